@@ -1,0 +1,89 @@
+"""FP8 kernels by backend: the name of a backend in, the functions of reference_model.kernels out.
+
+Every backend offers the same functions with the same numerics; reference.py documents each. The
+choice is explicit and never changes by itself: a backend that cannot run an input refuses it.
+
+    kernels = load_backend("reference")
+    quantized, scales = kernels.quantize_tiles(x, power_of_two_scales=True)
+"""
+
+from importlib import import_module
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+__all__ = ["BACKENDS", "Fp8Kernels", "load_backend"]
+
+BACKENDS = {
+    "reference": "reference_model.kernels.reference",
+}
+"""Backend -> module: plain torch on any device."""
+
+
+class Fp8Kernels(Protocol):
+    """What a backend module offers; reference.py says what each function computes."""
+
+    def quantize_tiles(self, x: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]: ...
+
+    def quantize_tiles_transposed(
+        self, x: Tensor, *, group_sizes: Tensor, power_of_two_scales: bool
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def quantize_blocks(self, w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]: ...
+
+    def dequantize_tiles(self, q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor: ...
+
+    def dequantize_blocks(self, q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor: ...
+
+    def gemm_fp8(
+        self, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype
+    ) -> Tensor: ...
+
+    def gemm_fp8_weight_grad(
+        self, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, gradient: Tensor
+    ) -> None: ...
+
+    def grouped_gemm_fp8(
+        self,
+        a: Tensor,
+        a_scales: Tensor,
+        b: Tensor,
+        b_scales: Tensor,
+        *,
+        group_sizes: Tensor,
+        out_dtype: torch.dtype,
+    ) -> Tensor: ...
+
+    def masked_grouped_gemm_fp8(
+        self,
+        a: Tensor,
+        a_scales: Tensor,
+        b: Tensor,
+        b_scales: Tensor,
+        *,
+        group_rows: Tensor,
+        out_dtype: torch.dtype,
+    ) -> Tensor: ...
+
+    def grouped_gemm_fp8_weight_grad(
+        self,
+        a: Tensor,
+        a_scales: Tensor,
+        b: Tensor,
+        b_scales: Tensor,
+        *,
+        group_sizes: Tensor,
+        gradient: Tensor,
+    ) -> None: ...
+
+    def swiglu_quantize(
+        self, gate_up: Tensor, *, power_of_two_scales: bool
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def load_backend(name: str) -> Fp8Kernels:
+    """Import the backend called name; ValueError names the known ones."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend {name!r}: allowed {', '.join(BACKENDS)}")
+    return cast(Fp8Kernels, import_module(BACKENDS[name]))
