@@ -1,0 +1,782 @@
+"""Operators and operator traces: what a model issues in, floating-point operations and bytes out.
+
+An `Operator` is one kernel launch with concrete sizes. An `OperatorTemplate` is the same with every
+size an affine function of the workload variables (`VARIABLES`), so that one recording serves every
+micro-batch. An `OperatorTrace` holds the templates of each layer kind and phase in issue order, and
+lives on disk as JSON lines: a header, then one line an operator.
+
+Units: bytes, and floating-point operations with one multiply-add counted as 2. FLOPs are those of
+matrix products only, as the field counts them; element-wise kernels are bound by their bytes.
+Bytes are those of the tensors the kernel reads and writes, quantisation scales included.
+
+Variables
+    tokens          tokens of one micro-batch on one rank
+    context         tokens of one sequence (training: tokens = sequences x context)
+    sequences       sequences of one micro-batch
+    expert_rows     rows of all local experts together, one for each (token, local expert) pair
+    received_rows   tokens that dispatch delivers to this rank, one for each (token, rank) pair: a
+                    token that chose two local experts travels once and is then expanded
+    local_experts   routed experts held by this rank
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+VARIABLES = (
+    "tokens",
+    "context",
+    "sequences",
+    "expert_rows",
+    "received_rows",
+    "local_experts",
+)
+PHASES = ("forward", "input_grad", "weight_grad")
+LAYER_KINDS = ("embedding", "dense", "moe", "mtp", "head")
+FORMAT = "dsv3sim-operator-trace-1"
+
+TILE = 128
+"""Elements that share one FP32 scale along a row; weights share one per 128 x 128 block
+(DeepSeek-V3 Technical Report, section 3.3.2)."""
+
+_BITS = {
+    "fp8_e4m3": 8,
+    "e5m6": 12,
+    "bfloat16": 16,
+    "float32": 32,
+}
+_QUANTIZED = frozenset({"fp8_e4m3", "e5m6"})
+_INT32 = 4
+_INT64 = 8
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One kernel launch. Hashable, so that a predicted duration can be memoised."""
+
+    name: str
+    """Where in the model, such as "attention.q_a_proj"; unique within a phase of a layer."""
+    kind: str
+    """Kernel family, a key of `KINDS`."""
+    phase: str
+    """The pass that issues it, one of `PHASES`."""
+    segment: str
+    """The schedulable part: attention, dispatch, mlp, combine, embedding, head or mtp."""
+    dtype: str
+    """Type of the operand that streams through (activations, or gradients in the backward)."""
+    out_dtype: str
+    """Type of the result."""
+    sizes: tuple[tuple[str, int], ...]
+    """Sorted (name, value) pairs; the names are those of the kind."""
+    recompute: bool
+    """True where backward repeats a forward kernel in place of saving its result."""
+    accumulate: bool
+    """True where the result is added into the output, which is then read as well."""
+
+    def __getitem__(self, size: str) -> int:
+        for name, value in self.sizes:
+            if name == size:
+                return value
+        raise KeyError(size)
+
+    @property
+    def flops(self) -> int:
+        """Executed floating-point operations of matrix products."""
+        return KINDS[self.kind].flops(self)
+
+    @property
+    def model_flops(self) -> int:
+        """FLOPs that the mathematics needs: none where recomputed, and attention backward without
+        the scores that a fused kernel computes a second time (twice the forward's FLOPs)."""
+        if self.recompute:
+            return 0
+        if self.kind == "attention_backward":
+            return 2 * _attention_flops(self, self["qk_dim"] + self["v_dim"])
+        return self.flops
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the tensors read."""
+        return KINDS[self.kind].bytes_read(self)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the tensors written."""
+        return KINDS[self.kind].bytes_written(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kernel family: the sizes that describe it, and its FLOPs and bytes as functions of them."""
+
+    sizes: tuple[str, ...]
+    flops: Callable[[Operator], int]
+    bytes_read: Callable[[Operator], int]
+    bytes_written: Callable[[Operator], int]
+
+
+def _values(dtype: str, *shape: int) -> int:
+    elements = 1
+    for extent in shape:
+        elements *= extent
+    bits = elements * _BITS[dtype]
+    return (bits + 7) // 8
+
+
+def _tiled(dtype: str, rows: int, columns: int) -> int:
+    """Bytes of a matrix with, where it is quantised, one FP32 scale for 128 elements of a row."""
+    scales = rows * -(-columns // TILE) * _FLOAT32 if dtype in _QUANTIZED else 0
+    return _values(dtype, rows, columns) + scales
+
+
+def _blocked(dtype: str, groups: int, rows: int, columns: int) -> int:
+    """Bytes of `groups` weight matrices with, where quantised, one FP32 scale a 128 x 128 block."""
+    blocks = -(-rows // TILE) * -(-columns // TILE) if dtype in _QUANTIZED else 0
+    return groups * (_values(dtype, rows, columns) + blocks * _FLOAT32)
+
+
+def _no_flops(_: Operator) -> int:
+    return 0
+
+
+def _gemm_read(o: Operator) -> int:
+    # A weight gradient multiplies two activations, both scaled in 1 x 128 tiles along tokens, and
+    # adds into its FP32 output; the other two GEMMs multiply by a weight scaled in blocks.
+    left = _tiled(o.dtype, o["m"], o["k"])
+    if o.accumulate:
+        right = _tiled(o.dtype, o["n"], o["k"]) + _values(o.out_dtype, o["m"], o["n"])
+    else:
+        right = _blocked(o.dtype, 1, o["n"], o["k"])
+    return left + right
+
+
+def _grouped_gemm(rows: str) -> Kind:
+    return Kind(
+        sizes=(rows, "n", "k", "groups"),
+        flops=lambda o: 2 * o[rows] * o["n"] * o["k"],
+        bytes_read=lambda o: (
+            _tiled(o.dtype, o[rows], o["k"])
+            + _blocked(o.dtype, o["groups"], o["n"], o["k"])
+            + o["groups"] * _INT32
+        ),
+        bytes_written=lambda o: _values(o.out_dtype, o[rows], o["n"]),
+    )
+
+
+def _attention_flops(o: Operator, dimensions: int) -> int:
+    """2 x dimensions FLOPs for each visible (query, key) pair of each head.
+
+    Causal with the queries at the end of the keys, so q (kv - q/2) pairs: half the square where
+    both lengths agree, as FlashAttention counts it."""
+    query, kv = o["query_length"], o["kv_length"]
+    pairs_twice = query * (2 * kv - query)
+    return o["sequences"] * o["heads"] * pairs_twice * dimensions
+
+
+def _attention_operands(o: Operator) -> int:
+    """Bytes of Q, K and V."""
+    queries = o["sequences"] * o["query_length"] * o["heads"]
+    keys = o["sequences"] * o["kv_length"] * o["heads"]
+    return _values(o.dtype, queries, o["qk_dim"]) + _values(o.dtype, keys, o["qk_dim"] + o["v_dim"])
+
+
+def _softmax_rows(o: Operator) -> int:
+    """Bytes of one FP32 number for each query and head (log-sum-exp, or sum of O x dO)."""
+    return o["sequences"] * o["heads"] * o["query_length"] * _FLOAT32
+
+
+def _query_gradient(o: Operator) -> int:
+    """Bytes of the FP32 gradient of Q, into which attention backward adds block by block."""
+    return o["sequences"] * o["query_length"] * o["heads"] * o["qk_dim"] * _FLOAT32
+
+
+def _dense(o: Operator, dtype: str) -> int:
+    return _values(dtype, o["rows"], o["columns"])
+
+
+def _unary(flops: Callable[[Operator], int] = _no_flops) -> Kind:
+    """[rows, columns] in, [rows, columns] out; scales where either side is quantised."""
+    return Kind(
+        sizes=("rows", "columns"),
+        flops=flops,
+        bytes_read=lambda o: _tiled(o.dtype, o["rows"], o["columns"]),
+        bytes_written=lambda o: _tiled(o.out_dtype, o["rows"], o["columns"]),
+    )
+
+
+def _heads(o: Operator) -> int:
+    return _values(o.dtype, o["rows"], o["heads"], o["dim"])
+
+
+def _norm_weight(o: Operator) -> int:
+    return o["columns"] * _FLOAT32
+
+
+KINDS: dict[str, Kind] = {
+    # -- matrix products ---------------------------------------------------------------------------
+    # [m, k] x [n, k]^T -> [m, n]. Weight gradient: m = outputs, n = inputs, k = tokens, accumulate.
+    "gemm": Kind(
+        sizes=("m", "n", "k"),
+        flops=lambda o: 2 * o["m"] * o["n"] * o["k"],
+        bytes_read=_gemm_read,
+        bytes_written=lambda o: _values(o.out_dtype, o["m"], o["n"]),
+    ),
+    # rows sorted by expert, each group of rows times its own [n, k] weight
+    "grouped_gemm": _grouped_gemm("rows"),
+    # the same with a fixed room of rows for each expert, of which `rows` are filled (decode)
+    "masked_grouped_gemm": _grouped_gemm("rows"),
+    # for each expert [m, its rows] x [n, its rows]^T, added into FP32
+    "grouped_gemm_weight_grad": Kind(
+        sizes=("rows", "m", "n", "groups"),
+        flops=lambda o: 2 * o["rows"] * o["m"] * o["n"],
+        bytes_read=lambda o: (
+            _tiled(o.dtype, o["m"] + o["n"], o["rows"])
+            + _values(o.out_dtype, o["groups"], o["m"], o["n"])
+            + o["groups"] * _INT32
+        ),
+        bytes_written=lambda o: _values(o.out_dtype, o["groups"], o["m"], o["n"]),
+    ),
+    "batched_gemm": Kind(
+        sizes=("batch", "m", "n", "k"),
+        flops=lambda o: 2 * o["batch"] * o["m"] * o["n"] * o["k"],
+        bytes_read=lambda o: _values(o.dtype, o["batch"], o["m"] + o["n"], o["k"]),
+        bytes_written=lambda o: _values(o.out_dtype, o["batch"], o["m"], o["n"]),
+    ),
+    # -- attention core ----------------------------------------------------------------------------
+    "attention_forward": Kind(
+        sizes=("sequences", "query_length", "kv_length", "heads", "qk_dim", "v_dim"),
+        flops=lambda o: _attention_flops(o, o["qk_dim"] + o["v_dim"]),
+        bytes_read=_attention_operands,
+        bytes_written=lambda o: (
+            _values(o.out_dtype, o["sequences"], o["query_length"], o["heads"], o["v_dim"])
+            + _softmax_rows(o)
+        ),
+    ),
+    # row sums of O x dO, and the FP32 accumulator of dQ set to zero
+    "attention_backward_preprocess": Kind(
+        sizes=("sequences", "query_length", "heads", "qk_dim", "v_dim"),
+        flops=_no_flops,
+        bytes_read=lambda o: (
+            2 * _values(o.dtype, o["sequences"], o["query_length"], o["heads"], o["v_dim"])
+        ),
+        bytes_written=lambda o: _softmax_rows(o) + _query_gradient(o),
+    ),
+    # five products: S = Q K^T again, dP = dO V^T, dV = P^T dO, dQ = dS K, dK = dS^T Q
+    "attention_backward": Kind(
+        sizes=("sequences", "query_length", "kv_length", "heads", "qk_dim", "v_dim"),
+        flops=lambda o: _attention_flops(o, 3 * o["qk_dim"] + 2 * o["v_dim"]),
+        bytes_read=lambda o: (
+            _attention_operands(o)
+            + _values(o.dtype, o["sequences"], o["query_length"], o["heads"], o["v_dim"])
+            + 2 * _softmax_rows(o)
+            + _query_gradient(o)
+        ),
+        bytes_written=lambda o: (
+            _query_gradient(o)
+            + _values(
+                o.out_dtype, o["sequences"], o["kv_length"], o["heads"], o["qk_dim"] + o["v_dim"]
+            )
+        ),
+    ),
+    # absorbed form: every head reads the same latent key and value
+    "mla_decode": Kind(
+        sizes=("sequences", "query_length", "kv_length", "heads", "latent_dim", "rope_dim"),
+        flops=lambda o: (
+            2
+            * o["sequences"]
+            * o["query_length"]
+            * o["kv_length"]
+            * o["heads"]
+            * (2 * o["latent_dim"] + o["rope_dim"])
+        ),
+        bytes_read=lambda o: _values(
+            o.dtype,
+            o["sequences"] * (o["query_length"] * o["heads"] + o["kv_length"]),
+            o["latent_dim"] + o["rope_dim"],
+        ),
+        bytes_written=lambda o: (
+            _values(o.out_dtype, o["sequences"], o["query_length"], o["heads"], o["latent_dim"])
+            + _softmax_rows(o)
+        ),
+    ),
+    # -- casts and copies --------------------------------------------------------------------------
+    "quantize": _unary(),
+    "dequantize": _unary(),
+    "cast": _unary(),
+    "copy": _unary(),
+    "scale": _unary(),
+    # [rows, columns] -> [columns, rows] quantised along what were the rows
+    "quantize_transpose": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: _tiled(o.dtype, o["rows"], o["columns"]),
+        bytes_written=lambda o: _tiled(o.out_dtype, o["columns"], o["rows"]),
+    ),
+    # the same, gathering `rows` expanded rows out of `tokens` received ones on the way
+    "quantize_transpose_gather": Kind(
+        sizes=("rows", "tokens", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: _tiled(o.dtype, o["tokens"], o["columns"]) + o["rows"] * _INT32,
+        bytes_written=lambda o: _tiled(o.out_dtype, o["columns"], o["rows"]),
+    ),
+    # values of a weight only; the few scales of its blocks are read transposed in place
+    "transpose": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: _dense(o, o.dtype),
+        bytes_written=lambda o: _dense(o, o.out_dtype),
+    ),
+    # [rows, dim] to every head, and its backward
+    "broadcast_heads": Kind(
+        sizes=("rows", "heads", "dim"),
+        flops=_no_flops,
+        bytes_read=lambda o: _values(o.dtype, o["rows"], o["dim"]),
+        bytes_written=_heads,
+    ),
+    "sum_heads": Kind(
+        sizes=("rows", "heads", "dim"),
+        flops=_no_flops,
+        bytes_read=_heads,
+        bytes_written=lambda o: _values(o.dtype, o["rows"], o["dim"]),
+    ),
+    "concat": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: _dense(o, o.dtype),
+        bytes_written=lambda o: _dense(o, o.out_dtype),
+    ),
+    "add": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: 2 * _dense(o, o.dtype),
+        bytes_written=lambda o: _dense(o, o.out_dtype),
+    ),
+    # -- norms, rotary embedding, activation -------------------------------------------------------
+    "rmsnorm": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: _dense(o, o.dtype) + _norm_weight(o),
+        bytes_written=lambda o: _dense(o, o.out_dtype),
+    ),
+    # adds the update to the residual first; writes the sum and its norm
+    "rmsnorm_residual": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: 2 * _dense(o, o.dtype) + _norm_weight(o),
+        bytes_written=lambda o: 2 * _dense(o, o.out_dtype),
+    ),
+    # the weight's FP32 gradient is added to in the same pass
+    "rmsnorm_backward": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: 2 * _dense(o, o.dtype) + 2 * _norm_weight(o),
+        bytes_written=lambda o: _dense(o, o.out_dtype) + _norm_weight(o),
+    ),
+    # the same, adding the gradient that arrives along the residual
+    "rmsnorm_residual_backward": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: 3 * _dense(o, o.dtype) + 2 * _norm_weight(o),
+        bytes_written=lambda o: _dense(o, o.out_dtype) + _norm_weight(o),
+    ),
+    # in place; FP32 cosines and sines of dim/2 angles a row
+    "rope": Kind(
+        sizes=("rows", "heads", "dim"),
+        flops=_no_flops,
+        bytes_read=lambda o: _heads(o) + o["rows"] * o["dim"] * _FLOAT32,
+        bytes_written=_heads,
+    ),
+    # [rows, 2 columns] -> [rows, columns]; quantises in the same pass where out_dtype is FP8
+    "swiglu": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: 2 * _dense(o, o.dtype),
+        bytes_written=lambda o: _tiled(o.out_dtype, o["rows"], o["columns"]),
+    ),
+    # the same times the routing weight of each row
+    "weighted_swiglu": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: 2 * _dense(o, o.dtype) + o["rows"] * _FLOAT32,
+        bytes_written=lambda o: _tiled(o.out_dtype, o["rows"], o["columns"]),
+    ),
+    "swiglu_quantize_transpose": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: 2 * _dense(o, o.dtype),
+        bytes_written=lambda o: _tiled(o.out_dtype, o["columns"], o["rows"]),
+    ),
+    "swiglu_backward": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: 3 * _dense(o, o.dtype),
+        bytes_written=lambda o: 2 * _dense(o, o.out_dtype),
+    ),
+    # recomputes the weighted activation, which the weight gradient needs, beside its gradient
+    "weighted_swiglu_forward_backward": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: 3 * _dense(o, o.dtype) + o["rows"] * _FLOAT32,
+        bytes_written=lambda o: 3 * _dense(o, o.out_dtype),
+    ),
+    # -- routing -----------------------------------------------------------------------------------
+    # sigmoid, group selection, top-k and normalised weights of FP32 logits
+    "gate": Kind(
+        sizes=("tokens", "experts", "top_k"),
+        flops=_no_flops,
+        bytes_read=lambda o: (o["tokens"] + 1) * o["experts"] * _FLOAT32,
+        bytes_written=lambda o: o["tokens"] * o["top_k"] * (_INT64 + _FLOAT32),
+    ),
+    "gate_backward": Kind(
+        sizes=("tokens", "experts", "top_k"),
+        flops=_no_flops,
+        bytes_read=lambda o: (
+            o["tokens"] * o["experts"] * _FLOAT32 + o["tokens"] * o["top_k"] * (_INT64 + _FLOAT32)
+        ),
+        bytes_written=lambda o: _values(o.out_dtype, o["tokens"], o["experts"]),
+    ),
+    # tokens for each expert, which dispatch needs before it can send
+    "dispatch_layout": Kind(
+        sizes=("tokens", "experts", "top_k"),
+        flops=_no_flops,
+        bytes_read=lambda o: o["tokens"] * o["top_k"] * _INT64,
+        bytes_written=lambda o: o["experts"] * _INT32,
+    ),
+    # `tokens` leave this rank, `rows` arrive. top_k choices and weights travel along; top_k is 0
+    # where the layout is known from the forward pass and only the payload travels.
+    "dispatch": Kind(
+        sizes=("tokens", "rows", "hidden", "top_k"),
+        flops=_no_flops,
+        bytes_read=lambda o: (
+            _tiled(o.dtype, o["tokens"], o["hidden"])
+            + o["tokens"] * o["top_k"] * (_INT64 + _FLOAT32)
+        ),
+        bytes_written=lambda o: (
+            _tiled(o.out_dtype, o["rows"], o["hidden"])
+            + o["rows"] * o["top_k"] * (_INT64 + _FLOAT32)
+        ),
+    ),
+    # `rows` leave this rank and are summed into `tokens`, onto the shared expert's share of them.
+    # top_k gradients of routing weights travel along in backward; 0 in forward.
+    "combine": Kind(
+        sizes=("tokens", "rows", "hidden", "top_k"),
+        flops=_no_flops,
+        bytes_read=lambda o: (
+            _values(o.dtype, o["rows"] + o["tokens"], o["hidden"])
+            + o["rows"] * o["top_k"] * _FLOAT32
+        ),
+        bytes_written=lambda o: (
+            _values(o.out_dtype, o["tokens"], o["hidden"]) + o["tokens"] * o["top_k"] * _FLOAT32
+        ),
+    ),
+    # where each received (token, choice) goes among the rows sorted by expert, and back
+    "expert_mapping": Kind(
+        sizes=("tokens", "rows", "groups", "top_k"),
+        flops=_no_flops,
+        bytes_read=lambda o: o["tokens"] * o["top_k"] * (_INT64 + _FLOAT32),
+        bytes_written=lambda o: (
+            o["rows"] * (_INT32 + _FLOAT32)
+            + o["tokens"] * o["top_k"] * _INT32
+            + o["groups"] * _INT32
+        ),
+    ),
+    "permute": Kind(
+        sizes=("rows", "tokens", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: _tiled(o.dtype, o["tokens"], o["columns"]) + o["rows"] * _INT32,
+        bytes_written=lambda o: _tiled(o.out_dtype, o["rows"], o["columns"]),
+    ),
+    "unpermute": Kind(
+        sizes=("rows", "tokens", "columns", "top_k"),
+        flops=_no_flops,
+        bytes_read=lambda o: _dense(o, o.dtype) + o["tokens"] * o["top_k"] * _INT32,
+        bytes_written=lambda o: _values(o.out_dtype, o["tokens"], o["columns"]),
+    ),
+    "topk_weight_grad": Kind(
+        sizes=("rows", "tokens", "columns", "top_k"),
+        flops=_no_flops,
+        bytes_read=lambda o: (
+            2 * _dense(o, o.dtype) + o["rows"] * _FLOAT32 + o["tokens"] * o["top_k"] * _INT32
+        ),
+        bytes_written=lambda o: o["tokens"] * o["top_k"] * _FLOAT32,
+    ),
+    # -- vocabulary --------------------------------------------------------------------------------
+    "embedding": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: o["rows"] * _INT64 + _dense(o, o.dtype),
+        bytes_written=lambda o: _dense(o, o.out_dtype),
+    ),
+    # adds each row of the gradient into the FP32 row of its token
+    "embedding_backward": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: o["rows"] * _INT64 + _dense(o, o.dtype) + _dense(o, o.out_dtype),
+        bytes_written=lambda o: _dense(o, o.out_dtype),
+    ),
+    # mean loss, and the log-sum-exp of each row for the backward
+    "cross_entropy": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: _dense(o, o.dtype) + o["rows"] * _INT64,
+        bytes_written=lambda o: (o["rows"] + 1) * _FLOAT32,
+    ),
+    "cross_entropy_backward": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: _dense(o, o.dtype) + o["rows"] * (_INT64 + _FLOAT32),
+        bytes_written=lambda o: _dense(o, o.out_dtype),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """constant + sum of coefficient x variable, in whole numbers."""
+
+    constant: int
+    coefficients: tuple[tuple[str, int], ...] = ()
+    """Sorted (variable, coefficient) pairs, none of them zero."""
+
+    def at(self, variables: Mapping[str, int]) -> int:
+        """The value at `variables`, a value for every one of `VARIABLES`."""
+        return self.constant + sum(c * variables[name] for name, c in self.coefficients)
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorTemplate:
+    """An `Operator` whose sizes are affine functions of the workload variables."""
+
+    name: str
+    kind: str
+    phase: str
+    segment: str
+    dtype: str
+    out_dtype: str
+    sizes: tuple[tuple[str, Affine], ...]
+    recompute: bool
+    accumulate: bool
+
+    def at(self, variables: Mapping[str, int]) -> Operator:
+        """The operator at `variables`, a value for every one of `VARIABLES`."""
+        return Operator(
+            name=self.name,
+            kind=self.kind,
+            phase=self.phase,
+            segment=self.segment,
+            dtype=self.dtype,
+            out_dtype=self.out_dtype,
+            sizes=tuple((name, size.at(variables)) for name, size in self.sizes),
+            recompute=self.recompute,
+            accumulate=self.accumulate,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorTrace:
+    """What one rank issues for one micro-batch, layer kind by layer kind and phase by phase."""
+
+    model: str
+    """Name of the config, such as "deepseek_v3"."""
+    config_digest: str
+    """SHA-256 of the config that was recorded (`ModelConfig.digest`)."""
+    job: str
+    """What was recorded: "train"."""
+    recipe: str
+    """Precision recipe: "fp8", "bfloat16" or "float32"."""
+    templates: Mapping[tuple[str, str], tuple[OperatorTemplate, ...]] = field(default_factory=dict)
+    """(layer kind, phase) -> operators in issue order."""
+    saved: Mapping[tuple[str, str], Affine] = field(default_factory=dict)
+    """(layer kind, phase) -> bytes that one layer keeps once the phase is over: after "forward"
+    what the input gradient needs, after "input_grad" what the weight gradient still needs."""
+
+    def operators(
+        self,
+        layer_kind: str,
+        phase: str,
+        *,
+        tokens: int,
+        context: int,
+        sequences: int,
+        expert_rows: int,
+        received_rows: int,
+        local_experts: int,
+    ) -> list[Operator]:
+        """Operators of one layer in issue order. An empty list where the phase issues none.
+
+        Raises ValueError for a layer kind or phase that the trace does not hold."""
+        variables = {
+            "tokens": tokens,
+            "context": context,
+            "sequences": sequences,
+            "expert_rows": expert_rows,
+            "received_rows": received_rows,
+            "local_experts": local_experts,
+        }
+        return [template.at(variables) for template in self._section(layer_kind, phase)]
+
+    def saved_bytes(
+        self,
+        layer_kind: str,
+        phase: str,
+        *,
+        tokens: int,
+        context: int,
+        sequences: int,
+        expert_rows: int,
+        received_rows: int,
+        local_experts: int,
+    ) -> int:
+        """Activation bytes that one layer of a micro-batch keeps after `phase` (see `saved`)."""
+        self._section(layer_kind, phase)
+        if (layer_kind, phase) not in self.saved:
+            return 0
+        return self.saved[layer_kind, phase].at(
+            {
+                "tokens": tokens,
+                "context": context,
+                "sequences": sequences,
+                "expert_rows": expert_rows,
+                "received_rows": received_rows,
+                "local_experts": local_experts,
+            }
+        )
+
+    def _section(self, layer_kind: str, phase: str) -> tuple[OperatorTemplate, ...]:
+        kinds = sorted({kind for kind, _ in self.templates})
+        if layer_kind not in kinds:
+            raise ValueError(
+                f"trace of {self.model}: layer kind {layer_kind!r} is not one of {kinds}"
+            )
+        if phase not in PHASES:
+            raise ValueError(f"trace of {self.model}: phase {phase!r} is not one of {list(PHASES)}")
+        return self.templates.get((layer_kind, phase), ())
+
+
+def save_trace(trace: OperatorTrace, path: Path) -> None:
+    """Write `trace` as JSON lines: a header, the bytes kept by each layer, one line an operator."""
+    header = {
+        "format": FORMAT,
+        "model": trace.model,
+        "config_digest": trace.config_digest,
+        "job": trace.job,
+        "recipe": trace.recipe,
+        "variables": list(VARIABLES),
+    }
+    with path.open("w", encoding="utf-8") as file:
+        for line in (header, *_saved_lines(trace), *_operator_lines(trace)):
+            file.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+
+def load_trace(path: Path) -> OperatorTrace:
+    """Read a trace that `save_trace` wrote.
+
+    Raises ValueError naming file, line and field where the file is not such a trace."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = _parse(path, 1, lines[0]) if lines else {}
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path}: format {header.get('format')!r} is not {FORMAT!r}")
+    sections: dict[tuple[str, str], list[OperatorTemplate]] = {}
+    saved: dict[tuple[str, str], Affine] = {}
+    for number, text in enumerate(lines[1:], start=2):
+        line = _parse(path, number, text)
+        try:
+            key = (line["layer"], line["phase"])
+            if "saved_bytes" in line:
+                saved[key] = _affine_from_json(line["saved_bytes"])
+            else:
+                sections.setdefault(key, []).append(_template_from_json(line))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: line {number}: {error}") from error
+    return OperatorTrace(
+        model=header["model"],
+        config_digest=header["config_digest"],
+        job=header["job"],
+        recipe=header["recipe"],
+        templates={key: tuple(templates) for key, templates in sections.items()},
+        saved=saved,
+    )
+
+
+def _parse(path: Path, number: int, text: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
+    if not isinstance(line, dict):
+        raise ValueError(f"{path}: line {number} is {type(line).__name__}, not an object")
+    return line
+
+
+def _saved_lines(trace: OperatorTrace) -> Iterator[dict[str, Any]]:
+    for (layer, phase), size in trace.saved.items():
+        yield {"layer": layer, "phase": phase, "saved_bytes": _affine_to_json(size)}
+
+
+def _operator_lines(trace: OperatorTrace) -> Iterator[dict[str, Any]]:
+    for (layer, phase), templates in trace.templates.items():
+        for template in templates:
+            line: dict[str, Any] = {
+                "layer": layer,
+                "phase": phase,
+                "segment": template.segment,
+                "name": template.name,
+                "kind": template.kind,
+                "dtype": template.dtype,
+                "out_dtype": template.out_dtype,
+                "sizes": {name: _affine_to_json(size) for name, size in template.sizes},
+            }
+            if template.recompute:
+                line["recompute"] = True
+            if template.accumulate:
+                line["accumulate"] = True
+            yield line
+
+
+def _template_from_json(line: Mapping[str, Any]) -> OperatorTemplate:
+    kind = line["kind"]
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is not one of {sorted(KINDS)}")
+    if line["phase"] not in PHASES:
+        raise ValueError(f"phase {line['phase']!r} is not one of {list(PHASES)}")
+    if set(line["sizes"]) != set(KINDS[kind].sizes):
+        raise ValueError(
+            f"sizes {sorted(line['sizes'])} of kind {kind!r} are not {sorted(KINDS[kind].sizes)}"
+        )
+    for dtype in (line["dtype"], line["out_dtype"]):
+        if dtype not in _BITS:
+            raise ValueError(f"dtype {dtype!r} is not one of {sorted(_BITS)}")
+    return OperatorTemplate(
+        name=line["name"],
+        kind=kind,
+        phase=line["phase"],
+        segment=line["segment"],
+        dtype=line["dtype"],
+        out_dtype=line["out_dtype"],
+        sizes=tuple(sorted((name, _affine_from_json(s)) for name, s in line["sizes"].items())),
+        recompute=line.get("recompute", False),
+        accumulate=line.get("accumulate", False),
+    )
+
+
+def _affine_to_json(size: Affine) -> int | dict[str, int]:
+    """A plain number where the size is constant, else {variable: coefficient, "constant": ...}."""
+    if not size.coefficients:
+        return size.constant
+    terms = dict(size.coefficients)
+    return terms | {"constant": size.constant} if size.constant else terms
+
+
+def _affine_from_json(value: int | Mapping[str, int]) -> Affine:
+    if isinstance(value, int):
+        return Affine(constant=value)
+    unknown = sorted(set(value) - {*VARIABLES, "constant"})
+    if unknown:
+        raise ValueError(f"variables {unknown} are not among {list(VARIABLES)}")
+    coefficients = sorted((name, c) for name, c in value.items() if name != "constant")
+    return Affine(constant=value.get("constant", 0), coefficients=tuple(coefficients))
