@@ -1,0 +1,478 @@
+"""Read hardware profiles: YAML files with units in, frozen SI profiles out.
+
+A profile starts as a plain nested dict, exactly as its file says, so that a ``--set`` override can
+replace any value before validation. Validation is strict: an unknown field, a missing or wrong
+unit, a negative or impossible value is one ValueError that names file, field, value and what is
+allowed. Bandwidths are per direction, arithmetic peaks dense; datasheet values stay untouched,
+achieved fractions come from measurements.
+"""
+
+import copy
+from collections.abc import Hashable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from hardware_profiles.units import Dimension, parse_quantity
+
+ROOT = Path(__file__).parent
+"""Folder of the shipped profiles."""
+
+Raw = dict[str, Any]
+"""A profile as its file says, before validation: nested dicts of text and counts."""
+
+
+def _quantity(dimension: Dimension, zero_allowed: bool, value: object) -> float:
+    try:
+        quantity = parse_quantity(value, dimension, "")
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix(": ")) from None
+    if quantity < 0 or (quantity == 0 and not zero_allowed):
+        allowed = "0 or more" if zero_allowed else "greater than 0"
+        raise ValueError(f"{value!r} is not allowed: it must be {allowed}")
+    return quantity
+
+
+def _positive(dimension: Dimension) -> BeforeValidator:
+    return BeforeValidator(partial(_quantity, dimension, False))
+
+
+def _not_negative(dimension: Dimension) -> BeforeValidator:
+    return BeforeValidator(partial(_quantity, dimension, True))
+
+
+TimeValue = Annotated[float, _not_negative("time")]
+DataValue = Annotated[float, _positive("data")]
+BandwidthValue = Annotated[float, _positive("bandwidth")]
+ComputeValue = Annotated[float, _positive("compute")]
+FrequencyValue = Annotated[float, _positive("frequency")]
+PowerValue = Annotated[float, _positive("power")]
+PriceValue = Annotated[float, _not_negative("price")]
+PriceRateValue = Annotated[float, _not_negative("price_rate")]
+Count = Annotated[int, Field(strict=True, gt=0)]
+"""A whole number of things. Counts and ratios are the only values without a unit."""
+Ratio = Annotated[float, Field(strict=True, gt=0)]
+
+Dtype = Literal[
+    "fp8_e4m3", "fp8_e5m2", "bfloat16", "float16", "tfloat32", "float32", "int8", "fp4_e2m1"
+]
+
+
+class Profile(BaseModel):
+    """Base of every profile: frozen, no unknown fields, no silent conversion between types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    sources: dict[str, str] = {}
+    """Where each value comes from: {field: datasheet, paper section or table}."""
+
+    @model_validator(mode="after")
+    def _sources_name_fields(self) -> "Profile":
+        known = set(type(self).model_fields) - {"sources"}
+        unknown = sorted(set(self.sources) - known)
+        if unknown:
+            raise ValueError(
+                f"sources names the unknown field {unknown[0]!r}; known: {_listed(known)}"
+            )
+        return self
+
+
+class GpuProfile(Profile):
+    """One GPU as its datasheet describes it."""
+
+    name: str
+    architecture: str
+    sms: Count
+    """Streaming multiprocessors."""
+    sm_clock: FrequencyValue
+    """Boost clock at which the peaks hold."""
+    peak_compute: dict[Dtype, ComputeValue]
+    """Dense peak per operand dtype, FLOP/s: {"fp8_e4m3": ..., "bfloat16": ...}."""
+    hbm_capacity: DataValue
+    hbm_bandwidth: BandwidthValue
+    """Read plus write."""
+    l2_capacity: DataValue
+    nvlink_bandwidth: BandwidthValue
+    """Per direction, all links of one GPU together."""
+    pcie_bandwidth: BandwidthValue
+    """Per direction."""
+    power: PowerValue
+    """Board power limit."""
+
+    @model_validator(mode="after")
+    def _has_a_peak(self) -> "GpuProfile":
+        if not self.peak_compute:
+            raise ValueError("peak_compute is empty; it needs at least one dtype")
+        return self
+
+
+class NicProfile(Profile):
+    """One network card."""
+
+    name: str
+    bandwidth: BandwidthValue
+    """Line rate, per direction."""
+
+
+class NodeProfile(Profile):
+    """One server: GPUs joined by NVLink, and the NICs that serve them."""
+
+    gpu: GpuProfile
+    gpus: Count
+    nic: NicProfile
+    nics: Count
+    """NICs for the compute fabric; each GPU has nics / gpus of them."""
+    nvlink_latency: TimeValue
+    """64-byte latency between two GPUs of the node, end to end."""
+
+    @property
+    def nic_bandwidth_per_gpu(self) -> float:
+        """NIC line rate that each GPU has to itself, bytes/s per direction."""
+        return self.nic.bandwidth * self.nics / self.gpus
+
+
+class FabricProfile(Profile):
+    """The network between nodes."""
+
+    topology: str
+    """Name in simulator.hardware.topology.TOPOLOGIES."""
+    planes: Count
+    """Independent networks; NIC i of a node sits in plane i modulo planes."""
+    switch_ports: Count
+    same_leaf_latency: TimeValue
+    """64-byte latency under one leaf switch (1 switch), host to host."""
+    cross_leaf_latency: TimeValue
+    """64-byte latency across leaves of a two-layer fat-tree (3 switches), host to host."""
+    switch_price: PriceValue
+    link_price: PriceValue
+    """Price of one link between switches, both ends and the cable."""
+
+    @model_validator(mode="after")
+    def _latencies_are_ordered(self) -> "FabricProfile":
+        if self.cross_leaf_latency < self.same_leaf_latency:
+            raise ValueError(
+                "cross_leaf_latency must be at least same_leaf_latency: three switches "
+                "cannot be faster than one"
+            )
+        return self
+
+
+class ClusterProfile(Profile):
+    """Nodes of one kind on one fabric."""
+
+    name: str
+    nodes: Count
+    node: NodeProfile
+    fabric: FabricProfile
+    gpu_price: PriceRateValue
+    """Rent of one GPU with its share of the machine."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of the whole cluster."""
+        return self.nodes * self.node.gpus
+
+
+class Estimate(Profile):
+    """A dimensionless input that is known only within an interval."""
+
+    value: Ratio
+    low: Ratio
+    high: Ratio
+    source: str
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Estimate":
+        return _check_interval(self)
+
+
+class TimeEstimate(Profile):
+    """A duration that is known only within an interval."""
+
+    value: TimeValue
+    low: TimeValue
+    high: TimeValue
+    source: str
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "TimeEstimate":
+        return _check_interval(self)
+
+
+class OverlapProfile(Profile):
+    """How much slower kernels run while an all-to-all is in flight beside them: time ratios."""
+
+    gemm: Estimate
+    """Persistent tensor-core GEMMs, beyond the SMs they lose."""
+    attention: Estimate
+    """Attention cores, beyond the SMs they lose."""
+    memory_bound: Estimate
+    """Kernels that fill every free SM, the loss of ``reference_communication_sms`` included."""
+    reference_communication_sms: Count
+    """Communication SMs at which ``memory_bound`` was observed."""
+    dispatch: Estimate
+    combine: Estimate
+    """All-to-all kernels beside compute, relative to the same kernel alone; rank skew inside."""
+
+
+class AllToAllProfile(Profile):
+    """What expert-parallel dispatch and combine move, and what they wait for."""
+
+    nodes_per_token: dict[int, Ratio]
+    """{nodes of the expert-parallel group: distinct nodes a token reaches, own included}."""
+    ranks_per_token: dict[int, Ratio]
+    """{nodes of the expert-parallel group: distinct GPUs a token reaches, own included}."""
+    copy_bandwidth_per_sm: BandwidthValue
+    """What one communication SM moves over NVLink while SMs, not links, are the limit."""
+    layout: TimeEstimate
+    """Kernel that counts tokens per rank before a dispatch whose layout is not cached."""
+    notify_alone: TimeEstimate
+    """Count exchange and barrier before a dispatch or combine, nothing else running."""
+    notify_overlapped: TimeEstimate
+    """The same between the kernels of an overlapped pair."""
+
+
+class CalibrationProfile(Profile):
+    """The measured tables a cost model is fitted to, and the inputs that no table holds."""
+
+    name: str
+    gpu: str
+    """The GPU profile the measurements belong to."""
+    measurements: tuple[str, ...]
+    """Names of tables in hardware_profiles/measurements, without .csv."""
+    kernel_sets: tuple[str, ...]
+    """Kernel versions that may be used, most preferred first; other rows are left alone."""
+    overlap: OverlapProfile
+    all_to_all: AllToAllProfile
+    kernel_gap: TimeEstimate
+    """Idle time between two kernels of one stream."""
+    kernel_floor: TimeEstimate
+    """Duration of a kernel that does next to nothing."""
+    launch_start: TimeEstimate
+    """Compute time lost while the host launches the first kernels of a step."""
+
+    @model_validator(mode="after")
+    def _needs_tables(self) -> "CalibrationProfile":
+        if not self.measurements or not self.kernel_sets:
+            raise ValueError("measurements and kernel_sets must each name at least one entry")
+        return self
+
+    def without_all_to_all_slowdown(self) -> "CalibrationProfile":
+        """Return the same calibration with dispatch and combine as fast as if nothing else ran."""
+        alone = {"value": 1.0, "low": 1.0, "high": 1.0, "source": "set to 1 for comparison"}
+        overlap = self.overlap.model_copy(
+            update={
+                "dispatch": Estimate.model_validate(alone),
+                "combine": Estimate.model_validate(alone),
+            }
+        )
+        return self.model_copy(update={"overlap": overlap})
+
+
+Kind = Literal["gpus", "clusters", "calibrations"]
+"""Folders of shipped profiles."""
+
+_FIELD_OF_FOLDER = {"gpus": "GPU", "clusters": "cluster", "calibrations": "calibration"}
+
+ProfileT = TypeVar("ProfileT", bound=Profile)
+IntervalT = TypeVar("IntervalT", Estimate, TimeEstimate)
+
+
+def known_profiles(kind: Kind) -> tuple[str, ...]:
+    """Names of the shipped profiles of one kind, sorted."""
+    return tuple(sorted(path.stem for path in (ROOT / kind).glob("*.yaml")))
+
+
+def known_gpus() -> tuple[str, ...]:
+    """Names of the shipped GPUs, sorted."""
+    return known_profiles("gpus")
+
+
+def known_clusters() -> tuple[str, ...]:
+    """Names of the shipped clusters, sorted."""
+    return known_profiles("clusters")
+
+
+def known_calibrations() -> tuple[str, ...]:
+    """Names of the shipped calibrations, sorted."""
+    return known_profiles("calibrations")
+
+
+def load_gpu(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> GpuProfile:
+    """Load a GPU by shipped name or by path to a YAML file.
+
+    ``overrides`` replaces values before validation: {"hbm_bandwidth": "4 TB/s"}; dots reach into
+    nested fields. Raises ValueError for an unknown name or anything wrong in the file.
+    """
+    raw, where = read_profile("gpus", name_or_path)
+    return validate(GpuProfile, apply_overrides(raw, overrides or {}, where=where), where=where)
+
+
+def load_cluster(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> ClusterProfile:
+    """Load a cluster; ``overrides`` as ``{"node.nic.bandwidth": "200 Gbit/s"}``."""
+    raw, where = read_profile("clusters", name_or_path)
+    return validate(ClusterProfile, resolve_cluster(raw, overrides or {}, where=where), where=where)
+
+
+def load_calibration(
+    name_or_path: str, overrides: Mapping[str, Any] | None = None
+) -> CalibrationProfile:
+    """Load a calibration; ``overrides`` as ``{"overlap.dispatch.value": 1.5}``."""
+    raw, where = read_profile("calibrations", name_or_path)
+    return validate(
+        CalibrationProfile, apply_overrides(raw, overrides or {}, where=where), where=where
+    )
+
+
+def resolve_cluster(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
+    """Return a cluster's dict with its GPU's profile in the place of its name, overrides applied.
+
+    An override of ``node.gpu`` itself is another GPU by name; ``node.gpu.hbm_bandwidth`` changes
+    one value of it. The result is what ``validate(ClusterProfile, ...)`` takes, and what a
+    resolved scenario shows.
+    """
+    named = {path: value for path, value in overrides.items() if path == "node.gpu"}
+    resolved = apply_overrides(raw, named, where=where)
+    node = resolved.get("node")
+    if isinstance(node, dict) and isinstance(node.get("gpu"), str):
+        node["gpu"] = read_profile("gpus", node["gpu"])[0]
+    rest = {path: value for path, value in overrides.items() if path != "node.gpu"}
+    return apply_overrides(resolved, rest, where=where)
+
+
+def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
+    """Read one YAML file as a plain dict, and say what to call it in messages.
+
+    A text with a slash or the ending .yaml is a path; anything else names a shipped profile.
+    """
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        path, where = Path(name_or_path), name_or_path
+    else:
+        path, where = ROOT / kind / f"{name_or_path}.yaml", f"{kind}/{name_or_path}.yaml"
+        if name_or_path not in known_profiles(kind):
+            raise ValueError(
+                f"unknown {_FIELD_OF_FOLDER[kind]} {name_or_path!r}; "
+                f"known: {', '.join(known_profiles(kind))}; or give a path to a .yaml file"
+            )
+    return read_yaml(path, where=where), where
+
+
+def read_yaml(path: Path, *, where: str) -> Raw:
+    """Read a YAML mapping. Raises ValueError, one line, for anything else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ValueError(f"{where}: cannot be read: {reason}") from None
+    try:
+        raw = yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        problem = error.problem or error.context
+        raise ValueError(f"{where}: line {line}: not valid YAML: {problem}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where}: expected fields with values, found {type(raw).__name__}")
+    return raw
+
+
+def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
+    """Return a copy of ``raw`` with each dotted path set to its value.
+
+    A path through something that has no fields is an error here; an unknown last field is found by
+    ``validate``, which knows the allowed ones.
+    """
+    result = copy.deepcopy(raw)
+    for path, value in overrides.items():
+        *parents, last = path.split(".")
+        target: Any = result
+        for depth, key in enumerate(parents):
+            target = target.get(key) if isinstance(target, dict) else None
+            if not isinstance(target, dict):
+                known = ".".join(parents[: depth + 1])
+                raise ValueError(f"{where}: {path}: {known!r} has no fields to set")
+        # Counts keep their type: a key such as 8 of nodes_per_token is a number in the file.
+        numeric = last.isdigit() and any(isinstance(key, int) for key in target)
+        target[int(last) if numeric else last] = copy.deepcopy(value)
+    return result
+
+
+def validate(model: type[ProfileT], raw: Raw, *, where: str) -> ProfileT:
+    """Turn a raw dict into a profile, or raise one ValueError: file, field, value, allowed."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(_one_line(model, error, where)) from None
+
+
+def _one_line(model: type[Profile], error: ValidationError, where: str) -> str:
+    details = error.errors(include_url=False)
+    first = details[0]
+    location = tuple(first["loc"])
+    field = ".".join(str(part) for part in location) or model.__name__
+    if first["type"] == "extra_forbidden":
+        parent = _model_at(model, location[:-1])
+        known = _listed(parent.model_fields) if parent else "none"
+        problem = f"unknown field; known: {known}"
+    elif first["type"] == "missing":
+        problem = "is missing"
+    elif first["type"] == "value_error":
+        problem = str(first["ctx"]["error"])
+    else:
+        message = first["msg"]
+        problem = f"{first['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{where}: {field}: {problem}{more}"
+
+
+def _model_at(model: type[Profile], location: tuple[int | str, ...]) -> type[Profile] | None:
+    """Return the profile class found by following field names from ``model``."""
+    current: type[Profile] | None = model
+    for part in location:
+        if current is None or part not in current.model_fields:
+            return None
+        annotation = current.model_fields[str(part)].annotation
+        candidates = (annotation, *get_args(annotation))
+        current = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, Profile)), None
+        )
+    return current
+
+
+def _check_interval(estimate: IntervalT) -> IntervalT:
+    if not estimate.low <= estimate.value <= estimate.high:
+        raise ValueError(
+            f"needs low <= value <= high, found {estimate.low:g}, {estimate.value:g}, "
+            f"{estimate.high:g}"
+        )
+    return estimate
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(names))
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader that refuses a key given twice, where YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"field {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)

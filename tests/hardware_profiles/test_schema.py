@@ -1,0 +1,171 @@
+"""Profiles: shipped files load, wrong ones are one clear error."""
+
+import pytest
+import yaml
+
+from hardware_profiles.schema import (
+    ROOT,
+    CalibrationProfile,
+    ClusterProfile,
+    GpuProfile,
+    Profile,
+    known_calibrations,
+    known_clusters,
+    known_gpus,
+    load_calibration,
+    load_cluster,
+    load_gpu,
+    read_profile,
+    resolve_cluster,
+    validate,
+)
+
+LABELS = {"name", "architecture"}
+
+
+def unsourced(profile: Profile, path: str = "") -> list[str]:
+    """Fields without a source, nested profiles included; estimates carry their own."""
+    missing = []
+    for field, value in profile:
+        if field == "sources" or field in LABELS:
+            continue
+        if isinstance(value, Profile):
+            if "source" not in type(value).model_fields:
+                missing += unsourced(value, f"{path}{field}.")
+            elif not value.source:
+                missing.append(path + field)
+        elif not profile.sources.get(field) and field not in {"gpu", "measurements"}:
+            missing.append(path + field)
+    return missing
+
+
+@pytest.mark.parametrize("name", known_gpus())
+def test_every_value_of_a_shipped_gpu_has_a_source(name):
+    gpu = load_gpu(name)
+    assert gpu.name == name
+    assert not unsourced(gpu)
+
+
+@pytest.mark.parametrize("name", known_clusters())
+def test_every_value_of_a_shipped_cluster_has_a_source(name):
+    cluster = load_cluster(name)
+    assert cluster.name == name
+    assert not unsourced(cluster)
+
+
+@pytest.mark.parametrize("name", known_calibrations())
+def test_every_input_of_a_shipped_calibration_has_a_source(name):
+    calibration = load_calibration(name)
+    assert calibration.name == name
+    assert calibration.gpu in known_gpus()
+    assert not unsourced(calibration)
+    for table in calibration.measurements:
+        assert (ROOT / "measurements" / f"{table}.csv").is_file()
+
+
+def test_the_h800_cluster_is_the_published_machine():
+    cluster = load_cluster("h800_2048")
+    assert cluster.gpus == 2048
+    assert cluster.node.nic.bandwidth == pytest.approx(50e9)
+    assert cluster.node.nic_bandwidth_per_gpu == pytest.approx(50e9)
+    assert cluster.node.gpu.nvlink_bandwidth == pytest.approx(200e9)
+    assert cluster.node.gpu.peak_compute["bfloat16"] == pytest.approx(989e12)
+    assert cluster.gpu_price * 3600 == pytest.approx(2.0)
+
+
+def test_an_override_replaces_one_value_before_validation():
+    cluster = load_cluster("h800_2048", {"node.nic.bandwidth": "200 Gbit/s"})
+    assert cluster.node.nic.bandwidth == pytest.approx(25e9)
+    assert load_cluster("h800_2048").node.nic.bandwidth == pytest.approx(50e9)
+
+
+def test_another_gpu_by_name_and_one_of_its_values_can_be_set_together():
+    overrides = {"node.gpu.hbm_bandwidth": "4 TB/s", "node.gpu": "h200_sxm"}
+    gpu = load_cluster("h800_2048", overrides).node.gpu
+    assert (gpu.name, gpu.hbm_bandwidth) == ("h200_sxm", pytest.approx(4e12))
+
+
+def test_a_resolved_cluster_is_plain_text_that_validates_again():
+    raw, where = read_profile("clusters", "h800_2048")
+    resolved = resolve_cluster(raw, {"nodes": 2}, where=where)
+    text = yaml.safe_dump(resolved)
+    assert validate(ClusterProfile, yaml.safe_load(text), where="again").gpus == 16
+    assert raw["nodes"] == 256
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"node.nic.bandwith": "1 GB/s"}, r"node\.nic\.bandwith: unknown field; known: bandwidth,"),
+        ({"node.nic.bandwidth": 4}, r"node\.nic\.bandwidth: 4 has no unit.*400 Gbit/s"),
+        ({"node.nic.bandwidth": "4"}, r"node\.nic\.bandwidth: '4' has no unit"),
+        ({"node.nic.bandwidth": "4 Gb/s"}, r"bandwidth: .*unknown unit 'Gb/s'.*Gbit/s"),
+        ({"node.nic.bandwidth": "4 GB"}, r"bandwidth: .*unknown unit 'GB'"),
+        ({"node.nic.bandwidth": "-4 GB/s"}, r"bandwidth: '-4 GB/s'.*greater than 0"),
+        ({"node.nic.bandwidth": "0 GB/s"}, r"bandwidth: '0 GB/s'.*greater than 0"),
+        ({"node.nvlink_latency": "-1 us"}, r"nvlink_latency: '-1 us'.*0 or more"),
+        ({"node.gpus": 0}, r"node\.gpus: 0 is not allowed"),
+        ({"node.gpus": "8"}, r"node\.gpus: '8' is not allowed"),
+        ({"nodes": True}, r"nodes: True is not allowed"),
+        ({"node.gpus.x": 1}, r"node\.gpus\.x: 'node\.gpus' has no fields"),
+        ({"rack.gpus": 1}, r"rack\.gpus: 'rack' has no fields"),
+        ({"node.gpu.sms": 1.5}, r"node\.gpu\.sms: 1\.5 is not allowed"),
+        ({"node.gpu.peak_compute": {}}, r"node\.gpu: peak_compute is empty"),
+        ({"node.gpu.peak_compute.fp9": "1 TFLOP/s"}, r"peak_compute\.fp9.*fp8_e4m3"),
+        ({"fabric.cross_leaf_latency": "1 us"}, r"fabric: cross_leaf_latency must be at least"),
+        ({"fabric.sources.plans": "x"}, r"fabric: sources names the unknown field 'plans'"),
+        ({"node.gpu": "b100"}, r"unknown GPU 'b100'; known: h100_sxm"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_file_field_and_what_is_allowed(overrides, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_cluster("h800_2048", overrides)
+    assert "\n" not in str(caught.value)
+    if "node.gpu" not in overrides:
+        assert str(caught.value).startswith("clusters/h800_2048.yaml: ")
+
+
+def test_a_missing_field_is_named():
+    raw, _ = read_profile("gpus", "h800_sxm")
+    del raw["hbm_bandwidth"]
+    with pytest.raises(ValueError, match=r"^mine\.yaml: hbm_bandwidth: is missing$"):
+        validate(GpuProfile, raw, where="mine.yaml")
+
+
+def test_an_interval_must_contain_its_value():
+    with pytest.raises(ValueError, match=r"overlap\.dispatch: needs low <= value <= high"):
+        load_calibration("h800_sxm", {"overlap.dispatch.value": 3.0})
+
+
+def test_the_all_to_all_ratio_can_be_taken_out():
+    calibration = load_calibration("h800_sxm")
+    assert calibration.overlap.dispatch.value > 1
+    without = calibration.without_all_to_all_slowdown()
+    assert without.overlap.dispatch.value == without.overlap.combine.value == 1.0
+    assert without.overlap.gemm == calibration.overlap.gemm
+    assert isinstance(without, CalibrationProfile)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [a", r"line \d+: not valid YAML"),
+        ("name: a\nname: b\n", r"line 2: not valid YAML: field 'name' is given twice"),
+        ("- 1\n", r"expected fields with values, found list"),
+        ("", r"expected fields with values, found NoneType"),
+        ("a: !!python/object:os.system x", r"not valid YAML"),
+        ("a: \x00", r"not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_one_line(tmp_path, text, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_gpu(str(path))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_a_path_that_is_not_there_is_one_line():
+    with pytest.raises(ValueError, match=r"^gone/gpu\.yaml: cannot be read: No such file"):
+        load_gpu("gone/gpu.yaml")
