@@ -242,6 +242,13 @@ class AllToAllProfile(Profile):
     """The same between the kernels of an overlapped pair."""
 
 
+class TransferProfile(Profile):
+    """What bulk transfers achieve: fractions of a link's datasheet rate."""
+
+    nic: Estimate
+    nvlink: Estimate
+
+
 class CalibrationProfile(Profile):
     """The measured tables a cost model is fitted to, and the inputs that no table holds."""
 
@@ -254,6 +261,8 @@ class CalibrationProfile(Profile):
     """Kernel versions that may be used, most preferred first; other rows are left alone."""
     overlap: OverlapProfile
     all_to_all: AllToAllProfile
+    transfers: TransferProfile
+    """Point-to-point sends and data-parallel collectives."""
     kernel_gap: TimeEstimate
     """Idle time between two kernels of one stream."""
     kernel_floor: TimeEstimate
