@@ -140,6 +140,13 @@ def _blocked(dtype: str, groups: int, rows: int, columns: int) -> int:
     return groups * (_values(dtype, rows, columns) + blocks * _FLOAT32)
 
 
+def _grouped_tiles(o: Operator, dtype: str, features: int) -> int:
+    """Bytes of [features, rows] scaled in tiles along rows that restart at each group."""
+    tiles = -(-o["rows"] // TILE) + o["groups"] - 1
+    scales = features * tiles * _FLOAT32 if dtype in _QUANTIZED else 0
+    return _values(dtype, features, o["rows"]) + scales
+
+
 def _no_flops(_: Operator) -> int:
     return 0
 
@@ -235,7 +242,7 @@ KINDS: dict[str, Kind] = {
         sizes=("rows", "m", "n", "groups"),
         flops=lambda o: 2 * o["rows"] * o["m"] * o["n"],
         bytes_read=lambda o: (
-            _tiled(o.dtype, o["m"] + o["n"], o["rows"])
+            _grouped_tiles(o, o.dtype, o["m"] + o["n"])
             + _values(o.out_dtype, o["groups"], o["m"], o["n"])
             + o["groups"] * _INT32
         ),
@@ -317,12 +324,21 @@ KINDS: dict[str, Kind] = {
         bytes_read=lambda o: _tiled(o.dtype, o["rows"], o["columns"]),
         bytes_written=lambda o: _tiled(o.out_dtype, o["columns"], o["rows"]),
     ),
+    # the same of rows sorted by expert: tiles restart at each group
+    "grouped_quantize_transpose": Kind(
+        sizes=("rows", "columns", "groups"),
+        flops=_no_flops,
+        bytes_read=lambda o: _tiled(o.dtype, o["rows"], o["columns"]) + o["groups"] * _INT32,
+        bytes_written=lambda o: _grouped_tiles(o, o.out_dtype, o["columns"]),
+    ),
     # the same, gathering `rows` expanded rows out of `tokens` received ones on the way
     "quantize_transpose_gather": Kind(
-        sizes=("rows", "tokens", "columns"),
+        sizes=("rows", "tokens", "columns", "groups"),
         flops=_no_flops,
-        bytes_read=lambda o: _tiled(o.dtype, o["tokens"], o["columns"]) + o["rows"] * _INT32,
-        bytes_written=lambda o: _tiled(o.out_dtype, o["columns"], o["rows"]),
+        bytes_read=lambda o: (
+            _tiled(o.dtype, o["tokens"], o["columns"]) + (o["rows"] + o["groups"]) * _INT32
+        ),
+        bytes_written=lambda o: _grouped_tiles(o, o.out_dtype, o["columns"]),
     ),
     # values of a weight only; the few scales of its blocks are read transposed in place
     "transpose": Kind(

@@ -1,0 +1,359 @@
+"""A model's config.json in, its shape, parameter counts and FLOPs a token out. Free of torch.
+
+Field names are those of the Hugging Face checkpoint, so that the config.json of any model of the
+DeepSeek-V3 family loads unchanged. Fields that are not listed here do not change the mathematics
+and are ignored; values that would change it in a way the model does not implement are errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+
+# Field -> values under which the mathematics is the one implemented; the first is the meaning of a
+# field that is absent.
+_SUPPORTED: dict[str, tuple[object, ...]] = {
+    "hidden_act": ("silu",),
+    "scoring_func": ("sigmoid",),
+    "topk_method": ("noaux_tc",),
+    "attention_bias": (False,),
+    "attention_dropout": (0, None),
+    "tie_word_embeddings": (False,),
+    "moe_layer_freq": (1,),
+    "rope_interleave": (True,),
+    "index_topk": (None,),  # the sparse attention of DeepSeek-V3.2
+    "sliding_window": (None,),
+}
+_ROPE_TYPES = ("default", "yarn")
+_MINIMUM_GROUP = 2  # a group is ranked by the sum of its two best experts
+
+
+@dataclass(frozen=True, slots=True)
+class Yarn:
+    """YaRN extension of the rotary embedding (arXiv:2309.00071), as in DeepSeek-V3's config."""
+
+    factor: float
+    """Context extension factor s."""
+    original_max_position_embeddings: int
+    """Context length before the extension."""
+    beta_fast: float
+    """Rotations over the original context above which a frequency is left as it is."""
+    beta_slow: float
+    """Rotations below which a frequency is divided by `factor`; a ramp lies in between."""
+    mscale: float
+    mscale_all_dim: float
+    """Temperature of the softmax; the rotated parts are scaled by the ratio of the two."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shape of a DeepSeek-V3-like model."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    first_k_dense_replace: int
+    """Leading layers whose feed-forward is dense; the others are mixture-of-experts."""
+    num_nextn_predict_layers: int
+    """Multi-token prediction modules: 0 or 1."""
+
+    # multi-head latent attention
+    num_attention_heads: int
+    q_lora_rank: int | None
+    """Width of the query latent; None projects queries from the hidden state directly."""
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    rope_theta: float
+    rope_scaling: Yarn | None
+
+    # feed-forward
+    intermediate_size: int
+    moe_intermediate_size: int
+    n_shared_experts: int
+    n_routed_experts: int
+    num_experts_per_tok: int
+    n_group: int
+    topk_group: int
+    """Groups of experts that one token may choose from."""
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+
+    rms_norm_eps: float
+
+    @property
+    def qk_head_dim(self) -> int:
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def num_moe_layers(self) -> int:
+        """Mixture-of-experts layers of the main model."""
+        return self.num_hidden_layers - self.first_k_dense_replace
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of every field: equal digests, equal models."""
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configs that come with the package."""
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.json"))
+
+
+def load_model_config(source: str | Path) -> ModelConfig:
+    """Read a shipped config by name, or a config.json by path.
+
+    Raises ValueError naming file, field, value and what is allowed."""
+    path = Path(source)
+    if path.suffix != ".json":
+        path = CONFIG_FOLDER / f"{source}.json"
+        if not path.is_file():
+            raise ValueError(
+                f"model {str(source)!r} is neither a .json file nor one of {shipped_configs()}"
+            )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: {type(raw).__name__} in place of an object of fields")
+    return parse_model_config(raw, source=str(path))
+
+
+def parse_model_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:
+    """Check the fields of a config.json; `source` is the name that errors give it."""
+    for name, allowed in _SUPPORTED.items():
+        value = raw.get(name, allowed[0])
+        if value not in allowed:
+            raise ValueError(
+                f"{source}: {name} = {value!r} is not supported, allowed: {list(allowed)}"
+            )
+    scaling = _rope_scaling(raw, source)
+    defaults: dict[str, Any] = {
+        "q_lora_rank": None,
+        "num_nextn_predict_layers": 0,
+        "rms_norm_eps": 1e-6,  # that of every published checkpoint of the family
+        "rope_theta": scaling.get("rope_theta", 10000.0),
+        "norm_topk_prob": True,
+    }
+    values: dict[str, Any] = {}
+    for item in fields(ModelConfig):
+        if item.name == "rope_scaling":
+            values[item.name] = _yarn(scaling, source)
+        elif item.name in raw:
+            values[item.name] = _checked(item.name, str(item.type), raw[item.name], source)
+        elif item.name in defaults:
+            values[item.name] = defaults[item.name]
+        else:
+            raise ValueError(f"{source}: {item.name} is missing")
+    config = ModelConfig(**values)
+    _check_shape(config, raw.get("num_key_value_heads", config.num_attention_heads), source)
+    return config
+
+
+def _checked(name: str, kind: str, value: Any, source: str) -> Any:
+    """`value` as the type that the field is annotated with."""
+    if value is None and "None" in kind:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind.startswith("bool"):
+        if isinstance(value, bool):
+            return value
+        raise ValueError(f"{source}: {name} = {value!r} must be true or false")
+    if kind.startswith("int"):
+        if number and isinstance(value, int) and value >= 0:
+            return value
+        raise ValueError(f"{source}: {name} = {value!r} must be a whole number, 0 or more")
+    if number and value > 0:
+        return float(value)
+    raise ValueError(f"{source}: {name} = {value!r} must be a number above 0")
+
+
+def _rope_scaling(raw: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """`rope_scaling`, or `rope_parameters` as transformers 5 writes it; empty where neither is."""
+    scaling = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if not isinstance(scaling, Mapping):
+        raise ValueError(f"{source}: rope_scaling = {scaling!r} must be an object or null")
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in _ROPE_TYPES:
+        raise ValueError(
+            f"{source}: rope_scaling.type = {kind!r} is not supported, allowed: {list(_ROPE_TYPES)}"
+        )
+    return scaling
+
+
+def _yarn(scaling: Mapping[str, Any], source: str) -> Yarn | None:
+    if scaling.get("rope_type", scaling.get("type", "default")) == "default":
+        return None
+    # Absent fields mean what they mean in the published implementations of YaRN.
+    values: dict[str, Any] = {"beta_fast": 32, "beta_slow": 1, "mscale": 1, "mscale_all_dim": 0}
+    values |= {item.name: scaling[item.name] for item in fields(Yarn) if item.name in scaling}
+    for item in fields(Yarn):
+        value = values.get(item.name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ValueError(
+                f"{source}: rope_scaling.{item.name} = {value!r} must be a number, 0 or more"
+            )
+    if values["factor"] < 1:
+        raise ValueError(f"{source}: rope_scaling.factor = {values['factor']!r} must be at least 1")
+    length = int(values.pop("original_max_position_embeddings"))
+    return Yarn(
+        original_max_position_embeddings=length,
+        **{name: float(value) for name, value in values.items()},
+    )
+
+
+def _check_shape(config: ModelConfig, key_value_heads: Any, source: str) -> None:
+    """Relations between fields, without which there is no such model."""
+    for name in (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "kv_lora_rank",
+        "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "intermediate_size",
+        "moe_intermediate_size", "n_shared_experts", "n_routed_experts", "num_experts_per_tok",
+        "n_group", "topk_group",
+    ):  # fmt: skip
+        if getattr(config, name) < 1:
+            raise ValueError(f"{source}: {name} = {getattr(config, name)} must be at least 1")
+    if config.q_lora_rank == 0:
+        raise ValueError(f"{source}: q_lora_rank = 0 must be null or at least 1")
+    if key_value_heads not in (config.num_attention_heads, None):
+        raise ValueError(
+            f"{source}: num_key_value_heads = {key_value_heads!r} must equal num_attention_heads"
+            f" = {config.num_attention_heads}"
+        )
+    if config.qk_rope_head_dim % 2:
+        raise ValueError(f"{source}: qk_rope_head_dim = {config.qk_rope_head_dim} must be even")
+    if config.num_nextn_predict_layers > 1:
+        raise ValueError(
+            f"{source}: num_nextn_predict_layers = {config.num_nextn_predict_layers} is not"
+            " supported, allowed: 0 or 1"
+        )
+    if config.first_k_dense_replace > config.num_hidden_layers:
+        raise ValueError(
+            f"{source}: first_k_dense_replace = {config.first_k_dense_replace} must be at most"
+            f" num_hidden_layers = {config.num_hidden_layers}"
+        )
+    groups, remainder = config.n_group, config.n_routed_experts % config.n_group
+    if remainder or config.n_routed_experts // groups < _MINIMUM_GROUP:
+        raise ValueError(
+            f"{source}: n_group = {groups} must divide n_routed_experts ="
+            f" {config.n_routed_experts} into groups of at least {_MINIMUM_GROUP}"
+        )
+    if config.topk_group > groups:
+        raise ValueError(
+            f"{source}: topk_group = {config.topk_group} must be at most n_group = {groups}"
+        )
+    choices = config.topk_group * (config.n_routed_experts // groups)
+    if config.num_experts_per_tok > choices:
+        raise ValueError(
+            f"{source}: num_experts_per_tok = {config.num_experts_per_tok} must be at most the"
+            f" {choices} experts of topk_group = {config.topk_group} groups"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """Numbers of parameters, by the part that holds them."""
+
+    embedding: int
+    head: int
+    """Output projection; the multi-token prediction module shares it, and the embedding."""
+    final_norm: int
+    attention: int
+    """One layer's attention: projections and the norms of its latents."""
+    layer_norms: int
+    """One layer's two norms of the residual stream."""
+    dense_feed_forward: int
+    expert: int
+    """One routed expert of one layer."""
+    shared_experts: int
+    """All shared experts of one layer."""
+    router: int
+    """One layer's gate, its correction bias included."""
+    dense_layer: int
+    moe_layer: int
+    mtp: int
+    """The multi-token prediction modules without the shared embedding and head; 0 if none."""
+    total: int
+    """Embedding, layers, final norm and head of the main model."""
+    activated: int
+    """Parameters of the main model that one token passes through, without the embedding."""
+    matrix: int
+    """Activated parameters that count in the FLOP rule 6 N: those of matrix products, without
+    embedding, norms and router (the accounting behind Table 4 of arXiv:2505.09343)."""
+
+
+def parameter_counts(config: ModelConfig) -> ParameterCounts:
+    """Parameters of a model of this config."""
+    c = config
+    queries = c.num_attention_heads * c.qk_head_dim
+    query_matrix = (
+        c.hidden_size * queries
+        if c.q_lora_rank is None
+        else c.q_lora_rank * (c.hidden_size + queries)
+    )
+    attention_matrix = (
+        query_matrix
+        + c.hidden_size * (c.kv_lora_rank + c.qk_rope_head_dim)
+        + c.kv_lora_rank * c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim)
+        + c.num_attention_heads * c.v_head_dim * c.hidden_size
+    )
+    attention = attention_matrix + (c.q_lora_rank or 0) + c.kv_lora_rank
+    layer_norms = 2 * c.hidden_size
+    dense_feed_forward = 3 * c.hidden_size * c.intermediate_size
+    expert = 3 * c.hidden_size * c.moe_intermediate_size
+    shared_experts = c.n_shared_experts * expert
+    router = c.n_routed_experts * (c.hidden_size + 1)
+    experts_on_path = shared_experts + c.num_experts_per_tok * expert
+    vocabulary = c.vocab_size * c.hidden_size
+    dense_layer = attention + layer_norms + dense_feed_forward
+    moe_layer = attention + layer_norms + router + shared_experts + c.n_routed_experts * expert
+    # Norms of the two inputs, their 2H -> H projection, one layer, and a norm before the head.
+    mtp = c.num_nextn_predict_layers * (moe_layer + 2 * c.hidden_size**2 + 3 * c.hidden_size)
+    dense, moe = c.first_k_dense_replace, c.num_moe_layers
+    outside_layers = vocabulary + c.hidden_size
+    return ParameterCounts(
+        embedding=vocabulary,
+        head=vocabulary,
+        final_norm=c.hidden_size,
+        attention=attention,
+        layer_norms=layer_norms,
+        dense_feed_forward=dense_feed_forward,
+        expert=expert,
+        shared_experts=shared_experts,
+        router=router,
+        dense_layer=dense_layer,
+        moe_layer=moe_layer,
+        mtp=mtp,
+        total=vocabulary + outside_layers + dense * dense_layer + moe * moe_layer,
+        activated=outside_layers
+        + dense * dense_layer
+        + moe * (attention + layer_norms + router + experts_on_path),
+        matrix=vocabulary
+        + dense * (attention_matrix + dense_feed_forward)
+        + moe * (attention_matrix + experts_on_path),
+    )
+
+
+def training_flops_per_token(config: ModelConfig, *, context: int, causal: bool) -> float:
+    """FLOPs of forward and backward for one token of a sequence of `context` tokens.
+
+    6 N for the matrix products (`ParameterCounts.matrix`) plus the attention core of every layer of
+    the main model: 2 FLOPs x context x heads x (QK + V dimension) forward, twice that backward.
+    `causal` counts the lower triangle only, half of the square. Multi-token prediction, router and
+    recomputation are not part of it. At a context of 4,096 DeepSeek-V3 needs 249.8 GFLOP causal and
+    280.5 non-causal, the accounting that reproduces 385 and 432 TFLOP/s at 19.926 s a step
+    (arXiv:2505.09343, Table 4)."""
+    dimensions = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+    core = 3 * 2 * context * dimensions * config.num_hidden_layers
+    return 6.0 * parameter_counts(config).matrix + (core / 2 if causal else core)
