@@ -407,10 +407,17 @@ def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
         *parents, last = path.split(".")
         target: Any = result
         for depth, key in enumerate(parents):
-            target = target.get(key) if isinstance(target, dict) else None
+            fields = target
+            target = fields.get(key)
             if not isinstance(target, dict):
-                known = ".".join(parents[: depth + 1])
-                raise ValueError(f"{where}: {path}: {known!r} has no fields to set")
+                reached = ".".join(parents[: depth + 1])
+                known = _listed(
+                    str(name) for name, value in fields.items() if isinstance(value, dict)
+                )
+                raise ValueError(
+                    f"{where}: {path}: {reached!r} has no fields to set; "
+                    f"known here with fields: {known or 'none'}"
+                )
         # Counts keep their type: a key such as 8 of nodes_per_token is a number in the file.
         numeric = last.isdigit() and any(isinstance(key, int) for key in target)
         target[int(last) if numeric else last] = copy.deepcopy(value)

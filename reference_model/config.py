@@ -113,6 +113,14 @@ def load_model_config(source: str | Path) -> ModelConfig:
     """Read a shipped config by name, or a config.json by path.
 
     Raises ValueError naming file, field, value and what is allowed."""
+    raw, label = read_config_file(source)
+    return parse_model_config(raw, source=label)
+
+
+def read_config_file(source: str | Path) -> tuple[dict[str, Any], str]:
+    """The fields of a shipped config or a config.json as they stand in the file, and its path.
+
+    Raises ValueError where there is no such file, or it holds no JSON object."""
     path = Path(source)
     if path.suffix != ".json":
         path = CONFIG_FOLDER / f"{source}.json"
@@ -128,7 +136,7 @@ def load_model_config(source: str | Path) -> ModelConfig:
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: {type(raw).__name__} in place of an object of fields")
-    return parse_model_config(raw, source=str(path))
+    return raw, str(path)
 
 
 def parse_model_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:

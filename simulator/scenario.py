@@ -1,0 +1,204 @@
+"""Scenario: a YAML file and --set overrides in, everything a simulation needs out, validated.
+
+A scenario names a model, a cluster and a calibration and holds one job. Names of schedules,
+topologies and cost models stay text here; execution.simulation resolves them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import NonNegativeInt
+
+from hardware_profiles.schema import (
+    CalibrationProfile,
+    ClusterProfile,
+    Profile,
+    Raw,
+    apply_overrides,
+    read_profile,
+    read_yaml,
+    resolve_cluster,
+    validate,
+)
+from hardware_profiles.units import parse_quantity
+from reference_model.config import ModelConfig, parse_model_config, read_config_file
+from simulator.training_job import TrainingJob
+
+SCENARIOS = Path(__file__).parent / "scenarios"
+"""Folder of the shipped scenarios."""
+
+
+class PublishedFigure(Profile):
+    """A published number that a run of this scenario is held against."""
+
+    name: str
+    metric: str
+    """Path in the metrics, e.g. "step_time_s" or "ranks.0.forward_s"."""
+    value: float | str
+    """A plain number, or text with a unit of time."""
+    source: str
+
+    @property
+    def si_value(self) -> float:
+        if isinstance(self.value, str):
+            return parse_quantity(self.value, "time", f"published: {self.name}")
+        return self.value
+
+
+class ScenarioFile(Profile):
+    """The fields of a scenario file; model, cluster and calibration are names or fields in full."""
+
+    description: str
+    model: str | dict[str, Any]
+    cluster: str | dict[str, Any]
+    calibration: str | dict[str, Any]
+    cost_model: str = "measured"
+    """Name in simulator.hardware.costs.COST_MODELS."""
+    seed: NonNegativeInt = 0
+    training: TrainingJob | None = None
+    published: tuple[PublishedFigure, ...] = ()
+
+
+NAMED = ("model", "cluster", "calibration")
+"""Fields of a scenario that name a file of their own."""
+
+JOBS = ("training",)
+"""Fields of a scenario that hold a job; a scenario has exactly one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A validated scenario, with all that it names loaded."""
+
+    name: str
+    file: ScenarioFile
+    model: ModelConfig
+    cluster: ClusterProfile
+    calibration: CalibrationProfile
+    resolved: Raw
+    """The scenario as one self-contained mapping, units as text; loads to the same scenario."""
+
+
+def known_scenarios() -> tuple[str, ...]:
+    """Names of the shipped scenarios, sorted."""
+    return tuple(sorted(path.stem for path in SCENARIOS.glob("*.yaml")))
+
+
+def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
+    """Load a scenario by shipped name or by path to a YAML file.
+
+    Args:
+        overrides: texts "path=value", value read as YAML: "training.schedule=zb1p",
+            "cluster.node.nic.bandwidth=200 Gbit/s", "cluster=h100_2048".
+
+    Raises:
+        ValueError: one line naming file, field, value and what is allowed.
+    """
+    path, where = _find(name_or_path)
+    raw = read_yaml(path, where=where)
+    changes = dict(_parse_override(text) for text in overrides)
+    for change in changes:
+        _check_root(change, where)
+    named = {root: value for root, value in changes.items() if "." not in root}
+    raw = apply_overrides(raw, named, where=where)
+    raw, labels = _expand(raw, changes, where=where)
+    job_changes = {
+        path: value
+        for path, value in changes.items()
+        if "." in path and path.split(".")[0] not in ("model", "cluster", "calibration")
+    }
+    raw = apply_overrides(raw, job_changes, where=where)
+    file = validate(ScenarioFile, raw, where=where)
+    jobs = [job for job in JOBS if getattr(file, job) is not None]
+    if len(jobs) != 1:
+        raise ValueError(
+            f"{where}: {len(jobs)} jobs given ({', '.join(jobs) or 'none'}); "
+            f"allowed: exactly one of {', '.join(JOBS)}"
+        )
+    return Scenario(
+        name=path.stem,
+        file=file,
+        model=parse_model_config(raw["model"], source=labels["model"]),
+        cluster=validate(ClusterProfile, raw["cluster"], where=labels["cluster"]),
+        calibration=validate(CalibrationProfile, raw["calibration"], where=labels["calibration"]),
+        resolved=raw,
+    )
+
+
+def write_resolved(scenario: Scenario) -> str:
+    """The scenario as YAML that reads back to the same one, with everything it names inside."""
+    return yaml.safe_dump(scenario.resolved, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _find(name_or_path: str) -> tuple[Path, str]:
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        return Path(name_or_path), name_or_path
+    if name_or_path not in known_scenarios():
+        raise ValueError(
+            f"unknown scenario {name_or_path!r}; known: {', '.join(known_scenarios())}; "
+            "or give a path to a .yaml file"
+        )
+    return SCENARIOS / f"{name_or_path}.yaml", f"scenarios/{name_or_path}.yaml"
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ValueError(f"--set {text!r}: allowed: path=value, such as training.schedule=zb1p")
+    try:
+        return path, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"--set {text!r}: not a YAML value: {' '.join(str(error).split())}"
+        ) from None
+
+
+def _check_root(path: str, where: str) -> None:
+    root = path.split(".", maxsplit=1)[0]
+    if root not in ScenarioFile.model_fields:
+        raise ValueError(
+            f"{where}: --set {path}: unknown field {root!r}; "
+            f"known: {', '.join(sorted(ScenarioFile.model_fields))}"
+        )
+
+
+def _expand(raw: Raw, changes: dict[str, Any], *, where: str) -> tuple[Raw, dict[str, str]]:
+    """Put the files that the scenario names in the place of their names, overrides applied.
+
+    The second result says where each of them came from, for messages.
+    """
+    expanded = copy.deepcopy(raw)
+    labels: dict[str, str] = {}
+    for root in NAMED:
+        value = expanded.get(root)
+        if isinstance(value, str):
+            expanded[root], labels[root] = _read_named(root, value)
+        elif isinstance(value, dict):
+            labels[root] = f"{where}: {root}"
+        else:
+            raise ValueError(f"{where}: {root}: {value!r}; allowed: a name, a path or fields")
+        prefix = f"{root}."
+        inside = {
+            path.removeprefix(prefix): change
+            for path, change in changes.items()
+            if path.startswith(prefix)
+        }
+        change = resolve_cluster if root == "cluster" else apply_overrides
+        expanded[root] = change(expanded[root], inside, where=labels[root])
+    return expanded, labels
+
+
+def _read_named(root: str, name_or_path: str) -> tuple[Raw, str]:
+    match root:
+        case "model":
+            return read_config_file(name_or_path)
+        case "cluster":
+            return read_profile("clusters", name_or_path)
+        case _:
+            return read_profile("calibrations", name_or_path)

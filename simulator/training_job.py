@@ -1,0 +1,42 @@
+"""TrainingJob: what one optimizer step has to do, as a scenario file says it."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from hardware_profiles.schema import DataValue, Profile
+
+
+class TrainingJob(Profile):
+    """One optimizer step of a pipeline-, data- and expert-parallel run with ZeRO-1."""
+
+    schedule: str
+    """Name in simulator.workload.schedules.SCHEDULES."""
+    pp: PositiveInt
+    """Ranks of a pipeline."""
+    ep: PositiveInt
+    """GPUs that share the routed experts of a layer."""
+    global_batch_sequences: PositiveInt
+    """Sequences of one step, over all pipelines."""
+    micro_batch_sequences: PositiveInt
+    sequence_length: PositiveInt
+    """Tokens of one sequence."""
+    communication_sms: NonNegativeInt
+    """SMs that dispatch and combine kernels keep while a chunk overlaps them with compute."""
+    stages: tuple[str, ...] | Literal["default"] = "default"
+    """Layers of each pipeline stage, e.g. "embedding + 3 dense + 1 moe", "14 x (4 moe)"."""
+    redundant_experts: NonNegativeInt = 0
+    expert_load: PositiveFloat = 1.0
+    """Rows that the experts of the slowest rank receive, over the mean of its group (max/mean)."""
+    blocking_sends: bool
+    """Whether a rank waits for its pipeline sends before its next action."""
+    reserved_memory: DataValue
+    """Memory of a GPU that the run cannot use: CUDA context, NCCL and all-to-all buffers."""
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        return self.micro_batch_sequences * self.sequence_length
+
+    @property
+    def step_tokens(self) -> int:
+        return self.global_batch_sequences * self.sequence_length

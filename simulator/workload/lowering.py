@@ -1,0 +1,251 @@
+"""Lower an OperatorTrace onto streams: layers of a chunk or pair in, TaskGraph out.
+
+The orders are those that DeepSeek draws and that the published H800 trace shows (profile-data,
+training figure). In an overlapped pair each slot joins one layer of the forward chunk with one of
+the backward chunk, compute stream: attn(F), mlp(B), mlp(W), mlp(F), attn(B), attn(W); communication
+stream: combine(B), dispatch(F), dispatch(B), combine(F). combine(B) carries the output gradients to
+the experts and dispatch(B) the input gradients back. Waits:
+
+    dispatch(F) for attn(F)              routed part of mlp(F) for dispatch(F)
+    combine(F) for mlp(F)                next attn(F) for combine(F)
+    combine(B) for the attn(B) before    mlp(B) for combine(B)
+    dispatch(B) for mlp(B)               attn(B) for dispatch(B)
+
+A chunk that runs alone keeps the waits and loses the other chunk's cover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
+
+from reference_model.trace import Operator, OperatorTrace
+from simulator.workload.layout import Stage
+from simulator.workload.task_graph import Stream, Task, TaskGraph
+
+FORWARD, INPUT_GRAD, WEIGHT_GRAD = "forward", "input_grad", "weight_grad"
+
+Operators = Sequence[Operator]
+
+OperatorsOf = Callable[[str, str], Operators]
+"""(layer kind, phase) -> the operators of one layer in issue order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one rank works on in one micro-batch; the variables of an OperatorTrace."""
+
+    tokens: int
+    context: int
+    """Tokens of one sequence that attention sees."""
+    sequences: int
+    expert_rows: int
+    """Rows of all local routed experts, one for each (token, local expert) pair."""
+    received_rows: int
+    """Tokens that dispatch delivers, one for each (token, rank) pair."""
+    local_experts: int
+
+
+def operators_of(trace: OperatorTrace, load: Load) -> OperatorsOf:
+    """The trace's operators at the sizes of `load`, each (layer kind, phase) evaluated once."""
+    known: dict[tuple[str, str], Operators] = {}
+
+    def lookup(layer_kind: str, phase: str) -> Operators:
+        key = (layer_kind, phase)
+        if key not in known:
+            known[key] = trace.operators(layer_kind, phase, **asdict(load))
+        return known[key]
+
+    return lookup
+
+
+def _units(stage: Stage) -> list[tuple[str, ...]]:
+    """What shares a slot of a pair: one layer, the embedding joined with the layer after it."""
+    units: list[tuple[str, ...]] = []
+    for kind in stage:
+        if units and units[-1] == ("embedding",):
+            units[-1] += (kind,)
+        else:
+            units.append((kind,))
+    return units
+
+
+ATTENTION, DISPATCH, MLP, COMBINE = "attention", "dispatch", "mlp", "combine"
+
+
+def _segments(operators: Operators) -> dict[str, list[Operator]]:
+    """Split one layer's operators of one phase by segment; what is neither communication nor
+    mlp (attention, embedding, head) counts as attention."""
+    parts: dict[str, list[Operator]] = {ATTENTION: [], DISPATCH: [], MLP: [], COMBINE: []}
+    for operator in operators:
+        parts[operator.segment if operator.segment in parts else ATTENTION].append(operator)
+    return parts
+
+
+@dataclass(slots=True)
+class _Builder:
+    """Collects tasks; `add` returns the index of the last task that stands for the block."""
+
+    tasks: list[Task] = field(default_factory=list)
+
+    def add(
+        self,
+        operators: Iterable[Operator],
+        stream: Stream,
+        layer: str,
+        *,
+        after: Iterable[int | None] = (),
+        overlapped: bool,
+    ) -> int | None:
+        """Append a block in stream order; its first task waits for `after`.
+
+        An empty block stands for whatever it would have waited for.
+        """
+        waits = tuple(sorted({index for index in after if index is not None}))
+        last: int | None = max(waits, default=None)
+        for operator in operators:
+            self.tasks.append(Task(operator, stream, layer, overlapped, waits))
+            waits = ()
+            last = len(self.tasks) - 1
+        return last
+
+
+def _routed_start(mlp: Sequence[Operator]) -> int:
+    """Index of the first operator of mlp(F) that reads dispatched rows; the shared expert's
+    operators before it need only the rank's own tokens."""
+    for index, operator in enumerate(mlp):
+        if "shared" not in operator.name:
+            return index
+    return len(mlp)
+
+
+def lower_chunk(
+    name: str,
+    operators: OperatorsOf,
+    *,
+    forward: Stage = (),
+    backward: Stage = (),
+    weights: bool = True,
+) -> TaskGraph:
+    """The tasks of a forward chunk, a backward chunk, or both as an overlapped pair.
+
+    Args:
+        forward: layers of the forward chunk's stage in forward order; empty for none.
+        backward: layers of the backward chunk's stage in forward order; run in reverse.
+        weights: whether the backward chunk computes its weight gradients (B) or leaves them to a
+            W chunk of their own (I).
+    """
+    build = _Builder()
+    pair = bool(forward) and bool(backward)
+    combined: int | None = None
+    """Last combine(F): the next layer's forward input."""
+    returned: int | None = None
+    """Last attn(B): the next (lower) layer's output gradient."""
+    slots = zip_longest(_units(forward), reversed(_units(backward)), fillvalue=())
+    for number, (forward_unit, backward_unit) in enumerate(slots):
+        both = pair and bool(forward_unit) and bool(backward_unit)
+        ahead = [_segments(operators(kind, FORWARD)) for kind in forward_unit]
+        back = [_segments(operators(kind, INPUT_GRAD)) for kind in reversed(backward_unit)]
+        late = [
+            _segments(operators(kind, WEIGHT_GRAD)) for kind in reversed(backward_unit) if weights
+        ]
+        layer_f = f"{'+'.join(forward_unit)} F{number}"
+        layer_b = f"{'+'.join(backward_unit)} B{number}"
+
+        def gather(parts: list[dict[str, list[Operator]]], segment: str) -> list[Operator]:
+            return [operator for part in parts for operator in part[segment]]
+
+        communicates_b = bool(gather(back, COMBINE))
+        communicates_f = bool(gather(ahead, DISPATCH))
+        # Communication is covered when the other chunk computes meanwhile, or when this chunk's
+        # own weight gradients run under its transfers.
+        carried = build.add(
+            gather(back, COMBINE),
+            Stream.COMMUNICATION,
+            layer_b,
+            after=(returned,),
+            overlapped=both,
+        )
+        attended = build.add(
+            gather(ahead, ATTENTION),
+            Stream.COMPUTE,
+            layer_f,
+            after=(combined,),
+            overlapped=both and communicates_b,
+        )
+        sent = build.add(
+            gather(ahead, DISPATCH),
+            Stream.COMMUNICATION,
+            layer_f,
+            after=(attended,),
+            overlapped=both,
+        )
+        computed_b = build.add(
+            gather(back, MLP),
+            Stream.COMPUTE,
+            layer_b,
+            after=(carried,),
+            overlapped=both and communicates_f,
+        )
+        received = build.add(
+            gather(back, DISPATCH),
+            Stream.COMMUNICATION,
+            layer_b,
+            after=(computed_b,),
+            overlapped=both or bool(gather(late, MLP)),
+        )
+        build.add(
+            gather(late, MLP),
+            Stream.COMPUTE,
+            layer_b,
+            overlapped=communicates_b,
+        )
+        mlp = gather(ahead, MLP)
+        own = _routed_start(mlp) if communicates_f else 0
+        build.add(
+            mlp[:own],
+            Stream.COMPUTE,
+            layer_f,
+            after=(attended,),
+            overlapped=communicates_b if both else True,
+        )
+        computed_f = build.add(
+            mlp[own:],
+            Stream.COMPUTE,
+            layer_f,
+            after=(attended, sent),
+            overlapped=both and communicates_b,
+        )
+        combined = build.add(
+            gather(ahead, COMBINE),
+            Stream.COMMUNICATION,
+            layer_f,
+            after=(computed_f,),
+            overlapped=both,
+        )
+        returned = build.add(
+            gather(back, ATTENTION),
+            Stream.COMPUTE,
+            layer_b,
+            after=(computed_b, received),
+            overlapped=both and communicates_f,
+        )
+        build.add(
+            gather(late, ATTENTION),
+            Stream.COMPUTE,
+            layer_b,
+            overlapped=communicates_b and both,
+        )
+    return TaskGraph(name, tuple(build.tasks))
+
+
+def lower_weights(name: str, operators: OperatorsOf, stage: Stage) -> TaskGraph:
+    """The tasks of a W chunk: weight gradients put off by an input-only backward chunk, layers in
+    the order in which the backward chunk met them, compute only."""
+    build = _Builder()
+    for number, kind in enumerate(reversed(stage)):
+        build.add(
+            operators(kind, WEIGHT_GRAD), Stream.COMPUTE, f"{kind} W{number}", overlapped=False
+        )
+    return TaskGraph(name, tuple(build.tasks))
