@@ -1,0 +1,357 @@
+"""Place routed experts on GPUs: loads in, placement, load of each GPU and cost of moving out.
+
+A slot holds one copy of one expert; GPU g holds the slots g x slots_per_gpu and following. Copies
+of an expert share its load equally. Two policies, after DeepSeek's expert-parallel load balancer
+(Report, section 3.4; deepseek-ai/EPLB):
+
+    hierarchical  expert groups are spread over nodes, so that the experts of one group stay within
+                  a node and node-limited routing keeps its few nodes; copies are made and spread
+                  within each node
+    global        copies are made and spread over all GPUs, whatever the groups
+
+Either gives each further copy to the expert whose copies carry most, which makes the largest load
+of a copy as small as any choice of copies can, and puts slots on GPUs heaviest first, each on the
+GPU with the least load that still has room. Then slots of the heaviest GPU are exchanged with slots
+of others as long as that lowers it, and the hierarchical policy keeps the better of two ways to
+spread its groups, with and without such exchanges. So no result is worse than that of the greedy
+steps alone.
+
+Loads are rows, one for each (token, expert) pair. Random numbers come from a passed generator.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
+
+Rows = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+EXACT_DRAWS = 2**21
+"""Up to this many (token, layer, expert) scores, choices are drawn token by token."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPlacement:
+    """Which expert each slot of each layer holds."""
+
+    gpus: int
+    experts: int
+    """Routed experts of one layer."""
+    slots: Indices
+    """[layers, slots], the expert in each slot."""
+
+    @property
+    def slots_per_gpu(self) -> int:
+        return int(self.slots.shape[1]) // self.gpus
+
+    @property
+    def copies(self) -> Indices:
+        """[layers, experts], how many slots hold each expert."""
+        return np.stack([np.bincount(row, minlength=self.experts) for row in self.slots])
+
+    def slot_load(self, load: Rows) -> Rows:
+        """[layers, slots], rows that each slot computes; `load` is [layers, experts]."""
+        share: Rows = load / self.copies
+        return np.take_along_axis(share, self.slots, axis=1)
+
+    def gpu_load(self, load: Rows) -> Rows:
+        """[layers, gpus], rows that each GPU computes; `load` is [layers, experts]."""
+        total: Rows = self.slot_load(load).reshape(len(load), self.gpus, -1).sum(axis=2)
+        return total
+
+
+def place_experts(
+    load: Rows, *, gpus: int, nodes: int, groups: int, redundant: int, policy: str
+) -> ExpertPlacement:
+    """Place the experts of every layer for the `load` they are expected to carry.
+
+    Args:
+        load: [layers, experts], rows.
+        groups: expert groups of node-limited routing, consecutive experts each.
+        redundant: slots beyond one for each expert.
+        policy: a key of `POLICIES`.
+
+    Raises:
+        ValueError: experts + redundant are not spread evenly by the GPUs, or the policy asks for
+            nodes or groups that do not divide.
+    """
+    layers, experts = load.shape
+    slots = experts + redundant
+    if policy not in POLICIES:
+        raise ValueError(f"policy {policy!r} is not known; known: {', '.join(POLICIES)}")
+    if slots % gpus:
+        raise ValueError(
+            f"{experts} routed + {redundant} redundant experts = {slots} slots; "
+            f"{gpus} GPUs do not divide them"
+        )
+    if redundant < 0 or not np.all(load >= 0):
+        raise ValueError("redundant experts and loads must not be negative")
+    place = POLICIES[policy]
+    return ExpertPlacement(
+        gpus=gpus,
+        experts=experts,
+        slots=np.stack([place(load[layer], slots, gpus, nodes, groups) for layer in range(layers)]),
+    )
+
+
+def _in_order(load: Rows, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
+    """Experts in order of their number, then the first ones again as copies."""
+    del gpus, nodes, groups
+    return np.arange(slots) % len(load)
+
+
+def _global(load: Rows, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
+    del nodes, groups
+    return _copy_and_spread(load, slots, gpus)
+
+
+def _hierarchical(load: Rows, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
+    for name, count in (("expert groups", groups), ("GPUs", gpus), ("slots", slots)):
+        if count % nodes:
+            raise ValueError(
+                f"hierarchical placement: {nodes} nodes do not divide {count} {name}; "
+                "allowed: a divisor, or policy global"
+            )
+    if len(load) % groups:
+        raise ValueError(f"{groups} expert groups do not divide {len(load)} experts")
+    members = np.arange(len(load)).reshape(groups, -1)
+    group_load = load.reshape(groups, -1).sum(axis=1)
+    greedy = _spread(group_load, nodes)
+    # Nodes of more equal load do not promise GPUs of more equal load, so both ways are tried.
+    results = []
+    for spread in (greedy, _exchange(group_load, greedy)):
+        local = members[spread].reshape(nodes, -1)
+        placed = [
+            node[_copy_and_spread(load[node], slots // nodes, gpus // nodes)] for node in local
+        ]
+        results.append(np.concatenate(placed))
+    return min(results, key=lambda experts: _heaviest(load, experts, gpus))
+
+
+def _heaviest(load: Rows, experts: Indices, gpus: int) -> float:
+    """Largest load of a GPU when its slots hold `experts` [slots]."""
+    share = load / np.bincount(experts, minlength=len(load))
+    return float(share[experts].reshape(gpus, -1).sum(axis=1).max())
+
+
+POLICIES: dict[str, Callable[[Rows, int, int, int, int], Indices]] = {
+    "hierarchical": _hierarchical,
+    "global": _global,
+    "in_order": _in_order,
+}
+"""Policy name -> function of the load [experts] of one layer, slots, GPUs, nodes, groups."""
+
+
+def _copy_and_spread(load: Rows, slots: int, gpus: int) -> Indices:
+    """Experts of the slots [slots], those of a GPU together."""
+    experts = _copies(load, slots)
+    share = load / np.bincount(experts, minlength=len(load))
+    weights = share[experts]
+    return experts[_exchange(weights, _spread(weights, gpus))].ravel()
+
+
+def _copies(load: Rows, slots: int) -> Indices:
+    """The expert of each slot, before slots have a place: each expert once, then the further
+    copies, each for the expert whose copies carry most."""
+    chosen = list(range(len(load)))
+    counts = np.ones(len(load))
+    for _ in range(slots - len(load)):
+        expert = int(np.argmax(load / counts))
+        counts[expert] += 1
+        chosen.append(expert)
+    return np.array(chosen)
+
+
+def _spread(weights: Rows, bins: int) -> Indices:
+    """[bins, items / bins], indices of the items that share a bin, equally many in each."""
+    room = len(weights) // bins
+    if room == 1:
+        return np.arange(len(weights)).reshape(bins, 1)
+    content: list[list[int]] = [[] for _ in range(bins)]
+    total = np.zeros(bins)
+    for item in np.argsort(-weights, kind="stable"):
+        lightest = int(np.argmin(total))
+        content[lightest].append(int(item))
+        # A full bin is no choice any more, whatever it weighs.
+        total[lightest] = (
+            np.inf if len(content[lightest]) == room else total[lightest] + weights[item]
+        )
+    return np.array(content)
+
+
+def _exchange(weights: Rows, content: Indices) -> Indices:
+    """Exchange items of the heaviest bin with items of other bins while that lowers it."""
+    content = content.copy()
+    bins, room = content.shape
+    total = weights[content].sum(axis=1)
+    tolerance = np.finfo(np.float64).eps * total.max(initial=0.0) * room
+    while bins > 1:
+        heaviest = int(np.argmax(total))
+        # [item of the heaviest bin, bin, item of that bin]: what leaves minus what comes.
+        given = weights[content[heaviest]][:, None, None] - weights[content][None, :, :]
+        worst = np.maximum(total[heaviest] - given, total[None, :, None] + given)
+        worst[:, heaviest, :] = np.inf
+        best = int(np.argmin(worst))
+        if worst.flat[best] >= total[heaviest] - tolerance:
+            break
+        mine, other, theirs = np.unravel_index(best, worst.shape)
+        swapped = content[other, theirs]
+        content[other, theirs], content[heaviest, mine] = content[heaviest, mine], swapped
+        total[heaviest] = weights[content[heaviest]].sum()
+        total[other] = weights[content[other]].sum()
+    return content
+
+
+# -- loads -----------------------------------------------------------------------------------------
+
+
+def uniform_popularity(layers: int, experts: int) -> Rows:
+    """[layers, experts], every expert equally likely."""
+    return np.full((layers, experts), 1.0 / experts)
+
+
+def zipf_popularity(
+    layers: int, experts: int, *, exponent: float, rng: np.random.Generator
+) -> Rows:
+    """[layers, experts], the r-th most popular expert in proportion to r^-exponent; which expert
+    that is, is drawn anew in each layer."""
+    ranked = np.arange(1, experts + 1, dtype=np.float64) ** -exponent
+    ranked /= ranked.sum()
+    return np.stack([rng.permutation(ranked) for _ in range(layers)])
+
+
+def read_popularity(path: Path, *, layers: int, experts: int) -> Rows:
+    """[layers, experts] from a CSV file with the columns layer, expert and rows.
+
+    Layers count the mixture-of-experts layers from 0; an expert that is not listed has no rows.
+
+    Raises ValueError naming file, line and value.
+    """
+    load = np.zeros((layers, experts))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    reader = csv.DictReader(text.splitlines())
+    wanted = ["layer", "expert", "rows"]
+    if sorted(reader.fieldnames or []) != sorted(wanted):
+        raise ValueError(f"{path}: columns {reader.fieldnames}; allowed: {', '.join(wanted)}")
+    for number, line in enumerate(reader, start=2):
+        try:
+            layer, expert, rows = int(line["layer"]), int(line["expert"]), float(line["rows"])
+        except (TypeError, ValueError):
+            raise ValueError(f"{path}: line {number}: {line} are not three numbers") from None
+        if not (0 <= layer < layers and 0 <= expert < experts and 0 <= rows < np.inf):
+            raise ValueError(
+                f"{path}: line {number}: layer {layer}, expert {expert}, rows {rows}; allowed: "
+                f"layer below {layers}, expert below {experts}, rows not negative"
+            )
+        load[layer, expert] += rows
+    total = load.sum(axis=1)
+    if not np.all(total > 0):
+        raise ValueError(f"{path}: layer {int(np.argmin(total))} has no rows")
+    popularity: Rows = load / total[:, None]
+    return popularity
+
+
+def draw_rows(
+    popularity: Rows, *, tokens: int, top_k: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """[layers, experts], rows of each expert when `tokens` choose `top_k` different experts each.
+
+    Few tokens choose one by one (the top_k largest of popularity times an exponential race). Many
+    are drawn as one multinomial of tokens x top_k choices, which lets a token choose an expert
+    twice: variance too large by (1 - 1/experts) / (1 - top_k/experts), 3 % for 8 of 256.
+    """
+    layers, experts = popularity.shape
+    if tokens * layers * experts > EXACT_DRAWS:
+        return np.stack([rng.multinomial(tokens * top_k, row) for row in popularity]).astype(float)
+    with np.errstate(divide="ignore"):
+        race = rng.exponential(size=(layers, tokens, experts)) / popularity[:, None, :]
+    chosen = np.argpartition(race, top_k - 1, axis=2)[:, :, :top_k].reshape(layers, -1)
+    return np.stack([np.bincount(row, minlength=experts) for row in chosen]).astype(float)
+
+
+def destinations_per_token(
+    *,
+    experts: int,
+    groups: int,
+    groups_per_token: int,
+    top_k: int,
+    destinations: int,
+    tokens: int,
+    rng: np.random.Generator,
+) -> float:
+    """Distinct destinations (nodes or GPUs, own included) of a token on random router scores.
+
+    Counted with DeepSeek-V3's gate: groups ranked by the sum of their two best scores, then the
+    best experts within the chosen groups (Report, section 2.1.2). Experts lie in order over the
+    destinations; copies of an expert are taken to stay within its destination.
+    """
+    scores = rng.random((tokens, groups, experts // groups))
+    best_two = np.partition(scores, -2, axis=2)[:, :, -2:].sum(axis=2)
+    kept = np.argpartition(-best_two, groups_per_token - 1, axis=1)[:, :groups_per_token]
+    masked = np.full_like(scores, -np.inf)
+    rows = np.arange(tokens)[:, None]
+    masked[rows, kept] = scores[rows, kept]
+    chosen = np.argpartition(-masked.reshape(tokens, experts), top_k - 1, axis=1)[:, :top_k]
+    reached = np.zeros((tokens, destinations), dtype=bool)
+    reached[rows, chosen * destinations // experts] = True
+    return float(reached.sum(axis=1).mean())
+
+
+# -- rebalancing -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rebalance:
+    """What going from one placement to another costs."""
+
+    bytes_per_gpu: Bytes
+    """Weights that the GPU receives which receives most."""
+    bytes_total: Bytes
+    seconds: Seconds
+    """Time of the transfer at the given bandwidth."""
+    share: float
+    """That time over the interval between two rebalancings."""
+
+
+def rebalance_cost(
+    before: ExpertPlacement,
+    after: ExpertPlacement,
+    *,
+    expert_bytes: Bytes,
+    bandwidth: BytesPerSecond,
+    interval: Seconds,
+) -> Rebalance:
+    """Cost of loading the experts that a GPU did not hold before, from other GPUs.
+
+    A slot whose expert already lies on the same GPU moves nothing off it. `bandwidth` is what one
+    GPU receives, bytes/s.
+    """
+    if before.slots.shape != after.slots.shape or before.gpus != after.gpus:
+        raise ValueError("placements of different shape cannot follow each other")
+    layers = len(after.slots)
+    gpu = np.repeat(np.arange(after.gpus), after.slots_per_gpu)
+    held = np.zeros((layers, after.gpus, after.experts))
+    wanted = np.zeros_like(held)
+    for layer in range(layers):
+        np.add.at(held[layer], (gpu, before.slots[layer]), 1)
+        np.add.at(wanted[layer], (gpu, after.slots[layer]), 1)
+    # Two copies of one expert on one GPU are one transfer.
+    received = ((wanted > 0) & (held == 0)).sum(axis=(0, 2)) * expert_bytes
+    seconds = float(received.max()) / bandwidth
+    return Rebalance(
+        bytes_per_gpu=float(received.max()),
+        bytes_total=float(received.sum()),
+        seconds=seconds,
+        share=seconds / interval,
+    )

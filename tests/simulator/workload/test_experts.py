@@ -1,0 +1,195 @@
+"""Expert placement: no worse than greedy, never better than possible, nothing lost."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.workload.experts import (
+    POLICIES,
+    destinations_per_token,
+    draw_rows,
+    place_experts,
+    read_popularity,
+    rebalance_cost,
+    uniform_popularity,
+    zipf_popularity,
+)
+
+
+def greedy_bins(weights, bins):
+    """Longest-processing-time packing with equally many items a bin: the published second step."""
+    room = len(weights) // bins
+    loads, content = [0.0] * bins, [[] for _ in range(bins)]
+    for item in sorted(range(len(weights)), key=lambda i: -weights[i]):
+        open_bins = [b for b in range(bins) if len(content[b]) < room]
+        chosen = min(open_bins, key=lambda b: loads[b])
+        content[chosen].append(item)
+        loads[chosen] += weights[item]
+    return content
+
+
+def greedy_copies(load, slots):
+    counts = [1] * len(load)
+    for _ in range(slots - len(load)):
+        counts[max(range(len(load)), key=lambda e: load[e] / counts[e])] += 1
+    return counts
+
+
+def greedy_maximum(load, slots, gpus, nodes, groups):
+    """Largest GPU load of the two published greedy steps, written independently."""
+    size = len(load) // groups
+    sums = [sum(load[g * size : (g + 1) * size]) for g in range(groups)]
+    worst = 0.0
+    for chosen in greedy_bins(sums, nodes):
+        local = [load[g * size + i] for g in chosen for i in range(size)]
+        counts = greedy_copies(local, slots // nodes)
+        weights = [local[e] / counts[e] for e in range(len(local)) for _ in range(counts[e])]
+        for content in greedy_bins(weights, gpus // nodes):
+            worst = max(worst, sum(weights[i] for i in content))
+    return worst
+
+
+@pytest.mark.parametrize("policy", ["hierarchical", "global"])
+@pytest.mark.parametrize("gpus", [32, 144, 72])
+@pytest.mark.parametrize("skew", [0.0, 0.8, 2.0])
+def test_no_gpu_carries_more_than_under_the_greedy_steps_alone(policy, gpus, skew):
+    rng = np.random.default_rng(gpus)
+    nodes = 4 if gpus == 32 else 1
+    load = rng.gamma(1.0, size=(4, 256)) * zipf_popularity(4, 256, exponent=skew, rng=rng) * 1e6
+    placed = place_experts(load, gpus=gpus, nodes=nodes, groups=8, redundant=32, policy=policy)
+    worst = placed.gpu_load(load).max(axis=1)
+    grouping = (nodes, 8) if policy == "hierarchical" else (1, 1)
+    for layer in range(4):
+        assert worst[layer] <= greedy_maximum(load[layer], 288, gpus, *grouping) * (1 + 1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_placement_keeps_every_expert_and_all_rows(data):
+    nodes = data.draw(st.sampled_from([1, 2, 4]))
+    gpus = nodes * data.draw(st.integers(1, 4))
+    groups = nodes * data.draw(st.integers(1, 2))
+    experts = np.lcm(gpus, groups) * data.draw(st.integers(1, 3))
+    redundant = gpus * data.draw(st.integers(0, 3))
+    policy = data.draw(st.sampled_from(sorted(POLICIES)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    load = rng.integers(0, 50, size=(2, experts)).astype(float)
+    placed = place_experts(
+        load, gpus=gpus, nodes=nodes, groups=groups, redundant=redundant, policy=policy
+    )
+    assert placed.copies.min() >= 1
+    assert placed.slots.shape == (2, experts + redundant)
+    np.testing.assert_allclose(placed.gpu_load(load).sum(axis=1), load.sum(axis=1))
+    if policy == "hierarchical":  # experts of a group stay in one node
+        node = np.repeat(np.arange(nodes), placed.slots.shape[1] // nodes)
+        group = placed.slots // (experts // groups)
+        for layer, g in itertools.product(range(2), range(groups)):
+            assert len(set(node[group[layer] == g])) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_maximum_lies_between_the_best_possible_and_the_greedy_one(seed):
+    load = np.random.default_rng(seed).integers(1, 30, size=(1, 6)).astype(float)
+    placed = place_experts(load, gpus=3, nodes=1, groups=1, redundant=0, policy="global")
+    pairs = (
+        ((a, b), (c, d), (e, f))
+        for a, b, c, d, e, f in itertools.permutations(range(6))
+        if a < b and c < d and e < f and a < c < e
+    )
+    best = min(max(sum(load[0, i] for i in pair) for pair in split) for split in pairs)
+    worst = placed.gpu_load(load).max()
+    assert best <= worst <= greedy_maximum(load[0], 6, 3, 1, 1)
+
+
+def test_copies_go_to_the_expert_whose_copies_carry_most():
+    load = np.array([[90.0, 40.0, 10.0, 20.0]])
+    placed = place_experts(load, gpus=2, nodes=1, groups=1, redundant=2, policy="global")
+    # 90 -> 45 + 45 -> 30 + 30 + 30, then 40 is the largest.
+    assert placed.copies.tolist() == [[3, 1, 1, 1]]
+    assert placed.gpu_load(load).max() == pytest.approx(80.0)
+
+
+def test_redundant_experts_lower_the_maximum_over_the_mean():
+    rng = np.random.default_rng(0)
+    load = zipf_popularity(8, 256, exponent=0.6, rng=rng)
+    ratio = {}
+    for redundant in (0, 32):
+        placed = place_experts(
+            load, gpus=32, nodes=4, groups=8, redundant=redundant, policy="hierarchical"
+        )
+        per_gpu = placed.gpu_load(load)
+        ratio[redundant] = (per_gpu.max(axis=1) / per_gpu.mean(axis=1)).mean()
+    assert 1.0 <= ratio[32] < ratio[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"redundant": 3}, "16 routed"),
+        ({"policy": "best"}, "known: hierarchical"),
+        ({"nodes": 3, "gpus": 4}, "3 nodes do not divide"),
+    ],
+)
+def test_what_cannot_be_placed_is_one_clear_error(change, message):
+    arguments = {"gpus": 4, "nodes": 2, "groups": 2, "redundant": 0, "policy": "hierarchical"}
+    with pytest.raises(ValueError, match=message):
+        place_experts(uniform_popularity(1, 16), **(arguments | change))
+
+
+def test_drawn_rows_are_tokens_times_top_k_and_no_expert_has_more_than_all_tokens():
+    rng = np.random.default_rng(1)
+    for tokens in (3, 4096):
+        rows = draw_rows(uniform_popularity(5, 256), tokens=tokens, top_k=8, rng=rng)
+        assert rows.sum(axis=1).tolist() == [tokens * 8.0] * 5
+        assert rows.max() <= tokens
+
+
+def test_a_token_of_v3_reaches_four_of_eight_nodes_and_three_of_four():
+    count = {
+        nodes: destinations_per_token(
+            experts=256,
+            groups=8,
+            groups_per_token=4,
+            top_k=8,
+            destinations=nodes,
+            tokens=4096,
+            rng=np.random.default_rng(0),
+        )
+        for nodes in (4, 8, 64)
+    }
+    assert count[8] == pytest.approx(3.97, abs=0.02)  # h800_training_trace.md
+    assert count[64] == pytest.approx(7.49, abs=0.04)
+    # 4 of 8 groups on 4 nodes of two groups each: 4 (1 - C(6,4)/C(8,4)) = 3.143 at most.
+    assert 3.05 < count[4] < 3.143
+
+
+def test_moving_one_expert_costs_its_weights_once():
+    load = np.array([[4.0, 3.0, 2.0, 1.0]])
+    before = place_experts(load, gpus=2, nodes=1, groups=1, redundant=0, policy="in_order")
+    after = place_experts(load, gpus=2, nodes=1, groups=1, redundant=0, policy="global")
+    cost = rebalance_cost(before, after, expert_bytes=10.0, bandwidth=5.0, interval=100.0)
+    assert cost.bytes_per_gpu == 10.0  # {0, 1}, {2, 3} -> {0, 3}, {1, 2}
+    assert cost.bytes_total == 20.0
+    assert cost.seconds == 2.0
+    assert cost.share == 0.02
+    assert (
+        rebalance_cost(after, after, expert_bytes=10.0, bandwidth=5.0, interval=100.0).bytes_total
+        == 0.0
+    )
+
+
+def test_a_histogram_file_reads_back_and_errors_name_the_line(tmp_path: Path):
+    path = tmp_path / "loads.csv"
+    path.write_text("layer,expert,rows\n0,0,30\n0,1,10\n1,1,5\n")
+    read = read_popularity(path, layers=2, experts=2)
+    assert read.tolist() == [[0.75, 0.25], [0.0, 1.0]]
+    path.write_text("layer,expert,rows\n0,0,30\n0,7,10\n")
+    with pytest.raises(ValueError, match=r"line 3: layer 0, expert 7"):
+        read_popularity(path, layers=1, experts=2)
+    path.write_text("layer,expert\n0,0\n")
+    with pytest.raises(ValueError, match="columns"):
+        read_popularity(path, layers=1, experts=2)
