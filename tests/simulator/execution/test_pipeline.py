@@ -1,0 +1,223 @@
+"""Bubbles against their closed forms, transfers, deadlocks and the drawing of a pipeline run."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.execution.pipeline import (
+    Deadlock,
+    PipelineRun,
+    Transfer,
+    draw_to_scale,
+    run_ideal,
+    run_pipeline,
+)
+from simulator.workload.schedules import (
+    BUBBLE_FORMULAS,
+    SCHEDULES,
+    IdealTimes,
+    dualpipe,
+    dualpipev,
+    one_f_one_b,
+    parse_action,
+    zb1p,
+)
+
+EQUAL = IdealTimes(forward=1, input_backward=1, weight_gradient=1, overlapped=3)
+SIZES = [(2, 4), (4, 8), (4, 12), (8, 16), (8, 40), (16, 32), (16, 128)]
+
+
+def test_every_bubble_formula_belongs_to_a_schedule() -> None:
+    assert BUBBLE_FORMULAS.keys() == SCHEDULES.keys()
+
+
+@pytest.mark.parametrize(("ranks", "microbatches"), SIZES)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_bubble_equals_its_closed_form_where_all_works_take_one_unit(
+    name: str, ranks: int, microbatches: int
+) -> None:
+    run = run_ideal(SCHEDULES[name](ranks, microbatches), EQUAL)
+    assert run.bubble_s.max() == pytest.approx(BUBBLE_FORMULAS[name](ranks, EQUAL))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.sampled_from(SIZES),
+    forward=st.integers(1, 9),
+    input_backward=st.integers(1, 9),
+    weight_gradient=st.integers(1, 9),
+)
+def test_1f1b_and_zb1p_equal_their_closed_forms_at_other_ratios(
+    size: tuple[int, int], forward: int, input_backward: int, weight_gradient: int
+) -> None:
+    ranks, microbatches = size
+    weight_gradient = min(weight_gradient, forward, input_backward)
+    times = IdealTimes(forward, input_backward, weight_gradient, overlapped=0)
+    for name in ("1f1b", "interleaved", "zb1p"):
+        run = run_ideal(SCHEDULES[name](ranks, microbatches), times)
+        assert run.bubble_s.max() == pytest.approx(BUBBLE_FORMULAS[name](ranks, times)), name
+
+
+@pytest.mark.parametrize(
+    ("ranks", "microbatches", "times", "first", "middle"),
+    [
+        (8, 20, IdealTimes(1, 1, 1, 2.6), 4.0, 4.8),
+        (16, 120, IdealTimes(1, 1.2, 0.8, 2.7), 13.3, 15.1),
+        (16, 120, IdealTimes(60, 80, 30, 129), 737, 983),
+    ],
+)
+def test_dualpipe_bubble_stays_below_its_formula_at_other_ratios(
+    ranks: int, microbatches: int, times: IdealTimes, first: float, middle: float
+) -> None:
+    """Bubbles of the first and a middle rank as an independent simulation of the published code
+    gives them; pairs shorter than F + B make the formula an upper value."""
+    bubble = run_ideal(dualpipe(ranks, microbatches), times).bubble_s
+    assert bubble[0] == pytest.approx(first)
+    assert bubble[ranks // 2 - 1] == pytest.approx(middle)
+    assert bubble.max() <= BUBBLE_FORMULAS["dualpipe"](ranks, times) + 1e-9
+
+
+def test_1f1b_and_zb1p_bubbles_at_the_times_of_the_h800_pair() -> None:
+    times = IdealTimes(60, 80, 30, 129)
+    assert run_ideal(one_f_one_b(16, 120), times).bubble_s == pytest.approx(np.full(16, 2550))
+    assert run_ideal(zb1p(16, 120), times).bubble_s == pytest.approx(np.full(16, 1650))
+
+
+def _intervals_by_rank(run: PipelineRun) -> list[np.ndarray]:
+    return [
+        np.stack([run.start_s[run.rank == r], run.end_s[run.rank == r]], axis=1)
+        for r in range(run.schedule.ranks)
+    ]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_actions_of_a_rank_follow_each_other_and_data_arrives_before_it_is_used(name: str) -> None:
+    times, hop = IdealTimes(1.0, 1.3, 0.7, 2.4), 0.25
+    run = run_pipeline(
+        SCHEDULES[name](4, 12),
+        duration=lambda rank, action: times.of(action) * (1 + 0.1 * rank),
+        transfer=lambda _: hop,
+        blocking_sends=False,
+    )
+    for spans in _intervals_by_rank(run):
+        assert (spans[1:, 0] >= spans[:-1, 1] - 1e-12).all()
+    # Forward of a stage starts a hop after that of the stage before has ended.
+    end = {}
+    for action, stop in zip(run.actions(), run.end_s, strict=True):
+        end.update(dict.fromkeys(action.chunks, stop))
+    for action, rank, start in zip(run.actions(), run.rank, run.start_s, strict=True):
+        chunk = action.chunk
+        if chunk.work == "F" and chunk.stage > 0:
+            before = chunk._replace(stage=chunk.stage - 1)
+            distance = hop if run.schedule.rank_of(before) != rank else 0.0
+            assert start >= end[before] + distance - 1e-12
+
+
+def test_a_transfer_delays_only_its_receiver_unless_sends_block() -> None:
+    """Two ranks, one micro-batch, F = B = 2, hop 1: forward 2, hop, forward and backward 4, hop,
+    backward 2. With two micro-batches, blocking sends also hold the sender back."""
+    times = IdealTimes(2, 1, 1, 0)
+
+    def run(microbatches: int, blocking: bool) -> PipelineRun:
+        return run_pipeline(
+            one_f_one_b(2, microbatches),
+            duration=lambda _, action: times.of(action),
+            transfer=lambda _: 1.0,
+            blocking_sends=blocking,
+        )
+
+    assert run(1, False).makespan_s == 2 + 1 + 4 + 1 + 2
+    asynchronous, blocking = run(2, False), run(2, True)
+    assert asynchronous.start_s[:2].tolist() == [0.0, 2.0]
+    assert blocking.start_s[:2].tolist() == [0.0, 3.0]
+
+
+def test_each_boundary_is_asked_once_for_its_transfer_time() -> None:
+    asked: list[Transfer] = []
+
+    def transfer(boundary: Transfer) -> float:
+        asked.append(boundary)
+        return 0.0
+
+    run_pipeline(dualpipev(2, 6), duration=lambda *_: 1.0, transfer=transfer, blocking_sends=False)
+    # Half-stages 0 and 3 on rank 0, 1 and 2 on rank 1; between 1 and 2 nothing leaves the rank.
+    assert sorted(asked) == [
+        Transfer("B", 1, 1, 0),
+        Transfer("B", 3, 0, 1),
+        Transfer("F", 0, 0, 1),
+        Transfer("F", 2, 1, 0),
+    ]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from(sorted(SCHEDULES)), st.integers(0, 2**32 - 1))
+def test_makespan_is_at_least_every_bound_and_at_most_the_serial_time(name: str, seed: int) -> None:
+    schedule = SCHEDULES[name](4, 8)
+    rng = np.random.default_rng(seed)
+    drawn = [rng.uniform(0.1, 2.0, len(row)).tolist() for row in schedule.actions]
+    queues = [iter(row) for row in drawn]
+    run = run_pipeline(
+        schedule,
+        duration=lambda rank, _: next(queues[rank]),
+        transfer=lambda _: 0.0,
+        blocking_sends=False,
+    )
+    assert run.busy_s == pytest.approx([sum(row) for row in drawn])
+    assert max(run.busy_s) <= run.makespan_s + 1e-9 <= run.busy_s.sum() + 2e-9
+    assert run.bubble_s.min() >= -1e-9
+
+
+def test_a_schedule_that_cannot_finish_is_a_deadlock_that_marks_each_blocked_rank() -> None:
+    schedule = one_f_one_b(2, 3)
+    texts = ["1F0", "1B1", "1F1", "1B0", "1F2", "1B2"]
+    broken = dataclasses.replace(
+        schedule, actions=(schedule.actions[0], tuple(parse_action(text) for text in texts))
+    )
+    with pytest.raises(Deadlock) as error:
+        run_ideal(broken, EQUAL)
+    message = str(error.value)
+    assert message.startswith("schedule 1f1b: 2 of 2 ranks are blocked at 2 s")
+    assert "rank 1: 1B1 waits for 1F1 on rank 1" in message
+    assert ">>0B0<<" in message
+    assert ">>1B1<<" in message
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_an_impossible_duration_names_its_action(seconds: float) -> None:
+    with pytest.raises(ValueError, match="0F0 on rank 0: duration"):
+        run_pipeline(
+            one_f_one_b(1, 1),
+            duration=lambda *_: seconds,
+            transfer=lambda _: 0.0,
+            blocking_sends=False,
+        )
+
+
+def test_log_columns_hold_both_chunks_of_a_pair() -> None:
+    run = run_ideal(dualpipev(1, 2), EQUAL)
+    columns = run.columns()
+    assert {len(column) for column in columns.values()} == {len(run.rank)}
+    row = list(columns["label"]).index("1F1&0B0")
+    assert [columns[name][row] for name in ("work", "stage", "microbatch")] == ["F&B", 1, 1]
+    assert columns["overlapped_stage"][row] == 0
+    assert columns["overlapped_microbatch"][row] == 0
+    assert columns["overlapped_stage"][0] == -1
+
+
+def test_drawing_is_to_scale_with_idle_time_as_dots() -> None:
+    assert draw_to_scale(run_ideal(one_f_one_b(2, 2), EQUAL)).splitlines() == [
+        "rank 0 |F0 |F1 ........|B0     ....|B1     |",
+        "rank 1 ....|F0 |B0     |F1 |B1     ........|",
+        "time   ^0                  ^5",
+    ]
+
+
+def test_drawing_keeps_every_label_whole_and_tells_half_stages_apart() -> None:
+    run = run_ideal(dualpipev(2, 4), IdealTimes(0.06, 0.08, 0.03, 0.129))
+    rows = draw_to_scale(run).splitlines()
+    for rank, row in enumerate(run.schedule.actions):
+        cells = [cell.strip(" .") for cell in rows[rank].removeprefix(f"rank {rank} ").split("|")]
+        assert [cell for cell in cells if cell] == [str(action) for action in row]

@@ -1,0 +1,227 @@
+"""Every schedule goes through one validator; counts and layouts are those of the papers."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.workload.schedules import (
+    SCHEDULES,
+    Action,
+    Chunk,
+    Schedule,
+    dualpipe,
+    dualpipev,
+    held_activations,
+    interleaved,
+    one_f_one_b,
+    parse_action,
+    peak_in_flight,
+    render_grid,
+    validate,
+    zb1p,
+)
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> Schedule:
+    """Any schedule of any allowed size up to 12 ranks."""
+    name = draw(st.sampled_from(sorted(SCHEDULES)))
+    ranks = draw(st.integers(1, 12))
+    more = draw(st.integers(0, 12))
+    match name:
+        case "dualpipe":
+            ranks += ranks % 2
+            microbatches = 2 * ranks + 2 * more
+        case "dualpipev":
+            microbatches = 2 * ranks + more
+        case "interleaved":
+            microbatches = ranks * (1 + more // 3)
+        case "zb1p":
+            microbatches = ranks + more
+        case _:
+            microbatches = 1 + more
+    return SCHEDULES[name](ranks, microbatches)
+
+
+@settings(max_examples=60, deadline=None)
+@given(schedules())
+def test_every_schedule_is_complete_ordered_and_free_of_deadlock(schedule: Schedule) -> None:
+    validate(schedule)
+
+
+@settings(max_examples=20, deadline=None)
+@given(schedules())
+def test_text_form_of_every_action_reads_back(schedule: Schedule) -> None:
+    for row in schedule.actions:
+        assert [parse_action(str(action)) for action in row] == list(row)
+
+
+@settings(max_examples=20, deadline=None)
+@given(schedules())
+def test_a_rank_holds_no_activations_after_its_last_action(schedule: Schedule) -> None:
+    for rank, row in enumerate(schedule.actions):
+        held = held_activations(schedule, rank)
+        assert held.whole.min() >= 0
+        assert held.put_off.min() >= 0
+        # During the last action one chunk is left, which that action empties.
+        assert (held.whole + held.put_off)[-1].sum() == len(row[-1].chunks)
+
+
+@pytest.mark.parametrize("text", ["", "0F", "F1", "0X1", "0F1&", "0F1&1B0&2B0", "-1F0"])
+def test_text_that_is_no_action_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="must be stage, one of F, B, I, W"):
+        parse_action(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "microbatches", "message"),
+    [
+        ("1f1b", 0, 4, "ranks = 0, must be at least 1"),
+        ("1f1b", 4, 0, "microbatches = 0, must be at least 1"),
+        ("interleaved", 4, 6, "microbatches = 6, must be a positive multiple of the 4 ranks"),
+        ("zb1p", 8, 7, "microbatches = 7, must be at least the 8 ranks"),
+        ("dualpipe", 7, 20, "ranks = 7, must be even and at least 2"),
+        ("dualpipe", 8, 21, "microbatches = 21, must be even and at least 2 x 8 ranks = 16"),
+        ("dualpipe", 8, 14, "microbatches = 14, must be even and at least 2 x 8 ranks = 16"),
+        ("dualpipev", 8, 15, "microbatches = 15, must be at least 2 x 8 ranks = 16"),
+    ],
+)
+def test_a_size_that_a_schedule_cannot_take_is_one_clear_line(
+    name: str, ranks: int, microbatches: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        SCHEDULES[name](ranks, microbatches)
+    assert str(error.value).startswith(f"schedule {name}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_dualpipe_has_the_chunk_counts_of_the_published_code() -> None:
+    """16 ranks, 120 micro-batches, h = distance from the end: F 23-h, I 15-h, full B 8 or 9,
+    W 15-h, F&B 97+h; at the turning point one pair runs as F and B instead."""
+    schedule = dualpipe(16, 120)
+    for rank, expected in {
+        0: (23, 15, 8, 15, 97),
+        15: (23, 15, 8, 15, 97),
+        7: (17, 8, 9, 8, 103),
+    }.items():
+        works = [action.work for action in schedule.actions[rank]]
+        assert tuple(works.count(work) for work in ("F", "I", "B", "W", "F&B")) == expected
+
+
+def test_dualpipe_holds_a_stage_and_its_mirror_and_dualpipev_two_half_stages() -> None:
+    assert [dualpipe(8, 16).stages_of(rank) for rank in range(8)] == [
+        (min(r, 7 - r), max(r, 7 - r)) for r in range(8)
+    ]
+    assert [dualpipev(4, 8).stages_of(rank) for rank in range(4)] == [(r, 7 - r) for r in range(4)]
+    assert dualpipev(4, 8).stages == 8
+    assert interleaved(4, 8, stages_per_rank=3).stages_of(1) == (1, 5, 9)
+
+
+def test_dualpipe_ranks_mirror_each_other_with_the_directions_exchanged() -> None:
+    schedule = dualpipe(8, 20)
+    for rank in range(4):
+        mirrored = [
+            Action(*(c._replace(microbatch=(c.microbatch + 10) % 20) for c in action.chunks))
+            for action in schedule.actions[rank]
+        ]
+        assert mirrored == list(schedule.actions[7 - rank])
+
+
+def test_dualpipe_and_dualpipev_share_one_order() -> None:
+    """A rank of DualPipe and one of DualPipeV of half the ranks do the same works in a row."""
+    for rank in range(4):
+        works = [
+            [action.work for action in schedule.actions[rank]]
+            for schedule in (dualpipe(8, 40), dualpipev(4, 20))
+        ]
+        assert works[0] == works[1]
+
+
+def test_most_activations_in_flight_are_those_of_the_papers() -> None:
+    """1F1B and ZB1P: PP; DualPipe: PP + 1 (arXiv 2412.19437, table 2)."""
+    assert peak_in_flight(one_f_one_b(8, 20)) == (8, 7, 6, 5, 4, 3, 2, 1)
+    assert peak_in_flight(zb1p(8, 20)) == (8,) * 8
+    assert peak_in_flight(dualpipe(8, 20)) == (9,) * 8
+    assert peak_in_flight(dualpipev(4, 20)) == (9,) * 4
+
+
+def test_held_activations_count_each_stage_and_what_is_put_off() -> None:
+    held = held_activations(zb1p(2, 3), 1)  # F I F I W F I W W
+    assert held.stages == (1,)
+    np.testing.assert_array_equal(held.whole[:, 0], [1, 1, 1, 1, 0, 1, 1, 0, 0])
+    np.testing.assert_array_equal(held.put_off[:, 0], [0, 0, 1, 1, 2, 1, 1, 2, 1])
+
+
+def _edited(schedule: Schedule, rank: int, actions: list[Action]) -> Schedule:
+    rows = list(schedule.actions)
+    rows[rank] = tuple(actions)
+    return dataclasses.replace(schedule, actions=tuple(rows))
+
+
+def _without(schedule: Schedule, rank: int, text: str) -> Schedule:
+    return _edited(schedule, rank, [a for a in schedule.actions[rank] if str(a) != text])
+
+
+def _replaced(schedule: Schedule, rank: int, old: str, new: str) -> Schedule:
+    actions = [parse_action(new) if str(a) == old else a for a in schedule.actions[rank]]
+    return _edited(schedule, rank, actions)
+
+
+def _swapped(schedule: Schedule, rank: int, first: str, second: str) -> Schedule:
+    exchange = {first: second, second: first}
+    texts = [exchange.get(str(a), str(a)) for a in schedule.actions[rank]]
+    return _edited(schedule, rank, [parse_action(text) for text in texts])
+
+
+@pytest.mark.parametrize(
+    ("broken", "message", "mark"),
+    [
+        (_without(one_f_one_b(2, 3), 1, "1F2"), "micro-batch 2 on stage 1 has no forward", "1B2"),
+        (_without(one_f_one_b(2, 3), 1, "1B2"), "must have one backward", "1F2"),
+        (_without(zb1p(2, 3), 0, "0W2"), "has an I without its W", "0I2"),
+        (_without(zb1p(2, 3), 0, "0I2"), "must have one backward", "0F2"),
+        (_swapped(zb1p(2, 3), 0, "0I1", "0W1"), "has its W before its I", "0W1"),
+        (_swapped(one_f_one_b(2, 3), 1, "1F1", "1B1"), "can never start", "1B1"),
+        (_replaced(one_f_one_b(2, 3), 0, "0F1", "0F0"), "0F0 is performed twice", "0F0"),
+        (_replaced(one_f_one_b(2, 3), 0, "0F1", "1F1"), "1F1 on rank 0 belongs to rank 1", "1F1"),
+        (_replaced(one_f_one_b(2, 3), 0, "0F1", "0F9"), "micro-batches 0..2", "0F9"),
+        (_replaced(dualpipev(1, 2), 0, "1F1&0B0", "1F1&0B1"), "two different", "1F1&0B1"),
+        (_replaced(dualpipev(1, 2), 0, "1F1&0B0", "1F1&0F0"), "overlaps an F with a B", "1F1&0F0"),
+    ],
+)
+def test_the_validator_names_what_is_wrong_and_marks_the_cell(
+    broken: Schedule, message: str, mark: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        validate(broken)
+    assert f">>{mark}<<" in str(error.value)
+
+
+def test_a_cycle_between_ranks_is_found() -> None:
+    """Each rank would do first what the other has not yet sent."""
+    placement = ((0, 1, 0),)
+    rows = (("2F0", "0F0", "2B0", "0B0"), ("1F0", "1B0"))
+    schedule = Schedule(
+        "cycle", 1, placement, tuple(tuple(parse_action(t) for t in row) for row in rows)
+    )
+    with pytest.raises(ValueError, match="2F0 on rank 0 can never start"):
+        validate(schedule)
+
+
+def test_printed_grid_has_one_row_a_rank_and_one_cell_an_action() -> None:
+    assert render_grid(dualpipev(2, 4)).splitlines() == [
+        "rank 0 (half-stages 0, 3) | 0F0     0F1     0F2     3F0     3I0     3W0     3F1     "
+        "0F3&3B1 3F2&0B0 3B2     3F3&0B1 3B3     0I2     0W2     0I3     0W3",
+        "rank 1 (half-stages 1, 2) | 1F0     2F0     1F1     2F1     1F2     2B0     2F2&1B0 "
+        "1F3&2B1 2F3&1B1 2B2     1B2     2I3     1I3     2W3     1W3",
+    ]
+    assert "rank 5 (stages 5, 2)" in render_grid(dualpipe(8, 20))
+
+
+def test_chunks_of_the_two_directions_run_on_mirrored_ranks() -> None:
+    schedule = dualpipe(4, 8)
+    assert schedule.rank_of(Chunk("F", 1, 3)) == 1
+    assert schedule.rank_of(Chunk("F", 1, 4)) == 2
