@@ -1,0 +1,157 @@
+"""Read and write tables of measured kernel times: CSV files with the columns of `COLUMNS`.
+
+One row is one kernel at one size under stated conditions. ``sizes`` is text such as
+``k=7168;m=4096;n=1536``, names sorted; ``seconds`` is the mean; ``spread`` is the standard
+deviation of the repeats over their mean, empty where unknown; ``conditions`` is text such as
+``set=infersim;out_dtype=bfloat16``, names sorted:
+
+    set         version of the kernels; rows of different sets never enter one fit
+    out_dtype   type of the result
+    all_to_all  share of the kernel's time with an all-to-all in flight beside it, 0 where absent
+    repeats     kernels behind the mean
+    nodes       nodes of the expert-parallel group (dispatch and combine)
+"""
+
+import csv
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hardware_profiles.schema import ROOT
+
+COLUMNS = ("kind", "sizes", "dtype", "sms", "seconds", "spread", "source", "conditions")
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One measured kernel time."""
+
+    kind: str
+    """Kernel family, a key of reference_model.trace.KINDS."""
+    sizes: tuple[tuple[str, int], ...]
+    """Sorted (name, value) pairs, as in reference_model.trace.Operator."""
+    dtype: str
+    """Operand type."""
+    sms: int
+    """SMs the kernel had for itself."""
+    seconds: float
+    spread: float | None
+    """Standard deviation over mean of the repeats; None where unknown."""
+    source: str
+    conditions: Pairs
+    """Sorted (name, value) pairs."""
+
+    def condition(self, name: str, default: str = "") -> str:
+        """Return one condition, or ``default`` where the row does not state it."""
+        return dict(self.conditions).get(name, default)
+
+    @property
+    def kernel_set(self) -> str:
+        """Version of the kernels, such as "infersim"."""
+        return self.condition("set")
+
+    @property
+    def out_dtype(self) -> str:
+        """Type of the result."""
+        return self.condition("out_dtype", self.dtype)
+
+    @property
+    def all_to_all_share(self) -> float:
+        """Share of the time with an all-to-all in flight, 0 to 1."""
+        return float(self.condition("all_to_all", "0"))
+
+
+def table_path(name: str) -> Path:
+    """Path of a shipped table, such as "h800_sxm"."""
+    return ROOT / "measurements" / f"{name}.csv"
+
+
+def load_measurements(path: Path) -> tuple[Measurement, ...]:
+    """Read a table. Raises ValueError naming file, line and column of the first bad value."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            if tuple(header) != COLUMNS:
+                raise ValueError(f"{path.name}: columns are {header}, allowed: {list(COLUMNS)}")
+            return tuple(_row(path.name, reader.line_num, row) for row in reader)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def write_measurements(path: Path, rows: Iterable[Measurement]) -> None:
+    """Write a table, sorted, so that the same measurements always give the same file."""
+    lines = sorted(_cells(row) for row in rows)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(lines)
+
+
+def _cells(row: Measurement) -> tuple[str, ...]:
+    return (
+        row.kind,
+        format_pairs(row.sizes),
+        row.dtype,
+        str(row.sms),
+        f"{row.seconds:.6g}",
+        "" if row.spread is None else f"{row.spread:.3g}",
+        row.source,
+        format_pairs(row.conditions),
+    )
+
+
+def format_pairs(pairs: Iterable[tuple[str, object]]) -> str:
+    """Write (name, value) pairs as ``k=7168;m=4096``."""
+    return ";".join(f"{name}={value}" for name, value in sorted(pairs))
+
+
+def _pairs(text: str) -> Pairs:
+    pairs = [tuple(part.split("=", 1)) for part in text.split(";")] if text else []
+    if any(len(pair) != 2 or not pair[0] for pair in pairs):
+        raise ValueError(f"{text!r} is not name=value;name=value")
+    return tuple(sorted((pair[0], pair[1]) for pair in pairs))
+
+
+def _row(file: str, line: int, cells: list[str]) -> Measurement:
+    if len(cells) != len(COLUMNS):
+        raise ValueError(f"{file}: line {line}: {len(cells)} cells, needs {len(COLUMNS)}")
+    values = dict(zip(COLUMNS, cells, strict=True))
+    column = ""
+    try:
+        column = "sizes"
+        sizes = tuple((name, int(value)) for name, value in _pairs(values["sizes"]))
+        if any(value < 0 for _, value in sizes):
+            raise ValueError(f"{values['sizes']!r} holds a negative size")
+        column = "sms"
+        sms = int(values["sms"])
+        if sms < 1:
+            raise ValueError(f"{sms} is not allowed: it must be at least 1")
+        column = "seconds"
+        seconds = float(values["seconds"])
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise ValueError(f"{values['seconds']!r} is not a positive number")
+        column = "spread"
+        spread = float(values["spread"]) if values["spread"] else None
+        if spread is not None and not (math.isfinite(spread) and spread >= 0):
+            raise ValueError(f"{values['spread']!r} is not a number of 0 or more")
+        column = "conditions"
+        conditions = _pairs(values["conditions"])
+        share = float(dict(conditions).get("all_to_all", "0"))
+        if not 0 <= share <= 1:
+            raise ValueError(f"all_to_all={share} is not a share between 0 and 1")
+    except ValueError as error:
+        raise ValueError(f"{file}: line {line}: {column}: {error}") from None
+    return Measurement(
+        kind=values["kind"],
+        sizes=sizes,
+        dtype=values["dtype"],
+        sms=sms,
+        seconds=seconds,
+        spread=spread,
+        source=values["source"],
+        conditions=conditions,
+    )

@@ -1,0 +1,55 @@
+"""Measurement tables: shipped ones parse, wrong ones are one clear error."""
+
+import pytest
+
+from hardware_profiles.schema import ROOT
+from hardware_profiles.tables import COLUMNS, load_measurements, table_path, write_measurements
+from reference_model.trace import KINDS
+
+TABLES = sorted(path.stem for path in (ROOT / "measurements").glob("*.csv"))
+HEADER = ",".join(COLUMNS)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_of_a_shipped_table_has_a_known_kind_its_sizes_and_a_source(name):
+    rows = load_measurements(table_path(name))
+    assert rows
+    for row in rows:
+        assert {size for size, _ in row.sizes} == set(KINDS[row.kind].sizes), row
+        assert row.source
+        assert row.kernel_set
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_writing_a_table_that_was_read_gives_the_same_file(name, tmp_path):
+    again = tmp_path / "again.csv"
+    write_measurements(again, load_measurements(table_path(name)))
+    assert again.read_bytes() == table_path(name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"t\.csv: columns are \[\], allowed"),
+        ("kind,seconds\n", r"t\.csv: columns are"),
+        (f"{HEADER}\ngemm,m=1,fp8,132,1e-6,,s\n", r"line 2: 7 cells, needs 8"),
+        (f"{HEADER}\ngemm,m=x,fp8,132,1e-6,,s,\n", r"line 2: sizes: .*'x'"),
+        (f"{HEADER}\ngemm,m,fp8,132,1e-6,,s,\n", r"line 2: sizes: 'm' is not name=value"),
+        (f"{HEADER}\ngemm,m=-1,fp8,132,1e-6,,s,\n", r"line 2: sizes: .*negative"),
+        (f"{HEADER}\ngemm,m=1,fp8,0,1e-6,,s,\n", r"line 2: sms: 0 is not allowed"),
+        (f"{HEADER}\ngemm,m=1,fp8,132,0,,s,\n", r"line 2: seconds: '0' is not a positive"),
+        (f"{HEADER}\ngemm,m=1,fp8,132,nan,,s,\n", r"line 2: seconds: 'nan' is not a positive"),
+        (f"{HEADER}\ngemm,m=1,fp8,132,1e-6,-1,s,\n", r"line 2: spread: '-1'"),
+        (f"{HEADER}\ngemm,m=1,fp8,132,1e-6,,s,all_to_all=2\n", r"conditions: all_to_all=2\.0"),
+    ],
+)
+def test_a_wrong_table_names_file_line_and_column(tmp_path, text, message):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_measurements(path)
+
+
+def test_a_table_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        load_measurements(tmp_path / "gone.csv")
