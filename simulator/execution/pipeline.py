@@ -23,6 +23,10 @@ from simulator.workload.schedules import (
 )
 
 
+Performance = Generator[simpy.Event, Any, None]
+"""What an action does: a simpy process that ends when the action does."""
+
+
 class Deadlock(RuntimeError):
     """Nothing can happen any more and work is left; the message shows where each rank stands."""
 
@@ -102,15 +106,38 @@ def run_pipeline(
     transfer: Callable[[Transfer], float],
     blocking_sends: bool,
 ) -> PipelineRun:
+    """Perform a schedule whose actions last a known time.
+
+    duration(rank, action): seconds, asked once for each action when it starts. The rest is as in
+    `perform_pipeline`. Raises ValueError for a negative or undefined time as well.
+    """
+
+    def last(env: simpy.Environment, rank: int, index: int) -> Performance:
+        action = schedule.actions[rank][index]
+        yield env.timeout(_checked(duration(rank, action), f"{action} on rank {rank}"))
+
+    return perform_pipeline(
+        schedule, perform=last, transfer=transfer, blocking_sends=blocking_sends
+    )
+
+
+def perform_pipeline(
+    schedule: Schedule,
+    *,
+    perform: Callable[[simpy.Environment, int, int], Performance],
+    transfer: Callable[[Transfer], float],
+    blocking_sends: bool,
+) -> PipelineRun:
     """Perform a schedule.
 
-    duration(rank, action): seconds, asked once for each action when it starts. transfer(transfer):
-    seconds from the end of the producing action until the consumer has the data, asked once for
-    each distinct transfer between two ranks; transfers do not slow each other.
-    blocking_sends: a rank waits for its sends before its next action, as the published DualPipe
-    code does; otherwise sends run beside the next action.
+    perform(env, rank, index): what action `index` of a rank does in simulated time, started once
+    when the action starts. transfer(transfer): seconds from the end of the producing action until
+    the consumer has the data, asked once for each distinct transfer between two ranks; transfers do
+    not slow each other. blocking_sends: a rank waits for its sends before its next action, as the
+    published DualPipe code does; otherwise sends run beside the next action.
 
-    Raises ValueError for a negative or undefined time, Deadlock where the order cannot be finished.
+    Raises ValueError for a negative or undefined transfer time, Deadlock where the order cannot be
+    finished.
     """
     needs = dependencies(schedule)
     pending = [[len(need) for need in row] for row in needs]
@@ -133,14 +160,14 @@ def run_pipeline(
         assert event.callbacks is not None
         event.callbacks.append(lambda _: arrive(rank, index))
 
-    def perform(rank: int) -> Generator[simpy.Event, None, None]:
-        for index, action in enumerate(schedule.actions[rank]):
+    def run_rank(rank: int) -> Generator[simpy.Event, None, None]:
+        for index in range(len(schedule.actions[rank])):
             position[rank] = index
             if pending[rank][index] > 0:
                 event = wake[rank] = env.event()
                 yield event
             starts[rank][index] = env.now
-            yield env.timeout(_checked(duration(rank, action), f"{action} on rank {rank}"))
+            yield from perform(env, rank, index)
             ends[rank][index] = env.now
             sending = 0.0
             for consumer, consumer_index, delay in consumers[rank][index]:
@@ -154,7 +181,7 @@ def run_pipeline(
         position[rank] = len(schedule.actions[rank])
 
     for rank in range(schedule.ranks):
-        env.process(perform(rank))
+        env.process(run_rank(rank))
     env.run()
     blocked = {r: i for r, i in enumerate(position) if i < len(schedule.actions[r])}
     if blocked:
