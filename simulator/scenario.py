@@ -68,8 +68,8 @@ class ScenarioFile(Profile):
 NAMED = ("model", "cluster", "calibration")
 """Fields of a scenario that name a file of their own."""
 
-JOBS = ("training",)
-"""Fields of a scenario that hold a job; a scenario has exactly one of them."""
+JOBS: dict[str, type[Profile]] = {"training": TrainingJob}
+"""Fields of a scenario that hold a job, and its type; a scenario has exactly one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,10 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
     """
     path, where = _find(name_or_path)
     raw = read_yaml(path, where=where)
-    changes = dict(_parse_override(text) for text in overrides)
-    for change in changes:
-        _check_root(change, where)
+    changes = {
+        _full_path(path, raw, where): value
+        for path, value in (_parse_override(text) for text in overrides)
+    }
     named = {root: value for root, value in changes.items() if "." not in root}
     raw = apply_overrides(raw, named, where=where)
     raw, labels = _expand(raw, changes, where=where)
@@ -159,13 +160,17 @@ def _parse_override(text: str) -> tuple[str, Any]:
         ) from None
 
 
-def _check_root(path: str, where: str) -> None:
+def _full_path(path: str, raw: Raw, where: str) -> str:
+    """The path from the root of the scenario; fields of its job may be given without the job."""
     root = path.split(".", maxsplit=1)[0]
-    if root not in ScenarioFile.model_fields:
-        raise ValueError(
-            f"{where}: --set {path}: unknown field {root!r}; "
-            f"known: {', '.join(sorted(ScenarioFile.model_fields))}"
-        )
+    if root in ScenarioFile.model_fields:
+        return path
+    job = next((job for job in JOBS if raw.get(job) is not None), None)
+    of_job = JOBS[job].model_fields if job else {}
+    if root in of_job:
+        return f"{job}.{path}"
+    known = sorted({*ScenarioFile.model_fields, *of_job})
+    raise ValueError(f"{where}: --set {path}: unknown field {root!r}; known: {', '.join(known)}")
 
 
 def _expand(raw: Raw, changes: dict[str, Any], *, where: str) -> tuple[Raw, dict[str, str]]:

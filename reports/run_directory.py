@@ -1,0 +1,96 @@
+"""A run directory that appears whole or not at all: scenario, metrics, events and report in.
+
+Everything is written beside the final place and moved there at the end, so that an interrupted or
+failed run leaves what stood there before.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS_FILE = "metrics.json"
+SCENARIO_FILE = "scenario.yaml"
+
+
+def write_run(
+    directory: Path,
+    *,
+    scenario: str,
+    metrics: Mapping[str, Any],
+    tables: Mapping[str, pd.DataFrame],
+    write_report: Callable[[Path], None],
+) -> None:
+    """Write a run directory, replacing an earlier run of the same place.
+
+    Args:
+        scenario: the resolved scenario as YAML.
+        tables: file name without ending -> frame, written as parquet.
+        write_report: writes the report's files into the directory it is given.
+
+    Raises:
+        ValueError: the place exists and is no run directory, or cannot be written.
+    """
+    check_replaceable(directory)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    except OSError as error:
+        raise ValueError(f"{directory}: cannot be written: {error.strerror}") from error
+    try:
+        draft.chmod(0o755)
+        (draft / SCENARIO_FILE).write_text(scenario, encoding="utf-8")
+        for name, frame in tables.items():
+            frame.to_parquet(draft / f"{name}.parquet", index=False)
+        write_report(draft)
+        # Last, because it marks the directory as a complete run.
+        text = json.dumps(metrics, indent=2, allow_nan=False)
+        (draft / METRICS_FILE).write_text(f"{text}\n", encoding="utf-8")
+        _put_in_place(draft, directory)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def check_replaceable(directory: Path) -> None:
+    """Raise ValueError where `directory` holds something that is not an earlier run."""
+    if directory.exists() and not (directory / METRICS_FILE).is_file():
+        raise ValueError(
+            f"{directory}: exists and is not a run directory (no {METRICS_FILE}); "
+            "allowed: a new path or an earlier run"
+        )
+
+
+def read_metrics(directory: Path) -> dict[str, Any]:
+    """The metrics of a run directory.
+
+    Raises:
+        ValueError: it is no run directory, or its metrics cannot be read.
+    """
+    path = directory / METRICS_FILE
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{directory}: not a run directory: {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{path}: holds {type(metrics).__name__}, not the metrics of a run")
+    return metrics
+
+
+def _put_in_place(draft: Path, directory: Path) -> None:
+    if not directory.exists():
+        draft.rename(directory)
+        return
+    former = draft.with_name(f"{draft.name}.former")
+    directory.rename(former)
+    draft.rename(directory)
+    shutil.rmtree(former)

@@ -1,0 +1,173 @@
+"""Bytes that training keeps on one GPU of each pipeline rank: a layout and a schedule in, sums out.
+
+Weights are held once for computing (FP8 with a scale a 128 x 128 block for the matrices whose
+products run in FP8, BF16 for the rest), gradients in FP32 for every parameter held, and the
+optimizer's FP32 master weights and BF16 moments only for this rank's shard (ZeRO-1; Report,
+sections 3.2 and 3.3.3). Activations are what the recorded model keeps after each phase, times the
+micro-batches that the schedule has in flight. A forward or backward in progress also needs room for
+its largest operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+from hardware_profiles.units import Bytes, format_bytes
+from reference_model.config import ModelConfig, parameter_counts
+from reference_model.trace import TILE, OperatorTrace
+from simulator.workload.layout import ParallelLayout, Stage
+from simulator.workload.lowering import FORWARD, INPUT_GRAD, Load, OperatorsOf
+from simulator.workload.schedules import Schedule, held_activations
+
+FP8_BYTES, BF16_BYTES, FP32_BYTES = 1, 2, 4
+MASTER_AND_MOMENTS_BYTES = FP32_BYTES + 2 * BF16_BYTES
+
+
+class Infeasible(ValueError):
+    """A layout that does not fit the memory of its GPUs."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldParameters:
+    """Parameters of the layers on one GPU, by how they are shared and stored."""
+
+    replicated_fp8: int
+    """Every data-parallel rank holds them; their products run in FP8."""
+    replicated_bf16: int
+    """Every data-parallel rank holds them; embedding, head, norms, router, MTP projection."""
+    expert_fp8: int
+    """Routed experts of this GPU."""
+
+    @property
+    def replicated(self) -> int:
+        return self.replicated_fp8 + self.replicated_bf16
+
+    @property
+    def total(self) -> int:
+        return self.replicated + self.expert_fp8
+
+    def __add__(self, other: HeldParameters) -> HeldParameters:
+        return HeldParameters(
+            self.replicated_fp8 + other.replicated_fp8,
+            self.replicated_bf16 + other.replicated_bf16,
+            self.expert_fp8 + other.expert_fp8,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RankMemory:
+    """Bytes on one GPU of a pipeline rank at the worst moment of a step."""
+
+    weights: Bytes
+    gradients: Bytes
+    optimizer: Bytes
+    activations: Bytes
+    workspace: Bytes
+    reserved: Bytes
+
+    @property
+    def total(self) -> Bytes:
+        return sum((getattr(self, field.name) for field in fields(self)), 0.0)
+
+
+def layer_parameters(config: ModelConfig, kind: str, *, local_experts: int) -> HeldParameters:
+    """What one layer of `kind` puts on a GPU that holds `local_experts` of its routed experts."""
+    counts = parameter_counts(config)
+    # The latents' norms are the only attention parameters outside a matrix product.
+    latent_norms = (config.q_lora_rank or 0) + config.kv_lora_rank
+    attention = counts.attention - latent_norms
+    norms = latent_norms + counts.layer_norms
+    moe = HeldParameters(
+        attention + counts.shared_experts, norms + counts.router, local_experts * counts.expert
+    )
+    match kind:
+        case "embedding":
+            return HeldParameters(0, counts.embedding, 0)
+        case "head":
+            return HeldParameters(0, counts.head + counts.final_norm, 0)
+        case "dense":
+            return HeldParameters(attention + counts.dense_feed_forward, norms, 0)
+        case "moe":
+            return moe
+        case _:
+            # The module's own layer, and what it adds to one: projection and norms.
+            return moe + HeldParameters(0, counts.mtp - counts.moe_layer, 0)
+
+
+def held_parameters(
+    config: ModelConfig, stages: Sequence[Stage], held: Sequence[int], *, local_experts: int
+) -> HeldParameters:
+    """What the stages with the indices `held` put on one GPU."""
+    total = HeldParameters(0, 0, 0)
+    for stage in held:
+        for kind in stages[stage]:
+            total += layer_parameters(config, kind, local_experts=local_experts)
+    return total
+
+
+def parameter_copies(schedule: Schedule) -> int:
+    """Ranks of one pipeline that hold the same stages: 2 where two directions share the ranks."""
+    return schedule.directions
+
+
+def training_memory(
+    schedule: Schedule,
+    stages: Sequence[Stage],
+    *,
+    config: ModelConfig,
+    layout: ParallelLayout,
+    trace: OperatorTrace,
+    operators: OperatorsOf,
+    load: Load,
+    reserved: Bytes,
+) -> list[RankMemory]:
+    """Memory of every pipeline rank, in rank order."""
+
+    def saved(stage: int, phase: str) -> int:
+        return sum(trace.saved_bytes(kind, phase, **asdict(load)) for kind in stages[stage])
+
+    ranks = []
+    for rank in range(schedule.ranks):
+        in_flight = held_activations(schedule, rank)
+        whole = [saved(stage, FORWARD) for stage in in_flight.stages]
+        put_off = [saved(stage, INPUT_GRAD) for stage in in_flight.stages]
+        held = held_parameters(config, stages, in_flight.stages, local_experts=layout.local_experts)
+        kinds = {kind for stage in in_flight.stages for kind in stages[stage]}
+        shards = layout.dp * parameter_copies(schedule)
+        expert_shards = layout.expert_replicas * parameter_copies(schedule)
+        ranks.append(
+            RankMemory(
+                weights=(held.replicated_fp8 + held.expert_fp8) * (FP8_BYTES + FP32_BYTES / TILE**2)
+                + held.replicated_bf16 * BF16_BYTES,
+                gradients=held.total * FP32_BYTES,
+                optimizer=(held.replicated / shards + held.expert_fp8 / expert_shards)
+                * MASTER_AND_MOMENTS_BYTES,
+                activations=float(
+                    (in_flight.whole @ whole + in_flight.put_off @ put_off).max(initial=0)
+                ),
+                workspace=max(
+                    operator.bytes_read + operator.bytes_written
+                    for kind in kinds
+                    for phase in (FORWARD, INPUT_GRAD)
+                    for operator in operators(kind, phase)
+                ),
+                reserved=reserved,
+            )
+        )
+    return ranks
+
+
+def check_fits(ranks: Sequence[RankMemory], capacity: Bytes) -> None:
+    """Raise Infeasible, saying which rank exceeds the memory by how much, and what fills it."""
+    rank, worst = max(enumerate(ranks), key=lambda pair: pair[1].total)
+    if worst.total > capacity:
+        parts = ", ".join(
+            f"{name} {format_bytes(value)}"
+            for name, value in sorted(asdict(worst).items(), key=lambda item: -item[1])
+        )
+        raise Infeasible(
+            f"pipeline rank {rank} needs {format_bytes(worst.total)} a GPU, "
+            f"{worst.total - capacity:.0f} bytes ({format_bytes(worst.total - capacity)}) "
+            f"more than its {format_bytes(capacity)}: {parts}"
+        )

@@ -1,0 +1,69 @@
+"""A run directory appears whole or not at all, and replaces only an earlier run."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from reports.run_directory import read_metrics, write_run
+
+
+def write(directory, *, value=1.0, write_report=lambda draft: None):
+    write_run(
+        directory,
+        scenario="name: test\n",
+        metrics={"step_time_s": value},
+        tables={"events": pd.DataFrame({"start_s": [0.0]})},
+        write_report=write_report,
+    )
+
+
+def test_a_run_directory_holds_scenario_metrics_events_and_report(tmp_path):
+    write(tmp_path / "run", write_report=lambda draft: (draft / "report.html").write_text("x"))
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"scenario.yaml", "metrics.json", "events.parquet", "report.html"}
+    assert read_metrics(tmp_path / "run") == {"step_time_s": 1.0}
+
+
+def test_a_second_run_replaces_the_first(tmp_path):
+    write(tmp_path / "run", value=1.0)
+    write(tmp_path / "run", value=2.0)
+    assert read_metrics(tmp_path / "run") == {"step_time_s": 2.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_failure_leaves_the_earlier_run_and_nothing_else(tmp_path):
+    write(tmp_path / "run", value=1.0)
+
+    def fail(draft):
+        raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError):
+        write(tmp_path / "run", value=2.0, write_report=fail)
+    assert read_metrics(tmp_path / "run") == {"step_time_s": 1.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="is not a run directory"):
+        write(tmp_path / "run")
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+def test_metrics_that_are_not_numbers_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match=r"not JSON compliant|Out of range"):
+        write(tmp_path / "run", value=float("nan"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_reading_what_is_no_run_says_so(tmp_path):
+    with pytest.raises(ValueError, match="not a run directory"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps([1]))
+    with pytest.raises(ValueError, match="holds list"):
+        read_metrics(tmp_path)
