@@ -17,8 +17,11 @@ __all__ = ["BACKENDS", "Fp8Kernels", "load_backend"]
 
 BACKENDS = {
     "reference": "reference_model.kernels.reference",
+    "triton": "reference_model.kernels.triton_backend",
+    "library": "reference_model.kernels.library",
 }
-"""Backend -> module: plain torch on any device."""
+"""Backend -> module: plain torch on any device; Triton on Hopper, or interpreted on a CPU;
+cuBLAS through torch on Hopper, with the Triton kernels where no library has the function."""
 
 
 class Fp8Kernels(Protocol):
@@ -28,6 +31,16 @@ class Fp8Kernels(Protocol):
 
     def quantize_tiles_transposed(
         self, x: Tensor, *, group_sizes: Tensor, power_of_two_scales: bool
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def requantize_tiles_transposed(
+        self,
+        q: Tensor,
+        scales: Tensor,
+        *,
+        row_source: Tensor | None,
+        group_sizes: Tensor,
+        power_of_two_scales: bool,
     ) -> tuple[Tensor, Tensor]: ...
 
     def quantize_blocks(self, w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]: ...
@@ -78,6 +91,14 @@ class Fp8Kernels(Protocol):
     ) -> None: ...
 
     def swiglu_quantize(
+        self, gate_up: Tensor, *, power_of_two_scales: bool
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def weighted_swiglu_quantize(
+        self, gate_up: Tensor, row_weights: Tensor, *, power_of_two_scales: bool
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def swiglu_quantize_transposed(
         self, gate_up: Tensor, *, power_of_two_scales: bool
     ) -> tuple[Tensor, Tensor]: ...
 

@@ -88,6 +88,27 @@ def quantize_tiles_transposed(
     return quantized, scales
 
 
+def requantize_tiles_transposed(
+    q: Tensor,
+    scales: Tensor,
+    *,
+    row_source: Tensor | None,
+    group_sizes: Tensor,
+    power_of_two_scales: bool,
+) -> tuple[Tensor, Tensor]:
+    """quantize_tiles_transposed of what quantize_tiles gave: q [tokens, columns] and its scales.
+
+    Row r of the input is q[row_source[r]], int32 [rows], or q[r] if None: expanding received
+    tokens to rows of experts, transposing and quantising along rows are one pass over memory.
+    """
+    x = dequantize_tiles(q, scales, dtype=torch.float32)
+    if row_source is not None:
+        x = x[row_source.long()]
+    return quantize_tiles_transposed(
+        x, group_sizes=group_sizes, power_of_two_scales=power_of_two_scales
+    )
+
+
 def quantize_blocks(w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
     """Quantise w [..., rows, columns] in 128x128 blocks -> E4M3 like w, block scales."""
     rows, columns = w.shape[-2:]
@@ -218,6 +239,25 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def swiglu_quantize(gate_up: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
     """SwiGLU of gate_up [rows, 2 * intermediate], quantised in 1x128 tiles without a BF16 copy."""
     return quantize_tiles(swiglu(gate_up), power_of_two_scales=power_of_two_scales)
+
+
+def weighted_swiglu_quantize(
+    gate_up: Tensor, row_weights: Tensor, *, power_of_two_scales: bool
+) -> tuple[Tensor, Tensor]:
+    """The same, each row times its routing weight, float32 [rows]."""
+    return quantize_tiles(
+        swiglu(gate_up) * row_weights[:, None], power_of_two_scales=power_of_two_scales
+    )
+
+
+def swiglu_quantize_transposed(
+    gate_up: Tensor, *, power_of_two_scales: bool
+) -> tuple[Tensor, Tensor]:
+    """SwiGLU of gate_up [rows, 2 * intermediate] as quantize_tiles_transposed of one group."""
+    whole = torch.full((1,), gate_up.shape[0], dtype=torch.int32, device=gate_up.device)
+    return quantize_tiles_transposed(
+        swiglu(gate_up), group_sizes=whole, power_of_two_scales=power_of_two_scales
+    )
 
 
 def _promoted(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor) -> Tensor:

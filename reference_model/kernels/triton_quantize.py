@@ -1,0 +1,384 @@
+# ruff: noqa: PLR0917 - kernels are launched with positional arguments
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call,no-any-return"
+"""Quantisation to E4M3 and back as Triton kernels: the functions of reference.py on CUDA tensors.
+
+One program quantises one or a few tiles, so a tile is read once and its scale never leaves the
+chip. Values are rounded to the E4M3 grid in float32 before the cast, which is then exact: Triton's
+interpreter casts without rounding or saturating, and the numbers must not depend on who runs it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from reference_model.kernels.device import check_device
+from reference_model.kernels.reference import TILE
+
+_TILE = tl.constexpr(TILE)
+_ROWS = 32
+"""Rows of 1x128 tiles that one program quantises: 8 KiB of bfloat16 in flight."""
+_COLUMNS = 64
+"""Columns of 128x1 tiles that one program quantises; half a source tile, so one scale a row."""
+
+
+@triton.jit
+def _round_to_e4m3(x):
+    """Nearest E4M3 value, ties to even, saturating at 448; float32 in and out."""
+    magnitude = tl.abs(x)
+    # Adding 2^(e + 20), where 2^e <= |x| < 2^(e + 1), leaves exactly 3 mantissa bits and rounds
+    # the rest away; subtracting it again is exact. Below 2^-6 (biased 121) the step stays 2^-9.
+    exponent = tl.maximum(magnitude.to(tl.int32, bitcast=True) >> 23, 121)
+    exponent = tl.minimum(exponent, 200)  # NaN and infinity: whatever keeps the shift finite
+    shift = ((exponent + 20) << 23).to(tl.float32, bitcast=True)
+    rounded = tl.minimum((magnitude + shift) - shift, 448.0, tl.PropagateNan.ALL)
+    return tl.where(x < 0, -rounded, rounded)
+
+
+@triton.jit
+def _scale_of(amax, POWER_OF_TWO: tl.constexpr):
+    """amax / 448 as float32, never below the smallest normal number, rounded up to 2^n if asked."""
+    scale = tl.maximum(tl.div_rn(amax, tl.full(amax.shape, 448.0, tl.float32)), 1.1754943508e-38)
+    if POWER_OF_TWO:
+        scale = ((scale.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000).to(
+            tl.float32, bitcast=True
+        )
+    return scale
+
+
+@triton.jit
+def _swiglu(gate, up):
+    """silu(gate) * up in float32."""
+    gate = gate.to(tl.float32)
+    return gate * tl.sigmoid(gate) * up.to(tl.float32)
+
+
+@triton.jit
+def _quantize_tiles_kernel(
+    x,  # [rows, columns], or [rows, 2 columns] with gate first if SWIGLU
+    row_weights,  # [rows] float32, read if WEIGHTED
+    quantized,  # [rows, columns]
+    scales,  # [rows, tiles], column-major
+    rows,
+    columns,
+    x_row_stride,
+    BLOCK_ROWS: tl.constexpr,
+    SWIGLU: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.program_id(1) * _TILE + tl.arange(0, _TILE)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    source = x + row.to(tl.int64)[:, None] * x_row_stride + column[None, :]
+    tile = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    if SWIGLU:
+        tile = _swiglu(tile, tl.load(source + columns, mask=inside, other=0.0))
+    if WEIGHTED:
+        tile *= tl.load(row_weights + row, mask=row < rows, other=0.0)[:, None]
+    scale = _scale_of(tl.max(tl.abs(tile), axis=1), POWER_OF_TWO)
+    tile = _round_to_e4m3(tl.div_rn(tile, tl.broadcast_to(scale[:, None], tile.shape)))
+    target = quantized + row.to(tl.int64)[:, None] * columns + column[None, :]
+    tl.store(target, tile.to(tl.float8e4nv), mask=inside)
+    tl.store(scales + tl.program_id(1) * rows + row, scale, mask=row < rows)
+
+
+@triton.jit
+def _group_starts(group_sizes, groups, GROUPS: tl.constexpr):
+    """Indices [GROUPS], first rows and sizes of the groups; GROUPS is a power of two >= groups."""
+    index = tl.arange(0, GROUPS)
+    sizes = tl.load(group_sizes + index, mask=index < groups, other=0)
+    return index, tl.cumsum(sizes, axis=0) - sizes, sizes
+
+
+@triton.jit
+def _pick(values, index, wanted):
+    """values[wanted] of a vector held in registers."""
+    return tl.sum(tl.where(index == wanted, values, 0), axis=0)
+
+
+@triton.jit
+def _quantize_tiles_transposed_kernel(
+    x,  # [source rows, columns], or [source rows, 2 columns] with gate first if SWIGLU
+    x_scales,  # [source rows, tiles], read if SCALED
+    row_source,  # [rows] int32, the source row of each row, read if GATHER
+    group_sizes,  # [groups] int32
+    quantized,  # [columns, rows]
+    scales,  # [columns, row tiles], column-major
+    rows,
+    columns,
+    groups,
+    x_row_stride,
+    x_scales_row_stride,
+    x_scales_tile_stride,
+    GROUPS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    SCALED: tl.constexpr,
+    GATHER: tl.constexpr,
+    SWIGLU: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr,
+):
+    tile_index = tl.program_id(0)
+    index, starts, sizes = _group_starts(group_sizes, groups, GROUPS)
+    first_tiles = starts // _TILE + index
+    group = tl.sum(((first_tiles <= tile_index) & (index < groups)).to(tl.int32), axis=0) - 1
+    offset = (tile_index - _pick(first_tiles, index, group)) * _TILE
+    row = _pick(starts, index, group) + offset + tl.arange(0, _TILE)
+    filled = offset + tl.arange(0, _TILE) < _pick(sizes, index, group)
+
+    column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    inside = filled[:, None] & (column < columns)[None, :]
+    source_row = row
+    if GATHER:
+        source_row = tl.load(row_source + row, mask=filled, other=0)
+    source_row = source_row.to(tl.int64)
+    source = x + source_row[:, None] * x_row_stride + column[None, :]
+    tile = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    if SWIGLU:
+        tile = _swiglu(tile, tl.load(source + columns, mask=inside, other=0.0))
+    if SCALED:
+        # BLOCK_COLUMNS divides 128: the whole block lies in one source tile.
+        source_tile = tl.program_id(1) * BLOCK_COLUMNS // _TILE
+        source_scales = x_scales + source_row * x_scales_row_stride
+        scale = tl.load(source_scales + source_tile * x_scales_tile_stride, mask=filled, other=0.0)
+        tile *= scale[:, None]
+
+    scale = _scale_of(tl.max(tl.abs(tile), axis=0), POWER_OF_TWO)
+    tile = _round_to_e4m3(tl.div_rn(tile, tl.broadcast_to(scale[None, :], tile.shape)))
+    target = quantized + column.to(tl.int64)[:, None] * rows + row[None, :]
+    tl.store(target, tl.trans(tile).to(tl.float8e4nv), mask=tl.trans(inside))
+    unused = tl.max(filled.to(tl.int32), axis=0) == 0
+    scale = tl.where(unused, 0.0, scale)
+    tl.store(scales + tile_index * columns + column, scale, mask=column < columns)
+
+
+@triton.jit
+def _quantize_blocks_kernel(
+    w,  # [groups, rows, columns]
+    quantized,
+    scales,  # [groups, row blocks, column blocks]
+    rows,
+    columns,
+    POWER_OF_TWO: tl.constexpr,
+):
+    row = tl.program_id(1) * _TILE + tl.arange(0, _TILE)
+    column = tl.program_id(2) * _TILE + tl.arange(0, _TILE)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    offset = (tl.program_id(0).to(tl.int64) * rows + row)[:, None] * columns + column[None, :]
+    block = tl.load(w + offset, mask=inside, other=0.0).to(tl.float32)
+    amax = tl.max(tl.max(tl.abs(block), axis=1, keep_dims=True), axis=0, keep_dims=True)
+    scale = _scale_of(amax, POWER_OF_TWO)  # [1, 1]
+    block = _round_to_e4m3(tl.div_rn(block, tl.broadcast_to(scale, block.shape)))
+    tl.store(quantized + offset, block.to(tl.float8e4nv), mask=inside)
+    target = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(2)
+    one = tl.arange(0, 1)
+    tl.store(scales + target + tl.program_id(2) + one[:, None] + one[None, :], scale)
+
+
+@triton.jit
+def _dequantize_kernel(
+    quantized,  # [groups, rows, columns]
+    scales,
+    out,
+    rows,
+    columns,
+    scales_group_stride,
+    scales_row_stride,
+    scales_tile_stride,
+    BLOCK_ROWS: tl.constexpr,
+    ROWS_PER_SCALE: tl.constexpr,
+):
+    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.program_id(2) * _TILE + tl.arange(0, _TILE)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    offset = (tl.program_id(0).to(tl.int64) * rows + row)[:, None] * columns + column[None, :]
+    tile = tl.load(quantized + offset, mask=inside, other=0.0).to(tl.float32)
+    position = row // ROWS_PER_SCALE * scales_row_stride + tl.program_id(2) * scales_tile_stride
+    source = scales + tl.program_id(0) * scales_group_stride + position
+    scale = tl.load(source, mask=row < rows, other=0.0)
+    tl.store(out + offset, (tile * scale[:, None]).to(out.dtype.element_ty), mask=inside)
+
+
+def quantize_tiles(x: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
+    """See reference.quantize_tiles."""
+    return _quantize_rows(x, None, swiglu=False, power_of_two_scales=power_of_two_scales)
+
+
+def swiglu_quantize(gate_up: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
+    """See reference.swiglu_quantize."""
+    return _quantize_rows(gate_up, None, swiglu=True, power_of_two_scales=power_of_two_scales)
+
+
+def weighted_swiglu_quantize(
+    gate_up: Tensor, row_weights: Tensor, *, power_of_two_scales: bool
+) -> tuple[Tensor, Tensor]:
+    """See reference.weighted_swiglu_quantize."""
+    return _quantize_rows(
+        gate_up, row_weights, swiglu=True, power_of_two_scales=power_of_two_scales
+    )
+
+
+def _quantize_rows(
+    x: Tensor, row_weights: Tensor | None, *, swiglu: bool, power_of_two_scales: bool
+) -> tuple[Tensor, Tensor]:
+    check_device(x)
+    x = _unit_stride(x)
+    rows, columns = x.shape[0], x.shape[1] // (2 if swiglu else 1)
+    tiles = triton.cdiv(columns, TILE)
+    quantized = x.new_empty((rows, columns), dtype=torch.float8_e4m3fn)
+    scales = x.new_empty((tiles, rows), dtype=torch.float32).t()
+    if rows:
+        _quantize_tiles_kernel[triton.cdiv(rows, _ROWS), tiles](
+            x,
+            x if row_weights is None else row_weights,
+            quantized,
+            scales,
+            rows,
+            columns,
+            x.stride(0),
+            BLOCK_ROWS=_ROWS,
+            SWIGLU=swiglu,
+            WEIGHTED=row_weights is not None,
+            POWER_OF_TWO=power_of_two_scales,
+            num_warps=4,
+        )
+    return quantized, scales
+
+
+def quantize_tiles_transposed(
+    x: Tensor, *, group_sizes: Tensor, power_of_two_scales: bool
+) -> tuple[Tensor, Tensor]:
+    """See reference.quantize_tiles_transposed; group_sizes that do not sum to rows go unnoticed."""
+    return _quantize_columns(
+        x,
+        None,
+        None,
+        group_sizes=group_sizes,
+        swiglu=False,
+        power_of_two_scales=power_of_two_scales,
+    )
+
+
+def requantize_tiles_transposed(
+    q: Tensor,
+    scales: Tensor,
+    *,
+    row_source: Tensor | None,
+    group_sizes: Tensor,
+    power_of_two_scales: bool,
+) -> tuple[Tensor, Tensor]:
+    """See reference.requantize_tiles_transposed."""
+    return _quantize_columns(
+        q,
+        scales,
+        row_source,
+        group_sizes=group_sizes,
+        swiglu=False,
+        power_of_two_scales=power_of_two_scales,
+    )
+
+
+def swiglu_quantize_transposed(
+    gate_up: Tensor, *, power_of_two_scales: bool
+) -> tuple[Tensor, Tensor]:
+    """See reference.swiglu_quantize_transposed."""
+    whole = torch.full((1,), gate_up.shape[0], dtype=torch.int32, device=gate_up.device)
+    return _quantize_columns(
+        gate_up,
+        None,
+        None,
+        group_sizes=whole,
+        swiglu=True,
+        power_of_two_scales=power_of_two_scales,
+    )
+
+
+def _quantize_columns(
+    x: Tensor,
+    x_scales: Tensor | None,
+    row_source: Tensor | None,
+    *,
+    group_sizes: Tensor,
+    swiglu: bool,
+    power_of_two_scales: bool,
+) -> tuple[Tensor, Tensor]:
+    check_device(x)
+    x = _unit_stride(x)
+    rows = x.shape[0] if row_source is None else row_source.shape[0]
+    columns, groups = x.shape[1] // (2 if swiglu else 1), group_sizes.shape[0]
+    tiles = triton.cdiv(rows, TILE) + groups - 1
+    quantized = x.new_empty((columns, rows), dtype=torch.float8_e4m3fn)
+    scales = x.new_empty((tiles, columns), dtype=torch.float32).t()
+    if rows:
+        _quantize_tiles_transposed_kernel[tiles, triton.cdiv(columns, _COLUMNS)](
+            x,
+            x if x_scales is None else x_scales,
+            x if row_source is None else row_source,
+            group_sizes,
+            quantized,
+            scales,
+            rows,
+            columns,
+            groups,
+            x.stride(0),
+            0 if x_scales is None else x_scales.stride(0),
+            0 if x_scales is None else x_scales.stride(1),
+            GROUPS=triton.next_power_of_2(groups),
+            BLOCK_COLUMNS=_COLUMNS,
+            SCALED=x_scales is not None,
+            GATHER=row_source is not None,
+            SWIGLU=swiglu,
+            POWER_OF_TWO=power_of_two_scales,
+            num_warps=4,
+        )
+    return quantized, scales
+
+
+def quantize_blocks(w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
+    """See reference.quantize_blocks."""
+    check_device(w)
+    w = w.contiguous()
+    rows, columns = w.shape[-2:]
+    blocks = (triton.cdiv(rows, TILE), triton.cdiv(columns, TILE))
+    quantized = torch.empty_like(w, dtype=torch.float8_e4m3fn)
+    scales = w.new_empty((*w.shape[:-2], *blocks), dtype=torch.float32)
+    _quantize_blocks_kernel[w.numel() // (rows * columns), *blocks](
+        w, quantized, scales, rows, columns, POWER_OF_TWO=power_of_two_scales, num_warps=8
+    )
+    return quantized, scales
+
+
+def dequantize_tiles(q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """See reference.dequantize_tiles."""
+    return _dequantize(q, scales[None], rows_per_scale=1, dtype=dtype)
+
+
+def dequantize_blocks(q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """See reference.dequantize_blocks."""
+    flat = scales.reshape(-1, *scales.shape[-2:])
+    return _dequantize(q, flat, rows_per_scale=TILE, dtype=dtype)
+
+
+def _dequantize(q: Tensor, scales: Tensor, *, rows_per_scale: int, dtype: torch.dtype) -> Tensor:
+    check_device(q)
+    q = q.contiguous()
+    rows, columns = q.shape[-2:]
+    out = torch.empty_like(q, dtype=dtype)
+    if rows:
+        _dequantize_kernel[scales.shape[0], triton.cdiv(rows, _ROWS), triton.cdiv(columns, TILE)](
+            q,
+            scales,
+            out,
+            rows,
+            columns,
+            *scales.stride(),
+            BLOCK_ROWS=_ROWS,
+            ROWS_PER_SCALE=rows_per_scale,
+            num_warps=4,
+        )
+    return out
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    """x itself if its columns are adjacent in memory, else a contiguous copy."""
+    return x if x.stride(1) == 1 else x.contiguous()
