@@ -115,7 +115,7 @@ def known_low_latency() -> tuple[str, ...]:
 
 
 def load_low_latency(name_or_path: str) -> LowLatencyProfile:
-    """Load a profile by shipped name or by path. Raises ValueError, one line, for anything wrong."""
+    """Load a profile by shipped name or by path. Raises ValueError, one line, if it is wrong."""
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path, where = Path(name_or_path), name_or_path
     else:

@@ -1,0 +1,147 @@
+"""Decode on a server with experts in CPU memory: an OffloadJob and the server in, token time out.
+
+    time of a token = fixed time + experts a token x time of one expert in all layers / sockets
+
+The GPU computes attention, shared experts, dense layers and head while the CPUs wait, and the other
+way round: that is the fixed time. Each socket holds a copy of the routed experts and computes its
+share of them. Fixed time and expert time come from two published rows of one socket; the rows of
+two sockets are held out. Both are shown beside what the memory of CPU and GPU could do at most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hardware_profiles.offload_servers import OffloadServerProfile
+from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, format_bytes
+from reference_model.config import ModelConfig, parameter_counts
+from simulator.serving_job import OffloadJob
+from simulator.workload.memory import Infeasible
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadFit:
+    """The two fitted inputs of a server."""
+
+    fixed_s: Seconds
+    """Part of a token's time that does not depend on the routed experts."""
+    expert_s: Seconds
+    """One socket, one expert of a token in all layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadStep:
+    """One decoded token."""
+
+    fit: OffloadFit
+    experts_s: Seconds
+    """Time in routed experts, all sockets at work."""
+    token_s: Seconds
+    expert_rate: BytesPerSecond
+    """Expert weights that one socket reads a second."""
+    expert_rate_share: float
+    """The same over the peak of the socket's memory."""
+    gpu_bound_s: Seconds
+    """Least time to read the weights that lie on the GPU: at most this much of the fixed time."""
+    resident_bytes: Bytes
+    """Weights on the GPU."""
+
+
+def fit_offload(server: OffloadServerProfile) -> OffloadFit:
+    """Solve the two fitted rows for fixed time and expert time.
+
+    Raises ValueError where the rows do not determine both.
+    """
+    first, second = server.fitted_rows
+    if first.sockets != 1 or second.sockets != 1:
+        raise ValueError(f"{server.name}: fitted_rows must be of one socket each")
+    if first.experts_per_token == second.experts_per_token:
+        raise ValueError(f"{server.name}: fitted_rows must differ in experts_per_token")
+    slow, fast = 1 / first.tokens_per_second, 1 / second.tokens_per_second
+    expert = (slow - fast) / (first.experts_per_token - second.experts_per_token)
+    fixed = slow - expert * first.experts_per_token
+    if expert <= 0 or fixed <= 0:
+        raise ValueError(f"{server.name}: fitted_rows give a negative expert or fixed time")
+    return OffloadFit(fixed_s=fixed, expert_s=expert)
+
+
+def offload_step(
+    job: OffloadJob, *, server: OffloadServerProfile, config: ModelConfig
+) -> OffloadStep:
+    """Time of one decoded token.
+
+    Raises:
+        ValueError: more sockets than the server has, more experts than the model has.
+        Infeasible: the experts' copies exceed the CPU memory, or the rest that of the GPU.
+    """
+    if job.sockets > server.sockets:
+        raise ValueError(f"sockets {job.sockets}: {server.name} has {server.sockets}")
+    if job.experts_per_token > config.n_routed_experts:
+        raise ValueError(
+            f"experts_per_token {job.experts_per_token}: the model has {config.n_routed_experts}"
+        )
+    copies = job.sockets * server.routed_expert_bytes
+    if copies > server.memory:
+        raise Infeasible(
+            f"{job.sockets} copies of the routed experts need {format_bytes(copies)}, "
+            f"{format_bytes(copies - server.memory)} more than the {format_bytes(server.memory)} "
+            f"of {server.name}"
+        )
+    counts = parameter_counts(config)
+    routed = config.num_moe_layers * config.n_routed_experts * counts.expert
+    # The embedding stays in CPU memory: a step reads one row of it.
+    on_gpu = counts.total - routed - counts.embedding
+    resident = on_gpu * server.resident_bytes_per_parameter
+    if resident > server.gpu.memory_capacity:
+        raise Infeasible(
+            f"weights outside the routed experts need {format_bytes(resident)}, more than the "
+            f"{format_bytes(server.gpu.memory_capacity)} of {server.gpu.name}"
+        )
+    fit = fit_offload(server)
+    experts = job.experts_per_token * fit.expert_s / job.sockets
+    rate = server.routed_expert_bytes / config.n_routed_experts / fit.expert_s
+    return OffloadStep(
+        fit=fit,
+        experts_s=experts,
+        token_s=fit.fixed_s + experts,
+        expert_rate=rate,
+        expert_rate_share=rate / server.cpu.memory_bandwidth,
+        gpu_bound_s=resident / server.gpu.memory_bandwidth,
+        resident_bytes=resident,
+    )
+
+
+def offload_metrics(
+    step: OffloadStep, *, server: OffloadServerProfile, config: ModelConfig
+) -> dict[str, Any]:
+    """The step under the JSON names of a serving step, with the held-out rows beside it."""
+    rows = []
+    for row, role in (
+        *((row, "fitted") for row in server.fitted_rows),
+        *((row, "held out") for row in server.held_out_rows),
+    ):
+        job = OffloadJob(
+            server=server.name, sockets=row.sockets, experts_per_token=row.experts_per_token
+        )
+        simulated = 1 / offload_step(job, server=server, config=config).token_s
+        rows.append(
+            {
+                "name": f"{row.sockets} sockets, {row.experts_per_token} experts ({role})",
+                "published": row.tokens_per_second,
+                "simulated": simulated,
+                "error": simulated / row.tokens_per_second - 1,
+            }
+        )
+    return {
+        "step_time_s": step.token_s,
+        "tpot_s": {"mean": step.token_s},
+        "tokens_per_second_per_user": 1 / step.token_s,
+        "fixed_s": step.fit.fixed_s,
+        "experts_s": step.experts_s,
+        "cpu_expert_bytes_per_s": step.expert_rate,
+        "cpu_expert_share_of_peak": step.expert_rate_share,
+        "gpu_weights_read_s": step.gpu_bound_s,
+        "gpu_resident_bytes": step.resident_bytes,
+        "published": rows,
+    }

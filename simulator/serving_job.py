@@ -1,0 +1,203 @@
+"""What one serving iteration has to do, as a scenario file says it, in three kinds of job.
+
+A ServingStepJob is one prefill pass or one decode step of a deployment. A TpotLimitJob is the
+paper's bound on the time per output token, each idealisation an input. An OffloadJob decodes one
+request on a server that keeps the routed experts in CPU memory.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from hardware_profiles.schema import DataValue, Estimate, Profile, TimeEstimate, TimeValue
+
+
+class StepRequests(Profile):
+    """What the GPUs work on in one iteration."""
+
+    requests_per_gpu: PositiveInt | None = None
+    """Decode: requests of one GPU, over all its micro-batches."""
+    context_tokens: PositiveInt | None = None
+    """Decode: tokens of a request in the KV cache, those of this step included."""
+    tokens_per_gpu: PositiveInt | None = None
+    """Prefill: prompt tokens of one GPU that a pass computes, over all its micro-batches."""
+    prompt_tokens: PositiveInt | None = None
+    """Prefill: tokens of one prompt that a pass computes; all of the prompt, or one chunk of it."""
+    cached_tokens: NonNegativeInt = 0
+    """Prefill: tokens of the same prompt before these, whose KV cache is there already (a prefix
+    hit or earlier chunks)."""
+    attention_imbalance: float = Field(default=1.0, ge=1.0)
+    """Attention work of the slowest rank over the mean (context lengths differ by rank)."""
+
+
+class ExpertInputs(Profile):
+    """Where routed experts lie and how the tokens choose among them."""
+
+    redundant: NonNegativeInt
+    """Slots beyond one for each routed expert."""
+    placement: Literal["hierarchical", "global", "in_order"]
+    """Key of simulator.workload.experts.POLICIES."""
+    load: Literal["balanced", "random", "zipf", "file"] = "balanced"
+    """balanced: every GPU receives the same rows. random, zipf, file: rows of every layer are drawn
+    from uniform, Zipf or recorded popularity, and the slowest rank of each layer sets the pace."""
+    zipf_exponent: PositiveFloat | None = None
+    file: str | None = None
+    """CSV with the columns layer, expert, rows."""
+    max_mean_load: float = Field(default=1.0, ge=1.0)
+    """balanced only: rows of the slowest rank over the mean."""
+    shared_expert: Literal["local", "dispatched"] = "local"
+    """dispatched: a ninth choice that travels like the routed ones (Report, section 3.4.2)."""
+    rebalance_interval: TimeValue | None = None
+    """Time between two rebalancings; its cost is reported, not part of the step."""
+
+    @model_validator(mode="after")
+    def _says_what_its_load_needs(self) -> Self:
+        if (self.load == "zipf") != (self.zipf_exponent is not None):
+            raise ValueError("zipf_exponent is needed with load zipf, and only then")
+        if (self.load == "file") != (self.file is not None):
+            raise ValueError("file is needed with load file, and only then")
+        if self.load != "balanced" and self.max_mean_load != 1.0:
+            raise ValueError(
+                "max_mean_load goes with load balanced; the other loads have their own"
+            )
+        return self
+
+
+class AllToAllInputs(Profile):
+    """How dispatch and combine travel."""
+
+    kernels: Literal["normal", "low_latency"]
+    """normal: one copy a node, forwarded within it, on communication SMs. low_latency: every copy
+    straight to its GPU; send and receive kernels on the compute stream, the wire on no SM."""
+    low_latency: str | None = None
+    """Name of a profile in hardware_profiles/low_latency."""
+    overlapped: Estimate | None = None
+    """low_latency: wire time beside compute over the wire time alone. (Normal kernels have theirs
+    in the calibration.)"""
+
+    @model_validator(mode="after")
+    def _low_latency_is_complete(self) -> Self:
+        needed = self.kernels == "low_latency"
+        if needed != (self.low_latency is not None) or needed != (self.overlapped is not None):
+            raise ValueError(
+                "low_latency and overlapped are needed with kernels low_latency, and only then"
+            )
+        return self
+
+
+class Speculation(Profile):
+    """Multi-token prediction used to draft tokens that the next step verifies."""
+
+    draft_tokens: PositiveInt
+    """Tokens drafted for each request and step."""
+    acceptance: float = Field(ge=0.0, le=1.0)
+    """Probability that a drafted token is accepted, given that those before it were."""
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Expected tokens a request gains in a step: 1 + a + a^2 + ..."""
+        return sum(self.acceptance**depth for depth in range(self.draft_tokens + 1))
+
+
+class ServingMemory(Profile):
+    """What fills the memory of a GPU beside weights."""
+
+    kv_cache: Literal["bfloat16", "fp8_e4m3"] = "bfloat16"
+    page_tokens: PositiveInt
+    """Tokens of one page of the KV cache; a request's last page is half empty on average."""
+    buffer_tokens: PositiveInt | None = None
+    """Tokens a rank that all-to-all buffers have room for; the micro-batch's own without it."""
+    reserved: DataValue
+    """CUDA context, graphs, libraries and fragmentation."""
+
+
+class ServingStepJob(Profile):
+    """One prefill pass or decode step of one expert-parallel deployment."""
+
+    phase: Literal["prefill", "decode"]
+    gpus: PositiveInt
+    """GPUs of the deployment."""
+    attention_tp: PositiveInt = 1
+    """GPUs that share the heads of one request."""
+    expert_tp: PositiveInt = 1
+    """GPUs that share one routed expert; the others hold other experts."""
+    micro_batches: Literal[1, 2]
+    overlap: Literal["two_micro_batches", "shared_expert", "none"]
+    """What hides the all-to-all: the other micro-batch in the published orders, the rank's own
+    shared expert, or nothing."""
+    communication_sms: NonNegativeInt
+    """SMs that normal all-to-all kernels keep."""
+    requests: StepRequests
+    experts: ExpertInputs
+    all_to_all: AllToAllInputs
+    speculation: Speculation | None = None
+    memory: ServingMemory
+    kernel_gap: TimeEstimate
+    """Idle time between two kernels: eager, or under a CUDA graph."""
+    host_overhead: TimeEstimate
+    """Time of an iteration in which no kernel runs because the host is not ready."""
+    head: bool = True
+    """Whether embedding, output head and sampling are part of the iteration."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        needed = (
+            ("tokens_per_gpu", "prompt_tokens")
+            if self.phase == "prefill"
+            else ("requests_per_gpu", "context_tokens")
+        )
+        for name in ("tokens_per_gpu", "prompt_tokens", "requests_per_gpu", "context_tokens"):
+            if (name in needed) != (getattr(self.requests, name) is not None):
+                raise ValueError(
+                    f"requests.{name}: phase {self.phase} takes {' and '.join(needed)}, no others"
+                )
+        if (self.overlap == "two_micro_batches") != (self.micro_batches == 2):
+            raise ValueError(
+                f"overlap {self.overlap} with micro_batches {self.micro_batches}; allowed: "
+                "two_micro_batches with 2, shared_expert or none with 1"
+            )
+        if self.phase == "prefill" and self.speculation is not None:
+            raise ValueError("speculation: allowed in phase decode only")
+        for name in ("attention_tp", "expert_tp"):
+            if self.gpus % getattr(self, name):
+                raise ValueError(f"{name} {getattr(self, name)} does not divide {self.gpus} gpus")
+        return self
+
+
+class TpotLimitJob(Profile):
+    """Time per output token if nothing but the all-to-all took time (arXiv 2505.09343, 2.3.2)."""
+
+    hidden: PositiveInt
+    """Values of a token that travel."""
+    layers: PositiveInt
+    """Layers that dispatch and combine."""
+    micro_batches: PositiveInt
+    """Each layer's transfers of one micro-batch are hidden by nothing but the other's."""
+    tokens_per_device: PositiveInt
+    """Tokens of one micro-batch."""
+    copies_per_token: PositiveInt
+    """Routed and shared experts, all of them on other devices."""
+    remote_share: float = Field(gt=0.0, le=1.0)
+    """Share of the copies that cross the link."""
+    dispatch_bytes_per_value: PositiveFloat
+    combine_bytes_per_value: PositiveFloat
+    fp8_scales: bool
+    """Whether a 4-byte scale for each 128 dispatched values travels too."""
+    link: Literal["nic", "nvlink"]
+    """What the copies travel over, at line rate."""
+    compute_per_layer: TimeValue
+    """Compute of one micro-batch and layer; what exceeds its transfers is added."""
+    transfer_latency: TimeValue
+    """Added to each of layers x micro_batches x 2 transfers."""
+
+
+class OffloadJob(Profile):
+    """Decoding one request on a server that keeps routed experts in CPU memory."""
+
+    server: str
+    """Name of a profile in hardware_profiles/servers."""
+    sockets: PositiveInt
+    """Sockets that hold a copy of the experts each and share the work."""
+    experts_per_token: PositiveInt
