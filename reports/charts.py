@@ -1,0 +1,267 @@
+"""Interactive charts of the HTML report: RunTables in, plotly figures as plain mappings out.
+
+A figure is what Plotly.newPlot takes: {"data": [...], "layout": {...}}. Building it from plain
+lists keeps plotly's Python side out of the run; only its JavaScript goes into the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from hardware_profiles.units import format_seconds, unit_factor
+from reports.palette import (
+    BUDGET,
+    GRID,
+    INK,
+    MEMORY,
+    MUTED,
+    PHASE_COLOURS,
+    PHASES,
+    WORK_COLOURS,
+    WORKS,
+)
+from reports.tables import RunTables, blocks
+
+Chart = dict[str, Any]
+
+_MILLISECOND = unit_factor("ms", "time")
+_GIB = unit_factor("GiB", "data")
+_LANES = {
+    ("compute", "block"): "compute, by block",
+    ("compute", "operator"): "compute, by operator",
+    ("communication", "operator"): "communication, by operator",
+    ("communication", "block"): "communication, by block",
+}
+
+
+def pipeline_timeline(tables: RunTables) -> Chart:
+    """What every pipeline rank does when; one trace a work."""
+    traces = []
+    for work, name in WORKS.items():
+        rows = tables.actions[tables.actions["work"] == work]
+        if len(rows):
+            hover = [
+                [label, chunk, format_seconds(start), format_seconds(end - start)]
+                for label, chunk, start, end in zip(
+                    rows["label"], rows["chunk"], rows["start_s"], rows["end_s"], strict=True
+                )
+            ]
+            traces.append(
+                _bars(rows["rank"].tolist(), rows["start_s"], rows["end_s"], digits=6)
+                | {
+                    "name": name,
+                    "marker": _marker(WORK_COLOURS[work]),
+                    "customdata": hover,
+                    "hovertemplate": "<b>%{customdata[0]}</b> on rank %{y}<br>%{customdata[1]}<br>"
+                    "starts %{customdata[2]}, takes %{customdata[3]}<extra></extra>",
+                }
+            )
+    layout = _layout(
+        height=120 + 24 * len(tables.stages),
+        x=_axis("time (s)", range=[0, float(tables.actions["end_s"].max())]),
+        y=_axis("pipeline rank", autorange="reversed", dtick=1, fixedrange=True, showgrid=False),
+    )
+    return {"data": traces, "layout": layout | {"barmode": "overlay", "bargap": 0.15}}
+
+
+def time_budget(tables: RunTables) -> Chart:
+    """Where the step of every rank goes, stacked."""
+    return _stacked(
+        [
+            (name, colour, [rank[part] for rank in tables.metrics["ranks"]])
+            for part, (name, colour) in BUDGET.items()
+        ],
+        unit="s",
+        title="time (s)",
+    )
+
+
+def communication(tables: RunTables) -> Chart:
+    """All-to-all time of every rank inside its chunks, with and without compute beside it."""
+    parts = {
+        "hidden_communication_s": ("hidden under compute", "#8fb3d1"),
+        "exposed_communication_s": ("exposed", "#b5473c"),
+    }
+    return _stacked(
+        [
+            (name, colour, [rank[part] for rank in tables.metrics["ranks"]])
+            for part, (name, colour) in parts.items()
+        ],
+        unit="s",
+        title="all-to-all time (s)",
+    )
+
+
+def memory(tables: RunTables) -> Chart:
+    """Memory of one GPU of every rank, stacked, and what it has."""
+    chart = _stacked(
+        [
+            (name, colour, [rank[part] / _GIB for rank in tables.metrics["memory"]])
+            for part, (name, colour) in MEMORY.items()
+        ],
+        unit="GiB",
+        title="memory (GiB)",
+    )
+    capacity = tables.memory_capacity / _GIB
+    chart["layout"]["shapes"] = [
+        {
+            "type": "line",
+            "xref": "paper",
+            "x0": 0,
+            "x1": 1,
+            "y0": capacity,
+            "y1": capacity,
+            "line": {"color": INK, "width": 1, "dash": "dash"},
+        }
+    ]
+    chart["layout"]["annotations"] = [
+        {
+            "text": f"capacity {capacity:.1f} GiB",
+            "xref": "paper",
+            "x": 1,
+            "xanchor": "right",
+            "y": capacity,
+            "yanchor": "bottom",
+            "showarrow": False,
+            "font": {"size": 11},
+        }
+    ]
+    chart["layout"]["yaxis"]["range"] = [0, 1.1 * capacity]
+    return chart
+
+
+def pair_timeline(tables: RunTables) -> Chart:
+    """The overlapped pair on its two streams, block by block and operator by operator."""
+    operators = tables.pair_operators
+    grouped = blocks(operators)
+    traces = []
+    for phase, name in PHASES.items():
+        rows, parts = operators[operators["phase"] == phase], grouped[grouped["phase"] == phase]
+        if not len(rows):
+            continue
+        starts = pd.concat([rows["start_s"], parts["start_s"]]) / _MILLISECOND
+        ends = pd.concat([rows["end_s"], parts["end_s"]]) / _MILLISECOND
+        lanes = [_LANES[stream, "operator"] for stream in rows["stream"]]
+        lanes += [_LANES[stream, "block"] for stream in parts["stream"]]
+        hover = [_operator_hover(row) for row in rows.to_dict("records")]
+        hover += [
+            f"<b>{block}</b>, {layer}<br>{format_seconds(end - start)}"
+            for block, layer, start, end in zip(
+                parts["block"], parts["layer"], parts["start_s"], parts["end_s"], strict=True
+            )
+        ]
+        traces.append(
+            _bars(lanes, starts, ends, digits=5)
+            | {
+                "name": name,
+                "marker": _marker(PHASE_COLOURS[phase]),
+                "text": [""] * len(rows) + parts["block"].tolist(),
+                "textposition": "inside",
+                "insidetextanchor": "middle",
+                "textangle": 0,
+                "insidetextfont": {"color": "white"},
+                "hovertext": hover,
+                "hovertemplate": "%{hovertext}<extra></extra>",
+            }
+        )
+    layout = _layout(
+        height=340,
+        x=_axis("time in the pair (ms)", range=[0, float(operators["end_s"].max()) / _MILLISECOND]),
+        y=_axis(
+            "",
+            categoryorder="array",
+            categoryarray=list(_LANES.values())[::-1],
+            fixedrange=True,
+            showgrid=False,
+            automargin=True,
+        ),
+    )
+    layout |= {
+        "barmode": "overlay",
+        "bargap": 0.15,
+        "uniformtext": {"mode": "hide", "minsize": 9},
+    }
+    return {"data": traces, "layout": layout}
+
+
+CHARTS = {
+    "pipeline-timeline": pipeline_timeline,
+    "time-budget": time_budget,
+    "communication": communication,
+    "pair-timeline": pair_timeline,
+    "memory": memory,
+}
+"""Chart of each place in the page."""
+
+
+def _operator_hover(row: Mapping[str, Any]) -> str:
+    seconds = row["end_s"] - row["start_s"]
+    return (
+        f"<b>{row['name']}</b>, {row['layer']}<br>{row['kind']} {row['dtype']}<br>{row['sizes']}<br>"
+        f"{format_seconds(seconds)} ({row['provenance']}; "
+        f"{format_seconds(row['low_s'])} to {format_seconds(row['high_s'])})"
+    )
+
+
+def _bars(lane: Sequence[Any], starts: pd.Series, ends: pd.Series, *, digits: int) -> Chart:
+    """Horizontal bars from start to end; `digits` decimals keep the page small."""
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "y": lane,
+        "base": starts.round(digits).tolist(),
+        "x": (ends - starts).round(digits).tolist(),
+    }
+
+
+def _marker(colour: str) -> Chart:
+    return {"color": colour, "line": {"color": "white", "width": 0.5}}
+
+
+def _stacked(
+    parts: Sequence[tuple[str, str, Sequence[float]]], *, unit: str, title: str
+) -> Chart:
+    traces = [
+        {
+            "type": "bar",
+            "name": name,
+            "x": list(range(len(values))),
+            "y": [float(f"{value:.6g}") for value in values],
+            "marker": {"color": colour},
+            "hovertemplate": f"rank %{{x}}, {name}: %{{y:.4g}} {unit}<extra></extra>",
+        }
+        for name, colour, values in parts
+    ]
+    layout = _layout(
+        height=360, x=_axis("pipeline rank", dtick=1, showgrid=False), y=_axis(title)
+    )
+    return {"data": traces, "layout": layout | {"barmode": "stack", "bargap": 0.22}}
+
+
+def _axis(title: str, **more: Any) -> Chart:
+    axis = {
+        "title": {"text": title, "standoff": 8},
+        "gridcolor": GRID,
+        "linecolor": MUTED,
+        "zeroline": False,
+        "ticks": "outside",
+        "tickcolor": MUTED,
+    }
+    return axis | more
+
+
+def _layout(*, height: int, x: Chart, y: Chart) -> Chart:
+    return {
+        "height": height,
+        "margin": {"l": 60, "r": 16, "t": 36, "b": 48},
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": INK},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "xaxis": x,
+        "yaxis": y,
+        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
+        "hoverlabel": {"align": "left"},
+    }

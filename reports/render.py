@@ -1,0 +1,198 @@
+"""Write the report of a run: a TrainingRun and its metrics in, files in a directory out.
+
+report.html holds everything, plotly's JavaScript included, and opens without a network. Beside it
+lie the static figures (figures/*.png, *.svg) and the trace for Perfetto (perfetto.json).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from markupsafe import Markup
+
+from hardware_profiles.units import format_bandwidth, format_bytes, format_compute, format_seconds
+from reports.charts import CHARTS
+from reports.figures import FIGURES, write_figures
+from reports.palette import PROVENANCE_COLOURS
+from reports.tables import PHASE_LETTERS, RunTables, format_metric, training_tables
+from reports.timeline import write_perfetto
+
+if TYPE_CHECKING:
+    from simulator.execution.training import TrainingRun
+
+REPORT_FILE = "report.html"
+FIGURES_DIRECTORY = "figures"
+PERFETTO_FILE = "perfetto.json"
+
+
+def write_report(run: TrainingRun, metrics: Mapping[str, Any], directory: Path) -> None:
+    """Write all reports of a training run into an existing directory.
+
+    metrics: those of simulator.analysis.metrics.training_metrics for this run.
+    """
+    tables = training_tables(run, metrics)
+    for write in REPORTS.values():
+        write(tables, directory)
+
+
+def write_html(tables: RunTables, directory: Path) -> None:
+    """Write the self-contained page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"seconds": format_seconds}
+    page = environment.get_template("report.html.j2").render(page_context(tables))
+    (directory / REPORT_FILE).write_text(page, encoding="utf-8")
+
+
+def page_context(tables: RunTables) -> dict[str, Any]:
+    """What the template shows."""
+    javascript = files("plotly").joinpath("package_data", "plotly.min.js")
+    charts = {name: draw(tables) for name, draw in CHARTS.items()}
+    return {
+        "tables": tables,
+        "metrics": tables.metrics,
+        "cards": headline_cards(tables),
+        "published": published_rows(tables),
+        "operators": operator_rows(tables),
+        "slowdown": slowdown_rows(tables),
+        "shares": {name: shares(tables, name) for name in ("step", "pair")},
+        "colours": PROVENANCE_COLOURS,
+        "static_figures": [f"{FIGURES_DIRECTORY}/{name}" for name in FIGURES],
+        "perfetto": PERFETTO_FILE,
+        # "</script>" inside a text must not end the script that holds the charts.
+        "charts": Markup(json.dumps(charts, allow_nan=False).replace("<", "\\u003c")),
+        "plotly": Markup(javascript.read_text(encoding="utf-8")),
+    }
+
+
+def shares(tables: RunTables, of: str) -> dict[str, float]:
+    """Shares of kernel time by provenance in the "step" or the "pair", without empty ones."""
+    return {
+        name: share for name, share in tables.metrics["kernel_time_share"][of].items() if share > 0
+    }
+
+
+def headline_cards(tables: RunTables) -> list[dict[str, str]]:
+    """The figures at the top: name, value, note, and what they rest on."""
+    metrics = tables.metrics
+    steps, pairs = _shares_text(tables, "step"), _shares_text(tables, "pair")
+    step_note = f"{tables.facts['step']}"
+    for row in published_rows(tables):
+        if row["path"] == "step_time_s" and row["error"] is not None:
+            step_note = f"published {row['published_text']}, error {row['error']:+.1%}"
+    bubble = max(rank["bubble_s"] for rank in metrics["ranks"])
+    peak, capacity = metrics["peak_memory_bytes"], tables.memory_capacity
+    cards = [
+        ("Step time", format_seconds(metrics["step_time_s"]), step_note, steps),
+        (
+            "Model FLOP/s per GPU",
+            format_metric("tflops", metrics["tflops_per_gpu_causal"]),
+            f"causal; MFU {metrics['mfu_causal']:.1%} (non-causal {metrics['mfu_non_causal']:.1%})",
+            steps,
+        ),
+        (
+            "Tokens per second and GPU",
+            f"{metrics['tokens_per_second_per_gpu']:,.0f}",
+            f"{metrics['gpu_hours_per_trillion_tokens']:,.0f} GPU hours per trillion tokens",
+            steps,
+        ),
+        (
+            "Overlapped pair",
+            format_seconds(metrics["pair_time_s"]),
+            f"4 MoE layers forward and backward, {metrics['pair_time_kind']}",
+            pairs,
+        ),
+        (
+            "Largest bubble",
+            format_seconds(bubble),
+            f"{bubble / metrics['step_time_s']:.1%} of the step",
+            steps,
+        ),
+        (
+            "Peak memory of a GPU",
+            format_bytes(peak),
+            f"{peak / capacity:.1%} of {format_bytes(capacity)}",
+            "modelled: parameters, and the tensors the recorded model keeps",
+        ),
+    ]
+    return [dict(zip(("name", "value", "note", "basis"), card, strict=True)) for card in cards]
+
+
+def published_rows(tables: RunTables) -> list[dict[str, Any]]:
+    """Published numbers beside the simulated ones, with units and what the latter rest on."""
+    rows = []
+    for path, row in zip(tables.published, tables.metrics["published"], strict=True):
+        of_pair = path == "pair_time_s"
+        simulated = row["simulated"]
+        rows.append(
+            dict(row)
+            | {
+                "path": path,
+                "published_text": format_metric(path, row["published"]),
+                "simulated_text": "none" if simulated is None else format_metric(path, simulated),
+                "kind": tables.metrics["pair_time_kind"] if of_pair else "predicted",
+                "basis": _shares_text(tables, "pair" if of_pair else "step"),
+            }
+        )
+    return rows
+
+
+def slowdown_rows(tables: RunTables) -> list[tuple[str, str, str]]:
+    """Figures with and without the slowdown of all-to-all kernels beside compute."""
+    without = tables.metrics["without_all_to_all_slowdown"]
+    names = {"step_time_s": "step time", "pair_time_s": "overlapped pair"}
+    return [
+        (name, format_seconds(tables.metrics[key]), format_seconds(without[key]))
+        for key, name in names.items()
+    ]
+
+
+def operator_rows(tables: RunTables) -> list[dict[str, Any]]:
+    """Operators of the pair, those of one name and phase together, longest first."""
+    frame = tables.pair_operators
+    frame = frame.assign(seconds=frame["end_s"] - frame["start_s"])
+    span = frame["end_s"].max()
+    grouped = frame.groupby(["name", "phase", "stream"], sort=False).agg(
+        kind=("kind", "first"),
+        dtype=("dtype", "first"),
+        calls=("name", "size"),
+        seconds=("seconds", "sum"),
+        low_s=("low_s", "sum"),
+        high_s=("high_s", "sum"),
+        flops=("flops", "sum"),
+        bytes=("bytes", "sum"),
+        provenance=("provenance", lambda values: ", ".join(sorted(set(values)))),
+    )
+    rows = grouped.sort_values("seconds", ascending=False).reset_index().to_dict("records")
+    for row in rows:
+        seconds = row["seconds"]
+        row["phase"] = PHASE_LETTERS[row["phase"]]
+        row["share"] = seconds / span if span else 0.0
+        row["compute_rate"] = row["flops"] / seconds if seconds else 0.0
+        row["byte_rate"] = row["bytes"] / seconds if seconds else 0.0
+        row["compute_text"] = format_compute(row["compute_rate"], digits=3) if row["flops"] else ""
+        row["byte_text"] = format_bandwidth(row["byte_rate"], digits=3) if row["bytes"] else ""
+    return rows
+
+
+REPORTS: Mapping[str, Callable[[RunTables, Path], None]] = {
+    "page": write_html,
+    "figures": lambda tables, directory: write_figures(tables, directory / FIGURES_DIRECTORY),
+    "perfetto": lambda tables, directory: write_perfetto(tables, directory / PERFETTO_FILE),
+}
+"""What a run directory shows: name -> function that writes it from the tables of a run."""
+
+
+def _shares_text(tables: RunTables, of: str) -> str:
+    parts = [f"{share:.0%} {name}" for name, share in shares(tables, of).items()]
+    return f"kernel time {', '.join(parts)}"

@@ -1,0 +1,258 @@
+"""The tables that every figure reads: a TrainingRun and its metrics in, RunTables out.
+
+Tables are pandas frames with one row an event and SI columns (start_s, end_s, bytes_read ...), the
+same ones that a run directory stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from hardware_profiles.units import Bytes, format_bytes, format_seconds
+from simulator.scenario import write_resolved
+
+if TYPE_CHECKING:
+    from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
+
+_GROUPED = 10_000
+"""From here on a plain count is shown without decimals."""
+
+OPTIMIZER = "optimizer"
+"""Work of the rows that follow the last micro-batch."""
+
+PHASE_LETTERS: Mapping[str, str] = {"forward": "F", "input_grad": "B", "weight_grad": "W"}
+"""Phases as DeepSeek's figures write them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of a run, with where it comes from."""
+
+    field: str
+    value: str
+    interval: str
+    """Its range, empty where none is given."""
+    kind: str
+    """sourced, derived, estimated or assumed."""
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunTables:
+    """All that a report of a training run shows."""
+
+    name: str
+    description: str
+    facts: Mapping[str, str]
+    """What ran on what, a few words each."""
+    actions: pd.DataFrame
+    """One row an action or part of the optimizer step: rank, index, label, work, chunk, start_s,
+    end_s ..."""
+    operators: pd.DataFrame
+    """One row an operator of a distinct chunk: chunk, stream, name, kind, phase, segment, layer,
+    dtype, sizes, start_s, end_s (from the chunk's start), low_s, high_s, provenance, flops,
+    bytes."""
+    pair: str
+    """Name in operators.chunk of the overlapped pair of the published profile."""
+    stages: tuple[str, ...]
+    """[rank]: its stages, for titles."""
+    metrics: Mapping[str, Any]
+    published: tuple[str, ...]
+    """Paths in the metrics of the rows of metrics["published"], in their order."""
+    memory_capacity: Bytes
+    """Memory of one GPU."""
+    inputs: tuple[Input, ...]
+    scenario: str
+    """The resolved scenario as YAML."""
+
+    @property
+    def pair_operators(self) -> pd.DataFrame:
+        return self.operators[self.operators["chunk"] == self.pair]
+
+
+def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
+    """Collect what the report of a training run shows."""
+    layout, cluster, job = run.layout, run.scenario.cluster, run.job
+    pair = str(run.step.pair.key)
+    return RunTables(
+        name=run.scenario.name,
+        description=run.scenario.file.description,
+        facts={
+            "cluster": f"{layout.gpus:,} of {cluster.nodes * cluster.node.gpus:,} GPUs, "
+            f"{cluster.name} ({cluster.node.gpu.name})",
+            "layout": f"PP{job.pp}, DP{layout.dp}, EP{job.ep}",
+            "schedule": f"{run.schedule.name}, {run.schedule.microbatches} micro-batches of "
+            f"{job.micro_batch_tokens:,} tokens",
+            "step": f"{job.step_tokens:,} tokens",
+            "operator times": f"{run.scenario.file.cost_model} cost model, "
+            f"calibration {run.scenario.calibration.name}",
+        },
+        actions=action_table(run.step),
+        operators=operator_table(run.step),
+        pair=pair,
+        stages=tuple(
+            ", ".join(str(stage) for stage in run.schedule.stages_of(rank))
+            for rank in range(run.schedule.ranks)
+        ),
+        metrics=metrics,
+        published=tuple(figure.metric for figure in run.scenario.file.published),
+        memory_capacity=cluster.node.gpu.hbm_capacity,
+        inputs=tuple(list_inputs(run.scenario.resolved)),
+        scenario=write_resolved(run.scenario),
+    )
+
+
+def action_table(step: TrainingStep) -> pd.DataFrame:
+    """Every action of every rank, then the parts of its optimizer step, by rank and start."""
+    frame = pd.DataFrame(step.pipeline.columns())
+    frame["chunk"] = [str(key) for row in step.keys for key in row]
+    rows = []
+    for rank, optimizer in enumerate(step.optimizer):
+        start, index = step.pipeline.makespan_s, len(step.keys[rank])
+        for label, seconds in (
+            ("reduce gradients", optimizer.reduce_s),
+            ("update parameters", optimizer.update_s),
+            ("gather parameters", optimizer.gather_s),
+        ):
+            rows.append(
+                {
+                    "rank": rank,
+                    "index": index,
+                    "label": label,
+                    "work": OPTIMIZER,
+                    "stage": -1,
+                    "microbatch": -1,
+                    "overlapped_stage": -1,
+                    "overlapped_microbatch": -1,
+                    "chunk": "",
+                    "start_s": start,
+                    "end_s": start + seconds,
+                }
+            )
+            start, index = start + seconds, index + 1
+    both = pd.concat([frame, pd.DataFrame(rows)], ignore_index=True)
+    return both.sort_values(["rank", "index"], ignore_index=True)
+
+
+def operator_table(step: TrainingStep) -> pd.DataFrame:
+    """The operators of every distinct chunk and pair, once each, and of the published pair."""
+    runs = {str(key): chunk for key, chunk in step.chunks.items()}
+    runs.setdefault(str(step.pair.key), step.pair)
+    return pd.concat([_chunk_operators(name, run) for name, run in runs.items()], ignore_index=True)
+
+
+def _chunk_operators(chunk: str, run: ChunkRun) -> pd.DataFrame:
+    tasks = run.log.graph.tasks
+    operators = [task.operator for task in tasks]
+    return pd.DataFrame(
+        {
+            "chunk": chunk,
+            "stream": [str(task.stream) for task in tasks],
+            "name": [operator.name for operator in operators],
+            "kind": [operator.kind for operator in operators],
+            "phase": [operator.phase for operator in operators],
+            "segment": [operator.segment for operator in operators],
+            "layer": [task.layer for task in tasks],
+            "dtype": [operator.dtype for operator in operators],
+            "sizes": [
+                ", ".join(f"{name}={size}" for name, size in operator.sizes)
+                for operator in operators
+            ],
+            "start_s": run.log.start_s,
+            "end_s": run.log.end_s,
+            "low_s": run.cost.low,
+            "high_s": run.cost.high,
+            "provenance": list(run.cost.provenance),
+            "flops": [operator.flops for operator in operators],
+            "bytes": [operator.bytes_read + operator.bytes_written for operator in operators],
+        }
+    )
+
+
+def blocks(operators: pd.DataFrame) -> pd.DataFrame:
+    """Runs of operators of one segment, phase and layer of a chunk, with a name such as "attn(F)".
+
+    Columns chunk, stream, layer, phase, block, start_s, end_s; in order of start by stream.
+    """
+    ordered = operators.sort_values(["chunk", "stream", "start_s"], kind="stable")
+    columns = ordered[["chunk", "stream", "layer", "segment", "phase"]]
+    number = (columns != columns.shift()).any(axis=1).cumsum()
+    grouped = ordered.groupby(number, sort=False).agg(
+        chunk=("chunk", "first"),
+        stream=("stream", "first"),
+        layer=("layer", "first"),
+        segment=("segment", "first"),
+        phase=("phase", "first"),
+        start_s=("start_s", "min"),
+        end_s=("end_s", "max"),
+    )
+    short = grouped["segment"].replace({"attention": "attn"})
+    grouped["block"] = short + "(" + grouped["phase"].map(PHASE_LETTERS) + ")"
+    return grouped.reset_index(drop=True)
+
+
+def format_metric(path: str, value: float) -> str:
+    """A metric with its unit, which the last part of its path tells: "ranks.0.bubble_s"."""
+    name = path.rsplit(".", maxsplit=1)[-1]
+    if name.endswith("_s"):
+        return format_seconds(value)
+    if name.endswith("_bytes"):
+        return format_bytes(value)
+    if name.startswith("mfu"):
+        return f"{value:.2%}"
+    if name.startswith("tflops"):
+        return f"{value:.1f} TFLOP/s"
+    if name.startswith("cost_usd"):
+        return f"{value:,.0f} USD"
+    return f"{value:,.1f}" if value < _GROUPED else f"{value:,.0f}"
+
+
+def list_inputs(resolved: Mapping[str, Any]) -> Iterator[Input]:
+    """Every input of a resolved scenario that says where it comes from, in file order.
+
+    Two forms carry a source: fields named in the `sources` beside them, and a value with its own
+    source and interval.
+    """
+    yield from _inputs(resolved, "")
+
+
+def _inputs(node: Any, path: str) -> Iterator[Input]:
+    if not isinstance(node, Mapping):
+        return
+    if "source" in node and "value" in node and "metric" not in node:
+        interval = f"{node['low']} to {node['high']}" if {"low", "high"} <= node.keys() else ""
+        yield _input(path, node["value"], interval, node["source"])
+        return
+    sources = node.get("sources") or {}
+    for name, value in node.items():
+        if name == "sources":
+            continue
+        inner = f"{path}.{name}" if path else str(name)
+        if name in sources:
+            yield _input(inner, _plain(value), "", sources[name])
+        yield from _inputs(value, inner)
+
+
+def _input(path: str, value: Any, interval: str, source: str) -> Input:
+    words = {"assumed": "assumed", "estimate": "estimated", "derived": "derived"}
+    words["inferred"] = "derived"
+    first = source.replace(":", " ").replace(",", " ").split(maxsplit=1)
+    kind = words.get(first[0].lower(), "sourced") if first else "sourced"
+    return Input(path, _plain(value), interval, kind, source)
+
+
+def _plain(value: Any) -> str:
+    """A value on one line; of a mapping with a name only the name, its fields follow."""
+    if isinstance(value, Mapping):
+        if "name" in value:
+            return str(value["name"])
+        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value)
+    if isinstance(value, str) and value.endswith(" B"):
+        return format_bytes(float(value.removesuffix(" B")))
+    return str(value)
