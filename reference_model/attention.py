@@ -1,0 +1,217 @@
+"""Multi-head latent attention: normed hidden states in, attention output and gradients out.
+
+DeepSeek-V3 Technical Report (arXiv:2412.19437), section 2.1.1. Letters for shapes are those of
+model.py; QK and V are the query-key and the value dimension of a head.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from reference_model import operators as ops
+from reference_model.config import ModelConfig
+from reference_model.layers import (
+    Angles,
+    Linear,
+    LinearWeightGrad,
+    RMSNorm,
+    WeightGrad,
+    attention_scale,
+)
+from reference_model.operators import Site
+from reference_model.precision import Operand, Recipe
+
+
+@dataclass(slots=True)
+class SavedAttention:
+    """What the backward of multi-head latent attention needs."""
+
+    queries: Tensor
+    """The query latent [T, q_lora_rank], or rotated queries [S, L, N, QK] where there is none."""
+    kv_latent: Tensor
+    """[T, kv_lora_rank + rope], before norm and rotation."""
+    out: Operand
+    """Attention output [T, N x V], in E5M6 in the FP8 recipe."""
+    log_sum: Tensor
+    """Log-sum-exp of the scores [S, N, L]."""
+
+
+class MultiHeadLatentAttention(nn.Module):
+    """Queries, keys and values through low-rank latents; one rotary key is shared by all heads."""
+
+    def __init__(self, config: ModelConfig, *, recipe: Recipe, device: torch.device) -> None:
+        super().__init__()
+        self.config = config
+        self.recipe = recipe
+        self.scale = attention_scale(config)
+
+        def linear(name: str, out_features: int, in_features: int) -> Linear:
+            return Linear(
+                f"attention.{name}", out_features, in_features, recipe=recipe, device=device
+            )
+
+        def norm(name: str, columns: int) -> RMSNorm:
+            return RMSNorm(f"attention.{name}", columns, eps=config.rms_norm_eps, device=device)
+
+        c = config
+        heads = c.num_attention_heads
+        if c.q_lora_rank is None:
+            self.q_proj = linear("q_proj", heads * c.qk_head_dim, c.hidden_size)
+        else:
+            self.q_a_proj = linear("q_a_proj", c.q_lora_rank, c.hidden_size)
+            self.q_a_layernorm = norm("q_a_norm", c.q_lora_rank)
+            self.q_b_proj = linear("q_b_proj", heads * c.qk_head_dim, c.q_lora_rank)
+        self.kv_a_proj_with_mqa = linear(
+            "kv_a_proj", c.kv_lora_rank + c.qk_rope_head_dim, c.hidden_size
+        )
+        self.kv_a_layernorm = norm("kv_a_norm", c.kv_lora_rank)
+        self.kv_b_proj = linear(
+            "kv_b_proj", heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank
+        )
+        self.o_proj = linear("o_proj", c.hidden_size, heads * c.v_head_dim)
+
+    def forward(self, x: Tensor, angles: Angles, site: Site) -> tuple[Tensor, SavedAttention]:
+        """Normed hidden states [T, H] -> output [T, H]."""
+        latent = self.config.q_lora_rank is not None
+        query_layer = self.q_a_proj if latent else self.q_proj
+        queries = query_layer(query_layer.quantize_input(x, site), site)
+        kv_layer = self.kv_a_proj_with_mqa
+        kv_latent = kv_layer(kv_layer.quantize_input(x, site), site)
+        q, _ = self._expand_queries(queries, angles, site)
+        k, v, _ = self._expand_keys_values(kv_latent, angles, site)
+        out, log_sum = ops.attention_forward(q, k, v, scale=self.scale, site=site("attention.core"))
+        flat = out.view(x.shape[0], -1)  # [T, N x V]
+        kept = self.recipe.keep_attention_output(flat, site("attention.core.save_output"))
+        # Kept and consumed both in powers of two, so that backward can turn the tiles around
+        # without a further error (Report, 3.3.3).
+        operand = self.o_proj.quantize_input(flat, site, power_of_two_scales=True)
+        update = self.recipe.scale_attention_output(
+            self.o_proj(operand, site), site("attention.o_proj.scale")
+        )
+        return update, SavedAttention(
+            queries=queries if latent else q, kv_latent=kv_latent, out=kept, log_sum=log_sum
+        )
+
+    def core_input_grad(
+        self, grad: Tensor, saved: SavedAttention, angles: Angles, site: Site
+    ) -> tuple[Tensor, Tensor, list[WeightGrad]]:
+        """Output gradient [T, H] -> gradients of what the layers that read x wrote: query latent
+        (or queries) and key-value latent."""
+        c = self.config
+        tokens = grad.shape[0]
+        grad = self.recipe.scale_attention_output(grad, site("attention.o_proj.scale_grad"))
+        out = self.recipe.kept_attention_output(saved.out, site("attention.core.load_output"))
+        out_grad, o_weight_grad = self.o_proj.backward(grad, out, site)
+
+        again = replace(site, recompute=True)
+        if c.q_lora_rank is None:
+            q, q_normed = saved.queries, None
+        else:
+            q, q_normed = self._expand_queries(saved.queries, angles, again)
+        k, v, kv = self._expand_keys_values(saved.kv_latent, angles, again)
+
+        by_head = (*q.shape[:3], c.v_head_dim)
+        delta, q_grad_total = ops.attention_backward_preprocess(
+            out.view(by_head),
+            out_grad.view(by_head),
+            qk_dim=c.qk_head_dim,
+            site=site("attention.core.preprocess_grad"),
+        )
+        k_grad, v_grad = ops.attention_backward(
+            q_grad_total, q, k, v,
+            out_grad=out_grad.view(by_head), log_sum=saved.log_sum, delta=delta,
+            scale=self.scale, site=site("attention.core.input_grad"),
+        )  # fmt: skip
+        q_grad = q_grad_total
+        if q_grad.dtype != self.recipe.dtype:
+            q_grad = ops.cast(
+                q_grad, dtype=self.recipe.dtype, site=site("attention.core.convert_query_grad")
+            )
+
+        weight_grads: list[WeightGrad] = [o_weight_grad]
+        rope_site = site("attention.rope_q.input_grad")
+        ops.rope(q_grad[..., c.qk_nope_head_dim :], *angles, inverse=True, site=rope_site)
+        queries_grad = q_grad.view(tokens, -1)  # [T, N x QK]
+        if q_normed is not None:
+            q_normed_grad, q_weight_grad = self.q_b_proj.backward(queries_grad, q_normed, site)
+            weight_grads.append(q_weight_grad)
+        kv_normed_grad, kv_weight_grad, k_rope_grad = self._keys_values_input_grad(
+            k_grad, v_grad, kv.normed, angles, site
+        )
+        weight_grads.insert(1, kv_weight_grad)  # the published order: o, kv_b, q_b
+        kv_grad = self.kv_a_layernorm.backward(kv_normed_grad, kv.latent, site)
+        if q_normed is not None:
+            queries_grad = self.q_a_layernorm.backward(q_normed_grad, saved.queries, site)
+        kv_latent_grad = ops.concat(kv_grad, k_rope_grad, site=site("attention.kv_latent.concat"))
+        return queries_grad, kv_latent_grad, weight_grads
+
+    def latent_input_grad(
+        self, queries_grad: Tensor, kv_latent_grad: Tensor, x: Tensor, site: Site
+    ) -> tuple[Tensor, list[WeightGrad]]:
+        """Gradients of what `core_input_grad` returned, and x [T, H] again -> gradient of x."""
+        query_layer = self.q_proj if self.config.q_lora_rank is None else self.q_a_proj
+        from_kv, kv_weight_grad = self.kv_a_proj_with_mqa.backward(kv_latent_grad, x, site)
+        from_q, q_weight_grad = query_layer.backward(queries_grad, x, site)
+        x_grad = ops.add(from_q, from_kv, site=site("attention.add_input_grads"))
+        return x_grad, [kv_weight_grad, q_weight_grad]
+
+    def _expand_queries(
+        self, queries: Tensor, angles: Angles, site: Site
+    ) -> tuple[Tensor, Tensor | None]:
+        """Query latent [T, q_lora_rank] -> rotated queries [S, L, N, QK] and the normed latent.
+        Without a latent: queries [T, N x QK] -> the same, rotated in place."""
+        c = self.config
+        normed = None
+        if c.q_lora_rank is not None:
+            normed = self.q_a_layernorm(queries, site)
+            queries = self.q_b_proj(self.q_b_proj.quantize_input(normed, site), site)
+        q = queries.view(-1, angles.length, c.num_attention_heads, c.qk_head_dim)
+        rotated = q[..., c.qk_nope_head_dim :]
+        ops.rope(rotated, *angles, inverse=False, site=site("attention.rope_q"))
+        return q, normed
+
+    def _expand_keys_values(
+        self, kv_latent: Tensor, angles: Angles, site: Site
+    ) -> tuple[Tensor, Tensor, "_KeyValueLatent"]:
+        """[T, kv_lora_rank + rope] -> keys [S, L, N, QK], values [S, L, N, V], and the latents."""
+        c = self.config
+        tokens, heads, nope = kv_latent.shape[0], c.num_attention_heads, c.qk_nope_head_dim
+        latent = kv_latent.new_empty((tokens, c.kv_lora_rank))
+        ops.copy(kv_latent[:, : c.kv_lora_rank], latent, site=site("attention.kv_latent.copy"))
+        normed = self.kv_a_layernorm(latent, site)
+        k_rope = kv_latent.new_empty((tokens, c.qk_rope_head_dim))
+        ops.copy(kv_latent[:, c.kv_lora_rank :], k_rope, site=site("attention.k_rope.copy"))
+        kv = self.kv_b_proj(self.kv_b_proj.quantize_input(normed, site), site)
+        kv = kv.view(-1, angles.length, heads, nope + c.v_head_dim)  # [S, L, N, nope + V]
+        by_position = k_rope.view(-1, angles.length, 1, c.qk_rope_head_dim)
+        ops.rope(by_position, *angles, inverse=False, site=site("attention.rope_k"))
+        k = kv.new_empty((*kv.shape[:3], c.qk_head_dim))
+        ops.copy(kv[..., :nope], k[..., :nope], site=site("attention.k_nope.copy"))
+        by_token = k.view(tokens, heads, c.qk_head_dim)
+        ops.broadcast_heads(k_rope, by_token[..., nope:], site=site("attention.k_rope.broadcast"))
+        return k, kv[..., nope:], _KeyValueLatent(latent, normed)
+
+    def _keys_values_input_grad(
+        self, k_grad: Tensor, v_grad: Tensor, normed: Tensor, angles: Angles, site: Site
+    ) -> tuple[Tensor, LinearWeightGrad, Tensor]:
+        """Gradients of keys and values -> gradients of the normed latent and of the rotary key."""
+        c = self.config
+        tokens, nope = normed.shape[0], c.qk_nope_head_dim
+        by_token = k_grad.view(tokens, c.num_attention_heads, c.qk_head_dim)
+        k_rope_grad = ops.sum_heads(by_token[..., nope:], site=site("attention.k_rope.sum_grads"))
+        by_position = k_rope_grad.view(-1, angles.length, 1, c.qk_rope_head_dim)
+        rope_site = site("attention.rope_k.input_grad")
+        ops.rope(by_position, *angles, inverse=True, site=rope_site)
+        kv_grad = k_grad.new_empty((*k_grad.shape[:3], nope + c.v_head_dim))
+        ops.copy(k_grad[..., :nope], kv_grad[..., :nope], site=site("attention.k_nope.copy_grad"))
+        ops.copy(v_grad, kv_grad[..., nope:], site=site("attention.v.copy_grad"))
+        normed_grad, weight_grad = self.kv_b_proj.backward(kv_grad.view(tokens, -1), normed, site)
+        return normed_grad, weight_grad, k_rope_grad
+
+
+class _KeyValueLatent(NamedTuple):
+    latent: Tensor
+    """[T, kv_lora_rank]"""
+    normed: Tensor

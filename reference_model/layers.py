@@ -1,0 +1,324 @@
+"""What holds weights: linear layers and norms, with forward, input gradient and weight gradient.
+
+Weights are float32 masters; gradients add up in `.grad`, float32 too. GEMMs read a working copy in
+the recipe's format, made anew whenever the master has changed, so once a step and never within a
+micro-batch. Shapes: T tokens, R expert rows, E local experts.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from reference_model import operators as ops
+from reference_model.config import ModelConfig, Yarn
+from reference_model.operators import Site
+from reference_model.precision import Operand, Recipe
+
+
+def gradient(parameter: nn.Parameter) -> Tensor:
+    """The float32 accumulator of a parameter's gradient, created as zeros at first use."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+class WeightGrad(Protocol):
+    """A weight gradient put off; it holds the tensors that it needs."""
+
+    def run(self, site: Site) -> None:
+        """Add it into the gradients of the weights."""
+        ...
+
+
+class Weight(nn.Module):
+    """A matrix and its working copy."""
+
+    def __init__(self, shape: tuple[int, ...], *, device: torch.device) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape, dtype=torch.float32, device=device))
+        self._copy: Operand | None = None
+        self._copied_version = -1
+
+    def working_copy(self) -> Operand:
+        """The weight as GEMMs read it, current with the master."""
+        if self._copy is None or self._copied_version != self.weight._version:
+            with torch.no_grad():
+                self._copy = self._make_copy()
+            self._copied_version = self.weight._version
+        return self._copy
+
+    def _make_copy(self) -> Operand:
+        raise NotImplementedError
+
+
+class Linear(Weight):
+    """y = x W^T with W [out, in], in the recipe's GEMM format."""
+
+    def __init__(
+        self,
+        name: str,
+        out_features: int,
+        in_features: int,
+        *,
+        recipe: Recipe,
+        device: torch.device,
+    ) -> None:
+        super().__init__((out_features, in_features), device=device)
+        self.name = name
+        self.recipe = recipe
+
+    def _make_copy(self) -> Operand:
+        return self.recipe.weight(self.weight)
+
+    def quantize_input(
+        self, x: Tensor, site: Site, *, power_of_two_scales: bool = False
+    ) -> Operand:
+        """x [T, in] as this layer's left operand."""
+        return self.recipe.quantize(
+            x, site(f"{self.name}.quantize_input"), power_of_two_scales=power_of_two_scales
+        )
+
+    def forward(self, x: Operand, site: Site) -> Tensor:
+        """x [T, in] -> [T, out]."""
+        return self.recipe.gemm(x, self.working_copy(), site(self.name))
+
+    def quantize_grad(self, grad: Tensor, site: Site) -> Operand:
+        """The output gradient [T, out] as the left operand of the input gradient."""
+        return self.recipe.quantize(grad, site(f"{self.name}.quantize_grad"))
+
+    def input_grad(self, grad: Operand, site: Site) -> Tensor:
+        """Output gradient [T, out] -> input gradient [T, in]."""
+        weight = self.recipe.transpose(self.working_copy(), site(f"{self.name}.transpose_weight"))
+        return self.recipe.gemm(grad, weight, site(f"{self.name}.input_grad"))
+
+    def keep_for_weight_grad(self, grad: Operand, x: Operand, site: Site) -> "LinearWeightGrad":
+        """Transpose output gradient [T, out] and input [T, in] for the weight gradient."""
+        return LinearWeightGrad(
+            layer=self,
+            grad=self.recipe.quantize_transposed(grad, site(f"{self.name}.transpose_grad")),
+            x=self.recipe.quantize_transposed(x, site(f"{self.name}.transpose_input")),
+        )
+
+    def backward(self, grad: Tensor, x: Tensor, site: Site) -> tuple[Tensor, "LinearWeightGrad"]:
+        """Output gradient [T, out] and input [T, in] -> input gradient, and the weight gradient
+        still to do."""
+        x_grad = self.input_grad(self.quantize_grad(grad, site), site)
+        deferred = self.keep_for_weight_grad(Operand(grad, None), Operand(x, None), site)
+        return x_grad, deferred
+
+
+@dataclass(slots=True)
+class LinearWeightGrad:
+    """The weight gradient of a linear layer, put off until it is run."""
+
+    layer: Linear
+    grad: Operand
+    """[out, T]"""
+    x: Operand
+    """[in, T]"""
+
+    def run(self, site: Site) -> None:
+        """Add it into the weight's gradient."""
+        layer = self.layer
+        layer.recipe.gemm_weight_grad(
+            gradient(layer.weight), self.grad, self.x, site(f"{layer.name}.weight_grad")
+        )
+
+
+class HighPrecisionLinear(Weight):
+    """A linear layer that FP8 leaves alone: the gate and the output head (Report, 3.3.1)."""
+
+    def __init__(
+        self,
+        name: str,
+        out_features: int,
+        in_features: int,
+        *,
+        out_dtype: torch.dtype,
+        recipe: Recipe,
+        device: torch.device,
+    ) -> None:
+        super().__init__((out_features, in_features), device=device)
+        self.name = name
+        self.recipe = recipe
+        self.out_dtype = out_dtype
+
+    def _make_copy(self) -> Operand:
+        return Operand(self.weight.to(self.recipe.dtype), None)
+
+    def forward(self, x: Tensor, site: Site) -> Tensor:
+        """x [T, in] -> [T, out] of `out_dtype`."""
+        return self._gemm(x, self.working_copy().values, self.out_dtype, site(self.name))
+
+    def input_grad(self, grad: Tensor, site: Site) -> Tensor:
+        """Output gradient [T, out] of the recipe's dtype -> input gradient [T, in]."""
+        weight = self.working_copy().values.t()
+        return self._gemm(grad, weight, self.recipe.dtype, site(f"{self.name}.input_grad"))
+
+    def weight_grad(self, grad: Tensor, x: Tensor, site: Site) -> None:
+        """Add the product of output gradient [T, out] and input [T, in] into the gradient."""
+        self.recipe.gemm_weight_grad(
+            gradient(self.weight),
+            Operand(grad.t(), None),
+            Operand(x.t(), None),
+            site(f"{self.name}.weight_grad"),
+        )
+
+    def _gemm(self, x: Tensor, weight: Tensor, dtype: torch.dtype, site: str) -> Tensor:
+        return ops.gemm(
+            x, weight, None, None, out_dtype=dtype, kernels=self.recipe.kernels, site=site
+        )
+
+
+class GroupedLinear(Weight):
+    """One [out, in] weight for each local expert; rows come sorted by expert.
+
+    In FP8 the working copy is held transposed, ready for the input gradient, and the forward pass
+    transposes it: the published trace does it this way round for routed experts only."""
+
+    def __init__(
+        self,
+        name: str,
+        experts: int,
+        out_features: int,
+        in_features: int,
+        *,
+        recipe: Recipe,
+        device: torch.device,
+    ) -> None:
+        super().__init__((experts, out_features, in_features), device=device)
+        self.name = name
+        self.recipe = recipe
+
+    def _make_copy(self) -> Operand:
+        return self.recipe.weight(self.weight.mT)  # [E, in, out]
+
+    def forward(self, rows: Operand, group_sizes: Tensor, site: Site) -> Tensor:
+        """rows [R, in] -> [R, out]."""
+        weight = self.recipe.transpose(self.working_copy(), site(f"{self.name}.transpose_weight"))
+        return self.recipe.grouped_gemm(rows, weight, group_sizes, site(self.name))
+
+    def input_grad(self, grad: Operand, group_sizes: Tensor, site: Site) -> Tensor:
+        """Output gradient [R, out] -> input gradient [R, in]."""
+        return self.recipe.grouped_gemm(
+            grad, self.working_copy(), group_sizes, site(f"{self.name}.input_grad")
+        )
+
+    def weight_grad(self, grad: Operand, x: Operand, group_sizes: Tensor, site: Site) -> None:
+        """Add the product of output gradient [out, R] and input [in, R] into the gradient."""
+        self.recipe.grouped_gemm_weight_grad(
+            gradient(self.weight), grad, x, group_sizes, site(f"{self.name}.weight_grad")
+        )
+
+
+class RMSNorm(nn.Module):
+    """x / root mean square of its columns x weight; the weight stays float32."""
+
+    def __init__(self, name: str, columns: int, *, eps: float, device: torch.device) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(columns, dtype=torch.float32, device=device))
+        self.name = name
+        self.eps = eps
+
+    def forward(self, x: Tensor, site: Site) -> Tensor:
+        """x [T, columns] -> its norm."""
+        return ops.rmsnorm(x, self.weight, eps=self.eps, site=site(self.name))
+
+    def add(self, update: Tensor | None, residual: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        """The norm of residual + update, and the sum; without an update, of the residual."""
+        if update is None:
+            return self.forward(residual, site), residual
+        return ops.rmsnorm_residual(
+            update, residual, self.weight, eps=self.eps, site=site(self.name)
+        )
+
+    def backward(self, grad: Tensor, x: Tensor, site: Site) -> Tensor:
+        """Gradient of the norm, and its input -> gradient of the input."""
+        return ops.rmsnorm_backward(
+            grad,
+            x,
+            self.weight,
+            gradient(self.weight),
+            eps=self.eps,
+            site=site(f"{self.name}.input_grad"),
+        )
+
+    def add_backward(
+        self, grad: Tensor, residual_grad: Tensor, total: Tensor, site: Site
+    ) -> Tensor:
+        """Gradients of the norm and of the sum, and the sum -> gradient of both its terms."""
+        return ops.rmsnorm_residual_backward(
+            grad,
+            residual_grad,
+            total,
+            self.weight,
+            gradient(self.weight),
+            eps=self.eps,
+            site=site(f"{self.name}.input_grad"),
+        )
+
+
+class Angles(NamedTuple):
+    """Rotary angles of the positions of one sequence."""
+
+    cos: Tensor
+    """float32 [length, dim / 2]"""
+    sin: Tensor
+
+    @property
+    def length(self) -> int:
+        return self.cos.shape[0]
+
+
+def rotary_angles(config: ModelConfig, length: int, *, device: torch.device) -> Angles:
+    """Angles of positions 0 .. length - 1 (YaRN: arXiv:2309.00071, sections 3.2 and 3.4)."""
+    dim = config.qk_rope_head_dim
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    frequencies = torch.tensor(config.rope_theta) ** -exponents
+    magnitude = 1.0
+    if config.rope_scaling is not None:
+        frequencies = _yarn_frequencies(frequencies, config.rope_scaling, config.rope_theta)
+        magnitude = _yarn_magnitude(config.rope_scaling)
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+    return Angles((angles.cos() * magnitude).to(device), (angles.sin() * magnitude).to(device))
+
+
+def attention_scale(config: ModelConfig) -> float:
+    """Factor of the scores: 1 / sqrt(QK dimension), times YaRN's temperature squared."""
+    scale = 1 / math.sqrt(config.qk_head_dim)
+    yarn = config.rope_scaling
+    if yarn is None or not yarn.mscale_all_dim:
+        return scale
+    return scale * _temperature(yarn.factor, yarn.mscale_all_dim) ** 2
+
+
+def _temperature(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1
+
+
+def _yarn_magnitude(yarn: Yarn) -> float:
+    if yarn.mscale and yarn.mscale_all_dim:
+        return _temperature(yarn.factor, yarn.mscale) / _temperature(
+            yarn.factor, yarn.mscale_all_dim
+        )
+    return _temperature(yarn.factor, 1.0)
+
+
+def _yarn_frequencies(frequencies: Tensor, yarn: Yarn, theta: float) -> Tensor:
+    """Divide slow frequencies by the factor, keep fast ones, and blend linearly in between."""
+    pairs = frequencies.shape[0]
+
+    def pair_with(rotations: float) -> float:
+        """Index of the pair that turns this often over the original context."""
+        turns = yarn.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return pairs * math.log(turns) / math.log(theta)
+
+    low = max(math.floor(pair_with(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_with(yarn.beta_slow)), 2 * pairs - 1)
+    # A ramp of no width would divide by zero; the published code widens it by a thousandth.
+    width = high - low or 0.001
+    slow = ((torch.arange(pairs, dtype=torch.float32) - low) / width).clamp(0, 1)
+    return frequencies / yarn.factor * slow + frequencies * (1 - slow)

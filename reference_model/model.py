@@ -1,0 +1,582 @@
+"""DeepSeek-V3 (arXiv:2412.19437): token ids in, logits, losses and gradients out.
+
+Readable first and on one device, which holds every expert; on the meta device the same code shows
+what one rank of an expert-parallel group issues. Each layer has three passes, written out kernel by
+kernel: `forward`, `input_grad` (which recomputes norms, the MLA up-projection and SwiGLU), and the
+weight gradients, which `input_grad` returns as objects to run at once or later. The passes of a
+mixture-of-experts layer fall into the segments that DualPipe schedules:
+
+    forward      attention -> dispatch -> mlp -> combine
+    input_grad   combine -> mlp -> dispatch -> attention
+    weight_grad  mlp, attention
+
+Shape legend
+    T  tokens of the micro-batch, sequence after sequence     H  hidden size
+    S  sequences, L tokens of one (T = S x L)                 N  attention heads
+    D  tokens received by dispatch, one a (token, rank)       I  intermediate size
+    R  rows of the local experts, one a (token, expert)       E  local experts
+    K  experts a token chooses                                V  vocabulary
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from reference_model import operators as ops
+from reference_model.attention import MultiHeadLatentAttention, SavedAttention
+from reference_model.config import ModelConfig
+from reference_model.layers import (
+    Angles,
+    HighPrecisionLinear,
+    Linear,
+    LinearWeightGrad,
+    RMSNorm,
+    Weight,
+    WeightGrad,
+    gradient,
+    rotary_angles,
+)
+from reference_model.moe import ExpertRows, FeedForward, MoE, SavedMoE
+from reference_model.operators import Site
+from reference_model.precision import Operand, Recipe
+
+
+@dataclass(slots=True)
+class WeightGrads:
+    """The weight gradients of one layer and micro-batch, by segment, in the order to run them."""
+
+    mlp: list[WeightGrad]
+    attention: list[WeightGrad]
+
+    def run(self) -> None:
+        """Run all of them."""
+        for segment, pending in (("mlp", self.mlp), ("attention", self.attention)):
+            for weight_grad in pending:
+                weight_grad.run(Site("weight_grad", segment))
+
+
+# -- layers ----------------------------------------------------------------------------------------
+
+
+class Stream(NamedTuple):
+    """The residual stream between two layers, whose sum the next layer's norm computes."""
+
+    residual: Tensor
+    """[T, H]"""
+    update: Tensor | None
+    """What the last layer adds [T, H]; None where nothing is to be added."""
+
+
+@dataclass(slots=True)
+class SavedBlockAttention:
+    """What the backward of a layer's first half needs."""
+
+    residual: Tensor
+    """Residual stream that entered the layer [T, H]."""
+    update: Tensor
+    """What attention added to it [T, H]."""
+    attention: SavedAttention
+
+
+class Block(nn.Module):
+    """A transformer layer's first half: norm, attention, and the norm before the feed-forward."""
+
+    def __init__(self, config: ModelConfig, *, recipe: Recipe, device: torch.device) -> None:
+        super().__init__()
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm("attention.input_norm", hidden, eps=eps, device=device)
+        self.self_attn = MultiHeadLatentAttention(config, recipe=recipe, device=device)
+        self.post_attention_layernorm = RMSNorm("mlp_norm", hidden, eps=eps, device=device)
+
+    def attention(
+        self, stream: Stream, angles: Angles, site: Site
+    ) -> tuple[Tensor, Tensor, SavedBlockAttention]:
+        """-> the feed-forward's normed input [T, H], and the residual stream [T, H]."""
+        x, residual = self.input_layernorm.add(stream.update, stream.residual, site)
+        update, saved = self.self_attn(x, angles, site)
+        normed, total = self.post_attention_layernorm.add(update, residual, site)
+        return normed, total, SavedBlockAttention(residual, update, saved)
+
+    def recompute_normed(self, saved: SavedBlockAttention, site: Site) -> tuple[Tensor, Tensor]:
+        """The feed-forward's normed input [T, H] again, and the residual stream before it."""
+        again = replace(site, recompute=True)
+        return self.post_attention_layernorm.add(saved.update, saved.residual, again)
+
+    def attention_input_grad(
+        self,
+        normed_grad: Tensor,
+        residual_grad: Tensor,
+        *,
+        residual: Tensor,
+        saved: SavedBlockAttention,
+        angles: Angles,
+        site: Site,
+    ) -> tuple[Tensor, list[WeightGrad]]:
+        """Gradients of what `attention` returned, and its residual stream again -> gradient of
+        both parts of the stream that entered the layer [T, H]."""
+        grad = self.post_attention_layernorm.add_backward(
+            normed_grad, residual_grad, residual, site
+        )
+        queries_grad, kv_latent_grad, up_grads = self.self_attn.core_input_grad(
+            grad, saved.attention, angles, site
+        )
+        x = self.input_layernorm(saved.residual, replace(site, recompute=True))
+        x_grad, down_grads = self.self_attn.latent_input_grad(queries_grad, kv_latent_grad, x, site)
+        stream_grad = self.input_layernorm.add_backward(x_grad, grad, saved.residual, site)
+        return stream_grad, up_grads + down_grads
+
+
+@dataclass(slots=True)
+class SavedDenseBlock:
+    """What the backward of a dense layer needs."""
+
+    attention: SavedBlockAttention
+    gate_up: Operand
+
+
+class DenseBlock(Block):
+    """A layer whose feed-forward is dense."""
+
+    def __init__(self, config: ModelConfig, *, recipe: Recipe, device: torch.device) -> None:
+        super().__init__(config, recipe=recipe, device=device)
+        self.mlp = FeedForward(
+            "mlp", config, config.intermediate_size, recipe=recipe, device=device
+        )
+
+    def forward(
+        self, stream: Stream, angles: Angles, rows: ExpertRows
+    ) -> tuple[Stream, SavedDenseBlock]:
+        """One layer; `rows` matter to mixture-of-experts layers only."""
+        normed, residual, saved = self.attention(stream, angles, Site("forward", "attention"))
+        site = Site("forward", "mlp")
+        gate_up_proj = self.mlp.gate_up_proj
+        gate_up = gate_up_proj(gate_up_proj.quantize_input(normed, site), site)
+        update = self.mlp.down(gate_up, site)
+        return Stream(residual, update), SavedDenseBlock(saved, self.mlp.save(gate_up, site))
+
+    def input_grad(
+        self, grad: Tensor, saved: SavedDenseBlock, angles: Angles, rows: ExpertRows
+    ) -> tuple[Tensor, WeightGrads]:
+        """Gradient of both parts of the stream [T, H] -> that of the stream that entered."""
+        site = Site("input_grad", "mlp")
+        operand = self.mlp.down_proj.quantize_grad(grad, site)
+        gate_up_grad, down = self.mlp.down_input_grad(operand, saved.gate_up, site)
+        normed, residual = self.recompute_normed(saved.attention, site)
+        normed_grad, gate_up = self.mlp.gate_up_proj.backward(gate_up_grad, normed, site)
+        stream_grad, attention = self.attention_input_grad(
+            normed_grad,
+            grad,
+            residual=residual,
+            saved=saved.attention,
+            angles=angles,
+            site=Site("input_grad", "attention"),
+        )
+        return stream_grad, WeightGrads(mlp=[down, gate_up], attention=attention)
+
+
+@dataclass(slots=True)
+class SavedMoEBlock:
+    """What the backward of a mixture-of-experts layer needs."""
+
+    attention: SavedBlockAttention
+    moe: SavedMoE
+
+
+class MoEBlock(Block):
+    """A layer whose feed-forward is a mixture of experts."""
+
+    def __init__(
+        self, config: ModelConfig, local_experts: int, *, recipe: Recipe, device: torch.device
+    ) -> None:
+        super().__init__(config, recipe=recipe, device=device)
+        self.mlp = MoE(config, local_experts, recipe=recipe, device=device)
+
+    def forward(
+        self, stream: Stream, angles: Angles, rows: ExpertRows
+    ) -> tuple[Stream, SavedMoEBlock]:
+        """One layer, its segments one after another."""
+        site = Site("forward", "attention")
+        normed, residual, saved = self.attention(stream, angles, site)
+        routed = self.mlp.route(normed, site)
+        received = self.mlp.dispatch(routed, rows)
+        out, shared_out, saved_moe = self.mlp.mlp(routed, received, rows)
+        update = self.mlp.combine(out, shared_out)
+        return Stream(residual, update), SavedMoEBlock(saved, saved_moe)
+
+    def input_grad(
+        self, grad: Tensor, saved: SavedMoEBlock, angles: Angles, rows: ExpertRows
+    ) -> tuple[Tensor, WeightGrads]:
+        """Gradient of both parts of the stream [T, H] -> that of the stream that entered."""
+        cast, received_grad = self.mlp.combine_input_grad(grad, rows)
+        normed, residual = self.recompute_normed(saved.attention, Site("input_grad", "mlp"))
+        x_grad, shared_x_grad, received_weights_grad, mlp = self.mlp.mlp_input_grad(
+            cast, received_grad, normed, saved.moe
+        )
+        moe_grad, weights_grad = self.mlp.dispatch_input_grad(
+            x_grad, shared_x_grad, received_weights_grad
+        )
+        site = Site("input_grad", "attention")
+        gate_grad = self.mlp.gate.input_grad(
+            weights_grad, saved.moe.logits, saved.moe.indices, normed, site
+        )
+        normed_grad = ops.add(moe_grad, gate_grad, site=site("moe.add_input_grads"))
+        stream_grad, attention = self.attention_input_grad(
+            normed_grad,
+            grad,
+            residual=residual,
+            saved=saved.attention,
+            angles=angles,
+            site=site,
+        )
+        return stream_grad, WeightGrads(mlp=mlp, attention=attention)
+
+
+# -- vocabulary ------------------------------------------------------------------------------------
+
+
+class Embedding(Weight):
+    """Table of token embeddings, shared with the multi-token prediction module."""
+
+    def __init__(self, config: ModelConfig, *, recipe: Recipe, device: torch.device) -> None:
+        super().__init__((config.vocab_size, config.hidden_size), device=device)
+        self.recipe = recipe
+
+    def _make_copy(self) -> Operand:
+        return Operand(self.weight.to(self.recipe.dtype), None)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [T] -> [T, H]."""
+        site = Site("forward", "embedding")("embedding")
+        return ops.embedding(tokens, self.working_copy().values, site=site)
+
+    def weight_grad(self, grad: Tensor, tokens: Tensor) -> None:
+        """Add the gradient of the embeddings [T, H] into the rows of their tokens."""
+        site = Site("weight_grad", "embedding")("embedding.weight_grad")
+        ops.embedding_backward(gradient(self.weight), tokens, grad, site=site)
+
+
+@dataclass(slots=True)
+class SavedHead:
+    """What the backward of norm, head and loss needs."""
+
+    total: Tensor
+    """Residual stream [T, H]."""
+    logits: Tensor
+    """[T, V]"""
+    targets: Tensor
+    log_sum: Tensor
+
+
+@dataclass(slots=True)
+class HeadWeightGrad:
+    """The weight gradient of the head, put off."""
+
+    head: HighPrecisionLinear
+    logits_grad: Tensor
+    """[T, V]"""
+    normed: Tensor
+    """[T, H]"""
+
+    def run(self, site: Site) -> None:
+        """Add it into the gradient of the head."""
+        self.head.weight_grad(self.logits_grad, self.normed, site)
+
+
+def head_loss(
+    norm: RMSNorm, head: HighPrecisionLinear, stream: Stream, targets: Tensor
+) -> tuple[Tensor, Tensor, SavedHead]:
+    """Norm, head and cross-entropy of `targets` [T] -> mean loss, normed stream [T, H]."""
+    site = Site("forward", "head")
+    normed, total = norm.add(stream.update, stream.residual, site)
+    logits = head(normed, site)
+    loss, log_sum = ops.cross_entropy(logits, targets, site=site("cross_entropy"))
+    return loss, normed, SavedHead(total, logits, targets, log_sum)
+
+
+def head_input_grad(
+    norm: RMSNorm,
+    head: HighPrecisionLinear,
+    saved: SavedHead,
+    *,
+    weight: float,
+    normed_grad: Tensor | None,
+) -> tuple[Tensor, HeadWeightGrad]:
+    """-> gradient of both parts of the stream [T, H], of `weight` x the mean loss plus whatever
+    else reads the normed stream, whose gradient is `normed_grad`."""
+    site = Site("input_grad", "head")
+    normed = norm(saved.total, replace(site, recompute=True))
+    logits_grad = ops.cross_entropy_backward(
+        saved.logits, saved.targets, saved.log_sum, weight=weight,
+        site=site("cross_entropy.input_grad"),
+    )  # fmt: skip
+    grad = head.input_grad(logits_grad, site)
+    if normed_grad is not None:
+        grad = ops.add(grad, normed_grad, site=site("head.add_input_grads"))
+    return norm.backward(grad, saved.total, site), HeadWeightGrad(head, logits_grad, normed)
+
+
+# -- multi-token prediction ------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class SavedPrediction:
+    """What the backward of the multi-token prediction module needs."""
+
+    hidden: Tensor
+    """Normed stream of the main model [T, H]."""
+    embedded: Tensor
+    """Embeddings of the next tokens [T, H]."""
+    tokens: Tensor
+    block: SavedMoEBlock
+    head: SavedHead
+
+
+@dataclass(slots=True)
+class PredictionWeightGrads:
+    """The weight gradients of the multi-token prediction module, put off."""
+
+    projection: LinearWeightGrad
+    block: WeightGrads
+    head: HeadWeightGrad
+    embedding: Embedding
+    embedded_grad: Tensor
+    tokens: Tensor
+
+    def run(self) -> None:
+        """Run all of them."""
+        self.head.run(Site("weight_grad", "head"))
+        self.block.run()
+        self.projection.run(Site("weight_grad", "mtp"))
+        self.embedding.weight_grad(self.embedded_grad, self.tokens)
+
+
+class MultiTokenPrediction(nn.Module):
+    """Predicts the token after the next from the main model's stream and the next token's
+    embedding (Report, 2.2): both normed, joined, projected from 2 H to H, and one more layer.
+    Embedding and head are the main model's and passed in."""
+
+    def __init__(
+        self, config: ModelConfig, local_experts: int, *, recipe: Recipe, device: torch.device
+    ) -> None:
+        super().__init__()
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.enorm = RMSNorm("mtp.embedding_norm", hidden, eps=eps, device=device)
+        self.hnorm = RMSNorm("mtp.hidden_norm", hidden, eps=eps, device=device)
+        self.eh_proj = Linear("mtp.projection", hidden, 2 * hidden, recipe=recipe, device=device)
+        self.block = MoEBlock(config, local_experts, recipe=recipe, device=device)
+        self.norm = RMSNorm("head.norm", hidden, eps=eps, device=device)
+
+    def forward(
+        self, hidden: Tensor, embedded: Tensor, angles: Angles, rows: ExpertRows
+    ) -> tuple[Stream, SavedMoEBlock]:
+        """Normed stream [T, H] of the main model, embeddings of the next tokens [T, H] -> the
+        stream that `norm` and the shared head turn into logits of the tokens after those."""
+        site = Site("forward", "mtp")
+        joined = self._joined(hidden, embedded, site)
+        projected = self.eh_proj(self.eh_proj.quantize_input(joined, site), site)
+        stream: Stream
+        stream, saved = self.block(Stream(projected, None), angles, rows)
+        return stream, saved
+
+    def loss(
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        embedding: Embedding,
+        head: HighPrecisionLinear,
+        angles: Angles,
+        rows: ExpertRows,
+    ) -> tuple[Tensor, SavedPrediction]:
+        """Mean loss of `targets` [T], the tokens after `tokens` [T], which follow those of
+        `hidden` [T, H]."""
+        embedded = embedding(tokens)
+        stream, saved_block = self.forward(hidden, embedded, angles, rows)
+        loss, _, saved_head = head_loss(self.norm, head, stream, targets)
+        return loss, SavedPrediction(hidden, embedded, tokens, saved_block, saved_head)
+
+    def input_grad(
+        self,
+        saved: SavedPrediction,
+        embedding: Embedding,
+        head: HighPrecisionLinear,
+        angles: Angles,
+        rows: ExpertRows,
+        *,
+        weight: float,
+    ) -> tuple[Tensor, PredictionWeightGrads]:
+        """-> gradient of the main model's normed stream [T, H], of `weight` x the mean loss."""
+        grad, head_grad = head_input_grad(
+            self.norm, head, saved.head, weight=weight, normed_grad=None
+        )
+        grad, block_grads = self.block.input_grad(grad, saved.block, angles, rows)
+        site = Site("input_grad", "mtp")
+        joined = self._joined(saved.hidden, saved.embedded, replace(site, recompute=True))
+        joined_grad, projection = self.eh_proj.backward(grad, joined, site)
+        columns = saved.hidden.shape[1]
+        embedded_grad = self.enorm.backward(joined_grad[:, :columns], saved.embedded, site)
+        hidden_grad = self.hnorm.backward(joined_grad[:, columns:], saved.hidden, site)
+        return hidden_grad, PredictionWeightGrads(
+            projection, block_grads, head_grad, embedding, embedded_grad, saved.tokens
+        )
+
+    def _joined(self, hidden: Tensor, embedded: Tensor, site: Site) -> Tensor:
+        """Both inputs normed, side by side [T, 2 H]; the embedding first, as in the checkpoint."""
+        return ops.concat(
+            self.enorm(embedded, site), self.hnorm(hidden, site), site=site("mtp.concat")
+        )
+
+
+# -- the whole model -------------------------------------------------------------------------------
+
+
+class Losses(NamedTuple):
+    """Mean cross-entropy of a micro-batch, in nats a token."""
+
+    main: Tensor
+    """Of the next token."""
+    mtp: Tensor | None
+    """Of the token after it, where the model has a multi-token prediction module."""
+    total: Tensor
+    """main + weight x mtp: what is differentiated."""
+
+
+@dataclass(slots=True)
+class SavedStep:
+    """What the backward of a micro-batch needs."""
+
+    tokens: Tensor
+    blocks: list[SavedDenseBlock | SavedMoEBlock]
+    head: SavedHead
+    prediction: SavedPrediction | None
+    prediction_weight: float
+    angles: Angles
+    rows: ExpertRows
+
+
+class Transformer(nn.Module):
+    """The model: embedding, layers, norm, head, and a multi-token prediction module that shares
+    embedding and head."""
+
+    def __init__(self, config: ModelConfig, *, recipe: Recipe, device: torch.device) -> None:
+        super().__init__()
+        self.config = config
+        self.recipe = recipe
+        self.device = device
+        experts = config.n_routed_experts
+        self.embed_tokens = Embedding(config, recipe=recipe, device=device)
+        self.layers = nn.ModuleList(
+            DenseBlock(config, recipe=recipe, device=device)
+            if layer < config.first_k_dense_replace
+            else MoEBlock(config, experts, recipe=recipe, device=device)
+            for layer in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm("head.norm", config.hidden_size, eps=config.rms_norm_eps, device=device)
+        self.lm_head = output_head(config, recipe=recipe, device=device)
+        self.mtp = (
+            MultiTokenPrediction(config, experts, recipe=recipe, device=device)
+            if config.num_nextn_predict_layers
+            else None
+        )
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> None:
+        """Random weights: matrices normal with variance 1 / fan-in, norms 1."""
+        for parameter in self.parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1)
+            else:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [S, L] -> logits [S, L, V] of the token after each."""
+        stream, _, _, _ = self._run_layers(tokens)
+        site = Site("forward", "head")
+        normed, _ = self.norm.add(stream.update, stream.residual, site)
+        logits: Tensor = self.lm_head(normed, site)
+        return logits.view(*tokens.shape, -1)
+
+    @torch.no_grad()
+    def loss(self, tokens: Tensor, *, prediction_weight: float) -> tuple[Losses, SavedStep]:
+        """Losses of sequences of L + 1 tokens (L + 2 with multi-token prediction, int64 [S, .]):
+        each of the first L tokens predicts the next, and the one after the next.
+
+        `prediction_weight` is the Report's lambda, 0.3 and later 0.1 (section 4.2)."""
+        length = tokens.shape[1] - (1 if self.mtp is None else 2)
+        stream, blocks, angles, rows = self._run_layers(tokens[:, :length])
+
+        def shifted(by: int) -> Tensor:
+            return tokens[:, by : by + length].reshape(-1)
+
+        main, normed, head = head_loss(self.norm, self.lm_head, stream, shifted(1))
+        prediction, mtp, total = None, None, main
+        if self.mtp is not None:
+            mtp, prediction = self.mtp.loss(
+                normed,
+                shifted(1),
+                shifted(2),
+                embedding=self.embed_tokens,
+                head=self.lm_head,
+                angles=angles,
+                rows=rows,
+            )
+            total = main + prediction_weight * mtp
+        saved = SavedStep(shifted(0), blocks, head, prediction, prediction_weight, angles, rows)
+        return Losses(main, mtp, total), saved
+
+    @torch.no_grad()
+    def backward(self, saved: SavedStep, *, weight: float = 1.0) -> None:
+        """Add the gradient of `weight` x the total loss into every parameter's `.grad`."""
+        angles, rows = saved.angles, saved.rows
+        normed_grad = None
+        if self.mtp is not None and saved.prediction is not None:
+            normed_grad, prediction_grads = self.mtp.input_grad(
+                saved.prediction, self.embed_tokens, self.lm_head, angles, rows,
+                weight=weight * saved.prediction_weight,
+            )  # fmt: skip
+            prediction_grads.run()
+        grad, head_grad = head_input_grad(
+            self.norm, self.lm_head, saved.head, weight=weight, normed_grad=normed_grad
+        )
+        head_grad.run(Site("weight_grad", "head"))
+        for block, saved_block in zip(self.blocks[::-1], saved.blocks[::-1], strict=True):
+            grad, weight_grads = block.input_grad(grad, saved_block, angles, rows)
+            weight_grads.run()
+        self.embed_tokens.weight_grad(grad, saved.tokens)
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The layers in order, each a `DenseBlock` or a `MoEBlock`."""
+        return list(self.layers)
+
+    def _run_layers(
+        self, tokens: Tensor
+    ) -> tuple[Stream, list[SavedDenseBlock | SavedMoEBlock], Angles, ExpertRows]:
+        if tokens.dim() != 2 or tokens.shape[1] < 1:
+            raise ValueError(
+                f"tokens of shape {list(tokens.shape)} are not [sequences, length of at least 1]"
+            )
+        angles = rotary_angles(self.config, tokens.shape[1], device=self.device)
+        count = tokens.numel()
+        # One device holds every expert: it receives each token once, for all of its choices.
+        rows = ExpertRows(received=count, expanded=count * self.config.num_experts_per_tok)
+        stream = Stream(self.embed_tokens(tokens.reshape(-1)), None)
+        saved = []
+        for block in self.blocks:
+            stream, saved_block = block(stream, angles, rows)
+            saved.append(saved_block)
+        return stream, saved, angles, rows
+
+
+def output_head(
+    config: ModelConfig, *, recipe: Recipe, device: torch.device
+) -> HighPrecisionLinear:
+    """The projection of the normed stream onto the vocabulary."""
+    return HighPrecisionLinear(
+        "head.proj", config.vocab_size, config.hidden_size,
+        out_dtype=recipe.dtype, recipe=recipe, device=device,
+    )  # fmt: skip

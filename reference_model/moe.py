@@ -1,0 +1,410 @@
+"""Feed-forwards, dense and mixture-of-experts: normed hidden states in, outputs and gradients out.
+
+DeepSeek-V3 Technical Report (arXiv:2412.19437), section 2.1.2. Letters for shapes are those of
+model.py. `MoE` offers its passes in the segments that DualPipe schedules.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from reference_model import operators as ops
+from reference_model.config import ModelConfig
+from reference_model.layers import (
+    GroupedLinear,
+    HighPrecisionLinear,
+    Linear,
+    LinearWeightGrad,
+    WeightGrad,
+)
+from reference_model.operators import Site
+from reference_model.precision import Operand, Recipe
+
+
+class ExpertRows(NamedTuple):
+    """What the local experts receive, known before the rows themselves."""
+
+    received: int
+    """D"""
+    expanded: int
+    """R"""
+
+
+class FeedForward(nn.Module):
+    """SwiGLU feed-forward of every token: a dense layer's, or the shared experts'."""
+
+    def __init__(
+        self, name: str, config: ModelConfig, intermediate: int, *, recipe: Recipe,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.name = name
+        self.recipe = recipe
+        hidden = config.hidden_size
+        self.gate_up_proj = Linear(
+            f"{name}.gate_up_proj", 2 * intermediate, hidden, recipe=recipe, device=device
+        )
+        self.down_proj = Linear(
+            f"{name}.down_proj", hidden, intermediate, recipe=recipe, device=device
+        )
+
+    def down(self, gate_up: Tensor, site: Site) -> Tensor:
+        """Gate and up projections [T, 2 I] -> output [T, H]."""
+        activated = self.recipe.swiglu(gate_up, site(f"{self.name}.swiglu"))
+        out: Tensor = self.down_proj(activated, site)
+        return out
+
+    def save(self, gate_up: Tensor, site: Site) -> Operand:
+        """Gate and up projections as backward finds them."""
+        return self.recipe.quantize(gate_up, site(f"{self.name}.save_gate_up"))
+
+    def down_input_grad(
+        self, grad: Operand, saved: Operand, site: Site
+    ) -> tuple[Tensor, LinearWeightGrad]:
+        """Output gradient [T, H] -> gradient of the gate and up projections [T, 2 I]."""
+        gate_up = self.recipe.dequantize(saved, site(f"{self.name}.load_gate_up"))
+        activated_grad = self.down_proj.input_grad(grad, site)
+        again = replace(site, recompute=True)
+        weight_grad = LinearWeightGrad(
+            layer=self.down_proj,
+            grad=self.recipe.quantize_transposed(
+                grad, site(f"{self.down_proj.name}.transpose_grad")
+            ),
+            x=self.recipe.swiglu_transposed(gate_up, again(f"{self.name}.swiglu")),
+        )
+        gate_up_grad = ops.swiglu_backward(
+            gate_up, activated_grad, site=site(f"{self.name}.swiglu.input_grad")
+        )
+        return gate_up_grad, weight_grad
+
+    def gate_up_input_grad(
+        self, gate_up_grad: Tensor, x: Operand, site: Site
+    ) -> tuple[Tensor, LinearWeightGrad]:
+        """Gradient of the gate and up projections [T, 2 I], and the input as the forward GEMM read
+        it -> gradient of the input [T, H]."""
+        values = self.recipe.dequantize(x, site(f"{self.gate_up_proj.name}.dequantize_input"))
+        return self.gate_up_proj.backward(gate_up_grad, values, site)
+
+
+class Gate(nn.Module):
+    """Chooses each token's experts by sigmoid scores, groups first, with a bias that balances load
+    without an auxiliary loss (Report, 2.1.2). The bias takes part in the choice only and has no
+    gradient."""
+
+    def __init__(self, config: ModelConfig, *, recipe: Recipe, device: torch.device) -> None:
+        super().__init__()
+        self.config = config
+        self.recipe = recipe
+        experts = config.n_routed_experts
+        self.proj = HighPrecisionLinear(
+            "gate.proj", experts, config.hidden_size,
+            out_dtype=torch.float32, recipe=recipe, device=device,
+        )  # fmt: skip
+        self.register_buffer(
+            "e_score_correction_bias", torch.zeros(experts, dtype=torch.float32, device=device)
+        )
+        self.e_score_correction_bias: Tensor
+
+    def forward(self, x: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T, H] -> logits [T, experts], chosen experts [T, K] and their weights [T, K]."""
+        c = self.config
+        logits = self.proj(x, site)
+        indices, weights = ops.gate(
+            logits,
+            self.e_score_correction_bias,
+            n_group=c.n_group,
+            topk_group=c.topk_group,
+            top_k=c.num_experts_per_tok,
+            normalise=c.norm_topk_prob,
+            scaling=c.routed_scaling_factor,
+            site=site("gate"),
+        )
+        return logits, indices, weights
+
+    def input_grad(
+        self, weights_grad: Tensor, logits: Tensor, indices: Tensor, x: Tensor, site: Site
+    ) -> Tensor:
+        """Gradient of the weights [T, K] -> gradient of x [T, H]. The gate's weight gradient is
+        small and not put off: it belongs to this pass, as in the published trace."""
+        logits_grad = ops.gate_backward(
+            logits,
+            indices,
+            weights_grad,
+            normalise=self.config.norm_topk_prob,
+            scaling=self.config.routed_scaling_factor,
+            dtype=self.recipe.dtype,
+            site=site("gate.input_grad"),
+        )
+        x_grad = self.proj.input_grad(logits_grad, site)
+        self.proj.weight_grad(logits_grad, x, site)
+        return x_grad
+
+
+@dataclass(slots=True)
+class SavedExperts:
+    """What the backward of the routed experts needs."""
+
+    received: Operand
+    """Tokens that dispatch delivered [D, H]."""
+    gate_up: Operand
+    """[R, 2 I]"""
+    row_source: Tensor
+    """Received token of each row [R]."""
+    row_weights: Tensor
+    """Routing weight of each row [R]."""
+    choice_rows: Tensor
+    """Row of each received choice [D, K], -1 where the expert is not local."""
+    group_sizes: Tensor
+    """Rows of each local expert [E]."""
+
+
+class Expert(nn.Module):
+    """The routed experts of this rank, as grouped GEMMs over rows sorted by expert."""
+
+    def __init__(
+        self, config: ModelConfig, local_experts: int, *, recipe: Recipe, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.local_experts = local_experts
+        hidden, intermediate = config.hidden_size, config.moe_intermediate_size
+        self.gate_up_proj = GroupedLinear(
+            "experts.gate_up_proj", local_experts, 2 * intermediate, hidden,
+            recipe=recipe, device=device,
+        )  # fmt: skip
+        self.down_proj = GroupedLinear(
+            "experts.down_proj", local_experts, hidden, intermediate, recipe=recipe, device=device
+        )
+
+    def forward(
+        self, received: "Received", rows: ExpertRows, site: Site
+    ) -> tuple[Tensor, Tensor, SavedExperts]:
+        """Received tokens [D, H] -> their outputs, summed over local experts [D, H]; the gate and
+        up projections [R, 2 I]; and what backward needs, those projections not yet saved."""
+        row_source, row_weights, choice_rows, group_sizes = ops.expert_mapping(
+            received.indices,
+            received.weights,
+            rows=rows.expanded,
+            local_experts=self.local_experts,
+            site=site("experts.mapping"),
+        )
+        x = self._permute(received.x, row_source, site("experts.permute"))
+        gate_up = self.gate_up_proj(x, group_sizes, site)
+        activated = self.recipe.weighted_swiglu(gate_up, row_weights, site("experts.swiglu"))
+        out = self.down_proj(activated, group_sizes, site)
+        summed = ops.unpermute(out, choice_rows, site=site("experts.unpermute"))
+        saved = SavedExperts(
+            received=received.x,
+            gate_up=Operand(gate_up, None),
+            row_source=row_source,
+            row_weights=row_weights,
+            choice_rows=choice_rows,
+            group_sizes=group_sizes,
+        )
+        return summed, gate_up, saved
+
+    def save(self, gate_up: Tensor, site: Site) -> Operand:
+        """Gate and up projections as backward finds them."""
+        return self.recipe.quantize(gate_up, site("experts.save_gate_up"))
+
+    def input_grad(
+        self, grad: Operand, saved: SavedExperts, site: Site
+    ) -> tuple[Tensor, Tensor, "ExpertWeightGrad"]:
+        """Output gradient of received tokens [D, H] -> their input gradient [D, H] and that of
+        their routing weights [D, K]."""
+        r = self.recipe
+        sizes = saved.group_sizes
+        gate_up = r.dequantize(saved.gate_up, site("experts.load_gate_up"))
+        rows_grad = self._permute(grad, saved.row_source, site("experts.permute_grad"))
+        activated_grad = self.down_proj.input_grad(rows_grad, sizes, site)
+        activated, gate_up_grad = ops.weighted_swiglu_forward_backward(
+            gate_up, saved.row_weights, activated_grad, site=site("experts.swiglu.input_grad")
+        )
+        weights_grad = ops.topk_weight_grad(
+            activated, activated_grad, saved.row_weights, saved.choice_rows,
+            site=site("experts.topk_weight_grad"),
+        )  # fmt: skip
+        activated_t = r.quantize_rows_transposed(
+            activated, sizes, site("experts.down_proj.transpose_input")
+        )
+        operand = r.quantize(gate_up_grad, site("experts.gate_up_proj.quantize_grad"))
+        x_grad = self.gate_up_proj.input_grad(operand, sizes, site)
+        summed = ops.unpermute(x_grad, saved.choice_rows, site=site("experts.unpermute_grad"))
+        gate_up_grad_t = r.quantize_rows_transposed(
+            gate_up_grad, sizes, site("experts.gate_up_proj.transpose_grad")
+        )
+        weight_grad = ExpertWeightGrad(
+            experts=self,
+            grad=grad,
+            x=saved.received,
+            activated=activated_t,
+            gate_up_grad=gate_up_grad_t,
+            row_source=saved.row_source,
+            group_sizes=sizes,
+        )
+        return summed, weights_grad, weight_grad
+
+    def _permute(self, x: Operand, row_source: Tensor, site: str) -> Operand:
+        values, scales = ops.permute(x.values, x.scales, row_source, site=site)
+        return Operand(values, None if x.scales is None else scales)
+
+
+@dataclass(slots=True)
+class ExpertWeightGrad:
+    """The weight gradients of the routed experts. Received tokens and gradients are kept as they
+    travelled and expanded to rows only here, which saves their memory till then."""
+
+    experts: Expert
+    grad: Operand
+    """Output gradient of received tokens [D, H]."""
+    x: Operand
+    """Received tokens [D, H]."""
+    activated: Operand
+    """[I, R]"""
+    gate_up_grad: Operand
+    """[2 I, R]"""
+    row_source: Tensor
+    group_sizes: Tensor
+
+    def run(self, site: Site) -> None:
+        """Add them into the gradients of the experts' weights."""
+        experts, sizes = self.experts, self.group_sizes
+        grad = experts.recipe.gather_transposed(
+            self.grad, self.row_source, sizes, site("experts.down_proj.transpose_grad")
+        )
+        experts.down_proj.weight_grad(grad, self.activated, sizes, site)
+        x = experts.recipe.gather_transposed(
+            self.x, self.row_source, sizes, site("experts.gate_up_proj.transpose_input")
+        )
+        experts.gate_up_proj.weight_grad(self.gate_up_grad, x, sizes, site)
+
+
+class Routed(NamedTuple):
+    """Tokens with their choice of experts, ready to be dispatched."""
+
+    x: Operand
+    """[T, H]"""
+    logits: Tensor
+    """[T, experts]"""
+    indices: Tensor
+    """[T, K]"""
+    weights: Tensor
+    """[T, K]"""
+
+
+class Received(NamedTuple):
+    """Tokens that dispatch delivered, with their choices."""
+
+    x: Operand
+    """[D, H]"""
+    indices: Tensor
+    """[D, K]"""
+    weights: Tensor
+    """[D, K]"""
+
+
+@dataclass(slots=True)
+class SavedMoE:
+    """What the backward of a mixture-of-experts feed-forward needs."""
+
+    logits: Tensor
+    indices: Tensor
+    experts: SavedExperts
+    shared_gate_up: Operand
+    """[T, 2 I of the shared experts]"""
+
+
+class MoE(nn.Module):
+    """Routed and shared experts, in the segments that a schedule overlaps. No token is dropped."""
+
+    def __init__(
+        self, config: ModelConfig, local_experts: int, *, recipe: Recipe, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.recipe = recipe
+        self.gate = Gate(config, recipe=recipe, device=device)
+        self.experts = Expert(config, local_experts, recipe=recipe, device=device)
+        self.shared_experts = FeedForward(
+            "shared_experts", config, config.n_shared_experts * config.moe_intermediate_size,
+            recipe=recipe, device=device,
+        )  # fmt: skip
+
+    def route(self, x: Tensor, site: Site) -> Routed:
+        """Segment attention: choose experts for x [T, H] and cast it, once for dispatch and the
+        shared experts."""
+        logits, indices, weights = self.gate(x, site)
+        return Routed(self.quantize_input(x, site), logits, indices, weights)
+
+    def quantize_input(self, x: Tensor, site: Site) -> Operand:
+        """x [T, H] as it is dispatched: with powers of two as scales (Report, 3.3.3)."""
+        return self.recipe.quantize(x, site("moe.quantize_input"), power_of_two_scales=True)
+
+    def dispatch(self, routed: Routed, rows: ExpertRows) -> Received:
+        """Segment dispatch: send tokens to the ranks of their experts."""
+        site = Site("forward", "dispatch")
+        ops.dispatch_layout(
+            routed.indices, experts=self.config.n_routed_experts, site=site("moe.dispatch_layout")
+        )
+        x, scales, indices, weights = ops.dispatch(
+            routed.x.values, routed.x.scales, routed.indices, routed.weights,
+            rows=rows.received, site=site("moe.dispatch"),
+        )  # fmt: skip
+        return Received(Operand(x, None if routed.x.scales is None else scales), indices, weights)
+
+    def mlp(
+        self, routed: Routed, received: Received, rows: ExpertRows
+    ) -> tuple[Tensor, Tensor, SavedMoE]:
+        """Segment mlp: outputs of received tokens [D, H], and of the shared experts [T, H]."""
+        site = Site("forward", "mlp")
+        shared_gate_up = self.shared_experts.gate_up_proj(routed.x, site)
+        out, gate_up, saved_experts = self.experts(received, rows, site)
+        shared_out = self.shared_experts.down(shared_gate_up, site)
+        saved_experts.gate_up = self.experts.save(gate_up, site)
+        saved = SavedMoE(
+            logits=routed.logits,
+            indices=routed.indices,
+            experts=saved_experts,
+            shared_gate_up=self.shared_experts.save(shared_gate_up, site),
+        )
+        return out, shared_out, saved
+
+    def combine(self, out: Tensor, shared_out: Tensor) -> Tensor:
+        """Segment combine: outputs back at their tokens, summed [T, H]."""
+        return ops.combine(out, shared_out, site=Site("forward", "combine")("moe.combine"))
+
+    def combine_input_grad(self, grad: Tensor, rows: ExpertRows) -> tuple[Operand, Operand]:
+        """Segment combine, backward: the output gradient [T, H] cast, and sent to the experts
+        [D, H] along the forward layout."""
+        site = Site("input_grad", "combine")
+        cast = self.recipe.quantize(grad, site("moe.quantize_grad"), power_of_two_scales=True)
+        values, scales = ops.dispatch_cached(
+            cast.values, cast.scales, rows=rows.received, site=site("moe.combine.input_grad")
+        )
+        return cast, Operand(values, None if cast.scales is None else scales)
+
+    def mlp_input_grad(
+        self, grad: Operand, received_grad: Operand, x: Tensor, saved: SavedMoE
+    ) -> tuple[Tensor, Tensor, Tensor, list[WeightGrad]]:
+        """Segment mlp, backward: output gradients of tokens [T, H] and received tokens [D, H], and
+        x [T, H] again -> input gradients of received tokens [D, H] and of the shared experts
+        [T, H], and gradients of routing weights [D, K]."""
+        site = Site("input_grad", "mlp")
+        shared = self.shared_experts
+        shared_grad, shared_down = shared.down_input_grad(grad, saved.shared_gate_up, site)
+        x_grad, weights_grad, routed = self.experts.input_grad(received_grad, saved.experts, site)
+        x_cast = self.quantize_input(x, replace(site, recompute=True))
+        shared_x_grad, shared_gate_up = shared.gate_up_input_grad(shared_grad, x_cast, site)
+        return x_grad, shared_x_grad, weights_grad, [shared_down, routed, shared_gate_up]
+
+    def dispatch_input_grad(
+        self, x_grad: Tensor, shared_x_grad: Tensor, weights_grad: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Segment dispatch, backward: input gradients back at their tokens, summed [T, H], and
+        gradients of routing weights [T, K]."""
+        site = Site("input_grad", "dispatch")
+        return ops.combine_backward(
+            x_grad, shared_x_grad, weights_grad, site=site("moe.dispatch.input_grad")
+        )
