@@ -6,7 +6,7 @@ lists keeps plotly's Python side out of the run; only its JavaScript goes into t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -53,7 +53,10 @@ def pipeline_timeline(tables: RunTables) -> Chart:
                 _bars(rows["rank"].tolist(), rows["start_s"], rows["end_s"], digits=6)
                 | {
                     "name": name,
-                    "marker": _marker(WORK_COLOURS[work]),
+                    "marker": {
+                        "color": WORK_COLOURS[work],
+                        "line": {"color": "white", "width": 0.5},
+                    },
                     "customdata": hover,
                     "hovertemplate": "<b>%{customdata[0]}</b> on rank %{y}<br>%{customdata[1]}<br>"
                     "starts %{customdata[2]}, takes %{customdata[3]}<extra></extra>",
@@ -146,7 +149,7 @@ def pair_timeline(tables: RunTables) -> Chart:
         ends = pd.concat([rows["end_s"], parts["end_s"]]) / _MILLISECOND
         lanes = [_LANES[stream, "operator"] for stream in rows["stream"]]
         lanes += [_LANES[stream, "block"] for stream in parts["stream"]]
-        hover = [_operator_hover(row) for row in rows.to_dict("records")]
+        hover = _operator_hovers(rows)
         hover += [
             f"<b>{block}</b>, {layer}<br>{format_seconds(end - start)}"
             for block, layer, start, end in zip(
@@ -157,7 +160,14 @@ def pair_timeline(tables: RunTables) -> Chart:
             _bars(lanes, starts, ends, digits=5)
             | {
                 "name": name,
-                "marker": _marker(PHASE_COLOURS[phase]),
+                "marker": {
+                    "color": PHASE_COLOURS[phase],
+                    # Operators can be thinner than a border of the usual width.
+                    "line": {
+                        "color": "white",
+                        "width": [0.1] * len(rows) + [1.0] * len(parts),
+                    },
+                },
                 "text": [""] * len(rows) + parts["block"].tolist(),
                 "textposition": "inside",
                 "insidetextanchor": "middle",
@@ -197,13 +207,20 @@ CHARTS = {
 """Chart of each place in the page."""
 
 
-def _operator_hover(row: Mapping[str, Any]) -> str:
-    seconds = row["end_s"] - row["start_s"]
-    return (
-        f"<b>{row['name']}</b>, {row['layer']}<br>{row['kind']} {row['dtype']}<br>{row['sizes']}<br>"
-        f"{format_seconds(seconds)} ({row['provenance']}; "
-        f"{format_seconds(row['low_s'])} to {format_seconds(row['high_s'])})"
+def _operator_hovers(operators: pd.DataFrame) -> list[str]:
+    columns = ("name", "layer", "kind", "dtype", "sizes", "provenance")
+    texts = zip(*(operators[column].tolist() for column in columns), strict=True)
+    times = zip(
+        *(operators[column].tolist() for column in ("start_s", "end_s", "low_s", "high_s")),
+        strict=True,
     )
+    return [
+        f"<b>{name}</b>, {layer}<br>{kind} {dtype}<br>{sizes}<br>{format_seconds(end - start)} "
+        f"({provenance}; {format_seconds(low)} to {format_seconds(high)})"
+        for (name, layer, kind, dtype, sizes, provenance), (start, end, low, high) in zip(
+            texts, times, strict=True
+        )
+    ]
 
 
 def _bars(lane: Sequence[Any], starts: pd.Series, ends: pd.Series, *, digits: int) -> Chart:
@@ -217,13 +234,7 @@ def _bars(lane: Sequence[Any], starts: pd.Series, ends: pd.Series, *, digits: in
     }
 
 
-def _marker(colour: str) -> Chart:
-    return {"color": colour, "line": {"color": "white", "width": 0.5}}
-
-
-def _stacked(
-    parts: Sequence[tuple[str, str, Sequence[float]]], *, unit: str, title: str
-) -> Chart:
+def _stacked(parts: Sequence[tuple[str, str, Sequence[float]]], *, unit: str, title: str) -> Chart:
     traces = [
         {
             "type": "bar",
@@ -235,9 +246,7 @@ def _stacked(
         }
         for name, colour, values in parts
     ]
-    layout = _layout(
-        height=360, x=_axis("pipeline rank", dtick=1, showgrid=False), y=_axis(title)
-    )
+    layout = _layout(height=360, x=_axis("pipeline rank", dtick=1, showgrid=False), y=_axis(title))
     return {"data": traces, "layout": layout | {"barmode": "stack", "bargap": 0.22}}
 
 
@@ -262,6 +271,12 @@ def _layout(*, height: int, x: Chart, y: Chart) -> Chart:
         "plot_bgcolor": "white",
         "xaxis": x,
         "yaxis": y,
-        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": 1.0,
+            "yanchor": "bottom",
+            "traceorder": "normal",
+        },
         "hoverlabel": {"align": "left"},
     }

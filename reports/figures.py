@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hardware_profiles.units import unit_factor
 from reports.palette import (
@@ -20,14 +21,14 @@ from reports.palette import (
     WORK_COLOURS,
     WORKS,
 )
-from reports.tables import RunTables, blocks
+from reports.tables import PHASE_LETTERS, RunTables, blocks, format_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MILLISECOND = unit_factor("ms", "time")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": MUTED,
@@ -50,7 +51,15 @@ def pipeline_timeline(tables: RunTables) -> Figure:
     for work, name in WORKS.items():
         rows = tables.actions[tables.actions["work"] == work]
         if len(rows):
-            _spans(axes, rows["rank"], rows["start_s"], rows["end_s"], WORK_COLOURS[work], name)
+            _spans(
+                axes,
+                lane=rows["rank"],
+                start=rows["start_s"],
+                end=rows["end_s"],
+                colour=WORK_COLOURS[work],
+                label=name,
+                edge=0.2,
+            )
     axes.set_title(f"Pipeline timeline of one step ({tables.facts['schedule']})")
     axes.set_xlabel("time (s)")
     axes.set_ylabel("pipeline rank")
@@ -82,60 +91,89 @@ def time_budget(tables: RunTables) -> Figure:
 
 def pair_breakdown(tables: RunTables) -> Figure:
     """The overlapped pair: its two streams above, its longest operators below."""
-    figure, (top, bottom) = _figure(11, 7.6, rows=2, height_ratios=[1, 2.1])
-    operators = tables.pair_operators
-    for phase, name in PHASES.items():
-        rows = operators[operators["phase"] == phase]
-        lane = (rows["stream"] == "communication").astype(int)
-        starts, ends = rows["start_s"] / _MILLISECOND, rows["end_s"] / _MILLISECOND
-        _spans(top, lane, starts, ends, PHASE_COLOURS[phase], name)
-    span = operators["end_s"].max() / _MILLISECOND
-    for block in blocks(operators).itertuples():
-        start, end = block.start_s / _MILLISECOND, block.end_s / _MILLISECOND
-        if end - start > 0.03 * span:
-            y = 0.45 + 0.1 if block.stream == "compute" else 1.55
-            top.text((start + end) / 2, y, block.block, ha="center", va="center", fontsize=7)
-    top.set_title(
-        f"Overlapped pair {tables.pair}: {span:.1f} ms ({tables.metrics['pair_time_kind']})"
-    )
-    top.set_yticks([0, 1], ["compute", "communication"])
-    top.set_ylim(1.75, -0.5)
-    top.set_xlim(0, span)
-    top.set_xlabel("time in the pair (ms)")
-    top.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
-    seconds = (operators["end_s"] - operators["start_s"]) / _MILLISECOND
-    parts = seconds.groupby([operators["phase"], operators["name"], operators["provenance"]]).sum()
-    totals = parts.groupby(level=[0, 1]).sum().nlargest(18)[::-1]
-    for provenance, colour in PROVENANCE_COLOURS.items():
-        values = [parts.get((*key, provenance), 0.0) for key in totals.index]
-        left = np.zeros(len(totals))
-        for other in PROVENANCE_COLOURS:
-            if other == provenance:
-                break
-            left += [parts.get((*key, other), 0.0) for key in totals.index]
-        if any(values):
-            bottom.barh(range(len(totals)), values, left=left, color=colour, label=provenance)
-    for row, value in enumerate(totals):
-        bottom.text(value, row, f" {value:.2f}", va="center", fontsize=7.5, color=MUTED)
-    names = [f"{name} ({'FBW'[list(PHASES).index(phase)]})" for phase, name in totals.index]
-    bottom.set_yticks(range(len(totals)), names)
-    bottom.set_title("Longest operators of the pair, all layers together")
-    bottom.set_xlabel("time (ms)")
-    bottom.margins(y=0.01)
-    bottom.legend(loc="lower right", title="operator times are")
+    figure = _empty_figure(11, 9.4)
+    top, bottom = figure.subplots(2, 1, height_ratios=[1, 1.5])
+    _draw_streams(top, tables)
+    _draw_longest_operators(bottom, tables, count=18)
     return figure
+
+
+def _draw_streams(axes: Axes, tables: RunTables) -> None:
+    """Blocks and operators of the pair on the compute and the communication stream."""
+    operators, grouped = tables.pair_operators, blocks(tables.pair_operators)
+    lanes = {"compute": (0, 1), "communication": (3, 2)}
+    span = float(operators["end_s"].max()) / _MILLISECOND
+    for phase, name in PHASES.items():
+        for frame, level, edge in ((grouped, 0, 0.8), (operators, 1, 0.1)):
+            rows = frame[frame["phase"] == phase]
+            _spans(
+                axes,
+                lane=[lanes[stream][level] for stream in rows["stream"]],
+                start=rows["start_s"] / _MILLISECOND,
+                end=rows["end_s"] / _MILLISECOND,
+                colour=PHASE_COLOURS[phase],
+                label=name if level == 0 and len(rows) else "",
+                edge=edge,
+            )
+    columns = ("stream", "block", "start_s", "end_s")
+    for stream, block, start, end in zip(*(grouped[c].tolist() for c in columns), strict=True):
+        # Upright text is as wide as it is high: a hundredth of this figure's width.
+        if end - start > 0.012 * span * _MILLISECOND:
+            axes.text(
+                (start + end) / 2 / _MILLISECOND,
+                lanes[stream][0],
+                block,
+                ha="center",
+                va="center",
+                rotation=90,
+                fontsize=6.5,
+                color="white",
+            )
+    kind = tables.metrics["pair_time_kind"]
+    axes.set_title(f"Overlapped pair {tables.pair}: {span:.1f} ms ({kind})", pad=22)
+    names = [f"{stream}, by {level}" for stream in lanes for level in ("block", "operator")]
+    axes.set_yticks([0, 1, 3, 2], names)
+    axes.set_ylim(3.55, -0.55)
+    axes.set_xlim(0, span)
+    axes.set_xlabel("time in the pair (ms)")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=3, borderaxespad=0)
+
+
+def _draw_longest_operators(axes: Axes, tables: RunTables, *, count: int) -> None:
+    """Time of the longest operators of the pair, stacked by provenance."""
+    operators = tables.pair_operators
+    milliseconds = (operators["end_s"] - operators["start_s"]) / _MILLISECOND
+    labels = operators["name"] + " (" + operators["phase"].map(PHASE_LETTERS) + ")"
+    parts = milliseconds.groupby([labels, operators["provenance"]]).sum().unstack(fill_value=0)
+    parts = parts.loc[parts.sum(axis=1).nlargest(count).index[::-1]]
+    left = np.zeros(len(parts))
+    for provenance, colour in PROVENANCE_COLOURS.items():
+        if provenance in parts:
+            values = parts[provenance].to_numpy()
+            axes.barh(range(len(parts)), values, left=left, color=colour, label=provenance)
+            left += values
+    for row, value in enumerate(left.tolist()):
+        axes.text(value, row, f" {value:.2f}", va="center", fontsize=7.5, color=MUTED)
+    axes.set_yticks(range(len(parts)), parts.index.tolist())
+    axes.set_title("Longest operators of the pair, all layers together")
+    axes.set_xlabel("time (ms)")
+    axes.margins(y=0.01)
+    axes.legend(loc="lower right", title="operator times are")
 
 
 def published_comparison(tables: RunTables) -> Figure:
     """Relative error of the simulated against the published numbers."""
-    rows = [row for row in tables.metrics["published"] if row["error"] is not None][::-1]
+    pairs = zip(tables.published, tables.metrics["published"], strict=True)
+    paths_and_rows = [(path, row) for path, row in pairs if row["error"] is not None][::-1]
+    rows = [row for _, row in paths_and_rows]
     figure, axes = _figure(11, 1.3 + 0.32 * max(len(rows), 1))
     errors = [row["error"] for row in rows]
     axes.barh(range(len(rows)), errors, color=WORK_COLOURS["F"], height=0.62)
     reach = max((abs(error) for error in errors), default=0.0) or 0.01
-    for line, row in enumerate(rows):
+    for line, (path, row) in enumerate(paths_and_rows):
         side = 1 if row["error"] >= 0 else -1
-        text = f"{row['error']:+.1%}  ({row['simulated']:.4g} for {row['published']:.4g})"
+        simulated, published = (format_metric(path, row[of]) for of in ("simulated", "published"))
+        text = f"{row['error']:+.1%}  ({simulated} for {published})"
         axes.text(
             row["error"] + side * 0.015 * reach,
             line,
@@ -146,9 +184,9 @@ def published_comparison(tables: RunTables) -> Figure:
         )
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    axes.set_xlim(-1.75 * reach, 1.75 * reach)
+    axes.set_xlim(-1.9 * reach, 1.9 * reach)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.0%}")
-    axes.set_xlabel("simulated / published - 1 (published values in SI units)")
+    axes.set_xlabel("error: simulated / published - 1")
     axes.set_title("Simulated against published numbers")
     return figure
 
@@ -173,17 +211,28 @@ def write_figures(tables: RunTables, directory: Path) -> None:
             figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
 
 
-def _figure(
-    width: float, height: float, *, rows: int = 1, height_ratios: list[float] | None = None
-) -> tuple[Figure, Axes]:
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = _empty_figure(width, height)
+    return figure, figure.subplots()
+
+
+def _empty_figure(width: float, height: float) -> Figure:
     # Figure without pyplot draws with the Agg canvas and keeps no global state.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, 1, height_ratios=height_ratios)
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def _spans(axes: Axes, lane: object, start: object, end: object, colour: str, label: str) -> None:
+def _spans(
+    axes: Axes,
+    *,
+    lane: ArrayLike,
+    start: ArrayLike,
+    end: ArrayLike,
+    colour: str,
+    label: str,
+    edge: float,
+) -> None:
     """Bars of height 0.8 from start to end on the given lanes, as one collection."""
     from matplotlib.collections import PolyCollection
 
@@ -195,7 +244,7 @@ def _spans(axes: Axes, lane: object, start: object, end: object, colour: str, la
     )
     axes.add_collection(
         PolyCollection(
-            list(corners), facecolors=colour, edgecolors="white", linewidths=0.2, label=label
+            list(corners), facecolors=colour, edgecolors="white", linewidths=edge, label=label
         )
     )
 

@@ -173,8 +173,10 @@ def operator_rows(tables: RunTables) -> list[dict[str, Any]]:
         bytes=("bytes", "sum"),
         provenance=("provenance", lambda values: ", ".join(sorted(set(values)))),
     )
-    rows = grouped.sort_values("seconds", ascending=False).reset_index().to_dict("records")
-    for row in rows:
+    ordered = grouped.sort_values("seconds", ascending=False).reset_index()
+    rows = []
+    for record in ordered.to_dict("records"):
+        row: dict[str, Any] = {str(name): value for name, value in record.items()}
         seconds = row["seconds"]
         row["phase"] = PHASE_LETTERS[row["phase"]]
         row["share"] = seconds / span if span else 0.0
@@ -182,6 +184,10 @@ def operator_rows(tables: RunTables) -> list[dict[str, Any]]:
         row["byte_rate"] = row["bytes"] / seconds if seconds else 0.0
         row["compute_text"] = format_compute(row["compute_rate"], digits=3) if row["flops"] else ""
         row["byte_text"] = format_bandwidth(row["byte_rate"], digits=3) if row["bytes"] else ""
+        row["interval_text"] = " to ".join(
+            format_seconds(row[bound], digits=3) for bound in ("low_s", "high_s")
+        )
+        rows.append(row)
     return rows
 
 

@@ -34,7 +34,7 @@ def trace_events(tables: RunTables) -> Iterator[dict[str, Any]]:
     columns = ["rank", "label", "work", "chunk", "start_s", "end_s"]
     for rank, label, work, chunk, start, end in _rows(tables.actions, columns):
         arguments = {"work": work, "chunk": chunk} if chunk else {"work": work}
-        yield _slice(rank + 1, 0, label, start, end, arguments)
+        yield _slice((rank + 1, 0), label, (start, end), arguments)
     chunks = list(dict.fromkeys(tables.operators["chunk"]))
     for process, chunk in enumerate(chunks, start=ranks + 1):
         mark = " (as in the published profile)" if chunk == tables.pair else ""
@@ -47,14 +47,14 @@ def trace_events(tables: RunTables) -> Iterator[dict[str, Any]]:
     for chunk, stream, layer, block, start, end in _rows(
         blocks(tables.operators), ["chunk", "stream", "layer", "block", "start_s", "end_s"]
     ):
-        thread = _STREAMS.index(stream)
-        yield _slice(process_of[chunk], thread, block, start, end, {"layer": layer})
+        track = (process_of[chunk], _STREAMS.index(stream))
+        yield _slice(track, block, (start, end), {"layer": layer})
     columns = ["chunk", "stream", "name", "start_s", "end_s"]
     details = ["kind", "dtype", "sizes", "provenance", "low_s", "high_s", "flops", "bytes"]
     for row in _rows(tables.operators, columns + details):
         chunk, stream, name, start, end = row[:5]
-        arguments = dict(zip(details, row[5:], strict=True))
-        yield _slice(process_of[chunk], _STREAMS.index(stream), name, start, end, arguments)
+        track = (process_of[chunk], _STREAMS.index(stream))
+        yield _slice(track, name, (start, end), dict(zip(details, row[5:], strict=True)))
 
 
 def _rows(frame: Any, columns: list[str]) -> Iterator[tuple[Any, ...]]:
@@ -63,14 +63,15 @@ def _rows(frame: Any, columns: list[str]) -> Iterator[tuple[Any, ...]]:
 
 
 def _slice(
-    process: int, thread: int, name: str, start: Seconds, end: Seconds, arguments: dict[str, Any]
+    track: tuple[int, int], name: str, span: tuple[Seconds, Seconds], arguments: dict[str, Any]
 ) -> dict[str, Any]:
+    """A slice on the track (process, thread)."""
     # Whole nanoseconds at both ends keep slices of one track from overlapping by rounding.
-    first, last = round(start / _MICROSECOND, 3), round(end / _MICROSECOND, 3)
+    first, last = (round(instant / _MICROSECOND, 3) for instant in span)
     return {
         "ph": "X",
-        "pid": process,
-        "tid": thread,
+        "pid": track[0],
+        "tid": track[1],
         "name": name,
         "ts": first,
         "dur": round(last - first, 3),
