@@ -293,10 +293,12 @@ def quantize_transpose(
 ) -> tuple[Tensor, Tensor]:
     """x [rows, columns], bfloat16 or E4M3 with scales -> E4M3 [columns, rows], tiled along rows."""
     backend = load_backend(kernels)
-    if scales is not None:
-        x = backend.dequantize_tiles(x, scales, dtype=torch.float32)
     whole = torch.full((1,), x.shape[0], dtype=torch.int32, device=x.device)
-    return backend.quantize_tiles_transposed(x, group_sizes=whole, power_of_two_scales=False)
+    if scales is None:
+        return backend.quantize_tiles_transposed(x, group_sizes=whole, power_of_two_scales=False)
+    return backend.requantize_tiles_transposed(
+        x, scales, row_source=None, group_sizes=whole, power_of_two_scales=False
+    )
 
 
 def _grouped_transpose_fake(x: Tensor, group_sizes: Tensor, **_: object) -> tuple[Tensor, Tensor]:
@@ -335,10 +337,8 @@ def quantize_transpose_gather(
     site: str,
 ) -> tuple[Tensor, Tensor]:
     """Received E4M3 x [D, columns] expanded to rows, transposed and tiled anew: [columns, R]."""
-    backend = load_backend(kernels)
-    rows = backend.dequantize_tiles(x, scales, dtype=torch.float32)[row_source.long()]
-    return backend.quantize_tiles_transposed(
-        rows, group_sizes=group_sizes, power_of_two_scales=False
+    return load_backend(kernels).requantize_tiles_transposed(
+        x, scales, row_source=row_source, group_sizes=group_sizes, power_of_two_scales=False
     )
 
 
@@ -526,20 +526,15 @@ def weighted_swiglu_quantize(
     gate_up: Tensor, row_weights: Tensor, *, kernels: str, site: str
 ) -> tuple[Tensor, Tensor]:
     """Weighted SwiGLU, quantised in the same pass."""
-    activated, _, up = _silu_parts(gate_up)
-    return load_backend(kernels).quantize_tiles(
-        activated * up * row_weights[:, None], power_of_two_scales=False
+    return load_backend(kernels).weighted_swiglu_quantize(
+        gate_up, row_weights, power_of_two_scales=False
     )
 
 
 @_operator(fake=lambda gate_up, **_: _quantize_fake(_half(gate_up).t()))
 def swiglu_quantize_transpose(gate_up: Tensor, *, kernels: str, site: str) -> tuple[Tensor, Tensor]:
     """SwiGLU, transposed and tiled along rows for the weight gradient: E4M3 [columns, rows]."""
-    activated, _, up = _silu_parts(gate_up)
-    whole = torch.full((1,), up.shape[0], dtype=torch.int32, device=up.device)
-    return load_backend(kernels).quantize_tiles_transposed(
-        activated * up, group_sizes=whole, power_of_two_scales=False
-    )
+    return load_backend(kernels).swiglu_quantize_transposed(gate_up, power_of_two_scales=False)
 
 
 @_operator(fake=_like_first)

@@ -1,0 +1,184 @@
+# ruff: noqa: PLR0917 - kernels are launched with positional arguments
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call,no-any-return"
+"""Attention core of absorbed MLA decoding: queries against the latent cache they share.
+
+In the absorbed form (DeepSeek-V2, arXiv:2405.04434, section 2.1.2) every head reads the same key,
+the 512 latent and 64 rotary values of a cached token, and its value is the latent part of it. So a
+cached token is read once for all heads, and both products are matrix products over heads.
+
+Shapes: q [sequences, query_length, heads, latent + rope]; cache [sequences, capacity, latent +
+rope]; lengths int32 [sequences], the cached tokens of each sequence, the query's own included: the
+queries are its last query_length tokens. Out: [sequences, query_length, heads, latent] and the
+log-sum-exp of the scores, float32 [sequences, query_length, heads].
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from reference_model.kernels.device import check_device
+
+_BLOCK_ROWS = 64
+"""(query, head) pairs of one program; the least that Hopper's matrix instruction takes."""
+_BLOCK_KV = 64
+"""Cached tokens read at a time."""
+
+
+def mla_decode_reference(
+    q: Tensor, cache: Tensor, lengths: Tensor, *, latent_dim: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The core in plain torch, sequence by sequence, in float32."""
+    outs, sums = [], []
+    query_length = q.shape[1]
+    for sequence, length in enumerate(lengths.tolist()):
+        keys = cache[sequence, :length].float()  # [length, latent + rope]
+        scores = torch.einsum("qhd,kd->qhk", q[sequence].float(), keys) * scale
+        last = torch.arange(length - query_length, length, device=q.device)
+        hidden = torch.arange(length, device=q.device)[None, :] > last[:, None]
+        scores = scores.masked_fill(hidden[:, None, :], float("-inf"))
+        sums.append(scores.logsumexp(dim=2))
+        outs.append(torch.einsum("qhk,kd->qhd", scores.softmax(dim=2), keys[:, :latent_dim]))
+    return torch.stack(outs).to(q.dtype), torch.stack(sums)
+
+
+@triton.jit
+def _decode_kernel(
+    q,  # [sequences, rows, LATENT + ROPE], rows = query_length * heads
+    cache,  # [sequences, capacity, LATENT + ROPE]
+    lengths,
+    partial_out,  # [sequences, rows, splits, LATENT] float32
+    partial_sum,  # [sequences, rows, splits] float32
+    rows,
+    heads,
+    query_length,
+    capacity,
+    splits,
+    scale,
+    LATENT: tl.constexpr,
+    ROPE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+):
+    sequence, split = tl.program_id(1), tl.program_id(2)
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    latent, rope = tl.arange(0, LATENT), LATENT + tl.arange(0, ROPE)
+    width = LATENT + ROPE
+    q_row = q + (sequence.to(tl.int64) * rows + row)[:, None] * width
+    q_latent = tl.load(q_row + latent[None, :], mask=(row < rows)[:, None], other=0.0)
+    q_rope = tl.load(q_row + rope[None, :], mask=(row < rows)[:, None], other=0.0)
+
+    length = tl.load(lengths + sequence)
+    visible = length - query_length + row // heads + 1  # cached tokens that the row may see
+    blocks = tl.cdiv(tl.cdiv(length, BLOCK_KV), splits)
+    first = split * blocks * BLOCK_KV
+    end = tl.minimum(first + blocks * BLOCK_KV, length)
+
+    largest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_ROWS], tl.float32)
+    out = tl.zeros([BLOCK_ROWS, LATENT], tl.float32)
+    for start in tl.range(first, end, BLOCK_KV):
+        token = start + tl.arange(0, BLOCK_KV)
+        source = cache + (sequence.to(tl.int64) * capacity + token)[:, None] * width
+        keys = tl.load(source + latent[None, :], mask=(token < length)[:, None], other=0.0)
+        keys_rope = tl.load(source + rope[None, :], mask=(token < length)[:, None], other=0.0)
+        scores = tl.dot(q_latent, keys.T)
+        scores = tl.dot(q_rope, keys_rope.T, scores) * scale
+        seen = token[None, :] < visible[:, None]
+        scores = tl.where(seen, scores, float("-inf"))
+        # A row may see nothing yet of this split: then its maximum is -inf, and 0 stands for it.
+        new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+        offset = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+        weights = tl.exp(scores - offset[:, None])
+        shrink = tl.exp(largest - offset)
+        total = total * shrink + tl.sum(weights, axis=1)
+        out = out * shrink[:, None]
+        out = tl.dot(weights.to(keys.dtype), keys, out)
+        largest = new_largest
+
+    position = (sequence.to(tl.int64) * rows + row) * splits + split
+    log_sum = tl.where(total > 0, largest + tl.log(tl.maximum(total, 1e-38)), float("-inf"))
+    out = out / tl.maximum(total, 1e-38)[:, None]
+    tl.store(partial_sum + position, log_sum, mask=row < rows)
+    target = partial_out + position[:, None] * LATENT + latent[None, :]
+    tl.store(target, out, mask=(row < rows)[:, None])
+
+
+@triton.jit
+def _combine_kernel(
+    partial_out,  # [rows, splits, LATENT] float32
+    partial_sum,  # [rows, splits] float32
+    out,  # [rows, LATENT]
+    log_sums,  # [rows] float32
+    splits,
+    LATENT: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    split, latent = tl.arange(0, SPLITS), tl.arange(0, LATENT)
+    sums = tl.load(partial_sum + row * splits + split, mask=split < splits, other=float("-inf"))
+    largest = tl.max(sums, axis=0)
+    weights = tl.exp(sums - largest)
+    total = tl.sum(weights, axis=0)
+    source = partial_out + (row * splits + split)[:, None] * LATENT + latent[None, :]
+    parts = tl.load(source, mask=(split < splits)[:, None], other=0.0)
+    result = tl.sum(parts * weights[:, None], axis=0) / total
+    tl.store(out + row * LATENT + latent, result.to(out.dtype.element_ty))
+    tl.store(log_sums + row, largest + tl.log(total))
+
+
+def mla_decode_triton(
+    q: Tensor, cache: Tensor, lengths: Tensor, *, latent_dim: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The core as two Triton kernels: each sequence's cache in splits, then their combination.
+
+    latent_dim and the rotary width must be powers of two of at least 16; lengths stay on the
+    device, so the number of splits follows from the shapes alone."""
+    check_device(q)
+    sequences, query_length, heads, width = q.shape
+    rows, capacity = query_length * heads, cache.shape[1]
+    row_blocks = triton.cdiv(rows, _BLOCK_ROWS)
+    splits = _splits(q, row_blocks * sequences, capacity)
+    partial_out = q.new_empty((sequences, rows, splits, latent_dim), dtype=torch.float32)
+    partial_sum = q.new_empty((sequences, rows, splits), dtype=torch.float32)
+    _decode_kernel[row_blocks, sequences, splits](
+        q.contiguous(),
+        cache.contiguous(),
+        lengths,
+        partial_out,
+        partial_sum,
+        rows,
+        heads,
+        query_length,
+        capacity,
+        splits,
+        scale,
+        LATENT=latent_dim,
+        ROPE=width - latent_dim,
+        BLOCK_ROWS=_BLOCK_ROWS,
+        BLOCK_KV=_BLOCK_KV,
+        num_warps=8,
+        num_stages=2,
+    )
+    out = q.new_empty((sequences, query_length, heads, latent_dim))
+    log_sums = q.new_empty((sequences, query_length, heads), dtype=torch.float32)
+    _combine_kernel[(sequences * rows,)](
+        partial_out,
+        partial_sum,
+        out,
+        log_sums,
+        splits,
+        LATENT=latent_dim,
+        SPLITS=triton.next_power_of_2(splits),
+        num_warps=4,
+    )
+    return out, log_sums
+
+
+def _splits(q: Tensor, programs: int, capacity: int) -> int:
+    """Splits of a sequence that give every multiprocessor a program, each of a few blocks."""
+    if not q.is_cuda:
+        return min(2, triton.cdiv(capacity, _BLOCK_KV))
+    processors = torch.cuda.get_device_properties(q.device).multi_processor_count
+    most = triton.cdiv(capacity, 4 * _BLOCK_KV)
+    return max(1, min(processors // programs, most))
