@@ -7,10 +7,10 @@ topologies and cost models stay text here; execution.simulation resolves them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import NonNegativeInt
@@ -29,6 +29,8 @@ from hardware_profiles.schema import (
 from hardware_profiles.units import parse_quantity
 from reference_model.config import ModelConfig, parse_model_config, read_config_file
 from simulator.training_job import TrainingJob
+
+_T = TypeVar("_T")
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 """Folder of the shipped scenarios."""
@@ -130,6 +132,17 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         calibration=validate(CalibrationProfile, raw["calibration"], where=labels["calibration"]),
         resolved=raw,
     )
+
+
+def by_name(family: Mapping[str, _T], name: str, field: str) -> _T:
+    """The member of a family (SCHEDULES, COST_MODELS, ...) that a scenario names.
+
+    Raises:
+        ValueError: unknown name; the message lists the known ones.
+    """
+    if name not in family:
+        raise ValueError(f"{field}: unknown name {name!r}; known: {', '.join(sorted(family))}")
+    return family[name]
 
 
 def write_resolved(scenario: Scenario) -> str:

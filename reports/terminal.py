@@ -1,0 +1,169 @@
+"""Tables for the terminal: metrics or profiles in, rich tables out. Nothing is printed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from hardware_profiles.units import format_bytes, format_seconds
+from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
+from reports.tables import format_metric, list_inputs
+from simulator.analysis.metrics import metric_at
+
+_BUDGET = (
+    "forward_s",
+    "backward_s",
+    "weight_s",
+    "overlapped_s",
+    "bubble_s",
+    "optimizer_s",
+    "exposed_communication_s",
+    "hidden_communication_s",
+)
+_COMPARED = (
+    "step_time_s",
+    "bubble_s",
+    "peak_memory_bytes",
+    "pair_time_s",
+    "mfu_causal",
+    "tflops_per_gpu_causal",
+    "tokens_per_day",
+    "tokens_per_second_per_gpu",
+    "gpu_hours_per_trillion_tokens",
+    "cost_usd_per_trillion_tokens",
+    "ranks.0.forward_s",
+    "ranks.0.backward_s",
+    "ranks.0.weight_s",
+    "ranks.0.overlapped_s",
+    "ranks.0.bubble_s",
+    "ranks.0.optimizer_s",
+    "ranks.0.exposed_communication_s",
+    "ranks.0.hidden_communication_s",
+)
+
+
+def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
+    """Headline, published figures and time budget of a training run."""
+    return [_headline(name, metrics), _published(metrics), _budget(metrics)]
+
+
+def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
+    table = Table(title=name, title_justify="left")
+    table.add_column("metric")
+    table.add_column("simulated", justify="right")
+    table.add_column("without all-to-all slow-down", justify="right")
+    without = metrics["without_all_to_all_slowdown"]
+    for path in (
+        "step_time_s",
+        "pair_time_s",
+        "tokens_per_day",
+        "tokens_per_second_per_gpu",
+        "tflops_per_gpu_causal",
+        "mfu_causal",
+        "gpu_hours_per_trillion_tokens",
+        "cost_usd_per_trillion_tokens",
+        "bubble_s",
+        "peak_memory_bytes",
+    ):
+        other = format_metric(path, without[path]) if path in without else ""
+        label = f"{path} ({metrics['pair_time_kind']})" if path == "pair_time_s" else path
+        table.add_row(label, format_metric(path, metrics[path]), other)
+    for of, shares in metrics["kernel_time_share"].items():
+        text = ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.005)
+        table.add_row(f"kernel time of the {of}", text, "")
+    return table
+
+
+def _published(metrics: Mapping[str, Any]) -> Table:
+    table = Table(title="beside published figures", title_justify="left")
+    for column in ("figure", "published", "simulated", "error"):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+    for row in metrics["published"]:
+        has = row["simulated"] is not None
+        table.add_row(
+            row["name"],
+            f"{row['published']:.4g}",
+            f"{row['simulated']:.4g}" if has else "-",
+            f"{row['error']:+.1%}" if has else "-",
+        )
+    return table
+
+
+def _budget(metrics: Mapping[str, Any]) -> Table:
+    table = Table(title="where a step goes on each pipeline rank", title_justify="left")
+    table.add_column("rank", justify="right")
+    for column in _BUDGET:
+        table.add_column(column.removesuffix("_s").replace("_", " "), justify="right")
+    table.add_column("memory", justify="right")
+    for rank, times in enumerate(metrics["ranks"]):
+        table.add_row(
+            str(rank),
+            *(format_seconds(times[column], digits=3) for column in _BUDGET),
+            format_bytes(metrics["memory"][rank]["total"], digits=3),
+        )
+    return table
+
+
+def comparison_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """Metrics of several runs side by side; ratios are to the first."""
+    table = Table(title="ratios in brackets are to the first run", title_justify="left")
+    table.add_column("metric")
+    for name, _ in runs:
+        table.add_column(name, justify="right")
+    for path in _COMPARED:
+        values = [metric_at(metrics, path) for _, metrics in runs]
+        if all(value is None for value in values):
+            continue
+        first = values[0]
+        cells = []
+        for value in values:
+            text = "-" if value is None else format_metric(path, value)
+            if value is not None and value is not first and first:
+                text += f" ({value / first:.3f})"
+            cells.append(text)
+        table.add_row(path, *cells)
+    return table
+
+
+def profile_table(title: str, raw: Mapping[str, Any]) -> Table:
+    """Every value of a profile file with its source."""
+    table = Table(title=title, title_justify="left")
+    for column in ("field", "value", "interval", "source"):
+        table.add_column(column, overflow="fold")
+    for entry in list_inputs(raw):
+        table.add_row(entry.field, entry.value, entry.interval, entry.source)
+    return table
+
+
+def model_table(name: str, config: ModelConfig, *, context: int) -> Table:
+    """Parameters, FLOPs and KV cache of a model."""
+    counts = parameter_counts(config)
+    table = Table(title=name, title_justify="left")
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    for label, value in (
+        ("parameters", counts.total),
+        ("activated, without embedding", counts.activated),
+        ("activated in matrix products, without router", counts.matrix),
+        ("multi-token prediction", counts.mtp),
+    ):
+        table.add_row(label, f"{value:,}")
+    for causal in (True, False):
+        flops = training_flops_per_token(config, context=context, causal=causal)
+        label = "causal" if causal else "non-causal"
+        table.add_row(f"training FLOP a token, context {context:,}, {label}", f"{flops:.4g}")
+    latent = config.kv_lora_rank + config.qk_rope_head_dim
+    table.add_row("KV cache a token, BF16, bytes", f"{config.num_hidden_layers * latent * 2:,}")
+    for field in ("num_hidden_layers", "hidden_size", "n_routed_experts", "num_experts_per_tok"):
+        table.add_row(field, f"{getattr(config, field):,}")
+    return table
+
+
+def name_table(title: str, names: Mapping[str, str]) -> Table:
+    """A list of names with a line on each."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, description in names.items():
+        table.add_row(name, description)
+    return table

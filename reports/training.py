@@ -1,0 +1,65 @@
+"""The run directory of a training step: a TrainingRun and its metrics in, files out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports.render import REPORTS
+from reports.run_directory import write_run
+from reports.tables import training_tables
+from simulator.execution.training import TrainingRun
+
+
+def write_training_run(run: TrainingRun, metrics: Mapping[str, Any], directory: Path) -> None:
+    """Write scenario, metrics, events and all reports; the directory appears whole or not at all.
+
+    events.parquet holds every action of every rank, operators.parquet the operators of each
+    distinct chunk once, and unfolded.parquet, where they were run, those of every action.
+    """
+    tables = training_tables(run, metrics)
+    frames = {"events": tables.actions, "operators": tables.operators}
+    if run.step.unfolded is not None:
+        frames["unfolded"] = unfolded_table(run)
+
+    def write_reports(draft: Path) -> None:
+        for write in REPORTS.values():
+            write(tables, draft)
+
+    write_run(
+        directory,
+        scenario=tables.scenario,
+        metrics=metrics,
+        tables=frames,
+        write_report=write_reports,
+    )
+
+
+def unfolded_table(run: TrainingRun) -> pd.DataFrame:
+    """Every operator of every action of every rank, times from the start of the step."""
+    step = run.step
+    assert step.unfolded is not None, "only a run with unfold has these"
+    starts = iter(step.pipeline.start_s.tolist())
+    parts = []
+    for rank, logs in enumerate(step.unfolded):
+        for index, log in enumerate(logs):
+            origin = next(starts)
+            tasks = log.graph.tasks
+            parts.append(
+                {
+                    "rank": np.full(len(tasks), rank, dtype=np.int16),
+                    "index": np.full(len(tasks), index, dtype=np.int32),
+                    "task": np.arange(len(tasks), dtype=np.int32),
+                    "chunk": np.full(len(tasks), log.graph.name, dtype=object),
+                    "start_s": origin + log.start_s,
+                    "end_s": origin + log.end_s,
+                }
+            )
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    frame = pd.DataFrame(columns)
+    frame["chunk"] = frame["chunk"].astype("category")
+    return frame

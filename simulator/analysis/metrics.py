@@ -1,0 +1,181 @@
+"""What a training run means: a TrainingRun in, the named figures of its JSON out.
+
+Times are seconds, memory bytes, rates per second; tflops_* are 1e12 FLOP/s and mfu_* fractions of
+the BF16 dense peak, as DeepSeek counts them (Insights, Table 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hardware_profiles.units import Seconds, unit_factor
+from reference_model.config import training_flops_per_token
+from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
+from simulator.hardware.costs import PROVENANCES
+from simulator.scenario import PublishedFigure
+from simulator.workload.schedules import (
+    FORWARD,
+    FULL_BACKWARD,
+    INPUT_BACKWARD,
+    OVERLAPPED,
+    WEIGHT_GRADIENT,
+)
+
+_DAY = unit_factor("d", "time")
+_HOUR = unit_factor("h", "time")
+_TERA = unit_factor("TFLOP/s", "compute")
+_TRILLION_TOKENS = 10**12
+
+PROFILED_KERNELS = "deepseek_training"
+"""Kernel set taken from the published pair itself; with it a pair is reproduced, not predicted."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankTimes:
+    """Where one pipeline rank's step goes; the first six sum to the step time."""
+
+    forward_s: Seconds
+    """Forward-only chunks."""
+    backward_s: Seconds
+    """Input-only and full backward chunks not overlapped, with the weight gradients of the full."""
+    weight_s: Seconds
+    """Weight-gradient chunks of their own."""
+    overlapped_s: Seconds
+    """Overlapped forward and backward pairs."""
+    bubble_s: Seconds
+    """The rest: waiting for other ranks, for sends and for the slowest optimizer."""
+    optimizer_s: Seconds
+    exposed_communication_s: Seconds
+    """All-to-all time inside the chunks with no compute kernel running."""
+    hidden_communication_s: Seconds
+    """All-to-all time inside the chunks with a compute kernel running."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRow:
+    name: str
+    published: float
+    simulated: float | None
+    """None where this run has no such figure."""
+    error: float | None
+    """simulated / published - 1."""
+    source: str
+
+
+_FIELD_OF_WORK = {
+    FORWARD: "forward_s",
+    FULL_BACKWARD: "backward_s",
+    INPUT_BACKWARD: "backward_s",
+    WEIGHT_GRADIENT: "weight_s",
+    OVERLAPPED: "overlapped_s",
+}
+
+
+def rank_times(step: TrainingStep) -> list[RankTimes]:
+    """Time budget of every pipeline rank."""
+    budgets = []
+    for row, optimizer in zip(step.keys, step.optimizer, strict=True):
+        sums = dict.fromkeys(_FIELD_OF_WORK.values(), 0.0)
+        exposed = hidden = 0.0
+        for key in row:
+            log = step.chunks[key].log
+            sums[_FIELD_OF_WORK[key.work]] += log.span_s
+            exposed += log.exposed_communication_s
+            hidden += log.hidden_communication_s
+        budgets.append(
+            RankTimes(
+                **sums,
+                bubble_s=step.step_time_s - sum(sums.values()) - optimizer.total_s,
+                optimizer_s=optimizer.total_s,
+                exposed_communication_s=exposed,
+                hidden_communication_s=hidden,
+            )
+        )
+    return budgets
+
+
+def provenance_shares(chunks: Sequence[tuple[ChunkRun, int]]) -> dict[str, float]:
+    """Share of kernel time by where the times come from, for chunks with their numbers of runs."""
+    seconds = dict.fromkeys(PROVENANCES, 0.0)
+    for chunk, times in chunks:
+        for value, provenance in zip(chunk.cost.seconds, chunk.cost.provenance, strict=True):
+            seconds[provenance] += times * float(value)
+    total = sum(seconds.values())
+    return {name: value / total if total else 0.0 for name, value in seconds.items()}
+
+
+def training_metrics(run: TrainingRun) -> dict[str, Any]:
+    """The figures of a training run by their JSON names, plain numbers, lists and mappings.
+
+    wall_clock_s is added by whoever measures it.
+    """
+    step, job, cluster = run.step, run.job, run.scenario.cluster
+    ranks = [asdict(times) for times in rank_times(step)]
+    tokens_per_second = job.step_tokens / step.step_time_s
+    per_gpu = tokens_per_second / run.layout.gpus
+    peak = cluster.node.gpu.peak_compute["bfloat16"]
+
+    def flops(causal: bool) -> float:
+        return per_gpu * training_flops_per_token(
+            run.scenario.model, context=job.sequence_length, causal=causal
+        )
+
+    reproduced = PROFILED_KERNELS in run.scenario.calibration.kernel_sets
+    counts = {key: sum(row.count(key) for row in step.keys) for key in step.chunks}
+    gpu_hours = _TRILLION_TOKENS / per_gpu / _HOUR
+    metrics: dict[str, Any] = {
+        "step_time_s": step.step_time_s,
+        "tokens_per_day": tokens_per_second * _DAY,
+        "tokens_per_second_per_gpu": per_gpu,
+        "tflops_per_gpu_causal": flops(True) / _TERA,
+        "tflops_per_gpu_non_causal": flops(False) / _TERA,
+        "mfu_causal": flops(True) / peak,
+        "mfu_non_causal": flops(False) / peak,
+        "gpu_hours_per_trillion_tokens": gpu_hours,
+        "cost_usd_per_trillion_tokens": gpu_hours * _HOUR * cluster.gpu_price,
+        "pair_time_s": step.pair.log.span_s,
+        "pair_time_kind": "reproduced" if reproduced else "predicted",
+        "peak_memory_bytes": max(rank.total for rank in run.memory),
+        "bubble_s": max(rank["bubble_s"] for rank in ranks),
+        "without_all_to_all_slowdown": {
+            "pair_time_s": run.without_slowdown.pair.log.span_s,
+            "step_time_s": run.without_slowdown.step_time_s,
+        },
+        "kernel_time_share": {
+            "pair": provenance_shares([(step.pair, 1)]),
+            "step": provenance_shares([(step.chunks[key], n) for key, n in counts.items()]),
+        },
+        "ranks": ranks,
+        "memory": [asdict(rank) | {"total": rank.total} for rank in run.memory],
+    }
+    metrics["published"] = [
+        asdict(compare_published(figure, metrics)) for figure in run.scenario.file.published
+    ]
+    return metrics
+
+
+def compare_published(figure: PublishedFigure, metrics: Mapping[str, Any]) -> PublishedRow:
+    """A published figure beside the simulated one that its path leads to."""
+    simulated = metric_at(metrics, figure.metric)
+    return PublishedRow(
+        name=figure.name,
+        published=figure.si_value,
+        simulated=simulated,
+        error=None if simulated is None else simulated / figure.si_value - 1,
+        source=figure.source,
+    )
+
+
+def metric_at(metrics: Mapping[str, Any], path: str) -> float | None:
+    """The number at a dotted path such as "ranks.0.forward_s"; None where there is none."""
+    found: Any = metrics
+    for part in path.split("."):
+        if isinstance(found, Mapping):
+            found = found.get(part)
+        elif isinstance(found, list) and part.isdigit() and int(part) < len(found):
+            found = found[int(part)]
+        else:
+            return None
+    return float(found) if isinstance(found, int | float) else None

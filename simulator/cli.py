@@ -1,0 +1,250 @@
+"""The command line: dsv3sim run | compare | show. The only module that prints.
+
+What a user can mend ends with one line on standard error and exit code 2. Imports of the simulation
+stay inside the commands, so that `dsv3sim --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from simulator.workload.schedules import IdealTimes
+
+app = typer.Typer(
+    help="Predict how long DeepSeek-V3-class models take on a GPU cluster, and where it goes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+show_app = typer.Typer(help="Print what the simulator knows.", no_args_is_help=True)
+app.add_typer(show_app, name="show")
+
+BAD_INPUT = 2
+"""Exit code for everything that the user can mend."""
+
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a value; repeatable; read as YAML."),
+]
+Name = Annotated[str | None, typer.Argument(help="Without a name: list what there is.")]
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help="A shipped scenario or a path to a YAML file.")],
+    changes: Changes = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the run. Default: runs/SCENARIO, none with --json."),
+    ] = None,
+    unfold: Annotated[
+        bool, typer.Option("--unfold", help="Run and log every operator of every rank.")
+    ] = False,
+) -> None:
+    """Simulate a scenario and write its report."""
+    started = time.perf_counter()
+    from rich.console import Console
+
+    from simulator.analysis.metrics import training_metrics
+    from simulator.execution.simulation import simulate
+    from simulator.scenario import load_scenario
+
+    loaded = load_scenario(scenario, changes or ())
+    directory = out or (None if as_json else Path("runs") / loaded.name)
+    if directory is not None:
+        from reports.run_directory import check_replaceable
+
+        check_replaceable(directory)
+    with Console(stderr=True).status(f"simulating {loaded.name}") as status:
+        result = simulate(loaded, unfold=unfold)
+        metrics = training_metrics(result)
+        metrics["wall_clock_s"] = time.perf_counter() - started
+        if directory is not None:
+            from reports.training import write_training_run
+
+            status.update(f"writing {directory}")
+            write_training_run(result, metrics, directory)
+    if as_json:
+        print(json.dumps(metrics, allow_nan=False))
+        return
+    from reports.terminal import training_run_tables
+
+    _print(*training_run_tables(loaded.name, metrics))
+    print(f"report: {directory}/report.html")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of two or more runs.")],
+) -> None:
+    """Print the metrics of several runs side by side."""
+    from reports.run_directory import read_metrics
+    from reports.terminal import comparison_table
+
+    if len(runs) < 2:
+        raise ValueError("compare: one run given; allowed: two or more run directories")
+    _print(comparison_table([(str(directory), read_metrics(directory)) for directory in runs]))
+
+
+@show_app.command("gpu")
+def show_gpu(name: Name = None) -> None:
+    """GPUs: datasheet values with their sources."""
+    _show_profile("gpus", name)
+
+
+@show_app.command("cluster")
+def show_cluster(name: Name = None) -> None:
+    """Clusters: nodes, NICs and fabric with their sources."""
+    _show_profile("clusters", name)
+
+
+@show_app.command("model")
+def show_model(
+    name: Name = None,
+    context: Annotated[int, typer.Option(help="Tokens of a sequence, for FLOPs.")] = 4096,
+) -> None:
+    """Models: parameters, FLOPs and KV cache a token."""
+    from reference_model.config import load_model_config, shipped_configs
+    from reports.terminal import model_table, name_table
+
+    if name is None:
+        described = {
+            model: f"{load_model_config(model).num_hidden_layers} layers"
+            for model in shipped_configs()
+        }
+        _print(name_table("models", described))
+    else:
+        _print(model_table(name, load_model_config(name), context=context))
+
+
+@show_app.command("scenario")
+def show_scenario(name: Name = None, changes: Changes = None) -> None:
+    """Scenarios: one in full, with everything it names, as a YAML file that runs."""
+    from reports.terminal import name_table
+    from simulator.scenario import known_scenarios, load_scenario, write_resolved
+
+    if name is None:
+        described = {known: load_scenario(known).file.description for known in known_scenarios()}
+        _print(name_table("scenarios", described))
+    else:
+        print(write_resolved(load_scenario(name, changes or ())), end="")
+
+
+@show_app.command("schedule")
+def show_schedule(
+    name: Name = None,
+    ranks: Annotated[int, typer.Option(help="Ranks of the pipeline.")] = 8,
+    microbatches: Annotated[int, typer.Option(help="Micro-batches of one step.")] = 20,
+    times: Annotated[
+        str | None,
+        typer.Option(
+            metavar="F,I,W,FB",
+            help="Durations of forward, input backward, weight gradient and pair: draw to scale.",
+        ),
+    ] = None,
+) -> None:
+    """Schedules: one row a rank, one cell an action in order, or drawn to scale."""
+    from reports.terminal import name_table
+    from simulator.execution.pipeline import draw_to_scale, run_ideal
+    from simulator.scenario import by_name
+    from simulator.workload.schedules import BUBBLE_FORMULAS, SCHEDULES, render_grid
+
+    if name is None:
+        _print(
+            name_table("schedules", {known: _first_line(SCHEDULES[known]) for known in SCHEDULES})
+        )
+        return
+    ideal = _ideal_times(times) if times is not None else None
+    schedule = by_name(SCHEDULES, name, "schedule")(ranks, microbatches)
+    print(render_grid(schedule))
+    if ideal is not None:
+        result = run_ideal(schedule, ideal)
+        print(draw_to_scale(result))
+        print(
+            f"bubble, largest of a rank: {max(result.bubble_s):g}; "
+            f"closed form: {BUBBLE_FORMULAS[name](ranks, ideal):g}"
+        )
+
+
+def _show_profile(kind: Literal["gpus", "clusters"], name: str | None) -> None:
+    from hardware_profiles.schema import known_profiles, load_cluster, load_gpu, read_profile
+    from reports.terminal import name_table, profile_table
+
+    if name is None:
+        _print(
+            name_table(kind, {known: _description(kind, known) for known in known_profiles(kind)})
+        )
+        return
+    if kind == "gpus":
+        load_gpu(name)
+    else:
+        load_cluster(name)
+    _print(profile_table(name, read_profile(kind, name)[0]))
+
+
+def _description(kind: Literal["gpus", "clusters"], name: str) -> str:
+    from hardware_profiles.schema import load_cluster, load_gpu
+    from hardware_profiles.units import format_bandwidth, format_bytes
+
+    if kind == "gpus":
+        gpu = load_gpu(name)
+        return (
+            f"{gpu.sms} SMs, {format_bytes(gpu.hbm_capacity)} at "
+            f"{format_bandwidth(gpu.hbm_bandwidth)}, "
+            f"NVLink {format_bandwidth(gpu.nvlink_bandwidth)}"
+        )
+    cluster = load_cluster(name)
+    return f"{cluster.nodes} nodes x {cluster.node.gpus} {cluster.node.gpu.name}"
+
+
+def _first_line(function: object) -> str:
+    """First line of a docstring, of the function inside a partial where it is one."""
+    documented = getattr(function, "func", function)
+    return (documented.__doc__ or "").strip().partition("\n")[0]
+
+
+def _ideal_times(text: str) -> IdealTimes:
+    from simulator.workload.schedules import IdealTimes
+
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != len(IdealTimes._fields) or min(values) <= 0:
+        raise ValueError(
+            f"--times {text!r}: allowed: four positive numbers F,I,W,FB, such as 1,1,1,3"
+        )
+    return IdealTimes(*values)
+
+
+def _print(*tables: Table) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for table in tables:
+        console.print(table)
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend become one line and exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        print(f"dsv3sim: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,361 @@
+"""One optimizer step: a training scenario's parts in, the time of every chunk, action and rank out.
+
+The step is simulated at two levels. Each distinct chunk or overlapped pair (the same work on the
+same layers) runs once, operator by operator, on the compute and communication streams of one rank.
+The schedule then runs over all ranks of one pipeline with those durations. Data-parallel replicas
+and the ranks of an expert-parallel group are alike and are represented by one; `expert_load` sets
+how much more than the mean the slowest of a group receives, since the group waits for it.
+
+After the last micro-batch the gradients are reduced, the optimizer steps on its shard (ZeRO-1) and
+the parameters are gathered; none of that overlaps the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import simpy
+
+from hardware_profiles.schema import CalibrationProfile, ClusterProfile
+from hardware_profiles.units import Bytes, Seconds
+from reference_model.config import ModelConfig
+from simulator.execution.engine import TaskLog, empty_log, execute, perform
+from simulator.execution.pipeline import Performance, PipelineRun, perform_pipeline
+from simulator.hardware.costs import KernelCostModel, Prediction
+from simulator.scenario import Scenario
+from simulator.training_job import TrainingJob
+from simulator.workload.layout import (
+    ParallelLayout,
+    Stage,
+    default_stages,
+    explicit_stages,
+    halve,
+)
+from simulator.workload.lowering import (
+    Load,
+    OperatorsOf,
+    lower_chunk,
+    lower_weights,
+)
+from simulator.workload.memory import (
+    BF16_BYTES,
+    FP32_BYTES,
+    MASTER_AND_MOMENTS_BYTES,
+    HeldParameters,
+    RankMemory,
+    held_parameters,
+    parameter_copies,
+)
+from simulator.workload.schedules import (
+    FORWARD,
+    FULL_BACKWARD,
+    INPUT_BACKWARD,
+    OVERLAPPED,
+    WEIGHT_GRADIENT,
+    Action,
+    Schedule,
+)
+from simulator.workload.task_graph import Stream, TaskGraph
+
+PAIR_LAYERS: Stage = ("moe",) * 4
+"""Layers of each chunk in the published profile of one overlapped pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkKey:
+    """What makes two actions take the same time: the work and the layers it works on."""
+
+    work: str
+    """One of simulator.workload.schedules.WORKS."""
+    forward: Stage
+    """Layers of the forward chunk, empty where the action has none."""
+    backward: Stage
+    """Layers whose gradients are computed, empty where the action has none."""
+
+    def __str__(self) -> str:
+        layers = [_layers(stage) for stage in (self.forward, self.backward) if stage]
+        return f"{self.work} {' & '.join(layers)}"
+
+
+def _layers(stage: Stage) -> str:
+    """("moe", "moe", "head") -> "2 moe + head"."""
+    counts = {kind: stage.count(kind) for kind in dict.fromkeys(stage)}
+    return " + ".join(kind if count == 1 else f"{count} {kind}" for kind, count in counts.items())
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRun:
+    """One distinct chunk or pair, simulated operator by operator."""
+
+    key: ChunkKey
+    log: TaskLog
+    cost: Prediction
+    """Predicted duration of each task, with interval and provenance."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerStep:
+    """What follows the last micro-batch on one pipeline rank, in order."""
+
+    reduce_s: Seconds
+    """Reduce-scatter of the FP32 gradients over all copies of the parameters."""
+    update_s: Seconds
+    """Gradient norm, AdamW on this rank's shard, and clearing the gradients: HBM traffic."""
+    gather_s: Seconds
+    """All-gather of the BF16 parameters."""
+
+    @property
+    def total_s(self) -> Seconds:
+        return self.reduce_s + self.update_s + self.gather_s
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStep:
+    """One simulated step: chunks, pipeline and optimizer."""
+
+    chunks: Mapping[ChunkKey, ChunkRun]
+    """Every distinct chunk or pair of the schedule."""
+    keys: tuple[tuple[ChunkKey, ...], ...]
+    """[rank][action]: which of the chunks the action is."""
+    pair: ChunkRun
+    """The overlapped pair of the published profile: 4 MoE layers forward, 4 backward."""
+    pipeline: PipelineRun
+    optimizer: tuple[OptimizerStep, ...]
+    """[rank]"""
+    unfolded: tuple[tuple[TaskLog, ...], ...] | None
+    """[rank][action]: the operators of every action, where they were all run; else None."""
+
+    @property
+    def step_time_s(self) -> Seconds:
+        """The optimizer starts together on all ranks, since the gradient norm needs every one."""
+        return self.pipeline.makespan_s + max(step.total_s for step in self.optimizer)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """A training scenario and what came out of it."""
+
+    scenario: Scenario
+    job: TrainingJob
+    layout: ParallelLayout
+    schedule: Schedule
+    stages: tuple[Stage, ...]
+    """Layers of each stage; half-stages where the schedule folds or interleaves them."""
+    memory: tuple[RankMemory, ...]
+    """[rank]"""
+    step: TrainingStep
+    without_slowdown: TrainingStep
+    """The same step with dispatch and combine as fast beside compute as alone."""
+
+
+def chunk_key(schedule_stages: tuple[Stage, ...], action: Action) -> ChunkKey:
+    """The layers that an action works on."""
+    forward = backward = ()
+    for chunk in action.chunks:
+        layers = schedule_stages[chunk.stage]
+        if chunk.work == FORWARD:
+            forward = layers
+        else:
+            backward = layers
+    return ChunkKey(action.work, forward, backward)
+
+
+def lower_key(key: ChunkKey, operators: OperatorsOf) -> TaskGraph:
+    """The tasks of a distinct chunk or pair."""
+    if key.work == WEIGHT_GRADIENT:
+        return lower_weights(str(key), operators, key.backward)
+    if key.work not in (FORWARD, FULL_BACKWARD, INPUT_BACKWARD, OVERLAPPED):
+        raise ValueError(f"work {key.work!r} has no lowering")
+    return lower_chunk(
+        str(key),
+        operators,
+        forward=key.forward,
+        backward=key.backward,
+        weights=key.work != INPUT_BACKWARD,
+    )
+
+
+def training_load(
+    job: TrainingJob, layout: ParallelLayout, top_k: int, ranks_reached: float
+) -> Load:
+    """What one rank works on in one micro-batch.
+
+    Routing is balanced but for `expert_load`: the rank then receives as many rows as it sends.
+
+    Args:
+        ranks_reached: distinct GPUs that a token's experts sit on, own included.
+    """
+    tokens = job.micro_batch_tokens
+    return Load(
+        tokens=tokens,
+        context=job.sequence_length,
+        sequences=job.micro_batch_sequences,
+        expert_rows=round(tokens * top_k * job.expert_load),
+        received_rows=round(tokens * ranks_reached * job.expert_load),
+        local_experts=layout.local_experts,
+    )
+
+
+def pipeline_stages(
+    job: TrainingJob, schedule: Schedule, model: ModelConfig, operators: OperatorsOf
+) -> tuple[Stage, ...]:
+    """The layers of each stage; where the schedule has two stages a rank, each is cut in two."""
+    if job.stages == "default":
+        whole = default_stages(model, job.pp)
+    else:
+        whole = explicit_stages(job.stages, config=model, stages=job.pp)
+    if schedule.stages == len(whole):
+        return tuple(whole)
+
+    def forward_flops(kind: str) -> float:
+        return sum(operator.flops for operator in operators(kind, "forward"))
+
+    return tuple(half for stage in whole for half in halve(stage, forward_flops))
+
+
+def cost_graph(
+    graph: TaskGraph,
+    *,
+    costs: KernelCostModel,
+    sms: int,
+    communication_sms: int,
+    pair: bool,
+) -> Prediction:
+    """Duration of every task of a graph.
+
+    In an overlapped pair the GEMMs are launched for the SMs that communication leaves, whether or
+    not an all-to-all is in flight at that moment, as in the published profile. A chunk that runs
+    alone has all SMs but where its own weight gradients run under its transfers.
+    """
+    return costs.predict(
+        [task.operator for task in graph.tasks],
+        sms=[
+            communication_sms
+            if task.stream is Stream.COMMUNICATION
+            else sms - communication_sms * (pair or task.overlapped)
+            for task in graph.tasks
+        ],
+        overlapped=[task.overlapped for task in graph.tasks],
+    )
+
+
+def optimizer_step(
+    held: HeldParameters,
+    *,
+    layout: ParallelLayout,
+    copies: int,
+    cluster: ClusterProfile,
+    calibration: CalibrationProfile,
+) -> OptimizerStep:
+    """Time of the ZeRO-1 optimizer step on one rank.
+
+    Reduce-scatter and all-gather run hierarchically, inside the node over NVLink and between nodes
+    with each GPU's own NIC carrying its share, the two levels pipelined. Replicated parameters have
+    all data-parallel ranks as copies (whole nodes), experts only those of other expert groups; both
+    times the ranks of the pipeline that hold the same stages.
+
+    AdamW reads gradient, master weight and both moments, writes all but the gradient, and writes
+    the BF16 parameter; before it the norm reads the shard's gradients, after it all are cleared.
+    """
+    nic = cluster.node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
+    nvlink = cluster.node.gpu.nvlink_bandwidth * calibration.transfers.nvlink.value
+    in_node = min(cluster.node.gpus, layout.dp)
+    replicas = layout.dp * copies
+    expert_replicas = layout.expert_replicas * copies
+
+    def exchange(bytes_per_parameter: Bytes) -> Seconds:
+        dense = held.replicated * bytes_per_parameter
+        inside = dense * (in_node - 1) / in_node / nvlink
+        between = dense / in_node * (1 - in_node / replicas) / nic
+        experts = held.expert_fp8 * bytes_per_parameter * (1 - 1 / expert_replicas) / nic
+        return max(inside, between) + experts
+
+    shard = held.replicated / replicas + held.expert_fp8 / expert_replicas
+    norm = FP32_BYTES
+    adamw = FP32_BYTES + 2 * MASTER_AND_MOMENTS_BYTES + BF16_BYTES
+    traffic = shard * (norm + adamw) + held.total * FP32_BYTES
+    return OptimizerStep(
+        reduce_s=exchange(FP32_BYTES),
+        update_s=traffic / cluster.node.gpu.hbm_bandwidth,
+        gather_s=exchange(BF16_BYTES),
+    )
+
+
+def simulate_step(
+    model: ModelConfig,
+    *,
+    cluster: ClusterProfile,
+    job: TrainingJob,
+    layout: ParallelLayout,
+    schedule: Schedule,
+    stages: tuple[Stage, ...],
+    operators: OperatorsOf,
+    costs: KernelCostModel,
+    calibration: CalibrationProfile,
+    unfold: bool,
+) -> TrainingStep:
+    """Simulate every distinct chunk once, then the pipeline, then the optimizer.
+
+    Args:
+        unfold: run the operators of every action of every rank inside the pipeline instead of
+            reusing the time of its distinct chunk. The times are the same; the log is complete.
+    """
+    gpu = cluster.node.gpu
+    gap_s = calibration.kernel_gap.value
+    keys = tuple(
+        tuple(chunk_key(stages, action) for action in actions) for actions in schedule.actions
+    )
+
+    def run_chunk(key: ChunkKey) -> ChunkRun:
+        graph = lower_key(key, operators)
+        cost = cost_graph(
+            graph,
+            costs=costs,
+            sms=gpu.sms,
+            communication_sms=job.communication_sms,
+            pair=key.work == OVERLAPPED,
+        )
+        return ChunkRun(key, execute(graph, cost.seconds.tolist(), gap_s=gap_s), cost)
+
+    chunks = {key: run_chunk(key) for key in dict.fromkeys(key for row in keys for key in row)}
+    logs: list[list[TaskLog]] = [[] for _ in keys]
+
+    def perform_action(env: simpy.Environment, rank: int, index: int) -> Performance:
+        chunk = chunks[keys[rank][index]]
+        if not unfold:
+            yield env.timeout(chunk.log.span_s)
+            return
+        log = empty_log(chunk.log.graph)
+        logs[rank].append(log)
+        yield from perform(env, log.graph, chunk.cost.seconds.tolist(), gap_s, log)
+
+    activation = job.micro_batch_tokens * model.hidden_size * BF16_BYTES
+    nic = cluster.node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
+    pipeline = perform_pipeline(
+        schedule,
+        perform=perform_action,
+        transfer=lambda _: activation / nic + cluster.fabric.cross_leaf_latency,
+        blocking_sends=job.blocking_sends,
+    )
+    optimizer = tuple(
+        optimizer_step(
+            held_parameters(
+                model, stages, schedule.stages_of(rank), local_experts=layout.local_experts
+            ),
+            layout=layout,
+            copies=parameter_copies(schedule),
+            cluster=cluster,
+            calibration=calibration,
+        )
+        for rank in range(schedule.ranks)
+    )
+    profiled = ChunkKey(OVERLAPPED, PAIR_LAYERS, PAIR_LAYERS)
+    return TrainingStep(
+        chunks=chunks,
+        keys=keys,
+        pair=chunks[profiled] if profiled in chunks else run_chunk(profiled),
+        pipeline=pipeline,
+        optimizer=optimizer,
+        unfolded=tuple(map(tuple, logs)) if unfold else None,
+    )
