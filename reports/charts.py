@@ -171,14 +171,14 @@ def pair_timeline(tables: RunTables) -> Chart:
                 "text": [""] * len(rows) + parts["block"].tolist(),
                 "textposition": "inside",
                 "insidetextanchor": "middle",
-                "textangle": 0,
+                "textangle": -90,
                 "insidetextfont": {"color": "white"},
                 "hovertext": hover,
                 "hovertemplate": "%{hovertext}<extra></extra>",
             }
         )
     layout = _layout(
-        height=340,
+        height=420,
         x=_axis("time in the pair (ms)", range=[0, float(operators["end_s"].max()) / _MILLISECOND]),
         y=_axis(
             "",

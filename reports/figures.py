@@ -33,7 +33,6 @@ _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
-    "axes.titlelocation": "left",
     "axes.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -60,7 +59,7 @@ def pipeline_timeline(tables: RunTables) -> Figure:
                 label=name,
                 edge=0.2,
             )
-    axes.set_title(f"Pipeline timeline of one step ({tables.facts['schedule']})")
+    axes.set_title(f"Pipeline timeline of one step ({tables.facts['schedule']})", loc="left")
     axes.set_xlabel("time (s)")
     axes.set_ylabel("pipeline rank")
     axes.set_yticks(range(len(tables.stages)))
@@ -79,7 +78,7 @@ def time_budget(tables: RunTables) -> Figure:
         values = np.array([rank[part] for rank in ranks])
         axes.bar(range(len(ranks)), values, bottom=bottom, color=colour, label=name, width=0.78)
         bottom += values
-    axes.set_title("Time budget of each pipeline rank")
+    axes.set_title("Time budget of each pipeline rank", loc="left")
     axes.set_xlabel("pipeline rank")
     axes.set_ylabel("time (s)")
     axes.set_xticks(range(len(ranks)))
@@ -130,7 +129,7 @@ def _draw_streams(axes: Axes, tables: RunTables) -> None:
                 color="white",
             )
     kind = tables.metrics["pair_time_kind"]
-    axes.set_title(f"Overlapped pair {tables.pair}: {span:.1f} ms ({kind})", pad=22)
+    axes.set_title(f"Overlapped pair {tables.pair}: {span:.1f} ms ({kind})", loc="left", pad=22)
     names = [f"{stream}, by {level}" for stream in lanes for level in ("block", "operator")]
     axes.set_yticks([0, 1, 3, 2], names)
     axes.set_ylim(3.55, -0.55)
@@ -155,7 +154,7 @@ def _draw_longest_operators(axes: Axes, tables: RunTables, *, count: int) -> Non
     for row, value in enumerate(left.tolist()):
         axes.text(value, row, f" {value:.2f}", va="center", fontsize=7.5, color=MUTED)
     axes.set_yticks(range(len(parts)), parts.index.tolist())
-    axes.set_title("Longest operators of the pair, all layers together")
+    axes.set_title("Longest operators of the pair, all layers together", loc="left")
     axes.set_xlabel("time (ms)")
     axes.margins(y=0.01)
     axes.legend(loc="lower right", title="operator times are")
@@ -187,7 +186,7 @@ def published_comparison(tables: RunTables) -> Figure:
     axes.set_xlim(-1.9 * reach, 1.9 * reach)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.0%}")
     axes.set_xlabel("error: simulated / published - 1")
-    axes.set_title("Simulated against published numbers")
+    axes.set_title("Simulated against published numbers", loc="left")
     return figure
 
 

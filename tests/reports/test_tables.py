@@ -1,0 +1,61 @@
+"""Blocks, inputs and texts that the reports show."""
+
+import pytest
+
+from reports.tables import RunTables, blocks, format_metric, list_inputs
+
+
+def test_blocks_join_the_operators_of_one_segment_phase_and_layer(tables: RunTables) -> None:
+    grouped = blocks(tables.operators)
+    compute = grouped[grouped["stream"] == "compute"]
+    slot = ["attn(F)", "mlp(B)", "mlp(W)", "mlp(F)", "attn(B)", "attn(W)"]
+    assert compute["block"].tolist() == 2 * slot
+    communication = grouped[grouped["stream"] == "communication"]["block"].tolist()
+    assert communication == 2 * ["combine(B)", "dispatch(F)", "dispatch(B)", "combine(F)"]
+
+
+def test_blocks_cover_the_same_time_as_their_operators(tables: RunTables) -> None:
+    for stream, part in blocks(tables.operators).groupby("stream"):
+        operators = tables.operators[tables.operators["stream"] == stream]
+        assert part["start_s"].min() == operators["start_s"].min()
+        assert part["end_s"].max() == operators["end_s"].max()
+        assert (part["start_s"].to_numpy()[1:] >= part["end_s"].to_numpy()[:-1]).all()
+
+
+def test_inputs_are_listed_with_interval_kind_and_source() -> None:
+    resolved = {
+        "seed": 0,
+        "calibration": {
+            "gap": {"value": "2 us", "low": "1 us", "high": "3 us", "source": "a trace"},
+            "floor": {"value": "3 us", "source": "estimate, not measured"},
+        },
+        "training": {
+            "pp": 16,
+            "load": 1.0,
+            "sources": {"pp": "inferred from a table", "load": "assumed balanced"},
+        },
+        "published": [{"value": "1 s", "metric": "step_time_s", "source": "a paper"}],
+    }
+    rows = [(i.field, i.value, i.interval, i.kind) for i in list_inputs(resolved)]
+    assert rows == [
+        ("calibration.gap", "2 us", "1 us to 3 us", "sourced"),
+        ("calibration.floor", "3 us", "", "estimated"),
+        ("training.pp", "16", "", "derived"),
+        ("training.load", "1.0", "", "assumed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        ("step_time_s", 19.926, "19.93 s"),
+        ("ranks.0.weight_s", 0.48, "480 ms"),
+        ("peak_memory_bytes", 2.0**36, "64 GiB"),
+        ("mfu_causal", 0.3894, "38.94%"),
+        ("tflops_per_gpu_causal", 385.0, "385.0 TFLOP/s"),
+        ("gpu_hours_per_trillion_tokens", 180e3, "180,000"),
+        ("tokens_per_second_per_gpu", 1541.7, "1,541.7"),
+    ],
+)
+def test_a_metric_is_written_with_its_unit(path: str, value: float, text: str) -> None:
+    assert format_metric(path, value) == text
