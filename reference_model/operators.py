@@ -211,22 +211,22 @@ def attention_forward(
 
 
 def _attention_preprocess_fake(
-    out: Tensor, out_grad: Tensor, *, qk_dim: int, **_: object
+    output: Tensor, out_grad: Tensor, *, qk_dim: int, **_: object
 ) -> tuple[Tensor, Tensor]:
-    sequences, length, heads, _dim = out.shape
-    delta = out.new_empty((sequences, heads, length), dtype=torch.float32)
-    return delta, out.new_empty((sequences, length, heads, qk_dim), dtype=torch.float32)
+    sequences, length, heads, _dim = output.shape
+    delta = output.new_empty((sequences, heads, length), dtype=torch.float32)
+    return delta, output.new_empty((sequences, length, heads, qk_dim), dtype=torch.float32)
 
 
 @_operator(fake=_attention_preprocess_fake)
 def attention_backward_preprocess(
-    out: Tensor, out_grad: Tensor, *, qk_dim: int, site: str
+    output: Tensor, out_grad: Tensor, *, qk_dim: int, site: str
 ) -> tuple[Tensor, Tensor]:
-    """Sums of out x out_grad over v_dim, float32 [sequences, heads, length], and an accumulator of
-    the query gradient filled with zeros, float32 [sequences, length, heads, qk_dim]."""
-    delta = torch.einsum("sqhd,sqhd->shq", out.float(), out_grad.float())
+    """Sums of output x out_grad over v_dim, float32 [sequences, heads, length], and an accumulator
+    of the query gradient filled with zeros, float32 [sequences, length, heads, qk_dim]."""
+    delta = torch.einsum("sqhd,sqhd->shq", output.float(), out_grad.float())
     return delta.contiguous(), torch.zeros(
-        (*out.shape[:3], qk_dim), dtype=torch.float32, device=out.device
+        (*output.shape[:3], qk_dim), dtype=torch.float32, device=output.device
     )
 
 

@@ -38,12 +38,16 @@ VARIABLES = (
 PHASES = ("forward", "input_grad", "weight_grad")
 LAYER_KINDS = ("embedding", "dense", "moe", "mtp", "head")
 FORMAT = "dsv3sim-operator-trace-1"
+TRACE_FOLDER = Path(__file__).parent / "traces"
+"""Traces of the shipped configs, <config>.<job>.jsonl, in the FP8 recipe."""
 
 TILE = 128
 """Elements that share one FP32 scale along a row; weights share one per 128 x 128 block
 (DeepSeek-V3 Technical Report, section 3.3.2)."""
 
 _BITS = {
+    "int64": 64,
+    "int32": 32,
     "fp8_e4m3": 8,
     "e5m6": 12,
     "bfloat16": 16,
@@ -400,11 +404,11 @@ KINDS: dict[str, Kind] = {
         bytes_read=lambda o: 3 * _dense(o, o.dtype) + 2 * _norm_weight(o),
         bytes_written=lambda o: _dense(o, o.out_dtype) + _norm_weight(o),
     ),
-    # in place; FP32 cosines and sines of dim/2 angles a row
+    # in place; FP32 cosines and sines of dim/2 angles for each position of a sequence
     "rope": Kind(
-        sizes=("rows", "heads", "dim"),
+        sizes=("rows", "positions", "heads", "dim"),
         flops=_no_flops,
-        bytes_read=lambda o: _heads(o) + o["rows"] * o["dim"] * _FLOAT32,
+        bytes_read=lambda o: _heads(o) + o["positions"] * o["dim"] * _FLOAT32,
         bytes_written=_heads,
     ),
     # [rows, 2 columns] -> [rows, columns]; quantises in the same pass where out_dtype is FP8

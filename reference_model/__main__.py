@@ -1,0 +1,112 @@
+"""The reference model on the command line: python -m reference_model run | trace."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from reference_model.config import load_model_config, parameter_counts, shipped_configs
+from reference_model.trace import TRACE_FOLDER, save_trace
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, run the command, return the exit code: 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reference_model", description="DeepSeek-V3 as a runnable PyTorch model."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="forward, loss and backward of one random micro-batch")
+    _add_model(run, default="debug")
+    run.add_argument("--sequences", type=int, default=2, help="sequences of the micro-batch")
+    run.add_argument("--context", type=int, default=64, help="tokens of each sequence")
+    run.add_argument("--seed", type=int, default=0, help="of weights and tokens")
+    run.add_argument("--device", default="cpu", help="torch device")
+    run.set_defaults(function=_run)
+
+    trace = commands.add_parser("trace", help="record a training micro-batch on the meta device")
+    _add_model(trace, default="deepseek_v3")
+    trace.add_argument(
+        "--out", type=Path, help="file to write; default: the shipped trace of this config"
+    )
+    trace.set_defaults(function=_trace)
+
+    options = parser.parse_args(arguments)
+    try:
+        options.function(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _add_model(parser: argparse.ArgumentParser, *, default: str) -> None:
+    parser.add_argument(
+        "--config",
+        default=default,
+        help=f"a config.json, or one of {', '.join(shipped_configs())} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--recipe", default="fp8", help="float32, bfloat16 or fp8 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kernels", default="reference", help="backend of the FP8 kernels (default: %(default)s)"
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    import torch
+
+    from reference_model.model import Transformer
+    from reference_model.precision import Recipe
+
+    for name in ("sequences", "context"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} {getattr(options, name)} must be at least 1")
+    config = load_model_config(options.config)
+    counts = parameter_counts(config)
+    recipe = Recipe(options.recipe, options.kernels)
+    device = torch.device(options.device)
+    generator = torch.Generator(device).manual_seed(options.seed)
+    model = Transformer(config, recipe=recipe, device=device)
+    model.initialize(generator)
+    ahead = 1 + config.num_nextn_predict_layers
+    shape = (options.sequences, options.context + ahead)
+    tokens = torch.randint(config.vocab_size, shape, generator=generator, device=device)
+
+    start = time.perf_counter()
+    losses, saved = model.loss(tokens, prediction_weight=0.3)
+    model.backward(saved)
+    seconds = time.perf_counter() - start
+    norm = sum(p.grad.square().sum().item() for p in model.parameters() if p.grad is not None)
+    print(f"model       {options.config}, recipe {recipe.name} ({recipe.kernels} kernels)")
+    print(f"parameters  {counts.total:,} + {counts.mtp:,} for multi-token prediction")
+    print(f"activated   {counts.activated:,} a token, without the embedding")
+    print(f"tokens      {options.sequences} x {options.context}")
+    print(f"loss        {losses.main:.4f} (next token)")
+    if losses.mtp is not None:
+        print(f"            {losses.mtp:.4f} (the one after), {losses.total:.4f} in all")
+    print(f"gradient    norm {norm**0.5:.4f}")
+    print(f"time        {seconds:.2f} s for forward, loss and backward")
+
+
+def _trace(options: argparse.Namespace) -> None:
+    from reference_model.precision import Recipe
+    from reference_model.recorder import record_trace
+
+    config = load_model_config(options.config)
+    name = Path(options.config).stem
+    trace = record_trace(config, model=name, recipe=Recipe(options.recipe, options.kernels))
+    out = options.out or TRACE_FOLDER / f"{name}.{trace.job}.jsonl"
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+    save_trace(trace, out)
+    for (layer, phase), templates in trace.templates.items():
+        print(f"{layer:<10} {phase:<12} {len(templates):4d} operators")
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
