@@ -1,0 +1,424 @@
+"""Read a Kineto (Chrome trace format) profile: .json or .json.gz in, kernels and host calls out.
+
+PyTorch's profiler writes one event for each GPU kernel, CUDA call and host operator, with times in
+microseconds and a correlation id that joins a kernel to the call that launched it. Times leave
+here in seconds, host times counted from the first event of the file.
+
+Nothing is dropped in silence: what cannot be used is a Problem that names the events, and a file
+that is no trace at all is one ValueError.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.units import Bytes, Seconds, unit_factor
+
+KERNEL_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
+CALL_CATEGORIES = ("cuda_runtime", "cuda_driver")
+SPAN_CATEGORIES = ("cpu_op", "user_annotation")
+
+_CATEGORIES = frozenset({*KERNEL_CATEGORIES, *CALL_CATEGORIES, *SPAN_CATEGORIES, "cuda_sync"})
+_GZIP_MAGIC = b"\x1f\x8b"
+_NAMED = 5
+"""Events that a message names before it only counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Events of one trace that could not be used, and why."""
+
+    what: str
+    events: tuple[int, ...]
+    """Positions in the file's list of events, from 0."""
+    loses_kernels: bool
+    """Whether a kernel's time or launch is unknown for it."""
+
+    def __str__(self) -> str:
+        named = ", ".join(str(event) for event in self.events[:_NAMED])
+        more = f" and {len(self.events) - _NAMED} more" if len(self.events) > _NAMED else ""
+        return f"{len(self.events)} x {self.what}: event {named}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One thing that ran on the GPU: a kernel, a copy or a fill. Its start is not kept here."""
+
+    name: str
+    category: str
+    """One of KERNEL_CATEGORIES."""
+    stream: int
+    seconds: Seconds
+    correlation: int | None
+    """Joins it to the call that launched it."""
+    grid: tuple[int, int, int]
+    """Thread blocks; (0, 0, 0) for copies and fills."""
+    threads: int
+    """Threads of a block; 0 for copies and fills."""
+    registers: int
+    """Registers of a thread; 0 where the profile has none."""
+    shared_memory: int
+    """Bytes of a block."""
+    moved: Bytes
+    """Bytes of a copy or fill; 0 for kernels."""
+    event: int
+
+    @property
+    def blocks(self) -> int:
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+
+@dataclass(frozen=True, slots=True)
+class HostCall:
+    """One CUDA call of one host thread."""
+
+    name: str
+    thread: str
+    start_s: Seconds
+    seconds: Seconds
+    correlation: int | None
+    event: int
+
+    @property
+    def end_s(self) -> Seconds:
+        return self.start_s + self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class HostSpan:
+    """A host operator or a user annotation."""
+
+    name: str
+    category: str
+    thread: str
+    start_s: Seconds
+    end_s: Seconds
+    input_sizes: tuple[tuple[int, ...], ...]
+    """Recorded shapes of the operator's tensors; empty where the profile has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWait:
+    """A cudaStreamWaitEvent whose partners the profiler did record (category cuda_sync)."""
+
+    correlation: int
+    stream: int
+    """Stream that waits."""
+    waits_on: int
+    """Stream that it waits for."""
+    record: int
+    """Correlation id of the cudaEventRecord: work launched there before it is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class SmLimits:
+    """What one SM has room for."""
+
+    threads: int
+    registers: int
+    shared_memory: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A recorded profile of one GPU and its host threads."""
+
+    path: str
+    devices: tuple[str, ...]
+    """Names of the GPUs that the file describes, each once; empty where it describes none."""
+    sms: int | None
+    sm_limits: SmLimits | None
+    world_size: int | None
+    kernels: tuple[Kernel, ...]
+    """In recorded order of start."""
+    kernel_start_s: NDArray[np.float64]
+    """[kernels], recorded start since the first kernel. For measured figures only: a replay never
+    reads it."""
+    first_kernel_s: Seconds
+    """Start of the first kernel on the clock of the calls; for measured figures only, likewise."""
+    calls: tuple[HostCall, ...]
+    """All threads, in order of start."""
+    spans: tuple[HostSpan, ...]
+    """In order of start, the enclosing before the enclosed."""
+    stream_waits: tuple[StreamWait, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def measured_span_s(self) -> Seconds:
+        ends = [s + k.seconds for s, k in zip(self.kernel_start_s, self.kernels, strict=True)]
+        return max(ends, default=0.0)
+
+
+def load_trace(path: str | Path) -> Trace:
+    """Read a trace.
+
+    Raises ValueError, one line, where the file cannot be read, is cut short, is not JSON, holds no
+    GPU kernel or kernels of several GPUs. Events that cannot be used are counted in `problems`.
+    """
+    where = str(path)
+    document = _parse(_read(Path(path), where), where)
+    if isinstance(document, list):
+        document = {"traceEvents": document}
+    events = document.get("traceEvents") if isinstance(document, dict) else None
+    if not isinstance(events, list):
+        raise ValueError(f"{where}: no list 'traceEvents'; expected a Kineto or Chrome trace")
+    return _collect(document, events, where)
+
+
+def _read(path: Path, where: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{where}: cannot be read: {error.strerror}") from None
+    if not data.startswith(_GZIP_MAGIC):
+        return data
+    try:
+        return gzip.decompress(data)
+    except EOFError:
+        raise ValueError(f"{where}: the gzip file is cut short") from None
+    except (OSError, zlib.error) as error:
+        raise ValueError(f"{where}: not a readable gzip file: {error}") from None
+
+
+def _parse(data: bytes, where: str) -> Any:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 text (byte {error.start})") from None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        started = text.lstrip()[:1] in ("{", "[") and text.strip()[-1:]
+        # A parser that stumbles at the very end was still in the middle of something.
+        cut = started and (error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg)
+        what = "cut short" if cut else "not JSON"
+        raise ValueError(
+            f"{where}: {what}: line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from None
+    except RecursionError:
+        raise ValueError(f"{where}: not a trace: nested too deeply") from None
+
+
+class _Events:
+    """What a file's events turn into, while they are read."""
+
+    def __init__(self) -> None:
+        self.kernels: list[tuple[float, int, Kernel]] = []
+        """(start as recorded, position in the file, kernel)"""
+        self.calls: list[HostCall] = []
+        self.spans: list[HostSpan] = []
+        self.waits: list[StreamWait] = []
+        self.devices: dict[int, int] = {}
+        """{GPU: kernels}"""
+        self.found: dict[tuple[str, bool], list[int]] = {}
+
+    def problem(self, what: str, event: int, *, loses_kernel: bool = False) -> None:
+        self.found.setdefault((what, loses_kernel), []).append(event)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        return tuple(Problem(what, tuple(at), lost) for (what, lost), at in self.found.items())
+
+    def usable(self, events: list[Any]) -> list[tuple[int, dict[str, Any]]]:
+        """Complete events of a known category with a proper start and duration."""
+        chosen = []
+        for index, event in enumerate(events):
+            if not isinstance(event, dict):
+                self.problem("event that is not an object", index)
+            elif event.get("ph") == "X" and isinstance(event.get("cat"), str):
+                if event["cat"] not in _CATEGORIES:
+                    continue
+                broken = _broken_time(event)
+                if broken:
+                    lost = event["cat"] in KERNEL_CATEGORIES
+                    self.problem(f"{event['cat']} {broken}", index, loses_kernel=lost)
+                else:
+                    chosen.append((index, event))
+        return chosen
+
+    def add(self, index: int, event: dict[str, Any], origin: float) -> None:
+        raw = event.get("args")
+        args: Mapping[str, Any] = raw if isinstance(raw, dict) else {}
+        category, second = event["cat"], unit_factor("us", "time")
+        start, seconds = (event["ts"] - origin) * second, event["dur"] * second
+        name, thread = str(event.get("name", "")), str(event.get("tid", ""))
+        if category in KERNEL_CATEGORIES:
+            kernel = _kernel(name, category, seconds, args, index)
+            if kernel is None:
+                self.problem(f"{category} without a stream", index, loses_kernel=True)
+                return
+            self.kernels.append((event["ts"], index, kernel))
+            device = _integer(args.get("device")) or 0
+            self.devices[device] = self.devices.get(device, 0) + 1
+        elif category in CALL_CATEGORIES:
+            correlation = _integer(args.get("correlation"))
+            self.calls.append(HostCall(name, thread, start, seconds, correlation, index))
+        elif category in SPAN_CATEGORIES:
+            sizes = _shapes(args.get("Input Dims", args.get("Input dims")))
+            self.spans.append(HostSpan(name, category, thread, start, start + seconds, sizes))
+        else:
+            wait = _stream_wait(args)
+            if wait is not None:
+                self.waits.append(wait)
+
+    def check_correlations(self) -> None:
+        """A kernel belongs to the one call with its correlation id, and to no other."""
+        launches: dict[int, HostCall] = {}
+        for call in self.calls:
+            if call.correlation in launches:
+                what = "call with the correlation id of an earlier call"
+                self.problem(what, call.event, loses_kernel=True)
+            elif call.correlation is not None:
+                launches[call.correlation] = call
+        taken: set[int] = set()
+        for *_, kernel in self.kernels:
+            if kernel.correlation is None or kernel.correlation not in launches:
+                self.problem("kernel without the call that launched it", kernel.event)
+                continue
+            # One graph launch starts many kernels; any other call starts one.
+            if kernel.correlation in taken and "Graph" not in launches[kernel.correlation].name:
+                what = "kernel with the correlation id of an earlier kernel"
+                self.problem(what, kernel.event, loses_kernel=True)
+            taken.add(kernel.correlation)
+
+
+def _collect(document: Mapping[str, Any], events: list[Any], where: str) -> Trace:
+    found = _Events()
+    usable = found.usable(events)
+    on_host = [e["ts"] for _, e in usable if e["cat"] not in KERNEL_CATEGORIES]
+    origin = min(on_host or [e["ts"] for _, e in usable], default=0)
+    for index, event in usable:
+        found.add(index, event, origin)
+    if not found.kernels:
+        why = "; ".join(str(problem) for problem in found.problems)
+        raise ValueError(f"{where}: no GPU kernel in {len(events)} events{why and ': ' + why}")
+    if len(found.devices) > 1:
+        counts = ", ".join(f"device {key}: {found.devices[key]}" for key in sorted(found.devices))
+        raise ValueError(f"{where}: kernels of several GPUs ({counts}); give a trace of one GPU")
+    found.kernels.sort(key=lambda item: item[:2])
+    found.calls.sort(key=lambda call: (call.start_s, call.event))
+    found.spans.sort(key=lambda span: (span.start_s, -span.end_s))
+    found.check_correlations()
+    first, second = found.kernels[0][0], unit_factor("us", "time")
+    names, sms, limits = _devices(document)
+    distributed = document.get("distributedInfo")
+    ranks = distributed.get("world_size") if isinstance(distributed, dict) else None
+    return Trace(
+        path=where,
+        devices=names,
+        sms=sms,
+        sm_limits=limits,
+        world_size=_integer(ranks),
+        kernels=tuple(kernel for *_, kernel in found.kernels),
+        kernel_start_s=np.array([(start - first) * second for start, *_ in found.kernels]),
+        first_kernel_s=(first - origin) * second,
+        calls=tuple(found.calls),
+        spans=tuple(found.spans),
+        stream_waits=tuple(found.waits),
+        problems=found.problems,
+    )
+
+
+def _kernel(
+    name: str, category: str, seconds: Seconds, args: Mapping[str, Any], index: int
+) -> Kernel | None:
+    stream = _integer(args.get("stream"))
+    if stream is None:
+        return None
+    return Kernel(
+        name=name,
+        category=category,
+        stream=stream,
+        seconds=seconds,
+        correlation=_integer(args.get("correlation")),
+        grid=_grid(args.get("grid")),
+        threads=math.prod(_grid(args.get("block"))),
+        registers=max(0, _integer(args.get("registers per thread")) or 0),
+        shared_memory=max(0, _integer(args.get("shared memory")) or 0),
+        moved=float(max(0, _integer(args.get("bytes")) or 0)),
+        event=index,
+    )
+
+
+def _broken_time(event: Mapping[str, Any]) -> str:
+    """What is wrong with the event's start and duration; empty where nothing is."""
+    for field in ("ts", "dur"):
+        value = event.get(field)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return f"whose {field!r} is not a number"
+        if not abs(value) < _LARGEST_TIME:
+            return f"whose {field!r} is not a time"
+    return "with a negative duration" if event["dur"] < 0 else ""
+
+
+_LARGEST_TIME = 2.0**63
+"""Beyond this, in any unit that profilers write, is no time; NaN fails the comparison too."""
+
+
+def _devices(document: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None, SmLimits | None]:
+    """Names of the described GPUs; SM count and room of an SM where all of them agree."""
+    properties = document.get("deviceProperties")
+    described = (
+        [d for d in properties if isinstance(d, dict)] if isinstance(properties, list) else []
+    )
+    names = tuple(dict.fromkeys(str(d["name"]) for d in described if "name" in d))
+
+    def agreed(key: str) -> int | None:
+        values = {_integer(d.get(key)) for d in described}
+        value = values.pop() if len(values) == 1 else None
+        return value if value and value > 0 else None
+
+    threads, registers, shared = (
+        agreed(key)
+        for key in (
+            "maxThreadsPerMultiprocessor",
+            "regsPerMultiprocessor",
+            "sharedMemPerMultiprocessor",
+        )
+    )
+    known = threads is not None and registers is not None and shared is not None
+    limits = SmLimits(threads or 0, registers or 0, shared or 0) if known else None
+    return names, agreed("numSms"), limits
+
+
+def _stream_wait(args: Mapping[str, Any]) -> StreamWait | None:
+    keys = ("correlation", "stream", "wait_on_stream", "wait_on_cuda_event_record_corr_id")
+    found = [_integer(args.get(key)) for key in keys]
+    if any(value is None or value < 0 for value in found):
+        return None
+    correlation, stream, waits_on, record = (int(value or 0) for value in found)
+    return StreamWait(correlation, stream, waits_on, record)
+
+
+def _integer(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return int(value)
+
+
+def _grid(value: object) -> tuple[int, int, int]:
+    if isinstance(value, list) and len(value) == 3:
+        x, y, z = (_integer(part) for part in value)
+        if x is not None and y is not None and z is not None:
+            return x, y, z
+    return 0, 0, 0
+
+
+def _shapes(value: object) -> tuple[tuple[int, ...], ...]:
+    if not isinstance(value, list):
+        return ()
+    return tuple(
+        tuple(int(n) for n in shape if isinstance(n, int)) if isinstance(shape, list) else ()
+        for shape in value
+    )
