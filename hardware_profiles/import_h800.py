@@ -80,14 +80,16 @@ DEEPGEMM_MASKED = {  # the same, masked layout
     (4, 256, 7168, 2048): 815,
 }
 
-DEEPEP = "DeepEP docs/legacy.md, normal kernels, H800, 4,096 tokens, FP8 dispatch, BF16 combine"
-DEEPEP_NORMAL = {  # nodes: (dispatch, combine) in GB/s; own node counted; one node: NVLink
-    1: (153, 158),
-    2: (43, 43),
-    4: (58, 57),
-    8: (51, 50),
+DEEPEP = "DeepEP normal kernels, H800, 4,096 tokens, FP8 dispatch, BF16 combine"
+# {nodes: (dispatch, combine) in GB/s}; own node counted; one node: NVLink, beyond: RDMA.
+DEEPEP_NORMAL = {
+    "deepep_2025_04": {1: (153, 158), 2: (43, 43), 4: (58, 57), 8: (51, 50)},
+    "deepep_2025_02": {1: (153, 158), 2: (43, 43), 4: (44, 47), 8: (46, 45)},
 }
+DEEPEP_SOURCE = {"deepep_2025_04": "docs/legacy.md", "deepep_2025_02": "README of commit ebfe47e"}
 DEEPEP_SMS = 24
+NIC = "400 Gbit/s"
+"""Line rate for each GPU behind the figures of DeepEP."""
 
 FLASHMLA = "FlashMLA README, 2025-04-22, H800 SXM5, dense decode, compute-bound; sizes assumed"
 FLASHMLA_RATE = 660  # TFLOP/s
@@ -162,8 +164,12 @@ def training_trace(path: Path) -> Iterator[Measurement]:
         if nodes:
             # Its own traffic is no disturbance; what ran beside it is compute.
             conditions |= {"nodes": nodes, "beside": "compute"}
-        elif share:
-            conditions["all_to_all"] = f"{share:.3f}"
+        elif sms == COMMUNICATION_SMS:
+            conditions["beside"] = "compute"
+        elif sms == COMPUTE_SMS:
+            conditions["pair"] = "yes"
+            if share:
+                conditions["all_to_all"] = f"{share:.3f}"
         yield Measurement(
             kind=kind,
             sizes=sizes,
@@ -421,32 +427,32 @@ def deepep() -> Iterator[Measurement]:
     tokens = 4096
     payload = {"dispatch": HIDDEN + HIDDEN // 128 * 4, "combine": 2 * HIDDEN}
     dtypes = {"dispatch": "fp8_e4m3", "combine": "bfloat16"}
-    for nodes, rates in DEEPEP_NORMAL.items():
-        copies = reach.nodes_per_token[nodes] if nodes > 1 else reach.ranks_per_token[nodes]
-        for kind, rate in zip(("dispatch", "combine"), rates, strict=True):
-            yield Measurement(
-                kind=kind,
-                sizes=(
-                    ("hidden", HIDDEN),
-                    ("rows", round(tokens * reach.ranks_per_token[nodes])),
-                    ("tokens", tokens),
-                    ("top_k", 8 if kind == "dispatch" else 0),
-                ),
-                dtype=dtypes[kind],
-                sms=DEEPEP_SMS,
-                seconds=tokens * copies * payload[kind] / (rate * GIGABYTES),
-                spread=None,
-                source=DEEPEP,
-                conditions=tuple(
-                    sorted(
-                        {
-                            "set": "deepep_2025_04",
-                            "out_dtype": dtypes[kind],
-                            "nodes": str(nodes),
-                        }.items()
-                    )
-                ),
-            )
+    for name, table in DEEPEP_NORMAL.items():
+        for nodes, rates in table.items():
+            copies = reach.nodes_per_token[nodes] if nodes > 1 else reach.ranks_per_token[nodes]
+            for kind, rate in zip(("dispatch", "combine"), rates, strict=True):
+                sizes = {
+                    "hidden": HIDDEN,
+                    "rows": round(tokens * reach.ranks_per_token[nodes]),
+                    "tokens": tokens,
+                    "top_k": 8 if kind == "dispatch" else 0,
+                }
+                conditions = {
+                    "set": name,
+                    "out_dtype": dtypes[kind],
+                    "nodes": str(nodes),
+                    "nic": NIC,
+                }
+                yield Measurement(
+                    kind=kind,
+                    sizes=tuple(sorted(sizes.items())),
+                    dtype=dtypes[kind],
+                    sms=DEEPEP_SMS,
+                    seconds=tokens * copies * payload[kind] / (rate * GIGABYTES),
+                    spread=None,
+                    source=f"{DEEPEP} ({DEEPEP_SOURCE[name]})",
+                    conditions=tuple(sorted(conditions.items())),
+                )
 
 
 def flashmla() -> Measurement:

@@ -1,0 +1,407 @@
+"""Predicted kernel times: operators in; seconds, an 80 % interval and provenance out.
+
+`KernelCostModel` follows scikit-learn's contract: the constructor stores hyper-parameters, `fit`
+learns from a measurement table and returns self, `predict` is pure.
+
+    costs = KernelCostModel(cluster=cluster, calibration=calibration, expert_parallel_ranks=64)
+    costs.fit(calibration_measurements(calibration))
+    pair = costs.predict(operators, sms=112, overlapped=True)      # beside an all-to-all
+    alone = costs.predict(operators, sms=132, overlapped=False)    # nothing beside it
+
+`sms` and `overlapped` are one value for all operators or one for each. For dispatch and combine
+`sms` are the communication SMs, and `overlapped` means that compute runs beside them.
+
+How a compute kernel is predicted. `roofline.ideal_seconds` gives its time at peak by waves and
+bytes. Measurements teach the ratio to it, in two steps. Of the kernel set with most rows of a
+family (kind and types), every shape is a curve: log seconds over log ideal seconds, monotone and
+linear between rows, of slope 1 beyond them (constant efficiency). Without a curve of its own, a
+shape takes the mean of the nearest curves, in log2 of its sizes. Onto that, the preferred kernel
+set adds its own difference, a mean of its rows' differences weighted by the inverse square of the
+distance in log2 of all sizes: its rows are met exactly, and one version's times never average into
+another's. Kernels that only move bytes have one curve a family. A family without rows borrows the
+kind's other types, then what its class (tensor-core or memory-bound) achieves in general.
+
+Conditions. A row carries the SMs and the share of its time with an all-to-all in flight; an
+overlapped prediction answers with rows of an overlapped pair as they are. A row that holds for the
+other condition only is converted by the ratio of its class in CalibrationProfile.overlap. Alone, a
+memory-bound kernel fills all SMs whatever `sms` says; a persistent GEMM runs on `sms`.
+
+Provenance. measured: a row of the preferred set with these sizes, SMs and condition. interpolated:
+between rows of the same shape, or a row at another condition or an SM count between measured ones.
+extrapolated: another shape, beyond the rows, another SM count or another GPU. modelled: no row of
+the kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.schema import CalibrationProfile, ClusterProfile, Estimate, load_gpu
+from hardware_profiles.tables import Measurement, load_measurements, table_path
+from hardware_profiles.units import Seconds
+from reference_model.trace import KINDS, Operator
+from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel
+from simulator.hardware.kernel_curves import (
+    EXTRAPOLATED,
+    MEASURED,
+    MODELLED,
+    PROVENANCES,
+    ClassModel,
+    FamilyModel,
+    Rows,
+)
+from simulator.hardware.roofline import ideal_seconds, is_tensor, least_seconds
+
+Array = NDArray[np.float64]
+Family = tuple[str, str, str]
+"""(kind, operand type, result type)."""
+ValueT = TypeVar("ValueT", int, bool)
+
+NORMAL_80 = 1.2816
+"""Half-width of the central 80 % of a normal distribution, in standard deviations."""
+
+
+class NotCalibrated(Exception):
+    """A cost model was asked before it was fitted, or fitted without a row that it can use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Durations of a list of operators; all arrays [operators]."""
+
+    seconds: Array
+    low: Array
+    high: Array
+    """Ends of the 80 % interval, seconds."""
+    provenance: NDArray[np.str_]
+    """One of PROVENANCES each."""
+
+
+class KernelCostModel:
+    """Kernel times from measurements, by waves and bytes where no row answers directly."""
+
+    def __init__(
+        self,
+        *,
+        cluster: ClusterProfile,
+        calibration: CalibrationProfile,
+        expert_parallel_ranks: int,
+    ) -> None:
+        """Store the inputs.
+
+        Args:
+            cluster: GPU, NICs and node that the kernels run on.
+            calibration: kernel sets to use, and the inputs that no table holds.
+            expert_parallel_ranks: GPUs that share a layer's experts; dispatch and combine cross
+                the nodes that hold them.
+        """
+        self.cluster = cluster
+        self.calibration = calibration
+        self.expert_parallel_ranks = expert_parallel_ranks
+
+    def fit(self, measurements: Iterable[Measurement]) -> Self:
+        """Learn from a measurement table; rows of kernel sets not in the calibration are left out.
+
+        Sets `families_` {(overlapped, family): FamilyModel}, `classes_` {(overlapped, tensor-core):
+        ClassModel} and `all_to_all_`. Raises NotCalibrated where no row of a compute kernel belongs
+        to a named kernel set, ValueError for a row of an unknown kind or with other
+        sizes than its kind has.
+        """
+        order = self.calibration.kernel_sets
+        rows = [row for row in measurements if row.kernel_set in order]
+        grouped: dict[Family, dict[str, list[Measurement]]] = {}
+        for row in rows:
+            _check(row)
+            if row.kind not in ALL_TO_ALL_KINDS:
+                sets = grouped.setdefault((row.kind, row.dtype, row.out_dtype), {})
+                sets.setdefault(row.kernel_set, []).append(row)
+        if not grouped:
+            raise NotCalibrated(
+                f"calibration {self.calibration.name}: no measured compute kernel of the kernel "
+                f"sets {', '.join(order)}"
+            )
+        self.all_to_all_ = AllToAllModel(
+            cluster=self.cluster, calibration=self.calibration, ranks=self.expert_parallel_ranks
+        ).fit(rows)
+        self._measured_gpu = load_gpu(self.calibration.gpu)
+        self._transferred = self._measured_gpu != self.cluster.node.gpu
+        self.families_: dict[tuple[bool, Family], FamilyModel] = {}
+        self.classes_: dict[tuple[bool, bool], ClassModel] = {}
+        for overlapped in (False, True):
+            for family, sets in grouped.items():
+                converted = {
+                    name: self._convert(sets[name], overlapped) for name in order if name in sets
+                }
+                self.families_[overlapped, family] = FamilyModel(family[0], converted)
+            for tensor in (False, True):
+                members = [
+                    self.families_[overlapped, family]
+                    for family in grouped
+                    if is_tensor(family[0]) is tensor
+                ]
+                if members:
+                    self.classes_[overlapped, tensor] = ClassModel(members)
+        return self
+
+    def predict(
+        self,
+        operators: Sequence[Operator],
+        *,
+        sms: int | Sequence[int],
+        overlapped: bool | Sequence[bool],
+    ) -> Prediction:
+        """Predict the duration of each operator.
+
+        Args:
+            operators: any number, any order; equal ones are computed once.
+            sms: SMs that the kernel may use.
+            overlapped: whether an all-to-all (for dispatch and combine: compute) runs beside it.
+
+        Raises NotCalibrated before `fit`, or for a kind of a class without any measurement;
+        ValueError for an SM count that the GPU does not have.
+        """
+        if not hasattr(self, "families_"):
+            raise NotCalibrated("KernelCostModel: predict needs fit first")
+        # Name and phase do not change a kernel's time, so equal kernels share one place.
+        index: dict[tuple[object, ...], int] = {}
+        groups: dict[tuple[bool, Family], list[tuple[int, Operator, int]]] = {}
+        places = np.empty(len(operators), dtype=np.intp)
+        available = self.cluster.node.gpu.sms
+        conditions = zip(
+            operators,
+            _each(sms, len(operators), "sms"),
+            _each(overlapped, len(operators), "overlapped"),
+            strict=True,
+        )
+        for place, (op, op_sms, beside) in enumerate(conditions):
+            key = (op.kind, op.dtype, op.out_dtype, op.sizes, op.accumulate, op_sms, beside)
+            known = index.get(key)
+            if known is None:
+                if not 1 <= op_sms <= available:
+                    raise ValueError(
+                        f"{op.name}: sms={op_sms} is not allowed: the GPU has 1 to {available}"
+                    )
+                known = index[key] = len(index)
+                family = (op.kind, op.dtype, op.out_dtype)
+                groups.setdefault((bool(beside), family), []).append((known, op, op_sms))
+            places[place] = known
+        answers = np.empty((3, len(index)))
+        provenance = np.empty(len(index), dtype=np.intp)
+        for (beside, family), members in groups.items():
+            chosen = [number for number, _, _ in members]
+            unique = [op for _, op, _ in members]
+            unique_sms = np.array([count for _, _, count in members], dtype=np.float64)
+            if family[0] in ALL_TO_ALL_KINDS:
+                answer = self.all_to_all_.predict(unique, sms=unique_sms, overlapped=beside)
+            else:
+                answer = self._compute(family, unique, unique_sms, beside)
+            answers[0, chosen], answers[1, chosen], answers[2, chosen] = answer[:3]
+            provenance[chosen] = answer[3]
+        seconds, low, high = answers[:, places]
+        return Prediction(seconds, low, high, np.array(PROVENANCES)[provenance[places]])
+
+    def held_out_errors(self) -> dict[tuple[Family, str], tuple[Array, Array]]:
+        """Signed log errors of rows predicted without themselves, in the un-overlapped condition.
+
+        {(family, kernel set): (one row left out between others of its shape, all rows of a shape
+        left out)}; an array is empty where a set has too few rows.
+        """
+        if not hasattr(self, "families_"):
+            raise NotCalibrated("KernelCostModel: held_out_errors needs fit first")
+        return {
+            (family, name): errors
+            for (overlapped, family), model in self.families_.items()
+            if not overlapped
+            for name, errors in model.residuals.items()
+        }
+
+    def _ratio(self, kind: str) -> Estimate:
+        """How much slower a kernel runs beside an all-to-all."""
+        overlap = self.calibration.overlap
+        if not is_tensor(kind):
+            return overlap.memory_bound
+        return overlap.attention if kind.startswith("attention") else overlap.gemm
+
+    def _convert(self, rows: Sequence[Measurement], overlapped: bool) -> Rows:
+        """Bring the rows of one family and kernel set to one condition.
+
+        A row of an overlapped pair was slowed for a share of its time: overlapped it answers as it
+        is, alone that share is taken out. Every other row was alone. Kernels that ran on the
+        communication SMs are brought to the compute SMs of a pair first.
+        """
+        kind = rows[0].kind
+        ratio = self._ratio(kind).value
+        operators = tuple(_operator(row) for row in rows)
+        share = np.array([row.all_to_all_share for row in rows])
+        in_pair = np.array([row.condition("pair") == "yes" for row in rows])
+        squeezed = np.array([row.condition("beside") == "compute" for row in rows])
+        sms = np.array([row.sms for row in rows], dtype=np.float64)
+        log_seconds = np.log(np.array([row.seconds for row in rows]))
+        if not is_tensor(kind):
+            log_seconds -= np.where(squeezed, self._log_squeeze(sms), 0.0)
+        to_alone = -np.log(np.where(squeezed, ratio, 1.0 + (ratio - 1.0) * share))
+        to_pair = np.where(in_pair | squeezed, 0.0, np.log(ratio))
+        ideal = ideal_seconds(kind, operators, sms, self._measured_gpu)
+        if is_tensor(kind):
+            room = sms
+        elif overlapped:
+            left = self._measured_gpu.sms - self.calibration.overlap.reference_communication_sms
+            room = np.where(squeezed, sms, left)
+        else:
+            room = np.full(len(rows), float(self._measured_gpu.sms))
+        return Rows(
+            operators=operators,
+            sms=room,
+            log_seconds=log_seconds + (to_pair if overlapped else to_alone),
+            log_ideal=np.log(ideal + self._floor),
+            weights=np.array([float(row.condition("repeats", "1")) for row in rows]),
+            direct=(in_pair | squeezed) if overlapped else (share == 0.0) & ~squeezed,
+            spread=np.array([np.nan if row.spread is None else row.spread for row in rows]),
+        ).without_redundant()
+
+    @property
+    def _floor(self) -> Seconds:
+        return self.calibration.kernel_floor.value
+
+    def _log_squeeze(self, sms: Array) -> Array:
+        """Log slow-down of a memory-bound kernel on other SMs than an overlapped pair leaves it.
+
+        Kernels that fill every free SM slow by 1.15 where 132 SMs become 112: seconds go by
+        SMs ** -0.85, both numbers from the calibration.
+        """
+        overlap = self.calibration.overlap
+        total = float(self._measured_gpu.sms)
+        left = total - overlap.reference_communication_sms
+        exponent = np.log(overlap.memory_bound.value) / np.log(total / left)
+        log_slowdown: Array = exponent * np.log(left / sms)
+        return log_slowdown
+
+    def _compute(
+        self, family: Family, operators: Sequence[Operator], sms: Array, overlapped: bool
+    ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
+        """Seconds, interval and provenance of distinct operators of one family."""
+        kind = family[0]
+        gpu = self.cluster.node.gpu
+        tensor = is_tensor(kind)
+        if (overlapped, tensor) not in self.classes_:
+            raise NotCalibrated(
+                f"calibration {self.calibration.name}: nothing measured that {kind} "
+                f"({'tensor-core' if tensor else 'memory-bound'}) could be modelled on"
+            )
+        achieved = self.classes_[overlapped, tensor]
+        log_ideal = np.log(ideal_seconds(kind, operators, sms, gpu) + self._floor)
+        model, borrowed = self._model(family, overlapped)
+        if model is None:
+            log_seconds = log_ideal + achieved.log_ratio
+            width = np.full(len(operators), achieved.modelled_width)
+            provenance = np.full(len(operators), MODELLED, dtype=np.intp)
+            apart = np.zeros(len(operators))
+        else:
+            room = sms if tensor or overlapped else np.full(len(sms), float(gpu.sms))
+            log_seconds, rival, provenance, spread = model.predict(operators, room, log_ideal)
+            if borrowed or self._transferred:
+                provenance = np.full_like(provenance, EXTRAPOLATED)
+            width = self._width(model, achieved, provenance, spread)
+            # What another kernel set says of the same shape lies inside the interval.
+            apart = np.where(provenance == MEASURED, 0.0, rival - log_seconds)
+        if overlapped and not tensor:
+            log_seconds = log_seconds + self._log_squeeze(sms)
+        least = least_seconds(operators, sms, gpu)
+        seconds = np.maximum(np.exp(log_seconds), least)
+        low = np.maximum(seconds * np.exp(np.minimum(-width, apart)), least)
+        return seconds, low, seconds * np.exp(np.maximum(width, apart)), provenance
+
+    def _model(self, family: Family, overlapped: bool) -> tuple[FamilyModel | None, bool]:
+        """The family's model, or that of the same kind with other types (True: borrowed)."""
+        if (overlapped, family) in self.families_:
+            return self.families_[overlapped, family], False
+        same_kind = [
+            (dtype != family[1], -model.rows, model)
+            for (condition, (kind, dtype, _)), model in self.families_.items()
+            if condition is overlapped and kind == family[0]
+        ]
+        # The same operand type first, then the family with most rows.
+        best = min(same_kind, key=lambda entry: entry[:2], default=None)
+        return (None if best is None else best[2]), True
+
+    def _width(
+        self,
+        model: FamilyModel,
+        achieved: ClassModel,
+        provenance: NDArray[np.intp],
+        spread: Array,
+    ) -> Array:
+        """Half-width of the interval in log seconds; [operators].
+
+        Measured: the spread of the row's repeats, at least half that of its class. Otherwise the
+        held-out error of the family, and of the ratio that may have converted the condition.
+        """
+        known = np.where(np.isnan(spread), achieved.spread, spread)
+        measured = NORMAL_80 * np.maximum(known, achieved.spread / 2)
+        between = model.width(row_left_out=True)
+        beyond = model.width(row_left_out=False)
+        held_out = np.array(
+            [
+                0.0,
+                achieved.width(row_left_out=True) if between is None else between,
+                achieved.width(row_left_out=False) if beyond is None else beyond,
+                achieved.modelled_width,
+            ]
+        )[provenance]
+        ratio = self._ratio(model.kind)
+        converted = np.hypot(held_out, np.log(ratio.high / ratio.low) / 2)
+        return np.where(provenance == MEASURED, measured, np.maximum(measured, converted))
+
+
+def calibration_measurements(calibration: CalibrationProfile) -> tuple[Measurement, ...]:
+    """All rows of the tables that a calibration names."""
+    return tuple(
+        row for name in calibration.measurements for row in load_measurements(table_path(name))
+    )
+
+
+def _check(row: Measurement) -> None:
+    if row.kind not in KINDS:
+        raise ValueError(
+            f"measurement of {row.source}: kind: {row.kind!r} is unknown; "
+            f"known: {', '.join(sorted(KINDS))}"
+        )
+    sizes, needed = {name for name, _ in row.sizes}, set(KINDS[row.kind].sizes)
+    if sizes != needed:
+        raise ValueError(
+            f"measurement of {row.source}: sizes: {row.kind} needs {', '.join(sorted(needed))}; "
+            f"found {', '.join(sorted(sizes))}"
+        )
+
+
+def _operator(row: Measurement) -> Operator:
+    """The operator that a row timed; weight gradients add into their FP32 result."""
+    accumulates = row.out_dtype == "float32" and row.kind in {"gemm", "grouped_gemm_weight_grad"}
+    return Operator(
+        name=row.source,
+        kind=row.kind,
+        phase="forward",
+        segment="",
+        dtype=row.dtype,
+        out_dtype=row.out_dtype,
+        sizes=row.sizes,
+        recompute=False,
+        accumulate=accumulates,
+    )
+
+
+def _each(value: ValueT | Sequence[ValueT], count: int, name: str) -> Sequence[ValueT]:
+    if isinstance(value, int):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name}: {len(value)} values for {count} operators")
+    return value
+
+
+COST_MODELS: Mapping[str, type[KernelCostModel]] = {"measured": KernelCostModel}
+"""Cost models by the name that a scenario's cost_model gives."""

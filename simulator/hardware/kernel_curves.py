@@ -1,0 +1,357 @@
+"""What measurements of one kernel family teach: rows in, log seconds by shape and ideal time out.
+
+A family is one kind with its operand and result types. The kernel set with most rows gives curves,
+one a shape: log seconds over log ideal seconds, so that a step in waves is a step in time. The
+preferred set adds its own difference to them. All logarithms of seconds are natural, those of sizes
+base 2 (octaves).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference_model.trace import Operator
+from simulator.hardware.roofline import is_tensor
+
+Array = NDArray[np.float64]
+
+PROVENANCES = ("measured", "interpolated", "extrapolated", "modelled")
+"""What a prediction rests on, best first."""
+MEASURED, INTERPOLATED, EXTRAPOLATED, MODELLED = range(len(PROVENANCES))
+
+QUANTILE = 0.8
+"""Share of the truth that an interval should hold."""
+NEAREST_CURVES = 4
+"""Shapes that a shape without rows of its own is predicted from."""
+SAME_PLACE = 1e-4
+"""Softening of the inverse square distance, in octaves: nearer rows are one row."""
+ENOUGH_RESIDUALS = 5
+"""Fewer held-out rows than this say nothing about a quantile; the class answers instead."""
+
+# The size that runs along a curve; the other sizes make its shape. Attention's query grows with it.
+_AXES: Mapping[str, tuple[str, ...]] = {
+    "gemm": ("m",),
+    "grouped_gemm": ("rows",),
+    "masked_grouped_gemm": ("rows",),
+    "grouped_gemm_weight_grad": ("rows",),
+    "batched_gemm": ("m",),
+    "attention_forward": ("kv_length", "query_length"),
+    "attention_backward": ("kv_length", "query_length"),
+    "mla_decode": ("kv_length",),
+}
+
+Shape = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Measurements of one family and kernel set, converted to one condition; arrays [rows]."""
+
+    operators: tuple[Operator, ...]
+    sms: Array
+    """SMs that the kernel had."""
+    log_seconds: Array
+    log_ideal: Array
+    """At the rows' own SM counts."""
+    weights: Array
+    """Repeats behind each row."""
+    direct: NDArray[np.bool_]
+    """Whether the row was measured under this condition rather than converted to it."""
+    spread: Array
+    """Standard deviation over mean of the repeats; nan where unknown."""
+
+    def __len__(self) -> int:
+        return len(self.operators)
+
+    def without_redundant(self) -> Rows:
+        """Of rows with the same sizes and SMs keep the one with most repeats, a direct one first."""
+        best: dict[tuple[object, float], int] = {}
+        for number, (op, sms) in enumerate(zip(self.operators, self.sms.tolist(), strict=True)):
+            rank = (self.weights[number], self.direct[number])
+            kept = best.setdefault((op.sizes, sms), number)
+            if rank > (self.weights[kept], self.direct[kept]):
+                best[op.sizes, sms] = number
+        keep = sorted(best.values())
+        return Rows(
+            operators=tuple(self.operators[number] for number in keep),
+            sms=self.sms[keep],
+            log_seconds=self.log_seconds[keep],
+            log_ideal=self.log_ideal[keep],
+            weights=self.weights[keep],
+            direct=self.direct[keep],
+            spread=self.spread[keep],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Log seconds over log ideal seconds of one shape, both ascending."""
+
+    place: Array
+    """log2 of the sizes that make the shape."""
+    log_ideal: Array
+    log_seconds: Array
+
+    def at(self, log_ideal: Array) -> Array:
+        """Linear between the points; slope 1, constant efficiency, beyond them."""
+        inside = np.interp(log_ideal, self.log_ideal, self.log_seconds)
+        below = np.minimum(log_ideal - self.log_ideal[0], 0.0)
+        above = np.maximum(log_ideal - self.log_ideal[-1], 0.0)
+        log_seconds: Array = inside + below + above
+        return log_seconds
+
+
+def shape_of(operator: Operator) -> Shape:
+    """The sizes of a tensor-core kernel without those along the curve; () for other kernels."""
+    if not is_tensor(operator.kind):
+        return ()
+    axes = _AXES[operator.kind]
+    return tuple(pair for pair in operator.sizes if pair[0] not in axes)
+
+
+class FamilyModel:
+    """Log seconds of one family under one condition."""
+
+    def __init__(self, kind: str, sets: Mapping[str, Rows]) -> None:
+        """Fit.
+
+        Args:
+            kind: kernel family.
+            sets: {kernel set: its rows}, most preferred first.
+        """
+        self.kind = kind
+        names = list(sets)
+        base = max(names, key=lambda name: len(sets[name]))
+        self.preferred = sets[names[0]]
+        self.curves = _curves(sets[base])
+        self.log_ratio = float(np.median(sets[base].log_seconds - sets[base].log_ideal))
+        # A benchmark's own rows stay on its monotone curve; another set, and kernels that only move
+        # bytes, are met row by row.
+        self.corrected = names[0] != base or not is_tensor(kind)
+        self.places = _coordinates(self.preferred.operators, self.preferred.sms)
+        self.differences = self.preferred.log_seconds - self._on_curves(
+            self.preferred.operators, self.preferred.log_ideal
+        )
+        self.residuals = {base: _curve_residuals(sets[base], self.curves)}
+        if names[0] != base:
+            self.residuals[names[0]] = self._difference_residuals()
+        self.rows = sum(len(rows) for rows in sets.values())
+        self._exact = {
+            (op.sizes, sms): number
+            for number, (op, sms) in enumerate(
+                zip(self.preferred.operators, self.preferred.sms.tolist(), strict=True)
+            )
+        }
+        self._sizes = {op.sizes: n for n, op in enumerate(self.preferred.operators)}
+        every_sms = np.concatenate([rows.sms for rows in sets.values()])
+        self._sms_range = (float(every_sms.min()), float(every_sms.max()))
+        self._ranges: dict[Shape, tuple[float, float]] = {}
+        for rows in sets.values():
+            for op in rows.operators:
+                extent = _extent(op)
+                low, high = self._ranges.get(shape_of(op), (extent, extent))
+                self._ranges[shape_of(op)] = (min(low, extent), max(high, extent))
+
+    def predict(
+        self, operators: Sequence[Operator], sms: Array, log_ideal: Array
+    ) -> tuple[Array, Array, NDArray[np.intp], Array]:
+        """Predict; all arrays [operators].
+
+        Returns log seconds; what the set with most rows says where it has the shape, else the same
+        again; provenance; and the spread of exact rows, nan where there is none.
+
+        Args:
+            sms: for the distance to rows and for provenance.
+            log_ideal: at those SM counts.
+        """
+        log_seconds = rival = self._on_curves(operators, log_ideal)
+        if self.corrected:
+            places = _coordinates(operators, sms)
+            log_seconds = log_seconds + _inverse_square(places, self.places, self.differences)
+            has_curve = np.array([shape_of(op) in self.curves for op in operators])
+            rival = np.where(has_curve & is_tensor(self.kind), rival, log_seconds)
+        provenance = np.empty(len(operators), dtype=np.intp)
+        spread = np.full(len(operators), np.nan)
+        for number, (op, op_sms) in enumerate(zip(operators, sms.tolist(), strict=True)):
+            provenance[number], row = self._provenance(op, op_sms)
+            if row is not None:
+                spread[number] = self.preferred.spread[row]
+        return log_seconds, rival, provenance, spread
+
+    def width(self, *, row_left_out: bool) -> float | None:
+        """80 % quantile of the absolute log error of held-out rows; None where there are too few.
+
+        Args:
+            row_left_out: errors between rows of the same shape, else errors of whole shapes.
+        """
+        errors = np.concatenate(
+            [row if row_left_out else shape for row, shape in self.residuals.values()]
+        )
+        if len(errors) < ENOUGH_RESIDUALS:
+            return None
+        return float(np.quantile(np.abs(errors), QUANTILE))
+
+    def _provenance(self, operator: Operator, sms: float) -> tuple[int, int | None]:
+        """Provenance, and the exact row where there is one."""
+        row = self._exact.get((operator.sizes, sms))
+        if row is not None:
+            return (MEASURED if self.preferred.direct[row] else INTERPOLATED), row
+        between = self._sms_range[0] <= sms <= self._sms_range[1]
+        if not between:
+            return EXTRAPOLATED, None
+        if operator.sizes in self._sizes:
+            return INTERPOLATED, None
+        low, high = self._ranges.get(shape_of(operator), (np.inf, -np.inf))
+        return (INTERPOLATED if low <= _extent(operator) <= high else EXTRAPOLATED), None
+
+    def _on_curves(self, operators: Sequence[Operator], log_ideal: Array) -> Array:
+        """The operator's own curve, or the mean of the nearest ones by inverse square distance."""
+        if len(self.curves) == 1:
+            return next(iter(self.curves.values())).at(log_ideal)
+        shapes: dict[Shape, list[int]] = {}
+        for number, op in enumerate(operators):
+            shapes.setdefault(shape_of(op), []).append(number)
+        log_seconds = np.empty(len(operators))
+        for shape, numbers in shapes.items():
+            own = self.curves.get(shape)
+            place = _place(shape)
+            log_seconds[numbers] = (
+                own.at(log_ideal[numbers])
+                if own is not None
+                else _nearest(list(self.curves.values()), place, log_ideal[numbers])
+            )
+        return log_seconds
+
+    def _difference_residuals(self) -> tuple[Array, Array]:
+        """Errors of the preferred set's rows: the nearest others left in, whole shapes left out."""
+        shapes = [shape_of(op) for op in self.preferred.operators]
+        rows: list[float] = []
+        whole: list[float] = []
+        for number, shape in enumerate(shapes):
+            place = self.places[number : number + 1]
+            for keep, errors, needed in (
+                ([j for j in range(len(shapes)) if j != number], rows, True),
+                ([j for j, other in enumerate(shapes) if other != shape], whole, False),
+            ):
+                has_neighbours = any(shapes[j] == shape for j in keep)
+                if keep and (has_neighbours or not needed):
+                    guess = _inverse_square(place, self.places[keep], self.differences[keep])
+                    errors.append(float(self.differences[number] - guess[0]))
+        return np.array(rows), np.array(whole)
+
+
+class ClassModel:
+    """What a class of kernels, tensor-core or memory-bound, achieves over all its families."""
+
+    def __init__(self, members: Sequence[FamilyModel]) -> None:
+        """Fit to the families of the class; there must be at least one."""
+        ratios = np.array([member.log_ratio for member in members])
+        self.log_ratio = float(np.median(ratios))
+        """Median log of seconds over ideal seconds."""
+        self.modelled_width = float(np.quantile(np.abs(ratios - self.log_ratio), QUANTILE))
+        spreads = np.concatenate([member.preferred.spread for member in members])
+        self.spread = float(np.nanmedian(spreads))
+        """Median spread of repeats."""
+        rows, shapes = zip(
+            *(errors for member in members for errors in member.residuals.values()), strict=True
+        )
+        self._row_left_out = np.abs(np.concatenate(rows))
+        self._shape_left_out = np.abs(np.concatenate(shapes))
+
+    def width(self, *, row_left_out: bool) -> float:
+        """As FamilyModel.width, over the whole class; what shapes differ by where it has none."""
+        errors = self._row_left_out if row_left_out else self._shape_left_out
+        return float(np.quantile(errors, QUANTILE)) if len(errors) else self.modelled_width
+
+
+def _extent(operator: Operator) -> float:
+    """How far along its curve an operator lies: its axis, or its bytes where it only moves them."""
+    if is_tensor(operator.kind):
+        return float(operator[_AXES[operator.kind][0]])
+    return float(operator.bytes_read + operator.bytes_written)
+
+
+def _place(shape: Shape) -> Array:
+    return np.log2(np.array([max(value, 1) for _, value in shape], dtype=np.float64))
+
+
+def _coordinates(operators: Sequence[Operator], sms: Array) -> Array:
+    """[operators, sizes] log2 of all sizes; memory-bound kernels also by the SMs they may fill."""
+    sizes = np.array(
+        [[max(value, 1) for _, value in op.sizes] for op in operators], dtype=np.float64
+    )
+    if not is_tensor(operators[0].kind):
+        sizes = np.column_stack([sizes, sms])
+    places: Array = np.log2(sizes)
+    return places
+
+
+def _inverse_square(places: Array, known: Array, values: Array) -> Array:
+    """Mean of `values` [known] weighted by 1 / distance squared; [places]."""
+    distance = ((places[:, None, :] - known[None, :, :]) ** 2).sum(axis=2)
+    weights = 1.0 / (distance + SAME_PLACE**2)
+    mean: Array = weights @ values / weights.sum(axis=1)
+    return mean
+
+
+def _nearest(curves: Sequence[Curve], place: Array, log_ideal: Array) -> Array:
+    """Mean of the nearest curves at the same ideal time, by inverse square distance of shapes."""
+    distance = np.array([float(((curve.place - place) ** 2).sum()) for curve in curves])
+    chosen = np.argsort(distance, kind="stable")[:NEAREST_CURVES]
+    weights = 1.0 / (distance[chosen] + SAME_PLACE**2)
+    values = np.stack([curves[number].at(log_ideal) for number in chosen])
+    mean: Array = weights @ values / weights.sum()
+    return mean
+
+
+def _curves(rows: Rows) -> dict[Shape, Curve]:
+    members: dict[Shape, list[int]] = {}
+    for number, op in enumerate(rows.operators):
+        members.setdefault(shape_of(op), []).append(number)
+    return {shape: _curve(rows, shape, numbers) for shape, numbers in members.items()}
+
+
+def _curve(rows: Rows, shape: Shape, numbers: Sequence[int]) -> Curve:
+    """The monotone curve through some rows of one shape; rows of equal ideal time are averaged."""
+    index = np.array(numbers)
+    x, place = np.unique(rows.log_ideal[index].round(9), return_inverse=True)
+    weight: Array = np.bincount(place, weights=rows.weights[index]).astype(np.float64)
+    y = np.bincount(place, weights=rows.weights[index] * rows.log_seconds[index]) / weight
+    return Curve(_place(shape), x, _ascending(y, weight))
+
+
+def _ascending(values: Array, weights: Array) -> Array:
+    """Nearest ascending sequence in weighted least squares (pool adjacent violators)."""
+    pools: list[tuple[float, float, int]] = []
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        mean, total, count = value, weight, 1
+        while pools and pools[-1][0] > mean:
+            before, before_total, before_count = pools.pop()
+            mean = (before * before_total + mean * total) / (before_total + total)
+            total, count = total + before_total, count + before_count
+        pools.append((mean, total, count))
+    return np.concatenate([np.full(count, mean) for mean, _, count in pools])
+
+
+def _curve_residuals(rows: Rows, curves: Mapping[Shape, Curve]) -> tuple[Array, Array]:
+    """Held-out log errors: rows between others of their shape, and rows of whole shapes."""
+    row_errors: list[float] = []
+    shape_errors: list[float] = []
+    members: dict[Shape, list[int]] = {}
+    for number, op in enumerate(rows.operators):
+        members.setdefault(shape_of(op), []).append(number)
+    for shape, numbers in members.items():
+        ordered = sorted(numbers, key=lambda number: rows.log_ideal[number])
+        for left_out in ordered[1:-1]:
+            rest = _curve(rows, shape, [number for number in ordered if number != left_out])
+            guess = rest.at(rows.log_ideal[left_out : left_out + 1])
+            row_errors.append(float(rows.log_seconds[left_out] - guess[0]))
+        others = [curve for other, curve in curves.items() if other != shape]
+        if others:
+            guess = _nearest(others, curves[shape].place, rows.log_ideal[numbers])
+            shape_errors.extend((rows.log_seconds[numbers] - guess).tolist())
+    return np.array(row_errors), np.array(shape_errors)

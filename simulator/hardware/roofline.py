@@ -1,0 +1,139 @@
+"""The time a kernel would take at the GPU's peaks: operators and SM counts in, seconds out.
+
+Tensor-core kernels are tiled: persistent blocks, one an SM, work through output tiles of 128 rows,
+so that their time goes by waves, ceil(tiles / SMs), not by the share of SMs. The tile's width is
+the multiple of 8 up to 128 that leaves the least work to the busiest SM, as DeepGEMM's
+configuration search does (o_proj at 4,096 rows: 16 waves on 112 SMs, 14 on 132). No kernel is
+faster than its bytes at the full HBM bandwidth. Arrays are float64, one entry an operator.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.schema import GpuProfile
+from reference_model.trace import Operator
+
+Array = NDArray[np.float64]
+Sizes = Mapping[str, Array]
+"""{size name: values}"""
+
+TILE_ROWS = 128
+SMALL_TILE_ROWS = 64
+TILE_WIDTHS = tuple(range(16, 129, 8))
+TILED_DEPTH = 128
+"""Operands are read in steps of 128 along k, the granularity of the FP8 scales."""
+
+
+def ideal_seconds(kind: str, operators: Sequence[Operator], sms: Array, gpu: GpuProfile) -> Array:
+    """Time at peak of operators of one kind: the larger of waves of tiles and bytes over HBM.
+
+    Args:
+        sms: [operators] SMs the kernels may use.
+    """
+    moved = np.array([op.bytes_read + op.bytes_written for op in operators], dtype=np.float64)
+    memory = moved / gpu.hbm_bandwidth
+    if kind not in _BUSIEST_SM_FLOPS:
+        return memory
+    names = [name for name, _ in operators[0].sizes]
+    values = np.array([[value for _, value in op.sizes] for op in operators], dtype=np.float64)
+    sizes = dict(zip(names, values.T, strict=True))
+    peak_per_sm = np.array([peak_compute(op.dtype, gpu) for op in operators]) / gpu.sms
+    return np.maximum(_BUSIEST_SM_FLOPS[kind](sizes, sms) / peak_per_sm, memory)
+
+
+def least_seconds(operators: Sequence[Operator], sms: Array, gpu: GpuProfile) -> Array:
+    """The roofline that no kernel of one kind undercuts; [operators].
+
+    Useful FLOPs at the peak of its SMs, and bytes at the full HBM bandwidth unless so few that the
+    L2 cache may still hold them.
+    """
+    moved = np.array([op.bytes_read + op.bytes_written for op in operators], dtype=np.float64)
+    memory = np.where(moved > gpu.l2_capacity, moved / gpu.hbm_bandwidth, 0.0)
+    if not is_tensor(operators[0].kind):
+        return memory
+    peak = np.array([peak_compute(op.dtype, gpu) for op in operators]) * sms / gpu.sms
+    flops = np.array([op.flops for op in operators], dtype=np.float64)
+    return np.maximum(flops / peak, memory)
+
+
+def peak_compute(dtype: str, gpu: GpuProfile) -> float:
+    """Dense tensor-core peak for an operand type, FLOP/s. Raises ValueError where unknown."""
+    peaks: dict[str, float] = dict(gpu.peak_compute.items())
+    if dtype not in peaks:
+        raise ValueError(
+            f"GPU {gpu.name}: peak_compute: no peak for {dtype!r}; known: {', '.join(peaks)}"
+        )
+    return peaks[dtype]
+
+
+def is_tensor(kind: str) -> bool:
+    """Whether a kernel family runs on the tensor cores; the others only move bytes."""
+    return kind in _BUSIEST_SM_FLOPS
+
+
+def _tiled(rows: Array, groups: Array, n: Array, k: Array, sms: Array) -> Array:
+    """FLOPs of the busiest SM for `groups` products of [rows, k] x [k, n]."""
+    height = np.where(rows <= SMALL_TILE_ROWS, SMALL_TILE_ROWS, TILE_ROWS)
+    row_tiles = groups * np.ceil(rows / height)
+    depth = np.ceil(k / TILED_DEPTH) * TILED_DEPTH
+    columns: Array = np.full_like(rows, np.inf)
+    for width in TILE_WIDTHS:
+        waves = np.ceil(row_tiles * np.ceil(n / width) / sms)
+        columns = np.minimum(columns, waves * width)
+    flops: Array = 2 * height * columns * depth
+    return flops
+
+
+def _gemm(s: Sizes, sms: Array) -> Array:
+    return _tiled(s["m"], np.ones_like(s["m"]), s["n"], s["k"], sms)
+
+
+def _contiguous(s: Sizes, sms: Array) -> Array:
+    return _tiled(s["rows"], np.ones_like(s["rows"]), s["n"], s["k"], sms)
+
+
+def _masked(s: Sizes, sms: Array) -> Array:
+    # Fewer rows than experts: the experts without a row are skipped.
+    filled = np.maximum(np.minimum(s["groups"], s["rows"]), 1)
+    return _tiled(s["rows"] / filled, filled, s["n"], s["k"], sms)
+
+
+def _grouped_weight_grad(s: Sizes, sms: Array) -> Array:
+    return _tiled(s["m"], s["groups"], s["n"], s["rows"] / s["groups"], sms)
+
+
+def _batched(s: Sizes, sms: Array) -> Array:
+    return _tiled(s["m"], s["batch"], s["n"], s["k"], sms)
+
+
+def _attention(length: str, dimensions: Callable[[Sizes], Array]) -> Callable[..., Array]:
+    """Blocks of 128 rows along `length`, each a head's share of the visible square."""
+
+    def flops(s: Sizes, sms: Array) -> Array:
+        pairs = s["query_length"] * (2 * s["kv_length"] - s["query_length"])
+        heads = s["sequences"] * s["heads"]
+        blocks = heads * np.ceil(s[length] / TILE_ROWS)
+        busiest: Array = heads * pairs * dimensions(s) / blocks * np.ceil(blocks / sms)
+        return busiest
+
+    return flops
+
+
+def _mla_decode(s: Sizes, sms: Array) -> Array:
+    # The keys of a sequence are split over SMs, so that no wave is left half empty.
+    heads = s["sequences"] * s["query_length"] * s["heads"]
+    return 2 * heads * s["kv_length"] * (2 * s["latent_dim"] + s["rope_dim"]) / sms
+
+
+_BUSIEST_SM_FLOPS: Mapping[str, Callable[[Sizes, Array], Array]] = {
+    "gemm": _gemm,
+    "grouped_gemm": _contiguous,
+    "masked_grouped_gemm": _masked,
+    "grouped_gemm_weight_grad": _grouped_weight_grad,
+    "batched_gemm": _batched,
+    "attention_forward": _attention("query_length", lambda s: s["qk_dim"] + s["v_dim"]),
+    "attention_backward": _attention("kv_length", lambda s: 3 * s["qk_dim"] + 2 * s["v_dim"]),
+    "mla_decode": _mla_decode,
+}
