@@ -207,6 +207,8 @@ def write_figures(tables: RunTables, directory: Path) -> None:
         for name, draw in FIGURES.items():
             figure = draw(tables)
             figure.savefig(directory / f"{name}.png", dpi=150)
+            # The layout stands; finding it a second time would take as long as the drawing.
+            figure.set_layout_engine("none")
             figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
 
 
