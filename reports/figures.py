@@ -149,6 +149,8 @@ def _draw_longest_operators(axes: Axes, tables: RunTables, *, count: int) -> Non
     for provenance, colour in PROVENANCE_COLOURS.items():
         if provenance in parts:
             values = parts[provenance].to_numpy()
+            if not values.any():
+                continue
             axes.barh(range(len(parts)), values, left=left, color=colour, label=provenance)
             left += values
     for row, value in enumerate(left.tolist()):
