@@ -1,4 +1,4 @@
-"""Write the report of a run: a TrainingRun and its metrics in, files in a directory out.
+"""Write the report of a training run: RunTables in, files in a directory out.
 
 report.html holds everything, plotly's JavaScript included, and opens without a network. Beside it
 lie the static figures (figures/*.png, *.svg) and the trace for Perfetto (perfetto.json).
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -19,25 +19,12 @@ from hardware_profiles.units import format_bandwidth, format_bytes, format_compu
 from reports.charts import CHARTS
 from reports.figures import FIGURES, write_figures
 from reports.palette import PROVENANCE_COLOURS
-from reports.tables import PHASE_LETTERS, RunTables, format_metric, training_tables
+from reports.tables import PHASE_LETTERS, RunTables, format_metric
 from reports.timeline import write_perfetto
-
-if TYPE_CHECKING:
-    from simulator.execution.training import TrainingRun
 
 REPORT_FILE = "report.html"
 FIGURES_DIRECTORY = "figures"
 PERFETTO_FILE = "perfetto.json"
-
-
-def write_report(run: TrainingRun, metrics: Mapping[str, Any], directory: Path) -> None:
-    """Write all reports of a training run into an existing directory.
-
-    metrics: those of simulator.analysis.metrics.training_metrics for this run.
-    """
-    tables = training_tables(run, metrics)
-    for write in REPORTS.values():
-        write(tables, directory)
 
 
 def write_html(tables: RunTables, directory: Path) -> None:

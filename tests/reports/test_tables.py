@@ -2,7 +2,10 @@
 
 import pytest
 
-from reports.tables import RunTables, blocks, format_metric, list_inputs
+from reports.tables import RunTables, blocks, format_metric, list_inputs, training_tables
+from simulator.analysis.metrics import training_metrics
+from simulator.execution.simulation import simulate
+from simulator.scenario import load_scenario
 
 
 def test_blocks_join_the_operators_of_one_segment_phase_and_layer(tables: RunTables) -> None:
@@ -59,3 +62,38 @@ def test_inputs_are_listed_with_interval_kind_and_source() -> None:
 )
 def test_a_metric_is_written_with_its_unit(path: str, value: float, text: str) -> None:
     assert format_metric(path, value) == text
+
+
+@pytest.fixture(scope="module")
+def simulated() -> RunTables:
+    run = simulate(load_scenario("dualpipe_h800_2048"))
+    return training_tables(run, training_metrics(run))
+
+
+def test_events_of_a_run_sum_to_its_time_budget(simulated: RunTables) -> None:
+    actions = simulated.actions
+    spent = (actions["end_s"] - actions["start_s"]).groupby([actions["rank"], actions["work"]])
+    totals = spent.sum().unstack(fill_value=0)
+    for rank, budget in enumerate(simulated.metrics["ranks"]):
+        assert totals.loc[rank, "F"] == pytest.approx(budget["forward_s"])
+        assert totals.loc[rank, "F&B"] == pytest.approx(budget["overlapped_s"])
+        assert totals.loc[rank, ["B", "I"]].sum() == pytest.approx(budget["backward_s"])
+        assert totals.loc[rank, "W"] == pytest.approx(budget["weight_s"])
+        assert totals.loc[rank, "optimizer"] == pytest.approx(budget["optimizer_s"])
+        assert totals.loc[rank].sum() + budget["bubble_s"] == pytest.approx(
+            simulated.metrics["step_time_s"]
+        )
+
+
+def test_every_action_of_a_run_has_its_operators(simulated: RunTables) -> None:
+    spans = simulated.operators.groupby("chunk")["end_s"].max()
+    chunks = simulated.actions[simulated.actions["chunk"] != ""]
+    assert (chunks["end_s"] - chunks["start_s"]).to_numpy() == pytest.approx(
+        spans.loc[chunks["chunk"]].to_numpy()
+    )
+    assert spans[simulated.pair] == pytest.approx(simulated.metrics["pair_time_s"])
+
+
+def test_inputs_of_a_shipped_scenario_all_say_where_they_come_from(simulated: RunTables) -> None:
+    assert {row.kind for row in simulated.inputs} == {"sourced", "derived", "estimated", "assumed"}
+    assert all(row.source and row.value for row in simulated.inputs)
