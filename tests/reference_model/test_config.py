@@ -1,0 +1,126 @@
+"""Configs load unchanged, and count what DeepSeek published."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from reference_model.config import (
+    CONFIG_FOLDER,
+    load_model_config,
+    parameter_counts,
+    parse_model_config,
+    shipped_configs,
+    training_flops_per_token,
+)
+
+
+@pytest.fixture
+def raw():
+    return json.loads((CONFIG_FOLDER / "deepseek_v3.json").read_text())
+
+
+def test_parameter_counts_of_deepseek_v3_equal_the_published_ones():
+    counts = parameter_counts(load_model_config("deepseek_v3"))
+    assert counts.total == pytest.approx(671.03e9, abs=0.01e9)
+    # DeepSeek-V3 README_WEIGHTS counts 36.7B with a 0.9B head; to the digit it is 36.62B.
+    assert counts.activated == pytest.approx(36.62e9, abs=0.01e9)
+    assert counts.matrix == pytest.approx(36.518e9, abs=0.001e9)
+    assert counts.mtp == pytest.approx(11.61e9, abs=0.01e9)
+
+
+def test_training_flops_reproduce_table_4_of_the_insights_paper():
+    config = load_model_config("deepseek_v3")
+    causal = training_flops_per_token(config, context=4096, causal=True)
+    full = training_flops_per_token(config, context=4096, causal=False)
+    assert causal == pytest.approx(249.8e9, abs=0.05e9)
+    assert full == pytest.approx(280.5e9, abs=0.05e9)
+    tokens_per_second_per_gpu = 15360 * 4096 / 19.926 / 2048
+    assert causal * tokens_per_second_per_gpu == pytest.approx(385.1e12, rel=1e-3)
+    assert full * tokens_per_second_per_gpu == pytest.approx(432.5e12, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_every_shipped_config_loads(name):
+    assert load_model_config(name).num_hidden_layers > 0
+
+
+def test_the_config_that_transformers_writes_loads():
+    from transformers import DeepseekV3Config
+
+    written = json.loads(DeepseekV3Config().to_json_string())
+    config = parse_model_config(written, source="transformers")
+    assert config.n_routed_experts == 256
+    assert config.rope_scaling is None
+
+
+def test_a_member_of_the_family_without_query_latent_or_groups_loads(raw):
+    raw |= {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "n_routed_experts": 384}
+    config = parse_model_config(raw | {"model_type": "kimi_k2", "new_field": 1}, source="x")
+    assert config.q_lora_rank is None
+    assert parameter_counts(config).attention > 0
+
+
+def test_equal_configs_have_equal_digests_and_others_do_not(raw):
+    digest = parse_model_config(raw, source="a").digest
+    assert parse_model_config(raw | {"unknown": 1}, source="b").digest == digest
+    assert parse_model_config(raw | {"vocab_size": 128}, source="c").digest != digest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scoring_func": "softmax"}, "scoring_func = 'softmax'.*'sigmoid'"),
+        ({"topk_method": "greedy"}, "topk_method = 'greedy'.*'noaux_tc'"),
+        ({"attention_bias": True}, "attention_bias = True.*False"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'.*'silu'"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings = True"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "type = 'linear'.*'yarn'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2}}, "original_max_position_embeddings"),
+        ({"index_topk": 2048}, "index_topk = 2048"),
+        ({"hidden_size": 7168.5}, "hidden_size = 7168.5 must be a whole number"),
+        ({"vocab_size": 0}, "vocab_size = 0 must be at least 1"),
+        ({"norm_topk_prob": 1}, "norm_topk_prob = 1 must be true or false"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps = -1 must be a number above 0"),
+        ({"num_key_value_heads": 8}, "num_key_value_heads = 8 must equal"),
+        ({"n_group": 7}, "n_group = 7 must divide n_routed_experts = 256"),
+        ({"n_group": 256}, "n_group = 256 must divide .* groups of at least 2"),
+        ({"topk_group": 9}, "topk_group = 9 must be at most n_group = 8"),
+        ({"num_experts_per_tok": 200}, "num_experts_per_tok = 200 must be at most the 128"),
+        ({"first_k_dense_replace": 62}, "first_k_dense_replace = 62"),
+        ({"num_nextn_predict_layers": 2}, "num_nextn_predict_layers = 2.*0 or 1"),
+        ({"qk_rope_head_dim": 63}, "qk_rope_head_dim = 63 must be even"),
+    ],
+)
+def test_what_the_model_cannot_compute_is_an_error_that_names_it(raw, change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parse_model_config(raw | change, source="my.json")
+    assert str(error.value).startswith("my.json: ")
+
+
+def test_a_missing_field_is_named(raw):
+    del raw["hidden_size"]
+    with pytest.raises(ValueError, match=r"my\.json: hidden_size is missing"):
+        parse_model_config(raw, source="my.json")
+
+
+def test_a_config_that_cannot_be_read_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"'gpt' is neither.*deepseek_v3"):
+        load_model_config("gpt")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_model_config(tmp_path / "absent.json")
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        load_model_config(broken)
+    broken.write_text("[]")
+    with pytest.raises(ValueError, match="list in place of an object"):
+        load_model_config(broken)
+
+
+def test_config_and_trace_do_not_import_torch():
+    code = (
+        "import sys, reference_model.config, reference_model.trace;sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
