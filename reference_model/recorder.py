@@ -103,6 +103,18 @@ def _attention(a: Arguments, _: Results) -> dict[str, int]:
     }
 
 
+def _mla_decode(a: Arguments, _: Results) -> dict[str, int]:
+    sequences, length, heads, width = a["q"].shape
+    return {
+        "sequences": sequences,
+        "query_length": length,
+        "kv_length": a["cache"].shape[1],
+        "heads": heads,
+        "latent_dim": a["latent_dim"],
+        "rope_dim": width - a["latent_dim"],
+    }
+
+
 def _attention_preprocess(a: Arguments, _: Results) -> dict[str, int]:
     sequences, length, heads, v_dim = a["output"].shape
     return {
@@ -309,6 +321,54 @@ _DESCRIPTIONS: dict[str, _Description] = {
     "embedding_backward": _Description(
         "embedding_backward", _matrix("grad"), operand="grad", result="table_grad", accumulate=True
     ),
+    # -- inference only (decode_operators.py) ------------------------------------------------------
+    "batched_gemm_into": _Description(
+        "batched_gemm",
+        lambda a, _: {
+            "batch": a["a"].shape[0],
+            "m": a["a"].shape[1],
+            "n": a["b"].shape[1],
+            "k": a["a"].shape[2],
+        },
+        operand="a",
+        result="out",
+    ),
+    "rope_into": _Description("rope", _rope, result="out"),
+    "append_cache": _Description(
+        "copy",
+        lambda a, _: {"rows": a["latent"].shape[0], "columns": a["cache"].shape[-1]},
+        operand="latent",
+        result="cache",
+    ),
+    "mla_decode": _Description("mla_decode", _mla_decode, operand="q"),
+    "dispatch_send": _Description("quantize", _matrix()),
+    "dispatch_receive": _Description(
+        "copy",
+        lambda a, _: {"rows": a["rows"], "columns": a["values"].shape[1]},
+        operand="values",
+    ),
+    "masked_grouped_gemm": _Description(
+        "masked_grouped_gemm", lambda a, r: _grouped(a, r) | {"rows": a["rows"]}, operand="a"
+    ),
+    "masked_swiglu": _Description(
+        "swiglu",
+        lambda a, _: {"rows": a["rows"], "columns": a["gate_up"].shape[-1] // 2},
+        operand="gate_up",
+    ),
+    "combine_send": _Description(
+        "copy", lambda a, _: {"rows": a["rows"], "columns": a["x"].shape[-1]}
+    ),
+    "combine_receive": _Description(
+        "unpermute",
+        lambda a, _: {
+            "rows": a["weights"].numel(),
+            "tokens": a["weights"].shape[0],
+            "columns": a["x"].shape[-1],
+            "top_k": a["weights"].shape[1],
+        },
+    ),
+    "sample": _Description("sample", _matrix("logits"), operand="logits", out_dtype="int64"),
+    # -- loss --------------------------------------------------------------------------------------
     "cross_entropy": _Description("cross_entropy", _matrix("logits"), operand="logits"),
     "cross_entropy_backward": _Description(
         "cross_entropy_backward", _matrix("logits"), operand="logits"
@@ -581,7 +641,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 # -- every layer -----------------------------------------------------------------------------------
 
-_POINTS = (
+POINTS = (
     Workload(256, 256, 1, 1024, 384, 2),
     Workload(512, 256, 2, 1024, 384, 2),
     Workload(512, 512, 1, 1024, 384, 2),
@@ -592,7 +652,7 @@ _POINTS = (
 )
 """Workloads from which sizes are solved: as many as an affine function of the variables needs."""
 
-_UNSEEN = Workload(1920, 640, 3, 4352, 1664, 5)
+UNSEEN = Workload(1920, 640, 3, 4352, 1664, 5)
 """The workload at which the solution is checked."""
 
 
@@ -616,9 +676,9 @@ def record_trace(config: ModelConfig, *, model: str, recipe: Recipe) -> Operator
     templates: dict[tuple[str, str], tuple[OperatorTemplate, ...]] = {}
     saved: dict[tuple[str, str], Affine] = {}
     for kind in layer_kinds(config):
-        records = [record_layer(config, kind, point, recipe=recipe) for point in _POINTS]
-        unseen = record_layer(config, kind, _UNSEEN, recipe=recipe)
-        solved = _solve_layer(kind, [record.recorded for record in records], unseen.recorded)
+        records = [record_layer(config, kind, point, recipe=recipe) for point in POINTS]
+        unseen = record_layer(config, kind, UNSEEN, recipe=recipe)
+        solved = solve_layer(kind, [record.recorded for record in records], unseen.recorded)
         for phase in PHASES:
             section = tuple(template for template in solved if template.phase == phase)
             if section:
@@ -639,7 +699,7 @@ def record_trace(config: ModelConfig, *, model: str, recipe: Recipe) -> Operator
     )
 
 
-def _solve_layer(
+def solve_layer(
     kind: str, points: Sequence[Sequence[Recorded]], unseen: Sequence[Recorded]
 ) -> list[OperatorTemplate]:
     templates = []
@@ -678,7 +738,7 @@ def solve_affine(values: Sequence[int], unseen: int, *, what: str) -> Affine:
     checked against the value `unseen` at one more. ValueError, naming `what`, if there is none."""
     rows = [
         [Fraction(1), *map(Fraction, point), Fraction(value)]
-        for point, value in zip(_POINTS, values, strict=True)
+        for point, value in zip(POINTS, values, strict=True)
     ]
     solution = _eliminate(rows)
     if any(coefficient.denominator != 1 for coefficient in solution):
@@ -690,10 +750,10 @@ def solve_affine(values: Sequence[int], unseen: int, *, what: str) -> Affine:
             sorted((name, c) for name, c in zip(VARIABLES, coefficients, strict=True) if c)
         ),
     )
-    predicted = affine.at(_UNSEEN._asdict())
+    predicted = affine.at(UNSEEN._asdict())
     if predicted != unseen:
         raise ValueError(
-            f"{what}: {unseen} at {_UNSEEN}, where the affine function through the other"
+            f"{what}: {unseen} at {UNSEEN}, where the affine function through the other"
             f" workloads gives {predicted}"
         )
     return affine

@@ -539,6 +539,13 @@ KINDS: dict[str, Kind] = {
         bytes_read=lambda o: o["rows"] * _INT64 + _dense(o, o.dtype) + _dense(o, o.out_dtype),
         bytes_written=lambda o: _dense(o, o.out_dtype),
     ),
+    # the likeliest token of each row
+    "sample": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: _dense(o, o.dtype),
+        bytes_written=lambda o: o["rows"] * _INT64,
+    ),
     # mean loss, and the log-sum-exp of each row for the backward
     "cross_entropy": Kind(
         sizes=("rows", "columns"),
