@@ -28,6 +28,10 @@ class TrainingJob(Profile):
     redundant_experts: NonNegativeInt = 0
     expert_load: PositiveFloat = 1.0
     """Rows that the experts of the slowest rank receive, over the mean of its group (max/mean)."""
+    weights_at_once: tuple[str, ...] | Literal["fitting"] = "fitting"
+    """Matrices whose weight gradient an input-only backward computes at once instead of keeping its
+    operands for a W chunk, e.g. "head.proj". "fitting": as few as memory requires, first those that
+    would keep most bytes per FLOP."""
     blocking_sends: bool
     """Whether a rank waits for its pipeline sends before its next action."""
     reserved_memory: DataValue

@@ -138,6 +138,7 @@ def training_metrics(run: TrainingRun) -> dict[str, Any]:
         "pair_time_s": step.pair.log.span_s,
         "pair_time_kind": "reproduced" if reproduced else "predicted",
         "peak_memory_bytes": max(rank.total for rank in run.memory),
+        "weights_at_once": list(run.at_once),
         "bubble_s": max(rank["bubble_s"] for rank in ranks),
         "without_all_to_all_slowdown": {
             "pair_time_s": run.without_slowdown.pair.log.span_s,

@@ -23,7 +23,7 @@ from simulator.hardware.costs import COST_MODELS, calibration_measurements
 from simulator.scenario import Scenario, by_name
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.lowering import operators_of
-from simulator.workload.memory import check_fits, training_memory
+from simulator.workload.memory import MemoryModel, check_fits
 from simulator.workload.schedules import SCHEDULES
 
 TRACES = Path(reference_model.__file__).parent / "traces"
@@ -93,9 +93,9 @@ def simulate_training(scenario: Scenario, *, unfold: bool = False) -> TrainingRu
     )
     operators = operators_of(trace, load)
     stages = pipeline_stages(job, schedule, scenario.model, operators)
-    memory = training_memory(
-        schedule,
-        stages,
+    model = MemoryModel(
+        schedule=schedule,
+        stages=stages,
         config=scenario.model,
         layout=layout,
         trace=trace,
@@ -103,7 +103,10 @@ def simulate_training(scenario: Scenario, *, unfold: bool = False) -> TrainingRu
         load=load,
         reserved=job.reserved_memory,
     )
-    check_fits(memory, node.gpu.hbm_capacity)
+    capacity = node.gpu.hbm_capacity
+    at_once = model.fitting(capacity) if job.weights_at_once == "fitting" else job.weights_at_once
+    memory = model.ranks(at_once)
+    check_fits(memory, capacity)
 
     def step(calibration: CalibrationProfile, *, unfold: bool) -> TrainingStep:
         return simulate_step(
@@ -118,6 +121,7 @@ def simulate_training(scenario: Scenario, *, unfold: bool = False) -> TrainingRu
                 cluster=scenario.cluster, calibration=calibration, expert_parallel_ranks=job.ep
             ).fit(measurements),
             calibration=calibration,
+            at_once=at_once,
             unfold=unfold,
         )
 
@@ -127,6 +131,7 @@ def simulate_training(scenario: Scenario, *, unfold: bool = False) -> TrainingRu
         layout=layout,
         schedule=schedule,
         stages=stages,
+        at_once=tuple(at_once),
         memory=tuple(memory),
         step=step(scenario.calibration, unfold=unfold),
         without_slowdown=step(scenario.calibration.without_all_to_all_slowdown(), unfold=False),

@@ -12,7 +12,7 @@ the parameters are gathered; none of that overlaps the pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import simpy
@@ -142,6 +142,8 @@ class TrainingRun:
     schedule: Schedule
     stages: tuple[Stage, ...]
     """Layers of each stage; half-stages where the schedule folds or interleaves them."""
+    at_once: tuple[str, ...]
+    """Matrices whose weight gradient an input-only backward computes at once, to fit memory."""
     memory: tuple[RankMemory, ...]
     """[rank]"""
     step: TrainingStep
@@ -161,10 +163,10 @@ def chunk_key(schedule_stages: tuple[Stage, ...], action: Action) -> ChunkKey:
     return ChunkKey(action.work, forward, backward)
 
 
-def lower_key(key: ChunkKey, operators: OperatorsOf) -> TaskGraph:
+def lower_key(key: ChunkKey, operators: OperatorsOf, *, at_once: Collection[str]) -> TaskGraph:
     """The tasks of a distinct chunk or pair."""
     if key.work == WEIGHT_GRADIENT:
-        return lower_weights(str(key), operators, key.backward)
+        return lower_weights(str(key), operators, key.backward, at_once=at_once)
     if key.work not in (FORWARD, FULL_BACKWARD, INPUT_BACKWARD, OVERLAPPED):
         raise ValueError(f"work {key.work!r} has no lowering")
     return lower_chunk(
@@ -172,7 +174,8 @@ def lower_key(key: ChunkKey, operators: OperatorsOf) -> TaskGraph:
         operators,
         forward=key.forward,
         backward=key.backward,
-        weights=key.work != INPUT_BACKWARD,
+        put_off_weights=key.work == INPUT_BACKWARD,
+        at_once=at_once,
     )
 
 
@@ -293,11 +296,13 @@ def simulate_step(
     operators: OperatorsOf,
     costs: KernelCostModel,
     calibration: CalibrationProfile,
+    at_once: Collection[str],
     unfold: bool,
 ) -> TrainingStep:
     """Simulate every distinct chunk once, then the pipeline, then the optimizer.
 
     Args:
+        at_once: matrices whose weight gradient is never put off.
         unfold: run the operators of every action of every rank inside the pipeline instead of
             reusing the time of its distinct chunk. The times are the same; the log is complete.
     """
@@ -308,7 +313,7 @@ def simulate_step(
     )
 
     def run_chunk(key: ChunkKey) -> ChunkRun:
-        graph = lower_key(key, operators)
+        graph = lower_key(key, operators, at_once=at_once)
         cost = cost_graph(
             graph,
             costs=costs,

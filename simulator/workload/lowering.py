@@ -16,7 +16,7 @@ A chunk that runs alone keeps the waits and loses the other chunk's cover.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 
@@ -120,22 +120,40 @@ def _routed_start(mlp: Sequence[Operator]) -> int:
     return len(mlp)
 
 
+def matrix_of(operator: Operator) -> str:
+    """The parameter matrix that a weight-gradient operator works for: "attention.kv_b_proj"."""
+    return operator.name.rpartition(".")[0]
+
+
+def put_off(operators: Operators, at_once: Collection[str]) -> list[Operator]:
+    """Of one layer's weight gradients, those that an input-only backward leaves to a W chunk."""
+    return [operator for operator in operators if matrix_of(operator) not in at_once]
+
+
 def lower_chunk(
     name: str,
     operators: OperatorsOf,
     *,
     forward: Stage = (),
     backward: Stage = (),
-    weights: bool = True,
+    put_off_weights: bool = False,
+    at_once: Collection[str] = (),
 ) -> TaskGraph:
     """The tasks of a forward chunk, a backward chunk, or both as an overlapped pair.
 
     Args:
         forward: layers of the forward chunk's stage in forward order; empty for none.
         backward: layers of the backward chunk's stage in forward order; run in reverse.
-        weights: whether the backward chunk computes its weight gradients (B) or leaves them to a
-            W chunk of their own (I).
+        put_off_weights: whether the backward chunk leaves its weight gradients to a W chunk (I)
+            or computes them (B).
+        at_once: matrices whose weight gradient is not put off even so.
     """
+
+    def weights(kind: str) -> Operators:
+        every = operators(kind, WEIGHT_GRAD)
+        later = put_off(every, at_once) if put_off_weights else []
+        return [operator for operator in every if operator not in later]
+
     build = _Builder()
     pair = bool(forward) and bool(backward)
     combined: int | None = None
@@ -147,9 +165,7 @@ def lower_chunk(
         both = pair and bool(forward_unit) and bool(backward_unit)
         ahead = [_segments(operators(kind, FORWARD)) for kind in forward_unit]
         back = [_segments(operators(kind, INPUT_GRAD)) for kind in reversed(backward_unit)]
-        late = [
-            _segments(operators(kind, WEIGHT_GRAD)) for kind in reversed(backward_unit) if weights
-        ]
+        late = [_segments(weights(kind)) for kind in reversed(backward_unit)]
         layer_f = f"{'+'.join(forward_unit)} F{number}"
         layer_b = f"{'+'.join(backward_unit)} B{number}"
 
@@ -240,12 +256,17 @@ def lower_chunk(
     return TaskGraph(name, tuple(build.tasks))
 
 
-def lower_weights(name: str, operators: OperatorsOf, stage: Stage) -> TaskGraph:
+def lower_weights(
+    name: str, operators: OperatorsOf, stage: Stage, *, at_once: Collection[str]
+) -> TaskGraph:
     """The tasks of a W chunk: weight gradients put off by an input-only backward chunk, layers in
     the order in which the backward chunk met them, compute only."""
     build = _Builder()
     for number, kind in enumerate(reversed(stage)):
         build.add(
-            operators(kind, WEIGHT_GRAD), Stream.COMPUTE, f"{kind} W{number}", overlapped=False
+            put_off(operators(kind, WEIGHT_GRAD), at_once),
+            Stream.COMPUTE,
+            f"{kind} W{number}",
+            overlapped=False,
         )
     return TaskGraph(name, tuple(build.tasks))

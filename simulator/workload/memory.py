@@ -10,14 +10,21 @@ its largest operator.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig, parameter_counts
-from reference_model.trace import TILE, OperatorTrace
+from reference_model.trace import TILE, Operator, OperatorTrace
 from simulator.workload.layout import ParallelLayout, Stage
-from simulator.workload.lowering import FORWARD, INPUT_GRAD, Load, OperatorsOf
+from simulator.workload.lowering import (
+    FORWARD,
+    INPUT_GRAD,
+    WEIGHT_GRAD,
+    Load,
+    OperatorsOf,
+    matrix_of,
+)
 from simulator.workload.schedules import Schedule, held_activations
 
 FP8_BYTES, BF16_BYTES, FP32_BYTES = 1, 2, 4
@@ -111,51 +118,107 @@ def parameter_copies(schedule: Schedule) -> int:
     return schedule.directions
 
 
-def training_memory(
-    schedule: Schedule,
-    stages: Sequence[Stage],
-    *,
-    config: ModelConfig,
-    layout: ParallelLayout,
-    trace: OperatorTrace,
-    operators: OperatorsOf,
-    load: Load,
-    reserved: Bytes,
-) -> list[RankMemory]:
-    """Memory of every pipeline rank, in rank order."""
+def kept_bytes(operators: Sequence[Operator]) -> int:
+    """Bytes kept for a matrix's weight gradient: what its operators read and none of them wrote.
 
-    def saved(stage: int, phase: str) -> int:
-        return sum(trace.saved_bytes(kind, phase, **asdict(load)) for kind in stages[stage])
+    The GEMM reads the accumulator that it writes, and the transposed operands that earlier
+    operators of the matrix wrote.
+    """
+    return sum(operator.bytes_read - operator.bytes_written for operator in operators)
 
-    ranks = []
-    for rank in range(schedule.ranks):
-        in_flight = held_activations(schedule, rank)
-        whole = [saved(stage, FORWARD) for stage in in_flight.stages]
-        put_off = [saved(stage, INPUT_GRAD) for stage in in_flight.stages]
-        held = held_parameters(config, stages, in_flight.stages, local_experts=layout.local_experts)
-        kinds = {kind for stage in in_flight.stages for kind in stages[stage]}
-        shards = layout.dp * parameter_copies(schedule)
-        expert_shards = layout.expert_replicas * parameter_copies(schedule)
-        ranks.append(
-            RankMemory(
-                weights=(held.replicated_fp8 + held.expert_fp8) * (FP8_BYTES + FP32_BYTES / TILE**2)
-                + held.replicated_bf16 * BF16_BYTES,
-                gradients=held.total * FP32_BYTES,
-                optimizer=(held.replicated / shards + held.expert_fp8 / expert_shards)
-                * MASTER_AND_MOMENTS_BYTES,
-                activations=float(
-                    (in_flight.whole @ whole + in_flight.put_off @ put_off).max(initial=0)
-                ),
-                workspace=max(
-                    operator.bytes_read + operator.bytes_written
-                    for kind in kinds
-                    for phase in (FORWARD, INPUT_GRAD)
-                    for operator in operators(kind, phase)
-                ),
-                reserved=reserved,
-            )
+
+@dataclass(frozen=True, slots=True)
+class MemoryModel:
+    """Memory of every pipeline rank as a function of which weight gradients are put off."""
+
+    schedule: Schedule
+    stages: Sequence[Stage]
+    config: ModelConfig
+    layout: ParallelLayout
+    trace: OperatorTrace
+    operators: OperatorsOf
+    load: Load
+    reserved: Bytes
+
+    def ranks(self, at_once: Collection[str]) -> list[RankMemory]:
+        """Memory of every pipeline rank, in rank order.
+
+        Args:
+            at_once: matrices whose weight gradient an input-only backward does not put off.
+        """
+        return [self._rank(rank, at_once) for rank in range(self.schedule.ranks)]
+
+    def fitting(self, capacity: Bytes) -> tuple[str, ...]:
+        """As few matrices as let every rank fit when their weight gradients are computed at once.
+
+        Those that keep most bytes per FLOP come first. All of them, where even that does not fit.
+        """
+        groups: dict[str, list[Operator]] = {}
+        for kind in dict.fromkeys(kind for stage in self.stages for kind in stage):
+            for matrix, operators in _by_matrix(self.operators(kind, WEIGHT_GRAD)).items():
+                groups.setdefault(matrix, operators)
+        candidates = [matrix for matrix, group in groups.items() if sum(o.flops for o in group)]
+        candidates.sort(
+            key=lambda matrix: kept_bytes(groups[matrix]) / sum(o.flops for o in groups[matrix]),
+            reverse=True,
         )
-    return ranks
+        for count in range(len(candidates) + 1):
+            if max(rank.total for rank in self.ranks(candidates[:count])) <= capacity:
+                return tuple(candidates[:count])
+        return tuple(candidates)
+
+    def _rank(self, rank: int, at_once: Collection[str]) -> RankMemory:
+        in_flight = held_activations(self.schedule, rank)
+        whole = [self._saved(stage, FORWARD) for stage in in_flight.stages]
+        delayed = [self._put_off(stage, at_once) for stage in in_flight.stages]
+        held = held_parameters(
+            self.config,
+            self.stages,
+            in_flight.stages,
+            local_experts=self.layout.local_experts,
+        )
+        copies = parameter_copies(self.schedule)
+        shards = self.layout.dp * copies
+        expert_shards = self.layout.expert_replicas * copies
+        return RankMemory(
+            weights=(held.replicated_fp8 + held.expert_fp8) * (FP8_BYTES + FP32_BYTES / TILE**2)
+            + held.replicated_bf16 * BF16_BYTES,
+            gradients=held.total * FP32_BYTES,
+            optimizer=(held.replicated / shards + held.expert_fp8 / expert_shards)
+            * MASTER_AND_MOMENTS_BYTES,
+            activations=float(
+                (in_flight.whole @ whole + in_flight.put_off @ delayed).max(initial=0)
+            ),
+            workspace=max(
+                operator.bytes_read + operator.bytes_written
+                for kind in {kind for stage in in_flight.stages for kind in self.stages[stage]}
+                for phase in (FORWARD, INPUT_GRAD)
+                for operator in self.operators(kind, phase)
+            ),
+            reserved=self.reserved,
+        )
+
+    def _saved(self, stage: int, phase: str) -> int:
+        return sum(
+            self.trace.saved_bytes(kind, phase, **asdict(self.load)) for kind in self.stages[stage]
+        )
+
+    def _put_off(self, stage: int, at_once: Collection[str]) -> int:
+        """What the weight gradients that are put off still need after an input-only backward."""
+        released = sum(
+            kept_bytes(operators)
+            for kind in self.stages[stage]
+            for matrix, operators in _by_matrix(self.operators(kind, WEIGHT_GRAD)).items()
+            if matrix in at_once
+        )
+        return self._saved(stage, INPUT_GRAD) - released
+
+
+def _by_matrix(operators: Sequence[Operator]) -> dict[str, list[Operator]]:
+    groups: dict[str, list[Operator]] = {}
+    for operator in operators:
+        groups.setdefault(matrix_of(operator), []).append(operator)
+    return groups
 
 
 def check_fits(ranks: Sequence[RankMemory], capacity: Bytes) -> None:
