@@ -150,17 +150,19 @@ def training_trace(path: Path) -> Iterator[Measurement]:
         sizes = tuple(
             sorted((name, variables.get(size, size)) for name, size in entry["sizes"].items())
         )
+        accumulate = entry.get("accumulate", False)
         nodes = "8" if entry["kind"] in {"dispatch", "combine"} else ""
-        groups[entry["kind"], sizes, entry["dtype"], entry["out_dtype"], launch.sms, nodes].append(
-            launch
-        )
-    for (kind, sizes, dtype, out_dtype, sms, nodes), group in groups.items():
+        types = (entry["dtype"], entry["out_dtype"])
+        groups[entry["kind"], sizes, *types, launch.sms, nodes, accumulate].append(launch)
+    for (kind, sizes, dtype, out_dtype, sms, nodes, accumulate), group in groups.items():
         seconds = [launch.seconds for launch in group]
         mean = statistics.fmean(seconds)
         # Shares are weighted by time: that is how much of the mean was slowed.
         share = sum(launch.all_to_all_share * launch.seconds for launch in group) / sum(seconds)
         names = ", ".join(sorted({launch.operator for launch in group}))
         conditions = {"set": TRACE, "out_dtype": out_dtype, "repeats": str(len(group))}
+        if accumulate:
+            conditions["accumulate"] = "yes"
         if nodes:
             # Its own traffic is no disturbance; what ran beside it is compute.
             conditions |= {"nodes": nodes, "beside": "compute"}

@@ -7,6 +7,7 @@ deviation of the repeats over their mean, empty where unknown; ``conditions`` is
 
     set         version of the kernels; rows of different sets never enter one fit
     out_dtype   type of the result
+    accumulate  "yes" for a kernel that adds into its result
     pair        "yes" for a compute kernel of an overlapped forward and backward pair
     all_to_all  share of the kernel's time with an all-to-all in flight beside it, 0 where absent
     beside      "compute" for a kernel on the communication SMs while compute has the others

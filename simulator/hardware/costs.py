@@ -380,8 +380,7 @@ def _check(row: Measurement) -> None:
 
 
 def _operator(row: Measurement) -> Operator:
-    """The operator that a row timed; weight gradients add into their FP32 result."""
-    accumulates = row.out_dtype == "float32" and row.kind in {"gemm", "grouped_gemm_weight_grad"}
+    """The operator that a row timed."""
     return Operator(
         name=row.source,
         kind=row.kind,
@@ -391,7 +390,7 @@ def _operator(row: Measurement) -> Operator:
         out_dtype=row.out_dtype,
         sizes=row.sizes,
         recompute=False,
-        accumulate=accumulates,
+        accumulate=row.condition("accumulate") == "yes",
     )
 
 

@@ -68,7 +68,7 @@ class Rows:
         return len(self.operators)
 
     def without_redundant(self) -> Rows:
-        """Of rows with the same sizes and SMs keep the one with most repeats, a direct one first."""
+        """Of rows of the same sizes and SMs keep the one with most repeats, direct ones first."""
         best: dict[tuple[object, float], int] = {}
         for number, (op, sms) in enumerate(zip(self.operators, self.sms.tolist(), strict=True)):
             rank = (self.weights[number], self.direct[number])
@@ -253,14 +253,16 @@ class ClassModel:
         self.log_ratio = float(np.median(ratios))
         """Median log of seconds over ideal seconds."""
         self.modelled_width = float(np.quantile(np.abs(ratios - self.log_ratio), QUANTILE))
-        spreads = np.concatenate([member.preferred.spread for member in members])
-        self.spread = float(np.nanmedian(spreads))
-        """Median spread of repeats."""
         rows, shapes = zip(
             *(errors for member in members for errors in member.residuals.values()), strict=True
         )
         self._row_left_out = np.abs(np.concatenate(rows))
         self._shape_left_out = np.abs(np.concatenate(shapes))
+        spreads = np.concatenate([member.preferred.spread for member in members])
+        known = spreads[~np.isnan(spreads)]
+        # Without a single repeat, what rows between others scatter by has to stand in.
+        self.spread = float(np.median(known)) if len(known) else self.width(row_left_out=True)
+        """Median spread of repeats."""
 
     def width(self, *, row_left_out: bool) -> float:
         """As FamilyModel.width, over the whole class; what shapes differ by where it has none."""

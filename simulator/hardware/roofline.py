@@ -2,9 +2,11 @@
 
 Tensor-core kernels are tiled: persistent blocks, one an SM, work through output tiles of 128 rows,
 so that their time goes by waves, ceil(tiles / SMs), not by the share of SMs. The tile's width is
-the multiple of 8 up to 128 that leaves the least work to the busiest SM, as DeepGEMM's
-configuration search does (o_proj at 4,096 rows: 16 waves on 112 SMs, 14 on 132). No kernel is
-faster than its bytes at the full HBM bandwidth. Arrays are float64, one entry an operator.
+the multiple of 8 up to 128 that leaves the least work to the busiest SM; a tile costs 8 columns on
+top of its own, so that of equal choices the one with fewer waves is taken, as DeepGEMM's search for
+a configuration does (o_proj at 4,096 rows: 16 waves on 112 SMs, 14 on 132; q_a_proj: 4 waves of
+112 columns, 3 of 128). No kernel is faster than its bytes at the full HBM bandwidth. Arrays are
+float64, one entry an operator.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +24,8 @@ Sizes = Mapping[str, Array]
 TILE_ROWS = 128
 SMALL_TILE_ROWS = 64
 TILE_WIDTHS = tuple(range(16, 129, 8))
+TILE_OVERHEAD = 8
+"""Columns' worth of work that a tile costs beyond its own, to fill the pipeline and to store."""
 TILED_DEPTH = 128
 """Operands are read in steps of 128 along k, the granularity of the FP8 scales."""
 
@@ -81,7 +85,7 @@ def _tiled(rows: Array, groups: Array, n: Array, k: Array, sms: Array) -> Array:
     columns: Array = np.full_like(rows, np.inf)
     for width in TILE_WIDTHS:
         waves = np.ceil(row_tiles * np.ceil(n / width) / sms)
-        columns = np.minimum(columns, waves * width)
+        columns = np.minimum(columns, waves * (width + TILE_OVERHEAD))
     flops: Array = 2 * height * columns * depth
     return flops
 

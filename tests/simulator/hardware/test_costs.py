@@ -1,0 +1,456 @@
+"""Kernel costs: what was measured is met, what was not obeys physics, and each says which it is."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hardware_profiles.schema import load_calibration, load_cluster
+from hardware_profiles.tables import Measurement
+from reference_model.trace import KINDS, TRACE_FOLDER, Operator, load_trace
+from simulator.hardware.costs import (
+    COST_MODELS,
+    PROVENANCES,
+    KernelCostModel,
+    NotCalibrated,
+    calibration_measurements,
+)
+from simulator.hardware.kernel_curves import ENOUGH_RESIDUALS
+from simulator.hardware.roofline import is_tensor, least_seconds
+
+CALIBRATION = load_calibration("h800_sxm")
+ROWS = calibration_measurements(CALIBRATION)
+MICROSECOND = 1e-6
+
+
+def fitted(overrides=None, *, ranks=64, calibration=CALIBRATION, rows=ROWS):
+    cluster = load_cluster("h800_2048", overrides)
+    return KernelCostModel(
+        cluster=cluster, calibration=calibration, expert_parallel_ranks=ranks
+    ).fit(rows)
+
+
+COSTS = fitted()
+
+
+def operator(kind, *, dtype="fp8_e4m3", out_dtype="bfloat16", accumulate=False, **sizes):
+    return Operator(
+        name=kind,
+        kind=kind,
+        phase="forward",
+        segment="mlp",
+        dtype=dtype,
+        out_dtype=out_dtype,
+        sizes=tuple(sorted(sizes.items())),
+        recompute=False,
+        accumulate=accumulate,
+    )
+
+
+def gemm(m, n, k, **types):
+    return operator("gemm", m=m, n=n, k=k, **types)
+
+
+def dispatch(tokens=4096, received=None, top_k=8):
+    rows = round(tokens * 7.49) if received is None else received
+    return operator(
+        "dispatch", out_dtype="fp8_e4m3", tokens=tokens, rows=rows, hidden=7168, top_k=top_k
+    )
+
+
+def combine(tokens=4096, received=None):
+    rows = round(tokens * 7.49) if received is None else received
+    return operator("combine", dtype="bfloat16", tokens=tokens, rows=rows, hidden=7168, top_k=0)
+
+
+def one(costs, op, *, sms, overlapped):
+    prediction = costs.predict([op], sms=sms, overlapped=overlapped)
+    return float(prediction.seconds[0]), str(prediction.provenance[0])
+
+
+TRACE = load_trace(TRACE_FOLDER / "deepseek_v3.train.jsonl")
+LOAD = {
+    "tokens": 4096,
+    "context": 4096,
+    "sequences": 1,
+    "expert_rows": 32768,
+    "received_rows": 30679,
+    "local_experts": 4,
+}
+MODEL_OPERATORS = sorted(
+    {op for layer, phase in TRACE.templates for op in TRACE.operators(layer, phase, **LOAD)},
+    key=lambda op: (op.kind, op.sizes, op.name, op.phase),
+)
+
+
+@pytest.mark.parametrize("name", sorted(COST_MODELS))
+@pytest.mark.parametrize(("sms", "overlapped"), [(112, True), (132, False), (108, True)])
+def test_every_operator_of_the_model_gets_a_time_an_interval_and_a_provenance(
+    name, sms, overlapped
+):
+    costs = COST_MODELS[name](
+        cluster=load_cluster("h800_2048"), calibration=CALIBRATION, expert_parallel_ranks=64
+    ).fit(ROWS)
+    prediction = costs.predict(MODEL_OPERATORS, sms=sms, overlapped=overlapped)
+    assert (prediction.low > 0).all()
+    assert (prediction.low <= prediction.seconds).all()
+    assert (prediction.seconds <= prediction.high).all()
+    assert np.isfinite(prediction.high).all()
+    assert set(prediction.provenance) <= set(PROVENANCES)
+
+
+@pytest.mark.parametrize(("sms", "overlapped"), [(112, True), (132, False)])
+def test_no_prediction_is_below_the_roofline_at_peak(sms, overlapped):
+    gpu = COSTS.cluster.node.gpu
+    for kind in sorted({op.kind for op in MODEL_OPERATORS} - {"dispatch", "combine"}):
+        operators = [op for op in MODEL_OPERATORS if op.kind == kind]
+        prediction = COSTS.predict(operators, sms=sms, overlapped=overlapped)
+        least = least_seconds(operators, np.full(len(operators), float(sms)), gpu)
+        assert (prediction.low >= least * (1 - 1e-12)).all(), kind
+
+
+def test_a_row_of_the_table_is_met_exactly_and_says_measured():
+    rows = [row for row in ROWS if row.condition("pair") == "yes"]
+    operators = [
+        operator(
+            row.kind,
+            dtype=row.dtype,
+            out_dtype=row.out_dtype,
+            accumulate=row.condition("accumulate") == "yes",
+            **dict(row.sizes),
+        )
+        for row in rows
+    ]
+    prediction = COSTS.predict(operators, sms=112, overlapped=True)
+    assert set(prediction.provenance) == {"measured"}
+    assert prediction.seconds == pytest.approx([row.seconds for row in rows], rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("op", "microseconds"),
+    [
+        (gemm(4096, 1536, 7168), 103.5),
+        (gemm(4096, 576, 7168), 53.25),
+        (gemm(4096, 24576, 1536), 372.5),
+        (gemm(4096, 32768, 512), 244.25),
+        (gemm(4096, 7168, 16384), 900.75),
+        (gemm(4096, 4096, 7168), 259.0),
+        (gemm(4096, 7168, 2048), 138.0),
+        (gemm(4096, 2048, 7168), 126.25),
+        (gemm(4096, 16384, 7168), 927.0),
+        (gemm(4096, 1536, 24576), 332.0),
+        (gemm(4096, 512, 32768), 220.0),
+        (gemm(7168, 16384, 4096, out_dtype="float32", accumulate=True), 1499.0),
+        (gemm(24576, 1536, 4096, out_dtype="float32", accumulate=True), 462.0),
+    ],
+)
+def test_the_gemms_of_the_published_pair_have_its_mean_times(op, microseconds):
+    # deepseek-ai/profile-data, train.json: mean over its four slots, recomputation included
+    seconds, provenance = one(COSTS, op, sms=112, overlapped=True)
+    assert provenance == "measured"
+    assert seconds == pytest.approx(microseconds * MICROSECOND, rel=1e-3)
+
+
+def test_provenance_is_honest():
+    assert one(COSTS, gemm(4096, 1536, 7168), sms=112, overlapped=True)[1] == "measured"
+    # between two rows of the same n and k
+    assert one(COSTS, gemm(2048, 1536, 7168), sms=112, overlapped=True)[1] == "interpolated"
+    # the same shape at an SM count between 112 and 132, and beyond both
+    assert one(COSTS, gemm(4096, 1536, 7168), sms=120, overlapped=True)[1] == "interpolated"
+    assert one(COSTS, gemm(4096, 1536, 7168), sms=64, overlapped=True)[1] == "extrapolated"
+    # beyond the rows, and a shape of which there is none
+    assert one(COSTS, gemm(131072, 1536, 7168), sms=112, overlapped=True)[1] == "extrapolated"
+    assert one(COSTS, gemm(4096, 12345, 777), sms=112, overlapped=True)[1] == "extrapolated"
+    # no row of the kind at all
+    loss = operator("cross_entropy", dtype="bfloat16", rows=4096, columns=129280)
+    assert one(COSTS, loss, sms=132, overlapped=False)[1] == "modelled"
+
+
+def test_on_another_gpu_nothing_counts_as_measured():
+    costs = fitted({"node.gpu": "h200_sxm"})
+    prediction = costs.predict(MODEL_OPERATORS, sms=112, overlapped=True)
+    assert "measured" not in prediction.provenance
+    assert "interpolated" not in prediction.provenance
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.sampled_from([(1536, 7168), (7168, 16384), (32768, 512), (2048, 7168), (5000, 3000)]),
+    m=st.lists(st.integers(1, 40000), min_size=2, max_size=40),
+    sms=st.sampled_from([108, 112, 132]),
+    overlapped=st.booleans(),
+)
+def test_more_tokens_never_take_less_time(shape, m, sms, overlapped):
+    n, k = shape
+    # Rows of the training trace are met exactly and bend the line near 4,096 by their own noise.
+    costs = WITHOUT_TRACE
+    operators = [gemm(rows, n, k) for rows in sorted(m)]
+    seconds = costs.predict(operators, sms=sms, overlapped=overlapped).seconds
+    assert (np.diff(seconds) >= -1e-12).all()
+
+
+WITHOUT_TRACE = fitted(
+    calibration=load_calibration("h800_sxm", {"kernel_sets": ["infersim"]}),
+    rows=[row for row in ROWS if row.kind == "gemm"],
+)
+
+
+def test_persistent_gemms_go_by_waves_not_by_the_share_of_sms():
+    # o_proj at 4,096 tokens: 1,792 tiles are 16 waves on 112 SMs and 14 on 132
+    o_proj = gemm(4096, 7168, 16384)
+    few, _ = one(WITHOUT_TRACE, o_proj, sms=112, overlapped=False)
+    many, _ = one(WITHOUT_TRACE, o_proj, sms=132, overlapped=False)
+    assert few / many == pytest.approx(16 / 14, rel=0.03)
+    # 128 tiles of full width fit one wave on 132 SMs and on 128
+    one_wave = gemm(2048, 1024, 7168)
+    assert one(WITHOUT_TRACE, one_wave, sms=128, overlapped=False) == one(
+        WITHOUT_TRACE, one_wave, sms=132, overlapped=False
+    )
+
+
+@pytest.mark.parametrize("op", [op for op in MODEL_OPERATORS if op.phase == "forward"][::7])
+def test_fewer_sms_and_an_all_to_all_beside_it_never_speed_a_kernel_up(op):
+    if op.kind in {"dispatch", "combine", "dispatch_layout"}:
+        pytest.skip("runs on the communication SMs")
+    alone, _ = one(COSTS, op, sms=132, overlapped=False)
+    fewer, _ = one(COSTS, op, sms=112, overlapped=False)
+    beside, _ = one(COSTS, op, sms=112, overlapped=True)
+    assert alone <= fewer * (1 + 1e-9)
+    assert fewer <= beside * (1 + 1e-9)
+
+
+def test_a_kernel_of_the_pair_is_not_slowed_again_and_alone_loses_its_share_of_the_slowdown():
+    # shared gate_up ran with an all-to-all in flight all the time: 259 us, 1.045 times slower
+    op = gemm(4096, 4096, 7168)
+    beside, _ = one(COSTS, op, sms=112, overlapped=True)
+    alone, _ = one(COSTS, op, sms=112, overlapped=False)
+    assert beside == pytest.approx(259 * MICROSECOND)
+    assert beside / alone == pytest.approx(1.045, rel=1e-6)
+    # the weight gradient of o_proj never ran beside one
+    w_o = gemm(7168, 16384, 4096, out_dtype="float32", accumulate=True)
+    assert one(COSTS, w_o, sms=112, overlapped=False) == (
+        pytest.approx(1499 * MICROSECOND),
+        "measured",
+    )
+
+
+def test_another_kernel_set_of_the_same_shape_lies_inside_the_interval():
+    prediction = COSTS.predict([gemm(4096, 1536, 7168)], sms=132, overlapped=False)
+    assert prediction.low[0] <= 73.1 * MICROSECOND <= prediction.high[0]  # InferSim's row
+
+
+def test_a_cast_squeezed_onto_the_communication_sms_is_several_times_slower():
+    cast = operator("quantize", dtype="bfloat16", out_dtype="fp8_e4m3", rows=4096, columns=7168)
+    squeezed, provenance = one(COSTS, cast, sms=20, overlapped=True)
+    assert squeezed == pytest.approx(355 * MICROSECOND, rel=0.01)  # published trace, mean of 3
+    assert provenance == "measured"
+    assert squeezed > 4 * one(COSTS, cast, sms=112, overlapped=True)[0]
+
+
+def test_more_rows_routed_to_a_rank_take_longer():
+    def rows(count):
+        return operator("grouped_gemm", rows=count, n=4096, k=7168, groups=4)
+
+    times = [
+        one(COSTS, rows(count), sms=112, overlapped=True)[0] for count in (28672, 32768, 40960)
+    ]
+    assert times == sorted(times)
+    assert times[2] / times[1] == pytest.approx(1.25, rel=0.06)
+    assert one(COSTS, dispatch(received=40000), sms=20, overlapped=True) > one(
+        COSTS, dispatch(), sms=20, overlapped=True
+    )
+
+
+def test_predictions_do_not_depend_on_the_company():
+    together = COSTS.predict(MODEL_OPERATORS * 2, sms=112, overlapped=True)
+    count = len(MODEL_OPERATORS)
+    assert (together.seconds[:count] == together.seconds[count:]).all()
+    for index in range(0, count, 17):
+        alone, provenance = one(COSTS, MODEL_OPERATORS[index], sms=112, overlapped=True)
+        assert together.seconds[index] == pytest.approx(alone, rel=1e-12)
+        assert together.provenance[index] == provenance
+
+
+def test_conditions_may_differ_from_operator_to_operator():
+    op = gemm(4096, 7168, 16384)
+    prediction = COSTS.predict([op, op], sms=[112, 132], overlapped=[True, False])
+    assert prediction.seconds[0] == one(COSTS, op, sms=112, overlapped=True)[0]
+    assert prediction.seconds[1] == one(COSTS, op, sms=132, overlapped=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "ranks"),
+    [
+        ({"node.gpu.hbm_bandwidth": "6.7 TB/s"}, 64),
+        ({"node.gpu.nvlink_bandwidth": "400 GB/s"}, 8),
+        ({"node.nic.bandwidth": "800 Gbit/s"}, 64),
+        ({"node.gpu.peak_compute.fp8_e4m3": "3958 TFLOP/s"}, 64),
+    ],
+)
+def test_a_faster_part_never_slows_an_operator(override, ranks):
+    faster = fitted(override, ranks=ranks).predict(MODEL_OPERATORS, sms=112, overlapped=True)
+    base = fitted(ranks=ranks).predict(MODEL_OPERATORS, sms=112, overlapped=True).seconds
+    faster = faster.seconds
+    assert (faster <= base * (1 + 1e-9)).all()
+    assert (faster < base).any()
+
+
+def test_held_out_gemm_error_is_a_few_percent():
+    row_left_out, shape_left_out = COSTS.held_out_errors()[
+        ("gemm", "fp8_e4m3", "bfloat16"), "infersim"
+    ]
+    assert len(row_left_out) == 90
+    assert np.median(np.abs(row_left_out)) < 0.055
+    assert np.quantile(np.abs(row_left_out), 0.9) < 0.20
+    assert len(shape_left_out) == 110
+    assert np.median(np.abs(shape_left_out)) < 0.10
+
+
+def test_intervals_hold_four_fifths_of_the_held_out_rows():
+    for (family, name), errors in COSTS.held_out_errors().items():
+        model = COSTS.families_[False, family]
+        for row_left_out, group in zip((True, False), errors, strict=True):
+            width = model.width(row_left_out=row_left_out)
+            if width is not None and len(group) >= 4 * ENOUGH_RESIDUALS:
+                assert 0.6 <= np.mean(np.abs(group) <= width) <= 0.95, (family, name)
+
+
+# -- dispatch and combine --------------------------------------------------------------------------
+
+
+def payload(costs, op, *, sms=20, overlapped=False):
+    time = costs.all_to_all_.explain(op, sms=sms, overlapped=overlapped)
+    return time.seconds - time.notify_s
+
+
+@pytest.mark.parametrize(
+    ("ranks", "dispatch_ms", "combine_ms", "tolerance"),
+    [(64, 2.355, 4.66, 0.03), (32, 1.885, 3.72, 0.03), (16, 1.40, 2.72, 0.12)],
+)
+def test_deepep_alone_takes_the_published_time(ranks, dispatch_ms, combine_ms, tolerance):
+    # DeepEP legacy documentation: 51/50, 58/57 and 43/43 GB/s for EP64, EP32 and EP16. At EP16 NIC
+    # and NVLink are nearly equal, which the slower of the two alone does not capture.
+    costs = fitted(ranks=ranks)
+    reached = round(4096 * costs.all_to_all_.ranks_per_token)
+    millisecond = 1e-3
+    assert payload(costs, dispatch(received=reached), sms=24) == pytest.approx(
+        dispatch_ms * millisecond, rel=tolerance
+    )
+    assert payload(costs, combine(received=reached), sms=24) == pytest.approx(
+        combine_ms * millisecond, rel=tolerance
+    )
+
+
+def test_nics_at_half_speed_double_the_payload_time():
+    slow = fitted({"node.nic.bandwidth": "200 Gbit/s"})
+    for op in (dispatch(), combine()):
+        assert payload(slow, op) == pytest.approx(2 * payload(COSTS, op))
+        assert one(slow, op, sms=20, overlapped=True)[1] == "extrapolated"
+
+
+def test_half_the_tokens_halve_the_payload_time():
+    for make in (dispatch, combine):
+        assert payload(COSTS, make(2048)) == pytest.approx(payload(COSTS, make()) / 2, rel=1e-3)
+
+
+def test_communication_sms_matter_until_the_links_are_full():
+    for op in (dispatch(), combine()):
+        assert payload(COSTS, op, sms=24) == payload(COSTS, op, sms=20)
+        assert payload(COSTS, op, sms=4) > 1.5 * payload(COSTS, op, sms=20)
+
+
+def test_the_slowdown_beside_compute_is_a_ratio_that_can_be_taken_out():
+    without = fitted(calibration=CALIBRATION.without_all_to_all_slowdown())
+    for op, ratio in ((dispatch(), 1.64), (combine(), 1.33)):
+        alone = payload(COSTS, op)
+        assert payload(COSTS, op, overlapped=True) == pytest.approx(ratio * alone)
+        assert payload(without, op, overlapped=True) == pytest.approx(alone)
+
+
+def test_combine_carries_twice_the_bytes_of_dispatch():
+    assert payload(COSTS, combine()) / payload(COSTS, dispatch()) == pytest.approx(
+        14336 / 7392, rel=0.03
+    )
+
+
+def test_dispatch_alone_at_the_published_point_is_measured_and_beside_compute_interpolated():
+    assert one(COSTS, dispatch(), sms=24, overlapped=False)[1] == "measured"
+    assert one(COSTS, dispatch(), sms=20, overlapped=True)[1] == "interpolated"
+    assert one(COSTS, dispatch(2048), sms=20, overlapped=True)[1] == "extrapolated"
+
+
+def test_a_group_inside_one_node_uses_no_nic():
+    costs = fitted(ranks=8)
+    time = costs.all_to_all_.explain(dispatch(received=21627), sms=24, overlapped=False)
+    assert time.nic_s == 0
+    assert time.nvlink_s == pytest.approx(1.045e-3, rel=0.02)  # 153 GB/s published
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+def test_an_unfitted_model_says_so():
+    costs = KernelCostModel(
+        cluster=load_cluster("h800_2048"), calibration=CALIBRATION, expert_parallel_ranks=64
+    )
+    with pytest.raises(NotCalibrated, match="predict needs fit"):
+        costs.predict([], sms=132, overlapped=False)
+    with pytest.raises(NotCalibrated, match="held_out_errors needs fit"):
+        costs.held_out_errors()
+
+
+def test_a_table_without_the_named_kernel_sets_says_so():
+    with pytest.raises(NotCalibrated, match="h800_sxm: no measured compute kernel"):
+        fitted(rows=[])
+
+
+def test_a_class_without_any_row_is_not_guessed():
+    cast = operator("quantize", dtype="bfloat16", out_dtype="fp8_e4m3", rows=4096, columns=7168)
+    with pytest.raises(NotCalibrated, match="memory-bound"):
+        WITHOUT_TRACE.predict([cast], sms=132, overlapped=False)
+
+
+@pytest.mark.parametrize("sms", [0, 133, -1])
+def test_an_sm_count_that_the_gpu_does_not_have_is_an_error(sms):
+    with pytest.raises(ValueError, match=f"sms={sms} is not allowed: the GPU has 1 to 132"):
+        COSTS.predict([gemm(1, 1, 1)], sms=sms, overlapped=False)
+
+
+def test_one_condition_for_each_operator_or_one_for_all():
+    with pytest.raises(ValueError, match="sms: 2 values for 1 operators"):
+        COSTS.predict([gemm(1, 1, 1)], sms=[1, 2], overlapped=False)
+
+
+def test_a_group_that_does_not_fill_nodes_is_an_error():
+    with pytest.raises(ValueError, match="expert-parallel ranks: 12 is not allowed"):
+        fitted(ranks=12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "message"),
+    [
+        ("gem", (("m", 1),), "kind: 'gem' is unknown"),
+        ("gemm", (("m", 1),), "sizes: gemm needs k, m, n; found m"),
+    ],
+)
+def test_a_row_that_is_no_operator_is_an_error(kind, sizes, message):
+    row = Measurement(kind, sizes, "fp8_e4m3", 132, 1e-6, None, "s", (("set", "infersim"),))
+    with pytest.raises(ValueError, match=message):
+        fitted(rows=[row])
+
+
+def test_no_operators_give_an_empty_prediction():
+    assert len(COSTS.predict([], sms=132, overlapped=False).seconds) == 0
+
+
+def test_every_kind_is_either_tiled_or_bound_by_bytes():
+    assert {kind for kind in KINDS if is_tensor(kind)} == {
+        "gemm",
+        "grouped_gemm",
+        "masked_grouped_gemm",
+        "grouped_gemm_weight_grad",
+        "batched_gemm",
+        "attention_forward",
+        "attention_backward",
+        "mla_decode",
+    }
