@@ -7,21 +7,23 @@ from typing import Any
 
 from rich.table import Table
 
-from hardware_profiles.units import format_bytes, format_seconds
+from hardware_profiles.units import unit_factor
 from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
 from reports.tables import format_metric, list_inputs
 from simulator.analysis.metrics import metric_at
 
-_BUDGET = (
-    "forward_s",
-    "backward_s",
-    "weight_s",
-    "overlapped_s",
-    "bubble_s",
-    "optimizer_s",
-    "exposed_communication_s",
-    "hidden_communication_s",
-)
+_BUDGET = {
+    "F": "forward_s",
+    "B": "backward_s",
+    "W": "weight_s",
+    "F&B": "overlapped_s",
+    "bubble": "bubble_s",
+    "optim.": "optimizer_s",
+    "exposed": "exposed_communication_s",
+    "hidden": "hidden_communication_s",
+}
+"""Column of the budget table -> field of a rank's times."""
+
 _COMPARED = (
     "step_time_s",
     "bubble_s",
@@ -92,16 +94,20 @@ def _published(metrics: Mapping[str, Any]) -> Table:
 
 
 def _budget(metrics: Mapping[str, Any]) -> Table:
-    table = Table(title="where a step goes on each pipeline rank", title_justify="left")
+    table = Table(
+        title="where the step goes on each pipeline rank: seconds, memory in GiB; "
+        "all-to-all exposed and hidden lie inside the chunks",
+        title_justify="left",
+    )
     table.add_column("rank", justify="right")
-    for column in _BUDGET:
-        table.add_column(column.removesuffix("_s").replace("_", " "), justify="right")
-    table.add_column("memory", justify="right")
+    for column in (*_BUDGET, "memory"):
+        table.add_column(column, justify="right")
+    gibibyte = unit_factor("GiB", "data")
     for rank, times in enumerate(metrics["ranks"]):
         table.add_row(
             str(rank),
-            *(format_seconds(times[column], digits=3) for column in _BUDGET),
-            format_bytes(metrics["memory"][rank]["total"], digits=3),
+            *(f"{times[field]:.3f}" for field in _BUDGET.values()),
+            f"{metrics['memory'][rank]['total'] / gibibyte:.1f}",
         )
     return table
 
