@@ -1,0 +1,609 @@
+"""One instance of a pool in simulated time: prompts and joining requests in, ended ones out.
+
+An instance is an expert-parallel group whose data-parallel ranks step together at the pace of the
+slowest. It works in iterations: a prefill pass, decode steps, or in a colocated pool one prefill
+pass and then one decode step. Requests join and leave only between iterations (continuous
+batching). While a batch stays the same, many decode steps are one event: step k of n takes
+first + k * slope, and the number of steps done at any instant follows from that sum.
+
+Assumptions: the slowest rank of the first step is the slowest of all n; within SPAN_TOKENS tokens
+of growth the time of a step is linear in the context (exact for affine step times). In a colocated
+iteration the pass and the decode step run one after the other, which is an upper bound for engines
+that fuse them. KV cache is counted in tokens, not in pages.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import simpy
+
+from simulator.execution.decode_batch import DecodeBatch
+from simulator.execution.fleet_log import LogWriter
+from simulator.execution.fleet_request import NEVER, LiveRequest
+from simulator.execution.prefill_queue import PrefillPass, PrefillQueue
+from simulator.execution.prefix_cache import BlockStore, Link
+from simulator.execution.step_times import StepTimes
+from simulator.fleet_job import PoolSpec
+from simulator.workload.requests import Request
+
+SPAN_TOKENS = 256
+"""Context growth after which the time of a decode step is asked anew."""
+
+
+class InstanceOwner(Protocol):
+    """What an instance tells its fleet, between two iterations."""
+
+    def prompt_done(self, live: LiveRequest, instance: Instance) -> None:
+        """Its context has been computed, which gives its next token."""
+        ...
+
+    def answer_done(self, live: LiveRequest, instance: Instance) -> None:
+        """It has all its tokens; the instance has let go of it."""
+        ...
+
+    def preempted(self, live: LiveRequest, instance: Instance) -> None:
+        """Its KV cache had to make room; the instance has let go of it."""
+        ...
+
+    def room_freed(self, instance: Instance) -> None:
+        """KV cache may have become free."""
+        ...
+
+    def begin_prompt(self, live: LiveRequest, instance: Instance) -> int:
+        """A pass is about to compute its context; return how many tokens of it are cached."""
+        ...
+
+
+@dataclass(slots=True)
+class _Iteration:
+    """What the instance is doing. Step k = 0, 1, ... takes first_s + k * slope_s."""
+
+    start_s: float
+    lead_s: float
+    """Before the first decode step: rebalancing pause and prefill pass."""
+    steps: int
+    first_s: float
+    slope_s: float
+    batch: int
+    joined: list[LiveRequest]
+    prefill: PrefillPass | None
+    kv_tokens: float
+    waiting: int
+
+    def duration_s(self) -> float:
+        return self.lead_s + self.steps_s(self.steps)
+
+    def steps_s(self, steps: int) -> float:
+        """Time of the first ``steps`` decode steps: the sum of an arithmetic series."""
+        return steps * self.first_s + self.slope_s * steps * (steps - 1) / 2
+
+    def steps_done(self, now_s: float) -> int:
+        """Decode steps that have ended by now."""
+        elapsed = now_s - self.start_s - self.lead_s
+        if elapsed <= 0 or not self.steps:
+            return 0
+        # Solve steps_s(n) = elapsed, in the form that also holds for slope 0.
+        half = self.first_s - self.slope_s / 2
+        root = half + math.sqrt(max(half * half + 2 * self.slope_s * elapsed, 0.0))
+        done = min(math.floor(2 * elapsed / root), self.steps)
+        # The root is rounded; the sum decides.
+        while done and self.steps_s(done) > elapsed:
+            done -= 1
+        while done < self.steps and self.steps_s(done + 1) <= elapsed:
+            done += 1
+        return done
+
+
+class Instance:
+    """An expert-parallel group that prefills, decodes, or both."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        owner: InstanceOwner,
+        log: LogWriter,
+        *,
+        index: int,
+        pool: str,
+        spec: PoolSpec,
+        step_times: StepTimes,
+        tokens_per_step: float,
+        reserve_full: bool,
+        watermark: float,
+    ) -> None:
+        self.env = env
+        self.index = index
+        """Number within the fleet."""
+        self.pool = pool
+        self.spec = spec
+        self.prefills = pool != "decode"
+        self.decodes = pool != "prefill"
+        self.up = True
+        self.accepting = True
+        self.capacity = (
+            step_times.kv_capacity_tokens
+            if spec.kv_capacity_tokens is None
+            else spec.kv_capacity_tokens
+        )
+        """KV tokens of one rank."""
+        self.batch = DecodeBatch(spec.ranks, tokens_per_step)
+        self.queue = PrefillQueue(
+            step_times,
+            ranks=spec.ranks,
+            tokens_per_pass=spec.tokens_per_pass or 1,
+            requests_per_pass=spec.requests_per_pass,
+        )
+        self.held: list[float] = [0] * spec.ranks
+        """[rank], KV tokens set aside outside the decode batch."""
+        self.expected = [0] * spec.ranks
+        """[rank], requests on their way into the decode batch."""
+        self.tiers: list[BlockStore] = []
+        """Prefix cache tiers of its own, fastest first."""
+        self.tier_links: list[Link | None] = []
+        """One for each tier that the instance can read, those of the fleet last."""
+        self.links_in: list[Link] = []
+        """[rank], for KV cache that arrives."""
+        self.links_out: list[Link] = []
+        """[rank], for KV cache that leaves."""
+        self.host_links: list[Link] = []
+        """[rank], between its HBM and host memory, for preempted requests."""
+        self.swapped: list[LiveRequest] = []
+        """Preempted requests whose KV cache is in host memory; they go before new ones."""
+        self.allocated: float = 0
+        """KV tokens ever taken into use."""
+        self.freed: float = 0
+        self._owner = owner
+        self._log = log
+        self._step_times = step_times
+        self._reserve_full = reserve_full
+        self._watermark = watermark
+        self._held_total: float = 0
+        self._held_by: dict[LiveRequest, tuple[int, float]] = {}
+        self._joining: list[LiveRequest] = []
+        self._iteration: _Iteration | None = None
+        self._wake_up: simpy.Event | None = None
+        self._busy = False
+        self._next_rebalance_s = spec.rebalance.interval if spec.rebalance else math.inf
+        self._scores: list[float] | None = None
+
+    # What a fleet asks
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do, and nothing about to begin."""
+        return not self._busy and self._wake_up is None
+
+    @property
+    def empty(self) -> bool:
+        """No request anywhere in it."""
+        return not self._held_by and not len(self.queue)
+
+    @property
+    def kv_tokens(self) -> float:
+        """KV cache in use or set aside, over all ranks, at the last step boundary."""
+        return self._held_total + (0 if self._reserve_full else self.batch.total_kv_tokens)
+
+    @property
+    def requests(self) -> int:
+        """Requests in the decode batch or on their way there."""
+        return self.batch.total + sum(self.expected)
+
+    def load(self) -> float:
+        """Load for decode balancing: KV use plus request count, each over its limit."""
+        ranks = self.spec.ranks
+        return self.kv_tokens / (self.capacity * ranks) + self.requests / (
+            self.spec.max_batch * ranks
+        )
+
+    def room_for(self, live: LiveRequest) -> int | None:
+        """Return the rank of least load that can decode ``live``, or None."""
+        if self.swapped:
+            return None
+        scores = self._scores
+        if scores is None:
+            scores = self._scores = [self._score(rank) for rank in range(self.spec.ranks)]
+        best = scores.index(min(scores))
+        if self.fits(live, best):
+            return best
+        fitting = [rank for rank in range(self.spec.ranks) if self.fits(live, rank)]
+        return min(fitting, key=scores.__getitem__) if fitting else None
+
+    def expect(self, live: LiveRequest, rank: int) -> None:
+        """Set KV cache aside for a request that will join."""
+        scores = self._scores
+        self._take(live, rank)
+        self.expected[rank] += 1
+        if scores is not None:
+            scores[rank] = self._score(rank)
+            self._scores = scores
+        iteration = self._iteration
+        # What was set aside is no longer there for the batch to grow into.
+        if (
+            iteration is not None
+            and not self._reserve_full
+            and iteration.steps > 1
+            and self.batch.size[rank]
+            and self._steps_of_room(rank) < iteration.steps
+        ):
+            self._shorten()
+
+    def unexpect(self, live: LiveRequest) -> None:
+        """Undo ``expect``: the request will not come."""
+        self.expected[self._held_by[live][0]] -= 1
+        self._free_held(live)
+        self._notice()
+
+    # What happens to it
+
+    def enqueue(self, live: LiveRequest) -> None:
+        """Let a request wait for prefill."""
+        self.queue.push(live)
+        self._notice()
+
+    def arrive(self, live: LiveRequest) -> None:
+        """Let an expected request decode from the next iteration on."""
+        live.rank = self._held_by[live][0]
+        self.expected[live.rank] -= 1
+        self.join(live)
+
+    def join(self, live: LiveRequest) -> None:
+        """Let a request whose context was computed here decode from the next iteration on."""
+        self._joining.append(live)
+        self._notice()
+
+    def release(self, live: LiveRequest) -> None:
+        """Free the KV cache of a request that was computed here and does not decode here."""
+        self._free_held(live)
+        self._notice()
+
+    def fail(self) -> tuple[list[LiveRequest], list[LiveRequest]]:
+        """Go down. Return the requests whose KV cache is lost and those that were only queued."""
+        self.up = False
+        last_s = self._break_off()
+        queued = self.queue.clear()
+        lost = list(self._held_by)
+        for live in lost:
+            if live in self.batch.residents[self._held_by[live][0]]:
+                self._leave_early(live, last_s)
+            else:
+                self._free_held(live)
+        self._joining.clear()
+        self.expected = [0] * self.spec.ranks
+        for tier in self.tiers:
+            tier.clear()
+        return lost, queued
+
+    def stop(self) -> None:
+        """The simulation ends: log the part of the present iteration that has been done."""
+        self._break_off()
+        for rank in range(self.spec.ranks):
+            for live in list(self.batch.residents[rank]):
+                live.generated += self.batch.received(live)
+
+    def _break_off(self) -> float:
+        """End the present iteration with its complete steps; return when the last one ended."""
+        now = self.env.now
+        self._cancel()
+        self._busy = False
+        iteration, self._iteration = self._iteration, None
+        if iteration is None:
+            return now
+        done = iteration.steps_done(now)
+        last_s = iteration.start_s
+        if done:
+            last_s += iteration.lead_s + iteration.steps_s(done)
+        iteration.steps = done
+        iteration.prefill = None
+        complete = self._decode(iteration, last_s)
+        self._record(iteration, now, tokens=self._tokens(iteration, complete))
+        for live in complete:
+            self._owner.answer_done(live, self)
+        return last_s
+
+    def come_back(self) -> None:
+        """Return to service, with empty caches."""
+        self.up = True
+        for link in (*self.links_in, *self.links_out, *self.tier_links):
+            if link is not None:
+                link.reset(self.env.now)
+
+    # Iterations
+
+    def _notice(self) -> None:
+        """Something has come: begin if idle, or end the present span of steps early."""
+        if not self._busy:
+            if self._wake_up is None:
+                # Later in the same instant, so that all that comes now begins together.
+                self._wake_up = self.env.timeout(0)
+                self._wake_up.callbacks.append(self._begin)
+        elif self._iteration is not None:
+            self._shorten()
+
+    def _shorten(self) -> None:
+        iteration = self._iteration
+        assert iteration is not None
+        if iteration.steps <= 1:
+            return
+        now = self.env.now
+        done = iteration.steps_done(now)
+        in_step = iteration.steps_s(done) < now - iteration.start_s - iteration.lead_s
+        steps = max(done + 1 if in_step else done, 1)
+        if steps >= iteration.steps:
+            return
+        iteration.steps = steps
+        self._cancel()
+        self._schedule_end(iteration)
+
+    def _schedule_end(self, iteration: _Iteration) -> None:
+        delay = iteration.start_s + iteration.duration_s() - self.env.now
+        self._wake_up = self.env.timeout(max(delay, 0.0))
+        self._wake_up.callbacks.append(self._end)
+
+    def _cancel(self) -> None:
+        # simpy cannot take an event back; without callbacks it passes unnoticed.
+        if self._wake_up is not None and self._wake_up.callbacks is not None:
+            self._wake_up.callbacks.clear()
+        self._wake_up = None
+
+    def _begin(self, _event: simpy.Event | None) -> None:
+        """Start the next iteration, or become idle."""
+        now = self.env.now
+        self._wake_up = None
+        self._scores = None
+        # Busy from here on: what comes while the iteration is being put together is part of it.
+        self._busy = True
+        joined, self._joining = self._joining, []
+        for live in joined:
+            self._start_decoding(live)
+        room = math.inf
+        if not self._reserve_full:
+            room = self.batch.steps_of_room(self.capacity, self.held)
+            if room < 1:
+                joined = self._make_room(joined)
+                room = self.batch.steps_of_room(self.capacity, self.held)
+        waiting = len(self.queue)
+        prefill = (
+            self.queue.next_pass(
+                decoding=self.batch.size, admit=self._admit, begin=self._begin_prompt
+            )
+            if self.prefills
+            else None
+        )
+        if prefill is None and not self.batch.total:
+            self._busy = False
+            return
+        lead = prefill.duration_s if prefill else 0.0
+        if now >= self._next_rebalance_s:
+            assert self.spec.rebalance is not None
+            lead += self.spec.rebalance.pause
+            self._next_rebalance_s = now + self.spec.rebalance.interval
+        steps, first, slope = self._plan_steps(1 if prefill is not None else room)
+        self._iteration = iteration = _Iteration(
+            start_s=now,
+            lead_s=lead,
+            steps=steps,
+            first_s=first,
+            slope_s=slope,
+            batch=self.batch.total,
+            joined=joined,
+            prefill=prefill,
+            kv_tokens=self.kv_tokens,
+            waiting=waiting,
+        )
+        for live in joined:
+            if live.decode_start_s == NEVER:
+                live.decode_start_s = now
+        self._schedule_end(iteration)
+
+    def _plan_steps(self, limit: float) -> tuple[int, float, float]:
+        """Return how many decode steps can be one event, the first one's time, and its growth."""
+        batch = self.batch
+        if not batch.total:
+            return 0, 0.0, 0.0
+        step_time = self._step_times.decode_step_s
+        slowest_s, pace = -1.0, 0
+        for rank, size in enumerate(batch.size):
+            if size:
+                seconds = step_time(size, batch.kv_tokens(rank) / size)
+                if seconds > slowest_s:
+                    slowest_s, pace = seconds, rank
+        if limit < 2:
+            return 1, slowest_s, 0.0
+        steps = min(
+            batch.steps_to_next_leave(),
+            max(int(SPAN_TOKENS / batch.tokens_per_step), 1),
+            self._steps_to_rebalance(slowest_s),
+        )
+        if limit < steps:
+            steps = math.floor(limit)
+        if steps <= 1:
+            return 1, slowest_s, 0.0
+        size = batch.size[pace]
+        last_s = step_time(size, batch.kv_tokens(pace, steps - 1) / size)
+        return steps, slowest_s, (last_s - slowest_s) / (steps - 1)
+
+    def _steps_to_rebalance(self, step_s: float) -> int:
+        """Steps after which the next rebalancing is due; they only grow longer than the first."""
+        if self._next_rebalance_s == math.inf:
+            return SPAN_TOKENS
+        return math.ceil(max(self._next_rebalance_s - self.env.now, 0.0) / step_s) or 1
+
+    def _end(self, _event: simpy.Event) -> None:
+        """Finish the present iteration and start the next."""
+        iteration = self._iteration
+        assert iteration is not None
+        now = self.env.now
+        self._iteration = None
+        self._wake_up = None
+        self._scores = None
+        complete = self._decode(iteration, now)
+        prefill = iteration.prefill
+        first_tokens = len(prefill.completed) if prefill else 0
+        self._record(iteration, now, tokens=self._tokens(iteration, complete) + first_tokens)
+        for live in complete:
+            self._owner.answer_done(live, self)
+        if prefill is not None:
+            for live in prefill.completed:
+                self._owner.prompt_done(live, self)
+        self._owner.room_freed(self)
+        if self.up:
+            self._begin(None)
+
+    def _decode(self, iteration: _Iteration, last_s: float) -> list[LiveRequest]:
+        """Do the iteration's decode steps; return the requests that have all their tokens."""
+        steps = iteration.steps
+        if not steps:
+            return []
+        batch = self.batch
+        first_end = iteration.start_s + iteration.lead_s + iteration.first_s
+        for live in iteration.joined:
+            self._log.gap(first_end, first_end - live.last_token_s)
+        if not self._reserve_full:
+            self.allocated += batch.tokens_per_step * steps * batch.total
+        complete = batch.advance(steps)
+        for live in complete:
+            self._free_decoded(live)
+            live.last_token_s = last_s
+        return complete
+
+    def _tokens(self, iteration: _Iteration, complete: list[LiveRequest]) -> float:
+        """Tokens that the iteration's decode steps gave, those beyond an answer's end left out."""
+        batch = self.batch
+        beyond = sum(
+            batch.tokens_per_step * (batch.step - live.join_step) - live.remaining
+            for live in complete
+        )
+        return batch.tokens_per_step * iteration.steps * iteration.batch - beyond
+
+    def _record(self, iteration: _Iteration, end_s: float, *, tokens: float) -> None:
+        prefill = iteration.prefill
+        steps = iteration.steps
+        grown = 0 if self._reserve_full else self.batch.tokens_per_step * steps * iteration.batch
+        self._log.iteration(
+            (
+                self.index,
+                iteration.start_s,
+                end_s,
+                steps,
+                iteration.batch,
+                len(iteration.joined) if steps else 0,
+                tokens,
+                iteration.lead_s + iteration.first_s,
+                iteration.first_s + iteration.slope_s * max(steps - 1, 0),
+                prefill.tokens if prefill else 0,
+                sum(live.request.prompt_tokens for live in prefill.completed) if prefill else 0,
+                iteration.kv_tokens + grown / 2,
+                iteration.waiting,
+            )
+        )
+
+    # KV cache
+
+    def _start_decoding(self, live: LiveRequest) -> None:
+        if not self._reserve_full:
+            # From here on the batch counts it.
+            rank, tokens = self._held_by[live]
+            self._held_by[live] = (rank, 0)
+            self._hold(rank, -tokens)
+            self.allocated += live.kv_tokens - tokens
+        self.batch.join(live)
+
+    def _make_room(self, joined: list[LiveRequest]) -> list[LiveRequest]:
+        """Preempt until every rank can do one more step; return who joined and stayed."""
+        for rank in range(self.spec.ranks):
+            while self.batch.size[rank] and self._steps_of_room(rank) < 1:
+                live = self.batch.last_joined(rank)
+                self._leave_early(live, self.env.now)
+                joined = [other for other in joined if other is not live]
+                live.preemptions += 1
+                self._owner.preempted(live, self)
+        return joined
+
+    def _leave_early(self, live: LiveRequest, last_s: float) -> None:
+        """Take a request out of the batch, keeping the tokens that it received."""
+        self._free_decoded(live)
+        tokens = self.batch.remove(live)
+        if tokens:
+            live.generated += tokens
+            live.last_token_s = last_s
+
+    def _free_decoded(self, live: LiveRequest) -> None:
+        """Free the KV cache of a request that has decoded up to the present step."""
+        if not self._reserve_full:
+            self.freed += live.kv_tokens + self.batch.tokens_per_step * (
+                self.batch.step - live.join_step
+            )
+        self._free_held(live)
+
+    def _free_held(self, live: LiveRequest) -> None:
+        rank, tokens = self._held_by.pop(live)
+        self._hold(rank, -tokens)
+        self.freed += tokens
+
+    def _take(self, live: LiveRequest, rank: int) -> None:
+        tokens = self._need(live)
+        self._held_by[live] = (rank, tokens)
+        self._hold(rank, tokens)
+        self.allocated += tokens
+
+    def _hold(self, rank: int, tokens: float) -> None:
+        self.held[rank] += tokens
+        self._held_total += tokens
+        self._scores = None
+
+    def _steps_of_room(self, rank: int) -> int:
+        """Decode steps that the free KV cache of a rank with requests allows."""
+        batch = self.batch
+        free = self.capacity - self.held[rank] - batch.kv_tokens(rank)
+        return math.floor(free / (batch.tokens_per_step * batch.size[rank]))
+
+    def _score(self, rank: int) -> float:
+        used = self.held[rank] + (0 if self._reserve_full else self.batch.kv_tokens(rank))
+        count = self.batch.size[rank] + self.expected[rank]
+        return used / max(self.capacity, 1) + count / self.spec.max_batch
+
+    def _need(self, live: LiveRequest) -> float:
+        """KV tokens that are set aside when a request is let in."""
+        if self._reserve_full and self.decodes:
+            return longest_kv_tokens(live.request, self.batch.tokens_per_step)
+        return live.context if self.prefills else live.kv_tokens
+
+    def fits(self, live: LiveRequest, rank: int) -> bool:
+        """Whether a rank has KV cache and, if it decodes, a place in the batch for a request."""
+        batch = self.batch
+        used = self.held[rank]
+        need = self._need(live)
+        if self.decodes:
+            size = batch.size[rank] + self.expected[rank]
+            if size >= self.spec.max_batch:
+                return False
+            if not self._reserve_full:
+                iteration = self._iteration
+                ahead = iteration.steps_done(self.env.now) + 1 if iteration is not None else 0
+                used += batch.kv_tokens(rank, ahead)
+                # Everyone's next token, the newcomer's included if it decodes at all.
+                need += batch.tokens_per_step * (size + (live.request.output_tokens > 1))
+        limit = self.capacity * (1 - self._watermark) if used > 0 else self.capacity
+        return used + need <= limit
+
+    def _admit(self, live: LiveRequest, rank: int) -> bool:
+        """Reserve the KV cache of a prompt on a rank, if it fits."""
+        if not self.fits(live, rank):
+            return False
+        self._take(live, rank)
+        return True
+
+    def _begin_prompt(self, live: LiveRequest) -> int:
+        if live.prefill_start_s == NEVER:
+            live.prefill_start_s = self.env.now
+        return self._owner.begin_prompt(live, self)
+
+
+def longest_kv_tokens(request: Request, tokens_per_step: float) -> float:
+    """KV cache of a request at its last decode step."""
+    return request.prompt_tokens + tokens_per_step * math.ceil(
+        (request.output_tokens - 1) / tokens_per_step
+    )

@@ -1,0 +1,92 @@
+"""Prefix caching: block ids of a prompt in, how much of it is cached and where; LRU per tier.
+
+A tier is a set of block ids with a capacity. A prompt that was computed is written to every tier
+(as DeepSeek's on-disk cache and Mooncake's store do), so a slower tier holds what a faster one has
+let go. Blocks of one prompt are touched from the last to the first: the ends of prefixes go first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hardware_profiles.units import BytesPerSecond, Seconds
+
+
+class Link:
+    """A path that moves one thing after the other, each at the full rate."""
+
+    __slots__ = ("_free_s", "_latency_s", "_rate")
+
+    def __init__(self, rate: BytesPerSecond, latency_s: Seconds) -> None:
+        self._rate = rate
+        self._latency_s = latency_s
+        self._free_s = 0.0
+
+    def send(self, now_s: Seconds, size_bytes: float) -> Seconds:
+        """Queue a transfer and return when it has arrived."""
+        start = self._free_s if self._free_s > now_s else now_s
+        self._free_s = start + size_bytes / self._rate
+        return self._free_s + self._latency_s
+
+    def reset(self, now_s: Seconds) -> None:
+        """Drop what is queued."""
+        self._free_s = now_s
+
+
+class BlockStore:
+    """The blocks of one tier, least recently used out first."""
+
+    __slots__ = ("_blocks", "_capacity")
+
+    def __init__(self, capacity_blocks: int | None) -> None:
+        """``capacity_blocks`` is None for a store without limit."""
+        self._capacity = capacity_blocks
+        # A dict keeps insertion order; a touched block moves to the end.
+        self._blocks: dict[int, None] = {}
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._blocks
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def touch(self, blocks: Sequence[int]) -> None:
+        """Put ``blocks`` in, or mark them as just used; the oldest others leave."""
+        known = self._blocks
+        if self._capacity is None:
+            # Nothing is ever let go, so the order of use does not matter.
+            known.update(dict.fromkeys(blocks))
+            return
+        for block in reversed(blocks):
+            known.pop(block, None)
+            known[block] = None
+        while len(known) > self._capacity:
+            del known[next(iter(known))]
+
+    def clear(self) -> None:
+        self._blocks.clear()
+
+
+class Match(NamedTuple):
+    """The cached part of a prompt."""
+
+    blocks: int
+    """Leading blocks found in any tier."""
+    by_tier: tuple[int, ...]
+    """How many of them in each tier, in the order of the tiers."""
+
+
+def match_prefix(tiers: Sequence[BlockStore], blocks: Sequence[int]) -> Match:
+    """Count the leading blocks that are cached, each in the first tier that holds it."""
+    found = [0] * len(tiers)
+    total = 0
+    for block in blocks:
+        for index, tier in enumerate(tiers):
+            if block in tier:
+                found[index] += 1
+                total += 1
+                break
+        else:
+            break
+    return Match(total, tuple(found))

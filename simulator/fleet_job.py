@@ -1,0 +1,403 @@
+"""FleetJob: the requests, pools and policies of a serving fleet, as a scenario file says them.
+
+Every number of a service that is not measured has a source or is stated as an assumption. Token
+counts are plain whole numbers; times, data, rates and prices are text with units.
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from hardware_profiles.schema import (
+    BandwidthValue,
+    DataValue,
+    FrequencyValue,
+    Profile,
+    TimeValue,
+)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Hourly = Annotated[tuple[PositiveFloat, ...], Field(min_length=24, max_length=24)]
+HourlyCount = Annotated[tuple[NonNegativeInt, ...], Field(min_length=24, max_length=24)]
+TraceFormat = Literal["azure", "mooncake", "burstgpt"]
+PoolName = Literal["prefill", "decode", "colocated"]
+
+
+class Distribution(Profile):
+    """How a token count varies from request to request; samples are rounded, at least 1."""
+
+    kind: Literal["constant", "exponential", "lognormal", "quantiles"]
+    mean: PositiveFloat | None = None
+    """Of constant, exponential and lognormal, in tokens."""
+    cv: PositiveFloat | None = None
+    """Standard deviation over mean, of lognormal."""
+    quantiles: dict[float, float] | None = None
+    """{probability: tokens}; linear in between. Probabilities 0 and 1 must be there."""
+    maximum: PositiveInt | None = None
+    """Longer samples are cut to this."""
+
+    @model_validator(mode="after")
+    def _has_its_parameters(self) -> "Distribution":
+        needed = {
+            "constant": {"mean"},
+            "exponential": {"mean"},
+            "lognormal": {"mean", "cv"},
+            "quantiles": {"quantiles"},
+        }[self.kind]
+        given = {name for name in ("mean", "cv", "quantiles") if getattr(self, name) is not None}
+        if given != needed:
+            raise ValueError(
+                f"{self.kind} takes exactly {', '.join(sorted(needed))}; "
+                f"given: {', '.join(sorted(given)) or 'nothing'}"
+            )
+        if self.quantiles is not None:
+            _check_quantiles(self.quantiles)
+        return self
+
+
+class Sessions(Profile):
+    """Conversations whose every turn repeats the prompt before it, for prefix caching."""
+
+    shared_blocks: NonNegativeInt
+    """Leading blocks that all requests share: the system prompt."""
+    continue_probability: Annotated[tuple[Fraction, ...], Field(min_length=1)]
+    """That a further turn follows the first, second ... turn; the last one repeats."""
+    turn_gap_quantiles: dict[float, TimeValue]
+    """Time from the arrival of one turn to that of the next: {probability: time}."""
+    turn_tokens: Distribution
+    """Tokens that a turn adds to the prompt of the turn before."""
+
+    @model_validator(mode="after")
+    def _quantiles_are_ordered(self) -> "Sessions":
+        _check_quantiles(self.turn_gap_quantiles)
+        return self
+
+
+class SyntheticRequests(Profile):
+    """Requests drawn from distributions."""
+
+    arrivals: Literal["poisson", "gamma", "closed_loop"]
+    rate: FrequencyValue | None = None
+    """Mean arrivals per second of poisson and gamma, over a whole day if hourly_load is given."""
+    cv: PositiveFloat | None = None
+    """Standard deviation over mean of the time between gamma arrivals; 1 is Poisson."""
+    users: PositiveInt | None = None
+    """Of closed_loop: each sends its next request think_time after the end of the one before."""
+    think_time: TimeValue | None = None
+    """Mean of an exponential distribution."""
+    count: PositiveInt
+    """Requests in all; of sessions, first turns."""
+    prompt_tokens: Distribution
+    output_tokens: Distribution
+    hourly_load: Hourly | None = None
+    """Load of each hour of the day, from time 0 on, over their mean; repeats daily."""
+    cached_fraction: Fraction = 0.0
+    """Part of every prompt that lies in the slowest tier of the prefix cache, as a given."""
+    sessions: Sessions | None = None
+    priority_shares: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)
+    """Weight of each priority, most urgent first."""
+
+    @model_validator(mode="after")
+    def _has_its_parameters(self) -> "SyntheticRequests":
+        needed = {
+            "poisson": {"rate"},
+            "gamma": {"rate", "cv"},
+            "closed_loop": {"users", "think_time"},
+        }[self.arrivals]
+        given = {n for n in ("rate", "cv", "users", "think_time") if getattr(self, n) is not None}
+        if given != needed:
+            raise ValueError(
+                f"arrivals {self.arrivals} take exactly {', '.join(sorted(needed))}; "
+                f"given: {', '.join(sorted(given)) or 'nothing'}"
+            )
+        if self.arrivals == "closed_loop" and (self.hourly_load or self.sessions):
+            raise ValueError("closed_loop arrivals take neither hourly_load nor sessions")
+        if self.sessions is not None and self.cached_fraction:
+            raise ValueError("cached_fraction is the given hit rate; sessions produce their own")
+        return self
+
+
+class TimeWindow(Profile):
+    """Part of a trace, in its own time from its first request."""
+
+    start: TimeValue
+    end: TimeValue
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "TimeWindow":
+        if self.end <= self.start:
+            raise ValueError(
+                f"end must be later than start, found {self.start:g} s, {self.end:g} s"
+            )
+        return self
+
+
+class RequestSource(Profile):
+    """Where requests come from: a recorded trace if ``file`` is given, else the synthetic ones."""
+
+    file: str | None = None
+    """Path of a recorded trace."""
+    format: TraceFormat | None = None
+    """Format of the file."""
+    malformed: Literal["error", "skip"] = "error"
+    """What a line that cannot be read is: an error, or skipped and counted."""
+    rate_scale: PositiveFloat = 1.0
+    """2 sends the same requests in half the time. Not for closed_loop."""
+    window: TimeWindow | None = None
+    """Only requests that arrive in it, before rate_scale."""
+    limit: PositiveInt | None = None
+    """At most so many requests."""
+    synthetic: SyntheticRequests | None = None
+
+    @model_validator(mode="after")
+    def _says_one_source(self) -> "RequestSource":
+        if self.file is None and self.synthetic is None:
+            raise ValueError("needs file (with format) or synthetic")
+        if self.file is not None and self.format is None:
+            raise ValueError("file needs format: azure, mooncake or burstgpt")
+        return self
+
+    @property
+    def closed_loop(self) -> bool:
+        """Whether the end of one request causes the next."""
+        return (
+            self.file is None
+            and self.synthetic is not None
+            and self.synthetic.arrivals == "closed_loop"
+        )
+
+
+class AffineStepTimes(Profile):
+    """Step times as sums of costs, for queueing studies and as a stand-in with stated origin."""
+
+    decode_fixed: TimeValue
+    """Of one decode step, whatever its batch."""
+    decode_per_request: TimeValue
+    decode_per_context_token: TimeValue
+    """Per request and token of KV cache that it reads."""
+    prefill_fixed: TimeValue
+    """Of one prefill pass, whatever its tokens."""
+    prefill_per_token: TimeValue
+    prefill_per_attended_token: TimeValue
+    """Per new token and token that it attends to."""
+    kv_capacity_tokens: NonNegativeInt
+    """Of one data-parallel rank."""
+
+    @model_validator(mode="after")
+    def _takes_time(self) -> "AffineStepTimes":
+        # A fleet with steps of no duration would do infinitely many of them in one instant.
+        if self.decode_fixed + self.decode_per_request <= 0:
+            raise ValueError("decode_fixed and decode_per_request are both 0; a step takes time")
+        if self.prefill_fixed + self.prefill_per_token <= 0:
+            raise ValueError("prefill_fixed and prefill_per_token are both 0; a pass takes time")
+        return self
+
+
+class Rebalance(Profile):
+    """Moving experts between GPUs as their load changes; the instance stands still meanwhile."""
+
+    interval: TimeValue
+    pause: TimeValue
+
+
+class PoolSpec(Profile):
+    """Equal instances that share a role. An instance is one expert-parallel group of GPUs."""
+
+    instances: NonNegativeInt
+    gpus_per_instance: PositiveInt
+    ranks: PositiveInt
+    """Data-parallel ranks of an instance; each has its own requests and KV cache, and all of an
+    instance step together at the pace of the slowest."""
+    step_times: AffineStepTimes | str
+    """Coefficients, or the name of a scenario whose serving job gives the times of one step."""
+    kv_capacity_tokens: NonNegativeInt | None = None
+    """Of one rank, in place of what step_times says."""
+    max_batch: PositiveInt
+    """Requests that one rank decodes at once."""
+    tokens_per_pass: PositiveInt | None = None
+    """Prompt tokens that one rank takes in a pass; colocated: prompt plus decode tokens."""
+    requests_per_pass: PositiveInt | None = None
+    """Prompts that one rank starts in a pass; no limit by default."""
+    rebalance: Rebalance | None = None
+    hourly_instances: HourlyCount | None = None
+    """Instances in service in each hour from time 0 on, at most ``instances``; repeats daily.
+    An instance that leaves finishes its requests first."""
+
+    @model_validator(mode="after")
+    def _hours_fit(self) -> "PoolSpec":
+        if self.hourly_instances and max(self.hourly_instances) > self.instances:
+            raise ValueError(
+                f"hourly_instances asks for {max(self.hourly_instances)} of {self.instances}"
+            )
+        return self
+
+
+class CacheTier(Profile):
+    """One place where the KV cache of finished prompts is kept, least recently used out first."""
+
+    name: Literal["hbm", "host", "disk"]
+    scope: Literal["instance", "fleet"]
+    """Whether each prefill instance has its own or all share one."""
+    capacity_tokens: PositiveInt | Literal["unlimited"]
+    load_bandwidth: BandwidthValue | None = None
+    """To one instance; none for a tier that is read in place."""
+
+    @model_validator(mode="after")
+    def _hbm_is_read_in_place(self) -> "CacheTier":
+        if (self.name == "hbm") != (self.load_bandwidth is None):
+            raise ValueError("hbm is read in place; every other tier needs load_bandwidth")
+        if self.name == "hbm" and self.scope == "fleet":
+            raise ValueError("hbm has scope instance: another instance cannot read it in place")
+        return self
+
+
+class PrefixCacheSpec(Profile):
+    """Tiers that are searched in order; a prompt that was computed is written to all of them."""
+
+    block_tokens: PositiveInt
+    tiers: Annotated[tuple[CacheTier, ...], Field(min_length=1)]
+
+
+class KvTransfer(Profile):
+    """Moving the KV cache of a prompt from a prefill to a decode instance."""
+
+    latency: TimeValue
+    bandwidth: BandwidthValue | None = None
+    """Of one rank, per direction; by default the slower of its NICs' and its PCIe's line rate."""
+
+
+class ServiceLevel(Profile):
+    """What a request must meet to count as goodput."""
+
+    ttft: TimeValue
+    tpot: TimeValue
+
+
+class SpeculativeDecoding(Profile):
+    """Multi-token prediction: drafts that the next decode step verifies."""
+
+    draft_tokens: PositiveInt
+    acceptance: Fraction
+    """Chance that a draft token is right, given that those before it are."""
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Expected tokens of a step: 1 + a + a^2 + ... up to the drafts."""
+        return 1.0 + sum(self.acceptance ** (k + 1) for k in range(self.draft_tokens))
+
+
+class Failure(Profile):
+    """An instance that goes down; its requests start again elsewhere."""
+
+    pool: PoolName
+    instance: NonNegativeInt
+    at: TimeValue
+    returns_after: TimeValue | None = None
+    """Never, if not given."""
+
+
+class FleetJob(Profile):
+    """A service: requests through a prefill and a decode pool, or through one colocated pool."""
+
+    requests: RequestSource
+    prefill: PoolSpec | None = None
+    decode: PoolSpec | None = None
+    colocated: PoolSpec | None = None
+    kv_bytes_per_token: DataValue
+    kv_transfer: KvTransfer | None = None
+    """Needed between a prefill and a decode pool."""
+    prefix_cache: PrefixCacheSpec | None = None
+    speculative_decoding: SpeculativeDecoding | None = None
+    routing: Literal["least_loaded", "round_robin", "prefix_aware"] = "least_loaded"
+    """How a prompt finds its prefill instance: least prefill time queued, turn by turn, or least
+    prefill time queued plus its own, counting what the instance's cache holds."""
+    kv_admission: Literal["grow", "reserve"] = "grow"
+    """grow: a request is let in when its present KV cache fits, and preempted when the cache runs
+    full; reserve: only when its longest KV cache fits, so that nothing is ever preempted."""
+    kv_watermark: Fraction = 0.0
+    """Part of the KV cache that stays free at admission, for growth."""
+    preemption: Literal["recompute", "swap"] = "recompute"
+    swap_capacity_tokens: NonNegativeInt = 0
+    """Host memory of one rank for preempted requests; beyond it they are recomputed."""
+    max_waiting: PositiveInt | None = None
+    """Requests that may wait for prefill; beyond it new ones are rejected."""
+    service_level: ServiceLevel
+    warm_up: TimeValue
+    """Requests that arrive earlier, and what happens earlier, do not count in the statistics."""
+    horizon: TimeValue | None = None
+    """End of the simulation; by default when all requests have ended."""
+    sample_interval: TimeValue
+    """Between two looks at the queues, for the time series and the saturation verdict."""
+    failures: tuple[Failure, ...] = ()
+
+    @field_validator("sample_interval")
+    @classmethod
+    def _samples_are_apart(cls, value: float) -> float:
+        if value <= 0:
+            raise ValueError("must be greater than 0")
+        return value
+
+    @model_validator(mode="after")
+    def _has_its_pools(self) -> "FleetJob":
+        pools = self.pools
+        if set(pools) not in ({"prefill", "decode"}, {"colocated"}):
+            raise ValueError(
+                f"needs the pools prefill and decode, or colocated; given: "
+                f"{', '.join(pools) or 'none'}"
+            )
+        colocated = pools.get("colocated")
+        if colocated and (colocated.tokens_per_pass or 0) <= colocated.max_batch:
+            raise ValueError(
+                f"colocated: tokens_per_pass is {colocated.tokens_per_pass}; it must be greater "
+                f"than max_batch ({colocated.max_batch}), or a full batch leaves no prompt a place"
+            )
+        if "decode" in pools and self.kv_transfer is None:
+            raise ValueError("kv_transfer is needed between the pools prefill and decode")
+        for name, pool in pools.items():
+            if name != "decode" and pool.tokens_per_pass is None:
+                raise ValueError(f"{name}: tokens_per_pass is needed where prompts are computed")
+        for failure in self.failures:
+            if failure.pool not in pools or failure.instance >= pools[failure.pool].instances:
+                raise ValueError(
+                    f"failures: there is no instance {failure.instance} of {failure.pool}"
+                )
+        if self.prefix_cache is None and self._asks_for_cached_tokens:
+            raise ValueError("requests.synthetic.cached_fraction needs a prefix_cache")
+        return self
+
+    @property
+    def _asks_for_cached_tokens(self) -> bool:
+        synthetic = self.requests.synthetic
+        return synthetic is not None and synthetic.cached_fraction > 0
+
+    @property
+    def pools(self) -> Mapping[str, PoolSpec]:
+        """The pools that are given: {"prefill", "decode"} or {"colocated"}."""
+        named = {"prefill": self.prefill, "decode": self.decode, "colocated": self.colocated}
+        return {name: pool for name, pool in named.items() if pool is not None}
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Expected tokens that a request receives from one decode step."""
+        speculative = self.speculative_decoding
+        return 1.0 if speculative is None else speculative.tokens_per_step
+
+
+def _check_quantiles(quantiles: Mapping[float, float]) -> None:
+    probabilities = sorted(quantiles)
+    values = [quantiles[p] for p in probabilities]
+    if not probabilities or probabilities[0] != 0.0 or probabilities[-1] != 1.0:
+        raise ValueError("quantiles need the probabilities 0 and 1, and none outside")
+    if any(later < earlier for earlier, later in pairwise(values)):
+        raise ValueError("quantiles must not fall as the probability rises")
+    if values[0] < 0:
+        raise ValueError("quantiles must not be negative")

@@ -1,0 +1,406 @@
+"""Requests of a service, one after the other: a RequestSource in, an iterator of Request out.
+
+Recorded traces (Azure LLM inference CSV, Mooncake JSONL with block hashes, BurstGPT CSV) and
+synthetic processes (Poisson, gamma, with a load by hour of day, with sessions that repeat their
+prompts). All of them are streams: memory does not grow with the length of a trace. Times are
+seconds from the first request of the source.
+"""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.units import unit_factor
+from simulator.fleet_job import (
+    Distribution,
+    RequestSource,
+    Sessions,
+    SyntheticRequests,
+    TraceFormat,
+)
+
+MOONCAKE_BLOCK_TOKENS = 512
+"""Tokens that one entry of hash_ids stands for (Mooncake, FAST'25 traces, README)."""
+
+_CHUNK = 4096
+
+
+@dataclass(slots=True)
+class Request:
+    """One prompt and the answer it asks for."""
+
+    index: int
+    """0, 1, 2 ... in order of arrival."""
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    """At least 1: the first comes out of the prefill."""
+    priority: int = 0
+    """0 is the most urgent."""
+    block_hashes: tuple[int, ...] = ()
+    """One id for each started block of the prompt; equal ids mean equal prompts up to there."""
+    cached_tokens: int = 0
+    """Tokens said to lie in the prefix cache's slowest tier, for requests without hashes."""
+
+
+@dataclass(slots=True)
+class ReadCounts:
+    """What became of the lines of a trace so far."""
+
+    read: int = 0
+    malformed: int = 0
+    """Skipped because they could not be read."""
+    failed: int = 0
+    """Skipped because the recorded service gave no answer (BurstGPT: 0 response tokens)."""
+
+
+class _Malformed(ValueError):
+    """A line that cannot be read; the message says why."""
+
+
+class _Failed(Exception):
+    """A line that tells of a request without an answer."""
+
+
+def generate_requests(
+    source: RequestSource, generator: np.random.Generator, *, counts: ReadCounts
+) -> Iterator[Request]:
+    """Yield the requests of a source in order of arrival.
+
+    For closed_loop sources arrival_s is 0: the service decides when each one is sent.
+    ``counts`` is brought up to date as lines are read.
+
+    Raises:
+        ValueError: a file that is missing or empty, a malformed line (with its number), or a
+            trace whose time runs backwards.
+    """
+    if source.file is not None:
+        assert source.format is not None  # the job's validator asks for it
+        stream = read_trace(
+            Path(source.file), source.format, skip_malformed=source.malformed == "skip",
+            counts=counts,
+        )  # fmt: skip
+    else:
+        assert source.synthetic is not None  # the job's validator asks for it
+        stream = synthesize(source.synthetic, generator)
+    start = 0.0
+    if source.window is not None:
+        start = source.window.start
+        end = source.window.end
+        stream = itertools.takewhile(lambda request: request.arrival_s < end, stream)
+        stream = itertools.dropwhile(lambda request: request.arrival_s < start, stream)
+    if source.limit is not None:
+        stream = itertools.islice(stream, source.limit)
+    for index, request in enumerate(stream):
+        request.index = index
+        request.arrival_s = (request.arrival_s - start) / source.rate_scale
+        yield request
+
+
+def read_trace(
+    path: Path, trace_format: TraceFormat, *, skip_malformed: bool, counts: ReadCounts
+) -> Iterator[Request]:
+    """Yield the requests of a recorded trace; arrivals count from its first request."""
+    first: float | None = None
+    last = -math.inf
+    try:
+        # newline="" as the csv module asks for; undecodable bytes make their own line malformed.
+        file = path.open(encoding="utf-8", errors="replace", newline="")
+    except OSError as error:
+        raise ValueError(f"requests.file: {path}: cannot be read: {error.strerror}") from None
+    with file:
+        lines = enumerate(file, start=1)
+        parse = _parser(trace_format, path, lines)
+        for number, line in lines:
+            if not line.strip():
+                continue
+            try:
+                request = parse(line)
+                if request.arrival_s < last:
+                    raise _Malformed("its time is earlier than that of the line before")
+            except _Failed:
+                counts.failed += 1
+                continue
+            except _Malformed as error:
+                if skip_malformed:
+                    counts.malformed += 1
+                    continue
+                raise ValueError(
+                    f"requests.file: {path}: line {number}: {error}; "
+                    "allowed: a line of the "
+                    f"{trace_format} format, or requests.malformed=skip"
+                ) from None
+            last = request.arrival_s
+            first = last if first is None else first
+            counts.read += 1
+            request.arrival_s -= first
+            yield request
+    if counts.read == 0:
+        raise ValueError(f"requests.file: {path}: holds no request of the {trace_format} format")
+
+
+def _parser(
+    trace_format: TraceFormat, path: Path, lines: Iterator[tuple[int, str]]
+) -> Callable[[str], Request]:
+    """Return the function that reads a line, after the header of formats that have one."""
+    if trace_format == "mooncake":
+        return _parse_mooncake
+    number, header = next(lines, (1, ""))
+    names = [name.strip() for name in header.lstrip("﻿").strip().split(",")]
+    wanted = {
+        "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+        "burstgpt": ("Timestamp", "Request tokens", "Response tokens"),
+    }[trace_format]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise ValueError(
+            f"requests.file: {path}: line {number}: the header lacks {missing[0]!r}; "
+            f"allowed for {trace_format}: {', '.join(wanted)}"
+        )
+    columns = [names.index(name) for name in wanted]
+    read_time = _azure_seconds if trace_format == "azure" else _seconds
+    no_answer_allowed = trace_format == "burstgpt"
+
+    def parse(line: str) -> Request:
+        fields = next(csv.reader((line,)))
+        if len(fields) != len(names):
+            raise _Malformed(f"{len(fields)} fields where the header has {len(names)}")
+        time, prompt, output = (fields[column].strip() for column in columns)
+        if no_answer_allowed and output == "0":
+            raise _Failed
+        return Request(
+            index=0,
+            arrival_s=read_time(time),
+            prompt_tokens=_tokens(prompt, "prompt"),
+            output_tokens=_tokens(output, "output"),
+        )
+
+    return parse
+
+
+def _parse_mooncake(line: str) -> Request:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise _Malformed(f"not JSON: {error.msg}") from None
+    if not isinstance(fields, dict):
+        raise _Malformed("not a JSON object")
+    for name in ("timestamp", "input_length", "output_length", "hash_ids"):
+        if name not in fields:
+            raise _Malformed(f"{name!r} is missing")
+    hashes = fields["hash_ids"]
+    if not isinstance(hashes, list) or not all(type(h) is int for h in hashes):
+        raise _Malformed("hash_ids is not a list of whole numbers")
+    prompt = _tokens(fields["input_length"], "input_length")
+    if len(hashes) != -(-prompt // MOONCAKE_BLOCK_TOKENS):
+        raise _Malformed(
+            f"{len(hashes)} hash_ids for {prompt} tokens in blocks of {MOONCAKE_BLOCK_TOKENS}"
+        )
+    return Request(
+        index=0,
+        arrival_s=_seconds(fields["timestamp"]) * unit_factor("ms", "time"),
+        prompt_tokens=prompt,
+        output_tokens=_tokens(fields["output_length"], "output_length"),
+        block_hashes=tuple(hashes),
+    )
+
+
+def _azure_seconds(text: str) -> float:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise _Malformed(f"{text!r} is not a date and time") from None
+    # Without a zone it is UTC, not the zone of the machine that reads it.
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
+def _seconds(value: object) -> float:
+    try:
+        seconds = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise _Malformed(f"{value!r} is not a time") from None
+    if not math.isfinite(seconds):
+        raise _Malformed(f"{value!r} is not a time")
+    return seconds
+
+
+def _tokens(value: object, name: str) -> int:
+    try:
+        tokens = int(value) if isinstance(value, str) else value
+    except ValueError:
+        raise _Malformed(f"{name} {value!r} is not a whole number") from None
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise _Malformed(f"{name} {value!r} is not a whole number of 1 or more")
+    return tokens
+
+
+def synthesize(spec: SyntheticRequests, generator: np.random.Generator) -> Iterator[Request]:
+    """Yield synthetic requests in order of arrival; equal generators give equal requests."""
+    # Streams of their own, so that changing one distribution leaves the other draws alone.
+    arrivals, prompts, outputs, classes, turns = generator.spawn(5)
+    single = _single_turns(spec, arrivals, prompts, outputs, classes)
+    if spec.sessions is None:
+        return single
+    return _with_turns(single, spec.sessions, spec.output_tokens, turns)
+
+
+def _single_turns(
+    spec: SyntheticRequests,
+    arrivals: np.random.Generator,
+    prompts: np.random.Generator,
+    outputs: np.random.Generator,
+    classes: np.random.Generator,
+) -> Iterator[Request]:
+    weights = np.array(spec.priority_shares) / sum(spec.priority_shares)
+    clock = 0.0
+    for begin in range(0, spec.count, _CHUNK):
+        size = min(_CHUNK, spec.count - begin)
+        if spec.arrivals == "closed_loop":
+            times = np.zeros(size)
+        else:
+            assert spec.rate is not None  # the job's validator asks for it
+            shape = 1.0 if spec.arrivals == "poisson" else 1.0 / float(spec.cv or 1.0) ** 2
+            # In units of the mean time between arrivals; mapped to seconds below.
+            ticks = clock + np.cumsum(arrivals.gamma(shape, 1.0 / shape, size))
+            clock = float(ticks[-1])
+            times = _seconds_of_day_load(ticks / spec.rate, spec.hourly_load)
+        prompt = sample(spec.prompt_tokens, prompts, size)
+        output = sample(spec.output_tokens, outputs, size)
+        cached = np.floor(prompt * spec.cached_fraction).astype(np.int64)
+        if len(weights) == 1:
+            priority = [0] * size
+        else:
+            priority = classes.choice(len(weights), size=size, p=weights).tolist()
+        for row in zip(
+            times.tolist(), prompt.tolist(), output.tolist(), priority, cached.tolist(), strict=True
+        ):
+            time, prompt_tokens, output_tokens, urgency, cached_tokens = row
+            yield Request(
+                0, time, prompt_tokens, output_tokens, urgency, cached_tokens=cached_tokens
+            )
+
+
+def _seconds_of_day_load(
+    mean_times: NDArray[np.float64], hourly_load: tuple[float, ...] | None
+) -> NDArray[np.float64]:
+    """Stretch the arrivals of a constant rate to the load of each hour, exactly.
+
+    The expected arrivals up to a time are piecewise linear in it; its inverse maps the arrivals
+    of a unit process to those of the varying one (inversion of the cumulative intensity).
+    """
+    if hourly_load is None:
+        return mean_times
+    hour = unit_factor("h", "time")
+    load = np.array(hourly_load) / np.mean(hourly_load)
+    day = len(load) * hour
+    expected = np.concatenate(([0.0], np.cumsum(load) * hour))
+    days, rest = np.divmod(mean_times, day)
+    stretched: NDArray[np.float64] = days * day + np.interp(
+        rest, expected, np.arange(len(load) + 1) * hour
+    )
+    return stretched
+
+
+def sample(
+    distribution: Distribution, generator: np.random.Generator, size: int
+) -> NDArray[np.int64]:
+    """Draw token counts: [size], whole numbers of at least 1."""
+    match distribution.kind:
+        case "constant":
+            values = np.full(size, float(distribution.mean or 0.0))
+        case "exponential":
+            values = generator.exponential(float(distribution.mean or 0.0), size)
+        case "lognormal":
+            # mean m and cv c of the lognormal: sigma^2 = ln(1 + c^2), mu = ln m - sigma^2 / 2.
+            variance = math.log1p(float(distribution.cv or 0.0) ** 2)
+            location = math.log(float(distribution.mean or 1.0)) - variance / 2
+            values = generator.lognormal(location, math.sqrt(variance), size)
+        case "quantiles":
+            values = _inverse(distribution.quantiles or {}, generator.random(size))
+    upper = distribution.maximum or np.iinfo(np.int64).max
+    tokens: NDArray[np.int64] = np.clip(np.rint(values).astype(np.int64), 1, upper)
+    return tokens
+
+
+def _inverse(quantiles: dict[float, float], uniform: NDArray[np.float64]) -> NDArray[np.float64]:
+    probabilities = sorted(quantiles)
+    values = np.interp(uniform, probabilities, [quantiles[p] for p in probabilities])
+    return np.asarray(values, dtype=np.float64)
+
+
+def _with_turns(
+    first_turns: Iterator[Request],
+    sessions: Sessions,
+    output_tokens: Distribution,
+    generator: np.random.Generator,
+) -> Iterator[Request]:
+    """Merge further turns into a stream of first turns, in order of arrival.
+
+    A turn repeats the prompt of the one before and adds to it. Blocks that were full keep their
+    ids; the last, partly filled one and the new ones get fresh ids. Only open sessions are held.
+    """
+    fresh = itertools.count(sessions.shared_blocks)
+    shared = tuple(range(sessions.shared_blocks))
+    later: list[tuple[float, int, int, Request]] = []
+    ties = itertools.count()
+
+    def schedule_next(request: Request, turn: int) -> None:
+        chances = sessions.continue_probability
+        if generator.random() >= chances[min(turn, len(chances) - 1)]:
+            return
+        gap = _inverse(sessions.turn_gap_quantiles, generator.random(1))[0]
+        prompt = request.prompt_tokens + int(sample(sessions.turn_tokens, generator, 1)[0])
+        full = request.prompt_tokens // MOONCAKE_BLOCK_TOKENS
+        following = replace(
+            request,
+            arrival_s=request.arrival_s + float(gap),
+            prompt_tokens=prompt,
+            output_tokens=int(sample(output_tokens, generator, 1)[0]),
+            block_hashes=_extend(request.block_hashes[:full], prompt, fresh),
+        )
+        heapq.heappush(later, (following.arrival_s, next(ties), turn + 1, following))
+
+    for first in first_turns:
+        while later and later[0][0] <= first.arrival_s:
+            _, _, turn, request = heapq.heappop(later)
+            yield request
+            schedule_next(request, turn)
+        first.block_hashes = _extend(
+            shared[: first.prompt_tokens // MOONCAKE_BLOCK_TOKENS], first.prompt_tokens, fresh
+        )
+        yield first
+        schedule_next(first, 0)
+    while later:
+        _, _, turn, request = heapq.heappop(later)
+        yield request
+        schedule_next(request, turn)
+
+
+def _extend(kept: tuple[int, ...], prompt_tokens: int, fresh: Iterator[int]) -> tuple[int, ...]:
+    blocks = -(-prompt_tokens // MOONCAKE_BLOCK_TOKENS)
+    return kept + tuple(itertools.islice(fresh, blocks - len(kept)))
+
+
+def ideal_hit_rate(requests: Iterator[Request]) -> float:
+    """Share of blocks that a prefix cache without limits, filled on arrival, would hold already."""
+    seen: set[int] = set()
+    hits = blocks = 0
+    for request in requests:
+        for block in request.block_hashes:
+            if block not in seen:
+                break
+            hits += 1
+        blocks += len(request.block_hashes)
+        seen.update(request.block_hashes)
+    return hits / blocks if blocks else 0.0
