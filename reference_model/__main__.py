@@ -68,7 +68,10 @@ def _run(options: argparse.Namespace) -> None:
     config = load_model_config(options.config)
     counts = parameter_counts(config)
     recipe = Recipe(options.recipe, options.kernels)
-    device = torch.device(options.device)
+    try:
+        device = torch.device(options.device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {options.device!r} is not a torch device") from error
     generator = torch.Generator(device).manual_seed(options.seed)
     model = Transformer(config, recipe=recipe, device=device)
     model.initialize(generator)
@@ -98,10 +101,10 @@ def _trace(options: argparse.Namespace) -> None:
 
     config = load_model_config(options.config)
     name = Path(options.config).stem
-    trace = record_trace(config, model=name, recipe=Recipe(options.recipe, options.kernels))
-    out = options.out or TRACE_FOLDER / f"{name}.{trace.job}.jsonl"
+    out = options.out or TRACE_FOLDER / f"{name}.train.jsonl"
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}")
+    trace = record_trace(config, model=name, recipe=Recipe(options.recipe, options.kernels))
     save_trace(trace, out)
     for (layer, phase), templates in trace.templates.items():
         print(f"{layer:<10} {phase:<12} {len(templates):4d} operators")

@@ -1,0 +1,39 @@
+"""The command line runs the model, records traces, and refuses bad input in one line."""
+
+import pytest
+
+from reference_model.__main__ import main
+from reference_model.trace import load_trace
+
+
+@pytest.mark.parametrize("recipe", ["float32", "bfloat16", "fp8"])
+def test_run_prints_parameters_and_losses(capsys, recipe):
+    assert main(["run", "--config", "debug", "--recipe", recipe, "--context", "16"]) == 0
+    out = capsys.readouterr().out
+    assert "2,299,032 + 661,384 for multi-token prediction" in out
+    assert "(next token)" in out
+
+
+def test_trace_writes_a_trace(capsys, tmp_path):
+    out = tmp_path / "trace.jsonl"
+    assert main(["trace", "--config", "debug", "--recipe", "bfloat16", "--out", str(out)]) == 0
+    assert load_trace(out).recipe == "bfloat16"
+    assert "moe        forward" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--config", "gpt"], "model 'gpt' is neither"),
+        (["run", "--recipe", "fp4"], "recipe 'fp4' is not one of"),
+        (["run", "--kernels", "magic"], "kernels 'magic' is not one of"),
+        (["run", "--sequences", "0"], "--sequences 0 must be at least 1"),
+        (["run", "--device", "toaster"], "--device 'toaster'"),
+        (["trace", "--out", "/nonexistent/folder/x.jsonl"], "there is no folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, message):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
