@@ -43,6 +43,8 @@ class OperatorEntry(Profile):
     dtype: str
     out_dtype: str
     sizes: dict[str, Size]
+    accumulate: bool = False
+    """Whether the kernel adds into its result."""
 
     @model_validator(mode="after")
     def _known_kind(self) -> OperatorEntry:
@@ -406,7 +408,6 @@ def _launch_names(kernel: Kernel, place: _Place) -> dict[str, int]:
 
 
 def _operator(name: str, entry: OperatorEntry, sizes: Mapping[str, int]) -> Operator:
-    adds = entry.out_dtype == "float32" and entry.kind in {"gemm", "grouped_gemm_weight_grad"}
     return Operator(
         name=name,
         kind=entry.kind,
@@ -416,7 +417,7 @@ def _operator(name: str, entry: OperatorEntry, sizes: Mapping[str, int]) -> Oper
         out_dtype=entry.out_dtype,
         sizes=tuple(sorted(sizes.items())),
         recompute=False,
-        accumulate=adds,
+        accumulate=entry.accumulate,
     )
 
 
