@@ -1,0 +1,187 @@
+"""A training step: bounds, invariants and what each input moves."""
+
+import numpy as np
+import pytest
+
+from simulator.analysis.metrics import rank_times, training_metrics
+from simulator.execution.simulation import simulate
+from simulator.scenario import load_scenario
+from simulator.workload.task_graph import Stream
+
+MAIN = "dualpipe_h800_2048"
+
+
+def run(*changes, unfold=False):
+    return simulate(load_scenario(MAIN, changes), unfold=unfold)
+
+
+@pytest.fixture(scope="module")
+def published():
+    return run()
+
+
+@pytest.fixture(scope="module")
+def metrics(published):
+    return training_metrics(published)
+
+
+SCHEDULES = ("1f1b", "zb1p", "dualpipe", "dualpipev")
+
+
+@pytest.fixture(scope="module", params=SCHEDULES)
+def scheduled(request):
+    return run(f"training.schedule={request.param}")
+
+
+def test_the_published_pair_is_reproduced_within_five_percent(metrics):
+    assert metrics["pair_time_kind"] == "reproduced"
+    assert metrics["pair_time_s"] == pytest.approx(0.1290, rel=0.05)
+
+
+def test_the_budget_of_every_rank_sums_to_the_step(scheduled):
+    step = scheduled.step.step_time_s
+    for times in rank_times(scheduled.step):
+        parts = (
+            times.forward_s + times.backward_s + times.weight_s + times.overlapped_s
+            + times.bubble_s + times.optimizer_s
+        )  # fmt: skip
+        assert parts == pytest.approx(step, rel=1e-12)
+        assert times.bubble_s > -1e-9
+        communication = times.exposed_communication_s + times.hidden_communication_s
+        busy = times.forward_s + times.backward_s + times.weight_s + times.overlapped_s
+        assert 0 <= communication <= busy
+
+
+def test_every_chunk_lies_between_its_longest_stream_and_the_sum_of_both(scheduled):
+    gap = scheduled.scenario.calibration.kernel_gap.value
+    for chunk in scheduled.step.chunks.values():
+        kernels = dict.fromkeys(Stream, 0.0)
+        for task, seconds in zip(chunk.log.graph.tasks, chunk.cost.seconds, strict=True):
+            kernels[task.stream] += float(seconds)
+        assert max(kernels.values()) <= chunk.log.span_s
+        assert chunk.log.span_s <= sum(kernels.values()) + gap * len(chunk.log.graph.tasks)
+
+
+def test_every_action_of_the_schedule_is_in_the_log(scheduled):
+    pipeline = scheduled.step.pipeline
+    assert len(pipeline.start_s) == sum(map(len, scheduled.schedule.actions))
+    assert pipeline.makespan_s >= pipeline.busy_s.max()
+
+
+def test_the_same_scenario_gives_the_same_log(published):
+    again = run()
+    np.testing.assert_array_equal(again.step.pipeline.end_s, published.step.pipeline.end_s)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_reusing_distinct_chunks_equals_running_every_operator(schedule):
+    changes = (
+        f"training.schedule={schedule}",
+        "training.pp=2",
+        "training.ep=32",
+        "cluster.nodes=8",
+        "model.num_hidden_layers=61",
+        "training.global_batch_sequences=256",
+        "cluster.node.gpu.hbm_capacity=900 GiB",
+    )
+    folded, unfolded = run(*changes), run(*changes, unfold=True)
+    np.testing.assert_allclose(unfolded.step.pipeline.end_s, folded.step.pipeline.end_s, rtol=1e-12)
+    assert unfolded.step.unfolded is not None
+    for row, logs in zip(unfolded.step.keys, unfolded.step.unfolded, strict=True):
+        for key, log in zip(row, logs, strict=True):
+            np.testing.assert_allclose(
+                log.end_s, unfolded.step.chunks[key].log.end_s, rtol=1e-9, atol=1e-12
+            )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "cluster.node.nic.bandwidth=800 Gbit/s",
+        "cluster.node.gpu.nvlink_bandwidth=400 GB/s",
+        "cluster.node.gpu.hbm_bandwidth=6.7 TB/s",
+    ],
+)
+def test_doubling_a_bandwidth_never_slows_the_step(change, published):
+    faster = run(change)
+    assert faster.step.step_time_s <= published.step.step_time_s
+    assert faster.step.pair.log.span_s <= published.step.pair.log.span_s
+
+
+def test_half_the_tokens_take_about_half_the_pair(published):
+    ratio = (
+        run("training.sequence_length=2048").step.pair.log.span_s / published.step.pair.log.span_s
+    )
+    # Attention's square halves faster, launches and gaps do not halve at all.
+    assert 0.45 < ratio < 0.55
+
+
+def test_more_communication_sms_slow_the_compute_bound_pair_by_gemm_waves(published):
+    ratio = (
+        run("training.communication_sms=24").step.pair.log.span_s / published.step.pair.log.span_s
+    )
+    assert 1.0 < ratio < 112 / 108 * 1.02
+
+
+def test_slow_nics_expose_communication(published):
+    slow = run("cluster.node.nic.bandwidth=200 Gbit/s").step.pair.log
+    log = published.step.pair.log
+    assert slow.exposed_communication_s > 10 * log.exposed_communication_s
+    assert slow.span_s > 1.2 * log.span_s
+
+
+def test_without_the_all_to_all_slow_down_nothing_is_slower(published):
+    assert published.without_slowdown.step_time_s <= published.step.step_time_s
+    assert published.without_slowdown.pair.log.span_s <= published.step.pair.log.span_s
+
+
+def test_an_unbalanced_expert_load_slows_every_pair(published):
+    assert run("training.expert_load=1.3").step.pair.log.span_s > published.step.pair.log.span_s
+
+
+def test_the_optimizer_of_dualpipe_moves_more_than_that_of_one_copy(published):
+    single = run("training.schedule=1f1b")
+    assert published.step.optimizer[1].reduce_s > single.step.optimizer[1].reduce_s
+
+
+def test_memory_counts_two_copies_for_dualpipe_and_one_for_its_v(published):
+    two, one = published.memory, run("training.schedule=dualpipev").memory
+    assert two[5].gradients == 2 * one[5].gradients
+
+
+def test_weight_gradients_are_computed_at_once_only_where_memory_needs_it(published):
+    assert published.at_once == ()
+    tight = run("training.schedule=zb1p")
+    assert tight.at_once
+    assert max(rank.total for rank in tight.memory) <= tight.scenario.cluster.node.gpu.hbm_capacity
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["training.schedule=gpipe"], "training.schedule: unknown name 'gpipe'; known: .*dualpipe"),
+        (["cost_model=guess"], "cost_model: unknown name 'guess'; known: "),
+        (["training.global_batch_sequences=1280"], "microbatches = 10, must be even and at least"),
+        (["training.global_batch_sequences=15361"], "not a multiple of 128 data-parallel ranks"),
+        (["training.redundant_experts=8"], "256 routed . 8 redundant experts"),
+        (["training.pp=4"], r"pipeline rank \d+ needs .* bytes .* more than its"),
+        (["training.communication_sms=132"], "leaves no SM for compute"),
+        (["training.stages=[58 moe]"], "stages: 1 are listed"),
+        (["model.hidden_size=4096"], "no train trace was recorded from this config; recorded: "),
+    ],
+)
+def test_what_cannot_run_is_one_clear_line(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        run(*changes)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_table_4_rows_and_the_flop_rule_agree_with_the_step(metrics, published):
+    # 249.8 GFLOP a token at 4,096 (causal): the accounting behind 385 TFLOP/s at 19.926 s.
+    tokens_per_gpu = published.job.step_tokens / 2048 / metrics["step_time_s"]
+    assert metrics["tflops_per_gpu_causal"] == pytest.approx(tokens_per_gpu * 0.2498, rel=1e-3)
+    assert metrics["mfu_causal"] == pytest.approx(metrics["tflops_per_gpu_causal"] / 989)
+    rows = {row["name"]: row for row in metrics["published"]}
+    assert rows["step time"]["error"] == pytest.approx(metrics["step_time_s"] / 19.926 - 1)
+    assert all(row["simulated"] is not None for row in rows.values())
+    assert sum(metrics["kernel_time_share"]["step"].values()) == pytest.approx(1.0)

@@ -1,0 +1,117 @@
+"""The command line: what it prints, where it writes, and how it refuses bad input."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+MAIN = "dualpipe_h800_2048"
+SMALL = (
+    "--set", "training.pp=2", "--set", "training.ep=32", "--set", "cluster.nodes=8",
+    "--set", "training.global_batch_sequences=256", "--set", "model.num_nextn_predict_layers=1",
+    "--set", "cluster.node.gpu.hbm_capacity=900 GiB",
+)  # fmt: skip
+
+
+def dsv3sim(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "simulator.cli", *arguments],
+        capture_output=True, text=True, cwd=cwd, check=False,
+    )  # fmt: skip
+
+
+def test_json_is_one_object_on_stdout_and_writes_nothing(tmp_path):
+    done = dsv3sim("run", MAIN, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)
+    assert metrics["step_time_s"] > 0
+    assert metrics["wall_clock_s"] > 0
+    assert len(metrics["ranks"]) == 16
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_writes_its_directory_and_prints_tables(tmp_path):
+    done = dsv3sim("run", MAIN, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    directory = tmp_path / "runs" / MAIN
+    names = {path.name for path in directory.iterdir()}
+    assert {"report.html", "metrics.json", "scenario.yaml", "events.parquet", "perfetto.json",
+            "operators.parquet"} <= names  # fmt: skip
+    assert "19.93" in done.stdout
+    assert "beside published figures" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_a_resolved_scenario_runs_to_the_same_result(tmp_path):
+    assert dsv3sim("run", MAIN, "--out", "a", cwd=tmp_path).returncode == 0
+    again = dsv3sim("run", "a/scenario.yaml", "--json", cwd=tmp_path)
+    first = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    second = json.loads(again.stdout)
+    del first["wall_clock_s"], second["wall_clock_s"]
+    assert first == second
+
+
+def test_unfold_logs_every_operator_of_every_action(tmp_path):
+    done = dsv3sim("run", MAIN, *SMALL, "--unfold", "--out", "whole", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    unfolded = pd.read_parquet(tmp_path / "whole" / "unfolded.parquet")
+    actions = pd.read_parquet(tmp_path / "whole" / "events.parquet")
+    actions = actions[actions["work"] != "optimizer"]
+    ends = unfolded.groupby(["rank", "index"])["end_s"].max()
+    pd.testing.assert_series_equal(
+        ends.reset_index(drop=True), actions["end_s"].reset_index(drop=True), rtol=1e-12
+    )
+
+
+def test_compare_prints_runs_side_by_side(tmp_path):
+    for schedule in ("1f1b", "dualpipe"):
+        done = dsv3sim(
+            "run", MAIN, "--set", f"training.schedule={schedule}", "--out", schedule, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+    done = dsv3sim("compare", "1f1b", "dualpipe", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for metric in ("step_time_s", "bubble_s", "peak_memory_bytes"):
+        assert metric in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nope"], "unknown scenario 'nope'; known: "),
+        (["run", MAIN, "--set", "cluster=h900"], "unknown cluster 'h900'; known: "),
+        (["run", MAIN, "--set", "training.schedule=gpipe"], "unknown name 'gpipe'; known: "),
+        (["run", MAIN, "--set", "training.pipeline=1"], "unknown field; known: "),
+        (["run", MAIN, "--set", "training.pp=4"], "bytes"),
+        (["run", "broken.yaml"], "broken.yaml: line 3: not valid YAML"),
+        (["run", MAIN, "--out", "thesis"], "is not a run directory"),
+        (["compare", "thesis"], "two or more"),
+        (["compare", "thesis", "thesis"], "not a run directory"),
+        (["show", "gpu", "h900"], "unknown GPU 'h900'; known: "),
+        (["show", "schedule", "dualpipe", "--microbatches", "7"], "microbatches = 7, must be even"),
+        (["show", "schedule", "dualpipe", "--times", "1,2"], "allowed: four positive numbers"),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_exit_code_2(arguments, message, tmp_path):
+    (tmp_path / "broken.yaml").write_text("description: x\nmodel: [\n")
+    (tmp_path / "thesis").mkdir()
+    done = dsv3sim(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"broken.yaml", "thesis"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["gpu"], ["gpu", "h800_sxm"], ["cluster"], ["cluster", "h800_2048"], ["model"],
+     ["model", "deepseek_v3"], ["scenario"], ["scenario", MAIN], ["schedule"],
+     ["schedule", "dualpipev", "--ranks", "4", "--times", "1,1,1,3"]],
+)  # fmt: skip
+def test_show_prints_what_there_is(arguments):
+    done = dsv3sim("show", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
