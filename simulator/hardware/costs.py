@@ -14,12 +14,14 @@ learns from a measurement table and returns self, `predict` is pure.
 How a compute kernel is predicted. `roofline.ideal_seconds` gives its time at peak by waves and
 bytes. Measurements teach the ratio to it, in two steps. Of the kernel set with most rows of a
 family (kind and types), every shape is a curve: log seconds over log ideal seconds, monotone and
-linear between rows, of slope 1 beyond them (constant efficiency). Without a curve of its own, a
-shape takes the mean of the nearest curves, in log2 of its sizes. Onto that, the preferred kernel
-set adds its own difference, a mean of its rows' differences weighted by the inverse square of the
-distance in log2 of all sizes: its rows are met exactly, and one version's times never average into
-another's. Kernels that only move bytes have one curve a family. A family without rows borrows the
-kind's other types, then what its class (tensor-core or memory-bound) achieves in general.
+linear between rows, of slope 1 beyond them (constant efficiency). A shape without a curve, or far
+beyond the end of its own, takes the mean of the nearest curves, in octaves of sizes and of time
+beyond their ends; curves of the kind's largest family take part at a distance. Onto that, the
+preferred kernel set adds its own difference, a mean of its rows' differences weighted by the
+inverse square of the distance in octaves of all sizes: its rows are met exactly, and one version's
+times never average into another's. Kernels that only move bytes have one curve a family. A family
+without rows borrows the kind's other types, then what its class (tensor-core or memory-bound)
+achieves in general.
 
 Conditions. A row carries the SMs and the share of its time with an all-to-all in flight; an
 overlapped prediction answers with rows of an overlapped pair as they are. A row that holds for the
@@ -132,12 +134,19 @@ class KernelCostModel:
         self._transferred = self._measured_gpu != self.cluster.node.gpu
         self.families_: dict[tuple[bool, Family], FamilyModel] = {}
         self.classes_: dict[tuple[bool, bool], ClassModel] = {}
+        by_size = sorted(
+            grouped.items(), key=lambda entry: -sum(len(rows) for rows in entry[1].values())
+        )
         for overlapped in (False, True):
-            for family, sets in grouped.items():
+            largest: dict[str, FamilyModel] = {}
+            for family, sets in by_size:
                 converted = {
                     name: self._convert(sets[name], overlapped) for name in order if name in sets
                 }
-                self.families_[overlapped, family] = FamilyModel(family[0], converted)
+                kind = family[0]
+                model = FamilyModel(kind, converted, relative=largest.get(kind))
+                self.families_[overlapped, family] = model
+                largest.setdefault(kind, model)
             for tensor in (False, True):
                 members = [
                     self.families_[overlapped, family]

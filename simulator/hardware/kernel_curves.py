@@ -27,6 +27,10 @@ QUANTILE = 0.8
 """Share of the truth that an interval should hold."""
 NEAREST_CURVES = 4
 """Shapes that a shape without rows of its own is predicted from."""
+OTHER_TYPES = 4.0
+"""Octaves that a curve of other operand types counts as further away. Large GEMMs of both types
+reach like shares of their peaks: on H200 at m = 4,096, n = 16,384, k = 7,168 in AIConfigurator's
+table 70 % in BF16 and 65 % in FP8, where a BF16 GEMM of 256 columns reaches 45 %."""
 SAME_PLACE = 1e-4
 """Softening of the inverse square distance, in octaves: nearer rows are one row."""
 ENOUGH_RESIDUALS = 5
@@ -104,6 +108,13 @@ class Curve:
         log_seconds: Array = inside + below + above
         return log_seconds
 
+    def octaves_beyond(self, log_ideal: Array) -> Array:
+        """How far outside the points' ideal times, in octaves; 0 between them."""
+        below = np.maximum(self.log_ideal[0] - log_ideal, 0.0)
+        above = np.maximum(log_ideal - self.log_ideal[-1], 0.0)
+        octaves: Array = (below + above) / np.log(2.0)
+        return np.where(octaves > SAME_PLACE, octaves, 0.0)
+
 
 def shape_of(operator: Operator) -> Shape:
     """The sizes of a tensor-core kernel without those along the curve; () for other kernels."""
@@ -116,18 +127,23 @@ def shape_of(operator: Operator) -> Shape:
 class FamilyModel:
     """Log seconds of one family under one condition."""
 
-    def __init__(self, kind: str, sets: Mapping[str, Rows]) -> None:
+    def __init__(
+        self, kind: str, sets: Mapping[str, Rows], *, relative: FamilyModel | None
+    ) -> None:
         """Fit.
 
         Args:
             kind: kernel family.
             sets: {kernel set: its rows}, most preferred first.
+            relative: the family of the same kind with most rows, where that is another one; its
+                curves help where this family's own shapes are far.
         """
         self.kind = kind
         names = list(sets)
         base = max(names, key=lambda name: len(sets[name]))
         self.preferred = sets[names[0]]
         self.curves = _curves(sets[base])
+        self._relatives = list(relative.curves.values()) if relative else []
         self.log_ratio = float(np.median(sets[base].log_seconds - sets[base].log_ideal))
         # A benchmark's own rows stay on its monotone curve; another set, and kernels that only move
         # bytes, are met row by row.
@@ -209,21 +225,21 @@ class FamilyModel:
         return (INTERPOLATED if low <= _extent(operator) <= high else EXTRAPOLATED), None
 
     def _on_curves(self, operators: Sequence[Operator], log_ideal: Array) -> Array:
-        """The operator's own curve, or the mean of the nearest ones by inverse square distance."""
-        if len(self.curves) == 1:
-            return next(iter(self.curves.values())).at(log_ideal)
+        """The operator's own curve between its rows, elsewhere the mean of the nearest curves."""
+        if not is_tensor(self.kind):
+            return self.curves[()].at(log_ideal)
         shapes: dict[Shape, list[int]] = {}
         for number, op in enumerate(operators):
             shapes.setdefault(shape_of(op), []).append(number)
+        curves = list(self.curves.values())
         log_seconds = np.empty(len(operators))
         for shape, numbers in shapes.items():
             own = self.curves.get(shape)
-            place = _place(shape)
-            log_seconds[numbers] = (
-                own.at(log_ideal[numbers])
-                if own is not None
-                else _nearest(list(self.curves.values()), place, log_ideal[numbers])
-            )
+            x = log_ideal[numbers]
+            guess = _nearest(curves, self._relatives, _place(shape), x)
+            if own is not None:
+                guess = np.where(own.octaves_beyond(x) > 0, guess, own.at(x))
+            log_seconds[numbers] = guess
         return log_seconds
 
     def _difference_residuals(self) -> tuple[Array, Array]:
@@ -300,13 +316,23 @@ def _inverse_square(places: Array, known: Array, values: Array) -> Array:
     return mean
 
 
-def _nearest(curves: Sequence[Curve], place: Array, log_ideal: Array) -> Array:
-    """Mean of the nearest curves at the same ideal time, by inverse square distance of shapes."""
-    distance = np.array([float(((curve.place - place) ** 2).sum()) for curve in curves])
-    chosen = np.argsort(distance, kind="stable")[:NEAREST_CURVES]
-    weights = 1.0 / (distance[chosen] + SAME_PLACE**2)
-    values = np.stack([curves[number].at(log_ideal) for number in chosen])
-    mean: Array = weights @ values / weights.sum()
+def _nearest(
+    curves: Sequence[Curve], relatives: Sequence[Curve], place: Array, log_ideal: Array
+) -> Array:
+    """Mean of the nearest curves at the same ideal time, by inverse square distance.
+
+    Distance in octaves: between the shapes, beyond the ends of the curve, and of other types.
+    """
+    candidates = [*curves, *relatives]
+    fixed = np.array([float(((curve.place - place) ** 2).sum()) for curve in candidates])
+    fixed[len(curves) :] += OTHER_TYPES**2
+    beyond = np.stack([curve.octaves_beyond(log_ideal) for curve in candidates])
+    distance = fixed[:, None] + beyond**2
+    values = np.stack([curve.at(log_ideal) for curve in candidates])
+    chosen = np.argsort(distance, axis=0, kind="stable")[:NEAREST_CURVES]
+    weights = 1.0 / (np.take_along_axis(distance, chosen, axis=0) + SAME_PLACE**2)
+    weighted = weights * np.take_along_axis(values, chosen, axis=0)
+    mean: Array = weighted.sum(axis=0) / weights.sum(axis=0)
     return mean
 
 
@@ -354,6 +380,6 @@ def _curve_residuals(rows: Rows, curves: Mapping[Shape, Curve]) -> tuple[Array, 
             row_errors.append(float(rows.log_seconds[left_out] - guess[0]))
         others = [curve for other, curve in curves.items() if other != shape]
         if others:
-            guess = _nearest(others, curves[shape].place, rows.log_ideal[numbers])
+            guess = _nearest(others, [], curves[shape].place, rows.log_ideal[numbers])
             shape_errors.extend((rows.log_seconds[numbers] - guess).tolist())
     return np.array(row_errors), np.array(shape_errors)

@@ -1,11 +1,14 @@
 """The time a kernel would take at the GPU's peaks: operators and SM counts in, seconds out.
 
-Tensor-core kernels are tiled: persistent blocks, one an SM, work through output tiles of 128 rows,
-so that their time goes by waves, ceil(tiles / SMs), not by the share of SMs. The tile's width is
-the multiple of 8 up to 128 that leaves the least work to the busiest SM; a tile costs 8 columns on
-top of its own, so that of equal choices the one with fewer waves is taken, as DeepGEMM's search for
-a configuration does (o_proj at 4,096 rows: 16 waves on 112 SMs, 14 on 132; q_a_proj: 4 waves of
-112 columns, 3 of 128). No kernel is faster than its bytes at the full HBM bandwidth. Arrays are
+Tensor-core kernels are tiled: persistent blocks, one an SM, work through output tiles, so that
+their time goes by waves, ceil(tiles / SMs), not by the share of SMs. Tiles have 128 rows, 64 where
+there are few, and the width, a multiple of 8 up to 128, that leaves the least work to the busiest
+SM. Each tile costs some columns on top of its own, so that fewer and wider tiles win between
+equals, as in DeepGEMM's search for a configuration (o_proj at 4,096 rows: 16 waves on 112 SMs, 14
+on 132; q_a_proj: 4 waves of 112 columns, 3 of 128). No kernel is faster than its bytes at the full
+HBM bandwidth.
+
+The result is a yardstick for measured times, not a bound; `least_seconds` is the bound. Arrays are
 float64, one entry an operator.
 """
 
@@ -23,9 +26,13 @@ Sizes = Mapping[str, Array]
 
 TILE_ROWS = 128
 SMALL_TILE_ROWS = 64
+SMALL_TILE_LIMIT = 256
+"""Most rows for which tiles of 64 rows are taken: between 256 and 512 rows all of InferSim's H800
+shapes jump, by 1.2 (one wave throughout) to 2.0 (k = 7,168, n = 36,864)."""
 TILE_WIDTHS = tuple(range(16, 129, 8))
-TILE_OVERHEAD = 8
-"""Columns' worth of work that a tile costs beyond its own, to fill the pipeline and to store."""
+TILE_OVERHEAD = 32
+"""Columns' worth of work that a tile costs beyond its own: filling the pipeline, narrow operands,
+storing. Chosen among 8, 16 and 32 by held-out error over the shapes of the H800 tables."""
 TILED_DEPTH = 128
 """Operands are read in steps of 128 along k, the granularity of the FP8 scales."""
 
@@ -79,7 +86,7 @@ def is_tensor(kind: str) -> bool:
 
 def _tiled(rows: Array, groups: Array, n: Array, k: Array, sms: Array) -> Array:
     """FLOPs of the busiest SM for `groups` products of [rows, k] x [k, n]."""
-    height = np.where(rows <= SMALL_TILE_ROWS, SMALL_TILE_ROWS, TILE_ROWS)
+    height = np.where(rows <= SMALL_TILE_LIMIT, SMALL_TILE_ROWS, TILE_ROWS)
     row_tiles = groups * np.ceil(rows / height)
     depth = np.ceil(k / TILED_DEPTH) * TILED_DEPTH
     columns: Array = np.full_like(rows, np.inf)
