@@ -1,0 +1,393 @@
+"""From a call to a trace operator: a custom operator and its tensors in, an `Operator` out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from reference_model.kinds import KINDS, Operator
+
+_DTYPES = {
+    torch.float8_e4m3fn: "fp8_e4m3",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+}
+
+
+Arguments = Mapping[str, Any]
+Results = Sequence[Tensor]
+Sizes = Callable[[Arguments, Results], dict[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """How a custom operator's call becomes a trace operator."""
+
+    kind: str
+    sizes: Sizes
+    operand: str = "x"
+    """Argument whose type is the operator's dtype."""
+    result: str | None = None
+    """Argument whose type is the out_dtype, where the operator works in place."""
+    accumulate: bool = False
+    dtype: str | None = None
+    """The operand's type where its tensor does not show it (12-bit floats travel as bytes)."""
+    out_dtype: str | None = None
+
+
+def _matrix(name: str = "x") -> Sizes:
+    """rows and columns of an argument, leading dimensions counted as rows."""
+
+    def sizes(a: Arguments, _: Results) -> dict[str, int]:
+        x: Tensor = a[name]
+        return {"rows": x.numel() // x.shape[-1], "columns": x.shape[-1]}
+
+    return sizes
+
+
+def _flat_heads(a: Arguments, _: Results) -> dict[str, int]:
+    """A copy of [..., heads, dim] seen as tokens x (heads x dim)."""
+    x: Tensor = a["x"]
+    columns = x.shape[-1] if x.dim() == 2 else x.shape[-1] * x.shape[-2]
+    return {"rows": x.numel() // columns, "columns": columns}
+
+
+def _attention(a: Arguments, _: Results) -> dict[str, int]:
+    sequences, length, heads, qk_dim = a["q"].shape
+    return {
+        "sequences": sequences,
+        "query_length": length,
+        "kv_length": a["k"].shape[1],
+        "heads": heads,
+        "qk_dim": qk_dim,
+        "v_dim": a["v"].shape[3],
+    }
+
+
+def _mla_decode(a: Arguments, _: Results) -> dict[str, int]:
+    sequences, length, heads, width = a["q"].shape
+    return {
+        "sequences": sequences,
+        "query_length": length,
+        "kv_length": a["cache"].shape[1],
+        "heads": heads,
+        "latent_dim": a["latent_dim"],
+        "rope_dim": width - a["latent_dim"],
+    }
+
+
+def _attention_preprocess(a: Arguments, _: Results) -> dict[str, int]:
+    sequences, length, heads, v_dim = a["output"].shape
+    return {
+        "sequences": sequences,
+        "query_length": length,
+        "heads": heads,
+        "qk_dim": a["qk_dim"],
+        "v_dim": v_dim,
+    }
+
+
+def _rope(a: Arguments, _: Results) -> dict[str, int]:
+    sequences, length, heads, dim = a["x"].shape
+    return {"rows": sequences * length, "positions": length, "heads": heads, "dim": dim}
+
+
+def _activation(a: Arguments, _: Results) -> dict[str, int]:
+    rows, columns = a["gate_up"].shape
+    return {"rows": rows, "columns": columns // 2}
+
+
+def _gate(a: Arguments, r: Results) -> dict[str, int]:
+    tokens, experts = a["logits"].shape
+    return {"tokens": tokens, "experts": experts, "top_k": a.get("top_k") or a["indices"].shape[1]}
+
+
+def _dispatch(a: Arguments, r: Results) -> dict[str, int]:
+    tokens, hidden = a["x"].shape
+    top_k = a["indices"].shape[1] if "indices" in a else 0
+    return {"tokens": tokens, "rows": r[0].shape[0], "hidden": hidden, "top_k": top_k}
+
+
+def _combine(a: Arguments, _: Results) -> dict[str, int]:
+    tokens, hidden = a["shared"].shape
+    top_k = a["weights_grad"].shape[1] if "weights_grad" in a else 0
+    return {"tokens": tokens, "rows": a["x"].shape[0], "hidden": hidden, "top_k": top_k}
+
+
+def _grouped(a: Arguments, _: Results) -> dict[str, int]:
+    return {
+        "rows": a["a"].shape[0],
+        "n": a["b"].shape[1],
+        "k": a["b"].shape[2],
+        "groups": a["b"].shape[0],
+    }
+
+
+_DESCRIPTIONS: dict[str, _Description] = {
+    "gemm": _Description(
+        "gemm",
+        lambda a, _: {"m": a["a"].shape[0], "n": a["b"].shape[0], "k": a["a"].shape[1]},
+        operand="a",
+    ),
+    "gemm_weight_grad": _Description(
+        "gemm",
+        lambda a, _: {"m": a["a"].shape[0], "n": a["b"].shape[0], "k": a["a"].shape[1]},
+        operand="a",
+        result="accumulator",
+        accumulate=True,
+    ),
+    "grouped_gemm": _Description("grouped_gemm", _grouped, operand="a"),
+    "grouped_gemm_weight_grad": _Description(
+        "grouped_gemm_weight_grad",
+        lambda a, _: {
+            "rows": a["a"].shape[1],
+            "m": a["a"].shape[0],
+            "n": a["b"].shape[0],
+            "groups": a["accumulator"].shape[0],
+        },
+        operand="a",
+        result="accumulator",
+        accumulate=True,
+    ),
+    "attention_forward": _Description("attention_forward", _attention, operand="q"),
+    "attention_backward_preprocess": _Description(
+        "attention_backward_preprocess", _attention_preprocess, operand="output"
+    ),
+    "attention_backward": _Description("attention_backward", _attention, operand="q"),
+    "quantize": _Description("quantize", _matrix()),
+    "quantize_transpose": _Description("quantize_transpose", _matrix()),
+    "grouped_quantize_transpose": _Description(
+        "grouped_quantize_transpose",
+        lambda a, r: _matrix()(a, r) | {"groups": a["group_sizes"].shape[0]},
+    ),
+    "quantize_transpose_gather": _Description(
+        "quantize_transpose_gather",
+        lambda a, _: {
+            "rows": a["row_source"].shape[0],
+            "tokens": a["x"].shape[0],
+            "columns": a["x"].shape[1],
+            "groups": a["group_sizes"].shape[0],
+        },
+    ),
+    "dequantize": _Description("dequantize", _matrix()),
+    "quantize_e5m6": _Description("quantize", _matrix(), out_dtype="e5m6"),
+    "dequantize_e5m6": _Description(
+        "dequantize",
+        lambda _, r: {"rows": r[0].shape[0], "columns": r[0].shape[1]},
+        operand="packed",
+        dtype="e5m6",
+    ),
+    "transpose": _Description("transpose", _matrix()),
+    "cast": _Description("cast", _flat_heads),
+    "copy": _Description("copy", _flat_heads, result="out"),
+    "broadcast_heads": _Description(
+        "broadcast_heads",
+        lambda a, _: {
+            "rows": a["out"].shape[0],
+            "heads": a["out"].shape[1],
+            "dim": a["out"].shape[2],
+        },
+        result="out",
+    ),
+    "sum_heads": _Description(
+        "sum_heads",
+        lambda a, _: {"rows": a["x"].shape[0], "heads": a["x"].shape[1], "dim": a["x"].shape[2]},
+    ),
+    "concat": _Description(
+        "concat",
+        lambda _, r: {"rows": r[0].shape[0], "columns": r[0].shape[1]},
+        operand="a",
+    ),
+    "add": _Description("add", _matrix("a"), operand="a"),
+    "scale": _Description("scale", _matrix()),
+    "rmsnorm": _Description("rmsnorm", _matrix()),
+    "rmsnorm_residual": _Description("rmsnorm_residual", _matrix("update"), operand="update"),
+    "rmsnorm_backward": _Description("rmsnorm_backward", _matrix()),
+    "rmsnorm_residual_backward": _Description(
+        "rmsnorm_residual_backward", _matrix("total"), operand="total"
+    ),
+    "rope": _Description("rope", _rope, result="x"),
+    "swiglu": _Description("swiglu", _activation, operand="gate_up"),
+    "weighted_swiglu": _Description("weighted_swiglu", _activation, operand="gate_up"),
+    "swiglu_quantize": _Description("swiglu", _activation, operand="gate_up"),
+    "weighted_swiglu_quantize": _Description("weighted_swiglu", _activation, operand="gate_up"),
+    "swiglu_quantize_transpose": _Description(
+        "swiglu_quantize_transpose", _activation, operand="gate_up"
+    ),
+    "swiglu_backward": _Description("swiglu_backward", _activation, operand="gate_up"),
+    "weighted_swiglu_forward_backward": _Description(
+        "weighted_swiglu_forward_backward", _activation, operand="gate_up"
+    ),
+    "gate": _Description("gate", _gate, operand="logits", out_dtype="float32"),
+    "gate_backward": _Description("gate_backward", _gate, operand="logits"),
+    "dispatch_layout": _Description(
+        "dispatch_layout",
+        lambda a, _: {
+            "tokens": a["indices"].shape[0],
+            "experts": a["experts"],
+            "top_k": a["indices"].shape[1],
+        },
+        operand="indices",
+        dtype="int64",
+        out_dtype="int32",
+    ),
+    "dispatch": _Description("dispatch", _dispatch),
+    "dispatch_cached": _Description("dispatch", _dispatch),
+    "combine": _Description("combine", _combine),
+    "combine_backward": _Description("combine", _combine),
+    "expert_mapping": _Description(
+        "expert_mapping",
+        lambda a, r: {
+            "tokens": a["indices"].shape[0],
+            "rows": r[0].shape[0],
+            "groups": r[3].shape[0],
+            "top_k": a["indices"].shape[1],
+        },
+        operand="indices",
+        dtype="int64",
+        out_dtype="int32",
+    ),
+    "permute": _Description(
+        "permute",
+        lambda a, r: {
+            "rows": r[0].shape[0],
+            "tokens": a["x"].shape[0],
+            "columns": a["x"].shape[1],
+        },
+    ),
+    "unpermute": _Description(
+        "unpermute",
+        lambda a, _: {
+            "rows": a["x"].shape[0],
+            "tokens": a["choice_rows"].shape[0],
+            "columns": a["x"].shape[1],
+            "top_k": a["choice_rows"].shape[1],
+        },
+    ),
+    "topk_weight_grad": _Description(
+        "topk_weight_grad",
+        lambda a, _: {
+            "rows": a["activated"].shape[0],
+            "tokens": a["choice_rows"].shape[0],
+            "columns": a["activated"].shape[1],
+            "top_k": a["choice_rows"].shape[1],
+        },
+        operand="activated",
+    ),
+    "embedding": _Description(
+        "embedding",
+        lambda _, r: {"rows": r[0].shape[0], "columns": r[0].shape[1]},
+        operand="table",
+    ),
+    "embedding_backward": _Description(
+        "embedding_backward", _matrix("grad"), operand="grad", result="table_grad", accumulate=True
+    ),
+    # -- inference only (decode_operators.py) ------------------------------------------------------
+    "batched_gemm_into": _Description(
+        "batched_gemm",
+        lambda a, _: {
+            "batch": a["a"].shape[0],
+            "m": a["a"].shape[1],
+            "n": a["b"].shape[1],
+            "k": a["a"].shape[2],
+        },
+        operand="a",
+        result="out",
+    ),
+    "rope_into": _Description("rope", _rope, result="out"),
+    "append_cache": _Description(
+        "copy",
+        lambda a, _: {"rows": a["latent"].shape[0], "columns": a["cache"].shape[-1]},
+        operand="latent",
+        result="cache",
+    ),
+    "mla_decode": _Description("mla_decode", _mla_decode, operand="q"),
+    "dispatch_send": _Description("quantize", _matrix()),
+    "dispatch_receive": _Description(
+        "copy",
+        lambda a, _: {"rows": a["rows"], "columns": a["values"].shape[1]},
+        operand="values",
+    ),
+    "masked_grouped_gemm": _Description(
+        "masked_grouped_gemm", lambda a, r: _grouped(a, r) | {"rows": a["rows"]}, operand="a"
+    ),
+    "masked_swiglu": _Description(
+        "swiglu",
+        lambda a, _: {"rows": a["rows"], "columns": a["gate_up"].shape[-1] // 2},
+        operand="gate_up",
+    ),
+    "combine_send": _Description(
+        "copy", lambda a, _: {"rows": a["rows"], "columns": a["x"].shape[-1]}
+    ),
+    "combine_receive": _Description(
+        "unpermute",
+        lambda a, _: {
+            "rows": a["weights"].numel(),
+            "tokens": a["weights"].shape[0],
+            "columns": a["x"].shape[-1],
+            "top_k": a["weights"].shape[1],
+        },
+    ),
+    "sample": _Description("sample", _matrix("logits"), operand="logits", out_dtype="int64"),
+    # -- loss --------------------------------------------------------------------------------------
+    "cross_entropy": _Description("cross_entropy", _matrix("logits"), operand="logits"),
+    "cross_entropy_backward": _Description(
+        "cross_entropy_backward", _matrix("logits"), operand="logits"
+    ),
+}
+"""Name of a custom operator -> its trace operator."""
+
+
+class Recorded(NamedTuple):
+    """One call of a custom operator."""
+
+    operator: Operator
+    bytes_read: int
+    """Bytes of the tensors that went in; of a whole table, where only some rows are read."""
+    bytes_written: int
+
+
+def describe_call(
+    func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+) -> Recorded:
+    """A custom operator (`func`, an OpOverload), its arguments and result -> a trace operator."""
+    schema = func._schema.arguments
+    arguments = dict(zip((argument.name for argument in schema), args, strict=False)) | dict(kwargs)
+    results: list[Tensor] = []
+    if result is not None:
+        results = [result] if isinstance(result, Tensor) else list(result)
+    description = _DESCRIPTIONS[func._schema.name.split("::")[1]]
+
+    read, written = 0, sum(map(_bytes, results))
+    for argument in schema:
+        value = arguments.get(argument.name)
+        if isinstance(value, Tensor):
+            if argument.name != "out":
+                read += _bytes(value)
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written += _bytes(value)
+
+    phase, segment, name, *recompute = arguments["site"].split(":")
+    result_tensor = arguments[description.result] if description.result else None
+    operator = Operator(
+        name=name,
+        kind=description.kind,
+        phase=phase,
+        segment=segment,
+        dtype=description.dtype or _DTYPES[arguments[description.operand].dtype],
+        out_dtype=description.out_dtype
+        or _DTYPES[(results[0] if result_tensor is None else result_tensor).dtype],
+        sizes=tuple(sorted(description.sizes(arguments, results).items())),
+        recompute=bool(recompute),
+        accumulate=description.accumulate,
+    )
+    assert {size for size, _ in operator.sizes} == set(KINDS[operator.kind].sizes), operator
+    return Recorded(operator, read, written)
+
+
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
