@@ -57,7 +57,7 @@ def run(
     started = time.perf_counter()
     from rich.console import Console
 
-    from simulator.analysis.metrics import training_metrics
+    from reports.jobs import JOB_REPORTS
     from simulator.execution.simulation import simulate
     from simulator.scenario import load_scenario
 
@@ -69,19 +69,16 @@ def run(
         check_replaceable(directory)
     with Console(stderr=True).status(f"simulating {loaded.name}") as status:
         result = simulate(loaded, unfold=unfold)
-        metrics = training_metrics(result)
+        report = JOB_REPORTS[loaded.job_name]()
+        metrics = report.metrics(result)
         metrics["wall_clock_s"] = time.perf_counter() - started
         if directory is not None:
-            from reports.training import write_training_run
-
             status.update(f"writing {directory}")
-            write_training_run(result, metrics, directory)
+            report.write(result, metrics, directory)
     if as_json:
         print(json.dumps(metrics, allow_nan=False))
         return
-    from reports.terminal import training_run_tables
-
-    _print(*training_run_tables(loaded.name, metrics))
+    _print(*report.tables(loaded.name, metrics))
     print(f"report: {directory}/report.html")
 
 

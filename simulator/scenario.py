@@ -28,6 +28,9 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.units import parse_quantity
 from reference_model.config import ModelConfig, parse_model_config, read_config_file
+from simulator.collective_job import CollectiveJob
+from simulator.fleet_job import FleetJob
+from simulator.serving_job import OffloadJob, ServingStepJob, TpotLimitJob
 from simulator.training_job import TrainingJob
 
 _T = TypeVar("_T")
@@ -57,34 +60,71 @@ class ScenarioFile(Profile):
     """The fields of a scenario file; model, cluster and calibration are names or fields in full."""
 
     description: str
-    model: str | dict[str, Any]
-    cluster: str | dict[str, Any]
-    calibration: str | dict[str, Any]
+    model: str | dict[str, Any] | None = None
+    cluster: str | dict[str, Any] | None = None
+    calibration: str | dict[str, Any] | None = None
     cost_model: str = "measured"
     """Name in simulator.hardware.costs.COST_MODELS."""
     seed: NonNegativeInt = 0
     training: TrainingJob | None = None
+    collective: CollectiveJob | None = None
+    serving_step: ServingStepJob | None = None
+    tpot_limit: TpotLimitJob | None = None
+    offload: OffloadJob | None = None
+    fleet: FleetJob | None = None
     published: tuple[PublishedFigure, ...] = ()
 
 
 NAMED = ("model", "cluster", "calibration")
 """Fields of a scenario that name a file of their own."""
 
-JOBS: dict[str, type[Profile]] = {"training": TrainingJob}
+JOBS: dict[str, type[Profile]] = {
+    "training": TrainingJob,
+    "collective": CollectiveJob,
+    "serving_step": ServingStepJob,
+    "tpot_limit": TpotLimitJob,
+    "offload": OffloadJob,
+    "fleet": FleetJob,
+}
 """Fields of a scenario that hold a job, and its type; a scenario has exactly one of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A validated scenario, with all that it names loaded."""
+    """A validated scenario, with all that it names loaded.
+
+    Which of model, cluster and calibration a scenario needs depends on its job; asking for one that
+    it does not name raises ValueError.
+    """
 
     name: str
+    where: str
+    """How messages call the file."""
+    job_name: str
+    """One of JOBS."""
     file: ScenarioFile
-    model: ModelConfig
-    cluster: ClusterProfile
-    calibration: CalibrationProfile
+    named_model: ModelConfig | None
+    named_cluster: ClusterProfile | None
+    named_calibration: CalibrationProfile | None
     resolved: Raw
     """The scenario as one self-contained mapping, units as text; loads to the same scenario."""
+
+    @property
+    def model(self) -> ModelConfig:
+        return self._needed("model", self.named_model)
+
+    @property
+    def cluster(self) -> ClusterProfile:
+        return self._needed("cluster", self.named_cluster)
+
+    @property
+    def calibration(self) -> CalibrationProfile:
+        return self._needed("calibration", self.named_calibration)
+
+    def _needed(self, field: str, value: _T | None) -> _T:
+        if value is None:
+            raise ValueError(f"{self.where}: {field} is missing; a {self.job_name} job needs it")
+        return value
 
 
 def known_scenarios() -> tuple[str, ...]:
@@ -114,7 +154,7 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
     job_changes = {
         path: value
         for path, value in changes.items()
-        if "." in path and path.split(".")[0] not in ("model", "cluster", "calibration")
+        if "." in path and path.split(".")[0] not in NAMED
     }
     raw = apply_overrides(raw, job_changes, where=where)
     file = validate(ScenarioFile, raw, where=where)
@@ -124,12 +164,16 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
             f"{where}: {len(jobs)} jobs given ({', '.join(jobs) or 'none'}); "
             f"allowed: exactly one of {', '.join(JOBS)}"
         )
+    model, cluster, calibration = (raw.get(root) for root in NAMED)
     return Scenario(
         name=path.stem,
+        where=where,
+        job_name=jobs[0],
         file=file,
-        model=parse_model_config(raw["model"], source=labels["model"]),
-        cluster=validate(ClusterProfile, raw["cluster"], where=labels["cluster"]),
-        calibration=validate(CalibrationProfile, raw["calibration"], where=labels["calibration"]),
+        named_model=model and parse_model_config(model, source=labels["model"]),
+        named_cluster=cluster and validate(ClusterProfile, cluster, where=labels["cluster"]),
+        named_calibration=calibration
+        and validate(CalibrationProfile, calibration, where=labels["calibration"]),
         resolved=raw,
     )
 
@@ -195,6 +239,8 @@ def _expand(raw: Raw, changes: dict[str, Any], *, where: str) -> tuple[Raw, dict
     labels: dict[str, str] = {}
     for root in NAMED:
         value = expanded.get(root)
+        if value is None and not any(path.startswith(f"{root}.") for path in changes):
+            continue
         if isinstance(value, str):
             expanded[root], labels[root] = _read_named(root, value)
         elif isinstance(value, dict):

@@ -7,6 +7,7 @@ is simulated.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import reference_model
 from hardware_profiles.schema import CalibrationProfile
@@ -138,10 +139,23 @@ def simulate_training(scenario: Scenario, *, unfold: bool = False) -> TrainingRu
     )
 
 
-def simulate(scenario: Scenario, *, unfold: bool = False) -> TrainingRun:
+def simulate(scenario: Scenario, *, unfold: bool = False) -> Any:
     """Run the job of a scenario; the same scenario gives the same run.
 
     Args:
-        unfold: simulate every operator of every rank instead of each distinct chunk once.
+        unfold: simulate every operator of every rank instead of each distinct chunk once; of a
+            training step only.
+
+    Returns:
+        The run type of the job: TrainingRun for "training".
+
+    Raises:
+        ValueError: anything that the user can mend.
     """
-    return simulate_training(scenario, unfold=unfold)
+    if unfold and scenario.job_name != "training":
+        raise ValueError(f"--unfold: a {scenario.job_name} job has nothing to unfold")
+    match scenario.job_name:
+        case "training":
+            return simulate_training(scenario, unfold=unfold)
+        case other:
+            raise AssertionError(f"job {other} is not simulated")

@@ -1,0 +1,42 @@
+"""What is shown of a run, by the kind of its job: metrics, tables for the terminal, files.
+
+A new kind of job adds one function here and a line in JOB_REPORTS. Imports stay inside the
+functions, so that a run loads only what its own job needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JobReport:
+    """How runs of one kind of job are shown. `run` is what `simulate` returned."""
+
+    metrics: Callable[[Any], Metrics]
+    """run -> the JSON names of the job."""
+    tables: Callable[[str, Mapping[str, Any]], list[Table]]
+    """(scenario name, metrics) -> tables for the terminal."""
+    write: Callable[[Any, Mapping[str, Any], Path], None]
+    """(run, metrics, directory): write the run directory, whole or not at all."""
+
+
+def _training() -> JobReport:
+    from reports.terminal import training_run_tables
+    from reports.training import write_training_run
+    from simulator.analysis.metrics import training_metrics
+
+    return JobReport(training_metrics, training_run_tables, write_training_run)
+
+
+JOB_REPORTS: Mapping[str, Callable[[], JobReport]] = {
+    "training": _training,
+}
