@@ -59,8 +59,7 @@ class DecodeBatch:
         for size, base, taken in zip(self.size, self._base, held, strict=True):
             if size:
                 room = (capacity - taken - base - all_steps * size) / (per_step * size)
-                if room < tightest:
-                    tightest = room
+                tightest = min(tightest, room)
         return tightest
 
     @property

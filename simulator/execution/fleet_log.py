@@ -121,6 +121,10 @@ class Block:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def where(self, mask: NDArray[np.bool_]) -> Block:
+        """The rows for which ``mask`` is true."""
+        return Block(self._fields, self.rows[mask])
+
 
 class FleetLog(Protocol):
     """Consumer of a fleet's rows."""

@@ -1,6 +1,7 @@
 """The fleet against queueing theory, conservation laws and hand-computed small cases."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,7 @@ def test_each_wait_equals_lindleys_recursion(cluster: ClusterProfile) -> None:
     rows = log.all_requests()
     ordered = rows.rows[np.argsort(rows["request"])]
     waits = [0.0]
-    for row, following in zip(ordered[:-1], ordered[1:], strict=True):
+    for row, following in pairwise(ordered):
         waits.append(max(0.0, waits[-1] + row[6] * 10e-6 - (following[1] - row[1])))
     assert ordered[:, 2] - ordered[:, 1] == pytest.approx(waits, abs=1e-9)
 

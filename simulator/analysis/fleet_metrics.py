@@ -1,0 +1,384 @@
+"""What a fleet run means: raw rows in while it runs, the named figures of its JSON out.
+
+FleetStatistics is the FleetLog that a run writes to. It keeps histograms and sums, no rows, so that
+memory does not grow with simulated time. Latencies are those of requests that arrive after the
+warm-up; rates and gaps between tokens are those of the window from the end of the warm-up to the
+last arrival, so that neither an empty service at the start nor the drain at the end counts (if all
+requests arrive within the warm-up, the window ends with the run).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from hardware_profiles.schema import ClusterProfile
+from simulator.analysis.streaming import Floats, LogHistogram, TimeBins
+from simulator.execution.fleet import FleetRun
+from simulator.execution.fleet_log import Block, Outcome
+from simulator.fleet_job import FleetJob
+
+_MILLION_TOKENS = 10**6
+_SPAN_POINTS = 4
+"""Points at which the slowly growing steps of one iteration are counted."""
+
+OVERLOAD_GROWTH = 0.05
+"""Share of the arriving requests that may add to the queue before it counts as growing."""
+
+DEFINITIONS: Mapping[str, str] = {
+    "ttft_s": "time to first token: from arrival to the end of the prefill that gives it",
+    "tpot_s": "time per output token of a request: (end - first token) / (output tokens - 1)",
+    "itl_s": "inter-token latency: all gaps between two tokens of a request, one population; "
+    "tokens accepted together from one step have gaps of 0",
+    "e2e_s": "from arrival to the last token",
+    "queueing_s": "from arrival to the start of the first prefill pass that computes some of it",
+    "decode_wait_s": "from the first token to the start of the first decode step",
+    "goodput_requests_per_second": "finished requests that meet the service level (TTFT and TPOT), "
+    "arriving in the window, per second of it",
+    "output_tokens_per_second_per_node": "tokens generated in the window per second and node that "
+    "decodes",
+    "input_tokens_per_second_per_node": "prompt tokens prefilled in the window, cached ones "
+    "included, per second and node that prefills",
+    "computed_input_tokens_per_second_per_node": "the same without cached tokens",
+    "tokens_per_second_per_user": "tokens after the first, over the time from first to last token, "
+    "both summed over requests",
+    "prefix_hit_rate": "cached share of the prompts' blocks; of their tokens where prompts have no "
+    "block hashes",
+    "kv_occupancy": "KV cache in use or set aside over capacity where requests decode, mean over "
+    "time",
+    "cost_usd_per_million_output_tokens": "GPUs in service x rent / output tokens of the window",
+    "nodes": "mean over the run of the nodes in service (and paid for)",
+    "littles_law_error": "mean number inside / (arrival rate x mean stay) - 1, over the whole run",
+    "verdict": "overloaded: in the second half of the window the queues take in more than "
+    f"{OVERLOAD_GROWTH:.0%} of the arrivals and a request waits longer than the TTFT limit; "
+    "backlogged: it waits longer than that limit on average, but the queues do not grow; stable: "
+    "neither",
+}
+"""What each figure means, to be printed beside it."""
+
+
+class FleetStatistics:
+    """Histograms, sums and time series of a fleet run, filled while it runs."""
+
+    def __init__(self, job: FleetJob) -> None:
+        self._job = job
+        self._warm_up_s = job.warm_up
+        self._window_end_s = math.inf
+        self.ttft = LogHistogram()
+        self.tpot = LogHistogram()
+        self.itl = LogHistogram()
+        self.e2e = LogHistogram()
+        self.queueing = LogHistogram()
+        self.decode_wait = LogHistogram()
+        self.good = 0
+        """Finished requests of the window that meet the service level."""
+        self.user_tokens = 0.0
+        self.user_seconds = 0.0
+        self.stay_seconds = 0.0
+        """Time inside the service, of all requests of the run."""
+        self.blocks = 0.0
+        self.hit_blocks = 0.0
+        self.prompt_tokens = 0.0
+        self.cached_tokens = 0.0
+        self.instances: dict[int, dict[str, float]] = {}
+        """Sums within the window, by instance number."""
+        self.series = TimeBins(
+            (
+                "output_tokens",
+                "input_tokens",
+                "batch_seconds",
+                "decode_seconds",
+                "kv_token_seconds",
+                "waiting_prefill",
+                "waiting_decode",
+                "in_system",
+                "samples",
+                "arrivals",
+            ),
+            width_s=job.sample_interval,
+        )
+        self._arrived = 0.0
+        decodes = "colocated" if "colocated" in job.pools else "decode"
+        first = 0
+        for name, pool in job.pools.items():
+            if name == decodes:
+                self._decoding = (first, first + pool.instances)
+            first += pool.instances
+
+    @property
+    def window_s(self) -> tuple[float, float]:
+        """Start and end of the window; the end is infinite until it is known."""
+        return self._warm_up_s, self._window_end_s
+
+    def arrivals_ended(self, now_s: float) -> None:
+        if now_s > self._warm_up_s:
+            self._window_end_s = now_s
+
+    def requests(self, block: Block) -> None:
+        arrival, end = block["arrival_s"], block["end_s"]
+        self.stay_seconds += float((end - arrival).sum())
+        counted = (block["outcome"] == Outcome.FINISHED) & (arrival >= self._warm_up_s)
+        rows = block.where(counted)
+        arrival, end, first = rows["arrival_s"], rows["end_s"], rows["first_token_s"]
+        ttft = first - arrival
+        later_tokens = rows["output_tokens"] - 1
+        several = later_tokens > 0
+        tpot = (end - first)[several] / later_tokens[several]
+        self.ttft.add(ttft)
+        self.tpot.add(tpot)
+        self.e2e.add(end - arrival)
+        self.queueing.add(rows["prefill_start_s"] - arrival)
+        decoded = rows["decode_start_s"] >= 0
+        self.decode_wait.add((rows["decode_start_s"] - first)[decoded])
+        self.user_tokens += float(later_tokens.sum())
+        self.user_seconds += float((end - first)[several].sum())
+        slow = np.zeros(len(rows))
+        slow[several] = tpot
+        limits = self._job.service_level
+        self.good += int(((ttft <= limits.ttft) & (slow <= limits.tpot)).sum())
+        self.blocks += float(rows["blocks"].sum())
+        self.hit_blocks += float(rows["hit_blocks"].sum())
+        self.prompt_tokens += float(rows["prompt_tokens"].sum())
+        self.cached_tokens += float(rows["cached_tokens"].sum())
+
+    def iterations(self, block: Block) -> None:
+        start, end = block["start_s"], block["end_s"]
+        span = end - start
+        inside = np.minimum(end, self._window_end_s) - np.maximum(start, self._warm_up_s)
+        share = np.where(span > 0, np.clip(inside / np.where(span > 0, span, 1.0), 0.0, 1.0), 0.0)
+        number = block["instance"].astype(np.int64)
+        sums = {
+            "busy_seconds": span,
+            "decode_seconds": np.where(block["batch"] > 0, span, 0.0),
+            "output_tokens": block["output_tokens"],
+            "prompt_tokens": block["prompt_tokens"],
+            "prefill_tokens": block["prefill_tokens"],
+            "kv_token_seconds": block["kv_tokens"] * span,
+            "batch_seconds": block["batch"] * span,
+        }
+        for name, values in sums.items():
+            for instance, total in enumerate(np.bincount(number, values * share)):
+                if total:
+                    kept = self.instances.setdefault(instance, dict.fromkeys(sums, 0.0))
+                    kept[name] += float(total)
+        decodes = (number >= self._decoding[0]) & (number < self._decoding[1])
+        self.series.add_over(
+            start,
+            end,
+            output_tokens=block["output_tokens"],
+            input_tokens=block["prompt_tokens"],
+            batch_seconds=sums["batch_seconds"],
+            decode_seconds=sums["decode_seconds"],
+            kv_token_seconds=np.where(decodes, sums["kv_token_seconds"], 0.0),
+        )
+        self._count_gaps(block.where((block["steps"] > 0) & (share > 0)))
+
+    def _count_gaps(self, rows: Block) -> None:
+        """Each request of a batch sees a gap at each step, but for the first step of a joiner."""
+        batch, steps = rows["batch"], rows["steps"]
+        self.itl.add(rows["first_step_s"], batch - rows["joined"])
+        several = rows.where(steps > 1)
+        later = several["steps"] - 1
+        mean = (several["end_s"] - several["start_s"] - several["first_step_s"]) / later
+        # Steps of one iteration grow linearly: its last one lies as far above their mean as its
+        # first below it.
+        half_range = several["last_step_s"] - mean
+        for point in range(_SPAN_POINTS):
+            position = (2 * point + 1) / _SPAN_POINTS - 1
+            self.itl.add(mean + position * half_range, several["batch"] * later / _SPAN_POINTS)
+        self.itl.add_zeros(float((batch * steps).sum()) * (self._job.tokens_per_step - 1))
+
+    def gaps(self, block: Block) -> None:
+        end = block["end_s"]
+        counted = (end >= self._warm_up_s) & (end <= self._window_end_s)
+        self.itl.add(block["gap_s"][counted])
+
+    def samples(self, block: Block) -> None:
+        time = block["time_s"]
+        arrived = np.diff(block["arrived"], prepend=self._arrived)
+        self._arrived = float(block["arrived"][-1])
+        self.series.add_at(
+            time,
+            waiting_prefill=block["waiting_prefill"],
+            waiting_decode=block["waiting_decode"],
+            in_system=block["in_system"],
+            samples=np.ones(len(time)),
+            arrivals=arrived,
+        )
+
+
+def fleet_metrics(
+    job: FleetJob, cluster: ClusterProfile, run: FleetRun, statistics: FleetStatistics
+) -> dict[str, Any]:
+    """The figures of a fleet run by their JSON names; None where there is nothing to measure.
+
+    wall_clock_s is added by whoever measures it.
+    """
+    start, end = statistics.window_s
+    end = min(end, run.end_s)
+    window = max(end - start, 0.0)
+    pools = {
+        name: _pool_figures(name, job, cluster, run=run, statistics=statistics, window_s=window)
+        for name in job.pools
+    }
+    prefill = pools.get("prefill") or pools["colocated"]
+    decode = pools.get("decode") or pools["colocated"]
+    output_rate = _per(_sum(statistics, "output_tokens"), window)
+    nodes = sum(pool["nodes"] for pool in pools.values())
+    dollars_per_second = nodes * cluster.node.gpus * cluster.gpu_price
+    rejected = sum(run.rejected.values())
+    figures: dict[str, Any] = {
+        "ttft_s": statistics.ttft.summary(),
+        "tpot_s": statistics.tpot.summary(),
+        "itl_s": statistics.itl.summary(),
+        "e2e_s": statistics.e2e.summary(),
+        "queueing_s": statistics.queueing.summary(),
+        "decode_wait_s": statistics.decode_wait.summary(),
+        "requests": {
+            "arrived": run.arrived,
+            "finished": run.finished,
+            "rejected": rejected,
+            "unfinished": run.unfinished,
+            "rejected_by_reason": dict(run.rejected),
+            "preemptions": run.preemptions,
+            "restarts": run.restarts,
+            "lines_skipped_malformed": run.read.malformed,
+            "lines_skipped_failed": run.read.failed,
+        },
+        "goodput_requests_per_second": _per(statistics.good, window),
+        "output_tokens_per_second": output_rate,
+        "output_tokens_per_second_per_node": _per(output_rate, decode["nodes"]),
+        "output_tokens_per_second_per_gpu": _per(output_rate, decode["nodes"] * cluster.node.gpus),
+        "input_tokens_per_second_per_node": _per(
+            _per(_sum(statistics, "prompt_tokens"), window), prefill["nodes"]
+        ),
+        "computed_input_tokens_per_second_per_node": _per(
+            _per(_sum(statistics, "prefill_tokens"), window), prefill["nodes"]
+        ),
+        "tokens_per_second_per_user": _per(statistics.user_tokens, statistics.user_seconds),
+        "prefix_hit_rate": _hit_rate(statistics),
+        "kv_occupancy": decode["kv_occupancy"],
+        "cost_usd_per_million_output_tokens": (
+            dollars_per_second / output_rate * _MILLION_TOKENS if output_rate else None
+        ),
+        "nodes": nodes,
+        "pools": pools,
+        "window_s": [start, end],
+        "simulated_s": run.end_s,
+        "littles_law_error": (
+            run.request_seconds / statistics.stay_seconds - 1 if statistics.stay_seconds else None
+        ),
+        **_verdict(job, statistics, start, end),
+        "service_level": {"ttft_s": job.service_level.ttft, "tpot_s": job.service_level.tpot},
+    }
+    return figures
+
+
+def fleet_time_series(
+    job: FleetJob, run: FleetRun, statistics: FleetStatistics
+) -> dict[str, list[float | None]]:
+    """Means over equal bins of time, from time 0 to the end of the run: {name: one value a bin}.
+
+    time_s is the start of a bin. A mean over nothing (no decode in the bin) is None.
+    """
+    series = statistics.series
+    used = int(np.searchsorted(series.starts_s, run.end_s, side="left")) or 1
+    width = np.minimum(series.width_s, np.maximum(run.end_s - series.starts_s, 0.0))
+    capacity = sum(i.kv_capacity_tokens for i in run.instances if i.pool != "prefill")
+
+    def ratio(name: str, over: Floats) -> list[float | None]:
+        values = series[name][:used]
+        return [
+            float(value / base) if base > 0 else None
+            for value, base in zip(values, over[:used], strict=True)
+        ]
+
+    return {
+        "time_s": [float(value) for value in series.starts_s[:used]],
+        "arrivals_per_second": ratio("arrivals", width),
+        "output_tokens_per_second": ratio("output_tokens", width),
+        "input_tokens_per_second": ratio("input_tokens", width),
+        "batch": ratio("batch_seconds", series["decode_seconds"]),
+        "kv_occupancy": ratio("kv_token_seconds", width * capacity),
+        "waiting_prefill": ratio("waiting_prefill", series["samples"]),
+        "waiting_decode": ratio("waiting_decode", series["samples"]),
+        "in_system": ratio("in_system", series["samples"]),
+    }
+
+
+def _pool_figures(
+    name: str,
+    job: FleetJob,
+    cluster: ClusterProfile,
+    *,
+    run: FleetRun,
+    statistics: FleetStatistics,
+    window_s: float,
+) -> dict[str, Any]:
+    members = {n: i for n, i in enumerate(run.instances) if i.pool == name}
+    in_service = sum(instance.in_service_s for instance in members.values())
+    # Instances in service, as a mean over the run.
+    active = in_service / run.end_s if run.end_s else float(len(members))
+    sums = {
+        key: _sum(statistics, key, members)
+        for key in ("busy_seconds", "batch_seconds", "decode_seconds", "kv_token_seconds")
+    }
+    capacity = sum(instance.kv_capacity_tokens for instance in members.values())
+    return {
+        "instances": active,
+        "nodes": active * job.pools[name].gpus_per_instance / cluster.node.gpus,
+        "utilisation": _per(sums["busy_seconds"], window_s * active),
+        "mean_batch_per_instance": _per(sums["batch_seconds"], sums["decode_seconds"]),
+        "kv_occupancy": _per(sums["kv_token_seconds"], capacity * window_s),
+        "kv_capacity_tokens": capacity,
+    }
+
+
+def _verdict(
+    job: FleetJob, statistics: FleetStatistics, start_s: float, end_s: float
+) -> dict[str, Any]:
+    """Whether the service keeps up with its requests in the window, and what that rests on."""
+    series = statistics.series
+    middle = (start_s + end_s) / 2
+    starts = series.starts_s
+    # Bins that lie in the second half and hold samples.
+    chosen = (starts >= middle) & (starts < end_s) & (series["samples"] > 0)
+    in_window = (starts >= start_s) & (starts < end_s)
+    seconds = float(in_window.sum()) * series.width_s
+    rate = _per(float(series["arrivals"][in_window].sum()), seconds)
+    if chosen.sum() < 2 or not rate:
+        return {"verdict": None, "waiting_growth": None, "mean_wait_s": None}
+    samples = series["samples"][chosen]
+    waiting = (series["waiting_prefill"][chosen] + series["waiting_decode"][chosen]) / samples
+    slope = float(np.polyfit(starts[chosen] - middle, waiting, 1)[0])
+    growth = slope / rate
+    # Little's law for the queues: mean wait = mean number waiting / arrival rate.
+    wait = float(waiting.mean()) / rate
+    late = wait > job.service_level.ttft
+    if late and growth > OVERLOAD_GROWTH:
+        verdict = "overloaded"
+    else:
+        verdict = "backlogged" if late else "stable"
+    return {"verdict": verdict, "waiting_growth": growth, "mean_wait_s": wait}
+
+
+def _hit_rate(statistics: FleetStatistics) -> float | None:
+    if statistics.blocks:
+        return statistics.hit_blocks / statistics.blocks
+    return _per(statistics.cached_tokens, statistics.prompt_tokens)
+
+
+def _sum(statistics: FleetStatistics, name: str, members: Collection[int] | None = None) -> float:
+    """Sum of a figure over the instances of ``members``, or all."""
+    return sum(
+        sums[name]
+        for number, sums in statistics.instances.items()
+        if members is None or number in members
+    )
+
+
+def _per(value: float | None, base: float) -> float | None:
+    return value / base if value is not None and base > 0 else None

@@ -1,0 +1,221 @@
+"""Metrics of fleets against what the raw rows of the same run say."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hardware_profiles.schema import ClusterProfile, load_cluster
+from simulator.analysis.fleet_metrics import (
+    DEFINITIONS,
+    FleetStatistics,
+    fleet_metrics,
+    fleet_time_series,
+)
+from simulator.execution.fleet import FleetRun, run_fleet
+from simulator.execution.fleet_log import CollectedLog, Outcome
+from simulator.execution.step_times import AffineStepTimes
+from simulator.fleet_job import AffineStepTimes as AffineCoefficients
+from simulator.fleet_job import FleetJob
+
+STEP_TIMES = {
+    "decode_fixed": "10 ms",
+    "decode_per_request": "100 us",
+    "decode_per_context_token": "1 us",
+    "prefill_fixed": "5 ms",
+    "prefill_per_token": "20 us",
+    "prefill_per_attended_token": "10 ns",
+    "kv_capacity_tokens": 20_000,
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> ClusterProfile:
+    return load_cluster("h800_2048")
+
+
+def make_job(rate: str, count: int = 600, **changes: Any) -> FleetJob:
+    pool = {
+        "instances": 1,
+        "gpus_per_instance": 8,
+        "ranks": 2,
+        "step_times": STEP_TIMES,
+        "max_batch": 64,
+        "tokens_per_pass": 512,
+    }
+    return FleetJob.model_validate(
+        {
+            "requests": {
+                "synthetic": {
+                    "arrivals": "poisson",
+                    "rate": rate,
+                    "count": count,
+                    "prompt_tokens": {"kind": "exponential", "mean": 300},
+                    "output_tokens": {"kind": "exponential", "mean": 40},
+                }
+            },
+            "prefill": pool,
+            "decode": pool,
+            "kv_bytes_per_token": "70272 B",
+            "kv_transfer": {"latency": "10 us"},
+            "service_level": {"ttft": "200 ms", "tpot": "15 ms"},
+            "warm_up": "5 s",
+            "sample_interval": "250 ms",
+            **changes,
+        }
+    )
+
+
+def run(
+    job: FleetJob, cluster: ClusterProfile
+) -> tuple[dict[str, Any], FleetRun, CollectedLog, FleetStatistics]:
+    """Run the same job twice: once with statistics, once with all rows kept."""
+    times = {
+        name: AffineStepTimes(AffineCoefficients.model_validate(STEP_TIMES)) for name in job.pools
+    }
+    statistics, rows = FleetStatistics(job), CollectedLog()
+    result = run_fleet(job, times, cluster, seed=0, log=statistics)
+    run_fleet(job, times, cluster, seed=0, log=rows)
+    return fleet_metrics(job, cluster, result, statistics), result, rows, statistics
+
+
+def token_gaps(rows: CollectedLog) -> list[float]:
+    """Every gap between two tokens, one by one, from iterations and gaps."""
+    gaps = list(rows.all_gaps()["gap_s"])
+    iterations = rows.all_iterations()
+    for row in iterations.rows:
+        start, end, steps, batch, joined, first, last = row[[1, 2, 3, 4, 5, 7, 8]]
+        if not steps:
+            continue
+        gaps += [first] * int(batch - joined)
+        if steps > 1:
+            mean = (end - start - first) / (steps - 1)
+            later = np.linspace(2 * mean - last, last, int(steps - 1))
+            gaps += list(np.repeat(later, int(batch)))
+    return gaps
+
+
+def test_latencies_are_those_of_requests_after_the_warm_up(cluster: ClusterProfile) -> None:
+    metrics, _, log, _ = run(make_job("20 Hz"), cluster)
+    rows = log.all_requests()
+    rows = rows.where((rows["arrival_s"] >= 5.0) & (rows["outcome"] == Outcome.FINISHED))
+    ttft = rows["first_token_s"] - rows["arrival_s"]
+    assert metrics["ttft_s"]["count"] == len(rows)
+    assert metrics["ttft_s"]["mean"] == pytest.approx(ttft.mean())
+    assert metrics["ttft_s"]["p99"] == pytest.approx(
+        np.quantile(ttft, 0.99, method="inverted_cdf"), rel=1e-3
+    )
+    several = rows.where(rows["output_tokens"] > 1)
+    tpot = (several["end_s"] - several["first_token_s"]) / (several["output_tokens"] - 1)
+    assert metrics["tpot_s"]["count"] == len(several)
+    assert metrics["tpot_s"]["mean"] == pytest.approx(tpot.mean())
+    assert metrics["e2e_s"]["mean"] == pytest.approx((rows["end_s"] - rows["arrival_s"]).mean())
+
+
+def test_the_gaps_of_all_requests_sum_to_their_times_between_first_and_last_token(
+    cluster: ClusterProfile,
+) -> None:
+    job = make_job("20 Hz", warm_up="0 s", horizon="1 h")
+    metrics, _, log, _ = run(job, cluster)
+    rows = log.all_requests()
+    gaps = token_gaps(log)
+    assert len(gaps) == int((rows["output_tokens"] - 1).sum())
+    assert sum(gaps) == pytest.approx(float((rows["end_s"] - rows["first_token_s"]).sum()))
+    # The window leaves out only the drain after the last arrival.
+    assert metrics["itl_s"]["count"] == pytest.approx(len(gaps), rel=0.05)
+    assert metrics["itl_s"]["p50"] == pytest.approx(np.quantile(gaps, 0.5), rel=0.02)
+
+
+def test_rates_are_the_tokens_of_the_window(cluster: ClusterProfile) -> None:
+    metrics, result, log, _ = run(make_job("20 Hz"), cluster)
+    start, end = metrics["window_s"]
+    assert (start, end) == (5.0, result.last_arrival_s)
+    rows = log.all_iterations()
+    share = np.clip(
+        (np.minimum(rows["end_s"], end) - np.maximum(rows["start_s"], start))
+        / (rows["end_s"] - rows["start_s"]),
+        0,
+        1,
+    )
+    tokens = float((rows["output_tokens"] * share).sum())
+    assert metrics["output_tokens_per_second"] == pytest.approx(tokens / (end - start))
+    assert metrics["output_tokens_per_second_per_node"] == pytest.approx(tokens / (end - start))
+    # 16 GPUs at 2 USD an hour.
+    dollars = 16 * 2 / 3600 / (tokens / (end - start)) * 1e6
+    assert metrics["cost_usd_per_million_output_tokens"] == pytest.approx(dollars)
+
+
+def test_littles_law_holds_between_two_independent_counts(cluster: ClusterProfile) -> None:
+    metrics, *_ = run(make_job("20 Hz"), cluster)
+    assert metrics["littles_law_error"] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rate", "count", "verdict"),
+    [("20 Hz", 1500, "stable"), ("400 Hz", 6000, "overloaded")],
+)
+def test_the_verdict_tells_a_service_that_keeps_up_from_one_that_does_not(
+    cluster: ClusterProfile, rate: str, count: int, verdict: str
+) -> None:
+    metrics, *_ = run(make_job(rate, count, warm_up="1 s"), cluster)
+    assert metrics["verdict"] == verdict
+
+
+def test_a_queue_that_is_long_but_does_not_grow_is_a_backlog(cluster: ClusterProfile) -> None:
+    """40 users without think time keep about the same queue before a slow service."""
+    closed = {
+        "synthetic": {
+            "arrivals": "closed_loop",
+            "users": 40,
+            "think_time": "0 s",
+            "count": 2000,
+            "prompt_tokens": {"kind": "constant", "mean": 300},
+            "output_tokens": {"kind": "constant", "mean": 2},
+        }
+    }
+    job = make_job(
+        "20 Hz", requests=closed, service_level={"ttft": "1 ms", "tpot": "15 ms"}, warm_up="1 s"
+    )
+    metrics, *_ = run(job, cluster)
+    assert metrics["verdict"] == "backlogged"
+
+
+def test_goodput_counts_only_requests_within_both_limits(cluster: ClusterProfile) -> None:
+    job = make_job("40 Hz")
+    metrics, _, log, _ = run(job, cluster)
+    rows = log.all_requests()
+    rows = rows.where(rows["arrival_s"] >= 5.0)
+    ttft = rows["first_token_s"] - rows["arrival_s"]
+    later = np.maximum(rows["output_tokens"] - 1, 1)
+    tpot = (rows["end_s"] - rows["first_token_s"]) / later
+    start, end = metrics["window_s"]
+    good = int(((ttft <= 0.2) & (tpot <= 0.015)).sum())
+    assert 0 < good < len(rows)
+    assert metrics["goodput_requests_per_second"] == pytest.approx(good / (end - start))
+
+
+def test_the_time_series_adds_up_to_the_run(cluster: ClusterProfile) -> None:
+    job = make_job("20 Hz")
+    _, result, log, statistics = run(job, cluster)
+    series = fleet_time_series(job, result, statistics)
+    width = statistics.series.width_s
+    ends = np.minimum(np.array(series["time_s"]) + width, result.end_s)
+    seconds = ends - np.array(series["time_s"])
+    tokens = float(np.array(series["output_tokens_per_second"]) @ seconds)
+    assert tokens == pytest.approx(float(log.all_iterations()["output_tokens"].sum()))
+    assert all(value is None or 0 <= value <= 1 for value in series["kv_occupancy"])
+
+
+def test_every_headline_figure_has_a_definition(cluster: ClusterProfile) -> None:
+    metrics, *_ = run(make_job("20 Hz"), cluster)
+    assert set(DEFINITIONS) <= set(metrics)
+
+
+def test_a_run_in_which_nothing_finishes_has_figures_without_values(
+    cluster: ClusterProfile,
+) -> None:
+    job = make_job("20 Hz", horizon="1 ms", warm_up="0 s")
+    metrics, *_ = run(job, cluster)
+    assert metrics["ttft_s"]["count"] == 0
+    assert metrics["ttft_s"]["p99"] is None
+    assert metrics["tokens_per_second_per_user"] is None
