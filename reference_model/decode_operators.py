@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from reference_model.kernels import load_backend
-from reference_model.operators import _operator, _quantize_fake
+from reference_model.operators.casts import quantize_fake
+from reference_model.operators.registration import operator
 
 
-@_operator(fake=None, mutates=("out",))
+@operator(fake=None, mutates=("out",))
 def batched_gemm_into(a: Tensor, b: Tensor, out: Tensor, *, site: str) -> None:
     """a [batch, m, k] times b [batch, n, k] transposed into out [batch, m, n], one product a head;
     all of them may be strided."""
     out.copy_(torch.bmm(a.float(), b.float().mT))
 
 
-@_operator(fake=None, mutates=("out",))
+@operator(fake=None, mutates=("out",))
 def rope_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, site: str) -> None:
     """Rotate x [S, Q, heads, dim] by the angles of its positions into out of the same shape;
     cos, sin are float32 [Q, dim / 2] or, where sequences stand at different positions,
@@ -31,7 +32,7 @@ def rope_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, site: str) ->
     out.copy_(turned.flatten(-2))
 
 
-@_operator(fake=None, mutates=("cache",))
+@operator(fake=None, mutates=("cache",))
 def append_cache(
     latent: Tensor, key: Tensor, positions: Tensor, cache: Tensor, *, site: str
 ) -> None:
@@ -48,7 +49,7 @@ def _mla_decode_fake(
     return out, q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@_operator(fake=_mla_decode_fake)
+@operator(fake=_mla_decode_fake)
 def mla_decode(
     q: Tensor, cache: Tensor, lengths: Tensor, *, latent_dim: int, scale: float, site: str
 ) -> tuple[Tensor, Tensor]:
@@ -75,10 +76,10 @@ def _dispatch_send_fake(
 ) -> tuple[Tensor, Tensor]:
     if not fp8:
         return torch.empty_like(x), x.new_empty((x.shape[0], 0), dtype=torch.float32)
-    return _quantize_fake(x)
+    return quantize_fake(x)
 
 
-@_operator(fake=_dispatch_send_fake)
+@operator(fake=_dispatch_send_fake)
 def dispatch_send(
     x: Tensor, indices: Tensor, *, fp8: bool, kernels: str, site: str
 ) -> tuple[Tensor, Tensor]:
@@ -108,7 +109,7 @@ def _dispatch_receive_fake(
     )
 
 
-@_operator(fake=_dispatch_receive_fake)
+@operator(fake=_dispatch_receive_fake)
 def dispatch_receive(
     values: Tensor,
     scales: Tensor,
@@ -145,7 +146,7 @@ def dispatch_receive(
     return packed, packed_scales, counts, source
 
 
-@_operator(
+@operator(
     fake=lambda a, b, *_, out_dtype, **__: a.new_empty(
         (a.shape[0], a.shape[1], b.shape[1]), dtype=out_dtype
     )
@@ -187,7 +188,7 @@ def _masked_swiglu_fake(
     )
 
 
-@_operator(fake=_masked_swiglu_fake)
+@operator(fake=_masked_swiglu_fake)
 def masked_swiglu(
     gate_up: Tensor, group_rows: Tensor, *, rows: int, fp8: bool, kernels: str, site: str
 ) -> tuple[Tensor, Tensor]:
@@ -213,14 +214,14 @@ def masked_swiglu(
     return values, scales
 
 
-@_operator(fake=lambda x, _counts, **_: x.new_empty((x.shape[0], x.shape[1], x.shape[2])))
+@operator(fake=lambda x, _counts, **_: x.new_empty((x.shape[0], x.shape[1], x.shape[2])))
 def combine_send(x: Tensor, group_rows: Tensor, *, rows: int, site: str) -> Tensor:
     """Copy the filled rows of x [E, P, H] into the send buffer and post them to the ranks of their
     tokens -> the buffer."""
     return x.clone()
 
 
-@_operator(
+@operator(
     fake=lambda x, _source, weights, _counts, **_: x.new_empty((weights.shape[0], x.shape[2])),
 )
 def combine_receive(
@@ -236,7 +237,7 @@ def combine_receive(
     return total.to(x.dtype)
 
 
-@_operator(fake=lambda logits, **_: logits.new_empty((logits.shape[0],), dtype=torch.int64))
+@operator(fake=lambda logits, **_: logits.new_empty((logits.shape[0],), dtype=torch.int64))
 def sample(logits: Tensor, *, site: str) -> Tensor:
     """logits [T, V] -> the most likely token of each, int64 [T]."""
     return logits.argmax(dim=1)

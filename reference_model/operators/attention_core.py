@@ -1,0 +1,88 @@
+"""Causal attention of decompressed queries, keys and values, forward and backward."""
+
+import torch
+from torch import Tensor
+
+from reference_model.operators.registration import operator
+
+
+def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Causal scores of one sequence, float32: q, k [length, heads, dim] -> [heads, query, key]."""
+    scores = torch.einsum("qhd,khd->hqk", q.float(), k.float()) * scale
+    visible = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device)
+    visible = visible.tril(scores.shape[2] - scores.shape[1])  # queries are the last of the keys
+    return scores.masked_fill(~visible, float("-inf"))
+
+
+def _attention_forward_fake(q: Tensor, k: Tensor, v: Tensor, **_: object) -> tuple[Tensor, Tensor]:
+    sequences, length, heads, _dim = q.shape
+    out = q.new_empty((sequences, length, heads, v.shape[3]))
+    return out, q.new_empty((sequences, heads, length), dtype=torch.float32)
+
+
+@operator(fake=_attention_forward_fake)
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, site: str
+) -> tuple[Tensor, Tensor]:
+    """Causal attention: q, k [sequences, length, heads, qk_dim], v [..., v_dim] -> like v, and the
+    log-sum-exp of each row, float32 [sequences, heads, length]."""
+    outs, sums = [], []
+    for q_s, k_s, v_s in zip(q, k, v, strict=True):
+        scores = _scores(q_s, k_s, scale)
+        log_sum = scores.logsumexp(dim=2)
+        weights = torch.exp(scores - log_sum[:, :, None])
+        outs.append(torch.einsum("hqk,khd->qhd", weights, v_s.float()).to(q.dtype))
+        sums.append(log_sum)
+    return torch.stack(outs), torch.stack(sums)
+
+
+def _attention_preprocess_fake(
+    output: Tensor, out_grad: Tensor, *, qk_dim: int, **_: object
+) -> tuple[Tensor, Tensor]:
+    sequences, length, heads, _dim = output.shape
+    delta = output.new_empty((sequences, heads, length), dtype=torch.float32)
+    return delta, output.new_empty((sequences, length, heads, qk_dim), dtype=torch.float32)
+
+
+@operator(fake=_attention_preprocess_fake)
+def attention_backward_preprocess(
+    output: Tensor, out_grad: Tensor, *, qk_dim: int, site: str
+) -> tuple[Tensor, Tensor]:
+    """Sums of output x out_grad over v_dim, float32 [sequences, heads, length], and an accumulator
+    of the query gradient filled with zeros, float32 [sequences, length, heads, qk_dim]."""
+    delta = torch.einsum("sqhd,sqhd->shq", output.float(), out_grad.float())
+    return delta.contiguous(), torch.zeros(
+        (*output.shape[:3], qk_dim), dtype=torch.float32, device=output.device
+    )
+
+
+def _attention_backward_fake(
+    q_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object
+) -> tuple[Tensor, Tensor]:
+    return k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+@operator(fake=_attention_backward_fake, mutates=("q_grad",))
+def attention_backward(  # noqa: PLR0917 - custom operators take tensors by position
+    q_grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out_grad: Tensor,
+    log_sum: Tensor,
+    delta: Tensor,
+    *,
+    scale: float,
+    site: str,
+) -> tuple[Tensor, Tensor]:
+    """Adds dQ into q_grad (float32) and returns dK, dV like k and v, contiguous."""
+    k_grads, v_grads = [], []
+    for s in range(q.shape[0]):
+        weights = torch.exp(_scores(q[s], k[s], scale) - log_sum[s][:, :, None])
+        grad = out_grad[s].float()
+        v_grads.append(torch.einsum("hqk,qhd->khd", weights, grad).to(v.dtype))
+        weights_grad = torch.einsum("qhd,khd->hqk", grad, v[s].float())
+        scores_grad = weights * (weights_grad - delta[s][:, :, None]) * scale
+        q_grad[s] += torch.einsum("hqk,khd->qhd", scores_grad, k[s].float())
+        k_grads.append(torch.einsum("hqk,qhd->khd", scores_grad, q[s].float()).to(k.dtype))
+    return torch.stack(k_grads), torch.stack(v_grads)
