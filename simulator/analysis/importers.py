@@ -138,12 +138,10 @@ def _launches(
     )
     taken = max((trace.kernels[i].blocks for i in exchange), default=0)
     gap = _gap(trace, spans)
-    members: dict[tuple[str, int, Operator | int], list[int]] = defaultdict(list)
+    members: dict[tuple[tuple[str, int, int], Operator], list[int]] = defaultdict(list)
     for index, place in enumerate(mapped):
         if place.operator is not None:
-            # Outside annotations nothing says which kernels belong together.
-            own = place.operator if place.annotation else index
-            members[*place.launch, own].append(index)
+            members[place.launch, place.operator].append(index)
     launches: list[_Launch] = []
     zero: set[str] = set()
     for chosen in members.values():

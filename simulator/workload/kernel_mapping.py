@@ -64,7 +64,8 @@ class KernelRule(Profile):
     match: str
     """Regular expression, found anywhere in the kernel's name."""
     annotation: str | None = None
-    """User annotation that the launch lies in."""
+    """User annotation that the launch lies in. What such rules give the same name in one occurrence
+    of an annotation is one launch of that operator; without an annotation each kernel is one."""
     host: str | None = None
     """Regular expression on the innermost host operator around the launch."""
     operator: str | None = None
@@ -190,8 +191,9 @@ class MappedKernel:
     """Name in the mapping's tables; the kernel's own name where no rule covers it."""
     operator: Operator | None
     """None where unmapped."""
-    launch: tuple[str, int]
-    """(label of the operator, occurrence): kernels with the same one are one launch of it."""
+    launch: tuple[str, int, int]
+    """(label of the operator, occurrence of the annotation, kernel where it is a launch of its own,
+    otherwise -1): kernels with the same one are one launch of the operator."""
     annotation: str
     """Innermost user annotation that the mapping names; empty for none."""
     role: Role
@@ -203,13 +205,13 @@ class MappedKernel:
 def map_kernels(trace: Trace, mapping: KernelMapping) -> tuple[MappedKernel, ...]:
     """What each kernel of the trace is, in the trace's order."""
     places = _places(trace, mapping)
-    labels, reasons = _labels(trace, mapping, places)
+    labels, reasons, alone = _labels(trace, mapping, places)
     variables = _variables(trace, mapping, places)
     part_of = {part: main for main, parts in mapping.together.items() for part in parts}
     operators: list[Operator | None] = [None] * len(labels)
-    owners = list(labels)
-    last: dict[tuple[int, str], list[tuple[Operator, str]]] = defaultdict(list)
-    """{(occurrence, pass): operators launched so far}"""
+    launches = [(label, places[i].occurrence, i) for i, label in enumerate(labels)]
+    last: dict[tuple[int, str], list[tuple[Operator, tuple[str, int, int]]]] = defaultdict(list)
+    """{(occurrence, pass): operators launched so far, with their launch}"""
     for index in sorted(range(len(labels)), key=lambda i: (places[i].call_index, i)):
         place, label = places[index], labels[index]
         if reasons[index]:
@@ -221,7 +223,7 @@ def map_kernels(trace: Trace, mapping: KernelMapping) -> tuple[MappedKernel, ...
             if host is None:
                 reasons[index] = f"nothing of {', '.join(kinds)} launched before it"
             else:
-                operators[index], owners[index] = host
+                operators[index], launches[index] = host
             continue
         owner = part_of.get(label, label)
         entry = mapping.operators.get(owner)
@@ -237,13 +239,15 @@ def map_kernels(trace: Trace, mapping: KernelMapping) -> tuple[MappedKernel, ...
         except ValueError as error:
             reasons[index] = str(error)
             continue
-        operators[index], owners[index] = _operator(owner, entry, sizes), owner
-        last[passed].append((_operator(owner, entry, sizes), owner))
+        operator = _operator(owner, entry, sizes)
+        operators[index] = operator
+        launches[index] = (owner, place.occurrence, index if alone[index] else -1)
+        last[passed].append((operator, launches[index]))
     return tuple(
         MappedKernel(
             label=labels[index],
             operator=operators[index],
-            launch=(owners[index], place.occurrence),
+            launch=launches[index],
             annotation=place.annotation,
             role=_role(kernel, mapping),
             polled=_matches(mapping.polled, kernel.name),
@@ -346,10 +350,12 @@ def _innermost(
 
 def _labels(
     trace: Trace, mapping: KernelMapping, places: Sequence[_Place]
-) -> tuple[list[str], list[str]]:
-    """(label, reason for none) of each kernel, by the first rule that covers it."""
+) -> tuple[list[str], list[str], list[bool]]:
+    """(label, reason for none, whether it is a launch of its own) of each kernel, by the first rule
+    that covers it."""
     labels = [kernel.name for kernel in trace.kernels]
     reasons = ["no rule of the mapping matches its name"] * len(labels)
+    alone = [False] * len(trace.kernels)
     rules = [(rule, re.compile(rule.match)) for rule in mapping.kernels]
     groups: dict[tuple[int, str, int], list[int]] = defaultdict(list)
     matching: dict[tuple[str, str], list[int]] = {}
@@ -381,8 +387,8 @@ def _labels(
                 reasons[index] = why
             continue
         for index, name in zip(members, names, strict=True):
-            labels[index], reasons[index] = name, ""
-    return labels, reasons
+            labels[index], reasons[index], alone[index] = name, "", rule.annotation is None
+    return labels, reasons, alone
 
 
 def _variables(

@@ -157,7 +157,7 @@ class Trace:
     @property
     def measured_span_s(self) -> Seconds:
         ends = [s + k.seconds for s, k in zip(self.kernel_start_s, self.kernels, strict=True)]
-        return max(ends, default=0.0)
+        return float(max(ends, default=0.0))
 
 
 def load_trace(path: str | Path) -> Trace:

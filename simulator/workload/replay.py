@@ -431,7 +431,8 @@ def _forks(steps: Sequence[_Step], main: int) -> dict[int, tuple[int, int]]:
 def _record_points(steps: Sequence[_Step], main: int) -> list[tuple[int, int]]:
     """[(position of the launch, kernel)] after which launching onto the main stream paused."""
     points = []
-    for step, following in zip(steps, [*steps[1:], None], strict=True):
+    for number, step in enumerate(steps):
+        following = steps[number + 1] if number + 1 < len(steps) else None
         if step.kernel is not None and step.stream == main:
             same = following is not None and following.stream == main
             if not (same and following is not None and following.thread == step.thread):
