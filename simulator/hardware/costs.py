@@ -57,15 +57,17 @@ from simulator.hardware.kernel_curves import (
     FamilyModel,
     Rows,
 )
-from simulator.hardware.roofline import ideal_seconds, is_tensor, least_seconds
+from simulator.hardware.roofline import batch_of, ideal_batch_seconds, is_tensor, least_seconds
 
 Array = NDArray[np.float64]
-Family = tuple[str, str, str]
-"""(kind, operand type, result type)."""
+Family = tuple[str, str, str, bool]
+"""(kind, operand type, result type, whether it adds into the result)."""
 ValueT = TypeVar("ValueT", int, bool)
 
 NORMAL_80 = 1.2816
 """Half-width of the central 80 % of a normal distribution, in standard deviations."""
+CHUNK = 32768
+"""Distinct operators predicted at once: bounds the memory of their distances to all rows."""
 
 
 class NotCalibrated(Exception):
@@ -120,7 +122,7 @@ class KernelCostModel:
         for row in rows:
             _check(row)
             if row.kind not in ALL_TO_ALL_KINDS:
-                sets = grouped.setdefault((row.kind, row.dtype, row.out_dtype), {})
+                sets = grouped.setdefault(_family(_operator(row)), {})
                 sets.setdefault(row.kernel_set, []).append(row)
         if not grouped:
             raise NotCalibrated(
@@ -176,7 +178,9 @@ class KernelCostModel:
         """
         if not hasattr(self, "families_"):
             raise NotCalibrated("KernelCostModel: predict needs fit first")
-        # Name and phase do not change a kernel's time, so equal kernels share one place.
+        # Name and phase do not change a kernel's time, so equal kernels share one place. One object
+        # given many times is known by its identity, without comparing its sizes.
+        seen: dict[tuple[int, int, bool], int] = {}
         index: dict[tuple[object, ...], int] = {}
         groups: dict[tuple[bool, Family], list[tuple[int, Operator, int]]] = {}
         places = np.empty(len(operators), dtype=np.intp)
@@ -188,7 +192,12 @@ class KernelCostModel:
             strict=True,
         )
         for place, (op, op_sms, beside) in enumerate(conditions):
-            key = (op.kind, op.dtype, op.out_dtype, op.sizes, op.accumulate, op_sms, beside)
+            identity = (id(op), op_sms, beside)
+            if identity in seen:
+                places[place] = seen[identity]
+                continue
+            family = _family(op)
+            key = (family, op.sizes, op_sms, beside)
             known = index.get(key)
             if known is None:
                 if not 1 <= op_sms <= available:
@@ -196,12 +205,16 @@ class KernelCostModel:
                         f"{op.name}: sms={op_sms} is not allowed: the GPU has 1 to {available}"
                     )
                 known = index[key] = len(index)
-                family = (op.kind, op.dtype, op.out_dtype)
                 groups.setdefault((bool(beside), family), []).append((known, op, op_sms))
-            places[place] = known
+            places[place] = seen[identity] = known
         answers = np.empty((3, len(index)))
         provenance = np.empty(len(index), dtype=np.intp)
-        for (beside, family), members in groups.items():
+        parts = (
+            (beside, family, members[start : start + CHUNK])
+            for (beside, family), members in groups.items()
+            for start in range(0, len(members), CHUNK)
+        )
+        for beside, family, members in parts:
             chosen = [number for number, _, _ in members]
             unique = [op for _, op, _ in members]
             unique_sms = np.array([count for _, _, count in members], dtype=np.float64)
@@ -245,17 +258,17 @@ class KernelCostModel:
         """
         kind = rows[0].kind
         ratio = self._ratio(kind).value
-        operators = tuple(_operator(row) for row in rows)
+        batch = batch_of([_operator(row) for row in rows])
         share = np.array([row.all_to_all_share for row in rows])
         in_pair = np.array([row.condition("pair") == "yes" for row in rows])
         squeezed = np.array([row.condition("beside") == "compute" for row in rows])
         sms = np.array([row.sms for row in rows], dtype=np.float64)
         log_seconds = np.log(np.array([row.seconds for row in rows]))
         if not is_tensor(kind):
-            log_seconds -= np.where(squeezed, self._log_squeeze(sms), 0.0)
+            log_seconds -= np.where(squeezed, self._log_squeeze(sms, self._measured_gpu.sms), 0.0)
         to_alone = -np.log(np.where(squeezed, ratio, 1.0 + (ratio - 1.0) * share))
         to_pair = np.where(in_pair | squeezed, 0.0, np.log(ratio))
-        ideal = ideal_seconds(kind, operators, sms, self._measured_gpu)
+        ideal = ideal_batch_seconds(batch, sms, self._measured_gpu)
         if is_tensor(kind):
             room = sms
         elif overlapped:
@@ -264,7 +277,7 @@ class KernelCostModel:
         else:
             room = np.full(len(rows), float(self._measured_gpu.sms))
         return Rows(
-            operators=operators,
+            batch=batch,
             sms=room,
             log_seconds=log_seconds + (to_pair if overlapped else to_alone),
             log_ideal=np.log(ideal + self._floor),
@@ -277,16 +290,20 @@ class KernelCostModel:
     def _floor(self) -> Seconds:
         return self.calibration.kernel_floor.value
 
-    def _log_squeeze(self, sms: Array) -> Array:
+    def _log_squeeze(self, sms: Array, available: int) -> Array:
         """Log slow-down of a memory-bound kernel on other SMs than an overlapped pair leaves it.
 
         Kernels that fill every free SM slow by 1.15 where 132 SMs become 112: seconds go by
         SMs ** -0.85, both numbers from the calibration.
+
+        Args:
+            available: SMs of the GPU.
         """
         overlap = self.calibration.overlap
-        total = float(self._measured_gpu.sms)
-        left = total - overlap.reference_communication_sms
-        exponent = np.log(overlap.memory_bound.value) / np.log(total / left)
+        taken = overlap.reference_communication_sms
+        total = self._measured_gpu.sms
+        exponent = np.log(overlap.memory_bound.value) / np.log(total / (total - taken))
+        left = available * (1 - taken / total)
         log_slowdown: Array = exponent * np.log(left / sms)
         return log_slowdown
 
@@ -303,7 +320,8 @@ class KernelCostModel:
                 f"({'tensor-core' if tensor else 'memory-bound'}) could be modelled on"
             )
         achieved = self.classes_[overlapped, tensor]
-        log_ideal = np.log(ideal_seconds(kind, operators, sms, gpu) + self._floor)
+        batch = batch_of(operators)
+        log_ideal = np.log(ideal_batch_seconds(batch, sms, gpu) + self._floor)
         model, borrowed = self._model(family, overlapped)
         if model is None:
             log_seconds = log_ideal + achieved.log_ratio
@@ -312,15 +330,15 @@ class KernelCostModel:
             apart = np.zeros(len(operators))
         else:
             room = sms if tensor or overlapped else np.full(len(sms), float(gpu.sms))
-            log_seconds, rival, provenance, spread = model.predict(operators, room, log_ideal)
+            log_seconds, rival, provenance, spread = model.predict(batch, room, log_ideal)
             if borrowed or self._transferred:
                 provenance = np.full_like(provenance, EXTRAPOLATED)
             width = self._width(model, achieved, provenance, spread)
             # What another kernel set says of the same shape lies inside the interval.
             apart = np.where(provenance == MEASURED, 0.0, rival - log_seconds)
         if overlapped and not tensor:
-            log_seconds = log_seconds + self._log_squeeze(sms)
-        least = least_seconds(operators, sms, gpu)
+            log_seconds = log_seconds + self._log_squeeze(sms, gpu.sms)
+        least = least_seconds(batch, sms, gpu)
         seconds = np.maximum(np.exp(log_seconds), least)
         low = np.maximum(seconds * np.exp(np.minimum(-width, apart)), least)
         return seconds, low, seconds * np.exp(np.maximum(width, apart)), provenance
@@ -330,9 +348,9 @@ class KernelCostModel:
         if (overlapped, family) in self.families_:
             return self.families_[overlapped, family], False
         same_kind = [
-            (dtype != family[1], -model.rows, model)
-            for (condition, (kind, dtype, _)), model in self.families_.items()
-            if condition is overlapped and kind == family[0]
+            (other[1] != family[1], -model.rows, model)
+            for (condition, other), model in self.families_.items()
+            if condition is overlapped and other[0] == family[0]
         ]
         # The same operand type first, then the family with most rows.
         best = min(same_kind, key=lambda entry: entry[:2], default=None)
@@ -401,6 +419,10 @@ def _operator(row: Measurement) -> Operator:
         recompute=False,
         accumulate=row.condition("accumulate") == "yes",
     )
+
+
+def _family(operator: Operator) -> Family:
+    return (operator.kind, operator.dtype, operator.out_dtype, operator.accumulate)
 
 
 def _each(value: ValueT | Sequence[ValueT], count: int, name: str) -> Sequence[ValueT]:

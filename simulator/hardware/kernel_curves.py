@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reference_model.trace import Operator
-from simulator.hardware.roofline import is_tensor
+from simulator.hardware.roofline import Batch, is_tensor
 
 Array = NDArray[np.float64]
 
@@ -48,14 +47,15 @@ _AXES: Mapping[str, tuple[str, ...]] = {
     "mla_decode": ("kv_length",),
 }
 
-Shape = tuple[tuple[str, int], ...]
+Shape = tuple[int, ...]
+"""The sizes that are not along the axis, in the order of their names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Measurements of one family and kernel set, converted to one condition; arrays [rows]."""
 
-    operators: tuple[Operator, ...]
+    batch: Batch
     sms: Array
     """SMs that the kernel had."""
     log_seconds: Array
@@ -69,19 +69,22 @@ class Rows:
     """Standard deviation over mean of the repeats; nan where unknown."""
 
     def __len__(self) -> int:
-        return len(self.operators)
+        return len(self.batch)
 
     def without_redundant(self) -> Rows:
         """Of rows of the same sizes and SMs keep the one with most repeats, direct ones first."""
-        best: dict[tuple[object, float], int] = {}
-        for number, (op, sms) in enumerate(zip(self.operators, self.sms.tolist(), strict=True)):
-            rank = (self.weights[number], self.direct[number])
-            kept = best.setdefault((op.sizes, sms), number)
-            if rank > (self.weights[kept], self.direct[kept]):
-                best[op.sizes, sms] = number
+        best: dict[tuple[tuple[int, ...], float], int] = {}
+        keys = zip(map(tuple, self.batch.sizes.tolist()), self.sms.tolist(), strict=True)
+        for number, key in enumerate(keys):
+            kept = best.setdefault(key, number)
+            if (self.weights[number], self.direct[number]) > (
+                self.weights[kept],
+                self.direct[kept],
+            ):
+                best[key] = number
         keep = sorted(best.values())
         return Rows(
-            operators=tuple(self.operators[number] for number in keep),
+            batch=self.batch.take(keep),
             sms=self.sms[keep],
             log_seconds=self.log_seconds[keep],
             log_ideal=self.log_ideal[keep],
@@ -116,12 +119,30 @@ class Curve:
         return np.where(octaves > SAME_PLACE, octaves, 0.0)
 
 
-def shape_of(operator: Operator) -> Shape:
-    """The sizes of a tensor-core kernel without those along the curve; () for other kernels."""
-    if not is_tensor(operator.kind):
-        return ()
-    axes = _AXES[operator.kind]
-    return tuple(pair for pair in operator.sizes if pair[0] not in axes)
+def _shape_sizes(batch: Batch) -> NDArray[np.int64]:
+    """[operators, sizes of the shape]; no sizes where a kind only moves bytes."""
+    axes = _AXES[batch.kind] if is_tensor(batch.kind) else batch.names
+    return batch.sizes[:, [name not in axes for name in batch.names]]
+
+
+def _shapes(batch: Batch) -> list[tuple[Shape, NDArray[np.intp]]]:
+    """Distinct shapes, each with the positions of its operators."""
+    sizes = _shape_sizes(batch)
+    if not sizes.shape[1]:
+        return [((), np.arange(len(batch)))]
+    shapes, which = np.unique(sizes, axis=0, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(which))[:-1])
+    return [(tuple(shape), part) for shape, part in zip(shapes.tolist(), parts, strict=True)]
+
+
+def _extents(batch: Batch) -> Array:
+    """How far along its curve each operator lies: its axis, or the bytes where it moves them."""
+    if not is_tensor(batch.kind):
+        return batch.moved_bytes
+    axis = batch.names.index(_AXES[batch.kind][0])
+    extents: Array = batch.sizes[:, axis].astype(np.float64)
+    return extents
 
 
 class FamilyModel:
@@ -148,32 +169,28 @@ class FamilyModel:
         # A benchmark's own rows stay on its monotone curve; another set, and kernels that only move
         # bytes, are met row by row.
         self.corrected = names[0] != base or not is_tensor(kind)
-        self.places = _coordinates(self.preferred.operators, self.preferred.sms)
+        self.places = _coordinates(self.preferred.batch, self.preferred.sms)
         self.differences = self.preferred.log_seconds - self._on_curves(
-            self.preferred.operators, self.preferred.log_ideal
+            self.preferred.batch, self.preferred.log_ideal
         )
         self.residuals = {base: _curve_residuals(sets[base], self.curves)}
         if names[0] != base:
             self.residuals[names[0]] = self._difference_residuals()
         self.rows = sum(len(rows) for rows in sets.values())
-        self._exact = {
-            (op.sizes, sms): number
-            for number, (op, sms) in enumerate(
-                zip(self.preferred.operators, self.preferred.sms.tolist(), strict=True)
-            )
-        }
-        self._sizes = {op.sizes: n for n, op in enumerate(self.preferred.operators)}
         every_sms = np.concatenate([rows.sms for rows in sets.values()])
         self._sms_range = (float(every_sms.min()), float(every_sms.max()))
         self._ranges: dict[Shape, tuple[float, float]] = {}
         for rows in sets.values():
-            for op in rows.operators:
-                extent = _extent(op)
-                low, high = self._ranges.get(shape_of(op), (extent, extent))
-                self._ranges[shape_of(op)] = (min(low, extent), max(high, extent))
+            extents = _extents(rows.batch)
+            for shape, numbers in _shapes(rows.batch):
+                low, high = self._ranges.get(shape, (np.inf, -np.inf))
+                self._ranges[shape] = (
+                    min(low, float(extents[numbers].min())),
+                    max(high, float(extents[numbers].max())),
+                )
 
     def predict(
-        self, operators: Sequence[Operator], sms: Array, log_ideal: Array
+        self, batch: Batch, sms: Array, log_ideal: Array
     ) -> tuple[Array, Array, NDArray[np.intp], Array]:
         """Predict; all arrays [operators].
 
@@ -181,21 +198,23 @@ class FamilyModel:
         again; provenance; and the spread of exact rows, nan where there is none.
 
         Args:
+            batch: operators of this family, or of a family that borrows it.
             sms: for the distance to rows and for provenance.
             log_ideal: at those SM counts.
         """
-        log_seconds = rival = self._on_curves(operators, log_ideal)
+        log_seconds = base = self._on_curves(batch, log_ideal)
         if self.corrected:
-            places = _coordinates(operators, sms)
-            log_seconds = log_seconds + _inverse_square(places, self.places, self.differences)
-            has_curve = np.array([shape_of(op) in self.curves for op in operators])
-            rival = np.where(has_curve & is_tensor(self.kind), rival, log_seconds)
-        provenance = np.empty(len(operators), dtype=np.intp)
-        spread = np.full(len(operators), np.nan)
-        for number, (op, op_sms) in enumerate(zip(operators, sms.tolist(), strict=True)):
-            provenance[number], row = self._provenance(op, op_sms)
-            if row is not None:
-                spread[number] = self.preferred.spread[row]
+            places = _coordinates(batch, sms)
+            log_seconds = base + _inverse_square(places, self.places, self.differences)
+        rival = log_seconds.copy()
+        between = np.zeros(len(batch), dtype=np.bool_)
+        extents = _extents(batch)
+        for shape, numbers in _shapes(batch):
+            low, high = self._ranges.get(shape, (np.inf, -np.inf))
+            between[numbers] = (low <= extents[numbers]) & (extents[numbers] <= high)
+            if shape in self.curves and is_tensor(self.kind):
+                rival[numbers] = base[numbers]
+        provenance, spread = self._provenance(batch, sms, between)
         return log_seconds, rival, provenance, spread
 
     def width(self, *, row_left_out: bool) -> float | None:
@@ -211,29 +230,40 @@ class FamilyModel:
             return None
         return float(np.quantile(np.abs(errors), QUANTILE))
 
-    def _provenance(self, operator: Operator, sms: float) -> tuple[int, int | None]:
-        """Provenance, and the exact row where there is one."""
-        row = self._exact.get((operator.sizes, sms))
-        if row is not None:
-            return (MEASURED if self.preferred.direct[row] else INTERPOLATED), row
-        between = self._sms_range[0] <= sms <= self._sms_range[1]
-        if not between:
-            return EXTRAPOLATED, None
-        if operator.sizes in self._sizes:
-            return INTERPOLATED, None
-        low, high = self._ranges.get(shape_of(operator), (np.inf, -np.inf))
-        return (INTERPOLATED if low <= _extent(operator) <= high else EXTRAPOLATED), None
+    def _provenance(
+        self, batch: Batch, sms: Array, between: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.intp], Array]:
+        """Provenance, and the spread of the exact rows.
 
-    def _on_curves(self, operators: Sequence[Operator], log_ideal: Array) -> Array:
+        Args:
+            between: whether an operator lies between rows of its shape.
+        """
+        same_sizes = np.zeros(len(batch), dtype=np.bool_)
+        measured = np.zeros(len(batch), dtype=np.bool_)
+        exact = np.zeros(len(batch), dtype=np.bool_)
+        spread = np.full(len(batch), np.nan)
+        rows = self.preferred
+        for number in range(len(rows)):
+            same = (batch.sizes == rows.batch.sizes[number]).all(axis=1)
+            if not same.any():
+                continue
+            same_sizes |= same
+            same &= sms == rows.sms[number]
+            exact |= same
+            measured |= same & rows.direct[number]
+            spread[same] = rows.spread[number]
+        low, high = self._sms_range
+        between = (between | same_sizes) & (low <= sms) & (sms <= high)
+        provenance = np.where(exact | between, INTERPOLATED, EXTRAPOLATED)
+        return np.where(measured, MEASURED, provenance).astype(np.intp), spread
+
+    def _on_curves(self, batch: Batch, log_ideal: Array) -> Array:
         """The operator's own curve between its rows, elsewhere the mean of the nearest curves."""
         if not is_tensor(self.kind):
             return self.curves[()].at(log_ideal)
-        shapes: dict[Shape, list[int]] = {}
-        for number, op in enumerate(operators):
-            shapes.setdefault(shape_of(op), []).append(number)
         curves = list(self.curves.values())
-        log_seconds = np.empty(len(operators))
-        for shape, numbers in shapes.items():
+        log_seconds = np.empty(len(batch))
+        for shape, numbers in _shapes(batch):
             own = self.curves.get(shape)
             x = log_ideal[numbers]
             guess = _nearest(curves, self._relatives, _place(shape), x)
@@ -244,7 +274,7 @@ class FamilyModel:
 
     def _difference_residuals(self) -> tuple[Array, Array]:
         """Errors of the preferred set's rows: the nearest others left in, whole shapes left out."""
-        shapes = [shape_of(op) for op in self.preferred.operators]
+        shapes = [tuple(shape) for shape in _shape_sizes(self.preferred.batch).tolist()]
         rows: list[float] = []
         whole: list[float] = []
         for number, shape in enumerate(shapes):
@@ -286,23 +316,14 @@ class ClassModel:
         return float(np.quantile(errors, QUANTILE)) if len(errors) else self.modelled_width
 
 
-def _extent(operator: Operator) -> float:
-    """How far along its curve an operator lies: its axis, or its bytes where it only moves them."""
-    if is_tensor(operator.kind):
-        return float(operator[_AXES[operator.kind][0]])
-    return float(operator.bytes_read + operator.bytes_written)
-
-
 def _place(shape: Shape) -> Array:
-    return np.log2(np.array([max(value, 1) for _, value in shape], dtype=np.float64))
+    return np.log2(np.array([max(value, 1) for value in shape], dtype=np.float64))
 
 
-def _coordinates(operators: Sequence[Operator], sms: Array) -> Array:
+def _coordinates(batch: Batch, sms: Array) -> Array:
     """[operators, sizes] log2 of all sizes; memory-bound kernels also by the SMs they may fill."""
-    sizes = np.array(
-        [[max(value, 1) for _, value in op.sizes] for op in operators], dtype=np.float64
-    )
-    if not is_tensor(operators[0].kind):
+    sizes = np.maximum(batch.sizes, 1).astype(np.float64)
+    if not is_tensor(batch.kind):
         sizes = np.column_stack([sizes, sms])
     places: Array = np.log2(sizes)
     return places
@@ -337,15 +358,11 @@ def _nearest(
 
 
 def _curves(rows: Rows) -> dict[Shape, Curve]:
-    members: dict[Shape, list[int]] = {}
-    for number, op in enumerate(rows.operators):
-        members.setdefault(shape_of(op), []).append(number)
-    return {shape: _curve(rows, shape, numbers) for shape, numbers in members.items()}
+    return {shape: _curve(rows, shape, numbers) for shape, numbers in _shapes(rows.batch)}
 
 
-def _curve(rows: Rows, shape: Shape, numbers: Sequence[int]) -> Curve:
+def _curve(rows: Rows, shape: Shape, index: NDArray[np.intp]) -> Curve:
     """The monotone curve through some rows of one shape; rows of equal ideal time are averaged."""
-    index = np.array(numbers)
     x, place = np.unique(rows.log_ideal[index].round(9), return_inverse=True)
     weight: Array = np.bincount(place, weights=rows.weights[index]).astype(np.float64)
     y = np.bincount(place, weights=rows.weights[index] * rows.log_seconds[index]) / weight
@@ -369,15 +386,12 @@ def _curve_residuals(rows: Rows, curves: Mapping[Shape, Curve]) -> tuple[Array, 
     """Held-out log errors: rows between others of their shape, and rows of whole shapes."""
     row_errors: list[float] = []
     shape_errors: list[float] = []
-    members: dict[Shape, list[int]] = {}
-    for number, op in enumerate(rows.operators):
-        members.setdefault(shape_of(op), []).append(number)
-    for shape, numbers in members.items():
-        ordered = sorted(numbers, key=lambda number: rows.log_ideal[number])
-        for left_out in ordered[1:-1]:
-            rest = _curve(rows, shape, [number for number in ordered if number != left_out])
-            guess = rest.at(rows.log_ideal[left_out : left_out + 1])
-            row_errors.append(float(rows.log_seconds[left_out] - guess[0]))
+    for shape, numbers in _shapes(rows.batch):
+        ordered = numbers[np.argsort(rows.log_ideal[numbers], kind="stable")]
+        for left_out in range(1, len(ordered) - 1):
+            rest = _curve(rows, shape, np.delete(ordered, left_out))
+            row = ordered[left_out : left_out + 1]
+            row_errors.extend((rows.log_seconds[row] - rest.at(rows.log_ideal[row])).tolist())
         others = [curve for other, curve in curves.items() if other != shape]
         if others:
             guess = _nearest(others, [], curves[shape].place, rows.log_ideal[numbers])

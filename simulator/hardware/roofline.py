@@ -12,7 +12,11 @@ The result is a yardstick for measured times, not a bound; `least_seconds` is th
 float64, one entry an operator.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,36 +41,90 @@ TILED_DEPTH = 128
 """Operands are read in steps of 128 along k, the granularity of the FP8 scales."""
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Operators of one kind and of the same types, by their sizes."""
+
+    like: Operator
+    """Any of them: kind and types of all."""
+    names: tuple[str, ...]
+    """Of the sizes, sorted."""
+    sizes: NDArray[np.int64]
+    """[operators, names]"""
+    moved_bytes: Array
+    """[operators] read and written."""
+    flops: Array
+    """[operators] useful ones, of matrix products."""
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def kind(self) -> str:
+        return self.like.kind
+
+    def take(self, chosen: Sequence[int]) -> Batch:
+        """The operators at some positions."""
+        return Batch(
+            self.like,
+            self.names,
+            self.sizes[chosen],
+            self.moved_bytes[chosen],
+            self.flops[chosen],
+        )
+
+
+def batch_of(operators: Sequence[Operator]) -> Batch:
+    """Stack operators of one kind and of the same types; there must be at least one."""
+    like = operators[0]
+    names = tuple(name for name, _ in like.sizes)
+    sizes = np.array([[value for _, value in op.sizes] for op in operators], dtype=np.int64)
+    # The trace's formulas are arithmetic on sizes: an operator with arrays in their place answers
+    # for all operators at once.
+    columns = tuple((name, cast(int, column)) for name, column in zip(names, sizes.T, strict=True))
+    stacked = replace(like, sizes=columns)
+    moved = np.zeros(len(sizes)) + stacked.bytes_read + stacked.bytes_written
+    return Batch(like, names, sizes, moved, np.zeros(len(sizes)) + stacked.flops)
+
+
 def ideal_seconds(kind: str, operators: Sequence[Operator], sms: Array, gpu: GpuProfile) -> Array:
     """Time at peak of operators of one kind: the larger of waves of tiles and bytes over HBM.
 
     Args:
         sms: [operators] SMs the kernels may use.
     """
-    moved = np.array([op.bytes_read + op.bytes_written for op in operators], dtype=np.float64)
-    memory = moved / gpu.hbm_bandwidth
-    if kind not in _BUSIEST_SM_FLOPS:
+    types: dict[tuple[str, str, bool], list[int]] = {}
+    for number, op in enumerate(operators):
+        types.setdefault((op.dtype, op.out_dtype, op.accumulate), []).append(number)
+    seconds = np.empty(len(operators))
+    for numbers in types.values():
+        batch = batch_of([operators[number] for number in numbers])
+        seconds[numbers] = ideal_batch_seconds(batch, sms[numbers], gpu)
+    return seconds
+
+
+def ideal_batch_seconds(batch: Batch, sms: Array, gpu: GpuProfile) -> Array:
+    """`ideal_seconds` of a batch."""
+    memory: Array = batch.moved_bytes / gpu.hbm_bandwidth
+    if batch.kind not in _BUSIEST_SM_FLOPS:
         return memory
-    names = [name for name, _ in operators[0].sizes]
-    values = np.array([[value for _, value in op.sizes] for op in operators], dtype=np.float64)
-    sizes = dict(zip(names, values.T, strict=True))
-    peak_per_sm = np.array([peak_compute(op.dtype, gpu) for op in operators]) / gpu.sms
-    return np.maximum(_BUSIEST_SM_FLOPS[kind](sizes, sms) / peak_per_sm, memory)
+    sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))
+    per_sm = peak_compute(batch.like.dtype, gpu) / gpu.sms
+    return np.maximum(_BUSIEST_SM_FLOPS[batch.kind](sizes, sms) / per_sm, memory)
 
 
-def least_seconds(operators: Sequence[Operator], sms: Array, gpu: GpuProfile) -> Array:
-    """The roofline that no kernel of one kind undercuts; [operators].
+def least_seconds(batch: Batch, sms: Array, gpu: GpuProfile) -> Array:
+    """The roofline that no kernel undercuts; [operators].
 
     Useful FLOPs at the peak of its SMs, and bytes at the full HBM bandwidth unless so few that the
     L2 cache may still hold them.
     """
-    moved = np.array([op.bytes_read + op.bytes_written for op in operators], dtype=np.float64)
-    memory = np.where(moved > gpu.l2_capacity, moved / gpu.hbm_bandwidth, 0.0)
-    if not is_tensor(operators[0].kind):
+    fits_cache = batch.moved_bytes <= gpu.l2_capacity
+    memory = np.where(fits_cache, 0.0, batch.moved_bytes / gpu.hbm_bandwidth)
+    if not is_tensor(batch.kind):
         return memory
-    peak = np.array([peak_compute(op.dtype, gpu) for op in operators]) * sms / gpu.sms
-    flops = np.array([op.flops for op in operators], dtype=np.float64)
-    return np.maximum(flops / peak, memory)
+    peak = peak_compute(batch.like.dtype, gpu) * sms / gpu.sms
+    return np.maximum(batch.flops / peak, memory)
 
 
 def peak_compute(dtype: str, gpu: GpuProfile) -> float:
