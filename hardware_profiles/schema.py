@@ -141,6 +141,17 @@ class NodeProfile(Profile):
         return self.nic.bandwidth * self.nics / self.gpus
 
 
+class DragonflyProfile(Profile):
+    """Sizes of a dragonfly: groups of fully joined switches, joined by global cables."""
+
+    groups: Count
+    group_switches: Count
+    switch_nics: Count
+    """NICs on one switch."""
+    global_ports: Count
+    """Cables from one switch to other groups."""
+
+
 class FabricProfile(Profile):
     """The network between nodes."""
 
@@ -156,6 +167,16 @@ class FabricProfile(Profile):
     switch_price: PriceValue
     link_price: PriceValue
     """Price of one link between switches, both ends and the cable."""
+    link_bandwidth: BandwidthValue | None = None
+    """One cable between switches, per direction; the NICs' line rate where not given."""
+    oversubscription: Ratio = 1.0
+    """Ports down over ports up of a leaf switch of a two-layer fat-tree."""
+    routing: Literal["adaptive", "ecmp", "static"] = "adaptive"
+    """How flows choose among equal paths; simulator.hardware.switching says what each means."""
+    cross_plane: Literal["forward", "refuse"] = "forward"
+    """A send to a GPU of another plane: over NVLink to a NIC of that plane, or an error."""
+    dragonfly: DragonflyProfile | None = None
+    slim_fly_order: Count | None = None
 
     @model_validator(mode="after")
     def _latencies_are_ordered(self) -> "FabricProfile":
@@ -176,6 +197,8 @@ class ClusterProfile(Profile):
     fabric: FabricProfile
     gpu_price: PriceRateValue
     """Rent of one GPU with its share of the machine."""
+    failures: tuple[str, ...] = ()
+    """What breaks, and when: KIND:NAME@TIME, such as "plane:3@2.0s"."""
 
     @property
     def gpus(self) -> int:
@@ -288,10 +311,43 @@ class CalibrationProfile(Profile):
         return self.model_copy(update={"overlap": overlap})
 
 
-Kind = Literal["gpus", "clusters", "calibrations"]
+class TransportProfile(Profile):
+    """What kernels and NICs make of the links: one set of physical inputs for every transfer."""
+
+    name: str
+    nic_efficiency: Ratio
+    """Payload over line rate of a NIC, at most 1."""
+    nvlink_efficiency: Ratio
+    """Payload over line rate of NVLink, at most 1."""
+    start: TimeValue
+    """From the call of a communication kernel to its first byte, and from its last to its end."""
+    message_overhead: TimeValue
+    """Time that a NIC needs for a message of no bytes."""
+    copy_bandwidth_per_sm: BandwidthValue
+    """What one SM of a communication kernel moves over NVLink."""
+    chunk_tokens: Count
+    """Tokens that a channel of a normal kernel hands on at once."""
+    sms_per_channel: Count
+    fitted_to: tuple[str, ...] = ()
+    """Published rows that the fitted values were calibrated with; not predictions."""
+
+    @model_validator(mode="after")
+    def _efficiencies(self) -> "TransportProfile":
+        for field in ("nic_efficiency", "nvlink_efficiency"):
+            if getattr(self, field) > 1:
+                raise ValueError(f"{field} must be at most 1, found {getattr(self, field):g}")
+        return self
+
+
+Kind = Literal["gpus", "clusters", "calibrations", "transports"]
 """Folders of shipped profiles."""
 
-_FIELD_OF_FOLDER = {"gpus": "GPU", "clusters": "cluster", "calibrations": "calibration"}
+_FIELD_OF_FOLDER = {
+    "gpus": "GPU",
+    "clusters": "cluster",
+    "calibrations": "calibration",
+    "transports": "transport",
+}
 
 ProfileT = TypeVar("ProfileT", bound=Profile)
 IntervalT = TypeVar("IntervalT", Estimate, TimeEstimate)
@@ -341,6 +397,12 @@ def load_calibration(
     return validate(
         CalibrationProfile, apply_overrides(raw, overrides or {}, where=where), where=where
     )
+
+
+def load_transport(name_or_path: str) -> TransportProfile:
+    """Load what kernels and NICs make of the links, by shipped name or path."""
+    raw, where = read_profile("transports", name_or_path)
+    return validate(TransportProfile, raw, where=where)
 
 
 def resolve_cluster(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:

@@ -248,7 +248,7 @@ class Network:
 
     def _break_up(self, numbers: list[int]) -> list[tuple[_Group, Integers]]:
         """Take groups apart; returns each with its rows that are still under way."""
-        parts = []
+        parts: list[tuple[_Group, Integers]] = []
         for number in numbers:
             group = self._groups.pop(number)
             self._advance(group)

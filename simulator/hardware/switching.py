@@ -15,12 +15,12 @@ Fat-trees (Al-Fares et al., SIGCOMM 2008) are here, dragonfly and slim fly in ``
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Integers: TypeAlias = npt.NDArray[np.int64]
+Integers: TypeAlias = npt.NDArray[np.integer[Any]]
 Indices: TypeAlias = npt.NDArray[np.int32]
 
 Routing = Literal["adaptive", "ecmp", "static"]

@@ -1,0 +1,155 @@
+"""CollectiveJob: what traffic a run puts on the fabric, as a scenario file says it."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from hardware_profiles.schema import BandwidthValue, DataValue, Profile, TimeValue
+
+OperationName = Literal[
+    "all_to_all",
+    "all_gather",
+    "reduce_scatter",
+    "all_reduce",
+    "broadcast",
+    "send",
+    "kv_transfer",
+    "dispatch",
+    "combine",
+    "dispatch_and_combine",
+]
+
+ALGORITHMS: dict[str, tuple[str, ...]] = {
+    "all_to_all": ("direct", "rail"),
+    "all_gather": ("ring", "direct"),
+    "reduce_scatter": ("ring", "direct"),
+    "all_reduce": ("ring", "tree", "hierarchical"),
+    "broadcast": ("tree", "ring"),
+    "send": ("direct",),
+    "kv_transfer": ("direct",),
+    "dispatch": ("normal", "low_latency"),
+    "combine": ("normal", "low_latency"),
+    "dispatch_and_combine": ("normal", "low_latency"),
+}
+"""Forms that each operation has, the default first."""
+
+
+class MoeTraffic(Profile):
+    """Which experts tokens go to, and what a copy of a token weighs."""
+
+    tokens: PositiveInt
+    """Per GPU."""
+    experts: PositiveInt = 256
+    """Routed experts, the same number on every GPU of the group."""
+    top_k: PositiveInt = 8
+    gate: Literal["deepseek_v3", "group_maximum", "ungrouped", "balanced"]
+    """deepseek_v3: groups by the sum of their two best scores; group_maximum: by their best
+    (DeepEP's test); ungrouped: the best experts of all; balanced: copies divided evenly over the
+    other GPUs, no gate."""
+    groups: PositiveInt | Literal["nodes"] = 8
+    """Groups of experts for node-limited routing; "nodes": one group a node."""
+    kept_groups: PositiveInt = 4
+    """Groups that a token may go to, where there are more."""
+    dispatch_bytes: DataValue
+    """One token on its way to an expert."""
+    combine_bytes: DataValue
+    """One token on its way back."""
+
+
+class Operation(Profile):
+    """One collective operation of one or more groups of GPUs at once."""
+
+    name: OperationName
+    algorithm: str | None = None
+    gpus: PositiveInt | None = None
+    """GPUs that take part, from ``first_gpu`` on; all of the cluster where not given."""
+    first_gpu: NonNegativeInt = 0
+    group: PositiveInt | None = None
+    """GPUs of one group; all that take part where not given."""
+    members: Literal["consecutive", "strided"] = "consecutive"
+    """strided: GPU i belongs to group i modulo the number of groups."""
+    bytes_per_pair: DataValue | None = None
+    """All-to-all: from each GPU to each other one of its group."""
+    bytes_per_gpu: DataValue | None = None
+    """Size of a GPU's buffer, as NCCL's tests count it: for all-gather and reduce-scatter the whole
+    vector, for all-to-all all shares, the own one included."""
+    sizes: Literal["equal", "hot_experts"] = "equal"
+    """hot_experts: all-to-all sizes drawn at random around the given one (log-normal by
+    destination, uniform by pair)."""
+    moe: MoeTraffic | None = None
+    sms: PositiveInt | None = None
+    """SMs that normal dispatch and combine kernels take."""
+    start: TimeValue = 0.0
+    """When it begins."""
+    repeat: PositiveInt = 1
+    """How often, one after the other."""
+    priority: int = 0
+    """Traffic class: a higher one is served first, lower ones share what is left."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Operation":
+        allowed = ALGORITHMS[self.name]
+        if self.algorithm is not None and self.algorithm not in allowed:
+            raise ValueError(
+                f"algorithm {self.algorithm!r} of {self.name}; allowed: {', '.join(allowed)}"
+            )
+        is_moe = "normal" in allowed
+        if is_moe != (self.moe is not None):
+            raise ValueError(f"{self.name} {'needs' if is_moe else 'has no'} moe")
+        if self.form == "normal" and self.sms is None:
+            raise ValueError(f"{self.name} in normal form needs sms")
+        if self.name == "all_to_all" and (self.bytes_per_pair is None) == (
+            self.bytes_per_gpu is None
+        ):
+            raise ValueError("all_to_all needs one of bytes_per_pair and bytes_per_gpu")
+        if not is_moe and self.name != "all_to_all" and self.bytes_per_gpu is None:
+            raise ValueError(f"{self.name} needs bytes_per_gpu")
+        if self.sizes != "equal" and self.name != "all_to_all":
+            raise ValueError(f"sizes {self.sizes!r} is only for all_to_all")
+        return self
+
+    @property
+    def form(self) -> str:
+        """The algorithm, or the operation's first one where none is given."""
+        return self.algorithm or ALGORITHMS[self.name][0]
+
+
+class PublishedTransfer(Profile):
+    """A published time or bandwidth of one operation at one number of GPUs."""
+
+    operation: OperationName
+    gpus: PositiveInt
+    time: TimeValue | None = None
+    bandwidth: BandwidthValue | None = None
+    """Logical: every copy counted, the own node's or GPU's included."""
+    kind: Literal["calibrated", "predicted"]
+    """Whether the transport's values were fitted to this figure."""
+    source: str
+
+    @model_validator(mode="after")
+    def _one_figure(self) -> "PublishedTransfer":
+        if (self.time is None) == (self.bandwidth is None):
+            raise ValueError("needs one of time and bandwidth")
+        return self
+
+
+class CollectiveJob(Profile):
+    """Traffic on a fabric: one operation, what runs beside it, and what is varied."""
+
+    operation: Operation
+    beside: tuple[Operation, ...] = ()
+    """Operations that share the links with the first one."""
+    transport: str
+    """Name of a profile in hardware_profiles/transports: what kernels make of the links."""
+    merge_share: NonNegativeFloat = 0.0
+    """Completions closer than this share of the ideal time may be taken as one instant."""
+    vary_gpus: tuple[PositiveInt, ...] = ()
+    """Run once for each number of GPUs of the first operation."""
+    vary_bytes: tuple[DataValue, ...] = ()
+    """Run once for each of these, in the place of bytes_per_pair or bytes_per_gpu."""
+    vary_topologies: tuple[str, ...] = ()
+    vary_routings: tuple[Literal["adaptive", "ecmp", "static"], ...] = ()
+    vary_groups: tuple[PositiveInt, ...] = ()
+    published: tuple[PublishedTransfer, ...] = ()
+    tolerance: PositiveFloat | None = None
+    """Relative error that the published figures are to be met within."""

@@ -1,0 +1,358 @@
+"""Run a CollectiveJob: traffic and a cluster in, completion times and link bytes out.
+
+Each variant (number of GPUs, size, topology, routing) is its own simulation on a fresh fabric. An
+operation begins after the transport's start latency and runs its phases one after the other;
+operations beside it share the links. Failures strike at their time.
+"""
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import simpy
+
+from hardware_profiles.schema import ClusterProfile, TransportProfile, load_transport
+from simulator.collective_job import CollectiveJob, Operation, PublishedTransfer
+from simulator.execution.traffic import Work, ideal_seconds, prepare
+from simulator.hardware.clusters import cluster_fabric
+from simulator.hardware.fairness import Floats, Integers
+from simulator.hardware.network import Network
+from simulator.hardware.routing import Failure, parse_failure, struck_resources
+from simulator.hardware.topology import Fabric
+
+
+@dataclass(slots=True)
+class OperationResult:
+    """What became of one operation of one variant; times from the start of the operation."""
+
+    name: str
+    algorithm: str
+    topology: str
+    routing: str
+    gpus: int
+    groups: int
+    size_bytes: float
+    """Bytes that one GPU has to send to others and itself, as bandwidths are counted."""
+    start_s: float
+    completion_s: float | None
+    """When everything has arrived everywhere; None when a failure cut it off."""
+    mean_gpu_s: float | None
+    """Mean over GPUs of when the last flow that concerns the GPU was done."""
+    bytes_total: float
+    """Payload of all flows."""
+    own_share: float
+    """Part of ``size_bytes`` that stays on the GPU or, in normal form, in its node."""
+    nodes_per_token: float | None = None
+    gpus_per_token: float | None = None
+    sms: int | None = None
+
+    @property
+    def algorithm_bandwidth(self) -> float | None:
+        """Bytes/s of one GPU with its own share counted."""
+        return self.size_bytes / self.mean_gpu_s if self.mean_gpu_s else None
+
+    @property
+    def bus_bandwidth(self) -> float | None:
+        """Bytes/s of one GPU that really leave it (or, in normal form, its node)."""
+        if not self.mean_gpu_s:
+            return None
+        factor = 2.0 if self.name == "all_reduce" else 1.0
+        return factor * (1 - self.own_share) * self.size_bytes / self.mean_gpu_s
+
+
+@dataclass(slots=True)
+class LinkUse:
+    """Traffic over the links of one variant; arrays over the links that carried any."""
+
+    resource: Integers
+    names: list[str]
+    bytes: Floats
+    utilisation: Floats
+    """Bytes over capacity times the run's length."""
+
+
+@dataclass(slots=True)
+class VariantResult:
+    """One simulation."""
+
+    operations: list[OperationResult]
+    links: LinkUse
+    fabric: Fabric
+    end_s: float
+    solves: int
+    stalled: list[str]
+
+
+@dataclass(slots=True)
+class CollectiveResult:
+    """All variants of a job, and published figures beside them."""
+
+    variants: list[VariantResult]
+    published: list[dict[str, Any]]
+    wall_clock_s: float
+    transport: TransportProfile
+    merge_share: float = 0.0
+
+    @property
+    def last(self) -> VariantResult:
+        """The last variant: the one whose links are shown."""
+        return self.variants[-1]
+
+
+def run_collective(job: CollectiveJob, cluster: ClusterProfile, *, seed: int) -> CollectiveResult:
+    """Run every variant of a job on a cluster.
+
+    Raises ValueError, one line, for traffic or failures that the cluster cannot have.
+    """
+    started = time.perf_counter()
+    transport = load_transport(job.transport)
+    failures = [parse_failure(text) for text in cluster.failures]
+    variants = [
+        _run_variant(job, operation, changed, transport, failures=failures, seed=seed)
+        for operation, changed in _variants(job, cluster)
+    ]
+    return CollectiveResult(
+        variants=variants,
+        published=_beside_published(job, variants),
+        wall_clock_s=time.perf_counter() - started,
+        transport=transport,
+        merge_share=job.merge_share,
+    )
+
+
+def result_json(result: CollectiveResult, *, links: int | None = None) -> dict[str, Any]:
+    """Return the result as one JSON object; of the last variant, links by falling utilisation.
+
+    ``links`` keeps that many of them, all where None.
+    """
+    last = result.last
+    main = [operation for operation in last.operations if operation.start_s >= 0]
+    done = [operation.completion_s for operation in main]
+    order = np.argsort(-last.links.utilisation, kind="stable")[:links]
+    return {
+        "completion_s": None if None in done else last.end_s,
+        "bytes_total": sum(operation.bytes_total for operation in main),
+        "bus_bandwidth_bytes_per_s": main[0].bus_bandwidth,
+        "algorithm_bandwidth_bytes_per_s": main[0].algorithm_bandwidth,
+        "stalled": last.stalled,
+        "solves": last.solves,
+        "merge_share": result.merge_share,
+        "transport": result.transport.name,
+        "transport_kind": "calibrated" if result.transport.fitted_to else "stated",
+        "rows": [
+            _row(operation) for variant in result.variants for operation in variant.operations
+        ],
+        "published": result.published,
+        "links": [
+            {
+                "name": last.links.names[link],
+                "bytes": float(last.links.bytes[link]),
+                "utilisation": float(last.links.utilisation[link]),
+            }
+            for link in order.tolist()
+        ],
+        "wall_clock_s": result.wall_clock_s,
+    }
+
+
+def _row(operation: OperationResult) -> dict[str, Any]:
+    return {
+        "operation": operation.name,
+        "algorithm": operation.algorithm,
+        "topology": operation.topology,
+        "routing": operation.routing,
+        "gpus": operation.gpus,
+        "groups": operation.groups,
+        "size_bytes": operation.size_bytes,
+        "completion_s": operation.completion_s,
+        "mean_gpu_s": operation.mean_gpu_s,
+        "bytes_total": operation.bytes_total,
+        "algorithm_bandwidth_bytes_per_s": operation.algorithm_bandwidth,
+        "bus_bandwidth_bytes_per_s": operation.bus_bandwidth,
+        "nodes_per_token": operation.nodes_per_token,
+        "gpus_per_token": operation.gpus_per_token,
+        "sms": operation.sms,
+    }
+
+
+def _variants(
+    job: CollectiveJob, cluster: ClusterProfile
+) -> Generator[tuple[Operation, ClusterProfile], None, None]:
+    operation = job.operation
+    for topology, routing, gpus, group, size in product(
+        job.vary_topologies or (None,),
+        job.vary_routings or (None,),
+        job.vary_gpus or (None,),
+        job.vary_groups or (None,),
+        job.vary_bytes or (None,),
+    ):
+        changes: dict[str, Any] = {}
+        if gpus is not None:
+            changes["gpus"] = gpus
+        if group is not None:
+            changes["group"] = group
+        if size is not None:
+            field_ = "bytes_per_pair" if operation.bytes_per_pair else "bytes_per_gpu"
+            changes[field_] = size
+        fabric: dict[str, Any] = {}
+        if topology is not None:
+            # One plane is what every other topology has.
+            planes = cluster.node.nics if topology == "multi_plane_fat_tree" else 1
+            fabric = {"topology": topology, "planes": planes}
+        if routing is not None:
+            fabric["routing"] = routing
+        yield (
+            operation.model_copy(update=changes),
+            cluster.model_copy(
+                update={"fabric": cluster.fabric.model_copy(update=fabric)} if fabric else {}
+            ),
+        )
+
+
+def _run_variant(
+    job: CollectiveJob,
+    operation: Operation,
+    cluster: ClusterProfile,
+    transport: TransportProfile,
+    *,
+    failures: Sequence[Failure],
+    seed: int,
+) -> VariantResult:
+    fabric = cluster_fabric(cluster, transport, sms=operation.sms)
+    rng = np.random.default_rng(seed)
+    works = [
+        work
+        for one in (operation, *job.beside)
+        for work in prepare(one, fabric, transport, rng=rng)
+    ]
+    env = simpy.Environment()
+    network = Network(env, fabric, window=job.merge_share * ideal_seconds(works[0], fabric))
+    for failure in sorted(failures, key=lambda f: f.at):
+        struck_resources(fabric, failure)  # names that do not exist are found before the run
+        if failure.at <= 0:
+            network.strike(failure)
+        else:
+            env.process(_strike_later(env, network, failure))
+    chains: list[list[Work]] = []
+    for work in works:
+        if work.follows:
+            chains[-1].append(work)
+        else:
+            chains.append([work])
+    processes = [env.process(_perform(env, network, chain, transport)) for chain in chains]
+    finished = env.all_of(processes)
+    while not finished.triggered and env.peek() < np.inf:
+        env.step()
+    end = max((t.finish.max() for w in works for t in w.transfers if len(t.finish)), default=0.0)
+    end_s = float(end) if not network.stalled else float(env.now)
+    return VariantResult(
+        operations=[_outcome(work, fabric) for work in works],
+        links=_link_use(network, fabric, end_s),
+        fabric=fabric,
+        end_s=end_s,
+        solves=network.solves,
+        stalled=list(network.stalled),
+    )
+
+
+def _strike_later(
+    env: simpy.Environment, network: Network, failure: Failure
+) -> Generator[simpy.Event, Any, None]:
+    yield env.timeout(failure.at)
+    network.strike(failure)
+
+
+def _perform(
+    env: simpy.Environment, network: Network, chain: list[Work], transport: TransportProfile
+) -> Generator[simpy.Event, Any, None]:
+    """Run operations that follow each other, each as often as it says, phase by phase."""
+    yield env.timeout(chain[0].operation.start)
+    for _ in range(chain[0].operation.repeat):
+        for work in chain:
+            if not work.transfers:
+                work.start = env.now
+            yield env.timeout(transport.start)
+            for phase in work.phases:
+                yield env.timeout(phase.delay)
+                event = network.transfer(phase.flows, priority=work.operation.priority)
+                work.transfers.append((yield event))
+
+
+def _outcome(work: Work, fabric: Fabric) -> OperationResult:
+    complete = len(work.transfers) == len(work.phases) * work.operation.repeat
+    first = work.transfers[: len(work.phases)]
+    completion = mean = None
+    if complete:
+        by_gpu = np.full(fabric.gpus, -np.inf)
+        for transfer in first:
+            for gpu in (transfer.flows.source, transfer.flows.destination):
+                np.maximum.at(by_gpu, gpu, transfer.finish)
+        concerned = by_gpu[np.isfinite(by_gpu)]
+        completion = float(concerned.max() - work.start) if len(concerned) else 0.0
+        mean = float(concerned.mean() - work.start) if len(concerned) else 0.0
+    return OperationResult(
+        name=work.name,
+        algorithm=work.operation.form,
+        topology=fabric.topology,
+        routing=fabric.inputs.routing,
+        gpus=work.gpus,
+        groups=work.groups,
+        size_bytes=float(work.size),
+        start_s=work.start,
+        completion_s=completion,
+        mean_gpu_s=mean,
+        bytes_total=sum(phase.flows.payload for phase in work.phases) * work.operation.repeat,
+        own_share=work.own_share,
+        nodes_per_token=work.copies.nodes_per_token if work.copies else None,
+        gpus_per_token=work.copies.ranks_per_token if work.copies else None,
+        sms=work.operation.sms if work.operation.form == "normal" else None,
+    )
+
+
+def _link_use(network: Network, fabric: Fabric, seconds: float) -> LinkUse:
+    carried = np.where(fabric.is_bundle(), 0.0, network.link_bytes())
+    used = np.flatnonzero(carried)
+    capacity = fabric.capacity[used] * max(seconds, np.finfo(float).tiny)
+    return LinkUse(
+        resource=used,
+        names=fabric.resource_names(used),
+        bytes=carried[used],
+        utilisation=carried[used] / capacity,
+    )
+
+
+def _beside_published(
+    job: CollectiveJob, variants: Sequence[VariantResult]
+) -> list[dict[str, Any]]:
+    rows = []
+    for figure in job.published:
+        found = _find(figure, variants)
+        if found is None:
+            continue
+        is_time = figure.time is not None
+        published = figure.time if is_time else figure.bandwidth
+        simulated = found.mean_gpu_s if is_time else found.algorithm_bandwidth
+        assert published is not None
+        rows.append(
+            {
+                "name": f"{figure.operation} {found.algorithm} EP{figure.gpus}",
+                "unit": "s" if is_time else "bytes/s",
+                "published": published,
+                "simulated": simulated,
+                "error": None if simulated is None else simulated / published - 1,
+                "kind": figure.kind,
+                "source": figure.source,
+            }
+        )
+    return rows
+
+
+def _find(figure: PublishedTransfer, variants: Sequence[VariantResult]) -> OperationResult | None:
+    for variant in variants:
+        for operation in variant.operations:
+            if operation.name == figure.operation and operation.gpus == figure.gpus:
+                return operation
+    return None

@@ -1,0 +1,276 @@
+"""Operations as a scenario names them made into phases of flows, with their bytes counted."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hardware_profiles.schema import TransportProfile
+from simulator.collective_job import MoeTraffic, Operation
+from simulator.hardware import collectives
+from simulator.hardware.collectives import Copies, Phase
+from simulator.hardware.fairness import Floats, Integers
+from simulator.hardware.network import Transfer, make_flows
+from simulator.hardware.topology import Fabric
+from simulator.workload.gating import random_scores, select_experts
+
+
+@dataclass(slots=True)
+class Work:
+    """An operation made ready: its phases and how its bytes are counted."""
+
+    operation: Operation
+    name: str
+    phases: list[Phase]
+    gpus: int
+    groups: int
+    size: float
+    own_share: float
+    follows: bool
+    """Starts when the one before it in the list is done (combine after dispatch)."""
+    copies: Copies | None = None
+    transfers: list[Transfer] = field(default_factory=list)
+    start: float = 0.0
+
+
+def prepare(
+    operation: Operation,
+    fabric: Fabric,
+    transport: TransportProfile,
+    *,
+    rng: np.random.Generator,
+) -> list[Work]:
+    gpus = operation.gpus or fabric.gpus - operation.first_gpu
+    if operation.first_gpu + gpus > fabric.gpus:
+        raise ValueError(
+            f"{operation.name} on GPUs {operation.first_gpu} to {operation.first_gpu + gpus - 1}: "
+            f"the cluster has {fabric.gpus}"
+        )
+    size = operation.group or gpus
+    if gpus % size:
+        raise ValueError(f"{operation.name}: groups of {size} do not divide {gpus} GPUs")
+    members = operation.first_gpu + np.arange(gpus)
+    groups = (
+        members.reshape(-1, size)
+        if operation.members == "consecutive"
+        else members.reshape(size, -1).T.copy()
+    )
+    if operation.moe is not None:
+        return _prepare_moe(operation, operation.moe, groups, fabric, transport, rng=rng)
+    inputs = fabric.inputs
+    spans = inputs.gpus_per_node < size or operation.members == "strided"
+    step = inputs.cross_leaf_latency if spans else inputs.nvlink_latency
+    own = 1 / size
+    match operation.name:
+        case "all_to_all":
+            pair = operation.bytes_per_pair or (operation.bytes_per_gpu or 0.0) / size
+            total = pair * size
+            phases = _all_to_all(operation, groups, pair, fabric, rng=rng)
+        case "send" | "kv_transfer":
+            half = size // 2
+            total, own = operation.bytes_per_gpu or 0.0, 0.0
+            if size % 2:
+                raise ValueError(f"{operation.name} joins two halves of a group; {size} is odd")
+            phases = collectives.send(groups[:, :half].ravel(), groups[:, half:].ravel(), total)
+        case _:
+            total = operation.bytes_per_gpu or 0.0
+            if operation.name == "broadcast":
+                own = 0.0
+            phases = _COLLECTIVES[operation.name](
+                groups, total, fabric=fabric, algorithm=operation.form, step=step
+            )
+    return [Work(operation, operation.name, phases, gpus, len(groups), total, own, False)]
+
+
+_COLLECTIVES = {
+    "all_gather": collectives.all_gather,
+    "reduce_scatter": collectives.reduce_scatter,
+    "all_reduce": collectives.all_reduce,
+    "broadcast": collectives.broadcast,
+}
+
+
+def _all_to_all(
+    operation: Operation, groups: Integers, pair: float, fabric: Fabric, *, rng: np.random.Generator
+) -> list[Phase]:
+    if operation.form == "rail":
+        if operation.sizes != "equal":
+            raise ValueError("all_to_all over rails has equal sizes; use algorithm direct")
+        return collectives.rail_all_to_all(groups, pair, fabric=fabric)
+    if operation.sizes == "equal":
+        return collectives.all_to_all(groups, pair)
+    # Some experts are hot: what goes to one GPU differs by GPU, and again from pair to pair.
+    _, destination = collectives.pairs(groups)
+    heat = rng.lognormal(0.0, 1.0, size=fabric.gpus)
+    return collectives.all_to_all(groups, pair * heat[destination] * rng.random(len(destination)))
+
+
+def _prepare_moe(
+    operation: Operation,
+    moe: MoeTraffic,
+    groups: Integers,
+    fabric: Fabric,
+    transport: TransportProfile,
+    *,
+    rng: np.random.Generator,
+) -> list[Work]:
+    per_node = fabric.inputs.gpus_per_node
+    size = groups.shape[1]
+    normal = operation.form == "normal"
+    if normal and ((size % per_node and size > per_node) or operation.members == "strided"):
+        raise ValueError(
+            f"normal {operation.name} needs whole nodes of {per_node} GPUs, got {size}"
+        )
+    traffic = [token_copies(moe, size, ranks_per_node=per_node, rng=rng) for _ in groups]
+    works: list[Work] = []
+    directions = {
+        "dispatch": (("dispatch", moe.dispatch_bytes),),
+        "combine": (("combine", moe.combine_bytes),),
+        "dispatch_and_combine": (
+            ("dispatch", moe.dispatch_bytes),
+            ("combine", moe.combine_bytes),
+        ),
+    }[operation.name]
+    for name, token_bytes in directions:
+        parts = [
+            _moe_phase(
+                copies,
+                gpus,
+                operation=operation,
+                tokens=moe.tokens,
+                token_bytes=token_bytes,
+                fabric=fabric,
+                transport=transport,
+                back=name == "combine",
+            )
+            for copies, gpus in zip(traffic, groups, strict=True)
+        ]
+        counted = _counted(traffic, normal=normal, one_node=size <= per_node)
+        works.append(
+            Work(
+                operation=operation,
+                name=name,
+                phases=[_side_by_side(parts)],
+                gpus=groups.size,
+                groups=len(groups),
+                size=counted.sum() / groups.size * token_bytes,
+                own_share=_own_part(
+                    traffic, normal=normal, per_node=per_node, one_node=size <= per_node
+                ),
+                follows=bool(works),
+                copies=traffic[0],
+            )
+        )
+    return works
+
+
+def token_copies(
+    moe: MoeTraffic, ranks: int, *, ranks_per_node: int, rng: np.random.Generator
+) -> Copies:
+    """Let every token of a group choose its experts, and count the copies.
+
+    Experts lie in order, the same number on each rank. Raises ValueError where they do not divide.
+    """
+    if moe.gate == "balanced":
+        return collectives.balanced_copies(
+            ranks, tokens=moe.tokens, copies=moe.top_k, ranks_per_node=ranks_per_node
+        )
+    if moe.experts % ranks:
+        raise ValueError(f"{moe.experts} experts cannot be divided evenly over {ranks} GPUs")
+    nodes = max(ranks // ranks_per_node, 1)
+    groups = nodes if moe.groups == "nodes" else moe.groups
+    chosen = []
+    for _ in range(ranks):
+        scores = random_scores(
+            moe.tokens,
+            moe.experts,
+            kind="sigmoid" if moe.gate == "deepseek_v3" else "absolute",
+            rng=rng,
+        )
+        chosen.append(
+            select_experts(
+                scores,
+                top_k=moe.top_k,
+                groups=1 if moe.gate == "ungrouped" else groups,
+                kept_groups=moe.kept_groups,
+                group_score="two_best" if moe.gate == "deepseek_v3" else "maximum",
+            )
+        )
+    rank_of = np.arange(moe.experts) // (moe.experts // ranks)
+    return collectives.count_copies(chosen, expert_rank=rank_of, ranks_per_node=ranks_per_node)
+
+
+def _moe_phase(
+    copies: Copies,
+    gpus: Integers,
+    *,
+    operation: Operation,
+    tokens: int,
+    token_bytes: float,
+    fabric: Fabric,
+    transport: TransportProfile,
+    back: bool,
+) -> Phase:
+    if operation.form == "low_latency":
+        messages = collectives.Messages(transport.message_overhead, fabric.inputs.nic_bandwidth)
+        return collectives.low_latency_flows(
+            copies, gpus, token_bytes=token_bytes, messages=messages, back=back
+        )[0]
+    channels = max((operation.sms or 0) // transport.sms_per_channel, 1)
+    return collectives.dispatch_flows(
+        copies,
+        gpus,
+        token_bytes=token_bytes,
+        fabric=fabric,
+        chunks=tokens / (channels * transport.chunk_tokens),
+        back=back,
+    )[0]
+
+
+def _counted(traffic: list[Copies], *, normal: bool, one_node: bool) -> Floats:
+    """Copies that a bandwidth counts: per GPU in one node, per node beyond, else per expert."""
+    if not normal:
+        return np.array([copies.to_expert.sum() for copies in traffic])
+    return np.array([(c.to_rank if one_node else c.to_node).sum() for c in traffic])
+
+
+def _own_part(traffic: list[Copies], *, normal: bool, per_node: int, one_node: bool) -> float:
+    own = 0.0
+    for copies in traffic:
+        rank = np.arange(len(copies.to_rank))
+        if not normal:
+            own += copies.to_expert[rank, rank].sum()
+        elif one_node:
+            own += copies.to_rank[rank, rank].sum()
+        else:
+            own += copies.to_node[rank, rank // per_node].sum()
+    return float(own / _counted(traffic, normal=normal, one_node=one_node).sum())
+
+
+def _side_by_side(parts: list[Phase]) -> Phase:
+    if len(parts) == 1:
+        return parts[0]
+    flows = [part.flows for part in parts]
+    joined = make_flows(
+        np.concatenate([f.source for f in flows]),
+        np.concatenate([f.destination for f in flows]),
+        np.concatenate([f.size for f in flows]),
+        wire=np.concatenate([f.wire for f in flows]),
+        rdma=flows[0].rdma,
+    )
+    return Phase(parts[0].name, joined, max(part.delay for part in parts))
+
+
+def ideal_seconds(work: Work, fabric: Fabric) -> float:
+    """Least time of the longest phase: the busiest GPU's bytes at its link's rate."""
+    inputs = fabric.inputs
+    longest = 0.0
+    for phase in work.phases:
+        flows = phase.flows
+        bytes_ = flows.wire * flows.multiplicity
+        busiest = max(
+            np.bincount(flows.source, bytes_, minlength=1).max(),
+            np.bincount(flows.destination, bytes_, minlength=1).max(),
+        )
+        rate = inputs.nic_bandwidth if inputs.nics_per_node else inputs.nvlink_bandwidth or np.inf
+        longest = max(longest, float(busiest) / rate)
+    return longest
