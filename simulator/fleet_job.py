@@ -24,6 +24,7 @@ from hardware_profiles.schema import (
     Profile,
     TimeValue,
 )
+from simulator.serving_job import ServingStepJob, Speculation
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Hourly = Annotated[tuple[PositiveFloat, ...], Field(min_length=24, max_length=24)]
@@ -65,7 +66,7 @@ class Distribution(Profile):
 
 
 class Sessions(Profile):
-    """Conversations whose every turn repeats the prompt before it, for prefix caching."""
+    """Conversations whose every turn repeats most of the prompt before it, for prefix caching."""
 
     shared_blocks: NonNegativeInt
     """Leading blocks that all requests share: the system prompt."""
@@ -73,12 +74,16 @@ class Sessions(Profile):
     """That a further turn follows the first, second ... turn; the last one repeats."""
     turn_gap_quantiles: dict[float, TimeValue]
     """Time from the arrival of one turn to that of the next: {probability: time}."""
-    turn_tokens: Distribution
-    """Tokens that a turn adds to the prompt of the turn before."""
+    replaced_tokens_quantiles: dict[float, float]
+    """Tokens at the end of the prompt before that a turn does not repeat (it branches off)."""
+    added_tokens_quantiles: dict[float, float]
+    """Tokens that a turn adds after what it repeats; the turns that replace most add most."""
 
     @model_validator(mode="after")
     def _quantiles_are_ordered(self) -> "Sessions":
         _check_quantiles(self.turn_gap_quantiles)
+        _check_quantiles(self.replaced_tokens_quantiles)
+        _check_quantiles(self.added_tokens_quantiles)
         return self
 
 
@@ -217,10 +222,15 @@ class PoolSpec(Profile):
     ranks: PositiveInt
     """Data-parallel ranks of an instance; each has its own requests and KV cache, and all of an
     instance step together at the pace of the slowest."""
-    step_times: AffineStepTimes | str
-    """Coefficients, or the name of a scenario whose serving job gives the times of one step."""
+    affine: AffineStepTimes | None = None
+    """Step times from coefficients. Otherwise they come from the iterations below."""
+    prefill_step: ServingStepJob | None = None
+    """The deployment that computes prompts; the fleet sets its requests, pass by pass."""
+    decode_step: ServingStepJob | None = None
+    """The deployment that decodes; the fleet sets its requests, step by step. Attention and batch
+    imbalance between ranks comes from the fleet's own ranks, so its attention_imbalance is 1."""
     kv_capacity_tokens: NonNegativeInt | None = None
-    """Of one rank, in place of what step_times says."""
+    """Of one rank, in place of what the step times say."""
     max_batch: PositiveInt
     """Requests that one rank decodes at once."""
     tokens_per_pass: PositiveInt | None = None
@@ -231,6 +241,28 @@ class PoolSpec(Profile):
     hourly_instances: HourlyCount | None = None
     """Instances in service in each hour from time 0 on, at most ``instances``; repeats daily.
     An instance that leaves finishes its requests first."""
+
+    @model_validator(mode="after")
+    def _steps_are_those_of_the_instance(self) -> "PoolSpec":
+        for phase, step in (("prefill", self.prefill_step), ("decode", self.decode_step)):
+            if step is None:
+                continue
+            if step.phase != phase:
+                raise ValueError(f"{phase}_step: phase is {step.phase}; allowed: {phase}")
+            ranks = step.gpus // step.attention_tp
+            if (step.gpus, ranks) != (self.gpus_per_instance, self.ranks):
+                raise ValueError(
+                    f"{phase}_step: {step.gpus} gpus in groups of attention_tp "
+                    f"{step.attention_tp} are not the instance's {self.gpus_per_instance} GPUs "
+                    f"in {self.ranks} ranks"
+                )
+            if step.requests.attention_imbalance != 1.0:
+                raise ValueError(
+                    f"{phase}_step: requests.attention_imbalance is "
+                    f"{step.requests.attention_imbalance:g}; allowed: 1, for the ranks of the "
+                    "fleet have their own contexts"
+                )
+        return self
 
     @model_validator(mode="after")
     def _hours_fit(self) -> "PoolSpec":
@@ -282,19 +314,6 @@ class ServiceLevel(Profile):
     tpot: TimeValue
 
 
-class SpeculativeDecoding(Profile):
-    """Multi-token prediction: drafts that the next decode step verifies."""
-
-    draft_tokens: PositiveInt
-    acceptance: Fraction
-    """Chance that a draft token is right, given that those before it are."""
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Expected tokens of a step: 1 + a + a^2 + ... up to the drafts."""
-        return 1.0 + sum(self.acceptance ** (k + 1) for k in range(self.draft_tokens))
-
-
 class Failure(Profile):
     """An instance that goes down; its requests start again elsewhere."""
 
@@ -316,7 +335,8 @@ class FleetJob(Profile):
     kv_transfer: KvTransfer | None = None
     """Needed between a prefill and a decode pool."""
     prefix_cache: PrefixCacheSpec | None = None
-    speculative_decoding: SpeculativeDecoding | None = None
+    speculative_decoding: Speculation | None = None
+    """Drafts that a decode step verifies; a request gains their expected tokens in every step."""
     routing: Literal["least_loaded", "round_robin", "prefix_aware"] = "least_loaded"
     """How a prompt finds its prefill instance: least prefill time queued, turn by turn, or least
     prefill time queued plus its own, counting what the instance's cache holds."""
@@ -363,6 +383,7 @@ class FleetJob(Profile):
         if "decode" in pools and self.kv_transfer is None:
             raise ValueError("kv_transfer is needed between the pools prefill and decode")
         for name, pool in pools.items():
+            self._check_step_times(name, pool)
             if name != "decode" and pool.tokens_per_pass is None:
                 raise ValueError(f"{name}: tokens_per_pass is needed where prompts are computed")
         for failure in self.failures:
@@ -373,6 +394,28 @@ class FleetJob(Profile):
         if self.prefix_cache is None and self._asks_for_cached_tokens:
             raise ValueError("requests.synthetic.cached_fraction needs a prefix_cache")
         return self
+
+    def _check_step_times(self, name: str, pool: PoolSpec) -> None:
+        wanted = {
+            f"{phase}_step" for phase in ("prefill", "decode") if name in (phase, "colocated")
+        }
+        steps = {"prefill_step": pool.prefill_step, "decode_step": pool.decode_step}
+        given = {field for field, step in steps.items() if step is not None}
+        if given != (set() if pool.affine else wanted):
+            raise ValueError(
+                f"{name}: step times come from affine, or from {' and '.join(sorted(wanted))}; "
+                f"given: {', '.join(sorted(given | ({'affine'} if pool.affine else set())))}"
+                f"{'' if given or pool.affine else 'none'}"
+            )
+        step = pool.decode_step
+        drafted = (
+            1.0 if step is None or step.speculation is None else step.speculation.tokens_per_step
+        )
+        if step is not None and drafted != self.tokens_per_step:
+            raise ValueError(
+                f"{name}: decode_step.speculation gives {drafted:g} tokens a step and "
+                f"speculative_decoding {self.tokens_per_step:g}; allowed: the same"
+            )
 
     @property
     def _asks_for_cached_tokens(self) -> bool:

@@ -347,8 +347,8 @@ def _with_turns(
 ) -> Iterator[Request]:
     """Merge further turns into a stream of first turns, in order of arrival.
 
-    A turn repeats the prompt of the one before and adds to it. Blocks that were full keep their
-    ids; the last, partly filled one and the new ones get fresh ids. Only open sessions are held.
+    A turn repeats the prompt of the one before, but for its end, and adds to it. Blocks that are
+    repeated whole keep their ids, the others get fresh ones. Only open sessions are held.
     """
     fresh = itertools.count(sessions.shared_blocks)
     shared = tuple(range(sessions.shared_blocks))
@@ -360,8 +360,12 @@ def _with_turns(
         if generator.random() >= chances[min(turn, len(chances) - 1)]:
             return
         gap = _inverse(sessions.turn_gap_quantiles, generator.random(1))[0]
-        prompt = request.prompt_tokens + int(sample(sessions.turn_tokens, generator, 1)[0])
-        full = request.prompt_tokens // MOONCAKE_BLOCK_TOKENS
+        share = generator.random(1)
+        replaced = round(_inverse(sessions.replaced_tokens_quantiles, share)[0])
+        added = round(_inverse(sessions.added_tokens_quantiles, share)[0])
+        kept = max(request.prompt_tokens - replaced, 0)
+        full = kept // MOONCAKE_BLOCK_TOKENS
+        prompt = max(kept + added, 1)
         following = replace(
             request,
             arrival_s=request.arrival_s + float(gap),

@@ -39,7 +39,7 @@ def make_job(rate: str, count: int = 600, **changes: Any) -> FleetJob:
         "instances": 1,
         "gpus_per_instance": 8,
         "ranks": 2,
-        "step_times": STEP_TIMES,
+        "affine": STEP_TIMES,
         "max_batch": 64,
         "tokens_per_pass": 512,
     }

@@ -41,7 +41,7 @@ def pool(instances: int = 1, **changes: Any) -> dict[str, Any]:
         "instances": instances,
         "gpus_per_instance": 8,
         "ranks": 1,
-        "step_times": STEP_TIMES,
+        "affine": STEP_TIMES,
         "max_batch": 64,
         "tokens_per_pass": 512,
         **changes,
@@ -78,8 +78,8 @@ def run(job: FleetJob, cluster: ClusterProfile, seed: int = 0) -> tuple[FleetRun
     log = CollectedLog()
     step_times = {}
     for name, spec in job.pools.items():
-        assert isinstance(spec.step_times, AffineCoefficients)
-        step_times[name] = AffineStepTimes(spec.step_times)
+        assert isinstance(spec.affine, AffineCoefficients)
+        step_times[name] = AffineStepTimes(spec.affine)
     return run_fleet(job, step_times, cluster, seed=seed, log=log), log
 
 
@@ -184,7 +184,7 @@ def _one_server(prompt: dict[str, Any], count: int, rate: str) -> FleetJob:
     """A prefill instance that serves one prompt a pass; answers are the first token only."""
     times = {**STEP_TIMES, "prefill_fixed": "0 s", "prefill_per_attended_token": "0 s"}
     times |= {"prefill_per_token": "10 us", "kv_capacity_tokens": 10**9}
-    server = pool(step_times=times, tokens_per_pass=10**9, requests_per_pass=1)
+    server = pool(affine=times, tokens_per_pass=10**9, requests_per_pass=1)
     requests = {
         "synthetic": {
             "arrivals": "poisson",
@@ -263,7 +263,8 @@ def small_fleets(draw: st.DrawFn) -> FleetJob:
             "shared_blocks": 1,
             "continue_probability": [0.5],
             "turn_gap_quantiles": {0.0: "0 s", 1.0: "5 s"},
-            "turn_tokens": {"kind": "exponential", "mean": 200},
+            "replaced_tokens_quantiles": {0: 0, 1: 100},
+            "added_tokens_quantiles": {0: 1, 1: 400},
         }
         tier = st.sampled_from(["unlimited", 2048])
         changes["prefix_cache"] = {
@@ -531,8 +532,8 @@ def test_an_unlimited_prefix_cache_hits_the_published_share_of_the_mooncake_bloc
     fast |= {"prefill_per_attended_token": "0 s", "kv_capacity_tokens": 10**6}
     job = make_job(
         {"file": str(path), "format": "mooncake"},
-        prefill=pool(step_times=fast, tokens_per_pass=8192),
-        decode=pool(step_times=fast, max_batch=10**6),
+        prefill=pool(affine=fast, tokens_per_pass=8192),
+        decode=pool(affine=fast, max_batch=10**6),
         prefix_cache=_prefix_cache(
             {"name": "hbm", "scope": "instance", "capacity_tokens": "unlimited"}
         ),

@@ -195,7 +195,8 @@ def test_a_turn_repeats_the_full_blocks_of_the_turn_before() -> None:
             "shared_blocks": 1,
             "continue_probability": [1.0, 1.0, 0.0],
             "turn_gap_quantiles": {0: "1 s", 1: "100 s"},
-            "turn_tokens": {"kind": "exponential", "mean": 800},
+            "replaced_tokens_quantiles": {0: 0, 0.7: 0, 1: 3000},
+            "added_tokens_quantiles": {0: 1, 1: 2000},
         },
     )
     requests = list(synthesize(spec, np.random.default_rng(0)))

@@ -1,0 +1,128 @@
+"""Make a fleet ready to run: a scenario in, a FleetSimulation with the step times of its pools out.
+
+The times of one iteration come from the one-step serving model, asked at grid points only (powers
+of two of batch or tokens and of context) and interpolated linearly in between; each point is asked
+once. A pass is asked as equal prompts: the mean number of tokens that its tokens attend to fixes
+their length, and where that is longer than the pass itself, the tokens cached before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hardware_profiles.low_latency_kernels import load_low_latency
+from simulator.execution.fleet import FleetRun, run_fleet
+from simulator.execution.fleet_log import FleetLog
+from simulator.execution.serving_step import (
+    ServingModel,
+    decode_step,
+    prefill_pass,
+    serving_model,
+    serving_step,
+)
+from simulator.execution.simulation import shipped_trace
+from simulator.execution.step_times import AffineStepTimes, InterpolatedStepTimes, StepTimes
+from simulator.fleet_job import FleetJob, PoolSpec
+from simulator.hardware.costs import COST_MODELS, calibration_measurements
+from simulator.scenario import Scenario, by_name
+from simulator.serving_job import ServingStepJob
+from simulator.workload.serving_memory import kv_capacity
+
+# Powers of two: a pass of 2^n tokens is made of whole prompts of any smaller power of two.
+_SIZES = tuple(2**n for n in range(18))
+_PROMPTS = tuple(2**n for n in range(5, 19))
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSimulation:
+    """A fleet that is ready to run. A log takes what happens, while it happens."""
+
+    scenario: Scenario
+    job: FleetJob
+    step_times: Mapping[str, StepTimes]
+    """Of each pool."""
+
+    def run(self, log: FleetLog) -> FleetRun:
+        """Simulate the fleet; the same scenario gives the same rows."""
+        return run_fleet(
+            self.job,
+            self.step_times,
+            self.scenario.cluster,
+            seed=self.scenario.file.seed,
+            log=log,
+        )
+
+
+def prepare_fleet(scenario: Scenario) -> FleetSimulation:
+    """Resolve the step times of every pool.
+
+    Raises:
+        ValueError: an unknown name, a deployment that does not fit together or into memory.
+    """
+    job = scenario.file.fleet
+    assert job is not None, "simulate() chooses by the job that is there"
+    times = {name: _step_times(scenario, pool) for name, pool in job.pools.items()}
+    return FleetSimulation(scenario, job, times)
+
+
+def _step_times(scenario: Scenario, pool: PoolSpec) -> StepTimes:
+    if pool.affine is not None:
+        return AffineStepTimes(pool.affine)
+    prefill = None if pool.prefill_step is None else _model(scenario, pool.prefill_step)
+    decode = None if pool.decode_step is None else _model(scenario, pool.decode_step)
+    capacities = [_kv_tokens(model) for model in (prefill, decode) if model is not None]
+    return InterpolatedStepTimes(
+        lambda batch, context: _decode_s(decode, batch, context),
+        lambda tokens, attended: _prefill_s(prefill, tokens, attended),
+        kv_capacity_tokens=min(capacities),
+        batches=_SIZES,
+        tokens=_SIZES,
+        # A prompt of 2^n tokens attends to 2^(n-1) of them on average.
+        contexts=tuple(prompt // 2 for prompt in _PROMPTS),
+    )
+
+
+def _model(scenario: Scenario, job: ServingStepJob) -> ServingModel:
+    low_latency = job.all_to_all.low_latency
+    return serving_model(
+        job,
+        config=scenario.model,
+        cluster=scenario.cluster,
+        calibration=scenario.calibration,
+        cost_model=by_name(COST_MODELS, scenario.file.cost_model, "cost_model"),
+        measurements=calibration_measurements(scenario.calibration),
+        trace=shipped_trace(scenario.model, job.phase),
+        low_latency=None if low_latency is None else load_low_latency(low_latency),
+        seed=scenario.file.seed,
+    )
+
+
+def _kv_tokens(model: ServingModel) -> int:
+    """KV cache of one rank: GPUs that share the heads of a request each hold all of its cache."""
+    step = serving_step(model, interval=False)
+    operators = [operator for layer in step.operators.values() for operator in layer.operators]
+    capacity = kv_capacity(
+        model.job, config=model.config, cluster=model.cluster, operators=operators
+    )
+    return capacity.tokens
+
+
+def _decode_s(model: ServingModel | None, batch: int, context: int) -> float:
+    assert model is not None, "a pool that decodes has a decode_step"
+    # The requests of one rank are spread over the GPUs that share their heads.
+    per_gpu = max(1, batch // model.job.attention_tp)
+    speculation = model.job.speculation
+    new = 1 if speculation is None else 1 + speculation.draft_tokens
+    return decode_step(model, per_gpu, context + new).step_s
+
+
+def _prefill_s(model: ServingModel | None, tokens: int, attended: int) -> float:
+    assert model is not None, "a pool that prefills has a prefill_step"
+    micro_batches = model.job.micro_batches
+    # The tokens of one rank are spread over the GPUs that share their heads.
+    tokens = max(tokens // model.job.attention_tp, micro_batches)
+    prompt = 2 * attended
+    if prompt <= tokens // micro_batches:
+        return prefill_pass(model, tokens, prompt).step_s
+    return prefill_pass(model, tokens, tokens, cached=max(attended - tokens // 2, 0)).step_s
