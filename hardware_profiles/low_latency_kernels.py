@@ -58,6 +58,13 @@ class LowLatencyProfile(Profile):
     dispatch_intercept: TimeEstimate
     """Time of a dispatch of next to no tokens."""
     combine_intercept: TimeEstimate
+    dispatch_send: TimeEstimate
+    """Kernel that casts tokens and posts their messages, at `tokens` tokens; so the next three."""
+    dispatch_receive: TimeEstimate
+    """Kernel that packs arrived rows by expert."""
+    combine_send: TimeEstimate
+    combine_receive: TimeEstimate
+    """Kernel that sums returned rows."""
     rows: tuple[LowLatencyRow, ...]
 
     def fraction(self, operation: Operation, ranks: int) -> float:
@@ -107,6 +114,14 @@ def wire_time(
     The achieved share of the line rate is taken over from the profile."""
     rate = profile.fraction(operation, ranks) * link_bandwidth
     return copies * message_bytes(operation, hidden) / rate
+
+
+def kernel_time(
+    at_profile: Seconds, profile: LowLatencyProfile, *, copies: float, floor: Seconds
+) -> Seconds:
+    """Time of a send or receive kernel over `copies` copies: a floor, and the rest by copies."""
+    share = copies / (profile.tokens * profile.top_k)
+    return floor + max(0.0, at_profile - floor) * share
 
 
 def known_low_latency() -> tuple[str, ...]:

@@ -1,0 +1,320 @@
+"""Lower recorded prefill and decode layers into one serving iteration: operators in, plan out.
+
+The orders are those that DeepSeek draws (profile-data figures). With two micro-batches, compute
+stream of one mixture-of-experts layer:
+
+    prefill  ATTN(mb1), SHARED(mb0) of the layer before, ATTN(mb0), MLP(mb1), MLP(mb0), SHARED(mb1)
+             COMBINE(mb0) runs under the first two, DISPATCH(mb1) under ATTN(mb0), DISPATCH(mb0)
+             under MLP(mb1), COMBINE(mb1) under MLP(mb0) and SHARED(mb1)
+    decode   SHARED(mb0), ATTN-0(mb1), MLP(mb0), ATTN-1(mb1), and the same with both exchanged
+             DISPATCH under SHARED and ATTN-0, COMBINE under ATTN-1
+
+ATTN-1 begins at the attention core. Low-latency dispatch and combine are a send kernel on the
+compute stream, a wire that takes no SM, and a receive kernel on the compute stream just before its
+rows are needed; normal ones are one kernel on the communication stream. Dense layers, embedding and
+head run on all tokens of the GPU at once, before and after.
+
+A plan holds tasks in issue order; a task points to an operator by layer, micro-batch and position,
+so that one plan serves every batch size and context of a deployment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Literal
+
+from reference_model.trace import Operator
+from simulator.workload.task_graph import Stream, Task, TaskGraph
+
+Overlap = Literal["two_micro_batches", "shared_expert", "none"]
+
+WHOLE_BATCH = -1
+"""Micro-batch number of layers that run on all tokens of the GPU at once."""
+
+PARTS = (
+    "gather", "attention_0", "attention_1", "scatter", "shared", "dispatch_send", "dispatch_wire",
+    "dispatch_receive", "experts", "combine_send", "combine_wire", "combine_receive", "dense",
+)  # fmt: skip
+"""Schedulable parts of a layer. gather and scatter exist with tensor parallelism only."""
+
+WIRES = frozenset({"dispatch_wire", "combine_wire"})
+
+
+@dataclass(frozen=True, slots=True)
+class LayerOperators:
+    """One layer's operators in issue order, and which of them make which part."""
+
+    operators: tuple[Operator, ...]
+    parts: Mapping[str, tuple[int, ...]]
+    """Part -> positions in `operators`."""
+
+    def part_of(self) -> dict[int, str]:
+        """Position -> part."""
+        return {place: part for part, places in self.parts.items() for place in places}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTask:
+    """One kernel or wire of the iteration."""
+
+    layer: int
+    """Position in the plan's `layers`."""
+    micro_batch: int
+    position: int
+    """In the operators of the layer's kind."""
+    part: str
+    stream: Stream
+    collective: bool
+    """Whether it needs every rank of the group to have come as far."""
+    depends_on: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """The order of one iteration."""
+
+    layers: tuple[str, ...]
+    """Layer kinds in order of first use, e.g. ("embedding", "dense", ..., "moe", ..., "head")."""
+    tasks: tuple[PlannedTask, ...]
+
+
+def split_layer(
+    kind: str, operators: Sequence[Operator], *, low_latency: bool, expert_parallel: bool
+) -> LayerOperators:
+    """Assign a recorded layer's operators to parts, and add the wires of low-latency transfers.
+
+    Without `expert_parallel` the tokens of all GPUs are gathered before the experts and their
+    results scattered afterwards: dispatch and combine of the recording become those collectives.
+    """
+    kept: list[Operator] = []
+    parts: dict[str, list[int]] = {}
+    core_seen = False
+
+    def keep(operator: Operator, part: str) -> None:
+        parts.setdefault(part, []).append(len(kept))
+        kept.append(operator)
+
+    for operator in operators:
+        if operator.kind in ("mla_decode", "attention_forward"):
+            core_seen = True
+        segment = operator.segment
+        if segment in ("gather", "scatter"):
+            keep(operator, segment)
+        elif segment == "mlp":
+            shared = "shared" in operator.name
+            keep(operator, "dense" if kind == "dense" else "shared" if shared else "experts")
+        elif segment in ("dispatch", "combine"):
+            own_kernels = operator.name.endswith(("_send", "_receive"))
+            if operator.kind == "add":
+                keep(operator, f"{segment}_receive")
+            elif operator.name.endswith("_send"):
+                if expert_parallel:
+                    keep(operator, f"{segment}_send")
+                keep(_wire(operator, segment), f"{segment}_wire")
+            elif expert_parallel and own_kernels:
+                keep(operator, f"{segment}_receive")
+            elif not own_kernels and (expert_parallel or operator.kind in ("dispatch", "combine")):
+                keep(operator, f"{segment}_wire")
+        else:
+            keep(operator, "attention_1" if core_seen else "attention_0")
+    if low_latency and kind in ("moe", "mtp") and "dispatch_send" not in parts:
+        raise ValueError(
+            "low-latency all-to-all needs a decode trace; prefill is recorded with normal kernels"
+        )
+    return LayerOperators(tuple(kept), {part: tuple(places) for part, places in parts.items()})
+
+
+def _wire(send: Operator, segment: str) -> Operator:
+    """The transfer that a send kernel starts, listed as an operator of its own."""
+    return replace(send, name=f"moe.{segment}_wire", kind="copy")
+
+
+@dataclass(slots=True)
+class _Builder:
+    layers: list[str]
+    operators: Mapping[str, LayerOperators]
+    tasks: list[PlannedTask] = field(default_factory=list)
+
+    def add(
+        self,
+        layer: int | None,
+        micro_batch: int,
+        *parts: str,
+        stream: Stream = Stream.COMPUTE,
+        after: Iterable[int | None] = (),
+    ) -> int | None:
+        """Append parts of a layer; the first task waits for `after`. Returns the last task."""
+        waits = tuple(sorted({index for index in after if index is not None}))
+        last = max(waits, default=None)
+        if layer is None:
+            return last
+        found = self.operators[self.layers[layer]].parts
+        for part in parts:
+            for position in found.get(part, ()):
+                collective = part in WIRES or part in ("gather", "scatter")
+                self.tasks.append(
+                    PlannedTask(layer, micro_batch, position, part, stream, collective, waits)
+                )
+                waits = ()
+                last = len(self.tasks) - 1
+        return last
+
+    def wire(
+        self, layer: int, micro_batch: int, part: str, *, after: Iterable[int | None]
+    ) -> int | None:
+        return self.add(layer, micro_batch, part, stream=Stream.COMMUNICATION, after=after)
+
+
+_ATTENTION = ("gather", "attention_0", "attention_1", "scatter")
+
+
+def plan_step(
+    operators: Mapping[str, LayerOperators],
+    *,
+    dense_layers: int,
+    moe_layers: int,
+    draft_layers: int,
+    head: bool,
+    decode: bool,
+    overlap: Overlap,
+) -> StepPlan:
+    """The tasks of one iteration in issue order.
+
+    Args:
+        operators: layer kind -> its operators; only their parts matter here.
+        draft_layers: multi-token prediction layers run after the head, each followed by the head.
+        decode: whether sends and receives are kernels of their own.
+    """
+    build = _Builder([], operators)
+
+    def new_layer(kind: str) -> int:
+        build.layers.append(kind)
+        return len(build.layers) - 1
+
+    if head:
+        build.add(new_layer("embedding"), WHOLE_BATCH, "attention_0")
+    for _ in range(dense_layers):
+        build.add(new_layer("dense"), WHOLE_BATCH, *_ATTENTION, "dense")
+    ends = _sparse_layers(build, [new_layer("moe") for _ in range(moe_layers)], decode, overlap)
+    if head:
+        last = new_layer("head")
+        ends = [build.add(last, WHOLE_BATCH, "attention_0", after=ends)]
+        for _ in range(draft_layers):
+            ends = _sparse_layers(build, [new_layer("mtp")], decode, overlap, after=ends)
+            ends = [build.add(last, WHOLE_BATCH, "attention_0", after=ends)]
+    return StepPlan(tuple(build.layers), tuple(build.tasks))
+
+
+def _sparse_layers(
+    build: _Builder,
+    layers: Sequence[int],
+    decode: bool,
+    overlap: Overlap,
+    after: Sequence[int | None] = (),
+) -> list[int | None]:
+    """Append mixture-of-experts layers one after another; returns what the next layer waits for."""
+    if overlap == "two_micro_batches":
+        two = _two_in_decode if decode else _two_in_prefill
+        return two(build, layers, after)
+    return _one_at_a_time(build, layers, after, shared_hides=overlap == "shared_expert")
+
+
+def _one_at_a_time(
+    build: _Builder, layers: Sequence[int], after: Sequence[int | None], *, shared_hides: bool
+) -> list[int | None]:
+    """One micro-batch; its shared expert runs under dispatch, or before it."""
+    combined: list[int | None] = list(after)
+    for layer in layers:
+        attended = build.add(layer, 0, *_ATTENTION, after=combined)
+        if not shared_hides:
+            attended = build.add(layer, 0, "shared", after=(attended,))
+        sent = build.add(layer, 0, "dispatch_send", after=(attended,))
+        arrived = build.wire(layer, 0, "dispatch_wire", after=(sent,))
+        if shared_hides:
+            build.add(layer, 0, "shared")
+        done = build.add(layer, 0, "dispatch_receive", "experts", "combine_send", after=(arrived,))
+        back = build.wire(layer, 0, "combine_wire", after=(done,))
+        combined = [build.add(layer, 0, "combine_receive", after=(back,))]
+    return combined
+
+
+def _two_in_decode(
+    build: _Builder, layers: Sequence[int], after: Sequence[int | None]
+) -> list[int | None]:
+    first = layers[0]
+    build.add(first, 0, *_ATTENTION, after=after)
+    following = dict(pairwise(layers))
+    back: dict[int, tuple[int, int | None] | None] = {0: None, 1: None}
+
+    def receive(micro_batch: int) -> int | None:
+        """Take in the combine of a micro-batch that is still out."""
+        pending, back[micro_batch] = back[micro_batch], None
+        if pending is None:
+            return None
+        layer, arrived = pending
+        return build.add(layer, micro_batch, "combine_receive", after=(arrived,))
+
+    for layer in layers:
+        for one, other in ((0, 1), (1, 0)):
+            sent = build.add(layer, one, "dispatch_send")
+            arrived = build.wire(layer, one, "dispatch_wire", after=(sent,))
+            build.add(layer, one, "shared")
+            attends = layer if one == 0 else following.get(layer)
+            if attends is not None:
+                receive(other)
+                build.add(attends, other, "gather", "attention_0")
+            done = build.add(
+                layer, one, "dispatch_receive", "experts", "combine_send", after=(arrived,)
+            )
+            back[one] = (layer, build.wire(layer, one, "combine_wire", after=(done,)))
+            if attends is not None:
+                build.add(attends, other, "attention_1", "scatter")
+    return [receive(0), receive(1)]
+
+
+def _two_in_prefill(
+    build: _Builder, layers: Sequence[int], after: Sequence[int | None]
+) -> list[int | None]:
+    start = max((index for index in after if index is not None), default=None)
+    combined: dict[int, int | None] = {0: start, 1: start}
+    before: int | None = None
+    for layer in layers:
+        attended = {1: build.add(layer, 1, *_ATTENTION, after=(combined[1],))}
+        # The first layer has no layer before it whose shared expert is still to do.
+        build.add(before, 0, "shared")
+        dispatched = {1: build.wire(layer, 1, "dispatch_wire", after=(attended[1],))}
+        attended[0] = build.add(layer, 0, *_ATTENTION, after=(combined[0],))
+        dispatched[0] = build.wire(layer, 0, "dispatch_wire", after=(attended[0],))
+        done = build.add(layer, 1, "experts", after=(dispatched[1],))
+        combined[1] = build.wire(layer, 1, "combine_wire", after=(done,))
+        done = build.add(layer, 0, "experts", after=(dispatched[0],))
+        build.add(layer, 1, "shared")
+        combined[0] = build.wire(layer, 0, "combine_wire", after=(done,))
+        before = layer
+    build.add(before, 0, "shared")
+    return [combined[0], combined[1]]
+
+
+def task_graph(
+    name: str, plan: StepPlan, operators: Mapping[tuple[str, int], LayerOperators]
+) -> TaskGraph:
+    """The plan with its operators in place: what the engine runs and reports show.
+
+    Args:
+        operators: (layer kind, micro-batch) -> operators of that layer.
+    """
+    tasks = []
+    for task in plan.tasks:
+        kind = plan.layers[task.layer]
+        tasks.append(
+            Task(
+                operators[kind, task.micro_batch].operators[task.position],
+                task.stream,
+                f"{kind} {task.layer}",
+                task.stream is Stream.COMMUNICATION,
+                task.depends_on,
+            )
+        )
+    return TaskGraph(name, tuple(tasks))

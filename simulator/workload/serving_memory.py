@@ -1,0 +1,210 @@
+"""Memory of one serving GPU: a job and the model in; weights, buffers and KV-cache room out.
+
+Weights are those of parameter counts: FP8 with block scales where the recipe runs the product in
+FP8, BF16 elsewhere; the key and value up-projection is BF16 in decode, where it is absorbed. The KV
+cache holds the normed latent and the rotary key, once for all heads, so GPUs that share heads
+hold it twice over. Its FP8 form keeps the latent in FP8 with one FP32 scale for 128 values and the
+rotary key in BF16 (FlashMLA: 656 bytes a token and layer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from hardware_profiles.schema import ClusterProfile
+from hardware_profiles.units import Bytes, format_bytes, parse_quantity
+from reference_model.config import ModelConfig, parameter_counts
+from reference_model.trace import TILE, Operator
+from simulator.serving_job import ServingStepJob
+from simulator.workload.memory import Infeasible
+
+_FP8, _BF16, _FP32 = 1, 2, 4
+_WITH_SCALES = _FP8 + _FP32 / TILE**2
+
+LOW_LATENCY_BUFFERS = 4
+"""Send and receive buffer, each twice, so that one transfer can start while another is read."""
+LOW_LATENCY_HEADER = 16
+"""Bytes before the values of a message. With it the formula gives the 2,116 MB that DeepEP
+allocates for 288 experts, 128 tokens and 7,168 values (DeepEP issue 28)."""
+NORMAL_BUFFERS = parse_quantity("3 GB", "data", "NORMAL_BUFFERS")
+"""Queues of the normal kernels: 2 GB for NVLink and 1 GB for RDMA in DeepEP's own tests."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """Bytes on one GPU."""
+
+    weights: Bytes
+    all_to_all_buffers: Bytes
+    expert_buffers: Bytes
+    """Rooms of the masked grouped products, kept for the worst case (decode)."""
+    workspace: Bytes
+    """What the largest operator reads and writes."""
+    reserved: Bytes
+
+    @property
+    def total(self) -> Bytes:
+        return float(sum(asdict(self).values()))
+
+
+@dataclass(frozen=True, slots=True)
+class KvCapacity:
+    """Room for KV cache on one GPU."""
+
+    memory: GpuMemory
+    capacity: Bytes
+    """Memory of the GPU."""
+    bytes_per_token: Bytes
+    """All layers."""
+    tokens: int
+    """Tokens that fit, whole pages."""
+    needed_tokens: int
+    """Tokens of the job's requests, whole pages."""
+    largest_batch: int
+    """Requests a GPU of the job's context that fit."""
+    limit: str
+    """What the batch is limited by."""
+
+
+def micro_batch_tokens(job: ServingStepJob) -> int:
+    """Tokens of the larger micro-batch of one GPU, drafted ones included."""
+    requests = job.requests
+    drafted = 0 if job.speculation is None else job.speculation.draft_tokens
+    whole = (
+        requests.tokens_per_gpu
+        if requests.requests_per_gpu is None
+        else requests.requests_per_gpu * (1 + drafted)
+    )
+    assert whole is not None, "the job's validator wants one of the two"
+    return -(-whole // job.micro_batches)
+
+
+def kv_bytes_per_token(config: ModelConfig, dtype: str, *, draft_layers: int = 0) -> Bytes:
+    """Bytes of one token in the KV cache of all layers: 70,272 in DeepSeek-V3 and BF16."""
+    if dtype == "bfloat16":
+        layer = (config.kv_lora_rank + config.qk_rope_head_dim) * _BF16
+    else:
+        scales = -(-config.kv_lora_rank // TILE) * _FP32
+        layer = config.kv_lora_rank * _FP8 + scales + config.qk_rope_head_dim * _BF16
+    return float((config.num_hidden_layers + draft_layers) * layer)
+
+
+def serving_memory(
+    job: ServingStepJob, *, config: ModelConfig, operators: Iterable[Operator]
+) -> GpuMemory:
+    """What lies on one GPU beside the KV cache."""
+    drafts = 0 if job.speculation is None else min(1, config.num_nextn_predict_layers)
+    low_latency = job.all_to_all.kernels == "low_latency"
+    experts = config.n_routed_experts + job.experts.redundant
+    tokens = job.memory.buffer_tokens or micro_batch_tokens(job)
+    buffers = 0.0
+    rooms = 0.0
+    if job.expert_tp == 1 and low_latency:
+        message = config.hidden_size * _BF16 + LOW_LATENCY_HEADER
+        buffers = LOW_LATENCY_BUFFERS * float(experts * tokens * message)
+        room = tokens * job.gpus
+        values = _WITH_SCALES * config.hidden_size + _BF16 * config.hidden_size
+        inner = (2 * _BF16 + _FP8) * config.moe_intermediate_size
+        rooms = experts / job.gpus * room * (values + inner)
+    elif job.expert_tp == 1:
+        buffers = NORMAL_BUFFERS
+    return GpuMemory(
+        weights=_weights(job, config, drafts),
+        all_to_all_buffers=buffers,
+        expert_buffers=rooms,
+        workspace=max((float(op.bytes_read + op.bytes_written) for op in operators), default=0.0),
+        reserved=job.memory.reserved,
+    )
+
+
+def kv_capacity(
+    job: ServingStepJob,
+    *,
+    config: ModelConfig,
+    cluster: ClusterProfile,
+    operators: Iterable[Operator],
+) -> KvCapacity:
+    """Tokens of KV cache that fit, and the largest batch of the job's context.
+
+    Raises Infeasible where weights and buffers alone exceed the memory.
+    """
+    drafts = 0 if job.speculation is None else min(1, config.num_nextn_predict_layers)
+    memory = serving_memory(job, config=config, operators=operators)
+    capacity = cluster.node.gpu.hbm_capacity
+    per_token = kv_bytes_per_token(config, job.memory.kv_cache, draft_layers=drafts)
+    page = job.memory.page_tokens
+    if memory.total > capacity:
+        parts = ", ".join(
+            f"{name} {format_bytes(value)}"
+            for name, value in sorted(asdict(memory).items(), key=lambda item: -item[1])
+        )
+        raise Infeasible(
+            f"a GPU needs {format_bytes(memory.total)} beside its KV cache, "
+            f"{format_bytes(memory.total - capacity)} more than its {format_bytes(capacity)}: "
+            f"{parts}"
+        )
+    tokens = int((capacity - memory.total) / (per_token * page)) * page
+    requests = job.requests
+    if job.phase == "decode":
+        assert requests.requests_per_gpu is not None
+        assert requests.context_tokens is not None
+        context, batch = requests.context_tokens, requests.requests_per_gpu
+    else:
+        assert requests.tokens_per_gpu is not None
+        assert requests.prompt_tokens is not None
+        context = requests.prompt_tokens + requests.cached_tokens
+        batch = -(-requests.tokens_per_gpu // requests.prompt_tokens)
+    # GPUs that share heads each hold the latents of all requests of their group.
+    pages = -(-context // page) * page * job.attention_tp
+    largest = tokens // pages
+    return KvCapacity(
+        memory=memory,
+        capacity=capacity,
+        bytes_per_token=per_token,
+        tokens=tokens,
+        needed_tokens=batch * pages,
+        largest_batch=largest,
+        limit=(
+            f"KV cache: {largest} requests of {context} tokens fill "
+            f"{format_bytes(largest * pages * per_token)} of "
+            f"{format_bytes(capacity - memory.total)} left by weights and buffers"
+        ),
+    )
+
+
+def check_kv_fits(kv: KvCapacity) -> None:
+    """Raise Infeasible, saying by how many tokens the requests exceed the KV cache."""
+    if kv.needed_tokens > kv.tokens:
+        raise Infeasible(
+            f"requests hold {kv.needed_tokens} tokens of KV cache a GPU, "
+            f"{kv.needed_tokens - kv.tokens} more than the {kv.tokens} that fit; {kv.limit}"
+        )
+
+
+def _weights(job: ServingStepJob, config: ModelConfig, draft_layers: int) -> Bytes:
+    counts = parameter_counts(config)
+    c = config
+    local_experts = (c.n_routed_experts + job.experts.redundant) * job.expert_tp / job.gpus
+    up = c.kv_lora_rank * c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim)
+    by_head = (
+        (c.q_lora_rank or c.hidden_size) * c.num_attention_heads * c.qk_head_dim
+        + up
+        + c.num_attention_heads * c.v_head_dim * c.hidden_size
+    )
+    latent_norms = (c.q_lora_rank or 0) + c.kv_lora_rank
+    attention = counts.attention - latent_norms - by_head + by_head / job.attention_tp
+    attention_bytes = attention * _WITH_SCALES + (latent_norms + counts.layer_norms) * _BF16
+    if job.phase == "decode":
+        attention_bytes += up / job.attention_tp * (_BF16 - _WITH_SCALES)
+    shared = counts.shared_experts if job.experts.shared_expert == "local" else 0
+    expert_bytes = local_experts * counts.expert / job.expert_tp
+    moe = (expert_bytes + shared) * _WITH_SCALES + counts.router * _BF16
+    drafts = draft_layers * (attention_bytes + moe + (counts.mtp - counts.moe_layer) * _WITH_SCALES)
+    return (
+        c.num_hidden_layers * attention_bytes
+        + c.first_k_dense_replace * counts.dense_feed_forward * _WITH_SCALES
+        + c.num_moe_layers * moe
+        + (counts.embedding + counts.head + counts.final_norm) * _BF16
+        + drafts
+    )
