@@ -31,7 +31,7 @@ def unsourced(raw: dict[str, Any], path: str = "") -> list[str]:
         if isinstance(value, dict) and field != "sources":
             nested = value if field not in sources else {}
             missing += unsourced(nested, f"{path}{field}.")
-        elif re.match(r"[\d.]", str(value)) and isinstance(value, str) and not raw.get("source"):
+        elif isinstance(value, str) and re.match(r"[\d.]+ ", value) and "source" not in raw:
             missing += [] if sources.get(field) else [path + field]
     return missing
 
