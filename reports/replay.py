@@ -68,10 +68,9 @@ def write_replay_run(run: ReplayRun, directory: Path) -> None:
         figure.savefig(draft / f"{FIGURE_NAME}.svg", metadata={"Date": None})
 
     inputs = {"trace": run.trace.path, "mapping": run.mapping.name}
-    settings = run.inputs.model_dump(mode="json")
     write_run(
         directory,
-        scenario=yaml.safe_dump(inputs | settings, sort_keys=False, allow_unicode=True),
+        scenario=yaml.safe_dump({**inputs, **run.resolved}, sort_keys=False, allow_unicode=True),
         metrics=run.to_json(),
         tables={"kernels": kernels},
         write_report=write_report,

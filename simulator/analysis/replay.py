@@ -15,6 +15,7 @@ where a faster GPU or NIC would change when the other ranks arrive: one rank's p
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ from hardware_profiles.schema import (
     resolve_cluster,
     validate,
 )
-from hardware_profiles.units import Seconds
+from hardware_profiles.units import Seconds, format_seconds
 from simulator.analysis.what_if import Durations, Machine, blocks_on, what_if_durations
 from simulator.execution.replay import (
     KernelTimes,
@@ -85,6 +86,8 @@ class ReplayRun:
     mapped: tuple[MappedKernel, ...]
     graph: ReplayGraph
     inputs: ReplayInputs
+    resolved: Mapping[str, Any]
+    """The same as files write it: text with units."""
     recorded_gpu: str
     source: Machine
     target: Machine
@@ -244,7 +247,8 @@ def replay(
     changes = dict(overrides or {})
     if host_speed is not None:
         changes.setdefault("host_speed", host_speed)
-    inputs = _inputs(rules, gpu or recorded_gpu, changes)
+    resolved = _resolve(rules, gpu or recorded_gpu, changes)
+    inputs = validate(ReplayInputs, resolved, where="replay")
     recorded_sms = max(
         (
             kernel.blocks
@@ -254,7 +258,8 @@ def replay(
         default=0,
     )
     source = _machine(
-        _inputs(rules, recorded_gpu, {}), min(recorded_sms, load_gpu(recorded_gpu).sms)
+        validate(ReplayInputs, _resolve(rules, recorded_gpu, {}), where="replay"),
+        min(recorded_sms, load_gpu(recorded_gpu).sms),
     )
     taken = recorded_sms if inputs.communication_sms is None else inputs.communication_sms
     target = _machine(inputs, taken)
@@ -280,6 +285,7 @@ def replay(
         mapped=mapped,
         graph=graph,
         inputs=inputs,
+        resolved=resolved,
         recorded_gpu=recorded_gpu,
         source=source,
         target=target,
@@ -289,7 +295,7 @@ def replay(
     )
 
 
-def _inputs(mapping: KernelMapping, gpu: str, changes: Mapping[str, Any]) -> ReplayInputs:
+def _resolve(mapping: KernelMapping, gpu: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Resolve names and overrides. A change of ``gpu.hbm_bandwidth`` is one of the GPU inside the
     cluster, so that both stay the same thing."""
     where = "replay"
@@ -308,23 +314,21 @@ def _inputs(mapping: KernelMapping, gpu: str, changes: Mapping[str, Any]) -> Rep
         if any(path.split(".")[:2] == ["node", "gpu"] for path in inside):
             raise ValueError("replay: cluster.node.gpu: set gpu, the cluster takes it over")
         cluster = resolve_cluster(raw, inside, where=where_cluster)
-        cluster["node"] = {**cluster["node"], "gpu": chosen}
+        cluster["node"] = {**cluster["node"], "gpu": copy.deepcopy(chosen)}
     raw_inputs: dict[str, Any] = {
         "gpu": chosen,
         "cluster": cluster,
-        "launch_latency": _text(mapping.launch_latency.value),
-        "kernel_gap": _text(mapping.kernel_gap.value),
+        "host_speed": 1.0,
+        "communication_sms": None,
+        "launch_latency": format_seconds(mapping.launch_latency.value, digits=6),
+        "kernel_gap": format_seconds(mapping.kernel_gap.value, digits=6),
     }
     rest = {
         path: value
         for path, value in changes.items()
         if path not in ("gpu", "cluster") and not path.startswith(("gpu.", "cluster."))
     }
-    return validate(ReplayInputs, apply_overrides(raw_inputs, rest, where=where), where=where)
-
-
-def _text(seconds: Seconds) -> str:
-    return f"{seconds!r} s"
+    return apply_overrides(raw_inputs, rest, where=where)
 
 
 def _machine(inputs: ReplayInputs, communication_sms: int) -> Machine:
