@@ -1,0 +1,113 @@
+"""AdamW as DeepSeek-V3 trains with it, and its schedules: gradients and a step number in.
+
+Technical Report (arXiv:2412.19437), sections 3.3.3 and 4.2: moments in BF16, master weights and
+gradients in FP32, betas 0.9 and 0.95, weight decay 0.1, gradients clipped to norm 1. The published
+schedules count tokens out of 14.8 T; here a step stands at the same share of the steps of a run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BETAS = (0.9, 0.95)
+WEIGHT_DECAY = 0.1
+CLIP_NORM = 1.0
+_EPSILON = 1e-8  # not published; the usual value
+
+# Trillions of tokens of the published run, and the shares of it at which its settings change.
+_TOTAL = 14.8
+_CONSTANT_UNTIL = 10.0 / _TOTAL
+_COSINE_UNTIL = (10.0 + 4.3) / _TOTAL
+_LOW_UNTIL = (10.0 + 4.3 + 0.333) / _TOTAL
+_BATCH_RAMP_UNTIL = 0.469 / _TOTAL
+_LOW = 2.2e-5 / 2.2e-4
+_LOWEST = 7.3e-6 / 2.2e-4
+
+LEARNING_RATE_SCHEDULES = ("report", "constant")
+
+
+def learning_rate(step: int, *, steps: int, peak: float, warmup_steps: int, schedule: str) -> float:
+    """Learning rate of a step: linear warm-up, then constant; in the Report's schedule constant for
+    10 of 14.8 T tokens, a cosine down to a tenth over 4.3 T, that tenth for 0.333 T, and 7.3 / 220
+    of the peak for the rest."""
+    if schedule not in LEARNING_RATE_SCHEDULES:
+        raise ValueError(f"schedule {schedule!r} is not one of {list(LEARNING_RATE_SCHEDULES)}")
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    share = step / steps
+    if schedule == "constant" or share < _CONSTANT_UNTIL:
+        return peak
+    if share < _COSINE_UNTIL:
+        done = (share - _CONSTANT_UNTIL) / (_COSINE_UNTIL - _CONSTANT_UNTIL)
+        return peak * (_LOW + (1 - _LOW) * 0.5 * (1 + math.cos(math.pi * done)))
+    return peak * (_LOW if share < _LOW_UNTIL else _LOWEST)
+
+
+def batch_sequences(step: int, *, steps: int, first: int, final: int) -> int:
+    """Sequences of a step's batch: from `first` in equal strides to `final` over the first 469 B of
+    14.8 T tokens (published: 3,072 to 15,360)."""
+    share = min(step / steps / _BATCH_RAMP_UNTIL, 1.0)
+    return first + int((final - first) * share)
+
+
+def prediction_weight(step: int, *, steps: int) -> float:
+    """Weight of the multi-token prediction loss: 0.3 for 10 of 14.8 T tokens, then 0.1."""
+    return 0.3 if step / steps < _CONSTANT_UNTIL else 0.1
+
+
+def bias_step(step: int, *, steps: int, gamma: float) -> float:
+    """Step of the balancing bias: gamma for 14.3 of 14.8 T tokens, then 0 (published: 0.001)."""
+    return gamma if step / steps < _COSINE_UNTIL else 0.0
+
+
+class AdamW:
+    """Decoupled weight decay (arXiv:1711.05101) with moments kept in BF16. Norm weights do not
+    decay. A second beta of 0.95 is what lets the moments be BF16: one of 0.999 would change the
+    second moment by less than half a unit in the last of its 8 bits and leave it where it is."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        self.steps = 0
+        self.first = [torch.zeros_like(p, dtype=torch.bfloat16) for p in self.parameters]
+        self.second = [torch.zeros_like(p, dtype=torch.bfloat16) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> float:
+        """Clip the gradients, change the weights, clear the gradients -> norm before clipping."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        clip = (CLIP_NORM / norm.clamp(min=CLIP_NORM)).item()
+        self.steps += 1
+        for i, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
+            update = self._update(i, gradient * clip)
+            if parameter.dim() > 1:
+                parameter.mul_(1 - learning_rate * WEIGHT_DECAY)
+            parameter.sub_(update, alpha=learning_rate)
+            parameter.grad = None
+        return float(norm)
+
+    def _update(self, index: int, gradient: Tensor) -> Tensor:
+        beta, beta2 = BETAS
+        first = self.first[index].float().lerp_(gradient, 1 - beta)
+        second = self.second[index].float().lerp_(gradient.square(), 1 - beta2)
+        self.first[index].copy_(first)
+        self.second[index].copy_(second)
+        unbiased = first / (1 - beta**self.steps)
+        root = (second / (1 - beta2**self.steps)).sqrt_().add_(_EPSILON)
+        return unbiased.div_(root)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"steps": self.steps, "first": self.first, "second": self.second}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.steps = state["steps"]
+        for mine, saved in ((self.first, state["first"]), (self.second, state["second"])):
+            for target, source in zip(mine, saved, strict=True):
+                target.copy_(source)
