@@ -167,7 +167,13 @@ def page(run: ReplayRun, kernels: pd.DataFrame) -> str:
     return environment.get_template("replay.html.j2").render(
         result=result,
         rows=[
-            (name, result["measured"][key], result[key], result[key] - result["measured"][key])
+            # Whole nanoseconds: below that is rounding of the sums.
+            (
+                name,
+                result["measured"][key],
+                result[key],
+                round(result[key] - result["measured"][key], 9),
+            )
             for key, name in _RESULTS.items()
         ],
         error=result["span_s"] / result["measured_span_s"] - 1 if result["measured_span_s"] else 0,

@@ -70,7 +70,7 @@ def test_shifting_all_gpu_starts_in_order_changes_nothing(
 @pytest.mark.shared
 @needs_trace
 def test_the_waits_of_the_published_trace_are_those_of_dualpipe(published: ReplayRun) -> None:
-    """Each phase waits for what its data needs, h800_training_trace: mlp(B) for combine(B),
+    """Each phase waits for what its data needs: mlp(B) for combine(B),
     mlp(F) for dispatch(F), attn(B) for dispatch(B), the next attn(F) for combine(F)."""
     mapped, kernels = published.mapped, published.graph.kernels
     across = {
