@@ -1,0 +1,156 @@
+"""What a serving step means: a ServingRun in, the named figures of its JSON out.
+
+Times are seconds, memory bytes, rates per second. A node is the cluster's node: 8 GPUs, of an NVL72
+rack a tray of 4. Tokens of a decode step are those a request gains, with speculation the expected
+number. Input tokens are those computed; prefix hits come on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from hardware_profiles.units import Seconds
+from simulator.execution.serving_run import ServingRun
+from simulator.execution.serving_step import ServingStep
+from simulator.hardware.kernel_curves import PROVENANCES
+from simulator.serving_job import ServingStepJob
+
+CASES = ("without_transfer_slowdown", "balanced", "without_speculation")
+"""Comparisons that a run may hold."""
+
+
+def serving_metrics(run: ServingRun) -> dict[str, Any]:
+    """The figures of a serving step; None where one does not apply to the phase."""
+    job, step = run.job, run.step
+    kv = run.kv
+    return {
+        "phase": job.phase,
+        **headline(job, step, run.step.model.cluster.node.gpus),
+        "interval_80": {"low_s": step.low_s, "high_s": step.high_s},
+        "error_share": step.error_share(),
+        "exposed_communication_s": step.exposed_communication_s,
+        "host_overhead_s": job.host_overhead.value,
+        "kv_cache_bytes_per_token": kv.bytes_per_token,
+        "kv_cache_tokens_per_gpu": kv.tokens,
+        "kv_cache_tokens_needed_per_gpu": kv.needed_tokens,
+        "largest_batch_per_gpu": kv.largest_batch,
+        "limited_by": kv.limit,
+        "memory_bytes": asdict(kv.memory) | {"capacity": kv.capacity},
+        "experts": expert_metrics(run),
+        "comparisons": {
+            name: headline(job, other, step.model.cluster.node.gpus)
+            for name, other in zip(
+                CASES,
+                (run.without_slowdown, run.balanced, run.without_speculation),
+                strict=True,
+            )
+            if other is not None
+        },
+        "speculation": speculation_metrics(run),
+        "operators": operator_table(step),
+        "published": [],
+    }
+
+
+def headline(job: ServingStepJob, step: ServingStep, gpus_per_node: int) -> dict[str, Any]:
+    """Times and rates of one iteration."""
+    seconds = step.step_s
+    rates = dict.fromkeys(
+        (
+            "input_tokens_per_second_per_gpu",
+            "input_tokens_per_second_per_node",
+            "output_tokens_per_second_per_gpu",
+            "output_tokens_per_second_per_node",
+            "tokens_per_second_per_user",
+        )
+    )
+    result: dict[str, Any] = {"step_time_s": None, "pass_time_s": None, "tpot_s": None, **rates}
+    if job.phase == "prefill":
+        tokens = job.requests.tokens_per_gpu
+        assert tokens is not None
+        return result | {
+            "pass_time_s": seconds,
+            "input_tokens_per_second_per_gpu": tokens / seconds,
+            "input_tokens_per_second_per_node": gpus_per_node * tokens / seconds,
+        }
+    batch = job.requests.requests_per_gpu
+    assert batch is not None
+    speculating = step.model.job.speculation
+    gained = 1.0 if speculating is None else speculating.tokens_per_step
+    return result | {
+        "step_time_s": seconds,
+        "tpot_s": {"mean": seconds / gained},
+        "output_tokens_per_second_per_gpu": batch * gained / seconds,
+        "output_tokens_per_second_per_node": gpus_per_node * batch * gained / seconds,
+        "tokens_per_second_per_user": gained / seconds,
+    }
+
+
+def expert_metrics(run: ServingRun) -> dict[str, Any]:
+    """How uneven expert loads are over GPUs and links, and what rebalancing costs."""
+    job, loads = run.job, run.step.loads
+    given = job.experts.max_mean_load
+    rows = loads.rows
+    links = rows / np.maximum(rows.mean(axis=1, keepdims=True), 1e-9)
+    return {
+        "load": job.experts.load,
+        "compute_max_over_mean": loads.max_over_mean if not loads.folded else given,
+        # A copy of a token is a row, so bytes that reach a GPU's link go with its rows.
+        "link_bytes_max_over_mean": float(links.max()) if not loads.folded else given,
+        "rows_per_gpu_mean": float(rows.mean()) / (given if loads.folded else 1.0),
+        "active_experts_per_gpu_mean": float(loads.active.mean()),
+        "rebalance": None if run.rebalance is None else asdict(run.rebalance),
+    }
+
+
+def speculation_metrics(run: ServingRun) -> dict[str, Any] | None:
+    """Gain of drafting: tokens a step, and the speed-up against the same requests without it."""
+    speculation = run.job.speculation
+    if speculation is None or run.without_speculation is None:
+        return None
+    plain = run.without_speculation.step_s
+    gained = speculation.tokens_per_step
+    return {
+        "tokens_per_step": gained,
+        "step_time_without_s": plain,
+        "speed_up": gained * plain / run.step.step_s,
+        "published_speed_up": 1.8,
+        "published_source": "arXiv 2412.19437, section 5.4.3; shown beside, not fitted",
+    }
+
+
+def operator_table(step: ServingStep) -> list[dict[str, Any]]:
+    """One row for each kernel of one layer of each kind and micro-batch, in issue order."""
+    model = step.model
+    calls = np.bincount(model.places, minlength=len(step.times.seconds))
+    rows: list[dict[str, Any]] = []
+    place = 0
+    for section in model.sections:
+        kind, micro_batch = section
+        layer = step.operators[section]
+        part_of = layer.part_of()
+        for position, operator in enumerate(layer.operators):
+            times = step.times
+            seconds: Seconds = float(times.seconds[place])
+            rows.append(
+                {
+                    "layer": kind,
+                    "micro_batch": max(micro_batch, 0),
+                    "part": part_of[position],
+                    "name": operator.name,
+                    "kind": operator.kind,
+                    "dtype": operator.dtype,
+                    "sizes": dict(operator.sizes),
+                    "seconds": seconds,
+                    "low_s": float(times.low[place]),
+                    "high_s": float(times.high[place]),
+                    "provenance": PROVENANCES[times.provenance[place]],
+                    "calls": int(calls[place]),
+                    "total_s": seconds * int(calls[place]),
+                }
+            )
+            place += 1
+    return rows

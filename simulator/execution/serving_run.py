@@ -1,0 +1,255 @@
+"""Run the serving jobs of a scenario: names resolved, memory checked, comparisons beside.
+
+Three kinds of job end here: a serving step (with the same step without slow-down of transfers, and
+balanced where its loads are not), the bound on TPOT, and the offload server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from hardware_profiles.low_latency_kernels import LowLatencyProfile, load_low_latency
+from hardware_profiles.offload_servers import OffloadServerProfile, load_server
+from hardware_profiles.schema import CalibrationProfile, Estimate
+from reference_model.config import parameter_counts
+from reference_model.trace import OperatorTrace
+from simulator.execution.offload import OffloadStep, offload_step
+from simulator.execution.serving_step import (
+    ServingModel,
+    ServingStep,
+    decode_step,
+    prefill_pass,
+    serving_model,
+    serving_step,
+)
+from simulator.execution.tpot_limit import TpotLimit, tpot_limit
+from simulator.hardware.costs import COST_MODELS, KernelCostModel, calibration_measurements
+from simulator.scenario import Scenario, by_name
+from simulator.serving_job import ExpertInputs, ServingStepJob
+from simulator.workload.experts import Rebalance, place_experts, rebalance_cost, uniform_popularity
+from simulator.workload.serving_memory import KvCapacity, check_kv_fits, kv_capacity
+
+TraceOf = Callable[..., OperatorTrace]
+"""(model config, job) -> the shipped trace of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingRun:
+    """A serving step with what it is compared to."""
+
+    scenario: Scenario
+    job: ServingStepJob
+    step: ServingStep
+    without_slowdown: ServingStep
+    """The same with transfers beside compute as fast as alone."""
+    balanced: ServingStep | None
+    """The same with every GPU receiving the same rows, where the job's loads differ."""
+    without_speculation: ServingStep | None
+    """The same requests without drafted tokens, where the job drafts."""
+    kv: KvCapacity
+    rebalance: Rebalance | None
+
+
+@dataclass(frozen=True, slots=True)
+class TpotLimitRun:
+    """The bound of a scenario."""
+
+    scenario: Scenario
+    limit: TpotLimit
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadRun:
+    """A token decoded on a scenario's offload server."""
+
+    scenario: Scenario
+    server: OffloadServerProfile
+    step: OffloadStep
+
+
+def simulate_serving_step(scenario: Scenario, trace_of: TraceOf) -> ServingRun:
+    """Simulate the serving step of a scenario.
+
+    Raises:
+        ValueError: an unknown name, sizes that do not divide, or Infeasible where weights or the
+            requests' KV cache exceed the memory, saying by how much.
+    """
+    job = scenario.file.serving_step
+    assert job is not None, "simulate() chooses by the job that is there"
+    model = prepare_serving(scenario, job, trace_of)
+    step = serving_step(model)
+    kv = capacity_of(model)
+    check_kv_fits(kv)
+    slow = job.all_to_all.overlapped
+    alone = None
+    if slow is not None:
+        unit = Estimate(value=1.0, low=1.0, high=1.0, source="set to 1 for comparison")
+        alone = job.all_to_all.model_copy(update={"overlapped": unit})
+    unslowed = replace(
+        model,
+        job=job.model_copy(update={"all_to_all": alone}) if alone is not None else job,
+        costs=_fitted(
+            scenario, model, scenario.calibration.without_all_to_all_slowdown(), job
+        ).costs,
+    )
+    return ServingRun(
+        scenario=scenario,
+        job=job,
+        step=step,
+        without_slowdown=serving_step(unslowed, interval=False),
+        balanced=_balanced(scenario, job, trace_of),
+        without_speculation=_without_speculation(scenario, job, trace_of),
+        kv=kv,
+        rebalance=_rebalance(model),
+    )
+
+
+def simulate_tpot_limit(scenario: Scenario) -> TpotLimitRun:
+    """The bound on TPOT of a scenario."""
+    job = scenario.file.tpot_limit
+    assert job is not None, "simulate() chooses by the job that is there"
+    return TpotLimitRun(scenario, tpot_limit(job, config=scenario.model, cluster=scenario.cluster))
+
+
+def simulate_offload(scenario: Scenario) -> OffloadRun:
+    """A token decoded on the offload server of a scenario."""
+    job = scenario.file.offload
+    assert job is not None, "simulate() chooses by the job that is there"
+    server = load_server(job.server)
+    return OffloadRun(scenario, server, offload_step(job, server=server, config=scenario.model))
+
+
+def prepare_serving(scenario: Scenario, job: ServingStepJob, trace_of: TraceOf) -> ServingModel:
+    """The deployment of a job, made ready for any batch and context."""
+    name = job.all_to_all.low_latency
+    profile: LowLatencyProfile | None = None if name is None else load_low_latency(name)
+    return serving_model(
+        job,
+        config=scenario.model,
+        cluster=scenario.cluster,
+        calibration=scenario.calibration,
+        cost_model=by_name(COST_MODELS, scenario.file.cost_model, "cost_model"),
+        measurements=calibration_measurements(scenario.calibration),
+        trace=trace_of(scenario.model, job.phase),
+        low_latency=profile,
+        seed=scenario.file.seed,
+    )
+
+
+def capacity_of(model: ServingModel) -> KvCapacity:
+    """KV-cache room of one GPU of a deployment."""
+    sized = serving_step(model, interval=False)
+    return kv_capacity(
+        model.job,
+        config=model.config,
+        cluster=model.cluster,
+        operators=[op for layer in sized.operators.values() for op in layer.operators],
+    )
+
+
+class DeploymentStepTimes:
+    """Step times of a prefill and a decode deployment, for a fleet to ask; every answer is kept.
+
+    The interface is that of step_times.StepTimes' models: seconds at whole batches, tokens and
+    contexts, to be interpolated by the caller.
+    """
+
+    def __init__(self, *, prefill: ServingModel, decode: ServingModel) -> None:
+        self._prefill = prefill
+        self._decode = decode
+        self._known: dict[tuple[str, int, int], float] = {}
+        self.kv_capacity_tokens = capacity_of(decode).tokens
+
+    def decode_seconds(self, batch: int, context: int) -> float:
+        """One decode step of `batch` requests a GPU with `context` tokens each."""
+        key = ("decode", batch, context)
+        if key not in self._known:
+            self._known[key] = decode_step(self._decode, batch, context).step_s
+        return self._known[key]
+
+    def prefill_seconds(self, tokens: int, attended: int) -> float:
+        """One prefill pass of `tokens` new tokens a GPU, each of which attends to `attended` on
+        average, itself included: (n + 1) / 2 for a prompt of n tokens in one piece.
+
+        Tokens make equal pieces of at most 2 `attended` - 1; a piece shorter than that follows
+        cached tokens, so that the mean stays what it is. Micro-batches take whole pieces where
+        there are enough, else one piece is cut between them.
+        """
+        key = ("prefill", tokens, attended)
+        if key not in self._known:
+            parts = self._prefill.job.micro_batches
+            longest = max(1, 2 * attended - 1)
+            pieces = -(-tokens // longest)
+            pieces = pieces if pieces == 1 else -(-pieces // parts) * parts
+            length = max(1, -(-tokens // pieces))
+            if pieces == 1:
+                length += -length % parts
+            # mean attended = cached + (length + 1) / 2
+            cached = max(0, round(attended - (length + 1) / 2))
+            step = prefill_pass(self._prefill, pieces * length, length, cached=cached)
+            self._known[key] = step.step_s
+        return self._known[key]
+
+
+def _fitted(
+    scenario: Scenario, model: ServingModel, calibration: CalibrationProfile, job: ServingStepJob
+) -> ServingModel:
+    """The same deployment with kernel times of another calibration."""
+    build: type[KernelCostModel] = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")
+    profile = model.low_latency
+    return serving_model(
+        job,
+        config=scenario.model,
+        cluster=scenario.cluster,
+        calibration=calibration,
+        cost_model=build,
+        measurements=calibration_measurements(scenario.calibration),
+        trace=model.trace,
+        low_latency=profile,
+        seed=scenario.file.seed,
+    )
+
+
+def _balanced(scenario: Scenario, job: ServingStepJob, trace_of: TraceOf) -> ServingStep | None:
+    if job.experts.load == "balanced" and job.experts.max_mean_load == 1.0:
+        return None
+    even = ExpertInputs(
+        redundant=job.experts.redundant,
+        placement=job.experts.placement,
+        shared_expert=job.experts.shared_expert,
+    )
+    changed = job.model_copy(update={"experts": even})
+    return serving_step(prepare_serving(scenario, changed, trace_of), interval=False)
+
+
+def _without_speculation(
+    scenario: Scenario, job: ServingStepJob, trace_of: TraceOf
+) -> ServingStep | None:
+    if job.speculation is None:
+        return None
+    changed = job.model_copy(update={"speculation": None})
+    return serving_step(prepare_serving(scenario, changed, trace_of), interval=False)
+
+
+def _rebalance(model: ServingModel) -> Rebalance | None:
+    """Cost of going from a placement that knows nothing of the load to the job's."""
+    job, config = model.job, model.config
+    if model.placement is None or job.experts.rebalance_interval is None:
+        return None
+    node = model.cluster.node
+    before = place_experts(
+        uniform_popularity(config.num_moe_layers, config.n_routed_experts),
+        gpus=model.placement.gpus,
+        nodes=1,
+        groups=config.n_group,
+        redundant=job.experts.redundant,
+        policy="in_order",
+    )
+    return rebalance_cost(
+        before,
+        model.placement,
+        expert_bytes=float(parameter_counts(config).expert),
+        bandwidth=node.nic_bandwidth_per_gpu * model.calibration.transfers.nic.value,
+        interval=job.experts.rebalance_interval,
+    )
