@@ -21,7 +21,7 @@ import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ class Launch:
     seconds: Seconds
     sms: int
     all_to_all_share: float
+    kernels: int
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -161,6 +162,9 @@ def training_trace(path: Path) -> Iterator[Measurement]:
         share = sum(launch.all_to_all_share * launch.seconds for launch in group) / sum(seconds)
         names = ", ".join(sorted({launch.operator for launch in group}))
         conditions = {"set": TRACE, "out_dtype": out_dtype, "repeats": str(len(group))}
+        launched = statistics.fmean(launch.kernels for launch in group)
+        if launched > 1:
+            conditions["kernels"] = f"{launched:.3g}"
         if accumulate:
             conditions["accumulate"] = "yes"
         if nodes:
@@ -224,18 +228,17 @@ def launches(kernels: list[dict[str, str]], mapping: Mapping[str, Any]) -> list[
         if operator in mapping["operators"]
     }
     extra: dict[tuple[int, str], Seconds] = defaultdict(float)
+    helpers: dict[tuple[int, str], int] = defaultdict(int)
     for kernel in kernels:
         if kernel["logical_op"] in mapping["helpers"]:
             host = helped(kernel, mapping, joined)
             extra[host] += duration_of(kernel) + gap
+            helpers[host] += 1
     return [
-        Launch(
-            operator=launch.operator,
-            slot=launch.slot,
-            start=launch.start,
+        replace(
+            launch,
             seconds=launch.seconds + extra[key],
-            sms=launch.sms,
-            all_to_all_share=launch.all_to_all_share,
+            kernels=launch.kernels + helpers[key],
         )
         for key, launch in joined.items()
     ]
@@ -263,7 +266,7 @@ def join(
         sms = COMMUNICATION_SMS if is_all_to_all or not alone else COMPUTE_SMS + COMMUNICATION_SMS
     else:
         sms = COMPUTE_SMS
-    return Launch(operator, slot, start, seconds, sms, min(share, 1.0))
+    return Launch(operator, slot, start, seconds, sms, min(share, 1.0), len(kernels))
 
 
 def helped(

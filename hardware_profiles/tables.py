@@ -11,7 +11,8 @@ deviation of the repeats over their mean, empty where unknown; ``conditions`` is
     pair        "yes" for a compute kernel of an overlapped forward and backward pair
     all_to_all  share of the kernel's time with an all-to-all in flight beside it, 0 where absent
     beside      "compute" for a kernel on the communication SMs while compute has the others
-    repeats     kernels behind the mean
+    repeats     launches behind the mean
+    kernels     kernels that make one launch of the operator, 1 where absent
     nodes       nodes of the expert-parallel group (dispatch and combine)
     nic         line rate that each GPU had between nodes, with its unit
 """

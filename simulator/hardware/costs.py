@@ -43,7 +43,13 @@ from typing import Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import CalibrationProfile, ClusterProfile, Estimate, load_gpu
+from hardware_profiles.schema import (
+    CalibrationProfile,
+    ClusterProfile,
+    Estimate,
+    GpuProfile,
+    load_gpu,
+)
 from hardware_profiles.tables import Measurement, load_measurements, table_path
 from hardware_profiles.units import Seconds
 from reference_model.trace import KINDS, Operator
@@ -133,7 +139,7 @@ class KernelCostModel:
             cluster=self.cluster, calibration=self.calibration, ranks=self.expert_parallel_ranks
         ).fit(rows)
         self._measured_gpu = load_gpu(self.calibration.gpu)
-        self._transferred = self._measured_gpu != self.cluster.node.gpu
+        self._transferred = _compute_of(self._measured_gpu) != _compute_of(self.cluster.node.gpu)
         self.families_: dict[tuple[bool, Family], FamilyModel] = {}
         self.classes_: dict[tuple[bool, bool], ClassModel] = {}
         by_size = sorted(
@@ -142,11 +148,14 @@ class KernelCostModel:
         for overlapped in (False, True):
             largest: dict[str, FamilyModel] = {}
             for family, sets in by_size:
+                floor = self._floor * _kernels([row for rows in sets.values() for row in rows])
                 converted = {
-                    name: self._convert(sets[name], overlapped) for name in order if name in sets
+                    name: self._convert(sets[name], overlapped, floor)
+                    for name in order
+                    if name in sets
                 }
                 kind = family[0]
-                model = FamilyModel(kind, converted, relative=largest.get(kind))
+                model = FamilyModel(kind, converted, relative=largest.get(kind), floor=floor)
                 self.families_[overlapped, family] = model
                 largest.setdefault(kind, model)
             for tensor in (False, True):
@@ -249,12 +258,15 @@ class KernelCostModel:
             return overlap.memory_bound
         return overlap.attention if kind.startswith("attention") else overlap.gemm
 
-    def _convert(self, rows: Sequence[Measurement], overlapped: bool) -> Rows:
+    def _convert(self, rows: Sequence[Measurement], overlapped: bool, floor: Seconds) -> Rows:
         """Bring the rows of one family and kernel set to one condition.
 
         A row of an overlapped pair was slowed for a share of its time: overlapped it answers as it
         is, alone that share is taken out. Every other row was alone. Kernels that ran on the
         communication SMs are brought to the compute SMs of a pair first.
+
+        Args:
+            floor: added to ideal times, what launching the operator's kernels takes.
         """
         kind = rows[0].kind
         ratio = self._ratio(kind).value
@@ -280,7 +292,7 @@ class KernelCostModel:
             batch=batch,
             sms=room,
             log_seconds=log_seconds + (to_pair if overlapped else to_alone),
-            log_ideal=np.log(ideal + self._floor),
+            log_ideal=np.log(ideal + floor),
             weights=np.array([float(row.condition("repeats", "1")) for row in rows]),
             direct=(in_pair | squeezed) if overlapped else (share == 0.0) & ~squeezed,
             spread=np.array([np.nan if row.spread is None else row.spread for row in rows]),
@@ -321,8 +333,9 @@ class KernelCostModel:
             )
         achieved = self.classes_[overlapped, tensor]
         batch = batch_of(operators)
-        log_ideal = np.log(ideal_batch_seconds(batch, sms, gpu) + self._floor)
         model, borrowed = self._model(family, overlapped)
+        floor = self._floor if model is None else model.floor
+        log_ideal = np.log(ideal_batch_seconds(batch, sms, gpu) + floor)
         if model is None:
             log_seconds = log_ideal + achieved.log_ratio
             width = np.full(len(operators), achieved.modelled_width)
@@ -419,6 +432,16 @@ def _operator(row: Measurement) -> Operator:
         recompute=False,
         accumulate=row.condition("accumulate") == "yes",
     )
+
+
+def _compute_of(gpu: GpuProfile) -> tuple[object, ...]:
+    """What a compute kernel's time depends on."""
+    return (gpu.sms, gpu.sm_clock, dict(gpu.peak_compute), gpu.hbm_bandwidth, gpu.l2_capacity)
+
+
+def _kernels(rows: Sequence[Measurement]) -> float:
+    """Mean number of kernels that make one launch of an operator."""
+    return float(np.mean([float(row.condition("kernels", "1")) for row in rows]))
 
 
 def _family(operator: Operator) -> Family:

@@ -149,7 +149,12 @@ class FamilyModel:
     """Log seconds of one family under one condition."""
 
     def __init__(
-        self, kind: str, sets: Mapping[str, Rows], *, relative: FamilyModel | None
+        self,
+        kind: str,
+        sets: Mapping[str, Rows],
+        *,
+        relative: FamilyModel | None,
+        floor: float,
     ) -> None:
         """Fit.
 
@@ -158,8 +163,10 @@ class FamilyModel:
             sets: {kernel set: its rows}, most preferred first.
             relative: the family of the same kind with most rows, where that is another one; its
                 curves help where this family's own shapes are far.
+            floor: seconds that the rows' ideal times hold for launching.
         """
         self.kind = kind
+        self.floor = floor
         names = list(sets)
         base = max(names, key=lambda name: len(sets[name]))
         self.preferred = sets[names[0]]

@@ -173,6 +173,19 @@ def test_on_another_gpu_nothing_counts_as_measured():
     assert "interpolated" not in prediction.provenance
 
 
+def test_an_operator_of_many_small_kernels_does_not_shrink_with_its_tokens():
+    # the gate's 37 kernels take 335 us for 4,096 tokens, most of it to launch
+    def gate(tokens):
+        return operator(
+            "gate", dtype="float32", out_dtype="float32", tokens=tokens, experts=256, top_k=8
+        )
+
+    full, provenance = one(COSTS, gate(4096), sms=112, overlapped=True)
+    assert provenance == "measured"
+    assert full == pytest.approx(334.5 * MICROSECOND, rel=0.01)
+    assert one(COSTS, gate(2048), sms=112, overlapped=True)[0] > 0.9 * full
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     shape=st.sampled_from([(1536, 7168), (7168, 16384), (32768, 512), (2048, 7168), (5000, 3000)]),
