@@ -115,8 +115,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shared", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, default=table_path(GPU), metavar="FILE")
     options = parser.parse_args(arguments)
-    folder = options.shared / "measured" / "h800"
-    write_measurements(options.out, measurements(folder))
+    try:
+        rows = measurements(options.shared / "measured" / "h800")
+    except ValueError as error:
+        parser.error(str(error))
+    write_measurements(options.out, rows)
 
 
 def measurements(folder: Path) -> list[Measurement]:

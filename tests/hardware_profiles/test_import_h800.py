@@ -91,6 +91,10 @@ def test_deepep_times_are_those_of_its_published_bandwidths():
     assert seconds["4"] == pytest.approx(1.88e-3, rel=0.01)
 
 
-def test_a_folder_without_the_tables_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"h800_train_kernels\.csv: cannot be read"):
-        import_h800.main(["--shared", str(tmp_path), "--out", str(tmp_path / "x.csv")])
+def test_a_folder_without_the_tables_is_one_line_and_writes_nothing(tmp_path, capsys):
+    out = tmp_path / "x.csv"
+    with pytest.raises(SystemExit) as caught:
+        import_h800.main(["--shared", str(tmp_path), "--out", str(out)])
+    assert caught.value.code == 2
+    assert "h800_train_kernels.csv: cannot be read: No such file" in capsys.readouterr().err
+    assert not out.exists()
