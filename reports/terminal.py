@@ -133,6 +133,19 @@ def comparison_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     return table
 
 
+def metric_table(title: str, metrics: Mapping[str, Any]) -> Table:
+    """Every plain number and text of a flat metrics mapping."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        if isinstance(value, str):
+            table.add_row(name, value)
+        elif isinstance(value, int | float):
+            table.add_row(name, format_metric(name, value))
+    return table
+
+
 def profile_table(title: str, raw: Mapping[str, Any]) -> Table:
     """Every value of a profile file with its source."""
     table = Table(title=title, title_justify="left")

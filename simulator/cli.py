@@ -35,6 +35,9 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Change a value; repeatable; read as YAML."),
 ]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
+]
 Name = Annotated[str | None, typer.Argument(help="Without a name: list what there is.")]
 
 
@@ -42,9 +45,7 @@ Name = Annotated[str | None, typer.Argument(help="Without a name: list what ther
 def run(
     scenario: Annotated[str, typer.Argument(help="A shipped scenario or a path to a YAML file.")],
     changes: Changes = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-    ] = False,
+    as_json: Json = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Directory of the run. Default: runs/SCENARIO, none with --json."),
@@ -93,6 +94,53 @@ def compare(
     if len(runs) < 2:
         raise ValueError("compare: one run given; allowed: two or more run directories")
     _print(comparison_table([(str(directory), read_metrics(directory)) for directory in runs]))
+
+
+@app.command()
+def replay(
+    trace: Annotated[Path, typer.Argument(help="A Kineto profile, .json or .json.gz.")],
+    gpu: Annotated[
+        str | None, typer.Option(help="Replay on another GPU than the recorded one.")
+    ] = None,
+    mapping: Annotated[
+        str | None, typer.Option(help="How kernels map to operators: a shipped name or a file.")
+    ] = None,
+    changes: Changes = None,
+    as_json: Json = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the run. Default: runs/replay, none with --json."),
+    ] = None,
+) -> None:
+    """Run a recorded profile again: on its own GPU, or as a what-if on another machine."""
+    from simulator.analysis.replay import DEFAULT_MAPPING
+    from simulator.analysis.replay import replay as replay_trace
+    from simulator.scenario import parse_override
+
+    directory = out or (None if as_json else Path("runs") / "replay")
+    if directory is not None:
+        from reports.run_directory import check_replaceable
+
+        check_replaceable(directory)
+    result = replay_trace(
+        trace,
+        gpu=gpu,
+        mapping=mapping or DEFAULT_MAPPING,
+        overrides=dict(parse_override(text) for text in changes or ()),
+    )
+    if directory is not None:
+        from reports.replay import write_replay_run
+
+        write_replay_run(result, directory)
+    if as_json:
+        print(json.dumps(result.to_json(), allow_nan=False))
+        return
+    from reports.terminal import metric_table
+
+    _print(metric_table(str(trace), result.to_json()))
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"report: {directory}/report.html")
 
 
 @show_app.command("gpu")

@@ -146,7 +146,7 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
     raw = read_yaml(path, where=where)
     changes = {
         _full_path(path, raw, where): value
-        for path, value in (_parse_override(text) for text in overrides)
+        for path, value in (parse_override(text) for text in overrides)
     }
     named = {root: value for root, value in changes.items() if "." not in root}
     raw = apply_overrides(raw, named, where=where)
@@ -205,7 +205,8 @@ def _find(name_or_path: str) -> tuple[Path, str]:
     return SCENARIOS / f"{name_or_path}.yaml", f"scenarios/{name_or_path}.yaml"
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
+    """Read "path=value", the value as YAML. Raises ValueError for any other text."""
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise ValueError(f"--set {text!r}: allowed: path=value, such as training.schedule=zb1p")
