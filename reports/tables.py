@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from hardware_profiles.units import Bytes, format_bytes, format_seconds
+from hardware_profiles.units import Bytes, format_bandwidth, format_bytes, format_seconds
 from simulator.scenario import write_resolved
 
 if TYPE_CHECKING:
@@ -198,16 +198,22 @@ def blocks(operators: pd.DataFrame) -> pd.DataFrame:
 def format_metric(path: str, value: float) -> str:
     """A metric with its unit, which the last part of its path tells: "ranks.0.bubble_s"."""
     name = path.rsplit(".", maxsplit=1)[-1]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name.endswith("_bytes_per_s"):
+        return format_bandwidth(value)
     if name.endswith("_s"):
         return format_seconds(value)
     if name.endswith("_bytes"):
         return format_bytes(value)
-    if name.startswith("mfu"):
+    if name.startswith("mfu") or name.endswith("_share"):
         return f"{value:.2%}"
     if name.startswith("tflops"):
         return f"{value:.1f} TFLOP/s"
     if name.startswith("cost_usd"):
         return f"{value:,.0f} USD"
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:,.1f}" if value < _GROUPED else f"{value:,.0f}"
 
 
