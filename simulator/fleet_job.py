@@ -24,7 +24,7 @@ from hardware_profiles.schema import (
     Profile,
     TimeValue,
 )
-from simulator.serving_job import ServingStepJob, Speculation
+from simulator.serving_job import Speculation
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Hourly = Annotated[tuple[PositiveFloat, ...], Field(min_length=24, max_length=24)]
@@ -207,6 +207,19 @@ class AffineStepTimes(Profile):
         return self
 
 
+class StepScenario(Profile):
+    """A scenario whose serving_step job is the deployment of an instance.
+
+    The fleet sets its requests, iteration by iteration; all else, its calibration included, is as
+    that scenario says.
+    """
+
+    scenario: str
+    """A shipped scenario or a path to a YAML file."""
+    changes: tuple[str, ...] = ()
+    """Texts "path=value", as with --set: "experts.max_mean_load=1.2"."""
+
+
 class Rebalance(Profile):
     """Moving experts between GPUs as their load changes; the instance stands still meanwhile."""
 
@@ -224,11 +237,10 @@ class PoolSpec(Profile):
     instance step together at the pace of the slowest."""
     affine: AffineStepTimes | None = None
     """Step times from coefficients. Otherwise they come from the iterations below."""
-    prefill_step: ServingStepJob | None = None
-    """The deployment that computes prompts; the fleet sets its requests, pass by pass."""
-    decode_step: ServingStepJob | None = None
-    """The deployment that decodes; the fleet sets its requests, step by step. Attention and batch
-    imbalance between ranks comes from the fleet's own ranks, so its attention_imbalance is 1."""
+    prefill_step: StepScenario | None = None
+    """The deployment that computes prompts."""
+    decode_step: StepScenario | None = None
+    """The deployment that decodes."""
     kv_capacity_tokens: NonNegativeInt | None = None
     """Of one rank, in place of what the step times say."""
     max_batch: PositiveInt
@@ -241,28 +253,6 @@ class PoolSpec(Profile):
     hourly_instances: HourlyCount | None = None
     """Instances in service in each hour from time 0 on, at most ``instances``; repeats daily.
     An instance that leaves finishes its requests first."""
-
-    @model_validator(mode="after")
-    def _steps_are_those_of_the_instance(self) -> "PoolSpec":
-        for phase, step in (("prefill", self.prefill_step), ("decode", self.decode_step)):
-            if step is None:
-                continue
-            if step.phase != phase:
-                raise ValueError(f"{phase}_step: phase is {step.phase}; allowed: {phase}")
-            ranks = step.gpus // step.attention_tp
-            if (step.gpus, ranks) != (self.gpus_per_instance, self.ranks):
-                raise ValueError(
-                    f"{phase}_step: {step.gpus} gpus in groups of attention_tp "
-                    f"{step.attention_tp} are not the instance's {self.gpus_per_instance} GPUs "
-                    f"in {self.ranks} ranks"
-                )
-            if step.requests.attention_imbalance != 1.0:
-                raise ValueError(
-                    f"{phase}_step: requests.attention_imbalance is "
-                    f"{step.requests.attention_imbalance:g}; allowed: 1, for the ranks of the "
-                    "fleet have their own contexts"
-                )
-        return self
 
     @model_validator(mode="after")
     def _hours_fit(self) -> "PoolSpec":
@@ -406,15 +396,6 @@ class FleetJob(Profile):
                 f"{name}: step times come from affine, or from {' and '.join(sorted(wanted))}; "
                 f"given: {', '.join(sorted(given | ({'affine'} if pool.affine else set())))}"
                 f"{'' if given or pool.affine else 'none'}"
-            )
-        step = pool.decode_step
-        drafted = (
-            1.0 if step is None or step.speculation is None else step.speculation.tokens_per_step
-        )
-        if step is not None and drafted != self.tokens_per_step:
-            raise ValueError(
-                f"{name}: decode_step.speculation gives {drafted:g} tokens a step and "
-                f"speculative_decoding {self.tokens_per_step:g}; allowed: the same"
             )
 
     @property

@@ -48,6 +48,16 @@ class DecodeBatch:
         """KV cache of a rank's requests after ``steps_ahead`` more steps."""
         return self._base[rank] + self.tokens_per_step * (self.step + steps_ahead) * self.size[rank]
 
+    def heaviest_rank(self, per_request: float, per_kv_token: float) -> int:
+        """The rank with most work, given what one request and one token of KV cache cost."""
+        all_steps = self.tokens_per_step * self.step
+        heaviest, most = 0, -math.inf
+        for rank, (size, base) in enumerate(zip(self.size, self._base, strict=True)):
+            work = per_request * size + per_kv_token * (base + all_steps * size)
+            if size and work > most:
+                heaviest, most = rank, work
+        return heaviest
+
     def steps_of_room(self, capacity: float, held: list[float]) -> float:
         """Steps after which the first rank's KV cache is full; infinity for an empty batch.
 

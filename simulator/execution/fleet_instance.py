@@ -6,7 +6,8 @@ pass and then one decode step. Requests join and leave only between iterations (
 batching). While a batch stays the same, many decode steps are one event: step k of n takes
 first + k * slope, and the number of steps done at any instant follows from that sum.
 
-Assumptions: the slowest rank of the first step is the slowest of all n; within SPAN_TOKENS tokens
+Assumptions: the slowest rank is the one with most work by the cost of a request and of a token at
+the mean load, and that of the first step is the slowest of all n; within SPAN_TOKENS tokens
 of growth the time of a step is linear in the context (exact for affine step times). In a colocated
 iteration the pass and the decode step run one after the other, which is an upper bound for engines
 that fuse them. KV cache is counted in tokens, not in pages.
@@ -404,12 +405,8 @@ class Instance:
         if not batch.total:
             return 0, 0.0, 0.0
         step_time = self._step_times.decode_step_s
-        slowest_s, pace = -1.0, 0
-        for rank, size in enumerate(batch.size):
-            if size:
-                seconds = step_time(size, batch.kv_tokens(rank) / size)
-                if seconds > slowest_s:
-                    slowest_s, pace = seconds, rank
+        pace = self._slowest_rank() if self.spec.ranks > 1 else 0
+        slowest_s = step_time(batch.size[pace], batch.kv_tokens(pace) / batch.size[pace])
         if limit < 2:
             return 1, slowest_s, 0.0
         steps = min(
@@ -424,6 +421,18 @@ class Instance:
         size = batch.size[pace]
         last_s = step_time(size, batch.kv_tokens(pace, steps - 1) / size)
         return steps, slowest_s, (last_s - slowest_s) / (steps - 1)
+
+    def _slowest_rank(self) -> int:
+        """The rank that sets the pace: most work, by the cost of one more request and of one more
+        token of KV cache at the mean load."""
+        batch = self.batch
+        busy = self.spec.ranks - batch.size.count(0)
+        size, kv = batch.total / busy, batch.total_kv_tokens / busy
+        step_time = self._step_times.decode_step_s
+        here = step_time(size, kv / size)
+        per_request = step_time(size + 1, kv / (size + 1)) - here
+        per_kv_token = step_time(size, (kv + size) / size) - here
+        return batch.heaviest_rank(per_request, per_kv_token / size)
 
     def _steps_to_rebalance(self, step_s: float) -> int:
         """Steps after which the next rebalancing is due; they only grow longer than the first."""

@@ -23,10 +23,9 @@ from simulator.execution.serving_step import (
 )
 from simulator.execution.simulation import shipped_trace
 from simulator.execution.step_times import AffineStepTimes, InterpolatedStepTimes, StepTimes
-from simulator.fleet_job import FleetJob, PoolSpec
+from simulator.fleet_job import FleetJob, PoolSpec, StepScenario
 from simulator.hardware.costs import COST_MODELS, calibration_measurements
-from simulator.scenario import Scenario, by_name
-from simulator.serving_job import ServingStepJob
+from simulator.scenario import Scenario, by_name, load_scenario
 from simulator.workload.serving_memory import kv_capacity
 
 # Powers of two: a pass of 2^n tokens is made of whole prompts of any smaller power of two.
@@ -58,24 +57,28 @@ def prepare_fleet(scenario: Scenario) -> FleetSimulation:
     """Resolve the step times of every pool.
 
     Raises:
-        ValueError: an unknown name, a deployment that does not fit together or into memory.
+        ValueError: an unknown name, a deployment that is not the pool's, or Infeasible.
     """
     job = scenario.file.fleet
     assert job is not None, "simulate() chooses by the job that is there"
-    times = {name: _step_times(scenario, pool) for name, pool in job.pools.items()}
+    times = {name: _step_times(scenario, job, name) for name in job.pools}
     return FleetSimulation(scenario, job, times)
 
 
-def _step_times(scenario: Scenario, pool: PoolSpec) -> StepTimes:
-    if pool.affine is not None:
-        return AffineStepTimes(pool.affine)
-    prefill = None if pool.prefill_step is None else _model(scenario, pool.prefill_step)
-    decode = None if pool.decode_step is None else _model(scenario, pool.decode_step)
-    capacities = [_kv_tokens(model) for model in (prefill, decode) if model is not None]
+def _step_times(scenario: Scenario, job: FleetJob, pool: str) -> StepTimes:
+    spec = job.pools[pool]
+    if spec.affine is not None:
+        return AffineStepTimes(spec.affine)
+    steps = {"prefill": spec.prefill_step, "decode": spec.decode_step}
+    models = {
+        phase: _model(scenario, job, spec, step, where=f"fleet.{pool}.{phase}_step")
+        for phase, step in steps.items()
+        if step is not None
+    }
     return InterpolatedStepTimes(
-        lambda batch, context: _decode_s(decode, batch, context),
-        lambda tokens, attended: _prefill_s(prefill, tokens, attended),
-        kv_capacity_tokens=min(capacities),
+        lambda batch, context: _decode_s(models["decode"], batch, context),
+        lambda tokens, attended: _prefill_s(models["prefill"], tokens, attended),
+        kv_capacity_tokens=min(_kv_tokens(model) for model in models.values()),
         batches=_SIZES,
         tokens=_SIZES,
         # A prompt of 2^n tokens attends to 2^(n-1) of them on average.
@@ -83,16 +86,45 @@ def _step_times(scenario: Scenario, pool: PoolSpec) -> StepTimes:
     )
 
 
-def _model(scenario: Scenario, job: ServingStepJob) -> ServingModel:
-    low_latency = job.all_to_all.low_latency
+def _model(
+    fleet: Scenario, job: FleetJob, pool: PoolSpec, named: StepScenario, *, where: str
+) -> ServingModel:
+    """Make the deployment of a step scenario ready, after checking that it is the pool's."""
+    scenario = load_scenario(named.scenario, named.changes)
+    step = scenario.file.serving_step
+    if step is None:
+        raise ValueError(
+            f"{where}: {named.scenario} holds a {scenario.job_name} job; allowed: serving_step"
+        )
+    phase = where.removesuffix("_step").rpartition(".")[2]
+    checks = {
+        "phase": (step.phase, phase),
+        "model": (scenario.model, fleet.model),
+        "cluster.node": (scenario.cluster.node, fleet.cluster.node),
+        "gpus": (step.gpus, pool.gpus_per_instance),
+        "gpus / attention_tp": (step.gpus // step.attention_tp, pool.ranks),
+        # Ranks of the fleet have their own requests and contexts.
+        "requests.attention_imbalance": (step.requests.attention_imbalance, 1.0),
+    }
+    if phase == "decode":
+        drafted = 1.0 if step.speculation is None else step.speculation.tokens_per_step
+        checks["speculation.tokens_per_step"] = (drafted, job.tokens_per_step)
+    for field, (has, wanted) in checks.items():
+        if has != wanted:
+            shown = "is another" if hasattr(has, "model_fields") else f"is {has!r}"
+            needed = "the fleet's" if hasattr(has, "model_fields") else f"{wanted!r}"
+            raise ValueError(
+                f"{where}: {field} of {named.scenario} {shown}; allowed here: {needed}"
+            )
+    low_latency = step.all_to_all.low_latency
     return serving_model(
-        job,
+        step,
         config=scenario.model,
         cluster=scenario.cluster,
         calibration=scenario.calibration,
         cost_model=by_name(COST_MODELS, scenario.file.cost_model, "cost_model"),
         measurements=calibration_measurements(scenario.calibration),
-        trace=shipped_trace(scenario.model, job.phase),
+        trace=shipped_trace(scenario.model, step.phase),
         low_latency=None if low_latency is None else load_low_latency(low_latency),
         seed=scenario.file.seed,
     )
@@ -108,8 +140,7 @@ def _kv_tokens(model: ServingModel) -> int:
     return capacity.tokens
 
 
-def _decode_s(model: ServingModel | None, batch: int, context: int) -> float:
-    assert model is not None, "a pool that decodes has a decode_step"
+def _decode_s(model: ServingModel, batch: int, context: int) -> float:
     # The requests of one rank are spread over the GPUs that share their heads.
     per_gpu = max(1, batch // model.job.attention_tp)
     speculation = model.job.speculation
@@ -117,8 +148,7 @@ def _decode_s(model: ServingModel | None, batch: int, context: int) -> float:
     return decode_step(model, per_gpu, context + new).step_s
 
 
-def _prefill_s(model: ServingModel | None, tokens: int, attended: int) -> float:
-    assert model is not None, "a pool that prefills has a prefill_step"
+def _prefill_s(model: ServingModel, tokens: int, attended: int) -> float:
     micro_batches = model.job.micro_batches
     # The tokens of one rank are spread over the GPUs that share their heads.
     tokens = max(tokens // model.job.attention_tp, micro_batches)

@@ -104,18 +104,30 @@ class _Grid:
         self._xs = tuple(xs)
         self._ys = tuple(ys)
         self._known: dict[tuple[int, int], float] = {}
+        self._cells: dict[tuple[int, int], tuple[float, ...]] = {}
 
     def at(self, x: float, y: float) -> float:
         i = min(max(bisect_right(self._xs, x) - 1, 0), len(self._xs) - 2)
         j = min(max(bisect_right(self._ys, y) - 1, 0), len(self._ys) - 2)
+        cell = self._cells.get((i, j)) or self._cell(i, j)
+        x0, per_x, y0, per_y, corner, along_x, along_y, twist = cell
+        # Below the grid the times of its edge hold: launch and latency floors do not shrink.
+        u = (x - x0) * per_x if x > x0 else 0.0
+        v = (y - y0) * per_y if y > y0 else 0.0
+        return corner + u * along_x + v * (along_y + u * twist)
+
+    def _cell(self, i: int, j: int) -> tuple[float, ...]:
+        """Origin and inverse width of a cell, and its bilinear coefficients."""
         x0, x1 = self._xs[i], self._xs[i + 1]
         y0, y1 = self._ys[j], self._ys[j + 1]
-        # Below the grid the times of its edge hold: launch and latency floors do not shrink.
-        u = max((x - x0) / (x1 - x0), 0.0)
-        v = max((y - y0) / (y1 - y0), 0.0)
-        low = self._point(i, j) * (1 - v) + self._point(i, j + 1) * v
-        high = self._point(i + 1, j) * (1 - v) + self._point(i + 1, j + 1) * v
-        return low * (1 - u) + high * u
+        corner, right = self._point(i, j), self._point(i + 1, j)
+        above, opposite = self._point(i, j + 1), self._point(i + 1, j + 1)
+        cell = (
+            x0, 1 / (x1 - x0), y0, 1 / (y1 - y0),
+            corner, right - corner, above - corner, opposite - right - above + corner,
+        )  # fmt: skip
+        self._cells[i, j] = cell
+        return cell
 
     def _point(self, i: int, j: int) -> float:
         key = (i, j)
