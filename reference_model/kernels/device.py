@@ -1,9 +1,13 @@
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call"
 """Which devices run the FP8 kernels: a tensor in, a ValueError that says why not, or nothing."""
 
 import os
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import smid
 
 REQUIRED_CAPABILITY = (9, 0)
 """Hopper: FP8 tensor cores with float32 accumulation and the bulk tensor copy engine."""
@@ -36,3 +40,16 @@ def check_multiple(**sizes: int) -> None:
     for name, size in sizes.items():
         if size % 16:
             raise ValueError(f"FP8 GEMM with {name} = {size}: allowed multiples of 16")
+
+
+@triton.jit
+def _mark_multiprocessor_kernel(seen):
+    tl.store(seen + smid(), 1)
+
+
+def count_multiprocessors(stream: torch.cuda.Stream) -> int:
+    """Multiprocessors that kernels on a stream reach, counted by many small programs."""
+    with torch.cuda.stream(stream):
+        seen = torch.zeros(1024, dtype=torch.int32, device=stream.device)
+        _mark_multiprocessor_kernel[(8192,)](seen)
+        return int(seen.sum())

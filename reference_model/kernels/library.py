@@ -215,4 +215,4 @@ def _column_major(scales: Tensor) -> Tensor:
 
 def _block_scales(scales: Tensor) -> Tensor:
     """Block scales [n blocks, k blocks] as cuBLAS wants them: transposed, k filled to 4."""
-    return functional.pad(scales, (0, -scales.shape[1] % 4)).t()
+    return functional.pad(scales.contiguous(), (0, -scales.shape[1] % 4)).t()

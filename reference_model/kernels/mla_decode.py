@@ -8,7 +8,8 @@ cached token is read once for all heads, and both products are matrix products o
 
 Shapes: q [sequences, query_length, heads, latent + rope]; cache [sequences, capacity, latent +
 rope]; lengths int32 [sequences], the cached tokens of each sequence, the query's own included: the
-queries are its last query_length tokens. Out: [sequences, query_length, heads, latent] and the
+queries are its last query_length tokens. What the cache holds beyond a length must be finite: it is
+read, and its weight is 0. Out: [sequences, query_length, heads, latent] and the
 log-sum-exp of the scores, float32 [sequences, query_length, heads].
 """
 
@@ -16,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from reference_model.kernels.device import check_device
 
@@ -45,7 +47,8 @@ def mla_decode_reference(
 @triton.jit
 def _decode_kernel(
     q,  # [sequences, rows, LATENT + ROPE], rows = query_length * heads
-    cache,  # [sequences, capacity, LATENT + ROPE]
+    latents,  # descriptors of the cache [sequences * capacity, LATENT + ROPE], blocks of LATENT
+    rotaries,  # and of ROPE columns
     lengths,
     partial_out,  # [sequences, rows, splits, LATENT] float32
     partial_sum,  # [sequences, rows, splits] float32
@@ -79,9 +82,8 @@ def _decode_kernel(
     out = tl.zeros([BLOCK_ROWS, LATENT], tl.float32)
     for start in tl.range(first, end, BLOCK_KV):
         token = start + tl.arange(0, BLOCK_KV)
-        source = cache + (sequence.to(tl.int64) * capacity + token)[:, None] * width
-        keys = tl.load(source + latent[None, :], mask=(token < length)[:, None], other=0.0)
-        keys_rope = tl.load(source + rope[None, :], mask=(token < length)[:, None], other=0.0)
+        keys = latents.load([sequence * capacity + start, 0])
+        keys_rope = rotaries.load([sequence * capacity + start, LATENT])
         scores = tl.dot(q_latent, keys.T)
         scores = tl.dot(q_rope, keys_rope.T, scores) * scale
         seen = token[None, :] < visible[:, None]
@@ -97,8 +99,10 @@ def _decode_kernel(
         largest = new_largest
 
     position = (sequence.to(tl.int64) * rows + row) * splits + split
-    log_sum = tl.where(total > 0, largest + tl.log(tl.maximum(total, 1e-38)), float("-inf"))
-    out = out / tl.maximum(total, 1e-38)[:, None]
+    # A row that saw anything has a total of at least 1, the weight of its largest score.
+    divisor = tl.maximum(total, 1.0)
+    log_sum = tl.where(total > 0, largest + tl.log(divisor), float("-inf"))
+    out = out / divisor[:, None]
     tl.store(partial_sum + position, log_sum, mask=row < rows)
     target = partial_out + position[:, None] * LATENT + latent[None, :]
     tl.store(target, out, mask=(row < rows)[:, None])
@@ -137,13 +141,15 @@ def mla_decode_triton(
     check_device(q)
     sequences, query_length, heads, width = q.shape
     rows, capacity = query_length * heads, cache.shape[1]
+    tokens = cache.contiguous().flatten(0, 1)
     row_blocks = triton.cdiv(rows, _BLOCK_ROWS)
     splits = _splits(q, row_blocks * sequences, capacity)
     partial_out = q.new_empty((sequences, rows, splits, latent_dim), dtype=torch.float32)
     partial_sum = q.new_empty((sequences, rows, splits), dtype=torch.float32)
     _decode_kernel[row_blocks, sequences, splits](
         q.contiguous(),
-        cache.contiguous(),
+        TensorDescriptor.from_tensor(tokens, [_BLOCK_KV, latent_dim]),
+        TensorDescriptor.from_tensor(tokens, [_BLOCK_KV, width - latent_dim]),
         lengths,
         partial_out,
         partial_sum,

@@ -16,6 +16,7 @@ from reference_model.kernels.device import check_device
 from reference_model.kernels.reference import TILE
 
 _TILE = tl.constexpr(TILE)
+_SMALLEST_SCALE = tl.constexpr(2.0**-126)
 _ROWS = 32
 """Rows of 1x128 tiles that one program quantises: 8 KiB of bfloat16 in flight."""
 _COLUMNS = 64
@@ -38,7 +39,7 @@ def _round_to_e4m3(x):
 @triton.jit
 def _scale_of(amax, POWER_OF_TWO: tl.constexpr):
     """amax / 448 as float32, never below the smallest normal number, rounded up to 2^n if asked."""
-    scale = tl.maximum(tl.div_rn(amax, tl.full(amax.shape, 448.0, tl.float32)), 1.1754943508e-38)
+    scale = tl.maximum(tl.div_rn(amax, tl.full(amax.shape, 448.0, tl.float32)), _SMALLEST_SCALE)
     if POWER_OF_TWO:
         scale = ((scale.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000).to(
             tl.float32, bitcast=True

@@ -118,8 +118,7 @@ def test_blocks():
     w = random_with_outliers(2, 192, 200, seed=5)
     q, scales = kernels.quantize_blocks(w, power_of_two_scales=False)
     expected = reference.quantize_blocks(w, power_of_two_scales=False)
-    assert torch.equal(q.float(), expected[0].float())
-    assert torch.equal(scales, expected[1])
+    assert_quantized_alike((q, scales), expected)
     back = kernels.dequantize_blocks(q, scales, dtype=torch.float32)
     assert torch.equal(back, reference.dequantize_blocks(q, scales, dtype=torch.float32))
 

@@ -1,0 +1,91 @@
+"""Commands that need a GPU, and the numerics table: python -m reference_model measure | profile."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+SUSTAINED_SECONDS = 2.0
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to the subparsers of __main__."""
+    measure = commands.add_parser("measure", help="time the model's operators on the GPU at hand")
+    measure.add_argument("--config", default="deepseek_v3", help="default: %(default)s")
+    measure.add_argument("--out", type=Path, required=True, help="table to write or go on with")
+    measure.add_argument(
+        "--deadline", type=float, default=float("inf"), help="stop after this many seconds"
+    )
+    measure.add_argument("--list", action="store_true", help="name what is to be measured and stop")
+    measure.set_defaults(function=_measure)
+
+    device = commands.add_parser(
+        "device", help="sustained clocks, launch times: of the GPU at hand"
+    )
+    device.add_argument("--config", default="deepseek_v3", help="default: %(default)s")
+    device.set_defaults(function=_device)
+
+    profile = commands.add_parser("profile", help="run one full-size MoE layer under the profiler")
+    profile.add_argument("--config", default="deepseek_v3", help="default: %(default)s")
+    profile.add_argument("--kernels", default="library", help="default: %(default)s")
+    profile.add_argument("--seed", type=int, default=0, help="of weights and hidden states")
+    profile.add_argument("--out", type=Path, help="Chrome trace to write")
+    profile.set_defaults(function=_profile)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from reference_model.config import load_model_config
+    from reference_model.measure import describe, measure
+    from reference_model.measure_grid import requests
+
+    wanted = requests(load_model_config(options.config), model=Path(options.config).stem)
+    if options.list:
+        for request in wanted:
+            print(describe(request))
+        return
+    measure(wanted, out=options.out, deadline_s=options.deadline)
+
+
+def _device(options: argparse.Namespace) -> None:
+    from reference_model.config import load_model_config
+    from reference_model.gpu import use_library_kernels
+    from reference_model.measure import describe, launch_times, sustain
+    from reference_model.measure_grid import sustained_requests
+
+    for name, seconds in launch_times().items():
+        print(f"launch {name:<8} {seconds:.3e} s")
+    use_library_kernels()
+    for request in sustained_requests(load_model_config(options.config)):
+        result = sustain(request.operator, kernels=request.kernels, duration_s=SUSTAINED_SECONDS)
+        print(
+            f"sustained {describe(request)}: {result.first_seconds:.4e} s at first,"
+            f" {result.seconds:.4e} s over {SUSTAINED_SECONDS:g} s,"
+            f" {result.clock_hz:.4e} Hz, {result.power_w:.0f} W"
+        )
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from reference_model.config import load_model_config
+    from reference_model.measure_grid import WORKLOADS
+    from reference_model.precision import Recipe
+    from reference_model.profiling import profile_moe_layer, save_profile
+    from reference_model.recorder import Workload
+    from reference_model.trace import PHASES
+
+    recipe = Recipe("fp8", options.kernels)
+    profile = profile_moe_layer(
+        load_model_config(options.config),
+        Workload(**WORKLOADS["train"]),
+        recipe=recipe,
+        seed=options.seed,
+    )
+    for timed in profile.operators:
+        o = timed.operator
+        print(f"{o.phase:<12} {o.name:<45} {timed.seconds:.3e} s in {timed.kernels} kernels")
+    for phase in PHASES:
+        seconds = sum(t.seconds for t in profile.operators if t.operator.phase == phase)
+        print(f"{phase:<12} {seconds:.4e} s of kernels")
+    if options.out:
+        save_profile(profile, options.out)
+        print(f"written to {options.out}")

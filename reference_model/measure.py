@@ -1,0 +1,479 @@
+"""Time operators on the GPU at hand: operators in, rows of a table of kernel times out.
+
+Each operator is warmed up and captured in a CUDA graph of several launches, which rotate among
+input sets that together exceed the L2 cache; the graph is replayed and timed by CUDA events. A row
+holds the median of the replays and their relative standard deviation. Operators that read sizes on
+the host cannot be captured: their launches are timed between events, and the row says so.
+
+The table has the columns of hardware_profiles/measurements: kind, sizes, dtype, sms, seconds,
+spread, source, conditions. Rows are appended as they are measured, so a run that is stopped goes
+on where it stopped.
+"""
+
+import csv
+import ctypes
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from reference_model.gpu import use_library_kernels
+from reference_model.kernels.device import count_multiprocessors
+from reference_model.measured_calls import Call, build
+from reference_model.trace import Operator
+
+COLUMNS = ("kind", "sizes", "dtype", "sms", "seconds", "spread", "source", "conditions")
+
+_L2_MULTIPLE = 3
+"""Input sets rotate over at least this many times the L2 cache."""
+_MOST_SETS = 6
+_REPLAYS = 7
+_REPLAY_SECONDS = 4e-3
+"""Time one replay should take: events resolve half a microsecond, so many launches make one."""
+_MOST_LAUNCHES = 50
+_READS_ON_HOST = frozenset({"dispatch_layout", "expert_mapping"})
+"""Kinds that wait for the GPU and cannot be captured in a graph."""
+_MILLI = 1e-3
+"""torch reports elapsed time in milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One operator to time, on a backend and a number of SMs."""
+
+    operator: Operator
+    kernels: str
+    """Backend of the FP8 kernels, a key of reference_model.kernels.BACKENDS."""
+    sms: int
+    """Multiprocessors it may use."""
+    partition: bool
+    """Whether fewer than all are enforced on every kernel, or only asked of persistent ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    kind: str
+    sizes: str
+    dtype: str
+    sms: int
+    seconds: float
+    spread: float
+    source: str
+    conditions: str
+
+    def key(self) -> tuple[str, ...]:
+        """What makes a measurement the same as one taken before."""
+        return (self.kind, self.sizes, self.dtype, str(self.sms), self.conditions)
+
+    def cells(self) -> tuple[str, ...]:
+        """The line as text."""
+        return (
+            self.kind,
+            self.sizes,
+            self.dtype,
+            str(self.sms),
+            f"{self.seconds:.6g}",
+            f"{self.spread:.3g}",
+            self.source,
+            self.conditions,
+        )
+
+
+def pairs(values: Iterable[tuple[str, object]]) -> str:
+    """(name, value) pairs as text, sorted: ``k=7168;m=4096``."""
+    return ";".join(f"{name}={value}" for name, value in sorted(values))
+
+
+def device_source(device: torch.device) -> str:
+    """Where the numbers come from: GPU, driver, torch and Triton versions, and the date."""
+    import triton
+
+    driver = _smi("driver_version")[0]
+    return (
+        f"dsv3sim measure: {torch.cuda.get_device_name(device)}, driver {driver}, "
+        f"torch {torch.__version__}, triton {triton.__version__}, {time.strftime('%Y-%m-%d')}"
+    )
+
+
+def measure(requests: Sequence[Request], *, out: Path, deadline_s: float) -> None:
+    """Time every request not yet in the table at `out` and append its row; prints progress.
+
+    Stops after deadline_s seconds; run it again to go on. The `set` condition of a row is
+    "dsv3sim_" and the backend. An operator that does not fit into
+    memory, or that a backend refuses, is reported with its sizes and left out."""
+    device = require_hopper()
+    use_library_kernels()
+    source = device_source(device)
+    known = _known(out)
+    begun = time.monotonic()
+    with _append_to(out) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for number, request in enumerate(requests, start=1):
+            if time.monotonic() - begun > deadline_s:
+                print(f"stopped after {deadline_s:.0f} s; run again to go on")
+                break
+            label = f"[{number}/{len(requests)}] {describe(request)}"
+            try:
+                row = _row(request, source=source, known=known)
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                print(f"{label}: out of memory at these sizes, left out", file=sys.stderr)
+                continue
+            except (ValueError, RuntimeError) as error:
+                print(f"{label}: left out, {_first_line(error)}", file=sys.stderr)
+                continue
+            if row is None:
+                continue
+            writer.writerow(row.cells())
+            file.flush()
+            if torch.cuda.memory_reserved() > torch.cuda.mem_get_info()[1] // 2:
+                torch.cuda.empty_cache()
+            print(f"{label}: {achieved(request.operator, row.seconds)}", flush=True)
+
+
+def require_hopper() -> torch.device:
+    """The CUDA device, or a ValueError that says what is missing."""
+    from reference_model.kernels.device import check_device
+
+    if not torch.cuda.is_available():
+        raise ValueError("measure: no CUDA device found; compute capability 9.0 or newer is needed")
+    device = torch.device("cuda", torch.cuda.current_device())
+    check_device(torch.empty(0, device=device))
+    return device
+
+
+def describe(request: Request) -> str:
+    """One line that names the measurement."""
+    o = request.operator
+    return f"{o.kind} {pairs(o.sizes)} {o.dtype} {request.kernels} {request.sms} SMs"
+
+
+def achieved(operator: Operator, seconds: float) -> str:
+    """Duration with the rates it means: operations where there are any, and bytes."""
+    moved = operator.bytes_read + operator.bytes_written
+    parts = [f"{seconds:.4e} s"]
+    if operator.flops:
+        parts.append(f"{operator.flops / seconds:.3e} FLOP/s")
+    parts.append(f"{moved / seconds:.3e} B/s")
+    return ", ".join(parts)
+
+
+def conditions(request: Request, *, timing: str) -> str:
+    """The conditions of a row."""
+    o = request.operator
+    values: list[tuple[str, object]] = [
+        ("set", f"dsv3sim_{request.kernels}"),
+        ("out_dtype", o.out_dtype),
+        ("timing", timing),
+        ("statistic", "median"),
+        ("repeats", _REPLAYS),
+    ]
+    if o.accumulate:
+        values.append(("accumulate", 1))
+    if request.partition:
+        values.append(("partition", "green_context"))
+    return pairs(values)
+
+
+def _row(request: Request, *, source: str, known: set[tuple[str, ...]]) -> Row | None:
+    """Measure a request, or None if the table has it."""
+    o = request.operator
+
+    def row(seconds: float, spread: float, timing: str) -> Row:
+        return Row(
+            kind=o.kind,
+            sizes=pairs(o.sizes),
+            dtype=o.dtype,
+            sms=request.sms,
+            seconds=seconds,
+            spread=spread,
+            source=source,
+            conditions=conditions(request, timing=timing),
+        )
+
+    if any(row(0, 0, timing).key() in known for timing in ("graph", "events")):
+        return None
+    result = row(*time_request(request))
+    known.add(result.key())
+    return result
+
+
+def time_request(request: Request) -> tuple[float, float, str]:
+    """(median seconds, relative standard deviation, "graph" or "events") of one request."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    o = request.operator
+    moved = o.bytes_read + o.bytes_written
+    properties = torch.cuda.get_device_properties(device)
+    sets = min(_MOST_SETS, max(1, math.ceil(_L2_MULTIPLE * properties.L2_cache_size / moved)))
+    with limited_sms(request.sms, device=device, partition=request.partition):
+        calls = [build(o, kernels=request.kernels, device=device) for _ in range(sets)]
+        return time_calls(calls, capture=o.kind not in _READS_ON_HOST)
+
+
+def time_calls(calls: Sequence[Call], *, capture: bool) -> tuple[float, float, str]:
+    """Time one launch of calls that do the same on different inputs, on the current stream."""
+    for _ in range(2):
+        for call in calls:
+            call()
+    torch.cuda.synchronize()
+    rough = _between_events(lambda: [call() for call in calls]) / len(calls)
+    launches = max(len(calls), min(_MOST_LAUNCHES, math.ceil(_REPLAY_SECONDS / rough)))
+    # Whole rounds over the input sets, so that each counts the same.
+    launches = math.ceil(launches / len(calls)) * len(calls)
+    if not capture:
+        samples = [_between_events(call) for _ in range(_REPLAYS) for call in calls]
+        return _median(samples), _spread(samples), "events"
+    graph = torch.cuda.CUDAGraph()
+    with _capture(graph):
+        for launch in range(launches):
+            calls[launch % len(calls)]()
+    graph.replay()
+    torch.cuda.synchronize()
+    samples = [_between_events(graph.replay) / launches for _ in range(_REPLAYS)]
+    graph.reset()
+    return _median(samples), _spread(samples), "graph"
+
+
+def _between_events(call: Callable[[], object]) -> float:
+    """Seconds between two events around the work that call enqueues."""
+    start, end = _event(), _event()
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) * _MILLI
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _median(samples: Sequence[float]) -> float:
+    return statistics.median(samples)
+
+
+def _spread(samples: Sequence[float]) -> float:
+    """Standard deviation over mean."""
+    return statistics.pstdev(samples) / statistics.mean(samples)
+
+
+@contextmanager
+def _capture(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Capture what is launched inside, on the current stream or, as the default stream cannot be
+    captured, on another one."""
+    stream = torch.cuda.current_stream()
+    if stream == torch.cuda.default_stream():
+        stream = _capture_stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            yield
+        finally:
+            graph.capture_end()
+
+
+@cache
+def _capture_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def limited_sms(sms: int, *, device: torch.device, partition: bool) -> Iterator[None]:
+    """Run what is launched inside on `sms` multiprocessors.
+
+    torch's SM carveout makes persistent kernels (cuBLAS, the Triton GEMMs) launch as many programs
+    as they have multiprocessors. With partition, all kernels go to a stream of a CUDA green context
+    and run on these multiprocessors only; the driver grants some numbers and refuses others."""
+    every = torch.cuda.get_device_properties(device).multi_processor_count
+    if not 1 <= sms <= every:
+        raise ValueError(f"sms = {sms}: allowed 1 to {every}")
+    if sms == every:
+        yield
+        return
+    torch._C._set_sm_carveout_experimental(every - sms)
+    try:
+        if partition:
+            with torch.cuda.stream(_partition(sms, device.index)):
+                yield
+        else:
+            yield
+    finally:
+        torch._C._set_sm_carveout_experimental(None)
+
+
+@cache
+def _partition(sms: int, device_index: int) -> torch.cuda.Stream:
+    """A stream whose kernels run on `sms` multiprocessors: of a green context, one a process."""
+    from torch.cuda.green_contexts import GreenContext
+
+    context: Any = GreenContext.create(num_sms=sms, device_id=device_index)
+    _contexts.append(context)
+    context.set_context()
+    try:
+        # torch takes its streams from a pool of the first context; the driver makes one here.
+        handle = ctypes.c_void_p()
+        status = ctypes.CDLL("libcuda.so.1").cuStreamCreate(ctypes.byref(handle), 1)
+    finally:
+        context.pop_context()
+    if status or handle.value is None:
+        raise ValueError(f"sms = {sms}: the driver refuses a stream there, error {status}")
+    stream = torch.cuda.ExternalStream(handle.value)  # type: ignore[no-untyped-call]
+    granted = count_multiprocessors(stream)
+    if granted != sms:
+        raise ValueError(f"sms = {sms}: the driver grants {granted}")
+    return stream
+
+
+_contexts: list[Any] = []
+"""Green contexts live as long as the process: their streams must not outlive them."""
+
+
+# -- clocks and power ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sustained:
+    """One kernel run back to back."""
+
+    seconds: float
+    """Mean time of a launch over the run."""
+    first_seconds: float
+    """Mean time over the first twentieth, before the chip settles."""
+    clock_hz: float
+    """Median SM clock over the second half."""
+    power_w: float
+    """Median power over the second half, watts."""
+
+
+def sustain(operator: Operator, *, kernels: str, duration_s: float) -> Sustained:
+    """Run an operator back to back for duration_s and watch clock and power."""
+    device = require_hopper()
+    calls = [build(operator, kernels=kernels, device=device) for _ in range(2)]
+    for call in calls * 2:
+        call()
+    torch.cuda.synchronize()
+    once = _between_events(lambda: [call() for call in calls]) / len(calls)
+    rounds = max(20, math.ceil(duration_s / once / len(calls)))
+    marks = [_event() for _ in range(21)]
+    with _watch() as samples:
+        marks[0].record()
+        for part in range(20):
+            for _ in range(rounds // 20):
+                for call in calls:
+                    call()
+            marks[part + 1].record()
+        marks[-1].synchronize()
+    launches = rounds // 20 * len(calls)
+    second_half = samples[len(samples) // 2 :] or samples
+    mega = 10.0**6  # nvidia-smi reports megahertz
+    return Sustained(
+        seconds=marks[0].elapsed_time(marks[-1]) * _MILLI / (20 * launches),
+        first_seconds=marks[0].elapsed_time(marks[1]) * _MILLI / launches,
+        clock_hz=statistics.median(clock for clock, _ in second_half) * mega,
+        power_w=statistics.median(power for _, power in second_half),
+    )
+
+
+@contextmanager
+def _watch() -> Iterator[list[tuple[float, float]]]:
+    """Sample (SM clock in MHz, power in W) every 50 ms while the block runs."""
+    command = [
+        "nvidia-smi",
+        "--query-gpu=clocks.sm,power.draw.instant",
+        "--format=csv,noheader,nounits",
+        "--loop-ms=50",
+    ]
+    samples: list[tuple[float, float]] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield samples
+        finally:
+            process.terminate()
+            text = process.stdout.read() if process.stdout else ""
+            for line in text.splitlines():
+                clock, power = line.split(",")
+                samples.append((float(clock), float(power)))
+
+
+def _smi(*fields: str) -> list[str]:
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    first = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [field.strip() for field in first[0].split(",")]
+
+
+# -- launches --------------------------------------------------------------------------------------
+
+
+def launch_times() -> dict[str, float]:
+    """Seconds a launch of the smallest kernel takes: alone, eagerly in a row, and in a graph.
+
+    "eager" and "graph" are times from one start to the next; the kernel itself is shorter, so they
+    bound the gap between two kernels from above."""
+    device = require_hopper()
+    x = torch.zeros(1, device=device)
+    launches = 1000
+
+    def burst() -> None:
+        for _ in range(launches):
+            x.add_(1)
+
+    burst()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        burst()
+    graph.replay()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        burst()
+        torch.cuda.synchronize()
+    micro = _MILLI * _MILLI  # the profiler reports microseconds
+    alone = statistics.median(
+        event.device_time * micro for event in profile.events() if event.device_time > 0
+    )
+    return {
+        "kernel": alone,
+        "eager": statistics.median(_between_events(burst) for _ in range(5)) / launches,
+        "graph": statistics.median(_between_events(graph.replay) for _ in range(5)) / launches,
+    }
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def _known(path: Path) -> set[tuple[str, ...]]:
+    """Keys of the rows that the table at path holds."""
+    if not path.exists():
+        return set()
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames is None or tuple(reader.fieldnames) != COLUMNS:
+            raise ValueError(f"{path}: columns are {reader.fieldnames}, allowed: {list(COLUMNS)}")
+        return {
+            (line["kind"], line["sizes"], line["dtype"], line["sms"], line["conditions"])
+            for line in reader
+        }
+
+
+def _append_to(path: Path) -> TextIO:
+    """The table open for appending, with its header."""
+    new = not path.exists()
+    file = path.open("a", encoding="utf-8", newline="")
+    if new:
+        csv.writer(file, lineterminator="\n").writerow(COLUMNS)
+    return file
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,348 @@
+"""What to measure: a model's traces and sizes in, the list of operators to time out.
+
+The operators of every shipped trace of the model at its published workloads come first; then, for
+each kind, a grid around their sizes, from which a cost model interpolates. GEMM shapes are those
+of the model's weights, forward, input gradient and weight gradient.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from reference_model.config import ModelConfig
+from reference_model.measure import Request
+from reference_model.trace import TRACE_FOLDER, Operator, OperatorTrace, load_trace
+
+ROWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Rows (tokens) of the dense grid."""
+
+TOKEN_ROWS = (128, 512, 1024, 2048, 4096, 8192, 16384)
+"""Rows of element-wise kernels over tokens."""
+
+EXPERT_ROWS = (8192, 16384, 24576, 28672, 32768, 36864, 40960, 65536)
+"""Rows of element-wise kernels over the rows of experts."""
+
+_NOT_MEASURED = frozenset({"dispatch", "combine"})
+"""Kinds that need several GPUs."""
+
+# Workloads at which the traces are timed: a training micro-batch of EP64 (Report, section 3.2);
+# prefill of EP32 with 16K tokens a GPU in two micro-batches of 4K prompts, and decode of EP128 with
+# 128 requests a GPU in two micro-batches of 4K context (profile-data's README). Tokens received are
+# the expected distinct (token, rank) pairs of a gate that keeps 4 of 8 groups.
+WORKLOADS: dict[str, dict[str, int]] = {
+    "train": {
+        "tokens": 4096,
+        "context": 4096,
+        "sequences": 1,
+        "expert_rows": 32768,
+        "received_rows": 30592,
+        "local_experts": 4,
+    },
+    "prefill": {
+        "tokens": 8192,
+        "context": 4096,
+        "sequences": 2,
+        "expert_rows": 65536,
+        "received_rows": 57344,
+        "local_experts": 9,
+    },
+    "decode": {
+        "tokens": 64,
+        "context": 4096,
+        "sequences": 64,
+        "expert_rows": 512,
+        "received_rows": 512,
+        "local_experts": 2,
+    },
+}
+
+
+ALL_SMS = 132
+"""Multiprocessors of a Hopper SXM GPU."""
+
+TRAINING_SMS = 112
+"""What training leaves to compute kernels, 20 going to all-to-all (Report, section 3.2.1)."""
+
+PREFILL_SMS = 108
+"""What prefill leaves, 24 going to all-to-all (profile-data's overlap figures)."""
+
+_BACKEND_KINDS = frozenset({"gemm", "grouped_gemm", "grouped_gemm_weight_grad"})
+"""Kinds that differ between the backends "library" and "triton"."""
+
+
+def requests(config: ModelConfig, *, model: str) -> list[Request]:
+    """Everything to measure, the traces first and what matters least last."""
+    traced = trace_operators(model)
+    dense, grouped_, attention = (
+        gemm_operators(config),
+        grouped_operators(config),
+        attention_operators(config),
+    )
+    found = [_request(o, "library", ALL_SMS) for o in traced]
+    found += [_request(o, "library", TRAINING_SMS) for o in traced]
+    found += [_request(o, "triton", ALL_SMS) for o in traced if _two_backends(o)]
+    for part in (copy_operators(), attention, dense, grouped_, elementwise_operators(traced)):
+        found += [_request(o, "library", ALL_SMS) for o in part]
+    found += [_request(o, "triton", ALL_SMS) for o in grouped_ + dense if _two_backends(o)]
+    shared = [o for o in dense if max(_rows(o), 1024) == _rows(o)]
+    shared += [o for o in grouped_ if o.kind != "masked_grouped_gemm" and o["groups"] in (4, 8, 9)]
+    for sms in (TRAINING_SMS, PREFILL_SMS):
+        found += [_request(o, "library", sms) for o in shared]
+        prefill = [o for o in attention if o.kind.startswith("attention")]
+        found += [_request(o, "library", sms) for o in prefill]
+    return list(dict.fromkeys(found))
+
+
+def sustained_requests(config: ModelConfig) -> list[Request]:
+    """The main kernels, which draw the most power, at their training sizes."""
+    tokens, heads = WORKLOADS["train"]["tokens"], config.num_attention_heads
+    sizes = {
+        "sequences": 1,
+        "query_length": tokens,
+        "kv_length": tokens,
+        "heads": heads,
+        "qk_dim": config.qk_head_dim,
+        "v_dim": config.v_head_dim,
+    }
+    rows, groups = WORKLOADS["train"]["expert_rows"], WORKLOADS["train"]["local_experts"]
+    hidden, intermediate = config.hidden_size, config.moe_intermediate_size
+    decode = {
+        "sequences": 64,
+        "query_length": 1,
+        "kv_length": 4096,
+        "heads": heads,
+        "latent_dim": config.kv_lora_rank,
+        "rope_dim": config.qk_rope_head_dim,
+    }
+    operators = [
+        gemm(tokens, 2 * intermediate, hidden),
+        gemm(tokens, hidden, heads * config.v_head_dim),
+        weight_gradient(hidden, heads * config.v_head_dim, tokens),
+        grouped("grouped_gemm", rows, 2 * intermediate, hidden, groups),
+        grouped("grouped_gemm", rows, hidden, intermediate, groups),
+        grouped_weight_gradient(rows, 2 * intermediate, hidden, groups),
+        operator("attention_forward", "bfloat16", "bfloat16", sizes),
+        operator("attention_backward", "bfloat16", "bfloat16", sizes),
+        operator("mla_decode", "bfloat16", "bfloat16", decode),
+        gemm(tokens, config.vocab_size, hidden, "bfloat16", "bfloat16"),
+        operator("copy", "bfloat16", "bfloat16", {"rows": 4 * tokens, "columns": 4 * hidden}),
+    ]
+    return [_request(o, "library", ALL_SMS) for o in operators]
+
+
+def _two_backends(o: Operator) -> bool:
+    return o.kind in _BACKEND_KINDS and o.dtype == "fp8_e4m3"
+
+
+def _rows(o: Operator) -> int:
+    """Rows of a GEMM that come from tokens."""
+    return o["k"] if o.accumulate else o["m"]
+
+
+def _request(o: Operator, kernels: str, sms: int) -> Request:
+    # A masked GEMM of the library computes the empty rows too: no measure of that kind.
+    if o.kind == "masked_grouped_gemm":
+        kernels = "triton"
+    return Request(o, kernels, sms, partition=sms < ALL_SMS)
+
+
+def trace_operators(model: str) -> list[Operator]:
+    """The distinct operators of every shipped trace of a model, at its workload."""
+    operators: list[Operator] = []
+    for path in sorted(Path(TRACE_FOLDER).glob(f"{model}.*.jsonl")):
+        trace = load_trace(path)
+        if trace.job in WORKLOADS:
+            operators += _at_workload(trace, WORKLOADS[trace.job])
+    return distinct(o for o in operators if o.kind not in _NOT_MEASURED)
+
+
+def _at_workload(trace: OperatorTrace, workload: dict[str, int]) -> Iterator[Operator]:
+    for layer_kind, phase in trace.templates:
+        yield from trace.operators(layer_kind, phase, **workload)
+
+
+def distinct(operators: Iterable[Operator]) -> list[Operator]:
+    """The first of all operators that are the same kernel at the same sizes."""
+    seen: dict[object, Operator] = {}
+    for o in operators:
+        seen.setdefault((o.kind, o.sizes, o.dtype, o.out_dtype, o.accumulate), o)
+    return list(seen.values())
+
+
+def weight_shapes(config: ModelConfig) -> list[tuple[int, int]]:
+    """(out, in) features of the FP8 weights of a token: attention, dense and shared experts."""
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    kv_a = config.kv_lora_rank + config.qk_rope_head_dim
+    shapes = [
+        (kv_a, hidden),
+        (heads * (config.qk_nope_head_dim + config.v_head_dim), config.kv_lora_rank),
+        (hidden, heads * config.v_head_dim),
+        (2 * config.intermediate_size, hidden),
+        (hidden, config.intermediate_size),
+        (2 * config.moe_intermediate_size * config.n_shared_experts, hidden),
+        (hidden, config.moe_intermediate_size * config.n_shared_experts),
+        (hidden, 2 * hidden),
+    ]
+    if config.q_lora_rank is None:
+        return [*shapes, (heads * config.qk_head_dim, hidden)]
+    # Query and key-value down-projections, apart (training) and as one GEMM (inference).
+    return [
+        *shapes,
+        (config.q_lora_rank, hidden),
+        (config.q_lora_rank + kv_a, hidden),
+        (heads * config.qk_head_dim, config.q_lora_rank),
+    ]
+
+
+def gemm_operators(config: ModelConfig, *, rows: Sequence[int] = ROWS) -> list[Operator]:
+    """Dense GEMMs: every weight's forward, input gradient and weight gradient at each row count."""
+    operators = []
+    for out, into in weight_shapes(config):
+        for m in rows:
+            operators.append(gemm(m, out, into))
+            operators.append(gemm(m, into, out))
+            if m >= 512:
+                operators.append(weight_gradient(out, into, m))
+    for m in rows:
+        operators += [
+            gemm(m, config.n_routed_experts, config.hidden_size, "bfloat16", "float32"),
+            gemm(m, config.hidden_size, config.n_routed_experts, "bfloat16", "bfloat16"),
+            gemm(m, config.vocab_size, config.hidden_size, "bfloat16", "bfloat16"),
+        ]
+    return distinct(operators)
+
+
+def grouped_operators(config: ModelConfig) -> list[Operator]:
+    """Grouped GEMMs: contiguous, masked and weight gradients, of the routed experts."""
+    hidden, intermediate = config.hidden_size, config.moe_intermediate_size
+    forward = [(2 * intermediate, hidden), (hidden, intermediate)]
+    backward = [(intermediate, hidden), (hidden, 2 * intermediate)]
+    operators = []
+    for groups in (1, 2, 4, 8, 9, 16, 32):
+        for each in (128, 256, 512, 1024, 2048, 4096, 7168, 8192, 9216, 16384):
+            if groups * each > 131_072:
+                continue
+            shapes = forward + backward if groups in (4, 8) else forward
+            operators += [grouped("grouped_gemm", groups * each, n, k, groups) for n, k in shapes]
+            if groups in (2, 4, 8) and each >= 512:
+                operators += [
+                    grouped_weight_gradient(groups * each, n, k, groups) for n, k in forward
+                ]
+        for each in (1, 4, 8, 16, 32, 64, 96, 128, 192, 256, 512):
+            operators += [
+                grouped("masked_grouped_gemm", groups * each, n, k, groups) for n, k in forward
+            ]
+    return operators
+
+
+def attention_operators(config: ModelConfig) -> list[Operator]:
+    """Attention cores: prefill and training by length and sequences, backward, absorbed decode."""
+    heads, qk_dim, v_dim = config.num_attention_heads, config.qk_head_dim, config.v_head_dim
+    operators = []
+    for sequences, length in (
+        *((1, length) for length in (512, 1024, 2048, 3072, 4096, 6144, 8192, 16384)),
+        *((n, length) for n in (2, 4, 8) for length in (1024, 2048, 4096)),
+        (32, 128), (16, 256), (8, 512),
+    ):  # fmt: skip
+        sizes = {
+            "sequences": sequences,
+            "query_length": length,
+            "kv_length": length,
+            "heads": heads,
+            "qk_dim": qk_dim,
+            "v_dim": v_dim,
+        }
+        operators.append(operator("attention_forward", "bfloat16", "bfloat16", sizes))
+        if sequences * length <= 16384:
+            operators.append(operator("attention_backward", "bfloat16", "bfloat16", sizes))
+    for sequences in (1, 4, 16, 32, 64, 96, 128, 192, 256):
+        for length in (512, 1024, 2048, 4096, 8192, 16384, 32768, 131_072):
+            for query_length in (1, 2):
+                if sequences * length > 2_097_152:
+                    continue
+                sizes = {
+                    "sequences": sequences,
+                    "query_length": query_length,
+                    "kv_length": length,
+                    "heads": heads,
+                    "latent_dim": config.kv_lora_rank,
+                    "rope_dim": config.qk_rope_head_dim,
+                }
+                operators.append(operator("mla_decode", "bfloat16", "bfloat16", sizes))
+    for batch in (16, 32, 64, 128, 256):
+        for n, k in ((config.kv_lora_rank, config.qk_nope_head_dim),
+                     (config.v_head_dim, config.kv_lora_rank)):  # fmt: skip
+            sizes = {"batch": heads, "m": batch, "n": n, "k": k}
+            operators.append(operator("batched_gemm", "bfloat16", "bfloat16", sizes))
+    return operators
+
+
+def elementwise_operators(operators: Sequence[Operator]) -> list[Operator]:
+    """Kernels without matrix products, at other row counts than the traces': around each one."""
+    grid = []
+    for o in operators:
+        if o.flops or o.kind in _NOT_MEASURED or o.kind == "transpose":
+            continue
+        sizes = dict(o.sizes)
+        counted = "rows" if "rows" in sizes else "tokens" if "tokens" in sizes else None
+        if counted is None or o.kind == "expert_mapping":
+            continue
+        expert = sizes[counted] > max(w["tokens"] for w in WORKLOADS.values())
+        for rows in EXPERT_ROWS if expert else TOKEN_ROWS:
+            changed = sizes | {counted: rows}
+            if "positions" in sizes:
+                changed["positions"] = rows
+            if counted == "rows" and "tokens" in sizes:
+                # Rows and the tokens that they came from grow together.
+                changed["tokens"] = rows * sizes["tokens"] // sizes["rows"]
+            if o.bytes_read * rows // sizes[counted] > 2**33:
+                continue
+            grid.append(operator(o.kind, o.dtype, o.out_dtype, changed, accumulate=o.accumulate))
+    return distinct(grid)
+
+
+def copy_operators() -> list[Operator]:
+    """Device-to-device copies from 4 KiB to 4 GiB: the floor of a kernel, and the bandwidth."""
+    return [
+        operator("copy", "bfloat16", "bfloat16", {"rows": 2**power // 4096, "columns": 2048})
+        for power in range(12, 33)
+    ]
+
+
+def gemm(m: int, n: int, k: int, dtype: str = "fp8_e4m3", out_dtype: str = "bfloat16") -> Operator:
+    """[m, k] x [n, k]^T."""
+    return operator("gemm", dtype, out_dtype, {"m": m, "n": n, "k": k})
+
+
+def weight_gradient(out: int, into: int, tokens: int) -> Operator:
+    """[out, tokens] x [in, tokens]^T, added into float32."""
+    sizes = {"m": out, "n": into, "k": tokens}
+    return operator("gemm", "fp8_e4m3", "float32", sizes, accumulate=True)
+
+
+def grouped(kind: str, rows: int, n: int, k: int, groups: int) -> Operator:
+    """A grouped GEMM, contiguous or masked."""
+    sizes = {"rows": rows, "n": n, "k": k, "groups": groups}
+    return operator(kind, "fp8_e4m3", "bfloat16", sizes)
+
+
+def grouped_weight_gradient(rows: int, m: int, n: int, groups: int) -> Operator:
+    """The weight gradient of every group, added into float32."""
+    sizes = {"rows": rows, "m": m, "n": n, "groups": groups}
+    return operator("grouped_gemm_weight_grad", "fp8_e4m3", "float32", sizes, accumulate=True)
+
+
+def operator(
+    kind: str, dtype: str, out_dtype: str, sizes: dict[str, int], *, accumulate: bool = False
+) -> Operator:
+    """An operator outside any model, known by its sizes."""
+    return Operator(
+        name=kind,
+        kind=kind,
+        phase="weight_grad" if accumulate else "forward",
+        segment="mlp",
+        dtype=dtype,
+        out_dtype=out_dtype,
+        sizes=tuple(sorted(sizes.items())),
+        recompute=False,
+        accumulate=accumulate,
+    )

@@ -1,0 +1,209 @@
+"""Run one mixture-of-experts layer on a GPU under the profiler: its operators with durations out.
+
+The layer has its full size and the rows of one rank of an expert-parallel group (`Workload`); what
+the other ranks would send is stood in for by its own tokens (gpu.use_local_view). The profile is
+cut down to what a reader needs, each operator and each kernel with its start and duration, in the
+Chrome-trace format that Kineto writes.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
+
+from reference_model.config import ModelConfig
+from reference_model.gpu import use_library_kernels, use_local_view
+from reference_model.layers import RMSNorm, rotary_angles
+from reference_model.measure import require_hopper
+from reference_model.model import MoEBlock, Stream
+from reference_model.moe import ExpertRows
+from reference_model.operators import NAMESPACE
+from reference_model.precision import Recipe
+from reference_model.recorder import OperatorRecorder, Workload, prepare
+from reference_model.trace import Operator
+
+_DEVICE_EVENTS = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
+_KEPT_ARGUMENTS = ("stream", "grid", "block", "bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOperator:
+    """An operator that ran, with the time of the kernels it launched."""
+
+    operator: Operator
+    seconds: float
+    """Sum over its kernels."""
+    kernels: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProfile:
+    """One layer's forward, input gradient and weight gradients."""
+
+    operators: list[TimedOperator]
+    """In issue order."""
+    chrome_trace: dict[str, Any]
+    """The same as Chrome-trace events, cut down."""
+
+
+def profile_moe_layer(
+    config: ModelConfig, workload: Workload, *, recipe: Recipe, seed: int
+) -> LayerProfile:
+    """Run forward, input gradient and weight gradients once to warm up and once under the profiler.
+
+    Weights and hidden states are random. Raises ValueError without a Hopper GPU, and
+    torch.cuda.OutOfMemoryError, with the workload's sizes in its message, where it does not fit."""
+    device = require_hopper()
+    use_library_kernels()
+    use_local_view(local_experts=workload.local_experts, expert_rows=workload.expert_rows)
+    try:
+        layer = _Layer(config, workload, recipe=recipe, device=device, seed=seed)
+        with torch.no_grad():
+            layer.run()
+            torch.cuda.synchronize()
+            activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+            with OperatorRecorder() as recorder, torch.profiler.profile(activities=activities) as p:
+                layer.run()
+                torch.cuda.synchronize()
+    except torch.cuda.OutOfMemoryError as error:
+        raise torch.cuda.OutOfMemoryError(
+            f"MoE layer of hidden size {config.hidden_size} with {workload}: {error}"
+        ) from error
+    operators = [recorded.operator for recorded in recorder.recorded]
+    events = _events(p)
+    return _match(operators, events)
+
+
+class _Layer:
+    """A layer with random weights and what enters it."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        workload: Workload,
+        *,
+        recipe: Recipe,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        generator = torch.Generator(device).manual_seed(seed)
+        self.block = MoEBlock(config, workload.local_experts, recipe=recipe, device=device)
+        _initialize(self.block, generator)
+        prepare(self.block)
+        self.angles = rotary_angles(config, workload.context, device=device)
+        self.rows = ExpertRows(received=workload.received_rows, expanded=workload.expert_rows)
+        shape = (workload.tokens, config.hidden_size)
+        self.residual, self.update, self.grad = (
+            torch.randn(shape, generator=generator, device=device).to(recipe.dtype)
+            for _ in range(3)
+        )
+
+    def run(self) -> Tensor:
+        """All three passes; the gradient of the stream that entered."""
+        _, saved = self.block(Stream(self.residual, self.update), self.angles, self.rows)
+        grad, weight_grads = self.block.input_grad(self.grad, saved, self.angles, self.rows)
+        weight_grads.run()
+        result: Tensor = grad
+        return result
+
+
+def _initialize(module: nn.Module, generator: torch.Generator) -> None:
+    """Matrices with deviation 1/sqrt(fan-in), norms with ones."""
+    with torch.no_grad():
+        for child in module.modules():
+            if isinstance(child, RMSNorm):
+                child.weight.fill_(1)
+            elif isinstance(getattr(child, "weight", None), nn.Parameter):
+                weight = child.weight
+                assert isinstance(weight, nn.Parameter)
+                weight.normal_(0, weight.shape[-1] ** -0.5, generator=generator)
+
+
+def _events(profile: Any) -> list[dict[str, Any]]:
+    """The events of a profile, as Kineto exports them."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    return events
+
+
+def _match(operators: list[Operator], events: list[dict[str, Any]]) -> LayerProfile:
+    """Give each operator the kernels that were launched while its event was open.
+
+    A launch carries the correlation of its kernel; kernels of launches outside every operator are
+    left out."""
+    opened = sorted(
+        (e for e in events if e.get("cat") == "cpu_op" and e["name"].startswith(NAMESPACE + "::")),
+        key=lambda e: float(e["ts"]),
+    )
+    opened = [e for i, e in enumerate(opened) if not i or not _within(e, opened[i - 1])]
+    if len(opened) != len(operators):
+        raise ValueError(f"the profile has {len(opened)} operators, the recorder {len(operators)}")
+    launches = sorted(
+        (float(e["ts"]), e["args"]["correlation"])
+        for e in events
+        if e.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in e.get("args", {})
+    )
+    device: dict[int, list[dict[str, Any]]] = {}
+    for e in events:
+        if e.get("cat") in _DEVICE_EVENTS:
+            device.setdefault(e["args"]["correlation"], []).append(e)
+
+    timed, kept, position = [], [], 0
+    micro = 10.0**-6  # Chrome traces count microseconds
+    for operator, e in zip(operators, opened, strict=True):
+        start, end = float(e["ts"]), float(e["ts"]) + float(e["dur"])
+        while position < len(launches) and launches[position][0] < start:
+            position += 1
+        kernels: list[dict[str, Any]] = []
+        while position < len(launches) and launches[position][0] <= end:
+            kernels += device.get(launches[position][1], [])
+            position += 1
+        seconds = sum(float(k["dur"]) for k in kernels) * micro
+        timed.append(TimedOperator(operator, seconds, len(kernels)))
+        kept.append(_operator_event(e, operator))
+        kept += [_device_event(kernel, operator) for kernel in kernels]
+    trace = {"schemaVersion": 1, "traceEvents": sorted(kept, key=lambda e: float(e["ts"]))}
+    return LayerProfile(timed, trace)
+
+
+def _within(inner: dict[str, Any], outer: dict[str, Any]) -> bool:
+    return float(inner["ts"]) + float(inner["dur"]) <= float(outer["ts"]) + float(outer["dur"])
+
+
+def _operator_event(event: dict[str, Any], operator: Operator) -> dict[str, Any]:
+    """The operator's event, with what the recorder knows about it."""
+    return {name: event[name] for name in ("ph", "cat", "name", "pid", "tid", "ts", "dur")} | {
+        "args": {
+            "operator": operator.name,
+            "kind": operator.kind,
+            "phase": operator.phase,
+            "segment": operator.segment,
+            "recompute": operator.recompute,
+            "dtype": operator.dtype,
+            "out_dtype": operator.out_dtype,
+            "sizes": dict(operator.sizes),
+        }
+    }
+
+
+def _device_event(event: dict[str, Any], operator: Operator) -> dict[str, Any]:
+    """A kernel's event with the operator that launched it, its template arguments cut off."""
+    arguments = {name: event["args"][name] for name in _KEPT_ARGUMENTS if name in event["args"]}
+    arguments["operator"] = operator.name
+    kept = {name: event[name] for name in ("ph", "cat", "pid", "tid", "ts", "dur")}
+    return kept | {"name": event["name"][:80], "args": arguments}
+
+
+def save_profile(profile: LayerProfile, path: Path) -> None:
+    """Write the Chrome trace, one event a line."""
+    lines = ",\n".join(
+        json.dumps(event, separators=(",", ":")) for event in profile.chrome_trace["traceEvents"]
+    )
+    path.write_text(f'{{"schemaVersion":1,"traceEvents":[\n{lines}\n]}}\n', encoding="utf-8")
