@@ -1,0 +1,174 @@
+"""The orders of prefill and decode are the published ones, and every operator runs exactly once."""
+
+from collections import Counter
+
+import pytest
+
+from reference_model.trace import TRACE_FOLDER, load_trace
+from simulator.workload.serving_lowering import (
+    WHOLE_BATCH,
+    WIRES,
+    plan_step,
+    split_layer,
+    task_graph,
+)
+from simulator.workload.serving_operators import BatchLoad, layer_operators
+from simulator.workload.task_graph import Stream
+
+LOAD = BatchLoad(
+    tokens=64, sequences=64, context=512, expert_rows=512, received_rows=300, active_experts=2
+)
+KINDS = ("embedding", "dense", "moe", "mtp", "head")
+
+
+def split(job, *, tp=1, expert_tp=1):
+    trace = load_trace(TRACE_FOLDER / f"deepseek_v3.{job}.jsonl")
+    return {
+        kind: split_layer(
+            kind,
+            layer_operators(trace, kind, LOAD, attention_tp=tp, expert_tp=expert_tp),
+            low_latency=job == "decode" and expert_tp == 1,
+            expert_parallel=expert_tp == 1,
+        )
+        for kind in KINDS
+    }
+
+
+def plan(job, overlap, *, moe_layers=3, drafts=0, tp=1, expert_tp=1):
+    return plan_step(
+        split(job, tp=tp, expert_tp=expert_tp),
+        dense_layers=1,
+        moe_layers=moe_layers,
+        draft_layers=drafts,
+        head=True,
+        decode=job == "decode",
+        overlap=overlap,
+    )
+
+
+def blocks(planned, stream):
+    """Runs of tasks of one part, layer and micro-batch, in stream order."""
+    result = []
+    for task in planned.tasks:
+        entry = (task.part, task.layer, task.micro_batch)
+        if task.stream is stream and (not result or result[-1] != entry):
+            result.append(entry)
+    return result
+
+
+def moe_blocks(planned, stream):
+    first = planned.layers.index("moe")
+    return [
+        (part, layer - first, number)
+        for part, layer, number in blocks(planned, stream)
+        if planned.layers[layer] == "moe"
+    ]
+
+
+def test_decode_follows_the_published_order():
+    order = moe_blocks(plan("decode", "two_micro_batches"), Stream.COMPUTE)
+    start = order.index(("dispatch_send", 1, 0))  # a layer in the middle
+    expected = []
+    for one, other, attends in ((0, 1, 1), (1, 0, 2)):
+        expected += [
+            ("dispatch_send", 1, one),
+            ("shared", 1, one),
+            ("combine_receive", attends - 1, other),
+            ("attention_0", attends, other),
+            ("dispatch_receive", 1, one),
+            ("experts", 1, one),
+            ("combine_send", 1, one),
+            ("attention_1", attends, other),
+        ]
+    assert order[start : start + len(expected)] == expected
+    wires = moe_blocks(plan("decode", "two_micro_batches"), Stream.COMMUNICATION)
+    assert wires[4:8] == [
+        ("dispatch_wire", 1, 0),
+        ("combine_wire", 1, 0),
+        ("dispatch_wire", 1, 1),
+        ("combine_wire", 1, 1),
+    ]
+
+
+def test_prefill_follows_the_published_order():
+    planned = plan("prefill", "two_micro_batches")
+    order = [
+        (part.split("_")[0], layer, number)
+        for part, layer, number in moe_blocks(planned, Stream.COMPUTE)
+    ]
+    order = [entry for place, entry in enumerate(order) if place == 0 or order[place - 1] != entry]
+    start = order.index(("attention", 1, 1))
+    assert order[start : start + 6] == [
+        ("attention", 1, 1),
+        ("shared", 0, 0),
+        ("attention", 1, 0),
+        ("experts", 1, 1),
+        ("experts", 1, 0),
+        ("shared", 1, 1),
+    ]
+    wires = moe_blocks(planned, Stream.COMMUNICATION)
+    assert wires[4:8] == [
+        ("dispatch_wire", 1, 1),
+        ("dispatch_wire", 1, 0),
+        ("combine_wire", 1, 1),
+        ("combine_wire", 1, 0),
+    ]
+
+
+@pytest.mark.parametrize("job", ["prefill", "decode"])
+@pytest.mark.parametrize("overlap", ["two_micro_batches", "shared_expert", "none"])
+@pytest.mark.parametrize("tp", [1, 4])
+@pytest.mark.parametrize("drafts", [0, 1])
+def test_every_operator_of_every_layer_runs_once_for_each_micro_batch(job, overlap, tp, drafts):
+    drafts = drafts if job == "decode" else 0
+    planned = plan(job, overlap, tp=tp, drafts=drafts)
+    operators = split(job, tp=tp)
+    both = (0, 1) if overlap == "two_micro_batches" else (0,)
+    wanted = Counter()
+    for layer, kind in enumerate(planned.layers):
+        for number in both if kind in ("moe", "mtp") else (WHOLE_BATCH,):
+            for position in range(len(operators[kind].operators)):
+                runs = 1 + drafts if kind == "head" else 1
+                wanted[layer, number, position] = runs
+    found = Counter((task.layer, task.micro_batch, task.position) for task in planned.tasks)
+    assert found == wanted
+    for task in planned.tasks:
+        travels = task.part in WIRES
+        assert (task.stream is Stream.COMMUNICATION) == travels
+
+
+def test_a_transfer_waits_for_what_it_sends_and_is_waited_for_by_what_reads_it():
+    planned = plan("decode", "two_micro_batches")
+    tasks = planned.tasks
+    for index, task in enumerate(tasks):
+        if task.part not in WIRES:
+            continue
+        sent = task.part.replace("wire", "send")
+        assert [tasks[i].part for i in task.depends_on] == [sent]
+        readers = [later for later in tasks[index:] if index in later.depends_on]
+        assert [r.part for r in readers] == [task.part.replace("wire", "receive")]
+        assert readers[0].layer == task.layer
+        assert readers[0].micro_batch == task.micro_batch
+
+
+def test_without_expert_parallelism_tokens_are_gathered_and_nothing_is_sent():
+    planned = plan("decode", "none", tp=8, expert_tp=8)
+    parts = {task.part for task in planned.tasks}
+    assert not parts & {"dispatch_send", "dispatch_receive", "combine_send"}
+    assert parts >= {"gather", "scatter", "dispatch_wire", "combine_wire"}
+
+
+def test_a_plan_becomes_a_task_graph_with_its_operators():
+    planned = plan("decode", "two_micro_batches")
+    operators = split("decode")
+    numbers = {(kind, n): operators[kind] for kind in KINDS for n in (WHOLE_BATCH, 0, 1)}
+    graph = task_graph("decode", planned, numbers)
+    assert len(graph.tasks) == len(planned.tasks)
+    assert graph.tasks[0].operator.name == "embedding"
+
+
+def test_low_latency_transfers_need_a_decode_recording():
+    trace = load_trace(TRACE_FOLDER / "deepseek_v3.prefill.jsonl")
+    operators = layer_operators(trace, "moe", LOAD, attention_tp=1, expert_tp=1)
+    with pytest.raises(ValueError, match="needs a decode trace"):
+        split_layer("moe", operators, low_latency=True, expert_parallel=True)

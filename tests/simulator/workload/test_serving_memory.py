@@ -1,0 +1,81 @@
+"""KV cache, weights and buffers of a serving GPU."""
+
+import pytest
+
+from hardware_profiles.schema import load_cluster
+from reference_model.config import load_model_config, parameter_counts
+from simulator.scenario import load_scenario
+from simulator.workload.memory import Infeasible
+from simulator.workload.serving_memory import (
+    check_kv_fits,
+    kv_bytes_per_token,
+    kv_capacity,
+    serving_memory,
+)
+
+V3 = load_model_config("deepseek_v3")
+
+
+def job_of(name, *changes):
+    return load_scenario(name, list(changes)).file.serving_step
+
+
+def capacity(name, *changes):
+    scenario = load_scenario(name, list(changes))
+    return kv_capacity(
+        scenario.file.serving_step, config=scenario.model, cluster=scenario.cluster, operators=()
+    )
+
+
+def test_a_token_of_deepseek_v3_takes_70272_bytes():
+    assert kv_bytes_per_token(V3, "bfloat16") == 70_272
+    # FlashMLA's FP8 cache: 656 bytes a token and layer.
+    assert kv_bytes_per_token(V3, "fp8_e4m3") == 61 * 656
+    assert kv_bytes_per_token(V3, "bfloat16", draft_layers=1) == 62 * 1152
+
+
+def test_low_latency_buffers_are_those_that_deepep_allocates():
+    # DeepEP issue 28: 2116.291072 MB for 288 experts, 128 tokens, 7,168 values.
+    job = job_of("decode_ep144_day6")
+    memory = serving_memory(job, config=V3, operators=())
+    assert memory.all_to_all_buffers == pytest.approx(2116.291072e6, rel=1e-3)
+
+
+def test_all_experts_over_all_gpus_hold_the_whole_model_once():
+    job = job_of("decode_ep128_profile")
+    counts = parameter_counts(V3)
+    memory = serving_memory(job, config=V3, operators=())
+    replicated = memory.weights - 2 * 58 * counts.expert * (1 + 4 / 128**2)
+    expected = 61 * counts.attention + 3 * counts.dense_feed_forward + 58 * counts.shared_experts
+    # FP8 but for BF16 vocabulary and absorbed up-projection: within a few per cent of one byte.
+    vocabulary = 2 * (counts.embedding + counts.head)
+    assert replicated == pytest.approx(expected + vocabulary, rel=0.07)
+
+
+def test_fewer_bytes_a_token_or_shared_heads_change_what_fits():
+    plain = capacity("decode_ep128_profile")
+    fp8 = capacity("decode_ep128_profile", "memory.kv_cache=fp8_e4m3")
+    assert fp8.tokens / plain.tokens == pytest.approx(1152 / 656, rel=0.01)
+    assert plain.largest_batch == plain.tokens // 4096
+    shared = capacity("decode_ep320_report")
+    assert shared.needed_tokens == 64 * 4096 * 4  # a group of 4 holds all its latents 4 times
+
+
+def test_pages_round_every_request_up():
+    paged = capacity("decode_ep128_profile", "requests.context_tokens=4097")
+    assert paged.needed_tokens == 128 * (4096 + 64)
+
+
+def test_a_batch_that_does_not_fit_says_by_how_many_tokens():
+    kv = capacity("decode_ep128_profile", "requests.requests_per_gpu=256")
+    missing = 256 * 4096 - kv.tokens
+    assert missing > 0
+    with pytest.raises(Infeasible, match=f"{missing} more than the {kv.tokens} that fit"):
+        check_kv_fits(kv)
+
+
+def test_weights_that_do_not_fit_say_by_how_much():
+    scenario = load_scenario("decode_ep128_profile")
+    small = load_cluster("h800_2048", {"node.gpu.hbm_capacity": "24 GB"})
+    with pytest.raises(Infeasible, match="beside its KV cache"):
+        kv_capacity(scenario.file.serving_step, config=scenario.model, cluster=small, operators=())
