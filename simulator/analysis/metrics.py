@@ -13,7 +13,7 @@ from typing import Any
 from hardware_profiles.units import Seconds, unit_factor
 from reference_model.config import training_flops_per_token
 from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
-from simulator.hardware.costs import PROVENANCES
+from simulator.hardware.kernel_curves import PROVENANCES
 from simulator.scenario import PublishedFigure
 from simulator.workload.schedules import (
     FORWARD,

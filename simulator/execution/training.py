@@ -153,7 +153,8 @@ class TrainingRun:
 
 def chunk_key(schedule_stages: tuple[Stage, ...], action: Action) -> ChunkKey:
     """The layers that an action works on."""
-    forward = backward = ()
+    forward: Stage = ()
+    backward: Stage = ()
     for chunk in action.chunks:
         layers = schedule_stages[chunk.stage]
         if chunk.work == FORWARD:

@@ -1,0 +1,92 @@
+"""The commands of README.md: find them, run them, and write their output back.
+
+A console block holds commands after "$ ", each followed by what it prints; "..." stands for lines
+that are left out. `python tests/readme_blocks.py` runs every command and puts its output in place,
+shortened as it was before: an output that had an ellipsis keeps its first and last lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+_BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+ELLIPSIS = "..."
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a console block."""
+
+    line: str
+    output: str
+
+    @property
+    def needs(self) -> str:
+        """What it needs besides the installed simulator: "", "torch" or "shared"."""
+        if "../shared" in self.line:
+            return "shared"
+        return "torch" if "reference_model" in self.line else ""
+
+
+def commands(text: str) -> list[Command]:
+    """Every command of a README with the output that it shows."""
+    found = []
+    for block in _BLOCK.findall(text):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            line, _, output = part.partition("\n")
+            while line.endswith("\\"):
+                more, _, output = output.partition("\n")
+                line = f"{line[:-1].rstrip()} {more.strip()}"
+            found.append(Command(line, output))
+    return found
+
+
+def run(line: str, directory: Path) -> str:
+    """What a command prints, on both streams, with this interpreter's commands found first."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "COLUMNS": "100",
+        "NO_COLOR": "1",
+    }
+    done = subprocess.run(
+        line, shell=True, cwd=directory, env=environment, text=True, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return "\n".join(text.rstrip() for text in done.stdout.splitlines()) + "\n"
+
+
+def shown(printed: str, before: str) -> str:
+    """`printed` cut as the output before was: as many lines kept at its start and end."""
+    lines = before.splitlines()
+    if ELLIPSIS not in lines:
+        return printed
+    place = lines.index(ELLIPSIS)
+    tail = len(lines) - place - 1
+    now = printed.splitlines()
+    if len(now) <= place + tail:
+        return printed
+    return "\n".join([*now[:place], ELLIPSIS, *now[len(now) - tail :]]) + "\n"
+
+
+def update(directory: Path) -> None:
+    """Run every command of the README in `directory` and write its output in place."""
+    text = README.read_text(encoding="utf-8")
+    for command in commands(text):
+        new = shown(run(command.line, directory), command.output)
+        if new != command.output:
+            if text.count(command.output) != 1 or not command.output.strip():
+                head = f"$ {command.line}\n"
+                text = text.replace(f"{head}{command.output}", f"{head}{new}", 1)
+            else:
+                text = text.replace(command.output, new, 1)
+    README.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    update(Path(sys.argv[1]) if len(sys.argv) > 1 else README.parent)
