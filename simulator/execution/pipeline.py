@@ -22,7 +22,6 @@ from simulator.workload.schedules import (
     render_window,
 )
 
-
 Performance = Generator[simpy.Event, Any, None]
 """What an action does: a simpy process that ends when the action does."""
 

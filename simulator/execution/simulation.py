@@ -147,7 +147,7 @@ def simulate(scenario: Scenario, *, unfold: bool = False) -> Any:
             training step only.
 
     Returns:
-        The run type of the job: TrainingRun for "training".
+        The run type of the job: TrainingRun for "training", ServingRun for "serving_step" ...
 
     Raises:
         ValueError: anything that the user can mend.
@@ -157,5 +157,17 @@ def simulate(scenario: Scenario, *, unfold: bool = False) -> Any:
     match scenario.job_name:
         case "training":
             return simulate_training(scenario, unfold=unfold)
+        case "serving_step":
+            from simulator.execution.serving_run import simulate_serving_step
+
+            return simulate_serving_step(scenario, shipped_trace)
+        case "tpot_limit":
+            from simulator.execution.serving_run import simulate_tpot_limit
+
+            return simulate_tpot_limit(scenario)
+        case "offload":
+            from simulator.execution.serving_run import simulate_offload
+
+            return simulate_offload(scenario)
         case other:
             raise AssertionError(f"job {other} is not simulated")
