@@ -122,14 +122,21 @@ class PublishedTransfer(Profile):
     time: TimeValue | None = None
     bandwidth: BandwidthValue | None = None
     """Logical: every copy counted, the own node's or GPU's included."""
+    relative_to_adaptive: PositiveFloat | None = None
+    """Bandwidth over that of the same operation under adaptive routing."""
+    group: PositiveInt | None = None
+    """Only the variant with groups of this size."""
+    routing: Literal["adaptive", "ecmp", "static"] | None = None
+    """Only the variant with this routing."""
     kind: Literal["calibrated", "predicted"]
     """Whether the transport's values were fitted to this figure."""
     source: str
 
     @model_validator(mode="after")
     def _one_figure(self) -> "PublishedTransfer":
-        if (self.time is None) == (self.bandwidth is None):
-            raise ValueError("needs one of time and bandwidth")
+        figures = (self.time, self.bandwidth, self.relative_to_adaptive)
+        if sum(figure is not None for figure in figures) != 1:
+            raise ValueError("needs one of time, bandwidth and relative_to_adaptive")
         return self
 
 

@@ -34,6 +34,7 @@ class OperationResult:
     routing: str
     gpus: int
     groups: int
+    """Groups that do the same at once."""
     size_bytes: float
     """Bytes that one GPU has to send to others and itself, as bandwidths are counted."""
     start_s: float
@@ -48,6 +49,11 @@ class OperationResult:
     nodes_per_token: float | None = None
     gpus_per_token: float | None = None
     sms: int | None = None
+
+    @property
+    def group_gpus(self) -> int:
+        """GPUs of one group."""
+        return self.gpus // self.groups
 
     @property
     def algorithm_bandwidth(self) -> float | None:
@@ -121,6 +127,16 @@ def run_collective(job: CollectiveJob, cluster: ClusterProfile, *, seed: int) ->
         transport=transport,
         merge_share=job.merge_share,
     )
+
+
+def run_variants(
+    job: CollectiveJob, cluster: ClusterProfile, transport: TransportProfile, *, seed: int
+) -> list[list[OperationResult]]:
+    """Run every variant with a given transport and return what became of its operations."""
+    return [
+        _run_variant(job, operation, changed, transport, failures=(), seed=seed).operations
+        for operation, changed in _variants(job, cluster)
+    ]
 
 
 def result_json(result: CollectiveResult, *, links: int | None = None) -> dict[str, Any]:
@@ -329,17 +345,25 @@ def _beside_published(
 ) -> list[dict[str, Any]]:
     rows = []
     for figure in job.published:
-        found = _find(figure, variants)
+        found = _find(figure, variants, routing=figure.routing)
         if found is None:
             continue
-        is_time = figure.time is not None
-        published = figure.time if is_time else figure.bandwidth
-        simulated = found.mean_gpu_s if is_time else found.algorithm_bandwidth
-        assert published is not None
+        simulated: float | None
+        if figure.time is not None:
+            published, simulated, unit = figure.time, found.mean_gpu_s, "s"
+        elif figure.bandwidth is not None:
+            published, simulated, unit = figure.bandwidth, found.algorithm_bandwidth, "bytes/s"
+        else:
+            assert figure.relative_to_adaptive is not None
+            published, simulated, unit = figure.relative_to_adaptive, None, "ratio"
+            other = _find(figure, variants, routing="adaptive")
+            if other and other.mean_gpu_s and found.mean_gpu_s:
+                simulated = other.mean_gpu_s / found.mean_gpu_s
+        routing = f" {figure.routing}" if figure.routing else ""
         rows.append(
             {
-                "name": f"{figure.operation} {found.algorithm} EP{figure.gpus}",
-                "unit": "s" if is_time else "bytes/s",
+                "name": f"{figure.operation} {found.algorithm} {found.group_gpus} GPUs{routing}",
+                "unit": unit,
                 "published": published,
                 "simulated": simulated,
                 "error": None if simulated is None else simulated / published - 1,
@@ -350,9 +374,16 @@ def _beside_published(
     return rows
 
 
-def _find(figure: PublishedTransfer, variants: Sequence[VariantResult]) -> OperationResult | None:
+def _find(
+    figure: PublishedTransfer, variants: Sequence[VariantResult], *, routing: str | None
+) -> OperationResult | None:
     for variant in variants:
         for operation in variant.operations:
-            if operation.name == figure.operation and operation.gpus == figure.gpus:
+            if (
+                operation.name == figure.operation
+                and operation.gpus == figure.gpus
+                and figure.group in (None, operation.group_gpus)
+                and routing in (None, operation.routing)
+            ):
                 return operation
     return None

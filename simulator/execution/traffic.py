@@ -213,7 +213,12 @@ def _moe_phase(
     if operation.form == "low_latency":
         messages = collectives.Messages(transport.message_overhead, fabric.inputs.nic_bandwidth)
         return collectives.low_latency_flows(
-            copies, gpus, token_bytes=token_bytes, messages=messages, back=back
+            copies,
+            gpus,
+            token_bytes=token_bytes,
+            messages=messages,
+            rdma=bool(fabric.planes),
+            back=back,
         )[0]
     channels = max((operation.sms or 0) // transport.sms_per_channel, 1)
     return collectives.dispatch_flows(

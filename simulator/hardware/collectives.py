@@ -282,7 +282,7 @@ def dispatch_flows(
     token_bytes: float,
     fabric: Fabric,
     chunks: float,
-    back: bool = False,
+    back: bool,
 ) -> list[Phase]:
     """Normal form: one copy a token and node over the rail, then NVLink to the experts' GPUs.
 
@@ -325,11 +325,18 @@ def dispatch_flows(
 
 
 def low_latency_flows(
-    copies: Copies, gpus: Integers, *, token_bytes: float, messages: Messages, back: bool = False
+    copies: Copies,
+    gpus: Integers,
+    *,
+    token_bytes: float,
+    messages: Messages,
+    rdma: bool,
+    back: bool,
 ) -> list[Phase]:
     """Low-latency form: one RDMA message a (token, expert) straight to the expert's GPU, no SMs.
 
-    A GPU's own share is a local copy and crosses no link.
+    ``rdma`` sends through NICs inside a node as well; without it NVLink serves the node. A GPU's
+    own share is a local copy and crosses no link.
     """
     ranks = len(gpus)
     source, destination = (a.ravel() for a in np.indices((ranks, ranks)))
@@ -338,6 +345,6 @@ def low_latency_flows(
     size = copies.to_expert.ravel() * token_bytes
     size = np.where(source == destination, 0.0, size)
     flows = make_flows(
-        gpus[source], gpus[destination], size, wire=messages.wire(size, token_bytes), rdma=True
+        gpus[source], gpus[destination], size, wire=messages.wire(size, token_bytes), rdma=rdma
     )
     return [Phase("combine" if back else "dispatch", flows)]

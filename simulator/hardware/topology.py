@@ -259,12 +259,11 @@ def hop_latencies(same_leaf: float, cross_leaf: float) -> tuple[float, float]:
 
 
 def nvlink_domain(inputs: FabricInputs) -> Fabric:
-    """One NVLink switch domain and nothing else: 8 GPUs of an H800 node, or an NVL72 rack."""
-    if inputs.nodes != 1:
-        raise ValueError(
-            f"nvlink_domain is one node; {inputs.nodes} nodes need a topology with NICs"
-        )
-    return _fabric("nvlink_domain", replace(inputs, nics_per_node=0), [], np.zeros((1, 0)))
+    """One NVLink switch domain over all nodes and nothing else: an H800 node, or an NVL72 rack."""
+    one = replace(
+        inputs, nodes=1, gpus_per_node=inputs.nodes * inputs.gpus_per_node, nics_per_node=0
+    )
+    return _fabric("nvlink_domain", one, [], np.zeros((1, 0)))
 
 
 def multi_plane_fat_tree(inputs: FabricInputs) -> Fabric:
@@ -442,7 +441,7 @@ def count_fabric(topology: str, inputs: FabricInputs) -> Counts:
         case "slim_fly":
             return direct_networks.count_slim_fly(inputs.order)
         case "nvlink_domain":
-            return Counts(inputs.gpus_per_node, 0, 0)
+            return Counts(inputs.nodes * inputs.gpus_per_node, 0, 0)
     raise ValueError(f"unknown topology {topology!r}; known: {', '.join(sorted(TOPOLOGIES))}")
 
 
