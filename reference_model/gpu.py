@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917 - operators have the arguments that they have
 """Fast CUDA implementations of the model's operators: a name in, library kernels behind it.
 
 The operators are written in plain torch, which on a GPU means many small kernels and an attention
@@ -19,45 +18,53 @@ from torch import Tensor
 
 from reference_model import decode_operators
 from reference_model import operators as ops
+from reference_model.kernels import triton_elementwise
 from reference_model.kernels.mla_decode import mla_decode_triton
 
 COMPILED = (
     "attention_backward_preprocess",
-    "cross_entropy",
-    "cross_entropy_backward",
-    "dequantize_e5m6",
     "gate",
     "gate_backward",
     "permute",
+    "sum_heads",
+    "swiglu",
+    "topk_weight_grad",
+    "transpose",
+    "weighted_swiglu",
+)
+"""Operators that torch.compile fuses into one kernel or two."""
+
+TRITON = (
+    "cross_entropy",
+    "cross_entropy_backward",
+    "dequantize_e5m6",
     "quantize_e5m6",
     "rmsnorm",
     "rmsnorm_backward",
     "rmsnorm_residual",
     "rmsnorm_residual_backward",
     "rope",
-    "sum_heads",
-    "swiglu",
     "swiglu_backward",
-    "topk_weight_grad",
-    "transpose",
     "unpermute",
-    "weighted_swiglu",
     "weighted_swiglu_forward_backward",
 )
-"""Operators that torch.compile fuses into one kernel or two."""
+"""Operators with a kernel in kernels/triton_elementwise.py."""
 
 _RECOMPILE_LIMIT = 64
 """Types and layouts that one operator may be compiled for; shapes are dynamic."""
 
 
 def use_library_kernels() -> None:
-    """Run attention by cuDNN, its absorbed form by Triton and element-wise operators compiled."""
+    """Run attention by cuDNN, its absorbed form and element-wise operators by Triton kernels, what
+    is left compiled."""
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     torch._dynamo.config.accumulated_recompile_limit = 64 * _RECOMPILE_LIMIT
     bodies = {"permute": permute, "attention_backward_preprocess": attention_backward_preprocess}
     for name in COMPILED:
         operator: Any = getattr(ops, name)
         _register(operator, _compiled(bodies.get(name, operator._init_fn)))
+    for name in TRITON:
+        _register(getattr(ops, name), getattr(triton_elementwise, name))
     _register(ops.attention_forward, attention_forward)
     _register(ops.attention_backward, attention_backward)
     _register(decode_operators.mla_decode, mla_decode)

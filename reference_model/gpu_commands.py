@@ -26,6 +26,10 @@ def add_commands(commands: Any) -> None:
     device.add_argument("--config", default="deepseek_v3", help="default: %(default)s")
     device.set_defaults(function=_device)
 
+    links = commands.add_parser("links", help="time transfers between the GPUs of this host")
+    links.add_argument("--out", type=Path, required=True, help="table to write")
+    links.set_defaults(function=_links)
+
     profile = commands.add_parser("profile", help="run one full-size MoE layer under the profiler")
     profile.add_argument("--config", default="deepseek_v3", help="default: %(default)s")
     profile.add_argument("--kernels", default="library", help="default: %(default)s")
@@ -63,6 +67,12 @@ def _device(options: argparse.Namespace) -> None:
             f" {result.seconds:.4e} s over {SUSTAINED_SECONDS:g} s,"
             f" {result.clock_hz:.4e} Hz, {result.power_w:.0f} W"
         )
+
+
+def _links(options: argparse.Namespace) -> None:
+    from reference_model.measure_links import measure_links
+
+    measure_links(options.out)
 
 
 def _profile(options: argparse.Namespace) -> None:

@@ -182,8 +182,14 @@ def conditions(request: Request, *, timing: str) -> str:
     if o.accumulate:
         values.append(("accumulate", 1))
     if request.partition:
-        values.append(("partition", "green_context"))
+        values.append(("limit", "green_context"))
+    elif request.sms < _multiprocessors():
+        values.append(("limit", "sm_carveout"))
     return pairs(values)
+
+
+def _multiprocessors() -> int:
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 
 def _row(request: Request, *, source: str, known: set[tuple[str, ...]]) -> Row | None:
@@ -227,12 +233,12 @@ def time_calls(calls: Sequence[Call], *, capture: bool) -> tuple[float, float, s
         for call in calls:
             call()
     torch.cuda.synchronize()
-    rough = _between_events(lambda: [call() for call in calls]) / len(calls)
+    rough = seconds_between_events(lambda: [call() for call in calls]) / len(calls)
     launches = max(len(calls), min(_MOST_LAUNCHES, math.ceil(_REPLAY_SECONDS / rough)))
     # Whole rounds over the input sets, so that each counts the same.
     launches = math.ceil(launches / len(calls)) * len(calls)
     if not capture:
-        samples = [_between_events(call) for _ in range(_REPLAYS) for call in calls]
+        samples = [seconds_between_events(call) for _ in range(_REPLAYS) for call in calls]
         return _median(samples), _spread(samples), "events"
     graph = torch.cuda.CUDAGraph()
     with _capture(graph):
@@ -240,12 +246,12 @@ def time_calls(calls: Sequence[Call], *, capture: bool) -> tuple[float, float, s
             calls[launch % len(calls)]()
     graph.replay()
     torch.cuda.synchronize()
-    samples = [_between_events(graph.replay) / launches for _ in range(_REPLAYS)]
+    samples = [seconds_between_events(graph.replay) / launches for _ in range(_REPLAYS)]
     graph.reset()
     return _median(samples), _spread(samples), "graph"
 
 
-def _between_events(call: Callable[[], object]) -> float:
+def seconds_between_events(call: Callable[[], object]) -> float:
     """Seconds between two events around the work that call enqueues."""
     start, end = _event(), _event()
     start.record()
@@ -364,7 +370,7 @@ def sustain(operator: Operator, *, kernels: str, duration_s: float) -> Sustained
     for call in calls * 2:
         call()
     torch.cuda.synchronize()
-    once = _between_events(lambda: [call() for call in calls]) / len(calls)
+    once = seconds_between_events(lambda: [call() for call in calls]) / len(calls)
     rounds = max(20, math.ceil(duration_s / once / len(calls)))
     marks = [_event() for _ in range(21)]
     with _watch() as samples:
@@ -444,8 +450,9 @@ def launch_times() -> dict[str, float]:
     )
     return {
         "kernel": alone,
-        "eager": statistics.median(_between_events(burst) for _ in range(5)) / launches,
-        "graph": statistics.median(_between_events(graph.replay) for _ in range(5)) / launches,
+        "eager": statistics.median(seconds_between_events(burst) for _ in range(5)) / launches,
+        "graph": statistics.median(seconds_between_events(graph.replay) for _ in range(5))
+        / launches,
     }
 
 

@@ -85,10 +85,10 @@ def requests(config: ModelConfig, *, model: str) -> list[Request]:
     found += [_request(o, "triton", ALL_SMS) for o in grouped_ + dense if _two_backends(o)]
     shared = [o for o in dense if max(_rows(o), 1024) == _rows(o)]
     shared += [o for o in grouped_ if o.kind != "masked_grouped_gemm" and o["groups"] in (4, 8, 9)]
-    for sms in (TRAINING_SMS, PREFILL_SMS):
-        found += [_request(o, "library", sms) for o in shared]
-        prefill = [o for o in attention if o.kind.startswith("attention")]
-        found += [_request(o, "library", sms) for o in prefill]
+    shared_fp8 = [o for o in shared if o.dtype == "fp8_e4m3"]
+    prefill = [o for o in attention if o.kind.startswith("attention")]
+    found += [_request(o, "library", TRAINING_SMS) for o in shared + prefill]
+    found += [_request(o, "library", PREFILL_SMS) for o in shared_fp8]
     return list(dict.fromkeys(found))
 
 
@@ -142,7 +142,8 @@ def _request(o: Operator, kernels: str, sms: int) -> Request:
     # A masked GEMM of the library computes the empty rows too: no measure of that kind.
     if o.kind == "masked_grouped_gemm":
         kernels = "triton"
-    return Request(o, kernels, sms, partition=sms < ALL_SMS)
+    # The driver partitions by eights: of 108, only persistent GEMMs can be asked.
+    return Request(o, kernels, sms, partition=sms == TRAINING_SMS)
 
 
 def trace_operators(model: str) -> list[Operator]:

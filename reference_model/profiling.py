@@ -64,7 +64,9 @@ def profile_moe_layer(
     try:
         layer = _Layer(config, workload, recipe=recipe, device=device, seed=seed)
         with torch.no_grad():
-            layer.run()
+            # Compiled kernels are compiled anew inside the recorder: warm up in it as well.
+            with OperatorRecorder():
+                layer.run()
             torch.cuda.synchronize()
             activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
             with OperatorRecorder() as recorder, torch.profiler.profile(activities=activities) as p:

@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917 - kernels are launched with positional arguments
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call,no-any-return"
 """Block-scaled FP8 matrix products as Triton kernels: functions of reference.py on CUDA tensors.
 

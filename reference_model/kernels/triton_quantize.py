@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917 - kernels are launched with positional arguments
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call,no-any-return"
 """Quantisation to E4M3 and back as Triton kernels: the functions of reference.py on CUDA tensors.
 
@@ -21,6 +20,7 @@ _ROWS = 32
 """Rows of 1x128 tiles that one program quantises: 8 KiB of bfloat16 in flight."""
 _COLUMNS = 64
 """Columns of 128x1 tiles that one program quantises; half a source tile, so one scale a row."""
+_WARPS = 4
 
 
 @triton.jit
@@ -147,7 +147,7 @@ def _quantize_tiles_transposed_kernel(
     scale = _scale_of(tl.max(tl.abs(tile), axis=0), POWER_OF_TWO)
     tile = _round_to_e4m3(tl.div_rn(tile, tl.broadcast_to(scale[None, :], tile.shape)))
     target = quantized + column.to(tl.int64)[:, None] * rows + row[None, :]
-    tl.store(target, tl.trans(tile).to(tl.float8e4nv), mask=tl.trans(inside))
+    tl.store(target, tl.trans(tile.to(tl.float8e4nv)), mask=tl.trans(inside))
     unused = tl.max(filled.to(tl.int32), axis=0) == 0
     scale = tl.where(unused, 0.0, scale)
     tl.store(scales + tile_index * columns + column, scale, mask=column < columns)
@@ -330,7 +330,7 @@ def _quantize_columns(
             GATHER=row_source is not None,
             SWIGLU=swiglu,
             POWER_OF_TWO=power_of_two_scales,
-            num_warps=4,
+            num_warps=_WARPS,
         )
     return quantized, scales
 

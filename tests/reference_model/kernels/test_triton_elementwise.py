@@ -1,0 +1,82 @@
+"""The element-wise Triton kernels against the operators' own bodies, interpreted on a CPU."""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
+
+from reference_model import operators  # noqa: E402
+from reference_model.kernels import triton_elementwise as kernels  # noqa: E402
+
+SITE = "forward:test:call"
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def assert_same(name: str, *arguments, **options) -> None:
+    """Equal results, and equal changes to every argument."""
+    copies = [x.clone() if isinstance(x, torch.Tensor) else x for x in arguments]
+    got = getattr(kernels, name)(*arguments, **options, site=SITE)
+    expected = getattr(operators, name)._init_fn(*copies, **options, site=SITE)
+    torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-6)
+    for changed, wanted in zip(arguments, copies, strict=True):
+        if isinstance(changed, torch.Tensor):
+            torch.testing.assert_close(changed, wanted, rtol=2e-5, atol=2e-6)
+
+
+def test_norms():
+    x, residual, weight = normal(5, 200, seed=1), normal(5, 200, seed=2), normal(200, seed=3)
+    assert_same("rmsnorm", x, weight, eps=1e-6)
+    assert_same("rmsnorm_residual", x, residual, weight, eps=1e-6)
+
+
+def test_norm_backward_adds_to_the_weight_gradient():
+    grad, x, residual_grad = (normal(5, 200, seed=seed) for seed in (4, 5, 6))
+    weight, total = normal(200, seed=7), normal(200, seed=8)
+    assert_same("rmsnorm_backward", grad, x, weight, total, eps=1e-6)
+    assert_same("rmsnorm_residual_backward", grad, residual_grad, x, weight, total, eps=1e-6)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_rope_turns_a_strided_view_in_place(inverse):
+    x = normal(2, 3, 5, 24, seed=9)
+    expected = x.clone()
+    cos, sin = normal(3, 8, seed=10), normal(3, 8, seed=11)
+    kernels.rope(x[..., 8:], cos, sin, inverse=inverse, site=SITE)
+    operators.rope._init_fn(expected[..., 8:], cos, sin, inverse=inverse, site=SITE)
+    torch.testing.assert_close(x, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_swiglu_backward():
+    gate_up, grad, weights = normal(3, 140, seed=12), normal(3, 70, seed=13), normal(3, seed=14)
+    assert_same("swiglu_backward", gate_up, grad)
+    assert_same("weighted_swiglu_forward_backward", gate_up, weights, grad)
+
+
+def test_unpermute_sums_the_local_rows():
+    rows = torch.tensor([[0, -1, 2], [-1, -1, -1], [1, 3, -1]], dtype=torch.int32, device=DEVICE)
+    assert_same("unpermute", normal(4, 50, seed=15), rows)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 256), (16, 136)])
+def test_e5m6_packs_the_same_bits(rows, columns):
+    x = normal(rows, columns, seed=16)
+    x[0, :128] = 0
+    x[1, 5] = 3e4
+    assert_same("quantize_e5m6", x)
+    packed, scales = operators.quantize_e5m6._init_fn(x, site=SITE)
+    assert_same("dequantize_e5m6", packed, scales, dtype=torch.float32)
+
+
+def test_cross_entropy():
+    logits = normal(4, 300, seed=17)
+    targets = torch.tensor([0, 299, 7, 100], device=DEVICE)
+    assert_same("cross_entropy", logits, targets)
+    _, log_sum = operators.cross_entropy._init_fn(logits, targets, site=SITE)
+    assert_same("cross_entropy_backward", logits, targets, log_sum, weight=0.5)
