@@ -28,6 +28,8 @@ class StepRequests(Profile):
     cached_tokens: NonNegativeInt = 0
     """Prefill: tokens of the same prompt before these, whose KV cache is there already (a prefix
     hit or earlier chunks)."""
+    idle_gpus: NonNegativeInt = 0
+    """GPUs of the deployment that have no request of their own; their experts work all the same."""
     attention_imbalance: float = Field(default=1.0, ge=1.0)
     """Attention work of the slowest rank over the mean (context lengths differ by rank)."""
 
@@ -157,6 +159,11 @@ class ServingStepJob(Profile):
             raise ValueError(
                 f"overlap {self.overlap} with micro_batches {self.micro_batches}; allowed: "
                 "two_micro_batches with 2, shared_expert or none with 1"
+            )
+        if self.requests.idle_gpus >= self.gpus:
+            raise ValueError(
+                f"requests.idle_gpus {self.requests.idle_gpus}: allowed: fewer than the "
+                f"{self.gpus} gpus"
             )
         if self.phase == "prefill" and self.speculation is not None:
             raise ValueError("speculation: allowed in phase decode only")

@@ -7,13 +7,14 @@ number. Input tokens are those computed; prefix hits come on top.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from hardware_profiles.units import Seconds
-from simulator.execution.serving_run import ServingRun
+from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
 from simulator.hardware.kernel_curves import PROVENANCES
 from simulator.serving_job import ServingStepJob
@@ -58,6 +59,8 @@ def serving_metrics(run: ServingRun) -> dict[str, Any]:
 def headline(job: ServingStepJob, step: ServingStep, gpus_per_node: int) -> dict[str, Any]:
     """Times and rates of one iteration."""
     seconds = step.step_s
+    # Idle GPUs count: rates are means over the deployment.
+    busy = 1 - job.requests.idle_gpus / job.gpus
     rates = dict.fromkeys(
         (
             "input_tokens_per_second_per_gpu",
@@ -71,10 +74,11 @@ def headline(job: ServingStepJob, step: ServingStep, gpus_per_node: int) -> dict
     if job.phase == "prefill":
         tokens = job.requests.tokens_per_gpu
         assert tokens is not None
+        mean = tokens * busy
         return result | {
             "pass_time_s": seconds,
-            "input_tokens_per_second_per_gpu": tokens / seconds,
-            "input_tokens_per_second_per_node": gpus_per_node * tokens / seconds,
+            "input_tokens_per_second_per_gpu": mean / seconds,
+            "input_tokens_per_second_per_node": gpus_per_node * mean / seconds,
         }
     batch = job.requests.requests_per_gpu
     assert batch is not None
@@ -83,8 +87,8 @@ def headline(job: ServingStepJob, step: ServingStep, gpus_per_node: int) -> dict
     return result | {
         "step_time_s": seconds,
         "tpot_s": {"mean": seconds / gained},
-        "output_tokens_per_second_per_gpu": batch * gained / seconds,
-        "output_tokens_per_second_per_node": gpus_per_node * batch * gained / seconds,
+        "output_tokens_per_second_per_gpu": busy * batch * gained / seconds,
+        "output_tokens_per_second_per_node": gpus_per_node * busy * batch * gained / seconds,
         "tokens_per_second_per_user": gained / seconds,
     }
 
@@ -117,8 +121,24 @@ def speculation_metrics(run: ServingRun) -> dict[str, Any] | None:
         "tokens_per_step": gained,
         "step_time_without_s": plain,
         "speed_up": gained * plain / run.step.step_s,
+        "by_batch": [asdict(point) for point in run.speculation_curve],
+        **best_batches(run.speculation_curve),
         "published_speed_up": 1.8,
         "published_source": "arXiv 2412.19437, section 5.4.3; shown beside, not fitted",
+    }
+
+
+def best_batches(curve: Sequence[SpeculationPoint]) -> dict[str, int | None]:
+    """The batch at which drafting gains most, and the smallest from which on it never pays."""
+    best = max(curve, key=lambda point: point.speed_up, default=None)
+    losing: int | None = None
+    for point in reversed(curve):
+        if point.speed_up >= 1.0:
+            break
+        losing = point.batch
+    return {
+        "batch_of_best_gain": None if best is None else best.batch,
+        "stops_paying_from_batch": losing,
     }
 
 

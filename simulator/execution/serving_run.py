@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from hardware_profiles.low_latency_kernels import LowLatencyProfile, load_low_latency
 from hardware_profiles.offload_servers import OffloadServerProfile, load_server
-from hardware_profiles.schema import CalibrationProfile, Estimate
+from hardware_profiles.schema import Estimate
+from hardware_profiles.units import Seconds
 from reference_model.config import parameter_counts
 from reference_model.trace import OperatorTrace
 from simulator.execution.offload import OffloadStep, offload_step
@@ -35,6 +36,19 @@ TraceOf = Callable[..., OperatorTrace]
 
 
 @dataclass(frozen=True, slots=True)
+class SpeculationPoint:
+    """What drafting gains at one batch."""
+
+    batch: int
+    """Requests of the whole deployment."""
+    step_s: Seconds
+    """With draft and verification."""
+    step_without_s: Seconds
+    speed_up: float
+    """Tokens a second of a request, with over without."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServingRun:
     """A serving step with what it is compared to."""
 
@@ -47,6 +61,7 @@ class ServingRun:
     """The same with every GPU receiving the same rows, where the job's loads differ."""
     without_speculation: ServingStep | None
     """The same requests without drafted tokens, where the job drafts."""
+    speculation_curve: tuple[SpeculationPoint, ...]
     kv: KvCapacity
     rebalance: Rebalance | None
 
@@ -79,27 +94,17 @@ def simulate_serving_step(scenario: Scenario, trace_of: TraceOf) -> ServingRun:
     assert job is not None, "simulate() chooses by the job that is there"
     model = prepare_serving(scenario, job, trace_of)
     step = serving_step(model)
-    kv = capacity_of(model)
+    kv = _capacity(step)
     check_kv_fits(kv)
-    slow = job.all_to_all.overlapped
-    alone = None
-    if slow is not None:
-        unit = Estimate(value=1.0, low=1.0, high=1.0, source="set to 1 for comparison")
-        alone = job.all_to_all.model_copy(update={"overlapped": unit})
-    unslowed = replace(
-        model,
-        job=job.model_copy(update={"all_to_all": alone}) if alone is not None else job,
-        costs=_fitted(
-            scenario, model, scenario.calibration.without_all_to_all_slowdown(), job
-        ).costs,
-    )
+    plain = _without_speculation(scenario, job, trace_of)
     return ServingRun(
         scenario=scenario,
         job=job,
         step=step,
-        without_slowdown=serving_step(unslowed, interval=False),
+        without_slowdown=serving_step(_without_slowdown(scenario, model), interval=False),
         balanced=_balanced(scenario, job, trace_of),
-        without_speculation=_without_speculation(scenario, job, trace_of),
+        without_speculation=None if plain is None else serving_step(plain, interval=False),
+        speculation_curve=() if plain is None else _speculation_curve(model, plain, kv),
         kv=kv,
         rebalance=_rebalance(model),
     )
@@ -139,12 +144,16 @@ def prepare_serving(scenario: Scenario, job: ServingStepJob, trace_of: TraceOf) 
 
 def capacity_of(model: ServingModel) -> KvCapacity:
     """KV-cache room of one GPU of a deployment."""
-    sized = serving_step(model, interval=False)
+    return _capacity(serving_step(model, interval=False))
+
+
+def _capacity(step: ServingStep) -> KvCapacity:
+    model = step.model
     return kv_capacity(
         model.job,
         config=model.config,
         cluster=model.cluster,
-        operators=[op for layer in sized.operators.values() for op in layer.operators],
+        operators=[op for layer in step.operators.values() for op in layer.operators],
     )
 
 
@@ -192,22 +201,27 @@ class DeploymentStepTimes:
         return self._known[key]
 
 
-def _fitted(
-    scenario: Scenario, model: ServingModel, calibration: CalibrationProfile, job: ServingStepJob
-) -> ServingModel:
-    """The same deployment with kernel times of another calibration."""
+def _without_slowdown(scenario: Scenario, model: ServingModel) -> ServingModel:
+    """The same deployment with transfers beside compute as fast as alone."""
+    job = model.job
+    if job.all_to_all.overlapped is not None:
+        unit = Estimate(value=1.0, low=1.0, high=1.0, source="set to 1 for comparison")
+        alone = job.all_to_all.model_copy(update={"overlapped": unit})
+        # Kernel times stay what they are: only wires know the ratio.
+        return replace(model, job=job.model_copy(update={"all_to_all": alone}))
+    if job.expert_tp > 1:
+        return model
     build: type[KernelCostModel] = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")
-    profile = model.low_latency
     return serving_model(
         job,
-        config=scenario.model,
-        cluster=scenario.cluster,
-        calibration=calibration,
+        config=model.config,
+        cluster=model.cluster,
+        calibration=model.calibration.without_all_to_all_slowdown(),
         cost_model=build,
-        measurements=calibration_measurements(scenario.calibration),
+        measurements=calibration_measurements(model.calibration),
         trace=model.trace,
-        low_latency=profile,
-        seed=scenario.file.seed,
+        low_latency=model.low_latency,
+        seed=model.seed,
     )
 
 
@@ -225,11 +239,34 @@ def _balanced(scenario: Scenario, job: ServingStepJob, trace_of: TraceOf) -> Ser
 
 def _without_speculation(
     scenario: Scenario, job: ServingStepJob, trace_of: TraceOf
-) -> ServingStep | None:
+) -> ServingModel | None:
+    """The deployment of a job that drafts, not drafting."""
     if job.speculation is None:
         return None
-    changed = job.model_copy(update={"speculation": None})
-    return serving_step(prepare_serving(scenario, changed, trace_of), interval=False)
+    return prepare_serving(scenario, job.model_copy(update={"speculation": None}), trace_of)
+
+
+def _speculation_curve(
+    model: ServingModel, plain: ServingModel, kv: KvCapacity
+) -> tuple[SpeculationPoint, ...]:
+    """What drafting gains at batches of one request on the deployment, two, four and so on, as far
+    as the KV cache reaches."""
+    job = model.job
+    assert job.speculation is not None
+    assert job.requests.context_tokens is not None, "only decode jobs draft"
+    points = []
+    batch = 1
+    while batch <= kv.largest_batch * job.gpus:
+        each = max(1, batch // job.gpus)
+        idle = max(0, job.gpus - batch)
+        with_draft, without = (
+            decode_step(deployment, each, job.requests.context_tokens, idle_gpus=idle).step_s
+            for deployment in (model, plain)
+        )
+        gain = job.speculation.tokens_per_step * without / with_draft
+        points.append(SpeculationPoint(batch, with_draft, without, gain))
+        batch *= 2
+    return tuple(points)
 
 
 def _rebalance(model: ServingModel) -> Rebalance | None:

@@ -141,6 +141,9 @@ class ServingModel:
     """[layers, experts], where loads are drawn."""
     placement: ExpertPlacement | None
     seed: int
+    predicted: dict[tuple[Operator, int, bool], tuple[float, float, float, int]]
+    """Kernel times already asked for: (operator, SMs, all-to-all beside it) -> seconds, low, high,
+    provenance. Over a grid of batches and contexts most operators come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,6 @@ class ServingStep:
     """Of the operators of all sections, concatenated."""
     loads: ExpertLoads
     log: StepLog
-    path: CriticalPath
     step_s: Seconds
     """Host overhead included."""
     low_s: Seconds
@@ -165,15 +167,20 @@ class ServingStep:
         """[tasks] or [tasks, ranks]."""
         return self.log.end_s - self.log.start_s
 
+    def path(self) -> CriticalPath:
+        """The chain of tasks that the end of the iteration waits for."""
+        return critical_path(self.model.order, self.log)
+
     def error_share(self) -> dict[str, float]:
         """Shares of the iteration's time by what the prediction of it rests on, along the critical
         path; gaps and host overhead count as modelled."""
         totals = dict.fromkeys(PROVENANCES, 0.0)
         seconds = self.seconds if self.seconds.ndim == 1 else self.seconds.max(axis=1)
-        for task in self.path.tasks:
+        path = self.path()
+        for task in path.tasks:
             place = self.model.places[task]
             totals[PROVENANCES[self.times.provenance[place]]] += float(seconds[task])
-        totals[PROVENANCES[MODELLED]] += self.path.gaps_s + self.model.job.host_overhead.value
+        totals[PROVENANCES[MODELLED]] += path.gaps_s + self.model.job.host_overhead.value
         whole = sum(totals.values())
         return {name: value / whole for name, value in totals.items()}
 
@@ -276,6 +283,7 @@ def serving_model(
         popularity=popularity,
         placement=placement,
         seed=seed,
+        predicted={},
     )
 
 
@@ -286,7 +294,11 @@ def serving_step(model: ServingModel, *, interval: bool = True) -> ServingStep:
         assert requests.requests_per_gpu is not None
         assert requests.context_tokens is not None
         return decode_step(
-            model, requests.requests_per_gpu, requests.context_tokens, interval=interval
+            model,
+            requests.requests_per_gpu,
+            requests.context_tokens,
+            idle_gpus=requests.idle_gpus,
+            interval=interval,
         )
     assert requests.tokens_per_gpu is not None
     assert requests.prompt_tokens is not None
@@ -300,9 +312,15 @@ def serving_step(model: ServingModel, *, interval: bool = True) -> ServingStep:
 
 
 def decode_step(
-    model: ServingModel, batch: int, context: int, *, interval: bool = False
+    model: ServingModel,
+    batch: int,
+    context: int,
+    *,
+    idle_gpus: int = 0,
+    interval: bool = False,
 ) -> ServingStep:
-    """One decode step of `batch` requests a GPU with `context` tokens each."""
+    """One decode step of `batch` requests a GPU with `context` tokens each; `idle_gpus` GPUs have
+    none."""
     job = model.job
     queries = 1 if job.speculation is None else 1 + job.speculation.draft_tokens
     context = round(context * job.requests.attention_imbalance)
@@ -310,7 +328,7 @@ def decode_step(
     batches = {number: (size * queries, size, context) for number, size in enumerate(shares)} | {
         WHOLE_BATCH: (batch * queries, batch, context)
     }
-    return _iterate(model, batches, interval=interval)
+    return _iterate(model, batches, busy=job.gpus - idle_gpus, interval=interval)
 
 
 def prefill_pass(
@@ -341,21 +359,25 @@ def prefill_pass(
     whole = tokens // prompt
     whole_context = round((prompt + (2 * (cached + prompt) - prompt) * work) / 2)
     batches[WHOLE_BATCH] = (tokens, whole, whole_context)
-    return _iterate(model, batches, interval=interval)
+    return _iterate(model, batches, busy=job.gpus - job.requests.idle_gpus, interval=interval)
 
 
 # -- one iteration ---------------------------------------------------------------------------------
 
 
 def _iterate(
-    model: ServingModel, batches: Mapping[int, tuple[int, int, int]], *, interval: bool
+    model: ServingModel,
+    batches: Mapping[int, tuple[int, int, int]],
+    *,
+    busy: int,
+    interval: bool,
 ) -> ServingStep:
-    """batches: micro-batch -> (tokens, sequences, context)."""
-    loads = _expert_loads(model, batches[0][0])
+    """batches: micro-batch -> (tokens, sequences, context) of one of `busy` GPUs."""
+    loads = _expert_loads(model, batches[0][0] * busy)
     operators: dict[tuple[str, int], LayerOperators] = {}
     evaluated: dict[tuple[str, BatchLoad], LayerOperators] = {}
     for kind, number in model.sections:
-        load = _batch_load(model, batches[number], loads)
+        load = _batch_load(model, batches[number], loads, busy)
         if (kind, load) not in evaluated:
             evaluated[kind, load] = _section(model.job, model.trace, kind, load)
         operators[kind, number] = evaluated[kind, load]
@@ -376,7 +398,6 @@ def _iterate(
         times=times,
         loads=loads,
         log=log,
-        path=critical_path(model.order, log),
         step_s=log.span_s + host.value,
         low_s=low + host.value,
         high_s=high + host.value,
@@ -435,12 +456,7 @@ def _kernel_times(
                 sms.append(job.communication_sms)
             else:
                 sms.append(gpu_sms - job.communication_sms if overlapped else gpu_sms)
-    prediction = model.costs.predict(flat, sms=sms, overlapped=beside)
-    codes = {name: code for code, name in enumerate(PROVENANCES)}
-    provenance = np.array([codes[str(name)] for name in prediction.provenance], dtype=np.intp)
-    seconds, low, high = (
-        prediction.seconds.copy(), prediction.low.copy(), prediction.high.copy()
-    )  # fmt: skip
+    seconds, low, high, provenance = _predicted(model, list(zip(flat, sms, beside, strict=True)))
     family = [operator.kind for operator in flat]
     for place, (operator, part) in enumerate(zip(flat, parts, strict=True)):
         known = _special_time(model, operator, part)
@@ -448,6 +464,29 @@ def _kernel_times(
             continue
         (seconds[place], low[place], high[place]), provenance[place], family[place] = known
     return KernelTimes(seconds, low, high, provenance, tuple(family))
+
+
+def _predicted(
+    model: ServingModel, asked: Sequence[tuple[Operator, int, bool]]
+) -> tuple[Array, Array, Array, NDArray[np.intp]]:
+    """Seconds, both ends of the interval and provenance of kernels (operator, SMs, all-to-all
+    beside it), out of what is known and one question for the rest."""
+    missing = list(dict.fromkeys(key for key in asked if key not in model.predicted))
+    if missing:
+        new = model.costs.predict(
+            [operator for operator, _, _ in missing],
+            sms=[count for _, count, _ in missing],
+            overlapped=[beside for _, _, beside in missing],
+        )
+        codes = {name: code for code, name in enumerate(PROVENANCES)}
+        columns = zip(
+            new.seconds.tolist(), new.low.tolist(), new.high.tolist(), new.provenance, strict=True
+        )
+        for key, (value, least, most, source) in zip(missing, columns, strict=True):
+            model.predicted[key] = (value, least, most, codes[str(source)])
+    rows = [model.predicted[key] for key in asked]
+    times = np.array([row[:3] for row in rows]).reshape(-1, 3).T
+    return times[0], times[1], times[2], np.array([row[3] for row in rows], dtype=np.intp)
 
 
 def _special_time(
@@ -598,12 +637,9 @@ def _expert_times(
         for rows, active in unique
         for operator in template
     ]
-    prediction = model.costs.predict(
-        listed,
-        sms=gpu_sms - job.communication_sms if overlapped else gpu_sms,
-        overlapped=overlapped,
-    )
-    table = prediction.seconds.reshape(len(unique), len(wanted)).copy()
+    sms = gpu_sms - job.communication_sms if overlapped else gpu_sms
+    seconds = _predicted(model, [(operator, sms, overlapped) for operator in listed])[0]
+    table = seconds.reshape(len(unique), len(wanted)).copy()
     for number, place in enumerate(wanted):
         if part_of[place] in ("dispatch_receive", "combine_send") and model.low_latency:
             for load, (rows, _) in enumerate(unique):
@@ -631,30 +667,31 @@ def _at_rows(operator: Operator, rows: int, active: int) -> Operator:
 
 
 def _expert_loads(model: ServingModel, tokens: int) -> ExpertLoads:
-    """Rows of each rank and layer when every GPU sends `tokens` tokens."""
+    """Rows of each rank and layer of a micro-batch of `tokens` tokens on all GPUs together."""
     job, config = model.job, model.config
     ranks = job.gpus // job.expert_tp
     choices = _choices(model)
     local = (config.n_routed_experts + job.experts.redundant) // ranks
-    total = tokens * job.gpus * choices
+    total = tokens * choices
     if model.popularity is None or model.placement is None:
         rows = total / ranks * job.experts.max_mean_load
         active = min(local, max(1, int(rows)))
         return ExpertLoads(np.array([[rows]]), np.array([[float(active)]]), None)
     rng = np.random.default_rng(model.seed + 1)
-    drawn = draw_rows(
-        model.popularity, tokens=tokens * job.gpus, top_k=config.num_experts_per_tok, rng=rng
-    )
+    drawn = draw_rows(model.popularity, tokens=tokens, top_k=config.num_experts_per_tok, rng=rng)
     slots = model.placement.slot_load(drawn).reshape(len(drawn), ranks, -1)
     active_slots = (slots > 0).sum(axis=2).astype(float)
     return ExpertLoads(slots.sum(axis=2), np.maximum(active_slots, 1.0), model.placement)
 
 
-def _batch_load(model: ServingModel, batch: tuple[int, int, int], loads: ExpertLoads) -> BatchLoad:
+def _batch_load(
+    model: ServingModel, batch: tuple[int, int, int], loads: ExpertLoads, busy: int
+) -> BatchLoad:
     tokens, sequences, context = batch
     job, config = model.job, model.config
-    rows = tokens * _choices(model) * job.expert_tp * job.experts.max_mean_load
-    received = tokens * model.received_per_token * job.experts.max_mean_load
+    share = busy / job.gpus * job.experts.max_mean_load
+    rows = tokens * _choices(model) * job.expert_tp * share
+    received = tokens * model.received_per_token * share
     ranks = job.gpus // job.expert_tp
     local = (config.n_routed_experts + job.experts.redundant) // ranks
     active = min(local, max(1, round(rows))) if loads.folded else round(float(loads.active.mean()))

@@ -1,0 +1,101 @@
+"""The JSON of a serving step has the promised names, and its figures agree with one another."""
+
+import json
+
+import pytest
+
+from simulator.analysis.serving_metrics import best_batches, serving_metrics
+from simulator.execution.serving_run import SpeculationPoint, simulate_serving_step
+from simulator.execution.simulation import shipped_trace
+from simulator.scenario import load_scenario
+
+NAMES = {
+    "step_time_s", "pass_time_s", "tpot_s", "input_tokens_per_second_per_node",
+    "output_tokens_per_second_per_node", "output_tokens_per_second_per_gpu",
+    "input_tokens_per_second_per_gpu", "kv_cache_bytes_per_token", "kv_cache_tokens_per_gpu",
+    "exposed_communication_s", "operators", "error_share", "interval_80",
+}  # fmt: skip
+
+
+def metrics_of(name, *changes):
+    return serving_metrics(simulate_serving_step(load_scenario(name, changes), shipped_trace))
+
+
+def test_a_decode_step_has_every_name_and_its_rates_agree():
+    metrics = metrics_of("decode_ep128_profile")
+    assert metrics.keys() >= NAMES
+    json.dumps(metrics, allow_nan=False)
+    step = metrics["step_time_s"]
+    assert metrics["tpot_s"] == {"mean": step}
+    assert metrics["output_tokens_per_second_per_gpu"] == pytest.approx(128 / step)
+    assert metrics["output_tokens_per_second_per_node"] == pytest.approx(8 * 128 / step)
+    assert metrics["pass_time_s"] is None
+    assert metrics["kv_cache_bytes_per_token"] == 70_272
+    assert metrics["interval_80"]["low_s"] <= step <= metrics["interval_80"]["high_s"]
+    assert sum(metrics["error_share"].values()) == pytest.approx(1.0)
+    alone = metrics["comparisons"]["without_transfer_slowdown"]
+    assert alone["step_time_s"] <= step
+
+
+def test_the_operator_table_holds_each_kernel_with_its_time_and_where_it_comes_from():
+    metrics = metrics_of("decode_ep128_profile")
+    rows = [row for row in metrics["operators"] if row["layer"] == "moe"]
+    for number in (0, 1):
+        of_batch = [row for row in rows if row["micro_batch"] == number]
+        assert 29 <= len(of_batch) <= 33
+        assert all(row["calls"] == 58 for row in of_batch)
+    for row in metrics["operators"]:
+        assert row["low_s"] <= row["seconds"] <= row["high_s"]
+        assert row["provenance"] in {"measured", "interpolated", "extrapolated", "modelled"}
+
+
+def test_a_prefill_pass_counts_input_tokens():
+    metrics = metrics_of("prefill_ep32_h100", "experts.max_mean_load=1.3")
+    assert metrics["step_time_s"] is None
+    assert metrics["tpot_s"] is None
+    seconds = metrics["pass_time_s"]
+    assert metrics["input_tokens_per_second_per_gpu"] == pytest.approx(16384 / seconds)
+    balanced = metrics["comparisons"]["balanced"]["pass_time_s"]
+    assert balanced < seconds
+    assert metrics["experts"]["compute_max_over_mean"] == 1.3
+
+
+def test_a_tray_of_an_nvl72_rack_is_a_node_of_four():
+    metrics = metrics_of("decode_nvl72")
+    ratio = (
+        metrics["output_tokens_per_second_per_node"] / metrics["output_tokens_per_second_per_gpu"]
+    )
+    assert ratio == pytest.approx(4)
+
+
+def test_speculation_shows_its_gain_by_batch_beside_the_published_one():
+    metrics = metrics_of("mtp_one_node")
+    gain = metrics["speculation"]
+    assert gain["tokens_per_step"] == 1.875
+    assert gain["published_speed_up"] == 1.8
+    batches = [point["batch"] for point in gain["by_batch"]]
+    assert batches[:7] == [1, 2, 4, 8, 16, 32, 64]
+    assert all(point["speed_up"] < 1.875 for point in gain["by_batch"])
+    assert metrics["tpot_s"]["mean"] == pytest.approx(metrics["step_time_s"] / 1.875)
+
+
+def test_where_drafting_stops_paying_is_the_batch_after_the_last_gain():
+    def curve(*gains):
+        return [SpeculationPoint(2**n, 1.0, 1.0, gain) for n, gain in enumerate(gains)]
+
+    assert best_batches(curve(1.1, 1.4, 1.2, 0.9, 0.8)) == {
+        "batch_of_best_gain": 2,
+        "stops_paying_from_batch": 8,
+    }
+    assert best_batches(curve(1.1, 1.2))["stops_paying_from_batch"] is None
+
+
+def test_rebalancing_is_costed_where_an_interval_is_given():
+    metrics = metrics_of(
+        "decode_ep144_day6", "experts.load=zipf", "experts.zipf_exponent=0.5",
+        "experts.rebalance_interval=10 min",
+    )  # fmt: skip
+    experts = metrics["experts"]
+    assert experts["compute_max_over_mean"] > 1.0
+    assert experts["link_bytes_max_over_mean"] >= experts["compute_max_over_mean"]
+    assert 0 < experts["rebalance"]["share"] < 0.1

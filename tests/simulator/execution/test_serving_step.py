@@ -1,0 +1,199 @@
+"""Serving steps of the shipped deployments: invariants, effects of inputs, errors."""
+
+import time
+
+import numpy as np
+import pytest
+
+from simulator.execution.serving_run import (
+    DeploymentStepTimes,
+    prepare_serving,
+    simulate_serving_step,
+)
+from simulator.execution.serving_step import decode_step, prefill_pass, serving_step
+from simulator.execution.simulation import shipped_trace
+from simulator.scenario import known_scenarios, load_scenario
+from simulator.workload.memory import Infeasible
+from simulator.workload.task_graph import Stream
+
+DEPLOYMENTS = [
+    name for name in known_scenarios() if name.startswith(("decode_", "prefill_", "mtp_"))
+]
+
+
+def model_of(name, *changes):
+    scenario = load_scenario(name, list(changes))
+    return prepare_serving(scenario, scenario.file.serving_step, shipped_trace)
+
+
+def step_of(name, *changes, interval=False):
+    return serving_step(model_of(name, *changes), interval=interval)
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_every_shipped_deployment_keeps_the_bounds_of_a_step(name):
+    step = step_of(name, interval=True)
+    seconds = step.seconds if step.seconds.ndim == 2 else step.seconds[:, None]
+    compute = np.array([task.stream is Stream.COMPUTE for task in step.model.plan.tasks])
+    gaps = step.model.job.kernel_gap.value * (len(compute) + 1)
+    host = step.model.job.host_overhead.value
+    longest = max(seconds[compute].sum(axis=0).max(), seconds[~compute].sum(axis=0).max())
+    slowest_of_each = seconds.max(axis=1).sum()
+    assert longest <= step.step_s
+    assert step.step_s <= slowest_of_each + gaps + host
+    assert step.low_s <= step.step_s <= step.high_s
+    assert sum(step.error_share().values()) == pytest.approx(1.0)
+    assert 0.0 <= step.exposed_communication_s <= step.step_s
+
+
+@pytest.mark.parametrize("name", ["decode_ep128_profile", "prefill_ep32_profile"])
+def test_the_same_scenario_gives_the_same_log(name):
+    first, second = step_of(name), step_of(name)
+    np.testing.assert_array_equal(first.log.end_s, second.log.end_s)
+
+
+@pytest.mark.parametrize("name", ["decode_ep128_profile", "prefill_ep32_profile"])
+@pytest.mark.parametrize(
+    "faster",
+    [
+        "cluster.node.nic.bandwidth=800 Gbit/s",
+        "cluster.node.gpu.nvlink_bandwidth=400 GB/s",
+        "cluster.node.gpu.hbm_bandwidth=6.7 TB/s",
+    ],
+)
+def test_doubling_a_bandwidth_never_slows_a_step(name, faster):
+    assert step_of(name, faster).step_s <= step_of(name).step_s * (1 + 1e-9)
+
+
+def test_a_decode_layer_lists_all_its_kernels():
+    step = step_of("decode_ep128_profile")
+    names = [op.name for op in step.operators["moe", 0].operators]
+    kernels = [name for name in names if not name.endswith("_wire")]
+    assert 27 <= len(kernels) <= 31
+    assert {"attention.key_up", "attention.core", "moe.dispatch_send", "gate"} <= set(kernels)
+
+
+def test_more_requests_and_more_context_take_longer_and_a_token_costs_less():
+    model = model_of("decode_ep128_profile")
+    times = [decode_step(model, batch, 4096).step_s for batch in (32, 64, 128)]
+    assert times == sorted(times)
+    per_token = [seconds / batch for seconds, batch in zip(times, (32, 64, 128), strict=True)]
+    assert per_token == sorted(per_token, reverse=True)
+    assert decode_step(model, 128, 8192).step_s > times[-1]
+
+
+def test_chunks_cost_more_than_the_whole_prompt_they_are_cut_from():
+    model = model_of("prefill_ep32_profile")
+    whole = prefill_pass(model, 16384, 8192).step_s
+    chunks = sum(prefill_pass(model, 8192, 4096, cached=cached).step_s for cached in (0, 4096))
+    assert chunks > whole
+
+
+def test_a_prompt_as_large_as_the_pass_is_cut_between_micro_batches():
+    model = model_of("prefill_ep32_profile")
+    one = prefill_pass(model, 16384, 16384)
+    contexts = {
+        number: next(
+            op["kv_length"]
+            for op in one.operators["moe", number].operators
+            if op.kind == "attention_forward"
+        )
+        for number in (0, 1)
+    }
+    assert contexts == {0: 8192, 1: 16384}
+    with pytest.raises(ValueError, match="whole prompts in each micro-batch"):
+        prefill_pass(model, 16384, 3000)
+
+
+def test_without_hiding_the_all_to_all_is_exposed():
+    hidden = step_of("decode_ep128_profile")
+    shown = step_of("decode_ep128_profile", "micro_batches=1", "overlap=none")
+    assert shown.exposed_communication_s > 100 * hidden.exposed_communication_s
+
+
+def test_a_skewed_load_slows_the_step_and_balance_is_shown_beside():
+    scenario = load_scenario("prefill_ep32_h100", ["experts.max_mean_load=1.5"])
+    run = simulate_serving_step(scenario, shipped_trace)
+    assert run.balanced is not None
+    assert run.step.step_s > run.balanced.step_s
+    assert run.without_slowdown.step_s <= run.step.step_s
+
+
+def test_drawn_loads_unfold_the_ranks_and_redundant_experts_even_them_out():
+    skewed = ("experts.load=zipf", "experts.zipf_exponent=0.5", "experts.placement=global")
+    steps = {
+        redundant: step_of("decode_ep32_b200", *skewed, f"experts.redundant={redundant}")
+        for redundant in (0, 64)
+    }
+    assert steps[0].seconds.shape[1] == 32
+    assert steps[64].loads.max_over_mean < steps[0].loads.max_over_mean
+    for redundant, step in steps.items():
+        balanced = step_of("decode_ep32_b200", f"experts.redundant={redundant}")
+        assert balanced.step_s < step.step_s
+
+
+def test_random_routing_costs_more_than_exact_balance_and_less_than_its_worst_rank_everywhere():
+    drawn = step_of("decode_ep72_h100", "experts.load=random")
+    worst = step_of("decode_ep72_h100", f"experts.max_mean_load={drawn.loads.max_over_mean:.4f}")
+    assert step_of("decode_ep72_h100").step_s < drawn.step_s
+    assert drawn.step_s <= worst.step_s * 1.02
+
+
+def test_few_requests_touch_few_experts():
+    step = step_of("mtp_one_node", "speculation=null")
+    assert step.loads.active.mean() < 32 / 2
+    assert step.loads.rows.sum(axis=1).tolist() == [8 * 8.0] * 58
+
+
+def test_speculation_pays_less_where_expert_weights_bind():
+    gains = {}
+    for name, batch in (("mtp_one_node", 1), ("mtp_ep128", 64)):
+        run = simulate_serving_step(
+            load_scenario(name, [f"requests.requests_per_gpu={batch}"]), shipped_trace
+        )
+        gains[name] = 1.875 * run.without_speculation.step_s / run.step.step_s
+    assert all(gain < 1.875 for gain in gains.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("gpus=4096", "gpus 4096: cluster h800_2048 has 2048"),
+        ("experts.redundant=3", "128 GPUs do not divide them"),
+        ("requests.context_tokens=null", "phase decode takes"),
+        ("overlap=none", "allowed: two_micro_batches with 2"),
+        ("all_to_all.low_latency=deepep", "unknown low-latency profile"),
+        ("memory.buffer_tokens=16", "memory.buffer_tokens 16: a micro-batch has 64"),
+        ("experts.load=zipf", "zipf_exponent is needed"),
+        ("attention_tp=3", "attention_tp 3 does not divide"),
+    ],
+)
+def test_bad_input_is_one_clear_line(change, message):
+    def run():
+        simulate_serving_step(load_scenario("decode_ep128_profile", [change]), shipped_trace)
+
+    with pytest.raises(ValueError, match=message) as error:
+        run()
+    assert "\n" not in str(error.value)
+
+
+def test_a_batch_that_does_not_fit_the_cache_is_infeasible():
+    scenario = load_scenario("decode_ep128_profile", ["requests.requests_per_gpu=256"])
+    with pytest.raises(Infeasible, match="more than the"):
+        simulate_serving_step(scenario, shipped_trace)
+
+
+def test_a_fleet_asks_for_step_times_and_answers_are_kept():
+    times = DeploymentStepTimes(
+        prefill=model_of("prefill_ep32_day6"), decode=model_of("decode_ep144_day6")
+    )
+    assert times.kv_capacity_tokens > 500_000
+    first = times.decode_seconds(88, 4989)
+    start = time.perf_counter()
+    assert times.decode_seconds(88, 4989) == first
+    assert time.perf_counter() - start < 1e-3
+    # 4,096-token prompts in one piece: a token attends to 2,048.5 on average.
+    whole = times.prefill_seconds(16384, 2048)
+    assert whole == pytest.approx(step_of("prefill_ep32_day6").step_s, rel=0.02)
+    for tokens, attended in ((1, 1), (7, 100), (300, 150), (5000, 40), (8192, 20000)):
+        assert 0 < times.prefill_seconds(tokens, attended) < 60
