@@ -37,6 +37,35 @@ def _training() -> JobReport:
     return JobReport(training_metrics, training_run_tables, write_training_run)
 
 
+def _serving_step() -> JobReport:
+    from reports.serving import serving_run_metrics, serving_tables, write_serving_run
+
+    return JobReport(serving_run_metrics, serving_tables, write_serving_run)
+
+
+def _tpot_limit() -> JobReport:
+    from reports.serving import limit_run_metrics, limit_tables, write_limit_run
+
+    return JobReport(limit_run_metrics, limit_tables, write_limit_run)
+
+
+def _offload() -> JobReport:
+    from reports.serving import offload_run_metrics, offload_tables, write_offload_run
+
+    return JobReport(offload_run_metrics, offload_tables, write_offload_run)
+
+
+def _fleet() -> JobReport:
+    from reports.fleet import fleet_run_tables, write_fleet_run
+    from simulator.analysis.fleet_metrics import measure_fleet
+
+    # A fleet runs while it is measured, so that its rows never have to be kept.
+    return JobReport(measure_fleet, fleet_run_tables, write_fleet_run)
+
+
 JOB_REPORTS: Mapping[str, Callable[[], JobReport]] = {
     "training": _training,
+    "serving_step": _serving_step,
+    "tpot_limit": _tpot_limit,
+    "offload": _offload,
 }

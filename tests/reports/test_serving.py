@@ -1,0 +1,46 @@
+"""Run directories of serving jobs: a self-contained page, a trace in order, tables."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from reports.jobs import JOB_REPORTS
+from reports.serving import trace_events
+from simulator.execution.simulation import simulate
+from simulator.scenario import load_scenario
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["decode_ep128_profile", "prefill_ep32_h100", "tpot_limit_nvl72", "offload_ktransformers"],
+)
+def test_a_run_directory_holds_scenario_metrics_and_a_page_without_links(name, tmp_path):
+    scenario = load_scenario(name)
+    report = JOB_REPORTS[scenario.job_name]()
+    run = simulate(scenario)
+    metrics = report.metrics(run)
+    directory = tmp_path / "run"
+    report.write(run, metrics, directory)
+    page = (directory / "report.html").read_text()
+    assert scenario.file.description in page
+    assert "http" not in page.replace("https://", "").split("<body>")[0]
+    assert "src=" not in page
+    assert "href=" not in page
+    assert json.loads((directory / "metrics.json").read_text()).keys() == metrics.keys()
+    assert report.tables(name, metrics)
+
+
+def test_slices_of_a_stream_do_not_overlap(tmp_path):
+    scenario = load_scenario("decode_ep128_profile")
+    report = JOB_REPORTS[scenario.job_name]()
+    run = simulate(scenario)
+    report.write(run, report.metrics(run), tmp_path / "run")
+    tasks = pd.read_parquet(tmp_path / "run" / "events.parquet")
+    last = {}
+    for event in trace_events(tasks):
+        if event["ph"] == "X":
+            assert event["ts"] >= last.get(event["tid"], 0.0) - 1e-3
+            last[event["tid"]] = event["ts"] + event["dur"]
+    kernels = pd.read_csv(tmp_path / "run" / "kernels.csv")
+    assert {"name", "seconds", "provenance", "calls"} <= set(kernels.columns)
