@@ -243,7 +243,11 @@ class Network:
             self._advance(group)
         for failure in struck:
             self._factor[struck_resources(self.fabric, failure)] *= failure.factor
-        self._capacity = self.fabric.bundle_capacity(self.fabric.capacity * self._factor)
+        alive = self._factor > 0
+        left = np.multiply(
+            self.fabric.capacity, self._factor, where=alive, out=np.zeros(len(alive))
+        )
+        self._capacity = self.fabric.bundle_capacity(left)
         self._binds = self.fabric.can_bind(self._capacity)
 
     def _break_up(self, numbers: list[int]) -> list[tuple[_Group, Integers]]:

@@ -1,0 +1,230 @@
+"""Collective jobs: shipped scenarios against closed forms and published figures."""
+
+import json
+
+import numpy as np
+import pytest
+
+from simulator.collective_job import CollectiveJob
+from simulator.execution.collective import result_json, run_collective
+from simulator.scenario import load_scenario
+
+
+def run(name, *changes):
+    scenario = load_scenario(name, changes)
+    job = scenario.file.collective
+    assert job is not None
+    return run_collective(job, scenario.cluster, seed=scenario.file.seed)
+
+
+def check_bytes(result):
+    """What leaves the NICs and NVLink ports is what enters them."""
+    links = result.last.links
+    up = sum(
+        b
+        for n, b in zip(links.names, links.bytes, strict=True)
+        if n.endswith("/up") and "/nic" in n
+    )
+    down = sum(
+        b
+        for n, b in zip(links.names, links.bytes, strict=True)
+        if n.endswith("/down") and "/nic" in n
+    )
+    out = sum(b for n, b in zip(links.names, links.bytes, strict=True) if n.endswith("nvlink_out"))
+    into = sum(b for n, b in zip(links.names, links.bytes, strict=True) if n.endswith("nvlink_in"))
+    assert up == pytest.approx(down)
+    assert out == pytest.approx(into)
+    assert (links.utilisation <= 1 + 1e-9).all()
+
+
+def test_64_gpus_take_the_ideal_time_plus_latency():
+    result = run("all_to_all_64")
+    report = result_json(result)
+    ideal = 63 * 114_688 / 50e9
+    assert ideal == pytest.approx(144.5e-6, rel=1e-3)
+    assert report["completion_s"] == pytest.approx(ideal + 4e-6, rel=1e-9)
+    assert report["bytes_total"] == 64 * 63 * 114_688
+    assert report["bus_bandwidth_bytes_per_s"] == pytest.approx(
+        63 * 114_688 / report["completion_s"]
+    )
+    assert set(report["links"][0]) == {"name", "bytes", "utilisation"}
+    assert report["wall_clock_s"] > 0
+    json.dumps(report, allow_nan=False)
+    check_bytes(result)
+
+
+def test_32_groups_of_64_do_not_disturb_each_other():
+    result = run("all_to_all_32x_ep64")
+    assert result.last.end_s == pytest.approx(run("all_to_all_64").last.end_s)
+    assert result.last.operations[0].bytes_total == 2048 * 63 * 114_688
+    check_bytes(result)
+
+
+def test_merging_completions_of_hot_experts_costs_under_two_percent():
+    hot = "collective.operation.sizes=hot_experts"
+    exact = run("all_to_all_64", hot, "collective.operation.gpus=32")
+    merged = run(
+        "all_to_all_64", hot, "collective.operation.gpus=32", "collective.merge_share=0.005"
+    )
+    assert merged.last.solves < exact.last.solves / 3
+    error = merged.last.end_s / exact.last.end_s - 1
+    assert 0 <= error < 0.02
+    np.testing.assert_allclose(merged.last.links.bytes, exact.last.links.bytes)
+
+
+def test_the_papers_all_to_all_bounds_fall_out():
+    # (1 + 2) bytes x 32 tokens x 9 copies x 7000 over 50 GB/s and over 900 GB/s.
+    assert run("tpot_bound_ib").last.end_s == pytest.approx(120.96e-6, rel=1e-9)
+    assert run("tpot_bound_nvl72").last.end_s == pytest.approx(6.72e-6, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "gpus"),
+    [("deepep_normal", "[8, 16, 32]"), ("deepep_low_latency", "[8, 16, 32, 64]")],
+)
+def test_deepep_rows_are_met_within_eight_percent(scenario, gpus):
+    result = run(scenario, f"collective.vary_gpus={gpus}")
+    assert {row["kind"] for row in result.published} == {"calibrated"}
+    assert len(result.published) == 2 * gpus.count(",") + 2
+    for row in result.published:
+        assert abs(row["error"]) < 0.08, row
+    check_bytes(result)
+
+
+def test_node_limited_routing_saves_what_the_gate_says():
+    result = run(
+        "deepep_normal",
+        "collective.vary_gpus=[64]",
+        "collective.operation.moe.gate=deepseek_v3",
+        "collective.operation.moe.tokens=1024",
+    )
+    dispatch = result.last.operations[0]
+    assert dispatch.nodes_per_token == pytest.approx(3.97, abs=0.02)
+    assert dispatch.gpus_per_token == pytest.approx(7.49, abs=0.03)
+    # A copy a node instead of one an expert: bytes over NICs against eight copies, 7/8 of them
+    # to other nodes.
+    sent = sum(
+        b
+        for n, b in zip(result.last.links.names, result.last.links.bytes, strict=True)
+        if "/nic" in n and n.endswith("/up")
+    )
+    per_token = sent / (64 * 1024 * (7392 + 14336))
+    assert per_token == pytest.approx(dispatch.nodes_per_token * 7 / 8, rel=0.01)
+    assert per_token < 8 * 7 / 8 / 1.9
+
+
+def test_planes_and_rails_take_the_same_time():
+    result = run(
+        "mpft_vs_mrft", "collective.vary_gpus=[16, 64, 512]", "collective.vary_bytes=[128 MiB]"
+    )
+    times = {}
+    for variant in result.variants:
+        operation = variant.operations[0]
+        times.setdefault(operation.gpus, []).append(operation.completion_s)
+    for gpus, (planes, rails) in times.items():
+        assert planes == pytest.approx(rails, rel=0.015), gpus
+
+
+def test_rails_without_forwarding_are_equal_too():
+    changes = (
+        "collective.operation.algorithm=direct",
+        "collective.vary_gpus=[64]",
+        "collective.vary_bytes=[1 GiB]",
+    )
+    planes, rails = (v.operations[0].completion_s for v in run("mpft_vs_mrft", *changes).variants)
+    assert planes == pytest.approx(rails, rel=0.015)
+
+
+def test_ecmp_is_slower_than_adaptive_and_static_routing():
+    result = run("roce_routing", "collective.operation.bytes_per_gpu=16 MiB")
+    speed = {
+        (o.routing, o.group_gpus): o.algorithm_bandwidth
+        for v in result.variants
+        for o in v.operations
+    }
+    for group in (8, 4, 2):
+        assert speed["ecmp", group] < 0.9 * speed["adaptive", group]
+        assert speed["static", group] == pytest.approx(speed["adaptive", group], rel=0.02)
+    assert len(result.published) == 6
+
+
+def test_incast_slows_an_all_reduce_beside_it_and_a_traffic_class_isolates_it():
+    base = {
+        "operation": {
+            "name": "all_reduce",
+            "gpus": 16,
+            "bytes_per_gpu": "64 MiB",
+            "priority": 0,
+        },
+        "beside": [
+            {"name": "all_to_all", "gpus": 64, "bytes_per_pair": "8 MiB", "sizes": "hot_experts"}
+        ],
+        "transport": "ideal",
+        "merge_share": 0.01,
+    }
+    cluster = load_scenario("all_to_all_64").cluster
+
+    def seconds(priority):
+        job = {**base, "operation": {**base["operation"], "priority": priority}}
+        result = run_collective(CollectiveJob.model_validate(job), cluster, seed=0)
+        return result.last.operations[0].completion_s
+
+    alone = (
+        run_collective(CollectiveJob.model_validate({**base, "beside": []}), cluster, seed=0)
+        .last.operations[0]
+        .completion_s
+    )
+    assert seconds(0) > 1.5 * alone
+    assert seconds(1) == pytest.approx(alone, rel=1e-6)
+
+
+def test_a_failed_plane_slows_a_run_and_one_that_cuts_it_says_so():
+    changes = (
+        "collective.vary_topologies=[]",
+        "collective.vary_gpus=[64]",
+        "collective.vary_bytes=[128 MiB]",
+    )
+    healthy = run("mpft_vs_mrft", *changes)
+    broken = run("mpft_vs_mrft", *changes, "cluster.failures=[plane:3@1ms]")
+    assert broken.last.end_s > 1.05 * healthy.last.end_s
+    check_bytes(broken)
+    cut = run("all_to_all_64", "cluster.failures=[node:5@10us]")
+    report = result_json(cut)
+    assert report["completion_s"] is None
+    assert "node5/gpu0" in report["stalled"][0]
+    json.dumps(report, allow_nan=False)
+
+
+def test_the_same_seed_gives_the_same_result():
+    changes = ("collective.operation.sizes=hot_experts", "collective.operation.gpus=16")
+    first, second = (result_json(run("all_to_all_64", *changes)) for _ in range(2))
+    first.pop("wall_clock_s"), second.pop("wall_clock_s")
+    assert first == second
+    other = result_json(run("all_to_all_64", *changes, "seed=1"))
+    assert other["completion_s"] != first["completion_s"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("all_to_all_64", "collective.operation.gpus=4096", "the cluster has 2048"),
+        ("all_to_all_64", "collective.operation.group=48", "groups of 48 do not divide 64 GPUs"),
+        ("all_to_all_64", "collective.operation.algorithm=ring", "allowed: direct, rail"),
+        ("all_to_all_64", "collective.operation.bytes_per_pair=null", "needs one of"),
+        ("all_to_all_64", "collective.transport=pigeons", "unknown transport 'pigeons'"),
+        ("all_to_all_64", "cluster.node.nic.bandwidth=0 GB/s", "greater than 0"),
+        ("all_to_all_64", "cluster.fabric.switch_ports=63", "odd number of ports"),
+        ("all_to_all_64", "cluster.nodes=4096", "at most 2048"),
+        ("all_to_all_64", "cluster.failures=[plane:7]", "known: plane 0 to 0"),
+        ("all_to_all_64", "cluster.failures=[node:5]", "no live path from"),
+        ("all_to_all_64", "cluster.fabric.topology=torus", "unknown topology 'torus'"),
+        ("deepep_normal", "collective.vary_gpus=[12]", "whole nodes of 8 GPUs, got 12"),
+        ("deepep_normal", "collective.vary_gpus=[48]", "256 experts cannot be divided"),
+        ("deepep_normal", "collective.operation.sms=null", "needs sms"),
+        ("deepep_low_latency", "cluster.fabric.cross_plane=maybe", "cross_plane"),
+    ],
+)
+def test_bad_input_is_one_clear_line(name, change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        run(name, change)
+    assert "\n" not in str(error.value)
