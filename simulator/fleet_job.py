@@ -318,6 +318,9 @@ class FleetJob(Profile):
     """A service: requests through a prefill and a decode pool, or through one colocated pool."""
 
     requests: RequestSource
+    replicas: PositiveInt = 1
+    """The service is so many equal copies of these pools, each on a cluster and with requests of its
+    own; one is simulated. Nodes are those of all."""
     prefill: PoolSpec | None = None
     decode: PoolSpec | None = None
     colocated: PoolSpec | None = None

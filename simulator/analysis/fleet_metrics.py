@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from hardware_profiles.schema import ClusterProfile
 from simulator.analysis.streaming import Floats, LogHistogram, TimeBins
 from simulator.execution.fleet import FleetRun
 from simulator.execution.fleet_log import Block, Outcome
+from simulator.execution.fleet_simulation import FleetSimulation
 from simulator.fleet_job import FleetJob
 
 _MILLION_TOKENS = 10**6
+_CURVE_POINTS = 101
 _SPAN_POINTS = 4
 """Points at which the slowly growing steps of one iteration are counted."""
 
@@ -50,7 +53,7 @@ DEFINITIONS: Mapping[str, str] = {
     "kv_occupancy": "KV cache in use or set aside over capacity where requests decode, mean over "
     "time",
     "cost_usd_per_million_output_tokens": "GPUs in service x rent / output tokens of the window",
-    "nodes": "mean over the run of the nodes in service (and paid for)",
+    "nodes": "mean over the run of the nodes in service (and paid for), of all replicas",
     "littles_law_error": "mean number inside / (arrival rate x mean stay) - 1, over the whole run",
     "verdict": "overloaded: in the second half of the window the queues take in more than "
     f"{OVERLOAD_GROWTH:.0%} of the arrivals and a request waits longer than the TTFT limit; "
@@ -210,6 +213,41 @@ class FleetStatistics:
         )
 
 
+def measure_fleet(simulation: FleetSimulation) -> dict[str, Any]:
+    """Run a fleet and return its figures, time series and distributions by their JSON names."""
+    # The figures of training are needed for one function of theirs only.
+    from simulator.analysis.metrics import compare_published
+
+    scenario, job = simulation.scenario, simulation.job
+    statistics = FleetStatistics(job)
+    run = simulation.run(statistics)
+    metrics = fleet_metrics(job, scenario.cluster, run, statistics)
+    metrics["published"] = [
+        asdict(compare_published(figure, metrics)) for figure in scenario.file.published
+    ]
+    metrics["step_times"] = dict(simulation.step_times_from)
+    metrics["definitions"] = dict(DEFINITIONS)
+    metrics["time_series"] = fleet_time_series(job, run, statistics)
+    metrics["distributions"] = fleet_distributions(statistics)
+    return metrics
+
+
+def fleet_distributions(statistics: FleetStatistics) -> dict[str, dict[str, list[float]]]:
+    """Cumulative distributions: {figure: {"value_s": rising values, "share": share up to each}}."""
+    histograms = {
+        "ttft_s": statistics.ttft,
+        "tpot_s": statistics.tpot,
+        "itl_s": statistics.itl,
+        "e2e_s": statistics.e2e,
+        "queueing_s": statistics.queueing,
+    }
+    result = {}
+    for name, histogram in histograms.items():
+        values, shares = histogram.cumulative(_CURVE_POINTS)
+        result[name] = {"value_s": values.tolist(), "share": shares.tolist()}
+    return result
+
+
 def fleet_metrics(
     job: FleetJob, cluster: ClusterProfile, run: FleetRun, statistics: FleetStatistics
 ) -> dict[str, Any]:
@@ -228,6 +266,7 @@ def fleet_metrics(
     decode = pools.get("decode") or pools["colocated"]
     output_rate = _per(_sum(statistics, "output_tokens"), window)
     nodes = sum(pool["nodes"] for pool in pools.values())
+    # Of one replica, as its tokens are.
     dollars_per_second = nodes * cluster.node.gpus * cluster.gpu_price
     rejected = sum(run.rejected.values())
     figures: dict[str, Any] = {
@@ -264,7 +303,8 @@ def fleet_metrics(
         "cost_usd_per_million_output_tokens": (
             dollars_per_second / output_rate * _MILLION_TOKENS if output_rate else None
         ),
-        "nodes": nodes,
+        "nodes": nodes * job.replicas,
+        "replicas": job.replicas,
         "pools": pools,
         "window_s": [start, end],
         "simulated_s": run.end_s,

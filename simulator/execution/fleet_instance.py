@@ -134,7 +134,7 @@ class Instance:
         self.queue = PrefillQueue(
             step_times,
             ranks=spec.ranks,
-            tokens_per_pass=spec.tokens_per_pass or 1,
+            tokens_per_pass=(spec.tokens_per_pass or 1) if self.prefills else 1,
             requests_per_pass=spec.requests_per_pass,
         )
         self.held: list[float] = [0] * spec.ranks

@@ -42,6 +42,11 @@ class FleetSimulation:
     step_times: Mapping[str, StepTimes]
     """Of each pool."""
 
+    @property
+    def step_times_from(self) -> Mapping[str, str]:
+        """What the step times of each pool rest on, in words."""
+        return {name: _basis(pool) for name, pool in self.job.pools.items()}
+
     def run(self, log: FleetLog) -> FleetRun:
         """Simulate the fleet; the same scenario gives the same rows."""
         return run_fleet(
@@ -51,6 +56,17 @@ class FleetSimulation:
             seed=self.scenario.file.seed,
             log=log,
         )
+
+
+def _basis(pool: PoolSpec) -> str:
+    if pool.affine is not None:
+        return "coefficients of the scenario"
+    steps = [step for step in (pool.prefill_step, pool.decode_step) if step is not None]
+    named = " and ".join(
+        f"{step.scenario} ({', '.join(step.changes)})" if step.changes else step.scenario
+        for step in steps
+    )
+    return f"one-step model of {named}, interpolated between powers of two"
 
 
 def prepare_fleet(scenario: Scenario) -> FleetSimulation:

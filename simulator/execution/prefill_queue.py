@@ -1,14 +1,16 @@
 """Which prompts a prefill pass computes: queued requests and free KV cache in, a PrefillPass out.
 
 First come, first served within a priority. Each data-parallel rank takes up to a token budget; a
-prompt that does not fit is computed in chunks over several passes on its rank. A new prompt goes to
-the rank with the least estimated time in this pass, that is by tokens and attention cost, as
-DeepSeek's prefill load balancer does (open-infra-index, Day 6).
+prompt that does not fit is computed in chunks over several passes on its rank. Ranks wait for each
+other, so they are balanced by tokens and by attention cost, as DeepSeek's prefill load balancer
+does (open-infra-index, Day 6): a new prompt goes to the rank with the least estimated time, and no
+rank takes more than the time of one whole prompt of the token budget.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +32,20 @@ class PrefillPass:
     """Requests whose whole context has been computed when the pass ends."""
 
 
+@dataclass(slots=True)
+class _RankLoad:
+    """What one rank computes in the pass that is being formed."""
+
+    tokens_left: int
+    slots: int
+    """Requests that it may still take."""
+    tokens: int = 0
+    attended: float = 0.0
+    """Tokens attended to, summed over its tokens."""
+    work_s: float = 0.0
+    """Estimated time beyond that of an empty pass."""
+
+
 class PrefillQueue:
     """Requests that wait for prefill in one instance, and those in the middle of it."""
 
@@ -42,6 +58,13 @@ class PrefillQueue:
         requests_per_pass: int | None,
     ) -> None:
         self._step_times = step_times
+        self._token_s, self._attended_s = 1.0, 0.0
+        self._limit_s = math.inf
+        # Ranks wait for the slowest of them; a rank alone waits for nobody.
+        if ranks > 1:
+            self._token_s, self._attended_s = _marginal_costs(step_times, tokens_per_pass)
+            whole = self._token_s + self._attended_s * (tokens_per_pass + 1) / 2
+            self._limit_s = tokens_per_pass * whole
         self._tokens_per_pass = tokens_per_pass
         self._requests_per_pass = requests_per_pass
         self._waiting: list[tuple[tuple[int, int], LiveRequest]] = []
@@ -93,38 +116,24 @@ class PrefillQueue:
         """
         if self.empty:
             return None
-        ranks = range(len(self._partial))
-        budget = [max(self._tokens_per_pass - decoding[rank], 0) for rank in ranks]
-        slots = [self._requests_per_pass or self._tokens_per_pass for _ in ranks]
-        load_s = [0.0 for _ in ranks]
-        tokens = [0 for _ in ranks]
-        attended = [0.0 for _ in ranks]
+        loads = [self._empty_load(decoding[rank]) for rank in range(len(self._partial))]
         started: list[LiveRequest] = []
         completed: list[LiveRequest] = []
 
-        def compute(live: LiveRequest, rank: int) -> None:
-            left = live.context - live.computed
-            chunk = min(left, budget[rank])
-            # Token i of a chunk behind c cached ones attends to c + i tokens.
-            attended[rank] += chunk * (live.computed + (chunk + 1) / 2)
-            tokens[rank] += chunk
-            budget[rank] -= chunk
-            load_s[rank] += live.cost_s * chunk / live.context
-            live.computed += chunk
-            if chunk == left:
+        def compute(live: LiveRequest, load: _RankLoad) -> None:
+            if self._compute(live, load):
                 completed.append(live)
 
-        for rank in ranks:
-            for live in list(self._partial[rank]):
-                if not budget[rank]:
+        for load, partial in zip(loads, self._partial, strict=True):
+            for live in list(partial):
+                if not self._room(live, load):
                     break
-                slots[rank] -= 1
-                compute(live, rank)
+                compute(live, load)
         while self._waiting:
             live = self._waiting[0][1]
             # Stable: of equally loaded ranks the first.
-            for rank in sorted(ranks, key=load_s.__getitem__) if len(ranks) > 1 else ranks:
-                if budget[rank] and slots[rank] > 0 and admit(live, rank):
+            for rank in sorted(range(len(loads)), key=lambda rank: loads[rank].work_s):
+                if loads[rank].slots and self._room(live, loads[rank]) and admit(live, rank):
                     break
             else:
                 break
@@ -133,19 +142,49 @@ class PrefillQueue:
             live.computed = begin(live)
             self._partial[rank][live] = None
             self._partials += 1
-            slots[rank] -= 1
             started.append(live)
-            compute(live, rank)
+            compute(live, loads[rank])
         for live in completed:
             self._end(live)
-        if not any(tokens):
+        busy = [load for load in loads if load.tokens]
+        if not busy:
             return None
         duration = max(
-            self._step_times.prefill_pass_s(tokens[rank], attended[rank] / tokens[rank])
-            for rank in ranks
-            if tokens[rank]
+            self._step_times.prefill_pass_s(load.tokens, load.attended / load.tokens)
+            for load in busy
         )
-        return PrefillPass(duration, sum(tokens), started, completed)
+        return PrefillPass(duration, sum(load.tokens for load in busy), started, completed)
+
+    def _empty_load(self, decoding: int) -> _RankLoad:
+        return _RankLoad(
+            tokens_left=max(self._tokens_per_pass - decoding, 0),
+            slots=self._requests_per_pass or self._tokens_per_pass,
+        )
+
+    def _room(self, live: LiveRequest, load: _RankLoad) -> int:
+        """Tokens of a request that a rank can still take: within its tokens and its work."""
+        left = min(live.context - live.computed, load.tokens_left)
+        if self._limit_s == math.inf or not left:
+            return left
+        work_s = max(self._limit_s - load.work_s, 0.0)
+        # n tokens behind c computed ones: n (t + a (c + (n + 1) / 2)) = work, solved for n.
+        attended_s = self._attended_s
+        half = self._token_s + attended_s * (live.computed + 0.5)
+        n = 2 * work_s / (half + math.sqrt(half * half + 2 * attended_s * work_s))
+        return min(left, math.floor(n) or (0 if load.tokens else 1))
+
+    def _compute(self, live: LiveRequest, load: _RankLoad) -> bool:
+        """Let a rank take what it can of a request; return whether that is the rest of it."""
+        chunk = self._room(live, load)
+        # Token i of a chunk behind c computed ones attends to c + i tokens.
+        attended = chunk * (live.computed + (chunk + 1) / 2)
+        load.attended += attended
+        load.work_s += chunk * self._token_s + attended * self._attended_s
+        load.tokens += chunk
+        load.tokens_left -= chunk
+        load.slots -= 1
+        live.computed += chunk
+        return live.computed == live.context
 
     def _end(self, live: LiveRequest) -> None:
         del self._partial[live.rank][live]
@@ -154,3 +193,14 @@ class PrefillQueue:
         if self.empty:
             # Rounding must not add up over a long run.
             self.cost_s = 0.0
+
+
+def _marginal_costs(step_times: StepTimes, tokens: int) -> tuple[float, float]:
+    """Seconds of one more token, and of one more token attended to, near a pass of ``tokens``."""
+    if tokens == 1:
+        return 1.0, 0.0
+    half = tokens // 2
+    here = step_times.prefill_pass_s(tokens, half)
+    attended_s = (step_times.prefill_pass_s(tokens, tokens) - here) / (tokens * (tokens - half))
+    token_s = (here - step_times.prefill_pass_s(half, half)) / (tokens - half)
+    return max(token_s - attended_s * half, 0.0), max(attended_s, 0.0)

@@ -169,5 +169,9 @@ def simulate(scenario: Scenario, *, unfold: bool = False) -> Any:
             from simulator.execution.serving_run import simulate_offload
 
             return simulate_offload(scenario)
+        case "fleet":
+            from simulator.execution.fleet_simulation import prepare_fleet
+
+            return prepare_fleet(scenario)
         case other:
             raise AssertionError(f"job {other} is not simulated")

@@ -1,0 +1,352 @@
+"""What is shown of a fleet run: its metrics in; terminal tables, page, figures and parquet out.
+
+Everything shown comes from the metrics: figures with their definitions, time series of equal bins,
+cumulative distributions of the latencies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from hardware_profiles.units import format_seconds
+from reports.palette import GRID, INK, MUTED
+from reports.run_directory import write_run
+from reports.tables import list_inputs
+from simulator.scenario import write_resolved
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+    from simulator.execution.fleet_simulation import FleetSimulation
+
+REPORT_FILE, FIGURES_DIRECTORY = "report.html", "figures"
+
+LATENCIES: Mapping[str, str] = {
+    "ttft_s": "TTFT",
+    "tpot_s": "TPOT",
+    "itl_s": "ITL",
+    "e2e_s": "end to end",
+    "queueing_s": "queueing",
+    "decode_wait_s": "wait for decode",
+}
+"""Latencies in the order of tables, with their names."""
+
+FIGURES_SHOWN: Mapping[str, str] = {
+    "verdict": "verdict",
+    "nodes": "nodes",
+    "output_tokens_per_second_per_node": "output tokens/s per decode node",
+    "input_tokens_per_second_per_node": "input tokens/s per prefill node",
+    "computed_input_tokens_per_second_per_node": "of which computed",
+    "tokens_per_second_per_user": "tokens/s per user",
+    "goodput_requests_per_second": "goodput, requests/s",
+    "prefix_hit_rate": "prefix hits",
+    "kv_occupancy": "KV cache in use",
+    "cost_usd_per_million_output_tokens": "USD per million output tokens",
+    "littles_law_error": "error of Little's law",
+}
+"""Single figures in the order of tables, with their names."""
+
+_FRACTIONS = ("prefix_hit_rate", "kv_occupancy", "utilisation")
+_COLOURS = ("#3f72af", "#d9813b", "#6aa568", "#8d86b8", "#b5473c")
+
+# Panels over time: title, axis, {series: name}.
+PANELS: Sequence[tuple[str, str, Mapping[str, str]]] = (
+    (
+        "Requests",
+        "requests",
+        {
+            "in_system": "in the service",
+            "waiting_prefill": "waiting for prefill",
+            "waiting_decode": "waiting for decode",
+        },
+    ),
+    (
+        "Tokens",
+        "tokens/s",
+        {"input_tokens_per_second": "prompts", "output_tokens_per_second": "answers"},
+    ),
+    ("Arrivals", "requests/s", {"arrivals_per_second": "arrivals"}),
+    ("Batch of a decode instance", "requests", {"batch": "batch"}),
+    ("KV cache where requests decode", "share in use", {"kv_occupancy": "KV cache"}),
+)
+
+
+def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
+    """Latencies, single figures with definitions, pools and published figures of a fleet run."""
+    from rich.table import Table
+
+    latencies = Table(title=name, title_justify="left")
+    latencies.add_column("latency")
+    for column in ("mean", "p50", "p90", "p95", "p99", "count"):
+        latencies.add_column(column, justify="right")
+    latencies.add_column("what it is", style="dim")
+    for path, label in LATENCIES.items():
+        latencies.add_row(label, *_latency_cells(metrics[path]), metrics["definitions"][path])
+    single = Table()
+    single.add_column("figure")
+    single.add_column("simulated", justify="right")
+    single.add_column("what it is", style="dim")
+    for path, label in FIGURES_SHOWN.items():
+        meaning = metrics["definitions"].get(path, "")
+        single.add_row(label, format_figure(path, metrics[path]), meaning)
+    requests = metrics["requests"]
+    counts = ", ".join(f"{value} {key}" for key, value in _request_counts(requests))
+    single.add_row("requests", counts, "each ends exactly once")
+    tables = [latencies, single, _pool_table(metrics)]
+    if metrics["published"]:
+        published = Table(title="beside published figures", title_justify="left")
+        published.add_column("figure")
+        for column in ("published", "simulated", "difference"):
+            published.add_column(column, justify="right")
+        for row in metrics["published"]:
+            published.add_row(*_published_cells(row))
+        tables.append(published)
+    return tables
+
+
+def format_figure(path: str, value: Any) -> str:
+    """A single figure as text; a dash where there was nothing to measure."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    if path.endswith("_s"):
+        return format_seconds(value)
+    if path in _FRACTIONS:
+        return f"{value:.1%}"
+    if path == "littles_law_error":
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def write_fleet_run(
+    simulation: FleetSimulation, metrics: Mapping[str, Any], directory: Path
+) -> None:
+    """Write scenario, metrics, time series and report; all of it appears or nothing does."""
+
+    def write_report(draft: Path) -> None:
+        (draft / REPORT_FILE).write_text(render_page(simulation, metrics), encoding="utf-8")
+        write_figures(metrics, draft / FIGURES_DIRECTORY)
+
+    write_run(
+        directory,
+        scenario=write_resolved(simulation.scenario),
+        metrics=metrics,
+        tables={"time_series": pd.DataFrame(metrics["time_series"])},
+        write_report=write_report,
+    )
+
+
+def render_page(simulation: FleetSimulation, metrics: Mapping[str, Any]) -> str:
+    """The self-contained page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    javascript = files("plotly").joinpath("package_data", "plotly.min.js")
+    scenario = simulation.scenario
+    return environment.get_template("fleet.html.j2").render(
+        name=scenario.name,
+        description=scenario.file.description,
+        metrics=metrics,
+        latencies=[
+            (label, _latency_cells(metrics[path]), metrics["definitions"][path])
+            for path, label in LATENCIES.items()
+        ],
+        figures=[
+            (label, format_figure(path, metrics[path]), metrics["definitions"].get(path, ""))
+            for path, label in FIGURES_SHOWN.items()
+        ],
+        requests=_request_counts(metrics["requests"]),
+        pools=_pool_rows(metrics),
+        published=[(*_published_cells(row), row["source"]) for row in metrics["published"]],
+        inputs=list(list_inputs(scenario.resolved)),
+        scenario=write_resolved(scenario),
+        # "</script>" inside a text must not end the script that holds the charts.
+        charts=Markup(json.dumps(charts(metrics), allow_nan=False).replace("<", "\\u003c")),
+        plotly=Markup(javascript.read_text(encoding="utf-8")),
+    )
+
+
+def charts(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Interactive charts for plotly: one of distributions, one a panel over time."""
+    result: dict[str, Any] = {
+        "latencies": {
+            "data": [
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": LATENCIES[path],
+                    "x": curve["value_s"],
+                    "y": curve["share"],
+                    "line": {"color": colour},
+                    "hovertemplate": "%{y:.0%} within %{x:.4g} s",
+                }
+                for (path, curve), colour in zip(
+                    metrics["distributions"].items(), _COLOURS, strict=True
+                )
+            ],
+            "layout": _layout("time (s)", "share of requests (ITL: of gaps)", log=True),
+        }
+    }
+    series = metrics["time_series"]
+    for number, (title, axis, lines) in enumerate(PANELS):
+        result[f"panel-{number}"] = {
+            "data": [
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": name,
+                    "x": series["time_s"],
+                    "y": series[column],
+                    "line": {"color": colour, "width": 1.5},
+                }
+                for (column, name), colour in zip(lines.items(), _COLOURS, strict=False)
+            ],
+            "layout": _layout("time (s)", axis) | {"title": {"text": title, "x": 0.01}},
+        }
+    return result
+
+
+def write_figures(metrics: Mapping[str, Any], directory: Path) -> None:
+    """Write the same charts as PNG and SVG into ``directory``, which is made."""
+    import matplotlib
+
+    directory.mkdir()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dsv3sim"}):
+        for name, figure in (
+            ("latencies", latency_figure(metrics)),
+            ("time_series", time_series_figure(metrics)),
+        ):
+            figure.savefig(directory / f"{name}.png", dpi=150)
+            figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
+
+
+def latency_figure(metrics: Mapping[str, Any]) -> Figure:
+    """Cumulative distributions of the latencies."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for (path, curve), colour in zip(metrics["distributions"].items(), _COLOURS, strict=True):
+        # Zeros have no place on a logarithmic axis.
+        points = [(x, y) for x, y in zip(curve["value_s"], curve["share"], strict=True) if x > 0]
+        axes.plot(
+            [x for x, _ in points], [y for _, y in points], label=LATENCIES[path], color=colour
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("time (s)")
+    axes.set_ylabel("share of requests (ITL: of gaps)")
+    _finish(axes)
+    return figure
+
+
+def time_series_figure(metrics: Mapping[str, Any]) -> Figure:
+    """All panels over time, one above the other."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.1 * len(PANELS)), layout="constrained")
+    series = metrics["time_series"]
+    all_axes = figure.subplots(len(PANELS), sharex=True)
+    for axes, (title, unit, lines) in zip(all_axes, PANELS, strict=True):
+        for (column, name), colour in zip(lines.items(), _COLOURS, strict=False):
+            values = [float("nan") if value is None else value for value in series[column]]
+            axes.plot(series["time_s"], values, label=name, color=colour, linewidth=1.2)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_ylabel(unit)
+        _finish(axes)
+    all_axes[-1].set_xlabel("time (s)")
+    return figure
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=MUTED)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _layout(x: str, y: str, *, log: bool = False) -> dict[str, Any]:
+    return {
+        "height": 320,
+        "margin": {"l": 64, "r": 16, "t": 40, "b": 48},
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": INK},
+        "plot_bgcolor": "white",
+        "xaxis": {"title": {"text": x}, "gridcolor": GRID, "type": "log" if log else "linear"},
+        "yaxis": {"title": {"text": y}, "gridcolor": GRID, "rangemode": "tozero"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
+        "showlegend": True,
+    }
+
+
+def _latency_cells(summary: Mapping[str, float | None]) -> list[str]:
+    cells = [
+        "-" if summary[key] is None else format_seconds(float(summary[key] or 0.0))
+        for key in ("mean", "p50", "p90", "p95", "p99")
+    ]
+    return [*cells, f"{summary['count']:,}"]
+
+
+def _request_counts(requests: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    shown = [(key, requests[key]) for key in ("arrived", "finished", "rejected", "unfinished")]
+    others = ("preemptions", "restarts", "lines_skipped_malformed", "lines_skipped_failed")
+    reasons = [
+        (f"rejected: {reason.replace('_', ' ')}", count)
+        for reason, count in requests["rejected_by_reason"].items()
+    ]
+    extra = [(key.replace("_", " "), requests[key]) for key in others if requests[key]]
+    return shown + reasons + extra
+
+
+def _pool_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [
+            name,
+            format_figure("instances", pool["instances"]),
+            format_figure("nodes", pool["nodes"]),
+            format_figure("utilisation", pool["utilisation"]),
+            format_figure("batch", pool["mean_batch_per_instance"]),
+            format_figure("kv_occupancy", pool["kv_occupancy"]),
+            metrics["step_times"][name],
+        ]
+        for name, pool in metrics["pools"].items()
+    ]
+
+
+def _pool_table(metrics: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+
+    copies = metrics["replicas"]
+    title = "pools" if copies == 1 else f"pools of one of {copies} equal replicas"
+    table = Table(title=title, title_justify="left")
+    table.add_column("pool")
+    for column in ("instances", "nodes", "busy", "batch", "KV cache"):
+        table.add_column(column, justify="right")
+    table.add_column("step times from", style="dim")
+    for row in _pool_rows(metrics):
+        table.add_row(*row)
+    return table
+
+
+def _published_cells(row: Mapping[str, Any]) -> list[str]:
+    known = row["simulated"] is not None
+    return [
+        row["name"],
+        f"{row['published']:,.4g}",
+        f"{row['simulated']:,.4g}" if known else "-",
+        f"{row['error']:+.1%}" if known else "-",
+    ]
