@@ -68,4 +68,5 @@ JOB_REPORTS: Mapping[str, Callable[[], JobReport]] = {
     "serving_step": _serving_step,
     "tpot_limit": _tpot_limit,
     "offload": _offload,
+    "fleet": _fleet,
 }
