@@ -286,6 +286,11 @@ _DESCRIPTIONS: dict[str, _Description] = {
     "embedding_backward": _Description(
         "embedding_backward", _matrix("grad"), operand="grad", result="table_grad", accumulate=True
     ),
+    # -- between ranks (peer_operators.py) ---------------------------------------------------------
+    "dispatch_to_peers": _Description("dispatch", _dispatch),
+    "dispatch_cached_to_peers": _Description("dispatch", _dispatch),
+    "combine_from_peers": _Description("combine", _combine),
+    "combine_backward_from_peers": _Description("combine", _combine),
     # -- inference only (decode_operators.py) ------------------------------------------------------
     "batched_gemm_into": _Description(
         "batched_gemm",

@@ -19,9 +19,12 @@ BACKENDS = {
     "reference": "reference_model.kernels.reference",
     "triton": "reference_model.kernels.triton_backend",
     "library": "reference_model.kernels.library",
+    "per_tensor": "reference_model.kernels.per_tensor",
+    "no_promotion": "reference_model.kernels.no_promotion",
 }
 """Backend -> module: plain torch on any device; Triton on Hopper, or interpreted on a CPU;
-cuBLAS through torch on Hopper, with the Triton kernels where no library has the function."""
+cuBLAS through torch on Hopper, with the Triton kernels where no library has the function. The last
+two leave out a part of the recipe and compute other numbers: see precision_comparison.py."""
 
 
 class Fp8Kernels(Protocol):
