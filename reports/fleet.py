@@ -89,20 +89,28 @@ def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     latencies.add_column("latency")
     for column in ("mean", "p50", "p90", "p95", "p99", "count"):
         latencies.add_column(column, justify="right")
-    latencies.add_column("what it is", style="dim")
     for path, label in LATENCIES.items():
-        latencies.add_row(label, *_latency_cells(metrics[path]), metrics["definitions"][path])
+        latencies.add_row(label, *_latency_cells(metrics[path]))
+    meanings = Table(show_header=False, box=None)
+    meanings.add_column(style="bold", no_wrap=True)
+    meanings.add_column(style="dim")
+    for path, label in LATENCIES.items():
+        meanings.add_row(label, metrics["definitions"][path])
     single = Table()
     single.add_column("figure")
-    single.add_column("simulated", justify="right")
+    single.add_column("simulated", justify="right", no_wrap=True)
     single.add_column("what it is", style="dim")
     for path, label in FIGURES_SHOWN.items():
         meaning = metrics["definitions"].get(path, "")
         single.add_row(label, format_figure(path, metrics[path]), meaning)
-    requests = metrics["requests"]
-    counts = ", ".join(f"{value} {key}" for key, value in _request_counts(requests))
-    single.add_row("requests", counts, "each ends exactly once")
-    tables = [latencies, single, _pool_table(metrics)]
+    for key, value in _request_counts(metrics["requests"]):
+        single.add_row(f"requests {key}", f"{value:,}")
+    bases = Table(show_header=False, box=None)
+    bases.add_column(style="bold", no_wrap=True)
+    bases.add_column(style="dim")
+    for pool, basis in metrics["step_times"].items():
+        bases.add_row(f"step times of {pool}", basis)
+    tables = [latencies, meanings, single, _pool_table(metrics), bases]
     if metrics["published"]:
         published = Table(title="beside published figures", title_justify="left")
         published.add_column("figure")
@@ -295,7 +303,7 @@ def _layout(x: str, y: str, *, log: bool = False) -> dict[str, Any]:
 
 def _latency_cells(summary: Mapping[str, float | None]) -> list[str]:
     cells = [
-        "-" if summary[key] is None else format_seconds(float(summary[key] or 0.0))
+        "-" if summary[key] is None else format_seconds(float(summary[key] or 0.0), digits=3)
         for key in ("mean", "p50", "p90", "p95", "p99")
     ]
     return [*cells, f"{summary['count']:,}"]
@@ -336,9 +344,8 @@ def _pool_table(metrics: Mapping[str, Any]) -> Table:
     table.add_column("pool")
     for column in ("instances", "nodes", "busy", "batch", "KV cache"):
         table.add_column(column, justify="right")
-    table.add_column("step times from", style="dim")
     for row in _pool_rows(metrics):
-        table.add_row(*row)
+        table.add_row(*row[:-1])
     return table
 
 
