@@ -12,10 +12,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-import pandas as pd
 from rich.table import Table
 
 from hardware_profiles.units import format_seconds, unit_factor
@@ -27,6 +25,9 @@ from simulator.execution.offload import offload_metrics
 from simulator.execution.serving_run import OffloadRun, ServingRun, TpotLimitRun
 from simulator.execution.tpot_limit import limit_metrics
 from simulator.scenario import Scenario, write_resolved
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _MICROSECOND = unit_factor("us", "time")
 
@@ -199,6 +200,8 @@ _WIDTH = 1200
 
 def write_serving_run(run: ServingRun, metrics: Mapping[str, Any], directory: Path) -> None:
     """Write the run directory of a serving step; it appears whole or not at all."""
+    import pandas as pd
+
     tasks = task_table(run)
 
     def write_report(draft: Path) -> None:
@@ -253,6 +256,8 @@ def _write_without_events(
 
 def page(scenario: Scenario, tables: Sequence[Table], tasks: pd.DataFrame | None) -> str:
     """The self-contained page: the terminal's tables, a timeline of two layers, all inputs."""
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -312,6 +317,8 @@ def _bars(tasks: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 def task_table(run: ServingRun) -> pd.DataFrame:
     """Every task of the iteration in issue order, of the rank that ends last."""
+    import pandas as pd
+
     step = run.step
     starts, ends = step.log.start_s, step.log.end_s
     if ends.ndim == 2:

@@ -9,23 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hardware_profiles.low_latency_kernels import LowLatencyProfile, load_low_latency
+from hardware_profiles.low_latency_kernels import load_low_latency
 from hardware_profiles.offload_servers import OffloadServerProfile, load_server
-from hardware_profiles.schema import Estimate
+from hardware_profiles.schema import CalibrationProfile, Estimate
 from hardware_profiles.units import Seconds
 from reference_model.config import parameter_counts
 from reference_model.trace import OperatorTrace
 from simulator.execution.offload import OffloadStep, offload_step
-from simulator.execution.serving_step import (
+from simulator.execution.serving_model import (
+    KernelSource,
     ServingModel,
-    ServingStep,
-    decode_step,
-    prefill_pass,
+    kernel_source,
     serving_model,
-    serving_step,
 )
+from simulator.execution.serving_step import ServingStep, decode_step, prefill_pass, serving_step
 from simulator.execution.tpot_limit import TpotLimit, tpot_limit
-from simulator.hardware.costs import COST_MODELS, KernelCostModel, calibration_measurements
+from simulator.hardware.costs import COST_MODELS, calibration_measurements
 from simulator.scenario import Scenario, by_name
 from simulator.serving_job import ExpertInputs, ServingStepJob
 from simulator.workload.experts import Rebalance, place_experts, rebalance_cost, uniform_popularity
@@ -96,13 +95,13 @@ def simulate_serving_step(scenario: Scenario, trace_of: TraceOf) -> ServingRun:
     step = serving_step(model)
     kv = _capacity(step)
     check_kv_fits(kv)
-    plain = _without_speculation(scenario, job, trace_of)
+    plain = _without_speculation(model, scenario, trace_of)
     return ServingRun(
         scenario=scenario,
         job=job,
         step=step,
         without_slowdown=serving_step(_without_slowdown(scenario, model), interval=False),
-        balanced=_balanced(scenario, job, trace_of),
+        balanced=_balanced(model, scenario, trace_of),
         without_speculation=None if plain is None else serving_step(plain, interval=False),
         speculation_curve=() if plain is None else _speculation_curve(model, plain, kv),
         kv=kv,
@@ -125,19 +124,41 @@ def simulate_offload(scenario: Scenario) -> OffloadRun:
     return OffloadRun(scenario, server, offload_step(job, server=server, config=scenario.model))
 
 
-def prepare_serving(scenario: Scenario, job: ServingStepJob, trace_of: TraceOf) -> ServingModel:
-    """The deployment of a job, made ready for any batch and context."""
+def prepare_serving(
+    scenario: Scenario,
+    job: ServingStepJob,
+    trace_of: TraceOf,
+    kernels: KernelSource | None = None,
+) -> ServingModel:
+    """The deployment of a job, made ready for any batch and context.
+
+    Args:
+        kernels: those of another job on the same GPUs; fitted anew without it.
+    """
     name = job.all_to_all.low_latency
-    profile: LowLatencyProfile | None = None if name is None else load_low_latency(name)
+    if kernels is None:
+        kernels = _kernels(scenario, job, scenario.calibration)
     return serving_model(
         job,
         config=scenario.model,
         cluster=scenario.cluster,
-        calibration=scenario.calibration,
-        cost_model=by_name(COST_MODELS, scenario.file.cost_model, "cost_model"),
-        measurements=calibration_measurements(scenario.calibration),
+        kernels=kernels,
         trace=trace_of(scenario.model, job.phase),
-        low_latency=profile,
+        low_latency=None if name is None else load_low_latency(name),
+        seed=scenario.file.seed,
+    )
+
+
+def _kernels(
+    scenario: Scenario, job: ServingStepJob, calibration: CalibrationProfile
+) -> KernelSource:
+    return kernel_source(
+        job,
+        config=scenario.model,
+        cluster=scenario.cluster,
+        calibration=calibration,
+        cost_model=by_name(COST_MODELS, scenario.file.cost_model, "cost_model"),
+        measurements=calibration_measurements(calibration),
         seed=scenario.file.seed,
     )
 
@@ -211,21 +232,13 @@ def _without_slowdown(scenario: Scenario, model: ServingModel) -> ServingModel:
         return replace(model, job=job.model_copy(update={"all_to_all": alone}))
     if job.expert_tp > 1:
         return model
-    build: type[KernelCostModel] = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")
-    return serving_model(
-        job,
-        config=model.config,
-        cluster=model.cluster,
-        calibration=model.calibration.without_all_to_all_slowdown(),
-        cost_model=build,
-        measurements=calibration_measurements(model.calibration),
-        trace=model.trace,
-        low_latency=model.low_latency,
-        seed=model.seed,
-    )
+    unslowed = model.kernels.calibration.without_all_to_all_slowdown()
+    return replace(model, kernels=_kernels(scenario, job, unslowed))
 
 
-def _balanced(scenario: Scenario, job: ServingStepJob, trace_of: TraceOf) -> ServingStep | None:
+def _balanced(model: ServingModel, scenario: Scenario, trace_of: TraceOf) -> ServingStep | None:
+    """The step with every GPU receiving the same rows, where the job's loads differ."""
+    job = model.job
     if job.experts.load == "balanced" and job.experts.max_mean_load == 1.0:
         return None
     even = ExpertInputs(
@@ -234,16 +247,17 @@ def _balanced(scenario: Scenario, job: ServingStepJob, trace_of: TraceOf) -> Ser
         shared_expert=job.experts.shared_expert,
     )
     changed = job.model_copy(update={"experts": even})
-    return serving_step(prepare_serving(scenario, changed, trace_of), interval=False)
+    return serving_step(prepare_serving(scenario, changed, trace_of, model.kernels), interval=False)
 
 
 def _without_speculation(
-    scenario: Scenario, job: ServingStepJob, trace_of: TraceOf
+    model: ServingModel, scenario: Scenario, trace_of: TraceOf
 ) -> ServingModel | None:
     """The deployment of a job that drafts, not drafting."""
-    if job.speculation is None:
+    if model.job.speculation is None:
         return None
-    return prepare_serving(scenario, job.model_copy(update={"speculation": None}), trace_of)
+    changed = model.job.model_copy(update={"speculation": None})
+    return prepare_serving(scenario, changed, trace_of, model.kernels)
 
 
 def _speculation_curve(
@@ -287,6 +301,6 @@ def _rebalance(model: ServingModel) -> Rebalance | None:
         before,
         model.placement,
         expert_bytes=float(parameter_counts(config).expert),
-        bandwidth=node.nic_bandwidth_per_gpu * model.calibration.transfers.nic.value,
+        bandwidth=node.nic_bandwidth_per_gpu * model.kernels.calibration.transfers.nic.value,
         interval=job.experts.rebalance_interval,
     )

@@ -1,0 +1,313 @@
+"""A serving deployment made ready: a job and its machine in, what every iteration of it shares out.
+
+That is fitted kernel times, the plan of one iteration, where experts lie and how often they are
+chosen. Iterations of the deployment at any batch and context start from here (serving_step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.low_latency_kernels import LowLatencyProfile
+from hardware_profiles.schema import CalibrationProfile, ClusterProfile
+from hardware_profiles.tables import Measurement
+from reference_model.config import ModelConfig
+from reference_model.trace import Operator, OperatorTrace
+from simulator.execution.step_order import TaskOrder, task_order
+from simulator.hardware.costs import KernelCostModel
+from simulator.serving_job import ServingStepJob
+from simulator.workload.experts import (
+    ExpertPlacement,
+    destinations_per_token,
+    place_experts,
+    read_popularity,
+    uniform_popularity,
+    zipf_popularity,
+)
+from simulator.workload.serving_lowering import (
+    WHOLE_BATCH,
+    LayerOperators,
+    StepPlan,
+    plan_step,
+    split_layer,
+)
+from simulator.workload.serving_memory import micro_batch_tokens
+from simulator.workload.serving_operators import BatchLoad, layer_operators
+
+Array = NDArray[np.float64]
+
+EXPERT_LAYERS = ("moe", "mtp")
+"""Layer kinds that dispatch and combine."""
+
+ROUTED_TOKENS = 4096
+"""Tokens over which destinations of a token are counted."""
+
+# Kernels of training that inference does not run: the gate of the published training trace is some
+# 35 launches with sums for an auxiliary loss; in inference it is one fused kernel.
+_TRAINING_ONLY = frozenset({"gate"})
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSource:
+    """Fitted kernel times of one machine and calibration; deployments that differ in anything else
+    may share it."""
+
+    calibration: CalibrationProfile
+    costs: KernelCostModel
+    received_per_token: float
+    """GPUs that normal dispatch delivers a token to, on random router scores."""
+    predicted: dict[tuple[Operator, int, bool], tuple[float, float, float, int]]
+    """Kernel times already asked for: (operator, SMs, all-to-all beside it) -> seconds, low, high,
+    provenance. Over a grid of batches and contexts most operators come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingModel:
+    """A deployment made ready: fitted kernel times, the plan, and what every iteration shares."""
+
+    job: ServingStepJob
+    config: ModelConfig
+    cluster: ClusterProfile
+    kernels: KernelSource
+    trace: OperatorTrace
+    low_latency: LowLatencyProfile | None
+    plan: StepPlan
+    order: TaskOrder
+    places: NDArray[np.intp]
+    """[tasks], place of each task's operator in the concatenated operators of all sections."""
+    sections: tuple[tuple[str, int], ...]
+    """(layer kind, micro-batch), in the order in which their operators are concatenated."""
+    popularity: Array | None
+    """[layers, experts], where loads are drawn."""
+    placement: ExpertPlacement | None
+    seed: int
+
+    @property
+    def expert_ranks(self) -> int:
+        """GPUs over which the routed experts are spread."""
+        return self.job.gpus // self.job.expert_tp
+
+    @property
+    def local_experts(self) -> int:
+        """Slots of one GPU and layer."""
+        slots = self.config.n_routed_experts + self.job.experts.redundant
+        return slots // self.expert_ranks
+
+    @property
+    def choices(self) -> int:
+        """Copies of each token that travel."""
+        dispatched = self.job.experts.shared_expert == "dispatched"
+        shared = self.config.n_shared_experts if dispatched else 0
+        return self.config.num_experts_per_tok + shared
+
+
+def kernel_source(
+    job: ServingStepJob,
+    *,
+    config: ModelConfig,
+    cluster: ClusterProfile,
+    calibration: CalibrationProfile,
+    cost_model: Callable[..., KernelCostModel],
+    measurements: Iterable[Measurement],
+    seed: int,
+) -> KernelSource:
+    """Fit kernel times for the GPUs of a job.
+
+    Raises ValueError for sizes that do not fit together.
+    """
+    _check(job, config=config, cluster=cluster)
+    rng = np.random.default_rng(seed)
+    ranks = job.gpus // job.expert_tp
+    costs = cost_model(
+        cluster=cluster,
+        calibration=calibration,
+        expert_parallel_ranks=_whole_nodes(ranks, cluster.node.gpus),
+    ).fit([row for row in measurements if row.kind not in _TRAINING_ONLY])
+
+    def reached(destinations: int) -> float:
+        if config.n_routed_experts % destinations:
+            # Groups that do not divide the experts: the expectation without groups.
+            missed = (1 - 1 / destinations) ** config.num_experts_per_tok
+            return destinations * (1 - missed)
+        return destinations_per_token(
+            experts=config.n_routed_experts,
+            groups=config.n_group,
+            groups_per_token=config.topk_group,
+            top_k=config.num_experts_per_tok,
+            destinations=destinations,
+            tokens=ROUTED_TOKENS,
+            rng=rng,
+        )
+
+    received = reached(ranks)
+    if job.all_to_all.kernels == "normal":
+        # DeepEP's published times were taken with its test's gate; this job runs the model's.
+        costs.all_to_all_.nodes_per_token = reached(_nodes(ranks, cluster.node.gpus))
+        costs.all_to_all_.ranks_per_token = received
+    return KernelSource(
+        calibration=calibration, costs=costs, received_per_token=received, predicted={}
+    )
+
+
+def serving_model(
+    job: ServingStepJob,
+    *,
+    config: ModelConfig,
+    cluster: ClusterProfile,
+    kernels: KernelSource,
+    trace: OperatorTrace,
+    low_latency: LowLatencyProfile | None,
+    seed: int,
+) -> ServingModel:
+    """Make a deployment ready: plan the order, place the experts.
+
+    Raises ValueError for sizes that do not fit together.
+    """
+    _check(job, config=config, cluster=cluster)
+    rng = np.random.default_rng(seed)
+    ranks = job.gpus // job.expert_tp
+    popularity = _popularity(job, config, rng)
+    placement = None
+    if popularity is not None:
+        placement = place_experts(
+            popularity,
+            gpus=ranks,
+            nodes=_nodes(ranks, cluster.node.gpus),
+            groups=config.n_group,
+            redundant=job.experts.redundant,
+            policy=job.experts.placement,
+        )
+    nominal = BatchLoad(
+        tokens=128, sequences=128 if job.phase == "decode" else 1, context=128,
+        expert_rows=128, received_rows=128, active_experts=1,
+    )  # fmt: skip
+    parts = {kind: section_operators(job, trace, kind, nominal) for kind in _kinds(job, config)}
+    plan = plan_step(
+        parts,
+        dense_layers=config.first_k_dense_replace,
+        moe_layers=config.num_moe_layers,
+        draft_layers=0 if job.speculation is None else job.speculation.draft_tokens,
+        head=job.head,
+        decode=job.phase == "decode",
+        overlap=job.overlap,
+    )
+    sections = tuple(
+        (kind, micro_batch)
+        for kind in parts
+        for micro_batch in (range(job.micro_batches) if kind in EXPERT_LAYERS else (WHOLE_BATCH,))
+    )
+    sizes = [len(parts[kind].operators) for kind, _ in sections]
+    offsets = dict(zip(sections, np.concatenate(([0], np.cumsum(sizes)[:-1])), strict=True))
+    places = np.array(
+        [offsets[plan.layers[t.layer], t.micro_batch] + t.position for t in plan.tasks],
+        dtype=np.intp,
+    )
+    return ServingModel(
+        job=job,
+        config=config,
+        cluster=cluster,
+        kernels=kernels,
+        trace=trace,
+        low_latency=low_latency,
+        plan=plan,
+        order=task_order(plan),
+        places=places,
+        sections=sections,
+        popularity=popularity,
+        placement=placement,
+        seed=seed,
+    )
+
+
+def _popularity(job: ServingStepJob, config: ModelConfig, rng: np.random.Generator) -> Array | None:
+    layers, experts = config.num_moe_layers, config.n_routed_experts
+    match job.experts.load:
+        case "balanced":
+            return None
+        case "random":
+            return uniform_popularity(layers, experts)
+        case "zipf":
+            assert job.experts.zipf_exponent is not None
+            return zipf_popularity(layers, experts, exponent=job.experts.zipf_exponent, rng=rng)
+        case "file":
+            assert job.experts.file is not None
+            return read_popularity(Path(job.experts.file), layers=layers, experts=experts)
+
+
+def section_operators(
+    job: ServingStepJob, trace: OperatorTrace, kind: str, load: BatchLoad
+) -> LayerOperators:
+    """One layer's operators at a load, by part."""
+    operators = layer_operators(
+        trace, kind, load, attention_tp=job.attention_tp, expert_tp=job.expert_tp
+    )
+    if job.experts.shared_expert == "dispatched" and kind in EXPERT_LAYERS:
+        operators = [op for op in operators if "shared" not in op.name]
+    return split_layer(
+        kind,
+        operators,
+        low_latency=job.all_to_all.kernels == "low_latency" and job.expert_tp == 1,
+        expert_parallel=job.expert_tp == 1,
+    )
+
+
+def _kinds(job: ServingStepJob, config: ModelConfig) -> tuple[str, ...]:
+    kinds = ["embedding", "head"] if job.head else []
+    if config.first_k_dense_replace:
+        kinds.append("dense")
+    kinds.append("moe")
+    if job.speculation is not None:
+        kinds.append("mtp")
+    return tuple(kinds)
+
+
+def _nodes(ranks: int, per_node: int) -> int:
+    """Nodes that hold the ranks."""
+    return max(1, -(-ranks // per_node))
+
+
+def _whole_nodes(ranks: int, per_node: int) -> int:
+    """Ranks rounded up to whole nodes, as the all-to-all model wants them."""
+    return ranks if ranks <= per_node else -(-ranks // per_node) * per_node
+
+
+def _check(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile) -> None:
+    if job.gpus > cluster.gpus:
+        raise ValueError(f"gpus {job.gpus}: cluster {cluster.name} has {cluster.gpus}")
+    if job.expert_tp not in (1, job.gpus):
+        raise ValueError(
+            f"expert_tp {job.expert_tp}: allowed: 1, or all {job.gpus} GPUs of the deployment"
+        )
+    experts = config.n_routed_experts + job.experts.redundant
+    ranks = job.gpus // job.expert_tp
+    if experts % ranks:
+        raise ValueError(
+            f"{config.n_routed_experts} routed + {job.experts.redundant} redundant experts = "
+            f"{experts}; {ranks} GPUs do not divide them"
+        )
+    sms = cluster.node.gpu.sms
+    if job.communication_sms >= sms:
+        raise ValueError(
+            f"communication_sms {job.communication_sms}: allowed: fewer than the {sms} SMs of "
+            f"{cluster.node.gpu.name}"
+        )
+    if job.all_to_all.kernels == "normal" and job.expert_tp == 1 and not job.communication_sms:
+        raise ValueError("communication_sms 0: normal all-to-all kernels need at least one SM")
+    if job.all_to_all.kernels == "low_latency" and job.phase != "decode":
+        raise ValueError("all_to_all.kernels low_latency: allowed in phase decode only")
+    if job.all_to_all.kernels == "normal" and job.phase == "decode" and job.expert_tp == 1:
+        raise ValueError("all_to_all.kernels normal: allowed in phase prefill only")
+    if job.speculation is not None and not config.num_nextn_predict_layers:
+        raise ValueError("speculation: the model has no multi-token prediction module")
+    if job.phase == "decode" and job.requests.requests_per_gpu is not None:
+        largest = micro_batch_tokens(job)
+        room = job.memory.buffer_tokens
+        if room is not None and largest > room:
+            raise ValueError(
+                f"memory.buffer_tokens {room}: a micro-batch has {largest} tokens a GPU"
+            )

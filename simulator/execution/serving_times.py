@@ -1,0 +1,238 @@
+"""Times of the operators of one serving iteration: operators of each layer in, times out.
+
+Most are kernels of the cost model. Its own are low-latency transfers (send and receive kernels, and
+the wire between them) and the collectives of tensor parallelism.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.low_latency_kernels import (
+    LowLatencyProfile,
+    Operation,
+    kernel_time,
+    message_bytes,
+    wire_time,
+)
+from hardware_profiles.schema import Estimate, TimeEstimate
+from reference_model.trace import Operator
+from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
+from simulator.hardware.kernel_curves import EXTRAPOLATED, INTERPOLATED, MEASURED, PROVENANCES
+from simulator.workload.serving_lowering import LayerOperators
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTimes:
+    """Times of a list of operators; arrays [operators], seconds."""
+
+    seconds: Array
+    low: Array
+    high: Array
+    provenance: NDArray[np.intp]
+    """Index into PROVENANCES."""
+    family: tuple[str, ...]
+    """What errs together: the kernel family, or the name of an input."""
+
+
+def kernel_times(
+    model: ServingModel, operators: Mapping[tuple[str, int], LayerOperators]
+) -> KernelTimes:
+    """Times of all sections' operators, concatenated in the order of the sections."""
+    job = model.job
+    gpu_sms = model.cluster.node.gpu.sms
+    normal = job.all_to_all.kernels == "normal" and job.expert_tp == 1
+    hides = job.overlap == "two_micro_batches"
+    flat: list[Operator] = []
+    parts: list[str] = []
+    sms: list[int] = []
+    beside: list[bool] = []
+    for section in model.sections:
+        layer = operators[section]
+        part_of = layer.part_of()
+        overlapped = normal and hides and section[0] in EXPERT_LAYERS
+        for position, operator in enumerate(layer.operators):
+            part = part_of[position]
+            travels = part in ("dispatch_wire", "combine_wire")
+            flat.append(operator)
+            parts.append(part)
+            beside.append(overlapped)
+            if normal and travels:
+                sms.append(job.communication_sms)
+            else:
+                sms.append(gpu_sms - job.communication_sms if overlapped else gpu_sms)
+    seconds, low, high, provenance = _predicted(model, list(zip(flat, sms, beside, strict=True)))
+    family = [operator.kind for operator in flat]
+    for place, (operator, part) in enumerate(zip(flat, parts, strict=True)):
+        known = _special_time(model, operator, part)
+        if known is None:
+            continue
+        (seconds[place], low[place], high[place]), provenance[place], family[place] = known
+    return KernelTimes(seconds, low, high, provenance, tuple(family))
+
+
+def _predicted(
+    model: ServingModel, asked: Sequence[tuple[Operator, int, bool]]
+) -> tuple[Array, Array, Array, NDArray[np.intp]]:
+    """Seconds, both ends of the interval and provenance of kernels (operator, SMs, all-to-all
+    beside it), out of what is known and one question for the rest."""
+    missing = list(dict.fromkeys(key for key in asked if key not in model.kernels.predicted))
+    if missing:
+        new = model.kernels.costs.predict(
+            [operator for operator, _, _ in missing],
+            sms=[count for _, count, _ in missing],
+            overlapped=[beside for _, _, beside in missing],
+        )
+        codes = {name: code for code, name in enumerate(PROVENANCES)}
+        columns = zip(
+            new.seconds.tolist(), new.low.tolist(), new.high.tolist(), new.provenance, strict=True
+        )
+        for key, (value, least, most, source) in zip(missing, columns, strict=True):
+            model.kernels.predicted[key] = (value, least, most, codes[str(source)])
+    rows = [model.kernels.predicted[key] for key in asked]
+    times = np.array([row[:3] for row in rows]).reshape(-1, 3).T
+    return times[0], times[1], times[2], np.array([row[3] for row in rows], dtype=np.intp)
+
+
+def _special_time(
+    model: ServingModel, operator: Operator, part: str
+) -> tuple[tuple[float, float, float], int, str] | None:
+    """Times that are not kernels of the cost model: low-latency transfers, and collectives of
+    tensor parallelism. -> (seconds, low, high), provenance, what errs together."""
+    job = model.job
+    if part in ("gather", "scatter"):
+        return _collective_time(model, operator, job.attention_tp), EXTRAPOLATED, "collective"
+    if part in ("dispatch_wire", "combine_wire") and job.expert_tp > 1:
+        return _collective_time(model, operator, job.expert_tp), EXTRAPOLATED, "collective"
+    profile = model.low_latency
+    if profile is None or operator.kind == "add":
+        return None
+    if part in ("dispatch_send", "dispatch_receive", "combine_send", "combine_receive"):
+        copies = _copies(model, operator, part)
+        return _kernel_ends(model, profile, part, copies), EXTRAPOLATED, part
+    operation: Operation = "dispatch" if part.startswith("dispatch") else "combine"
+    wires = ("dispatch_wire", "combine_wire")
+    return _low_latency_wire(model, profile, operation, operator) if part in wires else None
+
+
+def _copies(model: ServingModel, operator: Operator, part: str) -> float:
+    """Copies of tokens that a send or receive kernel, or a wire, handles."""
+    sizes = dict(operator.sizes)
+    if part in ("dispatch_send", "dispatch_wire"):
+        return sizes["rows"] * model.choices
+    return float(sizes["rows"])
+
+
+def _kernel_ends(
+    model: ServingModel, profile: LowLatencyProfile, part: str, copies: float
+) -> tuple[float, float, float]:
+    estimate: TimeEstimate = getattr(profile, part)
+    floor = model.kernels.calibration.kernel_floor.value
+    value, low, high = (
+        kernel_time(at, profile, copies=copies, floor=floor)
+        for at in (estimate.value, estimate.low, estimate.high)
+    )
+    return value, low, high
+
+
+def _low_latency_wire(
+    model: ServingModel, profile: LowLatencyProfile, operation: Operation, operator: Operator
+) -> tuple[tuple[float, float, float], int, str]:
+    """What is left of the published kernel's time when its send and receive parts are taken out, at
+    least the network's latency; beside compute, times the job's ratio."""
+    job, node = model.job, model.cluster.node
+    copies = _copies(model, operator, f"{operation}_wire")
+    link = node.nic_bandwidth_per_gpu if profile.link == "nic" else node.gpu.nvlink_bandwidth
+    fabric = model.cluster.fabric
+    latency = fabric.cross_leaf_latency if profile.link == "nic" else node.nvlink_latency
+    moved = wire_time(
+        profile, operation,
+        copies=copies, hidden=model.config.hidden_size, ranks=job.gpus, link_bandwidth=link,
+    )  # fmt: skip
+    own = sum(
+        _kernel_ends(model, profile, f"{operation}_{end}", copies)[0] for end in ("send", "receive")
+    )
+    alone = max(latency, moved + profile.intercept(operation).value - own)
+    hides = job.overlap != "none" and job.all_to_all.overlapped is not None
+    ratio = job.all_to_all.overlapped if hides else None
+    value, low, high = (
+        (alone * ratio.value, alone * ratio.low, alone * ratio.high)
+        if ratio is not None
+        else (alone, alone, alone)
+    )
+    fractions = [profile.fraction(operation, row.ranks) for row in profile.rows]
+    here = profile.fraction(operation, job.gpus)
+    low *= min(1.0, here / max(fractions))
+    high *= max(1.0, here / min(fractions))
+    same_size = copies == profile.tokens * profile.top_k and profile.is_measured(job.gpus)
+    same_link = link == profile.link_bandwidth
+    if not same_link or not profile.covers(job.gpus):
+        provenance = EXTRAPOLATED
+    else:
+        provenance = MEASURED if same_size and ratio is None else INTERPOLATED
+    return (value, low, high), provenance, f"{operation} wire"
+
+
+def _collective_time(
+    model: ServingModel, operator: Operator, ranks: int
+) -> tuple[float, float, float]:
+    """All-gather or reduce-scatter of BF16 tokens over NVLink: each GPU sends its share to the
+    others at the rate that bulk transfers achieve."""
+    node = model.cluster.node
+    sizes = dict(operator.sizes)
+    rows = sizes.get("rows", 0) if "columns" in sizes else sizes["tokens"] * ranks
+    hidden = model.config.hidden_size
+    received = message_bytes("combine", hidden) * rows * (ranks - 1) / ranks
+    share: Estimate = model.kernels.calibration.transfers.nvlink
+    value, low, high = (
+        node.nvlink_latency + received / (node.gpu.nvlink_bandwidth * at)
+        for at in (share.value, share.high, share.low)
+    )
+    return value, low, high
+
+
+def expert_times(
+    model: ServingModel, base: LayerOperators, unique: NDArray[np.int64], wanted: Sequence[int]
+) -> Array:
+    """[loads, operators], times of the wanted operators at each (rows, active experts)."""
+    part_of = base.part_of()
+    job = model.job
+    gpu_sms = model.cluster.node.gpu.sms
+    normal = job.all_to_all.kernels == "normal"
+    overlapped = normal and job.overlap == "two_micro_batches"
+    template = [base.operators[place] for place in wanted]
+    listed = [
+        _at_rows(operator, int(rows), int(active))
+        for rows, active in unique
+        for operator in template
+    ]
+    sms = gpu_sms - job.communication_sms if overlapped else gpu_sms
+    seconds = _predicted(model, [(operator, sms, overlapped) for operator in listed])[0]
+    table = seconds.reshape(len(unique), len(wanted)).copy()
+    for number, place in enumerate(wanted):
+        if part_of[place] in ("dispatch_receive", "combine_send") and model.low_latency:
+            for load, (rows, _) in enumerate(unique):
+                table[load, number] = _kernel_ends(
+                    model, model.low_latency, part_of[place], float(rows)
+                )[0]
+    return table
+
+
+def _at_rows(operator: Operator, rows: int, active: int) -> Operator:
+    """An expert's operator at other rows; tokens received by normal dispatch scale with them."""
+    sizes = dict(operator.sizes)
+    old = max(1, sizes["rows"])
+    changed = {"rows": max(1, rows)}
+    if "groups" in sizes:
+        changed["groups"] = max(1, active)
+    if "tokens" in sizes:
+        changed["tokens"] = max(1, round(sizes["tokens"] * rows / old))
+    return replace(
+        operator, sizes=tuple((name, changed.get(name, value)) for name, value in operator.sizes)
+    )
