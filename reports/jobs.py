@@ -37,6 +37,13 @@ def _training() -> JobReport:
     return JobReport(training_metrics, training_run_tables, write_training_run)
 
 
+def _collective() -> JobReport:
+    from reports.fabric import collective_tables, write_collective_run
+    from simulator.execution.collective_run import collective_metrics
+
+    return JobReport(collective_metrics, collective_tables, write_collective_run)
+
+
 def _serving_step() -> JobReport:
     from reports.serving import serving_run_metrics, serving_tables, write_serving_run
 
@@ -65,6 +72,7 @@ def _fleet() -> JobReport:
 
 JOB_REPORTS: Mapping[str, Callable[[], JobReport]] = {
     "training": _training,
+    "collective": _collective,
     "serving_step": _serving_step,
     "tpot_limit": _tpot_limit,
     "offload": _offload,

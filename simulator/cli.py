@@ -151,8 +151,13 @@ def show_gpu(name: Name = None) -> None:
 
 @show_app.command("cluster")
 def show_cluster(name: Name = None) -> None:
-    """Clusters: nodes, NICs and fabric with their sources."""
+    """Clusters: nodes, NICs and fabric with their sources, drawn, counted and priced."""
     _show_profile("clusters", name)
+    if name is not None:
+        from hardware_profiles.schema import load_cluster
+        from reports.fabric import fabric_tables
+
+        _print(*fabric_tables(load_cluster(name)))
 
 
 @show_app.command("model")

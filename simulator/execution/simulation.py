@@ -157,6 +157,10 @@ def simulate(scenario: Scenario, *, unfold: bool = False) -> Any:
     match scenario.job_name:
         case "training":
             return simulate_training(scenario, unfold=unfold)
+        case "collective":
+            from simulator.execution.collective_run import simulate_collective
+
+            return simulate_collective(scenario)
         case "serving_step":
             from simulator.execution.serving_run import simulate_serving_step
 
