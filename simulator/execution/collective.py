@@ -182,6 +182,7 @@ def _row(operation: OperationResult) -> dict[str, Any]:
         "routing": operation.routing,
         "gpus": operation.gpus,
         "groups": operation.groups,
+        "group_gpus": operation.group_gpus,
         "size_bytes": operation.size_bytes,
         "completion_s": operation.completion_s,
         "mean_gpu_s": operation.mean_gpu_s,

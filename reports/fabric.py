@@ -1,0 +1,517 @@
+"""What is shown of traffic on a fabric: tables, heat maps of link use, and the fabric itself.
+
+Run: headline, one row an operation and variant, published figures, hottest links; links.parquet is
+the byte table of every link that carried anything. Cluster: a drawing in text, counts and cost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hardware_profiles.units import (
+    format_bandwidth,
+    format_bytes,
+    format_quantity,
+    format_seconds,
+    unit_factor,
+)
+from reports.palette import GRID, INK, MUTED
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+    from hardware_profiles.schema import ClusterProfile
+    from simulator.execution.collective import VariantResult
+    from simulator.execution.collective_run import CollectiveRun
+
+REPORT_FILE, FIGURES_DIRECTORY = "report.html", "figures"
+
+HOTTEST = 12
+"""Links in the table of the hottest."""
+
+_ROWS_DRAWN = 128
+"""Switches of a plane in a heat map; of larger planes the busiest."""
+
+_COLOURS = ("#3f72af", "#d9813b", "#6aa568", "#8d86b8", "#b5473c", "#6f6f6f")
+_SCALE = "YlOrRd"
+
+
+# --- terminal
+
+
+def collective_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
+    """Headline, operations, published figures and hottest links of a run."""
+    from rich.table import Table
+
+    headline = Table(title=name, title_justify="left")
+    headline.add_column("figure")
+    headline.add_column("simulated", justify="right")
+    for label, text in _headline(metrics):
+        headline.add_row(label, text)
+    tables = [headline, _table("operations", OPERATION_COLUMNS, operation_cells(metrics))]
+    if metrics["published"]:
+        tables.append(
+            _table("beside published figures", PUBLISHED_COLUMNS, published_cells(metrics))
+        )
+    tables.append(_table("hottest links of the last row", LINK_COLUMNS, link_cells(metrics)))
+    return tables
+
+
+OPERATION_COLUMNS = (
+    "operation", "form", "topology", "routing", "GPUs", "size a GPU", "time", "mean GPU",
+    "bandwidth, own share in", "bandwidth, own share out", "nodes a token",
+)  # fmt: skip
+PUBLISHED_COLUMNS = ("figure", "published", "simulated", "error", "kind")
+LINK_COLUMNS = ("link", "bytes", "use")
+
+
+def operation_cells(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """One row an operation of each variant."""
+    return [
+        [
+            row["operation"],
+            row["algorithm"],
+            row["topology"],
+            row["routing"],
+            f"{row['gpus']:,}" if row["groups"] == 1 else f"{row['groups']} x {row['group_gpus']}",
+            format_bytes(row["size_bytes"]),
+            _or_dash(row["completion_s"], format_seconds),
+            _or_dash(row["mean_gpu_s"], format_seconds),
+            _or_dash(row["algorithm_bandwidth_bytes_per_s"], format_bandwidth),
+            _or_dash(row["bus_bandwidth_bytes_per_s"], format_bandwidth),
+            _or_dash(row["nodes_per_token"], "{:.2f}".format),
+        ]
+        for row in metrics["rows"]
+    ]
+
+
+def published_cells(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Published figures with the simulated ones."""
+    show = {"s": format_seconds, "bytes/s": format_bandwidth, "ratio": "{:.3f}".format}
+    return [
+        [
+            row["name"],
+            show[row["unit"]](row["published"]),
+            _or_dash(row["simulated"], show[row["unit"]]),
+            _or_dash(row["error"], "{:+.1%}".format),
+            row["kind"],
+        ]
+        for row in metrics["published"]
+    ]
+
+
+def link_cells(metrics: Mapping[str, Any], count: int = HOTTEST) -> list[list[str]]:
+    """The hottest links, by share of capacity used over the whole run."""
+    return [
+        [link["name"], format_bytes(link["bytes"]), f"{link['utilisation']:.1%}"]
+        for link in metrics["links"][:count]
+    ]
+
+
+def _headline(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("completion", _or_dash(metrics["completion_s"], format_seconds)),
+        ("bytes", format_bytes(metrics["bytes_total"])),
+        ("bus bandwidth a GPU", _or_dash(metrics["bus_bandwidth_bytes_per_s"], format_bandwidth)),
+        ("transport", f"{metrics['transport']} ({metrics['transport_kind']})"),
+        ("links that carried traffic", f"{len(metrics['links']):,}"),
+        ("rate solves", f"{metrics['solves']:,}"),
+        ("wall clock", format_seconds(metrics["wall_clock_s"])),
+    ]
+    return rows + [("stalled", line) for line in metrics["stalled"]]
+
+
+def _or_dash(value: float | None, show: Any) -> str:
+    return "-" if value is None else str(show(value))
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number and len(columns) < 6 else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+# --- the fabric of a cluster
+
+
+def fabric_tables(cluster: ClusterProfile) -> list[Table]:
+    """A drawing of the fabric, its counts and cost at full size and as built, its latencies."""
+    from rich.table import Table
+
+    from hardware_profiles.schema import load_transport
+    from simulator.hardware.clusters import fabric_inputs
+    from simulator.hardware.topology import build_fabric, count_built, count_fabric, price
+
+    topology = cluster.fabric.topology
+    inputs = fabric_inputs(cluster, load_transport("ideal"))
+    drawing = Table(title=f"fabric of {cluster.name}: {topology}", title_justify="left")
+    drawing.add_column("")
+    cost = Table(title="counts and cost", title_justify="left")
+    cost.add_column("")
+    for column in ("endpoints", "switches", "links", "cost", "an endpoint"):
+        cost.add_column(column, justify="right")
+    sizes = [("full size", count_fabric(topology, inputs))]
+    try:
+        fabric = build_fabric(topology, inputs)
+    except ValueError as error:
+        for line in (f"cannot be built: {error}", "counts below follow from the formula"):
+            drawing.add_row(line)
+    else:
+        for line in draw_fabric(cluster):
+            drawing.add_row(line)
+        sizes.append((f"for {cluster.gpus:,} GPUs", count_built(fabric)))
+    for label, counts in sizes:
+        dollars = price(
+            counts,
+            switch_price=cluster.fabric.switch_price,
+            link_price=cluster.fabric.link_price,
+        )
+        cost.add_row(
+            label,
+            f"{counts.endpoints:,}",
+            f"{counts.switches:,}",
+            f"{counts.links:,}",
+            format_quantity(dollars, "price"),
+            f"{dollars / counts.endpoints:,.0f} USD" if counts.endpoints else "-",
+        )
+    return [drawing, cost]
+
+
+def draw_fabric(cluster: ClusterProfile) -> list[str]:
+    """The fabric from top to bottom as lines of text."""
+    from hardware_profiles.schema import load_transport
+    from simulator.hardware.clusters import cluster_fabric
+
+    fabric = cluster_fabric(cluster, load_transport("ideal"))
+    inputs = fabric.inputs
+    lines: list[str] = []
+    if fabric.planes:
+        network = fabric.planes[0]
+        kinds: dict[str, int] = {}
+        for name in network.switch_names:
+            kind = name.split("/")[-1].rstrip("0123456789_")
+            kinds[kind] = kinds.get(kind, 0) + 1
+        order = {"core": 0, "spine": 0, "middle": 1, "leaf": 2}
+        layers = sorted(kinds.items(), key=lambda item: order.get(item[0], 1))
+        planes = len(fabric.planes)
+        lines.append("1 plane" if planes == 1 else f"{planes} equal planes, each:")
+        for depth, (kind, count) in enumerate(layers):
+            boxes = " ".join(["[==]"] * min(count, 8)) + (" ..." if count > 8 else "")
+            plural = "leaves" if kind == "leaf" and count > 1 else kind + "s" * (count > 1)
+            lines.append(f"  {boxes}  {count:,} {plural} of {inputs.switch_ports} ports")
+            if depth + 1 < len(layers):
+                lines.append("   " + "|\\/|" * min(count, 8))
+        cables = format_bandwidth(inputs.link_bandwidth)
+        lines.append(f"  {network.links // 2:,} cables between switches, {cables} each way")
+        lines.append("   ||")
+        lines.append(
+            f"  {network.end_ports:,} NIC ports, {format_bandwidth(inputs.nic_bandwidth)} each way"
+        )
+        lines.append("")
+    per_node = inputs.gpus_per_node
+    gpus = " ".join(["(GPU)"] * min(per_node, 8)) + (" ..." if per_node > 8 else "")
+    lines.append(f"{inputs.nodes:,} x node of {per_node} GPUs and {inputs.nics_per_node} NICs:")
+    lines.append(f"  {gpus}")
+    if inputs.nvlink_bandwidth is not None:
+        rate = format_bandwidth(inputs.nvlink_bandwidth)
+        lines.append(f"  =============== NVLink switch, {rate} a GPU each way")
+    latency = [("NVLink", inputs.nvlink_latency)] if inputs.nvlink_bandwidth else []
+    latency += [
+        ("same leaf", inputs.same_leaf_latency),
+        ("across leaves", inputs.cross_leaf_latency),
+    ]
+    lines.append("64-byte latency: " + ", ".join(f"{n} {format_seconds(t)}" for n, t in latency))
+    lines.append(f"routing {inputs.routing}; a send to another plane: {inputs.cross_plane}")
+    return lines
+
+
+# --- run directory
+
+
+def write_collective_run(run: CollectiveRun, metrics: Mapping[str, Any], directory: Path) -> None:
+    """Write scenario, metrics, byte tables and report; all of it appears or nothing does."""
+    import pandas as pd
+
+    from reports.run_directory import write_run
+    from simulator.scenario import write_resolved
+
+    def write_report(draft: Path) -> None:
+        (draft / REPORT_FILE).write_text(render_page(run, metrics), encoding="utf-8")
+        write_figures(run, metrics, draft / FIGURES_DIRECTORY)
+
+    write_run(
+        directory,
+        scenario=write_resolved(run.scenario),
+        metrics=metrics,
+        tables={"links": link_table(run.result.last), "operations": pd.DataFrame(metrics["rows"])},
+        write_report=write_report,
+    )
+
+
+def link_table(variant: VariantResult) -> pd.DataFrame:
+    """Bytes and use of every link that carried anything, hottest first."""
+    import pandas as pd
+
+    links = variant.links
+    frame = pd.DataFrame(
+        {
+            "link": links.names,
+            "size_bytes": links.bytes,
+            "capacity_bytes_per_s": variant.fabric.capacity[links.resource],
+            "utilisation": links.utilisation,
+        }
+    )
+    return frame.sort_values("utilisation", ascending=False, kind="stable", ignore_index=True)
+
+
+def plane_heat(variant: VariantResult, plane: int) -> tuple[list[str], np.ndarray]:
+    """Use of the cables out of each switch of a plane: (switch names, [switches, ports]).
+
+    Unused and missing ports are NaN. Of planes with many switches, the busiest.
+    """
+    fabric = variant.fabric
+    network = fabric.planes[plane]
+    use = np.zeros(fabric.resources)
+    use[variant.links.resource] = variant.links.utilisation
+    first = int(fabric.plane_start[plane]) + 2 * network.end_ports
+    of_link = use[first : first + network.links]
+    degree = np.bincount(network.link_source, minlength=network.switches)
+    order = np.argsort(network.link_source, kind="stable")
+    port = np.arange(network.links) - np.repeat(np.cumsum(degree) - degree, degree)
+    heat = np.full((network.switches, int(degree.max(initial=0))), np.nan)
+    heat[network.link_source[order], port] = of_link[order]
+    rows = np.arange(network.switches)
+    if len(rows) > _ROWS_DRAWN:
+        busiest = np.argsort(-np.nansum(heat, axis=1), kind="stable")[:_ROWS_DRAWN]
+        rows = np.sort(busiest)
+    return [network.switch_names[row] for row in rows], heat[rows]
+
+
+def nic_heat(variant: VariantResult) -> np.ndarray:
+    """Use of each NIC's link into the network, [nics, nodes]."""
+    fabric = variant.fabric
+    use = np.zeros(fabric.resources)
+    use[variant.links.resource] = variant.links.utilisation
+    nics = range(fabric.inputs.nics_per_node)
+    starts = fabric.plane_start[fabric.nic_plane]
+    return np.array([use[starts[nic] + fabric.end_port[:, nic]] for nic in nics])
+
+
+def time_against_gpus(metrics: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
+    """{operation, topology, routing and size: [(GPUs, seconds)]} where GPUs vary."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in metrics["rows"]:
+        if row["completion_s"] is not None:
+            size = "" if row["nodes_per_token"] else f", {format_bytes(row['size_bytes'])}"
+            name = f"{row['operation']}, {row['topology']}, {row['routing']}{size}"
+            lines.setdefault(name, []).append((row["gpus"], row["completion_s"]))
+    return {name: sorted(points) for name, points in lines.items() if len(points) > 1}
+
+
+def render_page(run: CollectiveRun, metrics: Mapping[str, Any]) -> str:
+    """The self-contained page."""
+    import jinja2
+    from markupsafe import Markup
+
+    from reports.tables import list_inputs
+    from simulator.scenario import write_resolved
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    javascript = files("plotly").joinpath("package_data", "plotly.min.js")
+    published = [
+        (*cells, row["source"])
+        for cells, row in zip(published_cells(metrics), metrics["published"], strict=True)
+    ]
+    tables = [
+        ("Operations", OPERATION_COLUMNS, operation_cells(metrics)),
+        ("Beside published figures", (*PUBLISHED_COLUMNS, "source"), published),
+        ("Hottest links", LINK_COLUMNS, link_cells(metrics, 2 * HOTTEST)),
+    ]
+    return environment.get_template("fabric.html.j2").render(
+        name=run.scenario.name,
+        description=run.scenario.file.description,
+        headline=_headline(metrics),
+        drawing="\n".join(draw_fabric(run.scenario.cluster)),
+        tables=[table for table in tables if table[2]],
+        inputs=list(list_inputs(run.scenario.resolved)),
+        scenario=write_resolved(run.scenario),
+        # "</script>" inside a text must not end the script that holds the charts.
+        charts=Markup(json.dumps(charts(run, metrics), allow_nan=False).replace("<", "\\u003c")),
+        plotly=Markup(javascript.read_text(encoding="utf-8")),
+    )
+
+
+def charts(run: CollectiveRun, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Interactive charts for plotly: a heat map a plane, one of the NICs, time against GPUs."""
+    last = run.result.last
+    result: dict[str, Any] = {}
+    lines = time_against_gpus(metrics)
+    if lines:
+        result["time against GPUs"] = {
+            "data": [
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": name,
+                    "x": [gpus for gpus, _ in points],
+                    "y": [seconds for _, seconds in points],
+                }
+                for name, points in lines.items()
+            ],
+            "layout": _layout("GPUs", "time (s)", height=380)
+            | {"xaxis": {"title": {"text": "GPUs"}, "type": "log", "gridcolor": GRID}},
+        }
+    if last.fabric.planes:
+        nodes = last.fabric.inputs.nodes
+        result["NICs: use of the link into the network"] = _heat_chart(
+            nic_heat(last),
+            [f"nic{nic}" for nic in range(last.fabric.inputs.nics_per_node)],
+            x=f"node, 0 to {nodes - 1}",
+        )
+    for plane in range(len(last.fabric.planes)):
+        switches, heat = plane_heat(last, plane)
+        if heat.size and np.nansum(heat) > 0:
+            result[f"plane {plane}: use of the cables out of each switch"] = _heat_chart(
+                heat, switches, x="cable of the switch"
+            )
+    return result
+
+
+def _heat_chart(heat: np.ndarray, rows: Sequence[str], *, x: str) -> dict[str, Any]:
+    shown = [[None if np.isnan(v) else round(float(v), 4) for v in row] for row in heat]
+    return {
+        "data": [
+            {
+                "type": "heatmap",
+                "z": shown,
+                "y": list(rows),
+                "zmin": 0,
+                "zmax": 1,
+                "colorscale": _SCALE,
+                "colorbar": {"title": {"text": "use"}, "tickformat": ".0%"},
+                "hovertemplate": "%{y}, %{x}: %{z:.1%}<extra></extra>",
+            }
+        ],
+        "layout": _layout(x, "", height=180 + 12 * len(rows)),
+    }
+
+
+def _layout(x: str, y: str, *, height: int) -> dict[str, Any]:
+    return {
+        "height": height,
+        "margin": {"l": 130, "r": 16, "t": 30, "b": 48},
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": INK},
+        "plot_bgcolor": "white",
+        "xaxis": {"title": {"text": x}, "gridcolor": GRID},
+        "yaxis": {"title": {"text": y}, "gridcolor": GRID},
+        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
+        "showlegend": True,
+    }
+
+
+def write_figures(run: CollectiveRun, metrics: Mapping[str, Any], directory: Path) -> None:
+    """Write heat maps, hottest links and time against GPUs as PNG and SVG into ``directory``."""
+    import matplotlib
+
+    directory.mkdir()
+    last = run.result.last
+    figures = {"hottest_links": hottest_figure(metrics)}
+    if last.fabric.planes:
+        figures["link_use"] = heat_figure(last)
+    if time_against_gpus(metrics):
+        figures["time_against_gpus"] = time_figure(metrics)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dsv3sim"}):
+        for name, figure in figures.items():
+            figure.savefig(directory / f"{name}.png", dpi=150)
+            figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
+
+
+def heat_figure(variant: VariantResult) -> Figure:
+    """Use of the NICs' links, and of the cables of every plane."""
+    from matplotlib.figure import Figure
+
+    panels = [("NICs, link into the network", nic_heat(variant))]
+    panels += [
+        (f"plane {plane}, cables out of each switch", heat)
+        for plane in range(len(variant.fabric.planes))
+        for _, heat in [plane_heat(variant, plane)]
+        if heat.size
+    ]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * rows), layout="constrained")
+    all_axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    image = None
+    for axes, (title, heat) in zip(all_axes, panels, strict=False):
+        image = axes.imshow(heat, aspect="auto", cmap=_SCALE, vmin=0, vmax=1, interpolation="none")
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.tick_params(colors=MUTED, labelsize=7)
+    for axes in all_axes[len(panels) :]:
+        axes.set_visible(False)
+    if image is not None:
+        figure.colorbar(image, ax=list(all_axes), label="share of capacity used", shrink=0.8)
+    return figure
+
+
+def hottest_figure(metrics: Mapping[str, Any]) -> Figure:
+    """The hottest links as bars."""
+    from matplotlib.figure import Figure
+
+    links = metrics["links"][: 2 * HOTTEST]
+    figure = Figure(figsize=(7.5, 1.2 + 0.22 * max(len(links), 1)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(
+        [link["name"] for link in links], [link["utilisation"] for link in links], color=_COLOURS[0]
+    )
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of capacity used over the run")
+    axes.tick_params(labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def time_figure(metrics: Mapping[str, Any]) -> Figure:
+    """Time against the number of GPUs."""
+    from matplotlib.figure import Figure
+
+    microsecond = unit_factor("us", "time")
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(time_against_gpus(metrics).items()):
+        axes.plot(
+            [gpus for gpus, _ in points],
+            [seconds / microsecond for _, seconds in points],
+            marker="o",
+            markersize=3,
+            linestyle="-" if number % 2 == 0 else "--",
+            color=_COLOURS[number % len(_COLOURS)],
+            label=name,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("GPUs")
+    axes.set_ylabel("time (us)")
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.legend(frameon=False, fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
