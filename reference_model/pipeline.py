@@ -1,0 +1,451 @@
+"""Pipeline parallelism: a schedule as text in, a training step by real ranks in that order out.
+
+A schedule holds order only: one line a rank, whose actions are separated by spaces; an action is a
+chunk, or two joined by "&" that form one. A chunk is stage, work and micro-batch, "0F12":
+
+    F    forward of one micro-batch through one stage
+    B    its full backward
+    I    its backward for inputs only
+    W    the weight gradients that I put off
+
+`dsv3sim show schedule dualpipe --ranks 4 --microbatches 8` prints such lines; anything up to a "|"
+is a heading. Which rank runs which stage for which micro-batch follows from the order. Every rank
+performs its actions one after another, waits for what arrives from other ranks, and never for what
+it sends; an order that cannot be performed ends in a timeout. The two chunks of a pair run one
+after the other here: there is no second processor to overlap them on.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+
+from reference_model.config import ModelConfig
+from reference_model.layers import rotary_angles
+from reference_model.model import (
+    Embedding,
+    SavedHead,
+    SavedPrediction,
+    Stream,
+    Transformer,
+    head_input_grad,
+    head_loss,
+)
+from reference_model.moe import ExpertRows
+from reference_model.operators import Site
+from reference_model.precision import Recipe
+from reference_model.ranks import run_ranks
+
+PREDICTION_WEIGHT = 0.3
+
+_CHUNK = re.compile(r"(\d+)([FBIW])(\d+)")
+
+
+# -- the order -------------------------------------------------------------------------------------
+
+
+class Chunk(NamedTuple):
+    """One work of one stage on one micro-batch."""
+
+    stage: int
+    work: str
+    """F, B, I or W."""
+    microbatch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What every rank does, in order."""
+
+    ranks: tuple[tuple[tuple[Chunk, ...], ...], ...]
+    """[rank][action]: the chunks of the action."""
+
+    @property
+    def chunks(self) -> list[tuple[int, Chunk]]:
+        """Rank and chunk, of every action of every rank."""
+        return [
+            (rank, chunk)
+            for rank, actions in enumerate(self.ranks)
+            for action in actions
+            for chunk in action
+        ]
+
+    @property
+    def stages(self) -> int:
+        return 1 + max(chunk.stage for _, chunk in self.chunks)
+
+    @property
+    def microbatches(self) -> int:
+        return 1 + max(chunk.microbatch for _, chunk in self.chunks)
+
+    @property
+    def rank_of(self) -> dict[tuple[int, int], int]:
+        """(stage, micro-batch) -> rank."""
+        return {(c.stage, c.microbatch): rank for rank, c in self.chunks if c.work == "F"}
+
+
+def parse_order(text: str, *, source: str) -> Order:
+    """Read the order of all ranks; `source` is the name that errors give it.
+
+    Raises ValueError where an action cannot be read, or a micro-batch does not pass each stage once
+    forward and once backward on the same rank."""
+    ranks = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        actions = line.rpartition("|")[2].split()
+        ranks.append(tuple(_action(text, f"{source}, line {number}") for text in actions))
+    order = Order(tuple(ranks))
+    if not order.chunks:
+        raise ValueError(f"{source}: holds no action")
+    _check_complete(order, source)
+    return order
+
+
+def _action(text: str, where: str) -> tuple[Chunk, ...]:
+    matches = [_CHUNK.fullmatch(part) for part in text.split("&")]
+    chunks = [Chunk(int(m[1]), m[2], int(m[3])) for m in matches if m is not None]
+    if len(chunks) != len(matches):
+        raise ValueError(
+            f"{where}: action {text!r} is not stage, one of F, B, I, W, and micro-batch, such as"
+            " 0F12, nor a pair such as 0F12&7B3"
+        )
+    return tuple(chunks)
+
+
+def _check_complete(order: Order, source: str) -> None:
+    works: dict[tuple[int, int], list[tuple[str, int]]] = {}
+    for rank, chunk in order.chunks:
+        works.setdefault((chunk.stage, chunk.microbatch), []).append((chunk.work, rank))
+    for stage in range(order.stages):
+        for microbatch in range(order.microbatches):
+            found = works.get((stage, microbatch), [])
+            names = "".join(sorted(work for work, _ in found))
+            if names not in ("BF", "FIW") or len({rank for _, rank in found}) != 1:
+                raise ValueError(
+                    f"{source}: stage {stage} of micro-batch {microbatch} has"
+                    f" {found or 'nothing'}; allowed: F and B, or F, I and W, on one rank"
+                )
+
+
+# -- one stage -------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class SavedStage:
+    """What the backward of one micro-batch through one stage needs."""
+
+    tokens: Tensor
+    blocks: list[Any]
+    head: SavedHead | None
+    prediction: SavedPrediction | None
+
+
+class Stage:
+    """Some consecutive layers of a model; the first stage has the embedding as well, the last one
+    norm, head and the multi-token prediction module, with an embedding that it shares."""
+
+    def __init__(self, model: Transformer, *, stage: int, stages: int, weight: float) -> None:
+        """`weight` is that of a micro-batch's mean loss."""
+        config = model.config
+        layers = config.num_hidden_layers
+        self.first, self.last = stage == 0, stage == stages - 1
+        self.index = range(stage * layers // stages, (stage + 1) * layers // stages)
+        self.blocks = [model.blocks[i] for i in self.index]
+        self.norm, self.head = model.norm, model.lm_head
+        self.mtp = model.mtp if self.last else None
+        self.embedding: Embedding = model.embed_tokens
+        self.config = config
+        self.weight = weight
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts of the model that this stage has, under their names there."""
+        found: dict[str, nn.Module] = {
+            f"layers.{i}": block for i, block in zip(self.index, self.blocks, strict=True)
+        }
+        if self.first or self.mtp is not None:
+            found["embed_tokens"] = self.embedding
+        if self.last:
+            found |= {"norm": self.norm, "lm_head": self.head}
+        if self.mtp is not None:
+            found["mtp"] = self.mtp
+        return found
+
+    def forward(
+        self, tokens: Tensor, stream: Stream | None
+    ) -> tuple[Stream, float | None, SavedStage]:
+        """Sequences [S, .] of a micro-batch, and the stream that entered (none enters the first
+        stage) -> the stream that leaves, and in the last stage the total loss."""
+        inputs, angles, rows = self._inputs(tokens)
+        if stream is None:
+            stream = Stream(self.embedding(inputs), None)
+        saved = SavedStage(tokens, [], None, None)
+        for block in self.blocks:
+            stream, saved_block = block(stream, angles, rows)
+            saved.blocks.append(saved_block)
+        if not self.last:
+            return stream, None, saved
+        length = angles.length
+        targets = [tokens[:, by : by + length].reshape(-1) for by in (1, 2)]
+        loss, normed, saved.head = head_loss(self.norm, self.head, stream, targets[0])
+        total = float(loss)
+        if self.mtp is not None:
+            predicted, saved.prediction = self.mtp.loss(
+                normed, *targets, embedding=self.embedding, head=self.head, angles=angles, rows=rows
+            )
+            total += PREDICTION_WEIGHT * float(predicted)
+        return stream, total, saved
+
+    def input_grad(
+        self, saved: SavedStage, grad: Tensor | None
+    ) -> tuple[Tensor, list[Callable[[], None]]]:
+        """Gradient of the stream that left (none comes to the last stage) -> that of the stream
+        that entered [T, H], and the weight gradients, to be run in order."""
+        inputs, angles, rows = self._inputs(saved.tokens)
+        put_off: list[Callable[[], None]] = []
+        if self.last:
+            normed_grad = None
+            if self.mtp is not None:
+                assert saved.prediction is not None
+                normed_grad, prediction = self.mtp.input_grad(
+                    saved.prediction, self.embedding, self.head, angles, rows,
+                    weight=self.weight * PREDICTION_WEIGHT,
+                )  # fmt: skip
+                put_off.append(prediction.run)
+            assert saved.head is not None
+            grad, head = head_input_grad(
+                self.norm, self.head, saved.head, weight=self.weight, normed_grad=normed_grad
+            )
+            put_off.append(lambda: head.run(Site("weight_grad", "head")))
+        assert grad is not None
+        for block, saved_block in zip(self.blocks[::-1], saved.blocks[::-1], strict=True):
+            grad, weight_grads = block.input_grad(grad, saved_block, angles, rows)
+            put_off.append(weight_grads.run)
+        if self.first:
+            entered = grad
+            put_off.append(lambda: self.embedding.weight_grad(entered, inputs))
+        return grad, put_off
+
+    def _inputs(self, tokens: Tensor) -> tuple[Tensor, Any, ExpertRows]:
+        length = tokens.shape[1] - 1 - self.config.num_nextn_predict_layers
+        count = tokens.shape[0] * length
+        return (
+            tokens[:, :length].reshape(-1),
+            rotary_angles(self.config, length, device=tokens.device),
+            ExpertRows(received=count, expanded=count * self.config.num_experts_per_tok),
+        )
+
+
+# -- one rank --------------------------------------------------------------------------------------
+
+
+class _Mail:
+    """Tensors on their way between stages, through other processes or within this one."""
+
+    def __init__(self, order: Order, rank: int) -> None:
+        self.rank_of = order.rank_of
+        self.stages = order.stages
+        self.rank = rank
+        self.here: dict[int, Tensor] = {}
+        self.sent: list[tuple[Any, Tensor]] = []
+
+    def send(self, tensor: Tensor, work: str, *, to_stage: int, microbatch: int) -> None:
+        """Post what `work` (F or B) of `to_stage` on the micro-batch needs."""
+        peer, tag = self._address(work, to_stage, microbatch)
+        if peer == self.rank:
+            self.here[tag] = tensor
+        else:
+            tensor = tensor.contiguous()
+            self.sent.append((distributed.isend(tensor, peer, tag=tag), tensor))
+
+    def receive(
+        self, like: Tensor, work: str, *, stage: int, from_stage: int, microbatch: int
+    ) -> Tensor:
+        """Wait for what `work` of `stage` needs; `like` has its shape and type."""
+        peer = self.rank_of[from_stage, microbatch]
+        _, tag = self._address(work, stage, microbatch)
+        if peer == self.rank:
+            return self.here.pop(tag)
+        distributed.recv(like, peer, tag=tag)
+        return like
+
+    def finish(self) -> None:
+        """Wait until everything sent has been received."""
+        for request, _ in self.sent:
+            request.wait()
+
+    def _address(self, work: str, stage: int, microbatch: int) -> tuple[int, int]:
+        tag = (microbatch * self.stages + stage) * 2 + (work == "B")
+        return self.rank_of[stage, microbatch], tag
+
+
+def run_rank(
+    order: Order, rank: int, model: Transformer, tokens: Tensor
+) -> tuple[dict[int, float], dict[str, Tensor], int]:
+    """Perform the actions of `rank` on tokens [micro-batch, sequence, .]; the process group has the
+    order's ranks -> loss of each micro-batch that ended here, gradients of the stages that this
+    rank has, under the model's names, and the most chunks whose activations were held at once."""
+    held = {
+        number: Stage(model, stage=number, stages=order.stages, weight=1 / order.microbatches)
+        for number in sorted({c.stage for r, c in order.chunks if r == rank})
+    }
+    mail = _Mail(order, rank)
+    hidden = model.config.hidden_size
+    rows = tokens.shape[1] * (tokens.shape[2] - 1 - model.config.num_nextn_predict_layers)
+    losses: dict[int, float] = {}
+    saved: dict[tuple[int, int], SavedStage] = {}
+    put_off: dict[tuple[int, int], list[Callable[[], None]]] = {}
+    most_held = 0
+    for number, work, microbatch in (chunk for action in order.ranks[rank] for chunk in action):
+        stage, key = held[number], (number, microbatch)
+        if work == "F":
+            stream = None
+            if not stage.first:
+                like = torch.empty((2, rows, hidden), dtype=model.recipe.dtype)
+                both = mail.receive(
+                    like, "F", stage=number, from_stage=number - 1, microbatch=microbatch
+                )
+                stream = Stream(both[0], both[1])
+            stream, loss, saved[key] = stage.forward(tokens[microbatch], stream)
+            if loss is not None:
+                losses[microbatch] = loss
+            else:
+                assert stream.update is not None
+                both = torch.stack((stream.residual, stream.update))
+                mail.send(both, "F", to_stage=number + 1, microbatch=microbatch)
+            most_held = max(most_held, len(saved) + len(put_off))
+            continue
+        if work in "BI":
+            grad = None
+            if not stage.last:
+                like = torch.empty((rows, hidden), dtype=model.recipe.dtype)
+                grad = mail.receive(
+                    like, "B", stage=number, from_stage=number + 1, microbatch=microbatch
+                )
+            grad, put_off[key] = stage.input_grad(saved.pop(key), grad)
+            if not stage.first:
+                mail.send(grad, "B", to_stage=number - 1, microbatch=microbatch)
+        if work in "BW":
+            for weight_grad in put_off.pop(key):
+                weight_grad()
+    mail.finish()
+    return losses, _gradients(held.values()), most_held
+
+
+def _gradients(stages: Iterable[Stage]) -> dict[str, Tensor]:
+    """Gradients of the weights of stages, each once, under the model's names."""
+    modules = {name: module for stage in stages for name, module in stage.modules().items()}
+    return {
+        f"{prefix}.{name}": parameter.grad
+        for prefix, module in modules.items()
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+# -- against one rank ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineCheck:
+    """A step by a schedule's ranks beside the same step on one."""
+
+    losses: list[float]
+    """Total loss of each micro-batch."""
+    serial_losses: list[float]
+    largest_gradient_error: float
+    """Over all weights: norm of the difference over the norm of the serial gradient."""
+    weights: int
+    """Tensors whose gradients were compared."""
+    most_held: list[int]
+    """[rank]: most chunks whose activations were held at once."""
+    seconds: float
+    """Wall time of the ranks, their start included."""
+
+
+def check_pipeline(
+    order: Order,
+    config: ModelConfig,
+    *,
+    recipe: Recipe,
+    sequences: int,
+    context: int,
+    seed: int,
+    timeout_s: float,
+) -> PipelineCheck:
+    """Run one step, `sequences` of `context` tokens a micro-batch, by the order's ranks over gloo,
+    and serially. Raises ValueError where the model has fewer layers than the order has stages."""
+    if config.num_hidden_layers < order.stages:
+        raise ValueError(
+            f"the order has {order.stages} stages, the model only {config.num_hidden_layers} layers"
+        )
+    start = time.perf_counter()
+    results = run_ranks(
+        _step,
+        (order, config, recipe.name, recipe.kernels, sequences, context, seed),
+        ranks=len(order.ranks),
+        backend="gloo",
+        timeout_s=timeout_s,
+    )
+    seconds = time.perf_counter() - start
+    gradients: dict[str, Tensor] = {}
+    for _, parts, _ in results:
+        for name, part in parts.items():
+            gradients[name] = gradients[name] + part if name in gradients else part
+    model, tokens = _model_and_tokens(
+        order, config, recipe, sequences=sequences, context=context, seed=seed
+    )
+    serial_losses = []
+    for microbatch in tokens:
+        losses, saved = model.loss(microbatch, prediction_weight=PREDICTION_WEIGHT)
+        model.backward(saved, weight=1 / order.microbatches)
+        serial_losses.append(float(losses.total))
+    serial = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert gradients.keys() == serial.keys()
+    ended = {microbatch: loss for losses, _, _ in results for microbatch, loss in losses.items()}
+    return PipelineCheck(
+        losses=[ended[microbatch] for microbatch in range(order.microbatches)],
+        serial_losses=serial_losses,
+        largest_gradient_error=max(
+            float((gradients[name] - exact).norm() / exact.norm()) for name, exact in serial.items()
+        ),
+        weights=len(serial),
+        most_held=[held for _, _, held in results],
+        seconds=seconds,
+    )
+
+
+def _step(
+    rank: int,
+    ranks: int,
+    order: Order,
+    config: ModelConfig,
+    recipe: str,
+    kernels: str,
+    sequences: int,
+    context: int,
+    seed: int,
+) -> tuple[dict[int, float], dict[str, Tensor], int]:
+    """One rank's share of a step, in a process of its own."""
+    model, tokens = _model_and_tokens(
+        order, config, Recipe(recipe, kernels), sequences=sequences, context=context, seed=seed
+    )
+    with torch.no_grad():
+        return run_rank(order, rank, model, tokens)
+
+
+def _model_and_tokens(
+    order: Order, config: ModelConfig, recipe: Recipe, *, sequences: int, context: int, seed: int
+) -> tuple[Transformer, Tensor]:
+    """The same weights and micro-batches on every rank."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Transformer(config, recipe=recipe, device=torch.device("cpu"))
+    model.initialize(generator)
+    shape = (order.microbatches, sequences, context + 1 + config.num_nextn_predict_layers)
+    return model, torch.randint(config.vocab_size, shape, generator=generator)

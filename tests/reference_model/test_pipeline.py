@@ -1,0 +1,76 @@
+"""The schedules that are simulated can be executed: gradients equal those of one rank."""
+
+import pytest
+
+from reference_model.config import load_model_config
+from reference_model.pipeline import check_pipeline, parse_order
+from reference_model.precision import Recipe
+from simulator.workload.schedules import SCHEDULES, peak_in_flight, render_grid
+
+DEBUG = load_model_config("debug")
+
+
+def order_of(schedule):
+    return parse_order(render_grid(schedule), source=schedule.name)
+
+
+def check(order, **changes):
+    arguments = {
+        "recipe": Recipe("float32", "reference"), "sequences": 1, "context": 16, "seed": 0,
+        "timeout_s": 120.0,
+    }  # fmt: skip
+    return check_pipeline(order, DEBUG, **(arguments | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "microbatches"), [("dualpipe", 4, 8), ("dualpipev", 2, 4), ("zb1p", 2, 2)]
+)
+def test_a_step_in_the_order_of_a_schedule_has_the_gradients_of_a_serial_one(
+    name, ranks, microbatches
+):
+    schedule = SCHEDULES[name](ranks, microbatches)
+    result = check(order_of(schedule))
+    assert result.losses == pytest.approx(result.serial_losses, rel=1e-6)
+    assert result.largest_gradient_error < 1e-5
+    assert result.weights > 60
+    # What the simulator charges as activation memory is what the ranks really hold.
+    assert tuple(result.most_held) == peak_in_flight(schedule)
+
+
+def test_an_order_is_read_back_as_the_schedule_has_it():
+    schedule = SCHEDULES["dualpipe"](4, 10)
+    order = order_of(schedule)
+    assert (order.stages, order.microbatches) == (4, 10)
+    for ours, theirs in zip(order.ranks, schedule.actions, strict=True):
+        assert [
+            "&".join(f"{c.stage}{c.work}{c.microbatch}" for c in action) for action in ours
+        ] == [str(action) for action in theirs]
+
+
+def test_an_order_that_waits_in_a_circle_ends_in_time():
+    """Stage 0 wants the gradient of micro-batch 1 first, stage 1 its forward of micro-batch 0."""
+    order = parse_order("0F1 0B1 0F0 0B0\n1F0 1B0 1F1 1B1", source="circle")
+    with pytest.raises(Exception, match=r"(?i)time|finished"):
+        check(order, timeout_s=5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "test: holds no action"),
+        ("rank 0 | 0F0 0X0", "test, line 1: action '0X0' is not stage"),
+        ("0F0", r"stage 0 of micro-batch 0 has \[\('F', 0\)\]; allowed: F and B"),
+        ("0F0 0B0 0F1", "stage 0 of micro-batch 1"),
+        ("0F0\n0B0", "on one rank"),
+        ("0F0 2F0 0B0 2B0", "stage 1 of micro-batch 0 has nothing"),
+    ],
+)
+def test_orders_that_are_not_a_step_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_order(text, source="test")
+
+
+def test_more_stages_than_layers_are_refused():
+    order = order_of(SCHEDULES["1f1b"](8, 8))
+    with pytest.raises(ValueError, match="8 stages, the model only 4 layers"):
+        check(order)
