@@ -368,11 +368,21 @@ class Network:
         resources = self._crossed(paths)
         local = np.full(self.fabric.resources + 1, len(resources), dtype=np.int32)
         local[resources] = np.arange(len(resources))
-        # Hop by hop, each hop's column contiguous: that is how all of this is read.
-        everything = np.array([local[hop] for hop in paths.T]).T
-        local[~np.append(self._binds, False)] = len(resources)
-        hops = [local[hop] for hop in paths.T]
-        binding = np.array([hop for hop in hops if hop.min() < len(resources)] or hops[:1]).T
+        # Hops that hold nothing that can bind go last, so that what is solved is a view. Column by
+        # column and in place: with millions of flows, fresh memory costs more than arithmetic.
+        can_bind = np.append(self._binds, False)
+        binds = [bool(can_bind[hop].any()) for hop in paths.T]
+        order = sorted(range(len(binds)), key=lambda hop: not binds[hop])
+        everything = np.empty((len(order), len(paths)), dtype=np.int32).T
+        for place, hop in enumerate(order):
+            np.take(local, paths[:, hop], out=everything[:, place], mode="wrap")
+        binding = everything[:, : max(sum(binds), 1)]
+        never = np.flatnonzero(~self._binds[resources])
+        if len(never) and np.isin(binding, never).any():
+            keep = np.arange(len(resources) + 1, dtype=np.int32)
+            keep[never] = len(resources)
+            binding = keep[binding]
+        incidence = Incidence(binding, len(resources))
         if len(transfers) == 1 and len(row) == len(transfers[0].flows):
             multiplicity = transfers[0].flows.multiplicity
         else:
@@ -380,7 +390,6 @@ class Network:
             for index, transfer in enumerate(transfers):
                 mine = batch == index
                 multiplicity[mine] = transfer.flows.multiplicity[row[mine]]
-        incidence = Incidence(binding, len(resources))
         group = _Group(
             resources=resources,
             incidence=incidence,
@@ -418,11 +427,12 @@ class Network:
             return
         self._fill(group)
         self.solves += 1
-        until = _time_left(group.remaining[group.active], group.rate[group.active])
+        running: Any = slice(None) if group.active.all() else group.active
+        until = _time_left(group.remaining[running], group.rate[running])
         first = until.min()
-        together = until[until <= first * (1 + _SAME_INSTANT) + self.window]
+        until[until > first * (1 + _SAME_INSTANT) + self.window] = first
         generation = group.generation
-        timeout = self.env.timeout(float(together.max()))
+        timeout = self.env.timeout(float(until.max()))
         timeout.callbacks.append(lambda _: self._is_due(number, generation))
 
     def _is_due(self, number: int, generation: int) -> None:
@@ -474,16 +484,27 @@ class Network:
             group.active[finished] = False
             group.load -= group.incidence.load(group.multiplicity, finished)
             arrival = np.minimum(group.since + needed[done], now) + self._latency(group, finished)
+            if len(finished) == len(group.row) and len(group.transfers) == 1:
+                self._arrive(group.transfers[0], group.row, arrival)
+                group.since = now
+                return
             of_batch = group.batch[finished]
             for index in np.flatnonzero(np.bincount(of_batch)).tolist():
                 mine = of_batch == index
-                transfer = group.transfers[index]
-                transfer.finish[group.row[finished[mine]]] = arrival[mine]
-                transfer.waiting -= int(np.count_nonzero(mine))
-                if not transfer.waiting:
-                    last = float(np.nanmax(transfer.finish))
-                    self._fire(transfer, last - now)
+                self._arrive(group.transfers[index], group.row[finished[mine]], arrival[mine])
         group.since = now
+
+    def _arrive(self, transfer: Transfer, rows: Integers, times: Floats) -> None:
+        """Note when flows arrived, and let the transfer's event fire when the last one has."""
+        if len(rows) == len(transfer.finish):
+            transfer.finish = (
+                times if rows[0] == 0 and (np.diff(rows) == 1).all() else (times[np.argsort(rows)])
+            )
+        else:
+            transfer.finish[rows] = times
+        transfer.waiting -= len(rows)
+        if not transfer.waiting:
+            self._fire(transfer, float(transfer.finish.max()) - self.env.now)
 
     def _latency(self, group: _Group, flows: Integers) -> Floats:
         """Seconds that the last byte of each flow is on its way."""

@@ -63,21 +63,24 @@ def route(
     inputs = fabric.inputs
     flows = len(source)
     if flows > _CHUNK:
-        parts = [
-            route(
+        paths = np.full((flows, 0), -1, dtype=np.int32, order="F")
+        reachable = np.empty(flows, dtype=bool)
+        for at in range(0, flows, _CHUNK):
+            here = slice(at, min(at + _CHUNK, flows))
+            part = route(
                 fabric,
-                source[at : at + _CHUNK],
-                destination[at : at + _CHUNK],
-                choice=choice if np.ndim(choice) == 0 else np.asarray(choice)[at : at + _CHUNK],
+                source[here],
+                destination[here],
+                choice=choice if np.ndim(choice) == 0 else np.asarray(choice)[here],
                 rdma=rdma,
                 dead=dead,
             )
-            for at in range(0, flows, _CHUNK)
-        ]
-        return Routes(
-            stack_paths([part.paths for part in parts]),
-            np.concatenate([part.reachable for part in parts]),
-        )
+            if part.paths.shape[1] > paths.shape[1]:
+                paths = _widened(paths, part.paths.shape[1])
+            paths[here, : part.paths.shape[1]] = part.paths
+            paths[here, part.paths.shape[1] :] = -1
+            reachable[here] = part.reachable
+        return Routes(paths, reachable)
     pick = np.broadcast_to(np.asarray(choice, dtype=np.int64), (flows,))
     per_node = inputs.gpus_per_node
     inside = source // per_node == destination // per_node
@@ -110,6 +113,13 @@ def route(
     paths[outside] = between.paths
     reachable[outside] = between.reachable
     return Routes(paths, reachable)
+
+
+def _widened(paths: Indices, width: int) -> Indices:
+    wider = np.empty((len(paths), width), dtype=np.int32, order="F")
+    wider[:, : paths.shape[1]] = paths
+    wider[:, paths.shape[1] :] = -1
+    return wider
 
 
 def stack_paths(paths: list[Indices]) -> Indices:
