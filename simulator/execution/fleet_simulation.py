@@ -11,21 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hardware_profiles.low_latency_kernels import load_low_latency
 from simulator.execution.fleet import FleetRun, run_fleet
 from simulator.execution.fleet_log import FleetLog
-from simulator.execution.serving_step import (
-    ServingModel,
-    decode_step,
-    prefill_pass,
-    serving_model,
-    serving_step,
-)
+from simulator.execution.serving_model import ServingModel
+from simulator.execution.serving_run import prepare_serving
+from simulator.execution.serving_step import decode_step, prefill_pass, serving_step
 from simulator.execution.simulation import shipped_trace
 from simulator.execution.step_times import AffineStepTimes, InterpolatedStepTimes, StepTimes
 from simulator.fleet_job import FleetJob, PoolSpec, StepScenario
-from simulator.hardware.costs import COST_MODELS, calibration_measurements
-from simulator.scenario import Scenario, by_name, load_scenario
+from simulator.scenario import Scenario, load_scenario
 from simulator.workload.serving_memory import kv_capacity
 
 # Powers of two: a pass of 2^n tokens is made of whole prompts of any smaller power of two.
@@ -41,6 +35,8 @@ class FleetSimulation:
     job: FleetJob
     step_times: Mapping[str, StepTimes]
     """Of each pool."""
+    models: Mapping[str, ServingModel]
+    """The one-step models behind them: {"prefill", "decode"}, empty for coefficients."""
 
     @property
     def step_times_from(self) -> Mapping[str, str]:
@@ -77,20 +73,24 @@ def prepare_fleet(scenario: Scenario) -> FleetSimulation:
     """
     job = scenario.file.fleet
     assert job is not None, "simulate() chooses by the job that is there"
-    times = {name: _step_times(scenario, job, name) for name in job.pools}
-    return FleetSimulation(scenario, job, times)
+    models: dict[str, ServingModel] = {}
+    times: dict[str, StepTimes] = {}
+    for name, pool in job.pools.items():
+        if pool.affine is not None:
+            times[name] = AffineStepTimes(pool.affine)
+            continue
+        steps = {"prefill": pool.prefill_step, "decode": pool.decode_step}
+        of_pool = {
+            phase: _model(scenario, job, pool, step, where=f"fleet.{name}.{phase}_step")
+            for phase, step in steps.items()
+            if step is not None
+        }
+        times[name] = _interpolated(of_pool)
+        models |= of_pool
+    return FleetSimulation(scenario, job, times, models)
 
 
-def _step_times(scenario: Scenario, job: FleetJob, pool: str) -> StepTimes:
-    spec = job.pools[pool]
-    if spec.affine is not None:
-        return AffineStepTimes(spec.affine)
-    steps = {"prefill": spec.prefill_step, "decode": spec.decode_step}
-    models = {
-        phase: _model(scenario, job, spec, step, where=f"fleet.{pool}.{phase}_step")
-        for phase, step in steps.items()
-        if step is not None
-    }
+def _interpolated(models: Mapping[str, ServingModel]) -> StepTimes:
     return InterpolatedStepTimes(
         lambda batch, context: _decode_s(models["decode"], batch, context),
         lambda tokens, attended: _prefill_s(models["prefill"], tokens, attended),
@@ -127,23 +127,13 @@ def _model(
         checks["speculation.tokens_per_step"] = (drafted, job.tokens_per_step)
     for field, (has, wanted) in checks.items():
         if has != wanted:
-            shown = "is another" if hasattr(has, "model_fields") else f"is {has!r}"
-            needed = "the fleet's" if hasattr(has, "model_fields") else f"{wanted!r}"
+            plain = isinstance(has, str | int | float)
+            shown = f"is {has!r}" if plain else "is another"
+            needed = repr(wanted) if plain else "the fleet's"
             raise ValueError(
                 f"{where}: {field} of {named.scenario} {shown}; allowed here: {needed}"
             )
-    low_latency = step.all_to_all.low_latency
-    return serving_model(
-        step,
-        config=scenario.model,
-        cluster=scenario.cluster,
-        calibration=scenario.calibration,
-        cost_model=by_name(COST_MODELS, scenario.file.cost_model, "cost_model"),
-        measurements=calibration_measurements(scenario.calibration),
-        trace=shipped_trace(scenario.model, step.phase),
-        low_latency=None if low_latency is None else load_low_latency(low_latency),
-        seed=scenario.file.seed,
-    )
+    return prepare_serving(scenario, step, shipped_trace)
 
 
 def _kv_tokens(model: ServingModel) -> int:

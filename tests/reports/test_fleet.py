@@ -1,0 +1,97 @@
+"""A fleet's run directory, page and tables."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from reports.fleet import (
+    FIGURES_SHOWN,
+    LATENCIES,
+    charts,
+    fleet_run_tables,
+    format_figure,
+    write_fleet_run,
+)
+from simulator.analysis.fleet_metrics import measure_fleet
+from simulator.execution.fleet_simulation import FleetSimulation, prepare_fleet
+from simulator.scenario import load_scenario
+
+
+@pytest.fixture(scope="module")
+def run() -> tuple[FleetSimulation, dict[str, Any]]:
+    simulation = prepare_fleet(
+        load_scenario("mooncake_conversation", ["requests.limit=60", "sample_interval=100 ms"])
+    )
+    return simulation, measure_fleet(simulation)
+
+
+def test_the_run_directory_holds_everything_and_its_scenario_runs_again(
+    run: tuple[FleetSimulation, dict[str, Any]], tmp_path: Path
+) -> None:
+    simulation, metrics = run
+    directory = tmp_path / "run"
+    write_fleet_run(simulation, metrics, directory)
+    names = {path.name for path in directory.iterdir()}
+    assert names == {
+        "scenario.yaml",
+        "metrics.json",
+        "report.html",
+        "figures",
+        "time_series.parquet",
+    }
+    assert json.loads((directory / "metrics.json").read_text()) == metrics
+    again = measure_fleet(prepare_fleet(load_scenario(str(directory / "scenario.yaml"))))
+    assert again["ttft_s"] == metrics["ttft_s"]
+    series = pd.read_parquet(directory / "time_series.parquet")
+    assert len(series) == len(metrics["time_series"]["time_s"])
+
+
+def test_the_page_opens_without_a_network_and_shows_every_figure_with_its_definition(
+    run: tuple[FleetSimulation, dict[str, Any]], tmp_path: Path
+) -> None:
+    simulation, metrics = run
+    write_fleet_run(simulation, metrics, tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    # The chart library's own code mentions addresses; the page must load none.
+    outside_scripts = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+    assert not re.search(r'(?:src|href)="', outside_scripts)
+    assert "<script src" not in page
+    for label in (*LATENCIES.values(), *FIGURES_SHOWN.values()):
+        assert f"<td>{label}</td>" in page
+    shown = page.replace("&#34;", '"').replace("&#39;", "'")
+    assert metrics["definitions"]["goodput_requests_per_second"] in shown
+    for name in charts(metrics):
+        assert f'id="{name}"' in page
+
+
+def test_the_tables_show_every_latency_and_the_published_figures(
+    run: tuple[FleetSimulation, dict[str, Any]],
+) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(*fleet_run_tables("test", run[1]))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for label in LATENCIES.values():
+        assert label in text
+    assert "ideal prefix hits" in text
+    assert "stable" in text or "backlogged" in text or "overloaded" in text or "verdict" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        ("kv_occupancy", 0.1234, "12.3%"),
+        ("nodes", 226.75, "226.8"),
+        ("output_tokens_per_second_per_node", 14800.2, "14,800"),
+        ("tokens_per_second_per_user", None, "-"),
+        ("verdict", "stable", "stable"),
+        ("mean_wait_s", 0.25, "250 ms"),
+    ],
+)
+def test_figures_are_written_as_people_read_them(path: str, value: Any, text: str) -> None:
+    assert format_figure(path, value) == text

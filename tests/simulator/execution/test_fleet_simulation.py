@@ -1,0 +1,91 @@
+"""Fleets whose step times come from the one-step serving model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from simulator.analysis.fleet_metrics import measure_fleet
+from simulator.execution.fleet_log import CollectedLog
+from simulator.execution.fleet_simulation import prepare_fleet
+from simulator.execution.serving_step import decode_step, prefill_pass
+from simulator.execution.simulation import simulate
+from simulator.scenario import load_scenario
+
+FLEETS = (
+    "azure_code",
+    "azure_conversation",
+    "day6_service",
+    "mooncake_conversation",
+    "synthetic_1m",
+)
+
+
+@pytest.mark.parametrize("name", FLEETS)
+def test_a_short_run_of_every_shipped_fleet_finishes_all_requests(name: str) -> None:
+    scenario = load_scenario(name, ["requests.limit=150", "warm_up=0 s"])
+    metrics = measure_fleet(simulate(scenario))
+    assert metrics["requests"]["finished"] == 150
+    assert metrics["littles_law_error"] == pytest.approx(0.0, abs=1e-9)
+    # None of it is NaN or infinite.
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_step_times_between_grid_points_are_near_those_of_the_model() -> None:
+    simulation = prepare_fleet(load_scenario("day6_service"))
+    decode = simulation.step_times["decode"]
+    prefill = simulation.step_times["prefill"]
+    # The models behind them, asked directly at points off the grid.
+    models = simulation.models
+    direct = decode_step(models["decode"], 88, 4989 + 1).step_s
+    assert decode.decode_step_s(88, 4989) == pytest.approx(direct, rel=0.02)
+    direct = prefill_pass(models["prefill"], 12_288, 3072).step_s
+    assert prefill.prefill_pass_s(12_288, 1536) == pytest.approx(direct, rel=0.05)
+
+
+def test_the_kv_capacity_is_that_of_the_memory_model() -> None:
+    simulation = prepare_fleet(load_scenario("day6_service"))
+    tokens = simulation.step_times["decode"].kv_capacity_tokens
+    # 85 GB less weights, buffers and reserve, at 70,272 bytes a token.
+    assert 400_000 < tokens < 900_000
+    assert tokens % 64 == 0
+
+
+def test_the_same_scenario_gives_the_same_rows() -> None:
+    logs = []
+    for _ in range(2):
+        log = CollectedLog()
+        prepare_fleet(load_scenario("azure_code", ["requests.limit=50"])).run(log)
+        logs.append(log.all_requests().rows.tobytes())
+    assert logs[0] == logs[1]
+
+
+def test_a_trace_takes_the_place_of_the_synthetic_requests(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = [f"2023-11-16 18:00:0{n}.0000000,500,4" for n in range(5)]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+    scenario = load_scenario("azure_code", [f"requests.file={trace}", "warm_up=0 s"])
+    assert measure_fleet(simulate(scenario))["requests"]["arrived"] == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["decode.decode_step.scenario=prefill_ep32_day6"], "phase of prefill_ep32_day6"),
+        (["decode.decode_step.scenario=dualpipe_h800_2048"], "holds a training job"),
+        (["decode.decode_step.scenario=nothing"], "unknown scenario 'nothing'"),
+        (["decode.gpus_per_instance=72"], "gpus of decode_ep144_day6 is 144; allowed here: 72"),
+        (["decode.ranks=72"], "gpus / attention_tp of decode_ep144_day6 is 144"),
+        (["prefill.prefill_step.scenario=prefill_ep32_h100"], "cluster.node of prefill_ep32_h100"),
+        (
+            ["speculative_decoding={draft_tokens: 1, acceptance: 0.85}"],
+            "speculation.tokens_per_step of decode_ep144_day6 is 1.0; allowed here: 1.85",
+        ),
+        (["prefill.prefill_step=null"], "prefill: step times come from affine, or"),
+        (["cluster.nodes=10"], "the pools have 416 GPUs; allowed: at most the 80"),
+        (["requests.file=none.csv"], "needs format"),
+    ],
+)
+def test_a_deployment_that_is_not_the_pools_is_an_error(changes: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        measure_fleet(simulate(load_scenario("day6_service", ["requests.limit=5", *changes])))
