@@ -26,6 +26,12 @@ def add_commands(commands: Any) -> None:
     device.add_argument("--config", default="deepseek_v3", help="default: %(default)s")
     device.set_defaults(function=_device)
 
+    numerics = commands.add_parser("numerics", help="errors of the FP8 kernels against float64")
+    numerics.add_argument("--kernels", default="reference", help="backend (default: %(default)s)")
+    numerics.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    numerics.add_argument("--seed", type=int, default=0, help="of the inputs")
+    numerics.set_defaults(function=_numerics)
+
     links = commands.add_parser("links", help="time transfers between the GPUs of this host")
     links.add_argument("--out", type=Path, required=True, help="table to write")
     links.set_defaults(function=_links)
@@ -67,6 +73,28 @@ def _device(options: argparse.Namespace) -> None:
             f" {result.seconds:.4e} s over {SUSTAINED_SECONDS:g} s,"
             f" {result.clock_hz:.4e} Hz, {result.power_w:.0f} W"
         )
+
+
+def _numerics(options: argparse.Namespace) -> None:
+    import torch
+
+    from reference_model.numerics import kernel_errors, recipe_errors
+
+    device = torch.device(options.device)
+    print(f"{options.kernels} kernels on {device}, relative errors against float64")
+    print(f"{'kernel':<32}{'shape':<26}{'of inputs':>12}{'of operands':>14}")
+    for e in kernel_errors(
+        options.kernels, device=device, rows=512, features=384, k=2048, seed=options.seed
+    ):
+        operands = "" if e.of_operands is None else f"{e.of_operands:.2e}"
+        print(f"{e.name:<32}{e.shape:<26}{e.of_inputs:>12.2e}{operands:>14}")
+    print()
+    print("recipes on a CPU: scales per tensor; per tile; per tile with promoted sums")
+    print(f"{'k':>8}{'mean':>6}{'per tensor':>14}{'per tile':>14}{'promoted':>14}")
+    for r in recipe_errors(
+        lengths=(512, 2048, 7168, 16384), means=(0.0, 1.0), size=128, seed=options.seed
+    ):
+        print(f"{r.k:>8}{r.mean:>6g}{r.per_tensor:>14.3e}{r.per_tile:>14.3e}{r.promoted:>14.3e}")
 
 
 def _links(options: argparse.Namespace) -> None:

@@ -1,15 +1,11 @@
 """The absorbed attention core: Triton against torch, natively on a GPU, else interpreted."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
+from reference_model.kernels import mla_decode
 
-from reference_model.kernels import mla_decode  # noqa: E402
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def inputs(query_length: int, capacity: int, lengths: list[int], dtype: torch.dtype):

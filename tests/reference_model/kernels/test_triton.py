@@ -1,19 +1,14 @@
 """The Triton kernels against reference.py: natively where there is a GPU, else interpreted."""
 
 import inspect
-import os
 
 import pytest
 import torch
 
-from reference_model.kernels import BACKENDS, reference
+from reference_model.kernels import BACKENDS, load_backend, reference
+from reference_model.kernels import triton_backend as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
-
-from reference_model.kernels import load_backend  # noqa: E402
-from reference_model.kernels import triton_backend as kernels  # noqa: E402
 
 E4M3 = torch.float8_e4m3fn
 

@@ -1,16 +1,12 @@
 """The element-wise Triton kernels against the operators' own bodies, interpreted on a CPU."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
+from reference_model import operators
+from reference_model.kernels import triton_elementwise as kernels
 
-from reference_model import operators  # noqa: E402
-from reference_model.kernels import triton_elementwise as kernels  # noqa: E402
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 SITE = "forward:test:call"
 

@@ -1,0 +1,180 @@
+import csv
+
+import pytest
+import torch
+
+from reference_model import measure
+from reference_model.config import load_model_config
+from reference_model.gpu import local_choices
+from reference_model.kernels.device import check_multiple
+from reference_model.measure_grid import (
+    ALL_SMS,
+    elementwise_operators,
+    gemm,
+    requests,
+    trace_operators,
+    weight_gradient,
+    weight_shapes,
+)
+from reference_model.measured_calls import BUILDERS, build
+from reference_model.trace import KINDS
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    """The parts of measure() that need a GPU, replaced."""
+    monkeypatch.setattr(measure, "require_hopper", lambda: torch.device("cpu"))
+    monkeypatch.setattr(measure, "use_library_kernels", lambda: None)
+    monkeypatch.setattr(measure, "device_source", lambda _: "a test")
+    monkeypatch.setattr(measure, "_multiprocessors", lambda: ALL_SMS)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 1))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+
+def request(m: int, sms: int = ALL_SMS) -> measure.Request:
+    return measure.Request(gemm(m, 256, 128), "library", sms, partition=False)
+
+
+def lines(path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(tmp_path, without_gpu, monkeypatch, capsys):
+    asked = []
+
+    def time_request(request):
+        asked.append(request.operator["m"])
+        return 1e-4, 0.01, "graph"
+
+    monkeypatch.setattr(measure, "time_request", time_request)
+    out = tmp_path / "table.csv"
+    measure.measure([request(16), request(32)], out=out, deadline_s=60)
+    measure.measure([request(16), request(32), request(64)], out=out, deadline_s=60)
+    assert asked == [16, 32, 64]
+    assert [line["sizes"] for line in lines(out)] == [
+        "k=128;m=16;n=256",
+        "k=128;m=32;n=256",
+        "k=128;m=64;n=256",
+    ]
+    assert "[3/3] gemm k=128;m=64;n=256 fp8_e4m3 library 132 SMs: 1.0000e-04 s" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_row_says_under_which_conditions_it_was_measured(tmp_path, without_gpu, monkeypatch):
+    monkeypatch.setattr(measure, "time_request", lambda _: (1e-4, 0.01, "graph"))
+    out = tmp_path / "table.csv"
+    gradient = measure.Request(weight_gradient(256, 128, 512), "triton", 112, partition=True)
+    measure.measure([gradient, request(16, sms=108)], out=out, deadline_s=60)
+    first, second = lines(out)
+    assert first["conditions"] == (
+        "accumulate=1;limit=green_context;out_dtype=float32;repeats=7;set=dsv3sim_triton;"
+        "statistic=median;timing=graph"
+    )
+    assert "limit=sm_carveout" in second["conditions"]
+    assert second["sms"] == "108"
+
+
+def test_an_operator_that_does_not_fit_is_named_and_left_out(
+    tmp_path, without_gpu, monkeypatch, capsys
+):
+    def time_request(request):
+        if request.operator["m"] == 16:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return 1e-4, 0.01, "graph"
+
+    monkeypatch.setattr(measure, "time_request", time_request)
+    out = tmp_path / "table.csv"
+    measure.measure([request(16), request(32)], out=out, deadline_s=60)
+    assert len(lines(out)) == 1
+    assert "gemm k=128;m=16;n=256 fp8_e4m3 library 132 SMs: out of memory" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_table_with_other_columns_is_refused(tmp_path, without_gpu):
+    out = tmp_path / "table.csv"
+    out.write_text("kind,seconds\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"table.csv: columns are \['kind', 'seconds'\]"):
+        measure.measure([request(16)], out=out, deadline_s=60)
+
+
+@NO_GPU
+def test_without_a_gpu_the_command_says_so(tmp_path):
+    with pytest.raises(ValueError, match="no CUDA device found"):
+        measure.measure([], out=tmp_path / "table.csv", deadline_s=60)
+
+
+def test_every_traced_operator_can_be_built_but_those_that_need_peers():
+    config = load_model_config("deepseek_v3")
+    kinds = {r.operator.kind for r in requests(config, model="deepseek_v3")}
+    assert kinds <= set(BUILDERS)
+    assert {o.kind for o in trace_operators("deepseek_v3")} <= kinds
+    assert set(BUILDERS) <= set(KINDS)
+
+
+def test_the_grid_covers_every_weight_forward_and_backward():
+    config = load_model_config("deepseek_v3")
+    found = {
+        (r.operator["n"], r.operator["k"], r.operator["m"], r.operator.accumulate)
+        for r in requests(config, model="deepseek_v3")
+        if r.operator.kind == "gemm" and r.sms == ALL_SMS and r.kernels == "library"
+    }
+    for out, into in weight_shapes(config):
+        for m in (16, 4096, 16384):
+            assert (out, into, m, False) in found
+            assert (into, out, m, False) in found
+        assert (into, 4096, out, True) in found
+    assert (2112, 7168, 4096, False) in found
+
+
+def test_no_request_is_made_twice():
+    config = load_model_config("deepseek_v3")
+    wanted = requests(config, model="deepseek_v3")
+    assert len(set(wanted)) == len(wanted)
+
+
+@pytest.mark.parametrize("kind", ["add", "concat", "copy", "embedding_backward", "sum_heads"])
+def test_a_call_runs_the_operator_on_fresh_inputs(kind):
+    traced = [o for o in trace_operators("debug") if o.kind == kind]
+    # Builders give results of the operator's sizes; on a CPU only the smallest grid is run.
+    smallest = min(elementwise_operators(traced), key=lambda o: o.bytes_read)
+    build(smallest, kernels="reference", device=torch.device("cpu"))()
+
+
+def test_a_kind_that_needs_peers_is_refused():
+    dispatch = measure.Request(gemm(16, 256, 128), "library", 132, partition=False).operator
+    with pytest.raises(ValueError, match="kind 'dispatch' is not one of"):
+        build(
+            type(dispatch)(
+                **{
+                    **{name: getattr(dispatch, name) for name in type(dispatch).__slots__},
+                    "kind": "dispatch",
+                }
+            ),
+            kernels="library",
+            device=torch.device("cpu"),
+        )
+
+
+def test_local_choices_are_even_and_exactly_as_many_as_asked():
+    chosen = local_choices(
+        torch.zeros((1, 8), dtype=torch.int64), rows=100, local_experts=4, expert_rows=128
+    )
+    local = chosen[chosen >= 0]
+    assert chosen.shape == (100, 8)
+    assert torch.bincount(local).tolist() == [32, 32, 32, 32]
+    assert ((chosen >= 0).sum(dim=1) >= 1).all()
+    with pytest.raises(ValueError, match="expert_rows = 90"):
+        local_choices(
+            torch.zeros((1, 8), dtype=torch.int64), rows=100, local_experts=4, expert_rows=90
+        )
+
+
+def test_a_size_that_cannot_be_addressed_is_named():
+    with pytest.raises(ValueError, match="k = 200: allowed multiples of 16"):
+        check_multiple(k=200)

@@ -1,0 +1,80 @@
+"""The profile of one full-size layer, recorded on an H200 and shipped as a fixture."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from reference_model.config import load_model_config
+from reference_model.measure_grid import WORKLOADS
+from reference_model.precision import Recipe
+from reference_model.profiling import LayerProfile, profile_moe_layer, save_profile
+from reference_model.recorder import Workload, record_layer
+
+FIXTURE = Path(__file__).parent / "data" / "moe_layer_h200.json"
+
+
+@pytest.fixture(scope="module")
+def events() -> list[dict]:
+    return json.loads(FIXTURE.read_text(encoding="utf-8"))["traceEvents"]
+
+
+@pytest.fixture(scope="module")
+def on_meta() -> list[dict]:
+    """What the same layer issues on the meta device."""
+    recorded = record_layer(
+        load_model_config("deepseek_v3"),
+        "moe",
+        Workload(**WORKLOADS["train"]),
+        recipe=Recipe("fp8", "reference"),
+    ).recorded
+    return [
+        {
+            "operator": o.name,
+            "kind": o.kind,
+            "phase": o.phase,
+            "segment": o.segment,
+            "recompute": o.recompute,
+            "dtype": o.dtype,
+            "out_dtype": o.out_dtype,
+            "sizes": dict(o.sizes),
+        }
+        for o in (r.operator for r in recorded)
+    ]
+
+
+def test_operators_recorded_on_cuda_equal_those_recorded_on_meta(events, on_meta):
+    assert [e["args"] for e in events if e["cat"] == "cpu_op"] == on_meta
+
+
+def test_every_operator_launched_a_kernel(events):
+    operators = {e["args"]["operator"] for e in events if e["cat"] == "cpu_op"}
+    assert {e["args"]["operator"] for e in events if e["cat"] != "cpu_op"} == operators
+    assert all(e["dur"] > 0 for e in events)
+
+
+def test_a_kernel_belongs_to_one_stream_and_does_not_overlap_the_next(events):
+    kernels = [e for e in events if e["cat"] != "cpu_op"]
+    assert len({e["args"]["stream"] for e in kernels}) == 1
+    for earlier, later in pairwise(kernels):
+        assert later["ts"] >= earlier["ts"] + earlier["dur"] - 0.01
+
+
+def test_a_profile_is_written_one_event_a_line(tmp_path, events):
+    path = tmp_path / "profile.json"
+    save_profile(LayerProfile([], {"traceEvents": events}), path)
+    assert json.loads(path.read_text(encoding="utf-8"))["traceEvents"] == events
+    assert path.read_text(encoding="utf-8").count("\n") == len(events) + 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+def test_without_a_gpu_the_command_says_so():
+    with pytest.raises(ValueError, match="no CUDA device found"):
+        profile_moe_layer(
+            load_model_config("debug"),
+            Workload(256, 256, 1, 512, 384, 2),
+            recipe=Recipe("fp8", "library"),
+            seed=0,
+        )
