@@ -20,6 +20,7 @@ from reference_model.config import ModelConfig
 from reference_model.trace import Operator, OperatorTrace
 from simulator.execution.step_order import TaskOrder, task_order
 from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.transfer import KERNEL_SET as TRANSFERRED
 from simulator.serving_job import ServingStepJob
 from simulator.workload.experts import (
     ExpertPlacement,
@@ -61,6 +62,8 @@ class KernelSource:
     costs: KernelCostModel
     received_per_token: float
     """GPUs that normal dispatch delivers a token to, on random router scores."""
+    transferred: frozenset[tuple[str, str, str]]
+    """(kind, operand type, result type) of kernels whose times come from another GPU."""
     predicted: dict[tuple[Operator, int, bool], tuple[float, float, float, int]]
     """Kernel times already asked for: (operator, SMs, all-to-all beside it) -> seconds, low, high,
     provenance. Over a grid of batches and contexts most operators come back."""
@@ -123,11 +126,12 @@ def kernel_source(
     _check(job, config=config, cluster=cluster)
     rng = np.random.default_rng(seed)
     ranks = job.gpus // job.expert_tp
+    rows = [row for row in measurements if row.kind not in _TRAINING_ONLY]
     costs = cost_model(
         cluster=cluster,
         calibration=calibration,
         expert_parallel_ranks=_whole_nodes(ranks, cluster.node.gpus),
-    ).fit([row for row in measurements if row.kind not in _TRAINING_ONLY])
+    ).fit(rows)
 
     def reached(destinations: int) -> float:
         if config.n_routed_experts % destinations:
@@ -150,7 +154,13 @@ def kernel_source(
         costs.all_to_all_.nodes_per_token = reached(_nodes(ranks, cluster.node.gpus))
         costs.all_to_all_.ranks_per_token = received
     return KernelSource(
-        calibration=calibration, costs=costs, received_per_token=received, predicted={}
+        calibration=calibration,
+        costs=costs,
+        received_per_token=received,
+        transferred=frozenset(
+            (row.kind, row.dtype, row.out_dtype) for row in rows if row.kernel_set == TRANSFERRED
+        ),
+        predicted={},
     )
 
 

@@ -6,6 +6,7 @@ the wire between them) and the collectives of tensor parallelism.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from hardware_profiles.schema import Estimate, TimeEstimate
 from reference_model.trace import Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
 from simulator.hardware.kernel_curves import EXTRAPOLATED, INTERPOLATED, MEASURED, PROVENANCES
+from simulator.hardware.transfer import ERROR as TRANSFER_ERROR
 from simulator.workload.serving_lowering import LayerOperators
 
 Array = NDArray[np.float64]
@@ -94,7 +96,18 @@ def _predicted(
             new.seconds.tolist(), new.low.tolist(), new.high.tolist(), new.provenance, strict=True
         )
         for key, (value, least, most, source) in zip(missing, columns, strict=True):
-            model.kernels.predicted[key] = (value, least, most, codes[str(source)])
+            operator, code = key[0], codes[str(source)]
+            family = (operator.kind, operator.dtype, operator.out_dtype)
+            if family not in model.kernels.transferred:
+                model.kernels.predicted[key] = (value, least, most, code)
+                continue
+            # Measured, but on another GPU.
+            model.kernels.predicted[key] = (
+                value,
+                value - math.hypot(value - least, TRANSFER_ERROR * value),
+                value + math.hypot(most - value, TRANSFER_ERROR * value),
+                max(code, EXTRAPOLATED),
+            )
     rows = [model.kernels.predicted[key] for key in asked]
     times = np.array([row[:3] for row in rows]).reshape(-1, 3).T
     return times[0], times[1], times[2], np.array([row[3] for row in rows], dtype=np.intp)
