@@ -37,6 +37,17 @@ REPORT_FILE, FIGURES_DIRECTORY = "report.html", "figures"
 HOTTEST = 12
 """Links in the table of the hottest."""
 
+SHORT_NAMES: Mapping[str, str] = {
+    "multi_plane_fat_tree": "MPFT",
+    "multi_rail_fat_tree": "MRFT",
+    "fat_tree_2": "FT2",
+    "fat_tree_3": "FT3",
+    "slim_fly": "SF",
+    "dragonfly": "DF",
+    "nvlink_domain": "NVLink",
+}
+"""What the Insights paper calls the topologies, for narrow columns."""
+
 _ROWS_DRAWN = 128
 """Switches of a plane in a heat map; of larger planes the busiest."""
 
@@ -56,7 +67,10 @@ def collective_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     headline.add_column("simulated", justify="right")
     for label, text in _headline(metrics):
         headline.add_row(label, text)
-    tables = [headline, _table("operations", OPERATION_COLUMNS, operation_cells(metrics))]
+    same, columns, rows = what_varies(OPERATION_COLUMNS, operation_cells(metrics))
+    for label, text in same:
+        headline.add_row(label, text)
+    tables = [headline, _table("operations", columns, rows)]
     if metrics["published"]:
         tables.append(
             _table("beside published figures", PUBLISHED_COLUMNS, published_cells(metrics))
@@ -66,9 +80,19 @@ def collective_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 
 
 OPERATION_COLUMNS = (
-    "operation", "form", "topology", "routing", "GPUs", "size a GPU", "time", "mean GPU",
-    "bandwidth, own share in", "bandwidth, own share out", "nodes a token",
-)  # fmt: skip
+    "operation",
+    "form",
+    "topology",
+    "routing",
+    "GPUs",
+    "size a GPU",
+    "time",
+    "with own share",
+    "without",
+    "nodes a token",
+)
+"""Columns of the operations; both bandwidths are of one GPU, own share counted or not."""
+
 PUBLISHED_COLUMNS = ("figure", "published", "simulated", "error", "kind")
 LINK_COLUMNS = ("link", "bytes", "use")
 
@@ -79,18 +103,38 @@ def operation_cells(metrics: Mapping[str, Any]) -> list[list[str]]:
         [
             row["operation"],
             row["algorithm"],
-            row["topology"],
+            SHORT_NAMES[row["topology"]],
             row["routing"],
             f"{row['gpus']:,}" if row["groups"] == 1 else f"{row['groups']} x {row['group_gpus']}",
             format_bytes(row["size_bytes"]),
             _or_dash(row["completion_s"], format_seconds),
-            _or_dash(row["mean_gpu_s"], format_seconds),
             _or_dash(row["algorithm_bandwidth_bytes_per_s"], format_bandwidth),
             _or_dash(row["bus_bandwidth_bytes_per_s"], format_bandwidth),
             _or_dash(row["nodes_per_token"], "{:.2f}".format),
         ]
         for row in metrics["rows"]
     ]
+
+
+def what_varies(
+    columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[tuple[str, str]], list[str], list[list[str]]]:
+    """Split a table into what is the same in every row, and the columns that tell rows apart.
+
+    Figures stay in the table even where they are equal.
+    """
+    figures = columns.index("GPUs")
+    kept = [
+        number
+        for number in range(len(columns))
+        if figures <= number < len(columns) - 1 or len({row[number] for row in rows}) > 1
+    ]
+    same = [
+        (columns[number], rows[0][number])
+        for number in range(len(columns))
+        if number not in kept and rows[0][number] != "-"
+    ]
+    return same, [columns[n] for n in kept], [[row[n] for n in kept] for row in rows]
 
 
 def published_cells(metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -138,7 +182,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number and len(columns) < 6 else "left")
+        table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
     return table
@@ -316,7 +360,7 @@ def time_against_gpus(metrics: Mapping[str, Any]) -> dict[str, list[tuple[int, f
     for row in metrics["rows"]:
         if row["completion_s"] is not None:
             size = "" if row["nodes_per_token"] else f", {format_bytes(row['size_bytes'])}"
-            name = f"{row['operation']}, {row['topology']}, {row['routing']}{size}"
+            name = f"{row['operation']}, {SHORT_NAMES[row['topology']]}, {row['routing']}{size}"
             lines.setdefault(name, []).append((row["gpus"], row["completion_s"]))
     return {name: sorted(points) for name, points in lines.items() if len(points) > 1}
 
@@ -464,6 +508,9 @@ def heat_figure(variant: VariantResult) -> Figure:
     for axes, (title, heat) in zip(all_axes, panels, strict=False):
         image = axes.imshow(heat, aspect="auto", cmap=_SCALE, vmin=0, vmax=1, interpolation="none")
         axes.set_title(title, loc="left", fontsize=9)
+        is_nic = title.startswith("NIC")
+        axes.set_xlabel("node" if is_nic else "cable", fontsize=8)
+        axes.set_ylabel("NIC" if is_nic else "switch", fontsize=8)
         axes.tick_params(colors=MUTED, labelsize=7)
     for axes in all_axes[len(panels) :]:
         axes.set_visible(False)
@@ -512,6 +559,6 @@ def time_figure(metrics: Mapping[str, Any]) -> Figure:
     axes.set_xlabel("GPUs")
     axes.set_ylabel("time (us)")
     axes.grid(color=GRID, linewidth=0.7)
-    axes.legend(frameon=False, fontsize=7)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -77,6 +77,8 @@ class Operation(Profile):
     """hot_experts: all-to-all sizes drawn at random around the given one (log-normal by
     destination, uniform by pair)."""
     moe: MoeTraffic | None = None
+    queue_pairs: PositiveInt = 1
+    """Connections between two GPUs; ECMP hashes each by itself."""
     sms: PositiveInt | None = None
     """SMs that normal dispatch and combine kernels take."""
     start: TimeValue = 0.0

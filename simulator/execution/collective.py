@@ -330,7 +330,7 @@ def _outcome(work: Work, fabric: Fabric) -> OperationResult:
 
 
 def _link_use(network: Network, fabric: Fabric, seconds: float) -> LinkUse:
-    carried = np.where(fabric.is_bundle(), 0.0, network.link_bytes())
+    carried = network.link_bytes()
     used = np.flatnonzero(carried)
     capacity = fabric.capacity[used] * max(seconds, np.finfo(float).tiny)
     return LinkUse(

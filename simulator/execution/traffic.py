@@ -9,7 +9,7 @@ from simulator.collective_job import MoeTraffic, Operation
 from simulator.hardware import collectives
 from simulator.hardware.collectives import Copies, Phase
 from simulator.hardware.fairness import Floats, Integers
-from simulator.hardware.network import Transfer, make_flows
+from simulator.hardware.network import Flows, Transfer, make_flows
 from simulator.hardware.topology import Fabric
 from simulator.workload.gating import random_scores, select_experts
 
@@ -78,6 +78,8 @@ def prepare(
             phases = _COLLECTIVES[operation.name](
                 groups, total, fabric=fabric, algorithm=operation.form, step=step
             )
+    for phase in phases:
+        phase.flows = _over_queue_pairs(phase.flows, operation.queue_pairs)
     return [Work(operation, operation.name, phases, gpus, len(groups), total, own, False)]
 
 
@@ -87,6 +89,19 @@ _COLLECTIVES = {
     "all_reduce": collectives.all_reduce,
     "broadcast": collectives.broadcast,
 }
+
+
+def _over_queue_pairs(flows: Flows, number: int) -> Flows:
+    """Divide every flow evenly over several connections."""
+    if number == 1:
+        return flows
+    return make_flows(
+        np.repeat(flows.source, number),
+        np.repeat(flows.destination, number),
+        np.repeat(flows.size / number, number),
+        choice=np.tile(np.arange(number), len(flows)),
+        rdma=flows.rdma,
+    )
 
 
 def _all_to_all(

@@ -149,7 +149,7 @@ class Network:
         self.fabric = fabric
         self.window = window
         self.carried = np.zeros(fabric.resources)
-        """[resources], bytes on the wire so far, bundles with their own total."""
+        """[resources], bytes on the wire of flows that are done; links and bundles apart."""
         self.solves = 0
         self.stalled: list[str] = []
         """One line for each transfer that a failure has cut off."""
@@ -198,7 +198,7 @@ class Network:
         return mask if mask.any() else None
 
     def link_bytes(self) -> Floats:
-        """Bytes on the wire of each link so far [resources]; bundles have theirs as well."""
+        """Bytes on the wire of each link so far [resources]; bundles' are on their links."""
         carried = self.carried.copy()
         for group in self._groups.values():
             carried += self._moved(group)
@@ -224,13 +224,12 @@ class Network:
         arrivals, self._arrivals = self._arrivals, []
         struck, self._struck = self._struck, []
         due, self._due = self._due, []
+        survivors: list[tuple[_Group, Integers]] = []
         if struck:
+            survivors = self._break_up(list(self._groups))
             self._apply(struck)
-            arrivals_and_survivors = self._break_up(list(self._groups))
-        else:
-            arrivals_and_survivors = []
-        if arrivals or arrivals_and_survivors:
-            self._regroup(arrivals, arrivals_and_survivors)
+        if arrivals or survivors:
+            self._regroup(arrivals, survivors)
         for number in due:
             if number in self._groups:
                 group = self._groups[number]
@@ -239,8 +238,7 @@ class Network:
 
     def _apply(self, struck: list[Failure]) -> None:
         # What was carried so far went over the links as they were.
-        for group in self._groups.values():
-            self._advance(group)
+        self.carried = self.link_bytes()
         for failure in struck:
             self._factor[struck_resources(self.fabric, failure)] *= failure.factor
         alive = self._factor > 0

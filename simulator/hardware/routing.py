@@ -160,16 +160,25 @@ def _route_between_nodes(
     )
     if dead is None or found.reachable.all() or inputs.nvlink_bandwidth is None:
         return found
-    # Other NICs, starting at a different one for each pair so that the load spreads.
-    nics = inputs.nics_per_node
-    for attempt in range(nics + 1):
+    alive = ~dead[
+        np.array(
+            [
+                [fabric.nic_link(node, nic, "up") for nic in range(inputs.nics_per_node)]
+                for node in range(inputs.nodes)
+            ]
+        )
+    ]  # [nodes, nics]
+    for attempt in range(inputs.nics_per_node):
         lost = np.flatnonzero(~found.reachable)
         if not len(lost):
             break
-        if attempt == 0:
-            nic = own[lost]
-        else:
-            nic = (source[lost] + destination[lost] // per_node + choice[lost] + attempt) % nics
+        # One of the NICs that both nodes still have; in turn over pairs of nodes, so that the load
+        # spreads over the NICs of the sender as well as of the receiver.
+        start, end = source[lost] // per_node, destination[lost] // per_node
+        usable = alive[start] & alive[end]
+        number = usable.sum(axis=1)
+        turn = (start + end + own[lost] + choice[lost] + attempt) % np.maximum(number, 1)
+        nic = np.argmax(usable & (np.cumsum(usable, axis=1) == turn[:, None] + 1), axis=1)
         again = _through(
             fabric,
             source[lost],

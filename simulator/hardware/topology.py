@@ -186,11 +186,8 @@ class Fabric:
         return names
 
     def spread_over_links(self, carried: Floats, capacity: Floats) -> Floats:
-        """Divide what bundles carried among their links by capacity; returns [resources].
-
-        Bundles keep their own total, so the links are what sums to the traffic.
-        """
-        spread = carried.copy()
+        """Move what bundles carried to their links, in proportion to capacity; [resources]."""
+        spread = np.where(self.is_bundle(), 0.0, carried)
         for plane, network in enumerate(self.planes):
             if not network.bundles:
                 continue
