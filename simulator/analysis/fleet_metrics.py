@@ -18,7 +18,7 @@ import numpy as np
 
 from hardware_profiles.schema import ClusterProfile
 from simulator.analysis.streaming import Floats, LogHistogram, TimeBins
-from simulator.execution.fleet import FleetRun
+from simulator.execution.fleet_accounts import FleetRun
 from simulator.execution.fleet_log import Block, Outcome
 from simulator.execution.fleet_simulation import FleetSimulation
 from simulator.fleet_job import FleetJob

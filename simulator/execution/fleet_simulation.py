@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from simulator.execution.fleet import FleetRun, run_fleet
+from simulator.execution.fleet import run_fleet
+from simulator.execution.fleet_accounts import FleetRun
 from simulator.execution.fleet_log import FleetLog
 from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_run import prepare_serving

@@ -82,6 +82,8 @@ class PrefillQueue:
         return not self._waiting and not self._partials
 
     def push(self, live: LiveRequest) -> None:
+        # What an earlier attempt computed was lost with its instance, or preempted.
+        live.computed = 0
         heapq.heappush(self._waiting, (live.order, live))
         self.cost_s += live.cost_s
 

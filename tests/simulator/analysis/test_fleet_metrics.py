@@ -12,7 +12,8 @@ from simulator.analysis.fleet_metrics import (
     fleet_metrics,
     fleet_time_series,
 )
-from simulator.execution.fleet import FleetRun, run_fleet
+from simulator.execution.fleet import run_fleet
+from simulator.execution.fleet_accounts import FleetRun
 from simulator.execution.fleet_log import CollectedLog, Outcome
 from simulator.execution.step_times import AffineStepTimes
 from simulator.fleet_job import AffineStepTimes as AffineCoefficients

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hardware_profiles.schema import ClusterProfile, load_cluster
-from simulator.execution.fleet import FleetRun, run_fleet
+from simulator.execution.fleet import run_fleet
+from simulator.execution.fleet_accounts import FleetRun
 from simulator.execution.fleet_log import Block, CollectedLog, Outcome
 from simulator.execution.step_times import AffineStepTimes
 from simulator.fleet_job import AffineStepTimes as AffineCoefficients
