@@ -137,18 +137,19 @@ class _Fleet:
                     self._accounts.end_arrivals()
                 return
             request.arrival_s = self._env.now
-            yield self._submit(request)
+            ended = self._accounts.end_of(request)
+            self._submit(request)
+            yield ended
 
-    def _submit(self, request: Request) -> simpy.Event:
-        """Take a request in, or reject it; the event happens when it has ended."""
+    def _submit(self, request: Request) -> None:
+        """Take a request in, or reject it."""
         live = LiveRequest(request)
-        ended = self._accounts.arrive(live)
+        self._accounts.arrive(live)
         reason = self._reason_to_reject(request)
         if reason is None:
             self._router.route(live)
         else:
             self._accounts.end(live, reason)
-        return ended
 
     def _reason_to_reject(self, request: Request) -> Outcome | None:
         if not (self._router.prefilling and self._router.decoding):

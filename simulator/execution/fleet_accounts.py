@@ -13,7 +13,7 @@ import simpy
 from simulator.execution.fleet_instance import Instance
 from simulator.execution.fleet_log import LogWriter, Outcome
 from simulator.execution.fleet_request import LiveRequest
-from simulator.workload.requests import ReadCounts
+from simulator.workload.requests import ReadCounts, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +78,20 @@ class Accounts:
         self._last_arrival_s = 0.0
         self._request_seconds = 0.0
         self._changed_s = 0.0
-        self._awaited: dict[LiveRequest, simpy.Event] = {}
+        self._awaited: dict[int, simpy.Event] = {}
         self._in_service_s: dict[Instance, float] = {}
         self._in_service_since: dict[Instance, float] = {}
 
-    def arrive(self, live: LiveRequest) -> simpy.Event:
-        """Book a request in; the event happens when it has ended."""
+    def end_of(self, request: Request) -> simpy.Event:
+        """The event of the end of a request that is about to arrive."""
+        return self._awaited.setdefault(request.index, self._env.event())
+
+    def arrive(self, live: LiveRequest) -> None:
+        """Book a request in."""
         self.arrived += 1
         self._last_arrival_s = self._env.now
         self._integrate()
         self.inside[live] = None
-        ended = self._awaited[live] = self._env.event()
-        return ended
 
     def end_arrivals(self) -> None:
         """No further request comes."""
@@ -110,7 +112,9 @@ class Accounts:
             reason = outcome.name.removeprefix("REJECTED_").lower()
             self._rejected[reason] = self._rejected.get(reason, 0) + 1
         self._log.request(live.row(self._env.now, outcome))
-        self._awaited.pop(live).succeed()
+        awaited = self._awaited.pop(live.request.index, None)
+        if awaited is not None:
+            awaited.succeed()
         self._check_done()
 
     def enter_service(self, instance: Instance) -> None:
