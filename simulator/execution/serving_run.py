@@ -22,7 +22,7 @@ from simulator.execution.serving_model import (
     kernel_source,
     serving_model,
 )
-from simulator.execution.serving_step import ServingStep, decode_step, prefill_pass, serving_step
+from simulator.execution.serving_step import ServingStep, decode_step, serving_step
 from simulator.execution.tpot_limit import TpotLimit, tpot_limit
 from simulator.hardware.costs import COST_MODELS, calibration_measurements
 from simulator.scenario import Scenario, by_name
@@ -163,11 +163,6 @@ def _kernels(
     )
 
 
-def capacity_of(model: ServingModel) -> KvCapacity:
-    """KV-cache room of one GPU of a deployment."""
-    return _capacity(serving_step(model, interval=False))
-
-
 def _capacity(step: ServingStep) -> KvCapacity:
     model = step.model
     return kv_capacity(
@@ -176,50 +171,6 @@ def _capacity(step: ServingStep) -> KvCapacity:
         cluster=model.cluster,
         operators=[op for layer in step.operators.values() for op in layer.operators],
     )
-
-
-class DeploymentStepTimes:
-    """Step times of a prefill and a decode deployment, for a fleet to ask; every answer is kept.
-
-    The interface is that of step_times.StepTimes' models: seconds at whole batches, tokens and
-    contexts, to be interpolated by the caller.
-    """
-
-    def __init__(self, *, prefill: ServingModel, decode: ServingModel) -> None:
-        self._prefill = prefill
-        self._decode = decode
-        self._known: dict[tuple[str, int, int], float] = {}
-        self.kv_capacity_tokens = capacity_of(decode).tokens
-
-    def decode_seconds(self, batch: int, context: int) -> float:
-        """One decode step of `batch` requests a GPU with `context` tokens each."""
-        key = ("decode", batch, context)
-        if key not in self._known:
-            self._known[key] = decode_step(self._decode, batch, context).step_s
-        return self._known[key]
-
-    def prefill_seconds(self, tokens: int, attended: int) -> float:
-        """One prefill pass of `tokens` new tokens a GPU, each of which attends to `attended` on
-        average, itself included: (n + 1) / 2 for a prompt of n tokens in one piece.
-
-        Tokens make equal pieces of at most 2 `attended` - 1; a piece shorter than that follows
-        cached tokens, so that the mean stays what it is. Micro-batches take whole pieces where
-        there are enough, else one piece is cut between them.
-        """
-        key = ("prefill", tokens, attended)
-        if key not in self._known:
-            parts = self._prefill.job.micro_batches
-            longest = max(1, 2 * attended - 1)
-            pieces = -(-tokens // longest)
-            pieces = pieces if pieces == 1 else -(-pieces // parts) * parts
-            length = max(1, -(-tokens // pieces))
-            if pieces == 1:
-                length += -length % parts
-            # mean attended = cached + (length + 1) / 2
-            cached = max(0, round(attended - (length + 1) / 2))
-            step = prefill_pass(self._prefill, pieces * length, length, cached=cached)
-            self._known[key] = step.step_s
-        return self._known[key]
 
 
 def _without_slowdown(scenario: Scenario, model: ServingModel) -> ServingModel:

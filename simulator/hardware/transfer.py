@@ -6,9 +6,9 @@ kernel's bytes explain at the copy rate that the GPU achieves goes with the memo
     t' = t (1 + f (B / B' - 1)),   f = min(1, bytes / (achieved share x B) / t)
 
 Only kernels that the H800 table lacks in their inference form are taken over: small element-wise
-ones, products a head, BF16 products, sampling. Of two versions of a kernel the faster counts. What
-remains unknown (other kernels, other clocks) is `ERROR`, each way: the difference in median between
-the two GPUs' FP8 GEMM tables at real shapes.
+ones, products a head, BF16 products, sampling, the gate as one kernel. Of two versions of a kernel
+the faster counts. What remains unknown (other kernels, other clocks) is `ERROR`, each way: the
+difference in median between the two GPUs' FP8 GEMM tables at real shapes.
 
     python -m simulator.hardware.transfer      writes measurements/h800_from_h200.csv
 """
@@ -27,9 +27,12 @@ from hardware_profiles.tables import (
 )
 from reference_model.trace import Operator
 
-SOURCE_TABLE, TARGET_TABLE = "h200_sxm", "h800_from_h200"
+SOURCE_TABLES, TARGET_TABLE = ("h200_sxm", "h200_decode_probe"), "h800_from_h200"
 SOURCE_GPU, TARGET_GPU = "h200_sxm", "h800_sxm"
 KERNEL_SET = "h200_transferred"
+PROBE_SET = "dsv3sim_decode_probe"
+"""Rows of python -m reference_model.decode_probe: the gate as one kernel. The reference model's own
+gate is many."""
 
 ERROR = 0.17
 """Relative, each way: FP8 GEMMs on H200 against H800 rows, real shapes with m >= 1,024, 17 % in
@@ -69,6 +72,8 @@ def transferred(
 def _wanted(row: Measurement, gpu: GpuProfile) -> bool:
     largest = max((value for name, value in row.sizes if name in _ROW_SIZES), default=0)
     family = row.kind in KINDS or (row.kind == "gemm" and row.dtype == "bfloat16")
+    fused_gate = row.kind == "gate" and row.kernel_set == PROBE_SET
+    family = family or fused_gate
     gradient = row.condition("accumulate") == "yes"
     return family and not gradient and row.sms == gpu.sms and largest <= MOST_ROWS
 
@@ -100,7 +105,7 @@ def _restated(row: Measurement, source: GpuProfile, target: GpuProfile) -> Measu
 def main() -> None:
     """Write the table from the shipped H200 measurements."""
     rows = transferred(
-        load_measurements(table_path(SOURCE_TABLE)),
+        [row for name in SOURCE_TABLES for row in load_measurements(table_path(name))],
         source=load_gpu(SOURCE_GPU),
         target=load_gpu(TARGET_GPU),
     )
