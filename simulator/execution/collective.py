@@ -48,6 +48,8 @@ class OperationResult:
     """Part of ``size_bytes`` that stays on the GPU or, in normal form, in its node."""
     nodes_per_token: float | None = None
     gpus_per_token: float | None = None
+    nic_copies_saved: float | None = None
+    """Share of copies over NICs that sending one a node saves against one an expert."""
     sms: int | None = None
 
     @property
@@ -191,6 +193,7 @@ def _row(operation: OperationResult) -> dict[str, Any]:
         "bus_bandwidth_bytes_per_s": operation.bus_bandwidth,
         "nodes_per_token": operation.nodes_per_token,
         "gpus_per_token": operation.gpus_per_token,
+        "nic_copies_saved": operation.nic_copies_saved,
         "sms": operation.sms,
     }
 
@@ -325,6 +328,11 @@ def _outcome(work: Work, fabric: Fabric) -> OperationResult:
         own_share=work.own_share,
         nodes_per_token=work.copies.nodes_per_token if work.copies else None,
         gpus_per_token=work.copies.ranks_per_token if work.copies else None,
+        nic_copies_saved=(
+            work.copies.nic_copies_saved(fabric.inputs.gpus_per_node)
+            if work.copies and work.operation.form == "normal"
+            else None
+        ),
         sms=work.operation.sms if work.operation.form == "normal" else None,
     )
 

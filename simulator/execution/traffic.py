@@ -78,8 +78,12 @@ def prepare(
             phases = _COLLECTIVES[operation.name](
                 groups, total, fabric=fabric, algorithm=operation.form, step=step
             )
+    floor = transport.message_overhead * fabric.inputs.nic_bandwidth
     for phase in phases:
         phase.flows = _over_queue_pairs(phase.flows, operation.queue_pairs)
+        # A message takes a NIC at least its overhead; here a flow is a message or many large ones.
+        if floor > 0:
+            phase.flows.wire = np.maximum(phase.flows.wire, floor)
     return [Work(operation, operation.name, phases, gpus, len(groups), total, own, False)]
 
 

@@ -239,6 +239,14 @@ class Copies:
         """Average number of distinct GPUs that a token reaches, the own one included."""
         return float(self.to_rank.sum() / (self.tokens * len(self.to_rank)))
 
+    def nic_copies_saved(self, ranks_per_node: int) -> float:
+        """Share of copies over NICs that one copy a node saves against one copy an expert."""
+        rank = np.arange(len(self.to_rank))
+        away = rank[:, None] // ranks_per_node != rank // ranks_per_node
+        per_expert = self.to_expert[away].sum()
+        own = self.to_node[rank, rank // ranks_per_node].sum()
+        return float(1 - (self.to_node.sum() - own) / per_expert) if per_expert else 0.0
+
 
 def count_copies(
     experts: Sequence[Integers], *, expert_rank: Integers, ranks_per_node: int

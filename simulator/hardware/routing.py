@@ -53,7 +53,8 @@ def route(
     """Route each flow from GPU ``source`` to GPU ``destination``, [flows] each.
 
     ``choice`` tells apart flows of one pair (queue pairs) for ECMP. ``rdma`` sends through NICs
-    even inside a node, as DeepEP's pure-RDMA kernels do. ``dead`` is a mask [resources].
+    even inside a node where a plane joins the two, as DeepEP's pure-RDMA kernels do. ``dead`` is a
+    mask [resources].
 
     A flow from a GPU to itself crosses its own NVLink port out and in: DeepEP's kernels copy the
     own share with the same instructions as the rest.
@@ -84,8 +85,11 @@ def route(
     pick = np.broadcast_to(np.asarray(choice, dtype=np.int64), (flows,))
     per_node = inputs.gpus_per_node
     inside = source // per_node == destination // per_node
-    if rdma:
-        inside &= source == destination
+    if rdma and fabric.planes:
+        # Planes do not meet: two GPUs of a node in different ones have only NVLink between them.
+        plane = fabric.nic_plane[np.arange(per_node) * inputs.nics_per_node // per_node]
+        apart = plane[source % per_node] != plane[destination % per_node]
+        inside &= (source == destination) | apart
     if not fabric.planes and not inside.all():
         raise ValueError("fabric: no NICs, so nothing leaves the NVLink domain")
     width = 6 + max((plane.hops for plane in fabric.planes), default=0)

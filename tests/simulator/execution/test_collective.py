@@ -110,7 +110,79 @@ def test_node_limited_routing_saves_what_the_gate_says():
     )
     per_token = sent / (64 * 1024 * (7392 + 14336))
     assert per_token == pytest.approx(dispatch.nodes_per_token * 7 / 8, rel=0.01)
-    assert per_token < 8 * 7 / 8 / 1.9
+    assert dispatch.nic_copies_saved == pytest.approx(1 - per_token / 7, rel=0.02)
+    assert dispatch.nic_copies_saved > 0.48
+
+
+def test_low_latency_across_planes_is_forwarded_at_a_cost_or_refused():
+    changes = ("cluster=h800_2048", "collective.vary_gpus=[64]")
+    rails = run("deepep_low_latency", "collective.vary_gpus=[64]").last.operations[0]
+    planes = run("deepep_low_latency", *changes)
+    names = dict(zip(planes.last.links.names, planes.last.links.bytes, strict=True))
+    assert sum(b for name, b in names.items() if name.endswith("nvlink_out")) > 0
+    # The copies inside a node leave the NICs for NVLink, so the NICs have less to do here.
+    assert planes.last.operations[0].mean_gpu_s < rails.mean_gpu_s
+    assert planes.last.operations[0].mean_gpu_s > 0.85 * rails.mean_gpu_s
+    check_bytes(planes)
+    with pytest.raises(ValueError, match="no plane joins them and cross_plane is 'refuse'"):
+        run("deepep_low_latency", *changes, "cluster.fabric.cross_plane=refuse")
+
+
+@pytest.mark.parametrize(
+    ("operation", "ideal"),
+    [
+        # Bytes over the busiest link of 50 GB/s, in units of the buffer.
+        ({"name": "all_gather"}, 15 / 16),
+        ({"name": "reduce_scatter", "algorithm": "direct"}, 15 / 16),
+        ({"name": "all_reduce"}, 2 * 15 / 16),
+        ({"name": "broadcast", "algorithm": "ring"}, 1),
+        ({"name": "broadcast"}, 2),
+        ({"name": "send"}, 1),
+        ({"name": "kv_transfer"}, 1),
+    ],
+)
+def test_every_collective_runs_at_its_links_rate(operation, ideal):
+    job = {
+        "operation": {**operation, "gpus": 16, "bytes_per_gpu": "1 GiB"},
+        "transport": "ideal",
+    }
+    cluster = load_scenario("all_to_all_64").cluster
+    result = run_collective(CollectiveJob.model_validate(job), cluster, seed=0)
+    assert result.last.end_s == pytest.approx(ideal * 2**30 / 50e9, rel=0.01)
+    check_bytes(result)
+
+
+def test_a_hierarchical_all_reduce_runs_on_whole_nodes():
+    job = {
+        "operation": {
+            "name": "all_reduce",
+            "algorithm": "hierarchical",
+            "gpus": 64,
+            "bytes_per_gpu": "1 GiB",
+        },
+        "transport": "ideal",
+    }
+    cluster = load_scenario("mpft_vs_mrft").cluster
+    result = run_collective(CollectiveJob.model_validate(job), cluster, seed=0)
+    share = 2**30 / 8
+    ideal = 2 * 7 * share / 200e9 + 2 * 7 / 8 * share / 50e9
+    assert result.last.end_s == pytest.approx(ideal, rel=0.02)
+    check_bytes(result)
+
+
+def test_repeats_follow_each_other():
+    once = run("all_to_all_64")
+    twice = run("all_to_all_64", "collective.operation.repeat=2")
+    assert twice.last.end_s == pytest.approx(2 * once.last.end_s)
+    assert twice.last.operations[0].bytes_total == 2 * once.last.operations[0].bytes_total
+
+
+def test_small_messages_are_limited_by_the_nics_message_rate():
+    tiny = ("collective.operation.bytes_per_pair=8 B",)
+    ideal = run("all_to_all_64", *tiny).last.end_s
+    real = run("all_to_all_64", *tiny, "collective.transport=deepep_h800").last.end_s
+    # 63 messages at 4.65 ns each, after 12 us of start; 8 bytes would take 10 ns in all.
+    assert real - 12e-6 - ideal == pytest.approx(63 * 4.65e-9, rel=0.05)
 
 
 def test_planes_and_rails_take_the_same_time():

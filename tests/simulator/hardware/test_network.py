@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import simpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from simulator.hardware.fairness import max_min_rates
 from simulator.hardware.network import Network, make_flows
@@ -121,6 +123,76 @@ def test_completion_times_equal_a_step_by_step_solution(routing, oversubscriptio
         expected[busy & (left == 0)] = now
     np.testing.assert_allclose(done[0].finish, expected, rtol=1e-6)
     check_conservation(fabric, network, [flows])
+
+
+def brute_force_finish(paths, size, capacity):
+    """Completion times by water filling in plain Python, one resource and one flow at a time."""
+    left = dict(enumerate(size))
+    finish, now = {}, 0.0
+    while left:
+        rate, todo, spare = {}, set(left), list(capacity)
+        while todo:
+            share, tight = min(
+                (spare[r] / n, r)
+                for r in range(len(spare))
+                if (n := sum(r in paths[f] for f in todo))
+            )
+            for flow in [f for f in todo if tight in paths[f]]:
+                rate[flow] = share
+                todo.remove(flow)
+                for r in paths[flow]:
+                    spare[r] -= share
+        step = min(left[f] / rate[f] for f in left)
+        now += step
+        for flow in list(left):
+            left[flow] -= rate[flow] * step
+            if left[flow] < 1e-9:
+                finish[flow] = now
+                del left[flow]
+    return [finish[f] for f in range(len(size))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    topology=st.sampled_from(["fat_tree_2", "fat_tree_3", "dragonfly", "slim_fly"]),
+    routing=st.sampled_from(["adaptive", "ecmp", "static"]),
+    flows=st.lists(
+        st.tuples(st.integers(0, 15), st.integers(1, 15), st.floats(0.1, 5.0)),
+        min_size=1,
+        max_size=12,
+    ),
+    link=st.floats(0.3, 2.0),
+)
+def test_completion_times_equal_an_independent_solver_on_random_traffic(
+    topology, routing, flows, link
+):
+    sizes = {
+        "dragonfly": {"groups": 4, "group_switches": 2, "switch_nics": 2, "global_ports": 2},
+        "slim_fly": {"order": 4},
+    }
+    inputs = replace(BARE, routing=routing, link_bandwidth=link, **sizes.get(topology, {}))
+    fabric = build_fabric(topology, inputs)
+    source = np.array([s for s, _, _ in flows])
+    destination = (source + np.array([d for _, d, _ in flows])) % 16
+    size = np.array([b for *_, b in flows])
+    batch = make_flows(source, destination, size)
+    done, network, _ = run(fabric, (0.0, batch, 0))
+    paths = [set(p[p >= 0].tolist()) for p in route(fabric, source, destination).paths]
+    used = sorted(set().union(*paths))
+    place = {resource: number for number, resource in enumerate(used)}
+    expected = brute_force_finish(
+        [{place[r] for r in p} for p in paths], size, fabric.capacity[used]
+    )
+    np.testing.assert_allclose(done[0].finish, expected, rtol=1e-6)
+    check_conservation(fabric, network, [batch])
+
+
+def test_one_solve_an_instant_however_many_jobs_start():
+    fabric = build_fabric("fat_tree_2", BARE)
+    jobs = [(1.0, make_flows(np.array([g]), np.array([(g + 4) % 16]), 1.0), 0) for g in range(16)]
+    done, network, _ = run(fabric, *jobs)
+    assert len(done) == 16
+    assert network.solves == 1
 
 
 def test_jobs_that_arrive_later_change_the_rates_of_those_they_meet_only():
