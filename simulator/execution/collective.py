@@ -59,16 +59,22 @@ class OperationResult:
 
     @property
     def algorithm_bandwidth(self) -> float | None:
-        """Bytes/s of one GPU with its own share counted."""
+        """Bytes/s of one GPU with its own share counted, by the mean GPU's time.
+
+        Benchmarks print what one GPU saw; the mean over GPUs is its expectation.
+        """
         return self.size_bytes / self.mean_gpu_s if self.mean_gpu_s else None
 
     @property
     def bus_bandwidth(self) -> float | None:
-        """Bytes/s of one GPU that really leave it (or, in normal form, its node)."""
-        if not self.mean_gpu_s:
+        """Bytes/s of one GPU that really leave it (or, in normal form, its node), over the whole.
+
+        NCCL's definition: comparable with a link's rate whatever the operation.
+        """
+        if not self.completion_s:
             return None
         factor = 2.0 if self.name == "all_reduce" else 1.0
-        return factor * (1 - self.own_share) * self.size_bytes / self.mean_gpu_s
+        return factor * (1 - self.own_share) * self.size_bytes / self.completion_s
 
 
 @dataclass(slots=True)
