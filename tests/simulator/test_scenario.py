@@ -15,11 +15,16 @@ def test_every_shipped_scenario_loads_and_reads_back_from_its_resolved_form(name
     copy.write_text(write_resolved(scenario))
     again = load_scenario(str(copy))
     assert again.resolved == scenario.resolved
-    assert (again.model, again.cluster, again.calibration) == (
-        scenario.model,
-        scenario.cluster,
-        scenario.calibration,
-    )
+    assert again.file == scenario.file
+    assert again.named_model == scenario.named_model
+    assert again.named_cluster == scenario.named_cluster
+    assert again.named_calibration == scenario.named_calibration
+
+
+def test_a_job_that_needs_what_the_scenario_does_not_name_says_so():
+    scenario = load_scenario(MAIN, ["model=null"])
+    with pytest.raises(ValueError, match="model is missing; a training job needs it"):
+        _ = scenario.model
 
 
 def test_overrides_reach_the_job_the_cluster_the_model_and_the_calibration():
