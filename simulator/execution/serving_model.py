@@ -6,7 +6,7 @@ chosen. Iterations of the deployment at any batch and context start from here (s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hardware_profiles.low_latency_kernels import LowLatencyProfile
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile
 from hardware_profiles.tables import Measurement
+from hardware_profiles.units import Seconds
 from reference_model.config import ModelConfig
 from reference_model.trace import Operator, OperatorTrace
 from simulator.execution.step_order import TaskOrder, task_order
@@ -64,6 +65,9 @@ class KernelSource:
     """GPUs that normal dispatch delivers a token to, on random router scores."""
     transferred: frozenset[tuple[str, str, str]]
     """(kind, operand type, result type) of kernels whose times come from another GPU."""
+    disagreements: Mapping[tuple[object, ...], tuple[Seconds, Seconds]]
+    """(kind, operand type, result type, sizes, SMs) -> least and most seconds, where several
+    sources timed the same kernel alone."""
     predicted: dict[tuple[Operator, int, bool], tuple[float, float, float, int]]
     """Kernel times already asked for: (operator, SMs, all-to-all beside it) -> seconds, low, high,
     provenance. Over a grid of batches and contexts most operators come back."""
@@ -164,8 +168,26 @@ def kernel_source(
         transferred=frozenset(
             (row.kind, row.dtype, row.out_dtype) for row in rows if row.kernel_set == TRANSFERRED
         ),
+        disagreements=_disagreements(rows, calibration),
         predicted={},
     )
+
+
+def _disagreements(
+    rows: Iterable[Measurement], calibration: CalibrationProfile
+) -> dict[tuple[object, ...], tuple[Seconds, Seconds]]:
+    """Least and most seconds of each kernel that more than one kernel set timed by itself."""
+    times: dict[tuple[object, ...], dict[str, Seconds]] = {}
+    for row in rows:
+        alone = row.all_to_all_share == 0.0 and row.condition("pair") != "yes"
+        if alone and row.kernel_set in calibration.kernel_sets:
+            key = (row.kind, row.dtype, row.out_dtype, row.sizes, row.sms)
+            times.setdefault(key, {})[row.kernel_set] = row.seconds
+    return {
+        key: (min(of_set.values()), max(of_set.values()))
+        for key, of_set in times.items()
+        if len(of_set) > 1
+    }
 
 
 def serving_model(

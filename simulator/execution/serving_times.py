@@ -96,10 +96,14 @@ def _predicted(
             new.seconds.tolist(), new.low.tolist(), new.high.tolist(), new.provenance, strict=True
         )
         for key, (value, least, most, source) in zip(missing, columns, strict=True):
-            operator, code = key[0], codes[str(source)]
+            (operator, sms, beside), code = key, codes[str(source)]
             family = (operator.kind, operator.dtype, operator.out_dtype)
             if family not in model.kernels.transferred:
-                model.kernels.predicted[key] = (value, least, most, code)
+                ends = (least, most)
+                if not beside:
+                    # Two sources of one kernel: the difference belongs into the interval.
+                    ends = model.kernels.disagreements.get((*family, operator.sizes, sms), ends)
+                model.kernels.predicted[key] = (value, min(least, *ends), max(most, *ends), code)
                 continue
             # Measured, but on another GPU.
             model.kernels.predicted[key] = (

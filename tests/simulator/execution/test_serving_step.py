@@ -183,3 +183,23 @@ def test_times_already_asked_for_are_kept_and_stay_the_same():
     known = len(model.kernels.predicted)
     assert decode_step(model, 88, 4989).step_s == first
     assert len(model.kernels.predicted) == known
+
+
+def test_where_two_sources_timed_one_kernel_the_interval_holds_both():
+    model = model_of("decode_ep128_profile")
+    step = serving_step(model)
+    layer = step.operators["moe", 0].operators
+    start = list(model.sections).index(("moe", 0))
+    offset = sum(len(step.operators[section].operators) for section in model.sections[:start])
+    place = offset + [op.name for op in layer].index("attention.o_proj")
+    # DeepGEMM's README, 336 TFLOP/s, and InferSim's table, 51.677 us.
+    assert step.times.seconds[place] == pytest.approx(44.7e-6, rel=0.01)
+    assert step.times.high[place] >= 51.67e-6
+
+
+@pytest.mark.parametrize("load", ["balanced", "random"])
+def test_rows_computed_are_rows_sent(load):
+    step = step_of("decode_ep72_h100", f"experts.load={load}")
+    loads, ranks = step.loads, step.model.expert_ranks
+    total = loads.rows.sum(axis=1) * (ranks if loads.folded else 1)
+    np.testing.assert_allclose(total, 128 * 72 * 8)
