@@ -272,6 +272,45 @@ class TransferProfile(Profile):
     nvlink: Estimate
 
 
+class HeldOutError(Profile):
+    """Relative errors of rows predicted without themselves, |predicted / measured - 1|."""
+
+    rows: Count
+    median: float
+    p90: float
+    worst: float
+    bias: float
+    """Median signed error."""
+    quantile_80: float
+    """80 % quantile of the absolute log error: the half-width of an interval."""
+
+
+class FitProfile(Profile):
+    """What calibrate found out about one kernel family in one kernel set."""
+
+    kind: str
+    dtype: str
+    out_dtype: str
+    accumulate: bool
+    kernel_set: str
+    rows: Count
+    estimator: Literal["curves", "surface"]
+    stiffness: tuple[float, float] | None = None
+    """Of a surface, along the most finely scanned size and across the others."""
+    noise: HeldOutError | None = None
+    """Rows of equal work against the median of the others: what no model gets below."""
+    interpolated: HeldOutError | None = None
+    """Rows left out one by one, between other rows of their shape."""
+    edge: HeldOutError | None = None
+    """The same, first and last rows of a shape."""
+    regions: HeldOutError | None = None
+    """Whole shapes, or ranges of size where there is one shape, left out."""
+    coverage: dict[str, tuple[int, int]] = {}
+    """{size: its range in the table}; beyond it everything is extrapolated."""
+    worst: tuple[str, ...] = ()
+    """Rows with the largest errors, sizes and error each."""
+
+
 class CalibrationProfile(Profile):
     """The measured tables a cost model is fitted to, and the inputs that no table holds."""
 
@@ -292,11 +331,22 @@ class CalibrationProfile(Profile):
     """Duration of a kernel that does next to nothing."""
     launch_start: TimeEstimate
     """Compute time lost while the host launches the first kernels of a step."""
+    transfer_from: tuple[str, ...] = ()
+    """Calibrations of other GPUs whose rows stand in where the own tables lack a kernel family,
+    scaled by the physical ceilings of both GPUs."""
+    basis: Literal["measured", "transfer", "datasheet"] = "measured"
+    """What kernel times rest on: own rows; rows of a GPU with the same SMs; or rows of another
+    architecture, of which only the shares of the datasheet's ceilings carry over."""
+    fits: tuple[FitProfile, ...] = ()
+    """Written by calibrate."""
 
     @model_validator(mode="after")
     def _needs_tables(self) -> "CalibrationProfile":
-        if not self.measurements or not self.kernel_sets:
-            raise ValueError("measurements and kernel_sets must each name at least one entry")
+        if not self.transfer_from and not (self.measurements and self.kernel_sets):
+            raise ValueError(
+                "measurements and kernel_sets must each name at least one entry, or transfer_from "
+                "must name a calibration"
+            )
         return self
 
     def without_all_to_all_slowdown(self) -> "CalibrationProfile":
@@ -541,7 +591,7 @@ def _listed(names: Any) -> str:
     return ", ".join(sorted(names))
 
 
-class _StrictLoader(yaml.SafeLoader):
+class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML's safe loader that refuses a key given twice, where YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -553,4 +603,5 @@ class _StrictLoader(yaml.SafeLoader):
                     None, None, f"field {key!r} is given twice", key_node.start_mark
                 )
             seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+        return mapping

@@ -64,6 +64,11 @@ class Measurement:
         return self.condition("out_dtype", self.dtype)
 
     @property
+    def accumulates(self) -> bool:
+        """Whether the kernel adds into its result."""
+        return self.condition("accumulate") in ("yes", "1")
+
+    @property
     def all_to_all_share(self) -> float:
         """Share of the time with an all-to-all in flight, 0 to 1."""
         return float(self.condition("all_to_all", "0"))

@@ -36,7 +36,7 @@ the kind.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -47,6 +47,7 @@ from hardware_profiles.schema import (
     CalibrationProfile,
     ClusterProfile,
     Estimate,
+    FitProfile,
     GpuProfile,
     load_gpu,
 )
@@ -69,6 +70,8 @@ Array = NDArray[np.float64]
 Family = tuple[str, str, str, bool]
 """(kind, operand type, result type, whether it adds into the result)."""
 ValueT = TypeVar("ValueT", int, bool)
+KeyT = TypeVar("KeyT", bound=Hashable)
+MadeT = TypeVar("MadeT")
 
 NORMAL_80 = 1.2816
 """Half-width of the central 80 % of a normal distribution, in standard deviations."""
@@ -90,6 +93,29 @@ class Prediction:
     """Ends of the 80 % interval, seconds."""
     provenance: NDArray[np.str_]
     """One of PROVENANCES each."""
+
+
+class OnDemand(Mapping[KeyT, MadeT]):
+    """A mapping whose values are made when first asked for."""
+
+    def __init__(self, keys: Iterable[KeyT], make: Callable[[KeyT], MadeT]) -> None:
+        self._made: dict[KeyT, MadeT | None] = dict.fromkeys(keys)
+        self._make = make
+
+    def __getitem__(self, key: KeyT) -> MadeT:
+        value = self._made[key]
+        if value is None:
+            value = self._made[key] = self._make(key)
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._made
+
+    def __iter__(self) -> Iterator[KeyT]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 class KernelCostModel:
@@ -140,32 +166,46 @@ class KernelCostModel:
         ).fit(rows)
         self._measured_gpu = load_gpu(self.calibration.gpu)
         self._transferred = _compute_of(self._measured_gpu) != _compute_of(self.cluster.node.gpu)
-        self.families_: dict[tuple[bool, Family], FamilyModel] = {}
-        self.classes_: dict[tuple[bool, bool], ClassModel] = {}
         by_size = sorted(
             grouped.items(), key=lambda entry: -sum(len(rows) for rows in entry[1].values())
         )
-        for overlapped in (False, True):
-            largest: dict[str, FamilyModel] = {}
-            for family, sets in by_size:
-                floor = self._floor * _kernels([row for rows in sets.values() for row in rows])
-                converted = {
+        largest: dict[str, Family] = {}
+        for family, _ in by_size:
+            largest.setdefault(family[0], family)
+
+        def build_family(key: tuple[bool, Family]) -> FamilyModel:
+            overlapped, family = key
+            sets = grouped[family]
+            floor = self._floor * _kernels([row for rows in sets.values() for row in rows])
+            relative = largest[family[0]]
+            return FamilyModel(
+                family[0],
+                {
                     name: self._convert(sets[name], overlapped, floor)
                     for name in order
                     if name in sets
-                }
-                kind = family[0]
-                model = FamilyModel(kind, converted, relative=largest.get(kind), floor=floor)
-                self.families_[overlapped, family] = model
-                largest.setdefault(kind, model)
-            for tensor in (False, True):
-                members = [
+                },
+                relative=None if relative == family else self.families_[overlapped, relative],
+                floor=floor,
+                fits=self._fits(family),
+            )
+
+        def build_class(key: tuple[bool, bool]) -> ClassModel:
+            overlapped, tensor = key
+            return ClassModel(
+                [
                     self.families_[overlapped, family]
                     for family in grouped
                     if is_tensor(family[0]) is tensor
                 ]
-                if members:
-                    self.classes_[overlapped, tensor] = ClassModel(members)
+            )
+
+        both = (False, True)
+        self.families_ = OnDemand(
+            [(o, family) for o in both for family, _ in by_size], build_family
+        )
+        known = sorted({is_tensor(family[0]) for family in grouped})
+        self.classes_ = OnDemand([(o, tensor) for o in both for tensor in known], build_class)
         return self
 
     def predict(
@@ -249,6 +289,14 @@ class KernelCostModel:
             for (overlapped, family), model in self.families_.items()
             if not overlapped
             for name, errors in model.residuals.items()
+        }
+
+    def _fits(self, family: Family) -> dict[str, FitProfile]:
+        """What calibrate found out about a family, by kernel set."""
+        return {
+            fit.kernel_set: fit
+            for fit in self.calibration.fits
+            if (fit.kind, fit.dtype, fit.out_dtype, fit.accumulate) == family
         }
 
     def _ratio(self, kind: str) -> Estimate:
@@ -430,7 +478,7 @@ def _operator(row: Measurement) -> Operator:
         out_dtype=row.out_dtype,
         sizes=row.sizes,
         recompute=False,
-        accumulate=row.condition("accumulate") == "yes",
+        accumulate=row.accumulates,
     )
 
 

@@ -1,19 +1,27 @@
 """What measurements of one kernel family teach: rows in, log seconds by shape and ideal time out.
 
-A family is one kind with its operand and result types. The kernel set with most rows gives curves,
-one a shape: log seconds over log ideal seconds, so that a step in waves is a step in time. The
-preferred set adds its own difference to them. All logarithms of seconds are natural, those of sizes
-base 2 (octaves).
+A family is one kind with its operand and result types. The kernel set with most rows gives its
+shape, in one of two forms, whichever predicted left-out rows better when it was calibrated:
+
+    curves      one a shape: log seconds over log ideal seconds, monotone, so that a step in waves
+                is a step in time; for tables that scan one size at a few shapes
+    surface     efficiency over all sizes at once (kernel_surface.py); for tables that fill a grid
+
+The preferred set adds its own difference to it. All logarithms of seconds are natural, those of
+sizes base 2 (octaves).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.schema import FitProfile
+from simulator.hardware.kernel_surface import KernelSurface
 from simulator.hardware.roofline import Batch, is_tensor
 
 Array = NDArray[np.float64]
@@ -155,8 +163,9 @@ class FamilyModel:
         *,
         relative: FamilyModel | None,
         floor: float,
+        fits: Mapping[str, FitProfile],
     ) -> None:
-        """Fit.
+        """Store the rows; what they teach is worked out when it is first needed.
 
         Args:
             kind: kernel family.
@@ -164,26 +173,26 @@ class FamilyModel:
             relative: the family of the same kind with most rows, where that is another one; its
                 curves help where this family's own shapes are far.
             floor: seconds that the rows' ideal times hold for launching.
+            fits: {kernel set: what calibrate found out about its rows}, as far as it was run.
         """
         self.kind = kind
         self.floor = floor
         names = list(sets)
-        base = max(names, key=lambda name: len(sets[name]))
+        self._base = max(names, key=lambda name: len(sets[name]))
+        self._preferred_name = names[0]
+        self._sets = sets
+        self._fit = fits.get(self._base)
         self.preferred = sets[names[0]]
-        self.curves = _curves(sets[base])
-        self._relatives = list(relative.curves.values()) if relative else []
-        self.log_ratio = float(np.median(sets[base].log_seconds - sets[base].log_ideal))
-        # A benchmark's own rows stay on its monotone curve; another set, and kernels that only move
-        # bytes, are met row by row.
-        self.corrected = names[0] != base or not is_tensor(kind)
+        self._relative = relative
+        base = sets[self._base]
+        self.log_ratio = float(np.median(base.log_seconds - base.log_ideal))
+        # A benchmark's own rows stay on its monotone curve or surface; another set, and kernels
+        # with one curve that only move bytes, are met row by row.
+        self.on_surface = self._fit is not None and self._fit.estimator == "surface"
+        self.corrected = names[0] != self._base or not (is_tensor(kind) or self.on_surface)
         self.places = _coordinates(self.preferred.batch, self.preferred.sms)
-        self.differences = self.preferred.log_seconds - self._on_curves(
-            self.preferred.batch, self.preferred.log_ideal
-        )
-        self.residuals = {base: _curve_residuals(sets[base], self.curves)}
-        if names[0] != base:
-            self.residuals[names[0]] = self._difference_residuals()
         self.rows = sum(len(rows) for rows in sets.values())
+        self._base_shapes = {shape for shape, _ in _shapes(base.batch)}
         every_sms = np.concatenate([rows.sms for rows in sets.values()])
         self._sms_range = (float(every_sms.min()), float(every_sms.max()))
         self._ranges: dict[Shape, tuple[float, float]] = {}
@@ -209,7 +218,7 @@ class FamilyModel:
             sms: for the distance to rows and for provenance.
             log_ideal: at those SM counts.
         """
-        log_seconds = base = self._on_curves(batch, log_ideal)
+        log_seconds = base = self._on_base(batch, sms, log_ideal)
         if self.corrected:
             places = _coordinates(batch, sms)
             log_seconds = base + _inverse_square(places, self.places, self.differences)
@@ -219,17 +228,57 @@ class FamilyModel:
         for shape, numbers in _shapes(batch):
             low, high = self._ranges.get(shape, (np.inf, -np.inf))
             between[numbers] = (low <= extents[numbers]) & (extents[numbers] <= high)
-            if shape in self.curves and is_tensor(self.kind):
+            if is_tensor(self.kind) and shape in self._base_shapes:
                 rival[numbers] = base[numbers]
         provenance, spread = self._provenance(batch, sms, between)
         return log_seconds, rival, provenance, spread
 
+    @cached_property
+    def curves(self) -> dict[Shape, Curve]:
+        """One a shape, of the set with most rows."""
+        return _curves(self._sets[self._base])
+
+    @cached_property
+    def surface(self) -> KernelSurface:
+        """Of the set with most rows, where the calibration says so."""
+        rows = self._sets[self._base]
+        assert self._fit is not None
+        assert self._fit.stiffness is not None
+        return KernelSurface(
+            rows.batch,
+            rows.sms,
+            log_ideal=rows.log_ideal,
+            log_seconds=rows.log_seconds,
+            stiffness=self._fit.stiffness,
+        )
+
+    @cached_property
+    def differences(self) -> Array:
+        """[rows of the preferred set] log seconds minus those of the set with most rows."""
+        rows = self.preferred
+        differences: Array = rows.log_seconds - self._on_base(rows.batch, rows.sms, rows.log_ideal)
+        return differences
+
+    @cached_property
+    def residuals(self) -> dict[str, tuple[Array, Array]]:
+        """{kernel set: held-out log errors of rows, and of whole shapes}."""
+        found = {self._base: _curve_residuals(self._sets[self._base], self.curves)}
+        if self._preferred_name != self._base:
+            found[self._preferred_name] = self._difference_residuals()
+        return found
+
     def width(self, *, row_left_out: bool) -> float | None:
         """80 % quantile of the absolute log error of held-out rows; None where there are too few.
+
+        That of the calibration where it states one for the set with most rows.
 
         Args:
             row_left_out: errors between rows of the same shape, else errors of whole shapes.
         """
+        if self._fit is not None and self._preferred_name == self._base:
+            error = self._fit.interpolated if row_left_out else self._fit.regions
+            if error is not None:
+                return error.quantile_80 if error.rows >= ENOUGH_RESIDUALS else None
         errors = np.concatenate(
             [row if row_left_out else shape for row, shape in self.residuals.values()]
         )
@@ -264,16 +313,22 @@ class FamilyModel:
         provenance = np.where(exact | between, INTERPOLATED, EXTRAPOLATED)
         return np.where(measured, MEASURED, provenance).astype(np.intp), spread
 
+    def _on_base(self, batch: Batch, sms: Array, log_ideal: Array) -> Array:
+        if self.on_surface:
+            return self.surface.predict(batch, sms, log_ideal)
+        return self._on_curves(batch, log_ideal)
+
     def _on_curves(self, batch: Batch, log_ideal: Array) -> Array:
         """The operator's own curve between its rows, elsewhere the mean of the nearest curves."""
         if not is_tensor(self.kind):
             return self.curves[()].at(log_ideal)
         curves = list(self.curves.values())
+        relatives = list(self._relative.curves.values()) if self._relative else []
         log_seconds = np.empty(len(batch))
         for shape, numbers in _shapes(batch):
             own = self.curves.get(shape)
             x = log_ideal[numbers]
-            guess = _nearest(curves, self._relatives, _place(shape), x)
+            guess = _nearest(curves, relatives, _place(shape), x)
             if own is not None:
                 guess = np.where(own.octaves_beyond(x) > 0, guess, own.at(x))
             log_seconds[numbers] = guess
@@ -306,11 +361,7 @@ class ClassModel:
         self.log_ratio = float(np.median(ratios))
         """Median log of seconds over ideal seconds."""
         self.modelled_width = float(np.quantile(np.abs(ratios - self.log_ratio), QUANTILE))
-        rows, shapes = zip(
-            *(errors for member in members for errors in member.residuals.values()), strict=True
-        )
-        self._row_left_out = np.abs(np.concatenate(rows))
-        self._shape_left_out = np.abs(np.concatenate(shapes))
+        self._members = members
         spreads = np.concatenate([member.preferred.spread for member in members])
         known = spreads[~np.isnan(spreads)]
         # Without a single repeat, what rows between others scatter by has to stand in.
@@ -319,8 +370,28 @@ class ClassModel:
 
     def width(self, *, row_left_out: bool) -> float:
         """As FamilyModel.width, over the whole class; what shapes differ by where it has none."""
-        errors = self._row_left_out if row_left_out else self._shape_left_out
-        return float(np.quantile(errors, QUANTILE)) if len(errors) else self.modelled_width
+        return self._widths[0 if row_left_out else 1]
+
+    @cached_property
+    def _widths(self) -> tuple[float, float]:
+        """Rows left out, whole shapes left out: over all rows, or the median of stated widths."""
+        pooled: list[float] = []
+        for number, row_left_out in enumerate((True, False)):
+            stated = [
+                width
+                for member in self._members
+                if member.on_surface and (width := member.width(row_left_out=row_left_out))
+            ]
+            if stated:
+                pooled.append(float(np.median(stated)))
+                continue
+            errors = np.concatenate(
+                [both[number] for member in self._members for both in member.residuals.values()]
+            )
+            pooled.append(
+                float(np.quantile(np.abs(errors), QUANTILE)) if len(errors) else self.modelled_width
+            )
+        return pooled[0], pooled[1]
 
 
 def _place(shape: Shape) -> Array:
