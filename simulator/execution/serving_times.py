@@ -92,11 +92,14 @@ def _predicted(
             overlapped=[beside for _, _, beside in missing],
         )
         codes = {name: code for code, name in enumerate(PROVENANCES)}
+        # Times of another GPU are no measurement of this one, even where its SMs are the same.
+        same_gpu = model.cluster.node.gpu.name == model.kernels.calibration.gpu
+        best = MEASURED if same_gpu else EXTRAPOLATED
         columns = zip(
             new.seconds.tolist(), new.low.tolist(), new.high.tolist(), new.provenance, strict=True
         )
         for key, (value, least, most, source) in zip(missing, columns, strict=True):
-            (operator, sms, beside), code = key, codes[str(source)]
+            (operator, sms, beside), code = key, max(best, codes[str(source)])
             family = (operator.kind, operator.dtype, operator.out_dtype)
             if family not in model.kernels.transferred:
                 ends = (least, most)

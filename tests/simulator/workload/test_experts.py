@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reference_model.balance import write_expert_load
+from reference_model.config import load_model_config
 from simulator.workload.experts import (
     POLICIES,
     destinations_per_token,
@@ -193,3 +196,14 @@ def test_a_histogram_file_reads_back_and_errors_name_the_line(tmp_path: Path):
     path.write_text("layer,expert\n0,0\n")
     with pytest.raises(ValueError, match="columns"):
         read_popularity(path, layers=1, experts=2)
+
+
+def test_the_load_that_the_reference_model_writes_is_read(tmp_path: Path):
+    config = load_model_config("debug")
+    load = torch.arange(1, config.num_moe_layers * config.n_routed_experts + 1)
+    load = load.view(config.num_moe_layers, -1)
+    write_expert_load(load, config, tmp_path / "load.csv")
+    read = read_popularity(
+        tmp_path / "load.csv", layers=config.num_moe_layers, experts=config.n_routed_experts
+    )
+    np.testing.assert_allclose(read, load / load.sum(dim=1, keepdim=True))
