@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from reference_model import gpu_commands, work_commands
 from reference_model.config import load_model_config, parameter_counts, shipped_configs
-from reference_model.gpu_commands import add_commands
 from reference_model.trace import TRACE_FOLDER, save_trace
 
 
@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     trace.set_defaults(function=_trace)
 
-    add_commands(commands)
+    gpu_commands.add_commands(commands)
+    work_commands.add_commands(commands)
     options = parser.parse_args(arguments)
     try:
         options.function(options)

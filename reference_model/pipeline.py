@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.multiprocessing.spawn import ProcessException
 
 from reference_model.config import ModelConfig
 from reference_model.layers import rotary_angles
@@ -380,19 +381,30 @@ def check_pipeline(
     timeout_s: float,
 ) -> PipelineCheck:
     """Run one step, `sequences` of `context` tokens a micro-batch, by the order's ranks over gloo,
-    and serially. Raises ValueError where the model has fewer layers than the order has stages."""
+    and serially.
+
+    Raises ValueError where the model has fewer layers than the order has stages, or the order has
+    not been performed in time."""
     if config.num_hidden_layers < order.stages:
         raise ValueError(
             f"the order has {order.stages} stages, the model only {config.num_hidden_layers} layers"
         )
     start = time.perf_counter()
-    results = run_ranks(
-        _step,
-        (order, config, recipe.name, recipe.kernels, sequences, context, seed),
-        ranks=len(order.ranks),
-        backend="gloo",
-        timeout_s=timeout_s,
-    )
+    try:
+        results = run_ranks(
+            _step,
+            (order, config, recipe.name, recipe.kernels, sequences, context, seed),
+            ranks=len(order.ranks),
+            backend="gloo",
+            timeout_s=timeout_s,
+        )
+    except (TimeoutError, ProcessException) as error:
+        if "timed out" not in str(error).lower() and not isinstance(error, TimeoutError):
+            raise
+        raise ValueError(
+            f"the order was not performed within {timeout_s:g} s: ranks wait for one another, or"
+            " the step takes longer"
+        ) from error
     seconds = time.perf_counter() - start
     gradients: dict[str, Tensor] = {}
     for _, parts, _ in results:

@@ -45,6 +45,8 @@ class ComparedRun:
     """|smoothed loss / that of the BF16 run - 1|, averaged over the last half of the steps."""
     largest_error: float
     """The largest of these."""
+    mean_signed_error: float
+    """The same average with its sign: what is left when noise of both signs cancels."""
 
 
 def smoothed(losses: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -60,9 +62,9 @@ def smoothed(losses: NDArray[np.float64], window: int) -> NDArray[np.float64]:
 def relative_errors(
     losses: NDArray[np.float64], baseline: NDArray[np.float64], *, window: int
 ) -> NDArray[np.float64]:
-    """|smoothed loss / smoothed baseline - 1| of each step in the last half."""
+    """Smoothed loss / smoothed baseline - 1 of each step in the last half."""
     half = len(losses) // 2
-    return np.abs(smoothed(losses, window) / smoothed(baseline, window) - 1)[half:]
+    return np.asarray(smoothed(losses, window) / smoothed(baseline, window) - 1)[half:]
 
 
 def compared_settings(settings: TrainingSettings, *, seeds: int) -> dict[str, TrainingSettings]:
@@ -103,8 +105,9 @@ def compare(
                 name=name,
                 losses=losses,
                 held_out=training.evaluate(batches=8).main,
-                mean_error=float(errors.mean()),
-                largest_error=float(errors.max()),
+                mean_error=float(np.abs(errors).mean()),
+                largest_error=float(np.abs(errors).max()),
+                mean_signed_error=float(errors.mean()),
             )
         )
     return results

@@ -246,16 +246,17 @@ class Training:
             writer.writerows(self.history)
 
 
-def resume(folder: Path, *, device: str | None = None) -> Training:
-    """The run whose checkpoint is in `folder`, where it stood. ValueError where there is none, or
-    the config it names has changed."""
+def resume(folder: Path, *, precision: str | None = None, device: str | None = None) -> Training:
+    """The run whose checkpoint is in `folder`, where it stood, in its own precision and on its own
+    device unless another is given. ValueError where there is none, or its config has changed."""
     path = folder / CHECKPOINT
     if not path.is_file():
         raise ValueError(f"{path}: there is no checkpoint to resume from")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        saved = content["settings"] | ({} if device is None else {"device": device})
-        settings = TrainingSettings(**saved)
+        changes = {"precision": precision, "device": device}
+        changed = {name: value for name, value in changes.items() if value is not None}
+        settings = TrainingSettings(**(content["settings"] | changed))
         history = [StepRecord(*record) for record in content["history"]]
     except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
         raise ValueError(f"{path}: is not a checkpoint of a training run") from error

@@ -34,7 +34,7 @@ def test_the_relative_error_counts_the_last_half_only():
     baseline = np.full(6, 2.0)
     losses = np.array([9.0, 9.0, 9.0, 2.02, 1.98, 2.0])
     errors = relative_errors(losses, baseline, window=1)
-    assert errors == pytest.approx([0.01, 0.01, 0.0])
+    assert errors == pytest.approx([0.01, -0.01, 0.0])
 
 
 def test_runs_differ_in_what_their_names_say_and_in_nothing_else():

@@ -1,0 +1,544 @@
+"""The model at work: python -m reference_model train | compare-precision | balance | generate |
+expert-parallel | pipeline. Options in, tables and files out."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reference_model.train import Training, TrainingSettings
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to the subparsers of __main__."""
+    train = commands.add_parser("train", help="train, with checkpoints; resume a run")
+    _add_training(train, steps=300)
+    _add_balance(train)
+    train.add_argument(
+        "--precision", default="bf16", help="fp32, bf16 or fp8 (default: %(default)s)"
+    )
+    train.add_argument("--out", type=Path, help="folder of the run's losses and checkpoint")
+    train.add_argument(
+        "--checkpoint-every", type=int, default=100, help="steps (default: %(default)s)"
+    )
+    train.add_argument("--stop-after", type=int, help="stop before this step, as if interrupted")
+    train.add_argument(
+        "--resume", type=Path, metavar="FOLDER",
+        help="go on with the run in this folder; its settings are those of its start",
+    )  # fmt: skip
+    train.set_defaults(function=_train)
+
+    compare = commands.add_parser(
+        "compare-precision", help="FP8 against BF16, beside other seeds and a lesser recipe"
+    )
+    _add_training(compare, steps=400)
+    _add_balance(compare)
+    compare.add_argument(
+        "--seeds", type=int, default=3, help="BF16 runs of other weights (default: %(default)s)"
+    )
+    compare.add_argument(
+        "--window", type=int, help="steps that are averaged (default: a tenth of them)"
+    )
+    compare.add_argument("--out", type=Path, help="folder for losses.csv and losses.png")
+    compare.set_defaults(function=_compare)
+
+    balance = commands.add_parser(
+        "balance", help="expert load with bias steps, without, and with an auxiliary loss"
+    )
+    _add_training(balance, steps=300)
+    balance.add_argument(
+        "--gamma", type=float, default=0.005,
+        help="step of the biases; published: 0.001, over far more steps (default: %(default)s)",
+    )  # fmt: skip
+    balance.add_argument(
+        "--balance-alpha", type=float, default=0.01,
+        help="weight of the auxiliary loss (default: %(default)s)",
+    )  # fmt: skip
+    balance.add_argument("--precision", default="bf16", help="default: %(default)s")
+    balance.add_argument("--out", type=Path, help="folder for load histograms and violations")
+    balance.set_defaults(function=_balance)
+
+    generate = commands.add_parser(
+        "generate", help="greedy decoding, and with the prediction module as a draft"
+    )
+    generate.add_argument(
+        "--run", type=Path, required=True, help="folder of a training run with its checkpoint"
+    )
+    generate.add_argument("--precision", help="default: that of the training run")
+    generate.add_argument("--sequences", type=int, default=8, help="default: %(default)s")
+    generate.add_argument(
+        "--prompt-tokens", type=int, default=16, help="held-out tokens (default: %(default)s)"
+    )
+    generate.add_argument("--new-tokens", type=int, default=128, help="default: %(default)s")
+    generate.add_argument("--device", help="default: that of the training run")
+    generate.set_defaults(function=_generate)
+
+    parallel = commands.add_parser(
+        "expert-parallel", help="a step with experts spread over ranks, against one rank"
+    )
+    _add_step(parallel, recipe="float32")
+    parallel.add_argument("--ranks", type=int, default=2, help="default: %(default)s")
+    parallel.add_argument(
+        "--backend", default="gloo", help="gloo (CPU) or nccl (GPUs) (default: %(default)s)"
+    )
+    parallel.add_argument(
+        "--one-rank-a-token", action="store_true",
+        help="let each token choose experts of one rank only, so that nothing is rounded between"
+        " ranks",
+    )  # fmt: skip
+    parallel.set_defaults(function=_expert_parallel)
+
+    routing = commands.add_parser(
+        "node-limited", help="nodes and GPUs that tokens reach through a model's gate"
+    )
+    routing.add_argument("--config", default="deepseek_v3", help="default: %(default)s")
+    routing.add_argument("--nodes", type=int, default=8, help="default: %(default)s")
+    routing.add_argument("--gpus", type=int, default=64, help="of all nodes (default: %(default)s)")
+    routing.add_argument("--tokens", type=int, default=100_000, help="default: %(default)s")
+    routing.add_argument("--seed", type=int, default=0, help="of the logits")
+    routing.set_defaults(function=_node_limited)
+
+    pipeline = commands.add_parser(
+        "pipeline", help="a step in the order of a schedule by real ranks, against a serial one"
+    )
+    _add_step(pipeline, recipe="float32")
+    pipeline.add_argument(
+        "--schedule", type=Path, required=True,
+        help="file with one line a rank, as `dsv3sim show schedule` prints them",
+    )  # fmt: skip
+    pipeline.set_defaults(function=_pipeline)
+
+
+def _add_training(parser: argparse.ArgumentParser, *, steps: int) -> None:
+    shown = "(default: %(default)s)"
+    parser.add_argument("--config", default="debug", help=f"shipped config or config.json {shown}")
+    parser.add_argument(
+        "--kernels", default="reference", help=f"backend of the FP8 kernels {shown}"
+    )
+    parser.add_argument("--device", default="cpu", help=f"torch device {shown}")
+    parser.add_argument("--steps", type=int, default=steps, help=shown)
+    parser.add_argument("--batch", type=int, default=4, help=f"sequences of a batch {shown}")
+    parser.add_argument(
+        "--first-batch", type=int, help="sequences of the first batches, which grow from there on"
+    )
+    parser.add_argument("--context", type=int, default=64, help=f"tokens of a sequence {shown}")
+    parser.add_argument(
+        "--learning-rate", type=float, default=3e-3,
+        help=f"after warm-up; published for 671 B parameters: 2.2e-4 {shown}",
+    )  # fmt: skip
+    parser.add_argument("--warmup", type=int, default=20, help=f"steps {shown}")
+    parser.add_argument(
+        "--schedule", default="report", help=f"of the learning rate: report or constant {shown}"
+    )
+    parser.add_argument("--seed", type=int, default=0, help=f"of the weights {shown}")
+    parser.add_argument("--data", default="markov", help=f"markov or stdlib {shown}")
+    parser.add_argument("--symbols", type=int, default=32, help=f"of the Markov chain {shown}")
+    parser.add_argument(
+        "--concentration", type=float, default=0.1,
+        help=f"of the Markov chain's rows: small ones are nearly certain {shown}",
+    )  # fmt: skip
+    parser.add_argument("--data-seed", type=int, default=0, help=f"of the data {shown}")
+
+
+def _add_balance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gamma", type=float, default=0.001,
+        help="step of the balancing biases (default: %(default)s, as published)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--balance-alpha", type=float, default=0.0,
+        help="weight of the auxiliary balance loss; published: 0.0001 (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _add_step(parser: argparse.ArgumentParser, *, recipe: str) -> None:
+    parser.add_argument("--config", default="debug", help="default: %(default)s")
+    parser.add_argument("--recipe", default=recipe, help="default: %(default)s")
+    parser.add_argument("--kernels", default="reference", help="default: %(default)s")
+    parser.add_argument("--sequences", type=int, default=2, help="of a rank or micro-batch")
+    parser.add_argument("--context", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and tokens")
+    parser.add_argument(
+        "--timeout", type=float, default=120.0, help="seconds (default: %(default)s)"
+    )
+
+
+def _settings(options: argparse.Namespace, *, precision: str) -> TrainingSettings:
+    from reference_model.train import TrainingSettings
+
+    return TrainingSettings(
+        config=options.config,
+        precision=precision,
+        kernels=options.kernels,
+        device=options.device,
+        steps=options.steps,
+        sequences=options.batch,
+        first_sequences=options.first_batch or options.batch,
+        context=options.context,
+        peak_learning_rate=options.learning_rate,
+        warmup_steps=options.warmup,
+        schedule=options.schedule,
+        gamma=options.gamma,
+        balance_alpha=options.balance_alpha,
+        seed=options.seed,
+        data=options.data,
+        symbols=options.symbols,
+        concentration=options.concentration,
+        data_seed=options.data_seed,
+    )
+
+
+# -- train -----------------------------------------------------------------------------------------
+
+
+def _train(options: argparse.Namespace) -> None:
+    from reference_model.train import Progress, StepRecord, Training, resume
+
+    if options.checkpoint_every < 1:
+        raise ValueError(f"--checkpoint-every {options.checkpoint_every} must be at least 1")
+    folder: Path | None = options.resume or options.out
+    if options.resume:
+        training = resume(options.resume)
+    else:
+        training = Training(_settings(options, precision=options.precision))
+    _print_header(training)
+    done = len(training.history)
+    if done:
+        print(f"resumed    at step {done}")
+    last = options.stop_after or training.settings.steps
+    progress = Progress(training, every=max(1, training.settings.steps // 10), show=_print)
+
+    def on_step(record: StepRecord) -> None:
+        progress(record)
+        if folder is not None and (record.step + 1) % options.checkpoint_every == 0:
+            training.save(folder)
+
+    training.run(until=last, on_step=on_step)
+    if folder is not None:
+        training.save(folder)
+        print(f"written    {folder}")
+    if len(training.history) < training.settings.steps:
+        print(f"stopped    after step {len(training.history)}, loss {_last_loss(training)}")
+        return
+    held_out = training.evaluate(batches=8)
+    print(f"last step  loss {_last_loss(training)}")
+    print(f"held out   loss {held_out.main:.4f} (next token), {held_out.mtp:.4f} (the one after)")
+
+
+def _print_header(training: Training) -> None:
+    s = training.settings
+    floor = training.source.entropy
+    print(f"model      {s.config}, {s.precision} ({s.kernels} kernels) on {s.device}")
+    print(f"data       {training.source.description}")
+    if floor is not None:
+        print(f"floor      {floor:.4f}: no model's loss is lower on average")
+    print(f"batch      {s.first_sequences} to {s.sequences} sequences of {s.context} tokens")
+
+
+def _last_loss(training: Training) -> str:
+    return f"{training.history[-1].main:.9f}"
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+# -- compare-precision -----------------------------------------------------------------------------
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from reference_model.precision_comparison import (
+        PUBLISHED_BOUND,
+        compare,
+        plot_comparison,
+        product_errors,
+        write_comparison,
+    )
+    from reference_model.train import StepRecord, Training
+
+    settings = _settings(options, precision="bf16")
+    window = max(1, settings.steps // 10) if options.window is None else options.window
+    training = Training(settings)
+    _print_header(training)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+
+    def on_step(name: str, record: StepRecord) -> None:
+        if record.step + 1 == settings.steps:
+            _print(f"trained    {name}, {settings.steps} steps, last loss {record.main:.4f}")
+
+    runs = compare(settings, seeds=options.seeds, window=window, on_step=on_step)
+    print()
+    print(f"relative error of the loss (mean of {window} steps) over the last half of the steps,")
+    print(f"against {runs[0].name}; published bound: {PUBLISHED_BOUND:.2%}")
+    print(f"{'run':<18}{'mean |error|':>14}{'largest':>10}{'mean error':>12}{'held-out loss':>15}")
+    for run in runs:
+        print(
+            f"{run.name:<18}{run.mean_error:>14.3%}{run.largest_error:>10.3%}"
+            f"{run.mean_signed_error:>+12.3%}{run.held_out:>15.4f}"
+        )
+    print()
+    print("relative error of one matrix product [64, k] x [k, 64] of random operands")
+    print(f"{'k':>7}{'outlier row':>13}", *(f"{name:>18}" for name in _variants()))
+    errors = product_errors(
+        lengths=(128, 1024, 4096, 16384), outliers=(1e3, 1e4, 1e5), seed=options.seed
+    )
+    for start in range(0, len(errors), len(_variants())):
+        row = errors[start : start + len(_variants())]
+        outlier = "none" if row[0].outliers == 1 else f"x {row[0].outliers:g}"
+        print(f"{row[0].k:>7}{outlier:>13}", *(f"{e.error:>18.3%}" for e in row))
+    if options.out is not None:
+        write_comparison(runs, options.out / "losses.csv")
+        plot_comparison(
+            runs, options.out / "losses.png", window=window, floor=training.source.entropy
+        )
+        print(f"written    {options.out}/losses.csv, losses.png")
+
+
+def _variants() -> list[str]:
+    from reference_model.precision_comparison import PRODUCT_VARIANTS
+
+    return list(PRODUCT_VARIANTS)
+
+
+# -- balance ---------------------------------------------------------------------------------------
+
+
+def _balance(options: argparse.Namespace) -> None:
+    from reference_model.balance import (
+        group_imbalance,
+        group_sizes,
+        write_expert_load,
+        write_group_imbalance,
+    )
+    from reference_model.train import LOSSES, Training
+
+    settings = _settings(options, precision=options.precision)
+    runs = {
+        "bias": replace(settings, balance_alpha=0.0),
+        "none": replace(settings, gamma=0.0, balance_alpha=0.0),
+        "loss": replace(settings, gamma=0.0),
+    }
+    titles = {
+        "bias": f"bias steps of {settings.gamma:g}",
+        "none": "no balancing",
+        "loss": f"auxiliary loss x {settings.balance_alpha:g}",
+    }
+    fifth = max(1, settings.steps // 5)
+    _print_header(Training(settings))
+    print()
+    print(
+        "maximum violation, (largest - mean) / mean load of an expert, mean over layers, by fifths"
+    )
+    print("of the run; losses on held-out data; largest over mean load of ranks, worst layer")
+    columns = "".join(f"{f'{(i + 1) * 20} %':>7}" for i in range(5))
+    print(f"{'':<24}{columns}{'held out':>10}{'loss':>9}{'of ranks':>16}")
+    for name, run in runs.items():
+        training = Training(run)
+        training.run()
+        result = training.evaluate(batches=16)
+        config = training.config
+        violations = [
+            sum(r.max_violation for r in training.history[i : i + fifth]) / fifth
+            for i in range(0, 5 * fifth, fifth)
+        ]
+        main = result.load[: config.num_moe_layers]
+        held_out = float(group_imbalance(main, ranks=config.n_routed_experts).mean()) - 1
+        ranks = [
+            f"{count}: {float(group_imbalance(main, ranks=count).max()):.2f}"
+            for count in group_sizes(config.n_routed_experts)
+        ]
+        cells = "".join(f"{value:>7.2f}" for value in violations)
+        _print(f"{titles[name]:<24}{cells}{held_out:>10.2f}{result.main:>9.4f}  {', '.join(ranks)}")
+        if options.out is not None:
+            folder = options.out / name
+            training.save(folder)
+            write_expert_load(result.load, config, folder / "expert_load.csv")
+            write_group_imbalance(result.load, config, folder / "group_imbalance.csv")
+    if options.out is not None:
+        print(f"written    {options.out}/{{{','.join(runs)}}}/: {LOSSES}, expert_load.csv,")
+        print("           group_imbalance.csv; expert_load.csv is what a serving job of the")
+        print("           simulator takes as `experts: {load: file, file: ...}`")
+
+
+# -- generate --------------------------------------------------------------------------------------
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from reference_model.config import load_model_config
+    from reference_model.generate import (
+        draft_cost,
+        expected_speedup,
+        first_difference,
+        generate,
+        generate_with_draft,
+    )
+    from reference_model.train import resume
+
+    for name in ("sequences", "prompt_tokens"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    training = resume(options.run, precision=options.precision, device=options.device)
+    prompts = training.source.held_out(
+        0, sequences=options.sequences, length=options.prompt_tokens
+    ).to(training.model.device)
+    _print_header(training)
+    print(f"trained    {len(training.history)} steps, last loss {_last_loss(training)}")
+    plain = generate(training.model, prompts, new_tokens=options.new_tokens)
+    drafted = generate_with_draft(training.model, prompts, new_tokens=options.new_tokens)
+    count = plain.tokens.numel()
+    difference = first_difference(plain.tokens, drafted.tokens)
+    print(f"generated  {options.sequences} x {options.new_tokens} tokens, greedy")
+    if training.settings.data == "stdlib":
+        text = bytes(plain.tokens[0].tolist()).decode(errors="replace")
+        print(f"text       {text!r}")
+    else:
+        print(f"tokens     {' '.join(map(str, plain.tokens[0, :24].tolist()))} ...")
+    if difference is None:
+        print(f"exact      all {count} tokens of decoding with a draft equal those without")
+    else:
+        sequence, position = difference
+        print(f"NOT EXACT  sequence {sequence} differs from token {position} on")
+    cost = draft_cost(training.config)
+    print(f"steps      {plain.steps} without a draft, {drafted.steps} with one")
+    print(
+        f"accepted   {drafted.acceptance:.1%} of drafts: {drafted.tokens_per_step:.3f} tokens a"
+        " step and sequence"
+    )
+    print(
+        f"speed-up   {expected_speedup(drafted.acceptance, cost):.2f} expected at this acceptance,"
+        f" drafting being {cost:.1%} of a step of this model"
+    )
+    print(f"           {plain.seconds / drafted.seconds:.2f} in wall time of this device")
+    v3 = draft_cost(load_model_config("deepseek_v3"))
+    low, high = (expected_speedup(acceptance, v3) for acceptance in (0.85, 0.9))
+    print(
+        f"           {low:.2f} to {high:.2f} for DeepSeek-V3 at its own, published acceptance of 85"
+        " to 90% (published: 1.8)"
+    )
+
+
+# -- parallel --------------------------------------------------------------------------------------
+
+
+def _expert_parallel(options: argparse.Namespace) -> None:
+    from reference_model.config import load_model_config
+    from reference_model.expert_parallel import check_expert_parallel
+    from reference_model.precision import Recipe
+
+    _check_step(options)
+    config = load_model_config(options.config)
+    if options.one_rank_a_token:
+        config = replace(config, n_group=options.ranks, topk_group=1)
+    result = check_expert_parallel(
+        config,
+        recipe=Recipe(options.recipe, options.kernels),
+        ranks=options.ranks,
+        sequences=options.sequences,
+        context=options.context,
+        seed=options.seed,
+        backend=options.backend,
+        timeout_s=options.timeout,
+    )
+    mean = sum(result.losses) / len(result.losses)
+    print(f"ranks      {options.ranks} over {options.backend}, {options.recipe}")
+    print(f"loss       {mean:.7f} over the ranks, {result.single_loss:.7f} on one")
+    print(f"gradients  differ by at most {result.largest_gradient_error:.1e} (relative, by weight)")
+    print()
+    peers = "".join(f"{f'to rank {rank}':>12}" for rank in range(options.ranks))
+    print(f"bytes of the first layer   {'type':<12}{'from':<8}{peers}")
+    kinds = (("forward", "dispatch"), ("forward", "combine"))
+    backward = (("input_grad", "dispatch"), ("input_grad", "combine"))
+    for phase, kind in (*kinds, *backward):
+        for rank, traffic in enumerate(result.traffic):
+            matching = [t for t in traffic if (t.phase, t.kind) == (phase, kind)]
+            item = matching[0] if phase == "forward" else matching[-1]
+            cells = "".join(f"{count:>12,}" for count in item.bytes_to)
+            name = f"{kind}, {'forward' if phase == 'forward' else 'backward'}"
+            print(f"{name:<27}{item.dtype:<12}rank {rank}  {cells}")
+
+
+def _node_limited(options: argparse.Namespace) -> None:
+    import torch
+
+    from reference_model.config import load_model_config
+    from reference_model.node_limited import (
+        choose_on_random_logits,
+        choose_within_random_groups,
+        destinations_reached,
+        groups_reached_at_random,
+    )
+
+    if options.tokens < 1:
+        raise ValueError(f"--tokens {options.tokens} must be at least 1")
+    config = load_model_config(options.config)
+    generator = torch.Generator().manual_seed(options.seed)
+    experts = config.n_routed_experts
+    print(
+        f"gate       {options.config}: {config.num_experts_per_tok} of {experts} experts, in"
+        f" {config.topk_group} of {config.n_group} groups"
+    )
+    chosen = choose_on_random_logits(config, tokens=options.tokens, generator=generator)
+    for name, count in (("nodes", options.nodes), ("GPUs", options.gpus)):
+        reached = destinations_reached(chosen, experts=experts, destinations=count)
+        print(
+            f"{name:<11}{float(reached.double().mean()):.3f} of {count} a token on random logits,"
+            f" at most {int(reached.max())}"
+        )
+    random = choose_within_random_groups(config, tokens=options.tokens, generator=generator)
+    counted = destinations_reached(random, experts=experts, destinations=config.n_group)
+    print(
+        f"counting   {float(counted.double().mean()):.3f} groups a token within random groups,"
+        f" closed form {groups_reached_at_random(config):.3f}"
+    )
+
+
+def _pipeline(options: argparse.Namespace) -> None:
+    from reference_model.config import load_model_config
+    from reference_model.pipeline import check_pipeline, parse_order
+    from reference_model.precision import Recipe
+
+    _check_step(options)
+    try:
+        text = options.schedule.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{options.schedule}: cannot be read: {error.strerror}") from error
+    order = parse_order(text, source=str(options.schedule))
+    result = check_pipeline(
+        order,
+        load_model_config(options.config),
+        recipe=Recipe(options.recipe, options.kernels),
+        sequences=options.sequences,
+        context=options.context,
+        seed=options.seed,
+        timeout_s=options.timeout,
+    )
+    actions = [action for rank in order.ranks for action in rank]
+    pairs = sum(len(action) > 1 for action in actions)
+    print(
+        f"order      {len(order.ranks)} ranks, {order.stages} stages, {order.microbatches}"
+        f" micro-batches, {len(actions)} actions, {pairs} of them pairs"
+    )
+    worst = max(
+        abs(one / other - 1) for one, other in zip(result.losses, result.serial_losses, strict=True)
+    )
+    print(f"losses     of {len(result.losses)} micro-batches differ from serial by {worst:.1e}")
+    print(
+        f"gradients  of {result.weights} weights differ from serial by at most"
+        f" {result.largest_gradient_error:.1e} (relative, by weight)"
+    )
+    print(
+        f"held       at most {', '.join(map(str, result.most_held))} chunks of activations a rank"
+    )
+    print(f"time       {result.seconds:.1f} s, start of the processes included")
+
+
+def _check_step(options: argparse.Namespace) -> None:
+    for name in ("sequences", "context"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} {getattr(options, name)} must be at least 1")
+    if options.timeout <= 0:
+        raise ValueError(f"--timeout {options.timeout} must be above 0")
