@@ -130,8 +130,9 @@ class PublishedTransfer(Profile):
     """Only the variant with groups of this size."""
     routing: Literal["adaptive", "ecmp", "static"] | None = None
     """Only the variant with this routing."""
-    kind: Literal["calibrated", "predicted"]
-    """Whether the transport's values were fitted to this figure."""
+    kind: Literal["calibrated", "predicted", "setup_unpublished"]
+    """Whether the transport's values were fitted to this figure; setup_unpublished: what was
+    measured is not known well enough to call the simulated figure a prediction of it."""
     source: str
 
     @model_validator(mode="after")
