@@ -24,7 +24,13 @@ def add_commands(commands: Any) -> None:
         "device", help="sustained clocks, launch times: of the GPU at hand"
     )
     device.add_argument("--config", default="deepseek_v3", help="default: %(default)s")
+    device.add_argument("--out", type=Path, help="table of the sustained runs to write")
+    device.add_argument("--launches", type=Path, help="table of the launch times to write")
     device.set_defaults(function=_device)
+
+    achieved = commands.add_parser("achieved", help="rates of a measured table beside its ceilings")
+    achieved.add_argument("table", type=Path, help="a table that measure wrote")
+    achieved.set_defaults(function=_achieved)
 
     numerics = commands.add_parser("numerics", help="errors of the FP8 kernels against float64")
     numerics.add_argument("--kernels", default="reference", help="backend (default: %(default)s)")
@@ -58,20 +64,57 @@ def _measure(options: argparse.Namespace) -> None:
 
 
 def _device(options: argparse.Namespace) -> None:
+    import torch
+
     from reference_model.config import load_model_config
     from reference_model.gpu import use_library_kernels
-    from reference_model.measure import describe, launch_times, sustain
+    from reference_model.measure import (
+        describe,
+        device_source,
+        launch_rows,
+        launch_times,
+        sustain,
+        sustained_row,
+        write_rows,
+    )
     from reference_model.measure_grid import sustained_requests
 
-    for name, seconds in launch_times().items():
+    times = launch_times()
+    source = device_source(torch.device("cuda", 0))
+    for name, seconds in times.items():
         print(f"launch {name:<8} {seconds:.3e} s")
+    if options.launches:
+        write_rows(launch_rows(times, source=source), options.launches)
     use_library_kernels()
+    rows = []
     for request in sustained_requests(load_model_config(options.config)):
         result = sustain(request.operator, kernels=request.kernels, duration_s=SUSTAINED_SECONDS)
+        rows.append(sustained_row(request, result, source=source, duration_s=SUSTAINED_SECONDS))
         print(
             f"sustained {describe(request)}: {result.first_seconds:.4e} s at first,"
             f" {result.seconds:.4e} s over {SUSTAINED_SECONDS:g} s,"
             f" {result.clock_hz:.4e} Hz, {result.power_w:.0f} W"
+        )
+    if options.out:
+        write_rows(rows, options.out)
+
+
+def _achieved(options: argparse.Namespace) -> None:
+    from reference_model.achieved import achieved, ceilings, load_timed
+
+    rows = load_timed(options.table)
+    best = ceilings(rows)
+    for dtype, flops in sorted(best.flops_per_s.items()):
+        print(f"ceiling {dtype:<10} {flops:.3e} FLOP/s, the fastest dense GEMM")
+    print(f"ceiling memory     {best.bytes_per_s:.3e} B/s read and written, the fastest copy")
+    print()
+    print(f"{'kind':<34}{'type':<10}{'kernels':<17}{'rows':>5}{'FLOP/s':>12}{'':>7}{'B/s':>12}")
+    for a in achieved(rows):
+        rate = "" if a.flops_share is None else f"{a.flops_per_s:.3e}"
+        share = "" if a.flops_share is None else f"{a.flops_share:.0%}"
+        print(
+            f"{a.kind:<34}{a.dtype:<10}{a.kernel_set:<17}{a.rows:>5}{rate:>12}{share:>7}"
+            f"{a.bytes_per_s:>12.3e}{a.bytes_share:>6.0%}"
         )
 
 

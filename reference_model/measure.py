@@ -96,13 +96,14 @@ def pairs(values: Iterable[tuple[str, object]]) -> str:
 
 
 def device_source(device: torch.device) -> str:
-    """Where the numbers come from: GPU, driver, torch and Triton versions, and the date."""
+    """Where the numbers come from: GPU, its limits, driver, versions and the date."""
     import triton
 
-    driver = _smi("driver_version")[0]
+    driver, clock, power = _smi("driver_version", "clocks.max.sm", "power.limit")
     return (
-        f"dsv3sim measure: {torch.cuda.get_device_name(device)}, driver {driver}, "
-        f"torch {torch.__version__}, triton {triton.__version__}, {time.strftime('%Y-%m-%d')}"
+        f"dsv3sim measure: {torch.cuda.get_device_name(device)}, SM clock up to {clock} MHz, "
+        f"power limit {power} W, driver {driver}, torch {torch.__version__}, "
+        f"triton {triton.__version__}, {time.strftime('%Y-%m-%d')}"
     )
 
 
@@ -392,6 +393,31 @@ def sustain(operator: Operator, *, kernels: str, duration_s: float) -> Sustained
     )
 
 
+def sustained_row(request: Request, result: Sustained, *, source: str, duration_s: float) -> Row:
+    """A sustained run as a row: the mean time, with clock and power among its conditions."""
+    values = dict(part.split("=") for part in conditions(request, timing="sustained").split(";"))
+    values |= {
+        "set": "dsv3sim_sustained",
+        "statistic": "mean",
+        "repeats": "1",
+        "duration_s": f"{duration_s:g}",
+        "first_seconds": f"{result.first_seconds:.6g}",
+        "clock_hz": f"{result.clock_hz:.4g}",
+        "power_w": f"{result.power_w:.4g}",
+    }
+    o = request.operator
+    return Row(
+        kind=o.kind,
+        sizes=pairs(o.sizes),
+        dtype=o.dtype,
+        sms=request.sms,
+        seconds=result.seconds,
+        spread=abs(result.seconds - result.first_seconds) / result.seconds,
+        source=source,
+        conditions=pairs(values.items()),
+    )
+
+
 @contextmanager
 def _watch() -> Iterator[list[tuple[float, float]]]:
     """Sample (SM clock in MHz, power in W) every 50 ms while the block runs."""
@@ -456,6 +482,24 @@ def launch_times() -> dict[str, float]:
     }
 
 
+def launch_rows(times: dict[str, float], *, source: str) -> list[Row]:
+    """What `launch_times` measured, as rows of kinds launch_kernel, launch_eager, launch_graph."""
+    values = [("set", "dsv3sim_launches"), ("statistic", "median"), ("timing", "events")]
+    return [
+        Row(
+            kind=f"launch_{name}",
+            sizes=pairs([("elements", 1)]),
+            dtype="float32",
+            sms=_multiprocessors(),
+            seconds=seconds,
+            spread=0.0,
+            source=source,
+            conditions=pairs(values),
+        )
+        for name, seconds in times.items()
+    ]
+
+
 # -- the table -------------------------------------------------------------------------------------
 
 
@@ -471,6 +515,14 @@ def _known(path: Path) -> set[tuple[str, ...]]:
             (line["kind"], line["sizes"], line["dtype"], line["sms"], line["conditions"])
             for line in reader
         }
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """Write a new table."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(row.cells() for row in rows)
 
 
 def _append_to(path: Path) -> TextIO:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from reference_model.measure import COLUMNS, Row, device_source, pairs, seconds_between_events
+from reference_model.measure import Row, device_source, pairs, seconds_between_events, write_rows
 
 _SIZES = tuple(2**power for power in range(10, 31))
 _REPEATS = 7
@@ -31,7 +31,7 @@ _MOST_TRANSFERS = 50
 def measure_links(out: Path) -> None:
     """Time all transfers between the GPUs at hand and write the table; ValueError if there is one.
 
-    Needs NCCL. Prints each row as it is measured."""
+    Needs NCCL. Prints every row."""
     ranks = torch.cuda.device_count()
     if ranks < 2:
         raise ValueError(f"links: {ranks} CUDA devices found, at least 2 are needed")
@@ -44,12 +44,9 @@ def measure_links(out: Path) -> None:
         with path.open(encoding="utf-8", newline="") as file:
             for kind, size, seconds, spread in csv.reader(file):
                 rows.append(_row(kind, int(size), ranks, float(seconds), float(spread)))
-    with out.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row in rows:
-            writer.writerow(row.cells())
-            print(f"{row.kind} {row.sizes}: {row.seconds:.4e} s")
+    write_rows(rows, out)
+    for row in rows:
+        print(f"{row.kind} {row.sizes}: {row.seconds:.4e} s")
 
 
 def _row(kind: str, size: int, ranks: int, seconds: float, spread: float) -> Row:

@@ -1,0 +1,130 @@
+"""What measured kernels achieve: a table of kernel times in, rates beside its ceilings out.
+
+The ceilings are the table's own: the fastest dense GEMM of each type, and the fastest copy.
+"""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from reference_model.measure import COLUMNS
+from reference_model.trace import KINDS, Operator
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One row of the table."""
+
+    operator: Operator
+    seconds: float
+    kernel_set: str
+    sms: int
+
+    @property
+    def flops_per_s(self) -> float:
+        """Executed operations of matrix products a second; 0 where there are none."""
+        return self.operator.flops / self.seconds
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes read and written a second."""
+        return (self.operator.bytes_read + self.operator.bytes_written) / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """The best rates of the table."""
+
+    flops_per_s: dict[str, float]
+    """Operand type -> operations a second of the fastest dense GEMM."""
+    bytes_per_s: float
+    """Bytes read and written a second by the fastest copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Achieved:
+    """The rows of one kind, operand type and kernel set, on all multiprocessors."""
+
+    kind: str
+    dtype: str
+    kernel_set: str
+    rows: int
+    flops_per_s: float
+    """Of the fastest row."""
+    flops_share: float | None
+    """Share of the ceiling of its type; None without matrix products."""
+    bytes_per_s: float
+    """Of the row that moves most a second."""
+    bytes_share: float
+
+
+def load_timed(path: Path) -> list[Timed]:
+    """Read a table that `measure` wrote. Raises ValueError naming the file and what is wrong."""
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames is None or tuple(reader.fieldnames) != COLUMNS:
+            raise ValueError(f"{path}: columns are {reader.fieldnames}, allowed: {list(COLUMNS)}")
+        return [_timed(line) for line in reader if line["kind"] in KINDS]
+
+
+def _timed(line: dict[str, str]) -> Timed:
+    conditions = _pairs(line["conditions"])
+    operator = Operator(
+        name=line["kind"],
+        kind=line["kind"],
+        phase="forward",
+        segment="mlp",
+        dtype=line["dtype"],
+        out_dtype=conditions["out_dtype"],
+        sizes=tuple(sorted((name, int(value)) for name, value in _pairs(line["sizes"]).items())),
+        recompute=False,
+        accumulate="accumulate" in conditions,
+    )
+    return Timed(operator, float(line["seconds"]), conditions["set"], int(line["sms"]))
+
+
+def _pairs(text: str) -> dict[str, str]:
+    pairs = (part.split("=", 1) for part in text.split(";"))
+    return {name: value for name, value in pairs}  # noqa: C416 - lists are not pairs to mypy
+
+
+def ceilings(rows: Iterable[Timed]) -> Ceilings:
+    """The fastest dense GEMM of each type and the fastest copy."""
+    flops: dict[str, float] = {}
+    moved = 0.0
+    for row in rows:
+        dtype = row.operator.dtype
+        if row.operator.kind == "gemm":
+            flops[dtype] = max(flops.get(dtype, 0.0), row.flops_per_s)
+        elif row.operator.kind == "copy":
+            moved = max(moved, row.bytes_per_s)
+    return Ceilings(flops, moved)
+
+
+def achieved(rows: list[Timed]) -> list[Achieved]:
+    """Best rates of each kind, type and kernel set on the most multiprocessors of the table."""
+    every = max(row.sms for row in rows)
+    best = ceilings(rows)
+    groups: dict[tuple[str, str, str], list[Timed]] = {}
+    for row in rows:
+        if row.sms == every:
+            key = (row.operator.kind, row.operator.dtype, row.kernel_set)
+            groups.setdefault(key, []).append(row)
+    results = []
+    for (kind, dtype, kernel_set), members in sorted(groups.items()):
+        flops = max(member.flops_per_s for member in members)
+        moved = max(member.bytes_per_s for member in members)
+        results.append(
+            Achieved(
+                kind=kind,
+                dtype=dtype,
+                kernel_set=kernel_set,
+                rows=len(members),
+                flops_per_s=flops,
+                flops_share=flops / best.flops_per_s[dtype] if flops else None,
+                bytes_per_s=moved,
+                bytes_share=moved / best.bytes_per_s,
+            )
+        )
+    return results
