@@ -147,32 +147,44 @@ def decode_step(
 def prefill_pass(
     model: ServingModel, tokens: int, prompt: int, *, cached: int = 0, interval: bool = False
 ) -> ServingStep:
-    """One prefill pass of `tokens` tokens a GPU, in pieces of `prompt` tokens that follow `cached`
-    tokens each. A piece larger than a micro-batch is cut between micro-batches.
+    """One prefill pass of `tokens` tokens a GPU, from prompts of which it computes `prompt` tokens
+    each, after `cached` ones.
 
-    Raises ValueError where the pieces do not make whole micro-batches.
+    A prompt in one piece with the pass is cut between micro-batches, the second part attending to
+    the first. Where prompts do not fill a micro-batch evenly, it holds equal pieces of prompts, one
+    more than whole ones fit, whose tokens attend to as many tokens on average as those of a prompt.
+
+    Raises ValueError where a prompt has more tokens than the pass.
     """
     job = model.job
-    each = tokens // job.micro_batches
-    if tokens % job.micro_batches or (each % prompt and prompt != tokens):
+    if prompt > tokens:
         raise ValueError(
-            f"tokens_per_gpu {tokens} in {job.micro_batches} micro-batches of prompts of {prompt}: "
-            f"allowed: whole prompts in each micro-batch, or one prompt in all"
+            f"prompt_tokens {prompt}: allowed: at most tokens_per_gpu {tokens}; a longer prompt is "
+            "computed in several passes, with requests.cached_tokens"
         )
-    cut = prompt == tokens and job.micro_batches > 1
-    count = 1 if cut else each // prompt
-    work = job.requests.attention_imbalance
-    batches = {}
-    for number in range(job.micro_batches):
-        before = cached + (number * each if cut else 0)
-        length = each // count
-        # Attention work goes with query x (2 context - query); this context has `work` times it.
-        context = round((length + (2 * (before + length) - length) * work) / 2)
-        batches[number] = (each, count, context)
-    whole = tokens // prompt
-    whole_context = round((prompt + (2 * (cached + prompt) - prompt) * work) / 2)
-    batches[WHOLE_BATCH] = (tokens, whole, whole_context)
+    each = -(-tokens // job.micro_batches)
+    batches = {
+        number: _pieces(model, each, prompt, cached + number * each, whole=False)
+        if prompt == tokens and job.micro_batches > 1
+        else _pieces(model, each, prompt, cached, whole=True)
+        for number in range(job.micro_batches)
+    }
+    batches[WHOLE_BATCH] = _pieces(model, tokens, prompt, cached, whole=True)
     return _iterate(model, batches, busy=job.gpus - job.requests.idle_gpus, interval=interval)
+
+
+def _pieces(
+    model: ServingModel, tokens: int, prompt: int, cached: int, *, whole: bool
+) -> tuple[int, int, int]:
+    """(tokens, sequences, context) of a micro-batch of prompts, or of one part of one prompt that
+    follows `cached` tokens where `whole` is false."""
+    count = -(-tokens // prompt) if whole else 1
+    length = max(1, tokens // count)
+    # A token of a prompt attends to cached + prompt / 2 others on average; so does one of a piece
+    # with this context. The work goes with twice that mean.
+    attended = 2 * cached + (prompt if whole else length)
+    context = (length + attended * model.job.requests.attention_imbalance) / 2
+    return tokens, count, max(length, round(context))
 
 
 # -- one iteration ---------------------------------------------------------------------------------

@@ -95,8 +95,14 @@ def test_a_prompt_as_large_as_the_pass_is_cut_between_micro_batches():
         for number in (0, 1)
     }
     assert contexts == {0: 8192, 1: 16384}
-    with pytest.raises(ValueError, match="whole prompts in each micro-batch"):
-        prefill_pass(model, 16384, 3000)
+
+
+def test_prompts_that_do_not_fill_a_micro_batch_cost_between_those_that_do():
+    model = model_of("prefill_ep32_profile")
+    times = [prefill_pass(model, 16384, prompt).step_s for prompt in (2048, 3000, 4096)]
+    assert times == sorted(times)
+    with pytest.raises(ValueError, match="at most tokens_per_gpu 16384"):
+        prefill_pass(model, 16384, 20000)
 
 
 def test_without_hiding_the_all_to_all_is_exposed():
