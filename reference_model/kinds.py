@@ -289,6 +289,20 @@ KINDS: dict[str, Kind] = {
             + _softmax_rows(o)
         ),
     ),
+    # absorbed form over a whole prompt: causal, queries at the end of the keys
+    "mla_prefill": Kind(
+        sizes=("sequences", "query_length", "kv_length", "heads", "latent_dim", "rope_dim"),
+        flops=lambda o: _attention_flops(o, 2 * o["latent_dim"] + o["rope_dim"]),
+        bytes_read=lambda o: _values(
+            o.dtype,
+            o["sequences"] * (o["query_length"] * o["heads"] + o["kv_length"]),
+            o["latent_dim"] + o["rope_dim"],
+        ),
+        bytes_written=lambda o: (
+            _values(o.out_dtype, o["sequences"], o["query_length"], o["heads"], o["latent_dim"])
+            + _softmax_rows(o)
+        ),
+    ),
     # -- casts and copies --------------------------------------------------------------------------
     "quantize": _unary(),
     "dequantize": _unary(),

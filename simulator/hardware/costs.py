@@ -154,7 +154,7 @@ class KernelCostModel:
         for row in rows:
             _check(row)
             if row.kind not in ALL_TO_ALL_KINDS:
-                sets = grouped.setdefault(_family(_operator(row)), {})
+                sets = grouped.setdefault(_family(operator_of(row)), {})
                 sets.setdefault(row.kernel_set, []).append(row)
         if not grouped:
             raise NotCalibrated(
@@ -318,7 +318,7 @@ class KernelCostModel:
         """
         kind = rows[0].kind
         ratio = self._ratio(kind).value
-        batch = batch_of([_operator(row) for row in rows])
+        batch = batch_of([operator_of(row) for row in rows])
         share = np.array([row.all_to_all_share for row in rows])
         in_pair = np.array([row.condition("pair") == "yes" for row in rows])
         squeezed = np.array([row.condition("beside") == "compute" for row in rows])
@@ -467,7 +467,7 @@ def _check(row: Measurement) -> None:
         )
 
 
-def _operator(row: Measurement) -> Operator:
+def operator_of(row: Measurement) -> Operator:
     """The operator that a row timed."""
     return Operator(
         name=row.source,

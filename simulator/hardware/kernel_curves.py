@@ -53,6 +53,7 @@ _AXES: Mapping[str, tuple[str, ...]] = {
     "attention_forward": ("kv_length", "query_length"),
     "attention_backward": ("kv_length", "query_length"),
     "mla_decode": ("kv_length",),
+    "mla_prefill": ("kv_length", "query_length"),
 }
 
 Shape = tuple[int, ...]

@@ -119,8 +119,12 @@ def least_seconds(batch: Batch, sms: Array, gpu: GpuProfile) -> Array:
     Useful FLOPs at the peak of its SMs, and bytes at the full HBM bandwidth unless so few that the
     L2 cache may still hold them.
     """
-    fits_cache = batch.moved_bytes <= gpu.l2_capacity
-    memory = np.where(fits_cache, 0.0, batch.moved_bytes / gpu.hbm_bandwidth)
+    needed = batch.moved_bytes
+    if batch.kind == "masked_grouped_gemm":
+        # Weights of experts without a row are not read.
+        sizes = dict(zip(batch.names, batch.sizes.T, strict=True))
+        needed = needed * np.minimum(1.0, sizes["rows"] / np.maximum(sizes["groups"], 1))
+    memory = np.where(needed <= gpu.l2_capacity, 0.0, needed / gpu.hbm_bandwidth)
     if not is_tensor(batch.kind):
         return memory
     peak = peak_compute(batch.like.dtype, gpu) * sms / gpu.sms
@@ -205,4 +209,5 @@ _BUSIEST_SM_FLOPS: Mapping[str, Callable[[Sizes, Array], Array]] = {
     "attention_forward": _attention("query_length", lambda s: s["qk_dim"] + s["v_dim"]),
     "attention_backward": _attention("kv_length", lambda s: 3 * s["qk_dim"] + 2 * s["v_dim"]),
     "mla_decode": _mla_decode,
+    "mla_prefill": _attention("query_length", lambda s: 2 * s["latent_dim"] + s["rope_dim"]),
 }
