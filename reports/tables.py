@@ -6,7 +6,7 @@ same ones that a run directory stores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 _GROUPED = 10_000
 """From here on a plain count is shown without decimals."""
+
+_FEW = 100
+"""Below this a price is shown with decimals."""
+
+_STATISTICS = frozenset({"mean", "p50", "p90", "p95", "p99"})
+"""Last parts of a path that take their unit from the part before: "ttft_s.mean"."""
 
 OPTIMIZER = "optimizer"
 """Work of the rows that follow the last micro-batch."""
@@ -197,24 +203,51 @@ def blocks(operators: pd.DataFrame) -> pd.DataFrame:
 
 def format_metric(path: str, value: float) -> str:
     """A metric with its unit, which the last part of its path tells: "ranks.0.bubble_s"."""
-    name = path.rsplit(".", maxsplit=1)[-1]
+    *parents, name = path.split(".")
+    if name in _STATISTICS and parents:
+        name = parents[-1]
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if name.endswith("_bytes_per_s"):
-        return format_bandwidth(value)
-    if name.endswith("_s"):
-        return format_seconds(value)
-    if name.endswith("_bytes"):
-        return format_bytes(value)
-    if name.startswith("mfu") or name.endswith("_share"):
-        return f"{value:.2%}"
-    if name.startswith("tflops"):
-        return f"{value:.1f} TFLOP/s"
-    if name.startswith("cost_usd"):
-        return f"{value:,.0f} USD"
+    for ending, written in _BY_ENDING.items():
+        if name.endswith(ending):
+            return written(value)
+    for beginning, written in _BY_BEGINNING.items():
+        if name.startswith(beginning):
+            return written(value)
+    return _number(value)
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2%}"
+
+
+def _tera_flops(value: float) -> str:
+    return f"{value:.1f} TFLOP/s"
+
+
+def _dollars(value: float) -> str:
+    return f"{value:,.0f} USD" if abs(value) >= _FEW else f"{value:.3g} USD"
+
+
+def _number(value: float) -> str:
     if isinstance(value, int):
         return f"{value:,}"
+    if abs(value) < 1:
+        return f"{value:.3g}"
     return f"{value:,.1f}" if value < _GROUPED else f"{value:,.0f}"
+
+
+_BY_ENDING: Mapping[str, Callable[[float], str]] = {
+    "_bytes_per_s": format_bandwidth,
+    "_s": format_seconds,
+    "_bytes": format_bytes,
+    "_share": _percent,
+}
+_BY_BEGINNING: Mapping[str, Callable[[float], str]] = {
+    "mfu": _percent,
+    "tflops": _tera_flops,
+    "cost_usd": _dollars,
+}
 
 
 def list_inputs(resolved: Mapping[str, Any]) -> Iterator[Input]:

@@ -43,6 +43,20 @@ _COMPARED = (
     "ranks.0.optimizer_s",
     "ranks.0.exposed_communication_s",
     "ranks.0.hidden_communication_s",
+    "ttft_s.mean",
+    "ttft_s.p99",
+    "tpot_s.mean",
+    "tpot_s.p99",
+    "itl_s.p99",
+    "e2e_s.mean",
+    "goodput_requests_per_second",
+    "output_tokens_per_second_per_node",
+    "input_tokens_per_second_per_node",
+    "tokens_per_second_per_user",
+    "prefix_hit_rate",
+    "kv_occupancy",
+    "nodes",
+    "cost_usd_per_million_output_tokens",
 )
 
 
