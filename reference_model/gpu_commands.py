@@ -42,8 +42,9 @@ def add_commands(commands: Any) -> None:
     links.add_argument("--out", type=Path, required=True, help="table to write")
     links.set_defaults(function=_links)
 
-    profile = commands.add_parser("profile", help="run one full-size MoE layer under the profiler")
+    profile = commands.add_parser("profile", help="run one full-size layer under the profiler")
     profile.add_argument("--config", default="deepseek_v3", help="default: %(default)s")
+    profile.add_argument("--layer", default="moe", help="kind of layer (default: %(default)s)")
     profile.add_argument("--kernels", default="library", help="default: %(default)s")
     profile.add_argument("--seed", type=int, default=0, help="of weights and hidden states")
     profile.add_argument("--out", type=Path, help="Chrome trace to write")
@@ -51,11 +52,16 @@ def add_commands(commands: Any) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
+    from reference_model.alignment import check_sizes, size_notes
     from reference_model.config import load_model_config
     from reference_model.measure import describe, measure
     from reference_model.measure_grid import requests
 
-    wanted = requests(load_model_config(options.config), model=Path(options.config).stem)
+    config = load_model_config(options.config)
+    check_sizes(config)
+    for note in size_notes(config):
+        print(note)
+    wanted = requests(config, model=Path(options.config).stem)
     if options.list:
         for request in wanted:
             print(describe(request))
@@ -147,20 +153,27 @@ def _links(options: argparse.Namespace) -> None:
 
 
 def _profile(options: argparse.Namespace) -> None:
+    import torch
+
+    from reference_model.alignment import size_notes
     from reference_model.config import load_model_config
     from reference_model.measure_grid import WORKLOADS
     from reference_model.precision import Recipe
-    from reference_model.profiling import profile_moe_layer, save_profile
-    from reference_model.recorder import Workload
+    from reference_model.profiling import profile_layer, save_profile
+    from reference_model.recorder import LAYERS, Workload
     from reference_model.trace import PHASES
 
+    if options.layer not in LAYERS:
+        raise ValueError(f"--layer {options.layer!r} is not one of {sorted(LAYERS)}")
     recipe = Recipe("fp8", options.kernels)
-    profile = profile_moe_layer(
-        load_model_config(options.config),
-        Workload(**WORKLOADS["train"]),
-        recipe=recipe,
-        seed=options.seed,
-    )
+    config = load_model_config(options.config)
+    for note in size_notes(config):
+        print(note)
+    workload = Workload(**WORKLOADS["train"])
+    try:
+        profile = profile_layer(config, options.layer, workload, recipe=recipe, seed=options.seed)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ValueError(str(error)) from error
     for timed in profile.operators:
         o = timed.operator
         print(f"{o.phase:<12} {o.name:<45} {timed.seconds:.3e} s in {timed.kernels} kernels")

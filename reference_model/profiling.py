@@ -1,4 +1,4 @@
-"""Run one mixture-of-experts layer on a GPU under the profiler: its operators with durations out.
+"""Run one layer on a GPU under the profiler: its operators with durations out.
 
 The layer has its full size and the rows of one rank of an expert-parallel group (`Workload`); what
 the other ranks would send is stood in for by its own tokens (gpu.use_local_view). The profile is
@@ -8,26 +8,26 @@ Chrome-trace format that Kineto writes.
 
 import json
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
+from reference_model.alignment import check_sizes
 from reference_model.config import ModelConfig
 from reference_model.gpu import use_library_kernels, use_local_view
-from reference_model.layers import RMSNorm, rotary_angles
 from reference_model.measure import require_hopper
-from reference_model.model import MoEBlock, Stream
-from reference_model.moe import ExpertRows
 from reference_model.operators import NAMESPACE
 from reference_model.precision import Recipe
-from reference_model.recorder import OperatorRecorder, Workload, prepare
+from reference_model.recorder import LAYERS, Layer, OperatorRecorder, Workload, prepare
 from reference_model.trace import Operator
 
 _DEVICE_EVENTS = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
+_STATES = 4
+"""Random hidden states that a layer's passes take in turn."""
 _KEPT_ARGUMENTS = ("stream", "grid", "block", "bytes")
 
 
@@ -51,18 +51,21 @@ class LayerProfile:
     """The same as Chrome-trace events, cut down."""
 
 
-def profile_moe_layer(
-    config: ModelConfig, workload: Workload, *, recipe: Recipe, seed: int
+def profile_layer(
+    config: ModelConfig, layer_kind: str, workload: Workload, *, recipe: Recipe, seed: int
 ) -> LayerProfile:
     """Run forward, input gradient and weight gradients once to warm up and once under the profiler.
 
-    Weights and hidden states are random. Raises ValueError without a Hopper GPU, and
-    torch.cuda.OutOfMemoryError, with the workload's sizes in its message, where it does not fit."""
+    layer_kind is one of recorder.LAYERS. Weights and hidden states are random. Raises ValueError
+    without a Hopper GPU or for sizes that it cannot address, and torch.cuda.OutOfMemoryError, with
+    the workload's sizes in its message, where it does not fit."""
     device = require_hopper()
+    check_sizes(config)
     use_library_kernels()
     use_local_view(local_experts=workload.local_experts, expert_rows=workload.expert_rows)
     try:
-        layer = _Layer(config, workload, recipe=recipe, device=device, seed=seed)
+        layer = LAYERS[layer_kind](config, workload, recipe, device)
+        _fill(layer, seed=seed)
         with torch.no_grad():
             # Compiled kernels are compiled anew inside the recorder: warm up in it as well.
             with OperatorRecorder():
@@ -74,56 +77,31 @@ def profile_moe_layer(
                 torch.cuda.synchronize()
     except torch.cuda.OutOfMemoryError as error:
         raise torch.cuda.OutOfMemoryError(
-            f"MoE layer of hidden size {config.hidden_size} with {workload}: {error}"
+            f"{layer_kind} layer of hidden size {config.hidden_size} with {workload}: {error}"
         ) from error
     operators = [recorded.operator for recorded in recorder.recorded]
     events = _events(p)
     return _match(operators, events)
 
 
-class _Layer:
-    """A layer with random weights and what enters it."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        workload: Workload,
-        *,
-        recipe: Recipe,
-        device: torch.device,
-        seed: int,
-    ) -> None:
-        generator = torch.Generator(device).manual_seed(seed)
-        self.block = MoEBlock(config, workload.local_experts, recipe=recipe, device=device)
-        _initialize(self.block, generator)
-        prepare(self.block)
-        self.angles = rotary_angles(config, workload.context, device=device)
-        self.rows = ExpertRows(received=workload.received_rows, expanded=workload.expert_rows)
-        shape = (workload.tokens, config.hidden_size)
-        self.residual, self.update, self.grad = (
-            torch.randn(shape, generator=generator, device=device).to(recipe.dtype)
-            for _ in range(3)
-        )
-
-    def run(self) -> Tensor:
-        """All three passes; the gradient of the stream that entered."""
-        _, saved = self.block(Stream(self.residual, self.update), self.angles, self.rows)
-        grad, weight_grads = self.block.input_grad(self.grad, saved, self.angles, self.rows)
-        weight_grads.run()
-        result: Tensor = grad
-        return result
-
-
-def _initialize(module: nn.Module, generator: torch.Generator) -> None:
-    """Matrices with deviation 1/sqrt(fan-in), norms with ones."""
+def _fill(layer: Layer, *, seed: int) -> None:
+    """Give a layer values: matrices of deviation 1/sqrt(fan-in), norms of ones, hidden states and
+    tokens that stay the same from call to call."""
+    generator = torch.Generator(layer.device).manual_seed(seed)
     with torch.no_grad():
-        for child in module.modules():
-            if isinstance(child, RMSNorm):
-                child.weight.fill_(1)
-            elif isinstance(getattr(child, "weight", None), nn.Parameter):
-                weight = child.weight
-                assert isinstance(weight, nn.Parameter)
-                weight.normal_(0, weight.shape[-1] ** -0.5, generator=generator)
+        for parameter in layer.parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1)
+            else:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
+    prepare(layer)
+    shape = (layer.tokens.shape[0], layer.config.hidden_size)
+    layer.tokens.random_(layer.config.vocab_size, generator=generator)
+    states = cycle(
+        torch.randn(shape, generator=generator, device=layer.device).to(layer.recipe.dtype)
+        for _ in range(_STATES)
+    )
+    layer.hidden = lambda: next(states)  # type: ignore[method-assign]
 
 
 def _events(profile: Any) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def record_layer(
     The layer is one within the model: its residual stream comes with an update to add, which only
     the very first layer's does not. Sizes are those of the config; values do not exist."""
     meta = torch.device("meta")
-    layer = _LAYERS[layer_kind](config, workload, recipe, meta)
+    layer = LAYERS[layer_kind](config, workload, recipe, meta)
     prepare(layer)
     with torch.no_grad(), OperatorRecorder() as recorder:
         saved = layer.run()
@@ -117,7 +117,7 @@ def prepare(module: nn.Module) -> None:
             gradient(child.weight)
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
     """A layer and what enters it; `run` takes it through its passes."""
 
     def __init__(
@@ -146,7 +146,7 @@ class _Layer(nn.Module):
         return torch.empty(shape, dtype=self.recipe.dtype, device=self.device)
 
 
-class _EmbeddingLayer(_Layer):
+class _EmbeddingLayer(Layer):
     def build(self, local_experts: int) -> None:
         self.embedding = Embedding(self.config, recipe=self.recipe, device=self.device)
 
@@ -156,7 +156,7 @@ class _EmbeddingLayer(_Layer):
         return {"forward": _kept(self.tokens)}
 
 
-class _BlockLayer(_Layer):
+class _BlockLayer(Layer):
     block: Any
 
     def run(self) -> dict[str, int]:
@@ -179,7 +179,7 @@ class _MoELayer(_BlockLayer):
         self.block = MoEBlock(self.config, local_experts, recipe=self.recipe, device=self.device)
 
 
-class _PredictionLayer(_Layer):
+class _PredictionLayer(Layer):
     def build(self, local_experts: int) -> None:
         self.mtp = MultiTokenPrediction(
             self.config, local_experts, recipe=self.recipe, device=self.device
@@ -206,7 +206,7 @@ class _PredictionLayer(_Layer):
         return {"forward": after_forward, "input_grad": after_input_grad}
 
 
-class _HeadLayer(_Layer):
+class _HeadLayer(Layer):
     def build(self, local_experts: int) -> None:
         config = self.config
         self.norm = RMSNorm(
@@ -226,7 +226,7 @@ class _HeadLayer(_Layer):
         return {"forward": after_forward, "input_grad": after_input_grad}
 
 
-_LAYERS: dict[str, type[_Layer]] = {
+LAYERS: dict[str, type[Layer]] = {
     "embedding": _EmbeddingLayer,
     "dense": _DenseLayer,
     "moe": _MoELayer,

@@ -11,8 +11,8 @@ from reference_model.kernels import load_backend, reference
 from reference_model.measure import Request, time_request
 from reference_model.measure_grid import ALL_SMS, WORKLOADS, gemm, grouped
 from reference_model.precision import Recipe
-from reference_model.profiling import profile_moe_layer
-from reference_model.recorder import Workload, record_layer
+from reference_model.profiling import profile_layer
+from reference_model.recorder import LAYERS, Workload, record_layer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,13 +64,18 @@ def test_the_grouped_gemm_is_fast():
     assert rate(operator, "library") >= 700e12
 
 
-@pytest.mark.parametrize("kernels", ["library", "triton"])
-def test_a_full_size_layer_issues_on_cuda_what_it_issues_on_meta(kernels):
+@pytest.mark.parametrize(
+    ("layer_kind", "kernels"),
+    [("moe", "triton"), *((kind, "library") for kind in LAYERS)],
+)
+def test_a_full_size_layer_issues_on_cuda_what_it_issues_on_meta(layer_kind, kernels):
     config, workload = load_model_config("deepseek_v3"), Workload(**WORKLOADS["train"])
-    profile = profile_moe_layer(config, workload, recipe=Recipe("fp8", kernels), seed=0)
-    meta = record_layer(config, "moe", workload, recipe=Recipe("fp8", "reference")).recorded
+    profile = profile_layer(config, layer_kind, workload, recipe=Recipe("fp8", kernels), seed=0)
+    meta = record_layer(config, layer_kind, workload, recipe=Recipe("fp8", "reference")).recorded
     assert [t.operator for t in profile.operators] == [r.operator for r in meta]
     assert all(t.seconds > 0 for t in profile.operators)
+    seconds = sum(t.seconds for t in profile.operators)
+    print(f"{layer_kind}, {kernels}: {seconds:.3e} s of kernels")
 
 
 def test_a_layer_that_does_not_fit_names_its_sizes():
@@ -78,7 +83,7 @@ def test_a_layer_that_does_not_fit_names_its_sizes():
     tokens = 2**22
     workload = Workload(tokens, 4096, tokens // 4096, 8 * tokens, 7 * tokens, 4)
     with pytest.raises(torch.cuda.OutOfMemoryError, match=f"tokens={tokens}"):
-        profile_moe_layer(config, workload, recipe=Recipe("fp8", "library"), seed=0)
+        profile_layer(config, "moe", workload, recipe=Recipe("fp8", "library"), seed=0)
 
 
 def test_library_kernels_equal_the_operators_own_bodies():

@@ -10,7 +10,7 @@ import torch
 from reference_model.config import load_model_config
 from reference_model.measure_grid import WORKLOADS
 from reference_model.precision import Recipe
-from reference_model.profiling import LayerProfile, profile_moe_layer, save_profile
+from reference_model.profiling import LayerProfile, profile_layer, save_profile
 from reference_model.recorder import Workload, record_layer
 
 FIXTURE = Path(__file__).parent / "data" / "moe_layer_h200.json"
@@ -72,8 +72,9 @@ def test_a_profile_is_written_one_event_a_line(tmp_path, events):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
 def test_without_a_gpu_the_command_says_so():
     with pytest.raises(ValueError, match="no CUDA device found"):
-        profile_moe_layer(
+        profile_layer(
             load_model_config("debug"),
+            "moe",
             Workload(256, 256, 1, 512, 384, 2),
             recipe=Recipe("fp8", "library"),
             seed=0,

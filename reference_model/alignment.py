@@ -1,0 +1,52 @@
+"""Which sizes of a config FP8 kernels take as they are: a config in, notes or a ValueError out.
+
+Scales belong to 128 elements along K and to 128 x 128 elements of a weight (Technical Report,
+section 3.3.2). A size that is no multiple of 128 has a last tile or block that is narrower; nothing
+is padded in memory, the kernels fill it with zeros as they read it. Memory transfers move 16 bytes:
+a size that is no multiple of 16 is refused.
+"""
+
+from reference_model.config import ModelConfig
+from reference_model.kernels.reference import TILE
+
+TRANSFER = 16
+"""FP8 elements of one memory transfer."""
+
+
+def weight_sizes(config: ModelConfig) -> dict[str, int]:
+    """Feature counts of the FP8 weights by what they are: each is K of one GEMM or another."""
+    heads = config.num_attention_heads
+    sizes = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "moe_intermediate_size": config.moe_intermediate_size,
+        "kv_lora_rank": config.kv_lora_rank,
+        "kv_lora_rank + qk_rope_head_dim": config.kv_lora_rank + config.qk_rope_head_dim,
+        "heads x (qk_nope_head_dim + v_head_dim)": heads
+        * (config.qk_nope_head_dim + config.v_head_dim),
+        "heads x v_head_dim": heads * config.v_head_dim,
+        "heads x (qk_nope_head_dim + qk_rope_head_dim)": heads * config.qk_head_dim,
+    }
+    if config.q_lora_rank is not None:
+        sizes["q_lora_rank"] = config.q_lora_rank
+    return sizes
+
+
+def size_notes(config: ModelConfig) -> list[str]:
+    """One line for each size that is no multiple of 128, saying how it is handled."""
+    return [
+        f"{name} = {size}: {size // TILE} tiles of {TILE} and one of {size % TILE}, "
+        "filled with zeros as it is read, not padded in memory"
+        for name, size in weight_sizes(config).items()
+        if size % TILE
+    ]
+
+
+def check_sizes(config: ModelConfig) -> None:
+    """Refuse a config with a size that FP8 kernels on a GPU cannot address."""
+    for name, size in weight_sizes(config).items():
+        if size % TRANSFER:
+            raise ValueError(
+                f"{name} = {size}: FP8 kernels on a GPU take multiples of {TRANSFER}; nearest are"
+                f" {size // TRANSFER * TRANSFER} and {-(-size // TRANSFER) * TRANSFER}"
+            )

@@ -1,0 +1,23 @@
+from dataclasses import replace
+
+import pytest
+
+from reference_model.alignment import check_sizes, size_notes
+from reference_model.config import load_model_config
+
+
+def test_deepseek_v3_has_one_size_with_a_narrow_last_tile():
+    config = load_model_config("deepseek_v3")
+    assert size_notes(config) == [
+        "kv_lora_rank + qk_rope_head_dim = 576: 4 tiles of 128 and one of 64, "
+        "filled with zeros as it is read, not padded in memory"
+    ]
+    check_sizes(config)
+
+
+def test_a_size_that_memory_transfers_cannot_address_is_refused():
+    config = replace(load_model_config("deepseek_v3"), moe_intermediate_size=2040)
+    with pytest.raises(
+        ValueError, match=r"moe_intermediate_size = 2040: .* nearest are 2032 and 2048"
+    ):
+        check_sizes(config)
