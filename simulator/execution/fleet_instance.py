@@ -455,6 +455,7 @@ class Instance:
         for live in complete:
             self._owner.answer_done(live, self)
         if prefill is not None:
+            self.queue.settle(prefill)
             for live in prefill.completed:
                 self._owner.prompt_done(live, self)
         self._owner.room_freed(self)

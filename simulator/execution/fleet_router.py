@@ -132,9 +132,12 @@ class Router:
             self._parked.append(live)
             return
         job = self._job
+        # Turn by turn, also among equally loaded instances.
+        self._turn += 1
+        turn = self._turn % len(choices)
+        choices = choices[turn:] + choices[:turn]
         if job.routing == "round_robin":
-            instance = choices[self._turn % len(choices)]
-            self._turn += 1
+            instance = choices[0]
             live.cost_s = self._prefill_cost_s(live, self._cached_in(live, instance))
         elif job.routing == "least_loaded" or len(choices) == 1:
             instance = min(choices, key=lambda choice: choice.queue.cost_s)

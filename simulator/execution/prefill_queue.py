@@ -71,7 +71,7 @@ class PrefillQueue:
         self._partial: list[dict[LiveRequest, None]] = [{} for _ in range(ranks)]
         self._partials = 0
         self.cost_s = 0.0
-        """Estimated prefill time of all requests that are not completed."""
+        """Estimated prefill time of all requests whose last pass has not ended."""
 
     def __len__(self) -> int:
         """Requests that no pass has begun."""
@@ -87,10 +87,12 @@ class PrefillQueue:
         heapq.heappush(self._waiting, (live.order, live))
         self.cost_s += live.cost_s
 
-    def discard(self, live: LiveRequest) -> None:
-        """Forget a request in the middle of its prefill."""
-        if live in self._partial[live.rank]:
-            self._end(live)
+    def settle(self, done: PrefillPass) -> None:
+        """A pass has ended: what it completed is no longer work to do."""
+        self.cost_s -= sum(live.cost_s for live in done.completed)
+        if self.empty:
+            # Rounding must not add up over a long run.
+            self.cost_s = 0.0
 
     def clear(self) -> list[LiveRequest]:
         """Forget all requests and return those that no pass has begun, in order."""
@@ -147,7 +149,8 @@ class PrefillQueue:
             started.append(live)
             compute(live, loads[rank])
         for live in completed:
-            self._end(live)
+            del self._partial[live.rank][live]
+        self._partials -= len(completed)
         busy = [load for load in loads if load.tokens]
         if not busy:
             return None
@@ -187,14 +190,6 @@ class PrefillQueue:
         load.slots -= 1
         live.computed += chunk
         return live.computed == live.context
-
-    def _end(self, live: LiveRequest) -> None:
-        del self._partial[live.rank][live]
-        self._partials -= 1
-        self.cost_s -= live.cost_s
-        if self.empty:
-            # Rounding must not add up over a long run.
-            self.cost_s = 0.0
 
 
 def _marginal_costs(step_times: StepTimes, tokens: int) -> tuple[float, float]:
