@@ -14,11 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from hardware_profiles.units import format_seconds, unit_factor
 from reports.run_directory import write_run
-from reports.tables import format_metric, list_inputs
 from simulator.analysis.metrics import compare_published
 from simulator.analysis.serving_metrics import serving_metrics
 from simulator.execution.offload import offload_metrics
@@ -28,6 +25,7 @@ from simulator.scenario import Scenario, write_resolved
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
 
 _MICROSECOND = unit_factor("us", "time")
 
@@ -82,6 +80,8 @@ def serving_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 
 def limit_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     """The bound, and the bound without each idealisation."""
+    from rich.table import Table
+
     table = Table(title=name, title_justify="left")
     for column in ("idealisation", "assumed", "instead", "TPOT then"):
         table.add_column(column, overflow="fold")
@@ -95,6 +95,10 @@ def limit_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 
 def offload_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     """Token time, its parts, and the published rows beside the simulated ones."""
+    from rich.table import Table
+
+    from reports.tables import format_metric
+
     table = Table(title=name, title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -105,6 +109,10 @@ def offload_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 
 
 def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+
+    from reports.tables import format_metric
+
     table = Table(title=name, title_justify="left")
     comparisons: Mapping[str, Any] = metrics["comparisons"]
     table.add_column("metric")
@@ -127,6 +135,8 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
 
 def _kernels(metrics: Mapping[str, Any]) -> Table:
     """Kernels of one micro-batch of one mixture-of-experts layer."""
+    from rich.table import Table
+
     table = Table(title="one expert layer, one micro-batch", title_justify="left")
     for column in ("part", "kernel", "sizes"):
         table.add_column(column, overflow="fold")
@@ -149,6 +159,8 @@ def _kernels(metrics: Mapping[str, Any]) -> Table:
 
 
 def _gains(speculation: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+
     table = Table(title="what drafting gains, by requests of the deployment", title_justify="left")
     for column in ("requests", "step", "step without", "speed-up"):
         table.add_column(column, justify="right")
@@ -164,6 +176,8 @@ def _gains(speculation: Mapping[str, Any]) -> Table:
 
 
 def _published(metrics: Mapping[str, Any]) -> Iterator[Table]:
+    from rich.table import Table
+
     if not metrics["published"]:
         return
     table = Table(title="published figures", title_justify="left")
@@ -257,6 +271,8 @@ def _write_without_events(
 def page(scenario: Scenario, tables: Sequence[Table], tasks: pd.DataFrame | None) -> str:
     """The self-contained page: the terminal's tables, a timeline of two layers, all inputs."""
     import jinja2
+
+    from reports.tables import list_inputs
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
