@@ -100,8 +100,18 @@ class ModelConfig:
     @property
     def digest(self) -> str:
         """SHA-256 of every field: equal digests, equal models."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return _digest(asdict(self))
+
+    @property
+    def layer_digest(self) -> str:
+        """SHA-256 of every field but the numbers of layers: equal digests, equal layers."""
+        counts = ("num_hidden_layers", "first_k_dense_replace")
+        return _digest({name: v for name, v in asdict(self).items() if name not in counts})
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def shipped_configs() -> list[str]:

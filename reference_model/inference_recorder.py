@@ -80,7 +80,7 @@ def record_inference_trace(
         templates[kind, "forward"] = tuple(solve_layer(kind, points, unseen))
     return OperatorTrace(
         model=model,
-        config_digest=config.digest,
+        config_digest=config.layer_digest,
         job=job,
         recipe=recipe.name,
         templates=templates,

@@ -309,7 +309,7 @@ def record_trace(config: ModelConfig, *, model: str, recipe: Recipe) -> Operator
             )
     return OperatorTrace(
         model=model,
-        config_digest=config.digest,
+        config_digest=config.layer_digest,
         job="train",
         recipe=recipe.name,
         templates=templates,

@@ -106,7 +106,7 @@ class OperatorTrace:
     model: str
     """Name of the config, such as "deepseek_v3"."""
     config_digest: str
-    """SHA-256 of the config that was recorded (`ModelConfig.digest`)."""
+    """SHA-256 of the config that was recorded (`ModelConfig.layer_digest`)."""
     job: str
     """What was recorded: "train"."""
     recipe: str

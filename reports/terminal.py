@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -132,7 +132,12 @@ def comparison_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     table.add_column("metric")
     for name, _ in runs:
         table.add_column(name, justify="right")
-    for path in _COMPARED:
+    others = [
+        path
+        for path in dict.fromkeys(path for _, metrics in runs for path in _numbers(metrics))
+        if path not in _COMPARED and path != "wall_clock_s"
+    ]
+    for path in (*_COMPARED, *others):
         values = [metric_at(metrics, path) for _, metrics in runs]
         if all(value is None for value in values):
             continue
@@ -145,6 +150,15 @@ def comparison_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
             cells.append(text)
         table.add_row(path, *cells)
     return table
+
+
+def _numbers(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Paths of the plain numbers of any job's metrics, and of the means of its distributions."""
+    for name, value in metrics.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield name
+        elif isinstance(value, Mapping) and "mean" in value:
+            yield f"{name}.mean"
 
 
 def metric_table(title: str, metrics: Mapping[str, Any]) -> Table:

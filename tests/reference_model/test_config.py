@@ -11,6 +11,7 @@ from reference_model.config import (
     load_model_config,
     parameter_counts,
     parse_model_config,
+    read_config_file,
     shipped_configs,
     training_flops_per_token,
 )
@@ -66,6 +67,18 @@ def test_equal_configs_have_equal_digests_and_others_do_not(raw):
     digest = parse_model_config(raw, source="a").digest
     assert parse_model_config(raw | {"unknown": 1}, source="b").digest == digest
     assert parse_model_config(raw | {"vocab_size": 128}, source="c").digest != digest
+
+
+def test_the_digest_of_layers_leaves_their_number_out():
+    raw, source = read_config_file("debug")
+    layers = parse_model_config(raw, source=source).layer_digest
+    for name, value, same in (
+        ("num_hidden_layers", 9, True),
+        ("first_k_dense_replace", 2, True),
+        ("hidden_size", 512, False),
+    ):
+        changed = parse_model_config(raw | {name: value}, source=source)
+        assert (changed.layer_digest == layers) is same
 
 
 @pytest.mark.parametrize(

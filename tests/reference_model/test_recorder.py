@@ -90,7 +90,7 @@ def test_model_flops_of_a_trace_equal_the_formula_of_its_config(config):
     """Over the whole main model, without the router, which the published count leaves out."""
     shape = load_model_config(config)
     trace = load_trace(TRACE_FOLDER / f"{config}.train.jsonl")
-    assert trace.config_digest == shape.digest
+    assert trace.config_digest == shape.layer_digest
     context, top_k = 4096, shape.num_experts_per_tok
     workload = Workload(context, context, 1, context * top_k, context, shape.n_routed_experts)
     layers = {

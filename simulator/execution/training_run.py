@@ -1,0 +1,117 @@
+"""Run the training job of a scenario: names resolved and memory checked before the step runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hardware_profiles.schema import CalibrationProfile
+from reference_model.config import ModelConfig
+from reference_model.trace import OperatorTrace
+from simulator.execution.training import (
+    TrainingRun,
+    TrainingStep,
+    pipeline_stages,
+    simulate_step,
+    training_load,
+)
+from simulator.hardware.costs import COST_MODELS, calibration_measurements
+from simulator.scenario import Scenario, by_name
+from simulator.workload.layout import ParallelLayout
+from simulator.workload.lowering import operators_of
+from simulator.workload.memory import MemoryModel, check_fits
+from simulator.workload.schedules import SCHEDULES
+
+
+def simulate_training(
+    scenario: Scenario, trace_of: Callable[[ModelConfig, str], OperatorTrace], *, unfold: bool
+) -> TrainingRun:
+    """Simulate one optimizer step, with every operator of every rank where `unfold` is set.
+
+    Args:
+        trace_of: the operator trace of a model and a job ("train").
+
+    Raises:
+        ValueError: an unknown name, sizes that do not divide, or Infeasible where it does not fit.
+    """
+    job = scenario.file.training
+    assert job is not None, "simulate() chooses by the job that is there"
+    node = scenario.cluster.node
+    build_schedule = by_name(SCHEDULES, job.schedule, "training.schedule")
+    build_costs = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")
+    measurements = calibration_measurements(scenario.calibration)
+    layout = ParallelLayout(
+        gpus=scenario.cluster.gpus,
+        gpus_per_node=node.gpus,
+        pp=job.pp,
+        ep=job.ep,
+        routed_experts=scenario.model.n_routed_experts,
+        redundant_experts=job.redundant_experts,
+    )
+    if job.communication_sms >= node.gpu.sms:
+        raise ValueError(
+            f"training.communication_sms: {job.communication_sms} leaves no SM for compute; "
+            f"allowed: fewer than the {node.gpu.sms} SMs of {node.gpu.name}"
+        )
+    in_one_round = layout.dp * job.micro_batch_sequences
+    if job.global_batch_sequences % in_one_round:
+        raise ValueError(
+            f"training.global_batch_sequences: {job.global_batch_sequences} is not a multiple of "
+            f"{layout.dp} data-parallel ranks x {job.micro_batch_sequences} sequences a micro-batch"
+        )
+    schedule = build_schedule(job.pp, job.global_batch_sequences // in_one_round)
+    trace = trace_of(scenario.model, "train")
+    reached = scenario.calibration.all_to_all.ranks_per_token
+    if layout.expert_nodes not in reached:
+        raise ValueError(
+            f"training.ep: {job.ep} spans {layout.expert_nodes} nodes; the calibration knows how "
+            f"many GPUs a token reaches over {', '.join(map(str, sorted(reached)))} nodes "
+            "(calibration.all_to_all.ranks_per_token)"
+        )
+    load = training_load(
+        job, layout, scenario.model.num_experts_per_tok, reached[layout.expert_nodes]
+    )
+    operators = operators_of(trace, load)
+    stages = pipeline_stages(job, schedule, scenario.model, operators)
+    model = MemoryModel(
+        schedule=schedule,
+        stages=stages,
+        config=scenario.model,
+        layout=layout,
+        trace=trace,
+        operators=operators,
+        load=load,
+        reserved=job.reserved_memory,
+    )
+    capacity = node.gpu.hbm_capacity
+    at_once = model.fitting(capacity) if job.weights_at_once == "fitting" else job.weights_at_once
+    memory = model.ranks(at_once)
+    check_fits(memory, capacity)
+
+    def step(calibration: CalibrationProfile, *, unfold: bool) -> TrainingStep:
+        return simulate_step(
+            scenario.model,
+            cluster=scenario.cluster,
+            job=job,
+            layout=layout,
+            schedule=schedule,
+            stages=stages,
+            operators=operators,
+            costs=build_costs(
+                cluster=scenario.cluster, calibration=calibration, expert_parallel_ranks=job.ep
+            ).fit(measurements),
+            calibration=calibration,
+            at_once=at_once,
+            unfold=unfold,
+        )
+
+    return TrainingRun(
+        scenario=scenario,
+        job=job,
+        layout=layout,
+        schedule=schedule,
+        stages=stages,
+        at_once=tuple(at_once),
+        memory=tuple(memory),
+        step=step(scenario.calibration, unfold=unfold),
+        without_slowdown=step(scenario.calibration.without_all_to_all_slowdown(), unfold=False),
+    )
