@@ -88,6 +88,7 @@ def compare(
     *,
     seeds: int,
     window: int,
+    held_out_batches: int,
     on_step: Callable[[str, StepRecord], None],
 ) -> list[ComparedRun]:
     """Train all of `compared_settings`; the first is the baseline."""
@@ -104,7 +105,7 @@ def compare(
             ComparedRun(
                 name=name,
                 losses=losses,
-                held_out=training.evaluate(batches=8).main,
+                held_out=training.evaluate(batches=held_out_batches).main,
                 mean_error=float(np.abs(errors).mean()),
                 largest_error=float(np.abs(errors).max()),
                 mean_signed_error=float(errors.mean()),

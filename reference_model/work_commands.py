@@ -141,6 +141,9 @@ def _add_training(parser: argparse.ArgumentParser, *, steps: int) -> None:
         help=f"of the Markov chain's rows: small ones are nearly certain {shown}",
     )  # fmt: skip
     parser.add_argument("--data-seed", type=int, default=0, help=f"of the data {shown}")
+    parser.add_argument(
+        "--held-out-batches", type=int, default=16, help=f"to evaluate on at the end {shown}"
+    )
 
 
 def _add_balance(parser: argparse.ArgumentParser) -> None:
@@ -169,6 +172,8 @@ def _add_step(parser: argparse.ArgumentParser, *, recipe: str) -> None:
 def _settings(options: argparse.Namespace, *, precision: str) -> TrainingSettings:
     from reference_model.train import TrainingSettings
 
+    if options.held_out_batches < 1:
+        raise ValueError(f"--held-out-batches {options.held_out_batches} must be at least 1")
     return TrainingSettings(
         config=options.config,
         precision=precision,
@@ -223,7 +228,7 @@ def _train(options: argparse.Namespace) -> None:
     if len(training.history) < training.settings.steps:
         print(f"stopped    after step {len(training.history)}, loss {_last_loss(training)}")
         return
-    held_out = training.evaluate(batches=8)
+    held_out = training.evaluate(batches=options.held_out_batches)
     print(f"last step  loss {_last_loss(training)}")
     print(f"held out   loss {held_out.main:.4f} (next token), {held_out.mtp:.4f} (the one after)")
 
@@ -270,7 +275,13 @@ def _compare(options: argparse.Namespace) -> None:
         if record.step + 1 == settings.steps:
             _print(f"trained    {name}, {settings.steps} steps, last loss {record.main:.4f}")
 
-    runs = compare(settings, seeds=options.seeds, window=window, on_step=on_step)
+    runs = compare(
+        settings,
+        seeds=options.seeds,
+        window=window,
+        held_out_batches=options.held_out_batches,
+        on_step=on_step,
+    )
     print()
     print(f"relative error of the loss (mean of {window} steps) over the last half of the steps,")
     print(f"against {runs[0].name}; published bound: {PUBLISHED_BOUND:.2%}")
@@ -339,7 +350,7 @@ def _balance(options: argparse.Namespace) -> None:
     for name, run in runs.items():
         training = Training(run)
         training.run()
-        result = training.evaluate(batches=16)
+        result = training.evaluate(batches=options.held_out_batches)
         config = training.config
         violations = [
             sum(r.max_violation for r in training.history[i : i + fifth]) / fifth

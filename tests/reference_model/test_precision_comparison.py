@@ -49,7 +49,9 @@ def test_runs_differ_in_what_their_names_say_and_in_nothing_else():
 
 def test_a_comparison_is_written_and_drawn(tmp_path):
     seen = []
-    runs = compare(SETTINGS, seeds=2, window=1, on_step=lambda name, _: seen.append(name))
+    runs = compare(
+        SETTINGS, seeds=2, window=1, held_out_batches=1, on_step=lambda name, _: seen.append(name)
+    )
     assert len(seen) == 5 * 2
     assert runs[0].mean_error == runs[0].largest_error == 0.0
     assert 0 < runs[2].mean_error < 0.05
@@ -63,7 +65,7 @@ def test_a_comparison_is_written_and_drawn(tmp_path):
 
 def test_one_seed_has_no_spread():
     with pytest.raises(ValueError, match="seeds = 1 must be at least 2"):
-        compare(SETTINGS, seeds=1, window=1, on_step=lambda *_: None)
+        compare(SETTINGS, seeds=1, window=1, held_out_batches=1, on_step=lambda *_: None)
 
 
 def test_each_part_of_the_recipe_matters_where_it_should():

@@ -9,7 +9,18 @@ from reference_model.config import CONFIG_FOLDER
 from simulator.workload.experts import read_popularity
 from simulator.workload.schedules import dualpipe, render_grid
 
-TINY = ["--context", "16", "--batch", "1", "--symbols", "8", "--warmup", "1"]
+TINY = [
+    "--context",
+    "8",
+    "--batch",
+    "1",
+    "--symbols",
+    "8",
+    "--warmup",
+    "1",
+    "--held-out-batches",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +43,7 @@ def test_training_goes_on_where_it_was_stopped(capsys, config, tmp_path):
     train = ["train", "--config", config, "--steps", 4, *TINY]
     whole = run(capsys, *train)
     stopped = run(capsys, *train, "--stop-after", 2, "--out", tmp_path)
-    resumed = run(capsys, "train", "--resume", tmp_path)
+    resumed = run(capsys, "train", "--resume", tmp_path, "--held-out-batches", 1)
     assert "stopped    after step 2" in stopped
     assert "resumed    at step 2" in resumed
 
