@@ -11,6 +11,7 @@ from hardware_profiles.units import unit_factor
 from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
 from reports.tables import format_metric, list_inputs
 from simulator.analysis.metrics import metric_at
+from simulator.workload.model_comparison import ModelCost
 
 _BUDGET = {
     "F": "forward_s",
@@ -205,6 +206,22 @@ def model_table(name: str, config: ModelConfig, *, context: int) -> Table:
     table.add_row("KV cache a token, BF16, bytes", f"{config.num_hidden_layers * latent * 2:,}")
     for field in ("num_hidden_layers", "hidden_size", "n_routed_experts", "num_experts_per_tok"):
         table.add_row(field, f"{getattr(config, field):,}")
+    return table
+
+
+def token_cost_table(models: Sequence[ModelCost]) -> Table:
+    """What a token costs in several models, published outsiders beside DeepSeek's."""
+    table = Table(title="a token costs (BF16 cache, causal, context 4,096)", title_justify="left")
+    table.add_column("model")
+    for column in ("KV cache, bytes", "matrix parameters", "training GFLOP"):
+        table.add_column(column, justify="right")
+    for model in models:
+        table.add_row(
+            model.name,
+            f"{model.kv_cache_bytes:,.0f}",
+            f"{model.matrix_parameters:,}",
+            f"{model.training_flops / unit_factor('GFLOP', 'flops'):,.1f}",
+        )
     return table
 
 

@@ -167,14 +167,15 @@ def show_model(
 ) -> None:
     """Models: parameters, FLOPs and KV cache a token."""
     from reference_model.config import load_model_config, shipped_configs
-    from reports.terminal import model_table, name_table
+    from reports.terminal import model_table, name_table, token_cost_table
+    from simulator.workload.model_comparison import compare_models, known_models
 
     if name is None:
         described = {
             model: f"{load_model_config(model).num_hidden_layers} layers"
             for model in shipped_configs()
         }
-        _print(name_table("models", described))
+        _print(name_table("models", described), token_cost_table(compare_models(known_models())))
     else:
         _print(model_table(name, load_model_config(name), context=context))
 
