@@ -30,6 +30,10 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Hourly = Annotated[tuple[PositiveFloat, ...], Field(min_length=24, max_length=24)]
 HourlyCount = Annotated[tuple[NonNegativeInt, ...], Field(min_length=24, max_length=24)]
 TraceFormat = Literal["azure", "mooncake", "burstgpt"]
+
+HASHED_BLOCK_TOKENS = 512
+"""Prompt tokens that one block hash of a request stands for (Mooncake, FAST'25 traces, README)."""
+
 PoolName = Literal["prefill", "decode", "colocated"]
 
 
@@ -386,6 +390,12 @@ class FleetJob(Profile):
                 )
         if self.prefix_cache is None and self._asks_for_cached_tokens:
             raise ValueError("requests.synthetic.cached_fraction needs a prefix_cache")
+        cache = self.prefix_cache
+        if cache and self._requests_have_hashes and cache.block_tokens != HASHED_BLOCK_TOKENS:
+            raise ValueError(
+                f"prefix_cache.block_tokens is {cache.block_tokens}; allowed with these requests: "
+                f"{HASHED_BLOCK_TOKENS}, the tokens of one of their block hashes"
+            )
         return self
 
     def _check_step_times(self, name: str, pool: PoolSpec) -> None:
@@ -405,6 +415,13 @@ class FleetJob(Profile):
     def _asks_for_cached_tokens(self) -> bool:
         synthetic = self.requests.synthetic
         return synthetic is not None and synthetic.cached_fraction > 0
+
+    @property
+    def _requests_have_hashes(self) -> bool:
+        source = self.requests
+        if source.file is not None:
+            return source.format == "mooncake"
+        return source.synthetic is not None and source.synthetic.sessions is not None
 
     @property
     def pools(self) -> Mapping[str, PoolSpec]:

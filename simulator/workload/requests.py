@@ -23,15 +23,13 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import unit_factor
 from simulator.fleet_job import (
+    HASHED_BLOCK_TOKENS,
     Distribution,
     RequestSource,
     Sessions,
     SyntheticRequests,
     TraceFormat,
 )
-
-MOONCAKE_BLOCK_TOKENS = 512
-"""Tokens that one entry of hash_ids stands for (Mooncake, FAST'25 traces, README)."""
 
 _CHUNK = 4096
 
@@ -203,9 +201,9 @@ def _parse_mooncake(line: str) -> Request:
     if not isinstance(hashes, list) or not all(type(h) is int for h in hashes):
         raise _Malformed("hash_ids is not a list of whole numbers")
     prompt = _tokens(fields["input_length"], "input_length")
-    if len(hashes) != -(-prompt // MOONCAKE_BLOCK_TOKENS):
+    if len(hashes) != -(-prompt // HASHED_BLOCK_TOKENS):
         raise _Malformed(
-            f"{len(hashes)} hash_ids for {prompt} tokens in blocks of {MOONCAKE_BLOCK_TOKENS}"
+            f"{len(hashes)} hash_ids for {prompt} tokens in blocks of {HASHED_BLOCK_TOKENS}"
         )
     return Request(
         index=0,
@@ -364,7 +362,7 @@ def _with_turns(
         replaced = round(_inverse(sessions.replaced_tokens_quantiles, share)[0])
         added = round(_inverse(sessions.added_tokens_quantiles, share)[0])
         kept = max(request.prompt_tokens - replaced, 0)
-        full = kept // MOONCAKE_BLOCK_TOKENS
+        full = kept // HASHED_BLOCK_TOKENS
         prompt = max(kept + added, 1)
         following = replace(
             request,
@@ -381,7 +379,7 @@ def _with_turns(
             yield request
             schedule_next(request, turn)
         first.block_hashes = _extend(
-            shared[: first.prompt_tokens // MOONCAKE_BLOCK_TOKENS], first.prompt_tokens, fresh
+            shared[: first.prompt_tokens // HASHED_BLOCK_TOKENS], first.prompt_tokens, fresh
         )
         yield first
         schedule_next(first, 0)
@@ -392,7 +390,7 @@ def _with_turns(
 
 
 def _extend(kept: tuple[int, ...], prompt_tokens: int, fresh: Iterator[int]) -> tuple[int, ...]:
-    blocks = -(-prompt_tokens // MOONCAKE_BLOCK_TOKENS)
+    blocks = -(-prompt_tokens // HASHED_BLOCK_TOKENS)
     return kept + tuple(itertools.islice(fresh, blocks - len(kept)))
 
 

@@ -35,6 +35,11 @@ def test_a_fleet_that_does_not_fit_together_is_an_error(changes: list[str], mess
         load_scenario("day6_service", changes)
 
 
+def test_blocks_of_the_cache_are_those_of_the_requests_hashes() -> None:
+    with pytest.raises(ValueError, match="block_tokens is 64; allowed with these requests: 512"):
+        load_scenario("mooncake_conversation", ["prefix_cache.block_tokens=64"])
+
+
 def test_a_colocated_batch_leaves_room_for_prompts() -> None:
     with pytest.raises(ValueError, match="tokens_per_pass is 200; it must be greater"):
         load_scenario("azure_code", ["colocated.tokens_per_pass=200"])
