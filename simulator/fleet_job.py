@@ -30,11 +30,10 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Hourly = Annotated[tuple[PositiveFloat, ...], Field(min_length=24, max_length=24)]
 HourlyCount = Annotated[tuple[NonNegativeInt, ...], Field(min_length=24, max_length=24)]
 TraceFormat = Literal["azure", "mooncake", "burstgpt"]
+PoolName = Literal["prefill", "decode", "colocated"]
 
 HASHED_BLOCK_TOKENS = 512
 """Prompt tokens that one block hash of a request stands for (Mooncake, FAST'25 traces, README)."""
-
-PoolName = Literal["prefill", "decode", "colocated"]
 
 
 class Distribution(Profile):
@@ -323,8 +322,8 @@ class FleetJob(Profile):
 
     requests: RequestSource
     replicas: PositiveInt = 1
-    """The service is so many equal copies of these pools, each on a cluster and with requests of its
-    own; one is simulated. Nodes are those of all."""
+    """The service is so many equal copies of these pools, each on a cluster and with requests of
+    its own; one is simulated. Nodes are those of all."""
     prefill: PoolSpec | None = None
     decode: PoolSpec | None = None
     colocated: PoolSpec | None = None
