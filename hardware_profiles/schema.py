@@ -337,6 +337,9 @@ class CalibrationProfile(Profile):
     basis: Literal["measured", "transfer", "datasheet"] = "measured"
     """What kernel times rest on: own rows; rows of a GPU with the same SMs; or rows of another
     architecture, of which only the shares of the datasheet's ceilings carry over."""
+    carried_over: Estimate | None = None
+    """Kernel time here over the scaled one of `transfer_from`; its interval is what other versions
+    of a kernel, clocks and power add. Never fitted to rows of this GPU."""
     fits: tuple[FitProfile, ...] = ()
     """Written by calibrate."""
 

@@ -75,7 +75,9 @@ class Measurement:
 
 
 def table_path(name: str) -> Path:
-    """Path of a shipped table, such as "h800_sxm"."""
+    """Path of a shipped table, such as "h800_sxm"; a name with a slash is a path itself."""
+    if "/" in name:
+        return Path(name)
     return ROOT / "measurements" / f"{name}.csv"
 
 

@@ -1,4 +1,4 @@
-"""The command line: dsv3sim run | compare | show. The only module that prints.
+"""The command line: dsv3sim run | compare | calibrate | show. The only module that prints.
 
 What a user can mend ends with one line on standard error and exit code 2. Imports of the simulation
 stay inside the commands, so that `dsv3sim --help` answers at once.
@@ -141,6 +141,60 @@ def replay(
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"report: {directory}/report.html")
+
+
+@app.command()
+def calibrate(
+    sources: Annotated[
+        list[Path], typer.Argument(help="Tables (.csv, .parquet) or profiles (.json, .json.gz).")
+    ],
+    gpu: Annotated[str, typer.Option(help="GPU that the sources were measured on.")],
+    out: Annotated[Path, typer.Option(help="Calibration to write, .yaml.")],
+    mapping: Annotated[
+        str | None,
+        typer.Option(help="What the columns or kernels mean; by the columns where not given."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Calibration whose other inputs are taken over. Default: the GPU's own."),
+    ] = None,
+) -> None:
+    """Fit kernel times to measurements and report the error of left-out rows."""
+    from rich.console import Console
+
+    from reports.calibration import calibration_tables, write_figures
+    from simulator.analysis import calibration
+
+    with Console(stderr=True).status("calibrating"):
+        result, written = calibration.calibrate_to_file(
+            sources, gpu=gpu, out=out, mapping=mapping, base=base
+        )
+        figure = out.with_suffix(".png")
+        write_figures(result.held_out, figure)
+    _print(*calibration_tables(result.profile))
+    for lost in result.unmapped:
+        print(f"unmapped: {lost}")
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"calibration: {', '.join(str(path) for path in (*written, figure))}")
+
+
+@show_app.command("calibration")
+def show_calibration(name: Name = None) -> None:
+    """Calibrations: how wrong their kernel times are, by family, and where they only guess."""
+    from hardware_profiles.schema import known_calibrations, load_calibration
+    from reports.calibration import calibration_tables
+    from reports.terminal import name_table
+
+    if name is None:
+        described = {
+            known: f"{profile.gpu}, {profile.basis}, {len(profile.fits)} families judged"
+            for known in known_calibrations()
+            for profile in [load_calibration(known)]
+        }
+        _print(name_table("calibrations", described))
+        return
+    _print(*calibration_tables(load_calibration(name)))
 
 
 @show_app.command("gpu")

@@ -189,7 +189,7 @@ class AllToAllModel:
         nodes = {row.condition("nodes") for row in rows}
         node = self.cluster.node
         same_links = node.gpu.nvlink_bandwidth == self._measured_nvlink and all(
-            _nic_of(row) == node.nic_bandwidth_per_gpu for row in rows
+            _nic_of(row) == node.nic_bandwidth_per_gpu for row in rows if row.condition("nic")
         )
         if operator["tokens"] not in tokens or str(self.nodes) not in nodes or not same_links:
             return EXTRAPOLATED

@@ -49,6 +49,7 @@ from hardware_profiles.schema import (
     Estimate,
     FitProfile,
     GpuProfile,
+    load_calibration,
     load_gpu,
 )
 from hardware_profiles.tables import Measurement, load_measurements, table_path
@@ -152,11 +153,14 @@ class KernelCostModel:
         rows = [row for row in measurements if row.kernel_set in order]
         grouped: dict[Family, dict[str, list[Measurement]]] = {}
         for row in rows:
-            _check(row)
+            check_row(row)
             if row.kind not in ALL_TO_ALL_KINDS:
-                sets = grouped.setdefault(_family(operator_of(row)), {})
+                sets = grouped.setdefault(family_of(operator_of(row)), {})
                 sets.setdefault(row.kernel_set, []).append(row)
-        if not grouped:
+        self.others_ = tuple(
+            self._stand_in(load_calibration(name)) for name in self.calibration.transfer_from
+        )
+        if not grouped and not self.others_:
             raise NotCalibrated(
                 f"calibration {self.calibration.name}: no measured compute kernel of the kernel "
                 f"sets {', '.join(order)}"
@@ -245,7 +249,7 @@ class KernelCostModel:
             if identity in seen:
                 places[place] = seen[identity]
                 continue
-            family = _family(op)
+            family = family_of(op)
             key = (family, op.sizes, op_sms, beside)
             known = index.get(key)
             if known is None:
@@ -270,7 +274,10 @@ class KernelCostModel:
             if family[0] in ALL_TO_ALL_KINDS:
                 answer = self.all_to_all_.predict(unique, sms=unique_sms, overlapped=beside)
             else:
-                answer = self._compute(family, unique, unique_sms, beside)
+                answering = self._answering(family)
+                answer = answering._compute(family, unique, unique_sms, beside)
+                if answering is not self:
+                    answer = self._carried_over(answer)
             answers[0, chosen], answers[1, chosen], answers[2, chosen] = answer[:3]
             provenance[chosen] = answer[3]
         seconds, low, high = answers[:, places]
@@ -298,6 +305,29 @@ class KernelCostModel:
             for fit in self.calibration.fits
             if (fit.kind, fit.dtype, fit.out_dtype, fit.accumulate) == family
         }
+
+    def _stand_in(self, other: CalibrationProfile) -> KernelCostModel:
+        """The model of another calibration's rows on this cluster, under this one's conditions."""
+        inputs = {"overlap": self.calibration.overlap, "all_to_all": self.calibration.all_to_all}
+        return type(self)(
+            cluster=self.cluster,
+            calibration=other.model_copy(update=inputs),
+            expert_parallel_ranks=self.expert_parallel_ranks,
+        ).fit(calibration_measurements(other))
+
+    def _answering(self, family: Family) -> KernelCostModel:
+        """Who predicts a family: whoever has rows of it, else of its kind, else of its class."""
+        models = (self, *self.others_)
+
+        def has(model: KernelCostModel) -> int:
+            own = [known for _, known in model.families_]
+            if family in own:
+                return 0
+            if any(known[0] == family[0] for known in own):
+                return 1
+            return 2 if (False, is_tensor(family[0])) in model.classes_ else 3
+
+        return min(models, key=has)
 
     def _ratio(self, kind: str) -> Estimate:
         """How much slower a kernel runs beside an all-to-all."""
@@ -404,6 +434,24 @@ class KernelCostModel:
         low = np.maximum(seconds * np.exp(np.minimum(-width, apart)), least)
         return seconds, low, seconds * np.exp(np.maximum(width, apart)), provenance
 
+    def _carried_over(
+        self, answer: tuple[Array, Array, Array, NDArray[np.intp]]
+    ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
+        """Another calibration's answer, with what carrying it over adds to its interval."""
+        seconds, low, high, provenance = answer
+        if self.calibration.basis == "datasheet":
+            provenance = np.full_like(provenance, MODELLED)
+        error = self.calibration.carried_over
+        if error is None:
+            return seconds, low, high, provenance
+        narrow, wide = np.log(error.value / error.low), np.log(error.high / error.value)
+        return (
+            seconds,
+            seconds * np.exp(-np.hypot(np.log(seconds / low), narrow)),
+            seconds * np.exp(np.hypot(np.log(high / seconds), wide)),
+            provenance,
+        )
+
     def _model(self, family: Family, overlapped: bool) -> tuple[FamilyModel | None, bool]:
         """The family's model, or that of the same kind with other types (True: borrowed)."""
         if (overlapped, family) in self.families_:
@@ -453,7 +501,8 @@ def calibration_measurements(calibration: CalibrationProfile) -> tuple[Measureme
     )
 
 
-def _check(row: Measurement) -> None:
+def check_row(row: Measurement) -> None:
+    """Raise ValueError for an unknown kind, or other sizes than the kind has."""
     if row.kind not in KINDS:
         raise ValueError(
             f"measurement of {row.source}: kind: {row.kind!r} is unknown; "
@@ -492,7 +541,8 @@ def _kernels(rows: Sequence[Measurement]) -> float:
     return float(np.mean([float(row.condition("kernels", "1")) for row in rows]))
 
 
-def _family(operator: Operator) -> Family:
+def family_of(operator: Operator) -> Family:
+    """What a kernel's measurements are pooled by."""
     return (operator.kind, operator.dtype, operator.out_dtype, operator.accumulate)
 
 

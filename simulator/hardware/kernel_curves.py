@@ -91,15 +91,18 @@ class Rows:
                 self.direct[kept],
             ):
                 best[key] = number
-        keep = sorted(best.values())
+        return self.take(np.array(sorted(best.values()), dtype=np.intp))
+
+    def take(self, chosen: NDArray[np.intp]) -> Rows:
+        """The rows at some positions."""
         return Rows(
-            batch=self.batch.take(keep),
-            sms=self.sms[keep],
-            log_seconds=self.log_seconds[keep],
-            log_ideal=self.log_ideal[keep],
-            weights=self.weights[keep],
-            direct=self.direct[keep],
-            spread=self.spread[keep],
+            batch=self.batch.take(chosen),
+            sms=self.sms[chosen],
+            log_seconds=self.log_seconds[chosen],
+            log_ideal=self.log_ideal[chosen],
+            weights=self.weights[chosen],
+            direct=self.direct[chosen],
+            spread=self.spread[chosen],
         )
 
 
@@ -134,7 +137,7 @@ def _shape_sizes(batch: Batch) -> NDArray[np.int64]:
     return batch.sizes[:, [name not in axes for name in batch.names]]
 
 
-def _shapes(batch: Batch) -> list[tuple[Shape, NDArray[np.intp]]]:
+def shapes_of(batch: Batch) -> list[tuple[Shape, NDArray[np.intp]]]:
     """Distinct shapes, each with the positions of its operators."""
     sizes = _shape_sizes(batch)
     if not sizes.shape[1]:
@@ -193,13 +196,13 @@ class FamilyModel:
         self.corrected = names[0] != self._base or not (is_tensor(kind) or self.on_surface)
         self.places = _coordinates(self.preferred.batch, self.preferred.sms)
         self.rows = sum(len(rows) for rows in sets.values())
-        self._base_shapes = {shape for shape, _ in _shapes(base.batch)}
+        self._base_shapes = {shape for shape, _ in shapes_of(base.batch)}
         every_sms = np.concatenate([rows.sms for rows in sets.values()])
         self._sms_range = (float(every_sms.min()), float(every_sms.max()))
         self._ranges: dict[Shape, tuple[float, float]] = {}
         for rows in sets.values():
             extents = _extents(rows.batch)
-            for shape, numbers in _shapes(rows.batch):
+            for shape, numbers in shapes_of(rows.batch):
                 low, high = self._ranges.get(shape, (np.inf, -np.inf))
                 self._ranges[shape] = (
                     min(low, float(extents[numbers].min())),
@@ -226,7 +229,7 @@ class FamilyModel:
         rival = log_seconds.copy()
         between = np.zeros(len(batch), dtype=np.bool_)
         extents = _extents(batch)
-        for shape, numbers in _shapes(batch):
+        for shape, numbers in shapes_of(batch):
             low, high = self._ranges.get(shape, (np.inf, -np.inf))
             between[numbers] = (low <= extents[numbers]) & (extents[numbers] <= high)
             if is_tensor(self.kind) and shape in self._base_shapes:
@@ -326,7 +329,7 @@ class FamilyModel:
         curves = list(self.curves.values())
         relatives = list(self._relative.curves.values()) if self._relative else []
         log_seconds = np.empty(len(batch))
-        for shape, numbers in _shapes(batch):
+        for shape, numbers in shapes_of(batch):
             own = self.curves.get(shape)
             x = log_ideal[numbers]
             guess = _nearest(curves, relatives, _place(shape), x)
@@ -437,7 +440,7 @@ def _nearest(
 
 
 def _curves(rows: Rows) -> dict[Shape, Curve]:
-    return {shape: _curve(rows, shape, numbers) for shape, numbers in _shapes(rows.batch)}
+    return {shape: _curve(rows, shape, numbers) for shape, numbers in shapes_of(rows.batch)}
 
 
 def _curve(rows: Rows, shape: Shape, index: NDArray[np.intp]) -> Curve:
@@ -461,11 +464,46 @@ def _ascending(values: Array, weights: Array) -> Array:
     return np.concatenate([np.full(count, mean) for mean, _, count in pools])
 
 
+def curve_held_out(rows: Rows, others: Rows | None = None) -> Array:
+    """Curves on rows that they were not drawn from.
+
+    Returns log measured minus log predicted of each row without itself, [rows]; or, where `others`
+    are given, the log seconds predicted for them, [others].
+    """
+    curves = _curves(rows)
+    if others is not None:
+        log_seconds = np.empty(len(others))
+        for shape, numbers in shapes_of(others.batch):
+            log_seconds[numbers] = _from_curves(curves, shape, others.log_ideal[numbers], rows)
+        return log_seconds
+    errors = np.empty(len(rows))
+    for shape, numbers in shapes_of(rows.batch):
+        for number in numbers:
+            rest = numbers[numbers != number]
+            without = {name: curve for name, curve in curves.items() if name != shape}
+            if len(rest):
+                without[shape] = _curve(rows, shape, rest)
+            x = rows.log_ideal[number : number + 1]
+            errors[number] = rows.log_seconds[number] - _from_curves(without, shape, x, rows)[0]
+    return errors
+
+
+def _from_curves(curves: Mapping[Shape, Curve], shape: Shape, x: Array, rows: Rows) -> Array:
+    """The shape's own curve between its rows, elsewhere the mean of the nearest."""
+    if not curves:
+        return x + float(np.median(rows.log_seconds - rows.log_ideal))
+    own = curves.get(shape)
+    if own is not None and not is_tensor(rows.batch.kind):
+        return own.at(x)
+    guess = _nearest(list(curves.values()), [], _place(shape), x)
+    return guess if own is None else np.where(own.octaves_beyond(x) > 0, guess, own.at(x))
+
+
 def _curve_residuals(rows: Rows, curves: Mapping[Shape, Curve]) -> tuple[Array, Array]:
     """Held-out log errors: rows between others of their shape, and rows of whole shapes."""
     row_errors: list[float] = []
     shape_errors: list[float] = []
-    for shape, numbers in _shapes(rows.batch):
+    for shape, numbers in shapes_of(rows.batch):
         ordered = numbers[np.argsort(rows.log_ideal[numbers], kind="stable")]
         for left_out in range(1, len(ordered) - 1):
             rest = _curve(rows, shape, np.delete(ordered, left_out))

@@ -69,8 +69,11 @@ class KernelSurface:
         self._stiffness = (stiffness[0], *([stiffness[1]] * (len(self._axes) - 1)))
         self._tiled = _is_tiled(batch) and len(self._axes) > 1
         self._surface = Surface(self._terms(batch, sms), log_seconds - log_ideal)
-        self.leave_one_out = self._surface.leave_one_out_
+
+    @property
+    def leave_one_out(self) -> Array:
         """[rows] log seconds minus prediction without the row."""
+        return self._surface.leave_one_out_
 
     def predict(self, batch: Batch, sms: Array, log_ideal: Array) -> Array:
         """[operators] log seconds."""

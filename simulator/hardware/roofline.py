@@ -63,7 +63,7 @@ class Batch:
     def kind(self) -> str:
         return self.like.kind
 
-    def take(self, chosen: Sequence[int]) -> Batch:
+    def take(self, chosen: Sequence[int] | NDArray[np.intp]) -> Batch:
         """The operators at some positions."""
         return Batch(
             self.like,
@@ -106,6 +106,11 @@ def ideal_seconds(kind: str, operators: Sequence[Operator], sms: Array, gpu: Gpu
 def ideal_batch_seconds(batch: Batch, sms: Array, gpu: GpuProfile) -> Array:
     """`ideal_seconds` of a batch."""
     memory: Array = batch.moved_bytes / gpu.hbm_bandwidth
+    if batch.kind in ("dispatch", "combine"):
+        # Within a node every copy of a token crosses NVLink once.
+        sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))
+        copied = batch.moved_bytes * sizes["rows"] / np.maximum(sizes["rows"] + sizes["tokens"], 1)
+        return np.maximum(memory, copied / gpu.nvlink_bandwidth)
     if batch.kind not in _BUSIEST_SM_FLOPS:
         return memory
     sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +29,14 @@ MOST_KNOTS = 1600
 """Of one term: above it knots are spaced wider, so that a fit stays near a second."""
 DEGREES_OF_FREEDOM = 2.0
 """Of the Student-t noise. Benchmarks stray by a factor of two in one row of a hundred."""
-ROUNDS = 4
+ROUNDS = 3
 """Of reweighting."""
 SLOPE_PENALTY = 1e-4
 """Keeps knots that no row and no curvature decides near their neighbours."""
 LEAST_SCALE = 1e-3
 """Floor of the noise scale, in logarithms."""
+MOST_LEVERAGE = 0.999
+"""Of a row on its own prediction: beyond it the prediction without the row is not defined."""
 CHUNK = 4096
 """Rows handled at once while normal equations are summed up."""
 
@@ -73,8 +76,7 @@ class Surface:
             terms: at least one; all with the same rows.
             values: [rows] what to learn.
 
-        Sets `knot_values_`, `leave_one_out_` [rows] (value minus prediction without the row) and
-        `scale_`, the robust standard deviation of the rows about the surface.
+        Sets `knot_values_`.
         """
         lattices: list[_Lattice] = []
         first = 0
@@ -92,23 +94,26 @@ class Surface:
         for round_ in range(ROUNDS):
             normal, right = _normal_equations(places, weights, values, trust, first)
             normal += penalty
-            if round_ == ROUNDS - 1:
-                inverse = np.linalg.inv(normal)
-                self.knot_values_: Array = inverse @ right
-                break
-            self.knot_values_ = np.linalg.solve(normal, right)
+            self.knot_values_: Array = np.linalg.solve(normal, right)
             residuals = values - (weights * self.knot_values_[places]).sum(axis=1)
-            self.scale_ = max(1.4826 * float(np.median(np.abs(residuals))), LEAST_SCALE)
-            trust = (DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + (residuals / self.scale_) ** 2)
-        residuals = values - (weights * self.knot_values_[places]).sum(axis=1)
-        leverage = np.empty(len(values))
-        for start in range(0, len(values), CHUNK):
+            if round_ < ROUNDS - 1:
+                scale = max(1.4826 * float(np.median(np.abs(residuals))), LEAST_SCALE)
+                trust = (DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + (residuals / scale) ** 2)
+        self._fitted = (normal, places, weights, trust, residuals)
+
+    @cached_property
+    def leave_one_out_(self) -> Array:
+        """[rows] value minus prediction without the row."""
+        normal, places, weights, trust, residuals = self._fitted
+        inverse = np.linalg.inv(normal)
+        leverage = np.empty(len(residuals))
+        for start in range(0, len(residuals), CHUNK):
             part = slice(start, start + CHUNK)
             block = inverse[places[part, :, None], places[part, None, :]]
-            leverage[part] = trust[part] * np.einsum(
-                "ri,rij,rj->r", weights[part], block, weights[part]
-            )
-        self.leave_one_out_: Array = residuals / (1.0 - np.minimum(leverage, 0.999))
+            corners = weights[part]
+            leverage[part] = trust[part] * np.einsum("ri,rij,rj->r", corners, block, corners)
+        errors: Array = residuals / (1.0 - np.minimum(leverage, MOST_LEVERAGE))
+        return errors
 
     def predict(self, terms: Sequence[Term]) -> Array:
         """[rows] values at the coordinates of `terms`, in the order they were fitted in."""

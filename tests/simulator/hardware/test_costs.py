@@ -466,4 +466,5 @@ def test_every_kind_is_either_tiled_or_bound_by_bytes():
         "attention_forward",
         "attention_backward",
         "mla_decode",
+        "mla_prefill",
     }

@@ -1,0 +1,442 @@
+"""Fit cost models to measurements and say how wrong they are: sources in, a calibration out.
+
+    result = calibrate([Path("gemm.csv")], gpu="h200_sxm", name="mine", base="h200_sxm")
+
+Every kernel family in every kernel set is judged on its own rows: versions of a kernel never share
+a fit. Three kinds of error, each relative to the measured time:
+
+    interpolated    rows left out one at a time, with rows of the same shape on both sides
+    edge            rows left out one at a time at the ends of their shape: extrapolated
+    regions         whole shapes left out (a quarter at a time), or octaves of time
+                    where there are fewer shapes than that
+
+The form of the model (curves or a surface, and its stiffness) is the one with the smaller error of
+left-out rows. Beside the errors stands the noise floor, how far rows of equal work lie apart: the
+same sizes, or GEMM rows that fill the same tile of 64. No model gets below it but by luck.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.schema import (
+    ROOT,
+    CalibrationProfile,
+    FitProfile,
+    GpuProfile,
+    HeldOutError,
+    known_calibrations,
+    load_calibration,
+    load_gpu,
+    read_profile,
+)
+from hardware_profiles.tables import Measurement, format_pairs, table_path, write_measurements
+from simulator.analysis.importers import import_trace
+from simulator.analysis.table_importer import import_table, kernel_sets
+from simulator.hardware.costs import Family, check_row, family_of, operator_of
+from simulator.hardware.kernel_curves import QUANTILE, Rows, curve_held_out, shapes_of
+from simulator.hardware.kernel_surface import CANDIDATES, ROWS_OF, KernelSurface
+from simulator.hardware.roofline import SMALL_TILE_ROWS, batch_of, ideal_batch_seconds
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+LEAST_ROWS = 5
+"""Fewer rows of a family are used but not judged."""
+SEARCH_ROWS = 1500
+"""Rows that the form of a model is chosen on; more are thinned out evenly."""
+REGION_ROWS = 6000
+"""Rows whose regions are left out; more are thinned out evenly."""
+MOST_CURVE_ROWS = 200
+"""Rows up to which curves are tried: they are for tables that scan one size at a few shapes."""
+CLIPPED = 0.5
+"""Log error beyond which a row counts no further in that choice: it is an outlier."""
+FOLDS = 4
+WORST = 10
+DEFAULT_BASE = "h800_sxm"
+TRACE_ENDINGS = (".json", ".json.gz")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutRow:
+    """One measured row and what the model says without it."""
+
+    measurement: Measurement
+    predicted_s: float
+    edge: bool
+    """At an end of its shape, where the model extrapolates."""
+
+    @property
+    def error(self) -> float:
+        """predicted / measured - 1."""
+        return self.predicted_s / self.measurement.seconds - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What `calibrate` gives."""
+
+    profile: CalibrationProfile
+    measurements: tuple[Measurement, ...]
+    held_out: tuple[HeldOutRow, ...]
+    unmapped: tuple[str, ...]
+    """Kernels of traces without a row, one line each."""
+    warnings: tuple[str, ...]
+
+
+def calibrate(
+    sources: Sequence[Path],
+    *,
+    gpu: str,
+    name: str,
+    base: CalibrationProfile,
+    mapping: str | None = None,
+    trace_mapping: str = "deepseek_training_profile",
+) -> Calibration:
+    """Read sources, fit every family and judge the fits.
+
+    Args:
+        gpu: GPU profile that all sources were measured on.
+        name: of the calibration.
+        base: inputs that no table holds; answers for kernel families without a row.
+        mapping: for tables; chosen by their columns where not given.
+        trace_mapping: for profiler traces.
+
+    Raises ValueError, one line, for a source that cannot be used or sources without a row.
+    """
+    rows: list[Measurement] = []
+    warnings: list[str] = []
+    unmapped: list[str] = []
+    for source in sources:
+        if source.name.endswith(TRACE_ENDINGS):
+            trace = import_trace(source, mapping=mapping or trace_mapping, gpu=gpu)
+            rows.extend(trace.measurements)
+            warnings.extend(f"{source.name}: {text}" for text in trace.warnings)
+            unmapped.extend(
+                f"{lost.name}: {lost.kernels} kernels, {lost.seconds:.3g} s: {lost.reason}"
+                for lost in trace.unmapped
+            )
+        else:
+            table = import_table(source, gpu=gpu, mapping=mapping)
+            rows.extend(table.measurements)
+            warnings.extend(table.warnings)
+    if not rows:
+        files = ", ".join(source.name for source in sources)
+        raise ValueError(f"{files}: no kernel time to calibrate from; {'; '.join(warnings)}")
+    profile = load_gpu(gpu)
+    fits, held_out = fit_families(rows, gpu=profile, floor=base.kernel_floor.value)
+    found = kernel_sets(rows)
+    preferred = [known for known in base.kernel_sets if known in found]
+    values = {
+        "name": name,
+        "gpu": gpu,
+        "kernel_sets": (*preferred, *(new for new in found if new not in preferred)),
+        "fits": tuple(fits),
+    }
+    return Calibration(
+        profile=base.model_copy(update=values),
+        measurements=tuple(rows),
+        held_out=tuple(held_out),
+        unmapped=tuple(unmapped),
+        warnings=tuple(warnings),
+    )
+
+
+def fit_families(
+    rows: Iterable[Measurement], *, gpu: GpuProfile, floor: float
+) -> tuple[list[FitProfile], list[HeldOutRow]]:
+    """Judge every family of every kernel set with at least `LEAST_ROWS` distinct sizes.
+
+    Args:
+        floor: added to times at peak: what a kernel takes that does nothing.
+    """
+    groups: dict[tuple[Family, str], list[Measurement]] = defaultdict(list)
+    for row in rows:
+        check_row(row)
+        groups[family_of(operator_of(row)), row.kernel_set].append(row)
+    fits: list[FitProfile] = []
+    held_out: list[HeldOutRow] = []
+    for (family, kernel_set), members in sorted(groups.items(), key=lambda entry: str(entry[0])):
+        distinct = _averaged(members)
+        if len(distinct) < LEAST_ROWS:
+            continue
+        fit, errors = _judge(family, kernel_set, distinct, members, gpu, floor)
+        fits.append(fit)
+        held_out.extend(errors)
+    return fits, held_out
+
+
+def _averaged(rows: Sequence[Measurement]) -> list[Measurement]:
+    """Rows of the same sizes and SMs as one, the mean of logarithms: a shape is left out whole."""
+    groups: dict[tuple[object, ...], list[Measurement]] = defaultdict(list)
+    for row in rows:
+        groups[row.sizes, row.sms].append(row)
+    return [
+        replace(group[0], seconds=float(np.exp(np.mean([np.log(row.seconds) for row in group]))))
+        if len(group) > 1
+        else group[0]
+        for group in groups.values()
+    ]
+
+
+def table_of(rows: Sequence[Measurement], gpu: GpuProfile, floor: float) -> Rows:
+    """Rows of one family, under the condition that they were measured in."""
+    batch = batch_of([operator_of(row) for row in rows])
+    sms = np.array([row.sms for row in rows], dtype=np.float64)
+    return Rows(
+        batch=batch,
+        sms=sms,
+        log_seconds=np.log(np.array([row.seconds for row in rows])),
+        log_ideal=np.log(ideal_batch_seconds(batch, sms, gpu) + floor),
+        weights=np.ones(len(rows)),
+        direct=np.ones(len(rows), dtype=np.bool_),
+        spread=np.full(len(rows), np.nan),
+    )
+
+
+Form = tuple[Literal["curves", "surface"], tuple[float, float] | None]
+
+
+def _judge(
+    family: Family,
+    kernel_set: str,
+    rows: Sequence[Measurement],
+    repeated: Sequence[Measurement],
+    gpu: GpuProfile,
+    floor: float,
+) -> tuple[FitProfile, list[HeldOutRow]]:
+    table = table_of(rows, gpu, floor)
+    form = _best_form(table)
+    errors = leave_one_out(table, form)
+    edge = at_edge(table)
+    predicted = np.exp(table.log_seconds - errors)
+    held_out = [
+        HeldOutRow(row, float(seconds), bool(outside))
+        for row, seconds, outside in zip(rows, predicted, edge, strict=True)
+    ]
+    worst = sorted(held_out, key=lambda row: -abs(np.log1p(row.error)))[:WORST]
+    sizes = dict(zip(table.batch.names, table.batch.sizes.T, strict=True))
+    fit = FitProfile(
+        kind=family[0],
+        dtype=family[1],
+        out_dtype=family[2],
+        accumulate=family[3],
+        kernel_set=kernel_set,
+        rows=len(rows),
+        estimator=form[0],
+        stiffness=form[1],
+        noise=summary(noise(repeated)),
+        interpolated=summary(errors[~edge]),
+        edge=summary(errors[edge]),
+        regions=summary(leave_regions_out(_thinned(table, REGION_ROWS), form)),
+        coverage={
+            **{name: (int(values.min()), int(values.max())) for name, values in sizes.items()},
+            "sms": (int(table.sms.min()), int(table.sms.max())),
+        },
+        worst=tuple(
+            f"{format_pairs(row.measurement.sizes)};sms={row.measurement.sms}: {row.error:+.1%}"
+            + (" (edge)" if row.edge else "")
+            for row in worst
+        ),
+    )
+    return fit, held_out
+
+
+def _best_form(table: Rows) -> Form:
+    """The form with the smallest mean error of left-out rows."""
+    forms: list[Form] = [("surface", stiffness) for stiffness in CANDIDATES]
+    if len(table) <= MOST_CURVE_ROWS:
+        forms.insert(0, ("curves", None))
+    searched = _thinned(table, SEARCH_ROWS)
+
+    def score(form: Form) -> float:
+        return float(np.minimum(np.abs(leave_one_out(searched, form)), CLIPPED).mean())
+
+    return min(forms, key=score)
+
+
+def _thinned(table: Rows, most: int) -> Rows:
+    if len(table) <= most:
+        return table
+    return table.take(np.linspace(0, len(table) - 1, most).astype(np.intp))
+
+
+def leave_one_out(table: Rows, form: Form) -> Array:
+    """[rows] log measured minus log predicted without the row."""
+    if form[0] == "curves":
+        return curve_held_out(table)
+    return _surface(table, form).leave_one_out
+
+
+def leave_regions_out(table: Rows, form: Form) -> Array:
+    """[rows] the same with all rows of a region left out."""
+    regions = np.empty(len(table), dtype=np.intp)
+    shapes = shapes_of(table.batch)
+    if len(shapes) >= FOLDS:
+        for number, (_, rows) in enumerate(shapes):
+            regions[rows] = number % FOLDS
+    else:
+        regions = np.round(np.log2(np.exp(table.log_ideal))).astype(np.intp)
+    errors = np.full(len(table), np.nan)
+    for region in np.unique(regions):
+        out = regions == region
+        if out.all():
+            continue
+        predict = predictor(table.take(np.flatnonzero(~out)), form)
+        errors[out] = table.log_seconds[out] - predict(table.take(np.flatnonzero(out)))
+    judged: Array = errors[~np.isnan(errors)]
+    return judged
+
+
+def predictor(table: Rows, form: Form) -> Callable[[Rows], Array]:
+    """Log seconds of other rows, from a model of one form fitted to a table."""
+    if form[0] == "curves":
+        return lambda others: curve_held_out(table, others)
+    surface = _surface(table, form)
+    return lambda others: surface.predict(others.batch, others.sms, others.log_ideal)
+
+
+def _surface(table: Rows, form: Form) -> KernelSurface:
+    assert form[1] is not None
+    return KernelSurface(
+        table.batch,
+        table.sms,
+        log_ideal=table.log_ideal,
+        log_seconds=table.log_seconds,
+        stiffness=form[1],
+    )
+
+
+def at_edge(table: Rows) -> Mask:
+    """[rows] whether a row is the first or last of its shape."""
+    edge = np.ones(len(table), dtype=np.bool_)
+    for _, rows in shapes_of(table.batch):
+        for sms in np.unique(table.sms[rows]):
+            members = rows[table.sms[rows] == sms]
+            extents = table.batch.moved_bytes[members]
+            edge[members] = (extents <= extents.min()) | (extents >= extents.max())
+    return edge
+
+
+def noise(rows: Sequence[Measurement]) -> Array:
+    """Log of each row over the median of the others of equal work; empty without any."""
+    groups: dict[tuple[object, ...], list[float]] = defaultdict(list)
+    for row in rows:
+        sizes = dict(row.sizes)
+        axis = ROWS_OF.get(row.kind)
+        if axis is not None and not row.accumulates and row.kind == "gemm":
+            sizes[axis] = -(-sizes[axis] // SMALL_TILE_ROWS)
+        groups[tuple(sorted(sizes.items())), row.sms].append(float(np.log(row.seconds)))
+    return np.array(
+        [
+            value - float(np.median(group[:place] + group[place + 1 :]))
+            for group in groups.values()
+            if len(group) > 1
+            for place, value in enumerate(group)
+        ]
+    )
+
+
+def summary(errors: Array) -> HeldOutError | None:
+    """Of log measured minus log predicted; None without a row."""
+    if not len(errors):
+        return None
+    relative = np.expm1(-errors)
+    size = np.abs(relative)
+    return HeldOutError(
+        rows=len(errors),
+        median=_short(np.median(size)),
+        p90=_short(np.quantile(size, 0.9)),
+        worst=_short(size.max()),
+        bias=_short(np.median(relative)),
+        quantile_80=_short(np.quantile(np.abs(errors), QUANTILE)),
+    )
+
+
+def _short(value: Any) -> float:
+    """Four digits: a file that is read by people, and the same on every machine."""
+    return float(f"{float(value):.4g}")
+
+
+def profile_text(profile: CalibrationProfile, raw_base: Mapping[str, Any]) -> str:
+    """The calibration as a YAML file: inputs as the base states them, fits as they were found."""
+    import yaml
+
+    raw: dict[str, Any] = {
+        "name": profile.name,
+        "gpu": profile.gpu,
+        "measurements": list(profile.measurements),
+        "kernel_sets": list(profile.kernel_sets),
+        "transfer_from": list(profile.transfer_from),
+        "basis": profile.basis,
+    }
+    kept = {key: value for key, value in raw_base.items() if key not in {*raw, "fits"}}
+    head = yaml.safe_dump({**raw, **kept}, sort_keys=False, allow_unicode=True, width=100)
+    fits = [fit.model_dump(mode="json", exclude_none=True) for fit in profile.fits]
+    lines = [
+        "# Written by `dsv3sim calibrate`; inputs that no table holds are copied from the base.\n",
+        head,
+    ]
+    if fits:
+        lines.append("fits:\n")
+        for fit in fits:
+            text = yaml.safe_dump(fit, sort_keys=False, default_flow_style=None, width=1000)
+            lines.append("  - " + text.rstrip().replace("\n", "\n    ") + "\n")
+    return "".join(lines)
+
+
+def calibrate_to_file(
+    sources: Sequence[Path], *, gpu: str, out: Path, mapping: str | None, base: str | None
+) -> tuple[Calibration, list[Path]]:
+    """`calibrate` and write; returns the result and the files written.
+
+    Args:
+        base: calibration whose other inputs are taken over: the GPU's own where not given, else
+            that of the H800, the only one with a published overlapped pair.
+
+    Raises ValueError for sources that cannot be used and an `out` that cannot be written.
+    """
+    if out.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"--out {out}: allowed: a file ending in .yaml")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no directory {out.parent}")
+    load_gpu(gpu)
+    name = base or (gpu if gpu in known_calibrations() else DEFAULT_BASE)
+    raw, _ = read_profile("calibrations", name)
+    result = calibrate(
+        sources, gpu=gpu, name=out.stem, base=load_calibration(name), mapping=mapping
+    )
+    return result, write_calibration(result, out, base_raw=raw, sources=sources)
+
+
+def write_calibration(
+    result: Calibration, out: Path, *, base_raw: Mapping[str, Any], sources: Sequence[Path]
+) -> list[Path]:
+    """Write a calibration and the table it rests on; returns the files written.
+
+    Rows that all come from this project's own tables are referred to, others are written beside
+    `out` with the ending .csv (for a shipped calibration: among the shipped tables).
+    """
+    written = [out]
+    own = {path.resolve(): path.stem for path in (ROOT / "measurements").glob("*.csv")}
+    if all(source.resolve() in own for source in sources):
+        names = [own[source.resolve()] for source in sources]
+    elif out.resolve().parent == (ROOT / "calibrations").resolve():
+        names = [out.stem]
+        written.append(table_path(out.stem))
+        write_measurements(written[-1], result.measurements)
+    else:
+        table = out.with_suffix(".csv").resolve()
+        names = [str(table)]
+        written.append(table)
+        write_measurements(table, result.measurements)
+    profile = result.profile.model_copy(update={"measurements": tuple(names)})
+    out.write_text(profile_text(profile, base_raw), encoding="utf-8")
+    return written
