@@ -353,7 +353,7 @@ def _published_cells(row: Mapping[str, Any]) -> list[str]:
     known = row["simulated"] is not None
     return [
         row["name"],
-        f"{row['published']:,.4g}",
-        f"{row['simulated']:,.4g}" if known else "-",
+        format_figure("published", row["published"]),
+        format_figure("published", row["simulated"]),
         f"{row['error']:+.1%}" if known else "-",
     ]
