@@ -13,7 +13,7 @@ the parameters are gathered; none of that overlaps the pipeline.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import simpy
 
@@ -218,30 +218,40 @@ def pipeline_stages(
     return tuple(half for stage in whole for half in halve(stage, forward_flops))
 
 
-def cost_graph(
-    graph: TaskGraph,
+def cost_graphs(
+    graphs: Mapping[ChunkKey, TaskGraph],
     *,
     costs: KernelCostModel,
     sms: int,
     communication_sms: int,
-    pair: bool,
-) -> Prediction:
-    """Duration of every task of a graph.
+) -> dict[ChunkKey, Prediction]:
+    """Duration of every task of every distinct chunk, predicted together.
 
     In an overlapped pair the GEMMs are launched for the SMs that communication leaves, whether or
     not an all-to-all is in flight at that moment, as in the published profile. A chunk that runs
     alone has all SMs but where its own weight gradients run under its transfers.
     """
-    return costs.predict(
-        [task.operator for task in graph.tasks],
+    tasks = [
+        (key.work == OVERLAPPED, task) for key, graph in graphs.items() for task in graph.tasks
+    ]
+    every = costs.predict(
+        [task.operator for _, task in tasks],
         sms=[
             communication_sms
             if task.stream is Stream.COMMUNICATION
             else sms - communication_sms * (pair or task.overlapped)
-            for task in graph.tasks
+            for pair, task in tasks
         ],
-        overlapped=[task.overlapped for task in graph.tasks],
+        overlapped=[task.overlapped for _, task in tasks],
     )
+    predictions, start = {}, 0
+    for key, graph in graphs.items():
+        end = start + len(graph.tasks)
+        predictions[key] = Prediction(
+            *(getattr(every, part.name)[start:end] for part in fields(Prediction))
+        )
+        start = end
+    return predictions
 
 
 def optimizer_step(
@@ -313,18 +323,20 @@ def simulate_step(
         tuple(chunk_key(stages, action) for action in actions) for actions in schedule.actions
     )
 
-    def run_chunk(key: ChunkKey) -> ChunkRun:
-        graph = lower_key(key, operators, at_once=at_once)
-        cost = cost_graph(
-            graph,
-            costs=costs,
-            sms=gpu.sms,
-            communication_sms=job.communication_sms,
-            pair=key.work == OVERLAPPED,
+    profiled = ChunkKey(OVERLAPPED, PAIR_LAYERS, PAIR_LAYERS)
+    graphs = {
+        key: lower_key(key, operators, at_once=at_once)
+        for key in dict.fromkeys([*(key for row in keys for key in row), profiled])
+    }
+    predictions = cost_graphs(
+        graphs, costs=costs, sms=gpu.sms, communication_sms=job.communication_sms
+    )
+    chunks = {
+        key: ChunkRun(
+            key, execute(graph, predictions[key].seconds.tolist(), gap_s=gap_s), predictions[key]
         )
-        return ChunkRun(key, execute(graph, cost.seconds.tolist(), gap_s=gap_s), cost)
-
-    chunks = {key: run_chunk(key) for key in dict.fromkeys(key for row in keys for key in row)}
+        for key, graph in graphs.items()
+    }
     logs: list[list[TaskLog]] = [[] for _ in keys]
 
     def perform_action(env: simpy.Environment, rank: int, index: int) -> Performance:
@@ -356,11 +368,11 @@ def simulate_step(
         )
         for rank in range(schedule.ranks)
     )
-    profiled = ChunkKey(OVERLAPPED, PAIR_LAYERS, PAIR_LAYERS)
+    used = dict.fromkeys(key for row in keys for key in row)
     return TrainingStep(
-        chunks=chunks,
+        chunks={key: chunks[key] for key in used},
         keys=keys,
-        pair=chunks[profiled] if profiled in chunks else run_chunk(profiled),
+        pair=chunks[profiled],
         pipeline=pipeline,
         optimizer=optimizer,
         unfolded=tuple(map(tuple, logs)) if unfold else None,
