@@ -23,6 +23,8 @@ ELLIPSIS = "..."
 class Command:
     """One command of a console block."""
 
+    written: str
+    """As the README writes it, "$ " and continued lines included."""
     line: str
     output: str
 
@@ -39,11 +41,13 @@ def commands(text: str) -> list[Command]:
     found = []
     for block in _BLOCK.findall(text):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            line, _, output = part.partition("\n")
-            while line.endswith("\\"):
-                more, _, output = output.partition("\n")
-                line = f"{line[:-1].rstrip()} {more.strip()}"
-            found.append(Command(line, output))
+            lines = part.splitlines(keepends=True)
+            count = 1
+            while lines[count - 1].endswith("\\\n"):
+                count += 1
+            written = "".join(lines[:count])
+            line = " ".join(text.rstrip("\\").strip() for text in written.splitlines())
+            found.append(Command(f"$ {written}", line, "".join(lines[count:])))
     return found
 
 
@@ -79,12 +83,7 @@ def update(directory: Path) -> None:
     text = README.read_text(encoding="utf-8")
     for command in commands(text):
         new = shown(run(command.line, directory), command.output)
-        if new != command.output:
-            if text.count(command.output) != 1 or not command.output.strip():
-                head = f"$ {command.line}\n"
-                text = text.replace(f"{head}{command.output}", f"{head}{new}", 1)
-            else:
-                text = text.replace(command.output, new, 1)
+        text = text.replace(command.written + command.output, command.written + new, 1)
     README.write_text(text, encoding="utf-8")
 
 
