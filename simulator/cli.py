@@ -158,6 +158,10 @@ def calibrate(
         str | None,
         typer.Option(help="Calibration whose other inputs are taken over. Default: the GPU's own."),
     ] = None,
+    sets: Annotated[
+        str | None,
+        typer.Option(help="Kernel sets to use, A,B,C, most preferred first. Default: all."),
+    ] = None,
 ) -> None:
     """Fit kernel times to measurements and report the error of left-out rows."""
     from rich.console import Console
@@ -167,7 +171,12 @@ def calibrate(
 
     with Console(stderr=True).status("calibrating"):
         result, written = calibration.calibrate_to_file(
-            sources, gpu=gpu, out=out, mapping=mapping, base=base
+            sources,
+            gpu=gpu,
+            out=out,
+            mapping=mapping,
+            base=base,
+            sets=sets.split(",") if sets else (),
         )
         figure = out.with_suffix(".png")
         write_figures(result.held_out, figure)

@@ -18,7 +18,7 @@ same sizes, or GEMM rows that fill the same tile of 64. No model gets below it b
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -98,6 +98,7 @@ def calibrate(
     name: str,
     base: CalibrationProfile,
     mapping: str | None = None,
+    sets: Sequence[str] = (),
     trace_mapping: str = "deepseek_training_profile",
 ) -> Calibration:
     """Read sources, fit every family and judge the fits.
@@ -107,6 +108,8 @@ def calibrate(
         name: of the calibration.
         base: inputs that no table holds; answers for kernel families without a row.
         mapping: for tables; chosen by their columns where not given.
+        sets: kernel sets to use, most preferred first; all that the sources hold where empty,
+            in the order of the base.
         trace_mapping: for profiler traces.
 
     Raises ValueError, one line, for a source that cannot be used or sources without a row.
@@ -130,10 +133,21 @@ def calibrate(
     if not rows:
         files = ", ".join(source.name for source in sources)
         raise ValueError(f"{files}: no kernel time to calibrate from; {'; '.join(warnings)}")
+    if sets:
+        unknown = [kernel_set for kernel_set in sets if kernel_set not in kernel_sets(rows)]
+        if unknown:
+            raise ValueError(
+                f"kernel set {unknown[0]!r} is in none of the sources; found: "
+                f"{', '.join(kernel_sets(rows))}"
+            )
+        left = [row for row in rows if row.kernel_set not in sets]
+        if left:
+            warnings.append(f"{len(left)} rows of other kernel sets are not used")
+        rows = [row for row in rows if row.kernel_set in sets]
     profile = load_gpu(gpu)
     fits, held_out = fit_families(rows, gpu=profile, floor=base.kernel_floor.value)
     found = kernel_sets(rows)
-    preferred = [known for known in base.kernel_sets if known in found]
+    preferred = [known for known in sets or base.kernel_sets if known in found]
     values = {
         "name": name,
         "gpu": gpu,
@@ -201,6 +215,11 @@ def table_of(rows: Sequence[Measurement], gpu: GpuProfile, floor: float) -> Rows
     )
 
 
+def _varying(row: Measurement, names: Collection[str]) -> str:
+    """The sizes that tell a row from the others of its family."""
+    return format_pairs(pair for pair in (*row.sizes, ("sms", row.sms)) if pair[0] in names)
+
+
 Form = tuple[Literal["curves", "surface"], tuple[float, float] | None]
 
 
@@ -223,6 +242,9 @@ def _judge(
     ]
     worst = sorted(held_out, key=lambda row: -abs(np.log1p(row.error)))[:WORST]
     sizes = dict(zip(table.batch.names, table.batch.sizes.T, strict=True))
+    varying = {name for name, values in sizes.items() if values.min() < values.max()}
+    if table.sms.min() < table.sms.max():
+        varying.add("sms")
     fit = FitProfile(
         kind=family[0],
         dtype=family[1],
@@ -241,7 +263,7 @@ def _judge(
             "sms": (int(table.sms.min()), int(table.sms.max())),
         },
         worst=tuple(
-            f"{format_pairs(row.measurement.sizes)};sms={row.measurement.sms}: {row.error:+.1%}"
+            f"{_varying(row.measurement, varying)}: {row.error:+.1%}"
             + (" (edge)" if row.edge else "")
             for row in worst
         ),
@@ -393,7 +415,13 @@ def profile_text(profile: CalibrationProfile, raw_base: Mapping[str, Any]) -> st
 
 
 def calibrate_to_file(
-    sources: Sequence[Path], *, gpu: str, out: Path, mapping: str | None, base: str | None
+    sources: Sequence[Path],
+    *,
+    gpu: str,
+    out: Path,
+    mapping: str | None,
+    base: str | None,
+    sets: Sequence[str] = (),
 ) -> tuple[Calibration, list[Path]]:
     """`calibrate` and write; returns the result and the files written.
 
@@ -411,7 +439,7 @@ def calibrate_to_file(
     name = base or (gpu if gpu in known_calibrations() else DEFAULT_BASE)
     raw, _ = read_profile("calibrations", name)
     result = calibrate(
-        sources, gpu=gpu, name=out.stem, base=load_calibration(name), mapping=mapping
+        sources, gpu=gpu, name=out.stem, base=load_calibration(name), mapping=mapping, sets=sets
     )
     return result, write_calibration(result, out, base_raw=raw, sources=sources)
 

@@ -38,6 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self, TypeVar
 
 import numpy as np
@@ -65,7 +66,13 @@ from simulator.hardware.kernel_curves import (
     FamilyModel,
     Rows,
 )
-from simulator.hardware.roofline import batch_of, ideal_batch_seconds, is_tensor, least_seconds
+from simulator.hardware.roofline import (
+    Batch,
+    batch_of,
+    ideal_batch_seconds,
+    is_tensor,
+    least_seconds,
+)
 
 Array = NDArray[np.float64]
 Family = tuple[str, str, str, bool]
@@ -76,6 +83,8 @@ MadeT = TypeVar("MadeT")
 
 NORMAL_80 = 1.2816
 """Half-width of the central 80 % of a normal distribution, in standard deviations."""
+BEYOND_CACHE = 4
+"""Times the L2 cache that a kernel moves before its rate is that of the HBM."""
 CHUNK = 32768
 """Distinct operators predicted at once: bounds the memory of their distances to all rows."""
 
@@ -168,6 +177,7 @@ class KernelCostModel:
         self.all_to_all_ = AllToAllModel(
             cluster=self.cluster, calibration=self.calibration, ranks=self.expert_parallel_ranks
         ).fit(rows)
+        self._rows = rows
         self._measured_gpu = load_gpu(self.calibration.gpu)
         self._transferred = _compute_of(self._measured_gpu) != _compute_of(self.cluster.node.gpu)
         by_size = sorted(
@@ -352,6 +362,11 @@ class KernelCostModel:
         share = np.array([row.all_to_all_share for row in rows])
         in_pair = np.array([row.condition("pair") == "yes" for row in rows])
         squeezed = np.array([row.condition("beside") == "compute" for row in rows])
+        if not is_tensor(kind):
+            # A share of the SMs is a share of them whether or not anything runs on the others.
+            squeezed |= (~in_pair) & (
+                np.array([row.sms < self._measured_gpu.sms for row in rows], dtype=np.bool_)
+            )
         sms = np.array([row.sms for row in rows], dtype=np.float64)
         log_seconds = np.log(np.array([row.seconds for row in rows]))
         if not is_tensor(kind):
@@ -413,14 +428,18 @@ class KernelCostModel:
         batch = batch_of(operators)
         model, borrowed = self._model(family, overlapped)
         floor = self._floor if model is None else model.floor
-        log_ideal = np.log(ideal_batch_seconds(batch, sms, gpu) + floor)
+        # On another GPU: the time on the measured one, on the same share of its SMs, carried over.
+        at, on = (gpu, sms)
+        if self._transferred:
+            at, on = self._measured_gpu, sms * (self._measured_gpu.sms / gpu.sms)
+        log_ideal = np.log(ideal_batch_seconds(batch, on, at) + floor)
         if model is None:
             log_seconds = log_ideal + achieved.log_ratio
             width = np.full(len(operators), achieved.modelled_width)
             provenance = np.full(len(operators), MODELLED, dtype=np.intp)
             apart = np.zeros(len(operators))
         else:
-            room = sms if tensor or overlapped else np.full(len(sms), float(gpu.sms))
+            room = on if tensor or overlapped else np.full(len(on), float(at.sms))
             log_seconds, rival, provenance, spread = model.predict(batch, room, log_ideal)
             if borrowed or self._transferred:
                 provenance = np.full_like(provenance, EXTRAPOLATED)
@@ -428,11 +447,49 @@ class KernelCostModel:
             # What another kernel set says of the same shape lies inside the interval.
             apart = np.where(provenance == MEASURED, 0.0, rival - log_seconds)
         if overlapped and not tensor:
-            log_seconds = log_seconds + self._log_squeeze(sms, gpu.sms)
+            log_seconds = log_seconds + self._log_squeeze(on, at.sms)
+        if self._transferred:
+            log_seconds = log_seconds + self._log_transfer(batch, sms, np.exp(log_seconds), floor)
         least = least_seconds(batch, sms, gpu)
         seconds = np.maximum(np.exp(log_seconds), least)
         low = np.maximum(seconds * np.exp(np.minimum(-width, apart)), least)
         return seconds, low, seconds * np.exp(np.maximum(width, apart)), provenance
+
+    def _log_transfer(self, batch: Batch, sms: Array, seconds: Array, floor: Seconds) -> Array:
+        """Log of the time on this cluster's GPU over that on the measured one.
+
+        A tensor-core kernel loads its operands while it computes: its time goes as its roofline,
+        the larger of waves at peak and bytes. Of another kernel's time t the share f that its
+        bytes take at the rate of the fastest copy goes with the memory, the rest with SMs x clock:
+
+            t' = t (f B / B' + (1 - f) P / P'),   f = min(1, bytes / (achieved share x B) / t)
+        """
+        source, target = self._measured_gpu, self.cluster.node.gpu
+        if is_tensor(batch.kind):
+            on = sms * (source.sms / target.sms)
+            before = ideal_batch_seconds(batch, on, source) + floor
+            after = ideal_batch_seconds(batch, sms, target) + floor
+            log_ratio: Array = np.log(after / before)
+            return log_ratio
+        memory = source.hbm_bandwidth / target.hbm_bandwidth
+        compute = source.sms * source.sm_clock / (target.sms * target.sm_clock)
+        rate = self._achieved_share * source.hbm_bandwidth
+        bound = np.minimum(1.0, batch.moved_bytes / rate / seconds)
+        return np.log(bound * memory + (1.0 - bound) * compute)
+
+    @cached_property
+    def _achieved_share(self) -> float:
+        """Of the measured GPU's HBM rate: what the fastest kernel beyond its L2 cache moves."""
+        gpu = self._measured_gpu
+        shares = [1.0 / gpu.sms]
+        for row in self._rows:
+            if row.kind in ALL_TO_ALL_KINDS or is_tensor(row.kind):
+                continue
+            operator = operator_of(row)
+            moved = operator.bytes_read + operator.bytes_written
+            if moved > BEYOND_CACHE * gpu.l2_capacity:
+                shares.append(moved / row.seconds / gpu.hbm_bandwidth)
+        return min(1.0, max(shares)) if len(shares) > 1 else 1.0
 
     def _carried_over(
         self, answer: tuple[Array, Array, Array, NDArray[np.intp]]
@@ -457,13 +514,13 @@ class KernelCostModel:
         if (overlapped, family) in self.families_:
             return self.families_[overlapped, family], False
         same_kind = [
-            (other[1] != family[1], -model.rows, model)
-            for (condition, other), model in self.families_.items()
+            (other[1] != family[1], -self.families_[overlapped, other].rows, number, other)
+            for number, (condition, other) in enumerate(self.families_)
             if condition is overlapped and other[0] == family[0]
         ]
         # The same operand type first, then the family with most rows.
-        best = min(same_kind, key=lambda entry: entry[:2], default=None)
-        return (None if best is None else best[2]), True
+        best = min(same_kind, default=None)
+        return (None if best is None else self.families_[overlapped, best[3]]), True
 
     def _width(
         self,
