@@ -19,7 +19,7 @@ _SMALLEST_SCALE = tl.constexpr(2.0**-126)
 _ROWS = 32
 """Rows of 1x128 tiles that one program quantises: 8 KiB of bfloat16 in flight."""
 _COLUMNS = 32
-"""Columns of 128x1 tiles that one program quantises; they lie in one source tile, so one scale a row."""
+"""Columns of 128x1 tiles that one program quantises; within one source tile, so one scale a row."""
 _WARPS = 4
 
 

@@ -63,7 +63,7 @@ def _attention_backward_fake(
 
 
 @operator(fake=_attention_backward_fake, mutates=("q_grad",))
-def attention_backward(  # noqa: PLR0917 - custom operators take tensors by position
+def attention_backward(
     q_grad: Tensor,
     q: Tensor,
     k: Tensor,

@@ -81,7 +81,7 @@ def grouped_gemm(
 
 
 @operator(fake=None, mutates=("accumulator",))
-def grouped_gemm_weight_grad(  # noqa: PLR0917 - custom operators take tensors by position
+def grouped_gemm_weight_grad(
     accumulator: Tensor,
     a: Tensor,
     b: Tensor,

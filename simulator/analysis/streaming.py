@@ -100,7 +100,7 @@ class TimeBins:
     @property
     def starts_s(self) -> Floats:
         """Start of each bin."""
-        return np.arange(self._sums.shape[1]) * self.width_s
+        return np.arange(self._sums.shape[1], dtype=np.float64) * self.width_s
 
     def add_at(self, times_s: Floats, **amounts: Floats) -> None:
         """Add amounts that belong to instants."""
