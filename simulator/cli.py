@@ -53,6 +53,9 @@ def run(
     unfold: Annotated[
         bool, typer.Option("--unfold", help="Run and log every operator of every rank.")
     ] = False,
+    no_interval: Annotated[
+        bool, typer.Option("--no-interval", help="Leave out the 80 % intervals, for speed.")
+    ] = False,
 ) -> None:
     """Simulate a scenario and write its report."""
     started = time.perf_counter()
@@ -71,7 +74,8 @@ def run(
     with Console(stderr=True).status(f"simulating {loaded.name}") as status:
         result = simulate(loaded, unfold=unfold)
         report = JOB_REPORTS[loaded.job_name]()
-        metrics = report.metrics(result)
+        quick = report.quick_metrics if no_interval else None
+        metrics = (quick or report.metrics)(result)
         metrics["wall_clock_s"] = time.perf_counter() - started
         if directory is not None:
             status.update(f"writing {directory}")
@@ -162,6 +166,10 @@ def calibrate(
         str | None,
         typer.Option(help="Kernel sets to use, A,B,C, most preferred first. Default: all."),
     ] = None,
+    form: Annotated[
+        Literal["best", "curves", "surface"],
+        typer.Option(help="Curves are monotone; best: the smaller error of left-out rows."),
+    ] = "best",
 ) -> None:
     """Fit kernel times to measurements and report the error of left-out rows."""
     from rich.console import Console
@@ -177,6 +185,7 @@ def calibrate(
             mapping=mapping,
             base=base,
             sets=sets.split(",") if sets else (),
+            form=form,
         )
         figure = out.with_suffix(".png")
         write_figures(result.held_out, figure)

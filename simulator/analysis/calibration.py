@@ -48,6 +48,9 @@ from simulator.hardware.roofline import SMALL_TILE_ROWS, batch_of, ideal_batch_s
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+FormName = Literal["best", "curves", "surface"]
+"""How a family is modelled."""
+
 LEAST_ROWS = 5
 """Fewer rows of a family are used but not judged."""
 SEARCH_ROWS = 1500
@@ -99,6 +102,7 @@ def calibrate(
     base: CalibrationProfile,
     mapping: str | None = None,
     sets: Sequence[str] = (),
+    form: FormName = "best",
     trace_mapping: str = "deepseek_training_profile",
 ) -> Calibration:
     """Read sources, fit every family and judge the fits.
@@ -110,6 +114,7 @@ def calibrate(
         mapping: for tables; chosen by their columns where not given.
         sets: kernel sets to use, most preferred first; all that the sources hold where empty,
             in the order of the base.
+        form: of the models; "best" chooses by the error of left-out rows.
         trace_mapping: for profiler traces.
 
     Raises ValueError, one line, for a source that cannot be used or sources without a row.
@@ -145,7 +150,7 @@ def calibrate(
             warnings.append(f"{len(left)} rows of other kernel sets are not used")
         rows = [row for row in rows if row.kernel_set in sets]
     profile = load_gpu(gpu)
-    fits, held_out = fit_families(rows, gpu=profile, floor=base.kernel_floor.value)
+    fits, held_out = fit_families(rows, gpu=profile, floor=base.kernel_floor.value, form=form)
     found = kernel_sets(rows)
     preferred = [known for known in sets or base.kernel_sets if known in found]
     values = {
@@ -164,12 +169,13 @@ def calibrate(
 
 
 def fit_families(
-    rows: Iterable[Measurement], *, gpu: GpuProfile, floor: float
+    rows: Iterable[Measurement], *, gpu: GpuProfile, floor: float, form: FormName = "best"
 ) -> tuple[list[FitProfile], list[HeldOutRow]]:
     """Judge every family of every kernel set with at least `LEAST_ROWS` distinct sizes.
 
     Args:
         floor: added to times at peak: what a kernel takes that does nothing.
+        form: of the models; "best" chooses by the error of left-out rows.
     """
     groups: dict[tuple[Family, str], list[Measurement]] = defaultdict(list)
     for row in rows:
@@ -181,7 +187,9 @@ def fit_families(
         distinct = _averaged(members)
         if len(distinct) < LEAST_ROWS:
             continue
-        fit, errors = _judge(family, kernel_set, distinct, members, gpu, floor)
+        fit, errors = _judge(
+            family, kernel_set, members, table_of(distinct, gpu, floor), distinct, form
+        )
         fits.append(fit)
         held_out.extend(errors)
     return fits, held_out
@@ -226,13 +234,12 @@ Form = tuple[Literal["curves", "surface"], tuple[float, float] | None]
 def _judge(
     family: Family,
     kernel_set: str,
-    rows: Sequence[Measurement],
     repeated: Sequence[Measurement],
-    gpu: GpuProfile,
-    floor: float,
+    table: Rows,
+    rows: Sequence[Measurement],
+    wanted: FormName,
 ) -> tuple[FitProfile, list[HeldOutRow]]:
-    table = table_of(rows, gpu, floor)
-    form = _best_form(table)
+    form = _best_form(table, wanted)
     errors = leave_one_out(table, form)
     edge = at_edge(table)
     predicted = np.exp(table.log_seconds - errors)
@@ -271,10 +278,12 @@ def _judge(
     return fit, held_out
 
 
-def _best_form(table: Rows) -> Form:
+def _best_form(table: Rows, wanted: FormName) -> Form:
     """The form with the smallest mean error of left-out rows."""
+    if wanted == "curves":
+        return "curves", None
     forms: list[Form] = [("surface", stiffness) for stiffness in CANDIDATES]
-    if len(table) <= MOST_CURVE_ROWS:
+    if len(table) <= MOST_CURVE_ROWS and wanted == "best":
         forms.insert(0, ("curves", None))
     searched = _thinned(table, SEARCH_ROWS)
 
@@ -422,6 +431,7 @@ def calibrate_to_file(
     mapping: str | None,
     base: str | None,
     sets: Sequence[str] = (),
+    form: FormName = "best",
 ) -> tuple[Calibration, list[Path]]:
     """`calibrate` and write; returns the result and the files written.
 
@@ -439,7 +449,13 @@ def calibrate_to_file(
     name = base or (gpu if gpu in known_calibrations() else DEFAULT_BASE)
     raw, _ = read_profile("calibrations", name)
     result = calibrate(
-        sources, gpu=gpu, name=out.stem, base=load_calibration(name), mapping=mapping, sets=sets
+        sources,
+        gpu=gpu,
+        name=out.stem,
+        base=load_calibration(name),
+        mapping=mapping,
+        sets=sets,
+        form=form,
     )
     return result, write_calibration(result, out, base_raw=raw, sources=sources)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from hardware_profiles.units import Seconds, unit_factor
 from reference_model.config import training_flops_per_token
+from simulator.analysis.error_budget import training_intervals
 from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
 from simulator.hardware.kernel_curves import PROVENANCES
 from simulator.scenario import PublishedFigure
@@ -27,6 +28,16 @@ _DAY = unit_factor("d", "time")
 _HOUR = unit_factor("h", "time")
 _TERA = unit_factor("TFLOP/s", "compute")
 _TRILLION_TOKENS = 10**12
+
+_RATES = (
+    "tokens_per_day",
+    "tokens_per_second_per_gpu",
+    "tflops_per_gpu_causal",
+    "tflops_per_gpu_non_causal",
+    "mfu_causal",
+    "mfu_non_causal",
+)
+"""Figures that go as one over the step time."""
 
 PROFILED_KERNELS = "deepseek_training"
 """Kernel set taken from the published pair itself; with it a pair is reproduced, not predicted."""
@@ -106,10 +117,13 @@ def provenance_shares(chunks: Sequence[tuple[ChunkRun, int]]) -> dict[str, float
     return {name: value / total if total else 0.0 for name, value in seconds.items()}
 
 
-def training_metrics(run: TrainingRun) -> dict[str, Any]:
+def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[str, Any]:
     """The figures of a training run by their JSON names, plain numbers, lists and mappings.
 
     wall_clock_s is added by whoever measures it.
+
+    Args:
+        with_intervals: whether to work out 80 % intervals (`error_budget`).
     """
     step, job, cluster = run.step, run.job, run.scenario.cluster
     ranks = [asdict(times) for times in rank_times(step)]
@@ -151,10 +165,30 @@ def training_metrics(run: TrainingRun) -> dict[str, Any]:
         "ranks": ranks,
         "memory": [asdict(rank) | {"total": rank.total} for rank in run.memory],
     }
+    shares = metrics["kernel_time_share"]
+    metrics["error_share"] = {"step_time_s": shares["step"], "pair_time_s": shares["pair"]}
+    if with_intervals:
+        metrics["interval_80"] = _intervals(run, metrics)
     metrics["published"] = [
         asdict(compare_published(figure, metrics)) for figure in run.scenario.file.published
     ]
     return metrics
+
+
+def _intervals(run: TrainingRun, metrics: Mapping[str, Any]) -> dict[str, list[float]]:
+    """80 % intervals [low, high] of the times, and of the rates that follow from the step's."""
+    found = training_intervals(
+        run.step,
+        gap=run.scenario.calibration.kernel_gap,
+        transfer_s=run.step.transfer_s,
+        blocking=run.job.blocking_sends,
+        seed=run.scenario.file.seed,
+    )
+    low, high = found["step_time_s"]
+    for name in _RATES:
+        work = metrics[name] * metrics["step_time_s"]
+        found[name] = [work / high, work / low]
+    return found
 
 
 def compare_published(figure: PublishedFigure, metrics: Mapping[str, Any]) -> PublishedRow:

@@ -12,7 +12,7 @@ the parameters are gathered; none of that overlaps the pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import simpy
@@ -20,6 +20,7 @@ import simpy
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile
 from hardware_profiles.units import Bytes, Seconds
 from reference_model.config import ModelConfig
+from reference_model.trace import Operator
 from simulator.execution.engine import TaskLog, empty_log, execute, perform
 from simulator.execution.pipeline import Performance, PipelineRun, perform_pipeline
 from simulator.hardware.costs import KernelCostModel, Prediction
@@ -33,6 +34,7 @@ from simulator.workload.layout import (
     halve,
 )
 from simulator.workload.lowering import (
+    WEIGHT_GRAD,
     Load,
     OperatorsOf,
     lower_chunk,
@@ -40,6 +42,7 @@ from simulator.workload.lowering import (
 )
 from simulator.workload.memory import (
     BF16_BYTES,
+    FP8_BYTES,
     FP32_BYTES,
     MASTER_AND_MOMENTS_BYTES,
     HeldParameters,
@@ -123,6 +126,8 @@ class TrainingStep:
     pipeline: PipelineRun
     optimizer: tuple[OptimizerStep, ...]
     """[rank]"""
+    transfer_s: Seconds
+    """Of the activations of one micro-batch between two pipeline ranks."""
     unfolded: tuple[tuple[TaskLog, ...], ...] | None
     """[rank][action]: the operators of every action, where they were all run; else None."""
 
@@ -148,7 +153,7 @@ class TrainingRun:
     """[rank]"""
     step: TrainingStep
     without_slowdown: TrainingStep
-    """The same step with dispatch and combine as fast beside compute as alone."""
+    """The same step with dispatch and combine not slowed by the compute beside them."""
 
 
 def chunk_key(schedule_stages: tuple[Stage, ...], action: Action) -> ChunkKey:
@@ -201,14 +206,17 @@ def training_load(
     )
 
 
+def whole_stages(job: TrainingJob, model: ModelConfig) -> list[Stage]:
+    """The layers of each of the job's `pp` stages."""
+    if job.stages == "default":
+        return default_stages(model, job.pp)
+    return explicit_stages(job.stages, config=model, stages=job.pp)
+
+
 def pipeline_stages(
-    job: TrainingJob, schedule: Schedule, model: ModelConfig, operators: OperatorsOf
+    whole: Sequence[Stage], schedule: Schedule, operators: OperatorsOf
 ) -> tuple[Stage, ...]:
     """The layers of each stage; where the schedule has two stages a rank, each is cut in two."""
-    if job.stages == "default":
-        whole = default_stages(model, job.pp)
-    else:
-        whole = explicit_stages(job.stages, config=model, stages=job.pp)
     if schedule.stages == len(whole):
         return tuple(whole)
 
@@ -261,6 +269,7 @@ def optimizer_step(
     copies: int,
     cluster: ClusterProfile,
     calibration: CalibrationProfile,
+    costs: KernelCostModel,
 ) -> OptimizerStep:
     """Time of the ZeRO-1 optimizer step on one rank.
 
@@ -270,29 +279,54 @@ def optimizer_step(
     times the ranks of the pipeline that hold the same stages.
 
     AdamW reads gradient, master weight and both moments, writes all but the gradient, and writes
-    the BF16 parameter; before it the norm reads the shard's gradients, after it all are cleared.
+    the BF16 parameter; before it the norm reads the shard's gradients, after it all gradients are
+    cleared, and the gathered matrices cast to the FP8 copy that computes. That traffic runs at the
+    rate which element-wise additions achieve.
     """
-    nic = cluster.node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
-    nvlink = cluster.node.gpu.nvlink_bandwidth * calibration.transfers.nvlink.value
-    in_node = min(cluster.node.gpus, layout.dp)
+    node = cluster.node
+    nic = node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
+    nvlink = node.gpu.nvlink_bandwidth * calibration.transfers.nvlink.value
     replicas = layout.dp * copies
     expert_replicas = layout.expert_replicas * copies
 
-    def exchange(bytes_per_parameter: Bytes) -> Seconds:
-        dense = held.replicated * bytes_per_parameter
-        inside = dense * (in_node - 1) / in_node / nvlink
-        between = dense / in_node * (1 - in_node / replicas) / nic
-        experts = held.expert_fp8 * bytes_per_parameter * (1 - 1 / expert_replicas) / nic
-        return max(inside, between) + experts
+    def exchange(parameters: int, bytes_each: Bytes, copies: int, in_node: int) -> Seconds:
+        data = parameters * bytes_each
+        inside = data * (in_node - 1) / in_node / nvlink
+        between = data / in_node * (1 - in_node / copies) / nic
+        return max(inside, between)
+
+    def exchange_all(bytes_each: Bytes) -> Seconds:
+        dense = exchange(held.replicated, bytes_each, replicas, node.gpus)
+        beside = max(1, node.gpus // layout.ep)
+        return dense + exchange(held.expert_fp8, bytes_each, expert_replicas, beside)
 
     shard = held.replicated / replicas + held.expert_fp8 / expert_replicas
     norm = FP32_BYTES
     adamw = FP32_BYTES + 2 * MASTER_AND_MOMENTS_BYTES + BF16_BYTES
-    traffic = shard * (norm + adamw) + held.total * FP32_BYTES
+    cast = (held.replicated_fp8 + held.expert_fp8) * (BF16_BYTES + FP8_BYTES)
+    traffic = shard * (norm + adamw) + held.total * FP32_BYTES + cast
+    update = costs.predict([_addition(traffic)], sms=cluster.node.gpu.sms, overlapped=False)
     return OptimizerStep(
-        reduce_s=exchange(FP32_BYTES),
-        update_s=traffic / cluster.node.gpu.hbm_bandwidth,
-        gather_s=exchange(BF16_BYTES),
+        reduce_s=exchange_all(FP32_BYTES),
+        update_s=float(update.seconds[0]),
+        gather_s=exchange_all(BF16_BYTES),
+    )
+
+
+def _addition(traffic: Bytes) -> Operator:
+    """An element-wise addition that reads and writes `traffic` bytes."""
+    columns = 1024
+    rows = max(1, round(traffic / (3 * BF16_BYTES * columns)))
+    return Operator(
+        name="optimizer.update",
+        kind="add",
+        phase=WEIGHT_GRAD,
+        segment="optimizer",
+        dtype="bfloat16",
+        out_dtype="bfloat16",
+        sizes=(("columns", columns), ("rows", rows)),
+        recompute=False,
+        accumulate=False,
     )
 
 
@@ -350,10 +384,11 @@ def simulate_step(
 
     activation = job.micro_batch_tokens * model.hidden_size * BF16_BYTES
     nic = cluster.node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
+    transfer_s = activation / nic + cluster.fabric.cross_leaf_latency
     pipeline = perform_pipeline(
         schedule,
         perform=perform_action,
-        transfer=lambda _: activation / nic + cluster.fabric.cross_leaf_latency,
+        transfer=lambda _: transfer_s,
         blocking_sends=job.blocking_sends,
     )
     optimizer = tuple(
@@ -365,6 +400,7 @@ def simulate_step(
             copies=parameter_copies(schedule),
             cluster=cluster,
             calibration=calibration,
+            costs=costs,
         )
         for rank in range(schedule.ranks)
     )
@@ -375,5 +411,6 @@ def simulate_step(
         pair=chunks[profiled],
         pipeline=pipeline,
         optimizer=optimizer,
+        transfer_s=transfer_s,
         unfolded=tuple(map(tuple, logs)) if unfold else None,
     )

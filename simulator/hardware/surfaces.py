@@ -8,12 +8,13 @@ with Student-t weights, so that a stray row does not pull the surface to itself.
 
 Each row's leave-one-out error follows from the same solution (the diagonal of the hat matrix), so
 that held-out errors cost one fit however many rows there are. A fit takes time linear in the rows
-and cubic in the knots; a prediction touches 2^axes knots a term.
+and cubic in the knots, or cubic in the rows where those are fewer; a prediction touches 2^axes
+knots a term.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +36,8 @@ SLOPE_PENALTY = 1e-4
 """Keeps knots that no row and no curvature decides near their neighbours."""
 LEAST_SCALE = 1e-3
 """Floor of the noise scale, in logarithms."""
+FREE_LEVEL = 1e-7
+"""Penalty on the level of a surface, which nothing else bounds: as good as none."""
 MOST_LEVERAGE = 0.999
 """Of a row on its own prediction: beyond it the prediction without the row is not defined."""
 CHUNK = 4096
@@ -85,35 +88,17 @@ class Surface:
             lattices.append(lattice)
             first += lattice.size
         self._lattices = tuple(lattices)
-        penalty = np.zeros((first, first))
-        for term, lattice in zip(terms, lattices, strict=True):
-            part = slice(lattice.first, lattice.first + lattice.size)
-            penalty[part, part] = _penalty(lattice.knots, term)
+        penalties = [
+            _penalty(lattice.knots, term) for term, lattice in zip(terms, lattices, strict=True)
+        ]
         places, weights = self._design(terms)
-        trust = np.ones(len(values))
-        for round_ in range(ROUNDS):
-            normal, right = _normal_equations(places, weights, values, trust, first)
-            normal += penalty
-            self.knot_values_: Array = np.linalg.solve(normal, right)
-            residuals = values - (weights * self.knot_values_[places]).sum(axis=1)
-            if round_ < ROUNDS - 1:
-                scale = max(1.4826 * float(np.median(np.abs(residuals))), LEAST_SCALE)
-                trust = (DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + (residuals / scale) ** 2)
-        self._fitted = (normal, places, weights, trust, residuals)
+        solve = _by_rows if len(values) < first else _by_knots
+        self.knot_values_, self._left_out = solve(places, weights, values, penalties)
 
     @cached_property
     def leave_one_out_(self) -> Array:
         """[rows] value minus prediction without the row."""
-        normal, places, weights, trust, residuals = self._fitted
-        inverse = np.linalg.inv(normal)
-        leverage = np.empty(len(residuals))
-        for start in range(0, len(residuals), CHUNK):
-            part = slice(start, start + CHUNK)
-            block = inverse[places[part, :, None], places[part, None, :]]
-            corners = weights[part]
-            leverage[part] = trust[part] * np.einsum("ri,rij,rj->r", corners, block, corners)
-        errors: Array = residuals / (1.0 - np.minimum(leverage, MOST_LEVERAGE))
-        return errors
+        return self._left_out()
 
     def predict(self, terms: Sequence[Term]) -> Array:
         """[rows] values at the coordinates of `terms`, in the order they were fitted in."""
@@ -133,6 +118,72 @@ class Surface:
                 places.append(place + lattice.first)
                 weights.append(weight * term.feature)
         return np.stack(places, axis=1), np.stack(weights, axis=1)
+
+
+Solution = tuple[Array, Callable[[], Array]]
+"""Values at the knots, and how to get the leave-one-out errors of the rows."""
+
+
+def _trust(residuals: Array) -> Array:
+    """Student-t weights of rows about a surface."""
+    scale = max(1.4826 * float(np.median(np.abs(residuals))), LEAST_SCALE)
+    return (DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + (residuals / scale) ** 2)
+
+
+def _by_knots(places: Index, weights: Array, values: Array, penalties: Sequence[Array]) -> Solution:
+    """Normal equations of the knots: for tables with more rows than knots."""
+    knots = sum(len(part) for part in penalties)
+    penalty = np.zeros((knots, knots))
+    first = 0
+    for part in penalties:
+        penalty[first : first + len(part), first : first + len(part)] = part
+        first += len(part)
+    trust = np.ones(len(values))
+    for round_ in range(ROUNDS):
+        normal, right = _normal_equations(places, weights, values, trust, knots)
+        normal += penalty
+        found = np.linalg.solve(normal, right)
+        residuals = values - (weights * found[places]).sum(axis=1)
+        if round_ < ROUNDS - 1:
+            trust = _trust(residuals)
+
+    def left_out() -> Array:
+        inverse = np.linalg.inv(normal)
+        leverage = np.empty(len(residuals))
+        for start in range(0, len(residuals), CHUNK):
+            part = slice(start, start + CHUNK)
+            block = inverse[places[part, :, None], places[part, None, :]]
+            corners = weights[part]
+            leverage[part] = trust[part] * np.einsum("ri,rij,rj->r", corners, block, corners)
+        errors: Array = residuals / (1.0 - np.minimum(leverage, MOST_LEVERAGE))
+        return errors
+
+    return found, left_out
+
+
+def _by_rows(places: Index, weights: Array, values: Array, penalties: Sequence[Array]) -> Solution:
+    """The same solution from the covariance of the rows: for tables with fewer rows than knots."""
+    rows = len(values)
+    spread: list[Array] = []
+    first = 0
+    covariance = np.zeros((rows, rows))
+    for part in penalties:
+        design = np.zeros((rows, len(part)))
+        inside = (places >= first) & (places < first + len(part))
+        number, corner = np.nonzero(inside)
+        np.add.at(design, (number, places[number, corner] - first), weights[number, corner])
+        reach = np.linalg.inv(part + FREE_LEVEL * np.eye(len(part))) @ design.T
+        spread.append(reach)
+        covariance += design @ spread[-1]
+        first += len(part)
+    trust = np.ones(rows)
+    for round_ in range(ROUNDS):
+        inverse = np.linalg.inv(covariance + np.diag(1.0 / trust))
+        share = inverse @ values
+        if round_ < ROUNDS - 1:
+            trust = _trust(share / trust)
+    found = np.concatenate([part @ share for part in spread])
+    return found, lambda: share / np.diag(inverse)
 
 
 def _knots(coordinates: Array) -> tuple[Array, ...]:
