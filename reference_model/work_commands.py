@@ -134,6 +134,10 @@ def _add_training(parser: argparse.ArgumentParser, *, steps: int) -> None:
         "--schedule", default="report", help=f"of the learning rate: report or constant {shown}"
     )
     parser.add_argument("--seed", type=int, default=0, help=f"of the weights {shown}")
+    parser.add_argument(
+        "--initial-deviation", type=float, default=0.0,
+        help=f"of the first weights, 0: variance 1 / fan-in; published: 0.006 {shown}",
+    )  # fmt: skip
     parser.add_argument("--data", default="markov", help=f"markov or stdlib {shown}")
     parser.add_argument("--symbols", type=int, default=32, help=f"of the Markov chain {shown}")
     parser.add_argument(
@@ -189,6 +193,7 @@ def _settings(options: argparse.Namespace, *, precision: str) -> TrainingSetting
         gamma=options.gamma,
         balance_alpha=options.balance_alpha,
         seed=options.seed,
+        initial_deviation=options.initial_deviation,
         data=options.data,
         symbols=options.symbols,
         concentration=options.concentration,

@@ -19,7 +19,8 @@ from reference_model.train import TrainingSettings
 SETTINGS = TrainingSettings(
     config="debug", precision="bf16", kernels="reference", device="cpu", steps=2, sequences=1,
     first_sequences=1, context=16, peak_learning_rate=3e-3, warmup_steps=1, schedule="report",
-    gamma=0.001, balance_alpha=0.0, seed=4, data="markov", symbols=8, concentration=0.1,
+    gamma=0.001, balance_alpha=0.0, seed=4, initial_deviation=0.0,
+    data="markov", symbols=8, concentration=0.1,
     data_seed=0,
 )  # fmt: skip
 

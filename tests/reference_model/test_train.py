@@ -11,7 +11,8 @@ from reference_model.train import LOSSES, Progress, Training, TrainingSettings, 
 TINY = TrainingSettings(
     config="debug", precision="bf16", kernels="reference", device="cpu", steps=6, sequences=2,
     first_sequences=1, context=24, peak_learning_rate=3e-3, warmup_steps=2, schedule="report",
-    gamma=0.001, balance_alpha=0.0, seed=0, data="markov", symbols=8, concentration=0.1,
+    gamma=0.001, balance_alpha=0.0, seed=0, initial_deviation=0.0,
+    data="markov", symbols=8, concentration=0.1,
     data_seed=0,
 )  # fmt: skip
 
@@ -64,6 +65,15 @@ def test_batches_and_biases_follow_their_schedules(tmp_path):
     assert biases.abs().max() == pytest.approx(0.003, rel=1e-3)
     training.save(tmp_path)
     assert len((tmp_path / LOSSES).read_text().splitlines()) == 4
+
+
+def test_the_first_weights_have_the_deviation_asked_for():
+    model = Training(dataclasses.replace(TINY, initial_deviation=0.006)).model
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            assert float(parameter.detach().std()) == pytest.approx(0.006, rel=0.1)
+        else:
+            assert parameter.eq(1).all()
 
 
 def test_progress_prints_a_line_now_and_then():
