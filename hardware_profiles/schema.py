@@ -329,8 +329,6 @@ class CalibrationProfile(Profile):
     """Idle time between two kernels of one stream."""
     kernel_floor: TimeEstimate
     """Duration of a kernel that does next to nothing."""
-    launch_start: TimeEstimate
-    """Compute time lost while the host launches the first kernels of a step."""
     transfer_from: tuple[str, ...] = ()
     """Calibrations of other GPUs whose rows stand in where the own tables lack a kernel family,
     scaled by the physical ceilings of both GPUs."""
@@ -353,7 +351,7 @@ class CalibrationProfile(Profile):
         return self
 
     def without_all_to_all_slowdown(self) -> "CalibrationProfile":
-        """Return the same calibration with dispatch and combine as fast as if nothing else ran."""
+        """Return the same calibration with dispatch and combine not slowed by compute beside."""
         alone = {"value": 1.0, "low": 1.0, "high": 1.0, "source": "set to 1 for comparison"}
         overlap = self.overlap.model_copy(
             update={
@@ -361,7 +359,10 @@ class CalibrationProfile(Profile):
                 "combine": Estimate.model_validate(alone),
             }
         )
-        return self.model_copy(update={"overlap": overlap})
+        all_to_all = self.all_to_all.model_copy(
+            update={"notify_overlapped": self.all_to_all.notify_alone}
+        )
+        return self.model_copy(update={"overlap": overlap, "all_to_all": all_to_all})
 
 
 class TransportProfile(Profile):

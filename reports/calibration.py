@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hardware_profiles.schema import CalibrationProfile, FitProfile, HeldOutError
 from simulator.analysis.calibration import HeldOutRow
+from simulator.analysis.transfer_errors import TransferError
 
 _KINDS_OF_ERROR = ("interpolated", "edge", "regions")
 MOST_PANELS = 12
@@ -82,6 +83,32 @@ def _worst(profile: CalibrationProfile) -> Table:
 def _family(fit: FitProfile) -> str:
     added = ", added" if fit.accumulate else ""
     return f"{fit.kind} {fit.dtype} -> {fit.out_dtype}{added}"
+
+
+def transfer_table(title: str, errors: Sequence[TransferError]) -> Table:
+    """Signed errors of rows predicted from another GPU, and how many lie inside their interval."""
+    rows = sum(error.rows for error in errors)
+    inside = sum(error.inside for error in errors)
+    table = Table(
+        title=f"{title}; {inside} of {rows} rows ({inside / rows:.0%}) inside the 80 % interval",
+        title_justify="left",
+    )
+    table.add_column("family", overflow="fold")
+    table.add_column("kernel set", overflow="fold")
+    for column in ("rows or sequences", "rows", "error: p10", "median", "p90", "inside"):
+        table.add_column(column, justify="right")
+    for error in errors:
+        table.add_row(
+            error.family,
+            error.kernel_set,
+            error.range,
+            str(error.rows),
+            f"{error.p10:+.1%}",
+            f"{error.median:+.1%}",
+            f"{error.p90:+.1%}",
+            f"{error.inside}",
+        )
+    return table
 
 
 def write_figures(rows: Sequence[HeldOutRow], path: Path) -> None:

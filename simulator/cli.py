@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,8 +29,14 @@ app = typer.Typer(
 show_app = typer.Typer(help="Print what the simulator knows.", no_args_is_help=True)
 app.add_typer(show_app, name="show")
 
+MOST_DRAWN = 50
+"""Longest action over the shortest that a drawing in text can hold."""
+
 BAD_INPUT = 2
 """Exit code for everything that the user can mend."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells count it."""
 
 Changes = Annotated[
     list[str] | None,
@@ -215,6 +222,26 @@ def show_calibration(name: Name = None) -> None:
     _print(*calibration_tables(load_calibration(name)))
 
 
+@show_app.command("transfer")
+def show_transfer(
+    calibration: Annotated[str, typer.Argument(help="Calibration of the measured GPU.")],
+    cluster: Annotated[str, typer.Argument(help="Cluster with the GPU that is predicted.")],
+    table: Annotated[str, typer.Argument(help="Measurements of that GPU: a shipped name or path.")],
+) -> None:
+    """Transfer: predict a GPU's measured kernels from another GPU's, and how wrong that is."""
+    from hardware_profiles.schema import load_calibration, load_cluster
+    from hardware_profiles.tables import load_measurements, table_path
+    from reports.calibration import transfer_table
+    from simulator.analysis.transfer_errors import transfer_errors
+
+    errors = transfer_errors(
+        load_measurements(table_path(table)),
+        calibration=load_calibration(calibration),
+        cluster=load_cluster(cluster),
+    )
+    _print(transfer_table(f"{calibration} -> {cluster}: {table}", errors))
+
+
 @show_app.command("gpu")
 def show_gpu(name: Name = None) -> None:
     """GPUs: datasheet values with their sources."""
@@ -235,7 +262,7 @@ def show_cluster(name: Name = None) -> None:
 @show_app.command("model")
 def show_model(
     name: Name = None,
-    context: Annotated[int, typer.Option(help="Tokens of a sequence, for FLOPs.")] = 4096,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of a sequence, for FLOPs.")] = 4096,
 ) -> None:
     """Models: parameters, FLOPs and KV cache a token."""
     from reference_model.config import load_model_config, shipped_configs
@@ -345,9 +372,14 @@ def _ideal_times(text: str) -> IdealTimes:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if len(values) != len(IdealTimes._fields) or min(values) <= 0:
+    if len(values) != len(IdealTimes._fields) or not all(0 < value < inf for value in values):
         raise ValueError(
             f"--times {text!r}: allowed: four positive numbers F,I,W,FB, such as 1,1,1,3"
+        )
+    if max(values) > MOST_DRAWN * min(values):
+        raise ValueError(
+            f"--times {text!r}: cannot be drawn to scale; allowed: none over {MOST_DRAWN} times "
+            "another"
         )
     return IdealTimes(*values)
 
@@ -363,10 +395,17 @@ def _print(*tables: Table) -> None:
 def main() -> None:
     """Entry point: errors that the user can mend become one line and exit code 2."""
     try:
-        app()
-    except ValueError as error:
-        print(f"dsv3sim: {error}", file=sys.stderr)
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        # typer's own usage errors carry a message in the place of a type that can be imported.
+        usage = getattr(error, "format_message", None)
+        if usage is None and not isinstance(error, ValueError):
+            raise
+        print(f"dsv3sim: {usage() if usage else error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ CHUNK = 32768
 """Distinct operators predicted at once: bounds the memory of their distances to all rows."""
 
 
-class NotCalibrated(Exception):
+class NotCalibrated(ValueError):
     """A cost model was asked before it was fitted, or fitted without a row that it can use."""
 
 
@@ -286,7 +286,7 @@ class KernelCostModel:
             else:
                 answering = self._answering(family)
                 answer = answering._compute(family, unique, unique_sms, beside)
-                if answering is not self:
+                if answering is not self or self._transferred:
                     answer = self._carried_over(answer)
             answers[0, chosen], answers[1, chosen], answers[2, chosen] = answer[:3]
             provenance[chosen] = answer[3]
