@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRICS_FILE = "metrics.json"
+MANIFEST_FILE = ".dsv3sim-run"
+"""Lists what a run wrote, so that a later run replaces nothing else."""
 SCENARIO_FILE = "scenario.yaml"
 
 
@@ -39,6 +41,7 @@ def write_run(
         ValueError: the place exists and is no run directory, or cannot be written.
     """
     check_replaceable(directory)
+    directory = directory.resolve()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
@@ -53,6 +56,8 @@ def write_run(
         # Last, because it marks the directory as a complete run.
         text = json.dumps(metrics, indent=2, allow_nan=False)
         (draft / METRICS_FILE).write_text(f"{text}\n", encoding="utf-8")
+        names = sorted(path.name for path in draft.iterdir())
+        (draft / MANIFEST_FILE).write_text("".join(f"{name}\n" for name in names), "utf-8")
         _put_in_place(draft, directory)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -60,12 +65,22 @@ def write_run(
 
 
 def check_replaceable(directory: Path) -> None:
-    """Raise ValueError where `directory` holds something that is not an earlier run."""
-    if directory.exists() and not (directory / METRICS_FILE).is_file():
+    """Raise ValueError where `directory` holds anything that no earlier run wrote."""
+    if not directory.exists():
+        return
+    manifest = directory / MANIFEST_FILE
+    if not manifest.is_file():
         raise ValueError(
-            f"{directory}: exists and is not a run directory (no {METRICS_FILE}); "
+            f"{directory}: exists and is not a run directory (no {MANIFEST_FILE}); "
             "allowed: a new path or an earlier run"
         )
+    written = {MANIFEST_FILE, *manifest.read_text("utf-8").splitlines()}
+    for path in sorted(directory.iterdir()):
+        if path.name not in written:
+            raise ValueError(
+                f"{directory}: holds {path.name}, which no run wrote; "
+                "allowed: a new path or an earlier run with nothing added"
+            )
 
 
 def read_metrics(directory: Path) -> dict[str, Any]:

@@ -7,13 +7,13 @@ topologies and cost models stay text here; execution.simulation resolves them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, model_validator
 
 from hardware_profiles.schema import (
     CalibrationProfile,
@@ -48,6 +48,12 @@ class PublishedFigure(Profile):
     value: float | str
     """A plain number, or text with a unit of time."""
     source: str
+
+    @model_validator(mode="after")
+    def _is_positive(self) -> Self:
+        if not self.si_value > 0.0:
+            raise ValueError(f"value of {self.name!r} is {self.value!r}; allowed: above 0")
+        return self
 
     @property
     def si_value(self) -> float:
@@ -184,9 +190,15 @@ def by_name(family: Mapping[str, _T], name: str, field: str) -> _T:
     Raises:
         ValueError: unknown name; the message lists the known ones.
     """
-    if name not in family:
-        raise ValueError(f"{field}: unknown name {name!r}; known: {', '.join(sorted(family))}")
+    check_names([name], family, field)
     return family[name]
+
+
+def check_names(names: Collection[str], known: Collection[str], field: str) -> None:
+    """Raise ValueError for the first of `names` that is not among the known ones."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{field}: unknown name {name!r}; known: {', '.join(sorted(known))}")
 
 
 def write_resolved(scenario: Scenario) -> str:
@@ -254,9 +266,19 @@ def _expand(raw: Raw, changes: dict[str, Any], *, where: str) -> tuple[Raw, dict
             for path, change in changes.items()
             if path.startswith(prefix)
         }
+        if root == "model":
+            _check_model_fields(inside, expanded[root], labels[root])
         change = resolve_cluster if root == "cluster" else apply_overrides
         expanded[root] = change(expanded[root], inside, where=labels[root])
     return expanded, labels
+
+
+def _check_model_fields(changes: Mapping[str, Any], raw: Raw, where: str) -> None:
+    """A config.json may hold fields that are ignored; a --set of such a field would do nothing."""
+    known = {field.name for field in fields(ModelConfig)} | set(raw)
+    for path in changes:
+        if path.split(".", maxsplit=1)[0] not in known:
+            raise ValueError(f"{where}: {path}: unknown field; known: {', '.join(sorted(known))}")
 
 
 def _read_named(root: str, name_or_path: str) -> tuple[Raw, str]:

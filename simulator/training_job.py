@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hardware_profiles.schema import DataValue, Profile
 
@@ -26,7 +26,7 @@ class TrainingJob(Profile):
     stages: tuple[str, ...] | Literal["default"] = "default"
     """Layers of each pipeline stage, e.g. "embedding + 3 dense + 1 moe", "14 x (4 moe)"."""
     redundant_experts: NonNegativeInt = 0
-    expert_load: PositiveFloat = 1.0
+    expert_load: float = Field(default=1.0, ge=1.0)
     """Rows that the experts of the slowest rank receive, over the mean of its group (max/mean)."""
     weights_at_once: tuple[str, ...] | Literal["fitting"] = "fitting"
     """Matrices whose weight gradient an input-only backward computes at once instead of keeping its

@@ -131,9 +131,10 @@ def perform_pipeline(
 
     perform(env, rank, index): what action `index` of a rank does in simulated time, started once
     when the action starts. transfer(transfer): seconds from the end of the producing action until
-    the consumer has the data, asked once for each distinct transfer between two ranks; transfers do
-    not slow each other. blocking_sends: a rank waits for its sends before its next action, as the
-    published DualPipe code does; otherwise sends run beside the next action.
+    the consumer has the data, asked once for each distinct transfer between two ranks; what a rank
+    sends at the end of one action leaves one after the other. blocking_sends: a rank waits for its
+    sends before its next action, as the published DualPipe code does; otherwise sends run beside
+    the next action.
 
     Raises ValueError for a negative or undefined transfer time, Deadlock where the order cannot be
     finished.
@@ -171,8 +172,8 @@ def perform_pipeline(
             sending = 0.0
             for consumer, consumer_index, delay in consumers[rank][index]:
                 if delay > 0.0:
-                    send(consumer, consumer_index, delay)
-                    sending = max(sending, delay)
+                    sending += delay
+                    send(consumer, consumer_index, sending)
                 else:
                     arrive(consumer, consumer_index)
             if blocking_sends and sending > 0.0:

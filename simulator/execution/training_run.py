@@ -13,13 +13,17 @@ from simulator.execution.training import (
     pipeline_stages,
     simulate_step,
     training_load,
+    whole_stages,
 )
 from simulator.hardware.costs import COST_MODELS, calibration_measurements
-from simulator.scenario import Scenario, by_name
+from simulator.scenario import Scenario, by_name, check_names
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.lowering import operators_of
 from simulator.workload.memory import MemoryModel, check_fits
 from simulator.workload.schedules import SCHEDULES
+
+MOST_CHUNKS = 1_000_000
+"""Micro-batches times pipeline ranks that are simulated: a few minutes of work."""
 
 
 def simulate_training(
@@ -58,7 +62,14 @@ def simulate_training(
             f"training.global_batch_sequences: {job.global_batch_sequences} is not a multiple of "
             f"{layout.dp} data-parallel ranks x {job.micro_batch_sequences} sequences a micro-batch"
         )
-    schedule = build_schedule(job.pp, job.global_batch_sequences // in_one_round)
+    whole = whole_stages(job, scenario.model)
+    microbatches = job.global_batch_sequences // in_one_round
+    if job.pp * microbatches > MOST_CHUNKS:
+        raise ValueError(
+            f"training.global_batch_sequences: {job.global_batch_sequences} makes {microbatches} "
+            f"micro-batches on {job.pp} pipeline ranks; allowed: a product of at most {MOST_CHUNKS}"
+        )
+    schedule = build_schedule(job.pp, microbatches)
     trace = trace_of(scenario.model, "train")
     reached = scenario.calibration.all_to_all.ranks_per_token
     if layout.expert_nodes not in reached:
@@ -71,7 +82,7 @@ def simulate_training(
         job, layout, scenario.model.num_experts_per_tok, reached[layout.expert_nodes]
     )
     operators = operators_of(trace, load)
-    stages = pipeline_stages(job, schedule, scenario.model, operators)
+    stages = pipeline_stages(whole, schedule, operators)
     model = MemoryModel(
         schedule=schedule,
         stages=stages,
@@ -82,6 +93,8 @@ def simulate_training(
         load=load,
         reserved=job.reserved_memory,
     )
+    if job.weights_at_once != "fitting":
+        check_names(job.weights_at_once, model.matrices(), "training.weights_at_once")
     capacity = node.gpu.hbm_capacity
     at_once = model.fitting(capacity) if job.weights_at_once == "fitting" else job.weights_at_once
     memory = model.ranks(at_once)

@@ -69,6 +69,7 @@ from simulator.hardware.kernel_curves import (
 from simulator.hardware.roofline import (
     Batch,
     batch_of,
+    batch_of_sizes,
     ideal_batch_seconds,
     is_tensor,
     least_seconds,
@@ -284,14 +285,80 @@ class KernelCostModel:
             if family[0] in ALL_TO_ALL_KINDS:
                 answer = self.all_to_all_.predict(unique, sms=unique_sms, overlapped=beside)
             else:
-                answering = self._answering(family)
-                answer = answering._compute(family, unique, unique_sms, beside)
-                if answering is not self or self._transferred:
-                    answer = self._carried_over(answer)
+                answer = self._of_batch(family, batch_of(unique), unique_sms, beside)
             answers[0, chosen], answers[1, chosen], answers[2, chosen] = answer[:3]
             provenance[chosen] = answer[3]
         seconds, low, high = answers[:, places]
         return Prediction(seconds, low, high, np.array(PROVENANCES)[provenance[places]])
+
+    def predict_sizes(
+        self,
+        kind: str,
+        sizes: Mapping[str, NDArray[np.int64]],
+        *,
+        dtype: str,
+        out_dtype: str,
+        accumulate: bool = False,
+        sms: int,
+        overlapped: bool,
+    ) -> Prediction:
+        """Predict a million operators of one compute kernel by their sizes, without an object each.
+
+        Args:
+            kind: kernel family; its sizes are those of `sizes`.
+            sizes: {size: [operators] values}.
+
+        Raises as `predict` does, and ValueError for sizes that the kind does not have.
+        """
+        if not hasattr(self, "families_"):
+            raise NotCalibrated("KernelCostModel: predict_sizes needs fit first")
+        names = tuple(sorted(sizes))
+        if kind not in KINDS or kind in ALL_TO_ALL_KINDS or set(names) != set(KINDS[kind].sizes):
+            raise ValueError(
+                f"kind {kind!r} with sizes {', '.join(names)}: allowed: a compute kernel and the "
+                "sizes of its kind"
+            )
+        if not 1 <= sms <= self.cluster.node.gpu.sms:
+            raise ValueError(f"sms={sms}: allowed: 1 to {self.cluster.node.gpu.sms}")
+        like = Operator(
+            name=kind,
+            kind=kind,
+            phase="forward",
+            segment="",
+            dtype=dtype,
+            out_dtype=out_dtype,
+            sizes=tuple((name, 1) for name in names),
+            recompute=False,
+            accumulate=accumulate,
+        )
+        columns = np.stack([np.asarray(sizes[name], dtype=np.int64) for name in names], axis=1)
+        family = family_of(like)
+        parts = [
+            self._of_batch(
+                family,
+                batch_of_sizes(like, columns[start : start + CHUNK]),
+                np.full(len(columns[start : start + CHUNK]), float(sms)),
+                overlapped,
+            )
+            for start in range(0, len(columns), CHUNK)
+        ]
+        if not parts:
+            nothing = np.empty(0)
+            return Prediction(nothing, nothing, nothing, np.empty(0, dtype=np.str_))
+        seconds, low, high, provenance = (
+            np.concatenate(columns) for columns in zip(*parts, strict=True)
+        )
+        return Prediction(seconds, low, high, np.array(PROVENANCES)[provenance])
+
+    def _of_batch(
+        self, family: Family, batch: Batch, sms: Array, overlapped: bool
+    ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
+        """Of distinct operators of one family, from whoever has rows of it."""
+        answering = self._answering(family)
+        answer = answering._compute(family, batch, sms, overlapped)
+        if answering is not self or self._transferred:
+            return self._carried_over(answer)
+        return answer
 
     def held_out_errors(self) -> dict[tuple[Family, str], tuple[Array, Array]]:
         """Signed log errors of rows predicted without themselves, in the un-overlapped condition.
@@ -413,7 +480,7 @@ class KernelCostModel:
         return log_slowdown
 
     def _compute(
-        self, family: Family, operators: Sequence[Operator], sms: Array, overlapped: bool
+        self, family: Family, batch: Batch, sms: Array, overlapped: bool
     ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
         """Seconds, interval and provenance of distinct operators of one family."""
         kind = family[0]
@@ -425,7 +492,6 @@ class KernelCostModel:
                 f"({'tensor-core' if tensor else 'memory-bound'}) could be modelled on"
             )
         achieved = self.classes_[overlapped, tensor]
-        batch = batch_of(operators)
         model, borrowed = self._model(family, overlapped)
         floor = self._floor if model is None else model.floor
         # On another GPU: the time on the measured one, on the same share of its SMs, carried over.
@@ -435,9 +501,9 @@ class KernelCostModel:
         log_ideal = np.log(ideal_batch_seconds(batch, on, at) + floor)
         if model is None:
             log_seconds = log_ideal + achieved.log_ratio
-            width = np.full(len(operators), achieved.modelled_width)
-            provenance = np.full(len(operators), MODELLED, dtype=np.intp)
-            apart = np.zeros(len(operators))
+            width = np.full(len(batch), achieved.modelled_width)
+            provenance = np.full(len(batch), MODELLED, dtype=np.intp)
+            apart = np.zeros(len(batch))
         else:
             room = on if tensor or overlapped else np.full(len(on), float(at.sms))
             log_seconds, rival, provenance, spread = model.predict(batch, room, log_ideal)

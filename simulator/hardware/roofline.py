@@ -77,8 +77,13 @@ class Batch:
 def batch_of(operators: Sequence[Operator]) -> Batch:
     """Stack operators of one kind and of the same types; there must be at least one."""
     like = operators[0]
-    names = tuple(name for name, _ in like.sizes)
     sizes = np.array([[value for _, value in op.sizes] for op in operators], dtype=np.int64)
+    return batch_of_sizes(like, sizes)
+
+
+def batch_of_sizes(like: Operator, sizes: NDArray[np.int64]) -> Batch:
+    """Operators like one, by their sizes [operators, names], names in the order of `like.sizes`."""
+    names = tuple(name for name, _ in like.sizes)
     # The trace's formulas are arithmetic on sizes: an operator with arrays in their place answers
     # for all operators at once.
     columns = tuple((name, cast(int, column)) for name, column in zip(names, sizes.T, strict=True))
@@ -157,9 +162,14 @@ def _tiled(rows: Array, groups: Array, n: Array, k: Array, sms: Array) -> Array:
     row_tiles = groups * np.ceil(rows / height)
     depth = np.ceil(k / TILED_DEPTH) * TILED_DEPTH
     columns: Array = np.full_like(rows, np.inf)
+    row_tiles_per_sm = row_tiles / sms
     for width in TILE_WIDTHS:
-        waves = np.ceil(row_tiles * np.ceil(n / width) / sms)
-        columns = np.minimum(columns, waves * (width + TILE_OVERHEAD))
+        # In place: a million operators are as fast as memory.
+        waves = np.ceil(n / width)
+        waves *= row_tiles_per_sm
+        np.ceil(waves, out=waves)
+        waves *= width + TILE_OVERHEAD
+        np.minimum(columns, waves, out=columns)
     flops: Array = 2 * height * columns * depth
     return flops
 

@@ -150,6 +150,12 @@ class ParallelLayout:
             raise ValueError(
                 f"pp={self.pp}: does not divide the {self.gpus} GPUs; allowed: a divisor of them"
             )
+        if self.dp % self.gpus_per_node:
+            raise ValueError(
+                f"pp={self.pp}: {self.dp} data-parallel ranks do not fill nodes of "
+                f"{self.gpus_per_node} GPUs; allowed: a multiple of them, so that a node belongs "
+                "to one pipeline rank"
+            )
         if self.dp % self.ep:
             raise ValueError(
                 f"ep={self.ep}: does not divide the {self.dp} data-parallel ranks "

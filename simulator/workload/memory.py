@@ -105,11 +105,17 @@ def layer_parameters(config: ModelConfig, kind: str, *, local_experts: int) -> H
 def held_parameters(
     config: ModelConfig, stages: Sequence[Stage], held: Sequence[int], *, local_experts: int
 ) -> HeldParameters:
-    """What the stages with the indices `held` put on one GPU."""
+    """What the stages with the indices `held` put on one GPU.
+
+    Multi-token prediction looks tokens up too: a rank that holds it without the embedding keeps a
+    copy of the embedding.
+    """
+    kinds = [kind for stage in held for kind in stages[stage]]
+    if "mtp" in kinds and "embedding" not in kinds:
+        kinds.append("embedding")
     total = HeldParameters(0, 0, 0)
-    for stage in held:
-        for kind in stages[stage]:
-            total += layer_parameters(config, kind, local_experts=local_experts)
+    for kind in kinds:
+        total += layer_parameters(config, kind, local_experts=local_experts)
     return total
 
 
@@ -148,15 +154,21 @@ class MemoryModel:
         """
         return [self._rank(rank, at_once) for rank in range(self.schedule.ranks)]
 
-    def fitting(self, capacity: Bytes) -> tuple[str, ...]:
-        """As few matrices as let every rank fit when their weight gradients are computed at once.
-
-        Those that keep most bytes per FLOP come first. All of them, where even that does not fit.
-        """
+    def matrices(self) -> dict[str, list[Operator]]:
+        """Every matrix of the model's layers, with the operators of its weight gradient."""
         groups: dict[str, list[Operator]] = {}
         for kind in dict.fromkeys(kind for stage in self.stages for kind in stage):
             for matrix, operators in _by_matrix(self.operators(kind, WEIGHT_GRAD)).items():
                 groups.setdefault(matrix, operators)
+        return groups
+
+    def fitting(self, capacity: Bytes) -> tuple[str, ...]:
+        """As few matrices as let every rank fit when all ranks compute their weight gradients at
+        once.
+
+        Those that keep most bytes per FLOP come first. All of them, where even that does not fit.
+        """
+        groups = self.matrices()
         candidates = [matrix for matrix, group in groups.items() if sum(o.flops for o in group)]
         candidates.sort(
             key=lambda matrix: kept_bytes(groups[matrix]) / sum(o.flops for o in groups[matrix]),

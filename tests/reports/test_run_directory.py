@@ -21,7 +21,13 @@ def write(directory, *, value=1.0, write_report=lambda draft: None):
 def test_a_run_directory_holds_scenario_metrics_events_and_report(tmp_path):
     write(tmp_path / "run", write_report=lambda draft: (draft / "report.html").write_text("x"))
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"scenario.yaml", "metrics.json", "events.parquet", "report.html"}
+    assert names == {
+        "scenario.yaml",
+        "metrics.json",
+        "events.parquet",
+        "report.html",
+        ".dsv3sim-run",
+    }
     assert read_metrics(tmp_path / "run") == {"step_time_s": 1.0}
 
 
@@ -50,6 +56,23 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="is not a run directory"):
         write(tmp_path / "run")
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+def test_what_a_user_put_into_a_run_directory_is_left_alone(tmp_path):
+    write(tmp_path / "run", value=1.0)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds notes.txt, which no run wrote"):
+        write(tmp_path / "run", value=2.0)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    assert read_metrics(tmp_path / "run") == {"step_time_s": 1.0}
+
+
+def test_a_link_to_a_run_directory_is_followed(tmp_path):
+    write(tmp_path / "run", value=1.0)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    write(tmp_path / "link", value=2.0)
+    assert (tmp_path / "link").is_symlink()
+    assert read_metrics(tmp_path / "run") == {"step_time_s": 2.0}
 
 
 def test_metrics_that_are_not_numbers_are_not_written(tmp_path):

@@ -82,7 +82,7 @@ def test_an_unknown_scenario_names_the_known_ones():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("training: [", "line 1: not valid YAML"),
+        ("training: [", r"line \d: not valid YAML"),
         ("- a\n- b\n", "expected fields with values"),
         ("a: 1\na: 2\n", "'a' is given twice"),
     ],
