@@ -6,6 +6,7 @@ import pytest
 from simulator.analysis.metrics import rank_times, training_metrics
 from simulator.execution.simulation import simulate
 from simulator.scenario import load_scenario
+from simulator.workload.memory import held_parameters, layer_parameters
 from simulator.workload.task_graph import Stream
 
 MAIN = "dualpipe_h800_2048"
@@ -36,6 +37,22 @@ def scheduled(request):
 def test_the_published_pair_is_reproduced_within_five_percent(metrics):
     assert metrics["pair_time_kind"] == "reproduced"
     assert metrics["pair_time_s"] == pytest.approx(0.1290, rel=0.05)
+
+
+def test_a_pair_beyond_the_published_rows_is_called_predicted():
+    metrics = training_metrics(run("training.sequence_length=2048"))
+    assert metrics["pair_time_kind"] == "predicted"
+
+
+def test_a_rank_with_mtp_and_no_embedding_keeps_a_copy_of_it(published):
+    alone = run("training.schedule=1f1b")
+    config, stages = alone.scenario.model, alone.stages
+    with_copy = held_parameters(config, stages, [15], local_experts=4).replicated
+    without = sum(layer_parameters(config, kind, local_experts=4).replicated for kind in stages[15])
+    assert with_copy - without == config.vocab_size * config.hidden_size
+    shared = held_parameters(config, stages, [0, 15], local_experts=4).replicated
+    each = [held_parameters(config, stages, [stage], local_experts=4) for stage in (0, 15)]
+    assert shared == each[0].replicated + without
 
 
 def test_the_budget_of_every_rank_sums_to_the_step(scheduled):
@@ -167,6 +184,12 @@ def test_weight_gradients_are_computed_at_once_only_where_memory_needs_it(publis
         (["training.pp=4"], r"pipeline rank \d+ needs .* bytes .* more than its"),
         (["training.communication_sms=132"], "leaves no SM for compute"),
         (["training.stages=[58 moe]"], "stages: 1 are listed"),
+        (["training.weights_at_once=[head.porj]"], "unknown name 'head.porj'; known: .*head.proj"),
+        (["training.expert_load=0.5"], "training.expert_load: 0.5 is not allowed"),
+        (["training.global_batch_sequences=1280000000"], "a product of at most"),
+        (["training.pp=512", "training.ep=4"], "do not fill nodes of 8 GPUs"),
+        (["calibration.kernel_sets=[nobody]"], "kernel sets nobody"),
+        (["model.hidden_sizes=1"], "hidden_sizes: unknown field; known: .*hidden_size"),
         (["model.hidden_size=4096"], "no train trace was recorded from this config; recorded: "),
     ],
 )
