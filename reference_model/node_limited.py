@@ -17,14 +17,23 @@ from reference_model.config import ModelConfig
 from reference_model.operators import Site
 
 
-def destinations_reached(indices: Tensor, *, experts: int, destinations: int) -> Tensor:
-    """Distinct destinations of each token, int64 [T], of its choices [T, K] among `experts` that
-    are spread evenly over `destinations`."""
+def reached(indices: Tensor, *, experts: int, destinations: int) -> Tensor:
+    """Whether each token goes to each destination, bool [T, destinations], by its choices [T, K]
+    among `experts` that are spread evenly over them."""
     if destinations < 1 or experts % destinations:
         raise ValueError(f"destinations = {destinations} do not divide {experts} experts")
-    reached = torch.zeros((indices.shape[0], destinations), dtype=torch.bool)
-    reached.scatter_(1, indices.cpu() // (experts // destinations), True)
-    return reached.sum(dim=1)
+    found = torch.zeros((indices.shape[0], destinations), dtype=torch.bool)
+    return found.scatter_(1, indices.cpu() // (experts // destinations), True)
+
+
+def destinations_reached(indices: Tensor, *, experts: int, destinations: int) -> Tensor:
+    """Distinct destinations of each token, int64 [T]."""
+    return reached(indices, experts=experts, destinations=destinations).sum(dim=1)
+
+
+def copies_received(indices: Tensor, *, experts: int, destinations: int) -> Tensor:
+    """Tokens that travel to each destination, once each, int64 [destinations]."""
+    return reached(indices, experts=experts, destinations=destinations).sum(dim=0)
 
 
 def choose_on_random_logits(

@@ -484,6 +484,7 @@ def _node_limited(options: argparse.Namespace) -> None:
     from reference_model.node_limited import (
         choose_on_random_logits,
         choose_within_random_groups,
+        copies_received,
         destinations_reached,
         groups_reached_at_random,
     )
@@ -504,6 +505,11 @@ def _node_limited(options: argparse.Namespace) -> None:
             f"{name:<11}{float(reached.double().mean()):.3f} of {count} a token on random logits,"
             f" at most {int(reached.max())}"
         )
+    copies = copies_received(chosen, experts=experts, destinations=options.nodes)
+    print(
+        f"copies     {int(copies.sum()):,} of {options.tokens:,} tokens to nodes, between"
+        f" {int(copies.min()):,} and {int(copies.max()):,} to one"
+    )
     random = choose_within_random_groups(config, tokens=options.tokens, generator=generator)
     counted = destinations_reached(random, experts=experts, destinations=config.n_group)
     print(

@@ -7,6 +7,7 @@ from reference_model.config import load_model_config
 from reference_model.node_limited import (
     choose_on_random_logits,
     choose_within_random_groups,
+    copies_received,
     destinations_reached,
     groups_reached_at_random,
 )
@@ -24,6 +25,7 @@ def test_choices_on_one_destination_count_once():
     indices = torch.tensor([[0, 1, 2], [0, 4, 7], [1, 2, 6]])
     assert destinations_reached(indices, experts=8, destinations=2).tolist() == [1, 2, 2]
     assert destinations_reached(indices, experts=8, destinations=8).tolist() == [3, 3, 3]
+    assert copies_received(indices, experts=8, destinations=2).tolist() == [3, 2]
     with pytest.raises(ValueError, match="destinations = 3 do not divide 8 experts"):
         destinations_reached(indices, experts=8, destinations=3)
 
