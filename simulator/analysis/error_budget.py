@@ -13,6 +13,7 @@ A fixed graph is run for all samples at once: order and dependencies stay, every
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -98,13 +99,15 @@ def makespans(
         blocking: whether a rank waits for its sends before its next action.
     """
     needs = dependencies(run.schedule)
-    sends = {
-        (need.rank, need.position)
-        for rank, row in enumerate(needs)
-        for wanted in row
-        for need in wanted
-        if need.rank != rank
-    }
+    # What a rank sends at the end of one action leaves one after the other.
+    sends: dict[tuple[int, int], int] = defaultdict(int)
+    turn: dict[tuple[int, int, int, int], int] = {}
+    for rank, row in enumerate(needs):
+        for index, wanted in enumerate(row):
+            for need in wanted:
+                if need.rank != rank:
+                    sends[need.rank, need.position] += 1
+                    turn[need.rank, need.position, rank, index] = sends[need.rank, need.position]
     ends: dict[tuple[int, int], Array] = {}
     free: list[Array | float] = [0.0] * run.schedule.ranks
     latest: Array | float = 0.0
@@ -113,10 +116,12 @@ def makespans(
         start = free[rank]
         for need in needs[rank][index]:
             ready = ends[need.rank, need.position]
-            start = np.maximum(start, ready + transfer_s if need.rank != rank else ready)
+            if need.rank != rank:
+                ready = ready + turn[need.rank, need.position, rank, index] * transfer_s
+            start = np.maximum(start, ready)
         end = start + durations[rank][index]
         ends[rank, index] = end
-        free[rank] = end + transfer_s if blocking and (rank, index) in sends else end
+        free[rank] = end + sends[rank, index] * transfer_s if blocking else end
         latest = np.maximum(latest, end)
     return np.asarray(latest, dtype=np.float64)
 

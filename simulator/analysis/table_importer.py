@@ -41,6 +41,8 @@ boost beyond the rated one by less."""
 FAR_OFF = 200.0
 """Factor from the median of a kernel's ratios to its time at peak that no benchmark strays by, but
 a slip between units of time (1,000) does."""
+ROUNDING = 1e-6
+"""Difference from a whole number that arithmetic leaves."""
 LINES_NAMED = 8
 """Line numbers that a warning lists before it only counts."""
 
@@ -260,7 +262,9 @@ def _rows(
     for name, values in sizes.items():
         refuse(~np.isfinite(values), f"{name} is no number")
         refuse(values < 0, f"{name} is negative")
-        refuse(np.abs(values - np.round(values)) > LEAST_OF_PEAK / 2, f"{name} is no whole number")
+        with np.errstate(invalid="ignore"):
+            fraction = np.abs(values - np.round(values))
+        refuse(fraction > ROUNDING, f"{name} is no whole number")
         refuse(values > np.iinfo(np.int32).max, f"{name} is not plausible")
     refuse(~((sms >= 1) & (sms <= gpu.sms)), f"sms is not between 1 and {gpu.sms}")
     rows: list[Measurement] = []

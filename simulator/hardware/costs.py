@@ -65,6 +65,7 @@ from simulator.hardware.kernel_curves import (
     ClassModel,
     FamilyModel,
     Rows,
+    fingerprints,
 )
 from simulator.hardware.roofline import (
     Batch,
@@ -333,6 +334,8 @@ class KernelCostModel:
         )
         columns = np.stack([np.asarray(sizes[name], dtype=np.int64) for name in names], axis=1)
         family = family_of(like)
+        _, first, places = np.unique(fingerprints(columns), return_index=True, return_inverse=True)
+        columns = columns[first]
         parts = [
             self._of_batch(
                 family,
@@ -348,7 +351,8 @@ class KernelCostModel:
         seconds, low, high, provenance = (
             np.concatenate(columns) for columns in zip(*parts, strict=True)
         )
-        return Prediction(seconds, low, high, np.array(PROVENANCES)[provenance])
+        named = np.array(PROVENANCES)[provenance[places]]
+        return Prediction(seconds[places], low[places], high[places], named)
 
     def _of_batch(
         self, family: Family, batch: Batch, sms: Array, overlapped: bool

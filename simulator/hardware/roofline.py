@@ -162,11 +162,11 @@ def _tiled(rows: Array, groups: Array, n: Array, k: Array, sms: Array) -> Array:
     row_tiles = groups * np.ceil(rows / height)
     depth = np.ceil(k / TILED_DEPTH) * TILED_DEPTH
     columns: Array = np.full_like(rows, np.inf)
-    row_tiles_per_sm = row_tiles / sms
     for width in TILE_WIDTHS:
         # In place: a million operators are as fast as memory.
         waves = np.ceil(n / width)
-        waves *= row_tiles_per_sm
+        waves *= row_tiles
+        waves /= sms
         np.ceil(waves, out=waves)
         waves *= width + TILE_OVERHEAD
         np.minimum(columns, waves, out=columns)

@@ -97,7 +97,7 @@ def token_gaps(rows: CollectedLog) -> list[float]:
 
 
 def test_latencies_are_those_of_requests_after_the_warm_up(cluster: ClusterProfile) -> None:
-    metrics, _, log, _ = run(make_job("20 Hz"), cluster)
+    metrics, result, log, _ = run(make_job("20 Hz"), cluster)
     rows = log.all_requests()
     rows = rows.where((rows["arrival_s"] >= 5.0) & (rows["outcome"] == Outcome.FINISHED))
     ttft = rows["first_token_s"] - rows["arrival_s"]
@@ -106,6 +106,10 @@ def test_latencies_are_those_of_requests_after_the_warm_up(cluster: ClusterProfi
     assert metrics["ttft_s"]["p99"] == pytest.approx(
         np.quantile(ttft, 0.99, method="inverted_cdf"), rel=1e-3
     )
+    # Requests that end in the drain met a service that empties.
+    assert (rows["end_s"] > result.last_arrival_s).any()
+    rows = log.all_requests()
+    rows = rows.where((rows["end_s"] >= 5.0) & (rows["end_s"] <= result.last_arrival_s))
     several = rows.where(rows["output_tokens"] > 1)
     tpot = (several["end_s"] - several["first_token_s"]) / (several["output_tokens"] - 1)
     assert metrics["tpot_s"]["count"] == len(several)
@@ -181,15 +185,48 @@ def test_a_queue_that_is_long_but_does_not_grow_is_a_backlog(cluster: ClusterPro
     assert metrics["verdict"] == "backlogged"
 
 
+def test_a_service_that_preempts_its_requests_is_not_stable(cluster: ClusterProfile) -> None:
+    """KV cache for a fifth of the requests that the time limits alone would let in."""
+    limits = {"ttft": "1 h", "tpot": "1 h"}
+    roomy, *_ = run(make_job("60 Hz", 3000, service_level=limits), cluster)
+    pool = make_job("60 Hz").model_dump()["decode"] | {"kv_capacity_tokens": 4000}
+    tight, *_ = run(make_job("60 Hz", 3000, service_level=limits, decode=pool), cluster)
+    assert (roomy["verdict"], roomy["preempted_share"]) == ("stable", 0.0)
+    assert tight["preempted_share"] > 0.05
+    assert tight["verdict"] in ("backlogged", "overloaded")
+
+
+def test_a_window_of_few_stays_has_no_verdict(cluster: ClusterProfile) -> None:
+    metrics, *_ = run(make_job("20 Hz", 30, warm_up="0 s"), cluster)
+    assert metrics["window_stays"] < 5
+    assert metrics["verdict"] is None
+
+
+def test_the_rate_of_a_user_does_not_depend_on_how_soon_the_arrivals_end(
+    cluster: ClusterProfile,
+) -> None:
+    """Long answers: in a short run most tokens are generated while the service empties."""
+    source = make_job("20 Hz", 1).model_dump()["requests"]["synthetic"]
+    answers = {"kind": "exponential", "mean": 300}
+
+    def rate(count: int) -> float:
+        synthetic = source | {"count": count, "output_tokens": answers}
+        job = make_job("20 Hz", requests={"synthetic": synthetic}, warm_up="40 s")
+        metrics, *_ = run(job, cluster)
+        return float(metrics["tokens_per_second_per_user"])
+
+    assert rate(1000) == pytest.approx(rate(4000), rel=0.05)
+
+
 def test_goodput_counts_only_requests_within_both_limits(cluster: ClusterProfile) -> None:
     job = make_job("40 Hz")
     metrics, _, log, _ = run(job, cluster)
     rows = log.all_requests()
-    rows = rows.where(rows["arrival_s"] >= 5.0)
+    start, end = metrics["window_s"]
+    rows = rows.where((rows["end_s"] >= start) & (rows["end_s"] <= end))
     ttft = rows["first_token_s"] - rows["arrival_s"]
     later = np.maximum(rows["output_tokens"] - 1, 1)
     tpot = (rows["end_s"] - rows["first_token_s"]) / later
-    start, end = metrics["window_s"]
     good = int(((ttft <= 0.2) & (tpot <= 0.015)).sum())
     assert 0 < good < len(rows)
     assert metrics["goodput_requests_per_second"] == pytest.approx(good / (end - start))

@@ -1,0 +1,74 @@
+"""Intervals: the same times as the engine, families move together, seeded."""
+
+import numpy as np
+import pytest
+
+from simulator.analysis.error_budget import Draws, interval, makespans, spans, training_intervals
+from simulator.analysis.metrics import training_metrics
+from simulator.execution.simulation import simulate
+from simulator.scenario import load_scenario
+
+RUN = simulate(load_scenario("dualpipe_h800_2048"))
+GAP = RUN.scenario.calibration.kernel_gap
+
+
+def test_without_uncertainty_every_chunk_takes_what_the_engine_says():
+    for chunk in RUN.step.chunks.values():
+        found = spans(chunk.log.graph, chunk.cost.seconds[:, None], np.array([GAP.value]))
+        assert found[0] == pytest.approx(chunk.log.span_s, rel=1e-9)
+
+
+def test_without_uncertainty_the_pipeline_takes_what_the_engine_says():
+    durations = [
+        [np.array([RUN.step.chunks[key].log.span_s]) for key in row] for row in RUN.step.keys
+    ]
+    found = makespans(
+        RUN.step.pipeline,
+        durations,
+        transfer_s=RUN.step.transfer_s,
+        blocking=RUN.job.blocking_sends,
+    )
+    assert found[0] == pytest.approx(RUN.step.pipeline.makespan_s, rel=1e-9)
+
+
+def intervals(seed):
+    return training_intervals(
+        RUN.step, gap=GAP, transfer_s=RUN.step.transfer_s, blocking=True, seed=seed
+    )
+
+
+def test_one_seed_gives_one_interval_and_it_holds_the_value():
+    first, again, other = intervals(0), intervals(0), intervals(1)
+    assert first == again
+    assert first != other
+    for name, value in (
+        ("step_time_s", RUN.step.step_time_s),
+        ("pair_time_s", RUN.step.pair.log.span_s),
+    ):
+        low, high = first[name]
+        assert low < value < high
+        assert high / low < 1.5
+
+
+def test_a_family_has_one_error():
+    draws = Draws(np.random.default_rng(0))
+    gemm = ("gemm", "fp8_e4m3", "bfloat16", False)
+    assert draws.of(gemm) is draws.of(gemm)
+    assert (draws.of(gemm) != draws.of(("gemm", "bfloat16", "bfloat16", False))).all()
+
+
+def test_rates_have_the_interval_of_the_step_and_all_can_be_left_out():
+    metrics = training_metrics(RUN)
+    low, high = metrics["interval_80"]["step_time_s"]
+    step = metrics["step_time_s"]
+    assert metrics["interval_80"]["tokens_per_day"] == pytest.approx(
+        [metrics["tokens_per_day"] * step / high, metrics["tokens_per_day"] * step / low]
+    )
+    assert sum(metrics["error_share"]["pair_time_s"].values()) == pytest.approx(1)
+    assert "interval_80" not in training_metrics(RUN, with_intervals=False)
+
+
+def test_the_ends_are_quantiles_widened_to_the_value():
+    samples = np.linspace(1, 2, 101)
+    assert interval(samples, value=1.5) == pytest.approx([1.1, 1.9])
+    assert interval(samples, value=0.9) == pytest.approx([0.9, 1.9])
