@@ -1,10 +1,12 @@
 """What a fleet run means: raw rows in while it runs, the named figures of its JSON out.
 
 FleetStatistics is the FleetLog that a run writes to. It keeps histograms and sums, no rows, so that
-memory does not grow with simulated time. Latencies are those of requests that arrive after the
-warm-up; rates and gaps between tokens are those of the window from the end of the warm-up to the
-last arrival, so that neither an empty service at the start nor the drain at the end counts (if all
-requests arrive within the warm-up, the window ends with the run).
+memory does not grow with simulated time. Rates and gaps between tokens are those of the window from
+the end of the warm-up to the last arrival, so that neither an empty service at the start nor the
+drain at the end counts (if all requests arrive within the warm-up, the window ends with the run).
+For the same reason time per token, stay and goodput are those of the requests that end in the
+window; what happens to a request before its first step of decode hardly depends on later arrivals,
+so TTFT, queueing and prefix hits are those of all requests that arrive after the warm-up.
 """
 
 from __future__ import annotations
@@ -31,23 +33,30 @@ _SPAN_POINTS = 4
 OVERLOAD_GROWTH = 0.05
 """Share of the arriving requests that may add to the queue before it counts as growing."""
 
+PREEMPTED_SHARE = 0.05
+"""Share of the requests that may be preempted in a service that counts as stable."""
+
+WINDOW_STAYS = 5
+"""A verdict needs a window of so many mean times of a request in service, queues left out."""
+
 DEFINITIONS: Mapping[str, str] = {
     "ttft_s": "time to first token: from arrival to the end of the prefill that gives it",
-    "tpot_s": "time per output token of a request: (end - first token) / (output tokens - 1)",
+    "tpot_s": "time per output token of a request that ends in the window: (end - first token) / "
+    "(output tokens - 1)",
     "itl_s": "inter-token latency: all gaps between two tokens of a request, one population; "
     "tokens accepted together from one step have gaps of 0",
-    "e2e_s": "from arrival to the last token",
+    "e2e_s": "from arrival to the last token, of requests that end in the window",
     "queueing_s": "from arrival to the start of the first prefill pass that computes some of it",
     "decode_wait_s": "from the first token to the start of the first decode step",
-    "goodput_requests_per_second": "finished requests that meet the service level (TTFT and TPOT), "
-    "arriving in the window, per second of it",
+    "goodput_requests_per_second": "requests that finish in the window and meet the service level "
+    "(TTFT and TPOT), per second of it",
     "output_tokens_per_second_per_node": "tokens generated in the window per second and node that "
     "decodes",
     "input_tokens_per_second_per_node": "prompt tokens prefilled in the window, cached ones "
     "included, per second and node that prefills",
     "computed_input_tokens_per_second_per_node": "the same without cached tokens",
-    "tokens_per_second_per_user": "tokens after the first, over the time from first to last token, "
-    "both summed over requests",
+    "tokens_per_second_per_user": "one over the mean inter-token latency: tokens after the first "
+    "that are generated in the window, over the time that their requests waited for them",
     "prefix_hit_rate": "cached share of the prompts' blocks; of their tokens where prompts have no "
     "block hashes",
     "kv_occupancy": "KV cache in use or set aside over capacity where requests decode, mean over "
@@ -55,10 +64,11 @@ DEFINITIONS: Mapping[str, str] = {
     "cost_usd_per_million_output_tokens": "GPUs in service x rent / output tokens of the window",
     "nodes": "mean over the run of the nodes in service (and paid for), of all replicas",
     "littles_law_error": "mean number inside / (arrival rate x mean stay) - 1, over the whole run",
-    "verdict": "overloaded: in the second half of the window the queues take in more than "
-    f"{OVERLOAD_GROWTH:.0%} of the arrivals and a request waits longer than the TTFT limit; "
-    "backlogged: it waits longer than that limit on average, but the queues do not grow; stable: "
-    "neither",
+    "verdict": "overloaded: pressed, and in the second half of the window the queues take in more "
+    f"than {OVERLOAD_GROWTH:.0%} of the arrivals; backlogged: pressed, but the queues do not grow; "
+    "stable: neither. Pressed: a request waits longer than the TTFT limit on average, or more than "
+    f"{PREEMPTED_SHARE:.0%} of them are preempted. None: the window is shorter than "
+    f"{WINDOW_STAYS} mean times in service",
 }
 """What each figure means, to be printed beside it."""
 
@@ -77,9 +87,13 @@ class FleetStatistics:
         self.queueing = LogHistogram()
         self.decode_wait = LogHistogram()
         self.good = 0
-        """Finished requests of the window that meet the service level."""
-        self.user_tokens = 0.0
-        self.user_seconds = 0.0
+        """Requests that finish in the window and meet the service level."""
+        self.counted = 0
+        """Finished requests that arrived after the warm-up."""
+        self.preempted = 0
+        """Those of them that were preempted."""
+        self.service_seconds = 0.0
+        """Their time inside the service but for the queues before prefill and decode."""
         self.stay_seconds = 0.0
         """Time inside the service, of all requests of the run."""
         self.blocks = 0.0
@@ -123,29 +137,35 @@ class FleetStatistics:
     def requests(self, block: Block) -> None:
         arrival, end = block["arrival_s"], block["end_s"]
         self.stay_seconds += float((end - arrival).sum())
-        counted = (block["outcome"] == Outcome.FINISHED) & (arrival >= self._warm_up_s)
-        rows = block.where(counted)
-        arrival, end, first = rows["arrival_s"], rows["end_s"], rows["first_token_s"]
-        ttft = first - arrival
-        later_tokens = rows["output_tokens"] - 1
-        several = later_tokens > 0
-        tpot = (end - first)[several] / later_tokens[several]
-        self.ttft.add(ttft)
-        self.tpot.add(tpot)
-        self.e2e.add(end - arrival)
-        self.queueing.add(rows["prefill_start_s"] - arrival)
+        finished = block["outcome"] == Outcome.FINISHED
+        rows = block.where(finished & (arrival >= self._warm_up_s))
+        first, begun = rows["first_token_s"], rows["prefill_start_s"]
+        self.ttft.add(first - rows["arrival_s"])
+        self.queueing.add(begun - rows["arrival_s"])
         decoded = rows["decode_start_s"] >= 0
-        self.decode_wait.add((rows["decode_start_s"] - first)[decoded])
-        self.user_tokens += float(later_tokens.sum())
-        self.user_seconds += float((end - first)[several].sum())
-        slow = np.zeros(len(rows))
-        slow[several] = tpot
-        limits = self._job.service_level
-        self.good += int(((ttft <= limits.ttft) & (slow <= limits.tpot)).sum())
+        decode_wait = (rows["decode_start_s"] - first)[decoded]
+        self.decode_wait.add(decode_wait)
+        self.counted += len(rows)
+        self.preempted += int((rows["preemptions"] > 0).sum())
+        self.service_seconds += float((rows["end_s"] - begun).sum() - decode_wait.sum())
         self.blocks += float(rows["blocks"].sum())
         self.hit_blocks += float(rows["hit_blocks"].sum())
         self.prompt_tokens += float(rows["prompt_tokens"].sum())
         self.cached_tokens += float(rows["cached_tokens"].sum())
+        inside = (end >= self._warm_up_s) & (end <= self._window_end_s)
+        self._count_ended(block.where(finished & inside))
+
+    def _count_ended(self, rows: Block) -> None:
+        """Requests that end in the window."""
+        arrival, end, first = rows["arrival_s"], rows["end_s"], rows["first_token_s"]
+        later_tokens = rows["output_tokens"] - 1
+        several = later_tokens > 0
+        tpot = np.zeros(len(rows))
+        tpot[several] = (end - first)[several] / later_tokens[several]
+        self.tpot.add(tpot[several])
+        self.e2e.add(end - arrival)
+        limits = self._job.service_level
+        self.good += int(((first - arrival <= limits.ttft) & (tpot <= limits.tpot)).sum())
 
     def iterations(self, block: Block) -> None:
         start, end = block["start_s"], block["end_s"]
@@ -297,7 +317,7 @@ def fleet_metrics(
         "computed_input_tokens_per_second_per_node": _per(
             _per(_sum(statistics, "prefill_tokens"), window), prefill["nodes"]
         ),
-        "tokens_per_second_per_user": _per(statistics.user_tokens, statistics.user_seconds),
+        "tokens_per_second_per_user": _per(1.0, statistics.itl.mean or 0.0),
         "prefix_hit_rate": _hit_rate(statistics),
         "kv_occupancy": decode["kv_occupancy"],
         "cost_usd_per_million_output_tokens": (
@@ -389,20 +409,27 @@ def _verdict(
     in_window = (starts >= start_s) & (starts < end_s)
     seconds = float(in_window.sum()) * series.width_s
     rate = _per(float(series["arrivals"][in_window].sum()), seconds)
+    preempted = _per(statistics.preempted, statistics.counted)
+    in_service_s = _per(statistics.service_seconds, statistics.counted)
+    stays = _per(end_s - start_s, in_service_s or 0.0)
+    figures = {"preempted_share": preempted, "window_stays": stays}
     if chosen.sum() < 2 or not rate:
-        return {"verdict": None, "waiting_growth": None, "mean_wait_s": None}
+        return {"verdict": None, "waiting_growth": None, "mean_wait_s": None, **figures}
     samples = series["samples"][chosen]
     waiting = (series["waiting_prefill"][chosen] + series["waiting_decode"][chosen]) / samples
     slope = float(np.polyfit(starts[chosen] - middle, waiting, 1)[0])
     growth = slope / rate
     # Little's law for the queues: mean wait = mean number waiting / arrival rate.
     wait = float(waiting.mean()) / rate
-    late = wait > job.service_level.ttft
-    if late and growth > OVERLOAD_GROWTH:
+    pressed = wait > job.service_level.ttft or (preempted or 0.0) > PREEMPTED_SHARE
+    verdict: str | None
+    if stays is not None and stays < WINDOW_STAYS:
+        verdict = None
+    elif pressed and growth > OVERLOAD_GROWTH:
         verdict = "overloaded"
     else:
-        verdict = "backlogged" if late else "stable"
-    return {"verdict": verdict, "waiting_growth": growth, "mean_wait_s": wait}
+        verdict = "backlogged" if pressed else "stable"
+    return {"verdict": verdict, "waiting_growth": growth, "mean_wait_s": wait, **figures}
 
 
 def _hit_rate(statistics: FleetStatistics) -> float | None:

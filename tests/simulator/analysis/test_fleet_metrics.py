@@ -28,6 +28,14 @@ STEP_TIMES = {
     "prefill_per_attended_token": "10 ns",
     "kv_capacity_tokens": 20_000,
 }
+POOL = {
+    "instances": 1,
+    "gpus_per_instance": 8,
+    "ranks": 2,
+    "affine": STEP_TIMES,
+    "max_batch": 64,
+    "tokens_per_pass": 512,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +43,7 @@ def cluster() -> ClusterProfile:
     return load_cluster("h800_2048")
 
 
-def make_job(rate: str, count: int = 600, **changes: Any) -> FleetJob:
-    pool = {
-        "instances": 1,
-        "gpus_per_instance": 8,
-        "ranks": 2,
-        "affine": STEP_TIMES,
-        "max_batch": 64,
-        "tokens_per_pass": 512,
-    }
+def make_job(rate: str, count: int = 600, *, answer: float = 40, **changes: Any) -> FleetJob:
     return FleetJob.model_validate(
         {
             "requests": {
@@ -52,11 +52,11 @@ def make_job(rate: str, count: int = 600, **changes: Any) -> FleetJob:
                     "rate": rate,
                     "count": count,
                     "prompt_tokens": {"kind": "exponential", "mean": 300},
-                    "output_tokens": {"kind": "exponential", "mean": 40},
+                    "output_tokens": {"kind": "exponential", "mean": answer},
                 }
             },
-            "prefill": pool,
-            "decode": pool,
+            "prefill": POOL,
+            "decode": POOL,
             "kv_bytes_per_token": "70272 B",
             "kv_transfer": {"latency": "10 us"},
             "service_level": {"ttft": "200 ms", "tpot": "15 ms"},
@@ -186,11 +186,10 @@ def test_a_queue_that_is_long_but_does_not_grow_is_a_backlog(cluster: ClusterPro
 
 
 def test_a_service_that_preempts_its_requests_is_not_stable(cluster: ClusterProfile) -> None:
-    """KV cache for a fifth of the requests that the time limits alone would let in."""
     limits = {"ttft": "1 h", "tpot": "1 h"}
-    roomy, *_ = run(make_job("60 Hz", 3000, service_level=limits), cluster)
-    pool = make_job("60 Hz").model_dump()["decode"] | {"kv_capacity_tokens": 4000}
-    tight, *_ = run(make_job("60 Hz", 3000, service_level=limits, decode=pool), cluster)
+    roomy, *_ = run(make_job("40 Hz", 1500, service_level=limits), cluster)
+    small = POOL | {"kv_capacity_tokens": 4000}
+    tight, *_ = run(make_job("40 Hz", 1500, service_level=limits, decode=small), cluster)
     assert (roomy["verdict"], roomy["preempted_share"]) == ("stable", 0.0)
     assert tight["preempted_share"] > 0.05
     assert tight["verdict"] in ("backlogged", "overloaded")
@@ -206,16 +205,12 @@ def test_the_rate_of_a_user_does_not_depend_on_how_soon_the_arrivals_end(
     cluster: ClusterProfile,
 ) -> None:
     """Long answers: in a short run most tokens are generated while the service empties."""
-    source = make_job("20 Hz", 1).model_dump()["requests"]["synthetic"]
-    answers = {"kind": "exponential", "mean": 300}
 
     def rate(count: int) -> float:
-        synthetic = source | {"count": count, "output_tokens": answers}
-        job = make_job("20 Hz", requests={"synthetic": synthetic}, warm_up="40 s")
-        metrics, *_ = run(job, cluster)
+        metrics, *_ = run(make_job("6 Hz", count, answer=200, warm_up="30 s"), cluster)
         return float(metrics["tokens_per_second_per_user"])
 
-    assert rate(1000) == pytest.approx(rate(4000), rel=0.05)
+    assert rate(360) == pytest.approx(rate(1200), rel=0.05)
 
 
 def test_goodput_counts_only_requests_within_both_limits(cluster: ClusterProfile) -> None:
