@@ -10,6 +10,7 @@ This module holds what happens to a fleet from outside: arrivals, failures, the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ import simpy
 from hardware_profiles.schema import ClusterProfile
 from hardware_profiles.units import unit_factor
 from simulator.execution.fleet_accounts import Accounts, FleetRun
-from simulator.execution.fleet_instance import longest_kv_tokens
+from simulator.execution.fleet_instance import Instance, longest_kv_tokens
 from simulator.execution.fleet_log import FleetLog, LogWriter, Outcome, SampleRow
 from simulator.execution.fleet_request import LiveRequest
 from simulator.execution.fleet_router import Router
@@ -87,6 +88,8 @@ class _Fleet:
             log=self._log,
         )
         self._awaited_returns = 0
+        self._down_until_s: dict[Instance, float] = {}
+        """The latest return of each instance that has failed; infinite if it never returns."""
 
     def run(self) -> FleetRun:
         env, job = self._env, self._job
@@ -172,17 +175,22 @@ class _Fleet:
         """Take an instance down at its time; its requests start again elsewhere."""
         pool = [i for i in self._router.instances if i.pool == failure.pool]
         instance = pool[failure.instance]
-        if failure.returns_after is not None:
+        returns_after = math.inf if failure.returns_after is None else failure.returns_after
+        if returns_after < math.inf:
             self._awaited_returns += 1
         yield self._env.timeout(failure.at)
         if instance.up:
             self._router.fail(instance)
-        if failure.returns_after is None:
+        # Of failures that overlap, the one that lasts longest decides.
+        until_s = max(self._down_until_s.get(instance, 0.0), self._env.now + returns_after)
+        self._down_until_s[instance] = until_s
+        if returns_after == math.inf:
             return
-        yield self._env.timeout(failure.returns_after)
+        yield self._env.timeout(returns_after)
         self._awaited_returns -= 1
-        instance.come_back()
-        self._router.serve_again()
+        if not instance.up and self._env.now >= self._down_until_s[instance]:
+            instance.come_back()
+            self._router.serve_again()
 
     def _follow_hours(
         self, pool: str, hourly_instances: tuple[int, ...]

@@ -307,7 +307,7 @@ class Instance:
     def come_back(self) -> None:
         """Return to service, with empty caches."""
         self.up = True
-        for link in (*self.links_in, *self.links_out, *self.tier_links):
+        for link in (*self.links_in, *self.links_out, *self.host_links, *self.tier_links):
             if link is not None:
                 link.reset(self.env.now)
 

@@ -425,6 +425,39 @@ def test_an_instance_that_fails_in_mid_run_loses_no_request(
     assert result.restarts > 0
 
 
+@pytest.mark.parametrize(
+    ("second", "back_s"),
+    [
+        ({"at": "4 s", "returns_after": "3 s"}, 7.0),
+        ({"at": "3500 ms", "returns_after": "500 ms"}, 5.0),
+        ({"at": "4 s"}, None),
+    ],
+)
+def test_of_overlapping_failures_the_longest_decides_the_return(
+    cluster: ClusterProfile, second: dict[str, Any], back_s: float | None
+) -> None:
+    job = make_job(
+        fixed_requests(200, 300, 20, rate="20 Hz"),
+        prefill=pool(),
+        decode=pool(),
+        failures=[
+            {"pool": "prefill", "instance": 0, "at": "3 s", "returns_after": "2 s"},
+            {"pool": "prefill", "instance": 0, **second},
+        ],
+    )
+    result, log = run(job, cluster)
+    check_conservation(result, log.all_requests())
+    passes = log.all_iterations()
+    starts = passes.where(passes["prefill_tokens"] > 0)["start_s"]
+    later = starts[starts > 3.0]
+    if back_s is None:
+        assert not len(later)
+        assert result.unfinished
+    else:
+        assert later.min() == pytest.approx(back_s)
+        assert not result.unfinished
+
+
 def test_a_fleet_that_is_down_for_good_ends_with_its_requests_unfinished(
     cluster: ClusterProfile,
 ) -> None:
