@@ -115,7 +115,8 @@ def ideal_batch_seconds(batch: Batch, sms: Array, gpu: GpuProfile) -> Array:
         # Within a node every copy of a token crosses NVLink once.
         sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))
         copied = batch.moved_bytes * sizes["rows"] / np.maximum(sizes["rows"] + sizes["tokens"], 1)
-        return np.maximum(memory, copied / gpu.nvlink_bandwidth)
+        slower: Array = np.maximum(memory, copied / gpu.nvlink_bandwidth)
+        return slower
     if batch.kind not in _BUSIEST_SM_FLOPS:
         return memory
     sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))

@@ -142,7 +142,7 @@ def _by_knots(places: Index, weights: Array, values: Array, penalties: Sequence[
     for round_ in range(ROUNDS):
         normal, right = _normal_equations(places, weights, values, trust, knots)
         normal += penalty
-        found = np.linalg.solve(normal, right)
+        found = np.linalg.solve(normal, right).astype(np.float64, copy=False)
         residuals = values - (weights * found[places]).sum(axis=1)
         if round_ < ROUNDS - 1:
             trust = _trust(residuals)
