@@ -26,31 +26,31 @@ def calibration_tables(profile: CalibrationProfile) -> list[Table]:
 def _errors(profile: CalibrationProfile) -> Table:
     table = Table(
         title=f"{profile.name}: {profile.gpu}, {profile.basis}; error of left-out rows, "
-        "median / p90 / worst",
+        "median / p90, worst of rows",
         title_justify="left",
     )
-    table.add_column("family", overflow="fold")
-    table.add_column("kernel set", overflow="fold")
+    table.add_column("family, kernel set", min_width=28)
     for column in ("rows", "noise floor", *_KINDS_OF_ERROR):
         table.add_column(column, justify="right")
-    table.add_column("model")
     for fit in profile.fits:
         table.add_row(
-            _family(fit),
-            fit.kernel_set,
+            f"{_family(fit)}\n  {fit.kernel_set}, {fit.estimator}",
             str(fit.rows),
-            _error(fit.noise, worst=False),
+            _error(fit.noise),
             *(_error(getattr(fit, name)) for name in _KINDS_OF_ERROR),
-            fit.estimator,
         )
     return table
 
 
-def _error(error: HeldOutError | None, *, worst: bool = True) -> str:
+def _error(error: HeldOutError | None) -> str:
+    """Median and p90; below them the worst and the number of rows."""
     if error is None:
         return "-"
-    text = f"{error.median:.1%} / {error.p90:.1%}"
-    return f"{text} / {error.worst:.0%} ({error.rows})" if worst else text
+    return f"{_percent(error.median)} / {_percent(error.p90)}%\n{error.worst:.0%} of {error.rows}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}" if value < 1 else f"{100 * value:.0f}"
 
 
 def _coverage(profile: CalibrationProfile) -> Table:

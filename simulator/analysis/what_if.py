@@ -5,7 +5,7 @@ predictions of that operator, target over source machine. Both come from one kin
 what is special about the recording (its kernels' version, what ran beside them) stays in the
 recorded time:
 
-    cost model      both machines have the recorded GPU, or the target has measurements of its own
+    cost model      the recorded GPU's calibration, carried to the target by the ceilings of both
     roofline        otherwise: waves of tiles at the tensor-core peak, bytes over HBM
     all-to-all      dispatch and combine: links and communication SMs, without the count exchange
 
@@ -120,20 +120,21 @@ Predictors = tuple[str, PredictsOperators, PredictsOperators]
 
 
 def _compute_predictors(source: Machine, target: Machine, ranks: int | None) -> Predictors:
-    models = [_cost_model(machine, ranks) for machine in (source, target)]
-    if models[0] is not None and models[1] is not None:
-        return COST_MODEL, models[0], models[1]
-    return ROOFLINE, _roofline(source), _roofline(target)
+    name = source.gpu.name
+    known = name in known_calibrations() and load_calibration(name).gpu == name
+    if not known or source.cluster is None or target.cluster is None:
+        return ROOFLINE, _roofline(source), _roofline(target)
+    return COST_MODEL, _cost_model(source, name, ranks), _cost_model(target, name, ranks)
 
 
-def _cost_model(machine: Machine, ranks: int | None) -> PredictsOperators | None:
-    """Predictions from the GPU's own measurements; None where it has none."""
-    name = machine.gpu.name
-    if machine.cluster is None or name not in known_calibrations():
-        return None
+def _cost_model(machine: Machine, name: str, ranks: int | None) -> PredictsOperators:
+    """Predictions from the recorded GPU's measurements, for whichever machine.
+
+    Both ends of a ratio rest on one calibration: another GPU's own table holds other versions of
+    the kernels, and their difference is none of the machines'.
+    """
+    assert machine.cluster is not None
     calibration = load_calibration(name)
-    if calibration.gpu != name:
-        return None
     model = KernelCostModel(
         cluster=machine.cluster, calibration=calibration, expert_parallel_ranks=ranks or 1
     ).fit(calibration_measurements(calibration))
