@@ -171,6 +171,8 @@ def _gains(speculation: Mapping[str, Any]) -> Table:
             format_seconds(point["step_without_s"]),
             f"{point['speed_up']:.3f}",
         )
+    table.add_row("best gain at", str(speculation["batch_of_best_gain"]), "", "")
+    table.add_row("stops paying from", str(speculation["stops_paying_from_batch"]), "", "")
     table.add_row("published", "", "", f"{speculation['published_speed_up']:.1f}")
     return table
 

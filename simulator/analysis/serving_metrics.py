@@ -128,7 +128,11 @@ def speculation_metrics(run: ServingRun) -> dict[str, Any] | None:
     }
 
 
-def best_batches(curve: Sequence[SpeculationPoint]) -> dict[str, int | None]:
+NEVER_LOSES = "not within the KV cache"
+"""In the place of a batch where drafting pays at every batch whose requests fit."""
+
+
+def best_batches(curve: Sequence[SpeculationPoint]) -> dict[str, int | str | None]:
     """The batch at which drafting gains most, and the smallest from which on it never pays."""
     best = max(curve, key=lambda point: point.speed_up, default=None)
     losing: int | None = None
@@ -138,7 +142,7 @@ def best_batches(curve: Sequence[SpeculationPoint]) -> dict[str, int | None]:
         losing = point.batch
     return {
         "batch_of_best_gain": None if best is None else best.batch,
-        "stops_paying_from_batch": losing,
+        "stops_paying_from_batch": NEVER_LOSES if losing is None else losing,
     }
 
 

@@ -149,10 +149,10 @@ def _kv_tokens(model: ServingModel) -> int:
 
 def _decode_s(model: ServingModel, batch: int, context: int) -> float:
     # The requests of one rank are spread over the GPUs that share their heads.
-    per_gpu = max(1, batch // model.job.attention_tp)
+    per_gpu = -(-batch // model.job.attention_tp)
     speculation = model.job.speculation
     new = 1 if speculation is None else 1 + speculation.draft_tokens
-    return decode_step(model, per_gpu, context + new).step_s
+    return decode_step(model, per_gpu, context + new, group_batch=batch).step_s
 
 
 def _prefill_s(model: ServingModel, tokens: int, attended: int) -> float:

@@ -7,7 +7,7 @@ chosen. Iterations of the deployment at any batch and context start from here (s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +218,38 @@ def serving_model(
             redundant=job.experts.redundant,
             policy=job.experts.placement,
         )
+    plan, sections, places = _planned(job, config, trace)
+    return ServingModel(
+        job=job,
+        config=config,
+        cluster=cluster,
+        kernels=kernels,
+        trace=trace,
+        low_latency=low_latency,
+        plan=plan,
+        order=task_order(plan),
+        places=places,
+        sections=sections,
+        popularity=popularity,
+        placement=placement,
+        seed=seed,
+    )
+
+
+def in_one_micro_batch(model: ServingModel) -> ServingModel:
+    """The same deployment with all tokens of a GPU in one micro-batch; its shared expert, where it
+    stays on its GPU, hides what it can of the all-to-all."""
+    job = model.job.model_copy(update={"micro_batches": 1, "overlap": "shared_expert"})
+    plan, sections, places = _planned(job, model.config, model.trace)
+    return replace(
+        model, job=job, plan=plan, order=task_order(plan), places=places, sections=sections
+    )
+
+
+def _planned(
+    job: ServingStepJob, config: ModelConfig, trace: OperatorTrace
+) -> tuple[StepPlan, tuple[tuple[str, int], ...], NDArray[np.intp]]:
+    """Plan of one iteration, and its sections and places (see ServingModel)."""
     nominal = BatchLoad(
         tokens=128, sequences=128 if job.phase == "decode" else 1, context=128,
         expert_rows=128, received_rows=128, active_experts=1,
@@ -243,21 +275,7 @@ def serving_model(
         [offsets[plan.layers[t.layer], t.micro_batch] + t.position for t in plan.tasks],
         dtype=np.intp,
     )
-    return ServingModel(
-        job=job,
-        config=config,
-        cluster=cluster,
-        kernels=kernels,
-        trace=trace,
-        low_latency=low_latency,
-        plan=plan,
-        order=task_order(plan),
-        places=places,
-        sections=sections,
-        popularity=popularity,
-        placement=placement,
-        seed=seed,
-    )
+    return plan, sections, places
 
 
 def _popularity(job: ServingStepJob, config: ModelConfig, rng: np.random.Generator) -> Array | None:

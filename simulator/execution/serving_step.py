@@ -4,7 +4,9 @@ Every operator of the recorded layers is a task with a predicted time; tasks run
 orders (serving_lowering), with a gap between kernels. Ranks are folded into one where they do the
 same; where expert loads differ by rank and layer, every rank is a column and each transfer waits
 for its slowest. What the model does not know is an input: gap, host overhead, slow-down of
-transfers beside compute, each with an interval.
+transfers beside compute, each with an interval. Wires know the rate of a GPU's NIC or NVLink and
+what DeepEP's tables achieve of it; topology, oversubscription and other traffic of the fabric have
+no effect on an iteration.
 
 Interval: every kernel family, and every such input, at its low and high end, all its uses together;
 effects of different families added in quadrature, as if their errors were independent.
@@ -12,14 +14,19 @@ effects of different families added in quadrature, as if their errors were indep
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
-from simulator.execution.serving_model import ServingModel, section_operators
+from simulator.execution.serving_model import (
+    ServingModel,
+    in_one_micro_batch,
+    section_operators,
+)
 from simulator.execution.serving_times import KernelTimes, expert_times, kernel_times
 from simulator.execution.step_order import (
     CriticalPath,
@@ -130,17 +137,29 @@ def decode_step(
     context: int,
     *,
     idle_gpus: int = 0,
+    group_batch: int | None = None,
     interval: bool = False,
 ) -> ServingStep:
     """One decode step of `batch` requests a GPU with `context` tokens each; `idle_gpus` GPUs have
-    none."""
+    none.
+
+    GPUs that share heads have `group_batch` requests together, spread over them as evenly as they
+    go; without it each has `batch`. Fewer requests than micro-batches run in one micro-batch.
+    """
+    together = batch * model.job.attention_tp if group_batch is None else group_batch
+    if together < model.job.micro_batches:
+        model = in_one_micro_batch(model)
     job = model.job
     queries = 1 if job.speculation is None else 1 + job.speculation.draft_tokens
     context = round(context * job.requests.attention_imbalance)
-    shares = _shares(batch, job.micro_batches)
-    batches = {number: (size * queries, size, context) for number, size in enumerate(shares)} | {
-        WHOLE_BATCH: (batch * queries, batch, context)
-    }
+
+    def share(of_group: int) -> _Share:
+        each = -(-of_group // job.attention_tp)
+        return _Share(each * queries, each, context, of_group)
+
+    shares = _shares(together, job.micro_batches)
+    batches = {number: share(size) for number, size in enumerate(shares)}
+    batches[WHOLE_BATCH] = share(together)
     return _iterate(model, batches, busy=job.gpus - idle_gpus, interval=interval)
 
 
@@ -173,40 +192,71 @@ def prefill_pass(
     return _iterate(model, batches, busy=job.gpus - job.requests.idle_gpus, interval=interval)
 
 
-def _pieces(
-    model: ServingModel, tokens: int, prompt: int, cached: int, *, whole: bool
-) -> tuple[int, int, int]:
-    """(tokens, sequences, context) of a micro-batch of prompts, or of one part of one prompt that
-    follows `cached` tokens where `whole` is false."""
+def _pieces(model: ServingModel, tokens: int, prompt: int, cached: int, *, whole: bool) -> _Share:
+    """A micro-batch of prompts, or of one part of one prompt that follows `cached` tokens where
+    `whole` is false."""
     count = -(-tokens // prompt) if whole else 1
     length = max(1, tokens // count)
     # A token of a prompt attends to cached + prompt / 2 others on average; so does one of a piece
     # with this context. The work goes with twice that mean.
     attended = 2 * cached + (prompt if whole else length)
     context = (length + attended * model.job.requests.attention_imbalance) / 2
-    return tokens, count, max(length, round(context))
+    return _Share(tokens, count, max(length, round(context)), count * model.job.attention_tp)
 
 
 # -- one iteration ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What a GPU has of one micro-batch, the one with most where GPUs share heads."""
+
+    tokens: int
+    sequences: int
+    context: int
+    group_sequences: int
+    """Of the GPUs that share heads, together."""
+
+    def mean_tokens(self, attention_tp: int) -> float:
+        """Tokens of a GPU, mean over those that share heads."""
+        return self.tokens / self.sequences * self.group_sequences / attention_tp
+
+
 def _iterate(
     model: ServingModel,
-    batches: Mapping[int, tuple[int, int, int]],
+    batches: Mapping[int, _Share],
     *,
     busy: int,
     interval: bool,
 ) -> ServingStep:
-    """batches: micro-batch -> (tokens, sequences, context) of one of `busy` GPUs."""
-    loads = _expert_loads(model, batches[0][0] * busy)
-    operators: dict[tuple[str, int], LayerOperators] = {}
+    """batches: micro-batch -> share of one of `busy` GPUs."""
+    tokens = batches[0].mean_tokens(model.job.attention_tp) * busy
+    loads = _expert_loads(model, max(1, round(tokens)))
     evaluated: dict[tuple[str, BatchLoad], LayerOperators] = {}
-    for kind, number in model.sections:
-        load = _batch_load(model, batches[number], loads, busy)
-        if (kind, load) not in evaluated:
-            evaluated[kind, load] = section_operators(model.job, model.trace, kind, load)
-        operators[kind, number] = evaluated[kind, load]
+
+    def of_sections(count: Callable[[float], float]) -> dict[tuple[str, int], LayerOperators]:
+        """Operators where `count` makes the expected number of active experts a whole one."""
+        operators = {}
+        for kind, number in model.sections:
+            load = _batch_load(model, batches[number], loads, busy, count)
+            if (kind, load) not in evaluated:
+                evaluated[kind, load] = section_operators(model.job, model.trace, kind, load)
+            operators[kind, number] = evaluated[kind, load]
+        return operators
+
+    operators = of_sections(math.ceil)
     times = kernel_times(model, operators)
+    fewer = of_sections(math.floor)
+    if fewer != operators:
+        # A kernel has whole experts; the expected number lies between two of them.
+        parts = [
+            np.full(
+                len(operators[section].operators),
+                _active_experts(model, batches[section[1]], loads, busy) % 1.0,
+            )
+            for section in model.sections
+        ]
+        times = times.between(kernel_times(model, fewer), np.concatenate(parts))
     gap = model.job.kernel_gap.value
 
     def run(at: Array, gap_s: float) -> StepLog:
@@ -288,14 +338,12 @@ def _by_rank(
 def _expert_loads(model: ServingModel, tokens: int) -> ExpertLoads:
     """Rows of each rank and layer of a micro-batch of `tokens` tokens on all GPUs together."""
     job, config = model.job, model.config
-    ranks = job.gpus // job.expert_tp
-    choices = model.choices
-    local = (config.n_routed_experts + job.experts.redundant) // ranks
-    total = tokens * choices
+    ranks = model.expert_ranks
+    total = tokens * model.choices
     if model.popularity is None or model.placement is None:
         rows = total / ranks * job.experts.max_mean_load
-        active = min(local, max(1, int(rows)))
-        return ExpertLoads(np.array([[rows]]), np.array([[float(active)]]), None)
+        active = _distinct(model.local_experts, rows)
+        return ExpertLoads(np.array([[rows]]), np.array([[active]]), None)
     rng = np.random.default_rng(model.seed + 1)
     drawn = draw_rows(model.popularity, tokens=tokens, top_k=config.num_experts_per_tok, rng=rng)
     slots = model.placement.slot_load(drawn).reshape(len(drawn), ranks, -1)
@@ -304,26 +352,48 @@ def _expert_loads(model: ServingModel, tokens: int) -> ExpertLoads:
 
 
 def _batch_load(
-    model: ServingModel, batch: tuple[int, int, int], loads: ExpertLoads, busy: int
+    model: ServingModel,
+    batch: _Share,
+    loads: ExpertLoads,
+    busy: int,
+    count: Callable[[float], float],
 ) -> BatchLoad:
-    tokens, sequences, context = batch
-    job, config = model.job, model.config
+    job = model.job
     share = busy / job.gpus * job.experts.max_mean_load
-    rows = tokens * model.choices * job.expert_tp * share
-    received = tokens * model.kernels.received_per_token * share
-    ranks = job.gpus // job.expert_tp
-    local = (config.n_routed_experts + job.experts.redundant) // ranks
-    active = min(local, max(1, round(rows))) if loads.folded else round(float(loads.active.mean()))
+    received = batch.mean_tokens(job.attention_tp) * model.kernels.received_per_token * share
     return BatchLoad(
-        tokens=tokens,
-        sequences=sequences,
-        context=context,
-        expert_rows=max(1, round(rows)),
+        tokens=batch.tokens,
+        sequences=batch.sequences,
+        context=batch.context,
+        expert_rows=max(1, round(_expert_rows(model, batch, busy))),
         received_rows=max(1, round(received)),
-        active_experts=max(1, active),
+        active_experts=int(count(_active_experts(model, batch, loads, busy))),
+        group_sequences=batch.group_sequences,
     )
 
 
+def _expert_rows(model: ServingModel, batch: _Share, busy: int) -> float:
+    """Rows of the experts of one rank."""
+    job = model.job
+    share = busy / job.gpus * job.experts.max_mean_load
+    return batch.mean_tokens(job.attention_tp) * model.choices * job.expert_tp * share
+
+
+def _active_experts(model: ServingModel, batch: _Share, loads: ExpertLoads, busy: int) -> float:
+    """Local experts of one rank that have rows: those drawn, mean over ranks and layers, or the
+    expected number where every rank receives the same rows."""
+    if model.popularity is not None:
+        return float(loads.active.mean())
+    return _distinct(model.local_experts, _expert_rows(model, batch, busy))
+
+
+def _distinct(experts: int, rows: float) -> float:
+    """Expected number of different experts that `rows` rows choose, at least one: a transfer waits
+    for a rank that has rows."""
+    untouched = float((1.0 - 1.0 / experts) ** rows)
+    return max(1.0, experts * (1.0 - untouched))
+
+
 def _shares(count: int, parts: int) -> list[int]:
-    """`count` in `parts` as even as possible, larger first, none empty."""
-    return [max(1, (count + parts - 1 - number) // parts) for number in range(parts)]
+    """`count` in `parts` as even as possible, larger first."""
+    return [(count + parts - 1 - number) // parts for number in range(parts)]

@@ -42,6 +42,16 @@ class KernelTimes:
     family: tuple[str, ...]
     """What errs together: the kernel family, or the name of an input."""
 
+    def between(self, other: KernelTimes, share: Array) -> KernelTimes:
+        """Times on the line from `other` (share 0) to these (share 1); same operators but sizes."""
+        return KernelTimes(
+            other.seconds + share * (self.seconds - other.seconds),
+            other.low + share * (self.low - other.low),
+            other.high + share * (self.high - other.high),
+            np.maximum(self.provenance, other.provenance),
+            self.family,
+        )
+
 
 def kernel_times(
     model: ServingModel, operators: Mapping[tuple[str, int], LayerOperators]
@@ -154,6 +164,9 @@ def _kernel_ends(
 ) -> tuple[float, float, float]:
     estimate: TimeEstimate = getattr(profile, part)
     floor = model.kernels.calibration.kernel_floor.value
+    if profile.link == "nvlink" and part.endswith("_send"):
+        # Within an NVLink domain the send kernel stores the copies itself, at the link's rate.
+        copies *= profile.link_bandwidth / model.cluster.node.gpu.nvlink_bandwidth
     value, low, high = (
         kernel_time(at, profile, copies=copies, floor=floor)
         for at in (estimate.value, estimate.low, estimate.high)

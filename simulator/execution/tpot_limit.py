@@ -15,10 +15,10 @@ from typing import Any
 from hardware_profiles.schema import ClusterProfile
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 from reference_model.config import ModelConfig
+from reference_model.trace import TILE
 from simulator.serving_job import TpotLimitJob
 
 SCALE_BYTES = 4
-TILE = 128
 TRANSFERS = 2
 """Dispatch and combine."""
 
@@ -111,7 +111,7 @@ def limit_metrics(limit: TpotLimit) -> dict[str, Any]:
 
 
 def _bytes(job: TpotLimitJob) -> Bytes:
-    scales = job.hidden // TILE * SCALE_BYTES if job.fp8_scales else 0
+    scales = -(-job.hidden // TILE) * SCALE_BYTES if job.fp8_scales else 0
     per_copy = job.hidden * (job.dispatch_bytes_per_value + job.combine_bytes_per_value) + scales
     return per_copy * job.copies_per_token * job.tokens_per_device * job.remote_share
 

@@ -57,6 +57,8 @@ class BatchLoad:
     """Tokens that normal dispatch delivers."""
     active_experts: int
     """Local experts that have rows."""
+    group_sequences: int | None = None
+    """Sequences of the GPUs that share heads, together; without it all have `sequences`."""
 
     @property
     def query_length(self) -> int:
@@ -90,7 +92,8 @@ def layer_operators(
 
     operators = recorded(load.tokens, load.sequences)
     if attention_tp > 1:
-        together = recorded(load.tokens * attention_tp, load.sequences * attention_tp)
+        sequences = load.group_sequences or load.sequences * attention_tp
+        together = recorded(load.tokens * sequences // load.sequences, sequences)
         operators = split_heads(operators, together, attention_tp)
     if expert_tp > 1:
         operators = [_divided(op, _INTERMEDIATE_SIZES, expert_tp) for op in operators]

@@ -87,7 +87,7 @@ def test_where_drafting_stops_paying_is_the_batch_after_the_last_gain():
         "batch_of_best_gain": 2,
         "stops_paying_from_batch": 8,
     }
-    assert best_batches(curve(1.1, 1.2))["stops_paying_from_batch"] is None
+    assert best_batches(curve(1.1, 1.2))["stops_paying_from_batch"] == "not within the KV cache"
 
 
 def test_rebalancing_is_costed_where_an_interval_is_given():

@@ -139,6 +139,54 @@ def test_random_routing_costs_more_than_exact_balance_and_less_than_its_worst_ra
     assert drawn.step_s <= worst.step_s * 1.02
 
 
+def test_experts_split_over_all_gpus_read_only_those_that_are_drawn():
+    steps = {
+        load: step_of("decode_tp8_h200", "requests.requests_per_gpu=1", f"experts.load={load}")
+        for load in ("random", "balanced")
+    }
+    for step in steps.values():
+        groups = next(
+            op["groups"] for op in step.operators["moe", 0].operators if "groups" in dict(op.sizes)
+        )
+        # 8 tokens choose 8 of 256 experts each: 256 (1 - (31 / 32) ** 8) = 57.4 different ones.
+        assert 54 <= groups <= 60
+    full = step_of("decode_tp8_h200", "requests.requests_per_gpu=32")
+    assert steps["random"].step_s < 0.75 * full.step_s
+
+
+def test_active_experts_grow_smoothly_with_the_rows_of_a_balanced_load():
+    model = model_of("decode_ep8_h200")
+    active = [decode_step(model, batch, 4096).loads.active.item() for batch in (1, 2, 4, 8, 64)]
+    expected = [32 * (1 - (31 / 32) ** (8 * batch)) for batch in (1, 2, 4, 8, 64)]
+    assert active == pytest.approx(expected)
+    times = [decode_step(model, batch, 4096).step_s for batch in (1, 2, 4, 8)]
+    assert times == sorted(times)
+
+
+def test_a_batch_smaller_than_the_micro_batches_runs_in_one():
+    model = model_of("decode_ep128_profile")
+    one, two = decode_step(model, 1, 4096), decode_step(model, 2, 4096)
+    assert one.model.job.micro_batches == 1
+    assert two.model.job.micro_batches == 2
+    assert one.loads.rows.sum() == pytest.approx(8)
+    assert one.step_s < two.step_s
+
+
+def test_gpus_that_share_heads_work_on_the_requests_of_their_group():
+    model = model_of("decode_tp8_h200")
+    times = [decode_step(model, 1, 4096, group_batch=batch).step_s for batch in (1, 2, 4, 8)]
+    assert times == sorted(times)
+    assert times[0] < 0.9 * times[-1]
+    assert times[-1] == decode_step(model, 1, 4096).step_s
+
+
+def test_a_faster_nvlink_shortens_the_sends_of_a_deployment_that_uses_it():
+    name = "cluster.node.gpu.nvlink_bandwidth"
+    times = [step_of("decode_nvl72", f"{name}={rate} GB/s").step_s for rate in (450, 900, 1800)]
+    assert times == sorted(times, reverse=True)
+    assert times[0] > 1.05 * times[1]
+
+
 def test_few_requests_touch_few_experts():
     step = step_of("mtp_one_node", "speculation=null")
     assert step.loads.active.mean() < 32 / 2
