@@ -47,6 +47,8 @@ FIGURES_SHOWN: Mapping[str, str] = {
     "output_tokens_per_second_per_node": "output tokens/s per decode node",
     "input_tokens_per_second_per_node": "input tokens/s per prefill node",
     "computed_input_tokens_per_second_per_node": "of which computed",
+    "sustained_input_tokens_per_second_per_node": "a saturated prefill node",
+    "sustained_output_tokens_per_second_per_node": "a decode node at the TPOT limit",
     "tokens_per_second_per_user": "tokens/s per user",
     "goodput_requests_per_second": "goodput, requests/s",
     "prefix_hit_rate": "prefix hits",
@@ -116,6 +118,7 @@ def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
         published.add_column("figure")
         for column in ("published", "simulated", "difference"):
             published.add_column(column, justify="right")
+        published.add_column("the simulated is")
         for row in metrics["published"]:
             published.add_row(*_published_cells(row))
         tables.append(published)
@@ -356,4 +359,5 @@ def _published_cells(row: Mapping[str, Any]) -> list[str]:
         format_figure("published", row["published"]),
         format_figure("published", row["simulated"]),
         f"{row['error']:+.1%}" if known else "-",
+        row["kind"],
     ]

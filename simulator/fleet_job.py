@@ -6,6 +6,7 @@ counts are plain whole numbers; times, data, rates and prices are text with unit
 
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -165,6 +166,9 @@ class RequestSource(Profile):
     limit: PositiveInt | None = None
     """At most so many requests."""
     synthetic: SyntheticRequests | None = None
+    stands_for: str | None = None
+    """File name of the trace whose statistics the synthetic requests have. The scenario's
+    published figures hold for these two, not for any other file."""
 
     @model_validator(mode="after")
     def _says_one_source(self) -> "RequestSource":
@@ -173,6 +177,11 @@ class RequestSource(Profile):
         if self.file is not None and self.format is None:
             raise ValueError("file needs format: azure, mooncake or burstgpt")
         return self
+
+    @property
+    def as_published(self) -> bool:
+        """Whether the scenario's published figures are of these requests."""
+        return self.file is None or Path(self.file).name == self.stands_for
 
     @property
     def closed_loop(self) -> bool:

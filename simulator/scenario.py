@@ -10,7 +10,7 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import NonNegativeInt, model_validator
@@ -48,6 +48,9 @@ class PublishedFigure(Profile):
     value: float | str
     """A plain number, or text with a unit of time."""
     source: str
+    kind: Literal["input", "chosen", "predicted"] = "predicted"
+    """What the simulated figure is: an input of the scenario, what follows from a size that was
+    chosen for it, or a prediction of the model."""
 
     @model_validator(mode="after")
     def _is_positive(self) -> Self:

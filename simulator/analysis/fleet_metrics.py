@@ -12,6 +12,7 @@ so TTFT, queueing and prefix hits are those of all requests that arrive after th
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -23,6 +24,7 @@ from simulator.analysis.streaming import Floats, LogHistogram, TimeBins
 from simulator.execution.fleet_accounts import FleetRun
 from simulator.execution.fleet_log import Block, Outcome
 from simulator.execution.fleet_simulation import FleetSimulation
+from simulator.execution.step_times import StepTimes
 from simulator.fleet_job import FleetJob
 
 _MILLION_TOKENS = 10**6
@@ -55,6 +57,11 @@ DEFINITIONS: Mapping[str, str] = {
     "input_tokens_per_second_per_node": "prompt tokens prefilled in the window, cached ones "
     "included, per second and node that prefills",
     "computed_input_tokens_per_second_per_node": "the same without cached tokens",
+    "sustained_input_tokens_per_second_per_node": "what a saturated node of a prefill pool would "
+    "take: full passes on all ranks, prompts and cached shares as in this run",
+    "sustained_output_tokens_per_second_per_node": "what a node of a decode pool would give with "
+    "the largest equal batches whose step keeps the TPOT limit, KV cache per request as in this "
+    "run",
     "tokens_per_second_per_user": "one over the mean inter-token latency: tokens after the first "
     "that are generated in the window, over the time that their requests waited for them",
     "prefix_hit_rate": "cached share of the prompts' blocks; of their tokens where prompts have no "
@@ -100,6 +107,8 @@ class FleetStatistics:
         self.hit_blocks = 0.0
         self.prompt_tokens = 0.0
         self.cached_tokens = 0.0
+        self.attended_tokens = 0.0
+        """Tokens attended to, summed over the prompt tokens that are not cached."""
         self.instances: dict[int, dict[str, float]] = {}
         """Sums within the window, by instance number."""
         self.series = TimeBins(
@@ -151,7 +160,10 @@ class FleetStatistics:
         self.blocks += float(rows["blocks"].sum())
         self.hit_blocks += float(rows["hit_blocks"].sum())
         self.prompt_tokens += float(rows["prompt_tokens"].sum())
-        self.cached_tokens += float(rows["cached_tokens"].sum())
+        prompt, cached = rows["prompt_tokens"], rows["cached_tokens"]
+        self.cached_tokens += float(cached.sum())
+        # Token n of a prompt attends to n tokens.
+        self.attended_tokens += float(((prompt - cached) * (prompt + cached + 1) / 2).sum())
         inside = (end >= self._warm_up_s) & (end <= self._window_end_s)
         self._count_ended(block.where(finished & inside))
 
@@ -241,10 +253,11 @@ def measure_fleet(simulation: FleetSimulation) -> dict[str, Any]:
     scenario, job = simulation.scenario, simulation.job
     statistics = FleetStatistics(job)
     run = simulation.run(statistics)
-    metrics = fleet_metrics(job, scenario.cluster, run, statistics)
-    metrics["published"] = [
-        asdict(compare_published(figure, metrics)) for figure in scenario.file.published
-    ]
+    metrics = fleet_metrics(
+        job, scenario.cluster, run, statistics, step_times=simulation.step_times
+    )
+    published = scenario.file.published if job.requests.as_published else ()
+    metrics["published"] = [asdict(compare_published(figure, metrics)) for figure in published]
     metrics["step_times"] = dict(simulation.step_times_from)
     metrics["definitions"] = dict(DEFINITIONS)
     metrics["time_series"] = fleet_time_series(job, run, statistics)
@@ -269,7 +282,12 @@ def fleet_distributions(statistics: FleetStatistics) -> dict[str, dict[str, list
 
 
 def fleet_metrics(
-    job: FleetJob, cluster: ClusterProfile, run: FleetRun, statistics: FleetStatistics
+    job: FleetJob,
+    cluster: ClusterProfile,
+    run: FleetRun,
+    statistics: FleetStatistics,
+    *,
+    step_times: Mapping[str, StepTimes],
 ) -> dict[str, Any]:
     """The figures of a fleet run by their JSON names; None where there is nothing to measure.
 
@@ -316,6 +334,12 @@ def fleet_metrics(
         ),
         "computed_input_tokens_per_second_per_node": _per(
             _per(_sum(statistics, "prefill_tokens"), window), prefill["nodes"]
+        ),
+        "sustained_input_tokens_per_second_per_node": _sustained_input(
+            job, cluster, statistics, step_times=step_times
+        ),
+        "sustained_output_tokens_per_second_per_node": _sustained_output(
+            job, cluster, decode["kv_tokens_per_request"], step_times=step_times
         ),
         "tokens_per_second_per_user": _per(1.0, statistics.itl.mean or 0.0),
         "prefix_hit_rate": _hit_rate(statistics),
@@ -379,9 +403,12 @@ def _pool_figures(
     window_s: float,
 ) -> dict[str, Any]:
     members = {n: i for n, i in enumerate(run.instances) if i.pool == name}
-    in_service = sum(instance.in_service_s for instance in members.values())
     # Instances in service, as a mean over the run.
-    active = in_service / run.end_s if run.end_s else float(len(members))
+    active = (
+        sum(instance.in_service_s / run.end_s for instance in members.values())
+        if run.end_s
+        else float(len(members))
+    )
     sums = {
         key: _sum(statistics, key, members)
         for key in ("busy_seconds", "batch_seconds", "decode_seconds", "kv_token_seconds")
@@ -393,8 +420,55 @@ def _pool_figures(
         "utilisation": _per(sums["busy_seconds"], window_s * active),
         "mean_batch_per_instance": _per(sums["batch_seconds"], sums["decode_seconds"]),
         "kv_occupancy": _per(sums["kv_token_seconds"], capacity * window_s),
+        "kv_tokens_per_request": _per(sums["kv_token_seconds"], sums["batch_seconds"]),
         "kv_capacity_tokens": capacity,
     }
+
+
+def _sustained_input(
+    job: FleetJob,
+    cluster: ClusterProfile,
+    statistics: FleetStatistics,
+    *,
+    step_times: Mapping[str, StepTimes],
+) -> float | None:
+    """Prompt tokens/s, cached ones included, of a node whose every pass is full."""
+    pool = job.prefill
+    computed = statistics.prompt_tokens - statistics.cached_tokens
+    if pool is None or computed <= 0:
+        return None
+    tokens = pool.tokens_per_pass or 1
+    pass_s = step_times["prefill"].prefill_pass_s(tokens, statistics.attended_tokens / computed)
+    nodes = pool.gpus_per_instance / cluster.node.gpus
+    return pool.ranks * tokens / pass_s / nodes * statistics.prompt_tokens / computed
+
+
+def _sustained_output(
+    job: FleetJob,
+    cluster: ClusterProfile,
+    context: float | None,
+    *,
+    step_times: Mapping[str, StepTimes],
+) -> float | None:
+    """Tokens/s of a node with the largest batch that keeps the TPOT limit; 0 if none does."""
+    pool = job.decode
+    if pool is None or not context:
+        return None
+    times = step_times["decode"]
+    limit_s = job.service_level.tpot * job.tokens_per_step
+    capacity = pool.kv_capacity_tokens
+    if capacity is None:
+        capacity = times.kv_capacity_tokens
+    largest = min(pool.max_batch, int(capacity / context))
+    # A step takes longer with every request.
+    batch = bisect_right(
+        range(1, largest + 1), limit_s, key=lambda size: times.decode_step_s(size, context)
+    )
+    if not batch:
+        return 0.0
+    tokens = pool.ranks * batch * job.tokens_per_step
+    nodes = pool.gpus_per_instance / cluster.node.gpus
+    return tokens / times.decode_step_s(batch, context) / nodes
 
 
 def _verdict(

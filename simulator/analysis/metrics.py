@@ -74,6 +74,8 @@ class PublishedRow:
     error: float | None
     """simulated / published - 1."""
     source: str
+    kind: str
+    """What the simulated figure is: "input", "chosen" or "predicted"."""
 
 
 _FIELD_OF_WORK = {
@@ -205,6 +207,7 @@ def compare_published(figure: PublishedFigure, metrics: Mapping[str, Any]) -> Pu
         simulated=simulated,
         error=None if simulated is None else simulated / figure.si_value - 1,
         source=figure.source,
+        kind=figure.kind,
     )
 
 

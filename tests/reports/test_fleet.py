@@ -45,6 +45,7 @@ def test_the_run_directory_holds_everything_and_its_scenario_runs_again(
         "report.html",
         "figures",
         "time_series.parquet",
+        ".dsv3sim-run",
     }
     assert json.loads((directory / "metrics.json").read_text()) == metrics
     again = measure_fleet(prepare_fleet(load_scenario(str(directory / "scenario.yaml"))))

@@ -1,5 +1,7 @@
 """Metrics of fleets against what the raw rows of the same run say."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,16 @@ from simulator.analysis.fleet_metrics import (
     FleetStatistics,
     fleet_metrics,
     fleet_time_series,
+    measure_fleet,
 )
 from simulator.execution.fleet import run_fleet
 from simulator.execution.fleet_accounts import FleetRun
 from simulator.execution.fleet_log import CollectedLog, Outcome
+from simulator.execution.fleet_simulation import prepare_fleet
 from simulator.execution.step_times import AffineStepTimes
 from simulator.fleet_job import AffineStepTimes as AffineCoefficients
 from simulator.fleet_job import FleetJob
+from simulator.scenario import load_scenario
 
 STEP_TIMES = {
     "decode_fixed": "10 ms",
@@ -77,7 +82,12 @@ def run(
     statistics, rows = FleetStatistics(job), CollectedLog()
     result = run_fleet(job, times, cluster, seed=0, log=statistics)
     run_fleet(job, times, cluster, seed=0, log=rows)
-    return fleet_metrics(job, cluster, result, statistics), result, rows, statistics
+    return (
+        fleet_metrics(job, cluster, result, statistics, step_times=times),
+        result,
+        rows,
+        statistics,
+    )
 
 
 def token_gaps(rows: CollectedLog) -> list[float]:
@@ -148,6 +158,31 @@ def test_rates_are_the_tokens_of_the_window(cluster: ClusterProfile) -> None:
     # 16 GPUs at 2 USD an hour.
     dollars = 16 * 2 / 3600 / (tokens / (end - start)) * 1e6
     assert metrics["cost_usd_per_million_output_tokens"] == pytest.approx(dollars)
+
+
+def test_a_node_sustains_what_full_passes_and_batches_give(cluster: ClusterProfile) -> None:
+    """A service asked for far more than it can do does what a saturated node is said to do."""
+    prompts = {"kind": "constant", "mean": 512}
+    source = {"arrivals": "poisson", "rate": "400 Hz", "count": 6000, "prompt_tokens": prompts}
+    requests = {"synthetic": source | {"output_tokens": {"kind": "constant", "mean": 1}}}
+    metrics, *_ = run(make_job("", requests=requests, warm_up="2 s"), cluster)
+    assert metrics["input_tokens_per_second_per_node"] == pytest.approx(
+        metrics["sustained_input_tokens_per_second_per_node"], rel=0.01
+    )
+    # A step of b requests at C tokens takes 10 ms + b * (100 us + C * 1 us); the limit is 15 ms.
+    steady, *_ = run(make_job("20 Hz"), cluster)
+    context = steady["pools"]["decode"]["kv_tokens_per_request"]
+    batch = int(5e-3 / (100e-6 + context * 1e-6))
+    step_s = 10e-3 + batch * (100e-6 + context * 1e-6)
+    assert steady["sustained_output_tokens_per_second_per_node"] == pytest.approx(
+        2 * batch / step_s
+    )
+
+
+def test_pools_without_failures_or_hours_count_whole_nodes(cluster: ClusterProfile) -> None:
+    metrics, *_ = run(make_job("20 Hz", prefill=POOL | {"instances": 3}), cluster)
+    assert metrics["pools"]["prefill"]["nodes"] == 3.0
+    assert metrics["nodes"] == 4.0
 
 
 def test_littles_law_holds_between_two_independent_counts(cluster: ClusterProfile) -> None:
@@ -252,3 +287,19 @@ def test_a_run_in_which_nothing_finishes_has_figures_without_values(
     assert metrics["ttft_s"]["count"] == 0
     assert metrics["ttft_s"]["p99"] is None
     assert metrics["tokens_per_second_per_user"] is None
+
+
+@pytest.mark.parametrize(("name", "rows"), [("mooncake_conversation", 1), ("another_trace", 0)])
+def test_published_figures_are_shown_only_beside_the_requests_that_they_are_of(
+    tmp_path: Path, name: str, rows: int
+) -> None:
+    trace = tmp_path / f"{name}.jsonl"
+    lines = [
+        {"timestamp": 100 * n, "input_length": 600, "output_length": 3, "hash_ids": [0, n + 1]}
+        for n in range(4)
+    ]
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scenario = load_scenario("mooncake_conversation", [f"requests.file={trace}"])
+    published = measure_fleet(prepare_fleet(scenario))["published"]
+    assert len(published) == rows
+    assert all(row["kind"] == "predicted" for row in published)
