@@ -132,7 +132,7 @@ def test_a_made_up_profile_replays_and_says_what_it_rests_on(
     faster = replay(path, mapping=made_up_mapping, gpu="b200_sxm").to_json()
     assert faster["span_s"] < result["span_s"]
     assert faster["measured_span_s"] == result["measured_span_s"]
-    assert set(faster["duration_basis"]) == {"roofline", "all-to-all model"}
+    assert set(faster["duration_basis"]) == {"cost model", "all-to-all model"}
 
 
 @pytest.mark.parametrize(
