@@ -150,6 +150,7 @@ def operator_table(step: ServingStep) -> list[dict[str, Any]]:
     """One row for each kernel of one layer of each kind and micro-batch, in issue order."""
     model = step.model
     calls = np.bincount(model.places, minlength=len(step.times.seconds))
+    low, high = step.times.ends()
     rows: list[dict[str, Any]] = []
     place = 0
     for section in model.sections:
@@ -169,8 +170,8 @@ def operator_table(step: ServingStep) -> list[dict[str, Any]]:
                     "dtype": operator.dtype,
                     "sizes": dict(operator.sizes),
                     "seconds": seconds,
-                    "low_s": float(times.low[place]),
-                    "high_s": float(times.high[place]),
+                    "low_s": float(low[place]),
+                    "high_s": float(high[place]),
                     "provenance": PROVENANCES[times.provenance[place]],
                     "calls": int(calls[place]),
                     "total_s": seconds * int(calls[place]),

@@ -9,7 +9,8 @@ what DeepEP's tables achieve of it; topology, oversubscription and other traffic
 no effect on an iteration.
 
 Interval: every kernel family, and every such input, at its low and high end, all its uses together;
-effects of different families added in quadrature, as if their errors were independent.
+effects of different families added in quadrature, as if their errors were independent. On another
+GPU than the calibration's, what that adds is one more such error, of all kernels together.
 """
 
 from __future__ import annotations
@@ -296,6 +297,9 @@ def _interval(
         chosen = family == name
         below += (middle - folded(np.where(chosen, times.low, times.seconds), gap)) ** 2
         above += (folded(np.where(chosen, times.high, times.seconds), gap) - middle) ** 2
+    if times.other_gpu.any():
+        below += (middle - folded(times.seconds - times.other_gpu, gap)) ** 2
+        above += (folded(times.seconds + times.other_gpu, gap) - middle) ** 2
     estimate = model.job.kernel_gap
     below += (middle - folded(times.seconds, estimate.low)) ** 2
     above += (folded(times.seconds, estimate.high) - middle) ** 2

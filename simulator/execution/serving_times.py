@@ -23,6 +23,7 @@ from hardware_profiles.low_latency_kernels import (
 from hardware_profiles.schema import Estimate, TimeEstimate
 from reference_model.trace import Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
+from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
 from simulator.hardware.kernel_curves import EXTRAPOLATED, INTERPOLATED, MEASURED, PROVENANCES
 from simulator.hardware.transfer import ERROR as TRANSFER_ERROR
 from simulator.workload.serving_lowering import LayerOperators
@@ -37,10 +38,21 @@ class KernelTimes:
     seconds: Array
     low: Array
     high: Array
+    """Ends of each kernel's own 80 % interval, other_gpu left out."""
+    other_gpu: Array
+    """Error, each way, of taking a time over from the GPU of the calibration: clocks and power,
+    which all kernels have in common. Zero on that GPU itself, and of transfers."""
     provenance: NDArray[np.intp]
     """Index into PROVENANCES."""
     family: tuple[str, ...]
     """What errs together: the kernel family, or the name of an input."""
+
+    def ends(self) -> tuple[Array, Array]:
+        """Both ends of each kernel's interval with everything in it."""
+        below = np.hypot(self.seconds - self.low, self.other_gpu)
+        return self.seconds - below, self.seconds + np.hypot(
+            self.high - self.seconds, self.other_gpu
+        )
 
     def between(self, other: KernelTimes, share: Array) -> KernelTimes:
         """Times on the line from `other` (share 0) to these (share 1); same operators but sizes."""
@@ -48,6 +60,7 @@ class KernelTimes:
             other.seconds + share * (self.seconds - other.seconds),
             other.low + share * (self.low - other.low),
             other.high + share * (self.high - other.high),
+            other.other_gpu + share * (self.other_gpu - other.other_gpu),
             np.maximum(self.provenance, other.provenance),
             self.family,
         )
@@ -80,13 +93,28 @@ def kernel_times(
             else:
                 sms.append(gpu_sms - job.communication_sms if overlapped else gpu_sms)
     seconds, low, high, provenance = _predicted(model, list(zip(flat, sms, beside, strict=True)))
+    other_gpu = _other_gpu_error(model) * seconds
     family = [operator.kind for operator in flat]
     for place, (operator, part) in enumerate(zip(flat, parts, strict=True)):
+        if operator.kind in ALL_TO_ALL_KINDS:
+            other_gpu[place] = 0.0
         known = _special_time(model, operator, part)
         if known is None:
             continue
         (seconds[place], low[place], high[place]), provenance[place], family[place] = known
-    return KernelTimes(seconds, low, high, provenance, tuple(family))
+        other_gpu[place] = 0.0
+    return KernelTimes(seconds, low, high, other_gpu, provenance, tuple(family))
+
+
+def _on_calibrated_gpu(model: ServingModel) -> bool:
+    return model.cluster.node.gpu.name == model.kernels.calibration.gpu
+
+
+def _other_gpu_error(model: ServingModel) -> float:
+    """Relative error of kernel times of the calibration's GPU on the cluster's; a calibration that
+    names its own (carried_over) has it in its intervals already."""
+    named = model.kernels.calibration.carried_over is not None
+    return 0.0 if named or _on_calibrated_gpu(model) else TRANSFER_ERROR
 
 
 def _predicted(
@@ -103,8 +131,7 @@ def _predicted(
         )
         codes = {name: code for code, name in enumerate(PROVENANCES)}
         # Times of another GPU are no measurement of this one, even where its SMs are the same.
-        same_gpu = model.cluster.node.gpu.name == model.kernels.calibration.gpu
-        best = MEASURED if same_gpu else EXTRAPOLATED
+        best = MEASURED if _on_calibrated_gpu(model) else EXTRAPOLATED
         columns = zip(
             new.seconds.tolist(), new.low.tolist(), new.high.tolist(), new.provenance, strict=True
         )

@@ -251,6 +251,17 @@ def test_where_two_sources_timed_one_kernel_the_interval_holds_both():
     assert step.times.high[place] >= 51.67e-6
 
 
+def test_another_gpu_than_the_calibrations_widens_the_interval():
+    h800 = step_of("prefill_ep32_profile", interval=True)
+    h100 = step_of("prefill_ep32_h100", interval=True)
+    widths = [(step.high_s - step.low_s) / step.step_s for step in (h800, h100)]
+    assert not h800.times.other_gpu.any()
+    assert widths[1] > widths[0] + 0.1
+    low, high = h100.times.ends()
+    assert np.all(low <= h100.times.low)
+    assert np.all(high >= h100.times.high)
+
+
 @pytest.mark.parametrize("load", ["balanced", "random"])
 def test_rows_computed_are_rows_sent(load):
     step = step_of("decode_ep72_h100", f"experts.load={load}")
