@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+    from simulator.analysis.fleet_attribution import AttributionRow
     from simulator.execution.fleet_simulation import FleetSimulation
+    from simulator.scenario import PublishedFigure
 
 REPORT_FILE, FIGURES_DIRECTORY = "report.html", "figures"
 
@@ -123,6 +125,30 @@ def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
             published.add_row(*_published_cells(row))
         tables.append(published)
     return tables
+
+
+def attribution_table(
+    name: str, figures: Sequence[PublishedFigure], rows: Sequence[AttributionRow]
+) -> Table:
+    """Counterfactuals in their order, with the value of each figure and the change to it."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"{name}: from simulated to published, each row on top of those before it",
+        title_justify="left",
+    )
+    table.add_column("counterfactual")
+    for figure in figures:
+        table.add_column(figure.name, justify="right")
+        table.add_column("effect", justify="right")
+    table.add_column("source", style="dim")
+    for row in rows:
+        cells = [row.name]
+        for value, effect in zip(row.values, row.effects, strict=True):
+            cells.append(format_figure("published", value))
+            cells.append("-" if effect is None else f"{effect:+,.4g}")
+        table.add_row(*cells, row.source)
+    return table
 
 
 def format_figure(path: str, value: Any) -> str:

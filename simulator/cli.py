@@ -95,6 +95,19 @@ def run(
 
 
 @app.command()
+def attribute(
+    scenario: Annotated[str, typer.Argument(help="A fleet scenario with counterfactuals.")],
+    changes: Changes = None,
+) -> None:
+    """Explain how a fleet differs from published figures, one counterfactual at a time."""
+    from reports.fleet import attribution_table
+    from simulator.analysis import fleet_attribution
+
+    figures, rows = fleet_attribution.attribute(scenario, changes or ())
+    _print(attribution_table(scenario, figures, rows))
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Directories of two or more runs.")],
 ) -> None:

@@ -326,6 +326,15 @@ class Failure(Profile):
     """Never, if not given."""
 
 
+class Counterfactual(Profile):
+    """How the service may have differed from the scenario, to explain published figures."""
+
+    name: str
+    changes: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Texts "path=value", as with --set."""
+    source: str
+
+
 class FleetJob(Profile):
     """A service: requests through a prefill and a decode pool, or through one colocated pool."""
 
@@ -363,6 +372,10 @@ class FleetJob(Profile):
     sample_interval: TimeValue
     """Between two looks at the queues, for the time series and the saturation verdict."""
     failures: tuple[Failure, ...] = ()
+    counterfactuals: tuple[Counterfactual, ...] = ()
+    """For `dsv3sim attribute`, each on top of those before it. A run does not look at them."""
+    attributed_metrics: tuple[str, ...] = ()
+    """Metrics of the published figures whose differences they explain."""
 
     @field_validator("sample_interval")
     @classmethod
