@@ -60,8 +60,8 @@ DEFINITIONS: Mapping[str, str] = {
     "sustained_input_tokens_per_second_per_node": "what a saturated node of a prefill pool takes "
     "at most: full passes, all ranks loaded alike, prompts and cached shares as in this run",
     "sustained_output_tokens_per_second_per_node": "what a node of a decode pool gives at most "
-    "within the TPOT limit: the largest batches whose step keeps it, all ranks loaded alike, KV cache per "
-    "request as in this run",
+    "within the TPOT limit: the largest batches whose step keeps it, all ranks loaded alike, KV "
+    "cache per request as in this run",
     "tokens_per_second_per_user": "one over the mean inter-token latency: tokens after the first "
     "that are generated in the window, over the time that their requests waited for them",
     "prefix_hit_rate": "cached share of the prompts' blocks; of their tokens where prompts have no "
