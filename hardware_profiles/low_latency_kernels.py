@@ -96,7 +96,7 @@ def message_bytes(operation: Operation, hidden: int) -> Bytes:
     """Bytes of one copy of one token: FP8 values, scales and source of a dispatched row; BF16
     values of a combined one (DeepEP, test_low_latency.py)."""
     if operation == "dispatch":
-        return hidden + hidden // TILE * SCALE_BYTES + META_BYTES
+        return hidden + -(-hidden // TILE) * SCALE_BYTES + META_BYTES
     return hidden * BF16_BYTES
 
 

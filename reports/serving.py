@@ -130,6 +130,9 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
         table.add_row(path, format_metric(path, metrics[path]))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in metrics["error_share"].items())
     table.add_row("time that rests on", shares)
+    table.add_row(
+        "transfers know", "rates of NIC and NVLink; topology and other traffic: no effect"
+    )
     return table
 
 

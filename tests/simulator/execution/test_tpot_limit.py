@@ -62,6 +62,12 @@ def test_switching_one_idealisation_off_moves_the_bound(changes, milliseconds):
     assert limit(**changes).tpot_s * 1e3 == pytest.approx(milliseconds, abs=5e-3)
 
 
+def test_a_last_tile_that_is_not_full_has_a_scale_too():
+    # 7,000 values are 54.7 tiles of 128, so 55 scales of 4 bytes in 21,000 bytes of values.
+    with_scales = limit(fp8_scales=True).transfer_bytes / limit().transfer_bytes
+    assert with_scales == pytest.approx((21000 + 55 * 4) / 21000)
+
+
 def test_the_metrics_show_each_idealisation_with_the_bound_without_it():
     metrics = limit_metrics(limit())
     without = {item["name"]: item["tpot_s"] for item in metrics["idealisations"]}
