@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,4 +89,5 @@ def update(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    update(Path(sys.argv[1]) if len(sys.argv) > 1 else README.parent)
+    with tempfile.TemporaryDirectory() as place:
+        update(Path(place))
