@@ -161,7 +161,7 @@ cells = st.one_of(
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(lines=st.lists(st.lists(cells, min_size=5, max_size=5), max_size=6))
 def test_any_cells_give_rows_or_counted_lines_or_one_error(tmp_path, lines):
@@ -178,7 +178,7 @@ def test_any_cells_give_rows_or_counted_lines_or_one_error(tmp_path, lines):
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(content=st.binary(max_size=200), ending=st.sampled_from([".csv", ".parquet"]))
 def test_any_bytes_are_a_table_or_one_error(tmp_path, content, ending):
