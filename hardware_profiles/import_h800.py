@@ -1,6 +1,6 @@
 """Write measurements/h800_sxm.csv: public H800 tables and published figures in, one table out.
 
-    python -m hardware_profiles.import_h800 --shared ../shared [--out FILE]
+    python -m hardware_profiles.import_h800 --shared DIR [--out FILE]
 
 ``--shared`` is the folder that holds measured/h800: the kernel table of DeepSeek's published
 training trace, and InferSim's benchmark tables. Published figures of DeepGEMM, DeepEP and FlashMLA
