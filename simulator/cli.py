@@ -32,6 +32,9 @@ app.add_typer(show_app, name="show")
 MOST_DRAWN = 50
 """Longest action over the shortest that a drawing in text can hold."""
 
+PIPE_COLUMNS = 100
+"""Width of tables where standard output is no terminal."""
+
 BAD_INPUT = 2
 """Exit code for everything that the user can mend."""
 
@@ -400,7 +403,8 @@ def _ideal_times(text: str) -> IdealTimes:
 def _print(*tables: Table) -> None:
     from rich.console import Console
 
-    console = Console()
+    # Into a file or a pipe there is no width to ask for; tables are made for 100 columns.
+    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
     for table in tables:
         console.print(table)
 
