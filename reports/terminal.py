@@ -25,8 +25,10 @@ _BUDGET = {
 }
 """Column of the budget table -> field of a rank's times."""
 
-_COMPARED = (
+COMPARED = (
     "step_time_s",
+    "pass_time_s",
+    "completion_s",
     "bubble_s",
     "peak_memory_bytes",
     "pair_time_s",
@@ -51,6 +53,8 @@ _COMPARED = (
     "itl_s.p99",
     "e2e_s.mean",
     "goodput_requests_per_second",
+    "output_tokens_per_second_per_gpu",
+    "input_tokens_per_second_per_gpu",
     "output_tokens_per_second_per_node",
     "input_tokens_per_second_per_node",
     "tokens_per_second_per_user",
@@ -59,6 +63,7 @@ _COMPARED = (
     "nodes",
     "cost_usd_per_million_output_tokens",
 )
+"""Metrics of all jobs in the order in which they are shown beside each other."""
 
 
 def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
@@ -136,9 +141,9 @@ def comparison_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     others = [
         path
         for path in dict.fromkeys(path for _, metrics in runs for path in _numbers(metrics))
-        if path not in _COMPARED and path != "wall_clock_s"
+        if path not in COMPARED and path != "wall_clock_s"
     ]
-    for path in (*_COMPARED, *others):
+    for path in (*COMPARED, *others):
         values = [metric_at(metrics, path) for _, metrics in runs]
         if all(value is None for value in values):
             continue
