@@ -6,7 +6,7 @@ functions, so that a run loads only what its own job needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,3 +86,18 @@ JOB_REPORTS: Mapping[str, Callable[[], JobReport]] = {
     "offload": _offload,
     "fleet": _fleet,
 }
+
+
+def metrics_of(scenario: str, overrides: Sequence[str], *, intervals: bool = False) -> Metrics:
+    """Load and simulate a scenario: its metrics, without 80 % intervals unless asked for.
+
+    Raises:
+        ValueError: anything that the user can mend, or that makes the run impossible.
+    """
+    from simulator.execution.simulation import simulate
+    from simulator.scenario import load_scenario
+
+    loaded = load_scenario(scenario, overrides)
+    report = JOB_REPORTS[loaded.job_name]()
+    quick = None if intervals else report.quick_metrics
+    return (quick or report.metrics)(simulate(loaded))

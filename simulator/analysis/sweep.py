@@ -1,0 +1,425 @@
+"""Many runs of one scenario: what varies in, one row a point out, with limits and objectives.
+
+A sweep is the grid of all values of its axes. A point that cannot run is a row with its reason, not
+an error, because where a plan stops fitting is what a planner asks. The same seed at every point
+makes their differences those of the settings alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+
+from hardware_profiles.units import Dimension, parse_quantity
+from simulator.scenario import load_scenario, write_resolved
+
+Metrics = Mapping[str, Any]
+Evaluate = Callable[[str, Sequence[str]], Metrics]
+"""(scenario, overrides) -> metrics; a function of a module, so that other processes can import
+it. Raises ValueError where the point cannot run."""
+
+Scalar = float | int | str | bool | None
+
+SEPARATOR = "+"
+"""Between paths that vary together."""
+
+COMPARISONS = ("<=", ">=")
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What varies together: one path, or several that change in step."""
+
+    paths: tuple[str, ...]
+    values: tuple[tuple[Any, ...], ...]
+    """[value][path]"""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "path=a,b,c", values as YAML; "cluster+calibration=[a, b],[c, d]" varies two.
+
+        Raises:
+            ValueError: any other text, or values that do not fit the paths.
+        """
+        left, equals, right = text.partition("=")
+        paths = tuple(path.strip() for path in left.split(SEPARATOR))
+        allowed = "allowed: path=value,value,... such as training.schedule=1f1b,dualpipe"
+        if not equals or not all(paths):
+            raise ValueError(f"--vary {text!r}: {allowed}")
+        try:
+            values = yaml.safe_load(f"[{right}]")
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"--vary {text!r}: not YAML values: {' '.join(str(error).split())}"
+            ) from None
+        if not values:
+            raise ValueError(f"--vary {text!r}: no value; {allowed}")
+        if len(paths) == 1:
+            return cls(paths, tuple((value,) for value in values))
+        for value in values:
+            if not isinstance(value, list) or len(value) != len(paths):
+                raise ValueError(
+                    f"--vary {text!r}: {value!r} for {len(paths)} paths; allowed: a list of "
+                    f"{len(paths)}, such as a+b=[1, 2],[3, 4]"
+                )
+        return cls(paths, tuple(tuple(value) for value in values))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One run of a sweep."""
+
+    settings: Mapping[str, Any]
+    """Path that varies -> value."""
+    overrides: tuple[str, ...]
+    digest: str
+    """Tells the resolved scenario from others: equal digests give equal metrics."""
+    reason: str | None = None
+    """Why it cannot run, where its scenario does not even load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of a point."""
+
+    settings: Mapping[str, Any]
+    digest: str
+    metrics: Mapping[str, Scalar]
+    """Path -> value of every plain value of the metrics; empty where the point did not run."""
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "settings": dict(self.settings),
+            "digest": self.digest,
+            "metrics": dict(self.metrics),
+            "reason": self.reason,
+        }
+
+
+def grid(scenario: str, changes: Sequence[str], axes: Sequence[Axis]) -> list[Point]:
+    """All points of a sweep in the order of the axes, the last axis fastest.
+
+    Raises:
+        ValueError: two axes vary one path, or no point loads (the first one's reason).
+    """
+    paths = [path for axis in axes for path in axis.paths]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ValueError(f"--vary {path}: given more than once; allowed: once")
+    points = [
+        _point(scenario, changes, dict(zip(paths, itertools.chain(*values), strict=True)))
+        for values in itertools.product(*(axis.values for axis in axes))
+    ]
+    if all(point.reason for point in points):
+        raise ValueError(points[0].reason)
+    return points
+
+
+def _point(scenario: str, changes: Sequence[str], settings: Mapping[str, Any]) -> Point:
+    own = (f"{path}={json.dumps(value)}" for path, value in settings.items())
+    overrides = (*changes, *own)
+    try:
+        resolved = write_resolved(load_scenario(scenario, overrides))
+    except ValueError as error:
+        return Point(settings, overrides, digest="", reason=str(error))
+    return Point(settings, overrides, hashlib.sha256(resolved.encode()).hexdigest()[:16])
+
+
+def run_points(
+    points: Sequence[Point],
+    scenario: str,
+    evaluate: Evaluate,
+    *,
+    known: Mapping[str, Row],
+    jobs: int = 1,
+    dask: str | None = None,
+) -> Iterator[tuple[int, Row]]:
+    """Run points in parallel processes; yields (position in `points`, row) as they finish.
+
+    Args:
+        known: digest -> row of an earlier, interrupted sweep; taken over without a run.
+        jobs: processes of this machine.
+        dask: address of a dask scheduler whose workers run the points in their place; they need
+            this package and the files that the scenario names.
+
+    Raises:
+        ValueError: no dask scheduler answers at the address.
+    """
+    open_points = []
+    for position, point in enumerate(points):
+        if point.reason is not None:
+            yield position, Row(point.settings, point.digest, {}, point.reason)
+        elif point.digest in known:
+            former = known[point.digest]
+            yield position, Row(point.settings, point.digest, former.metrics, former.reason)
+        else:
+            open_points.append((position, point))
+    if jobs == 1 and dask is None:
+        for position, point in open_points:
+            yield _run_point(position, point, scenario, evaluate)
+        return
+    import joblib
+
+    with _backend(joblib, dask):
+        tasks = (
+            joblib.delayed(_run_point)(position, point, scenario, evaluate)
+            for position, point in open_points
+        )
+        # With dask the number of processes is that of its workers.
+        workers = joblib.Parallel(
+            n_jobs=jobs if dask is None else -1, return_as="generator_unordered"
+        )
+        yield from workers(tasks)
+
+
+@contextmanager
+def _backend(joblib: Any, dask: str | None) -> Iterator[None]:
+    if dask is None:
+        # Each process is one run; threads below it would only compete.
+        with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+            yield
+        return
+    try:
+        from dask import distributed
+    except ImportError as error:
+        raise ValueError("--dask: dask is not installed; install dsv3sim[cluster]") from error
+    connect: Any = vars(distributed)["Client"]  # dask has no type hints
+    try:
+        client = connect(dask, timeout="5s")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--dask {dask}: no scheduler answers: {error}") from error
+    with client, joblib.parallel_config(backend="dask", client=client):
+        yield
+
+
+def _run_point(position: int, point: Point, scenario: str, evaluate: Evaluate) -> tuple[int, Row]:
+    try:
+        metrics = evaluate(scenario, point.overrides)
+    except ValueError as error:
+        return position, Row(point.settings, point.digest, {}, str(error))
+    return position, Row(point.settings, point.digest, dict(plain_values(metrics)))
+
+
+def plain_values(metrics: Metrics, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
+    """Every plain value of nested metrics with its path; lists (tables) are left out."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from plain_values(value, f"{prefix}{name}.")
+        elif value is None or isinstance(value, str | int | float):
+            yield f"{prefix}{name}", value
+
+
+# -- rows that survive an interruption -------------------------------------------------------------
+
+
+def run_sweep(
+    points: Sequence[Point],
+    scenario: str,
+    evaluate: Evaluate,
+    *,
+    kept: Path | None = None,
+    known: Mapping[str, Row] | None = None,
+    jobs: int = 1,
+    dask: str | None = None,
+    done: Callable[[Row], object] = lambda _: None,
+) -> list[Row]:
+    """Run all points; the rows in the order of the points.
+
+    Args:
+        kept: every finished row is added to this file, so that an interruption loses none; the
+            caller removes it once the rows are safe elsewhere.
+        known: digest -> row of earlier sweeps.
+        jobs, dask: see `run_points`.
+        done: called with every row as it comes.
+    """
+    former = dict(known or {})
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        former |= read_rows(kept)
+    rows: dict[int, Row] = {}
+    for position, row in run_points(points, scenario, evaluate, known=former, jobs=jobs, dask=dask):
+        rows[position] = row
+        if kept is not None and row.digest and row.digest not in former:
+            append_row(kept, row)
+        done(row)
+    return [rows[position] for position in range(len(points))]
+
+
+def read_rows(path: Path) -> dict[str, Row]:
+    """digest -> row of a file of rows, where there is one.
+
+    A last line cut short by an interruption is left out; so are rows of another program version.
+    """
+    rows: dict[str, Row] = {}
+    if not path.exists():
+        return rows
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+            if entry.pop("version") == version("dsv3sim"):
+                rows[entry["digest"]] = Row(**entry)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            continue
+    return rows
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add a finished row to a file of rows."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"version": version("dsv3sim"), **row.to_json()}) + "\n")
+
+
+# -- what a planner asks ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A bound that a row must keep, such as tpot_s.mean <= 50 ms."""
+
+    metric: str
+    comparison: Literal["<=", ">="]
+    value: float
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "metric<=value", the value a number or a quantity with its unit.
+
+        Raises:
+            ValueError: any other text.
+        """
+        for comparison in COMPARISONS:
+            metric, found, value = text.partition(comparison)
+            if found and metric.strip():
+                return cls(
+                    metric.strip(),
+                    "<=" if comparison == "<=" else ">=",
+                    _number(value.strip(), text),
+                    text.strip(),
+                )
+        raise ValueError(
+            f"--where {text!r}: allowed: metric<=value or metric>=value, such as 'tpot_s.mean<=50 "
+            "ms'"
+        )
+
+    def kept_by(self, metrics: Mapping[str, Scalar]) -> bool:
+        """Whether the row keeps the limit; a metric that a row does not have keeps none."""
+        value = _as_number(metrics.get(self.metric))
+        if value is None:
+            return False
+        return value <= self.value if self.comparison == "<=" else value >= self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What is better: less of a metric or more."""
+
+    metric: str
+    sign: Literal[1, -1]
+    """1: less is better."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "min:metric" or "max:metric". Raises ValueError for any other text."""
+        direction, colon, metric = text.partition(":")
+        if not colon or direction not in ("min", "max") or not metric:
+            raise ValueError(
+                f"--objective {text!r}: allowed: min:metric or max:metric, such as min:step_time_s"
+            )
+        return cls(metric, 1 if direction == "min" else -1)
+
+    def cost(self, row: Row) -> float:
+        value = _as_number(row.metrics.get(self.metric))
+        return float("inf") if value is None else self.sign * value
+
+
+def check_metrics(names: Sequence[str], row: Row) -> None:
+    """Raise ValueError for the first metric that a row does not have, naming those it has.
+
+    Nothing is checked of a row that did not run.
+    """
+    for name in names:
+        if row.metrics and name not in row.metrics:
+            known = ", ".join(sorted(row.metrics))
+            raise ValueError(f"metric {name!r}: unknown; known: {known}")
+
+
+def apply_limits(rows: Sequence[Row], limits: Sequence[Limit]) -> list[Row]:
+    """The same rows; one that breaks a limit gets a reason that names it."""
+    return [
+        row
+        if row.reason is not None or all(limit.kept_by(row.metrics) for limit in limits)
+        else Row(
+            row.settings,
+            row.digest,
+            row.metrics,
+            "outside "
+            + ", ".join(limit.text for limit in limits if not limit.kept_by(row.metrics)),
+        )
+        for row in rows
+    ]
+
+
+def rank(rows: Sequence[Row], objectives: Sequence[Objective]) -> list[int]:
+    """Positions of the rows, best first by the objectives in their order; with a reason last.
+
+    Without objectives the order of the rows is kept.
+    """
+    return sorted(
+        range(len(rows)),
+        key=lambda i: (
+            bool(objectives) and rows[i].reason is not None,
+            *(objective.cost(rows[i]) for objective in objectives),
+        ),
+    )
+
+
+def front(rows: Sequence[Row], objectives: Sequence[Objective]) -> frozenset[int]:
+    """Positions of the rows that no other row is at least as good as in all, better in one.
+
+    Rows with a reason are never on the front and never push another off it.
+    """
+    costs = {
+        position: tuple(objective.cost(row) for objective in objectives)
+        for position, row in enumerate(rows)
+        if row.reason is None
+    }
+    if not objectives:
+        return frozenset()
+    return frozenset(
+        position
+        for position, own in costs.items()
+        if all(map(isfinite, own))
+        and not any(
+            other != own and all(a <= b for a, b in zip(other, own, strict=True))
+            for other in costs.values()
+        )
+    )
+
+
+def _as_number(value: Scalar) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _number(value: str, where: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        pass
+    for dimension in get_args(Dimension):
+        try:
+            return parse_quantity(value, dimension, where)
+        except ValueError:
+            continue
+    raise ValueError(f"--where {where!r}: {value!r} is no number and no quantity with a unit")

@@ -1,0 +1,232 @@
+"""Sweeps: grids, rows that survive an interruption, limits, objectives and the front."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.analysis.sweep import (
+    Axis,
+    Limit,
+    Objective,
+    Row,
+    append_row,
+    apply_limits,
+    check_metrics,
+    front,
+    grid,
+    plain_values,
+    rank,
+    read_rows,
+    run_sweep,
+)
+
+SCENARIO = "all_to_all_64"
+NIC = "cluster.node.nic.bandwidth"
+
+
+def row(reason=None, **metrics):
+    return Row({"a": 1}, "d", metrics, reason)
+
+
+def seed_of(scenario, overrides):
+    """Stands for a run: gives back the seed that the point sets, and refuses seed 13."""
+    settings = dict(text.split("=", maxsplit=1) for text in overrides)
+    if settings["seed"] == "13":
+        raise ValueError("seed 13 does not fit")
+    return {"seed": int(settings["seed"]), "of": {"scenario": scenario}, "table": [1, 2]}
+
+
+def test_an_axis_reads_values_as_yaml():
+    assert Axis.parse("training.schedule=1f1b,dualpipe").values == (("1f1b",), ("dualpipe",))
+    assert Axis.parse(f"{NIC}=200 Gbit/s, 400 Gbit/s").values == (("200 Gbit/s",), ("400 Gbit/s",))
+    assert Axis.parse("x=1,2.5,true").values == ((1,), (2.5,), (True,))
+
+
+def test_an_axis_varies_several_paths_in_step():
+    axis = Axis.parse("cluster+calibration=[h800_2048, h800_sxm],[h100_2048, h100_sxm]")
+    assert axis.paths == ("cluster", "calibration")
+    assert axis.values == (("h800_2048", "h800_sxm"), ("h100_2048", "h100_sxm"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed", "allowed: path=value"),
+        ("=1,2", "allowed: path=value"),
+        ("seed=", "no value"),
+        ("seed=[1", "not YAML"),
+        ("a+b=1,2", "allowed: a list of 2"),
+        ("a+b=[1, 2, 3]", "allowed: a list of 2"),
+    ],
+)
+def test_a_bad_axis_is_named_in_one_line(text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        Axis.parse(text)
+    assert text in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_grid_holds_every_combination_last_axis_fastest():
+    axes = [Axis.parse("seed=1,2"), Axis.parse(f"{NIC}=200 Gbit/s,400 Gbit/s")]
+    points = grid(SCENARIO, (), axes)
+    assert [tuple(point.settings.values()) for point in points] == list(
+        itertools.product((1, 2), ("200 Gbit/s", "400 Gbit/s"))
+    )
+    assert len({point.digest for point in points}) == 4
+
+
+def test_a_digest_tells_the_whole_scenario_from_others():
+    (one,) = grid(SCENARIO, ("seed=4",), [Axis.parse("seed=5")])
+    (same,) = grid(SCENARIO, (), [Axis.parse("seed=5")])
+    (other,) = grid(SCENARIO, (f"{NIC}=200 Gbit/s",), [Axis.parse("seed=5")])
+    assert one.digest == same.digest != other.digest
+
+
+def test_a_point_that_does_not_load_has_a_reason_and_others_run():
+    points = grid(SCENARIO, (), [Axis.parse("seed=1,-1")])
+    assert points[0].reason is None
+    assert "seed" in points[1].reason
+    rows = run_sweep(points, SCENARIO, seed_of)
+    assert [row.reason is None for row in rows] == [True, False]
+
+
+def test_a_grid_of_which_nothing_loads_is_an_error():
+    with pytest.raises(ValueError, match="sede"):
+        grid(SCENARIO, (), [Axis.parse("sede=1,2")])
+
+
+def test_a_path_varies_once():
+    with pytest.raises(ValueError, match="seed: given more than once"):
+        grid(SCENARIO, (), [Axis.parse("seed=1"), Axis.parse("seed=2")])
+
+
+def test_a_point_that_cannot_run_is_a_row_with_its_reason():
+    rows = run_sweep(grid(SCENARIO, (), [Axis.parse("seed=7,13")]), SCENARIO, seed_of)
+    assert rows[0].metrics == {"seed": 7, "of.scenario": SCENARIO}
+    assert rows[1].reason == "seed 13 does not fit"
+    assert rows[1].metrics == {}
+
+
+@pytest.mark.parametrize("where", ["here", "processes", "dask"])
+def test_rows_are_the_same_wherever_they_run(where):
+    points = grid(SCENARIO, (), [Axis.parse("seed=5,13,6,7")])
+    expected = run_sweep(points, SCENARIO, seed_of)
+    if where == "dask":
+        from dask import distributed
+
+        with distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+        ) as cluster:
+            rows = run_sweep(points, SCENARIO, seed_of, dask=cluster.scheduler_address)
+    else:
+        rows = run_sweep(points, SCENARIO, seed_of, jobs=2 if where == "processes" else 1)
+    assert rows == expected
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
+    kept = tmp_path / "rows.jsonl"
+    points = grid(SCENARIO, (), [Axis.parse("seed=5,13,6")])
+    ran = []
+
+    def interrupted(scenario, overrides):
+        ran.append(overrides)
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return seed_of(scenario, overrides)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(points, SCENARIO, interrupted, kept=kept)
+    assert len(read_rows(kept)) == 2
+    kept.write_text(kept.read_text() + '{"version": "0.1.0", "digest": "cut sh')
+    ran.clear()
+
+    def counted(scenario, overrides):
+        ran.append(overrides)
+        return seed_of(scenario, overrides)
+
+    assert run_sweep(points, SCENARIO, counted, kept=kept) == run_sweep(points, SCENARIO, seed_of)
+    assert len(ran) == 1
+
+
+def test_rows_of_another_version_are_run_again(tmp_path):
+    kept = tmp_path / "rows.jsonl"
+    append_row(kept, row(x=1))
+    assert set(read_rows(kept)) == {"d"}
+    entry = json.loads(kept.read_text()) | {"version": "0.0.0"}
+    kept.write_text(json.dumps(entry) + "\n")
+    assert read_rows(kept) == {}
+
+
+def test_plain_values_have_paths_and_tables_are_left_out():
+    nested = {"a": {"mean": 1.0, "p": {"q": "text"}}, "rows": [1], "b": True, "none": None}
+    assert dict(plain_values(nested)) == {"a.mean": 1.0, "a.p.q": "text", "b": True, "none": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("tpot_s.mean<=50 ms", 0.05),
+        ("peak_memory_bytes <= 80 GiB", 80 * 2**30),
+        ("mfu_causal>=0.4", 0.4),
+        ("nic<=400 Gbit/s", 50e9),
+    ],
+)
+def test_a_limit_reads_numbers_and_quantities(text, value):
+    assert Limit.parse(text).value == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["tpot_s", "tpot_s=3", "<=3", "tpot_s<=soon", "tpot_s<=3 apples"])
+def test_a_bad_limit_is_named(text):
+    with pytest.raises(ValueError, match="--where"):
+        Limit.parse(text)
+
+
+@pytest.mark.parametrize("text", ["step_time_s", "less:step_time_s", "min:"])
+def test_a_bad_objective_is_named(text):
+    with pytest.raises(ValueError, match="--objective"):
+        Objective.parse(text)
+
+
+def test_a_row_outside_a_limit_says_which_and_keeps_its_metrics():
+    limits = [Limit.parse("x<=1"), Limit.parse("y>=2")]
+    inside, outside, failed = apply_limits(
+        [row(x=1.0, y=2.0), row(x=2.0, y=3.0), row(reason="no room")], limits
+    )
+    assert inside.reason is None
+    assert outside.reason == "outside x<=1"
+    assert outside.metrics == {"x": 2.0, "y": 3.0}
+    assert failed.reason == "no room"
+
+
+def test_a_row_without_the_metric_keeps_no_limit():
+    assert apply_limits([row(x=None)], [Limit.parse("x<=1")])[0].reason is not None
+
+
+def test_rows_are_ranked_by_objectives_and_rows_with_a_reason_come_last():
+    rows = [row(x=3), row(reason="outside", x=0), row(x=1), row(x=2)]
+    assert rank(rows, [Objective.parse("min:x")]) == [2, 3, 0, 1]
+    assert rank(rows, [Objective.parse("max:x")]) == [0, 3, 2, 1]
+    assert rank(rows, []) == [0, 1, 2, 3]
+
+
+def test_an_unknown_metric_is_named_with_the_known_ones():
+    with pytest.raises(ValueError, match="'z': unknown; known: x, y"):
+        check_metrics(["x", "z"], row(x=1, y=2))
+    check_metrics(["z"], row(reason="did not run"))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_the_front_is_what_no_other_row_beats(values):
+    rows = [row(x=x, y=y) for x, y in values]
+    best = front(rows, [Objective.parse("min:x"), Objective.parse("max:y")])
+    for i, (x, y) in enumerate(values):
+        beaten = any((a <= x and b >= y) and (a, b) != (x, y) for a, b in values)
+        assert (i in best) == (not beaten)
+
+
+def test_rows_with_a_reason_push_nothing_off_the_front():
+    rows = [row(x=2), row(reason="outside", x=1)]
+    assert front(rows, [Objective.parse("min:x")]) == {0}

@@ -1,0 +1,64 @@
+"""dsv3sim sweep: from the command line, with files, resumed and refused."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SWEEP = ("sweep", "all_to_all_64", "--vary", "cluster.node.nic.bandwidth=200 Gbit/s,400 Gbit/s")
+
+
+def dsv3sim(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "simulator.cli", *arguments],
+        capture_output=True, text=True, cwd=cwd, check=False,
+    )  # fmt: skip
+
+
+def test_a_sweep_prints_a_table_writes_a_directory_and_leaves_nothing_else(tmp_path):
+    done = dsv3sim(*SWEEP, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "completion_s" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["all_to_all_64-sweep"]
+    again = dsv3sim(*SWEEP, "--where", "completion_s<=0.2 ms", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "outside completion_s<=0.2 ms" in again.stdout
+
+
+def test_a_faster_nic_is_not_slower_in_json(tmp_path):
+    done = dsv3sim(*SWEEP, "--json", "--jobs", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    slow, fast = (row["metrics"]["completion_s"] for row in json.loads(done.stdout)["rows"])
+    assert fast < slow
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("extra", "word"),
+    [
+        (("--vary", "seed"), "--vary 'seed'"),
+        (("--vary", "sede=1,2"), "sede"),
+        (("--where", "completion_s=3"), "--where"),
+        (("--where", "completion=<3"), "--where"),
+        (("--objective", "completion_s"), "--objective"),
+        (("--metric", "completion"), "known: "),
+        (("--dask", "tcp://127.0.0.1:1"), "no scheduler answers"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(tmp_path, extra, word):
+    done = dsv3sim(*SWEEP, *extra, "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert word in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_of_another_kind_is_not_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    done = dsv3sim(*SWEEP, "--out", "mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "not a run directory" in done.stderr
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
