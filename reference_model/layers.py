@@ -85,9 +85,13 @@ class Linear(Weight):
         """x [T, in] -> [T, out]."""
         return self.recipe.gemm(x, self.working_copy(), site(self.name))
 
-    def quantize_grad(self, grad: Tensor, site: Site) -> Operand:
+    def quantize_grad(
+        self, grad: Tensor, site: Site, *, power_of_two_scales: bool = False
+    ) -> Operand:
         """The output gradient [T, out] as the left operand of the input gradient."""
-        return self.recipe.quantize(grad, site(f"{self.name}.quantize_grad"))
+        return self.recipe.quantize(
+            grad, site(f"{self.name}.quantize_grad"), power_of_two_scales=power_of_two_scales
+        )
 
     def input_grad(self, grad: Operand, site: Site) -> Tensor:
         """Output gradient [T, out] -> input gradient [T, in]."""

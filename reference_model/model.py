@@ -161,7 +161,8 @@ class DenseBlock(Block):
     ) -> tuple[Tensor, WeightGrads]:
         """Gradient of both parts of the stream [T, H] -> that of the stream that entered."""
         site = Site("input_grad", "mlp")
-        operand = self.mlp.down_proj.quantize_grad(grad, site)
+        # In powers of two: the weight gradient turns the tiles around (see operators/casts.py).
+        operand = self.mlp.down_proj.quantize_grad(grad, site, power_of_two_scales=True)
         gate_up_grad, down = self.mlp.down_input_grad(operand, saved.gate_up, site)
         normed, residual = self.recompute_normed(saved.attention, site)
         normed_grad, gate_up = self.mlp.gate_up_proj.backward(gate_up_grad, normed, site)

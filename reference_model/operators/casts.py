@@ -2,6 +2,10 @@
 
 In the published trace the scales of each quantised GEMM operand pass through a transposing kernel
 of 2 to 19 us; the kernels here write scales in the layout that the GEMM reads.
+
+Tiles along rows, which weight gradients read, have powers of two as scales: an operand that was
+quantised once along columns with such scales keeps its values when the tiles are turned around,
+but for those far below the largest of their new tile (Technical Report, section 3.3.3).
 """
 
 import torch
@@ -41,9 +45,9 @@ def quantize_transpose(
     backend = load_backend(kernels)
     whole = torch.full((1,), x.shape[0], dtype=torch.int32, device=x.device)
     if scales is None:
-        return backend.quantize_tiles_transposed(x, group_sizes=whole, power_of_two_scales=False)
+        return backend.quantize_tiles_transposed(x, group_sizes=whole, power_of_two_scales=True)
     return backend.requantize_tiles_transposed(
-        x, scales, row_source=None, group_sizes=whole, power_of_two_scales=False
+        x, scales, row_source=None, group_sizes=whole, power_of_two_scales=True
     )
 
 
@@ -64,7 +68,7 @@ def grouped_quantize_transpose(
 ) -> tuple[Tensor, Tensor]:
     """x [R, columns] sorted by expert -> E4M3 [columns, R], tiles restarting at each expert."""
     return load_backend(kernels).quantize_tiles_transposed(
-        x, group_sizes=group_sizes, power_of_two_scales=False
+        x, group_sizes=group_sizes, power_of_two_scales=True
     )
 
 
@@ -84,7 +88,7 @@ def quantize_transpose_gather(
 ) -> tuple[Tensor, Tensor]:
     """Received E4M3 x [D, columns] expanded to rows, transposed and tiled anew: [columns, R]."""
     return load_backend(kernels).requantize_tiles_transposed(
-        x, scales, row_source=row_source, group_sizes=group_sizes, power_of_two_scales=False
+        x, scales, row_source=row_source, group_sizes=group_sizes, power_of_two_scales=True
     )
 
 

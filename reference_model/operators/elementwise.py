@@ -120,7 +120,7 @@ def weighted_swiglu_quantize(
 @operator(fake=lambda gate_up, **_: quantize_fake(_half(gate_up).t()))
 def swiglu_quantize_transpose(gate_up: Tensor, *, kernels: str, site: str) -> tuple[Tensor, Tensor]:
     """SwiGLU, transposed and tiled along rows for the weight gradient: E4M3 [columns, rows]."""
-    return load_backend(kernels).swiglu_quantize_transposed(gate_up, power_of_two_scales=False)
+    return load_backend(kernels).swiglu_quantize_transposed(gate_up, power_of_two_scales=True)
 
 
 @operator(fake=like_first)

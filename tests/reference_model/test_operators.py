@@ -248,3 +248,16 @@ def test_received_tokens_are_gathered_transposed_and_tiled_anew(randn):
     )
     assert torch.equal(gathered.float(), expected.float())
     assert torch.equal(gathered_scales, expected_scales)
+
+
+def test_tiles_that_are_turned_around_for_a_weight_gradient_are_not_rounded_again(randn):
+    x = randn(200, 256)
+    values, scales = ops.quantize(x, power_of_two_scales=True, kernels="reference", site=SITE)
+    rounded = ops.dequantize(values, scales, dtype=torch.float32, kernels="reference", site=SITE)
+    from_fp8 = ops.quantize_transpose(values, scales, kernels="reference", site=SITE)
+    from_wide = ops.quantize_transpose(rounded, None, kernels="reference", site=SITE)
+    for turned, turned_scales in (from_fp8, from_wide):
+        again = ops.dequantize(
+            turned, turned_scales, dtype=torch.float32, kernels="reference", site=SITE
+        )
+        assert (again.t() - rounded).norm() < 1e-4 * rounded.norm()
