@@ -11,16 +11,20 @@ So the error of a single matrix product is measured as well, at lengths that mod
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from reference_model.kernels import load_backend
-from reference_model.train import StepRecord, Training, TrainingSettings
+from reference_model.train import Training, TrainingSettings
 
 PUBLISHED_BOUND = 0.0025
 """Relative error of the FP8 loss (Technical Report, section 3.3)."""
@@ -67,51 +71,93 @@ def relative_errors(
     return np.asarray(smoothed(losses, window) / smoothed(baseline, window) - 1)[half:]
 
 
-def compared_settings(settings: TrainingSettings, *, seeds: int) -> dict[str, TrainingSettings]:
-    """Name -> settings of the runs: BF16 with `seeds` initial weights, and FP8 and its variants
-    with the first. `settings.kernels` are those of the whole recipe."""
+def compared_settings(
+    settings: TrainingSettings, *, seeds: int, kernels: Sequence[str]
+) -> dict[str, TrainingSettings]:
+    """Name -> settings of the runs: BF16 with `seeds` initial weights, and FP8 with the first of
+    them in each of `kernels`. With several GPUs at hand, runs on "cuda" take them in turn."""
     first = settings.seed
     runs = {
         f"bf16 seed {seed}": replace(settings, precision="bf16", seed=seed)
         for seed in range(first, first + seeds)
     }
-    for name, kernels in PRODUCT_VARIANTS.items():
-        whole = kernels == "reference"
-        runs[name] = replace(
-            settings, precision="fp8", kernels=settings.kernels if whole else kernels
-        )
+    names = {backend: name for name, backend in PRODUCT_VARIANTS.items()}
+    for backend in kernels:
+        name = names.get(backend, f"fp8 {backend}")
+        runs[name] = replace(settings, precision="fp8", kernels=backend)
+    gpus = torch.cuda.device_count() if settings.device == "cuda" else 0
+    if gpus > 1:
+        for place, (name, run) in enumerate(runs.items()):
+            runs[name] = replace(run, device=f"cuda:{place % gpus}")
     return runs
+
+
+class TrainedRun(NamedTuple):
+    """What is kept of a run."""
+
+    losses: NDArray[np.float64]
+    """[steps], of the next token."""
+    held_out: float
+    """Of the next token, on held-out data."""
 
 
 def compare(
     settings: TrainingSettings,
     *,
     seeds: int,
+    kernels: Sequence[str],
     window: int,
     held_out_batches: int,
-    on_step: Callable[[str, StepRecord], None],
+    processes: int,
+    on_trained: Callable[[str, TrainedRun], None],
 ) -> list[ComparedRun]:
-    """Train all of `compared_settings`; the first is the baseline."""
+    """Train all of `compared_settings`, `processes` at a time; the first is the baseline."""
     if seeds < 2:
         raise ValueError(f"seeds = {seeds} must be at least 2: one spread needs two runs")
+    if processes < 1:
+        raise ValueError(f"processes = {processes} must be at least 1")
     results: list[ComparedRun] = []
-    for name, run in compared_settings(settings, seeds=seeds).items():
-        training = Training(run)
-        training.run(on_step=lambda record, name=name: on_step(name, record))  # type: ignore[misc]
-        losses = np.array([record.main for record in training.history])
-        baseline = results[0].losses if results else losses
-        errors = relative_errors(losses, baseline, window=window)
+    runs = compared_settings(settings, seeds=seeds, kernels=kernels)
+    trained = _trained(list(runs.values()), held_out_batches, processes)
+    for name, run in zip(runs, trained, strict=True):
+        on_trained(name, run)
+        baseline = results[0].losses if results else run.losses
+        errors = relative_errors(run.losses, baseline, window=window)
         results.append(
             ComparedRun(
                 name=name,
-                losses=losses,
-                held_out=training.evaluate(batches=held_out_batches).main,
+                losses=run.losses,
+                held_out=run.held_out,
                 mean_error=float(np.abs(errors).mean()),
                 largest_error=float(np.abs(errors).max()),
                 mean_signed_error=float(errors.mean()),
             )
         )
     return results
+
+
+def _trained(
+    runs: list[TrainingSettings], held_out_batches: int, processes: int
+) -> Iterator[TrainedRun]:
+    """The runs trained, in order; in processes of their own where there are to be several."""
+    batches = [held_out_batches] * len(runs)
+    if processes == 1:
+        yield from map(_train, runs, batches)
+        return
+    # Spawned: CUDA does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with ProcessPoolExecutor(
+        processes, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        yield from pool.map(_train, runs, batches)
+
+
+def _train(settings: TrainingSettings, held_out_batches: int) -> TrainedRun:
+    training = Training(settings)
+    training.run()
+    losses = np.array([record.main for record in training.history])
+    return TrainedRun(losses, training.evaluate(batches=held_out_batches).main)
 
 
 @dataclass(frozen=True, slots=True)

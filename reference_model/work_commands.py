@@ -14,9 +14,20 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the subparsers of __main__."""
+    _add_train(commands)
+    _add_compare_precision(commands)
+    _add_balance(commands)
+    _add_generate(commands)
+    _add_expert_parallel(commands)
+    _add_node_limited(commands)
+    _add_pipeline(commands)
+
+
+def _add_train(commands: Any) -> None:
     train = commands.add_parser("train", help="train, with checkpoints; resume a run")
     _add_training(train, steps=300)
-    _add_balance(train)
+    _add_kernels(train)
+    _add_balance_options(train)
     train.add_argument(
         "--precision", default="bf16", help="fp32, bf16 or fp8 (default: %(default)s)"
     )
@@ -31,13 +42,24 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
     train.set_defaults(function=_train)
 
+
+def _add_compare_precision(commands: Any) -> None:
     compare = commands.add_parser(
         "compare-precision", help="FP8 against BF16, beside other seeds and a lesser recipe"
     )
     _add_training(compare, steps=400)
-    _add_balance(compare)
+    _add_balance_options(compare)
     compare.add_argument(
-        "--seeds", type=int, default=3, help="BF16 runs of other weights (default: %(default)s)"
+        "--kernels", nargs="+", default=["reference", "per_tensor", "no_promotion"],
+        help="backends of the FP8 kernels, an FP8 run each; per_tensor and no_promotion leave out"
+        " a part of the recipe (default: reference per_tensor no_promotion)",
+    )  # fmt: skip
+    compare.add_argument(
+        "--seeds", type=int, default=3,
+        help="BF16 runs, the first with the weights of the FP8 runs (default: %(default)s)",
+    )  # fmt: skip
+    compare.add_argument(
+        "--processes", type=int, default=1, help="runs at a time (default: %(default)s)"
     )
     compare.add_argument(
         "--window", type=int, help="steps that are averaged (default: a tenth of them)"
@@ -45,10 +67,13 @@ def add_commands(commands: Any) -> None:
     compare.add_argument("--out", type=Path, help="folder for losses.csv and losses.png")
     compare.set_defaults(function=_compare)
 
+
+def _add_balance(commands: Any) -> None:
     balance = commands.add_parser(
         "balance", help="expert load with bias steps, without, and with an auxiliary loss"
     )
     _add_training(balance, steps=300)
+    _add_kernels(balance)
     balance.add_argument(
         "--gamma", type=float, default=0.005,
         help="step of the biases; published: 0.001, over far more steps (default: %(default)s)",
@@ -61,6 +86,8 @@ def add_commands(commands: Any) -> None:
     balance.add_argument("--out", type=Path, help="folder for load histograms and violations")
     balance.set_defaults(function=_balance)
 
+
+def _add_generate(commands: Any) -> None:
     generate = commands.add_parser(
         "generate", help="greedy decoding, and with the prediction module as a draft"
     )
@@ -76,6 +103,8 @@ def add_commands(commands: Any) -> None:
     generate.add_argument("--device", help="default: that of the training run")
     generate.set_defaults(function=_generate)
 
+
+def _add_expert_parallel(commands: Any) -> None:
     parallel = commands.add_parser(
         "expert-parallel", help="a step with experts spread over ranks, against one rank"
     )
@@ -91,6 +120,8 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
     parallel.set_defaults(function=_expert_parallel)
 
+
+def _add_node_limited(commands: Any) -> None:
     routing = commands.add_parser(
         "node-limited", help="nodes and GPUs that tokens reach through a model's gate"
     )
@@ -101,6 +132,8 @@ def add_commands(commands: Any) -> None:
     routing.add_argument("--seed", type=int, default=0, help="of the logits")
     routing.set_defaults(function=_node_limited)
 
+
+def _add_pipeline(commands: Any) -> None:
     pipeline = commands.add_parser(
         "pipeline", help="a step in the order of a schedule by real ranks, against a serial one"
     )
@@ -115,9 +148,6 @@ def add_commands(commands: Any) -> None:
 def _add_training(parser: argparse.ArgumentParser, *, steps: int) -> None:
     shown = "(default: %(default)s)"
     parser.add_argument("--config", default="debug", help=f"shipped config or config.json {shown}")
-    parser.add_argument(
-        "--kernels", default="reference", help=f"backend of the FP8 kernels {shown}"
-    )
     parser.add_argument("--device", default="cpu", help=f"torch device {shown}")
     parser.add_argument("--steps", type=int, default=steps, help=shown)
     parser.add_argument("--batch", type=int, default=4, help=f"sequences of a batch {shown}")
@@ -150,7 +180,13 @@ def _add_training(parser: argparse.ArgumentParser, *, steps: int) -> None:
     )
 
 
-def _add_balance(parser: argparse.ArgumentParser) -> None:
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kernels", default="reference", help="backend of the FP8 kernels (default: %(default)s)"
+    )
+
+
+def _add_balance_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gamma", type=float, default=0.001,
         help="step of the balancing biases (default: %(default)s, as published)",
@@ -173,7 +209,7 @@ def _add_step(parser: argparse.ArgumentParser, *, recipe: str) -> None:
     )
 
 
-def _settings(options: argparse.Namespace, *, precision: str) -> TrainingSettings:
+def _settings(options: argparse.Namespace, *, precision: str, kernels: str) -> TrainingSettings:
     from reference_model.train import TrainingSettings
 
     if options.held_out_batches < 1:
@@ -181,7 +217,7 @@ def _settings(options: argparse.Namespace, *, precision: str) -> TrainingSetting
     return TrainingSettings(
         config=options.config,
         precision=precision,
-        kernels=options.kernels,
+        kernels=kernels,
         device=options.device,
         steps=options.steps,
         sequences=options.batch,
@@ -213,7 +249,9 @@ def _train(options: argparse.Namespace) -> None:
     if options.resume:
         training = resume(options.resume)
     else:
-        training = Training(_settings(options, precision=options.precision))
+        training = Training(
+            _settings(options, precision=options.precision, kernels=options.kernels)
+        )
     _print_header(training)
     done = len(training.history)
     if done:
@@ -262,30 +300,32 @@ def _print(line: str) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from reference_model.precision_comparison import (
         PUBLISHED_BOUND,
+        TrainedRun,
         compare,
         plot_comparison,
         product_errors,
         write_comparison,
     )
-    from reference_model.train import StepRecord, Training
+    from reference_model.train import Training
 
-    settings = _settings(options, precision="bf16")
+    settings = _settings(options, precision="bf16", kernels=options.kernels[0])
     window = max(1, settings.steps // 10) if options.window is None else options.window
     training = Training(settings)
     _print_header(training)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
 
-    def on_step(name: str, record: StepRecord) -> None:
-        if record.step + 1 == settings.steps:
-            _print(f"trained    {name}, {settings.steps} steps, last loss {record.main:.4f}")
+    def on_trained(name: str, run: TrainedRun) -> None:
+        _print(f"trained    {name}, {settings.steps} steps, last loss {run.losses[-1]:.4f}")
 
     runs = compare(
         settings,
         seeds=options.seeds,
+        kernels=options.kernels,
         window=window,
         held_out_batches=options.held_out_batches,
-        on_step=on_step,
+        processes=options.processes,
+        on_trained=on_trained,
     )
     print()
     print(f"relative error of the loss (mean of {window} steps) over the last half of the steps,")
@@ -332,7 +372,7 @@ def _balance(options: argparse.Namespace) -> None:
     )
     from reference_model.train import LOSSES, Training
 
-    settings = _settings(options, precision=options.precision)
+    settings = _settings(options, precision=options.precision, kernels=options.kernels)
     runs = {
         "bias": replace(settings, balance_alpha=0.0),
         "none": replace(settings, gamma=0.0, balance_alpha=0.0),

@@ -23,6 +23,7 @@ SETTINGS = TrainingSettings(
     data="markov", symbols=8, concentration=0.1,
     data_seed=0,
 )  # fmt: skip
+OPTIONS = {"seeds": 2, "kernels": ["reference"], "window": 1, "held_out_batches": 1}
 
 
 def test_smoothing_averages_the_last_steps():
@@ -39,21 +40,17 @@ def test_the_relative_error_counts_the_last_half_only():
 
 
 def test_runs_differ_in_what_their_names_say_and_in_nothing_else():
-    runs = compared_settings(SETTINGS, seeds=2)
-    assert list(runs) == [
-        "bf16 seed 4", "bf16 seed 5", "fp8", "fp8 per tensor", "fp8 no promotion"
-    ]  # fmt: skip
+    runs = compared_settings(SETTINGS, seeds=2, kernels=["reference", "per_tensor", "library"])
+    assert list(runs) == ["bf16 seed 4", "bf16 seed 5", "fp8", "fp8 per tensor", "fp8 library"]
     assert {run.data_seed for run in runs.values()} == {0}
-    assert runs["fp8"].seed == runs["fp8 no promotion"].seed == 4
-    assert [run.kernels for run in runs.values()][2:] == ["reference", "per_tensor", "no_promotion"]
+    assert runs["fp8"].seed == runs["fp8 library"].seed == 4
+    assert [run.kernels for run in runs.values()][2:] == ["reference", "per_tensor", "library"]
 
 
 def test_a_comparison_is_written_and_drawn(tmp_path):
     seen = []
-    runs = compare(
-        SETTINGS, seeds=2, window=1, held_out_batches=1, on_step=lambda name, _: seen.append(name)
-    )
-    assert len(seen) == 5 * 2
+    runs = compare(SETTINGS, **OPTIONS, processes=1, on_trained=lambda name, _: seen.append(name))
+    assert seen == ["bf16 seed 4", "bf16 seed 5", "fp8"]
     assert runs[0].mean_error == runs[0].largest_error == 0.0
     assert 0 < runs[2].mean_error < 0.05
     write_comparison(runs, tmp_path / "losses.csv")
@@ -66,7 +63,16 @@ def test_a_comparison_is_written_and_drawn(tmp_path):
 
 def test_one_seed_has_no_spread():
     with pytest.raises(ValueError, match="seeds = 1 must be at least 2"):
-        compare(SETTINGS, seeds=1, window=1, held_out_batches=1, on_step=lambda *_: None)
+        compare(SETTINGS, **(OPTIONS | {"seeds": 1}), processes=1, on_trained=lambda *_: None)
+
+
+def test_processes_change_nothing():
+    alone, beside = (
+        compare(SETTINGS, **OPTIONS, processes=count, on_trained=lambda *_: None)
+        for count in (1, 2)
+    )
+    for one, other in zip(alone, beside, strict=True):
+        assert one.losses.tolist() == pytest.approx(other.losses.tolist(), rel=1e-6)
 
 
 def test_each_part_of_the_recipe_matters_where_it_should():
