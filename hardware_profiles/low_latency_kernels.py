@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardware_profiles.schema import (
     ROOT,
@@ -104,11 +105,11 @@ def wire_time(
     profile: LowLatencyProfile,
     operation: Operation,
     *,
-    copies: float,
+    copies: NDArray[np.float64],
     hidden: int,
     ranks: int,
     link_bandwidth: BytesPerSecond,
-) -> Seconds:
+) -> NDArray[np.float64]:
     """Seconds until `copies` copies have crossed a link of `link_bandwidth`, intercept excluded.
 
     The achieved share of the line rate is taken over from the profile."""
@@ -117,8 +118,12 @@ def wire_time(
 
 
 def kernel_time(
-    at_profile: Seconds, profile: LowLatencyProfile, *, copies: float, floor: Seconds
-) -> Seconds:
+    at_profile: Seconds,
+    profile: LowLatencyProfile,
+    *,
+    copies: NDArray[np.float64],
+    floor: Seconds,
+) -> NDArray[np.float64]:
     """Time of a send or receive kernel over `copies` copies: a floor, and the rest by copies."""
     share = copies / (profile.tokens * profile.top_k)
     return floor + max(0.0, at_profile - floor) * share

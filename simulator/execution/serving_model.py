@@ -37,14 +37,17 @@ from simulator.workload.serving_lowering import (
     StepPlan,
     plan_step,
     split_layer,
+    with_shared_added,
 )
 from simulator.workload.serving_memory import micro_batch_tokens
 from simulator.workload.serving_operators import BatchLoad, layer_operators
 
 Array = NDArray[np.float64]
 
-EXPERT_LAYERS = ("moe", "mtp")
+EXPERT_LAYERS = ("moe", "mtp", "mtp_next")
 """Layer kinds that dispatch and combine."""
+LAST_TOKEN_KINDS = {"mtp_next": "mtp", "mtp_head": "head"}
+"""Layer kinds that take one token of each request -> the recorded kind that they are."""
 
 ROUTED_TOKENS = 4096
 """Tokens over which destinations of a token are counted."""
@@ -297,17 +300,19 @@ def section_operators(
     job: ServingStepJob, trace: OperatorTrace, kind: str, load: BatchLoad
 ) -> LayerOperators:
     """One layer's operators at a load, by part."""
+    recorded = LAST_TOKEN_KINDS.get(kind, kind)
     operators = layer_operators(
-        trace, kind, load, attention_tp=job.attention_tp, expert_tp=job.expert_tp
+        trace, recorded, load, attention_tp=job.attention_tp, expert_tp=job.expert_tp
     )
     if job.experts.shared_expert == "dispatched" and kind in EXPERT_LAYERS:
         operators = [op for op in operators if "shared" not in op.name]
-    return split_layer(
-        kind,
+    layer = split_layer(
+        recorded,
         operators,
         low_latency=job.all_to_all.kernels == "low_latency" and job.expert_tp == 1,
         expert_parallel=job.expert_tp == 1,
     )
+    return with_shared_added(layer) if job.overlap == "two_micro_batches" else layer
 
 
 def _kinds(job: ServingStepJob, config: ModelConfig) -> tuple[str, ...]:
@@ -317,6 +322,8 @@ def _kinds(job: ServingStepJob, config: ModelConfig) -> tuple[str, ...]:
     kinds.append("moe")
     if job.speculation is not None:
         kinds.append("mtp")
+        kinds += ["mtp_next"] if job.speculation.draft_tokens > 1 else []
+        kinds += ["mtp_head"] if job.head else []
     return tuple(kinds)
 
 

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
 from simulator.execution.serving_model import (
+    LAST_TOKEN_KINDS,
     ServingModel,
     in_one_micro_batch,
     section_operators,
@@ -38,13 +39,13 @@ from simulator.execution.step_order import (
 )
 from simulator.hardware.kernel_curves import MODELLED, PROVENANCES
 from simulator.workload.experts import ExpertPlacement, draw_rows
-from simulator.workload.serving_lowering import WHOLE_BATCH, LayerOperators
+from simulator.workload.serving_lowering import WHOLE_BATCH, WIRES, LayerOperators
 from simulator.workload.serving_operators import BatchLoad
 
 Array = NDArray[np.float64]
 
 # Parts of a layer whose times differ by rank where expert loads do.
-_BY_EXPERT_ROWS = frozenset({"dispatch_receive", "experts", "combine_send"})
+_BY_EXPERT_ROWS = WIRES | {"dispatch_receive", "experts", "combine_send"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +218,16 @@ class _Share:
     context: int
     group_sequences: int
     """Of the GPUs that share heads, together."""
+    drawn: bool = True
+    """Whether its tokens are those that an iteration's expert loads are drawn for."""
 
     def mean_tokens(self, attention_tp: int) -> float:
         """Tokens of a GPU, mean over those that share heads."""
         return self.tokens / self.sequences * self.group_sequences / attention_tp
+
+    def last_tokens(self) -> _Share:
+        """One token of each request."""
+        return replace(self, tokens=self.sequences, drawn=False)
 
 
 def _iterate(
@@ -234,15 +241,22 @@ def _iterate(
     tokens = batches[0].mean_tokens(model.job.attention_tp) * busy
     loads = _expert_loads(model, max(1, round(tokens)))
     evaluated: dict[tuple[str, BatchLoad], LayerOperators] = {}
+    batch_of = {
+        (kind, number): batches[number].last_tokens()
+        if kind in LAST_TOKEN_KINDS
+        else batches[number]
+        for kind, number in model.sections
+    }
 
     def of_sections(count: Callable[[float], float]) -> dict[tuple[str, int], LayerOperators]:
         """Operators where `count` makes the expected number of active experts a whole one."""
         operators = {}
-        for kind, number in model.sections:
-            load = _batch_load(model, batches[number], loads, busy, count)
+        for section in model.sections:
+            load = _batch_load(model, batch_of[section], loads, busy, count)
+            kind, _ = section
             if (kind, load) not in evaluated:
                 evaluated[kind, load] = section_operators(model.job, model.trace, kind, load)
-            operators[kind, number] = evaluated[kind, load]
+            operators[section] = evaluated[kind, load]
         return operators
 
     operators = of_sections(math.ceil)
@@ -253,7 +267,7 @@ def _iterate(
         parts = [
             np.full(
                 len(operators[section].operators),
-                _active_experts(model, batches[section[1]], loads, busy) % 1.0,
+                _active_experts(model, batch_of[section], loads, busy) % 1.0,
             )
             for section in model.sections
         ]
@@ -386,7 +400,7 @@ def _expert_rows(model: ServingModel, batch: _Share, busy: int) -> float:
 def _active_experts(model: ServingModel, batch: _Share, loads: ExpertLoads, busy: int) -> float:
     """Local experts of one rank that have rows: those drawn, mean over ranks and layers, or the
     expected number where every rank receives the same rows."""
-    if model.popularity is not None:
+    if model.popularity is not None and batch.drawn:
         return float(loads.active.mean())
     return _distinct(model.local_experts, _expert_rows(model, batch, busy))
 

@@ -21,12 +21,13 @@ from hardware_profiles.low_latency_kernels import (
     wire_time,
 )
 from hardware_profiles.schema import Estimate, TimeEstimate
+from hardware_profiles.units import Seconds
 from reference_model.trace import Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
 from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
 from simulator.hardware.kernel_curves import EXTRAPOLATED, INTERPOLATED, MEASURED, PROVENANCES
 from simulator.hardware.transfer import ERROR as TRANSFER_ERROR
-from simulator.workload.serving_lowering import LayerOperators
+from simulator.workload.serving_lowering import WIRES, LayerOperators
 
 Array = NDArray[np.float64]
 
@@ -78,17 +79,18 @@ def kernel_times(
     parts: list[str] = []
     sms: list[int] = []
     beside: list[bool] = []
+    copies: list[float] = []
     for section in model.sections:
         layer = operators[section]
         part_of = layer.part_of()
+        copies += [_wire_copies(model, layer)] * len(layer.operators)
         overlapped = normal and hides and section[0] in EXPERT_LAYERS
         for position, operator in enumerate(layer.operators):
             part = part_of[position]
-            travels = part in ("dispatch_wire", "combine_wire")
             flat.append(operator)
             parts.append(part)
             beside.append(overlapped)
-            if normal and travels:
+            if normal and part in WIRES:
                 sms.append(job.communication_sms)
             else:
                 sms.append(gpu_sms - job.communication_sms if overlapped else gpu_sms)
@@ -98,7 +100,7 @@ def kernel_times(
     for place, (operator, part) in enumerate(zip(flat, parts, strict=True)):
         if operator.kind in ALL_TO_ALL_KINDS:
             other_gpu[place] = 0.0
-        known = _special_time(model, operator, part)
+        known = _special_time(model, operator, part, copies[place])
         if known is None:
             continue
         (seconds[place], low[place], high[place]), provenance[place], family[place] = known
@@ -158,85 +160,111 @@ def _predicted(
 
 
 def _special_time(
-    model: ServingModel, operator: Operator, part: str
+    model: ServingModel, operator: Operator, part: str, copies: float
 ) -> tuple[tuple[float, float, float], int, str] | None:
     """Times that are not kernels of the cost model: low-latency transfers, and collectives of
-    tensor parallelism. -> (seconds, low, high), provenance, what errs together."""
+    tensor parallelism; `copies` are those that cross a wire of the layer.
+    -> (seconds, low, high), provenance, what errs together."""
     job = model.job
     if part in ("gather", "scatter"):
         return _collective_time(model, operator, job.attention_tp), EXTRAPOLATED, "collective"
-    if part in ("dispatch_wire", "combine_wire") and job.expert_tp > 1:
+    if part in WIRES and job.expert_tp > 1:
         return _collective_time(model, operator, job.expert_tp), EXTRAPOLATED, "collective"
     profile = model.low_latency
     if profile is None or operator.kind == "add":
         return None
     if part in ("dispatch_send", "dispatch_receive", "combine_send", "combine_receive"):
-        copies = _copies(model, operator, part)
-        return _kernel_ends(model, profile, part, copies), EXTRAPOLATED, part
+        # A sent token's row stands for all its copies.
+        handled = operator["rows"] * (model.choices if part == "dispatch_send" else 1)
+        return _kernel_ends(model, profile, part, handled), EXTRAPOLATED, part
     operation: Operation = "dispatch" if part.startswith("dispatch") else "combine"
-    wires = ("dispatch_wire", "combine_wire")
-    return _low_latency_wire(model, profile, operation, operator) if part in wires else None
+    return _low_latency_wire(model, profile, operation, copies) if part in WIRES else None
 
 
-def _copies(model: ServingModel, operator: Operator, part: str) -> float:
-    """Copies of tokens that a send or receive kernel, or a wire, handles."""
-    sizes = dict(operator.sizes)
-    if part in ("dispatch_send", "dispatch_wire"):
-        return sizes["rows"] * model.choices
-    return float(sizes["rows"])
+def _wire_copies(model: ServingModel, layer: LayerOperators) -> float:
+    """Copies that cross a GPU's link in the busier direction: dispatch sends those of its tokens
+    and receives the rows of its experts, combine the other way round. 0 without low-latency
+    kernels."""
+    sent, received = layer.parts.get("dispatch_send"), layer.parts.get("dispatch_receive")
+    if sent is None or received is None:
+        return 0.0
+    tokens, rows = (layer.operators[places[0]]["rows"] for places in (sent, received))
+    return float(max(tokens * model.choices, rows))
 
 
 def _kernel_ends(
     model: ServingModel, profile: LowLatencyProfile, part: str, copies: float
 ) -> tuple[float, float, float]:
     estimate: TimeEstimate = getattr(profile, part)
-    floor = model.kernels.calibration.kernel_floor.value
-    if profile.link == "nvlink" and part.endswith("_send"):
-        # Within an NVLink domain the send kernel stores the copies itself, at the link's rate.
-        copies *= profile.link_bandwidth / model.cluster.node.gpu.nvlink_bandwidth
     value, low, high = (
-        kernel_time(at, profile, copies=copies, floor=floor)
+        float(_kernel_at(model, profile, part, at, np.array(copies)))
         for at in (estimate.value, estimate.low, estimate.high)
     )
     return value, low, high
 
 
-def _low_latency_wire(
-    model: ServingModel, profile: LowLatencyProfile, operation: Operation, operator: Operator
-) -> tuple[tuple[float, float, float], int, str]:
+def _kernel_at(
+    model: ServingModel, profile: LowLatencyProfile, part: str, at_profile: Seconds, copies: Array
+) -> Array:
+    """Seconds of a send or receive kernel over `copies` copies, `at_profile` at the profile's."""
+    if profile.link == "nvlink" and part.endswith("_send"):
+        # Within an NVLink domain the send kernel stores the copies itself, at the link's rate.
+        copies = copies * (profile.link_bandwidth / model.cluster.node.gpu.nvlink_bandwidth)
+    floor = model.kernels.calibration.kernel_floor.value
+    return kernel_time(at_profile, profile, copies=copies, floor=floor)
+
+
+def _wire_alone(
+    model: ServingModel, profile: LowLatencyProfile, operation: Operation, copies: Array
+) -> Array:
     """What is left of the published kernel's time when its send and receive parts are taken out, at
-    least the network's latency; beside compute, times the job's ratio."""
-    job, node = model.job, model.cluster.node
-    copies = _copies(model, operator, f"{operation}_wire")
-    link = node.nic_bandwidth_per_gpu if profile.link == "nic" else node.gpu.nvlink_bandwidth
-    fabric = model.cluster.fabric
-    latency = fabric.cross_leaf_latency if profile.link == "nic" else node.nvlink_latency
+    least the network's latency; seconds for each number of copies."""
+    node, fabric = model.cluster.node, model.cluster.fabric
+    over_nics = profile.link == "nic"
     moved = wire_time(
-        profile, operation,
-        copies=copies, hidden=model.config.hidden_size, ranks=job.gpus, link_bandwidth=link,
-    )  # fmt: skip
+        profile,
+        operation,
+        copies=copies,
+        hidden=model.config.hidden_size,
+        ranks=model.job.gpus,
+        link_bandwidth=node.nic_bandwidth_per_gpu if over_nics else node.gpu.nvlink_bandwidth,
+    )
     own = sum(
-        _kernel_ends(model, profile, f"{operation}_{end}", copies)[0] for end in ("send", "receive")
+        _kernel_at(model, profile, part, getattr(profile, part).value, copies)
+        for part in (f"{operation}_send", f"{operation}_receive")
     )
-    alone = max(latency, moved + profile.intercept(operation).value - own)
-    hides = job.overlap != "none" and job.all_to_all.overlapped is not None
-    ratio = job.all_to_all.overlapped if hides else None
-    value, low, high = (
-        (alone * ratio.value, alone * ratio.low, alone * ratio.high)
-        if ratio is not None
-        else (alone, alone, alone)
-    )
+    latency = fabric.cross_leaf_latency if over_nics else node.nvlink_latency
+    alone: Array = np.maximum(latency, moved + profile.intercept(operation).value - own)
+    return alone
+
+
+def _beside_compute(model: ServingModel) -> Estimate:
+    """Wire time beside compute over the wire time alone."""
+    hides = model.job.overlap != "none" and model.job.all_to_all.overlapped is not None
+    ratio = model.job.all_to_all.overlapped if hides else None
+    return ratio or Estimate(value=1.0, low=1.0, high=1.0, source="nothing runs beside it")
+
+
+def _low_latency_wire(
+    model: ServingModel, profile: LowLatencyProfile, operation: Operation, copies: float
+) -> tuple[tuple[float, float, float], int, str]:
+    """A wire's time with its interval: the slow-down beside compute, and what the achieved share of
+    the line rate differs by among the measured group sizes."""
+    job = model.job
+    alone = float(_wire_alone(model, profile, operation, np.array(copies)))
+    ratio = _beside_compute(model)
     fractions = [profile.fraction(operation, row.ranks) for row in profile.rows]
     here = profile.fraction(operation, job.gpus)
-    low *= min(1.0, here / max(fractions))
-    high *= max(1.0, here / min(fractions))
+    low = alone * ratio.low * min(1.0, here / max(fractions))
+    high = alone * ratio.high * max(1.0, here / min(fractions))
     same_size = copies == profile.tokens * profile.top_k and profile.is_measured(job.gpus)
-    same_link = link == profile.link_bandwidth
-    if not same_link or not profile.covers(job.gpus):
+    link = model.cluster.node.nic_bandwidth_per_gpu
+    link = link if profile.link == "nic" else model.cluster.node.gpu.nvlink_bandwidth
+    if link != profile.link_bandwidth or not profile.covers(job.gpus):
         provenance = EXTRAPOLATED
     else:
-        provenance = MEASURED if same_size and ratio is None else INTERPOLATED
-    return (value, low, high), provenance, f"{operation} wire"
+        provenance = MEASURED if same_size and ratio.high == 1.0 else INTERPOLATED
+    return (alone * ratio.value, low, high), provenance, f"{operation} wire"
 
 
 def _collective_time(
@@ -266,33 +294,47 @@ def expert_times(
     gpu_sms = model.cluster.node.gpu.sms
     normal = job.all_to_all.kernels == "normal"
     overlapped = normal and job.overlap == "two_micro_batches"
-    template = [base.operators[place] for place in wanted]
-    listed = [
-        _at_rows(operator, int(rows), int(active))
-        for rows, active in unique
-        for operator in template
-    ]
-    sms = gpu_sms - job.communication_sms if overlapped else gpu_sms
-    seconds = _predicted(model, [(operator, sms, overlapped) for operator in listed])[0]
-    table = seconds.reshape(len(unique), len(wanted)).copy()
+    rows = unique[:, 0].astype(float)
+    mean_rows = base.operators[base.parts["experts"][0]]["rows"]
+    table = np.empty((len(unique), len(wanted)))
+    asked: list[tuple[Operator, int, bool]] = []
+    columns: list[int] = []
     for number, place in enumerate(wanted):
-        if part_of[place] in ("dispatch_receive", "combine_send") and model.low_latency:
-            for load, (rows, _) in enumerate(unique):
-                table[load, number] = _kernel_ends(
-                    model, model.low_latency, part_of[place], float(rows)
-                )[0]
+        part, operator = part_of[place], base.operators[place]
+        profile = model.low_latency
+        if profile is not None and part in WIRES:
+            sent = base.operators[base.parts["dispatch_send"][0]]["rows"] * model.choices
+            operation: Operation = "dispatch" if part == "dispatch_wire" else "combine"
+            table[:, number] = _beside_compute(model).value * _wire_alone(
+                model, profile, operation, np.maximum(rows, sent)
+            )
+        elif profile is not None and part in ("dispatch_receive", "combine_send"):
+            table[:, number] = _kernel_at(model, profile, part, getattr(profile, part).value, rows)
+        else:
+            sms = gpu_sms - job.communication_sms if overlapped else gpu_sms
+            sms = job.communication_sms if part in WIRES else sms
+            columns.append(number)
+            asked += [
+                (_at_rows(operator, int(count), int(active), mean_rows), sms, overlapped)
+                for count, active in unique
+            ]
+    if columns:
+        table[:, columns] = _predicted(model, asked)[0].reshape(len(columns), -1).T
     return table
 
 
-def _at_rows(operator: Operator, rows: int, active: int) -> Operator:
-    """An expert's operator at other rows; tokens received by normal dispatch scale with them."""
-    sizes = dict(operator.sizes)
-    old = max(1, sizes["rows"])
-    changed = {"rows": max(1, rows)}
-    if "groups" in sizes:
-        changed["groups"] = max(1, active)
-    if "tokens" in sizes:
-        changed["tokens"] = max(1, round(sizes["tokens"] * rows / old))
-    return replace(
-        operator, sizes=tuple((name, changed.get(name, value)) for name, value in operator.sizes)
-    )
+def _at_rows(operator: Operator, rows: int, active: int, mean_rows: int) -> Operator:
+    """An operator of the experts, or a normal transfer to them, at other rows than the mean; tokens
+    that normal dispatch delivers scale with them."""
+    changed = {}
+    for name, value in operator.sizes:
+        scaled = max(1, round(value * rows / max(1, mean_rows)))
+        if operator.kind in ALL_TO_ALL_KINDS:
+            changed[name] = scaled if name == "rows" else value
+        elif name == "groups":
+            changed[name] = max(1, active)
+        else:
+            changed[name] = scaled if name in ("rows", "tokens") else value
+    if "rows" not in changed:
+        return operator
+    return replace(operator, sizes=tuple(changed.items()))

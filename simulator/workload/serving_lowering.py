@@ -5,14 +5,17 @@ stream of one mixture-of-experts layer:
 
     prefill  ATTN(mb1), SHARED(mb0) of the layer before, ATTN(mb0), MLP(mb1), MLP(mb0), SHARED(mb1)
              COMBINE(mb0) runs under the first two, DISPATCH(mb1) under ATTN(mb0), DISPATCH(mb0)
-             under MLP(mb1), COMBINE(mb1) under MLP(mb0) and SHARED(mb1)
+             under MLP(mb1), COMBINE(mb1) under MLP(mb0) and SHARED(mb1); so combine cannot add what
+             the shared expert gave, as recorded: a kernel of its own does, before ATTN
     decode   SHARED(mb0), ATTN-0(mb1), MLP(mb0), ATTN-1(mb1), and the same with both exchanged
              DISPATCH under SHARED and ATTN-0, COMBINE under ATTN-1
 
 ATTN-1 begins at the attention core. Low-latency dispatch and combine are a send kernel on the
 compute stream, a wire that takes no SM, and a receive kernel on the compute stream just before its
 rows are needed; normal ones are one kernel on the communication stream. Dense layers, embedding and
-head run on all tokens of the GPU at once, before and after.
+head run on all tokens of the GPU at once, before and after. Drafting follows the head: the
+prediction layer takes all verified tokens ("mtp"), further drafts the last of each request
+("mtp_next"), and a head over one token of each request ("mtp_head") ends every draft.
 
 A plan holds tasks in issue order; a task points to an operator by layer, micro-batch and position,
 so that one plan serves every batch size and context of a deployment.
@@ -131,6 +134,25 @@ def _wire(send: Operator, segment: str) -> Operator:
     return replace(send, name=f"moe.{segment}_wire", kind="copy")
 
 
+def with_shared_added(layer: LayerOperators) -> LayerOperators:
+    """The layer with a kernel that adds the shared expert's result to what combine returned, where
+    the recording has combine do it: between two micro-batches the shared expert ends after combine
+    has begun."""
+    if "shared" not in layer.parts or "combine_receive" in layer.parts:
+        return layer
+    down_proj = layer.operators[layer.parts["shared"][-1]]
+    added = replace(
+        down_proj,
+        name="moe.add_shared",
+        kind="add",
+        segment="combine",
+        dtype=down_proj.out_dtype,
+        sizes=(("columns", down_proj["n"]), ("rows", down_proj["m"])),
+    )
+    place = len(layer.operators)
+    return LayerOperators((*layer.operators, added), {**layer.parts, "combine_receive": (place,)})
+
+
 @dataclass(slots=True)
 class _Builder:
     layers: list[str]
@@ -184,7 +206,8 @@ def plan_step(
 
     Args:
         operators: layer kind -> its operators; only their parts matter here.
-        draft_layers: multi-token prediction layers run after the head, each followed by the head.
+        draft_layers: passes through a multi-token prediction layer after the head, each followed by
+            a head of its own.
         decode: whether sends and receives are kernels of their own.
     """
     build = _Builder([], operators)
@@ -199,11 +222,11 @@ def plan_step(
         build.add(new_layer("dense"), WHOLE_BATCH, *_ATTENTION, "dense")
     ends = _sparse_layers(build, [new_layer("moe") for _ in range(moe_layers)], decode, overlap)
     if head:
-        last = new_layer("head")
-        ends = [build.add(last, WHOLE_BATCH, "attention_0", after=ends)]
-        for _ in range(draft_layers):
-            ends = _sparse_layers(build, [new_layer("mtp")], decode, overlap, after=ends)
-            ends = [build.add(last, WHOLE_BATCH, "attention_0", after=ends)]
+        ends = [build.add(new_layer("head"), WHOLE_BATCH, "attention_0", after=ends)]
+        for number in range(draft_layers):
+            drafts = [new_layer("mtp_next" if number else "mtp")]
+            ends = _sparse_layers(build, drafts, decode, overlap, after=ends)
+            ends = [build.add(new_layer("mtp_head"), WHOLE_BATCH, "attention_0", after=ends)]
     return StepPlan(tuple(build.layers), tuple(build.tasks))
 
 
@@ -281,11 +304,13 @@ def _two_in_prefill(
     combined: dict[int, int | None] = {0: start, 1: start}
     before: int | None = None
     for layer in layers:
-        attended = {1: build.add(layer, 1, *_ATTENTION, after=(combined[1],))}
-        # The first layer has no layer before it whose shared expert is still to do.
+        # The first layer has none before it whose results are still to come.
+        received = build.add(before, 1, "combine_receive", after=(combined[1],))
+        attended = {1: build.add(layer, 1, *_ATTENTION, after=(received,))}
         build.add(before, 0, "shared")
         dispatched = {1: build.wire(layer, 1, "dispatch_wire", after=(attended[1],))}
-        attended[0] = build.add(layer, 0, *_ATTENTION, after=(combined[0],))
+        received = build.add(before, 0, "combine_receive", after=(combined[0],))
+        attended[0] = build.add(layer, 0, *_ATTENTION, after=(received,))
         dispatched[0] = build.wire(layer, 0, "dispatch_wire", after=(attended[0],))
         done = build.add(layer, 1, "experts", after=(dispatched[1],))
         combined[1] = build.wire(layer, 1, "combine_wire", after=(done,))
@@ -294,7 +319,10 @@ def _two_in_prefill(
         combined[0] = build.wire(layer, 0, "combine_wire", after=(done,))
         before = layer
     build.add(before, 0, "shared")
-    return [combined[0], combined[1]]
+    return [
+        build.add(before, micro_batch, "combine_receive", after=(combined[micro_batch],))
+        for micro_batch in (1, 0)
+    ]
 
 
 def task_graph(

@@ -1,6 +1,7 @@
 """The orders of prefill and decode are the published ones, and every operator runs exactly once."""
 
 from collections import Counter
+from itertools import product
 
 import pytest
 
@@ -11,6 +12,7 @@ from simulator.workload.serving_lowering import (
     plan_step,
     split_layer,
     task_graph,
+    with_shared_added,
 )
 from simulator.workload.serving_operators import BatchLoad, layer_operators
 from simulator.workload.task_graph import Stream
@@ -18,25 +20,29 @@ from simulator.workload.task_graph import Stream
 LOAD = BatchLoad(
     tokens=64, sequences=64, context=512, expert_rows=512, received_rows=300, active_experts=2
 )
-KINDS = ("embedding", "dense", "moe", "mtp", "head")
+KINDS = {kind: kind for kind in ("embedding", "dense", "moe", "mtp", "head")}
+KINDS |= {"mtp_next": "mtp", "mtp_head": "head"}
 
 
-def split(job, *, tp=1, expert_tp=1):
+def split(job, *, overlap="two_micro_batches", tp=1, expert_tp=1):
     trace = load_trace(TRACE_FOLDER / f"deepseek_v3.{job}.jsonl")
-    return {
+    layers = {
         kind: split_layer(
-            kind,
-            layer_operators(trace, kind, LOAD, attention_tp=tp, expert_tp=expert_tp),
+            recorded,
+            layer_operators(trace, recorded, LOAD, attention_tp=tp, expert_tp=expert_tp),
             low_latency=job == "decode" and expert_tp == 1,
             expert_parallel=expert_tp == 1,
         )
-        for kind in KINDS
+        for kind, recorded in KINDS.items()
     }
+    if overlap != "two_micro_batches":
+        return layers
+    return {kind: with_shared_added(layer) for kind, layer in layers.items()}
 
 
 def plan(job, overlap, *, moe_layers=3, drafts=0, tp=1, expert_tp=1):
     return plan_step(
-        split(job, tp=tp, expert_tp=expert_tp),
+        split(job, overlap=overlap, tp=tp, expert_tp=expert_tp),
         dense_layers=1,
         moe_layers=moe_layers,
         draft_layers=drafts,
@@ -98,9 +104,11 @@ def test_prefill_follows_the_published_order():
     ]
     order = [entry for place, entry in enumerate(order) if place == 0 or order[place - 1] != entry]
     start = order.index(("attention", 1, 1))
-    assert order[start : start + 6] == [
+    assert order[start - 1 : start + 7] == [
+        ("combine", 0, 1),
         ("attention", 1, 1),
         ("shared", 0, 0),
+        ("combine", 0, 0),
         ("attention", 1, 0),
         ("experts", 1, 1),
         ("experts", 1, 0),
@@ -118,23 +126,38 @@ def test_prefill_follows_the_published_order():
 @pytest.mark.parametrize("job", ["prefill", "decode"])
 @pytest.mark.parametrize("overlap", ["two_micro_batches", "shared_expert", "none"])
 @pytest.mark.parametrize("tp", [1, 4])
-@pytest.mark.parametrize("drafts", [0, 1])
+@pytest.mark.parametrize("drafts", [0, 1, 2])
 def test_every_operator_of_every_layer_runs_once_for_each_micro_batch(job, overlap, tp, drafts):
     drafts = drafts if job == "decode" else 0
     planned = plan(job, overlap, tp=tp, drafts=drafts)
-    operators = split(job, tp=tp)
+    operators = split(job, overlap=overlap, tp=tp)
     both = (0, 1) if overlap == "two_micro_batches" else (0,)
     wanted = Counter()
     for layer, kind in enumerate(planned.layers):
-        for number in both if kind in ("moe", "mtp") else (WHOLE_BATCH,):
+        for number in both if kind in ("moe", "mtp", "mtp_next") else (WHOLE_BATCH,):
             for position in range(len(operators[kind].operators)):
-                runs = 1 + drafts if kind == "head" else 1
-                wanted[layer, number, position] = runs
+                wanted[layer, number, position] = 1
     found = Counter((task.layer, task.micro_batch, task.position) for task in planned.tasks)
     assert found == wanted
     for task in planned.tasks:
         travels = task.part in WIRES
         assert (task.stream is Stream.COMMUNICATION) == travels
+
+
+def test_the_shared_experts_result_is_added_once_and_after_both_it_and_combine():
+    for job, overlap in product(("prefill", "decode"), ("two_micro_batches", "shared_expert")):
+        planned = plan(job, overlap)
+        moe = split(job, overlap=overlap)["moe"].operators
+        kernels = [place for place, operator in enumerate(moe) if operator.kind == "add"]
+        # With one micro-batch prefill's combine adds it, as recorded: the shared expert is done.
+        assert len(kernels) == (0 if (job, overlap) == ("prefill", "shared_expert") else 1)
+        ended = {}
+        for place, task in enumerate(planned.tasks):
+            key = (task.layer, task.micro_batch)
+            if task.part == "combine_receive":
+                earlier = {"shared", "combine_wire"} - {part for k, part in ended if k == key}
+                assert not earlier
+            ended[key, task.part] = place
 
 
 def test_a_transfer_waits_for_what_it_sends_and_is_waited_for_by_what_reads_it():
