@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from hardware_profiles.units import Bytes, format_bandwidth, format_bytes, format_seconds
 from simulator.scenario import write_resolved
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
 
 _GROUPED = 10_000
@@ -114,6 +114,8 @@ def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
 
 def action_table(step: TrainingStep) -> pd.DataFrame:
     """Every action of every rank, then the parts of its optimizer step, by rank and start."""
+    import pandas as pd
+
     frame = pd.DataFrame(step.pipeline.columns())
     frame["chunk"] = [str(key) for row in step.keys for key in row]
     rows = []
@@ -146,12 +148,16 @@ def action_table(step: TrainingStep) -> pd.DataFrame:
 
 def operator_table(step: TrainingStep) -> pd.DataFrame:
     """The operators of every distinct chunk and pair, once each, and of the published pair."""
+    import pandas as pd
+
     runs = {str(key): chunk for key, chunk in step.chunks.items()}
     runs.setdefault(str(step.pair.key), step.pair)
     return pd.concat([_chunk_operators(name, run) for name, run in runs.items()], ignore_index=True)
 
 
 def _chunk_operators(chunk: str, run: ChunkRun) -> pd.DataFrame:
+    import pandas as pd
+
     tasks = run.log.graph.tasks
     operators = [task.operator for task in tasks]
     return pd.DataFrame(

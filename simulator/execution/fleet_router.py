@@ -151,6 +151,8 @@ class Router:
 
     def _prefill_cost_s(self, live: LiveRequest, cached: int) -> float:
         """Time of a pass with this prompt alone: its tokens and its attention cost."""
+        if len(self.prefilling) == 1:
+            return 0.0  # Nothing to choose between.
         new = live.context - cached
         return self._prefill_times.prefill_pass_s(new, cached + (new + 1) / 2)
 

@@ -135,11 +135,8 @@ class PrefillQueue:
                 compute(live, load)
         while self._waiting:
             live = self._waiting[0][1]
-            # Stable: of equally loaded ranks the first.
-            for rank in sorted(range(len(loads)), key=lambda rank: loads[rank].work_s):
-                if loads[rank].slots and self._room(live, loads[rank]) and admit(live, rank):
-                    break
-            else:
+            rank = self._place(live, loads, admit)
+            if rank is None:
                 break
             heapq.heappop(self._waiting)
             live.rank = rank
@@ -159,6 +156,26 @@ class PrefillQueue:
             for load in busy
         )
         return PrefillPass(duration, sum(load.tokens for load in busy), started, completed)
+
+    def _place(
+        self,
+        live: LiveRequest,
+        loads: list[_RankLoad],
+        admit: Callable[[LiveRequest, int], bool],
+    ) -> int | None:
+        """The rank of least work that can take a request, which is admitted there, or None."""
+
+        def takes(rank: int) -> bool:
+            load = loads[rank]
+            return bool(load.slots and self._room(live, load)) and admit(live, rank)
+
+        # Of equally loaded ranks the first. Mostly it has room, and the others need no order.
+        work = [load.work_s for load in loads]
+        least = work.index(min(work))
+        if takes(least):
+            return least
+        others = sorted((rank for rank in range(len(loads)) if rank != least), key=work.__getitem__)
+        return next((rank for rank in others if takes(rank)), None)
 
     def _empty_load(self, decoding: int) -> _RankLoad:
         return _RankLoad(
