@@ -1,21 +1,16 @@
-"""Show how good a calibration is: a CalibrationProfile in, tables and figures out."""
+"""Show how good a calibration is: a CalibrationProfile in, tables for the terminal out."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 from rich.table import Table
 
 from hardware_profiles.schema import CalibrationProfile, FitProfile, HeldOutError
-from simulator.analysis.calibration import HeldOutRow
 from simulator.analysis.transfer_errors import TransferError
+from simulator.hardware.costs import Family
 
 _KINDS_OF_ERROR = ("interpolated", "edge", "regions")
-MOST_PANELS = 12
-"""Families in a figure, those with most rows."""
 
 
 def calibration_tables(profile: CalibrationProfile) -> list[Table]:
@@ -34,7 +29,7 @@ def _errors(profile: CalibrationProfile) -> Table:
         table.add_column(column, justify="right")
     for fit in profile.fits:
         table.add_row(
-            f"{_family(fit)}\n  {fit.kernel_set}, {fit.estimator}",
+            f"{fit_name(fit)}\n  {fit.kernel_set}, {fit.estimator}",
             str(fit.rows),
             _error(fit.noise),
             *(_error(getattr(fit, name)) for name in _KINDS_OF_ERROR),
@@ -65,7 +60,7 @@ def _coverage(profile: CalibrationProfile) -> Table:
             f"{name} {low:,}" if low == high else f"{name} {low:,} to {high:,}"
             for name, (low, high) in fit.coverage.items()
         )
-        table.add_row(_family(fit), fit.kernel_set, ranges)
+        table.add_row(fit_name(fit), fit.kernel_set, ranges)
     return table
 
 
@@ -76,13 +71,19 @@ def _worst(profile: CalibrationProfile) -> Table:
     table.add_column("family", overflow="fold")
     table.add_column("rows", overflow="fold")
     for fit in profile.fits:
-        table.add_row(f"{_family(fit)}, {fit.kernel_set}", "\n".join(fit.worst))
+        table.add_row(f"{fit_name(fit)}, {fit.kernel_set}", "\n".join(fit.worst))
     return table
 
 
-def _family(fit: FitProfile) -> str:
-    added = ", added" if fit.accumulate else ""
-    return f"{fit.kind} {fit.dtype} -> {fit.out_dtype}{added}"
+def family_name(family: Family) -> str:
+    """A kernel family as people read it."""
+    kind, dtype, out_dtype, accumulates = family
+    return f"{kind} {dtype} -> {out_dtype}{', added' if accumulates else ''}"
+
+
+def fit_name(fit: FitProfile) -> str:
+    """The family that a fit is of."""
+    return family_name((fit.kind, fit.dtype, fit.out_dtype, fit.accumulate))
 
 
 def transfer_table(title: str, errors: Sequence[TransferError]) -> Table:
@@ -109,39 +110,3 @@ def transfer_table(title: str, errors: Sequence[TransferError]) -> Table:
             f"{error.inside}",
         )
     return table
-
-
-def write_figures(rows: Sequence[HeldOutRow], path: Path) -> None:
-    """Predicted over measured time of left-out rows, a panel a family; PNG or SVG by the ending.
-
-    Hollow marks are rows at an end of their shape, where the model extrapolates: together with the
-    time axis they show what the table covers.
-    """
-    from matplotlib.figure import Figure
-
-    groups: dict[str, list[HeldOutRow]] = defaultdict(list)
-    for row in rows:
-        timed = row.measurement
-        groups[f"{timed.kind} {timed.dtype}\n{timed.kernel_set}"].append(row)
-    shown = sorted(groups, key=lambda name: -len(groups[name]))[:MOST_PANELS]
-    across = min(3, len(shown))
-    down = -(-len(shown) // across)
-    figure = Figure(figsize=(4.2 * across, 3.4 * down), layout="constrained")
-    for number, name in enumerate(shown):
-        axes = figure.add_subplot(down, across, number + 1)
-        measured = np.array([row.measurement.seconds for row in groups[name]])
-        ratio = np.array([row.predicted_s / row.measurement.seconds for row in groups[name]])
-        edge = np.array([row.edge for row in groups[name]])
-        axes.axhline(1.0, color="0.6", linewidth=0.8)
-        axes.scatter(measured[~edge], ratio[~edge], s=6, color="tab:blue", label="interpolated")
-        axes.scatter(
-            measured[edge], ratio[edge], s=10, facecolors="none", edgecolors="tab:orange",
-            label="edge",
-        )  # fmt: skip
-        axes.set(xscale="log", ylim=(0.5, 2.0), yscale="log")
-        axes.set_yticks([0.5, 0.7, 1.0, 1.4, 2.0], ["0.5", "0.7", "1", "1.4", "2"])
-        axes.set_title(name, fontsize=8)
-        axes.set_xlabel("measured time, s", fontsize=8)
-        axes.set_ylabel("predicted / measured", fontsize=8)
-    figure.axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110)

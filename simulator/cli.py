@@ -209,6 +209,42 @@ def sweep(
 
 
 @app.command()
+def validate(
+    scenarios: Annotated[
+        list[str] | None,
+        typer.Argument(help="Scenarios with published figures. Default: all that are shipped."),
+    ] = None,
+    as_json: Json = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+) -> None:
+    """Hold the simulator against published numbers: each figure, what a run gives, the error."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from reports.jobs import metrics_of
+    from reports.terminal import validation_table
+    from simulator.analysis.validation import median_error, scenarios_with_figures
+    from simulator.analysis.validation import validate as validate_scenarios
+    from simulator.scenario import load_scenario
+
+    names = tuple(scenarios or scenarios_with_figures())
+    for name in names:
+        load_scenario(name)  # a misspelt name is an error before anything runs
+    checks = []
+    with Console(stderr=True).status(f"simulating {names[0]}") as status:
+        runs = validate_scenarios(names, metrics_of, jobs=jobs)
+        for number, (_, found) in enumerate(runs, 1):
+            checks += found
+            status.update(f"{number} of {len(names)} scenarios")
+    if as_json:
+        rows = [asdict(check) | {"is_evidence": check.is_evidence} for check in checks]
+        print(json.dumps({"figures": rows, "median_error": median_error(checks)}, allow_nan=False))
+        return
+    _print(validation_table(checks))
+
+
+@app.command()
 def attribute(
     scenario: Annotated[str, typer.Argument(help="A fleet scenario with counterfactuals.")],
     changes: Changes = None,
@@ -289,8 +325,12 @@ def calibrate(
     gpu: Annotated[str, typer.Option(help="GPU that the sources were measured on.")],
     out: Annotated[Path, typer.Option(help="Calibration to write, .yaml.")],
     mapping: Annotated[
-        str | None,
-        typer.Option(help="What the columns or kernels mean; by the columns where not given."),
+        list[str] | None,
+        typer.Option(
+            metavar="[SOURCE=]NAME|FILE",
+            help="What columns or kernels mean; repeatable; for every source of its format, or "
+            "one. Chosen by the columns or kernels where not given.",
+        ),
     ] = None,
     base: Annotated[
         str | None,
@@ -304,31 +344,50 @@ def calibrate(
         Literal["best", "curves", "surface"],
         typer.Option(help="Curves are monotone; best: the smaller error of left-out rows."),
     ] = "best",
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the report. Default: runs/calibration_NAME of --out."),
+    ] = None,
 ) -> None:
     """Fit kernel times to measurements and report the error of left-out rows."""
     from rich.console import Console
 
-    from reports.calibration import calibration_tables, write_figures
+    from reports.calibration import calibration_tables
+    from reports.calibration_report import write_calibration_run
+    from reports.run_directory import check_replaceable
     from simulator.analysis import calibration
 
+    directory = report or Path("runs") / f"calibration_{out.stem}"
+    check_replaceable(directory)
     with Console(stderr=True).status("calibrating"):
         result, written = calibration.calibrate_to_file(
             sources,
             gpu=gpu,
             out=out,
-            mapping=mapping,
+            mappings=mapping or (),
             base=base,
             sets=sets.split(",") if sets else (),
             form=form,
         )
-        figure = out.with_suffix(".png")
-        write_figures(result.held_out, figure)
+        inputs = {
+            "sources": [str(source) for source in sources],
+            "gpu": gpu,
+            "mappings": mapping or [],
+            "base": base,
+            "sets": sets,
+            "form": form,
+            "out": str(out),
+        }
+        write_calibration_run(result, directory, inputs=inputs)
     _print(*calibration_tables(result.profile))
+    for source in result.read_by:
+        print(f"read by {source}")
     for lost in result.unmapped:
         print(f"unmapped: {lost}")
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"calibration: {', '.join(str(path) for path in (*written, figure))}")
+    print(f"calibration: {', '.join(map(str, written))}")
+    print(f"report: {directory}/report.html")
 
 
 @show_app.command("calibration")

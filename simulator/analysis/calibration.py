@@ -38,8 +38,8 @@ from hardware_profiles.schema import (
     read_profile,
 )
 from hardware_profiles.tables import Measurement, format_pairs, table_path, write_measurements
-from simulator.analysis.importers import import_trace
-from simulator.analysis.table_importer import import_table, kernel_sets
+from simulator.analysis.sources import read_sources
+from simulator.analysis.table_importer import kernel_sets
 from simulator.hardware.costs import Family, check_row, family_of, operator_of
 from simulator.hardware.kernel_curves import QUANTILE, Rows, curve_held_out, shapes_of
 from simulator.hardware.kernel_surface import CANDIDATES, ROWS_OF, KernelSurface
@@ -64,7 +64,6 @@ CLIPPED = 0.5
 FOLDS = 4
 WORST = 10
 DEFAULT_BASE = "h800_sxm"
-TRACE_ENDINGS = (".json", ".json.gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +91,8 @@ class Calibration:
     unmapped: tuple[str, ...]
     """Kernels of traces without a row, one line each."""
     warnings: tuple[str, ...]
+    read_by: tuple[str, ...]
+    """The mapping of each source."""
 
 
 def calibrate(
@@ -100,10 +101,9 @@ def calibrate(
     gpu: str,
     name: str,
     base: CalibrationProfile,
-    mapping: str | None = None,
+    mappings: Sequence[str] = (),
     sets: Sequence[str] = (),
     form: FormName = "best",
-    trace_mapping: str = "deepseek_training_profile",
 ) -> Calibration:
     """Read sources, fit every family and judge the fits.
 
@@ -111,33 +111,15 @@ def calibrate(
         gpu: GPU profile that all sources were measured on.
         name: of the calibration.
         base: inputs that no table holds; answers for kernel families without a row.
-        mapping: for tables; chosen by their columns where not given.
+        mappings: how sources are read, as `sources.read_sources` takes them.
         sets: kernel sets to use, most preferred first; all that the sources hold where empty,
             in the order of the base.
         form: of the models; "best" chooses by the error of left-out rows.
-        trace_mapping: for profiler traces.
 
     Raises ValueError, one line, for a source that cannot be used or sources without a row.
     """
-    rows: list[Measurement] = []
-    warnings: list[str] = []
-    unmapped: list[str] = []
-    for source in sources:
-        if source.name.endswith(TRACE_ENDINGS):
-            trace = import_trace(source, mapping=mapping or trace_mapping, gpu=gpu)
-            rows.extend(trace.measurements)
-            warnings.extend(f"{source.name}: {text}" for text in trace.warnings)
-            unmapped.extend(
-                f"{lost.name}: {lost.kernels} kernels, {lost.seconds:.3g} s: {lost.reason}"
-                for lost in trace.unmapped
-            )
-        else:
-            table = import_table(source, gpu=gpu, mapping=mapping)
-            rows.extend(table.measurements)
-            warnings.extend(table.warnings)
-    if not rows:
-        files = ", ".join(source.name for source in sources)
-        raise ValueError(f"{files}: no kernel time to calibrate from; {'; '.join(warnings)}")
+    read = read_sources(sources, gpu=gpu, mappings=mappings)
+    rows, warnings = list(read.measurements), list(read.warnings)
     if sets:
         unknown = [kernel_set for kernel_set in sets if kernel_set not in kernel_sets(rows)]
         if unknown:
@@ -163,8 +145,9 @@ def calibrate(
         profile=base.model_copy(update=values),
         measurements=tuple(rows),
         held_out=tuple(held_out),
-        unmapped=tuple(unmapped),
+        unmapped=read.unmapped,
         warnings=tuple(warnings),
+        read_by=read.mappings,
     )
 
 
@@ -428,7 +411,7 @@ def calibrate_to_file(
     *,
     gpu: str,
     out: Path,
-    mapping: str | None,
+    mappings: Sequence[str] = (),
     base: str | None,
     sets: Sequence[str] = (),
     form: FormName = "best",
@@ -453,7 +436,7 @@ def calibrate_to_file(
         gpu=gpu,
         name=out.stem,
         base=load_calibration(name),
-        mapping=mapping,
+        mappings=mappings,
         sets=sets,
         form=form,
     )

@@ -28,6 +28,7 @@ from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
 from simulator.workload.kernel_mapping import (
     KernelMapping,
     MappedKernel,
+    best_mapping,
     check_device,
     load_mapping,
     map_kernels,
@@ -55,6 +56,8 @@ class ImportedTrace:
 
     gpu: str
     """GPU profile it was recorded on."""
+    mapping: str
+    """Name of the mapping that was used."""
     measurements: tuple[Measurement, ...]
     unmapped: tuple[UnmappedKernel, ...]
     """Longest first."""
@@ -77,21 +80,25 @@ class _Launch:
 
 
 def import_trace(
-    path: str | Path, *, mapping: str | KernelMapping, gpu: str | None = None
+    path: str | Path, *, mapping: str | KernelMapping | None = None, gpu: str | None = None
 ) -> ImportedTrace:
     """Read a profiler trace as measured kernel times.
 
     Args:
-        mapping: shipped name or path of a mapping, or one that is loaded.
+        mapping: shipped name or path of a mapping, or one that is loaded; the shipped one that
+            names most of the kernel time where not given.
         gpu: GPU the rows are for; the trace must be recorded on it.
 
     Raises ValueError, one line, for a file that is no usable trace, an unknown mapping or another
     device. Kernels with broken events are left out and counted in `warnings`.
     """
     trace = load_trace(path)
-    rules = load_mapping(mapping) if isinstance(mapping, str) else mapping
+    if mapping is None:
+        rules, mapped = best_mapping(trace)
+    else:
+        rules = load_mapping(mapping) if isinstance(mapping, str) else mapping
+        mapped = map_kernels(trace, rules)
     recorded = check_device(trace, rules, gpu)
-    mapped = map_kernels(trace, rules)
     launches, zero = _launches(trace, rules, mapped, load_gpu(recorded).sms)
     rows = _rows(launches, rules, Path(path).name)
     lost = _unmapped(trace, mapped)
@@ -101,6 +108,7 @@ def import_trace(
         warnings.append(f"{len(zero)} x operator of no measurable time: {', '.join(sorted(zero))}")
     return ImportedTrace(
         gpu=recorded,
+        mapping=rules.name,
         measurements=rows,
         unmapped=lost,
         unmapped_share=sum(entry.seconds for entry in lost) / total if total else 0.0,

@@ -99,25 +99,33 @@ class ImportedTable:
 
 def table_mappings() -> tuple[str, ...]:
     """Names of the shipped mappings for tables, sorted."""
-    found = []
-    for path in sorted((ROOT / "mappings").glob("*.yaml")):
-        if read_yaml(path, where=path.name).get("format") == "table":
-            found.append(path.stem)
-    return tuple(found)
+    return tuple(_shipped_tables())
+
+
+def _shipped_tables() -> dict[str, Mapping[str, Any]]:
+    """{name: the file's values} of the shipped mappings for tables, sorted by name."""
+    files = {
+        path.stem: read_yaml(path, where=f"mappings/{path.name}")
+        for path in sorted((ROOT / "mappings").glob("*.yaml"))
+    }
+    return {name: raw for name, raw in files.items() if raw.get("format") == "table"}
 
 
 def load_table_mapping(name_or_path: str) -> TableMapping:
     """Load a mapping by shipped name or by path; ValueError for anything wrong."""
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        path, where = Path(name_or_path), name_or_path
-    else:
-        path, where = ROOT / "mappings" / f"{name_or_path}.yaml", f"mappings/{name_or_path}.yaml"
-        if name_or_path not in table_mappings():
-            raise ValueError(
-                f"unknown mapping {name_or_path!r}; known: {', '.join(table_mappings())}; "
-                "or give a path to a .yaml file"
-            )
-    mapping = validate(TableMapping, read_yaml(path, where=where), where=where)
+        return _mapping(read_yaml(Path(name_or_path), where=name_or_path), name_or_path)
+    path, where = ROOT / "mappings" / f"{name_or_path}.yaml", f"mappings/{name_or_path}.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"unknown mapping {name_or_path!r}; known: {', '.join(table_mappings())}; "
+            "or give a path to a .yaml file"
+        )
+    return _mapping(read_yaml(path, where=where), where)
+
+
+def _mapping(raw: Mapping[str, Any], where: str) -> TableMapping:
+    mapping = validate(TableMapping, raw, where=where)
     for kernel in mapping.kernels:
         if kernel.kind not in KINDS:
             raise ValueError(f"{where}: kernels: kind {kernel.kind!r} is unknown")
@@ -216,7 +224,8 @@ def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
 
 def _by_columns(path: Path, columns: Sequence[str]) -> TableMapping:
     """The shipped mapping with most columns, all of which the table has."""
-    known = [load_table_mapping(name) for name in table_mappings()]
+    shipped = _shipped_tables()
+    known = [_mapping(raw, f"mappings/{name}.yaml") for name, raw in shipped.items()]
     fitting = [m for m in known if set(m.columns) <= set(columns)]
     if not fitting:
         nearest = max(known, key=lambda m: len(set(m.columns) & set(columns)))

@@ -257,6 +257,17 @@ def map_kernels(trace: Trace, mapping: KernelMapping) -> tuple[MappedKernel, ...
     )
 
 
+def best_mapping(trace: Trace) -> tuple[KernelMapping, tuple[MappedKernel, ...]]:
+    """The shipped mapping that names most of the trace's kernel time, and what it says."""
+
+    def named_s(found: tuple[KernelMapping, tuple[MappedKernel, ...]]) -> float:
+        places = zip(trace.kernels, found[1], strict=True)
+        return sum(kernel.seconds for kernel, place in places if place.operator is not None)
+
+    known = [load_mapping(name) for name in known_mappings()]
+    return max(((mapping, map_kernels(trace, mapping)) for mapping in known), key=named_s)
+
+
 def check_device(trace: Trace, mapping: KernelMapping, gpu: str | None) -> str:
     """Name of the GPU profile that the trace was recorded on.
 

@@ -85,7 +85,7 @@ def test_versions_of_a_kernel_never_share_a_fit():
 def test_a_calibration_written_to_a_file_loads_and_predicts(tmp_path):
     source, out = tmp_path / "rows.csv", tmp_path / "mine.yaml"
     write_measurements(source, made_up())
-    result, written = calibrate_to_file([source], gpu="h800_sxm", out=out, mapping=None, base=None)
+    result, written = calibrate_to_file([source], gpu="h800_sxm", out=out, base=None)
     assert written == [out, out.with_suffix(".csv")]
     loaded = load_calibration(str(out))
     assert loaded.fits == result.profile.fits
@@ -108,12 +108,15 @@ def test_the_command_prints_errors_and_counts_what_it_left_out(tmp_path):
     lines = [f"{m},7168,1536,{5 + m / 60},0.1" for m in (64, 128, 256, 512, 1024, 2048)]
     source.write_text("m,k,n,latency_us,mfu\n" + "\n".join([*lines, "4096,7168,1536,-1,0"]))
     out = tmp_path / "mine.yaml"
+    report = tmp_path / "report"
     arguments = ["calibrate", str(source), "--gpu", "h800_sxm", "--out", str(out)]
+    arguments += ["--report", str(report)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "1 x set aside: latency_us is not positive: line 8" in result.output
     assert "worst rows" in result.output
-    assert out.with_suffix(".png").is_file()
+    assert "read by gemm.csv: infersim_gemm, 6 rows" in result.output
+    assert (report / "report.html").is_file()
     shown = CliRunner().invoke(app, ["show", "calibration", str(out)])
     assert shown.exit_code == 0
     assert "worst rows" in shown.output
@@ -125,14 +128,14 @@ def test_the_command_prints_errors_and_counts_what_it_left_out(tmp_path):
         ({"gpu": "h900"}, "unknown GPU"),
         ({"out": "mine.txt"}, "ending in .yaml"),
         ({"out": "/nowhere/mine.yaml"}, "no directory"),
-        ({"mapping": "nothing"}, "unknown mapping"),
+        ({"mappings": ("nothing",)}, "unknown mapping"),
         ({"sets": ("nothing",)}, "kernel set 'nothing'"),
     ],
 )
 def test_bad_arguments_are_one_line(tmp_path, changes, message):
     source = tmp_path / "rows.csv"
     write_measurements(source, made_up())
-    values = {"gpu": "h800_sxm", "out": tmp_path / "mine.yaml", "mapping": None, "base": None}
+    values = {"gpu": "h800_sxm", "out": tmp_path / "mine.yaml", "base": None}
     values |= {**changes, **({"out": Path(changes["out"])} if "out" in changes else {})}
     with pytest.raises(ValueError, match=message) as error:
         calibrate_to_file([source], **values)
