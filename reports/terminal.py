@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.table import Table
@@ -11,6 +12,7 @@ from hardware_profiles.units import unit_factor
 from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
 from reports.tables import format_metric, list_inputs
 from simulator.analysis.metrics import metric_at
+from simulator.analysis.validation import Check, median_error
 from simulator.workload.model_comparison import ModelCost
 
 _BUDGET = {
@@ -75,8 +77,10 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     table = Table(title=name, title_justify="left")
     table.add_column("metric")
     table.add_column("simulated", justify="right")
+    table.add_column("80 % interval", justify="right")
     table.add_column("without all-to-all slow-down", justify="right")
     without = metrics["without_all_to_all_slowdown"]
+    intervals = metrics.get("interval_80", {})
     for path in (
         "step_time_s",
         "pair_time_s",
@@ -91,10 +95,11 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     ):
         other = format_metric(path, without[path]) if path in without else ""
         label = f"{path} ({metrics['pair_time_kind']})" if path == "pair_time_s" else path
-        table.add_row(label, format_metric(path, metrics[path]), other)
+        ends = " to ".join(format_metric(path, end) for end in intervals.get(path, ()))
+        table.add_row(label, format_metric(path, metrics[path]), ends, other)
     for of, shares in metrics["kernel_time_share"].items():
         text = ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.005)
-        table.add_row(f"kernel time of the {of}", text, "")
+        table.add_row(f"kernel time of the {of}", text)
     return table
 
 
@@ -129,6 +134,32 @@ def _budget(metrics: Mapping[str, Any]) -> Table:
             *(f"{times[field]:.3f}" for field in _BUDGET.values()),
             f"{metrics['memory'][rank]['total'] / gibibyte:.1f}",
         )
+    return table
+
+
+def validation_table(checks: Sequence[Check]) -> Table:
+    """Published figures by scenario beside the simulated ones; what is no evidence is dimmed."""
+    table = Table(title="beside published figures", title_justify="left", caption_justify="left")
+    table.add_column("figure", overflow="fold")
+    for column in ("published", "simulated", "error"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    for scenario, of_scenario in groupby(checks, key=lambda check: check.scenario):
+        table.add_section()
+        table.add_row(scenario, style="bold")
+        for check in of_scenario:
+            table.add_row(
+                f"  {check.figure}",
+                f"{check.published:.4g}",
+                "-" if check.simulated is None else f"{check.simulated:.4g}",
+                "-" if check.error is None else f"{check.error:+.1%}",
+                check.kind,
+                style=None if check.is_evidence else "dim",
+            )
+    error = median_error(checks)
+    if error is not None:
+        count = sum(check.is_evidence for check in checks)
+        table.caption = f"median error of the {count} predictions: {error:.1%}"
     return table
 
 

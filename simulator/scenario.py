@@ -48,9 +48,10 @@ class PublishedFigure(Profile):
     value: float | str
     """A plain number, or text with a unit of time."""
     source: str
-    kind: Literal["input", "chosen", "predicted"] = "predicted"
+    kind: Literal["input", "chosen", "bound", "predicted"] = "predicted"
     """What the simulated figure is: an input of the scenario, what follows from a size that was
-    chosen for it, or a prediction of the model."""
+    chosen for it, the most that a machine could do of which an average was published, or a
+    prediction of the model."""
 
     @model_validator(mode="after")
     def _is_positive(self) -> Self:

@@ -68,6 +68,8 @@ class RankTimes:
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
     name: str
+    metric: str
+    """Path in the metrics."""
     published: float
     simulated: float | None
     """None where this run has no such figure."""
@@ -75,7 +77,7 @@ class PublishedRow:
     """simulated / published - 1."""
     source: str
     kind: str
-    """What the simulated figure is: "input", "chosen" or "predicted"."""
+    """What the simulated figure is: "input", "chosen", "bound" or "predicted"."""
 
 
 _FIELD_OF_WORK = {
@@ -203,6 +205,7 @@ def compare_published(figure: PublishedFigure, metrics: Mapping[str, Any]) -> Pu
     simulated = metric_at(metrics, figure.metric)
     return PublishedRow(
         name=figure.name,
+        metric=figure.metric,
         published=figure.si_value,
         simulated=simulated,
         error=None if simulated is None else simulated / figure.si_value - 1,

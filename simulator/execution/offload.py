@@ -117,9 +117,9 @@ def offload_metrics(
 ) -> dict[str, Any]:
     """The step under the JSON names of a serving step, with the held-out rows beside it."""
     rows = []
-    for row, role in (
-        *((row, "fitted") for row in server.fitted_rows),
-        *((row, "held out") for row in server.held_out_rows),
+    for row, role, kind in (
+        *((row, "fitted", "calibrated") for row in server.fitted_rows),
+        *((row, "held out", "predicted") for row in server.held_out_rows),
     ):
         job = OffloadJob(
             server=server.name, sockets=row.sockets, experts_per_token=row.experts_per_token
@@ -131,6 +131,8 @@ def offload_metrics(
                 "published": row.tokens_per_second,
                 "simulated": simulated,
                 "error": simulated / row.tokens_per_second - 1,
+                "source": row.source,
+                "kind": kind,
             }
         )
     return {

@@ -1,0 +1,109 @@
+"""Published numbers beside simulated ones: every shipped figure that a run can be held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from simulator.scenario import known_scenarios, load_scenario
+
+NO_EVIDENCE = frozenset(
+    {"input", "chosen", "calibrated", "reproduced", "bound", "setup_unpublished"}
+)
+"""Kinds of figures whose error says nothing of the model: it was given them, directly or by a fit,
+they are bounds of what was published, or what was measured is not known well enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One published figure and what a run gives for it."""
+
+    scenario: str
+    figure: str
+    published: float
+    simulated: float | None
+    error: float | None
+    """Signed, relative to the published value."""
+    kind: str
+    """predicted, or why not: one of NO_EVIDENCE."""
+    source: str
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether the model could have got it wrong."""
+        return self.kind not in NO_EVIDENCE
+
+
+def scenarios_with_figures() -> tuple[str, ...]:
+    """Shipped scenarios that hold published figures, sorted."""
+    return tuple(name for name in known_scenarios() if _holds_figures(load_scenario(name).resolved))
+
+
+def _holds_figures(node: Any) -> bool:
+    if isinstance(node, Mapping):
+        return bool(node.get("published")) or any(map(_holds_figures, node.values()))
+    return isinstance(node, list) and any(map(_holds_figures, node))
+
+
+def validate(
+    names: Sequence[str],
+    evaluate: Callable[[str, Sequence[str]], Mapping[str, Any]],
+    *,
+    jobs: int = 1,
+) -> Iterator[tuple[str, list[Check]]]:
+    """Run scenarios; yields (scenario, its checks) in the order of `names`, as they finish.
+
+    Args:
+        evaluate: (scenario, overrides) -> metrics, a function of a module.
+        jobs: processes.
+
+    Raises:
+        ValueError: a scenario that cannot run.
+    """
+    if jobs == 1:
+        for name in names:
+            yield name, checks_of(name, evaluate(name, ()))
+        return
+    import joblib
+
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+        runs = joblib.Parallel(n_jobs=jobs, return_as="generator")(
+            joblib.delayed(evaluate)(name, ()) for name in names
+        )
+        for name, metrics in zip(names, runs, strict=True):
+            yield name, checks_of(name, metrics)
+
+
+def checks_of(scenario: str, metrics: Mapping[str, Any]) -> list[Check]:
+    """The published figures of one run."""
+    return [
+        Check(
+            scenario,
+            row["name"],
+            row["published"],
+            row["simulated"],
+            row["error"],
+            _kind(row, metrics),
+            row.get("source", ""),
+        )
+        for row in metrics.get("published", ())
+    ]
+
+
+def _kind(row: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    # The pair of the main job is reproduced or predicted depending on its calibration.
+    if row.get("metric") == "pair_time_s":
+        return str(metrics["pair_time_kind"])
+    return str(row.get("kind", "predicted"))
+
+
+def median_error(checks: Sequence[Check]) -> float | None:
+    """Median of the absolute errors of the figures that are evidence; None without any."""
+    errors = sorted(
+        abs(check.error) for check in checks if check.is_evidence and check.error is not None
+    )
+    if not errors:
+        return None
+    middle = len(errors) // 2
+    return errors[middle] if len(errors) % 2 else (errors[middle - 1] + errors[middle]) / 2

@@ -1,0 +1,67 @@
+"""Published figures beside simulated ones: which count as evidence, and their median error."""
+
+import pytest
+
+from simulator.analysis.validation import (
+    checks_of,
+    median_error,
+    scenarios_with_figures,
+    validate,
+)
+
+
+def figure(error, **others):
+    return {"name": "x", "published": 1.0, "simulated": 1.0 + error, "error": error, **others}
+
+
+def metrics_with_figures(scenario, overrides):
+    return {"published": [figure(0.1, source=f"a paper on {scenario}")]}
+
+
+def test_a_figure_without_a_kind_is_a_prediction():
+    (check,) = checks_of("s", {"published": [figure(0.1)]})
+    assert (check.scenario, check.kind, check.is_evidence) == ("s", "predicted", True)
+
+
+@pytest.mark.parametrize("kind", ["input", "chosen", "calibrated", "bound", "setup_unpublished"])
+def test_what_the_model_was_given_is_no_evidence(kind):
+    (check,) = checks_of("s", {"published": [figure(0.1, kind=kind)]})
+    assert not check.is_evidence
+
+
+@pytest.mark.parametrize("kind", ["reproduced", "predicted"])
+def test_the_pair_is_what_its_calibration_makes_it(kind):
+    run = {"pair_time_kind": kind, "published": [figure(0.1, metric="pair_time_s")]}
+    (check,) = checks_of("s", run)
+    assert check.kind == kind
+    assert check.is_evidence == (kind == "predicted")
+
+
+def test_the_median_error_is_of_evidence_alone_and_absolute():
+    rows = [figure(-0.4), figure(0.1), figure(0.2), figure(9.0, kind="chosen")]
+    checks = checks_of("s", {"published": rows})
+    assert median_error(checks) == pytest.approx(0.2)
+    assert median_error(checks[:2]) == pytest.approx(0.25)
+    assert median_error(checks[3:]) is None
+
+
+def test_a_figure_that_a_run_does_not_have_is_shown_without_an_error():
+    row = figure(0.1) | {"simulated": None, "error": None}
+    (check,) = checks_of("s", {"published": [row]})
+    assert check.error is None
+    assert median_error([check]) is None
+
+
+def test_runs_in_processes_come_in_the_order_of_their_names():
+    names = ["b", "a", "c"]
+    here = list(validate(names, metrics_with_figures))
+    assert list(validate(names, metrics_with_figures, jobs=2)) == here
+    assert [name for name, _ in here] == names
+
+
+def test_the_shipped_figures_are_found_wherever_a_scenario_holds_them():
+    names = scenarios_with_figures()
+    assert {"dualpipe_h800_2048", "deepep_normal", "offload_ktransformers", "day6_service"} <= {
+        *names
+    }
+    assert "decode_ep128_profile" not in names
