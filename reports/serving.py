@@ -44,9 +44,9 @@ _HEADLINE = (
 # -- metrics ---------------------------------------------------------------------------------------
 
 
-def serving_run_metrics(run: ServingRun) -> dict[str, Any]:
+def serving_run_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str, Any]:
     """The JSON of a serving step, published figures beside it."""
-    return _with_published(serving_metrics(run), run.scenario)
+    return _with_published(serving_metrics(run, with_intervals=with_intervals), run.scenario)
 
 
 def limit_run_metrics(run: TpotLimitRun) -> dict[str, Any]:
@@ -123,9 +123,10 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
         shown = [format_metric(path.split(".")[0], v) for v in values if v is not None]
         if shown:
             table.add_row(path, *shown)
-    interval = metrics["interval_80"]
-    low, high = format_seconds(interval["low_s"]), format_seconds(interval["high_s"])
-    table.add_row("80 % interval", f"{low} to {high}")
+    if "interval_80" in metrics:
+        interval = metrics["interval_80"]
+        low, high = format_seconds(interval["low_s"]), format_seconds(interval["high_s"])
+        table.add_row("80 % interval", f"{low} to {high}")
     for path in ("exposed_communication_s", "kv_cache_tokens_per_gpu", "largest_batch_per_gpu"):
         table.add_row(path, format_metric(path, metrics[path]))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in metrics["error_share"].items())

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hardware_profiles.units import unit_factor
+from hardware_profiles.units import format_bandwidth, format_seconds, unit_factor
 from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
 from reports.tables import format_metric, list_inputs
 from simulator.analysis.metrics import metric_at
@@ -68,6 +68,10 @@ COMPARED = (
 """Metrics of all jobs in the order in which they are shown beside each other."""
 
 
+_LARGE = 10.0**9
+"""Numbers from which on an interval counts significant digits."""
+
+
 def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     """Headline, published figures and time budget of a training run."""
     return [_headline(name, metrics), _published(metrics), _budget(metrics)]
@@ -75,9 +79,9 @@ def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 
 def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     table = Table(title=name, title_justify="left")
-    table.add_column("metric")
+    table.add_column("metric", no_wrap=True)
     table.add_column("simulated", justify="right")
-    table.add_column("80 % interval", justify="right")
+    table.add_column("80 % interval", justify="right", no_wrap=True)
     table.add_column("without all-to-all slow-down", justify="right")
     without = metrics["without_all_to_all_slowdown"]
     intervals = metrics.get("interval_80", {})
@@ -95,12 +99,23 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     ):
         other = format_metric(path, without[path]) if path in without else ""
         label = f"{path} ({metrics['pair_time_kind']})" if path == "pair_time_s" else path
-        ends = " to ".join(format_metric(path, end) for end in intervals.get(path, ()))
+        ends = format_interval(path, intervals[path]) if path in intervals else ""
         table.add_row(label, format_metric(path, metrics[path]), ends, other)
     for of, shares in metrics["kernel_time_share"].items():
         text = ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.005)
         table.add_row(f"kernel time of the {of}", text)
     return table
+
+
+def format_interval(path: str, ends: Sequence[float]) -> str:
+    """Both ends of an interval of a metric, their unit once where they share it."""
+    if min(ends) >= _LARGE:
+        return " to ".join(f"{end:.4g}" for end in ends)
+    low, high = (format_metric(path, end) for end in ends)
+    value, space, unit = low.partition(" ")
+    if space and high.endswith(f" {unit}"):
+        low = value
+    return f"{low} to {high}"
 
 
 def _published(metrics: Mapping[str, Any]) -> Table:
@@ -150,8 +165,8 @@ def validation_table(checks: Sequence[Check]) -> Table:
         for check in of_scenario:
             table.add_row(
                 f"  {check.figure}",
-                f"{check.published:.4g}",
-                "-" if check.simulated is None else f"{check.simulated:.4g}",
+                _figure(check.quantity, check.published),
+                "-" if check.simulated is None else _figure(check.quantity, check.simulated),
                 "-" if check.error is None else f"{check.error:+.1%}",
                 check.kind,
                 style=None if check.is_evidence else "dim",
@@ -161,6 +176,19 @@ def validation_table(checks: Sequence[Check]) -> Table:
         count = sum(check.is_evidence for check in checks)
         table.caption = f"median error of the {count} predictions: {error:.1%}"
     return table
+
+
+def _figure(quantity: str, value: float) -> str:
+    """A value with the unit of its metric, or with the unit that a collective names."""
+    match quantity:
+        case "bytes/s":
+            return format_bandwidth(value)
+        case "s":
+            return format_seconds(value)
+        case "ratio" | "":
+            return f"{value:.4g}"
+        case path:
+            return format_metric(path, value)
 
 
 def comparison_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:

@@ -85,6 +85,9 @@ def run(
         result = simulate(loaded, unfold=unfold)
         report = JOB_REPORTS[loaded.job_name]()
         quick = report.quick_metrics if no_interval else None
+        if no_interval and quick is None:
+            note = f"note: --no-interval: a {loaded.job_name} job has no 80 % interval"
+            print(note, file=sys.stderr)
         metrics = (quick or report.metrics)(result)
         metrics["wall_clock_s"] = time.perf_counter() - started
         if directory is not None:
@@ -248,12 +251,16 @@ def validate(
 def attribute(
     scenario: Annotated[str, typer.Argument(help="A fleet scenario with counterfactuals.")],
     changes: Changes = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
 ) -> None:
     """Explain how a fleet differs from published figures, one counterfactual at a time."""
+    from rich.console import Console
+
     from reports.fleet import attribution_table
     from simulator.analysis import fleet_attribution
 
-    figures, rows = fleet_attribution.attribute(scenario, changes or ())
+    with Console(stderr=True).status(f"simulating counterfactuals of {scenario}"):
+        figures, rows = fleet_attribution.attribute(scenario, changes or (), processes=jobs)
     _print(attribution_table(scenario, figures, rows))
 
 

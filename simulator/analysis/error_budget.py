@@ -2,10 +2,11 @@
 
 Monte Carlo over what calibration left unexplained. Each sample draws one standard normal number a
 kernel family, since a family's error is one error: all its kernels move together, in every chunk of
-the step. Where a kernel is extrapolated or modelled, half of the variance is drawn once for all of
-them, since clocks, power and software versions of another table are common to its kernels
-(assumed: nothing measured says how much). A kernel's time is scaled by exp(z w), w the logarithm of
-the end of its interval over its value, for positive and negative z each.
+a training step and every layer of a serving step. Where a kernel is extrapolated or modelled, half
+of the variance is drawn once for all of them, since clocks, power and software versions of another
+table are common to its kernels (assumed: nothing measured says how much). A kernel's time is scaled
+by exp(z w), w the logarithm of the end of its interval over its value, for positive and negative z
+each. What serving times carry for another GPU than the calibration's moves all kernels as one.
 
 A fixed graph is run for all samples at once: order and dependencies stay, every time is an array
 [samples]. That gives the same times as the event engine, and takes milliseconds.
@@ -14,7 +15,7 @@ A fixed graph is run for all samples at once: order and dependencies stay, every
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +23,17 @@ from numpy.typing import NDArray
 from hardware_profiles.schema import TimeEstimate
 from hardware_profiles.units import Seconds
 from simulator.execution.pipeline import PipelineRun
+from simulator.execution.serving_step import ServingStep
+from simulator.execution.step_order import TaskOrder
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingStep
-from simulator.hardware.costs import NORMAL_80, Family, family_of
+from simulator.hardware.costs import NORMAL_80, family_of
 from simulator.hardware.kernel_curves import EXTRAPOLATED, PROVENANCES
 from simulator.workload.schedules import dependencies
 from simulator.workload.task_graph import Stream, TaskGraph
 
 Array = NDArray[np.float64]
 
-SAMPLES = 64
+SAMPLES = 256
 TAIL = 0.1
 """Share of the samples beyond either end of an 80 % interval."""
 COMMON_SHARE = 0.5
@@ -46,9 +49,11 @@ class Draws:
         self._samples = samples
         self.common = rng.standard_normal(samples)
         self.gap = rng.standard_normal(samples)
-        self._families: dict[Family, Array] = {}
+        self.host = rng.standard_normal(samples)
+        self.other_gpu = rng.standard_normal(samples)
+        self._families: dict[Hashable, Array] = {}
 
-    def of(self, family: Family) -> Array:
+    def of(self, family: Hashable) -> Array:
         """The family's own numbers."""
         if family not in self._families:
             self._families[family] = self._rng.standard_normal(self._samples)
@@ -58,15 +63,45 @@ class Draws:
 def scaled_seconds(chunk: ChunkRun, draws: Draws) -> Array:
     """[tasks, samples] durations of a chunk's kernels, each family moved together."""
     cost = chunk.cost
-    families = np.stack([draws.of(family_of(task.operator)) for task in chunk.log.graph.tasks])
-    beyond = np.isin(cost.provenance, PROVENANCES[EXTRAPOLATED:])[:, None]
-    shared = np.sqrt(COMMON_SHARE) * draws.common + np.sqrt(1 - COMMON_SHARE) * families
-    normal = np.where(beyond, shared, families) / NORMAL_80
-    value = np.maximum(cost.seconds, np.finfo(np.float64).tiny)
-    up = np.log(np.maximum(cost.high, value) / value)[:, None]
-    down = np.log(value / np.clip(cost.low, np.finfo(np.float64).tiny, value))[:, None]
-    scaled: Array = cost.seconds[:, None] * np.exp(normal * np.where(normal > 0, up, down))
+    return _scaled(
+        cost.seconds,
+        (cost.low, cost.high),
+        families=[family_of(task.operator) for task in chunk.log.graph.tasks],
+        beyond=np.isin(cost.provenance, PROVENANCES[EXTRAPOLATED:]),
+        draws=draws,
+    )
+
+
+def _scaled(
+    seconds: Array,
+    ends: tuple[Array, Array],
+    *,
+    families: Sequence[Hashable],
+    beyond: NDArray[np.bool_],
+    draws: Draws,
+) -> Array:
+    """[kernels, samples] seconds moved within their intervals.
+
+    Args:
+        beyond: [kernels] whether extrapolated or modelled.
+    """
+    own = np.stack([draws.of(family) for family in families])
+    shared = np.sqrt(COMMON_SHARE) * draws.common + np.sqrt(1 - COMMON_SHARE) * own
+    normal = np.where(beyond[:, None], shared, own) / NORMAL_80
+    least = np.finfo(np.float64).tiny
+    value = np.maximum(seconds, least)
+    up = np.log(np.maximum(ends[1], value) / value)[:, None]
+    down = np.log(value / np.clip(ends[0], least, value))[:, None]
+    scaled: Array = seconds[:, None] * np.exp(normal * np.where(normal > 0, up, down))
     return scaled
+
+
+def estimated(estimate: TimeEstimate, draw: Array) -> Array:
+    """[samples] of an input with an interval, not below zero."""
+    normal = draw / NORMAL_80
+    ends = np.where(normal > 0, estimate.high - estimate.value, estimate.value - estimate.low)
+    found: Array = np.maximum(estimate.value + normal * ends, 0.0)
+    return found
 
 
 def spans(graph: TaskGraph, seconds: Array, gap_s: Array) -> Array:
@@ -131,9 +166,7 @@ def training_intervals(
 ) -> dict[str, list[Seconds]]:
     """80 % intervals of pair and step time, {"step_time_s": [low, high], "pair_time_s": ...}."""
     draws = Draws(np.random.default_rng(seed))
-    normal = draws.gap / NORMAL_80
-    gap_s = gap.value + normal * np.where(normal > 0, gap.high - gap.value, gap.value - gap.low)
-    gap_s = np.maximum(gap_s, 0.0)
+    gap_s = estimated(gap, draws.gap)
 
     def span(chunk: ChunkRun) -> Array:
         return spans(chunk.log.graph, scaled_seconds(chunk, draws), gap_s)
@@ -153,6 +186,49 @@ def training_intervals(
         "step_time_s": interval(pipeline + optimizer, value=step.step_time_s),
         "pair_time_s": interval(pair, value=step.pair.log.span_s),
     }
+
+
+def order_spans(order: TaskOrder, seconds: Array, gap_s: Array) -> Array:
+    """Span of a serving iteration for every sample, [samples]; the rules of `run_order`.
+
+    Args:
+        seconds: [tasks, samples], of one rank that stands for all.
+        gap_s: [samples] between kernels of one stream.
+    """
+    ends: list[Array] = []
+    free = {stream: np.zeros(seconds.shape[1]) for stream in (True, False)}
+    for compute, waits, took in zip(order.compute, order.depends_on, seconds, strict=True):
+        start = free[compute]
+        for earlier in waits:
+            start = np.maximum(start, ends[earlier])
+        ends.append(start + took)
+        free[compute] = ends[-1] + gap_s
+    return np.max(ends, axis=0) if ends else np.zeros(seconds.shape[1])
+
+
+def serving_interval(step: ServingStep, *, seed: int) -> list[Seconds]:
+    """80 % interval of the time of a serving iteration, host overhead included.
+
+    Where ranks differ, the relative width of one mean rank is that of the slowest.
+    """
+    draws = Draws(np.random.default_rng(seed))
+    model, times = step.model, step.times
+    scaled = _scaled(
+        times.seconds,
+        (times.low, times.high),
+        families=times.family,
+        beyond=times.provenance >= EXTRAPOLATED,
+        draws=draws,
+    )
+    moved = np.log1p(times.other_gpu / np.maximum(times.seconds, np.finfo(np.float64).tiny))
+    scaled *= np.exp(moved[:, None] * draws.other_gpu / NORMAL_80)
+    gap, host = model.job.kernel_gap, model.job.host_overhead
+    gap_s = estimated(gap, draws.gap)
+    value = np.array([gap.value])
+    middle = order_spans(model.order, times.seconds[model.places][:, None], value)
+    ratio = order_spans(model.order, scaled[model.places], gap_s) / middle
+    samples = step.log.span_s * ratio + estimated(host, draws.host)
+    return interval(samples, value=step.step_s)
 
 
 def interval(samples: Array, *, value: float) -> list[float]:

@@ -39,6 +39,9 @@ _RATES = (
 )
 """Figures that go as one over the step time."""
 
+_COSTS = ("gpu_hours_per_trillion_tokens", "cost_usd_per_trillion_tokens")
+"""Figures that go as the step time."""
+
 PROFILED_KERNELS = "deepseek_training"
 """Kernel set taken from the published pair itself. A pair whose every kernel is measured by it or
 lies between its rows is reproduced, any other predicted."""
@@ -197,6 +200,9 @@ def _intervals(run: TrainingRun, metrics: Mapping[str, Any]) -> dict[str, list[f
     for name in _RATES:
         work = metrics[name] * metrics["step_time_s"]
         found[name] = [work / high, work / low]
+    for name in _COSTS:
+        rate = metrics[name] / metrics["step_time_s"]
+        found[name] = [rate * low, rate * high]
     return found
 
 

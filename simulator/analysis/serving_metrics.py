@@ -7,13 +7,14 @@ number. Input tokens are those computed; prefix hits come on top.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from hardware_profiles.units import Seconds
+from simulator.analysis.error_budget import serving_interval
 from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
 from simulator.hardware.kernel_curves import PROVENANCES
@@ -23,14 +24,20 @@ CASES = ("without_transfer_slowdown", "balanced", "without_speculation")
 """Comparisons that a run may hold."""
 
 
-def serving_metrics(run: ServingRun) -> dict[str, Any]:
-    """The figures of a serving step; None where one does not apply to the phase."""
+def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str, Any]:
+    """The figures of a serving step; None where one does not apply to the phase.
+
+    Args:
+        with_intervals: whether to work out 80 % intervals (`error_budget`).
+    """
     job, step = run.job, run.step
     kv = run.kv
+    figures = headline(job, step, step.model.cluster.node.gpus)
+    intervals = {"interval_80": _intervals(run, figures)} if with_intervals else {}
     return {
         "phase": job.phase,
-        **headline(job, step, run.step.model.cluster.node.gpus),
-        "interval_80": {"low_s": step.low_s, "high_s": step.high_s},
+        **figures,
+        **intervals,
         "error_share": step.error_share(),
         "exposed_communication_s": step.exposed_communication_s,
         "host_overhead_s": job.host_overhead.value,
@@ -54,6 +61,21 @@ def serving_metrics(run: ServingRun) -> dict[str, Any]:
         "operators": operator_table(step),
         "published": [],
     }
+
+
+def _intervals(run: ServingRun, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """80 % interval of the iteration, low_s and high_s, and [low, high] of what follows from it."""
+    step_s = run.step.step_s
+    low, high = serving_interval(run.step, seed=run.scenario.file.seed)
+    found: dict[str, Any] = {"low_s": low, "high_s": high}
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            found[name] = [value["mean"] * end / step_s for end in (low, high)]
+        elif value is not None and name.endswith("_time_s"):
+            found[name] = [low, high]
+        elif value is not None:
+            found[name] = [value * step_s / end for end in (high, low)]
+    return found
 
 
 def headline(job: ServingStepJob, step: ServingStep, gpus_per_node: int) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _model(
 
 def _kv_tokens(model: ServingModel) -> int:
     """KV cache of one rank: GPUs that share the heads of a request each hold all of its cache."""
-    step = serving_step(model, interval=False)
+    step = serving_step(model)
     operators = [operator for layer in step.operators.values() for operator in layer.operators]
     capacity = kv_capacity(
         model.job, config=model.config, cluster=model.cluster, operators=operators

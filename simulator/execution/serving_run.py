@@ -100,9 +100,9 @@ def simulate_serving_step(scenario: Scenario, trace_of: TraceOf) -> ServingRun:
         scenario=scenario,
         job=job,
         step=step,
-        without_slowdown=serving_step(_without_slowdown(scenario, model), interval=False),
+        without_slowdown=serving_step(_without_slowdown(scenario, model)),
         balanced=_balanced(model, scenario, trace_of),
-        without_speculation=None if plain is None else serving_step(plain, interval=False),
+        without_speculation=None if plain is None else serving_step(plain),
         speculation_curve=() if plain is None else _speculation_curve(model, plain, kv),
         kv=kv,
         rebalance=_rebalance(model),
@@ -198,7 +198,7 @@ def _balanced(model: ServingModel, scenario: Scenario, trace_of: TraceOf) -> Ser
         shared_expert=job.experts.shared_expert,
     )
     changed = job.model_copy(update={"experts": even})
-    return serving_step(prepare_serving(scenario, changed, trace_of, model.kernels), interval=False)
+    return serving_step(prepare_serving(scenario, changed, trace_of, model.kernels))
 
 
 def _without_speculation(

@@ -82,8 +82,6 @@ class ServingStep:
     log: StepLog
     step_s: Seconds
     """Host overhead included."""
-    low_s: Seconds
-    high_s: Seconds
     exposed_communication_s: Seconds
 
     @property
@@ -109,7 +107,7 @@ class ServingStep:
         return {name: value / whole for name, value in totals.items()}
 
 
-def serving_step(model: ServingModel, *, interval: bool = True) -> ServingStep:
+def serving_step(model: ServingModel) -> ServingStep:
     """Simulate the iteration of the model's own job."""
     requests = model.job.requests
     if model.job.phase == "decode":
@@ -120,7 +118,6 @@ def serving_step(model: ServingModel, *, interval: bool = True) -> ServingStep:
             requests.requests_per_gpu,
             requests.context_tokens,
             idle_gpus=requests.idle_gpus,
-            interval=interval,
         )
     assert requests.tokens_per_gpu is not None
     assert requests.prompt_tokens is not None
@@ -129,7 +126,6 @@ def serving_step(model: ServingModel, *, interval: bool = True) -> ServingStep:
         requests.tokens_per_gpu,
         requests.prompt_tokens,
         cached=requests.cached_tokens,
-        interval=interval,
     )
 
 
@@ -140,7 +136,6 @@ def decode_step(
     *,
     idle_gpus: int = 0,
     group_batch: int | None = None,
-    interval: bool = False,
 ) -> ServingStep:
     """One decode step of `batch` requests a GPU with `context` tokens each; `idle_gpus` GPUs have
     none.
@@ -162,12 +157,10 @@ def decode_step(
     shares = _shares(together, job.micro_batches)
     batches = {number: share(size) for number, size in enumerate(shares)}
     batches[WHOLE_BATCH] = share(together)
-    return _iterate(model, batches, busy=job.gpus - idle_gpus, interval=interval)
+    return _iterate(model, batches, busy=job.gpus - idle_gpus)
 
 
-def prefill_pass(
-    model: ServingModel, tokens: int, prompt: int, *, cached: int = 0, interval: bool = False
-) -> ServingStep:
+def prefill_pass(model: ServingModel, tokens: int, prompt: int, *, cached: int = 0) -> ServingStep:
     """One prefill pass of `tokens` tokens a GPU, from prompts of which it computes `prompt` tokens
     each, after `cached` ones.
 
@@ -191,7 +184,7 @@ def prefill_pass(
         for number in range(job.micro_batches)
     }
     batches[WHOLE_BATCH] = _pieces(model, tokens, prompt, cached, whole=True)
-    return _iterate(model, batches, busy=job.gpus - job.requests.idle_gpus, interval=interval)
+    return _iterate(model, batches, busy=job.gpus - job.requests.idle_gpus)
 
 
 def _pieces(model: ServingModel, tokens: int, prompt: int, cached: int, *, whole: bool) -> _Share:
@@ -235,7 +228,6 @@ def _iterate(
     batches: Mapping[int, _Share],
     *,
     busy: int,
-    interval: bool,
 ) -> ServingStep:
     """batches: micro-batch -> share of one of `busy` GPUs."""
     tokens = batches[0].mean_tokens(model.job.attention_tp) * busy
@@ -274,53 +266,17 @@ def _iterate(
         times = times.between(kernel_times(model, fewer), np.concatenate(parts))
     gap = model.job.kernel_gap.value
 
-    def run(at: Array, gap_s: float) -> StepLog:
-        return run_order(model.order, _by_rank(model, operators, loads, at, times), gap_s=gap_s)
-
-    log = run(times.seconds, gap)
-    low, high = log.span_s, log.span_s
-    if interval:
-        low, high = _interval(model, times, gap, log.span_s)
-    host = model.job.host_overhead
+    seconds = _by_rank(model, operators, loads, times.seconds, times)
+    log = run_order(model.order, seconds, gap_s=gap)
     return ServingStep(
         model=model,
         operators=operators,
         times=times,
         loads=loads,
         log=log,
-        step_s=log.span_s + host.value,
-        low_s=low + host.value,
-        high_s=high + host.value,
+        step_s=log.span_s + model.job.host_overhead.value,
         exposed_communication_s=exposed_communication(model.order, log, gap_s=gap),
     )
-
-
-def _interval(
-    model: ServingModel, times: KernelTimes, gap: Seconds, span: Seconds
-) -> tuple[Seconds, Seconds]:
-    """Ends of the 80 % interval of the iteration, without the host's share; one folded rank stands
-    for all, its relative width is applied to the span of the slowest."""
-
-    def folded(seconds: Array, gap_s: Seconds) -> Seconds:
-        return run_order(model.order, seconds[model.places], gap_s=gap_s).span_s
-
-    middle = folded(times.seconds, gap)
-    below, above = 0.0, 0.0
-    family = np.array(times.family)
-    for name in dict.fromkeys(times.family):
-        chosen = family == name
-        below += (middle - folded(np.where(chosen, times.low, times.seconds), gap)) ** 2
-        above += (folded(np.where(chosen, times.high, times.seconds), gap) - middle) ** 2
-    if times.other_gpu.any():
-        below += (middle - folded(times.seconds - times.other_gpu, gap)) ** 2
-        above += (folded(times.seconds + times.other_gpu, gap) - middle) ** 2
-    estimate = model.job.kernel_gap
-    below += (middle - folded(times.seconds, estimate.low)) ** 2
-    above += (folded(times.seconds, estimate.high) - middle) ** 2
-    host = model.job.host_overhead
-    below += (host.value - host.low) ** 2
-    above += (host.high - host.value) ** 2
-    return span * (1 - below**0.5 / middle), span * (1 + above**0.5 / middle)
 
 
 def _by_rank(

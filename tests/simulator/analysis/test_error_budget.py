@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 
-from simulator.analysis.error_budget import Draws, interval, makespans, spans, training_intervals
+from simulator.analysis.error_budget import (
+    Draws,
+    interval,
+    makespans,
+    order_spans,
+    serving_interval,
+    spans,
+    training_intervals,
+)
 from simulator.analysis.metrics import training_metrics
+from simulator.analysis.serving_metrics import serving_metrics
 from simulator.execution.simulation import simulate
 from simulator.scenario import load_scenario
 
@@ -66,6 +75,46 @@ def test_rates_have_the_interval_of_the_step_and_all_can_be_left_out():
     )
     assert sum(metrics["error_share"]["pair_time_s"].values()) == pytest.approx(1)
     assert "interval_80" not in training_metrics(RUN, with_intervals=False)
+
+
+@pytest.fixture(scope="module")
+def decode():
+    return simulate(load_scenario("decode_ep128_profile"))
+
+
+def test_without_uncertainty_a_serving_step_takes_what_its_run_says(decode):
+    step = decode.step
+    seconds = step.times.seconds[step.model.places][:, None]
+    found = order_spans(step.model.order, seconds, np.array([step.model.job.kernel_gap.value]))
+    assert found[0] == pytest.approx(step.log.span_s, rel=1e-9)
+
+
+def test_a_serving_step_has_a_seeded_interval_that_holds_it(decode):
+    first, again, other = (serving_interval(decode.step, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert first[0] < decode.step.step_s < first[1]
+    assert other == pytest.approx(first, rel=0.02)
+
+
+def test_another_gpu_than_the_calibrations_widens_the_interval():
+    runs = [
+        simulate(load_scenario(name)).step for name in ("prefill_ep32_profile", "prefill_ep32_h100")
+    ]
+    ends = [serving_interval(step, seed=0) for step in runs]
+    widths = [(high - low) / step.step_s for step, (low, high) in zip(runs, ends, strict=True)]
+    assert widths[1] > widths[0] + 0.05
+
+
+def test_what_follows_from_a_serving_step_has_its_interval_and_all_can_be_left_out(decode):
+    metrics = serving_metrics(decode)
+    found = metrics["interval_80"]
+    step, node = metrics["step_time_s"], metrics["output_tokens_per_second_per_node"]
+    assert found["step_time_s"] == found["tpot_s"] == [found["low_s"], found["high_s"]]
+    assert found["output_tokens_per_second_per_node"] == pytest.approx(
+        [node * step / found["high_s"], node * step / found["low_s"]]
+    )
+    assert "interval_80" not in serving_metrics(decode, with_intervals=False)
 
 
 def test_the_ends_are_quantiles_widened_to_the_value():

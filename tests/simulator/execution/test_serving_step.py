@@ -20,13 +20,13 @@ def model_of(name, *changes):
     return prepare_serving(scenario, scenario.file.serving_step, shipped_trace)
 
 
-def step_of(name, *changes, interval=False):
-    return serving_step(model_of(name, *changes), interval=interval)
+def step_of(name, *changes):
+    return serving_step(model_of(name, *changes))
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_every_shipped_deployment_keeps_the_bounds_of_a_step(name):
-    step = step_of(name, interval=True)
+    step = step_of(name)
     seconds = step.seconds if step.seconds.ndim == 2 else step.seconds[:, None]
     compute = np.array([task.stream is Stream.COMPUTE for task in step.model.plan.tasks])
     gaps = step.model.job.kernel_gap.value * (len(compute) + 1)
@@ -35,7 +35,6 @@ def test_every_shipped_deployment_keeps_the_bounds_of_a_step(name):
     slowest_of_each = seconds.max(axis=1).sum()
     assert longest <= step.step_s
     assert step.step_s <= slowest_of_each + gaps + host
-    assert step.low_s <= step.step_s <= step.high_s
     assert sum(step.error_share().values()) == pytest.approx(1.0)
     assert 0.0 <= step.exposed_communication_s <= step.step_s
 
@@ -187,6 +186,77 @@ def test_a_faster_nvlink_shortens_the_sends_of_a_deployment_that_uses_it():
     assert times[0] > 1.05 * times[1]
 
 
+@pytest.mark.parametrize("name", ["decode_ep72_h100", "prefill_ep32_h100"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["cluster.node.nic.bandwidth=200 Gbit/s"],
+        ["cluster.fabric.switch_ports=16", "cluster.fabric.oversubscription=3"],
+        ["cluster.failures=['nic:node1/nic2']"],
+    ],
+)
+def test_slower_nics_and_fabrics_lengthen_the_transfers(name, changes):
+    steps = [step_of(name, *changes), step_of(name)]
+    for part in ("dispatch_wire", "combine_wire"):
+        slower, usual = (longest(step, part) for step in steps)
+        assert slower > 1.1 * usual
+    assert steps[0].step_s > steps[1].step_s
+    assert steps[0].exposed_communication_s > steps[1].exposed_communication_s
+
+
+def test_a_fabric_whose_nics_decide_leaves_transfers_as_published():
+    # 16 nodes lie under one leaf of each plane: what its leaves pass on to others is not asked for.
+    usual = step_of("decode_ep128_profile").step_s
+    assert step_of("decode_ep128_profile", "cluster.fabric.oversubscription=3").step_s == usual
+    assert step_of("decode_ep128_profile", "cluster.fabric.cross_leaf_latency=5 us").step_s > usual
+
+
+@pytest.mark.parametrize("name", ["decode_ep72_h100", "prefill_ep32_h100"])
+def test_a_rank_that_receives_more_takes_longer_to_receive_it(name):
+    even, skewed = step_of(name), step_of(name, "experts.max_mean_load=1.5")
+    for part in ("dispatch_wire", "combine_wire"):
+        assert 1.3 < longest(skewed, part) / longest(even, part) < 1.55
+    zipf = ["experts.load=zipf", "experts.zipf_exponent=0.8", "experts.placement=in_order"]
+    drawn = step_of(name, *zipf)
+    wire = longest_of_ranks(drawn, "dispatch_wire")[0]
+    by_rows = wire[np.argsort(drawn.loads.rows[0])]
+    assert np.all(np.diff(by_rows) >= 0)
+    assert by_rows[-1] > 1.1 * by_rows[0]
+
+
+def longest(step, part):
+    """Seconds of the longest task of a part."""
+    return max(seconds.max() for seconds in longest_of_ranks(step, part))
+
+
+def longest_of_ranks(step, part):
+    """Seconds of each task of a part in the mixture-of-experts layers, [ranks] each."""
+    plan = step.model.plan
+    return [
+        np.atleast_1d(step.seconds[number])
+        for number, task in enumerate(plan.tasks)
+        if task.part == part and plan.layers[task.layer] == "moe"
+    ]
+
+
+def test_drafts_take_one_token_of_each_request_after_the_first():
+    step = step_of("mtp_ep128", "speculation.draft_tokens=2")
+    rows = {
+        (kind, operator.name): operator["m"]
+        for (kind, _), layer in step.operators.items()
+        for operator in layer.operators
+        if operator.name in ("head.proj", "attention.o_proj")
+    }
+    # 64 requests of which 3 tokens are verified, 32 in a micro-batch.
+    assert rows["head", "head.proj"] == 64 * 3
+    assert rows["mtp", "attention.o_proj"] == 32 * 3
+    assert rows["mtp_next", "attention.o_proj"] == 32
+    assert rows["mtp_head", "head.proj"] == 64
+    calls = np.bincount([task.layer for task in step.model.plan.tasks])
+    assert step.model.plan.layers[-4:] == ("mtp", "mtp_head", "mtp_next", "mtp_head")
+    assert calls[-1] == 3
+
+
 def test_few_requests_touch_few_experts():
     step = step_of("mtp_one_node", "speculation=null")
     assert step.loads.active.mean() < 32 / 2
@@ -214,6 +284,10 @@ def test_speculation_pays_less_where_expert_weights_bind():
         ("memory.buffer_tokens=16", "memory.buffer_tokens 16: a micro-batch has 64"),
         ("experts.load=zipf", "zipf_exponent is needed"),
         ("attention_tp=3", "attention_tp 3 does not divide"),
+        ("attention_tp=16", "attention_tp 16: allowed: at most the 8 GPUs that NVLink joins"),
+        ("expert_tp=2", "expert_tp 2: allowed: 1, or all 128 GPUs"),
+        ("all_to_all.low_latency=deepep_h800_nvlink", "which joins 8 GPUs of h800_2048, not 128"),
+        ("cluster.failures=['node:node1']", "cluster.failures: no live path from GPU 0 to GPU 8"),
     ],
 )
 def test_bad_input_is_one_clear_line(change, message):
@@ -251,12 +325,9 @@ def test_where_two_sources_timed_one_kernel_the_interval_holds_both():
     assert step.times.high[place] >= 51.67e-6
 
 
-def test_another_gpu_than_the_calibrations_widens_the_interval():
-    h800 = step_of("prefill_ep32_profile", interval=True)
-    h100 = step_of("prefill_ep32_h100", interval=True)
-    widths = [(step.high_s - step.low_s) / step.step_s for step in (h800, h100)]
+def test_another_gpu_than_the_calibrations_has_an_error_of_its_own():
+    h800, h100 = step_of("prefill_ep32_profile"), step_of("prefill_ep32_h100")
     assert not h800.times.other_gpu.any()
-    assert widths[1] > widths[0] + 0.1
     low, high = h100.times.ends()
     assert np.all(low <= h100.times.low)
     assert np.all(high >= h100.times.high)
