@@ -3,18 +3,31 @@
 The counterfactuals of a scenario are applied one after the other, each on top of those before it,
 so that their effects and the remainder add up to the difference. An effect depends on that order.
 What the rows do not explain is shown as the remainder; no input is chosen to make it small.
+
+A day whose load rises and falls is run level by level, each as long as an even load would be: hours
+are long beside the stay of a request. Its figures are those of the day: per node, over the node
+hours; of a user's tokens, over all tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from simulator.analysis.fleet_metrics import measure_fleet
 from simulator.analysis.metrics import metric_at
 from simulator.execution.fleet_simulation import prepare_fleet
+from simulator.fleet_job import LoadOfDay
 from simulator.scenario import PublishedFigure, Scenario, load_scenario
+
+Measure = Callable[[str, Sequence[str]], Mapping[str, Any]]
+"""(scenario, overrides) -> metrics; a function of a module, so that other processes import it."""
+
+_OF_A_DAY = ("output_tokens_per_second_per_node", "tokens_per_second_per_user")
+"""Figures that can be put together from those of the levels of a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +42,31 @@ class AttributionRow:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One simulation of a row: an even load, or a level of the day."""
+
+    overrides: tuple[str, ...]
+    replicas: int
+    """In service at that level; an even load has one level."""
+
+
+def measure_scenario(name_or_path: str, overrides: Sequence[str]) -> Mapping[str, Any]:
+    """Load a fleet scenario and return its metrics."""
+    return measure_fleet(prepare_fleet(load_scenario(name_or_path, overrides)))
+
+
 def attribute(
     name_or_path: str,
     overrides: Sequence[str] = (),
     *,
-    measure: Callable[[Scenario], dict[str, Any]] | None = None,
+    measure: Measure = measure_scenario,
+    processes: int = 1,
 ) -> tuple[tuple[PublishedFigure, ...], list[AttributionRow]]:
     """Run a fleet and its counterfactuals.
+
+    Args:
+        processes: runs at the same time; the rows do not depend on it.
 
     Returns:
         The published figures that are not inputs, and the rows: the scenario as it is, its
@@ -44,7 +75,8 @@ def attribute(
     Raises:
         ValueError: a scenario without a fleet, counterfactuals or such figures.
     """
-    measure = measure or (lambda scenario: measure_fleet(prepare_fleet(scenario)))
+    from joblib import Parallel, delayed
+
     scenario = load_scenario(name_or_path, overrides)
     job = scenario.file.fleet
     if job is None or not job.counterfactuals:
@@ -55,32 +87,105 @@ def attribute(
     if not figures or not job.requests.as_published:
         raise ValueError(f"{scenario.where}: no published figures of fleet.attributed_metrics")
 
-    def values(changed: Scenario) -> tuple[float | None, ...]:
-        metrics = measure(changed)
-        return tuple(metric_at(metrics, figure.metric) for figure in figures)
-
-    rows = [AttributionRow("the scenario as it is", values(scenario), (None,) * len(figures), "")]
-    changes = list(overrides)
+    changes = [*overrides, *job.attribution_changes]
+    day: LoadOfDay | None = None
+    named = [("the scenario as it is", "", [_Run(tuple(changes), 1)])]
     for step in job.counterfactuals:
         changes += step.changes
-        now = values(load_scenario(name_or_path, changes))
-        rows.append(AttributionRow(step.name, now, _effects(rows[-1].values, now), step.source))
+        day = step.load_of_day or day
+        runs = [_Run(tuple(changes), 1)]
+        if day is not None:
+            runs = _levels(load_scenario(name_or_path, changes), changes, day)
+        named.append((step.name, step.source, runs))
+    measured = iter(
+        Parallel(n_jobs=processes)(
+            delayed(measure)(name_or_path, run.overrides) for _, _, runs in named for run in runs
+        )
+    )
+    rows: list[AttributionRow] = []
+    for name, source, runs in named:
+        levels = [(run.replicas, next(measured)) for run in runs]
+        now = tuple(_value(figure.metric, levels) for figure in figures)
+        rows.append(AttributionRow(name, now, _effects(rows, now), source))
     published = tuple(figure.si_value for figure in figures)
     rows.append(
         AttributionRow(
             "remainder, to the published value",
             published,
-            _effects(rows[-1].values, published),
+            _effects(rows, published),
             "what the rows above do not explain",
         )
     )
     return figures, rows
 
 
+def day_levels(day: LoadOfDay) -> list[tuple[float, int]]:
+    """Load over the mean, and replicas in service, of each level of a day, by rising load.
+
+    The replicas are as many as the level's load takes at the mean load of a replica, in whole
+    numbers: rounded up above some fraction, the smallest that does not raise their mean.
+    """
+    amplitude = day.peak_nodes / day.mean_nodes - 1
+    # Mean of a sinusoid over the part of the time in which it lies between two of its quantiles,
+    # which are -cos(pi p) for the probabilities p.
+    edges = [math.pi * level / day.levels for level in range(day.levels + 1)]
+    loads = [1 - amplitude * (math.sin(b) - math.sin(a)) / (b - a) for a, b in pairwise(edges)]
+    wanted = [load * day.mean_replicas for load in loads]
+    fractions = sorted({whole % 1 for whole in wanted} | {0.0})
+    for fraction in fractions:
+        replicas = [max(math.ceil(whole - fraction), 1) for whole in wanted]
+        if sum(replicas) <= day.mean_replicas * day.levels:
+            break
+    return list(zip(loads, replicas, strict=True))
+
+
+def _levels(scenario: Scenario, changes: Sequence[str], day: LoadOfDay) -> list[_Run]:
+    """One run a level, at the load of one of the replicas in service."""
+    job = scenario.file.fleet
+    assert job is not None  # attribute() has looked
+    synthetic = job.requests.synthetic
+    if synthetic is None or synthetic.rate is None:
+        raise ValueError(f"{scenario.where}: load_of_day needs synthetic requests with a rate")
+    unknown = sorted(set(job.attributed_metrics) - set(_OF_A_DAY))
+    if unknown:
+        raise ValueError(
+            f"{scenario.where}: attributed_metrics: {unknown[0]} is not known of a day; allowed "
+            f"with load_of_day: {', '.join(_OF_A_DAY)}"
+        )
+    runs = []
+    for load, replicas in day_levels(day):
+        rate = synthetic.rate * load * day.mean_replicas / replicas
+        own = f"requests.synthetic.rate={rate!r} Hz"
+        runs.append(_Run((*changes, own), replicas))
+    return runs
+
+
+def _value(metric: str, levels: Sequence[tuple[int, Mapping[str, Any]]]) -> float | None:
+    """A figure of equally long levels with so many replicas each."""
+    if len(levels) == 1:
+        return metric_at(levels[0][1], metric)
+    values = [metric_at(metrics, metric) for _, metrics in levels]
+    if any(value is None or value <= 0 for value in values):
+        return None
+    known = [value or 0.0 for value in values]
+    counts = [replicas for replicas, _ in levels]
+    if metric == "tokens_per_second_per_user":
+        # One over the time per token, a mean over tokens.
+        rates = [float(metrics["output_tokens_per_second"]) for _, metrics in levels]
+        tokens = [count * rate for count, rate in zip(counts, rates, strict=True)]
+        seconds = [t / value for t, value in zip(tokens, known, strict=True)]
+        return sum(tokens) / sum(seconds)
+    each = [float(metrics["nodes"] / metrics["replicas"]) for _, metrics in levels]
+    nodes = [count * own for count, own in zip(counts, each, strict=True)]
+    return sum(n * value for n, value in zip(nodes, known, strict=True)) / sum(nodes)
+
+
 def _effects(
-    before: Sequence[float | None], after: Sequence[float | None]
+    rows: Sequence[AttributionRow], now: Sequence[float | None]
 ) -> tuple[float | None, ...]:
+    if not rows:
+        return (None,) * len(now)
     return tuple(
         None if old is None or new is None else new - old
-        for old, new in zip(before, after, strict=True)
+        for old, new in zip(rows[-1].values, now, strict=True)
     )

@@ -1,16 +1,18 @@
 """Effects of counterfactuals against hand-made figures."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from simulator.analysis.fleet_attribution import attribute
-from simulator.scenario import Scenario
+from simulator.analysis.fleet_attribution import attribute, day_levels
+from simulator.fleet_job import LoadOfDay
+from simulator.scenario import load_scenario
 
 
-def measured(scenario: Scenario) -> dict[str, Any]:
+def measured(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Figures that tell which counterfactuals a scenario has."""
-    job = scenario.file.fleet
+    job = load_scenario(name, overrides).file.fleet
     assert job is not None
     assert job.requests.synthetic is not None
     assert job.decode is not None
@@ -20,6 +22,9 @@ def measured(scenario: Scenario) -> dict[str, Any]:
     return {
         "tokens_per_second_per_user": rate / 10 - changes,
         "output_tokens_per_second_per_node": 50 * rate,
+        "output_tokens_per_second": 1000 * rate,
+        "nodes": 34.0 * job.replicas,
+        "replicas": job.replicas,
     }
 
 
@@ -37,10 +42,57 @@ def test_effects_and_remainder_add_up_to_the_difference() -> None:
 def test_counterfactuals_are_applied_one_on_top_of_the_other() -> None:
     _, rows = attribute("day6_service", measure=measured)
     # The rate of the first counterfactual stays when the steps of the next ones change.
-    assert rows[1].values[0] == rows[2].values[0] == rows[-2].values[0]
+    assert rows[1].values[0] == rows[2].values[0] == rows[3].values[0]
     assert len({row.values[1] for row in rows[1:-1]}) == len(rows) - 2
 
 
 def test_a_scenario_without_counterfactuals_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no fleet\.counterfactuals"):
         attribute("azure_code", measure=measured)
+
+
+DAY = LoadOfDay(mean_nodes=226.75, peak_nodes=278, mean_replicas=7.3, levels=4)
+
+
+def test_the_levels_of_a_day_have_its_mean_load_and_stay_below_its_peak() -> None:
+    levels = day_levels(DAY)
+    loads = [load for load, _ in levels]
+    assert sum(loads) / len(loads) == pytest.approx(1.0)
+    assert loads == sorted(loads)
+    assert loads[-1] < DAY.peak_nodes / DAY.mean_nodes
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 24])
+@pytest.mark.parametrize("mean", [0.4, 1.0, 7.3, 40.0])
+def test_whole_replicas_of_a_day_follow_its_load_and_keep_their_mean(
+    levels: int, mean: float
+) -> None:
+    day = LoadOfDay(mean_nodes=10, peak_nodes=15, mean_replicas=mean, levels=levels)
+    replicas = [count for _, count in day_levels(day)]
+    assert replicas == sorted(replicas)
+    assert sum(replicas) / levels <= max(mean, 1.0)
+
+
+def test_a_day_moves_load_between_hours_and_tokens_per_node_follow_their_mean() -> None:
+    _, rows = attribute("day6_service", measure=measured)
+    before, day = rows[-3], rows[-2]
+    levels = day_levels(DAY)
+    # Whole replicas are fewer on average than 7.3, so that each has a little more to do.
+    mean = sum(count for _, count in levels) / len(levels)
+    assert day.values[0] == pytest.approx((before.values[0] or 0.0) * DAY.mean_replicas / mean)
+
+
+def test_an_even_day_of_whole_replicas_changes_nothing() -> None:
+    day = "{mean_nodes: 8, peak_nodes: 8, mean_replicas: 3, levels: 3}"
+    flat = f"counterfactuals=[{{name: flat, source: none, load_of_day: {day}}}]"
+    _, rows = attribute("day6_service", [flat], measure=measured)
+    assert rows[1].effects == pytest.approx((0.0, 0.0))
+
+
+def test_a_day_refuses_figures_that_it_cannot_put_together() -> None:
+    with pytest.raises(ValueError, match="is not known of a day; allowed"):
+        attribute(
+            "day6_service",
+            ["attributed_metrics=[kv_occupancy, tokens_per_second_per_user]"],
+            measure=measured,
+        )
