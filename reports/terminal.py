@@ -10,7 +10,7 @@ from rich.table import Table
 
 from hardware_profiles.units import format_bandwidth, format_seconds, unit_factor
 from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
-from reports.tables import format_metric, list_inputs
+from reports.tables import format_interval, format_metric, list_inputs
 from simulator.analysis.metrics import metric_at
 from simulator.analysis.validation import Check, median_error
 from simulator.workload.model_comparison import ModelCost
@@ -68,10 +68,6 @@ COMPARED = (
 """Metrics of all jobs in the order in which they are shown beside each other."""
 
 
-_LARGE = 10.0**9
-"""Numbers from which on an interval counts significant digits."""
-
-
 def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     """Headline, published figures and time budget of a training run."""
     return [_headline(name, metrics), _published(metrics), _budget(metrics)]
@@ -105,17 +101,6 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
         text = ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.005)
         table.add_row(f"kernel time of the {of}", text)
     return table
-
-
-def format_interval(path: str, ends: Sequence[float]) -> str:
-    """Both ends of an interval of a metric, their unit once where they share it."""
-    if min(ends) >= _LARGE:
-        return " to ".join(f"{end:.4g}" for end in ends)
-    low, high = (format_metric(path, end) for end in ends)
-    value, space, unit = low.partition(" ")
-    if space and high.endswith(f" {unit}"):
-        low = value
-    return f"{low} to {high}"
 
 
 def _published(metrics: Mapping[str, Any]) -> Table:

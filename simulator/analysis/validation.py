@@ -21,6 +21,8 @@ class Check:
 
     scenario: str
     figure: str
+    quantity: str
+    """What the values are: a metric's path or, of a collective, a unit ("bytes/s")."""
     published: float
     simulated: float | None
     error: float | None
@@ -81,6 +83,7 @@ def checks_of(scenario: str, metrics: Mapping[str, Any]) -> list[Check]:
         Check(
             scenario,
             row["name"],
+            row.get("metric") or row.get("unit", ""),
             row["published"],
             row["simulated"],
             row["error"],

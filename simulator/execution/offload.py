@@ -128,6 +128,7 @@ def offload_metrics(
         rows.append(
             {
                 "name": f"{row.sockets} sockets, {row.experts_per_token} experts ({role})",
+                "metric": "tokens_per_second_per_user",
                 "published": row.tokens_per_second,
                 "simulated": simulated,
                 "error": simulated / row.tokens_per_second - 1,
