@@ -56,6 +56,8 @@ class LowLatencyProfile(Profile):
     """Tokens of one rank."""
     hidden: Count
     top_k: Count
+    latency: TimeValue
+    """Of the measured machine's network, which the intercepts hold."""
     dispatch_intercept: TimeEstimate
     """Time of a dispatch of next to no tokens."""
     combine_intercept: TimeEstimate

@@ -21,6 +21,7 @@ from reference_model.config import ModelConfig
 from reference_model.trace import Operator, OperatorTrace
 from simulator.execution.step_order import TaskOrder, task_order
 from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.fabric_load import FabricLoad, all_to_all_load
 from simulator.hardware.transfer import KERNEL_SET as TRANSFERRED
 from simulator.serving_job import ServingStepJob
 from simulator.workload.experts import (
@@ -66,6 +67,8 @@ class KernelSource:
     costs: KernelCostModel
     received_per_token: float
     """GPUs that normal dispatch delivers a token to, on random router scores."""
+    load: FabricLoad
+    """What the fabric makes of an all-to-all among the deployment's GPUs."""
     transferred: frozenset[tuple[str, str, str]]
     """(kind, operand type, result type) of kernels whose times come from another GPU."""
     disagreements: Mapping[tuple[object, ...], tuple[Seconds, Seconds]]
@@ -160,7 +163,10 @@ def kernel_source(
         )
 
     received = reached(ranks)
-    if job.all_to_all.kernels == "normal":
+    normal = job.all_to_all.kernels == "normal"
+    load = all_to_all_load(cluster, gpus=ranks, pattern="rail" if normal else "every_gpu")
+    costs.all_to_all_.load = load
+    if normal:
         # DeepEP's published times were taken with its test's gate; this job runs the model's.
         costs.all_to_all_.nodes_per_token = reached(_nodes(ranks, cluster.node.gpus))
         costs.all_to_all_.ranks_per_token = received
@@ -168,6 +174,7 @@ def kernel_source(
         calibration=calibration,
         costs=costs,
         received_per_token=received,
+        load=load,
         transferred=frozenset(
             (row.kind, row.dtype, row.out_dtype) for row in rows if row.kernel_set == TRANSFERRED
         ),
@@ -208,6 +215,12 @@ def serving_model(
     Raises ValueError for sizes that do not fit together.
     """
     _check(job, config=config, cluster=cluster)
+    domain = _nvlink_domain(cluster)
+    if low_latency is not None and low_latency.link == "nvlink" and job.gpus > domain:
+        raise ValueError(
+            f"all_to_all.low_latency {low_latency.name}: its copies go over NVLink, which joins "
+            f"{domain} GPUs of {cluster.name}, not {job.gpus}"
+        )
     rng = np.random.default_rng(seed)
     ranks = job.gpus // job.expert_tp
     popularity = _popularity(job, config, rng)
@@ -332,6 +345,12 @@ def _nodes(ranks: int, per_node: int) -> int:
     return max(1, -(-ranks // per_node))
 
 
+def _nvlink_domain(cluster: ClusterProfile) -> int:
+    """GPUs that NVLink joins."""
+    whole = cluster.fabric.topology == "nvlink_domain"
+    return cluster.gpus if whole else cluster.node.gpus
+
+
 def _whole_nodes(ranks: int, per_node: int) -> int:
     """Ranks rounded up to whole nodes, as the all-to-all model wants them."""
     return ranks if ranks <= per_node else -(-ranks // per_node) * per_node
@@ -340,6 +359,12 @@ def _whole_nodes(ranks: int, per_node: int) -> int:
 def _check(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile) -> None:
     if job.gpus > cluster.gpus:
         raise ValueError(f"gpus {job.gpus}: cluster {cluster.name} has {cluster.gpus}")
+    domain = _nvlink_domain(cluster)
+    for name in ("attention_tp", "expert_tp"):
+        if getattr(job, name) > domain:
+            raise ValueError(
+                f"{name} {getattr(job, name)}: allowed: at most the {domain} GPUs that NVLink joins"
+            )
     if job.expert_tp not in (1, job.gpus):
         raise ValueError(
             f"expert_tp {job.expert_tp}: allowed: 1, or all {job.gpus} GPUs of the deployment"

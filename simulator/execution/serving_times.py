@@ -218,8 +218,11 @@ def _wire_alone(
     model: ServingModel, profile: LowLatencyProfile, operation: Operation, copies: Array
 ) -> Array:
     """What is left of the published kernel's time when its send and receive parts are taken out, at
-    least the network's latency; seconds for each number of copies."""
-    node, fabric = model.cluster.node, model.cluster.fabric
+    least the network's latency; seconds for each number of copies.
+
+    The published share of the line rate holds for NICs; links between switches, or what failures
+    left of the NICs, take longer where they are slower."""
+    node, fabric, load = model.cluster.node, model.cluster.fabric, model.kernels.load
     over_nics = profile.link == "nic"
     moved = wire_time(
         profile,
@@ -233,8 +236,14 @@ def _wire_alone(
         _kernel_at(model, profile, part, getattr(profile, part).value, copies)
         for part in (f"{operation}_send", f"{operation}_receive")
     )
-    latency = fabric.cross_leaf_latency if over_nics else node.nvlink_latency
-    alone: Array = np.maximum(latency, moved + profile.intercept(operation).value - own)
+    latency = node.nvlink_latency
+    if over_nics:
+        beyond = copies * message_bytes(operation, model.config.hidden_size) / load.bandwidth
+        moved = np.maximum(moved * load.nic_stretch, beyond)
+        latency = max(fabric.cross_leaf_latency, load.latency)
+    # The published kernel met the latency of its own network.
+    least = profile.intercept(operation).value + latency - profile.latency
+    alone: Array = np.maximum(latency, moved + least - own)
     return alone
 
 

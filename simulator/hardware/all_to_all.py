@@ -27,6 +27,7 @@ from hardware_profiles.schema import CalibrationProfile, ClusterProfile, load_gp
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, parse_quantity
 from reference_model.trace import TILE, Operator
+from simulator.hardware.fabric_load import NO_LIMIT
 from simulator.hardware.kernel_curves import EXTRAPOLATED, INTERPOLATED, MEASURED
 
 Array = NDArray[np.float64]
@@ -82,6 +83,8 @@ class AllToAllModel:
         inputs = calibration.all_to_all
         self.nodes_per_token = _between(inputs.nodes_per_token, self.nodes)
         self.ranks_per_token = min(float(ranks), _between(inputs.ranks_per_token, self.nodes))
+        self.load = NO_LIMIT
+        """What failures and links between switches leave of the NICs' rate."""
 
     def fit(self, measurements: Iterable[Measurement]) -> Self:
         """Learn the achieved shares of NIC and NVLink rates from dispatch and combine alone.
@@ -150,7 +153,10 @@ class AllToAllModel:
         imbalance = max(1.0, rows / (tokens * self.ranks_per_token)) if tokens else 1.0
         node = self.cluster.node
         remote = self.nodes_per_token * (1.0 - 1.0 / self.nodes)
-        nic = node.nic_bandwidth_per_gpu * self.nic_share_[operator.kind][0]
+        nic = min(
+            node.nic_bandwidth_per_gpu * self.nic_share_[operator.kind][0] / self.load.nic_stretch,
+            self.load.bandwidth,
+        )
         per_sm = self.calibration.all_to_all.copy_bandwidth_per_sm
         forwarding = sms / SMS_PER_CHANNEL if self.nodes > 1 else sms
         nvlink = min(

@@ -218,7 +218,7 @@ def test_a_rank_that_receives_more_takes_longer_to_receive_it(name):
         assert 1.3 < longest(skewed, part) / longest(even, part) < 1.55
     zipf = ["experts.load=zipf", "experts.zipf_exponent=0.8", "experts.placement=in_order"]
     drawn = step_of(name, *zipf)
-    wire = longest_of_ranks(drawn, "dispatch_wire")[0]
+    wire = longest_of_ranks(drawn, "combine_wire")[0]
     by_rows = wire[np.argsort(drawn.loads.rows[0])]
     assert np.all(np.diff(by_rows) >= 0)
     assert by_rows[-1] > 1.1 * by_rows[0]
