@@ -19,7 +19,7 @@ from hardware_profiles.units import format_bandwidth, format_bytes, format_compu
 from reports.charts import CHARTS
 from reports.figures import FIGURES, write_figures
 from reports.palette import PROVENANCE_COLOURS
-from reports.tables import PHASE_LETTERS, RunTables, format_metric
+from reports.tables import PHASE_LETTERS, RunTables, format_interval, format_metric
 from reports.timeline import write_perfetto
 
 REPORT_FILE = "report.html"
@@ -112,7 +112,21 @@ def headline_cards(tables: RunTables) -> list[dict[str, str]]:
             "modelled: parameters, and the tensors the recorded model keeps",
         ),
     ]
-    return [dict(zip(("name", "value", "note", "basis"), card, strict=True)) for card in cards]
+    intervals = metrics.get("interval_80", {})
+    of_card = {
+        "Step time": "step_time_s",
+        "Model FLOP/s per GPU": "tflops_per_gpu_causal",
+        "Tokens per second and GPU": "tokens_per_second_per_gpu",
+        "Overlapped pair": "pair_time_s",
+    }
+    found = []
+    for name, value, note, basis in cards:
+        path = of_card.get(name, "")
+        interval = ""
+        if path in intervals:
+            interval = f"80 % interval {format_interval(path, intervals[path])}; "
+        found.append({"name": name, "value": value, "note": interval + note, "basis": basis})
+    return found
 
 
 def published_rows(tables: RunTables) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ same ones that a run directory stores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,9 @@ _GROUPED = 10_000
 
 _FEW = 100
 """Below this a price is shown with decimals."""
+
+_LARGE = 10.0**9
+"""Numbers from which on an interval counts significant digits."""
 
 _STATISTICS = frozenset({"mean", "p50", "p90", "p95", "p99"})
 """Last parts of a path that take their unit from the part before: "ttft_s.mean"."""
@@ -221,6 +224,17 @@ def format_metric(path: str, value: float) -> str:
         if name.startswith(beginning):
             return written(value)
     return _number(value)
+
+
+def format_interval(path: str, ends: Sequence[float]) -> str:
+    """Both ends of an interval of a metric, their unit once where they share it."""
+    if min(ends) >= _LARGE:
+        return " to ".join(f"{end:.4g}" for end in ends)
+    low, high = (format_metric(path, end) for end in ends)
+    value, space, unit = low.partition(" ")
+    if space and high.endswith(f" {unit}"):
+        low = value
+    return f"{low} to {high}"
 
 
 def _percent(value: float) -> str:

@@ -2,7 +2,14 @@
 
 import pytest
 
-from reports.tables import RunTables, blocks, format_metric, list_inputs, training_tables
+from reports.tables import (
+    RunTables,
+    blocks,
+    format_interval,
+    format_metric,
+    list_inputs,
+    training_tables,
+)
 from simulator.analysis.metrics import training_metrics
 from simulator.execution.simulation import simulate
 from simulator.scenario import load_scenario
@@ -97,3 +104,16 @@ def test_every_action_of_a_run_has_its_operators(simulated: RunTables) -> None:
 def test_inputs_of_a_shipped_scenario_all_say_where_they_come_from(simulated: RunTables) -> None:
     assert {row.kind for row in simulated.inputs} == {"sourced", "derived", "estimated", "assumed"}
     assert all(row.source and row.value for row in simulated.inputs)
+
+
+@pytest.mark.parametrize(
+    ("path", "ends", "text"),
+    [
+        ("step_time_s", (17.65, 19.09), "17.65 to 19.09 s"),
+        ("pair_time_s", (0.9, 1.2), "900 ms to 1.2 s"),
+        ("mfu_causal", (0.4064, 0.4397), "40.64% to 43.97%"),
+        ("tokens_per_day", (284_716_291_598.0, 308_048_324_257.0), "2.847e+11 to 3.08e+11"),
+    ],
+)
+def test_an_interval_names_its_unit_once(path, ends, text):
+    assert format_interval(path, ends) == text
