@@ -204,6 +204,7 @@ class KernelCostModel:
                 relative=None if relative == family else self.families_[overlapped, relative],
                 floor=floor,
                 fits=self._fits(family),
+                twin=self.families_[False, family] if overlapped else None,
             )
 
         def build_class(key: tuple[bool, bool]) -> ClassModel:

@@ -40,6 +40,8 @@ reach like shares of their peaks: on H200 at m = 4,096, n = 16,384, k = 7,168 in
 table 70 % in BF16 and 65 % in FP8, where a BF16 GEMM of 256 columns reaches 45 %."""
 SAME_PLACE = 1e-4
 """Softening of the inverse square distance, in octaves: nearer rows are one row."""
+SAME_FACTOR = 1e-9
+"""Most that log ratios of one factor scatter by rounding."""
 ENOUGH_RESIDUALS = 5
 """Fewer held-out rows than this say nothing about a quantile; the class answers instead."""
 
@@ -184,6 +186,7 @@ class FamilyModel:
         relative: FamilyModel | None,
         floor: float,
         fits: Mapping[str, FitProfile],
+        twin: FamilyModel | None = None,
     ) -> None:
         """Store the rows; what they teach is worked out when it is first needed.
 
@@ -194,6 +197,8 @@ class FamilyModel:
                 curves help where this family's own shapes are far.
             floor: seconds that the rows' ideal times hold for launching.
             fits: {kernel set: what calibrate found out about its rows}, as far as it was run.
+            twin: the same rows under the other condition; where that is one factor for all of
+                them, its surface is used instead of fitting another.
         """
         self.kind = kind
         self.floor = floor
@@ -204,6 +209,7 @@ class FamilyModel:
         self._fit = fits.get(self._base)
         self.preferred = sets[names[0]]
         self._relative = relative
+        self._twin = twin
         base = sets[self._base]
         self.log_ratio = float(np.median(base.log_seconds - base.log_ideal))
         # A benchmark's own rows stay on its monotone curve or surface; another set, and kernels
@@ -257,6 +263,18 @@ class FamilyModel:
     def curves(self) -> dict[Shape, Curve]:
         """One a shape, of the set with most rows."""
         return _curves(self._sets[self._base])
+
+    @cached_property
+    def _log_factor(self) -> float | None:
+        """Log of these rows' times over the twin's; None where it is not one factor."""
+        if self._twin is None:
+            return None
+        mine, others = self._sets[self._base], self._twin._sets[self._base]
+        apart = mine.log_seconds - others.log_seconds
+        one = len(apart) > 0 and float(np.ptp(apart)) < SAME_FACTOR
+        same = np.array_equal(mine.log_ideal, others.log_ideal)
+        same &= np.array_equal(mine.sms, others.sms) or not is_tensor(self.kind)
+        return float(apart[0]) if one and same else None
 
     @cached_property
     def surface(self) -> KernelSurface:
@@ -337,6 +355,8 @@ class FamilyModel:
 
     def _on_base(self, batch: Batch, sms: Array, log_ideal: Array) -> Array:
         if self.on_surface:
+            if self._twin is not None and self._log_factor is not None:
+                return self._twin.surface.predict(batch, sms, log_ideal) + self._log_factor
             return self.surface.predict(batch, sms, log_ideal)
         return self._on_curves(batch, log_ideal)
 

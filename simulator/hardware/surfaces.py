@@ -89,7 +89,7 @@ class Surface:
             first += lattice.size
         self._lattices = tuple(lattices)
         penalties = [
-            _penalty(lattice.knots, term) for term, lattice in zip(terms, lattices, strict=True)
+            _Penalty(lattice.knots, term) for term, lattice in zip(terms, lattices, strict=True)
         ]
         places, weights = self._design(terms)
         solve = _by_rows if len(values) < first else _by_knots
@@ -130,14 +130,16 @@ def _trust(residuals: Array) -> Array:
     return (DEGREES_OF_FREEDOM + 1) / (DEGREES_OF_FREEDOM + (residuals / scale) ** 2)
 
 
-def _by_knots(places: Index, weights: Array, values: Array, penalties: Sequence[Array]) -> Solution:
+def _by_knots(
+    places: Index, weights: Array, values: Array, penalties: Sequence[_Penalty]
+) -> Solution:
     """Normal equations of the knots: for tables with more rows than knots."""
-    knots = sum(len(part) for part in penalties)
+    knots = sum(part.size for part in penalties)
     penalty = np.zeros((knots, knots))
     first = 0
     for part in penalties:
-        penalty[first : first + len(part), first : first + len(part)] = part
-        first += len(part)
+        penalty[first : first + part.size, first : first + part.size] = part.matrix()
+        first += part.size
     trust = np.ones(len(values))
     for round_ in range(ROUNDS):
         normal, right = _normal_equations(places, weights, values, trust, knots)
@@ -161,29 +163,35 @@ def _by_knots(places: Index, weights: Array, values: Array, penalties: Sequence[
     return found, left_out
 
 
-def _by_rows(places: Index, weights: Array, values: Array, penalties: Sequence[Array]) -> Solution:
+def _by_rows(
+    places: Index, weights: Array, values: Array, penalties: Sequence[_Penalty]
+) -> Solution:
     """The same solution from the covariance of the rows: for tables with fewer rows than knots."""
     rows = len(values)
     spread: list[Array] = []
     first = 0
     covariance = np.zeros((rows, rows))
     for part in penalties:
-        design = np.zeros((rows, len(part)))
-        inside = (places >= first) & (places < first + len(part))
+        design = np.zeros((rows, part.size))
+        inside = (places >= first) & (places < first + part.size)
         number, corner = np.nonzero(inside)
         np.add.at(design, (number, places[number, corner] - first), weights[number, corner])
-        reach = np.linalg.inv(part + FREE_LEVEL * np.eye(len(part))) @ design.T
+        # Only the knots that a row touches add to its sum: far fewer than all.
+        reach = part.inverse_times(design)
+        local = np.where(inside, places - first, 0)
+        factors = np.where(inside, weights, 0.0)
+        for corner_places, corner_weights in zip(local.T, factors.T, strict=True):
+            covariance += corner_weights[:, None] * reach[:, corner_places].T
         spread.append(reach)
-        covariance += design @ spread[-1]
-        first += len(part)
+        first += part.size
     trust = np.ones(rows)
     for round_ in range(ROUNDS):
-        inverse = np.linalg.inv(covariance + np.diag(1.0 / trust))
-        share = inverse @ values
+        noisy = covariance + np.diag(1.0 / trust)
+        share = np.linalg.solve(noisy, values)
         if round_ < ROUNDS - 1:
             trust = _trust(share / trust)
-    found = np.concatenate([part @ share for part in spread])
-    return found, lambda: share / np.diag(inverse)
+    found = np.concatenate([share @ part for part in spread])
+    return found, lambda: share / np.diag(np.linalg.inv(noisy))
 
 
 def _knots(coordinates: Array) -> tuple[Array, ...]:
@@ -242,15 +250,50 @@ def _normal_equations(
     return normal.reshape(knots, knots), right
 
 
-def _penalty(knots: Sequence[Array], term: Term) -> Array:
-    """Curvature along each axis, summed over the lattice; [knots, knots]."""
-    total = term.shrinkage * np.eye(int(np.prod([len(axis) for axis in knots])))
-    for axis, (places, stiffness) in enumerate(zip(knots, term.stiffness, strict=True)):
-        along = SLOPE_PENALTY * _slopes(places) + stiffness * _curvature(places)
-        before = int(np.prod([len(other) for other in knots[:axis]]))
-        after = int(np.prod([len(other) for other in knots[axis + 1 :]]))
-        total += np.kron(np.kron(np.eye(before), along), np.eye(after))
-    return total
+class _Penalty:
+    """Curvature along each axis, summed over the lattice: a Kronecker sum of small matrices."""
+
+    def __init__(self, knots: Sequence[Array], term: Term) -> None:
+        self._along = [
+            SLOPE_PENALTY * _slopes(places) + stiffness * _curvature(places)
+            for places, stiffness in zip(knots, term.stiffness, strict=True)
+        ]
+        self._shrinkage = term.shrinkage
+        self._shape = tuple(len(places) for places in knots)
+        self.size = int(np.prod(self._shape))
+
+    def matrix(self) -> Array:
+        """[knots, knots]"""
+        total = self._shrinkage * np.eye(self.size)
+        for axis, along in enumerate(self._along):
+            before = int(np.prod(self._shape[:axis]))
+            after = int(np.prod(self._shape[axis + 1 :]))
+            total += np.kron(np.kron(np.eye(before), along), np.eye(after))
+        return total
+
+    def inverse_times(self, design: Array) -> Array:
+        """Rows of `design` times the inverse, [rows, knots].
+
+        A Kronecker sum has the products of its parts' eigenvectors and the sums of their
+        eigenvalues, so that no matrix of all knots is ever formed.
+        """
+        values = np.full(self._shape, self._shrinkage + FREE_LEVEL)
+        vectors: list[Array] = []
+        for axis, along in enumerate(self._along):
+            part, turned = np.linalg.eigh(along)
+            across = [1] * len(self._shape)
+            across[axis] = len(part)
+            # The least eigenvalue is that of a level, zero but for rounding.
+            values = values + np.maximum(part, 0.0).reshape(across)
+            vectors.append(turned)
+        lattice = design.reshape(len(design), *self._shape)
+        for axis, turned in enumerate(vectors):
+            lattice = np.moveaxis(np.moveaxis(lattice, axis + 1, -1) @ turned, -1, axis + 1)
+        lattice = lattice / values
+        for axis, turned in enumerate(vectors):
+            lattice = np.moveaxis(np.moveaxis(lattice, axis + 1, -1) @ turned.T, -1, axis + 1)
+        found: Array = lattice.reshape(len(design), self.size)
+        return found
 
 
 def _slopes(places: Array) -> Array:

@@ -468,3 +468,22 @@ def test_every_kind_is_either_tiled_or_bound_by_bytes():
         "mla_decode",
         "mla_prefill",
     }
+
+
+def test_a_surface_fitted_alone_serves_the_overlapped_condition_too():
+    # One factor lies between the two conditions of a table without rows of a pair.
+    calibration = load_calibration("h800_without_trace")
+    costs = KernelCostModel(
+        cluster=load_cluster("h800_2048"), calibration=calibration, expert_parallel_ranks=64
+    ).fit(calibration_measurements(calibration))
+    family = ("gemm", "fp8_e4m3", "bfloat16", False)
+    alone, beside = costs.families_[False, family], costs.families_[True, family]
+    factor = calibration.overlap.gemm.value
+    assert beside._log_factor == pytest.approx(np.log(factor), abs=1e-9)
+    op = gemm(5000, 7168, 2048)
+    assert one(costs, op, sms=132, overlapped=True)[0] == pytest.approx(
+        factor * one(costs, op, sms=132, overlapped=False)[0]
+    )
+    own = beside.surface.predict(batch_of([op]), np.array([132.0]), np.zeros(1))
+    shared = alone.surface.predict(batch_of([op]), np.array([132.0]), np.zeros(1))
+    assert own - shared == pytest.approx(np.log(factor), abs=1e-4)
