@@ -7,10 +7,7 @@ a size that is no multiple of 16 is refused.
 """
 
 from reference_model.config import ModelConfig
-from reference_model.kernels.reference import TILE
-
-TRANSFER = 16
-"""FP8 elements of one memory transfer."""
+from reference_model.kernels.reference import TILE, TRANSFER
 
 
 def weight_sizes(config: ModelConfig) -> dict[str, int]:

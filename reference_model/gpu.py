@@ -35,6 +35,7 @@ COMPILED = (
 """Operators that torch.compile fuses into one kernel or two."""
 
 TRITON = (
+    "broadcast_heads",
     "cross_entropy",
     "cross_entropy_backward",
     "dequantize_e5m6",

@@ -9,6 +9,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import smid
 
+from reference_model.kernels.reference import TRANSFER
+
 REQUIRED_CAPABILITY = (9, 0)
 """Hopper: FP8 tensor cores with float32 accumulation and the bulk tensor copy engine."""
 
@@ -38,8 +40,8 @@ def check_device(x: Tensor) -> None:
 def check_multiple(**sizes: int) -> None:
     """Refuse sizes that 16-byte memory transfers cannot address: multiples of 16 FP8 elements."""
     for name, size in sizes.items():
-        if size % 16:
-            raise ValueError(f"FP8 GEMM with {name} = {size}: allowed multiples of 16")
+        if size % TRANSFER:
+            raise ValueError(f"FP8 GEMM with {name} = {size}: allowed multiples of {TRANSFER}")
 
 
 @triton.jit

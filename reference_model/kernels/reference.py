@@ -18,6 +18,9 @@ from torch.nn import functional
 TILE = 128
 """Elements along K that share a scale, and rows of a weight block (Report, section 3.3.2)."""
 
+TRANSFER = 16
+"""FP8 elements of one memory transfer of 16 bytes: rows of an operand begin at multiples of it."""
+
 E4M3_MAX = 448.0
 """Largest finite value of torch.float8_e4m3fn."""
 

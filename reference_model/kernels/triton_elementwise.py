@@ -195,6 +195,39 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool, site: str) -> No
     )  # fmt: skip
 
 
+# -- one rotary key for every head -----------------------------------------------------------------
+
+
+@triton.jit
+def _broadcast_heads_kernel(
+    x,  # [rows, dim]
+    out,  # [rows, heads, dim], strided
+    heads,
+    dim,
+    row_stride,
+    head_stride,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    column = tl.arange(0, DIM)
+    value = tl.load(x + row * dim + column, mask=column < dim, other=0.0)
+    target = out + row * row_stride + head[:, None] * head_stride + column[None, :]
+    inside = (head < heads)[:, None] & (column < dim)[None, :]
+    tl.store(target, tl.broadcast_to(value[None, :], [HEADS, DIM]), mask=inside)
+
+
+def broadcast_heads(x: Tensor, out: Tensor, *, site: str) -> None:
+    """operators.broadcast_heads; the values of a head must be adjacent in memory."""
+    rows, heads, dim = out.shape
+    block = min(_HEADS, triton.next_power_of_2(heads))
+    _broadcast_heads_kernel[rows, triton.cdiv(heads, block)](
+        x.contiguous(), out, heads, dim, *out.stride()[:2],
+        HEADS=block, DIM=triton.next_power_of_2(dim), num_warps=4 if block == _HEADS else 1,
+    )  # fmt: skip
+
+
 # -- SwiGLU backward -------------------------------------------------------------------------------
 
 

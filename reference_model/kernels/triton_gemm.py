@@ -19,13 +19,18 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from reference_model.kernels.device import check_device, check_multiple
 from reference_model.kernels.reference import TILE
-from reference_model.kernels.triton_quantize import _group_starts, _pick
+from reference_model.kernels.triton_quantize import _group_starts, _pick, _rows_of_tile
 
 _TILE = tl.constexpr(TILE)
 _BLOCK_M = 64
 _BLOCK_N = 128
 _ROW_BLOCKS_IN_TURN = 8
 """Row blocks whose tiles are computed one after another, so that B is read from L2."""
+_WEIGHT_GRAD_REGISTERS = 168
+"""Of a thread, so that three programs fit where B has a scale for each of its rows: some values go
+to local memory, which costs less than a third program that waits for the first two."""
+_BLOCK_COPIED = 32
+"""Rows of an operand of a grouped weight gradient that one program copies."""
 _PROGRAMS_PER_SM = 3
 _STAGES = 3
 """Operand tiles in flight: 3 stages x (64 + 128) x 128 bytes x 3 programs fit 228 KiB."""
@@ -205,17 +210,37 @@ def _grouped_gemm_kernel(
 
 
 @triton.jit
+def _align_groups_kernel(
+    x,  # [columns, rows], bytes
+    aligned,  # [columns, 128 tiles]
+    group_sizes,
+    groups,
+    columns,
+    x_stride,
+    aligned_stride,
+    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    row, filled = _rows_of_tile(tile, group_sizes, groups, GROUPS)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = (column < columns)[:, None]
+    source = x + column.to(tl.int64)[:, None] * x_stride + row[None, :]
+    values = tl.load(source, mask=inside & filled[None, :], other=0)
+    place = tile * _TILE + tl.arange(0, _TILE)
+    target = aligned + column.to(tl.int64)[:, None] * aligned_stride + place[None, :]
+    tl.store(target, values, mask=inside)
+
+
+@triton.jit
 def _grouped_weight_grad_kernel(
-    a,  # descriptor of [m, rows]
-    b,  # descriptor of [n, rows]
-    a_values,  # the same as pointers, for the last rows of a group
-    b_values,
+    a,  # descriptor of [m, 128 tiles], every group beginning at a tile and filled with zeros
+    b,  # descriptor of [n, 128 tiles]
     a_scales,  # [m, tiles], column-major
     b_scales,  # [n, tiles], column-major
     group_sizes,
     gradient,  # [groups, m, n]
     groups,
-    rows,
     m,
     n,
     GROUPS: tl.constexpr,
@@ -235,45 +260,26 @@ def _grouped_weight_grad_kernel(
             row = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
             column = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
             first_tile = start // _TILE + group
-            whole_tiles = size // _TILE
+            total = _promoted_product(
+                a,
+                b,
+                block_m * BLOCK_M,
+                block_n * BLOCK_N,
+                first_tile * _TILE,
+                tl.cdiv(size, _TILE),
+                a_scales + first_tile * m + row,
+                row < m,
+                m,
+                b_scales + first_tile * n + column,
+                column < n,
+                n,
+                BLOCK_M,
+                BLOCK_N,
+                True,
+            )
             target = group.to(tl.int64) * m * n + row.to(tl.int64)[:, None] * n + column[None, :]
             inside = (row < m)[:, None] & (column < n)[None, :]
-            total = tl.load(gradient + target, mask=inside, other=0.0)
-            if whole_tiles > 0:
-                total += _promoted_product(
-                    a,
-                    b,
-                    block_m * BLOCK_M,
-                    block_n * BLOCK_N,
-                    start,
-                    whole_tiles,
-                    a_scales + first_tile * m + row,
-                    row < m,
-                    m,
-                    b_scales + first_tile * n + column,
-                    column < n,
-                    n,
-                    BLOCK_M,
-                    BLOCK_N,
-                    True,
-                )
-            if size % _TILE > 0:
-                # The copy engine would bring the next group's rows along: mask them instead.
-                k = whole_tiles * _TILE + tl.arange(0, _TILE)
-                a_tile = tl.load(
-                    a_values + row.to(tl.int64)[:, None] * rows + (start + k)[None, :],
-                    mask=(row < m)[:, None] & (k < size)[None, :],
-                    other=0.0,
-                )
-                b_tile = tl.load(
-                    b_values + column.to(tl.int64)[None, :] * rows + (start + k)[:, None],
-                    mask=(column < n)[None, :] & (k < size)[:, None],
-                    other=0.0,
-                )
-                last = first_tile + whole_tiles
-                a_scale = tl.load(a_scales + last * m + row, mask=row < m, other=0.0)
-                b_scale = tl.load(b_scales + last * n + column, mask=column < n, other=0.0)
-                total += tl.dot(a_tile, b_tile) * a_scale[:, None] * b_scale[None, :]
+            total += tl.load(gradient + target, mask=inside, other=0.0)
             tl.store(gradient + target, total, mask=inside)
 
 
@@ -281,6 +287,7 @@ def gemm_fp8(
     a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype
 ) -> Tensor:
     """See reference.gemm_fp8; k must be a multiple of 16."""
+    check_multiple(k=a.shape[1])
     out = a.new_empty((a.shape[0], b.shape[0]), dtype=out_dtype)
     _gemm(a, a_scales, b, b_scales, out, b_in_tiles=False, accumulate=False)
     return out
@@ -289,7 +296,8 @@ def gemm_fp8(
 def gemm_fp8_weight_grad(
     a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, gradient: Tensor
 ) -> None:
-    """See reference.gemm_fp8_weight_grad; k must be a multiple of 16."""
+    """See reference.gemm_fp8_weight_grad; any k, in rows that begin at multiples of 16."""
+    check_multiple(a_row_stride=a.stride(0), b_row_stride=b.stride(0))
     _gemm(a, a_scales, b, b_scales, gradient, b_in_tiles=True, accumulate=True)
 
 
@@ -305,7 +313,6 @@ def _gemm(
 ) -> None:
     check_device(a)
     (m, k), n = a.shape, b.shape[0]
-    check_multiple(k=k)
     a_scales = _column_major(a_scales)
     if b_in_tiles:
         b_scales = _column_major(b_scales)
@@ -331,6 +338,7 @@ def _gemm(
         ACCUMULATE=accumulate,
         num_warps=4,
         num_stages=_STAGES,
+        maxnreg=_WEIGHT_GRAD_REGISTERS if b_in_tiles else None,
     )
 
 
@@ -433,24 +441,23 @@ def grouped_gemm_fp8_weight_grad(
     group_sizes: Tensor,
     gradient: Tensor,
 ) -> None:
-    """See reference.grouped_gemm_fp8_weight_grad; group_sizes stay on the device, unchecked."""
+    """See reference.grouped_gemm_fp8_weight_grad; group_sizes stay on the device, unchecked.
+
+    Two kernels copy the operands, so that every group begins at a tile, and a third multiplies."""
     check_device(a)
     (m, rows), n, groups = a.shape, b.shape[0], group_sizes.shape[0]
-    check_multiple(rows=rows)
     if not rows:
         return
+    a, b = _align_groups(a, group_sizes), _align_groups(b, group_sizes)
     tiles = groups * triton.cdiv(m, _BLOCK_M) * triton.cdiv(n, _BLOCK_N)
     _grouped_weight_grad_kernel[(_programs(a, tiles),)](
         TensorDescriptor.from_tensor(a, [_BLOCK_M, TILE]),
         TensorDescriptor.from_tensor(b, [_BLOCK_N, TILE]),
-        a,
-        b,
         _column_major(a_scales),
         _column_major(b_scales),
         group_sizes,
         gradient,
         groups,
-        rows,
         m,
         n,
         GROUPS=triton.next_power_of_2(groups),
@@ -459,7 +466,31 @@ def grouped_gemm_fp8_weight_grad(
         TURN=_ROW_BLOCKS_IN_TURN,
         num_warps=4,
         num_stages=_STAGES,
+        maxnreg=_WEIGHT_GRAD_REGISTERS,
     )
+
+
+def _align_groups(x: Tensor, group_sizes: Tensor) -> Tensor:
+    """x [columns, rows] with group g from row 128 (start_g // 128 + g) on, and zeros between.
+
+    The bulk tensor copy engine stops a kernel that asks it for columns which do not begin at a
+    multiple of 16 bytes, and groups begin anywhere."""
+    (columns, rows), groups = x.shape, group_sizes.shape[0]
+    tiles = triton.cdiv(rows, TILE) + groups - 1
+    aligned = x.new_empty((columns, tiles * TILE))
+    _align_groups_kernel[tiles, triton.cdiv(columns, _BLOCK_COPIED)](
+        x.view(torch.uint8),
+        aligned.view(torch.uint8),
+        group_sizes,
+        groups,
+        columns,
+        x.stride(0),
+        aligned.stride(0),
+        GROUPS=triton.next_power_of_2(groups),
+        BLOCK=_BLOCK_COPIED,
+        num_warps=4,
+    )
+    return aligned
 
 
 def _programs(x: Tensor, tiles: int) -> int:

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from reference_model.kernels.device import check_device
-from reference_model.kernels.reference import TILE
+from reference_model.kernels.reference import TILE, TRANSFER
 
 _TILE = tl.constexpr(TILE)
 _SMALLEST_SCALE = tl.constexpr(2.0**-126)
@@ -99,6 +99,16 @@ def _pick(values, index, wanted):
 
 
 @triton.jit
+def _rows_of_tile(tile_index, group_sizes, groups, GROUPS: tl.constexpr):
+    """Rows [128] of a tile of rows, and which of them it holds; tiles restart at each group."""
+    index, starts, sizes = _group_starts(group_sizes, groups, GROUPS)
+    first_tiles = starts // _TILE + index
+    group = tl.sum(((first_tiles <= tile_index) & (index < groups)).to(tl.int32), axis=0) - 1
+    offset = (tile_index - _pick(first_tiles, index, group)) * _TILE + tl.arange(0, _TILE)
+    return _pick(starts, index, group) + offset, offset < _pick(sizes, index, group)
+
+
+@triton.jit
 def _quantize_tiles_transposed_kernel(
     x,  # [source rows, columns], or [source rows, 2 columns] with gate first if SWIGLU
     x_scales,  # [source rows, tiles], read if SCALED
@@ -106,12 +116,12 @@ def _quantize_tiles_transposed_kernel(
     group_sizes,  # [groups] int32
     quantized,  # [columns, rows]
     scales,  # [columns, row tiles], column-major
-    rows,
     columns,
     groups,
     x_row_stride,
     x_scales_row_stride,
     x_scales_tile_stride,
+    quantized_stride,
     GROUPS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     SCALED: tl.constexpr,
@@ -120,13 +130,7 @@ def _quantize_tiles_transposed_kernel(
     POWER_OF_TWO: tl.constexpr,
 ):
     tile_index = tl.program_id(0)
-    index, starts, sizes = _group_starts(group_sizes, groups, GROUPS)
-    first_tiles = starts // _TILE + index
-    group = tl.sum(((first_tiles <= tile_index) & (index < groups)).to(tl.int32), axis=0) - 1
-    offset = (tile_index - _pick(first_tiles, index, group)) * _TILE
-    row = _pick(starts, index, group) + offset + tl.arange(0, _TILE)
-    filled = offset + tl.arange(0, _TILE) < _pick(sizes, index, group)
-
+    row, filled = _rows_of_tile(tile_index, group_sizes, groups, GROUPS)
     column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     inside = filled[:, None] & (column < columns)[None, :]
     source_row = row
@@ -146,7 +150,7 @@ def _quantize_tiles_transposed_kernel(
 
     scale = _scale_of(tl.max(tl.abs(tile), axis=0), POWER_OF_TWO)
     tile = _round_to_e4m3(tl.div_rn(tile, tl.broadcast_to(scale[None, :], tile.shape)))
-    target = quantized + column.to(tl.int64)[:, None] * rows + row[None, :]
+    target = quantized + column.to(tl.int64)[:, None] * quantized_stride + row[None, :]
     tl.store(target, tl.trans(tile.to(tl.float8e4nv)), mask=tl.trans(inside))
     unused = tl.max(filled.to(tl.int32), axis=0) == 0
     scale = tl.where(unused, 0.0, scale)
@@ -308,7 +312,9 @@ def _quantize_columns(
     rows = x.shape[0] if row_source is None else row_source.shape[0]
     columns, groups = x.shape[1] // (2 if swiglu else 1), group_sizes.shape[0]
     tiles = triton.cdiv(rows, TILE) + groups - 1
-    quantized = x.new_empty((columns, rows), dtype=torch.float8_e4m3fn)
+    # Rows of the result begin at multiples of 16 bytes, which the bulk tensor copy engine needs.
+    room = triton.cdiv(rows, TRANSFER) * TRANSFER
+    quantized = x.new_empty((columns, room), dtype=torch.float8_e4m3fn)[:, :rows]
     scales = x.new_empty((tiles, columns), dtype=torch.float32).t()
     if rows:
         _quantize_tiles_transposed_kernel[tiles, triton.cdiv(columns, _COLUMNS)](
@@ -318,12 +324,12 @@ def _quantize_columns(
             group_sizes,
             quantized,
             scales,
-            rows,
             columns,
             groups,
             x.stride(0),
             0 if x_scales is None else x_scales.stride(0),
             0 if x_scales is None else x_scales.stride(1),
+            quantized.stride(0),
             GROUPS=triton.next_power_of_2(groups),
             BLOCK_COLUMNS=_COLUMNS,
             SCALED=x_scales is not None,

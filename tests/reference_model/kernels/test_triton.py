@@ -190,8 +190,11 @@ def test_grouped_gemms(sizes):
         assert torch.equal(masked[group, : len(part)], part)
 
 
-@pytest.mark.parametrize("sizes", [(128, 128), (3, 0, 125), (130, 0, 126)])
+@pytest.mark.parametrize(
+    "sizes", [(128, 128), (3, 0, 125), (130, 0, 126), (0, 131, 0, 0, 261, 1, 0), (0, 7)]
+)
 def test_grouped_weight_gradients(sizes):
+    """Groups begin and end anywhere, and some have no rows."""
     rows = sum(sizes)
     options = {"group_sizes": sizes_of(*sizes), "power_of_two_scales": False}
     operands = (
@@ -207,6 +210,24 @@ def test_grouped_weight_gradients(sizes):
         *operands, group_sizes=options["group_sizes"], gradient=expected
     )
     assert relative_error(gradient, expected) < (1e-6 if DEVICE == "cpu" else 1e-3)
+
+
+def test_a_weight_gradient_takes_any_number_of_rows():
+    """Quantisation begins each row of its result where memory transfers can."""
+    rows, sizes = 203, sizes_of(203)
+    operands, expected = [], []
+    for columns, seed in ((40, 18), (72, 19)):
+        x = random_with_outliers(rows, columns, seed=seed)
+        options = {"group_sizes": sizes, "power_of_two_scales": False}
+        operands += kernels.quantize_tiles_transposed(x, **options)
+        expected += reference.quantize_tiles_transposed(x, **options)
+    gradient = torch.zeros(40, 72, device=DEVICE)
+    wanted = torch.zeros_like(gradient)
+    kernels.gemm_fp8_weight_grad(*operands, gradient=gradient)
+    reference.gemm_fp8_weight_grad(*expected, gradient=wanted)
+    assert relative_error(gradient, wanted) < 1e-3
+    with pytest.raises(ValueError, match="a_row_stride = 203: allowed multiples of 16"):
+        kernels.gemm_fp8_weight_grad(*expected, gradient=gradient)
 
 
 def test_a_k_that_memory_transfers_cannot_address_is_refused():

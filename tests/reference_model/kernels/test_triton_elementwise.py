@@ -49,6 +49,11 @@ def test_rope_turns_a_strided_view_in_place(inverse):
     torch.testing.assert_close(x, expected, rtol=2e-5, atol=2e-6)
 
 
+def test_broadcast_heads_fills_a_strided_part():
+    whole = normal(7, 5, 24, seed=14)
+    assert_same("broadcast_heads", normal(7, 8, seed=15), whole[..., 16:])
+
+
 def test_swiglu_backward():
     gate_up, grad, weights = normal(3, 140, seed=12), normal(3, 70, seed=13), normal(3, seed=14)
     assert_same("swiglu_backward", gate_up, grad)
