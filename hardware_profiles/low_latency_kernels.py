@@ -18,6 +18,7 @@ from hardware_profiles.schema import (
     ROOT,
     BandwidthValue,
     Count,
+    DataValue,
     Profile,
     TimeEstimate,
     TimeValue,
@@ -56,6 +57,10 @@ class LowLatencyProfile(Profile):
     """Tokens of one rank."""
     hidden: Count
     top_k: Count
+    buffers: Count
+    """Message buffers that a rank keeps, each with room for every expert's tokens."""
+    header: DataValue
+    """Bytes of a buffered message before its values."""
     latency: TimeValue
     """Of the measured machine's network, which the intercepts hold."""
     dispatch_intercept: TimeEstimate

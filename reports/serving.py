@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardware_profiles.units import format_seconds, unit_factor
+from hardware_profiles.units import format_bandwidth, format_seconds, unit_factor
 from reports.run_directory import write_run
 from simulator.analysis.metrics import compare_published
 from simulator.analysis.serving_metrics import serving_metrics
@@ -75,7 +75,7 @@ def serving_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     speculation = metrics["speculation"]
     if speculation is not None:
         tables.append(_gains(speculation))
-    return tables
+    return [*tables, *_published(metrics)]
 
 
 def limit_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
@@ -131,10 +131,22 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
         table.add_row(path, format_metric(path, metrics[path]))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in metrics["error_share"].items())
     table.add_row("time that rests on", shares)
-    table.add_row(
-        "transfers know", "rates of NIC and NVLink; topology and other traffic: no effect"
-    )
+    table.add_row("transfers", _transfers(metrics["transfers"]))
     return table
+
+
+def _transfers(transfers: Mapping[str, Any]) -> str:
+    """What bounds dispatch and combine."""
+    if transfers["link"] != "nic":
+        return "over NVLink"
+    fabric = transfers["fabric_bytes_per_s"]
+    rate = format_bandwidth(transfers["link_bytes_per_s"])
+    text = f"over NICs of {rate}"
+    if transfers["nic_stretch"] > 1.0:
+        text += f", {transfers['nic_stretch']:.2f} times longer for what is broken"
+    if fabric is None:
+        return f"{text}; no link between switches in their way"
+    return f"{text}; other links let {format_bandwidth(fabric)} a GPU through"
 
 
 def _kernels(metrics: Mapping[str, Any]) -> Table:
@@ -166,7 +178,10 @@ def _gains(speculation: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(title="what drafting gains, by requests of the deployment", title_justify="left")
-    for column in ("requests", "step", "step without", "speed-up"):
+    for column in (
+        "requests", "step", "step without", "speed-up",
+        "speed-up of experts alone", "experts touched", "without",
+    ):  # fmt: skip
         table.add_column(column, justify="right")
     for point in speculation["by_batch"]:
         table.add_row(
@@ -174,11 +189,23 @@ def _gains(speculation: Mapping[str, Any]) -> Table:
             format_seconds(point["step_s"]),
             format_seconds(point["step_without_s"]),
             f"{point['speed_up']:.3f}",
+            f"{point['experts_speed_up']:.3f}",
+            f"{point['active_experts']:.1f}",
+            f"{point['active_experts_without']:.1f}",
         )
-    table.add_row("best gain at", str(speculation["batch_of_best_gain"]), "", "")
-    table.add_row("stops paying from", str(speculation["stops_paying_from_batch"]), "", "")
-    table.add_row("published", "", "", f"{speculation['published_speed_up']:.1f}")
+    table.caption = (
+        f"Best gain at {speculation['batch_of_best_gain']} requests, least at "
+        f"{speculation['batch_of_least_gain']}; stops paying "
+        f"{_from_batch(speculation['stops_paying_from_batch'])}."
+    )
+    published = speculation["published_speed_up"]
+    if published is not None:
+        table.caption += f" Published: {published:g}, beside, not fitted."
     return table
+
+
+def _from_batch(batch: int | str) -> str:
+    return batch if isinstance(batch, str) else f"from {batch} requests on"
 
 
 def _published(metrics: Mapping[str, Any]) -> Iterator[Table]:
@@ -307,6 +334,7 @@ def _cells(table: Table) -> dict[str, Any]:
     right = [column.justify == "right" for column in table.columns[1:]]
     return {
         "title": str(table.title),
+        "caption": "" if table.caption is None else str(table.caption),
         "columns": [str(column.header) for column in table.columns],
         "rows": [list(row) for row in zip(*columns, strict=True)],
         "numeric": all(right),

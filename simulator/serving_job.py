@@ -78,14 +78,18 @@ class AllToAllInputs(Profile):
     overlapped: Estimate | None = None
     """low_latency: wire time beside compute over the wire time alone. (Normal kernels have theirs
     in the calibration.)"""
+    buffers: DataValue | None = None
+    """normal: memory of the kernels' queues. (Low-latency buffers follow from their profile.)"""
 
     @model_validator(mode="after")
-    def _low_latency_is_complete(self) -> Self:
-        needed = self.kernels == "low_latency"
-        if needed != (self.low_latency is not None) or needed != (self.overlapped is not None):
+    def _kernels_are_complete(self) -> Self:
+        low = self.kernels == "low_latency"
+        if low != (self.low_latency is not None) or low != (self.overlapped is not None):
             raise ValueError(
                 "low_latency and overlapped are needed with kernels low_latency, and only then"
             )
+        if low and self.buffers is not None:
+            raise ValueError("buffers: allowed with kernels normal only")
         return self
 
 
@@ -96,6 +100,8 @@ class Speculation(Profile):
     """Tokens drafted for each request and step."""
     acceptance: float = Field(ge=0.0, le=1.0)
     """Probability that a drafted token is accepted, given that those before it were."""
+    published_speed_up: PositiveFloat | None = None
+    """A published gain, shown beside the simulated one."""
 
     @property
     def tokens_per_step(self) -> float:
@@ -167,6 +173,12 @@ class ServingStepJob(Profile):
             )
         if self.phase == "prefill" and self.speculation is not None:
             raise ValueError("speculation: allowed in phase decode only")
+        if (
+            self.all_to_all.kernels == "normal"
+            and self.expert_tp == 1
+            and self.all_to_all.buffers is None
+        ):
+            raise ValueError("all_to_all.buffers is needed with kernels normal")
         for name in ("attention_tp", "expert_tp"):
             if self.gpus % getattr(self, name):
                 raise ValueError(f"{name} {getattr(self, name)} does not divide {self.gpus} gpus")

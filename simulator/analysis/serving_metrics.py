@@ -47,6 +47,7 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
         "largest_batch_per_gpu": kv.largest_batch,
         "limited_by": kv.limit,
         "memory_bytes": asdict(kv.memory) | {"capacity": kv.capacity},
+        "transfers": transfer_metrics(step),
         "experts": expert_metrics(run),
         "comparisons": {
             name: headline(job, other, step.model.cluster.node.gpus)
@@ -115,6 +116,24 @@ def headline(job: ServingStepJob, step: ServingStep, gpus_per_node: int) -> dict
     }
 
 
+def transfer_metrics(step: ServingStep) -> dict[str, Any]:
+    """What dispatch and combine travel over, and what bounds them beside the link's own rate."""
+    model = step.model
+    node, job, load = model.cluster.node, model.job, model.kernels.load
+    profile = model.low_latency
+    over_nics = job.expert_tp == 1 and (
+        job.gpus > node.gpus if profile is None else profile.link == "nic"
+    )
+    if not over_nics:
+        return {"link": "nvlink", "link_bytes_per_s": node.gpu.nvlink_bandwidth}
+    return {
+        "link": "nic",
+        "link_bytes_per_s": node.nic_bandwidth_per_gpu,
+        "nic_stretch": load.nic_stretch,
+        "fabric_bytes_per_s": load.bandwidth if np.isfinite(load.bandwidth) else None,
+    }
+
+
 def expert_metrics(run: ServingRun) -> dict[str, Any]:
     """How uneven expert loads are over GPUs and links, and what rebalancing costs."""
     job, loads = run.job, run.step.loads
@@ -144,19 +163,20 @@ def speculation_metrics(run: ServingRun) -> dict[str, Any] | None:
         "step_time_without_s": plain,
         "speed_up": gained * plain / run.step.step_s,
         "by_batch": [asdict(point) for point in run.speculation_curve],
-        **best_batches(run.speculation_curve),
-        "published_speed_up": 1.8,
-        "published_source": "arXiv 2412.19437, section 5.4.3; shown beside, not fitted",
+        **best_batches(run.speculation_curve, within=run.kv.limit),
+        "published_speed_up": speculation.published_speed_up,
     }
 
 
-NEVER_LOSES = "not within the KV cache"
-"""In the place of a batch where drafting pays at every batch whose requests fit."""
+def best_batches(curve: Sequence[SpeculationPoint], *, within: str) -> dict[str, int | str | None]:
+    """The batches at which drafting gains most and least, and the smallest from which on it never
+    pays.
 
-
-def best_batches(curve: Sequence[SpeculationPoint]) -> dict[str, int | str | None]:
-    """The batch at which drafting gains most, and the smallest from which on it never pays."""
+    Args:
+        within: what limits the batch, said where drafting pays at every batch of the curve.
+    """
     best = max(curve, key=lambda point: point.speed_up, default=None)
+    worst = min(curve, key=lambda point: point.speed_up, default=None)
     losing: int | None = None
     for point in reversed(curve):
         if point.speed_up >= 1.0:
@@ -164,7 +184,10 @@ def best_batches(curve: Sequence[SpeculationPoint]) -> dict[str, int | str | Non
         losing = point.batch
     return {
         "batch_of_best_gain": None if best is None else best.batch,
-        "stops_paying_from_batch": NEVER_LOSES if losing is None else losing,
+        "batch_of_least_gain": None if worst is None else worst.batch,
+        "stops_paying_from_batch": f"at no batch that fits ({within})"
+        if losing is None
+        else losing,
     }
 
 

@@ -142,7 +142,11 @@ def _kv_tokens(model: ServingModel) -> int:
     step = serving_step(model)
     operators = [operator for layer in step.operators.values() for operator in layer.operators]
     capacity = kv_capacity(
-        model.job, config=model.config, cluster=model.cluster, operators=operators
+        model.job,
+        config=model.config,
+        cluster=model.cluster,
+        low_latency=model.low_latency,
+        operators=operators,
     )
     return capacity.tokens
 

@@ -45,6 +45,11 @@ class SpeculationPoint:
     step_without_s: Seconds
     speed_up: float
     """Tokens a second of a request, with over without."""
+    active_experts: float
+    """Local experts that a micro-batch touches, mean over GPUs and layers."""
+    active_experts_without: float
+    experts_speed_up: float
+    """The speed-up if the routed experts' kernels were all of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +174,7 @@ def _capacity(step: ServingStep) -> KvCapacity:
         model.job,
         config=model.config,
         cluster=model.cluster,
+        low_latency=model.low_latency,
         operators=[op for layer in step.operators.values() for op in layer.operators],
     )
 
@@ -215,21 +221,39 @@ def _speculation_curve(
     model: ServingModel, plain: ServingModel, kv: KvCapacity
 ) -> tuple[SpeculationPoint, ...]:
     """What drafting gains at batches of one request on the deployment, two, four and so on, as far
-    as the KV cache reaches."""
+    as KV cache and all-to-all buffers reach."""
     job = model.job
     assert job.speculation is not None
-    assert job.requests.context_tokens is not None, "only decode jobs draft"
+    context = job.requests.context_tokens
+    assert context is not None, "only decode jobs draft"
+    groups = job.gpus // job.attention_tp
     points = []
     batch = 1
     while batch <= kv.largest_batch * job.gpus:
-        each = max(1, batch // job.gpus)
-        idle = max(0, job.gpus - batch)
+        together = -(-batch // groups)
+        idle = job.gpus - min(batch, groups) * job.attention_tp
         with_draft, without = (
-            decode_step(deployment, each, job.requests.context_tokens, idle_gpus=idle).step_s
+            decode_step(
+                deployment,
+                -(-together // job.attention_tp),
+                context,
+                idle_gpus=idle,
+                group_batch=together,
+            )
             for deployment in (model, plain)
         )
-        gain = job.speculation.tokens_per_step * without / with_draft
-        points.append(SpeculationPoint(batch, with_draft, without, gain))
+        gained = job.speculation.tokens_per_step
+        points.append(
+            SpeculationPoint(
+                batch=batch,
+                step_s=with_draft.step_s,
+                step_without_s=without.step_s,
+                speed_up=gained * without.step_s / with_draft.step_s,
+                active_experts=float(with_draft.loads.active.mean()),
+                active_experts_without=float(without.loads.active.mean()),
+                experts_speed_up=gained * without.expert_s / with_draft.expert_s,
+            )
+        )
         batch *= 2
     return tuple(points)
 

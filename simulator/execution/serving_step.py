@@ -4,13 +4,11 @@ Every operator of the recorded layers is a task with a predicted time; tasks run
 orders (serving_lowering), with a gap between kernels. Ranks are folded into one where they do the
 same; where expert loads differ by rank and layer, every rank is a column and each transfer waits
 for its slowest. What the model does not know is an input: gap, host overhead, slow-down of
-transfers beside compute, each with an interval. Wires know the rate of a GPU's NIC or NVLink and
-what DeepEP's tables achieve of it; topology, oversubscription and other traffic of the fabric have
-no effect on an iteration.
+transfers beside compute, each with an interval. Wires take the share of the NIC or NVLink rate that
+DeepEP's tables achieve, or longer where links between switches or failures allow less
+(fabric_load); traffic of other jobs has no effect on an iteration.
 
-Interval: every kernel family, and every such input, at its low and high end, all its uses together;
-effects of different families added in quadrature, as if their errors were independent. On another
-GPU than the calibration's, what that adds is one more such error, of all kernels together.
+Times carry the ends of each kernel's interval; error_budget makes the iteration's of them.
 """
 
 from __future__ import annotations
@@ -88,6 +86,13 @@ class ServingStep:
     def seconds(self) -> Array:
         """[tasks] or [tasks, ranks]."""
         return self.log.end_s - self.log.start_s
+
+    @property
+    def expert_s(self) -> Seconds:
+        """Time in kernels of routed experts, the slowest rank of each layer; drafts included."""
+        chosen = np.array([task.part == "experts" for task in self.model.plan.tasks])
+        seconds = self.seconds[chosen]
+        return float((seconds if seconds.ndim == 1 else seconds.max(axis=1)).sum())
 
     def path(self) -> CriticalPath:
         """The chain of tasks that the end of the iteration waits for."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from hardware_profiles.low_latency_kernels import LowLatencyProfile
 from hardware_profiles.schema import ClusterProfile
-from hardware_profiles.units import Bytes, format_bytes, parse_quantity
+from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig, parameter_counts
 from reference_model.trace import TILE, Operator
 from simulator.serving_job import ServingStepJob
@@ -21,14 +22,6 @@ from simulator.workload.memory import Infeasible
 
 _FP8, _BF16, _FP32 = 1, 2, 4
 _WITH_SCALES = _FP8 + _FP32 / TILE**2
-
-LOW_LATENCY_BUFFERS = 4
-"""Send and receive buffer, each twice, so that one transfer can start while another is read."""
-LOW_LATENCY_HEADER = 16
-"""Bytes before the values of a message. With it the formula gives the 2,116 MB that DeepEP
-allocates for 288 experts, 128 tokens and 7,168 values (DeepEP issue 28)."""
-NORMAL_BUFFERS = parse_quantity("3 GB", "data", "NORMAL_BUFFERS")
-"""Queues of the normal kernels: 2 GB for NVLink and 1 GB for RDMA in DeepEP's own tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +55,7 @@ class KvCapacity:
     needed_tokens: int
     """Tokens of the job's requests, whole pages."""
     largest_batch: int
-    """Requests a GPU of the job's context that fit."""
+    """Requests a GPU of the job's context that fit the KV cache and the all-to-all's buffers."""
     limit: str
     """What the batch is limited by."""
 
@@ -91,24 +84,31 @@ def kv_bytes_per_token(config: ModelConfig, dtype: str, *, draft_layers: int = 0
 
 
 def serving_memory(
-    job: ServingStepJob, *, config: ModelConfig, operators: Iterable[Operator]
+    job: ServingStepJob,
+    *,
+    config: ModelConfig,
+    low_latency: LowLatencyProfile | None,
+    operators: Iterable[Operator],
 ) -> GpuMemory:
-    """What lies on one GPU beside the KV cache."""
+    """What lies on one GPU beside the KV cache.
+
+    Args:
+        low_latency: the profile that the job names, None with normal kernels.
+    """
     drafts = 0 if job.speculation is None else min(1, config.num_nextn_predict_layers)
-    low_latency = job.all_to_all.kernels == "low_latency"
     experts = config.n_routed_experts + job.experts.redundant
     tokens = job.memory.buffer_tokens or micro_batch_tokens(job)
     buffers = 0.0
     rooms = 0.0
-    if job.expert_tp == 1 and low_latency:
-        message = config.hidden_size * _BF16 + LOW_LATENCY_HEADER
-        buffers = LOW_LATENCY_BUFFERS * float(experts * tokens * message)
+    if job.expert_tp == 1 and low_latency is not None:
+        message = config.hidden_size * _BF16 + low_latency.header
+        buffers = low_latency.buffers * float(experts * tokens * message)
         room = tokens * job.gpus
         values = _WITH_SCALES * config.hidden_size + _BF16 * config.hidden_size
         inner = (2 * _BF16 + _FP8) * config.moe_intermediate_size
         rooms = experts / job.gpus * room * (values + inner)
     elif job.expert_tp == 1:
-        buffers = NORMAL_BUFFERS
+        buffers = job.all_to_all.buffers or 0.0
     return GpuMemory(
         weights=_weights(job, config, drafts),
         all_to_all_buffers=buffers,
@@ -123,14 +123,15 @@ def kv_capacity(
     *,
     config: ModelConfig,
     cluster: ClusterProfile,
+    low_latency: LowLatencyProfile | None,
     operators: Iterable[Operator],
 ) -> KvCapacity:
-    """Tokens of KV cache that fit, and the largest batch of the job's context.
+    """Tokens of KV cache that fit, and the largest batch of the job's context (see serving_memory).
 
     Raises Infeasible where weights and buffers alone exceed the memory.
     """
     drafts = 0 if job.speculation is None else min(1, config.num_nextn_predict_layers)
-    memory = serving_memory(job, config=config, operators=operators)
+    memory = serving_memory(job, config=config, low_latency=low_latency, operators=operators)
     capacity = cluster.node.gpu.hbm_capacity
     per_token = kv_bytes_per_token(config, job.memory.kv_cache, draft_layers=drafts)
     page = job.memory.page_tokens
@@ -158,6 +159,18 @@ def kv_capacity(
     # GPUs that share heads each hold the latents of all requests of their group.
     pages = -(-context // page) * page * job.attention_tp
     largest = tokens // pages
+    limit = (
+        f"KV cache: {largest} requests of {context} tokens fill "
+        f"{format_bytes(largest * pages * per_token)} of "
+        f"{format_bytes(capacity - memory.total)} left by weights and buffers"
+    )
+    room = _buffer_room(job)
+    if room is not None and room < largest:
+        largest = room
+        limit = (
+            f"memory.buffer_tokens: {job.memory.buffer_tokens} tokens of each of "
+            f"{job.micro_batches} micro-batches are {room} requests"
+        )
     return KvCapacity(
         memory=memory,
         capacity=capacity,
@@ -165,12 +178,18 @@ def kv_capacity(
         tokens=tokens,
         needed_tokens=batch * pages,
         largest_batch=largest,
-        limit=(
-            f"KV cache: {largest} requests of {context} tokens fill "
-            f"{format_bytes(largest * pages * per_token)} of "
-            f"{format_bytes(capacity - memory.total)} left by weights and buffers"
-        ),
+        limit=limit,
     )
+
+
+def _buffer_room(job: ServingStepJob) -> int | None:
+    """Requests a GPU whose tokens fit the buffers of low-latency transfers, None where these grow
+    with the batch or other kernels run."""
+    tokens = job.memory.buffer_tokens
+    if tokens is None or job.phase != "decode" or job.all_to_all.kernels != "low_latency":
+        return None
+    drafted = 0 if job.speculation is None else job.speculation.draft_tokens
+    return tokens * job.micro_batches // (1 + drafted)
 
 
 def check_kv_fits(kv: KvCapacity) -> None:

@@ -77,17 +77,31 @@ def test_speculation_shows_its_gain_by_batch_beside_the_published_one():
     assert batches[:7] == [1, 2, 4, 8, 16, 32, 64]
     assert all(point["speed_up"] < 1.875 for point in gain["by_batch"])
     assert metrics["tpot_s"]["mean"] == pytest.approx(metrics["step_time_s"] / 1.875)
+    # 32 of 256 experts on a GPU, 8 for a token: how many a micro-batch touches is known exactly.
+    for point in gain["by_batch"]:
+        for tokens, touched in (
+            (2 * point["batch"], point["active_experts"]),
+            (point["batch"], point["active_experts_without"]),
+        ):
+            assert touched == pytest.approx(32 * (1 - (1 - 8 / 256) ** tokens), rel=0.03, abs=0.4)
+    # Twice the weights for 1.875 tokens: alone, the experts' kernels would lose at small batches.
+    assert gain["by_batch"][0]["experts_speed_up"] < 1.2
+    assert gain["by_batch"][-1]["experts_speed_up"] > 1.5
 
 
 def test_where_drafting_stops_paying_is_the_batch_after_the_last_gain():
     def curve(*gains):
-        return [SpeculationPoint(2**n, 1.0, 1.0, gain) for n, gain in enumerate(gains)]
+        return [
+            SpeculationPoint(2**n, 1.0, 1.0, gain, 2.0, 1.0, gain) for n, gain in enumerate(gains)
+        ]
 
-    assert best_batches(curve(1.1, 1.4, 1.2, 0.9, 0.8)) == {
+    assert best_batches(curve(1.1, 1.4, 1.2, 0.9, 0.8), within="KV cache") == {
         "batch_of_best_gain": 2,
+        "batch_of_least_gain": 16,
         "stops_paying_from_batch": 8,
     }
-    assert best_batches(curve(1.1, 1.2))["stops_paying_from_batch"] == "not within the KV cache"
+    gains = best_batches(curve(1.1, 1.2), within="KV cache: full")
+    assert gains["stops_paying_from_batch"] == "at no batch that fits (KV cache: full)"
 
 
 def test_rebalancing_is_costed_where_an_interval_is_given():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hardware_profiles.low_latency_kernels import load_low_latency
 from hardware_profiles.schema import load_cluster
 from reference_model.config import load_model_config, parameter_counts
 from simulator.scenario import load_scenario
@@ -22,9 +23,19 @@ def job_of(name, *changes):
 
 def capacity(name, *changes):
     scenario = load_scenario(name, list(changes))
+    return capacity_of(scenario, scenario.cluster)
+
+
+def capacity_of(scenario, cluster):
+    job = scenario.file.serving_step
     return kv_capacity(
-        scenario.file.serving_step, config=scenario.model, cluster=scenario.cluster, operators=()
+        job, config=scenario.model, cluster=cluster, low_latency=profile_of(job), operators=()
     )
+
+
+def profile_of(job):
+    name = job.all_to_all.low_latency
+    return None if name is None else load_low_latency(name)
 
 
 def test_a_token_of_deepseek_v3_takes_70272_bytes():
@@ -37,14 +48,21 @@ def test_a_token_of_deepseek_v3_takes_70272_bytes():
 def test_low_latency_buffers_are_those_that_deepep_allocates():
     # DeepEP issue 28: 2116.291072 MB for 288 experts, 128 tokens, 7,168 values.
     job = job_of("decode_ep144_day6")
-    memory = serving_memory(job, config=V3, operators=())
+    memory = serving_memory(job, config=V3, low_latency=profile_of(job), operators=())
     assert memory.all_to_all_buffers == pytest.approx(2116.291072e6, rel=1e-3)
+
+
+def test_normal_kernels_keep_the_queues_that_their_scenario_names():
+    job = job_of("prefill_ep32_profile", "all_to_all.buffers=2 GB")
+    assert serving_memory(job, config=V3, low_latency=None, operators=()).all_to_all_buffers == 2e9
+    with pytest.raises(ValueError, match=r"all_to_all\.buffers is needed with kernels normal"):
+        job_of("prefill_ep32_profile", "all_to_all.buffers=null")
 
 
 def test_all_experts_over_all_gpus_hold_the_whole_model_once():
     job = job_of("decode_ep128_profile")
     counts = parameter_counts(V3)
-    memory = serving_memory(job, config=V3, operators=())
+    memory = serving_memory(job, config=V3, low_latency=profile_of(job), operators=())
     replicated = memory.weights - 2 * 58 * counts.expert * (1 + 4 / 128**2)
     expected = 61 * counts.attention + 3 * counts.dense_feed_forward + 58 * counts.shared_experts
     # FP8 but for BF16 vocabulary and absorbed up-projection: within a few per cent of one byte.
@@ -66,6 +84,15 @@ def test_pages_round_every_request_up():
     assert paged.needed_tokens == 128 * (4096 + 64)
 
 
+def test_the_largest_batch_is_that_of_the_cache_or_of_the_buffers():
+    cached = capacity("mtp_ep128", "memory.buffer_tokens=512")
+    assert cached.limit.startswith("KV cache: ")
+    buffered = capacity("mtp_ep128")
+    # Two micro-batches of 128 tokens, two tokens a request.
+    assert buffered.largest_batch == 128 < cached.largest_batch
+    assert buffered.limit.startswith("memory.buffer_tokens: 128 tokens of each of 2 micro-batches")
+
+
 def test_a_batch_that_does_not_fit_says_by_how_many_tokens():
     kv = capacity("decode_ep128_profile", "requests.requests_per_gpu=256")
     missing = 256 * 4096 - kv.tokens
@@ -78,4 +105,4 @@ def test_weights_that_do_not_fit_say_by_how_much():
     scenario = load_scenario("decode_ep128_profile")
     small = load_cluster("h800_2048", {"node.gpu.hbm_capacity": "24 GB"})
     with pytest.raises(Infeasible, match="beside its KV cache"):
-        kv_capacity(scenario.file.serving_step, config=scenario.model, cluster=small, operators=())
+        capacity_of(scenario, small)
