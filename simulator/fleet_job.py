@@ -255,6 +255,9 @@ class PoolSpec(Profile):
     """The deployment that decodes."""
     kv_capacity_tokens: NonNegativeInt | None = None
     """Of one rank, in place of what the step times say."""
+    page_tokens: PositiveInt | None = None
+    """Tokens of one page of KV cache, in place of what the step times say (1 with affine). A
+    request's last page is half empty on average, and counts so."""
     max_batch: PositiveInt
     """Requests that one rank decodes at once."""
     tokens_per_pass: PositiveInt | None = None

@@ -23,15 +23,18 @@ class DecodeBatch:
         "_total_base",
         "residents",
         "size",
+        "slack",
         "step",
         "tokens_per_step",
         "total",
     )
 
-    def __init__(self, ranks: int, tokens_per_step: float) -> None:
+    def __init__(self, ranks: int, tokens_per_step: float, *, slack: int) -> None:
         whole = tokens_per_step == int(tokens_per_step)
         self.tokens_per_step = int(tokens_per_step) if whole else tokens_per_step
         """Tokens that a step gives each request; an int where whole, so that sums stay exact."""
+        self.slack = slack
+        """Tokens of KV cache that a request takes beyond its own: the rest of its last page."""
         self.step = 0
         """Decode steps done so far."""
         self.size = [0] * ranks
@@ -47,6 +50,10 @@ class DecodeBatch:
     def kv_tokens(self, rank: int, steps_ahead: int = 0) -> float:
         """KV cache of a rank's requests after ``steps_ahead`` more steps."""
         return self._base[rank] + self.tokens_per_step * (self.step + steps_ahead) * self.size[rank]
+
+    def held_tokens(self, rank: int, steps_ahead: int = 0) -> float:
+        """The same with the rest of every request's last page."""
+        return self.kv_tokens(rank, steps_ahead) + self.slack * self.size[rank]
 
     def heaviest_rank(self, per_request: float, per_kv_token: float) -> int:
         """The rank with most work, given what one request and one token of KV cache cost."""
@@ -65,10 +72,10 @@ class DecodeBatch:
         """
         tightest = math.inf
         per_step = self.tokens_per_step
-        all_steps = per_step * self.step
+        each = per_step * self.step + self.slack
         for size, base, taken in zip(self.size, self._base, held, strict=True):
             if size:
-                room = (capacity - taken - base - all_steps * size) / (per_step * size)
+                room = (capacity - taken - base - each * size) / (per_step * size)
                 tightest = min(tightest, room)
         return tightest
 
@@ -76,6 +83,11 @@ class DecodeBatch:
     def total_kv_tokens(self) -> float:
         """KV cache of all ranks together."""
         return self._total_base + self.tokens_per_step * self.step * self.total
+
+    @property
+    def total_held_tokens(self) -> float:
+        """The same with the rest of every request's last page."""
+        return self.total_kv_tokens + self.slack * self.total
 
     def join(self, live: LiveRequest) -> None:
         """Let a request with at least one token to come join its rank."""

@@ -20,7 +20,8 @@ import simpy
 from hardware_profiles.schema import ClusterProfile
 from hardware_profiles.units import unit_factor
 from simulator.execution.fleet_accounts import Accounts, FleetRun
-from simulator.execution.fleet_instance import Instance, longest_kv_tokens
+from simulator.execution.fleet_instance import Instance
+from simulator.execution.fleet_kv import longest_kv_tokens
 from simulator.execution.fleet_log import FleetLog, LogWriter, Outcome, SampleRow
 from simulator.execution.fleet_request import LiveRequest
 from simulator.execution.fleet_router import Router
@@ -159,9 +160,9 @@ class _Fleet:
             return Outcome.REJECTED_NO_CAPACITY
         context = request.prompt_tokens + request.output_tokens - 1
         decoded = longest_kv_tokens(request, self._job.tokens_per_step)
-        if (
-            decoded > self._router.decoding[0].capacity
-            or context > self._router.prefilling[0].capacity
+        if not (
+            self._router.decoding[0].cache.holds(decoded)
+            and self._router.prefilling[0].cache.holds(context)
         ):
             return Outcome.REJECTED_TOO_LONG
         limit = self._job.max_waiting

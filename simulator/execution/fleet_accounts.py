@@ -145,10 +145,10 @@ class Accounts:
                     pool=instance.pool,
                     gpus=instance.spec.gpus_per_instance,
                     ranks=instance.spec.ranks,
-                    kv_capacity_tokens=instance.capacity * instance.spec.ranks,
+                    kv_capacity_tokens=instance.cache.capacity * instance.spec.ranks,
                     in_service_s=self._in_service_s.get(instance, 0.0),
-                    kv_allocated_tokens=instance.allocated,
-                    kv_freed_tokens=instance.freed,
+                    kv_allocated_tokens=instance.cache.allocated,
+                    kv_freed_tokens=instance.cache.freed,
                 )
                 for instance in instances
             ),

@@ -3,35 +3,28 @@
 An instance is an expert-parallel group whose data-parallel ranks step together at the pace of the
 slowest. It works in iterations: a prefill pass, decode steps, or in a colocated pool one prefill
 pass and then one decode step. Requests join and leave only between iterations (continuous
-batching). While a batch stays the same, many decode steps are one event: step k of n takes
-first + k * slope, and the number of steps done at any instant follows from that sum.
+batching); decode steps of an unchanged batch are one event (fleet_iteration).
 
-Assumptions: the slowest rank is the one with most work by the cost of a request and of a token at
-the mean load, and that of the first step is the slowest of all n; within SPAN_TOKENS tokens
-of growth the time of a step is linear in the context (exact for affine step times). In a colocated
-iteration the pass and the decode step run one after the other, which is an upper bound for engines
-that fuse them. KV cache is counted in tokens, not in pages.
+Assumption: in a colocated iteration the pass and the decode step run one after the other, which is
+an upper bound for engines that fuse them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Protocol
 
 import simpy
 
 from simulator.execution.decode_batch import DecodeBatch
+from simulator.execution.fleet_iteration import Iteration, plan_steps
+from simulator.execution.fleet_kv import KvCache, longest_kv_tokens
 from simulator.execution.fleet_log import LogWriter
 from simulator.execution.fleet_request import NEVER, LiveRequest
-from simulator.execution.prefill_queue import PrefillPass, PrefillQueue
+from simulator.execution.prefill_queue import PrefillQueue
 from simulator.execution.prefix_cache import BlockStore, Link
 from simulator.execution.step_times import StepTimes
 from simulator.fleet_job import PoolSpec
-from simulator.workload.requests import Request
-
-SPAN_TOKENS = 256
-"""Context growth after which the time of a decode step is asked anew."""
 
 
 class InstanceOwner(Protocol):
@@ -56,46 +49,6 @@ class InstanceOwner(Protocol):
     def begin_prompt(self, live: LiveRequest, instance: Instance) -> int:
         """A pass is about to compute its context; return how many tokens of it are cached."""
         ...
-
-
-@dataclass(slots=True)
-class _Iteration:
-    """What the instance is doing. Step k = 0, 1, ... takes first_s + k * slope_s."""
-
-    start_s: float
-    lead_s: float
-    """Before the first decode step: rebalancing pause and prefill pass."""
-    steps: int
-    first_s: float
-    slope_s: float
-    batch: int
-    joined: list[LiveRequest]
-    prefill: PrefillPass | None
-    kv_tokens: float
-    waiting: int
-
-    def duration_s(self) -> float:
-        return self.lead_s + self.steps_s(self.steps)
-
-    def steps_s(self, steps: int) -> float:
-        """Time of the first ``steps`` decode steps: the sum of an arithmetic series."""
-        return steps * self.first_s + self.slope_s * steps * (steps - 1) / 2
-
-    def steps_done(self, now_s: float) -> int:
-        """Decode steps that have ended by now."""
-        elapsed = now_s - self.start_s - self.lead_s
-        if elapsed <= 0 or not self.steps:
-            return 0
-        # Solve steps_s(n) = elapsed, in the form that also holds for slope 0.
-        half = self.first_s - self.slope_s / 2
-        root = half + math.sqrt(max(half * half + 2 * self.slope_s * elapsed, 0.0))
-        done = min(math.floor(2 * elapsed / root), self.steps)
-        # The root is rounded; the sum decides.
-        while done and self.steps_s(done) > elapsed:
-            done -= 1
-        while done < self.steps and self.steps_s(done + 1) <= elapsed:
-            done += 1
-        return done
 
 
 class Instance:
@@ -124,23 +77,24 @@ class Instance:
         self.decodes = pool != "prefill"
         self.up = True
         self.accepting = True
-        self.capacity = (
-            step_times.kv_capacity_tokens
-            if spec.kv_capacity_tokens is None
-            else spec.kv_capacity_tokens
+        page = step_times.page_tokens if spec.page_tokens is None else spec.page_tokens
+        self.batch = DecodeBatch(spec.ranks, tokens_per_step, slack=page // 2)
+        self.cache = KvCache(
+            self.batch,
+            capacity=(
+                step_times.kv_capacity_tokens
+                if spec.kv_capacity_tokens is None
+                else spec.kv_capacity_tokens
+            ),
+            max_batch=spec.max_batch,
+            reserve_full=reserve_full,
         )
-        """KV tokens of one rank."""
-        self.batch = DecodeBatch(spec.ranks, tokens_per_step)
         self.queue = PrefillQueue(
             step_times,
             ranks=spec.ranks,
             tokens_per_pass=(spec.tokens_per_pass or 1) if self.prefills else 1,
             requests_per_pass=spec.requests_per_pass,
         )
-        self.held: list[float] = [0] * spec.ranks
-        """[rank], KV tokens set aside outside the decode batch."""
-        self.expected = [0] * spec.ranks
-        """[rank], requests on their way into the decode batch."""
         self.tiers: list[BlockStore] = []
         """Prefix cache tiers of its own, fastest first."""
         self.tier_links: list[Link | None] = []
@@ -153,22 +107,16 @@ class Instance:
         """[rank], between its HBM and host memory, for preempted requests."""
         self.swapped: list[LiveRequest] = []
         """Preempted requests whose KV cache is in host memory; they go before new ones."""
-        self.allocated: float = 0
-        """KV tokens ever taken into use."""
-        self.freed: float = 0
         self._owner = owner
         self._log = log
         self._step_times = step_times
         self._reserve_full = reserve_full
         self._watermark = watermark
-        self._held_total: float = 0
-        self._held_by: dict[LiveRequest, tuple[int, float]] = {}
         self._joining: list[LiveRequest] = []
-        self._iteration: _Iteration | None = None
+        self._iteration: Iteration | None = None
         self._wake_up: simpy.Event | None = None
         self._busy = False
         self._next_rebalance_s = spec.rebalance.interval if spec.rebalance else math.inf
-        self._scores: list[float] | None = None
 
     # What a fleet asks
 
@@ -180,22 +128,17 @@ class Instance:
     @property
     def empty(self) -> bool:
         """No request anywhere in it."""
-        return not self._held_by and not len(self.queue)
-
-    @property
-    def kv_tokens(self) -> float:
-        """KV cache in use or set aside, over all ranks, at the last step boundary."""
-        return self._held_total + (0 if self._reserve_full else self.batch.total_kv_tokens)
+        return self.cache.empty and not len(self.queue)
 
     @property
     def requests(self) -> int:
         """Requests in the decode batch or on their way there."""
-        return self.batch.total + sum(self.expected)
+        return self.batch.total + sum(self.cache.expected)
 
     def load(self) -> float:
         """Load for decode balancing: KV use plus request count, each over its limit."""
         ranks = self.spec.ranks
-        return self.kv_tokens / (self.capacity * ranks) + self.requests / (
+        return self.cache.tokens / (self.cache.capacity * ranks) + self.requests / (
             self.spec.max_batch * ranks
         )
 
@@ -203,23 +146,16 @@ class Instance:
         """Return the rank of least load that can decode ``live``, or None."""
         if self.swapped:
             return None
-        scores = self._scores
-        if scores is None:
-            scores = self._scores = [self._score(rank) for rank in range(self.spec.ranks)]
-        best = scores.index(min(scores))
+        loads = self.cache.loads()
+        best = loads.index(min(loads))
         if self.fits(live, best):
             return best
         fitting = [rank for rank in range(self.spec.ranks) if self.fits(live, rank)]
-        return min(fitting, key=scores.__getitem__) if fitting else None
+        return min(fitting, key=loads.__getitem__) if fitting else None
 
     def expect(self, live: LiveRequest, rank: int) -> None:
         """Set KV cache aside for a request that will join."""
-        scores = self._scores
-        self._take(live, rank)
-        self.expected[rank] += 1
-        if scores is not None:
-            scores[rank] = self._score(rank)
-            self._scores = scores
+        self.cache.expect(live, rank, self._need(live))
         iteration = self._iteration
         # What was set aside is no longer there for the batch to grow into.
         if (
@@ -227,14 +163,13 @@ class Instance:
             and not self._reserve_full
             and iteration.steps > 1
             and self.batch.size[rank]
-            and self._steps_of_room(rank) < iteration.steps
+            and self.cache.steps_of_room_on(rank) < iteration.steps
         ):
             self._shorten()
 
     def unexpect(self, live: LiveRequest) -> None:
         """Undo ``expect``: the request will not come."""
-        self.expected[self._held_by[live][0]] -= 1
-        self._free_held(live)
+        self.cache.unexpect(live)
         self._notice()
 
     # What happens to it
@@ -246,8 +181,7 @@ class Instance:
 
     def arrive(self, live: LiveRequest) -> None:
         """Let an expected request decode from the next iteration on."""
-        live.rank = self._held_by[live][0]
-        self.expected[live.rank] -= 1
+        live.rank = self.cache.arrive(live)
         self.join(live)
 
     def join(self, live: LiveRequest) -> None:
@@ -257,7 +191,7 @@ class Instance:
 
     def release(self, live: LiveRequest) -> None:
         """Free the KV cache of a request that was computed here and does not decode here."""
-        self._free_held(live)
+        self.cache.free(live)
         self._notice()
 
     def fail(self) -> tuple[list[LiveRequest], list[LiveRequest]]:
@@ -265,14 +199,14 @@ class Instance:
         self.up = False
         last_s = self._break_off()
         queued = self.queue.clear()
-        lost = list(self._held_by)
+        lost = self.cache.requests
         for live in lost:
-            if live in self.batch.residents[self._held_by[live][0]]:
+            if live in self.batch.residents[self.cache.rank_of(live)]:
                 self._leave_early(live, last_s)
             else:
-                self._free_held(live)
+                self.cache.free(live)
         self._joining.clear()
-        self.expected = [0] * self.spec.ranks
+        self.cache.expected = [0] * self.spec.ranks
         for tier in self.tiers:
             tier.clear()
         return lost, queued
@@ -338,7 +272,7 @@ class Instance:
         self._cancel()
         self._schedule_end(iteration)
 
-    def _schedule_end(self, iteration: _Iteration) -> None:
+    def _schedule_end(self, iteration: Iteration) -> None:
         delay = iteration.start_s + iteration.duration_s() - self.env.now
         self._wake_up = self.env.timeout(max(delay, 0.0))
         self._wake_up.callbacks.append(self._end)
@@ -353,18 +287,16 @@ class Instance:
         """Start the next iteration, or become idle."""
         now = self.env.now
         self._wake_up = None
-        self._scores = None
+        self.cache.forget_loads()
         # Busy from here on: what comes while the iteration is being put together is part of it.
         self._busy = True
         joined, self._joining = self._joining, []
         for live in joined:
-            self._start_decoding(live)
-        room = math.inf
-        if not self._reserve_full:
-            room = self.batch.steps_of_room(self.capacity, self.held)
-            if room < 1:
-                joined = self._make_room(joined)
-                room = self.batch.steps_of_room(self.capacity, self.held)
+            self.cache.start_decoding(live)
+        room = self.cache.steps_of_room()
+        if room < 1:
+            joined = self._make_room(joined)
+            room = self.cache.steps_of_room()
         waiting = len(self.queue)
         prefill = (
             self.queue.next_pass(
@@ -381,8 +313,13 @@ class Instance:
             assert self.spec.rebalance is not None
             lead += self.spec.rebalance.pause
             self._next_rebalance_s = now + self.spec.rebalance.interval
-        steps, first, slope = self._plan_steps(1 if prefill is not None else room)
-        self._iteration = iteration = _Iteration(
+        steps, first, slope = plan_steps(
+            self.batch,
+            self._step_times,
+            limit=1 if prefill is not None else room,
+            rebalance_s=self._next_rebalance_s - now,
+        )
+        self._iteration = iteration = Iteration(
             start_s=now,
             lead_s=lead,
             steps=steps,
@@ -391,54 +328,13 @@ class Instance:
             batch=self.batch.total,
             joined=joined,
             prefill=prefill,
-            kv_tokens=self.kv_tokens,
+            kv_tokens=self.cache.tokens,
             waiting=waiting,
         )
         for live in joined:
             if live.decode_start_s == NEVER:
                 live.decode_start_s = now
         self._schedule_end(iteration)
-
-    def _plan_steps(self, limit: float) -> tuple[int, float, float]:
-        """Return how many decode steps can be one event, the first one's time, and its growth."""
-        batch = self.batch
-        if not batch.total:
-            return 0, 0.0, 0.0
-        step_time = self._step_times.decode_step_s
-        pace = self._slowest_rank() if self.spec.ranks > 1 else 0
-        slowest_s = step_time(batch.size[pace], batch.kv_tokens(pace) / batch.size[pace])
-        if limit < 2:
-            return 1, slowest_s, 0.0
-        steps = min(
-            batch.steps_to_next_leave(),
-            max(int(SPAN_TOKENS / batch.tokens_per_step), 1),
-            self._steps_to_rebalance(slowest_s),
-        )
-        if limit < steps:
-            steps = math.floor(limit)
-        if steps <= 1:
-            return 1, slowest_s, 0.0
-        size = batch.size[pace]
-        last_s = step_time(size, batch.kv_tokens(pace, steps - 1) / size)
-        return steps, slowest_s, (last_s - slowest_s) / (steps - 1)
-
-    def _slowest_rank(self) -> int:
-        """The rank that sets the pace: most work, by the cost of one more request and of one more
-        token of KV cache at the mean load."""
-        batch = self.batch
-        busy = self.spec.ranks - batch.size.count(0)
-        size, kv = batch.total / busy, batch.total_kv_tokens / busy
-        step_time = self._step_times.decode_step_s
-        here = step_time(size, kv / size)
-        per_request = step_time(size + 1, kv / (size + 1)) - here
-        per_kv_token = step_time(size, (kv + size) / size) - here
-        return batch.heaviest_rank(per_request, per_kv_token / size)
-
-    def _steps_to_rebalance(self, step_s: float) -> int:
-        """Steps after which the next rebalancing is due; they only grow longer than the first."""
-        if self._next_rebalance_s == math.inf:
-            return SPAN_TOKENS
-        return math.ceil(max(self._next_rebalance_s - self.env.now, 0.0) / step_s) or 1
 
     def _end(self, _event: simpy.Event) -> None:
         """Finish the present iteration and start the next."""
@@ -447,7 +343,7 @@ class Instance:
         now = self.env.now
         self._iteration = None
         self._wake_up = None
-        self._scores = None
+        self.cache.forget_loads()
         complete = self._decode(iteration, now)
         prefill = iteration.prefill
         first_tokens = len(prefill.completed) if prefill else 0
@@ -462,7 +358,7 @@ class Instance:
         if self.up:
             self._begin(None)
 
-    def _decode(self, iteration: _Iteration, last_s: float) -> list[LiveRequest]:
+    def _decode(self, iteration: Iteration, last_s: float) -> list[LiveRequest]:
         """Do the iteration's decode steps; return the requests that have all their tokens."""
         steps = iteration.steps
         if not steps:
@@ -471,15 +367,14 @@ class Instance:
         first_end = iteration.start_s + iteration.lead_s + iteration.first_s
         for live in iteration.joined:
             self._log.gap(first_end, first_end - live.last_token_s)
-        if not self._reserve_full:
-            self.allocated += batch.tokens_per_step * steps * batch.total
+        self.cache.grow(steps)
         complete = batch.advance(steps)
         for live in complete:
-            self._free_decoded(live)
+            self.cache.free_decoded(live)
             live.last_token_s = last_s
         return complete
 
-    def _tokens(self, iteration: _Iteration, complete: list[LiveRequest]) -> float:
+    def _tokens(self, iteration: Iteration, complete: list[LiveRequest]) -> float:
         """Tokens that the iteration's decode steps gave, those beyond an answer's end left out."""
         batch = self.batch
         beyond = sum(
@@ -488,10 +383,10 @@ class Instance:
         )
         return batch.tokens_per_step * iteration.steps * iteration.batch - beyond
 
-    def _record(self, iteration: _Iteration, end_s: float, *, tokens: float) -> None:
+    def _record(self, iteration: Iteration, end_s: float, *, tokens: float) -> None:
         prefill = iteration.prefill
         steps = iteration.steps
-        grown = 0 if self._reserve_full else self.batch.tokens_per_step * steps * iteration.batch
+        grown = self.cache.growth(steps, iteration.batch)
         self._log.iteration(
             (
                 self.index,
@@ -512,19 +407,10 @@ class Instance:
 
     # KV cache
 
-    def _start_decoding(self, live: LiveRequest) -> None:
-        if not self._reserve_full:
-            # From here on the batch counts it.
-            rank, tokens = self._held_by[live]
-            self._held_by[live] = (rank, 0)
-            self._hold(rank, -tokens)
-            self.allocated += live.kv_tokens - tokens
-        self.batch.join(live)
-
     def _make_room(self, joined: list[LiveRequest]) -> list[LiveRequest]:
         """Preempt until every rank can do one more step; return who joined and stayed."""
         for rank in range(self.spec.ranks):
-            while self.batch.size[rank] and self._steps_of_room(rank) < 1:
+            while self.batch.size[rank] and self.cache.steps_of_room_on(rank) < 1:
                 live = self.batch.last_joined(rank)
                 self._leave_early(live, self.env.now)
                 joined = [other for other in joined if other is not live]
@@ -534,46 +420,11 @@ class Instance:
 
     def _leave_early(self, live: LiveRequest, last_s: float) -> None:
         """Take a request out of the batch, keeping the tokens that it received."""
-        self._free_decoded(live)
+        self.cache.free_decoded(live)
         tokens = self.batch.remove(live)
         if tokens:
             live.generated += tokens
             live.last_token_s = last_s
-
-    def _free_decoded(self, live: LiveRequest) -> None:
-        """Free the KV cache of a request that has decoded up to the present step."""
-        if not self._reserve_full:
-            self.freed += live.kv_tokens + self.batch.tokens_per_step * (
-                self.batch.step - live.join_step
-            )
-        self._free_held(live)
-
-    def _free_held(self, live: LiveRequest) -> None:
-        rank, tokens = self._held_by.pop(live)
-        self._hold(rank, -tokens)
-        self.freed += tokens
-
-    def _take(self, live: LiveRequest, rank: int) -> None:
-        tokens = self._need(live)
-        self._held_by[live] = (rank, tokens)
-        self._hold(rank, tokens)
-        self.allocated += tokens
-
-    def _hold(self, rank: int, tokens: float) -> None:
-        self.held[rank] += tokens
-        self._held_total += tokens
-        self._scores = None
-
-    def _steps_of_room(self, rank: int) -> int:
-        """Decode steps that the free KV cache of a rank with requests allows."""
-        batch = self.batch
-        free = self.capacity - self.held[rank] - batch.kv_tokens(rank)
-        return math.floor(free / (batch.tokens_per_step * batch.size[rank]))
-
-    def _score(self, rank: int) -> float:
-        used = self.held[rank] + (0 if self._reserve_full else self.batch.kv_tokens(rank))
-        count = self.batch.size[rank] + self.expected[rank]
-        return used / max(self.capacity, 1) + count / self.spec.max_batch
 
     def _need(self, live: LiveRequest) -> float:
         """KV tokens that are set aside when a request is let in."""
@@ -583,37 +434,26 @@ class Instance:
 
     def fits(self, live: LiveRequest, rank: int) -> bool:
         """Whether a rank has KV cache and, if it decodes, a place in the batch for a request."""
-        batch = self.batch
-        used = self.held[rank]
-        need = self._need(live)
+        others = ahead = 0
         if self.decodes:
-            size = batch.size[rank] + self.expected[rank]
+            size = self.batch.size[rank] + self.cache.expected[rank]
             if size >= self.spec.max_batch:
                 return False
-            if not self._reserve_full:
-                iteration = self._iteration
-                ahead = iteration.steps_done(self.env.now) + 1 if iteration is not None else 0
-                used += batch.kv_tokens(rank, ahead)
-                # Everyone's next token, the newcomer's included if it decodes at all.
-                need += batch.tokens_per_step * (size + (live.request.output_tokens > 1))
-        limit = self.capacity * (1 - self._watermark) if used > 0 else self.capacity
-        return used + need <= limit
+            others = size + (live.request.output_tokens > 1)
+            if self._iteration is not None and not self._reserve_full:
+                ahead = self._iteration.steps_done(self.env.now) + 1
+        return self.cache.fits(
+            rank, self._need(live), others=others, ahead=ahead, watermark=self._watermark
+        )
 
     def _admit(self, live: LiveRequest, rank: int) -> bool:
         """Reserve the KV cache of a prompt on a rank, if it fits."""
         if not self.fits(live, rank):
             return False
-        self._take(live, rank)
+        self.cache.take(live, rank, self._need(live))
         return True
 
     def _begin_prompt(self, live: LiveRequest) -> int:
         if live.prefill_start_s == NEVER:
             live.prefill_start_s = self.env.now
         return self._owner.begin_prompt(live, self)
-
-
-def longest_kv_tokens(request: Request, tokens_per_step: float) -> float:
-    """KV cache of a request at its last decode step."""
-    return request.prompt_tokens + tokens_per_step * math.ceil(
-        (request.output_tokens - 1) / tokens_per_step
-    )

@@ -1,9 +1,10 @@
 """Make a fleet ready to run: a scenario in, a FleetSimulation with the step times of its pools out.
 
 The times of one iteration come from the one-step serving model, asked at grid points only (powers
-of two of batch or tokens and of context) and interpolated linearly in between; each point is asked
-once. A pass is asked as equal prompts: the mean number of tokens that its tokens attend to fixes
-their length, and where that is longer than the pass itself, the tokens cached before them.
+of two of tokens and context; of batches also one and a half times those) and interpolated linearly
+in between; each point is asked once. A pass is asked as equal prompts: the mean number of tokens
+that its tokens attend to fixes their length, and where that is longer than the pass itself, the
+tokens cached before them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from simulator.workload.serving_memory import kv_capacity
 
 # Powers of two: a pass of 2^n tokens is made of whole prompts of any smaller power of two.
 _SIZES = tuple(2**n for n in range(18))
+# A decode step grows unevenly where a full batch begins to wait for transfers.
+_BATCHES = tuple(sorted({*_SIZES, *(3 * 2**n for n in range(3, 16))}))
 _PROMPTS = tuple(2**n for n in range(5, 19))
 
 
@@ -63,7 +66,7 @@ def _basis(pool: PoolSpec) -> str:
         f"{step.scenario} ({', '.join(step.changes)})" if step.changes else step.scenario
         for step in steps
     )
-    return f"one-step model of {named}, interpolated between powers of two"
+    return f"one-step model of {named}, interpolated between grid points"
 
 
 def prepare_fleet(scenario: Scenario) -> FleetSimulation:
@@ -96,7 +99,8 @@ def _interpolated(models: Mapping[str, ServingModel]) -> StepTimes:
         lambda batch, context: _decode_s(models["decode"], batch, context),
         lambda tokens, attended: _prefill_s(models["prefill"], tokens, attended),
         kv_capacity_tokens=min(_kv_tokens(model) for model in models.values()),
-        batches=_SIZES,
+        page_tokens=max(model.job.memory.page_tokens for model in models.values()),
+        batches=_BATCHES,
         tokens=_SIZES,
         # A prompt of 2^n tokens attends to 2^(n-1) of them on average.
         contexts=tuple(prompt // 2 for prompt in _PROMPTS),

@@ -23,6 +23,11 @@ class StepTimes(Protocol):
         """Tokens of KV cache that one rank holds."""
         ...
 
+    @property
+    def page_tokens(self) -> int:
+        """Tokens of one page, in which KV cache is given out."""
+        ...
+
     def decode_step_s(self, batch: float, mean_context: float) -> float:
         """One decode step of ``batch`` requests a rank with ``mean_context`` KV tokens each."""
         ...
@@ -41,6 +46,7 @@ class AffineStepTimes:
 
     def __init__(self, coefficients: AffineCoefficients) -> None:
         self.kv_capacity_tokens = coefficients.kv_capacity_tokens
+        self.page_tokens = 1
         self._decode_fixed_s = coefficients.decode_fixed
         self._decode_request_s = coefficients.decode_per_request
         self._decode_context_s = coefficients.decode_per_context_token
@@ -73,12 +79,14 @@ class InterpolatedStepTimes:
         prefill: Callable[[int, int], float],
         *,
         kv_capacity_tokens: int,
+        page_tokens: int,
         batches: Sequence[int],
         tokens: Sequence[int],
         contexts: Sequence[int],
     ) -> None:
         """Grid lines rise; ``decode(batch, context)``, ``prefill(tokens, context)`` in seconds."""
         self.kv_capacity_tokens = kv_capacity_tokens
+        self.page_tokens = page_tokens
         self._decode = _Grid(decode, batches, contexts)
         self._prefill = _Grid(prefill, tokens, contexts)
 

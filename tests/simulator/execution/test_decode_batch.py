@@ -30,7 +30,7 @@ joins = st.lists(
 def test_leavers_and_kv_cache_equal_those_of_single_steps(
     joins: list[tuple[int, int, int, int]], per_step: float
 ) -> None:
-    batch = DecodeBatch(3, per_step)
+    batch = DecodeBatch(3, per_step, slack=0)
     present: dict[LiveRequest, float] = {}
     for step in range(80):
         for index, (prompt, output, rank, at) in enumerate(joins):
@@ -56,7 +56,7 @@ def test_leavers_and_kv_cache_equal_those_of_single_steps(
 
 
 def test_a_request_taken_out_keeps_its_whole_tokens() -> None:
-    batch = DecodeBatch(1, 1.85)
+    batch = DecodeBatch(1, 1.85, slack=0)
     request, other = live(10, 100), live(10, 100, index=1)
     batch.join(request)
     batch.join(other)
@@ -66,16 +66,16 @@ def test_a_request_taken_out_keeps_its_whole_tokens() -> None:
 
 
 def test_room_is_that_of_the_tightest_rank() -> None:
-    batch = DecodeBatch(2, 1.0)
+    batch = DecodeBatch(2, 1.0, slack=0)
     batch.join(live(50, 100, rank=0))
     batch.join(live(10, 100, rank=1))
     batch.join(live(10, 100, rank=1, index=1))
     assert batch.steps_of_room(100, [20, 0]) == 30
-    assert DecodeBatch(2, 1.0).steps_of_room(100, [0, 0]) == math.inf
+    assert DecodeBatch(2, 1.0, slack=0).steps_of_room(100, [0, 0]) == math.inf
 
 
 def test_the_heaviest_rank_depends_on_what_requests_and_tokens_cost() -> None:
-    batch = DecodeBatch(2, 1.0)
+    batch = DecodeBatch(2, 1.0, slack=0)
     batch.join(live(100, 10, rank=0))
     batch.join(live(10, 10, rank=1))
     batch.join(live(10, 10, rank=1, index=1))
@@ -84,7 +84,7 @@ def test_the_heaviest_rank_depends_on_what_requests_and_tokens_cost() -> None:
 
 
 def test_the_latest_of_the_least_urgent_is_preempted_first() -> None:
-    batch = DecodeBatch(1, 1.0)
+    batch = DecodeBatch(1, 1.0, slack=0)
     urgent = LiveRequest(Request(5, 0.0, 10, 10, priority=0), generated=1)
     patient = [LiveRequest(Request(n, 0.0, 10, 10, priority=1), generated=1) for n in (3, 1)]
     for request in (urgent, *patient):

@@ -286,6 +286,7 @@ def small_fleets(draw: st.DrawFn) -> FleetJob:
         "ranks": draw(st.integers(1, 3)),
         "max_batch": draw(st.sampled_from([1, 8, 64])),
         "kv_capacity_tokens": draw(st.sampled_from([0, 300, 2000, 20_000])),
+        "page_tokens": draw(st.sampled_from([None, 16, 64])),
         "rebalance": draw(st.sampled_from([None, {"interval": "1 s", "pause": "100 ms"}])),
     }
     names = ["colocated"] if colocated else ["prefill", "decode"]
@@ -332,6 +333,27 @@ def test_no_request_token_or_kv_cache_is_lost_in_any_small_fleet(job: FleetJob, 
     capacity = np.array([i.kv_capacity_tokens for i in result.instances] or [0])
     used = iterations["kv_tokens"]
     assert np.all(used <= capacity[iterations["instance"].astype(int)] + 1e-6)
+
+
+@pytest.mark.parametrize(("page", "batch"), [(1, 10), (64, 7), (200, 5)])
+def test_requests_take_whole_pages_the_last_of_them_half_empty_on_average(
+    cluster: ClusterProfile, page: int, batch: int
+) -> None:
+    shape = pool(kv_capacity_tokens=1010, page_tokens=page)
+    job = make_job(
+        fixed_requests(40, 51, 50, rate="1 kHz"), colocated=shape, kv_admission="reserve"
+    )
+    result, log = run(job, cluster)
+    check_conservation(result, log.all_requests())
+    # A request grows to 100 tokens and takes half a page more.
+    assert log.all_iterations()["batch"].max() == batch
+
+
+def test_a_request_whose_pages_cannot_fit_is_rejected(cluster: ClusterProfile) -> None:
+    shape = pool(kv_capacity_tokens=1010, page_tokens=64)
+    job = make_job(fixed_requests(3, 980, 2), colocated=shape)
+    result, _ = run(job, cluster)
+    assert result.rejected == {"too_long": 3}
 
 
 @settings(max_examples=20, deadline=None)

@@ -24,6 +24,7 @@ def interpolated(asked: list[tuple[int, int]] | None = None) -> InterpolatedStep
         decode,
         lambda tokens, attended: 1e-6 * tokens * math.sqrt(attended),
         kv_capacity_tokens=1000,
+        page_tokens=1,
         batches=(1, 2, 4, 8),
         tokens=(1, 16, 64),
         contexts=(16, 64, 256, 1024),
@@ -75,6 +76,7 @@ def test_a_model_that_gives_no_time_is_an_error() -> None:
         lambda batch, context: 0.0,
         lambda tokens, attended: 1.0,
         kv_capacity_tokens=1,
+        page_tokens=1,
         batches=(1, 2),
         tokens=(1, 2),
         contexts=(1, 2),
@@ -86,5 +88,6 @@ def test_a_model_that_gives_no_time_is_an_error() -> None:
 def test_grid_lines_must_rise() -> None:
     with pytest.raises(ValueError, match="must rise"):
         InterpolatedStepTimes(
-            bilinear, bilinear, kv_capacity_tokens=1, batches=(2, 1), tokens=(1, 2), contexts=(1, 2)
+            bilinear, bilinear, kv_capacity_tokens=1, page_tokens=1,
+            batches=(2, 1), tokens=(1, 2), contexts=(1, 2),
         )  # fmt: skip
