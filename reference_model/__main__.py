@@ -42,7 +42,19 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        # Of torch, which not every command imports.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(f"error: out of memory with {_sizes(options)}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _sizes(options: argparse.Namespace) -> str:
+    """The options that say how much memory a command takes: ``config debug, context 64``."""
+    names = ("config", "layer", "batch", "sequences", "context", "recipe", "precision", "device")
+    return ", ".join(f"{name} {vars(options)[name]}" for name in names if name in vars(options))
 
 
 def _add_model(parser: argparse.ArgumentParser, *, default: str) -> None:
@@ -62,6 +74,7 @@ def _add_model(parser: argparse.ArgumentParser, *, default: str) -> None:
 def _run(options: argparse.Namespace) -> None:
     import torch
 
+    from reference_model.alignment import check_recipe
     from reference_model.model import Transformer
     from reference_model.precision import Recipe
 
@@ -71,6 +84,8 @@ def _run(options: argparse.Namespace) -> None:
     config = load_model_config(options.config)
     counts = parameter_counts(config)
     recipe = Recipe(options.recipe, options.kernels)
+    for note in check_recipe(config, recipe):
+        print(note)
     try:
         device = torch.device(options.device)
     except RuntimeError as error:

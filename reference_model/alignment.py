@@ -8,6 +8,10 @@ a size that is no multiple of 16 is refused.
 
 from reference_model.config import ModelConfig
 from reference_model.kernels.reference import TILE, TRANSFER
+from reference_model.precision import Recipe
+
+GPU_BACKENDS = ("triton", "library")
+"""Backends whose operands move by the bulk tensor copy engine; the others take any size."""
 
 
 def weight_sizes(config: ModelConfig) -> dict[str, int]:
@@ -37,6 +41,14 @@ def size_notes(config: ModelConfig) -> list[str]:
         for name, size in weight_sizes(config).items()
         if size % TILE
     ]
+
+
+def check_recipe(config: ModelConfig, recipe: Recipe) -> list[str]:
+    """`check_sizes` and `size_notes` where a recipe runs FP8 kernels on a GPU; else no notes."""
+    if not recipe.fp8 or recipe.kernels not in GPU_BACKENDS:
+        return []
+    check_sizes(config)
+    return size_notes(config)
 
 
 def check_sizes(config: ModelConfig) -> None:

@@ -1,7 +1,9 @@
 """The command line runs the model, records traces, and refuses bad input in one line."""
 
 import pytest
+import torch
 
+from reference_model import model
 from reference_model.__main__ import main
 from reference_model.trace import load_trace
 
@@ -36,4 +38,16 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, message):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
+    assert error.count("\n") == 1
+
+
+def test_what_does_not_fit_into_memory_is_named_by_its_sizes(capsys, monkeypatch):
+    def too_large(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+
+    monkeypatch.setattr(model, "Transformer", too_large)
+    assert main(["run", "--config", "debug", "--sequences", "7", "--context", "48"]) == 2
+    error = capsys.readouterr().err
+    expected = "out of memory with config debug, sequences 7, context 48, recipe fp8, device cpu"
+    assert expected in error
     assert error.count("\n") == 1

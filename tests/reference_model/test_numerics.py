@@ -14,7 +14,7 @@ ON_GPU = pytest.param(
 
 @pytest.mark.parametrize("backend", ["reference", "triton", ON_GPU])
 def test_every_kernel_is_as_accurate_as_e4m3_allows(backend):
-    errors = kernel_errors(backend, device=DEVICE, rows=512, features=32, k=256, seed=0)
+    errors = kernel_errors(backend, device=DEVICE, rows=320, features=32, k=256, seed=0)
     # Half a step of 3 mantissa bits is 2^-4; a rounding error is uniform below it.
     assert all(0.001 < e.of_inputs < 2**-4 for e in errors)
     assert len({e.name for e in errors}) == len(errors)

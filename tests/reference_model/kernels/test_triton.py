@@ -1,12 +1,14 @@
 """The Triton kernels against reference.py: natively where there is a GPU, else interpreted."""
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from reference_model.kernels import BACKENDS, load_backend, reference
 from reference_model.kernels import triton_backend as kernels
+from reference_model.kernels.device import check_device
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -241,6 +243,13 @@ def test_a_k_that_memory_transfers_cannot_address_is_refused():
             torch.zeros(1, 2, device=DEVICE),
             out_dtype=torch.bfloat16,
         )
+
+
+def test_a_gpu_without_fp8_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
+    with pytest.raises(ValueError, match=r"NVIDIA A100: compute capability 8.0 has no FP8"):
+        check_device(SimpleNamespace(is_cuda=True, device="cuda:0"))
 
 
 def test_a_device_without_fp8_is_refused(monkeypatch):
