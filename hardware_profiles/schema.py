@@ -257,6 +257,10 @@ class AllToAllProfile(Profile):
     """{nodes of the expert-parallel group: distinct GPUs a token reaches, own included}."""
     copy_bandwidth_per_sm: BandwidthValue
     """What one communication SM moves over NVLink while SMs, not links, are the limit."""
+    sms_per_channel: Count
+    """SMs of a channel between nodes, of which one forwards between network and NVLink."""
+    limited_by_nvlink: Ratio
+    """A measured time of which NVLink explains at least this share says nothing about the NIC."""
     layout: TimeEstimate
     """Kernel that counts tokens per rank before a dispatch whose layout is not cached."""
     notify_alone: TimeEstimate
@@ -270,6 +274,19 @@ class TransferProfile(Profile):
 
     nic: Estimate
     nvlink: Estimate
+
+
+class TilesProfile(Profile):
+    """Tiles that a set of kernels cuts matrix products into; each is 128 rows high at most."""
+
+    narrowest: Annotated[int, Field(strict=True, ge=8, le=128, multiple_of=8)]
+    """Columns of the narrowest tile; a kernel takes the width, a multiple of 8 up to 128, that
+    leaves the least work to the busiest SM."""
+    overhead: Annotated[int, Field(strict=True, ge=0)]
+    """Columns' worth of work that a tile costs beyond its own: filling the pipeline, narrow
+    operands, storing."""
+    half_height_rows: Annotated[int, Field(strict=True, ge=0)]
+    """Most rows for which tiles are 64 rows high; 0 for kernels whose tiles never are."""
 
 
 class HeldOutError(Profile):
@@ -294,9 +311,11 @@ class FitProfile(Profile):
     accumulate: bool
     kernel_set: str
     rows: Count
-    estimator: Literal["curves", "surface"]
+    estimator: Literal["curves", "lattice", "surface"]
     stiffness: tuple[float, float] | None = None
     """Of a surface, along the most finely scanned size and across the others."""
+    tiles: TilesProfile | None = None
+    """Of matrix products, where others than the calibration's fit left-out rows better."""
     noise: HeldOutError | None = None
     """Rows of equal work against the median of the others: what no model gets below."""
     interpolated: HeldOutError | None = None
@@ -329,6 +348,13 @@ class CalibrationProfile(Profile):
     """Idle time between two kernels of one stream."""
     kernel_floor: TimeEstimate
     """Duration of a kernel that does next to nothing."""
+    tiles: TilesProfile
+    """Of matrix products whose kernels' own are not known."""
+    other_gpu: Estimate
+    """Kernel time on another GPU of the same SMs over the one taken over to it: what other clocks,
+    power and versions of a kernel add to an interval."""
+    common_share: Annotated[float, Field(ge=0, le=1)]
+    """Of the variance of extrapolated kernels: what is common to all of them."""
     transfer_from: tuple[str, ...] = ()
     """Calibrations of other GPUs whose rows stand in where the own tables lack a kernel family,
     scaled by the physical ceilings of both GPUs."""

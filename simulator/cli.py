@@ -348,8 +348,8 @@ def calibrate(
         typer.Option(help="Kernel sets to use, A,B,C, most preferred first. Default: all."),
     ] = None,
     form: Annotated[
-        Literal["best", "curves", "surface"],
-        typer.Option(help="Curves are monotone; best: the smaller error of left-out rows."),
+        Literal["best", "monotone", "surface"],
+        typer.Option(help="Monotone in every load; best: the least error of left-out rows."),
     ] = "best",
     report: Annotated[
         Path | None,

@@ -10,9 +10,10 @@ a fit. Three kinds of error, each relative to the measured time:
     regions         whole shapes left out (a quarter at a time), or octaves of time
                     where there are fewer shapes than that
 
-The form of the model (curves or a surface, and its stiffness) is the one with the smaller error of
-left-out rows. Beside the errors stands the noise floor, how far rows of equal work lie apart: the
-same sizes, or GEMM rows that fill the same tile of 64. No model gets below it but by luck.
+The form of the model (curves, a lattice or a surface, and its stiffness) is the one with the
+smallest error of left-out rows, and so are the tiles of matrix products. Beside the errors stands
+the noise floor, how far rows of equal work lie apart: the same sizes, or GEMM rows that fill the
+same tile of 64. No model gets below it but by luck.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +34,7 @@ from hardware_profiles.schema import (
     FitProfile,
     GpuProfile,
     HeldOutError,
+    TilesProfile,
     known_calibrations,
     load_calibration,
     load_gpu,
@@ -41,15 +44,16 @@ from hardware_profiles.tables import Measurement, format_pairs, table_path, writ
 from simulator.analysis.sources import read_sources
 from simulator.analysis.table_importer import kernel_sets
 from simulator.hardware.costs import Family, check_row, family_of, operator_of
-from simulator.hardware.kernel_curves import QUANTILE, Rows, curve_held_out, shapes_of
+from simulator.hardware.kernel_curves import QUANTILE, Rows, curve_held_out, fit_form, shapes_of
 from simulator.hardware.kernel_surface import CANDIDATES, ROWS_OF, KernelSurface
-from simulator.hardware.roofline import SMALL_TILE_ROWS, batch_of, ideal_batch_seconds
+from simulator.hardware.roofline import SMALL_TILE_ROWS, Ideal, batch_of, waves_and_bytes
+from simulator.hardware.wave_lattice import SHAPE, WaveLattice
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-FormName = Literal["best", "curves", "surface"]
-"""How a family is modelled."""
+FormName = Literal["best", "monotone", "surface"]
+"""How a family is modelled; monotone: curves, or a lattice over waves and bytes."""
 
 LEAST_ROWS = 5
 """Fewer rows of a family are used but not judged."""
@@ -61,6 +65,15 @@ MOST_CURVE_ROWS = 200
 """Rows up to which curves are tried: they are for tables that scan one size at a few shapes."""
 CLIPPED = 0.5
 """Log error beyond which a row counts no further in that choice: it is an outlier."""
+TILED = frozenset({"gemm", "grouped_gemm", "masked_grouped_gemm", "grouped_gemm_weight_grad"})
+OTHER_TILES = (
+    TilesProfile(narrowest=16, overhead=32, half_height_rows=0),
+    TilesProfile(narrowest=128, overhead=32, half_height_rows=0),
+)
+"""Tiles that are tried besides the base's: always of full height, and also of full width, as a
+library has them that does not search."""
+CLEARLY_BETTER = 0.9
+"""Other tiles must bring the error below this share of it: less is chance."""
 FOLDS = 4
 WORST = 10
 DEFAULT_BASE = "h800_sxm"
@@ -132,7 +145,9 @@ def calibrate(
             warnings.append(f"{len(left)} rows of other kernel sets are not used")
         rows = [row for row in rows if row.kernel_set in sets]
     profile = load_gpu(gpu)
-    fits, held_out = fit_families(rows, gpu=profile, floor=base.kernel_floor.value, form=form)
+    fits, held_out = fit_families(
+        rows, gpu=profile, floor=base.kernel_floor.value, tiles=base.tiles, form=form
+    )
     found = kernel_sets(rows)
     preferred = [known for known in sets or base.kernel_sets if known in found]
     values = {
@@ -152,12 +167,18 @@ def calibrate(
 
 
 def fit_families(
-    rows: Iterable[Measurement], *, gpu: GpuProfile, floor: float, form: FormName = "best"
+    rows: Iterable[Measurement],
+    *,
+    gpu: GpuProfile,
+    floor: float,
+    tiles: TilesProfile,
+    form: FormName = "best",
 ) -> tuple[list[FitProfile], list[HeldOutRow]]:
     """Judge every family of every kernel set with at least `LEAST_ROWS` distinct sizes.
 
     Args:
         floor: added to times at peak: what a kernel takes that does nothing.
+        tiles: of matrix products, unless others fit a kernel set better.
         form: of the models; "best" chooses by the error of left-out rows.
     """
     groups: dict[tuple[Family, str], list[Measurement]] = defaultdict(list)
@@ -171,7 +192,13 @@ def fit_families(
         if len(distinct) < LEAST_ROWS:
             continue
         fit, errors = _judge(
-            family, kernel_set, members, table_of(distinct, gpu, floor), distinct, form
+            family,
+            kernel_set,
+            members,
+            distinct,
+            partial(table_of, distinct, gpu, floor),
+            form=form,
+            tiles=tiles,
         )
         fits.append(fit)
         held_out.extend(errors)
@@ -191,7 +218,9 @@ def _averaged(rows: Sequence[Measurement]) -> list[Measurement]:
     ]
 
 
-def table_of(rows: Sequence[Measurement], gpu: GpuProfile, floor: float) -> Rows:
+def table_of(
+    rows: Sequence[Measurement], gpu: GpuProfile, floor: float, tiles: TilesProfile
+) -> Rows:
     """Rows of one family, under the condition that they were measured in."""
     batch = batch_of([operator_of(row) for row in rows])
     sms = np.array([row.sms for row in rows], dtype=np.float64)
@@ -199,7 +228,7 @@ def table_of(rows: Sequence[Measurement], gpu: GpuProfile, floor: float) -> Rows
         batch=batch,
         sms=sms,
         log_seconds=np.log(np.array([row.seconds for row in rows])),
-        log_ideal=np.log(ideal_batch_seconds(batch, sms, gpu) + floor),
+        ideal=Ideal(*waves_and_bytes(batch, sms, gpu, tiles), floor),
         weights=np.ones(len(rows)),
         direct=np.ones(len(rows), dtype=np.bool_),
         spread=np.full(len(rows), np.nan),
@@ -211,18 +240,55 @@ def _varying(row: Measurement, names: Collection[str]) -> str:
     return format_pairs(pair for pair in (*row.sizes, ("sms", row.sms)) if pair[0] in names)
 
 
-Form = tuple[Literal["curves", "surface"], tuple[float, float] | None]
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One way to model a family."""
+
+    estimator: Literal["curves", "lattice", "surface"]
+    stiffness: tuple[float, float] | None = None
+
+
+CURVES = Form("curves")
 
 
 def _judge(
     family: Family,
     kernel_set: str,
     repeated: Sequence[Measurement],
-    table: Rows,
     rows: Sequence[Measurement],
-    wanted: FormName,
+    with_tiles: Callable[[TilesProfile], Rows],
+    *,
+    form: FormName,
+    tiles: TilesProfile,
 ) -> tuple[FitProfile, list[HeldOutRow]]:
-    form = _best_form(table, wanted)
+    """Choose the form and the tiles, and judge them.
+
+    Args:
+        repeated: all rows; `rows` has those of the same sizes and SMs as one.
+        with_tiles: the table of `rows` for given tiles.
+        tiles: to use unless others are clearly better.
+    """
+    table = with_tiles(tiles)
+    chosen, error = _best_form(table, form)
+    other_tiles = None
+    if family[0] in TILED:
+        for candidate in OTHER_TILES:
+            rival = with_tiles(candidate)
+            rival_form, rival_error = _best_form(rival, form)
+            if rival_error < CLEARLY_BETTER * error:
+                table, chosen, error, other_tiles = rival, rival_form, rival_error, candidate
+    return _judged(family, kernel_set, repeated, rows, table, chosen, other_tiles)
+
+
+def _judged(
+    family: Family,
+    kernel_set: str,
+    repeated: Sequence[Measurement],
+    rows: Sequence[Measurement],
+    table: Rows,
+    form: Form,
+    tiles: TilesProfile | None,
+) -> tuple[FitProfile, list[HeldOutRow]]:
     errors = leave_one_out(table, form)
     edge = at_edge(table)
     predicted = np.exp(table.log_seconds - errors)
@@ -242,8 +308,9 @@ def _judge(
         accumulate=family[3],
         kernel_set=kernel_set,
         rows=len(rows),
-        estimator=form[0],
-        stiffness=form[1],
+        estimator=form.estimator,
+        stiffness=form.stiffness,
+        tiles=tiles,
         noise=summary(noise(repeated)),
         interpolated=summary(errors[~edge]),
         edge=summary(errors[edge]),
@@ -261,19 +328,23 @@ def _judge(
     return fit, held_out
 
 
-def _best_form(table: Rows, wanted: FormName) -> Form:
-    """The form with the smallest mean error of left-out rows."""
-    if wanted == "curves":
-        return "curves", None
-    forms: list[Form] = [("surface", stiffness) for stiffness in CANDIDATES]
-    if len(table) <= MOST_CURVE_ROWS and wanted == "best":
-        forms.insert(0, ("curves", None))
+def _best_form(table: Rows, wanted: FormName) -> tuple[Form, float]:
+    """The form with the smallest mean error of left-out rows, and that error."""
+    forms: list[Form] = []
+    if wanted == "monotone" or (wanted == "best" and len(table) <= MOST_CURVE_ROWS):
+        forms.append(CURVES)
+    if wanted != "surface" and table.batch.kind in SHAPE and len(table) <= MOST_CURVE_ROWS:
+        forms += [Form("lattice", stiffness) for stiffness in CANDIDATES]
+    if wanted != "monotone":
+        forms += [Form("surface", stiffness) for stiffness in CANDIDATES]
     searched = _thinned(table, SEARCH_ROWS)
 
     def score(form: Form) -> float:
         return float(np.minimum(np.abs(leave_one_out(searched, form)), CLIPPED).mean())
 
-    return min(forms, key=score)
+    scores = [score(form) for form in forms]
+    best = int(np.argmin(scores))
+    return forms[best], scores[best]
 
 
 def _thinned(table: Rows, most: int) -> Rows:
@@ -284,9 +355,18 @@ def _thinned(table: Rows, most: int) -> Rows:
 
 def leave_one_out(table: Rows, form: Form) -> Array:
     """[rows] log measured minus log predicted without the row."""
-    if form[0] == "curves":
+    if form.estimator == "curves":
         return curve_held_out(table)
-    return _surface(table, form).leave_one_out
+    model = _fitted(table, form)
+    if isinstance(model, KernelSurface):
+        return model.leave_one_out
+    errors = np.empty(len(table))
+    for row in range(len(table)):
+        rest = np.delete(np.arange(len(table)), row)
+        alone = table.take(np.array([row]))
+        without = predictor(table.take(rest), form)(alone)
+        errors[row] = alone.log_seconds[0] - without[0]
+    return errors
 
 
 def leave_regions_out(table: Rows, form: Form) -> Array:
@@ -311,21 +391,16 @@ def leave_regions_out(table: Rows, form: Form) -> Array:
 
 def predictor(table: Rows, form: Form) -> Callable[[Rows], Array]:
     """Log seconds of other rows, from a model of one form fitted to a table."""
-    if form[0] == "curves":
+    if form.estimator == "curves":
         return lambda others: curve_held_out(table, others)
-    surface = _surface(table, form)
-    return lambda others: surface.predict(others.batch, others.sms, others.log_ideal)
+    model = _fitted(table, form)
+    return lambda others: model.predict(others.batch, others.sms, others.ideal)
 
 
-def _surface(table: Rows, form: Form) -> KernelSurface:
-    assert form[1] is not None
-    return KernelSurface(
-        table.batch,
-        table.sms,
-        log_ideal=table.log_ideal,
-        log_seconds=table.log_seconds,
-        stiffness=form[1],
-    )
+def _fitted(table: Rows, form: Form) -> KernelSurface | WaveLattice:
+    assert form.estimator != "curves"
+    assert form.stiffness is not None
+    return fit_form(table, form.estimator, form.stiffness)
 
 
 def at_edge(table: Rows) -> Mask:

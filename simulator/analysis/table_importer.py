@@ -14,6 +14,7 @@ units give) is set aside and counted, with its line number; nothing is dropped i
 from __future__ import annotations
 
 import ast
+import csv
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,12 @@ from hardware_profiles.tables import COLUMNS, Measurement, load_measurements
 from hardware_profiles.units import unit_factor
 from reference_model.trace import KINDS
 from simulator.hardware.costs import operator_of
-from simulator.hardware.roofline import batch_of, ideal_batch_seconds, least_seconds
+from simulator.hardware.roofline import (
+    DEEPGEMM_TILES,
+    batch_of,
+    ideal_batch_seconds,
+    least_seconds,
+)
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
@@ -201,6 +207,11 @@ def read_columns(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{path}: not a CSV table: {reason}") from None
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(f"{path}: not a CSV table: lines have more cells than the header")
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        header = [name.strip() for name in next(csv.reader(text), [])]
+    twice = [name for name, times in Counter(header).items() if times > 1]
+    if twice:
+        raise ValueError(f"{path}: column {twice[0]!r} is there more than once")
     return {str(name).strip(): frame[name].to_numpy(dtype=object) for name in frame.columns}
 
 
@@ -338,7 +349,7 @@ def _plausible(
         seconds = np.array([rows[place].seconds for place in places])
         too_fast = seconds < LEAST_OF_PEAK * least_seconds(batch, sms, gpu)
         ratio = seconds / np.maximum(
-            ideal_batch_seconds(batch, sms, gpu), unit_factor("us", "time")
+            ideal_batch_seconds(batch, sms, gpu, DEEPGEMM_TILES), unit_factor("us", "time")
         )
         apart = np.maximum(ratio / np.median(ratio), np.median(ratio) / ratio)
         for place, fast, far in zip(places, too_fast, apart > FAR_OFF, strict=True):

@@ -31,7 +31,7 @@ from hardware_profiles.schema import (
 from reference_model.trace import Operator
 from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel
 from simulator.hardware.costs import KernelCostModel, calibration_measurements
-from simulator.hardware.roofline import ideal_seconds
+from simulator.hardware.roofline import DEEPGEMM_TILES, ideal_seconds
 from simulator.workload.kernel_mapping import MappedKernel
 from simulator.workload.kineto import Kernel
 from simulator.workload.replay import Role
@@ -154,7 +154,9 @@ def _roofline(machine: Machine) -> PredictsOperators:
             by_kind.setdefault(operator.kind, []).append(index)
         for kind, chosen in by_kind.items():
             sms = np.full(len(chosen), float(machine.compute_sms))
-            result[chosen] = ideal_seconds(kind, [operators[i] for i in chosen], sms, machine.gpu)
+            result[chosen] = ideal_seconds(
+                kind, [operators[i] for i in chosen], sms, machine.gpu, DEEPGEMM_TILES
+            )
         return result
 
     return predict

@@ -26,7 +26,6 @@ from reference_model.trace import Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
 from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
 from simulator.hardware.kernel_curves import EXTRAPOLATED, INTERPOLATED, MEASURED, PROVENANCES
-from simulator.hardware.transfer import ERROR as TRANSFER_ERROR
 from simulator.workload.serving_lowering import WIRES, LayerOperators
 
 Array = NDArray[np.float64]
@@ -116,7 +115,13 @@ def _other_gpu_error(model: ServingModel) -> float:
     """Relative error of kernel times of the calibration's GPU on the cluster's; a calibration that
     names its own (carried_over) has it in its intervals already."""
     named = model.kernels.calibration.carried_over is not None
-    return 0.0 if named or _on_calibrated_gpu(model) else TRANSFER_ERROR
+    return 0.0 if named or _on_calibrated_gpu(model) else _taken_over(model)
+
+
+def _taken_over(model: ServingModel) -> float:
+    """Relative error, each way, of a time taken over from another GPU of the same SMs."""
+    error = model.kernels.calibration.other_gpu
+    return (error.high - error.low) / 2 / error.value
 
 
 def _predicted(
@@ -150,8 +155,8 @@ def _predicted(
             # Measured, but on another GPU.
             model.kernels.predicted[key] = (
                 value,
-                value - math.hypot(value - least, TRANSFER_ERROR * value),
-                value + math.hypot(most - value, TRANSFER_ERROR * value),
+                value - math.hypot(value - least, _taken_over(model) * value),
+                value + math.hypot(most - value, _taken_over(model) * value),
                 max(code, EXTRAPOLATED),
             )
     rows = [model.kernels.predicted[key] for key in asked]

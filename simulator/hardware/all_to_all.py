@@ -38,11 +38,6 @@ _SCALE_BYTES = 4
 _ELEMENT_BYTES = {"fp8_e4m3": 1, "bfloat16": 2, "float32": 4}
 _QUANTIZED = frozenset({"fp8_e4m3"})
 
-SMS_PER_CHANNEL = 2
-"""Between nodes a channel takes two SMs, one of which forwards between network and NVLink."""
-LIMITED_BY_NVLINK = 0.8
-"""A published time of which NVLink explains at least this much says nothing about the NIC."""
-
 
 @dataclass(frozen=True, slots=True)
 class AllToAllTime:
@@ -158,7 +153,8 @@ class AllToAllModel:
             self.load.bandwidth,
         )
         per_sm = self.calibration.all_to_all.copy_bandwidth_per_sm
-        forwarding = sms / SMS_PER_CHANNEL if self.nodes > 1 else sms
+        per_channel = self.calibration.all_to_all.sms_per_channel
+        forwarding = sms / per_channel if self.nodes > 1 else sms
         nvlink = min(
             node.gpu.nvlink_bandwidth * self.nvlink_share_[operator.kind][0], per_sm * forwarding
         )
@@ -219,7 +215,8 @@ class AllToAllModel:
             if nodes == 1:
                 continue
             forwarded = _payload_of(row) * _between(inputs.ranks_per_token, nodes)
-            if forwarded / (nvlink_share * self._measured_nvlink) < LIMITED_BY_NVLINK * row.seconds:
+            over_nvlink = forwarded / (nvlink_share * self._measured_nvlink)
+            if over_nvlink < inputs.limited_by_nvlink * row.seconds:
                 remote = _between(inputs.nodes_per_token, nodes) * (1.0 - 1.0 / nodes)
                 shares.append(_payload_of(row) * remote / row.seconds / _nic_of(row))
         return float(np.mean(shares)) if shares else None

@@ -50,6 +50,7 @@ from hardware_profiles.schema import (
     Estimate,
     FitProfile,
     GpuProfile,
+    TilesProfile,
     load_calibration,
     load_gpu,
 )
@@ -69,11 +70,13 @@ from simulator.hardware.kernel_curves import (
 )
 from simulator.hardware.roofline import (
     Batch,
+    Ideal,
     batch_of,
     batch_of_sizes,
     ideal_batch_seconds,
     is_tensor,
     least_seconds,
+    waves_and_bytes,
 )
 
 Array = NDArray[np.float64]
@@ -194,16 +197,19 @@ class KernelCostModel:
             sets = grouped[family]
             floor = self._floor * _kernels([row for rows in sets.values() for row in rows])
             relative = largest[family[0]]
+            named = [name for name in order if name in sets]
+            # The kernel set with most rows gives the family its shape, and the tiles.
+            base = max(named, key=lambda name: len({(row.sizes, row.sms) for row in sets[name]}))
+            fit = self._fit(family, base)
+            tiles = (fit.tiles if fit else None) or self.calibration.tiles
             return FamilyModel(
                 family[0],
-                {
-                    name: self._convert(sets[name], overlapped, floor)
-                    for name in order
-                    if name in sets
-                },
+                {name: self._convert(sets[name], overlapped, floor, tiles) for name in named},
+                base=base,
                 relative=None if relative == family else self.families_[overlapped, relative],
                 floor=floor,
-                fits=self._fits(family),
+                tiles=tiles,
+                fit=fit,
                 twin=self.families_[False, family] if overlapped else None,
             )
 
@@ -380,13 +386,13 @@ class KernelCostModel:
             for name, errors in model.residuals.items()
         }
 
-    def _fits(self, family: Family) -> dict[str, FitProfile]:
-        """What calibrate found out about a family, by kernel set."""
-        return {
-            fit.kernel_set: fit
-            for fit in self.calibration.fits
-            if (fit.kind, fit.dtype, fit.out_dtype, fit.accumulate) == family
-        }
+    def _fit(self, family: Family, kernel_set: str) -> FitProfile | None:
+        """What calibrate found out about a family in one kernel set."""
+        for fit in self.calibration.fits:
+            found = (fit.kind, fit.dtype, fit.out_dtype, fit.accumulate)
+            if found == family and fit.kernel_set == kernel_set:
+                return fit
+        return None
 
     def _stand_in(self, other: CalibrationProfile) -> KernelCostModel:
         """The model of another calibration's rows on this cluster, under this one's conditions."""
@@ -418,7 +424,13 @@ class KernelCostModel:
             return overlap.memory_bound
         return overlap.attention if kind.startswith("attention") else overlap.gemm
 
-    def _convert(self, rows: Sequence[Measurement], overlapped: bool, floor: Seconds) -> Rows:
+    def _convert(
+        self,
+        rows: Sequence[Measurement],
+        overlapped: bool,
+        floor: Seconds,
+        tiles: TilesProfile,
+    ) -> Rows:
         """Bring the rows of one family and kernel set to one condition.
 
         A row of an overlapped pair was slowed for a share of its time: overlapped it answers as it
@@ -427,6 +439,7 @@ class KernelCostModel:
 
         Args:
             floor: added to ideal times, what launching the operator's kernels takes.
+            tiles: of the family's kernels.
         """
         kind = rows[0].kind
         ratio = self._ratio(kind).value
@@ -445,7 +458,7 @@ class KernelCostModel:
             log_seconds -= np.where(squeezed, self._log_squeeze(sms, self._measured_gpu.sms), 0.0)
         to_alone = -np.log(np.where(squeezed, ratio, 1.0 + (ratio - 1.0) * share))
         to_pair = np.where(in_pair | squeezed, 0.0, np.log(ratio))
-        ideal = ideal_batch_seconds(batch, sms, self._measured_gpu)
+        parts = waves_and_bytes(batch, sms, self._measured_gpu, tiles)
         if is_tensor(kind):
             room = sms
         elif overlapped:
@@ -457,7 +470,7 @@ class KernelCostModel:
             batch=batch,
             sms=room,
             log_seconds=log_seconds + (to_pair if overlapped else to_alone),
-            log_ideal=np.log(ideal + floor),
+            ideal=Ideal(*parts, floor),
             weights=np.array([float(row.condition("repeats", "1")) for row in rows]),
             direct=(in_pair | squeezed) if overlapped else (share == 0.0) & ~squeezed,
             spread=np.array([np.nan if row.spread is None else row.spread for row in rows]),
@@ -499,19 +512,20 @@ class KernelCostModel:
         achieved = self.classes_[overlapped, tensor]
         model, borrowed = self._model(family, overlapped)
         floor = self._floor if model is None else model.floor
+        tiles = self.calibration.tiles if model is None else model.tiles
         # On another GPU: the time on the measured one, on the same share of its SMs, carried over.
         at, on = (gpu, sms)
         if self._transferred:
             at, on = self._measured_gpu, sms * (self._measured_gpu.sms / gpu.sms)
-        log_ideal = np.log(ideal_batch_seconds(batch, on, at) + floor)
+        ideal = Ideal(*waves_and_bytes(batch, on, at, tiles), floor)
         if model is None:
-            log_seconds = log_ideal + achieved.log_ratio
+            log_seconds = ideal.log_seconds + achieved.log_ratio
             width = np.full(len(batch), achieved.modelled_width)
             provenance = np.full(len(batch), MODELLED, dtype=np.intp)
             apart = np.zeros(len(batch))
         else:
             room = on if tensor or overlapped else np.full(len(on), float(at.sms))
-            log_seconds, rival, provenance, spread = model.predict(batch, room, log_ideal)
+            log_seconds, rival, provenance, spread = model.predict(batch, room, ideal)
             if borrowed or self._transferred:
                 provenance = np.full_like(provenance, EXTRAPOLATED)
             width = self._width(model, achieved, provenance, spread)
@@ -520,13 +534,17 @@ class KernelCostModel:
         if overlapped and not tensor:
             log_seconds = log_seconds + self._log_squeeze(on, at.sms)
         if self._transferred:
-            log_seconds = log_seconds + self._log_transfer(batch, sms, np.exp(log_seconds), floor)
+            log_seconds = log_seconds + self._log_transfer(
+                batch, sms, np.exp(log_seconds), floor, tiles
+            )
         least = least_seconds(batch, sms, gpu)
         seconds = np.maximum(np.exp(log_seconds), least)
         low = np.maximum(seconds * np.exp(np.minimum(-width, apart)), least)
         return seconds, low, seconds * np.exp(np.maximum(width, apart)), provenance
 
-    def _log_transfer(self, batch: Batch, sms: Array, seconds: Array, floor: Seconds) -> Array:
+    def _log_transfer(
+        self, batch: Batch, sms: Array, seconds: Array, floor: Seconds, tiles: TilesProfile
+    ) -> Array:
         """Log of the time on this cluster's GPU over that on the measured one.
 
         A tensor-core kernel loads its operands while it computes: its time goes as its roofline,
@@ -538,8 +556,8 @@ class KernelCostModel:
         source, target = self._measured_gpu, self.cluster.node.gpu
         if is_tensor(batch.kind):
             on = sms * (source.sms / target.sms)
-            before = ideal_batch_seconds(batch, on, source) + floor
-            after = ideal_batch_seconds(batch, sms, target) + floor
+            before = ideal_batch_seconds(batch, on, source, tiles) + floor
+            after = ideal_batch_seconds(batch, sms, target, tiles) + floor
             log_ratio: Array = np.log(after / before)
             return log_ratio
         memory = source.hbm_bandwidth / target.hbm_bandwidth

@@ -1,10 +1,12 @@
 """What measurements of one kernel family teach: rows in, log seconds by shape and ideal time out.
 
 A family is one kind with its operand and result types. The kernel set with most rows gives its
-shape, in one of two forms, whichever predicted left-out rows better when it was calibrated:
+shape, in one of three forms, whichever predicted left-out rows better when it was calibrated:
 
     curves      one a shape: log seconds over log ideal seconds, monotone, so that a step in waves
                 is a step in time; for tables that scan one size at a few shapes
+    lattice     log seconds over waves and bytes (wave_lattice.py), monotone in both; for masked
+                grouped products, whose groups change with their load
     surface     efficiency over all sizes at once (kernel_surface.py); for tables that fill a grid
 
 The preferred set adds its own difference to it. All logarithms of seconds are natural, those of
@@ -16,13 +18,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import FitProfile
+from hardware_profiles.schema import FitProfile, TilesProfile
 from simulator.hardware.kernel_surface import KernelSurface
-from simulator.hardware.roofline import Batch, is_tensor
+from simulator.hardware.roofline import Batch, Ideal, is_tensor
+from simulator.hardware.wave_lattice import WaveLattice
 
 Array = NDArray[np.float64]
 
@@ -73,7 +77,7 @@ class Rows:
     sms: Array
     """SMs that the kernel had."""
     log_seconds: Array
-    log_ideal: Array
+    ideal: Ideal
     """At the rows' own SM counts."""
     weights: Array
     """Repeats behind each row."""
@@ -84,6 +88,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.batch)
+
+    @property
+    def log_ideal(self) -> Array:
+        """Log seconds at peak."""
+        return self.ideal.log_seconds
 
     def without_redundant(self) -> Rows:
         """Of rows of the same sizes and SMs keep the one with most repeats, direct ones first."""
@@ -104,7 +113,7 @@ class Rows:
             batch=self.batch.take(chosen),
             sms=self.sms[chosen],
             log_seconds=self.log_seconds[chosen],
-            log_ideal=self.log_ideal[chosen],
+            ideal=self.ideal.take(chosen),
             weights=self.weights[chosen],
             direct=self.direct[chosen],
             spread=self.spread[chosen],
@@ -175,6 +184,23 @@ def _extents(batch: Batch) -> Array:
     return extents
 
 
+def fit_form(
+    rows: Rows, estimator: Literal["lattice", "surface"], stiffness: tuple[float, float]
+) -> KernelSurface | WaveLattice:
+    """A model of all sizes at once."""
+    if estimator == "lattice":
+        return WaveLattice(
+            rows.batch, ideal=rows.ideal, log_seconds=rows.log_seconds, stiffness=stiffness
+        )
+    return KernelSurface(
+        rows.batch,
+        rows.sms,
+        ideal=rows.ideal,
+        log_seconds=rows.log_seconds,
+        stiffness=stiffness,
+    )
+
+
 class FamilyModel:
     """Log seconds of one family under one condition."""
 
@@ -183,9 +209,11 @@ class FamilyModel:
         kind: str,
         sets: Mapping[str, Rows],
         *,
+        base: str,
         relative: FamilyModel | None,
         floor: float,
-        fits: Mapping[str, FitProfile],
+        tiles: TilesProfile,
+        fit: FitProfile | None,
         twin: FamilyModel | None = None,
     ) -> None:
         """Store the rows; what they teach is worked out when it is first needed.
@@ -193,32 +221,36 @@ class FamilyModel:
         Args:
             kind: kernel family.
             sets: {kernel set: its rows}, most preferred first.
+            base: the set with most rows, which gives the family its shape.
             relative: the family of the same kind with most rows, where that is another one; its
                 curves help where this family's own shapes are far.
             floor: seconds that the rows' ideal times hold for launching.
-            fits: {kernel set: what calibrate found out about its rows}, as far as it was run.
+            tiles: that the rows' ideal times were worked out with.
+            fit: what calibrate found out about the base's rows, as far as it was run.
             twin: the same rows under the other condition; where that is one factor for all of
                 them, its surface is used instead of fitting another.
         """
         self.kind = kind
         self.floor = floor
+        self.tiles = tiles
         names = list(sets)
-        self._base = max(names, key=lambda name: len(sets[name]))
+        self._base = base
         self._preferred_name = names[0]
         self._sets = sets
-        self._fit = fits.get(self._base)
+        self._fit = fit
         self.preferred = sets[names[0]]
         self._relative = relative
         self._twin = twin
-        base = sets[self._base]
-        self.log_ratio = float(np.median(base.log_seconds - base.log_ideal))
+        most = sets[base]
+        self.log_ratio = float(np.median(most.log_seconds - most.log_ideal))
         # A benchmark's own rows stay on its monotone curve or surface; another set, and kernels
         # with one curve that only move bytes, are met row by row.
-        self.on_surface = self._fit is not None and self._fit.estimator == "surface"
-        self.corrected = names[0] != self._base or not (is_tensor(kind) or self.on_surface)
+        self.estimator = fit.estimator if fit is not None else "curves"
+        smooth = is_tensor(kind) or self.estimator != "curves"
+        self.corrected = names[0] != base or not smooth
         self.places = _coordinates(self.preferred.batch, self.preferred.sms)
         self.rows = sum(len(rows) for rows in sets.values())
-        self._base_shapes = {shape for shape, _ in shapes_of(base.batch)}
+        self._base_shapes = {shape for shape, _ in shapes_of(most.batch)}
         every_sms = np.concatenate([rows.sms for rows in sets.values()])
         self._sms_range = (float(every_sms.min()), float(every_sms.max()))
         self._ranges: dict[Shape, tuple[float, float]] = {}
@@ -232,7 +264,7 @@ class FamilyModel:
                 )
 
     def predict(
-        self, batch: Batch, sms: Array, log_ideal: Array
+        self, batch: Batch, sms: Array, ideal: Ideal
     ) -> tuple[Array, Array, NDArray[np.intp], Array]:
         """Predict; all arrays [operators].
 
@@ -242,9 +274,9 @@ class FamilyModel:
         Args:
             batch: operators of this family, or of a family that borrows it.
             sms: for the distance to rows and for provenance.
-            log_ideal: at those SM counts.
+            ideal: at those SM counts.
         """
-        log_seconds = base = self._on_base(batch, sms, log_ideal)
+        log_seconds = base = self._on_base(batch, sms, ideal)
         if self.corrected:
             places = _coordinates(batch, sms)
             log_seconds = base + _inverse_square(places, self.places, self.differences)
@@ -277,24 +309,19 @@ class FamilyModel:
         return float(apart[0]) if one and same else None
 
     @cached_property
-    def surface(self) -> KernelSurface:
-        """Of the set with most rows, where the calibration says so."""
+    def fitted(self) -> KernelSurface | WaveLattice:
+        """Surface or lattice of the set with most rows, where the calibration says so."""
         rows = self._sets[self._base]
         assert self._fit is not None
         assert self._fit.stiffness is not None
-        return KernelSurface(
-            rows.batch,
-            rows.sms,
-            log_ideal=rows.log_ideal,
-            log_seconds=rows.log_seconds,
-            stiffness=self._fit.stiffness,
-        )
+        assert self._fit.estimator != "curves"
+        return fit_form(rows, self._fit.estimator, self._fit.stiffness)
 
     @cached_property
     def differences(self) -> Array:
         """[rows of the preferred set] log seconds minus those of the set with most rows."""
         rows = self.preferred
-        differences: Array = rows.log_seconds - self._on_base(rows.batch, rows.sms, rows.log_ideal)
+        differences: Array = rows.log_seconds - self._on_base(rows.batch, rows.sms, rows.ideal)
         return differences
 
     @cached_property
@@ -353,12 +380,12 @@ class FamilyModel:
         provenance = np.where(exact | between, INTERPOLATED, EXTRAPOLATED)
         return np.where(measured, MEASURED, provenance).astype(np.intp), spread
 
-    def _on_base(self, batch: Batch, sms: Array, log_ideal: Array) -> Array:
-        if self.on_surface:
-            if self._twin is not None and self._log_factor is not None:
-                return self._twin.surface.predict(batch, sms, log_ideal) + self._log_factor
-            return self.surface.predict(batch, sms, log_ideal)
-        return self._on_curves(batch, log_ideal)
+    def _on_base(self, batch: Batch, sms: Array, ideal: Ideal) -> Array:
+        if self.estimator == "curves":
+            return self._on_curves(batch, ideal.log_seconds)
+        if self._twin is not None and self._log_factor is not None:
+            return self._twin.fitted.predict(batch, sms, ideal) + self._log_factor
+        return self.fitted.predict(batch, sms, ideal)
 
     def _on_curves(self, batch: Batch, log_ideal: Array) -> Array:
         """The operator's own curve between its rows, elsewhere the mean of the nearest curves."""
@@ -426,7 +453,8 @@ class ClassModel:
             stated = [
                 width
                 for member in self._members
-                if member.on_surface and (width := member.width(row_left_out=row_left_out))
+                if member.estimator != "curves"
+                and (width := member.width(row_left_out=row_left_out))
             ]
             if stated:
                 pooled.append(float(np.median(stated)))

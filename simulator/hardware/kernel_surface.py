@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.hardware.roofline import SMALL_TILE_ROWS, TILE_ROWS, Batch
+from simulator.hardware.roofline import SMALL_TILE_ROWS, TILE_ROWS, Batch, Ideal
 from simulator.hardware.surfaces import Surface, Term
 
 Array = NDArray[np.float64]
@@ -33,10 +33,9 @@ MOST_WAVES = 4.0
 WAVE_SCALE = 4.0
 """Knots of the wave axis lie 0.1 tiles an SM apart, those of octaves 0.4."""
 
-ALONG, ACROSS = 0.01, 0.1
-"""Stiffness along the size that was scanned most finely and across the others, where a calibration
-states none. Calibrate chooses by leave-one-out error among `CANDIDATES`."""
 CANDIDATES = ((0.001, 0.01), (0.01, 0.01), (0.01, 0.1), (0.1, 0.1), (0.1, 1.0))
+"""Stiffness along the size that was scanned most finely and across the others: calibrate chooses by
+the error of left-out rows."""
 WAVE_STIFFNESS, WAVE_SHRINKAGE = (0.02, 0.01), 0.03
 ALIGNMENT_STIFFNESS, ALIGNMENT_SHRINKAGE = (0.03, 0.03), 0.05
 
@@ -49,16 +48,17 @@ class KernelSurface:
         batch: Batch,
         sms: Array,
         *,
-        log_ideal: Array,
+        ideal: Ideal,
         log_seconds: Array,
-        stiffness: tuple[float, float] = (ALONG, ACROSS),
+        stiffness: tuple[float, float],
     ) -> None:
         """Fit.
 
         Args:
             batch: operators of the rows.
             sms: [rows] SMs they had.
-            log_ideal, log_seconds: [rows] log time at peak, and measured.
+            ideal: time at peak of the rows.
+            log_seconds: [rows] measured.
             stiffness: along the most finely scanned size, and across the others.
         """
         coordinates = _coordinates(batch, sms)
@@ -68,16 +68,16 @@ class KernelSurface:
         self._axes = [int(axis) for axis in order if distinct[axis] > 1] or [0]
         self._stiffness = (stiffness[0], *([stiffness[1]] * (len(self._axes) - 1)))
         self._tiled = _is_tiled(batch) and len(self._axes) > 1
-        self._surface = Surface(self._terms(batch, sms), log_seconds - log_ideal)
+        self._surface = Surface(self._terms(batch, sms), log_seconds - ideal.log_seconds)
 
     @property
     def leave_one_out(self) -> Array:
         """[rows] log seconds minus prediction without the row."""
         return self._surface.leave_one_out_
 
-    def predict(self, batch: Batch, sms: Array, log_ideal: Array) -> Array:
+    def predict(self, batch: Batch, sms: Array, ideal: Ideal) -> Array:
         """[operators] log seconds."""
-        log_seconds: Array = log_ideal + self._surface.predict(self._terms(batch, sms))
+        log_seconds: Array = ideal.log_seconds + self._surface.predict(self._terms(batch, sms))
         return log_seconds
 
     def _terms(self, batch: Batch, sms: Array) -> Sequence[Term]:

@@ -1,12 +1,12 @@
 """The time a kernel would take at the GPU's peaks: operators and SM counts in, seconds out.
 
 Tensor-core kernels are tiled: persistent blocks, one an SM, work through output tiles, so that
-their time goes by waves, ceil(tiles / SMs), not by the share of SMs. Tiles have 128 rows, 64 where
-there are few, and the width, a multiple of 8 up to 128, that leaves the least work to the busiest
-SM. Each tile costs some columns on top of its own, so that fewer and wider tiles win between
-equals, as in DeepGEMM's search for a configuration (o_proj at 4,096 rows: 16 waves on 112 SMs, 14
-on 132; q_a_proj: 4 waves of 112 columns, 3 of 128). No kernel is faster than its bytes at the full
-HBM bandwidth.
+their time goes by waves, ceil(tiles / SMs), not by the share of SMs. Which tiles a kernel takes is
+part of its calibration (TilesProfile): 128 rows, in some libraries 64 where there are few, and the
+width that leaves the least work to the busiest SM. Each tile costs some columns on top of its own,
+so that fewer and wider tiles win between equals, as in DeepGEMM's search for a configuration
+(o_proj at 4,096 rows: 16 waves on 112 SMs, 14 on 132; q_a_proj: 4 waves of 112 columns, 3 of 128).
+No kernel is faster than its bytes at the full HBM bandwidth.
 
 The result is a yardstick for measured times, not a bound; `least_seconds` is the bound. Arrays are
 float64, one entry an operator.
@@ -21,7 +21,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import GpuProfile
+from hardware_profiles.schema import GpuProfile, TilesProfile
 from reference_model.trace import Operator
 
 Array = NDArray[np.float64]
@@ -30,13 +30,9 @@ Sizes = Mapping[str, Array]
 
 TILE_ROWS = 128
 SMALL_TILE_ROWS = 64
-SMALL_TILE_LIMIT = 256
-"""Most rows for which tiles of 64 rows are taken: between 256 and 512 rows all of InferSim's H800
-shapes jump, by 1.2 (one wave throughout) to 2.0 (k = 7,168, n = 36,864)."""
-TILE_WIDTHS = tuple(range(16, 129, 8))
-TILE_OVERHEAD = 32
-"""Columns' worth of work that a tile costs beyond its own: filling the pipeline, narrow operands,
-storing. Chosen among 8, 16 and 32 by held-out error over the shapes of the H800 tables."""
+WIDEST_TILE, WIDTH_STEP = 128, 8
+DEEPGEMM_TILES = TilesProfile(narrowest=16, overhead=32, half_height_rows=256)
+"""For comparisons that no calibration goes with."""
 TILED_DEPTH = 128
 """Operands are read in steps of 128 along k, the granularity of the FP8 scales."""
 
@@ -74,6 +70,28 @@ class Batch:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Ideal:
+    """Time at peak of a batch, part by part; [operators], seconds."""
+
+    waves: Array
+    """Of the busiest SM's tiles; 0 of kernels without tensor cores."""
+    bytes: Array
+    """Of bytes over HBM, or over NVLink for dispatch and combine."""
+    floor: float
+    """Of launching the operator's kernels, on top of the longer part."""
+
+    @property
+    def log_seconds(self) -> Array:
+        """Natural logarithm of the whole."""
+        total: Array = np.log(np.maximum(self.waves, self.bytes) + self.floor)
+        return total
+
+    def take(self, chosen: Sequence[int] | NDArray[np.intp]) -> Ideal:
+        """The operators at some positions."""
+        return Ideal(self.waves[chosen], self.bytes[chosen], self.floor)
+
+
 def batch_of(operators: Sequence[Operator]) -> Batch:
     """Stack operators of one kind and of the same types; there must be at least one."""
     like = operators[0]
@@ -92,7 +110,9 @@ def batch_of_sizes(like: Operator, sizes: NDArray[np.int64]) -> Batch:
     return Batch(like, names, sizes, moved, np.zeros(len(sizes)) + stacked.flops)
 
 
-def ideal_seconds(kind: str, operators: Sequence[Operator], sms: Array, gpu: GpuProfile) -> Array:
+def ideal_seconds(
+    kind: str, operators: Sequence[Operator], sms: Array, gpu: GpuProfile, tiles: TilesProfile
+) -> Array:
     """Time at peak of operators of one kind: the larger of waves of tiles and bytes over HBM.
 
     Args:
@@ -104,24 +124,40 @@ def ideal_seconds(kind: str, operators: Sequence[Operator], sms: Array, gpu: Gpu
     seconds = np.empty(len(operators))
     for numbers in types.values():
         batch = batch_of([operators[number] for number in numbers])
-        seconds[numbers] = ideal_batch_seconds(batch, sms[numbers], gpu)
+        seconds[numbers] = ideal_batch_seconds(batch, sms[numbers], gpu, tiles)
     return seconds
 
 
-def ideal_batch_seconds(batch: Batch, sms: Array, gpu: GpuProfile) -> Array:
+def ideal_batch_seconds(batch: Batch, sms: Array, gpu: GpuProfile, tiles: TilesProfile) -> Array:
     """`ideal_seconds` of a batch."""
-    memory: Array = batch.moved_bytes / gpu.hbm_bandwidth
+    slower: Array = np.maximum(*waves_and_bytes(batch, sms, gpu, tiles))
+    return slower
+
+
+def waves_and_bytes(
+    batch: Batch, sms: Array, gpu: GpuProfile, tiles: TilesProfile
+) -> tuple[Array, Array]:
+    """Seconds of the busiest SM's tiles at peak, 0 without tensor cores, and of bytes over HBM."""
+    memory: Array = _needed_bytes(batch) / gpu.hbm_bandwidth
     if batch.kind in ("dispatch", "combine"):
         # Within a node every copy of a token crosses NVLink once.
         sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))
         copied = batch.moved_bytes * sizes["rows"] / np.maximum(sizes["rows"] + sizes["tokens"], 1)
-        slower: Array = np.maximum(memory, copied / gpu.nvlink_bandwidth)
-        return slower
+        return np.zeros(len(batch)), np.maximum(memory, copied / gpu.nvlink_bandwidth)
     if batch.kind not in _BUSIEST_SM_FLOPS:
-        return memory
+        return np.zeros(len(batch)), memory
     sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))
     per_sm = peak_compute(batch.like.dtype, gpu) / gpu.sms
-    return np.maximum(_BUSIEST_SM_FLOPS[batch.kind](sizes, sms) / per_sm, memory)
+    return _BUSIEST_SM_FLOPS[batch.kind](sizes, sms, tiles) / per_sm, memory
+
+
+def _needed_bytes(batch: Batch) -> Array:
+    """Bytes that a kernel must move: weights of experts without a row are not read."""
+    if batch.kind != "masked_grouped_gemm":
+        return batch.moved_bytes
+    sizes = dict(zip(batch.names, batch.sizes.T, strict=True))
+    filled: Array = np.minimum(1.0, sizes["rows"] / np.maximum(sizes["groups"], 1))
+    return batch.moved_bytes * filled
 
 
 def least_seconds(batch: Batch, sms: Array, gpu: GpuProfile) -> Array:
@@ -130,11 +166,7 @@ def least_seconds(batch: Batch, sms: Array, gpu: GpuProfile) -> Array:
     Useful FLOPs at the peak of its SMs, and bytes at the full HBM bandwidth unless so few that the
     L2 cache may still hold them.
     """
-    needed = batch.moved_bytes
-    if batch.kind == "masked_grouped_gemm":
-        # Weights of experts without a row are not read.
-        sizes = dict(zip(batch.names, batch.sizes.T, strict=True))
-        needed = needed * np.minimum(1.0, sizes["rows"] / np.maximum(sizes["groups"], 1))
+    needed = _needed_bytes(batch)
     memory = np.where(needed <= gpu.l2_capacity, 0.0, needed / gpu.hbm_bandwidth)
     if not is_tensor(batch.kind):
         return memory
@@ -157,50 +189,52 @@ def is_tensor(kind: str) -> bool:
     return kind in _BUSIEST_SM_FLOPS
 
 
-def _tiled(rows: Array, groups: Array, n: Array, k: Array, sms: Array) -> Array:
+def _tiled(
+    rows: Array, groups: Array, n: Array, k: Array, sms: Array, tiles: TilesProfile
+) -> Array:
     """FLOPs of the busiest SM for `groups` products of [rows, k] x [k, n]."""
-    height = np.where(rows <= SMALL_TILE_LIMIT, SMALL_TILE_ROWS, TILE_ROWS)
+    height = np.where(rows <= tiles.half_height_rows, SMALL_TILE_ROWS, TILE_ROWS)
     row_tiles = groups * np.ceil(rows / height)
     depth = np.ceil(k / TILED_DEPTH) * TILED_DEPTH
     columns: Array = np.full_like(rows, np.inf)
-    for width in TILE_WIDTHS:
+    for width in range(tiles.narrowest, WIDEST_TILE + 1, WIDTH_STEP):
         # In place: a million operators are as fast as memory.
         waves = np.ceil(n / width)
         waves *= row_tiles
         waves /= sms
         np.ceil(waves, out=waves)
-        waves *= width + TILE_OVERHEAD
+        waves *= width + tiles.overhead
         np.minimum(columns, waves, out=columns)
     flops: Array = 2 * height * columns * depth
     return flops
 
 
-def _gemm(s: Sizes, sms: Array) -> Array:
-    return _tiled(s["m"], np.ones_like(s["m"]), s["n"], s["k"], sms)
+def _gemm(s: Sizes, sms: Array, tiles: TilesProfile) -> Array:
+    return _tiled(s["m"], np.ones_like(s["m"]), s["n"], s["k"], sms, tiles)
 
 
-def _contiguous(s: Sizes, sms: Array) -> Array:
-    return _tiled(s["rows"], np.ones_like(s["rows"]), s["n"], s["k"], sms)
+def _contiguous(s: Sizes, sms: Array, tiles: TilesProfile) -> Array:
+    return _tiled(s["rows"], np.ones_like(s["rows"]), s["n"], s["k"], sms, tiles)
 
 
-def _masked(s: Sizes, sms: Array) -> Array:
+def _masked(s: Sizes, sms: Array, tiles: TilesProfile) -> Array:
     # Fewer rows than experts: the experts without a row are skipped.
     filled = np.maximum(np.minimum(s["groups"], s["rows"]), 1)
-    return _tiled(s["rows"] / filled, filled, s["n"], s["k"], sms)
+    return _tiled(s["rows"] / filled, filled, s["n"], s["k"], sms, tiles)
 
 
-def _grouped_weight_grad(s: Sizes, sms: Array) -> Array:
-    return _tiled(s["m"], s["groups"], s["n"], s["rows"] / s["groups"], sms)
+def _grouped_weight_grad(s: Sizes, sms: Array, tiles: TilesProfile) -> Array:
+    return _tiled(s["m"], s["groups"], s["n"], s["rows"] / s["groups"], sms, tiles)
 
 
-def _batched(s: Sizes, sms: Array) -> Array:
-    return _tiled(s["m"], s["batch"], s["n"], s["k"], sms)
+def _batched(s: Sizes, sms: Array, tiles: TilesProfile) -> Array:
+    return _tiled(s["m"], s["batch"], s["n"], s["k"], sms, tiles)
 
 
 def _attention(length: str, dimensions: Callable[[Sizes], Array]) -> Callable[..., Array]:
     """Blocks of 128 rows along `length`, each a head's share of the visible square."""
 
-    def flops(s: Sizes, sms: Array) -> Array:
+    def flops(s: Sizes, sms: Array, tiles: TilesProfile) -> Array:
         pairs = s["query_length"] * (2 * s["kv_length"] - s["query_length"])
         heads = s["sequences"] * s["heads"]
         blocks = heads * np.ceil(s[length] / TILE_ROWS)
@@ -210,13 +244,13 @@ def _attention(length: str, dimensions: Callable[[Sizes], Array]) -> Callable[..
     return flops
 
 
-def _mla_decode(s: Sizes, sms: Array) -> Array:
+def _mla_decode(s: Sizes, sms: Array, tiles: TilesProfile) -> Array:
     # The keys of a sequence are split over SMs, so that no wave is left half empty.
     heads = s["sequences"] * s["query_length"] * s["heads"]
     return 2 * heads * s["kv_length"] * (2 * s["latent_dim"] + s["rope_dim"]) / sms
 
 
-_BUSIEST_SM_FLOPS: Mapping[str, Callable[[Sizes, Array], Array]] = {
+_BUSIEST_SM_FLOPS: Mapping[str, Callable[[Sizes, Array, TilesProfile], Array]] = {
     "gemm": _gemm,
     "grouped_gemm": _contiguous,
     "masked_grouped_gemm": _masked,

@@ -58,15 +58,37 @@ class Term:
     """Penalty on the values themselves: for terms that correct another one."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Lattice:
-    knots: tuple[Array, ...]
-    first: int
-    """Place of its first value among those of the surface."""
+class Lattice:
+    """Knots of each axis over some rows, and what lies linear between values at them."""
 
-    @property
-    def size(self) -> int:
-        return int(np.prod([len(knots) for knots in self.knots]))
+    def __init__(self, coordinates: Array) -> None:
+        """Lay knots where rows [rows, axes] are."""
+        self.knots = _knots(coordinates)
+        self.shape = tuple(len(knots) for knots in self.knots)
+        self.size = int(np.prod(self.shape))
+
+    def places(self) -> Array:
+        """[knots, axes] coordinates of all knots."""
+        return np.stack([axis.ravel() for axis in np.meshgrid(*self.knots, indexing="ij")], axis=1)
+
+    def clipped(self, coordinates: Array) -> Array:
+        """The nearest places within the knots."""
+        return np.clip(
+            coordinates,
+            np.array([axis[0] for axis in self.knots]),
+            np.array([axis[-1] for axis in self.knots]),
+        )
+
+    def between(self, values: Array, coordinates: Array) -> Array:
+        """[rows] values at coordinates out of values at the knots; constant beyond them."""
+        total = np.zeros(len(coordinates))
+        for place, weight in self.corners(coordinates):
+            total += values[place] * weight
+        return total
+
+    def corners(self, coordinates: Array) -> list[tuple[Index, Array]]:
+        """Knots around each row and the linear weights of them: 2^axes pairs of [rows] arrays."""
+        return _corners(self.knots, coordinates)
 
 
 class Surface:
@@ -81,18 +103,14 @@ class Surface:
 
         Sets `knot_values_`.
         """
-        lattices: list[_Lattice] = []
-        first = 0
-        for term in terms:
-            lattice = _Lattice(_knots(term.coordinates), first)
-            lattices.append(lattice)
-            first += lattice.size
-        self._lattices = tuple(lattices)
+        self._lattices = tuple(Lattice(term.coordinates) for term in terms)
         penalties = [
-            _Penalty(lattice.knots, term) for term, lattice in zip(terms, lattices, strict=True)
+            _Penalty(lattice.knots, term)
+            for term, lattice in zip(terms, self._lattices, strict=True)
         ]
         places, weights = self._design(terms)
-        solve = _by_rows if len(values) < first else _by_knots
+        knots = sum(lattice.size for lattice in self._lattices)
+        solve = _by_rows if len(values) < knots else _by_knots
         self.knot_values_, self._left_out = solve(places, weights, values, penalties)
 
     @cached_property
@@ -103,20 +121,24 @@ class Surface:
     def predict(self, terms: Sequence[Term]) -> Array:
         """[rows] values at the coordinates of `terms`, in the order they were fitted in."""
         total = np.zeros(len(terms[0].feature))
+        first = 0
         for term, lattice in zip(terms, self._lattices, strict=True):
-            values = self.knot_values_[lattice.first : lattice.first + lattice.size]
-            for place, weight in _corners(lattice.knots, term.coordinates):
+            values = self.knot_values_[first : first + lattice.size]
+            for place, weight in lattice.corners(term.coordinates):
                 total += values[place] * weight * term.feature
+            first += lattice.size
         return total
 
     def _design(self, terms: Sequence[Term]) -> tuple[Index, Array]:
         """Knots that each row touches and how much: [rows, corners of all terms] both."""
         places: list[Index] = []
         weights: list[Array] = []
+        first = 0
         for term, lattice in zip(terms, self._lattices, strict=True):
-            for place, weight in _corners(lattice.knots, term.coordinates):
-                places.append(place + lattice.first)
+            for place, weight in lattice.corners(term.coordinates):
+                places.append(place + first)
                 weights.append(weight * term.feature)
+            first += lattice.size
         return np.stack(places, axis=1), np.stack(weights, axis=1)
 
 

@@ -16,7 +16,7 @@ from simulator.hardware.costs import (
     calibration_measurements,
 )
 from simulator.hardware.kernel_curves import ENOUGH_RESIDUALS
-from simulator.hardware.roofline import batch_of, is_tensor, least_seconds
+from simulator.hardware.roofline import Ideal, batch_of, is_tensor, least_seconds
 
 CALIBRATION = load_calibration("h800_sxm")
 ROWS = calibration_measurements(CALIBRATION)
@@ -484,6 +484,7 @@ def test_a_surface_fitted_alone_serves_the_overlapped_condition_too():
     assert one(costs, op, sms=132, overlapped=True)[0] == pytest.approx(
         factor * one(costs, op, sms=132, overlapped=False)[0]
     )
-    own = beside.surface.predict(batch_of([op]), np.array([132.0]), np.zeros(1))
-    shared = alone.surface.predict(batch_of([op]), np.array([132.0]), np.zeros(1))
+    ideal = Ideal(np.ones(1), np.ones(1), 0.0)
+    own = beside.fitted.predict(batch_of([op]), np.array([132.0]), ideal)
+    shared = alone.fitted.predict(batch_of([op]), np.array([132.0]), ideal)
     assert own - shared == pytest.approx(np.log(factor), abs=1e-4)
