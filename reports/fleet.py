@@ -49,6 +49,9 @@ FIGURES_SHOWN: Mapping[str, str] = {
     "input_tokens_per_second_per_node": "input tokens/s per prefill node",
     "computed_input_tokens_per_second_per_node": "of which computed",
     "sustained_input_tokens_per_second_per_node": "a saturated prefill node",
+    "prefill_busy_share": "of it, time in passes",
+    "prefill_even_ranks_share": "of it, ranks alike",
+    "prefill_full_passes_share": "of it, passes full",
     "sustained_output_tokens_per_second_per_node": "a decode node at the TPOT limit",
     "tokens_per_second_per_user": "tokens/s per user",
     "goodput_requests_per_second": "goodput, requests/s",
@@ -60,6 +63,7 @@ FIGURES_SHOWN: Mapping[str, str] = {
 """Single figures in the order of tables, with their names."""
 
 _FRACTIONS = ("prefix_hit_rate", "kv_occupancy", "utilisation")
+"""Figures that are shares; so is everything whose name ends with _share."""
 _COLOURS = ("#3f72af", "#d9813b", "#6aa568", "#8d86b8", "#b5473c")
 
 # Panels over time: title, axis, {series: name}.
@@ -158,7 +162,7 @@ def format_figure(path: str, value: Any) -> str:
         return value
     if path.endswith("_s"):
         return format_seconds(value)
-    if path in _FRACTIONS:
+    if path in _FRACTIONS or path.endswith("_share"):
         return f"{value:.1%}"
     if path == "littles_law_error":
         return f"{value:.1e}"

@@ -319,6 +319,17 @@ class ServiceLevel(Profile):
     tpot: TimeValue
 
 
+class VerdictRules(Profile):
+    """When a service counts as keeping up; where the lines are is a choice, not a finding."""
+
+    queue_growth: Fraction = 0.05
+    """Share of the arriving requests that may add to the queues before they count as growing."""
+    preempted_share: Fraction = 0.05
+    """Share of the requests that may be preempted in a stable service."""
+    window_stays: PositiveFloat = 5.0
+    """The window must hold so many mean times in service, queues left out, for any verdict."""
+
+
 class Failure(Profile):
     """An instance that goes down; its requests start again elsewhere."""
 
@@ -401,6 +412,7 @@ class FleetJob(Profile):
     max_waiting: PositiveInt | None = None
     """Requests that may wait for prefill; beyond it new ones are rejected."""
     service_level: ServiceLevel
+    verdict: VerdictRules = VerdictRules()
     warm_up: TimeValue
     """Requests that arrive earlier, and what happens earlier, do not count in the statistics."""
     horizon: TimeValue | None = None

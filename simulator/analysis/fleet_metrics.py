@@ -32,14 +32,7 @@ _CURVE_POINTS = 101
 _SPAN_POINTS = 4
 """Points at which the slowly growing steps of one iteration are counted."""
 
-OVERLOAD_GROWTH = 0.05
-"""Share of the arriving requests that may add to the queue before it counts as growing."""
-
-PREEMPTED_SHARE = 0.05
-"""Share of the requests that may be preempted in a service that counts as stable."""
-
-WINDOW_STAYS = 5
-"""A verdict needs a window of so many mean times of a request in service, queues left out."""
+PREFILL_SHARES = ("prefill_busy_share", "prefill_even_ranks_share", "prefill_full_passes_share")
 
 DEFINITIONS: Mapping[str, str] = {
     "ttft_s": "time to first token: from arrival to the end of the prefill that gives it",
@@ -59,6 +52,10 @@ DEFINITIONS: Mapping[str, str] = {
     "computed_input_tokens_per_second_per_node": "the same without cached tokens",
     "sustained_input_tokens_per_second_per_node": "what a saturated node of a prefill pool takes "
     "at most: full passes, all ranks loaded alike, prompts and cached shares as in this run",
+    "prefill_busy_share": "share of its time that a prefill instance is in passes; this and the "
+    "next two, times what a saturated node takes, are what a node took",
+    "prefill_even_ranks_share": "time of passes whose ranks share the work alike, over their time",
+    "prefill_full_passes_share": "time that full passes take for the same tokens, over that",
     "sustained_output_tokens_per_second_per_node": "what a node of a decode pool gives at most "
     "within the TPOT limit: the largest batches whose step keeps it, all ranks loaded alike, KV "
     "cache per request as in this run",
@@ -72,12 +69,21 @@ DEFINITIONS: Mapping[str, str] = {
     "nodes": "mean over the run of the nodes in service (and paid for), of all replicas",
     "littles_law_error": "mean number inside / (arrival rate x mean stay) - 1, over the whole run",
     "verdict": "overloaded: pressed, and in the second half of the window the queues take in more "
-    f"than {OVERLOAD_GROWTH:.0%} of the arrivals; backlogged: pressed, but the queues do not grow; "
-    "stable: neither. Pressed: a request waits longer than the TTFT limit on average, or more than "
-    f"{PREEMPTED_SHARE:.0%} of them are preempted. None: the window is shorter than "
-    f"{WINDOW_STAYS} mean times in service",
+    "than {growth:.0%} of the arrivals; backlogged: pressed, but the queues do not grow; stable: "
+    "neither. Pressed: a request waits longer than the TTFT limit on average, or more than "
+    "{preempted:.0%} of them are preempted. None: the window is shorter than {stays:g} mean times "
+    "in service",
 }
-"""What each figure means, to be printed beside it."""
+"""What each figure means; with the verdict's rules filled in (definitions), printed beside it."""
+
+
+def definitions(job: FleetJob) -> dict[str, str]:
+    """What each figure of a job means."""
+    rules = job.verdict
+    filled = DEFINITIONS["verdict"].format(
+        growth=rules.queue_growth, preempted=rules.preempted_share, stays=rules.window_stays
+    )
+    return {**DEFINITIONS, "verdict": filled}
 
 
 class FleetStatistics:
@@ -193,6 +199,8 @@ class FleetStatistics:
             "prefill_tokens": block["prefill_tokens"],
             "kv_token_seconds": block["kv_tokens"] * span,
             "batch_seconds": block["batch"] * span,
+            "pass_seconds": block["pass_s"],
+            "even_pass_seconds": block["even_pass_s"],
         }
         for name, values in sums.items():
             for instance, total in enumerate(np.bincount(number, values * share)):
@@ -259,7 +267,7 @@ def measure_fleet(simulation: FleetSimulation) -> dict[str, Any]:
     published = scenario.file.published if job.requests.as_published else ()
     metrics["published"] = [asdict(compare_published(figure, metrics)) for figure in published]
     metrics["step_times"] = dict(simulation.step_times_from)
-    metrics["definitions"] = dict(DEFINITIONS)
+    metrics["definitions"] = definitions(job)
     metrics["time_series"] = fleet_time_series(job, run, statistics)
     metrics["distributions"] = fleet_distributions(statistics)
     return metrics
@@ -307,6 +315,7 @@ def fleet_metrics(
     # Of one replica, as its tokens are.
     dollars_per_second = nodes * cluster.node.gpus * cluster.gpu_price
     rejected = sum(run.rejected.values())
+    sustained_input = _sustained_input(job, cluster, statistics, step_times=step_times)
     figures: dict[str, Any] = {
         "ttft_s": statistics.ttft.summary(),
         "tpot_s": statistics.tpot.summary(),
@@ -335,8 +344,13 @@ def fleet_metrics(
         "computed_input_tokens_per_second_per_node": _per(
             _per(_sum(statistics, "prefill_tokens"), window), prefill["nodes"]
         ),
-        "sustained_input_tokens_per_second_per_node": _sustained_input(
-            job, cluster, statistics, step_times=step_times
+        "sustained_input_tokens_per_second_per_node": sustained_input,
+        **_prefill_shares(
+            job,
+            cluster,
+            statistics,
+            sustained=sustained_input,
+            instance_s=window * (prefill["instances"] or 0.0),
         ),
         "sustained_output_tokens_per_second_per_node": _sustained_output(
             job, cluster, decode["kv_tokens_per_request"], step_times=step_times
@@ -443,6 +457,27 @@ def _sustained_input(
     return pool.ranks * tokens / pass_s / nodes * statistics.prompt_tokens / computed
 
 
+def _prefill_shares(
+    job: FleetJob,
+    cluster: ClusterProfile,
+    statistics: FleetStatistics,
+    *,
+    sustained: float | None,
+    instance_s: float,
+) -> dict[str, float | None]:
+    """Why the nodes of a prefill pool take less than saturated ones, as factors."""
+    pool = job.prefill
+    passes = _sum(statistics, "pass_seconds")
+    even = _sum(statistics, "even_pass_seconds")
+    if pool is None or sustained is None or not even:
+        return dict.fromkeys(PREFILL_SHARES)
+    nodes = pool.gpus_per_instance / cluster.node.gpus
+    computed = statistics.prompt_tokens - statistics.cached_tokens
+    tokens = _sum(statistics, "prefill_tokens") * statistics.prompt_tokens / computed
+    shares = (_per(passes, instance_s), even / passes, tokens / even / nodes / sustained)
+    return dict(zip(PREFILL_SHARES, shares, strict=True))
+
+
 def _sustained_output(
     job: FleetJob,
     cluster: ClusterProfile,
@@ -475,7 +510,7 @@ def _verdict(
     job: FleetJob, statistics: FleetStatistics, start_s: float, end_s: float
 ) -> dict[str, Any]:
     """Whether the service keeps up with its requests in the window, and what that rests on."""
-    series = statistics.series
+    series, rules = statistics.series, job.verdict
     middle = (start_s + end_s) / 2
     starts = series.starts_s
     # Bins that lie in the second half and hold samples.
@@ -495,11 +530,11 @@ def _verdict(
     growth = slope / rate
     # Little's law for the queues: mean wait = mean number waiting / arrival rate.
     wait = float(waiting.mean()) / rate
-    pressed = wait > job.service_level.ttft or (preempted or 0.0) > PREEMPTED_SHARE
+    pressed = wait > job.service_level.ttft or (preempted or 0.0) > rules.preempted_share
     verdict: str | None
-    if stays is not None and stays < WINDOW_STAYS:
+    if stays is not None and stays < rules.window_stays:
         verdict = None
-    elif pressed and growth > OVERLOAD_GROWTH:
+    elif pressed and growth > rules.queue_growth:
         verdict = "overloaded"
     else:
         verdict = "backlogged" if pressed else "stable"

@@ -402,6 +402,8 @@ class Instance:
                 sum(live.request.prompt_tokens for live in prefill.completed) if prefill else 0,
                 iteration.kv_tokens + grown / 2,
                 iteration.waiting,
+                prefill.duration_s if prefill else 0.0,
+                prefill.even_s if prefill else 0.0,
             )
         )
 

@@ -83,6 +83,10 @@ class IterationRow(NamedTuple):
     """KV cache held by all ranks, mean of start and end."""
     waiting: float
     """Requests in the instance's prefill queue at the start."""
+    pass_s: float
+    """Duration of the prefill pass."""
+    even_pass_s: float
+    """The same if all ranks had shared its work alike."""
 
 
 class GapRow(NamedTuple):

@@ -24,6 +24,8 @@ class PrefillPass:
 
     duration_s: float
     """Of the slowest rank."""
+    even_s: float
+    """The same if all ranks shared the work alike."""
     tokens: int
     """New tokens, over all ranks."""
     started: list[LiveRequest]
@@ -155,7 +157,12 @@ class PrefillQueue:
             self._step_times.prefill_pass_s(load.tokens, load.attended / load.tokens)
             for load in busy
         )
-        return PrefillPass(duration, sum(load.tokens for load in busy), started, completed)
+        tokens = sum(load.tokens for load in busy)
+        even = duration
+        if len(loads) > 1:
+            attended = sum(load.attended for load in busy) / tokens
+            even = self._step_times.prefill_pass_s(tokens / len(loads), attended)
+        return PrefillPass(duration, min(even, duration), tokens, started, completed)
 
     def _place(
         self,

@@ -10,7 +10,9 @@ import pytest
 from hardware_profiles.schema import ClusterProfile, load_cluster
 from simulator.analysis.fleet_metrics import (
     DEFINITIONS,
+    PREFILL_SHARES,
     FleetStatistics,
+    definitions,
     fleet_metrics,
     fleet_time_series,
     measure_fleet,
@@ -272,6 +274,24 @@ def test_the_time_series_adds_up_to_the_run(cluster: ClusterProfile) -> None:
     tokens = float(np.array(series["output_tokens_per_second"]) @ seconds)
     assert tokens == pytest.approx(float(log.all_iterations()["output_tokens"].sum()))
     assert all(value is None or 0 <= value <= 1 for value in series["kv_occupancy"])
+
+
+def test_what_a_prefill_node_took_is_a_saturated_one_times_three_shares(
+    cluster: ClusterProfile,
+) -> None:
+    metrics, *_ = run(make_job("20 Hz"), cluster)
+    product = metrics["sustained_input_tokens_per_second_per_node"]
+    for name in PREFILL_SHARES:
+        assert 0 < metrics[name] <= 1
+        product *= metrics[name]
+    assert product == pytest.approx(metrics["input_tokens_per_second_per_node"], rel=0.02)
+
+
+def test_the_rules_of_the_verdict_stand_in_its_definition() -> None:
+    job = make_job("20 Hz", verdict={"queue_growth": 0.2, "window_stays": 3})
+    text = definitions(job)["verdict"]
+    assert "more than 20% of the arrivals" in text
+    assert "shorter than 3 mean" in text
 
 
 def test_every_headline_figure_has_a_definition(cluster: ClusterProfile) -> None:

@@ -13,6 +13,7 @@ class Times:
     """1 ms a pass, 10 us a token, 10 ns a token attended to."""
 
     kv_capacity_tokens = 10**9
+    page_tokens = 1
 
     def decode_step_s(self, batch: float, mean_context: float) -> float:
         raise AssertionError("prefill only")
