@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         options.function(options)
-    except ValueError as error:
+    except (ValueError, TimeoutError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:

@@ -74,13 +74,15 @@ def relative_errors(
 def compared_settings(
     settings: TrainingSettings, *, seeds: int, kernels: Sequence[str]
 ) -> dict[str, TrainingSettings]:
-    """Name -> settings of the runs: BF16 with `seeds` initial weights, and FP8 with the first of
-    them in each of `kernels`. With several GPUs at hand, runs on "cuda" take them in turn."""
+    """Name -> settings of the runs: BF16 with `seeds` initial weights, and with the first of them
+    FP32 and FP8 in each of `kernels`. With several GPUs at hand, runs on "cuda" take them in turn.
+    """
     first = settings.seed
     runs = {
         f"bf16 seed {seed}": replace(settings, precision="bf16", seed=seed)
         for seed in range(first, first + seeds)
     }
+    runs["fp32"] = replace(settings, precision="fp32")
     names = {backend: name for name, backend in PRODUCT_VARIANTS.items()}
     for backend in kernels:
         name = names.get(backend, f"fp8 {backend}")

@@ -78,16 +78,18 @@ def _rank(
     arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
-    if backend == "nccl":
-        torch.cuda.set_device(rank)
+    device = torch.device("cuda", rank) if backend == "nccl" else None
+    if device is not None:
+        torch.cuda.set_device(device)
     distributed.init_process_group(
         backend,
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=ranks,
         timeout=timedelta(seconds=timeout_s),
+        device_id=device,
     )
-    try:
-        torch.save(function(rank, ranks, *arguments), Path(folder) / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
+    # A rank that fails leaves at once: to destroy the group it would wait for ranks that wait for
+    # it, and its error would never be seen.
+    torch.save(function(rank, ranks, *arguments), Path(folder) / f"{rank}.pt")
+    distributed.destroy_process_group()

@@ -146,6 +146,8 @@ class Training:
                 f" {settings.config} only {self.config.vocab_size}"
             )
         device = torch_device(settings.device)
+        if device.index is not None and device.type == "cuda":
+            torch.cuda.set_device(device)  # Triton launches on the current device
         recipe = Recipe(PRECISIONS[settings.precision], settings.kernels)
         self.model = Transformer(self.config, recipe=recipe, device=device)
         # Drawn on the CPU, so that every device starts from the same weights.

@@ -45,7 +45,7 @@ def _add_train(commands: Any) -> None:
 
 def _add_compare_precision(commands: Any) -> None:
     compare = commands.add_parser(
-        "compare-precision", help="FP8 against BF16, beside other seeds and a lesser recipe"
+        "compare-precision", help="FP8 against BF16, beside other seeds, FP32 and a lesser recipe"
     )
     _add_training(compare, steps=400)
     _add_balance_options(compare)

@@ -210,7 +210,10 @@ def _fill(x: Tensor, *, rows: int = 0, columns: int = 0) -> Tensor:
 
 def _column_major(scales: Tensor) -> Tensor:
     """Tile scales with strides (1, rows), copied only where a slice has others."""
-    return scales if scales.stride() == (1, scales.shape[0]) else scales.t().contiguous().t()
+    if scales.stride() == (1, scales.shape[0]):
+        return scales
+    # Not contiguous(): one tile a row is contiguous whatever the stride that torch would check.
+    return scales.t().clone(memory_format=torch.contiguous_format).t()
 
 
 def _block_scales(scales: Tensor) -> Tensor:

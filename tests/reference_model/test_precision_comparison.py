@@ -41,22 +41,23 @@ def test_the_relative_error_counts_the_last_half_only():
 
 def test_runs_differ_in_what_their_names_say_and_in_nothing_else():
     runs = compared_settings(SETTINGS, seeds=2, kernels=["reference", "per_tensor", "library"])
-    assert list(runs) == ["bf16 seed 4", "bf16 seed 5", "fp8", "fp8 per tensor", "fp8 library"]
+    names = ["bf16 seed 4", "bf16 seed 5", "fp32", "fp8", "fp8 per tensor", "fp8 library"]
+    assert list(runs) == names
     assert {run.data_seed for run in runs.values()} == {0}
     assert runs["fp8"].seed == runs["fp8 library"].seed == 4
-    assert [run.kernels for run in runs.values()][2:] == ["reference", "per_tensor", "library"]
+    assert [run.kernels for run in runs.values()][3:] == ["reference", "per_tensor", "library"]
 
 
 def test_a_comparison_is_written_and_drawn(tmp_path):
     seen = []
     runs = compare(SETTINGS, **OPTIONS, processes=1, on_trained=lambda name, _: seen.append(name))
-    assert seen == ["bf16 seed 4", "bf16 seed 5", "fp8"]
+    assert seen == ["bf16 seed 4", "bf16 seed 5", "fp32", "fp8"]
     assert runs[0].mean_error == runs[0].largest_error == 0.0
-    assert 0 < runs[2].mean_error < 0.05
+    assert 0 < runs[3].mean_error < 0.05
     write_comparison(runs, tmp_path / "losses.csv")
     with (tmp_path / "losses.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert float(rows[1]["fp8"]) == runs[2].losses[1]
+    assert float(rows[1]["fp8"]) == runs[3].losses[1]
     plot_comparison(runs, tmp_path / "losses.png", window=1, floor=1.0)
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
 
