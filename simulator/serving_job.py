@@ -50,7 +50,8 @@ class ExpertInputs(Profile):
     max_mean_load: float = Field(default=1.0, ge=1.0)
     """balanced only: rows of the slowest rank over the mean."""
     shared_expert: Literal["local", "dispatched"] = "local"
-    """dispatched: a ninth choice that travels like the routed ones (Report, section 3.4.2)."""
+    """dispatched: a ninth choice that travels like the routed ones and lies in one of the redundant
+    slots (Report, section 3.4.2)."""
     rebalance_interval: TimeValue | None = None
     """Time between two rebalancings; its cost is reported, not part of the step."""
 

@@ -226,12 +226,13 @@ def serving_model(
     popularity = _popularity(job, config, rng)
     placement = None
     if popularity is not None:
+        carried = with_shared(job, popularity * config.num_experts_per_tok, tokens=1)
         placement = place_experts(
-            popularity,
+            carried,
             gpus=ranks,
             nodes=_nodes(ranks, cluster.node.gpus),
             groups=config.n_group,
-            redundant=job.experts.redundant,
+            redundant=config.n_routed_experts + job.experts.redundant - carried.shape[1],
             policy=job.experts.placement,
         )
     plan, sections, places = _planned(job, config, trace)
@@ -309,6 +310,14 @@ def _popularity(job: ServingStepJob, config: ModelConfig, rng: np.random.Generat
             return read_popularity(Path(job.experts.file), layers=layers, experts=experts)
 
 
+def with_shared(job: ServingStepJob, rows: Array, *, tokens: float) -> Array:
+    """[layers, experts], rows, and as a last column those of a shared expert that travels like the
+    routed ones: every one of `tokens` tokens goes to it."""
+    if job.experts.shared_expert == "local":
+        return rows
+    return np.hstack((rows, np.full((len(rows), 1), float(tokens))))
+
+
 def section_operators(
     job: ServingStepJob, trace: OperatorTrace, kind: str, load: BatchLoad
 ) -> LayerOperators:
@@ -318,7 +327,7 @@ def section_operators(
         trace, recorded, load, attention_tp=job.attention_tp, expert_tp=job.expert_tp
     )
     if job.experts.shared_expert == "dispatched" and kind in EXPERT_LAYERS:
-        operators = [op for op in operators if "shared" not in op.name]
+        operators = [_one_more_summed(op) for op in operators if "shared" not in op.name]
     layer = split_layer(
         recorded,
         operators,
@@ -326,6 +335,16 @@ def section_operators(
         expert_parallel=job.expert_tp == 1,
     )
     return with_shared_added(layer) if job.overlap == "two_micro_batches" else layer
+
+
+def _one_more_summed(operator: Operator) -> Operator:
+    """The kernel that sums what came back, with the result of a shared expert that travels too."""
+    if operator.name != "moe.combine_receive":
+        return operator
+    sizes = dict(operator.sizes)
+    copies = sizes["top_k"] + 1
+    sizes |= {"top_k": copies, "rows": sizes["tokens"] * copies}
+    return replace(operator, sizes=tuple(sizes.items()))
 
 
 def _kinds(job: ServingStepJob, config: ModelConfig) -> tuple[str, ...]:
@@ -357,6 +376,11 @@ def _whole_nodes(ranks: int, per_node: int) -> int:
 
 
 def _check(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile) -> None:
+    _check_sizes(job, config=config, cluster=cluster)
+    _check_kernels(job, config=config, cluster=cluster)
+
+
+def _check_sizes(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile) -> None:
     if job.gpus > cluster.gpus:
         raise ValueError(f"gpus {job.gpus}: cluster {cluster.name} has {cluster.gpus}")
     domain = _nvlink_domain(cluster)
@@ -376,6 +400,14 @@ def _check(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile)
             f"{config.n_routed_experts} routed + {job.experts.redundant} redundant experts = "
             f"{experts}; {ranks} GPUs do not divide them"
         )
+    if job.experts.shared_expert == "dispatched" and not job.experts.redundant:
+        raise ValueError(
+            "experts.shared_expert dispatched: allowed with experts.redundant of at least 1, the "
+            "slot in which it lies"
+        )
+
+
+def _check_kernels(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile) -> None:
     sms = cluster.node.gpu.sms
     if job.communication_sms >= sms:
         raise ValueError(

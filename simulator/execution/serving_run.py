@@ -264,12 +264,13 @@ def _rebalance(model: ServingModel) -> Rebalance | None:
     if model.placement is None or job.experts.rebalance_interval is None:
         return None
     node = model.cluster.node
+    placement = model.placement
     before = place_experts(
-        uniform_popularity(config.num_moe_layers, config.n_routed_experts),
-        gpus=model.placement.gpus,
+        uniform_popularity(config.num_moe_layers, placement.experts),
+        gpus=placement.gpus,
         nodes=1,
-        groups=config.n_group,
-        redundant=job.experts.redundant,
+        groups=1,
+        redundant=placement.slots.shape[1] - placement.experts,
         policy="in_order",
     )
     return rebalance_cost(

@@ -26,6 +26,7 @@ from simulator.execution.serving_model import (
     ServingModel,
     in_one_micro_batch,
     section_operators,
+    with_shared,
 )
 from simulator.execution.serving_times import KernelTimes, expert_times, kernel_times
 from simulator.execution.step_order import (
@@ -325,6 +326,7 @@ def _expert_loads(model: ServingModel, tokens: int) -> ExpertLoads:
         return ExpertLoads(np.array([[rows]]), np.array([[active]]), None)
     rng = np.random.default_rng(model.seed + 1)
     drawn = draw_rows(model.popularity, tokens=tokens, top_k=config.num_experts_per_tok, rng=rng)
+    drawn = with_shared(job, drawn, tokens=tokens)
     slots = model.placement.slot_load(drawn).reshape(len(drawn), ranks, -1)
     active_slots = (slots > 0).sum(axis=2).astype(float)
     return ExpertLoads(slots.sum(axis=2), np.maximum(active_slots, 1.0), model.placement)
