@@ -29,7 +29,7 @@ def _errors(profile: CalibrationProfile) -> Table:
         table.add_column(column, justify="right")
     for fit in profile.fits:
         table.add_row(
-            f"{fit_name(fit)}\n  {fit.kernel_set}, {fit.estimator}",
+            f"{family_name(fit_family(fit))}\n  {fit.kernel_set}, {fit.estimator}",
             str(fit.rows),
             _error(fit.noise),
             *(_error(getattr(fit, name)) for name in _KINDS_OF_ERROR),
@@ -60,7 +60,7 @@ def _coverage(profile: CalibrationProfile) -> Table:
             f"{name} {low:,}" if low == high else f"{name} {low:,} to {high:,}"
             for name, (low, high) in fit.coverage.items()
         )
-        table.add_row(fit_name(fit), fit.kernel_set, ranges)
+        table.add_row(family_name(fit_family(fit)), fit.kernel_set, ranges)
     return table
 
 
@@ -71,7 +71,7 @@ def _worst(profile: CalibrationProfile) -> Table:
     table.add_column("family", overflow="fold")
     table.add_column("rows", overflow="fold")
     for fit in profile.fits:
-        table.add_row(f"{fit_name(fit)}, {fit.kernel_set}", "\n".join(fit.worst))
+        table.add_row(f"{family_name(fit_family(fit))}, {fit.kernel_set}", "\n".join(fit.worst))
     return table
 
 
@@ -81,9 +81,9 @@ def family_name(family: Family) -> str:
     return f"{kind} {dtype} -> {out_dtype}{', added' if accumulates else ''}"
 
 
-def fit_name(fit: FitProfile) -> str:
+def fit_family(fit: FitProfile) -> Family:
     """The family that a fit is of."""
-    return family_name((fit.kind, fit.dtype, fit.out_dtype, fit.accumulate))
+    return fit.kind, fit.dtype, fit.out_dtype, fit.accumulate
 
 
 def transfer_table(title: str, errors: Sequence[TransferError]) -> Table:

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from hardware_profiles.tables import Measurement, format_pairs
 from hardware_profiles.units import format_seconds
-from reports.calibration import family_name, fit_name
+from reports.calibration import family_name, fit_family
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
 from simulator.analysis.calibration import Calibration, HeldOutRow, noise
-from simulator.hardware.costs import Family, family_of, operator_of
+from simulator.hardware.costs import Family, operator_of
 from simulator.hardware.kernel_curves import shapes_of
 from simulator.hardware.roofline import batch_of, is_tensor
 
@@ -111,18 +111,10 @@ class Panel:
     spans: tuple[tuple[float, float, float], ...]
     """(right, lowest up, highest up) of every shape: the model interpolates between. Empty where it
     goes by bytes moved in the place of shapes."""
-
-    @property
-    def measured(self) -> Array:
-        return np.array([row.measurement.seconds for row in self.rows])
-
-    @property
-    def predicted(self) -> Array:
-        return np.array([row.predicted_s for row in self.rows])
-
-    @property
-    def edge(self) -> NDArray[np.bool_]:
-        return np.array([row.edge for row in self.rows])
+    measured: Array
+    predicted: Array
+    edge: NDArray[np.bool_]
+    """[rows], the same as `rows` say, seconds."""
 
 
 def write_calibration_run(
@@ -170,22 +162,21 @@ def metrics(result: Calibration, pooled: Sequence[PooledError]) -> dict[str, Any
 
 def pooled_errors(result: Calibration) -> list[PooledError]:
     """Errors by family, most rows first."""
-    repeated: dict[tuple[Family, str], list[Measurement]] = defaultdict(list)
-    for row in result.measurements:
-        repeated[_table(row)].append(row)
     tables: dict[tuple[Family, str], list[HeldOutRow]] = defaultdict(list)
     for held_out in result.held_out:
         tables[_table(held_out.measurement)].append(held_out)
-    families: dict[Family, list[tuple[Family, str]]] = defaultdict(list)
-    for table, rows in tables.items():
+    families: dict[Family, list[str]] = defaultdict(list)
+    for (family, kernel_set), rows in tables.items():
         if len(rows) >= POOLED_ROWS:
-            families[table[0]].append(table)
+            families[family].append(kernel_set)
     found = []
     for family, chosen in families.items():
-        errors = [abs(row.error) for table in chosen for row in tables[table] if not row.edge]
-        if not errors:
+        errors = np.array(
+            [abs(row.error) for name in chosen for row in tables[family, name] if not row.edge]
+        )
+        if not len(errors):
             continue
-        floors = np.abs(np.expm1(np.concatenate([noise(repeated[table]) for table in chosen])))
+        floor = _noise_floor(result, family, chosen)
         found.append(
             PooledError(
                 family=family_name(family),
@@ -193,16 +184,32 @@ def pooled_errors(result: Calibration) -> list[PooledError]:
                 rows=len(errors),
                 median=float(np.median(errors)),
                 p90=float(np.quantile(errors, 0.9)),
-                worst=max(errors),
-                noise_median=float(np.median(floors)) if len(floors) else None,
-                noise_p90=float(np.quantile(floors, 0.9)) if len(floors) else None,
+                worst=float(errors.max()),
+                noise_median=floor and floor[0],
+                noise_p90=floor and floor[1],
             )
         )
     return sorted(found, key=lambda error: -error.rows)
 
 
+def _noise_floor(
+    result: Calibration, family: Family, kernel_sets: Sequence[str]
+) -> tuple[float, float] | None:
+    """Median and p90 of how far rows of equal work lie apart."""
+    if len(kernel_sets) == 1:
+        for fit in result.profile.fits:
+            if fit.kernel_set == kernel_sets[0] and fit_family(fit) == family and fit.noise:
+                return fit.noise.median, fit.noise.p90
+    floors = [
+        noise([row for row in result.measurements if _table(row) == (family, name)])
+        for name in kernel_sets
+    ]
+    apart = np.abs(np.expm1(np.concatenate(floors)))
+    return (float(np.median(apart)), float(np.quantile(apart, 0.9))) if len(apart) else None
+
+
 def _table(row: Measurement) -> tuple[Family, str]:
-    return family_of(operator_of(row)), row.kernel_set
+    return (row.kind, row.dtype, row.out_dtype, row.accumulates), row.kernel_set
 
 
 def panels_of(rows: Sequence[HeldOutRow]) -> list[Panel]:
@@ -231,6 +238,9 @@ def panels_of(rows: Sequence[HeldOutRow]) -> list[Panel]:
                 right_name=" x ".join(right_names),
                 up_name=up_name,
                 spans=tuple((float(x), float(low), float(high)) for x, low, high in spans),
+                measured=np.array([row.measurement.seconds for row in members]),
+                predicted=np.array([row.predicted_s for row in members]),
+                edge=np.array([row.edge for row in members]),
             )
         )
     return sorted(panels, key=lambda panel: (-len(panel.rows), panel.name))
@@ -291,7 +301,7 @@ def page(result: Calibration, panels: Sequence[Panel], pooled: Sequence[PooledEr
         read_by=result.read_by,
         pooled=pooled,
         pooled_rows=POOLED_ROWS,
-        fits=[(fit_name(fit), fit) for fit in result.profile.fits],
+        fits=[(family_name(fit_family(fit)), fit) for fit in result.profile.fits],
         names=[chart["name"] for chart in charts],
         most_points=MOST_POINTS,
         unmapped=result.unmapped,

@@ -196,6 +196,8 @@ def _parse(data: bytes, where: str) -> Any:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 text (byte {error.start})") from None
+    if not text.strip():
+        raise ValueError(f"{where}: the file is empty")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -187,3 +187,9 @@ def test_any_bytes_are_a_table_or_one_error(tmp_path, content, ending):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         import_table(path, gpu="h800_sxm")
     assert "\n" not in str(error.value)
+
+
+def test_a_column_that_is_there_twice_is_one_error(tmp_path):
+    path = gemm(tmp_path, ["64", "7168", "1536", "10.9", "0.1", "5"], header=[*GEMM, "m"])
+    with pytest.raises(ValueError, match="column 'm' is there more than once"):
+        import_table(path, gpu="h800_sxm")

@@ -46,7 +46,7 @@ def test_a_file_cut_short_says_so(overlapped_profile: Any, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not JSON"),
+        (b"", "the file is empty"),
         (b"kernel,us\ngemm,3\n", "not JSON: line 1"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"{}", "no list 'traceEvents'"),
