@@ -2,9 +2,9 @@
 
 Monte Carlo over what calibration left unexplained. Each sample draws one standard normal number a
 kernel family, since a family's error is one error: all its kernels move together, in every chunk of
-a training step and every layer of a serving step. Where a kernel is extrapolated or modelled, half
-of the variance is drawn once for all of them, since clocks, power and software versions of another
-table are common to its kernels (assumed: nothing measured says how much). A kernel's time is scaled
+a training step and every layer of a serving step. Where a kernel is extrapolated or modelled, a
+share of the variance (common_share of the calibration) is drawn once for all of them, since clocks,
+power and software versions of another table are common to its kernels. A kernel's time is scaled
 by exp(z w), w the logarithm of the end of its interval over its value, for positive and negative z
 each. What serving times carry for another GPU than the calibration's moves all kernels as one.
 
@@ -20,7 +20,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import TimeEstimate
+from hardware_profiles.schema import CalibrationProfile, TimeEstimate
 from hardware_profiles.units import Seconds
 from simulator.execution.pipeline import PipelineRun
 from simulator.execution.serving_step import ServingStep
@@ -36,16 +36,21 @@ Array = NDArray[np.float64]
 SAMPLES = 256
 TAIL = 0.1
 """Share of the samples beyond either end of an 80 % interval."""
-COMMON_SHARE = 0.5
-"""Of the variance of extrapolated kernels: what is common to all of them."""
 
 
 class Draws:
     """Standard normal numbers of a run: [samples] for each family, drawn when first asked for."""
 
-    def __init__(self, rng: np.random.Generator, *, samples: int = SAMPLES) -> None:
-        """Store the generator; the order in which families are asked for is part of the seed."""
+    def __init__(
+        self, rng: np.random.Generator, *, common_share: float, samples: int = SAMPLES
+    ) -> None:
+        """Store the generator; the order in which families are asked for is part of the seed.
+
+        Args:
+            common_share: of the variance of extrapolated kernels, what is common to all of them.
+        """
         self._rng = rng
+        self.common_share = common_share
         self._samples = samples
         self.common = rng.standard_normal(samples)
         self.gap = rng.standard_normal(samples)
@@ -86,7 +91,8 @@ def _scaled(
         beyond: [kernels] whether extrapolated or modelled.
     """
     own = np.stack([draws.of(family) for family in families])
-    shared = np.sqrt(COMMON_SHARE) * draws.common + np.sqrt(1 - COMMON_SHARE) * own
+    share = draws.common_share
+    shared = np.sqrt(share) * draws.common + np.sqrt(1 - share) * own
     normal = np.where(beyond[:, None], shared, own) / NORMAL_80
     least = np.finfo(np.float64).tiny
     value = np.maximum(seconds, least)
@@ -162,11 +168,16 @@ def makespans(
 
 
 def training_intervals(
-    step: TrainingStep, *, gap: TimeEstimate, transfer_s: Seconds, blocking: bool, seed: int
+    step: TrainingStep,
+    *,
+    calibration: CalibrationProfile,
+    transfer_s: Seconds,
+    blocking: bool,
+    seed: int,
 ) -> dict[str, list[Seconds]]:
     """80 % intervals of pair and step time, {"step_time_s": [low, high], "pair_time_s": ...}."""
-    draws = Draws(np.random.default_rng(seed))
-    gap_s = estimated(gap, draws.gap)
+    draws = Draws(np.random.default_rng(seed), common_share=calibration.common_share)
+    gap_s = estimated(calibration.kernel_gap, draws.gap)
 
     def span(chunk: ChunkRun) -> Array:
         return spans(chunk.log.graph, scaled_seconds(chunk, draws), gap_s)
@@ -211,8 +222,9 @@ def serving_interval(step: ServingStep, *, seed: int) -> list[Seconds]:
 
     Where ranks differ, the relative width of one mean rank is that of the slowest.
     """
-    draws = Draws(np.random.default_rng(seed))
     model, times = step.model, step.times
+    common_share = model.kernels.calibration.common_share
+    draws = Draws(np.random.default_rng(seed), common_share=common_share)
     scaled = _scaled(
         times.seconds,
         (times.low, times.high),

@@ -191,7 +191,7 @@ def _intervals(run: TrainingRun, metrics: Mapping[str, Any]) -> dict[str, list[f
     """80 % intervals [low, high] of the times, and of the rates that follow from the step's."""
     found = training_intervals(
         run.step,
-        gap=run.scenario.calibration.kernel_gap,
+        calibration=run.scenario.calibration,
         transfer_s=run.step.transfer_s,
         blocking=run.job.blocking_sends,
         seed=run.scenario.file.seed,

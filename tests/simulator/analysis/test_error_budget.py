@@ -42,7 +42,11 @@ def test_without_uncertainty_the_pipeline_takes_what_the_engine_says():
 
 def intervals(seed):
     return training_intervals(
-        RUN.step, gap=GAP, transfer_s=RUN.step.transfer_s, blocking=True, seed=seed
+        RUN.step,
+        calibration=RUN.scenario.calibration,
+        transfer_s=RUN.step.transfer_s,
+        blocking=True,
+        seed=seed,
     )
 
 
@@ -60,7 +64,7 @@ def test_one_seed_gives_one_interval_and_it_holds_the_value():
 
 
 def test_a_family_has_one_error():
-    draws = Draws(np.random.default_rng(0))
+    draws = Draws(np.random.default_rng(0), common_share=0.5)
     gemm = ("gemm", "fp8_e4m3", "bfloat16", False)
     assert draws.of(gemm) is draws.of(gemm)
     assert (draws.of(gemm) != draws.of(("gemm", "bfloat16", "bfloat16", False))).all()
