@@ -305,11 +305,25 @@ class PrefixCacheSpec(Profile):
 
 
 class KvTransfer(Profile):
-    """Moving the KV cache of a prompt from a prefill to a decode instance."""
+    """Moving the KV cache of a prompt from a prefill to a decode instance: as flows over the
+    cluster's fabric, or over links that each rank has to itself."""
 
-    latency: TimeValue
+    transport: str | None = None
+    """Flows with the efficiencies of this transport profile; they share NICs and switches with each
+    other, max-min fair, and take the fabric's latencies. GPUs are those of the pools in order."""
+    latency: TimeValue | None = None
+    """Of a rank's own link."""
     bandwidth: BandwidthValue | None = None
-    """Of one rank, per direction; by default the slower of its NICs' and its PCIe's line rate."""
+    """Of a rank's own link, per direction; by default the slower of its NICs' and its PCIe's line
+    rate."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "KvTransfer":
+        if (self.transport is None) == (self.latency is None):
+            raise ValueError("needs transport or latency, not both")
+        if self.transport is not None and self.bandwidth is not None:
+            raise ValueError("bandwidth is of a rank's own link; a transport has its own")
+        return self
 
 
 class ServiceLevel(Profile):

@@ -3,9 +3,10 @@
 The router chooses instances, moves KV cache and cached prefixes over links, and starts requests
 again that lost their place. It is what every instance reports to.
 
-Assumptions: a transfer has the sending and the receiving rank's links to itself and others queue
-behind it (the network between is not congested: each GPU has its own NIC and plane); a preempted
-request frees its KV cache at once and the copy to host memory delays only its own return.
+Assumptions: without a transport, a transfer has the links of the sending and receiving rank to
+itself and others queue behind it (the network between is not congested: each GPU has its own NIC
+and plane); a preempted request frees its KV cache at once and the copy to host memory delays only
+its own return.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import simpy
 
-from hardware_profiles.schema import ClusterProfile
+from hardware_profiles.schema import ClusterProfile, load_transport
 from simulator.execution.fleet_accounts import Accounts
 from simulator.execution.fleet_instance import Instance
 from simulator.execution.fleet_log import LogWriter, Outcome
@@ -24,6 +26,9 @@ from simulator.execution.fleet_request import LiveRequest
 from simulator.execution.prefix_cache import BlockStore, Link, match_prefix
 from simulator.execution.step_times import StepTimes
 from simulator.fleet_job import CacheTier, FleetJob, PoolSpec
+from simulator.hardware.clusters import cluster_fabric
+from simulator.hardware.fairness import Integers
+from simulator.hardware.network import Network, make_flows
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +61,13 @@ class Router:
         self._fleet_tiers = [
             BlockStore(_blocks(job, tier)) for tier in _tiers(job) if tier.scope == "fleet"
         ]
+        self._network: Network | None = None
+        transport = job.kv_transfer.transport if job.kv_transfer is not None else None
+        if transport is not None:
+            fabric = cluster_fabric(cluster, load_transport(transport))
+            self._network = Network(env, fabric)
+        self._first_gpu: list[int] = []
+        """Of each instance, on the cluster."""
         self.instances: list[Instance] = []
         for pool, spec in job.pools.items():
             for _ in range(spec.instances):
@@ -89,11 +101,13 @@ class Router:
             reserve_full=job.kv_admission == "reserve",
             watermark=job.kv_watermark,
         )
+        before = self.instances[-1].spec.gpus_per_instance if self.instances else 0
+        self._first_gpu.append((self._first_gpu[-1] if self._first_gpu else 0) + before)
         gpus_per_rank = spec.gpus_per_instance / spec.ranks
         pcie = cluster.node.gpu.pcie_bandwidth * gpus_per_rank
         ranks = range(spec.ranks)
         instance.host_links = [Link(pcie, 0.0) for _ in ranks]
-        if job.kv_transfer is not None:
+        if job.kv_transfer is not None and job.kv_transfer.latency is not None:
             network = min(cluster.node.nic_bandwidth_per_gpu * gpus_per_rank, pcie)
             rate = job.kv_transfer.bandwidth or network
             instance.links_in = [Link(rate, job.kv_transfer.latency) for _ in ranks]
@@ -260,18 +274,38 @@ class Router:
             self._waiting_decode.pop(0)
             instance.expect(live, rank)
             source = self._sources.pop(live)
-            size = live.kv_tokens * self._job.kv_bytes_per_token
+            self._move(live, source, instance, self._send(live, source, instance, rank))
+
+    def _send(
+        self, live: LiveRequest, source: Instance, target: Instance, rank: int
+    ) -> simpy.Event:
+        """Send the KV cache of a request to a rank; the event of its arrival."""
+        size = live.kv_tokens * self._job.kv_bytes_per_token
+        if self._network is None:
             now = self._env.now
             arrival = max(
-                source.links_out[live.rank].send(now, size),
-                instance.links_in[rank].send(now, size),
+                source.links_out[live.rank].send(now, size), target.links_in[rank].send(now, size)
             )
-            self._move(live, source, instance, arrival)
+            return self._env.timeout(arrival - now)
+        senders, receivers = self._gpus(source, live.rank), self._gpus(target, rank)
+        # Each GPU of the wider rank has its own part.
+        parts = np.arange(max(len(senders), len(receivers)))
+        flows = make_flows(
+            senders[parts % len(senders)], receivers[parts % len(receivers)], size / len(parts)
+        )
+        return self._network.transfer(flows)
+
+    def _gpus(self, instance: Instance, rank: int) -> Integers:
+        """GPUs of a rank on the cluster."""
+        spec = instance.spec
+        first = self._first_gpu[instance.index]
+        edges = [spec.gpus_per_instance * r // spec.ranks for r in (rank, rank + 1)]
+        return first + np.arange(edges[0], max(edges[1], edges[0] + 1))
 
     def _move(
-        self, live: LiveRequest, source: Instance | None, target: Instance, arrival_s: float
+        self, live: LiveRequest, source: Instance | None, target: Instance, event: simpy.Event
     ) -> None:
-        event = self._env.timeout(arrival_s - self._env.now)
+        assert event.callbacks is not None  # it has not happened
         event.callbacks.append(lambda _: self._moved(live))
         self._transfers[live] = _Transfer(source, target, event)
 
@@ -308,7 +342,7 @@ class Router:
         size = live.kv_tokens * self._job.kv_bytes_per_token
         now = self._env.now
         arrival = instance.host_links[live.rank].send(max(now, live.ready_s), size)
-        self._move(live, None, instance, arrival)
+        self._move(live, None, instance, self._env.timeout(arrival - now))
         return True
 
     def room_freed(self, instance: Instance) -> None:

@@ -289,6 +289,9 @@ def small_fleets(draw: st.DrawFn) -> FleetJob:
         "page_tokens": draw(st.sampled_from([None, 16, 64])),
         "rebalance": draw(st.sampled_from([None, {"interval": "1 s", "pause": "100 ms"}])),
     }
+    if not colocated:
+        way = draw(st.sampled_from([{"latency": "10 us"}, {"transport": "ideal"}]))
+        changes["kv_transfer"] = way
     names = ["colocated"] if colocated else ["prefill", "decode"]
     pools = {name: pool(draw(st.integers(0, 3)), **shape) for name in names}
     failures = []

@@ -180,3 +180,61 @@ def test_memory_does_not_grow_with_simulated_time(
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+KV_BYTES = 400 * 70272
+"""Of a prompt of 400 tokens."""
+
+
+def waits(cluster: ClusterProfile, job: FleetJob) -> np.ndarray:
+    """Time of each request between its first token and its first decode step, sorted."""
+    rows, _ = run(job, cluster)
+    return np.sort(rows["decode_start_s"] - rows["first_token_s"])
+
+
+def test_a_transfer_alone_takes_the_nics_rate_and_the_latency_of_the_fabric(
+    cluster: ClusterProfile,
+) -> None:
+    job = make_job(1, "1 Hz", kv_transfer={"transport": "ideal"})
+    nic = cluster.node.nic.bandwidth
+    # One rank of eight GPUs to another in the next node, under one leaf: each sends its eighth.
+    expected = KV_BYTES / 8 / nic + cluster.fabric.same_leaf_latency
+    assert waits(cluster, job)[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_wide_rank_sends_its_parts_to_the_fewer_gpus_of_a_narrow_one(
+    cluster: ClusterProfile,
+) -> None:
+    job = make_job(1, "1 Hz", decode={"ranks": 8}, kv_transfer={"transport": "ideal"})
+    # All parts arrive through one NIC.
+    assert waits(cluster, job)[0] > KV_BYTES / cluster.node.nic.bandwidth
+
+
+def test_transfers_at_one_time_share_the_receiving_nic(cluster: ClusterProfile) -> None:
+    def longest(transfer: dict[str, Any], bandwidth: str) -> float:
+        slow = cluster.node.nic.model_copy(update={"bandwidth": float(bandwidth)})
+        node = cluster.node.model_copy(update={"nic": slow})
+        job = make_job(
+            8,
+            "1 kHz",
+            prefill={"instances": 8, "ranks": 8},
+            decode={"ranks": 8, "max_batch": 8},
+            kv_transfer=transfer,
+        )
+        return float(waits(cluster.model_copy(update={"node": node}), job)[-1])
+
+    # Slow enough that prompts which end within milliseconds are on their way together.
+    alone = KV_BYTES / 1e8
+    shared = longest({"transport": "ideal"}, "1e8")
+    queued = longest({"latency": "0 s"}, "1e8")
+    assert shared >= alone * (1 - 1e-9)
+    # Whether it is shared or queued, the last one arrives when all have been sent.
+    assert shared == pytest.approx(queued, rel=0.05)
+
+
+def test_a_transfer_needs_a_transport_or_a_latency() -> None:
+    for wrong in ({}, {"transport": "ideal", "latency": "1 us"}):
+        with pytest.raises(ValueError, match="needs transport or latency"):
+            make_job(1, "1 Hz", kv_transfer=wrong)
+    with pytest.raises(ValueError, match="a transport has its own"):
+        make_job(1, "1 Hz", kv_transfer={"transport": "ideal", "bandwidth": "1 GB/s"})
