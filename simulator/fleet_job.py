@@ -236,7 +236,9 @@ class Rebalance(Profile):
     """Moving experts between GPUs as their load changes; the instance stands still meanwhile."""
 
     interval: TimeValue
-    pause: TimeValue
+    pause: TimeValue | None = None
+    """By default the time in which the GPUs of the deployment receive the experts that the job's
+    placement gives them, coming from one that knows nothing of the load."""
 
 
 class PoolSpec(Profile):
@@ -489,6 +491,8 @@ class FleetJob(Profile):
         }
         steps = {"prefill_step": pool.prefill_step, "decode_step": pool.decode_step}
         given = {field for field, step in steps.items() if step is not None}
+        if pool.affine and pool.rebalance and pool.rebalance.pause is None:
+            raise ValueError(f"{name}: rebalance needs a pause where step times are affine")
         if given != (set() if pool.affine else wanted):
             raise ValueError(
                 f"{name}: step times come from affine, or from {' and '.join(sorted(wanted))}; "

@@ -311,6 +311,7 @@ class Instance:
         lead = prefill.duration_s if prefill else 0.0
         if now >= self._next_rebalance_s:
             assert self.spec.rebalance is not None
+            assert self.spec.rebalance.pause is not None  # prepare_fleet has filled it in
             lead += self.spec.rebalance.pause
             self._next_rebalance_s = now + self.spec.rebalance.interval
         steps, first, slope = plan_steps(

@@ -16,7 +16,7 @@ from simulator.execution.fleet import run_fleet
 from simulator.execution.fleet_accounts import FleetRun
 from simulator.execution.fleet_log import FleetLog
 from simulator.execution.serving_model import ServingModel
-from simulator.execution.serving_run import prepare_serving
+from simulator.execution.serving_run import prepare_serving, rebalancing
 from simulator.execution.serving_step import decode_step, prefill_pass, serving_step
 from simulator.execution.simulation import shipped_trace
 from simulator.execution.step_times import AffineStepTimes, InterpolatedStepTimes, StepTimes
@@ -79,6 +79,8 @@ def prepare_fleet(scenario: Scenario) -> FleetSimulation:
     assert job is not None, "simulate() chooses by the job that is there"
     models: dict[str, ServingModel] = {}
     times: dict[str, StepTimes] = {}
+    pauses: dict[str, PoolSpec] = {}
+    """Pools with the pause of their rebalancing filled in."""
     for name, pool in job.pools.items():
         if pool.affine is not None:
             times[name] = AffineStepTimes(pool.affine)
@@ -91,7 +93,23 @@ def prepare_fleet(scenario: Scenario) -> FleetSimulation:
         }
         times[name] = _interpolated(of_pool)
         models |= of_pool
-    return FleetSimulation(scenario, job, times, models)
+        pauses[name] = _with_pause(pool, of_pool, where=f"fleet.{name}.rebalance")
+    return FleetSimulation(scenario, job.model_copy(update=pauses), times, models)
+
+
+def _with_pause(pool: PoolSpec, models: Mapping[str, ServingModel], *, where: str) -> PoolSpec:
+    """The pool with the pause of its rebalancing, where it is that of moving experts."""
+    rebalance = pool.rebalance
+    if rebalance is None or rebalance.pause is not None:
+        return pool
+    costs = [rebalancing(model, rebalance.interval) for model in models.values()]
+    moved = [cost.seconds for cost in costs if cost is not None]
+    if not moved:
+        raise ValueError(
+            f"{where}: pause is missing; allowed: a time, or experts.load random, zipf or file in "
+            "the step scenario, whose placement then says what moves"
+        )
+    return pool.model_copy(update={"rebalance": rebalance.model_copy(update={"pause": max(moved)})})
 
 
 def _interpolated(models: Mapping[str, ServingModel]) -> StepTimes:

@@ -110,7 +110,7 @@ def simulate_serving_step(scenario: Scenario, trace_of: TraceOf) -> ServingRun:
         without_speculation=None if plain is None else serving_step(plain),
         speculation_curve=() if plain is None else _speculation_curve(model, plain, kv),
         kv=kv,
-        rebalance=_rebalance(model),
+        rebalance=rebalancing(model, job.experts.rebalance_interval),
     )
 
 
@@ -258,10 +258,11 @@ def _speculation_curve(
     return tuple(points)
 
 
-def _rebalance(model: ServingModel) -> Rebalance | None:
-    """Cost of going from a placement that knows nothing of the load to the job's."""
-    job, config = model.job, model.config
-    if model.placement is None or job.experts.rebalance_interval is None:
+def rebalancing(model: ServingModel, interval: Seconds | None) -> Rebalance | None:
+    """Cost of going from a placement that knows nothing of the load to the job's; None where there
+    is no placement or no interval."""
+    config = model.config
+    if model.placement is None or interval is None:
         return None
     node = model.cluster.node
     placement = model.placement
@@ -278,5 +279,5 @@ def _rebalance(model: ServingModel) -> Rebalance | None:
         model.placement,
         expert_bytes=float(parameter_counts(config).expert),
         bandwidth=node.nic_bandwidth_per_gpu * model.kernels.calibration.transfers.nic.value,
-        interval=job.experts.rebalance_interval,
+        interval=interval,
     )

@@ -51,6 +51,29 @@ def test_the_kv_capacity_is_that_of_the_memory_model() -> None:
     assert tokens % 64 == 0
 
 
+def test_a_rebalancing_pauses_for_the_weights_that_its_placement_moves() -> None:
+    changes = ["decode.rebalance={interval: 10 min}"]
+    drawn = "decode.decode_step.changes=[experts.load=zipf, experts.zipf_exponent=0.5]"
+    simulation = prepare_fleet(load_scenario("day6_service", [*changes, drawn]))
+    assert simulation.job.decode is not None
+    assert simulation.job.decode.rebalance is not None
+    pause = simulation.job.decode.rebalance.pause
+    step = load_scenario(
+        "decode_ep144_day6",
+        [
+            "experts.load=zipf",
+            "experts.zipf_exponent=0.5",
+            "experts.rebalance_interval=10 min",
+        ],
+    )
+    alone = simulate(step).rebalance
+    assert pause == alone.seconds
+    # At most two routed slots of 58 layers change, each of 44 MB, at 43.5 GB/s.
+    assert 0.01 < pause < 0.13
+    with pytest.raises(ValueError, match="rebalance: pause is missing"):
+        prepare_fleet(load_scenario("day6_service", changes))
+
+
 def test_the_same_scenario_gives_the_same_rows() -> None:
     logs = []
     for _ in range(2):
