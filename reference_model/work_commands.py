@@ -276,10 +276,16 @@ def _train(options: argparse.Namespace) -> None:
     print(f"held out   loss {held_out.main:.4f} (next token), {held_out.mtp:.4f} (the one after)")
 
 
-def _print_header(training: Training) -> None:
+def _print_header(
+    training: Training, *, precisions: str | None = None, kernels: str | None = None
+) -> None:
+    """What is trained on what; several precisions and kernels where several runs are."""
     s = training.settings
     floor = training.source.entropy
-    print(f"model      {s.config}, {s.precision} ({s.kernels} kernels) on {s.device}")
+    print(
+        f"model      {s.config}, {precisions or s.precision} ({kernels or s.kernels} kernels) on"
+        f" {s.device}"
+    )
     print(f"data       {training.source.description}")
     if floor is not None:
         print(f"floor      {floor:.4f}: no model's loss is lower on average")
@@ -311,7 +317,7 @@ def _compare(options: argparse.Namespace) -> None:
     settings = _settings(options, precision="bf16", kernels=options.kernels[0])
     window = max(1, settings.steps // 10) if options.window is None else options.window
     training = Training(settings)
-    _print_header(training)
+    _print_header(training, precisions="bf16, fp32, fp8", kernels=", ".join(options.kernels))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
 
