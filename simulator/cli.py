@@ -284,7 +284,10 @@ def replay(
         str | None, typer.Option(help="Replay on another GPU than the recorded one.")
     ] = None,
     mapping: Annotated[
-        str | None, typer.Option(help="How kernels map to operators: a shipped name or a file.")
+        str | None,
+        typer.Option(
+            help="How kernels map to operators: a shipped name or a file. Default: what fits best."
+        ),
     ] = None,
     changes: Changes = None,
     as_json: Json = False,
@@ -294,7 +297,6 @@ def replay(
     ] = None,
 ) -> None:
     """Run a recorded profile again: on its own GPU, or as a what-if on another machine."""
-    from simulator.analysis.replay import DEFAULT_MAPPING
     from simulator.analysis.replay import replay as replay_trace
     from simulator.scenario import parse_override
 
@@ -306,7 +308,7 @@ def replay(
     result = replay_trace(
         trace,
         gpu=gpu,
-        mapping=mapping or DEFAULT_MAPPING,
+        mapping=mapping,
         overrides=dict(parse_override(text) for text in changes or ()),
     )
     if directory is not None:

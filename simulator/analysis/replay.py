@@ -51,14 +51,13 @@ from simulator.execution.replay import (
 from simulator.workload.kernel_mapping import (
     KernelMapping,
     MappedKernel,
+    best_mapping,
     check_device,
     load_mapping,
     map_kernels,
 )
 from simulator.workload.kineto import Trace, load_trace
 from simulator.workload.replay import ReplayGraph, Role, build_replay
-
-DEFAULT_MAPPING = "deepseek_training_profile"
 
 
 class ReplayInputs(Profile):
@@ -219,7 +218,7 @@ def replay(
     trace_path: str | Path,
     *,
     gpu: str | None = None,
-    mapping: str = DEFAULT_MAPPING,
+    mapping: str | None = None,
     source_gpu: str | None = None,
     host_speed: float | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -228,7 +227,8 @@ def replay(
 
     Args:
         gpu: GPU to replay on, shipped name or path; None: the recorded one.
-        mapping: what the kernels are, shipped name or path.
+        mapping: what the kernels are, shipped name or path; the shipped one that names most of
+            the kernel time where not given.
         source_gpu: GPU of the recording, where the trace does not say it; must agree where it does.
         host_speed: CPU speed relative to the recorded host.
         overrides: {dotted path: value} into ReplayInputs, as --set gives them.
@@ -236,9 +236,12 @@ def replay(
     Raises ValueError, one line, for a bad trace, mapping, name, path or value.
     """
     trace = load_trace(trace_path)
-    rules = load_mapping(mapping)
+    if mapping is None:
+        rules, mapped = best_mapping(trace)
+    else:
+        rules = load_mapping(mapping)
+        mapped = map_kernels(trace, rules)
     recorded_gpu = check_device(trace, rules, source_gpu)
-    mapped = map_kernels(trace, rules)
     graph = build_replay(
         trace,
         roles=[place.role for place in mapped],
@@ -253,7 +256,8 @@ def replay(
         (
             kernel.blocks
             for kernel, place in zip(trace.kernels, mapped, strict=True)
-            if place.role is Role.COMMUNICATION
+            # On a stream of computing kernels none runs beside them.
+            if place.role is Role.COMMUNICATION and kernel.stream in graph.communication_streams
         ),
         default=0,
     )

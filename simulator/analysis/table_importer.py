@@ -108,7 +108,7 @@ def table_mappings() -> tuple[str, ...]:
     return tuple(_shipped_tables())
 
 
-def _shipped_tables() -> dict[str, Mapping[str, Any]]:
+def _shipped_tables() -> dict[str, dict[str, Any]]:
     """{name: the file's values} of the shipped mappings for tables, sorted by name."""
     files = {
         path.stem: read_yaml(path, where=f"mappings/{path.name}")
@@ -130,7 +130,7 @@ def load_table_mapping(name_or_path: str) -> TableMapping:
     return _mapping(read_yaml(path, where=where), where)
 
 
-def _mapping(raw: Mapping[str, Any], where: str) -> TableMapping:
+def _mapping(raw: dict[str, Any], where: str) -> TableMapping:
     mapping = validate(TableMapping, raw, where=where)
     for kernel in mapping.kernels:
         if kernel.kind not in KINDS:

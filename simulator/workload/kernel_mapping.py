@@ -16,6 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -128,8 +129,10 @@ class KernelMapping(Profile):
     helpers: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """{kernel: kinds}: its time belongs to the operator of such a kind before it."""
     unmapped: dict[str, str] = Field(default_factory=dict)
-    """{kernel: why no operator stands for it}"""
+    """{kernel, or kind of a named operator: why no operator stands for it}"""
     kernels: tuple[KernelRule, ...] = ()
+    named_operators: bool = False
+    """Whether the profile itself names each kernel's operator; the tables then say nothing."""
 
     @field_validator("communication", "rank_wait", "polled")
     @classmethod
@@ -204,6 +207,8 @@ class MappedKernel:
 
 def map_kernels(trace: Trace, mapping: KernelMapping) -> tuple[MappedKernel, ...]:
     """What each kernel of the trace is, in the trace's order."""
+    if mapping.named_operators:
+        return _named(trace, mapping)
     places = _places(trace, mapping)
     labels, reasons, alone = _labels(trace, mapping, places)
     variables = _variables(trace, mapping, places)
@@ -257,15 +262,69 @@ def map_kernels(trace: Trace, mapping: KernelMapping) -> tuple[MappedKernel, ...
     )
 
 
+def _named(trace: Trace, mapping: KernelMapping) -> tuple[MappedKernel, ...]:
+    """Kernels by the operators that the profile names.
+
+    Both lists are in the order of issue: a run of kernels of one name belongs to the next operators
+    of that name. Where several of them follow each other, they share the run alike if they are
+    equal, and stay unmapped if not.
+    """
+    described = [span.operator for span in trace.spans if span.operator is not None]
+    operators: list[Operator | None] = [None] * len(trace.kernels)
+    launches = [("", 0, index) for index in range(len(trace.kernels))]
+    reasons = ["the profile names no operator for it"] * len(trace.kernels)
+    following = 0
+    for name, run in groupby(range(len(trace.kernels)), lambda at: trace.kernels[at].operator):
+        members = list(run)
+        first = following
+        while first < len(described) and described[first].name != name:
+            first += 1
+        if not name or first == len(described):
+            if name:
+                for index in members:
+                    reasons[index] = "the profile describes no further operator of this name"
+            continue
+        following = first
+        while following < len(described) and described[following].name == name:
+            following += 1
+        same = described[first:following]
+        each, rest = divmod(len(members), len(same))
+        equal = len({(operator.kind, operator.sizes, operator.dtype) for operator in same}) == 1
+        for place, index in enumerate(members):
+            if rest or not equal:
+                reasons[index] = f"{len(same)} operators of this name follow each other"
+                continue
+            number = first + place // each
+            reasons[index] = mapping.unmapped.get(described[number].kind, "")
+            if not reasons[index]:
+                operators[index], launches[index] = described[number], (name, number, -1)
+    return tuple(
+        MappedKernel(
+            label=kernel.operator or kernel.name,
+            operator=operators[index],
+            launch=launches[index],
+            annotation="",
+            role=_role(kernel, mapping),
+            polled=_matches(mapping.polled, kernel.name),
+            reason=reasons[index],
+        )
+        for index, kernel in enumerate(trace.kernels)
+    )
+
+
 def best_mapping(trace: Trace) -> tuple[KernelMapping, tuple[MappedKernel, ...]]:
-    """The shipped mapping that names most of the trace's kernel time, and what it says."""
+    """The shipped mapping that names most of the trace's kernel time, and what it says.
+
+    Only those that know the trace's devices count, where there are any.
+    """
+    known = [load_mapping(name) for name in known_mappings()]
+    of_device = [m for m in known if all(device in m.devices for device in trace.devices)]
 
     def named_s(found: tuple[KernelMapping, tuple[MappedKernel, ...]]) -> float:
         places = zip(trace.kernels, found[1], strict=True)
         return sum(kernel.seconds for kernel, place in places if place.operator is not None)
 
-    known = [load_mapping(name) for name in known_mappings()]
-    return max(((mapping, map_kernels(trace, mapping)) for mapping in known), key=named_s)
+    return max(((m, map_kernels(trace, m)) for m in of_device or known), key=named_s)
 
 
 def check_device(trace: Trace, mapping: KernelMapping, gpu: str | None) -> str:

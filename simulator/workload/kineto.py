@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds, unit_factor
+from reference_model.trace import KINDS, Operator
 
 KERNEL_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
 CALL_CATEGORIES = ("cuda_runtime", "cuda_driver")
@@ -72,6 +73,8 @@ class Kernel:
     moved: Bytes
     """Bytes of a copy or fill; 0 for kernels."""
     event: int
+    operator: str = ""
+    """Operator that the profile itself names for it, as those of the reference model do."""
 
     @property
     def blocks(self) -> int:
@@ -105,6 +108,8 @@ class HostSpan:
     end_s: Seconds
     input_sizes: tuple[tuple[int, ...], ...]
     """Recorded shapes of the operator's tensors; empty where the profile has none."""
+    operator: Operator | None = None
+    """What the profile itself says it is, as those of the reference model do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +273,8 @@ class _Events:
             self.calls.append(HostCall(name, thread, start, seconds, correlation, index))
         elif category in SPAN_CATEGORIES:
             sizes = _shapes(args.get("Input Dims", args.get("Input dims")))
-            self.spans.append(HostSpan(name, category, thread, start, start + seconds, sizes))
+            span = HostSpan(name, category, thread, start, start + seconds, sizes, _operator(args))
+            self.spans.append(span)
         else:
             wait = _stream_wait(args)
             if wait is not None:
@@ -350,6 +356,36 @@ def _kernel(
         shared_memory=max(0, _integer(args.get("shared memory")) or 0),
         moved=float(max(0, _integer(args.get("bytes")) or 0)),
         event=index,
+        operator=str(args.get("operator", "")),
+    )
+
+
+def _operator(args: Mapping[str, Any]) -> Operator | None:
+    """The operator that an event describes in full; None for any other event."""
+    kind, sizes = args.get("kind"), args.get("sizes")
+    if kind not in KINDS or not isinstance(sizes, dict) or set(sizes) != set(KINDS[kind].sizes):
+        return None
+    counts = {str(name): _integer(size) for name, size in sizes.items()}
+    texts = [args.get(key) for key in ("operator", "dtype", "out_dtype")]
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    known = {name: count for name, count in counts.items() if count is not None and count >= 0}
+    if len(known) < len(counts):
+        return None
+    name, dtype, out_dtype = map(str, texts)
+    phase = str(args.get("phase", "forward"))
+    # A weight gradient is added to those of earlier micro-batches, in FP32.
+    adds = phase == "weight_grad" and out_dtype == "float32"
+    return Operator(
+        name=name,
+        kind=kind,
+        phase=phase,
+        segment=str(args.get("segment", "")),
+        dtype=dtype,
+        out_dtype=out_dtype,
+        sizes=tuple(sorted(known.items())),
+        recompute=bool(args.get("recompute", False)),
+        accumulate=bool(args.get("accumulate", adds)),
     )
 
 

@@ -170,3 +170,22 @@ def test_a_trace_without_the_calls_that_launched_its_kernels_is_replayed_with_a_
     run = replay(profile.write(tmp_path / "trace.json"), mapping=made_up_mapping)
     assert run.span_s == pytest.approx(202e-6)
     assert run.warnings == ("2 x kernel without the call that launched it: event 0, 1",)
+
+
+def test_a_third_party_profile_takes_the_mapping_that_fits_and_stays_host_bound(
+    profile: Any, tmp_path: Path
+) -> None:
+    profile.device = "NVIDIA H100 80GB HBM3"
+    for number in range(20):
+        at = 1000.0 * number
+        profile.span("aten::mm", at, at + 20, category="cpu_op", dims=[[2048, 7168], [7168, 2112]])
+        profile.launch("gemm_bf16", called=at + 2, at=at + 30, us=90)
+        profile.launch("ncclDevKernel_AllReduce", called=at + 200, at=at + 230, us=60, grid=128)
+    path = profile.write(tmp_path / "trace.json")
+    own, other = replay(path), replay(path, gpu="h20_sxm")
+    assert own.mapping.name == "pytorch_profile"
+    assert own.span_s == pytest.approx(own.measured_span_s, rel=0.01)
+    # Nothing runs beside the collectives of a single stream, so none of its SMs are theirs.
+    assert other.target.communication_sms == 0
+    assert other.to_json()["compute_busy_s"] > 1.5 * own.to_json()["compute_busy_s"]
+    assert other.span_s == pytest.approx(own.span_s, rel=0.02)

@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from simulator.workload.kernel_mapping import (
+    best_mapping,
     check_device,
     evaluate,
     known_mappings,
@@ -126,8 +128,74 @@ def test_a_wrong_mapping_names_file_and_field(
 
 
 def test_every_shipped_mapping_loads_and_an_unknown_name_lists_them() -> None:
-    assert known_mappings() == ("deepseek_training_profile", "pytorch_profile")
+    assert known_mappings() == (
+        "deepseek_training_profile",
+        "pytorch_profile",
+        "reference_model_profile",
+    )
     for name in known_mappings():
         assert load_mapping(name).name == name
     with pytest.raises(ValueError, match="known: deepseek_training_profile, pytorch_profile"):
         load_mapping("nsys")
+
+
+LAYER = Path(__file__).resolve().parents[2] / "reference_model/data/moe_layer_h200.json"
+
+
+def test_a_profile_that_names_its_operators_needs_no_rules() -> None:
+    trace = load_trace(LAYER)
+    mapped = map_kernels(trace, load_mapping("reference_model_profile"))
+    assert {place.operator.kind for place in mapped if place.operator} >= {
+        "gemm",
+        "rmsnorm_residual",
+    }
+    assert {place.operator.name for place in mapped if place.operator} <= {
+        kernel.operator for kernel in trace.kernels
+    }
+    for kernel, place in zip(trace.kernels, mapped, strict=True):
+        assert place.operator is None or place.operator.name == kernel.operator
+    left = {place.reason for place in mapped if place.operator is None}
+    assert len(left) == 2
+    assert all("stand-in for a transfer" in reason for reason in left)
+
+
+def described(name: str, at: float, rows: int = 64) -> dict[str, Any]:
+    sizes = {"rows": rows, "columns": 7168}
+    args = {"operator": name, "kind": "quantize", "dtype": "bfloat16", "out_dtype": "fp8_e4m3"}
+    event = {"ph": "X", "cat": "cpu_op", "name": f"dsv3::{name}", "tid": 1, "ts": at, "dur": 1}
+    return {**event, "args": {**args, "sizes": sizes}}
+
+
+def named(name: str, at: float) -> dict[str, Any]:
+    args = {"stream": 7, "grid": [1, 1, 1], "block": [1, 1, 1], "operator": name}
+    return {"ph": "X", "cat": "kernel", "name": "k", "tid": 7, "ts": at, "dur": 1, "args": args}
+
+
+@pytest.mark.parametrize(
+    ("rows", "kernels", "operators"),
+    [
+        ((64, 64), 4, 2),  # equal operators share their kernels alike
+        ((64, 64), 3, 0),  # three kernels are no two launches
+        ((64, 128), 4, 0),  # unequal ones might launch any number each
+    ],
+)
+def test_operators_of_one_name_in_a_row_share_kernels_only_if_they_are_equal(
+    tmp_path: Path, rows: tuple[int, ...], kernels: int, operators: int
+) -> None:
+    events = [described("cast", number, size) for number, size in enumerate(rows)]
+    events += [named("cast", 100 + 2 * number) for number in range(kernels)]
+    events += [named("lost", 200), named("", 202)]
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps(events), encoding="utf-8")
+    mapped = map_kernels(load_trace(path), load_mapping("reference_model_profile"))
+    assert len({place.launch for place in mapped if place.operator}) == operators
+    assert mapped[-2].reason == "the profile describes no further operator of this name"
+    assert mapped[-1].reason == "the profile names no operator for it"
+
+
+def test_the_best_mapping_knows_the_device(profile: Any, tmp_path: Path) -> None:
+    profile.device = "NVIDIA H200"
+    profile.launch("strange", called=0, at=10, us=60)
+    mapping, mapped = best_mapping(load_trace(profile.write(tmp_path / "trace.json")))
+    assert "NVIDIA H200" in mapping.devices
+    assert mapped[0].operator is None
