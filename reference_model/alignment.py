@@ -36,7 +36,7 @@ def weight_sizes(config: ModelConfig) -> dict[str, int]:
 def size_notes(config: ModelConfig) -> list[str]:
     """One line for each size that is no multiple of 128, saying how it is handled."""
     return [
-        f"{name} = {size}: {size // TILE} tiles of {TILE} and one of {size % TILE}, "
+        f"{name} = {size}: of its tiles of {TILE} the last has {size % TILE}, "
         "filled with zeros as it is read, not padded in memory"
         for name, size in weight_sizes(config).items()
         if size % TILE

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from reference_model.alignment import check_recipe
 from reference_model.balance import (
     add_balance_loss,
     balance_loss,
@@ -149,6 +150,7 @@ class Training:
         if device.index is not None and device.type == "cuda":
             torch.cuda.set_device(device)  # Triton launches on the current device
         recipe = Recipe(PRECISIONS[settings.precision], settings.kernels)
+        check_recipe(self.config, recipe)
         self.model = Transformer(self.config, recipe=recipe, device=device)
         # Drawn on the CPU, so that every device starts from the same weights.
         initial = Transformer(self.config, recipe=recipe, device=torch.device("cpu"))

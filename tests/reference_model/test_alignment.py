@@ -10,7 +10,7 @@ from reference_model.precision import Recipe
 def test_deepseek_v3_has_one_size_with_a_narrow_last_tile():
     config = load_model_config("deepseek_v3")
     assert size_notes(config) == [
-        "kv_lora_rank + qk_rope_head_dim = 576: 4 tiles of 128 and one of 64, "
+        "kv_lora_rank + qk_rope_head_dim = 576: of its tiles of 128 the last has 64, "
         "filled with zeros as it is read, not padded in memory"
     ]
     check_sizes(config)

@@ -1,10 +1,13 @@
 """The command line runs the model, records traces, and refuses bad input in one line."""
 
+import json
+
 import pytest
 import torch
 
 from reference_model import model
 from reference_model.__main__ import main
+from reference_model.config import CONFIG_FOLDER
 from reference_model.trace import load_trace
 
 
@@ -41,13 +44,35 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, message):
     assert error.count("\n") == 1
 
 
-def test_what_does_not_fit_into_memory_is_named_by_its_sizes(capsys, monkeypatch):
+@pytest.fixture
+def without_memory(monkeypatch):
+    """No model fits."""
+
     def too_large(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 
     monkeypatch.setattr(model, "Transformer", too_large)
+
+
+def test_what_does_not_fit_into_memory_is_named_by_its_sizes(capsys, without_memory):
     assert main(["run", "--config", "debug", "--sequences", "7", "--context", "48"]) == 2
     error = capsys.readouterr().err
     expected = "out of memory with config debug, sequences 7, context 48, recipe fp8, device cpu"
     assert expected in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", [["run"], ["train", "--precision", "fp8", "--steps", "2"]], ids=lambda c: c[0]
+)
+def test_a_size_that_fp8_kernels_cannot_address_is_named(capsys, tmp_path, command):
+    fields = json.loads((CONFIG_FOLDER / "debug.json").read_text(encoding="utf-8"))
+    odd = tmp_path / "odd.json"
+    odd.write_text(json.dumps(fields | {"moe_intermediate_size": 40}), encoding="utf-8")
+    assert main([*command, "--config", str(odd), "--kernels", "triton"]) == 2
+    assert "moe_intermediate_size = 40: FP8 kernels on a GPU take" in capsys.readouterr().err
+
+
+def test_a_size_whose_last_tile_is_narrow_is_noted(capsys, without_memory):
+    assert main(["run", "--config", "debug", "--kernels", "triton"]) == 2
+    assert "qk_rope_head_dim = 160: of its tiles of 128 the last has 32" in capsys.readouterr().out
