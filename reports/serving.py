@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import format_bandwidth, format_seconds, unit_factor
 from reports.run_directory import write_run
+from reports.serving_page import interval_text, plain_page, step_page
 from simulator.analysis.metrics import compare_published
 from simulator.analysis.serving_metrics import serving_metrics
 from simulator.execution.offload import offload_metrics
@@ -70,12 +71,18 @@ def _with_published(metrics: dict[str, Any], scenario: Scenario) -> dict[str, An
 
 
 def serving_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
-    """Headline with its comparisons, and the kernels of a mixture-of-experts layer."""
-    tables = [_headline(name, metrics), _kernels(metrics)]
-    speculation = metrics["speculation"]
-    if speculation is not None:
-        tables.append(_gains(speculation))
-    return [*tables, *_published(metrics)]
+    """Headline with its comparisons, the kernels of a mixture-of-experts layer, and what else the
+    run is compared to."""
+    gains = () if metrics["speculation"] is None else (_gains(metrics["speculation"]),)
+    return [_headline(name, metrics), _kernels(metrics), *gains, *_published(metrics)]
+
+
+def _comparisons(metrics: Mapping[str, Any]) -> Iterator[Table]:
+    """What a page shows as tables."""
+    yield _headline("the iteration and what it is compared to", metrics)
+    if metrics["speculation"] is not None:
+        yield _gains(metrics["speculation"])
+    yield from _published(metrics)
 
 
 def limit_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
@@ -151,24 +158,25 @@ def _transfers(transfers: Mapping[str, Any]) -> str:
 
 def _kernels(metrics: Mapping[str, Any]) -> Table:
     """Kernels of one micro-batch of one mixture-of-experts layer."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="one expert layer, one micro-batch", title_justify="left")
-    for column in ("part", "kernel", "sizes"):
-        table.add_column(column, overflow="fold")
+    table = Table(
+        title="one expert layer, one micro-batch", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    table.add_column("kernel", no_wrap=True)
+    table.add_column("sizes", overflow="fold")
     for column in ("time", "80 % interval"):
-        table.add_column(column, justify="right")
-    table.add_column("from")
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("from", no_wrap=True)
     for row in metrics["operators"]:
         if row["layer"] != "moe" or row["micro_batch"] != 0:
             continue
-        low, high = (format_seconds(row[end], digits=3) for end in ("low_s", "high_s"))
         table.add_row(
-            row["part"],
             row["name"],
             " ".join(f"{size}={value}" for size, value in row["sizes"].items()),
             format_seconds(row["seconds"]),
-            f"{low} to {high}",
+            interval_text(row["low_s"], row["high_s"]),
             row["provenance"],
         )
     return table
@@ -239,11 +247,6 @@ def _at(metrics: Mapping[str, Any], path: str) -> float | None:
 
 REPORT_FILE = "report.html"
 
-_COLOURS = ("#c98b2b", "#3b6ea8", "#8a8a86")
-"""Of micro-batch 0, micro-batch 1, and layers that run on the whole batch."""
-_LAYERS_SHOWN = 2
-_WIDTH = 1200
-
 
 def write_serving_run(run: ServingRun, metrics: Mapping[str, Any], directory: Path) -> None:
     """Write the run directory of a serving step; it appears whole or not at all."""
@@ -252,8 +255,8 @@ def write_serving_run(run: ServingRun, metrics: Mapping[str, Any], directory: Pa
     tasks = task_table(run)
 
     def write_report(draft: Path) -> None:
-        tables = serving_tables(run.scenario.name, metrics)
-        (draft / REPORT_FILE).write_text(page(run.scenario, tables, tasks), encoding="utf-8")
+        page = step_page(run.scenario, metrics, list(_comparisons(metrics)), tasks)
+        (draft / REPORT_FILE).write_text(page, encoding="utf-8")
         trace = {"displayTimeUnit": "ms", "traceEvents": list(trace_events(tasks))}
         text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
         (draft / "trace.json").write_text(text, encoding="utf-8")
@@ -290,7 +293,7 @@ def _write_without_events(
     scenario: Scenario, metrics: Mapping[str, Any], tables: Sequence[Table], directory: Path
 ) -> None:
     def write_report(draft: Path) -> None:
-        (draft / REPORT_FILE).write_text(page(scenario, tables, None), encoding="utf-8")
+        (draft / REPORT_FILE).write_text(plain_page(scenario, tables), encoding="utf-8")
 
     write_run(
         directory,
@@ -299,70 +302,6 @@ def _write_without_events(
         tables={},
         write_report=write_report,
     )
-
-
-def page(scenario: Scenario, tables: Sequence[Table], tasks: pd.DataFrame | None) -> str:
-    """The self-contained page: the terminal's tables, a timeline of two layers, all inputs."""
-    import jinja2
-
-    from reports.tables import list_inputs
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    shown = None if tasks is None else _middle_layers(tasks)
-    bars = [] if shown is None else list(_bars(shown))
-    span = 0.0 if shown is None else float(shown["end_s"].max() - shown["start_s"].min())
-    return environment.get_template("serving.html.j2").render(
-        name=scenario.name,
-        description=scenario.file.description,
-        tables=[_cells(table) for table in tables],
-        streams=[] if shown is None else sorted(set(shown["stream"]), reverse=True),
-        bars=bars,
-        width=format_seconds(span),
-        inputs=list(list_inputs(scenario.resolved)),
-    )
-
-
-def _cells(table: Table) -> dict[str, Any]:
-    """A terminal table as plain text cells."""
-    columns = [list(column.cells) for column in table.columns]
-    right = [column.justify == "right" for column in table.columns[1:]]
-    return {
-        "title": str(table.title),
-        "caption": "" if table.caption is None else str(table.caption),
-        "columns": [str(column.header) for column in table.columns],
-        "rows": [list(row) for row in zip(*columns, strict=True)],
-        "numeric": all(right),
-    }
-
-
-def _middle_layers(tasks: pd.DataFrame) -> pd.DataFrame:
-    """Tasks of a few expert layers in the middle of the iteration."""
-    layers = list(dict.fromkeys(name for name in tasks["layer"] if name.startswith("moe")))
-    first = max(0, len(layers) // 2 - 1)
-    return tasks[tasks["layer"].isin(layers[first : first + _LAYERS_SHOWN])]
-
-
-def _bars(tasks: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    origin = tasks["start_s"].min()
-    scale = _WIDTH / (tasks["end_s"].max() - origin)
-    streams = sorted(set(tasks["stream"]), reverse=True)
-    columns = ("stream", "micro_batch", "layer", "name", "start_s", "end_s")
-    for stream, number, layer, name, start, end in zip(
-        *(tasks[column].tolist() for column in columns), strict=True
-    ):
-        yield {
-            "row": streams.index(stream),
-            "x": round((start - origin) * scale, 2),
-            "width": round(max((end - start) * scale, 0.3), 2),
-            "colour": _COLOURS[number],
-            "title": f"{layer}, micro-batch {number}: {name}, {format_seconds(end - start)}",
-        }
 
 
 def task_table(run: ServingRun) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
 from simulator.hardware.kernel_curves import PROVENANCES
 from simulator.serving_job import ServingStepJob
+from simulator.workload.task_graph import Stream
 
 CASES = ("without_transfer_slowdown", "balanced", "without_speculation")
 """Comparisons that a run may hold."""
@@ -39,6 +40,7 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
         **figures,
         **intervals,
         "error_share": step.error_share(),
+        "time_budget_s": time_budget(step),
         "exposed_communication_s": step.exposed_communication_s,
         "host_overhead_s": job.host_overhead.value,
         "kv_cache_bytes_per_token": kv.bytes_per_token,
@@ -114,6 +116,57 @@ def headline(job: ServingStepJob, step: ServingStep, gpus_per_node: int) -> dict
         "output_tokens_per_second_per_node": gpus_per_node * busy * batch * gained / seconds,
         "tokens_per_second_per_user": gained / seconds,
     }
+
+
+BUDGET = {
+    "gather": "collectives of shared heads",
+    "scatter": "collectives of shared heads",
+    "attention_0": "attention projections",
+    "attention_1": "attention core, output, gate",
+    "shared": "shared expert",
+    "experts": "routed experts",
+    "dense": "dense feed-forward",
+    "dispatch_send": "send, receive and add kernels",
+    "dispatch_receive": "send, receive and add kernels",
+    "combine_send": "send, receive and add kernels",
+    "combine_receive": "send, receive and add kernels",
+}
+"""Part of a layer -> what it counts as in a step's time budget."""
+_BUDGET_OF_LAYER = {
+    "embedding": "embedding, head, sampling",
+    "head": "embedding, head, sampling",
+    "mtp": "drafts",
+    "mtp_next": "drafts",
+    "mtp_head": "drafts",
+}
+
+
+def time_budget(step: ServingStep) -> dict[str, Seconds]:
+    """What the compute stream of the rank that ends last spends the iteration on; sums to its time.
+
+    Waiting is for transfers that nothing hides; gaps lie between kernels.
+    """
+    plan = step.model.plan
+    starts, ends = step.log.start_s, step.log.end_s
+    if ends.ndim == 2:
+        last = int(ends.max(axis=0).argmax())
+        starts, ends = starts[:, last], ends[:, last]
+    budget = dict.fromkeys((*BUDGET.values(), *_BUDGET_OF_LAYER.values()), 0.0)
+    waiting, free = 0.0, 0.0
+    gap = step.model.job.kernel_gap.value
+    for number, task in enumerate(plan.tasks):
+        if task.stream is not Stream.COMPUTE:
+            continue
+        name = _BUDGET_OF_LAYER.get(plan.layers[task.layer], BUDGET[task.part])
+        budget[name] += float(ends[number] - starts[number])
+        waiting += max(0.0, float(starts[number]) - free)
+        free = float(ends[number]) + gap
+    span = float(ends.max(initial=0.0))
+    waiting += max(0.0, span - (free - gap))
+    gaps = max(0.0, span - sum(budget.values()) - waiting)
+    host = step.step_s - span
+    rest = {"waiting for transfers": waiting, "gaps between kernels": gaps, "host": host}
+    return {name: seconds for name, seconds in (budget | rest).items() if seconds > 0.0}
 
 
 def transfer_metrics(step: ServingStep) -> dict[str, Any]:

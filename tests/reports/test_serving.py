@@ -13,7 +13,13 @@ from simulator.scenario import load_scenario
 
 @pytest.mark.parametrize(
     "name",
-    ["decode_ep128_profile", "prefill_ep32_h100", "tpot_limit_nvl72", "offload_ktransformers"],
+    [
+        "decode_ep320_report",
+        "prefill_ep32_h100",
+        "mtp_one_node",
+        "tpot_limit_nvl72",
+        "offload_ktransformers",
+    ],
 )
 def test_a_run_directory_holds_scenario_metrics_and_a_page_without_links(name, tmp_path):
     scenario = load_scenario(name)
@@ -29,6 +35,13 @@ def test_a_run_directory_holds_scenario_metrics_and_a_page_without_links(name, t
     assert "href=" not in page
     assert json.loads((directory / "metrics.json").read_text()).keys() == metrics.keys()
     assert report.tables(name, metrics)
+    if "operators" in metrics:
+        # Every kernel of every layer kind, and every part of the budget, is on the page.
+        for row in metrics["operators"]:
+            assert row["name"] in page
+        for part in metrics["time_budget_s"]:
+            assert part in page
+        assert metrics["limited_by"] in page
 
 
 def test_slices_of_a_stream_do_not_overlap(tmp_path):

@@ -49,6 +49,20 @@ def test_the_operator_table_holds_each_kernel_with_its_time_and_where_it_comes_f
         assert row["provenance"] in {"measured", "interpolated", "extrapolated", "modelled"}
 
 
+@pytest.mark.parametrize("name", ["decode_ep72_h100", "prefill_ep32_profile", "mtp_one_node"])
+def test_the_time_budget_is_the_whole_of_the_step(name):
+    metrics = metrics_of(name)
+    budget = metrics["time_budget_s"]
+    whole = metrics["step_time_s"] or metrics["pass_time_s"]
+    assert sum(budget.values()) == pytest.approx(whole)
+    assert all(seconds > 0.0 for seconds in budget.values())
+    assert {"routed experts", "attention projections", "dense feed-forward"} <= budget.keys()
+    assert ("drafts" in budget) == name.startswith("mtp")
+    if not name.startswith("mtp"):  # else means over ranks, of which one ends last
+        waited = metrics["exposed_communication_s"]
+        assert budget["waiting for transfers"] == pytest.approx(waited)
+
+
 def test_a_prefill_pass_counts_input_tokens():
     metrics = metrics_of("prefill_ep32_h100", "experts.max_mean_load=1.3")
     assert metrics["step_time_s"] is None
