@@ -128,7 +128,8 @@ def load_model_config(source: str | Path) -> ModelConfig:
 
 
 def read_config_file(source: str | Path) -> tuple[dict[str, Any], str]:
-    """The fields of a shipped config or a config.json as they stand in the file, and its path.
+    """The fields of a shipped config or a config.json as they stand in the file, and the name that
+    errors give it, which is the one that was asked for.
 
     Raises ValueError where there is no such file, or it holds no JSON object."""
     path = Path(source)
@@ -141,12 +142,12 @@ def read_config_file(source: str | Path) -> tuple[dict[str, Any], str]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ValueError(f"{source}: cannot be read: {error.strerror}") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+        raise ValueError(f"{source}: not JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"{path}: {type(raw).__name__} in place of an object of fields")
-    return raw, str(path)
+        raise ValueError(f"{source}: {type(raw).__name__} in place of an object of fields")
+    return raw, str(source)
 
 
 def parse_model_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:

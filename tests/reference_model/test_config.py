@@ -71,6 +71,7 @@ def test_equal_configs_have_equal_digests_and_others_do_not(raw):
 
 def test_the_digest_of_layers_leaves_their_number_out():
     raw, source = read_config_file("debug")
+    assert source == "debug"
     layers = parse_model_config(raw, source=source).layer_digest
     for name, value, same in (
         ("num_hidden_layers", 9, True),
