@@ -8,7 +8,9 @@ sum (Report, section 3.3.2), and promotes: scales that partial sum and adds it i
 Three programs of 4 warps share a multiprocessor: while one promotes on the CUDA cores, another
 has the tensor cores. This ran faster on an H200 than one program with tiles of 128 x 128, whose
 tensor cores wait for every promotion. Operand tiles arrive through the bulk tensor copy engine,
-which fills what lies outside the matrix with zeros, so no size needs padding.
+which fills what lies outside the matrix with zeros, so no size needs padding. It takes columns
+from multiples of 16 bytes on: where experts' rows are columns, in their weight gradients, they are
+copied to such places first.
 """
 
 import torch

@@ -64,6 +64,31 @@ def test_the_grouped_gemm_is_fast():
     assert rate(operator, "library") >= 700e12
 
 
+@pytest.mark.parametrize("kernels", ["triton", "library"])
+def test_weight_gradients_of_uneven_experts(kernels):
+    """As training routes at first: experts' rows begin anywhere, and some experts have none."""
+    rows, experts, out, into = 16384, 32, 512, 256
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.rand(experts, generator=generator) ** 6
+    shares[::4] = 0
+    sizes = (shares / shares.sum() * rows).int()
+    sizes[-1] += rows - int(sizes.sum())
+    assert (sizes.cumsum(0) % 16).any()
+    sizes = sizes.cuda()
+    backend = load_backend(kernels)
+    options = {"group_sizes": sizes, "power_of_two_scales": True}
+    a, b = (
+        backend.quantize_tiles_transposed(torch.randn(rows, n, device="cuda"), **options)
+        for n in (out, into)
+    )
+    before = torch.randn(experts, out, into, device="cuda")
+    gradient, exact = before.clone(), before.clone()
+    backend.grouped_gemm_fp8_weight_grad(*a, *b, group_sizes=sizes, gradient=gradient)
+    reference.grouped_gemm_fp8_weight_grad(*a, *b, group_sizes=sizes, gradient=exact)
+    assert relative_error(gradient, exact) < 1e-3
+    assert torch.equal(gradient[sizes == 0], before[sizes == 0])
+
+
 @pytest.mark.parametrize(
     ("layer_kind", "kernels"),
     [("moe", "triton"), *((kind, "library") for kind in LAYERS)],
