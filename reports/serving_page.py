@@ -250,7 +250,10 @@ def _middle(tasks: pd.DataFrame) -> pd.DataFrame:
         else float(tasks["end_s"].max())
     )
     cut = tasks.loc[(tasks["end_s"] > begin) & (tasks["start_s"] < end)]
-    return cut.assign(start_s=cut["start_s"].clip(lower=begin), end_s=cut["end_s"].clip(upper=end))
+    within: pd.DataFrame = cut.assign(
+        start_s=cut["start_s"].clip(lower=begin), end_s=cut["end_s"].clip(upper=end)
+    )
+    return within
 
 
 def _bars(tasks: pd.DataFrame) -> Iterator[dict[str, Any]]:

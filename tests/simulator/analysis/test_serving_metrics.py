@@ -98,8 +98,8 @@ def test_speculation_shows_its_gain_by_batch_beside_the_published_one():
             (point["batch"], point["active_experts_without"]),
         ):
             assert touched == pytest.approx(32 * (1 - (1 - 8 / 256) ** tokens), rel=0.03, abs=0.4)
-    # Twice the weights for 1.875 tokens: alone, the experts' kernels would lose at small batches.
-    assert gain["by_batch"][0]["experts_speed_up"] < 1.2
+    # Almost twice the weights for 1.875 tokens: alone, the experts' kernels would gain little.
+    assert all(point["experts_speed_up"] < 1.4 for point in gain["by_batch"][:5])
     assert gain["by_batch"][-1]["experts_speed_up"] > 1.5
 
 
