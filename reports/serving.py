@@ -138,6 +138,9 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
         table.add_row(path, format_metric(path, metrics[path]))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in metrics["error_share"].items())
     table.add_row("time that rests on", shares)
+    kernels = metrics["kernels"]
+    restated = "" if kernels["basis"] != "datasheet" else f", restated for {kernels['gpu']}"
+    table.add_row("kernels", f"{kernels['calibration']}, of {kernels['measured_on']}{restated}")
     table.add_row("transfers", _transfers(metrics["transfers"]))
     return table
 

@@ -39,6 +39,7 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
         "phase": job.phase,
         **figures,
         **intervals,
+        "kernels": _kernel_basis(step),
         "error_share": step.error_share(),
         "time_budget_s": time_budget(step),
         "exposed_communication_s": step.exposed_communication_s,
@@ -115,6 +116,18 @@ def headline(job: ServingStepJob, step: ServingStep, gpus_per_node: int) -> dict
         "output_tokens_per_second_per_gpu": busy * batch * gained / seconds,
         "output_tokens_per_second_per_node": gpus_per_node * busy * batch * gained / seconds,
         "tokens_per_second_per_user": gained / seconds,
+    }
+
+
+def _kernel_basis(step: ServingStep) -> dict[str, Any]:
+    """Whose kernels the times are: of another GPU they are restated from both datasheets."""
+    calibration, gpu = step.model.kernels.calibration, step.model.cluster.node.gpu.name
+    own = gpu == calibration.gpu
+    return {
+        "calibration": calibration.name,
+        "measured_on": calibration.gpu,
+        "gpu": gpu,
+        "basis": calibration.basis if own else "datasheet",
     }
 
 

@@ -76,6 +76,8 @@ def test_a_prefill_pass_counts_input_tokens():
 
 def test_a_tray_of_an_nvl72_rack_is_a_node_of_four():
     metrics = metrics_of("decode_nvl72")
+    assert metrics["kernels"]["basis"] == "datasheet"
+    assert metrics["transfers"]["link"] == "nvlink"
     ratio = (
         metrics["output_tokens_per_second_per_node"] / metrics["output_tokens_per_second_per_gpu"]
     )

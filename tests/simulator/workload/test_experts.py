@@ -72,6 +72,25 @@ def test_no_gpu_carries_more_than_under_the_greedy_steps_alone(policy, gpus, ske
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
+def test_no_random_load_of_any_size_is_placed_worse_than_the_greedy_steps_do(data):
+    nodes = data.draw(st.sampled_from([1, 2, 4]))
+    gpus = nodes * data.draw(st.integers(1, 4))
+    groups = nodes * data.draw(st.integers(1, 3))
+    experts = int(np.lcm(gpus, groups)) * data.draw(st.integers(1, 3))
+    slots = experts + gpus * data.draw(st.integers(0, 3))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    # Few different loads make ties, many zeros idle experts.
+    load = rng.integers(0, data.draw(st.sampled_from([3, 30, 3000])), size=(1, experts)) * 1.0
+    for policy, grouping in (("hierarchical", (nodes, groups)), ("global", (1, 1))):
+        placed = place_experts(
+            load, gpus=gpus, nodes=nodes, groups=groups, redundant=slots - experts, policy=policy
+        )
+        greedy = greedy_maximum(load[0], slots, gpus, *grouping)
+        assert placed.gpu_load(load).max() <= greedy * (1 + 1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
 def test_every_placement_keeps_every_expert_and_all_rows(data):
     nodes = data.draw(st.sampled_from([1, 2, 4]))
     gpus = nodes * data.draw(st.integers(1, 4))
