@@ -72,6 +72,7 @@ OTHER_TILES = (
 )
 """Tiles that are tried besides the base's: always of full height, and also of full width, as a
 library has them that does not search."""
+LEAST_ROWS_FOR_TILES = 40
 CLEARLY_BETTER = 0.9
 """Other tiles must bring the error below this share of it: less is chance."""
 FOLDS = 4
@@ -269,14 +270,15 @@ def _judge(
         tiles: to use unless others are clearly better.
     """
     table = with_tiles(tiles)
-    chosen, error = _best_form(table, form)
+    chosen = _best_form(table, form)
     other_tiles = None
-    if family[0] in TILED:
+    if family[0] in TILED and len(rows) >= LEAST_ROWS_FOR_TILES:
+        error = _score(table, chosen)
         for candidate in OTHER_TILES:
             rival = with_tiles(candidate)
-            rival_form, rival_error = _best_form(rival, form)
+            rival_error = _score(rival, chosen)
             if rival_error < CLEARLY_BETTER * error:
-                table, chosen, error, other_tiles = rival, rival_form, rival_error, candidate
+                table, error, other_tiles = rival, rival_error, candidate
     return _judged(family, kernel_set, repeated, rows, table, chosen, other_tiles)
 
 
@@ -328,23 +330,23 @@ def _judged(
     return fit, held_out
 
 
-def _best_form(table: Rows, wanted: FormName) -> tuple[Form, float]:
-    """The form with the smallest mean error of left-out rows, and that error."""
+def _best_form(table: Rows, wanted: FormName) -> Form:
+    """The form with the smallest error of left-out rows."""
     forms: list[Form] = []
-    if wanted == "monotone" or (wanted == "best" and len(table) <= MOST_CURVE_ROWS):
+    few = len(table) <= MOST_CURVE_ROWS
+    if wanted == "monotone" or (wanted == "best" and few):
         forms.append(CURVES)
-    if wanted != "surface" and table.batch.kind in SHAPE and len(table) <= MOST_CURVE_ROWS:
+    if wanted != "surface" and table.batch.kind in SHAPE and few:
         forms += [Form("lattice", stiffness) for stiffness in CANDIDATES]
     if wanted != "monotone":
         forms += [Form("surface", stiffness) for stiffness in CANDIDATES]
-    searched = _thinned(table, SEARCH_ROWS)
+    return min(forms, key=partial(_score, table)) if len(forms) > 1 else forms[0]
 
-    def score(form: Form) -> float:
-        return float(np.minimum(np.abs(leave_one_out(searched, form)), CLIPPED).mean())
 
-    scores = [score(form) for form in forms]
-    best = int(np.argmin(scores))
-    return forms[best], scores[best]
+def _score(table: Rows, form: Form) -> float:
+    """Mean absolute log error of left-out rows, outliers clipped."""
+    errors = leave_one_out(_thinned(table, SEARCH_ROWS), form)
+    return float(np.minimum(np.abs(errors), CLIPPED).mean())
 
 
 def _thinned(table: Rows, most: int) -> Rows:

@@ -371,21 +371,6 @@ class KernelCostModel:
             return self._carried_over(answer)
         return answer
 
-    def held_out_errors(self) -> dict[tuple[Family, str], tuple[Array, Array]]:
-        """Signed log errors of rows predicted without themselves, in the un-overlapped condition.
-
-        {(family, kernel set): (one row left out between others of its shape, all rows of a shape
-        left out)}; an array is empty where a set has too few rows.
-        """
-        if not hasattr(self, "families_"):
-            raise NotCalibrated("KernelCostModel: held_out_errors needs fit first")
-        return {
-            (family, name): errors
-            for (overlapped, family), model in self.families_.items()
-            if not overlapped
-            for name, errors in model.residuals.items()
-        }
-
     def _fit(self, family: Family, kernel_set: str) -> FitProfile | None:
         """What calibrate found out about a family in one kernel set."""
         for fit in self.calibration.fits:

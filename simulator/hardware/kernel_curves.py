@@ -326,8 +326,12 @@ class FamilyModel:
 
     @cached_property
     def residuals(self) -> dict[str, tuple[Array, Array]]:
-        """{kernel set: held-out log errors of rows, and of whole shapes}."""
-        found = {self._base: _curve_residuals(self._sets[self._base], self.curves)}
+        """{kernel set: held-out log errors of rows, and of whole shapes}: of curves, and of what
+        the preferred set adds. Those of other forms are in the calibration.
+        """
+        found: dict[str, tuple[Array, Array]] = {}
+        if self.estimator == "curves":
+            found[self._base] = _curve_residuals(self._sets[self._base], self.curves)
         if self._preferred_name != self._base:
             found[self._preferred_name] = self._difference_residuals()
         return found
@@ -335,21 +339,29 @@ class FamilyModel:
     def width(self, *, row_left_out: bool) -> float | None:
         """80 % quantile of the absolute log error of held-out rows; None where there are too few.
 
-        That of the calibration where it states one for the set with most rows.
+        That of the calibration where it states one for the set with most rows; what the preferred
+        set adds to another form than curves may widen it.
 
         Args:
             row_left_out: errors between rows of the same shape, else errors of whole shapes.
         """
-        if self._fit is not None and self._preferred_name == self._base:
+        stated: float | None = None
+        alone = self._preferred_name == self._base
+        if self._fit is not None and (alone or self.estimator != "curves"):
             error = self._fit.interpolated if row_left_out else self._fit.regions
             if error is not None:
-                return error.quantile_80 if error.rows >= ENOUGH_RESIDUALS else None
+                stated = error.quantile_80 if error.rows >= ENOUGH_RESIDUALS else None
+                if alone:
+                    return stated
         errors = np.concatenate(
-            [row if row_left_out else shape for row, shape in self.residuals.values()]
+            [
+                np.empty(0),
+                *(row if row_left_out else shape for row, shape in self.residuals.values()),
+            ]
         )
         if len(errors) < ENOUGH_RESIDUALS:
-            return None
-        return float(np.quantile(np.abs(errors), QUANTILE))
+            return stated
+        return max(stated or 0.0, float(np.quantile(np.abs(errors), QUANTILE)))
 
     def _provenance(
         self, batch: Batch, sms: Array, between: NDArray[np.bool_]
@@ -447,7 +459,8 @@ class ClassModel:
 
     @cached_property
     def _widths(self) -> tuple[float, float]:
-        """Rows left out, whole shapes left out: over all rows, or the median of stated widths."""
+        """Rows left out, whole shapes left out: over all rows; where most families state
+        a width, the median of those."""
         pooled: list[float] = []
         for number, row_left_out in enumerate((True, False)):
             stated = [
@@ -456,11 +469,14 @@ class ClassModel:
                 if member.estimator != "curves"
                 and (width := member.width(row_left_out=row_left_out))
             ]
-            if stated:
+            if 2 * len(stated) > len(self._members):
                 pooled.append(float(np.median(stated)))
                 continue
             errors = np.concatenate(
-                [both[number] for member in self._members for both in member.residuals.values()]
+                [
+                    np.empty(0),
+                    *(m[number] for member in self._members for m in member.residuals.values()),
+                ]
             )
             pooled.append(
                 float(np.quantile(np.abs(errors), QUANTILE)) if len(errors) else self.modelled_width

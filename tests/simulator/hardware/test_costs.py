@@ -309,9 +309,8 @@ def test_a_faster_part_never_slows_an_operator(override, ranks):
 
 
 def test_held_out_gemm_error_is_a_few_percent():
-    row_left_out, shape_left_out = COSTS.held_out_errors()[
-        ("gemm", "fp8_e4m3", "bfloat16", False), "infersim"
-    ]
+    family = ("gemm", "fp8_e4m3", "bfloat16", False)
+    row_left_out, shape_left_out = COSTS.families_[False, family].residuals["infersim"]
     assert len(row_left_out) == 90
     assert np.median(np.abs(row_left_out)) < 0.05
     assert np.quantile(np.abs(row_left_out), 0.9) < 0.16
@@ -320,12 +319,13 @@ def test_held_out_gemm_error_is_a_few_percent():
 
 
 def test_intervals_hold_four_fifths_of_the_held_out_rows():
-    for (family, name), errors in COSTS.held_out_errors().items():
-        model = COSTS.families_[False, family]
+    models = [model for (overlapped, _), model in COSTS.families_.items() if not overlapped]
+    curves = [model for model in models if model.estimator == "curves"]
+    for model, errors in ((one, e) for one in curves for e in one.residuals.values()):
         for row_left_out, group in zip((True, False), errors, strict=True):
             width = model.width(row_left_out=row_left_out)
             if width is not None and len(group) >= 4 * ENOUGH_RESIDUALS:
-                assert 0.6 <= np.mean(np.abs(group) <= width) <= 0.95, (family, name)
+                assert 0.6 <= np.mean(np.abs(group) <= width) <= 0.95, model.kind
 
 
 # -- dispatch and combine --------------------------------------------------------------------------
@@ -408,8 +408,6 @@ def test_an_unfitted_model_says_so():
     )
     with pytest.raises(NotCalibrated, match="predict needs fit"):
         costs.predict([], sms=132, overlapped=False)
-    with pytest.raises(NotCalibrated, match="held_out_errors needs fit"):
-        costs.held_out_errors()
 
 
 def test_a_table_without_the_named_kernel_sets_says_so():
