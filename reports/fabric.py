@@ -6,9 +6,7 @@ the byte table of every link that carried anything. Cluster: a drawing in text, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -293,7 +291,7 @@ def write_collective_run(run: CollectiveRun, metrics: Mapping[str, Any], directo
     from simulator.scenario import write_resolved
 
     def write_report(draft: Path) -> None:
-        (draft / REPORT_FILE).write_text(render_page(run, metrics), encoding="utf-8")
+        (draft / REPORT_FILE).write_text(fabric_page(run, metrics), encoding="utf-8")
         write_figures(run, metrics, draft / FIGURES_DIRECTORY)
 
     write_run(
@@ -365,22 +363,12 @@ def time_against_gpus(metrics: Mapping[str, Any]) -> dict[str, list[tuple[int, f
     return {name: sorted(points) for name, points in lines.items() if len(points) > 1}
 
 
-def render_page(run: CollectiveRun, metrics: Mapping[str, Any]) -> str:
+def fabric_page(run: CollectiveRun, metrics: Mapping[str, Any]) -> str:
     """The self-contained page."""
-    import jinja2
-    from markupsafe import Markup
-
+    from reports.page import render_page
     from reports.tables import list_inputs
     from simulator.scenario import write_resolved
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    javascript = files("plotly").joinpath("package_data", "plotly.min.js")
     published = [
         (*cells, row["source"])
         for cells, row in zip(published_cells(metrics), metrics["published"], strict=True)
@@ -390,7 +378,9 @@ def render_page(run: CollectiveRun, metrics: Mapping[str, Any]) -> str:
         ("Beside published figures", (*PUBLISHED_COLUMNS, "source"), published),
         ("Hottest links", LINK_COLUMNS, link_cells(metrics, 2 * HOTTEST)),
     ]
-    return environment.get_template("fabric.html.j2").render(
+    return render_page(
+        "fabric.html.j2",
+        charts=charts(run, metrics),
         name=run.scenario.name,
         description=run.scenario.file.description,
         headline=_headline(metrics),
@@ -398,9 +388,6 @@ def render_page(run: CollectiveRun, metrics: Mapping[str, Any]) -> str:
         tables=[table for table in tables if table[2]],
         inputs=list(list_inputs(run.scenario.resolved)),
         scenario=write_resolved(run.scenario),
-        # "</script>" inside a text must not end the script that holds the charts.
-        charts=Markup(json.dumps(charts(run, metrics), allow_nan=False).replace("<", "\\u003c")),
-        plotly=Markup(javascript.read_text(encoding="utf-8")),
     )
 
 
@@ -410,7 +397,7 @@ def charts(run: CollectiveRun, metrics: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     lines = time_against_gpus(metrics)
     if lines:
-        result["time against GPUs"] = {
+        result["Time against GPUs"] = {
             "data": [
                 {
                     "type": "scatter",
@@ -434,7 +421,7 @@ def charts(run: CollectiveRun, metrics: Mapping[str, Any]) -> dict[str, Any]:
     for plane in range(len(last.fabric.planes)):
         switches, heat = plane_heat(last, plane)
         if heat.size and np.nansum(heat) > 0:
-            result[f"plane {plane}: use of the cables out of each switch"] = _heat_chart(
+            result[f"Plane {plane}: use of the cables out of each switch"] = _heat_chart(
                 heat, switches, x="cable of the switch"
             )
     return result

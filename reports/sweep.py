@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +186,7 @@ def write_sweep(sweep: Sweep, directory: Path) -> None:
             if row.digest:
                 append_row(draft / ROWS_FILE, row)
         write_figures(sweep, draft / "figures")
-        (draft / "report.html").write_text(render_page(sweep), encoding="utf-8")
+        (draft / "report.html").write_text(sweep_page(sweep), encoding="utf-8")
 
     write_run(
         directory,
@@ -355,19 +353,10 @@ def _draw(figure: Figure, axes: Axes, chart: Mapping[str, Any]) -> None:
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 
 
-def render_page(sweep: Sweep) -> str:
+def sweep_page(sweep: Sweep) -> str:
     """The self-contained page."""
-    import jinja2
-    from markupsafe import Markup
+    from reports.page import render_page
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    javascript = files("plotly").joinpath("package_data", "plotly.min.js")
     best = sweep.front
     rows = [
         {
@@ -380,15 +369,14 @@ def render_page(sweep: Sweep) -> str:
         }
         for position in sweep.order
     ]
-    return environment.get_template("sweep.html.j2").render(
+    return render_page(
+        "sweep.html.j2",
+        charts=charts(sweep),
         sweep=sweep,
         asked=sweep_json(sweep),
         rows=rows,
         inputs=list(list_inputs(sweep.scenario.resolved)),
         resolved=write_resolved(sweep.scenario),
-        # "</script>" inside a text must not end the script that holds the charts.
-        charts=Markup(json.dumps(charts(sweep), allow_nan=False).replace("<", "\\u003c")),
-        plotly=Markup(javascript.read_text(encoding="utf-8")),
     )
 
 

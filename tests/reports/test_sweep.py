@@ -10,8 +10,8 @@ from reports.sweep import (
     Sweep,
     charts,
     lines,
-    render_page,
     sweep_json,
+    sweep_page,
     sweep_table,
     telling_metrics,
     write_sweep,
@@ -85,7 +85,7 @@ def test_charts_show_the_trade_off_first(swept):
 
 
 def test_the_page_needs_nothing_from_outside_and_no_text_ends_its_script(swept):
-    page = render_page(swept)
+    page = sweep_page(swept)
     own = page.replace("http://www.w3.org", "")
     assert 'src="' not in own.partition("<script>")[0]
     assert "does not fit </script>" not in page
