@@ -42,9 +42,12 @@ LATENCIES: Mapping[str, str] = {
 }
 """Latencies in the order of tables, with their names."""
 
+LATENCY_COLUMNS = ("mean", "80 % of mean", "p50", "p90", "p95", "p99", "count")
+
 FIGURES_SHOWN: Mapping[str, str] = {
     "verdict": "verdict",
     "nodes": "nodes",
+    "nodes_at_least": "nodes at least",
     "output_tokens_per_second_per_node": "output tokens/s per decode node",
     "input_tokens_per_second_per_node": "input tokens/s per prefill node",
     "computed_input_tokens_per_second_per_node": "of which computed",
@@ -61,6 +64,16 @@ FIGURES_SHOWN: Mapping[str, str] = {
     "littles_law_error": "error of Little's law",
 }
 """Single figures in the order of tables, with their names."""
+
+_OF_TWO_POOLS = (
+    "nodes_at_least",
+    "sustained_input_tokens_per_second_per_node",
+    "prefill_busy_share",
+    "prefill_even_ranks_share",
+    "prefill_full_passes_share",
+    "sustained_output_tokens_per_second_per_node",
+)
+"""Figures that a colocated pool does not have."""
 
 _FRACTIONS = ("prefix_hit_rate", "kv_occupancy", "utilisation")
 """Figures that are shares; so is everything whose name ends with _share."""
@@ -94,10 +107,10 @@ def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 
     latencies = Table(title=name, title_justify="left")
     latencies.add_column("latency")
-    for column in ("mean", "p50", "p90", "p95", "p99", "count"):
-        latencies.add_column(column, justify="right")
+    for column in LATENCY_COLUMNS:
+        latencies.add_column(column, justify="right", no_wrap=True)
     for path, label in LATENCIES.items():
-        latencies.add_row(label, *_latency_cells(metrics[path]))
+        latencies.add_row(label, *_latency_cells(path, metrics))
     meanings = Table(show_header=False, box=None)
     meanings.add_column(style="bold", no_wrap=True)
     meanings.add_column(style="dim")
@@ -106,12 +119,13 @@ def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     single = Table()
     single.add_column("figure")
     single.add_column("simulated", justify="right", no_wrap=True)
+    single.add_column("80 % interval", justify="right", no_wrap=True)
     single.add_column("what it is", style="dim")
-    for path, label in FIGURES_SHOWN.items():
+    for path, label in _figures(metrics).items():
         meaning = metrics["definitions"].get(path, "")
-        single.add_row(label, format_figure(path, metrics[path]), meaning)
+        single.add_row(label, format_figure(path, metrics[path]), _interval(path, metrics), meaning)
     for key, value in _request_counts(metrics["requests"]):
-        single.add_row(f"requests {key}", f"{value:,}")
+        single.add_row(f"requests {key}", f"{value:,}", "", "")
     bases = Table(show_header=False, box=None)
     bases.add_column(style="bold", no_wrap=True)
     bases.add_column(style="dim")
@@ -221,12 +235,18 @@ def render_page(simulation: FleetSimulation, metrics: Mapping[str, Any]) -> str:
         description=scenario.file.description,
         metrics=metrics,
         latencies=[
-            (label, _latency_cells(metrics[path]), metrics["definitions"][path])
+            (label, _latency_cells(path, metrics), metrics["definitions"][path])
             for path, label in LATENCIES.items()
         ],
+        latency_columns=LATENCY_COLUMNS,
         figures=[
-            (label, format_figure(path, metrics[path]), metrics["definitions"].get(path, ""))
-            for path, label in FIGURES_SHOWN.items()
+            (
+                label,
+                format_figure(path, metrics[path]),
+                _interval(path, metrics),
+                metrics["definitions"].get(path, ""),
+            )
+            for path, label in _figures(metrics).items()
         ],
         requests=_request_counts(metrics["requests"]),
         pools=_pool_rows(metrics),
@@ -354,12 +374,33 @@ def _layout(x: str, y: str, *, log: bool = False) -> dict[str, Any]:
     }
 
 
-def _latency_cells(summary: Mapping[str, float | None]) -> list[str]:
+def _figures(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """FIGURES_SHOWN that the pools of a run have."""
+    colocated = "colocated" in metrics["pools"]
+    return {
+        path: label
+        for path, label in FIGURES_SHOWN.items()
+        if not (colocated and path in _OF_TWO_POOLS)
+    }
+
+
+def _latency_cells(path: str, metrics: Mapping[str, Any]) -> list[str]:
+    summary: Mapping[str, float | None] = metrics[path]
     cells = [
         "-" if summary[key] is None else format_seconds(float(summary[key] or 0.0), digits=3)
         for key in ("mean", "p50", "p90", "p95", "p99")
     ]
-    return [*cells, f"{summary['count']:,}"]
+    return [cells[0], _interval(f"{path}.mean", metrics), *cells[1:], f"{summary['count']:,}"]
+
+
+def _interval(path: str, metrics: Mapping[str, Any]) -> str:
+    """Both ends of a figure's 80 % interval; nothing where it has none."""
+    ends = metrics.get("interval_80", {}).get(path)
+    if ends is None:
+        return ""
+    if path.endswith("_s.mean"):
+        return " to ".join(format_seconds(end, digits=3) for end in ends)
+    return " to ".join(format_figure(path, end) for end in ends)
 
 
 def _request_counts(requests: Mapping[str, Any]) -> list[tuple[str, Any]]:

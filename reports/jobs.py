@@ -77,10 +77,11 @@ def _offload() -> JobReport:
 
 def _fleet() -> JobReport:
     from reports.fleet import fleet_run_tables, write_fleet_run
+    from simulator.analysis.fleet_intervals import measure_with_intervals
     from simulator.analysis.fleet_metrics import measure_fleet
 
     # A fleet runs while it is measured, so that its rows never have to be kept.
-    return JobReport(measure_fleet, fleet_run_tables, write_fleet_run)
+    return JobReport(measure_with_intervals, fleet_run_tables, write_fleet_run, measure_fleet)
 
 
 JOB_REPORTS: Mapping[str, Callable[[], JobReport]] = {

@@ -435,6 +435,8 @@ class FleetJob(Profile):
     """End of the simulation; by default when all requests have ended."""
     sample_interval: TimeValue
     """Between two looks at the queues, for the time series and the saturation verdict."""
+    interval_requests: PositiveInt | None = None
+    """Requests of the three runs that 80 % intervals rest on; by default two runs with all."""
     failures: tuple[Failure, ...] = ()
     counterfactuals: tuple[Counterfactual, ...] = ()
     """For `dsv3sim attribute`, each on top of those before it. A run does not look at them."""

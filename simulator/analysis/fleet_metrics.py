@@ -59,6 +59,9 @@ DEFINITIONS: Mapping[str, str] = {
     "sustained_output_tokens_per_second_per_node": "what a node of a decode pool gives at most "
     "within the TPOT limit: the largest batches whose step keeps it, all ranks loaded alike, KV "
     "cache per request as in this run",
+    "attended_tokens": "tokens that a computed prompt token attends to, mean",
+    "nodes_at_least": "input and output tokens/s of the window over what saturated nodes sustain, "
+    "of all replicas: no fewer nodes can serve these requests within the TPOT limit",
     "tokens_per_second_per_user": "one over the mean inter-token latency: tokens after the first "
     "that are generated in the window, over the time that their requests waited for them",
     "prefix_hit_rate": "cached share of the prompts' blocks; of their tokens where prompts have no "
@@ -199,6 +202,7 @@ class FleetStatistics:
             "prefill_tokens": block["prefill_tokens"],
             "kv_token_seconds": block["kv_tokens"] * span,
             "batch_seconds": block["batch"] * span,
+            "passes": (block["prefill_tokens"] > 0).astype(np.float64),
             "pass_seconds": block["pass_s"],
             "even_pass_seconds": block["even_pass_s"],
         }
@@ -316,6 +320,9 @@ def fleet_metrics(
     dollars_per_second = nodes * cluster.node.gpus * cluster.gpu_price
     rejected = sum(run.rejected.values())
     sustained_input = _sustained_input(job, cluster, statistics, step_times=step_times)
+    sustained_output = _sustained_output(
+        job, cluster, decode["kv_tokens_per_request"], step_times=step_times
+    )
     figures: dict[str, Any] = {
         "ttft_s": statistics.ttft.summary(),
         "tpot_s": statistics.tpot.summary(),
@@ -352,8 +359,15 @@ def fleet_metrics(
             sustained=sustained_input,
             instance_s=window * (prefill["instances"] or 0.0),
         ),
-        "sustained_output_tokens_per_second_per_node": _sustained_output(
-            job, cluster, decode["kv_tokens_per_request"], step_times=step_times
+        "sustained_output_tokens_per_second_per_node": sustained_output,
+        "attended_tokens": _per(
+            statistics.attended_tokens, statistics.prompt_tokens - statistics.cached_tokens
+        ),
+        "nodes_at_least": _nodes_at_least(
+            job,
+            _per(_sum(statistics, "prompt_tokens"), window),
+            output_rate,
+            sustained=(sustained_input, sustained_output),
         ),
         "tokens_per_second_per_user": _per(1.0, statistics.itl.mean or 0.0),
         "prefix_hit_rate": _hit_rate(statistics),
@@ -425,7 +439,14 @@ def _pool_figures(
     )
     sums = {
         key: _sum(statistics, key, members)
-        for key in ("busy_seconds", "batch_seconds", "decode_seconds", "kv_token_seconds")
+        for key in (
+            "busy_seconds",
+            "batch_seconds",
+            "decode_seconds",
+            "kv_token_seconds",
+            "prefill_tokens",
+            "passes",
+        )
     }
     capacity = sum(instance.kv_capacity_tokens for instance in members.values())
     return {
@@ -434,6 +455,7 @@ def _pool_figures(
         "utilisation": _per(sums["busy_seconds"], window_s * active),
         "mean_batch_per_instance": _per(sums["batch_seconds"], sums["decode_seconds"]),
         "kv_occupancy": _per(sums["kv_token_seconds"], capacity * window_s),
+        "mean_pass_tokens": _per(sums["prefill_tokens"], sums["passes"]),
         "kv_tokens_per_request": _per(sums["kv_token_seconds"], sums["batch_seconds"]),
         "kv_capacity_tokens": capacity,
     }
@@ -455,6 +477,20 @@ def _sustained_input(
     pass_s = step_times["prefill"].prefill_pass_s(tokens, statistics.attended_tokens / computed)
     nodes = pool.gpus_per_instance / cluster.node.gpus
     return pool.ranks * tokens / pass_s / nodes * statistics.prompt_tokens / computed
+
+
+def _nodes_at_least(
+    job: FleetJob,
+    input_rate: float | None,
+    output_rate: float | None,
+    *,
+    sustained: tuple[float | None, float | None],
+) -> float | None:
+    """Nodes of all replicas that the tokens of the window need, every node saturated."""
+    nodes = (_per(input_rate, sustained[0] or 0.0), _per(output_rate, sustained[1] or 0.0))
+    if nodes[0] is None or nodes[1] is None:
+        return None
+    return (nodes[0] + nodes[1]) * job.replicas
 
 
 def _prefill_shares(

@@ -17,7 +17,12 @@ from simulator.execution.fleet_accounts import FleetRun
 from simulator.execution.fleet_log import FleetLog
 from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_run import prepare_serving, rebalancing
-from simulator.execution.serving_step import decode_step, prefill_pass, serving_step
+from simulator.execution.serving_step import (
+    ServingStep,
+    decode_step,
+    prefill_pass,
+    serving_step,
+)
 from simulator.execution.simulation import shipped_trace
 from simulator.execution.step_times import AffineStepTimes, InterpolatedStepTimes, StepTimes
 from simulator.fleet_job import FleetJob, PoolSpec, StepScenario
@@ -173,19 +178,32 @@ def _kv_tokens(model: ServingModel) -> int:
     return capacity.tokens
 
 
-def _decode_s(model: ServingModel, batch: int, context: int) -> float:
+def decode_iteration(model: ServingModel, batch: int, context: int) -> ServingStep:
+    """One decode step of ``batch`` requests a rank with ``context`` KV tokens each."""
     # The requests of one rank are spread over the GPUs that share their heads.
     per_gpu = -(-batch // model.job.attention_tp)
     speculation = model.job.speculation
     new = 1 if speculation is None else 1 + speculation.draft_tokens
-    return decode_step(model, per_gpu, context + new, group_batch=batch).step_s
+    return decode_step(model, per_gpu, context + new, group_batch=batch)
 
 
-def _prefill_s(model: ServingModel, tokens: int, attended: int) -> float:
+def prefill_iteration(model: ServingModel, tokens: int, attended: int) -> ServingStep:
+    """One pass of ``tokens`` new tokens a rank that attend to ``attended`` tokens each on average.
+
+    Fewer tokens than micro-batches, or than GPUs that share a rank, cost as much as one each.
+    """
     micro_batches = model.job.micro_batches
     # The tokens of one rank are spread over the GPUs that share their heads.
     tokens = max(tokens // model.job.attention_tp, micro_batches)
     prompt = 2 * attended
     if prompt <= tokens // micro_batches:
-        return prefill_pass(model, tokens, prompt).step_s
-    return prefill_pass(model, tokens, tokens, cached=max(attended - tokens // 2, 0)).step_s
+        return prefill_pass(model, tokens, prompt)
+    return prefill_pass(model, tokens, tokens, cached=max(attended - tokens // 2, 0))
+
+
+def _decode_s(model: ServingModel, batch: int, context: int) -> float:
+    return decode_iteration(model, batch, context).step_s
+
+
+def _prefill_s(model: ServingModel, tokens: int, attended: int) -> float:
+    return prefill_iteration(model, tokens, attended).step_s

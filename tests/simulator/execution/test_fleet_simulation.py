@@ -8,6 +8,7 @@ import pytest
 from simulator.analysis.fleet_metrics import measure_fleet
 from simulator.execution.fleet_log import CollectedLog
 from simulator.execution.fleet_simulation import prepare_fleet
+from simulator.execution.serving_run import ServingRun
 from simulator.execution.serving_step import decode_step, prefill_pass
 from simulator.execution.simulation import simulate
 from simulator.scenario import load_scenario
@@ -66,8 +67,11 @@ def test_a_rebalancing_pauses_for_the_weights_that_its_placement_moves() -> None
             "experts.rebalance_interval=10 min",
         ],
     )
-    alone = simulate(step).rebalance
-    assert pause == alone.seconds
+    alone = simulate(step)
+    assert isinstance(alone, ServingRun)
+    assert alone.rebalance is not None
+    assert pause is not None
+    assert pause == alone.rebalance.seconds
     # At most two routed slots of 58 layers change, each of 44 MB, at 43.5 GB/s.
     assert 0.01 < pause < 0.13
     with pytest.raises(ValueError, match="rebalance: pause is missing"):

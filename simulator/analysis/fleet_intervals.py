@@ -1,0 +1,131 @@
+"""80 % intervals of a fleet's figures: a finished run in, [low, high] of each headline figure out.
+
+What is uncertain of a fleet is how long its iterations take; requests, lengths and policies are the
+scenario's. The interval of one iteration of each phase, at the mean load of the run, comes from the
+step model (error_budget). The fleet is run again with all iterations of all phases at the low end,
+and at the high end: one error for all of them, which is wide rather than narrow. Where the scenario
+says so these runs take fewer requests, and the interval is their ratio to a run as short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from simulator.analysis.error_budget import serving_interval
+from simulator.analysis.fleet_metrics import measure_fleet
+from simulator.analysis.metrics import metric_at
+from simulator.execution.fleet_simulation import (
+    FleetSimulation,
+    decode_iteration,
+    prefill_iteration,
+)
+from simulator.execution.step_times import StepTimes
+
+FIGURES = (
+    "ttft_s.mean",
+    "tpot_s.mean",
+    "itl_s.mean",
+    "e2e_s.mean",
+    "tokens_per_second_per_user",
+    "goodput_requests_per_second",
+    "output_tokens_per_second_per_node",
+    "sustained_input_tokens_per_second_per_node",
+    "sustained_output_tokens_per_second_per_node",
+    "nodes_at_least",
+    "cost_usd_per_million_output_tokens",
+)
+"""Figures that get an interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledStepTimes:
+    """StepTimes whose iterations take other times by a factor for each phase."""
+
+    base: StepTimes
+    factors: Mapping[str, float]
+    """{"prefill", "decode"}"""
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        return self.base.kv_capacity_tokens
+
+    @property
+    def page_tokens(self) -> int:
+        return self.base.page_tokens
+
+    def decode_step_s(self, batch: float, mean_context: float) -> float:
+        return self.factors["decode"] * self.base.decode_step_s(batch, mean_context)
+
+    def prefill_pass_s(self, tokens: float, context: float) -> float:
+        return self.factors["prefill"] * self.base.prefill_pass_s(tokens, context)
+
+
+def measure_with_intervals(simulation: FleetSimulation) -> dict[str, Any]:
+    """Figures of a fleet with their intervals, {"interval_80": {path: [low, high]}}."""
+    metrics = measure_fleet(simulation)
+    metrics["interval_80"] = fleet_intervals(simulation, metrics)
+    return metrics
+
+
+def fleet_intervals(
+    simulation: FleetSimulation, metrics: Mapping[str, Any]
+) -> dict[str, list[float]]:
+    """{path: [low, high]} of FIGURES; empty for step times that are coefficients of the scenario.
+
+    Args:
+        metrics: of the whole run.
+    """
+    ends = _iteration_ends(simulation, metrics)
+    if not ends:
+        return {}
+    requests = simulation.job.interval_requests
+    middle = metrics
+    shorter = simulation
+    if requests is not None:
+        source = simulation.job.requests.model_copy(update={"limit": requests})
+        shorter = replace(simulation, job=simulation.job.model_copy(update={"requests": source}))
+        middle = measure_fleet(shorter)
+    runs = [_at_end(shorter, ends, end) for end in (0, 1)]
+    intervals = {}
+    for path in FIGURES:
+        value, base = metric_at(metrics, path), metric_at(middle, path)
+        found = [metric_at(run, path) for run in runs]
+        if value is None or not base or any(end is None for end in found):
+            continue
+        low, high = sorted(value * (end or 0.0) / base for end in found)
+        intervals[path] = [min(low, value), max(high, value)]
+    return intervals
+
+
+def _at_end(
+    simulation: FleetSimulation, ends: Mapping[str, tuple[float, float]], end: int
+) -> dict[str, Any]:
+    """Figures with all iterations at one end of their interval."""
+    factors = {phase: both[end] for phase, both in ends.items()}
+    times = {name: ScaledStepTimes(base, factors) for name, base in simulation.step_times.items()}
+    return measure_fleet(replace(simulation, step_times=times))
+
+
+def _iteration_ends(
+    simulation: FleetSimulation, metrics: Mapping[str, Any]
+) -> dict[str, tuple[float, float]]:
+    """{phase: both ends of an iteration's time over the time itself}, at the mean load."""
+    ends: dict[str, tuple[float, float]] = {}
+    for phase, model in simulation.models.items():
+        pool = metrics["pools"].get(phase) or metrics["pools"]["colocated"]
+        ranks = (simulation.job.pools.get(phase) or simulation.job.pools["colocated"]).ranks
+        if phase == "decode":
+            batch, context = pool["mean_batch_per_instance"], pool["kv_tokens_per_request"]
+            if not batch or not context:
+                return {}
+            step = decode_iteration(model, max(round(batch / ranks), 1), round(context))
+        else:
+            tokens, attended = pool["mean_pass_tokens"], metrics["attended_tokens"]
+            if not tokens or not attended:
+                return {}
+            step = prefill_iteration(model, max(round(tokens / ranks), 1), round(attended))
+        low, high = serving_interval(step, seed=simulation.scenario.file.seed)
+        ends[phase] = (low / step.step_s, high / step.step_s)
+    return ends

@@ -1,0 +1,89 @@
+"""Intervals of fleets: what they rest on, that they hold the value, and when there are none."""
+
+import pytest
+
+from simulator.analysis.fleet_intervals import (
+    FIGURES,
+    ScaledStepTimes,
+    fleet_intervals,
+    measure_with_intervals,
+)
+from simulator.analysis.fleet_metrics import measure_fleet
+from simulator.analysis.metrics import metric_at
+from simulator.execution.fleet_simulation import prepare_fleet
+from simulator.execution.step_times import AffineStepTimes
+from simulator.fleet_job import AffineStepTimes as Coefficients
+from simulator.scenario import load_scenario
+
+AFFINE = {
+    "decode_fixed": "10 ms",
+    "decode_per_request": "100 us",
+    "decode_per_context_token": "1 us",
+    "prefill_fixed": "5 ms",
+    "prefill_per_token": "20 us",
+    "prefill_per_attended_token": "0 s",
+    "kv_capacity_tokens": 4000,
+}
+
+
+def test_scaled_step_times_are_those_of_the_base_times_a_factor_for_each_phase() -> None:
+    base = AffineStepTimes(Coefficients.model_validate(AFFINE))
+    scaled = ScaledStepTimes(base, {"prefill": 2.0, "decode": 0.5})
+    assert scaled.decode_step_s(3, 100) == 0.5 * base.decode_step_s(3, 100)
+    assert scaled.prefill_pass_s(200, 50) == 2.0 * base.prefill_pass_s(200, 50)
+    assert (scaled.kv_capacity_tokens, scaled.page_tokens) == (4000, 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["azure_code", "requests.limit=120", "interval_requests=60"],
+        ["day6_service", "requests.limit=3000", "interval_requests=1500"],
+    ],
+)
+def test_intervals_hold_their_figures_and_slower_iterations_their_high_end(
+    changes: list[str],
+) -> None:
+    name, *overrides = changes
+    metrics = measure_with_intervals(
+        prepare_fleet(load_scenario(name, ["warm_up=0 s", *overrides]))
+    )
+    intervals = metrics["interval_80"]
+    assert {"tpot_s.mean", "tokens_per_second_per_user", "ttft_s.mean"} <= set(intervals)
+    assert set(intervals) <= set(FIGURES)
+    for path, (low, high) in intervals.items():
+        value = metric_at(metrics, path)
+        assert value is not None
+        assert low <= value <= high
+    low, high = intervals["tpot_s.mean"]
+    # The step model's own interval is wider than 5 % each way.
+    assert high - low > 0.08 * metrics["tpot_s"]["mean"]
+
+
+def test_all_requests_are_run_at_both_ends_where_the_scenario_names_no_number() -> None:
+    overrides = ["requests.limit=40", "warm_up=0 s", "interval_requests=null"]
+    simulation = prepare_fleet(load_scenario("azure_code", overrides))
+    metrics = measure_fleet(simulation)
+    first = fleet_intervals(simulation, metrics)
+    assert first == fleet_intervals(simulation, metrics)
+    assert first["tpot_s.mean"][0] < metrics["tpot_s"]["mean"] < first["tpot_s.mean"][1]
+
+
+def test_coefficients_of_a_scenario_have_no_interval() -> None:
+    simulation = prepare_fleet(
+        load_scenario(
+            "azure_code",
+            [
+                "requests.limit=20",
+                "warm_up=0 s",
+                "prefill=null",
+                "decode=null",
+                "kv_transfer=null",
+                "colocated={instances: 1, gpus_per_instance: 8, ranks: 1, max_batch: 64, "
+                "tokens_per_pass: 512, kv_capacity_tokens: 100000, affine: "
+                + str(AFFINE).replace("'", '"')
+                + "}",
+            ],
+        )
+    )
+    assert measure_with_intervals(simulation)["interval_80"] == {}
