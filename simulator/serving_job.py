@@ -114,8 +114,8 @@ class ServingMemory(Profile):
     """What fills the memory of a GPU beside weights."""
 
     kv_cache: Literal["bfloat16", "fp8_e4m3"] = "bfloat16"
-    """FP8 changes what fits; the attention core's time stays that of BF16, since with 128 heads its
-    products bind, not its bytes."""
+    """FP8 changes what fits. The attention core's time stays that of BF16: no source times one over
+    an FP8 cache, and with all 128 heads on a GPU products bind, not bytes."""
     page_tokens: PositiveInt
     """Tokens of one page of the KV cache; a request's last page is half empty on average."""
     buffer_tokens: PositiveInt | None = None

@@ -22,6 +22,7 @@ from reference_model.trace import Operator, OperatorTrace
 from simulator.execution.step_order import TaskOrder, task_order
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.fabric_load import FabricLoad, all_to_all_load
+from simulator.hardware.routing import parse_failure
 from simulator.hardware.transfer import KERNEL_SET as TRANSFERRED
 from simulator.serving_job import ServingStepJob
 from simulator.workload.experts import (
@@ -216,7 +217,9 @@ def serving_model(
     """
     _check(job, config=config, cluster=cluster)
     domain = _nvlink_domain(cluster)
-    if low_latency is not None and low_latency.link == "nvlink" and job.gpus > domain:
+    over_nvlink = job.gpus <= domain if low_latency is None else low_latency.link == "nvlink"
+    _check_failures(cluster, over_nvlink=over_nvlink or job.expert_tp > 1)
+    if low_latency is not None and over_nvlink and job.gpus > domain:
         raise ValueError(
             f"all_to_all.low_latency {low_latency.name}: its copies go over NVLink, which joins "
             f"{domain} GPUs of {cluster.name}, not {job.gpus}"
@@ -405,6 +408,21 @@ def _check_sizes(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterPr
             "experts.shared_expert dispatched: allowed with experts.redundant of at least 1, the "
             "slot in which it lies"
         )
+
+
+def _check_failures(cluster: ClusterProfile, *, over_nvlink: bool) -> None:
+    """Refuse failures that an iteration would ignore."""
+    for text in cluster.failures:
+        if over_nvlink:
+            raise ValueError(
+                f"cluster.failures: {text}: this serving step's transfers go over NVLink, whose "
+                "failures are not simulated; allowed: none"
+            )
+        if parse_failure(text).at > 0:
+            raise ValueError(
+                f"cluster.failures: {text}: a serving step knows what is broken from the start "
+                "only; allowed: without a time"
+            )
 
 
 def _check_kernels(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile) -> None:

@@ -48,7 +48,8 @@ def simulate(scenario: Scenario, *, unfold: bool = False) -> Any:
     if unfold and scenario.job_name != "training":
         raise ValueError(f"--unfold: a {scenario.job_name} job has nothing to unfold")
     cluster = scenario.named_cluster
-    if cluster is not None and cluster.failures and scenario.job_name != "collective":
+    simulated = scenario.job_name in ("collective", "serving_step")
+    if cluster is not None and cluster.failures and not simulated:
         raise ValueError(
             f"{scenario.where}: cluster.failures: {', '.join(cluster.failures)}: a "
             f"{scenario.job_name} job does not simulate failures of the fabric; allowed: none"

@@ -5,7 +5,7 @@ import pytest
 
 from simulator.execution.serving_run import prepare_serving, simulate_serving_step
 from simulator.execution.serving_step import decode_step, prefill_pass, serving_step
-from simulator.execution.simulation import shipped_trace
+from simulator.execution.simulation import shipped_trace, simulate
 from simulator.scenario import load_scenario
 from simulator.workload.memory import Infeasible
 
@@ -272,15 +272,22 @@ def test_gpus_that_share_heads_draft_for_the_requests_of_their_groups():
         ("expert_tp=2", "expert_tp 2: allowed: 1, or all 128 GPUs"),
         ("all_to_all.low_latency=deepep_h800_nvlink", "which joins 8 GPUs of h800_2048, not 128"),
         ("cluster.failures=['node:node1']", "cluster.failures: no live path from GPU 0 to GPU 8"),
+        ("cluster.failures=['plane:3@2s']", "plane:3@2s: a serving step knows what is broken from"),
     ],
 )
 def test_bad_input_is_one_clear_line(change, message):
     def run():
-        simulate_serving_step(load_scenario("decode_ep128_profile", [change]), shipped_trace)
+        simulate(load_scenario("decode_ep128_profile", [change]))
 
     with pytest.raises(ValueError, match=message) as error:
         run()
     assert "\n" not in str(error.value)
+
+
+def test_failures_that_a_step_over_nvlink_would_ignore_are_refused():
+    failing = load_scenario("decode_ep8_h200", ["cluster.failures=['nic:node0/nic0']"])
+    with pytest.raises(ValueError, match="transfers go over NVLink, whose failures are not"):
+        simulate(failing)
 
 
 def test_a_batch_that_does_not_fit_the_cache_is_infeasible():
