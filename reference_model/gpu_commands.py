@@ -17,6 +17,13 @@ def add_commands(commands: Any) -> None:
     measure.add_argument(
         "--deadline", type=float, default=float("inf"), help="stop after this many seconds"
     )
+    measure.add_argument(
+        "--kinds", nargs="+", default=[], metavar="KIND", help="only operators of these kinds"
+    )
+    measure.add_argument("--kernels", help="only operators on this backend")
+    measure.add_argument(
+        "--anew", action="store_true", help="drop their rows first: after a change of kernels"
+    )
     measure.add_argument("--list", action="store_true", help="name what is to be measured and stop")
     measure.set_defaults(function=_measure)
 
@@ -54,18 +61,25 @@ def add_commands(commands: Any) -> None:
 def _measure(options: argparse.Namespace) -> None:
     from reference_model.alignment import check_sizes, size_notes
     from reference_model.config import load_model_config
-    from reference_model.measure import describe, measure
-    from reference_model.measure_grid import requests
+    from reference_model.measure import describe, forget, measure, require_hopper
+    from reference_model.measure_grid import narrowed, requests
 
     config = load_model_config(options.config)
     check_sizes(config)
     for note in size_notes(config):
         print(note)
-    wanted = requests(config, model=Path(options.config).stem)
+    wanted = narrowed(
+        requests(config, model=Path(options.config).stem),
+        kinds=options.kinds,
+        kernels=options.kernels,
+    )
     if options.list:
         for request in wanted:
             print(describe(request))
         return
+    require_hopper()
+    if options.anew:
+        print(f"{forget(wanted, out=options.out)} rows dropped from {options.out}")
     measure(wanted, out=options.out, deadline_s=options.deadline)
 
 

@@ -193,25 +193,30 @@ def _multiprocessors() -> int:
     return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 
+def _keys(request: Request) -> set[tuple[str, ...]]:
+    """Keys that the row of a request may have: it is timed in a graph or between events."""
+    return {_as_row(request, 0, 0, timing, source="").key() for timing in ("graph", "events")}
+
+
+def _as_row(request: Request, seconds: float, spread: float, timing: str, *, source: str) -> Row:
+    o = request.operator
+    return Row(
+        kind=o.kind,
+        sizes=pairs(o.sizes),
+        dtype=o.dtype,
+        sms=request.sms,
+        seconds=seconds,
+        spread=spread,
+        source=source,
+        conditions=conditions(request, timing=timing),
+    )
+
+
 def _row(request: Request, *, source: str, known: set[tuple[str, ...]]) -> Row | None:
     """Measure a request, or None if the table has it."""
-    o = request.operator
-
-    def row(seconds: float, spread: float, timing: str) -> Row:
-        return Row(
-            kind=o.kind,
-            sizes=pairs(o.sizes),
-            dtype=o.dtype,
-            sms=request.sms,
-            seconds=seconds,
-            spread=spread,
-            source=source,
-            conditions=conditions(request, timing=timing),
-        )
-
-    if any(row(0, 0, timing).key() in known for timing in ("graph", "events")):
+    if _keys(request) & known:
         return None
-    result = row(*time_request(request))
+    result = _as_row(request, *time_request(request), source=source)
     known.add(result.key())
     return result
 
@@ -508,13 +513,20 @@ def _known(path: Path) -> set[tuple[str, ...]]:
     if not path.exists():
         return set()
     with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames is None or tuple(reader.fieldnames) != COLUMNS:
-            raise ValueError(f"{path}: columns are {reader.fieldnames}, allowed: {list(COLUMNS)}")
-        return {
-            (line["kind"], line["sizes"], line["dtype"], line["sms"], line["conditions"])
-            for line in reader
-        }
+        return {_key_of(line) for line in _read(file, path)}
+
+
+def _read(file: TextIO, path: Path) -> Iterator[dict[str, str]]:
+    """Lines of the open table, which must have its columns."""
+    reader = csv.DictReader(file)
+    if reader.fieldnames is None or tuple(reader.fieldnames) != COLUMNS:
+        raise ValueError(f"{path}: columns are {reader.fieldnames}, allowed: {list(COLUMNS)}")
+    yield from reader
+
+
+def _key_of(line: dict[str, str]) -> tuple[str, ...]:
+    """Row.key of a line."""
+    return tuple(line[name] for name in ("kind", "sizes", "dtype", "sms", "conditions"))
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
@@ -523,6 +535,23 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(row.cells() for row in rows)
+
+
+def forget(requests: Iterable[Request], *, out: Path) -> int:
+    """Drop the rows of requests from the table at `out`, if there is one; returns how many.
+
+    For kernels that changed: `measure` then times them anew, and no table mixes two versions."""
+    if not out.exists():
+        return 0
+    unwanted = set[tuple[str, ...]]().union(*(_keys(request) for request in requests))
+    with out.open(encoding="utf-8", newline="") as file:
+        lines = list(_read(file, out))
+    kept = [line for line in lines if _key_of(line) not in unwanted]
+    with out.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+    return len(lines) - len(kept)
 
 
 def _append_to(path: Path) -> TextIO:

@@ -92,6 +92,24 @@ def requests(config: ModelConfig, *, model: str) -> list[Request]:
     return list(dict.fromkeys(found))
 
 
+def narrowed(
+    requests: Sequence[Request], *, kinds: Sequence[str], kernels: str | None
+) -> list[Request]:
+    """Those of some kinds (all if none is named) and on one backend (any if None)."""
+    for name, chosen, allowed in (
+        ("--kinds", kinds, {request.operator.kind for request in requests}),
+        ("--kernels", [kernels] if kernels else [], {request.kernels for request in requests}),
+    ):
+        for value in chosen:
+            if value not in allowed:
+                raise ValueError(f"{name} {value}: allowed {', '.join(sorted(allowed))}")
+    return [
+        request
+        for request in requests
+        if (not kinds or request.operator.kind in kinds) and kernels in (None, request.kernels)
+    ]
+
+
 def sustained_requests(config: ModelConfig) -> list[Request]:
     """The main kernels, which draw the most power, at their training sizes."""
     tokens, heads = WORKLOADS["train"]["tokens"], config.num_attention_heads

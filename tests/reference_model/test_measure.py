@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from reference_model import measure
+from reference_model.__main__ import main
 from reference_model.config import load_model_config
 from reference_model.gpu import local_choices
 from reference_model.kernels.device import check_multiple
@@ -77,6 +78,30 @@ def test_a_row_says_under_which_conditions_it_was_measured(tmp_path, without_gpu
     )
     assert "limit=sm_carveout" in second["conditions"]
     assert second["sms"] == "108"
+
+
+def test_rows_of_changed_kernels_are_dropped_and_measured_anew(tmp_path, without_gpu, monkeypatch):
+    times = iter((1e-4, 2e-4, 3e-4))
+    monkeypatch.setattr(measure, "time_request", lambda _: (next(times), 0.01, "graph"))
+    out = tmp_path / "table.csv"
+    assert measure.forget([request(16)], out=out) == 0
+    measure.measure([request(16), request(32)], out=out, deadline_s=60)
+    assert measure.forget([request(16), request(64)], out=out) == 1
+    measure.measure([request(16), request(32)], out=out, deadline_s=60)
+    assert [(line["sizes"], line["seconds"]) for line in lines(out)] == [
+        ("k=128;m=32;n=256", "0.0002"),
+        ("k=128;m=16;n=256", "0.0003"),
+    ]
+
+
+def test_what_to_measure_can_be_narrowed_to_kinds_and_a_backend(capsys):
+    command = ["measure", "--out", "unused.csv", "--list", "--kinds"]
+    assert main([*command, "gemm", "grouped_gemm", "--kernels", "triton"]) == 0
+    named = capsys.readouterr().out.splitlines()[1:]  # after the note on narrow tiles
+    assert {line.split()[0] for line in named} == {"gemm", "grouped_gemm"}
+    assert all(" triton " in line for line in named)
+    assert main([*command, "gemv"]) == 2
+    assert "--kinds gemv: allowed add, " in capsys.readouterr().err
 
 
 def test_an_operator_that_does_not_fit_is_named_and_left_out(
