@@ -14,6 +14,7 @@ import pandas as pd
 from hardware_profiles.units import format_seconds, unit_factor
 from reports.palette import (
     BUDGET,
+    CAUSES,
     GRID,
     INK,
     MEMORY,
@@ -23,7 +24,7 @@ from reports.palette import (
     WORK_COLOURS,
     WORKS,
 )
-from reports.tables import RunTables, blocks
+from reports.tables import RunTables, blocks, causes
 
 Chart = dict[str, Any]
 
@@ -80,6 +81,35 @@ def time_budget(tables: RunTables) -> Chart:
         unit="s",
         title="time (s)",
     )
+
+
+def attribution(tables: RunTables) -> Chart:
+    """What adds up to the step, cause after cause."""
+    rows, total = causes(tables.metrics), tables.metrics["step_time_s"]
+    trace = {
+        "type": "bar",
+        "orientation": "h",
+        "y": [*(row.name for row in rows), "step"],
+        "base": [*(float(f"{row.before_s:.6g}") for row in rows), 0.0],
+        "x": [float(f"{seconds:.6g}") for seconds in (*(row.seconds for row in rows), total)],
+        "marker": {"color": [*(CAUSES[row.name] for row in rows), INK]},
+        "text": [*(f"{row.seconds:+.3f} s" for row in rows), f"{total:.3f} s"],
+        "textposition": "outside",
+        "cliponaxis": False,
+        "customdata": [
+            *(f"{row.meaning}<br>{row.seconds / total:.1%} of the step" for row in rows),
+            "sum of the causes",
+        ],
+        "hovertemplate": "<b>%{y}</b>: %{text}<br>%{customdata}<extra></extra>",
+        "showlegend": False,
+    }
+    layout = _layout(
+        height=110 + 27 * (len(rows) + 1),
+        x=_axis("time (s)", range=[0, 1.12 * total]),
+        y=_axis("", autorange="reversed", fixedrange=True, ticks=""),
+    )
+    layout["margin"] = layout["margin"] | {"l": 170, "t": 8}
+    return {"data": [trace], "layout": layout | {"bargap": 0.25}}
 
 
 def communication(tables: RunTables) -> Chart:
@@ -199,6 +229,7 @@ def pair_timeline(tables: RunTables) -> Chart:
 
 CHARTS = {
     "pipeline-timeline": pipeline_timeline,
+    "attribution": attribution,
     "time-budget": time_budget,
     "communication": communication,
     "pair-timeline": pair_timeline,

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from hardware_profiles.units import unit_factor
 from reports.palette import (
     BUDGET,
+    CAUSES,
     GRID,
     INK,
     MUTED,
@@ -21,7 +22,7 @@ from reports.palette import (
     WORK_COLOURS,
     WORKS,
 )
-from reports.tables import PHASE_LETTERS, RunTables, blocks, format_metric
+from reports.tables import PHASE_LETTERS, RunTables, blocks, causes, format_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,6 +86,29 @@ def time_budget(tables: RunTables) -> Figure:
     axes.yaxis.grid(visible=True, color=GRID)
     axes.set_axisbelow(True)
     _legend_below(figure, axes)
+    return figure
+
+
+def attribution(tables: RunTables) -> Figure:
+    """What adds up to the step, cause after cause."""
+    figure, axes = _figure(11, 5.2)
+    rows, total = causes(tables.metrics), tables.metrics["step_time_s"]
+    names = [*(row.name for row in rows), "step"]
+    seconds = [*(row.seconds for row in rows), total]
+    starts = [*(row.before_s for row in rows), 0.0]
+    colours = [*(CAUSES[row.name] for row in rows), INK]
+    axes.barh(names, seconds, left=starts, color=colours, height=0.74)
+    for place, (start, value) in enumerate(zip(starts, seconds, strict=True)):
+        text = f"{value:+.3f} s, {value / total:.1%}" if place < len(rows) else f"{value:.3f} s"
+        end = max(start, start + value)
+        axes.text(end + 0.006 * total, place, text, va="center", fontsize=8, color=INK)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.14 * total)
+    axes.set_title("What the step's time is made of", loc="left")
+    axes.set_xlabel("time (s)")
+    axes.set_ylabel("cause")
+    axes.xaxis.grid(visible=True, color=GRID)
+    axes.set_axisbelow(True)
     return figure
 
 
@@ -194,6 +218,7 @@ def published_comparison(tables: RunTables) -> Figure:
 
 FIGURES: Mapping[str, Callable[[RunTables], Figure]] = {
     "pipeline_timeline": pipeline_timeline,
+    "attribution": attribution,
     "time_budget": time_budget,
     "pair_breakdown": pair_breakdown,
     "published_comparison": published_comparison,

@@ -64,3 +64,22 @@ PROVENANCE_COLOURS: Mapping[str, str] = {
 INK = "#222222"
 MUTED = "#6b6b6b"
 GRID = "#e6e6e2"
+
+CAUSES: Mapping[str, str] = {
+    "arithmetic": "#2f7d62",
+    "recomputation": "#3f72af",
+    "tiles and HBM": "#3f72af",
+    "kernel efficiency": "#3f72af",
+    "other kernels": "#3f72af",
+    "gaps between kernels": "#3f72af",
+    "SMs and memory shared": "#d9813b",
+    "exposed all-to-all": "#d9813b",
+    "all-to-all slow-down": "#d9813b",
+    "bubble": "#8d86b8",
+    "pipeline transfers": "#8d86b8",
+    "gradient reduction": "#6f6f6f",
+    "optimizer update": "#6f6f6f",
+    "parameter gather": "#6f6f6f",
+}
+"""Causes of a step's time with the colour of their sort: arithmetic, kernels, expert parallelism,
+pipeline, optimizer."""

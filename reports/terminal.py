@@ -137,6 +137,65 @@ def _budget(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+def step_attribution_table(
+    name: str, metrics: Mapping[str, Any], *, published_s: float | None
+) -> Table:
+    """Causes of a training step's time, which sum to it; what a published step takes on top."""
+    total = metrics["step_time_s"]
+    table = Table(
+        title=f"{name}: what the step takes longer for each cause, after those above it",
+        title_justify="left",
+    )
+    for column in ("cause", "seconds", "sum", "of the step"):
+        table.add_column(column, justify="left" if column == "cause" else "right", no_wrap=True)
+    table.add_column("what it adds")
+    before = 0.0
+    for cause in metrics["attribution"]:
+        seconds = cause["seconds"]
+        before += seconds
+        table.add_row(
+            cause["name"],
+            f"{seconds:.3f}",
+            f"{before:.3f}",
+            f"{seconds / total:.1%}",
+            cause["meaning"],
+        )
+    table.add_section()
+    table.add_row("step", f"{total:.3f}", "", "", "simulated")
+    if published_s is not None:
+        missing = f"published: {published_s:.3f}; the causes above do not explain the difference"
+        table.add_row("beyond the step", f"{published_s - total:+.3f}", "", "", missing)
+    return table
+
+
+def attribution_comparison(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table | None:
+    """Causes of several training steps side by side with their differences to the first; None
+    unless every run has them."""
+    if not all(metrics.get("attribution") for _, metrics in runs):
+        return None
+    table = Table(
+        title="what each step is made of: seconds, in brackets the difference to the first run",
+        title_justify="left",
+    )
+    table.add_column("cause", no_wrap=True)
+    for name, _ in runs:
+        table.add_column(name, justify="right")
+    found = [
+        {cause["name"]: cause["seconds"] for cause in metrics["attribution"]}
+        | {"step": metrics["step_time_s"]}
+        for _, metrics in runs
+    ]
+    for cause in found[0]:
+        first = found[0][cause]
+        cells = [f"{first:.3f}"]
+        for other in found[1:]:
+            value = other.get(cause, 0.0)
+            # Rounded first: no "-0.000".
+            cells.append(f"{value:.3f} ({round(value - first, 3) + 0.0:+.3f})")
+        table.add_row(cause, *cells, end_section=cause == "remainder")
+    return table
+
+
 def validation_table(checks: Sequence[Check]) -> Table:
     """Published figures by scenario beside the simulated ones; what is no evidence is dimmed."""
     table = Table(title="beside published figures", title_justify="left", caption_justify="left")

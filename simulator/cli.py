@@ -249,32 +249,50 @@ def validate(
 
 @app.command()
 def attribute(
-    scenario: Annotated[str, typer.Argument(help="A fleet scenario with counterfactuals.")],
+    scenario: Annotated[
+        str, typer.Argument(help="A training scenario, or a fleet with counterfactuals.")
+    ],
     changes: Changes = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, of a fleet.")] = 2,
 ) -> None:
-    """Explain how a fleet differs from published figures, one counterfactual at a time."""
+    """Say what a training step is made of, or how a fleet differs from published figures."""
     from rich.console import Console
 
-    from reports.fleet import attribution_table
-    from simulator.analysis import fleet_attribution
+    from simulator.scenario import load_scenario
 
+    loaded = load_scenario(scenario, changes or ())
     with Console(stderr=True).status(f"simulating counterfactuals of {scenario}"):
-        figures, rows = fleet_attribution.attribute(scenario, changes or (), processes=jobs)
-    _print(attribution_table(scenario, figures, rows))
+        if loaded.job_name == "training":
+            from reports.terminal import step_attribution_table
+            from simulator.analysis.metrics import training_metrics
+            from simulator.execution.simulation import simulate
+
+            metrics = training_metrics(simulate(loaded), with_intervals=False)
+            steps = [f.si_value for f in loaded.file.published if f.metric == "step_time_s"]
+            published_s = steps[0] if steps else None
+            table = step_attribution_table(loaded.name, metrics, published_s=published_s)
+        else:
+            from reports.fleet import attribution_table
+            from simulator.analysis import fleet_attribution
+
+            figures, rows = fleet_attribution.attribute(scenario, changes or (), processes=jobs)
+            table = attribution_table(scenario, figures, rows)
+    _print(table)
 
 
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Directories of two or more runs.")],
 ) -> None:
-    """Print the metrics of several runs side by side."""
+    """Print the metrics of several runs side by side, and what training steps differ by."""
     from reports.run_directory import read_metrics
-    from reports.terminal import comparison_table
+    from reports.terminal import attribution_comparison, comparison_table
 
     if len(runs) < 2:
         raise ValueError("compare: one run given; allowed: two or more run directories")
-    _print(comparison_table([(str(directory), read_metrics(directory)) for directory in runs]))
+    read = [(str(directory), read_metrics(directory)) for directory in runs]
+    attributed = attribution_comparison(read)
+    _print(comparison_table(read), *([attributed] if attributed is not None else []))
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import Any
 from hardware_profiles.units import Seconds, unit_factor
 from reference_model.config import training_flops_per_token
 from simulator.analysis.error_budget import training_intervals
+from simulator.analysis.training_attribution import attribute_step
 from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
 from simulator.hardware.kernel_curves import PROVENANCES
 from simulator.scenario import PublishedFigure
@@ -174,6 +175,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
             "pair": of_pair,
             "step": provenance_shares([(step.chunks[key], n) for key, n in counts.items()]),
         },
+        "attribution": [asdict(cause) for cause in attribute_step(run)],
         "ranks": ranks,
         "memory": [asdict(rank) | {"total": rank.total} for rank in run.memory],
     }

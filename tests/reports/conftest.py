@@ -119,6 +119,11 @@ def tables() -> RunTables:
             "pair": {"measured": 0.8, "interpolated": 0.0, "extrapolated": 0.0, "modelled": 0.2},
             "step": {"measured": 0.6, "interpolated": 0.1, "extrapolated": 0.1, "modelled": 0.2},
         },
+        "attribution": [
+            {"name": "arithmetic", "meaning": "at peak", "seconds": 0.7 * step},
+            {"name": "bubble", "meaning": "waiting", "seconds": 0.3 * step},
+            {"name": "remainder", "meaning": "the rest", "seconds": 0.0},
+        ],
         "ranks": ranks,
         "memory": [memory | {"total": sum(memory.values())}] * 4,
         "published": [

@@ -1,0 +1,176 @@
+"""Where a training step's time goes: a TrainingRun in, a row a cause out, that sum to the step.
+
+Counterfactuals of the event simulation, each on top of those before it: a row's effect is what the
+step takes longer once its cause is there, so it depends on the order below. The chunks' part of the
+step is its mean over pipeline ranks; with the mean bubble and the optimizer it makes up the step
+time of every rank, so the rows sum to it. The last row shows by how much they miss it.
+
+    arithmetic       matrix products and attention at the peak of their types, on all SMs
+    recomputation    the same of what backward computes a second time
+    tiles, HBM       the busiest SM's tiles at peak, and no byte faster than the HBM
+    kernels          what those kernels take when each runs alone on all SMs
+    other kernels    casts, norms, SwiGLU, permutations ... alone
+    gaps             idle time between two kernels
+    SMs, contention  the SMs that communication keeps, and memory shared with it
+    exposed          dispatch and combine where nothing hides them, at the speed they have alone
+    slow-down        their slow-down beside compute
+    bubble           waiting for other ranks, transfers between them free
+    transfers        activations sent between pipeline ranks
+    optimizer        gradient reduction, update and gather on the slowest rank
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.units import Seconds
+from simulator.analysis.error_budget import makespans, spans
+from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
+from simulator.hardware.costs import COST_MODELS, calibration_measurements
+from simulator.hardware.roofline import ideal_seconds, is_tensor, peak_compute
+from simulator.scenario import by_name
+from simulator.workload.task_graph import Stream
+
+Array = NDArray[np.float64]
+
+CHUNK_CAUSES = (
+    ("arithmetic", "matrix products and attention at the tensor cores' peak, all SMs"),
+    ("recomputation", "those that backward computes a second time, at peak"),
+    ("tiles and HBM", "whole waves of tiles at peak; bytes at the HBM's peak"),
+    ("kernel efficiency", "their kernels' own times, each alone on all SMs"),
+    ("other kernels", "casts, norms, SwiGLU, permutations, each alone"),
+    ("gaps between kernels", "idle time between two kernels of a stream"),
+    ("SMs and memory shared", "compute on the SMs that communication leaves, beside it"),
+    ("exposed all-to-all", "dispatch and combine that nothing hides, at their speed alone"),
+    ("all-to-all slow-down", "dispatch and combine slower beside compute"),
+)
+"""Causes inside the chunks with what each adds, in order."""
+_GAPS = 5
+"""Place of the first counterfactual with gaps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One row of the attribution."""
+
+    name: str
+    meaning: str
+    seconds: Seconds
+    """What the step takes longer because of it, after the causes before it."""
+
+
+def attribute_step(run: TrainingRun) -> list[Cause]:
+    """Causes in order, the remainder last."""
+    step = run.step
+    of_chunk = _chunk_seconds(run)
+    # [causes], chunks of one rank up to each cause, mean over ranks
+    cumulated = np.mean([sum(of_chunk[key] for key in row) for row in step.keys], axis=0)
+    effects = np.diff(cumulated, prepend=0.0)
+    causes = [
+        Cause(name, meaning, float(effect))
+        for (name, meaning), effect in zip(CHUNK_CAUSES, effects, strict=True)
+    ]
+    durations = [[of_chunk[key][-1:] for key in row] for row in step.keys]
+    free, sent = (
+        float(
+            makespans(
+                step.pipeline, durations, transfer_s=transfer_s, blocking=run.job.blocking_sends
+            )[0]
+        )
+        for transfer_s in (0.0, step.transfer_s)
+    )
+    slowest = max(step.optimizer, key=lambda part: part.total_s)
+    causes += [
+        Cause("bubble", "waiting for other ranks, mean over ranks", free - float(cumulated[-1])),
+        Cause("pipeline transfers", "activations sent between ranks", sent - free),
+        Cause("gradient reduction", "reduce-scatter over all copies", slowest.reduce_s),
+        Cause("optimizer update", "norm, AdamW on the shard, casts", slowest.update_s),
+        Cause("parameter gather", "all-gather of the BF16 parameters", slowest.gather_s),
+    ]
+    remainder = step.step_time_s - sum(cause.seconds for cause in causes)
+    return [*causes, Cause("remainder", "what the rows above miss", remainder)]
+
+
+def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
+    """{chunk: [causes] its span with each cause and all those before it}"""
+    scenario, step = run.scenario, run.step
+    gpu, gap_s = scenario.cluster.node.gpu, scenario.calibration.kernel_gap.value
+    costs = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")(
+        cluster=scenario.cluster,
+        calibration=scenario.calibration,
+        expert_parallel_ranks=run.job.ep,
+    ).fit(calibration_measurements(scenario.calibration))
+    tiles = scenario.calibration.tiles
+    chunks = list(step.chunks.values())
+    computes = [
+        [place for place, task in enumerate(chunk.log.graph.tasks) if task.stream is Stream.COMPUTE]
+        for chunk in chunks
+    ]
+    operators = [
+        chunk.log.graph.tasks[place].operator
+        for chunk, places in zip(chunks, computes, strict=True)
+        for place in places
+    ]
+    alone = costs.predict(operators, sms=gpu.sms, overlapped=False).seconds
+    bounds = np.zeros((2, len(operators)))
+    for kind in {operator.kind for operator in operators if is_tensor(operator.kind)}:
+        for dtype in {operator.dtype for operator in operators if operator.kind == kind}:
+            chosen = [
+                place
+                for place, operator in enumerate(operators)
+                if (operator.kind, operator.dtype) == (kind, dtype)
+            ]
+            members = [operators[place] for place in chosen]
+            flops = np.array([operator.flops for operator in members])
+            bounds[0, chosen] = flops / peak_compute(dtype, gpu)
+            every = np.full(len(chosen), float(gpu.sms))
+            bounds[1, chosen] = ideal_seconds(kind, members, every, gpu, tiles)
+    found: dict[ChunkKey, Array] = {}
+    start = 0
+    for chunk, places in zip(chunks, computes, strict=True):
+        end = start + len(places)
+        other = run.without_slowdown.chunks[chunk.key]
+        part = slice(start, end)
+        seconds = _counterfactuals(chunk, places, alone[part], bounds[:, part], other)
+        gaps = np.where(np.arange(len(CHUNK_CAUSES)) < _GAPS, 0.0, gap_s)
+        found[chunk.key] = spans(chunk.log.graph, seconds, gaps)
+        start = end
+    return found
+
+
+def _counterfactuals(
+    chunk: ChunkRun, computes: list[int], alone: Array, bounds: Array, without_slowdown: ChunkRun
+) -> Array:
+    """[tasks, causes] durations of a chunk's tasks with each cause and all those before it.
+
+    Args:
+        computes: places of the compute tasks; the others exchange tokens.
+        alone: [compute tasks] kernel times on all SMs with nothing beside.
+        bounds: [2, compute tasks] time at peak, and of tiles and bytes; zero off the tensor cores.
+    """
+    tasks = chunk.log.graph.tasks
+    again = np.array([tasks[place].operator.recompute for place in computes], dtype=np.bool_)
+    tensor = np.array([is_tensor(tasks[place].operator.kind) for place in computes], dtype=np.bool_)
+    at_peak, tiled = bounds
+    actual = chunk.cost.seconds
+    columns = [
+        np.where(again, 0.0, at_peak),
+        at_peak,
+        tiled,
+        np.where(tensor, alone, 0.0),
+        alone,
+        alone,
+        actual[computes],
+        actual[computes],
+        actual[computes],
+    ]
+    seconds = np.zeros((len(tasks), len(columns)))
+    seconds[computes] = np.stack(columns, axis=1)
+    exchanges = sorted(set(range(len(tasks))) - set(computes))
+    seconds[exchanges, -2] = without_slowdown.cost.seconds[exchanges]
+    seconds[exchanges, -1] = actual[exchanges]
+    return seconds

@@ -1,0 +1,54 @@
+"""The attribution of a training step in terminal, chart and comparison."""
+
+import pytest
+from rich.console import Console
+
+from reports.charts import attribution
+from reports.palette import CAUSES
+from reports.tables import RunTables
+from reports.terminal import attribution_comparison, step_attribution_table
+from simulator.analysis.training_attribution import CHUNK_CAUSES
+
+
+def text_of(table) -> str:
+    console = Console(width=120)
+    return "".join(segment.text for segment in console.render(table))
+
+
+def test_every_cause_of_a_chunk_has_a_colour():
+    assert {name for name, _ in CHUNK_CAUSES} <= CAUSES.keys()
+
+
+def test_the_bars_stand_on_one_another_and_end_at_the_step(tables: RunTables):
+    (trace,) = attribution(tables)["data"]
+    step = tables.metrics["step_time_s"]
+    assert trace["y"] == ["arithmetic", "bubble", "step"]
+    assert trace["base"] == pytest.approx([0.0, 0.7 * step, 0.0], rel=1e-5)
+    assert trace["x"] == pytest.approx([0.7 * step, 0.3 * step, step], rel=1e-5)
+
+
+def test_the_table_says_what_a_published_step_takes_on_top(tables: RunTables):
+    step = tables.metrics["step_time_s"]
+    shown = text_of(step_attribution_table("mine", tables.metrics, published_s=step + 1.5))
+    assert "+1.500" in shown
+    assert "beyond" not in text_of(step_attribution_table("mine", tables.metrics, published_s=None))
+
+
+def test_runs_differ_by_their_causes(tables: RunTables):
+    step = tables.metrics["step_time_s"]
+    other = tables.metrics | {
+        "step_time_s": step - 0.25,
+        "attribution": [
+            {"name": "arithmetic", "meaning": "", "seconds": 0.7 * step},
+            {"name": "bubble", "meaning": "", "seconds": 0.3 * step - 0.25},
+            {"name": "remainder", "meaning": "", "seconds": 0.0},
+        ],
+    }
+    table = attribution_comparison([("a", tables.metrics), ("b", other)])
+    shown = text_of(table)
+    assert shown.count("(-0.250)") == 2
+    assert shown.count("(+0.000)") == 2
+
+
+def test_runs_without_causes_are_not_compared_by_them(tables: RunTables):
+    assert attribution_comparison([("a", tables.metrics), ("b", {"step_time_s": 1.0})]) is None

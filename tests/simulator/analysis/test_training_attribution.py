@@ -1,0 +1,62 @@
+"""The causes of a step's time sum to it, and each answers to what it is named after."""
+
+import pytest
+
+from simulator.analysis.training_attribution import CHUNK_CAUSES, attribute_step
+from simulator.execution.simulation import simulate
+from simulator.hardware.roofline import is_tensor, peak_compute
+from simulator.scenario import load_scenario
+
+
+def attributed(*changes):
+    run = simulate(load_scenario("dualpipe_h800_2048", changes))
+    return run, {cause.name: cause.seconds for cause in attribute_step(run)}
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return attributed()
+
+
+def test_the_causes_sum_to_the_step_without_a_remainder(shipped):
+    run, causes = shipped
+    assert sum(causes.values()) == pytest.approx(run.step.step_time_s, rel=1e-12)
+    assert causes["remainder"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_every_cause_costs_time(shipped):
+    _, causes = shipped
+    assert all(seconds >= 0 for name, seconds in causes.items() if name != "remainder")
+
+
+def test_arithmetic_and_recomputation_are_the_flops_over_the_peaks(shipped):
+    run, causes = shipped
+    gpu = run.scenario.cluster.node.gpu
+
+    def at_peak(key):
+        operators = [task.operator for task in run.step.chunks[key].log.graph.tasks]
+        return sum(op.flops / peak_compute(op.dtype, gpu) for op in operators if is_tensor(op.kind))
+
+    ranks = [sum(at_peak(key) for key in row) for row in run.step.keys]
+    total = causes["arithmetic"] + causes["recomputation"]
+    assert total == pytest.approx(sum(ranks) / len(ranks))
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "dualpipev"])
+def test_another_schedule_changes_no_arithmetic(shipped, schedule):
+    run, causes = attributed(f"training.schedule={schedule}")
+    assert sum(causes.values()) == pytest.approx(run.step.step_time_s, rel=1e-12)
+    assert causes["arithmetic"] == pytest.approx(shipped[1]["arithmetic"])
+    assert causes["other kernels"] == pytest.approx(shipped[1]["other kernels"], rel=0.01)
+    if schedule == "1f1b":
+        # Nothing overlaps in it: it exposes what DualPipe hides.
+        assert causes["exposed all-to-all"] > 2 * shipped[1]["exposed all-to-all"]
+        assert causes["SMs and memory shared"] < shipped[1]["SMs and memory shared"]
+
+
+def test_faster_nics_leave_everything_but_communication(shipped):
+    _, causes = attributed("cluster.node.nic.bandwidth=800 Gbit/s")
+    for name, _ in CHUNK_CAUSES[:6]:
+        assert causes[name] == pytest.approx(shipped[1][name])
+    assert causes["exposed all-to-all"] < shipped[1]["exposed all-to-all"]
+    assert causes["pipeline transfers"] < shipped[1]["pipeline transfers"]
