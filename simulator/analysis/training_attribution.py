@@ -68,7 +68,8 @@ def attribute_step(run: TrainingRun) -> list[Cause]:
     step = run.step
     of_chunk = _chunk_seconds(run)
     # [causes], chunks of one rank up to each cause, mean over ranks
-    cumulated = np.mean([sum(of_chunk[key] for key in row) for row in step.keys], axis=0)
+    sums = [np.sum([of_chunk[key] for key in row], axis=0) for row in step.keys]
+    cumulated = np.mean(sums, axis=0)
     effects = np.diff(cumulated, prepend=0.0)
     causes = [
         Cause(name, meaning, float(effect))
