@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import format_bytes, format_seconds
@@ -90,18 +89,11 @@ def plain_page(scenario: Scenario, tables: Sequence[Table]) -> str:
 
 
 def _render(scenario: Scenario, tables: Sequence[Table], **context: Any) -> str:
-    import jinja2
-
+    from reports.page import render_page
     from reports.tables import list_inputs
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("serving.html.j2").render(
+    return render_page(
+        "serving.html.j2",
         name=scenario.name,
         description=scenario.file.description,
         tables=[_cells(table) for table in tables],
