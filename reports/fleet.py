@@ -52,9 +52,9 @@ FIGURES_SHOWN: Mapping[str, str] = {
     "input_tokens_per_second_per_node": "input tokens/s per prefill node",
     "computed_input_tokens_per_second_per_node": "of which computed",
     "sustained_input_tokens_per_second_per_node": "a saturated prefill node",
-    "prefill_busy_share": "of it, time in passes",
-    "prefill_even_ranks_share": "of it, ranks alike",
-    "prefill_full_passes_share": "of it, passes full",
+    "prefill_busy_share": "of that: time in passes",
+    "prefill_even_ranks_share": "of that: even ranks",
+    "prefill_full_passes_share": "of that: full passes",
     "sustained_output_tokens_per_second_per_node": "a decode node at the TPOT limit",
     "tokens_per_second_per_user": "tokens/s per user",
     "goodput_requests_per_second": "goodput, requests/s",
@@ -294,7 +294,19 @@ def charts(metrics: Mapping[str, Any]) -> dict[str, Any]:
                 }
                 for (column, name), colour in zip(lines.items(), _COLOURS, strict=False)
             ],
-            "layout": _layout("time (s)", axis) | {"title": {"text": title, "x": 0.01}},
+            # The legend of several lines stands at the right of the title; one line needs none.
+            "layout": _layout("time (s)", axis)
+            | {
+                "title": {"text": title, "x": 0.01, "y": 0.97},
+                "showlegend": len(lines) > 1,
+                "legend": {
+                    "orientation": "h",
+                    "x": 1,
+                    "xanchor": "right",
+                    "y": 1.02,
+                    "yanchor": "bottom",
+                },
+            },
         }
     return result
 
