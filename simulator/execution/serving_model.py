@@ -142,9 +142,12 @@ def kernel_source(
         for row in measurements
         if row.kind not in _FUSED_IN_INFERENCE or row.condition("kernels", "1") == "1"
     ]
+    # What training borrows from another GPU are the reference model's kernels, the gate of many
+    # launches among them; with rows of its own, a calibration answers for inference alone.
+    own = {"transfer_from": ()} if calibration.measurements else {}
     costs = cost_model(
         cluster=cluster,
-        calibration=calibration,
+        calibration=calibration.model_copy(update=own),
         expert_parallel_ranks=_whole_nodes(ranks, cluster.node.gpus),
     ).fit(rows)
 

@@ -21,7 +21,8 @@ preferred kernel set adds its own difference, a mean of its rows' differences we
 inverse square of the distance in octaves of all sizes: its rows are met exactly, and one version's
 times never average into another's. Kernels that only move bytes have one curve a family. A family
 without rows borrows the kind's other types, then what its class (tensor-core or memory-bound)
-achieves in general.
+achieves in general. Where the calibration names others to transfer from, a family without rows and
+products far from the few rows of theirs come from those, by the ceilings of both GPUs.
 
 Conditions. A row carries the SMs and the share of its time with an all-to-all in flight; an
 overlapped prediction answers with rows of an overlapped pair as they are. A row that holds for the
@@ -59,6 +60,7 @@ from hardware_profiles.units import Seconds
 from reference_model.trace import KINDS, Operator
 from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel
 from simulator.hardware.kernel_curves import (
+    ENOUGH_RESIDUALS,
     EXTRAPOLATED,
     MEASURED,
     MODELLED,
@@ -171,10 +173,7 @@ class KernelCostModel:
             if row.kind not in ALL_TO_ALL_KINDS:
                 sets = grouped.setdefault(family_of(operator_of(row)), {})
                 sets.setdefault(row.kernel_set, []).append(row)
-        self.others_ = tuple(
-            self._stand_in(load_calibration(name)) for name in self.calibration.transfer_from
-        )
-        if not grouped and not self.others_:
+        if not grouped and not self.calibration.transfer_from:
             raise NotCalibrated(
                 f"calibration {self.calibration.name}: no measured compute kernel of the kernel "
                 f"sets {', '.join(order)}"
@@ -368,7 +367,18 @@ class KernelCostModel:
         answering = self._answering(family)
         answer = answering._compute(family, batch, sms, overlapped)
         if answering is not self or self._transferred:
-            return self._carried_over(answer)
+            answer = self._carried_over(answer, batch, sms, foreign=answering is not self)
+        elsewhere = self._with_more_rows(family) if answering is self else None
+        if elsewhere is None:
+            return answer
+        unknown = np.flatnonzero(~self.families_[overlapped, family].covers(batch))
+        if not len(unknown):
+            return answer
+        part, part_sms = batch.take(unknown), sms[unknown]
+        found = elsewhere._compute(family, part, part_sms, overlapped)
+        found = self._carried_over(found, part, part_sms, foreign=True)
+        for mine, theirs in zip(answer, found, strict=True):
+            mine[unknown] = theirs
         return answer
 
     def _fit(self, family: Family, kernel_set: str) -> FitProfile | None:
@@ -378,6 +388,13 @@ class KernelCostModel:
             if found == family and fit.kernel_set == kernel_set:
                 return fit
         return None
+
+    @cached_property
+    def others_(self) -> tuple[KernelCostModel, ...]:
+        """Models of the calibrations that this one transfers from, fitted when first needed."""
+        return tuple(
+            self._stand_in(load_calibration(name)) for name in self.calibration.transfer_from
+        )
 
     def _stand_in(self, other: CalibrationProfile) -> KernelCostModel:
         """The model of another calibration's rows on this cluster, under this one's conditions."""
@@ -390,6 +407,8 @@ class KernelCostModel:
 
     def _answering(self, family: Family) -> KernelCostModel:
         """Who predicts a family: whoever has rows of it, else of its kind, else of its class."""
+        if (False, family) in self.families_:
+            return self
         models = (self, *self.others_)
 
         def has(model: KernelCostModel) -> int:
@@ -401,6 +420,22 @@ class KernelCostModel:
             return 2 if (False, is_tensor(family[0])) in model.classes_ else 3
 
         return min(models, key=has)
+
+    def _with_more_rows(self, family: Family) -> KernelCostModel | None:
+        """Who else knows a tensor-core family of which there are but a few rows here.
+
+        A few rows of small products say nothing of other shapes: the trace's only BF16 products are
+        those of the gate, the head is 500 times as large.
+        """
+        if not is_tensor(family[0]) or (False, family) not in self.families_:
+            return None
+        rows = self.families_[False, family].rows
+        if rows >= ENOUGH_RESIDUALS:
+            return None
+        for other in self.others_:
+            if (False, family) in other.families_ and other.families_[False, family].rows > rows:
+                return other
+        return None
 
     def _ratio(self, kind: str) -> Estimate:
         """How much slower a kernel runs beside an all-to-all."""
@@ -566,19 +601,34 @@ class KernelCostModel:
         return min(1.0, max(shares)) if len(shares) > 1 else 1.0
 
     def _carried_over(
-        self, answer: tuple[Array, Array, Array, NDArray[np.intp]]
+        self,
+        answer: tuple[Array, Array, Array, NDArray[np.intp]],
+        batch: Batch,
+        sms: Array,
+        *,
+        foreign: bool,
     ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
-        """Another calibration's answer, with what carrying it over adds to its interval."""
+        """An answer for another GPU than the measured one, its interval widened for that.
+
+        Args:
+            foreign: whether another calibration's; that error is stated even where this one's own
+                rows are not carried anywhere.
+        """
         seconds, low, high, provenance = answer
         if self.calibration.basis == "datasheet":
             provenance = np.full_like(provenance, MODELLED)
+        elif foreign:
+            provenance = np.maximum(provenance, EXTRAPOLATED)
         error = self.calibration.carried_over
+        if error is None and foreign:
+            error = self.calibration.other_gpu
         if error is None:
             return seconds, low, high, provenance
         narrow, wide = np.log(error.value / error.low), np.log(error.high / error.value)
+        lower = seconds * np.exp(-np.hypot(np.log(seconds / low), narrow))
         return (
             seconds,
-            seconds * np.exp(-np.hypot(np.log(seconds / low), narrow)),
+            np.maximum(lower, least_seconds(batch, sms, self.cluster.node.gpu)),
             seconds * np.exp(np.hypot(np.log(high / seconds), wide)),
             provenance,
         )

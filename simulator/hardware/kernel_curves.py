@@ -281,15 +281,20 @@ class FamilyModel:
             places = _coordinates(batch, sms)
             log_seconds = base + _inverse_square(places, self.places, self.differences)
         rival = log_seconds.copy()
+        for shape, numbers in shapes_of(batch):
+            if is_tensor(self.kind) and shape in self._base_shapes:
+                rival[numbers] = base[numbers]
+        provenance, spread = self._provenance(batch, sms, self.covers(batch))
+        return log_seconds, rival, provenance, spread
+
+    def covers(self, batch: Batch) -> NDArray[np.bool_]:
+        """[operators] whether each lies between rows of its shape."""
         between = np.zeros(len(batch), dtype=np.bool_)
         extents = _extents(batch)
         for shape, numbers in shapes_of(batch):
             low, high = self._ranges.get(shape, (np.inf, -np.inf))
             between[numbers] = (low <= extents[numbers]) & (extents[numbers] <= high)
-            if is_tensor(self.kind) and shape in self._base_shapes:
-                rival[numbers] = base[numbers]
-        provenance, spread = self._provenance(batch, sms, between)
-        return log_seconds, rival, provenance, spread
+        return between
 
     @cached_property
     def curves(self) -> dict[Shape, Curve]:

@@ -1,11 +1,13 @@
 """Kernel costs: what was measured is met, what was not obeys physics, and each says which it is."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardware_profiles.schema import load_calibration, load_cluster
+from hardware_profiles.schema import load_calibration, load_cluster, load_gpu
 from hardware_profiles.tables import Measurement
 from reference_model.trace import KINDS, TRACE_FOLDER, Operator, load_trace
 from simulator.hardware.costs import (
@@ -18,8 +20,10 @@ from simulator.hardware.costs import (
 from simulator.hardware.kernel_curves import ENOUGH_RESIDUALS
 from simulator.hardware.roofline import Ideal, batch_of, is_tensor, least_seconds
 
-CALIBRATION = load_calibration("h800_sxm")
+CALIBRATION = load_calibration("h800_sxm", {"transfer_from": []})
+"""Its own rows only; what it takes over from an H200 is tested below."""
 ROWS = calibration_measurements(CALIBRATION)
+H800 = load_gpu("h800_sxm")
 MICROSECOND = 1e-6
 
 
@@ -203,7 +207,7 @@ def test_more_tokens_never_take_less_time(shape, m, sms, overlapped):
 
 
 WITHOUT_TRACE = fitted(
-    calibration=load_calibration("h800_sxm", {"kernel_sets": ["infersim"]}),
+    calibration=load_calibration("h800_sxm", {"kernel_sets": ["infersim"], "transfer_from": []}),
     rows=[row for row in ROWS if row.kind == "gemm"],
 )
 
@@ -486,3 +490,48 @@ def test_a_surface_fitted_alone_serves_the_overlapped_condition_too():
     own = beside.fitted.predict(batch_of([op]), np.array([132.0]), ideal)
     shared = alone.fitted.predict(batch_of([op]), np.array([132.0]), ideal)
     assert own - shared == pytest.approx(np.log(factor), abs=1e-4)
+
+
+WITH_H200 = fitted(calibration=load_calibration("h800_sxm"))
+HEAD = gemm(4096, 129280, 7168)
+
+
+def bfloat16(op):
+    return dataclasses.replace(op, dtype="bfloat16")
+
+
+def test_products_far_from_the_few_rows_of_their_family_come_from_the_other_gpu():
+    # H200, same SMs: 10.83 ms at 132 SMs; the H800's only BF16 products are those of the gate
+    own = COSTS.predict([bfloat16(HEAD)], sms=132, overlapped=False)
+    taken = WITH_H200.predict([bfloat16(HEAD)], sms=132, overlapped=False)
+    assert taken.seconds[0] == pytest.approx(10.83e-3, rel=0.06)
+    assert taken.provenance[0] == own.provenance[0] == "extrapolated"
+    assert taken.high[0] / taken.low[0] > 1.3
+    assert own.seconds[0] != taken.seconds[0]
+
+
+def test_what_the_h800_has_rows_of_stays_its_own():
+    op = gemm(4096, 1536, 7168)
+    assert one(WITH_H200, op, sms=112, overlapped=True) == one(COSTS, op, sms=112, overlapped=True)
+    router = bfloat16(gemm(4096, 256, 7168, out_dtype="float32"))
+    for sms, overlapped in ((112, True), (132, False)):
+        assert one(WITH_H200, router, sms=sms, overlapped=overlapped) == one(
+            COSTS, router, sms=sms, overlapped=overlapped
+        )
+
+
+def test_a_kernel_without_any_row_comes_from_the_other_gpu():
+    loss = operator("cross_entropy", dtype="bfloat16", rows=4096, columns=129280)
+    assert one(COSTS, loss, sms=132, overlapped=False)[1] == "modelled"
+    assert one(WITH_H200, loss, sms=132, overlapped=False)[1] == "extrapolated"
+
+
+def test_a_taken_over_product_is_never_faster_than_the_roofline_nor_slowed_by_a_faster_part():
+    faster = fitted({"node.gpu.hbm_bandwidth": "6.7 TB/s"}, calibration=WITH_H200.calibration)
+    for op in (bfloat16(HEAD), gemm(129280, 7168, 4096, out_dtype="float32", accumulate=True)):
+        for sms, overlapped in ((112, True), (132, False)):
+            base = WITH_H200.predict([op], sms=sms, overlapped=overlapped)
+            least = least_seconds(batch_of([op]), np.array([float(sms)]), H800)
+            assert base.low[0] >= least[0] * (1 - 1e-12)
+            quick = faster.predict([op], sms=sms, overlapped=overlapped)
+            assert quick.seconds[0] <= base.seconds[0] * (1 + 1e-9)
