@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reference_model.balance import saved_choices
 from reference_model.kernels import load_backend
 from reference_model.train import Training, TrainingSettings
 
@@ -198,6 +199,60 @@ def product_errors(
             error = float((product - exact).norm() / exact.norm())
             results.append(ProductError(name, k, factor, error))
     return results
+
+
+@dataclass(frozen=True, slots=True)
+class GradientError:
+    """The first gradient of a run beside that of the same weights and batch in FP32."""
+
+    name: str
+    error: float
+    """Norm of the difference of all gradients over the norm of the FP32 ones."""
+    median: float
+    """The same tensor by tensor: the one in the middle."""
+    worst: float
+    """The largest of these."""
+    changed: float
+    """Share of tokens, over all layers, of which another set of experts was chosen; not a number
+    for another batch, whose tokens are others."""
+
+
+def gradient_errors(settings: TrainingSettings) -> list[GradientError]:
+    """Of BF16, of FP8, and of FP32 on another batch: how much one batch says about the next."""
+    exact, choices = _first_gradient(replace(settings, precision="fp32"), batch=0)
+    results = []
+    for name, precision, batch in (
+        ("bf16", "bf16", 0), ("fp8", "fp8", 0), ("fp32, another batch", "fp32", 1)
+    ):  # fmt: skip
+        gradient, chosen = _first_gradient(replace(settings, precision=precision), batch=batch)
+        differences = torch.stack([(gradient[n] - exact[n]).norm() for n in exact])
+        norms = torch.stack([exact[n].norm() for n in exact])
+        errors = differences / norms
+        results.append(
+            GradientError(
+                name=name,
+                error=float(differences.norm() / norms.norm()),
+                median=float(errors.median()),
+                worst=float(errors.max()),
+                changed=float("nan")
+                if batch
+                else float((chosen != choices).any(dim=1).double().mean()),
+            )
+        )
+    return results
+
+
+def _first_gradient(
+    settings: TrainingSettings, *, batch: int
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Gradients by name, and the experts chosen, in order [layers x tokens, K]."""
+    training = Training(settings)
+    tokens = training.batch(batch)
+    _, saved = training.model.loss(tokens, prediction_weight=0.3)
+    training.model.backward(saved)
+    gradients = {n: p.grad for n, p in training.model.named_parameters() if p.grad is not None}
+    chosen = [block.moe.indices.sort(dim=1).values for block in saved_choices(saved)]
+    return gradients, torch.cat(chosen)
 
 
 def write_comparison(runs: Sequence[ComparedRun], path: Path) -> None:

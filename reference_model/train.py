@@ -188,6 +188,15 @@ class Training:
         load = torch.stack(loads).sum(dim=0) if loads else torch.zeros((0, 0), dtype=torch.int64)
         return Evaluation(sum(main) / batches, sum(mtp) / batches, load)
 
+    def batch(self, step: int) -> Tensor:
+        """Sequences of a step, int64 [sequences, length], on the model's device."""
+        tokens = self.source.batch(step, sequences=self._sequences(step), length=self._length)
+        return tokens.to(self.model.device)
+
+    def _sequences(self, step: int) -> int:
+        s = self.settings
+        return batch_sequences(step, steps=s.steps, first=s.first_sequences, final=s.sequences)
+
     @property
     def _length(self) -> int:
         """Tokens of a sequence: those that predict, and those that are only predicted."""
@@ -195,14 +204,12 @@ class Training:
 
     def _step(self, step: int) -> StepRecord:
         s = self.settings
-        sequences = batch_sequences(step, steps=s.steps, first=s.first_sequences, final=s.sequences)
         rate = learning_rate(
             step, steps=s.steps, peak=s.peak_learning_rate, warmup_steps=s.warmup_steps,
             schedule=s.schedule,
         )  # fmt: skip
-        tokens = self.source.batch(step, sequences=sequences, length=self._length)
         losses, saved = self.model.loss(
-            tokens.to(self.model.device), prediction_weight=prediction_weight(step, steps=s.steps)
+            self.batch(step), prediction_weight=prediction_weight(step, steps=s.steps)
         )
         self.model.backward(saved)
         violation = balance = float("nan")
@@ -216,7 +223,7 @@ class Training:
             step_biases(self.model, load, gamma=gamma)
         return StepRecord(
             step=step,
-            sequences=sequences,
+            sequences=self._sequences(step),
             learning_rate=rate,
             main=float(losses.main),
             mtp=float("nan") if losses.mtp is None else float(losses.mtp),
@@ -283,8 +290,8 @@ def initialize(model: Transformer, generator: torch.Generator, *, deviation: flo
 
     DeepSeek-V3 starts from 0.006 (Report, section 4.2). FP8 is sensitive to it: with variance
     1 / fan-in layers outweigh the residual stream that they add to, and rounding errors grow from
-    layer to layer. The first gradients of a deep small model are then off by 40%, with 0.006 by 10
-    to 18%; narrow models learn more slowly from 0.006."""
+    layer to layer (`python -m reference_model gradient-error`); narrow models learn more slowly
+    from 0.006."""
     model.initialize(generator)
     if deviation:
         for parameter in model.parameters():

@@ -4,6 +4,7 @@ expert-parallel | pipeline. Options in, tables and files out."""
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ def add_commands(commands: Any) -> None:
     """Add the commands to the subparsers of __main__."""
     _add_train(commands)
     _add_compare_precision(commands)
+    _add_gradient_error(commands)
     _add_balance(commands)
     _add_generate(commands)
     _add_expert_parallel(commands)
@@ -66,6 +68,16 @@ def _add_compare_precision(commands: Any) -> None:
     )
     compare.add_argument("--out", type=Path, help="folder for losses.csv and losses.png")
     compare.set_defaults(function=_compare)
+
+
+def _add_gradient_error(commands: Any) -> None:
+    error = commands.add_parser(
+        "gradient-error", help="the first gradient in BF16 and FP8 against FP32"
+    )
+    _add_training(error, steps=1)
+    _add_kernels(error)
+    _add_balance_options(error)
+    error.set_defaults(function=_gradient_error)
 
 
 def _add_balance(commands: Any) -> None:
@@ -364,6 +376,21 @@ def _variants() -> list[str]:
     from reference_model.precision_comparison import PRODUCT_VARIANTS
 
     return list(PRODUCT_VARIANTS)
+
+
+def _gradient_error(options: argparse.Namespace) -> None:
+    from reference_model.precision_comparison import gradient_errors
+
+    settings = _settings(options, precision="fp32", kernels=options.kernels)
+    deviation = settings.initial_deviation
+    start = f"deviation {deviation:g}" if deviation else "variance 1 / fan-in"
+    print(f"first gradient of {settings.config}, weights of {start}, against FP32 (relative norms)")
+    print(
+        f"{'run':<22}{'all':>8}{'median tensor':>15}{'worst':>8}{'tokens with other experts':>27}"
+    )
+    for e in gradient_errors(settings):
+        changed = "" if math.isnan(e.changed) else f"{e.changed:.1%}"
+        print(f"{e.name:<22}{e.error:>8.3f}{e.median:>15.3f}{e.worst:>8.3f}{changed:>27}")
 
 
 # -- balance ---------------------------------------------------------------------------------------

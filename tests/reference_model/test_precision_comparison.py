@@ -1,6 +1,8 @@
 """The comparison trains the runs it says, on the same data, and measures what it says."""
 
 import csv
+import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from reference_model.precision_comparison import (
     compare,
     compared_settings,
+    gradient_errors,
     plot_comparison,
     product_errors,
     relative_errors,
@@ -85,3 +88,11 @@ def test_each_part_of_the_recipe_matters_where_it_should():
     assert errors["fp8 no promotion", 128, 1e5] < 1.1 * errors["fp8", 128, 1e5]
     assert errors["fp8 per tensor", 128, 1e5] > 5 * errors["fp8", 128, 1e5]
     assert errors["fp8 per tensor", 8192, 1.0] < 1.2 * errors["fp8", 8192, 1.0]
+
+
+def test_a_gradient_in_fp8_is_nearer_to_fp32_than_that_of_another_batch():
+    bf16, fp8, other = gradient_errors(dataclasses.replace(SETTINGS, initial_deviation=0.006))
+    assert 0 < bf16.error < fp8.error < other.error
+    assert fp8.median <= fp8.worst
+    assert 0 <= bf16.changed <= fp8.changed < 1
+    assert math.isnan(other.changed)
