@@ -5,10 +5,12 @@ kernel's bytes explain at the copy rate that the GPU achieves goes with the memo
 
     t' = t (1 + f (B / B' - 1)),   f = min(1, bytes / (achieved share x B) / t)
 
+where the achieved share is that of the fastest copy among the rows that the L2 cache does not hold.
+
 Only kernels that the H800 table lacks in their inference form are taken over: small element-wise
 ones, products a head, BF16 products, sampling, the gate as one kernel. Of two versions of a kernel
-the faster counts. What remains unknown (other kernels, other clocks) is `ERROR`, each way: the
-difference in median between the two GPUs' FP8 GEMM tables at real shapes.
+the faster counts. What remains unknown (other kernels, other clocks) is `other_gpu` of the
+calibration that uses the rows.
 
     python -m simulator.hardware.transfer      writes measurements/h800_from_h200.csv
 """
@@ -25,7 +27,7 @@ from hardware_profiles.tables import (
     table_path,
     write_measurements,
 )
-from reference_model.trace import Operator
+from simulator.hardware.costs import BEYOND_CACHE, operator_of
 
 SOURCE_TABLES, TARGET_TABLE = ("h200_sxm", "h200_decode_probe"), "h800_from_h200"
 SOURCE_GPU, TARGET_GPU = "h200_sxm", "h800_sxm"
@@ -33,13 +35,6 @@ KERNEL_SET = "h200_transferred"
 PROBE_SET = "dsv3sim_decode_probe"
 """Rows of python -m reference_model.decode_probe: the gate as one kernel. The reference model's own
 gate is many."""
-
-ERROR = 0.17
-"""Relative, each way: FP8 GEMMs on H200 against H800 rows, real shapes with m >= 1,024, 17 % in
-median (AIConfigurator's H200 table against InferSim's H800 table)."""
-
-ACHIEVED_COPY_SHARE = 0.887
-"""Of the H200's HBM rate: 1.88 GB read and written in 441 us, copies over 2 s."""
 
 KINDS = frozenset(
     {
@@ -59,6 +54,8 @@ def transferred(
     rows: Iterable[Measurement], *, source: GpuProfile, target: GpuProfile
 ) -> list[Measurement]:
     """Rows of the families above, all SMs free, restated for the target GPU."""
+    rows = list(rows)
+    share = copy_share(rows, source)
     best: dict[tuple[object, ...], Measurement] = {}
     for row in rows:
         if not _wanted(row, source):
@@ -66,7 +63,19 @@ def transferred(
         key = (row.kind, row.sizes, row.dtype, row.out_dtype)
         if key not in best or row.seconds < best[key].seconds:
             best[key] = row
-    return [_restated(row, source, target) for _, row in sorted(best.items(), key=_order)]
+    return [_restated(row, share, source, target) for _, row in sorted(best.items(), key=_order)]
+
+
+def copy_share(rows: Iterable[Measurement], gpu: GpuProfile) -> float:
+    """Share of the GPU's HBM rate that its fastest copy reaches.
+
+    Copies count that move more than `BEYOND_CACHE` L2 caches hold. Raises ValueError without one.
+    """
+    moved = [(_moved_bytes(row), row.seconds) for row in rows if row.kind == "copy"]
+    rates = [size / seconds for size, seconds in moved if size > BEYOND_CACHE * gpu.l2_capacity]
+    if not rates:
+        raise ValueError(f"no row of a copy on {gpu.name} beyond its L2 cache: its rate is unknown")
+    return min(1.0, max(rates) / gpu.hbm_bandwidth)
 
 
 def _wanted(row: Measurement, gpu: GpuProfile) -> bool:
@@ -83,13 +92,15 @@ def _order(entry: tuple[tuple[object, ...], Measurement]) -> tuple[str, str, str
     return row.kind, f"{row.dtype} {row.out_dtype}", str(row.sizes)
 
 
-def _restated(row: Measurement, source: GpuProfile, target: GpuProfile) -> Measurement:
-    operator = Operator(
-        name=row.source, kind=row.kind, phase="forward", segment="", dtype=row.dtype,
-        out_dtype=row.out_dtype, sizes=row.sizes, recompute=False, accumulate=False,
-    )  # fmt: skip
-    moved = operator.bytes_read + operator.bytes_written
-    share = min(1.0, moved / (ACHIEVED_COPY_SHARE * source.hbm_bandwidth) / row.seconds)
+def _moved_bytes(row: Measurement) -> float:
+    operator = operator_of(row)
+    return operator.bytes_read + operator.bytes_written
+
+
+def _restated(
+    row: Measurement, copy_share: float, source: GpuProfile, target: GpuProfile
+) -> Measurement:
+    share = min(1.0, _moved_bytes(row) / (copy_share * source.hbm_bandwidth) / row.seconds)
     factor = 1.0 + share * (source.hbm_bandwidth / target.hbm_bandwidth - 1.0)
     kept = {
         name: value for name, value in row.conditions if name in ("out_dtype", "repeats", "kernels")

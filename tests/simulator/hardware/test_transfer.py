@@ -5,10 +5,10 @@ import pytest
 from hardware_profiles.schema import load_gpu
 from hardware_profiles.tables import Measurement, load_measurements, table_path
 from simulator.hardware.transfer import (
-    ACHIEVED_COPY_SHARE,
     KERNEL_SET,
     SOURCE_TABLES,
     TARGET_TABLE,
+    copy_share,
     transferred,
 )
 
@@ -25,13 +25,29 @@ def row(seconds, *, kind="copy", rows=4096, columns=16384, dtype="bfloat16", sms
     )
 
 
+SHARE = 0.887
+# Twelve times the L2 cache, at that share of the HBM rate.
+FASTEST_COPY = row(
+    2 * 2 * 16384 * 10240 / (SHARE * H200.hbm_bandwidth), rows=16384 * 4, columns=10240 // 4
+)
+
+
 def restated(*rows):
-    return transferred(rows, source=H200, target=H800)
+    fast = (FASTEST_COPY.kind, FASTEST_COPY.sizes)
+    found = transferred([FASTEST_COPY, *rows], source=H200, target=H800)
+    return [row for row in found if (row.kind, row.sizes) != fast]
+
+
+def test_the_copy_share_is_that_of_the_fastest_copy_beyond_the_cache():
+    cached = row(1e-6, rows=128, columns=1024)
+    assert copy_share([cached, FASTEST_COPY], H200) == pytest.approx(SHARE)
+    with pytest.raises(ValueError, match="no row of a copy on h200_sxm"):
+        copy_share([cached], H200)
 
 
 def test_a_kernel_bound_by_memory_slows_with_it_and_a_tiny_one_stays():
     moved = 2 * 2 * 4096 * 16384
-    bound = moved / (ACHIEVED_COPY_SHARE * H200.hbm_bandwidth)
+    bound = moved / (SHARE * H200.hbm_bandwidth)
     ratio = H200.hbm_bandwidth / H800.hbm_bandwidth
     (slow,) = restated(row(bound))
     assert slow.seconds == pytest.approx(bound * ratio, rel=1e-4)
