@@ -17,7 +17,8 @@ from simulator.workload.serving_operators import BatchLoad, layer_operators
 LOAD = BatchLoad(
     tokens=8, sequences=8, context=64, expert_rows=16, received_rows=16, active_experts=2
 )
-KINDS = ("embedding", "dense", "moe", "mtp", "head")
+KINDS = {kind: kind for kind in ("embedding", "dense", "moe", "mtp", "head")}
+KINDS |= {"mtp_next": "mtp", "mtp_head": "head"}
 GAP = 1e-6
 
 
@@ -25,15 +26,15 @@ def planned(job, overlap):
     trace = load_trace(TRACE_FOLDER / f"debug.{job}.jsonl")
     operators = {
         kind: split_layer(
-            kind,
-            layer_operators(trace, kind, LOAD, attention_tp=1, expert_tp=1),
+            recorded,
+            layer_operators(trace, recorded, LOAD, attention_tp=1, expert_tp=1),
             low_latency=job == "decode",
             expert_parallel=True,
         )
-        for kind in KINDS
+        for kind, recorded in KINDS.items()
     }
     plan = plan_step(
-        operators, dense_layers=1, moe_layers=3, draft_layers=1 if job == "decode" else 0,
+        operators, dense_layers=1, moe_layers=3, draft_layers=2 if job == "decode" else 0,
         head=True, decode=job == "decode", overlap=overlap,
     )  # fmt: skip
     graph = task_graph(
