@@ -38,11 +38,11 @@ LATENCIES: Mapping[str, str] = {
     "itl_s": "ITL",
     "e2e_s": "end to end",
     "queueing_s": "queueing",
-    "decode_wait_s": "wait for decode",
+    "decode_wait_s": "decode wait",
 }
 """Latencies in the order of tables, with their names."""
 
-LATENCY_COLUMNS = ("mean", "80 % of mean", "p50", "p90", "p95", "p99", "count")
+LATENCY_COLUMNS = ("mean", "its 80 %", "p50", "p90", "p95", "p99", "count")
 
 FIGURES_SHOWN: Mapping[str, str] = {
     "verdict": "verdict",
