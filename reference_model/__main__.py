@@ -1,4 +1,7 @@
-"""The reference model on the command line: python -m reference_model run | trace."""
+"""The reference model on the command line: `python -m reference_model --help` names its commands.
+
+run and trace are here; what times kernels is in gpu_commands.py, training and decoding in
+work_commands.py, several ranks in parallel_commands.py."""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from reference_model import gpu_commands, work_commands
+from reference_model import gpu_commands, parallel_commands, work_commands
 from reference_model.config import load_model_config, parameter_counts, shipped_configs
 from reference_model.trace import TRACE_FOLDER, save_trace
 
@@ -15,9 +18,14 @@ from reference_model.trace import TRACE_FOLDER, save_trace
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run the command, return the exit code: 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="python -m reference_model", description="DeepSeek-V3 as a runnable PyTorch model."
+        prog="python -m reference_model",
+        description="DeepSeek-V3 as a runnable PyTorch model: record it, time it, train it, decode"
+        " with it, spread it over ranks.",
+        epilog="COMMAND --help names the options of a command.",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands"
+    )
 
     run = commands.add_parser("run", help="forward, loss and backward of one random micro-batch")
     _add_model(run, default="debug")
@@ -36,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     gpu_commands.add_commands(commands)
     work_commands.add_commands(commands)
+    parallel_commands.add_commands(commands)
     options = parser.parse_args(arguments)
     try:
         options.function(options)

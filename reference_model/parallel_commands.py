@@ -1,0 +1,196 @@
+"""The model on several ranks: python -m reference_model expert-parallel | node-limited | pipeline.
+Options in, tables out."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to the subparsers of __main__."""
+    _add_expert_parallel(commands)
+    _add_node_limited(commands)
+    _add_pipeline(commands)
+
+
+def _add_expert_parallel(commands: Any) -> None:
+    parallel = commands.add_parser(
+        "expert-parallel", help="a step with experts spread over ranks, against one rank"
+    )
+    _add_step(parallel, recipe="float32")
+    parallel.add_argument("--ranks", type=int, default=2, help="default: %(default)s")
+    parallel.add_argument(
+        "--backend", default="gloo", help="gloo (CPU) or nccl (GPUs) (default: %(default)s)"
+    )
+    parallel.add_argument(
+        "--one-rank-a-token", action="store_true",
+        help="let each token choose experts of one rank only, so that nothing is rounded between"
+        " ranks",
+    )  # fmt: skip
+    parallel.set_defaults(function=_expert_parallel)
+
+
+def _add_node_limited(commands: Any) -> None:
+    routing = commands.add_parser(
+        "node-limited", help="nodes and GPUs that tokens reach through a model's gate"
+    )
+    routing.add_argument("--config", default="deepseek_v3", help="default: %(default)s")
+    routing.add_argument("--nodes", type=int, default=8, help="default: %(default)s")
+    routing.add_argument("--gpus", type=int, default=64, help="of all nodes (default: %(default)s)")
+    routing.add_argument("--tokens", type=int, default=100_000, help="default: %(default)s")
+    routing.add_argument("--seed", type=int, default=0, help="of the logits")
+    routing.set_defaults(function=_node_limited)
+
+
+def _add_pipeline(commands: Any) -> None:
+    pipeline = commands.add_parser(
+        "pipeline", help="a step in the order of a schedule by real ranks, against a serial one"
+    )
+    _add_step(pipeline, recipe="float32")
+    pipeline.add_argument(
+        "--schedule", type=Path, required=True,
+        help="file with one line a rank, as `dsv3sim show schedule` prints them",
+    )  # fmt: skip
+    pipeline.set_defaults(function=_pipeline)
+
+
+def _add_step(parser: argparse.ArgumentParser, *, recipe: str) -> None:
+    parser.add_argument("--config", default="debug", help="default: %(default)s")
+    parser.add_argument("--recipe", default=recipe, help="default: %(default)s")
+    parser.add_argument("--kernels", default="reference", help="default: %(default)s")
+    parser.add_argument("--sequences", type=int, default=2, help="of a rank or micro-batch")
+    parser.add_argument("--context", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and tokens")
+    parser.add_argument(
+        "--timeout", type=float, default=120.0, help="seconds (default: %(default)s)"
+    )
+
+
+def _expert_parallel(options: argparse.Namespace) -> None:
+    from reference_model.config import load_model_config
+    from reference_model.expert_parallel import check_expert_parallel
+    from reference_model.precision import Recipe
+
+    _check_step(options)
+    config = load_model_config(options.config)
+    if options.one_rank_a_token:
+        config = replace(config, n_group=options.ranks, topk_group=1)
+    result = check_expert_parallel(
+        config,
+        recipe=Recipe(options.recipe, options.kernels),
+        ranks=options.ranks,
+        sequences=options.sequences,
+        context=options.context,
+        seed=options.seed,
+        backend=options.backend,
+        timeout_s=options.timeout,
+    )
+    mean = sum(result.losses) / len(result.losses)
+    print(f"ranks      {options.ranks} over {options.backend}, {options.recipe}")
+    print(f"loss       {mean:.7f} over the ranks, {result.single_loss:.7f} on one")
+    print(f"gradients  differ by at most {result.largest_gradient_error:.1e} (relative, by weight)")
+    print()
+    peers = "".join(f"{f'to rank {rank}':>12}" for rank in range(options.ranks))
+    print(f"bytes of the first layer   {'type':<12}{'from':<8}{peers}")
+    kinds = (("forward", "dispatch"), ("forward", "combine"))
+    backward = (("input_grad", "dispatch"), ("input_grad", "combine"))
+    for phase, kind in (*kinds, *backward):
+        for rank, traffic in enumerate(result.traffic):
+            matching = [t for t in traffic if (t.phase, t.kind) == (phase, kind)]
+            item = matching[0] if phase == "forward" else matching[-1]
+            cells = "".join(f"{count:>12,}" for count in item.bytes_to)
+            name = f"{kind}, {'forward' if phase == 'forward' else 'backward'}"
+            print(f"{name:<27}{item.dtype:<12}rank {rank}  {cells}")
+
+
+def _node_limited(options: argparse.Namespace) -> None:
+    import torch
+
+    from reference_model.config import load_model_config
+    from reference_model.node_limited import (
+        choose_on_random_logits,
+        choose_within_random_groups,
+        copies_received,
+        destinations_reached,
+        groups_reached_at_random,
+    )
+
+    if options.tokens < 1:
+        raise ValueError(f"--tokens {options.tokens} must be at least 1")
+    config = load_model_config(options.config)
+    generator = torch.Generator().manual_seed(options.seed)
+    experts = config.n_routed_experts
+    print(
+        f"gate       {options.config}: {config.num_experts_per_tok} of {experts} experts, in"
+        f" {config.topk_group} of {config.n_group} groups"
+    )
+    chosen = choose_on_random_logits(config, tokens=options.tokens, generator=generator)
+    for name, count in (("nodes", options.nodes), ("GPUs", options.gpus)):
+        reached = destinations_reached(chosen, experts=experts, destinations=count)
+        print(
+            f"{name:<11}{float(reached.double().mean()):.3f} of {count} a token on random logits,"
+            f" at most {int(reached.max())}"
+        )
+    copies = copies_received(chosen, experts=experts, destinations=options.nodes)
+    print(
+        f"copies     {int(copies.sum()):,} of {options.tokens:,} tokens to nodes, between"
+        f" {int(copies.min()):,} and {int(copies.max()):,} to one"
+    )
+    random = choose_within_random_groups(config, tokens=options.tokens, generator=generator)
+    counted = destinations_reached(random, experts=experts, destinations=config.n_group)
+    print(
+        f"counting   {float(counted.double().mean()):.3f} groups a token within random groups,"
+        f" closed form {groups_reached_at_random(config):.3f}"
+    )
+
+
+def _pipeline(options: argparse.Namespace) -> None:
+    from reference_model.config import load_model_config
+    from reference_model.pipeline import check_pipeline, parse_order
+    from reference_model.precision import Recipe
+
+    _check_step(options)
+    try:
+        text = options.schedule.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{options.schedule}: cannot be read: {error.strerror}") from error
+    order = parse_order(text, source=str(options.schedule))
+    result = check_pipeline(
+        order,
+        load_model_config(options.config),
+        recipe=Recipe(options.recipe, options.kernels),
+        sequences=options.sequences,
+        context=options.context,
+        seed=options.seed,
+        timeout_s=options.timeout,
+    )
+    actions = [action for rank in order.ranks for action in rank]
+    pairs = sum(len(action) > 1 for action in actions)
+    print(
+        f"order      {len(order.ranks)} ranks, {order.stages} stages, {order.microbatches}"
+        f" micro-batches, {len(actions)} actions, {pairs} of them pairs"
+    )
+    print("           (here the two chunks of a pair run one after the other, not overlapped)")
+    worst = max(
+        abs(one / other - 1) for one, other in zip(result.losses, result.serial_losses, strict=True)
+    )
+    print(f"losses     of {len(result.losses)} micro-batches differ from serial by {worst:.1e}")
+    print(
+        f"gradients  of {result.weights} weights differ from serial by at most"
+        f" {result.largest_gradient_error:.1e} (relative, by weight)"
+    )
+    print(
+        f"held       at most {', '.join(map(str, result.most_held))} chunks of activations a rank"
+    )
+    print(f"time       {result.seconds:.1f} s, start of the processes included")
+
+
+def _check_step(options: argparse.Namespace) -> None:
+    for name in ("sequences", "context"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} {getattr(options, name)} must be at least 1")
+    if options.timeout <= 0:
+        raise ValueError(f"--timeout {options.timeout} must be above 0")
