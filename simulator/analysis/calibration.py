@@ -18,6 +18,8 @@ same tile of 64. No model gets below it but by luck.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +59,7 @@ FormName = Literal["best", "monotone", "surface"]
 
 LEAST_ROWS = 5
 """Fewer rows of a family are used but not judged."""
-SEARCH_ROWS = 1500
+SEARCH_ROWS = 3000
 """Rows that the form of a model is chosen on; more are thinned out evenly."""
 REGION_ROWS = 6000
 """Rows whose regions are left out; more are thinned out evenly."""
@@ -424,10 +426,10 @@ def noise(rows: Sequence[Measurement]) -> Array:
         axis = ROWS_OF.get(row.kind)
         if axis is not None and not row.accumulates and row.kind == "gemm":
             sizes[axis] = -(-sizes[axis] // SMALL_TILE_ROWS)
-        groups[tuple(sorted(sizes.items())), row.sms].append(float(np.log(row.seconds)))
+        groups[tuple(sorted(sizes.items())), row.sms].append(math.log(row.seconds))
     return np.array(
         [
-            value - float(np.median(group[:place] + group[place + 1 :]))
+            value - statistics.median(group[:place] + group[place + 1 :])
             for group in groups.values()
             if len(group) > 1
             for place, value in enumerate(group)

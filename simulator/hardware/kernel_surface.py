@@ -28,15 +28,15 @@ Array = NDArray[np.float64]
 ROWS_OF = {"gemm": "m", "grouped_gemm": "rows", "masked_grouped_gemm": "rows"}
 """Size that counts the rows of a product."""
 ALIGNED_ROWS = 4
-MOST_WAVES = 4.0
-"""Tiles an SM beyond which the last wave no longer matters."""
+MOST_WAVES = 12.0
+"""Tiles an SM beyond which the last wave no longer matters: half a wave is 4 % of twelve."""
 WAVE_SCALE = 4.0
 """Knots of the wave axis lie 0.1 tiles an SM apart, those of octaves 0.4."""
 
-CANDIDATES = ((0.001, 0.01), (0.01, 0.01), (0.01, 0.1), (0.1, 0.1), (0.1, 1.0))
+CANDIDATES = ((0.001, 0.01), (0.01, 0.01), (0.01, 0.05), (0.01, 0.1), (0.1, 0.1), (0.1, 1.0))
 """Stiffness along the size that was scanned most finely and across the others: calibrate chooses by
 the error of left-out rows."""
-WAVE_STIFFNESS, WAVE_SHRINKAGE = (0.02, 0.01), 0.03
+WAVE_STIFFNESS, WAVE_SHRINKAGE = (0.005, 0.005), 0.03
 ALIGNMENT_STIFFNESS, ALIGNMENT_SHRINKAGE = (0.03, 0.03), 0.05
 
 
