@@ -76,7 +76,8 @@ class DecodeBatch:
         for size, base, taken in zip(self.size, self._base, held, strict=True):
             if size:
                 room = (capacity - taken - base - each * size) / (per_step * size)
-                tightest = min(tightest, room)
+                if room < tightest:  # noqa: PLR1730 - a call of min for each rank is felt
+                    tightest = room
         return tightest
 
     @property

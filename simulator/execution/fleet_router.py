@@ -263,9 +263,10 @@ class Router:
                 pass
         while self._waiting_decode:
             live = self._waiting_decode[0]
-            for instance in sorted(
-                (i for i in candidates if i.up and i.accepting), key=Instance.load
-            ):
+            open_ones = [i for i in candidates if i.up and i.accepting]
+            if len(open_ones) > 1:
+                open_ones.sort(key=Instance.load)
+            for instance in open_ones:
                 rank = instance.room_for(live)
                 if rank is not None:
                     break
