@@ -192,8 +192,13 @@ def transfer_metrics(step: ServingStep) -> dict[str, Any]:
     )
     if not over_nics:
         return {"link": "nvlink", "link_bytes_per_s": node.gpu.nvlink_bandwidth}
+    normal = job.all_to_all.kernels == "normal"
+    model_of_transfers = model.kernels.costs.all_to_all_
     return {
         "link": "nic",
+        # Normal kernels cross the network once a node; low-latency ones once a copy.
+        "nodes_per_token": model_of_transfers.nodes_per_token if normal else None,
+        "gpus_per_token": model.kernels.received_per_token if normal else None,
         "link_bytes_per_s": node.nic_bandwidth_per_gpu,
         "nic_stretch": load.nic_stretch,
         "fabric_bytes_per_s": load.bandwidth if np.isfinite(load.bandwidth) else None,

@@ -51,7 +51,7 @@ EXPERT_LAYERS = ("moe", "mtp", "mtp_next")
 LAST_TOKEN_KINDS = {"mtp_next": "mtp", "mtp_head": "head"}
 """Layer kinds that take one token of each request -> the recorded kind that they are."""
 
-ROUTED_TOKENS = 4096
+ROUTED_TOKENS = 8192
 """Tokens over which destinations of a token are counted."""
 
 # Kernels of training that inference does not run: the gate of the published training trace is 37
@@ -67,7 +67,7 @@ class KernelSource:
     calibration: CalibrationProfile
     costs: KernelCostModel
     received_per_token: float
-    """GPUs that normal dispatch delivers a token to, on random router scores."""
+    """GPUs that normal dispatch delivers a token to, on random router scores; 1 without it."""
     load: FabricLoad
     """What the fabric makes of an all-to-all among the deployment's GPUs."""
     transferred: frozenset[tuple[str, str, str]]
@@ -151,28 +151,15 @@ def kernel_source(
         expert_parallel_ranks=_whole_nodes(ranks, cluster.node.gpus),
     ).fit(rows)
 
-    def reached(destinations: int) -> float:
-        if config.n_routed_experts % destinations:
-            # Groups that do not divide the experts: the expectation without groups.
-            missed = (1 - 1 / destinations) ** config.num_experts_per_tok
-            return destinations * (1 - missed)
-        return destinations_per_token(
-            experts=config.n_routed_experts,
-            groups=config.n_group,
-            groups_per_token=config.topk_group,
-            top_k=config.num_experts_per_tok,
-            destinations=destinations,
-            tokens=ROUTED_TOKENS,
-            rng=rng,
-        )
-
-    received = reached(ranks)
-    normal = job.all_to_all.kernels == "normal"
+    normal = job.all_to_all.kernels == "normal" and job.expert_tp == 1
     load = all_to_all_load(cluster, gpus=ranks, pattern="rail" if normal else "every_gpu")
     costs.all_to_all_.load = load
+    received = 1.0
     if normal:
-        # DeepEP's published times were taken with its test's gate; this job runs the model's.
-        costs.all_to_all_.nodes_per_token = reached(_nodes(ranks, cluster.node.gpus))
+        # DeepEP's published times were taken with its test's gate; this job runs the model's, on
+        # experts where its policy places them.
+        nodes, received = _destinations(job, config=config, cluster=cluster, rng=rng)
+        costs.all_to_all_.nodes_per_token = nodes
         costs.all_to_all_.ranks_per_token = received
     return KernelSource(
         calibration=calibration,
@@ -185,6 +172,33 @@ def kernel_source(
         disagreements=_disagreements(rows, calibration),
         predicted={},
     )
+
+
+def _destinations(
+    job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Distinct nodes and GPUs of a token on random router scores, with experts placed as the job's
+    policy places them where all are equally popular."""
+    placement = place_experts(
+        uniform_popularity(1, config.n_routed_experts),
+        gpus=job.gpus,
+        nodes=_nodes(job.gpus, cluster.node.gpus),
+        groups=config.n_group,
+        redundant=job.experts.redundant,
+        policy=job.experts.placement,
+    )
+    per_gpu = placement.slots_per_gpu
+    nodes, gpus = destinations_per_token(
+        placement.slots[0],
+        experts=config.n_routed_experts,
+        groups=config.n_group,
+        groups_per_token=config.topk_group,
+        top_k=config.num_experts_per_tok,
+        slots_per_destination=(per_gpu * cluster.node.gpus, per_gpu),
+        tokens=ROUTED_TOKENS,
+        rng=rng,
+    )
+    return nodes, gpus
 
 
 def _disagreements(

@@ -22,7 +22,7 @@ Loads are rows, one for each (token, expert) pair. Random numbers come from a pa
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -281,31 +281,43 @@ def draw_rows(
 
 
 def destinations_per_token(
+    slots: Indices,
     *,
     experts: int,
     groups: int,
     groups_per_token: int,
     top_k: int,
-    destinations: int,
+    slots_per_destination: Sequence[int],
     tokens: int,
     rng: np.random.Generator,
-) -> float:
-    """Distinct destinations (nodes or GPUs, own included) of a token on random router scores.
+) -> tuple[float, ...]:
+    """Distinct destinations (nodes, GPUs, own included) of a token on random router scores, one
+    mean for each size of a destination.
 
     Counted with DeepSeek-V3's gate: groups ranked by the sum of their two best scores, then the
-    best experts within the chosen groups (Report, section 2.1.2). Experts lie in order over the
-    destinations; copies of an expert are taken to stay within its destination.
+    best experts within the chosen groups (Report, section 2.1.2). Of several copies of an expert a
+    token takes any.
+
+    Args:
+        slots: [slots], the expert in each; neighbouring ones share a destination.
     """
-    scores = rng.random((tokens, groups, experts // groups))
+    scores = rng.random((tokens, groups, experts // groups), dtype=np.float32)
     best_two = np.partition(scores, -2, axis=2)[:, :, -2:].sum(axis=2)
     kept = np.argpartition(-best_two, groups_per_token - 1, axis=1)[:, :groups_per_token]
     masked = np.full_like(scores, -np.inf)
     rows = np.arange(tokens)[:, None]
     masked[rows, kept] = scores[rows, kept]
     chosen = np.argpartition(-masked.reshape(tokens, experts), top_k - 1, axis=1)[:, :top_k]
-    reached = np.zeros((tokens, destinations), dtype=bool)
-    reached[rows, chosen * destinations // experts] = True
-    return float(reached.sum(axis=1).mean())
+    copies = np.bincount(slots, minlength=experts)
+    first = np.concatenate(([0], np.cumsum(copies)[:-1]))
+    copy = (rng.random(chosen.shape) * copies[chosen]).astype(np.int64)
+    slot = np.argsort(slots, kind="stable")[first[chosen] + copy]
+    means = []
+    for size in slots_per_destination:
+        reached = np.zeros((tokens, -(-len(slots) // size)), dtype=bool)
+        reached[rows, slot // size] = True
+        means.append(float(reached.sum(axis=1).mean()))
+    return tuple(means)
 
 
 # -- rebalancing -----------------------------------------------------------------------------------

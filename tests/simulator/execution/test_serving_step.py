@@ -165,6 +165,14 @@ def test_slower_nics_and_fabrics_lengthen_the_transfers(name, changes):
     assert steps[0].exposed_communication_s > steps[1].exposed_communication_s
 
 
+def test_experts_spread_over_all_nodes_lengthen_normal_transfers():
+    name = "prefill_ep32_profile"
+    grouped, spread = step_of(name), step_of(name, "experts.placement=global")
+    # 3.61 nodes of 4 in the place of 3.12, a quarter of them the token's own.
+    ratio = longest(spread, "combine_wire") / longest(grouped, "combine_wire")
+    assert ratio == pytest.approx(3.61 / 3.12, rel=0.03)
+
+
 def test_a_fabric_whose_nics_decide_leaves_transfers_as_published():
     # 16 nodes lie under one leaf of each plane: what its leaves pass on to others is not asked for.
     usual = step_of("decode_ep128_profile").step_s

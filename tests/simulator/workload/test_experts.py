@@ -170,23 +170,43 @@ def test_drawn_rows_are_tokens_times_top_k_and_no_expert_has_more_than_all_token
         assert rows.max() <= tokens
 
 
+def destinations(slots, count):
+    return destinations_per_token(
+        slots,
+        experts=256,
+        groups=8,
+        groups_per_token=4,
+        top_k=8,
+        slots_per_destination=(len(slots) // count,),
+        tokens=4096,
+        rng=np.random.default_rng(0),
+    )[0]
+
+
+def placed_slots(policy, *, redundant=0, gpus=32, nodes=4):
+    load = uniform_popularity(1, 256)
+    return place_experts(
+        load, gpus=gpus, nodes=nodes, groups=8, redundant=redundant, policy=policy
+    ).slots[0]
+
+
 def test_a_token_of_v3_reaches_four_of_eight_nodes_and_three_of_four():
-    count = {
-        nodes: destinations_per_token(
-            experts=256,
-            groups=8,
-            groups_per_token=4,
-            top_k=8,
-            destinations=nodes,
-            tokens=4096,
-            rng=np.random.default_rng(0),
-        )
-        for nodes in (4, 8, 64)
-    }
+    count = {nodes: destinations(np.arange(256), nodes) for nodes in (4, 8, 64)}
     assert count[8] == pytest.approx(3.97, abs=0.02)  # h800_training_trace.md
     assert count[64] == pytest.approx(7.49, abs=0.04)
     # 4 of 8 groups on 4 nodes of two groups each: 4 (1 - C(6,4)/C(8,4)) = 3.143 at most.
     assert 3.05 < count[4] < 3.143
+
+
+def test_spreading_groups_over_nodes_gives_up_what_node_limited_routing_saves():
+    grouped, spread = (destinations(placed_slots(p), 4) for p in ("hierarchical", "global"))
+    assert grouped == pytest.approx(destinations(np.arange(256), 4), abs=0.03)
+    # Without groups: 4 (1 - C(192, 8) / C(256, 8)) nodes of four hold one of eight random experts.
+    assert spread == pytest.approx(3.61, abs=0.03)
+    # Copies of an expert in other GPUs of its node change its GPUs, not its nodes.
+    assert destinations(placed_slots("hierarchical", redundant=32), 4) == pytest.approx(
+        grouped, abs=0.03
+    )
 
 
 def test_moving_one_expert_costs_its_weights_once():
