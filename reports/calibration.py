@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from hardware_profiles.schema import CalibrationProfile, FitProfile, HeldOutError
+from hardware_profiles.units import unit_factor
 from simulator.analysis.transfer_errors import TransferError
 from simulator.hardware.costs import Family
 
@@ -94,19 +95,26 @@ def transfer_table(title: str, errors: Sequence[TransferError]) -> Table:
         title=f"{title}; {inside} of {rows} rows ({inside / rows:.0%}) inside the 80 % interval",
         title_justify="left",
     )
-    table.add_column("family", overflow="fold")
-    table.add_column("kernel set", overflow="fold")
-    for column in ("rows or sequences", "rows", "error: p10", "median", "p90", "inside"):
+    table.add_column("family, kernel set", min_width=30)
+    columns = (
+        "size", "rows", "error: median\np10 to p90", "inside",
+        "measured\nms", "predicted\nms",
+    )  # fmt: skip
+    for column in columns:
         table.add_column(column, justify="right")
     for error in errors:
         table.add_row(
-            error.family,
-            error.kernel_set,
+            f"{error.family}\n  {error.kernel_set}",
             error.range,
             str(error.rows),
-            f"{error.p10:+.1%}",
-            f"{error.median:+.1%}",
-            f"{error.p90:+.1%}",
+            f"{error.median:+.1%}\n{error.p10:+.0%} to {error.p90:+.0%}",
             f"{error.inside}",
+            format_ms(error.measured_s),
+            format_ms(error.predicted_s),
         )
     return table
+
+
+def format_ms(seconds: float) -> str:
+    """Milliseconds without their unit."""
+    return f"{seconds / unit_factor('ms', 'time'):.3g}"

@@ -13,7 +13,7 @@ from hardware_profiles.tables import Measurement, load_measurements, write_measu
 from simulator.analysis.calibration import calibrate, calibrate_to_file, fit_families
 from simulator.analysis.transfer_errors import transfer_errors
 from simulator.cli import app
-from simulator.hardware.costs import KernelCostModel, calibration_measurements
+from simulator.hardware.costs import KernelCostModel, calibration_measurements, operator_of
 
 SHARED = Path(__file__).resolve().parents[3] / ".." / "shared" / "measured"
 H800 = load_gpu("h800_sxm")
@@ -172,3 +172,20 @@ def test_left_out_rows_of_the_h200_tables_are_within_their_targets():
         ]
         assert np.median(errors) <= median
         assert np.quantile(errors, 0.9) <= p90
+
+
+def test_rows_that_a_calibration_leaves_out_are_judged_under_their_own_condition():
+    # how the pair predicted without its trace differs from it, kernel by kernel
+    calibration = load_calibration("h800_without_trace")
+    cluster = load_cluster("h800_2048")
+    table = calibration_measurements(BASE)
+    errors = transfer_errors(table, calibration=calibration, cluster=cluster)
+    assert {error.kernel_set for error in errors} == {"deepseek_training"}
+    (forward,) = (error for error in errors if error.family.startswith("attention_forward"))
+    op = operator_of(next(r for r in table if r.kind == "attention_forward" and r.sms == 112))
+    model = KernelCostModel(cluster=cluster, calibration=calibration, expert_parallel_ranks=8).fit(
+        calibration_measurements(calibration)
+    )
+    predicted = model.predict([op], sms=112, overlapped=True).seconds[0]
+    assert forward.predicted_s / forward.measured_s == pytest.approx(1 + forward.median)
+    assert forward.measured_s * (1 + forward.median) == pytest.approx(4 * predicted)
