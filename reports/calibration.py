@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from hardware_profiles.schema import CalibrationProfile, FitProfile, HeldOutError
-from hardware_profiles.units import unit_factor
+from hardware_profiles.schema import (
+    CalibrationProfile,
+    Estimate,
+    FitProfile,
+    HeldOutError,
+    Profile,
+    TimeEstimate,
+)
+from hardware_profiles.units import format_bandwidth, format_seconds, unit_factor
 from simulator.analysis.transfer_errors import TransferError
 from simulator.hardware.costs import Family
 
@@ -15,8 +22,44 @@ _KINDS_OF_ERROR = ("interpolated", "edge", "regions")
 
 
 def calibration_tables(profile: CalibrationProfile) -> list[Table]:
-    """Errors of left-out rows by family, where each family has rows, and its worst rows."""
-    return [_errors(profile), _coverage(profile), _worst(profile)]
+    """Errors of left-out rows by family, where each family has rows, its worst rows, and inputs."""
+    judged = [_errors(profile), _coverage(profile), _worst(profile)] if profile.fits else []
+    return [*judged, _inputs(profile)]
+
+
+def _inputs(profile: CalibrationProfile) -> Table:
+    """What no table holds: value, interval and source of each, under the name to set it by."""
+    table = Table(
+        title="inputs that no table holds; --set calibration.NAME=VALUE changes one",
+        title_justify="left",
+    )
+    table.add_column("name", overflow="fold")
+    table.add_column("value", justify="right")
+    table.add_column("source", overflow="fold")
+    for name, value, source in _stated(profile, ""):
+        table.add_row(name, value, source)
+    return table
+
+
+def _stated(profile: Profile, path: str) -> Iterator[tuple[str, str, str]]:
+    """Name, value and source of every number of a profile and of the profiles in it."""
+    for name in type(profile).model_fields:
+        value, where = getattr(profile, name), f"{path}{name}"
+        if isinstance(value, Estimate | TimeEstimate):
+            ends = (value.value, value.low, value.high)
+            at, low, high = (
+                format_seconds(end) if isinstance(value, TimeEstimate) else f"{end:g}"
+                for end in ends
+            )
+            yield f"{where}.value", f"{at}\n{low} to {high}", value.source
+        elif isinstance(value, Profile):
+            yield from _stated(value, f"{where}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            text = format_bandwidth(value) if "bandwidth" in name else f"{value:g}"
+            yield where, text, profile.sources.get(name, "")
+        elif isinstance(value, dict) and name != "sources":
+            text = "\n".join(f"{key}: {entry:g}" for key, entry in value.items())
+            yield where, text, profile.sources.get(name, "")
 
 
 def _errors(profile: CalibrationProfile) -> Table:
@@ -96,10 +139,7 @@ def transfer_table(title: str, errors: Sequence[TransferError]) -> Table:
         title_justify="left",
     )
     table.add_column("family, kernel set", min_width=30)
-    columns = (
-        "size", "rows", "error: median\np10 to p90", "inside",
-        "measured\nms", "predicted\nms",
-    )  # fmt: skip
+    columns = ("size", "rows", "error: median\np10 to p90", "inside", "measured\npredicted")
     for column in columns:
         table.add_column(column, justify="right")
     for error in errors:
@@ -109,12 +149,11 @@ def transfer_table(title: str, errors: Sequence[TransferError]) -> Table:
             str(error.rows),
             f"{error.median:+.1%}\n{error.p10:+.0%} to {error.p90:+.0%}",
             f"{error.inside}",
-            format_ms(error.measured_s),
-            format_ms(error.predicted_s),
+            f"{format_ms(error.measured_s)}\n{format_ms(error.predicted_s)}",
         )
     return table
 
 
 def format_ms(seconds: float) -> str:
-    """Milliseconds without their unit."""
-    return f"{seconds / unit_factor('ms', 'time'):.3g}"
+    """Milliseconds with three digits."""
+    return f"{seconds / unit_factor('ms', 'time'):.3g} ms"
