@@ -74,7 +74,7 @@ def _intervals(run: ServingRun, figures: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"low_s": low, "high_s": high}
     for name, value in figures.items():
         if isinstance(value, Mapping):
-            found[name] = [value["mean"] * end / step_s for end in (low, high)]
+            found[name] = [value["mean"] / step_s * end for end in (low, high)]
         elif value is not None and name.endswith("_time_s"):
             found[name] = [low, high]
         elif value is not None:
