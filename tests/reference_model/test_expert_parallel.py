@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from reference_model.config import load_model_config
 from reference_model.expert_parallel import check_expert_parallel
@@ -71,6 +72,16 @@ def test_fp8_travels_in_dispatch_and_bfloat16_in_combine(fp8_of_one_rank):
             assert item.dtype == ("fp8_e4m3" if item.kind == "dispatch" else "bfloat16")
         cached = next(t for t in traffic if (t.kind, t.phase) == ("dispatch", "input_grad"))
         assert sum(cached.bytes_to) == 128 * (DEBUG.hidden_size + 4 * tiles)  # each token once
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(("recipe", "kernels"), [("float32", "reference"), ("fp8", "library")])
+def test_two_gpus_compute_what_one_does(recipe, kernels):
+    one_rank_a_token = dataclasses.replace(DEBUG, n_group=2, topk_group=1)
+    result = check(recipe, one_rank_a_token, recipe=Recipe(recipe, kernels), backend="nccl")
+    assert sum(result.losses) / 2 == pytest.approx(result.single_loss, rel=1e-6)
+    assert result.largest_gradient_error < 1e-5
 
 
 def test_ranks_that_do_not_divide_the_experts_are_refused():
