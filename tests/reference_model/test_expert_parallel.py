@@ -12,9 +12,9 @@ from reference_model.precision import Recipe
 DEBUG = dataclasses.replace(load_model_config("debug"), num_hidden_layers=2)
 
 
-def check(recipe, config=DEBUG, **changes):
+def check(recipe, config=DEBUG, *, kernels="reference", **changes):
     arguments = {
-        "recipe": Recipe(recipe, "reference"), "ranks": 2, "sequences": 1, "context": 128,
+        "recipe": Recipe(recipe, kernels), "ranks": 2, "sequences": 1, "context": 128,
         "seed": 0, "backend": "gloo", "timeout_s": 120.0,
     }  # fmt: skip
     return check_expert_parallel(config, **(arguments | changes))
@@ -79,7 +79,7 @@ def test_fp8_travels_in_dispatch_and_bfloat16_in_combine(fp8_of_one_rank):
 @pytest.mark.parametrize(("recipe", "kernels"), [("float32", "reference"), ("fp8", "library")])
 def test_two_gpus_compute_what_one_does(recipe, kernels):
     one_rank_a_token = dataclasses.replace(DEBUG, n_group=2, topk_group=1)
-    result = check(recipe, one_rank_a_token, recipe=Recipe(recipe, kernels), backend="nccl")
+    result = check(recipe, one_rank_a_token, kernels=kernels, backend="nccl")
     assert sum(result.losses) / 2 == pytest.approx(result.single_loss, rel=1e-6)
     assert result.largest_gradient_error < 1e-5
 
