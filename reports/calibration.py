@@ -16,7 +16,7 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.units import format_bandwidth, format_seconds, unit_factor
 from simulator.analysis.transfer_errors import TransferError
-from simulator.hardware.costs import Family
+from simulator.hardware.kernel_families import Family
 
 _KINDS_OF_ERROR = ("interpolated", "edge", "regions")
 

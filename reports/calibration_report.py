@@ -27,9 +27,9 @@ from reports.calibration import family_name, fit_family
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
 from simulator.analysis.calibration import Calibration, HeldOutRow, noise
-from simulator.hardware.costs import Family, operator_of
 from simulator.hardware.kernel_curves import shapes_of
-from simulator.hardware.roofline import batch_of, is_tensor
+from simulator.hardware.kernel_families import Family, batch_of_rows
+from simulator.hardware.roofline import is_tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -219,13 +219,14 @@ def panels_of(rows: Sequence[HeldOutRow]) -> list[Panel]:
         groups[_table(row.measurement)].append(row)
     panels = []
     for (family, kernel_set), members in groups.items():
-        up_name, right_names = _axes(family[0], [name for name, _ in members[0].measurement.sizes])
-        sizes = [dict(r.measurement.sizes) | {"sms": r.measurement.sms} for r in members]
-        up = np.array([float(size[up_name]) for size in sizes])
-        right = np.array([float(np.prod([size[name] for name in right_names])) for size in sizes])
+        batch = batch_of_rows([row.measurement for row in members])
+        sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))
+        sizes["sms"] = np.array([float(row.measurement.sms) for row in members])
+        up_name, right_names = _axes(family[0], batch.names)
+        up = sizes[up_name]
+        right = np.prod([sizes[name] for name in right_names], axis=0)
         spans = []
         if is_tensor(family[0]):
-            batch = batch_of([operator_of(row.measurement) for row in members])
             for _, places in shapes_of(batch):
                 spans.append((right[places[0]], up[places].min(), up[places].max()))
         panels.append(

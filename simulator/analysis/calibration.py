@@ -45,10 +45,10 @@ from hardware_profiles.schema import (
 from hardware_profiles.tables import Measurement, format_pairs, table_path, write_measurements
 from simulator.analysis.sources import read_sources
 from simulator.analysis.table_importer import kernel_sets
-from simulator.hardware.costs import Family, check_row, family_of, operator_of
 from simulator.hardware.kernel_curves import QUANTILE, Rows, curve_held_out, fit_form, shapes_of
+from simulator.hardware.kernel_families import Family, batch_of_rows, check_row
 from simulator.hardware.kernel_surface import CANDIDATES, ROWS_OF, KernelSurface
-from simulator.hardware.roofline import SMALL_TILE_ROWS, Ideal, batch_of, waves_and_bytes
+from simulator.hardware.roofline import SMALL_TILE_ROWS, Ideal, waves_and_bytes
 from simulator.hardware.wave_lattice import SHAPE, WaveLattice
 
 Array = NDArray[np.float64]
@@ -187,7 +187,8 @@ def fit_families(
     groups: dict[tuple[Family, str], list[Measurement]] = defaultdict(list)
     for row in rows:
         check_row(row)
-        groups[family_of(operator_of(row)), row.kernel_set].append(row)
+        family = (row.kind, row.dtype, row.out_dtype, row.accumulates)
+        groups[family, row.kernel_set].append(row)
     fits: list[FitProfile] = []
     held_out: list[HeldOutRow] = []
     for (family, kernel_set), members in sorted(groups.items(), key=lambda entry: str(entry[0])):
@@ -214,7 +215,7 @@ def _averaged(rows: Sequence[Measurement]) -> list[Measurement]:
     for row in rows:
         groups[row.sizes, row.sms].append(row)
     return [
-        replace(group[0], seconds=float(np.exp(np.mean([np.log(row.seconds) for row in group]))))
+        replace(group[0], seconds=statistics.geometric_mean([row.seconds for row in group]))
         if len(group) > 1
         else group[0]
         for group in groups.values()
@@ -225,7 +226,7 @@ def table_of(
     rows: Sequence[Measurement], gpu: GpuProfile, floor: float, tiles: TilesProfile
 ) -> Rows:
     """Rows of one family, under the condition that they were measured in."""
-    batch = batch_of([operator_of(row) for row in rows])
+    batch = batch_of_rows(rows)
     sms = np.array([row.sms for row in rows], dtype=np.float64)
     return Rows(
         batch=batch,

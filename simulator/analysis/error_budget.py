@@ -26,8 +26,9 @@ from simulator.execution.pipeline import PipelineRun
 from simulator.execution.serving_step import ServingStep
 from simulator.execution.step_order import TaskOrder
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingStep
-from simulator.hardware.costs import NORMAL_80, family_of
+from simulator.hardware.costs import NORMAL_80
 from simulator.hardware.kernel_curves import EXTRAPOLATED, PROVENANCES
+from simulator.hardware.kernel_families import family_of
 from simulator.workload.schedules import dependencies
 from simulator.workload.task_graph import Stream, TaskGraph
 

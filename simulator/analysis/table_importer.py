@@ -30,10 +30,9 @@ from hardware_profiles.schema import ROOT, GpuProfile, Profile, load_gpu, read_y
 from hardware_profiles.tables import COLUMNS, Measurement, load_measurements
 from hardware_profiles.units import unit_factor
 from reference_model.trace import KINDS
-from simulator.hardware.costs import operator_of
+from simulator.hardware.kernel_families import batch_of_rows
 from simulator.hardware.roofline import (
     DEEPGEMM_TILES,
-    batch_of,
     ideal_batch_seconds,
     least_seconds,
 )
@@ -343,8 +342,7 @@ def _plausible(
         groups[row.kind, row.dtype, row.out_dtype, row.accumulates, row.kernel_set].append(place)
     refused: dict[int, str] = {}
     for places in groups.values():
-        operators = [operator_of(rows[place]) for place in places]
-        batch = batch_of(operators)
+        batch = batch_of_rows([rows[place] for place in places])
         sms = np.array([rows[place].sms for place in places], dtype=np.float64)
         seconds = np.array([rows[place].seconds for place in places])
         too_fast = seconds < LEAST_OF_PEAK * least_seconds(batch, sms, gpu)

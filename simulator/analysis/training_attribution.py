@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from hardware_profiles.units import Seconds
 from simulator.analysis.error_budget import makespans, spans
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
-from simulator.hardware.costs import COST_MODELS, calibration_measurements
+from simulator.hardware.costs import COST_MODELS
+from simulator.hardware.kernel_families import calibration_measurements
 from simulator.hardware.roofline import ideal_seconds, is_tensor, peak_compute
 from simulator.scenario import by_name
 from simulator.workload.task_graph import Stream

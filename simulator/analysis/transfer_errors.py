@@ -17,7 +17,8 @@ import numpy as np
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile
 from hardware_profiles.tables import Measurement
 from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
-from simulator.hardware.costs import KernelCostModel, calibration_measurements, operator_of
+from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.kernel_families import calibration_measurements, operator_of
 
 RANGES = (64, 512, 2048)
 """Rows (m, sequences, query length) at which the ranges of the report are cut."""

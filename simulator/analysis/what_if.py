@@ -30,7 +30,8 @@ from hardware_profiles.schema import (
 )
 from reference_model.trace import Operator
 from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel
-from simulator.hardware.costs import KernelCostModel, calibration_measurements
+from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.kernel_families import calibration_measurements
 from simulator.hardware.roofline import DEEPGEMM_TILES, ideal_seconds
 from simulator.workload.kernel_mapping import MappedKernel
 from simulator.workload.kineto import Kernel

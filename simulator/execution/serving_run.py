@@ -24,7 +24,8 @@ from simulator.execution.serving_model import (
 )
 from simulator.execution.serving_step import ServingStep, decode_step, serving_step
 from simulator.execution.tpot_limit import TpotLimit, tpot_limit
-from simulator.hardware.costs import COST_MODELS, calibration_measurements
+from simulator.hardware.costs import COST_MODELS
+from simulator.hardware.kernel_families import calibration_measurements
 from simulator.scenario import Scenario, by_name
 from simulator.serving_job import ExpertInputs, ServingStepJob
 from simulator.workload.experts import Rebalance, place_experts, rebalance_cost, uniform_popularity

@@ -15,7 +15,8 @@ from simulator.execution.training import (
     training_load,
     whole_stages,
 )
-from simulator.hardware.costs import COST_MODELS, calibration_measurements
+from simulator.hardware.costs import COST_MODELS
+from simulator.hardware.kernel_families import calibration_measurements
 from simulator.scenario import Scenario, by_name, check_names
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.lowering import operators_of

@@ -24,11 +24,6 @@ without rows borrows the kind's other types, then what its class (tensor-core or
 achieves in general. Where the calibration names others to transfer from, a family without rows and
 products far from the few rows of theirs come from those, by the ceilings of both GPUs.
 
-Conditions. A row carries the SMs and the share of its time with an all-to-all in flight; an
-overlapped prediction answers with rows of an overlapped pair as they are. A row that holds for the
-other condition only is converted by the ratio of its class in CalibrationProfile.overlap. Alone, a
-memory-bound kernel fills all SMs whatever `sms` says; a persistent GEMM runs on `sms`.
-
 Provenance. measured: a row of the preferred set with these sizes, SMs and condition. interpolated:
 between rows of the same shape, or a row at another condition or an SM count between measured ones.
 extrapolated: another shape, beyond the rows, another SM count or another GPU. modelled: no row of
@@ -48,17 +43,15 @@ from numpy.typing import NDArray
 from hardware_profiles.schema import (
     CalibrationProfile,
     ClusterProfile,
-    Estimate,
     FitProfile,
-    GpuProfile,
-    TilesProfile,
     load_calibration,
     load_gpu,
 )
-from hardware_profiles.tables import Measurement, load_measurements, table_path
-from hardware_profiles.units import Seconds
+from hardware_profiles.tables import Measurement
 from reference_model.trace import KINDS, Operator
 from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel
+from simulator.hardware.gpu_transfer import fastest_share, log_transfer, same_compute
+from simulator.hardware.kernel_conditions import Conditions
 from simulator.hardware.kernel_curves import (
     ENOUGH_RESIDUALS,
     EXTRAPOLATED,
@@ -67,31 +60,32 @@ from simulator.hardware.kernel_curves import (
     PROVENANCES,
     ClassModel,
     FamilyModel,
-    Rows,
     fingerprints,
+)
+from simulator.hardware.kernel_families import (
+    Family,
+    calibration_measurements,
+    check_row,
+    family_of,
+    operator_of,
 )
 from simulator.hardware.roofline import (
     Batch,
     Ideal,
     batch_of,
     batch_of_sizes,
-    ideal_batch_seconds,
     is_tensor,
     least_seconds,
     waves_and_bytes,
 )
 
 Array = NDArray[np.float64]
-Family = tuple[str, str, str, bool]
-"""(kind, operand type, result type, whether it adds into the result)."""
 ValueT = TypeVar("ValueT", int, bool)
 KeyT = TypeVar("KeyT", bound=Hashable)
 MadeT = TypeVar("MadeT")
 
 NORMAL_80 = 1.2816
 """Half-width of the central 80 % of a normal distribution, in standard deviations."""
-BEYOND_CACHE = 4
-"""Times the L2 cache that a kernel moves before its rate is that of the HBM."""
 CHUNK = 32768
 """Distinct operators predicted at once: bounds the memory of their distances to all rows."""
 
@@ -183,7 +177,8 @@ class KernelCostModel:
         ).fit(rows)
         self._rows = rows
         self._measured_gpu = load_gpu(self.calibration.gpu)
-        self._transferred = _compute_of(self._measured_gpu) != _compute_of(self.cluster.node.gpu)
+        self._transferred = not same_compute(self._measured_gpu, self.cluster.node.gpu)
+        self._conditions = Conditions(self._measured_gpu, self.calibration.overlap)
         by_size = sorted(
             grouped.items(), key=lambda entry: -sum(len(rows) for rows in entry[1].values())
         )
@@ -194,7 +189,9 @@ class KernelCostModel:
         def build_family(key: tuple[bool, Family]) -> FamilyModel:
             overlapped, family = key
             sets = grouped[family]
-            floor = self._floor * _kernels([row for rows in sets.values() for row in rows])
+            floor = self.calibration.kernel_floor.value * _kernels(
+                [row for rows in sets.values() for row in rows]
+            )
             relative = largest[family[0]]
             named = [name for name in order if name in sets]
             # The kernel set with most rows gives the family its shape, and the tiles.
@@ -203,7 +200,10 @@ class KernelCostModel:
             tiles = (fit.tiles if fit else None) or self.calibration.tiles
             return FamilyModel(
                 family[0],
-                {name: self._convert(sets[name], overlapped, floor, tiles) for name in named},
+                {
+                    name: self._conditions.convert(sets[name], overlapped, floor, tiles)
+                    for name in named
+                },
                 base=base,
                 relative=None if relative == family else self.families_[overlapped, relative],
                 floor=floor,
@@ -437,86 +437,6 @@ class KernelCostModel:
                 return other
         return None
 
-    def _ratio(self, kind: str) -> Estimate:
-        """How much slower a kernel runs beside an all-to-all."""
-        overlap = self.calibration.overlap
-        if not is_tensor(kind):
-            return overlap.memory_bound
-        return overlap.attention if kind.startswith("attention") else overlap.gemm
-
-    def _convert(
-        self,
-        rows: Sequence[Measurement],
-        overlapped: bool,
-        floor: Seconds,
-        tiles: TilesProfile,
-    ) -> Rows:
-        """Bring the rows of one family and kernel set to one condition.
-
-        A row of an overlapped pair was slowed for a share of its time: overlapped it answers as it
-        is, alone that share is taken out. Every other row was alone. Kernels that ran on the
-        communication SMs are brought to the compute SMs of a pair first.
-
-        Args:
-            floor: added to ideal times, what launching the operator's kernels takes.
-            tiles: of the family's kernels.
-        """
-        kind = rows[0].kind
-        ratio = self._ratio(kind).value
-        batch = batch_of([operator_of(row) for row in rows])
-        share = np.array([row.all_to_all_share for row in rows])
-        in_pair = np.array([row.condition("pair") == "yes" for row in rows])
-        squeezed = np.array([row.condition("beside") == "compute" for row in rows])
-        if not is_tensor(kind):
-            # A share of the SMs is a share of them whether or not anything runs on the others.
-            squeezed |= (~in_pair) & (
-                np.array([row.sms < self._measured_gpu.sms for row in rows], dtype=np.bool_)
-            )
-        sms = np.array([row.sms for row in rows], dtype=np.float64)
-        log_seconds = np.log(np.array([row.seconds for row in rows]))
-        if not is_tensor(kind):
-            log_seconds -= np.where(squeezed, self._log_squeeze(sms, self._measured_gpu.sms), 0.0)
-        to_alone = -np.log(np.where(squeezed, ratio, 1.0 + (ratio - 1.0) * share))
-        to_pair = np.where(in_pair | squeezed, 0.0, np.log(ratio))
-        parts = waves_and_bytes(batch, sms, self._measured_gpu, tiles)
-        if is_tensor(kind):
-            room = sms
-        elif overlapped:
-            left = self._measured_gpu.sms - self.calibration.overlap.reference_communication_sms
-            room = np.where(squeezed, sms, left)
-        else:
-            room = np.full(len(rows), float(self._measured_gpu.sms))
-        return Rows(
-            batch=batch,
-            sms=room,
-            log_seconds=log_seconds + (to_pair if overlapped else to_alone),
-            ideal=Ideal(*parts, floor),
-            weights=np.array([float(row.condition("repeats", "1")) for row in rows]),
-            direct=(in_pair | squeezed) if overlapped else (share == 0.0) & ~squeezed,
-            spread=np.array([np.nan if row.spread is None else row.spread for row in rows]),
-        ).without_redundant()
-
-    @property
-    def _floor(self) -> Seconds:
-        return self.calibration.kernel_floor.value
-
-    def _log_squeeze(self, sms: Array, available: int) -> Array:
-        """Log slow-down of a memory-bound kernel on other SMs than an overlapped pair leaves it.
-
-        Kernels that fill every free SM slow by 1.15 where 132 SMs become 112: seconds go by
-        SMs ** -0.85, both numbers from the calibration.
-
-        Args:
-            available: SMs of the GPU.
-        """
-        overlap = self.calibration.overlap
-        taken = overlap.reference_communication_sms
-        total = self._measured_gpu.sms
-        exponent = np.log(overlap.memory_bound.value) / np.log(total / (total - taken))
-        left = available * (1 - taken / total)
-        log_slowdown: Array = exponent * np.log(left / sms)
-        return log_slowdown
-
     def _compute(
         self, family: Family, batch: Batch, sms: Array, overlapped: bool
     ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
@@ -531,7 +451,7 @@ class KernelCostModel:
             )
         achieved = self.classes_[overlapped, tensor]
         model, borrowed = self._model(family, overlapped)
-        floor = self._floor if model is None else model.floor
+        floor = self.calibration.kernel_floor.value if model is None else model.floor
         tiles = self.calibration.tiles if model is None else model.tiles
         # On another GPU: the time on the measured one, on the same share of its SMs, carried over.
         at, on = (gpu, sms)
@@ -552,53 +472,28 @@ class KernelCostModel:
             # What another kernel set says of the same shape lies inside the interval.
             apart = np.where(provenance == MEASURED, 0.0, rival - log_seconds)
         if overlapped and not tensor:
-            log_seconds = log_seconds + self._log_squeeze(on, at.sms)
+            log_seconds = log_seconds + self._conditions.log_squeeze(on, at.sms)
         if self._transferred:
-            log_seconds = log_seconds + self._log_transfer(
-                batch, sms, np.exp(log_seconds), floor, tiles
+            log_seconds = log_seconds + log_transfer(
+                batch,
+                sms,
+                np.exp(log_seconds),
+                source=at,
+                target=gpu,
+                achieved_share=self._achieved_share,
+                floor=floor,
+                tiles=tiles,
             )
         least = least_seconds(batch, sms, gpu)
         seconds = np.maximum(np.exp(log_seconds), least)
         low = np.maximum(seconds * np.exp(np.minimum(-width, apart)), least)
         return seconds, low, seconds * np.exp(np.maximum(width, apart)), provenance
 
-    def _log_transfer(
-        self, batch: Batch, sms: Array, seconds: Array, floor: Seconds, tiles: TilesProfile
-    ) -> Array:
-        """Log of the time on this cluster's GPU over that on the measured one.
-
-        A tensor-core kernel loads its operands while it computes: its time goes as its roofline,
-        the larger of waves at peak and bytes. Of another kernel's time t the share f that its
-        bytes take at the rate of the fastest copy goes with the memory, the rest with SMs x clock:
-
-            t' = t (f B / B' + (1 - f) P / P'),   f = min(1, bytes / (achieved share x B) / t)
-        """
-        source, target = self._measured_gpu, self.cluster.node.gpu
-        if is_tensor(batch.kind):
-            on = sms * (source.sms / target.sms)
-            before = ideal_batch_seconds(batch, on, source, tiles) + floor
-            after = ideal_batch_seconds(batch, sms, target, tiles) + floor
-            log_ratio: Array = np.log(after / before)
-            return log_ratio
-        memory = source.hbm_bandwidth / target.hbm_bandwidth
-        compute = source.sms * source.sm_clock / (target.sms * target.sm_clock)
-        rate = self._achieved_share * source.hbm_bandwidth
-        bound = np.minimum(1.0, batch.moved_bytes / rate / seconds)
-        return np.log(bound * memory + (1.0 - bound) * compute)
-
     @cached_property
     def _achieved_share(self) -> float:
-        """Of the measured GPU's HBM rate: what the fastest kernel beyond its L2 cache moves."""
-        gpu = self._measured_gpu
-        shares = [1.0 / gpu.sms]
-        for row in self._rows:
-            if row.kind in ALL_TO_ALL_KINDS or is_tensor(row.kind):
-                continue
-            operator = operator_of(row)
-            moved = operator.bytes_read + operator.bytes_written
-            if moved > BEYOND_CACHE * gpu.l2_capacity:
-                shares.append(moved / row.seconds / gpu.hbm_bandwidth)
-        return min(1.0, max(shares)) if len(shares) > 1 else 1.0
+        """Of the measured GPU's HBM rate: all of it where no row says otherwise."""
+        rows = (row for row in self._rows if row.kind not in ALL_TO_ALL_KINDS)
+        return fastest_share(rows, self._measured_gpu) or 1.0
 
     def _carried_over(
         self,
@@ -670,61 +565,14 @@ class KernelCostModel:
                 achieved.modelled_width,
             ]
         )[provenance]
-        ratio = self._ratio(model.kind)
+        ratio = self._conditions.ratio(model.kind)
         converted = np.hypot(held_out, np.log(ratio.high / ratio.low) / 2)
         return np.where(provenance == MEASURED, measured, np.maximum(measured, converted))
-
-
-def calibration_measurements(calibration: CalibrationProfile) -> tuple[Measurement, ...]:
-    """All rows of the tables that a calibration names."""
-    return tuple(
-        row for name in calibration.measurements for row in load_measurements(table_path(name))
-    )
-
-
-def check_row(row: Measurement) -> None:
-    """Raise ValueError for an unknown kind, or other sizes than the kind has."""
-    if row.kind not in KINDS:
-        raise ValueError(
-            f"measurement of {row.source}: kind: {row.kind!r} is unknown; "
-            f"known: {', '.join(sorted(KINDS))}"
-        )
-    sizes, needed = {name for name, _ in row.sizes}, set(KINDS[row.kind].sizes)
-    if sizes != needed:
-        raise ValueError(
-            f"measurement of {row.source}: sizes: {row.kind} needs {', '.join(sorted(needed))}; "
-            f"found {', '.join(sorted(sizes))}"
-        )
-
-
-def operator_of(row: Measurement) -> Operator:
-    """The operator that a row timed."""
-    return Operator(
-        name=row.source,
-        kind=row.kind,
-        phase="forward",
-        segment="",
-        dtype=row.dtype,
-        out_dtype=row.out_dtype,
-        sizes=row.sizes,
-        recompute=False,
-        accumulate=row.accumulates,
-    )
-
-
-def _compute_of(gpu: GpuProfile) -> tuple[object, ...]:
-    """What a compute kernel's time depends on."""
-    return (gpu.sms, gpu.sm_clock, dict(gpu.peak_compute), gpu.hbm_bandwidth, gpu.l2_capacity)
 
 
 def _kernels(rows: Sequence[Measurement]) -> float:
     """Mean number of kernels that make one launch of an operator."""
     return float(np.mean([float(row.condition("kernels", "1")) for row in rows]))
-
-
-def family_of(operator: Operator) -> Family:
-    """What a kernel's measurements are pooled by."""
-    return (operator.kind, operator.dtype, operator.out_dtype, operator.accumulate)
 
 
 def _each(value: ValueT | Sequence[ValueT], count: int, name: str) -> Sequence[ValueT]:

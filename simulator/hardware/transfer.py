@@ -27,7 +27,8 @@ from hardware_profiles.tables import (
     table_path,
     write_measurements,
 )
-from simulator.hardware.costs import BEYOND_CACHE, operator_of
+from simulator.hardware.gpu_transfer import BEYOND_CACHE
+from simulator.hardware.kernel_families import operator_of
 
 SOURCE_TABLES, TARGET_TABLE = ("h200_sxm", "h200_decode_probe"), "h800_from_h200"
 SOURCE_GPU, TARGET_GPU = "h200_sxm", "h800_sxm"

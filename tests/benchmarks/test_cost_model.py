@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hardware_profiles.schema import load_calibration, load_cluster
-from simulator.hardware.costs import KernelCostModel, calibration_measurements
+from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.kernel_families import calibration_measurements
 
 OPERATORS = 1_000_000
 SHAPES = np.array([(1536, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168)])

@@ -13,7 +13,8 @@ from hardware_profiles.tables import Measurement, load_measurements, write_measu
 from simulator.analysis.calibration import calibrate, calibrate_to_file, fit_families
 from simulator.analysis.transfer_errors import transfer_errors
 from simulator.cli import app
-from simulator.hardware.costs import KernelCostModel, calibration_measurements, operator_of
+from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.kernel_families import calibration_measurements, operator_of
 
 SHARED = Path(__file__).resolve().parents[3] / ".." / "shared" / "measured"
 H800 = load_gpu("h800_sxm")

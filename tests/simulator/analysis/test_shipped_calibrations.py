@@ -14,7 +14,7 @@ from simulator.analysis.shipped_calibrations import (
     known,
     main,
 )
-from simulator.hardware.costs import family_of, operator_of
+from simulator.hardware.kernel_families import family_of, operator_of
 
 FEW_ROWS = 20
 """Families that are fitted again; the largest take half a minute."""

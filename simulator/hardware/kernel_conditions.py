@@ -1,0 +1,108 @@
+"""What runs beside a kernel: rows measured under one condition in, their times under another out.
+
+A row carries the SMs that its kernel had and the share of its time with an all-to-all in flight. A
+row of an overlapped pair answers an overlapped question as it is; a row that holds for the other
+condition only is converted by the ratio of its class in CalibrationProfile.overlap. Alone, a
+memory-bound kernel fills all SMs whatever it was given; a persistent GEMM runs on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.schema import Estimate, GpuProfile, OverlapProfile, TilesProfile
+from hardware_profiles.tables import Measurement
+from hardware_profiles.units import Seconds
+from simulator.hardware.kernel_curves import Rows
+from simulator.hardware.kernel_families import batch_of_rows
+from simulator.hardware.roofline import Ideal, is_tensor, waves_and_bytes
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """The two conditions, alone and beside an all-to-all, on the measured GPU."""
+
+    gpu: GpuProfile
+    overlap: OverlapProfile
+
+    def ratio(self, kind: str) -> Estimate:
+        """How much slower a kernel runs beside an all-to-all."""
+        overlap = self.overlap
+        if not is_tensor(kind):
+            return overlap.memory_bound
+        return overlap.attention if kind.startswith("attention") else overlap.gemm
+
+    def convert(
+        self,
+        rows: Sequence[Measurement],
+        overlapped: bool,
+        floor: Seconds,
+        tiles: TilesProfile,
+    ) -> Rows:
+        """Bring the rows of one family and kernel set to one condition.
+
+        A row of an overlapped pair was slowed for a share of its time: overlapped it answers as it
+        is, alone that share is taken out. Every other row was alone. Kernels that ran on the
+        communication SMs are brought to the compute SMs of a pair first.
+
+        Args:
+            floor: added to ideal times, what launching the operator's kernels takes.
+            tiles: of the family's kernels.
+        """
+        kind = rows[0].kind
+        ratio = self.ratio(kind).value
+        batch = batch_of_rows(rows)
+        share = np.array([row.all_to_all_share for row in rows])
+        in_pair = np.array([row.condition("pair") == "yes" for row in rows])
+        squeezed = np.array([row.condition("beside") == "compute" for row in rows])
+        if not is_tensor(kind):
+            # A share of the SMs is a share of them whether or not anything runs on the others.
+            squeezed |= (~in_pair) & (
+                np.array([row.sms < self.gpu.sms for row in rows], dtype=np.bool_)
+            )
+        sms = np.array([row.sms for row in rows], dtype=np.float64)
+        log_seconds = np.log(np.array([row.seconds for row in rows]))
+        if not is_tensor(kind):
+            log_seconds -= np.where(squeezed, self.log_squeeze(sms, self.gpu.sms), 0.0)
+        to_alone = -np.log(np.where(squeezed, ratio, 1.0 + (ratio - 1.0) * share))
+        to_pair = np.where(in_pair | squeezed, 0.0, np.log(ratio))
+        parts = waves_and_bytes(batch, sms, self.gpu, tiles)
+        if is_tensor(kind):
+            room = sms
+        elif overlapped:
+            left = self.gpu.sms - self.overlap.reference_communication_sms
+            room = np.where(squeezed, sms, left)
+        else:
+            room = np.full(len(rows), float(self.gpu.sms))
+        return Rows(
+            batch=batch,
+            sms=room,
+            log_seconds=log_seconds + (to_pair if overlapped else to_alone),
+            ideal=Ideal(*parts, floor),
+            weights=np.array([float(row.condition("repeats", "1")) for row in rows]),
+            direct=(in_pair | squeezed) if overlapped else (share == 0.0) & ~squeezed,
+            spread=np.array([np.nan if row.spread is None else row.spread for row in rows]),
+        ).without_redundant()
+
+    def log_squeeze(self, sms: Array, available: int) -> Array:
+        """Log slow-down of a memory-bound kernel on other SMs than an overlapped pair leaves it.
+
+        Kernels that fill every free SM slow by 1.15 where 132 SMs become 112: seconds go by
+        SMs ** -0.85, both numbers from the calibration.
+
+        Args:
+            available: SMs of the GPU.
+        """
+        overlap = self.overlap
+        taken = overlap.reference_communication_sms
+        total = self.gpu.sms
+        exponent = np.log(overlap.memory_bound.value) / np.log(total / (total - taken))
+        left = available * (1 - taken / total)
+        log_slowdown: Array = exponent * np.log(left / sms)
+        return log_slowdown
