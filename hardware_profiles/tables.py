@@ -51,7 +51,10 @@ class Measurement:
 
     def condition(self, name: str, default: str = "") -> str:
         """Return one condition, or ``default`` where the row does not state it."""
-        return dict(self.conditions).get(name, default)
+        for known, value in self.conditions:
+            if known == name:
+                return value
+        return default
 
     @property
     def kernel_set(self) -> str:
