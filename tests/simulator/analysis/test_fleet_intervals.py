@@ -38,7 +38,7 @@ def test_scaled_step_times_are_those_of_the_base_times_a_factor_for_each_phase()
     "changes",
     [
         ["azure_code", "requests.limit=120", "interval_requests=60"],
-        ["day6_service", "requests.limit=3000", "interval_requests=1500"],
+        ["mooncake_conversation", "requests.limit=160", "interval_requests=80"],
     ],
 )
 def test_intervals_hold_their_figures_and_slower_iterations_their_high_end(
