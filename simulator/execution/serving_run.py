@@ -102,11 +102,12 @@ def simulate_serving_step(scenario: Scenario, trace_of: TraceOf) -> ServingRun:
     kv = _capacity(step)
     check_kv_fits(kv)
     plain = _without_speculation(model, scenario, trace_of)
+    unslowed = _without_slowdown(scenario, model)
     return ServingRun(
         scenario=scenario,
         job=job,
         step=step,
-        without_slowdown=serving_step(_without_slowdown(scenario, model)),
+        without_slowdown=step if unslowed is model else serving_step(unslowed),
         balanced=_balanced(model, scenario, trace_of),
         without_speculation=None if plain is None else serving_step(plain),
         speculation_curve=() if plain is None else _speculation_curve(model, plain, kv),
@@ -183,13 +184,14 @@ def _capacity(step: ServingStep) -> KvCapacity:
 def _without_slowdown(scenario: Scenario, model: ServingModel) -> ServingModel:
     """The same deployment with transfers beside compute as fast as alone."""
     job = model.job
-    if job.all_to_all.overlapped is not None:
+    ratio = job.all_to_all.overlapped
+    if job.expert_tp > 1 or (ratio is not None and ratio.value == 1.0):
+        return model
+    if ratio is not None:
         unit = Estimate(value=1.0, low=1.0, high=1.0, source="set to 1 for comparison")
         alone = job.all_to_all.model_copy(update={"overlapped": unit})
         # Kernel times stay what they are: only wires know the ratio.
         return replace(model, job=job.model_copy(update={"all_to_all": alone}))
-    if job.expert_tp > 1:
-        return model
     unslowed = model.kernels.calibration.without_all_to_all_slowdown()
     return replace(model, kernels=_kernels(scenario, job, unslowed))
 
