@@ -117,3 +117,24 @@ def test_show_prints_what_there_is(arguments):
     done = dsv3sim("show", *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_without_intervals_a_serving_step_has_none_and_a_job_that_has_none_says_so():
+    step = dsv3sim("run", "decode_ep128_profile", "--json", "--no-interval")
+    assert step.returncode == 0, step.stderr
+    assert "interval_80" not in json.loads(step.stdout)
+    assert step.stderr == ""
+    bound = dsv3sim("run", "tpot_limit_cx7", "--json", "--no-interval")
+    assert bound.returncode == 0, bound.stderr
+    assert bound.stderr == "note: --no-interval: a tpot_limit job has no 80 % interval\n"
+
+
+def test_a_training_step_is_attributed_to_causes_that_sum_to_it():
+    done = dsv3sim("attribute", MAIN, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "remainder" in done.stdout
+    assert "beyond the step" in done.stdout
+    other = dsv3sim("attribute", "decode_ep128_profile")
+    assert other.returncode == 2
+    assert other.stderr.startswith("dsv3sim: ")
+    assert other.stderr.count("\n") == 1
