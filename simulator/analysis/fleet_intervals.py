@@ -83,7 +83,7 @@ def fleet_intervals(
     requests = simulation.job.interval_requests
     middle = metrics
     shorter = simulation
-    if requests is not None:
+    if requests is not None and requests < metrics["requests"]["arrived"]:
         source = simulation.job.requests.model_copy(update={"limit": requests})
         shorter = replace(simulation, job=simulation.job.model_copy(update={"requests": source}))
         middle = measure_fleet(shorter)

@@ -60,12 +60,17 @@ def test_intervals_hold_their_figures_and_slower_iterations_their_high_end(
     assert high - low > 0.08 * metrics["tpot_s"]["mean"]
 
 
-def test_all_requests_are_run_at_both_ends_where_the_scenario_names_no_number() -> None:
-    overrides = ["requests.limit=40", "warm_up=0 s", "interval_requests=null"]
+@pytest.mark.parametrize("number", ["null", "1500"])
+def test_all_requests_are_run_at_both_ends_where_the_scenario_names_no_smaller_number(
+    number: str,
+) -> None:
+    overrides = ["requests.limit=40", "warm_up=0 s", f"interval_requests={number}"]
     simulation = prepare_fleet(load_scenario("azure_code", overrides))
     metrics = measure_fleet(simulation)
     first = fleet_intervals(simulation, metrics)
-    assert first == fleet_intervals(simulation, metrics)
+    assert first == fleet_intervals(
+        prepare_fleet(load_scenario("azure_code", [*overrides, "interval_requests=40"])), metrics
+    )
     assert first["tpot_s.mean"][0] < metrics["tpot_s"]["mean"] < first["tpot_s.mean"][1]
 
 
