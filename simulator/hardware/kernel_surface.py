@@ -25,8 +25,13 @@ from simulator.hardware.surfaces import Surface, Term
 
 Array = NDArray[np.float64]
 
-ROWS_OF = {"gemm": "m", "grouped_gemm": "rows", "masked_grouped_gemm": "rows"}
-"""Size that counts the rows of a product."""
+ROWS_OF = {
+    "gemm": "m",
+    "grouped_gemm": "rows",
+    "grouped_gemm_weight_grad": "m",
+    "masked_grouped_gemm": "rows",
+}
+"""Size that counts the rows of a product: of a weight gradient its output features."""
 ALIGNED_ROWS = 4
 MOST_WAVES = 12.0
 """Tiles an SM beyond which the last wave no longer matters: half a wave is 4 % of twelve."""
@@ -107,7 +112,7 @@ class KernelSurface:
 
 
 def _is_tiled(batch: Batch) -> bool:
-    return batch.kind in ROWS_OF and not batch.like.accumulate
+    return batch.kind in ROWS_OF
 
 
 def _rows_columns_tiles(batch: Batch) -> tuple[Array, Array, Array]:
@@ -115,6 +120,8 @@ def _rows_columns_tiles(batch: Batch) -> tuple[Array, Array, Array]:
     sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))
     rows, columns = sizes[ROWS_OF[batch.kind]], np.maximum(sizes["n"], 1.0)
     groups = np.ones_like(rows)
+    if batch.kind == "grouped_gemm_weight_grad":
+        groups = sizes["groups"]
     if batch.kind == "masked_grouped_gemm":
         groups = np.maximum(np.minimum(sizes["groups"], rows), 1.0)
         rows = np.ceil(rows / groups)
@@ -132,7 +139,7 @@ def _coordinates(batch: Batch, sms: Array) -> Array:
     sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))
     for name, values in sizes.items():
         axis = values
-        if name == ROWS_OF.get(batch.kind) and not batch.like.accumulate:
+        if name == ROWS_OF.get(batch.kind):
             rows = _rows_columns_tiles(batch)[0]
             axis = np.ceil(np.maximum(rows, 1) / SMALL_TILE_ROWS) * SMALL_TILE_ROWS
         if batch.kind in ("dispatch", "combine") and name == "rows":
