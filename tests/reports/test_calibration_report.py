@@ -8,14 +8,8 @@ import pytest
 
 from hardware_profiles.schema import load_calibration
 from hardware_profiles.tables import Measurement
-from reports.calibration_report import (
-    MOST_POINTS,
-    coverage_chart,
-    panels_of,
-    parity_chart,
-    pooled_errors,
-    write_calibration_run,
-)
+from reports.calibration_charts import MOST_POINTS, coverage_chart, panels_of, parity_chart
+from reports.calibration_report import pooled_errors, write_calibration_run
 from simulator.analysis.calibration import Calibration, HeldOutRow
 
 
