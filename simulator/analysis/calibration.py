@@ -45,8 +45,9 @@ from hardware_profiles.schema import (
 from hardware_profiles.tables import Measurement, format_pairs, table_path, write_measurements
 from simulator.analysis.sources import read_sources
 from simulator.analysis.table_importer import kernel_sets
-from simulator.hardware.kernel_curves import QUANTILE, Rows, curve_held_out, fit_form, shapes_of
+from simulator.hardware.kernel_curves import QUANTILE, Rows, curve_held_out, shapes_of
 from simulator.hardware.kernel_families import Family, batch_of_rows, check_row
+from simulator.hardware.kernel_models import fit_form
 from simulator.hardware.kernel_surface import CANDIDATES, ROWS_OF, KernelSurface
 from simulator.hardware.roofline import SMALL_TILE_ROWS, Ideal, waves_and_bytes
 from simulator.hardware.wave_lattice import SHAPE, WaveLattice

@@ -53,13 +53,10 @@ from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel
 from simulator.hardware.gpu_transfer import fastest_share, log_transfer, same_compute
 from simulator.hardware.kernel_conditions import Conditions
 from simulator.hardware.kernel_curves import (
-    ENOUGH_RESIDUALS,
     EXTRAPOLATED,
     MEASURED,
     MODELLED,
     PROVENANCES,
-    ClassModel,
-    FamilyModel,
     fingerprints,
 )
 from simulator.hardware.kernel_families import (
@@ -69,6 +66,7 @@ from simulator.hardware.kernel_families import (
     family_of,
     operator_of,
 )
+from simulator.hardware.kernel_models import ENOUGH_RESIDUALS, ClassModel, FamilyModel
 from simulator.hardware.roofline import (
     Batch,
     Ideal,

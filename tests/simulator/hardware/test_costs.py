@@ -11,8 +11,8 @@ from hardware_profiles.schema import load_calibration, load_cluster, load_gpu
 from hardware_profiles.tables import Measurement
 from reference_model.trace import KINDS, TRACE_FOLDER, Operator, load_trace
 from simulator.hardware.costs import COST_MODELS, PROVENANCES, KernelCostModel, NotCalibrated
-from simulator.hardware.kernel_curves import ENOUGH_RESIDUALS
 from simulator.hardware.kernel_families import calibration_measurements
+from simulator.hardware.kernel_models import ENOUGH_RESIDUALS
 from simulator.hardware.roofline import Ideal, batch_of, is_tensor, least_seconds
 
 CALIBRATION = load_calibration("h800_sxm", {"transfer_from": []})
