@@ -23,10 +23,10 @@ from simulator.execution.serving_step import (
     prefill_pass,
     serving_step,
 )
-from simulator.execution.simulation import shipped_trace
 from simulator.execution.step_times import AffineStepTimes, InterpolatedStepTimes, StepTimes
 from simulator.fleet_job import FleetJob, PoolSpec, StepScenario
 from simulator.scenario import Scenario, load_scenario
+from simulator.workload.recorded import shipped_trace
 from simulator.workload.serving_memory import kv_capacity
 
 # Powers of two: a pass of 2^n tokens is made of whole prompts of any smaller power of two.

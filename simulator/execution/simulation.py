@@ -2,34 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import reference_model
-from reference_model.config import ModelConfig
-from reference_model.trace import OperatorTrace, load_trace
 from simulator.scenario import Scenario
-
-TRACES = Path(reference_model.__file__).parent / "traces"
-"""Folder of the shipped operator traces."""
-
-
-def shipped_trace(model: ModelConfig, job: str) -> OperatorTrace:
-    """The operator trace recorded for layers like this model's and a job ("train").
-
-    Raises:
-        ValueError: none of the shipped traces was recorded from such layers.
-    """
-    known = []
-    for path in sorted(TRACES.glob(f"*.{job}.jsonl")):
-        trace = load_trace(path)
-        if trace.config_digest == model.layer_digest:
-            return trace
-        known.append(trace.model)
-    raise ValueError(
-        f"model: no {job} trace was recorded from this config; recorded: {', '.join(known)}; "
-        "record one with: python -m reference_model trace"
-    )
+from simulator.workload.recorded import shipped_trace
 
 
 def simulate(scenario: Scenario, *, unfold: bool = False) -> Any:

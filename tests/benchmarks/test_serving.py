@@ -12,8 +12,8 @@ import pytest
 
 from simulator.execution.serving_run import prepare_serving
 from simulator.execution.serving_step import decode_step
-from simulator.execution.simulation import shipped_trace
 from simulator.scenario import load_scenario
+from simulator.workload.recorded import shipped_trace
 
 
 @pytest.mark.parametrize(

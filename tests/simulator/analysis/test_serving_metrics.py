@@ -6,8 +6,8 @@ import pytest
 
 from simulator.analysis.serving_metrics import best_batches, serving_metrics
 from simulator.execution.serving_run import SpeculationPoint, simulate_serving_step
-from simulator.execution.simulation import shipped_trace
 from simulator.scenario import load_scenario
+from simulator.workload.recorded import shipped_trace
 
 NAMES = {
     "step_time_s", "pass_time_s", "tpot_s", "input_tokens_per_second_per_node",

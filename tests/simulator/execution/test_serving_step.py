@@ -5,9 +5,10 @@ import pytest
 
 from simulator.execution.serving_run import prepare_serving, simulate_serving_step
 from simulator.execution.serving_step import decode_step, prefill_pass, serving_step
-from simulator.execution.simulation import shipped_trace, simulate
+from simulator.execution.simulation import simulate
 from simulator.scenario import load_scenario
 from simulator.workload.memory import Infeasible
+from simulator.workload.recorded import shipped_trace
 
 
 def model_of(name, *changes):

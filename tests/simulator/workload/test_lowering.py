@@ -5,7 +5,6 @@ from collections import Counter
 import pytest
 
 from reference_model.config import load_model_config
-from simulator.execution.simulation import shipped_trace
 from simulator.workload.lowering import (
     FORWARD,
     INPUT_GRAD,
@@ -16,6 +15,7 @@ from simulator.workload.lowering import (
     operators_of,
     put_off,
 )
+from simulator.workload.recorded import shipped_trace
 from simulator.workload.task_graph import Stream
 
 LOAD = Load(
