@@ -20,7 +20,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import CalibrationProfile, TimeEstimate
+from hardware_profiles.schema import CalibrationProfile, Estimate, TimeEstimate
 from hardware_profiles.units import Seconds
 from simulator.execution.pipeline import PipelineRun
 from simulator.execution.serving_step import ServingStep
@@ -103,7 +103,7 @@ def _scaled(
     return scaled
 
 
-def estimated(estimate: TimeEstimate, draw: Array) -> Array:
+def estimated(estimate: TimeEstimate | Estimate, draw: Array) -> Array:
     """[samples] of an input with an interval, not below zero."""
     normal = draw / NORMAL_80
     ends = np.where(normal > 0, estimate.high - estimate.value, estimate.value - estimate.low)
@@ -131,13 +131,17 @@ def spans(graph: TaskGraph, seconds: Array, gap_s: Array) -> Array:
 
 
 def makespans(
-    run: PipelineRun, durations: Sequence[Sequence[Array]], *, transfer_s: Seconds, blocking: bool
+    run: PipelineRun,
+    durations: Sequence[Sequence[Array]],
+    *,
+    transfer_s: Seconds | Array,
+    blocking: bool,
 ) -> Array:
     """Makespan of a pipeline for every sample, [samples]; the order of actions stays.
 
     Args:
         durations: [rank][action] arrays [samples].
-        transfer_s: of every transfer between ranks.
+        transfer_s: of every transfer between ranks; one number, or [samples].
         blocking: whether a rank waits for its sends before its next action.
     """
     needs = dependencies(run.schedule)
@@ -187,13 +191,19 @@ def training_intervals(
     of_chunk: Mapping[ChunkKey, Array] = {
         key: pair if chunk is step.pair else span(chunk) for key, chunk in step.chunks.items()
     }
+    # Transfers of the pipeline and the optimizer's collectives go as what the NICs achieve.
+    achieved = calibration.transfers.nic
+    slower = achieved.value / estimated(achieved, draws.of("transfers"))
     pipeline = makespans(
         step.pipeline,
         [[of_chunk[key] for key in row] for row in step.keys],
-        transfer_s=transfer_s,
+        transfer_s=transfer_s * slower,
         blocking=blocking,
     )
-    optimizer = max(part.total_s for part in step.optimizer)
+    optimizer = np.max(
+        [(part.reduce_s + part.gather_s) * slower + part.update_s for part in step.optimizer],
+        axis=0,
+    )
     return {
         "step_time_s": interval(pipeline + optimizer, value=step.step_time_s),
         "pair_time_s": interval(pair, value=step.pair.log.span_s),

@@ -125,3 +125,19 @@ def test_the_ends_are_quantiles_widened_to_the_value():
     samples = np.linspace(1, 2, 101)
     assert interval(samples, value=1.5) == pytest.approx([1.1, 1.9])
     assert interval(samples, value=0.9) == pytest.approx([0.9, 1.9])
+
+
+def test_what_transfers_achieve_is_part_of_a_steps_interval():
+    calibration = RUN.scenario.calibration
+    nic = calibration.transfers.nic.model_copy(update={"low": 0.2})
+    unsure = calibration.model_copy(
+        update={"transfers": calibration.transfers.model_copy(update={"nic": nic})}
+    )
+    found = [
+        training_intervals(
+            RUN.step, calibration=given, transfer_s=RUN.step.transfer_s, blocking=True, seed=0
+        )
+        for given in (calibration, unsure)
+    ]
+    assert found[1]["step_time_s"][1] > found[0]["step_time_s"][1] + 0.1
+    assert found[1]["pair_time_s"] == found[0]["pair_time_s"]
