@@ -20,7 +20,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import CalibrationProfile, Estimate, TimeEstimate
+from hardware_profiles.schema import CalibrationProfile, TimeEstimate
 from hardware_profiles.units import Seconds
 from simulator.execution.pipeline import PipelineRun
 from simulator.execution.serving_step import ServingStep
@@ -103,7 +103,7 @@ def _scaled(
     return scaled
 
 
-def estimated(estimate: TimeEstimate | Estimate, draw: Array) -> Array:
+def estimated(estimate: TimeEstimate, draw: Array) -> Array:
     """[samples] of an input with an interval, not below zero."""
     normal = draw / NORMAL_80
     ends = np.where(normal > 0, estimate.high - estimate.value, estimate.value - estimate.low)
@@ -193,7 +193,9 @@ def training_intervals(
     }
     # Transfers of the pipeline and the optimizer's collectives go as what the NICs achieve.
     achieved = calibration.transfers.nic
-    slower = achieved.value / estimated(achieved, draws.of("transfers"))
+    normal = draws.of("transfers") / NORMAL_80
+    ends = np.where(normal > 0, achieved.value / achieved.low, achieved.high / achieved.value)
+    slower = ends**normal
     pipeline = makespans(
         step.pipeline,
         [[of_chunk[key] for key in row] for row in step.keys],
