@@ -165,7 +165,7 @@ class KernelCostModel:
             if row.kind not in ALL_TO_ALL_KINDS:
                 sets = grouped.setdefault(family_of(operator_of(row)), {})
                 sets.setdefault(row.kernel_set, []).append(row)
-        if not grouped and not self.calibration.transfer_from:
+        if not grouped and (order or not self.calibration.transfer_from):
             raise NotCalibrated(
                 f"calibration {self.calibration.name}: no measured compute kernel of the kernel "
                 f"sets {', '.join(order)}"
