@@ -148,10 +148,7 @@ class AllToAllModel:
         imbalance = max(1.0, rows / (tokens * self.ranks_per_token)) if tokens else 1.0
         node = self.cluster.node
         remote = self.nodes_per_token * (1.0 - 1.0 / self.nodes)
-        nic = min(
-            node.nic_bandwidth_per_gpu * self.nic_share_[operator.kind][0] / self.load.nic_stretch,
-            self.load.bandwidth,
-        )
+        nic = self.load.rate(node.nic_bandwidth_per_gpu * self.nic_share_[operator.kind][0])
         per_sm = self.calibration.all_to_all.copy_bandwidth_per_sm
         per_channel = self.calibration.all_to_all.sms_per_channel
         forwarding = sms / per_channel if self.nodes > 1 else sms

@@ -1,4 +1,4 @@
-"""What the network beyond a GPU's own NIC makes of an all-to-all: a cluster and its traffic in.
+"""What the network beyond a GPU's own NIC makes of transfers: a cluster and its traffic in.
 
 Achieved rates of an all-to-all are measured on a non-blocking fabric, where the NICs decide. On
 another fabric links between switches may decide, or the NICs that are left after a failure. Every
@@ -8,8 +8,8 @@ pair of GPUs is routed as the fabric's simulation routes it, and the busiest lin
 
 All flows of an all-to-all are equal and start together, so max-min fair sharing meets the bound
 where one kind of link is the bottleneck (a test holds it against the flow-level simulation). Links
-between switches count at line rate, as in that simulation. The GPUs are the cluster's first, on
-neighbouring ports; other jobs, and failures later than the start, are left out. SI units.
+between switches count at line rate, as in that simulation. Other jobs, and failures later than the
+start, are left out. SI units.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hardware_profiles.schema import ClusterProfile, load_transport
 from hardware_profiles.units import BytesPerSecond, Seconds
 from simulator.hardware.clusters import cluster_fabric
 from simulator.hardware.routing import Mask, parse_failure, route, struck_resources
+from simulator.hardware.switching import Integers
 from simulator.hardware.topology import Fabric
 
 Array = NDArray[np.float64]
@@ -46,34 +47,96 @@ class FabricLoad:
     latency: Seconds
     """Through NICs and switches, between the GPUs that are farthest apart."""
 
+    def rate(self, nic: BytesPerSecond) -> BytesPerSecond:
+        """What a GPU sends whose NIC alone would take `nic`."""
+        return min(nic / self.nic_stretch, self.bandwidth)
+
 
 NO_LIMIT = FabricLoad(nic_stretch=1.0, bandwidth=math.inf, latency=0.0)
 """Traffic that no NIC carries."""
 
 
 def all_to_all_load(cluster: ClusterProfile, *, gpus: int, pattern: Pattern) -> FabricLoad:
-    """Limits of an all-to-all among the first `gpus` GPUs of a cluster.
+    """Limits of an all-to-all among the first `gpus` GPUs of a cluster, on neighbouring ports.
 
     Raises ValueError where failures cut two of them off from each other.
     """
     per_node = cluster.node.gpus
     inside = gpus <= per_node if pattern == "rail" else gpus == 1
-    if cluster.fabric.topology == "nvlink_domain" or inside:
+    if inside:
         return NO_LIMIT
+    source, destination = (
+        side.ravel() for side in np.meshgrid(np.arange(gpus), np.arange(gpus), indexing="ij")
+    )
+    peers = source != destination
+    if pattern == "rail":
+        peers &= source % per_node == destination % per_node
+    source, destination = source[peers], destination[peers]
+    return transfer_loads(
+        cluster,
+        source,
+        destination,
+        group=np.zeros(len(source), dtype=np.int64),
+        # A GPU's share to itself crosses no link.
+        divided=gpus if pattern == "every_gpu" else len(source) // gpus,
+        rdma=pattern == "every_gpu",
+    )[0]
+
+
+def transfer_loads(
+    cluster: ClusterProfile,
+    source: Integers,
+    destination: Integers,
+    *,
+    group: Integers,
+    divided: int,
+    rdma: bool = False,
+) -> tuple[FabricLoad, ...]:
+    """Limits of groups of equal flows between GPUs, all groups at once; one for each group.
+
+    Args:
+        source: GPU that sends, [flows].
+        destination: GPU that receives, [flows].
+        group: number of a flow's group from 0 on without holes, [flows].
+        divided: flows among which a byte of a GPU is divided.
+        rdma: through NICs even inside a node, where a plane joins the two.
+
+    Raises ValueError where failures cut a source off from its destination.
+    """
+    if not len(source):
+        return ()
+    groups = int(group.max()) + 1
+    if cluster.fabric.topology == "nvlink_domain":
+        return (NO_LIMIT,) * groups
     fabric = cluster_fabric(cluster, load_transport("ideal"))
     left = _after_failures(cluster, fabric)
-    busy, latency = _seconds_per_byte(fabric, left, gpus=gpus, pattern=pattern)
-    nics = _nic_links(fabric)
-    healthy = busy
+    traffic = _Traffic(source, destination, group, groups, divided, rdma)
+    nic, beyond, latency = _seconds_per_byte(fabric, left, traffic)
+    healthy = nic
     if left is not fabric.capacity:
-        healthy, _ = _seconds_per_byte(fabric, fabric.capacity, gpus=gpus, pattern=pattern)
-    beyond = float(busy[~nics].max(initial=0.0))
-    alone = float(healthy[nics].max(initial=0.0))
-    return FabricLoad(
-        nic_stretch=float(busy[nics].max(initial=0.0)) / alone if alone else 1.0,
-        bandwidth=1.0 / beyond if beyond else math.inf,
-        latency=latency,
+        healthy, _, _ = _seconds_per_byte(fabric, fabric.capacity, traffic)
+    return tuple(
+        FabricLoad(
+            nic_stretch=busy / alone if alone else 1.0,
+            bandwidth=1.0 / links if links else math.inf,
+            latency=farthest,
+        )
+        for busy, alone, links, farthest in zip(
+            nic.tolist(), healthy.tolist(), beyond.tolist(), latency.tolist(), strict=True
+        )
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Traffic:
+    """Arguments of transfer_loads."""
+
+    source: Integers
+    destination: Integers
+    group: Integers
+    groups: int
+    divided: int
+    rdma: bool
 
 
 def _after_failures(cluster: ClusterProfile, fabric: Fabric) -> Array:
@@ -98,41 +161,38 @@ def _nic_links(fabric: Fabric) -> Mask:
 
 
 def _seconds_per_byte(
-    fabric: Fabric, capacity: Array, *, gpus: int, pattern: Pattern
-) -> tuple[Array, Seconds]:
-    """Time of each resource for a byte that every GPU sends, [resources], and the longest latency
-    through NICs and switches."""
-    per_node = fabric.inputs.gpus_per_node
-    source, destination = (
-        side.ravel() for side in np.meshgrid(np.arange(gpus), np.arange(gpus), indexing="ij")
-    )
-    peers = source != destination
-    if pattern == "rail":
-        peers &= source % per_node == destination % per_node
-    source, destination = source[peers], destination[peers]
-    # Flows among which a GPU's byte is divided; its share to itself crosses no link.
-    each = gpus if pattern == "every_gpu" else len(source) / gpus
+    fabric: Fabric, capacity: Array, traffic: _Traffic
+) -> tuple[Array, Array, Array]:
+    """For a byte that every GPU sends, [groups] each: time of the busiest NIC that a group uses, of
+    its busiest other link, and the longest latency through NICs and switches."""
     dead = capacity <= 0
-    found = route(
-        fabric,
-        source,
-        destination,
-        rdma=pattern == "every_gpu",
-        dead=dead if dead.any() else None,
-    )
+    source, destination = traffic.source, traffic.destination
+    found = route(fabric, source, destination, rdma=traffic.rdma, dead=dead if dead.any() else None)
     if not found.reachable.all():
         lost = int(np.argmin(found.reachable))
         raise ValueError(
             f"cluster.failures: no live path from GPU {source[lost]} to GPU {destination[lost]}"
         )
-    carried = np.zeros(fabric.resources + 1)
-    latency = np.zeros(len(source))
-    of_resource = np.append(fabric.latency, 0.0)
-    of_resource[: fabric.plane_start[0]] = 0.0  # NVLink and PCIe
+    carried = np.zeros(fabric.resources + 1)  # hop -1, unused, counts at the end
     for hop in found.paths.T:
         carried += np.bincount(hop % (fabric.resources + 1), minlength=fabric.resources + 1)
-        latency += of_resource[hop]
-    seconds = np.zeros(fabric.resources)
     used = carried[:-1] > 0
-    seconds[used] = carried[:-1][used] / each / capacity[used]
-    return seconds, float(latency.max(initial=0.0))
+    seconds = np.zeros(fabric.resources + 1)
+    seconds[:-1][used] = carried[:-1][used] / traffic.divided / capacity[used]
+    nics = np.append(_nic_links(fabric), False)
+    of_nic, of_link = np.where(nics, seconds, 0.0), np.where(nics, 0.0, seconds)
+    delay = np.append(fabric.latency, 0.0)
+    delay[: fabric.plane_start[0]] = 0.0  # NVLink and PCIe
+    nic, link, latency = np.zeros((3, len(source)))
+    for hop in found.paths.T:
+        np.maximum(nic, of_nic[hop], out=nic)
+        np.maximum(link, of_link[hop], out=link)
+        latency += delay[hop]
+    return _largest(nic, traffic), _largest(link, traffic), _largest(latency, traffic)
+
+
+def _largest(of_flow: Array, traffic: _Traffic) -> Array:
+    """[flows] -> [groups]"""
+    found = np.zeros(traffic.groups)
+    np.maximum.at(found, traffic.group, of_flow)
+    return found
