@@ -123,7 +123,7 @@ def day_levels(day: LoadOfDay) -> list[tuple[float, int]]:
     """Load over the mean, and replicas in service, of each level of a day, by rising load.
 
     The replicas are as many as the level's load takes at the mean load of a replica, in whole
-    numbers: rounded up above some fraction, the smallest that does not raise their mean.
+    numbers: rounded up above that fraction which leaves their mean nearest to the day's.
     """
     amplitude = day.peak_nodes / day.mean_nodes - 1
     # Mean of a sinusoid over the part of the time in which it lies between two of its quantiles,
@@ -131,11 +131,12 @@ def day_levels(day: LoadOfDay) -> list[tuple[float, int]]:
     edges = [math.pi * level / day.levels for level in range(day.levels + 1)]
     loads = [1 - amplitude * (math.sin(b) - math.sin(a)) / (b - a) for a, b in pairwise(edges)]
     wanted = [load * day.mean_replicas for load in loads]
-    fractions = sorted({whole % 1 for whole in wanted} | {0.0})
-    for fraction in fractions:
-        replicas = [max(math.ceil(whole - fraction), 1) for whole in wanted]
-        if sum(replicas) <= day.mean_replicas * day.levels:
-            break
+    rounded = [
+        [max(math.ceil(whole - fraction), 1) for whole in wanted]
+        for fraction in sorted({whole % 1 for whole in wanted} | {0.0})
+    ]
+    target = day.mean_replicas * day.levels
+    replicas = min(rounded, key=lambda counts: abs(sum(counts) - target))
     return list(zip(loads, replicas, strict=True))
 
 

@@ -70,7 +70,7 @@ def test_whole_replicas_of_a_day_follow_its_load_and_keep_their_mean(
     day = LoadOfDay(mean_nodes=10, peak_nodes=15, mean_replicas=mean, levels=levels)
     replicas = [count for _, count in day_levels(day)]
     assert replicas == sorted(replicas)
-    assert sum(replicas) / levels <= max(mean, 1.0)
+    assert abs(sum(replicas) / levels - max(mean, 1.0)) <= 1 / levels
 
 
 def test_a_day_moves_load_between_hours_and_tokens_per_node_follow_their_mean() -> None:
@@ -78,7 +78,7 @@ def test_a_day_moves_load_between_hours_and_tokens_per_node_follow_their_mean() 
     place = next(n for n, row in enumerate(rows) if row.name.startswith("load of the day"))
     before, day = rows[place - 1], rows[place]
     levels = day_levels(DAY)
-    # Whole replicas are fewer on average than 7.3, so that each has a little more to do.
+    # Whole replicas are not quite 7.3 on average, so that each has a little more or less to do.
     mean = sum(count for _, count in levels) / len(levels)
     assert day.values[0] == pytest.approx((before.values[0] or 0.0) * DAY.mean_replicas / mean)
 
