@@ -6,19 +6,15 @@ parity plots and coverage maps, held_out.parquet every left-out row with its pre
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 import yaml
-from markupsafe import Markup
 
 from hardware_profiles.tables import format_pairs
 from reports.calibration import family_name, fit_family
@@ -32,6 +28,7 @@ from reports.calibration_charts import (
     parity_chart,
     table_key,
 )
+from reports.page import render_page
 from reports.run_directory import write_run
 from simulator.analysis.calibration import Calibration, HeldOutRow, noise
 from simulator.hardware.kernel_families import Family
@@ -178,38 +175,23 @@ def held_out_table(rows: Sequence[HeldOutRow]) -> pd.DataFrame:
 
 def page(result: Calibration, panels: Sequence[Panel], pooled: Sequence[PooledError]) -> str:
     """The self-contained page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"percent": _percent}
-    charts = [
-        {
-            "name": f"{panel.name}, {panel.kernel_set} ({len(panel.rows):,} rows)",
-            "parity": parity_chart(panel),
-            "coverage": coverage_chart(panel),
-        }
-        for panel in panels
-    ]
-    javascript = files("plotly").joinpath("package_data", "plotly.min.js")
-    # "</script>" inside a text must not end the script that holds the charts.
-    text = json.dumps(charts, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    return environment.get_template("calibration.html.j2").render(
+    return render_page(
+        "calibration.html.j2",
+        charts={
+            str(number): {"parity": parity_chart(panel), "coverage": coverage_chart(panel)}
+            for number, panel in enumerate(panels)
+        },
+        filters={"percent": _percent},
         profile=result.profile,
         measurements=len(result.measurements),
         read_by=result.read_by,
         pooled=pooled,
         pooled_rows=POOLED_ROWS,
         fits=[(family_name(fit_family(fit)), fit) for fit in result.profile.fits],
-        names=[chart["name"] for chart in charts],
+        names=[f"{panel.name}, {panel.kernel_set} ({len(panel.rows):,} rows)" for panel in panels],
         most_points=MOST_POINTS,
         unmapped=result.unmapped,
         warnings=result.warnings,
-        charts=Markup(text),
-        plotly=Markup(javascript.read_text(encoding="utf-8")),
     )
 
 

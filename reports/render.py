@@ -6,18 +6,14 @@ lie the static figures (figures/*.png, *.svg) and the trace for Perfetto (perfet
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-import jinja2
-from markupsafe import Markup
 
 from hardware_profiles.units import format_bandwidth, format_bytes, format_compute, format_seconds
 from reports.charts import CHARTS
 from reports.figures import FIGURES, write_figures
+from reports.page import render_page
 from reports.palette import PROVENANCE_COLOURS
 from reports.tables import PHASE_LETTERS, RunTables, format_interval, format_metric
 from reports.timeline import write_perfetto
@@ -29,37 +25,26 @@ PERFETTO_FILE = "perfetto.json"
 
 def write_html(tables: RunTables, directory: Path) -> None:
     """Write the self-contained page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+    (directory / REPORT_FILE).write_text(training_page(tables), encoding="utf-8")
+
+
+def training_page(tables: RunTables) -> str:
+    """The self-contained page."""
+    return render_page(
+        "report.html.j2",
+        charts={name: draw(tables) for name, draw in CHARTS.items()},
+        filters={"seconds": format_seconds},
+        tables=tables,
+        metrics=tables.metrics,
+        cards=headline_cards(tables),
+        published=published_rows(tables),
+        operators=operator_rows(tables),
+        slowdown=slowdown_rows(tables),
+        shares={name: shares(tables, name) for name in ("step", "pair")},
+        colours=PROVENANCE_COLOURS,
+        static_figures=[f"{FIGURES_DIRECTORY}/{name}" for name in FIGURES],
+        perfetto=PERFETTO_FILE,
     )
-    environment.filters |= {"seconds": format_seconds}
-    page = environment.get_template("report.html.j2").render(page_context(tables))
-    (directory / REPORT_FILE).write_text(page, encoding="utf-8")
-
-
-def page_context(tables: RunTables) -> dict[str, Any]:
-    """What the template shows."""
-    javascript = files("plotly").joinpath("package_data", "plotly.min.js")
-    charts = {name: draw(tables) for name, draw in CHARTS.items()}
-    return {
-        "tables": tables,
-        "metrics": tables.metrics,
-        "cards": headline_cards(tables),
-        "published": published_rows(tables),
-        "operators": operator_rows(tables),
-        "slowdown": slowdown_rows(tables),
-        "shares": {name: shares(tables, name) for name in ("step", "pair")},
-        "colours": PROVENANCE_COLOURS,
-        "static_figures": [f"{FIGURES_DIRECTORY}/{name}" for name in FIGURES],
-        "perfetto": PERFETTO_FILE,
-        # "</script>" inside a text must not end the script that holds the charts.
-        "charts": Markup(json.dumps(charts, allow_nan=False).replace("<", "\\u003c")),
-        "plotly": Markup(javascript.read_text(encoding="utf-8")),
-    }
 
 
 def shares(tables: RunTables, of: str) -> dict[str, float]:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import pandas as pd
 import yaml
-from markupsafe import Markup
 
 from hardware_profiles.units import Seconds, format_seconds, unit_factor
+from reports.page import render_page
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
 from simulator.analysis.replay import ReplayRun
@@ -153,18 +151,11 @@ def timeline_figure(kernels: pd.DataFrame) -> Figure:
 
 def page(run: ReplayRun, kernels: pd.DataFrame) -> str:
     """The self-contained page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"seconds": format_seconds}
     result = run.to_json()
-    javascript = files("plotly").joinpath("package_data", "plotly.min.js")
-    chart = json.dumps(timeline_chart(kernels), allow_nan=False).replace("<", "\\u003c")
-    return environment.get_template("replay.html.j2").render(
+    return render_page(
+        "replay.html.j2",
+        charts={"timeline": timeline_chart(kernels)},
+        filters={"seconds": format_seconds},
         result=result,
         rows=[
             # Whole nanoseconds: below that is rounding of the sums.
@@ -172,14 +163,12 @@ def page(run: ReplayRun, kernels: pd.DataFrame) -> str:
                 name,
                 result["measured"][key],
                 result[key],
-                round(result[key] - result["measured"][key], 9),
+                round(result[key] - result["measured"][key], 9) + 0.0,  # no "-0 ns"
             )
             for key, name in _RESULTS.items()
         ],
         error=result["span_s"] / result["measured_span_s"] - 1 if result["measured_span_s"] else 0,
         classes=[(NAMES[name], colour) for name, colour in CLASSES.items()],
-        chart=Markup(chart),
-        plotly=Markup(javascript.read_text(encoding="utf-8")),
     )
 
 
