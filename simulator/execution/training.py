@@ -4,7 +4,9 @@ The step is simulated at two levels. Each distinct chunk or overlapped pair (the
 same layers) runs once, operator by operator, on the compute and communication streams of one rank.
 The schedule then runs over all ranks of one pipeline with those durations. Data-parallel replicas
 and the ranks of an expert-parallel group are alike and are represented by one; `expert_load` sets
-how much more than the mean the slowest of a group receives, since the group waits for it.
+how much more than the mean the slowest of a group receives, since the group waits for it. Where the
+fabric is slower for some groups than for others, a pipeline rank stands for its slowest group, for
+the optimizer waits for every replica (training_fabric).
 
 After the last micro-batch the gradients are reduced, the optimizer steps on its shard (ZeRO-1) and
 the parameters are gathered; none of that overlaps the pipeline.
@@ -12,18 +14,21 @@ the parameters are gathered; none of that overlaps the pipeline.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import simpy
 
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile
-from hardware_profiles.units import Bytes, Seconds
+from hardware_profiles.units import Bytes, Seconds, format_bandwidth
 from reference_model.config import ModelConfig
 from reference_model.trace import Operator
 from simulator.execution.engine import TaskLog, empty_log, execute, perform
 from simulator.execution.pipeline import Performance, PipelineRun, perform_pipeline
+from simulator.execution.training_fabric import StepLoads
 from simulator.hardware.costs import KernelCostModel, Prediction
+from simulator.hardware.fabric_load import NO_LIMIT, FabricLoad
 from simulator.scenario import Scenario
 from simulator.training_job import TrainingJob
 from simulator.workload.layout import (
@@ -75,16 +80,25 @@ class ChunkKey:
     """Layers of the forward chunk, empty where the action has none."""
     backward: Stage
     """Layers whose gradients are computed, empty where the action has none."""
+    load: FabricLoad = NO_LIMIT
+    """What the fabric makes of dispatch and combine on the action's rank."""
 
     def __str__(self) -> str:
         layers = [_layers(stage) for stage in (self.forward, self.backward) if stage]
-        return f"{self.work} {' & '.join(layers)}"
+        return f"{self.work} {' & '.join(layers)}{_limits(self.load)}"
 
 
 def _layers(stage: Stage) -> str:
     """("moe", "moe", "head") -> "2 moe + head"."""
     counts = {kind: stage.count(kind) for kind in dict.fromkeys(stage)}
     return " + ".join(kind if count == 1 else f"{count} {kind}" for kind, count in counts.items())
+
+
+def _limits(load: FabricLoad) -> str:
+    """What sets a rank apart: ", NICs x1.5, links 20 GB/s"; nothing where nothing limits it."""
+    nics = f", NICs x{load.nic_stretch:.6g}" if load.nic_stretch != 1.0 else ""
+    links = f", links {format_bandwidth(load.bandwidth)}" if load.bandwidth < math.inf else ""
+    return nics + links
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +136,16 @@ class TrainingStep:
     keys: tuple[tuple[ChunkKey, ...], ...]
     """[rank][action]: which of the chunks the action is."""
     pair: ChunkRun
-    """The overlapped pair of the published profile: 4 MoE layers forward, 4 backward."""
+    """The overlapped pair of the published profile: 4 MoE layers forward, 4 backward; on the rank
+    whose all-to-all the fabric slows most."""
     pipeline: PipelineRun
     optimizer: tuple[OptimizerStep, ...]
     """[rank]"""
     transfer_s: Seconds
-    """Of the activations of one micro-batch between two pipeline ranks."""
+    """Of the activations of one micro-batch between the two pipeline ranks that are slowest at
+    it."""
+    loads: StepLoads
+    """What the fabric makes of the step's transfers."""
     unfolded: tuple[tuple[TaskLog, ...], ...] | None
     """[rank][action]: the operators of every action, where they were all run; else None."""
 
@@ -156,8 +174,10 @@ class TrainingRun:
     """The same step with dispatch and combine not slowed by the compute beside them."""
 
 
-def chunk_key(schedule_stages: tuple[Stage, ...], action: Action) -> ChunkKey:
-    """The layers that an action works on."""
+def chunk_key(
+    schedule_stages: tuple[Stage, ...], action: Action, load: FabricLoad = NO_LIMIT
+) -> ChunkKey:
+    """The layers that an action works on, and what the fabric makes of their all-to-all."""
     forward: Stage = ()
     backward: Stage = ()
     for chunk in action.chunks:
@@ -166,7 +186,7 @@ def chunk_key(schedule_stages: tuple[Stage, ...], action: Action) -> ChunkKey:
             forward = layers
         else:
             backward = layers
-    return ChunkKey(action.work, forward, backward)
+    return ChunkKey(action.work, forward, backward, load)
 
 
 def lower_key(key: ChunkKey, operators: OperatorsOf, *, at_once: Collection[str]) -> TaskGraph:
@@ -239,6 +259,22 @@ def cost_graphs(
     not an all-to-all is in flight at that moment, as in the published profile. A chunk that runs
     alone has all SMs but where its own weight gradients run under its transfers.
     """
+    predictions: dict[ChunkKey, Prediction] = {}
+    for load in dict.fromkeys(key.load for key in graphs):
+        costs.all_to_all_.load = load
+        alike = {key: graph for key, graph in graphs.items() if key.load == load}
+        predictions |= _cost_alike(alike, costs=costs, sms=sms, communication_sms=communication_sms)
+    return predictions
+
+
+def _cost_alike(
+    graphs: Mapping[ChunkKey, TaskGraph],
+    *,
+    costs: KernelCostModel,
+    sms: int,
+    communication_sms: int,
+) -> dict[ChunkKey, Prediction]:
+    """The same for chunks of which the fabric makes the same."""
     tasks = [
         (key.work == OVERLAPPED, task) for key, graph in graphs.items() for task in graph.tasks
     ]
@@ -267,6 +303,8 @@ def optimizer_step(
     *,
     layout: ParallelLayout,
     copies: int,
+    dense: FabricLoad,
+    experts: FabricLoad,
     cluster: ClusterProfile,
     calibration: CalibrationProfile,
     costs: KernelCostModel,
@@ -274,14 +312,19 @@ def optimizer_step(
     """Time of the ZeRO-1 optimizer step on one rank.
 
     Reduce-scatter and all-gather run hierarchically, inside the node over NVLink and between nodes
-    with each GPU's own NIC carrying its share, the two levels pipelined. Replicated parameters have
-    all data-parallel ranks as copies (whole nodes), experts only those of other expert groups; both
-    times the ranks of the pipeline that hold the same stages.
+    with each GPU's own NIC carrying its share round a ring, the two levels pipelined. Replicated
+    parameters have all data-parallel ranks as copies (whole nodes), experts only those of other
+    expert groups; both times the ranks of the pipeline that hold the same stages.
 
     AdamW reads gradient, master weight and both moments, writes all but the gradient, and writes
     the BF16 parameter; before it the norm reads the shard's gradients, after it all gradients are
     cleared, and the gathered matrices cast to the FP8 copy that computes. That traffic runs at the
     rate which element-wise additions achieve.
+
+    Args:
+        copies: pipeline ranks that hold the same stages.
+        dense: what the fabric makes of the rings over replicated parameters.
+        experts: the same of the rings over experts.
     """
     node = cluster.node
     nic = node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
@@ -289,16 +332,16 @@ def optimizer_step(
     replicas = layout.dp * copies
     expert_replicas = layout.expert_replicas * copies
 
-    def exchange(parameters: int, bytes_each: Bytes, copies: int, in_node: int) -> Seconds:
-        data = parameters * bytes_each
+    def exchange(data: Bytes, copies: int, in_node: int, load: FabricLoad) -> Seconds:
         inside = data * (in_node - 1) / in_node / nvlink
-        between = data / in_node * (1 - in_node / copies) / nic
+        between = data / in_node * (1 - in_node / copies) / load.rate(nic)
         return max(inside, between)
 
     def exchange_all(bytes_each: Bytes) -> Seconds:
-        dense = exchange(held.replicated, bytes_each, replicas, node.gpus)
         beside = max(1, node.gpus // layout.ep)
-        return dense + exchange(held.expert_fp8, bytes_each, expert_replicas, beside)
+        return exchange(held.replicated * bytes_each, replicas, node.gpus, dense) + exchange(
+            held.expert_fp8 * bytes_each, expert_replicas, beside, experts
+        )
 
     shard = held.replicated / replicas + held.expert_fp8 / expert_replicas
     norm = FP32_BYTES
@@ -342,22 +385,27 @@ def simulate_step(
     costs: KernelCostModel,
     calibration: CalibrationProfile,
     at_once: Collection[str],
+    loads: StepLoads,
     unfold: bool,
 ) -> TrainingStep:
     """Simulate every distinct chunk once, then the pipeline, then the optimizer.
 
     Args:
         at_once: matrices whose weight gradient is never put off.
+        loads: what the fabric makes of the step's transfers.
         unfold: run the operators of every action of every rank inside the pipeline instead of
             reusing the time of its distinct chunk. The times are the same; the log is complete.
     """
     gpu = cluster.node.gpu
     gap_s = calibration.kernel_gap.value
     keys = tuple(
-        tuple(chunk_key(stages, action) for action in actions) for actions in schedule.actions
+        tuple(chunk_key(stages, action, load) for action in actions)
+        for actions, load in zip(schedule.actions, loads.all_to_all, strict=True)
     )
 
-    profiled = ChunkKey(OVERLAPPED, PAIR_LAYERS, PAIR_LAYERS)
+    nic = cluster.node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
+    slowest = min(loads.all_to_all, key=lambda load: load.rate(nic))
+    profiled = ChunkKey(OVERLAPPED, PAIR_LAYERS, PAIR_LAYERS, slowest)
     graphs = {
         key: lower_key(key, operators, at_once=at_once)
         for key in dict.fromkeys([*(key for row in keys for key in row), profiled])
@@ -383,8 +431,8 @@ def simulate_step(
         yield from perform(env, log.graph, chunk.cost.seconds.tolist(), gap_s, log)
 
     activation = job.micro_batch_tokens * model.hidden_size * BF16_BYTES
-    nic = cluster.node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
-    transfer_s = activation / nic + cluster.fabric.cross_leaf_latency
+    latency = loads.send.latency or cluster.fabric.cross_leaf_latency
+    transfer_s = activation / loads.send.rate(nic) + latency
     pipeline = perform_pipeline(
         schedule,
         perform=perform_action,
@@ -398,6 +446,8 @@ def simulate_step(
             ),
             layout=layout,
             copies=parameter_copies(schedule),
+            dense=loads.dense[rank],
+            experts=loads.experts[rank],
             cluster=cluster,
             calibration=calibration,
             costs=costs,
@@ -412,5 +462,6 @@ def simulate_step(
         pipeline=pipeline,
         optimizer=optimizer,
         transfer_s=transfer_s,
+        loads=loads,
         unfolded=tuple(map(tuple, logs)) if unfold else None,
     )

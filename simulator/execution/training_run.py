@@ -15,7 +15,8 @@ from simulator.execution.training import (
     training_load,
     whole_stages,
 )
-from simulator.hardware.costs import COST_MODELS
+from simulator.execution.training_fabric import step_loads
+from simulator.hardware.costs import COST_MODELS, KernelCostModel
 from simulator.hardware.kernel_families import calibration_measurements
 from simulator.scenario import Scenario, by_name, check_names
 from simulator.workload.layout import ParallelLayout
@@ -101,7 +102,17 @@ def simulate_training(
     memory = model.ranks(at_once)
     check_fits(memory, capacity)
 
-    def step(calibration: CalibrationProfile, *, unfold: bool) -> TrainingStep:
+    def fitted(calibration: CalibrationProfile) -> KernelCostModel:
+        return build_costs(
+            cluster=scenario.cluster, calibration=calibration, expert_parallel_ranks=job.ep
+        ).fit(measurements)
+
+    own = fitted(scenario.calibration)
+    loads = step_loads(scenario.cluster, layout, schedule)
+
+    def step(
+        costs: KernelCostModel, calibration: CalibrationProfile, *, unfold: bool
+    ) -> TrainingStep:
         return simulate_step(
             scenario.model,
             cluster=scenario.cluster,
@@ -110,14 +121,14 @@ def simulate_training(
             schedule=schedule,
             stages=stages,
             operators=operators,
-            costs=build_costs(
-                cluster=scenario.cluster, calibration=calibration, expert_parallel_ranks=job.ep
-            ).fit(measurements),
+            costs=costs,
             calibration=calibration,
             at_once=at_once,
+            loads=loads,
             unfold=unfold,
         )
 
+    unslowed = scenario.calibration.without_all_to_all_slowdown()
     return TrainingRun(
         scenario=scenario,
         job=job,
@@ -126,6 +137,6 @@ def simulate_training(
         stages=stages,
         at_once=tuple(at_once),
         memory=tuple(memory),
-        step=step(scenario.calibration, unfold=unfold),
-        without_slowdown=step(scenario.calibration.without_all_to_all_slowdown(), unfold=False),
+        step=step(own, scenario.calibration, unfold=unfold),
+        without_slowdown=step(fitted(unslowed), unslowed, unfold=False),
     )

@@ -1,0 +1,246 @@
+"""Where a step's transfers go: every byte arrives, and no fabric is better than a healthy one."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from simulator.execution.simulation import simulate
+from simulator.execution.training_fabric import (
+    StepLoads,
+    expert_flows,
+    ring_flows,
+    send_flows,
+    step_loads,
+)
+from simulator.hardware.fabric_load import NO_LIMIT, all_to_all_load
+from simulator.scenario import load_scenario
+from simulator.workload.layout import ParallelLayout
+from simulator.workload.schedules import SCHEDULES
+
+MAIN = "dualpipe_h800_2048"
+STRADDLING = "cluster.fabric.switch_ports=40"
+"""Leaves of 20 nodes, which groups of 8 straddle."""
+FABRICS = [
+    (),
+    ("cluster.fabric.oversubscription=7",),
+    ("cluster.fabric.routing=ecmp",),
+    ("cluster.fabric.routing=static",),
+    (STRADDLING, "cluster.fabric.oversubscription=9"),
+    (STRADDLING, "cluster.fabric.routing=ecmp"),
+    ("cluster.failures=[nic:node3/nic1]",),
+    ("cluster.failures=[nic:node3/nic1, nic:node130/nic7]",),
+    ("cluster.failures=[slow:node3/nic1/up=0.5]",),
+    ("cluster.failures=[plane:3]",),
+    ("cluster.failures=[switch:plane0/leaf0]",),
+    ("cluster.failures=[switch:plane0/spine2]",),
+    ("cluster.failures=[link:plane0/leaf0/up0]",),
+    (STRADDLING, "cluster.failures=[switch:plane0/spine2]"),
+    (STRADDLING, "cluster.fabric.routing=ecmp", "cluster.failures=[nic:node3/nic1, plane:5]"),
+]
+PIPELINES = [
+    ("1f1b", 16, 64),
+    ("1f1b", 8, 128),
+    ("1f1b", 1, 256),
+    ("interleaved", 16, 64),
+    ("zb1p", 16, 8),
+    ("dualpipe", 16, 64),
+    ("dualpipe", 16, 4),
+    ("dualpipev", 8, 128),
+]
+"""(schedule, pipeline ranks, expert-parallel ranks) on 2,048 GPUs."""
+
+
+def layout(pp=16, ep=64):
+    return ParallelLayout(
+        gpus=2048, gpus_per_node=8, pp=pp, ep=ep, routed_experts=256, redundant_experts=0
+    )
+
+
+def schedule(name="dualpipe", pp=16):
+    return SCHEDULES[name](pp, 4 * pp)
+
+
+def cluster(*changes):
+    return load_scenario(MAIN, changes).cluster
+
+
+@cache
+def loads(*changes) -> StepLoads:
+    return step_loads(cluster(*changes), layout(), schedule())
+
+
+@cache
+def run(*changes):
+    return simulate(load_scenario(MAIN, changes)).step
+
+
+def every(of: StepLoads):
+    return [*of.all_to_all, of.send, *of.dense, *of.experts]
+
+
+def rates(of: StepLoads, changes):
+    nic = cluster(*changes).node.nic_bandwidth_per_gpu
+    return np.array([load.rate(nic) for load in every(of)])
+
+
+@pytest.mark.parametrize(("name", "pp", "ep"), PIPELINES)
+def test_every_transfer_arrives_at_a_gpu_that_sends_as_much(name, pp, ep):
+    of, order = layout(pp, ep), schedule(name, pp)
+    dense, experts = ring_flows(of, order, stride=1), ring_flows(of, order, stride=of.expert_nodes)
+    for flows in (expert_flows(of), dense, experts):
+        sent = np.bincount(flows.source, minlength=of.gpus)
+        np.testing.assert_array_equal(sent, np.bincount(flows.destination, minlength=of.gpus))
+        assert len(set(sent.tolist())) == 1
+    sends = send_flows(of, order)
+    for flows in (*sends, expert_flows(of), dense, experts):
+        # Between nodes, and to the GPU of the same number: no plane is crossed.
+        assert np.all(flows.source // 8 != flows.destination // 8)
+        assert np.all(flows.source % 8 == flows.destination % 8)
+        np.testing.assert_array_equal(flows.rank, flows.source // of.dp)
+    # Activations one way are gradients the other.
+    there = {pair for flows in sends for pair in zip(flows.source, flows.destination, strict=True)}
+    assert there == {(end, start) for start, end in there}
+    for flows in sends:
+        np.testing.assert_array_equal(flows.source % of.dp, flows.destination % of.dp)
+
+
+@pytest.mark.parametrize(("name", "pp", "ep"), PIPELINES)
+def test_a_ring_passes_every_node_that_holds_the_same(name, pp, ep):
+    of, order = layout(pp, ep), schedule(name, pp)
+    copies = 2 if name == "dualpipe" else 1
+    for stride, places in ((1, of.dp // 8), (of.expert_nodes, of.dp // 8 // of.expert_nodes)):
+        flows = ring_flows(of, order, stride=stride)
+        following = dict(zip(flows.source.tolist(), flows.destination.tolist(), strict=True))
+        for gpu in (0, 9, of.gpus - 1):
+            passed, at = [gpu], following.get(gpu, gpu)
+            while at != gpu:
+                passed.append(at)
+                at = following[at]
+            assert len(passed) == places * copies
+            # All hold the same place among the experts, on ranks with the same stages.
+            assert {(node // 8) % stride for node in passed} == {gpu // 8 % stride}
+            assert len({order.stages_of(node // of.dp) for node in passed}) == 1
+
+
+def test_on_the_shipped_cluster_the_nics_decide_everything():
+    nic = cluster().node.nic_bandwidth_per_gpu
+    assert set(loads().all_to_all) == {NO_LIMIT}
+    assert all(load.nic_stretch == 1.0 and load.bandwidth >= nic for load in every(loads()))
+    assert loads().send.latency == cluster().fabric.cross_leaf_latency
+
+
+def test_dispatch_among_the_first_nodes_is_bound_as_in_serving():
+    changes = ("cluster.nodes=8", "cluster.fabric.switch_ports=8", "cluster.fabric.routing=ecmp")
+    of = cluster(*changes)
+    alone = ParallelLayout(
+        gpus=64, gpus_per_node=8, pp=1, ep=64, routed_experts=256, redundant_experts=0
+    )
+    found = step_loads(of, alone, schedule("1f1b", 1)).all_to_all[0]
+    served = all_to_all_load(of, gpus=64, pattern="rail")
+    assert served.bandwidth < of.node.nic_bandwidth_per_gpu
+    assert found == replace(served, latency=0.0)
+
+
+@pytest.mark.parametrize("changes", FABRICS)
+def test_no_fabric_is_better_than_a_healthy_non_blocking_one(changes):
+    assert np.all(rates(loads(*changes), changes) <= rates(loads(), ()))
+    assert all(load.nic_stretch >= 1.0 for load in every(loads(*changes)))
+    assert loads(*changes).send.latency >= loads().send.latency
+
+
+@pytest.mark.parametrize("changes", FABRICS)
+@pytest.mark.parametrize(
+    "faster", ["cluster.node.nic.bandwidth=800 Gbit/s", "cluster.fabric.link_bandwidth=800 Gbit/s"]
+)
+def test_doubling_a_bandwidth_of_the_network_never_slows_a_transfer(changes, faster):
+    doubled = (*changes, faster)
+    slower = rates(loads(*changes), changes)
+    assert np.all(rates(loads(*doubled), doubled) >= slower * (1 - 1e-12))
+
+
+def check_no_faster(step, than):
+    """Every part of a step takes at least as long as of another."""
+    assert step.step_time_s >= than.step_time_s
+    assert step.pair.log.span_s >= than.pair.log.span_s
+    assert step.transfer_s >= than.transfer_s
+    for row, other in zip(step.keys, than.keys, strict=True):
+        for key, healthy in zip(row, other, strict=True):
+            assert step.chunks[key].log.span_s >= than.chunks[healthy].log.span_s * (1 - 1e-12)
+    for part, healthy in zip(step.optimizer, than.optimizer, strict=True):
+        assert part.reduce_s >= healthy.reduce_s
+        assert part.update_s == healthy.update_s
+        assert part.gather_s >= healthy.gather_s
+
+
+@pytest.mark.parametrize(
+    ("changes", "slows"),
+    [
+        (("cluster.fabric.oversubscription=7",), {"send", "optimizer"}),
+        ((STRADDLING, "cluster.fabric.routing=ecmp"), {"pair", "send", "optimizer"}),
+        (("cluster.failures=[nic:node3/nic1]",), {"pair", "send", "optimizer"}),
+        (("cluster.failures=[slow:node3/nic1/up=0.5]",), {"pair", "send", "optimizer"}),
+        (("cluster.failures=[switch:plane0/spine2]",), set()),
+    ],
+)
+def test_a_worse_fabric_slows_what_it_touches_and_nothing_else(changes, slows):
+    step, healthy = run(*changes), run()
+    check_no_faster(step, healthy)
+    assert slows == {
+        name
+        for name, slower in (
+            ("pair", step.pair.log.span_s > healthy.pair.log.span_s),
+            ("send", step.transfer_s > healthy.transfer_s),
+            ("optimizer", step.step_time_s - step.pipeline.makespan_s
+             > healthy.step_time_s - healthy.pipeline.makespan_s),
+        )
+        if slower
+    }  # fmt: skip
+    check_no_faster(step, run(*changes, "cluster.node.nic.bandwidth=800 Gbit/s"))
+
+
+def test_only_the_ranks_of_a_broken_nic_unfold():
+    step, healthy = run("cluster.failures=[nic:node130/nic1]"), run()
+    loads_of_ranks = step.loads.all_to_all
+    # Nodes 128 to 143 are pipeline rank 8.
+    assert [rank for rank, load in enumerate(loads_of_ranks) if load != NO_LIMIT] == [8]
+    assert step.keys[7] == healthy.keys[7]
+    assert len({str(key) for key in step.chunks}) == len(step.chunks)
+    assert "NICs x1.2" in str(step.keys[8][0])
+    assert step.pair.key.load == loads_of_ranks[8]
+
+
+def test_ranks_that_differ_are_reused_as_they_are_run():
+    changes = (
+        "training.pp=2", "training.ep=32", "cluster.nodes=8",
+        "training.global_batch_sequences=256", "cluster.node.gpu.hbm_capacity=900 GiB",
+        "cluster.failures=[nic:node5/nic2]",
+    )  # fmt: skip
+    scenario = load_scenario(MAIN, changes)
+    folded, unfolded = simulate(scenario), simulate(scenario, unfold=True)
+    assert len(set(folded.step.loads.all_to_all)) == 2
+    np.testing.assert_allclose(unfolded.step.pipeline.end_s, folded.step.pipeline.end_s, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ("nic:node3/nic1@2s", "what is broken from the start only; allowed: without a time"),
+        ("node:node3", "needs every node; allowed: nic, plane, switch, link and slow"),
+        ("link:node3/gpu1/nvlink_out", "no failures inside a node; allowed: nic, plane"),
+        ("slow:node3/gpu1/pcie_in=0.5", "no failures inside a node; allowed: nic, plane"),
+        ("nic:node999/nic1", "known: node0 to node255"),
+        ("router:3", "write KIND:NAME@TIME"),
+    ],
+)
+def test_a_failure_that_a_step_does_not_simulate_is_one_clear_line(failure, message):
+    with pytest.raises(ValueError, match=message) as error:
+        loads(f"cluster.failures=[{failure}]")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_network_that_failures_cut_in_two_is_one_clear_line():
+    planes = ", ".join(f"plane:{number}" for number in range(8))
+    with pytest.raises(ValueError, match="no live path from GPU 0 to GPU 8"):
+        loads(f"cluster.failures=[{planes}]")
