@@ -34,8 +34,12 @@ class JobReport:
 
 def _training() -> JobReport:
     from reports.terminal import training_run_tables
-    from reports.training import write_training_run
     from simulator.analysis.metrics import training_metrics
+
+    def write_training_run(run: Any, metrics: Mapping[str, Any], directory: Path) -> None:
+        from reports.training import write_training_run as write  # pandas: only for a directory
+
+        write(run, metrics, directory)
 
     return JobReport(
         training_metrics,

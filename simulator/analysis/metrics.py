@@ -95,15 +95,17 @@ _FIELD_OF_WORK = {
 
 def rank_times(step: TrainingStep) -> list[RankTimes]:
     """Time budget of every pipeline rank."""
+    spans = {key: chunk.log.span_s for key, chunk in step.chunks.items()}
+    hidden_of = {key: chunk.log.hidden_communication_s for key, chunk in step.chunks.items()}
+    exposed_of = {key: chunk.log.exposed_communication_s for key, chunk in step.chunks.items()}
     budgets = []
     for row, optimizer in zip(step.keys, step.optimizer, strict=True):
         sums = dict.fromkeys(_FIELD_OF_WORK.values(), 0.0)
         exposed = hidden = 0.0
         for key in row:
-            log = step.chunks[key].log
-            sums[_FIELD_OF_WORK[key.work]] += log.span_s
-            exposed += log.exposed_communication_s
-            hidden += log.hidden_communication_s
+            sums[_FIELD_OF_WORK[key.work]] += spans[key]
+            exposed += exposed_of[key]
+            hidden += hidden_of[key]
         budgets.append(
             RankTimes(
                 **sums,

@@ -30,10 +30,7 @@ from numpy.typing import NDArray
 from hardware_profiles.units import Seconds
 from simulator.analysis.error_budget import makespans, spans
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
-from simulator.hardware.costs import COST_MODELS
-from simulator.hardware.kernel_families import calibration_measurements
 from simulator.hardware.roofline import ideal_seconds, is_tensor, peak_compute
-from simulator.scenario import by_name
 from simulator.workload.task_graph import Stream
 
 Array = NDArray[np.float64]
@@ -101,11 +98,6 @@ def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
     """{chunk: [causes] its span with each cause and all those before it}"""
     scenario, step = run.scenario, run.step
     gpu, gap_s = scenario.cluster.node.gpu, scenario.calibration.kernel_gap.value
-    costs = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")(
-        cluster=scenario.cluster,
-        calibration=scenario.calibration,
-        expert_parallel_ranks=run.job.ep,
-    ).fit(calibration_measurements(scenario.calibration))
     tiles = scenario.calibration.tiles
     chunks = list(step.chunks.values())
     computes = [
@@ -117,7 +109,7 @@ def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
         for chunk, places in zip(chunks, computes, strict=True)
         for place in places
     ]
-    alone = costs.predict(operators, sms=gpu.sms, overlapped=False).seconds
+    alone = run.costs.predict(operators, sms=gpu.sms, overlapped=False).seconds
     bounds = np.zeros((2, len(operators)))
     for kind in {operator.kind for operator in operators if is_tensor(operator.kind)}:
         for dtype in {operator.dtype for operator in operators if operator.kind == kind}:

@@ -169,6 +169,8 @@ class TrainingRun:
     """Matrices whose weight gradient an input-only backward computes at once, to fit memory."""
     memory: tuple[RankMemory, ...]
     """[rank]"""
+    costs: KernelCostModel
+    """Fitted kernel times of the step."""
     step: TrainingStep
     without_slowdown: TrainingStep
     """The same step with dispatch and combine not slowed by the compute beside them."""

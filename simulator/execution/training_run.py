@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hardware_profiles.schema import CalibrationProfile
 from reference_model.config import ModelConfig
 from reference_model.trace import OperatorTrace
 from simulator.execution.training import (
@@ -102,17 +101,12 @@ def simulate_training(
     memory = model.ranks(at_once)
     check_fits(memory, capacity)
 
-    def fitted(calibration: CalibrationProfile) -> KernelCostModel:
-        return build_costs(
-            cluster=scenario.cluster, calibration=calibration, expert_parallel_ranks=job.ep
-        ).fit(measurements)
-
-    own = fitted(scenario.calibration)
+    costs = build_costs(
+        cluster=scenario.cluster, calibration=scenario.calibration, expert_parallel_ranks=job.ep
+    ).fit(measurements)
     loads = step_loads(scenario.cluster, layout, schedule)
 
-    def step(
-        costs: KernelCostModel, calibration: CalibrationProfile, *, unfold: bool
-    ) -> TrainingStep:
+    def step(costs: KernelCostModel, *, unfold: bool) -> TrainingStep:
         return simulate_step(
             scenario.model,
             cluster=scenario.cluster,
@@ -122,13 +116,12 @@ def simulate_training(
             stages=stages,
             operators=operators,
             costs=costs,
-            calibration=calibration,
+            calibration=scenario.calibration,
             at_once=at_once,
             loads=loads,
             unfold=unfold,
         )
 
-    unslowed = scenario.calibration.without_all_to_all_slowdown()
     return TrainingRun(
         scenario=scenario,
         job=job,
@@ -137,6 +130,7 @@ def simulate_training(
         stages=stages,
         at_once=tuple(at_once),
         memory=tuple(memory),
-        step=step(own, scenario.calibration, unfold=unfold),
-        without_slowdown=step(fitted(unslowed), unslowed, unfold=False),
+        costs=costs,
+        step=step(costs, unfold=unfold),
+        without_slowdown=step(costs.without_all_to_all_slowdown(), unfold=False),
     )

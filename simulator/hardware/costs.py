@@ -33,6 +33,7 @@ the kind.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self, TypeVar
@@ -227,6 +228,19 @@ class KernelCostModel:
         known = sorted({is_tensor(family[0]) for family in grouped})
         self.classes_ = OnDemand([(o, tensor) for o in both for tensor in known], build_class)
         return self
+
+    def without_all_to_all_slowdown(self) -> Self:
+        """These kernel times with dispatch and combine as fast beside compute as alone.
+
+        What was learned of compute kernels is shared, not learned again.
+        """
+        other = copy(self)
+        other.calibration = self.calibration.without_all_to_all_slowdown()
+        other.all_to_all_ = AllToAllModel(
+            cluster=self.cluster, calibration=other.calibration, ranks=self.expert_parallel_ranks
+        ).fit(self._rows)
+        other.all_to_all_.load = self.all_to_all_.load
+        return other
 
     def predict(
         self,
