@@ -66,7 +66,7 @@ class Iteration:
 class Steps(NamedTuple):
     """Decode steps that can be one event."""
 
-    count: int
+    number: int
     first_s: float
     slope_s: float
     """By how much each takes longer than the one before."""
