@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,26 +135,35 @@ def makespans(
     run: PipelineRun,
     durations: Sequence[Sequence[Array]],
     *,
-    transfer_s: Seconds | Array,
+    transfer_s: Mapping[tuple[int, int], Seconds | Array],
     blocking: bool,
 ) -> Array:
     """Makespan of a pipeline for every sample, [samples]; the order of actions stays.
 
     Args:
         durations: [rank][action] arrays [samples].
-        transfer_s: of every transfer between ranks; one number, or [samples].
+        transfer_s: {(rank that sends, rank that receives): one number, or [samples]}.
         blocking: whether a rank waits for its sends before its next action.
     """
     needs = dependencies(run.schedule)
     # What a rank sends at the end of one action leaves one after the other.
-    sends: dict[tuple[int, int], int] = defaultdict(int)
-    turn: dict[tuple[int, int, int, int], int] = {}
+    queue: dict[tuple[int, int], tuple[int, ...]] = defaultdict(tuple)
+    before: dict[tuple[int, int, int, int], tuple[int, ...]] = {}
     for rank, row in enumerate(needs):
         for index, wanted in enumerate(row):
             for need in wanted:
                 if need.rank != rank:
-                    sends[need.rank, need.position] += 1
-                    turn[need.rank, need.position, rank, index] = sends[need.rank, need.position]
+                    queue[need.rank, need.position] += (rank,)
+                    sent = queue[need.rank, need.position]
+                    before[need.rank, need.position, rank, index] = sent
+
+    @cache
+    def sending(source: int, destinations: tuple[int, ...]) -> Array | float:
+        total: Array | float = 0.0
+        for destination in destinations:
+            total = total + transfer_s[source, destination]
+        return total
+
     ends: dict[tuple[int, int], Array] = {}
     free: list[Array | float] = [0.0] * run.schedule.ranks
     latest: Array | float = 0.0
@@ -163,11 +173,12 @@ def makespans(
         for need in needs[rank][index]:
             ready = ends[need.rank, need.position]
             if need.rank != rank:
-                ready = ready + turn[need.rank, need.position, rank, index] * transfer_s
+                sent = before[need.rank, need.position, rank, index]
+                ready = ready + sending(need.rank, sent)
             start = np.maximum(start, ready)
         end = start + durations[rank][index]
         ends[rank, index] = end
-        free[rank] = end + sends[rank, index] * transfer_s if blocking else end
+        free[rank] = end + sending(rank, queue[rank, index]) if blocking else end
         latest = np.maximum(latest, end)
     return np.asarray(latest, dtype=np.float64)
 
@@ -176,7 +187,6 @@ def training_intervals(
     step: TrainingStep,
     *,
     calibration: CalibrationProfile,
-    transfer_s: Seconds,
     blocking: bool,
     seed: int,
 ) -> dict[str, list[Seconds]]:
@@ -199,7 +209,7 @@ def training_intervals(
     pipeline = makespans(
         step.pipeline,
         [[of_chunk[key] for key in row] for row in step.keys],
-        transfer_s=transfer_s * slower,
+        transfer_s={ranks: seconds * slower for ranks, seconds in step.transfers_s.items()},
         blocking=blocking,
     )
     optimizer = np.max(

@@ -196,7 +196,6 @@ def _intervals(run: TrainingRun, metrics: Mapping[str, Any]) -> dict[str, list[f
     found = training_intervals(
         run.step,
         calibration=run.scenario.calibration,
-        transfer_s=run.step.transfer_s,
         blocking=run.job.blocking_sends,
         seed=run.scenario.file.seed,
     )

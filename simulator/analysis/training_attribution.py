@@ -77,10 +77,10 @@ def attribute_step(run: TrainingRun) -> list[Cause]:
     free, sent = (
         float(
             makespans(
-                step.pipeline, durations, transfer_s=transfer_s, blocking=run.job.blocking_sends
+                step.pipeline, durations, transfer_s=transfers_s, blocking=run.job.blocking_sends
             )[0]
         )
-        for transfer_s in (0.0, step.transfer_s)
+        for transfers_s in (dict.fromkeys(step.transfers_s, 0.0), step.transfers_s)
     )
     slowest = max(step.optimizer, key=lambda part: part.total_s)
     causes += [

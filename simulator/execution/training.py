@@ -141,9 +141,8 @@ class TrainingStep:
     pipeline: PipelineRun
     optimizer: tuple[OptimizerStep, ...]
     """[rank]"""
-    transfer_s: Seconds
-    """Of the activations of one micro-batch between the two pipeline ranks that are slowest at
-    it."""
+    transfers_s: Mapping[tuple[int, int], Seconds]
+    """{(rank that sends, rank that receives): of the activations of one micro-batch}"""
     loads: StepLoads
     """What the fabric makes of the step's transfers."""
     unfolded: tuple[tuple[TaskLog, ...], ...] | None
@@ -433,12 +432,14 @@ def simulate_step(
         yield from perform(env, log.graph, chunk.cost.seconds.tolist(), gap_s, log)
 
     activation = job.micro_batch_tokens * model.hidden_size * BF16_BYTES
-    latency = loads.send.latency or cluster.fabric.cross_leaf_latency
-    transfer_s = activation / loads.send.rate(nic) + latency
+    transfers_s = {
+        ranks: activation / load.rate(nic) + (load.latency or cluster.fabric.cross_leaf_latency)
+        for ranks, load in loads.sends.items()
+    }
     pipeline = perform_pipeline(
         schedule,
         perform=perform_action,
-        transfer=lambda _: transfer_s,
+        transfer=lambda sent: transfers_s[sent.source, sent.destination],
         blocking_sends=job.blocking_sends,
     )
     optimizer = tuple(
@@ -463,7 +464,7 @@ def simulate_step(
         pair=chunks[profiled],
         pipeline=pipeline,
         optimizer=optimizer,
-        transfer_s=transfer_s,
+        transfers_s=transfers_s,
         loads=loads,
         unfolded=tuple(map(tuple, logs)) if unfold else None,
     )

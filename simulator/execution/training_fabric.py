@@ -25,7 +25,7 @@ node, and NVLink domains beyond one, are not routed: their NVLink and NICs count
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -61,8 +61,8 @@ class StepLoads:
 
     all_to_all: tuple[FabricLoad, ...]
     """[rank], of dispatch and combine of its slowest expert-parallel group."""
-    send: FabricLoad
-    """Of the slowest pipeline send of any rank."""
+    sends: Mapping[tuple[int, int], FabricLoad]
+    """{(rank that sends, rank that receives): of its slowest pipeline send}"""
     dense: tuple[FabricLoad, ...]
     """[rank], of exchanging what every data-parallel rank holds."""
     experts: tuple[FabricLoad, ...]
@@ -82,14 +82,14 @@ def step_loads(cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedu
         ranks=schedule.ranks,
         divided=max(1, layout.expert_nodes - 1),
     )
-    sends = [
-        load
-        for flows in send_flows(layout, schedule)
-        for load in _of_ranks(cluster, flows, ranks=schedule.ranks, divided=1)
-    ]
+    sends = {}
+    for distance, flows in send_flows(layout, schedule).items():
+        of_sender = _of_ranks(cluster, flows, ranks=schedule.ranks, divided=1)
+        for rank in np.unique(flows.rank).tolist():
+            sends[rank, rank + distance] = of_sender[rank]
     return StepLoads(
         all_to_all=tuple(_of_all_to_all(cluster, load) for load in all_to_all),
-        send=_slowest(sends),
+        sends=sends,
         dense=_of_ranks(
             cluster, ring_flows(layout, schedule, stride=1), ranks=schedule.ranks, divided=1
         ),
@@ -136,9 +136,9 @@ def expert_flows(layout: ParallelLayout) -> Flows:
     return _flows(layout, groups[:, source].ravel(), groups[:, destination].ravel())
 
 
-def send_flows(layout: ParallelLayout, schedule: Schedule) -> list[Flows]:
-    """Pipeline sends, those over the same number of ranks together: each GPU to that of its own
-    data rank where the next stage, or the one before, of one of the directions lies."""
+def send_flows(layout: ParallelLayout, schedule: Schedule) -> dict[int, Flows]:
+    """Pipeline sends that run at once, {ranks further on: flows}: each GPU to that of its own data
+    rank where the next stage, or the one before, of one of the directions lies."""
     neighbours = {
         pair
         for placement in schedule.placement
@@ -150,14 +150,14 @@ def send_flows(layout: ParallelLayout, schedule: Schedule) -> list[Flows]:
     for start, end in sorted(neighbours):
         by_distance.setdefault(end - start, []).append((start, end))
     of_rank = _nodes(layout).reshape(layout.pp, -1)
-    return [
-        _flows(
+    return {
+        distance: _flows(
             layout,
             of_rank[[start for start, _ in pairs]].ravel(),
             of_rank[[end for _, end in pairs]].ravel(),
         )
-        for pairs in by_distance.values()
-    ]
+        for distance, pairs in by_distance.items()
+    }
 
 
 def ring_flows(layout: ParallelLayout, schedule: Schedule, *, stride: int) -> Flows:
@@ -201,16 +201,6 @@ def _of_ranks(
     for rank, load in zip(senders.tolist(), found, strict=True):
         loads[rank] = load
     return tuple(loads)
-
-
-def _slowest(loads: Iterable[FabricLoad]) -> FabricLoad:
-    """The worst of every figure."""
-    every = [NO_LIMIT, *loads]
-    return FabricLoad(
-        nic_stretch=max(load.nic_stretch for load in every),
-        bandwidth=min(load.bandwidth for load in every),
-        latency=max(load.latency for load in every),
-    )
 
 
 def _of_all_to_all(cluster: ClusterProfile, load: FabricLoad) -> FabricLoad:

@@ -34,7 +34,7 @@ def test_without_uncertainty_the_pipeline_takes_what_the_engine_says():
     found = makespans(
         RUN.step.pipeline,
         durations,
-        transfer_s=RUN.step.transfer_s,
+        transfer_s=RUN.step.transfers_s,
         blocking=RUN.job.blocking_sends,
     )
     assert found[0] == pytest.approx(RUN.step.pipeline.makespan_s, rel=1e-9)
@@ -44,7 +44,6 @@ def intervals(seed):
     return training_intervals(
         RUN.step,
         calibration=RUN.scenario.calibration,
-        transfer_s=RUN.step.transfer_s,
         blocking=True,
         seed=seed,
     )
@@ -134,9 +133,7 @@ def test_what_transfers_achieve_is_part_of_a_steps_interval():
         update={"transfers": calibration.transfers.model_copy(update={"nic": nic})}
     )
     found = [
-        training_intervals(
-            RUN.step, calibration=given, transfer_s=RUN.step.transfer_s, blocking=True, seed=0
-        )
+        training_intervals(RUN.step, calibration=given, blocking=True, seed=0)
         for given in (calibration, unsure)
     ]
     assert found[1]["step_time_s"][1] > found[0]["step_time_s"][1] + 0.1
