@@ -1,4 +1,6 @@
-"""The command line: dsv3sim run | compare | calibrate | show. The only module that prints.
+"""The command line: dsv3sim run, sweep, validate, attribute, compare, replay, calibrate, show.
+
+Only this module, cli_show and cli_options print.
 
 What a user can mend ends with one line on standard error and exit code 2. Imports of the simulation
 stay inside the commands, so that `dsv3sim --help` answers at once.
@@ -9,16 +11,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from simulator.workload.schedules import IdealTimes
+from simulator.cli_options import Changes, Json, print_tables
+from simulator.cli_show import show_app
 
 app = typer.Typer(
     help="Predict how long DeepSeek-V3-class models take on a GPU cluster, and where it goes.",
@@ -26,29 +25,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-show_app = typer.Typer(help="Print what the simulator knows.", no_args_is_help=True)
 app.add_typer(show_app, name="show")
-
-MOST_DRAWN = 50
-"""Longest action over the shortest that a drawing in text can hold."""
-
-PIPE_COLUMNS = 100
-"""Width of tables where standard output is no terminal."""
 
 BAD_INPUT = 2
 """Exit code for everything that the user can mend."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it."""
-
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change a value; repeatable; read as YAML."),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
-]
-Name = Annotated[str | None, typer.Argument(help="Without a name: list what there is.")]
 
 
 @app.command()
@@ -96,7 +79,7 @@ def run(
     if as_json:
         print(json.dumps(metrics, allow_nan=False))
         return
-    _print(*report.tables(loaded.name, metrics))
+    print_tables(*report.tables(loaded.name, metrics))
     print(f"report: {directory}/report.html")
 
 
@@ -207,7 +190,7 @@ def sweep(
     if as_json:
         print(json.dumps(sweep_json(result), allow_nan=False))
         return
-    _print(sweep_table(result))
+    print_tables(sweep_table(result))
     print(f"report: {directory}/report.html")
 
 
@@ -244,7 +227,7 @@ def validate(
         rows = [asdict(check) | {"is_evidence": check.is_evidence} for check in checks]
         print(json.dumps({"figures": rows, "median_error": median_error(checks)}, allow_nan=False))
         return
-    _print(validation_table(checks))
+    print_tables(validation_table(checks))
 
 
 @app.command()
@@ -277,7 +260,7 @@ def attribute(
 
             figures, rows = fleet_attribution.attribute(scenario, changes or (), processes=jobs)
             table = attribution_table(scenario, figures, rows)
-    _print(table)
+    print_tables(table)
 
 
 @app.command()
@@ -292,7 +275,7 @@ def compare(
         raise ValueError("compare: one run given; allowed: two or more run directories")
     read = [(str(directory), read_metrics(directory)) for directory in runs]
     attributed = attribution_comparison(read)
-    _print(comparison_table(read), *([attributed] if attributed is not None else []))
+    print_tables(comparison_table(read), *([attributed] if attributed is not None else []))
 
 
 @app.command()
@@ -338,7 +321,7 @@ def replay(
         return
     from reports.terminal import metric_table
 
-    _print(metric_table(str(trace), result.to_json()))
+    print_tables(metric_table(str(trace), result.to_json()))
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"report: {directory}/report.html")
@@ -406,7 +389,7 @@ def calibrate(
             "out": str(out),
         }
         write_calibration_run(result, directory, inputs=inputs)
-    _print(*calibration_tables(result.profile))
+    print_tables(*calibration_tables(result.profile))
     for source in result.read_by:
         print(f"read by {source}")
     for lost in result.unmapped:
@@ -415,195 +398,6 @@ def calibrate(
         print(f"warning: {warning}", file=sys.stderr)
     print(f"calibration: {', '.join(map(str, written))}")
     print(f"report: {directory}/report.html")
-
-
-@show_app.command("calibration")
-def show_calibration(name: Name = None) -> None:
-    """Calibrations: how wrong their kernel times are, by family, and where they only guess."""
-    from hardware_profiles.schema import known_calibrations, load_calibration
-    from reports.calibration import calibration_tables
-    from reports.terminal import name_table
-
-    if name is None:
-        described = {
-            known: f"{profile.gpu}, {profile.basis}, {len(profile.fits)} families judged"
-            for known in known_calibrations()
-            for profile in [load_calibration(known)]
-        }
-        _print(name_table("calibrations", described))
-        return
-    _print(*calibration_tables(load_calibration(name)))
-
-
-@show_app.command("transfer")
-def show_transfer(
-    calibration: Annotated[str, typer.Argument(help="Calibration of the measured GPU.")],
-    cluster: Annotated[str, typer.Argument(help="Cluster with the GPU that is predicted.")],
-    table: Annotated[str, typer.Argument(help="Measurements of that GPU: a shipped name or path.")],
-) -> None:
-    """Transfer: predict a GPU's measured kernels from another GPU's, and how wrong that is."""
-    from hardware_profiles.schema import load_calibration, load_cluster
-    from hardware_profiles.tables import load_measurements, table_path
-    from reports.calibration import transfer_table
-    from simulator.analysis.transfer_errors import transfer_errors
-
-    errors = transfer_errors(
-        load_measurements(table_path(table)),
-        calibration=load_calibration(calibration),
-        cluster=load_cluster(cluster),
-    )
-    _print(transfer_table(f"{calibration} -> {cluster}: {table}", errors))
-
-
-@show_app.command("gpu")
-def show_gpu(name: Name = None) -> None:
-    """GPUs: datasheet values with their sources."""
-    _show_profile("gpus", name)
-
-
-@show_app.command("cluster")
-def show_cluster(name: Name = None) -> None:
-    """Clusters: nodes, NICs and fabric with their sources, drawn, counted and priced."""
-    _show_profile("clusters", name)
-    if name is not None:
-        from hardware_profiles.schema import load_cluster
-        from reports.fabric import fabric_tables
-
-        _print(*fabric_tables(load_cluster(name)))
-
-
-@show_app.command("model")
-def show_model(
-    name: Name = None,
-    context: Annotated[int, typer.Option(min=1, help="Tokens of a sequence, for FLOPs.")] = 4096,
-) -> None:
-    """Models: parameters, FLOPs and KV cache a token."""
-    from reference_model.config import load_model_config, shipped_configs
-    from reports.terminal import model_table, name_table, token_cost_table
-    from simulator.workload.model_comparison import compare_models, known_models
-
-    if name is None:
-        described = {
-            model: f"{load_model_config(model).num_hidden_layers} layers"
-            for model in shipped_configs()
-        }
-        _print(name_table("models", described), token_cost_table(compare_models(known_models())))
-    else:
-        _print(model_table(name, load_model_config(name), context=context))
-
-
-@show_app.command("scenario")
-def show_scenario(name: Name = None, changes: Changes = None) -> None:
-    """Scenarios: one in full, with everything it names, as a YAML file that runs."""
-    from reports.terminal import name_table
-    from simulator.scenario import known_scenarios, load_scenario, write_resolved
-
-    if name is None:
-        described = {known: load_scenario(known).file.description for known in known_scenarios()}
-        _print(name_table("scenarios", described))
-    else:
-        print(write_resolved(load_scenario(name, changes or ())), end="")
-
-
-@show_app.command("schedule")
-def show_schedule(
-    name: Name = None,
-    ranks: Annotated[int, typer.Option(help="Ranks of the pipeline.")] = 8,
-    microbatches: Annotated[int, typer.Option(help="Micro-batches of one step.")] = 20,
-    times: Annotated[
-        str | None,
-        typer.Option(
-            metavar="F,I,W,FB",
-            help="Durations of forward, input backward, weight gradient and pair: draw to scale.",
-        ),
-    ] = None,
-) -> None:
-    """Schedules: one row a rank, one cell an action in order, or drawn to scale."""
-    from reports.terminal import name_table
-    from simulator.execution.pipeline import draw_to_scale, run_ideal
-    from simulator.scenario import by_name
-    from simulator.workload.schedules import BUBBLE_FORMULAS, SCHEDULES, render_grid
-
-    if name is None:
-        _print(
-            name_table("schedules", {known: _first_line(SCHEDULES[known]) for known in SCHEDULES})
-        )
-        return
-    ideal = _ideal_times(times) if times is not None else None
-    schedule = by_name(SCHEDULES, name, "schedule")(ranks, microbatches)
-    print(render_grid(schedule))
-    if ideal is not None:
-        result = run_ideal(schedule, ideal)
-        print(draw_to_scale(result))
-        print(
-            f"bubble, largest of a rank: {max(result.bubble_s):g}; "
-            f"closed form: {BUBBLE_FORMULAS[name](ranks, ideal):g}"
-        )
-
-
-def _show_profile(kind: Literal["gpus", "clusters"], name: str | None) -> None:
-    from hardware_profiles.schema import known_profiles, load_cluster, load_gpu, read_profile
-    from reports.terminal import name_table, profile_table
-
-    if name is None:
-        _print(
-            name_table(kind, {known: _description(kind, known) for known in known_profiles(kind)})
-        )
-        return
-    if kind == "gpus":
-        load_gpu(name)
-    else:
-        load_cluster(name)
-    _print(profile_table(name, read_profile(kind, name)[0]))
-
-
-def _description(kind: Literal["gpus", "clusters"], name: str) -> str:
-    from hardware_profiles.schema import load_cluster, load_gpu
-    from hardware_profiles.units import format_bandwidth, format_bytes
-
-    if kind == "gpus":
-        gpu = load_gpu(name)
-        return (
-            f"{gpu.sms} SMs, {format_bytes(gpu.hbm_capacity)} at "
-            f"{format_bandwidth(gpu.hbm_bandwidth)}, "
-            f"NVLink {format_bandwidth(gpu.nvlink_bandwidth)}"
-        )
-    cluster = load_cluster(name)
-    return f"{cluster.nodes} nodes x {cluster.node.gpus} {cluster.node.gpu.name}"
-
-
-def _first_line(function: object) -> str:
-    """First line of a docstring, of the function inside a partial where it is one."""
-    documented = getattr(function, "func", function)
-    return (documented.__doc__ or "").strip().partition("\n")[0]
-
-
-def _ideal_times(text: str) -> IdealTimes:
-    from simulator.workload.schedules import IdealTimes
-
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != len(IdealTimes._fields) or not all(0 < value < inf for value in values):
-        raise ValueError(
-            f"--times {text!r}: allowed: four positive numbers F,I,W,FB, such as 1,1,1,3"
-        )
-    if max(values) > MOST_DRAWN * min(values):
-        raise ValueError(
-            f"--times {text!r}: cannot be drawn to scale; allowed: none over {MOST_DRAWN} times "
-            "another"
-        )
-    return IdealTimes(*values)
-
-
-def _print(*tables: Table) -> None:
-    from rich.console import Console
-
-    # Into a file or a pipe there is no width to ask for; tables are made for 100 columns.
-    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
-    for table in tables:
-        console.print(table)
 
 
 def main() -> None:
