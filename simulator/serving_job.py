@@ -152,6 +152,12 @@ class ServingStepJob(Profile):
     head: bool = True
     """Whether embedding, output head and sampling are part of the iteration."""
 
+    @property
+    def normal_transfers(self) -> bool:
+        """Whether dispatch and combine run as normal all-to-all kernels; with experts split over
+        all GPUs tokens are gathered and scattered instead."""
+        return self.all_to_all.kernels == "normal" and self.expert_tp == 1
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         needed = (
@@ -169,22 +175,35 @@ class ServingStepJob(Profile):
                 f"overlap {self.overlap} with micro_batches {self.micro_batches}; allowed: "
                 "two_micro_batches with 2, shared_expert or none with 1"
             )
+        for name in ("attention_tp", "expert_tp"):
+            if self.gpus % getattr(self, name):
+                raise ValueError(f"{name} {getattr(self, name)} does not divide {self.gpus} gpus")
         if self.requests.idle_gpus >= self.gpus:
             raise ValueError(
                 f"requests.idle_gpus {self.requests.idle_gpus}: allowed: fewer than the "
                 f"{self.gpus} gpus"
             )
+        if self.requests.idle_gpus % self.attention_tp:
+            raise ValueError(
+                f"requests.idle_gpus {self.requests.idle_gpus}: allowed: whole groups of the "
+                f"{self.attention_tp} GPUs that share heads"
+            )
         if self.phase == "prefill" and self.speculation is not None:
             raise ValueError("speculation: allowed in phase decode only")
-        if (
-            self.all_to_all.kernels == "normal"
-            and self.expert_tp == 1
-            and self.all_to_all.buffers is None
-        ):
+        if self.speculation is not None and not self.head:
+            raise ValueError("speculation: allowed with head true only, since drafts end in a head")
+        if self.communication_sms and not self.normal_transfers:
+            raise ValueError(
+                f"communication_sms {self.communication_sms}: allowed: 0, as only normal "
+                "all-to-all kernels keep SMs"
+            )
+        if self.experts.max_mean_load > self.gpus / self.expert_tp:
+            raise ValueError(
+                f"experts.max_mean_load {self.experts.max_mean_load:g}: allowed: at most the "
+                f"{self.gpus // self.expert_tp} ranks that share all rows"
+            )
+        if self.normal_transfers and self.all_to_all.buffers is None:
             raise ValueError("all_to_all.buffers is needed with kernels normal")
-        for name in ("attention_tp", "expert_tp"):
-            if self.gpus % getattr(self, name):
-                raise ValueError(f"{name} {getattr(self, name)} does not divide {self.gpus} gpus")
         return self
 
 

@@ -192,7 +192,7 @@ def transfer_metrics(step: ServingStep) -> dict[str, Any]:
     )
     if not over_nics:
         return {"link": "nvlink", "link_bytes_per_s": node.gpu.nvlink_bandwidth}
-    normal = job.all_to_all.kernels == "normal"
+    normal = job.normal_transfers
     model_of_transfers = model.kernels.costs.all_to_all_
     return {
         "link": "nic",

@@ -151,7 +151,7 @@ def kernel_source(
         expert_parallel_ranks=_whole_nodes(ranks, cluster.node.gpus),
     ).fit(rows)
 
-    normal = job.all_to_all.kernels == "normal" and job.expert_tp == 1
+    normal = job.normal_transfers
     load = all_to_all_load(cluster, gpus=ranks, pattern="rail" if normal else "every_gpu")
     costs.all_to_all_.load = load
     received = 1.0
@@ -449,11 +449,11 @@ def _check_kernels(job: ServingStepJob, *, config: ModelConfig, cluster: Cluster
             f"communication_sms {job.communication_sms}: allowed: fewer than the {sms} SMs of "
             f"{cluster.node.gpu.name}"
         )
-    if job.all_to_all.kernels == "normal" and job.expert_tp == 1 and not job.communication_sms:
+    if job.normal_transfers and not job.communication_sms:
         raise ValueError("communication_sms 0: normal all-to-all kernels need at least one SM")
     if job.all_to_all.kernels == "low_latency" and job.phase != "decode":
         raise ValueError("all_to_all.kernels low_latency: allowed in phase decode only")
-    if job.all_to_all.kernels == "normal" and job.phase == "decode" and job.expert_tp == 1:
+    if job.normal_transfers and job.phase == "decode":
         raise ValueError("all_to_all.kernels normal: allowed in phase prefill only")
     if job.speculation is not None and not config.num_nextn_predict_layers:
         raise ValueError("speculation: the model has no multi-token prediction module")

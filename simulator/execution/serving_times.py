@@ -72,7 +72,7 @@ def kernel_times(
     """Times of all sections' operators, concatenated in the order of the sections."""
     job = model.job
     gpu_sms = model.cluster.node.gpu.sms
-    normal = job.all_to_all.kernels == "normal" and job.expert_tp == 1
+    normal = job.normal_transfers
     hides = job.overlap == "two_micro_batches"
     flat: list[Operator] = []
     parts: list[str] = []
@@ -306,7 +306,7 @@ def expert_times(
     part_of = base.part_of()
     job = model.job
     gpu_sms = model.cluster.node.gpu.sms
-    normal = job.all_to_all.kernels == "normal"
+    normal = job.normal_transfers
     overlapped = normal and job.overlap == "two_micro_batches"
     rows = unique[:, 0].astype(float)
     mean_rows = base.operators[base.parts["experts"][0]]["rows"]

@@ -276,6 +276,8 @@ def test_gpus_that_share_heads_draft_for_the_requests_of_their_groups():
         ("memory.buffer_tokens=16", "memory.buffer_tokens 16: a micro-batch has 64"),
         ("experts.load=zipf", "zipf_exponent is needed"),
         ("attention_tp=3", "attention_tp 3 does not divide"),
+        ("communication_sms=20", "communication_sms 20: allowed: 0, as only normal"),
+        ("experts.max_mean_load=129", "experts.max_mean_load 129: allowed: at most the 128 ranks"),
         ("experts.shared_expert=dispatched", "with experts.redundant of at least 1"),
         ("attention_tp=16", "attention_tp 16: allowed: at most the 8 GPUs that NVLink joins"),
         ("expert_tp=2", "expert_tp 2: allowed: 1, or all 128 GPUs"),
@@ -291,6 +293,20 @@ def test_bad_input_is_one_clear_line(change, message):
     with pytest.raises(ValueError, match=message) as error:
         run()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("mtp_ep128", "head=false", "speculation: allowed with head true only"),
+        ("decode_ep320_report", "requests.idle_gpus=1", "whole groups of the 4 GPUs that share"),
+        ("decode_tp8_h200", "communication_sms=8", "communication_sms 8: allowed: 0"),
+        ("prefill_ep32_profile", "communication_sms=0", "normal all-to-all kernels need at least"),
+    ],
+)
+def test_inputs_that_a_step_would_ignore_are_refused(name, change, message):
+    with pytest.raises(ValueError, match=message):
+        simulate(load_scenario(name, [change]))
 
 
 def test_failures_that_a_step_over_nvlink_would_ignore_are_refused():
