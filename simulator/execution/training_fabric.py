@@ -41,6 +41,7 @@ from simulator.workload.schedules import Schedule
 Gpus = NDArray[np.int64]
 
 _NODE_PORTS = ("nvlink", "pcie")
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,8 @@ def _of_ranks(
 def _of_all_to_all(cluster: ClusterProfile, load: FabricLoad) -> FabricLoad:
     """What dispatch and combine can feel of a limit, so that ranks that feel the same stay folded:
     no bandwidth beyond the NIC's, and no latency, which their notify time holds."""
-    limits = load.bandwidth < cluster.node.nic_bandwidth_per_gpu
+    # Sums over links may round to a little less than the NIC's rate.
+    limits = load.bandwidth < cluster.node.nic_bandwidth_per_gpu * (1 - _ROUNDING)
     return FabricLoad(
         nic_stretch=load.nic_stretch,
         bandwidth=load.bandwidth if limits else NO_LIMIT.bandwidth,

@@ -5,7 +5,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+import simpy
 
+from hardware_profiles.schema import load_transport
 from simulator.execution.simulation import simulate
 from simulator.execution.training_fabric import (
     StepLoads,
@@ -14,7 +16,10 @@ from simulator.execution.training_fabric import (
     send_flows,
     step_loads,
 )
+from simulator.hardware.clusters import cluster_fabric
 from simulator.hardware.fabric_load import NO_LIMIT, all_to_all_load
+from simulator.hardware.network import Network, make_flows
+from simulator.hardware.routing import parse_failure
 from simulator.scenario import load_scenario
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.schedules import SCHEDULES
@@ -144,6 +149,43 @@ def test_dispatch_among_the_first_nodes_is_bound_as_in_serving():
     served = all_to_all_load(of, gpus=64, pattern="rail")
     assert served.bandwidth < of.node.nic_bandwidth_per_gpu
     assert found == replace(served, latency=0.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "cluster.fabric.routing=ecmp",
+        "cluster.fabric.oversubscription=3",
+        "cluster.failures=[nic:node3/nic1]",
+    ],
+)
+@pytest.mark.parametrize("kind", ["all_to_all", "sends", "dense", "experts"])
+def test_the_slowest_transfer_takes_what_the_flow_level_simulation_finds(kind, change):
+    of = cluster("cluster.nodes=32", "cluster.fabric.switch_ports=20", change)
+    small = ParallelLayout(
+        gpus=256, gpus_per_node=8, pp=2, ep=64, routed_experts=256, redundant_experts=0
+    )
+    order = schedule("dualpipe", 2)
+    found = step_loads(of, small, order)
+    if kind == "all_to_all":
+        flows, limits, peers = expert_flows(small), found.all_to_all, 7
+    elif kind == "sends":
+        # One direction of the two, which do not share a link.
+        flows, limits, peers = send_flows(small, order)[1], [found.sends[0, 1]], 1
+    else:
+        stride = 1 if kind == "dense" else small.expert_nodes
+        flows, limits, peers = ring_flows(small, order, stride=stride), getattr(found, kind), 1
+    size, nic = 1e9, of.node.nic_bandwidth_per_gpu
+    fabric = cluster_fabric(of, load_transport("ideal"))
+    env = simpy.Environment()
+    network = Network(env, fabric)
+    for failure in of.failures:
+        network.strike(parse_failure(failure))
+    transfer = env.run(
+        until=network.transfer(make_flows(flows.source, flows.destination, size / peers))
+    )
+    bound = size / min(load.rate(nic) for load in limits)
+    assert transfer.finish.max() == pytest.approx(bound, rel=1e-3)
 
 
 @pytest.mark.parametrize("changes", FABRICS)
