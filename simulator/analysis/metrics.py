@@ -6,8 +6,9 @@ the BF16 dense peak, as DeepSeek counts them (Insights, Table 4).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isclose
 from typing import Any
 
 from hardware_profiles.units import Seconds, unit_factor
@@ -15,6 +16,7 @@ from reference_model.config import training_flops_per_token
 from simulator.analysis.error_budget import training_intervals
 from simulator.analysis.training_attribution import attribute_step
 from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
+from simulator.hardware.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.kernel_curves import PROVENANCES
 from simulator.scenario import PublishedFigure
 from simulator.workload.schedules import (
@@ -177,6 +179,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
             "pair": of_pair,
             "step": provenance_shares([(step.chunks[key], n) for key, n in counts.items()]),
         },
+        "transfers": transfer_limits(run),
         "attribution": [asdict(cause) for cause in attribute_step(run)],
         "ranks": ranks,
         "memory": [asdict(rank) | {"total": rank.total} for rank in run.memory],
@@ -189,6 +192,31 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
         asdict(compare_published(figure, metrics)) for figure in run.scenario.file.published
     ]
     return metrics
+
+
+def transfer_limits(run: TrainingRun) -> dict[str, Any]:
+    """What the fabric leaves of the NICs' rate, of each kind of transfer at its slowest.
+
+    nic_stretch: time of the busiest NIC over the same without failures. fabric_bytes_per_s: what a
+    GPU sends if only links beyond the NICs limited it, None where they do not.
+    """
+    loads, nic = run.step.loads, run.scenario.cluster.node.nic_bandwidth_per_gpu
+
+    def slowest(of_kind: Iterable[FabricLoad]) -> dict[str, float | None]:
+        every = [NO_LIMIT, *of_kind]
+        links = min(load.bandwidth for load in every)
+        return {
+            "nic_stretch": max(load.nic_stretch for load in every),
+            "fabric_bytes_per_s": links if links < nic and not isclose(links, nic) else None,
+        }
+
+    return {
+        "nic_bytes_per_s": nic,
+        "all_to_all": slowest(loads.all_to_all),
+        "pipeline_send": slowest(loads.sends.values()),
+        "dense_parameters": slowest(loads.dense),
+        "experts": slowest(loads.experts),
+    }
 
 
 def _intervals(run: TrainingRun, metrics: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -8,6 +8,7 @@ import pytest
 import simpy
 
 from hardware_profiles.schema import load_transport
+from simulator.analysis.metrics import training_metrics
 from simulator.execution.simulation import simulate
 from simulator.execution.training_fabric import (
     StepLoads,
@@ -248,6 +249,21 @@ def test_a_worse_fabric_slows_what_it_touches_and_nothing_else(changes, slows):
         if slower
     }  # fmt: skip
     check_no_faster(step, run(*changes, "cluster.node.nic.bandwidth=800 Gbit/s"))
+
+
+def test_the_json_says_what_the_fabric_leaves_of_each_kind_of_transfer():
+    found = {}
+    for changes in ((), ("cluster.fabric.oversubscription=7",), ("cluster.failures=[plane:3]",)):
+        step = simulate(load_scenario(MAIN, changes))
+        found[changes] = training_metrics(step, with_intervals=False)["transfers"]
+    healthy, thin, broken = found.values()
+    free = {"nic_stretch": 1.0, "fabric_bytes_per_s": None}
+    kinds = ("all_to_all", "pipeline_send", "dense_parameters", "experts")
+    assert all(healthy[kind] == free for kind in kinds)
+    # A leaf has 8 ports up; 16 nodes send to the next rank over them, and groups stay below it.
+    assert thin["all_to_all"] == free
+    assert thin["pipeline_send"]["fabric_bytes_per_s"] == healthy["nic_bytes_per_s"] / 2
+    assert all(8 / 7 <= broken[kind]["nic_stretch"] <= 2.0 for kind in kinds)
 
 
 def test_only_the_ranks_of_a_broken_nic_unfold():
