@@ -9,7 +9,7 @@ as DeepEP's own test counts them: all copies, those to the own rank included.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +98,7 @@ class LowLatencyProfile(Profile):
 
 
 Operation = Literal["dispatch", "combine"]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 
 def message_bytes(operation: Operation, hidden: int) -> Bytes:

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from hardware_profiles.low_latency_kernels import OPERATIONS, message_bytes
 from hardware_profiles.units import Seconds
 from simulator.analysis.error_budget import serving_interval
 from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
+from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, payload_bytes
 from simulator.hardware.kernel_curves import PROVENANCES
 from simulator.serving_job import ServingStepJob
 from simulator.workload.task_graph import Stream
@@ -186,11 +188,7 @@ def transfer_metrics(step: ServingStep) -> dict[str, Any]:
     """What dispatch and combine travel over, and what bounds them beside the link's own rate."""
     model = step.model
     node, job, load = model.cluster.node, model.job, model.kernels.load
-    profile = model.low_latency
-    over_nics = job.expert_tp == 1 and (
-        job.gpus > node.gpus if profile is None else profile.link == "nic"
-    )
-    if not over_nics:
+    if model.over_nvlink:
         return {"link": "nvlink", "link_bytes_per_s": node.gpu.nvlink_bandwidth}
     normal = job.normal_transfers
     model_of_transfers = model.kernels.costs.all_to_all_
@@ -209,17 +207,47 @@ def expert_metrics(run: ServingRun) -> dict[str, Any]:
     """How uneven expert loads are over GPUs and links, and what rebalancing costs."""
     job, loads = run.job, run.step.loads
     given = job.experts.max_mean_load
-    rows = loads.rows
-    links = rows / np.maximum(rows.mean(axis=1, keepdims=True), 1e-9)
+    uneven = loads.max_over_mean if not loads.folded else given
+    rows = float(loads.rows.mean()) / (given if loads.folded else 1.0)
     return {
         "load": job.experts.load,
-        "compute_max_over_mean": loads.max_over_mean if not loads.folded else given,
-        # A copy of a token is a row, so bytes that reach a GPU's link go with its rows.
-        "link_bytes_max_over_mean": float(links.max()) if not loads.folded else given,
-        "rows_per_gpu_mean": float(rows.mean()) / (given if loads.folded else 1.0),
+        "compute_max_over_mean": uneven,
+        "link_bytes": _link_bytes(run.step, rows, uneven),
+        "rows_per_gpu_mean": rows,
         "active_experts_per_gpu_mean": float(loads.active.mean()),
         "rebalance": None if run.rebalance is None else asdict(run.rebalance),
     }
+
+
+def _link_bytes(step: ServingStep, rows: float, uneven: float) -> dict[str, Any] | None:
+    """Bytes that dispatch and combine bring over one GPU's link in a layer and micro-batch: mean of
+    the GPUs, and the busiest one's as a mean over layers. None where tokens are gathered instead.
+
+    Args:
+        rows: of one GPU's experts, mean.
+        uneven: rows of the busiest GPU over the mean. Bytes go with rows: low-latency kernels send
+            each row, normal ones a token once to each node (over NVLink: GPU) of its rows.
+    """
+    model = step.model
+    if model.job.expert_tp > 1:
+        return None
+    mean: dict[str, float] = {}
+    if model.low_latency is not None:
+        mean = {name: rows * message_bytes(name, model.config.hidden_size) for name in OPERATIONS}
+    else:
+        transfers = model.kernels.costs.all_to_all_
+        elsewhere = 1.0 - 1.0 / transfers.nodes
+        crossing = (
+            transfers.ranks_per_token
+            if model.over_nvlink
+            else transfers.nodes_per_token * elsewhere
+        )
+        for operator in step.operators["moe", 0].operators:
+            if operator.kind in ALL_TO_ALL_KINDS:
+                busy = 1 - model.job.requests.idle_gpus / model.job.gpus
+                sent = operator["tokens"] * crossing * busy
+                mean[operator.kind] = sent * payload_bytes(operator)
+    return {name: {"mean": value, "busiest": value * uneven} for name, value in mean.items()}
 
 
 def speculation_metrics(run: ServingRun) -> dict[str, Any] | None:

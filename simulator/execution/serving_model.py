@@ -113,6 +113,13 @@ class ServingModel:
         return slots // self.expert_ranks
 
     @property
+    def over_nvlink(self) -> bool:
+        """Whether dispatch and combine go over NVLink, not over NICs."""
+        if self.job.expert_tp > 1:
+            return True
+        return _over_nvlink(self.job, self.cluster, self.low_latency)
+
+    @property
     def choices(self) -> int:
         """Copies of each token that travel."""
         dispatched = self.job.experts.shared_expert == "dispatched"
@@ -137,6 +144,7 @@ def kernel_source(
     _check(job, config=config, cluster=cluster)
     rng = np.random.default_rng(seed)
     ranks = job.gpus // job.expert_tp
+    machine = _nvlink_domain_as_node(cluster)
     rows = [
         row
         for row in measurements
@@ -146,9 +154,9 @@ def kernel_source(
     # launches among them; with rows of its own, a calibration answers for inference alone.
     own = {"transfer_from": ()} if calibration.measurements else {}
     costs = cost_model(
-        cluster=cluster,
+        cluster=machine,
         calibration=calibration.model_copy(update=own),
-        expert_parallel_ranks=_whole_nodes(ranks, cluster.node.gpus),
+        expert_parallel_ranks=_whole_nodes(ranks, machine.node.gpus),
     ).fit(rows)
 
     normal = job.normal_transfers
@@ -158,7 +166,7 @@ def kernel_source(
     if normal:
         # DeepEP's published times were taken with its test's gate; this job runs the model's, on
         # experts where its policy places them.
-        nodes, received = _destinations(job, config=config, cluster=cluster, rng=rng)
+        nodes, received = _destinations(job, config=config, cluster=machine, rng=rng)
         costs.all_to_all_.nodes_per_token = nodes
         costs.all_to_all_.ranks_per_token = received
     return KernelSource(
@@ -182,7 +190,7 @@ def _destinations(
     placement = place_experts(
         uniform_popularity(1, config.n_routed_experts),
         gpus=job.gpus,
-        nodes=_nodes(job.gpus, cluster.node.gpus),
+        nodes=_nodes(job.gpus, cluster),
         groups=config.n_group,
         redundant=job.experts.redundant,
         policy=job.experts.placement,
@@ -234,7 +242,7 @@ def serving_model(
     """
     _check(job, config=config, cluster=cluster)
     domain = _nvlink_domain(cluster)
-    over_nvlink = job.gpus <= domain if low_latency is None else low_latency.link == "nvlink"
+    over_nvlink = _over_nvlink(job, cluster, low_latency)
     _check_failures(cluster, over_nvlink=over_nvlink or job.expert_tp > 1)
     if low_latency is not None and over_nvlink and job.gpus > domain:
         raise ValueError(
@@ -250,7 +258,7 @@ def serving_model(
         placement = place_experts(
             carried,
             gpus=ranks,
-            nodes=_nodes(ranks, cluster.node.gpus),
+            nodes=_nodes(ranks, cluster),
             groups=config.n_group,
             redundant=config.n_routed_experts + job.experts.redundant - carried.shape[1],
             policy=job.experts.placement,
@@ -379,15 +387,31 @@ def _kinds(job: ServingStepJob, config: ModelConfig) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-def _nodes(ranks: int, per_node: int) -> int:
-    """Nodes that hold the ranks."""
-    return max(1, -(-ranks // per_node))
+def _nodes(ranks: int, cluster: ClusterProfile) -> int:
+    """Nodes that hold the ranks; GPUs that NVLink joins are as good as one."""
+    return max(1, -(-ranks // _nvlink_domain(cluster)))
+
+
+def _nvlink_domain_as_node(cluster: ClusterProfile) -> ClusterProfile:
+    """The cluster as normal all-to-all kernels see it: no NIC between GPUs that NVLink joins."""
+    domain, node = _nvlink_domain(cluster), cluster.node
+    joined = domain // node.gpus
+    whole = node.model_copy(update={"gpus": domain, "nics": node.nics * joined})
+    return cluster.model_copy(update={"node": whole, "nodes": cluster.nodes // joined})
 
 
 def _nvlink_domain(cluster: ClusterProfile) -> int:
     """GPUs that NVLink joins."""
     whole = cluster.fabric.topology == "nvlink_domain"
     return cluster.gpus if whole else cluster.node.gpus
+
+
+def _over_nvlink(
+    job: ServingStepJob, cluster: ClusterProfile, low_latency: LowLatencyProfile | None
+) -> bool:
+    if low_latency is None:
+        return job.gpus <= _nvlink_domain(cluster)
+    return low_latency.link == "nvlink"
 
 
 def _whole_nodes(ranks: int, per_node: int) -> int:

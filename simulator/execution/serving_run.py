@@ -99,7 +99,7 @@ def simulate_serving_step(scenario: Scenario, trace_of: TraceOf) -> ServingRun:
     assert job is not None, "simulate() chooses by the job that is there"
     model = prepare_serving(scenario, job, trace_of)
     step = serving_step(model)
-    kv = _capacity(step)
+    kv = _capacity(job, step)
     check_kv_fits(kv)
     plain = _without_speculation(model, scenario, trace_of)
     unslowed = _without_slowdown(scenario, model)
@@ -170,10 +170,11 @@ def _kernels(
     )
 
 
-def _capacity(step: ServingStep) -> KvCapacity:
+def _capacity(job: ServingStepJob, step: ServingStep) -> KvCapacity:
+    """Room of the deployment; a step of few requests may run in fewer micro-batches than it."""
     model = step.model
     return kv_capacity(
-        model.job,
+        job,
         config=model.config,
         cluster=model.cluster,
         low_latency=model.low_latency,
@@ -267,7 +268,12 @@ def rebalancing(model: ServingModel, interval: Seconds | None) -> Rebalance | No
     config = model.config
     if model.placement is None or interval is None:
         return None
-    node = model.cluster.node
+    node, achieved = model.cluster.node, model.kernels.calibration.transfers
+    received = (
+        node.gpu.nvlink_bandwidth * achieved.nvlink.value
+        if model.over_nvlink
+        else node.nic_bandwidth_per_gpu * achieved.nic.value
+    )
     placement = model.placement
     before = place_experts(
         uniform_popularity(config.num_moe_layers, placement.experts),
@@ -280,7 +286,8 @@ def rebalancing(model: ServingModel, interval: Seconds | None) -> Rebalance | No
     return rebalance_cost(
         before,
         model.placement,
+        # A byte each; block scales, 0.02 %, are left out.
         expert_bytes=float(parameter_counts(config).expert),
-        bandwidth=node.nic_bandwidth_per_gpu * model.kernels.calibration.transfers.nic.value,
+        bandwidth=received,
         interval=interval,
     )

@@ -127,5 +127,41 @@ def test_rebalancing_is_costed_where_an_interval_is_given():
     )  # fmt: skip
     experts = metrics["experts"]
     assert experts["compute_max_over_mean"] > 1.0
-    assert experts["link_bytes_max_over_mean"] >= experts["compute_max_over_mean"]
+    for carried in experts["link_bytes"].values():
+        assert carried["busiest"] / carried["mean"] == pytest.approx(
+            experts["compute_max_over_mean"]
+        )
     assert 0 < experts["rebalance"]["share"] < 0.1
+
+
+def test_links_carry_what_the_kernels_send_and_more_where_groups_are_spread():
+    # 512 rows a micro-batch: FP8 values with 56 scales and a source, BF16 values.
+    experts = metrics_of("decode_ep128_profile")["experts"]
+    assert experts["link_bytes"]["dispatch"]["mean"] == 512 * (7168 + 56 * 4 + 16)
+    assert experts["link_bytes"]["combine"]["busiest"] == 512 * 14336
+    # 8,192 tokens to the other nodes that each reaches, 3.1 of 4 in all.
+    near, far = (
+        metrics_of("prefill_ep32_profile", f"experts.placement={policy}")
+        for policy in ("hierarchical", "global")
+    )
+    reached = near["transfers"]["nodes_per_token"] * 3 / 4
+    assert near["experts"]["link_bytes"]["combine"]["mean"] == pytest.approx(8192 * reached * 14336)
+    for operation in ("dispatch", "combine"):
+        carried = [m["experts"]["link_bytes"][operation]["mean"] for m in (near, far)]
+        assert carried[1] > 1.05 * carried[0]
+
+
+def test_rebalancing_within_a_node_goes_over_nvlink():
+    changes = (
+        "experts.load=zipf", "experts.zipf_exponent=0.5", "experts.placement=global",
+        "experts.rebalance_interval=10 min",
+    )  # fmt: skip
+    moved = metrics_of("decode_ep8_h200", *changes)["experts"]["rebalance"]
+    assert moved["bytes_per_gpu"] / moved["seconds"] > 200e9
+
+
+def test_the_largest_batch_is_the_deployments_not_that_of_a_small_steps_order():
+    few, many = (
+        metrics_of("decode_ep128_profile", f"requests.requests_per_gpu={count}") for count in (1, 8)
+    )
+    assert few["largest_batch_per_gpu"] == many["largest_batch_per_gpu"] > 128

@@ -166,6 +166,17 @@ def test_slower_nics_and_fabrics_lengthen_the_transfers(name, changes):
     assert steps[0].exposed_communication_s > steps[1].exposed_communication_s
 
 
+def test_normal_transfers_inside_an_nvlink_domain_take_no_nic():
+    def prefill(nic):
+        changes = ("cluster=gb200_nvl72", f"cluster.node.nic.bandwidth={nic} Gbit/s")
+        return step_of("prefill_ep32_profile", *changes)
+
+    step = prefill(400)
+    assert step.model.over_nvlink
+    assert step.step_s == prefill(4).step_s
+    assert step.step_s < step_of("prefill_ep32_profile", "cluster=b200_32").step_s
+
+
 def test_experts_spread_over_all_nodes_lengthen_normal_transfers():
     name = "prefill_ep32_profile"
     grouped, spread = step_of(name), step_of(name, "experts.placement=global")
