@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardware_profiles.units import format_bandwidth, format_seconds, unit_factor
+from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
 from reports.run_directory import write_run
 from reports.serving_page import interval_text, plain_page, step_page
 from simulator.analysis.metrics import compare_published
@@ -142,7 +142,26 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     restated = "" if kernels["basis"] != "datasheet" else f", restated for {kernels['gpu']}"
     table.add_row("kernels", f"{kernels['calibration']}, of {kernels['measured_on']}{restated}")
     table.add_row("transfers", _transfers(metrics["transfers"]))
+    table.add_row("expert loads", _expert_loads(metrics["experts"]))
     return table
+
+
+def _expert_loads(experts: Mapping[str, Any]) -> str:
+    """How uneven GPUs and links are, and what moving experts costs."""
+    text = f"{experts['load']}, busiest GPU {experts['compute_max_over_mean']:.2f} of the mean"
+    if experts["link_bytes"] is not None:
+        carried = ", ".join(
+            f"{name} {format_bytes(link['busiest'])}"
+            for name, link in experts["link_bytes"].items()
+        )
+        text += f"; over its link in a layer and micro-batch: {carried}"
+    moved = experts["rebalance"]
+    if moved is not None:
+        text += (
+            f"; rebalancing moves {format_bytes(moved['bytes_per_gpu'])} to a GPU in "
+            f"{format_seconds(moved['seconds'])}, {moved['share']:.2%} of the time"
+        )
+    return text
 
 
 def _transfers(transfers: Mapping[str, Any]) -> str:
