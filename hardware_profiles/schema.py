@@ -302,6 +302,17 @@ class HeldOutError(Profile):
     """80 % quantile of the absolute log error: the half-width of an interval."""
 
 
+class LinkProfile(Profile):
+    """What a transfer between GPUs of one host costs, by bytes on the wire."""
+
+    launch_s: Annotated[float, Field(gt=0)]
+    """Seconds that the host takes to launch one; smaller transfers hide behind it."""
+    start_s: Annotated[float, Field(ge=0)]
+    """Seconds on the GPU before and after the bytes."""
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Of the NVLink rate that large transfers reach."""
+
+
 class FitProfile(Profile):
     """What calibrate found out about one kernel family in one kernel set."""
 
@@ -311,11 +322,13 @@ class FitProfile(Profile):
     accumulate: bool
     kernel_set: str
     rows: Count
-    estimator: Literal["curves", "lattice", "surface"]
+    estimator: Literal["curves", "lattice", "surface", "link"]
     stiffness: tuple[float, float] | None = None
     """Of a surface, along the most finely scanned size and across the others."""
     tiles: TilesProfile | None = None
     """Of matrix products, where others than the calibration's fit left-out rows better."""
+    link: LinkProfile | None = None
+    """Of transfers between GPUs."""
     noise: HeldOutError | None = None
     """Rows of equal work against the median of the others: what no model gets below."""
     interpolated: HeldOutError | None = None

@@ -78,10 +78,10 @@ class Measurement:
 
 
 def table_path(name: str) -> Path:
-    """Path of a shipped table, such as "h800_sxm"; a name with a slash is a path itself."""
-    if "/" in name:
-        return Path(name)
-    return ROOT / "measurements" / f"{name}.csv"
+    """Path of a shipped table, such as "h800_sxm" or "host/h200_sxm_transfers"; any other name with
+    a slash is a path itself."""
+    shipped = ROOT / "measurements" / f"{name}.csv"
+    return Path(name) if "/" in name and not shipped.is_file() else shipped
 
 
 def load_measurements(path: Path) -> tuple[Measurement, ...]:

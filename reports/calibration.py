@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.table import Table
 
 from hardware_profiles.schema import (
@@ -13,18 +15,100 @@ from hardware_profiles.schema import (
     HeldOutError,
     Profile,
     TimeEstimate,
+    load_gpu,
 )
-from hardware_profiles.units import format_bandwidth, format_seconds, unit_factor
+from hardware_profiles.tables import Measurement
+from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
 from simulator.analysis.transfer_errors import TransferError
-from simulator.hardware.kernel_families import Family
+from simulator.hardware.kernel_families import Family, calibration_measurements
+from simulator.hardware.transfer_times import LINK_KINDS, MODELLED_ON, TransferTimes
 
+if TYPE_CHECKING:
+    from reports.calibration_report import PooledError
+
+_SHOWN_BYTES = (2**16, 2**24, 2**28)
 _KINDS_OF_ERROR = ("interpolated", "edge", "regions")
 
 
-def calibration_tables(profile: CalibrationProfile) -> list[Table]:
-    """Errors of left-out rows by family, where each family has rows, its worst rows, and inputs."""
+def calibration_tables(
+    profile: CalibrationProfile, measurements: Sequence[Measurement] | None = None
+) -> list[Table]:
+    """Errors of left-out rows by family, where each family has rows, its worst rows, and inputs.
+
+    Args:
+        measurements: that the calibration was fitted to; where not given, those of the tables that
+            it names.
+    """
     judged = [_errors(profile), _coverage(profile), _worst(profile)] if profile.fits else []
+    if any(fit.link for fit in profile.fits):
+        rows = calibration_measurements(profile) if measurements is None else measurements
+        judged.append(_transfers(profile, rows))
     return [*judged, _inputs(profile)]
+
+
+def _transfers(profile: CalibrationProfile, measurements: Sequence[Measurement]) -> Table:
+    """Transfers between GPUs of one host: what they cost, those that are only modelled included."""
+    gpu = load_gpu(profile.gpu)
+    times = TransferTimes(gpu=gpu, fits=profile.fits).fit(measurements)
+    link = format_bandwidth(gpu.nvlink_bandwidth)
+    table = Table(
+        title="transfers between GPUs of one host: max(launch, start + bytes on the wire / (share "
+        f"x {link})), and seconds of some sizes, 80 % interval; no scenario uses them",
+        title_justify="left",
+    )
+    table.add_column("transfer, ranks", min_width=22)
+    table.add_column("launch\nstart", justify="right")
+    table.add_column("share", justify="right")
+    for size in _SHOWN_BYTES:
+        table.add_column(format_bytes(size), justify="right")
+    ranks = sorted({ranks for _, ranks in times.curves_})
+    for count in ranks:
+        for kind in (*sorted(LINK_KINDS), *sorted(MODELLED_ON)):
+            basis = [kind] if kind in LINK_KINDS else MODELLED_ON[kind]
+            found = [times.curves_[name, count] for name in basis if (name, count) in times.curves_]
+            if not found:
+                continue
+            told = times.predict(kind, np.array(_SHOWN_BYTES), ranks=count)
+            how = "measured" if kind in LINK_KINDS else f"modelled on {basis[0]}"
+            table.add_row(
+                f"{kind}, {count}\n  {how}",
+                f"{format_seconds(found[0].link.launch_s)}\n"
+                f"{format_seconds(found[0].link.start_s)}",
+                f"{found[0].link.share:.0%}",
+                *(
+                    f"{format_seconds(at, digits=3)}\n{low / at - 1:+.0%} to {high / at - 1:+.0%}"
+                    for at, low, high in zip(told.seconds, told.low, told.high, strict=True)
+                ),
+            )
+    return table
+
+
+def pooled_table(pooled: Sequence[PooledError], least_rows: int) -> Table:
+    """Errors of left-out rows by family, of all its tables together, beside the noise floor."""
+    table = Table(
+        title=f"error of left-out rows by family, tables of at least {least_rows} rows pooled, "
+        "rows at the ends of their shape apart",
+        title_justify="left",
+    )
+    table.add_column("family", min_width=28)
+    for column in ("tables", "rows", "median / p90", "noise floor"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for error in pooled:
+        known = error.noise_median is not None and error.noise_p90 is not None
+        table.add_row(
+            error.family,
+            str(error.tables),
+            f"{error.rows:,}",
+            f"{_percent(error.median)} / {_percent(error.p90)}%",
+            f"{_percent(error.noise_median or 0.0)} / {_percent(error.noise_p90 or 0.0)}%"
+            if known
+            else "-",
+            "suspect: far below the noise" if error.suspect else "",
+        )
+    if not pooled:
+        table.add_row("none: every table has fewer rows", *[""] * 5)
+    return table
 
 
 def _inputs(profile: CalibrationProfile) -> Table:
@@ -122,6 +206,8 @@ def _worst(profile: CalibrationProfile) -> Table:
 def family_name(family: Family) -> str:
     """A kernel family as people read it."""
     kind, dtype, out_dtype, accumulates = family
+    if kind in LINK_KINDS:
+        return f"{kind} between GPUs"
     return f"{kind} {dtype} -> {out_dtype}{', added' if accumulates else ''}"
 
 

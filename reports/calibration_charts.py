@@ -21,6 +21,7 @@ from simulator.analysis.calibration import HeldOutRow
 from simulator.hardware.kernel_curves import shapes_of
 from simulator.hardware.kernel_families import Family, batch_of_rows
 from simulator.hardware.roofline import is_tensor
+from simulator.hardware.transfer_times import LINK_KINDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,6 +56,9 @@ COVERAGE_AXES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "mla_prefill": ("kv_length", ("sequences", "heads")),
     "dispatch": ("rows", ("sms",)),
     "combine": ("rows", ("sms",)),
+    "peer_copy": ("bytes", ("ranks",)),
+    "send": ("bytes", ("ranks",)),
+    "all_to_all": ("bytes", ("ranks",)),
 }
 """{kind: (size upwards, sizes whose product goes to the right)}; of other kinds their rows or
 tokens upwards and the product of their other sizes to the right."""
@@ -94,15 +98,16 @@ def panels_of(rows: Sequence[HeldOutRow]) -> list[Panel]:
         groups[table_key(row.measurement)].append(row)
     panels = []
     for (family, kernel_set), members in groups.items():
-        batch = batch_of_rows([row.measurement for row in members])
-        sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))
+        names = tuple(name for name, _ in members[0].measurement.sizes)
+        columns = np.array([[size for _, size in row.measurement.sizes] for row in members])
+        sizes = dict(zip(names, columns.T.astype(np.float64), strict=True))
         sizes["sms"] = np.array([float(row.measurement.sms) for row in members])
-        up_name, right_names = _axes(family[0], batch.names)
+        up_name, right_names = _axes(family[0], names)
         up = sizes[up_name]
         right = np.prod([sizes[name] for name in right_names], axis=0)
         spans = []
-        if is_tensor(family[0]):
-            for _, places in shapes_of(batch):
+        if is_tensor(family[0]) or family[0] in LINK_KINDS:
+            for places in _places_of_shapes(members, right):
                 spans.append((right[places[0]], up[places].min(), up[places].max()))
         panels.append(
             Panel(
@@ -120,6 +125,14 @@ def panels_of(rows: Sequence[HeldOutRow]) -> list[Panel]:
             )
         )
     return sorted(panels, key=lambda panel: (-len(panel.rows), panel.name))
+
+
+def _places_of_shapes(members: Sequence[HeldOutRow], right: Array) -> list[NDArray[np.intp]]:
+    """Rows of each shape; of transfers those of each number of ranks."""
+    measured = [row.measurement for row in members]
+    if measured[0].kind in LINK_KINDS:
+        return [np.flatnonzero(right == ranks) for ranks in np.unique(right)]
+    return [places for _, places in shapes_of(batch_of_rows(measured))]
 
 
 def _axes(kind: str, sizes: Sequence[str]) -> tuple[str, tuple[str, ...]]:

@@ -63,8 +63,8 @@ class PooledError:
 
 def write_calibration_run(
     result: Calibration, directory: Path, *, inputs: Mapping[str, Any]
-) -> None:
-    """Write everything; the directory appears whole or not at all.
+) -> list[PooledError]:
+    """Write everything, return the pooled errors; the directory appears whole or not at all.
 
     Args:
         inputs: what the calibration was made from, written as scenario.yaml.
@@ -88,6 +88,7 @@ def write_calibration_run(
         tables={"held_out": held_out_table(result.held_out)},
         write_report=write_report,
     )
+    return pooled
 
 
 def metrics(result: Calibration, pooled: Sequence[PooledError]) -> dict[str, Any]:

@@ -362,8 +362,8 @@ def calibrate(
     """Fit kernel times to measurements and report the error of left-out rows."""
     from rich.console import Console
 
-    from reports.calibration import calibration_tables
-    from reports.calibration_report import write_calibration_run
+    from reports.calibration import calibration_tables, pooled_table
+    from reports.calibration_report import POOLED_ROWS, write_calibration_run
     from reports.run_directory import check_replaceable
     from simulator.analysis import calibration
 
@@ -388,8 +388,9 @@ def calibrate(
             "form": form,
             "out": str(out),
         }
-        write_calibration_run(result, directory, inputs=inputs)
-    print_tables(*calibration_tables(result.profile))
+        pooled = write_calibration_run(result, directory, inputs=inputs)
+    errors = [pooled_table(pooled, POOLED_ROWS)] if result.profile.fits else []
+    print_tables(*errors, *calibration_tables(result.profile, result.measurements))
     for source in result.read_by:
         print(f"read by {source}")
     for lost in result.unmapped:

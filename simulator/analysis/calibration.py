@@ -14,6 +14,10 @@ The form of the model (curves, a lattice or a surface, and its stiffness) is the
 smallest error of left-out rows, and so are the tiles of matrix products. Beside the errors stands
 the noise floor, how far rows of equal work lie apart: the same sizes, or GEMM rows that fill the
 same tile of 64. No model gets below it but by luck.
+
+Transfers between the GPUs of one host are judged by size, one table a kind and number of ranks:
+their edges are the smallest and the largest size, their regions quarters of the sizes, and equal
+work are transfers of so few bytes that only their launch counts.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ from hardware_profiles.schema import (
     read_profile,
 )
 from hardware_profiles.tables import Measurement, format_pairs, table_path, write_measurements
+from simulator.analysis import link_errors
 from simulator.analysis.sources import read_sources
 from simulator.analysis.table_importer import kernel_sets
 from simulator.hardware.kernel_curves import QUANTILE, Rows, curve_held_out, shapes_of
@@ -50,6 +55,13 @@ from simulator.hardware.kernel_families import Family, batch_of_rows, check_row
 from simulator.hardware.kernel_models import fit_form
 from simulator.hardware.kernel_surface import CANDIDATES, ROWS_OF, KernelSurface
 from simulator.hardware.roofline import SMALL_TILE_ROWS, Ideal, waves_and_bytes
+from simulator.hardware.transfer_times import (
+    LINK_KINDS,
+    bytes_of,
+    fit_link,
+    link_tables,
+    wire_of,
+)
 from simulator.hardware.wave_lattice import SHAPE, WaveLattice
 
 Array = NDArray[np.float64]
@@ -64,6 +76,8 @@ SEARCH_ROWS = 3000
 """Rows that the form of a model is chosen on; more are thinned out evenly."""
 REGION_ROWS = 6000
 """Rows whose regions are left out; more are thinned out evenly."""
+LINK_ROWS = 200
+"""Sizes of a transfer that are judged; more are thinned out evenly."""
 MOST_CURVE_ROWS = 200
 """Rows up to which curves are tried: they are for tables that scan one size at a few shapes."""
 CLIPPED = 0.5
@@ -186,7 +200,10 @@ def fit_families(
         form: of the models; "best" chooses by the error of left-out rows.
     """
     groups: dict[tuple[Family, str], list[Measurement]] = defaultdict(list)
+    rows = list(rows)
     for row in rows:
+        if row.kind in LINK_KINDS:
+            continue
         check_row(row)
         family = (row.kind, row.dtype, row.out_dtype, row.accumulates)
         groups[family, row.kernel_set].append(row)
@@ -207,6 +224,12 @@ def fit_families(
         )
         fits.append(fit)
         held_out.extend(errors)
+    for table in link_tables(rows).values():
+        distinct = sorted(_averaged(table), key=bytes_of)
+        if len(distinct) >= LEAST_ROWS:
+            fit, errors = _judged_link(table, distinct, gpu)
+            fits.append(fit)
+            held_out.extend(errors)
     return fits, held_out
 
 
@@ -302,7 +325,6 @@ def _judged(
         HeldOutRow(row, float(seconds), bool(outside))
         for row, seconds, outside in zip(rows, predicted, edge, strict=True)
     ]
-    worst = sorted(held_out, key=lambda row: -abs(np.log1p(row.error)))[:WORST]
     sizes = dict(zip(table.batch.names, table.batch.sizes.T, strict=True))
     varying = {name for name, values in sizes.items() if values.min() < values.max()}
     if table.sms.min() < table.sms.max():
@@ -325,11 +347,61 @@ def _judged(
             **{name: (int(values.min()), int(values.max())) for name, values in sizes.items()},
             "sms": (int(table.sms.min()), int(table.sms.max())),
         },
-        worst=tuple(
-            f"{_varying(row.measurement, varying)}: {row.error:+.1%}"
-            + (" (edge)" if row.edge else "")
-            for row in worst
-        ),
+        worst=_worst(held_out, varying),
+    )
+    return fit, held_out
+
+
+def _worst(held_out: Sequence[HeldOutRow], varying: Collection[str]) -> tuple[str, ...]:
+    """The rows of the largest errors, by the sizes that tell rows apart."""
+    worst = sorted(held_out, key=lambda row: -abs(np.log1p(row.error)))[:WORST]
+    return tuple(
+        f"{_varying(row.measurement, varying)}: {row.error:+.1%}" + (" (edge)" if row.edge else "")
+        for row in worst
+    )
+
+
+def _judged_link(
+    repeated: Sequence[Measurement], rows: Sequence[Measurement], gpu: GpuProfile
+) -> tuple[FitProfile, list[HeldOutRow]]:
+    """Fit and judge transfers of one kind among one number of ranks.
+
+    Args:
+        repeated: all rows; `rows` has those of the same size as one, by size.
+    """
+    chosen = np.unique(np.linspace(0, len(rows) - 1, LINK_ROWS).round().astype(np.intp))
+    judged = [rows[place] for place in chosen]
+    wire, seconds = wire_of(judged), np.array([row.seconds for row in judged])
+    bandwidth = gpu.nvlink_bandwidth
+    link = fit_link(wire, seconds, bandwidth)
+    errors = link_errors.leave_one_out(wire, seconds, bandwidth)
+    edge = (wire <= wire.min()) | (wire >= wire.max())
+    held_out = [
+        HeldOutRow(row, float(row.seconds * np.exp(-error)), bool(outside))
+        for row, error, outside in zip(judged, errors, edge, strict=True)
+    ]
+    floor = [noise(repeated), link_errors.launch_noise(wire, seconds, link, bandwidth)]
+    like, sizes = rows[0], [bytes_of(row) for row in rows]
+    ranks, sms = dict(like.sizes)["ranks"], [row.sms for row in rows]
+    fit = FitProfile(
+        kind=like.kind,
+        dtype=like.dtype,
+        out_dtype=like.out_dtype,
+        accumulate=False,
+        kernel_set=like.kernel_set,
+        rows=len(rows),
+        estimator="link",
+        link=link,
+        noise=summary(np.concatenate(floor)),
+        interpolated=summary(errors[~edge]),
+        edge=summary(errors[edge]),
+        regions=summary(link_errors.leave_regions_out(wire, seconds, bandwidth)),
+        coverage={
+            "bytes": (min(sizes), max(sizes)),
+            "ranks": (ranks, ranks),
+            "sms": (min(sms), max(sms)),
+        },
+        worst=_worst(held_out, {"bytes"}),
     )
     return fit, held_out
 

@@ -36,6 +36,7 @@ from simulator.hardware.roofline import (
     ideal_batch_seconds,
     least_seconds,
 )
+from simulator.hardware.transfer_times import LINK_KINDS, check_link, wire_of
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
@@ -336,11 +337,17 @@ def _plausible(
     """Rows whose times can be true on this GPU, and the line numbers of the others by reason."""
     numbers = list(lines) if lines is not None else list(range(first_line, first_line + len(rows)))
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    refused: dict[int, str] = {}
+    too_fast_text = f"faster than the peaks of {gpu.name} allow (another unit or GPU?)"
     for place, row in enumerate(rows):
+        if row.kind in LINK_KINDS:
+            check_link(row)
+            least = LEAST_OF_PEAK * float(wire_of([row])[0]) / gpu.nvlink_bandwidth
+            if row.seconds < least:
+                refused[place] = too_fast_text
         if row.kind not in KINDS or {n for n, _ in row.sizes} != set(KINDS[row.kind].sizes):
             continue
         groups[row.kind, row.dtype, row.out_dtype, row.accumulates, row.kernel_set].append(place)
-    refused: dict[int, str] = {}
     for places in groups.values():
         batch = batch_of_rows([rows[place] for place in places])
         sms = np.array([rows[place].sms for place in places], dtype=np.float64)
@@ -352,7 +359,7 @@ def _plausible(
         apart = np.maximum(ratio / np.median(ratio), np.median(ratio) / ratio)
         for place, fast, far in zip(places, too_fast, apart > FAR_OFF, strict=True):
             if fast:
-                refused[place] = f"faster than the peaks of {gpu.name} allow (another unit or GPU?)"
+                refused[place] = too_fast_text
             elif far:
                 refused[place] = "far off all other rows of its kernel (another unit?)"
     far_off: dict[str, list[int]] = defaultdict(list)

@@ -77,6 +77,7 @@ from simulator.hardware.roofline import (
     least_seconds,
     waves_and_bytes,
 )
+from simulator.hardware.transfer_times import LINK_KINDS
 
 Array = NDArray[np.float64]
 ValueT = TypeVar("ValueT", int, bool)
@@ -151,7 +152,8 @@ class KernelCostModel:
         self.expert_parallel_ranks = expert_parallel_ranks
 
     def fit(self, measurements: Iterable[Measurement]) -> Self:
-        """Learn from a measurement table; rows of kernel sets not in the calibration are left out.
+        """Learn from a measurement table; rows of kernel sets not in the calibration are left out,
+        and so are bulk transfers, which are no kernels of a layer.
 
         Sets `families_` {(overlapped, family): FamilyModel}, `classes_` {(overlapped, tensor-core):
         ClassModel} and `all_to_all_`. Raises NotCalibrated where no row of a compute kernel belongs
@@ -159,7 +161,9 @@ class KernelCostModel:
         sizes than its kind has.
         """
         order = self.calibration.kernel_sets
-        rows = [row for row in measurements if row.kernel_set in order]
+        rows = [
+            row for row in measurements if row.kernel_set in order and row.kind not in LINK_KINDS
+        ]
         grouped: dict[Family, dict[str, list[Measurement]]] = {}
         for row in rows:
             check_row(row)

@@ -197,11 +197,29 @@ def curves_of(rows: Rows) -> dict[Shape, Curve]:
 
 
 def _curve(rows: Rows, shape: Shape, index: NDArray[np.intp]) -> Curve:
-    """The monotone curve through some rows of one shape; rows of equal ideal time are averaged."""
-    x, place = np.unique(rows.log_ideal[index].round(9), return_inverse=True)
-    weight: Array = np.bincount(place, weights=rows.weights[index]).astype(np.float64)
-    y = np.bincount(place, weights=rows.weights[index] * rows.log_seconds[index]) / weight
-    return Curve(place_of(shape), x, _ascending(y, weight))
+    """The monotone curve through some rows of one shape."""
+    return ascending_curve(
+        rows.log_ideal[index], rows.log_seconds[index], rows.weights[index], place_of(shape)
+    )
+
+
+def ascending_curve(
+    log_ideal: Array,
+    log_seconds: Array,
+    weights: Array | None = None,
+    place: Array | None = None,
+) -> Curve:
+    """The monotone curve through points; those of equal ideal time are averaged.
+
+    Args:
+        weights: [points] equal where not given.
+        place: of the curve's shape; without sizes where not given.
+    """
+    weights = np.ones(len(log_ideal)) if weights is None else weights
+    x, group = np.unique(log_ideal.round(9), return_inverse=True)
+    weight: Array = np.bincount(group, weights=weights).astype(np.float64)
+    y = np.bincount(group, weights=weights * log_seconds) / weight
+    return Curve(np.empty(0) if place is None else place, x, _ascending(y, weight))
 
 
 def _ascending(values: Array, weights: Array) -> Array:

@@ -186,7 +186,7 @@ class FamilyModel:
         rows = self._sets[self._base]
         assert self._fit is not None
         assert self._fit.stiffness is not None
-        assert self._fit.estimator != "curves"
+        assert self._fit.estimator in ("lattice", "surface")
         return fit_form(rows, self._fit.estimator, self._fit.stiffness)
 
     @cached_property
