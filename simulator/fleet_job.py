@@ -75,13 +75,22 @@ class Sessions(Profile):
     shared_blocks: NonNegativeInt
     """Leading blocks that all requests share: the system prompt."""
     continue_probability: Annotated[tuple[Fraction, ...], Field(min_length=1)]
-    """That a further turn follows the first, second ... turn; the last one repeats."""
+    """That a further turn follows the first, second ... turn; the last one repeats, so that it
+    must be below 1."""
     turn_gap_quantiles: dict[float, TimeValue]
     """Time from the arrival of one turn to that of the next: {probability: time}."""
     replaced_tokens_quantiles: dict[float, float]
     """Tokens at the end of the prompt before that a turn does not repeat (it branches off)."""
     added_tokens_quantiles: dict[float, float]
     """Tokens that a turn adds after what it repeats; the turns that replace most add most."""
+
+    @model_validator(mode="after")
+    def _sessions_end(self) -> "Sessions":
+        if self.continue_probability[-1] >= 1.0:
+            raise ValueError(
+                "the last continue_probability is 1; allowed: less, or no session ever ends"
+            )
+        return self
 
     @model_validator(mode="after")
     def _quantiles_are_ordered(self) -> "Sessions":
@@ -162,7 +171,7 @@ class RequestSource(Profile):
     rate_scale: PositiveFloat = 1.0
     """2 sends the same requests in half the time. Not for closed_loop."""
     window: TimeWindow | None = None
-    """Only requests that arrive in it, before rate_scale."""
+    """Only requests that arrive in it, before rate_scale. Not for closed_loop."""
     limit: PositiveInt | None = None
     """At most so many requests."""
     synthetic: SyntheticRequests | None = None
@@ -176,6 +185,11 @@ class RequestSource(Profile):
             raise ValueError("needs file (with format) or synthetic")
         if self.file is not None and self.format is None:
             raise ValueError("file needs format: azure, mooncake or burstgpt")
+        if self.closed_loop and (self.window is not None or self.rate_scale != 1.0):
+            raise ValueError(
+                "closed_loop arrivals take neither window nor rate_scale: the service sets their "
+                "times"
+            )
         return self
 
     @property
@@ -432,7 +446,7 @@ class FleetJob(Profile):
     warm_up: TimeValue
     """Requests that arrive earlier, and what happens earlier, do not count in the statistics."""
     horizon: TimeValue | None = None
-    """End of the simulation; by default when all requests have ended."""
+    """End of the simulation, after the warm-up; by default when all requests have ended."""
     sample_interval: TimeValue
     """Between two looks at the queues, for the time series and the saturation verdict."""
     interval_requests: PositiveInt | None = None
@@ -477,6 +491,11 @@ class FleetJob(Profile):
                 raise ValueError(
                     f"failures: there is no instance {failure.instance} of {failure.pool}"
                 )
+        if self.horizon is not None and self.horizon <= self.warm_up:
+            raise ValueError(
+                f"horizon is {self.horizon:g} s; allowed: later than warm_up ({self.warm_up:g} s), "
+                "or nothing is measured"
+            )
         if self.prefix_cache is None and self._asks_for_cached_tokens:
             raise ValueError("requests.synthetic.cached_fraction needs a prefix_cache")
         cache = self.prefix_cache

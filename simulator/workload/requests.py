@@ -32,6 +32,8 @@ from simulator.fleet_job import (
 )
 
 _CHUNK = 4096
+_MOST_TOKENS = 2**53
+"""Of one request; whole numbers beyond it have no exact floating-point value."""
 
 
 @dataclass(slots=True)
@@ -80,8 +82,8 @@ def generate_requests(
     ``counts`` is brought up to date as lines are read.
 
     Raises:
-        ValueError: a file that is missing or empty, a malformed line (with its number), or a
-            trace whose time runs backwards.
+        ValueError: a file that is missing or empty, a window without requests, a malformed line
+            (with its number), or a trace whose time runs backwards.
     """
     if source.file is not None:
         assert source.format is not None  # the job's validator asks for it
@@ -100,10 +102,17 @@ def generate_requests(
         stream = itertools.dropwhile(lambda request: request.arrival_s < start, stream)
     if source.limit is not None:
         stream = itertools.islice(stream, source.limit)
+    index = -1
     for index, request in enumerate(stream):
         request.index = index
         request.arrival_s = (request.arrival_s - start) / source.rate_scale
         yield request
+    if index < 0:
+        assert source.window is not None  # an empty trace is an error of its own
+        raise ValueError(
+            f"requests.window: no request arrives from {start:g} s to {source.window.end:g} s; "
+            "allowed: a window that holds some"
+        )
 
 
 def read_trace(
@@ -113,8 +122,9 @@ def read_trace(
     first: float | None = None
     last = -math.inf
     try:
-        # newline="" as the csv module asks for; undecodable bytes make their own line malformed.
-        file = path.open(encoding="utf-8", errors="replace", newline="")
+        # newline="" as the csv module asks for; a byte order mark is no part of the first line, and
+        # bytes that cannot be decoded make their own line malformed.
+        file = path.open(encoding="utf-8-sig", errors="replace", newline="")
     except OSError as error:
         raise ValueError(f"requests.file: {path}: cannot be read: {error.strerror}") from None
     with file:
@@ -155,7 +165,7 @@ def _parser(
     if trace_format == "mooncake":
         return _parse_mooncake
     number, header = next(lines, (1, ""))
-    names = [name.strip() for name in header.lstrip("﻿").strip().split(",")]
+    names = [name.strip() for name in header.split(",")]
     wanted = {
         "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
         "burstgpt": ("Timestamp", "Request tokens", "Response tokens"),
@@ -171,7 +181,10 @@ def _parser(
     no_answer_allowed = trace_format == "burstgpt"
 
     def parse(line: str) -> Request:
-        fields = next(csv.reader((line,)))
+        try:
+            fields = next(csv.reader((line,)))
+        except csv.Error as error:
+            raise _Malformed(f"not CSV: {error}") from None
         if len(fields) != len(names):
             raise _Malformed(f"{len(fields)} fields where the header has {len(names)}")
         time, prompt, output = (fields[column].strip() for column in columns)
@@ -192,6 +205,8 @@ def _parse_mooncake(line: str) -> Request:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise _Malformed(f"not JSON: {error.msg}") from None
+    except (ValueError, RecursionError):
+        raise _Malformed("its JSON has a number too long or lists too deep to read") from None
     if not isinstance(fields, dict):
         raise _Malformed("not a JSON object")
     for name in ("timestamp", "input_length", "output_length", "hash_ids"):
@@ -226,10 +241,10 @@ def _azure_seconds(text: str) -> float:
 def _seconds(value: object) -> float:
     try:
         seconds = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise _Malformed(f"{value!r} is not a time") from None
-    if not math.isfinite(seconds):
-        raise _Malformed(f"{value!r} is not a time")
+    except (TypeError, ValueError, OverflowError):
+        raise _Malformed(f"{_shown(value)} is not a time") from None
+    if not math.isfinite(seconds) or isinstance(value, bool):
+        raise _Malformed(f"{_shown(value)} is not a time")
     return seconds
 
 
@@ -237,10 +252,18 @@ def _tokens(value: object, name: str) -> int:
     try:
         tokens = int(value) if isinstance(value, str) else value
     except ValueError:
-        raise _Malformed(f"{name} {value!r} is not a whole number") from None
+        raise _Malformed(f"{name} {_shown(value)} is not a whole number") from None
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-        raise _Malformed(f"{name} {value!r} is not a whole number of 1 or more")
+        raise _Malformed(f"{name} {_shown(value)} is not a whole number of 1 or more")
+    if tokens > _MOST_TOKENS:
+        raise _Malformed(f"{name} {_shown(value)} is more than {_MOST_TOKENS}")
     return tokens
+
+
+def _shown(value: object) -> str:
+    """A value of a trace, cut where it would fill the screen."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:36]} ..."
 
 
 def synthesize(spec: SyntheticRequests, generator: np.random.Generator) -> Iterator[Request]:
@@ -326,8 +349,9 @@ def sample(
             values = generator.lognormal(location, math.sqrt(variance), size)
         case "quantiles":
             values = _inverse(distribution.quantiles or {}, generator.random(size))
-    upper = distribution.maximum or np.iinfo(np.int64).max
-    tokens: NDArray[np.int64] = np.clip(np.rint(values).astype(np.int64), 1, upper)
+    # Cut before the conversion: beyond its range a whole number would wrap round.
+    upper = min(distribution.maximum or _MOST_TOKENS, _MOST_TOKENS)
+    tokens: NDArray[np.int64] = np.clip(np.rint(values), 1, upper).astype(np.int64)
     return tokens
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from simulator.fleet_job import RequestSource
 from simulator.scenario import load_scenario
 
 
@@ -38,6 +39,29 @@ def test_a_fleet_that_does_not_fit_together_is_an_error(changes: list[str], mess
 def test_blocks_of_the_cache_are_those_of_the_requests_hashes() -> None:
     with pytest.raises(ValueError, match="block_tokens is 64; allowed with these requests: 512"):
         load_scenario("mooncake_conversation", ["prefix_cache.block_tokens=64"])
+
+
+def test_a_horizon_within_the_warm_up_is_an_error() -> None:
+    with pytest.raises(ValueError, match="horizon is 60 s; allowed: later than warm_up"):
+        load_scenario("azure_code", ["horizon=1 min", "warm_up=2 min"])
+
+
+def test_the_last_chance_of_a_further_turn_must_let_sessions_end() -> None:
+    with pytest.raises(ValueError, match="the last continue_probability is 1"):
+        load_scenario(
+            "mooncake_conversation", ["requests.synthetic.sessions.continue_probability=[0.5, 1]"]
+        )
+
+
+@pytest.mark.parametrize(
+    "change", [{"rate_scale": 2.0}, {"window": {"start": "0 s", "end": "1 s"}}]
+)
+def test_a_closed_loop_takes_no_times_of_its_own(change: dict[str, Any]) -> None:
+    tokens = {"kind": "constant", "mean": 10}
+    loop = {"arrivals": "closed_loop", "users": 2, "think_time": "1 s", "count": 5}
+    synthetic = {**loop, "prompt_tokens": tokens, "output_tokens": tokens}
+    with pytest.raises(ValueError, match="take neither window nor rate_scale"):
+        RequestSource.model_validate({"synthetic": synthetic, **change})
 
 
 def test_a_colocated_batch_leaves_room_for_prompts() -> None:

@@ -83,12 +83,18 @@ def test_burstgpt_csv_counts_requests_without_an_answer(tmp_path: Path) -> None:
         ("azure", "2023-11-16 18:19:03,10,0", "output '0'"),
         ("azure", "2023-11-16 18:19:03,10", "2 fields where the header has 3"),
         ("azure", "2023-11-16 18:00:00,10,10", "earlier than that of the line before"),
+        ("azure", f"2023-11-16 18:19:03,1{'0' * 400},10", "prompt '1000"),
+        ("azure", f"2023-11-16 18:19:03,{'1' * 140_000},10", "not CSV: field larger"),
         ("burstgpt", "nan,m,1,1,2,l", "'nan' is not a time"),
         ("mooncake", "{", "not JSON"),
         ("mooncake", "[]", "not a JSON object"),
         ("mooncake", '{"timestamp": 0}', "'input_length' is missing"),
         ("mooncake", mooncake_line(9, 600, [1]), "1 hash_ids for 600 tokens"),
         ("mooncake", mooncake_line(9, 512, [True]), "not a list of whole numbers"),
+        ("mooncake", mooncake_line(True, 512, [1]), "True is not a time"),
+        ("mooncake", mooncake_line(10**400, 512, [1]), "000 ... is not a time"),
+        ("mooncake", f'{{"timestamp": {"1" * 5000}}}', "a number too long"),
+        ("mooncake", "[" * 100_000, "lists too deep"),
     ],
 )  # fmt: skip
 def test_a_malformed_line_is_an_error_with_its_number_or_skipped_and_counted(
@@ -125,6 +131,24 @@ def test_a_window_a_rate_and_a_limit_choose_from_a_trace(tmp_path: Path) -> None
     assert [round(r.arrival_s, 6) for r in requests] == [0.5, 29.5]
     assert [r.index for r in requests] == [0, 1]
     assert len(read(path, "azure", limit=1)[0]) == 1
+
+
+@pytest.mark.parametrize("trace_format", ["azure", "burstgpt", "mooncake"])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path, trace_format: str) -> None:
+    good = {"azure": AZURE, "burstgpt": BURSTGPT, "mooncake": mooncake_line(0, 512, [0]) + "\n"}
+    path = tmp_path / "trace"
+    path.write_text(good[trace_format])
+    plain, _ = read(path, trace_format)
+    path.write_text(good[trace_format], encoding="utf-8-sig")
+    marked, _ = read(path, trace_format)
+    assert marked == plain
+
+
+def test_a_window_without_requests_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "azure.csv"
+    path.write_text(AZURE)
+    with pytest.raises(ValueError, match=r"requests\.window: no request arrives from 36000 s"):
+        read(path, "azure", window={"start": "10 h", "end": "11 h"})
 
 
 def synthetic(**changes: Any) -> SyntheticRequests:
@@ -185,6 +209,11 @@ def test_lengths_have_the_asked_moments(
 def test_longer_samples_are_cut_to_the_maximum() -> None:
     distribution = Distribution.model_validate({"kind": "exponential", "mean": 500, "maximum": 600})
     assert sample(distribution, np.random.default_rng(0), 1000).max() == 600
+
+
+def test_lengths_beyond_whole_numbers_are_long_not_short() -> None:
+    distribution = Distribution.model_validate({"kind": "constant", "mean": 1e300})
+    assert sample(distribution, np.random.default_rng(0), 2).min() == 2**53
 
 
 def test_a_turn_repeats_the_full_blocks_of_the_turn_before() -> None:
