@@ -86,7 +86,7 @@ def _comparisons(metrics: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def limit_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
-    """The bound, and the bound without each idealisation."""
+    """The bound, and the bound without each idealisation that model or network replace."""
     from rich.table import Table
 
     table = Table(title=name, title_justify="left")
@@ -94,9 +94,8 @@ def limit_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
         table.add_column(column, overflow="fold")
     table.add_row("none given up", "", "", format_seconds(metrics["tpot_s"]["mean"]))
     for item in metrics["idealisations"]:
-        table.add_row(
-            item["name"], item["assumed"], item["instead"], format_seconds(item["tpot_s"])
-        )
+        without = "" if item["tpot_s"] is None else format_seconds(item["tpot_s"])
+        table.add_row(item["name"], item["assumed"], item["instead"] or "", without)
     return [table, *_published(metrics)]
 
 

@@ -3,8 +3,9 @@
     T = layers x micro_batches x max(compute, transfer),
     transfer = copies x tokens x hidden x (dispatch + combine bytes) / bandwidth + 2 latencies
 
-(arXiv 2505.09343, section 2.3.2; latency and compute are 0 there). Beside the bound stands what it
-becomes when one idealisation at a time gives way to the model's or the network's own value.
+(arXiv 2505.09343, section 2.3.2; latency and compute are 0 there). Each idealisation is shown. Beside the
+bound stands what it becomes when one idealisation at a time gives way to the model's or the
+network's own value, where they have one; the others are inputs that a user may set.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hardware_profiles.schema import ClusterProfile
-from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
+from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, format_seconds
 from reference_model.config import ModelConfig
 from reference_model.trace import TILE
 from simulator.serving_job import TpotLimitJob
@@ -21,6 +22,11 @@ from simulator.serving_job import TpotLimitJob
 SCALE_BYTES = 4
 TRANSFERS = 2
 """Dispatch and combine."""
+_TIMES = ("compute_per_layer", "transfer_latency")
+_IDEALISED = (
+    "hidden", "layers", "micro_batches", "tokens_per_device", "copies_per_token", "remote_share",
+    "fp8_scales", *_TIMES,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +35,10 @@ class Idealisation:
 
     name: str
     assumed: str
-    real: str
-    """The value that takes its place, with where it comes from."""
-    tpot_s: Seconds
+    real: str | None
+    """The value that takes its place, with where it comes from; None where model and network have
+    none."""
+    tpot_s: Seconds | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +71,13 @@ def tpot_limit(job: TpotLimitJob, *, config: ModelConfig, cluster: ClusterProfil
     latency = (
         cluster.fabric.cross_leaf_latency if job.link == "nic" else cluster.node.nvlink_latency
     )
-    replacements: list[tuple[str, dict[str, Any], str]] = [
-        ("hidden", {"hidden": config.hidden_size}, "hidden size of the model's config"),
-        ("layers", {"layers": config.num_moe_layers}, "layers of the model that have experts"),
-        ("fp8_scales", {"fp8_scales": True}, "a 4-byte scale for each 128 values travels too"),
-        ("transfer_latency", {"transfer_latency": latency}, f"64-byte latency of the {job.link}"),
-    ]
+    real: dict[str, tuple[Any, str]] = {
+        "hidden": (config.hidden_size, "hidden size of the model's config"),
+        "layers": (config.num_moe_layers, "layers of the model that have experts"),
+        "copies_per_token": (config.num_experts_per_tok, "routed experts; shared ones stay"),
+        "fp8_scales": (True, "a 4-byte scale for each 128 values travels too"),
+        "transfer_latency": (latency, f"64-byte latency of the {job.link}"),
+    }
     return TpotLimit(
         transfer_s=_transfer(job, bandwidth),
         tpot_s=_tpot(job, bandwidth),
@@ -77,15 +85,24 @@ def tpot_limit(job: TpotLimitJob, *, config: ModelConfig, cluster: ClusterProfil
         transfer_bytes=_bytes(job),
         bandwidth=bandwidth,
         idealisations=tuple(
-            Idealisation(
-                name=name,
-                assumed=str(getattr(job, name)),
-                real=f"{change[name]} ({why})",
-                tpot_s=_tpot(job.model_copy(update=change), bandwidth),
-            )
-            for name, change, why in replacements
+            _idealisation(job, name, real.get(name), bandwidth) for name in _IDEALISED
         ),
     )
+
+
+def _idealisation(
+    job: TpotLimitJob, name: str, instead: tuple[Any, str] | None, bandwidth: BytesPerSecond
+) -> Idealisation:
+    assumed = _shown(name, getattr(job, name))
+    if instead is None:
+        return Idealisation(name, assumed, None, None)
+    value, why = instead
+    tpot_s = _tpot(job.model_copy(update={name: value}), bandwidth)
+    return Idealisation(name, assumed, f"{_shown(name, value)} ({why})", tpot_s)
+
+
+def _shown(name: str, value: Any) -> str:
+    return format_seconds(value) if name in _TIMES else str(value)
 
 
 def limit_metrics(limit: TpotLimit) -> dict[str, Any]:

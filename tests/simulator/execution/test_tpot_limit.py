@@ -74,4 +74,16 @@ def test_the_metrics_show_each_idealisation_with_the_bound_without_it():
     assert without["hidden"] == pytest.approx(15.11e-3, abs=5e-6)
     assert without["transfer_latency"] == pytest.approx((14.757 + 0.903) * 1e-3, abs=5e-6)
     assert without["layers"] == pytest.approx(14.757e-3 * 58 / 61, abs=1e-6)
+    assert without["copies_per_token"] == pytest.approx(14.757e-3 * 8 / 9, abs=1e-6)
     assert without["fp8_scales"] > metrics["tpot_s"]["mean"]
+
+
+def test_idealisations_without_a_real_value_are_shown_as_assumed():
+    shown = {item["name"]: item for item in limit_metrics(limit())["idealisations"]}
+    for name, assumed in (
+        ("micro_batches", "2"), ("tokens_per_device", "32"), ("remote_share", "1.0"),
+        ("compute_per_layer", "0 ns"),
+    ):  # fmt: skip
+        assert shown[name]["assumed"] == assumed
+        assert shown[name]["instead"] is None
+        assert shown[name]["tpot_s"] is None
