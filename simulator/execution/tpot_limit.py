@@ -3,9 +3,9 @@
     T = layers x micro_batches x max(compute, transfer),
     transfer = copies x tokens x hidden x (dispatch + combine bytes) / bandwidth + 2 latencies
 
-(arXiv 2505.09343, section 2.3.2; latency and compute are 0 there). Each idealisation is shown. Beside the
-bound stands what it becomes when one idealisation at a time gives way to the model's or the
-network's own value, where they have one; the others are inputs that a user may set.
+(arXiv 2505.09343, section 2.3.2; latency and compute are 0 there). Each idealisation is shown, and
+beside it what the bound becomes when it gives way to the model's or the network's own value, where
+they have one; the others are inputs that a user may set.
 """
 
 from __future__ import annotations
