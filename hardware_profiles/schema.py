@@ -528,7 +528,53 @@ def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
                 f"unknown {_FIELD_OF_FOLDER[kind]} {name_or_path!r}; "
                 f"known: {', '.join(known_profiles(kind))}; or give a path to a .yaml file"
             )
-    return read_yaml(path, where=where), where
+        return read_yaml(path, where=where), where
+    raw = read_yaml(path, where=where)
+    return (_completed(raw) if kind == "calibrations" else raw), where
+
+
+_EXAMPLE_CALIBRATION = "h800_sxm"
+"""A file with every field, for who misses one."""
+
+_LATER_FIELDS = (
+    "tiles",
+    "other_gpu",
+    "common_share",
+    "all_to_all.sms_per_channel",
+    "all_to_all.limited_by_nvlink",
+)
+"""Fields of calibrations that files written before these were fields lack."""
+
+
+def _completed(raw: Raw) -> Raw:
+    """A user's calibration with the fields that older files lack, from its GPU's shipped one.
+
+    Until they became fields, every calibration was used with just these values. The source of each
+    says where it comes from; a GPU without a shipped calibration leaves the file as it is.
+    """
+    gpu = raw.get("gpu")
+    if not isinstance(gpu, str) or gpu not in known_calibrations():
+        return raw
+    shipped, _ = read_profile("calibrations", gpu)
+    taken = f"as in the shipped calibration {gpu}, because this file does not state it: "
+    completed = copy.deepcopy(raw)
+    for path in _LATER_FIELDS:
+        *parents, field = path.split(".")
+        into, of = completed, shipped
+        for parent in parents:
+            into, of = into.get(parent, {}), of[parent]
+        if not isinstance(into, dict) or field in into:
+            continue
+        value = into[field] = copy.deepcopy(of[field])
+        if isinstance(value, dict) and "source" in value:
+            value["source"] = taken + value["source"]
+        elif isinstance(value, dict):
+            value["sources"] = {name: taken + text for name, text in value["sources"].items()}
+        else:
+            sources = into["sources"] = into.get("sources") or {}
+            if isinstance(sources, dict):
+                sources[field] = taken + of["sources"][field]
+    return completed
 
 
 def read_yaml(path: Path, *, where: str) -> Raw:
@@ -598,6 +644,8 @@ def _one_line(model: type[Profile], error: ValidationError, where: str) -> str:
         problem = f"unknown field; known: {known}"
     elif first["type"] == "missing":
         problem = "is missing"
+        if model is CalibrationProfile:
+            problem += f"; {ROOT.name}/calibrations/{_EXAMPLE_CALIBRATION}.yaml shows it"
     elif first["type"] == "value_error":
         problem = str(first["ctx"]["error"])
     else:

@@ -175,3 +175,39 @@ def test_a_broken_file_is_one_line(tmp_path, text, message):
 def test_a_path_that_is_not_there_is_one_line():
     with pytest.raises(ValueError, match=r"^gone/gpu\.yaml: cannot be read: No such file"):
         load_gpu("gone/gpu.yaml")
+
+
+def older_calibration(tmp_path, **changes):
+    """A user's file from before tiles and four other inputs were fields."""
+    raw = read_profile("calibrations", "h800_sxm")[0]
+    for field in ("tiles", "other_gpu", "common_share", "fits"):
+        del raw[field]
+    del raw["sources"]["common_share"]
+    for field in ("sms_per_channel", "limited_by_nvlink"):
+        del raw["all_to_all"][field]
+        del raw["all_to_all"]["sources"][field]
+    path = tmp_path / "older.yaml"
+    path.write_text(yaml.safe_dump(raw | {"name": "older"} | changes), encoding="utf-8")
+    return path
+
+
+def test_an_older_calibration_takes_later_fields_from_the_shipped_one_of_its_gpu(tmp_path):
+    older = load_calibration(str(older_calibration(tmp_path)), {"tiles.overhead": 16})
+    shipped = load_calibration("h800_sxm")
+    assert older.tiles.overhead == 16
+    assert older.tiles.narrowest == shipped.tiles.narrowest
+    assert older.common_share == shipped.common_share
+    assert older.all_to_all.sms_per_channel == shipped.all_to_all.sms_per_channel
+    for text in (
+        older.other_gpu.source,
+        older.sources["common_share"],
+        older.tiles.sources["narrowest"],
+        older.all_to_all.sources["limited_by_nvlink"],
+    ):
+        assert text.startswith("as in the shipped calibration h800_sxm, because this file does not")
+
+
+def test_a_field_that_no_shipped_calibration_can_give_is_named_with_a_file_that_has_it(tmp_path):
+    path = older_calibration(tmp_path, gpu="mine")
+    with pytest.raises(ValueError, match=r"is missing; hardware_profiles/calibrations/h800_sxm"):
+        load_calibration(str(path))
