@@ -375,6 +375,9 @@ class Router:
             queued.append(live)
         for live in sorted(lost + queued, key=_order):
             self.route(live)
+        # Room that was set aside for KV cache on its way is free again.
+        self._place(self.decoding)
+        self.retire_if_empty(instance)
 
     def serve_again(self) -> None:
         """An instance has come into service: what waited for one gets its chance."""
@@ -385,7 +388,9 @@ class Router:
 
     def retire_if_empty(self, instance: Instance) -> None:
         """End the service of an instance that was asked to leave, once its requests have."""
-        if not instance.accepting and instance.empty and not instance.swapped:
+        if instance.accepting or not instance.empty or instance.swapped:
+            return
+        if not any(where is instance for where, _ in self._loading.values()):
             self._accounts.leave_service(instance)
 
 
