@@ -28,7 +28,7 @@ from simulator.execution.engine import TaskLog, empty_log, execute, perform
 from simulator.execution.pipeline import Performance, PipelineRun, perform_pipeline
 from simulator.execution.training_fabric import StepLoads
 from simulator.hardware.costs import KernelCostModel, Prediction
-from simulator.hardware.fabric_load import NO_LIMIT, FabricLoad
+from simulator.hardware.fabric_load import FabricLoad
 from simulator.scenario import Scenario
 from simulator.training_job import TrainingJob
 from simulator.workload.layout import (
@@ -80,7 +80,7 @@ class ChunkKey:
     """Layers of the forward chunk, empty where the action has none."""
     backward: Stage
     """Layers whose gradients are computed, empty where the action has none."""
-    load: FabricLoad = NO_LIMIT
+    load: FabricLoad
     """What the fabric makes of dispatch and combine on the action's rank."""
 
     def __str__(self) -> str:
@@ -175,9 +175,7 @@ class TrainingRun:
     """The same step with dispatch and combine not slowed by the compute beside them."""
 
 
-def chunk_key(
-    schedule_stages: tuple[Stage, ...], action: Action, load: FabricLoad = NO_LIMIT
-) -> ChunkKey:
+def chunk_key(schedule_stages: tuple[Stage, ...], action: Action, *, load: FabricLoad) -> ChunkKey:
     """The layers that an action works on, and what the fabric makes of their all-to-all."""
     forward: Stage = ()
     backward: Stage = ()
@@ -400,7 +398,7 @@ def simulate_step(
     gpu = cluster.node.gpu
     gap_s = calibration.kernel_gap.value
     keys = tuple(
-        tuple(chunk_key(stages, action, load) for action in actions)
+        tuple(chunk_key(stages, action, load=load) for action in actions)
         for actions, load in zip(schedule.actions, loads.all_to_all, strict=True)
     )
 

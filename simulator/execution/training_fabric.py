@@ -91,15 +91,8 @@ def step_loads(cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedu
     return StepLoads(
         all_to_all=tuple(_of_all_to_all(cluster, load) for load in all_to_all),
         sends=sends,
-        dense=_of_ranks(
-            cluster, ring_flows(layout, schedule, stride=1), ranks=schedule.ranks, divided=1
-        ),
-        experts=_of_ranks(
-            cluster,
-            ring_flows(layout, schedule, stride=layout.expert_nodes),
-            ranks=schedule.ranks,
-            divided=1,
-        ),
+        dense=_of_rings(cluster, layout, schedule, stride=1),
+        experts=_of_rings(cluster, layout, schedule, stride=layout.expert_nodes),
     )
 
 
@@ -169,11 +162,8 @@ def ring_flows(layout: ParallelLayout, schedule: Schedule, *, stride: int) -> Fl
         stride: nodes of a rank that hold different parts of the parameters, 1 where all are alike.
     """
     nodes = _nodes(layout)
-    holders: dict[tuple[int, ...], list[int]] = {}
-    for rank in range(schedule.ranks):
-        holders.setdefault(schedule.stages_of(rank), []).append(rank)
     sources, destinations = [], []
-    for ranks in holders.values():
+    for ranks in _holders(schedule):
         # [places in the ring, rings, GPUs of a node]
         ring = nodes[ranks].reshape(-1, stride, layout.gpus_per_node)
         if len(ring) > 1:
@@ -181,6 +171,14 @@ def ring_flows(layout: ParallelLayout, schedule: Schedule, *, stride: int) -> Fl
             destinations.append(np.roll(ring, -1, axis=0).ravel())
     none = np.zeros(0, dtype=np.int64)
     return _flows(layout, np.concatenate([none, *sources]), np.concatenate([none, *destinations]))
+
+
+def _holders(schedule: Schedule) -> list[list[int]]:
+    """Pipeline ranks that hold the same stages, together."""
+    ranks_of: dict[tuple[int, ...], list[int]] = {}
+    for rank in range(schedule.ranks):
+        ranks_of.setdefault(schedule.stages_of(rank), []).append(rank)
+    return list(ranks_of.values())
 
 
 def _nodes(layout: ParallelLayout) -> Gpus:
@@ -198,9 +196,30 @@ def _of_ranks(
     """[rank], limits of the flows that it sends; no limit for a rank that sends none."""
     loads = [NO_LIMIT] * ranks
     senders, group = np.unique(flows.rank, return_inverse=True)
-    found = transfer_loads(cluster, flows.source, flows.destination, group=group, divided=divided)
+    found = transfer_loads(
+        cluster, flows.source, flows.destination, group=group, divided=divided, rdma=False
+    )
     for rank, load in zip(senders.tolist(), found, strict=True):
         loads[rank] = load
+    return tuple(loads)
+
+
+def _of_rings(
+    cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedule, *, stride: int
+) -> tuple[FabricLoad, ...]:
+    """[rank], limits of its rings: their slowest hop, on whichever rank, sets the pace of all."""
+    flows = ring_flows(layout, schedule, stride=stride)
+    of_sender = _of_ranks(cluster, flows, ranks=schedule.ranks, divided=1)
+    loads = list(of_sender)
+    for ranks in _holders(schedule):
+        hops = [of_sender[rank] for rank in ranks]
+        slowest = FabricLoad(
+            nic_stretch=max(load.nic_stretch for load in hops),
+            bandwidth=min(load.bandwidth for load in hops),
+            latency=max(load.latency for load in hops),
+        )
+        for rank in ranks:
+            loads[rank] = slowest
     return tuple(loads)
 
 

@@ -90,7 +90,7 @@ def transfer_loads(
     *,
     group: Integers,
     divided: int,
-    rdma: bool = False,
+    rdma: bool,
 ) -> tuple[FabricLoad, ...]:
     """Limits of groups of equal flows between GPUs, all groups at once; one for each group.
 

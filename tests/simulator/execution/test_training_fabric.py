@@ -251,6 +251,13 @@ def test_a_worse_fabric_slows_what_it_touches_and_nothing_else(changes, slows):
     check_no_faster(step, run(*changes, "cluster.node.nic.bandwidth=800 Gbit/s"))
 
 
+@pytest.mark.parametrize("changes", FABRICS)
+def test_ranks_of_one_ring_go_at_one_pace(changes):
+    # DualPipe's rank r and its mirror hold the same stages.
+    for of_rings in (loads(*changes).dense, loads(*changes).experts):
+        assert of_rings == of_rings[::-1]
+
+
 def test_the_json_says_what_the_fabric_leaves_of_each_kind_of_transfer():
     found = {}
     for changes in ((), ("cluster.fabric.oversubscription=7",), ("cluster.failures=[plane:3]",)):
