@@ -27,7 +27,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -218,9 +217,9 @@ def fit_families(
             kernel_set,
             members,
             distinct,
-            partial(table_of, distinct, gpu, floor),
+            table_of(distinct, gpu, floor, tiles),
             form=form,
-            tiles=tiles,
+            gpu=gpu,
         )
         fits.append(fit)
         held_out.extend(errors)
@@ -263,6 +262,12 @@ def table_of(
     )
 
 
+def _with_tiles(table: Rows, gpu: GpuProfile, tiles: TilesProfile) -> Rows:
+    """The same rows with the times at peak of other tiles."""
+    ideal = Ideal(*waves_and_bytes(table.batch, table.sms, gpu, tiles), table.ideal.floor)
+    return replace(table, ideal=ideal)
+
+
 def _varying(row: Measurement, names: Collection[str]) -> str:
     """The sizes that tell a row from the others of its family."""
     return format_pairs(pair for pair in (*row.sizes, ("sms", row.sms)) if pair[0] in names)
@@ -284,25 +289,23 @@ def _judge(
     kernel_set: str,
     repeated: Sequence[Measurement],
     rows: Sequence[Measurement],
-    with_tiles: Callable[[TilesProfile], Rows],
+    table: Rows,
     *,
     form: FormName,
-    tiles: TilesProfile,
+    gpu: GpuProfile,
 ) -> tuple[FitProfile, list[HeldOutRow]]:
     """Choose the form and the tiles, and judge them.
 
     Args:
         repeated: all rows; `rows` has those of the same sizes and SMs as one.
-        with_tiles: the table of `rows` for given tiles.
-        tiles: to use unless others are clearly better.
+        table: of `rows`, with the tiles to use unless others are clearly better.
     """
-    table = with_tiles(tiles)
-    chosen = _best_form(table, form)
+    chosen, error = _best_form(table, form)
     other_tiles = None
     if family[0] in TILED and len(rows) >= LEAST_ROWS_FOR_TILES:
-        error = _score(table, chosen)
+        error = _score(table, chosen) if error is None else error
         for candidate in OTHER_TILES:
-            rival = with_tiles(candidate)
+            rival = _with_tiles(table, gpu, candidate)
             rival_error = _score(rival, chosen)
             if rival_error < CLEARLY_BETTER * error:
                 table, error, other_tiles = rival, rival_error, candidate
@@ -406,8 +409,8 @@ def _judged_link(
     return fit, held_out
 
 
-def _best_form(table: Rows, wanted: FormName) -> Form:
-    """The form with the smallest error of left-out rows."""
+def _best_form(table: Rows, wanted: FormName) -> tuple[Form, float | None]:
+    """The form with the smallest error of left-out rows, and that error where forms were tried."""
     forms: list[Form] = []
     few = len(table) <= MOST_CURVE_ROWS
     if wanted == "monotone" or (wanted == "best" and few):
@@ -416,7 +419,11 @@ def _best_form(table: Rows, wanted: FormName) -> Form:
         forms += [Form("lattice", stiffness) for stiffness in CANDIDATES]
     if wanted != "monotone":
         forms += [Form("surface", stiffness) for stiffness in CANDIDATES]
-    return min(forms, key=partial(_score, table)) if len(forms) > 1 else forms[0]
+    if len(forms) == 1:
+        return forms[0], None
+    scores = [_score(table, candidate) for candidate in forms]
+    best = min(scores)
+    return forms[scores.index(best)], best
 
 
 def _score(table: Rows, form: Form) -> float:

@@ -59,5 +59,6 @@ def family_of(operator: Operator) -> Family:
 
 def batch_of_rows(rows: Sequence[Measurement]) -> Batch:
     """The operators that rows of one family timed, without an object each."""
-    sizes = np.array([[size for _, size in row.sizes] for row in rows], dtype=np.int64)
+    values = (size for row in rows for _, size in row.sizes)
+    sizes = np.fromiter(values, dtype=np.int64).reshape(len(rows), -1)
     return batch_of_sizes(operator_of(rows[0]), sizes)

@@ -30,6 +30,8 @@ MOST_KNOTS = 1600
 """Of one term: above it knots are spaced wider, so that a fit stays near a second."""
 DEGREES_OF_FREEDOM = 2.0
 """Of the Student-t noise. Benchmarks stray by a factor of two in one row of a hundred."""
+INVERTED_WHOLE = 200
+"""Rows of a matrix from which on an inverse goes by halves."""
 ROUNDS = 3
 """Of reweighting."""
 SLOPE_PENALTY = 1e-4
@@ -101,7 +103,6 @@ class Surface:
             terms: at least one; all with the same rows.
             values: [rows] what to learn.
 
-        Sets `knot_values_`.
         """
         self._lattices = tuple(Lattice(term.coordinates) for term in terms)
         penalties = [
@@ -111,7 +112,12 @@ class Surface:
         places, weights = self._design(terms)
         knots = sum(lattice.size for lattice in self._lattices)
         solve = _by_rows if len(values) < knots else _by_knots
-        self.knot_values_, self._left_out = solve(places, weights, values, penalties)
+        self._solve, self._left_out = solve(places, weights, values, penalties)
+
+    @cached_property
+    def knot_values_(self) -> Array:
+        """[knots of all terms]"""
+        return self._solve()
 
     @cached_property
     def leave_one_out_(self) -> Array:
@@ -142,8 +148,8 @@ class Surface:
         return np.stack(places, axis=1), np.stack(weights, axis=1)
 
 
-Solution = tuple[Array, Callable[[], Array]]
-"""Values at the knots, and how to get the leave-one-out errors of the rows."""
+Solution = tuple[Callable[[], Array], Callable[[], Array]]
+"""How to get the values at the knots, and the leave-one-out errors of the rows."""
 
 
 def _trust(residuals: Array) -> Array:
@@ -162,27 +168,52 @@ def _by_knots(
     for part in penalties:
         penalty[first : first + part.size, first : first + part.size] = part.matrix()
         first += part.size
-    trust = np.ones(len(values))
-    for round_ in range(ROUNDS):
+
+    def equations(trust: Array) -> tuple[Array, Array]:
         normal, right = _normal_equations(places, weights, values, trust, knots)
-        normal += penalty
-        found = np.linalg.solve(normal, right).astype(np.float64, copy=False)
-        residuals = values - (weights * found[places]).sum(axis=1)
-        if round_ < ROUNDS - 1:
-            trust = _trust(residuals)
+        return normal + penalty, right
+
+    def residuals(found: Array) -> Array:
+        apart: Array = values - (weights * found[places]).sum(axis=1)
+        return apart
+
+    def solve() -> Array:
+        return np.linalg.solve(normal, right).astype(np.float64, copy=False)
+
+    trust = np.ones(len(values))
+    normal, right = equations(trust)
+    for _ in range(ROUNDS - 1):
+        trust = _trust(residuals(solve()))
+        normal, right = equations(trust)
 
     def left_out() -> Array:
-        inverse = np.linalg.inv(normal)
-        leverage = np.empty(len(residuals))
-        for start in range(0, len(residuals), CHUNK):
+        inverse = _inverse(normal)
+        leverage = np.empty(len(values))
+        for start in range(0, len(values), CHUNK):
             part = slice(start, start + CHUNK)
             block = inverse[places[part, :, None], places[part, None, :]]
             corners = weights[part]
             leverage[part] = trust[part] * np.einsum("ri,rij,rj->r", corners, block, corners)
-        errors: Array = residuals / (1.0 - np.minimum(leverage, MOST_LEVERAGE))
+        apart = residuals(inverse @ right)
+        errors: Array = apart / (1.0 - np.minimum(leverage, MOST_LEVERAGE))
         return errors
 
-    return found, left_out
+    return solve, left_out
+
+
+def _inverse(matrix: Array) -> Array:
+    """Of a symmetric positive definite matrix, by halves: mostly products, a third of the time of a
+    general inverse."""
+    size = len(matrix)
+    if size <= INVERTED_WHOLE:
+        return np.linalg.inv(matrix).astype(np.float64, copy=False)
+    half = size // 2
+    corner, side = matrix[:half, :half], matrix[:half, half:]
+    first = _inverse(corner)
+    across = first @ side
+    last = _inverse(matrix[half:, half:] - side.T @ across)
+    coupling = -across @ last
+    return np.block([[first - coupling @ across.T, coupling], [coupling.T, last]])
 
 
 def _by_rows(
@@ -212,8 +243,10 @@ def _by_rows(
         share = np.linalg.solve(noisy, values)
         if round_ < ROUNDS - 1:
             trust = _trust(share / trust)
-    found = np.concatenate([share @ part for part in spread])
-    return found, lambda: share / np.diag(np.linalg.inv(noisy))
+    return (
+        lambda: np.concatenate([share @ part for part in spread]),
+        lambda: share / np.diag(_inverse(noisy)),
+    )
 
 
 def _knots(coordinates: Array) -> tuple[Array, ...]:
