@@ -34,7 +34,7 @@ ROWS_FILE = "rows.jsonl"
 """Rows of a finished sweep, from which a wider one takes over what it shares."""
 
 SHOWN = 5
-"""Metrics of a sweep that are shown where none are asked for."""
+"""Metrics of a sweep that are shown where fewer are asked for."""
 
 _TIMES = frozenset({"wall_clock_s"})
 """Metrics that say how long the simulator took; never what a sweep is about."""
@@ -75,10 +75,14 @@ class Sweep:
         return front(self.rows, self.objectives)
 
 
-def telling_metrics(rows: Sequence[Row], asked: Sequence[str]) -> tuple[str, ...]:
-    """The metrics to show: those asked for, else the first few that differ between the rows."""
-    if asked:
-        return tuple(dict.fromkeys(asked))
+def telling_metrics(
+    rows: Sequence[Row], asked: Sequence[str], *, room: int = SHOWN
+) -> tuple[str, ...]:
+    """The metrics to show: those asked for, then the first that differ between the rows.
+
+    Args:
+        room: metrics to show where fewer are asked for.
+    """
     ran = [row.metrics for row in rows if row.metrics]
     present = dict.fromkeys(path for metrics in ran for path in metrics)
     ordered = [path for path in COMPARED if path in present]
@@ -89,7 +93,9 @@ def telling_metrics(rows: Sequence[Row], asked: Sequence[str]) -> tuple[str, ...
         if any(_is_number(metrics.get(path)) and metrics[path] for metrics in ran)
     ]
     moving = [path for path in numbers if len({metrics.get(path) for metrics in ran}) > 1]
-    return tuple((moving or numbers)[:SHOWN])
+    first = tuple(dict.fromkeys(asked))
+    others = [path for path in moving or numbers if path not in first]
+    return first + tuple(others[: max(0, room - len(first))])
 
 
 def sweep_json(sweep: Sweep) -> dict[str, Any]:
@@ -123,7 +129,8 @@ def sweep_table(sweep: Sweep) -> Table:
         table.add_column(_broken(path.rpartition(".")[2]), no_wrap=True)
     for path in sweep.metrics:
         table.add_column(_broken(path), justify="right", no_wrap=True)
-    if sweep.objectives:
+    trade = len(sweep.objectives) > 1
+    if trade:
         table.add_column("front")
     rows = sweep.rows
     reasons = list(dict.fromkeys(rows[i].reason for i in sweep.order if rows[i].reason))
@@ -136,7 +143,7 @@ def sweep_table(sweep: Sweep) -> Table:
         row = rows[position]
         cells = [str(row.settings[path]) for path in sweep.paths]
         cells += [cell(path, row.metrics.get(path)) for path in sweep.metrics]
-        if sweep.objectives:
+        if trade:
             cells.append("*" if position in best else "")
         if row.reason:
             cells.append(f"({reasons.index(row.reason) + 1})")

@@ -97,7 +97,10 @@ def sweep(
     changes: Changes = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH", help="Show this metric. Default: the first that differ."),
+        typer.Option(
+            metavar="PATH",
+            help="Show this metric. Default: of limits, of objectives, others that differ.",
+        ),
     ] = None,
     where: Annotated[
         list[str] | None,
@@ -179,7 +182,7 @@ def sweep(
         scenario=load_scenario(scenario, changes or ()),
         axes=axes,
         ran=tuple(ran),
-        metrics=telling_metrics(ran, asked),
+        metrics=telling_metrics(ran, asked, room=0 if metric else 5 - len(axes)),
         limits=limits,
         objectives=objectives,
     )

@@ -59,7 +59,8 @@ def test_the_table_shows_points_best_first_and_reasons_as_notes(swept):
 
 def test_metrics_that_differ_are_shown_unless_others_are_asked_for(swept):
     assert telling_metrics(swept.ran, ()) == ("completion_s", "rate")
-    assert telling_metrics(swept.ran, ("rate", "rate")) == ("rate",)
+    assert telling_metrics(swept.ran, ("rate", "rate"), room=0) == ("rate",)
+    assert telling_metrics(swept.ran, ("rate",)) == ("rate", "completion_s")
 
 
 def test_json_has_rows_in_grid_order_with_rank_and_front(swept):
