@@ -176,7 +176,7 @@ def _special_time(
     if part in WIRES and job.expert_tp > 1:
         return _collective_time(model, operator, job.expert_tp), EXTRAPOLATED, "collective"
     profile = model.low_latency
-    if profile is None or operator.kind == "add":
+    if profile is None or job.expert_tp > 1 or operator.kind == "add":
         return None
     if part in ("dispatch_send", "dispatch_receive", "combine_send", "combine_receive"):
         # A sent token's row stands for all its copies.

@@ -89,8 +89,11 @@ def split_layer(
     """Assign a recorded layer's operators to parts, and add the wires of low-latency transfers.
 
     Without `expert_parallel` the tokens of all GPUs are gathered before the experts and their
-    results scattered afterwards: dispatch and combine of the recording become those collectives.
+    results scattered afterwards: dispatch and combine of the recording become those collectives. A
+    decode step then casts the gathered tokens and sums each token's rows before the scatter.
     """
+    if not expert_parallel:
+        operators = _gathered(operators)
     kept: list[Operator] = []
     parts: dict[str, list[int]] = {}
     core_seen = False
@@ -109,16 +112,13 @@ def split_layer(
             shared = "shared" in operator.name
             keep(operator, "dense" if kind == "dense" else "shared" if shared else "experts")
         elif segment in ("dispatch", "combine"):
-            own_kernels = operator.name.endswith(("_send", "_receive"))
-            if operator.kind == "add":
+            if operator.kind == "add" or operator.name.endswith("_receive"):
                 keep(operator, f"{segment}_receive")
             elif operator.name.endswith("_send"):
+                keep(operator, f"{segment}_send")
                 if expert_parallel:
-                    keep(operator, f"{segment}_send")
-                keep(_wire(operator, segment), f"{segment}_wire")
-            elif expert_parallel and own_kernels:
-                keep(operator, f"{segment}_receive")
-            elif not own_kernels and (expert_parallel or operator.kind in ("dispatch", "combine")):
+                    keep(_wire(operator, segment), f"{segment}_wire")
+            elif expert_parallel or operator.kind in ("dispatch", "combine", "copy"):
                 keep(operator, f"{segment}_wire")
         else:
             keep(operator, "attention_1" if core_seen else "attention_0")
@@ -127,6 +127,38 @@ def split_layer(
             "low-latency all-to-all needs a decode trace; prefill is recorded with normal kernels"
         )
     return LayerOperators(tuple(kept), {part: tuple(places) for part, places in parts.items()})
+
+
+def _gathered(operators: Sequence[Operator]) -> list[Operator]:
+    """A decode layer's operators where the tokens of all GPUs meet at every GPU.
+
+    Low-latency kernels give way to a gather, a cast, a copy to the experts' rows, a sum over each
+    token's rows and a scatter. Other layers, and recordings with normal kernels, stay.
+    """
+    by_name = {operator.name: operator for operator in operators}
+    if "moe.dispatch_send" not in by_name:
+        return list(operators)
+    summed, rows = by_name["moe.combine_receive"], by_name["moe.combine_send"]["rows"]
+    tokens = max(1, rows // summed["top_k"])
+    cast = _with_sizes(by_name["moe.dispatch_send"], rows=tokens)
+    moved = replace(cast, kind="copy", out_dtype=cast.dtype)
+    instead = {
+        "moe.dispatch_send": (
+            replace(moved, name="moe.dispatch_wire"),
+            replace(cast, name="moe.quantize_receive"),
+        ),
+        "moe.combine_send": (),
+        "moe.combine_receive": (
+            replace(_with_sizes(summed, rows=rows, tokens=tokens), name="moe.sum_send"),
+            replace(moved, name="moe.combine_wire", segment="combine"),
+        ),
+    }
+    return [new for operator in operators for new in instead.get(operator.name, (operator,))]
+
+
+def _with_sizes(operator: Operator, **sizes: int) -> Operator:
+    changed = tuple((name, sizes.get(name, value)) for name, value in operator.sizes)
+    return replace(operator, sizes=changed)
 
 
 def _wire(send: Operator, segment: str) -> Operator:
@@ -266,8 +298,7 @@ def _one_at_a_time(
 def _two_in_decode(
     build: _Builder, layers: Sequence[int], after: Sequence[int | None]
 ) -> list[int | None]:
-    first = layers[0]
-    build.add(first, 0, *_ATTENTION, after=after)
+    attended = {0: build.add(layers[0], 0, *_ATTENTION, after=after)}
     following = dict(pairwise(layers))
     back: dict[int, tuple[int, int | None] | None] = {0: None, 1: None}
 
@@ -281,7 +312,7 @@ def _two_in_decode(
 
     for layer in layers:
         for one, other in ((0, 1), (1, 0)):
-            sent = build.add(layer, one, "dispatch_send")
+            sent = build.add(layer, one, "dispatch_send", after=(attended[one],))
             arrived = build.wire(layer, one, "dispatch_wire", after=(sent,))
             build.add(layer, one, "shared")
             attends = layer if one == 0 else following.get(layer)
@@ -293,7 +324,7 @@ def _two_in_decode(
             )
             back[one] = (layer, build.wire(layer, one, "combine_wire", after=(done,)))
             if attends is not None:
-                build.add(attends, other, "attention_1", "scatter")
+                attended[other] = build.add(attends, other, "attention_1", "scatter")
     return [receive(0), receive(1)]
 
 

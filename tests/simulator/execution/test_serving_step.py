@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from simulator.analysis.serving_metrics import operator_table
 from simulator.execution.serving_run import prepare_serving, simulate_serving_step
 from simulator.execution.serving_step import decode_step, prefill_pass, serving_step
 from simulator.execution.simulation import simulate
@@ -113,6 +114,14 @@ def test_experts_split_over_all_gpus_read_only_those_that_are_drawn():
         assert 54 <= groups <= 60
     full = step_of("decode_tp8_h200", "requests.requests_per_gpu=32")
     assert steps["random"].step_s < 0.75 * full.step_s
+
+
+def test_experts_split_over_all_gpus_move_each_token_once_each_way():
+    table = operator_table(step_of("decode_tp8_h200"))
+    took = {row["name"]: row["seconds"] for row in table if row["layer"] == "moe"}
+    # 64 tokens in BF16, seven eighths of them from other GPUs, as around the attention.
+    assert took["moe.dispatch_wire"] == pytest.approx(took["attention.gather"])
+    assert took["moe.combine_wire"] == pytest.approx(took["attention.scatter"])
 
 
 def test_active_experts_grow_smoothly_with_the_rows_of_a_balanced_load():

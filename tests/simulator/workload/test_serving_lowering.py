@@ -177,8 +177,37 @@ def test_a_transfer_waits_for_what_it_sends_and_is_waited_for_by_what_reads_it()
 def test_without_expert_parallelism_tokens_are_gathered_and_nothing_is_sent():
     planned = plan("decode", "none", tp=8, expert_tp=8)
     parts = {task.part for task in planned.tasks}
-    assert not parts & {"dispatch_send", "dispatch_receive", "combine_send"}
+    assert not parts & {"dispatch_send"}
     assert parts >= {"gather", "scatter", "dispatch_wire", "combine_wire"}
+
+
+def test_gathered_tokens_are_cast_laid_out_and_summed_before_they_are_scattered():
+    layer = split("decode", expert_tp=8)["moe"]
+    chain = [
+        (op.name, dict(op.sizes)["rows"])
+        for op in layer.operators
+        if op.segment in ("dispatch", "combine")
+    ]
+    # 512 rows of experts are 64 tokens of all GPUs, 8 copies each.
+    assert chain == [
+        ("moe.dispatch_wire", 64),
+        ("moe.quantize_receive", 64),
+        ("moe.dispatch_receive", 512),
+        ("moe.sum_send", 512),
+        ("moe.combine_wire", 64),
+        ("moe.add_shared", 64),
+    ]
+
+
+@pytest.mark.parametrize("overlap", ["none", "shared_expert", "two_micro_batches"])
+def test_a_gather_waits_for_the_attention_of_its_tokens(overlap):
+    planned = plan("decode", overlap, expert_tp=8)
+    for task in planned.tasks:
+        if task.part == "dispatch_wire":
+            waits = [planned.tasks[index] for index in task.depends_on]
+            assert waits
+            assert {(w.layer, w.micro_batch) for w in waits} == {(task.layer, task.micro_batch)}
+            assert {w.part for w in waits} <= {"attention_1", "shared"}
 
 
 def test_a_plan_becomes_a_task_graph_with_its_operators():
