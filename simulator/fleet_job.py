@@ -353,7 +353,8 @@ class VerdictRules(Profile):
     """When a service counts as keeping up; where the lines are is a choice, not a finding."""
 
     queue_growth: Fraction = 0.05
-    """Share of the arriving requests that may add to the queues before they count as growing."""
+    """Share of the arriving requests that may stay in the queues or be turned away before the
+    service counts as overloaded."""
     preempted_share: Fraction = 0.05
     """Share of the requests that may be preempted in a stable service."""
     window_stays: PositiveFloat = 5.0

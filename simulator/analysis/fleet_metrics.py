@@ -1,17 +1,16 @@
-"""What a fleet run means: raw rows in while it runs, the named figures of its JSON out.
+"""What a fleet run means: its statistics in, the named figures of its JSON out.
 
-FleetStatistics is the FleetLog that a run writes to. It keeps histograms and sums, no rows, so that
-memory does not grow with simulated time. Rates and gaps between tokens are those of the window from
+Rates and gaps between tokens are those of the window from
 the end of the warm-up to the last arrival, so that neither an empty service at the start nor the
 drain at the end counts (if all requests arrive within the warm-up, the window ends with the run).
 For the same reason time per token, stay and goodput are those of the requests that end in the
 window; what happens to a request before its first step of decode hardly depends on later arrivals,
-so TTFT, queueing and prefix hits are those of all requests that arrive after the warm-up.
+so TTFT, queueing and prefix hits are those of all requests that arrive after the warm-up and come
+so far.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
@@ -20,33 +19,35 @@ from typing import Any
 import numpy as np
 
 from hardware_profiles.schema import ClusterProfile
-from simulator.analysis.streaming import Floats, LogHistogram, TimeBins
+from hardware_profiles.units import format_seconds
+from simulator.analysis.fleet_statistics import FleetStatistics
+from simulator.analysis.streaming import Floats
 from simulator.execution.fleet_accounts import FleetRun
-from simulator.execution.fleet_log import Block, Outcome
 from simulator.execution.fleet_simulation import FleetSimulation
 from simulator.execution.step_times import StepTimes
 from simulator.fleet_job import FleetJob
 
 _MILLION_TOKENS = 10**6
 _CURVE_POINTS = 101
-_SPAN_POINTS = 4
-"""Points at which the slowly growing steps of one iteration are counted."""
 
 PREFILL_SHARES = ("prefill_busy_share", "prefill_even_ranks_share", "prefill_full_passes_share")
 
 DEFINITIONS: Mapping[str, str] = {
-    "ttft_s": "time to first token: from arrival to the end of the prefill that gives it",
+    "ttft_s": "time to first token: from arrival to the end of the prefill that gives it, of "
+    "requests that arrive after the warm-up",
     "tpot_s": "time per output token of a request that ends in the window: (end - first token) / "
     "(output tokens - 1)",
-    "itl_s": "inter-token latency: all gaps between two tokens of a request, one population; "
-    "tokens accepted together from one step have gaps of 0",
+    "itl_s": "inter-token latency: all gaps in the window between two tokens of a request, one "
+    "population; tokens accepted together from one step have gaps of 0",
     "e2e_s": "from arrival to the last token, of requests that end in the window",
-    "queueing_s": "from arrival to the start of the first prefill pass that computes some of it",
-    "decode_wait_s": "from the first token to the start of the first decode step",
+    "queueing_s": "from arrival to the start of the first prefill pass that computes some of it, "
+    "of requests that arrive after the warm-up",
+    "decode_wait_s": "from the first token to the start of the first decode step, of the same",
     "goodput_requests_per_second": "requests that finish in the window and meet the service level "
     "(TTFT and TPOT), per second of it",
     "output_tokens_per_second_per_node": "tokens generated in the window per second and node that "
     "decodes",
+    "output_tokens_per_second_per_gpu": "the same per GPU",
     "input_tokens_per_second_per_node": "prompt tokens prefilled in the window, cached ones "
     "included, per second and node that prefills",
     "computed_input_tokens_per_second_per_node": "the same without cached tokens",
@@ -64,197 +65,35 @@ DEFINITIONS: Mapping[str, str] = {
     "of all replicas: no fewer nodes can serve these requests within the TPOT limit",
     "tokens_per_second_per_user": "one over the mean inter-token latency: tokens after the first "
     "that are generated in the window, over the time that their requests waited for them",
-    "prefix_hit_rate": "cached share of the prompts' blocks; of their tokens where prompts have no "
-    "block hashes",
-    "kv_occupancy": "KV cache in use or set aside over capacity where requests decode, mean over "
-    "time",
-    "cost_usd_per_million_output_tokens": "GPUs in service x rent / output tokens of the window",
-    "nodes": "mean over the run of the nodes in service (and paid for), of all replicas",
+    "prefix_hit_rate": "cached share of the blocks of prompts that arrive after the warm-up; of "
+    "their tokens where prompts have no block hashes",
+    "kv_occupancy": "KV cache in use or set aside over the capacity in service where requests "
+    "decode, mean over the window",
+    "cost_usd_per_million_output_tokens": "rent of all nodes for the window / its output tokens",
+    "nodes": "nodes paid for, those down after a failure included and those scaled away not, of "
+    "all replicas: mean over the window",
     "littles_law_error": "mean number inside / (arrival rate x mean stay) - 1, over the whole run",
-    "verdict": "overloaded: pressed, and in the second half of the window the queues take in more "
-    "than {growth:.0%} of the arrivals; backlogged: pressed, but the queues do not grow; stable: "
-    "neither. Pressed: a request waits longer than the TTFT limit on average, or more than "
-    "{preempted:.0%} of them are preempted. None: the window is shorter than {stays:g} mean times "
-    "in service",
+    "verdict": "overloaded: pressed, and more than {growth:.0%} of the arrivals are turned away "
+    "or, in the second half of the window, stay in the queues; backlogged: pressed, but no more "
+    "than that; stable: neither. Pressed: a request waits longer than the TTFT limit on average, "
+    "more than {preempted:.0%} of them are preempted or more than {growth:.0%} turned away. None: "
+    "the window is shorter than {stays:g} mean times in service, or than four looks at the queues",
+    "window_s": "what the rates, TPOT, ITL and end to end are of: from the end of the warm-up, "
+    "{warm_up}, to the last arrival (to the end of the run if no request arrives later)",
 }
-"""What each figure means; with the verdict's rules filled in (definitions), printed beside it."""
+"""What each figure means; with the job's rules filled in (definitions), printed beside it."""
 
 
 def definitions(job: FleetJob) -> dict[str, str]:
     """What each figure of a job means."""
     rules = job.verdict
-    filled = DEFINITIONS["verdict"].format(
-        growth=rules.queue_growth, preempted=rules.preempted_share, stays=rules.window_stays
-    )
-    return {**DEFINITIONS, "verdict": filled}
-
-
-class FleetStatistics:
-    """Histograms, sums and time series of a fleet run, filled while it runs."""
-
-    def __init__(self, job: FleetJob) -> None:
-        self._job = job
-        self._warm_up_s = job.warm_up
-        self._window_end_s = math.inf
-        self.ttft = LogHistogram()
-        self.tpot = LogHistogram()
-        self.itl = LogHistogram()
-        self.e2e = LogHistogram()
-        self.queueing = LogHistogram()
-        self.decode_wait = LogHistogram()
-        self.good = 0
-        """Requests that finish in the window and meet the service level."""
-        self.counted = 0
-        """Finished requests that arrived after the warm-up."""
-        self.preempted = 0
-        """Those of them that were preempted."""
-        self.service_seconds = 0.0
-        """Their time inside the service but for the queues before prefill and decode."""
-        self.stay_seconds = 0.0
-        """Time inside the service, of all requests of the run."""
-        self.blocks = 0.0
-        self.hit_blocks = 0.0
-        self.prompt_tokens = 0.0
-        self.cached_tokens = 0.0
-        self.attended_tokens = 0.0
-        """Tokens attended to, summed over the prompt tokens that are not cached."""
-        self.instances: dict[int, dict[str, float]] = {}
-        """Sums within the window, by instance number."""
-        self.series = TimeBins(
-            (
-                "output_tokens",
-                "input_tokens",
-                "batch_seconds",
-                "decode_seconds",
-                "kv_token_seconds",
-                "waiting_prefill",
-                "waiting_decode",
-                "in_system",
-                "samples",
-                "arrivals",
-            ),
-            width_s=job.sample_interval,
-        )
-        self._arrived = 0.0
-        decodes = "colocated" if "colocated" in job.pools else "decode"
-        first = 0
-        for name, pool in job.pools.items():
-            if name == decodes:
-                self._decoding = (first, first + pool.instances)
-            first += pool.instances
-
-    @property
-    def window_s(self) -> tuple[float, float]:
-        """Start and end of the window; the end is infinite until it is known."""
-        return self._warm_up_s, self._window_end_s
-
-    def arrivals_ended(self, now_s: float) -> None:
-        if now_s > self._warm_up_s:
-            self._window_end_s = now_s
-
-    def requests(self, block: Block) -> None:
-        arrival, end = block["arrival_s"], block["end_s"]
-        self.stay_seconds += float((end - arrival).sum())
-        finished = block["outcome"] == Outcome.FINISHED
-        rows = block.where(finished & (arrival >= self._warm_up_s))
-        first, begun = rows["first_token_s"], rows["prefill_start_s"]
-        self.ttft.add(first - rows["arrival_s"])
-        self.queueing.add(begun - rows["arrival_s"])
-        decoded = rows["decode_start_s"] >= 0
-        decode_wait = (rows["decode_start_s"] - first)[decoded]
-        self.decode_wait.add(decode_wait)
-        self.counted += len(rows)
-        self.preempted += int((rows["preemptions"] > 0).sum())
-        self.service_seconds += float((rows["end_s"] - begun).sum() - decode_wait.sum())
-        self.blocks += float(rows["blocks"].sum())
-        self.hit_blocks += float(rows["hit_blocks"].sum())
-        self.prompt_tokens += float(rows["prompt_tokens"].sum())
-        prompt, cached = rows["prompt_tokens"], rows["cached_tokens"]
-        self.cached_tokens += float(cached.sum())
-        # Token n of a prompt attends to n tokens.
-        self.attended_tokens += float(((prompt - cached) * (prompt + cached + 1) / 2).sum())
-        inside = (end >= self._warm_up_s) & (end <= self._window_end_s)
-        self._count_ended(block.where(finished & inside))
-
-    def _count_ended(self, rows: Block) -> None:
-        """Requests that end in the window."""
-        arrival, end, first = rows["arrival_s"], rows["end_s"], rows["first_token_s"]
-        later_tokens = rows["output_tokens"] - 1
-        several = later_tokens > 0
-        tpot = np.zeros(len(rows))
-        tpot[several] = (end - first)[several] / later_tokens[several]
-        self.tpot.add(tpot[several])
-        self.e2e.add(end - arrival)
-        limits = self._job.service_level
-        self.good += int(((first - arrival <= limits.ttft) & (tpot <= limits.tpot)).sum())
-
-    def iterations(self, block: Block) -> None:
-        start, end = block["start_s"], block["end_s"]
-        span = end - start
-        inside = np.minimum(end, self._window_end_s) - np.maximum(start, self._warm_up_s)
-        share = np.where(span > 0, np.clip(inside / np.where(span > 0, span, 1.0), 0.0, 1.0), 0.0)
-        number = block["instance"].astype(np.int64)
-        sums = {
-            "busy_seconds": span,
-            "decode_seconds": np.where(block["batch"] > 0, span, 0.0),
-            "output_tokens": block["output_tokens"],
-            "prompt_tokens": block["prompt_tokens"],
-            "prefill_tokens": block["prefill_tokens"],
-            "kv_token_seconds": block["kv_tokens"] * span,
-            "batch_seconds": block["batch"] * span,
-            "passes": (block["prefill_tokens"] > 0).astype(np.float64),
-            "pass_seconds": block["pass_s"],
-            "even_pass_seconds": block["even_pass_s"],
-        }
-        for name, values in sums.items():
-            for instance, total in enumerate(np.bincount(number, values * share)):
-                if total:
-                    kept = self.instances.setdefault(instance, dict.fromkeys(sums, 0.0))
-                    kept[name] += float(total)
-        decodes = (number >= self._decoding[0]) & (number < self._decoding[1])
-        self.series.add_over(
-            start,
-            end,
-            output_tokens=block["output_tokens"],
-            input_tokens=block["prompt_tokens"],
-            batch_seconds=sums["batch_seconds"],
-            decode_seconds=sums["decode_seconds"],
-            kv_token_seconds=np.where(decodes, sums["kv_token_seconds"], 0.0),
-        )
-        self._count_gaps(block.where((block["steps"] > 0) & (share > 0)))
-
-    def _count_gaps(self, rows: Block) -> None:
-        """Each request of a batch sees a gap at each step, but for the first step of a joiner."""
-        batch, steps = rows["batch"], rows["steps"]
-        self.itl.add(rows["first_step_s"], batch - rows["joined"])
-        several = rows.where(steps > 1)
-        later = several["steps"] - 1
-        mean = (several["end_s"] - several["start_s"] - several["first_step_s"]) / later
-        # Steps of one iteration grow linearly: its last one lies as far above their mean as its
-        # first below it.
-        half_range = several["last_step_s"] - mean
-        for point in range(_SPAN_POINTS):
-            position = (2 * point + 1) / _SPAN_POINTS - 1
-            self.itl.add(mean + position * half_range, several["batch"] * later / _SPAN_POINTS)
-        self.itl.add_zeros(float((batch * steps).sum()) * (self._job.tokens_per_step - 1))
-
-    def gaps(self, block: Block) -> None:
-        end = block["end_s"]
-        counted = (end >= self._warm_up_s) & (end <= self._window_end_s)
-        self.itl.add(block["gap_s"][counted])
-
-    def samples(self, block: Block) -> None:
-        time = block["time_s"]
-        arrived = np.diff(block["arrived"], prepend=self._arrived)
-        self._arrived = float(block["arrived"][-1])
-        self.series.add_at(
-            time,
-            waiting_prefill=block["waiting_prefill"],
-            waiting_decode=block["waiting_decode"],
-            in_system=block["in_system"],
-            samples=np.ones(len(time)),
-            arrivals=arrived,
-        )
+    return {
+        **DEFINITIONS,
+        "verdict": DEFINITIONS["verdict"].format(
+            growth=rules.queue_growth, preempted=rules.preempted_share, stays=rules.window_stays
+        ),
+        "window_s": DEFINITIONS["window_s"].format(warm_up=format_seconds(job.warm_up)),
+    }
 
 
 def measure_fleet(simulation: FleetSimulation) -> dict[str, Any]:
@@ -309,7 +148,9 @@ def fleet_metrics(
     end = min(end, run.end_s)
     window = max(end - start, 0.0)
     pools = {
-        name: _pool_figures(name, job, cluster, run=run, statistics=statistics, window_s=window)
+        name: _pool_figures(
+            name, job, cluster, run=run, statistics=statistics, window_s=(start, end)
+        )
         for name in job.pools
     }
     prefill = pools.get("prefill") or pools["colocated"]
@@ -378,7 +219,7 @@ def fleet_metrics(
         "nodes": nodes * job.replicas,
         "replicas": job.replicas,
         "pools": pools,
-        "window_s": [start, end],
+        "window_s": [start, end] if window else None,
         "simulated_s": run.end_s,
         "littles_law_error": (
             run.request_seconds / statistics.stay_seconds - 1 if statistics.stay_seconds else None
@@ -399,7 +240,13 @@ def fleet_time_series(
     series = statistics.series
     used = int(np.searchsorted(series.starts_s, run.end_s, side="left")) or 1
     width = np.minimum(series.width_s, np.maximum(run.end_s - series.starts_s, 0.0))
-    capacity = sum(i.kv_capacity_tokens for i in run.instances if i.pool != "prefill")
+    decoding = [i for i in run.instances if i.pool != "prefill"]
+    capacity_seconds = np.array(
+        [
+            sum(i.kv_capacity_tokens * i.in_service_s(t, t + series.width_s) for i in decoding)
+            for t in series.starts_s
+        ]
+    )
 
     def ratio(name: str, over: Floats) -> list[float | None]:
         values = series[name][:used]
@@ -414,7 +261,7 @@ def fleet_time_series(
         "output_tokens_per_second": ratio("output_tokens", width),
         "input_tokens_per_second": ratio("input_tokens", width),
         "batch": ratio("batch_seconds", series["decode_seconds"]),
-        "kv_occupancy": ratio("kv_token_seconds", width * capacity),
+        "kv_occupancy": ratio("kv_token_seconds", capacity_seconds),
         "waiting_prefill": ratio("waiting_prefill", series["samples"]),
         "waiting_decode": ratio("waiting_decode", series["samples"]),
         "in_system": ratio("in_system", series["samples"]),
@@ -428,15 +275,13 @@ def _pool_figures(
     *,
     run: FleetRun,
     statistics: FleetStatistics,
-    window_s: float,
+    window_s: tuple[float, float],
 ) -> dict[str, Any]:
     members = {n: i for n, i in enumerate(run.instances) if i.pool == name}
-    # Instances in service, as a mean over the run.
-    active = (
-        sum(instance.in_service_s / run.end_s for instance in members.values())
-        if run.end_s
-        else float(len(members))
-    )
+    # Without a window, nodes are those of the whole run.
+    start, end = window_s if window_s[1] > window_s[0] else (0.0, run.end_s)
+    paid_s = {n: instance.in_service_s(start, end) for n, instance in members.items()}
+    active = sum(paid_s.values()) / (end - start) if end > start else float(len(members))
     sums = {
         key: _sum(statistics, key, members)
         for key in (
@@ -452,9 +297,12 @@ def _pool_figures(
     return {
         "instances": active,
         "nodes": active * job.pools[name].gpus_per_instance / cluster.node.gpus,
-        "utilisation": _per(sums["busy_seconds"], window_s * active),
+        "utilisation": _per(sums["busy_seconds"], sum(paid_s.values())),
         "mean_batch_per_instance": _per(sums["batch_seconds"], sums["decode_seconds"]),
-        "kv_occupancy": _per(sums["kv_token_seconds"], capacity * window_s),
+        "kv_occupancy": _per(
+            sums["kv_token_seconds"],
+            sum(i.kv_capacity_tokens * paid_s[n] for n, i in members.items()),
+        ),
         "mean_pass_tokens": _per(sums["prefill_tokens"], sums["passes"]),
         "kv_tokens_per_request": _per(sums["kv_token_seconds"], sums["batch_seconds"]),
         "kv_capacity_tokens": capacity,
@@ -557,7 +405,8 @@ def _verdict(
     preempted = _per(statistics.preempted, statistics.counted)
     in_service_s = _per(statistics.service_seconds, statistics.counted)
     stays = _per(end_s - start_s, in_service_s or 0.0)
-    figures = {"preempted_share": preempted, "window_stays": stays}
+    refused = _per(statistics.refused, statistics.arrived)
+    figures = {"preempted_share": preempted, "refused_share": refused, "window_stays": stays}
     if chosen.sum() < 2 or not rate:
         return {"verdict": None, "waiting_growth": None, "mean_wait_s": None, **figures}
     samples = series["samples"][chosen]
@@ -566,11 +415,16 @@ def _verdict(
     growth = slope / rate
     # Little's law for the queues: mean wait = mean number waiting / arrival rate.
     wait = float(waiting.mean()) / rate
-    pressed = wait > job.service_level.ttft or (preempted or 0.0) > rules.preempted_share
+    turned_away = refused or 0.0
+    pressed = (
+        wait > job.service_level.ttft
+        or (preempted or 0.0) > rules.preempted_share
+        or turned_away > rules.queue_growth
+    )
     verdict: str | None
     if stays is not None and stays < rules.window_stays:
         verdict = None
-    elif pressed and growth > rules.queue_growth:
+    elif pressed and growth + turned_away > rules.queue_growth:
         verdict = "overloaded"
     else:
         verdict = "backlogged" if pressed else "stable"

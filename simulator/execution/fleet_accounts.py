@@ -25,10 +25,17 @@ class InstanceSummary:
     ranks: int
     kv_capacity_tokens: int
     """Of all its ranks."""
-    in_service_s: float
-    """Time for which it was paid: all of the run, but for hours it was scaled away."""
+    in_service: tuple[tuple[float, float], ...]
+    """(start, end) of each time for which it was paid, in order: all of the run, failures
+    included, but for hours it was scaled away."""
     kv_allocated_tokens: float
     kv_freed_tokens: float
+
+    def in_service_s(self, start_s: float, end_s: float) -> float:
+        """Time for which it was paid from start to end."""
+        return sum(
+            max(min(end, end_s) - max(start, start_s), 0.0) for start, end in self.in_service
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,7 @@ class Accounts:
         self._request_seconds = 0.0
         self._changed_s = 0.0
         self._awaited: dict[int, simpy.Event] = {}
-        self._in_service_s: dict[Instance, float] = {}
+        self._in_service: dict[Instance, list[tuple[float, float]]] = {}
         self._in_service_since: dict[Instance, float] = {}
 
     def end_of(self, request: Request) -> simpy.Event:
@@ -125,8 +132,7 @@ class Accounts:
         """From now on an instance is not paid for."""
         since = self._in_service_since.pop(instance, None)
         if since is not None:
-            before = self._in_service_s.get(instance, 0.0)
-            self._in_service_s[instance] = before + self._env.now - since
+            self._in_service.setdefault(instance, []).append((since, self._env.now))
 
     def close(self, instances: Sequence[Instance], read: ReadCounts) -> FleetRun:
         """End the run: log who is still inside and return the balance."""
@@ -146,7 +152,7 @@ class Accounts:
                     gpus=instance.spec.gpus_per_instance,
                     ranks=instance.spec.ranks,
                     kv_capacity_tokens=instance.cache.capacity * instance.spec.ranks,
-                    in_service_s=self._in_service_s.get(instance, 0.0),
+                    in_service=tuple(self._in_service.get(instance, ())),
                     kv_allocated_tokens=instance.cache.allocated,
                     kv_freed_tokens=instance.cache.freed,
                 )

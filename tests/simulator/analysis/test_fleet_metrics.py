@@ -11,12 +11,12 @@ from hardware_profiles.schema import ClusterProfile, load_cluster
 from simulator.analysis.fleet_metrics import (
     DEFINITIONS,
     PREFILL_SHARES,
-    FleetStatistics,
     definitions,
     fleet_metrics,
     fleet_time_series,
     measure_fleet,
 )
+from simulator.analysis.fleet_statistics import FleetStatistics
 from simulator.execution.fleet import run_fleet
 from simulator.execution.fleet_accounts import FleetRun
 from simulator.execution.fleet_log import CollectedLog, Outcome
@@ -307,6 +307,64 @@ def test_a_run_in_which_nothing_finishes_has_figures_without_values(
     assert metrics["ttft_s"]["count"] == 0
     assert metrics["ttft_s"]["p99"] is None
     assert metrics["tokens_per_second_per_user"] is None
+
+
+def test_requests_that_a_horizon_cuts_off_count_for_what_has_happened_to_them(
+    cluster: ClusterProfile,
+) -> None:
+    """To leave them out would show an overloaded service only by its luckiest requests."""
+    metrics, result, log, _ = run(make_job("60 Hz", 4000, answer=200, horizon="8 s"), cluster)
+    rows = log.all_requests()
+    rows = rows.where((rows["arrival_s"] >= 5.0) & (rows["first_token_s"] >= 0))
+    unfinished = rows["outcome"] == Outcome.UNFINISHED
+    assert 0 < unfinished.sum() < len(rows)
+    assert metrics["ttft_s"]["count"] == len(rows)
+    waits = rows["first_token_s"] - rows["arrival_s"]
+    assert metrics["ttft_s"]["mean"] == pytest.approx(waits.mean())
+    assert result.unfinished > 0
+
+
+def test_a_service_that_turns_requests_away_is_overloaded(cluster: ClusterProfile) -> None:
+    """Its queue is short because of that."""
+    limits = {"ttft": "1 h", "tpot": "1 h"}
+    job = make_job("400 Hz", 6000, warm_up="1 s", max_waiting=5, service_level=limits)
+    metrics, *_ = run(job, cluster)
+    assert metrics["refused_share"] > 0.1
+    assert metrics["verdict"] == "overloaded"
+
+
+def test_a_run_within_its_warm_up_has_no_window(cluster: ClusterProfile) -> None:
+    metrics, *_ = run(make_job("20 Hz", 10, warm_up="1 h"), cluster)
+    assert metrics["window_s"] is None
+    assert (metrics["verdict"], metrics["goodput_requests_per_second"]) == (None, None)
+    assert metrics["nodes"] == 2.0
+
+
+def test_figures_per_node_are_of_the_nodes_of_the_window(cluster: ClusterProfile) -> None:
+    """Three instances for the hour of the warm-up, one for the hour behind it."""
+    colocated = POOL | {"instances": 3, "hourly_instances": [3, 1] + [1] * 22}
+    job = make_job(
+        "0.5 Hz", 3600, answer=20, warm_up="1 h", sample_interval="10 s",
+        prefill=None, decode=None, colocated=colocated,
+    )  # fmt: skip
+    metrics, result, log, statistics = run(job, cluster)
+    assert metrics["nodes"] == pytest.approx(1.0, rel=1e-3)
+    assert metrics["output_tokens_per_second_per_node"] == pytest.approx(
+        metrics["output_tokens_per_second"], rel=1e-3
+    )
+    rows = log.all_iterations()
+    start, end = metrics["window_s"]
+    rows = rows.where((rows["start_s"] >= start) & (rows["end_s"] <= end))
+    held = float(rows["kv_tokens"] @ (rows["end_s"] - rows["start_s"])) / (end - start)
+    capacity = result.instances[0].kv_capacity_tokens
+    assert metrics["kv_occupancy"] == pytest.approx(held / capacity, rel=0.01)
+    series = fleet_time_series(job, result, statistics)
+    later = [
+        value
+        for time, value in zip(series["time_s"], series["kv_occupancy"], strict=True)
+        if time is not None and start + 60 < time < end - 60 and value is not None
+    ]
+    assert np.mean(later) == pytest.approx(held / capacity, rel=0.05)
 
 
 @pytest.mark.parametrize(("name", "rows"), [("mooncake_conversation", 1), ("another_trace", 0)])

@@ -566,8 +566,8 @@ def test_instances_follow_the_hours_and_are_paid_only_while_in_service(
     result, _ = run(job, cluster)
     first, second = result.instances
     assert result.finished == 2000
-    assert first.in_service_s == pytest.approx(result.end_s)
-    assert second.in_service_s == pytest.approx(3600, rel=0.01)
+    assert first.in_service == ((0.0, result.end_s),)
+    assert second.in_service_s(0.0, result.end_s) == pytest.approx(3600, rel=0.01)
 
 
 def test_an_instance_that_leaves_is_paid_until_what_it_loads_is_computed(
@@ -587,7 +587,7 @@ def test_an_instance_that_leaves_is_paid_until_what_it_loads_is_computed(
     passes = log.all_iterations()
     leaving = passes.where(passes["instance"] == 1)
     assert leaving["end_s"].max() > 3600
-    assert result.instances[1].in_service_s == pytest.approx(leaving["end_s"].max())
+    assert result.instances[1].in_service == ((0.0, leaving["end_s"].max()),)
 
 
 def test_a_rebalancing_pause_delays_the_step_it_falls_into(cluster: ClusterProfile) -> None:

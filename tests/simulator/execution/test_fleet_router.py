@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hardware_profiles.schema import ClusterProfile, load_cluster
-from simulator.analysis.fleet_metrics import FleetStatistics
+from simulator.analysis.fleet_statistics import FleetStatistics
 from simulator.execution.fleet import run_fleet
 from simulator.execution.fleet_log import Block, CollectedLog, LogWriter
 from simulator.execution.step_times import AffineStepTimes
