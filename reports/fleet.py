@@ -6,16 +6,12 @@ cumulative distributions of the latencies.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-from markupsafe import Markup
-
 from hardware_profiles.units import format_seconds
+from reports.page import render_page
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
 from reports.tables import list_inputs
@@ -49,6 +45,7 @@ FIGURES_SHOWN: Mapping[str, str] = {
     "nodes": "nodes",
     "nodes_at_least": "nodes at least",
     "output_tokens_per_second_per_node": "output tokens/s per decode node",
+    "output_tokens_per_second_per_gpu": "output tokens/s per decode GPU",
     "input_tokens_per_second_per_node": "input tokens/s per prefill node",
     "computed_input_tokens_per_second_per_node": "of which computed",
     "sustained_input_tokens_per_second_per_node": "a saturated prefill node",
@@ -116,6 +113,7 @@ def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     meanings.add_column(style="dim")
     for path, label in LATENCIES.items():
         meanings.add_row(label, metrics["definitions"][path])
+    meanings.add_row("window", window_text(metrics))
     single = Table()
     single.add_column("figure")
     single.add_column("simulated", justify="right", no_wrap=True)
@@ -142,6 +140,15 @@ def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
             published.add_row(*_published_cells(row))
         tables.append(published)
     return tables
+
+
+def window_text(metrics: Mapping[str, Any]) -> str:
+    """What the figures of a run are of; that there are none where it ended within the warm-up."""
+    meaning = metrics["definitions"]["window_s"]
+    if metrics["window_s"] is None:
+        return f"none, the run has ended before it begins, so that nothing is measured; {meaning}"
+    start, end = (format_seconds(edge) for edge in metrics["window_s"])
+    return f"{start} to {end}; {meaning}"
 
 
 def attribution_table(
@@ -190,7 +197,7 @@ def write_fleet_run(
 
     def write_report(draft: Path) -> None:
         write_columns(metrics["time_series"], draft / "time_series.parquet")
-        (draft / REPORT_FILE).write_text(render_page(simulation, metrics), encoding="utf-8")
+        (draft / REPORT_FILE).write_text(fleet_page(simulation, metrics), encoding="utf-8")
         write_figures(metrics, draft / FIGURES_DIRECTORY)
 
     write_run(
@@ -219,21 +226,16 @@ def write_columns(columns: Mapping[str, Sequence[float | None]], path: Path) -> 
     pyarrow.parquet.write_table(table, path)
 
 
-def render_page(simulation: FleetSimulation, metrics: Mapping[str, Any]) -> str:
+def fleet_page(simulation: FleetSimulation, metrics: Mapping[str, Any]) -> str:
     """The self-contained page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    javascript = files("plotly").joinpath("package_data", "plotly.min.js")
     scenario = simulation.scenario
-    return environment.get_template("fleet.html.j2").render(
+    return render_page(
+        "fleet.html.j2",
+        charts=charts(metrics),
         name=scenario.name,
         description=scenario.file.description,
         metrics=metrics,
+        window=window_text(metrics),
         latencies=[
             (label, _latency_cells(path, metrics), metrics["definitions"][path])
             for path, label in LATENCIES.items()
@@ -252,63 +254,40 @@ def render_page(simulation: FleetSimulation, metrics: Mapping[str, Any]) -> str:
         pools=_pool_rows(metrics),
         published=[(*_published_cells(row), row["source"]) for row in metrics["published"]],
         inputs=list(list_inputs(scenario.resolved)),
-        scenario=write_resolved(scenario),
-        # "</script>" inside a text must not end the script that holds the charts.
-        charts=Markup(json.dumps(charts(metrics), allow_nan=False).replace("<", "\\u003c")),
-        plotly=Markup(javascript.read_text(encoding="utf-8")),
+        resolved=write_resolved(scenario),
     )
 
 
 def charts(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Interactive charts for plotly: one of distributions, one a panel over time."""
-    result: dict[str, Any] = {
-        "latencies": {
-            "data": [
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "name": LATENCIES[path],
-                    "x": curve["value_s"],
-                    "y": curve["share"],
-                    "line": {"color": colour},
-                    "hovertemplate": "%{y:.0%} within %{x:.4g} s",
-                }
-                for (path, curve), colour in zip(
-                    metrics["distributions"].items(), _COLOURS, strict=True
-                )
-            ],
-            "layout": _layout("time (s)", "share of requests (ITL: of gaps)", log=True),
+    distributions = [
+        {
+            "name": LATENCIES[path],
+            "x": curve["value_s"],
+            "y": curve["share"],
+            "hovertemplate": "%{y:.0%} within %{x:.4g} s",
         }
-    }
+        for path, curve in metrics["distributions"].items()
+    ]
+    shares = _layout("time (s)", "share of requests (ITL: of gaps)", lines=len(distributions))
+    shares["xaxis"]["type"] = "log"
+    result = {"Latencies: share that takes no longer": _chart(distributions, shares)}
     series = metrics["time_series"]
-    for number, (title, axis, lines) in enumerate(PANELS):
-        result[f"panel-{number}"] = {
-            "data": [
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "name": name,
-                    "x": series["time_s"],
-                    "y": series[column],
-                    "line": {"color": colour, "width": 1.5},
-                }
-                for (column, name), colour in zip(lines.items(), _COLOURS, strict=False)
-            ],
-            # The legend of several lines stands at the right of the title; one line needs none.
-            "layout": _layout("time (s)", axis)
-            | {
-                "title": {"text": title, "x": 0.01, "y": 0.97},
-                "showlegend": len(lines) > 1,
-                "legend": {
-                    "orientation": "h",
-                    "x": 1,
-                    "xanchor": "right",
-                    "y": 1.02,
-                    "yanchor": "bottom",
-                },
-            },
-        }
+    for title, axis, names in PANELS:
+        lines = [
+            {"name": name, "x": series["time_s"], "y": series[column]}
+            for column, name in names.items()
+        ]
+        result[f"{title} over time"] = _chart(lines, _layout("time (s)", axis, lines=len(lines)))
     return result
+
+
+def _chart(lines: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> dict[str, Any]:
+    drawn = [
+        {"type": "scatter", "mode": "lines", "line": {"color": colour, "width": 1.5}, **line}
+        for line, colour in zip(lines, _COLOURS, strict=False)
+    ]
+    return {"data": drawn, "layout": layout}
 
 
 def write_figures(metrics: Mapping[str, Any], directory: Path) -> None:
@@ -373,16 +352,16 @@ def _finish(axes: Axes) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _layout(x: str, y: str, *, log: bool = False) -> dict[str, Any]:
+def _layout(x: str, y: str, *, lines: int) -> dict[str, Any]:
     return {
         "height": 320,
-        "margin": {"l": 64, "r": 16, "t": 40, "b": 48},
+        "margin": {"l": 64, "r": 16, "t": 30, "b": 48},
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": INK},
         "plot_bgcolor": "white",
-        "xaxis": {"title": {"text": x}, "gridcolor": GRID, "type": "log" if log else "linear"},
+        "xaxis": {"title": {"text": x}, "gridcolor": GRID},
         "yaxis": {"title": {"text": y}, "gridcolor": GRID, "rangemode": "tozero"},
         "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
-        "showlegend": True,
+        "showlegend": lines > 1,
     }
 
 
