@@ -240,6 +240,7 @@ def attribute(
     ],
     changes: Changes = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, of a fleet.")] = 2,
+    as_json: Json = False,
 ) -> None:
     """Say what a training step is made of, or how a fleet differs from published figures."""
     from rich.console import Console
@@ -257,12 +258,21 @@ def attribute(
             steps = [f.si_value for f in loaded.file.published if f.metric == "step_time_s"]
             published_s = steps[0] if steps else None
             table = step_attribution_table(loaded.name, metrics, published_s=published_s)
+            attributed = {
+                "step_time_s": metrics["step_time_s"],
+                "published_step_time_s": published_s,
+                "attribution": metrics["attribution"],
+            }
         else:
             from reports.fleet import attribution_table
             from simulator.analysis import fleet_attribution
 
             figures, rows = fleet_attribution.attribute(scenario, changes or (), processes=jobs)
             table = attribution_table(scenario, figures, rows)
+            attributed = fleet_attribution.attribution_json(figures, rows)
+    if as_json:
+        print(json.dumps(attributed, allow_nan=False))
+        return
     print_tables(table)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -117,6 +117,19 @@ def attribute(
         )
     )
     return figures, rows
+
+
+def attribution_json(
+    figures: Sequence[PublishedFigure], rows: Sequence[AttributionRow]
+) -> dict[str, Any]:
+    """The same by JSON names; values and effects of a row are in the order of the figures."""
+    return {
+        "figures": [
+            {"name": figure.name, "metric": figure.metric, "published": figure.si_value}
+            for figure in figures
+        ],
+        "rows": [asdict(row) for row in rows],
+    }
 
 
 def day_levels(day: LoadOfDay) -> list[tuple[float, int]]:

@@ -134,6 +134,10 @@ def test_a_training_step_is_attributed_to_causes_that_sum_to_it():
     assert done.returncode == 0, done.stderr
     assert "remainder" in done.stdout
     assert "beyond the step" in done.stdout
+    read = json.loads(dsv3sim("attribute", MAIN, *SMALL, "--json").stdout)
+    assert sum(cause["seconds"] for cause in read["attribution"]) == pytest.approx(
+        read["step_time_s"]
+    )
     other = dsv3sim("attribute", "decode_ep128_profile")
     assert other.returncode == 2
     assert other.stderr.startswith("dsv3sim: ")

@@ -1,11 +1,12 @@
 """Effects of counterfactuals against hand-made figures."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from simulator.analysis.fleet_attribution import attribute, day_levels
+from simulator.analysis.fleet_attribution import attribute, attribution_json, day_levels
 from simulator.fleet_job import LoadOfDay
 from simulator.scenario import load_scenario
 
@@ -37,6 +38,18 @@ def test_effects_and_remainder_add_up_to_the_difference() -> None:
         effects = [row.effects[column] or 0.0 for row in rows]
         assert first + sum(effects) == pytest.approx(figure.si_value)
         assert rows[-1].values[column] == figure.si_value
+
+
+def test_an_attribution_has_its_rows_by_json_names() -> None:
+    read = json.loads(json.dumps(attribution_json(*attribute("day6_service", measure=measured))))
+    assert [figure["metric"] for figure in read["figures"]] == [
+        "output_tokens_per_second_per_node",
+        "tokens_per_second_per_user",
+    ]
+    assert read["rows"][0]["effects"] == [None, None]
+    published = [figure["published"] for figure in read["figures"]]
+    assert read["rows"][-1]["values"] == published
+    assert all({"name", "values", "effects", "source"} == row.keys() for row in read["rows"])
 
 
 def test_counterfactuals_are_applied_one_on_top_of_the_other() -> None:
