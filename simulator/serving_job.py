@@ -115,7 +115,8 @@ class ServingMemory(Profile):
 
     kv_cache: Literal["bfloat16", "fp8_e4m3"] = "bfloat16"
     """FP8 changes what fits. The attention core's time stays that of BF16: no source times one over
-    an FP8 cache, and with all 128 heads on a GPU products bind, not bytes."""
+    an FP8 cache. With all 128 heads on a GPU products bind, not bytes; with heads split over GPUs
+    bytes do, and the time is too long."""
     page_tokens: PositiveInt
     """Tokens of one page of the KV cache; a request's last page is half empty on average."""
     buffer_tokens: PositiveInt | None = None

@@ -236,12 +236,13 @@ def _link_bytes(step: ServingStep, rows: float, uneven: float) -> dict[str, Any]
         mean = {name: rows * message_bytes(name, model.config.hidden_size) for name in OPERATIONS}
     else:
         transfers = model.kernels.costs.all_to_all_
-        elsewhere = 1.0 - 1.0 / transfers.nodes
-        crossing = (
-            transfers.ranks_per_token
+        # A token's own node, over NVLink its own GPU, is one destination like any other.
+        reached, of = (
+            (transfers.ranks_per_token, model.job.gpus)
             if model.over_nvlink
-            else transfers.nodes_per_token * elsewhere
+            else (transfers.nodes_per_token, transfers.nodes)
         )
+        crossing = reached * (1.0 - 1.0 / of)
         for operator in step.operators["moe", 0].operators:
             if operator.kind in ALL_TO_ALL_KINDS:
                 busy = 1 - model.job.requests.idle_gpus / model.job.gpus
