@@ -40,10 +40,35 @@ def calibration_tables(
             it names.
     """
     judged = [_errors(profile), _coverage(profile), _worst(profile)] if profile.fits else []
+    if profile.transfer_from:
+        judged.append(_elsewhere(profile))
     if any(fit.link for fit in profile.fits):
         rows = calibration_measurements(profile) if measurements is None else measurements
         judged.append(_transfers(profile, rows))
     return [*judged, _inputs(profile)]
+
+
+def _elsewhere(profile: CalibrationProfile) -> Table:
+    """What kernel times rest on where the calibration has no rows of its own."""
+    table = Table(
+        title=f"{profile.name}: {profile.gpu}, {profile.basis}; rows of other GPUs, scaled by the "
+        "ceilings of both",
+        title_justify="left",
+    )
+    for column in ("for", "from calibration", "time here / scaled one"):
+        table.add_column(column, overflow="fold")
+    table.add_column("source", overflow="fold")
+    families = "kernel families without rows" if profile.measurements else "every kernel family"
+    error = profile.carried_over or profile.other_gpu
+    table.add_row(
+        families,
+        "\n".join(profile.transfer_from),
+        f"{error.value:g}\n{error.low:g} to {error.high:g}",
+        error.source,
+    )
+    table.caption = "dsv3sim show calibration NAME: the errors of those rows"
+    table.caption_justify = "left"
+    return table
 
 
 def _transfers(profile: CalibrationProfile, measurements: Sequence[Measurement]) -> Table:
@@ -93,7 +118,13 @@ def pooled_table(pooled: Sequence[PooledError], least_rows: int) -> Table:
     table.add_column("family", min_width=28)
     for column in ("tables", "rows", "median / p90", "noise floor"):
         table.add_column(column, justify="right")
-    table.add_column("")
+    if any(error.suspect for error in pooled):
+        table.add_column("")
+        table.caption = (
+            "below the noise: less than half the noise floor, by luck, or because rows of equal "
+            "sizes differ in what the sizes do not tell"
+        )
+        table.caption_justify = "left"
     for error in pooled:
         known = error.noise_median is not None and error.noise_p90 is not None
         table.add_row(
@@ -104,10 +135,10 @@ def pooled_table(pooled: Sequence[PooledError], least_rows: int) -> Table:
             f"{_percent(error.noise_median or 0.0)} / {_percent(error.noise_p90 or 0.0)}%"
             if known
             else "-",
-            "suspect: far below the noise" if error.suspect else "",
+            *(["below the noise"] if error.suspect else []),
         )
     if not pooled:
-        table.add_row("none: every table has fewer rows", *[""] * 5)
+        table.add_row("none: every table has fewer rows")
     return table
 
 
@@ -152,7 +183,7 @@ def _errors(profile: CalibrationProfile) -> Table:
         "median / p90, worst of rows",
         title_justify="left",
     )
-    table.add_column("family, kernel set", min_width=28)
+    table.add_column("family, kernel set", min_width=28, overflow="fold")
     for column in ("rows", "noise floor", *_KINDS_OF_ERROR):
         table.add_column(column, justify="right")
     for fit in profile.fits:

@@ -1,9 +1,12 @@
 """Calibrations on the terminal: every input that no table holds is named, with its source."""
 
+import dataclasses
+
 import pytest
 
 from hardware_profiles.schema import known_calibrations, load_calibration
-from reports.calibration import calibration_tables
+from reports.calibration import calibration_tables, pooled_table
+from reports.calibration_report import PooledError
 
 
 def cells(table, column):
@@ -28,6 +31,43 @@ def test_an_input_is_shown_under_the_name_that_sets_it():
     assert shown["other_gpu.value"].endswith("to 1.5")
 
 
-def test_a_calibration_without_rows_has_no_tables_of_errors():
-    assert len(calibration_tables(load_calibration("rtx_4090"))) == 1
-    assert len(calibration_tables(load_calibration("h800_sxm"))) == 4
+def titles(name):
+    return [str(table.title) for table in calibration_tables(load_calibration(name))]
+
+
+def test_a_calibration_without_rows_says_whose_rows_it_takes():
+    elsewhere, _ = calibration_tables(load_calibration("rtx_4090"))
+    assert cells(elsewhere, 0) == ["every kernel family"]
+    assert cells(elsewhere, 1) == ["h200_sxm"]
+    assert cells(elsewhere, 2) == ["1\n0.5 to 2"]
+    assert len(titles("h800_sxm")) == 5
+    assert "rows of other GPUs" in titles("h800_sxm")[3]
+
+
+def test_transfers_between_gpus_are_shown_with_those_that_are_only_modelled():
+    (table,) = (
+        table
+        for table in calibration_tables(load_calibration("h200_sxm"))
+        if "transfers between GPUs" in str(table.title)
+    )
+    kinds = [cell.split("\n")[0] for cell in cells(table, 0)]
+    assert kinds[:3] == ["all_to_all, 2", "peer_copy, 2", "send, 2"]
+    assert "all_reduce, 2\n  modelled on all_to_all" in cells(table, 0)
+
+
+def test_pooled_errors_stand_beside_the_noise_floor():
+    error = PooledError(
+        family="gemm",
+        tables=2,
+        rows=1234,
+        median=0.02,
+        p90=0.1,
+        worst=0.5,
+        noise_median=0.05,
+        noise_p90=0.11,
+    )
+    table = pooled_table([error], 40)
+    row = [cells(table, number)[0] for number in range(len(table.columns))]
+    assert row == ["gemm", "2", "1,234", "2.0 / 10.0%", "5.0 / 11.0%", "below the noise"]
+    assert len(pooled_table([dataclasses.replace(error, median=0.06)], 40).columns) == 5
+    assert cells(pooled_table([], 40), 0) == ["none: every table has fewer rows"]
