@@ -284,13 +284,13 @@ def _low_latency_wire(
 def _collective_time(
     model: ServingModel, operator: Operator, ranks: int
 ) -> tuple[float, float, float]:
-    """All-gather or reduce-scatter of BF16 tokens over NVLink: each GPU sends its share to the
-    others at the rate that bulk transfers achieve."""
+    """All-gather or reduce-scatter of tokens over NVLink, BF16 or FP8 as the recording has them: each
+    GPU sends its share to the others at the rate that bulk transfers achieve."""
     node = model.cluster.node
     sizes = dict(operator.sizes)
     rows = sizes.get("rows", 0) if "columns" in sizes else sizes["tokens"] * ranks
-    hidden = model.config.hidden_size
-    received = message_bytes("combine", hidden) * rows * (ranks - 1) / ranks
+    cast: Operation = "dispatch" if operator.dtype == "fp8_e4m3" else "combine"
+    received = message_bytes(cast, model.config.hidden_size) * rows * (ranks - 1) / ranks
     share: Estimate = model.kernels.calibration.transfers.nvlink
     value, low, high = (
         node.nvlink_latency + received / (node.gpu.nvlink_bandwidth * at)

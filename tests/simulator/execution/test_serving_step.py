@@ -124,6 +124,19 @@ def test_experts_split_over_all_gpus_move_each_token_once_each_way():
     assert took["moe.combine_wire"] == pytest.approx(took["attention.scatter"])
 
 
+def test_a_prefill_pass_gathers_the_tokens_that_it_has_cast():
+    table = operator_table(
+        step_of(
+            "prefill_ep32_profile", "cluster=h200_8", "gpus=8", "attention_tp=8", "expert_tp=8",
+            "micro_batches=1", "overlap=none", "communication_sms=0",
+        )
+    )  # fmt: skip
+    took = {row["name"]: row["seconds"] for row in table if row["layer"] == "moe"}
+    # FP8 values with their scales, and BF16 values; the latency is next to nothing here.
+    assert took["moe.dispatch"] / took["moe.combine"] == pytest.approx(7408 / 14336, rel=1e-3)
+    assert took["moe.combine"] == pytest.approx(took["attention.scatter"], rel=1e-3)
+
+
 def test_active_experts_grow_smoothly_with_the_rows_of_a_balanced_load():
     model = model_of("decode_ep8_h200")
     active = [decode_step(model, batch, 4096).loads.active.item() for batch in (1, 2, 4, 8, 64)]
