@@ -1,8 +1,8 @@
 """What a fleet run means: its statistics in, the named figures of its JSON out.
 
-Rates and gaps between tokens are those of the window from
-the end of the warm-up to the last arrival, so that neither an empty service at the start nor the
-drain at the end counts (if all requests arrive within the warm-up, the window ends with the run).
+Rates and gaps between tokens are those of the window from the end of the warm-up to the last
+arrival, so that neither an empty service at the start nor the drain at the end counts (if all
+requests have arrived by one look at the queues behind the warm-up, the window ends with the run).
 For the same reason time per token, stay and goodput are those of the requests that end in the
 window; what happens to a request before its first step of decode hardly depends on later arrivals,
 so TTFT, queueing and prefix hits are those of all requests that arrive after the warm-up and come
@@ -77,9 +77,11 @@ DEFINITIONS: Mapping[str, str] = {
     "or, in the second half of the window, stay in the queues; backlogged: pressed, but no more "
     "than that; stable: neither. Pressed: a request waits longer than the TTFT limit on average, "
     "more than {preempted:.0%} of them are preempted or more than {growth:.0%} turned away. None: "
-    "the window is shorter than {stays:g} mean times in service, or than four looks at the queues",
+    "the window is shorter than {stays:g} mean times in service, or than four looks at the queues, "
+    "or nothing finishes although nothing presses",
     "window_s": "what the rates, TPOT, ITL and end to end are of: from the end of the warm-up, "
-    "{warm_up}, to the last arrival (to the end of the run if no request arrives later)",
+    "{warm_up}, to the last arrival (to the end of the run if all requests have arrived within "
+    "{look} of it)",
 }
 """What each figure means; with the job's rules filled in (definitions), printed beside it."""
 
@@ -92,7 +94,9 @@ def definitions(job: FleetJob) -> dict[str, str]:
         "verdict": DEFINITIONS["verdict"].format(
             growth=rules.queue_growth, preempted=rules.preempted_share, stays=rules.window_stays
         ),
-        "window_s": DEFINITIONS["window_s"].format(warm_up=format_seconds(job.warm_up)),
+        "window_s": DEFINITIONS["window_s"].format(
+            warm_up=format_seconds(job.warm_up), look=format_seconds(job.sample_interval)
+        ),
     }
 
 
@@ -422,7 +426,9 @@ def _verdict(
         or turned_away > rules.queue_growth
     )
     verdict: str | None
-    if stays is not None and stays < rules.window_stays:
+    if stays is None and not pressed:
+        verdict = None
+    elif stays is not None and stays < rules.window_stays:
         verdict = None
     elif pressed and growth + turned_away > rules.queue_growth:
         verdict = "overloaded"

@@ -83,7 +83,8 @@ class FleetStatistics:
         return self._warm_up_s, self._window_end_s
 
     def arrivals_ended(self, now_s: float) -> None:
-        if now_s > self._warm_up_s:
+        # A burst is over before anything comes of it; its window is the whole run behind it.
+        if now_s >= self._warm_up_s + self._job.sample_interval:
             self._window_end_s = now_s
 
     def requests(self, block: Block) -> None:

@@ -333,6 +333,23 @@ def test_a_service_that_turns_requests_away_is_overloaded(cluster: ClusterProfil
     assert metrics["verdict"] == "overloaded"
 
 
+def test_a_service_that_can_take_no_request_has_no_verdict(cluster: ClusterProfile) -> None:
+    small = POOL | {"kv_capacity_tokens": 1}
+    metrics, *_ = run(make_job("20 Hz", 600, warm_up="0 s", decode=small), cluster)
+    assert metrics["requests"]["rejected_by_reason"] == {"too_long": 600}
+    assert metrics["verdict"] is None
+
+
+@pytest.mark.parametrize("rate", ["10 kHz", "1 GHz"])
+def test_a_burst_is_measured_until_all_of_it_is_done(cluster: ClusterProfile, rate: str) -> None:
+    job = make_job(rate, 600, warm_up="0 s")
+    metrics, result, log, _ = run(job, cluster)
+    assert metrics["window_s"] == [0.0, result.end_s]
+    assert metrics["e2e_s"]["count"] == 600
+    tokens = float(log.all_requests()["output_tokens"].sum()) / result.end_s
+    assert metrics["output_tokens_per_second"] == pytest.approx(tokens, rel=0.05)
+
+
 def test_a_run_within_its_warm_up_has_no_window(cluster: ClusterProfile) -> None:
     metrics, *_ = run(make_job("20 Hz", 10, warm_up="1 h"), cluster)
     assert metrics["window_s"] is None
