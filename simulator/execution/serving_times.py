@@ -284,8 +284,8 @@ def _low_latency_wire(
 def _collective_time(
     model: ServingModel, operator: Operator, ranks: int
 ) -> tuple[float, float, float]:
-    """All-gather or reduce-scatter of tokens over NVLink, BF16 or FP8 as the recording has them: each
-    GPU sends its share to the others at the rate that bulk transfers achieve."""
+    """All-gather or reduce-scatter of tokens over NVLink, BF16 or FP8 as recorded: each GPU sends
+    its share to the others at the rate that bulk transfers achieve."""
     node = model.cluster.node
     sizes = dict(operator.sizes)
     rows = sizes.get("rows", 0) if "columns" in sizes else sizes["tokens"] * ranks
