@@ -426,9 +426,8 @@ def _verdict(
         or turned_away > rules.queue_growth
     )
     verdict: str | None
-    if stays is None and not pressed:
-        verdict = None
-    elif stays is not None and stays < rules.window_stays:
+    unknown = not pressed if stays is None else stays < rules.window_stays
+    if unknown:
         verdict = None
     elif pressed and growth + turned_away > rules.queue_growth:
         verdict = "overloaded"
