@@ -282,7 +282,8 @@ class PoolSpec(Profile):
     """Prompts that one rank starts in a pass; no limit by default."""
     rebalance: Rebalance | None = None
     hourly_instances: HourlyCount | None = None
-    """Instances in service in each hour from time 0 on, at most ``instances``; repeats daily.
+    """Instances in service in each hour from time 0 on, at most ``instances``; repeats daily. One
+    that has failed is replaced by another at the next hour.
     An instance that leaves finishes its requests first."""
 
     @model_validator(mode="after")
@@ -290,6 +291,11 @@ class PoolSpec(Profile):
         if self.hourly_instances and max(self.hourly_instances) > self.instances:
             raise ValueError(
                 f"hourly_instances asks for {max(self.hourly_instances)} of {self.instances}"
+            )
+        if self.hourly_instances and self.instances and not max(self.hourly_instances):
+            raise ValueError(
+                "hourly_instances are all 0; allowed: 1 or more in some hour, or no request is "
+                "ever served"
             )
         return self
 

@@ -196,12 +196,12 @@ class _Fleet:
     def _follow_hours(
         self, pool: str, hourly_instances: tuple[int, ...]
     ) -> Generator[simpy.Event, Any, None]:
-        """Keep as many instances in service as the hour says, the first ones."""
+        """Keep as many instances in service as the hour says, the first ones that are up."""
         instances = [i for i in self._router.instances if i.pool == pool]
         hour = 0
         while True:
             wanted = hourly_instances[hour % len(hourly_instances)]
-            for position, instance in enumerate(instances):
+            for position, instance in enumerate(sorted(instances, key=lambda one: not one.up)):
                 instance.accepting = position < wanted
                 if instance.accepting:
                     self._accounts.enter_service(instance)
@@ -229,7 +229,9 @@ class _Fleet:
 
     def _stuck(self) -> bool:
         """Whether the requests inside can never end: what they need is down for good."""
-        if not self._accounts.arrivals_over or self._awaited_returns or self._router.moving:
+        if self._awaited_returns or self._router.moving:
+            return False
+        if not (self._accounts.arrivals_over or self._all_users_wait()):
             return False
         if not all(instance.idle for instance in self._router.instances):
             return False
@@ -238,3 +240,10 @@ class _Fleet:
                 any(i.up for i in pool) for pool in (self._router.prefilling, self._router.decoding)
             )
         return True
+
+    def _all_users_wait(self) -> bool:
+        """Whether the request of every user of a closed loop is inside, so that none can come."""
+        requests = self._job.requests
+        if not requests.closed_loop or requests.synthetic is None:
+            return False
+        return len(self._accounts.inside) == requests.synthetic.users

@@ -24,6 +24,7 @@ from simulator.scenario import load_scenario
         (["requests.window={start: 2 s, end: 1 s}"], "end must be later than start"),
         (["failures=[{pool: decode, instance: 7, at: 1 s}]"], "no instance 7 of decode"),
         (["decode.hourly_instances=[1, 2]"], "hourly_instances"),
+        (["decode.hourly_instances=[" + "0, " * 23 + "0]"], "hourly_instances are all 0"),
         (
             ["prefix_cache.tiers=[{name: hbm, scope: instance, capacity_tokens: 9, "
              "load_bandwidth: 1 GB/s}]"],

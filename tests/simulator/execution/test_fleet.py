@@ -556,6 +556,29 @@ def test_users_of_a_closed_loop_wait_for_their_answers(cluster: ClusterProfile) 
     assert log.all_iterations()["batch"].max() <= 3
 
 
+def test_a_closed_loop_ends_when_its_fleet_is_down_for_good(cluster: ClusterProfile) -> None:
+    requests = fixed_requests(50, 100, 20)
+    synthetic = requests["synthetic"]
+    del synthetic["rate"]
+    synthetic |= {"arrivals": "closed_loop", "users": 3, "think_time": "100 ms"}
+    down = {"pool": "colocated", "instance": 0, "at": "1 s"}
+    result, log = run(make_job(requests, colocated=pool(), failures=[down]), cluster)
+    check_conservation(result, log.all_requests())
+    assert result.unfinished == 3
+
+
+def test_the_next_hour_replaces_an_instance_that_has_failed(cluster: ClusterProfile) -> None:
+    job = make_job(
+        fixed_requests(20, 300, 50, rate="1 Hz"),
+        colocated=pool(2, hourly_instances=[1] * 24),
+        failures=[{"pool": "colocated", "instance": 0, "at": "5 s"}],
+    )
+    result, log = run(job, cluster)
+    check_conservation(result, log.all_requests())
+    assert result.finished == 20
+    assert result.instances[1].in_service[-1][0] == pytest.approx(3600)
+
+
 def test_instances_follow_the_hours_and_are_paid_only_while_in_service(
     cluster: ClusterProfile,
 ) -> None:
