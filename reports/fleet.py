@@ -146,7 +146,7 @@ def window_text(metrics: Mapping[str, Any]) -> str:
     """What the figures of a run are of; that there are none where it ended within the warm-up."""
     meaning = metrics["definitions"]["window_s"]
     if metrics["window_s"] is None:
-        return f"none, the run has ended before it begins, so that nothing is measured; {meaning}"
+        return f"none: the run has ended before it begins, so that nothing is measured; {meaning}"
     start, end = (format_seconds(edge) for edge in metrics["window_s"])
     return f"{start} to {end}; {meaning}"
 

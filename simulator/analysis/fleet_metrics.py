@@ -33,16 +33,14 @@ _CURVE_POINTS = 101
 PREFILL_SHARES = ("prefill_busy_share", "prefill_even_ranks_share", "prefill_full_passes_share")
 
 DEFINITIONS: Mapping[str, str] = {
-    "ttft_s": "time to first token: from arrival to the end of the prefill that gives it, of "
-    "requests that arrive after the warm-up",
+    "ttft_s": "time to first token: from arrival to the end of the prefill that gives it",
     "tpot_s": "time per output token of a request that ends in the window: (end - first token) / "
     "(output tokens - 1)",
     "itl_s": "inter-token latency: all gaps in the window between two tokens of a request, one "
     "population; tokens accepted together from one step have gaps of 0",
     "e2e_s": "from arrival to the last token, of requests that end in the window",
-    "queueing_s": "from arrival to the start of the first prefill pass that computes some of it, "
-    "of requests that arrive after the warm-up",
-    "decode_wait_s": "from the first token to the start of the first decode step, of the same",
+    "queueing_s": "from arrival to the start of the first prefill pass that computes some of it",
+    "decode_wait_s": "from the first token to the start of the first decode step",
     "goodput_requests_per_second": "requests that finish in the window and meet the service level "
     "(TTFT and TPOT), per second of it",
     "output_tokens_per_second_per_node": "tokens generated in the window per second and node that "
@@ -79,9 +77,10 @@ DEFINITIONS: Mapping[str, str] = {
     "more than {preempted:.0%} of them are preempted or more than {growth:.0%} turned away. None: "
     "the window is shorter than {stays:g} mean times in service, or than four looks at the queues, "
     "or nothing finishes although nothing presses",
-    "window_s": "what the rates, TPOT, ITL and end to end are of: from the end of the warm-up, "
-    "{warm_up}, to the last arrival (to the end of the run if all requests have arrived within "
-    "{look} of it)",
+    "window_s": "from the end of the warm-up, {warm_up}, to the last arrival (to the end of the "
+    "run if all requests have arrived {look} after the warm-up). Rates, TPOT, ITL and end to end "
+    "are of this window; TTFT, queueing, decode wait and prefix hits of the requests that arrive "
+    "after the warm-up and come so far",
 }
 """What each figure means; with the job's rules filled in (definitions), printed beside it."""
 
