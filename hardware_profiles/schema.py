@@ -341,6 +341,9 @@ class FitProfile(Profile):
     """{size: its range in the table}; beyond it everything is extrapolated."""
     worst: tuple[str, ...] = ()
     """Rows with the largest errors, sizes and error each."""
+    falls: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Largest share by which a product of more rows is predicted faster than one of fewer, of its
+    shape and within the table; 0 where the model is monotone."""
 
 
 class CalibrationProfile(Profile):

@@ -53,7 +53,7 @@ from simulator.hardware.kernel_curves import QUANTILE, Rows, curve_held_out, sha
 from simulator.hardware.kernel_families import Family, batch_of_rows, check_row
 from simulator.hardware.kernel_models import fit_form
 from simulator.hardware.kernel_surface import CANDIDATES, ROWS_OF, KernelSurface
-from simulator.hardware.roofline import SMALL_TILE_ROWS, Ideal, waves_and_bytes
+from simulator.hardware.roofline import SMALL_TILE_ROWS, Ideal, batch_of_sizes, waves_and_bytes
 from simulator.hardware.transfer_times import (
     LINK_KINDS,
     bytes_of,
@@ -93,6 +93,8 @@ CLEARLY_BETTER = 0.9
 """Other tiles must bring the error below this share of it: less is chance."""
 FOLDS = 4
 WORST = 10
+FALL_STEPS = 100
+"""Numbers of rows at which each shape is looked at for times that fall."""
 DEFAULT_BASE = "h800_sxm"
 
 
@@ -220,6 +222,7 @@ def fit_families(
             table_of(distinct, gpu, floor, tiles),
             form=form,
             gpu=gpu,
+            tiles=tiles,
         )
         fits.append(fit)
         held_out.extend(errors)
@@ -293,12 +296,14 @@ def _judge(
     *,
     form: FormName,
     gpu: GpuProfile,
+    tiles: TilesProfile,
 ) -> tuple[FitProfile, list[HeldOutRow]]:
     """Choose the form and the tiles, and judge them.
 
     Args:
         repeated: all rows; `rows` has those of the same sizes and SMs as one.
-        table: of `rows`, with the tiles to use unless others are clearly better.
+        table: of `rows`.
+        tiles: of `table`, used unless others are clearly better.
     """
     chosen, error = _best_form(table, form)
     other_tiles = None
@@ -309,7 +314,9 @@ def _judge(
             rival_error = _score(rival, chosen)
             if rival_error < CLEARLY_BETTER * error:
                 table, error, other_tiles = rival, rival_error, candidate
-    return _judged(family, kernel_set, repeated, rows, table, chosen, other_tiles)
+    fit, held_out = _judged(family, kernel_set, repeated, rows, table, chosen, other_tiles)
+    falls = _falls(table, chosen, gpu, other_tiles or tiles)
+    return fit.model_copy(update={"falls": falls}), held_out
 
 
 def _judged(
@@ -353,6 +360,44 @@ def _judged(
         worst=_worst(held_out, varying),
     )
     return fit, held_out
+
+
+def _falls(table: Rows, form: Form, gpu: GpuProfile, tiles: TilesProfile) -> float | None:
+    """Largest share by which a product of more rows is predicted faster than one of fewer.
+
+    Between the first and the last row of each shape, with the SMs that most rows had; None for
+    kinds whose rows are no tokens, and where no shape has two.
+    """
+    batch, axis = table.batch, ROWS_OF.get(table.batch.kind)
+    if axis is None or batch.kind == "grouped_gemm_weight_grad":
+        return None
+    column = batch.names.index(axis)
+    scans: list[NDArray[np.int64]] = []
+    for _, rows in shapes_of(batch):
+        ends = batch.sizes[rows, column]
+        counts = np.unique(np.geomspace(max(ends.min(), 1), max(ends.max(), 1), FALL_STEPS).round())
+        if len(counts) > 1:
+            sizes = np.repeat(batch.sizes[rows[:1]], len(counts), axis=0)
+            sizes[:, column] = counts
+            scans.append(sizes)
+    if not scans:
+        return None
+    stacked = batch_of_sizes(batch.like, np.concatenate(scans))
+    known, times = np.unique(table.sms, return_counts=True)
+    sms = np.full(len(stacked), known[times.argmax()])
+    nothing = np.zeros(len(stacked))
+    others = Rows(
+        batch=stacked,
+        sms=sms,
+        log_seconds=nothing,
+        ideal=Ideal(*waves_and_bytes(stacked, sms, gpu, tiles), table.ideal.floor),
+        weights=nothing,
+        direct=np.zeros(len(stacked), dtype=np.bool_),
+        spread=nothing,
+    )
+    told = np.split(predictor(table, form)(others), np.cumsum([len(scan) for scan in scans])[:-1])
+    largest = max(float((np.maximum.accumulate(scan) - scan).max()) for scan in told)
+    return round(-math.expm1(-largest), 4)
 
 
 def _worst(held_out: Sequence[HeldOutRow], varying: Collection[str]) -> tuple[str, ...]:

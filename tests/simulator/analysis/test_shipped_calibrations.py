@@ -74,3 +74,16 @@ def test_an_unknown_calibration_is_one_line(capsys):
     with pytest.raises(SystemExit):
         main(["nothing"])
     assert "calibration 'nothing' is not written here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(FITTED))
+def test_every_fit_of_products_says_whether_more_rows_are_ever_faster(name):
+    scanned = ("gemm", "grouped_gemm", "masked_grouped_gemm")
+    fits = [fit for fit in load_calibration(name).fits if fit.kind in scanned]
+    # A table without two rows of one shape has nothing to fall between.
+    falls = [fit.falls for fit in fits if fit.falls is not None]
+    assert len(falls) > len(fits) / 2
+    if FITTED[name] == "monotone":
+        assert set(falls) == {0.0}
+    else:
+        assert max(falls) > 0
