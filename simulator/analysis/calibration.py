@@ -167,6 +167,15 @@ def calibrate(
     fits, held_out = fit_families(
         rows, gpu=profile, floor=base.kernel_floor.value, tiles=base.tiles, form=form
     )
+    judged = {(fit.kind, fit.dtype, fit.out_dtype, fit.kernel_set) for fit in fits}
+    few = [
+        row for row in rows if (row.kind, row.dtype, row.out_dtype, row.kernel_set) not in judged
+    ]
+    if few:
+        kinds = ", ".join(sorted({row.kind for row in few}))
+        warnings.append(
+            f"{len(few)} rows of fewer than {LEAST_ROWS} sizes a family are not judged: {kinds}"
+        )
     found = kernel_sets(rows)
     preferred = [known for known in sets or base.kernel_sets if known in found]
     values = {

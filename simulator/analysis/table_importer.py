@@ -341,7 +341,11 @@ def _plausible(
     too_fast_text = f"faster than the peaks of {gpu.name} allow (another unit or GPU?)"
     for place, row in enumerate(rows):
         if row.kind in LINK_KINDS:
-            check_link(row)
+            try:
+                check_link(row)
+            except ValueError as error:
+                refused[place] = str(error).partition("sizes: ")[2].partition(";")[0]
+                continue
             least = LEAST_OF_PEAK * float(wire_of([row])[0]) / gpu.nvlink_bandwidth
             if row.seconds < least:
                 refused[place] = too_fast_text

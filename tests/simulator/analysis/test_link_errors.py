@@ -1,11 +1,14 @@
 """Errors of transfers on sizes left out."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from hardware_profiles.schema import LinkProfile, load_gpu, read_profile
-from hardware_profiles.tables import load_measurements, table_path
-from simulator.analysis.calibration import fit_families
+from hardware_profiles.schema import LinkProfile, load_calibration, load_gpu, read_profile
+from hardware_profiles.tables import load_measurements, table_path, write_measurements
+from simulator.analysis.calibration import calibrate, fit_families
 from simulator.analysis.link_errors import launch_noise, leave_one_out, leave_regions_out
+from simulator.analysis.table_importer import import_table
 
 BANDWIDTH = 450e9
 WIRE = 2.0 ** np.arange(10, 31)
@@ -46,3 +49,26 @@ def test_own_transfers_are_judged_kind_by_kind():
         assert fit.interpolated.median == shipped[fit.kind]["interpolated"]["median"]
         # No better than launches repeat, nor much worse.
         assert fit.interpolated.median < 0.1
+
+
+def test_transfers_that_cannot_be_are_set_aside_with_their_lines(tmp_path):
+    rows = [
+        replace(row, sizes=(("bytes", 1024), ("ranks", 1))) if number == 3 else row
+        for number, row in enumerate(load_measurements(table_path("host/h200_sxm_transfers")))
+    ]
+    rows[-1] = replace(rows[-1], seconds=1e-9, sizes=(("bytes", 2**30), ("ranks", 2)))
+    path = tmp_path / "transfers.csv"
+    write_measurements(path, rows)
+    told = import_table(path, gpu="h200_sxm")
+    assert len(told.measurements) == len(rows) - 2
+    reasons = " ".join(told.warnings)
+    assert "needs bytes (at least 1) and ranks (at least 2): line" in reasons
+    assert "faster than the peaks of h200_sxm allow" in reasons
+
+
+def test_families_of_few_rows_are_named(tmp_path):
+    path = tmp_path / "few.csv"
+    write_measurements(path, load_measurements(table_path("host/h200_sxm_transfers"))[-3:])
+    result = calibrate([path], gpu="h200_sxm", name="few", base=load_calibration("h200_sxm"))
+    assert result.profile.fits == ()
+    assert result.warnings == ("3 rows of fewer than 5 sizes a family are not judged: send",)
