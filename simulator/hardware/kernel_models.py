@@ -42,6 +42,7 @@ from simulator.hardware.kernel_curves import (
 from simulator.hardware.kernel_surface import KernelSurface
 from simulator.hardware.roofline import Batch, Ideal, is_tensor
 from simulator.hardware.wave_lattice import WaveLattice
+from simulator.hardware.work_floor import MONOTONE_KINDS, WorkFloor
 
 Array = NDArray[np.float64]
 
@@ -264,7 +265,22 @@ class FamilyModel:
         provenance = np.where(exact | between, INTERPOLATED, EXTRAPOLATED)
         return np.where(measured, MEASURED, provenance).astype(np.intp), spread
 
+    @cached_property
+    def _work_floor(self) -> WorkFloor | None:
+        """Lower bounds from the rows of the set with most, for kinds that have them."""
+        if self.kind not in MONOTONE_KINDS:
+            return None
+        rows = self._sets[self._base]
+        return WorkFloor(rows.batch, rows.sms, self._between(rows.batch, rows.sms, rows.ideal))
+
     def _on_base(self, batch: Batch, sms: Array, ideal: Ideal) -> Array:
+        log_seconds = self._between(batch, sms, ideal)
+        if self._work_floor is None:
+            return log_seconds
+        return self._work_floor.raise_to(log_seconds, batch, sms)
+
+    def _between(self, batch: Batch, sms: Array, ideal: Ideal) -> Array:
+        """Log seconds by curves, surface or lattice alone."""
         if self.estimator == "curves":
             return self._on_curves(batch, ideal.log_seconds)
         if self._twin is not None and self._log_factor is not None:
