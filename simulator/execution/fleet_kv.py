@@ -35,6 +35,7 @@ class KvCache:
         self._reserve_full = reserve_full
         self._held_total: float = 0
         self._held_by: dict[LiveRequest, tuple[int, float]] = {}
+        self._holders = [0] * len(batch.size)
         self._loads: list[float] | None = None
 
     @property
@@ -64,6 +65,7 @@ class KvCache:
         """Set KV cache aside on a rank."""
         tokens += self._batch.slack
         self._held_by[live] = (rank, tokens)
+        self._holders[rank] += 1
         self._hold(rank, tokens)
         self.allocated += tokens
 
@@ -116,7 +118,13 @@ class KvCache:
     def free(self, live: LiveRequest) -> None:
         """Free what was set aside for a request."""
         rank, tokens = self._held_by.pop(live)
+        self._holders[rank] -= 1
         self._hold(rank, -tokens)
+        if not self._holders[rank]:
+            # Parts of tokens do not sum to exactly nothing, and only an empty rank is all of use.
+            self.held[rank] = 0
+        if self.empty:
+            self._held_total = 0
         self.freed += tokens
 
     def _hold(self, rank: int, tokens: float) -> None:

@@ -342,6 +342,30 @@ def test_no_request_token_or_kv_cache_is_lost_in_any_small_fleet(job: FleetJob, 
     assert np.all(used <= capacity[iterations["instance"].astype(int)] + 1e-6)
 
 
+def test_an_emptied_cache_is_all_of_use_again_though_parts_of_tokens_were_freed(
+    cluster: ClusterProfile,
+) -> None:
+    """A request of over 90 % of the cache fits an empty rank only, where no watermark is kept."""
+    job = make_job(
+        {
+            "synthetic": {
+                "arrivals": "poisson",
+                "rate": "20 Hz",
+                "count": 10,
+                "prompt_tokens": {"kind": "lognormal", "mean": 630, "cv": 1.0},
+                "output_tokens": {"kind": "exponential", "mean": 7},
+            }
+        },
+        colocated=pool(1, ranks=1, max_batch=8, kv_capacity_tokens=2000, page_tokens=None),
+        speculative_decoding={"draft_tokens": 1, "acceptance": 0.85},
+        kv_admission="reserve",
+        kv_watermark=0.1,
+    )
+    result, log = run(job, cluster, seed=1)
+    assert log.all_requests()["prompt_tokens"].max() > 0.9 * 2000
+    assert not result.unfinished
+
+
 @pytest.mark.parametrize(("page", "batch"), [(1, 10), (64, 7), (200, 5)])
 def test_requests_take_whole_pages_the_last_of_them_half_empty_on_average(
     cluster: ClusterProfile, page: int, batch: int
