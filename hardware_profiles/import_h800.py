@@ -25,7 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hardware_profiles.schema import ROOT, load_calibration, load_gpu, read_yaml
+from hardware_profiles.fields import ROOT, read_yaml
+from hardware_profiles.schema import load_calibration, load_gpu
 from hardware_profiles.tables import Measurement, table_path, write_measurements
 from hardware_profiles.units import Seconds, unit_factor
 

@@ -14,17 +14,17 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import (
+from hardware_profiles.fields import (
     ROOT,
     BandwidthValue,
     Count,
     DataValue,
     Profile,
-    TimeEstimate,
     TimeValue,
     read_yaml,
     validate,
 )
+from hardware_profiles.schema import TimeEstimate
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 
 FOLDER = ROOT / "low_latency"

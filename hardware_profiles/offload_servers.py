@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import PositiveFloat
 
-from hardware_profiles.schema import (
+from hardware_profiles.fields import (
     ROOT,
     BandwidthValue,
     Count,

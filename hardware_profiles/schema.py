@@ -1,90 +1,38 @@
 """Read hardware profiles: YAML files with units in, frozen SI profiles out.
 
-A profile starts as a plain nested dict, exactly as its file says, so that a ``--set`` override can
-replace any value before validation. Validation is strict: an unknown field, a missing or wrong
-unit, a negative or impossible value is one ValueError that names file, field, value and what is
-allowed. Bandwidths are per direction, arithmetic peaks dense; datasheet values stay untouched,
-achieved fractions come from measurements.
+Bandwidths are per direction, arithmetic peaks dense; datasheet values stay untouched, achieved
+fractions come from measurements. How a file's fields are read and checked stands in fields.py.
 """
 
 import copy
-from collections.abc import Hashable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
+from pydantic import Field, model_validator
+
+from hardware_profiles.fields import (
+    ROOT,
+    BandwidthValue,
+    ComputeValue,
+    Count,
+    DataValue,
+    FrequencyValue,
+    PowerValue,
+    PriceRateValue,
+    PriceValue,
+    Profile,
+    Ratio,
+    Raw,
+    TimeValue,
+    apply_overrides,
+    read_yaml,
+    validate,
 )
-
-from hardware_profiles.units import Dimension, parse_quantity
-
-ROOT = Path(__file__).parent
-"""Folder of the shipped profiles."""
-
-Raw = dict[str, Any]
-"""A profile as its file says, before validation: nested dicts of text and counts."""
-
-
-def _quantity(dimension: Dimension, zero_allowed: bool, value: object) -> float:
-    try:
-        quantity = parse_quantity(value, dimension, "")
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix(": ")) from None
-    if quantity < 0 or (quantity == 0 and not zero_allowed):
-        allowed = "0 or more" if zero_allowed else "greater than 0"
-        raise ValueError(f"{value!r} is not allowed: it must be {allowed}")
-    return quantity
-
-
-def _positive(dimension: Dimension) -> BeforeValidator:
-    return BeforeValidator(partial(_quantity, dimension, False))
-
-
-def _not_negative(dimension: Dimension) -> BeforeValidator:
-    return BeforeValidator(partial(_quantity, dimension, True))
-
-
-TimeValue = Annotated[float, _not_negative("time")]
-DataValue = Annotated[float, _positive("data")]
-BandwidthValue = Annotated[float, _positive("bandwidth")]
-ComputeValue = Annotated[float, _positive("compute")]
-FrequencyValue = Annotated[float, _positive("frequency")]
-PowerValue = Annotated[float, _positive("power")]
-PriceValue = Annotated[float, _not_negative("price")]
-PriceRateValue = Annotated[float, _not_negative("price_rate")]
-Count = Annotated[int, Field(strict=True, gt=0)]
-"""A whole number of things. Counts and ratios are the only values without a unit."""
-Ratio = Annotated[float, Field(strict=True, gt=0)]
 
 Dtype = Literal[
     "fp8_e4m3", "fp8_e5m2", "bfloat16", "float16", "tfloat32", "float32", "int8", "fp4_e2m1"
 ]
-
-
-class Profile(BaseModel):
-    """Base of every profile: frozen, no unknown fields, no silent conversion between types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    sources: dict[str, str] = {}
-    """Where each value comes from: {field: datasheet, paper section or table}."""
-
-    @model_validator(mode="after")
-    def _sources_name_fields(self) -> "Profile":
-        known = set(type(self).model_fields) - {"sources"}
-        unknown = sorted(set(self.sources) - known)
-        if unknown:
-            raise ValueError(
-                f"sources names the unknown field {unknown[0]!r}; known: {_listed(known)}"
-            )
-        return self
 
 
 class GpuProfile(Profile):
@@ -337,7 +285,7 @@ class FitProfile(Profile):
     """The same, first and last rows of a shape."""
     regions: HeldOutError | None = None
     """Whole shapes, or ranges of size where there is one shape, left out."""
-    coverage: dict[str, tuple[int, int]] = {}
+    coverage: dict[str, tuple[int, int]] = Field(default_factory=dict)
     """{size: its range in the table}; beyond it everything is extrapolated."""
     worst: tuple[str, ...] = ()
     """Rows with the largest errors, sizes and error each."""
@@ -348,6 +296,8 @@ class FitProfile(Profile):
 
 class CalibrationProfile(Profile):
     """The measured tables a cost model is fitted to, and the inputs that no table holds."""
+
+    example: ClassVar[str] = f"{ROOT.name}/calibrations/h800_sxm.yaml"
 
     name: str
     gpu: str
@@ -445,7 +395,6 @@ _FIELD_OF_FOLDER = {
     "transports": "transport",
 }
 
-ProfileT = TypeVar("ProfileT", bound=Profile)
 IntervalT = TypeVar("IntervalT", Estimate, TimeEstimate)
 
 
@@ -536,9 +485,6 @@ def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
     return (_completed(raw) if kind == "calibrations" else raw), where
 
 
-_EXAMPLE_CALIBRATION = "h800_sxm"
-"""A file with every field, for who misses one."""
-
 _LATER_FIELDS = (
     "tiles",
     "other_gpu",
@@ -580,98 +526,6 @@ def _completed(raw: Raw) -> Raw:
     return completed
 
 
-def read_yaml(path: Path, *, where: str) -> Raw:
-    """Read a YAML mapping. Raises ValueError, one line, for anything else."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ValueError(f"{where}: cannot be read: {reason}") from None
-    try:
-        raw = yaml.load(text, Loader=_StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        problem = error.problem or error.context
-        raise ValueError(f"{where}: line {line}: not valid YAML: {problem}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{where}: expected fields with values, found {type(raw).__name__}")
-    return raw
-
-
-def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
-    """Return a copy of ``raw`` with each dotted path set to its value.
-
-    A path through something that has no fields is an error here; an unknown last field is found by
-    ``validate``, which knows the allowed ones.
-    """
-    result = copy.deepcopy(raw)
-    for path, value in overrides.items():
-        *parents, last = path.split(".")
-        target: Any = result
-        for depth, key in enumerate(parents):
-            fields = target
-            target = fields.get(key)
-            if not isinstance(target, dict):
-                reached = ".".join(parents[: depth + 1])
-                known = _listed(
-                    str(name) for name, value in fields.items() if isinstance(value, dict)
-                )
-                raise ValueError(
-                    f"{where}: {path}: {reached!r} has no fields to set; "
-                    f"known here with fields: {known or 'none'}"
-                )
-        # Counts keep their type: a key such as 8 of nodes_per_token is a number in the file.
-        numeric = last.isdigit() and any(isinstance(key, int) for key in target)
-        target[int(last) if numeric else last] = copy.deepcopy(value)
-    return result
-
-
-def validate(model: type[ProfileT], raw: Raw, *, where: str) -> ProfileT:
-    """Turn a raw dict into a profile, or raise one ValueError: file, field, value, allowed."""
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        raise ValueError(_one_line(model, error, where)) from None
-
-
-def _one_line(model: type[Profile], error: ValidationError, where: str) -> str:
-    details = error.errors(include_url=False)
-    first = details[0]
-    location = tuple(first["loc"])
-    field = ".".join(str(part) for part in location) or model.__name__
-    if first["type"] == "extra_forbidden":
-        parent = _model_at(model, location[:-1])
-        known = _listed(parent.model_fields) if parent else "none"
-        problem = f"unknown field; known: {known}"
-    elif first["type"] == "missing":
-        problem = "is missing"
-        if model is CalibrationProfile:
-            problem += f"; {ROOT.name}/calibrations/{_EXAMPLE_CALIBRATION}.yaml shows it"
-    elif first["type"] == "value_error":
-        problem = str(first["ctx"]["error"])
-    else:
-        message = first["msg"]
-        problem = f"{first['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{where}: {field}: {problem}{more}"
-
-
-def _model_at(model: type[Profile], location: tuple[int | str, ...]) -> type[Profile] | None:
-    """Return the profile class found by following field names from ``model``."""
-    current: type[Profile] | None = model
-    for part in location:
-        if current is None or part not in current.model_fields:
-            return None
-        annotation = current.model_fields[str(part)].annotation
-        candidates = (annotation, *get_args(annotation))
-        current = next(
-            (c for c in candidates if isinstance(c, type) and issubclass(c, Profile)), None
-        )
-    return current
-
-
 def _check_interval(estimate: IntervalT) -> IntervalT:
     if not estimate.low <= estimate.value <= estimate.high:
         raise ValueError(
@@ -679,23 +533,3 @@ def _check_interval(estimate: IntervalT) -> IntervalT:
             f"{estimate.high:g}"
         )
     return estimate
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(sorted(names))
-
-
-class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML's safe loader that refuses a key given twice, where YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"field {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
-        return mapping

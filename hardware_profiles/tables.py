@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hardware_profiles.schema import ROOT
+from hardware_profiles.fields import ROOT
 
 COLUMNS = ("kind", "sizes", "dtype", "sms", "seconds", "spread", "source", "conditions")
 

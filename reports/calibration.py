@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
+from hardware_profiles.fields import Profile
 from hardware_profiles.schema import (
     CalibrationProfile,
     Estimate,
     FitProfile,
     HeldOutError,
-    Profile,
     TimeEstimate,
     load_gpu,
 )

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from hardware_profiles.schema import BandwidthValue, DataValue, Profile, TimeValue
+from hardware_profiles.fields import BandwidthValue, DataValue, Profile, TimeValue
 
 OperationName = Literal[
     "all_to_all",

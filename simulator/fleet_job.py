@@ -18,13 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from hardware_profiles.schema import (
-    BandwidthValue,
-    DataValue,
-    FrequencyValue,
-    Profile,
-    TimeValue,
-)
+from hardware_profiles.fields import BandwidthValue, DataValue, FrequencyValue, Profile, TimeValue
 from simulator.serving_job import Speculation
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -15,16 +15,12 @@ from typing import Any, Literal, Self, TypeVar
 import yaml
 from pydantic import NonNegativeInt, model_validator
 
+from hardware_profiles.fields import Profile, Raw, apply_overrides, read_yaml, validate
 from hardware_profiles.schema import (
     CalibrationProfile,
     ClusterProfile,
-    Profile,
-    Raw,
-    apply_overrides,
     read_profile,
-    read_yaml,
     resolve_cluster,
-    validate,
 )
 from hardware_profiles.units import parse_quantity
 from reference_model.config import ModelConfig, parse_model_config, read_config_file

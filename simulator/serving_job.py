@@ -11,7 +11,8 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from hardware_profiles.schema import DataValue, Estimate, Profile, TimeEstimate, TimeValue
+from hardware_profiles.fields import DataValue, Profile, TimeValue
+from hardware_profiles.schema import Estimate, TimeEstimate
 
 
 class StepRequests(Profile):

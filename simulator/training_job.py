@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from hardware_profiles.schema import DataValue, Profile
+from hardware_profiles.fields import DataValue, Profile
 
 
 class TrainingJob(Profile):

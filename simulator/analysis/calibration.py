@@ -33,8 +33,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.fields import ROOT
 from hardware_profiles.schema import (
-    ROOT,
     CalibrationProfile,
     FitProfile,
     GpuProfile,

@@ -24,17 +24,13 @@ from typing import Any
 import numpy as np
 from pydantic import PositiveFloat
 
+from hardware_profiles.fields import Count, Profile, TimeValue, apply_overrides, validate
 from hardware_profiles.schema import (
     ClusterProfile,
-    Count,
     GpuProfile,
-    Profile,
-    TimeValue,
-    apply_overrides,
     load_gpu,
     read_profile,
     resolve_cluster,
-    validate,
 )
 from hardware_profiles.units import Seconds, format_seconds
 from simulator.analysis.what_if import Durations, Machine, blocks_on, what_if_durations

@@ -19,14 +19,8 @@ from typing import Any, Literal
 
 import yaml
 
-from hardware_profiles.schema import (
-    ROOT,
-    CalibrationProfile,
-    load_calibration,
-    load_gpu,
-    read_profile,
-    validate,
-)
+from hardware_profiles.fields import ROOT, validate
+from hardware_profiles.schema import CalibrationProfile, load_calibration, load_gpu, read_profile
 from hardware_profiles.tables import load_measurements, table_path
 from simulator.analysis.calibration import FormName, fit_families, profile_text
 

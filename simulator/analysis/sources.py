@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hardware_profiles.schema import ROOT, read_yaml
+from hardware_profiles.fields import ROOT, read_yaml
 from hardware_profiles.tables import Measurement
 from simulator.analysis.importers import import_trace
 from simulator.analysis.table_importer import import_table, table_mappings

@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hardware_profiles.schema import ROOT, GpuProfile, Profile, load_gpu, read_yaml, validate
+from hardware_profiles.fields import ROOT, Profile, read_yaml, validate
+from hardware_profiles.schema import GpuProfile, load_gpu
 from hardware_profiles.tables import COLUMNS, Measurement, load_measurements
 from hardware_profiles.units import unit_factor
 from reference_model.trace import KINDS

@@ -22,14 +22,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hardware_profiles.schema import (
-    ROOT,
-    Profile,
-    TimeEstimate,
-    apply_overrides,
-    read_yaml,
-    validate,
-)
+from hardware_profiles.fields import ROOT, Profile, apply_overrides, read_yaml, validate
+from hardware_profiles.schema import TimeEstimate
 from reference_model.trace import KINDS, Operator
 from simulator.workload.kineto import HostCall, HostSpan, Kernel, Trace
 from simulator.workload.replay import Role

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
+from hardware_profiles.fields import ROOT, validate
 from hardware_profiles.schema import (
-    ROOT,
     CalibrationProfile,
     ClusterProfile,
     GpuProfile,
@@ -19,7 +19,6 @@ from hardware_profiles.schema import (
     load_gpu,
     read_profile,
     resolve_cluster,
-    validate,
 )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hardware_profiles.schema import ROOT
+from hardware_profiles.fields import ROOT
 from hardware_profiles.tables import COLUMNS, load_measurements, table_path, write_measurements
 from reference_model.trace import KINDS
 

@@ -4,7 +4,8 @@ from collections import defaultdict
 
 import pytest
 
-from hardware_profiles.schema import ROOT, known_calibrations, load_calibration, load_gpu
+from hardware_profiles.fields import ROOT
+from hardware_profiles.schema import known_calibrations, load_calibration, load_gpu
 from hardware_profiles.tables import load_measurements, table_path
 from simulator.analysis.calibration import fit_families
 from simulator.analysis.shipped_calibrations import (
