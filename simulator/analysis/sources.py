@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hardware_profiles.fields import ROOT, read_yaml
+from hardware_profiles.fields import read_yaml
 from hardware_profiles.tables import Measurement
 from simulator.analysis.importers import import_trace
 from simulator.analysis.table_importer import import_table, table_mappings
-from simulator.workload.kernel_mapping import known_mappings
+from simulator.workload.kernel_mapping import known_mappings, mapping_file
 
 TRACE_ENDINGS = (".json", ".json.gz")
 FORMATS = {"table": "tables", "kineto": "profiles"}
@@ -117,16 +117,8 @@ def choose_mappings(sources: Sequence[Path], mappings: Sequence[str]) -> dict[Pa
 
 def _format(name_or_path: str) -> str:
     """Format that a mapping file states: a key of FORMATS."""
-    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        path, where = Path(name_or_path), name_or_path
-    else:
-        path, where = ROOT / "mappings" / f"{name_or_path}.yaml", f"mappings/{name_or_path}.yaml"
-        if not path.is_file():
-            raise ValueError(
-                f"unknown mapping {name_or_path!r}; known: "
-                f"{', '.join(sorted((*table_mappings(), *known_mappings())))}; or give a path to "
-                "a .yaml file"
-            )
+    every = sorted((*table_mappings(), *known_mappings()))
+    path, where = mapping_file(name_or_path, every)
     raw: Mapping[str, object] = read_yaml(path, where=where)
     form = raw.get("format")
     if form not in FORMATS:

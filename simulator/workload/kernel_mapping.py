@@ -155,17 +155,26 @@ def known_mappings() -> tuple[str, ...]:
     return tuple(found)
 
 
+def mapping_file(name_or_path: str, known: Sequence[str]) -> tuple[Path, str]:
+    """The file of a mapping by shipped name or by path, and what to call it in messages.
+
+    Raises:
+        ValueError: no shipped mapping has the name; the message lists the known ones.
+    """
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        return Path(name_or_path), name_or_path
+    path = ROOT / "mappings" / f"{name_or_path}.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"unknown mapping {name_or_path!r}; known: {', '.join(known)}; or give a path to a "
+            ".yaml file"
+        )
+    return path, f"mappings/{name_or_path}.yaml"
+
+
 def load_mapping(name_or_path: str) -> KernelMapping:
     """Load a mapping by shipped name or by path to a YAML file; ValueError for anything wrong."""
-    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        path, where = Path(name_or_path), name_or_path
-    else:
-        path, where = ROOT / "mappings" / f"{name_or_path}.yaml", f"mappings/{name_or_path}.yaml"
-        if not path.is_file():
-            raise ValueError(
-                f"unknown mapping {name_or_path!r}; known: {', '.join(known_mappings())}; "
-                "or give a path to a .yaml file"
-            )
+    path, where = mapping_file(name_or_path, known_mappings())
     raw = read_yaml(path, where=where)
     base = raw.get("extends")
     if isinstance(base, str):
