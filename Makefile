@@ -1,18 +1,26 @@
 # make run    set up without torch, then predict the training step of the main job
 # make test   set up everything, then lint, type-check and test
+# make slow   the tests that simulate whole fleets or search at length
+# make goldens  write down the metrics of every shipped run again
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Two test workers: the suite is written for a two-core machine.
 WORKERS ?= 2
 
-.PHONY: run test lint clean
+.PHONY: run test slow goldens lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/dsv3sim run dualpipe_h800_2048
 
 test: $(VENV)/.installed-everything lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) --benchmark-disable
+
+slow: $(VENV)/.installed-everything
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow
+
+goldens: $(VENV)/.installed-everything
+	$(BIN)/python tests/goldens.py
 
 lint: $(VENV)/.installed-everything
 	$(BIN)/ruff check .
