@@ -43,13 +43,15 @@ class ExpertInputs(Profile):
     placement: Literal["hierarchical", "global", "in_order"]
     """Key of simulator.workload.experts.POLICIES."""
     load: Literal["balanced", "random", "zipf", "file"] = "balanced"
-    """balanced: every GPU receives the same rows. random, zipf, file: rows of every layer are drawn
-    from uniform, Zipf or recorded popularity, and the slowest rank of each layer sets the pace."""
+    """balanced: every expert receives the same rows, and a GPU those of the experts and copies that
+    the placement puts on it. random, zipf, file: rows of every layer are drawn from uniform, Zipf
+    or recorded popularity. The slowest rank of each layer sets the pace."""
     zipf_exponent: PositiveFloat | None = None
     file: str | None = None
     """CSV with the columns layer, expert, rows."""
     max_mean_load: float = Field(default=1.0, ge=1.0)
-    """balanced only: rows of the slowest rank over the mean."""
+    """balanced only: rows of the slowest rank over the mean, where that is more than the placement
+    makes of equal experts (288 slots on 72 GPUs: 1.125)."""
     shared_expert: Literal["local", "dispatched"] = "local"
     """dispatched: a ninth choice that travels like the routed ones and lies in one of the redundant
     slots (Report, section 3.4.2)."""

@@ -26,8 +26,10 @@ class TrainingJob(Profile):
     stages: tuple[str, ...] | Literal["default"] = "default"
     """Layers of each pipeline stage, e.g. "embedding + 3 dense + 1 moe", "14 x (4 moe)"."""
     redundant_experts: NonNegativeInt = 0
+    """Slots beyond one for each routed expert: further copies of the first of them."""
     expert_load: float = Field(default=1.0, ge=1.0)
-    """Rows that the experts of the slowest rank receive, over the mean of its group (max/mean)."""
+    """Rows that the experts of the slowest rank receive, over the mean of its group (max/mean),
+    where that is more than placement makes of equally popular experts."""
     weights_at_once: tuple[str, ...] | Literal["fitting"] = "fitting"
     """Matrices whose weight gradient an input-only backward computes at once instead of keeping its
     operands for a W chunk, e.g. "head.proj". "fitting": as few as memory requires, first those that

@@ -206,14 +206,12 @@ def transfer_metrics(step: ServingStep) -> dict[str, Any]:
 def expert_metrics(run: ServingRun) -> dict[str, Any]:
     """How uneven expert loads are over GPUs and links, and what rebalancing costs."""
     job, loads = run.job, run.step.loads
-    given = job.experts.max_mean_load
-    uneven = loads.max_over_mean if not loads.folded else given
-    rows = float(loads.rows.mean()) / (given if loads.folded else 1.0)
+    uneven = loads.max_over_mean
     return {
         "load": job.experts.load,
         "compute_max_over_mean": uneven,
-        "link_bytes": _link_bytes(run.step, rows, uneven),
-        "rows_per_gpu_mean": rows,
+        "link_bytes": _link_bytes(run.step, loads.mean_rows, uneven),
+        "rows_per_gpu_mean": loads.mean_rows,
         "active_experts_per_gpu_mean": float(loads.active.mean()),
         "rebalance": None if run.rebalance is None else asdict(run.rebalance),
     }

@@ -98,19 +98,19 @@ class ServingModel:
     """(layer kind, micro-batch), in the order in which their operators are concatenated."""
     popularity: Array | None
     """[layers, experts], where loads are drawn."""
-    placement: ExpertPlacement | None
+    placement: ExpertPlacement
+    """Of one layer where loads are balanced: all layers are alike then."""
+    even_skew: float
+    """Rows of the slowest rank over the mean where ranks are folded: what the placement makes of
+    equally popular experts, or the job's max_mean_load where that is more."""
+    slot_shares: Array
+    """[slots of a rank], share of the rows of that rank that each slot has."""
     seed: int
 
     @property
     def expert_ranks(self) -> int:
         """GPUs over which the routed experts are spread."""
         return self.job.gpus // self.job.expert_tp
-
-    @property
-    def local_experts(self) -> int:
-        """Slots of one GPU and layer."""
-        slots = self.config.n_routed_experts + self.job.experts.redundant
-        return slots // self.expert_ranks
 
     @property
     def over_nvlink(self) -> bool:
@@ -187,13 +187,8 @@ def _destinations(
 ) -> tuple[float, float]:
     """Distinct nodes and GPUs of a token on random router scores, with experts placed as the job's
     policy places them where all are equally popular."""
-    placement = place_experts(
-        uniform_popularity(1, config.n_routed_experts),
-        gpus=job.gpus,
-        nodes=_nodes(job.gpus, cluster),
-        groups=config.n_group,
-        redundant=job.experts.redundant,
-        policy=job.experts.placement,
+    placement, _ = _placed(
+        job, uniform_popularity(1, config.n_routed_experts), config=config, cluster=cluster
     )
     per_gpu = placement.slots_per_gpu
     nodes, gpus = destinations_per_token(
@@ -250,19 +245,19 @@ def serving_model(
             f"{domain} GPUs of {cluster.name}, not {job.gpus}"
         )
     rng = np.random.default_rng(seed)
-    ranks = job.gpus // job.expert_tp
     popularity = _popularity(job, config, rng)
-    placement = None
-    if popularity is not None:
-        carried = with_shared(job, popularity * config.num_experts_per_tok, tokens=1)
-        placement = place_experts(
-            carried,
-            gpus=ranks,
-            nodes=_nodes(ranks, cluster),
-            groups=config.n_group,
-            redundant=config.n_routed_experts + job.experts.redundant - carried.shape[1],
-            policy=job.experts.placement,
-        )
+    placement, carried = _placed(
+        job,
+        uniform_popularity(1, config.n_routed_experts) if popularity is None else popularity,
+        config=config,
+        cluster=cluster,
+    )
+    even_skew, slot_shares = 1.0, np.full(placement.slots_per_gpu, 1.0 / placement.slots_per_gpu)
+    if popularity is None:
+        even_skew = max(job.experts.max_mean_load, placement.max_over_mean(carried))
+        slowest = int(placement.gpu_load(carried)[0].argmax())
+        slots = placement.slot_load(carried)[0].reshape(placement.gpus, -1)[slowest]
+        slot_shares = slots / slots.sum()
     plan, sections, places = _planned(job, config, trace)
     return ServingModel(
         job=job,
@@ -277,8 +272,28 @@ def serving_model(
         sections=sections,
         popularity=popularity,
         placement=placement,
+        even_skew=even_skew,
+        slot_shares=slot_shares,
         seed=seed,
     )
+
+
+def _placed(
+    job: ServingStepJob, popularity: Array, *, config: ModelConfig, cluster: ClusterProfile
+) -> tuple[ExpertPlacement, Array]:
+    """Experts where the job's policy puts them for a popularity [layers, experts], and the rows of
+    each for one token, [layers, experts]; a shared expert that travels is the last of them."""
+    ranks = job.gpus // job.expert_tp
+    carried = with_shared(job, popularity * config.num_experts_per_tok, tokens=1)
+    placement = place_experts(
+        carried,
+        gpus=ranks,
+        nodes=_nodes(ranks, cluster),
+        groups=config.n_group,
+        redundant=config.n_routed_experts + job.experts.redundant - carried.shape[1],
+        policy=job.experts.placement,
+    )
+    return placement, carried
 
 
 def in_one_micro_batch(model: ServingModel) -> ServingModel:

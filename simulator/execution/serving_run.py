@@ -63,7 +63,7 @@ class ServingRun:
     without_slowdown: ServingStep
     """The same with transfers beside compute as fast as alone."""
     balanced: ServingStep | None
-    """The same with every GPU receiving the same rows, where the job's loads differ."""
+    """The same with all experts equally popular, where the job's loads differ."""
     without_speculation: ServingStep | None
     """The same requests without drafted tokens, where the job drafts."""
     speculation_curve: tuple[SpeculationPoint, ...]
@@ -198,7 +198,7 @@ def _without_slowdown(scenario: Scenario, model: ServingModel) -> ServingModel:
 
 
 def _balanced(model: ServingModel, scenario: Scenario, trace_of: TraceOf) -> ServingStep | None:
-    """The step with every GPU receiving the same rows, where the job's loads differ."""
+    """The step with all experts equally popular, where the job's loads differ."""
     job = model.job
     if job.experts.load == "balanced" and job.experts.max_mean_load == 1.0:
         return None
@@ -263,10 +263,10 @@ def _speculation_curve(
 
 
 def rebalancing(model: ServingModel, interval: Seconds | None) -> Rebalance | None:
-    """Cost of going from a placement that knows nothing of the load to the job's; None where there
-    is no placement or no interval."""
+    """Cost of going from a placement that knows nothing of the load to the job's; None where loads
+    are balanced or there is no interval."""
     config = model.config
-    if model.placement is None or interval is None:
+    if model.popularity is None or interval is None:
         return None
     node, achieved = model.cluster.node, model.kernels.calibration.transfers
     received = (
@@ -285,7 +285,7 @@ def rebalancing(model: ServingModel, interval: Seconds | None) -> Rebalance | No
     )
     return rebalance_cost(
         before,
-        model.placement,
+        placement,
         # A byte each; block scales, 0.02 %, are left out.
         expert_bytes=float(parameter_counts(config).expert),
         bandwidth=received,

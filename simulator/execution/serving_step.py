@@ -2,8 +2,9 @@
 
 Every operator of the recorded layers is a task with a predicted time; tasks run in the published
 orders (serving_lowering), with a gap between kernels. Ranks are folded into one where they do the
-same; where expert loads differ by rank and layer, every rank is a column and each transfer waits
-for its slowest. What the model does not know is an input: gap, host overhead, slow-down of
+same: with balanced loads the one that stands for all is the slowest that the placement leaves.
+Where expert loads differ by rank and layer, every rank is a column and each transfer waits for its
+slowest. What the model does not know is an input: gap, host overhead, slow-down of
 transfers beside compute, each with an interval. Wires take the share of the NIC or NVLink rate that
 DeepEP's tables achieve, or longer where links between switches or failures allow less
 (fabric_load); traffic of other jobs has no effect on an iteration.
@@ -37,7 +38,7 @@ from simulator.execution.step_order import (
     run_order,
 )
 from simulator.hardware.kernel_curves import MODELLED, PROVENANCES
-from simulator.workload.experts import ExpertPlacement, draw_rows
+from simulator.workload.experts import draw_rows
 from simulator.workload.serving_lowering import WHOLE_BATCH, WIRES, LayerOperators
 from simulator.workload.serving_operators import BatchLoad
 
@@ -55,13 +56,13 @@ class ExpertLoads:
     """[layers, ranks]"""
     active: Array
     """[layers, ranks], local experts that have rows."""
-    placement: ExpertPlacement | None
+    mean_rows: float
+    """Of a rank, all ranks alike; where ranks are folded, `rows` are those of the slowest."""
 
     @property
     def max_over_mean(self) -> float:
         """Slowest rank over the mean, mean over layers."""
-        mean = self.rows.mean(axis=1)
-        return float((self.rows.max(axis=1) / np.maximum(mean, 1e-9)).mean())
+        return float(self.rows.max(axis=1).mean()) / self.mean_rows
 
     @property
     def folded(self) -> bool:
@@ -319,17 +320,17 @@ def _expert_loads(model: ServingModel, tokens: int) -> ExpertLoads:
     """Rows of each rank and layer of a micro-batch of `tokens` tokens on all GPUs together."""
     job, config = model.job, model.config
     ranks = model.expert_ranks
-    total = tokens * model.choices
-    if model.popularity is None or model.placement is None:
-        rows = total / ranks * job.experts.max_mean_load
-        active = _distinct(model.local_experts, rows)
-        return ExpertLoads(np.array([[rows]]), np.array([[active]]), None)
+    mean = tokens * model.choices / ranks
+    if model.popularity is None:
+        rows = mean * model.even_skew
+        active = _distinct(model.slot_shares, rows)
+        return ExpertLoads(np.array([[rows]]), np.array([[active]]), mean)
     rng = np.random.default_rng(model.seed + 1)
     drawn = draw_rows(model.popularity, tokens=tokens, top_k=config.num_experts_per_tok, rng=rng)
     drawn = with_shared(job, drawn, tokens=tokens)
     slots = model.placement.slot_load(drawn).reshape(len(drawn), ranks, -1)
     active_slots = (slots > 0).sum(axis=2).astype(float)
-    return ExpertLoads(slots.sum(axis=2), np.maximum(active_slots, 1.0), model.placement)
+    return ExpertLoads(slots.sum(axis=2), np.maximum(active_slots, 1.0), mean)
 
 
 def _batch_load(
@@ -340,7 +341,7 @@ def _batch_load(
     count: Callable[[float], float],
 ) -> BatchLoad:
     job = model.job
-    share = busy / job.gpus * job.experts.max_mean_load
+    share = busy / job.gpus * model.even_skew
     received = batch.mean_tokens(job.attention_tp) * model.kernels.received_per_token * share
     return BatchLoad(
         tokens=batch.tokens,
@@ -354,25 +355,24 @@ def _batch_load(
 
 
 def _expert_rows(model: ServingModel, batch: _Share, busy: int) -> float:
-    """Rows of the experts of one rank."""
+    """Rows of the experts of one rank, the slowest where ranks are folded."""
     job = model.job
-    share = busy / job.gpus * job.experts.max_mean_load
+    share = busy / job.gpus * model.even_skew
     return batch.mean_tokens(job.attention_tp) * model.choices * job.expert_tp * share
 
 
 def _active_experts(model: ServingModel, batch: _Share, loads: ExpertLoads, busy: int) -> float:
     """Local experts of one rank that have rows: those drawn, mean over ranks and layers, or the
-    expected number where every rank receives the same rows."""
+    expected number where experts are equally popular."""
     if model.popularity is not None and batch.drawn:
         return float(loads.active.mean())
-    return _distinct(model.local_experts, _expert_rows(model, batch, busy))
+    return _distinct(model.slot_shares, _expert_rows(model, batch, busy))
 
 
-def _distinct(experts: int, rows: float) -> float:
-    """Expected number of different experts that `rows` rows choose, at least one: a transfer waits
-    for a rank that has rows."""
-    untouched = float((1.0 - 1.0 / experts) ** rows)
-    return max(1.0, experts * (1.0 - untouched))
+def _distinct(shares: Array, rows: float) -> float:
+    """Expected number of slots, of these shares, that have any of `rows` rows, at least one: a
+    transfer waits for a rank that has rows."""
+    return max(1.0, float((1.0 - (1.0 - shares) ** rows).sum()))
 
 
 def _shares(count: int, parts: int) -> list[int]:

@@ -31,6 +31,7 @@ from simulator.hardware.costs import KernelCostModel, Prediction
 from simulator.hardware.fabric_load import FabricLoad
 from simulator.scenario import Scenario
 from simulator.training_job import TrainingJob
+from simulator.workload.experts import place_experts, uniform_popularity
 from simulator.workload.layout import (
     ParallelLayout,
     Stage,
@@ -209,18 +210,30 @@ def training_load(
 ) -> Load:
     """What one rank works on in one micro-batch.
 
-    Routing is balanced but for `expert_load`: the rank then receives as many rows as it sends.
+    Routing is balanced: every expert receives the same rows, and the slowest rank those of the
+    experts and copies that a placement over the group puts on it, or `expert_load` times the mean
+    where that is more.
 
     Args:
         ranks_reached: distinct GPUs that a token's experts sit on, own included.
     """
     tokens = job.micro_batch_tokens
+    equal = uniform_popularity(1, layout.routed_experts)
+    placement = place_experts(
+        equal,
+        gpus=layout.ep,
+        nodes=1,
+        groups=1,
+        redundant=layout.redundant_experts,
+        policy="global",
+    )
+    slowest = max(job.expert_load, placement.max_over_mean(equal))
     return Load(
         tokens=tokens,
         context=job.sequence_length,
         sequences=job.micro_batch_sequences,
-        expert_rows=round(tokens * top_k * job.expert_load),
-        received_rows=round(tokens * ranks_reached * job.expert_load),
+        expert_rows=round(tokens * top_k * slowest),
+        received_rows=round(tokens * ranks_reached * slowest),
         local_experts=layout.local_experts,
     )
 

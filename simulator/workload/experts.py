@@ -67,6 +67,16 @@ class ExpertPlacement:
         total: Rows = self.slot_load(load).reshape(len(load), self.gpus, -1).sum(axis=2)
         return total
 
+    def max_over_mean(self, load: Rows) -> float:
+        """Rows of the slowest GPU over the mean, mean over layers; `load` is [layers, experts].
+
+        Even loads may not reach 1: 256 experts of equal load in 288 slots of 72 GPUs are 32 experts
+        with two copies, whose 64 half-loaded slots reach at most 64 GPUs, so that at least 8 GPUs
+        hold four whole experts where the mean is 256 / 72: 4 x 72 / 256 = 1.125.
+        """
+        rows = self.gpu_load(load)
+        return float((rows.max(axis=1) / rows.mean(axis=1)).mean())
+
 
 def place_experts(
     load: Rows, *, gpus: int, nodes: int, groups: int, redundant: int, policy: str

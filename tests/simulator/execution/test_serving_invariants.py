@@ -90,7 +90,7 @@ def check_critical_path(step):
 def check_rows(step):
     """Rows sent are rows received: tokens x choices on all GPUs are rows of all experts."""
     job, model = step.model.job, step.model
-    skew = job.experts.max_mean_load
+    skew = model.even_skew
     moe = {number: layer for (kind, number), layer in step.operators.items() if kind == "moe"}
     assert WHOLE_BATCH not in moe
     for layer in moe.values():

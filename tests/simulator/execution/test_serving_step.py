@@ -10,6 +10,7 @@ from simulator.execution.simulation import simulate
 from simulator.scenario import load_scenario
 from simulator.workload.memory import Infeasible
 from simulator.workload.recorded import shipped_trace
+from simulator.workload.serving_memory import micro_batch_tokens
 
 
 def model_of(name, *changes):
@@ -79,6 +80,50 @@ def test_a_skewed_load_slows_the_step_and_balance_is_shown_beside():
     assert run.balanced is not None
     assert run.step.step_s > run.balanced.step_s
     assert run.without_slowdown.step_s <= run.step.step_s
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "skew"),
+    [
+        # 288 slots: 32 experts lie twice. Their 64 half-loaded slots reach 64 of 72 GPUs, so that 8
+        # hold 4 whole experts where the mean is 256 / 72.
+        ("decode_ep72_h100", [], 4 * 72 / 256),
+        ("decode_ep72_h100", ["experts.placement=in_order"], 4 * 72 / 256),
+        ("decode_nvl72", [], 4 * 72 / 256),
+        # The same 64 half slots on 144 GPUs of 2: the other 80 hold 2 whole ones.
+        ("decode_ep144_day6", [], 2 * 144 / 256),
+        # 288 slots on 32 GPUs: each 7 whole ones and 2 halves.
+        ("decode_ep32_b200", [], 1.0),
+        ("prefill_ep32_h100", [], 1.0),
+        # No copies: nothing is uneven.
+        ("decode_ep128_profile", [], 1.0),
+        # 320 slots of one: an expert that all tokens choose has 32 copies, which carry as much as
+        # the routed experts without a copy, 1 / 32 of the tokens each; the mean is 9 / 320.
+        ("decode_ep320_report", [], 320 / 32 / 9),
+        # What the job says counts where it is more than that.
+        ("decode_ep72_h100", ["experts.max_mean_load=1.1"], 4 * 72 / 256),
+        ("decode_ep72_h100", ["experts.max_mean_load=1.5"], 1.5),
+    ],
+)
+def test_a_balanced_load_is_what_placement_allows(name, changes, skew):
+    step = step_of(name, *changes)
+    each = micro_batch_tokens(step.model.job)
+    assert step.loads.max_over_mean == pytest.approx(skew, rel=1e-12)
+    assert step.loads.mean_rows == each * step.model.choices
+    rows = next(
+        op["rows"] for op in step.operators["moe", 0].operators if op.name == "experts.gate_up_proj"
+    )
+    assert rows == round(each * step.model.choices * skew)
+
+
+def test_the_busiest_gpus_link_carries_what_its_slots_receive():
+    step = step_of("decode_ep72_h100")
+    sizes = {op.name: dict(op.sizes) for op in step.operators["moe", 0].operators}
+    # A micro-batch of 128 tokens sends 8 copies each; 4 whole experts receive 128 x 72 x 8 / 256
+    # copies each.
+    assert sizes["moe.dispatch_send"]["rows"] == 128
+    assert sizes["moe.dispatch_receive"]["rows"] == 4 * 128 * 72 * 8 // 256 == 1152
+    assert sizes["moe.combine_send"]["rows"] == 1152
 
 
 def test_drawn_loads_unfold_the_ranks_and_redundant_experts_even_them_out():
@@ -384,7 +429,7 @@ def test_another_gpu_than_the_calibrations_has_an_error_of_its_own():
 
 def test_copies_of_a_shared_expert_that_travels_share_its_tokens():
     step = step_of("decode_ep320_report", "experts.load=random")
-    placement = step.loads.placement
+    placement = step.model.placement
     # One expert more than the routed ones, which every token goes to: 8 times their mean popularity
     # each, 1 for it, over 320 slots.
     assert placement.experts == 257

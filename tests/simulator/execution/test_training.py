@@ -5,7 +5,9 @@ import pytest
 
 from simulator.analysis.metrics import rank_times, training_metrics
 from simulator.execution.simulation import simulate
+from simulator.execution.training import training_load
 from simulator.scenario import load_scenario
+from simulator.workload.layout import ParallelLayout
 from simulator.workload.memory import held_parameters, layer_parameters
 from simulator.workload.task_graph import Stream
 
@@ -150,6 +152,19 @@ def test_slow_nics_expose_communication(published):
 def test_without_the_all_to_all_slow_down_nothing_is_slower(published):
     assert published.without_slowdown.step_time_s <= published.step.step_time_s
     assert published.without_slowdown.pair.log.span_s <= published.step.pair.log.span_s
+
+
+def test_redundant_experts_that_placement_cannot_even_out_bring_the_slowest_rank_more_rows():
+    job = load_scenario("dualpipe_h800_2048").file.training
+    sizes = {"gpus": 288, "gpus_per_node": 8, "pp": 4, "routed_experts": 256}
+    layout = ParallelLayout(ep=72, redundant_experts=32, **sizes)
+    load = training_load(job, layout, top_k=8, ranks_reached=4.0)
+    # 288 slots on 72 GPUs: some GPU holds 4 whole experts of 256, 1.125 times the mean.
+    assert (load.expert_rows, load.received_rows) == (4096 * 8 * 9 // 8, 4096 * 4 * 9 // 8)
+    uneven = job.model_copy(update={"expert_load": 1.25})
+    assert training_load(uneven, layout, top_k=8, ranks_reached=4.0).expert_rows == 40960
+    even = ParallelLayout(ep=8, redundant_experts=0, **sizes)
+    assert training_load(job, even, top_k=8, ranks_reached=4.0).expert_rows == 4096 * 8
 
 
 def test_an_unbalanced_expert_load_slows_every_pair(published):
