@@ -366,7 +366,7 @@ def time_against_gpus(metrics: Mapping[str, Any]) -> dict[str, list[tuple[int, f
 def fabric_page(run: CollectiveRun, metrics: Mapping[str, Any]) -> str:
     """The self-contained page."""
     from reports.page import render_page
-    from reports.tables import list_inputs
+    from reports.tables import left_out_note, list_inputs
     from simulator.scenario import write_resolved
 
     published = [
@@ -383,6 +383,7 @@ def fabric_page(run: CollectiveRun, metrics: Mapping[str, Any]) -> str:
         charts=charts(run, metrics),
         name=run.scenario.name,
         description=run.scenario.file.description,
+        left_out=left_out_note(run.scenario),
         headline=_headline(metrics),
         drawing="\n".join(draw_fabric(run.scenario.cluster)),
         tables=[table for table in tables if table[2]],

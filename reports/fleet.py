@@ -14,7 +14,7 @@ from hardware_profiles.units import format_seconds
 from reports.page import render_page
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
-from reports.tables import list_inputs
+from reports.tables import left_out_note, list_inputs
 from simulator.scenario import write_resolved
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ def fleet_page(simulation: FleetSimulation, metrics: Mapping[str, Any]) -> str:
         charts=charts(metrics),
         name=scenario.name,
         description=scenario.file.description,
+        left_out=left_out_note(scenario),
         metrics=metrics,
         window=window_text(metrics),
         latencies=[

@@ -90,12 +90,13 @@ def plain_page(scenario: Scenario, tables: Sequence[Table]) -> str:
 
 def _render(scenario: Scenario, tables: Sequence[Table], **context: Any) -> str:
     from reports.page import render_page
-    from reports.tables import list_inputs
+    from reports.tables import left_out_note, list_inputs
 
     return render_page(
         "serving.html.j2",
         name=scenario.name,
         description=scenario.file.description,
+        left_out=left_out_note(scenario),
         tables=[_cells(table) for table in tables],
         inputs=list(list_inputs(scenario.resolved)),
         provenances=PROVENANCE_COLOURS,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import Bytes, Seconds, format_bandwidth, format_bytes, format_seconds
 from reports.palette import CAUSES
-from simulator.scenario import write_resolved
+from simulator.changes import shown
+from simulator.scenario import Scenario, write_resolved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +74,8 @@ class RunTables:
     metrics: Mapping[str, Any]
     published: tuple[str, ...]
     """Paths in the metrics of the rows of metrics["published"], in their order."""
+    left_out: str
+    """Which published figures are of other inputs; empty where none are."""
     memory_capacity: Bytes
     """Memory of one GPU."""
     inputs: tuple[Input, ...]
@@ -110,10 +113,20 @@ def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
         ),
         metrics=metrics,
         published=tuple(figure.metric for figure in run.scenario.file.published),
+        left_out=left_out_note(run.scenario),
         memory_capacity=cluster.node.gpu.hbm_capacity,
         inputs=tuple(list_inputs(run.scenario.resolved)),
         scenario=write_resolved(run.scenario),
     )
+
+
+def left_out_note(scenario: Scenario) -> str:
+    """How many of its file's published figures a scenario leaves out, and why; empty if none."""
+    if not scenario.figures_left_out:
+        return ""
+    count = len(scenario.figures_left_out)
+    figures = "1 published figure is" if count == 1 else f"{count} published figures are"
+    return f"{figures} left out, being for other inputs; changed: {shown(scenario.changes)}."
 
 
 def action_table(step: TrainingStep) -> pd.DataFrame:

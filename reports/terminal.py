@@ -69,8 +69,9 @@ COMPARED = (
 
 
 def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
-    """Headline, published figures and time budget of a training run."""
-    return [_headline(name, metrics), _published(metrics), _budget(metrics)]
+    """Headline, published figures where there are any, and time budget of a training run."""
+    published = [_published(metrics)] if metrics["published"] else []
+    return [_headline(name, metrics), *published, _budget(metrics)]
 
 
 def _headline(name: str, metrics: Mapping[str, Any]) -> Table:

@@ -41,7 +41,10 @@ def run(
     as_json: Json = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory of the run. Default: runs/SCENARIO, none with --json."),
+        typer.Option(
+            help="Directory of the run. Default: runs/SCENARIO with what --set changes of it, none "
+            "with --json."
+        ),
     ] = None,
     unfold: Annotated[
         bool, typer.Option("--unfold", help="Run and log every operator of every rank.")
@@ -55,11 +58,12 @@ def run(
     from rich.console import Console
 
     from reports.jobs import JOB_REPORTS
+    from reports.tables import left_out_note
     from simulator.execution.simulation import simulate
     from simulator.scenario import load_scenario
 
     loaded = load_scenario(scenario, changes or ())
-    directory = out or (None if as_json else Path("runs") / loaded.name)
+    directory = out or (None if as_json else Path("runs") / loaded.directory_name)
     if directory is not None:
         from reports.run_directory import check_replaceable
 
@@ -72,6 +76,12 @@ def run(
             note = f"note: --no-interval: a {loaded.job_name} job has no 80 % interval"
             print(note, file=sys.stderr)
         metrics = (quick or report.metrics)(result)
+        metrics["scenario"] = {
+            "name": loaded.name,
+            "job": loaded.job_name,
+            "changes": list(loaded.changes),
+            "published_for_other_inputs": list(loaded.figures_left_out),
+        }
         metrics["wall_clock_s"] = time.perf_counter() - started
         if directory is not None:
             status.update(f"writing {directory}")
@@ -80,6 +90,8 @@ def run(
         print(json.dumps(metrics, allow_nan=False))
         return
     print_tables(*report.tables(loaded.name, metrics))
+    if loaded.figures_left_out:
+        print(left_out_note(loaded))
     print(f"report: {directory}/report.html")
 
 
@@ -117,7 +129,11 @@ def sweep(
     ] = None,
     as_json: Json = False,
     out: Annotated[
-        Path | None, typer.Option(help="Directory of the sweep. Default: runs/SCENARIO-sweep.")
+        Path | None,
+        typer.Option(
+            help="Directory of the sweep. Default: runs/SCENARIO-sweep, SCENARIO with what --set "
+            "changes of it."
+        ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     dask: Annotated[
@@ -149,7 +165,8 @@ def sweep(
     objectives = tuple(sweeping.Objective.parse(text) for text in objective or ())
     asked = [*(metric or ()), *(limit.metric for limit in limits)]
     asked += [goal.metric for goal in objectives]
-    directory = out or (None if as_json else Path("runs") / f"{Path(scenario).stem}-sweep")
+    base = load_scenario(scenario, changes or ())
+    directory = out or (None if as_json else Path("runs") / f"{base.directory_name}-sweep")
     kept = None
     known = {}
     if directory is not None:
@@ -179,7 +196,7 @@ def sweep(
             done=finished,
         )
     result = Sweep(
-        scenario=load_scenario(scenario, changes or ()),
+        scenario=base,
         axes=axes,
         ran=tuple(ran),
         metrics=telling_metrics(ran, asked, room=0 if metric else 5 - len(axes)),

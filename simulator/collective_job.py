@@ -135,6 +135,11 @@ class PublishedTransfer(Profile):
     measured is not known well enough to call the simulated figure a prediction of it."""
     source: str
 
+    @property
+    def name(self) -> str:
+        """What it is of, in a few words."""
+        return " ".join(filter(None, (self.operation, f"{self.gpus} GPUs", self.routing)))
+
     @model_validator(mode="after")
     def _one_figure(self) -> "PublishedTransfer":
         figures = (self.time, self.bandwidth, self.relative_to_adaptive)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -24,6 +24,7 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.units import parse_quantity
 from reference_model.config import ModelConfig, parse_model_config, read_config_file
+from simulator.changes import differences, digest, directory_name, effective, matters, shown
 from simulator.collective_job import CollectiveJob
 from simulator.fleet_job import FleetJob
 from simulator.serving_job import OffloadJob, ServingStepJob, TpotLimitJob
@@ -104,16 +105,23 @@ class Scenario:
     """
 
     name: str
+    """Of the file, with what a run changes of it: "a_job with training.pp=8"."""
     where: str
     """How messages call the file."""
     job_name: str
     """One of JOBS."""
+    directory_name: str
+    """Name for the directory of its runs: one for each set of changes."""
     file: ScenarioFile
     named_model: ModelConfig | None
     named_cluster: ClusterProfile | None
     named_calibration: CalibrationProfile | None
     resolved: Raw
     """The scenario as one self-contained mapping, units as text; loads to the same scenario."""
+    changes: tuple[str, ...] = ()
+    """Texts "path=value" of the overrides that make it another than its file."""
+    figures_left_out: tuple[str, ...] = ()
+    """Names of the file's published figures that are not of this scenario's inputs."""
 
     @property
     def model(self) -> ModelConfig:
@@ -150,10 +158,24 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
     """
     path, where = _find(name_or_path)
     raw = read_yaml(path, where=where)
-    changes = {
-        _full_path(path, raw, where): value
-        for path, value in (parse_override(text) for text in overrides)
-    }
+    given = {}
+    changes = {}
+    for text in overrides:
+        short, value = parse_override(text)
+        full = _full_path(short, raw, where)
+        changes[full], given[full] = value, text.partition("=")[2].strip()
+    scenario = _read(path, raw, changes, where=where)
+    if not given:
+        return scenario
+    try:
+        written = _read(path, raw, {}, where=where)
+    except ValueError:
+        written = None  # A file that says too little by itself.
+    return _beside_its_file(scenario, written, given)
+
+
+def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scenario:
+    """A scenario from the text of its file, its overrides applied."""
     named = {root: value for root, value in changes.items() if "." not in root}
     raw = apply_overrides(raw, named, where=where)
     raw, labels = _expand(raw, changes, where=where)
@@ -175,6 +197,7 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         name=path.stem,
         where=where,
         job_name=jobs[0],
+        directory_name=_directory_name(path, raw),
         file=file,
         named_model=model and parse_model_config(model, source=labels["model"]),
         named_cluster=cluster and validate(ClusterProfile, cluster, where=labels["cluster"]),
@@ -182,6 +205,83 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         and validate(CalibrationProfile, calibration, where=labels["calibration"]),
         resolved=raw,
     )
+
+
+def _directory_name(path: Path, raw: Raw) -> str:
+    """A file's name; with a digest where a file of the user bears the name of a shipped one."""
+    if path.parent == SCENARIOS or path.stem not in known_scenarios():
+        return path.stem
+    return f"{path.stem}-{digest(yaml.safe_dump(raw))}"
+
+
+def _beside_its_file(
+    scenario: Scenario, written: Scenario | None, given: Mapping[str, str]
+) -> Scenario:
+    """The same scenario with its changes named, and without figures that are of other inputs.
+
+    Args:
+        written: the scenario as its file says it, None where the file alone is none.
+        given: path -> text of its overrides.
+    """
+    changed = list(given)
+    if written is not None:
+        changed = list(differences(_content(scenario), _content(written)))
+    changes = effective(given, changed)
+    fleet = scenario.file.fleet
+    # The trace that synthetic requests stand for, and they, are one source of requests.
+    same = ("file", "format") if fleet and fleet.requests.as_published else ()
+    inputs = [path for path in changed if path not in {f"fleet.requests.{name}" for name in same}]
+    left_out: list[str] = []
+
+    def keeps(name: str, metric: str, *, of_file: bool) -> bool:
+        if of_file and any(matters(path, metric) for path in inputs):
+            left_out.append(name)
+            return False
+        return True
+
+    raw = copy.deepcopy(scenario.resolved)
+    file, own = scenario.file, (written or scenario).file
+    if file.published:
+        raw["published"] = [
+            text
+            for text, figure in zip(raw["published"], file.published, strict=True)
+            if keeps(figure.name, figure.metric, of_file=figure in own.published)
+        ]
+    if file.collective and file.collective.published:
+        of_file = own.collective.published if own.collective else ()
+        raw["collective"]["published"] = [
+            text
+            for text, figure in zip(
+                raw["collective"]["published"], file.collective.published, strict=True
+            )
+            if keeps(figure.name, "", of_file=figure in of_file)
+        ]
+    gain, gain_of_file = (_published_speed_up(each) for each in (file, own))
+    if gain is not None and not keeps("speed-up", "speed_up", of_file=gain == gain_of_file):
+        del raw["serving_step"]["speculation"]["published_speed_up"]
+    if changes and (written is None or file.description == written.file.description):
+        raw["description"] = f"{file.description}; changed: {shown(changes)}"
+    return replace(
+        scenario,
+        name=f"{scenario.name} with {shown(changes)}" if changes else scenario.name,
+        directory_name=directory_name(scenario.directory_name, changes),
+        file=validate(ScenarioFile, raw, where=scenario.where),
+        resolved=raw,
+        changes=changes,
+        figures_left_out=tuple(left_out),
+    )
+
+
+def _content(scenario: Scenario) -> dict[str, Any]:
+    """All that a scenario says, in SI units, and what it names in the place of the names."""
+    read = {name: getattr(scenario.file, name) for name in ScenarioFile.model_fields}
+    named = (scenario.named_model, scenario.named_cluster, scenario.named_calibration)
+    return read | dict(zip(NAMED, named, strict=True))
+
+
+def _published_speed_up(file: ScenarioFile) -> float | None:
+    speculation = file.serving_step and file.serving_step.speculation
+    return speculation.published_speed_up if speculation else None
 
 
 def by_name(family: Mapping[str, _T], name: str, field: str) -> _T:

@@ -84,7 +84,12 @@ def attribute(
     figures = tuple(
         figure for figure in scenario.file.published if figure.metric in job.attributed_metrics
     )
-    if not figures or not job.requests.as_published:
+    if scenario.figures_left_out or not job.requests.as_published:
+        raise ValueError(
+            f"{scenario.where}: its published figures are of other inputs; allowed: the "
+            "scenario's own inputs and requests; attribution_changes make every run shorter"
+        )
+    if not figures:
         raise ValueError(f"{scenario.where}: no published figures of fleet.attributed_metrics")
 
     changes = [*overrides, *job.attribution_changes]

@@ -11,6 +11,7 @@ two sockets are held out. Both are shown beside what the memory of CPU and GPU c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isclose
 from typing import Any
 
 from hardware_profiles.offload_servers import OffloadServerProfile
@@ -18,6 +19,9 @@ from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, format_bytes
 from reference_model.config import ModelConfig, parameter_counts
 from simulator.serving_job import OffloadJob
 from simulator.workload.memory import Infeasible
+
+_SAME_MODEL = 0.01
+"""Relative difference in routed parameters that rounded sizes in a server's file may make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,8 @@ def offload_step(
     """Time of one decoded token.
 
     Raises:
-        ValueError: more sockets than the server has, more experts than the model has.
+        ValueError: more sockets than the server has, more experts than the model has, or a model
+            other than the one that the server was measured with.
         Infeasible: the experts' copies exceed the CPU memory, or the rest that of the GPU.
     """
     if job.sockets > server.sockets:
@@ -90,6 +95,13 @@ def offload_step(
         )
     counts = parameter_counts(config)
     routed = config.num_moe_layers * config.n_routed_experts * counts.expert
+    measured = server.routed_expert_bytes / server.resident_bytes_per_parameter
+    if not isclose(routed, measured, rel_tol=_SAME_MODEL):
+        raise ValueError(
+            f"{server.name}: its rows were measured with a model of {measured:.4g} routed "
+            f"parameters, this one has {routed:.4g}; allowed: a model of as many, or a server file "
+            "with rows of this model"
+        )
     # The embedding stays in CPU memory: a step reads one row of it.
     on_gpu = counts.total - routed - counts.embedding
     resident = on_gpu * server.resident_bytes_per_parameter

@@ -52,8 +52,29 @@ def test_a_resolved_scenario_runs_to_the_same_result(tmp_path):
         for arguments in ([MAIN, *changes], ["whole.yaml"])
     ]
     for metrics in runs:
-        del metrics["wall_clock_s"]
+        # Named by their files: "dualpipe_h800_2048 with training.schedule=zb1p" and "whole".
+        del metrics["wall_clock_s"], metrics["scenario"]
     assert runs[0] == runs[1]
+
+
+def test_a_changed_run_says_so_and_leaves_the_directory_of_the_shipped_one_alone(tmp_path):
+    changes = ("--set", "schedule=1f1b", "--set", "training.global_batch_sequences=7680")
+    name = f"{MAIN} with training.global_batch_sequences=7680, training.schedule=1f1b"
+    done = dsv3sim("run", MAIN, *changes, "--no-interval", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    directory = f"{MAIN}+training.global_batch_sequences=7680+training.schedule=1f1b"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [directory]
+    written = json.loads((tmp_path / "runs" / directory / "metrics.json").read_text())
+    assert written["published"] == []
+    assert written["scenario"]["name"] == name
+    assert len(written["scenario"]["published_for_other_inputs"]) == 14
+    assert done.stdout.startswith(name[:60])
+    assert "beside published figures" not in done.stdout
+    left_out = "14 published figures are left out, being for other inputs; changed: training."
+    assert left_out in done.stdout
+    page = (tmp_path / "runs" / directory / "report.html").read_text()
+    assert left_out in page
+    assert f"<title>{name}" in page
 
 
 def test_unfold_logs_every_operator_of_every_action(tmp_path):
@@ -133,7 +154,9 @@ def test_a_training_step_is_attributed_to_causes_that_sum_to_it():
     done = dsv3sim("attribute", MAIN, *SMALL)
     assert done.returncode == 0, done.stderr
     assert "remainder" in done.stdout
-    assert "beyond the step" in done.stdout
+    # The published step is of another pipeline than this small one.
+    assert "beyond the step" not in done.stdout
+    assert "beyond the step" in dsv3sim("attribute", MAIN).stdout
     read = json.loads(dsv3sim("attribute", MAIN, *SMALL, "--json").stdout)
     assert sum(cause["seconds"] for cause in read["attribution"]) == pytest.approx(
         read["step_time_s"]

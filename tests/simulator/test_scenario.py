@@ -102,6 +102,110 @@ def test_a_published_figure_with_a_unit_reads_as_seconds():
     assert figures["mfu_causal"].si_value == 0.3894
 
 
+def figures(scenario):
+    collective = scenario.file.collective
+    return len(scenario.file.published) + (len(collective.published) if collective else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "kept"),
+    [
+        (MAIN, "training.pp=8", 0),
+        (MAIN, "sequence_length=2048", 0),
+        (MAIN, "training.expert_load=1.3", 0),
+        (MAIN, "cluster.failures=[plane:3@2.0s]", 0),
+        (MAIN, "cluster=gb200_nvl72", 0),
+        (MAIN, "cluster.node.gpu=h100_sxm", 0),
+        (MAIN, "model.num_hidden_layers=60", 0),
+        (MAIN, "calibration=h800_without_trace", 0),
+        (MAIN, "calibration.kernel_gap.value=1 us", 0),
+        # What changes nothing, and what moves no figure.
+        (MAIN, "seed=3", 14),
+        (MAIN, "description=mine", 14),
+        (MAIN, "cluster.gpu_price=3 USD/h", 14),
+        (MAIN, "calibration.kernel_gap.high=9 us", 14),
+        (MAIN, "cluster=h800_2048", 14),
+        (MAIN, "training.pp=16", 14),
+        (MAIN, "cluster.node.nic.bandwidth=50 GB/s", 14),  # 400 Gbit/s in other words
+        ("deepep_normal", "vary_gpus=[16]", 8),
+        ("deepep_normal", "operation.moe.tokens=2048", 0),
+        ("decode_ep144_day6", "requests.context_tokens=1024", 0),
+        ("day6_service", "requests.synthetic.rate=100 Hz", 0),
+        ("day6_service", "interval_requests=100", 8),
+        ("mooncake_conversation", "requests.file=traces/mooncake_conversation.jsonl", 1),
+        ("mooncake_conversation", "kv_admission=reserve", 0),
+    ],
+)
+def test_published_figures_stand_only_beside_the_inputs_of_their_file(name, override, kept):
+    whole = figures(load_scenario(name))
+    scenario = load_scenario(name, [override])
+    assert figures(scenario) == kept
+    assert len(scenario.figures_left_out) == whole - kept
+
+
+def test_a_price_moves_published_costs_and_nothing_else(tmp_path):
+    path = tmp_path / "priced.yaml"
+    cost = "{name: cost, metric: cost_usd_per_trillion_tokens, value: 1, source: a paper}"
+    time = "{name: time, metric: step_time_s, value: 1 s, source: a paper}"
+    resolved = write_resolved(load_scenario(MAIN, [f"published=[{cost}, {time}]"]))
+    path.write_text(resolved)
+    scenario = load_scenario(str(path), ["cluster.gpu_price=3 USD/h"])
+    assert [figure.name for figure in scenario.file.published] == ["time"]
+    assert scenario.figures_left_out == ("cost",)
+
+
+def test_figures_that_come_with_the_changes_are_of_the_changed_inputs():
+    mine = "published=[{name: mine, metric: step_time_s, value: 30 s, source: me}]"
+    scenario = load_scenario(MAIN, ["training.pp=8", mine])
+    assert [figure.name for figure in scenario.file.published] == ["mine"]
+    assert scenario.changes == ("training.pp=8",)
+
+
+def test_a_published_gain_of_drafting_leaves_with_the_batch_that_it_is_of():
+    kept = load_scenario("mtp_one_node", ["seed=1"])
+    changed = load_scenario("mtp_one_node", ["requests.context_tokens=512"])
+    assert kept.file.serving_step.speculation.published_speed_up == 1.8
+    assert changed.file.serving_step.speculation.published_speed_up is None
+    assert changed.figures_left_out == ("speed-up",)
+
+
+def test_a_changed_scenario_is_called_so_wherever_it_is_shown(tmp_path):
+    scenario = load_scenario(MAIN, ["schedule=1f1b", "training.pp=8", "seed=0"])
+    assert scenario.name == f"{MAIN} with training.pp=8, training.schedule=1f1b"
+    assert scenario.directory_name == f"{MAIN}+training.pp=8+training.schedule=1f1b"
+    assert scenario.file.description == (
+        "DeepSeek-V3 pre-training step on 2,048 H800, DualPipe PP16, EP64, FP8; "
+        "changed: training.pp=8, training.schedule=1f1b"
+    )
+    # What was left out stays left out where the resolved scenario is run again.
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(write_resolved(scenario))
+    assert load_scenario(str(copy)).file == scenario.file
+
+
+def test_values_of_an_exchanged_cluster_that_are_set_back_are_named_too():
+    changes = ["cluster=h200_32", "cluster.nodes=256"]
+    assert load_scenario(MAIN, changes).changes == tuple(changes)
+
+
+def test_a_file_that_says_too_little_by_itself_takes_the_rest_from_its_overrides(tmp_path):
+    path = tmp_path / "open.yaml"
+    raw = yaml.safe_load(write_resolved(load_scenario(MAIN)))
+    del raw["training"]["pp"]
+    path.write_text(yaml.safe_dump(raw))
+    scenario = load_scenario(str(path), ["training.pp=16"])
+    assert scenario.name == "open with training.pp=16"
+    assert scenario.file.published == ()
+
+
+def test_a_file_that_bears_the_name_of_a_shipped_scenario_has_a_directory_of_its_own(tmp_path):
+    path = tmp_path / f"{MAIN}.yaml"
+    path.write_text(write_resolved(load_scenario(MAIN, ["training.pp=8"])))
+    named = load_scenario(str(path)).directory_name
+    assert named.startswith(f"{MAIN}-")
+    assert named != load_scenario(MAIN).directory_name
+
+
 def test_the_resolved_form_keeps_units_as_text():
     resolved = yaml.safe_load(write_resolved(load_scenario(MAIN)))
     assert resolved["cluster"]["node"]["nic"]["bandwidth"] == "400 Gbit/s"

@@ -64,6 +64,11 @@ def test_a_scenario_without_counterfactuals_is_refused() -> None:
         attribute("azure_code", measure=measured)
 
 
+def test_a_scenario_with_other_inputs_than_those_published_is_refused() -> None:
+    with pytest.raises(ValueError, match="its published figures are of other inputs; allowed"):
+        attribute("day6_service", ["decode.max_batch=64"], measure=measured)
+
+
 DAY = LoadOfDay(mean_nodes=226.75, peak_nodes=278, mean_replicas=7.3, levels=3)
 
 
