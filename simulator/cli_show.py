@@ -115,6 +115,10 @@ def show_schedule(
     name: Name = None,
     ranks: Annotated[int, typer.Option(help="Ranks of the pipeline.")] = 8,
     microbatches: Annotated[int, typer.Option(help="Micro-batches of one step.")] = 20,
+    virtual_stages: Annotated[
+        int | None,
+        typer.Option(help="Stages on each rank of an interleaved schedule, 2 by default."),
+    ] = None,
     times: Annotated[
         str | None,
         typer.Option(
@@ -127,7 +131,12 @@ def show_schedule(
     from reports.terminal import name_table
     from simulator.execution.pipeline import draw_to_scale, run_ideal
     from simulator.scenario import by_name
-    from simulator.workload.schedules import BUBBLE_FORMULAS, SCHEDULES, render_grid
+    from simulator.workload.schedules import (
+        BUBBLE_FORMULAS,
+        SCHEDULES,
+        build_schedule,
+        render_grid,
+    )
 
     if name is None:
         print_tables(
@@ -135,7 +144,8 @@ def show_schedule(
         )
         return
     ideal = _ideal_times(times) if times is not None else None
-    schedule = by_name(SCHEDULES, name, "schedule")(ranks, microbatches)
+    by_name(SCHEDULES, name, "schedule")
+    schedule = build_schedule(name, ranks, microbatches, virtual_stages=virtual_stages)
     print(render_grid(schedule))
     if ideal is not None:
         result = run_ideal(schedule, ideal)
@@ -178,9 +188,7 @@ def _description(kind: Literal["gpus", "clusters"], name: str) -> str:
 
 
 def _first_line(function: object) -> str:
-    """First line of a docstring, of the function inside a partial where it is one."""
-    documented = getattr(function, "func", function)
-    return (documented.__doc__ or "").strip().partition("\n")[0]
+    return (function.__doc__ or "").strip().partition("\n")[0]
 
 
 def _ideal_times(text: str) -> IdealTimes:

@@ -12,6 +12,8 @@ class TrainingJob(Profile):
 
     schedule: str
     """Name in simulator.workload.schedules.SCHEDULES."""
+    virtual_stages: PositiveInt | Literal["default"] = "default"
+    """Pipeline stages on each rank of the interleaved schedules, by default 2."""
     pp: PositiveInt
     """Ranks of a pipeline."""
     ep: PositiveInt

@@ -35,9 +35,9 @@ from simulator.workload.experts import place_experts, uniform_popularity
 from simulator.workload.layout import (
     ParallelLayout,
     Stage,
+    cut_stage,
     default_stages,
     explicit_stages,
-    halve,
 )
 from simulator.workload.lowering import (
     WEIGHT_GRAD,
@@ -164,7 +164,7 @@ class TrainingRun:
     layout: ParallelLayout
     schedule: Schedule
     stages: tuple[Stage, ...]
-    """Layers of each stage; half-stages where the schedule folds or interleaves them."""
+    """Layers of each stage of the schedule, those of a rank's virtual stages one by one."""
     at_once: tuple[str, ...]
     """Matrices whose weight gradient an input-only backward computes at once, to fit memory."""
     memory: tuple[RankMemory, ...]
@@ -248,14 +248,13 @@ def whole_stages(job: TrainingJob, model: ModelConfig) -> list[Stage]:
 def pipeline_stages(
     whole: Sequence[Stage], schedule: Schedule, operators: OperatorsOf
 ) -> tuple[Stage, ...]:
-    """The layers of each stage; where the schedule has two stages a rank, each is cut in two."""
-    if schedule.stages == len(whole):
-        return tuple(whole)
+    """The layers of each stage; each of `whole` is cut where the schedule has more per rank."""
+    parts = schedule.stages // len(whole)
 
     def forward_flops(kind: str) -> float:
         return sum(operator.flops for operator in operators(kind, "forward"))
 
-    return tuple(half for stage in whole for half in halve(stage, forward_flops))
+    return tuple(part for stage in whole for part in cut_stage(stage, parts, forward_flops))
 
 
 def cost_graphs(

@@ -21,7 +21,7 @@ from simulator.scenario import Scenario, by_name, check_names
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.lowering import operators_of
 from simulator.workload.memory import MemoryModel, check_fits
-from simulator.workload.schedules import SCHEDULES
+from simulator.workload.schedules import SCHEDULES, build_schedule
 
 MOST_CHUNKS = 1_000_000
 """Micro-batches times pipeline ranks that are simulated: a few minutes of work."""
@@ -41,7 +41,7 @@ def simulate_training(
     job = scenario.file.training
     assert job is not None, "simulate() chooses by the job that is there"
     node = scenario.cluster.node
-    build_schedule = by_name(SCHEDULES, job.schedule, "training.schedule")
+    by_name(SCHEDULES, job.schedule, "training.schedule")
     build_costs = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")
     measurements = calibration_measurements(scenario.calibration)
     layout = ParallelLayout(
@@ -65,12 +65,20 @@ def simulate_training(
         )
     whole = whole_stages(job, scenario.model)
     microbatches = job.global_batch_sequences // in_one_round
-    if job.pp * microbatches > MOST_CHUNKS:
+    virtual_stages = None if job.virtual_stages == "default" else job.virtual_stages
+    if job.pp * microbatches * (virtual_stages or 1) > MOST_CHUNKS:
         raise ValueError(
             f"training.global_batch_sequences: {job.global_batch_sequences} makes {microbatches} "
-            f"micro-batches on {job.pp} pipeline ranks; allowed: a product of at most {MOST_CHUNKS}"
+            f"micro-batches on {job.pp * (virtual_stages or 1)} pipeline stages; allowed: a "
+            f"product of at most {MOST_CHUNKS}"
         )
-    schedule = build_schedule(job.pp, microbatches)
+    try:
+        schedule = build_schedule(job.schedule, job.pp, microbatches, virtual_stages=virtual_stages)
+    except ValueError as error:
+        raise ValueError(
+            f"training: {microbatches} micro-batches of {in_one_round} sequences "
+            f"(global_batch_sequences) on {job.pp} ranks (pp): {error}"
+        ) from None
     trace = trace_of(scenario.model, "train")
     reached = scenario.calibration.all_to_all.ranks_per_token
     if layout.expert_nodes not in reached:

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from reference_model.config import ModelConfig
 
@@ -109,20 +110,25 @@ def default_stages(config: ModelConfig, stages: int) -> list[Stage]:
     return [first + layout[0], *layout[1:-1], layout[-1] + last]
 
 
-def halve(stage: Stage, cost: Callable[[str], float]) -> tuple[Stage, Stage]:
-    """Cut a stage in two at the boundary that balances the summed `cost` of its layers best.
+def cut_stage(stage: Stage, parts: int, cost: Callable[[str], float]) -> list[Stage]:
+    """Cut a stage where the summed `cost` of the layers before is nearest to an equal share.
 
     Raises:
-        ValueError: the stage has a single layer.
+        ValueError: the stage has fewer layers than parts.
     """
-    if len(stage) < 2:
+    if len(stage) < parts:
         raise ValueError(
-            f"stage ({', '.join(stage)}): a single layer cannot be cut into the two half-stages "
-            "that dualpipev needs; allowed: at least two layers a stage"
+            f"stage ({', '.join(stage)}): {len(stage)} layers cannot be cut into the {parts} "
+            f"stages that each rank holds in this schedule; allowed: at least {parts} layers per "
+            "stage, so fewer training.pp or training.virtual_stages, or schedule 1f1b"
         )
-    costs = [cost(kind) for kind in stage]
-    cut = min(range(1, len(stage)), key=lambda place: abs(sum(costs[:place]) - sum(costs[place:])))
-    return stage[:cut], stage[cut:]
+    before = [0.0, *accumulate(cost(kind) for kind in stage)]
+    places = [0]
+    for part in range(1, parts):
+        possible = range(places[-1] + 1, len(stage) - (parts - part) + 1)
+        share = before[-1] * part / parts
+        places.append(min(possible, key=lambda place: abs(before[place] - share)))
+    return [stage[start:end] for start, end in pairwise([*places, len(stage)])]
 
 
 @dataclass(frozen=True, slots=True)

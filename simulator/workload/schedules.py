@@ -11,20 +11,24 @@ the simulation finds out (simulator.execution.pipeline). Works, after the zero-b
 
 Text form of a chunk: stage, work, micro-batch ("0F12"); of a pair: "0F12&7B3".
 
-Sources: 1F1B, Narayanan et al. 2021 (arXiv 2104.04473, also the interleaved form); ZB1P, the
+Sources: 1F1B, Narayanan et al. 2021 (arXiv 2104.04473, also the interleaved form); micro-batch
+groups of the interleaved form, NVIDIA/Megatron-LM, `microbatch_group_size_per_vp_stage`; 1F1B in
+pairs, the same repository's `--overlap-moe-expert-parallel-comm` (combined 1F1B: one more forward
+ahead, then each forward under the backward of an earlier micro-batch; Megatron-LM has it for
+interleaved stages and for one rank, here the same rule holds for any number of stages); ZB1P, the
 ZB-H1 order of Qi et al. 2023 (arXiv 2401.10241); DualPipe, DeepSeek-V3 Technical Report (arXiv
 2412.19437) section 3.2.1, and DualPipeV, both by phases as in the repository deepseek-ai/DualPipe.
 
 A schedule is added as one function of (ranks, microbatches) and a line in SCHEDULES; its bubble
-formula, if it has one, is a line in BUBBLE_FORMULAS. The tests run every one through
+formula, if it has one, is a line in BUBBLE_FORMULAS. One whose ranks hold any number of stages
+takes `virtual_stages` as well and is named in WITH_VIRTUAL_STAGES. The tests run every one through
 schedule_checks.validate.
 """
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -131,55 +135,95 @@ class Schedule:
 
 def one_f_one_b(ranks: int, microbatches: int) -> Schedule:
     """1F1B: each rank alternates forward and full backward once the pipeline is full."""
-    _require(ranks >= 1, "1f1b", "ranks", ranks, "at least 1")
-    _require(microbatches >= 1, "1f1b", "microbatches", microbatches, "at least 1")
-    return interleaved(ranks, microbatches, stages_per_rank=1)
+    return _alternating("1f1b", ranks, microbatches, virtual_stages=1, pairs=False)
 
 
-def interleaved(ranks: int, microbatches: int, *, stages_per_rank: int) -> Schedule:
-    """Interleaved 1F1B: rank r holds stages r, r + ranks, ...; with one stage per rank, 1F1B.
+def one_f_one_b_overlapped(ranks: int, microbatches: int) -> Schedule:
+    """1F1B in pairs: the forward of one micro-batch under the backward of an earlier one."""
+    return _alternating("1f1b_overlapped", ranks, microbatches, virtual_stages=1, pairs=True)
 
-    Micro-batches advance in groups of `ranks`: a group passes one stage of the rank, then the next.
-    """
-    name = "1f1b" if stages_per_rank == 1 else "interleaved"
-    _require(ranks >= 1, name, "ranks", ranks, "at least 1")
-    _require(stages_per_rank >= 1, name, "stages_per_rank", stages_per_rank, "at least 1")
-    _require(
-        microbatches >= 1 and (stages_per_rank == 1 or microbatches % ranks == 0),
-        name,
-        "microbatches",
-        microbatches,
-        f"a positive multiple of the {ranks} ranks",
+
+def interleaved(ranks: int, microbatches: int, *, virtual_stages: int = 2) -> Schedule:
+    """Interleaved 1F1B: rank r holds stages r, r + ranks, ..., as many as `virtual_stages`."""
+    return _alternating(
+        "interleaved", ranks, microbatches, virtual_stages=virtual_stages, pairs=False
     )
-    total = microbatches * stages_per_rank
 
-    def chunk(work: str, rank: int, step: int) -> Chunk:
-        round_, within = divmod(step, ranks * stages_per_rank)
-        turn, offset = divmod(within, ranks)
-        if stages_per_rank == 1:
-            round_, turn, offset = 0, 0, step
-        if work != FORWARD:
-            turn = stages_per_rank - 1 - turn
-        return Chunk(work, turn * ranks + rank, round_ * ranks + offset)
 
-    def order(rank: int) -> Iterable[Chunk]:
+def interleaved_overlapped(ranks: int, microbatches: int, *, virtual_stages: int = 2) -> Schedule:
+    """Interleaved 1F1B in pairs: a forward under the backward of an earlier micro-batch."""
+    return _alternating(
+        "interleaved_overlapped", ranks, microbatches, virtual_stages=virtual_stages, pairs=True
+    )
+
+
+def _alternating(
+    name: str, ranks: int, microbatches: int, *, virtual_stages: int, pairs: bool
+) -> Schedule:
+    """The 1F1B family: some forwards ahead, then one forward and one backward in turn.
+
+    Micro-batches advance in groups: a group passes one stage of the rank, then the next. Backwards
+    take the same groups with the stages in reverse.
+
+    pairs: whether a forward and the backward that follows it form one action.
+    """
+    _require(ranks >= 1, name, "ranks", ranks, "at least 1")
+    _require(virtual_stages >= 1, name, "virtual_stages", virtual_stages, "at least 1")
+    if virtual_stages == 1:
+        _require(microbatches >= 1, name, "microbatches", microbatches, "at least 1")
+        group = microbatches
+    else:
+        _require(
+            microbatches >= ranks, name, "microbatches", microbatches, f"at least the {ranks} ranks"
+        )
+        group = _group_size(ranks, microbatches)
+    groups = [
+        range(first, min(first + group, microbatches)) for first in range(0, microbatches, group)
+    ]
+    total = microbatches * virtual_stages
+
+    def chunks(work: str, rank: int, turns: Sequence[int]) -> list[Chunk]:
+        return [
+            Chunk(work, turn * ranks + rank, microbatch)
+            for members in groups
+            for turn in turns
+            for microbatch in members
+        ]
+
+    def order(rank: int) -> Iterable[Action]:
+        forwards = [Action(c) for c in chunks(FORWARD, rank, range(virtual_stages))]
+        backwards = [Action(c) for c in chunks(FULL_BACKWARD, rank, range(virtual_stages)[::-1])]
         # With one stage a rank is pp-1-r forwards ahead. With more, a round trip takes twice as
-        # long from rank to rank and the first stages of the group come before its last.
-        lead = ranks - 1 - rank
-        if stages_per_rank > 1:
-            lead = 2 * lead + (stages_per_rank - 1) * ranks
+        # long from rank to rank and the first stages of the group come before its last. A round
+        # trip takes as long in pairs, since what a pair makes leaves at its end; and there a rank
+        # is one more forward ahead, or a pair's backward would wait for its own forward.
+        round_trip = 2 if pairs or virtual_stages > 1 else 1
+        lead = round_trip * (ranks - 1 - rank) + (virtual_stages - 1) * group + pairs
         lead = min(lead, total)
-        yield from (chunk(FORWARD, rank, step) for step in range(lead))
-        for step in range(total - lead):
-            yield chunk(FORWARD, rank, lead + step)
-            yield chunk(FULL_BACKWARD, rank, step)
-        yield from (chunk(FULL_BACKWARD, rank, step) for step in range(total - lead, total))
+        yield from forwards[:lead]
+        for forward, backward in zip(forwards[lead:], backwards, strict=False):
+            if pairs:
+                yield Action(forward.chunk, backward.chunk)
+            else:
+                yield from (forward, backward)
+        yield from backwards[total - lead :]
 
     return Schedule(
         name=name,
         microbatches=microbatches,
-        placement=(tuple(stage % ranks for stage in range(ranks * stages_per_rank)),),
-        actions=tuple(tuple(Action(c) for c in order(rank)) for rank in range(ranks)),
+        placement=(tuple(stage % ranks for stage in range(ranks * virtual_stages)),),
+        actions=tuple(tuple(order(rank)) for rank in range(ranks)),
+    )
+
+
+def _group_size(ranks: int, microbatches: int) -> int:
+    """Micro-batches that pass one stage of a rank before the rank's next stage begins.
+
+    The smallest number that Megatron-LM accepts: no group, the last one included, is smaller than
+    the ranks, or the first rank would wait for the group to come round again.
+    """
+    return next(
+        size for size in range(ranks, microbatches + 1) if not 0 < microbatches % size < ranks
     )
 
 
@@ -372,13 +416,38 @@ def _bidirectional_order(
     return tuple(actions)
 
 
-SCHEDULES: Mapping[str, Callable[[int, int], Schedule]] = {
+SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
     "1f1b": one_f_one_b,
-    "interleaved": partial(interleaved, stages_per_rank=2),
+    "1f1b_overlapped": one_f_one_b_overlapped,
+    "interleaved": interleaved,
+    "interleaved_overlapped": interleaved_overlapped,
     "zb1p": zb1p,
     "dualpipe": dualpipe,
     "dualpipev": dualpipev,
 }
+
+
+WITH_VIRTUAL_STAGES = ("interleaved", "interleaved_overlapped")
+"""Schedules whose ranks hold as many stages as asked for."""
+
+
+def build_schedule(
+    name: str, ranks: int, microbatches: int, *, virtual_stages: int | None
+) -> Schedule:
+    """The schedule of a known name; without `virtual_stages` with as many as it has by default.
+
+    Raises ValueError where the schedule cannot have these sizes.
+    """
+    if virtual_stages is None:
+        return SCHEDULES[name](ranks, microbatches)
+    _require(
+        name in WITH_VIRTUAL_STAGES,
+        name,
+        "virtual_stages",
+        virtual_stages,
+        f"left out; {' and '.join(WITH_VIRTUAL_STAGES)} take it",
+    )
+    return SCHEDULES[name](ranks, microbatches, virtual_stages=virtual_stages)
 
 
 class IdealTimes(NamedTuple):
@@ -422,7 +491,9 @@ def _bidirectional_bubble(stages: int, times: IdealTimes) -> float:
 
 BUBBLE_FORMULAS: Mapping[str, Callable[[int, IdealTimes], float]] = {
     "1f1b": _one_f_one_b_bubble,
+    "1f1b_overlapped": _one_f_one_b_bubble,
     "interleaved": _one_f_one_b_bubble,
+    "interleaved_overlapped": _one_f_one_b_bubble,
     "zb1p": _zb1p_bubble,
     "dualpipe": _bidirectional_bubble,
     "dualpipev": lambda ranks, times: _bidirectional_bubble(2 * ranks, times),
@@ -430,8 +501,11 @@ BUBBLE_FORMULAS: Mapping[str, Callable[[int, IdealTimes], float]] = {
 """Largest bubble of a rank as a function of (ranks, times of one chunk), without transfer times.
 
 Table 2 of arXiv 2412.19437 and the README of deepseek-ai/DualPipe; interleaved: section 2.2 of
-arXiv 2104.04473. For interleaved and dualpipev a chunk is half a stage. The 1F1B forms are always
-exact, ZB1P where W is no longer than F and I, DualPipe where F = I = W and F&B = F + B.
+arXiv 2104.04473. Where a rank holds v stages a chunk is one of them: with v stages in the place of
+one the bubble of interleaved is that of 1F1B over v. 1F1B and interleaved are always exact, in
+pairs where F&B is at least F and B and at most F + B (rank r, with 2 (ranks - 1 - r) pairs fewer
+than the last, then waits that many times F + B - F&B less), ZB1P where W is no longer than F and I,
+DualPipe where F = I = W and F&B = F + B.
 """
 
 

@@ -23,7 +23,8 @@ def check(order, **changes):
 
 
 @pytest.mark.parametrize(
-    ("name", "ranks", "microbatches"), [("dualpipe", 4, 8), ("dualpipev", 2, 4), ("zb1p", 2, 2)]
+    ("name", "ranks", "microbatches"),
+    [("dualpipe", 4, 8), ("dualpipev", 2, 4), ("zb1p", 2, 2), ("interleaved_overlapped", 2, 3)],
 )
 def test_a_step_in_the_order_of_a_schedule_has_the_gradients_of_a_serial_one(
     name, ranks, microbatches

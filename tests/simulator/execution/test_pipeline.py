@@ -18,9 +18,12 @@ from simulator.execution.pipeline import (
 from simulator.workload.schedules import (
     BUBBLE_FORMULAS,
     SCHEDULES,
+    WITH_VIRTUAL_STAGES,
     IdealTimes,
+    build_schedule,
     dualpipe,
     dualpipev,
+    interleaved_overlapped,
     one_f_one_b,
     parse_action,
     zb1p,
@@ -56,9 +59,43 @@ def test_1f1b_and_zb1p_equal_their_closed_forms_at_other_ratios(
     ranks, microbatches = size
     weight_gradient = min(weight_gradient, forward, input_backward)
     times = IdealTimes(forward, input_backward, weight_gradient, overlapped=0)
-    for name in ("1f1b", "interleaved", "zb1p"):
+    for name in ("1f1b", "zb1p"):
         run = run_ideal(SCHEDULES[name](ranks, microbatches), times)
         assert run.bubble_s.max() == pytest.approx(BUBBLE_FORMULAS[name](ranks, times)), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ranks=st.integers(1, 8),
+    more=st.integers(0, 30),
+    virtual_stages=st.integers(1, 5),
+    forward=st.integers(1, 9),
+    backward=st.integers(1, 9),
+    shorter=st.integers(0, 9),
+)
+def test_interleaved_and_pairs_equal_their_closed_forms_for_any_size_and_ratio(
+    ranks: int, more: int, virtual_stages: int, forward: int, backward: int, shorter: int
+) -> None:
+    """A pair lasts as long as the longer of its chunks at least, as long as both at most."""
+    pair = forward + backward - min(shorter, forward, backward)
+    times = IdealTimes(forward, backward / 2, backward / 2, pair)
+    for name in WITH_VIRTUAL_STAGES:
+        schedule = build_schedule(name, ranks, ranks + more, virtual_stages=virtual_stages)
+        bubble = run_ideal(schedule, times).bubble_s.max()
+        assert bubble == pytest.approx((ranks - 1) * (forward + backward)), name
+        assert bubble == pytest.approx(BUBBLE_FORMULAS[name](ranks, times)), name
+
+
+@pytest.mark.parametrize("virtual_stages", [1, 2, 3])
+def test_ranks_with_fewer_pairs_wait_less(virtual_stages: int) -> None:
+    """F 2, B 4, F&B 5, 4 ranks: the last waits 3 x 6; each rank before it has two pairs fewer,
+    and works 2 x (6 - 5) longer. Pairs of one stage save (12 - 1) x 1 of 18 + 12 x 6."""
+    times = IdealTimes(2, 2, 2, 5)
+    pairs = run_ideal(interleaved_overlapped(4, 12, virtual_stages=virtual_stages), times)
+    assert pairs.bubble_s.tolist() == [12, 14, 16, 18]
+    if virtual_stages == 1:
+        assert run_ideal(one_f_one_b(4, 12), times).makespan_s == 90
+        assert pairs.makespan_s == 79
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_the_same_scenario_gives_the_same_log(published):
     np.testing.assert_array_equal(again.step.pipeline.end_s, published.step.pipeline.end_s)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, "interleaved_overlapped"])
 def test_reusing_distinct_chunks_equals_running_every_operator(schedule):
     changes = (
         f"training.schedule={schedule}",
@@ -181,6 +181,26 @@ def test_memory_counts_two_copies_for_dualpipe_and_one_for_its_v(published):
     assert two[5].gradients == 2 * one[5].gradients
 
 
+def test_interleaved_stages_are_cut_into_as_many_as_each_rank_holds():
+    """120 micro-batches on 16 ranks are no multiple: groups of 20."""
+    cut = run("training.schedule=interleaved", "training.virtual_stages=3")
+    assert (cut.schedule.stages, cut.schedule.microbatches) == (48, 120)
+    assert cut.stages[:6] == (
+        ("embedding", "dense"), ("dense", "dense"), ("moe",), ("moe",), ("moe", "moe"), ("moe",),
+    )  # fmt: skip
+    assert cut.stages[-3:] == (("moe",), ("head",), ("mtp",))
+
+
+def test_pairs_of_1f1b_hold_twice_the_activations():
+    """16 ranks: 31 + 1 micro-batches in the place of 16 on rank 0."""
+    roomy = "cluster.node.gpu.hbm_capacity=141 GB"
+    alone = run("training.schedule=1f1b", roomy)
+    pairs = run("training.schedule=1f1b_overlapped", roomy)
+    assert pairs.memory[0].activations == pytest.approx(2 * alone.memory[0].activations)
+    with pytest.raises(ValueError, match=r"pipeline rank 1 needs .* more than its 79.11 GiB"):
+        run("training.schedule=1f1b_overlapped")
+
+
 def test_weight_gradients_are_computed_at_once_only_where_memory_needs_it(published):
     assert published.at_once == ()
     tight = run("training.schedule=zb1p")
@@ -194,6 +214,20 @@ def test_weight_gradients_are_computed_at_once_only_where_memory_needs_it(publis
         (["training.schedule=gpipe"], "training.schedule: unknown name 'gpipe'; known: .*dualpipe"),
         (["cost_model=guess"], "cost_model: unknown name 'guess'; known: "),
         (["training.global_batch_sequences=1280"], "microbatches = 10, must be even and at least"),
+        (
+            ["training.schedule=interleaved", "training.global_batch_sequences=1920"],
+            r"15 micro-batches of 128 sequences \(global_batch_sequences\) on 16 ranks \(pp\): "
+            "schedule interleaved: microbatches = 15, must be at least the 16 ranks",
+        ),
+        (["training.virtual_stages=2"], "virtual_stages = 2, must be left out; interleaved and"),
+        (
+            ["training.schedule=interleaved", "training.virtual_stages=4"],
+            "3 layers cannot be cut into the 4 stages .*; allowed: at least 4 layers per stage",
+        ),
+        (
+            ["training.schedule=interleaved", "training.virtual_stages=600"],
+            "120 micro-batches on 9600 pipeline stages; allowed: a product of at most 1000000",
+        ),
         (["training.global_batch_sequences=15361"], "not a multiple of 128 data-parallel ranks"),
         (["training.redundant_experts=8"], "256 routed . 8 redundant experts"),
         (["training.pp=4"], r"pipeline rank \d+ needs .* bytes .* more than its"),

@@ -5,9 +5,9 @@ import pytest
 from reference_model.config import load_model_config
 from simulator.workload.layout import (
     ParallelLayout,
+    cut_stage,
     default_stages,
     explicit_stages,
-    halve,
     layer_counts,
     parse_stage,
 )
@@ -60,15 +60,18 @@ def test_a_layout_that_is_not_the_model_is_refused(texts, message):
         explicit_stages(texts, config=V3, stages=2)
 
 
-def test_a_stage_is_cut_where_the_halves_cost_the_same():
-    assert halve(("moe",) * 4, lambda _: 1.0) == (("moe",) * 2, ("moe",) * 2)
-    cost = {"moe": 1.0, "head": 1.0, "mtp": 2.0}
-    assert halve(("moe", "head", "mtp"), cost.__getitem__) == (("moe", "head"), ("mtp",))
+def test_a_stage_is_cut_where_the_parts_cost_the_same():
+    assert cut_stage(("moe",) * 4, 2, lambda _: 1.0) == [("moe",) * 2] * 2
+    assert cut_stage(("moe",) * 7, 3, lambda _: 1.0) == [("moe",) * n for n in (2, 3, 2)]
+    cost = {"moe": 1.0, "head": 1.0, "mtp": 2.0}.__getitem__
+    assert cut_stage(("moe", "head", "mtp"), 2, cost) == [("moe", "head"), ("mtp",)]
+    assert cut_stage(("moe", "head", "mtp"), 3, cost) == [("moe",), ("head",), ("mtp",)]
+    assert cut_stage(("moe", "head", "mtp"), 1, cost) == [("moe", "head", "mtp")]
 
 
-def test_a_stage_of_one_layer_cannot_be_cut():
-    with pytest.raises(ValueError, match="at least two layers"):
-        halve(("moe",), lambda _: 1.0)
+def test_a_stage_cannot_be_cut_into_more_parts_than_layers():
+    with pytest.raises(ValueError, match=r"\(moe\): 1 layers cannot be cut into the 2 stages"):
+        cut_stage(("moe",), 2, lambda _: 1.0)
 
 
 def layout(**changes):
