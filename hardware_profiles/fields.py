@@ -95,17 +95,25 @@ def read_yaml(path: Path, *, where: str) -> Raw:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ValueError(f"{where}: cannot be read: {reason}") from None
+    raw = parse_yaml(text, where=where)
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where}: expected fields with values, found {type(raw).__name__}")
+    return raw
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """Read one YAML value. Raises ValueError, one line that starts with `where`, for anything else.
+
+    Dates stay text, fields given twice are errors, and nothing but plain data is built.
+    """
     try:
-        raw = yaml.load(text, Loader=_StrictLoader)
+        return yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         problem = error.problem or error.context
         raise ValueError(f"{where}: line {line}: not valid YAML: {problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{where}: expected fields with values, found {type(raw).__name__}")
-    return raw
 
 
 def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
@@ -185,16 +193,37 @@ def _listed(names: Any) -> str:
 
 
 class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML's safe loader that refuses a key given twice, where YAML would keep the last."""
+    """YAML's safe loader with plain text for dates, and errors where YAML would guess.
+
+    A key given twice, of which YAML keeps the last, and a key that is a list or a mapping are
+    errors with a line. What a merge key (<<) brings may be given again, as YAML has it.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
+        seen: set[Hashable] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"field {key!r} is given twice", key_node.start_mark
-                )
+            if key_node.tag == _MERGE:
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                kind = "list" if isinstance(key_node, yaml.SequenceNode) else "mapping"
+                raise _yaml_error(f"a {kind} cannot name a field; allowed: text", key_node)
+            key = self.construct_object(key_node)
+            if key in seen:
+                raise _yaml_error(f"field {key!r} is given twice", key_node)
             seen.add(key)
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
         return mapping
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+
+# No field of a profile or scenario is a date, and an impossible one would not even be read.
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+    for first, resolvers in _StrictLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _yaml_error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)

@@ -15,7 +15,14 @@ from typing import Any, Literal, Self, TypeVar
 import yaml
 from pydantic import NonNegativeInt, model_validator
 
-from hardware_profiles.fields import Profile, Raw, apply_overrides, read_yaml, validate
+from hardware_profiles.fields import (
+    Profile,
+    Raw,
+    apply_overrides,
+    parse_yaml,
+    read_yaml,
+    validate,
+)
 from hardware_profiles.schema import (
     CalibrationProfile,
     ClusterProfile,
@@ -322,12 +329,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise ValueError(f"--set {text!r}: allowed: path=value, such as training.schedule=zb1p")
-    try:
-        return path, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"--set {text!r}: not a YAML value: {' '.join(str(error).split())}"
-        ) from None
+    return path, parse_yaml(value, where=f"--set {text!r}")
 
 
 def _full_path(path: str, raw: Raw, where: str) -> str:

@@ -18,8 +18,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import yaml
-
+from hardware_profiles.fields import parse_yaml
 from hardware_profiles.units import Dimension, parse_quantity
 from simulator.scenario import load_scenario, write_resolved
 
@@ -56,12 +55,7 @@ class Axis:
         allowed = "allowed: path=value,value,... such as training.schedule=1f1b,dualpipe"
         if not equals or not all(paths):
             raise ValueError(f"--vary {text!r}: {allowed}")
-        try:
-            values = yaml.safe_load(f"[{right}]")
-        except yaml.YAMLError as error:
-            raise ValueError(
-                f"--vary {text!r}: not YAML values: {' '.join(str(error).split())}"
-            ) from None
+        values = parse_yaml(f"[{right}]", where=f"--vary {text!r}")
         if not values:
             raise ValueError(f"--vary {text!r}: no value; {allowed}")
         if len(paths) == 1:

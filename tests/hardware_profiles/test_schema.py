@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hardware_profiles.fields import ROOT, validate
+from hardware_profiles.fields import ROOT, read_yaml, validate
 from hardware_profiles.schema import (
     CalibrationProfile,
     ClusterProfile,
@@ -160,6 +160,10 @@ def test_the_all_to_all_ratio_can_be_taken_out():
         ("", r"expected fields with values, found NoneType"),
         ("a: !!python/object:os.system x", r"not valid YAML"),
         ("a: \x00", r"not valid YAML"),
+        ("name: x\n? [1, 2]\n: y\n", r"line 2: not valid YAML: a list cannot name a field"),
+        ("? {a: b}\n: y\n", r"line 1: not valid YAML: a mapping cannot name a field"),
+        ("name: 2024-13-99\n", r"architecture: is missing"),
+        ("name: {<<: *nowhere}\n", r"line 1: not valid YAML: found undefined alias"),
     ],
 )
 def test_a_broken_file_is_one_line(tmp_path, text, message):
@@ -169,6 +173,13 @@ def test_a_broken_file_is_one_line(tmp_path, text, message):
         load_gpu(str(path))
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(str(path))
+
+
+def test_a_merge_key_brings_fields_that_may_be_given_again(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: 2024-13-99\n")
+    read = read_yaml(path, where="merged")
+    assert read == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": "2024-13-99"}
 
 
 def test_a_path_that_is_not_there_is_one_line():

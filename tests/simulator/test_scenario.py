@@ -65,7 +65,7 @@ def test_fields_of_the_job_may_be_given_without_its_name():
         ("model=gpt", "'gpt' is neither a .json file nor one of"),
         ("training=null", "0 jobs given"),
         ("schedule", "allowed: path=value"),
-        ("training.pp=[", "not a YAML value"),
+        ("training.pp=[", "not valid YAML"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_says_what_is_allowed(override, message):

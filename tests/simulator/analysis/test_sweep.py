@@ -57,7 +57,7 @@ def test_an_axis_varies_several_paths_in_step():
         ("seed", "allowed: path=value"),
         ("=1,2", "allowed: path=value"),
         ("seed=", "no value"),
-        ("seed=[1", "not YAML"),
+        ("seed=[1", "not valid YAML"),
         ("a+b=1,2", "allowed: a list of 2"),
         ("a+b=[1, 2, 3]", "allowed: a list of 2"),
     ],
