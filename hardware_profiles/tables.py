@@ -18,12 +18,17 @@ deviation of the repeats over their mean, empty where unknown; ``conditions`` is
 """
 
 import csv
+import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hardware_profiles.fields import ROOT
+from hardware_profiles.whole_files import write_whole
+
+ELEMENT_TYPES = ("bfloat16", "e5m6", "float32", "fp8_e4m3", "int32", "int64")
+"""Types of the elements that a measured kernel reads or writes."""
 
 COLUMNS = ("kind", "sizes", "dtype", "sms", "seconds", "spread", "source", "conditions")
 
@@ -98,12 +103,15 @@ def load_measurements(path: Path) -> tuple[Measurement, ...]:
 
 
 def write_measurements(path: Path, rows: Iterable[Measurement]) -> None:
-    """Write a table, sorted, so that the same measurements always give the same file."""
-    lines = sorted(_cells(row) for row in rows)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(lines)
+    """Write a table, sorted, so that the same measurements always give the same file.
+
+    Raises ValueError where it cannot be written; what stood there is left then.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(sorted(_cells(row) for row in rows))
+    write_whole(path, text.getvalue())
 
 
 def _cells(row: Measurement) -> tuple[str, ...]:
@@ -131,6 +139,11 @@ def _pairs(text: str) -> Pairs:
     return tuple(sorted((pair[0], pair[1]) for pair in pairs))
 
 
+def _check_type(name: str) -> None:
+    if name not in ELEMENT_TYPES:
+        raise ValueError(f"{name!r} is not an element type; known: {', '.join(ELEMENT_TYPES)}")
+
+
 def _row(file: str, line: int, cells: list[str]) -> Measurement:
     if len(cells) != len(COLUMNS):
         raise ValueError(f"{file}: line {line}: {len(cells)} cells, needs {len(COLUMNS)}")
@@ -141,6 +154,8 @@ def _row(file: str, line: int, cells: list[str]) -> Measurement:
         sizes = tuple((name, int(value)) for name, value in _pairs(values["sizes"]))
         if any(value < 0 for _, value in sizes):
             raise ValueError(f"{values['sizes']!r} holds a negative size")
+        column = "dtype"
+        _check_type(values["dtype"])
         column = "sms"
         sms = int(values["sms"])
         if sms < 1:
@@ -155,6 +170,7 @@ def _row(file: str, line: int, cells: list[str]) -> Measurement:
             raise ValueError(f"{values['spread']!r} is not a number of 0 or more")
         column = "conditions"
         conditions = _pairs(values["conditions"])
+        _check_type(dict(conditions).get("out_dtype", values["dtype"]))
         share = float(dict(conditions).get("all_to_all", "0"))
         if not 0 <= share <= 1:
             raise ValueError(f"all_to_all={share} is not a share between 0 and 1")

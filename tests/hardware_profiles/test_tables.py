@@ -3,7 +3,14 @@
 import pytest
 
 from hardware_profiles.fields import ROOT
-from hardware_profiles.tables import COLUMNS, load_measurements, table_path, write_measurements
+from hardware_profiles.tables import (
+    COLUMNS,
+    ELEMENT_TYPES,
+    load_measurements,
+    table_path,
+    write_measurements,
+)
+from reference_model.kinds import BITS
 from reference_model.trace import KINDS
 
 TABLES = sorted(path.stem for path in (ROOT / "measurements").glob("*.csv"))
@@ -32,15 +39,17 @@ def test_writing_a_table_that_was_read_gives_the_same_file(name, tmp_path):
     [
         ("", r"t\.csv: columns are \[\], allowed"),
         ("kind,seconds\n", r"t\.csv: columns are"),
-        (f"{HEADER}\ngemm,m=1,fp8,132,1e-6,,s\n", r"line 2: 7 cells, needs 8"),
-        (f"{HEADER}\ngemm,m=x,fp8,132,1e-6,,s,\n", r"line 2: sizes: .*'x'"),
-        (f"{HEADER}\ngemm,m,fp8,132,1e-6,,s,\n", r"line 2: sizes: 'm' is not name=value"),
-        (f"{HEADER}\ngemm,m=-1,fp8,132,1e-6,,s,\n", r"line 2: sizes: .*negative"),
-        (f"{HEADER}\ngemm,m=1,fp8,0,1e-6,,s,\n", r"line 2: sms: 0 is not allowed"),
-        (f"{HEADER}\ngemm,m=1,fp8,132,0,,s,\n", r"line 2: seconds: '0' is not a positive"),
-        (f"{HEADER}\ngemm,m=1,fp8,132,nan,,s,\n", r"line 2: seconds: 'nan' is not a positive"),
-        (f"{HEADER}\ngemm,m=1,fp8,132,1e-6,-1,s,\n", r"line 2: spread: '-1'"),
-        (f"{HEADER}\ngemm,m=1,fp8,132,1e-6,,s,all_to_all=2\n", r"conditions: all_to_all=2\.0"),
+        (f"{HEADER}\ngemm,m=1,fp8_e4m3,132,1e-6,,s\n", r"line 2: 7 cells, needs 8"),
+        (f"{HEADER}\ngemm,m=x,fp8_e4m3,132,1e-6,,s,\n", r"line 2: sizes: .*'x'"),
+        (f"{HEADER}\ngemm,m,fp8_e4m3,132,1e-6,,s,\n", r"line 2: sizes: 'm' is not name=value"),
+        (f"{HEADER}\ngemm,m=-1,fp8_e4m3,132,1e-6,,s,\n", r"line 2: sizes: .*negative"),
+        (f"{HEADER}\ngemm,m=1,fp8_e4m3,0,1e-6,,s,\n", r"line 2: sms: 0 is not allowed"),
+        (f"{HEADER}\ngemm,m=1,fp8_e4m3,132,0,,s,\n", r"line 2: seconds: '0' is not a positive"),
+        (f"{HEADER}\ngemm,m=1,fp8_e4m3,132,nan,,s,\n", r"line 2: seconds: 'nan' is not a positive"),
+        (f"{HEADER}\ngemm,m=1,fp8_e4m3,132,1e-6,-1,s,\n", r"line 2: spread: '-1'"),
+        (f"{HEADER}\ngemm,m=1,fp8,132,1e-6,,s,\n", r"line 2: dtype: 'fp8' is not an element type"),
+        (f"{HEADER}\ngemm,m=1,bfloat16,132,1e-6,,s,out_dtype=bf16\n", r"conditions: 'bf16' is not"),
+        (f"{HEADER}\ngemm,m=1,fp8_e4m3,132,1e-6,,s,all_to_all=2\n", r"conditions: all_to_all=2\.0"),
     ],
 )
 def test_a_wrong_table_names_file_line_and_column(tmp_path, text, message):
@@ -53,3 +62,7 @@ def test_a_wrong_table_names_file_line_and_column(tmp_path, text, message):
 def test_a_table_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         load_measurements(tmp_path / "gone.csv")
+
+
+def test_the_element_types_of_tables_are_those_of_operators():
+    assert set(ELEMENT_TYPES) == set(BITS)
