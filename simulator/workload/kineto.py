@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds, unit_factor
+from reference_model.kinds import BITS
 from reference_model.trace import KINDS, Operator
 
 KERNEL_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -363,11 +364,13 @@ def _kernel(
 def _operator(args: Mapping[str, Any]) -> Operator | None:
     """The operator that an event describes in full; None for any other event."""
     kind, sizes = args.get("kind"), args.get("sizes")
-    if kind not in KINDS or not isinstance(sizes, dict) or set(sizes) != set(KINDS[kind].sizes):
+    if not isinstance(kind, str) or not isinstance(sizes, dict):
+        return None
+    if kind not in KINDS or set(sizes) != set(KINDS[kind].sizes):
         return None
     counts = {str(name): _integer(size) for name, size in sizes.items()}
     texts = [args.get(key) for key in ("operator", "dtype", "out_dtype")]
-    if not all(isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) for text in texts) or not set(texts[1:]) <= set(BITS):
         return None
     known = {name: count for name, count in counts.items() if count is not None and count >= 0}
     if len(known) < len(counts):
@@ -402,6 +405,10 @@ def _broken_time(event: Mapping[str, Any]) -> str:
 
 _LARGEST_TIME = 2.0**63
 """Beyond this, in any unit that profilers write, is no time; NaN fails the comparison too."""
+
+
+_LARGEST_COUNT = 2**63
+"""Profilers count in 64 bits; beyond this a number is no count."""
 
 
 def _devices(document: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None, SmLimits | None]:
@@ -440,9 +447,10 @@ def _stream_wait(args: Mapping[str, Any]) -> StreamWait | None:
 
 
 def _integer(value: object) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    """A count, or None for anything that cannot be one; NaN fails the comparison too."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return int(value)
+    return int(value) if abs(value) < _LARGEST_COUNT else None
 
 
 def _grid(value: object) -> tuple[int, int, int]:
@@ -457,6 +465,8 @@ def _shapes(value: object) -> tuple[tuple[int, ...], ...]:
     if not isinstance(value, list):
         return ()
     return tuple(
-        tuple(int(n) for n in shape if isinstance(n, int)) if isinstance(shape, list) else ()
+        tuple(n for part in shape if (n := _integer(part)) is not None)
+        if isinstance(shape, list)
+        else ()
         for shape in value
     )

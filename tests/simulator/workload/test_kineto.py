@@ -110,10 +110,33 @@ def test_one_graph_launch_may_start_many_kernels(profile: Any, tmp_path: Path) -
     assert trace.problems == ()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("correlation", 10**400),
+        ("grid", [10**400, 1, 1]),
+        ("Input Dims", [[10**400, 4], [True]]),
+        ("kind", ["gemm"]),
+        ("dtype", "fp8"),
+    ],
+)
+def test_an_argument_of_any_type_leaves_the_event_what_it_can_be(
+    profile: Any, tmp_path: Path, field: str, value: object
+) -> None:
+    profile.launch("gemm", called=0, at=10, us=20)
+    described = {"kind": "gemm", "dtype": "bfloat16", "out_dtype": "bfloat16", "operator": "x"}
+    sizes = {"m": 1, "n": 2, "k": 3}
+    for event in profile.events:
+        event["args"] |= described | {"sizes": sizes} | {field: value}
+    trace = load_trace(profile.write(tmp_path / "trace.json"))
+    assert [kernel.seconds for kernel in trace.kernels] == pytest.approx([20e-6])
+
+
 values = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-(2**70), 2**70),
+    st.just(10**400),
     st.floats(),
     st.text(max_size=3),
     st.lists(st.integers(-2, 2), max_size=3),
