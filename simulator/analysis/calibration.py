@@ -33,7 +33,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.fields import ROOT
+from hardware_profiles.fields import ROOT, read_yaml
 from hardware_profiles.schema import (
     CalibrationProfile,
     FitProfile,
@@ -46,6 +46,7 @@ from hardware_profiles.schema import (
     read_profile,
 )
 from hardware_profiles.tables import Measurement, format_pairs, table_path, write_measurements
+from hardware_profiles.whole_files import write_whole
 from simulator.analysis import link_errors
 from simulator.analysis.sources import read_sources
 from simulator.analysis.table_importer import kernel_sets
@@ -643,6 +644,7 @@ def calibrate_to_file(
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no directory {out.parent}")
     load_gpu(gpu)
+    check_outputs(out, sources)
     name = base or (gpu if gpu in known_calibrations() else DEFAULT_BASE)
     raw, _ = read_profile("calibrations", name)
     result = calibrate(
@@ -657,27 +659,56 @@ def calibrate_to_file(
     return result, write_calibration(result, out, base_raw=raw, sources=sources)
 
 
+def check_outputs(out: Path, sources: Sequence[Path]) -> None:
+    """Refuse a calibration whose files would replace a source, or a table that is not its own.
+
+    A table beside `out` is its own where the calibration that stands there rests on it.
+    """
+    table = _table_to_write(out, sources)
+    way_out = f"allowed: another name, such as --out {out.with_stem(f'{out.stem}_calibration')}"
+    for written in (out, table):
+        if written is not None and written.resolve() in {source.resolve() for source in sources}:
+            raise ValueError(f"--out {out}: would replace the source {written}; {way_out}")
+    if table is None or not table.exists():
+        return
+    rests_on = read_yaml(out, where=str(out)).get("measurements") if out.exists() else None
+    if not isinstance(rests_on, list) or not {str(table), table.stem} & set(map(str, rests_on)):
+        raise ValueError(
+            f"--out {out}: would replace {table}, which no calibration of that name rests on; "
+            f"{way_out}"
+        )
+
+
+def _shipped_tables() -> dict[Path, str]:
+    return {path.resolve(): path.stem for path in (ROOT / "measurements").glob("*.csv")}
+
+
+def _table_to_write(out: Path, sources: Sequence[Path]) -> Path | None:
+    """Where the rows of a calibration are written; None where this project's own tables hold them.
+
+    Beside `out` with the ending .csv, for a shipped calibration among the shipped tables.
+    """
+    if {source.resolve() for source in sources} <= _shipped_tables().keys():
+        return None
+    if out.resolve().parent == (ROOT / "calibrations").resolve():
+        return table_path(out.stem)
+    return out.with_suffix(".csv").resolve()
+
+
 def write_calibration(
     result: Calibration, out: Path, *, base_raw: Mapping[str, Any], sources: Sequence[Path]
 ) -> list[Path]:
     """Write a calibration and the table it rests on; returns the files written.
 
-    Rows that all come from this project's own tables are referred to, others are written beside
-    `out` with the ending .csv (for a shipped calibration: among the shipped tables).
+    The table comes first, so that no calibration ever rests on rows that are not there.
     """
-    written = [out]
-    own = {path.resolve(): path.stem for path in (ROOT / "measurements").glob("*.csv")}
-    if all(source.resolve() in own for source in sources):
-        names = [own[source.resolve()] for source in sources]
-    elif out.resolve().parent == (ROOT / "calibrations").resolve():
-        names = [out.stem]
-        written.append(table_path(out.stem))
-        write_measurements(written[-1], result.measurements)
+    table = _table_to_write(out, sources)
+    if table is None:
+        shipped = _shipped_tables()
+        names = [shipped[source.resolve()] for source in sources]
     else:
-        table = out.with_suffix(".csv").resolve()
-        names = [str(table)]
-        written.append(table)
         write_measurements(table, result.measurements)
+        names = [table.stem if table == table_path(out.stem) else str(table)]
     profile = result.profile.model_copy(update={"measurements": tuple(names)})
-    out.write_text(profile_text(profile, base_raw), encoding="utf-8")
-    return written
+    write_whole(out, profile_text(profile, base_raw))
+    return [out] if table is None else [out, table]

@@ -22,6 +22,7 @@ import yaml
 from hardware_profiles.fields import ROOT, validate
 from hardware_profiles.schema import CalibrationProfile, load_calibration, load_gpu, read_profile
 from hardware_profiles.tables import load_measurements, table_path
+from hardware_profiles.whole_files import write_whole
 from simulator.analysis.calibration import FormName, fit_families, profile_text
 
 FOLDER = ROOT / "calibrations"
@@ -128,8 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
         names = options.names or [*FITTED, *CARRIED_OVER]
         for name in names:
             text = calibration_text(name)
-            (options.into / f"{name}.yaml").write_text(text, encoding="utf-8")
-    except (OSError, ValueError) as error:
+            write_whole(options.into / f"{name}.yaml", text)
+    except ValueError as error:
         parser.error(str(error))
 
 

@@ -105,6 +105,24 @@ def test_a_calibration_written_to_a_file_loads_and_predicts(tmp_path):
     assert predicted.provenance[0] == "interpolated"
 
 
+def test_no_calibration_writes_over_its_source_or_a_table_of_somebody_else(tmp_path):
+    source, out = tmp_path / "t.csv", tmp_path / "t.yaml"
+    write_measurements(source, made_up())
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match=r"would replace the source .*t\.csv; allowed"):
+        calibrate_to_file([source], gpu="h800_sxm", out=out, base=None)
+    moved = source.rename(tmp_path / "rows.csv")
+    source.write_text("notes of my own\n")
+    with pytest.raises(ValueError, match=r"would replace .*t\.csv, which no calibration of that"):
+        calibrate_to_file([moved], gpu="h800_sxm", out=out, base=None)
+    assert source.read_text() == "notes of my own\n"
+    assert not out.exists()
+    source.unlink()
+    calibrate_to_file([moved], gpu="h800_sxm", out=out, base=None)
+    calibrate_to_file([moved], gpu="h800_sxm", out=out, base=None)
+    assert source.read_bytes() == before
+
+
 def test_the_command_prints_errors_and_counts_what_it_left_out(tmp_path):
     source = tmp_path / "gemm.csv"
     lines = [f"{m},7168,1536,{5 + m / 60},0.1" for m in (64, 128, 256, 512, 1024, 2048)]
