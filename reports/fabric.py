@@ -50,7 +50,12 @@ _ROWS_DRAWN = 128
 """Switches of a plane in a heat map; of larger planes the busiest."""
 
 _COLOURS = ("#3f72af", "#d9813b", "#6aa568", "#8d86b8", "#b5473c", "#6f6f6f")
-_SCALE = "YlOrRd"
+IDLE_TO_FULL = (
+    "#ffffcc", "#ffeda0", "#fed976", "#feb24c", "#fd8d3c",
+    "#fc4e2a", "#e31a1c", "#bd0026", "#800026",
+)  # fmt: skip
+"""Colours of a link's use from 0 to 1, light to dark, on the page and in the figures: plotly and
+matplotlib run scales of one name (YlOrRd) in opposite directions."""
 
 
 # --- terminal
@@ -438,7 +443,10 @@ def _heat_chart(heat: np.ndarray, rows: Sequence[str], *, x: str) -> dict[str, A
                 "y": list(rows),
                 "zmin": 0,
                 "zmax": 1,
-                "colorscale": _SCALE,
+                "colorscale": [
+                    [place / (len(IDLE_TO_FULL) - 1), colour]
+                    for place, colour in enumerate(IDLE_TO_FULL)
+                ],
                 "colorbar": {"title": {"text": "use"}, "tickformat": ".0%"},
                 "hovertemplate": "%{y}, %{x}: %{z:.1%}<extra></extra>",
             }
@@ -479,8 +487,10 @@ def write_figures(run: CollectiveRun, metrics: Mapping[str, Any], directory: Pat
 
 def heat_figure(variant: VariantResult) -> Figure:
     """Use of the NICs' links, and of the cables of every plane."""
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
+    scale = LinearSegmentedColormap.from_list("idle_to_full", IDLE_TO_FULL)
     panels = [("NICs, link into the network", nic_heat(variant))]
     panels += [
         (f"plane {plane}, cables out of each switch", heat)
@@ -494,7 +504,7 @@ def heat_figure(variant: VariantResult) -> Figure:
     all_axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     image = None
     for axes, (title, heat) in zip(all_axes, panels, strict=False):
-        image = axes.imshow(heat, aspect="auto", cmap=_SCALE, vmin=0, vmax=1, interpolation="none")
+        image = axes.imshow(heat, aspect="auto", cmap=scale, vmin=0, vmax=1, interpolation="none")
         axes.set_title(title, loc="left", fontsize=9)
         is_nic = title.startswith("NIC")
         axes.set_xlabel("node" if is_nic else "cable", fontsize=8)

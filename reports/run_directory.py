@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +99,26 @@ def read_metrics(directory: Path) -> dict[str, Any]:
     if not isinstance(metrics, dict):
         raise ValueError(f"{path}: holds {type(metrics).__name__}, not the metrics of a run")
     return metrics
+
+
+def check_comparable(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Raise ValueError where (name, metrics) of runs are of different jobs, whose metrics of one
+    name are different things: the step of a training run, the step of a decode run."""
+    (first, metrics), *others = runs
+    for name, other in others:
+        if job_of(other) != job_of(metrics):
+            raise ValueError(
+                f"compare: {first} is {job_of(metrics)}, {name} is {job_of(other)}; allowed: runs "
+                "of one job and phase (a run's report.html shows it by itself)"
+            )
+
+
+def job_of(metrics: Mapping[str, Any]) -> str:
+    """What kind of run metrics are of: "a training run", "a serving_step run, decode"."""
+    job = metrics.get("scenario", {}).get("job")
+    if job is None:
+        return "a replay" if "measured_span_s" in metrics else "a run that names no job"
+    return f"a {job} run" + (f", {metrics['phase']}" if "phase" in metrics else "")
 
 
 def _put_in_place(draft: Path, directory: Path) -> None:

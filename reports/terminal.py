@@ -239,6 +239,10 @@ def _figure(quantity: str, value: float) -> str:
 def comparison_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     """Metrics of several runs side by side; ratios are to the first."""
     table = Table(title="ratios in brackets are to the first run", title_justify="left")
+    table.caption_justify = "left"
+    table.caption = "\n".join(
+        f"{name}: {metrics['scenario']['name']}" for name, metrics in runs if "scenario" in metrics
+    )
     table.add_column("metric")
     for name, _ in runs:
         table.add_column(name, justify="right")

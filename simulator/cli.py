@@ -230,13 +230,13 @@ def validate(
 
     from reports.jobs import metrics_of
     from reports.terminal import validation_table
-    from simulator.analysis.validation import median_error, scenarios_with_figures
+    from simulator.analysis.validation import check_figures, median_error, scenarios_with_figures
     from simulator.analysis.validation import validate as validate_scenarios
     from simulator.scenario import load_scenario
 
     names = tuple(scenarios or scenarios_with_figures())
     for name in names:
-        load_scenario(name)  # a misspelt name is an error before anything runs
+        check_figures(load_scenario(name))  # a misspelt name is an error before anything runs
     checks = []
     with Console(stderr=True).status(f"simulating {names[0]}") as status:
         runs = validate_scenarios(names, metrics_of, jobs=jobs)
@@ -298,12 +298,13 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Directories of two or more runs.")],
 ) -> None:
     """Print the metrics of several runs side by side, and what training steps differ by."""
-    from reports.run_directory import read_metrics
+    from reports.run_directory import check_comparable, read_metrics
     from reports.terminal import attribution_comparison, comparison_table
 
     if len(runs) < 2:
         raise ValueError("compare: one run given; allowed: two or more run directories")
     read = [(str(directory), read_metrics(directory)) for directory in runs]
+    check_comparable(read)
     attributed = attribution_comparison(read)
     print_tables(comparison_table(read), *([attributed] if attributed is not None else []))
 
@@ -324,14 +325,22 @@ def replay(
     as_json: Json = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory of the run. Default: runs/replay, none with --json."),
+        typer.Option(
+            help="Directory of the run. Default: runs/replay_PROFILE with what --gpu, --mapping "
+            "and --set say, none with --json."
+        ),
     ] = None,
 ) -> None:
     """Run a recorded profile again: on its own GPU, or as a what-if on another machine."""
     from simulator.analysis.replay import replay as replay_trace
+    from simulator.changes import directory_name, shown
     from simulator.scenario import parse_override
 
-    directory = out or (None if as_json else Path("runs") / "replay")
+    named = {"gpu": gpu, "mapping": mapping}
+    asked = [f"{name}={value}" for name, value in named.items() if value is not None]
+    asked += sorted(changes or ())
+    default = directory_name(f"replay_{trace.name.split('.')[0]}", asked)
+    directory = out or (None if as_json else Path("runs") / default)
     if directory is not None:
         from reports.run_directory import check_replaceable
 
@@ -351,7 +360,8 @@ def replay(
         return
     from reports.terminal import metric_table
 
-    print_tables(metric_table(str(trace), result.to_json()))
+    title = f"{trace} with {shown(asked)}" if asked else str(trace)
+    print_tables(metric_table(title, result.to_json()))
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"report: {directory}/report.html")

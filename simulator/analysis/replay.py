@@ -33,7 +33,13 @@ from hardware_profiles.schema import (
     resolve_cluster,
 )
 from hardware_profiles.units import Seconds, format_seconds
-from simulator.analysis.what_if import Durations, Machine, blocks_on, what_if_durations
+from simulator.analysis.what_if import (
+    KEPT_UNMAPPED,
+    Durations,
+    Machine,
+    blocks_on,
+    what_if_durations,
+)
 from simulator.execution.replay import (
     KernelTimes,
     ReplayLog,
@@ -54,6 +60,9 @@ from simulator.workload.kernel_mapping import (
 )
 from simulator.workload.kineto import Trace, load_trace
 from simulator.workload.replay import ReplayGraph, Role, build_replay
+
+_WORTH_SAYING = 0.001
+"""Share of the kernel time from which on a what-if says that it could not move it."""
 
 
 class ReplayInputs(Profile):
@@ -140,6 +149,14 @@ class ReplayRun:
             )
         if self.trace.sm_limits is None:
             found.append("the trace does not describe an SM: kernels never wait for room on SMs")
+        kept = self._basis().get(KEPT_UNMAPPED, 0.0)
+        if kept >= _WORTH_SAYING:
+            machine = self.inputs.gpu.name
+            found.append(
+                f"{kept:.1%} of the kernel time is as recorded on {self.recorded_gpu}: mapping "
+                f"{self.mapping.name} names no operator for it that can be predicted on {machine}; "
+                "name its kernels in a mapping of your own (--mapping FILE)"
+            )
         return tuple(found)
 
     def to_json(self) -> dict[str, Any]:

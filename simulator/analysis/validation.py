@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.scenario import known_scenarios, load_scenario
+from simulator.scenario import Scenario, known_scenarios, load_scenario
 
 NO_EVIDENCE = frozenset(
     {"input", "chosen", "calibrated", "reproduced", "bound", "setup_unpublished"}
@@ -40,6 +40,21 @@ class Check:
 def scenarios_with_figures() -> tuple[str, ...]:
     """Shipped scenarios that hold published figures, sorted."""
     return tuple(name for name in known_scenarios() if _holds_figures(load_scenario(name).resolved))
+
+
+def check_figures(scenario: Scenario) -> None:
+    """Raise ValueError where a scenario has no published figure that a run can be held against."""
+    fleet = scenario.file.fleet
+    if fleet and not fleet.requests.as_published:
+        raise ValueError(
+            f"{scenario.where}: its published figures are of other requests than those of "
+            f"{fleet.requests.file}"
+        )
+    if not _holds_figures(scenario.resolved):
+        raise ValueError(
+            f"{scenario.where}: no published figures to hold a run against; allowed: a scenario "
+            f"with published: ..., such as {', '.join(scenarios_with_figures())}"
+        )
 
 
 def _holds_figures(node: Any) -> bool:

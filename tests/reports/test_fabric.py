@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from rich.console import Console
 
 from hardware_profiles.schema import load_cluster
 from reports.fabric import (
+    charts,
     collective_tables,
     fabric_tables,
+    heat_figure,
     link_table,
     nic_heat,
     plane_heat,
@@ -75,6 +78,20 @@ def test_time_against_gpus_has_a_line_a_topology(run):
     lines = time_against_gpus(collective_metrics(run))
     assert len(lines) == 2
     assert all([gpus for gpus, _ in points] == [16, 64] for points in lines.values())
+
+
+def test_an_idle_link_is_light_and_a_full_one_dark_on_the_page_and_in_the_figure(run):
+    scales = [
+        chart["data"][0]["colorscale"]
+        for chart in charts(run, collective_metrics(run)).values()
+        if chart["data"][0]["type"] == "heatmap"
+    ]
+    assert len(scales) == 1  # of the NICs: no cable between switches is used
+    light, dark = "#ffffcc", "#800026"
+    assert all([scale[0], scale[-1]] == [[0.0, light], [1.0, dark]] for scale in scales)
+    image = heat_figure(run.result.last).axes[0].images[0]
+    assert image.get_clim() == (0, 1)
+    assert [to_hex(image.cmap(use)) for use in (0.0, 1.0)] == [light, dark]
 
 
 def test_a_run_directory_holds_report_figures_and_byte_table(run, tmp_path):

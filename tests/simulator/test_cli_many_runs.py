@@ -77,6 +77,14 @@ def test_validate_holds_scenarios_against_published_figures(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_validating_a_scenario_without_published_figures_says_which_have_some(tmp_path):
+    done = dsv3sim("validate", "azure_code", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "scenarios/azure_code.yaml: no published figures to hold a run against" in done.stderr
+    assert "such as day6_service, decode_ep144_day6" in done.stderr
+
+
 def test_validating_a_scenario_that_does_not_exist_names_the_known_ones(tmp_path):
     done = dsv3sim("validate", "tpot_limit_cx8", cwd=tmp_path)
     assert done.returncode == 2

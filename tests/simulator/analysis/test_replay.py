@@ -172,6 +172,34 @@ def test_a_trace_without_the_calls_that_launched_its_kernels_is_replayed_with_a_
     assert run.warnings == ("2 x kernel without the call that launched it: event 0, 1",)
 
 
+def test_a_what_if_says_which_share_of_the_kernel_time_it_could_not_move(
+    profile: Any, made_up_mapping: str, tmp_path: Path
+) -> None:
+    for number, (name, us) in enumerate((("gemm", 300), ("my_fused_kernel", 100))):
+        profile.launch(name, called=500.0 * number, at=500.0 * number + 20, us=us)
+    path = profile.write(tmp_path / "trace.json")
+    assert replay(path, mapping=made_up_mapping).warnings == ()
+    faster = replay(path, mapping=made_up_mapping, gpu="b200_sxm")
+    # 100 us stay of what were 400; the product is the faster for it.
+    kept = 100e-6 / float(faster.durations.seconds.sum())
+    assert kept > 0.25
+    assert faster.warnings == (
+        f"{kept:.1%} of the kernel time is as recorded on h800_sxm: mapping made_up names no "
+        "operator for it that can be predicted on b200_sxm; name its kernels in a mapping of your "
+        "own (--mapping FILE)",
+    )
+
+
+def test_a_profile_of_which_nothing_is_mapped_takes_the_same_time_anywhere_and_says_so(
+    profile: Any, made_up_mapping: str, tmp_path: Path
+) -> None:
+    profile.launch("my_fused_kernel", called=0, at=20, us=100)
+    path = profile.write(tmp_path / "trace.json")
+    other = replay(path, mapping=made_up_mapping, gpu="h20_sxm")
+    assert other.span_s == pytest.approx(100e-6)
+    assert other.warnings[0].startswith("100.0% of the kernel time is as recorded on h800_sxm: ")
+
+
 def test_a_third_party_profile_takes_the_mapping_that_fits_and_stays_host_bound(
     profile: Any, tmp_path: Path
 ) -> None:

@@ -48,7 +48,7 @@ def test_experts_that_do_not_fit_say_by_how_much():
 
 
 def test_a_model_that_the_server_was_not_measured_with_is_refused():
-    # 61 layers of which 3 are dense, 256 experts of 3 x 7168 x 2048 parameters; here 57 MoE layers of 248.
+    # 58 MoE layers of 256 experts of 3 x 7168 x 2048 parameters; here 57 layers of 248.
     smaller = replace(CONFIG, n_routed_experts=248, num_hidden_layers=60)
     job = OffloadJob(server=SERVER.name, sockets=1, experts_per_token=8)
     with pytest.raises(ValueError, match=r"a model of 6\.541e\+11 .* 6\.226e\+11; allowed:"):
