@@ -1,13 +1,17 @@
-"""A run directory that appears whole or not at all: scenario, metrics, events and report in.
+"""Write a run directory that appears whole or not at all: scenario, metrics, events and report.
 
-Everything is written beside the final place and moved there at the end, so that an interrupted or
-failed run leaves what stood there before.
+Everything is written beside the final place and exchanged with what stands there at the end, so
+that a run that is killed, interrupted or out of disk leaves the earlier run as it was. The draft of
+a killed run is removed by the next run of the same place.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +48,8 @@ def write_run(
     directory = directory.resolve()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        _remove_dead_drafts(directory)
+        draft = Path(tempfile.mkdtemp(prefix=_draft_prefix(directory), dir=directory.parent))
     except OSError as error:
         raise ValueError(f"{directory}: cannot be written: {error.strerror}") from error
     try:
@@ -58,15 +63,18 @@ def write_run(
         (draft / METRICS_FILE).write_text(f"{text}\n", encoding="utf-8")
         names = sorted(path.name for path in draft.iterdir())
         (draft / MANIFEST_FILE).write_text("".join(f"{name}\n" for name in names), "utf-8")
+        for path in draft.iterdir():
+            _to_disk(path)
         _put_in_place(draft, directory)
-    except BaseException:
+    except OSError as error:
+        raise ValueError(f"{directory}: cannot be written: {error.strerror or error}") from error
+    finally:
         shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 def check_replaceable(directory: Path) -> None:
     """Raise ValueError where `directory` holds anything that no earlier run wrote."""
-    if not directory.exists():
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     manifest = directory / MANIFEST_FILE
     if not manifest.is_file():
@@ -122,10 +130,58 @@ def job_of(metrics: Mapping[str, Any]) -> str:
 
 
 def _put_in_place(draft: Path, directory: Path) -> None:
-    if not directory.exists():
+    """Move a draft to its place; what stood there is under the draft's name afterwards."""
+    if directory.exists():
+        _exchange(draft, directory)
+    else:
         draft.rename(directory)
-        return
-    former = draft.with_name(f"{draft.name}.former")
-    directory.rename(former)
-    draft.rename(directory)
-    shutil.rmtree(former)
+    _to_disk(directory.parent)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Give each of two directories the other's name, in one step where the file system can."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is not None:
+        names = (os.fsencode(one), os.fsencode(other))
+        if rename(_HERE, names[0], _HERE, names[1], _RENAME_EXCHANGE) == 0:
+            return
+    former = one.with_name(f"{one.name}.former")
+    other.rename(former)
+    one.rename(other)
+    former.rename(one)
+
+
+_HERE, _RENAME_EXCHANGE = -100, 2
+"""Linux: AT_FDCWD and RENAME_EXCHANGE of renameat2(2)."""
+
+
+def _draft_prefix(directory: Path) -> str:
+    """Drafts say who writes them, so that nobody removes the draft of a run that goes on."""
+    return f".{directory.name[:150]}.{socket.gethostname()[:40]}.{os.getpid()}."
+
+
+def _remove_dead_drafts(directory: Path) -> None:
+    """Remove drafts of this place whose process, on this machine, is gone."""
+    ours = f".{directory.name[:150]}.{socket.gethostname()[:40]}."
+    for path in directory.parent.iterdir():
+        writer = path.name.removeprefix(ours).partition(".")[0]
+        if path.name.startswith(ours) and writer.isdigit() and not _is_alive(int(writer)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _to_disk(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

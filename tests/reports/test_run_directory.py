@@ -1,6 +1,11 @@
 """A run directory appears whole or not at all, and replaces only an earlier run."""
 
+import ctypes
+import errno
 import json
+import signal
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -47,6 +52,62 @@ def test_a_failure_leaves_the_earlier_run_and_nothing_else(tmp_path):
     with pytest.raises(RuntimeError):
         write(tmp_path / "run", value=2.0, write_report=fail)
     assert read_metrics(tmp_path / "run") == {"step_time_s": 1.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_goes_into_an_empty_directory_that_is_there(tmp_path):
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run", value=3.0)
+    assert read_metrics(tmp_path / "run") == {"step_time_s": 3.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_the_earlier_run(tmp_path):
+    write(tmp_path / "run", value=1.0)
+
+    def fill(draft):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ValueError, match=r"run: cannot be written: No space left on device"):
+        write(tmp_path / "run", value=2.0, write_report=fill)
+    assert read_metrics(tmp_path / "run") == {"step_time_s": 1.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+import pandas as pd
+from reports.run_directory import write_run
+write_run(Path({directory!r}), scenario="", metrics={{}}, tables={{}},
+          write_report=lambda draft: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_the_draft_of_a_killed_run_is_removed_by_the_next_and_a_living_one_is_not(tmp_path):
+    write(tmp_path / "run", value=1.0)
+    program = KILLED.format(path=sys.path, directory=str(tmp_path / "run"))
+    killed = subprocess.run([sys.executable, "-c", program], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    assert read_metrics(tmp_path / "run") == {"step_time_s": 1.0}
+    seen = []
+    write(
+        tmp_path / "run",
+        value=2.0,
+        write_report=lambda draft: seen.extend(path.name for path in tmp_path.iterdir()),
+    )
+    assert len(seen) == 2  # the earlier run and this one's own draft
+    write(tmp_path / "run", write_report=lambda draft: write(tmp_path / "run", value=5.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_without_an_exchange_of_names_three_renames_do(tmp_path, monkeypatch):
+    write(tmp_path / "run", value=1.0)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *names, **options: object())
+    write(tmp_path / "run", value=2.0)
+    assert read_metrics(tmp_path / "run") == {"step_time_s": 2.0}
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

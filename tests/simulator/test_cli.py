@@ -44,6 +44,15 @@ def test_a_run_writes_its_directory_and_prints_tables(tmp_path):
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 
+def test_brackets_in_names_are_no_markup(tmp_path):
+    done = dsv3sim("run", "tpot_limit_cx7", "--out", "o[/red]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "report: o[/red]/report.html" in done.stdout
+    compared = dsv3sim("compare", "o[/red]", "o[/red]", cwd=tmp_path)
+    assert compared.returncode == 0, compared.stderr
+    assert "o[/red]" in compared.stdout
+
+
 def test_a_resolved_scenario_runs_to_the_same_result(tmp_path):
     changes = ("--set", "training.schedule=zb1p")
     (tmp_path / "whole.yaml").write_text(dsv3sim("show", "scenario", MAIN, *changes).stdout)
@@ -142,6 +151,7 @@ def test_runs_of_different_jobs_are_not_compared(tmp_path):
 def test_bad_input_is_one_line_on_stderr_and_exit_code_2(arguments, message, tmp_path):
     (tmp_path / "broken.yaml").write_text("description: x\nmodel: [\n")
     (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     done = dsv3sim(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
