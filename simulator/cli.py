@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from simulator.cli_options import Changes, Json, print_tables
+from simulator.cli_options import Changes, Json, print_tables, working
 from simulator.cli_show import show_app
 
 app = typer.Typer(
@@ -55,7 +55,7 @@ def run(
 ) -> None:
     """Simulate a scenario and write its report."""
     started = time.perf_counter()
-    from rich.console import Console
+    from rich.text import Text
 
     from reports.jobs import JOB_REPORTS
     from reports.tables import left_out_note
@@ -68,7 +68,7 @@ def run(
         from reports.run_directory import check_replaceable
 
         check_replaceable(directory)
-    with Console(stderr=True).status(f"simulating {loaded.name}") as status:
+    with working(f"simulating {loaded.name}") as status:
         result = simulate(loaded, unfold=unfold)
         report = JOB_REPORTS[loaded.job_name]()
         quick = report.quick_metrics if no_interval else None
@@ -84,7 +84,7 @@ def run(
         }
         metrics["wall_clock_s"] = time.perf_counter() - started
         if directory is not None:
-            status.update(f"writing {directory}")
+            status.update(Text(f"writing {directory}"))
             report.write(result, metrics, directory)
     if as_json:
         print(json.dumps(metrics, allow_nan=False))
@@ -226,8 +226,6 @@ def validate(
     """Hold the simulator against published numbers: each figure, what a run gives, the error."""
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from reports.jobs import metrics_of
     from reports.terminal import validation_table
     from simulator.analysis.validation import check_figures, median_error, scenarios_with_figures
@@ -238,7 +236,7 @@ def validate(
     for name in names:
         check_figures(load_scenario(name))  # a misspelt name is an error before anything runs
     checks = []
-    with Console(stderr=True).status(f"simulating {names[0]}") as status:
+    with working(f"simulating {names[0]}") as status:
         runs = validate_scenarios(names, metrics_of, jobs=jobs)
         for number, (_, found) in enumerate(runs, 1):
             checks += found
@@ -260,12 +258,10 @@ def attribute(
     as_json: Json = False,
 ) -> None:
     """Say what a training step is made of, or how a fleet differs from published figures."""
-    from rich.console import Console
-
     from simulator.scenario import load_scenario
 
     loaded = load_scenario(scenario, changes or ())
-    with Console(stderr=True).status(f"simulating counterfactuals of {scenario}"):
+    with working(f"simulating counterfactuals of {scenario}"):
         if loaded.job_name == "training":
             from reports.terminal import step_attribution_table
             from simulator.analysis.metrics import training_metrics
@@ -400,8 +396,6 @@ def calibrate(
     ] = None,
 ) -> None:
     """Fit kernel times to measurements and report the error of left-out rows."""
-    from rich.console import Console
-
     from reports.calibration import calibration_tables, pooled_table
     from reports.calibration_report import POOLED_ROWS, write_calibration_run
     from reports.run_directory import check_replaceable
@@ -409,7 +403,7 @@ def calibrate(
 
     directory = report or Path("runs") / f"calibration_{out.stem}"
     check_replaceable(directory)
-    with Console(stderr=True).status("calibrating"):
+    with working("calibrating"):
         result, written = calibration.calibrate_to_file(
             sources,
             gpu=gpu,
