@@ -2,9 +2,9 @@
 
 The orders are those that DeepSeek draws and that the published H800 trace shows (profile-data,
 training figure). In an overlapped pair each slot joins one layer of the forward chunk with one of
-the backward chunk, compute stream: attn(F), mlp(B), mlp(W), mlp(F), attn(B), attn(W); communication
-stream: combine(B), dispatch(F), dispatch(B), combine(F). combine(B) carries the output gradients to
-the experts and dispatch(B) the input gradients back. Waits:
+the backward chunk (pair_slots), compute stream: attn(F), mlp(B), mlp(W), mlp(F), attn(B), attn(W);
+communication stream: combine(B), dispatch(F), dispatch(B), combine(F). combine(B) carries the
+output gradients to the experts and dispatch(B) the input gradients back. Waits:
 
     dispatch(F) for attn(F)              routed part of mlp(F) for dispatch(F)
     combine(F) for mlp(F)                next attn(F) for combine(F)
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import zip_longest
 
 from reference_model.trace import Operator, OperatorTrace
 from simulator.workload.layout import Stage
@@ -130,6 +129,52 @@ def put_off(operators: Operators, at_once: Collection[str]) -> list[Operator]:
     return [operator for operator in operators if matrix_of(operator) not in at_once]
 
 
+Slot = tuple[int | None, int | None]
+"""Units of the forward and of the backward chunk that run side by side, by their positions."""
+
+
+def pair_slots(forward: Sequence[bool], backward: Sequence[bool]) -> tuple[Slot, ...]:
+    """Which units of an overlapped pair run side by side: slots in order, each chunk in its own.
+
+    As few units as possible communicate with nothing of the other chunk beside them. Then as many
+    slots as possible hold two units that communicate, for which the order of a slot is made. Then
+    slots are as few, and those of two units as early, as possible.
+
+    Args:
+        forward: whether each unit of the forward chunk communicates, in the order they run.
+        backward: the same of the backward chunk.
+    """
+
+    def before(forward_at: int | None, backward_at: int | None, rest: _Slots) -> _Slots:
+        (alone, both, count), slots = rest
+        talks = (
+            forward_at is not None and forward[forward_at],
+            backward_at is not None and backward[backward_at],
+        )
+        lone = forward_at is None or backward_at is None
+        cost = (alone + (lone and any(talks)), both - all(talks), count + 1)
+        return cost, ((forward_at, backward_at), *slots)
+
+    best: dict[tuple[int, int], _Slots] = {(len(forward), len(backward)): ((0, 0, 0), ())}
+    """{(units of either chunk that have run): the best slots for those that are left}"""
+    for i in range(len(forward), -1, -1):
+        for j in range(len(backward), -1, -1):
+            options = []
+            if i < len(forward) and j < len(backward):
+                options.append(before(i, j, best[i + 1, j + 1]))
+            if i < len(forward):
+                options.append(before(i, None, best[i + 1, j]))
+            if j < len(backward):
+                options.append(before(None, j, best[i, j + 1]))
+            if options:
+                best[i, j] = min(options, key=lambda option: option[0])
+    return best[0, 0][1]
+
+
+_Slots = tuple[tuple[int, int, int], tuple[Slot, ...]]
+"""((units that communicate alone, minus slots in which two do, slots), the slots)"""
+
+
 def lower_chunk(
     name: str,
     operators: OperatorsOf,
@@ -160,14 +205,23 @@ def lower_chunk(
     """Last combine(F): the next layer's forward input."""
     returned: int | None = None
     """Last attn(B): the next (lower) layer's output gradient."""
-    slots = zip_longest(_units(forward), reversed(_units(backward)), fillvalue=())
-    for number, (forward_unit, backward_unit) in enumerate(slots):
+    units_f, units_b = _units(forward), _units(backward)[::-1]
+
+    def communicates(units: list[tuple[str, ...]]) -> list[bool]:
+        return [
+            any(o.segment in (DISPATCH, COMBINE) for kind in unit for o in operators(kind, FORWARD))
+            for unit in units
+        ]
+
+    for at_f, at_b in pair_slots(communicates(units_f), communicates(units_b)):
+        forward_unit = () if at_f is None else units_f[at_f]
+        backward_unit = () if at_b is None else units_b[at_b]
         both = pair and bool(forward_unit) and bool(backward_unit)
         ahead = [_segments(operators(kind, FORWARD)) for kind in forward_unit]
         back = [_segments(operators(kind, INPUT_GRAD)) for kind in reversed(backward_unit)]
         late = [_segments(weights(kind)) for kind in reversed(backward_unit)]
-        layer_f = f"{'+'.join(forward_unit)} F{number}"
-        layer_b = f"{'+'.join(backward_unit)} B{number}"
+        layer_f = f"{'+'.join(forward_unit)} F{at_f}"
+        layer_b = f"{'+'.join(backward_unit)} B{at_b}"
 
         def gather(parts: list[dict[str, list[Operator]]], segment: str) -> list[Operator]:
             return [operator for part in parts for operator in part[segment]]

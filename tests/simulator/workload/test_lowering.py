@@ -1,10 +1,13 @@
 """Chunks and pairs keep the published order, and every operator runs exactly once."""
 
 from collections import Counter
+from dataclasses import replace
+from itertools import product
 
 import pytest
 
 from reference_model.config import load_model_config
+from simulator.execution.engine import execute
 from simulator.workload.lowering import (
     FORWARD,
     INPUT_GRAD,
@@ -13,6 +16,7 @@ from simulator.workload.lowering import (
     lower_chunk,
     lower_weights,
     operators_of,
+    pair_slots,
     put_off,
 )
 from simulator.workload.recorded import shipped_trace
@@ -107,6 +111,90 @@ def test_a_pair_communicates_in_the_published_order(operators):
         (INPUT_GRAD, "combine"),
         (FORWARD, "combine"),
     ]
+
+
+MOE, OTHER = True, False
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "slots"),
+    [
+        ([MOE] * 4, [MOE] * 4, [(0, 0), (1, 1), (2, 2), (3, 3)]),
+        ([MOE] * 3, [MOE] * 4, [(0, 0), (1, 1), (2, 2), (None, 3)]),
+        # embedding + dense, 2 dense, moe beside mtp, head, moe: by number the last would be alone.
+        ([OTHER] * 3 + [MOE], [MOE, OTHER, MOE], [(0, 0), (1, 1), (2, None), (3, 2)]),
+        # moe, head, mtp beside moe, 2 dense, dense + embedding.
+        ([MOE, OTHER, MOE], [MOE] + [OTHER] * 3, [(0, 0), (1, 1), (2, 2), (None, 3)]),
+        # moe, head beside head, moe.
+        ([MOE, OTHER], [OTHER, MOE], [(None, 0), (0, 1), (1, None)]),
+        ([], [MOE, OTHER], [(None, 0), (None, 1)]),
+        ([], [], []),
+    ],
+)
+def test_moe_layers_share_slots_with_moe_layers_and_others_with_what_would_be_alone(
+    forward, backward, slots
+):
+    assert pair_slots(forward, backward) == tuple(slots)
+
+
+def orders(rows, columns, placed=()):
+    """Every way to place so many units of either chunk in slots, each chunk in its order."""
+    i, j = (sum(slot[side] is not None for slot in placed) for side in (0, 1))
+    if (i, j) == (rows, columns):
+        yield placed
+    for forward, backward in ((i, j), (i, None), (None, j)):
+        if forward in (None, *range(rows)) and backward in (None, *range(columns)):
+            yield from orders(rows, columns, (*placed, (forward, backward)))
+
+
+def test_no_other_order_leaves_fewer_layers_alone_or_pairs_more_of_them():
+    def worth(slots, forward, backward):
+        talks = [
+            [
+                side is not None and units[side]
+                for side, units in zip(slot, (forward, backward), strict=True)
+            ]
+            for slot in slots
+        ]
+        alone = sum(any(t) for t, slot in zip(talks, slots, strict=True) if None in slot)
+        return alone, -sum(all(t) for t in talks), len(slots)
+
+    for rows, columns in product(range(4), repeat=2):
+        ways = list(orders(rows, columns))
+        for forward in product((MOE, OTHER), repeat=rows):
+            for backward in product((MOE, OTHER), repeat=columns):
+                best = min(worth(slots, forward, backward) for slots in ways)
+                assert worth(pair_slots(forward, backward), forward, backward) == best
+
+
+SEGMENTS = {
+    "embedding": ("embedding",), "dense": ("attention", "mlp"), "head": ("head",),
+    "moe": ("attention", "dispatch", "mlp", "combine"),
+    "mtp": ("attention", "dispatch", "mlp", "combine"),
+}  # fmt: skip
+
+
+def one_operator_each(operators):
+    """The layers' segments with one operator in each; embedding has no input gradient."""
+    (some, *_) = operators("dense", FORWARD)
+
+    def lookup(kind, phase):
+        left_out = {WEIGHT_GRAD: ("dispatch", "combine"), INPUT_GRAD: ("embedding",)}
+        segments = [s for s in SEGMENTS[kind] if s not in left_out.get(phase, ())]
+        return [replace(some, name=f"{kind}.{s}", phase=phase, segment=s) for s in segments]
+
+    return lookup
+
+
+def test_a_pair_of_the_first_and_the_last_stage_hides_all_its_communication(operators):
+    """One second for every operator: 9 forward and 10 backward ones compute in 19 s. Layers paired
+    by number would leave the forward MoE layer alone, 2 s more and its 2 s exposed."""
+    graph = lower_chunk("pair", one_operator_each(operators), forward=FIRST, backward=LAST)
+    log = execute(graph, [1.0] * len(graph.tasks), gap_s=0.0)
+    assert (log.span_s, log.communication_s, log.exposed_communication_s) == (19.0, 6.0, 0.0)
+    assert list(dict.fromkeys(task.layer for task in graph.tasks)) == [
+        "mtp B0", "embedding+dense F0", "dense F1", "head B1", "dense F2", "moe B2", "moe F3",
+    ]  # fmt: skip
 
 
 def waits(graph):
