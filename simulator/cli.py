@@ -175,8 +175,11 @@ def sweep(
         if fresh:
             kept.unlink(missing_ok=True)
         else:
-            known = sweeping.read_rows(directory / ROWS_FILE)
+            known = sweeping.read_rows(directory / ROWS_FILE) | sweeping.read_rows(kept)
     points = sweeping.grid(scenario, changes or (), axes)
+    taken_over = sum(point.digest in known for point in points)
+    if taken_over:
+        print(f"{taken_over} of {len(points)} points taken over from {directory}", file=sys.stderr)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("points", total=len(points))

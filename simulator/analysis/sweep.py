@@ -7,20 +7,19 @@ makes their differences those of the settings alone.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from hardware_profiles.fields import parse_yaml
 from hardware_profiles.units import Dimension, parse_quantity
-from simulator.scenario import load_scenario, write_resolved
+from simulator.analysis.run_key import run_key
+from simulator.scenario import load_scenario
 
 Metrics = Mapping[str, Any]
 Evaluate = Callable[[str, Sequence[str]], Metrics]
@@ -77,7 +76,7 @@ class Point:
     """Path that varies -> value."""
     overrides: tuple[str, ...]
     digest: str
-    """Tells the resolved scenario from others: equal digests give equal metrics."""
+    """Of all that the run rests on (`run_key`): equal digests give equal metrics."""
     reason: str | None = None
     """Why it cannot run, where its scenario does not even load."""
 
@@ -124,10 +123,10 @@ def _point(scenario: str, changes: Sequence[str], settings: Mapping[str, Any]) -
     own = (f"{path}={json.dumps(value)}" for path, value in settings.items())
     overrides = (*changes, *own)
     try:
-        resolved = write_resolved(load_scenario(scenario, overrides))
-    except ValueError as error:
+        digest = run_key(load_scenario(scenario, overrides))
+    except (ValueError, OSError) as error:
         return Point(settings, overrides, digest="", reason=str(error))
-    return Point(settings, overrides, hashlib.sha256(resolved.encode()).hexdigest()[:16])
+    return Point(settings, overrides, digest)
 
 
 def run_points(
@@ -155,8 +154,7 @@ def run_points(
         if point.reason is not None:
             yield position, Row(point.settings, point.digest, {}, point.reason)
         elif point.digest in known:
-            former = known[point.digest]
-            yield position, Row(point.settings, point.digest, former.metrics, former.reason)
+            yield position, replace(known[point.digest], settings=point.settings)
         else:
             open_points.append((position, point))
     if jobs == 1 and dask is None:
@@ -253,25 +251,26 @@ def run_sweep(
 def read_rows(path: Path) -> dict[str, Row]:
     """digest -> row of a file of rows, where there is one.
 
-    A last line cut short by an interruption is left out; so are rows of another program version.
+    Lines that are no rows, cut short or damaged, are left out, and so are points that did not run:
+    what was in their way may be gone.
     """
     rows: dict[str, Row] = {}
     if not path.exists():
         return rows
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
-            if entry.pop("version") == version("dsv3sim"):
-                rows[entry["digest"]] = Row(**entry)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            row = Row(**json.loads(line))
+        except (json.JSONDecodeError, TypeError):
             continue
+        if row.reason is None and isinstance(row.digest, str):
+            rows[row.digest] = row
     return rows
 
 
 def append_row(path: Path, row: Row) -> None:
     """Add a finished row to a file of rows."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"version": version("dsv3sim"), **row.to_json()}) + "\n")
+        file.write(json.dumps(row.to_json()) + "\n")
 
 
 # -- what a planner asks ---------------------------------------------------------------------------

@@ -1,0 +1,70 @@
+"""A digest of everything that a run rests on: equal digests give equal metrics.
+
+That is the resolved scenario, the content of every file that it names (tables of a calibration,
+requests, popularity of experts, scenarios of a fleet's steps and what those name), and this
+program: its version and the content of its modules and shipped data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import hardware_profiles
+import reference_model
+import simulator
+from hardware_profiles.fields import read_yaml
+from simulator.scenario import Scenario, write_resolved
+
+_PARTS = (hardware_profiles, reference_model, simulator)
+_COUNTED = frozenset({".py", ".yaml", ".csv", ".json", ".jsonl"})
+
+
+def run_key(scenario: Scenario) -> str:
+    """The digest of a scenario's run, 16 hexadecimal digits."""
+    digest = hashlib.sha256(program_digest().encode())
+    digest.update(write_resolved(scenario).encode())
+    for path in sorted(_files(scenario.resolved, frozenset())):
+        digest.update(str(path).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def program_digest() -> str:
+    """A digest of this program: version, modules, profiles, tables and traces."""
+    digest = hashlib.sha256(version("dsv3sim").encode())
+    for part in _PARTS:
+        folder = Path(str(part.__file__)).parent
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in _COUNTED:
+                digest.update(path.relative_to(folder).as_posix().encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _files(value: Any, seen: frozenset[Path]) -> Iterator[Path]:
+    """Files that texts of a resolved scenario name, and those that YAML files among them name."""
+    if isinstance(value, dict):
+        for entry in value.values():
+            yield from _files(entry, seen)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _files(entry, seen)
+    elif isinstance(value, str) and _is_file(value):
+        path = Path(value).resolve()
+        if path not in seen:
+            yield path
+            if path.suffix in (".yaml", ".yml"):
+                yield from _files(read_yaml(path, where=value), seen | {path})
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False  # too long, or with a zero byte: no path
