@@ -1,5 +1,6 @@
 """Sweeps: grids, rows that survive an interruption, limits, objectives and the front."""
 
+import dataclasses
 import itertools
 
 import pytest
