@@ -10,6 +10,7 @@ from simulator.workload.schedules import (
     WORKS,
     Action,
     Chunk,
+    Need,
     Schedule,
     dependencies,
     render_window,
@@ -27,7 +28,12 @@ def validate(schedule: Schedule) -> None:
     for rank, actions in enumerate(schedule.actions):
         for index, action in enumerate(actions):
             problem = _local_problem(schedule, rank, action) or next(
-                (f"{chunk} is performed twice" for chunk in action.chunks if chunk in seen), None
+                (
+                    f"{chunk} is performed twice, must be once"
+                    for chunk in action.chunks
+                    if chunk in seen
+                ),
+                None,
             )
             if problem is not None:
                 raise ValueError(_with_grid(schedule, problem, {rank: index}))
@@ -37,9 +43,19 @@ def validate(schedule: Schedule) -> None:
             _check_passes(schedule, seen, stage, microbatch)
     blocked = _dry_run(schedule)
     if blocked:
-        rank, index = next(iter(blocked.items()))
-        problem = f"{schedule.actions[rank][index]} on rank {rank} can never start"
-        raise ValueError(_with_grid(schedule, problem, blocked))
+        # Ranks that wait for each other in a circle hold up the others.
+        rank, passed = next(iter(blocked)), set[int]()
+        while rank not in passed:
+            passed.add(rank)
+            rank = blocked[rank][1].rank
+        index, need = blocked[rank]
+        problem = (
+            f"{schedule.actions[rank][index]} on rank {rank} can never start: it waits for "
+            f"{schedule.actions[need.rank][need.position]} on rank {need.rank}, which must come "
+            "before it"
+        )
+        marks = {rank: index for rank, (index, _) in blocked.items()}
+        raise ValueError(_with_grid(schedule, problem, marks))
 
 
 def _local_problem(schedule: Schedule, rank: int, action: Action) -> str | None:
@@ -74,21 +90,25 @@ def _check_passes(
     what = f"micro-batch {microbatch} on stage {stage}"
     problem, mark = None, f or b or i or w
     if f is None:
-        problem = f"{what} has no forward"
+        problem = f"{what} has no forward, must have one F"
     elif (b is None) == (i is None):
         problem = f"{what} must have one backward, a B or an I with its W"
     elif (i is None) != (w is None):
-        problem = f"{what} has {'an I without its W' if w is None else 'a W without its I'}"
+        alone = "an I without its W" if w is None else "a W without its I"
+        problem = f"{what} has {alone}, must have a B or both"
         mark = i or w
     elif i is not None and w is not None and w < i:
-        problem, mark = f"{what} has its W before its I", w
+        problem, mark = f"{what} has its W before its I, must have it after", w
     if problem is not None:
         marks = {rank: 0} if mark is None else dict([mark])
         raise ValueError(_with_grid(schedule, problem, marks))
 
 
-def _dry_run(schedule: Schedule) -> dict[int, int]:
-    """Perform the actions in any order that respects dependencies; {rank: index} where it stops."""
+def _dry_run(schedule: Schedule) -> dict[int, tuple[int, Need]]:
+    """Perform the actions in any order that respects dependencies.
+
+    Where that stops: {rank: (index of the action that cannot start, what it waits for)}.
+    """
     needs = dependencies(schedule)
     done = [0] * schedule.ranks
     waiting: list[list[int]] = [[] for _ in range(schedule.ranks)]
@@ -106,7 +126,11 @@ def _dry_run(schedule: Schedule) -> dict[int, int]:
             # Ranks that waited for this one look again, and wait again if it is still too early.
             runnable.extend(waiting[rank])
             waiting[rank] = []
-    return {rank: index for rank, index in enumerate(done) if index < len(needs[rank])}
+    stopped = {rank: index for rank, index in enumerate(done) if index < len(needs[rank])}
+    return {
+        rank: (index, next(n for n in needs[rank][index] if done[n.rank] <= n.position))
+        for rank, index in stopped.items()
+    }
 
 
 def _with_grid(schedule: Schedule, problem: str, marks: Mapping[int, int]) -> str:

@@ -145,6 +145,10 @@ def test_runs_of_different_jobs_are_not_compared(tmp_path):
         (["compare", "thesis", "thesis"], "not a run directory"),
         (["show", "gpu", "h900"], "unknown GPU 'h900'; known: "),
         (["show", "schedule", "dualpipe", "--microbatches", "7"], "microbatches = 7, must be even"),
+        (
+            ["show", "schedule", "zb1p", "--virtual-stages", "2"],
+            "must be left out; interleaved and",
+        ),
         (["show", "schedule", "dualpipe", "--times", "1,2"], "allowed: four positive numbers"),
     ],
 )
@@ -164,7 +168,8 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_2(arguments, message, tmp
     "arguments",
     [["gpu"], ["gpu", "h800_sxm"], ["cluster"], ["cluster", "h800_2048"], ["model"],
      ["model", "deepseek_v3"], ["scenario"], ["scenario", MAIN], ["schedule"],
-     ["schedule", "dualpipev", "--ranks", "4", "--times", "1,1,1,3"]],
+     ["schedule", "dualpipev", "--ranks", "4", "--times", "1,1,1,3"],
+     ["schedule", "interleaved_overlapped", "--ranks", "4", "--virtual-stages", "3"]],
 )  # fmt: skip
 def test_show_prints_what_there_is(arguments):
     done = dsv3sim("show", *arguments)

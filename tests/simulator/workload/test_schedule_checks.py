@@ -39,13 +39,29 @@ def _swapped(schedule: Schedule, rank: int, first: str, second: str) -> Schedule
 @pytest.mark.parametrize(
     ("broken", "message", "mark"),
     [
-        (_without(one_f_one_b(2, 3), 1, "1F2"), "micro-batch 2 on stage 1 has no forward", "1B2"),
+        (
+            _without(one_f_one_b(2, 3), 1, "1F2"),
+            "micro-batch 2 on stage 1 has no forward, must have one F",
+            "1B2",
+        ),
         (_without(one_f_one_b(2, 3), 1, "1B2"), "must have one backward", "1F2"),
-        (_without(zb1p(2, 3), 0, "0W2"), "has an I without its W", "0I2"),
+        (_without(zb1p(2, 3), 0, "0W2"), "has an I without its W, must have a B or both", "0I2"),
         (_without(zb1p(2, 3), 0, "0I2"), "must have one backward", "0F2"),
-        (_swapped(zb1p(2, 3), 0, "0I1", "0W1"), "has its W before its I", "0W1"),
-        (_swapped(one_f_one_b(2, 3), 1, "1F1", "1B1"), "can never start", "1B1"),
-        (_replaced(one_f_one_b(2, 3), 0, "0F1", "0F0"), "0F0 is performed twice", "0F0"),
+        (
+            _swapped(zb1p(2, 3), 0, "0I1", "0W1"),
+            "has its W before its I, must have it after",
+            "0W1",
+        ),
+        (
+            _swapped(one_f_one_b(2, 3), 1, "1F1", "1B1"),
+            "1B1 on rank 1 can never start: it waits for 1F1 on rank 1",
+            "1B1",
+        ),
+        (
+            _replaced(one_f_one_b(2, 3), 0, "0F1", "0F0"),
+            "0F0 is performed twice, must be once",
+            "0F0",
+        ),
         (_replaced(one_f_one_b(2, 3), 0, "0F1", "1F1"), "1F1 on rank 0 belongs to rank 1", "1F1"),
         (_replaced(one_f_one_b(2, 3), 0, "0F1", "0F9"), "micro-batches 0..2", "0F9"),
         (_replaced(dualpipev(1, 2), 0, "1F1&0B0", "1F1&0B1"), "two different", "1F1&0B1"),
@@ -67,5 +83,7 @@ def test_a_cycle_between_ranks_is_found() -> None:
     schedule = Schedule(
         "cycle", 1, placement, tuple(tuple(parse_action(t) for t in row) for row in rows)
     )
-    with pytest.raises(ValueError, match="2F0 on rank 0 can never start"):
+    with pytest.raises(
+        ValueError, match="2F0 on rank 0 can never start: it waits for 1F0 on rank 1"
+    ):
         validate(schedule)
