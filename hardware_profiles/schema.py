@@ -81,7 +81,7 @@ class NodeProfile(Profile):
     nics: Count
     """NICs for the compute fabric; each GPU has nics / gpus of them."""
     nvlink_latency: TimeValue
-    """64-byte latency between two GPUs of the node, end to end."""
+    """64-byte latency between two GPUs that NVLink joins, end to end."""
 
     @property
     def nic_bandwidth_per_gpu(self) -> float:
@@ -104,7 +104,10 @@ class FabricProfile(Profile):
     """The network between nodes."""
 
     topology: str
-    """Name in simulator.hardware.topology.TOPOLOGIES."""
+    """Name in simulator.hardware.topology.TOPOLOGIES; of what joins NVLink domains."""
+    nvlink_domain_nodes: Count = 1
+    """Nodes that NVLink joins into one domain, such as the 18 of an NVL72 rack; 1 where NVLink ends
+    at the node. What leaves a domain takes NICs."""
     planes: Count
     """Independent networks; NIC i of a node sits in plane i modulo planes."""
     switch_ports: Count
@@ -147,6 +150,23 @@ class ClusterProfile(Profile):
     """Rent of one GPU with its share of the machine."""
     failures: tuple[str, ...] = ()
     """What breaks, and when: KIND:NAME@TIME, such as "plane:3@2.0s"."""
+
+    @model_validator(mode="after")
+    def _domains_are_joined(self) -> "ClusterProfile":
+        joined = self.fabric.nvlink_domain_nodes
+        if self.fabric.topology == "nvlink_domain" and self.nodes > joined:
+            raise ValueError(
+                f"fabric.topology nvlink_domain has nothing beyond one NVLink domain of {joined} "
+                f"nodes, found {self.nodes} nodes; allowed: fabric.nvlink_domain_nodes of at least "
+                "that many, or a topology that joins domains, such as fat_tree_2"
+            )
+        for failure in self.failures if joined > 1 else ():
+            if failure.partition(":")[2].startswith("node"):
+                raise ValueError(
+                    f"failures: {failure}: a node of an NVLink domain of {joined} nodes does not "
+                    "fail alone in this model; allowed: plane, switch, and links between switches"
+                )
+        return self
 
     @property
     def gpus(self) -> int:

@@ -213,7 +213,7 @@ def transfer_limits(run: TrainingRun) -> dict[str, Any]:
     return {
         "nic_bytes_per_s": nic,
         "all_to_all": slowest(loads.all_to_all),
-        "pipeline_send": slowest(loads.sends.values()),
+        "pipeline_send": slowest(filter(None, loads.sends.values())),
         "dense_parameters": slowest(loads.dense),
         "experts": slowest(loads.experts),
     }

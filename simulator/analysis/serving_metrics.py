@@ -195,7 +195,7 @@ def transfer_metrics(step: ServingStep) -> dict[str, Any]:
     return {
         "link": "nic",
         # Normal kernels cross the network once a node; low-latency ones once a copy.
-        "nodes_per_token": model_of_transfers.nodes_per_token if normal else None,
+        "nodes_per_token": model_of_transfers.reach.nodes if normal else None,
         "gpus_per_token": model.kernels.received_per_token if normal else None,
         "link_bytes_per_s": node.nic_bandwidth_per_gpu,
         "nic_stretch": load.nic_stretch,
@@ -235,12 +235,9 @@ def _link_bytes(step: ServingStep, rows: float, uneven: float) -> dict[str, Any]
     else:
         transfers = model.kernels.costs.all_to_all_
         # A token's own node, over NVLink its own GPU, is one destination like any other.
-        reached, of = (
-            (transfers.ranks_per_token, model.job.gpus)
-            if model.over_nvlink
-            else (transfers.nodes_per_token, transfers.nodes)
-        )
-        crossing = reached * (1.0 - 1.0 / of)
+        crossing = transfers.reach.gpus * (1.0 - 1.0 / model.job.gpus)
+        if not model.over_nvlink:
+            crossing = transfers.reach.over_nics
         for operator in step.operators["moe", 0].operators:
             if operator.kind in ALL_TO_ALL_KINDS:
                 busy = 1 - model.job.requests.idle_gpus / model.job.gpus

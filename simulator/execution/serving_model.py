@@ -19,7 +19,10 @@ from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds
 from reference_model.config import ModelConfig
 from reference_model.trace import Operator, OperatorTrace
+from simulator.execution.expert_reach import expert_reach
 from simulator.execution.step_order import TaskOrder, task_order
+from simulator.hardware.all_to_all import Reach
+from simulator.hardware.clusters import nvlink_domains
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.fabric_load import FabricLoad, all_to_all_load
 from simulator.hardware.routing import parse_failure
@@ -27,12 +30,12 @@ from simulator.hardware.transfer import KERNEL_SET as TRANSFERRED
 from simulator.serving_job import ServingStepJob
 from simulator.workload.experts import (
     ExpertPlacement,
-    destinations_per_token,
     place_experts,
     read_popularity,
     uniform_popularity,
     zipf_popularity,
 )
+from simulator.workload.layout import domain_parts
 from simulator.workload.serving_lowering import (
     WHOLE_BATCH,
     LayerOperators,
@@ -50,9 +53,6 @@ EXPERT_LAYERS = ("moe", "mtp", "mtp_next")
 """Layer kinds that dispatch and combine."""
 LAST_TOKEN_KINDS = {"mtp_next": "mtp", "mtp_head": "head"}
 """Layer kinds that take one token of each request -> the recorded kind that they are."""
-
-ROUTED_TOKENS = 8192
-"""Tokens over which destinations of a token are counted."""
 
 # Kernels of training that inference does not run: the gate of the published training trace is 37
 # launches with sums for an auxiliary loss; in inference it is one fused kernel.
@@ -144,7 +144,6 @@ def kernel_source(
     _check(job, config=config, cluster=cluster)
     rng = np.random.default_rng(seed)
     ranks = job.gpus // job.expert_tp
-    machine = _nvlink_domain_as_node(cluster)
     rows = [
         row
         for row in measurements
@@ -153,26 +152,22 @@ def kernel_source(
     # What training borrows from another GPU are the reference model's kernels, the gate of many
     # launches among them; with rows of its own, a calibration answers for inference alone.
     own = {"transfer_from": ()} if calibration.measurements else {}
-    costs = cost_model(
-        cluster=machine,
-        calibration=calibration.model_copy(update=own),
-        expert_parallel_ranks=_whole_nodes(ranks, machine.node.gpus),
-    ).fit(rows)
-
+    # DeepEP's published times were taken with its test's gate; this job runs the model's, on
+    # experts where its policy places them.
     normal = job.normal_transfers
+    reach = _reach(job, config=config, cluster=cluster, rng=rng) if normal else None
+    costs = cost_model(
+        cluster=cluster,
+        calibration=calibration.model_copy(update=own),
+        expert_parallel_ranks=ranks,
+        reach=reach,
+    ).fit(rows)
     load = all_to_all_load(cluster, gpus=ranks, pattern="rail" if normal else "every_gpu")
     costs.all_to_all_.load = load
-    received = 1.0
-    if normal:
-        # DeepEP's published times were taken with its test's gate; this job runs the model's, on
-        # experts where its policy places them.
-        nodes, received = _destinations(job, config=config, cluster=machine, rng=rng)
-        costs.all_to_all_.nodes_per_token = nodes
-        costs.all_to_all_.ranks_per_token = received
     return KernelSource(
         calibration=calibration,
         costs=costs,
-        received_per_token=received,
+        received_per_token=reach.gpus if reach else 1.0,
         load=load,
         transferred=frozenset(
             (row.kind, row.dtype, row.out_dtype) for row in rows if row.kernel_set == TRANSFERRED
@@ -182,26 +177,20 @@ def kernel_source(
     )
 
 
-def _destinations(
+def _reach(
     job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Distinct nodes and GPUs of a token on random router scores, with experts placed as the job's
-    policy places them where all are equally popular."""
+) -> Reach:
+    """Where a token goes on random router scores, with experts placed as the job's policy places
+    them where all are equally popular."""
     placement, _ = _placed(
         job, uniform_popularity(1, config.n_routed_experts), config=config, cluster=cluster
     )
-    per_gpu = placement.slots_per_gpu
-    nodes, gpus = destinations_per_token(
+    return expert_reach(
         placement.slots[0],
-        experts=config.n_routed_experts,
-        groups=config.n_group,
-        groups_per_token=config.topk_group,
-        top_k=config.num_experts_per_tok,
-        slots_per_destination=(per_gpu * cluster.node.gpus, per_gpu),
-        tokens=ROUTED_TOKENS,
+        config=config,
+        parts=domain_parts(job.gpus, nvlink_domains(cluster, group=job.gpus).gpus_each),
         rng=rng,
     )
-    return nodes, gpus
 
 
 def _disagreements(
@@ -404,21 +393,12 @@ def _kinds(job: ServingStepJob, config: ModelConfig) -> tuple[str, ...]:
 
 def _nodes(ranks: int, cluster: ClusterProfile) -> int:
     """Nodes that hold the ranks; GPUs that NVLink joins are as good as one."""
-    return max(1, -(-ranks // _nvlink_domain(cluster)))
-
-
-def _nvlink_domain_as_node(cluster: ClusterProfile) -> ClusterProfile:
-    """The cluster as normal all-to-all kernels see it: no NIC between GPUs that NVLink joins."""
-    domain, node = _nvlink_domain(cluster), cluster.node
-    joined = domain // node.gpus
-    whole = node.model_copy(update={"gpus": domain, "nics": node.nics * joined})
-    return cluster.model_copy(update={"node": whole, "nodes": cluster.nodes // joined})
+    return max(1, -(-ranks // nvlink_domains(cluster, group=ranks).gpus_each))
 
 
 def _nvlink_domain(cluster: ClusterProfile) -> int:
-    """GPUs that NVLink joins."""
-    whole = cluster.fabric.topology == "nvlink_domain"
-    return cluster.gpus if whole else cluster.node.gpus
+    """GPUs that NVLink joins at most."""
+    return min(cluster.gpus, cluster.fabric.nvlink_domain_nodes * cluster.node.gpus)
 
 
 def _over_nvlink(
@@ -427,11 +407,6 @@ def _over_nvlink(
     if low_latency is None:
         return job.gpus <= _nvlink_domain(cluster)
     return low_latency.link == "nvlink"
-
-
-def _whole_nodes(ranks: int, per_node: int) -> int:
-    """Ranks rounded up to whole nodes, as the all-to-all model wants them."""
-    return ranks if ranks <= per_node else -(-ranks // per_node) * per_node
 
 
 def _check(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile) -> None:

@@ -26,7 +26,7 @@ from reference_model.config import ModelConfig
 from reference_model.trace import Operator
 from simulator.execution.engine import TaskLog, empty_log, execute, perform
 from simulator.execution.pipeline import Performance, PipelineRun, perform_pipeline
-from simulator.execution.training_fabric import StepLoads
+from simulator.execution.training_fabric import Copies, StepLoads, copies_of, holders_of
 from simulator.hardware.costs import KernelCostModel, Prediction
 from simulator.hardware.fabric_load import FabricLoad
 from simulator.scenario import Scenario
@@ -54,7 +54,6 @@ from simulator.workload.memory import (
     HeldParameters,
     RankMemory,
     held_parameters,
-    parameter_copies,
 )
 from simulator.workload.schedules import (
     FORWARD,
@@ -313,7 +312,7 @@ def optimizer_step(
     held: HeldParameters,
     *,
     layout: ParallelLayout,
-    copies: int,
+    holders: Sequence[int],
     dense: FabricLoad,
     experts: FabricLoad,
     cluster: ClusterProfile,
@@ -322,10 +321,10 @@ def optimizer_step(
 ) -> OptimizerStep:
     """Time of the ZeRO-1 optimizer step on one rank.
 
-    Reduce-scatter and all-gather run hierarchically, inside the node over NVLink and between nodes
-    with each GPU's own NIC carrying its share round a ring, the two levels pipelined. Replicated
-    parameters have all data-parallel ranks as copies (whole nodes), experts only those of other
-    expert groups; both times the ranks of the pipeline that hold the same stages.
+    Reduce-scatter and all-gather run hierarchically, inside an NVLink domain and, where copies lie
+    in several, between domains with each GPU's own NIC carrying its share round a ring, the two
+    levels pipelined. Replicated parameters have all data-parallel ranks as copies, experts only
+    those of other expert groups; both times the ranks of the pipeline that hold the same stages.
 
     AdamW reads gradient, master weight and both moments, writes all but the gradient, and writes
     the BF16 parameter; before it the norm reads the shard's gradients, after it all gradients are
@@ -333,25 +332,26 @@ def optimizer_step(
     rate which element-wise additions achieve.
 
     Args:
-        copies: pipeline ranks that hold the same stages.
+        holders: pipeline ranks that hold the same stages, this one among them.
         dense: what the fabric makes of the rings over replicated parameters.
         experts: the same of the rings over experts.
     """
     node = cluster.node
     nic = node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
     nvlink = node.gpu.nvlink_bandwidth * calibration.transfers.nvlink.value
-    replicas = layout.dp * copies
-    expert_replicas = layout.expert_replicas * copies
+    replicas = layout.dp * len(holders)
+    expert_replicas = layout.expert_replicas * len(holders)
+    of_dense = copies_of(layout, holders, experts=False)
+    of_experts = copies_of(layout, holders, experts=True)
 
-    def exchange(data: Bytes, copies: int, in_node: int, load: FabricLoad) -> Seconds:
-        inside = data * (in_node - 1) / in_node / nvlink
-        between = data / in_node * (1 - in_node / copies) / load.rate(nic)
+    def exchange(data: Bytes, copies: Copies, load: FabricLoad) -> Seconds:
+        inside = data * (copies.most - 1) / copies.most / nvlink
+        between = data / copies.fewest * (1 - 1 / copies.domains) / load.rate(nic)
         return max(inside, between)
 
     def exchange_all(bytes_each: Bytes) -> Seconds:
-        beside = max(1, node.gpus // layout.ep)
-        return exchange(held.replicated * bytes_each, replicas, node.gpus, dense) + exchange(
-            held.expert_fp8 * bytes_each, expert_replicas, beside, experts
+        return exchange(held.replicated * bytes_each, of_dense, dense) + exchange(
+            held.expert_fp8 * bytes_each, of_experts, experts
         )
 
     shard = held.replicated / replicas + held.expert_fp8 / expert_replicas
@@ -442,10 +442,14 @@ def simulate_step(
         yield from perform(env, log.graph, chunk.cost.seconds.tolist(), gap_s, log)
 
     activation = job.micro_batch_tokens * model.hidden_size * BF16_BYTES
+    nvlink = gpu.nvlink_bandwidth * calibration.transfers.nvlink.value
     transfers_s = {
-        ranks: activation / load.rate(nic) + (load.latency or cluster.fabric.cross_leaf_latency)
+        ranks: activation / nvlink + cluster.node.nvlink_latency
+        if load is None
+        else activation / load.rate(nic) + load.latency
         for ranks, load in loads.sends.items()
     }
+    holders = {rank: ranks for ranks in holders_of(schedule) for rank in ranks}
     pipeline = perform_pipeline(
         schedule,
         perform=perform_action,
@@ -458,7 +462,7 @@ def simulate_step(
                 model, stages, schedule.stages_of(rank), local_experts=layout.local_experts
             ),
             layout=layout,
-            copies=parameter_copies(schedule),
+            holders=holders[rank],
             dense=loads.dense[rank],
             experts=loads.experts[rank],
             cluster=cluster,

@@ -1,17 +1,18 @@
 """What the fabric makes of a training step's transfers: cluster, layout, schedule -> limits.
 
 Every rank's expert-parallel group, pipeline peer and gradient ring is routed where ParallelLayout
-puts it: GPU = (pipeline rank, data rank), nodes filled in order. So a group that straddles two
+puts it: GPU = (pipeline rank, data rank), NVLink domains (nodes, or racks) filled in order. What
+stays inside a domain goes over NVLink and takes no NIC. A group that straddles two
 leaves, or owns the NIC that is broken, gets its own limits; ranks whose limits are equal stay
 folded. Four kinds of transfers, of each kind all that run at the same stage of a step at once:
 
-    dispatch, combine   each GPU to the GPU of its own number in the other nodes of its group, all
+    dispatch, combine   each GPU to the GPU of its own number in the other domains of its group, all
                         groups of the cluster at once
     pipeline sends      each GPU to the GPU of its own data rank on the rank before or after, all
                         ranks in one direction at once
-    dense gradients,    a ring over the nodes of all ranks that hold the same stages, for each GPU
-    parameters          of a node its own, all rings at once
-    expert gradients,   the same over the nodes that hold the same experts
+    dense gradients,    a ring over the domains of all ranks that hold the same stages, for each
+    parameters          GPU of a domain its own, all rings at once
+    expert gradients,   the same over the domains that hold the same experts
     parameters
 
 Of the groups of one pipeline rank the worst figures count: replicas meet only at the gradients, and
@@ -19,13 +20,13 @@ the optimizer waits for the slowest of them. That is exact where one group is sl
 others, and pessimistic where several are, in different replicas on different ranks.
 
 Left out: transfers of different kinds share no link (all-to-all beside a pipeline send), a send and
-one the other way do not share, and a ring keeps its order of nodes whatever fails. Groups inside a
-node, and NVLink domains beyond one, are not routed: their NVLink and NICs count as in the profile.
+one the other way do not share, and a ring keeps its order of domains whatever fails. What NVLink
+joins is not routed: its rate counts as in the profile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.schema import ClusterProfile
-from simulator.hardware.fabric_load import NO_LIMIT, FabricLoad, transfer_loads
+from simulator.hardware.fabric_load import NO_LIMIT, FabricLoad, rail_pairs, transfer_loads
 from simulator.hardware.routing import parse_failure
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.schedules import Schedule
@@ -55,6 +56,11 @@ class Flows:
     rank: Gpus
     """[flows], pipeline rank of the sender."""
 
+    def beyond(self, per_domain: int) -> Flows:
+        """Those that leave an NVLink domain of so many GPUs."""
+        leaves = self.source // per_domain != self.destination // per_domain
+        return Flows(self.source[leaves], self.destination[leaves], self.rank[leaves])
+
 
 @dataclass(frozen=True, slots=True)
 class StepLoads:
@@ -62,8 +68,9 @@ class StepLoads:
 
     all_to_all: tuple[FabricLoad, ...]
     """[rank], of dispatch and combine of its slowest expert-parallel group."""
-    sends: Mapping[tuple[int, int], FabricLoad]
-    """{(rank that sends, rank that receives): of its slowest pipeline send}"""
+    sends: Mapping[tuple[int, int], FabricLoad | None]
+    """{(rank that sends, rank that receives): of its slowest pipeline send; None where all of them
+    stay inside NVLink domains}"""
     dense: tuple[FabricLoad, ...]
     """[rank], of exchanging what every data-parallel rank holds."""
     experts: tuple[FabricLoad, ...]
@@ -80,19 +87,21 @@ def step_loads(cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedu
     all_to_all = _of_ranks(
         cluster,
         expert_flows(layout),
-        ranks=schedule.ranks,
-        divided=max(1, layout.expert_nodes - 1),
+        layout,
+        divided=max(1, len(layout.expert_parts) - 1),
     )
-    sends = {}
+    sends: dict[tuple[int, int], FabricLoad | None] = {}
     for distance, flows in send_flows(layout, schedule).items():
-        of_sender = _of_ranks(cluster, flows, ranks=schedule.ranks, divided=1)
+        beyond = flows.beyond(layout.gpus_per_domain)
+        of_sender = _of_ranks(cluster, beyond, layout, divided=1)
+        leaving = set(beyond.rank.tolist())
         for rank in np.unique(flows.rank).tolist():
-            sends[rank, rank + distance] = of_sender[rank]
+            sends[rank, rank + distance] = of_sender[rank] if rank in leaving else None
     return StepLoads(
         all_to_all=tuple(_of_all_to_all(cluster, load) for load in all_to_all),
         sends=sends,
-        dense=_of_rings(cluster, layout, schedule, stride=1),
-        experts=_of_rings(cluster, layout, schedule, stride=layout.expert_nodes),
+        dense=_of_rings(cluster, layout, schedule, experts=False),
+        experts=_of_rings(cluster, layout, schedule, experts=True),
     )
 
 
@@ -124,10 +133,10 @@ def check_failures(cluster: ClusterProfile) -> None:
 
 def expert_flows(layout: ParallelLayout) -> Flows:
     """Dispatch of every expert-parallel group: each GPU to that of its own number in every other
-    node of its group. None where a group lies inside a node."""
-    groups = _nodes(layout).reshape(-1, layout.expert_nodes, layout.gpus_per_node)
-    source, destination = np.nonzero(~np.eye(layout.expert_nodes, dtype=np.bool_))
-    return _flows(layout, groups[:, source].ravel(), groups[:, destination].ravel())
+    domain of its group. None where a group lies inside a domain."""
+    groups = np.arange(layout.gpus).reshape(-1, layout.ep)
+    source, destination = rail_pairs(groups, per_domain=layout.gpus_per_domain)
+    return _flows(layout, source, destination)
 
 
 def send_flows(layout: ParallelLayout, schedule: Schedule) -> dict[int, Flows]:
@@ -143,7 +152,7 @@ def send_flows(layout: ParallelLayout, schedule: Schedule) -> dict[int, Flows]:
     by_distance: dict[int, list[tuple[int, int]]] = {}
     for start, end in sorted(neighbours):
         by_distance.setdefault(end - start, []).append((start, end))
-    of_rank = _nodes(layout).reshape(layout.pp, -1)
+    of_rank = np.arange(layout.gpus).reshape(layout.pp, -1)
     return {
         distance: _flows(
             layout,
@@ -154,26 +163,65 @@ def send_flows(layout: ParallelLayout, schedule: Schedule) -> dict[int, Flows]:
     }
 
 
-def ring_flows(layout: ParallelLayout, schedule: Schedule, *, stride: int) -> Flows:
-    """Rings over all nodes that hold the same parameters: each GPU to that of its own number in the
-    next node of its ring.
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """How the copies of the same parameters lie in NVLink domains."""
+
+    domains: int
+    fewest: int
+    most: int
+    """Copies in one of the domains."""
+
+
+def copies_of(layout: ParallelLayout, holders: Sequence[int], *, experts: bool) -> Copies:
+    """How copies lie in domains, at the worst place of an expert-parallel group.
 
     Args:
-        stride: nodes of a rank that hold different parts of the parameters, 1 where all are alike.
+        holders: pipeline ranks that hold the same stages.
+        experts: copies of the experts at one place of a group; else of what every rank holds.
     """
-    nodes = _nodes(layout)
-    sources, destinations = [], []
-    for ranks in _holders(schedule):
-        # [places in the ring, rings, GPUs of a node]
-        ring = nodes[ranks].reshape(-1, stride, layout.gpus_per_node)
-        if len(ring) > 1:
-            sources.append(ring.ravel())
-            destinations.append(np.roll(ring, -1, axis=0).ravel())
+    found = [
+        [len(part) for part in parts] for parts in _by_domain(layout, holders, experts=experts)
+    ]
+    return Copies(
+        domains=max(map(len, found)), fewest=min(map(min, found)), most=max(map(max, found))
+    )
+
+
+def ring_flows(layout: ParallelLayout, schedule: Schedule, *, experts: bool) -> Flows:
+    """Rings over all domains that hold the same parameters: each GPU to that of its own number in
+    the next domain of its ring. A domain with fewer copies than others has as many rings.
+
+    Args:
+        experts: rings over copies of experts; else over those of what every rank holds.
+    """
     none = np.zeros(0, dtype=np.int64)
-    return _flows(layout, np.concatenate([none, *sources]), np.concatenate([none, *destinations]))
+    sources, destinations = [none], [none]
+    for ranks in holders_of(schedule):
+        for parts in _by_domain(layout, ranks, experts=experts):
+            if len(parts) > 1:
+                rings = min(map(len, parts))
+                ring = np.stack([part[:rings] for part in parts])
+                sources.append(ring.ravel())
+                destinations.append(np.roll(ring, -1, axis=0).ravel())
+    return _flows(layout, np.concatenate(sources), np.concatenate(destinations))
 
 
-def _holders(schedule: Schedule) -> list[list[int]]:
+def _by_domain(
+    layout: ParallelLayout, holders: Sequence[int], *, experts: bool
+) -> list[list[Gpus]]:
+    """GPUs that hold the same parameters, split by domain; for every place of an expert-parallel
+    group, or once for what every rank holds."""
+    gpus = np.arange(layout.gpus).reshape(layout.pp, -1)[sorted(holders)].ravel()
+    held = gpus.reshape(-1, layout.ep if experts else 1)
+    ends = np.diff(held // layout.gpus_per_domain, axis=0)
+    return [
+        np.split(held[:, place], np.flatnonzero(ends[:, place]) + 1)
+        for place in range(held.shape[1])
+    ]
+
+
+def holders_of(schedule: Schedule) -> list[list[int]]:
     """Pipeline ranks that hold the same stages, together."""
     ranks_of: dict[tuple[int, ...], list[int]] = {}
     for rank in range(schedule.ranks):
@@ -181,23 +229,24 @@ def _holders(schedule: Schedule) -> list[list[int]]:
     return list(ranks_of.values())
 
 
-def _nodes(layout: ParallelLayout) -> Gpus:
-    """[pipeline ranks, nodes of a rank, GPUs of a node], the GPU."""
-    return np.arange(layout.gpus).reshape(layout.pp, -1, layout.gpus_per_node)
-
-
 def _flows(layout: ParallelLayout, source: Gpus, destination: Gpus) -> Flows:
     return Flows(source, destination, source // layout.dp)
 
 
 def _of_ranks(
-    cluster: ClusterProfile, flows: Flows, *, ranks: int, divided: int
+    cluster: ClusterProfile, flows: Flows, layout: ParallelLayout, *, divided: int
 ) -> tuple[FabricLoad, ...]:
     """[rank], limits of the flows that it sends; no limit for a rank that sends none."""
-    loads = [NO_LIMIT] * ranks
+    loads = [NO_LIMIT] * layout.pp
     senders, group = np.unique(flows.rank, return_inverse=True)
     found = transfer_loads(
-        cluster, flows.source, flows.destination, group=group, divided=divided, rdma=False
+        cluster,
+        flows.source,
+        flows.destination,
+        group=group,
+        divided=divided,
+        rdma=False,
+        experts_on=layout.ep,
     )
     for rank, load in zip(senders.tolist(), found, strict=True):
         loads[rank] = load
@@ -205,13 +254,13 @@ def _of_ranks(
 
 
 def _of_rings(
-    cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedule, *, stride: int
+    cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedule, *, experts: bool
 ) -> tuple[FabricLoad, ...]:
     """[rank], limits of its rings: their slowest hop, on whichever rank, sets the pace of all."""
-    flows = ring_flows(layout, schedule, stride=stride)
-    of_sender = _of_ranks(cluster, flows, ranks=schedule.ranks, divided=1)
+    flows = ring_flows(layout, schedule, experts=experts)
+    of_sender = _of_ranks(cluster, flows, layout, divided=1)
     loads = list(of_sender)
-    for ranks in _holders(schedule):
+    for ranks in holders_of(schedule):
         hops = [of_sender[rank] for rank in ranks]
         slowest = FabricLoad(
             nic_stretch=max(load.nic_stretch for load in hops),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from reference_model.config import ModelConfig
 from reference_model.trace import OperatorTrace
+from simulator.execution.expert_reach import expert_reach
 from simulator.execution.training import (
     TrainingRun,
     TrainingStep,
@@ -15,6 +18,7 @@ from simulator.execution.training import (
     whole_stages,
 )
 from simulator.execution.training_fabric import step_loads
+from simulator.hardware.clusters import nvlink_domains
 from simulator.hardware.costs import COST_MODELS, KernelCostModel
 from simulator.hardware.kernel_families import calibration_measurements
 from simulator.scenario import Scenario, by_name, check_names
@@ -46,7 +50,7 @@ def simulate_training(
     measurements = calibration_measurements(scenario.calibration)
     layout = ParallelLayout(
         gpus=scenario.cluster.gpus,
-        gpus_per_node=node.gpus,
+        gpus_per_domain=nvlink_domains(scenario.cluster, group=job.ep).gpus_each,
         pp=job.pp,
         ep=job.ep,
         routed_experts=scenario.model.n_routed_experts,
@@ -80,16 +84,14 @@ def simulate_training(
             f"(global_batch_sequences) on {job.pp} ranks (pp): {error}"
         ) from None
     trace = trace_of(scenario.model, "train")
-    reached = scenario.calibration.all_to_all.ranks_per_token
-    if layout.expert_nodes not in reached:
-        raise ValueError(
-            f"training.ep: {job.ep} spans {layout.expert_nodes} nodes; the calibration knows how "
-            f"many GPUs a token reaches over {', '.join(map(str, sorted(reached)))} nodes "
-            "(calibration.all_to_all.ranks_per_token)"
-        )
-    load = training_load(
-        job, layout, scenario.model.num_experts_per_tok, reached[layout.expert_nodes]
+    experts = scenario.model.n_routed_experts
+    reach = expert_reach(
+        np.arange(experts + job.redundant_experts) % experts,
+        config=scenario.model,
+        parts=layout.expert_parts,
+        rng=np.random.default_rng(scenario.file.seed),
     )
+    load = training_load(job, layout, scenario.model.num_experts_per_tok, reach.gpus)
     operators = operators_of(trace, load)
     stages = pipeline_stages(whole, schedule, operators)
     model = MemoryModel(
@@ -110,7 +112,10 @@ def simulate_training(
     check_fits(memory, capacity)
 
     costs = build_costs(
-        cluster=scenario.cluster, calibration=scenario.calibration, expert_parallel_ranks=job.ep
+        cluster=scenario.cluster,
+        calibration=scenario.calibration,
+        expert_parallel_ranks=job.ep,
+        reach=reach,
     ).fit(measurements)
     loads = step_loads(scenario.cluster, layout, schedule)
 

@@ -4,9 +4,12 @@ The form is DeepEP's normal kernels: a token crosses the network once for each n
 its GPU's own NIC, and from there NVLink takes it to the expert's GPU. Both hops are pipelined, so
 the slower one decides:
 
-    NIC     tokens x other nodes reached x payload over the achieved NIC rate
+    NIC     tokens x copies over a NIC x payload over the achieved NIC rate
     NVLink  tokens x GPUs reached x payload over the achieved NVLink rate, or over what the
             communication SMs can copy, whichever is less
+
+A node is whatever NVLink joins, a server or a rack. A token's copies over NICs are one for each
+other node that it reaches, and none in a group that one node holds.
 
 Payload of a token of V3: 7,168 bytes and 56 FP32 scales in FP8, 14,336 bytes in BF16. A rank that
 receives more rows than it sends waits for them. Before the payload a notify kernel exchanges counts
@@ -27,6 +30,7 @@ from hardware_profiles.schema import CalibrationProfile, ClusterProfile, load_gp
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, parse_quantity
 from reference_model.trace import TILE, Operator
+from simulator.hardware.clusters import nvlink_domains
 from simulator.hardware.fabric_load import NO_LIMIT
 from simulator.hardware.kernel_curves import EXTRAPOLATED, INTERPOLATED, MEASURED
 
@@ -55,29 +59,61 @@ class AllToAllTime:
         return self.notify_s + max(self.nic_s, self.nvlink_s) * self.slowdown
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where a token goes: how many nodes and GPUs hold one of its experts, on average."""
+
+    parts: tuple[int, ...]
+    """GPUs that the expert-parallel group has in each of its nodes."""
+    reached: tuple[float, ...]
+    """Of each node, the share of the group's tokens that reach it."""
+    gpus: float
+    """Distinct GPUs of a token, its own included."""
+
+    @property
+    def nodes(self) -> float:
+        """Distinct nodes of a token, its own included."""
+        return sum(self.reached)
+
+    @property
+    def over_nics(self) -> float:
+        """Copies that the busiest NIC sends or receives, per token of a GPU.
+
+        A GPU's NIC sends one copy to each other node reached; the NICs of n of the group's N GPUs
+        share what the other N - n send to their node. With k equal nodes both are
+        nodes x (1 - 1 / k).
+        """
+        group = sum(self.parts)
+        return max(
+            max(self.nodes - share, share * (group - part) / part)
+            for share, part in zip(self.reached, self.parts, strict=True)
+        )
+
+
 class AllToAllModel:
     """Dispatch and combine among the ranks of one expert-parallel group."""
 
     def __init__(
-        self, *, cluster: ClusterProfile, calibration: CalibrationProfile, ranks: int
+        self,
+        *,
+        cluster: ClusterProfile,
+        calibration: CalibrationProfile,
+        ranks: int,
+        reach: Reach | None = None,
     ) -> None:
-        """Store the inputs. Raises ValueError for ranks that do not fill whole nodes.
+        """Store the inputs. Raises ValueError for fewer ranks than one.
 
         Args:
             ranks: GPUs of the expert-parallel group.
+            reach: where the job's tokens go; else as in DeepEP's tests, whose gate the calibration
+                counts, for the cluster's first GPUs.
         """
-        per_node = cluster.node.gpus
-        if ranks < 1 or (ranks > per_node and ranks % per_node):
-            raise ValueError(
-                f"expert-parallel ranks: {ranks} is not allowed: a group beyond one node must fill "
-                f"whole nodes of {per_node} GPUs"
-            )
+        if ranks < 1:
+            raise ValueError(f"expert-parallel ranks: {ranks} is not allowed: 1 or more")
         self.cluster = cluster
         self.calibration = calibration
-        self.nodes = max(1, ranks // per_node)
-        inputs = calibration.all_to_all
-        self.nodes_per_token = _between(inputs.nodes_per_token, self.nodes)
-        self.ranks_per_token = min(float(ranks), _between(inputs.ranks_per_token, self.nodes))
+        self.reach = reach or _of_tests(cluster, calibration, ranks)
+        self.nodes = len(self.reach.parts)
         self.load = NO_LIMIT
         """What failures and links between switches leave of the NICs' rate."""
 
@@ -145,9 +181,8 @@ class AllToAllModel:
         payload = payload_bytes(operator)
         tokens, rows = operator["tokens"], operator["rows"]
         # The rank sends `tokens` and receives `rows`; the longer of the two directions counts.
-        imbalance = max(1.0, rows / (tokens * self.ranks_per_token)) if tokens else 1.0
+        imbalance = max(1.0, rows / (tokens * self.reach.gpus)) if tokens else 1.0
         node = self.cluster.node
-        remote = self.nodes_per_token * (1.0 - 1.0 / self.nodes)
         nic = self.load.rate(node.nic_bandwidth_per_gpu * self.nic_share_[operator.kind][0])
         per_sm = self.calibration.all_to_all.copy_bandwidth_per_sm
         per_channel = self.calibration.all_to_all.sms_per_channel
@@ -159,8 +194,8 @@ class AllToAllModel:
         ratio = overlap.dispatch if operator.kind == "dispatch" else overlap.combine
         return AllToAllTime(
             notify_s=(inputs.notify_overlapped if overlapped else inputs.notify_alone).value,
-            nic_s=tokens * remote * payload * imbalance / nic,
-            nvlink_s=tokens * self.ranks_per_token * payload * imbalance / nvlink,
+            nic_s=tokens * self.reach.over_nics * payload * imbalance / nic,
+            nvlink_s=tokens * self.reach.gpus * payload * imbalance / nvlink,
             slowdown=ratio.value if overlapped else 1.0,
         )
 
@@ -217,6 +252,18 @@ class AllToAllModel:
                 remote = _between(inputs.nodes_per_token, nodes) * (1.0 - 1.0 / nodes)
                 shares.append(_payload_of(row) * remote / row.seconds / _nic_of(row))
         return float(np.mean(shares)) if shares else None
+
+
+def _of_tests(cluster: ClusterProfile, calibration: CalibrationProfile, ranks: int) -> Reach:
+    """Where tokens go in DeepEP's tests on the first GPUs of a cluster."""
+    per_domain = nvlink_domains(cluster, group=ranks).gpus_each
+    nodes = -(-ranks // per_domain)
+    inputs = calibration.all_to_all
+    return Reach(
+        parts=(per_domain,) * (nodes - 1) + (ranks - (nodes - 1) * per_domain,),
+        reached=(_between(inputs.nodes_per_token, nodes) / nodes,) * nodes,
+        gpus=min(float(ranks), _between(inputs.ranks_per_token, nodes)),
+    )
 
 
 def payload_bytes(operator: Operator) -> Bytes:

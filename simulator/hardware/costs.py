@@ -50,7 +50,7 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.tables import Measurement
 from reference_model.trace import KINDS, Operator
-from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel
+from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel, Reach
 from simulator.hardware.gpu_transfer import fastest_share, log_transfer, same_compute
 from simulator.hardware.kernel_conditions import Conditions
 from simulator.hardware.kernel_curves import (
@@ -138,6 +138,7 @@ class KernelCostModel:
         cluster: ClusterProfile,
         calibration: CalibrationProfile,
         expert_parallel_ranks: int,
+        reach: Reach | None = None,
     ) -> None:
         """Store the inputs.
 
@@ -146,10 +147,12 @@ class KernelCostModel:
             calibration: kernel sets to use, and the inputs that no table holds.
             expert_parallel_ranks: GPUs that share a layer's experts; dispatch and combine cross
                 the nodes that hold them.
+            reach: where the job's tokens go, as AllToAllModel takes it.
         """
         self.cluster = cluster
         self.calibration = calibration
         self.expert_parallel_ranks = expert_parallel_ranks
+        self.reach = reach
 
     def fit(self, measurements: Iterable[Measurement]) -> Self:
         """Learn from a measurement table; rows of kernel sets not in the calibration are left out,
@@ -175,9 +178,7 @@ class KernelCostModel:
                 f"calibration {self.calibration.name}: no measured compute kernel of the kernel "
                 f"sets {', '.join(order)}"
             )
-        self.all_to_all_ = AllToAllModel(
-            cluster=self.cluster, calibration=self.calibration, ranks=self.expert_parallel_ranks
-        ).fit(rows)
+        self.all_to_all_ = self._all_to_all(self.calibration, rows)
         self._rows = rows
         self._measured_gpu = load_gpu(self.calibration.gpu)
         self._transferred = not same_compute(self._measured_gpu, self.cluster.node.gpu)
@@ -240,11 +241,19 @@ class KernelCostModel:
         """
         other = copy(self)
         other.calibration = self.calibration.without_all_to_all_slowdown()
-        other.all_to_all_ = AllToAllModel(
-            cluster=self.cluster, calibration=other.calibration, ranks=self.expert_parallel_ranks
-        ).fit(self._rows)
+        other.all_to_all_ = self._all_to_all(other.calibration, self._rows)
         other.all_to_all_.load = self.all_to_all_.load
         return other
+
+    def _all_to_all(
+        self, calibration: CalibrationProfile, rows: Sequence[Measurement]
+    ) -> AllToAllModel:
+        return AllToAllModel(
+            cluster=self.cluster,
+            calibration=calibration,
+            ranks=self.expert_parallel_ranks,
+            reach=self.reach,
+        ).fit(rows)
 
     def predict(
         self,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.schema import ClusterProfile, load_transport
 from hardware_profiles.units import BytesPerSecond, Seconds
-from simulator.hardware.clusters import cluster_fabric
+from simulator.hardware.clusters import cluster_fabric, nvlink_domains
 from simulator.hardware.routing import Mask, parse_failure, route, struck_resources
 from simulator.hardware.switching import Integers
 from simulator.hardware.topology import Fabric
@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 Pattern = Literal["every_gpu", "rail"]
 """every_gpu: each GPU sends the same to every GPU, itself and its node included, through NICs
 wherever a plane joins the two (low-latency kernels). rail: to the GPU of its own number in every
-other node (normal kernels, which forward within the node)."""
+other NVLink domain (normal kernels, which forward within the domain)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +61,54 @@ def all_to_all_load(cluster: ClusterProfile, *, gpus: int, pattern: Pattern) -> 
 
     Raises ValueError where failures cut two of them off from each other.
     """
-    per_node = cluster.node.gpus
-    inside = gpus <= per_node if pattern == "rail" else gpus == 1
-    if inside:
+    per_domain = nvlink_domains(cluster, group=gpus).gpus_each
+    # RDMA kernels take NICs inside a node, but not inside an NVLink domain of several.
+    over_nics_inside = pattern == "every_gpu" and cluster.fabric.nvlink_domain_nodes == 1
+    if gpus <= (1 if over_nics_inside else per_domain):
         return NO_LIMIT
-    source, destination = (
-        side.ravel() for side in np.meshgrid(np.arange(gpus), np.arange(gpus), indexing="ij")
-    )
-    peers = source != destination
+    every = np.arange(gpus)
     if pattern == "rail":
-        peers &= source % per_node == destination % per_node
-    source, destination = source[peers], destination[peers]
+        source, destination = rail_pairs(every[None, :], per_domain=per_domain)
+        divided = -(-gpus // per_domain) - 1
+    else:
+        source, destination = (side.ravel() for side in np.meshgrid(every, every, indexing="ij"))
+        peers = source != destination
+        source, destination = source[peers], destination[peers]
+        divided = gpus  # A GPU's share to itself crosses no link.
     return transfer_loads(
         cluster,
         source,
         destination,
         group=np.zeros(len(source), dtype=np.int64),
-        # A GPU's share to itself crosses no link.
-        divided=gpus if pattern == "every_gpu" else len(source) // gpus,
+        divided=divided,
         rdma=pattern == "every_gpu",
+        experts_on=gpus,
     )[0]
+
+
+def rail_pairs(
+    groups: NDArray[np.int64], *, per_domain: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Send from each GPU to that of its own number in every other NVLink domain of its group, as
+    (sources, destinations); where a domain holds fewer GPUs of the group, they take turns.
+
+    Args:
+        groups: [groups, GPUs], consecutive GPUs each.
+        per_domain: GPUs of a domain.
+    """
+    place = np.arange(groups.shape[1])
+    source, destination = [groups[:0, 0]], [groups[:0, 0]]
+    offset = groups[:, 0] % per_domain
+    for first in np.unique(offset).tolist():
+        alike = groups[offset == first]
+        parts = np.split(place, np.flatnonzero(np.diff((place + first) // per_domain)) + 1)
+        for here in parts:
+            for there in parts:
+                if here is not there:
+                    source.append(alike[:, here].ravel())
+                    turn = np.arange(len(here)) % len(there)
+                    destination.append(alike[:, there[turn]].ravel())
+    return np.concatenate(source), np.concatenate(destination)
 
 
 def transfer_loads(
@@ -91,6 +119,7 @@ def transfer_loads(
     group: Integers,
     divided: int,
     rdma: bool,
+    experts_on: int,
 ) -> tuple[FabricLoad, ...]:
     """Limits of groups of equal flows between GPUs, all groups at once; one for each group.
 
@@ -100,15 +129,16 @@ def transfer_loads(
         group: number of a flow's group from 0 on without holes, [flows].
         divided: flows among which a byte of a GPU is divided.
         rdma: through NICs even inside a node, where a plane joins the two.
+        experts_on: GPUs of an expert-parallel group, as ``nvlink_domains`` takes it.
 
     Raises ValueError where failures cut a source off from its destination.
     """
     if not len(source):
         return ()
     groups = int(group.max()) + 1
-    if cluster.fabric.topology == "nvlink_domain":
+    fabric = cluster_fabric(cluster, load_transport("ideal"), group=experts_on)
+    if not fabric.planes:
         return (NO_LIMIT,) * groups
-    fabric = cluster_fabric(cluster, load_transport("ideal"))
     left = _after_failures(cluster, fabric)
     traffic = _Traffic(source, destination, group, groups, divided, rdma)
     nic, beyond, latency = _seconds_per_byte(fabric, left, traffic)

@@ -85,7 +85,7 @@ def route(
     pick = np.broadcast_to(np.asarray(choice, dtype=np.int64), (flows,))
     per_node = inputs.gpus_per_node
     inside = source // per_node == destination // per_node
-    if rdma and fabric.planes:
+    if rdma and fabric.planes and inputs.rdma_inside:
         # Planes do not meet: two GPUs of a node in different ones have only NVLink between them.
         plane = fabric.nic_plane[np.arange(per_node) * inputs.nics_per_node // per_node]
         apart = plane[source % per_node] != plane[destination % per_node]

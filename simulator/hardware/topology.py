@@ -1,6 +1,7 @@
 """Fabrics: node, NIC and switch figures in; numbered resources, counts and prices out.
 
-A ``Fabric`` is nodes of GPUs on NVLink, one or more NICs a node, and one ``SwitchNetwork`` a plane.
+A ``Fabric`` is nodes of GPUs on NVLink, one or more NICs a node, and one ``SwitchNetwork`` a plane;
+a node here is whatever NVLink joins, a server or a rack.
 Everything that traffic shares is a numbered resource with a capacity (bytes/s, one direction) and a
 latency (s): NVLink out and in of each GPU, PCIe out and in of each GPU, then the planes one after
 the other in the numbering of ``switching``. ``TOPOLOGIES`` names the families; a new one is one
@@ -46,6 +47,8 @@ class FabricInputs:
     """Bytes/s of one GPU after protocol efficiency; None: no NVLink."""
     nvlink_latency: float
     """Seconds between two GPUs of a node, end to end."""
+    rdma_inside: bool = True
+    """Whether RDMA kernels take NICs even between GPUs of a node, where a plane joins the two."""
     nic_bandwidth: float
     """Bytes/s of one NIC after protocol efficiency."""
     pcie_bandwidth: float | None
@@ -256,7 +259,7 @@ def hop_latencies(same_leaf: float, cross_leaf: float) -> tuple[float, float]:
 
 
 def nvlink_domain(inputs: FabricInputs) -> Fabric:
-    """One NVLink switch domain over all nodes and nothing else: an H800 node, or an NVL72 rack."""
+    """One NVLink switch domain over all nodes and nothing else."""
     one = replace(
         inputs, nodes=1, gpus_per_node=inputs.nodes * inputs.gpus_per_node, nics_per_node=0
     )

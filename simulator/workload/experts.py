@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
+from simulator.workload.gating import random_scores, select_experts
 
 Rows = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -290,44 +291,41 @@ def draw_rows(
     return np.stack([np.bincount(row, minlength=experts) for row in chosen]).astype(float)
 
 
-def destinations_per_token(
+def share_of_tokens(
     slots: Indices,
     *,
     experts: int,
     groups: int,
-    groups_per_token: int,
+    kept_groups: int,
     top_k: int,
-    slots_per_destination: Sequence[int],
+    destinations: Sequence[Indices],
     tokens: int,
     rng: np.random.Generator,
-) -> tuple[float, ...]:
-    """Distinct destinations (nodes, GPUs, own included) of a token on random router scores, one
-    mean for each size of a destination.
+) -> tuple[Rows, ...]:
+    """Share of the tokens that reach each destination (node, GPU), own included, when the model's
+    gate chooses on random scores; one [destinations] for each way to number them.
 
-    Counted with DeepSeek-V3's gate: groups ranked by the sum of their two best scores, then the
-    best experts within the chosen groups (Report, section 2.1.2). Of several copies of an expert a
-    token takes any.
+    Of several copies of an expert a token takes any.
 
     Args:
-        slots: [slots], the expert in each; neighbouring ones share a destination.
+        slots: [slots], the expert in each.
+        kept_groups: expert groups that a token may choose from.
+        destinations: [slots] each, number of the destination that a slot lies in.
     """
-    scores = rng.random((tokens, groups, experts // groups), dtype=np.float32)
-    best_two = np.partition(scores, -2, axis=2)[:, :, -2:].sum(axis=2)
-    kept = np.argpartition(-best_two, groups_per_token - 1, axis=1)[:, :groups_per_token]
-    masked = np.full_like(scores, -np.inf)
-    rows = np.arange(tokens)[:, None]
-    masked[rows, kept] = scores[rows, kept]
-    chosen = np.argpartition(-masked.reshape(tokens, experts), top_k - 1, axis=1)[:, :top_k]
+    scores = random_scores(tokens, experts, kind="sigmoid", rng=rng)
+    chosen = select_experts(
+        scores, top_k=top_k, groups=groups, kept_groups=kept_groups, group_score="two_best"
+    )
     copies = np.bincount(slots, minlength=experts)
     first = np.concatenate(([0], np.cumsum(copies)[:-1]))
     copy = (rng.random(chosen.shape) * copies[chosen]).astype(np.int64)
     slot = np.argsort(slots, kind="stable")[first[chosen] + copy]
-    means = []
-    for size in slots_per_destination:
-        reached = np.zeros((tokens, -(-len(slots) // size)), dtype=bool)
-        reached[rows, slot // size] = True
-        means.append(float(reached.sum(axis=1).mean()))
-    return tuple(means)
+    shares = []
+    for destination in destinations:
+        reached = np.zeros((tokens, int(destination.max()) + 1), dtype=bool)
+        reached[np.arange(tokens)[:, None], destination[slot]] = True
+        shares.append(reached.mean(axis=0))
+    return tuple(shares)
 
 
 # -- rebalancing -----------------------------------------------------------------------------------

@@ -131,16 +131,24 @@ def cut_stage(stage: Stage, parts: int, cost: Callable[[str], float]) -> list[St
     return [stage[start:end] for start, end in pairwise([*places, len(stage)])]
 
 
+def domain_parts(gpus: int, per_domain: int, *, first: int = 0) -> tuple[int, ...]:
+    """How many of consecutive GPUs lie in each NVLink domain, `first` being the first one's place
+    in its domain: 12 from place 4 of domains of 8 are (4, 8)."""
+    edges = [first, *range(per_domain, first + gpus, per_domain), first + gpus]
+    return tuple(end - start for start, end in pairwise(edges))
+
+
 @dataclass(frozen=True, slots=True)
 class ParallelLayout:
     """How many GPUs work on what; GPU = (pipeline rank, data rank), the data rank varying fastest.
 
-    Consecutive data ranks fill the nodes, so that an expert-parallel group of 64 is 8 whole nodes
-    and all GPUs of a node belong to one pipeline rank (Report, section 3.2).
+    Consecutive GPUs fill the NVLink domains (nodes, or racks), so that an expert-parallel group of
+    64 is 8 whole nodes of 8 GPUs (Report, section 3.2). Pipeline ranks may share a domain, and a
+    group may straddle domains that it does not fill.
     """
 
     gpus: int
-    gpus_per_node: int
+    gpus_per_domain: int
     pp: int
     """Ranks of a pipeline."""
     ep: int
@@ -155,12 +163,6 @@ class ParallelLayout:
         if self.gpus % self.pp:
             raise ValueError(
                 f"pp={self.pp}: does not divide the {self.gpus} GPUs; allowed: a divisor of them"
-            )
-        if self.dp % self.gpus_per_node:
-            raise ValueError(
-                f"pp={self.pp}: {self.dp} data-parallel ranks do not fill nodes of "
-                f"{self.gpus_per_node} GPUs; allowed: a multiple of them, so that a node belongs "
-                "to one pipeline rank"
             )
         if self.dp % self.ep:
             raise ValueError(
@@ -184,9 +186,12 @@ class ParallelLayout:
         return (self.routed_experts + self.redundant_experts) // self.ep
 
     @property
-    def expert_nodes(self) -> int:
-        """Nodes of one expert-parallel group."""
-        return max(1, self.ep // self.gpus_per_node)
+    def expert_parts(self) -> tuple[int, ...]:
+        """GPUs that an expert-parallel group has in each of its domains; of groups that lie
+        differently, the one with the smallest part, whose NICs receive most."""
+        starts = {first % self.gpus_per_domain for first in range(0, self.gpus, self.ep)}
+        parts = [domain_parts(self.ep, self.gpus_per_domain, first=first) for first in starts]
+        return min(parts, key=min)
 
     @property
     def expert_replicas(self) -> int:

@@ -156,7 +156,7 @@ def test_without_the_all_to_all_slow_down_nothing_is_slower(published):
 
 def test_redundant_experts_that_placement_cannot_even_out_bring_the_slowest_rank_more_rows():
     job = load_scenario("dualpipe_h800_2048").file.training
-    sizes = {"gpus": 288, "gpus_per_node": 8, "pp": 4, "routed_experts": 256}
+    sizes = {"gpus": 288, "gpus_per_domain": 8, "pp": 4, "routed_experts": 256}
     layout = ParallelLayout(ep=72, redundant_experts=32, **sizes)
     load = training_load(job, layout, top_k=8, ranks_reached=4.0)
     # 288 slots on 72 GPUs: some GPU holds 4 whole experts of 256, 1.125 times the mean.
@@ -236,7 +236,7 @@ def test_weight_gradients_are_computed_at_once_only_where_memory_needs_it(publis
         (["training.weights_at_once=[head.porj]"], "unknown name 'head.porj'; known: .*head.proj"),
         (["training.expert_load=0.5"], "training.expert_load: 0.5 is not allowed"),
         (["training.global_batch_sequences=1280000000"], "a product of at most"),
-        (["training.pp=512", "training.ep=4"], "do not fill nodes of 8 GPUs"),
+        (["training.pp=512", "training.ep=4"], "pp=512: the pipeline has more stages than"),
         (["calibration.kernel_sets=[nobody]"], "kernel sets nobody"),
         (["model.hidden_sizes=1"], "hidden_sizes: unknown field; known: .*hidden_size"),
         (["model.hidden_size=4096"], "no train trace was recorded from this config; recorded: "),

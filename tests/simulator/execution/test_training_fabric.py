@@ -11,7 +11,9 @@ from hardware_profiles.schema import load_transport
 from simulator.analysis.metrics import training_metrics
 from simulator.execution.simulation import simulate
 from simulator.execution.training_fabric import (
+    Copies,
     StepLoads,
+    copies_of,
     expert_flows,
     ring_flows,
     send_flows,
@@ -60,7 +62,7 @@ PIPELINES = [
 
 def layout(pp=16, ep=64):
     return ParallelLayout(
-        gpus=2048, gpus_per_node=8, pp=pp, ep=ep, routed_experts=256, redundant_experts=0
+        gpus=2048, gpus_per_domain=8, pp=pp, ep=ep, routed_experts=256, redundant_experts=0
     )
 
 
@@ -94,7 +96,7 @@ def rates(of: StepLoads, changes):
 @pytest.mark.parametrize(("name", "pp", "ep"), PIPELINES)
 def test_every_transfer_arrives_at_a_gpu_that_sends_as_much(name, pp, ep):
     of, order = layout(pp, ep), schedule(name, pp)
-    dense, experts = ring_flows(of, order, stride=1), ring_flows(of, order, stride=of.expert_nodes)
+    dense, experts = (ring_flows(of, order, experts=experts) for experts in (False, True))
     for flows in (expert_flows(of), dense, experts):
         sent = np.bincount(flows.source, minlength=of.gpus)
         np.testing.assert_array_equal(sent, np.bincount(flows.destination, minlength=of.gpus))
@@ -116,8 +118,9 @@ def test_every_transfer_arrives_at_a_gpu_that_sends_as_much(name, pp, ep):
 def test_a_ring_passes_every_node_that_holds_the_same(name, pp, ep):
     of, order = layout(pp, ep), schedule(name, pp)
     copies = 2 if name == "dualpipe" else 1
-    for stride, places in ((1, of.dp // 8), (of.expert_nodes, of.dp // 8 // of.expert_nodes)):
-        flows = ring_flows(of, order, stride=stride)
+    nodes = len(of.expert_parts)
+    for experts, stride, places in ((False, 1, of.dp // 8), (True, nodes, of.dp // 8 // nodes)):
+        flows = ring_flows(of, order, experts=experts)
         following = dict(zip(flows.source.tolist(), flows.destination.tolist(), strict=True))
         for gpu in (0, 9, of.gpus - 1):
             passed, at = [gpu], following.get(gpu, gpu)
@@ -144,7 +147,7 @@ def test_dispatch_among_the_first_nodes_is_bound_as_in_serving():
     changes = ("cluster.nodes=8", "cluster.fabric.switch_ports=8", "cluster.fabric.routing=ecmp")
     of = cluster(*changes)
     alone = ParallelLayout(
-        gpus=64, gpus_per_node=8, pp=1, ep=64, routed_experts=256, redundant_experts=0
+        gpus=64, gpus_per_domain=8, pp=1, ep=64, routed_experts=256, redundant_experts=0
     )
     found = step_loads(of, alone, schedule("1f1b", 1)).all_to_all[0]
     served = all_to_all_load(of, gpus=64, pattern="rail")
@@ -164,7 +167,7 @@ def test_dispatch_among_the_first_nodes_is_bound_as_in_serving():
 def test_the_slowest_transfer_takes_what_the_flow_level_simulation_finds(kind, change):
     of = cluster("cluster.nodes=32", "cluster.fabric.switch_ports=20", change)
     small = ParallelLayout(
-        gpus=256, gpus_per_node=8, pp=2, ep=64, routed_experts=256, redundant_experts=0
+        gpus=256, gpus_per_domain=8, pp=2, ep=64, routed_experts=256, redundant_experts=0
     )
     order = schedule("dualpipe", 2)
     found = step_loads(of, small, order)
@@ -174,8 +177,8 @@ def test_the_slowest_transfer_takes_what_the_flow_level_simulation_finds(kind, c
         # One direction of the two, which do not share a link.
         flows, limits, peers = send_flows(small, order)[1], [found.sends[0, 1]], 1
     else:
-        stride = 1 if kind == "dense" else small.expert_nodes
-        flows, limits, peers = ring_flows(small, order, stride=stride), getattr(found, kind), 1
+        flows = ring_flows(small, order, experts=kind == "experts")
+        limits, peers = getattr(found, kind), 1
     size, nic = 1e9, of.node.nic_bandwidth_per_gpu
     fabric = cluster_fabric(of, load_transport("ideal"))
     env = simpy.Environment()
@@ -321,3 +324,58 @@ def test_a_network_that_failures_cut_in_two_is_one_clear_line():
     planes = ", ".join(f"plane:{number}" for number in range(8))
     with pytest.raises(ValueError, match="no live path from GPU 0 to GPU 8"):
         loads(f"cluster.failures=[{planes}]")
+
+
+def racks(*changes):
+    return load_scenario(MAIN, ("cluster=gb200_nvl72", "cluster.nodes=64", *changes)).cluster
+
+
+def in_racks(pp, ep):
+    return ParallelLayout(
+        gpus=256, gpus_per_domain=64, pp=pp, ep=ep, routed_experts=256, redundant_experts=0
+    )
+
+
+def test_groups_and_rings_that_fit_a_rack_take_no_nic():
+    of, order = in_racks(4, 64), schedule("1f1b", 4)
+    found = step_loads(racks(), of, order)
+    assert len(expert_flows(of).source) == 0
+    assert all(len(ring_flows(of, order, experts=experts).source) == 0 for experts in (False, True))
+    assert copies_of(of, [1], experts=False) == Copies(domains=1, fewest=64, most=64)
+    # Every pipeline rank is a rack: what it sends to the next leaves it.
+    assert None not in found.sends.values()
+
+
+def test_pipeline_ranks_that_share_a_rack_send_over_nvlink():
+    found = step_loads(racks(), in_racks(16, 16), schedule("1f1b", 16))
+    # Four ranks in each of the four racks: only 3 to 4, 7 to 8 and 11 to 12 leave one, and back.
+    leaving = {ranks for ranks, load in found.sends.items() if load is not None}
+    assert leaving == {(3, 4), (4, 3), (7, 8), (8, 7), (11, 12), (12, 11)}
+
+
+def test_copies_in_several_racks_meet_over_the_nics_of_the_rack_with_fewest():
+    # Two ranks of 96 GPUs in racks of 64: 64 and 32 of the first, 32 and 64 of the second.
+    of = replace(in_racks(2, 32), gpus=192)
+    assert copies_of(of, [0], experts=False) == Copies(domains=2, fewest=32, most=64)
+    assert copies_of(of, [0], experts=True) == Copies(domains=2, fewest=1, most=2)
+    order = schedule("1f1b", 2)
+    dense = ring_flows(of, order, experts=False).beyond(64)
+    assert sorted(zip(dense.source.tolist(), dense.destination.tolist(), strict=True)) == sorted(
+        [(gpu, gpu + 64) for gpu in range(32)]
+        + [(gpu + 64, gpu) for gpu in range(32)]
+        + [(gpu, gpu + 32) for gpu in range(96, 128)]
+        + [(gpu + 32, gpu) for gpu in range(96, 128)]
+    )
+
+
+def test_a_group_that_does_not_fill_nodes_sends_to_the_gpus_that_it_has_there():
+    # Groups of 12 on nodes of 8: GPUs 0 to 11 have 8 on the first node and 4 on the second.
+    flows = expert_flows(
+        ParallelLayout(
+            gpus=24, gpus_per_domain=8, pp=1, ep=12, routed_experts=252, redundant_experts=0
+        )
+    )
+    first = [(s, d) for s, d in zip(flows.source, flows.destination, strict=True) if s < 12]
+    assert sorted(first) == sorted(
+        [(gpu, 8 + gpu % 4) for gpu in range(8)] + [(gpu, gpu - 8) for gpu in range(8, 12)]
+    )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hardware_profiles.schema import load_calibration, load_cluster, load_gpu
 from hardware_profiles.tables import Measurement
 from reference_model.trace import KINDS, TRACE_FOLDER, Operator, load_trace
+from simulator.hardware.all_to_all import Reach
 from simulator.hardware.costs import COST_MODELS, PROVENANCES, KernelCostModel, NotCalibrated
 from simulator.hardware.kernel_families import calibration_measurements
 from simulator.hardware.kernel_models import ENOUGH_RESIDUALS
@@ -343,7 +344,7 @@ def test_deepep_alone_takes_the_published_time(ranks, dispatch_ms, combine_ms, t
     # DeepEP legacy documentation: 51/50, 58/57 and 43/43 GB/s for EP64, EP32 and EP16. At EP16 NIC
     # and NVLink are nearly equal, which the slower of the two alone does not capture.
     costs = fitted(ranks=ranks)
-    reached = round(4096 * costs.all_to_all_.ranks_per_token)
+    reached = round(4096 * costs.all_to_all_.reach.gpus)
     millisecond = 1e-3
     assert payload(costs, dispatch(received=reached), sms=24) == pytest.approx(
         dispatch_ms * millisecond, rel=tolerance
@@ -431,9 +432,14 @@ def test_one_condition_for_each_operator_or_one_for_all():
         COSTS.predict([gemm(1, 1, 1)], sms=[1, 2], overlapped=False)
 
 
-def test_a_group_that_does_not_fill_nodes_is_an_error():
-    with pytest.raises(ValueError, match="expert-parallel ranks: 12 is not allowed"):
-        fitted(ranks=12)
+def test_the_smaller_part_of_a_group_that_does_not_fill_nodes_sets_the_pace():
+    # 8 GPUs on one node and 4 on another, of which tokens reach 0.9 and 0.7: the 8 send 0.7 copies
+    # each, and the NICs of the 4 receive what the 8 send, 0.7 x 8 / 4 = 1.4.
+    assert Reach(parts=(8, 4), reached=(0.9, 0.7), gpus=6.0).over_nics == 1.4
+    # Two equal nodes: what one sends the other receives.
+    assert Reach(parts=(8, 8), reached=(0.9, 0.9), gpus=6.0).over_nics == 0.9
+    assert Reach(parts=(12,), reached=(1.0,), gpus=6.0).over_nics == 0.0
+    assert fitted(ranks=12).all_to_all_.reach.parts == (8, 4)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from reference_model.balance import write_expert_load
 from reference_model.config import load_model_config
 from simulator.workload.experts import (
     POLICIES,
-    destinations_per_token,
     draw_rows,
     place_experts,
     read_popularity,
     rebalance_cost,
+    share_of_tokens,
     uniform_popularity,
     zipf_popularity,
 )
@@ -171,16 +171,18 @@ def test_drawn_rows_are_tokens_times_top_k_and_no_expert_has_more_than_all_token
 
 
 def destinations(slots, count):
-    return destinations_per_token(
+    (shares,) = share_of_tokens(
         slots,
         experts=256,
         groups=8,
-        groups_per_token=4,
+        kept_groups=4,
         top_k=8,
-        slots_per_destination=(len(slots) // count,),
+        destinations=(np.arange(len(slots)) * count // len(slots),),
         tokens=4096,
         rng=np.random.default_rng(0),
-    )[0]
+    )
+    assert len(shares) == count
+    return shares.sum()
 
 
 def placed_slots(policy, *, redundant=0, gpus=32, nodes=4):

@@ -76,7 +76,7 @@ def test_a_stage_cannot_be_cut_into_more_parts_than_layers():
 
 def layout(**changes):
     fields = {
-        "gpus": 2048, "gpus_per_node": 8, "pp": 16, "ep": 64, "routed_experts": 256,
+        "gpus": 2048, "gpus_per_domain": 8, "pp": 16, "ep": 64, "routed_experts": 256,
         "redundant_experts": 0,
     }  # fmt: skip
     return ParallelLayout(**(fields | changes))
@@ -84,7 +84,8 @@ def layout(**changes):
 
 def test_the_published_run_has_128_replicas_of_4_local_experts_on_8_nodes():
     run = layout()
-    assert (run.dp, run.local_experts, run.expert_nodes, run.expert_replicas) == (128, 4, 8, 2)
+    assert (run.dp, run.local_experts, run.expert_replicas) == (128, 4, 2)
+    assert run.expert_parts == (8,) * 8
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""Where a token's experts lie: the nodes and GPUs that dispatch takes it to."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference_model.config import ModelConfig
+from simulator.hardware.all_to_all import Reach
+from simulator.workload.experts import share_of_tokens
+
+ROUTED_TOKENS = 8192
+"""Tokens whose destinations are counted."""
+
+
+def expert_reach(
+    slots: NDArray[np.int64],
+    *,
+    config: ModelConfig,
+    parts: tuple[int, ...],
+    rng: np.random.Generator,
+) -> Reach:
+    """Count the nodes and GPUs that tokens reach through the model's gate on random scores.
+
+    Nodes with the same number of GPUs are reached alike but for chance, and count as their mean.
+
+    Args:
+        slots: [slots], the expert in each; a GPU's slots are neighbours.
+        parts: GPUs of the expert-parallel group in each node, or NVLink domain.
+    """
+    gpus = sum(parts)
+    gpu = np.arange(len(slots)) * gpus // len(slots)
+    node = np.repeat(np.arange(len(parts)), parts)[gpu]
+    of_node, of_gpu = share_of_tokens(
+        slots,
+        experts=config.n_routed_experts,
+        groups=config.n_group,
+        kept_groups=config.topk_group,
+        top_k=config.num_experts_per_tok,
+        destinations=(node, gpu),
+        tokens=ROUTED_TOKENS,
+        rng=rng,
+    )
+    size = np.array(parts)
+    return Reach(
+        parts=parts,
+        reached=tuple(float(of_node[size == part].mean()) for part in parts),
+        gpus=float(of_gpu.sum()),
+    )
