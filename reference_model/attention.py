@@ -23,6 +23,10 @@ from reference_model.layers import (
 from reference_model.operators import Site
 from reference_model.precision import Operand, Recipe
 
+_LATENT_EPS = 1e-6
+"""Epsilon of the norms of both latents, whatever `rms_norm_eps` says: so DeepSeek's published
+modeling code and transformers' deepseek_v3 have it."""
+
 
 @dataclass(slots=True)
 class SavedAttention:
@@ -53,7 +57,7 @@ class MultiHeadLatentAttention(nn.Module):
             )
 
         def norm(name: str, columns: int) -> RMSNorm:
-            return RMSNorm(f"attention.{name}", columns, eps=config.rms_norm_eps, device=device)
+            return RMSNorm(f"attention.{name}", columns, eps=_LATENT_EPS, device=device)
 
         c = config
         heads = c.num_attention_heads

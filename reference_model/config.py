@@ -48,7 +48,12 @@ class Yarn:
     """Rotations below which a frequency is divided by `factor`; a ramp lies in between."""
     mscale: float
     mscale_all_dim: float
-    """Temperature of the softmax; the rotated parts are scaled by the ratio of the two."""
+    """Temperature of the softmax; the rotated parts are scaled by the ratio of the two, and where
+    either is 0 by a temperature that follows from `factor`."""
+    attention_factor: float | None = None
+    """Scale of the rotated parts in the place of all that."""
+    truncate: bool = True
+    """Whether the ramp begins and ends at whole pairs of dimensions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +105,25 @@ class ModelConfig:
     @property
     def digest(self) -> str:
         """SHA-256 of every field: equal digests, equal models."""
-        return _digest(asdict(self))
+        return _digest(self._values())
 
     @property
     def layer_digest(self) -> str:
         """SHA-256 of every field but the numbers of layers: equal digests, equal layers."""
         counts = ("num_hidden_layers", "first_k_dense_replace")
-        return _digest({name: v for name, v in asdict(self).items() if name not in counts})
+        return _digest({name: v for name, v in self._values().items() if name not in counts})
+
+    def _values(self) -> dict[str, Any]:
+        """Every field; of YaRN without those of its usual form, which older digests do not hold."""
+        values = asdict(self)
+        if yarn := values["rope_scaling"]:
+            usual = {"attention_factor": None, "truncate": True}
+            values["rope_scaling"] = {
+                name: value
+                for name, value in yarn.items()
+                if name not in usual or value != usual[name]
+            }
+        return values
 
 
 def _digest(values: Mapping[str, Any]) -> str:
@@ -163,13 +180,14 @@ def parse_model_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:
         "q_lora_rank": None,
         "num_nextn_predict_layers": 0,
         "rms_norm_eps": 1e-6,  # that of every published checkpoint of the family
-        "rope_theta": scaling.get("rope_theta", 10000.0),
         "norm_topk_prob": True,
     }
     values: dict[str, Any] = {}
     for item in fields(ModelConfig):
         if item.name == "rope_scaling":
-            values[item.name] = _yarn(scaling, source)
+            values[item.name] = _yarn(scaling, values["rope_theta"], source)
+        elif item.name == "rope_theta":
+            values[item.name] = _rope_theta(raw, scaling, source)
         elif item.name in raw:
             values[item.name] = _checked(item.name, str(item.type), raw[item.name], source)
         elif item.name in defaults:
@@ -209,26 +227,68 @@ def _rope_scaling(raw: Mapping[str, Any], source: str) -> Mapping[str, Any]:
         raise ValueError(
             f"{source}: rope_scaling.type = {kind!r} is not supported, allowed: {list(_ROPE_TYPES)}"
         )
+    for holder in (raw, scaling):
+        share = holder.get("partial_rotary_factor")
+        if share not in (None, 1):
+            raise ValueError(
+                f"{source}: partial_rotary_factor = {share!r} is not supported, allowed: [1, None]"
+            )
+    length = "original_max_position_embeddings"
+    if kind == "yarn" and raw.get(length, scaling.get(length)) != scaling.get(length):
+        raise ValueError(
+            f"{source}: {length} = {raw[length]!r}, in rope_scaling {scaling.get(length)!r}; "
+            "allowed: in rope_scaling only"
+        )
     return scaling
 
 
-def _yarn(scaling: Mapping[str, Any], source: str) -> Yarn | None:
+def _rope_theta(raw: Mapping[str, Any], scaling: Mapping[str, Any], source: str) -> float:
+    """Base of the rotary frequencies, which stands beside the scaling or inside it."""
+    beside, inside = raw.get("rope_theta"), scaling.get("rope_theta")
+    if beside is not None and inside is not None and beside != inside:
+        raise ValueError(
+            f"{source}: rope_theta = {beside!r}, in rope_parameters {inside!r}; allowed: one of "
+            "them, or the same in both"
+        )
+    given = [value for value in (inside, beside) if value is not None]
+    theta: float = _checked("rope_theta", "float", given[0] if given else 10000.0, source)
+    return theta
+
+
+def _yarn(scaling: Mapping[str, Any], theta: float, source: str) -> Yarn | None:
     if scaling.get("rope_type", scaling.get("type", "default")) == "default":
         return None
-    # Absent fields mean what they mean in the published implementations of YaRN.
-    values: dict[str, Any] = {"beta_fast": 32, "beta_slow": 1, "mscale": 1, "mscale_all_dim": 0}
-    values |= {item.name: scaling[item.name] for item in fields(Yarn) if item.name in scaling}
-    for item in fields(Yarn):
-        value = values.get(item.name)
+    # What fields that are absent or null mean to transformers.
+    values: dict[str, Any] = {"beta_fast": 32, "beta_slow": 1, "mscale": 0, "mscale_all_dim": 0}
+    names = [item.name for item in fields(Yarn)]
+    values |= {name: scaling[name] for name in names if scaling.get(name) is not None}
+    truncate = values.pop("truncate", True)
+    if not isinstance(truncate, bool):
+        raise ValueError(f"{source}: rope_scaling.truncate = {truncate!r} must be true or false")
+    for name in names:
+        value = values.get(name)
+        if name == "truncate" or (name == "attention_factor" and value is None):
+            continue
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             raise ValueError(
-                f"{source}: rope_scaling.{item.name} = {value!r} must be a number, 0 or more"
+                f"{source}: rope_scaling.{name} = {value!r} must be a number, 0 or more"
             )
     if values["factor"] < 1:
         raise ValueError(f"{source}: rope_scaling.factor = {values['factor']!r} must be at least 1")
-    length = int(values.pop("original_max_position_embeddings"))
+    for name in ("beta_fast", "beta_slow"):
+        if not values[name]:
+            raise ValueError(f"{source}: rope_scaling.{name} = 0 must be above 0, or left out")
+    length = values.pop("original_max_position_embeddings")
+    if length < 1 or length != int(length):
+        raise ValueError(
+            f"{source}: rope_scaling.original_max_position_embeddings = {length!r} must be a "
+            "whole number, 1 or more"
+        )
+    if theta <= 1:
+        raise ValueError(f"{source}: rope_theta = {theta:g} must be above 1 for YaRN")
     return Yarn(
-        original_max_position_embeddings=length,
+        original_max_position_embeddings=int(length),
+        truncate=truncate,
         **{name: float(value) for name, value in values.items()},
     )
 

@@ -304,6 +304,8 @@ def _temperature(factor: float, mscale: float) -> float:
 
 
 def _yarn_magnitude(yarn: Yarn) -> float:
+    if yarn.attention_factor is not None:
+        return yarn.attention_factor
     if yarn.mscale and yarn.mscale_all_dim:
         return _temperature(yarn.factor, yarn.mscale) / _temperature(
             yarn.factor, yarn.mscale_all_dim
@@ -320,8 +322,10 @@ def _yarn_frequencies(frequencies: Tensor, yarn: Yarn, theta: float) -> Tensor:
         turns = yarn.original_max_position_embeddings / (rotations * 2 * math.pi)
         return pairs * math.log(turns) / math.log(theta)
 
-    low = max(math.floor(pair_with(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair_with(yarn.beta_slow)), 2 * pairs - 1)
+    low, high = pair_with(yarn.beta_fast), pair_with(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
     # A ramp of no width would divide by zero; the published code widens it by a thousandth.
     width = high - low or 0.001
     slow = ((torch.arange(pairs, dtype=torch.float32) - low) / width).clamp(0, 1)

@@ -92,6 +92,10 @@ def test_the_digest_of_layers_leaves_their_number_out():
         ({"tie_word_embeddings": True}, "tie_word_embeddings = True"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "type = 'linear'.*'yarn'"),
         ({"rope_scaling": {"type": "yarn", "factor": 2}}, "original_max_position_embeddings"),
+        ({"rope_theta": 0}, "rope_theta = 0 must be a number above 0"),
+        ({"rope_theta": 1}, "rope_theta = 1 must be above 1 for YaRN"),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor = 0.5 .*\[1, None\]"),
+        ({"original_max_position_embeddings": 8}, "embeddings = 8, in rope_scaling 4096; allowed"),
         ({"index_topk": 2048}, "index_topk = 2048"),
         ({"hidden_size": 7168.5}, "hidden_size = 7168.5 must be a whole number"),
         ({"vocab_size": 0}, "vocab_size = 0 must be at least 1"),
@@ -111,6 +115,31 @@ def test_what_the_model_cannot_compute_is_an_error_that_names_it(raw, change, me
     with pytest.raises(ValueError, match=message) as error:
         parse_model_config(raw | change, source="my.json")
     assert str(error.value).startswith("my.json: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"truncate": "no"}, "rope_scaling.truncate = 'no' must be true or false"),
+        ({"attention_factor": -1}, "rope_scaling.attention_factor = -1 must be a number, 0 or"),
+        ({"beta_fast": 0}, "rope_scaling.beta_fast = 0 must be above 0, or left out"),
+        ({"original_max_position_embeddings": 0.5}, "= 0.5 must be a whole number, 1 or more"),
+        ({"rope_theta": 500}, "rope_theta = 10000, in rope_parameters 500; allowed: one of them"),
+    ],
+)
+def test_what_rope_scaling_cannot_be_is_an_error_that_names_it(raw, change, message):
+    raw["rope_scaling"] |= change
+    with pytest.raises(ValueError, match=message) as error:
+        parse_model_config(raw, source="my.json")
+    assert str(error.value).startswith("my.json: ")
+
+
+def test_the_digest_tells_forms_of_yarn_apart_and_knows_the_usual_one(raw):
+    usual = parse_model_config(raw, source="a").digest
+    raw["rope_scaling"] |= {"truncate": True, "attention_factor": None}
+    assert parse_model_config(raw, source="b").digest == usual
+    raw["rope_scaling"]["truncate"] = False
+    assert parse_model_config(raw, source="c").digest != usual
 
 
 def test_a_missing_field_is_named(raw):

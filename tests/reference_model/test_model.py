@@ -44,6 +44,29 @@ CHANGES = {
         "norm_topk_prob": False,
     },
     "dense layers only": {"first_k_dense_replace": 3},
+    # The norms of the latents keep an epsilon of 1e-6 whatever the others have.
+    "an epsilon of its own": {"rms_norm_eps": 1e-2},
+    "a magnitude of its own": {"rope_scaling": YARN | {"attention_factor": 1.3}},
+    "a ramp of YaRN that begins and ends between pairs": {
+        "rope_scaling": YARN | {"truncate": False}
+    },
+    "YaRN with one temperature": {
+        "rope_scaling": {name: YARN[name] for name in YARN if name != "mscale"}
+    },
+    "YaRN without temperatures and with null for a default": {
+        "rope_scaling": {name: YARN[name] for name in YARN if not name.startswith("mscale")}
+        | {"beta_fast": None}
+    },
+    "rope_parameters as transformers 5 writes them": {
+        "rope_scaling": None,
+        "rope_theta": None,
+        "rope_parameters": YARN | {"type": None, "rope_type": "yarn", "rope_theta": 500.0},
+    },
+    "rope_parameters without YaRN": {
+        "rope_scaling": None,
+        "rope_theta": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    },
 }
 
 
