@@ -209,14 +209,17 @@ def _parse_mooncake(line: str) -> Request:
         raise _Malformed("its JSON has a number too long or lists too deep to read") from None
     if not isinstance(fields, dict):
         raise _Malformed("not a JSON object")
-    for name in ("timestamp", "input_length", "output_length", "hash_ids"):
+    for name in ("timestamp", "input_length", "output_length"):
         if name not in fields:
             raise _Malformed(f"{name!r} is missing")
-    hashes = fields["hash_ids"]
-    if not isinstance(hashes, list) or not all(type(h) is int for h in hashes):
-        raise _Malformed("hash_ids is not a list of whole numbers")
     prompt = _tokens(fields["input_length"], "input_length")
-    if len(hashes) != -(-prompt // HASHED_BLOCK_TOKENS):
+    # A recorder that hashes nothing leaves them out: such a prompt shares no prefix.
+    hashes = fields.get("hash_ids")
+    if hashes is None:
+        hashes = []
+    elif not isinstance(hashes, list) or not all(type(h) is int for h in hashes):
+        raise _Malformed("hash_ids is not a list of whole numbers")
+    elif len(hashes) != -(-prompt // HASHED_BLOCK_TOKENS):
         raise _Malformed(
             f"{len(hashes)} hash_ids for {prompt} tokens in blocks of {HASHED_BLOCK_TOKENS}"
         )

@@ -66,6 +66,24 @@ def test_mooncake_jsonl_keeps_its_block_hashes(tmp_path: Path) -> None:
     assert ideal_hit_rate(iter(requests)) == pytest.approx(1 / 3)
 
 
+def test_mooncake_prompts_without_block_hashes_share_no_prefix(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    lines = [
+        {"timestamp": 250, "input_length": 700, "output_length": 5},
+        {"timestamp": 750, "input_length": 700, "output_length": 5, "hash_ids": None},
+        {"timestamp": 1250, "input_length": 700, "output_length": 5, "hash_ids": [3, 4]},
+    ]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    requests, counts = read(path, "mooncake")
+    assert [(r.arrival_s, r.prompt_tokens, r.block_hashes) for r in requests] == [
+        (0.0, 700, ()),
+        (0.5, 700, ()),
+        (1.0, 700, (3, 4)),
+    ]
+    assert counts.malformed == 0
+    assert ideal_hit_rate(iter(requests[:2])) == 0.0
+
+
 def test_burstgpt_csv_counts_requests_without_an_answer(tmp_path: Path) -> None:
     path = tmp_path / "burst.csv"
     path.write_text(BURSTGPT)
