@@ -1,18 +1,22 @@
-"""What low-latency all-to-all kernels achieve: measured rows in, wire times of any size out.
+"""Predict the wire times of low-latency all-to-all kernels from a few published rows.
 
 Low-latency dispatch and combine (DeepEP) send every copy of a token straight to the GPU of its
-expert, without forwarding. Their time grows with bytes from a small intercept, so one measured row
-a group size gives the bandwidth that a rank achieves: bytes / (time - intercept). Bytes are counted
-as DeepEP's own test counts them: all copies, those to the own rank included.
+expert, without forwarding. Their time grows with bytes from an intercept, so one measured row per
+group size gives the bandwidth that a rank achieves: bytes that cross the link / (time - intercept).
+Three forms exist: every copy over NVLink, every copy through NICs, and mixed, DeepEP's default
+since June 2025: copies to GPUs of the own NVLink domain go over NVLink, the rest through NICs, both
+at once, and the slower decides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from hardware_profiles.fields import (
     ROOT,
@@ -37,6 +41,18 @@ META_BYTES = 16
 BF16_BYTES = 2
 
 
+End = Literal["value", "low", "high"]
+"""Which figure of an estimate."""
+
+
+class Intercept(Profile):
+    """Times of next to no tokens at one group size."""
+
+    ranks: Count
+    dispatch: TimeEstimate
+    combine: TimeEstimate
+
+
 class LowLatencyRow(Profile):
     """Times of one group size, kernels sending and receiving at once."""
 
@@ -49,10 +65,14 @@ class LowLatencyProfile(Profile):
     """Published or measured rows of one machine, all for the same tokens, hidden size and top-k."""
 
     name: str
-    link: Literal["nic", "nvlink"]
-    """What the copies travel over."""
+    link: Literal["nic", "nvlink", "mixed"]
+    """What the copies travel over; mixed: NVLink within an NVLink domain, NICs beyond it."""
     link_bandwidth: BandwidthValue
-    """Line rate of that link on the measured machine, per GPU and direction."""
+    """Line rate of that link on the measured machine, per GPU and direction; mixed: of the NIC."""
+    domain: Count | None = None
+    """mixed: GPUs that NVLink joins on the measured machine."""
+    within: LowLatencyProfile | None = None
+    """mixed: the profile of copies within a domain; in a file, its name."""
     tokens: Count
     """Tokens of one rank."""
     hidden: Count
@@ -63,9 +83,7 @@ class LowLatencyProfile(Profile):
     """Bytes of a buffered message before its values."""
     latency: TimeValue
     """Of the measured machine's network, which the intercepts hold."""
-    dispatch_intercept: TimeEstimate
-    """Time of a dispatch of next to no tokens."""
-    combine_intercept: TimeEstimate
+    intercepts: tuple[Intercept, ...]
     dispatch_send: TimeEstimate
     """Kernel that casts tokens and posts their messages, at `tokens` tokens; so the next three."""
     dispatch_receive: TimeEstimate
@@ -75,18 +93,55 @@ class LowLatencyProfile(Profile):
     """Kernel that sums returned rows."""
     rows: tuple[LowLatencyRow, ...]
 
-    def fraction(self, operation: Operation, ranks: int) -> float:
-        """Share of the line rate that a group of `ranks` achieves, between its neighbouring rows on
-        the logarithm of the group size; beyond the rows, that of the nearest."""
-        sizes = np.log([row.ranks for row in self.rows])
-        moved = self.tokens * self.top_k * message_bytes(operation, self.hidden)
-        times = np.array([getattr(row, operation) for row in self.rows])
-        achieved = moved / (times - self.intercept(operation).value) / self.link_bandwidth
-        return float(np.interp(np.log(ranks), sizes, achieved))
+    @model_validator(mode="after")
+    def _form_is_complete(self) -> Self:
+        for field in ("domain", "within"):
+            if (self.link == "mixed") != (getattr(self, field) is not None):
+                raise ValueError(f"{field} is needed with link mixed, and only then")
+        if self.within is not None and self.within.link != "nvlink":
+            raise ValueError(f"within: link {self.within.link}; allowed: a profile of link nvlink")
+        for field in ("rows", "intercepts"):
+            sizes = [entry.ranks for entry in getattr(self, field)]
+            if not sizes or sizes != sorted(set(sizes)):
+                raise ValueError(f"{field}: ranks {sizes}; allowed: at least one, ascending")
+        smallest = self.rows[0].ranks
+        if self.crossing(smallest, self.domain) <= 0.0:
+            raise ValueError(
+                f"rows: ranks {smallest}; allowed with link {self.link}: more than "
+                f"{self.domain or 1}, as no copy crosses a NIC otherwise"
+            )
+        return self
 
-    def intercept(self, operation: Operation) -> TimeEstimate:
-        """The time of next to no tokens."""
-        return self.dispatch_intercept if operation == "dispatch" else self.combine_intercept
+    def crossing(self, ranks: int, domain: int | None) -> float:
+        """Share of evenly spread copies that cross the link in a group of `ranks`, on a machine
+        whose NVLink domains have `domain` GPUs. A NIC carries no copy to its own GPU; over NVLink
+        the send kernel stores those as well."""
+        if self.link == "nvlink":
+            return 1.0
+        near = domain if self.link == "mixed" and domain is not None else 1
+        return max(0.0, 1.0 - near / ranks)
+
+    def fraction(self, operation: Operation, ranks: int, end: End = "value") -> float:
+        """Share of the line rate that a group of `ranks` achieves, between its neighbouring rows on
+        the logarithm of the group size; beyond the rows, that of the nearest. `end`: with which
+        figure of the intercept."""
+        sizes = [row.ranks for row in self.rows]
+        copies = self.tokens * self.top_k * message_bytes(operation, self.hidden)
+        achieved = [
+            copies
+            * self.crossing(row.ranks, self.domain)
+            / (getattr(row, operation) - self.intercept(operation, row.ranks, end))
+            / self.link_bandwidth
+            for row in self.rows
+        ]
+        return _at_ranks(ranks, sizes, achieved)
+
+    def intercept(self, operation: Operation, ranks: int, end: End = "value") -> Seconds:
+        """The time of next to no tokens in a group of `ranks`, between its neighbouring intercepts
+        like `fraction`."""
+        sizes = [entry.ranks for entry in self.intercepts]
+        times = [getattr(getattr(entry, operation), end) for entry in self.intercepts]
+        return _at_ranks(ranks, sizes, times)
 
     def covers(self, ranks: int) -> bool:
         """Whether `ranks` lies within the measured group sizes."""
@@ -99,6 +154,10 @@ class LowLatencyProfile(Profile):
 
 Operation = Literal["dispatch", "combine"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+
+
+def _at_ranks(ranks: int, sizes: Sequence[int], values: Sequence[float]) -> float:
+    return float(np.interp(np.log(ranks), np.log(sizes), values))
 
 
 def message_bytes(operation: Operation, hidden: int) -> Bytes:
@@ -117,11 +176,13 @@ def wire_time(
     hidden: int,
     ranks: int,
     link_bandwidth: BytesPerSecond,
+    end: End = "value",
 ) -> NDArray[np.float64]:
     """Seconds until `copies` copies have crossed a link of `link_bandwidth`, intercept excluded.
 
-    The achieved share of the line rate is taken over from the profile."""
-    rate = profile.fraction(operation, ranks) * link_bandwidth
+    The achieved share of the line rate is taken over from the profile, with the given figure of its
+    intercept; of a mixed profile, copies and link are those of the NICs."""
+    rate = profile.fraction(operation, ranks, end) * link_bandwidth
     return copies * message_bytes(operation, hidden) / rate
 
 
@@ -153,8 +214,7 @@ def load_low_latency(name_or_path: str) -> LowLatencyProfile:
                 f"unknown low-latency profile {name_or_path!r}; "
                 f"known: {', '.join(known_low_latency())}; or give a path to a .yaml file"
             )
-    profile = validate(LowLatencyProfile, read_yaml(path, where=where), where=where)
-    sizes = [row.ranks for row in profile.rows]
-    if not sizes or sizes != sorted(set(sizes)):
-        raise ValueError(f"{where}: rows: ranks {sizes}; allowed: at least one row, ascending")
-    return profile
+    raw = read_yaml(path, where=where)
+    if isinstance(raw.get("within"), str):
+        raw["within"] = load_low_latency(raw["within"])
+    return validate(LowLatencyProfile, raw, where=where)

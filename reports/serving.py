@@ -164,12 +164,15 @@ def _expert_loads(experts: Mapping[str, Any]) -> str:
 
 
 def _transfers(transfers: Mapping[str, Any]) -> str:
-    """What bounds dispatch and combine."""
-    if transfers["link"] != "nic":
-        return "over NVLink"
+    """What carries dispatch and combine, and what bounds them."""
+    form = f"{transfers['low_latency']}, " if "low_latency" in transfers else ""
+    if transfers["link"] == "nvlink":
+        return f"{form}over NVLink"
     fabric = transfers["fabric_bytes_per_s"]
     rate = format_bandwidth(transfers["link_bytes_per_s"])
-    text = f"over NICs of {rate}"
+    text = f"{form}over NICs of {rate}"
+    if transfers["link"] == "mixed":
+        text += f" but for {transfers['nvlink_share']:.0%} of the copies, which NVLink carries"
     if transfers["nic_stretch"] > 1.0:
         text += f", {transfers['nic_stretch']:.2f} times longer for what is broken"
     if fabric is None:

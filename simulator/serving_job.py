@@ -78,7 +78,8 @@ class AllToAllInputs(Profile):
     """normal: one copy a node, forwarded within it, on communication SMs. low_latency: every copy
     straight to its GPU; send and receive kernels on the compute stream, the wire on no SM."""
     low_latency: str | None = None
-    """Name of a profile in hardware_profiles/low_latency."""
+    """Name of a profile in hardware_profiles/low_latency, which says what the copies travel over:
+    NVLink, NICs alone, or both (DeepEP's default form since June 2025)."""
     overlapped: Estimate | None = None
     """low_latency: wire time beside compute over the wire time alone. (Normal kernels have theirs
     in the calibration.)"""

@@ -188,12 +188,17 @@ def transfer_metrics(step: ServingStep) -> dict[str, Any]:
     """What dispatch and combine travel over, and what bounds them beside the link's own rate."""
     model = step.model
     node, job, load = model.cluster.node, model.job, model.kernels.load
+    profile = model.low_latency
+    form = {} if profile is None else {"low_latency": profile.name}
     if model.over_nvlink:
-        return {"link": "nvlink", "link_bytes_per_s": node.gpu.nvlink_bandwidth}
+        return {"link": "nvlink", "link_bytes_per_s": node.gpu.nvlink_bandwidth} | form
+    mixed = profile is not None and profile.link == "mixed"
     normal = job.normal_transfers
     model_of_transfers = model.kernels.costs.all_to_all_
     return {
-        "link": "nic",
+        "link": "mixed" if mixed else "nic",
+        **({"nvlink_share": model.domain_share} if mixed else {}),
+        **form,
         # Normal kernels cross the network once a node; low-latency ones once a copy.
         "nodes_per_token": model_of_transfers.reach.nodes if normal else None,
         "gpus_per_token": model.kernels.received_per_token if normal else None,
@@ -230,7 +235,10 @@ def _link_bytes(step: ServingStep, rows: float, uneven: float) -> dict[str, Any]
     if model.job.expert_tp > 1:
         return None
     mean: dict[str, float] = {}
-    if model.low_latency is not None:
+    profile = model.low_latency
+    if profile is not None:
+        # Of a mixed form, those that leave the NVLink domain.
+        rows *= profile.crossing(model.job.gpus, model.nvlink_domain)
         mean = {name: rows * message_bytes(name, model.config.hidden_size) for name in OPERATIONS}
     else:
         transfers = model.kernels.costs.all_to_all_

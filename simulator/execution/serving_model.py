@@ -24,7 +24,7 @@ from simulator.execution.step_order import TaskOrder, task_order
 from simulator.hardware.all_to_all import Reach
 from simulator.hardware.clusters import nvlink_domains
 from simulator.hardware.costs import KernelCostModel
-from simulator.hardware.fabric_load import FabricLoad, all_to_all_load
+from simulator.hardware.fabric_load import FabricLoad, Pattern, all_to_all_load
 from simulator.hardware.routing import parse_failure
 from simulator.hardware.transfer import KERNEL_SET as TRANSFERRED
 from simulator.serving_job import ServingStepJob
@@ -120,6 +120,18 @@ class ServingModel:
         return _over_nvlink(self.job, self.cluster, self.low_latency)
 
     @property
+    def nvlink_domain(self) -> int:
+        """GPUs of the deployment in the NVLink domain that has the fewest of them, which sends the
+        most copies beyond it."""
+        each = nvlink_domains(self.cluster, group=self.job.gpus).gpus_each
+        return min(domain_parts(self.job.gpus, each))
+
+    @property
+    def domain_share(self) -> float:
+        """Share of evenly spread copies that stay within the NVLink domain of their GPU."""
+        return self.nvlink_domain / self.job.gpus
+
+    @property
     def choices(self) -> int:
         """Copies of each token that travel."""
         dispatched = self.job.experts.shared_expert == "dispatched"
@@ -135,6 +147,7 @@ def kernel_source(
     calibration: CalibrationProfile,
     cost_model: Callable[..., KernelCostModel],
     measurements: Iterable[Measurement],
+    low_latency: LowLatencyProfile | None,
     seed: int,
 ) -> KernelSource:
     """Fit kernel times for the GPUs of a job.
@@ -162,7 +175,9 @@ def kernel_source(
         expert_parallel_ranks=ranks,
         reach=reach,
     ).fit(rows)
-    load = all_to_all_load(cluster, gpus=ranks, pattern="rail" if normal else "every_gpu")
+    mixed = low_latency is not None and low_latency.link == "mixed"
+    pattern: Pattern = "rail" if normal else "other_domains" if mixed else "every_gpu"
+    load = all_to_all_load(cluster, gpus=ranks, pattern=pattern)
     costs.all_to_all_.load = load
     return KernelSource(
         calibration=calibration,
@@ -226,12 +241,15 @@ def serving_model(
     """
     _check(job, config=config, cluster=cluster)
     domain = _nvlink_domain(cluster)
+    if low_latency is not None and job.gpus <= domain:
+        low_latency = low_latency.within or low_latency
     over_nvlink = _over_nvlink(job, cluster, low_latency)
     _check_failures(cluster, over_nvlink=over_nvlink or job.expert_tp > 1)
     if low_latency is not None and over_nvlink and job.gpus > domain:
         raise ValueError(
             f"all_to_all.low_latency {low_latency.name}: its copies go over NVLink, which joins "
-            f"{domain} GPUs of {cluster.name}, not {job.gpus}"
+            f"{domain} GPUs of {cluster.name}, not {job.gpus}; allowed: a profile of link nic or "
+            "mixed, such as deepep_h100_mixed"
         )
     rng = np.random.default_rng(seed)
     popularity = _popularity(job, config, rng)

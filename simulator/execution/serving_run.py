@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hardware_profiles.low_latency_kernels import load_low_latency
+from hardware_profiles.low_latency_kernels import LowLatencyProfile, load_low_latency
 from hardware_profiles.offload_servers import OffloadServerProfile, load_server
 from hardware_profiles.schema import CalibrationProfile, Estimate
 from hardware_profiles.units import Seconds
@@ -142,7 +142,6 @@ def prepare_serving(
     Args:
         kernels: those of another job on the same GPUs; fitted anew without it.
     """
-    name = job.all_to_all.low_latency
     if kernels is None:
         kernels = _kernels(scenario, job, scenario.calibration)
     return serving_model(
@@ -151,9 +150,14 @@ def prepare_serving(
         cluster=scenario.cluster,
         kernels=kernels,
         trace=trace_of(scenario.model, job.phase),
-        low_latency=None if name is None else load_low_latency(name),
+        low_latency=_low_latency(job),
         seed=scenario.file.seed,
     )
+
+
+def _low_latency(job: ServingStepJob) -> LowLatencyProfile | None:
+    name = job.all_to_all.low_latency
+    return None if name is None else load_low_latency(name)
 
 
 def _kernels(
@@ -166,6 +170,7 @@ def _kernels(
         calibration=calibration,
         cost_model=by_name(COST_MODELS, scenario.file.cost_model, "cost_model"),
         measurements=calibration_measurements(calibration),
+        low_latency=_low_latency(job),
         seed=scenario.file.seed,
     )
 

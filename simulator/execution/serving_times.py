@@ -9,19 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.low_latency_kernels import (
+    End,
     LowLatencyProfile,
     Operation,
     kernel_time,
     message_bytes,
     wire_time,
 )
-from hardware_profiles.schema import Estimate, TimeEstimate
-from hardware_profiles.units import Seconds
+from hardware_profiles.schema import Estimate
 from reference_model.trace import Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
 from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
@@ -200,54 +201,85 @@ def _wire_copies(model: ServingModel, layer: LayerOperators) -> float:
 def _kernel_ends(
     model: ServingModel, profile: LowLatencyProfile, part: str, copies: float
 ) -> tuple[float, float, float]:
-    estimate: TimeEstimate = getattr(profile, part)
     value, low, high = (
-        float(_kernel_at(model, profile, part, at, np.array(copies)))
-        for at in (estimate.value, estimate.low, estimate.high)
+        float(_kernel_at(model, profile, part, np.array(copies), end)) for end in get_args(End)
     )
     return value, low, high
 
 
 def _kernel_at(
-    model: ServingModel, profile: LowLatencyProfile, part: str, at_profile: Seconds, copies: Array
+    model: ServingModel, profile: LowLatencyProfile, part: str, copies: Array, end: End = "value"
 ) -> Array:
-    """Seconds of a send or receive kernel over `copies` copies, `at_profile` at the profile's."""
+    """Seconds of a send or receive kernel over `copies` copies, by one figure of its estimate.
+
+    Within an NVLink domain the send kernel stores the copies itself, at the link's rate; of a mixed
+    profile it also posts those that leave the domain, and the slower of both decides."""
+    handled = copies
     if profile.link == "nvlink" and part.endswith("_send"):
-        # Within an NVLink domain the send kernel stores the copies itself, at the link's rate.
-        copies = copies * (profile.link_bandwidth / model.cluster.node.gpu.nvlink_bandwidth)
+        handled = copies * (profile.link_bandwidth / model.cluster.node.gpu.nvlink_bandwidth)
     floor = model.kernels.calibration.kernel_floor.value
-    return kernel_time(at_profile, profile, copies=copies, floor=floor)
+    seconds = kernel_time(
+        getattr(getattr(profile, part), end), profile, copies=handled, floor=floor
+    )
+    if profile.within is None or not part.endswith("_send"):
+        return seconds
+    near = copies * model.domain_share
+    return np.maximum(seconds, _kernel_at(model, profile.within, part, near, end))
+
+
+def _moved(
+    model: ServingModel,
+    profile: LowLatencyProfile,
+    operation: Operation,
+    copies: Array,
+    end: End = "value",
+) -> Array:
+    """Seconds until `copies` copies have crossed their links, intercept excluded.
+
+    The published share of the line rate holds for NICs; links between switches, or what failures
+    left of the NICs, take longer where they are slower. Copies within an NVLink domain travel at
+    the same time as those beyond it."""
+    node, ranks, load = model.cluster.node, model.job.gpus, model.kernels.load
+    over_nvlink = profile.link == "nvlink"
+    seconds = wire_time(
+        profile,
+        operation,
+        copies=copies * profile.crossing(ranks, model.nvlink_domain),
+        hidden=model.config.hidden_size,
+        ranks=ranks,
+        link_bandwidth=node.gpu.nvlink_bandwidth if over_nvlink else node.nic_bandwidth_per_gpu,
+        end=end,
+    )
+    if over_nvlink:
+        return seconds
+    beyond = copies * message_bytes(operation, model.config.hidden_size) / load.bandwidth
+    seconds = np.maximum(seconds * load.nic_stretch, beyond)
+    if profile.within is None:
+        return seconds
+    near = copies * model.domain_share
+    return np.maximum(seconds, _moved(model, profile.within, operation, near, end))
 
 
 def _wire_alone(
-    model: ServingModel, profile: LowLatencyProfile, operation: Operation, copies: Array
+    model: ServingModel,
+    profile: LowLatencyProfile,
+    operation: Operation,
+    copies: Array,
+    end: End = "value",
 ) -> Array:
     """What is left of the published kernel's time when its send and receive parts are taken out, at
-    least the network's latency; seconds for each number of copies.
-
-    The published share of the line rate holds for NICs; links between switches, or what failures
-    left of the NICs, take longer where they are slower."""
+    least the network's latency; seconds for each number of copies, by one figure of the intercept.
+    """
     node, fabric, load = model.cluster.node, model.cluster.fabric, model.kernels.load
-    over_nics = profile.link == "nic"
-    moved = wire_time(
-        profile,
-        operation,
-        copies=copies,
-        hidden=model.config.hidden_size,
-        ranks=model.job.gpus,
-        link_bandwidth=node.nic_bandwidth_per_gpu if over_nics else node.gpu.nvlink_bandwidth,
-    )
     own = sum(
-        _kernel_at(model, profile, part, getattr(profile, part).value, copies)
-        for part in (f"{operation}_send", f"{operation}_receive")
+        _kernel_at(model, profile, f"{operation}_{part}", copies) for part in ("send", "receive")
     )
     latency = node.nvlink_latency
-    if over_nics:
-        beyond = copies * message_bytes(operation, model.config.hidden_size) / load.bandwidth
-        moved = np.maximum(moved * load.nic_stretch, beyond)
+    if profile.link != "nvlink":
         latency = max(fabric.cross_leaf_latency, load.latency)
     # The published kernel met the latency of its own network.
-    least = profile.intercept(operation).value + latency - profile.latency
+    least = profile.intercept(operation, model.job.gpus, end) + latency - profile.latency
+    moved = _moved(model, profile, operation, copies, end)
     alone: Array = np.maximum(latency, moved + least - own)
     return alone
 
@@ -262,19 +294,24 @@ def _beside_compute(model: ServingModel) -> Estimate:
 def _low_latency_wire(
     model: ServingModel, profile: LowLatencyProfile, operation: Operation, copies: float
 ) -> tuple[tuple[float, float, float], int, str]:
-    """A wire's time with its interval: the slow-down beside compute, and what the achieved share of
-    the line rate differs by among the measured group sizes."""
+    """A wire's time with its interval: the slow-down beside compute, the intercept's, and what the
+    achieved share of the line rate differs by among the measured group sizes."""
     job = model.job
-    alone = float(_wire_alone(model, profile, operation, np.array(copies)))
+    alone, *ends = (
+        float(_wire_alone(model, profile, operation, np.array(copies), end))
+        for end in get_args(End)
+    )
     ratio = _beside_compute(model)
     fractions = [profile.fraction(operation, row.ranks) for row in profile.rows]
     here = profile.fraction(operation, job.gpus)
-    low = alone * ratio.low * min(1.0, here / max(fractions))
-    high = alone * ratio.high * max(1.0, here / min(fractions))
+    low = min(alone, *ends) * ratio.low * min(1.0, here / max(fractions))
+    high = max(alone, *ends) * ratio.high * max(1.0, here / min(fractions))
     same_size = copies == profile.tokens * profile.top_k and profile.is_measured(job.gpus)
-    link = model.cluster.node.nic_bandwidth_per_gpu
-    link = link if profile.link == "nic" else model.cluster.node.gpu.nvlink_bandwidth
-    if link != profile.link_bandwidth or not profile.covers(job.gpus):
+    node = model.cluster.node
+    over_nvlink = profile.link == "nvlink"
+    link = node.gpu.nvlink_bandwidth if over_nvlink else node.nic_bandwidth_per_gpu
+    same_links = link == profile.link_bandwidth and profile.domain in (None, model.nvlink_domain)
+    if not same_links or not profile.covers(job.gpus):
         provenance = EXTRAPOLATED
     else:
         provenance = MEASURED if same_size and ratio.high == 1.0 else INTERPOLATED
@@ -323,7 +360,7 @@ def expert_times(
                 model, profile, operation, np.maximum(rows, sent)
             )
         elif profile is not None and part in ("dispatch_receive", "combine_send"):
-            table[:, number] = _kernel_at(model, profile, part, getattr(profile, part).value, rows)
+            table[:, number] = _kernel_at(model, profile, part, rows)
         else:
             sms = gpu_sms - job.communication_sms if overlapped else gpu_sms
             sms = job.communication_sms if part in WIRES else sms

@@ -30,10 +30,11 @@ from simulator.hardware.topology import Fabric
 
 Array = NDArray[np.float64]
 
-Pattern = Literal["every_gpu", "rail"]
+Pattern = Literal["every_gpu", "other_domains", "rail"]
 """every_gpu: each GPU sends the same to every GPU, itself and its node included, through NICs
-wherever a plane joins the two (low-latency kernels). rail: to the GPU of its own number in every
-other NVLink domain (normal kernels, which forward within the domain)."""
+wherever a plane joins the two (low-latency kernels). other_domains: the same without the GPUs of
+its own NVLink domain, which NVLink serves (low-latency kernels of the mixed form). rail: to the GPU
+of its own number in every other NVLink domain (normal kernels, which forward within the domain)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +73,17 @@ def all_to_all_load(cluster: ClusterProfile, *, gpus: int, pattern: Pattern) -> 
         divided = -(-gpus // per_domain) - 1
     else:
         source, destination = (side.ravel() for side in np.meshgrid(every, every, indexing="ij"))
-        peers = source != destination
+        near = per_domain if pattern == "other_domains" else 1
+        peers = source // near != destination // near
         source, destination = source[peers], destination[peers]
-        divided = gpus  # A GPU's share to itself crosses no link.
+        divided = gpus  # A GPU's share to itself, or to its domain, crosses no NIC.
     return transfer_loads(
         cluster,
         source,
         destination,
         group=np.zeros(len(source), dtype=np.int64),
         divided=divided,
-        rdma=pattern == "every_gpu",
+        rdma=pattern != "rail",
         experts_on=gpus,
     )[0]
 

@@ -23,7 +23,7 @@ def nic_rate(of):
     return of.node.nic_bandwidth_per_gpu
 
 
-@pytest.mark.parametrize("pattern", ["every_gpu", "rail"])
+@pytest.mark.parametrize("pattern", ["every_gpu", "other_domains", "rail"])
 @pytest.mark.parametrize(
     ("name", "gpus"), [("h800_2048", 128), ("h800_2048", 320), ("h100_96", 72)]
 )
@@ -45,7 +45,7 @@ def test_an_oversubscribed_leaf_passes_on_its_share():
     assert below.latency < load.latency
 
 
-@pytest.mark.parametrize("pattern", ["every_gpu", "rail"])
+@pytest.mark.parametrize("pattern", ["every_gpu", "other_domains", "rail"])
 @pytest.mark.parametrize("oversubscription", [1, 3, 7])
 def test_the_bound_is_what_the_flow_level_simulation_finds(oversubscription, pattern):
     of = cluster(switch_ports=16, oversubscription=oversubscription)
@@ -53,14 +53,18 @@ def test_the_bound_is_what_the_flow_level_simulation_finds(oversubscription, pat
     load = all_to_all_load(of, gpus=gpus, pattern=pattern)
     source, destination = pairs(np.arange(gpus)[None, :])
     share = size / gpus
+    sent_through_nics = {
+        "every_gpu": np.full(len(source), True),
+        "other_domains": source // per_node != destination // per_node,
+        "rail": source % per_node == destination % per_node,
+    }[pattern]
+    source, destination = source[sent_through_nics], destination[sent_through_nics]
     if pattern == "rail":
-        rails = source % per_node == destination % per_node
-        source, destination = source[rails], destination[rails]
         share = size / (gpus // per_node - 1)
     fabric = cluster_fabric(of, load_transport("ideal"))
     env = simpy.Environment()
     network = Network(env, fabric)
-    flows = make_flows(source, destination, share, rdma=pattern == "every_gpu")
+    flows = make_flows(source, destination, share, rdma=pattern != "rail")
     transfer = env.run(until=network.transfer(flows))
     sent = len(source) / gpus * share
     expected = max(size / load.bandwidth, sent / nic_rate(of))
@@ -87,4 +91,5 @@ def test_a_deployment_that_failures_cut_in_two_is_one_clear_line():
 
 def test_traffic_that_no_nic_carries_has_no_limit():
     assert all_to_all_load(cluster("gb200_nvl72"), gpus=72, pattern="every_gpu") == NO_LIMIT
-    assert all_to_all_load(cluster("h800_2048"), gpus=8, pattern="rail") == NO_LIMIT
+    for pattern in ("rail", "other_domains"):
+        assert all_to_all_load(cluster("h800_2048"), gpus=8, pattern=pattern) == NO_LIMIT
