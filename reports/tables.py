@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from hardware_profiles.units import Bytes, Seconds, format_bandwidth, format_bytes, format_seconds
 from reports.palette import CAUSES
 from simulator.changes import shown
-from simulator.hardware.clusters import nvlink_domains
 from simulator.scenario import Scenario, write_resolved
 
 if TYPE_CHECKING:
@@ -91,7 +90,6 @@ class RunTables:
 def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
     """Collect what the report of a training run shows."""
     layout, cluster, job = run.layout, run.scenario.cluster, run.job
-    domains = nvlink_domains(cluster, group=job.ep)
     pair = str(run.step.pair.key)
     return RunTables(
         name=run.scenario.name,
@@ -99,7 +97,7 @@ def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
         facts={
             "cluster": f"{layout.gpus:,} of {cluster.nodes * cluster.node.gpus:,} GPUs, "
             f"{cluster.name} ({cluster.node.gpu.name})"
-            + (f"; {domains}" if domains.idle_nodes else ""),
+            + (f"; {idle}" if (idle := metrics["idle_nodes"]) else ""),
             "layout": f"PP{job.pp}, DP{layout.dp}, EP{job.ep}",
             "schedule": f"{run.schedule.name}, {run.schedule.microbatches} micro-batches of "
             f"{job.micro_batch_tokens:,} tokens",

@@ -101,6 +101,7 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     for of, shares in metrics["kernel_time_share"].items():
         text = ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.005)
         table.add_row(f"kernel time of the {of}", text)
+    table.caption, table.caption_justify = metrics.get("idle_nodes"), "left"
     return table
 
 

@@ -16,6 +16,7 @@ from reference_model.config import training_flops_per_token
 from simulator.analysis.error_budget import training_intervals
 from simulator.analysis.training_attribution import attribute_step
 from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
+from simulator.hardware.clusters import nvlink_domains
 from simulator.hardware.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.kernel_curves import PROVENANCES
 from simulator.scenario import PublishedFigure
@@ -154,6 +155,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
         PROFILED_KERNELS in run.scenario.calibration.kernel_sets
         and of_pair["extrapolated"] + of_pair["modelled"] == 0.0
     )
+    domains = nvlink_domains(cluster, group=job.ep)
     counts = {key: sum(row.count(key) for row in step.keys) for key in step.chunks}
     gpu_hours = _TRILLION_TOKENS / per_gpu / _HOUR
     metrics: dict[str, Any] = {
@@ -179,6 +181,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
             "pair": of_pair,
             "step": provenance_shares([(step.chunks[key], n) for key, n in counts.items()]),
         },
+        "idle_nodes": str(domains) if domains.idle_nodes else None,
         "transfers": transfer_limits(run),
         "attribution": [asdict(cause) for cause in attribute_step(run)],
         "ranks": ranks,

@@ -19,6 +19,7 @@ from simulator.execution.training_fabric import (
     send_flows,
     step_loads,
 )
+from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
 from simulator.hardware.clusters import cluster_fabric
 from simulator.hardware.fabric_load import NO_LIMIT, all_to_all_load
 from simulator.hardware.network import Network, make_flows
@@ -378,4 +379,27 @@ def test_a_group_that_does_not_fill_nodes_sends_to_the_gpus_that_it_has_there():
     first = [(s, d) for s, d in zip(flows.source, flows.destination, strict=True) if s < 12]
     assert sorted(first) == sorted(
         [(gpu, 8 + gpu % 4) for gpu in range(8)] + [(gpu, gpu - 8) for gpu in range(8, 12)]
+    )
+
+
+def test_a_step_whose_groups_fit_a_rack_says_what_does_not_and_takes_no_nic_but_between_ranks():
+    scenario = load_scenario(
+        MAIN,
+        ("cluster=gb200_nvl72", "cluster.nodes=64", "calibration=gb200", "training.pp=4",
+         "training.schedule=1f1b", "training.global_batch_sequences=1024",
+         "training.stages=[embedding + 3 dense + 13 moe, 15 moe, 15 moe, 15 moe + mtp + head]",
+         "cluster.node.gpu.hbm_capacity=400 GiB"),
+    )  # fmt: skip
+    found = simulate(scenario)
+    model = found.costs.all_to_all_
+    for chunk in found.step.chunks.values():
+        for task in chunk.log.graph.tasks:
+            if task.operator.kind in ALL_TO_ALL_KINDS:
+                assert model.explain(task.operator, sms=20, overlapped=False).nic_s == 0.0
+    # Every pipeline rank is a rack, so its activations go over each GPU's NIC at 87% of 50 GB/s.
+    size = 4096 * 7168 * 2
+    for seconds in found.step.transfers_s.values():
+        assert seconds == pytest.approx(size / (0.87 * 50e9) + 3.7e-6, rel=1e-9)
+    assert training_metrics(found, with_intervals=False)["idle_nodes"] == (
+        "64 nodes in 4 NVLink domains: 16 of the 18 nodes of each, 2 idle"
     )
