@@ -11,7 +11,8 @@ output gradients to the experts and dispatch(B) the input gradients back. Waits:
     combine(B) for the attn(B) before    mlp(B) for combine(B)
     dispatch(B) for mlp(B)               attn(B) for dispatch(B)
 
-A chunk that runs alone keeps the waits and loses the other chunk's cover.
+The input gradient of a head, which has no mlp, takes the place of mlp(B). A chunk that runs alone
+keeps the waits and loses the other chunk's cover.
 """
 
 from __future__ import annotations
@@ -219,6 +220,10 @@ def lower_chunk(
         both = pair and bool(forward_unit) and bool(backward_unit)
         ahead = [_segments(operators(kind, FORWARD)) for kind in forward_unit]
         back = [_segments(operators(kind, INPUT_GRAD)) for kind in reversed(backward_unit)]
+        if not any(part[MLP] for part in back):
+            # A head's input gradient goes where an mlp's does: under dispatch(F), while its weight
+            # gradient is left for combine(F).
+            back = [part | {MLP: part[ATTENTION], ATTENTION: []} for part in back]
         late = [_segments(weights(kind)) for kind in reversed(backward_unit)]
         layer_f = f"{'+'.join(forward_unit)} F{at_f}"
         layer_b = f"{'+'.join(backward_unit)} B{at_b}"

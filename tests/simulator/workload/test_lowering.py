@@ -197,6 +197,16 @@ def test_a_pair_of_the_first_and_the_last_stage_hides_all_its_communication(oper
     ]  # fmt: skip
 
 
+def test_a_head_hides_both_transfers_of_the_forward_beside_it(operators):
+    """Input gradient under dispatch, weight gradient under combine: 4 forward, 2 head and 4 moe
+    operators of a second in 10 s. With both after the forward's mlp it would be 11 s."""
+    graph = lower_chunk(
+        "pair", one_operator_each(operators), forward=("moe", "moe"), backward=("moe", "head")
+    )
+    log = execute(graph, [1.0] * len(graph.tasks), gap_s=0.0)
+    assert (log.span_s, log.communication_s, log.exposed_communication_s) == (10.0, 6.0, 0.0)
+
+
 def waits(graph):
     """{(layer, phase, segment): what its first task on a stream waits for}, as the same triples."""
 
