@@ -29,6 +29,9 @@ _FEW = 100
 _LARGE = 10.0**9
 """Numbers from which on an interval counts significant digits."""
 
+_FEW_PATHS = 3
+"""Changed paths of a file that are named."""
+
 _STATISTICS = frozenset({"mean", "p50", "p90", "p95", "p99"})
 """Last parts of a path that take their unit from the part before: "ttft_s.mean"."""
 
@@ -127,7 +130,9 @@ def left_out_note(scenario: Scenario) -> str:
         return ""
     count = len(scenario.figures_left_out)
     figures = "1 published figure is" if count == 1 else f"{count} published figures are"
-    return f"{figures} left out, being for other inputs; changed: {shown(scenario.changes)}."
+    paths, others = scenario.other_inputs[:_FEW_PATHS], scenario.other_inputs[_FEW_PATHS:]
+    listed = shown(scenario.changes or (*paths, *(("...",) if others else ())))
+    return f"{figures} left out, being for other inputs (changed: {listed})."
 
 
 def action_table(step: TrainingStep) -> pd.DataFrame:

@@ -284,7 +284,7 @@ def attribute(
             from simulator.analysis import fleet_attribution
 
             figures, rows = fleet_attribution.attribute(scenario, changes or (), processes=jobs)
-            table = attribution_table(scenario, figures, rows)
+            table = attribution_table(loaded.name, figures, rows)
             attributed = fleet_attribution.attribution_json(figures, rows)
     if as_json:
         print(json.dumps(attributed, allow_nan=False))

@@ -128,7 +128,9 @@ class Scenario:
     changes: tuple[str, ...] = ()
     """Texts "path=value" of the overrides that make it another than its file."""
     figures_left_out: tuple[str, ...] = ()
-    """Names of the file's published figures that are not of this scenario's inputs."""
+    """Names of published figures that are not of this scenario's inputs."""
+    other_inputs: tuple[str, ...] = ()
+    """Paths at which it differs from theirs."""
 
     @property
     def model(self) -> ModelConfig:
@@ -172,13 +174,19 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         full = _full_path(short, raw, where)
         changes[full], given[full] = value, text.partition("=")[2].strip()
     scenario = _read(path, raw, changes, where=where)
-    if not given:
-        return scenario
-    try:
-        written = _read(path, raw, {}, where=where)
-    except ValueError:
-        written = None  # A file that says too little by itself.
-    return _beside_its_file(scenario, written, given)
+    if given:
+        try:
+            written = _read(path, raw, {}, where=where)
+            changed = list(differences(_content(scenario), _content(written)))
+        except ValueError:  # A file that says too little by itself.
+            written, changed = scenario, list(given)
+        scenario = _named_by_its_changes(scenario, written, effective(given, changed))
+        scenario = _without_figures_of(written.file, scenario, changed)
+    origin = _origin(path, raw)
+    if origin is not None:
+        changed = list(differences(_content(scenario), _content(origin)))
+        scenario = _without_figures_of(origin.file, scenario, changed)
+    return scenario
 
 
 def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scenario:
@@ -221,33 +229,47 @@ def _directory_name(path: Path, raw: Raw) -> str:
     return f"{path.stem}-{digest(yaml.safe_dump(raw))}"
 
 
-def _beside_its_file(
-    scenario: Scenario, written: Scenario | None, given: Mapping[str, str]
+def _named_by_its_changes(
+    scenario: Scenario, written: Scenario, changes: tuple[str, ...]
 ) -> Scenario:
-    """The same scenario with its changes named, and without figures that are of other inputs.
+    """The same scenario with what it changes of its file in name and description."""
+    if not changes:
+        return scenario
+    raw = dict(scenario.resolved)
+    if scenario.file.description == written.file.description:
+        raw["description"] = f"{scenario.file.description}; changed: {shown(changes)}"
+    return replace(
+        scenario,
+        name=f"{scenario.name} with {shown(changes)}",
+        directory_name=directory_name(scenario.directory_name, changes),
+        file=validate(ScenarioFile, raw, where=scenario.where),
+        resolved=raw,
+        changes=changes,
+    )
+
+
+def _without_figures_of(own: ScenarioFile, scenario: Scenario, changed: Sequence[str]) -> Scenario:
+    """The same scenario without the published figures of a file that are of other inputs.
 
     Args:
-        written: the scenario as its file says it, None where the file alone is none.
-        given: path -> text of its overrides.
+        changed: paths at which the scenario differs from that file.
     """
-    changed = list(given)
-    if written is not None:
-        changed = list(differences(_content(scenario), _content(written)))
-    changes = effective(given, changed)
     fleet = scenario.file.fleet
     # The trace that synthetic requests stand for, and they, are one source of requests.
     same = ("file", "format") if fleet and fleet.requests.as_published else ()
     inputs = [path for path in changed if path not in {f"fleet.requests.{name}" for name in same}]
     left_out: list[str] = []
+    because: list[str] = []
 
     def keeps(name: str, metric: str, *, of_file: bool) -> bool:
-        if of_file and any(matters(path, metric) for path in inputs):
+        found = [path for path in inputs if matters(path, metric)] if of_file else []
+        if found:
             left_out.append(name)
-            return False
-        return True
+            because.extend(found)
+        return not found
 
     raw = copy.deepcopy(scenario.resolved)
-    file, own = scenario.file, (written or scenario).file
+    file = scenario.file
     if file.published:
         raw["published"] = [
             text
@@ -266,17 +288,35 @@ def _beside_its_file(
     gain, gain_of_file = (_published_speed_up(each) for each in (file, own))
     if gain is not None and not keeps("speed-up", "speed_up", of_file=gain == gain_of_file):
         del raw["serving_step"]["speculation"]["published_speed_up"]
-    if changes and (written is None or file.description == written.file.description):
-        raw["description"] = f"{file.description}; changed: {shown(changes)}"
+    if not left_out:
+        return scenario
     return replace(
         scenario,
-        name=f"{scenario.name} with {shown(changes)}" if changes else scenario.name,
-        directory_name=directory_name(scenario.directory_name, changes),
         file=validate(ScenarioFile, raw, where=scenario.where),
         resolved=raw,
-        changes=changes,
-        figures_left_out=tuple(left_out),
+        figures_left_out=(*scenario.figures_left_out, *left_out),
+        other_inputs=tuple(dict.fromkeys((*scenario.other_inputs, *because))),
     )
+
+
+def _origin(path: Path, raw: Raw) -> Scenario | None:
+    """The shipped scenario whose published figures a file of the user repeats: they are of that
+    scenario's inputs, whatever the file makes of them."""
+    own = _raw_figures(raw)
+    if path.parent == SCENARIOS or not own:
+        return None
+    for name in known_scenarios():
+        shipped, where = _find(name)
+        shipped_raw = read_yaml(shipped, where=where)
+        if any(figure in own for figure in _raw_figures(shipped_raw)):
+            return _read(shipped, shipped_raw, {}, where=where)
+    return None
+
+
+def _raw_figures(raw: Raw) -> list[Any]:
+    holders = (raw, raw.get("collective"))
+    found = [holder.get("published") for holder in holders if isinstance(holder, dict)]
+    return [figure for figures in found if isinstance(figures, list) for figure in figures]
 
 
 def _content(scenario: Scenario) -> dict[str, Any]:

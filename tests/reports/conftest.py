@@ -154,7 +154,7 @@ def tables() -> RunTables:
         stages=tuple(", ".join(str(s) for s in schedule.stages_of(rank)) for rank in range(4)),
         metrics=metrics,
         published=("pair_time_s", "step_time_s", "no_such_metric"),
-        left_out="1 published figure is left out, being for other inputs; changed: training.pp=4.",
+        left_out="1 published figure is left out, being for other inputs (changed: training.pp=4).",
         memory_capacity=2.0**36,
         inputs=(Input("training.stages", "default", "", "assumed", "assumed: evenly"),),
         scenario="name: small\n",

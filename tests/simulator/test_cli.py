@@ -79,7 +79,7 @@ def test_a_changed_run_says_so_and_leaves_the_directory_of_the_shipped_one_alone
     assert len(written["scenario"]["published_for_other_inputs"]) == 14
     assert done.stdout.startswith(name[:60])
     assert "beside published figures" not in done.stdout
-    left_out = "14 published figures are left out, being for other inputs; changed: training."
+    left_out = "14 published figures are left out, being for other inputs (changed: training."
     assert left_out in done.stdout
     page = (tmp_path / "runs" / directory / "report.html").read_text()
     assert left_out in page

@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from reports.tables import left_out_note
 from simulator.scenario import known_scenarios, load_scenario, write_resolved
 
 MAIN = "dualpipe_h800_2048"
@@ -196,6 +197,21 @@ def test_a_file_that_says_too_little_by_itself_takes_the_rest_from_its_overrides
     scenario = load_scenario(str(path), ["training.pp=16"])
     assert scenario.name == "open with training.pp=16"
     assert scenario.file.published == ()
+
+
+def test_a_copy_of_a_shipped_scenario_keeps_its_figures_only_while_it_keeps_its_inputs(tmp_path):
+    path = tmp_path / "copy.yaml"
+    path.write_text(write_resolved(load_scenario(MAIN)))
+    assert len(load_scenario(str(path)).file.published) == 14
+    path.write_text(path.read_text().replace("\n  pp: 16\n", "\n  pp: 8\n"))
+    edited = load_scenario(str(path))
+    assert edited.file.training.pp == 8
+    assert edited.file.published == ()
+    assert len(edited.figures_left_out) == 14
+    assert (edited.name, edited.changes) == ("copy", ())
+    assert edited.other_inputs == ("training.pp",)
+    note = "14 published figures are left out, being for other inputs (changed: training.pp)."
+    assert left_out_note(edited) == note
 
 
 def test_a_file_that_bears_the_name_of_a_shipped_scenario_has_a_directory_of_its_own(tmp_path):
