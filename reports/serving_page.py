@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MICRO_BATCHES = ("#c98b2b", "#3b6ea8", "#8a8a86")
 """Colours of micro-batch 0, micro-batch 1, and layers that run on the whole batch (number -1)."""
 _BUDGET_COLOURS = {
-    "collectives of shared heads": "#5d5d7a",
+    "collectives of tensor parallelism": "#5d5d7a",
     "attention projections": "#3f72af",
     "attention core, output, gate": "#7fa3cf",
     "shared expert": "#8d86b8",

@@ -7,6 +7,7 @@ request on a server that keeps the routed experts in CPU memory.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -15,17 +16,48 @@ from hardware_profiles.fields import DataValue, Profile, TimeValue
 from hardware_profiles.schema import Estimate, TimeEstimate
 
 
+@dataclass(frozen=True, slots=True)
+class TensorParallel:
+    """GPUs over which each part of the model is split; 1 where every GPU holds it whole."""
+
+    attention: int
+    """Heads; latents and their projections are on every GPU."""
+    experts: int
+    """Intermediate size of every routed expert."""
+    shared_expert: int
+    """Intermediate size of the shared expert."""
+    dense: int
+    """Intermediate size of a dense layer's feed-forward."""
+    vocabulary: int
+    """Rows of embedding and output head."""
+
+    @property
+    def groups(self) -> frozenset[int]:
+        """Sizes of the groups that gather and scatter tokens."""
+        return frozenset(
+            size
+            for size in (
+                self.attention, self.experts, self.shared_expert, self.dense, self.vocabulary
+            )
+            if size > 1
+        )  # fmt: skip
+
+
 class StepRequests(Profile):
     """What the GPUs work on in one iteration."""
 
     requests_per_gpu: PositiveInt | None = None
     """Decode: requests of one GPU, over all its micro-batches."""
+    requests_per_group: PositiveInt | None = None
+    """Decode: requests of the attention_tp GPUs that share heads, together, in place of
+    requests_per_gpu; they may be fewer than the GPUs."""
     context_tokens: PositiveInt | None = None
     """Decode: tokens of a request in the KV cache, those of this step included."""
     tokens_per_gpu: PositiveInt | None = None
     """Prefill: prompt tokens of one GPU that a pass computes, over all its micro-batches."""
     prompt_tokens: PositiveInt | None = None
-    """Prefill: tokens of one prompt that a pass computes; all of the prompt, or one chunk of it."""
+    """Prefill: tokens of one prompt that a pass computes; all of the prompt, or one chunk of it. At
+    most the tokens of the attention_tp GPUs that share heads, together."""
     cached_tokens: NonNegativeInt = 0
     """Prefill: tokens of the same prompt before these, whose KV cache is there already (a prefix
     hit or earlier chunks)."""
@@ -139,6 +171,16 @@ class ServingStepJob(Profile):
     """GPUs that share the heads of one request."""
     expert_tp: PositiveInt = 1
     """GPUs that share one routed expert; the others hold other experts."""
+    shared_expert_tp: PositiveInt | None = None
+    """GPUs that share the shared expert: 1, or expert_tp (default). Engines split it with the
+    routed experts and hold it whole beside expert-parallel ones (SGLang with DeepEP)."""
+    dense_tp: PositiveInt | None = None
+    """GPUs that share the feed-forward of a dense layer: 1, attention_tp, or expert_tp (default, so
+    1 beside expert-parallel layers: Report, section 3.4.1, and SGLang's moe_dense_tp_size 1; vLLM
+    takes attention_tp)."""
+    vocabulary_tp: PositiveInt | None = None
+    """GPUs that share embedding and output head: 1, or attention_tp (default: the tensor-parallel
+    group in vLLM, the attention's in SGLang with dp_lm_head)."""
     micro_batches: Literal[1, 2]
     overlap: Literal["two_micro_batches", "shared_expert", "none"]
     """What hides the all-to-all: the other micro-batch in the published orders, the rank's own
@@ -158,6 +200,25 @@ class ServingStepJob(Profile):
     """Whether embedding, output head and sampling are part of the iteration."""
 
     @property
+    def tensor_parallel(self) -> TensorParallel:
+        """What is split over how many GPUs, defaults filled in."""
+        return TensorParallel(
+            attention=self.attention_tp,
+            experts=self.expert_tp,
+            shared_expert=self.shared_expert_tp or self.expert_tp,
+            dense=self.dense_tp or self.expert_tp,
+            vocabulary=self.vocabulary_tp or self.attention_tp,
+        )
+
+    @property
+    def group_requests(self) -> int:
+        """Decode: requests of the GPUs that share heads, together."""
+        if self.requests.requests_per_group is not None:
+            return self.requests.requests_per_group
+        assert self.requests.requests_per_gpu is not None, "the validator wants one of the two"
+        return self.requests.requests_per_gpu * self.attention_tp
+
+    @property
     def normal_transfers(self) -> bool:
         """Whether dispatch and combine run as normal all-to-all kernels; with experts split over
         all GPUs tokens are gathered and scattered instead."""
@@ -165,24 +226,13 @@ class ServingStepJob(Profile):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        needed = (
-            ("tokens_per_gpu", "prompt_tokens")
-            if self.phase == "prefill"
-            else ("requests_per_gpu", "context_tokens")
-        )
-        for name in ("tokens_per_gpu", "prompt_tokens", "requests_per_gpu", "context_tokens"):
-            if (name in needed) != (getattr(self.requests, name) is not None):
-                raise ValueError(
-                    f"requests.{name}: phase {self.phase} takes {' and '.join(needed)}, no others"
-                )
+        self._check_requests()
+        self._check_tensor_parallel()
         if (self.overlap == "two_micro_batches") != (self.micro_batches == 2):
             raise ValueError(
                 f"overlap {self.overlap} with micro_batches {self.micro_batches}; allowed: "
                 "two_micro_batches with 2, shared_expert or none with 1"
             )
-        for name in ("attention_tp", "expert_tp"):
-            if self.gpus % getattr(self, name):
-                raise ValueError(f"{name} {getattr(self, name)} does not divide {self.gpus} gpus")
         if self.requests.idle_gpus >= self.gpus:
             raise ValueError(
                 f"requests.idle_gpus {self.requests.idle_gpus}: allowed: fewer than the "
@@ -210,6 +260,48 @@ class ServingStepJob(Profile):
         if self.normal_transfers and self.all_to_all.buffers is None:
             raise ValueError("all_to_all.buffers is needed with kernels normal")
         return self
+
+    def _check_requests(self) -> None:
+        """Raise ValueError unless the requests are those of the phase."""
+        given = {
+            name
+            for name in (
+                "tokens_per_gpu", "prompt_tokens", "requests_per_gpu", "requests_per_group",
+                "context_tokens",
+            )
+            if getattr(self.requests, name) is not None
+        }  # fmt: skip
+        if self.phase == "prefill":
+            needed = "tokens_per_gpu and prompt_tokens"
+            fit = given == {"tokens_per_gpu", "prompt_tokens"}
+        else:
+            needed = "context_tokens and either requests_per_gpu or requests_per_group"
+            fit = given in (
+                {"context_tokens", "requests_per_gpu"}, {"context_tokens", "requests_per_group"}
+            )  # fmt: skip
+        if not fit:
+            raise ValueError(
+                f"requests: phase {self.phase} takes {needed}, no others (null takes one away); "
+                f"given: {', '.join(sorted(given)) or 'none'}"
+            )
+
+    def _check_tensor_parallel(self) -> None:
+        """Raise ValueError for groups that do not divide the GPUs, or each other."""
+        for name in ("attention_tp", "expert_tp"):
+            if self.gpus % getattr(self, name):
+                raise ValueError(f"{name} {getattr(self, name)} does not divide {self.gpus} gpus")
+        for name, allowed in (
+            ("shared_expert_tp", {1, self.expert_tp}),
+            ("dense_tp", {1, self.attention_tp, self.expert_tp}),
+            ("vocabulary_tp", {1, self.attention_tp}),
+        ):
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                shown = ", ".join(map(str, sorted(allowed)))
+                raise ValueError(
+                    f"{name} {value}: allowed with attention_tp {self.attention_tp} and expert_tp "
+                    f"{self.expert_tp}: {shown}"
+                )
 
 
 class TpotLimitJob(Profile):

@@ -108,8 +108,7 @@ def headline(job: ServingStepJob, step: ServingStep, gpus_per_node: int) -> dict
             "input_tokens_per_second_per_gpu": mean / seconds,
             "input_tokens_per_second_per_node": gpus_per_node * mean / seconds,
         }
-    batch = job.requests.requests_per_gpu
-    assert batch is not None
+    batch = job.group_requests / job.attention_tp
     speculating = step.model.job.speculation
     gained = 1.0 if speculating is None else speculating.tokens_per_step
     return result | {
@@ -134,11 +133,14 @@ def _kernel_basis(step: ServingStep) -> dict[str, Any]:
 
 
 BUDGET = {
-    "gather": "collectives of shared heads",
-    "scatter": "collectives of shared heads",
+    "gather": "collectives of tensor parallelism",
+    "scatter": "collectives of tensor parallelism",
+    "dense_gather": "collectives of tensor parallelism",
+    "dense_scatter": "collectives of tensor parallelism",
     "attention_0": "attention projections",
     "attention_1": "attention core, output, gate",
     "shared": "shared expert",
+    "shared_gathered": "shared expert",
     "experts": "routed experts",
     "dense": "dense feed-forward",
     "dispatch_send": "send, receive and add kernels",

@@ -190,15 +190,20 @@ def decode_iteration(model: ServingModel, batch: int, context: int) -> ServingSt
 def prefill_iteration(model: ServingModel, tokens: int, attended: int) -> ServingStep:
     """One pass of ``tokens`` new tokens a rank that attend to ``attended`` tokens each on average.
 
-    Fewer tokens than micro-batches, or than GPUs that share a rank, cost as much as one each.
+    Fewer tokens than micro-batches cost as much as one each.
     """
     micro_batches = model.job.micro_batches
-    # The tokens of one rank are spread over the GPUs that share their heads.
-    tokens = max(tokens // model.job.attention_tp, micro_batches)
+    tokens = max(tokens, micro_batches)
     prompt = 2 * attended
-    if prompt <= tokens // micro_batches:
-        return prefill_pass(model, tokens, prompt)
-    return prefill_pass(model, tokens, tokens, cached=max(attended - tokens // 2, 0))
+    whole = prompt <= tokens // micro_batches
+    return prefill_pass(
+        model,
+        # The tokens of one rank are spread over the GPUs that share their heads.
+        -(-tokens // model.job.attention_tp),
+        prompt if whole else tokens,
+        cached=0 if whole else max(attended - tokens // 2, 0),
+        group_tokens=tokens,
+    )
 
 
 def _decode_s(model: ServingModel, batch: int, context: int) -> float:

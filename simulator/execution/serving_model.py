@@ -105,6 +105,9 @@ class ServingModel:
     equally popular experts, or the job's max_mean_load where that is more."""
     slot_shares: Array
     """[slots of a rank], share of the rows of that rank that each slot has."""
+    tp_loads: Mapping[int, FabricLoad]
+    """GPUs of a tensor-parallel group that spans NVLink domains -> what the fabric makes of its
+    collectives."""
     seed: int
 
     @property
@@ -116,7 +119,7 @@ class ServingModel:
     def over_nvlink(self) -> bool:
         """Whether dispatch and combine go over NVLink, not over NICs."""
         if self.job.expert_tp > 1:
-            return True
+            return self.job.expert_tp not in self.tp_loads
         return _over_nvlink(self.job, self.cluster, self.low_latency)
 
     @property
@@ -244,7 +247,8 @@ def serving_model(
     if low_latency is not None and job.gpus <= domain:
         low_latency = low_latency.within or low_latency
     over_nvlink = _over_nvlink(job, cluster, low_latency)
-    _check_failures(cluster, over_nvlink=over_nvlink or job.expert_tp > 1)
+    spanning = [size for size in job.tensor_parallel.groups if size > domain]
+    _check_failures(cluster, over_nvlink=(over_nvlink or job.expert_tp > 1) and not spanning)
     if low_latency is not None and over_nvlink and job.gpus > domain:
         raise ValueError(
             f"all_to_all.low_latency {low_latency.name}: its copies go over NVLink, which joins "
@@ -281,6 +285,7 @@ def serving_model(
         placement=placement,
         even_skew=even_skew,
         slot_shares=slot_shares,
+        tp_loads={size: all_to_all_load(cluster, gpus=size, pattern="rail") for size in spanning},
         seed=seed,
     )
 
@@ -320,6 +325,7 @@ def _planned(
     nominal = BatchLoad(
         tokens=128, sequences=128 if job.phase == "decode" else 1, context=128,
         expert_rows=128, received_rows=128, active_experts=1,
+        group_tokens=128, group_sequences=128 if job.phase == "decode" else 1,
     )  # fmt: skip
     parts = {kind: section_operators(job, trace, kind, nominal) for kind in _kinds(job, config)}
     plan = plan_step(
@@ -373,9 +379,8 @@ def section_operators(
 ) -> LayerOperators:
     """One layer's operators at a load, by part."""
     recorded = LAST_TOKEN_KINDS.get(kind, kind)
-    operators = layer_operators(
-        trace, recorded, load, attention_tp=job.attention_tp, expert_tp=job.expert_tp
-    )
+    split = job.tensor_parallel
+    operators = layer_operators(trace, recorded, load, split)
     if job.experts.shared_expert == "dispatched" and kind in EXPERT_LAYERS:
         operators = [_one_more_summed(op) for op in operators if "shared" not in op.name]
     layer = split_layer(
@@ -383,6 +388,7 @@ def section_operators(
         operators,
         low_latency=job.all_to_all.kernels == "low_latency" and job.expert_tp == 1,
         expert_parallel=job.expert_tp == 1,
+        shared_gathered=split.shared_expert > 1,
     )
     return with_shared_added(layer) if job.overlap == "two_micro_batches" else layer
 
@@ -437,9 +443,11 @@ def _check_sizes(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterPr
         raise ValueError(f"gpus {job.gpus}: cluster {cluster.name} has {cluster.gpus}")
     domain = _nvlink_domain(cluster)
     for name in ("attention_tp", "expert_tp"):
-        if getattr(job, name) > domain:
+        size = getattr(job, name)
+        if size > domain and size % nvlink_domains(cluster, group=size).gpus_each:
             raise ValueError(
-                f"{name} {getattr(job, name)}: allowed: at most the {domain} GPUs that NVLink joins"
+                f"{name} {size}: allowed: at most the {domain} GPUs that NVLink "
+                "joins, or a multiple of them"
             )
     if job.expert_tp not in (1, job.gpus):
         raise ValueError(
@@ -489,7 +497,7 @@ def _check_kernels(job: ServingStepJob, *, config: ModelConfig, cluster: Cluster
         raise ValueError("all_to_all.kernels normal: allowed in phase prefill only")
     if job.speculation is not None and not config.num_nextn_predict_layers:
         raise ValueError("speculation: the model has no multi-token prediction module")
-    if job.phase == "decode" and job.requests.requests_per_gpu is not None:
+    if job.phase == "decode":
         largest = micro_batch_tokens(job)
         room = job.memory.buffer_tokens
         if room is not None and largest > room:

@@ -238,7 +238,7 @@ def _speculation_curve(
     groups = job.gpus // job.attention_tp
     points = []
     batch = 1
-    while batch <= kv.largest_batch * job.gpus:
+    while batch <= kv.largest_group * groups:
         together = -(-batch // groups)
         idle = job.gpus - min(batch, groups) * job.attention_tp
         with_draft, without = (

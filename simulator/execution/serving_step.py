@@ -118,13 +118,14 @@ def serving_step(model: ServingModel) -> ServingStep:
     """Simulate the iteration of the model's own job."""
     requests = model.job.requests
     if model.job.phase == "decode":
-        assert requests.requests_per_gpu is not None
         assert requests.context_tokens is not None
+        together = model.job.group_requests
         return decode_step(
             model,
-            requests.requests_per_gpu,
+            -(-together // model.job.attention_tp),
             requests.context_tokens,
             idle_gpus=requests.idle_gpus,
+            group_batch=together,
         )
     assert requests.tokens_per_gpu is not None
     assert requests.prompt_tokens is not None
@@ -159,7 +160,7 @@ def decode_step(
 
     def share(of_group: int) -> _Share:
         each = -(-of_group // job.attention_tp)
-        return _Share(each * queries, each, context, of_group)
+        return _Share(each * queries, each, context, of_group * queries, of_group)
 
     shares = _shares(together, job.micro_batches)
     batches = {number: share(size) for number, size in enumerate(shares)}
@@ -167,43 +168,56 @@ def decode_step(
     return _iterate(model, batches, busy=job.gpus - idle_gpus)
 
 
-def prefill_pass(model: ServingModel, tokens: int, prompt: int, *, cached: int = 0) -> ServingStep:
+def prefill_pass(
+    model: ServingModel,
+    tokens: int,
+    prompt: int,
+    *,
+    cached: int = 0,
+    group_tokens: int | None = None,
+) -> ServingStep:
     """One prefill pass of `tokens` tokens a GPU, from prompts of which it computes `prompt` tokens
     each, after `cached` ones.
 
-    A prompt in one piece with the pass is cut between micro-batches, the second part attending to
-    the first. Where prompts do not fill a micro-batch evenly, it holds equal pieces of prompts, one
-    more than whole ones fit, whose tokens attend to as many tokens on average as those of a prompt.
+    GPUs that share heads have `group_tokens` tokens together, spread over them as evenly as they
+    go, of prompts that all of them work on; without it each has `tokens`. A prompt in one piece
+    with the pass is cut between micro-batches, the second part attending to the first. Where
+    prompts do not fill a micro-batch evenly, it holds equal pieces of prompts, one more than whole
+    ones fit, whose tokens attend to as many tokens on average as those of a prompt.
 
     Raises ValueError where a prompt has more tokens than the pass.
     """
     job = model.job
-    if prompt > tokens:
+    together = tokens * job.attention_tp if group_tokens is None else group_tokens
+    if prompt > together:
         raise ValueError(
-            f"prompt_tokens {prompt}: allowed: at most tokens_per_gpu {tokens}; a longer prompt is "
-            "computed in several passes, with requests.cached_tokens"
+            f"prompt_tokens {prompt}: allowed: at most tokens_per_gpu x attention_tp = {together}; "
+            "a longer prompt is computed in several passes, with requests.cached_tokens"
         )
-    each = -(-tokens // job.micro_batches)
+    each = -(-together // job.micro_batches)
     batches = {
         number: _pieces(model, each, prompt, cached + number * each, whole=False)
-        if prompt == tokens and job.micro_batches > 1
+        if prompt == together and job.micro_batches > 1
         else _pieces(model, each, prompt, cached, whole=True)
         for number in range(job.micro_batches)
     }
-    batches[WHOLE_BATCH] = _pieces(model, tokens, prompt, cached, whole=True)
+    batches[WHOLE_BATCH] = _pieces(model, together, prompt, cached, whole=True)
     return _iterate(model, batches, busy=job.gpus - job.requests.idle_gpus)
 
 
 def _pieces(model: ServingModel, tokens: int, prompt: int, cached: int, *, whole: bool) -> _Share:
-    """A micro-batch of prompts, or of one part of one prompt that follows `cached` tokens where
-    `whole` is false."""
+    """A micro-batch of `tokens` tokens of the GPUs that share heads, together: of prompts, or of
+    one part of one prompt that follows `cached` tokens where `whole` is false."""
     count = -(-tokens // prompt) if whole else 1
     length = max(1, tokens // count)
     # A token of a prompt attends to cached + prompt / 2 others on average; so does one of a piece
     # with this context. The work goes with twice that mean.
     attended = 2 * cached + (prompt if whole else length)
     context = (length + attended * model.job.requests.attention_imbalance) / 2
-    return _Share(tokens, count, max(length, round(context)), count * model.job.attention_tp)
+    ranks = model.job.attention_tp
+    return _Share(
+        -(-tokens // ranks), -(-count // ranks), max(length, round(context)), tokens, count
+    )
 
 
 # -- one iteration ---------------------------------------------------------------------------------
@@ -216,18 +230,19 @@ class _Share:
     tokens: int
     sequences: int
     context: int
-    group_sequences: int
+    group_tokens: int
     """Of the GPUs that share heads, together."""
+    group_sequences: int
     drawn: bool = True
     """Whether its tokens are those that an iteration's expert loads are drawn for."""
 
     def mean_tokens(self, attention_tp: int) -> float:
         """Tokens of a GPU, mean over those that share heads."""
-        return self.tokens / self.sequences * self.group_sequences / attention_tp
+        return self.group_tokens / attention_tp
 
     def last_tokens(self) -> _Share:
         """One token of each request."""
-        return replace(self, tokens=self.sequences, drawn=False)
+        return replace(self, tokens=self.sequences, group_tokens=self.group_sequences, drawn=False)
 
 
 def _iterate(
@@ -342,7 +357,8 @@ def _batch_load(
 ) -> BatchLoad:
     job = model.job
     share = busy / job.gpus * model.even_skew
-    received = batch.mean_tokens(job.attention_tp) * model.kernels.received_per_token * share
+    delivered = model.kernels.received_per_token * job.expert_tp
+    received = batch.mean_tokens(job.attention_tp) * delivered * share
     return BatchLoad(
         tokens=batch.tokens,
         sequences=batch.sequences,
@@ -350,6 +366,7 @@ def _batch_load(
         expert_rows=max(1, round(_expert_rows(model, batch, busy))),
         received_rows=max(1, round(received)),
         active_experts=int(count(_active_experts(model, batch, loads, busy))),
+        group_tokens=batch.group_tokens,
         group_sequences=batch.group_sequences,
     )
 

@@ -26,8 +26,10 @@ from hardware_profiles.schema import Estimate
 from reference_model.trace import Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
 from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
+from simulator.hardware.clusters import nvlink_domains
 from simulator.hardware.kernel_curves import EXTRAPOLATED, INTERPOLATED, MEASURED, PROVENANCES
 from simulator.workload.serving_lowering import WIRES, LayerOperators
+from simulator.workload.serving_operators import COLLECTIVE_SEGMENTS, collective_ranks
 
 Array = NDArray[np.float64]
 
@@ -172,8 +174,9 @@ def _special_time(
     tensor parallelism; `copies` are those that cross a wire of the layer.
     -> (seconds, low, high), provenance, what errs together."""
     job = model.job
-    if part in ("gather", "scatter"):
-        return _collective_time(model, operator, job.attention_tp), EXTRAPOLATED, "collective"
+    if operator.segment in COLLECTIVE_SEGMENTS:
+        ranks = collective_ranks(operator, job.tensor_parallel)
+        return _collective_time(model, operator, ranks), EXTRAPOLATED, "collective"
     if part in WIRES and job.expert_tp > 1:
         return _collective_time(model, operator, job.expert_tp), EXTRAPOLATED, "collective"
     profile = model.low_latency
@@ -321,19 +324,37 @@ def _low_latency_wire(
 def _collective_time(
     model: ServingModel, operator: Operator, ranks: int
 ) -> tuple[float, float, float]:
-    """All-gather or reduce-scatter of tokens over NVLink, BF16 or FP8 as recorded: each GPU sends
-    its share to the others at the rate that bulk transfers achieve."""
-    node = model.cluster.node
-    sizes = dict(operator.sizes)
-    rows = sizes.get("rows", 0) if "columns" in sizes else sizes["tokens"] * ranks
-    cast: Operation = "dispatch" if operator.dtype == "fp8_e4m3" else "combine"
-    received = message_bytes(cast, model.config.hidden_size) * rows * (ranks - 1) / ranks
-    share: Estimate = model.kernels.calibration.transfers.nvlink
-    value, low, high = (
-        node.nvlink_latency + received / (node.gpu.nvlink_bandwidth * at)
-        for at in (share.value, share.high, share.low)
+    """All-gather or reduce-scatter of tokens, BF16 or FP8 as recorded, or of logits: each GPU sends
+    its share to the others at the rate that bulk transfers achieve.
+
+    Where the group spans n NVLink domains of d GPUs each, it has two steps, one after the other (an
+    upper bound: NCCL pipelines them). Over NICs each GPU exchanges its share, 1 / (n d) of the
+    bytes, with the GPUs of its own number in the other domains; over NVLink it exchanges the n
+    shares that it then has within the domain.
+    """
+    node, achieved = model.cluster.node, model.kernels.calibration.transfers
+    if operator.kind in ALL_TO_ALL_KINDS:
+        cast: Operation = "dispatch" if operator.dtype == "fp8_e4m3" else "combine"
+        gathered = float(operator["rows"] * message_bytes(cast, model.config.hidden_size))
+    else:
+        gathered = float(operator.bytes_written)
+    load = model.tp_loads.get(ranks)
+    inside = ranks if load is None else nvlink_domains(model.cluster, group=ranks).gpus_each
+    domains = ranks // inside
+
+    def seconds(nvlink: float, nic: float) -> float:
+        time = node.nvlink_latency
+        time += gathered * (inside - 1) / inside / (node.gpu.nvlink_bandwidth * nvlink)
+        if load is not None:
+            rate = load.rate(node.nic_bandwidth_per_gpu * nic)
+            time += load.latency + gathered * (domains - 1) / ranks / rate
+        return time
+
+    return (
+        seconds(achieved.nvlink.value, achieved.nic.value),
+        seconds(achieved.nvlink.high, achieved.nic.high),
+        seconds(achieved.nvlink.low, achieved.nic.low),
     )
-    return value, low, high
 
 
 def expert_times(

@@ -29,6 +29,7 @@ from itertools import pairwise
 from typing import Literal
 
 from reference_model.trace import Operator
+from simulator.workload.serving_operators import COLLECTIVE_SEGMENTS
 from simulator.workload.task_graph import Stream, Task, TaskGraph
 
 Overlap = Literal["two_micro_batches", "shared_expert", "none"]
@@ -38,9 +39,11 @@ WHOLE_BATCH = -1
 
 PARTS = (
     "gather", "attention_0", "attention_1", "scatter", "shared", "dispatch_send", "dispatch_wire",
-    "dispatch_receive", "experts", "combine_send", "combine_wire", "combine_receive", "dense",
+    "shared_gathered", "dispatch_receive", "experts", "combine_send", "combine_wire",
+    "combine_receive", "dense_gather", "dense", "dense_scatter",
 )  # fmt: skip
-"""Schedulable parts of a layer. gather and scatter exist with tensor parallelism only."""
+"""Schedulable parts of a layer. Those with gather or scatter in the name exist with tensor
+parallelism only; a layer that has neither attention nor experts is all attention_0."""
 
 WIRES = frozenset({"dispatch_wire", "combine_wire"})
 
@@ -84,16 +87,25 @@ class StepPlan:
 
 
 def split_layer(
-    kind: str, operators: Sequence[Operator], *, low_latency: bool, expert_parallel: bool
+    kind: str,
+    operators: Sequence[Operator],
+    *,
+    low_latency: bool,
+    expert_parallel: bool,
+    shared_gathered: bool,
 ) -> LayerOperators:
     """Assign a recorded layer's operators to parts, and add the wires of low-latency transfers.
 
     Without `expert_parallel` the tokens of all GPUs are gathered before the experts and their
     results scattered afterwards: dispatch and combine of the recording become those collectives. A
-    decode step then casts the gathered tokens and sums each token's rows before the scatter.
+    decode step then casts the gathered tokens and sums each token's rows before the scatter. With
+    `shared_gathered` the shared expert runs on the gathered tokens too, and its result is added to
+    theirs before the scatter.
     """
     if not expert_parallel:
         operators = _gathered(operators)
+    if shared_gathered:
+        operators = _added_before_scatter(operators)
     kept: list[Operator] = []
     parts: dict[str, list[int]] = {}
     core_seen = False
@@ -103,23 +115,22 @@ def split_layer(
         kept.append(operator)
 
     for operator in operators:
-        if operator.kind in ("mla_decode", "attention_forward"):
-            core_seen = True
+        core_seen |= operator.kind in ("mla_decode", "attention_forward")
         segment = operator.segment
-        if segment in ("gather", "scatter"):
+        if segment in COLLECTIVE_SEGMENTS and operator.name.startswith("attention."):
             keep(operator, segment)
+        elif segment in COLLECTIVE_SEGMENTS and operator.name.startswith("mlp."):
+            keep(operator, f"dense_{segment}")
         elif segment == "mlp":
-            shared = "shared" in operator.name
-            keep(operator, "dense" if kind == "dense" else "shared" if shared else "experts")
+            shared = "shared_gathered" if shared_gathered else "shared"
+            routed = "dense" if kind == "dense" else "experts"
+            keep(operator, shared if "shared" in operator.name else routed)
         elif segment in ("dispatch", "combine"):
-            if operator.kind == "add" or operator.name.endswith("_receive"):
-                keep(operator, f"{segment}_receive")
-            elif operator.name.endswith("_send"):
-                keep(operator, f"{segment}_send")
-                if expert_parallel:
-                    keep(_wire(operator, segment), f"{segment}_wire")
-            elif expert_parallel or operator.kind in ("dispatch", "combine", "copy"):
-                keep(operator, f"{segment}_wire")
+            part = _transfer_part(operator, expert_parallel, shared_gathered)
+            if part is not None:
+                keep(operator, part)
+            if expert_parallel and operator.name.endswith("_send"):
+                keep(_wire(operator, segment), f"{segment}_wire")
         else:
             keep(operator, "attention_1" if core_seen else "attention_0")
     if low_latency and kind in ("moe", "mtp") and "dispatch_send" not in parts:
@@ -127,6 +138,20 @@ def split_layer(
             "low-latency all-to-all needs a decode trace; prefill is recorded with normal kernels"
         )
     return LayerOperators(tuple(kept), {part: tuple(places) for part, places in parts.items()})
+
+
+def _transfer_part(operator: Operator, expert_parallel: bool, shared_gathered: bool) -> str | None:
+    """Part of an operator of dispatch or combine; None where a gather or scatter needs none."""
+    segment = operator.segment
+    if operator.kind == "add" and shared_gathered:
+        return "combine_send"
+    if operator.kind == "add" or operator.name.endswith("_receive"):
+        return f"{segment}_receive"
+    if operator.name.endswith("_send"):
+        return f"{segment}_send"
+    if expert_parallel or operator.kind in ("dispatch", "combine", "copy"):
+        return f"{segment}_wire"
+    return None
 
 
 def _gathered(operators: Sequence[Operator]) -> list[Operator]:
@@ -156,6 +181,31 @@ def _gathered(operators: Sequence[Operator]) -> list[Operator]:
     return [new for operator in operators for new in instead.get(operator.name, (operator,))]
 
 
+def _added_before_scatter(operators: Sequence[Operator]) -> list[Operator]:
+    """A layer's operators with the shared expert's partial sums added to those of the routed ones
+    just before the scatter."""
+    down_proj = next((op for op in operators if op.name == "shared_experts.down_proj"), None)
+    if down_proj is None:
+        return list(operators)
+    kept = [op for op in operators if op.name != "moe.add_shared"]
+    scatter = next(
+        place for place, op in enumerate(kept) if op.name in ("moe.combine", "moe.combine_wire")
+    )
+    return [*kept[:scatter], _shared_added(down_proj), *kept[scatter:]]
+
+
+def _shared_added(down_proj: Operator) -> Operator:
+    """The kernel that adds the shared expert's result to that of the routed ones."""
+    return replace(
+        down_proj,
+        name="moe.add_shared",
+        kind="add",
+        segment="combine",
+        dtype=down_proj.out_dtype,
+        sizes=(("columns", down_proj["n"]), ("rows", down_proj["m"])),
+    )
+
+
 def _with_sizes(operator: Operator, **sizes: int) -> Operator:
     changed = tuple((name, sizes.get(name, value)) for name, value in operator.sizes)
     return replace(operator, sizes=changed)
@@ -172,15 +222,7 @@ def with_shared_added(layer: LayerOperators) -> LayerOperators:
     has begun."""
     if "shared" not in layer.parts or "combine_receive" in layer.parts:
         return layer
-    down_proj = layer.operators[layer.parts["shared"][-1]]
-    added = replace(
-        down_proj,
-        name="moe.add_shared",
-        kind="add",
-        segment="combine",
-        dtype=down_proj.out_dtype,
-        sizes=(("columns", down_proj["n"]), ("rows", down_proj["m"])),
-    )
+    added = _shared_added(layer.operators[layer.parts["shared"][-1]])
     place = len(layer.operators)
     return LayerOperators((*layer.operators, added), {**layer.parts, "combine_receive": (place,)})
 
@@ -204,10 +246,11 @@ class _Builder:
         last = max(waits, default=None)
         if layer is None:
             return last
-        found = self.operators[self.layers[layer]].parts
+        found = self.operators[self.layers[layer]]
         for part in parts:
-            for position in found.get(part, ()):
-                collective = part in WIRES or part in ("gather", "scatter")
+            for position in found.parts.get(part, ()):
+                segment = found.operators[position].segment
+                collective = part in WIRES or segment in COLLECTIVE_SEGMENTS
                 self.tasks.append(
                     PlannedTask(layer, micro_batch, position, part, stream, collective, waits)
                 )
@@ -222,6 +265,9 @@ class _Builder:
 
 
 _ATTENTION = ("gather", "attention_0", "attention_1", "scatter")
+_DENSE = ("dense_gather", "dense", "dense_scatter")
+# What follows the arrival of tokens.
+_EXPERTS = ("shared_gathered", "dispatch_receive", "experts", "combine_send")
 
 
 def plan_step(
@@ -251,7 +297,7 @@ def plan_step(
     if head:
         build.add(new_layer("embedding"), WHOLE_BATCH, "attention_0")
     for _ in range(dense_layers):
-        build.add(new_layer("dense"), WHOLE_BATCH, *_ATTENTION, "dense")
+        build.add(new_layer("dense"), WHOLE_BATCH, *_ATTENTION, *_DENSE)
     ends = _sparse_layers(build, [new_layer("moe") for _ in range(moe_layers)], decode, overlap)
     if head:
         ends = [build.add(new_layer("head"), WHOLE_BATCH, "attention_0", after=ends)]
@@ -289,7 +335,7 @@ def _one_at_a_time(
         arrived = build.wire(layer, 0, "dispatch_wire", after=(sent,))
         if shared_hides:
             build.add(layer, 0, "shared")
-        done = build.add(layer, 0, "dispatch_receive", "experts", "combine_send", after=(arrived,))
+        done = build.add(layer, 0, *_EXPERTS, after=(arrived,))
         back = build.wire(layer, 0, "combine_wire", after=(done,))
         combined = [build.add(layer, 0, "combine_receive", after=(back,))]
     return combined
@@ -319,9 +365,7 @@ def _two_in_decode(
             if attends is not None:
                 receive(other)
                 build.add(attends, other, "gather", "attention_0")
-            done = build.add(
-                layer, one, "dispatch_receive", "experts", "combine_send", after=(arrived,)
-            )
+            done = build.add(layer, one, *_EXPERTS, after=(arrived,))
             back[one] = (layer, build.wire(layer, one, "combine_wire", after=(done,)))
             if attends is not None:
                 attended[other] = build.add(attends, other, "attention_1", "scatter")
@@ -343,9 +387,9 @@ def _two_in_prefill(
         received = build.add(before, 0, "combine_receive", after=(combined[0],))
         attended[0] = build.add(layer, 0, *_ATTENTION, after=(received,))
         dispatched[0] = build.wire(layer, 0, "dispatch_wire", after=(attended[0],))
-        done = build.add(layer, 1, "experts", after=(dispatched[1],))
+        done = build.add(layer, 1, *_EXPERTS, after=(dispatched[1],))
         combined[1] = build.wire(layer, 1, "combine_wire", after=(done,))
-        done = build.add(layer, 0, "experts", after=(dispatched[0],))
+        done = build.add(layer, 0, *_EXPERTS, after=(dispatched[0],))
         build.add(layer, 1, "shared")
         combined[0] = build.wire(layer, 0, "combine_wire", after=(done,))
         before = layer

@@ -1,16 +1,17 @@
 """Memory of one serving GPU: a job and the model in; weights, buffers and KV-cache room out.
 
 Weights are those of parameter counts: FP8 with block scales where the recipe runs the product in
-FP8, BF16 elsewhere; the key and value up-projection is BF16 in decode, where it is absorbed. The KV
-cache holds the normed latent and the rotary key, once for all heads, so GPUs that share heads
-hold it twice over. Its FP8 form keeps the latent in FP8 with one FP32 scale for 128 values and the
-rotary key in BF16 (FlashMLA: 656 bytes a token and layer).
+FP8, BF16 elsewhere; the key and value up-projection is BF16 in decode, where it is absorbed. Of
+what is split over GPUs (TensorParallel) each holds a part; latent projections, gate and norms lie
+on all. The KV cache holds the normed latent and the rotary key, once for all heads, so GPUs that
+share heads hold it twice over. Its FP8 form keeps the latent in FP8 with one FP32 scale for 128
+values and the rotary key in BF16 (FlashMLA: 656 bytes a token and layer).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from hardware_profiles.low_latency_kernels import LowLatencyProfile
 from hardware_profiles.schema import ClusterProfile
@@ -22,6 +23,10 @@ from simulator.workload.memory import Infeasible
 
 _FP8, _BF16, _FP32 = 1, 2, 4
 _WITH_SCALES = _FP8 + _FP32 / TILE**2
+# Size of the activations of each kind that multiplies by a weight.
+_WEIGHTED = {
+    "gemm": "m", "batched_gemm": "m", "grouped_gemm": "rows", "masked_grouped_gemm": "rows",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class GpuMemory:
     expert_buffers: Bytes
     """Rooms of the masked grouped products, kept for the worst case (decode)."""
     workspace: Bytes
-    """What the largest operator reads and writes."""
+    """What the largest operator reads and writes beside weights and KV cache, which are counted."""
     reserved: Bytes
 
     @property
@@ -54,8 +59,11 @@ class KvCapacity:
     """Tokens that fit, whole pages."""
     needed_tokens: int
     """Tokens of the job's requests, whole pages."""
+    largest_group: int
+    """Requests of the job's context that fit the KV cache and the all-to-all's buffers, of the GPUs
+    that share heads together; each of them holds the latents of all."""
     largest_batch: int
-    """Requests a GPU of the job's context that fit the KV cache and the all-to-all's buffers."""
+    """The same for each GPU."""
     limit: str
     """What the batch is limited by."""
 
@@ -64,12 +72,9 @@ def micro_batch_tokens(job: ServingStepJob) -> int:
     """Tokens of the larger micro-batch of one GPU, drafted ones included."""
     requests = job.requests
     drafted = 0 if job.speculation is None else job.speculation.draft_tokens
-    whole = (
-        requests.tokens_per_gpu
-        if requests.requests_per_gpu is None
-        else requests.requests_per_gpu * (1 + drafted)
-    )
-    assert whole is not None, "the job's validator wants one of the two"
+    whole = requests.tokens_per_gpu
+    if whole is None:
+        whole = -(-job.group_requests // job.attention_tp) * (1 + drafted)
     return -(-whole // job.micro_batches)
 
 
@@ -113,9 +118,24 @@ def serving_memory(
         weights=_weights(job, config, drafts),
         all_to_all_buffers=buffers,
         expert_buffers=rooms,
-        workspace=max((float(op.bytes_read + op.bytes_written) for op in operators), default=0.0),
+        workspace=max((_activations(op) for op in operators), default=0.0),
         reserved=job.memory.reserved,
     )
+
+
+def _activations(operator: Operator) -> Bytes:
+    """Bytes that an operator reads and writes beside weights and KV cache."""
+
+    def moved(**sizes: int) -> int:
+        changed = tuple((name, sizes.get(name, value)) for name, value in operator.sizes)
+        at = replace(operator, sizes=changed)
+        return at.bytes_read + at.bytes_written
+
+    if operator.kind == "mla_decode":
+        return float(moved(kv_length=0))
+    rows = _WEIGHTED.get(operator.kind)
+    # With no rows nothing but the weight is left.
+    return float(moved() - (0 if rows is None else moved(**{rows: 0})))
 
 
 def kv_capacity(
@@ -148,25 +168,25 @@ def kv_capacity(
     tokens = int((capacity - memory.total) / (per_token * page)) * page
     requests = job.requests
     if job.phase == "decode":
-        assert requests.requests_per_gpu is not None
         assert requests.context_tokens is not None
-        context, batch = requests.context_tokens, requests.requests_per_gpu
+        context, batch = requests.context_tokens, job.group_requests
     else:
         assert requests.tokens_per_gpu is not None
         assert requests.prompt_tokens is not None
         context = requests.prompt_tokens + requests.cached_tokens
-        batch = -(-requests.tokens_per_gpu // requests.prompt_tokens)
-    # GPUs that share heads each hold the latents of all requests of their group.
-    pages = -(-context // page) * page * job.attention_tp
+        batch = -(-requests.tokens_per_gpu * job.attention_tp // requests.prompt_tokens)
+    pages = -(-context // page) * page
     largest = tokens // pages
     limit = (
         f"KV cache: {largest} requests of {context} tokens fill "
         f"{format_bytes(largest * pages * per_token)} of "
         f"{format_bytes(capacity - memory.total)} left by weights and buffers"
     )
+    if job.attention_tp > 1:
+        limit += f", on each of the {job.attention_tp} GPUs that share their heads"
     room = _buffer_room(job)
-    if room is not None and room < largest:
-        largest = room
+    if room is not None and room * job.attention_tp < largest:
+        largest = room * job.attention_tp
         limit = (
             f"memory.buffer_tokens: {job.memory.buffer_tokens} tokens of each of "
             f"{job.micro_batches} micro-batches are {room} requests"
@@ -177,7 +197,8 @@ def kv_capacity(
         bytes_per_token=per_token,
         tokens=tokens,
         needed_tokens=batch * pages,
-        largest_batch=largest,
+        largest_group=largest,
+        largest_batch=largest // job.attention_tp,
         limit=limit,
     )
 
@@ -216,14 +237,17 @@ def _weights(job: ServingStepJob, config: ModelConfig, draft_layers: int) -> Byt
     attention_bytes = attention * _WITH_SCALES + (latent_norms + counts.layer_norms) * _BF16
     if job.phase == "decode":
         attention_bytes += up / job.attention_tp * (_BF16 - _WITH_SCALES)
-    shared = counts.shared_experts if job.experts.shared_expert == "local" else 0
+    split = job.tensor_parallel
+    local = job.experts.shared_expert == "local"
+    shared = counts.shared_experts / split.shared_expert if local else 0.0
+    vocabulary = 2 * -(-c.vocab_size // split.vocabulary) * c.hidden_size
     expert_bytes = local_experts * counts.expert / job.expert_tp
     moe = (expert_bytes + shared) * _WITH_SCALES + counts.router * _BF16
     drafts = draft_layers * (attention_bytes + moe + (counts.mtp - counts.moe_layer) * _WITH_SCALES)
     return (
         c.num_hidden_layers * attention_bytes
-        + c.first_k_dense_replace * counts.dense_feed_forward * _WITH_SCALES
+        + c.first_k_dense_replace * counts.dense_feed_forward / split.dense * _WITH_SCALES
         + c.num_moe_layers * moe
-        + (counts.embedding + counts.head + counts.final_norm) * _BF16
+        + (vocabulary + counts.final_norm) * _BF16
         + drafts
     )

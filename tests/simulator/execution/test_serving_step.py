@@ -64,7 +64,7 @@ def test_prompts_that_do_not_fill_a_micro_batch_cost_between_those_that_do():
     model = model_of("prefill_ep32_profile")
     times = [prefill_pass(model, 16384, prompt).step_s for prompt in (2048, 3000, 4096)]
     assert times == sorted(times)
-    with pytest.raises(ValueError, match="at most tokens_per_gpu 16384"):
+    with pytest.raises(ValueError, match="at most tokens_per_gpu x attention_tp = 16384"):
         prefill_pass(model, 16384, 20000)
 
 
@@ -167,6 +167,58 @@ def test_experts_split_over_all_gpus_move_each_token_once_each_way():
     # 64 tokens in BF16, seven eighths of them from other GPUs, as around the attention.
     assert took["moe.dispatch_wire"] == pytest.approx(took["attention.gather"])
     assert took["moe.combine_wire"] == pytest.approx(took["attention.scatter"])
+
+
+def test_tensor_parallelism_over_two_nodes_crosses_nics_once_and_nvlink_for_the_rest():
+    step = step_of(
+        "decode_tp8_h200", "gpus=16", "attention_tp=16", "expert_tp=16", "cluster.nodes=2"
+    )
+    model = step.model
+    assert not model.over_nvlink
+    node, achieved = model.cluster.node, model.kernels.calibration.transfers
+    # 128 tokens of 7,168 BF16 values. Over NICs a GPU receives the sixteenth of them that its
+    # counterpart on the other node has; over NVLink seven eighths of them from its own node.
+    gathered = 128 * 7168 * 2
+    nic = node.nic_bandwidth_per_gpu * achieved.nic.value
+    nvlink = node.gpu.nvlink_bandwidth * achieved.nvlink.value
+    latency = node.nvlink_latency + model.cluster.fabric.same_leaf_latency
+    expected = latency + gathered / 16 / nic + gathered * 7 / 8 / nvlink
+    took = {row["name"]: row["seconds"] for row in operator_table(step) if row["layer"] == "dense"}
+    for name in ("attention.gather", "attention.scatter", "mlp.gather", "mlp.scatter"):
+        assert took[name] == pytest.approx(expected, rel=1e-12)
+
+
+def test_fewer_requests_than_gpus_share_them():
+    few = ("requests.requests_per_gpu=null", "requests.requests_per_group=3")
+    step = step_of("decode_tp8_h200", *few)
+    sizes = {
+        (kind, op.name): dict(op.sizes)
+        for (kind, _), layer in step.operators.items()
+        for op in layer.operators
+    }
+    assert sizes["dense", "attention.gather"]["rows"] == 3
+    assert sizes["moe", "attention.core"]["sequences"] == 3
+    assert sizes["moe", "gate"]["tokens"] == 1
+    assert sizes["moe", "experts.gate_up_proj"]["rows"] == 3 * 8
+    assert sizes["head", "head.proj"] == {"k": 7168, "m": 3, "n": 129280 // 8}
+    run = simulate_serving_step(load_scenario("decode_tp8_h200", list(few)), shipped_trace)
+    assert run.kv.needed_tokens == 3 * 4096
+
+
+def test_one_prompt_on_a_group_is_computed_by_all_its_gpus():
+    changes = (
+        "cluster=h200_8", "gpus=8", "attention_tp=8", "expert_tp=8", "micro_batches=1",
+        "overlap=none", "communication_sms=0", "requests.tokens_per_gpu=256",
+        "requests.prompt_tokens=2048",
+    )  # fmt: skip
+    step = step_of("prefill_ep32_profile", *changes)
+    sizes = {op.name: dict(op.sizes) for op in step.operators["moe", 0].operators}
+    assert sizes["attention.kv_b_proj"] == {"k": 512, "m": 2048, "n": 32768 // 8}
+    assert sizes["attention.core"]["sequences"] == 1
+    assert sizes["experts.permute"]["tokens"] == 2048
+    assert sizes["moe.add_shared"]["rows"] == 2048
+    head = {op.name: dict(op.sizes) for op in step.operators["head", -1].operators}
+    assert head["head.proj"] == {"k": 7168, "m": 1, "n": 129280 // 8}
 
 
 def test_a_prefill_pass_gathers_the_tokens_that_it_has_cast():
@@ -428,7 +480,10 @@ def test_gpus_that_share_heads_draft_for_the_requests_of_their_groups():
         ("communication_sms=20", "communication_sms 20: allowed: 0, as only normal"),
         ("experts.max_mean_load=129", "experts.max_mean_load 129: allowed: at most the 128 ranks"),
         ("experts.shared_expert=dispatched", "with experts.redundant of at least 1"),
-        ("attention_tp=16", "attention_tp 16: allowed: at most the 8 GPUs that NVLink joins"),
+        ("dense_tp=2", "dense_tp 2: allowed with attention_tp 1 and expert_tp 1: 1"),
+        ("vocabulary_tp=8", "vocabulary_tp 8: allowed with attention_tp 1 and expert_tp 1: 1"),
+        ("shared_expert_tp=8", "shared_expert_tp 8: allowed with attention_tp 1 and expert_tp 1"),
+        ("requests.requests_per_group=8", "either requests_per_gpu or requests_per_group, no oth"),
         ("expert_tp=2", "expert_tp 2: allowed: 1, or all 128 GPUs"),
         ("all_to_all.low_latency=deepep_h800_nvlink", "which joins 8 GPUs of h800_2048, not 128"),
         ("cluster.failures=['node:node1']", "cluster.failures: no live path from GPU 0 to GPU 8"),
@@ -450,6 +505,7 @@ def test_bad_input_is_one_clear_line(change, message):
         ("mtp_ep128", "head=false", "speculation: allowed with head true only"),
         ("decode_ep320_report", "requests.idle_gpus=1", "whole groups of the 4 GPUs that share"),
         ("decode_tp8_h200", "communication_sms=8", "communication_sms 8: allowed: 0"),
+        ("decode_ep144_day6", "attention_tp=12", "12: allowed: at most the 8 GPUs that NVLink joi"),
         ("prefill_ep32_profile", "communication_sms=0", "normal all-to-all kernels need at least"),
     ],
 )

@@ -11,12 +11,15 @@ from simulator.execution.step_order import (
     run_order,
     task_order,
 )
+from simulator.serving_job import TensorParallel
 from simulator.workload.serving_lowering import WHOLE_BATCH, plan_step, split_layer, task_graph
 from simulator.workload.serving_operators import BatchLoad, layer_operators
 
+WHOLE = TensorParallel(attention=1, experts=1, shared_expert=1, dense=1, vocabulary=1)
 LOAD = BatchLoad(
-    tokens=8, sequences=8, context=64, expert_rows=16, received_rows=16, active_experts=2
-)
+    tokens=8, sequences=8, context=64, expert_rows=16, received_rows=16, active_experts=2,
+    group_tokens=8, group_sequences=8,
+)  # fmt: skip
 KINDS = {kind: kind for kind in ("embedding", "dense", "moe", "mtp", "head")}
 KINDS |= {"mtp_next": "mtp", "mtp_head": "head"}
 GAP = 1e-6
@@ -27,9 +30,10 @@ def planned(job, overlap):
     operators = {
         kind: split_layer(
             recorded,
-            layer_operators(trace, recorded, LOAD, attention_tp=1, expert_tp=1),
+            layer_operators(trace, recorded, LOAD, WHOLE),
             low_latency=job == "decode",
             expert_parallel=True,
+            shared_gathered=False,
         )
         for kind, recorded in KINDS.items()
     }

@@ -1,11 +1,13 @@
 """The orders of prefill and decode are the published ones, and every operator runs exactly once."""
 
+import dataclasses
 from collections import Counter
 from itertools import product
 
 import pytest
 
 from reference_model.trace import TRACE_FOLDER, load_trace
+from simulator.serving_job import TensorParallel
 from simulator.workload.serving_lowering import (
     WHOLE_BATCH,
     WIRES,
@@ -17,21 +19,31 @@ from simulator.workload.serving_lowering import (
 from simulator.workload.serving_operators import BatchLoad, layer_operators
 from simulator.workload.task_graph import Stream
 
+WHOLE = TensorParallel(attention=1, experts=1, shared_expert=1, dense=1, vocabulary=1)
 LOAD = BatchLoad(
-    tokens=64, sequences=64, context=512, expert_rows=512, received_rows=300, active_experts=2
-)
+    tokens=64, sequences=64, context=512, expert_rows=512, received_rows=300, active_experts=2,
+    group_tokens=64, group_sequences=64,
+)  # fmt: skip
 KINDS = {kind: kind for kind in ("embedding", "dense", "moe", "mtp", "head")}
 KINDS |= {"mtp_next": "mtp", "mtp_head": "head"}
 
 
 def split(job, *, overlap="two_micro_batches", tp=1, expert_tp=1):
     trace = load_trace(TRACE_FOLDER / f"deepseek_v3.{job}.jsonl")
+    parallel = TensorParallel(
+        attention=tp, experts=expert_tp, shared_expert=expert_tp, dense=expert_tp, vocabulary=tp
+    )
+    load = dataclasses.replace(LOAD, group_tokens=64 * tp, group_sequences=64 * tp)
+    if expert_tp > 1:
+        # 512 rows of experts are 64 tokens of all GPUs, 8 copies each.
+        load = dataclasses.replace(load, received_rows=64)
     layers = {
         kind: split_layer(
             recorded,
-            layer_operators(trace, recorded, LOAD, attention_tp=tp, expert_tp=expert_tp),
+            layer_operators(trace, recorded, load, parallel),
             low_latency=job == "decode" and expert_tp == 1,
             expert_parallel=expert_tp == 1,
+            shared_gathered=expert_tp > 1,
         )
         for kind, recorded in KINDS.items()
     }
@@ -179,6 +191,42 @@ def test_without_expert_parallelism_tokens_are_gathered_and_nothing_is_sent():
     parts = {task.part for task in planned.tasks}
     assert not parts & {"dispatch_send"}
     assert parts >= {"gather", "scatter", "dispatch_wire", "combine_wire"}
+    dense = [task.part for task in planned.tasks if planned.layers[task.layer] == "dense"]
+    order = [part for number, part in enumerate(dense) if part not in dense[:number]]
+    assert order == [
+        "gather", "attention_0", "attention_1", "scatter", "dense_gather", "dense", "dense_scatter",
+    ]  # fmt: skip
+    assert all(
+        task.collective == (task.part in WIRES or "gather" in name or "scatter" in name)
+        for task in planned.tasks
+        for name in [operator_of(planned, task, tp=8, expert_tp=8)]
+    )
+
+
+def operator_of(planned, task, **changes):
+    layers = split("decode", overlap="none", **changes)
+    return layers[planned.layers[task.layer]].operators[task.position].name
+
+
+@pytest.mark.parametrize("job", ["prefill", "decode"])
+@pytest.mark.parametrize("overlap", ["none", "shared_expert", "two_micro_batches"])
+def test_a_split_shared_expert_runs_on_gathered_tokens_and_is_added_before_the_scatter(
+    job, overlap
+):
+    planned = plan(job, overlap, tp=8, expert_tp=8)
+    first = planned.layers.index("moe")
+    order = []
+    for task in planned.tasks:
+        if task.layer == first and task.micro_batch == 0 and task.part not in order:
+            order.append(task.part)
+    assert "shared" not in order
+    for earlier, later in (
+        ("dispatch_wire", "shared_gathered"),
+        ("shared_gathered", "experts"),
+        ("experts", "combine_send"),
+        ("combine_send", "combine_wire"),
+    ):
+        assert order.index(earlier) < order.index(later)
 
 
 def test_gathered_tokens_are_cast_laid_out_and_summed_before_they_are_scattered():
@@ -188,14 +236,13 @@ def test_gathered_tokens_are_cast_laid_out_and_summed_before_they_are_scattered(
         for op in layer.operators
         if op.segment in ("dispatch", "combine")
     ]
-    # 512 rows of experts are 64 tokens of all GPUs, 8 copies each.
     assert chain == [
         ("moe.dispatch_wire", 64),
         ("moe.quantize_receive", 64),
         ("moe.dispatch_receive", 512),
         ("moe.sum_send", 512),
-        ("moe.combine_wire", 64),
         ("moe.add_shared", 64),
+        ("moe.combine_wire", 64),
     ]
 
 
@@ -221,6 +268,6 @@ def test_a_plan_becomes_a_task_graph_with_its_operators():
 
 def test_low_latency_transfers_need_a_decode_recording():
     trace = load_trace(TRACE_FOLDER / "deepseek_v3.prefill.jsonl")
-    operators = layer_operators(trace, "moe", LOAD, attention_tp=1, expert_tp=1)
+    operators = layer_operators(trace, "moe", LOAD, WHOLE)
     with pytest.raises(ValueError, match="needs a decode trace"):
-        split_layer("moe", operators, low_latency=True, expert_parallel=True)
+        split_layer("moe", operators, low_latency=True, expert_parallel=True, shared_gathered=False)

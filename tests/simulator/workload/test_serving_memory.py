@@ -1,10 +1,13 @@
 """KV cache, weights and buffers of a serving GPU."""
 
+from dataclasses import replace
+
 import pytest
 
 from hardware_profiles.low_latency_kernels import load_low_latency
 from hardware_profiles.schema import load_cluster
 from reference_model.config import load_model_config, parameter_counts
+from reference_model.trace import Operator
 from simulator.scenario import load_scenario
 from simulator.workload.memory import Infeasible
 from simulator.workload.serving_memory import (
@@ -68,6 +71,51 @@ def test_all_experts_over_all_gpus_hold_the_whole_model_once():
     # FP8 but for BF16 vocabulary and absorbed up-projection: within a few per cent of one byte.
     vocabulary = 2 * (counts.embedding + counts.head)
     assert replicated == pytest.approx(expected + vocabulary, rel=0.07)
+
+
+def test_tensor_parallelism_splits_all_but_latents_gate_and_norms():
+    job = job_of("decode_tp8_h200")
+    fp8 = 1 + 4 / 128**2  # a byte, and an FP32 scale for each block
+    experts = 58 * 256 * 3 * 7168 * 2048 // 8
+    shared = 58 * 3 * 7168 * 2048 // 8
+    dense = 3 * 3 * 7168 * 18432 // 8
+    latents = 7168 * 1536 + 7168 * (512 + 64)
+    up = 128 * 512 * (128 + 128) // 8
+    by_head = 128 * 1536 * (128 + 64) // 8 + up + 128 * 128 * 7168 // 8
+    # The absorbed up-projection is BF16.
+    attention = 61 * ((latents + by_head) * fp8 + up * (2 - fp8))
+    norms = 61 * 2 * (1536 + 512 + 2 * 7168) + 2 * 7168
+    gate = 58 * 2 * 256 * (7168 + 1)
+    vocabulary = 2 * 2 * 129280 // 8 * 7168
+    expected = (experts + shared + dense) * fp8 + attention + norms + gate + vocabulary
+    weights = serving_memory(job, config=V3, low_latency=None, operators=()).weights
+    assert weights == expected == 85_267_989_360  # 79.4 GiB
+    whole = job_of("decode_tp8_h200", "dense_tp=1", "shared_expert_tp=1", "vocabulary_tp=1")
+    kept = serving_memory(whole, config=V3, low_latency=None, operators=()).weights
+    assert kept == expected + 7 * ((shared + dense) * fp8 + vocabulary)
+
+
+def test_the_workspace_holds_neither_weights_nor_cache():
+    scenario = load_scenario("decode_tp8_h200")
+    job = scenario.file.serving_step
+    core = Operator(
+        name="attention.core", kind="mla_decode", phase="forward", segment="attention",
+        dtype="bfloat16", out_dtype="bfloat16", recompute=False, accumulate=False,
+        sizes=tuple(
+            {"heads": 16, "kv_length": 4096, "latent_dim": 512, "query_length": 1,
+             "rope_dim": 64, "sequences": 64}.items()
+        ),
+    )  # fmt: skip
+    product = replace(
+        core, name="head.proj", kind="gemm", sizes=(("k", 7168), ("m", 64), ("n", 16160))
+    )
+
+    def workspace(*operators):
+        return serving_memory(job, config=V3, low_latency=None, operators=operators).workspace
+
+    # Queries in, results out, and a log-sum-exp for each.
+    assert workspace(core) == 64 * 16 * (576 * 2 + 512 * 2 + 4)
+    assert workspace(product) == 64 * (7168 + 16160) * 2
 
 
 def test_fewer_bytes_a_token_or_shared_heads_change_what_fits():
