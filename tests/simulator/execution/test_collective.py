@@ -217,7 +217,9 @@ def test_ecmp_is_slower_than_adaptive_and_static_routing():
     for group in (8, 4, 2):
         assert speed["ecmp", group] < 0.9 * speed["adaptive", group]
         assert speed["static", group] == pytest.approx(speed["adaptive", group], rel=0.02)
-    assert len(result.published) == 6
+    # The published ratios are of 256 MiB per GPU.
+    assert result.published == []
+    assert len(run("roce_routing").published) == 6
 
 
 def test_incast_slows_an_all_reduce_beside_it_and_a_traffic_class_isolates_it():
