@@ -5,6 +5,11 @@ of two of tokens and context; of batches also one and a half times those) and in
 in between; each point is asked once. A pass is asked as equal prompts: the mean number of tokens
 that its tokens attend to fixes their length, and where that is longer than the pass itself, the
 tokens cached before them.
+
+The memory of an instance is that of its largest iteration: a pass of tokens_per_pass tokens of one
+prompt (keys of tokens cached before it are rebuilt in pieces no larger, as chunked prefill of vLLM
+and SGLang does), or a step of max_batch requests. What the step scenario has of requests does not
+count.
 """
 
 from __future__ import annotations
@@ -26,8 +31,9 @@ from simulator.execution.serving_step import (
 from simulator.execution.step_times import AffineStepTimes, InterpolatedStepTimes, StepTimes
 from simulator.fleet_job import FleetJob, PoolSpec, StepScenario
 from simulator.scenario import Scenario, load_scenario
+from simulator.serving_job import ServingStepJob, StepRequests
 from simulator.workload.recorded import shipped_trace
-from simulator.workload.serving_memory import kv_capacity
+from simulator.workload.serving_memory import kv_capacity, micro_batch_tokens
 
 # Powers of two: a pass of 2^n tokens is made of whole prompts of any smaller power of two.
 _SIZES = tuple(2**n for n in range(18))
@@ -161,11 +167,35 @@ def _model(
             raise ValueError(
                 f"{where}: {field} of {named.scenario} {shown}; allowed here: {needed}"
             )
+    step = _at_largest_load(step, pool)
+    room = step.memory.buffer_tokens
+    if phase == "decode" and room is not None and micro_batch_tokens(step) > room:
+        raise ValueError(
+            f"{where.removesuffix('decode_step')}max_batch {pool.max_batch}: a micro-batch of a "
+            f"GPU has {micro_batch_tokens(step)} tokens; allowed: at most the {room} of "
+            f"memory.buffer_tokens of {named.scenario}"
+        )
     return prepare_serving(scenario, step, shipped_trace)
 
 
+def _at_largest_load(step: ServingStepJob, pool: PoolSpec) -> ServingStepJob:
+    """The deployment with the requests of the largest iteration that the pool runs on it."""
+    if step.phase == "decode":
+        largest = StepRequests(
+            requests_per_group=pool.max_batch, context_tokens=step.requests.context_tokens
+        )
+    else:
+        assert pool.tokens_per_pass is not None, "the fleet's validator wants it where prompts run"
+        largest = StepRequests(
+            tokens_per_gpu=-(-pool.tokens_per_pass // step.attention_tp),
+            prompt_tokens=pool.tokens_per_pass,
+        )
+    return step.model_copy(update={"requests": largest})
+
+
 def _kv_tokens(model: ServingModel) -> int:
-    """KV cache of one rank: GPUs that share the heads of a request each hold all of its cache."""
+    """KV cache of one rank beside its largest iteration, which the job of the model is: GPUs that
+    share the heads of a request each hold all of its cache."""
     step = serving_step(model)
     operators = [operator for layer in step.operators.values() for operator in layer.operators]
     capacity = kv_capacity(

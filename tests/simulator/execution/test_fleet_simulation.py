@@ -12,6 +12,7 @@ from simulator.execution.serving_run import ServingRun
 from simulator.execution.serving_step import decode_step, prefill_pass
 from simulator.execution.simulation import simulate
 from simulator.scenario import load_scenario
+from simulator.workload.serving_memory import micro_batch_tokens
 
 FLEETS = (
     "azure_code",
@@ -50,6 +51,45 @@ def test_the_kv_capacity_is_that_of_the_memory_model() -> None:
     # 85 GB less weights, buffers and reserve, at 70,272 bytes a token.
     assert 400_000 < tokens < 900_000
     assert tokens % 64 == 0
+
+
+@pytest.mark.parametrize("name", ["azure_conversation", "azure_code"])
+def test_the_kv_capacity_is_what_the_largest_pass_of_the_fleet_leaves(name: str) -> None:
+    capacity = prepare_fleet(load_scenario(name)).step_times["colocated"].kv_capacity_tokens
+    # TP8 in prefill: 85.27 GB as in decode (test_serving_memory), its up-projection in FP8.
+    up = 61 * 128 * 512 * (128 + 128) // 8
+    weights = 85_267_989_360 - up * (2 - (1 + 4 / 128**2))
+    # A pass of 2,048 tokens on the 8 GPUs together, not of the step scenario's 16,384 on each: the
+    # largest operator sums 8 rows of each token, with their numbers.
+    workspace = 2048 * (8 * 7168 * 2 + 7168 * 2 + 8 * 4)
+    left = 141e9 - weights - workspace - 4 * 2**30
+    assert capacity == int(left / 70_272 / 64) * 64 == 729_984
+
+
+def test_what_the_step_scenario_has_of_requests_does_not_change_a_fleet() -> None:
+    steps = {
+        "prefill": "requests.tokens_per_gpu=4096, requests.prompt_tokens=64, requests.idle_gpus=8",
+        "decode": "requests.requests_per_gpu=16, requests.idle_gpus=16",
+    }
+    changes = [f"{pool}.{pool}_step.changes=[{text}]" for pool, text in steps.items()]
+    usual, changed = (
+        prepare_fleet(load_scenario("day6_service", change)).step_times for change in ([], changes)
+    )
+    for pool in steps:
+        assert changed[pool].kv_capacity_tokens == usual[pool].kv_capacity_tokens
+    assert changed["prefill"].prefill_pass_s(8192, 2048) == usual["prefill"].prefill_pass_s(
+        8192, 2048
+    )
+
+
+def test_low_latency_buffers_grow_with_the_batch_of_the_fleet() -> None:
+    buffers = "decode.decode_step.changes=[memory.buffer_tokens=null]"
+    models = [
+        prepare_fleet(load_scenario("day6_service", [buffers, f"decode.max_batch={batch}"])).models
+        for batch in (128, 256)
+    ]
+    tokens = [micro_batch_tokens(of["decode"].job) for of in models]
+    assert tokens == [64, 128]
 
 
 def test_a_rebalancing_pauses_for_the_weights_that_its_placement_moves() -> None:
@@ -111,6 +151,10 @@ def test_a_trace_takes_the_place_of_the_synthetic_requests(tmp_path: Path) -> No
         (["prefill.prefill_step=null"], "prefill: step times come from affine, or"),
         (["cluster.nodes=10"], "the pools have 272 GPUs; allowed: at most the 80"),
         (["requests.file=none.csv"], "needs format"),
+        (
+            ["decode.max_batch=258"],
+            "max_batch 258: a micro-batch of a GPU has 129 tokens; allowed: at most the 128 of",
+        ),
     ],
 )
 def test_a_deployment_that_is_not_the_pools_is_an_error(changes: list[str], message: str) -> None:
