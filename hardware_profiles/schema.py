@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from hardware_profiles.fields import (
     ROOT,
@@ -216,6 +216,22 @@ class OverlapProfile(Profile):
     """All-to-all kernels beside compute, relative to the same kernel alone; rank skew inside."""
 
 
+class CopyRates(Profile):
+    """What one communication SM moves over NVLink while SMs, not links, are the limit."""
+
+    dispatch: BandwidthValue
+    combine: BandwidthValue
+    """A token combined is about twice as many bytes, so that it takes about twice the SMs."""
+    gpu: str = ""
+    """The GPU on which the rates were measured, where it is not the calibration's own; those of
+    another generation are an assumption."""
+
+
+def _both_ways(value: object) -> object:
+    """One rate, as older files have it, holds for dispatch and combine."""
+    return value if isinstance(value, dict) else {"dispatch": value, "combine": value}
+
+
 class AllToAllProfile(Profile):
     """What expert-parallel dispatch and combine move, and what they wait for."""
 
@@ -223,8 +239,7 @@ class AllToAllProfile(Profile):
     """{nodes of the expert-parallel group: distinct nodes a token reaches, own included}."""
     ranks_per_token: dict[int, Ratio]
     """{nodes of the expert-parallel group: distinct GPUs a token reaches, own included}."""
-    copy_bandwidth_per_sm: BandwidthValue
-    """What one communication SM moves over NVLink while SMs, not links, are the limit."""
+    copy_bandwidth_per_sm: Annotated[CopyRates, BeforeValidator(_both_ways)]
     sms_per_channel: Count
     """SMs of a channel between nodes, of which one forwards between network and NVLink."""
     limited_by_nvlink: Ratio
@@ -235,6 +250,11 @@ class AllToAllProfile(Profile):
     """Count exchange and barrier before a dispatch or combine, nothing else running."""
     notify_overlapped: TimeEstimate
     """The same between the kernels of an overlapped pair."""
+    nvlink_latency: TimeValue
+    """Between two GPUs of a node of the machine that these times belong to, 64 bytes; what another
+    machine's differs by is added."""
+    network_latency: TimeValue
+    """The same between nodes, across leaves."""
 
 
 class TransferProfile(Profile):
@@ -511,6 +531,8 @@ _LATER_FIELDS = (
     "common_share",
     "all_to_all.sms_per_channel",
     "all_to_all.limited_by_nvlink",
+    "all_to_all.nvlink_latency",
+    "all_to_all.network_latency",
 )
 """Fields of calibrations that files written before these were fields lack."""
 

@@ -24,7 +24,11 @@ class TrainingJob(Profile):
     sequence_length: PositiveInt
     """Tokens of one sequence."""
     communication_sms: NonNegativeInt
-    """SMs that dispatch and combine kernels keep while a chunk overlaps them with compute."""
+    """SMs that dispatch and combine kernels keep while a chunk overlaps them with compute.
+
+    0: copy engines and NICs move the tokens. Links alone limit the transfers, compute has every SM,
+    and what a transfer slows and waits for beside compute stays as calibrated; no kernel of that
+    kind was measured, so these times are extrapolated."""
     stages: tuple[str, ...] | Literal["default"] = "default"
     """Layers of each pipeline stage, e.g. "embedding + 3 dense + 1 moe", "14 x (4 moe)"."""
     redundant_experts: NonNegativeInt = 0

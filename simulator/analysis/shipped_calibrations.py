@@ -57,6 +57,46 @@ CARRIED_OVER: Mapping[str, CarriedOver] = {
 }
 """{calibration, and the GPU of that name: how it follows from `CARRIED_FROM`}"""
 
+_DEEPEP_BY_SMS = (
+    "derived: AIConfigurator perf tables, DeepEP normal kernels on {gpu}, 131,072 tokens, each on "
+    "{reached} GPUs; median of {size} bytes per copy over time and SMs at {sms} SMs, before the "
+    "links saturate"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRate:
+    """Copies of one communication SM on a GPU whose DeepEP kernels were timed by SM count."""
+
+    gpu: str
+    """In words."""
+    dispatch: str
+    combine: str
+    reached: str
+    """Distinct GPUs of a token among those that were timed."""
+    sms: str
+
+    def raw(self) -> dict[str, Any]:
+        """The fields as a calibration's file has them."""
+        text = {"gpu": self.gpu, "reached": self.reached, "sms": self.sms}
+        return {
+            "dispatch": self.dispatch,
+            "combine": self.combine,
+            "sources": {
+                "dispatch": _DEEPEP_BY_SMS.format(size="7,392", **text),
+                "combine": _DEEPEP_BY_SMS.format(size="14,336", **text),
+            },
+        }
+
+
+COPY_RATES: Mapping[str, CopyRate] = {
+    "h100_sxm": CopyRate("H100", "17.0 GB/s", "20.3 GB/s", "5.28 of 8", "4, 8, 12 and 16"),
+    "b200_sxm": CopyRate("B200", "16.5 GB/s", "21.6 GB/s", "5.28 of 8", "4, 8, 12, 16 and 24"),
+    "gb200": CopyRate("GB200", "15.0 GB/s", "16.9 GB/s", "3.61 of 4", "4, 8, 12, 16 and 24"),
+}
+"""{calibration without rows: copies that were timed on its own GPU}. Others take `CARRIED_FROM`'s.
+A GB200 tray has 4 GPUs: 4 (1 - C(192,8) / C(256,8)) = 3.61."""
+
 UNMEASURED: Mapping[str, Any] = {
     "value": 1.0,
     "low": 0.5,
@@ -107,6 +147,14 @@ def _carried_over(name: str) -> str:
         "basis": how.basis,
         "sources": sources | {"transfer_from": how.reason},
     }
+    exchange = raw["all_to_all"]
+    if name in COPY_RATES:
+        exchange["copy_bandwidth_per_sm"] = COPY_RATES[name].raw()
+    else:
+        exchange["copy_bandwidth_per_sm"]["gpu"] = CARRIED_FROM
+        exchange["copy_bandwidth_per_sm"]["sources"]["gpu"] = (
+            "assumed: an SM copies as one of an H200 does"
+        )
     if how.basis == "datasheet":
         raw["carried_over"] = dict(UNMEASURED)
     del raw["fits"]

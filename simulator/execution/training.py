@@ -27,6 +27,7 @@ from reference_model.trace import Operator
 from simulator.execution.engine import TaskLog, empty_log, execute, perform
 from simulator.execution.pipeline import Performance, PipelineRun, perform_pipeline
 from simulator.execution.training_fabric import Copies, StepLoads, copies_of, holders_of
+from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
 from simulator.hardware.costs import KernelCostModel, Prediction
 from simulator.hardware.fabric_load import FabricLoad
 from simulator.scenario import Scenario
@@ -292,7 +293,8 @@ def _cost_alike(
         [task.operator for _, task in tasks],
         sms=[
             communication_sms
-            if task.stream is Stream.COMMUNICATION
+            if task.operator.kind in ALL_TO_ALL_KINDS
+            or (communication_sms and task.stream is Stream.COMMUNICATION)
             else sms - communication_sms * (pair or task.overlapped)
             for pair, task in tasks
         ],
@@ -345,8 +347,11 @@ def optimizer_step(
     of_experts = copies_of(layout, holders, experts=True)
 
     def exchange(data: Bytes, copies: Copies, load: FabricLoad) -> Seconds:
+        # A step of a ring takes its latency; the last byte of a GPU passes all others.
         inside = data * (copies.most - 1) / copies.most / nvlink
+        inside += (copies.most - 1) * node.nvlink_latency
         between = data / copies.fewest * (1 - 1 / copies.domains) / load.rate(nic)
+        between += (copies.domains - 1) * load.latency
         return max(inside, between)
 
     def exchange_all(bytes_each: Bytes) -> Seconds:

@@ -175,7 +175,8 @@ class AllToAllModel:
         """One operator's time, part by part.
 
         Args:
-            sms: communication SMs.
+            sms: communication SMs; 0 for transfers that copy engines and NICs make, which links
+                alone limit.
             overlapped: whether compute runs beside it.
         """
         payload = payload_bytes(operator)
@@ -184,16 +185,16 @@ class AllToAllModel:
         imbalance = max(1.0, rows / (tokens * self.reach.gpus)) if tokens else 1.0
         node = self.cluster.node
         nic = self.load.rate(node.nic_bandwidth_per_gpu * self.nic_share_[operator.kind][0])
-        per_sm = self.calibration.all_to_all.copy_bandwidth_per_sm
-        per_channel = self.calibration.all_to_all.sms_per_channel
-        forwarding = sms / per_channel if self.nodes > 1 else sms
-        nvlink = min(
-            node.gpu.nvlink_bandwidth * self.nvlink_share_[operator.kind][0], per_sm * forwarding
-        )
         inputs, overlap = self.calibration.all_to_all, self.calibration.overlap
+        nvlink = node.gpu.nvlink_bandwidth * self.nvlink_share_[operator.kind][0]
+        if sms:
+            rates = inputs.copy_bandwidth_per_sm
+            per_sm = rates.dispatch if operator.kind == "dispatch" else rates.combine
+            nvlink = min(nvlink, per_sm * sms / (inputs.sms_per_channel if self.nodes > 1 else 1))
         ratio = overlap.dispatch if operator.kind == "dispatch" else overlap.combine
+        notify = (inputs.notify_overlapped if overlapped else inputs.notify_alone).value
         return AllToAllTime(
-            notify_s=(inputs.notify_overlapped if overlapped else inputs.notify_alone).value,
+            notify_s=max(0.0, notify + self._farther()),
             nic_s=tokens * self.reach.over_nics * payload * imbalance / nic,
             nvlink_s=tokens * self.reach.gpus * payload * imbalance / nvlink,
             slowdown=ratio.value if overlapped else 1.0,
@@ -225,9 +226,24 @@ class AllToAllModel:
         same_links = node.gpu.nvlink_bandwidth == self._measured_nvlink and all(
             _nic_of(row) == node.nic_bandwidth_per_gpu for row in rows if row.condition("nic")
         )
-        if operator["tokens"] not in tokens or str(self.nodes) not in nodes or not same_links:
+        same_copies = sms > 0 and self._copies_as_measured()
+        same_sizes = operator["tokens"] in tokens and str(self.nodes) in nodes
+        if not (same_sizes and same_links and same_copies):
             return EXTRAPOLATED
         return INTERPOLATED if overlapped or sms not in {row.sms for row in rows} else MEASURED
+
+    def _copies_as_measured(self) -> bool:
+        """Whether the SMs are of the generation whose copies were timed."""
+        timed = self.calibration.all_to_all.copy_bandwidth_per_sm.gpu or self.calibration.gpu
+        return load_gpu(timed).architecture == self.cluster.node.gpu.architecture
+
+    def _farther(self) -> Seconds:
+        """Latency that these links add to the measured ones, which the measured times hold."""
+        inputs, cluster = self.calibration.all_to_all, self.cluster
+        added = cluster.node.nvlink_latency - inputs.nvlink_latency
+        if self.nodes > 1:
+            added += cluster.fabric.cross_leaf_latency - inputs.network_latency
+        return added
 
     def _nvlink_share(self, rows: Sequence[Measurement]) -> float | None:
         """Achieved share of the NVLink rate within one node."""

@@ -296,9 +296,11 @@ class KernelCostModel:
             key = (family, op.sizes, op_sms, beside)
             known = index.get(key)
             if known is None:
-                if not 1 <= op_sms <= available:
+                least = 0 if op.kind in ALL_TO_ALL_KINDS else 1
+                if not least <= op_sms <= available:
                     raise ValueError(
-                        f"{op.name}: sms={op_sms} is not allowed: the GPU has 1 to {available}"
+                        f"{op.name}: sms={op_sms} is not allowed: the GPU has {least} to "
+                        f"{available}"
                     )
                 known = index[key] = len(index)
                 groups.setdefault((bool(beside), family), []).append((known, op, op_sms))

@@ -188,12 +188,12 @@ def test_a_path_that_is_not_there_is_one_line():
 
 
 def older_calibration(tmp_path, **changes):
-    """A user's file from before tiles and four other inputs were fields."""
+    """A user's file from before tiles and six other inputs were fields."""
     raw = read_profile("calibrations", "h800_sxm")[0]
     for field in ("tiles", "other_gpu", "common_share", "fits"):
         del raw[field]
     del raw["sources"]["common_share"]
-    for field in ("sms_per_channel", "limited_by_nvlink"):
+    for field in ("sms_per_channel", "limited_by_nvlink", "nvlink_latency", "network_latency"):
         del raw["all_to_all"][field]
         del raw["all_to_all"]["sources"][field]
     path = tmp_path / "older.yaml"

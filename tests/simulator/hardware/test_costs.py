@@ -399,6 +399,60 @@ def test_a_group_inside_one_node_uses_no_nic():
     assert time.nvlink_s == pytest.approx(1.045e-3, rel=0.02)  # 153 GB/s published
 
 
+def test_few_communication_sms_copy_at_the_rate_of_their_own_direction():
+    # On one node 4 SMs of an H100 move 17.0 GB/s each to dispatch and 20.3 to combine; a token goes
+    # to 5.28 GPUs, as 7,392 bytes and back as 14,336.
+    costs = fitted(ranks=8).all_to_all_
+    for op, rate, size in (
+        (dispatch(received=1), 17.0e9, 7392),
+        (combine(received=1), 20.3e9, 14336),
+    ):
+        time = costs.explain(op, sms=4, overlapped=False)
+        assert time.nvlink_s == pytest.approx(4096 * 5.28 * size / (4 * rate), rel=1e-12)
+
+
+def test_one_rate_in_an_older_calibration_holds_for_both_directions():
+    rates = load_calibration(
+        "h800_sxm", {"all_to_all.copy_bandwidth_per_sm": "18 GB/s"}
+    ).all_to_all.copy_bandwidth_per_sm
+    assert (rates.dispatch, rates.combine, rates.gpu) == (18e9, 18e9, "")
+
+
+def test_transfers_without_sms_are_limited_by_links_alone():
+    # 152 to 158 GB/s of NVLink, as on 24 SMs, and no SM to wait for.
+    for op in (dispatch(), combine()):
+        assert payload(COSTS, op, sms=0) == payload(COSTS, op, sms=24)
+        assert one(COSTS, op, sms=0, overlapped=False)[1] == "extrapolated"
+    with pytest.raises(ValueError, match="sms=-1 is not allowed: the GPU has 0 to 132"):
+        COSTS.predict([dispatch()], sms=-1, overlapped=False)
+
+
+def test_copies_of_another_generation_of_sms_are_extrapolated():
+    other = CALIBRATION.all_to_all.copy_bandwidth_per_sm.model_copy(update={"gpu": "gb200"})
+    inputs = CALIBRATION.all_to_all.model_copy(update={"copy_bandwidth_per_sm": other})
+    costs = fitted(calibration=CALIBRATION.model_copy(update={"all_to_all": inputs}))
+    assert one(COSTS, dispatch(), sms=24, overlapped=False)[1] == "measured"
+    assert one(costs, dispatch(), sms=24, overlapped=False)[1] == "extrapolated"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes", "added"),
+    [
+        # The measured times hold 3.33 us of NVLink and, between nodes, 3.7 us of the network.
+        (8, {"node.nvlink_latency": "5 us"}, 1.67e-6),
+        (8, {"fabric.cross_leaf_latency": "9 us"}, 0.0),
+        (64, {"node.nvlink_latency": "1 us", "fabric.cross_leaf_latency": "9 us"}, 2.97e-6),
+    ],
+)
+def test_an_all_to_all_takes_what_its_links_add_to_the_measured_latency(ranks, changes, added):
+    op = dispatch(received=1)
+    before, after = (
+        fitted(of, ranks=ranks).all_to_all_.explain(op, sms=20, overlapped=False).seconds
+        for of in (None, changes)
+    )
+    assert after - before == pytest.approx(added, rel=1e-9, abs=1e-15)
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 
