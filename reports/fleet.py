@@ -124,6 +124,7 @@ def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
         single.add_row(label, format_figure(path, metrics[path]), _interval(path, metrics), meaning)
     for key, value in _request_counts(metrics["requests"]):
         single.add_row(f"requests {key}", f"{value:,}", "", "")
+    single.caption, single.caption_justify = metrics.get("goodput_cliff"), "left"
     bases = Table(show_header=False, box=None)
     bases.add_column(style="bold", no_wrap=True)
     bases.add_column(style="dim")

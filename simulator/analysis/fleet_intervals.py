@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hardware_profiles.units import format_seconds
 from simulator.analysis.error_budget import serving_interval
 from simulator.analysis.fleet_metrics import measure_fleet
 from simulator.analysis.metrics import metric_at
@@ -37,6 +38,10 @@ FIGURES = (
     "cost_usd_per_million_output_tokens",
 )
 """Figures that get an interval."""
+
+CLIFF = 0.5
+"""Low end of goodput over its high end below which it is called a cliff: at one end most requests
+meet the service level, at the other most do not, and values in between are not likelier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +68,35 @@ class ScaledStepTimes:
 
 
 def measure_with_intervals(simulation: FleetSimulation) -> dict[str, Any]:
-    """Figures of a fleet with their intervals, {"interval_80": {path: [low, high]}}."""
+    """Figures of a fleet with their intervals, {"interval_80": {path: [low, high]}}, and what
+    `goodput_cliff` says of them."""
     metrics = measure_fleet(simulation)
     metrics["interval_80"] = fleet_intervals(simulation, metrics)
+    metrics["goodput_cliff"] = goodput_cliff(metrics)
     return metrics
+
+
+def goodput_cliff(metrics: Mapping[str, Any]) -> str | None:
+    """Why the ends of goodput lie far apart, and how near its edge the run is; None where they do
+    not."""
+    intervals = metrics["interval_80"]
+    low, high = intervals.get("goodput_requests_per_second", (0.0, 0.0))
+    if low >= CLIFF * high:
+        return None
+    reasons = []
+    for name in ("ttft", "tpot"):
+        limit, mean = metrics["service_level"][f"{name}_s"], metrics[f"{name}_s"]["mean"]
+        ends = intervals.get(f"{name}_s.mean")
+        if ends is not None and ends[0] <= limit <= ends[1]:
+            shown = [format_seconds(value, digits=3) for value in (limit, *ends, mean)]
+            away = limit / mean - 1.0
+            reasons.append(
+                f"the {name.upper()} limit of {shown[0]} lies within the interval of the mean, "
+                f"{shown[1]} to {shown[2]}: times {abs(away):.1%} "
+                f"{'above' if away >= 0 else 'below'} the {shown[3]} simulated reach it"
+            )
+    reason = "; ".join(reasons) or "times of single requests spread around the limits"
+    return f"goodput is a cliff, {low:.3g} or {high:.3g} requests/s rather than between: {reason}"
 
 
 def fleet_intervals(

@@ -6,6 +6,7 @@ from simulator.analysis.fleet_intervals import (
     FIGURES,
     ScaledStepTimes,
     fleet_intervals,
+    goodput_cliff,
     measure_with_intervals,
 )
 from simulator.analysis.fleet_metrics import measure_fleet
@@ -92,3 +93,37 @@ def test_coefficients_of_a_scenario_have_no_interval() -> None:
         )
     )
     assert measure_with_intervals(simulation)["interval_80"] == {}
+
+
+def near_its_limit(**changes: object) -> dict[str, object]:
+    """Figures of a service whose mean TPOT of 47.7 ms lies below its limit of 50 ms, and whose
+    interval goes beyond it."""
+    return {
+        "service_level": {"ttft_s": 10.0, "tpot_s": 0.05},
+        "ttft_s": {"mean": 5.14},
+        "tpot_s": {"mean": 0.0477},
+        "interval_80": {
+            "goodput_requests_per_second": [0.442, 296.5],
+            "ttft_s.mean": [4.30, 5.76],
+            "tpot_s.mean": [0.0412, 0.0607],
+        },
+    } | changes
+
+
+def test_a_goodput_that_one_end_of_the_interval_loses_is_called_a_cliff() -> None:
+    assert goodput_cliff(near_its_limit()) == (
+        "goodput is a cliff, 0.442 or 296 requests/s rather than between: the TPOT limit of 50 ms "
+        "lies within the interval of the mean, 41.2 ms to 60.7 ms: times 4.8% above the 47.7 ms "
+        "simulated reach it"
+    )
+    slower = goodput_cliff(near_its_limit(tpot_s={"mean": 0.0525}))
+    assert slower is not None
+    assert slower.endswith("times 4.8% below the 52.5 ms simulated reach it")
+    spread = goodput_cliff(near_its_limit(interval_80={"goodput_requests_per_second": [1.0, 2.1]}))
+    assert spread is not None
+    assert spread.endswith("rather than between: times of single requests spread around the limits")
+
+
+@pytest.mark.parametrize("ends", [{"goodput_requests_per_second": [1.0, 2.0]}, {}])
+def test_a_goodput_that_half_stays_of_is_a_range(ends: dict[str, list[float]]) -> None:
+    assert goodput_cliff(near_its_limit(interval_80=ends)) is None
