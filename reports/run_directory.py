@@ -113,6 +113,12 @@ def check_comparable(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """Raise ValueError where (name, metrics) of runs are of different jobs, whose metrics of one
     name are different things: the step of a training run, the step of a decode run."""
     (first, metrics), *others = runs
+    for name, other in runs:
+        if job_of(other) == "a sweep":
+            raise ValueError(
+                f"compare: {name} is a sweep; allowed: runs (its report.html and sweep.csv hold "
+                "all its points beside each other)"
+            )
     for name, other in others:
         if job_of(other) != job_of(metrics):
             raise ValueError(
@@ -123,10 +129,13 @@ def check_comparable(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
 
 def job_of(metrics: Mapping[str, Any]) -> str:
     """What kind of run metrics are of: "a training run", "a serving_step run, decode"."""
-    job = metrics.get("scenario", {}).get("job")
-    if job is None:
-        return "a replay" if "measured_span_s" in metrics else "a run that names no job"
-    return f"a {job} run" + (f", {metrics['phase']}" if "phase" in metrics else "")
+    scenario = metrics.get("scenario")
+    if isinstance(scenario, Mapping):
+        phase = f", {metrics['phase']}" if "phase" in metrics else ""
+        return f"a {scenario['job']} run{phase}"
+    if "rows" in metrics and isinstance(scenario, str):
+        return "a sweep"
+    return "a replay" if "measured_span_s" in metrics else "a run that names no job"
 
 
 def _put_in_place(draft: Path, directory: Path) -> None:

@@ -129,6 +129,11 @@ def test_runs_of_different_jobs_are_not_compared(tmp_path):
         assert done.stdout == ""
         assert done.stderr.startswith(f"dsv3sim: compare: {line}")
         assert "; allowed: runs of one job and phase" in done.stderr
+    (tmp_path / "swept").mkdir()
+    (tmp_path / "swept" / "metrics.json").write_text(json.dumps({"scenario": "a", "rows": []}))
+    done = dsv3sim("compare", "swept", "swept", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("dsv3sim: compare: swept is a sweep; allowed: runs (")
 
 
 @pytest.mark.parametrize(
