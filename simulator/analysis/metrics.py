@@ -48,7 +48,8 @@ _COSTS = ("gpu_hours_per_trillion_tokens", "cost_usd_per_trillion_tokens")
 
 PROFILED_KERNELS = "deepseek_training"
 """Kernel set taken from the published pair itself. A pair whose every kernel is measured by it or
-lies between its rows is reproduced, any other predicted."""
+lies between its rows is reproduced where it stands beside the published one; any other, that of
+changed inputs among them, is predicted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
     of_pair = provenance_shares([(step.pair, 1)])
     reproduced = (
         PROFILED_KERNELS in run.scenario.calibration.kernel_sets
+        and any(figure.metric == "pair_time_s" for figure in run.scenario.file.published)
         and of_pair["extrapolated"] + of_pair["modelled"] == 0.0
     )
     domains = nvlink_domains(cluster, group=job.ep)

@@ -41,9 +41,15 @@ def test_the_published_pair_is_reproduced_within_five_percent(metrics):
     assert metrics["pair_time_s"] == pytest.approx(0.1290, rel=0.05)
 
 
-def test_a_pair_beyond_the_published_rows_is_called_predicted():
-    metrics = training_metrics(run("training.sequence_length=2048"))
+def test_a_pair_of_inputs_other_than_the_published_ones_is_called_predicted():
+    metrics = training_metrics(run("training.schedule=1f1b"), with_intervals=False)
     assert metrics["pair_time_kind"] == "predicted"
+
+
+def test_a_pair_beyond_the_published_rows_is_called_predicted():
+    figure = "{name: of 2,048 tokens, metric: pair_time_s, value: 70 ms, source: made up}"
+    half = run("training.sequence_length=2048", f"published=[{figure}]")
+    assert training_metrics(half)["pair_time_kind"] == "predicted"
 
 
 def test_a_rank_with_mtp_and_no_embedding_keeps_a_copy_of_it(published):
