@@ -141,13 +141,20 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     restated = "" if kernels["basis"] != "datasheet" else f", restated for {kernels['gpu']}"
     table.add_row("kernels", f"{kernels['calibration']}, of {kernels['measured_on']}{restated}")
     table.add_row("transfers", _transfers(metrics["transfers"]))
+    split = [
+        f"{part.replace('_', ' ')} over {gpus}"
+        for part, gpus in metrics["tensor_parallel"].items()
+        if gpus > 1
+    ]
+    if split:
+        table.add_row("split over GPUs", ", ".join(split))
     table.add_row("expert loads", _expert_loads(metrics["experts"]))
     return table
 
 
 def _expert_loads(experts: Mapping[str, Any]) -> str:
     """How uneven GPUs and links are, and what moving experts costs."""
-    text = f"{experts['load']}, busiest GPU {experts['compute_max_over_mean']:.2f} of the mean"
+    text = f"{experts['load']}, busiest GPU {experts['compute_max_over_mean']:.3f} of the mean"
     if experts["link_bytes"] is not None:
         carried = ", ".join(
             f"{name} {format_bytes(link['busiest'])}"

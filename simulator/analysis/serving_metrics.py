@@ -39,6 +39,7 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
     intervals = {"interval_80": _intervals(run, figures)} if with_intervals else {}
     return {
         "phase": job.phase,
+        "tensor_parallel": asdict(job.tensor_parallel),
         **figures,
         **intervals,
         "kernels": _kernel_basis(step),

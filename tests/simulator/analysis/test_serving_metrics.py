@@ -166,3 +166,20 @@ def test_the_largest_batch_is_the_deployments_not_that_of_a_small_steps_order():
         metrics_of("decode_ep128_profile", f"requests.requests_per_gpu={count}") for count in (1, 8)
     )
     assert few["largest_batch_per_gpu"] == many["largest_batch_per_gpu"] > 128
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "split"),
+    [
+        # Tensor parallelism alone splits everything; beside expert-parallel layers heads and
+        # vocabulary are shared by the group, feed-forwards are whole.
+        ("decode_tp8_h200", [], (8, 8, 8, 8, 8)),
+        ("decode_ep320_report", [], (4, 1, 1, 1, 4)),
+        ("decode_ep128_profile", [], (1, 1, 1, 1, 1)),
+        ("decode_tp8_h200", ["attention_tp=1"], (1, 8, 8, 8, 1)),
+        ("decode_ep320_report", ["dense_tp=4", "vocabulary_tp=1"], (4, 1, 1, 4, 1)),
+    ],
+)
+def test_what_is_split_over_how_many_gpus_is_said(name, changes, split):
+    parts = ("attention", "experts", "shared_expert", "dense", "vocabulary")
+    assert metrics_of(name, *changes)["tensor_parallel"] == dict(zip(parts, split, strict=True))

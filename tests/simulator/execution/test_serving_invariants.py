@@ -24,6 +24,10 @@ VARIANTS = [
     ("prefill_ep32_profile", "experts.load=random"),
     ("prefill_ep32_h100", "experts.max_mean_load=1.3"),
     ("mtp_ep128", "speculation.draft_tokens=3"),
+    ("decode_tp8_h200", "attention_tp=1"),
+    ("decode_tp8_h200", "overlap=shared_expert"),
+    ("decode_tp8_h200", "shared_expert_tp=1"),
+    ("decode_nvl72", "attention_tp=4"),
 ]
 
 
