@@ -270,7 +270,8 @@ def draw_fabric(cluster: ClusterProfile) -> list[str]:
         lines.append("")
     per_node = inputs.gpus_per_node
     gpus = " ".join(["(GPU)"] * min(per_node, 8)) + (" ..." if per_node > 8 else "")
-    lines.append(f"{inputs.nodes:,} x node of {per_node} GPUs and {inputs.nics_per_node} NICs:")
+    noun = "node" if inputs.rdma_inside else "NVLink domain"
+    lines.append(f"{inputs.nodes:,} x {noun} of {per_node} GPUs and {inputs.nics_per_node} NICs:")
     lines.append(f"  {gpus}")
     if inputs.nvlink_bandwidth is not None:
         rate = format_bandwidth(inputs.nvlink_bandwidth)

@@ -73,3 +73,20 @@ def test_rails_of_domains_are_refused():
     rails = load_cluster("gb200_nvl72", {"fabric.topology": "multi_rail_fat_tree"})
     with pytest.raises(ValueError, match="rails of NVLink domains of several nodes"):
         cluster_fabric(rails, load_transport("ideal"))
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "domain"),
+    [
+        ("h100_512", 512, 8),
+        ("h100_2048", 2048, 8),
+        ("h200_2048", 2048, 8),
+        ("nvl72_576", 576, 72),
+        ("gb200_1152", 1152, 72),
+    ],
+)
+def test_shipped_clusters_are_whole_domains_on_a_fabric_that_can_be_built(name, gpus, domain):
+    cluster = load_cluster(name)
+    fabric = cluster_fabric(cluster, load_transport("ideal"))
+    assert cluster.gpus == fabric.gpus == gpus
+    assert fabric.inputs.gpus_per_node == domain
