@@ -217,19 +217,33 @@ class OverlapProfile(Profile):
 
 
 class CopyRates(Profile):
-    """What one communication SM moves over NVLink while SMs, not links, are the limit."""
+    """What one communication SM moves over NVLink while SMs, not links, are the limit.
+
+    A combined token has about twice the bytes of a dispatched one, so it takes about twice the SMs.
+    """
 
     dispatch: BandwidthValue
     combine: BandwidthValue
-    """A token combined is about twice as many bytes, so that it takes about twice the SMs."""
+    """In a group that one node holds."""
+    forwarded_dispatch: BandwidthValue
+    forwarded_combine: BandwidthValue
+    """Between nodes, of the SM of each channel that forwards between network and NVLink."""
     gpu: str = ""
     """The GPU on which the rates were measured, where it is not the calibration's own; those of
     another generation are an assumption."""
 
+    def of(self, kind: str, *, forwarded: bool) -> float:
+        """Bytes/s of one SM that copies in a dispatch or combine."""
+        if kind == "dispatch":
+            return self.forwarded_dispatch if forwarded else self.dispatch
+        return self.forwarded_combine if forwarded else self.combine
 
-def _both_ways(value: object) -> object:
-    """One rate, as older files have it, holds for dispatch and combine."""
-    return value if isinstance(value, dict) else {"dispatch": value, "combine": value}
+
+def _every_way(value: object) -> object:
+    """One rate, as older files have it, holds for all copies."""
+    if isinstance(value, dict):
+        return value
+    return dict.fromkeys(set(CopyRates.model_fields) - {"gpu", "sources"}, value)
 
 
 class AllToAllProfile(Profile):
@@ -239,7 +253,7 @@ class AllToAllProfile(Profile):
     """{nodes of the expert-parallel group: distinct nodes a token reaches, own included}."""
     ranks_per_token: dict[int, Ratio]
     """{nodes of the expert-parallel group: distinct GPUs a token reaches, own included}."""
-    copy_bandwidth_per_sm: Annotated[CopyRates, BeforeValidator(_both_ways)]
+    copy_bandwidth_per_sm: Annotated[CopyRates, BeforeValidator(_every_way)]
     sms_per_channel: Count
     """SMs of a channel between nodes, of which one forwards between network and NVLink."""
     limited_by_nvlink: Ratio

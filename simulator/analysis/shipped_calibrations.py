@@ -76,17 +76,20 @@ class CopyRate:
     """Distinct GPUs of a token among those that were timed."""
     sms: str
 
-    def raw(self) -> dict[str, Any]:
-        """The fields as a calibration's file has them."""
+    def onto(self, rates: dict[str, Any], *, same_sms: bool) -> None:
+        """Put these rates in the place of another GPU's, as a calibration's file has them.
+
+        Args:
+            same_sms: whether the SMs are the same, so that copies between nodes are too.
+        """
         text = {"gpu": self.gpu, "reached": self.reached, "sms": self.sms}
-        return {
-            "dispatch": self.dispatch,
-            "combine": self.combine,
-            "sources": {
-                "dispatch": _DEEPEP_BY_SMS.format(size="7,392", **text),
-                "combine": _DEEPEP_BY_SMS.format(size="14,336", **text),
-            },
+        rates |= {"dispatch": self.dispatch, "combine": self.combine}
+        rates["sources"] |= {
+            "dispatch": _DEEPEP_BY_SMS.format(size="7,392", **text),
+            "combine": _DEEPEP_BY_SMS.format(size="14,336", **text),
         }
+        for name in () if same_sms else ("forwarded_dispatch", "forwarded_combine"):
+            rates["sources"][name] = "assumed: as on an H100, no row between nodes"
 
 
 COPY_RATES: Mapping[str, CopyRate] = {
@@ -147,14 +150,12 @@ def _carried_over(name: str) -> str:
         "basis": how.basis,
         "sources": sources | {"transfer_from": how.reason},
     }
-    exchange = raw["all_to_all"]
+    rates = raw["all_to_all"]["copy_bandwidth_per_sm"]
     if name in COPY_RATES:
-        exchange["copy_bandwidth_per_sm"] = COPY_RATES[name].raw()
+        COPY_RATES[name].onto(rates, same_sms=how.basis == "transfer")
     else:
-        exchange["copy_bandwidth_per_sm"]["gpu"] = CARRIED_FROM
-        exchange["copy_bandwidth_per_sm"]["sources"]["gpu"] = (
-            "assumed: an SM copies as one of an H200 does"
-        )
+        rates["gpu"] = CARRIED_FROM
+        rates["sources"]["gpu"] = "assumed: an SM copies as one of an H200 does"
     if how.basis == "datasheet":
         raw["carried_over"] = dict(UNMEASURED)
     del raw["fits"]

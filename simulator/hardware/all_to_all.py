@@ -188,9 +188,9 @@ class AllToAllModel:
         inputs, overlap = self.calibration.all_to_all, self.calibration.overlap
         nvlink = node.gpu.nvlink_bandwidth * self.nvlink_share_[operator.kind][0]
         if sms:
-            rates = inputs.copy_bandwidth_per_sm
-            per_sm = rates.dispatch if operator.kind == "dispatch" else rates.combine
-            nvlink = min(nvlink, per_sm * sms / (inputs.sms_per_channel if self.nodes > 1 else 1))
+            between = self.nodes > 1
+            per_sm = inputs.copy_bandwidth_per_sm.of(operator.kind, forwarded=between)
+            nvlink = min(nvlink, per_sm * sms / (inputs.sms_per_channel if between else 1))
         ratio = overlap.dispatch if operator.kind == "dispatch" else overlap.combine
         notify = (inputs.notify_overlapped if overlapped else inputs.notify_alone).value
         return AllToAllTime(

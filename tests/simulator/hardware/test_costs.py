@@ -409,6 +409,10 @@ def test_few_communication_sms_copy_at_the_rate_of_their_own_direction():
     ):
         time = costs.explain(op, sms=4, overlapped=False)
         assert time.nvlink_s == pytest.approx(4096 * 5.28 * size / (4 * rate), rel=1e-12)
+    # Between nodes half of them forward, at 23.3 and 18.4 GB/s, to 7.49 GPUs of 8 nodes.
+    for op, rate, size in ((dispatch(), 23.3e9, 7392), (combine(), 18.4e9, 14336)):
+        time = COSTS.all_to_all_.explain(op, sms=4, overlapped=False)
+        assert time.nvlink_s == pytest.approx(4096 * 7.49 * size / (2 * rate), rel=1e-4)
 
 
 def test_one_rate_in_an_older_calibration_holds_for_both_directions():
@@ -416,6 +420,7 @@ def test_one_rate_in_an_older_calibration_holds_for_both_directions():
         "h800_sxm", {"all_to_all.copy_bandwidth_per_sm": "18 GB/s"}
     ).all_to_all.copy_bandwidth_per_sm
     assert (rates.dispatch, rates.combine, rates.gpu) == (18e9, 18e9, "")
+    assert (rates.forwarded_dispatch, rates.forwarded_combine) == (18e9, 18e9)
 
 
 def test_transfers_without_sms_are_limited_by_links_alone():
