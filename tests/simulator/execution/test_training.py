@@ -47,7 +47,7 @@ def test_a_pair_of_inputs_other_than_the_published_ones_is_called_predicted():
 
 
 def test_a_pair_beyond_the_published_rows_is_called_predicted():
-    figure = "{name: of 2,048 tokens, metric: pair_time_s, value: 70 ms, source: made up}"
+    figure = "{name: of half the tokens, metric: pair_time_s, value: 70 ms, source: made up}"
     half = run("training.sequence_length=2048", f"published=[{figure}]")
     assert training_metrics(half)["pair_time_kind"] == "predicted"
 
