@@ -76,7 +76,7 @@ def _add_model(parser: argparse.ArgumentParser, *, default: str) -> None:
         "--recipe", default="fp8", help="float32, bfloat16 or fp8 (default: %(default)s)"
     )
     parser.add_argument(
-        "--kernels", default="reference", help="backend of the FP8 kernels (default: %(default)s)"
+        "--kernels", help="backend; default: mixed on CUDA, reference (plain torch) elsewhere"
     )
 
 
@@ -84,6 +84,7 @@ def _run(options: argparse.Namespace) -> None:
     import torch
 
     from reference_model.alignment import check_recipe
+    from reference_model.gpu import choose_kernels
     from reference_model.model import Transformer
     from reference_model.precision import Recipe
 
@@ -92,13 +93,13 @@ def _run(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {getattr(options, name)} must be at least 1")
     config = load_model_config(options.config)
     counts = parameter_counts(config)
-    recipe = Recipe(options.recipe, options.kernels)
-    for note in check_recipe(config, recipe):
-        print(note)
     try:
         device = torch.device(options.device)
     except RuntimeError as error:
         raise ValueError(f"--device {options.device!r} is not a torch device") from error
+    recipe = Recipe(options.recipe, choose_kernels(options.kernels, device))
+    for note in check_recipe(config, recipe):
+        print(note)
     generator = torch.Generator(device).manual_seed(options.seed)
     model = Transformer(config, recipe=recipe, device=device)
     model.initialize(generator)
@@ -123,6 +124,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _trace(options: argparse.Namespace) -> None:
+    from reference_model.gpu import PLAIN
     from reference_model.precision import Recipe
     from reference_model.recorder import record_trace
 
@@ -131,7 +133,9 @@ def _trace(options: argparse.Namespace) -> None:
     out = options.out or TRACE_FOLDER / f"{name}.train.jsonl"
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}")
-    trace = record_trace(config, model=name, recipe=Recipe(options.recipe, options.kernels))
+    trace = record_trace(
+        config, model=name, recipe=Recipe(options.recipe, options.kernels or PLAIN)
+    )
     save_trace(trace, out)
     for (layer, phase), templates in trace.templates.items():
         print(f"{layer:<10} {phase:<12} {len(templates):4d} operators")

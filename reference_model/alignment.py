@@ -10,7 +10,7 @@ from reference_model.config import ModelConfig
 from reference_model.kernels.reference import TILE, TRANSFER
 from reference_model.precision import Recipe
 
-GPU_BACKENDS = ("triton", "library")
+GPU_BACKENDS = ("triton", "library", "mixed")
 """Backends whose operands move by the bulk tensor copy engine; the others take any size."""
 
 

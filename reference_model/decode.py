@@ -410,9 +410,10 @@ def decode_positions(
 ) -> Positions:
     """Positions of the next `queries` tokens of sequences that hold `lengths` tokens, int [S].
 
-    Raises ValueError where the cache has no room for them."""
+    Raises ValueError where the cache has no room for them; lengths on a GPU are not looked at, as
+    the host would wait for them."""
     index = lengths[:, None].long() + torch.arange(queries, device=device)
-    if not index.is_meta and int(index.max()) >= capacity:
+    if index.device.type == "cpu" and int(index.max()) >= capacity:
         raise ValueError(
             f"a sequence of {int(lengths.max())} tokens and {queries} new ones does not fit a "
             f"cache of {capacity}"

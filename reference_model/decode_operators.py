@@ -109,6 +109,16 @@ def _dispatch_receive_fake(
     )
 
 
+def check_received(indices: Tensor, *, rows: int, room: int) -> None:
+    """Refuse rows that one device which holds every expert does not receive."""
+    tokens, choices = indices.shape
+    if rows != tokens * choices or room < tokens:
+        raise ValueError(
+            f"rows = {rows}, room = {room}: one device that holds every expert receives "
+            f"{tokens} tokens x {choices} choices; only the meta device shows one rank of many"
+        )
+
+
 @operator(fake=_dispatch_receive_fake)
 def dispatch_receive(
     values: Tensor,
@@ -123,12 +133,8 @@ def dispatch_receive(
     """Pack the `rows` messages that arrived by local expert -> values [E, P, H], scales
     [E, P, tiles], rows of each expert int32 [E], and the (token, choice) each row came from, int32
     [E, P]. One device holds every expert: its own send buffer is what arrives."""
-    tokens, choices = indices.shape
-    if rows != tokens * choices or room < tokens:
-        raise ValueError(
-            f"rows = {rows}, room = {room}: one device that holds every expert receives "
-            f"{tokens} tokens x {choices} choices; only the meta device shows one rank of many"
-        )
+    check_received(indices, rows=rows, room=room)
+    choices = indices.shape[1]
     packed = values.new_zeros((local_experts, room, values.shape[1]))
     packed_scales = scales.new_zeros((local_experts, room, scales.shape[1]))
     source = indices.new_zeros((local_experts, room), dtype=torch.int32)

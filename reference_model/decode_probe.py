@@ -1,10 +1,9 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call,no-any-return"
-"""Measure on a GPU what no single operator shows of decode: a fused gate, and gaps in a CUDA graph.
+"""Measure on a GPU what the tables of operators do not hold: a small gate, gaps in a CUDA graph.
 
     python -m reference_model.decode_probe      prints measurement rows of the gate, then the gaps
 
-The gate is one Triton kernel, as inference runs it: sigmoid, groups by the sum of their two best
-scores, experts within the best groups, normalised weights. The gaps are those between the kernels
+The gate is the model's own, at the token counts of decode steps. The gaps are those between kernels
 of a chain of projections at decode sizes, replayed as one CUDA graph under the profiler.
 """
 
@@ -15,9 +14,9 @@ from itertools import pairwise
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
+from reference_model.kernels.triton_routing import gate
 from reference_model.measure import seconds_between_events
 
 EXPERTS, GROUPS, GROUPS_KEPT, TOP_K = 256, 8, 4, 8
@@ -28,59 +27,6 @@ NANOSECOND = 1e-9
 LAYERS = 12
 """Weights of the chain, so many that they do not stay in the L2 cache."""
 TOKENS = (16, 32, 64, 128, 256, 512, 1024, 4096, 8192)
-
-
-@triton.jit
-def _gate_kernel(
-    logits,
-    bias,
-    indices,
-    weights,
-    scaling,
-    E: tl.constexpr,
-    G: tl.constexpr,
-    KEPT: tl.constexpr,
-    K: tl.constexpr,
-):
-    token = tl.program_id(0)
-    expert = tl.arange(0, E)
-    score = tl.sigmoid(tl.load(logits + token * E + expert))
-    grouped = tl.reshape(score + tl.load(bias + expert), (G, E // G))
-    column = tl.arange(0, E // G)[None, :]
-    best = tl.argmax(grouped, 1)
-    second = tl.max(tl.where(column == best[:, None], -float("inf"), grouped), 1)
-    worth = tl.max(grouped, 1) + second
-    group = tl.arange(0, G)
-    kept = tl.zeros((G,), tl.int32)
-    for _ in tl.static_range(KEPT):
-        chosen = tl.argmax(worth, 0)
-        kept = tl.where(group == chosen, 1, kept)
-        worth = tl.where(group == chosen, -float("inf"), worth)
-    left = tl.reshape(tl.where(kept[:, None] == 1, grouped, -float("inf")), (E,))
-    total = 0.0
-    for k in tl.static_range(K):
-        chosen = tl.argmax(left, 0)
-        weight = tl.sum(tl.where(expert == chosen, score, 0.0), 0)
-        total += weight
-        tl.store(indices + token * K + k, chosen.to(tl.int64))
-        tl.store(weights + token * K + k, weight)
-        left = tl.where(expert == chosen, -float("inf"), left)
-    tl.debug_barrier()
-    place = token * K + tl.arange(0, K)
-    tl.store(weights + place, tl.load(weights + place) / total * scaling)
-
-
-def fused_gate(logits: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """logits float32 [T, 256] -> the 8 experts of each token and their weights [T, 8], as
-    `operators.gate` with 8 groups of which 4 are kept."""
-    tokens = logits.shape[0]
-    indices = torch.empty((tokens, TOP_K), dtype=torch.int64, device=logits.device)
-    weights = torch.empty((tokens, TOP_K), dtype=torch.float32, device=logits.device)
-    _gate_kernel[(tokens,)](
-        logits, bias, indices, weights, SCALING,
-        E=EXPERTS, G=GROUPS, KEPT=GROUPS_KEPT, K=TOP_K, num_warps=1,
-    )  # fmt: skip
-    return indices, weights
 
 
 def seconds_in_graph(launch: Callable[[], object]) -> tuple[float, float]:
@@ -160,7 +106,12 @@ def main() -> None:
     for tokens in TOKENS:
         logits = torch.randn((tokens, EXPERTS), device=device)
         bias = torch.randn(EXPERTS, device=device)
-        seconds, spread = seconds_in_graph(partial(fused_gate, logits, bias))
+        launch = partial(
+            gate, logits, bias,
+            n_group=GROUPS, topk_group=GROUPS_KEPT, top_k=TOP_K, normalise=True, scaling=SCALING,
+            site="",
+        )  # fmt: skip
+        seconds, spread = seconds_in_graph(launch)
         print(
             f"gate,experts={EXPERTS};tokens={tokens};top_k={TOP_K},float32,{sms},{seconds:.5g},"
             f'{spread:.3g},"{source}",out_dtype=float32;set=dsv3sim_decode_probe'

@@ -18,12 +18,13 @@ from torch import Tensor, distributed
 from reference_model import operators as ops
 from reference_model import peer_operators as peer_ops
 from reference_model.config import ModelConfig
+from reference_model.gpu import choose_kernels
 from reference_model.layers import Angles
 from reference_model.model import MoEBlock, SavedMoEBlock, Stream, Transformer, WeightGrads
 from reference_model.moe import ExpertRows, Received, Routed
 from reference_model.operators import NAMESPACE, Site
 from reference_model.precision import Operand, Recipe
-from reference_model.ranks import BACKENDS, run_ranks
+from reference_model.ranks import rank_device, run_ranks
 from reference_model.recorder import OperatorRecorder
 
 _EXPERT_WEIGHTS = ".experts."
@@ -263,7 +264,8 @@ def check_expert_parallel(
         backend=backend,
         timeout_s=timeout_s,
     )
-    device = torch.device(BACKENDS[backend])
+    device = rank_device(backend)
+    choose_kernels(recipe.kernels, device)
     model, tokens = _model_and_tokens(
         config, recipe, device, sequences=sequences * ranks, context=context, seed=seed
     )
@@ -296,7 +298,8 @@ def _step(
     seed: int,
 ) -> dict[str, Any]:
     """One step of one rank, in a process of its own."""
-    device = torch.device(BACKENDS[backend])
+    device = rank_device(backend)
+    choose_kernels(kernels, device)
     model, tokens = _model_and_tokens(
         config, Recipe(recipe, kernels), device,
         sequences=sequences * ranks, context=context, seed=seed,

@@ -1,16 +1,19 @@
-"""Fast CUDA implementations of the model's operators: a name in, library kernels behind it.
+"""The operators on CUDA: which kernels stand behind their names.
 
-The operators are written in plain torch, which on a GPU means many small kernels and an attention
-core that keeps every score. `use_library_kernels` puts one library or compiled kernel behind each
-of them, on CUDA only; `use_local_view` lets one GPU stand for one rank of many. Both are for a
-process that measures or records, last until it ends, and change no numerics beyond rounding.
+The bodies of the operators are plain torch, which on a GPU means many small kernels and an
+attention core that keeps every score. By default one library or Triton kernel stands behind each of
+them; `use_kernels("reference")` is the explicit choice of plain torch. `use_local_view` lets one
+GPU stand for one rank of many. Both hold for a process, and change no numerics beyond rounding.
 
-Stated fusions: none across operators. Attention backward is cuDNN's, which recomputes the row sums
-that `attention_backward_preprocess` has already given it; the gate is several kernels (two top-k
-selections by torch, the rest compiled); a weight gradient by cuBLAS is a GEMM and an addition.
+Operators of more than one kernel: attention is cuDNN's, whose backward recomputes the row sums that
+`attention_backward_preprocess` has already given it, from an output that one kernel makes up, and
+whose query gradient is added in another; a weight gradient by cuBLAS is a GEMM and an addition, by
+Triton two copies and a GEMM; norms' backward adds its partial sums up in a second kernel; counting,
+mapping and taking in the rows of experts are two or three. None is fused across operators.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,72 +21,94 @@ from torch import Tensor
 
 from reference_model import decode_operators
 from reference_model import operators as ops
-from reference_model.kernels import triton_elementwise
-from reference_model.kernels.mla_decode import mla_decode_triton
 
-COMPILED = (
+ELEMENTWISE = (
     "attention_backward_preprocess",
-    "gate",
-    "gate_backward",
-    "permute",
-    "sum_heads",
-    "swiglu",
-    "topk_weight_grad",
-    "transpose",
-    "weighted_swiglu",
-)
-"""Operators that torch.compile fuses into one kernel or two."""
-
-TRITON = (
     "broadcast_heads",
     "cross_entropy",
     "cross_entropy_backward",
     "dequantize_e5m6",
+    "embedding_backward",
     "quantize_e5m6",
     "rmsnorm",
     "rmsnorm_backward",
     "rmsnorm_residual",
     "rmsnorm_residual_backward",
     "rope",
+    "sum_heads",
+    "swiglu",
     "swiglu_backward",
+    "transpose",
     "unpermute",
+    "weighted_swiglu",
     "weighted_swiglu_forward_backward",
 )
 """Operators with a kernel in kernels/triton_elementwise.py."""
 
-_RECOMPILE_LIMIT = 64
-"""Types and layouts that one operator may be compiled for; shapes are dynamic."""
+ROUTING = (
+    "dispatch_layout",
+    "expert_mapping",
+    "gate",
+    "gate_backward",
+    "permute",
+    "topk_weight_grad",
+)
+"""Operators with kernels in kernels/triton_routing.py."""
+
+DECODE = ("append_cache", "combine_receive", "combine_send", "dispatch_receive")
+"""Operators of decode_operators.py with kernels in kernels/triton_decode.py."""
+
+PLAIN = "reference"
+"""The backend that means plain torch throughout."""
+
+CAPTURABLE = ("mixed", "triton")
+"""Backends with which the host reads nothing, so that an FP8 step can be captured."""
 
 
-def use_library_kernels() -> None:
-    """Run attention by cuDNN, its absorbed form and element-wise operators by Triton kernels, what
-    is left compiled."""
-    torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
-    torch._dynamo.config.accumulated_recompile_limit = 64 * _RECOMPILE_LIMIT
-    bodies = {"permute": permute, "attention_backward_preprocess": attention_backward_preprocess}
-    for name in COMPILED:
-        operator: Any = getattr(ops, name)
-        _register(operator, _compiled(bodies.get(name, operator._init_fn)))
-    for name in TRITON:
-        _register(getattr(ops, name), getattr(triton_elementwise, name))
-    _register(ops.attention_forward, attention_forward)
-    _register(ops.attention_backward, attention_backward)
-    _register(decode_operators.mla_decode, mla_decode)
-    _register(decode_operators.batched_gemm_into, batched_gemm_into)
+def default_kernels(device: torch.device) -> str:
+    """The backend that commands run on where none is named."""
+    return "mixed" if device.type == "cuda" else PLAIN
 
 
-def _register(operator: Any, function: Callable[..., Any]) -> None:
-    operator.register_kernel("cuda", function)
+def choose_kernels(named: str | None, device: torch.device) -> str:
+    """The backend of a run, the one named or the default of the device; on CUDA its kernels stand
+    behind the operators from here on."""
+    kernels = named or default_kernels(device)
+    if device.type == "cuda":
+        use_kernels(kernels)
+    return kernels
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled = torch.compile(function, dynamic=True)
+def use_kernels(kernels: str) -> None:
+    """Run the operators on CUDA by library and Triton kernels, or, if `kernels` is "reference", by
+    their own bodies in plain torch."""
+    for operator, fast in _fast_kernels():
+        operator.register_kernel("cuda", operator._init_fn if kernels == PLAIN else fast)
 
-    def run(*args: Any, site: str, **kwargs: Any) -> Any:
-        # The site names the call and would make every call a compilation of its own.
-        return compiled(*args, site="", **kwargs)
 
-    return run
+@cache
+def _fast_kernels() -> list[tuple[Any, Callable[..., Any]]]:
+    """Operators, each with what runs it fast."""
+    from reference_model.kernels import triton_decode, triton_elementwise, triton_routing
+
+    found: list[tuple[Any, Callable[..., Any]]] = [
+        (getattr(home, name), getattr(module, name))
+        for home, module, names in (
+            (ops, triton_elementwise, ELEMENTWISE),
+            (ops, triton_routing, ROUTING),
+            (decode_operators, triton_decode, DECODE),
+        )
+        for name in names
+    ]
+    return [
+        *found,
+        (ops.attention_forward, attention_forward),
+        (ops.attention_backward, attention_backward),
+        (decode_operators.batched_gemm_into, batched_gemm_into),
+        (decode_operators.masked_swiglu, masked_swiglu),
+        (decode_operators.mla_decode, mla_decode),
+        (decode_operators.rope_into, triton_elementwise.rope_into),
+    ]
 
 
 # -- attention -------------------------------------------------------------------------------------
@@ -92,19 +117,16 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, site: str
 ) -> tuple[Tensor, Tensor]:
-    """operators.attention_forward by cuDNN's fused kernel."""
+    """operators.attention_forward by cuDNN's fused kernel, which has no float32 form: its own body
+    computes that."""
+    if q.dtype == torch.float32:
+        plain: Any = ops.attention_forward
+        wide, sums = plain._init_fn(q, k, v, scale=scale, site=site)
+        return wide, sums
     out, log_sum, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         *(x.transpose(1, 2) for x in (q, k, v)), None, True, 0.0, True, False, scale=scale
     )
     return out.transpose(1, 2).contiguous(), log_sum.reshape(log_sum.shape[:3])
-
-
-def attention_backward_preprocess(
-    out: Tensor, out_grad: Tensor, *, qk_dim: int, site: str
-) -> tuple[Tensor, Tensor]:
-    """operators.attention_backward_preprocess as one sum in place of a batched product."""
-    delta = (out.float() * out_grad.float()).sum(dim=3).transpose(1, 2).contiguous()
-    return delta, torch.zeros((*out.shape[:3], qk_dim), dtype=torch.float32, device=out.device)
 
 
 def attention_backward(
@@ -119,14 +141,19 @@ def attention_backward(
     scale: float,
     site: str,
 ) -> tuple[Tensor, Tensor]:
-    """operators.attention_backward by cuDNN's fused kernel.
+    """operators.attention_backward by cuDNN's fused kernel, float32 by its own body.
 
     It wants the attention output, of which it uses only the row sums of O x dO: delta. Any O with
     these sums will do, so it gets the shortest one, a multiple of dO."""
-    wide = out_grad.float()
-    square = wide.square().sum(dim=3, keepdim=True)
-    share = delta.transpose(1, 2)[..., None] / square.clamp(min=torch.finfo(torch.float32).tiny)
-    out = (wide * share).to(out_grad.dtype)
+    from reference_model.kernels.triton_elementwise import output_of_sums
+
+    if q.dtype == torch.float32:
+        plain: Any = ops.attention_backward
+        k_wide, v_wide = plain._init_fn(
+            q_grad, q, k, v, out_grad, log_sum, delta, scale=scale, site=site
+        )
+        return k_wide, v_wide
+    out = output_of_sums(out_grad, delta)
     q_part, k_grad, v_grad = attention_gradients(q, k, v, out, out_grad, log_sum, scale=scale)
     q_grad += q_part
     return k_grad.contiguous(), v_grad.contiguous()
@@ -136,7 +163,7 @@ def attention_gradients(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, out_grad: Tensor, log_sum: Tensor, *, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK and dV in bfloat16 of causal attention, cuDNN's kernels alone; shapes as above."""
-    seed = torch.zeros((), dtype=torch.int64, device=q.device)  # of a dropout that is not used
+    seed = _unused_seed(q.device)
     q_grad, k_grad, v_grad = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
         *(x.transpose(1, 2) for x in (out_grad, q, k, v, out)),
         log_sum[..., None],
@@ -154,33 +181,45 @@ def attention_gradients(
     return q_grad.transpose(1, 2), k_grad.transpose(1, 2), v_grad.transpose(1, 2)
 
 
+@cache
+def _unused_seed(device: torch.device) -> Tensor:
+    """What cuDNN reads as the seed of a dropout that is not used."""
+    return torch.zeros((), dtype=torch.int64, device=device)
+
+
 def mla_decode(
     q: Tensor, cache: Tensor, lengths: Tensor, *, latent_dim: int, scale: float, site: str
 ) -> tuple[Tensor, Tensor]:
-    """decode_operators.mla_decode by the Triton kernel."""
+    """decode_operators.mla_decode by the Triton kernel, whose products would round float32 to
+    TF32: its own body computes that."""
+    from reference_model.kernels.mla_decode import mla_decode_triton
+
+    if q.dtype == torch.float32:
+        plain: Any = decode_operators.mla_decode
+        out, sums = plain._init_fn(q, cache, lengths, latent_dim=latent_dim, scale=scale, site=site)
+        return out, sums
     return mla_decode_triton(q, cache, lengths, latent_dim=latent_dim, scale=scale)
 
 
 def batched_gemm_into(a: Tensor, b: Tensor, out: Tensor, *, site: str) -> None:
-    """decode_operators.batched_gemm_into by cuBLAS in the operands' type."""
-    if out.is_contiguous():
-        torch.bmm(a, b.mT, out=out)
-    else:
-        out.copy_(torch.bmm(a, b.mT))
+    """decode_operators.batched_gemm_into by cuBLAS in the operands' type; it writes strided
+    matrices where they lie."""
+    torch.bmm(a, b.mT, out=out)
 
 
-# -- copies ----------------------------------------------------------------------------------------
-
-
-def permute(
-    x: Tensor, scales: Tensor | None, row_source: Tensor, *, site: str
+def masked_swiglu(
+    gate_up: Tensor, group_rows: Tensor, *, rows: int, fp8: bool, kernels: str, site: str
 ) -> tuple[Tensor, Tensor]:
-    """operators.permute, moving 4 bytes at a time."""
-    index = row_source.long()
-    rows = x.view(torch.int32)[index].view(x.dtype)
-    if scales is None:
-        return rows, x.new_empty((rows.shape[0], 0), dtype=torch.float32)
-    return rows, scales.t()[:, index].contiguous().t()
+    """decode_operators.masked_swiglu by the Triton kernel where the result is FP8."""
+    from reference_model.kernels.triton_quantize import masked_swiglu_quantize
+
+    if fp8:
+        return masked_swiglu_quantize(gate_up, group_rows=group_rows, power_of_two_scales=False)
+    plain: Any = decode_operators.masked_swiglu
+    values, scales = plain._init_fn(
+        gate_up, group_rows, rows=rows, fp8=fp8, kernels=kernels, site=site
+    )
+    return values, scales
 
 
 # -- one rank of many ------------------------------------------------------------------------------
@@ -227,7 +266,8 @@ def use_local_view(*, local_experts: int, expert_rows: int) -> None:
         return _send_back(x, tokens) + shared, _send_back(weights_grad, tokens)
 
     for function in (dispatch, dispatch_cached, combine, combine_backward):
-        _register(getattr(ops, function.__name__), function)
+        operator: Any = getattr(ops, function.__name__)
+        operator.register_kernel("cuda", function)
 
 
 def local_choices(indices: Tensor, *, rows: int, local_experts: int, expert_rows: int) -> Tensor:

@@ -52,7 +52,7 @@ def add_commands(commands: Any) -> None:
     profile = commands.add_parser("profile", help="run one full-size layer under the profiler")
     profile.add_argument("--config", default="deepseek_v3", help="default: %(default)s")
     profile.add_argument("--layer", default="moe", help="kind of layer (default: %(default)s)")
-    profile.add_argument("--kernels", default="library", help="default: %(default)s")
+    profile.add_argument("--kernels", default="mixed", help="default: %(default)s")
     profile.add_argument("--seed", type=int, default=0, help="of weights and hidden states")
     profile.add_argument("--out", type=Path, help="Chrome trace to write")
     profile.set_defaults(function=_profile)
@@ -87,7 +87,7 @@ def _device(options: argparse.Namespace) -> None:
     import torch
 
     from reference_model.config import load_model_config
-    from reference_model.gpu import use_library_kernels
+    from reference_model.gpu import use_kernels
     from reference_model.measure import (
         describe,
         device_source,
@@ -105,7 +105,7 @@ def _device(options: argparse.Namespace) -> None:
         print(f"launch {name:<8} {seconds:.3e} s")
     if options.launches:
         write_rows(launch_rows(times, source=source), options.launches)
-    use_library_kernels()
+    use_kernels("mixed")
     rows = []
     for request in sustained_requests(load_model_config(options.config)):
         result = sustain(request.operator, kernels=request.kernels, duration_s=SUSTAINED_SECONDS)

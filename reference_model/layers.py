@@ -7,6 +7,7 @@ micro-batch. Shapes: T tokens, R expert rows, E local experts.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -41,12 +42,20 @@ class Weight(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape, dtype=torch.float32, device=device))
         self._copy: Operand | None = None
         self._copied_version = -1
+        self.copy_in_place = False
+        """Whether a copy made anew overwrites the last one: a captured step reads it there."""
 
     def working_copy(self) -> Operand:
         """The weight as GEMMs read it, current with the master."""
         if self._copy is None or self._copied_version != self.weight._version:
             with torch.no_grad():
-                self._copy = self._make_copy()
+                fresh = self._make_copy()
+            if self._copy is None or not self.copy_in_place:
+                self._copy = fresh
+            else:
+                for mine, new in zip(self._copy, fresh, strict=True):
+                    if mine is not None and new is not None:
+                        mine.copy_(new)
             self._copied_version = self.weight._version
         return self._copy
 
@@ -198,7 +207,12 @@ class GroupedLinear(Weight):
         self.recipe = recipe
 
     def _make_copy(self) -> Operand:
-        return self.recipe.weight(self.weight.mT)  # [E, in, out]
+        # Blocks are square: a transposed block has the values and the scale of the block.
+        copy = self.recipe.weight(self.weight)
+        if copy.scales is None or copy.turned_scales is None:
+            return Operand(copy.values.mT, None)  # [E, in, out]
+        values = copy.values.view(torch.uint8).mT.contiguous().view(copy.values.dtype)
+        return Operand(values, copy.turned_scales, copy.scales)
 
     def forward(self, rows: Operand, group_sizes: Tensor, site: Site) -> Tensor:
         """rows [R, in] -> [R, out]."""
@@ -277,8 +291,11 @@ class Angles(NamedTuple):
         return self.cos.shape[0]
 
 
+@lru_cache(maxsize=16)
 def rotary_angles(config: ModelConfig, length: int, *, device: torch.device) -> Angles:
-    """Angles of positions 0 .. length - 1 (YaRN: arXiv:2309.00071, sections 3.2 and 3.4)."""
+    """Angles of positions 0 .. length - 1 (YaRN: arXiv:2309.00071, sections 3.2 and 3.4).
+
+    They are computed on the host and kept on the device: a step copies none."""
     dim = config.qk_rope_head_dim
     exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
     frequencies = torch.tensor(config.rope_theta) ** -exponents

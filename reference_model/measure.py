@@ -2,8 +2,7 @@
 
 Each operator is warmed up and captured in a CUDA graph of several launches, which rotate among
 input sets that together exceed the L2 cache; the graph is replayed and timed by CUDA events. A row
-holds the median of the replays and their relative standard deviation. Operators that read sizes on
-the host cannot be captured: their launches are timed between events, and the row says so.
+holds the median of the replays and their relative standard deviation.
 
 The table has the columns of hardware_profiles/measurements: kind, sizes, dtype, sms, seconds,
 spread, source, conditions. Rows are appended as they are measured, so a run that is stopped goes
@@ -26,7 +25,7 @@ from typing import Any, TextIO
 
 import torch
 
-from reference_model.gpu import use_library_kernels
+from reference_model.gpu import use_kernels
 from reference_model.kernels.device import count_multiprocessors
 from reference_model.measured_calls import Call, build
 from reference_model.trace import Operator
@@ -40,8 +39,6 @@ _REPLAYS = 7
 _REPLAY_SECONDS = 4e-3
 """Time one replay should take: events resolve half a microsecond, so many launches make one."""
 _MOST_LAUNCHES = 50
-_READS_ON_HOST = frozenset({"dispatch_layout", "expert_mapping"})
-"""Kinds that wait for the GPU and cannot be captured in a graph."""
 _MILLI = 1e-3
 """torch reports elapsed time in milliseconds."""
 
@@ -114,7 +111,7 @@ def measure(requests: Sequence[Request], *, out: Path, deadline_s: float) -> Non
     "dsv3sim_" and the backend. An operator that does not fit into
     memory, or that a backend refuses, is reported with its sizes and left out."""
     device = require_hopper()
-    use_library_kernels()
+    use_kernels("mixed")
     source = device_source(device)
     known = _known(out)
     begun = time.monotonic()
@@ -194,7 +191,7 @@ def _multiprocessors() -> int:
 
 
 def _keys(request: Request) -> set[tuple[str, ...]]:
-    """Keys that the row of a request may have: it is timed in a graph or between events."""
+    """Keys that the row of a request may have: rows of older tables were timed between events."""
     return {_as_row(request, 0, 0, timing, source="").key() for timing in ("graph", "events")}
 
 
@@ -222,7 +219,7 @@ def _row(request: Request, *, source: str, known: set[tuple[str, ...]]) -> Row |
 
 
 def time_request(request: Request) -> tuple[float, float, str]:
-    """(median seconds, relative standard deviation, "graph" or "events") of one request."""
+    """(median seconds, relative standard deviation, "graph") of one request."""
     device = torch.device("cuda", torch.cuda.current_device())
     o = request.operator
     moved = o.bytes_read + o.bytes_written
@@ -230,10 +227,10 @@ def time_request(request: Request) -> tuple[float, float, str]:
     sets = min(_MOST_SETS, max(1, math.ceil(_L2_MULTIPLE * properties.L2_cache_size / moved)))
     with limited_sms(request.sms, device=device, partition=request.partition):
         calls = [build(o, kernels=request.kernels, device=device) for _ in range(sets)]
-        return time_calls(calls, capture=o.kind not in _READS_ON_HOST)
+        return time_calls(calls)
 
 
-def time_calls(calls: Sequence[Call], *, capture: bool) -> tuple[float, float, str]:
+def time_calls(calls: Sequence[Call]) -> tuple[float, float, str]:
     """Time one launch of calls that do the same on different inputs, on the current stream."""
     for _ in range(2):
         for call in calls:
@@ -243,9 +240,6 @@ def time_calls(calls: Sequence[Call], *, capture: bool) -> tuple[float, float, s
     launches = max(len(calls), min(_MOST_LAUNCHES, math.ceil(_REPLAY_SECONDS / rough)))
     # Whole rounds over the input sets, so that each counts the same.
     launches = math.ceil(launches / len(calls)) * len(calls)
-    if not capture:
-        samples = [seconds_between_events(call) for _ in range(_REPLAYS) for call in calls]
-        return _median(samples), _spread(samples), "events"
     graph = torch.cuda.CUDAGraph()
     with _capture(graph):
         for launch in range(launches):
@@ -379,7 +373,7 @@ def sustain(operator: Operator, *, kernels: str, duration_s: float) -> Sustained
     once = seconds_between_events(lambda: [call() for call in calls]) / len(calls)
     rounds = max(20, math.ceil(duration_s / once / len(calls)))
     marks = [_event() for _ in range(21)]
-    with _watch() as samples:
+    with watch() as samples:
         marks[0].record()
         for part in range(20):
             for _ in range(rounds // 20):
@@ -424,7 +418,7 @@ def sustained_row(request: Request, result: Sustained, *, source: str, duration_
 
 
 @contextmanager
-def _watch() -> Iterator[list[tuple[float, float]]]:
+def watch() -> Iterator[list[tuple[float, float]]]:
     """Sample (SM clock in MHz, power in W) every 50 ms while the block runs."""
     command = [
         "nvidia-smi",

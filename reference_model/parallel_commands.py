@@ -60,7 +60,9 @@ def _add_pipeline(commands: Any) -> None:
 def _add_step(parser: argparse.ArgumentParser, *, recipe: str) -> None:
     parser.add_argument("--config", default="debug", help="default: %(default)s")
     parser.add_argument("--recipe", default=recipe, help="default: %(default)s")
-    parser.add_argument("--kernels", default="reference", help="default: %(default)s")
+    parser.add_argument(
+        "--kernels", help="default: mixed on CUDA, reference (plain torch) elsewhere"
+    )
     parser.add_argument("--sequences", type=int, default=2, help="of a rank or micro-batch")
     parser.add_argument("--context", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of weights and tokens")
@@ -72,15 +74,18 @@ def _add_step(parser: argparse.ArgumentParser, *, recipe: str) -> None:
 def _expert_parallel(options: argparse.Namespace) -> None:
     from reference_model.config import load_model_config
     from reference_model.expert_parallel import check_expert_parallel
+    from reference_model.gpu import default_kernels
     from reference_model.precision import Recipe
+    from reference_model.ranks import rank_device
 
     _check_step(options)
+    device = rank_device(options.backend)
     config = load_model_config(options.config)
     if options.one_rank_a_token:
         config = replace(config, n_group=options.ranks, topk_group=1)
     result = check_expert_parallel(
         config,
-        recipe=Recipe(options.recipe, options.kernels),
+        recipe=Recipe(options.recipe, options.kernels or default_kernels(device)),
         ranks=options.ranks,
         sequences=options.sequences,
         context=options.context,
@@ -148,7 +153,10 @@ def _node_limited(options: argparse.Namespace) -> None:
 
 
 def _pipeline(options: argparse.Namespace) -> None:
+    import torch
+
     from reference_model.config import load_model_config
+    from reference_model.gpu import default_kernels
     from reference_model.pipeline import check_pipeline, parse_order
     from reference_model.precision import Recipe
 
@@ -161,7 +169,7 @@ def _pipeline(options: argparse.Namespace) -> None:
     result = check_pipeline(
         order,
         load_model_config(options.config),
-        recipe=Recipe(options.recipe, options.kernels),
+        recipe=Recipe(options.recipe, options.kernels or default_kernels(torch.device("cpu"))),
         sequences=options.sequences,
         context=options.context,
         seed=options.seed,

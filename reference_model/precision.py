@@ -16,6 +16,7 @@ from torch import Tensor
 
 from reference_model import operators as ops
 from reference_model.kernels import BACKENDS, load_backend
+from reference_model.kernels.reference import aligned_scale_rows
 
 RECIPES = ("float32", "bfloat16", "fp8")
 
@@ -26,6 +27,8 @@ class Operand(NamedTuple):
     values: Tensor
     scales: Tensor | None
     """float32 scales of E4M3 (or E5M6) values, None where the values are not quantised."""
+    turned_scales: Tensor | None = None
+    """Of a weight's working copy: the scales of its transpose, in the layout products read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,10 @@ class Recipe:
         """Working copy of a float32 master weight [..., out, in]."""
         if not self.fp8:
             return Operand(master.to(self.dtype), None)
-        return Operand(
-            *load_backend(self.kernels).quantize_blocks(master, power_of_two_scales=False)
+        values, scales = load_backend(self.kernels).quantize_blocks(
+            master, power_of_two_scales=False
         )
+        return Operand(values, scales, aligned_scale_rows(scales.mT))
 
     # -- operands ----------------------------------------------------------------------------------
 
@@ -84,7 +88,8 @@ class Recipe:
         """A weight [..., rows, columns] with its last two dimensions exchanged."""
         if weight.scales is None:
             return Operand(weight.values.mT, None)
-        return Operand(ops.transpose(weight.values, site=site), weight.scales.mT)
+        turned = weight.scales.mT if weight.turned_scales is None else weight.turned_scales
+        return Operand(ops.transpose(weight.values, site=site), turned)
 
     def quantize_transposed(self, x: Operand, site: str) -> Operand:
         """x [rows, columns], quantised or not, as a weight-gradient operand [columns, rows]."""

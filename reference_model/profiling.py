@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity
 
 from reference_model.alignment import check_sizes
 from reference_model.config import ModelConfig
-from reference_model.gpu import use_library_kernels, use_local_view
+from reference_model.gpu import use_kernels, use_local_view
 from reference_model.measure import require_hopper
 from reference_model.operators import NAMESPACE
 from reference_model.precision import Recipe
@@ -61,7 +61,7 @@ def profile_layer(
     the workload's sizes in its message, where it does not fit."""
     device = require_hopper()
     check_sizes(config)
-    use_library_kernels()
+    use_kernels(recipe.kernels)
     use_local_view(local_experts=workload.local_experts, expert_rows=workload.expert_rows)
     try:
         layer = LAYERS[layer_kind](config, workload, recipe, device)

@@ -24,6 +24,13 @@ BACKENDS = {"gloo": "cpu", "nccl": "cuda"}
 """Backend of a process group -> type of the devices whose tensors it moves."""
 
 
+def rank_device(backend: str) -> torch.device:
+    """The type of device that ranks over this backend compute on."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is not one of {list(BACKENDS)}")
+    return torch.device(BACKENDS[backend])
+
+
 def run_ranks(
     function: Callable[..., _T],
     arguments: tuple[Any, ...],
@@ -37,8 +44,7 @@ def run_ranks(
     The function has to be importable, its results are tensors and plain containers of them. Raises
     ValueError where the backend is not there for so many ranks, TimeoutError where a rank has not
     finished in time, torch's ProcessException where one failed; no process is left behind."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} is not one of {list(BACKENDS)}")
+    rank_device(backend)
     if ranks < 1:
         raise ValueError(f"ranks = {ranks} must be at least 1")
     if backend == "nccl" and torch.cuda.device_count() < ranks:

@@ -19,12 +19,14 @@ BACKENDS = {
     "reference": "reference_model.kernels.reference",
     "triton": "reference_model.kernels.triton_backend",
     "library": "reference_model.kernels.library",
+    "mixed": "reference_model.kernels.mixed",
     "per_tensor": "reference_model.kernels.per_tensor",
     "no_promotion": "reference_model.kernels.no_promotion",
 }
 """Backend -> module: plain torch on any device; Triton on Hopper, or interpreted on a CPU;
-cuBLAS through torch on Hopper, with the Triton kernels where no library has the function. The last
-two leave out a part of the recipe and compute other numbers: see precision_comparison.py."""
+cuBLAS through torch on Hopper, with the Triton kernels where no library has the function; cuBLAS
+for dense products and Triton for grouped ones, so that nothing is read on the host. The last two
+leave out a part of the recipe and compute other numbers: see precision_comparison.py."""
 
 
 class Fp8Kernels(Protocol):
@@ -33,7 +35,7 @@ class Fp8Kernels(Protocol):
     def quantize_tiles(self, x: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]: ...
 
     def quantize_tiles_transposed(
-        self, x: Tensor, *, group_sizes: Tensor, power_of_two_scales: bool
+        self, x: Tensor, *, group_sizes: Tensor | None, power_of_two_scales: bool
     ) -> tuple[Tensor, Tensor]: ...
 
     def requantize_tiles_transposed(
@@ -42,7 +44,7 @@ class Fp8Kernels(Protocol):
         scales: Tensor,
         *,
         row_source: Tensor | None,
-        group_sizes: Tensor,
+        group_sizes: Tensor | None,
         power_of_two_scales: bool,
     ) -> tuple[Tensor, Tensor]: ...
 

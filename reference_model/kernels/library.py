@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reference_model.kernels.device import check_device, check_multiple
-from reference_model.kernels.reference import TILE
+from reference_model.kernels.reference import SCALE_ROW, TILE, aligned_scale_rows
 from reference_model.kernels.triton_quantize import (
     dequantize_blocks,
     dequantize_tiles,
@@ -217,5 +217,10 @@ def _column_major(scales: Tensor) -> Tensor:
 
 
 def _block_scales(scales: Tensor) -> Tensor:
-    """Block scales [n blocks, k blocks] as cuBLAS wants them: transposed, k filled to 4."""
-    return functional.pad(scales.contiguous(), (0, -scales.shape[1] % 4)).t()
+    """Block scales [n blocks, k blocks] as cuBLAS wants them: transposed, k filled to 4.
+
+    Scales whose rows lie at such multiples (see reference.SCALE_ROW) are read where they are."""
+    room = scales.shape[1] + -scales.shape[1] % SCALE_ROW
+    if scales.stride() != (room, 1):
+        scales = aligned_scale_rows(scales)
+    return scales.as_strided((scales.shape[0], room), (room, 1)).t()

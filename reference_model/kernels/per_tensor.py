@@ -47,12 +47,12 @@ def quantize_tiles(x: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Ten
 
 
 def quantize_tiles_transposed(
-    x: Tensor, *, group_sizes: Tensor, power_of_two_scales: bool
+    x: Tensor, *, group_sizes: Tensor | None, power_of_two_scales: bool
 ) -> tuple[Tensor, Tensor]:
     """x [rows, columns] -> E4M3 [columns, rows], one scale for the rows of all groups."""
     rows, columns = x.shape
     values, scale = _quantize(x.t(), (0, 1), power_of_two_scales=power_of_two_scales)
-    tiles = -(-rows // TILE) + group_sizes.shape[0] - 1
+    tiles = -(-rows // TILE) + (0 if group_sizes is None else group_sizes.shape[0] - 1)
     return values, scale.expand(tiles, columns).contiguous().t()
 
 
@@ -61,7 +61,7 @@ def requantize_tiles_transposed(
     scales: Tensor,
     *,
     row_source: Tensor | None,
-    group_sizes: Tensor,
+    group_sizes: Tensor | None,
     power_of_two_scales: bool,
 ) -> tuple[Tensor, Tensor]:
     """Dequantise, expand to the rows of experts, and quantise transposed."""
@@ -97,9 +97,8 @@ def swiglu_quantize_transposed(
     gate_up: Tensor, *, power_of_two_scales: bool
 ) -> tuple[Tensor, Tensor]:
     """SwiGLU of gate_up [rows, 2 * intermediate], quantised transposed."""
-    whole = torch.full((1,), gate_up.shape[0], dtype=torch.int32, device=gate_up.device)
     return quantize_tiles_transposed(
-        reference.swiglu(gate_up), group_sizes=whole, power_of_two_scales=power_of_two_scales
+        reference.swiglu(gate_up), group_sizes=None, power_of_two_scales=power_of_two_scales
     )
 
 

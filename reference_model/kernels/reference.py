@@ -8,7 +8,8 @@ weight, and accumulation in float32 every 128 elements of K.
 Shapes. A matrix of [rows, columns] in 1x128 tiles has scales [rows, ceil(columns / 128)]; in
 128x128 blocks [ceil(rows / 128), ceil(columns / 128)]. A last tile may be narrower than 128: it
 is a tile of what is left, nothing is padded in memory. Tile scales are stored column by column
-(strides (1, rows)), as Hopper's GEMM kernels read them; block scales are row-major.
+(strides (1, rows)), as Hopper's GEMM kernels read them; block scales are row-major, in rows that
+begin at multiples of 16 bytes (`SCALE_ROW`).
 """
 
 import torch
@@ -20,6 +21,10 @@ TILE = 128
 
 TRANSFER = 16
 """FP8 elements of one memory transfer of 16 bytes: rows of an operand begin at multiples of it."""
+
+SCALE_ROW = 4
+"""Rows of block scales begin at multiples of so many float32 values: 16 bytes, as cuBLAS reads
+them. Between the blocks of a row and the next multiple lie zeros."""
 
 E4M3_MAX = 448.0
 """Largest finite value of torch.float8_e4m3fn."""
@@ -63,18 +68,18 @@ def quantize_tiles(x: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Ten
 
 
 def quantize_tiles_transposed(
-    x: Tensor, *, group_sizes: Tensor, power_of_two_scales: bool
+    x: Tensor, *, group_sizes: Tensor | None, power_of_two_scales: bool
 ) -> tuple[Tensor, Tensor]:
     """Quantise x [rows, columns] in 128x1 tiles -> E4M3 x^T [columns, rows] and its scales.
 
     A weight gradient contracts over rows, so its operands are tiled along them. Rows are sorted
     by group (expert) and tiles restart at each group, whatever its size; group_sizes is int32
-    [groups] and sums to rows ([rows] alone for a dense GEMM). Scales are
+    [groups] and sums to rows (None for a dense GEMM: all rows are one group). Scales are
     [columns, ceil(rows / 128) + groups - 1]: group g begins at tile start_row // 128 + g, so the
     shape does not depend on the routing; the tiles that no group fills hold zero.
     """
     rows, columns = x.shape
-    sizes = _group_sizes(group_sizes, rows)
+    sizes = [rows] if group_sizes is None else _group_sizes(group_sizes, rows)
     quantized = x.new_empty((columns, rows), dtype=torch.float8_e4m3fn)
     tiles = -(-rows // TILE) + len(sizes) - 1
     scales = x.new_zeros((tiles, columns), dtype=torch.float32).t()
@@ -96,7 +101,7 @@ def requantize_tiles_transposed(
     scales: Tensor,
     *,
     row_source: Tensor | None,
-    group_sizes: Tensor,
+    group_sizes: Tensor | None,
     power_of_two_scales: bool,
 ) -> tuple[Tensor, Tensor]:
     """quantize_tiles_transposed of what quantize_tiles gave: q [tokens, columns] and its scales.
@@ -121,7 +126,15 @@ def quantize_blocks(w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Te
     scales = scale_of(blocks.abs().amax(dim=(-3, -1)), power_of_two_scales=power_of_two_scales)
     quantized = round_to_e4m3(blocks / scales[..., :, None, :, None])
     quantized = quantized.reshape(padded.shape)[..., :rows, :columns].contiguous()
-    return quantized.to(torch.float8_e4m3fn), scales
+    return quantized.to(torch.float8_e4m3fn), aligned_scale_rows(scales)
+
+
+def aligned_scale_rows(scales: Tensor) -> Tensor:
+    """Block scales [..., row blocks, column blocks] with rows that begin at multiples of 4."""
+    columns = scales.shape[-1]
+    room = scales.new_zeros((*scales.shape[:-1], columns + -columns % SCALE_ROW))
+    room[..., :columns] = scales
+    return room[..., :columns]
 
 
 def dequantize_tiles(q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -257,9 +270,8 @@ def swiglu_quantize_transposed(
     gate_up: Tensor, *, power_of_two_scales: bool
 ) -> tuple[Tensor, Tensor]:
     """SwiGLU of gate_up [rows, 2 * intermediate] as quantize_tiles_transposed of one group."""
-    whole = torch.full((1,), gate_up.shape[0], dtype=torch.int32, device=gate_up.device)
     return quantize_tiles_transposed(
-        swiglu(gate_up), group_sizes=whole, power_of_two_scales=power_of_two_scales
+        swiglu(gate_up), group_sizes=None, power_of_two_scales=power_of_two_scales
     )
 
 

@@ -27,12 +27,21 @@ _PACKED = 8
 
 @triton.jit
 def _rmsnorm_kernel(
-    x, residual, weight, out, total, columns, eps, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr
+    x,
+    residual,
+    weight,
+    out,
+    total,
+    columns,
+    x_stride,
+    eps,
+    RESIDUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < columns
-    value = tl.load(x + row * columns + column, mask=inside, other=0.0)
+    value = tl.load(x + row * x_stride + column, mask=inside, other=0.0)
     if RESIDUAL:
         value += tl.load(residual + row * columns + column, mask=inside, other=0.0)
         tl.store(total + row * columns + column, value, mask=inside)
@@ -45,11 +54,11 @@ def _rmsnorm_kernel(
 
 def rmsnorm(x: Tensor, weight: Tensor, *, eps: float, site: str) -> Tensor:
     """operators.rmsnorm."""
-    x = x.contiguous()
-    out = torch.empty_like(x)
+    x = _adjacent_columns(x)
+    out = x.new_empty(x.shape)
     rows, columns = x.shape
     _rmsnorm_kernel[(rows,)](
-        x, x, weight, out, out, columns, eps,
+        x, x, weight, out, out, columns, x.stride(0), eps,
         RESIDUAL=False, BLOCK=triton.next_power_of_2(columns), num_warps=_warps(columns),
     )  # fmt: skip
     return out
@@ -63,7 +72,7 @@ def rmsnorm_residual(
     out, total = torch.empty_like(update), torch.empty_like(update)
     rows, columns = update.shape
     _rmsnorm_kernel[(rows,)](
-        update, residual, weight, out, total, columns, eps,
+        update, residual, weight, out, total, columns, columns, eps,
         RESIDUAL=True, BLOCK=triton.next_power_of_2(columns), num_warps=_warps(columns),
     )  # fmt: skip
     return out, total
@@ -79,6 +88,8 @@ def _rmsnorm_backward_kernel(
     weight_grad,  # partial sums [programs, columns]
     rows,
     columns,
+    grad_stride,
+    x_stride,
     eps,
     RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -88,9 +99,10 @@ def _rmsnorm_backward_kernel(
     scale = tl.load(weight + column, mask=inside, other=0.0)
     partial = tl.zeros([BLOCK], tl.float32)
     for index in range(tl.program_id(0), rows, tl.num_programs(0)):
-        at = (tl.zeros([BLOCK], tl.int64) + index) * columns + column
-        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        slope = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+        row = tl.zeros([BLOCK], tl.int64) + index
+        at = row * columns + column
+        value = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
+        slope = tl.load(grad + row * grad_stride + column, mask=inside, other=0.0).to(tl.float32)
         inverse = tl.rsqrt(tl.sum(value * value, axis=0) / columns + eps)
         normal = value * inverse
         partial += slope * normal
@@ -102,10 +114,30 @@ def _rmsnorm_backward_kernel(
     tl.store(weight_grad + tl.program_id(0) * columns + column, partial, mask=inside)
 
 
+@triton.jit
+def _add_partial_sums_kernel(
+    partial,  # [programs, columns]
+    total,  # [columns], added to
+    programs,
+    columns,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < columns
+    part = tl.zeros([ROWS, BLOCK], tl.float32)
+    for start in range(0, programs, ROWS):
+        row = start + tl.arange(0, ROWS)
+        at = partial + row[:, None] * columns + column[None, :]
+        part += tl.load(at, mask=(row < programs)[:, None] & inside[None, :], other=0.0)
+    result = tl.load(total + column, mask=inside, other=0.0) + tl.sum(part, axis=0)
+    tl.store(total + column, result, mask=inside)
+
+
 def rmsnorm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, weight_grad: Tensor, *, eps: float, site: str
 ) -> Tensor:
-    """operators.rmsnorm_backward; three kernels, as partial sums are added up."""
+    """operators.rmsnorm_backward; two kernels, as partial sums are added up."""
     return _rmsnorm_backward(grad, None, x, weight, weight_grad, eps=eps)
 
 
@@ -119,7 +151,7 @@ def rmsnorm_residual_backward(
     eps: float,
     site: str,
 ) -> Tensor:
-    """operators.rmsnorm_residual_backward; three kernels, as partial sums are added up."""
+    """operators.rmsnorm_residual_backward; two kernels, as partial sums are added up."""
     return _rmsnorm_backward(grad, residual_grad, total, weight, weight_grad, eps=eps)
 
 
@@ -132,19 +164,26 @@ def _rmsnorm_backward(
     *,
     eps: float,
 ) -> Tensor:
-    grad, x = grad.contiguous(), x.contiguous()
+    grad, x = _adjacent_columns(grad), _adjacent_columns(x)
     rows, columns = x.shape
-    out = torch.empty_like(grad)
+    out = grad.new_empty(grad.shape)
     programs = min(rows, _NORM_PROGRAMS)
     partial = x.new_empty((programs, columns), dtype=torch.float32)
     _rmsnorm_backward_kernel[(programs,)](
         grad, grad if residual_grad is None else residual_grad.contiguous(),
-        x, weight, out, partial, rows, columns, eps,
+        x, weight, out, partial, rows, columns, grad.stride(0), x.stride(0), eps,
         RESIDUAL=residual_grad is not None,
         BLOCK=triton.next_power_of_2(columns), num_warps=_warps(columns),
     )  # fmt: skip
-    weight_grad += partial.sum(dim=0)
+    _add_partial_sums_kernel[(triton.cdiv(columns, 64),)](
+        partial, weight_grad, programs, columns, ROWS=32, BLOCK=64, num_warps=4
+    )
     return out
+
+
+def _adjacent_columns(x: Tensor) -> Tensor:
+    """x itself if its columns are adjacent in memory, else a contiguous copy."""
+    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _warps(columns: int) -> int:
@@ -158,40 +197,62 @@ def _warps(columns: int) -> int:
 @triton.jit
 def _rope_kernel(
     x,  # [sequences, length, heads, DIM], strided
-    cos,  # [length, DIM / 2]
+    out,  # the same, or x itself
+    cos,  # [length, DIM / 2], or [sequences, length, DIM / 2] if OWN_ANGLES
     sin,
     length,
     heads,
     sequence_stride,
     position_stride,
     head_stride,
+    out_sequence_stride,
+    out_position_stride,
+    out_head_stride,
     INVERSE: tl.constexpr,
+    OWN_ANGLES: tl.constexpr,
     DIM: tl.constexpr,
     HEADS: tl.constexpr,
 ):
+    sequence = (tl.program_id(0) // length).to(tl.int64)
     position = tl.program_id(0) % length
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
-    start = tl.program_id(0) // length * sequence_stride.to(tl.int64) + position * position_stride
+    start = sequence * sequence_stride + position * position_stride
     at = x + start + head[:, None] * head_stride + tl.arange(0, DIM)[None, :]
     inside = (head < heads)[:, None]
     value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     even, odd = tl.split(tl.reshape(value, [HEADS, DIM // 2, 2]))
-    angle = position * (DIM // 2) + tl.arange(0, DIM // 2)
+    if OWN_ANGLES:
+        angle = tl.program_id(0) * (DIM // 2) + tl.arange(0, DIM // 2)
+    else:
+        angle = position * (DIM // 2) + tl.arange(0, DIM // 2)
     cosine, sine = tl.load(cos + angle)[None, :], tl.load(sin + angle)[None, :]
     if INVERSE:
         sine = -sine
     turned = tl.join(even * cosine - odd * sine, odd * cosine + even * sine)
-    turned = tl.reshape(turned, [HEADS, DIM]).to(x.dtype.element_ty)
-    tl.store(at, turned, mask=inside)
+    turned = tl.reshape(turned, [HEADS, DIM]).to(out.dtype.element_ty)
+    start = sequence * out_sequence_stride + position * out_position_stride
+    target = out + start + head[:, None] * out_head_stride + tl.arange(0, DIM)[None, :]
+    tl.store(target, turned, mask=inside)
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool, site: str) -> None:
     """operators.rope; dim must be a power of two and its values adjacent in memory."""
+    _rope(x, cos, sin, x, inverse=inverse)
+
+
+def rope_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, site: str) -> None:
+    """decode_operators.rope_into; dim as above."""
+    _rope(x, cos, sin, out, inverse=False)
+
+
+def _rope(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, inverse: bool) -> None:
     sequences, length, heads, dim = x.shape
     block = min(_HEADS, triton.next_power_of_2(heads))
     _rope_kernel[sequences * length, triton.cdiv(heads, block)](
-        x, cos.contiguous(), sin.contiguous(), length, heads, *x.stride()[:3],
-        INVERSE=inverse, DIM=dim, HEADS=block, num_warps=4 if block == _HEADS else 1,
+        x, out, cos.contiguous(), sin.contiguous(), length, heads,
+        *x.stride()[:3], *out.stride()[:3],
+        INVERSE=inverse, OWN_ANGLES=cos.dim() == 3, DIM=dim, HEADS=block,
+        num_warps=4 if block == _HEADS else 1,
     )  # fmt: skip
 
 
@@ -228,7 +289,223 @@ def broadcast_heads(x: Tensor, out: Tensor, *, site: str) -> None:
     )  # fmt: skip
 
 
-# -- SwiGLU backward -------------------------------------------------------------------------------
+@triton.jit
+def _sum_heads_kernel(
+    x,  # [rows, heads, dim], strided
+    out,  # [rows, dim]
+    heads,
+    dim,
+    row_stride,
+    head_stride,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, DIM)
+    total = tl.zeros([HEADS, DIM], tl.float32)
+    for start in range(0, heads, HEADS):
+        head = start + tl.arange(0, HEADS)
+        at = x + row * row_stride + head[:, None] * head_stride + column[None, :]
+        inside = (head < heads)[:, None] & (column < dim)[None, :]
+        total += tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    result = tl.sum(total, axis=0).to(out.dtype.element_ty)
+    tl.store(out + row * dim + column, result, mask=column < dim)
+
+
+def sum_heads(x: Tensor, *, site: str) -> Tensor:
+    """operators.sum_heads; the values of a head must be adjacent in memory."""
+    rows, heads, dim = x.shape
+    out = x.new_empty((rows, dim))
+    _sum_heads_kernel[(rows,)](
+        x, out, heads, dim, *x.stride()[:2],
+        HEADS=min(_HEADS, triton.next_power_of_2(heads)), DIM=triton.next_power_of_2(dim),
+        num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _transpose_kernel(
+    x,  # [matrices, rows, columns], bytes
+    out,  # [matrices, columns, rows]
+    rows,
+    columns,
+    BLOCK: tl.constexpr,
+):
+    matrix = tl.program_id(2).to(tl.int64) * rows * columns
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    at = x + matrix + row.to(tl.int64)[:, None] * columns + column[None, :]
+    values = tl.load(at, mask=inside, other=0)
+    target = out + matrix + column.to(tl.int64)[:, None] * rows + row[None, :]
+    tl.store(target, tl.trans(values), mask=tl.trans(inside))
+
+
+def transpose(x: Tensor, *, site: str) -> Tensor:
+    """operators.transpose, tile by tile."""
+    x = x.contiguous()
+    rows, columns = x.shape[-2:]
+    out = x.new_empty((*x.shape[:-2], columns, rows))
+    _transpose_kernel[
+        triton.cdiv(rows, TILE), triton.cdiv(columns, TILE), x.numel() // (rows * columns)
+    ](x.view(torch.uint8), out.view(torch.uint8), rows, columns, BLOCK=TILE, num_warps=8)
+    return out
+
+
+# -- attention backward ----------------------------------------------------------------------------
+
+
+@triton.jit
+def _attention_preprocess_kernel(
+    out,  # [sequences, length, heads, v_dim]
+    out_grad,
+    delta,  # [sequences, heads, length]
+    q_grad,  # [sequences, length, heads, qk_dim], filled with zeros
+    length,
+    heads,
+    v_dim,
+    qk_dim,
+    HEADS: tl.constexpr,
+    V_DIM: tl.constexpr,
+    QK_DIM: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    column, wide = tl.arange(0, V_DIM), tl.arange(0, QK_DIM)
+    at = (token * heads + head)[:, None] * v_dim + column[None, :]
+    inside = (head < heads)[:, None] & (column < v_dim)[None, :]
+    value = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
+    value *= tl.load(out_grad + at, mask=inside, other=0.0).to(tl.float32)
+    place = (token // length * heads + head) * length + token % length
+    tl.store(delta + place, tl.sum(value, axis=1), mask=head < heads)
+    target = q_grad + (token * heads + head)[:, None] * qk_dim + wide[None, :]
+    zeros = tl.zeros([HEADS, QK_DIM], tl.float32)
+    tl.store(target, zeros, mask=(head < heads)[:, None] & (wide < qk_dim)[None, :])
+
+
+def attention_backward_preprocess(
+    output: Tensor, out_grad: Tensor, *, qk_dim: int, site: str
+) -> tuple[Tensor, Tensor]:
+    """operators.attention_backward_preprocess in one kernel."""
+    output, out_grad = output.contiguous(), out_grad.contiguous()
+    sequences, length, heads, v_dim = output.shape
+    delta = output.new_empty((sequences, heads, length), dtype=torch.float32)
+    q_grad = output.new_empty((sequences, length, heads, qk_dim), dtype=torch.float32)
+    block = min(_HEADS, triton.next_power_of_2(heads))
+    _attention_preprocess_kernel[sequences * length, triton.cdiv(heads, block)](
+        output, out_grad, delta, q_grad, length, heads, v_dim, qk_dim,
+        HEADS=block, V_DIM=triton.next_power_of_2(v_dim), QK_DIM=triton.next_power_of_2(qk_dim),
+        num_warps=4,
+    )  # fmt: skip
+    return delta, q_grad
+
+
+@triton.jit
+def _output_of_sums_kernel(
+    out_grad,  # [sequences, length, heads, v_dim]
+    delta,  # [sequences, heads, length]
+    out,
+    length,
+    heads,
+    v_dim,
+    HEADS: tl.constexpr,
+    V_DIM: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    column = tl.arange(0, V_DIM)
+    at = (token * heads + head)[:, None] * v_dim + column[None, :]
+    inside = (head < heads)[:, None] & (column < v_dim)[None, :]
+    value = tl.load(out_grad + at, mask=inside, other=0.0).to(tl.float32)
+    place = (token // length * heads + head) * length + token % length
+    wanted = tl.load(delta + place, mask=head < heads, other=0.0)
+    square = tl.maximum(tl.sum(value * value, axis=1), 1.1754943508222875e-38)
+    result = value * (wanted / square)[:, None]
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
+
+
+def output_of_sums(out_grad: Tensor, delta: Tensor) -> Tensor:
+    """The shortest attention output O whose row sums of O x dO are delta: a multiple of dO.
+
+    out_grad [sequences, length, heads, v_dim], delta [sequences, heads, length] -> like out_grad.
+    """
+    out_grad = out_grad.contiguous()
+    sequences, length, heads, v_dim = out_grad.shape
+    out = torch.empty_like(out_grad)
+    block = min(_HEADS, triton.next_power_of_2(heads))
+    _output_of_sums_kernel[sequences * length, triton.cdiv(heads, block)](
+        out_grad, delta, out, length, heads, v_dim,
+        HEADS=block, V_DIM=triton.next_power_of_2(v_dim), num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+# -- embedding -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _embedding_backward_kernel(table_grad, tokens, grad, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < columns
+    token = tl.load(tokens + row)
+    value = tl.load(grad + row * columns + column, mask=inside, other=0.0).to(tl.float32)
+    tl.atomic_add(table_grad + token * columns + column, value, mask=inside, sem="relaxed")
+
+
+def embedding_backward(table_grad: Tensor, tokens: Tensor, grad: Tensor, *, site: str) -> None:
+    """operators.embedding_backward in one kernel; tokens add in no particular order."""
+    rows, columns = grad.shape
+    _embedding_backward_kernel[rows, triton.cdiv(columns, _BLOCK)](
+        table_grad, tokens.contiguous(), grad.contiguous(), columns, BLOCK=_BLOCK, num_warps=4
+    )
+
+
+# -- SwiGLU ----------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _swiglu_kernel(
+    gate_up,  # [rows, 2 columns]
+    row_weights,  # [rows], read if WEIGHTED
+    out,  # [rows, columns]
+    columns,
+    WEIGHTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < columns
+    gate_at = row * 2 * columns + column
+    gate = tl.load(gate_up + gate_at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + gate_at + columns, mask=inside, other=0.0).to(tl.float32)
+    result = gate * tl.sigmoid(gate) * up
+    if WEIGHTED:
+        result *= tl.load(row_weights + row)
+    tl.store(out + row * columns + column, result.to(out.dtype.element_ty), mask=inside)
+
+
+def swiglu(gate_up: Tensor, *, site: str) -> Tensor:
+    """operators.swiglu."""
+    return _swiglu(gate_up, None)
+
+
+def weighted_swiglu(gate_up: Tensor, row_weights: Tensor, *, site: str) -> Tensor:
+    """operators.weighted_swiglu."""
+    return _swiglu(gate_up, row_weights)
+
+
+def _swiglu(gate_up: Tensor, row_weights: Tensor | None) -> Tensor:
+    gate_up = gate_up.contiguous()
+    rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty((rows, columns))
+    if rows:
+        _swiglu_kernel[rows, triton.cdiv(columns, _BLOCK)](
+            gate_up, gate_up if row_weights is None else row_weights, out, columns,
+            WEIGHTED=row_weights is not None, BLOCK=_BLOCK, num_warps=4,
+        )  # fmt: skip
+    return out
 
 
 @triton.jit
@@ -294,8 +571,10 @@ def weighted_swiglu_forward_backward(
 def _unpermute_kernel(
     x,  # [rows, columns]
     choice_rows,  # [tokens, TOP_K]
+    weights,  # [tokens, TOP_K], read if WEIGHTED
     out,  # [tokens, columns]
     columns,
+    WEIGHTED: tl.constexpr,
     TOP_K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -306,19 +585,28 @@ def _unpermute_kernel(
         row = tl.load(choice_rows + token * TOP_K + choice)
         local = column < tl.where(row >= 0, columns, 0)
         source = x + row.to(tl.int64) * columns + column
-        total += tl.load(source, mask=local, other=0.0).to(tl.float32)
+        value = tl.load(source, mask=local, other=0.0).to(tl.float32)
+        if WEIGHTED:
+            value *= tl.load(weights + token * TOP_K + choice)
+        total += value
     target = out + token.to(tl.int64) * columns + column
     tl.store(target, total.to(out.dtype.element_ty), mask=column < columns)
 
 
 def unpermute(x: Tensor, choice_rows: Tensor, *, site: str) -> Tensor:
     """operators.unpermute; rows of other ranks' choices are not read."""
+    return sum_rows(x, choice_rows, None)
+
+
+def sum_rows(x: Tensor, choice_rows: Tensor, weights: Tensor | None) -> Tensor:
+    """Sum the rows [R, columns] of each token's choices [T, K], by weight if there are weights."""
     x = x.contiguous()
     tokens, top_k = choice_rows.shape
     out = x.new_empty((tokens, x.shape[1]))
     _unpermute_kernel[tokens, triton.cdiv(x.shape[1], _BLOCK)](
-        x, choice_rows.contiguous(), out, x.shape[1], TOP_K=top_k, BLOCK=_BLOCK, num_warps=4
-    )
+        x, choice_rows.contiguous(), x if weights is None else weights.contiguous(), out,
+        x.shape[1], WEIGHTED=weights is not None, TOP_K=top_k, BLOCK=_BLOCK, num_warps=4,
+    )  # fmt: skip
     return out
 
 
@@ -433,7 +721,7 @@ def _check_packed(columns: int) -> None:
 
 
 @triton.jit
-def _log_sum_kernel(logits, log_sum, columns, BLOCK: tl.constexpr):
+def _log_sum_kernel(logits, targets, log_sum, losses, columns, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     largest = float("-inf")
     total = 0.0
@@ -445,17 +733,21 @@ def _log_sum_kernel(logits, log_sum, columns, BLOCK: tl.constexpr):
         total = total * tl.exp(largest - new_largest)
         total += tl.sum(tl.exp(value - new_largest), axis=0)
         largest = new_largest
-    tl.store(log_sum + row, largest + tl.log(total))
+    result = largest + tl.log(total)
+    tl.store(log_sum + row, result)
+    chosen = tl.load(logits + row * columns + tl.load(targets + row)).to(tl.float32)
+    tl.store(losses + row, result - chosen)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
-    """operators.cross_entropy; the mean of the rows' losses is a few small kernels more."""
+    """operators.cross_entropy; a second kernel averages the rows' losses."""
     logits = logits.contiguous()
     rows, columns = logits.shape
-    log_sum = logits.new_empty((rows,), dtype=torch.float32)
-    _log_sum_kernel[(rows,)](logits, log_sum, columns, BLOCK=8 * _BLOCK, num_warps=16)
-    chosen = logits.gather(1, targets[:, None])[:, 0].float()
-    return (log_sum - chosen).mean(), log_sum
+    log_sum, losses = logits.new_empty((2, rows), dtype=torch.float32)
+    _log_sum_kernel[(rows,)](
+        logits, targets.contiguous(), log_sum, losses, columns, BLOCK=8 * _BLOCK, num_warps=16
+    )
+    return losses.mean(), log_sum
 
 
 @triton.jit

@@ -161,6 +161,7 @@ def _grouped_gemm_kernel(
     a_scales_group_stride,
     b_scales_group_stride,
     b_scales_row_stride,
+    b_scales_tile_stride,
     GROUPS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -200,7 +201,7 @@ def _grouped_gemm_kernel(
             a_scales_tile_stride,
             b_scales_at,
             column < n,
-            1,
+            b_scales_tile_stride,
             BLOCK_M,
             BLOCK_N,
             False,
@@ -405,7 +406,6 @@ def _grouped_gemm(
     out = a.new_empty((rows, n), dtype=out_dtype)
     if not rows:
         return out
-    b_scales = b_scales.contiguous()
     most_tiles = (triton.cdiv(rows, _BLOCK_M) + groups) * triton.cdiv(n, _BLOCK_N)
     _grouped_gemm_kernel[(_programs(a, most_tiles),)](
         TensorDescriptor.from_tensor(a, [_BLOCK_M, TILE]),
@@ -421,8 +421,7 @@ def _grouped_gemm(
         a_scales.stride(1),
         a_scales.stride(2),
         a_scales.stride(0),
-        b_scales.stride(0),
-        b_scales.stride(1),
+        *b_scales.stride(),
         GROUPS=triton.next_power_of_2(groups),
         BLOCK_M=_BLOCK_M,
         BLOCK_N=_BLOCK_N,

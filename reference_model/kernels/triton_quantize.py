@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from reference_model.kernels.device import check_device
-from reference_model.kernels.reference import TILE, TRANSFER
+from reference_model.kernels.reference import SCALE_ROW, TILE, TRANSFER
 
 _TILE = tl.constexpr(TILE)
 _SMALLEST_SCALE = tl.constexpr(2.0**-126)
@@ -63,25 +63,31 @@ def _quantize_tiles_kernel(
     rows,
     columns,
     x_row_stride,
+    group_rows,  # [rows / capacity] filled rows of each group, read if MASKED
+    capacity,
     BLOCK_ROWS: tl.constexpr,
     SWIGLU: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    MASKED: tl.constexpr,
     POWER_OF_TWO: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * _TILE + tl.arange(0, _TILE)
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    filled = row < rows
+    if MASKED:
+        filled &= row % capacity < tl.load(group_rows + row // capacity, mask=filled, other=0)
+    inside = filled[:, None] & (column < columns)[None, :]
     source = x + row.to(tl.int64)[:, None] * x_row_stride + column[None, :]
     tile = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     if SWIGLU:
         tile = _swiglu(tile, tl.load(source + columns, mask=inside, other=0.0))
     if WEIGHTED:
-        tile *= tl.load(row_weights + row, mask=row < rows, other=0.0)[:, None]
+        tile *= tl.load(row_weights + row, mask=filled, other=0.0)[:, None]
     scale = _scale_of(tl.max(tl.abs(tile), axis=1), POWER_OF_TWO)
     tile = _round_to_e4m3(tl.div_rn(tile, tl.broadcast_to(scale[:, None], tile.shape)))
     target = quantized + row.to(tl.int64)[:, None] * columns + column[None, :]
     tl.store(target, tile.to(tl.float8e4nv), mask=inside)
-    tl.store(scales + tl.program_id(1) * rows + row, scale, mask=row < rows)
+    tl.store(scales + tl.program_id(1) * rows + row, scale, mask=filled)
 
 
 @triton.jit
@@ -109,13 +115,21 @@ def _rows_of_tile(tile_index, group_sizes, groups, GROUPS: tl.constexpr):
 
 
 @triton.jit
+def _rows_of_whole(tile_index, rows):
+    """The same where all rows are one group."""
+    row = tile_index * _TILE + tl.arange(0, _TILE)
+    return row, row < rows
+
+
+@triton.jit
 def _quantize_tiles_transposed_kernel(
     x,  # [source rows, columns], or [source rows, 2 columns] with gate first if SWIGLU
     x_scales,  # [source rows, tiles], read if SCALED
     row_source,  # [rows] int32, the source row of each row, read if GATHER
-    group_sizes,  # [groups] int32
+    group_sizes,  # [groups] int32, read if GROUPS
     quantized,  # [columns, rows]
     scales,  # [columns, row tiles], column-major
+    rows,
     columns,
     groups,
     x_row_stride,
@@ -130,7 +144,10 @@ def _quantize_tiles_transposed_kernel(
     POWER_OF_TWO: tl.constexpr,
 ):
     tile_index = tl.program_id(0)
-    row, filled = _rows_of_tile(tile_index, group_sizes, groups, GROUPS)
+    if GROUPS:
+        row, filled = _rows_of_tile(tile_index, group_sizes, groups, GROUPS)
+    else:
+        row, filled = _rows_of_whole(tile_index, rows)
     column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     inside = filled[:, None] & (column < columns)[None, :]
     source_row = row
@@ -161,9 +178,10 @@ def _quantize_tiles_transposed_kernel(
 def _quantize_blocks_kernel(
     w,  # [groups, rows, columns]
     quantized,
-    scales,  # [groups, row blocks, column blocks]
+    scales,  # [groups, row blocks, column blocks], rows `room` apart
     rows,
     columns,
+    room,
     POWER_OF_TWO: tl.constexpr,
 ):
     row = tl.program_id(1) * _TILE + tl.arange(0, _TILE)
@@ -175,7 +193,7 @@ def _quantize_blocks_kernel(
     scale = _scale_of(amax, POWER_OF_TWO)  # [1, 1]
     block = _round_to_e4m3(tl.div_rn(block, tl.broadcast_to(scale, block.shape)))
     tl.store(quantized + offset, block.to(tl.float8e4nv), mask=inside)
-    target = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(2)
+    target = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * room
     one = tl.arange(0, 1)
     tl.store(scales + target + tl.program_id(2) + one[:, None] + one[None, :], scale)
 
@@ -223,8 +241,31 @@ def weighted_swiglu_quantize(
     )
 
 
+def masked_swiglu_quantize(
+    gate_up: Tensor, *, group_rows: Tensor, power_of_two_scales: bool
+) -> tuple[Tensor, Tensor]:
+    """swiglu_quantize of the first group_rows[g] of gate_up [groups, capacity, 2 columns] ->
+    [groups, capacity, columns] and [groups, capacity, tiles]; the rest is unspecified."""
+    groups, capacity, _ = gate_up.shape
+    values, scales = _quantize_rows(
+        gate_up.flatten(0, 1),
+        None,
+        swiglu=True,
+        power_of_two_scales=power_of_two_scales,
+        group_rows=group_rows,
+    )
+    # The scales of all rows lie tile after tile: a view by group is [groups, capacity, tiles].
+    by_group = scales.t().view(-1, groups, capacity).permute(1, 2, 0)
+    return values.view(groups, capacity, -1), by_group
+
+
 def _quantize_rows(
-    x: Tensor, row_weights: Tensor | None, *, swiglu: bool, power_of_two_scales: bool
+    x: Tensor,
+    row_weights: Tensor | None,
+    *,
+    swiglu: bool,
+    power_of_two_scales: bool,
+    group_rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     check_device(x)
     x = _unit_stride(x)
@@ -241,9 +282,12 @@ def _quantize_rows(
             rows,
             columns,
             x.stride(0),
+            x if group_rows is None else group_rows,
+            1 if group_rows is None else rows // group_rows.shape[0],
             BLOCK_ROWS=_ROWS,
             SWIGLU=swiglu,
             WEIGHTED=row_weights is not None,
+            MASKED=group_rows is not None,
             POWER_OF_TWO=power_of_two_scales,
             num_warps=4,
         )
@@ -251,7 +295,7 @@ def _quantize_rows(
 
 
 def quantize_tiles_transposed(
-    x: Tensor, *, group_sizes: Tensor, power_of_two_scales: bool
+    x: Tensor, *, group_sizes: Tensor | None, power_of_two_scales: bool
 ) -> tuple[Tensor, Tensor]:
     """See reference.quantize_tiles_transposed; group_sizes that do not sum to rows go unnoticed."""
     return _quantize_columns(
@@ -269,7 +313,7 @@ def requantize_tiles_transposed(
     scales: Tensor,
     *,
     row_source: Tensor | None,
-    group_sizes: Tensor,
+    group_sizes: Tensor | None,
     power_of_two_scales: bool,
 ) -> tuple[Tensor, Tensor]:
     """See reference.requantize_tiles_transposed."""
@@ -287,12 +331,11 @@ def swiglu_quantize_transposed(
     gate_up: Tensor, *, power_of_two_scales: bool
 ) -> tuple[Tensor, Tensor]:
     """See reference.swiglu_quantize_transposed."""
-    whole = torch.full((1,), gate_up.shape[0], dtype=torch.int32, device=gate_up.device)
     return _quantize_columns(
         gate_up,
         None,
         None,
-        group_sizes=whole,
+        group_sizes=None,
         swiglu=True,
         power_of_two_scales=power_of_two_scales,
     )
@@ -303,14 +346,15 @@ def _quantize_columns(
     x_scales: Tensor | None,
     row_source: Tensor | None,
     *,
-    group_sizes: Tensor,
+    group_sizes: Tensor | None,
     swiglu: bool,
     power_of_two_scales: bool,
 ) -> tuple[Tensor, Tensor]:
     check_device(x)
     x = _unit_stride(x)
     rows = x.shape[0] if row_source is None else row_source.shape[0]
-    columns, groups = x.shape[1] // (2 if swiglu else 1), group_sizes.shape[0]
+    columns = x.shape[1] // (2 if swiglu else 1)
+    groups = 1 if group_sizes is None else group_sizes.shape[0]
     tiles = triton.cdiv(rows, TILE) + groups - 1
     # Rows of the result begin at multiples of 16 bytes, which the bulk tensor copy engine needs.
     room = triton.cdiv(rows, TRANSFER) * TRANSFER
@@ -321,16 +365,17 @@ def _quantize_columns(
             x,
             x if x_scales is None else x_scales,
             x if row_source is None else row_source,
-            group_sizes,
+            x if group_sizes is None else group_sizes,
             quantized,
             scales,
+            rows,
             columns,
             groups,
             x.stride(0),
             0 if x_scales is None else x_scales.stride(0),
             0 if x_scales is None else x_scales.stride(1),
             quantized.stride(0),
-            GROUPS=triton.next_power_of_2(groups),
+            GROUPS=0 if group_sizes is None else triton.next_power_of_2(groups),
             BLOCK_COLUMNS=_COLUMNS,
             SCALED=x_scales is not None,
             GATHER=row_source is not None,
@@ -348,11 +393,12 @@ def quantize_blocks(w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Te
     rows, columns = w.shape[-2:]
     blocks = (triton.cdiv(rows, TILE), triton.cdiv(columns, TILE))
     quantized = torch.empty_like(w, dtype=torch.float8_e4m3fn)
-    scales = w.new_empty((*w.shape[:-2], *blocks), dtype=torch.float32)
+    room = triton.cdiv(blocks[1], SCALE_ROW) * SCALE_ROW
+    scales = w.new_zeros((*w.shape[:-2], blocks[0], room), dtype=torch.float32)
     _quantize_blocks_kernel[w.numel() // (rows * columns), *blocks](
-        w, quantized, scales, rows, columns, POWER_OF_TWO=power_of_two_scales, num_warps=8
+        w, quantized, scales, rows, columns, room, POWER_OF_TWO=power_of_two_scales, num_warps=8
     )
-    return quantized, scales
+    return quantized, scales[..., : blocks[1]]
 
 
 def dequantize_tiles(q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:

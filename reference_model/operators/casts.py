@@ -43,11 +43,10 @@ def quantize_transpose(
 ) -> tuple[Tensor, Tensor]:
     """x [rows, columns], bfloat16 or E4M3 with scales -> E4M3 [columns, rows], tiled along rows."""
     backend = load_backend(kernels)
-    whole = torch.full((1,), x.shape[0], dtype=torch.int32, device=x.device)
     if scales is None:
-        return backend.quantize_tiles_transposed(x, group_sizes=whole, power_of_two_scales=True)
+        return backend.quantize_tiles_transposed(x, group_sizes=None, power_of_two_scales=True)
     return backend.requantize_tiles_transposed(
-        x, scales, row_source=None, group_sizes=whole, power_of_two_scales=True
+        x, scales, row_source=None, group_sizes=None, power_of_two_scales=True
     )
 
 

@@ -73,12 +73,16 @@ def dispatch_layout(indices: Tensor, *, experts: int, site: str) -> Tensor:
 
 def _received(x: Tensor, rows: int) -> Tensor:
     """One device holds every expert: each token is received once, by itself."""
+    _check_received(x, rows)
+    return x.clone()
+
+
+def _check_received(x: Tensor, rows: int) -> None:
     if rows != x.shape[0]:
         raise ValueError(
             f"received_rows = {rows}: one device that holds every expert receives each of its"
             f" {x.shape[0]} tokens once; only the meta device shows one rank of many"
         )
-    return x.clone()
 
 
 def _dispatch_fake(
@@ -137,7 +141,8 @@ def dispatch_cached(
 def combine(x: Tensor, shared: Tensor, *, site: str) -> Tensor:
     """Return expert outputs x [D, hidden] to their tokens and add them to the shared expert's
     output [T, hidden]."""
-    return _received(x, shared.shape[0]) + shared
+    _check_received(x, shared.shape[0])
+    return x + shared
 
 
 @operator(
@@ -152,7 +157,8 @@ def combine_backward(
     """The backward of `dispatch`: input gradients x [D, hidden] return to their tokens and are
     added to the shared expert's; gradients of routing weights [D, K] travel along."""
     tokens = shared.shape[0]
-    return _received(x, tokens) + shared, _received(weights_grad, tokens)
+    _check_received(x, tokens)
+    return x + shared, _received(weights_grad, tokens)
 
 
 def _expert_mapping_fake(

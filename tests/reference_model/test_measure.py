@@ -27,7 +27,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens
 def without_gpu(monkeypatch):
     """The parts of measure() that need a GPU, replaced."""
     monkeypatch.setattr(measure, "require_hopper", lambda: torch.device("cpu"))
-    monkeypatch.setattr(measure, "use_library_kernels", lambda: None)
+    monkeypatch.setattr(measure, "use_kernels", lambda kernels: None)
     monkeypatch.setattr(measure, "device_source", lambda _: "a test")
     monkeypatch.setattr(measure, "_multiprocessors", lambda: ALL_SMS)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)

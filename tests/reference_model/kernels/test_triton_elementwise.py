@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reference_model import operators
+from reference_model import decode_operators, operators
 from reference_model.kernels import triton_elementwise as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,3 +81,55 @@ def test_cross_entropy():
     assert_same("cross_entropy", logits, targets)
     _, log_sum = operators.cross_entropy._init_fn(logits, targets, site=SITE)
     assert_same("cross_entropy_backward", logits, targets, log_sum, weight=0.5)
+
+
+def test_norms_read_a_part_of_wider_rows():
+    wide, weight = normal(5, 300, seed=1), normal(200, seed=3)
+    assert_same("rmsnorm", wide[:, 50:250], weight, eps=1e-6)
+    grads, total = normal(5, 300, seed=4), normal(200, seed=8)
+    assert_same("rmsnorm_backward", grads[:, :200], wide[:, 50:250], weight, total, eps=1e-6)
+
+
+@pytest.mark.parametrize("own_angles", [False, True])
+def test_rope_into_writes_a_strided_part(own_angles):
+    x, out = normal(2, 3, 5, 24, seed=9), normal(2, 3, 5, 40, seed=10)
+    shape = (2, 3, 8) if own_angles else (3, 8)
+    cos, sin = normal(*shape, seed=11), normal(*shape, seed=12)
+    expected = out.clone()
+    kernels.rope_into(x[..., 8:], cos, sin, out[..., 24:], site=SITE)
+    decode_operators.rope_into._init_fn(x[..., 8:], cos, sin, expected[..., 24:], site=SITE)
+    torch.testing.assert_close(out, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_sum_heads_of_a_strided_part():
+    assert_same("sum_heads", normal(7, 5, 24, seed=15)[..., 16:])
+
+
+def test_transpose_moves_every_byte():
+    x = normal(3, 130, 70, seed=18).to(torch.float8_e4m3fn)
+    got = kernels.transpose(x, site=SITE)
+    assert torch.equal(got.view(torch.uint8), x.view(torch.uint8).mT.contiguous())
+
+
+def test_swiglu_forward():
+    gate_up, weights = normal(3, 140, seed=12), normal(3, seed=14)
+    assert_same("swiglu", gate_up)
+    assert_same("weighted_swiglu", gate_up, weights)
+
+
+def test_attention_preprocess_sums_rows_and_clears_the_accumulator():
+    out, grad = normal(2, 3, 5, 16, seed=19), normal(2, 3, 5, 16, seed=20)
+    assert_same("attention_backward_preprocess", out, grad, qk_dim=24)
+
+
+def test_the_made_up_attention_output_has_the_row_sums_asked_for():
+    grad, delta = normal(2, 3, 5, 16, seed=21), normal(2, 5, 3, seed=22)
+    out = kernels.output_of_sums(grad, delta)
+    sums = (out * grad).sum(dim=3).transpose(1, 2)
+    torch.testing.assert_close(sums, delta, rtol=2e-5, atol=2e-6)
+
+
+def test_embedding_backward_adds_the_rows_of_equal_tokens():
+    table, grad = normal(6, 40, seed=23), normal(4, 40, seed=24)
+    tokens = torch.tensor([2, 5, 2, 0], device=DEVICE)
+    assert_same("embedding_backward", table, tokens, grad)
