@@ -13,11 +13,14 @@ Letters are those of decode.py: S sequences, L prompt tokens, Q tokens of one se
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from reference_model.captured import Captured, can_capture
 from reference_model.config import ModelConfig, parameter_counts
 from reference_model.decode import (
     HEAD,
@@ -32,6 +35,8 @@ from reference_model.decode import (
 from reference_model.layers import RMSNorm, rotary_angles
 from reference_model.model import Stream, Transformer
 from reference_model.moe import ExpertRows
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ class Decoder:
 
         self.caches = [cache() for _ in self.blocks]
         self.mtp_cache = cache()
+        self._captured: dict[tuple[object, ...], Captured[Any]] = {}
 
     @torch.no_grad()
     def prefill(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +99,23 @@ class Decoder:
     @torch.no_grad()
     def extend(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The next tokens [S, Q] after `lengths` [S] cached ones -> logits of the token after each
-        [S, Q, V], and their normed stream [S, Q, H]."""
+        [S, Q, V], and their normed stream [S, Q, H].
+
+        An FP8 step on a GPU is captured in a CUDA graph and replayed; its results are then valid
+        until the next step."""
+        return self._step(self._extend, tokens, lengths)
+
+    def _step(self, function: Callable[..., _T], *inputs: Tensor) -> _T:
+        """A step, replayed from its graph where it can be captured."""
+        if not can_capture(self.model.recipe, self.model.device):
+            return function(*inputs)
+        key = (function.__name__, *(x.shape for x in inputs))
+        if key not in self._captured:
+            self._captured[key] = Captured(function, *inputs)
+        result: _T = self._captured[key](*inputs)
+        return result
+
+    def _extend(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         stream = Stream(self.model.embed_tokens(tokens.reshape(-1)), None)
         stream = self._next(self.blocks, stream, self.caches, tokens, lengths)
         return self._head(self.model.norm, stream, tokens)
@@ -111,6 +133,9 @@ class Decoder:
     def draft(self, hidden: Tensor, following: Tensor, lengths: Tensor) -> Tensor:
         """Normed stream of a step's tokens [S, Q, H], and the token that follows each [S, Q] -> the
         token drafted to come after each of those, int64 [S, Q]."""
+        return self._step(self._draft, hidden, following, lengths)
+
+    def _draft(self, hidden: Tensor, following: Tensor, lengths: Tensor) -> Tensor:
         stream = self._next(
             [self._mtp], self._draft_input(hidden, following), [self.mtp_cache], following, lengths
         )

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from reference_model.kernels.triton_optimizer import FusedAdamW
 
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
@@ -75,21 +78,43 @@ class AdamW:
         self.steps = 0
         self.first = [torch.zeros_like(p, dtype=torch.bfloat16) for p in self.parameters]
         self.second = [torch.zeros_like(p, dtype=torch.bfloat16) for p in self.parameters]
+        self._kernel: FusedAdamW | None = None
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> float:
-        """Clip the gradients, change the weights, clear the gradients -> norm before clipping."""
+        """Clip the gradients, change the weights, clear the gradients -> norm before clipping.
+
+        On CUDA the gradients stay where they are, filled with zeros, and one kernel does it all."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        clip = (CLIP_NORM / norm.clamp(min=CLIP_NORM)).item()
         self.steps += 1
+        clip = CLIP_NORM / norm.clamp(min=CLIP_NORM)
+        if norm.is_cuda:
+            self._fused().step(gradients, rate=learning_rate, steps=self.steps, clip=clip)
+        else:
+            self._step_one_by_one(gradients, clip=clip.item(), learning_rate=learning_rate)
+        return float(norm)
+
+    def _fused(self) -> FusedAdamW:
+        from reference_model.kernels.triton_optimizer import FusedAdamW
+
+        if self._kernel is None:
+            self._kernel = FusedAdamW(
+                self.parameters, self.first, self.second,
+                decays=[WEIGHT_DECAY if p.dim() > 1 else 0.0 for p in self.parameters],
+                betas=BETAS, epsilon=_EPSILON,
+            )  # fmt: skip
+        return self._kernel
+
+    def _step_one_by_one(
+        self, gradients: list[Tensor], *, clip: float, learning_rate: float
+    ) -> None:
         for i, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
             update = self._update(i, gradient * clip)
             if parameter.dim() > 1:
                 parameter.mul_(1 - learning_rate * WEIGHT_DECAY)
             parameter.sub_(update, alpha=learning_rate)
             parameter.grad = None
-        return float(norm)
 
     def _update(self, index: int, gradient: Tensor) -> Tensor:
         beta, beta2 = BETAS

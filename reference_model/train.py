@@ -28,9 +28,11 @@ from reference_model.balance import (
     saved_choices,
     step_biases,
 )
+from reference_model.captured import CapturedMicroBatch, can_capture
 from reference_model.config import load_model_config
 from reference_model.data import TokenSource, open_source
-from reference_model.model import SavedStep, Transformer
+from reference_model.gpu import choose_kernels
+from reference_model.model import Losses, SavedStep, Transformer
 from reference_model.optimizer import (
     AdamW,
     batch_sequences,
@@ -55,8 +57,8 @@ class TrainingSettings:
     """A shipped config, or the path of a config.json."""
     precision: str
     """One of `PRECISIONS`."""
-    kernels: str
-    """Backend of the FP8 kernels."""
+    kernels: str | None
+    """Backend of the kernels; None: the default of the device (`gpu.default_kernels`)."""
     device: str
     steps: int
     sequences: int
@@ -84,6 +86,8 @@ class TrainingSettings:
     concentration: float
     """Of the Markov chain's rows."""
     data_seed: int
+    eager: bool = False
+    """Whether every kernel is launched by itself where a step could be captured in a CUDA graph."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "sequences", "first_sequences", "context"):
@@ -149,7 +153,7 @@ class Training:
         device = torch_device(settings.device)
         if device.index is not None and device.type == "cuda":
             torch.cuda.set_device(device)  # Triton launches on the current device
-        recipe = Recipe(PRECISIONS[settings.precision], settings.kernels)
+        recipe = Recipe(PRECISIONS[settings.precision], choose_kernels(settings.kernels, device))
         check_recipe(self.config, recipe)
         self.model = Transformer(self.config, recipe=recipe, device=device)
         # Drawn on the CPU, so that every device starts from the same weights.
@@ -160,6 +164,8 @@ class Training:
         if settings.balance_alpha:
             add_balance_loss(self.model, alpha=settings.balance_alpha, length=settings.context)
         self.optimizer = AdamW(self.model.parameters())
+        self.captures = can_capture(recipe, device) and not settings.eager
+        self._captured: tuple[tuple[object, ...], CapturedMicroBatch] | None = None
         self.history: list[StepRecord] = []
 
     def run(
@@ -208,15 +214,14 @@ class Training:
             step, steps=s.steps, peak=s.peak_learning_rate, warmup_steps=s.warmup_steps,
             schedule=s.schedule,
         )  # fmt: skip
-        losses, saved = self.model.loss(
+        losses, saved = self._micro_batch(
             self.batch(step), prediction_weight=prediction_weight(step, steps=s.steps)
         )
-        self.model.backward(saved)
-        violation = balance = float("nan")
+        violation = balance = torch.tensor(float("nan"))
         if self.config.num_moe_layers:
             load = expert_load(saved, experts=self.config.n_routed_experts)
-            violation = float(maximum_violation(load).mean())
-            balance = self._balance(saved)
+            violation, balance = maximum_violation(load).mean(), self._balance(saved)
+        # Numbers are read once all work of the step is in the GPU's queue.
         norm = self.optimizer.step(rate)
         gamma = bias_step(step, steps=s.steps, gamma=s.gamma)
         if gamma and self.config.num_moe_layers:
@@ -228,16 +233,31 @@ class Training:
             main=float(losses.main),
             mtp=float("nan") if losses.mtp is None else float(losses.mtp),
             gradient_norm=norm,
-            max_violation=violation,
-            balance=balance,
+            max_violation=float(violation),
+            balance=float(balance),
         )
 
-    def _balance(self, saved: SavedStep) -> float:
+    def _micro_batch(self, tokens: Tensor, *, prediction_weight: float) -> tuple[Losses, SavedStep]:
+        """Forward and backward of a batch, captured or kernel by kernel."""
+        if not self.captures:
+            losses, saved = self.model.loss(tokens, prediction_weight=prediction_weight)
+            self.model.backward(saved)
+            return losses, saved
+        key = (tokens.shape, prediction_weight)
+        if self._captured is None or self._captured[0] != key:
+            self._captured = None  # its memory is that of the next
+            self._captured = (
+                key,
+                CapturedMicroBatch(self.model, tokens, prediction_weight=prediction_weight),
+            )
+        return self._captured[1](tokens)
+
+    def _balance(self, saved: SavedStep) -> Tensor:
         values = [
             balance_loss(block.moe.logits, block.moe.indices, length=self.settings.context)[0]
             for block in saved_choices(saved)
         ]
-        return float(torch.stack(values).mean())
+        return torch.stack(values).mean()
 
     # -- on disk -----------------------------------------------------------------------------------
 

@@ -150,8 +150,12 @@ def _add_training(parser: argparse.ArgumentParser, *, steps: int) -> None:
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--kernels", default="reference", help="backend of the FP8 kernels (default: %(default)s)"
+        "--kernels", help="backend; default: mixed on CUDA, reference (plain torch) elsewhere"
     )
+    parser.add_argument(
+        "--eager", action="store_true",
+        help="launch every kernel by itself, where a step would be captured in a CUDA graph",
+    )  # fmt: skip
 
 
 def _add_balance_options(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +169,9 @@ def _add_balance_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _settings(options: argparse.Namespace, *, precision: str, kernels: str) -> TrainingSettings:
+def _settings(
+    options: argparse.Namespace, *, precision: str, kernels: str | None
+) -> TrainingSettings:
     from reference_model.train import TrainingSettings
 
     if options.held_out_batches < 1:
@@ -190,6 +196,7 @@ def _settings(options: argparse.Namespace, *, precision: str, kernels: str) -> T
         symbols=options.symbols,
         concentration=options.concentration,
         data_seed=options.data_seed,
+        eager=getattr(options, "eager", False),
     )
 
 
@@ -239,8 +246,8 @@ def _print_header(
     s = training.settings
     floor = training.source.entropy
     print(
-        f"model      {s.config}, {precisions or s.precision} ({kernels or s.kernels} kernels) on"
-        f" {s.device}"
+        f"model      {s.config}, {precisions or s.precision}"
+        f" ({kernels or training.model.recipe.kernels} kernels) on {s.device}"
     )
     print(f"data       {training.source.description}")
     if floor is not None:
