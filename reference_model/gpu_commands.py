@@ -57,6 +57,19 @@ def add_commands(commands: Any) -> None:
     profile.add_argument("--out", type=Path, help="Chrome trace to write")
     profile.set_defaults(function=_profile)
 
+    bench = commands.add_parser("bench", help="time whole steps of cut-down models on the GPU")
+    bench.add_argument("--out", type=Path, required=True, help="table to write or go on with")
+    bench.add_argument("--kernels", default="mixed", help="default: %(default)s")
+    bench.add_argument("--jobs", nargs="+", default=[], metavar="JOB", help="only these jobs")
+    bench.add_argument(
+        "--seconds", type=float, default=10.0, help="each step is repeated (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--deadline", type=float, default=float("inf"), help="stop after this many seconds"
+    )
+    bench.add_argument("--list", action="store_true", help="name what is to be timed and stop")
+    bench.set_defaults(function=_bench)
+
 
 def _measure(options: argparse.Namespace) -> None:
     from reference_model.alignment import check_sizes, size_notes
@@ -117,6 +130,27 @@ def _device(options: argparse.Namespace) -> None:
         )
     if options.out:
         write_rows(rows, options.out)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from reference_model.whole_runs import bench, describe, whole_runs
+
+    jobs = sorted({run.job for run in whole_runs()})
+    unknown = [job for job in options.jobs if job not in jobs]
+    if unknown:
+        raise ValueError(f"--jobs {unknown[0]!r} is not one of {jobs}")
+    runs = [run for run in whole_runs() if not options.jobs or run.job in options.jobs]
+    if options.list:
+        for run in runs:
+            print(describe(run))
+        return
+    bench(
+        runs,
+        kernels=options.kernels,
+        out=options.out,
+        duration_s=options.seconds,
+        deadline_s=options.deadline,
+    )
 
 
 def _achieved(options: argparse.Namespace) -> None:

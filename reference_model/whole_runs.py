@@ -1,0 +1,387 @@
+"""Time whole steps of the model on the GPU at hand, as data that a simulation can be held against.
+
+A run is a training micro-batch (forward, loss, backward), a whole training step (the optimizer
+included), a decode step or a prefill, of a model given as a shipped config and changes to its
+fields, replayed from a CUDA graph or launched kernel by kernel. It is repeated for some seconds, so
+that clock and power settle, and a row holds the median time from start to end, its spread, the sum
+of its kernels' times, their number and the share of it that belongs to no operator of the trace.
+
+Weights are normal, tokens random, so that experts get uneven rows. Prompts and caches are whole:
+every sequence of a decode step holds `context` tokens. Times of kernels come from the profiler, in
+one more repetition after the timed ones.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+
+from reference_model.captured import Captured, CapturedMicroBatch, can_capture
+from reference_model.config import ModelConfig, parse_model_config, read_config_file
+from reference_model.decode import InferenceModel
+from reference_model.gpu import use_kernels
+from reference_model.layers import RMSNorm, gradient
+from reference_model.measure import device_source, require_hopper, watch
+from reference_model.model import Transformer
+from reference_model.operators import NAMESPACE
+from reference_model.optimizer import AdamW
+from reference_model.precision import Recipe
+
+COLUMNS = (
+    "job", "model", "changes", "sequences", "context", "recipe", "kernels", "gpus", "launch",
+    "seconds", "spread", "repetitions", "kernel_seconds", "kernel_count", "outside_share",
+    "clock_hz", "power_w", "source",
+)  # fmt: skip
+KEY = COLUMNS[:9]
+"""The columns that make a run the same as one timed before."""
+
+TRAINING, STEP, DECODE, PREFILL = "train_microbatch", "train_step", "decode_step", "prefill"
+GRAPH, EAGER = "graph", "eager"
+
+_FOUR_LAYERS = {
+    "num_hidden_layers": 4, "first_k_dense_replace": 1, "n_routed_experts": 8, "n_group": 2,
+    "topk_group": 2, "vocab_size": 16384, "num_nextn_predict_layers": 0,
+}  # fmt: skip
+_MANY_EXPERTS = _FOUR_LAYERS | {
+    "num_hidden_layers": 3, "n_routed_experts": 32, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+_OFF_THE_GRID = _FOUR_LAYERS | {
+    "num_hidden_layers": 3, "hidden_size": 5120, "num_attention_heads": 96,
+    "num_key_value_heads": 96, "moe_intermediate_size": 1536,
+}  # fmt: skip
+MODELS: dict[str, Mapping[str, int]] = {
+    "four layers": _FOUR_LAYERS,
+    "many experts": _MANY_EXPERTS,
+    "off the grid": _OFF_THE_GRID,
+}
+"""DeepSeek-V3 cut down to one GPU: four layers whose tokens choose all 8 experts; three with 32
+experts, whose rows are uneven; and three with sizes that no measured table holds."""
+
+_MICRO = 1e-6
+"""Chrome traces count microseconds."""
+_MILLI = 1e-3
+_FEWEST = 5
+"""Repetitions that are timed whatever they take."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRun:
+    """One step to time."""
+
+    job: str
+    """train_microbatch, train_step, decode_step or prefill."""
+    model: str
+    """Key of `MODELS`."""
+    sequences: int
+    context: int
+    """Tokens of each sequence; of a decode step, tokens each has cached, the new one included."""
+    launch: str
+    """graph or eager."""
+
+
+def whole_runs() -> list[WholeRun]:
+    """All runs, in the order to time them; those of one model and job together."""
+    training = [("four layers", 4096), ("many experts", 4096), ("off the grid", 3000)]
+    runs = [
+        WholeRun(TRAINING, model, 1, context, launch)
+        for model, context in training
+        for launch in (GRAPH, EAGER)
+    ]
+    runs += [WholeRun(STEP, "four layers", 1, 4096, launch) for launch in (GRAPH, EAGER)]
+    runs += [WholeRun(PREFILL, "four layers", 1, 4096, launch) for launch in (GRAPH, EAGER)]
+    return runs + [
+        WholeRun(DECODE, "four layers", sequences, context, launch)
+        for context in (2048, 4096)
+        for sequences in (16, 64, 128)
+        for launch in (GRAPH, EAGER)
+    ]
+
+
+def model_of(run: WholeRun) -> ModelConfig:
+    """The config of a run's model."""
+    raw, label = read_config_file("deepseek_v3")
+    return parse_model_config(raw | dict(MODELS[run.model]), source=f"{label}, {run.model}")
+
+
+# -- what is outside operators ---------------------------------------------------------------------
+
+
+class KernelSplit(NamedTuple):
+    """Kernel times of a profile, seconds."""
+
+    inside: dict[str, float]
+    """By operator that launched them."""
+    outside: dict[str, float]
+    """By name of the kernel, of those that no operator launched."""
+    kernels: int
+
+    @property
+    def total(self) -> float:
+        return sum(self.inside.values()) + sum(self.outside.values())
+
+
+def split_kernels(events: Sequence[Mapping[str, Any]]) -> KernelSplit:
+    """Split the kernels of a profile (Kineto's events) by whether an operator of the model was open
+    when they were launched. Kernels of a replayed graph have no launch of their own: outside."""
+    operators = sorted(
+        (float(e["ts"]), float(e["ts"]) + float(e["dur"]), str(e["name"]))
+        for e in events
+        if e.get("cat") == "cpu_op" and str(e["name"]).startswith(NAMESPACE + "::")
+    )
+    launches = sorted(
+        (float(e["ts"]), e["args"]["correlation"])
+        for e in events
+        if e.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in e.get("args", {})
+    )
+    owner: dict[int, str] = {}
+    position = 0
+    for at, correlation in launches:
+        while position < len(operators) and operators[position][1] < at:
+            position += 1
+        if position < len(operators) and operators[position][0] <= at:
+            owner[correlation] = operators[position][2].split("::")[1]
+    inside: dict[str, float] = {}
+    outside: dict[str, float] = {}
+    kernels = 0
+    for e in events:
+        if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+            kernels += 1
+            name = owner.get(e["args"]["correlation"])
+            table, key = (outside, str(e["name"])[:80]) if name is None else (inside, name)
+            table[key] = table.get(key, 0.0) + float(e["dur"]) * _MICRO
+    return KernelSplit(inside, outside, kernels)
+
+
+def profiled(step: Callable[[], object]) -> KernelSplit:
+    """The kernels of one call."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=activities) as profile:
+        step()
+        torch.cuda.synchronize()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    return split_kernels(events)
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+def _model(config: ModelConfig, kernels: str, device: torch.device) -> Transformer:
+    model = Transformer(config, recipe=Recipe("fp8", kernels), device=device)
+    model.initialize(torch.Generator(device).manual_seed(0))
+    return model
+
+
+def _tokens(run: WholeRun, config: ModelConfig, device: torch.device, ahead: int) -> torch.Tensor:
+    generator = torch.Generator(device).manual_seed(1)
+    shape = (run.sequences, run.context + ahead)
+    return torch.randint(config.vocab_size, shape, generator=generator, device=device)
+
+
+def build_step(
+    run: WholeRun, *, kernels: str, device: torch.device
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """The step to time, and the same launched kernel by kernel, whose operators can be told."""
+    config = model_of(run)
+    model = _model(config, kernels, device)
+    if run.launch == GRAPH and not can_capture(model.recipe, device):
+        raise ValueError(f"kernels {kernels!r} on {device}: this step cannot be captured")
+    build = _training if run.job in (TRAINING, STEP) else _serving
+    return build(run, model, _tokens(run, config, device, ahead=int(run.job in (TRAINING, STEP))))
+
+
+def _training(
+    run: WholeRun, model: Transformer, tokens: torch.Tensor
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    def eager() -> object:
+        losses, saved = model.loss(tokens, prediction_weight=0.3)
+        model.backward(saved)
+        return losses
+
+    if run.launch == GRAPH:
+        captured = CapturedMicroBatch(model, tokens, prediction_weight=0.3)
+        micro_batch: Callable[[], object] = lambda: captured(tokens)  # noqa: E731
+    else:
+        micro_batch = eager
+    if run.job == TRAINING:
+        return micro_batch, eager
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            gradient(module.weight)
+    optimizer = AdamW(model.parameters())
+
+    def step(run_micro_batch: Callable[[], object]) -> None:
+        run_micro_batch()
+        optimizer.step(1e-4)
+
+    return (lambda: step(micro_batch)), (lambda: step(eager))
+
+
+def _serving(
+    run: WholeRun, model: Transformer, tokens: torch.Tensor
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    serving = InferenceModel(model)
+    caches = serving.new_caches(sequences=run.sequences, capacity=run.context)
+    for cache in caches:
+        cache.values.normal_()
+    inputs: tuple[torch.Tensor, ...] = (tokens,)
+    if run.job == DECODE:
+        inputs = (tokens[:, :1], tokens.new_full((run.sequences,), run.context - 1))
+
+    def function(given: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        if lengths is None:
+            return serving.prefill(given, caches)
+        return serving.decode(given, lengths, caches)
+
+    if run.launch == EAGER:
+        return (lambda: function(*inputs)), (lambda: function(*inputs))
+    captured = Captured(function, *inputs)
+    return (lambda: captured(*inputs)), (lambda: function(*inputs))
+
+
+# -- timing ----------------------------------------------------------------------------------------
+
+
+class Timed(NamedTuple):
+    """A step repeated for some seconds."""
+
+    seconds: float
+    """Median from the start of a repetition to its end."""
+    spread: float
+    """Standard deviation over mean of the second half of the repetitions."""
+    repetitions: int
+    clock_hz: float
+    power_w: float
+
+
+def time_step(step: Callable[[], object], *, duration_s: float) -> Timed:
+    """Repeat a step for duration_s; the second half counts, when clock and power have settled."""
+    for _ in range(2):
+        step()
+    torch.cuda.synchronize()
+    marks = [_mark()]
+    begun = time.monotonic()
+    with watch() as samples:
+        while len(marks) <= 2 * _FEWEST or time.monotonic() - begun < duration_s:
+            step()
+            marks.append(_mark())
+            if len(marks) > 2:
+                marks[-2].synchronize()  # one step ahead of the GPU, as a training loop is
+        torch.cuda.synchronize()
+    spans = [a.elapsed_time(b) * _MILLI for a, b in pairwise(marks)]
+    settled, seen = spans[len(spans) // 2 :], samples[len(samples) // 2 :]
+    return Timed(
+        statistics.median(settled),
+        statistics.pstdev(settled) / statistics.mean(settled),
+        len(settled),
+        statistics.median([clock for clock, _ in seen] or [0.0]) * 10.0**6,
+        statistics.median([power for _, power in seen] or [0.0]),
+    )
+
+
+def _mark() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def bench(
+    runs: Sequence[WholeRun], *, kernels: str, out: Path, duration_s: float, deadline_s: float
+) -> None:
+    """Time every run that the table at `out` lacks and append its row; prints progress.
+
+    Stops before a run that begins after deadline_s seconds; run it again to go on."""
+    device = require_hopper()
+    use_kernels(kernels)
+    source = device_source(device)
+    known = known_runs(out)
+    begun = time.monotonic()
+    for number, run in enumerate(runs, start=1):
+        label = f"[{number}/{len(runs)}] {describe(run)}"
+        cells = key_cells(run, kernels)
+        if cells in known:
+            print(f"{label}: in the table")
+            continue
+        if time.monotonic() - begun > deadline_s:
+            print(f"stopped after {deadline_s:.0f} s; run again to go on")
+            return
+        try:
+            step, eager = build_step(run, kernels=kernels, device=device)
+            timed = time_step(step, duration_s=duration_s)
+            whole = profiled(step)
+            split = whole if run.launch == EAGER else profiled(eager)
+        except torch.cuda.OutOfMemoryError:
+            print(f"{label}: out of memory, left out")
+            continue
+        finally:
+            step = eager = None  # type: ignore[assignment]
+            torch.cuda.empty_cache()
+        share = sum(split.outside.values()) / split.total
+        append_row(out, (*cells, *_result_cells(timed, whole, share), source))
+        print(
+            f"{label}: {timed.seconds:.4e} s, kernels {whole.total:.4e} s in {whole.kernels},"
+            f" {share:.1%} outside operators, {timed.clock_hz:.3e} Hz, {timed.power_w:.0f} W",
+            flush=True,
+        )
+        for name, seconds in Counter(split.outside).most_common(4):
+            print(f"    outside {seconds:.2e} s  {name}", flush=True)
+
+
+def describe(run: WholeRun) -> str:
+    """One line that names a run."""
+    return f"{run.job} {run.model} {run.sequences} x {run.context} {run.launch}"
+
+
+def key_cells(run: WholeRun, kernels: str) -> tuple[str, ...]:
+    """The cells of `KEY`."""
+    changes = ";".join(f"{name}={value}" for name, value in sorted(MODELS[run.model].items()))
+    return (
+        run.job, "deepseek_v3", changes, str(run.sequences), str(run.context), "fp8", kernels, "1",
+        run.launch,
+    )  # fmt: skip
+
+
+def _result_cells(timed: Timed, whole: KernelSplit, share: float) -> Iterable[str]:
+    return (
+        f"{timed.seconds:.6g}", f"{timed.spread:.3g}", str(timed.repetitions),
+        f"{whole.total:.6g}", str(whole.kernels), f"{share:.3g}",
+        f"{timed.clock_hz:.4g}", f"{timed.power_w:.4g}",
+    )  # fmt: skip
+
+
+def known_runs(path: Path) -> set[tuple[str, ...]]:
+    """Keys of the rows of the table at path, which must have its columns."""
+    if not path.exists():
+        return set()
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{path}: columns are {reader.fieldnames}, allowed: {list(COLUMNS)}")
+        return {tuple(line[name] for name in KEY) for line in reader}
+
+
+def append_row(path: Path, cells: Sequence[str]) -> None:
+    """Add a row to the table, with its header where it is new."""
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if new:
+            writer.writerow(COLUMNS)
+        writer.writerow(cells)
