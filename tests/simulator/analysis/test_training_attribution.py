@@ -42,7 +42,7 @@ def test_arithmetic_and_recomputation_are_the_flops_over_the_peaks(shipped):
     assert total == pytest.approx(sum(ranks) / len(ranks))
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "dualpipev"])
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved_overlapped", "dualpipev"])
 def test_another_schedule_changes_no_arithmetic(shipped, schedule):
     run, causes = attributed(f"training.schedule={schedule}")
     assert sum(causes.values()) == pytest.approx(run.step.step_time_s, rel=1e-12)

@@ -28,7 +28,7 @@ def metrics(published):
     return training_metrics(published)
 
 
-SCHEDULES = ("1f1b", "zb1p", "dualpipe", "dualpipev")
+SCHEDULES = ("1f1b", "interleaved_overlapped", "zb1p", "dualpipe", "dualpipev")
 
 
 @pytest.fixture(scope="module", params=SCHEDULES)
@@ -98,7 +98,7 @@ def test_the_same_scenario_gives_the_same_log(published):
     np.testing.assert_array_equal(again.step.pipeline.end_s, published.step.pipeline.end_s)
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, "interleaved_overlapped"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_reusing_distinct_chunks_equals_running_every_operator(schedule):
     changes = (
         f"training.schedule={schedule}",
