@@ -51,12 +51,6 @@ def run_fleet(
     missing = sorted(set(job.pools) - set(step_times))
     if missing:
         raise ValueError(f"fleet: no step times for the pool {missing[0]}")
-    gpus = sum(pool.instances * pool.gpus_per_instance for pool in job.pools.values())
-    if gpus > cluster.gpus:
-        raise ValueError(
-            f"fleet: the pools have {gpus} GPUs; allowed: at most the {cluster.gpus} of "
-            f"cluster {cluster.name}"
-        )
     return _Fleet(job, step_times, cluster, seed=seed, log=log).run()
 
 

@@ -26,7 +26,7 @@ from simulator.execution.fleet_request import LiveRequest
 from simulator.execution.prefix_cache import BlockStore, Link, match_prefix
 from simulator.execution.step_times import StepTimes
 from simulator.fleet_job import CacheTier, FleetJob, PoolSpec
-from simulator.hardware.clusters import cluster_fabric
+from simulator.hardware.clusters import cluster_fabric, first_gpus
 from simulator.hardware.fairness import Integers
 from simulator.hardware.network import Network, make_flows
 
@@ -61,13 +61,16 @@ class Router:
         self._fleet_tiers = [
             BlockStore(_blocks(job, tier)) for tier in _tiers(job) if tier.scope == "fleet"
         ]
+        sizes = [
+            spec.gpus_per_instance for spec in job.pools.values() for _ in range(spec.instances)
+        ]
+        self._first_gpu = first_gpus(cluster, sizes)
+        """Of each instance, on the cluster."""
         self._network: Network | None = None
         transport = job.kv_transfer.transport if job.kv_transfer is not None else None
         if transport is not None:
-            fabric = cluster_fabric(cluster, load_transport(transport))
+            fabric = cluster_fabric(cluster, load_transport(transport), group=max(sizes, default=1))
             self._network = Network(env, fabric)
-        self._first_gpu: list[int] = []
-        """Of each instance, on the cluster."""
         self.instances: list[Instance] = []
         for pool, spec in job.pools.items():
             for _ in range(spec.instances):
@@ -101,8 +104,6 @@ class Router:
             reserve_full=job.kv_admission == "reserve",
             watermark=job.kv_watermark,
         )
-        before = self.instances[-1].spec.gpus_per_instance if self.instances else 0
-        self._first_gpu.append((self._first_gpu[-1] if self._first_gpu else 0) + before)
         gpus_per_rank = spec.gpus_per_instance / spec.ranks
         pcie = cluster.node.gpu.pcie_bandwidth * gpus_per_rank
         ranks = range(spec.ranks)

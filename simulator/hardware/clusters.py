@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hardware_profiles.schema import ClusterProfile, TransportProfile
@@ -68,6 +69,36 @@ def nvlink_domains(cluster: ClusterProfile, *, group: int = 1) -> NvlinkDomains:
         node_gpus=per_node,
         domain_nodes=joined,
     )
+
+
+def first_gpus(cluster: ClusterProfile, groups: Sequence[int]) -> list[int]:
+    """First GPU of each group where groups lie one after the other on a cluster.
+
+    A group that fits an NVLink domain of several nodes never straddles two. The domains are those
+    that the largest group asks for.
+
+    Args:
+        groups: GPUs of each group.
+
+    Raises:
+        ValueError: the cluster has fewer GPUs than they take.
+    """
+    each = nvlink_domains(cluster, group=max(groups, default=1)).gpus_each
+    first, end = [], 0
+    for group in groups:
+        left = -end % each
+        if cluster.fabric.nvlink_domain_nodes > 1 and left < group <= each:
+            end += left
+        first.append(end)
+        end += group
+    if end > cluster.gpus:
+        idle = end - sum(groups)
+        within = f" and leave {idle} idle so that none straddles NVLink domains" if idle else ""
+        raise ValueError(
+            f"fleet: the pools have {sum(groups)} GPUs{within}; allowed: at most the "
+            f"{cluster.gpus} of cluster {cluster.name}"
+        )
+    return first
 
 
 def fabric_inputs(

@@ -3,7 +3,7 @@
 import pytest
 
 from hardware_profiles.schema import load_cluster, load_transport
-from simulator.hardware.clusters import cluster_fabric, nvlink_domains
+from simulator.hardware.clusters import cluster_fabric, first_gpus, nvlink_domains
 
 
 def racks(nodes):
@@ -90,3 +90,15 @@ def test_shipped_clusters_are_whole_domains_on_a_fabric_that_can_be_built(name, 
     fabric = cluster_fabric(cluster, load_transport("ideal"))
     assert cluster.gpus == fabric.gpus == gpus
     assert fabric.inputs.gpus_per_node == domain
+
+
+def test_instances_of_a_fleet_never_straddle_a_rack_that_they_fit():
+    # Two of 32 GPUs, and one of 64 that the 8 GPUs left in the rack do not hold.
+    assert first_gpus(racks(36), [32, 32, 64]) == [0, 32, 64]
+    assert nvlink_domains(racks(36), group=64).gpus_each == 64
+    assert first_gpus(racks(54), [72, 32, 72]) == [0, 72, 144]
+    assert first_gpus(load_cluster("h800_2048"), [12, 12]) == [0, 12]
+    with pytest.raises(ValueError, match="have 176 GPUs and leave 40 idle so that none straddles"):
+        first_gpus(racks(45), [72, 32, 72])
+    with pytest.raises(ValueError, match="have 2056 GPUs; allowed: at most the 2048 of cluster h8"):
+        first_gpus(load_cluster("h800_2048"), [2048, 8])
