@@ -26,7 +26,6 @@ from simulator.hardware.clusters import nvlink_domains
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.fabric_load import FabricLoad, Pattern, all_to_all_load
 from simulator.hardware.routing import parse_failure
-from simulator.hardware.transfer import KERNEL_SET as TRANSFERRED
 from simulator.serving_job import ServingStepJob
 from simulator.workload.experts import (
     ExpertPlacement,
@@ -188,7 +187,7 @@ def kernel_source(
         received_per_token=reach.gpus if reach else 1.0,
         load=load,
         transferred=frozenset(
-            (row.kind, row.dtype, row.out_dtype) for row in rows if row.kernel_set == TRANSFERRED
+            (row.kind, row.dtype, row.out_dtype) for row in rows if row.condition("measured_on")
         ),
         disagreements=_disagreements(rows, calibration),
         predicted={},
