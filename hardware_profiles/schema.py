@@ -348,6 +348,20 @@ class FitProfile(Profile):
     shape and within the table; 0 where the model is monotone."""
 
 
+class KernelsProfile(Profile):
+    """Whose kernels a calibration's times are."""
+
+    kind: Literal["engine", "reference"]
+    """engine: kernels that training frameworks and inference engines run. reference: those of the
+    reference model, which are right but not the fastest."""
+    name: str
+    """Libraries or tables, most preferred first."""
+    date: str
+    """Months in which they were published or measured."""
+    jobs: tuple[Literal["training", "prefill", "decode"], ...]
+    """What these kernels are those of: engines train, prefill and decode with different ones."""
+
+
 class CalibrationProfile(Profile):
     """The measured tables a cost model is fitted to, and the inputs that no table holds."""
 
@@ -360,6 +374,11 @@ class CalibrationProfile(Profile):
     """Names of tables in hardware_profiles/measurements, without .csv."""
     kernel_sets: tuple[str, ...]
     """Kernel versions that may be used, most preferred first; other rows are left alone."""
+    kernels: KernelsProfile | None = None
+    """None where the file does not say."""
+    fp8_cache: dict[str, Estimate] = Field(default_factory=dict)
+    """{GPU architecture: time of the decode attention core over an FP8 KV cache, over its time over
+    a BF16 one, of a kernel that reads FP8 itself}."""
     overlap: OverlapProfile
     all_to_all: AllToAllProfile
     transfers: TransferProfile

@@ -14,6 +14,7 @@ from hardware_profiles.schema import (
     Estimate,
     FitProfile,
     HeldOutError,
+    KernelsProfile,
     TimeEstimate,
     load_gpu,
 )
@@ -161,20 +162,28 @@ def _stated(profile: Profile, path: str) -> Iterator[tuple[str, str, str]]:
     for name in type(profile).model_fields:
         value, where = getattr(profile, name), f"{path}{name}"
         if isinstance(value, Estimate | TimeEstimate):
-            ends = (value.value, value.low, value.high)
-            at, low, high = (
-                format_seconds(end) if isinstance(value, TimeEstimate) else f"{end:g}"
-                for end in ends
-            )
-            yield f"{where}.value", f"{at}\n{low} to {high}", value.source
+            yield _estimate(value, where)
+        elif isinstance(value, KernelsProfile):
+            whose = f"{value.name} ({value.date}), for {' and '.join(value.jobs)}"
+            yield f"{where}.kind", value.kind, f"{whose}; {value.sources.get('name', '')}"
         elif isinstance(value, Profile):
             yield from _stated(value, f"{where}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             text = format_bandwidth(value) if "bandwidth" in name else f"{value:g}"
             yield where, text, profile.sources.get(name, "")
+        elif isinstance(value, dict) and all(isinstance(v, Estimate) for v in value.values()):
+            yield from (_estimate(entry, f"{where}.{key}") for key, entry in value.items())
         elif isinstance(value, dict) and name != "sources":
             text = "\n".join(f"{key}: {entry:g}" for key, entry in value.items())
             yield where, text, profile.sources.get(name, "")
+
+
+def _estimate(value: Estimate | TimeEstimate, where: str) -> tuple[str, str, str]:
+    ends = (value.value, value.low, value.high)
+    at, low, high = (
+        format_seconds(end) if isinstance(value, TimeEstimate) else f"{end:g}" for end in ends
+    )
+    return f"{where}.value", f"{at}\n{low} to {high}", value.source
 
 
 def _errors(profile: CalibrationProfile) -> Table:

@@ -7,7 +7,7 @@ functions, so that a run loads only what its own job needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from simulator.scenario import Scenario
+
 Metrics = dict[str, Any]
+
+
+STEP_TIMES = ("step_time_s", "pass_time_s")
+"""Metrics of the jobs that kernel times decide: a training or decode step, a prefill pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,30 @@ JOB_REPORTS: Mapping[str, Callable[[], JobReport]] = {
     "offload": _offload,
     "fleet": _fleet,
 }
+
+
+def other_kernels(scenario: Scenario, metrics: Metrics) -> Metrics | None:
+    """What a step takes with kernels of the other kind, of an engine or of the reference model;
+    None where no shipped calibration has them for the scenario's job.
+
+    Args:
+        metrics: of the scenario itself.
+    """
+    from simulator.analysis.kernels_used import other_calibration
+    from simulator.execution.simulation import simulate
+
+    other = other_calibration(scenario)
+    if other is None:
+        return None
+    report = JOB_REPORTS[scenario.job_name]()
+    named = {"calibration": other.name, "kind": other.kernels and other.kernels.kind}
+    try:
+        run = simulate(replace(scenario, named_calibration=other))
+        found = (report.quick_metrics or report.metrics)(run)
+    except ValueError as error:
+        return named | {"reason": str(error)}
+    path = next(name for name in STEP_TIMES if metrics.get(name) is not None)
+    return named | {"metric": path, "seconds": found[path], "ratio": found[path] / metrics[path]}
 
 
 def metrics_of(scenario: str, overrides: Sequence[str], *, intervals: bool = False) -> Metrics:

@@ -117,7 +117,7 @@ def offload_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
-    from reports.tables import format_metric
+    from reports.tables import format_metric, kernels_rows
 
     table = Table(title=name, title_justify="left")
     comparisons: Mapping[str, Any] = metrics["comparisons"]
@@ -137,9 +137,8 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
         table.add_row(path, format_metric(path, metrics[path]))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in metrics["error_share"].items())
     table.add_row("time that rests on", shares)
-    kernels = metrics["kernels"]
-    restated = "" if kernels["basis"] != "datasheet" else f", restated for {kernels['gpu']}"
-    table.add_row("kernels", f"{kernels['calibration']}, of {kernels['measured_on']}{restated}")
+    for row in kernels_rows(metrics):
+        table.add_row(*row)
     table.add_row("transfers", _transfers(metrics["transfers"]))
     split = [
         f"{part.replace('_', ' ')} over {gpus}"

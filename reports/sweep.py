@@ -12,6 +12,7 @@ from reports.palette import GRID, INK, MUTED, WORK_COLOURS
 from reports.run_directory import write_run
 from reports.tables import format_metric, list_inputs
 from reports.terminal import COMPARED
+from simulator.analysis.kernels_used import difference_in_kind
 from simulator.analysis.sweep import (
     Axis,
     Limit,
@@ -71,6 +72,11 @@ class Sweep:
         return rank(self.rows, self.objectives)
 
     @property
+    def note(self) -> str:
+        """That the rows rest on kernels of different kind; empty where they do not."""
+        return difference_in_kind(row.metrics for row in self.ran)
+
+    @property
     def front(self) -> frozenset[int]:
         return front(self.rows, self.objectives)
 
@@ -107,6 +113,7 @@ def sweep_json(sweep: Sweep) -> dict[str, Any]:
         "vary": {
             "+".join(axis.paths): [list(value) for value in axis.values] for axis in sweep.axes
         },
+        "note": sweep.note or None,
         "where": [limit.text for limit in sweep.limits],
         "objectives": [
             f"{'min' if objective.sign == 1 else 'max'}:{objective.metric}"
@@ -134,9 +141,12 @@ def sweep_table(sweep: Sweep) -> Table:
         table.add_column("front")
     rows = sweep.rows
     reasons = list(dict.fromkeys(rows[i].reason for i in sweep.order if rows[i].reason))
+    notes = [f"({number}) {reason}" for number, reason in enumerate(reasons, 1)]
     if reasons:
         table.add_column("why not")
-        notes = (f"({number}) {reason}" for number, reason in enumerate(reasons, 1))
+    if sweep.note:
+        notes.append(f"note: {sweep.note}")
+    if notes:
         table.caption = Text("\n".join(notes))
     best = sweep.front
     for position in sweep.order:

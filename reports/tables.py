@@ -124,6 +124,35 @@ def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
     )
 
 
+def kernels_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, text) of whose kernels a run is predicted with, and of what others would give."""
+    kernels = metrics["kernels"]
+    restated = "" if kernels["basis"] != "datasheet" else f", restated for {kernels['gpu']}"
+    text = f"{kernels['kind']}: {kernels['calibration']}, of {kernels['measured_on']}{restated}"
+    if "name" in kernels:
+        text += f"; {kernels['name']} ({kernels['date']})"
+    if "made_for" in kernels:
+        text += f"; kernels of {kernels['made_for']}, not of this job"
+    yield "kernels", text
+    if "fp8_cache" in kernels:
+        ratio = kernels["fp8_cache"]
+        yield (
+            "FP8 KV cache",
+            f"attention core {ratio['value']:g} ({ratio['low']:g} to {ratio['high']:g}) times as "
+            "long as over a BF16 cache, modelled",
+        )
+    elif kernels.get("kv_cache") == "fp8_e4m3":
+        yield "FP8 KV cache", "changes what fits; prefill decompresses keys and values in BF16"
+    other = metrics.get("other_kernels")
+    if other is not None:
+        found = (
+            f"no prediction: {other['reason']}"
+            if "reason" in other
+            else f"{format_metric(other['metric'], other['seconds'])}, {other['ratio']:.2f} of this"
+        )
+        yield f"with {other['kind']} kernels", f"{found} ({other['calibration']})"
+
+
 def left_out_note(scenario: Scenario) -> str:
     """How many of its file's published figures a scenario leaves out, and why; empty if none."""
     if not scenario.figures_left_out:

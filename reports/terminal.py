@@ -10,7 +10,7 @@ from rich.table import Table
 
 from hardware_profiles.units import format_bandwidth, format_seconds, unit_factor
 from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
-from reports.tables import format_interval, format_metric, list_inputs
+from reports.tables import format_interval, format_metric, kernels_rows, list_inputs
 from simulator.analysis.metrics import metric_at
 from simulator.analysis.validation import Check, median_error
 from simulator.workload.model_comparison import ModelCost
@@ -101,7 +101,9 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     for of, shares in metrics["kernel_time_share"].items():
         text = ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.005)
         table.add_row(f"kernel time of the {of}", text)
-    table.caption, table.caption_justify = metrics.get("idle_nodes"), "left"
+    notes = [f"{what}: {text}" for what, text in kernels_rows(metrics)]
+    notes += [metrics["idle_nodes"]] if metrics.get("idle_nodes") else []
+    table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 

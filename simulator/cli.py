@@ -50,14 +50,18 @@ def run(
         bool, typer.Option("--unfold", help="Run and log every operator of every rank.")
     ] = False,
     no_interval: Annotated[
-        bool, typer.Option("--no-interval", help="Leave out the 80 % intervals, for speed.")
+        bool,
+        typer.Option(
+            "--no-interval",
+            help="Leave out the 80 % intervals and the same step with other kernels, for speed.",
+        ),
     ] = False,
 ) -> None:
     """Simulate a scenario and write its report."""
     started = time.perf_counter()
     from rich.text import Text
 
-    from reports.jobs import JOB_REPORTS
+    from reports.jobs import JOB_REPORTS, other_kernels
     from reports.tables import left_out_note
     from simulator.execution.simulation import simulate
     from simulator.scenario import load_scenario
@@ -82,6 +86,9 @@ def run(
             "changes": list(loaded.changes),
             "published_for_other_inputs": list(loaded.figures_left_out),
         }
+        if not no_interval and loaded.job_name in ("training", "serving_step"):
+            status.update(Text("the same with other kernels"))
+            metrics["other_kernels"] = other_kernels(loaded, metrics)
         metrics["wall_clock_s"] = time.perf_counter() - started
         if directory is not None:
             status.update(Text(f"writing {directory}"))
@@ -299,6 +306,7 @@ def compare(
     """Print the metrics of several runs side by side, and what training steps differ by."""
     from reports.run_directory import check_comparable, read_metrics
     from reports.terminal import attribution_comparison, comparison_table
+    from simulator.analysis.kernels_used import difference_in_kind
 
     if len(runs) < 2:
         raise ValueError("compare: one run given; allowed: two or more run directories")
@@ -306,6 +314,9 @@ def compare(
     check_comparable(read)
     attributed = attribution_comparison(read)
     print_tables(comparison_table(read), *([attributed] if attributed is not None else []))
+    note = difference_in_kind(metrics for _, metrics in read)
+    if note:
+        print(f"note: {note}")
 
 
 @app.command()

@@ -150,9 +150,8 @@ class ServingMemory(Profile):
     """What fills the memory of a GPU beside weights."""
 
     kv_cache: Literal["bfloat16", "fp8_e4m3"] = "bfloat16"
-    """FP8 changes what fits. The attention core's time stays that of BF16: no source times one over
-    an FP8 cache. With all 128 heads on a GPU products bind, not bytes; with heads split over GPUs
-    bytes do, and the time is too long."""
+    """FP8 changes what fits, and the decode attention core's time by the calibration's `fp8_cache`;
+    prefill works on keys and values that are decompressed in BF16 either way."""
     page_tokens: PositiveInt
     """Tokens of one page of the KV cache; a request's last page is half empty on average."""
     buffer_tokens: PositiveInt | None = None

@@ -179,8 +179,15 @@ def calibrate(
         )
     found = kernel_sets(rows)
     preferred = [known for known in sets or base.kernel_sets if known in found]
+    named = base.kernels if set(found) <= set(base.kernel_sets) else None
+    if named is None:
+        warnings.append(
+            "the file does not say whose kernels these are: add `kernels` with kind (engine or "
+            "reference), name, date and jobs, so that comparisons of runs can name them"
+        )
     values = {
         "name": name,
+        "kernels": named,
         "gpu": gpu,
         "kernel_sets": (*preferred, *(new for new in found if new not in preferred)),
         "fits": tuple(fits),
@@ -606,7 +613,8 @@ def profile_text(profile: CalibrationProfile, raw_base: Mapping[str, Any]) -> st
         "transfer_from": list(profile.transfer_from),
         "basis": profile.basis,
     }
-    kept = {key: value for key, value in raw_base.items() if key not in {*raw, "fits"}}
+    left = {*raw, "fits"} | (set() if profile.kernels else {"kernels"})
+    kept = {key: value for key, value in raw_base.items() if key not in left}
     head = yaml.safe_dump({**raw, **kept}, sort_keys=False, allow_unicode=True, width=100)
     fits = [fit.model_dump(mode="json", exclude_none=True) for fit in profile.fits]
     lines = [

@@ -101,8 +101,9 @@ def definitions(job: FleetJob) -> dict[str, str]:
 
 def measure_fleet(simulation: FleetSimulation) -> dict[str, Any]:
     """Run a fleet and return its figures, time series and distributions by their JSON names."""
-    # The figures of training are needed for one function of theirs only.
+    # The figures of training and of steps are needed for one function of theirs only.
     from simulator.analysis.metrics import compare_published
+    from simulator.analysis.serving_metrics import serving_kernels
 
     scenario, job = simulation.scenario, simulation.job
     statistics = FleetStatistics(job)
@@ -113,6 +114,9 @@ def measure_fleet(simulation: FleetSimulation) -> dict[str, Any]:
     published = scenario.file.published if job.requests.as_published else ()
     metrics["published"] = [asdict(compare_published(figure, metrics)) for figure in published]
     metrics["step_times"] = dict(simulation.step_times_from)
+    metrics["kernels"] = {
+        phase: serving_kernels(model) for phase, model in simulation.models.items()
+    }
     metrics["definitions"] = definitions(job)
     metrics["time_series"] = fleet_time_series(job, run, statistics)
     metrics["distributions"] = fleet_distributions(statistics)

@@ -14,6 +14,7 @@ from typing import Any
 from hardware_profiles.units import Seconds, unit_factor
 from reference_model.config import training_flops_per_token
 from simulator.analysis.error_budget import training_intervals
+from simulator.analysis.kernels_used import kernels_used
 from simulator.analysis.training_attribution import attribute_step
 from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
 from simulator.hardware.clusters import nvlink_domains
@@ -179,6 +180,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
             "pair_time_s": run.without_slowdown.pair.log.span_s,
             "step_time_s": run.without_slowdown.step_time_s,
         },
+        "kernels": kernels_used(run.scenario.calibration, cluster.node.gpu, "training"),
         "kernel_time_share": {
             "pair": of_pair,
             "step": provenance_shares([(step.chunks[key], n) for key, n in counts.items()]),

@@ -16,6 +16,8 @@ import numpy as np
 from hardware_profiles.low_latency_kernels import OPERATIONS, message_bytes
 from hardware_profiles.units import Seconds
 from simulator.analysis.error_budget import serving_interval
+from simulator.analysis.kernels_used import kernels_used
+from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
 from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, payload_bytes
@@ -42,7 +44,7 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
         "tensor_parallel": asdict(job.tensor_parallel),
         **figures,
         **intervals,
-        "kernels": _kernel_basis(step),
+        "kernels": serving_kernels(step.model),
         "error_share": step.error_share(),
         "time_budget_s": time_budget(step),
         "exposed_communication_s": step.exposed_communication_s,
@@ -121,16 +123,13 @@ def headline(job: ServingStepJob, step: ServingStep, gpus_per_node: int) -> dict
     }
 
 
-def _kernel_basis(step: ServingStep) -> dict[str, Any]:
-    """Whose kernels the times are: of another GPU they are restated from both datasheets."""
-    calibration, gpu = step.model.kernels.calibration, step.model.cluster.node.gpu.name
-    own = gpu == calibration.gpu
-    return {
-        "calibration": calibration.name,
-        "measured_on": calibration.gpu,
-        "gpu": gpu,
-        "basis": calibration.basis if own else "datasheet",
-    }
+def serving_kernels(model: ServingModel) -> dict[str, Any]:
+    """Whose kernels the times are, and what the KV cache makes of the attention core's."""
+    job = model.job
+    used = kernels_used(model.kernels.calibration, model.cluster.node.gpu, job.phase)
+    ratio = model.cache_ratio
+    slower = {} if ratio is None else {"fp8_cache": ratio.model_dump(exclude={"sources"})}
+    return used | {"kv_cache": job.memory.kv_cache} | slower
 
 
 BUDGET = {

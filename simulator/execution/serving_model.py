@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.low_latency_kernels import LowLatencyProfile
-from hardware_profiles.schema import CalibrationProfile, ClusterProfile
+from hardware_profiles.schema import CalibrationProfile, ClusterProfile, Estimate
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds
 from reference_model.config import ModelConfig
@@ -132,6 +132,14 @@ class ServingModel:
     def domain_share(self) -> float:
         """Share of evenly spread copies that stay within the NVLink domain of their GPU."""
         return self.nvlink_domain / self.job.gpus
+
+    @property
+    def cache_ratio(self) -> Estimate | None:
+        """Time of the decode attention core over the job's KV cache, over its time over a BF16 one;
+        None where nothing differs. In prefill keys and values are decompressed in BF16."""
+        if self.job.phase == "prefill" or self.job.memory.kv_cache == "bfloat16":
+            return None
+        return self.kernels.calibration.fp8_cache[self.cluster.node.gpu.architecture]
 
     @property
     def choices(self) -> int:
@@ -254,6 +262,7 @@ def serving_model(
             f"{domain} GPUs of {cluster.name}, not {job.gpus}; allowed: a profile of link nic or "
             "mixed, such as deepep_h100_mixed"
         )
+    _check_cache(job, cluster, kernels.calibration)
     rng = np.random.default_rng(seed)
     popularity = _popularity(job, config, rng)
     placement, carried = _placed(
@@ -479,6 +488,23 @@ def _check_failures(cluster: ClusterProfile, *, over_nvlink: bool) -> None:
                 f"cluster.failures: {text}: a serving step knows what is broken from the start "
                 "only; allowed: without a time"
             )
+
+
+def _check_cache(
+    job: ServingStepJob, cluster: ClusterProfile, calibration: CalibrationProfile
+) -> None:
+    """Refuse to decode over an FP8 cache in the time of a BF16 one."""
+    architecture = cluster.node.gpu.architecture
+    if job.phase == "prefill" or job.memory.kv_cache == "bfloat16":
+        return
+    if architecture not in calibration.fp8_cache:
+        stated = ", ".join(sorted(calibration.fp8_cache)) or "none"
+        raise ValueError(
+            f"memory.kv_cache fp8_e4m3: calibration {calibration.name} does not say what the "
+            f"attention core takes over an FP8 cache on {architecture} (fp8_cache: {stated}); "
+            "allowed: memory.kv_cache=bfloat16, or calibration.fp8_cache."
+            f"{architecture}={{value: ..., low: ..., high: ..., source: ...}}"
+        )
 
 
 def _check_kernels(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile) -> None:

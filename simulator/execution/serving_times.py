@@ -27,11 +27,20 @@ from reference_model.trace import Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
 from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
 from simulator.hardware.clusters import nvlink_domains
-from simulator.hardware.kernel_curves import EXTRAPOLATED, INTERPOLATED, MEASURED, PROVENANCES
+from simulator.hardware.kernel_curves import (
+    EXTRAPOLATED,
+    INTERPOLATED,
+    MEASURED,
+    MODELLED,
+    PROVENANCES,
+)
 from simulator.workload.serving_lowering import WIRES, LayerOperators
 from simulator.workload.serving_operators import COLLECTIVE_SEGMENTS, collective_ranks
 
 Array = NDArray[np.float64]
+
+DECODE_CORE = "mla_decode"
+"""Operator kind of the decode attention core, which reads the KV cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,17 @@ def kernel_times(
     seconds, low, high, provenance = _predicted(model, list(zip(flat, sms, beside, strict=True)))
     other_gpu = _other_gpu_error(model) * seconds
     family = [operator.kind for operator in flat]
+    ratio = model.cache_ratio
+    if ratio is not None:
+        core = np.array([operator.kind == DECODE_CORE for operator in flat])
+        for times, by in (
+            (seconds, ratio.value),
+            (low, ratio.low),
+            (high, ratio.high),
+            (other_gpu, ratio.value),
+        ):
+            times[core] *= by
+        provenance[core] = MODELLED
     for place, (operator, part) in enumerate(zip(flat, parts, strict=True)):
         if operator.kind in ALL_TO_ALL_KINDS:
             other_gpu[place] = 0.0

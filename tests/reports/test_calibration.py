@@ -31,6 +31,27 @@ def test_an_input_is_shown_under_the_name_that_sets_it():
     assert shown["other_gpu.value"].endswith("to 1.5")
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "whose"),
+    [
+        ("h800_sxm", "engine", "DeepSeek's training profile, InferSim, DeepGEMM, FlashMLA, DeepEP"),
+        ("gb200", "reference", "the reference model's own"),
+    ],
+)
+def test_a_calibration_says_whose_kernels_its_times_are(name, kind, whose):
+    inputs = calibration_tables(load_calibration(name))[-1]
+    row = cells(inputs, 0).index("kernels.kind")
+    assert cells(inputs, 1)[row] == kind
+    assert cells(inputs, 2)[row].startswith(f"{whose} (202")
+
+
+def test_the_ratio_of_an_fp8_cache_is_shown_for_each_architecture():
+    inputs = calibration_tables(load_calibration("h20_sxm"))[-1]
+    shown = dict(zip(cells(inputs, 0), cells(inputs, 1), strict=True))
+    assert shown["fp8_cache.hopper.value"] == "1.03\n1 to 1.1"
+    assert shown["fp8_cache.blackwell.value"] == "0.6\n0.57 to 0.63"
+
+
 def titles(name):
     return [str(table.title) for table in calibration_tables(load_calibration(name))]
 

@@ -1,6 +1,7 @@
 """What a sweep shows: table, charts, page and files."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -68,6 +69,23 @@ def test_json_has_rows_in_grid_order_with_rank_and_front(swept):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert [row["rank"] for row in found["rows"]] == [2, 1, 6, 3, 5, 4]
     assert [row["front"] for row in found["rows"]] == [False, True, False, True, False, False]
+
+
+def kernels(calibration, kind):
+    return {"kernels.calibration": calibration, "kernels.kind": kind}
+
+
+def test_points_on_kernels_of_different_kind_are_named_everywhere(swept):
+    assert sweep_json(swept)["note"] is None
+    sorts = [kernels("h800_sxm", "engine"), kernels("h200_sxm", "reference")]
+    rows = tuple(
+        replace(row, metrics=row.metrics | sorts[i % 2]) for i, row in enumerate(swept.ran)
+    )
+    mixed = replace(swept, ran=rows)
+    note = sweep_json(mixed)["note"]
+    assert note.startswith("kernels of different kind (engine: h800_sxm; reference: h200_sxm)")
+    assert "note: kernels of different kind" in text_of(mixed)
+    assert note in sweep_page(mixed)
 
 
 def test_a_line_runs_along_the_first_axis_for_each_value_of_the_others(swept):

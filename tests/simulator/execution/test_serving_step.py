@@ -474,6 +474,11 @@ def test_gpus_that_share_heads_draft_for_the_requests_of_their_groups():
         ("requests.context_tokens=null", "phase decode takes"),
         ("overlap=none", "allowed: two_micro_batches with 2"),
         ("all_to_all.low_latency=deepep", "unknown low-latency profile"),
+        (
+            "memory.kv_cache=fp8_e4m3 cluster.node.gpu=rtx_4090",
+            r"does not say what the attention core takes over an FP8 cache on ada .*allowed: "
+            "memory.kv_cache=bfloat16, or calibration.fp8_cache.ada=",
+        ),
         ("memory.buffer_tokens=16", "memory.buffer_tokens 16: a micro-batch has 64"),
         ("experts.load=zipf", "zipf_exponent is needed"),
         ("attention_tp=3", "attention_tp 3 does not divide"),
@@ -492,7 +497,7 @@ def test_gpus_that_share_heads_draft_for_the_requests_of_their_groups():
 )
 def test_bad_input_is_one_clear_line(change, message):
     def run():
-        simulate(load_scenario("decode_ep128_profile", [change]))
+        simulate(load_scenario("decode_ep128_profile", change.split(" ")))
 
     with pytest.raises(ValueError, match=message) as error:
         run()
@@ -524,6 +529,48 @@ def test_a_batch_that_does_not_fit_the_cache_is_infeasible():
     scenario = load_scenario("decode_ep128_profile", ["requests.requests_per_gpu=256"])
     with pytest.raises(Infeasible, match="more than the"):
         simulate_serving_step(scenario, shipped_trace)
+
+
+def decode_core(step):
+    """Row of the attention core in the table of operators."""
+    return next(row for row in operator_table(step) if row["name"] == "attention.core")
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "ends"),
+    [
+        ("decode_ep8_h200", "hopper", (1.03, 1.0, 1.1)),
+        ("decode_ep32_b200", "blackwell", (0.6, 0.57, 0.63)),
+    ],
+)
+def test_an_fp8_cache_is_read_in_its_own_time(name, gpu, ends):
+    bf16 = step_of(name)
+    fp8 = step_of(name, "memory.kv_cache=fp8_e4m3")
+    assert fp8.model.cluster.node.gpu.architecture == gpu
+    before, after = decode_core(bf16), decode_core(fp8)
+    assert after["seconds"] == pytest.approx(ends[0] * before["seconds"], rel=1e-12)
+    assert after["provenance"] == "modelled"
+    ratio = fp8.model.cache_ratio
+    assert (ratio.value, ratio.low, ratio.high) == ends
+    others = [
+        (row["name"], row["seconds"])
+        for step in (bf16, fp8)
+        for row in operator_table(step)
+        if row["name"] != "attention.core"
+    ]
+    assert others[: len(others) // 2] == others[len(others) // 2 :]
+
+
+def test_the_ratio_of_an_fp8_cache_is_an_input():
+    name = "decode_ep8_h200"
+    changes = ("memory.kv_cache=fp8_e4m3", "calibration.fp8_cache.hopper.value=1.1")
+    before, after = decode_core(step_of(name)), decode_core(step_of(name, *changes))
+    assert after["seconds"] == pytest.approx(1.1 * before["seconds"], rel=1e-12)
+
+
+def test_a_prefill_pass_takes_the_same_time_over_an_fp8_cache():
+    name = "prefill_ep32_profile"
+    assert step_of(name, "memory.kv_cache=fp8_e4m3").step_s == step_of(name).step_s
 
 
 def test_times_already_asked_for_are_kept_and_stay_the_same():

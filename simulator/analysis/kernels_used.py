@@ -1,0 +1,96 @@
+"""Say whose kernels the times of a run are, and what others of the same GPU would be.
+
+Two runs on kernels of different kind, those of an engine and those of the reference model, differ
+by the kernels as well as by their machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from hardware_profiles.schema import (
+    CalibrationProfile,
+    GpuProfile,
+    known_calibrations,
+    load_calibration,
+    load_gpu,
+)
+from simulator.analysis.sweep import plain_values
+from simulator.scenario import Scenario
+
+NOT_STATED = "not stated"
+
+
+def kernels_used(calibration: CalibrationProfile, gpu: GpuProfile, job: str) -> dict[str, str]:
+    """Whose kernels a run on `gpu` is predicted with; of another GPU they are restated from both
+    datasheets. made_for: their jobs, where the run's is not among them.
+
+    Args:
+        job: "training", "prefill" or "decode".
+    """
+    own, whose = gpu.name == calibration.gpu, calibration.kernels
+    used = {
+        "calibration": calibration.name,
+        "measured_on": calibration.gpu,
+        "gpu": gpu.name,
+        "basis": calibration.basis if own else "datasheet",
+        "kind": NOT_STATED,
+    }
+    if whose is not None:
+        used |= {"kind": whose.kind, "name": whose.name, "date": whose.date}
+        if job not in whose.jobs:
+            used["made_for"] = " and ".join(whose.jobs)
+    return used
+
+
+def other_calibration(scenario: Scenario) -> CalibrationProfile | None:
+    """The shipped calibration whose kernels are of the other kind and for the scenario's job, of
+    the cluster's GPU or, where it has none, of the one that is nearest to it; None without one."""
+    whose, step = scenario.calibration.kernels, scenario.file.serving_step
+    if whose is None:
+        return None
+    job = "training" if step is None else step.phase
+    gpu = scenario.cluster.node.gpu
+
+    def distance(calibration: CalibrationProfile) -> tuple[bool, bool, bool, str]:
+        of = load_gpu(calibration.gpu)
+        return (
+            of.name != gpu.name,
+            of.architecture != gpu.architecture,
+            of.sms != gpu.sms,
+            calibration.name,
+        )
+
+    others = [
+        calibration
+        for calibration in map(load_calibration, known_calibrations())
+        if calibration.kernels is not None
+        and calibration.kernels.kind != whose.kind
+        and job in calibration.kernels.jobs
+    ]
+    return min(others, key=distance, default=None)
+
+
+def difference_in_kind(runs: Iterable[Mapping[str, Any]]) -> str:
+    """That runs rest on kernels of different kind, in a sentence; empty where they do not, or where
+    a job has no kernels. `runs` are their metrics, nested or as plain paths."""
+    kinds: dict[str, set[str]] = {}
+    for metrics in runs:
+        for calibration, kind in _kinds(metrics):
+            kinds.setdefault(kind, set()).add(calibration)
+    if len(kinds) < 2:
+        return ""
+    listed = "; ".join(f"{kind}: {', '.join(sorted(of))}" for kind, of in sorted(kinds.items()))
+    return (
+        f"kernels of different kind ({listed}): these runs differ by whose kernels they are "
+        "predicted with, not by their machines and settings alone"
+    )
+
+
+def _kinds(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(calibration, kind) of all kernels that a run names."""
+    flat = dict(plain_values(metrics))
+    for path, kind in flat.items():
+        if path.startswith("kernels.") and path.endswith(".kind"):
+            yield str(flat[f"{path.removesuffix('kind')}calibration"]), str(kind)

@@ -1,0 +1,83 @@
+"""Whose kernels a run is predicted with, and what others of the same GPU would give."""
+
+import pytest
+
+from hardware_profiles.schema import known_calibrations, load_calibration, load_gpu
+from reports.jobs import metrics_of, other_kernels
+from simulator.analysis.kernels_used import difference_in_kind, kernels_used, other_calibration
+from simulator.scenario import load_scenario
+
+
+@pytest.mark.parametrize("name", known_calibrations())
+def test_what_rests_on_the_reference_models_rows_says_so(name):
+    calibration = load_calibration(name)
+    own = calibration.measurements and calibration.gpu == "h800_sxm"
+    assert calibration.kernels.kind == ("engine" if own else "reference")
+
+
+def test_kernels_of_another_gpu_and_for_another_job_are_named():
+    used = kernels_used(load_calibration("h800_sxm"), load_gpu("h200_sxm"), "decode")
+    assert used == {
+        "calibration": "h800_sxm",
+        "measured_on": "h800_sxm",
+        "gpu": "h200_sxm",
+        "basis": "datasheet",
+        "kind": "engine",
+        "name": "DeepSeek's training profile, InferSim, DeepGEMM, FlashMLA, DeepEP",
+        "date": "2025-02 to 2025-04",
+        "made_for": "training and prefill",
+    }
+    silent = load_calibration("h800_sxm").model_copy(update={"kernels": None})
+    assert kernels_used(silent, load_gpu("h800_sxm"), "training") == {
+        "calibration": "h800_sxm",
+        "measured_on": "h800_sxm",
+        "gpu": "h800_sxm",
+        "basis": "measured",
+        "kind": "not stated",
+    }
+
+
+@pytest.mark.parametrize(
+    ("scenario", "changes", "other"),
+    [
+        ("decode_ep8_h200", [], "h200_sxm"),
+        ("decode_ep8_h200", ["calibration=h200_sxm"], "h800_decode"),
+        ("decode_ep32_b200", [], "b200_sxm"),
+        ("decode_ep32_h20", [], "h20_sxm"),
+        ("prefill_ep32_h100", [], "h100_sxm"),
+        ("prefill_ep32_h100", ["calibration=h100_sxm"], "h800_sxm"),
+        ("dualpipe_h800_2048", ["calibration=h200_sxm"], "h800_sxm"),
+    ],
+)
+def test_others_are_those_of_the_other_kind_for_the_job_on_the_nearest_gpu(
+    scenario, changes, other
+):
+    assert other_calibration(load_scenario(scenario, changes)).name == other
+
+
+def test_a_run_says_what_a_step_takes_with_kernels_of_the_other_kind():
+    name = "decode_ep8_h200"
+    engine, reference = metrics_of(name, []), metrics_of(name, ["calibration=h200_sxm"])
+    assert other_kernels(load_scenario(name), engine) == {
+        "calibration": "h200_sxm",
+        "kind": "reference",
+        "metric": "step_time_s",
+        "seconds": pytest.approx(reference["step_time_s"], rel=1e-12),
+        "ratio": pytest.approx(reference["step_time_s"] / engine["step_time_s"], rel=1e-12),
+    }
+
+
+def test_runs_on_kernels_of_different_kind_are_told_apart():
+    def run(calibration, kind):
+        return {"kernels": {"calibration": calibration, "kind": kind}, "step_time_s": 1.0}
+
+    engine, reference = run("h800_decode", "engine"), run("h200_sxm", "reference")
+    assert difference_in_kind([engine, run("h800_sxm", "engine")]) == ""
+    assert difference_in_kind([{"completion_s": 1.0}, engine]) == ""
+    of_fleet = {"kernels": {"decode": reference["kernels"]}}
+    for other in (reference, of_fleet):
+        assert difference_in_kind([engine, other]) == (
+            "kernels of different kind (engine: h800_decode; reference: h200_sxm): these runs "
+            "differ by whose kernels they are predicted with, not by their machines and settings "
+            "alone"
+        )
