@@ -288,7 +288,10 @@ class ServingStepJob(Profile):
         """Raise ValueError for groups that do not divide the GPUs, or each other."""
         for name in ("attention_tp", "expert_tp"):
             if self.gpus % getattr(self, name):
-                raise ValueError(f"{name} {getattr(self, name)} does not divide {self.gpus} gpus")
+                raise ValueError(
+                    f"{name} {getattr(self, name)} does not divide {self.gpus} gpus; "
+                    "allowed: a divisor of them"
+                )
         for name, allowed in (
             ("shared_expert_tp", {1, self.expert_tp}),
             ("dense_tp", {1, self.attention_tp, self.expert_tp}),

@@ -29,6 +29,7 @@ from simulator.hardware.routing import parse_failure
 from simulator.serving_job import ServingStepJob
 from simulator.workload.experts import (
     ExpertPlacement,
+    check_slots,
     place_experts,
     read_popularity,
     uniform_popularity,
@@ -448,7 +449,9 @@ def _check(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile)
 
 def _check_sizes(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile) -> None:
     if job.gpus > cluster.gpus:
-        raise ValueError(f"gpus {job.gpus}: cluster {cluster.name} has {cluster.gpus}")
+        raise ValueError(
+            f"gpus {job.gpus}: allowed: at most the {cluster.gpus} of cluster {cluster.name}"
+        )
     domain = _nvlink_domain(cluster)
     for name in ("attention_tp", "expert_tp"):
         size = getattr(job, name)
@@ -461,13 +464,7 @@ def _check_sizes(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterPr
         raise ValueError(
             f"expert_tp {job.expert_tp}: allowed: 1, or all {job.gpus} GPUs of the deployment"
         )
-    experts = config.n_routed_experts + job.experts.redundant
-    ranks = job.gpus // job.expert_tp
-    if experts % ranks:
-        raise ValueError(
-            f"{config.n_routed_experts} routed + {job.experts.redundant} redundant experts = "
-            f"{experts}; {ranks} GPUs do not divide them"
-        )
+    check_slots(config.n_routed_experts, job.experts.redundant, job.gpus // job.expert_tp)
     if job.experts.shared_expert == "dispatched" and not job.experts.redundant:
         raise ValueError(
             "experts.shared_expert dispatched: allowed with experts.redundant of at least 1, the "
@@ -515,17 +512,22 @@ def _check_kernels(job: ServingStepJob, *, config: ModelConfig, cluster: Cluster
             f"{cluster.node.gpu.name}"
         )
     if job.normal_transfers and not job.communication_sms:
-        raise ValueError("communication_sms 0: normal all-to-all kernels need at least one SM")
+        raise ValueError(
+            "communication_sms 0: allowed: 1 or more, as normal all-to-all kernels run on SMs"
+        )
     if job.all_to_all.kernels == "low_latency" and job.phase != "decode":
         raise ValueError("all_to_all.kernels low_latency: allowed in phase decode only")
     if job.normal_transfers and job.phase == "decode":
         raise ValueError("all_to_all.kernels normal: allowed in phase prefill only")
     if job.speculation is not None and not config.num_nextn_predict_layers:
-        raise ValueError("speculation: the model has no multi-token prediction module")
+        raise ValueError(
+            "speculation: allowed: null, as the model has no multi-token prediction module"
+        )
     if job.phase == "decode":
         largest = micro_batch_tokens(job)
         room = job.memory.buffer_tokens
         if room is not None and largest > room:
             raise ValueError(
-                f"memory.buffer_tokens {room}: a micro-batch has {largest} tokens a GPU"
+                f"memory.buffer_tokens {room}: a micro-batch has {largest} tokens per GPU; "
+                "allowed: at least as many, or null for the micro-batch's own"
             )

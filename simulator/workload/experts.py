@@ -98,11 +98,7 @@ def place_experts(
     slots = experts + redundant
     if policy not in POLICIES:
         raise ValueError(f"policy {policy!r} is not known; known: {', '.join(POLICIES)}")
-    if slots % gpus:
-        raise ValueError(
-            f"{experts} routed + {redundant} redundant experts = {slots} slots; "
-            f"{gpus} GPUs do not divide them"
-        )
+    check_slots(experts, redundant, gpus)
     if redundant < 0 or not np.all(load >= 0):
         raise ValueError("redundant experts and loads must not be negative")
     place = POLICIES[policy]
@@ -111,6 +107,18 @@ def place_experts(
         experts=experts,
         slots=np.stack([place(load[layer], slots, gpus, nodes, groups) for layer in range(layers)]),
     )
+
+
+def check_slots(experts: int, redundant: int, gpus: int) -> None:
+    """Raise ValueError, naming a number of redundant experts that would do, where `gpus` GPUs
+    cannot hold equally many slots."""
+    slots = experts + redundant
+    if slots % gpus:
+        raise ValueError(
+            f"{experts} routed + {redundant} redundant experts = {slots} slots; {gpus} GPUs do "
+            f"not divide them; allowed: {-experts % gpus} redundant experts, or {gpus}, "
+            f"{2 * gpus}, ... more"
+        )
 
 
 def _in_order(load: Rows, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
@@ -132,7 +140,9 @@ def _hierarchical(load: Rows, slots: int, gpus: int, nodes: int, groups: int) ->
                 "allowed: a divisor, or policy global"
             )
     if len(load) % groups:
-        raise ValueError(f"{groups} expert groups do not divide {len(load)} experts")
+        raise ValueError(
+            f"{groups} expert groups do not divide {len(load)} experts; allowed: policy global"
+        )
     members = np.arange(len(load)).reshape(groups, -1)
     group_load = load.reshape(groups, -1).sum(axis=1)
     greedy = _spread(group_load, nodes)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from reference_model.config import ModelConfig
+from simulator.workload.experts import check_slots
 
 LAYER_KINDS = ("embedding", "dense", "moe", "mtp", "head")
 
@@ -169,12 +170,7 @@ class ParallelLayout:
                 f"ep={self.ep}: does not divide the {self.dp} data-parallel ranks "
                 f"({self.gpus} GPUs / pp {self.pp}); allowed: a divisor of them"
             )
-        experts = self.routed_experts + self.redundant_experts
-        if experts % self.ep:
-            raise ValueError(
-                f"ep={self.ep}: does not divide {self.routed_experts} routed + "
-                f"{self.redundant_experts} redundant experts = {experts}"
-            )
+        check_slots(self.routed_experts, self.redundant_experts, self.ep)
 
     @property
     def dp(self) -> int:

@@ -161,9 +161,9 @@ def kv_capacity(
             for name, value in sorted(asdict(memory).items(), key=lambda item: -item[1])
         )
         raise Infeasible(
-            f"a GPU needs {format_bytes(memory.total)} beside its KV cache, "
+            f"each GPU needs {format_bytes(memory.total)} beside its KV cache, "
             f"{format_bytes(memory.total - capacity)} more than its {format_bytes(capacity)}: "
-            f"{parts}"
+            f"{parts}; {_more_gpus(job, config, memory, capacity)}"
         )
     tokens = int((capacity - memory.total) / (per_token * page)) * page
     requests = job.requests
@@ -203,6 +203,21 @@ def kv_capacity(
     )
 
 
+def _more_gpus(job: ServingStepJob, config: ModelConfig, memory: GpuMemory, capacity: Bytes) -> str:
+    """Which of twice, four times, ... as many GPUs would hold the weights beside the rest."""
+    drafts = 0 if job.speculation is None else min(1, config.num_nextn_predict_layers)
+    gpus = job.gpus
+    while job.expert_tp == 1 and gpus < config.n_routed_experts:
+        gpus *= 2
+        slots = config.n_routed_experts + job.experts.redundant
+        redundant = job.experts.redundant + -slots % gpus
+        experts = job.experts.model_copy(update={"redundant": redundant})
+        larger = job.model_copy(update={"gpus": gpus, "experts": experts})
+        if memory.total - memory.weights + _weights(larger, config, drafts) <= capacity:
+            return f"would fit: gpus {gpus} with experts.redundant {redundant}"
+    return "allowed: fewer tokens per GPU, smaller buffers, or a GPU with more memory"
+
+
 def _buffer_room(job: ServingStepJob) -> int | None:
     """Requests a GPU whose tokens fit the buffers of low-latency transfers, None where these grow
     with the batch or other kernels run."""
@@ -217,8 +232,9 @@ def check_kv_fits(kv: KvCapacity) -> None:
     """Raise Infeasible, saying by how many tokens the requests exceed the KV cache."""
     if kv.needed_tokens > kv.tokens:
         raise Infeasible(
-            f"requests hold {kv.needed_tokens} tokens of KV cache a GPU, "
-            f"{kv.needed_tokens - kv.tokens} more than the {kv.tokens} that fit; {kv.limit}"
+            f"requests hold {kv.needed_tokens} tokens of KV cache per GPU, "
+            f"{kv.needed_tokens - kv.tokens} more than the {kv.tokens} that fit; {kv.limit}; "
+            "allowed: fewer requests or tokens per GPU, more gpus, or an FP8 cache"
         )
 
 

@@ -154,3 +154,10 @@ def test_weights_that_do_not_fit_say_by_how_much():
     small = load_cluster("h800_2048", {"node.gpu.hbm_capacity": "24 GB"})
     with pytest.raises(Infeasible, match="beside its KV cache"):
         capacity_of(scenario, small)
+
+
+def test_weights_that_do_not_fit_name_a_number_of_gpus_that_hold_them():
+    few = ("gpus=8", "requests.requests_per_gpu=1", "requests.context_tokens=64")
+    with pytest.raises(Infeasible, match=r"would fit: gpus 16 with experts\.redundant 0$"):
+        capacity("decode_ep128_profile", *few)
+    capacity("decode_ep128_profile", "gpus=16", *few[1:])
