@@ -34,7 +34,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.schema import ClusterProfile
-from simulator.hardware.fabric_load import NO_LIMIT, FabricLoad, rail_pairs, transfer_loads
+from simulator.hardware.fabric_load import (
+    NO_LIMIT,
+    FabricLoad,
+    most_of_a_gpu,
+    rail_pairs,
+    transfer_loads,
+)
 from simulator.hardware.routing import parse_failure
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.schedules import Schedule
@@ -84,12 +90,9 @@ def step_loads(cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedu
         ValueError: failures that a step does not simulate, or that cut off one of its GPUs.
     """
     check_failures(cluster)
-    all_to_all = _of_ranks(
-        cluster,
-        expert_flows(layout),
-        layout,
-        divided=max(1, len(layout.expert_parts) - 1),
-    )
+    dispatch = expert_flows(layout)
+    divided = most_of_a_gpu(dispatch.source, dispatch.destination)
+    all_to_all = _of_ranks(cluster, dispatch, layout, divided=divided)
     sends: dict[tuple[int, int], FabricLoad | None] = {}
     for distance, flows in send_flows(layout, schedule).items():
         beyond = flows.beyond(layout.gpus_per_domain)

@@ -70,7 +70,7 @@ def all_to_all_load(cluster: ClusterProfile, *, gpus: int, pattern: Pattern) -> 
     every = np.arange(gpus)
     if pattern == "rail":
         source, destination = rail_pairs(every[None, :], per_domain=per_domain)
-        divided = -(-gpus // per_domain) - 1
+        divided = most_of_a_gpu(source, destination)
     else:
         source, destination = (side.ravel() for side in np.meshgrid(every, every, indexing="ij"))
         near = per_domain if pattern == "other_domains" else 1
@@ -86,6 +86,12 @@ def all_to_all_load(cluster: ClusterProfile, *, gpus: int, pattern: Pattern) -> 
         rdma=pattern != "rail",
         experts_on=gpus,
     )[0]
+
+
+def most_of_a_gpu(source: Integers, destination: Integers) -> int:
+    """Flows that the busiest GPU sends or receives: of an all-to-all over rails, what its bytes are
+    divided among. Where a domain has fewer GPUs of a group than others, these receive most."""
+    return max(int(np.bincount(ends).max(initial=0)) for ends in (source, destination))
 
 
 def rail_pairs(

@@ -93,3 +93,10 @@ def test_traffic_that_no_nic_carries_has_no_limit():
     assert all_to_all_load(cluster("gb200_nvl72"), gpus=72, pattern="every_gpu") == NO_LIMIT
     for pattern in ("rail", "other_domains"):
         assert all_to_all_load(cluster("h800_2048"), gpus=8, pattern=pattern) == NO_LIMIT
+
+
+def test_gpus_that_receive_from_two_are_limited_by_their_link_once():
+    # Of 12 GPUs the 8 on the first node send to the 4 on the second: these receive twice what a GPU
+    # sends, over PCIe of 64 GB/s where the NIC would take 100.
+    of = load_cluster("h800_2048", {"node.nic.bandwidth": "800 Gbit/s"})
+    assert all_to_all_load(of, gpus=12, pattern="rail").bandwidth == pytest.approx(64e9, rel=1e-12)
