@@ -127,10 +127,14 @@ def _budget(metrics: Mapping[str, Any]) -> Table:
         title="where the step goes on each pipeline rank: seconds, memory in GiB; "
         "all-to-all exposed and hidden lie inside the chunks",
         title_justify="left",
+        caption_justify="left",
     )
     table.add_column("rank", justify="right")
     for column in (*_BUDGET, "memory"):
         table.add_column(column, justify="right")
+    table.caption = "\n".join(
+        [f"stages: {', '.join(metrics['stages'])}", *map("warning: {}".format, metrics["warnings"])]
+    )
     gibibyte = unit_factor("GiB", "data")
     for rank, times in enumerate(metrics["ranks"]):
         table.add_row(

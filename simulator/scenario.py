@@ -92,6 +92,9 @@ class ScenarioFile(Profile):
 NAMED = ("model", "cluster", "calibration")
 """Fields of a scenario that name a file of their own."""
 
+STAGES_ARE_OF = ("model", "training.pp", "training.schedule", "training.virtual_stages")
+"""What the stages that a file spells out are written for."""
+
 JOBS: dict[str, type[Profile]] = {
     "training": TrainingJob,
     "collective": CollectiveJob,
@@ -191,6 +194,7 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
 
 def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scenario:
     """A scenario from the text of its file, its overrides applied."""
+    changes = _with_stages_chosen_anew(raw, changes)
     named = {root: value for root, value in changes.items() if "." not in root}
     raw = apply_overrides(raw, named, where=where)
     raw, labels = _expand(raw, changes, where=where)
@@ -220,6 +224,29 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         and validate(CalibrationProfile, calibration, where=labels["calibration"]),
         resolved=raw,
     )
+
+
+def _with_stages_chosen_anew(raw: Raw, changes: dict[str, Any]) -> dict[str, Any]:
+    """The same changes, and where one is of what the file's stages are written for, other stages.
+
+    Sixteen stages of 61 layers are no wish of someone who asks for eight, or for another model.
+    """
+    training = raw.get("training")
+    if not isinstance(training, dict) or training.get("stages", "default") == "default":
+        return changes
+    before = {f"training.{field}": value for field, value in training.items()} | raw
+    of_stages = (
+        path
+        for path, value in changes.items()
+        if path in STAGES_ARE_OF or path.split(".")[0] in STAGES_ARE_OF
+        if before.get(path) != value
+    )
+    if "training.stages" in changes or not any(of_stages):
+        return changes
+    anew = {"training.stages": "default"}
+    if "stages" in training.get("sources", {}):
+        anew["training.sources.stages"] = "chosen by the run: those of the file are of other inputs"
+    return {**changes, **anew}
 
 
 def _directory_name(path: Path, raw: Raw) -> str:

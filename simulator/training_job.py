@@ -30,7 +30,8 @@ class TrainingJob(Profile):
     and what a transfer slows and waits for beside compute stays as calibrated; no kernel of that
     kind was measured, so these times are extrapolated."""
     stages: tuple[str, ...] | Literal["default"] = "default"
-    """Layers of each pipeline stage, e.g. "embedding + 3 dense + 1 moe", "14 x (4 moe)"."""
+    """Layers of each stage of the schedule, e.g. "embedding + 3 dense + 1 moe", "14 x (4 moe)".
+    "default": the split whose step is shortest of those that fit memory."""
     redundant_experts: NonNegativeInt = 0
     """Slots beyond one for each routed expert: further copies of the first of them."""
     expert_load: float = Field(default=1.0, ge=1.0)

@@ -14,23 +14,20 @@ A fixed graph is run for all samples at once: order and dependencies stay, every
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.schema import CalibrationProfile, TimeEstimate
 from hardware_profiles.units import Seconds
-from simulator.execution.pipeline import PipelineRun
+from simulator.execution.pipeline import makespans
 from simulator.execution.serving_step import ServingStep
 from simulator.execution.step_order import TaskOrder
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingStep
 from simulator.hardware.costs import NORMAL_80
 from simulator.hardware.kernel_curves import EXTRAPOLATED, PROVENANCES
 from simulator.hardware.kernel_families import family_of
-from simulator.workload.schedules import dependencies
 from simulator.workload.task_graph import Stream, TaskGraph
 
 Array = NDArray[np.float64]
@@ -131,58 +128,6 @@ def spans(graph: TaskGraph, seconds: Array, gap_s: Array) -> Array:
     return end.max(axis=0) if len(graph.tasks) else np.zeros(samples)
 
 
-def makespans(
-    run: PipelineRun,
-    durations: Sequence[Sequence[Array]],
-    *,
-    transfer_s: Mapping[tuple[int, int], Seconds | Array],
-    blocking: bool,
-) -> Array:
-    """Makespan of a pipeline for every sample, [samples]; the order of actions stays.
-
-    Args:
-        durations: [rank][action] arrays [samples].
-        transfer_s: {(rank that sends, rank that receives): one number, or [samples]}.
-        blocking: whether a rank waits for its sends before its next action.
-    """
-    needs = dependencies(run.schedule)
-    # What a rank sends at the end of one action leaves one after the other.
-    queue: dict[tuple[int, int], tuple[int, ...]] = defaultdict(tuple)
-    before: dict[tuple[int, int, int, int], tuple[int, ...]] = {}
-    for rank, row in enumerate(needs):
-        for index, wanted in enumerate(row):
-            for need in wanted:
-                if need.rank != rank:
-                    queue[need.rank, need.position] += (rank,)
-                    sent = queue[need.rank, need.position]
-                    before[need.rank, need.position, rank, index] = sent
-
-    @cache
-    def sending(source: int, destinations: tuple[int, ...]) -> Array | float:
-        total: Array | float = 0.0
-        for destination in destinations:
-            total = total + transfer_s[source, destination]
-        return total
-
-    ends: dict[tuple[int, int], Array] = {}
-    free: list[Array | float] = [0.0] * run.schedule.ranks
-    latest: Array | float = 0.0
-    for place in np.lexsort((run.index, run.start_s)):
-        rank, index = int(run.rank[place]), int(run.index[place])
-        start = free[rank]
-        for need in needs[rank][index]:
-            ready = ends[need.rank, need.position]
-            if need.rank != rank:
-                sent = before[need.rank, need.position, rank, index]
-                ready = ready + sending(need.rank, sent)
-            start = np.maximum(start, ready)
-        end = start + durations[rank][index]
-        ends[rank, index] = end
-        free[rank] = end + sending(rank, queue[rank, index]) if blocking else end
-        latest = np.maximum(latest, end)
-    return np.asarray(latest, dtype=np.float64)
-
-
 def training_intervals(
     step: TrainingStep,
     *,
@@ -207,7 +152,7 @@ def training_intervals(
     ends = np.where(normal > 0, achieved.value / achieved.low, achieved.high / achieved.value)
     slower = ends**normal
     pipeline = makespans(
-        step.pipeline,
+        step.pipeline.schedule,
         [[of_chunk[key] for key in row] for row in step.keys],
         transfer_s={ranks: seconds * slower for ranks, seconds in step.transfers_s.items()},
         blocking=blocking,

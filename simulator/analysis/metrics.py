@@ -21,6 +21,7 @@ from simulator.hardware.clusters import nvlink_domains
 from simulator.hardware.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.kernel_curves import PROVENANCES
 from simulator.scenario import PublishedFigure
+from simulator.workload.layout import stage_texts
 from simulator.workload.schedules import (
     FORWARD,
     FULL_BACKWARD,
@@ -51,6 +52,12 @@ PROFILED_KERNELS = "deepseek_training"
 """Kernel set taken from the published pair itself. A pair whose every kernel is measured by it or
 lies between its rows is reproduced where it stands beside the published one; any other, that of
 changed inputs among them, is predicted."""
+
+
+UNEVEN = 0.10
+"""What the busiest rank may work over the mean before the run says so. The others wait for it, so
+that the step is longer by as much; whole layers of DeepSeek-V3 leave up to half of it over 8 to 32
+ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,20 @@ def rank_times(step: TrainingStep) -> list[RankTimes]:
     return budgets
 
 
+def uneven_ranks(ranks: Sequence[RankTimes]) -> list[str]:
+    """A warning where the split of layers into stages keeps ranks waiting for the busiest one."""
+    busy = [rank.forward_s + rank.backward_s + rank.weight_s + rank.overlapped_s for rank in ranks]
+    over = max(busy) * len(busy) / sum(busy) - 1
+    if over <= UNEVEN:
+        return []
+    most, least = busy.index(max(busy)), busy.index(min(busy))
+    return [
+        f"stages: pipeline rank {most} works {over:.0%} longer than the mean of the ranks, and "
+        f"rank {least} {1 - busy[least] / busy[most]:.0%} less than it; training.stages=default "
+        "evens them out as far as whole layers and memory allow, fewer ranks (training.pp) further"
+    ]
+
+
 def provenance_shares(chunks: Sequence[tuple[ChunkRun, int]]) -> dict[str, float]:
     """Share of kernel time by where the times come from, for chunks with their numbers of runs."""
     seconds = dict.fromkeys(PROVENANCES, 0.0)
@@ -142,7 +163,8 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
         with_intervals: whether to work out 80 % intervals (`error_budget`).
     """
     step, job, cluster = run.step, run.job, run.scenario.cluster
-    ranks = [asdict(times) for times in rank_times(step)]
+    times_of_ranks = rank_times(step)
+    ranks = [asdict(times) for times in times_of_ranks]
     tokens_per_second = job.step_tokens / step.step_time_s
     per_gpu = tokens_per_second / run.layout.gpus
     peak = cluster.node.gpu.peak_compute["bfloat16"]
@@ -175,6 +197,8 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
         "pair_time_kind": "reproduced" if reproduced else "predicted",
         "peak_memory_bytes": max(rank.total for rank in run.memory),
         "weights_at_once": list(run.at_once),
+        "stages": list(stage_texts(run.stages)),
+        "warnings": uneven_ranks(times_of_ranks),
         "bubble_s": max(rank["bubble_s"] for rank in ranks),
         "without_all_to_all_slowdown": {
             "pair_time_s": run.without_slowdown.pair.log.span_s,

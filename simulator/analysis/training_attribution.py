@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
-from simulator.analysis.error_budget import makespans, spans
+from simulator.analysis.error_budget import spans
+from simulator.execution.pipeline import makespans
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
 from simulator.hardware.roofline import ideal_seconds, is_tensor, peak_compute
 from simulator.workload.task_graph import Stream
@@ -77,7 +78,10 @@ def attribute_step(run: TrainingRun) -> list[Cause]:
     free, sent = (
         float(
             makespans(
-                step.pipeline, durations, transfer_s=transfers_s, blocking=run.job.blocking_sends
+                step.pipeline.schedule,
+                durations,
+                transfer_s=transfers_s,
+                blocking=run.job.blocking_sends,
             )[0]
         )
         for transfers_s in (dict.fromkeys(step.transfers_s, 0.0), step.transfers_s)

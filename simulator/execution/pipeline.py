@@ -5,8 +5,10 @@ soon as the rank is free and everything it needs has arrived; it cannot be inter
 produces leaves at its end. Times are seconds.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -194,6 +196,82 @@ def perform_pipeline(
         start_s=np.concatenate([np.array(row) for row in starts]),
         end_s=np.concatenate([np.array(row) for row in ends]),
     )
+
+
+def makespans(
+    schedule: Schedule,
+    durations: Sequence[Sequence[NDArray[np.float64]]],
+    *,
+    transfer_s: Mapping[tuple[int, int], float | NDArray[np.float64]],
+    blocking: bool,
+) -> NDArray[np.float64]:
+    """Makespan of a schedule for many sets of durations at once, [samples].
+
+    The times are those of `perform_pipeline`, action by action in one pass.
+
+    Args:
+        durations: [rank][action] arrays [samples].
+        transfer_s: {(rank that sends, rank that receives): one number, or [samples]}.
+        blocking: whether a rank waits for its sends before its next action.
+
+    Raises:
+        Deadlock: the order cannot be finished.
+    """
+    needs = dependencies(schedule)
+    # What a rank sends at the end of one action leaves one after the other.
+    queue: dict[tuple[int, int], tuple[int, ...]] = defaultdict(tuple)
+    before: dict[tuple[int, int, int, int], tuple[int, ...]] = {}
+    for rank, row in enumerate(needs):
+        for index, wanted in enumerate(row):
+            for need in wanted:
+                if need.rank != rank:
+                    queue[need.rank, need.position] += (rank,)
+                    sent = queue[need.rank, need.position]
+                    before[need.rank, need.position, rank, index] = sent
+
+    @cache
+    def sending(source: int, destinations: tuple[int, ...]) -> NDArray[np.float64] | float:
+        total: NDArray[np.float64] | float = 0.0
+        for destination in destinations:
+            total = total + transfer_s[source, destination]
+        return total
+
+    ends: dict[tuple[int, int], NDArray[np.float64]] = {}
+    free: list[NDArray[np.float64] | float] = [0.0] * schedule.ranks
+    latest: NDArray[np.float64] | float = 0.0
+    for rank, index in _in_some_order(schedule, needs):
+        start = free[rank]
+        for need in needs[rank][index]:
+            ready = ends[need.rank, need.position]
+            if need.rank != rank:
+                sent = before[need.rank, need.position, rank, index]
+                ready = ready + sending(need.rank, sent)
+            start = np.maximum(start, ready)
+        end = start + durations[rank][index]
+        ends[rank, index] = end
+        free[rank] = end + sending(rank, queue[rank, index]) if blocking else end
+        latest = np.maximum(latest, end)
+    return np.asarray(latest, dtype=np.float64)
+
+
+def _in_some_order(
+    schedule: Schedule, needs: list[list[tuple[Need, ...]]]
+) -> Iterator[tuple[int, int]]:
+    """(rank, index) of every action, each after what it needs."""
+    position = [0] * schedule.ranks
+    while True:
+        before = list(position)
+        for rank, row in enumerate(needs):
+            while position[rank] < len(row) and all(
+                position[need.rank] > need.position for need in row[position[rank]]
+            ):
+                yield rank, position[rank]
+                position[rank] += 1
+        if position == before:
+            break
+    blocked = {r: i for r, i in enumerate(position) if i < len(needs[r])}
+    if blocked:
+        raise Deadlock(_deadlock_message(schedule, blocked, needs, position, 0.0))
 
 
 def run_ideal(schedule: Schedule, times: IdealTimes) -> PipelineRun:

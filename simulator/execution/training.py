@@ -15,7 +15,7 @@ the parameters are gathered; none of that overlaps the pipeline.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import simpy
@@ -33,13 +33,7 @@ from simulator.hardware.fabric_load import FabricLoad
 from simulator.scenario import Scenario
 from simulator.training_job import TrainingJob
 from simulator.workload.experts import place_experts, uniform_popularity
-from simulator.workload.layout import (
-    ParallelLayout,
-    Stage,
-    cut_stage,
-    default_stages,
-    explicit_stages,
-)
+from simulator.workload.layout import ParallelLayout, Stage, stage_text
 from simulator.workload.lowering import (
     WEIGHT_GRAD,
     Load,
@@ -85,14 +79,8 @@ class ChunkKey:
     """What the fabric makes of dispatch and combine on the action's rank."""
 
     def __str__(self) -> str:
-        layers = [_layers(stage) for stage in (self.forward, self.backward) if stage]
+        layers = [stage_text(stage) for stage in (self.forward, self.backward) if stage]
         return f"{self.work} {' & '.join(layers)}{_limits(self.load)}"
-
-
-def _layers(stage: Stage) -> str:
-    """("moe", "moe", "head") -> "2 moe + head"."""
-    counts = {kind: stage.count(kind) for kind in dict.fromkeys(stage)}
-    return " + ".join(kind if count == 1 else f"{count} {kind}" for kind, count in counts.items())
 
 
 def _limits(load: FabricLoad) -> str:
@@ -238,25 +226,6 @@ def training_load(
     )
 
 
-def whole_stages(job: TrainingJob, model: ModelConfig) -> list[Stage]:
-    """The layers of each of the job's `pp` stages."""
-    if job.stages == "default":
-        return default_stages(model, job.pp)
-    return explicit_stages(job.stages, config=model, stages=job.pp)
-
-
-def pipeline_stages(
-    whole: Sequence[Stage], schedule: Schedule, operators: OperatorsOf
-) -> tuple[Stage, ...]:
-    """The layers of each stage; each of `whole` is cut where the schedule has more per rank."""
-    parts = schedule.stages // len(whole)
-
-    def forward_flops(kind: str) -> float:
-        return sum(operator.flops for operator in operators(kind, "forward"))
-
-    return tuple(part for stage in whole for part in cut_stage(stage, parts, forward_flops))
-
-
 def cost_graphs(
     graphs: Mapping[ChunkKey, TaskGraph],
     *,
@@ -308,6 +277,51 @@ def _cost_alike(
         )
         start = end
     return predictions
+
+
+def run_chunks(
+    keys: Iterable[ChunkKey],
+    *,
+    operators: OperatorsOf,
+    costs: KernelCostModel,
+    sms: int,
+    communication_sms: int,
+    gap_s: Seconds,
+    at_once: Collection[str],
+) -> dict[ChunkKey, ChunkRun]:
+    """Every distinct chunk or pair, run once.
+
+    Args:
+        gap_s: time between two kernels of a stream.
+        at_once: matrices whose weight gradient is never put off.
+    """
+    graphs = {key: lower_key(key, operators, at_once=at_once) for key in dict.fromkeys(keys)}
+    found = cost_graphs(graphs, costs=costs, sms=sms, communication_sms=communication_sms)
+    return {
+        key: ChunkRun(key, execute(graph, found[key].seconds.tolist(), gap_s=gap_s), found[key])
+        for key, graph in graphs.items()
+    }
+
+
+def send_seconds(
+    job: TrainingJob,
+    model: ModelConfig,
+    *,
+    cluster: ClusterProfile,
+    calibration: CalibrationProfile,
+    loads: StepLoads,
+) -> dict[tuple[int, int], Seconds]:
+    """{(rank that sends, rank that receives): of the activations of one micro-batch}"""
+    node = cluster.node
+    nic = node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
+    nvlink = node.gpu.nvlink_bandwidth * calibration.transfers.nvlink.value
+    activation = job.micro_batch_tokens * model.hidden_size * BF16_BYTES
+    return {
+        ranks: activation / nvlink + node.nvlink_latency
+        if load is None
+        else activation / load.rate(nic) + load.latency
+        for ranks, load in loads.sends.items()
+    }
 
 
 def optimizer_step(
@@ -422,19 +436,15 @@ def simulate_step(
     nic = cluster.node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
     slowest = min(loads.all_to_all, key=lambda load: load.rate(nic))
     profiled = ChunkKey(OVERLAPPED, PAIR_LAYERS, PAIR_LAYERS, slowest)
-    graphs = {
-        key: lower_key(key, operators, at_once=at_once)
-        for key in dict.fromkeys([*(key for row in keys for key in row), profiled])
-    }
-    predictions = cost_graphs(
-        graphs, costs=costs, sms=gpu.sms, communication_sms=job.communication_sms
+    chunks = run_chunks(
+        [*(key for row in keys for key in row), profiled],
+        operators=operators,
+        costs=costs,
+        sms=gpu.sms,
+        communication_sms=job.communication_sms,
+        gap_s=gap_s,
+        at_once=at_once,
     )
-    chunks = {
-        key: ChunkRun(
-            key, execute(graph, predictions[key].seconds.tolist(), gap_s=gap_s), predictions[key]
-        )
-        for key, graph in graphs.items()
-    }
     logs: list[list[TaskLog]] = [[] for _ in keys]
 
     def perform_action(env: simpy.Environment, rank: int, index: int) -> Performance:
@@ -446,14 +456,7 @@ def simulate_step(
         logs[rank].append(log)
         yield from perform(env, log.graph, chunk.cost.seconds.tolist(), gap_s, log)
 
-    activation = job.micro_batch_tokens * model.hidden_size * BF16_BYTES
-    nvlink = gpu.nvlink_bandwidth * calibration.transfers.nvlink.value
-    transfers_s = {
-        ranks: activation / nvlink + cluster.node.nvlink_latency
-        if load is None
-        else activation / load.rate(nic) + load.latency
-        for ranks, load in loads.sends.items()
-    }
+    transfers_s = send_seconds(job, model, cluster=cluster, calibration=calibration, loads=loads)
     holders = {rank: ranks for ranks in holders_of(schedule) for rank in ranks}
     pipeline = perform_pipeline(
         schedule,

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from hardware_profiles.units import Seconds
 from reference_model.config import ModelConfig
 from reference_model.trace import OperatorTrace
 from simulator.execution.expert_reach import expert_reach
+from simulator.execution.stages import PipelineTimes, choose_stages
 from simulator.execution.training import (
+    ChunkKey,
     TrainingRun,
     TrainingStep,
-    pipeline_stages,
+    run_chunks,
+    send_seconds,
     simulate_step,
     training_load,
-    whole_stages,
 )
 from simulator.execution.training_fabric import step_loads
 from simulator.hardware.clusters import nvlink_domains
 from simulator.hardware.costs import COST_MODELS, KernelCostModel
 from simulator.hardware.kernel_families import calibration_measurements
 from simulator.scenario import Scenario, by_name, check_names
-from simulator.workload.layout import ParallelLayout
+from simulator.workload.layout import ParallelLayout, explicit_stages, model_layers
 from simulator.workload.lowering import operators_of
-from simulator.workload.memory import MemoryModel, check_fits
-from simulator.workload.schedules import SCHEDULES, build_schedule
+from simulator.workload.memory import MemoryModel, check_fits, layer_memory
+from simulator.workload.schedules import SCHEDULES, build_schedule, held_activations
 
 MOST_CHUNKS = 1_000_000
 """Micro-batches times pipeline ranks that are simulated: a few minutes of work."""
@@ -67,7 +70,6 @@ def simulate_training(
             f"training.global_batch_sequences: {job.global_batch_sequences} is not a multiple of "
             f"{layout.dp} data-parallel ranks x {job.micro_batch_sequences} sequences a micro-batch"
         )
-    whole = whole_stages(job, scenario.model)
     microbatches = job.global_batch_sequences // in_one_round
     virtual_stages = None if job.virtual_stages == "default" else job.virtual_stages
     if job.pp * microbatches * (virtual_stages or 1) > MOST_CHUNKS:
@@ -93,24 +95,7 @@ def simulate_training(
     )
     load = training_load(job, layout, scenario.model.num_experts_per_tok, reach.gpus)
     operators = operators_of(trace, load)
-    stages = pipeline_stages(whole, schedule, operators)
-    model = MemoryModel(
-        schedule=schedule,
-        stages=stages,
-        config=scenario.model,
-        layout=layout,
-        trace=trace,
-        operators=operators,
-        load=load,
-        reserved=job.reserved_memory,
-    )
-    if job.weights_at_once != "fitting":
-        check_names(job.weights_at_once, model.matrices(), "training.weights_at_once")
     capacity = node.gpu.hbm_capacity
-    at_once = model.fitting(capacity) if job.weights_at_once == "fitting" else job.weights_at_once
-    memory = model.ranks(at_once)
-    check_fits(memory, capacity)
-
     costs = build_costs(
         cluster=scenario.cluster,
         calibration=scenario.calibration,
@@ -118,6 +103,50 @@ def simulate_training(
         reach=reach,
     ).fit(measurements)
     loads = step_loads(scenario.cluster, layout, schedule)
+    layers = model_layers(scenario.model)
+    model = MemoryModel(
+        layers=layer_memory(scenario.model, trace, operators, load, layers),
+        schedule=schedule,
+        in_flight=tuple(held_activations(schedule, rank) for rank in range(schedule.ranks)),
+        layout=layout,
+        reserved=job.reserved_memory,
+    )
+    if job.weights_at_once != "fitting":
+        check_names(job.weights_at_once, model.matrices(), "training.weights_at_once")
+    fitting = job.weights_at_once == "fitting"
+    least_put_off = tuple(model.matrices() if fitting else job.weights_at_once)
+
+    def spans_of(keys: Iterable[ChunkKey]) -> dict[ChunkKey, Seconds]:
+        chunks = run_chunks(
+            keys,
+            operators=operators,
+            costs=costs,
+            sms=node.gpu.sms,
+            communication_sms=job.communication_sms,
+            gap_s=scenario.calibration.kernel_gap.value,
+            at_once=(),
+        )
+        return {key: chunk.log.span_s for key, chunk in chunks.items()}
+
+    if job.stages == "default":
+        transfers_s = send_seconds(
+            job,
+            scenario.model,
+            cluster=scenario.cluster,
+            calibration=scenario.calibration,
+            loads=loads,
+        )
+        stages = choose_stages(
+            layers,
+            PipelineTimes(schedule, spans_of, loads.all_to_all, transfers_s, job.blocking_sends),
+            rank_bytes=lambda rank, split: model.rank(rank, split, least_put_off).total,
+            capacity=capacity,
+        )
+    else:
+        stages = tuple(explicit_stages(job.stages, config=scenario.model, stages=schedule.stages))
+    at_once = model.fitting(stages, capacity) if fitting else tuple(job.weights_at_once)
+    memory = model.ranks(stages, at_once)
+    check_fits(memory, stages, capacity, chosen=job.stages == "default")
 
     def step(costs: KernelCostModel, *, unfold: bool) -> TrainingStep:
         return simulate_step(
@@ -141,7 +170,7 @@ def simulate_training(
         layout=layout,
         schedule=schedule,
         stages=stages,
-        at_once=tuple(at_once),
+        at_once=at_once,
         memory=tuple(memory),
         costs=costs,
         step=step(costs, unfold=unfold),

@@ -1,18 +1,18 @@
 """Who holds what: layers -> pipeline stages, ranks -> pipeline, data and expert groups.
 
-A stage is a tuple of layer kinds in forward order, e.g. ("embedding", "dense", "moe"). The default
-puts the embedding, the dense layers and the first MoE layers on the first stage and the last MoE
-layer, the head and the multi-token prediction on the last, with equal numbers of MoE layers
-between (the layout that DeepSeek-V3's report implies: embedding and head share a pipeline rank).
+A stage is a tuple of layer kinds in forward order, e.g. ("embedding", "dense", "moe"). A scenario
+spells the stages out, or leaves the choice to execution.stages, which looks among the splits that
+`even_splits` finds for the one whose step is shortest.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from heapq import heapify, heappop, heappush
+from itertools import groupby, pairwise, product
 
 from reference_model.config import ModelConfig
 from simulator.workload.experts import check_slots
@@ -62,7 +62,10 @@ def explicit_stages(texts: Sequence[str], *, config: ModelConfig, stages: int) -
     """
     layout = [stage for text in texts for stage in parse_stage(text)]
     if len(layout) != stages:
-        raise ValueError(f"stages: {len(layout)} are listed; the pipeline has {stages}")
+        raise ValueError(
+            f"stages: {len(layout)} are listed; the pipeline has {stages}; "
+            "stages=default chooses them"
+        )
     found, wanted = Counter(kind for stage in layout for kind in stage), layer_counts(config)
     for kind, count in wanted.items():
         if found[kind] != count:
@@ -76,60 +79,175 @@ def explicit_stages(texts: Sequence[str], *, config: ModelConfig, stages: int) -
     return layout
 
 
-def default_stages(config: ModelConfig, stages: int) -> list[Stage]:
-    """Spread the layers as the published run does; MoE layers as evenly as the count allows.
+def stage_text(stage: Stage) -> str:
+    """The text of one stage, as parse_stage reads it: "embedding + 3 dense + moe"."""
+    counts = Counter(stage)
+    return " + ".join(kind if count == 1 else f"{count} {kind}" for kind, count in counts.items())
 
-    The first stage counts its dense layers, and the last its head and MTP, as if each of the two
-    groups were all of a stage but one MoE layer. With 61 layers, 3 of them dense, and 16 stages
-    this gives embedding + 3 dense + 1 moe, fourteen times 4 moe, 1 moe + head + mtp.
+
+def stage_texts(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """The texts of a split, equal neighbours as one, as `explicit_stages` reads them."""
+    found = ((stage_text(stage), len(list(same))) for stage, same in groupby(stages))
+    return tuple(text if times == 1 else f"{times} x ({text})" for text, times in found)
+
+
+def model_layers(config: ModelConfig) -> Stage:
+    """Every layer of the model in forward order.
+
+    Multi-token prediction comes last: it reads what the last layer passes to the head.
+    """
+    counts = layer_counts(config)
+    return tuple(
+        kind for kind in ("embedding", "dense", "moe", "head", "mtp") for _ in range(counts[kind])
+    )
+
+
+def even_splits(
+    layers: Stage,
+    held: Sequence[tuple[int, ...]],
+    cost: Mapping[str, float],
+    fits: Callable[[int, Sequence[Stage]], bool],
+) -> list[tuple[Stage, ...]]:
+    """Splits of a model into stages in which no rank, or no stage, costs more than it must.
+
+    Most layers of a model are of one kind. These are handed out one at a time to where the cost is
+    lowest so far and memory is left, which for equal layers gives the lowest maximum: the cost of
+    the stage, or of the rank that holds it beside others. What comes before and after them is cut
+    at the ends of the pipeline into every number of pieces, as even as contiguous pieces can be.
+    With one stage on each rank, the best of these splits has the least maximum of all. Where a rank
+    holds several, its step depends on more than their sum, and every way is among the splits.
+
+    Args:
+        held: stages of each rank, once for ranks that hold the same ones.
+        cost: {layer kind: cost of one layer}, in any unit.
+        fits: (stage, layers of every stage) -> whether the ranks that hold the stage have room.
+
+    Returns:
+        Splits in which the equal layers found room; none where there is no such split.
 
     Raises:
         ValueError: fewer layers than stages.
     """
-    counts = layer_counts(config)
-    first: Stage = ("embedding",) + ("dense",) * counts["dense"]
-    last: Stage = ("head",) + ("mtp",) * counts["mtp"]
-    moe = counts["moe"]
-    if stages == 1:
-        return [first + ("moe",) * moe + last]
-    if moe < stages:
+    stages = sum(map(len, held))
+    if len(layers) < stages:
         raise ValueError(
-            f"pp={stages}: the pipeline has more stages than the model has MoE layers ({moe}); "
-            f"allowed: at most {moe} stages"
+            f"the pipeline has {stages} stages and the model {len(layers)} layers (embedding, head "
+            "and multi-token prediction counted); allowed: at most one stage per layer, so fewer "
+            "training.pp or training.virtual_stages"
         )
-    # One MoE layer at each end, the others evenly; what does not divide goes to the ends first,
-    # which are the lighter ones, then to the stages after the first.
-    inner = stages - 2
-    if not inner:
-        shares = [moe - moe // 2, moe // 2]
-    else:
-        each = (moe - 2) // inner
-        shares = [1] + [each] * inner + [1]
-        for extra in range(moe - sum(shares)):
-            shares[1 + extra % inner] += 1
-    layout = [("moe",) * share for share in shares]
-    return [first + layout[0], *layout[1:-1], layout[-1] + last]
+    bulk, number = Counter(layers).most_common(1)[0]
+    start = layers.index(bulk)
+    before, after = layers[:start], layers[start + number :]
+    together = {stage: of_rank for of_rank in held for stage in of_rank}
+    found: dict[tuple[Stage, ...], None] = {}
+    for front, back in product(
+        list(_cuts(before, stages - 1, cost)), list(_cuts(after[::-1], stages - 1, cost))
+    ):
+        first, last = len(front) - 1, stages - len(back)
+        if first > last:
+            continue
+        ahead = [*front, *[()] * (stages - len(front))]
+        behind = [*[()] * last, *(piece[::-1] for piece in reversed(back))]
+        ends = list(zip(ahead, behind, strict=True))
+        for order in _FILLS:
+            split = _fill(
+                ends, (bulk,) * number, range(first, last + 1), together, cost, fits, order
+            )
+            if split is not None:
+                found[tuple(split)] = None
+    return list(found)
 
 
-def cut_stage(stage: Stage, parts: int, cost: Callable[[str], float]) -> list[Stage]:
-    """Cut a stage where the summed `cost` of the layers before is nearest to an equal share.
+_FILLS: tuple[Callable[[float, float, int], tuple[float, ...]], ...] = (
+    lambda stage, rank, count: (stage,),
+    lambda stage, rank, count: (stage, rank),
+    lambda stage, rank, count: (rank, stage),
+    lambda stage, rank, count: (rank, count),
+)
+"""(cost of a stage, of its rank, equal layers on the stage) -> what is lowest gets the next one.
+The last keeps the stages of a rank alike, so that a chunk finds all-to-all to hide behind."""
 
-    Raises:
-        ValueError: the stage has fewer layers than parts.
+
+def _cuts(run: Stage, most: int, cost: Mapping[str, float]) -> Iterator[tuple[Stage, ...]]:
+    """Ways to put a run of layers on the stages 0, 1, ...: the last piece, which may be empty,
+    shares its stage with the layers that follow the run; at most `most` others do not."""
+    for own in range(len(run) + 1):
+        for pieces in range(min(own, 1), min(own, most) + 1):
+            yield (*_even_pieces(run[:own], pieces, cost), run[own:])
+
+
+def _even_pieces(run: Stage, pieces: int, cost: Mapping[str, float]) -> tuple[Stage, ...]:
+    """A run of layers in contiguous pieces, of which the dearest costs as little as it can."""
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, (0,))}
+    for piece in range(pieces):
+        best = {
+            end: min(
+                (max(dearest, _sum(run[cuts[-1] : end], cost)), (*cuts, end))
+                for dearest, cuts in best.values()
+                if cuts[-1] < end
+            )
+            for end in range(piece + 1, len(run) + 1)
+        }
+    return tuple(run[start:end] for start, end in pairwise(best[len(run)][1]))
+
+
+def _fill(
+    ends: Sequence[tuple[Stage, Stage]],
+    equal: Stage,
+    open_stages: Sequence[int],
+    together: Mapping[int, Sequence[int]],
+    cost: Mapping[str, float],
+    fits: Callable[[int, Sequence[Stage]], bool],
+    order: Callable[[float, float, int], tuple[float, ...]],
+) -> list[Stage] | None:
+    """Hand equal layers out to the open stages, each to the first in `order` that has room.
+
+    Args:
+        ends: [stage], the layers before and those after the equal ones.
+        together: {stage: all stages of its rank}.
+
+    Returns:
+        The layers of every stage; None where room runs out, or layers before every stage has one.
     """
-    if len(stage) < parts:
-        raise ValueError(
-            f"stage ({', '.join(stage)}): {len(stage)} layers cannot be cut into the {parts} "
-            f"stages that each rank holds in this schedule; allowed: at least {parts} layers per "
-            "stage, so fewer training.pp or training.virtual_stages, or schedule 1f1b"
-        )
-    before = [0.0, *accumulate(cost(kind) for kind in stage)]
-    places = [0]
-    for part in range(1, parts):
-        possible = range(places[-1] + 1, len(stage) - (parts - part) + 1)
-        share = before[-1] * part / parts
-        places.append(min(possible, key=lambda place: abs(before[place] - share)))
-    return [stage[start:end] for start, end in pairwise([*places, len(stage)])]
+    empty = [stage for stage in open_stages if ends[stage] == ((), ())]
+    counts = [0] * len(ends)
+    split = [ahead + behind for ahead, behind in ends]
+    costs = [_sum(stage, cost) for stage in split]
+
+    def give(stage: int) -> bool:
+        """One layer more, if it fits."""
+        ahead, behind = ends[stage]
+        before = split[stage]
+        split[stage] = ahead + equal[: counts[stage] + 1] + behind
+        if not fits(stage, split):
+            split[stage] = before
+            return False
+        counts[stage] += 1
+        costs[stage] = _sum(ahead + behind, cost) + counts[stage] * cost[equal[0]]
+        return True
+
+    def place(stage: int) -> tuple[tuple[float, ...], int]:
+        rank = sum(costs[other] for other in together[stage])
+        return order(costs[stage], rank, counts[stage]), stage
+
+    if len(empty) > len(equal) or not all(map(give, empty)):
+        return None
+    # Costs only rise: an entry that is out of date comes up too early, and is put back. Room only
+    # shrinks: a stage without room is done.
+    queue = [place(stage) for stage in open_stages]
+    heapify(queue)
+    while sum(counts) < len(equal):
+        if not queue:
+            return None
+        entry = heappop(queue)
+        stage = entry[1]
+        if entry != place(stage) or give(stage):
+            heappush(queue, place(stage))
+    return split
+
+
+def _sum(layers: Stage, cost: Mapping[str, float]) -> float:
+    return sum(cost[kind] for kind in layers)
 
 
 def domain_parts(gpus: int, per_domain: int, *, first: int = 0) -> tuple[int, ...]:

@@ -10,13 +10,13 @@ its largest operator.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig, parameter_counts
 from reference_model.trace import TILE, Operator, OperatorTrace
-from simulator.workload.layout import ParallelLayout, Stage
+from simulator.workload.layout import ParallelLayout, Stage, stage_texts
 from simulator.workload.lowering import (
     FORWARD,
     INPUT_GRAD,
@@ -25,7 +25,7 @@ from simulator.workload.lowering import (
     OperatorsOf,
     matrix_of,
 )
-from simulator.workload.schedules import Schedule, held_activations
+from simulator.workload.schedules import HeldActivations, Schedule
 
 FP8_BYTES, BF16_BYTES, FP32_BYTES = 1, 2, 4
 MASTER_AND_MOMENTS_BYTES = FP32_BYTES + 2 * BF16_BYTES
@@ -102,21 +102,30 @@ def layer_parameters(config: ModelConfig, kind: str, *, local_experts: int) -> H
             return moe + HeldParameters(0, counts.mtp - counts.moe_layer, 0)
 
 
+def held_kinds(stages: Sequence[Stage], held: Sequence[int]) -> list[str]:
+    """The kinds of all layers whose parameters the stages with the indices `held` put on a GPU.
+
+    Multi-token prediction looks tokens up and predicts them too: a rank that holds it without the
+    embedding or without the head keeps a copy of those.
+    """
+    kinds = [kind for stage in held for kind in stages[stage]]
+    if "mtp" in kinds:
+        kinds += [shared for shared in ("embedding", "head") if shared not in kinds]
+    return kinds
+
+
 def held_parameters(
     config: ModelConfig, stages: Sequence[Stage], held: Sequence[int], *, local_experts: int
 ) -> HeldParameters:
-    """What the stages with the indices `held` put on one GPU.
+    """What the stages with the indices `held` put on one GPU."""
+    return sum_parameters(
+        layer_parameters(config, kind, local_experts=local_experts)
+        for kind in held_kinds(stages, held)
+    )
 
-    Multi-token prediction looks tokens up too: a rank that holds it without the embedding keeps a
-    copy of the embedding.
-    """
-    kinds = [kind for stage in held for kind in stages[stage]]
-    if "mtp" in kinds and "embedding" not in kinds:
-        kinds.append("embedding")
-    total = HeldParameters(0, 0, 0)
-    for kind in kinds:
-        total += layer_parameters(config, kind, local_experts=local_experts)
-    return total
+
+def sum_parameters(parts: Iterable[HeldParameters]) -> HeldParameters:
+    return sum(parts, HeldParameters(0, 0, 0))
 
 
 def parameter_copies(schedule: Schedule) -> int:
@@ -134,60 +143,101 @@ def kept_bytes(operators: Sequence[Operator]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryModel:
-    """Memory of every pipeline rank as a function of which weight gradients are put off."""
+class LayerMemory:
+    """What one layer of a kind asks of a GPU."""
 
+    parameters: HeldParameters
+    saved: Bytes
+    """Activations of a micro-batch from the layer's forward to its backward."""
+    put_off: Bytes
+    """Those that put-off weight gradients still need after an input-only backward."""
+    kept: Mapping[str, Bytes]
+    """{matrix: of `put_off`, what its weight gradient alone needs}"""
+    weight_flops: Mapping[str, float]
+    """{matrix: FLOPs of its weight gradient}"""
+    workspace: Bytes
+    """What the largest operator of a forward or backward reads and writes."""
+
+
+def layer_memory(
+    config: ModelConfig,
+    trace: OperatorTrace,
+    operators: OperatorsOf,
+    load: Load,
+    kinds: Iterable[str],
+) -> dict[str, LayerMemory]:
+    """{layer kind: what one such layer asks of a GPU}"""
+
+    def of_kind(kind: str) -> LayerMemory:
+        matrices = _by_matrix(operators(kind, WEIGHT_GRAD))
+        return LayerMemory(
+            parameters=layer_parameters(config, kind, local_experts=load.local_experts),
+            saved=trace.saved_bytes(kind, FORWARD, **asdict(load)),
+            put_off=trace.saved_bytes(kind, INPUT_GRAD, **asdict(load)),
+            kept={name: kept_bytes(group) for name, group in matrices.items()},
+            weight_flops={
+                matrix: sum(o.flops for o in group) for matrix, group in matrices.items()
+            },
+            workspace=max(
+                operator.bytes_read + operator.bytes_written
+                for phase in (FORWARD, INPUT_GRAD)
+                for operator in operators(kind, phase)
+            ),
+        )
+
+    return {kind: of_kind(kind) for kind in dict.fromkeys(kinds)}
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryModel:
+    """Memory of a pipeline rank as a function of its layers and of the weight gradients put off."""
+
+    layers: Mapping[str, LayerMemory]
     schedule: Schedule
-    stages: Sequence[Stage]
-    config: ModelConfig
+    in_flight: Sequence[HeldActivations]
+    """[rank], the micro-batches whose activations the schedule keeps."""
     layout: ParallelLayout
-    trace: OperatorTrace
-    operators: OperatorsOf
-    load: Load
     reserved: Bytes
 
-    def ranks(self, at_once: Collection[str]) -> list[RankMemory]:
-        """Memory of every pipeline rank, in rank order.
+    def ranks(self, stages: Sequence[Stage], at_once: Collection[str]) -> list[RankMemory]:
+        """Memory of every pipeline rank, in rank order; see `rank`."""
+        return [self.rank(rank, stages, at_once) for rank in range(self.schedule.ranks)]
 
-        Args:
-            at_once: matrices whose weight gradient an input-only backward does not put off.
-        """
-        return [self._rank(rank, at_once) for rank in range(self.schedule.ranks)]
+    def matrices(self) -> dict[str, LayerMemory]:
+        """Every matrix that has a weight gradient, with a layer that has it."""
+        return {matrix: layer for layer in self.layers.values() for matrix in layer.kept}
 
-    def matrices(self) -> dict[str, list[Operator]]:
-        """Every matrix of the model's layers, with the operators of its weight gradient."""
-        groups: dict[str, list[Operator]] = {}
-        for kind in dict.fromkeys(kind for stage in self.stages for kind in stage):
-            for matrix, operators in _by_matrix(self.operators(kind, WEIGHT_GRAD)).items():
-                groups.setdefault(matrix, operators)
-        return groups
-
-    def fitting(self, capacity: Bytes) -> tuple[str, ...]:
+    def fitting(self, stages: Sequence[Stage], capacity: Bytes) -> tuple[str, ...]:
         """As few matrices as let every rank fit when all ranks compute their weight gradients at
         once.
 
         Those that keep most bytes per FLOP come first. All of them, where even that does not fit.
         """
-        groups = self.matrices()
-        candidates = [matrix for matrix, group in groups.items() if sum(o.flops for o in group)]
-        candidates.sort(
-            key=lambda matrix: kept_bytes(groups[matrix]) / sum(o.flops for o in groups[matrix]),
-            reverse=True,
-        )
+        density = {
+            matrix: layer.kept[matrix] / layer.weight_flops[matrix]
+            for matrix, layer in self.matrices().items()
+            if layer.weight_flops[matrix]
+        }
+        candidates = sorted(density, key=density.__getitem__, reverse=True)
         for count in range(len(candidates) + 1):
-            if max(rank.total for rank in self.ranks(candidates[:count])) <= capacity:
+            ranks = self.ranks(stages, candidates[:count])
+            if max(rank.total for rank in ranks) <= capacity:
                 return tuple(candidates[:count])
         return tuple(candidates)
 
-    def _rank(self, rank: int, at_once: Collection[str]) -> RankMemory:
-        in_flight = held_activations(self.schedule, rank)
-        whole = [self._saved(stage, FORWARD) for stage in in_flight.stages]
-        delayed = [self._put_off(stage, at_once) for stage in in_flight.stages]
-        held = held_parameters(
-            self.config,
-            self.stages,
-            in_flight.stages,
-            local_experts=self.layout.local_experts,
+    def rank(self, rank: int, stages: Sequence[Stage], at_once: Collection[str]) -> RankMemory:
+        """Memory of a GPU of one pipeline rank.
+
+        Args:
+            stages: layers of every stage.
+            at_once: matrices whose weight gradient an input-only backward does not put off.
+        """
+        in_flight = self.in_flight[rank]
+        layers = [[self.layers[kind] for kind in stages[stage]] for stage in in_flight.stages]
+        whole = [sum(layer.saved for layer in stage) for stage in layers]
+        delayed = [sum(_left(layer, at_once) for layer in stage) for stage in layers]
+        held = sum_parameters(
+            self.layers[kind].parameters for kind in held_kinds(stages, in_flight.stages)
         )
         copies = parameter_copies(self.schedule)
         shards = self.layout.dp * copies
@@ -201,29 +251,14 @@ class MemoryModel:
             activations=float(
                 (in_flight.whole @ whole + in_flight.put_off @ delayed).max(initial=0)
             ),
-            workspace=max(
-                operator.bytes_read + operator.bytes_written
-                for kind in {kind for stage in in_flight.stages for kind in self.stages[stage]}
-                for phase in (FORWARD, INPUT_GRAD)
-                for operator in self.operators(kind, phase)
-            ),
+            workspace=max((layer.workspace for stage in layers for layer in stage), default=0),
             reserved=self.reserved,
         )
 
-    def _saved(self, stage: int, phase: str) -> int:
-        return sum(
-            self.trace.saved_bytes(kind, phase, **asdict(self.load)) for kind in self.stages[stage]
-        )
 
-    def _put_off(self, stage: int, at_once: Collection[str]) -> int:
-        """What the weight gradients that are put off still need after an input-only backward."""
-        released = sum(
-            kept_bytes(operators)
-            for kind in self.stages[stage]
-            for matrix, operators in _by_matrix(self.operators(kind, WEIGHT_GRAD)).items()
-            if matrix in at_once
-        )
-        return self._saved(stage, INPUT_GRAD) - released
+def _left(layer: LayerMemory, at_once: Collection[str]) -> Bytes:
+    """What the weight gradients that are put off still need after an input-only backward."""
+    return layer.put_off - sum(layer.kept.get(matrix, 0) for matrix in at_once)
 
 
 def _by_matrix(operators: Sequence[Operator]) -> dict[str, list[Operator]]:
@@ -233,8 +268,15 @@ def _by_matrix(operators: Sequence[Operator]) -> dict[str, list[Operator]]:
     return groups
 
 
-def check_fits(ranks: Sequence[RankMemory], capacity: Bytes) -> None:
-    """Raise Infeasible, saying which rank exceeds the memory by how much, and what fills it."""
+def check_fits(
+    ranks: Sequence[RankMemory], stages: Sequence[Stage], capacity: Bytes, *, chosen: bool
+) -> None:
+    """Raise Infeasible, saying which rank exceeds the memory by how much, what fills it, and what
+    would help.
+
+    Args:
+        chosen: whether the stages are those that need least of all that were tried.
+    """
     rank, worst = max(enumerate(ranks), key=lambda pair: pair[1].total)
     if worst.total > capacity:
         parts = ", ".join(
@@ -244,5 +286,12 @@ def check_fits(ranks: Sequence[RankMemory], capacity: Bytes) -> None:
         raise Infeasible(
             f"pipeline rank {rank} needs {format_bytes(worst.total)} a GPU, "
             f"{worst.total - capacity:.0f} bytes ({format_bytes(worst.total - capacity)}) "
-            f"more than its {format_bytes(capacity)}: {parts}"
+            f"more than its {format_bytes(capacity)}: {parts}; "
+            + (
+                f"of the splits of layers tried, {', '.join(stage_texts(stages))} needs least"
+                if chosen
+                else "training.stages=default looks for a split that fits"
+            )
+            + "; more ranks in training.pp or training.ep hold fewer parameters each, shorter "
+            "micro-batches fewer activations"
         )

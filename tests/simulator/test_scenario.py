@@ -46,6 +46,27 @@ def test_overrides_reach_the_job_the_cluster_the_model_and_the_calibration():
     assert scenario.calibration.kernel_gap.value == 1e-6
 
 
+SPELLED_OUT = ("embedding + 3 dense + 1 moe", "14 x (4 moe)", "1 moe + head + mtp")
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        (["training.ep=32"], SPELLED_OUT),
+        (["training.pp=16"], SPELLED_OUT),
+        (["training.pp=8"], "default"),
+        (["training.schedule=1f1b"], "default"),
+        (["model.num_hidden_layers=60"], "default"),
+        (["training.schedule=1f1b", "training.stages=[58 moe]"], ("58 moe",)),
+    ],
+)
+def test_stages_are_kept_only_for_the_pipeline_and_model_that_they_are_written_for(changes, stages):
+    training = load_scenario(MAIN, changes)
+    assert training.file.training.stages == stages
+    source = training.resolved["training"]["sources"]["stages"]
+    assert source.startswith("chosen by the run") == (stages == "default")
+
+
 def test_fields_of_the_job_may_be_given_without_its_name():
     assert load_scenario(MAIN, ["schedule=1f1b"]).file.training.schedule == "1f1b"
 

@@ -6,7 +6,6 @@ import pytest
 from simulator.analysis.error_budget import (
     Draws,
     interval,
-    makespans,
     order_spans,
     serving_interval,
     spans,
@@ -25,19 +24,6 @@ def test_without_uncertainty_every_chunk_takes_what_the_engine_says():
     for chunk in RUN.step.chunks.values():
         found = spans(chunk.log.graph, chunk.cost.seconds[:, None], np.array([GAP.value]))
         assert found[0] == pytest.approx(chunk.log.span_s, rel=1e-9)
-
-
-def test_without_uncertainty_the_pipeline_takes_what_the_engine_says():
-    durations = [
-        [np.array([RUN.step.chunks[key].log.span_s]) for key in row] for row in RUN.step.keys
-    ]
-    found = makespans(
-        RUN.step.pipeline,
-        durations,
-        transfer_s=RUN.step.transfers_s,
-        blocking=RUN.job.blocking_sends,
-    )
-    assert found[0] == pytest.approx(RUN.step.pipeline.makespan_s, rel=1e-9)
 
 
 def intervals(seed):

@@ -12,6 +12,7 @@ from simulator.execution.pipeline import (
     PipelineRun,
     Transfer,
     draw_to_scale,
+    makespans,
     run_ideal,
     run_pipeline,
 )
@@ -220,6 +221,27 @@ def test_a_schedule_that_cannot_finish_is_a_deadlock_that_marks_each_blocked_ran
     assert "rank 1: 1B1 waits for 1F1 on rank 1" in message
     assert ">>0B0<<" in message
     assert ">>1B1<<" in message
+    ones = [[np.ones(1)] * len(row) for row in broken.actions]
+    with pytest.raises(Deadlock, match="schedule 1f1b: 2 of 2 ranks are blocked"):
+        makespans(broken, ones, transfer_s={(0, 1): 0.0, (1, 0): 0.0}, blocking=False)
+
+
+@pytest.mark.parametrize(("blocking", "ends"), [(False, [10.0, 19.0]), (True, [10.5, 19.5])])
+def test_one_pass_gives_the_makespan_of_many_durations_at_once(blocking, ends) -> None:
+    """Two ranks, two micro-batches, F = 1 and B = 2, or twice as long; sends of 0.5.
+
+    Rank 1 beside: F0 1.5-2.5, B0 2.5-4.5, F1 4.5-5.5, B1 5.5-7.5, so B1 on rank 0 at 8-10. Where
+    rank 1 waits for its sends, F1 starts at 5 and all after it half a second later.
+    """
+    schedule = one_f_one_b(2, 2)
+    long = {"F": np.array([1.0, 2.0]), "B": np.array([2.0, 4.0])}
+    found = makespans(
+        schedule,
+        [[long[action.work] for action in row] for row in schedule.actions],
+        transfer_s={(0, 1): 0.5, (1, 0): 0.5},
+        blocking=blocking,
+    )
+    assert found.tolist() == ends
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from simulator.analysis.metrics import rank_times, training_metrics
+from simulator.execution.pipeline import makespans
 from simulator.execution.simulation import simulate
 from simulator.execution.training import training_load
 from simulator.scenario import load_scenario
-from simulator.workload.layout import ParallelLayout
+from simulator.workload.layout import ParallelLayout, stage_texts
 from simulator.workload.memory import held_parameters, layer_parameters
 from simulator.workload.task_graph import Stream
 
@@ -59,6 +60,10 @@ def test_a_rank_with_mtp_and_no_embedding_keeps_a_copy_of_it(published):
     without = sum(layer_parameters(config, kind, local_experts=4).replicated for kind in stages[15])
     assert with_copy - without == config.vocab_size * config.hidden_size
     shared = held_parameters(config, stages, [0, 15], local_experts=4).replicated
+    # Without the head of the model it keeps a copy of that too.
+    apart = held_parameters(config, [("mtp",)], [0], local_experts=4).replicated
+    of_mtp = layer_parameters(config, "mtp", local_experts=4).replicated
+    assert apart - of_mtp == (2 * config.vocab_size + 1) * config.hidden_size
     each = [held_parameters(config, stages, [stage], local_experts=4) for stage in (0, 15)]
     assert shared == each[0].replicated + without
 
@@ -91,6 +96,18 @@ def test_every_action_of_the_schedule_is_in_the_log(scheduled):
     pipeline = scheduled.step.pipeline
     assert len(pipeline.start_s) == sum(map(len, scheduled.schedule.actions))
     assert pipeline.makespan_s >= pipeline.busy_s.max()
+
+
+def test_one_pass_over_the_actions_takes_what_the_pipeline_takes(scheduled):
+    step = scheduled.step
+    once = [[np.array([step.chunks[key].log.span_s]) for key in row] for row in step.keys]
+    found = makespans(
+        scheduled.schedule,
+        once,
+        transfer_s=step.transfers_s,
+        blocking=scheduled.job.blocking_sends,
+    )
+    assert found[0] == pytest.approx(step.pipeline.makespan_s, rel=1e-9)
 
 
 def test_the_same_scenario_gives_the_same_log(published):
@@ -187,24 +204,23 @@ def test_memory_counts_two_copies_for_dualpipe_and_one_for_its_v(published):
     assert two[5].gradients == 2 * one[5].gradients
 
 
-def test_interleaved_stages_are_cut_into_as_many_as_each_rank_holds():
+def test_interleaved_stages_are_as_many_as_the_ranks_hold():
     """120 micro-batches on 16 ranks are no multiple: groups of 20."""
     cut = run("training.schedule=interleaved", "training.virtual_stages=3")
     assert (cut.schedule.stages, cut.schedule.microbatches) == (48, 120)
-    assert cut.stages[:6] == (
-        ("embedding", "dense"), ("dense", "dense"), ("moe",), ("moe",), ("moe", "moe"), ("moe",),
-    )  # fmt: skip
-    assert cut.stages[-3:] == (("moe",), ("head",), ("mtp",))
+    assert [len(cut.schedule.stages_of(rank)) for rank in range(16)] == [3] * 16
+    assert stage_texts(cut.stages)[-2:] == ("moe + head", "mtp")
 
 
 def test_pairs_of_1f1b_hold_twice_the_activations():
     """16 ranks: 31 + 1 micro-batches in the place of 16 on rank 0."""
+    stages = f"training.stages={load_scenario(MAIN).resolved['training']['stages']}"
     roomy = "cluster.node.gpu.hbm_capacity=141 GB"
-    alone = run("training.schedule=1f1b", roomy)
-    pairs = run("training.schedule=1f1b_overlapped", roomy)
+    alone = run("training.schedule=1f1b", stages, roomy)
+    pairs = run("training.schedule=1f1b_overlapped", stages, roomy)
     assert pairs.memory[0].activations == pytest.approx(2 * alone.memory[0].activations)
     with pytest.raises(ValueError, match=r"pipeline rank 1 needs .* more than its 79.11 GiB"):
-        run("training.schedule=1f1b_overlapped")
+        run("training.schedule=1f1b_overlapped", stages)
 
 
 def test_weight_gradients_are_computed_at_once_only_where_memory_needs_it(published):
@@ -227,8 +243,8 @@ def test_weight_gradients_are_computed_at_once_only_where_memory_needs_it(publis
         ),
         (["training.virtual_stages=2"], "virtual_stages = 2, must be left out; interleaved and"),
         (
-            ["training.schedule=interleaved", "training.virtual_stages=4"],
-            "3 layers cannot be cut into the 4 stages .*; allowed: at least 4 layers per stage",
+            ["training.schedule=interleaved", "training.virtual_stages=5"],
+            "has 80 stages and the model 64 layers .*; allowed: at most one stage per layer",
         ),
         (
             ["training.schedule=interleaved", "training.virtual_stages=600"],
@@ -242,7 +258,10 @@ def test_weight_gradients_are_computed_at_once_only_where_memory_needs_it(publis
         (["training.weights_at_once=[head.porj]"], "unknown name 'head.porj'; known: .*head.proj"),
         (["training.expert_load=0.5"], "training.expert_load: 0.5 is not allowed"),
         (["training.global_batch_sequences=1280000000"], "a product of at most"),
-        (["training.pp=512", "training.ep=4"], "pp=512: the pipeline has more stages than"),
+        (
+            ["training.pp=128", "training.ep=16", "training.schedule=1f1b"],
+            "has 128 stages and the model 64 layers .*; allowed: at most one stage per layer",
+        ),
         (["calibration.kernel_sets=[nobody]"], "kernel sets nobody"),
         (["model.hidden_sizes=1"], "hidden_sizes: unknown field; known: .*hidden_size"),
         (["model.hidden_size=4096"], "no train trace was recorded from this config; recorded: "),

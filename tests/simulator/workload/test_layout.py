@@ -1,39 +1,118 @@
 """Stages hold the whole model once, in order; groups divide or say why not."""
 
+from itertools import combinations, pairwise
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reference_model.config import load_model_config
 from simulator.workload.layout import (
     ParallelLayout,
-    cut_stage,
-    default_stages,
+    even_splits,
     explicit_stages,
-    layer_counts,
+    model_layers,
     parse_stage,
+    stage_texts,
 )
 
 V3 = load_model_config("deepseek_v3")
 
 
-def test_the_default_layout_of_v3_over_16_stages_is_the_published_one():
-    stages = default_stages(V3, 16)
-    assert stages[0] == ("embedding", "dense", "dense", "dense", "moe")
-    assert stages[1:15] == [("moe",) * 4] * 14
-    assert stages[15] == ("moe", "head", "mtp")
+def any_room(stage, split):
+    return True
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 16, 32, 58])
-def test_every_default_layout_holds_the_whole_model_once(count):
-    stages = default_stages(V3, count)
-    assert len(stages) == count
-    assert explicit_stages([" + ".join(stage) for stage in stages], config=V3, stages=count)
-    found = [kind for stage in stages for kind in stage]
-    assert {kind: found.count(kind) for kind in layer_counts(V3)} == layer_counts(V3)
+def split_evenly(layers, stages, cost, fits=any_room):
+    """The split whose dearest stage is cheapest, one stage on each rank."""
+    splits = even_splits(parse_stage(layers)[0], [(stage,) for stage in range(stages)], cost, fits)
+    found = min(splits, key=lambda split: max(sum(map(cost.get, stage)) for stage in split))
+    return stage_texts(found)
 
 
-def test_more_stages_than_moe_layers_are_refused():
-    with pytest.raises(ValueError, match=r"pp=59: .* at most 58 stages"):
-        default_stages(V3, 59)
+def test_a_head_that_is_half_a_stage_takes_the_place_of_as_many_layers():
+    # 14 layers and a head of two: four stages of four.
+    cost = {"embedding": 0.0, "moe": 1.0, "head": 2.0}
+    found = split_evenly("embedding + 14 moe + head", 4, cost)
+    assert found == ("embedding + 4 moe", "2 x (4 moe)", "2 moe + head")
+
+
+def test_the_head_of_a_vocabulary_of_1024_takes_no_place():
+    # 1,024 rows of a head in the place of 129,280: a hundredth of a layer.
+    cost = {"embedding": 0.0, "moe": 1.0, "head": 0.01}
+    found = split_evenly("embedding + 16 moe + head", 4, cost)
+    assert found == ("embedding + 4 moe", "2 x (4 moe)", "4 moe + head")
+
+
+def test_a_head_beyond_a_stage_has_one_of_its_own():
+    cost = {"embedding": 0.0, "dense": 0.6, "moe": 1.0, "head": 3.0, "mtp": 1.0}
+    found = split_evenly("embedding + 3 dense + 6 moe + head + mtp", 4, cost)
+    # 3.8, 4, 3 and 1, or the head with the prediction: 4 is the least that whole layers allow.
+    assert (
+        max(sum(cost[kind] for kind in stage) for text in found for stage in parse_stage(text))
+        == 4.0
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    counts=st.tuples(st.integers(0, 3), st.integers(1, 5), st.integers(0, 2)),
+    costs=st.lists(st.integers(0, 9), min_size=5, max_size=5),
+    stages=st.integers(1, 4),
+)
+def test_with_a_stage_on_each_rank_no_contiguous_split_has_a_lower_maximum(counts, costs, stages):
+    dense, moe, mtp = counts
+    layers = ("embedding", *("dense",) * dense, *("moe",) * moe, "head", *("mtp",) * mtp)
+    stages = min(stages, len(layers))
+    cost = dict(zip(("embedding", "dense", "moe", "head", "mtp"), costs, strict=True))
+
+    def dearest(split):
+        return max(sum(map(cost.get, stage)) for stage in split)
+
+    held = [(stage,) for stage in range(stages)]
+    found = min(map(dearest, even_splits(layers, held, cost, any_room)))
+    cuts = combinations(range(1, len(layers)), stages - 1)
+    every = (pairwise((0, *places, len(layers))) for places in cuts)
+    assert found == min(dearest(layers[start:end] for start, end in split) for split in every)
+
+
+def test_ranks_with_two_stages_are_as_even_as_stages_of_their_own():
+    # Rank 0 holds the ends, rank 1 the middle: 1 + 3 and 2 + 2.
+    cost = {"embedding": 0.0, "moe": 1.0, "head": 2.0}
+    layers = parse_stage("embedding + 6 moe + head")[0]
+    sums = [
+        (sum(map(cost.get, split[0] + split[3])), sum(map(cost.get, split[1] + split[2])))
+        for split in even_splits(layers, [(0, 3), (1, 2)], cost, any_room)
+    ]
+    assert (4.0, 4.0) in sums
+
+
+def test_layers_without_room_go_elsewhere_or_nowhere():
+    cost = {"embedding": 0.0, "moe": 1.0, "head": 0.0}
+
+    def at_most_two_on_the_first(stage, split):
+        return stage > 0 or split[0].count("moe") <= 2
+
+    found = split_evenly("embedding + 8 moe + head", 2, cost, at_most_two_on_the_first)
+    assert found == ("embedding + 2 moe", "6 moe + head")
+    layers = parse_stage("embedding + 8 moe + head")[0]
+    assert even_splits(layers, [(0,), (1,)], cost, lambda *_: False) == []
+
+
+def test_more_stages_than_layers_are_refused():
+    with pytest.raises(ValueError, match=r"has 65 stages and the model 64 layers .* training.pp"):
+        even_splits(model_layers(V3), [(stage,) for stage in range(65)], {}, any_room)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 16, 64])
+def test_every_split_holds_the_whole_model_once_and_is_read_back_from_its_text(stages):
+    cost = {"embedding": 0.0, "dense": 1.0, "moe": 1.0, "head": 1.0, "mtp": 2.0}
+    held = [(stage,) for stage in range(stages)]
+    splits = even_splits(model_layers(V3), held, cost, any_room)
+    assert splits
+    for split in splits:
+        texts = stage_texts(split)
+        assert tuple(explicit_stages(texts, config=V3, stages=stages)) == split
 
 
 def test_a_stage_is_read_with_counts_and_repetition():
@@ -58,20 +137,6 @@ def test_an_unreadable_stage_names_what_is_allowed(text):
 def test_a_layout_that_is_not_the_model_is_refused(texts, message):
     with pytest.raises(ValueError, match=message):
         explicit_stages(texts, config=V3, stages=2)
-
-
-def test_a_stage_is_cut_where_the_parts_cost_the_same():
-    assert cut_stage(("moe",) * 4, 2, lambda _: 1.0) == [("moe",) * 2] * 2
-    assert cut_stage(("moe",) * 7, 3, lambda _: 1.0) == [("moe",) * n for n in (2, 3, 2)]
-    cost = {"moe": 1.0, "head": 1.0, "mtp": 2.0}.__getitem__
-    assert cut_stage(("moe", "head", "mtp"), 2, cost) == [("moe", "head"), ("mtp",)]
-    assert cut_stage(("moe", "head", "mtp"), 3, cost) == [("moe",), ("head",), ("mtp",)]
-    assert cut_stage(("moe", "head", "mtp"), 1, cost) == [("moe", "head", "mtp")]
-
-
-def test_a_stage_cannot_be_cut_into_more_parts_than_layers():
-    with pytest.raises(ValueError, match=r"\(moe\): 1 layers cannot be cut into the 2 stages"):
-        cut_stage(("moe",), 2, lambda _: 1.0)
 
 
 def layout(**changes):

@@ -1,0 +1,193 @@
+"""Choose which layers each pipeline stage holds, so that the step is as short as it can be.
+
+The splits that keep ranks or stages even, and fit memory, are found from the cost of one layer:
+what it adds to a chunk of its kind in each work of the schedule, by the kernel model, communication
+and streams of the run itself. A pipeline of those sums sorts them. The first few then run with the
+times of their own chunks, since what an overlapped pair hides depends on both of its chunks, and
+the one that ends first is taken. Nothing is drawn or tuned: a job has one split.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.units import Bytes, Seconds
+from simulator.execution.pipeline import makespans
+from simulator.execution.training import ChunkKey, chunk_key
+from simulator.hardware.fabric_load import FabricLoad
+from simulator.workload.layout import Stage, even_splits
+from simulator.workload.schedules import (
+    FORWARD,
+    FULL_BACKWARD,
+    OVERLAPPED,
+    Action,
+    Schedule,
+)
+
+SHORTLIST = 8
+"""Splits that run with the times of their own chunks."""
+
+SpansOf = Callable[[Iterable[ChunkKey]], Mapping[ChunkKey, Seconds]]
+"""Distinct chunks or pairs -> how long each takes."""
+
+LayerCosts = Mapping[tuple[str, str], Seconds]
+"""{(work, layer kind): of one layer}; F and B inside a pair are works of their own."""
+
+Split = tuple[Stage, ...]
+
+
+def _works(action: Action) -> tuple[tuple[str, int], ...]:
+    """Work and stage of each chunk of an action, F and B inside a pair as "F of F&B"."""
+    paired = action.overlapped is not None
+    return tuple((_inside(c.work) if paired else c.work, c.stage) for c in action.chunks)
+
+
+def _inside(work: str) -> str:
+    return f"{work} of {OVERLAPPED}"
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineTimes:
+    """When the pipeline of a split ends: by its own chunks, or by the sum of its layers' costs."""
+
+    schedule: Schedule
+    spans_of: SpansOf
+    loads: Sequence[FabricLoad]
+    """[rank], what the fabric makes of dispatch and combine there."""
+    transfers_s: Mapping[tuple[int, int], Seconds]
+    """{(rank that sends, rank that receives): of the activations of one micro-batch}"""
+    blocking_sends: bool
+    """Whether a rank waits for its sends before its next action."""
+
+    def of_own_chunks(self, splits: Sequence[Split]) -> list[Seconds]:
+        """End of the pipeline of every split, each distinct chunk run operator by operator."""
+
+        def own(split: Split, rank: int, action: Action) -> ChunkKey:
+            return chunk_key(split, action, load=self.loads[rank])
+
+        spans = self.spans_of(
+            own(split, rank, action)
+            for split in splits
+            for rank, row in enumerate(self.schedule.actions)
+            for action in row
+        )
+        return self._ends(splits, lambda *place: spans[own(*place)])
+
+    def of_layers(self, splits: Sequence[Split], costs: LayerCosts) -> list[Seconds]:
+        """End of the pipeline of every split if a chunk takes what its layers cost."""
+        return self._ends(
+            splits,
+            lambda split, rank, action: sum(
+                costs[work, kind] for work, stage in _works(action) for kind in split[stage]
+            ),
+        )
+
+    def layer_costs(self, kinds: Sequence[str]) -> LayerCosts:
+        """What a second layer of a kind adds to a chunk of one, in every work of the schedule.
+
+        So dispatch and combine count for as long as nothing hides them. What a layer adds to a pair
+        of like chunks is shared between forward and backward as the two would take alone. Where the
+        fabric slows some ranks, the cost is that of the usual rank.
+        """
+        usual = Counter(self.loads).most_common(1)[0][0]
+
+        def per_layer(work: str) -> dict[str, Seconds]:
+            def key(layers: Stage) -> ChunkKey:
+                forward = layers if work in (FORWARD, OVERLAPPED) else ()
+                return ChunkKey(work, forward, () if work == FORWARD else layers, usual)
+
+            spans = self.spans_of([key((kind,) * count) for kind in kinds for count in (1, 2)])
+            return {
+                kind: max(0.0, spans[key((kind, kind))] - spans[key((kind,))]) for kind in kinds
+            }
+
+        works = {action.work for row in self.schedule.actions for action in row}
+        found = {work: per_layer(work) for work in sorted(works)}
+        if OVERLAPPED in works:
+            alone = {work: per_layer(work) for work in (FORWARD, FULL_BACKWARD)}
+            both = {kind: sum(costs[kind] for costs in alone.values()) for kind in kinds}
+            for work, costs in alone.items():
+                found[_inside(work)] = {
+                    kind: found[OVERLAPPED][kind] * costs[kind] / (both[kind] or 1.0)
+                    for kind in kinds
+                }
+        return {(work, kind): cost for work, costs in found.items() for kind, cost in costs.items()}
+
+    def _ends(
+        self, splits: Sequence[Split], seconds: Callable[[Split, int, Action], Seconds]
+    ) -> list[Seconds]:
+        """End of the pipeline of every split, whose actions take `seconds(split, rank, action)`."""
+        known: dict[tuple[int, object], NDArray[np.float64]] = {}
+
+        def duration(rank: int, action: Action) -> NDArray[np.float64]:
+            key = (rank, _works(action))
+            if key not in known:
+                known[key] = np.array([seconds(split, rank, action) for split in splits])
+            return known[key]
+
+        found: list[Seconds] = makespans(
+            self.schedule,
+            [
+                [duration(rank, action) for action in row]
+                for rank, row in enumerate(self.schedule.actions)
+            ],
+            transfer_s=self.transfers_s,
+            blocking=self.blocking_sends,
+        ).tolist()
+        return found
+
+
+def choose_stages(
+    layers: Stage,
+    times: PipelineTimes,
+    *,
+    rank_bytes: Callable[[int, Sequence[Stage]], Bytes],
+    capacity: Bytes,
+) -> Split:
+    """The split of a model into the stages of a schedule whose pipeline ends first.
+
+    Args:
+        layers: every layer of the model in forward order.
+        rank_bytes: (rank, layers of every stage) -> memory of a GPU of the rank.
+        capacity: memory of a GPU. Where no split fits, the one that needs least is returned.
+
+    Raises:
+        ValueError: fewer layers than stages.
+    """
+    schedule = times.schedule
+    costs = times.layer_costs(tuple(dict.fromkeys(layers)))
+    in_a_step = Counter(
+        work for row in schedule.actions for action in row for work, _ in _works(action)
+    )
+    seconds = {
+        kind: sum(number * costs[work, kind] for work, number in in_a_step.items())
+        for kind in dict.fromkeys(layers)
+    }
+    held = tuple(dict.fromkeys(schedule.stages_of(rank) for rank in range(schedule.ranks)))
+
+    def needs(split: Split) -> Bytes:
+        return max(rank_bytes(rank, split) for rank in range(schedule.ranks))
+
+    def has_room(stage: int, split: Sequence[Stage]) -> bool:
+        ranks = {placed[stage] for placed in schedule.placement}
+        return all(rank_bytes(rank, split) <= capacity for rank in ranks)
+
+    def fastest(splits: Iterable[Split]) -> list[Split]:
+        distinct = list(dict.fromkeys(splits))
+        ends = dict(zip(distinct, times.of_layers(distinct, costs), strict=True))
+        return sorted(distinct, key=ends.__getitem__)
+
+    splits = fastest(even_splits(layers, held, seconds, lambda *_: True))
+    shortlist = splits[:SHORTLIST]
+    if max(map(needs, shortlist)) > capacity:
+        splits += even_splits(layers, held, seconds, has_room)
+        shortlist = fastest(split for split in splits if needs(split) <= capacity)[:SHORTLIST]
+    if not shortlist:
+        return min(splits, key=needs)
+    ends = times.of_own_chunks(shortlist)
+    return shortlist[ends.index(min(ends))]
