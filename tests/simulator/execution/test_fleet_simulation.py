@@ -149,7 +149,7 @@ def test_a_trace_takes_the_place_of_the_synthetic_requests(tmp_path: Path) -> No
             "speculation.tokens_per_step of decode_ep144_day6 is 1.0; allowed here: 1.85",
         ),
         (["prefill.prefill_step=null"], "prefill: step times come from affine, or"),
-        (["cluster.nodes=10"], "the pools have 272 GPUs; allowed: at most the 80"),
+        (["cluster.nodes=10"], "the pools have 240 GPUs; allowed: at most the 80"),
         (["requests.file=none.csv"], "needs format"),
         (
             ["decode.max_batch=258"],
