@@ -185,7 +185,8 @@ class ServingStepJob(Profile):
     """What hides the all-to-all: the other micro-batch in the published orders, the rank's own
     shared expert, or nothing."""
     communication_sms: NonNegativeInt
-    """SMs that normal all-to-all kernels keep."""
+    """SMs that normal all-to-all kernels keep. 0: copy engines and NICs move the tokens, limited by
+    links alone, and compute has every SM; extrapolated, no kernel of that kind was measured."""
     requests: StepRequests
     experts: ExpertInputs
     all_to_all: AllToAllInputs

@@ -511,10 +511,6 @@ def _check_kernels(job: ServingStepJob, *, config: ModelConfig, cluster: Cluster
             f"communication_sms {job.communication_sms}: allowed: fewer than the {sms} SMs of "
             f"{cluster.node.gpu.name}"
         )
-    if job.normal_transfers and not job.communication_sms:
-        raise ValueError(
-            "communication_sms 0: allowed: 1 or more, as normal all-to-all kernels run on SMs"
-        )
     if job.all_to_all.kernels == "low_latency" and job.phase != "decode":
         raise ValueError("all_to_all.kernels low_latency: allowed in phase decode only")
     if job.normal_transfers and job.phase == "decode":

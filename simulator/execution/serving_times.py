@@ -25,7 +25,7 @@ from hardware_profiles.low_latency_kernels import (
 from hardware_profiles.schema import Estimate
 from reference_model.trace import Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
-from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
+from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, exchange_sms
 from simulator.hardware.clusters import nvlink_domains
 from simulator.hardware.kernel_curves import (
     EXTRAPOLATED,
@@ -102,7 +102,7 @@ def kernel_times(
             parts.append(part)
             beside.append(overlapped)
             if normal and part in WIRES:
-                sms.append(job.communication_sms)
+                sms.append(exchange_sms(operator.kind, kept=job.communication_sms, free=gpu_sms))
             else:
                 sms.append(gpu_sms - job.communication_sms if overlapped else gpu_sms)
     seconds, low, high, provenance = _predicted(model, list(zip(flat, sms, beside, strict=True)))
@@ -404,7 +404,8 @@ def expert_times(
             table[:, number] = _kernel_at(model, profile, part, rows)
         else:
             sms = gpu_sms - job.communication_sms if overlapped else gpu_sms
-            sms = job.communication_sms if part in WIRES else sms
+            if part in WIRES:
+                sms = exchange_sms(operator.kind, kept=job.communication_sms, free=gpu_sms)
             columns.append(number)
             asked += [
                 (_at_rows(operator, int(count), int(active), mean_rows), sms, overlapped)

@@ -27,7 +27,7 @@ from reference_model.trace import Operator
 from simulator.execution.engine import TaskLog, empty_log, execute, perform
 from simulator.execution.pipeline import Performance, PipelineRun, perform_pipeline
 from simulator.execution.training_fabric import Copies, StepLoads, copies_of, holders_of
-from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
+from simulator.hardware.all_to_all import exchange_sms
 from simulator.hardware.costs import KernelCostModel, Prediction
 from simulator.hardware.fabric_load import FabricLoad
 from simulator.scenario import Scenario
@@ -261,9 +261,8 @@ def _cost_alike(
     every = costs.predict(
         [task.operator for _, task in tasks],
         sms=[
-            communication_sms
-            if task.operator.kind in ALL_TO_ALL_KINDS
-            or (communication_sms and task.stream is Stream.COMMUNICATION)
+            exchange_sms(task.operator.kind, kept=communication_sms, free=sms)
+            if task.stream is Stream.COMMUNICATION
             else sms - communication_sms * (pair or task.overlapped)
             for pair, task in tasks
         ],

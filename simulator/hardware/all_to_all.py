@@ -43,6 +43,12 @@ _ELEMENT_BYTES = {"fp8_e4m3": 1, "bfloat16": 2, "float32": 4}
 _QUANTIZED = frozenset({"fp8_e4m3"})
 
 
+def exchange_sms(kind: str, *, kept: int, free: int) -> int:
+    """SMs of a kernel of an all-to-all: those that it keeps from compute. Where it keeps none,
+    copy engines and NICs move the tokens, and counting them runs on the free SMs."""
+    return kept if kept or kind in ALL_TO_ALL_KINDS else free
+
+
 @dataclass(frozen=True, slots=True)
 class AllToAllTime:
     """One dispatch or combine, part by part."""

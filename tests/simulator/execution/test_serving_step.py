@@ -7,6 +7,7 @@ from simulator.analysis.serving_metrics import operator_table
 from simulator.execution.serving_run import prepare_serving, simulate_serving_step
 from simulator.execution.serving_step import decode_step, prefill_pass, serving_step
 from simulator.execution.simulation import simulate
+from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
 from simulator.scenario import load_scenario
 from simulator.workload.memory import Infeasible
 from simulator.workload.recorded import shipped_trace
@@ -511,12 +512,23 @@ def test_bad_input_is_one_clear_line(change, message):
         ("decode_ep320_report", "requests.idle_gpus=1", "whole groups of the 4 GPUs that share"),
         ("decode_tp8_h200", "communication_sms=8", "communication_sms 8: allowed: 0"),
         ("decode_ep144_day6", "attention_tp=12", "12: allowed: at most the 8 GPUs that NVLink joi"),
-        ("prefill_ep32_profile", "communication_sms=0", "allowed: 1 or more, as normal"),
     ],
 )
 def test_inputs_that_a_step_would_ignore_are_refused(name, change, message):
     with pytest.raises(ValueError, match=message):
         simulate(load_scenario(name, [change]))
+
+
+def test_transfers_that_keep_no_sms_are_limited_by_links_and_leave_all_to_compute():
+    step = simulate(load_scenario("prefill_ep32_profile", ["communication_sms=0"])).step
+    transfers = step.model.kernels.costs.all_to_all_
+    for operator in step.operators["moe", 0].operators:
+        if operator.kind in ALL_TO_ALL_KINDS:
+            assert transfers.explain(operator, sms=0, overlapped=True) == transfers.explain(
+                operator, sms=24, overlapped=True
+            )
+    kept = simulate(load_scenario("prefill_ep32_profile", ["communication_sms=24"])).step
+    assert step.step_s < kept.step_s
 
 
 def test_failures_that_a_step_over_nvlink_would_ignore_are_refused():
