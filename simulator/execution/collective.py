@@ -247,7 +247,9 @@ def _run_variant(
     failures: Sequence[Failure],
     seed: int,
 ) -> VariantResult:
-    fabric = cluster_fabric(cluster, transport, sms=operation.sms)
+    group = operation.group or operation.gpus or 1
+    whole = cluster.gpus % group == 0
+    fabric = cluster_fabric(cluster, transport, sms=operation.sms, group=group if whole else 1)
     rng = np.random.default_rng(seed)
     works = [
         work

@@ -10,6 +10,7 @@ from reports.tables import (
     list_inputs,
     training_tables,
 )
+from reports.terminal import training_run_tables
 from simulator.analysis.metrics import training_metrics
 from simulator.execution.simulation import simulate
 from simulator.scenario import load_scenario
@@ -104,6 +105,14 @@ def test_every_action_of_a_run_has_its_operators(simulated: RunTables) -> None:
 def test_inputs_of_a_shipped_scenario_all_say_where_they_come_from(simulated: RunTables) -> None:
     assert {row.kind for row in simulated.inputs} == {"sourced", "derived", "estimated", "assumed"}
     assert all(row.source and row.value for row in simulated.inputs)
+
+
+def test_nodes_that_stay_idle_stand_below_the_headline(simulated: RunTables) -> None:
+    said = "64 nodes in 4 NVLink domains: 16 of the 18 nodes of each, 2 idle"
+    headline, *_ = training_run_tables("racks", {**simulated.metrics, "idle_nodes": said})
+    assert str(headline.caption).splitlines()[-1] == said
+    headline, *_ = training_run_tables("nodes", simulated.metrics)
+    assert "NVLink" not in str(headline.caption)
 
 
 @pytest.mark.parametrize(

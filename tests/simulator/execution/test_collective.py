@@ -302,3 +302,17 @@ def test_bad_input_is_one_clear_line(name, change, message):
     with pytest.raises(ValueError, match=message) as error:
         run(name, change)
     assert "\n" not in str(error.value)
+
+
+def test_groups_that_fit_a_rack_exchange_over_nvlink_alone():
+    result = run(
+        "all_to_all_64",
+        "cluster=gb200_nvl72", "cluster.nodes=72",
+        "operation.gpus=288", "operation.group=48",
+    ).variants[0]  # fmt: skip
+    # 288 GPUs are four racks' worth; six groups of 48 take a rack each, of which 24 GPUs are idle.
+    inputs = result.fabric.inputs
+    assert (inputs.nodes, inputs.gpus_per_node, inputs.nvlink_bandwidth) == (6, 48, 900e9)
+    (operation,) = result.operations
+    pair = operation.size_bytes / 48
+    assert operation.completion_s == pytest.approx(47 * pair / 900e9 + 3.33e-6, rel=1e-9)
