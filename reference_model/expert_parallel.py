@@ -21,7 +21,7 @@ from reference_model.config import ModelConfig
 from reference_model.gpu import choose_kernels
 from reference_model.layers import Angles
 from reference_model.model import MoEBlock, SavedMoEBlock, Stream, Transformer, WeightGrads
-from reference_model.moe import ExpertRows, Received, Routed
+from reference_model.moe import ExpertRows, Received, Routed, SavedMoE
 from reference_model.operators import NAMESPACE, Site
 from reference_model.precision import Operand, Recipe
 from reference_model.ranks import rank_device, run_ranks
@@ -82,19 +82,24 @@ class ExpertParallelBlock(MoEBlock):
         self, stream: Stream, angles: Angles, rows: ExpertRows
     ) -> tuple[Stream, SavedMoEBlock]:
         """One layer; the rows that arrive are known only once counts are exchanged."""
-        site = Site("forward", "attention")
-        normed, residual, saved = self.attention(stream, angles, site)
-        routed = self.mlp.route(normed, site)
+        normed, residual, saved = self.attention(stream, angles, Site("forward", "attention"))
+        update, saved_moe, layout = self.mixture(normed)
+        return Stream(residual, update), SavedParallelBlock(saved, saved_moe, layout)
+
+    def mixture(self, normed: Tensor) -> tuple[Tensor, SavedMoE, Layout]:
+        """The experts' part of the layer: normed stream [T, H] -> what it adds to the stream
+        [T, H], what backward needs of it, and who sent what to whom."""
+        routed = self.mlp.route(normed, Site("forward", "attention"))
         layout = exchange_layout(routed.indices, local_experts=self.local_experts, ranks=self.ranks)
         received = self._dispatch(routed, layout)
         local = (received.indices >= 0) & (received.indices < self.local_experts)
         rows = ExpertRows(received=sum(layout.received), expanded=int(local.sum()))
-        out, shared_out, saved_moe = self.mlp.mlp(routed, received, rows)
+        out, shared_out, saved = self.mlp.mlp(routed, received, rows)
         update = peer_ops.combine_from_peers(
             out, shared_out, layout.source, sent=layout.received, received=layout.sent,
             site=Site("forward", "combine")("moe.combine"),
         )  # fmt: skip
-        return Stream(residual, update), SavedParallelBlock(saved, saved_moe, layout)
+        return update, saved, layout
 
     def input_grad(
         self, grad: Tensor, saved: SavedMoEBlock, angles: Angles, rows: ExpertRows

@@ -93,7 +93,10 @@ def pairs(values: Iterable[tuple[str, object]]) -> str:
 
 
 def device_source(device: torch.device) -> str:
-    """Where the numbers come from: GPU, its limits, driver, versions and the date."""
+    """Where the numbers come from: GPU, its limits, driver, versions and the date; of a CPU, which
+    is no hardware that a profile describes, torch and the date."""
+    if device.type == "cpu":
+        return f"dsv3sim measure: CPU, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     import triton
 
     driver, clock, power = _smi("driver_version", "clocks.max.sm", "power.limit")
@@ -113,9 +116,9 @@ def measure(requests: Sequence[Request], *, out: Path, deadline_s: float) -> Non
     device = require_hopper()
     use_kernels("mixed")
     source = device_source(device)
-    known = _known(out)
+    known = known_keys(out)
     begun = time.monotonic()
-    with _append_to(out) as file:
+    with append_to(out) as file:
         writer = csv.writer(file, lineterminator="\n")
         for number, request in enumerate(requests, start=1):
             if time.monotonic() - begun > deadline_s:
@@ -418,15 +421,20 @@ def sustained_row(request: Request, result: Sustained, *, source: str, duration_
 
 
 @contextmanager
-def watch() -> Iterator[list[tuple[float, float]]]:
-    """Sample (SM clock in MHz, power in W) every 50 ms while the block runs."""
+def watch(
+    *fields: str, gpu: str | None = None, every_ms: int = 50
+) -> Iterator[list[tuple[float, ...]]]:
+    """Sample fields of nvidia-smi, by default (SM clock in MHz, power in W), while the block runs,
+    of all GPUs or of the one with this UUID."""
     command = [
         "nvidia-smi",
-        "--query-gpu=clocks.sm,power.draw.instant",
+        f"--query-gpu={','.join(fields or ('clocks.sm', 'power.draw.instant'))}",
         "--format=csv,noheader,nounits",
-        "--loop-ms=50",
+        f"--loop-ms={every_ms}",
     ]
-    samples: list[tuple[float, float]] = []
+    if gpu is not None:
+        command.append(f"--id={gpu}")
+    samples: list[tuple[float, ...]] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield samples
@@ -434,8 +442,7 @@ def watch() -> Iterator[list[tuple[float, float]]]:
             process.terminate()
             text = process.stdout.read() if process.stdout else ""
             for line in text.splitlines():
-                clock, power = line.split(",")
-                samples.append((float(clock), float(power)))
+                samples.append(tuple(float(value) for value in line.split(",")))
 
 
 def _smi(*fields: str) -> list[str]:
@@ -502,12 +509,25 @@ def launch_rows(times: dict[str, float], *, source: str) -> list[Row]:
 # -- the table -------------------------------------------------------------------------------------
 
 
-def _known(path: Path) -> set[tuple[str, ...]]:
+def known_keys(path: Path) -> set[tuple[str, ...]]:
     """Keys of the rows that the table at path holds."""
     if not path.exists():
         return set()
     with path.open(encoding="utf-8", newline="") as file:
         return {_key_of(line) for line in _read(file, path)}
+
+
+def known_conditions(path: Path) -> list[dict[str, str]]:
+    """The conditions of each row that the table at path holds."""
+    return [
+        dict(pair.split("=", 1) for pair in key[-1].split(";")) for key in sorted(known_keys(path))
+    ]
+
+
+def append_rows(rows: Iterable[Row], path: Path) -> None:
+    """Add rows to the table at path, with its header where it is new."""
+    with append_to(path) as file:
+        csv.writer(file, lineterminator="\n").writerows(row.cells() for row in rows)
 
 
 def _read(file: TextIO, path: Path) -> Iterator[dict[str, str]]:
@@ -548,7 +568,7 @@ def forget(requests: Iterable[Request], *, out: Path) -> int:
     return len(lines) - len(kept)
 
 
-def _append_to(path: Path) -> TextIO:
+def append_to(path: Path) -> TextIO:
     """The table open for appending, with its header."""
     new = not path.exists()
     file = path.open("a", encoding="utf-8", newline="")

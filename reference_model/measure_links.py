@@ -1,98 +1,67 @@
 """Time transfers between the GPUs of one host, by size: a table path in, rows of times out.
 
-    peer_copy    one GPU's copy engine writes `bytes` into the next one's memory
-    send         the same through NCCL's send and receive kernels
-    all_to_all   NCCL: every GPU sends `bytes` / ranks to each, itself included
+    peer_copy       one GPU's copy engine writes `bytes` into the next one's memory
+    send            the same through NCCL's send and receive kernels
+    send_receive    NCCL: every GPU sends `bytes` to the next one and receives as many
+    all_to_all      NCCL: every GPU sends `bytes` / ranks to each, itself included
+    all_gather      NCCL: every GPU ends with `bytes`, of which it had `bytes` / ranks
+    reduce_scatter  NCCL: every GPU has `bytes` and ends with the sums of `bytes` / ranks of them
+    all_reduce      NCCL: every GPU has `bytes` and ends with the sums of all
 
-Each time is the median of repeats between CUDA events around several transfers; for NCCL it is that
-of rank 0. The table has the columns of hardware_profiles/measurements; kinds are those above.
+`bytes` is the larger of what one GPU sends from and receives into, which is what nccl-tests call
+the size. Each time is the median of repeats between CUDA events around several transfers; for NCCL
+it is that of rank 0. Transfers are launched one by one, and as they come (`launch=eager`), or while
+the GPUs are held back by a kernel that only waits (`launch=queued`), so that the time of small ones
+is not that of the host. The table has the columns of hardware_profiles/measurements; kinds are
+those above.
 """
 
-import csv
 import os
 import statistics
-import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch import Tensor
 
-from reference_model.measure import Row, device_source, pairs, seconds_between_events, write_rows
+from reference_model.measure import (
+    Row,
+    append_rows,
+    device_source,
+    known_keys,
+    pairs,
+    write_rows,
+)
+from reference_model.moments import moment, seconds_between, wait_for_device
+from reference_model.ranks import rank_device, run_ranks
+
+EAGER, QUEUED = "eager", "queued"
 
 _SIZES = tuple(2**power for power in range(10, 31))
 _REPEATS = 7
 _BUSY_BYTES = 2**28
 """Bytes that one repeat moves at least, in at most _MOST_TRANSFERS transfers."""
 _MOST_TRANSFERS = 50
+_SLEEP_CYCLES = 16_000_000
+"""Of the GPU's clock, about 8 ms: longer than the host takes to launch _MOST_TRANSFERS."""
+_TIMEOUT_S = 600.0
 
 
-def measure_links(out: Path) -> None:
-    """Time all transfers between the GPUs at hand and write the table; ValueError if there is one.
+class Transfer(NamedTuple):
+    """One transfer to time."""
 
-    Needs NCCL. Prints every row."""
-    ranks = torch.cuda.device_count()
-    if ranks < 2:
-        raise ValueError(f"links: {ranks} CUDA devices found, at least 2 are needed")
-    rows = [_row("peer_copy", size, ranks, *_peer_copy(size)) for size in _SIZES]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.csv"
-        spawn(  # type: ignore[no-untyped-call]
-            _rank, args=(ranks, str(path), str(Path(folder) / "store")), nprocs=ranks
-        )
-        with path.open(encoding="utf-8", newline="") as file:
-            for kind, size, seconds, spread in csv.reader(file):
-                rows.append(_row(kind, int(size), ranks, float(seconds), float(spread)))
-    write_rows(rows, out)
-    for row in rows:
-        print(f"{row.kind} {row.sizes}: {row.seconds:.4e} s")
+    kind: str
+    """Key of `COLLECTIVES`."""
+    size: int
+    """Bytes."""
+    launch: str
+    """EAGER or QUEUED."""
 
 
-def _row(kind: str, size: int, ranks: int, seconds: float, spread: float) -> Row:
-    conditions = [
-        ("set", "dsv3sim_links"),
-        ("statistic", "median"),
-        ("repeats", _REPEATS),
-        ("timing", "events"),
-    ]
-    return Row(
-        kind=kind,
-        sizes=pairs([("bytes", size), ("ranks", 2 if kind == "peer_copy" else ranks)]),
-        dtype="bfloat16",
-        sms=torch.cuda.get_device_properties(0).multi_processor_count,
-        seconds=seconds,
-        spread=spread,
-        source=device_source(torch.device("cuda", 0)),
-        conditions=pairs(conditions),
-    )
-
-
-def _peer_copy(size: int) -> tuple[float, float]:
-    """From GPU 0 to GPU 1."""
-    source = torch.randn(size // 2, device="cuda:0").to(torch.bfloat16)
-    target = torch.empty_like(source, device="cuda:1")
-    return _time(lambda: target.copy_(source), size)
-
-
-def _rank(rank: int, ranks: int, out: str, store: str) -> None:
-    """One process a GPU: times NCCL's transfers; rank 0 writes them down."""
-    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
-    torch.cuda.set_device(rank)
-    dist.init_process_group("nccl", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    lines = []
-    for size in _SIZES:
-        x = torch.randn(size // 2, device="cuda").to(torch.bfloat16)
-        y = torch.empty_like(x)
-        for kind, transfer in (("send", _send), ("all_to_all", _all_to_all)):
-            lines.append((kind, size, *_time(transfer(x, y, rank, ranks), size)))
-    dist.destroy_process_group()
-    if rank == 0:
-        with Path(out).open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(lines)
-
-
-def _send(x: torch.Tensor, y: torch.Tensor, rank: int, ranks: int) -> Callable[[], object]:
+def _send(x: Tensor, y: Tensor, rank: int, ranks: int) -> Callable[[], object]:
     """Rank 0 sends x to rank 1; the others wait at the next transfer."""
 
     def transfer() -> None:
@@ -104,19 +73,173 @@ def _send(x: torch.Tensor, y: torch.Tensor, rank: int, ranks: int) -> Callable[[
     return transfer
 
 
-def _all_to_all(x: torch.Tensor, y: torch.Tensor, rank: int, ranks: int) -> Callable[[], object]:
+def _send_receive(x: Tensor, y: Tensor, rank: int, ranks: int) -> Callable[[], object]:
+    def transfer() -> None:
+        works = dist.batch_isend_irecv(
+            [
+                dist.P2POp(dist.isend, x, (rank + 1) % ranks),
+                dist.P2POp(dist.irecv, y, (rank - 1) % ranks),
+            ]
+        )
+        for work in works:
+            work.wait()
+
+    return transfer
+
+
+def _all_to_all(x: Tensor, y: Tensor, rank: int, ranks: int) -> Callable[[], object]:
     return lambda: dist.all_to_all_single(y, x)
 
 
-def _time(transfer: Callable[[], object], size: int) -> tuple[float, float]:
-    """(median seconds, relative standard deviation) of one transfer."""
+def _all_gather(x: Tensor, y: Tensor, rank: int, ranks: int) -> Callable[[], object]:
+    return lambda: dist.all_gather_into_tensor(y, x[: x.numel() // ranks])
+
+
+def _reduce_scatter(x: Tensor, y: Tensor, rank: int, ranks: int) -> Callable[[], object]:
+    return lambda: dist.reduce_scatter_tensor(y[: y.numel() // ranks], x)
+
+
+def _all_reduce(x: Tensor, y: Tensor, rank: int, ranks: int) -> Callable[[], object]:
+    return lambda: dist.all_reduce(x)
+
+
+COLLECTIVES: dict[str, Callable[[Tensor, Tensor, int, int], Callable[[], object]]] = {
+    "all_to_all": _all_to_all,
+    "all_gather": _all_gather,
+    "reduce_scatter": _reduce_scatter,
+    "all_reduce": _all_reduce,
+    "send_receive": _send_receive,
+    "send": _send,
+}
+"""What makes each kind's call, of a buffer to send from, one to receive into, rank and ranks."""
+
+
+def measure_links(out: Path) -> None:
+    """Time copies, sends and all-to-all between all GPUs at hand and write the table; ValueError if
+    there is one.
+
+    Needs NCCL. Prints every row."""
+    ranks = torch.cuda.device_count()
+    if ranks < 2:
+        raise ValueError(f"links: {ranks} CUDA devices found, at least 2 are needed")
+    transfers = [Transfer(kind, size, EAGER) for size in _SIZES for kind in ("send", "all_to_all")]
+    device = torch.device("cuda", 0)
+    sms = torch.cuda.get_device_properties(device).multi_processor_count
+    source = device_source(device)
+    rows = [
+        _row(Transfer("peer_copy", size, EAGER), 2, sms, source, *_peer_copy(size))
+        for size in _SIZES
+    ]
+    write_rows(rows, out)
+    for row in rows:
+        print(f"{row.kind} {row.sizes}: {row.seconds:.4e} s")
+    time_between_ranks(transfers, ranks=ranks, backend="nccl", out=out, deadline_s=float("inf"))
+
+
+def time_between_ranks(
+    transfers: Sequence[Transfer], *, ranks: int, backend: str, out: Path, deadline_s: float
+) -> bool:
+    """Time the transfers between `ranks` ranks that the table at `out` lacks and append their rows;
+    prints every row. Stops after deadline_s seconds and returns whether all are in the table."""
+    known = known_keys(out)
+    sms = 1
+    if rank_device(backend).type == "cuda":
+        sms = torch.cuda.get_device_properties(0).multi_processor_count
+    lacking = [t for t in transfers if _row(t, ranks, sms, "", 0, 0).key() not in known]
+    if not lacking:
+        return True
+    timed = run_ranks(
+        _time_transfers,
+        (lacking, backend, str(out), time.time() + deadline_s),
+        ranks=ranks,
+        backend=backend,
+        timeout_s=_TIMEOUT_S,
+    )
+    return timed[0] == len(lacking)
+
+
+def _row(
+    transfer: Transfer, ranks: int, sms: int, source: str, seconds: float, spread: float
+) -> Row:
+    conditions = [
+        ("set", "dsv3sim_links"),
+        ("statistic", "median"),
+        ("repeats", _REPEATS),
+        ("timing", "events"),
+    ]
+    if transfer.launch != EAGER:
+        conditions.append(("launch", transfer.launch))
+    return Row(
+        kind=transfer.kind,
+        sizes=pairs([("bytes", transfer.size), ("ranks", ranks)]),
+        dtype="bfloat16",
+        sms=sms,
+        seconds=seconds,
+        spread=spread,
+        source=source,
+        conditions=pairs(conditions),
+    )
+
+
+def _peer_copy(size: int) -> tuple[float, float]:
+    """From GPU 0 to GPU 1."""
+    source = torch.randn(size // 2, device="cuda:0").to(torch.bfloat16)
+    target = torch.empty_like(source, device="cuda:1")
+    return _time(lambda: target.copy_(source), size, torch.device("cuda", 0), hold=lambda: None)
+
+
+def _time_transfers(
+    rank: int, ranks: int, transfers: Sequence[Transfer], backend: str, out: str, until: float
+) -> int:
+    """One process per GPU: times transfers; rank 0 writes them down. Returns how many it timed."""
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    device = rank_device(backend)
+    source = device_source(device)
+    sms = 1
+    if device.type == "cuda":
+        sms = torch.cuda.get_device_properties(device).multi_processor_count
+    one = torch.zeros(1, device=device)
+
+    def hold() -> None:
+        if device.type == "cuda":
+            torch.cuda._sleep(_SLEEP_CYCLES)  # type: ignore[no-untyped-call]
+        dist.all_reduce(one)
+
+    for number, transfer in enumerate(transfers, start=1):
+        late = torch.tensor(float(time.time() > until), device=device)
+        dist.all_reduce(late)
+        if late.item():
+            return number - 1
+        x = torch.randn(transfer.size // 2, device=device).to(torch.bfloat16)
+        call = COLLECTIVES[transfer.kind](x, torch.empty_like(x), rank, ranks)
+        queued = transfer.launch == QUEUED
+        result = _time(call, transfer.size, device, hold=hold if queued else lambda: None)
+        if rank == 0:
+            row = _row(transfer, ranks, sms, source, *result)
+            append_rows([row], Path(out))
+            print(
+                f"[{number}/{len(transfers)}] {row.kind} {row.sizes} {transfer.launch}:"
+                f" {row.seconds:.4e} s, spread {row.spread:.3f}",
+                flush=True,
+            )
+    return len(transfers)
+
+
+def _time(
+    transfer: Callable[[], object], size: int, device: torch.device, *, hold: Callable[[], object]
+) -> tuple[float, float]:
+    """(median seconds, relative standard deviation) of one transfer, of bursts before which `hold`
+    is launched."""
     transfers = max(4, min(_MOST_TRANSFERS, _BUSY_BYTES // size))
 
-    def burst() -> None:
+    def burst() -> float:
+        hold()
+        start = moment(device)
         for _ in range(transfers):
             transfer()
+        return seconds_between(start, moment(device)) / transfers
 
     burst()
-    torch.cuda.synchronize()
-    samples = [seconds_between_events(burst) / transfers for _ in range(_REPEATS)]
+    wait_for_device(device)
+    samples = [burst() for _ in range(_REPEATS)]
     return statistics.median(samples), statistics.pstdev(samples) / statistics.mean(samples)

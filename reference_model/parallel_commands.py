@@ -1,5 +1,5 @@
-"""The model on several ranks: python -m reference_model expert-parallel | node-limited | pipeline.
-Options in, tables out."""
+"""The model on several ranks: python -m reference_model expert-parallel | node-limited | pipeline |
+host. Options in, tables out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def add_commands(commands: Any) -> None:
     _add_expert_parallel(commands)
     _add_node_limited(commands)
     _add_pipeline(commands)
+    _add_host(commands)
 
 
 def _add_expert_parallel(commands: Any) -> None:
@@ -55,6 +56,37 @@ def _add_pipeline(commands: Any) -> None:
         help="file with one line a rank, as `dsv3sim show schedule` prints them",
     )  # fmt: skip
     pipeline.set_defaults(function=_pipeline)
+
+
+def _add_host(commands: Any) -> None:
+    host = commands.add_parser(
+        "host", help="how alike the GPUs of a host are, what they wait for, their collectives"
+    )
+    host.add_argument("--out", type=Path, required=True, help="folder of tables, to go on with")
+    host.add_argument(
+        "--config", help="default: deepseek_v3 of three layers, two with 32 routed experts"
+    )
+    host.add_argument("--parts", nargs="+", metavar="PART", help="only these")
+    host.add_argument("--ranks", type=int, help="processes (default: one for each GPU)")
+    host.add_argument("--backend", default="nccl", help="nccl or gloo (default: %(default)s)")
+    for name, default, text in (
+        ("tokens", 4096, "of a training micro-batch, and of the loop's kernels"),
+        ("sequences", 128, "of a decode step, on each GPU"),
+        ("context", 4096, "that each of them has cached"),
+        ("repeats", 12, "of each step"),
+        ("smallest", 2**16, "bytes of a collective"),
+        ("largest", 2**30, "bytes of a collective"),
+    ):
+        host.add_argument(f"--{name}", type=int, default=default, help=f"{text} (%(default)s)")
+    for name, seconds, text in (
+        ("together", 60.0, "seconds of the loop on all GPUs"),
+        ("alone", 15.0, "seconds of the loop on each GPU"),
+        ("stretch", 7.5, "seconds of the loop that one row covers"),
+        ("skew", 1.0, "of the uneven routing: experts' popularity falls by exp(-skew)"),
+        ("deadline", float("inf"), "seconds after which no part begins"),
+    ):
+        host.add_argument(f"--{name}", type=float, default=seconds, help=f"{text} (%(default)s)")
+    host.set_defaults(function=_host)
 
 
 def _add_step(parser: argparse.ArgumentParser, *, recipe: str) -> None:
@@ -194,6 +226,52 @@ def _pipeline(options: argparse.Namespace) -> None:
         f"held       at most {', '.join(map(str, result.most_held))} chunks of activations a rank"
     )
     print(f"time       {result.seconds:.1f} s, start of the processes included")
+
+
+def _host(options: argparse.Namespace) -> None:
+    from reference_model.config import load_model_config, parse_model_config, read_config_file
+    from reference_model.host import PARTS, HostRun, measure_host, sizes_between
+    from reference_model.measure_arrivals import DECODE, TRAIN, Job
+    from reference_model.whole_runs import MODELS
+
+    for name in ("tokens", "sequences", "context", "repeats", "smallest"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} {getattr(options, name)} must be at least 1")
+    for name in ("together", "alone", "stretch"):
+        if getattr(options, name) <= 0:
+            raise ValueError(f"--{name} {getattr(options, name)} must be above 0")
+    if options.config is None:
+        raw, label = read_config_file("deepseek_v3")
+        model = "many experts"
+        config = parse_model_config(raw | dict(MODELS[model]), source=f"{label}, {model}")
+    else:
+        config, model = load_model_config(options.config), Path(options.config).stem
+    jobs = [
+        Job(name, sequences, context, skew)
+        for name, sequences, context in (
+            (TRAIN, 1, options.tokens),
+            (DECODE, options.sequences, options.context),
+        )
+        for skew in (0.0, options.skew)
+    ]
+    measure_host(
+        HostRun(
+            config=config,
+            model=model,
+            tokens=options.tokens,
+            together_s=options.together,
+            alone_s=options.alone,
+            stretch_s=options.stretch,
+            sizes=sizes_between(options.smallest, options.largest),
+            jobs=list(dict.fromkeys(jobs)),
+            repeats=options.repeats,
+        ),
+        parts=options.parts or PARTS,
+        ranks=options.ranks,
+        backend=options.backend,
+        out=options.out,
+        deadline_s=options.deadline,
+    )
 
 
 def _check_step(options: argparse.Namespace) -> None:
