@@ -440,6 +440,10 @@ class TransportProfile(Profile):
     """Payload over line rate of NVLink, at most 1."""
     start: TimeValue
     """From the call of a communication kernel to its first byte, and from its last to its end."""
+    low_latency: str | None = None
+    """Name of a profile in hardware_profiles/low_latency, of link mixed: its times of next to no
+    tokens, less the network's latency, are what low-latency kernels take to start; `start` without
+    one."""
     message_overhead: TimeValue
     """Time that a NIC needs for a message of no bytes."""
     copy_bandwidth_per_sm: BandwidthValue

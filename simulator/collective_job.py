@@ -27,9 +27,9 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     "broadcast": ("tree", "ring"),
     "send": ("direct",),
     "kv_transfer": ("direct",),
-    "dispatch": ("normal", "low_latency"),
-    "combine": ("normal", "low_latency"),
-    "dispatch_and_combine": ("normal", "low_latency"),
+    "dispatch": ("normal", "low_latency", "low_latency_mixed"),
+    "combine": ("normal", "low_latency", "low_latency_mixed"),
+    "dispatch_and_combine": ("normal", "low_latency", "low_latency_mixed"),
 }
 """Forms that each operation has, the default first."""
 

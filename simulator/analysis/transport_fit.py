@@ -1,8 +1,10 @@
 """Fit a transport to published dispatch and combine figures: scenarios in, efficiencies out.
 
-One set of physical inputs for all rows: what a NIC and NVLink deliver of their line rate, what a
-kernel costs to start, and how many tokens a channel hands on at once. The least mean squared
-relative error over a grid decides. Rows marked "predicted" in the scenarios are left out.
+One set of physical inputs for all rows: what a NIC and NVLink deliver of their line rate, and how
+many tokens a channel hands on at once. The least mean squared relative error over a grid decides.
+Rows marked "predicted" in the scenarios are left out. What a kernel costs to start is known: of
+low-latency ones from rows of few tokens (`low_latency` of the transport), of normal ones as the
+transport states it, since rows of a millisecond and more cannot tell.
 
 A row's time is start + max(a / nic, b / nvlink) + chunk share x min(a / nic, b / nvlink), where a
 and b are what the simulation takes over NICs and over NVLink alone at line rate (uneven counts and
@@ -18,6 +20,7 @@ import numpy as np
 from hardware_profiles.schema import ClusterProfile, TransportProfile, load_transport
 from simulator.collective_job import CollectiveJob, PublishedTransfer
 from simulator.execution.collective import OperationResult, run_variants
+from simulator.execution.traffic import low_latency_start
 from simulator.scenario import load_scenario
 
 FITTED_SCENARIOS = ("deepep_normal", "deepep_low_latency")
@@ -35,6 +38,8 @@ class Row:
     """Seconds"""
     nic_seconds: float
     nvlink_seconds: float
+    start: float
+    """Seconds"""
     chunk_share: float
     """Part of a channel's tokens that one token of ``chunk_tokens`` is."""
 
@@ -45,8 +50,6 @@ class TransportFit:
 
     nic_efficiency: float
     nvlink_efficiency: float
-    start: float
-    """Seconds"""
     chunk_tokens: int
     root_mean_square: float
     """Of the relative errors."""
@@ -55,7 +58,7 @@ class TransportFit:
 
 
 def fit_transport(base: str, *, scenarios: Sequence[str] = FITTED_SCENARIOS) -> TransportFit:
-    """Fit the efficiencies, start and chunk of transport ``base`` to the scenarios' figures."""
+    """Fit the efficiencies and chunk of transport ``base`` to the scenarios' figures."""
     transport = load_transport(base)
     rows: list[Row] = []
     for name in scenarios:
@@ -70,9 +73,8 @@ def search(rows: Sequence[Row]) -> TransportFit:
     """Return the grid point of least mean squared relative error over ``rows``."""
     nic = np.linspace(0.80, 0.95, 31)
     nvlink = np.linspace(0.70, 0.90, 21)
-    start = np.linspace(0.0, 20e-6, 11)
-    chunk = np.arange(4, 33, 4)
-    axes = np.meshgrid(nic, nvlink, start, chunk, indexing="ij")
+    chunk = np.arange(4, 65, 4)
+    axes = np.meshgrid(nic, nvlink, chunk, indexing="ij")
     errors = np.stack([_seconds(row, *axes) / row.published - 1 for row in rows])
     square = (errors**2).mean(axis=0)
     lowest = int(square.argmin())
@@ -80,8 +82,7 @@ def search(rows: Sequence[Row]) -> TransportFit:
     return TransportFit(
         nic_efficiency=float(nic[best[0]]),
         nvlink_efficiency=float(nvlink[best[1]]),
-        start=float(start[best[2]]),
-        chunk_tokens=int(chunk[best[3]]),
+        chunk_tokens=int(chunk[best[2]]),
         root_mean_square=float(np.sqrt(square.min())),
         largest=float(np.abs(errors.reshape(len(rows), -1)[:, lowest]).max()),
         rows=tuple(rows),
@@ -92,18 +93,17 @@ def _seconds(
     row: Row,
     nic: np.ndarray,
     nvlink: np.ndarray,
-    start: np.ndarray,
     chunk: np.ndarray,
 ) -> np.ndarray:
     over_nic, over_nvlink = row.nic_seconds / nic, row.nvlink_seconds / nvlink
     fill = np.minimum(over_nic, over_nvlink) * np.minimum(chunk * row.chunk_share, 1)
-    return np.asarray(start + np.maximum(over_nic, over_nvlink) + fill)
+    return np.asarray(row.start + np.maximum(over_nic, over_nvlink) + fill)
 
 
 def _rows(
     job: CollectiveJob, cluster: ClusterProfile, transport: TransportProfile, *, seed: int
 ) -> list[Row]:
-    bare = {"start": 0.0, "chunk_tokens": 1, "sms_per_channel": 1}
+    bare = {"start": 0.0, "low_latency": None, "chunk_tokens": 1, "sms_per_channel": 1}
     # Both slow links keep the other far from being a limit; the time at line rate follows.
     only_nic = transport.model_copy(
         update={**bare, "nic_efficiency": _SLOW, "nvlink_efficiency": 1.0}
@@ -129,6 +129,11 @@ def _rows(
                 published=_published_seconds(figure, nic[key]),
                 nic_seconds=0.0 if one_node else (nic[key].mean_gpu_s or 0.0) * _SLOW,
                 nvlink_seconds=(nvlink[key].mean_gpu_s or 0.0) * _SLOW if normal else 0.0,
+                start=transport.start
+                if normal
+                else low_latency_start(
+                    transport, figure.operation, ranks=figure.gpus, over_nics=True
+                ),
                 chunk_share=channels / moe.tokens if normal else 0.0,
             )
         )

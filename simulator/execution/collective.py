@@ -270,7 +270,7 @@ def _run_variant(
             chains[-1].append(work)
         else:
             chains.append([work])
-    processes = [env.process(_perform(env, network, chain, transport)) for chain in chains]
+    processes = [env.process(_perform(env, network, chain)) for chain in chains]
     finished = env.all_of(processes)
     while not finished.triggered and env.peek() < np.inf:
         env.step()
@@ -294,7 +294,7 @@ def _strike_later(
 
 
 def _perform(
-    env: simpy.Environment, network: Network, chain: list[Work], transport: TransportProfile
+    env: simpy.Environment, network: Network, chain: list[Work]
 ) -> Generator[simpy.Event, Any, None]:
     """Run operations that follow each other, each as often as it says, phase by phase."""
     yield env.timeout(chain[0].operation.start)
@@ -302,7 +302,7 @@ def _perform(
         for work in chain:
             if not work.transfers:
                 work.start = env.now
-            yield env.timeout(transport.start)
+            yield env.timeout(work.kernel_start)
             for phase in work.phases:
                 yield env.timeout(phase.delay)
                 event = network.transfer(phase.flows, priority=work.operation.priority)

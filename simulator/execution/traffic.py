@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hardware_profiles.low_latency_kernels import Operation as MoeOperation
+from hardware_profiles.low_latency_kernels import load_low_latency
 from hardware_profiles.schema import TransportProfile
+from hardware_profiles.units import Seconds
 from simulator.collective_job import MoeTraffic, Operation
 from simulator.hardware import collectives
 from simulator.hardware.collectives import Copies, Phase
@@ -25,6 +28,8 @@ class Work:
     groups: int
     size: float
     own_share: float
+    kernel_start: Seconds
+    """From the call of its kernels to the first byte, and from the last to their end."""
     follows: bool
     """Starts when the one before it in the list is done (combine after dispatch)."""
     copies: Copies | None = None
@@ -84,7 +89,8 @@ def prepare(
         # A message takes a NIC at least its overhead; here a flow is a message or many large ones.
         if floor > 0:
             phase.flows.wire = np.maximum(phase.flows.wire, floor)
-    return [Work(operation, operation.name, phases, gpus, len(groups), total, own, False)]
+    start = transport.start
+    return [Work(operation, operation.name, phases, gpus, len(groups), total, own, start, False)]
 
 
 _COLLECTIVES = {
@@ -175,6 +181,15 @@ def _prepare_moe(
                 own_share=_own_part(
                     traffic, normal=normal, per_node=per_node, one_node=size <= per_node
                 ),
+                kernel_start=transport.start
+                if normal
+                else low_latency_start(
+                    transport,
+                    name,
+                    ranks=size,
+                    over_nics=bool(fabric.planes)
+                    and (operation.form == "low_latency" or size > per_node),
+                ),
                 follows=bool(works),
                 copies=traffic[0],
             )
@@ -229,14 +244,14 @@ def _moe_phase(
     transport: TransportProfile,
     back: bool,
 ) -> Phase:
-    if operation.form == "low_latency":
+    if operation.form in ("low_latency", "low_latency_mixed"):
         messages = collectives.Messages(transport.message_overhead, fabric.inputs.nic_bandwidth)
         return collectives.low_latency_flows(
             copies,
             gpus,
             token_bytes=token_bytes,
             messages=messages,
-            rdma=bool(fabric.planes),
+            rdma=operation.form == "low_latency" and bool(fabric.planes),
             back=back,
         )[0]
     channels = max((operation.sms or 0) // transport.sms_per_channel, 1)
@@ -248,6 +263,26 @@ def _moe_phase(
         chunks=tokens / (channels * transport.chunk_tokens),
         back=back,
     )[0]
+
+
+def low_latency_start(
+    transport: TransportProfile, operation: str, *, ranks: int, over_nics: bool
+) -> Seconds:
+    """What the low-latency kernels of a group of `ranks` cost beside moving bytes over the links.
+
+    Raises ValueError for a profile that does not know both links.
+    """
+    if transport.low_latency is None:
+        return transport.start
+    profile = load_low_latency(transport.low_latency)
+    if profile.within is None:
+        raise ValueError(
+            f"transport {transport.name}: low_latency {profile.name}: link {profile.link}; "
+            "allowed: a profile of link mixed, such as deepep_h800_mixed"
+        )
+    profile = profile if over_nics else profile.within
+    way: MoeOperation = "combine" if operation == "combine" else "dispatch"
+    return profile.intercept(way, ranks) - profile.latency
 
 
 def _counted(traffic: list[Copies], *, normal: bool, one_node: bool) -> Floats:

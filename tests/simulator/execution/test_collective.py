@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from hardware_profiles.schema import load_transport
 from simulator.collective_job import CollectiveJob
 from simulator.execution.collective import result_json, run_collective
+from simulator.execution.traffic import low_latency_start
 from simulator.scenario import load_scenario
 
 
@@ -89,6 +91,51 @@ def test_deepep_rows_are_met_within_eight_percent(scenario, gpus):
     for row in result.published:
         assert abs(row["error"]) < 0.08, row
     check_bytes(result)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "form", "tokens", "dispatch_s", "combine_s"),
+    [
+        # Copies spread evenly over the other GPUs, 46.75 GB/s per NIC, 154 GB/s of NVLink, after
+        # 20.3 and 25.1 us through NICs, 11.9 and 12.6 us over NVLink alone.
+        (16, "low_latency", 128, 20.3e-6 + 1024 * 7408 / 46.75e9, 25.1e-6 + 1024 * 14336 / 46.75e9),
+        (16, "low_latency_mixed", 128, 20.3e-6 + 1024 * 8 / 15 * 7408 / 46.75e9,
+         25.1e-6 + 1024 * 8 / 15 * 14336 / 46.75e9),
+        (8, "low_latency_mixed", 128, 11.9e-6 + 1024 * 7408 / 154e9,
+         12.6e-6 + 1024 * 14336 / 154e9),
+        (32, "low_latency", 2, 25.7e-6 + 16 * 7408 / 46.75e9, 25.9e-6 + 16 * 14336 / 46.75e9),
+    ],
+)  # fmt: skip
+def test_low_latency_kernels_take_their_start_and_their_slower_link(
+    gpus, form, tokens, dispatch_s, combine_s
+):
+    result = run(
+        "deepep_low_latency_mixed",
+        f"collective.vary_gpus=[{gpus}]",
+        f"collective.operation.algorithm={form}",
+        f"collective.operation.moe.tokens={tokens}",
+        "collective.operation.moe.gate=balanced",
+    )
+    took = [operation.completion_s for operation in result.last.operations]
+    assert took == pytest.approx([dispatch_s, combine_s], rel=1e-9)
+    check_bytes(result)
+
+
+def test_published_times_of_the_mixed_form_are_predicted_beyond_one_node():
+    result = run("deepep_low_latency_mixed")
+    errors = {row["name"]: row["error"] for row in result.published}
+    assert {row["kind"] for row in result.published} == {"predicted"}
+    for gpus in (32, 64):
+        for operation in ("dispatch", "combine"):
+            assert abs(errors[f"{operation} low_latency_mixed {gpus} GPUs"]) < 0.01
+
+
+def test_a_start_that_knows_one_link_only_is_one_clear_line():
+    transport = load_transport("deepep_h800").model_copy(update={"low_latency": "deepep_h800_rdma"})
+    with pytest.raises(ValueError, match="link nic; allowed: a profile of link mixed"):
+        low_latency_start(transport, "dispatch", ranks=16, over_nics=True)
+    plain = transport.model_copy(update={"low_latency": None})
+    assert low_latency_start(plain, "dispatch", ranks=16, over_nics=True) == plain.start
 
 
 def test_node_limited_routing_saves_what_the_gate_says():
