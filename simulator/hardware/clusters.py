@@ -32,7 +32,7 @@ class NvlinkDomains:
         used = self.domain_nodes - self.idle_nodes
         return (
             f"{self.nodes} nodes in {self.count} NVLink domain{'s' * (self.count > 1)}: {used} of "
-            f"the {self.domain_nodes} nodes of each, {self.idle_nodes} idle"
+            f"the {self.domain_nodes} nodes of each, {self.idle_nodes} idle and not counted"
         )
 
 

@@ -108,7 +108,7 @@ def test_inputs_of_a_shipped_scenario_all_say_where_they_come_from(simulated: Ru
 
 
 def test_nodes_that_stay_idle_stand_below_the_headline(simulated: RunTables) -> None:
-    said = "64 nodes in 4 NVLink domains: 16 of the 18 nodes of each, 2 idle"
+    said = "64 nodes in 4 NVLink domains: 16 of the 18 nodes of each, 2 idle and not counted"
     headline, *_ = training_run_tables("racks", {**simulated.metrics, "idle_nodes": said})
     assert str(headline.caption).splitlines()[-1] == said
     headline, *_ = training_run_tables("nodes", simulated.metrics)

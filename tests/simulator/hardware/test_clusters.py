@@ -37,7 +37,7 @@ def test_a_group_that_fits_a_domain_never_straddles_two(nodes, group, count, eac
 
 def test_nodes_that_do_not_fill_racks_are_said():
     assert str(nvlink_domains(racks(64), group=64)) == (
-        "64 nodes in 4 NVLink domains: 16 of the 18 nodes of each, 2 idle"
+        "64 nodes in 4 NVLink domains: 16 of the 18 nodes of each, 2 idle and not counted"
     )
     assert nvlink_domains(racks(36), group=36).idle_nodes == 0
 
