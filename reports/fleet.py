@@ -14,7 +14,7 @@ from hardware_profiles.units import format_seconds
 from reports.page import render_page
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
-from reports.tables import left_out_note, list_inputs
+from reports.tables import kernels_rows, left_out_note, list_inputs
 from simulator.scenario import write_resolved
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     bases.add_column(style="dim")
     for pool, basis in metrics["step_times"].items():
         bases.add_row(f"step times of {pool}", basis)
+    for row in _kernels(metrics):
+        bases.add_row(*row)
     tables = [latencies, meanings, single, _pool_table(metrics), bases]
     if metrics["published"]:
         published = Table(title="beside published figures", title_justify="left")
@@ -227,6 +229,15 @@ def write_columns(columns: Mapping[str, Sequence[float | None]], path: Path) -> 
     pyarrow.parquet.write_table(table, path)
 
 
+def _kernels(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, text) of whose kernels the steps of each phase are predicted with."""
+    return [
+        (f"{phase} {name}", text)
+        for phase, kernels in metrics["kernels"].items()
+        for name, text in kernels_rows({"kernels": kernels})
+    ]
+
+
 def fleet_page(simulation: FleetSimulation, metrics: Mapping[str, Any]) -> str:
     """The self-contained page."""
     scenario = simulation.scenario
@@ -254,6 +265,7 @@ def fleet_page(simulation: FleetSimulation, metrics: Mapping[str, Any]) -> str:
         ],
         requests=_request_counts(metrics["requests"]),
         pools=_pool_rows(metrics),
+        kernels=_kernels(metrics),
         published=[(*_published_cells(row), row["source"]) for row in metrics["published"]],
         inputs=list(list_inputs(scenario.resolved)),
         resolved=write_resolved(scenario),

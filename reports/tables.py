@@ -107,6 +107,7 @@ def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
             "step": f"{job.step_tokens:,} tokens",
             "operator times": f"{run.scenario.file.cost_model} cost model, "
             f"calibration {run.scenario.calibration.name}",
+            **dict(kernels_rows(metrics)),
         },
         actions=action_table(run.step),
         operators=operator_table(run.step),

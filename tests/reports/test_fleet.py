@@ -15,6 +15,7 @@ from reports.fleet import (
     FIGURES_SHOWN,
     LATENCIES,
     charts,
+    fleet_page,
     fleet_run_tables,
     format_figure,
     write_fleet_run,
@@ -71,6 +72,17 @@ def test_the_page_opens_without_a_network_and_shows_every_figure_with_its_defini
     assert metrics["definitions"]["goodput_requests_per_second"] in shown
     for title in charts(metrics):
         assert f'"{title}": {{"data"' in page
+
+
+def test_tables_and_page_say_whose_kernels_the_steps_are_predicted_with(
+    run: tuple[FleetSimulation, dict[str, Any]],
+) -> None:
+    simulation, metrics = run
+    said = "engine: h800_decode, of h800_sxm, restated for h200_sxm; DeepGEMM, FlashMLA"
+    bases = fleet_run_tables("run", metrics)[-2 if metrics["published"] else -1]
+    rows = dict(zip(*(list(column.cells) for column in bases.columns), strict=True))
+    assert rows["decode kernels"].startswith(said)
+    assert f"Decode kernels: {said}" in fleet_page(simulation, metrics)
 
 
 def test_the_tables_show_every_latency_and_the_published_figures(

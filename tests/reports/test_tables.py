@@ -7,6 +7,7 @@ from reports.tables import (
     blocks,
     format_interval,
     format_metric,
+    kernels_rows,
     list_inputs,
     training_tables,
 )
@@ -105,6 +106,36 @@ def test_every_action_of_a_run_has_its_operators(simulated: RunTables) -> None:
 def test_inputs_of_a_shipped_scenario_all_say_where_they_come_from(simulated: RunTables) -> None:
     assert {row.kind for row in simulated.inputs} == {"sourced", "derived", "estimated", "assumed"}
     assert all(row.source and row.value for row in simulated.inputs)
+
+
+def test_a_run_says_whose_kernels_its_times_are_and_what_the_cache_makes_of_them() -> None:
+    used = {
+        "calibration": "h800_sxm",
+        "measured_on": "h800_sxm",
+        "gpu": "h200_sxm",
+        "basis": "datasheet",
+        "kind": "engine",
+        "name": "DeepGEMM",
+        "date": "2025-03",
+        "made_for": "training and prefill",
+        "kv_cache": "fp8_e4m3",
+        "fp8_cache": {"value": 0.6, "low": 0.57, "high": 0.63},
+    }
+    other = {"calibration": "h200_sxm", "kind": "reference"}
+    took = {"metric": "step_time_s", "seconds": 0.0489, "ratio": 1.54}
+    assert dict(kernels_rows({"kernels": used, "other_kernels": other | took})) == {
+        "kernels": "engine: h800_sxm, of h800_sxm, restated for h200_sxm; DeepGEMM (2025-03); "
+        "kernels of training and prefill, not of this job",
+        "FP8 KV cache": "attention core 0.6 (0.57 to 0.63) times as long as over a BF16 cache, "
+        "modelled",
+        "with reference kernels": "48.9 ms, 1.54 of this (h200_sxm)",
+    }
+    prefill = {name: used[name] for name in used if name != "fp8_cache"}
+    refused = other | {"reason": "does not fit"}
+    assert list(kernels_rows({"kernels": prefill, "other_kernels": refused}))[1:] == [
+        ("FP8 KV cache", "changes what fits; prefill decompresses keys and values in BF16"),
+        ("with reference kernels", "no prediction: does not fit (h200_sxm)"),
+    ]
 
 
 def test_nodes_that_stay_idle_stand_below_the_headline(simulated: RunTables) -> None:
