@@ -38,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     trace = commands.add_parser("trace", help="record a training micro-batch on the meta device")
     _add_model(trace, default="deepseek_v3")
     trace.add_argument(
-        "--out", type=Path, help="file to write; default: the shipped trace of this config"
+        "--out",
+        type=Path,
+        help="file to write; default: the shipped trace of this config and recipe",
     )
     trace.set_defaults(function=_trace)
 
@@ -130,7 +132,8 @@ def _trace(options: argparse.Namespace) -> None:
 
     config = load_model_config(options.config)
     name = Path(options.config).stem
-    out = options.out or TRACE_FOLDER / f"{name}.train.jsonl"
+    of_recipe = "" if options.recipe == "fp8" else f".{options.recipe}"
+    out = options.out or TRACE_FOLDER / f"{name}.train{of_recipe}.jsonl"
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}")
     trace = record_trace(

@@ -54,7 +54,8 @@ VARIABLES = (
 LAYER_KINDS = ("embedding", "dense", "moe", "mtp", "head")
 FORMAT = "dsv3sim-operator-trace-1"
 TRACE_FOLDER = Path(__file__).parent / "traces"
-"""Traces of the shipped configs, <config>.<job>.jsonl, in the FP8 recipe."""
+"""Traces of the shipped configs, <config>.<job>.jsonl in the FP8 recipe and
+<config>.<job>.<recipe>.jsonl in another."""
 
 
 @dataclass(frozen=True, slots=True)

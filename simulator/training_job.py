@@ -1,10 +1,27 @@
 """TrainingJob: what one optimizer step has to do, as a scenario file says it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from hardware_profiles.fields import DataValue, Profile
+
+Float = Literal["float32", "bfloat16"]
+
+
+def _full_name(recipe: object) -> object:
+    return "bfloat16" if recipe == "bf16" else recipe
+
+
+class OptimizerTypes(Profile):
+    """Types of what the optimizer keeps; by default those of arXiv 2412.19437, section 3.3.3."""
+
+    master: Float = "float32"
+    """Of the weights that the optimizer updates, beside those that compute."""
+    gradients: Float = "float32"
+    """As accumulated over a step's micro-batches and reduced over its ranks."""
+    moments: Float = "bfloat16"
+    """Of AdamW's first and second moment."""
 
 
 class TrainingJob(Profile):
@@ -29,6 +46,9 @@ class TrainingJob(Profile):
     0: copy engines and NICs move the tokens. Links alone limit the transfers, compute has every SM,
     and what a transfer slows and waits for beside compute stays as calibrated; no kernel of that
     kind was measured, so these times are extrapolated."""
+    recipe: Annotated[Literal["fp8", "bfloat16"], BeforeValidator(_full_name)] = "fp8"
+    """Precision of the products and of what they keep, as recorded; "bf16" is read as bfloat16."""
+    optimizer: OptimizerTypes = OptimizerTypes()
     stages: tuple[str, ...] | Literal["default"] = "default"
     """Layers of each stage of the schedule, e.g. "embedding + 3 dense + 1 moe", "14 x (4 moe)".
     "default": the split whose step is shortest of those that fit memory."""

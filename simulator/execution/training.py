@@ -31,7 +31,7 @@ from simulator.hardware.all_to_all import exchange_sms
 from simulator.hardware.costs import KernelCostModel, Prediction
 from simulator.hardware.fabric_load import FabricLoad
 from simulator.scenario import Scenario
-from simulator.training_job import TrainingJob
+from simulator.training_job import OptimizerTypes, TrainingJob
 from simulator.workload.experts import place_experts, uniform_popularity
 from simulator.workload.layout import ParallelLayout, Stage, stage_text
 from simulator.workload.lowering import (
@@ -44,11 +44,10 @@ from simulator.workload.lowering import (
 from simulator.workload.memory import (
     BF16_BYTES,
     FP8_BYTES,
-    FP32_BYTES,
-    MASTER_AND_MOMENTS_BYTES,
     HeldParameters,
     RankMemory,
-    held_parameters,
+    master_and_moments_bytes,
+    type_bytes,
 )
 from simulator.workload.schedules import (
     FORWARD,
@@ -105,7 +104,7 @@ class OptimizerStep:
     """What follows the last micro-batch on one pipeline rank, in order."""
 
     reduce_s: Seconds
-    """Reduce-scatter of the FP32 gradients over all copies of the parameters."""
+    """Reduce-scatter of the gradients over all copies of the parameters."""
     update_s: Seconds
     """Gradient norm, AdamW on this rank's shard, and clearing the gradients: HBM traffic."""
     gather_s: Seconds
@@ -325,6 +324,7 @@ def send_seconds(
 
 def optimizer_step(
     held: HeldParameters,
+    types: OptimizerTypes,
     *,
     layout: ParallelLayout,
     holders: Sequence[int],
@@ -369,17 +369,18 @@ def optimizer_step(
 
     def exchange_all(bytes_each: Bytes) -> Seconds:
         return exchange(held.replicated * bytes_each, of_dense, dense) + exchange(
-            held.expert_fp8 * bytes_each, of_experts, experts
+            held.experts * bytes_each, of_experts, experts
         )
 
-    shard = held.replicated / replicas + held.expert_fp8 / expert_replicas
-    norm = FP32_BYTES
-    adamw = FP32_BYTES + 2 * MASTER_AND_MOMENTS_BYTES + BF16_BYTES
-    cast = (held.replicated_fp8 + held.expert_fp8) * (BF16_BYTES + FP8_BYTES)
-    traffic = shard * (norm + adamw) + held.total * FP32_BYTES + cast
+    shard = held.replicated / replicas + held.experts / expert_replicas
+    gradient, state = type_bytes(types.gradients), master_and_moments_bytes(types)
+    norm = gradient
+    adamw = gradient + 2 * state + BF16_BYTES
+    cast = held.fp8 * (BF16_BYTES + FP8_BYTES)
+    traffic = shard * (norm + adamw) + held.total * gradient + cast
     update = costs.predict([_addition(traffic)], sms=cluster.node.gpu.sms, overlapped=False)
     return OptimizerStep(
-        reduce_s=exchange_all(FP32_BYTES),
+        reduce_s=exchange_all(gradient),
         update_s=float(update.seconds[0]),
         gather_s=exchange_all(BF16_BYTES),
     )
@@ -410,6 +411,7 @@ def simulate_step(
     layout: ParallelLayout,
     schedule: Schedule,
     stages: tuple[Stage, ...],
+    held: Sequence[HeldParameters],
     operators: OperatorsOf,
     costs: KernelCostModel,
     calibration: CalibrationProfile,
@@ -420,6 +422,7 @@ def simulate_step(
     """Simulate every distinct chunk once, then the pipeline, then the optimizer.
 
     Args:
+        held: [rank], parameters on a GPU.
         at_once: matrices whose weight gradient is never put off.
         loads: what the fabric makes of the step's transfers.
         unfold: run the operators of every action of every rank inside the pipeline instead of
@@ -465,9 +468,8 @@ def simulate_step(
     )
     optimizer = tuple(
         optimizer_step(
-            held_parameters(
-                model, stages, schedule.stages_of(rank), local_experts=layout.local_experts
-            ),
+            held[rank],
+            job.optimizer,
             layout=layout,
             holders=holders[rank],
             dense=loads.dense[rank],

@@ -35,12 +35,12 @@ MOST_CHUNKS = 1_000_000
 
 
 def simulate_training(
-    scenario: Scenario, trace_of: Callable[[ModelConfig, str], OperatorTrace], *, unfold: bool
+    scenario: Scenario, trace_of: Callable[[ModelConfig, str, str], OperatorTrace], *, unfold: bool
 ) -> TrainingRun:
     """Simulate one optimizer step, with every operator of every rank where `unfold` is set.
 
     Args:
-        trace_of: the operator trace of a model and a job ("train").
+        trace_of: the operator trace of a model, a job ("train") and a recipe.
 
     Raises:
         ValueError: an unknown name, sizes that do not divide, or Infeasible where it does not fit.
@@ -85,7 +85,7 @@ def simulate_training(
             f"training: {microbatches} micro-batches of {in_one_round} sequences "
             f"(global_batch_sequences) on {job.pp} ranks (pp): {error}"
         ) from None
-    trace = trace_of(scenario.model, "train")
+    trace = trace_of(scenario.model, "train", job.recipe)
     experts = scenario.model.n_routed_experts
     reach = expert_reach(
         np.arange(experts + job.redundant_experts) % experts,
@@ -109,6 +109,7 @@ def simulate_training(
         schedule=schedule,
         in_flight=tuple(held_activations(schedule, rank) for rank in range(schedule.ranks)),
         layout=layout,
+        optimizer=job.optimizer,
         reserved=job.reserved_memory,
     )
     if job.weights_at_once != "fitting":
@@ -146,6 +147,7 @@ def simulate_training(
         stages = tuple(explicit_stages(job.stages, config=scenario.model, stages=schedule.stages))
     at_once = model.fitting(stages, capacity) if fitting else tuple(job.weights_at_once)
     memory = model.ranks(stages, at_once)
+    held = [model.held(rank, stages) for rank in range(schedule.ranks)]
     check_fits(memory, stages, capacity, chosen=job.stages == "default")
 
     def step(costs: KernelCostModel, *, unfold: bool) -> TrainingStep:
@@ -156,6 +158,7 @@ def simulate_training(
             layout=layout,
             schedule=schedule,
             stages=stages,
+            held=held,
             operators=operators,
             costs=costs,
             calibration=scenario.calibration,

@@ -1,11 +1,10 @@
 """Bytes that training keeps on one GPU of each pipeline rank: a layout and a schedule in, sums out.
 
-Weights are held once for computing (FP8 with a scale a 128 x 128 block for the matrices whose
-products run in FP8, BF16 for the rest), gradients in FP32 for every parameter held, and the
-optimizer's FP32 master weights and BF16 moments only for this rank's shard (ZeRO-1; Report,
-sections 3.2 and 3.3.3). Activations are what the recorded model keeps after each phase, times the
-micro-batches that the schedule has in flight. A forward or backward in progress also needs room for
-its largest operator.
+Weights are held once for computing (FP8 with a scale for each 128 x 128 block where the recorded
+product runs in FP8, BF16 for the rest), gradients for every parameter held, and the optimizer's
+master weights and moments only for this rank's shard (ZeRO-1; Report, sections 3.2 and 3.3.3).
+Activations are what the recorded model keeps after each phase, times the micro-batches that the
+schedule has in flight. A forward or backward in progress also needs room for its largest operator.
 """
 
 from __future__ import annotations
@@ -15,7 +14,9 @@ from dataclasses import asdict, dataclass, fields
 
 from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig, parameter_counts
+from reference_model.kinds import BITS
 from reference_model.trace import TILE, Operator, OperatorTrace
+from simulator.training_job import OptimizerTypes
 from simulator.workload.layout import ParallelLayout, Stage, stage_texts
 from simulator.workload.lowering import (
     FORWARD,
@@ -27,8 +28,18 @@ from simulator.workload.lowering import (
 )
 from simulator.workload.schedules import HeldActivations, Schedule
 
+FP8 = "fp8_e4m3"
 FP8_BYTES, BF16_BYTES, FP32_BYTES = 1, 2, 4
-MASTER_AND_MOMENTS_BYTES = FP32_BYTES + 2 * BF16_BYTES
+
+
+def type_bytes(name: str) -> int:
+    """Bytes of one value: 2 of "bfloat16"."""
+    return BITS[name] // 8
+
+
+def master_and_moments_bytes(types: OptimizerTypes) -> int:
+    """Bytes that the optimizer keeps for one parameter."""
+    return type_bytes(types.master) + 2 * type_bytes(types.moments)
 
 
 class Infeasible(ValueError):
@@ -39,26 +50,22 @@ class Infeasible(ValueError):
 class HeldParameters:
     """Parameters of the layers on one GPU, by how they are shared and stored."""
 
-    replicated_fp8: int
-    """Every data-parallel rank holds them; their products run in FP8."""
-    replicated_bf16: int
-    """Every data-parallel rank holds them; embedding, head, norms, router, MTP projection."""
-    expert_fp8: int
-    """Routed experts of this GPU."""
-
-    @property
-    def replicated(self) -> int:
-        return self.replicated_fp8 + self.replicated_bf16
+    replicated: int
+    """Every data-parallel rank holds them."""
+    experts: int
+    """Of this GPU's routed experts."""
+    fp8: int
+    """Of both, those whose products run in FP8; the others are kept in BF16."""
 
     @property
     def total(self) -> int:
-        return self.replicated + self.expert_fp8
+        return self.replicated + self.experts
 
     def __add__(self, other: HeldParameters) -> HeldParameters:
         return HeldParameters(
-            self.replicated_fp8 + other.replicated_fp8,
-            self.replicated_bf16 + other.replicated_bf16,
-            self.expert_fp8 + other.expert_fp8,
+            self.replicated + other.replicated,
+            self.experts + other.experts,
+            self.fp8 + other.fp8,
         )
 
 
@@ -78,28 +85,42 @@ class RankMemory:
         return sum((getattr(self, field.name) for field in fields(self)), 0.0)
 
 
-def layer_parameters(config: ModelConfig, kind: str, *, local_experts: int) -> HeldParameters:
-    """What one layer of `kind` puts on a GPU that holds `local_experts` of its routed experts."""
+def layer_parameters(
+    config: ModelConfig, kind: str, forward: Iterable[Operator], *, local_experts: int
+) -> HeldParameters:
+    """What one layer of `kind` puts on a GPU that holds `local_experts` of its routed experts.
+
+    Args:
+        forward: the operators of its forward, which say what runs in FP8.
+    """
     counts = parameter_counts(config)
-    # The latents' norms are the only attention parameters outside a matrix product.
-    latent_norms = (config.q_lora_rank or 0) + config.kv_lora_rank
-    attention = counts.attention - latent_norms
-    norms = latent_norms + counts.layer_norms
-    moe = HeldParameters(
-        attention + counts.shared_experts, norms + counts.router, local_experts * counts.expert
-    )
+    fp8 = sum(_weights(operator) for operator in forward if operator.dtype == FP8)
+    experts = local_experts * counts.expert
+    moe = counts.attention + counts.layer_norms + counts.router + counts.shared_experts
     match kind:
         case "embedding":
-            return HeldParameters(0, counts.embedding, 0)
+            return HeldParameters(counts.embedding, 0, fp8)
         case "head":
-            return HeldParameters(0, counts.head + counts.final_norm, 0)
+            return HeldParameters(counts.head + counts.final_norm, 0, fp8)
         case "dense":
-            return HeldParameters(attention + counts.dense_feed_forward, norms, 0)
+            dense = counts.attention + counts.layer_norms + counts.dense_feed_forward
+            return HeldParameters(dense, 0, fp8)
         case "moe":
-            return moe
+            return HeldParameters(moe, experts, fp8)
         case _:
             # The module's own layer, and what it adds to one: projection and norms.
-            return moe + HeldParameters(0, counts.mtp - counts.moe_layer, 0)
+            return HeldParameters(moe + counts.mtp - counts.moe_layer, experts, fp8)
+
+
+def _weights(operator: Operator) -> int:
+    """Elements of the weight that a matrix product multiplies by."""
+    match operator.kind:
+        case "gemm":
+            return operator["n"] * operator["k"]
+        case "grouped_gemm":
+            return operator["groups"] * operator["n"] * operator["k"]
+        case _:
+            return 0
 
 
 def held_kinds(stages: Sequence[Stage], held: Sequence[int]) -> list[str]:
@@ -112,20 +133,6 @@ def held_kinds(stages: Sequence[Stage], held: Sequence[int]) -> list[str]:
     if "mtp" in kinds:
         kinds += [shared for shared in ("embedding", "head") if shared not in kinds]
     return kinds
-
-
-def held_parameters(
-    config: ModelConfig, stages: Sequence[Stage], held: Sequence[int], *, local_experts: int
-) -> HeldParameters:
-    """What the stages with the indices `held` put on one GPU."""
-    return sum_parameters(
-        layer_parameters(config, kind, local_experts=local_experts)
-        for kind in held_kinds(stages, held)
-    )
-
-
-def sum_parameters(parts: Iterable[HeldParameters]) -> HeldParameters:
-    return sum(parts, HeldParameters(0, 0, 0))
 
 
 def parameter_copies(schedule: Schedule) -> int:
@@ -171,7 +178,9 @@ def layer_memory(
     def of_kind(kind: str) -> LayerMemory:
         matrices = _by_matrix(operators(kind, WEIGHT_GRAD))
         return LayerMemory(
-            parameters=layer_parameters(config, kind, local_experts=load.local_experts),
+            parameters=layer_parameters(
+                config, kind, operators(kind, FORWARD), local_experts=load.local_experts
+            ),
             saved=trace.saved_bytes(kind, FORWARD, **asdict(load)),
             put_off=trace.saved_bytes(kind, INPUT_GRAD, **asdict(load)),
             kept={name: kept_bytes(group) for name, group in matrices.items()},
@@ -197,6 +206,7 @@ class MemoryModel:
     in_flight: Sequence[HeldActivations]
     """[rank], the micro-batches whose activations the schedule keeps."""
     layout: ParallelLayout
+    optimizer: OptimizerTypes
     reserved: Bytes
 
     def ranks(self, stages: Sequence[Stage], at_once: Collection[str]) -> list[RankMemory]:
@@ -225,6 +235,11 @@ class MemoryModel:
                 return tuple(candidates[:count])
         return tuple(candidates)
 
+    def held(self, rank: int, stages: Sequence[Stage]) -> HeldParameters:
+        """Parameters on a GPU of one pipeline rank."""
+        kinds = held_kinds(stages, self.in_flight[rank].stages)
+        return sum((self.layers[kind].parameters for kind in kinds), HeldParameters(0, 0, 0))
+
     def rank(self, rank: int, stages: Sequence[Stage], at_once: Collection[str]) -> RankMemory:
         """Memory of a GPU of one pipeline rank.
 
@@ -236,18 +251,16 @@ class MemoryModel:
         layers = [[self.layers[kind] for kind in stages[stage]] for stage in in_flight.stages]
         whole = [sum(layer.saved for layer in stage) for stage in layers]
         delayed = [sum(_left(layer, at_once) for layer in stage) for stage in layers]
-        held = sum_parameters(
-            self.layers[kind].parameters for kind in held_kinds(stages, in_flight.stages)
-        )
+        held = self.held(rank, stages)
         copies = parameter_copies(self.schedule)
         shards = self.layout.dp * copies
         expert_shards = self.layout.expert_replicas * copies
         return RankMemory(
-            weights=(held.replicated_fp8 + held.expert_fp8) * (FP8_BYTES + FP32_BYTES / TILE**2)
-            + held.replicated_bf16 * BF16_BYTES,
-            gradients=held.total * FP32_BYTES,
-            optimizer=(held.replicated / shards + held.expert_fp8 / expert_shards)
-            * MASTER_AND_MOMENTS_BYTES,
+            weights=held.fp8 * (FP8_BYTES + FP32_BYTES / TILE**2)
+            + (held.total - held.fp8) * BF16_BYTES,
+            gradients=held.total * type_bytes(self.optimizer.gradients),
+            optimizer=(held.replicated / shards + held.experts / expert_shards)
+            * master_and_moments_bytes(self.optimizer),
             activations=float(
                 (in_flight.whole @ whole + in_flight.put_off @ delayed).max(initial=0)
             ),

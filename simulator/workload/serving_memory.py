@@ -1,11 +1,12 @@
 """Memory of one serving GPU: a job and the model in; weights, buffers and KV-cache room out.
 
 Weights are those of parameter counts: FP8 with block scales where the recipe runs the product in
-FP8, BF16 elsewhere; the key and value up-projection is BF16 in decode, where it is absorbed. Of
-what is split over GPUs (TensorParallel) each holds a part; latent projections, gate and norms lie
-on all. The KV cache holds the normed latent and the rotary key, once for all heads, so GPUs that
-share heads hold it twice over. Its FP8 form keeps the latent in FP8 with one FP32 scale for 128
-values and the rotary key in BF16 (FlashMLA: 656 bytes a token and layer).
+FP8, BF16 elsewhere, and serving takes traces of that recipe only. The key and value up-projection
+is BF16 in decode, where it is absorbed. Of what is split over GPUs (TensorParallel) each holds a
+part; latent projections, gate and norms lie on all. The KV cache holds the normed latent and the
+rotary key, once for all heads, so GPUs that share heads hold it twice over. Its FP8 form keeps the
+latent in FP8 with one FP32 scale for 128 values and the rotary key in BF16 (FlashMLA: 656 bytes a
+token and layer).
 """
 
 from __future__ import annotations

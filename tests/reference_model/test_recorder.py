@@ -79,10 +79,12 @@ def test_operator_names_are_unique_within_a_phase(layers, kind):
     assert max(names.values()) == 1
 
 
+@pytest.mark.parametrize(("recipe", "of_recipe"), [("fp8", ""), ("bfloat16", ".bfloat16")])
 @pytest.mark.parametrize("config", shipped_configs())
-def test_shipped_traces_equal_a_new_recording(config):
-    recorded = record_trace(load_model_config(config), model=config, recipe=FP8)
-    assert recorded == load_trace(TRACE_FOLDER / f"{config}.train.jsonl")
+def test_shipped_traces_equal_a_new_recording(config, recipe, of_recipe):
+    recipe = Recipe(recipe, "reference")
+    recorded = record_trace(load_model_config(config), model=config, recipe=recipe)
+    assert recorded == load_trace(TRACE_FOLDER / f"{config}.train{of_recipe}.jsonl")
 
 
 @pytest.mark.parametrize("config", shipped_configs())

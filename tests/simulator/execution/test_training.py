@@ -9,7 +9,6 @@ from simulator.execution.simulation import simulate
 from simulator.execution.training import training_load
 from simulator.scenario import load_scenario
 from simulator.workload.layout import ParallelLayout, stage_texts
-from simulator.workload.memory import held_parameters, layer_parameters
 from simulator.workload.task_graph import Stream
 
 MAIN = "dualpipe_h800_2048"
@@ -51,21 +50,6 @@ def test_a_pair_beyond_the_published_rows_is_called_predicted():
     figure = "{name: of half the tokens, metric: pair_time_s, value: 70 ms, source: made up}"
     half = run("training.sequence_length=2048", f"published=[{figure}]")
     assert training_metrics(half)["pair_time_kind"] == "predicted"
-
-
-def test_a_rank_with_mtp_and_no_embedding_keeps_a_copy_of_it(published):
-    alone = run("training.schedule=1f1b")
-    config, stages = alone.scenario.model, alone.stages
-    with_copy = held_parameters(config, stages, [15], local_experts=4).replicated
-    without = sum(layer_parameters(config, kind, local_experts=4).replicated for kind in stages[15])
-    assert with_copy - without == config.vocab_size * config.hidden_size
-    shared = held_parameters(config, stages, [0, 15], local_experts=4).replicated
-    # Without the head of the model it keeps a copy of that too.
-    apart = held_parameters(config, [("mtp",)], [0], local_experts=4).replicated
-    of_mtp = layer_parameters(config, "mtp", local_experts=4).replicated
-    assert apart - of_mtp == (2 * config.vocab_size + 1) * config.hidden_size
-    each = [held_parameters(config, stages, [stage], local_experts=4) for stage in (0, 15)]
-    assert shared == each[0].replicated + without
 
 
 def test_the_budget_of_every_rank_sums_to_the_step(scheduled):
@@ -221,6 +205,27 @@ def test_pairs_of_1f1b_hold_twice_the_activations():
     assert pairs.memory[0].activations == pytest.approx(2 * alone.memory[0].activations)
     with pytest.raises(ValueError, match=r"pipeline rank 1 needs .* more than its 79.11 GiB"):
         run("training.schedule=1f1b_overlapped", stages)
+
+
+def test_gradients_of_half_the_size_halve_their_memory_and_their_reduction(published):
+    half = run("training.optimizer={gradients: bfloat16}")
+    assert half.memory[5].gradients == published.memory[5].gradients / 2
+    assert half.memory[5].optimizer == published.memory[5].optimizer
+    # Bytes over NICs, and a ring's latency that does not halve.
+    latency = 2 * half.step.optimizer[5].reduce_s - published.step.optimizer[5].reduce_s
+    assert 0 <= latency < 1e-3
+
+
+def test_a_bfloat16_step_keeps_weights_of_twice_the_size_and_is_slower(published):
+    wide = run("training.recipe=bf16", "cluster.node.gpu.hbm_capacity=141 GiB")
+    assert wide.job.recipe == "bfloat16"
+    matrices = 8 * 407_306_240  # of eight MoE layers on rank 5, see test_memory
+    scales = matrices * 4 / 128**2
+    assert wide.memory[5].weights - published.memory[5].weights == matrices - scales
+    assert wide.memory[5].gradients == published.memory[5].gradients
+    types = {task.operator.dtype for task in wide.step.pair.log.graph.tasks}
+    assert "fp8_e4m3" not in types
+    assert wide.step.pair.log.span_s > 1.2 * published.step.pair.log.span_s
 
 
 def test_weight_gradients_are_computed_at_once_only_where_memory_needs_it(published):

@@ -1,0 +1,96 @@
+"""Memory of a training rank, byte by byte: what lies on the GPU in either recipe."""
+
+import pytest
+
+from reference_model.config import load_model_config
+from simulator.training_job import OptimizerTypes
+from simulator.workload.layout import ParallelLayout
+from simulator.workload.lowering import Load, operators_of
+from simulator.workload.memory import MemoryModel, layer_memory
+from simulator.workload.recorded import shipped_trace
+from simulator.workload.schedules import held_activations, one_f_one_b
+
+V3 = load_model_config("deepseek_v3")
+LOAD = Load(
+    tokens=4096, context=4096, sequences=1, expert_rows=32768, received_rows=30000, local_experts=4
+)
+SCHEDULE = one_f_one_b(4, 8)
+KINDS = ("embedding", "dense", "moe", "head", "mtp")
+STAGES = (("embedding", "dense", "moe"), ("moe",) * 4, ("moe", "moe"), ("mtp",))
+
+# Of one MoE layer with 4 local experts: q_a, kv_a, q_b, kv_b and o; shared expert; experts.
+ATTENTION = 7168 * 1536 + 7168 * 576 + 1536 * 24576 + 512 * 32768 + 16384 * 7168
+EXPERT = 3 * 7168 * 2048
+MATRICES = ATTENTION + EXPERT + 4 * EXPERT
+ROUTER_AND_NORMS = 256 * 7168 + 256 + 1536 + 512 + 2 * 7168
+
+
+def memory_model(recipe, types=None):
+    trace = shipped_trace(V3, "train", recipe)
+    return MemoryModel(
+        layers=layer_memory(V3, trace, operators_of(trace, LOAD), LOAD, KINDS),
+        schedule=SCHEDULE,
+        in_flight=[held_activations(SCHEDULE, rank) for rank in range(4)],
+        layout=ParallelLayout(
+            gpus=512, gpus_per_domain=8, pp=4, ep=64, routed_experts=256, redundant_experts=0
+        ),
+        optimizer=types or OptimizerTypes(),
+        reserved=0.0,
+    )
+
+
+def test_the_matrices_of_a_layer_are_what_the_config_says():
+    assert MATRICES == 407_306_240
+    assert ROUTER_AND_NORMS == 1_851_648
+
+
+@pytest.mark.parametrize(
+    ("recipe", "weights", "saved"),
+    [
+        # A byte for each value of a matrix and 4 for each 128 x 128; two bytes for the rest. What a
+        # layer keeps: per routed row, per local expert, per received token and per token.
+        (
+            "fp8",
+            4 * (407_306_240 + 99_440 + 2 * 1_851_648),
+            4232 * 32768 + 4 * 4 + 7424 * 30000 + 63808 * 4096,
+        ),
+        (
+            "bfloat16",
+            4 * 2 * (407_306_240 + 1_851_648),
+            8200 * 32768 + 4 * 4 + 14368 * 30000 + 75456 * 4096,
+        ),
+    ],
+)
+def test_four_moe_layers_of_a_rank_in_either_recipe(recipe, weights, saved):
+    rank = memory_model(recipe).rank(1, STAGES, ())
+    assert rank.weights == weights
+    assert rank.gradients == 4 * 4 * 409_157_888
+    # FP32 master weights and two BF16 moments of a shard: 128 data-parallel ranks, 2 of an expert.
+    replicated, experts = 409_157_888 - 176_160_768, 176_160_768
+    assert rank.optimizer == 4 * 8 * (replicated / 128 + experts / 2)
+    # Rank 1 of 4 holds three micro-batches of 1F1B.
+    assert rank.activations == 3 * 4 * saved
+
+
+@pytest.mark.parametrize(
+    ("types", "gradient", "state"),
+    [
+        (OptimizerTypes(moments="float32"), 4, 12),
+        (OptimizerTypes(master="bfloat16", gradients="bfloat16"), 2, 6),
+    ],
+)
+def test_gradients_and_optimizer_state_have_the_types_of_the_job(types, gradient, state):
+    rank = memory_model("fp8", types).rank(1, STAGES, ())
+    assert rank.gradients == 4 * gradient * 409_157_888
+    assert rank.optimizer == 4 * state * (232_997_120 / 128 + 176_160_768 / 2)
+
+
+def test_multi_token_prediction_on_a_rank_of_its_own_keeps_copies_of_embedding_and_head():
+    model = memory_model("fp8")
+    # Its layer, a projection of 2 x 7,168 that runs in FP8, three norms, and what it shares.
+    projection, vocabulary = 2 * 7168 * 7168, 129280 * 7168
+    own = MATRICES + projection + ROUTER_AND_NORMS + 3 * 7168
+    assert model.held(3, STAGES).total == own + vocabulary + vocabulary + 7168
+    assert model.held(3, STAGES).fp8 == MATRICES + projection
+    beside = (*STAGES[:3], ("embedding", "head", "mtp"))
+    assert model.held(3, beside) == model.held(3, STAGES)
