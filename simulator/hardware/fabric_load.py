@@ -42,7 +42,7 @@ class FabricLoad:
     """Limits on what a GPU sends, beside its own NIC."""
 
     nic_stretch: float
-    """Time that the busiest NIC needs over the same without failures."""
+    """Time that the busiest NIC needs over what a GPU's own bytes need without failures."""
     bandwidth: BytesPerSecond
     """What a GPU sends if only links beyond the NICs limited it."""
     latency: Seconds
@@ -151,11 +151,15 @@ def transfer_loads(
     traffic = _Traffic(source, destination, group, groups, divided, rdma)
     nic, beyond, latency = _seconds_per_byte(fabric, left, traffic)
     healthy = nic
-    if left is not fabric.capacity:
+    if not rdma:
+        # A GPU's bytes over its own share of a NIC; others may take the same NIC where flows of
+        # different groups meet.
+        healthy = np.full(groups, 1.0 / cluster.node.nic_bandwidth_per_gpu)
+    elif left is not fabric.capacity:
         healthy, _, _ = _seconds_per_byte(fabric, fabric.capacity, traffic)
     return tuple(
         FabricLoad(
-            nic_stretch=busy / alone if alone else 1.0,
+            nic_stretch=busy / alone if busy else 1.0,
             bandwidth=1.0 / links if links else math.inf,
             latency=farthest,
         )

@@ -9,7 +9,7 @@ import simpy
 from hardware_profiles.schema import load_cluster, load_transport
 from simulator.hardware.clusters import cluster_fabric
 from simulator.hardware.collectives import pairs
-from simulator.hardware.fabric_load import NO_LIMIT, all_to_all_load
+from simulator.hardware.fabric_load import NO_LIMIT, all_to_all_load, transfer_loads
 from simulator.hardware.network import Network, make_flows
 
 
@@ -100,3 +100,17 @@ def test_gpus_that_receive_from_two_are_limited_by_their_link_once():
     # sends, over PCIe of 64 GB/s where the NIC would take 100.
     of = load_cluster("h800_2048", {"node.nic.bandwidth": "800 Gbit/s"})
     assert all_to_all_load(of, gpus=12, pattern="rail").bandwidth == pytest.approx(64e9, rel=1e-12)
+
+
+def test_flows_that_meet_in_a_nic_share_it():
+    def stretch(source, destination):
+        ends = (np.array(source), np.array(destination))
+        group = np.zeros(len(source), dtype=np.int64)
+        of = cluster("h800_2048")
+        found = transfer_loads(of, *ends, group=group, divided=1, rdma=False, experts_on=8)
+        return found[0].nic_stretch
+
+    assert stretch([0, 1], [8, 9]) == 1.0
+    assert stretch([0, 0], [8, 16]) == 2.0
+    # In planes GPU 1 sends to GPU 8 through the NIC of GPU 0, which owns the plane.
+    assert stretch([0, 1], [16, 8]) == 2.0
