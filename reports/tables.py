@@ -104,7 +104,11 @@ def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
             "layout": f"PP{job.pp}, DP{layout.dp}, EP{job.ep}",
             "schedule": f"{run.schedule.name}, {run.schedule.microbatches} micro-batches of "
             f"{job.micro_batch_tokens:,} tokens",
+            "stages": ", ".join(metrics["stages"]),
+            **({"uneven": warning} if (warning := " ".join(metrics["warnings"])) else {}),
             "step": f"{job.step_tokens:,} tokens",
+            "precision": f"{job.recipe} products; {job.optimizer.gradients} gradients, "
+            f"{job.optimizer.master} master weights, {job.optimizer.moments} moments",
             "operator times": f"{run.scenario.file.cost_model} cost model, "
             f"calibration {run.scenario.calibration.name}",
             **dict(kernels_rows(metrics)),

@@ -157,3 +157,23 @@ def test_nodes_that_stay_idle_stand_below_the_headline(simulated: RunTables) -> 
 )
 def test_an_interval_names_its_unit_once(path, ends, text):
     assert format_interval(path, ends) == text
+
+
+def test_a_training_run_shows_its_stages_its_precision_and_who_keeps_whom_waiting() -> None:
+    stages = "embedding + 3 dense + moe, 3 x (6 moe), 8 x (4 moe), 3 x (2 moe), moe + head + mtp"
+    run = simulate(
+        load_scenario(
+            "dualpipe_h800_2048", ["training.schedule=1f1b", f"training.stages=[{stages}]"]
+        )
+    )
+    metrics = training_metrics(run, with_intervals=False)
+    facts = training_tables(run, metrics).facts
+    assert facts["stages"] == stages
+    (warning,) = metrics["warnings"]
+    assert warning.startswith("stages: pipeline rank 1 works 52% longer than the mean of the ranks")
+    assert facts["uneven"] == warning
+    assert facts["precision"] == (
+        "fp8 products; float32 gradients, float32 master weights, bfloat16 moments"
+    )
+    caption = training_run_tables("a run", metrics)[-1].caption
+    assert caption == f"stages: {stages}\nwarning: {warning}"
