@@ -5,7 +5,7 @@ fractions come from measurements. How a file's fields are read and checked stand
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -43,9 +43,14 @@ class GpuProfile(Profile):
     sms: Count
     """Streaming multiprocessors."""
     sm_clock: FrequencyValue
-    """Boost clock at which the peaks hold."""
+    """Clock that the SMs run at; without anything else stated, the boost clock of the peaks."""
     peak_compute: dict[Dtype, ComputeValue]
-    """Dense peak per operand dtype, FLOP/s: {"fp8_e4m3": ..., "bfloat16": ...}."""
+    """Dense peak per operand dtype of `peak_sms` SMs at `peak_clock`, FLOP/s: {"fp8_e4m3": ...,
+    "bfloat16": ...}. What the GPU reaches at its own SMs and clock is `peak`."""
+    peak_sms: Count | None = None
+    """SMs that `peak_compute` is stated for; `sms` where not given."""
+    peak_clock: FrequencyValue | None = None
+    """Clock that `peak_compute` is stated at; `sm_clock` where not given."""
     hbm_capacity: DataValue
     hbm_bandwidth: BandwidthValue
     """Read plus write."""
@@ -62,6 +67,23 @@ class GpuProfile(Profile):
         if not self.peak_compute:
             raise ValueError("peak_compute is empty; it needs at least one dtype")
         return self
+
+    @property
+    def clock_ratio(self) -> float:
+        """Clock over the one that rates of an SM are stated at."""
+        return self.sm_clock / (self.peak_clock or self.sm_clock)
+
+    def peak(self, dtype: str) -> float:
+        """Dense tensor-core peak for an operand type at this GPU's SMs and clock, FLOP/s.
+
+        Each SM adds the same at each clock. Raises ValueError for a type without a stated peak.
+        """
+        peaks: dict[str, float] = dict(self.peak_compute.items())
+        if dtype not in peaks:
+            raise ValueError(
+                f"GPU {self.name}: peak_compute: no peak for {dtype!r}; known: {', '.join(peaks)}"
+            )
+        return peaks[dtype] * (self.sms / (self.peak_sms or self.sms)) * self.clock_ratio
 
 
 class NicProfile(Profile):
@@ -200,14 +222,27 @@ class TimeEstimate(Profile):
         return _check_interval(self)
 
 
+class SlowdownEstimate(Estimate):
+    """How much slower kernels run beside an all-to-all than alone: a time ratio."""
+
+    in_rows: Ratio | None = None
+    """Ratio that rows measured beside an all-to-all hold; `value` where not given. A larger value
+    slows predictions, what was measured stays what it is."""
+
+    @property
+    def of_rows(self) -> float:
+        """Ratio by which rows measured beside an all-to-all are slower than alone."""
+        return self.value if self.in_rows is None else self.in_rows
+
+
 class OverlapProfile(Profile):
     """How much slower kernels run while an all-to-all is in flight beside them: time ratios."""
 
-    gemm: Estimate
+    gemm: SlowdownEstimate
     """Persistent tensor-core GEMMs, beyond the SMs they lose."""
-    attention: Estimate
+    attention: SlowdownEstimate
     """Attention cores, beyond the SMs they lose."""
-    memory_bound: Estimate
+    memory_bound: SlowdownEstimate
     """Kernels that fill every free SM, the loss of ``reference_communication_sms`` included."""
     reference_communication_sms: Count
     """Communication SMs at which ``memory_bound`` was observed."""
@@ -502,7 +537,7 @@ def load_gpu(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> G
     nested fields. Raises ValueError for an unknown name or anything wrong in the file.
     """
     raw, where = read_profile("gpus", name_or_path)
-    return validate(GpuProfile, apply_overrides(raw, overrides or {}, where=where), where=where)
+    return validate(GpuProfile, override_gpu(raw, overrides or {}, where=where), where=where)
 
 
 def load_cluster(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> ClusterProfile:
@@ -517,7 +552,7 @@ def load_calibration(
     """Load a calibration; ``overrides`` as ``{"overlap.dispatch.value": 1.5}``."""
     raw, where = read_profile("calibrations", name_or_path)
     return validate(
-        CalibrationProfile, apply_overrides(raw, overrides or {}, where=where), where=where
+        CalibrationProfile, override_calibration(raw, overrides or {}, where=where), where=where
     )
 
 
@@ -540,7 +575,54 @@ def resolve_cluster(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
     if isinstance(node, dict) and isinstance(node.get("gpu"), str):
         node["gpu"] = read_profile("gpus", node["gpu"])[0]
     rest = {path: value for path, value in overrides.items() if path != "node.gpu"}
-    return apply_overrides(resolved, rest, where=where)
+    return _keep_stated(
+        resolved,
+        apply_overrides(resolved, rest, where=where),
+        {f"node.gpu.{field}": f"node.gpu.{kept}" for field, kept in _PEAKS_HOLD_AT.items()},
+    )
+
+
+def override_gpu(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
+    """Return a GPU's dict with overrides applied; its peaks stay stated for what they were."""
+    return _keep_stated(raw, apply_overrides(raw, overrides, where=where), _PEAKS_HOLD_AT)
+
+
+def override_calibration(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
+    """Return a calibration's dict with overrides applied; measured rows stay what they were."""
+    return _keep_stated(raw, apply_overrides(raw, overrides, where=where), _ROWS_HOLD)
+
+
+_PEAKS_HOLD_AT = {"sms": "peak_sms", "sm_clock": "peak_clock"}
+"""{field of a GPU: field that keeps the value which the stated peaks hold at}"""
+_ROWS_HOLD = {
+    f"overlap.{kind}.value": f"overlap.{kind}.in_rows"
+    for kind in ("gemm", "attention", "memory_bound")
+}
+"""{field of a calibration: field that keeps the value which its rows hold}"""
+
+
+def _keep_stated(raw: Raw, changed: Raw, kept: Mapping[str, str]) -> Raw:
+    """Where an override changed a value that others were stated at, keep the stated one beside it.
+
+    Args:
+        raw: the dict before.
+        changed: the dict after; written to.
+        kept: {dotted path that may have changed: dotted path that keeps what it was}.
+    """
+    for path, beside in kept.items():
+        *parents, last = beside.split(".")
+        stated = _at(raw, path.split("."))
+        into = _at(changed, parents)
+        if isinstance(into, dict) and stated not in (None, _at(changed, path.split("."))):
+            into.setdefault(last, stated)
+    return changed
+
+
+def _at(raw: Any, keys: Sequence[str]) -> Any:
+    """What lies in nested dicts at some keys; None where nothing does."""
+    for key in keys:
+        raw = raw.get(key) if isinstance(raw, dict) else None
+    return raw
 
 
 def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:

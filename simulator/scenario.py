@@ -26,6 +26,7 @@ from hardware_profiles.fields import (
 from hardware_profiles.schema import (
     CalibrationProfile,
     ClusterProfile,
+    override_calibration,
     read_profile,
     resolve_cluster,
 )
@@ -437,9 +438,13 @@ def _expand(raw: Raw, changes: dict[str, Any], *, where: str) -> tuple[Raw, dict
         }
         if root == "model":
             _check_model_fields(inside, expanded[root], labels[root])
-        change = resolve_cluster if root == "cluster" else apply_overrides
+        change = _OVERRIDE.get(root, apply_overrides)
         expanded[root] = change(expanded[root], inside, where=labels[root])
     return expanded, labels
+
+
+_OVERRIDE = {"cluster": resolve_cluster, "calibration": override_calibration}
+"""{file that a scenario names: how its values are overridden, where others depend on them}"""
 
 
 def _check_model_fields(changes: Mapping[str, Any], raw: Raw, where: str) -> None:

@@ -167,7 +167,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
     ranks = [asdict(times) for times in times_of_ranks]
     tokens_per_second = job.step_tokens / step.step_time_s
     per_gpu = tokens_per_second / run.layout.gpus
-    peak = cluster.node.gpu.peak_compute["bfloat16"]
+    peak = cluster.node.gpu.peak("bfloat16")
 
     def flops(causal: bool) -> float:
         return per_gpu * training_flops_per_token(

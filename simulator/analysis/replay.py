@@ -29,6 +29,7 @@ from hardware_profiles.schema import (
     ClusterProfile,
     GpuProfile,
     load_gpu,
+    override_gpu,
     read_profile,
     resolve_cluster,
 )
@@ -318,7 +319,7 @@ def _resolve(mapping: KernelMapping, gpu: str, changes: Mapping[str, Any]) -> di
     where = "replay"
     named = changes.get("gpu")
     chosen = read_profile("gpus", str(named) if named is not None else gpu)[0]
-    chosen = apply_overrides(
+    chosen = override_gpu(
         chosen,
         {path[4:]: value for path, value in changes.items() if path.startswith("gpu.")},
         where=where,

@@ -357,7 +357,7 @@ def _plausible(
         batch = batch_of_rows([rows[place] for place in places])
         sms = np.array([rows[place].sms for place in places], dtype=np.float64)
         seconds = np.array([rows[place].seconds for place in places])
-        too_fast = seconds < LEAST_OF_PEAK * least_seconds(batch, sms, gpu)
+        too_fast = seconds < LEAST_OF_PEAK * least_seconds(batch, sms, gpu, memory_share=1.0)
         ratio = seconds / np.maximum(
             ideal_batch_seconds(batch, sms, gpu, DEEPGEMM_TILES), unit_factor("us", "time")
         )

@@ -31,7 +31,7 @@ from hardware_profiles.units import Seconds
 from simulator.analysis.error_budget import spans
 from simulator.execution.pipeline import makespans
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
-from simulator.hardware.roofline import ideal_seconds, is_tensor, peak_compute
+from simulator.hardware.roofline import ideal_seconds, is_tensor
 from simulator.workload.task_graph import Stream
 
 Array = NDArray[np.float64]
@@ -124,7 +124,7 @@ def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
             ]
             members = [operators[place] for place in chosen]
             flops = np.array([operator.flops for operator in members])
-            bounds[0, chosen] = flops / peak_compute(dtype, gpu)
+            bounds[0, chosen] = flops / gpu.peak(dtype)
             every = np.full(len(chosen), float(gpu.sms))
             bounds[1, chosen] = ideal_seconds(kind, members, every, gpu, tiles)
     found: dict[ChunkKey, Array] = {}

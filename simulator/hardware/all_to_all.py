@@ -196,6 +196,7 @@ class AllToAllModel:
         if sms:
             between = self.nodes > 1
             per_sm = inputs.copy_bandwidth_per_sm.of(operator.kind, forwarded=between)
+            per_sm *= node.gpu.clock_ratio
             nvlink = min(nvlink, per_sm * sms / (inputs.sms_per_channel if between else 1))
         ratio = overlap.dispatch if operator.kind == "dispatch" else overlap.combine
         notify = (inputs.notify_overlapped if overlapped else inputs.notify_alone).value

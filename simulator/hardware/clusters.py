@@ -127,7 +127,8 @@ def fabric_inputs(
         )
     nvlink = node.gpu.nvlink_bandwidth * transport.nvlink_efficiency
     if sms is not None:
-        nvlink = min(nvlink, sms * transport.copy_bandwidth_per_sm)
+        per_sm = transport.copy_bandwidth_per_sm * node.gpu.clock_ratio
+        nvlink = min(nvlink, sms * per_sm)
     nic = node.nic.bandwidth * transport.nic_efficiency
     nics_of_gpu = node.nics / node.gpus
     pcie = node.gpu.pcie_bandwidth

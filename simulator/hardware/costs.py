@@ -51,7 +51,12 @@ from hardware_profiles.schema import (
 from hardware_profiles.tables import Measurement
 from reference_model.trace import KINDS, Operator
 from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel, Reach
-from simulator.hardware.gpu_transfer import fastest_share, log_transfer, same_compute
+from simulator.hardware.gpu_transfer import (
+    Achieved,
+    achieved_shares,
+    log_transfer,
+    same_compute,
+)
 from simulator.hardware.kernel_conditions import Conditions
 from simulator.hardware.kernel_curves import (
     EXTRAPOLATED,
@@ -480,10 +485,12 @@ class KernelCostModel:
         model, borrowed = self._model(family, overlapped)
         floor = self.calibration.kernel_floor.value if model is None else model.floor
         tiles = self.calibration.tiles if model is None else model.tiles
-        # On another GPU: the time on the measured one, on the same share of its SMs, carried over.
+        # On another GPU: the time on the measured one, carried over. A product goes by its SMs'
+        # tiles, a kernel that fills its share of the SMs by that share.
         at, on = (gpu, sms)
         if self._transferred:
-            at, on = self._measured_gpu, sms * (self._measured_gpu.sms / gpu.sms)
+            at = self._measured_gpu
+            on = sms if tensor else sms * (at.sms / gpu.sms)
         ideal = Ideal(*waves_and_bytes(batch, on, at, tiles), floor)
         if model is None:
             log_seconds = ideal.log_seconds + achieved.log_ratio
@@ -499,7 +506,9 @@ class KernelCostModel:
             # What another kernel set says of the same shape lies inside the interval.
             apart = np.where(provenance == MEASURED, 0.0, rival - log_seconds)
         if overlapped and not tensor:
-            log_seconds = log_seconds + self._conditions.log_squeeze(on, at.sms)
+            slowdown = self.calibration.overlap.memory_bound.value
+            squeeze = self._conditions.log_squeeze(on, at.sms, slowdown=slowdown)
+            log_seconds = log_seconds + squeeze
         if self._transferred:
             log_seconds = log_seconds + log_transfer(
                 batch,
@@ -507,20 +516,30 @@ class KernelCostModel:
                 np.exp(log_seconds),
                 source=at,
                 target=gpu,
-                achieved_share=self._achieved_share,
-                floor=floor,
+                achieved=self.achieved_,
                 tiles=tiles,
             )
-        least = least_seconds(batch, sms, gpu)
+        # Nothing but a row that says so moves its bytes faster than the fastest kernel.
+        share = np.where(provenance == MEASURED, 1.0, self._memory_share)
+        least = least_seconds(batch, sms, gpu, memory_share=share)
         seconds = np.maximum(np.exp(log_seconds), least)
         low = np.maximum(seconds * np.exp(np.minimum(-width, apart)), least)
         return seconds, low, seconds * np.exp(np.maximum(width, apart)), provenance
 
     @cached_property
-    def _achieved_share(self) -> float:
-        """Of the measured GPU's HBM rate: all of it where no row says otherwise."""
+    def achieved_(self) -> Achieved:
+        """What the fastest rows make of the measured GPU's ceilings."""
         rows = (row for row in self._rows if row.kind not in ALL_TO_ALL_KINDS)
-        return fastest_share(rows, self._measured_gpu) or 1.0
+        return achieved_shares(rows, self._measured_gpu)
+
+    @cached_property
+    def _memory_share(self) -> float:
+        """Of the HBM rate: what the fastest row moves, of another calibration where the own rows
+        are small; all of it where no row says otherwise."""
+        if self.achieved_.memory is not None:
+            return self.achieved_.memory
+        known = (model.achieved_.memory for model in self.others_)
+        return next((share for share in known if share is not None), 1.0)
 
     def _carried_over(
         self,
@@ -548,9 +567,11 @@ class KernelCostModel:
             return seconds, low, high, provenance
         narrow, wide = np.log(error.value / error.low), np.log(error.high / error.value)
         lower = seconds * np.exp(-np.hypot(np.log(seconds / low), narrow))
+        gpu = self.cluster.node.gpu
+        least = least_seconds(batch, sms, gpu, memory_share=self._memory_share)
         return (
             seconds,
-            np.maximum(lower, least_seconds(batch, sms, self.cluster.node.gpu)),
+            np.maximum(lower, np.minimum(seconds, least)),
             seconds * np.exp(np.hypot(np.log(high / seconds), wide)),
             provenance,
         )

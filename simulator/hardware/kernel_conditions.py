@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import Estimate, GpuProfile, OverlapProfile, TilesProfile
+from hardware_profiles.schema import GpuProfile, OverlapProfile, SlowdownEstimate, TilesProfile
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds
 from simulator.hardware.kernel_curves import Rows
@@ -31,7 +31,7 @@ class Conditions:
     gpu: GpuProfile
     overlap: OverlapProfile
 
-    def ratio(self, kind: str) -> Estimate:
+    def ratio(self, kind: str) -> SlowdownEstimate:
         """How much slower a kernel runs beside an all-to-all."""
         overlap = self.overlap
         if not is_tensor(kind):
@@ -48,15 +48,16 @@ class Conditions:
         """Bring the rows of one family and kernel set to one condition.
 
         A row of an overlapped pair was slowed for a share of its time: overlapped it answers as it
-        is, alone that share is taken out. Every other row was alone. Kernels that ran on the
-        communication SMs are brought to the compute SMs of a pair first.
+        is, alone that share is taken out by the ratio that the rows hold. A ratio that is set to
+        another value slows the same share by that. Every other row was alone. Kernels that ran on
+        the communication SMs are brought to the compute SMs of a pair first.
 
         Args:
             floor: added to ideal times, what launching the operator's kernels takes.
             tiles: of the family's kernels.
         """
         kind = rows[0].kind
-        ratio = self.ratio(kind).value
+        ratio, of_rows = self.ratio(kind).value, self.ratio(kind).of_rows
         batch = batch_of_rows(rows)
         share = np.array([row.all_to_all_share for row in rows])
         in_pair = np.array([row.condition("pair") == "yes" for row in rows])
@@ -69,9 +70,14 @@ class Conditions:
         sms = np.array([row.sms for row in rows], dtype=np.float64)
         log_seconds = np.log(np.array([row.seconds for row in rows]))
         if not is_tensor(kind):
-            log_seconds -= np.where(squeezed, self.log_squeeze(sms, self.gpu.sms), 0.0)
-        to_alone = -np.log(np.where(squeezed, ratio, 1.0 + (ratio - 1.0) * share))
-        to_pair = np.where(in_pair | squeezed, 0.0, np.log(ratio))
+            squeeze = self.log_squeeze(sms, self.gpu.sms, slowdown=of_rows)
+            log_seconds -= np.where(squeezed, squeeze, 0.0)
+        slowed = np.where(squeezed, 1.0, share)
+        to_alone = -np.log(1.0 + (of_rows - 1.0) * slowed)
+        # A row of a pair is slowed for the same share of its time whatever the ratio is set to.
+        slowed = np.where(in_pair | squeezed, slowed, 1.0)
+        held = np.where(in_pair | squeezed, -to_alone, 0.0)
+        to_pair = np.log(1.0 + (ratio - 1.0) * slowed) - held
         parts = waves_and_bytes(batch, sms, self.gpu, tiles)
         if is_tensor(kind):
             room = sms
@@ -86,23 +92,27 @@ class Conditions:
             log_seconds=log_seconds + (to_pair if overlapped else to_alone),
             ideal=Ideal(*parts, floor),
             weights=np.array([float(row.condition("repeats", "1")) for row in rows]),
-            direct=(in_pair | squeezed) if overlapped else (share == 0.0) & ~squeezed,
+            direct=((in_pair | squeezed) & (ratio == of_rows))
+            if overlapped
+            else (share == 0.0) & ~squeezed,
             spread=np.array([np.nan if row.spread is None else row.spread for row in rows]),
         ).without_redundant()
 
-    def log_squeeze(self, sms: Array, available: int) -> Array:
+    def log_squeeze(self, sms: Array, available: int, *, slowdown: float) -> Array:
         """Log slow-down of a memory-bound kernel on other SMs than an overlapped pair leaves it.
 
         Kernels that fill every free SM slow by 1.15 where 132 SMs become 112: seconds go by
-        SMs ** -0.85, both numbers from the calibration.
+        SMs ** -0.85, both numbers from the calibration. What the SMs that are gone do not explain
+        slows on any number of them: the exponent is at most 1.
 
         Args:
             available: SMs of the GPU.
+            slowdown: of memory-bound kernels beside an all-to-all.
         """
         overlap = self.overlap
         taken = overlap.reference_communication_sms
         total = self.gpu.sms
-        exponent = np.log(overlap.memory_bound.value) / np.log(total / (total - taken))
+        exponent = min(1.0, np.log(slowdown) / np.log(total / (total - taken)))
         left = available * (1 - taken / total)
         log_slowdown: Array = exponent * np.log(left / sms)
         return log_slowdown

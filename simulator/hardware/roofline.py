@@ -138,7 +138,7 @@ def waves_and_bytes(
     batch: Batch, sms: Array, gpu: GpuProfile, tiles: TilesProfile
 ) -> tuple[Array, Array]:
     """Seconds of the busiest SM's tiles at peak, 0 without tensor cores, and of bytes over HBM."""
-    memory: Array = _needed_bytes(batch) / gpu.hbm_bandwidth
+    memory: Array = needed_bytes(batch) / gpu.hbm_bandwidth
     if batch.kind in ("dispatch", "combine"):
         # Within a node every copy of a token crosses NVLink once.
         sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))
@@ -147,11 +147,11 @@ def waves_and_bytes(
     if batch.kind not in _BUSIEST_SM_FLOPS:
         return np.zeros(len(batch)), memory
     sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))
-    per_sm = peak_compute(batch.like.dtype, gpu) / gpu.sms
+    per_sm = gpu.peak(batch.like.dtype) / gpu.sms
     return _BUSIEST_SM_FLOPS[batch.kind](sizes, sms, tiles) / per_sm, memory
 
 
-def _needed_bytes(batch: Batch) -> Array:
+def needed_bytes(batch: Batch) -> Array:
     """Bytes that a kernel must move: weights of experts without a row are not read."""
     if batch.kind != "masked_grouped_gemm":
         return batch.moved_bytes
@@ -160,28 +160,23 @@ def _needed_bytes(batch: Batch) -> Array:
     return batch.moved_bytes * filled
 
 
-def least_seconds(batch: Batch, sms: Array, gpu: GpuProfile) -> Array:
+def least_seconds(
+    batch: Batch, sms: Array, gpu: GpuProfile, *, memory_share: float | Array
+) -> Array:
     """The roofline that no kernel undercuts; [operators].
 
-    Useful FLOPs at the peak of its SMs, and bytes at the full HBM bandwidth unless so few that the
-    L2 cache may still hold them.
+    Useful FLOPs at the peak of its SMs, and bytes over HBM unless so few that the L2 cache may
+    still hold them.
+
+    Args:
+        memory_share: of the HBM bandwidth, that a kernel may reach; 1 for what the datasheet says.
     """
-    needed = _needed_bytes(batch)
-    memory = np.where(needed <= gpu.l2_capacity, 0.0, needed / gpu.hbm_bandwidth)
+    needed = needed_bytes(batch)
+    memory = np.where(needed <= gpu.l2_capacity, 0.0, needed / (gpu.hbm_bandwidth * memory_share))
     if not is_tensor(batch.kind):
         return memory
-    peak = peak_compute(batch.like.dtype, gpu) * sms / gpu.sms
+    peak = gpu.peak(batch.like.dtype) * sms / gpu.sms
     return np.maximum(batch.flops / peak, memory)
-
-
-def peak_compute(dtype: str, gpu: GpuProfile) -> float:
-    """Dense tensor-core peak for an operand type, FLOP/s. Raises ValueError where unknown."""
-    peaks: dict[str, float] = dict(gpu.peak_compute.items())
-    if dtype not in peaks:
-        raise ValueError(
-            f"GPU {gpu.name}: peak_compute: no peak for {dtype!r}; known: {', '.join(peaks)}"
-        )
-    return peaks[dtype]
 
 
 def is_tensor(kind: str) -> bool:

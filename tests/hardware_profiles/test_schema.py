@@ -90,6 +90,48 @@ def test_another_gpu_by_name_and_one_of_its_values_can_be_set_together():
     assert (gpu.name, gpu.hbm_bandwidth) == ("h200_sxm", pytest.approx(4e12))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "teraflops"),
+    [
+        ({}, 989),
+        ({"sm_clock": "915 MHz"}, 494.5),
+        ({"sms": 66}, 494.5),
+        ({"sms": 66, "sm_clock": "915 MHz"}, 247.25),
+        # Peaks that are stated for the new clock, or set themselves at the old one.
+        ({"sm_clock": "915 MHz", "peak_clock": "915 MHz"}, 989),
+        ({"sms": 144, "peak_sms": 144, "peak_compute.bfloat16": "1 PFLOP/s"}, 1000),
+    ],
+)
+def test_peaks_follow_the_sms_and_the_clock(overrides, teraflops):
+    assert load_gpu("h800_sxm", overrides).peak("bfloat16") == pytest.approx(teraflops * 1e12)
+    of_cluster = {f"node.gpu.{path}": value for path, value in overrides.items()}
+    gpu = load_cluster("h800_2048", of_cluster).node.gpu
+    assert gpu.peak("bfloat16") == pytest.approx(teraflops * 1e12)
+    assert gpu.peak_compute["fp8_e4m3"] == 1979e12
+
+
+def test_a_resolved_cluster_says_at_what_its_peaks_are_stated():
+    raw, where = read_profile("clusters", "h800_2048")
+    plain = resolve_cluster(raw, {}, where=where)["node"]["gpu"]
+    assert "peak_clock" not in plain
+    slow = resolve_cluster(raw, {"node.gpu.sm_clock": "915 MHz"}, where=where)
+    assert slow["node"]["gpu"]["peak_clock"] == "1830 MHz"
+    again = validate(ClusterProfile, yaml.safe_load(yaml.safe_dump(slow)), where="again")
+    assert again.node.gpu.clock_ratio == 0.5
+
+
+def test_an_operand_type_without_a_peak_is_one_line():
+    with pytest.raises(ValueError, match="GPU h800_sxm: peak_compute: no peak for 'int8'; known:"):
+        load_gpu("h800_sxm").peak("int8")
+
+
+def test_a_slowdown_that_is_set_leaves_what_measured_rows_hold():
+    changed = {"overlap.gemm.value": 1.15, "overlap.gemm.high": 1.2}
+    overlap = load_calibration("h800_sxm", changed).overlap
+    assert (overlap.gemm.value, overlap.gemm.of_rows) == (1.15, 1.045)
+    assert (overlap.attention.in_rows, overlap.attention.of_rows) == (None, 1.045)
+
+
 def test_a_resolved_cluster_is_plain_text_that_validates_again():
     raw, where = read_profile("clusters", "h800_2048")
     resolved = resolve_cluster(raw, {"nodes": 2}, where=where)

@@ -4,7 +4,7 @@ import pytest
 
 from simulator.analysis.training_attribution import CHUNK_CAUSES, attribute_step
 from simulator.execution.simulation import simulate
-from simulator.hardware.roofline import is_tensor, peak_compute
+from simulator.hardware.roofline import is_tensor
 from simulator.scenario import load_scenario
 
 
@@ -35,7 +35,7 @@ def test_arithmetic_and_recomputation_are_the_flops_over_the_peaks(shipped):
 
     def at_peak(key):
         operators = [task.operator for task in run.step.chunks[key].log.graph.tasks]
-        return sum(op.flops / peak_compute(op.dtype, gpu) for op in operators if is_tensor(op.kind))
+        return sum(op.flops / gpu.peak(op.dtype) for op in operators if is_tensor(op.kind))
 
     ranks = [sum(at_peak(key) for key in row) for row in run.step.keys]
     total = causes["arithmetic"] + causes["recomputation"]

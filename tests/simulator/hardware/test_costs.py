@@ -1,6 +1,7 @@
 """Kernel costs: what was measured is met, what was not obeys physics, and each says which it is."""
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hardware_profiles.tables import Measurement
 from reference_model.trace import KINDS, TRACE_FOLDER, Operator, load_trace
 from simulator.hardware.all_to_all import Reach
 from simulator.hardware.costs import COST_MODELS, PROVENANCES, KernelCostModel, NotCalibrated
-from simulator.hardware.kernel_families import calibration_measurements
+from simulator.hardware.kernel_families import calibration_measurements, operator_of
 from simulator.hardware.kernel_models import ENOUGH_RESIDUALS
 from simulator.hardware.roofline import Ideal, batch_of, is_tensor, least_seconds
 
@@ -77,9 +78,26 @@ LOAD = {
     "received_rows": 30679,
     "local_experts": 4,
 }
-MODEL_OPERATORS = sorted(
-    {op for layer, phase in TRACE.templates for op in TRACE.operators(layer, phase, **LOAD)},
-    key=lambda op: (op.kind, op.sizes, op.name, op.phase),
+
+
+def operators_of(trace, load):
+    return sorted(
+        {op for layer, phase in trace.templates for op in trace.operators(layer, phase, **load)},
+        key=lambda op: (op.kind, op.sizes, op.name, op.phase),
+    )
+
+
+MODEL_OPERATORS = operators_of(TRACE, LOAD)
+DECODE_OPERATORS = operators_of(
+    load_trace(TRACE_FOLDER / "deepseek_v3.decode.jsonl"),
+    {
+        "tokens": 128,
+        "context": 4096,
+        "sequences": 128,
+        "expert_rows": 1024,
+        "received_rows": 1024,
+        "local_experts": 9,
+    },
 )
 
 
@@ -105,7 +123,7 @@ def test_no_prediction_is_below_the_roofline_at_peak(sms, overlapped):
     for op in MODEL_OPERATORS:
         if op.kind not in {"dispatch", "combine"}:
             prediction = COSTS.predict([op], sms=sms, overlapped=overlapped)
-            least = least_seconds(batch_of([op]), np.array([float(sms)]), gpu)
+            least = least_seconds(batch_of([op]), np.array([float(sms)]), gpu, memory_share=1.0)
             assert prediction.low[0] >= least[0] * (1 - 1e-12), op.name
 
 
@@ -200,6 +218,145 @@ def test_more_tokens_never_take_less_time(shape, m, sms, overlapped):
     operators = [gemm(rows, n, k) for rows in sorted(m)]
     seconds = costs.predict(operators, sms=sms, overlapped=overlapped).seconds
     assert (np.diff(seconds) >= -1e-12).all()
+
+
+CLUSTER_OF = {
+    "b200_sxm": "b200_32",
+    "gb200": "gb200_nvl72",
+    "h100_sxm": "h100_96",
+    "h200_sxm": "h200_8",
+    "h20_sxm": "h20_32",
+    "h800_decode": "h800_2048",
+    "h800_sxm": "h800_2048",
+    "h800_without_trace": "h800_2048",
+}
+
+
+@cache
+def shipped(calibration, **changes):
+    profile = load_calibration(calibration)
+    overrides = {f"node.{path.replace('__', '.')}": value for path, value in changes.items()}
+    return KernelCostModel(
+        cluster=load_cluster(CLUSTER_OF[calibration], overrides),
+        calibration=profile,
+        expert_parallel_ranks=8,
+    ).fit(calibration_measurements(profile))
+
+
+def test_bytes_come_no_faster_than_the_fastest_measured_kernel_moves_them():
+    # The head of one token in FP8, 129,280 x 7,168 weights. InferSim's fastest product moves 93.3 %
+    # of the H800's 3.35 TB/s: k = 36,864, n = 7,168 at 16 rows.
+    table = [row for row in ROWS if row.kernel_set == "infersim"]
+    fastest = max(
+        batch_of([operator_of(row)]).moved_bytes[0] / row.seconds
+        for row in table
+        if batch_of([operator_of(row)]).moved_bytes[0] > 4 * H800.l2_capacity and row.kind == "gemm"
+    )
+    assert fastest / H800.hbm_bandwidth == pytest.approx(0.933, abs=5e-4)
+    head = gemm(1, 129280, 7168)
+    seconds = shipped("h800_decode").predict([head], sms=132, overlapped=False).seconds[0]
+    assert seconds == pytest.approx(batch_of([head]).moved_bytes[0] / fastest)
+
+
+FASTER = [
+    *[("h800_sxm", path, 2.0) for path in ("gpu__nvlink_bandwidth", "nic__bandwidth")],
+    *[("h800_sxm", path, 2.0) for path in ("gpu__pcie_bandwidth", "gpu__hbm_bandwidth")],
+    *[(name, "gpu__hbm_bandwidth", 2.0) for name in ("gb200", "h20_sxm", "h800_decode")],
+    *[(name, "gpu__sm_clock", 1.1) for name in ("h800_sxm", "h200_sxm", "gb200")],
+]
+
+
+def faster(costs, path, times):
+    """The overrides that make one part of a cluster so many times as fast."""
+    part, field = path.split("__")
+    value = times * getattr(getattr(costs.cluster.node, part), field)
+    return {path: f"{value:.0f} {'Hz' if field == 'sm_clock' else 'B/s'}"}
+
+
+def step_operators(costs):
+    """What a training and a decode step issue, each operator with its SMs and condition."""
+    total = costs.cluster.node.gpu.sms
+    asked = []
+    for op in MODEL_OPERATORS + DECODE_OPERATORS:
+        for beside in (True, False) if op in MODEL_OPERATORS else (False,):
+            compute = total - 20 if beside else total
+            asked.append((op, 20 if op.kind in ("dispatch", "combine") else compute, beside))
+    operators, sms, overlapped = zip(*asked, strict=True)
+    return costs.predict(operators, sms=sms, overlapped=overlapped).seconds
+
+
+@pytest.mark.parametrize(("calibration", "path", "times"), FASTER)
+def test_a_faster_part_slows_no_operator_of_a_shipped_step(calibration, path, times):
+    base = shipped(calibration)
+    better = shipped(calibration, **faster(base, path, times))
+    assert (step_operators(better) <= step_operators(base) * (1 + 1e-9)).all()
+
+
+def test_at_half_the_clock_what_computes_takes_twice_as_long():
+    slow = fitted({"node.gpu.sm_clock": "915 MHz"})
+    op = gemm(4096, 7168, 16384)
+    fast = one(COSTS, op, sms=112, overlapped=True)[0]
+    assert one(slow, op, sms=112, overlapped=True)[0] == pytest.approx(2 * fast)
+    # A cast of 4,096 x 7,168 values: 58.7 MB in BF16, 29.4 in FP8, and 0.9 of scales. Its bytes at
+    # the fastest kernel's rate keep their time.
+    cast = operator("quantize", dtype="bfloat16", out_dtype="fp8_e4m3", rows=4096, columns=7168)
+    fast = one(COSTS, cast, sms=132, overlapped=False)[0]
+    moving = batch_of([cast]).moved_bytes[0] / (COSTS.achieved_.memory * H800.hbm_bandwidth)
+    assert one(slow, cast, sms=132, overlapped=False)[0] == pytest.approx(2 * fast - moving)
+
+
+def test_communication_sms_copy_at_their_clock():
+    # Five channels copy 90 GB/s at 18 GB/s each, half of that at half the clock; NVLink has room.
+    slow = fitted({"node.gpu.sm_clock": "915 MHz"}).all_to_all_
+    whole = COSTS.all_to_all_.explain(dispatch(), sms=10, overlapped=False)
+    half = slow.explain(dispatch(), sms=10, overlapped=False)
+    assert half.nvlink_s == pytest.approx(2 * whole.nvlink_s)
+    assert half.nic_s == whole.nic_s
+
+
+@pytest.mark.parametrize("calibration", ["h800_sxm", "h800_decode"])
+def test_a_step_on_more_sms_takes_no_longer(calibration):
+    counts = (100, 112, 128, 144, 160)
+    sums = [step_operators(shipped(calibration, gpu__sms=sms)).sum() for sms in counts]
+    assert sums == sorted(sums, reverse=True)
+    # What computes on all SMs: 133 of them take 132 / 133 of the time at most, the bytes all of it.
+    ratio = step_operators(shipped(calibration, gpu__sms=133)).sum()
+    ratio /= step_operators(shipped(calibration)).sum()
+    assert 132 / 133 < ratio < 1
+
+
+@pytest.mark.parametrize("kind", ["gemm", "attention", "memory_bound", "dispatch", "combine"])
+def test_a_larger_slowdown_speeds_no_operator_up(kind):
+    def at(value):
+        changes = {"value": value, "low": 1.0, "high": 2.0}
+        calibration = load_calibration(
+            "h800_sxm",
+            {f"overlap.{kind}.{name}": number for name, number in changes.items()},
+        )
+        return step_operators(fitted(calibration=calibration))
+
+    stated = getattr(CALIBRATION.overlap, kind).value
+    times = [at(value) for value in (1.0, stated, 1.9)]
+    assert (times[0] <= times[1] * (1 + 1e-9)).all()
+    assert (times[1] <= times[2] * (1 + 1e-9)).all()
+    assert (times[0] < times[1]).any()
+    # Alone, only what ran beside something in the trace rests on the ratio, and by what it held.
+    assert times[1] == pytest.approx(step_operators(fitted(calibration=SHIPPED)), rel=1e-12)
+
+
+SHIPPED = load_calibration("h800_sxm")
+
+
+def test_a_measured_row_of_a_pair_is_slowed_for_the_share_that_it_was_beside_an_all_to_all():
+    # q_a_proj took 103.5 us, 0.439 of it beside an all-to-all that slowed it by 1.045.
+    changes = {"overlap.gemm.value": 1.15, "overlap.gemm.high": 1.2, "transfer_from": []}
+    slower = fitted(calibration=load_calibration("h800_sxm", changes))
+    op = gemm(4096, 1536, 7168)
+    expected = 103.5 * (1 + 0.15 * 0.439) / (1 + 0.045 * 0.439)
+    assert one(slower, op, sms=112, overlapped=True)[0] == pytest.approx(expected * MICROSECOND)
+    assert one(slower, op, sms=112, overlapped=True)[1] == "interpolated"
+    alone = one(COSTS, op, sms=112, overlapped=False)[0]
+    assert one(slower, op, sms=112, overlapped=False)[0] == pytest.approx(alone)
 
 
 WITHOUT_TRACE = fitted(
@@ -591,7 +748,7 @@ def test_a_taken_over_product_is_never_faster_than_the_roofline_nor_slowed_by_a_
     for op in (bfloat16(HEAD), gemm(129280, 7168, 4096, out_dtype="float32", accumulate=True)):
         for sms, overlapped in ((112, True), (132, False)):
             base = WITH_H200.predict([op], sms=sms, overlapped=overlapped)
-            least = least_seconds(batch_of([op]), np.array([float(sms)]), H800)
+            least = least_seconds(batch_of([op]), np.array([float(sms)]), H800, memory_share=1.0)
             assert base.low[0] >= least[0] * (1 - 1e-12)
             quick = faster.predict([op], sms=sms, overlapped=overlapped)
             assert quick.seconds[0] <= base.seconds[0] * (1 + 1e-9)
