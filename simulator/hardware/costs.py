@@ -60,6 +60,7 @@ from simulator.hardware.gpu_transfer import (
 from simulator.hardware.kernel_conditions import Conditions
 from simulator.hardware.kernel_curves import (
     EXTRAPOLATED,
+    INTERPOLATED,
     MEASURED,
     MODELLED,
     PROVENANCES,
@@ -78,11 +79,13 @@ from simulator.hardware.roofline import (
     Ideal,
     batch_of,
     batch_of_sizes,
+    ideal_batch_seconds,
     is_tensor,
     least_seconds,
     waves_and_bytes,
 )
 from simulator.hardware.transfer_times import LINK_KINDS
+from simulator.hardware.work_floor import PADDED, RisingRows
 
 Array = NDArray[np.float64]
 ValueT = TypeVar("ValueT", int, bool)
@@ -91,6 +94,8 @@ MadeT = TypeVar("MadeT")
 
 NORMAL_80 = 1.2816
 """Half-width of the central 80 % of a normal distribution, in standard deviations."""
+ROUNDING = 1e-9
+"""Times that differ by less than this share are the same."""
 CHUNK = 32768
 """Distinct operators predicted at once: bounds the memory of their distances to all rows."""
 
@@ -185,6 +190,7 @@ class KernelCostModel:
             )
         self.all_to_all_ = self._all_to_all(self.calibration, rows)
         self._rows = rows
+        self._rising_rows: dict[tuple[bool, Family], RisingRows] = {}
         self._measured_gpu = load_gpu(self.calibration.gpu)
         self._transferred = not same_compute(self._measured_gpu, self.cluster.node.gpu)
         self._conditions = Conditions(self._measured_gpu, self.calibration.overlap)
@@ -395,7 +401,47 @@ class KernelCostModel:
     def _of_batch(
         self, family: Family, batch: Batch, sms: Array, overlapped: bool
     ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
-        """Of distinct operators of one family, from whoever has rows of it."""
+        """Of distinct operators of one family; a product never takes longer than one of more rows.
+
+        A row that a larger one beats no longer counts as measured.
+        """
+        answer = self._one_by_one(family, batch, sms, overlapped)
+        if family[0] not in PADDED:
+            return answer
+        alone, low, high, provenance = answer
+        at_peak = self._at_peak(family, batch, sms)
+        seconds = self._rising(family, overlapped).seconds(batch, sms, alone, at_peak)
+        gpu = self.cluster.node.gpu
+        seconds = np.maximum(seconds, least_seconds(batch, sms, gpu, memory_share=1.0))
+        beaten = (provenance == MEASURED) & (seconds < alone * (1.0 - ROUNDING))
+        provenance = np.where(beaten, INTERPOLATED, provenance)
+        return seconds, low * (seconds / alone), high * (seconds / alone), provenance
+
+    def _rising(self, family: Family, overlapped: bool) -> RisingRows:
+        """What is known of a family of products; scanned shape by shape when first needed."""
+        known = self._rising_rows.get((overlapped, family))
+        if known is not None:
+            return known
+
+        def scan(batch: Batch, sms: Array) -> tuple[Array, NDArray[np.bool_], Array]:
+            seconds, _, _, provenance = self._one_by_one(family, batch, sms, overlapped)
+            return seconds, provenance == MEASURED, self._at_peak(family, batch, sms)
+
+        kind = family[0]
+        measured = {dict(row.sizes)[PADDED[kind]] for row in self._rows if row.kind == kind}
+        made = RisingRows(kind, scan, np.array(sorted(measured), dtype=np.float64))
+        return self._rising_rows.setdefault((overlapped, family), made)
+
+    def _at_peak(self, family: Family, batch: Batch, sms: Array) -> Array:
+        """[operators] seconds at this GPU's peaks, by the tiles of the family's kernels."""
+        model = self.families_.get((False, family))
+        tiles = self.calibration.tiles if model is None else model.tiles
+        return ideal_batch_seconds(batch, sms, self.cluster.node.gpu, tiles)
+
+    def _one_by_one(
+        self, family: Family, batch: Batch, sms: Array, overlapped: bool
+    ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
+        """Of distinct operators of one family, each by itself, from whoever has rows of it."""
         answering = self._answering(family)
         answer = answering._compute(family, batch, sms, overlapped)
         if answering is not self or self._transferred:

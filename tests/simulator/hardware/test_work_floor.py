@@ -1,4 +1,4 @@
-"""Attention: rows bound from below what is more work, so that no size costs less than a smaller."""
+"""More work takes no less time: attention by its rows, products by what more rows would take."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from reference_model.trace import Operator
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernel_families import calibration_measurements
 from simulator.hardware.roofline import batch_of
-from simulator.hardware.work_floor import WorkFloor
+from simulator.hardware.work_floor import RisingRows, WorkFloor, rising
 
 SEQUENCES = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512])
 CONTEXTS = np.array([1024, 1536, 2048, 3000, 4096, 8192, 16384, 32768, 65536])
@@ -82,3 +82,54 @@ def test_attention_of_more_sequences_or_longer_contexts_takes_no_less(calibratio
     dips = -np.diff(grid, axis=0) / grid[1:]
     assert (dips[~few] <= ROUNDING).all()
     assert dips[few].max() < LARGEST_DIP
+
+
+@pytest.mark.parametrize(
+    ("seconds", "measured", "expected"),
+    [
+        # A measured row that a larger measured one beats is noise.
+        ([16.4, 13.5, 10.9, 11.7], "1111", [10.9, 10.9, 10.9, 11.7]),
+        # What was not measured gives way to what was, on both sides.
+        ([9.0, 12.0, 8.0, 11.0], "1001", [9.0, 9.0, 9.0, 11.0]),
+        ([9.0, 20.0, 10.0, 11.0], "0010", [9.0, 10.0, 10.0, 11.0]),
+        # Without a measured row each takes the least at no fewer rows.
+        ([5.0, 7.0, 6.0, 8.0], "0000", [5.0, 6.0, 6.0, 8.0]),
+    ],
+)
+def test_times_of_products_rise_and_measured_ones_decide(seconds, measured, expected):
+    flags = np.array([[flag == "1" for flag in measured]])
+    assert rising(np.array([seconds]), flags).tolist() == [expected]
+
+
+def product(*rows):
+    def gemm(m):
+        return Operator(
+            name="gemm",
+            kind="gemm",
+            phase="forward",
+            segment="mlp",
+            dtype="bfloat16",
+            out_dtype="bfloat16",
+            sizes=(("k", 512), ("m", m), ("n", 512)),
+            recompute=False,
+            accumulate=False,
+        )
+
+    return batch_of([gemm(m) for m in rows])
+
+
+def scan(batch, sms):
+    """Seconds as many as rows, but for a spike at 64; at peak a step of 128 rows each."""
+    m = batch.sizes[:, batch.names.index("m")].astype(float)
+    return np.where(m == 64, 500.0, m), np.zeros(len(m), dtype=bool), np.ceil(m / 128) * 128
+
+
+def test_between_the_rows_that_are_scanned_time_goes_as_at_the_peak():
+    known = RisingRows("gemm", scan, np.empty(0))
+    batch = product(48, 56, 64, 128, 2100, 2304, 2**21)
+    alone, _, at_peak = scan(batch, None)
+    found = known.seconds(batch, np.full(len(alone), 132.0), alone, at_peak)
+    # The spike at 64 takes what 128 rows do, and so do 56, in the same tiles. 2,100 rows lie
+    # between 2,048 and 2,304 scanned ones: 17 tiles between 16 and 18.
+    between = 2048 * (2304 / 2048) ** (np.log(17 / 16) / np.log(18 / 16))
+    assert found == pytest.approx([48, 128, 128, 128, between, 2304, 2**21])
