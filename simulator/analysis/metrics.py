@@ -130,17 +130,25 @@ def rank_times(step: TrainingStep) -> list[RankTimes]:
     return budgets
 
 
-def uneven_ranks(ranks: Sequence[RankTimes]) -> list[str]:
-    """A warning where the split of layers into stages keeps ranks waiting for the busiest one."""
+def uneven_ranks(ranks: Sequence[RankTimes], *, chosen: bool) -> list[str]:
+    """A warning where the split of layers into stages keeps ranks waiting for the busiest one.
+
+    Args:
+        chosen: whether the run chose the stages itself.
+    """
     busy = [rank.forward_s + rank.backward_s + rank.weight_s + rank.overlapped_s for rank in ranks]
     over = max(busy) * len(busy) / sum(busy) - 1
     if over <= UNEVEN:
         return []
     most, least = busy.index(max(busy)), busy.index(min(busy))
+    way_out = (
+        "whole layers and memory allow no faster split of those tried; fewer training.pp might"
+        if chosen
+        else "training.stages=default looks for a faster split"
+    )
     return [
         f"stages: pipeline rank {most} works {over:.0%} longer than the mean of the ranks, and "
-        f"rank {least} {1 - busy[least] / busy[most]:.0%} less than it; training.stages=default "
-        "evens them out as far as whole layers and memory allow, fewer ranks (training.pp) further"
+        f"rank {least} {1 - busy[least] / busy[most]:.0%} less than it; {way_out}"
     ]
 
 
@@ -198,7 +206,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
         "peak_memory_bytes": max(rank.total for rank in run.memory),
         "weights_at_once": list(run.at_once),
         "stages": list(stage_texts(run.stages)),
-        "warnings": uneven_ranks(times_of_ranks),
+        "warnings": uneven_ranks(times_of_ranks, chosen=job.stages == "default"),
         "bubble_s": max(rank["bubble_s"] for rank in ranks),
         "without_all_to_all_slowdown": {
             "pair_time_s": run.without_slowdown.pair.log.span_s,
