@@ -424,6 +424,7 @@ class FleetJob(Profile):
     decode: PoolSpec | None = None
     colocated: PoolSpec | None = None
     kv_bytes_per_token: DataValue
+    """What transfers and prefix caches move; with steps named, that of their KV caches."""
     kv_transfer: KvTransfer | None = None
     """Needed between a prefill and a decode pool."""
     prefix_cache: PrefixCacheSpec | None = None

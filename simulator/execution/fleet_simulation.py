@@ -33,7 +33,7 @@ from simulator.fleet_job import FleetJob, PoolSpec, StepScenario
 from simulator.scenario import Scenario, load_scenario
 from simulator.serving_job import ServingStepJob, StepRequests
 from simulator.workload.recorded import shipped_trace
-from simulator.workload.serving_memory import kv_capacity, micro_batch_tokens
+from simulator.workload.serving_memory import kv_bytes_per_token, kv_capacity, micro_batch_tokens
 
 # Powers of two: a pass of 2^n tokens is made of whole prompts of any smaller power of two.
 _SIZES = tuple(2**n for n in range(18))
@@ -174,6 +174,13 @@ def _model(
             f"{where.removesuffix('decode_step')}max_batch {pool.max_batch}: a micro-batch of a "
             f"GPU has {micro_batch_tokens(step)} tokens; allowed: at most the {room} of "
             f"memory.buffer_tokens of {named.scenario}"
+        )
+    held = kv_bytes_per_token(scenario.model, step.memory.kv_cache)
+    if held != job.kv_bytes_per_token:
+        raise ValueError(
+            f"fleet.kv_bytes_per_token {job.kv_bytes_per_token:g} B: the {step.memory.kv_cache} "
+            f"cache of {where} has {held:g} B per token; allowed: fleet.kv_bytes_per_token="
+            f"'{held:g} B', with the same memory.kv_cache in every step"
         )
     return prepare_serving(scenario, step, shipped_trace)
 

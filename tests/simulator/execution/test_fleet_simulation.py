@@ -135,6 +135,15 @@ def test_a_trace_takes_the_place_of_the_synthetic_requests(tmp_path: Path) -> No
     assert measure_fleet(simulate(scenario))["requests"]["arrived"] == 5
 
 
+def test_a_fleet_of_fp8_caches_moves_their_bytes() -> None:
+    fp8 = "changes=['memory.kv_cache=fp8_e4m3']"
+    changes = [
+        f"prefill.prefill_step.{fp8}", f"decode.decode_step.{fp8}", "kv_bytes_per_token=40016 B"
+    ]  # fmt: skip
+    fleet = prepare_fleet(load_scenario("day6_service", ["requests.limit=5", *changes]))
+    assert measure_fleet(fleet)["kernels"]["decode"]["fp8_cache"]["value"] == 1.03
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -154,6 +163,12 @@ def test_a_trace_takes_the_place_of_the_synthetic_requests(tmp_path: Path) -> No
         (
             ["decode.max_batch=258"],
             "max_batch 258: a micro-batch of a GPU has 129 tokens; allowed: at most the 128 of",
+        ),
+        (
+            ["decode.decode_step.changes=['memory.kv_cache=fp8_e4m3']"],
+            # 61 layers of 512 values, 4 scales of 4 bytes and 64 BF16 values.
+            "kv_bytes_per_token 70272 B: the fp8_e4m3 cache of fleet.decode.decode_step has 40016 "
+            "B per token; allowed: fleet.kv_bytes_per_token='40016 B', with the same memory",
         ),
     ],
 )
