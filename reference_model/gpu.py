@@ -25,6 +25,7 @@ from reference_model import operators as ops
 ELEMENTWISE = (
     "attention_backward_preprocess",
     "broadcast_heads",
+    "copy",
     "cross_entropy",
     "cross_entropy_backward",
     "dequantize_e5m6",

@@ -67,7 +67,15 @@ def add_commands(commands: Any) -> None:
     bench.add_argument(
         "--deadline", type=float, default=float("inf"), help="stop after this many seconds"
     )
+    bench.add_argument(
+        "--operators", type=Path,
+        help="table of the runs' operators, each timed by itself, to write or go on with",
+    )  # fmt: skip
     bench.add_argument("--list", action="store_true", help="name what is to be timed and stop")
+    bench.add_argument(
+        "--show", action="store_true",
+        help="set the steps of the table beside the sums of their operators and stop",
+    )  # fmt: skip
     bench.set_defaults(function=_bench)
 
 
@@ -133,7 +141,12 @@ def _device(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from reference_model.whole_runs import bench, describe, whole_runs
+    from reference_model.bench import bench, composition, describe, read_runs
+    from reference_model.whole_runs import whole_runs
+
+    if options.show:
+        print("\n".join(composition(read_runs(options.out).values())))
+        return
 
     jobs = sorted({run.job for run in whole_runs()})
     unknown = [job for job in options.jobs if job not in jobs]
@@ -148,6 +161,7 @@ def _bench(options: argparse.Namespace) -> None:
         runs,
         kernels=options.kernels,
         out=options.out,
+        operators=options.operators,
         duration_s=options.seconds,
         deadline_s=options.deadline,
     )

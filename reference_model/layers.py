@@ -207,12 +207,7 @@ class GroupedLinear(Weight):
         self.recipe = recipe
 
     def _make_copy(self) -> Operand:
-        # Blocks are square: a transposed block has the values and the scale of the block.
-        copy = self.recipe.weight(self.weight)
-        if copy.scales is None or copy.turned_scales is None:
-            return Operand(copy.values.mT, None)  # [E, in, out]
-        values = copy.values.view(torch.uint8).mT.contiguous().view(copy.values.dtype)
-        return Operand(values, copy.turned_scales, copy.scales)
+        return self.recipe.weight(self.weight.mT)  # [E, in, out]
 
     def forward(self, rows: Operand, group_sizes: Tensor, site: Site) -> Tensor:
         """rows [R, in] -> [R, out]."""

@@ -509,6 +509,17 @@ def launch_rows(times: dict[str, float], *, source: str) -> list[Row]:
 # -- the table -------------------------------------------------------------------------------------
 
 
+def seconds_by_request(path: Path, requests: Iterable[Request]) -> dict[Request, float]:
+    """Times that the table at path has for each request; not a number for one that was left out."""
+    with path.open(encoding="utf-8", newline="") as file:
+        seconds = {_key_of(line): float(line["seconds"]) for line in _read(file, path)}
+    missing = float("nan")
+    return {
+        request: next((seconds[key] for key in _keys(request) if key in seconds), missing)
+        for request in requests
+    }
+
+
 def known_keys(path: Path) -> set[tuple[str, ...]]:
     """Keys of the rows that the table at path holds."""
     if not path.exists():

@@ -148,15 +148,14 @@ def _attention_backward_preprocess(o: Operator, i: _Inputs, kernels: str) -> Cal
 
 
 def _attention_backward(o: Operator, i: _Inputs, kernels: str) -> Call:
-    # cuDNN's kernels alone, on the attention's own output: the custom operator would add the
-    # small kernels with which gpu.py makes an output up (see gpu.attention_backward).
-    from reference_model.gpu import attention_gradients
-
     q, k, v = _attention(o, i)
     scale = float(o["qk_dim"]) ** -0.5
     out, log_sum = ops.attention_forward(q, k, v, scale=scale, site=_SITE)
     grad = torch.randn_like(out)
-    return lambda: attention_gradients(q, k, v, out, grad, log_sum, scale=scale)
+    delta, q_grad = ops.attention_backward_preprocess(out, grad, qk_dim=o["qk_dim"], site=_SITE)
+    return lambda: ops.attention_backward(
+        q_grad, q, k, v, grad, log_sum, delta, scale=scale, site=_SITE
+    )
 
 
 def _quantize(o: Operator, i: _Inputs, kernels: str) -> Call:

@@ -1,24 +1,19 @@
-"""Time whole steps of the model on the GPU at hand, as data that a simulation can be held against.
+"""Whole steps of the model on the GPU at hand: which there are, how to run and to time them.
 
 A run is a training micro-batch (forward, loss, backward), a whole training step (the optimizer
 included), a decode step or a prefill, of a model given as a shipped config and changes to its
-fields, replayed from a CUDA graph or launched kernel by kernel. It is repeated for some seconds, so
-that clock and power settle, and a row holds the median time from start to end, its spread, the sum
-of its kernels' times, their number and the share of it that belongs to no operator of the trace.
+fields, replayed from a CUDA graph or launched kernel by kernel.
 
 Weights are normal, tokens random, so that experts get uneven rows. Prompts and caches are whole:
-every sequence of a decode step holds `context` tokens. Times of kernels come from the profiler, in
-one more repetition after the timed ones.
+every sequence of a decode step holds `context` tokens. bench.py times all of them.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,21 +25,12 @@ import torch
 from reference_model.captured import Captured, CapturedMicroBatch, can_capture
 from reference_model.config import ModelConfig, parse_model_config, read_config_file
 from reference_model.decode import InferenceModel
-from reference_model.gpu import use_kernels
 from reference_model.layers import RMSNorm, gradient
-from reference_model.measure import device_source, require_hopper, watch
+from reference_model.measure import watch
 from reference_model.model import Transformer
 from reference_model.operators import NAMESPACE
 from reference_model.optimizer import AdamW
 from reference_model.precision import Recipe
-
-COLUMNS = (
-    "job", "model", "changes", "sequences", "context", "recipe", "kernels", "gpus", "launch",
-    "seconds", "spread", "repetitions", "kernel_seconds", "kernel_count", "outside_share",
-    "clock_hz", "power_w", "source",
-)  # fmt: skip
-KEY = COLUMNS[:9]
-"""The columns that make a run the same as one timed before."""
 
 TRAINING, STEP, DECODE, PREFILL = "train_microbatch", "train_step", "decode_step", "prefill"
 GRAPH, EAGER = "graph", "eager"
@@ -73,6 +59,8 @@ _MICRO = 1e-6
 _MILLI = 1e-3
 _FEWEST = 5
 """Repetitions that are timed whatever they take."""
+_SLEEP_CYCLES = 400_000_000
+"""Of the GPU's clock, about 0.2 s: longer than the host takes to launch any step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +119,11 @@ class KernelSplit(NamedTuple):
         return sum(self.inside.values()) + sum(self.outside.values())
 
 
-def split_kernels(events: Sequence[Mapping[str, Any]]) -> KernelSplit:
+def split_kernels(events: Sequence[Mapping[str, Any]], *, repetitions: int = 1) -> KernelSplit:
     """Split the kernels of a profile (Kineto's events) by whether an operator of the model was open
-    when they were launched. Kernels of a replayed graph have no launch of their own: outside."""
+    when they were launched. Kernels of a replayed graph have no launch of their own: outside.
+
+    Of equal repetitions the last one counts."""
     operators = sorted(
         (float(e["ts"]), float(e["ts"]) + float(e["dur"]), str(e["name"]))
         for e in events
@@ -153,28 +143,31 @@ def split_kernels(events: Sequence[Mapping[str, Any]]) -> KernelSplit:
             owner[correlation] = operators[position][2].split("::")[1]
     inside: dict[str, float] = {}
     outside: dict[str, float] = {}
-    kernels = 0
-    for e in events:
-        if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
-            kernels += 1
-            name = owner.get(e["args"]["correlation"])
-            table, key = (outside, str(e["name"])[:80]) if name is None else (inside, name)
-            table[key] = table.get(key, 0.0) + float(e["dur"]) * _MICRO
+    ran = sorted(
+        (e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")),
+        key=lambda e: float(e["ts"]),
+    )
+    kernels = len(ran) // repetitions
+    for e in ran[len(ran) - kernels :]:
+        name = owner.get(e["args"]["correlation"])
+        table, key = (outside, str(e["name"])[:80]) if name is None else (inside, name)
+        table[key] = table.get(key, 0.0) + float(e["dur"]) * _MICRO
     return KernelSplit(inside, outside, kernels)
 
 
-def profiled(step: Callable[[], object]) -> KernelSplit:
-    """The kernels of one call."""
+def profiled(step: Callable[[], object], *, repetitions: int) -> KernelSplit:
+    """The kernels of the last of some calls, when the clock has settled."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=activities) as profile:
-        step()
+        for _ in range(repetitions):
+            step()
         torch.cuda.synchronize()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    return split_kernels(events)
+    return split_kernels(events, repetitions=repetitions)
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -293,95 +286,20 @@ def time_step(step: Callable[[], object], *, duration_s: float) -> Timed:
     )
 
 
+def host_seconds(step: Callable[[], object]) -> float:
+    """Time the host takes to launch a step while the GPU is busy with something else."""
+    samples = []
+    for _ in range(2 * _FEWEST):
+        torch.cuda.synchronize()
+        torch.cuda._sleep(_SLEEP_CYCLES)  # type: ignore[no-untyped-call]
+        begun = time.perf_counter()
+        step()
+        samples.append(time.perf_counter() - begun)
+    torch.cuda.synchronize()
+    return statistics.median(samples)
+
+
 def _mark() -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
-
-
-# -- the table -------------------------------------------------------------------------------------
-
-
-def bench(
-    runs: Sequence[WholeRun], *, kernels: str, out: Path, duration_s: float, deadline_s: float
-) -> None:
-    """Time every run that the table at `out` lacks and append its row; prints progress.
-
-    Stops before a run that begins after deadline_s seconds; run it again to go on."""
-    device = require_hopper()
-    use_kernels(kernels)
-    source = device_source(device)
-    known = known_runs(out)
-    begun = time.monotonic()
-    for number, run in enumerate(runs, start=1):
-        label = f"[{number}/{len(runs)}] {describe(run)}"
-        cells = key_cells(run, kernels)
-        if cells in known:
-            print(f"{label}: in the table")
-            continue
-        if time.monotonic() - begun > deadline_s:
-            print(f"stopped after {deadline_s:.0f} s; run again to go on")
-            return
-        try:
-            step, eager = build_step(run, kernels=kernels, device=device)
-            timed = time_step(step, duration_s=duration_s)
-            whole = profiled(step)
-            split = whole if run.launch == EAGER else profiled(eager)
-        except torch.cuda.OutOfMemoryError:
-            print(f"{label}: out of memory, left out")
-            continue
-        finally:
-            step = eager = None  # type: ignore[assignment]
-            torch.cuda.empty_cache()
-        share = sum(split.outside.values()) / split.total
-        append_row(out, (*cells, *_result_cells(timed, whole, share), source))
-        print(
-            f"{label}: {timed.seconds:.4e} s, kernels {whole.total:.4e} s in {whole.kernels},"
-            f" {share:.1%} outside operators, {timed.clock_hz:.3e} Hz, {timed.power_w:.0f} W",
-            flush=True,
-        )
-        for name, seconds in Counter(split.outside).most_common(4):
-            print(f"    outside {seconds:.2e} s  {name}", flush=True)
-
-
-def describe(run: WholeRun) -> str:
-    """One line that names a run."""
-    return f"{run.job} {run.model} {run.sequences} x {run.context} {run.launch}"
-
-
-def key_cells(run: WholeRun, kernels: str) -> tuple[str, ...]:
-    """The cells of `KEY`."""
-    changes = ";".join(f"{name}={value}" for name, value in sorted(MODELS[run.model].items()))
-    return (
-        run.job, "deepseek_v3", changes, str(run.sequences), str(run.context), "fp8", kernels, "1",
-        run.launch,
-    )  # fmt: skip
-
-
-def _result_cells(timed: Timed, whole: KernelSplit, share: float) -> Iterable[str]:
-    return (
-        f"{timed.seconds:.6g}", f"{timed.spread:.3g}", str(timed.repetitions),
-        f"{whole.total:.6g}", str(whole.kernels), f"{share:.3g}",
-        f"{timed.clock_hz:.4g}", f"{timed.power_w:.4g}",
-    )  # fmt: skip
-
-
-def known_runs(path: Path) -> set[tuple[str, ...]]:
-    """Keys of the rows of the table at path, which must have its columns."""
-    if not path.exists():
-        return set()
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path}: columns are {reader.fieldnames}, allowed: {list(COLUMNS)}")
-        return {tuple(line[name] for name in KEY) for line in reader}
-
-
-def append_row(path: Path, cells: Sequence[str]) -> None:
-    """Add a row to the table, with its header where it is new."""
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if new:
-            writer.writerow(COLUMNS)
-        writer.writerow(cells)

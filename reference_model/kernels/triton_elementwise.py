@@ -290,6 +290,56 @@ def broadcast_heads(x: Tensor, out: Tensor, *, site: str) -> None:
 
 
 @triton.jit
+def _copy_heads_kernel(
+    x,  # [rows, heads, dim], strided
+    out,  # the same
+    heads,
+    dim,
+    row_stride,
+    head_stride,
+    out_row_stride,
+    out_head_stride,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    column = tl.arange(0, DIM)
+    inside = (head < heads)[:, None] & (column < dim)[None, :]
+    at = x + row * row_stride + head[:, None] * head_stride + column[None, :]
+    target = out + row * out_row_stride + head[:, None] * out_head_stride + column[None, :]
+    tl.store(target, tl.load(at, mask=inside), mask=inside)
+
+
+def copy(x: Tensor, out: Tensor, *, site: str) -> None:
+    """operators.copy; parts of wider rows or heads by a kernel, what is contiguous by torch's."""
+    source, target = _by_row_and_head(x), _by_row_and_head(out)
+    whole = x.is_contiguous() and out.is_contiguous()
+    if whole or source is None or target is None or x.dtype != out.dtype:
+        out.copy_(x)
+        return
+    rows, heads, dim = source.shape
+    block = min(_HEADS, triton.next_power_of_2(heads))
+    _copy_heads_kernel[rows, triton.cdiv(heads, block)](
+        source, target, heads, dim, *source.stride()[:2], *target.stride()[:2],
+        HEADS=block, DIM=triton.next_power_of_2(dim), num_warps=4,
+    )  # fmt: skip
+
+
+def _by_row_and_head(x: Tensor) -> Tensor | None:
+    """x [rows, dim] or [sequences, length, heads, dim] seen as [rows, heads, dim], if strides
+    allow that and the values of a head are adjacent in memory."""
+    if x.stride(-1) != 1 or x.dim() not in (2, 4):
+        return None
+    if x.dim() == 2:
+        return x[:, None, :]
+    if x.shape[0] > 1 and x.stride(0) != x.shape[1] * x.stride(1):
+        return None
+    shape = (x.shape[0] * x.shape[1], *x.shape[2:])
+    return x.as_strided(shape, x.stride()[1:])
+
+
+@triton.jit
 def _sum_heads_kernel(
     x,  # [rows, heads, dim], strided
     out,  # [rows, dim]

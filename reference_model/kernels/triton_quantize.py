@@ -176,19 +176,25 @@ def _quantize_tiles_transposed_kernel(
 
 @triton.jit
 def _quantize_blocks_kernel(
-    w,  # [groups, rows, columns]
+    w,  # [groups, rows, columns], strided
     quantized,
     scales,  # [groups, row blocks, column blocks], rows `room` apart
     rows,
     columns,
     room,
+    group_stride,
+    row_stride,
+    column_stride,
     POWER_OF_TWO: tl.constexpr,
 ):
     row = tl.program_id(1) * _TILE + tl.arange(0, _TILE)
     column = tl.program_id(2) * _TILE + tl.arange(0, _TILE)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
-    offset = (tl.program_id(0).to(tl.int64) * rows + row)[:, None] * columns + column[None, :]
-    block = tl.load(w + offset, mask=inside, other=0.0).to(tl.float32)
+    group = tl.program_id(0).to(tl.int64)
+    source = w + group * group_stride + row.to(tl.int64)[:, None] * row_stride
+    source += column.to(tl.int64)[None, :] * column_stride
+    block = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    offset = (group * rows + row)[:, None] * columns + column[None, :]
     amax = tl.max(tl.max(tl.abs(block), axis=1, keep_dims=True), axis=0, keep_dims=True)
     scale = _scale_of(amax, POWER_OF_TWO)  # [1, 1]
     block = _round_to_e4m3(tl.div_rn(block, tl.broadcast_to(scale, block.shape)))
@@ -387,17 +393,18 @@ def _quantize_columns(
 
 
 def quantize_blocks(w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
-    """See reference.quantize_blocks."""
+    """See reference.quantize_blocks; reads transposed weights where they lie."""
     check_device(w)
-    w = w.contiguous()
     rows, columns = w.shape[-2:]
     blocks = (triton.cdiv(rows, TILE), triton.cdiv(columns, TILE))
-    quantized = torch.empty_like(w, dtype=torch.float8_e4m3fn)
+    quantized = w.new_empty(w.shape, dtype=torch.float8_e4m3fn)
+    source = w.reshape(-1, rows, columns)
     room = triton.cdiv(blocks[1], SCALE_ROW) * SCALE_ROW
     scales = w.new_zeros((*w.shape[:-2], blocks[0], room), dtype=torch.float32)
-    _quantize_blocks_kernel[w.numel() // (rows * columns), *blocks](
-        w, quantized, scales, rows, columns, room, POWER_OF_TWO=power_of_two_scales, num_warps=8
-    )
+    _quantize_blocks_kernel[source.shape[0], *blocks](
+        source, quantized, scales, rows, columns, room, *source.stride(),
+        POWER_OF_TWO=power_of_two_scales, num_warps=8,
+    )  # fmt: skip
     return quantized, scales[..., : blocks[1]]
 
 

@@ -94,7 +94,9 @@ def test_plain_torch_and_the_fast_kernels_agree_to_the_rounding_of_fp8(device):
     for kernels in ("mixed", "triton", "library"):
         got, grads = eager(model_on(device, kernels), batch(1, device))
         assert got == pytest.approx(loss, rel=2e-3)
-        assert largest_error(grads, exact) < 0.1
+        # Over all weights: an expert of few rows is another where one token's choice flips.
+        difference = sum(float((grads[n] - exact[n]).square().sum()) for n in exact)
+        assert difference < 0.1**2 * sum(float(g.square().sum()) for g in exact.values())
 
 
 @gpu

@@ -1,18 +1,9 @@
-"""Whole runs: which are timed, what of a profile is outside operators, and a table that resumes."""
+"""Whole runs: which there are, and what of a profile is outside operators."""
 
 import pytest
 
 from reference_model import whole_runs
-from reference_model.whole_runs import (
-    COLUMNS,
-    KEY,
-    WholeRun,
-    append_row,
-    key_cells,
-    known_runs,
-    model_of,
-    split_kernels,
-)
+from reference_model.whole_runs import WholeRun, model_of, split_kernels
 
 
 def event(category: str, name: str, start: float, duration: float, correlation: int | None = None):
@@ -42,6 +33,14 @@ def test_kernels_belong_to_the_operator_that_was_open_when_they_were_launched():
     assert split.total == pytest.approx(18e-6)
 
 
+def test_of_equal_repetitions_the_last_one_counts():
+    events = [event("kernel", "one", at, 1.0 + at, number) for number, at in enumerate((0, 5, 9))]
+    events += [event("kernel", "two", at, 2.0, number) for number, at in enumerate((2, 7, 20))]
+    split = split_kernels(events, repetitions=3)
+    assert split.kernels == 2
+    assert split.outside == {"one": pytest.approx(10e-6), "two": pytest.approx(2e-6)}
+
+
 def test_every_run_is_timed_in_a_graph_and_eagerly():
     runs = whole_runs.whole_runs()
     assert len(runs) == len(set(runs)) == 22
@@ -60,22 +59,3 @@ def test_the_models_are_what_their_changes_say():
     assert (config.hidden_size, config.num_attention_heads) == (5120, 96)
     assert config.moe_intermediate_size == 1536
     assert config.num_moe_layers == 2
-    assert "hidden_size=5120" in key_cells(run, "mixed")[2]
-
-
-def test_a_table_knows_the_runs_that_it_holds(tmp_path):
-    table = tmp_path / "whole.csv"
-    assert known_runs(table) == set()
-    run = whole_runs.whole_runs()[0]
-    key = key_cells(run, "mixed")
-    assert len(key) == len(KEY)
-    append_row(table, (*key, *["0"] * (len(COLUMNS) - len(KEY))))
-    assert known_runs(table) == {key}
-    assert key_cells(run, "triton") not in known_runs(table)
-
-
-def test_a_table_of_other_columns_is_refused(tmp_path):
-    table = tmp_path / "whole.csv"
-    table.write_text("kind,sizes\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="columns are"):
-        known_runs(table)

@@ -101,6 +101,18 @@ def test_rope_into_writes_a_strided_part(own_angles):
     torch.testing.assert_close(out, expected, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("kept", [slice(0, 12), slice(12, 24)])
+def test_copy_moves_a_part_of_heads_into_a_part_of_others(kept):
+    out = normal(2, 3, 5, 40, seed=26)
+    assert_same("copy", normal(2, 3, 5, 24, seed=25)[..., kept], out[..., 28:])
+    assert_same("copy", normal(6, 24, seed=27)[:, kept], normal(6, 12, seed=28))
+
+
+def test_copy_between_strides_that_no_row_holds():
+    x = normal(3, 2, 5, 8, seed=29).transpose(0, 1)
+    assert_same("copy", x, normal(2, 3, 5, 8, seed=30))
+
+
 def test_sum_heads_of_a_strided_part():
     assert_same("sum_heads", normal(7, 5, 24, seed=15)[..., 16:])
 

@@ -1,0 +1,253 @@
+"""Time whole steps on the GPU at hand, as a table that a simulated step can be held against.
+
+Every run of whole_runs.py is repeated for some seconds, so that clock and power settle. A row holds
+
+    seconds, spread             median from start to end, and its deviation, over the second half
+    host_seconds                time the host takes to launch the step; empty where it has to wait
+    timed_operator_seconds      sum of its operators, each timed by itself in the same lease; empty
+                                where no table of operators is written
+    kernel_seconds, _count      sum of the kernels' times and their number, in a profile
+    outside_share               of that sum, what belongs to no operator of the trace
+    untimed_operator_seconds    kernels of the operators that are not timed by themselves: dispatch
+                                and combine, which copy within the one GPU
+
+A first pass over the runs times them and a second one profiles them, so that nothing that the
+profiler leaves behind in the process is in the times.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import torch
+
+from reference_model.captured import can_capture
+from reference_model.gpu import CAPTURABLE, use_kernels
+from reference_model.measure import (
+    Request,
+    device_source,
+    measure,
+    require_hopper,
+    seconds_by_request,
+)
+from reference_model.measured_calls import BUILDERS
+from reference_model.precision import Recipe
+from reference_model.recorder import OperatorRecorder
+from reference_model.trace import Operator
+from reference_model.whole_runs import (
+    EAGER,
+    GRAPH,
+    MODELS,
+    STEP,
+    WholeRun,
+    build_step,
+    host_seconds,
+    profiled,
+    time_step,
+)
+
+KEY = (
+    "job", "model", "changes", "sequences", "context", "recipe", "kernels", "gpus", "launch",
+)  # fmt: skip
+"""The columns that make a run the same as one timed before."""
+TIMES = (
+    "seconds", "spread", "repetitions", "host_seconds", "operators", "timed_operator_seconds",
+    "clock_hz", "power_w", "source",
+)  # fmt: skip
+KERNELS = ("kernel_seconds", "kernel_count", "outside_share", "untimed_operator_seconds")
+COLUMNS = (*KEY, *TIMES, *KERNELS)
+
+Cells = Mapping[str, str]
+Table = dict[tuple[str, ...], Cells]
+
+_PROFILED_SECONDS = 1.0
+_MOST_PROFILED, _FEWEST_PROFILED = 20, 5
+"""Repetitions under the profiler: about so many seconds of them, and between these numbers."""
+_UNTIMED = ("dispatch", "dispatch_cached", "combine", "combine_backward")
+"""Operators without a row of their own in a table of operators."""
+
+
+def bench(
+    runs: Sequence[WholeRun],
+    *,
+    kernels: str,
+    out: Path,
+    operators: Path | None,
+    duration_s: float,
+    deadline_s: float,
+) -> None:
+    """Time and profile every run that the table at `out` lacks; prints progress.
+
+    With a second table, each operator of a run is timed by itself as well, as `measure` does it,
+    and its row kept there. Stops before a run that begins after deadline_s seconds; run it again to
+    go on. Runs from a graph are left out where the kernels read sizes on the host."""
+    device = require_hopper()
+    use_kernels(kernels)
+    source = {"source": device_source(device)}
+    rows = read_runs(out)
+    wanted = [
+        run for run in runs if run.launch != GRAPH or can_capture(Recipe("fp8", kernels), device)
+    ]
+    begun = time.monotonic()
+    for what, columns in (("time", TIMES), ("profile", KERNELS)):
+        for number, run in enumerate(wanted, start=1):
+            label = f"{what} [{number}/{len(wanted)}] {describe(run)}"
+            key = key_of(run, kernels)
+            row = rows.get(key, dict(zip(KEY, key, strict=True)))
+            if row.get(columns[0]):
+                print(f"{label}: in the table")
+                continue
+            if time.monotonic() - begun > deadline_s:
+                print(f"stopped after {deadline_s:.0f} s; run again to go on")
+                return
+            try:
+                if columns == TIMES:
+                    cells = source | timed_cells(
+                        run, kernels=kernels, device=device, duration_s=duration_s, table=operators
+                    )
+                else:
+                    cells = profiled_cells(run, kernels=kernels, device=device)
+            except torch.cuda.OutOfMemoryError:
+                print(f"{label}: out of memory, left out")
+                continue
+            finally:
+                torch.cuda.empty_cache()
+            rows[key] = {**row, **cells}
+            write_runs(rows, out)
+            shown = (f"{name} {cells[name]}" for name in columns if name != "source")
+            print(f"{label}: {', '.join(shown)}", flush=True)
+
+
+def timed_cells(
+    run: WholeRun,
+    *,
+    kernels: str,
+    device: torch.device,
+    duration_s: float,
+    table: Path | None,
+) -> dict[str, str]:
+    """What the columns `TIMES` say of a run, but for the source."""
+    step, eager = build_step(run, kernels=kernels, device=device)
+    timed = time_step(step, duration_s=duration_s)
+    # The optimizer reads the gradients' norm, and other kernels the sizes of groups.
+    waits = run.job == STEP or kernels not in CAPTURABLE
+    host = "" if waits else f"{host_seconds(step):.4g}"
+    with OperatorRecorder() as recorder:
+        eager()
+    issued = [call.operator for call in recorder.recorded]
+    return {
+        "seconds": f"{timed.seconds:.6g}",
+        "spread": f"{timed.spread:.3g}",
+        "repetitions": str(timed.repetitions),
+        "host_seconds": host,
+        "operators": str(len(issued)),
+        "timed_operator_seconds": (
+            "" if table is None else f"{_time_operators(issued, kernels, table):.6g}"
+        ),
+        "clock_hz": f"{timed.clock_hz:.4g}",
+        "power_w": f"{timed.power_w:.4g}",
+    }
+
+
+def profiled_cells(run: WholeRun, *, kernels: str, device: torch.device) -> dict[str, str]:
+    """What the columns `KERNELS` say of a run."""
+    step, eager = build_step(run, kernels=kernels, device=device)
+    seconds = time_step(step, duration_s=0.0).seconds
+    repetitions = min(_MOST_PROFILED, max(_FEWEST_PROFILED, math.ceil(_PROFILED_SECONDS / seconds)))
+    whole = profiled(step, repetitions=repetitions)
+    split = profiled(eager, repetitions=_FEWEST_PROFILED) if run.launch == GRAPH else whole
+    untimed = sum(split.inside.get(name, 0.0) for name in _UNTIMED)
+    return {
+        "kernel_seconds": f"{whole.total:.6g}",
+        "kernel_count": str(whole.kernels),
+        "outside_share": f"{sum(split.outside.values()) / split.total:.3g}",
+        "untimed_operator_seconds": f"{untimed:.4g}",
+    }
+
+
+def _time_operators(issued: Iterable[Operator], kernels: str, table: Path) -> float:
+    """Sum of the operators' times, each timed by itself and kept in a table of operators."""
+    sms = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    wanted = [
+        Request(
+            replace(o, name="", phase="forward", segment="", recompute=False),
+            kernels,
+            sms,
+            partition=False,
+        )
+        for o in issued
+        if o.kind in BUILDERS
+    ]
+    with redirect_stdout(StringIO()):  # a line for each of hundreds
+        measure(list(dict.fromkeys(wanted)), out=table, deadline_s=float("inf"))
+    seconds = seconds_by_request(table, wanted)
+    return sum(seconds[request] for request in wanted)
+
+
+def composition(rows: Iterable[Cells]) -> list[str]:
+    """Lines that set each step beside what its operators, each timed by itself, come to.
+
+    From a graph that is their sum; eagerly a step takes at least the time of its host. Whole
+    training steps are left out: no operator stands for the optimizer."""
+    models = {_changes(name): name for name in MODELS}
+    lines = [f"{'step':<44}{'seconds':>12}{'operators':>12}{'host':>12}{'error':>8}"]
+    for row in rows:
+        if row["job"] == STEP or not row["timed_operator_seconds"] or not row["kernel_seconds"]:
+            continue
+        alone = float(row["timed_operator_seconds"]) + float(row["untimed_operator_seconds"])
+        host = float(row["host_seconds"]) if row["launch"] == EAGER else 0.0
+        model = models.get(row["changes"], row["model"])
+        step = f"{row['job']} {model} {row['sequences']} x {row['context']} {row['launch']}"
+        measured = float(row["seconds"])
+        lines.append(
+            f"{step:<44}{measured:>12.4e}{alone:>12.4e}{host:>12.4e}"
+            f"{max(alone, host) / measured - 1:>+8.1%}"
+        )
+    return lines
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def describe(run: WholeRun) -> str:
+    """One line that names a run."""
+    return f"{run.job} {run.model} {run.sequences} x {run.context} {run.launch}"
+
+
+def key_of(run: WholeRun, kernels: str) -> tuple[str, ...]:
+    """The cells of `KEY`."""
+    return (
+        run.job, "deepseek_v3", _changes(run.model), str(run.sequences), str(run.context),
+        "fp8", kernels, "1", run.launch,
+    )  # fmt: skip
+
+
+def _changes(model: str) -> str:
+    """What a model changes of the config, as text."""
+    return ";".join(f"{name}={value}" for name, value in sorted(MODELS[model].items()))
+
+
+def read_runs(path: Path) -> Table:
+    """The rows of the table at path, none where there is none; it must have its columns."""
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{path}: columns are {reader.fieldnames}, allowed: {list(COLUMNS)}")
+        return {tuple(line[name] for name in KEY): line for line in reader}
+
+
+def write_runs(rows: Table, path: Path) -> None:
+    """Write the table anew; a cell that is not known yet is empty."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows.values())

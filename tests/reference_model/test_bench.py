@@ -1,0 +1,135 @@
+"""A table of whole runs that is filled in two passes and goes on where it stopped."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hardware_profiles.schema import ROOT
+from reference_model import bench
+from reference_model.__main__ import main
+from reference_model.whole_runs import WholeRun
+
+RUNS = [
+    WholeRun("decode_step", "four layers", 16, 2048, "graph"),
+    WholeRun("decode_step", "four layers", 16, 2048, "eager"),
+]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """bench() without a GPU: what it times and profiles, in order."""
+    calls = []
+
+    def timed(run, **_):
+        calls.append(("time", run.launch))
+        return dict.fromkeys(bench.TIMES[:-1], "1.0")
+
+    def profiled(run, **_):
+        calls.append(("profile", run.launch))
+        return dict.fromkeys(bench.KERNELS, "2.0")
+
+    monkeypatch.setattr(bench, "require_hopper", lambda: torch.device("cuda"))
+    monkeypatch.setattr(bench, "use_kernels", lambda kernels: None)
+    monkeypatch.setattr(bench, "device_source", lambda _: "a test")
+    monkeypatch.setattr(bench, "timed_cells", timed)
+    monkeypatch.setattr(bench, "profiled_cells", profiled)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    return calls
+
+
+def run(out, runs=RUNS, *, kernels="mixed", deadline_s=60.0):
+    bench.bench(
+        runs, kernels=kernels, out=out, operators=None, duration_s=1.0, deadline_s=deadline_s
+    )
+
+
+def test_all_runs_are_timed_before_any_is_profiled_and_none_twice(tmp_path, asked, capsys):
+    out = tmp_path / "whole.csv"
+    run(out, RUNS[:1])
+    run(out)
+    assert asked == [
+        ("time", "graph"), ("profile", "graph"), ("time", "eager"), ("profile", "eager"),
+    ]  # fmt: skip
+    rows = bench.read_runs(out)
+    assert list(rows) == [bench.key_of(r, "mixed") for r in RUNS]
+    assert {row["source"] for row in rows.values()} == {"a test"}
+    assert {row["kernel_seconds"] for row in rows.values()} == {"2.0"}
+    assert "time [1/2] decode_step four layers 16 x 2048 graph: in the table" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path, asked, monkeypatch):
+    out = tmp_path / "whole.csv"
+    seconds = iter([0.0, 0.0, 0.0, 99.0])  # every profile would begin too late
+    monkeypatch.setattr(bench, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    run(out, deadline_s=50.0)
+    assert asked == [("time", "graph"), ("time", "eager")]
+    assert [row["kernel_seconds"] for row in bench.read_runs(out).values()] == ["", ""]
+
+
+def test_kernels_that_read_sizes_on_the_host_are_timed_eagerly_only(tmp_path, asked):
+    run(tmp_path / "whole.csv", kernels="library")
+    assert asked == [("time", "eager"), ("profile", "eager")]
+
+
+def test_the_key_says_what_the_model_is():
+    run_ = WholeRun("train_microbatch", "off the grid", 1, 3000, "graph")
+    job, model, changes, *_ = bench.key_of(run_, "mixed")
+    assert (job, model) == ("train_microbatch", "deepseek_v3")
+    assert "hidden_size=5120" in changes.split(";")
+
+
+def test_a_table_of_other_columns_is_refused(tmp_path):
+    table = tmp_path / "whole.csv"
+    table.write_text("kind,sizes\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="columns are"):
+        bench.read_runs(table)
+
+
+def test_a_step_is_set_beside_its_operators_and_an_eager_one_beside_its_host(tmp_path, capsys):
+    """8 ms of operators and 1 ms of copies against 10 ms in a graph: 10% too little; eagerly the
+    host's 15 ms stand against 12 ms: 25% too much."""
+    out = tmp_path / "whole.csv"
+    common = {
+        "kernel_seconds": "0.0095", "host_seconds": "0.015",
+        "timed_operator_seconds": "0.008", "untimed_operator_seconds": "0.001",
+    }  # fmt: skip
+    keys = [bench.key_of(r, "mixed") for r in RUNS]
+    rows = {
+        key: dict(zip(bench.KEY, key, strict=True)) | common | {"seconds": seconds}
+        for key, seconds in zip(keys, ("0.01", "0.012"), strict=True)
+    }
+    bench.write_runs(rows, out)
+    assert main(["bench", "--out", str(out), "--show"]) == 0
+    graph, eager = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    assert graph == [
+        "decode_step", "four", "layers", "16", "x", "2048", "graph",
+        "1.0000e-02", "9.0000e-03", "0.0000e+00", "-10.0%",
+    ]  # fmt: skip
+    assert eager[-4:] == ["1.2000e-02", "9.0000e-03", "1.5000e-02", "+25.0%"]
+
+
+def test_an_unknown_job_is_refused(tmp_path, capsys):
+    assert main(["bench", "--out", str(tmp_path / "a.csv"), "--jobs", "decode"]) == 2
+    assert "--jobs 'decode' is not one of ['decode_step', 'prefill'" in capsys.readouterr().err
+
+
+MEASURED = sorted((ROOT / "measurements" / "whole").glob("*_sxm.csv"))
+
+
+@pytest.mark.parametrize("table", MEASURED, ids=lambda path: path.stem)
+def test_what_was_measured_is_what_is_simulated(table):
+    """No kernels outside operators but in the optimizer, few launches, and hardly a gap."""
+    rows = bench.read_runs(table).values()
+    assert len(rows) >= 22
+    for row in rows:
+        if row["job"] == "train_step":
+            assert float(row["seconds"]) < 1.15 * float(row["kernel_seconds"])
+        else:
+            assert float(row["outside_share"]) < 0.02
+        if row["job"] == "decode_step" and row["launch"] == "graph":
+            assert int(row["kernel_count"]) <= 4 * 45
+            alone = float(row["timed_operator_seconds"]) + float(row["untimed_operator_seconds"])
+            assert alone == pytest.approx(float(row["seconds"]), rel=0.04)
