@@ -1,5 +1,8 @@
 """Whose kernels a run is predicted with, and what others of the same GPU would give."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from hardware_profiles.schema import known_calibrations, load_calibration, load_gpu
@@ -7,12 +10,38 @@ from reports.jobs import metrics_of, other_kernels
 from simulator.analysis.kernels_used import difference_in_kind, kernels_used, other_calibration
 from simulator.scenario import load_scenario
 
+SHARED = Path(__file__).parents[4] / "shared"
+TABLE = SHARED / "measured/public/b200_sxm/mla/sglang/0.5.14/generation_mla_perf.parquet"
+
 
 @pytest.mark.parametrize("name", known_calibrations())
 def test_what_rests_on_the_reference_models_rows_says_so(name):
     calibration = load_calibration(name)
     own = calibration.measurements and calibration.gpu == "h800_sxm"
     assert calibration.kernels.kind == ("engine" if own else "reference")
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not TABLE.exists(), reason="no measured data beside the checkout")
+def test_the_ratio_of_an_fp8_cache_on_blackwell_is_that_of_the_published_table():
+    from pyarrow.parquet import read_table
+
+    times = {}
+    for row in read_table(TABLE).to_pylist():
+        size = (row["num_heads"], row["batch_size"], row["isl"], row["step"])
+        times.setdefault(size, {}).setdefault(row["kv_cache_dtype"], []).append(row["latency"])
+
+    def quantiles(heads):
+        ratios = [
+            min(of["fp8"]) / min(of["bfloat16"])
+            for size, of in times.items()
+            if size[0] == heads and len(of) == 2 and min(of["bfloat16"]) >= 0.05
+        ]
+        return np.round(np.quantile(ratios, [0.1, 0.5, 0.9]), 2).tolist()
+
+    stated = load_calibration("h800_decode").fp8_cache["blackwell"]
+    assert quantiles(128) == [0.56, stated.value, stated.high]
+    assert quantiles(16)[0] == stated.low
 
 
 def test_kernels_of_another_gpu_and_for_another_job_are_named():

@@ -552,7 +552,7 @@ def decode_core(step):
     ("name", "gpu", "ends"),
     [
         ("decode_ep8_h200", "hopper", (1.03, 1.0, 1.1)),
-        ("decode_ep32_b200", "blackwell", (0.6, 0.57, 0.63)),
+        ("decode_ep32_b200", "blackwell", (0.62, 0.44, 0.95)),
     ],
 )
 def test_an_fp8_cache_is_read_in_its_own_time(name, gpu, ends):
