@@ -148,6 +148,37 @@ def test_redundant_experts_lower_the_maximum_over_the_mean():
     assert 1.0 <= ratio[32] < ratio[0]
 
 
+@pytest.mark.parametrize("policy", ["global", "in_order"])
+@pytest.mark.parametrize(
+    ("gpus", "redundant", "most"),
+    [
+        # 64 half-loaded slots reach 64 GPUs at most; another one holds whole experts alone.
+        (72, 32, 4 * 72 / 256),
+        (144, 32, 2 * 144 / 256),
+        # One slot on each GPU: 192 experts lie once.
+        (320, 64, 320 / 256),
+        # As many copies as experts, or none: all GPUs alike.
+        (64, 256, 1.0),
+        (128, 0, 1.0),
+        (8, 0, 1.0),
+    ],
+)
+def test_equal_experts_are_placed_as_evenly_as_copies_allow(policy, gpus, redundant, most):
+    equal = uniform_popularity(2, 256)
+    placed = place_experts(equal, gpus=gpus, nodes=1, groups=1, redundant=redundant, policy=policy)
+    assert placed.max_over_mean(equal) == pytest.approx(most, rel=1e-12)
+
+
+@pytest.mark.parametrize(("policy", "nodes"), [("global", 1), ("hierarchical", 4)])
+def test_copies_that_fill_their_gpus_evenly_leave_nothing_to_wait_for(policy, nodes):
+    equal = uniform_popularity(1, 256)
+    placed = place_experts(equal, gpus=32, nodes=nodes, groups=8, redundant=32, policy=policy)
+    # Each GPU has 7 whole experts and 2 halves; in order 24 GPUs have 9 whole ones.
+    assert placed.max_over_mean(equal) == pytest.approx(1.0, rel=1e-12)
+    in_order = place_experts(equal, gpus=32, nodes=1, groups=1, redundant=32, policy="in_order")
+    assert in_order.max_over_mean(equal) == pytest.approx(9 / 8, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
