@@ -623,3 +623,10 @@ def test_copies_of_a_shared_expert_that_travels_share_its_tokens():
     shared = placement.copies[:, 256]
     assert np.all((shared >= 20) & (shared <= 40))
     assert step.loads.max_over_mean < 2.0
+
+
+def test_more_racks_change_nothing_for_a_deployment_of_one_and_none_is_joined_to_another():
+    one = simulate(load_scenario("decode_nvl72")).step
+    assert simulate(load_scenario("decode_nvl72", ["cluster.nodes=64"])).step.step_s == one.step_s
+    with pytest.raises(ValueError, match="NVLink, which joins 72 GPUs of gb200_nvl72, not 144"):
+        simulate(load_scenario("decode_nvl72", ["cluster.nodes=64", "gpus=144"]))

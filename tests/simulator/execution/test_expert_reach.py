@@ -1,0 +1,49 @@
+"""Where tokens go: counted through the model's gate, on any nodes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reference_model.config import load_model_config
+from simulator.execution.expert_reach import expert_reach
+
+V3 = load_model_config("deepseek_v3")
+
+
+def reach(parts, *, config=V3, slots=256, seed=0):
+    experts = config.n_routed_experts
+    return expert_reach(
+        np.arange(slots) % experts, config=config, parts=parts, rng=np.random.default_rng(seed)
+    )
+
+
+def test_a_group_of_one_gpu_or_one_node_sends_nothing_away():
+    alone = reach((1,))
+    assert (alone.nodes, alone.gpus, alone.over_nics) == (1.0, 1.0, 0.0)
+    rack = reach((64,))
+    assert (rack.nodes, rack.over_nics) == (1.0, 0.0)
+    assert rack.gpus == pytest.approx(7.49, abs=0.02)
+
+
+def test_tokens_that_take_every_expert_reach_every_gpu():
+    every = replace(V3, n_routed_experts=24, num_experts_per_tok=24, n_group=1, topk_group=1)
+    whole = reach((8, 8, 8), config=every, slots=24)
+    assert (whole.reached, whole.gpus, whole.over_nics) == ((1.0, 1.0, 1.0), 24.0, 2.0)
+    # 12 GPUs on a node of 8 and half a node: the NICs of the 4 receive the tokens of two GPUs each.
+    straddling = reach((8, 4), config=every, slots=24)
+    assert (straddling.reached, straddling.gpus) == ((1.0, 1.0), 12.0)
+    assert straddling.over_nics == 2.0
+
+
+def test_a_gate_without_groups_misses_a_node_as_often_as_chance_does():
+    # 8 of 384 experts, 64 on each of 6 nodes: 6 (1 - C(320, 8) / C(384, 8)) = 4.625.
+    kimi = replace(V3, n_routed_experts=384, n_group=1, topk_group=1)
+    assert reach((8,) * 6, config=kimi, slots=384).nodes == pytest.approx(4.625, abs=0.02)
+
+
+def test_equal_nodes_are_reached_alike():
+    found = reach((8,) * 8)
+    assert len(set(found.reached)) == 1
+    assert found.nodes == pytest.approx(3.963, abs=0.01)
+    assert found.over_nics == pytest.approx(found.nodes * 7 / 8, rel=1e-12)
