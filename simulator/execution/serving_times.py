@@ -235,19 +235,35 @@ def _kernel_at(
 ) -> Array:
     """Seconds of a send or receive kernel over `copies` copies, by one figure of its estimate.
 
-    Within an NVLink domain the send kernel stores the copies itself, at the link's rate; of a mixed
-    profile it also posts those that leave the domain, and the slower of both decides."""
+    Within an NVLink domain the send kernel stores the copies itself, at the link's rate, and takes
+    what of the published kernel's time is neither the receive kernel nor the network's latency: few
+    copies leave no wait for a wire that many would not. Of a mixed profile it also posts those that
+    leave the domain, and the slower of both decides."""
+    seconds = _handling(model, profile, part, copies, end)
+    operation, kernel = part.split("_")
+    if kernel != "send":
+        return seconds
+    if profile.within is not None:
+        near = copies * model.domain_share
+        return np.maximum(seconds, _handling(model, profile.within, part, near, end))
+    if profile.link != "nvlink":
+        return seconds
+    of: Operation = "dispatch" if operation == "dispatch" else "combine"
+    published = _moved(model, profile, of, copies, end)
+    published = published + profile.intercept(of, model.job.gpus, end) - profile.latency
+    received = _handling(model, profile, f"{operation}_receive", copies, end)
+    return np.maximum(seconds, published - received)
+
+
+def _handling(
+    model: ServingModel, profile: LowLatencyProfile, part: str, copies: Array, end: End
+) -> Array:
+    """Seconds that a send or receive kernel works on `copies` copies."""
     handled = copies
     if profile.link == "nvlink" and part.endswith("_send"):
         handled = copies * (profile.link_bandwidth / model.cluster.node.gpu.nvlink_bandwidth)
     floor = model.kernels.calibration.kernel_floor.value
-    seconds = kernel_time(
-        getattr(getattr(profile, part), end), profile, copies=handled, floor=floor
-    )
-    if profile.within is None or not part.endswith("_send"):
-        return seconds
-    near = copies * model.domain_share
-    return np.maximum(seconds, _kernel_at(model, profile.within, part, near, end))
+    return kernel_time(getattr(getattr(profile, part), end), profile, copies=handled, floor=floor)
 
 
 def _moved(
