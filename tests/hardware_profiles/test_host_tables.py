@@ -1,0 +1,71 @@
+"""What the tables of a host's GPUs hold: the figures that are read off them."""
+
+from statistics import median
+
+import pytest
+
+from hardware_profiles.fields import ROOT
+from hardware_profiles.tables import load_measurements, table_path, write_measurements
+
+TABLES = ("h200_sxm_alike", "h200_sxm_collectives", "h200_sxm_expert_parallel")
+
+
+def rows(name):
+    return load_measurements(table_path(f"host/{name}"))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_writing_a_table_that_was_read_gives_the_same_file(name, tmp_path):
+    again = tmp_path / "again.csv"
+    write_measurements(again, rows(name))
+    assert again.read_bytes() == (ROOT / f"measurements/host/{name}.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "milliseconds"),
+    [
+        ("gemm", [0.2008, 0.1988, 0.2020, 0.2005]),
+        ("attention_forward", [1.388, 1.371, 1.393, 1.378]),
+    ],
+)
+def test_four_gpus_of_one_host_differ_by_less_than_two_percent(kind, milliseconds):
+    times = [
+        median(
+            row.seconds
+            for row in rows("h200_sxm_alike")
+            if (row.kind, row.condition("busy"), row.condition("gpu")) == (kind, "all", gpu)
+        )
+        for gpu in "0123"
+    ]
+    assert [time * 1e3 for time in times] == pytest.approx(milliseconds, rel=5e-4)
+    assert max(times) / min(times) == pytest.approx(1.016, abs=5e-4)
+
+
+def test_bytes_on_the_wire_carry_an_all_to_all_from_two_gpus_to_four():
+    """Half of 1 GiB leaves a GPU of two, three quarters leave one of four."""
+    seconds = {
+        dict(row.sizes)["ranks"]: row.seconds
+        for row in rows("h200_sxm_collectives")
+        if row.kind == "all_to_all"
+        and dict(row.sizes)["bytes"] == 2**30
+        and row.kernel_set == "dsv3sim_links"
+    }
+    assert seconds == {2: pytest.approx(1.640e-3, rel=1e-3), 4: pytest.approx(2.418e-3, rel=1e-3)}
+    assert seconds[4] / seconds[2] == pytest.approx(1.474, abs=1e-3)  # 1.5 by bytes
+
+
+def test_the_gpu_with_the_most_rows_is_waited_for():
+    """Forward combine of the first layer of an uneven training step."""
+    found = {
+        dict(row.sizes)["expert_rows"]: float(row.condition("waiting_s"))
+        for row in rows("h200_sxm_expert_parallel")
+        if row.kind == "combine"
+        and [row.condition(name) for name in ("job", "phase", "layer", "skew")]
+        == ["train", "forward", "0", "1"]
+    }
+    assert found == {
+        44604: 0.0,
+        35751: pytest.approx(0.980e-3, rel=1e-3),
+        28274: pytest.approx(2.485e-3, rel=1e-3),
+        22443: pytest.approx(3.337e-3, rel=1e-3),
+    }
