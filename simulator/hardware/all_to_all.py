@@ -120,6 +120,8 @@ class AllToAllModel:
         self.calibration = calibration
         self.reach = reach or _of_tests(cluster, calibration, ranks)
         self.nodes = len(self.reach.parts)
+        self.one_gpu = ranks == 1
+        """A GPU that holds every expert sends nothing and meets nobody."""
         self.load = NO_LIMIT
         """What failures and links between switches leave of the NICs' rate."""
 
@@ -185,6 +187,8 @@ class AllToAllModel:
                 alone limit.
             overlapped: whether compute runs beside it.
         """
+        if self.one_gpu:
+            return AllToAllTime(notify_s=0.0, nic_s=0.0, nvlink_s=0.0, slowdown=1.0)
         payload = payload_bytes(operator)
         tokens, rows = operator["tokens"], operator["rows"]
         # The rank sends `tokens` and receives `rows`; the longer of the two directions counts.
@@ -211,6 +215,8 @@ class AllToAllModel:
         self, operator: Operator, time: AllToAllTime, overlapped: bool
     ) -> tuple[Seconds, Seconds]:
         """Ends of the interval: rate, slow-down and notify at their own ends, in quadrature."""
+        if self.one_gpu:
+            return time.seconds, time.seconds
         inputs, overlap = self.calibration.all_to_all, self.calibration.overlap
         notify = inputs.notify_overlapped if overlapped else inputs.notify_alone
         ratio = overlap.dispatch if operator.kind == "dispatch" else overlap.combine

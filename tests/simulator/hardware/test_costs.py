@@ -623,6 +623,11 @@ def test_few_communication_sms_copy_at_the_rate_of_their_own_direction():
         assert time.nvlink_s == pytest.approx(4096 * 7.49 * size / (2 * rate), rel=1e-4)
 
 
+def test_a_gpu_that_holds_every_expert_exchanges_nothing():
+    answer = fitted(ranks=1).predict([dispatch(), combine()], sms=20, overlapped=True)
+    assert [answer.seconds.tolist(), answer.low.tolist(), answer.high.tolist()] == [[0.0, 0.0]] * 3
+
+
 def test_one_rate_in_an_older_calibration_holds_for_both_directions():
     rates = load_calibration(
         "h800_sxm", {"all_to_all.copy_bandwidth_per_sm": "18 GB/s"}
