@@ -3,8 +3,9 @@
 The splits that keep ranks or stages even, and fit memory, are found from the cost of one layer:
 what it adds to a chunk of its kind in each work of the schedule, by the kernel model, communication
 and streams of the run itself. A pipeline of those sums sorts them. The first few then run with the
-times of their own chunks, since what an overlapped pair hides depends on both of its chunks, and
-the one that ends first is taken. Nothing is drawn or tuned: a job has one split.
+times of their own chunks, since what an overlapped pair hides depends on both of its chunks. Of
+those that end first, or nearly so, the one with the most even stages is taken. Nothing is drawn or
+tuned: a job has one split.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ from simulator.workload.schedules import (
 
 SHORTLIST = 8
 """Splits that run with the times of their own chunks."""
+
+NEARLY = 1.01
+"""Ends that are no later than this times the first are as good: kernel times are not known to a
+hundredth. Of such splits one is taken whose dearest stage is, to half a layer, the least dear."""
 
 SpansOf = Callable[[Iterable[ChunkKey]], Mapping[ChunkKey, Seconds]]
 """Distinct chunks or pairs -> how long each takes."""
@@ -149,7 +154,7 @@ def choose_stages(
     rank_bytes: Callable[[int, Sequence[Stage]], Bytes],
     capacity: Bytes,
 ) -> Split:
-    """The split of a model into the stages of a schedule whose pipeline ends first.
+    """The split of a model into the stages of a schedule whose pipeline ends first, or nearly so.
 
     Args:
         layers: every layer of the model in forward order.
@@ -189,5 +194,12 @@ def choose_stages(
         shortlist = fastest(split for split in splits if needs(split) <= capacity)[:SHORTLIST]
     if not shortlist:
         return min(splits, key=needs)
-    ends = times.of_own_chunks(shortlist)
-    return shortlist[ends.index(min(ends))]
+    ends = dict(zip(shortlist, times.of_own_chunks(shortlist), strict=True))
+    nearly_first = [split for split in shortlist if ends[split] <= NEARLY * min(ends.values())]
+    dearest = {
+        split: max(sum(seconds[kind] for kind in stage) for stage in split)
+        for split in nearly_first
+    }
+    usual_layer = seconds[Counter(layers).most_common(1)[0][0]]
+    even = min(dearest.values()) + usual_layer / 2
+    return min((split for split in nearly_first if dearest[split] <= even), key=ends.__getitem__)

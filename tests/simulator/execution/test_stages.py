@@ -66,6 +66,11 @@ def chosen(*changes):
     return run, stage_texts(run.stages)
 
 
+def test_the_shipped_job_would_choose_the_stages_that_it_spells_out():
+    _, stages = chosen("training.stages=default")
+    assert stages == ("embedding + 3 dense + moe", "14 x (4 moe)", "moe + head + mtp")
+
+
 def test_eight_stages_hold_about_eight_layers_each():
     run, stages = chosen("training.schedule=1f1b", "training.pp=8", "cluster.nodes=128")
     assert stages == ("embedding + 3 dense + 5 moe", "6 x (8 moe)", "5 moe + head + mtp")
@@ -82,7 +87,7 @@ def test_the_published_model_on_a_quarter_of_the_gpus_fits_when_it_is_split_even
 
 def test_one_dense_layer_in_the_place_of_three_leaves_no_rank_idle():
     run, stages = chosen("model.first_k_dense_replace=1")
-    assert stages == ("embedding + dense + 2 moe", "14 x (4 moe)", "2 moe + head + mtp")
+    assert stages == ("embedding + dense + 3 moe", "14 x (4 moe)", "moe + head + mtp")
     assert uneven_ranks(rank_times(run.step), chosen=True) == []
 
 
@@ -128,5 +133,27 @@ def test_layers_go_where_time_is_least_and_memory_is_left(capacity, stages):
         MadeUpTimes(),
         rank_bytes=lambda rank, split: (3 - rank) * split[rank].count("moe"),
         capacity=capacity,
+    )
+    assert stage_texts(found) == stages
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stages"),
+    [
+        # Half a per cent decides nothing: stages of four seconds in the place of six.
+        (99.5, ("embedding + 3 moe", "4 moe", "moe + head")),
+        (98.5, ("embedding", "6 moe", "2 moe + head")),
+    ],
+)
+def test_of_splits_that_end_nearly_together_the_most_even_is_taken(seconds, stages):
+    class EndsOfAnEmptyFirstStage(MadeUpTimes):
+        def of_own_chunks(self, splits):
+            return [seconds if split[0] == ("embedding",) else 100.0 for split in splits]
+
+    found = choose_stages(
+        ("embedding", *("moe",) * 8, "head"),
+        EndsOfAnEmptyFirstStage(),
+        rank_bytes=lambda rank, split: 0.0,
+        capacity=1.0,
     )
     assert stage_texts(found) == stages
