@@ -2,9 +2,9 @@
 
 Every rank's expert-parallel group, pipeline peer and gradient ring is routed where ParallelLayout
 puts it: GPU = (pipeline rank, data rank), NVLink domains (nodes, or racks) filled in order. What
-stays inside a domain goes over NVLink and takes no NIC. A group that straddles two
-leaves, or owns the NIC that is broken, gets its own limits; ranks whose limits are equal stay
-folded. Four kinds of transfers, of each kind all that run at the same stage of a step at once:
+stays inside a domain goes over NVLink and takes no NIC. A group that straddles two leaves, or owns
+the NIC that is broken, gets its own limits; ranks whose limits are equal stay folded. Four kinds of
+transfers, of each kind all that run at the same stage of a step at once:
 
     dispatch, combine   each GPU to the GPU of its own number in the other domains of its group, all
                         groups of the cluster at once
