@@ -147,11 +147,11 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     ]
     if split:
         table.add_row("split over GPUs", ", ".join(split))
-    table.add_row("expert loads", _expert_loads(metrics["experts"]))
+    table.add_row("expert loads", expert_loads(metrics["experts"]))
     return table
 
 
-def _expert_loads(experts: Mapping[str, Any]) -> str:
+def expert_loads(experts: Mapping[str, Any]) -> str:
     """How uneven GPUs and links are, and what moving experts costs."""
     text = f"{experts['load']}, busiest GPU {experts['compute_max_over_mean']:.3f} of the mean"
     if experts["link_bytes"] is not None:
@@ -165,6 +165,12 @@ def _expert_loads(experts: Mapping[str, Any]) -> str:
         text += (
             f"; rebalancing moves {format_bytes(moved['bytes_per_gpu'])} to a GPU in "
             f"{format_seconds(moved['seconds'])}, {moved['share']:.2%} of the time"
+        )
+    active, even = (experts[f"active_experts_per_gpu_{of}"] for of in ("mean", "balanced"))
+    if even is not None and active < even:
+        text += (
+            f"; a GPU reads the weights of {active:.1f} experts per layer and micro-batch, "
+            f"{even:.1f} with balanced loads: what skew saves by leaving experts without tokens"
         )
     return text
 

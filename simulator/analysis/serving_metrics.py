@@ -220,6 +220,9 @@ def expert_metrics(run: ServingRun) -> dict[str, Any]:
         "link_bytes": _link_bytes(run.step, loads.mean_rows, uneven),
         "rows_per_gpu_mean": loads.mean_rows,
         "active_experts_per_gpu_mean": float(loads.active.mean()),
+        "active_experts_per_gpu_balanced": (
+            None if run.balanced is None else float(run.balanced.loads.active.mean())
+        ),
         "rebalance": None if run.rebalance is None else asdict(run.rebalance),
     }
 

@@ -74,6 +74,18 @@ def test_a_prefill_pass_counts_input_tokens():
     assert metrics["experts"]["compute_max_over_mean"] == 1.3
 
 
+def test_a_skewed_step_that_reads_fewer_weights_is_faster_and_counts_them():
+    # Of 32 experts on a GPU each is left out by 64 tokens, 8 per GPU, with (1 - 8 / 256) ** 64.
+    few = ("requests.requests_per_gpu=8", "experts.load=zipf", "experts.zipf_exponent=1.2")
+    metrics = metrics_of("decode_ep8_h200", *few)
+    experts = metrics["experts"]
+    expected = 32 * (1 - (1 - 8 / 256) ** 64)
+    assert experts["active_experts_per_gpu_balanced"] == pytest.approx(expected, rel=1e-3)
+    assert experts["active_experts_per_gpu_mean"] == pytest.approx(15.9, abs=0.05)
+    assert metrics["step_time_s"] < metrics["comparisons"]["balanced"]["step_time_s"]
+    assert metrics_of("decode_ep8_h200")["experts"]["active_experts_per_gpu_balanced"] is None
+
+
 def test_a_tray_of_an_nvl72_rack_is_a_node_of_four():
     metrics = metrics_of("decode_nvl72")
     assert metrics["kernels"]["basis"] == "datasheet"
