@@ -379,8 +379,9 @@ class FitProfile(Profile):
     worst: tuple[str, ...] = ()
     """Rows with the largest errors, sizes and error each."""
     falls: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Largest share by which a product of more rows is predicted faster than one of fewer, of its
-    shape and within the table; 0 where the model is monotone."""
+    """Largest share by which this fit alone makes a product of more rows faster than one of fewer,
+    of its shape and within the table; 0 where the fit is monotone. A prediction takes the faster of
+    the two for both."""
 
 
 class KernelsProfile(Profile):

@@ -197,9 +197,9 @@ def _errors(profile: CalibrationProfile) -> Table:
         table.add_column(column, justify="right")
     if any(fit.falls for fit in profile.fits):
         table.caption = (
-            "falls: the most by which a product of more rows is predicted faster than one of "
-            "fewer, as aligned rows, other tiles or scatter have it; with calibrate --form "
-            "monotone none is"
+            "falls: the most by which this fit alone makes a product of more rows faster than one "
+            "of fewer, as aligned rows, other tiles or scatter have it; a prediction takes the "
+            "faster time for both, and with calibrate --form monotone no fit falls"
         )
         table.caption_justify = "left"
     for fit in profile.fits:

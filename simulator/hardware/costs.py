@@ -22,7 +22,9 @@ inverse square of the distance in octaves of all sizes: its rows are met exactly
 times never average into another's. Kernels that only move bytes have one curve a family. A family
 without rows borrows the kind's other types, then what its class (tensor-core or memory-bound)
 achieves in general. Where the calibration names others to transfer from, a family without rows and
-products far from the few rows of theirs come from those, by the ceilings of both GPUs.
+products far from the few rows of theirs come from those, by the ceilings of both GPUs
+(gpu_transfer.py). Whatever the answer, no kernel moves its bytes faster than the fastest measured
+one, unless its own row says so, and no product takes longer than one of more rows (work_floor.py).
 
 Provenance. measured: a row of the preferred set with these sizes, SMs and condition. interpolated:
 between rows of the same shape, or a row at another condition or an SM count between measured ones.

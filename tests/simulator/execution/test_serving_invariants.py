@@ -134,15 +134,18 @@ def test_skew_idle_gpus_and_other_orders_keep_them_too(name, change):
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_doubling_any_bandwidth_never_slows_a_step(name):
+def test_doubling_any_bandwidth_or_the_clock_never_slows_a_step(name):
     step = step_of(name)
     node = step.model.cluster.node
     for field, value in (
         ("node.nic.bandwidth", node.nic.bandwidth),
         ("node.gpu.nvlink_bandwidth", node.gpu.nvlink_bandwidth),
+        ("node.gpu.pcie_bandwidth", node.gpu.pcie_bandwidth),
         ("node.gpu.hbm_bandwidth", node.gpu.hbm_bandwidth),
+        ("node.gpu.sm_clock", node.gpu.sm_clock),
     ):
-        faster = step_of(name, f"cluster.{field}={2 * value / 1e9} GB/s")
+        unit = "GHz" if field.endswith("clock") else "GB/s"
+        faster = step_of(name, f"cluster.{field}={2 * value / 1e9} {unit}")
         assert faster.step_s <= step.step_s * (1 + 1e-9), field
 
 
