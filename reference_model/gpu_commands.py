@@ -242,6 +242,7 @@ def _profile(options: argparse.Namespace) -> None:
     for phase in PHASES:
         seconds = sum(t.seconds for t in profile.operators if t.operator.phase == phase)
         print(f"{phase:<12} {seconds:.4e} s of kernels")
+    print(f"{'outside':<12} {profile.outside_seconds:.4e} s of kernels that no operator launched")
     if options.out:
         save_profile(profile, options.out)
         print(f"written to {options.out}")

@@ -7,11 +7,12 @@ Chrome-trace format that Kineto writes.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity
@@ -26,6 +27,8 @@ from reference_model.recorder import LAYERS, Layer, OperatorRecorder, Workload, 
 from reference_model.trace import Operator
 
 _DEVICE_EVENTS = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
+_MICRO = 1e-6
+"""Chrome traces count microseconds."""
 _STATES = 4
 """Random hidden states that a layer's passes take in turn."""
 _KEPT_ARGUMENTS = ("stream", "grid", "block", "bytes")
@@ -47,8 +50,10 @@ class LayerProfile:
 
     operators: list[TimedOperator]
     """In issue order."""
+    outside_seconds: float
+    """Sum over the kernels that no operator launched."""
     chrome_trace: dict[str, Any]
-    """The same as Chrome-trace events, cut down."""
+    """The operators as Chrome-trace events, cut down."""
 
 
 def profile_layer(
@@ -80,7 +85,7 @@ def profile_layer(
             f"{layer_kind} layer of hidden size {config.hidden_size} with {workload}: {error}"
         ) from error
     operators = [recorded.operator for recorded in recorder.recorded]
-    events = _events(p)
+    events = profile_events(p)
     return _match(operators, events)
 
 
@@ -104,13 +109,63 @@ def _fill(layer: Layer, *, seed: int) -> None:
     layer.hidden = lambda: next(states)  # type: ignore[method-assign]
 
 
-def _events(profile: Any) -> list[dict[str, Any]]:
+def profile_events(profile: Any) -> list[dict[str, Any]]:
     """The events of a profile, as Kineto exports them."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
         events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     return events
+
+
+class KernelSplit(NamedTuple):
+    """Kernel times of a profile, seconds."""
+
+    inside: dict[str, float]
+    """By operator that launched them."""
+    outside: dict[str, float]
+    """By name of the kernel, of those that no operator launched."""
+    kernels: int
+
+    @property
+    def total(self) -> float:
+        return sum(self.inside.values()) + sum(self.outside.values())
+
+
+def split_kernels(events: Sequence[Mapping[str, Any]], *, repetitions: int = 1) -> KernelSplit:
+    """Split the kernels of a profile (Kineto's events) by whether an operator of the model was open
+    when they were launched. Kernels of a replayed graph have no launch of their own: outside.
+
+    Of equal repetitions the last one counts."""
+    operators = sorted(
+        (float(e["ts"]), float(e["ts"]) + float(e["dur"]), str(e["name"]))
+        for e in events
+        if e.get("cat") == "cpu_op" and str(e["name"]).startswith(NAMESPACE + "::")
+    )
+    launches = sorted(
+        (float(e["ts"]), e["args"]["correlation"])
+        for e in events
+        if e.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in e.get("args", {})
+    )
+    owner: dict[int, str] = {}
+    position = 0
+    for at, correlation in launches:
+        while position < len(operators) and operators[position][1] < at:
+            position += 1
+        if position < len(operators) and operators[position][0] <= at:
+            owner[correlation] = operators[position][2].split("::")[1]
+    inside: dict[str, float] = {}
+    outside: dict[str, float] = {}
+    ran = sorted(
+        (e for e in events if e.get("cat") in _DEVICE_EVENTS),
+        key=lambda e: float(e["ts"]),
+    )
+    kernels = len(ran) // repetitions
+    for e in ran[len(ran) - kernels :]:
+        name = owner.get(e["args"]["correlation"])
+        table, key = (outside, str(e["name"])[:80]) if name is None else (inside, name)
+        table[key] = table.get(key, 0.0) + float(e["dur"]) * _MICRO
+    return KernelSplit(inside, outside, kernels)
 
 
 def _match(operators: list[Operator], events: list[dict[str, Any]]) -> LayerProfile:
@@ -136,7 +191,6 @@ def _match(operators: list[Operator], events: list[dict[str, Any]]) -> LayerProf
             device.setdefault(e["args"]["correlation"], []).append(e)
 
     timed, kept, position = [], [], 0
-    micro = 10.0**-6  # Chrome traces count microseconds
     for operator, e in zip(operators, opened, strict=True):
         start, end = float(e["ts"]), float(e["ts"]) + float(e["dur"])
         while position < len(launches) and launches[position][0] < start:
@@ -145,12 +199,12 @@ def _match(operators: list[Operator], events: list[dict[str, Any]]) -> LayerProf
         while position < len(launches) and launches[position][0] <= end:
             kernels += device.get(launches[position][1], [])
             position += 1
-        seconds = sum(float(k["dur"]) for k in kernels) * micro
+        seconds = sum(float(k["dur"]) for k in kernels) * _MICRO
         timed.append(TimedOperator(operator, seconds, len(kernels)))
         kept.append(_operator_event(e, operator))
         kept += [_device_event(kernel, operator) for kernel in kernels]
     trace = {"schemaVersion": 1, "traceEvents": sorted(kept, key=lambda e: float(e["ts"]))}
-    return LayerProfile(timed, trace)
+    return LayerProfile(timed, sum(split_kernels(events).outside.values()), trace)
 
 
 def _within(inner: dict[str, Any], outer: dict[str, Any]) -> bool:

@@ -10,15 +10,12 @@ every sequence of a decode step holds `context` tokens. bench.py times all of th
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -28,9 +25,9 @@ from reference_model.decode import InferenceModel
 from reference_model.layers import RMSNorm, gradient
 from reference_model.measure import watch
 from reference_model.model import Transformer
-from reference_model.operators import NAMESPACE
 from reference_model.optimizer import AdamW
 from reference_model.precision import Recipe
+from reference_model.profiling import KernelSplit, profile_events, split_kernels
 
 TRAINING, STEP, DECODE, PREFILL = "train_microbatch", "train_step", "decode_step", "prefill"
 GRAPH, EAGER = "graph", "eager"
@@ -54,8 +51,6 @@ MODELS: dict[str, Mapping[str, int]] = {
 """DeepSeek-V3 cut down to one GPU: four layers whose tokens choose all 8 experts; three with 32
 experts, whose rows are uneven; and three with sizes that no measured table holds."""
 
-_MICRO = 1e-6
-"""Chrome traces count microseconds."""
 _MILLI = 1e-3
 _FEWEST = 5
 """Repetitions that are timed whatever they take."""
@@ -102,59 +97,6 @@ def model_of(run: WholeRun) -> ModelConfig:
     return parse_model_config(raw | dict(MODELS[run.model]), source=f"{label}, {run.model}")
 
 
-# -- what is outside operators ---------------------------------------------------------------------
-
-
-class KernelSplit(NamedTuple):
-    """Kernel times of a profile, seconds."""
-
-    inside: dict[str, float]
-    """By operator that launched them."""
-    outside: dict[str, float]
-    """By name of the kernel, of those that no operator launched."""
-    kernels: int
-
-    @property
-    def total(self) -> float:
-        return sum(self.inside.values()) + sum(self.outside.values())
-
-
-def split_kernels(events: Sequence[Mapping[str, Any]], *, repetitions: int = 1) -> KernelSplit:
-    """Split the kernels of a profile (Kineto's events) by whether an operator of the model was open
-    when they were launched. Kernels of a replayed graph have no launch of their own: outside.
-
-    Of equal repetitions the last one counts."""
-    operators = sorted(
-        (float(e["ts"]), float(e["ts"]) + float(e["dur"]), str(e["name"]))
-        for e in events
-        if e.get("cat") == "cpu_op" and str(e["name"]).startswith(NAMESPACE + "::")
-    )
-    launches = sorted(
-        (float(e["ts"]), e["args"]["correlation"])
-        for e in events
-        if e.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in e.get("args", {})
-    )
-    owner: dict[int, str] = {}
-    position = 0
-    for at, correlation in launches:
-        while position < len(operators) and operators[position][1] < at:
-            position += 1
-        if position < len(operators) and operators[position][0] <= at:
-            owner[correlation] = operators[position][2].split("::")[1]
-    inside: dict[str, float] = {}
-    outside: dict[str, float] = {}
-    ran = sorted(
-        (e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")),
-        key=lambda e: float(e["ts"]),
-    )
-    kernels = len(ran) // repetitions
-    for e in ran[len(ran) - kernels :]:
-        name = owner.get(e["args"]["correlation"])
-        table, key = (outside, str(e["name"])[:80]) if name is None else (inside, name)
-        table[key] = table.get(key, 0.0) + float(e["dur"]) * _MICRO
-    return KernelSplit(inside, outside, kernels)
-
-
 def profiled(step: Callable[[], object], *, repetitions: int) -> KernelSplit:
     """The kernels of the last of some calls, when the clock has settled."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -163,11 +105,7 @@ def profiled(step: Callable[[], object], *, repetitions: int) -> KernelSplit:
         for _ in range(repetitions):
             step()
         torch.cuda.synchronize()
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    return split_kernels(events, repetitions=repetitions)
+    return split_kernels(profile_events(profile), repetitions=repetitions)
 
 
 # -- steps -----------------------------------------------------------------------------------------

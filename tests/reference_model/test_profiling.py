@@ -10,7 +10,7 @@ import torch
 from reference_model.config import load_model_config
 from reference_model.measure_grid import WORKLOADS
 from reference_model.precision import Recipe
-from reference_model.profiling import LayerProfile, profile_layer, save_profile
+from reference_model.profiling import LayerProfile, profile_layer, save_profile, split_kernels
 from reference_model.recorder import Workload, record_layer
 
 FIXTURE = Path(__file__).parent / "data" / "moe_layer_h200.json"
@@ -64,9 +64,44 @@ def test_a_kernel_belongs_to_one_stream_and_does_not_overlap_the_next(events):
 
 def test_a_profile_is_written_one_event_a_line(tmp_path, events):
     path = tmp_path / "profile.json"
-    save_profile(LayerProfile([], {"traceEvents": events}), path)
+    save_profile(LayerProfile([], 0.0, {"traceEvents": events}), path)
     assert json.loads(path.read_text(encoding="utf-8"))["traceEvents"] == events
     assert path.read_text(encoding="utf-8").count("\n") == len(events) + 2
+
+
+def event(category: str, name: str, start: float, duration: float, correlation: int | None = None):
+    arguments = {} if correlation is None else {"correlation": correlation}
+    return {"cat": category, "name": name, "ts": start, "dur": duration, "args": arguments}
+
+
+def test_kernels_belong_to_the_operator_that_was_open_when_they_were_launched():
+    """Two kernels of an operator, 3 and 4 us; a copy between operators, 5 us; and a kernel of a
+    graph, 6 us, whose launch no operator holds."""
+    events = [
+        event("cpu_op", "dsv3::gemm", 10.0, 5.0),
+        event("cpu_op", "aten::mm", 11.0, 2.0),
+        event("cuda_runtime", "cudaLaunchKernel", 11.5, 1.0, 1),
+        event("cuda_runtime", "cudaLaunchKernel", 14.0, 1.0, 2),
+        event("cuda_runtime", "cudaMemcpyAsync", 16.0, 1.0, 3),
+        event("cuda_runtime", "cudaGraphLaunch", 17.0, 1.0, 4),
+        event("kernel", "first", 30.0, 3.0, 1),
+        event("kernel", "second", 40.0, 4.0, 2),
+        event("gpu_memcpy", "copy", 50.0, 5.0, 3),
+        event("kernel", "replayed", 60.0, 6.0, 4),
+    ]
+    split = split_kernels(events)
+    assert split.kernels == 4
+    assert split.inside == {"gemm": pytest.approx(7e-6)}
+    assert split.outside == {"copy": pytest.approx(5e-6), "replayed": pytest.approx(6e-6)}
+    assert split.total == pytest.approx(18e-6)
+
+
+def test_of_equal_repetitions_the_last_one_counts():
+    events = [event("kernel", "one", at, 1.0 + at, number) for number, at in enumerate((0, 5, 9))]
+    events += [event("kernel", "two", at, 2.0, number) for number, at in enumerate((2, 7, 20))]
+    split = split_kernels(events, repetitions=3)
+    assert split.kernels == 2
+    assert split.outside == {"one": pytest.approx(10e-6), "two": pytest.approx(2e-6)}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")

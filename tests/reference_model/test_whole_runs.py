@@ -1,44 +1,7 @@
-"""Whole runs: which there are, and what of a profile is outside operators."""
-
-import pytest
+"""Whole runs: which there are, and of which models."""
 
 from reference_model import whole_runs
-from reference_model.whole_runs import WholeRun, model_of, split_kernels
-
-
-def event(category: str, name: str, start: float, duration: float, correlation: int | None = None):
-    arguments = {} if correlation is None else {"correlation": correlation}
-    return {"cat": category, "name": name, "ts": start, "dur": duration, "args": arguments}
-
-
-def test_kernels_belong_to_the_operator_that_was_open_when_they_were_launched():
-    """Two kernels of an operator, 3 and 4 us; a copy between operators, 5 us; and a kernel of a
-    graph, 6 us, whose launch no operator holds."""
-    events = [
-        event("cpu_op", "dsv3::gemm", 10.0, 5.0),
-        event("cpu_op", "aten::mm", 11.0, 2.0),
-        event("cuda_runtime", "cudaLaunchKernel", 11.5, 1.0, 1),
-        event("cuda_runtime", "cudaLaunchKernel", 14.0, 1.0, 2),
-        event("cuda_runtime", "cudaMemcpyAsync", 16.0, 1.0, 3),
-        event("cuda_runtime", "cudaGraphLaunch", 17.0, 1.0, 4),
-        event("kernel", "first", 30.0, 3.0, 1),
-        event("kernel", "second", 40.0, 4.0, 2),
-        event("gpu_memcpy", "copy", 50.0, 5.0, 3),
-        event("kernel", "replayed", 60.0, 6.0, 4),
-    ]
-    split = split_kernels(events)
-    assert split.kernels == 4
-    assert split.inside == {"gemm": pytest.approx(7e-6)}
-    assert split.outside == {"copy": pytest.approx(5e-6), "replayed": pytest.approx(6e-6)}
-    assert split.total == pytest.approx(18e-6)
-
-
-def test_of_equal_repetitions_the_last_one_counts():
-    events = [event("kernel", "one", at, 1.0 + at, number) for number, at in enumerate((0, 5, 9))]
-    events += [event("kernel", "two", at, 2.0, number) for number, at in enumerate((2, 7, 20))]
-    split = split_kernels(events, repetitions=3)
-    assert split.kernels == 2
-    assert split.outside == {"one": pytest.approx(10e-6), "two": pytest.approx(2e-6)}
+from reference_model.whole_runs import WholeRun, model_of
 
 
 def test_every_run_is_timed_in_a_graph_and_eagerly():
