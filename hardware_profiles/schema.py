@@ -126,7 +126,7 @@ class FabricProfile(Profile):
     """The network between nodes."""
 
     topology: str
-    """Name in simulator.hardware.topology.TOPOLOGIES; of what joins NVLink domains."""
+    """Name in simulator.hardware.network.topology.TOPOLOGIES; of what joins NVLink domains."""
     nvlink_domain_nodes: Count = 1
     """Nodes that NVLink joins into one domain, such as the 18 of an NVL72 rack; 1 where NVLink ends
     at the node. What leaves a domain takes NICs."""
@@ -145,7 +145,8 @@ class FabricProfile(Profile):
     oversubscription: Ratio = 1.0
     """Ports down over ports up of a leaf switch of a two-layer fat-tree."""
     routing: Literal["adaptive", "ecmp", "static"] = "adaptive"
-    """How flows choose among equal paths; simulator.hardware.switching says what each means."""
+    """How flows choose among equal paths; what each means stands in
+    simulator.hardware.network.switching."""
     cross_plane: Literal["forward", "refuse"] = "forward"
     """A send to a GPU of another plane: over NVLink to a NIC of that plane, or an error."""
     dragonfly: DragonflyProfile | None = None

@@ -20,9 +20,9 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
-from simulator.analysis.transfer_errors import TransferError
-from simulator.hardware.kernel_families import Family, calibration_measurements
-from simulator.hardware.transfer_times import LINK_KINDS, MODELLED_ON, TransferTimes
+from simulator.calibration.restated_errors import TransferError
+from simulator.hardware.kernels.families import Family, calibration_measurements
+from simulator.hardware.network.transfer_times import LINK_KINDS, MODELLED_ON, TransferTimes
 
 if TYPE_CHECKING:
     from reports.calibration_report import PooledError

@@ -17,11 +17,11 @@ from hardware_profiles.tables import Measurement
 from hardware_profiles.units import format_seconds
 from reports.calibration import family_name
 from reports.palette import GRID, INK, MUTED
-from simulator.analysis.calibration import HeldOutRow
-from simulator.hardware.kernel_curves import shapes_of
-from simulator.hardware.kernel_families import Family, batch_of_rows
-from simulator.hardware.roofline import is_tensor
-from simulator.hardware.transfer_times import LINK_KINDS
+from simulator.calibration.fit import HeldOutRow
+from simulator.hardware.kernels.curves import shapes_of
+from simulator.hardware.kernels.families import Family, batch_of_rows
+from simulator.hardware.kernels.roofline import is_tensor
+from simulator.hardware.network.transfer_times import LINK_KINDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -30,8 +30,8 @@ from reports.calibration_charts import (
 )
 from reports.page import render_page
 from reports.run_directory import write_run
-from simulator.analysis.calibration import Calibration, HeldOutRow, noise
-from simulator.hardware.kernel_families import Family
+from simulator.calibration.fit import Calibration, HeldOutRow, noise
+from simulator.hardware.kernels.families import Family
 
 REPORT_FILE, FIGURES_DIRECTORY = "report.html", "figures"
 POOLED_ROWS = 40

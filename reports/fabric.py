@@ -199,8 +199,8 @@ def fabric_tables(cluster: ClusterProfile) -> list[Table]:
     from rich.table import Table
 
     from hardware_profiles.schema import load_transport
-    from simulator.hardware.clusters import fabric_inputs
-    from simulator.hardware.topology import build_fabric, count_built, count_fabric, price
+    from simulator.hardware.network.clusters import fabric_inputs
+    from simulator.hardware.network.topology import build_fabric, count_built, count_fabric, price
 
     topology = cluster.fabric.topology
     inputs = fabric_inputs(cluster, load_transport("ideal"))
@@ -240,7 +240,7 @@ def fabric_tables(cluster: ClusterProfile) -> list[Table]:
 def draw_fabric(cluster: ClusterProfile) -> list[str]:
     """The fabric from top to bottom as lines of text."""
     from hardware_profiles.schema import load_transport
-    from simulator.hardware.clusters import cluster_fabric
+    from simulator.hardware.network.clusters import cluster_fabric
 
     fabric = cluster_fabric(cluster, load_transport("ideal"))
     inputs = fabric.inputs
@@ -294,7 +294,7 @@ def write_collective_run(run: CollectiveRun, metrics: Mapping[str, Any], directo
     import pandas as pd
 
     from reports.run_directory import write_run
-    from simulator.scenario import write_resolved
+    from simulator.scenario.files import write_resolved
 
     def write_report(draft: Path) -> None:
         (draft / REPORT_FILE).write_text(fabric_page(run, metrics), encoding="utf-8")
@@ -373,7 +373,7 @@ def fabric_page(run: CollectiveRun, metrics: Mapping[str, Any]) -> str:
     """The self-contained page."""
     from reports.page import render_page
     from reports.tables import left_out_note, list_inputs
-    from simulator.scenario import write_resolved
+    from simulator.scenario.files import write_resolved
 
     published = [
         (*cells, row["source"])

@@ -15,7 +15,7 @@ from reports.page import render_page
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
 from reports.tables import kernels_rows, left_out_note, list_inputs
-from simulator.scenario import write_resolved
+from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from simulator.analysis.fleet_attribution import AttributionRow
-    from simulator.execution.fleet_simulation import FleetSimulation
-    from simulator.scenario import PublishedFigure
+    from simulator.execution.fleet.simulation import FleetSimulation
+    from simulator.scenario.files import PublishedFigure
 
 REPORT_FILE, FIGURES_DIRECTORY = "report.html", "figures"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from simulator.scenario import Scenario
+    from simulator.scenario.files import Scenario
 
 Metrics = dict[str, Any]
 
@@ -40,7 +40,7 @@ class JobReport:
 
 def _training() -> JobReport:
     from reports.terminal import training_run_tables
-    from simulator.analysis.metrics import training_metrics
+    from simulator.analysis.training_metrics import training_metrics
 
     def write_training_run(run: Any, metrics: Mapping[str, Any], directory: Path) -> None:
         from reports.training import write_training_run as write  # pandas: only for a directory
@@ -112,7 +112,7 @@ def other_kernels(scenario: Scenario, metrics: Metrics) -> Metrics | None:
         metrics: of the scenario itself.
     """
     from simulator.analysis.kernels_used import other_calibration
-    from simulator.execution.simulation import simulate
+    from simulator.analysis.run import simulate
 
     other = other_calibration(scenario)
     if other is None:
@@ -134,8 +134,8 @@ def metrics_of(scenario: str, overrides: Sequence[str], *, intervals: bool = Fal
     Raises:
         ValueError: anything that the user can mend, or that makes the run impossible.
     """
-    from simulator.execution.simulation import simulate
-    from simulator.scenario import load_scenario
+    from simulator.analysis.run import simulate
+    from simulator.scenario.files import load_scenario
 
     loaded = load_scenario(scenario, overrides)
     report = JOB_REPORTS[loaded.job_name]()

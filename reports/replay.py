@@ -18,7 +18,7 @@ from hardware_profiles.units import Seconds, format_seconds, unit_factor
 from reports.page import render_page
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
-from simulator.analysis.replay import ReplayRun
+from simulator.analysis.profile_replay import ReplayRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
 from reports.run_directory import write_run
 from reports.serving_page import interval_text, plain_page, step_page
-from simulator.analysis.metrics import compare_published
 from simulator.analysis.serving_metrics import serving_metrics
+from simulator.analysis.training_metrics import compare_published
+from simulator.execution.bounds import limit_metrics
 from simulator.execution.offload import offload_metrics
 from simulator.execution.serving_run import OffloadRun, ServingRun, TpotLimitRun
-from simulator.execution.tpot_limit import limit_metrics
-from simulator.scenario import Scenario, write_resolved
+from simulator.scenario.files import Scenario, write_resolved
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import format_bytes, format_seconds
 from reports.palette import PROVENANCE_COLOURS
-from simulator.scenario import Scenario
+from simulator.scenario.files import Scenario
 
 if TYPE_CHECKING:
     import pandas as pd

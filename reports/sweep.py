@@ -23,7 +23,7 @@ from simulator.analysis.sweep import (
     front,
     rank,
 )
-from simulator.scenario import Scenario, write_resolved
+from simulator.scenario.files import Scenario, write_resolved
 
 if TYPE_CHECKING:
     import pandas as pd

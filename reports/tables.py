@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import Bytes, Seconds, format_bandwidth, format_bytes, format_seconds
 from reports.palette import CAUSES
-from simulator.changes import shown
-from simulator.scenario import Scenario, write_resolved
+from simulator.scenario.changes import shown
+from simulator.scenario.files import Scenario, write_resolved
 
 if TYPE_CHECKING:
     import pandas as pd

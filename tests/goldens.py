@@ -43,14 +43,14 @@ OF_THE_MACHINE = frozenset({"wall_clock_s", "events_per_second", "simulated_s_pe
 
 def names() -> list[str]:
     """Every golden run as the command line would say it: the scenario and its changes."""
-    from simulator.scenario import known_scenarios
+    from simulator.scenario.files import known_scenarios
 
     return [*known_scenarios(), *(SET.join(run) for run in CHANGED)]
 
 
 def is_slow(name: str) -> bool:
     """Whether a run simulates a fleet, which takes longer than all others together."""
-    from simulator.scenario import load_scenario
+    from simulator.scenario.files import load_scenario
 
     return load_scenario(name.split(SET, maxsplit=1)[0]).job_name == "fleet"
 
@@ -58,8 +58,8 @@ def is_slow(name: str) -> bool:
 def golden(name: str) -> dict[str, Any]:
     """Run a scenario with its changes; its metrics as {path: values, or [count, sum, weighted]}."""
     from reports.jobs import JOB_REPORTS
-    from simulator.execution.simulation import simulate
-    from simulator.scenario import load_scenario
+    from simulator.analysis.run import simulate
+    from simulator.scenario.files import load_scenario
 
     scenario, *changes = name.split(SET)
     loaded = load_scenario(scenario, changes)

@@ -18,10 +18,10 @@ from itertools import pairwise
 from typing import Any
 
 from simulator.analysis.fleet_metrics import measure_fleet
-from simulator.analysis.metrics import metric_at
-from simulator.execution.fleet_simulation import prepare_fleet
-from simulator.fleet_job import LoadOfDay
-from simulator.scenario import PublishedFigure, Scenario, load_scenario
+from simulator.analysis.training_metrics import metric_at
+from simulator.execution.fleet.simulation import prepare_fleet
+from simulator.scenario.files import PublishedFigure, Scenario, load_scenario
+from simulator.scenario.fleet import LoadOfDay
 
 Measure = Callable[[str, Sequence[str]], Mapping[str, Any]]
 """(scenario, overrides) -> metrics; a function of a module, so that other processes import it."""

@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hardware_profiles.units import format_seconds
-from simulator.analysis.error_budget import serving_interval
 from simulator.analysis.fleet_metrics import measure_fleet
-from simulator.analysis.metrics import metric_at
-from simulator.execution.fleet_simulation import (
+from simulator.analysis.intervals import serving_interval
+from simulator.analysis.training_metrics import metric_at
+from simulator.execution.fleet.simulation import (
     FleetSimulation,
     decode_iteration,
     prefill_iteration,
 )
-from simulator.execution.step_times import StepTimes
+from simulator.execution.fleet.step_times import StepTimes
 
 FIGURES = (
     "ttft_s.mean",

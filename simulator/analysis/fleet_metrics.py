@@ -22,10 +22,10 @@ from hardware_profiles.schema import ClusterProfile
 from hardware_profiles.units import format_seconds
 from simulator.analysis.fleet_statistics import FleetStatistics
 from simulator.analysis.streaming import Floats
-from simulator.execution.fleet_accounts import FleetRun
-from simulator.execution.fleet_simulation import FleetSimulation
-from simulator.execution.step_times import StepTimes
-from simulator.fleet_job import FleetJob
+from simulator.execution.fleet.accounts import FleetRun
+from simulator.execution.fleet.simulation import FleetSimulation
+from simulator.execution.fleet.step_times import StepTimes
+from simulator.scenario.fleet import FleetJob
 
 _MILLION_TOKENS = 10**6
 _CURVE_POINTS = 101
@@ -102,8 +102,8 @@ def definitions(job: FleetJob) -> dict[str, str]:
 def measure_fleet(simulation: FleetSimulation) -> dict[str, Any]:
     """Run a fleet and return its figures, time series and distributions by their JSON names."""
     # The figures of training and of steps are needed for one function of theirs only.
-    from simulator.analysis.metrics import compare_published
     from simulator.analysis.serving_metrics import serving_kernels
+    from simulator.analysis.training_metrics import compare_published
 
     scenario, job = simulation.scenario, simulation.job
     statistics = FleetStatistics(job)

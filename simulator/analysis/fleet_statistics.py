@@ -12,8 +12,8 @@ import math
 import numpy as np
 
 from simulator.analysis.streaming import Floats, LogHistogram, TimeBins
-from simulator.execution.fleet_log import Block, Outcome
-from simulator.fleet_job import FleetJob
+from simulator.execution.fleet.log import Block, Outcome
+from simulator.scenario.fleet import FleetJob
 
 _SPAN_POINTS = 4
 """Points at which the slowly growing steps of one iteration are counted."""

@@ -17,7 +17,7 @@ from hardware_profiles.schema import (
     load_gpu,
 )
 from simulator.analysis.sweep import plain_values
-from simulator.scenario import Scenario
+from simulator.scenario.files import Scenario
 
 NOT_STATED = "not stated"
 

@@ -18,7 +18,7 @@ import hardware_profiles
 import reference_model
 import simulator
 from hardware_profiles.fields import read_yaml
-from simulator.scenario import Scenario, write_resolved
+from simulator.scenario.files import Scenario, write_resolved
 
 _PARTS = (hardware_profiles, reference_model, simulator)
 _COUNTED = frozenset({".py", ".yaml", ".csv", ".json", ".jsonl"})

@@ -15,14 +15,14 @@ import numpy as np
 
 from hardware_profiles.low_latency_kernels import OPERATIONS, message_bytes
 from hardware_profiles.units import Seconds
-from simulator.analysis.error_budget import serving_interval
+from simulator.analysis.intervals import serving_interval
 from simulator.analysis.kernels_used import kernels_used
 from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
-from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, payload_bytes
-from simulator.hardware.kernel_curves import PROVENANCES
-from simulator.serving_job import ServingStepJob
+from simulator.hardware.kernels.curves import PROVENANCES
+from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, payload_bytes
+from simulator.scenario.serving import ServingStepJob
 from simulator.workload.task_graph import Stream
 
 CASES = ("without_transfer_slowdown", "balanced", "without_speculation")

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, get_args
 from hardware_profiles.fields import parse_yaml
 from hardware_profiles.units import Dimension, parse_quantity
 from simulator.analysis.run_key import run_key
-from simulator.scenario import load_scenario
+from simulator.scenario.files import load_scenario
 
 Metrics = Mapping[str, Any]
 Evaluate = Callable[[str, Sequence[str]], Metrics]

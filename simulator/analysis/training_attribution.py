@@ -28,10 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
-from simulator.analysis.error_budget import spans
+from simulator.analysis.intervals import spans
 from simulator.execution.pipeline import makespans
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
-from simulator.hardware.roofline import ideal_seconds, is_tensor
+from simulator.hardware.kernels.roofline import ideal_seconds, is_tensor
 from simulator.workload.task_graph import Stream
 
 Array = NDArray[np.float64]

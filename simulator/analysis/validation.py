@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.scenario import Scenario, known_scenarios, load_scenario
+from simulator.scenario.files import Scenario, known_scenarios, load_scenario
 
 NO_EVIDENCE = frozenset(
     {"input", "chosen", "calibrated", "reproduced", "bound", "setup_unpublished"}

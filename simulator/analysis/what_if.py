@@ -29,13 +29,13 @@ from hardware_profiles.schema import (
     load_calibration,
 )
 from reference_model.trace import Operator
-from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel
 from simulator.hardware.costs import KernelCostModel
-from simulator.hardware.kernel_families import calibration_measurements
-from simulator.hardware.roofline import DEEPGEMM_TILES, ideal_seconds
-from simulator.workload.kernel_mapping import MappedKernel
-from simulator.workload.kineto import Kernel
-from simulator.workload.replay import Role
+from simulator.hardware.kernels.families import calibration_measurements
+from simulator.hardware.kernels.roofline import DEEPGEMM_TILES, ideal_seconds
+from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel
+from simulator.workload.profile.kernel_mapping import MappedKernel
+from simulator.workload.profile.kineto import Kernel
+from simulator.workload.profile.replay_graph import Role
 
 Array = NDArray[np.float64]
 

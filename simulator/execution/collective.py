@@ -15,13 +15,13 @@ import numpy as np
 import simpy
 
 from hardware_profiles.schema import ClusterProfile, TransportProfile, load_transport
-from simulator.collective_job import CollectiveJob, Operation, PublishedTransfer
 from simulator.execution.traffic import Work, ideal_seconds, prepare
-from simulator.hardware.clusters import cluster_fabric
-from simulator.hardware.fairness import Floats, Integers
-from simulator.hardware.network import Network
-from simulator.hardware.routing import Failure, parse_failure, struck_resources
-from simulator.hardware.topology import Fabric
+from simulator.hardware.network.clusters import cluster_fabric
+from simulator.hardware.network.fairness import Floats, Integers
+from simulator.hardware.network.flows import Network
+from simulator.hardware.network.routing import Failure, parse_failure, struck_resources
+from simulator.hardware.network.topology import Fabric
+from simulator.scenario.collective import CollectiveJob, Operation, PublishedTransfer
 
 
 @dataclass(slots=True)

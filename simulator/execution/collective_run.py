@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulator.execution.collective import CollectiveResult, result_json, run_collective
-from simulator.scenario import Scenario
+from simulator.scenario.files import Scenario
 
 
 @dataclass(frozen=True, slots=True)

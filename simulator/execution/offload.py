@@ -17,7 +17,7 @@ from typing import Any
 from hardware_profiles.offload_servers import OffloadServerProfile
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, format_bytes
 from reference_model.config import ModelConfig, parameter_counts
-from simulator.serving_job import OffloadJob
+from simulator.scenario.serving import OffloadJob
 from simulator.workload.memory import Infeasible
 
 _SAME_MODEL = 0.01

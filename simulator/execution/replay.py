@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
 from simulator.execution.occupancy import SmPool
-from simulator.workload.kineto import SmLimits, Trace
-from simulator.workload.replay import ReplayGraph
+from simulator.workload.profile.kineto import SmLimits, Trace
+from simulator.workload.profile.replay_graph import ReplayGraph
 
 Array = NDArray[np.float64]
 

@@ -21,12 +21,12 @@ from reference_model.config import ModelConfig
 from reference_model.trace import Operator, OperatorTrace
 from simulator.execution.expert_reach import expert_reach
 from simulator.execution.step_order import TaskOrder, task_order
-from simulator.hardware.all_to_all import Reach
-from simulator.hardware.clusters import nvlink_domains
 from simulator.hardware.costs import KernelCostModel
-from simulator.hardware.fabric_load import FabricLoad, Pattern, all_to_all_load
-from simulator.hardware.routing import parse_failure
-from simulator.serving_job import ServingStepJob
+from simulator.hardware.network.all_to_all import Reach
+from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.network.fabric_load import FabricLoad, Pattern, all_to_all_load
+from simulator.hardware.network.routing import parse_failure
+from simulator.scenario.serving import ServingStepJob
 from simulator.workload.experts import (
     ExpertPlacement,
     check_slots,
@@ -35,8 +35,7 @@ from simulator.workload.experts import (
     uniform_popularity,
     zipf_popularity,
 )
-from simulator.workload.layout import domain_parts
-from simulator.workload.serving_lowering import (
+from simulator.workload.iteration import (
     WHOLE_BATCH,
     LayerOperators,
     StepPlan,
@@ -44,8 +43,9 @@ from simulator.workload.serving_lowering import (
     split_layer,
     with_shared_added,
 )
+from simulator.workload.iteration_operators import BatchLoad, layer_operators
+from simulator.workload.layout import domain_parts
 from simulator.workload.serving_memory import micro_batch_tokens
-from simulator.workload.serving_operators import BatchLoad, layer_operators
 
 Array = NDArray[np.float64]
 

@@ -15,6 +15,7 @@ from hardware_profiles.schema import CalibrationProfile, Estimate
 from hardware_profiles.units import Seconds
 from reference_model.config import parameter_counts
 from reference_model.trace import OperatorTrace
+from simulator.execution.bounds import TpotLimit, tpot_limit
 from simulator.execution.offload import OffloadStep, offload_step
 from simulator.execution.serving_model import (
     KernelSource,
@@ -23,11 +24,10 @@ from simulator.execution.serving_model import (
     serving_model,
 )
 from simulator.execution.serving_step import ServingStep, decode_step, serving_step
-from simulator.execution.tpot_limit import TpotLimit, tpot_limit
 from simulator.hardware.costs import COST_MODELS
-from simulator.hardware.kernel_families import calibration_measurements
-from simulator.scenario import Scenario, by_name
-from simulator.serving_job import ExpertInputs, ServingStepJob
+from simulator.hardware.kernels.families import calibration_measurements
+from simulator.scenario.files import Scenario, by_name
+from simulator.scenario.serving import ExpertInputs, ServingStepJob
 from simulator.workload.experts import Rebalance, place_experts, rebalance_cost, uniform_popularity
 from simulator.workload.serving_memory import KvCapacity, check_kv_fits, kv_capacity
 

@@ -37,10 +37,10 @@ from simulator.execution.step_order import (
     exposed_communication,
     run_order,
 )
-from simulator.hardware.kernel_curves import MODELLED, PROVENANCES
+from simulator.hardware.kernels.curves import MODELLED, PROVENANCES
 from simulator.workload.experts import draw_rows
-from simulator.workload.serving_lowering import WHOLE_BATCH, WIRES, LayerOperators
-from simulator.workload.serving_operators import BatchLoad
+from simulator.workload.iteration import WHOLE_BATCH, WIRES, LayerOperators
+from simulator.workload.iteration_operators import BatchLoad
 
 Array = NDArray[np.float64]
 

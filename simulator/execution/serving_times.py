@@ -25,17 +25,17 @@ from hardware_profiles.low_latency_kernels import (
 from hardware_profiles.schema import Estimate
 from reference_model.trace import Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
-from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, exchange_sms
-from simulator.hardware.clusters import nvlink_domains
-from simulator.hardware.kernel_curves import (
+from simulator.hardware.kernels.curves import (
     EXTRAPOLATED,
     INTERPOLATED,
     MEASURED,
     MODELLED,
     PROVENANCES,
 )
-from simulator.workload.serving_lowering import WIRES, LayerOperators
-from simulator.workload.serving_operators import COLLECTIVE_SEGMENTS, collective_ranks
+from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, exchange_sms
+from simulator.hardware.network.clusters import nvlink_domains
+from simulator.workload.iteration import WIRES, LayerOperators
+from simulator.workload.iteration_operators import COLLECTIVE_SEGMENTS, collective_ranks
 
 Array = NDArray[np.float64]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hardware_profiles.units import Bytes, Seconds
 from simulator.execution.pipeline import makespans
 from simulator.execution.training import ChunkKey, chunk_key
-from simulator.hardware.fabric_load import FabricLoad
+from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.workload.layout import Stage, even_splits
 from simulator.workload.schedules import (
     FORWARD,

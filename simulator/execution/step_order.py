@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
-from simulator.workload.serving_lowering import StepPlan
+from simulator.workload.iteration import StepPlan
 from simulator.workload.task_graph import Stream
 
 Times = NDArray[np.float64]

@@ -8,12 +8,12 @@ from hardware_profiles.low_latency_kernels import Operation as MoeOperation
 from hardware_profiles.low_latency_kernels import load_low_latency
 from hardware_profiles.schema import TransportProfile
 from hardware_profiles.units import Seconds
-from simulator.collective_job import MoeTraffic, Operation
-from simulator.hardware import collectives
-from simulator.hardware.collectives import Copies, Phase
-from simulator.hardware.fairness import Floats, Integers
-from simulator.hardware.network import Flows, Transfer, make_flows
-from simulator.hardware.topology import Fabric
+from simulator.hardware.network import collectives
+from simulator.hardware.network.collectives import Copies, Phase
+from simulator.hardware.network.fairness import Floats, Integers
+from simulator.hardware.network.flows import Flows, Transfer, make_flows
+from simulator.hardware.network.topology import Fabric
+from simulator.scenario.collective import MoeTraffic, Operation
 from simulator.workload.gating import random_scores, select_experts
 
 

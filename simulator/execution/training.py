@@ -27,20 +27,20 @@ from reference_model.trace import Operator
 from simulator.execution.engine import TaskLog, empty_log, execute, perform
 from simulator.execution.pipeline import Performance, PipelineRun, perform_pipeline
 from simulator.execution.training_fabric import Copies, StepLoads, copies_of, holders_of
-from simulator.hardware.all_to_all import exchange_sms
 from simulator.hardware.costs import KernelCostModel, Prediction
-from simulator.hardware.fabric_load import FabricLoad
-from simulator.scenario import Scenario
-from simulator.training_job import OptimizerTypes, TrainingJob
-from simulator.workload.experts import place_experts, uniform_popularity
-from simulator.workload.layout import ParallelLayout, Stage, stage_text
-from simulator.workload.lowering import (
+from simulator.hardware.network.all_to_all import exchange_sms
+from simulator.hardware.network.fabric_load import FabricLoad
+from simulator.scenario.files import Scenario
+from simulator.scenario.training import OptimizerTypes, TrainingJob
+from simulator.workload.chunk import (
     WEIGHT_GRAD,
     Load,
     OperatorsOf,
     lower_chunk,
     lower_weights,
 )
+from simulator.workload.experts import place_experts, uniform_popularity
+from simulator.workload.layout import ParallelLayout, Stage, stage_text
 from simulator.workload.memory import (
     BF16_BYTES,
     FP8_BYTES,

@@ -34,14 +34,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.schema import ClusterProfile
-from simulator.hardware.fabric_load import (
+from simulator.hardware.network.fabric_load import (
     NO_LIMIT,
     FabricLoad,
     most_of_a_gpu,
     rail_pairs,
     transfer_loads,
 )
-from simulator.hardware.routing import parse_failure
+from simulator.hardware.network.routing import parse_failure
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.schedules import Schedule
 

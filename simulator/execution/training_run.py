@@ -21,12 +21,12 @@ from simulator.execution.training import (
     training_load,
 )
 from simulator.execution.training_fabric import step_loads
-from simulator.hardware.clusters import nvlink_domains
 from simulator.hardware.costs import COST_MODELS, KernelCostModel
-from simulator.hardware.kernel_families import calibration_measurements
-from simulator.scenario import Scenario, by_name, check_names
+from simulator.hardware.kernels.families import calibration_measurements
+from simulator.hardware.network.clusters import nvlink_domains
+from simulator.scenario.files import Scenario, by_name, check_names
+from simulator.workload.chunk import operators_of
 from simulator.workload.layout import ParallelLayout, explicit_stages, model_layers
-from simulator.workload.lowering import operators_of
 from simulator.workload.memory import MemoryModel, check_fits, layer_memory
 from simulator.workload.schedules import SCHEDULES, build_schedule, held_activations
 

@@ -52,15 +52,8 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.tables import Measurement
 from reference_model.trace import KINDS, Operator
-from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel, Reach
-from simulator.hardware.gpu_transfer import (
-    Achieved,
-    achieved_shares,
-    log_transfer,
-    same_compute,
-)
-from simulator.hardware.kernel_conditions import Conditions
-from simulator.hardware.kernel_curves import (
+from simulator.hardware.kernels.conditions import Conditions
+from simulator.hardware.kernels.curves import (
     EXTRAPOLATED,
     INTERPOLATED,
     MEASURED,
@@ -68,15 +61,21 @@ from simulator.hardware.kernel_curves import (
     PROVENANCES,
     fingerprints,
 )
-from simulator.hardware.kernel_families import (
+from simulator.hardware.kernels.families import (
     Family,
     calibration_measurements,
     check_row,
     family_of,
     operator_of,
 )
-from simulator.hardware.kernel_models import ENOUGH_RESIDUALS, ClassModel, FamilyModel
-from simulator.hardware.roofline import (
+from simulator.hardware.kernels.gpu_ratio import (
+    Achieved,
+    achieved_shares,
+    log_transfer,
+    same_compute,
+)
+from simulator.hardware.kernels.models import ENOUGH_RESIDUALS, ClassModel, FamilyModel
+from simulator.hardware.kernels.roofline import (
     Batch,
     Ideal,
     batch_of,
@@ -86,8 +85,9 @@ from simulator.hardware.roofline import (
     least_seconds,
     waves_and_bytes,
 )
-from simulator.hardware.transfer_times import LINK_KINDS
-from simulator.hardware.work_floor import PADDED, RisingRows
+from simulator.hardware.kernels.work_floor import PADDED, RisingRows
+from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel, Reach
+from simulator.hardware.network.transfer_times import LINK_KINDS
 
 Array = NDArray[np.float64]
 ValueT = TypeVar("ValueT", int, bool)

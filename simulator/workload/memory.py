@@ -16,9 +16,8 @@ from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig, parameter_counts
 from reference_model.kinds import BITS
 from reference_model.trace import TILE, Operator, OperatorTrace
-from simulator.training_job import OptimizerTypes
-from simulator.workload.layout import ParallelLayout, Stage, stage_texts
-from simulator.workload.lowering import (
+from simulator.scenario.training import OptimizerTypes
+from simulator.workload.chunk import (
     FORWARD,
     INPUT_GRAD,
     WEIGHT_GRAD,
@@ -26,6 +25,7 @@ from simulator.workload.lowering import (
     OperatorsOf,
     matrix_of,
 )
+from simulator.workload.layout import ParallelLayout, Stage, stage_texts
 from simulator.workload.schedules import HeldActivations, Schedule
 
 FP8 = "fp8_e4m3"

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import unit_factor
-from simulator.fleet_job import (
+from simulator.scenario.fleet import (
     HASHED_BLOCK_TOKENS,
     Distribution,
     RequestSource,

@@ -19,7 +19,7 @@ from hardware_profiles.schema import ClusterProfile
 from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig, parameter_counts
 from reference_model.trace import TILE, Operator
-from simulator.serving_job import ServingStepJob
+from simulator.scenario.serving import ServingStepJob
 from simulator.workload.memory import Infeasible
 
 _FP8, _BF16, _FP32 = 1, 2, 4

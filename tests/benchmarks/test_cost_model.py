@@ -11,7 +11,7 @@ import pytest
 
 from hardware_profiles.schema import load_calibration, load_cluster
 from simulator.hardware.costs import KernelCostModel
-from simulator.hardware.kernel_families import calibration_measurements
+from simulator.hardware.kernels.families import calibration_measurements
 
 OPERATORS, FEW = 1_000_000, 20_000
 LIMIT_S = 1.0

@@ -16,9 +16,9 @@ RUN = ["-m", "simulator.cli", "run"]
 BUILD = """
 import numpy as np
 from hardware_profiles.schema import load_cluster, load_transport
-from simulator.hardware.clusters import cluster_fabric
-from simulator.hardware.routing import route
-from simulator.hardware.topology import to_graph
+from simulator.hardware.network.clusters import cluster_fabric
+from simulator.hardware.network.routing import route
+from simulator.hardware.network.topology import to_graph
 fabric = cluster_fabric(load_cluster("mpft_16384"), load_transport("ideal"))
 to_graph(fabric)
 gpu = np.arange(fabric.gpus)

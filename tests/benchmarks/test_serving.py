@@ -12,7 +12,7 @@ import pytest
 
 from simulator.execution.serving_run import prepare_serving
 from simulator.execution.serving_step import decode_step
-from simulator.scenario import load_scenario
+from simulator.scenario.files import load_scenario
 from simulator.workload.recorded import shipped_trace
 
 

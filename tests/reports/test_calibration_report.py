@@ -10,7 +10,7 @@ from hardware_profiles.schema import load_calibration
 from hardware_profiles.tables import Measurement
 from reports.calibration_charts import MOST_POINTS, coverage_chart, panels_of, parity_chart
 from reports.calibration_report import pooled_errors, write_calibration_run
-from simulator.analysis.calibration import Calibration, HeldOutRow
+from simulator.calibration.fit import Calibration, HeldOutRow
 
 
 def gemm(m, n, k, seconds, kernel_set="made_up"):

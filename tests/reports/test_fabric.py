@@ -22,7 +22,7 @@ from reports.fabric import (
     write_collective_run,
 )
 from simulator.execution.collective_run import collective_metrics, simulate_collective
-from simulator.scenario import load_scenario
+from simulator.scenario.files import load_scenario
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from reports.fleet import (
     write_fleet_run,
 )
 from simulator.analysis.fleet_metrics import measure_fleet
-from simulator.execution.fleet_simulation import FleetSimulation, prepare_fleet
-from simulator.scenario import load_scenario
+from simulator.execution.fleet.simulation import FleetSimulation, prepare_fleet
+from simulator.scenario.files import load_scenario
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from reports.replay import kernel_table, timeline_chart, trace_events, write_replay_run
-from simulator.analysis.replay import ReplayRun, replay
+from simulator.analysis.profile_replay import ReplayRun, replay
 
 MAPPING = """
 name: made_up

@@ -7,8 +7,8 @@ import pytest
 
 from reports.jobs import JOB_REPORTS
 from reports.serving import expert_loads, trace_events
-from simulator.execution.simulation import simulate
-from simulator.scenario import load_scenario
+from simulator.analysis.run import simulate
+from simulator.scenario.files import load_scenario
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from reports.sweep import (
     write_sweep,
 )
 from simulator.analysis.sweep import Axis, Limit, Objective, Row, read_rows
-from simulator.scenario import load_scenario
+from simulator.scenario.files import load_scenario
 
 AXES = (Axis.parse("seed=1,2,3"), Axis.parse("collective.merge_share=0,0.01"))
 

@@ -12,9 +12,9 @@ from reports.tables import (
     training_tables,
 )
 from reports.terminal import training_run_tables
-from simulator.analysis.metrics import training_metrics
-from simulator.execution.simulation import simulate
-from simulator.scenario import load_scenario
+from simulator.analysis.run import simulate
+from simulator.analysis.training_metrics import training_metrics
+from simulator.scenario.files import load_scenario
 
 
 def test_blocks_join_the_operators_of_one_segment_phase_and_layer(tables: RunTables) -> None:

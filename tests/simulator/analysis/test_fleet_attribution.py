@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from simulator.analysis.fleet_attribution import attribute, attribution_json, day_levels
-from simulator.fleet_job import LoadOfDay
-from simulator.scenario import load_scenario
+from simulator.scenario.files import load_scenario
+from simulator.scenario.fleet import LoadOfDay
 
 
 def measured(name: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from simulator.analysis.fleet_intervals import (
     measure_with_intervals,
 )
 from simulator.analysis.fleet_metrics import measure_fleet
-from simulator.analysis.metrics import metric_at
-from simulator.execution.fleet_simulation import prepare_fleet
-from simulator.execution.step_times import AffineStepTimes
-from simulator.fleet_job import AffineStepTimes as Coefficients
-from simulator.scenario import load_scenario
+from simulator.analysis.training_metrics import metric_at
+from simulator.execution.fleet.simulation import prepare_fleet
+from simulator.execution.fleet.step_times import AffineStepTimes
+from simulator.scenario.files import load_scenario
+from simulator.scenario.fleet import AffineStepTimes as Coefficients
 
 AFFINE = {
     "decode_fixed": "10 ms",

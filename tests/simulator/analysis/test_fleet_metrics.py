@@ -17,14 +17,14 @@ from simulator.analysis.fleet_metrics import (
     measure_fleet,
 )
 from simulator.analysis.fleet_statistics import FleetStatistics
-from simulator.execution.fleet import run_fleet
-from simulator.execution.fleet_accounts import FleetRun
-from simulator.execution.fleet_log import CollectedLog, Outcome
-from simulator.execution.fleet_simulation import prepare_fleet
-from simulator.execution.step_times import AffineStepTimes
-from simulator.fleet_job import AffineStepTimes as AffineCoefficients
-from simulator.fleet_job import FleetJob
-from simulator.scenario import load_scenario
+from simulator.execution.fleet.accounts import FleetRun
+from simulator.execution.fleet.fleet import run_fleet
+from simulator.execution.fleet.log import CollectedLog, Outcome
+from simulator.execution.fleet.simulation import prepare_fleet
+from simulator.execution.fleet.step_times import AffineStepTimes
+from simulator.scenario.files import load_scenario
+from simulator.scenario.fleet import AffineStepTimes as AffineCoefficients
+from simulator.scenario.fleet import FleetJob
 
 STEP_TIMES = {
     "decode_fixed": "10 ms",

@@ -8,7 +8,7 @@ import pytest
 from hardware_profiles.schema import known_calibrations, load_calibration, load_gpu
 from reports.jobs import metrics_of, other_kernels
 from simulator.analysis.kernels_used import difference_in_kind, kernels_used, other_calibration
-from simulator.scenario import load_scenario
+from simulator.scenario.files import load_scenario
 
 SHARED = Path(__file__).parents[4] / "shared"
 TABLE = SHARED / "measured/public/b200_sxm/mla/sglang/0.5.14/generation_mla_perf.parquet"

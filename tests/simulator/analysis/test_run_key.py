@@ -4,7 +4,7 @@ import pytest
 
 from simulator.analysis import run_key
 from simulator.analysis.run_key import program_digest
-from simulator.scenario import load_scenario
+from simulator.scenario.files import load_scenario
 
 POPULARITY = "layer,expert,rows\n" + "".join(f"{layer},0,1\n" for layer in range(58))
 

@@ -6,7 +6,7 @@ import pytest
 
 from simulator.analysis.serving_metrics import best_batches, serving_metrics
 from simulator.execution.serving_run import SpeculationPoint, simulate_serving_step
-from simulator.scenario import load_scenario
+from simulator.scenario.files import load_scenario
 from simulator.workload.recorded import shipped_trace
 
 NAMES = {

@@ -2,10 +2,10 @@
 
 import pytest
 
+from simulator.analysis.run import simulate
 from simulator.analysis.training_attribution import CHUNK_CAUSES, attribute_step
-from simulator.execution.simulation import simulate
-from simulator.hardware.roofline import is_tensor
-from simulator.scenario import load_scenario
+from simulator.hardware.kernels.roofline import is_tensor
+from simulator.scenario.files import load_scenario
 
 
 def attributed(*changes):

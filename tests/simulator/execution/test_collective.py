@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from hardware_profiles.schema import load_transport
-from simulator.collective_job import CollectiveJob
 from simulator.execution.collective import result_json, run_collective
 from simulator.execution.traffic import low_latency_start
-from simulator.scenario import load_scenario
+from simulator.scenario.collective import CollectiveJob
+from simulator.scenario.files import load_scenario
 
 
 def run(name, *changes):

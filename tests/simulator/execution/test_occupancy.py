@@ -1,7 +1,7 @@
 import pytest
 
 from simulator.execution.occupancy import SmPool, block_demand
-from simulator.workload.kineto import Kernel, SmLimits
+from simulator.workload.profile.kineto import Kernel, SmLimits
 
 LIMITS = SmLimits(threads=2048, registers=65536, shared_memory=233472)
 

@@ -7,7 +7,7 @@ import pytest
 from hardware_profiles.offload_servers import load_server
 from reference_model.config import load_model_config
 from simulator.execution.offload import fit_offload, offload_metrics, offload_step
-from simulator.serving_job import OffloadJob
+from simulator.scenario.serving import OffloadJob
 from simulator.workload.memory import Infeasible
 
 SERVER = load_server("ktransformers_4090d")

@@ -14,8 +14,8 @@ from simulator.execution.replay import (
     idle_time,
     measured_times,
 )
-from simulator.workload.kineto import Trace, load_trace
-from simulator.workload.replay import Role, build_replay
+from simulator.workload.profile.kineto import Trace, load_trace
+from simulator.workload.profile.replay_graph import Role, build_replay
 
 US = 1e-6
 MACHINE = ReplayMachine(

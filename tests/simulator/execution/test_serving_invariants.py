@@ -7,9 +7,9 @@ import pytest
 
 from simulator.execution.serving_run import prepare_serving
 from simulator.execution.serving_step import serving_step
-from simulator.scenario import known_scenarios, load_scenario
+from simulator.scenario.files import known_scenarios, load_scenario
+from simulator.workload.iteration import WHOLE_BATCH
 from simulator.workload.recorded import shipped_trace
-from simulator.workload.serving_lowering import WHOLE_BATCH
 from simulator.workload.task_graph import Stream
 
 DEPLOYMENTS = [

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from simulator.analysis.run import simulate
 from simulator.analysis.serving_metrics import operator_table
 from simulator.execution.serving_run import prepare_serving, simulate_serving_step
 from simulator.execution.serving_step import decode_step, prefill_pass, serving_step
-from simulator.execution.simulation import simulate
-from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
-from simulator.scenario import load_scenario
+from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS
+from simulator.scenario.files import load_scenario
 from simulator.workload.memory import Infeasible
 from simulator.workload.recorded import shipped_trace
 from simulator.workload.serving_memory import micro_batch_tokens

@@ -5,11 +5,11 @@ from typing import ClassVar
 
 import pytest
 
-from simulator.analysis.metrics import rank_times, uneven_ranks
+from simulator.analysis.run import simulate
+from simulator.analysis.training_metrics import rank_times, uneven_ranks
 from simulator.execution import training_run
-from simulator.execution.simulation import simulate
 from simulator.execution.stages import choose_stages
-from simulator.scenario import load_scenario
+from simulator.scenario.files import load_scenario
 from simulator.workload.layout import stage_texts
 from simulator.workload.schedules import SCHEDULES, one_f_one_b
 

@@ -11,9 +11,9 @@ from simulator.execution.step_order import (
     run_order,
     task_order,
 )
-from simulator.serving_job import TensorParallel
-from simulator.workload.serving_lowering import WHOLE_BATCH, plan_step, split_layer, task_graph
-from simulator.workload.serving_operators import BatchLoad, layer_operators
+from simulator.scenario.serving import TensorParallel
+from simulator.workload.iteration import WHOLE_BATCH, plan_step, split_layer, task_graph
+from simulator.workload.iteration_operators import BatchLoad, layer_operators
 
 WHOLE = TensorParallel(attention=1, experts=1, shared_expert=1, dense=1, vocabulary=1)
 LOAD = BatchLoad(

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from simulator.analysis.metrics import rank_times, training_metrics
+from simulator.analysis.run import simulate
+from simulator.analysis.training_metrics import rank_times, training_metrics
 from simulator.execution.pipeline import makespans
-from simulator.execution.simulation import simulate
 from simulator.execution.training import training_load
-from simulator.scenario import load_scenario
+from simulator.scenario.files import load_scenario
 from simulator.workload.layout import ParallelLayout, stage_texts
 from simulator.workload.task_graph import Stream
 

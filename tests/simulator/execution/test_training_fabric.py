@@ -8,8 +8,8 @@ import pytest
 import simpy
 
 from hardware_profiles.schema import load_transport
-from simulator.analysis.metrics import training_metrics
-from simulator.execution.simulation import simulate
+from simulator.analysis.run import simulate
+from simulator.analysis.training_metrics import training_metrics
 from simulator.execution.training_fabric import (
     Copies,
     StepLoads,
@@ -19,12 +19,12 @@ from simulator.execution.training_fabric import (
     send_flows,
     step_loads,
 )
-from simulator.hardware.all_to_all import ALL_TO_ALL_KINDS
-from simulator.hardware.clusters import cluster_fabric
-from simulator.hardware.fabric_load import NO_LIMIT, all_to_all_load
-from simulator.hardware.network import Network, make_flows
-from simulator.hardware.routing import parse_failure
-from simulator.scenario import load_scenario
+from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS
+from simulator.hardware.network.clusters import cluster_fabric
+from simulator.hardware.network.fabric_load import NO_LIMIT, all_to_all_load
+from simulator.hardware.network.flows import Network, make_flows
+from simulator.hardware.network.routing import parse_failure
+from simulator.scenario.files import load_scenario
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.schedules import SCHEDULES
 

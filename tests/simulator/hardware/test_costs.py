@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hardware_profiles.schema import load_calibration, load_cluster, load_gpu
 from hardware_profiles.tables import Measurement
 from reference_model.trace import KINDS, TRACE_FOLDER, Operator, load_trace
-from simulator.hardware.all_to_all import Reach
 from simulator.hardware.costs import COST_MODELS, PROVENANCES, KernelCostModel, NotCalibrated
-from simulator.hardware.kernel_families import calibration_measurements, operator_of
-from simulator.hardware.kernel_models import ENOUGH_RESIDUALS
-from simulator.hardware.roofline import Ideal, batch_of, is_tensor, least_seconds
-from simulator.hardware.work_floor import PADDED
+from simulator.hardware.kernels.families import calibration_measurements, operator_of
+from simulator.hardware.kernels.models import ENOUGH_RESIDUALS
+from simulator.hardware.kernels.roofline import Ideal, batch_of, is_tensor, least_seconds
+from simulator.hardware.kernels.work_floor import PADDED
+from simulator.hardware.network.all_to_all import Reach
 
 CALIBRATION = load_calibration("h800_sxm", {"transfer_from": []})
 """Its own rows only; what it takes over from an H200 is tested below."""

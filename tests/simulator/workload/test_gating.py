@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from simulator.hardware.collectives import count_copies
+from simulator.hardware.network.collectives import count_copies
 from simulator.workload.gating import expected_groups, random_scores, select_experts
 
 

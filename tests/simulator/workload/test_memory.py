@@ -3,9 +3,9 @@
 import pytest
 
 from reference_model.config import load_model_config
-from simulator.training_job import OptimizerTypes
+from simulator.scenario.training import OptimizerTypes
+from simulator.workload.chunk import Load, operators_of
 from simulator.workload.layout import ParallelLayout
-from simulator.workload.lowering import Load, operators_of
 from simulator.workload.memory import MemoryModel, layer_memory
 from simulator.workload.recorded import shipped_trace
 from simulator.workload.schedules import held_activations, one_f_one_b

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.fleet_job import Distribution, RequestSource, SyntheticRequests
+from simulator.scenario.fleet import Distribution, RequestSource, SyntheticRequests
 from simulator.workload.requests import (
     ReadCounts,
     Request,

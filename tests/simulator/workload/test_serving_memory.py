@@ -8,7 +8,7 @@ from hardware_profiles.low_latency_kernels import load_low_latency
 from hardware_profiles.schema import load_cluster
 from reference_model.config import load_model_config, parameter_counts
 from reference_model.trace import Operator
-from simulator.scenario import load_scenario
+from simulator.scenario.files import load_scenario
 from simulator.workload.memory import Infeasible
 from simulator.workload.serving_memory import (
     check_kv_fits,

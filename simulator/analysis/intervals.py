@@ -1,0 +1,217 @@
+"""80 % intervals of simulated times: predictions with their own intervals in, intervals out.
+
+Monte Carlo over what calibration left unexplained. Each sample draws one standard normal number a
+kernel family, since a family's error is one error: all its kernels move together, in every chunk of
+a training step and every layer of a serving step. Where a kernel is extrapolated or modelled, a
+share of the variance (common_share of the calibration) is drawn once for all of them, since clocks,
+power and software versions of another table are common to its kernels. A kernel's time is scaled
+by exp(z w), w the logarithm of the end of its interval over its value, for positive and negative z
+each. What serving times carry for another GPU than the calibration's moves all kernels as one.
+
+A fixed graph is run for all samples at once: order and dependencies stay, every time is an array
+[samples]. That gives the same times as the event engine, and takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.schema import CalibrationProfile, TimeEstimate
+from hardware_profiles.units import Seconds
+from simulator.execution.pipeline import makespans
+from simulator.execution.serving_step import ServingStep
+from simulator.execution.step_order import TaskOrder
+from simulator.execution.training import ChunkKey, ChunkRun, TrainingStep
+from simulator.hardware.costs import NORMAL_80
+from simulator.hardware.kernels.curves import EXTRAPOLATED, PROVENANCES
+from simulator.hardware.kernels.families import family_of
+from simulator.workload.task_graph import Stream, TaskGraph
+
+Array = NDArray[np.float64]
+
+SAMPLES = 256
+TAIL = 0.1
+"""Share of the samples beyond either end of an 80 % interval."""
+
+
+class Draws:
+    """Standard normal numbers of a run: [samples] for each family, drawn when first asked for."""
+
+    def __init__(
+        self, rng: np.random.Generator, *, common_share: float, samples: int = SAMPLES
+    ) -> None:
+        """Store the generator; the order in which families are asked for is part of the seed.
+
+        Args:
+            common_share: of the variance of extrapolated kernels, what is common to all of them.
+        """
+        self._rng = rng
+        self.common_share = common_share
+        self._samples = samples
+        self.common = rng.standard_normal(samples)
+        self.gap = rng.standard_normal(samples)
+        self.host = rng.standard_normal(samples)
+        self.other_gpu = rng.standard_normal(samples)
+        self._families: dict[Hashable, Array] = {}
+
+    def of(self, family: Hashable) -> Array:
+        """The family's own numbers."""
+        if family not in self._families:
+            self._families[family] = self._rng.standard_normal(self._samples)
+        return self._families[family]
+
+
+def scaled_seconds(chunk: ChunkRun, draws: Draws) -> Array:
+    """[tasks, samples] durations of a chunk's kernels, each family moved together."""
+    cost = chunk.cost
+    return _scaled(
+        cost.seconds,
+        (cost.low, cost.high),
+        families=[family_of(task.operator) for task in chunk.log.graph.tasks],
+        beyond=np.isin(cost.provenance, PROVENANCES[EXTRAPOLATED:]),
+        draws=draws,
+    )
+
+
+def _scaled(
+    seconds: Array,
+    ends: tuple[Array, Array],
+    *,
+    families: Sequence[Hashable],
+    beyond: NDArray[np.bool_],
+    draws: Draws,
+) -> Array:
+    """[kernels, samples] seconds moved within their intervals.
+
+    Args:
+        beyond: [kernels] whether extrapolated or modelled.
+    """
+    own = np.stack([draws.of(family) for family in families])
+    share = draws.common_share
+    shared = np.sqrt(share) * draws.common + np.sqrt(1 - share) * own
+    normal = np.where(beyond[:, None], shared, own) / NORMAL_80
+    least = np.finfo(np.float64).tiny
+    value = np.maximum(seconds, least)
+    up = np.log(np.maximum(ends[1], value) / value)[:, None]
+    down = np.log(value / np.clip(ends[0], least, value))[:, None]
+    scaled: Array = seconds[:, None] * np.exp(normal * np.where(normal > 0, up, down))
+    return scaled
+
+
+def estimated(estimate: TimeEstimate, draw: Array) -> Array:
+    """[samples] of an input with an interval, not below zero."""
+    normal = draw / NORMAL_80
+    ends = np.where(normal > 0, estimate.high - estimate.value, estimate.value - estimate.low)
+    found: Array = np.maximum(estimate.value + normal * ends, 0.0)
+    return found
+
+
+def spans(graph: TaskGraph, seconds: Array, gap_s: Array) -> Array:
+    """Span of a graph for every sample, [samples]; the engine's rules.
+
+    Args:
+        seconds: [tasks, samples].
+        gap_s: [samples] between kernels of one stream.
+    """
+    samples = seconds.shape[1]
+    end = np.empty_like(seconds)
+    free: dict[Stream, Array] = {}
+    for index, task in enumerate(graph.tasks):
+        last = free.get(task.stream)
+        start = np.zeros(samples) if last is None else last + gap_s
+        for earlier in task.depends_on:
+            start = np.maximum(start, end[earlier])
+        free[task.stream] = end[index] = start + seconds[index]
+    return end.max(axis=0) if len(graph.tasks) else np.zeros(samples)
+
+
+def training_intervals(
+    step: TrainingStep,
+    *,
+    calibration: CalibrationProfile,
+    blocking: bool,
+    seed: int,
+) -> dict[str, list[Seconds]]:
+    """80 % intervals of pair and step time, {"step_time_s": [low, high], "pair_time_s": ...}."""
+    draws = Draws(np.random.default_rng(seed), common_share=calibration.common_share)
+    gap_s = estimated(calibration.kernel_gap, draws.gap)
+
+    def span(chunk: ChunkRun) -> Array:
+        return spans(chunk.log.graph, scaled_seconds(chunk, draws), gap_s)
+
+    pair = span(step.pair)
+    of_chunk: Mapping[ChunkKey, Array] = {
+        key: pair if chunk is step.pair else span(chunk) for key, chunk in step.chunks.items()
+    }
+    # Transfers of the pipeline and the optimizer's collectives go as what the NICs achieve.
+    achieved = calibration.transfers.nic
+    normal = draws.of("transfers") / NORMAL_80
+    ends = np.where(normal > 0, achieved.value / achieved.low, achieved.high / achieved.value)
+    slower = ends**normal
+    pipeline = makespans(
+        step.pipeline.schedule,
+        [[of_chunk[key] for key in row] for row in step.keys],
+        transfer_s={ranks: seconds * slower for ranks, seconds in step.transfers_s.items()},
+        blocking=blocking,
+    )
+    optimizer = np.max(
+        [(part.reduce_s + part.gather_s) * slower + part.update_s for part in step.optimizer],
+        axis=0,
+    )
+    return {
+        "step_time_s": interval(pipeline + optimizer, value=step.step_time_s),
+        "pair_time_s": interval(pair, value=step.pair.log.span_s),
+    }
+
+
+def order_spans(order: TaskOrder, seconds: Array, gap_s: Array) -> Array:
+    """Span of a serving iteration for every sample, [samples]; the rules of `run_order`.
+
+    Args:
+        seconds: [tasks, samples], of one rank that stands for all.
+        gap_s: [samples] between kernels of one stream.
+    """
+    ends: list[Array] = []
+    free = {stream: np.zeros(seconds.shape[1]) for stream in (True, False)}
+    for compute, waits, took in zip(order.compute, order.depends_on, seconds, strict=True):
+        start = free[compute]
+        for earlier in waits:
+            start = np.maximum(start, ends[earlier])
+        ends.append(start + took)
+        free[compute] = ends[-1] + gap_s
+    return np.max(ends, axis=0) if ends else np.zeros(seconds.shape[1])
+
+
+def serving_interval(step: ServingStep, *, seed: int) -> list[Seconds]:
+    """80 % interval of the time of a serving iteration, host overhead included.
+
+    Where ranks differ, the relative width of one mean rank is that of the slowest.
+    """
+    model, times = step.model, step.times
+    common_share = model.kernels.calibration.common_share
+    draws = Draws(np.random.default_rng(seed), common_share=common_share)
+    scaled = _scaled(
+        times.seconds,
+        (times.low, times.high),
+        families=times.family,
+        beyond=times.provenance >= EXTRAPOLATED,
+        draws=draws,
+    )
+    moved = np.log1p(times.other_gpu / np.maximum(times.seconds, np.finfo(np.float64).tiny))
+    scaled *= np.exp(moved[:, None] * draws.other_gpu / NORMAL_80)
+    gap, host = model.job.kernel_gap, model.job.host_overhead
+    gap_s = estimated(gap, draws.gap)
+    value = np.array([gap.value])
+    middle = order_spans(model.order, times.seconds[model.places][:, None], value)
+    ratio = order_spans(model.order, scaled[model.places], gap_s) / middle
+    samples = step.log.span_s * ratio + estimated(host, draws.host)
+    return interval(samples, value=step.step_s)
+
+
+def interval(samples: Array, *, value: float) -> list[float]:
+    """Low and high end of the central 80 % of the samples, widened to hold the value itself."""
+    low, high = np.quantile(samples, [TAIL, 1 - TAIL])
+    return [min(float(low), value), max(float(high), value)]

@@ -1,0 +1,303 @@
+"""What a training run means: a TrainingRun in, the named figures of its JSON out.
+
+Times are seconds, memory bytes, rates per second; tflops_* are 1e12 FLOP/s and mfu_* fractions of
+the BF16 dense peak, as DeepSeek counts them (Insights, Table 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isclose
+from typing import Any
+
+from hardware_profiles.units import Seconds, unit_factor
+from reference_model.config import training_flops_per_token
+from simulator.analysis.intervals import training_intervals
+from simulator.analysis.kernels_used import kernels_used
+from simulator.analysis.training_attribution import attribute_step
+from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
+from simulator.hardware.kernels.curves import PROVENANCES
+from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
+from simulator.scenario.files import PublishedFigure
+from simulator.workload.layout import stage_texts
+from simulator.workload.schedules import (
+    FORWARD,
+    FULL_BACKWARD,
+    INPUT_BACKWARD,
+    OVERLAPPED,
+    WEIGHT_GRADIENT,
+)
+
+_DAY = unit_factor("d", "time")
+_HOUR = unit_factor("h", "time")
+_TERA = unit_factor("TFLOP/s", "compute")
+_TRILLION_TOKENS = 10**12
+
+_RATES = (
+    "tokens_per_day",
+    "tokens_per_second_per_gpu",
+    "tflops_per_gpu_causal",
+    "tflops_per_gpu_non_causal",
+    "mfu_causal",
+    "mfu_non_causal",
+)
+"""Figures that go as one over the step time."""
+
+_COSTS = ("gpu_hours_per_trillion_tokens", "cost_usd_per_trillion_tokens")
+"""Figures that go as the step time."""
+
+PROFILED_KERNELS = "deepseek_training"
+"""Kernel set taken from the published pair itself. A pair whose every kernel is measured by it or
+lies between its rows is reproduced where it stands beside the published one; any other, that of
+changed inputs among them, is predicted."""
+
+
+UNEVEN = 0.10
+"""What the busiest rank may work over the mean before the run says so. The others wait for it, so
+that the step is longer by as much; whole layers of DeepSeek-V3 leave up to half of it over 8 to 32
+ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankTimes:
+    """Where one pipeline rank's step goes; the first six sum to the step time."""
+
+    forward_s: Seconds
+    """Forward-only chunks."""
+    backward_s: Seconds
+    """Input-only and full backward chunks not overlapped, with the weight gradients of the full."""
+    weight_s: Seconds
+    """Weight-gradient chunks of their own."""
+    overlapped_s: Seconds
+    """Overlapped forward and backward pairs."""
+    bubble_s: Seconds
+    """The rest: waiting for other ranks, for sends and for the slowest optimizer."""
+    optimizer_s: Seconds
+    exposed_communication_s: Seconds
+    """All-to-all time inside the chunks with no compute kernel running."""
+    hidden_communication_s: Seconds
+    """All-to-all time inside the chunks with a compute kernel running."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRow:
+    name: str
+    metric: str
+    """Path in the metrics."""
+    published: float
+    simulated: float | None
+    """None where this run has no such figure."""
+    error: float | None
+    """simulated / published - 1."""
+    source: str
+    kind: str
+    """What the simulated figure is: "input", "chosen", "bound" or "predicted"."""
+
+
+_FIELD_OF_WORK = {
+    FORWARD: "forward_s",
+    FULL_BACKWARD: "backward_s",
+    INPUT_BACKWARD: "backward_s",
+    WEIGHT_GRADIENT: "weight_s",
+    OVERLAPPED: "overlapped_s",
+}
+
+
+def rank_times(step: TrainingStep) -> list[RankTimes]:
+    """Time budget of every pipeline rank."""
+    spans = {key: chunk.log.span_s for key, chunk in step.chunks.items()}
+    hidden_of = {key: chunk.log.hidden_communication_s for key, chunk in step.chunks.items()}
+    exposed_of = {key: chunk.log.exposed_communication_s for key, chunk in step.chunks.items()}
+    budgets = []
+    for row, optimizer in zip(step.keys, step.optimizer, strict=True):
+        sums = dict.fromkeys(_FIELD_OF_WORK.values(), 0.0)
+        exposed = hidden = 0.0
+        for key in row:
+            sums[_FIELD_OF_WORK[key.work]] += spans[key]
+            exposed += exposed_of[key]
+            hidden += hidden_of[key]
+        budgets.append(
+            RankTimes(
+                **sums,
+                bubble_s=step.step_time_s - sum(sums.values()) - optimizer.total_s,
+                optimizer_s=optimizer.total_s,
+                exposed_communication_s=exposed,
+                hidden_communication_s=hidden,
+            )
+        )
+    return budgets
+
+
+def uneven_ranks(ranks: Sequence[RankTimes], *, chosen: bool) -> list[str]:
+    """A warning where the split of layers into stages keeps ranks waiting for the busiest one.
+
+    Args:
+        chosen: whether the run chose the stages itself.
+    """
+    busy = [rank.forward_s + rank.backward_s + rank.weight_s + rank.overlapped_s for rank in ranks]
+    over = max(busy) * len(busy) / sum(busy) - 1
+    if over <= UNEVEN:
+        return []
+    most, least = busy.index(max(busy)), busy.index(min(busy))
+    way_out = (
+        "whole layers and memory allow no faster split of those tried; fewer training.pp might"
+        if chosen
+        else "training.stages=default looks for a faster split"
+    )
+    return [
+        f"stages: pipeline rank {most} works {over:.0%} longer than the mean of the ranks, and "
+        f"rank {least} {1 - busy[least] / busy[most]:.0%} less than it; {way_out}"
+    ]
+
+
+def provenance_shares(chunks: Sequence[tuple[ChunkRun, int]]) -> dict[str, float]:
+    """Share of kernel time by where the times come from, for chunks with their numbers of runs."""
+    seconds = dict.fromkeys(PROVENANCES, 0.0)
+    for chunk, times in chunks:
+        for value, provenance in zip(chunk.cost.seconds, chunk.cost.provenance, strict=True):
+            seconds[provenance] += times * float(value)
+    total = sum(seconds.values())
+    return {name: value / total if total else 0.0 for name, value in seconds.items()}
+
+
+def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[str, Any]:
+    """The figures of a training run by their JSON names, plain numbers, lists and mappings.
+
+    wall_clock_s is added by whoever measures it.
+
+    Args:
+        with_intervals: whether to work out 80 % intervals (`error_budget`).
+    """
+    step, job, cluster = run.step, run.job, run.scenario.cluster
+    times_of_ranks = rank_times(step)
+    ranks = [asdict(times) for times in times_of_ranks]
+    tokens_per_second = job.step_tokens / step.step_time_s
+    per_gpu = tokens_per_second / run.layout.gpus
+    peak = cluster.node.gpu.peak("bfloat16")
+
+    def flops(causal: bool) -> float:
+        return per_gpu * training_flops_per_token(
+            run.scenario.model, context=job.sequence_length, causal=causal
+        )
+
+    of_pair = provenance_shares([(step.pair, 1)])
+    reproduced = (
+        PROFILED_KERNELS in run.scenario.calibration.kernel_sets
+        and any(figure.metric == "pair_time_s" for figure in run.scenario.file.published)
+        and of_pair["extrapolated"] + of_pair["modelled"] == 0.0
+    )
+    domains = nvlink_domains(cluster, group=job.ep)
+    counts = {key: sum(row.count(key) for row in step.keys) for key in step.chunks}
+    gpu_hours = _TRILLION_TOKENS / per_gpu / _HOUR
+    metrics: dict[str, Any] = {
+        "step_time_s": step.step_time_s,
+        "tokens_per_day": tokens_per_second * _DAY,
+        "tokens_per_second_per_gpu": per_gpu,
+        "tflops_per_gpu_causal": flops(True) / _TERA,
+        "tflops_per_gpu_non_causal": flops(False) / _TERA,
+        "mfu_causal": flops(True) / peak,
+        "mfu_non_causal": flops(False) / peak,
+        "gpu_hours_per_trillion_tokens": gpu_hours,
+        "cost_usd_per_trillion_tokens": gpu_hours * _HOUR * cluster.gpu_price,
+        "pair_time_s": step.pair.log.span_s,
+        "pair_time_kind": "reproduced" if reproduced else "predicted",
+        "peak_memory_bytes": max(rank.total for rank in run.memory),
+        "weights_at_once": list(run.at_once),
+        "stages": list(stage_texts(run.stages)),
+        "warnings": uneven_ranks(times_of_ranks, chosen=job.stages == "default"),
+        "bubble_s": max(rank["bubble_s"] for rank in ranks),
+        "without_all_to_all_slowdown": {
+            "pair_time_s": run.without_slowdown.pair.log.span_s,
+            "step_time_s": run.without_slowdown.step_time_s,
+        },
+        "kernels": kernels_used(run.scenario.calibration, cluster.node.gpu, "training"),
+        "kernel_time_share": {
+            "pair": of_pair,
+            "step": provenance_shares([(step.chunks[key], n) for key, n in counts.items()]),
+        },
+        "idle_nodes": str(domains) if domains.idle_nodes else None,
+        "transfers": transfer_limits(run),
+        "attribution": [asdict(cause) for cause in attribute_step(run)],
+        "ranks": ranks,
+        "memory": [asdict(rank) | {"total": rank.total} for rank in run.memory],
+    }
+    shares = metrics["kernel_time_share"]
+    metrics["error_share"] = {"step_time_s": shares["step"], "pair_time_s": shares["pair"]}
+    if with_intervals:
+        metrics["interval_80"] = _intervals(run, metrics)
+    metrics["published"] = [
+        asdict(compare_published(figure, metrics)) for figure in run.scenario.file.published
+    ]
+    return metrics
+
+
+def transfer_limits(run: TrainingRun) -> dict[str, Any]:
+    """What the fabric leaves of the NICs' rate, of each kind of transfer at its slowest.
+
+    nic_stretch: time of the busiest NIC over the same without failures. fabric_bytes_per_s: what a
+    GPU sends if only links beyond the NICs limited it, None where they do not.
+    """
+    loads, nic = run.step.loads, run.scenario.cluster.node.nic_bandwidth_per_gpu
+
+    def slowest(of_kind: Iterable[FabricLoad]) -> dict[str, float | None]:
+        every = [NO_LIMIT, *of_kind]
+        links = min(load.bandwidth for load in every)
+        return {
+            "nic_stretch": max(load.nic_stretch for load in every),
+            "fabric_bytes_per_s": links if links < nic and not isclose(links, nic) else None,
+        }
+
+    return {
+        "nic_bytes_per_s": nic,
+        "all_to_all": slowest(loads.all_to_all),
+        "pipeline_send": slowest(filter(None, loads.sends.values())),
+        "dense_parameters": slowest(loads.dense),
+        "experts": slowest(loads.experts),
+    }
+
+
+def _intervals(run: TrainingRun, metrics: Mapping[str, Any]) -> dict[str, list[float]]:
+    """80 % intervals [low, high] of the times, and of the rates that follow from the step's."""
+    found = training_intervals(
+        run.step,
+        calibration=run.scenario.calibration,
+        blocking=run.job.blocking_sends,
+        seed=run.scenario.file.seed,
+    )
+    low, high = found["step_time_s"]
+    for name in _RATES:
+        work = metrics[name] * metrics["step_time_s"]
+        found[name] = [work / high, work / low]
+    for name in _COSTS:
+        rate = metrics[name] / metrics["step_time_s"]
+        found[name] = [rate * low, rate * high]
+    return found
+
+
+def compare_published(figure: PublishedFigure, metrics: Mapping[str, Any]) -> PublishedRow:
+    """A published figure beside the simulated one that its path leads to."""
+    simulated = metric_at(metrics, figure.metric)
+    return PublishedRow(
+        name=figure.name,
+        metric=figure.metric,
+        published=figure.si_value,
+        simulated=simulated,
+        error=None if simulated is None else simulated / figure.si_value - 1,
+        source=figure.source,
+        kind=figure.kind,
+    )
+
+
+def metric_at(metrics: Mapping[str, Any], path: str) -> float | None:
+    """The number at a dotted path such as "ranks.0.forward_s"; None where there is none."""
+    found: Any = metrics
+    for part in path.split("."):
+        if isinstance(found, Mapping):
+            found = found.get(part)
+        elif isinstance(found, list) and part.isdigit() and int(part) < len(found):
+            found = found[int(part)]
+        else:
+            return None
+    return float(found) if isinstance(found, int | float) else None

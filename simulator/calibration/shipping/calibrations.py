@@ -1,0 +1,187 @@
+"""Write the shipped calibrations: measured tables and stated inputs in, YAML files out.
+
+    python -m simulator.calibration.shipping.calibrations            all of them
+    python -m simulator.calibration.shipping.calibrations h100_sxm   those that are named
+        --into DIR                                               somewhere else
+
+Two kinds. `FITTED` rest on tables: the file's own inputs (overlap, transfers, kernel sets ..., each
+with its source) stay, its fits are made anew. `CARRIED_OVER` have no rows: they take all inputs of
+the calibration that they carry over, and state how wrong that may be.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from hardware_profiles.fields import ROOT, validate
+from hardware_profiles.schema import CalibrationProfile, load_calibration, load_gpu, read_profile
+from hardware_profiles.tables import load_measurements, table_path
+from hardware_profiles.whole_files import write_whole
+from simulator.calibration.fit import FormName, fit_families, profile_text
+
+FOLDER = ROOT / "calibrations"
+
+FITTED: Mapping[str, FormName] = {
+    "h200_sxm": "best",
+    "h800_decode": "monotone",
+    "h800_sxm": "monotone",
+    "h800_without_trace": "best",
+}
+"""{calibration: form of its models}. Those that scenarios of H800 rest on are monotone, so that no
+load is faster than a smaller one; the prediction without the trace is the most accurate one."""
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedOver:
+    """How a calibration without rows follows from another."""
+
+    basis: Literal["transfer", "datasheet"]
+    reason: str
+    """Source text of `transfer_from`."""
+
+
+_ANOTHER_ARCHITECTURE = "another architecture: shares of the ceilings as on an H200"
+CARRIED_FROM = "h200_sxm"
+CARRIED_OVER: Mapping[str, CarriedOver] = {
+    "h100_sxm": CarriedOver("transfer", "the same SMs; HBM and NVLink differ"),
+    "h20_sxm": CarriedOver("datasheet", "shares of the ceilings as on an H200"),
+    "b200_sxm": CarriedOver("datasheet", _ANOTHER_ARCHITECTURE),
+    "gb200": CarriedOver("datasheet", _ANOTHER_ARCHITECTURE),
+    "rtx_4090": CarriedOver("datasheet", _ANOTHER_ARCHITECTURE),
+}
+"""{calibration, and the GPU of that name: how it follows from `CARRIED_FROM`}"""
+
+_DEEPEP_BY_SMS = (
+    "derived: AIConfigurator perf tables, DeepEP normal kernels on {gpu}, 131,072 tokens, each on "
+    "{reached} GPUs; median of {size} bytes per copy over time and SMs at {sms} SMs, before the "
+    "links saturate"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRate:
+    """Copies of one communication SM on a GPU whose DeepEP kernels were timed by SM count."""
+
+    gpu: str
+    """In words."""
+    dispatch: str
+    combine: str
+    reached: str
+    """Distinct GPUs of a token among those that were timed."""
+    sms: str
+
+    def onto(self, rates: dict[str, Any], *, same_sms: bool) -> None:
+        """Put these rates in the place of another GPU's, as a calibration's file has them.
+
+        Args:
+            same_sms: whether the SMs are the same, so that copies between nodes are too.
+        """
+        text = {"gpu": self.gpu, "reached": self.reached, "sms": self.sms}
+        rates |= {"dispatch": self.dispatch, "combine": self.combine}
+        rates["sources"] |= {
+            "dispatch": _DEEPEP_BY_SMS.format(size="7,392", **text),
+            "combine": _DEEPEP_BY_SMS.format(size="14,336", **text),
+        }
+        for name in () if same_sms else ("forwarded_dispatch", "forwarded_combine"):
+            rates["sources"][name] = "assumed: as on an H100, no row between nodes"
+
+
+COPY_RATES: Mapping[str, CopyRate] = {
+    "h100_sxm": CopyRate("H100", "17.0 GB/s", "20.3 GB/s", "5.28 of 8", "4, 8, 12 and 16"),
+    "b200_sxm": CopyRate("B200", "16.5 GB/s", "21.6 GB/s", "5.28 of 8", "4, 8, 12, 16 and 24"),
+    "gb200": CopyRate("GB200", "15.0 GB/s", "16.9 GB/s", "3.61 of 4", "4, 8, 12, 16 and 24"),
+}
+"""{calibration without rows: copies that were timed on its own GPU}. Others take `CARRIED_FROM`'s.
+A GB200 tray has 4 GPUs: 4 (1 - C(192,8) / C(256,8)) = 3.61."""
+
+UNMEASURED: Mapping[str, Any] = {
+    "value": 1.0,
+    "low": 0.5,
+    "high": 2.0,
+    "source": "assumed: a factor of two either way until the GPU is measured",
+}
+"""Error of a calibration from datasheets alone."""
+
+
+def calibration_text(name: str) -> str:
+    """The file of one shipped calibration, as this module writes it."""
+    if name in FITTED:
+        return _fitted(name)
+    if name in CARRIED_OVER:
+        return _carried_over(name)
+    raise ValueError(f"calibration {name!r} is not written here; known: {', '.join(known())}")
+
+
+def known() -> tuple[str, ...]:
+    """Names of the shipped calibrations."""
+    return tuple(sorted({*FITTED, *CARRIED_OVER}))
+
+
+def _fitted(name: str) -> str:
+    raw, _ = read_profile("calibrations", name)
+    profile = load_calibration(name)
+    rows = [row for table in profile.measurements for row in load_measurements(table_path(table))]
+    fits, _ = fit_families(
+        [row for row in rows if row.kernel_set in profile.kernel_sets],
+        gpu=load_gpu(profile.gpu),
+        floor=profile.kernel_floor.value,
+        tiles=profile.tiles,
+        form=FITTED[name],
+    )
+    return profile_text(profile.model_copy(update={"fits": tuple(fits)}), raw)
+
+
+def _carried_over(name: str) -> str:
+    how = CARRIED_OVER[name]
+    raw, _ = read_profile("calibrations", CARRIED_FROM)
+    sources = {key: text for key, text in raw["sources"].items() if key != "kernel_sets"}
+    raw |= {
+        "name": name,
+        "gpu": name,
+        "measurements": [],
+        "kernel_sets": [],
+        "transfer_from": [CARRIED_FROM],
+        "basis": how.basis,
+        "sources": sources | {"transfer_from": how.reason},
+    }
+    rates = raw["all_to_all"]["copy_bandwidth_per_sm"]
+    if name in COPY_RATES:
+        COPY_RATES[name].onto(rates, same_sms=how.basis == "transfer")
+    else:
+        rates["gpu"] = CARRIED_FROM
+        rates["sources"]["gpu"] = "assumed: an SM copies as one of an H200 does"
+    if how.basis == "datasheet":
+        raw["carried_over"] = dict(UNMEASURED)
+    del raw["fits"]
+    validate(CalibrationProfile, raw, where=name)
+    title = (
+        f"# {name}: kernel times from an H200 by the ceilings of both datasheets ({how.basis}).\n"
+        "# Written by `python -m simulator.calibration.shipping.calibrations`.\n"
+    )
+    return title + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=100)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the named calibrations, or all."""
+    parser = argparse.ArgumentParser(prog="python -m simulator.calibration.shipping.calibrations")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known())}")
+    parser.add_argument("--into", type=Path, default=FOLDER, metavar="DIR")
+    options = parser.parse_args(arguments)
+    try:
+        # What others are carried over from comes first.
+        names = options.names or [*FITTED, *CARRIED_OVER]
+        for name in names:
+            text = calibration_text(name)
+            write_whole(options.into / f"{name}.yaml", text)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Read whatever `calibrate` is given: tables and profiles of one GPU in, measured kernel times out.
+
+Each source has its own mapping. `mappings` holds texts of two forms:
+
+    SOURCE=NAME    for that source alone (its path as given, or its file name)
+    NAME           for every other source of the mapping's format, table or profile
+
+NAME is a shipped mapping or the path of a file. Where none is given, a table's mapping is chosen by
+its columns, and a profile's is the one that names most of its kernel time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hardware_profiles.fields import read_yaml
+from hardware_profiles.tables import Measurement
+from simulator.calibration.tables import import_table, table_mappings
+from simulator.calibration.traces import import_trace
+from simulator.workload.profile.kernel_mapping import known_mappings, mapping_file
+
+TRACE_ENDINGS = (".json", ".json.gz")
+FORMATS = {"table": "tables", "kineto": "profiles"}
+"""{format of a mapping: what it is for}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What all sources give together."""
+
+    measurements: tuple[Measurement, ...]
+    unmapped: tuple[str, ...]
+    """Kernels of profiles without a row, one line each."""
+    warnings: tuple[str, ...]
+    mappings: tuple[str, ...]
+    """How each source was read: "gemm.csv: infersim_gemm"."""
+
+
+def read_sources(sources: Sequence[Path], *, gpu: str, mappings: Sequence[str] = ()) -> Sources:
+    """Read every source by its own mapping.
+
+    Raises ValueError, one line, for a source that cannot be used, a mapping that is not known or
+    that none of the sources takes, and sources without a row.
+    """
+    chosen = choose_mappings(sources, mappings)
+    rows: list[Measurement] = []
+    warnings: list[str] = []
+    unmapped: list[str] = []
+    used: list[str] = []
+    for source in sources:
+        if is_trace(source):
+            trace = import_trace(source, mapping=chosen.get(source), gpu=gpu)
+            rows.extend(trace.measurements)
+            warnings.extend(f"{source.name}: {text}" for text in trace.warnings)
+            unmapped.extend(
+                f"{lost.name}: {lost.kernels} kernels, {lost.seconds:.3g} s: {lost.reason}"
+                for lost in trace.unmapped
+            )
+            share = f", {trace.unmapped_share:.1%} of the kernel time unmapped"
+            used.append(f"{source.name}: {trace.mapping}{share}")
+        else:
+            table = import_table(source, gpu=gpu, mapping=chosen.get(source))
+            rows.extend(table.measurements)
+            warnings.extend(table.warnings)
+            used.append(f"{source.name}: {table.mapping}, {len(table.measurements):,} rows")
+    if not rows:
+        files = ", ".join(source.name for source in sources)
+        why = "; ".join((*warnings, *unmapped[:3]))
+        raise ValueError(f"{files}: no kernel time to calibrate from; {why}")
+    return Sources(tuple(rows), tuple(unmapped), tuple(warnings), tuple(used))
+
+
+def is_trace(source: Path) -> bool:
+    """Whether a source is a profile, by its ending; anything else is a table."""
+    return source.name.endswith(TRACE_ENDINGS)
+
+
+def choose_mappings(sources: Sequence[Path], mappings: Sequence[str]) -> dict[Path, str]:
+    """{source: the mapping that was given for it}
+
+    Raises ValueError for a mapping of an unknown name, one of the wrong format for its source, one
+    that no source takes, and two for one source.
+    """
+    chosen: dict[Path, str] = {}
+    general: dict[str, str] = {}
+    for text in mappings:
+        of_source, sign, name = text.partition("=")
+        if not sign:
+            form = _format(text)
+            if general.setdefault(form, text) != text:
+                raise ValueError(
+                    f"--mapping {text}: {general[form]} is given for {FORMATS[form]} already; "
+                    "say which source is meant: SOURCE=NAME"
+                )
+            continue
+        meant = [s for s in sources if of_source in (str(s), s.name)]
+        if len(meant) != 1:
+            raise ValueError(
+                f"--mapping {text}: {of_source!r} is {'none' if not meant else 'several'} of the "
+                f"sources; allowed: {', '.join(map(str, sources))}"
+            )
+        if meant[0] in chosen:
+            raise ValueError(f"--mapping {text}: {of_source} has {chosen[meant[0]]} already")
+        wanted = "kineto" if is_trace(meant[0]) else "table"
+        if _format(name) != wanted:
+            raise ValueError(f"--mapping {text}: {name} is for {FORMATS[_format(name)]}")
+        chosen[meant[0]] = name
+    for form, name in general.items():
+        taking = [s for s in sources if is_trace(s) == (form == "kineto") and s not in chosen]
+        if not taking:
+            raise ValueError(f"--mapping {name}: is for {FORMATS[form]}; no source takes it")
+        chosen.update(dict.fromkeys(taking, name))
+    return chosen
+
+
+def _format(name_or_path: str) -> str:
+    """Format that a mapping file states: a key of FORMATS."""
+    every = sorted((*table_mappings(), *known_mappings()))
+    path, where = mapping_file(name_or_path, every)
+    raw: Mapping[str, object] = read_yaml(path, where=where)
+    form = raw.get("format")
+    if form not in FORMATS:
+        raise ValueError(f"{where}: format: {form!r} is not allowed; allowed: {', '.join(FORMATS)}")
+    return str(form)

@@ -1,0 +1,151 @@
+"""Fit a transport to published dispatch and combine figures: scenarios in, efficiencies out.
+
+One set of physical inputs for all rows: what a NIC and NVLink deliver of their line rate, and how
+many tokens a channel hands on at once. The least mean squared relative error over a grid decides.
+Rows marked "predicted" in the scenarios are left out. What a kernel costs to start is known: of
+low-latency ones from rows of few tokens (`low_latency` of the transport), of normal ones as the
+transport states it, since rows of a millisecond and more cannot tell.
+
+A row's time is start + max(a / nic, b / nvlink) + chunk share x min(a / nic, b / nvlink), where a
+and b are what the simulation takes over NICs and over NVLink alone at line rate (uneven counts and
+latencies included); only the grid search uses this formula, the error that is reported afterwards
+comes from full runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hardware_profiles.schema import ClusterProfile, TransportProfile, load_transport
+from simulator.execution.collective import OperationResult, run_variants
+from simulator.execution.traffic import low_latency_start
+from simulator.scenario.collective import CollectiveJob, PublishedTransfer
+from simulator.scenario.files import load_scenario
+
+FITTED_SCENARIOS = ("deepep_normal", "deepep_low_latency")
+
+_SLOW = 0.1
+"""Efficiency of the link that is to be the only limit, while the other one is at line rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One published figure with the two times that it is made of."""
+
+    name: str
+    published: float
+    """Seconds"""
+    nic_seconds: float
+    nvlink_seconds: float
+    start: float
+    """Seconds"""
+    chunk_share: float
+    """Part of a channel's tokens that one token of ``chunk_tokens`` is."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportFit:
+    """The best point of the grid."""
+
+    nic_efficiency: float
+    nvlink_efficiency: float
+    chunk_tokens: int
+    root_mean_square: float
+    """Of the relative errors."""
+    largest: float
+    rows: tuple[Row, ...]
+
+
+def fit_transport(base: str, *, scenarios: Sequence[str] = FITTED_SCENARIOS) -> TransportFit:
+    """Fit the efficiencies and chunk of transport ``base`` to the scenarios' figures."""
+    transport = load_transport(base)
+    rows: list[Row] = []
+    for name in scenarios:
+        scenario = load_scenario(name)
+        job = scenario.file.collective
+        assert job is not None
+        rows += _rows(job, scenario.cluster, transport, seed=scenario.file.seed)
+    return search(rows)
+
+
+def search(rows: Sequence[Row]) -> TransportFit:
+    """Return the grid point of least mean squared relative error over ``rows``."""
+    nic = np.linspace(0.80, 0.95, 31)
+    nvlink = np.linspace(0.70, 0.90, 21)
+    chunk = np.arange(4, 65, 4)
+    axes = np.meshgrid(nic, nvlink, chunk, indexing="ij")
+    errors = np.stack([_seconds(row, *axes) / row.published - 1 for row in rows])
+    square = (errors**2).mean(axis=0)
+    lowest = int(square.argmin())
+    best = np.unravel_index(lowest, square.shape)
+    return TransportFit(
+        nic_efficiency=float(nic[best[0]]),
+        nvlink_efficiency=float(nvlink[best[1]]),
+        chunk_tokens=int(chunk[best[2]]),
+        root_mean_square=float(np.sqrt(square.min())),
+        largest=float(np.abs(errors.reshape(len(rows), -1)[:, lowest]).max()),
+        rows=tuple(rows),
+    )
+
+
+def _seconds(
+    row: Row,
+    nic: np.ndarray,
+    nvlink: np.ndarray,
+    chunk: np.ndarray,
+) -> np.ndarray:
+    over_nic, over_nvlink = row.nic_seconds / nic, row.nvlink_seconds / nvlink
+    fill = np.minimum(over_nic, over_nvlink) * np.minimum(chunk * row.chunk_share, 1)
+    return np.asarray(row.start + np.maximum(over_nic, over_nvlink) + fill)
+
+
+def _rows(
+    job: CollectiveJob, cluster: ClusterProfile, transport: TransportProfile, *, seed: int
+) -> list[Row]:
+    bare = {"start": 0.0, "low_latency": None, "chunk_tokens": 1, "sms_per_channel": 1}
+    # Both slow links keep the other far from being a limit; the time at line rate follows.
+    only_nic = transport.model_copy(
+        update={**bare, "nic_efficiency": _SLOW, "nvlink_efficiency": 1.0}
+    )
+    only_nvlink = transport.model_copy(
+        update={**bare, "nic_efficiency": 1.0, "nvlink_efficiency": _SLOW}
+    )
+    normal = job.operation.form == "normal"
+    nic = _by_size(run_variants(job, cluster, only_nic, seed=seed))
+    nvlink = _by_size(run_variants(job, cluster, only_nvlink, seed=seed)) if normal else {}
+    moe, sms = job.operation.moe, job.operation.sms or 0
+    assert moe is not None
+    channels = max(sms // transport.sms_per_channel, 1)
+    rows = []
+    for figure in job.published:
+        if figure.kind != "calibrated":
+            continue
+        key = (figure.operation, figure.gpus)
+        one_node = normal and figure.gpus <= cluster.node.gpus
+        rows.append(
+            Row(
+                name=f"{figure.operation} {job.operation.form} {figure.gpus}",
+                published=_published_seconds(figure, nic[key]),
+                nic_seconds=0.0 if one_node else (nic[key].mean_gpu_s or 0.0) * _SLOW,
+                nvlink_seconds=(nvlink[key].mean_gpu_s or 0.0) * _SLOW if normal else 0.0,
+                start=transport.start
+                if normal
+                else low_latency_start(
+                    transport, figure.operation, ranks=figure.gpus, over_nics=True
+                ),
+                chunk_share=channels / moe.tokens if normal else 0.0,
+            )
+        )
+    return rows
+
+
+def _by_size(variants: Sequence[list[OperationResult]]) -> dict[tuple[str, int], OperationResult]:
+    return {(op.name, op.group_gpus): op for operations in variants for op in operations}
+
+
+def _published_seconds(figure: PublishedTransfer, operation: OperationResult) -> float:
+    if figure.time is not None:
+        return figure.time
+    assert figure.bandwidth is not None, "a calibrated figure is a time or a bandwidth"
+    return operation.size_bytes / figure.bandwidth

@@ -1,0 +1,210 @@
+"""dsv3sim show: print what the simulator knows."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from simulator.cli.options import Changes, print_tables
+
+if TYPE_CHECKING:
+    from simulator.workload.schedules import IdealTimes
+
+show_app = typer.Typer(help="Print what the simulator knows.", no_args_is_help=True)
+
+MOST_DRAWN = 50
+"""Longest action over the shortest that a drawing in text can hold."""
+
+Name = Annotated[str | None, typer.Argument(help="Without a name: list what there is.")]
+
+
+@show_app.command("calibration")
+def show_calibration(name: Name = None) -> None:
+    """Calibrations: how wrong their kernel times are, by family, and where they only guess."""
+    from hardware_profiles.schema import known_calibrations, load_calibration
+    from reports.calibration import calibration_tables
+    from reports.terminal import name_table
+
+    if name is None:
+        described = {
+            known: f"{profile.gpu}, {profile.basis}, {len(profile.fits)} families judged"
+            for known in known_calibrations()
+            for profile in [load_calibration(known)]
+        }
+        print_tables(name_table("calibrations", described))
+        return
+    print_tables(*calibration_tables(load_calibration(name)))
+
+
+@show_app.command("transfer")
+def show_transfer(
+    calibration: Annotated[str, typer.Argument(help="Calibration of the measured GPU.")],
+    cluster: Annotated[str, typer.Argument(help="Cluster with the GPU that is predicted.")],
+    table: Annotated[str, typer.Argument(help="Measurements of that GPU: a shipped name or path.")],
+) -> None:
+    """Transfer: predict a GPU's measured kernels from another GPU's, and how wrong that is."""
+    from hardware_profiles.schema import load_calibration, load_cluster
+    from hardware_profiles.tables import load_measurements, table_path
+    from reports.calibration import transfer_table
+    from simulator.calibration.restated_errors import transfer_errors
+
+    errors = transfer_errors(
+        load_measurements(table_path(table)),
+        calibration=load_calibration(calibration),
+        cluster=load_cluster(cluster),
+    )
+    print_tables(transfer_table(f"{calibration} -> {cluster}: {table}", errors))
+
+
+@show_app.command("gpu")
+def show_gpu(name: Name = None) -> None:
+    """GPUs: datasheet values with their sources."""
+    _show_profile("gpus", name)
+
+
+@show_app.command("cluster")
+def show_cluster(name: Name = None) -> None:
+    """Clusters: nodes, NICs and fabric with their sources, drawn, counted and priced."""
+    _show_profile("clusters", name)
+    if name is not None:
+        from hardware_profiles.schema import load_cluster
+        from reports.fabric import fabric_tables
+
+        print_tables(*fabric_tables(load_cluster(name)))
+
+
+@show_app.command("model")
+def show_model(
+    name: Name = None,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of a sequence, for FLOPs.")] = 4096,
+) -> None:
+    """Models: parameters, FLOPs and KV cache a token."""
+    from reference_model.config import load_model_config, shipped_configs
+    from reports.terminal import model_table, name_table, token_cost_table
+    from simulator.analysis.model_comparison import compare_models, known_models
+
+    if name is None:
+        described = {
+            model: f"{load_model_config(model).num_hidden_layers} layers"
+            for model in shipped_configs()
+        }
+        print_tables(
+            name_table("models", described), token_cost_table(compare_models(known_models()))
+        )
+    else:
+        print_tables(model_table(name, load_model_config(name), context=context))
+
+
+@show_app.command("scenario")
+def show_scenario(name: Name = None, changes: Changes = None) -> None:
+    """Scenarios: one in full, with everything it names, as a YAML file that runs."""
+    from reports.terminal import name_table
+    from simulator.scenario.files import known_scenarios, load_scenario, write_resolved
+
+    if name is None:
+        described = {known: load_scenario(known).file.description for known in known_scenarios()}
+        print_tables(name_table("scenarios", described))
+    else:
+        print(write_resolved(load_scenario(name, changes or ())), end="")
+
+
+@show_app.command("schedule")
+def show_schedule(
+    name: Name = None,
+    ranks: Annotated[int, typer.Option(help="Ranks of the pipeline.")] = 8,
+    microbatches: Annotated[int, typer.Option(help="Micro-batches of one step.")] = 20,
+    virtual_stages: Annotated[
+        int | None,
+        typer.Option(help="Stages on each rank of an interleaved schedule, 2 by default."),
+    ] = None,
+    times: Annotated[
+        str | None,
+        typer.Option(
+            metavar="F,I,W,FB",
+            help="Durations of forward, input backward, weight gradient and pair: draw to scale.",
+        ),
+    ] = None,
+) -> None:
+    """Schedules: one row a rank, one cell an action in order, or drawn to scale."""
+    from reports.terminal import name_table
+    from simulator.execution.pipeline import draw_to_scale, run_ideal
+    from simulator.scenario.files import by_name
+    from simulator.workload.schedules import (
+        BUBBLE_FORMULAS,
+        SCHEDULES,
+        build_schedule,
+        render_grid,
+    )
+
+    if name is None:
+        print_tables(
+            name_table("schedules", {known: _first_line(SCHEDULES[known]) for known in SCHEDULES})
+        )
+        return
+    ideal = _ideal_times(times) if times is not None else None
+    by_name(SCHEDULES, name, "schedule")
+    schedule = build_schedule(name, ranks, microbatches, virtual_stages=virtual_stages)
+    print(render_grid(schedule))
+    if ideal is not None:
+        result = run_ideal(schedule, ideal)
+        print(draw_to_scale(result))
+        print(
+            f"bubble, largest of a rank: {max(result.bubble_s):g}; "
+            f"closed form: {BUBBLE_FORMULAS[name](ranks, ideal):g}"
+        )
+
+
+def _show_profile(kind: Literal["gpus", "clusters"], name: str | None) -> None:
+    from hardware_profiles.schema import known_profiles, load_cluster, load_gpu, read_profile
+    from reports.terminal import name_table, profile_table
+
+    if name is None:
+        print_tables(
+            name_table(kind, {known: _description(kind, known) for known in known_profiles(kind)})
+        )
+        return
+    if kind == "gpus":
+        load_gpu(name)
+    else:
+        load_cluster(name)
+    print_tables(profile_table(name, read_profile(kind, name)[0]))
+
+
+def _description(kind: Literal["gpus", "clusters"], name: str) -> str:
+    from hardware_profiles.schema import load_cluster, load_gpu
+    from hardware_profiles.units import format_bandwidth, format_bytes
+
+    if kind == "gpus":
+        gpu = load_gpu(name)
+        return (
+            f"{gpu.sms} SMs, {format_bytes(gpu.hbm_capacity)} at "
+            f"{format_bandwidth(gpu.hbm_bandwidth)}, "
+            f"NVLink {format_bandwidth(gpu.nvlink_bandwidth)}"
+        )
+    cluster = load_cluster(name)
+    return f"{cluster.nodes} nodes x {cluster.node.gpus} {cluster.node.gpu.name}"
+
+
+def _first_line(function: object) -> str:
+    return (function.__doc__ or "").strip().partition("\n")[0]
+
+
+def _ideal_times(text: str) -> IdealTimes:
+    from simulator.workload.schedules import IdealTimes
+
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != len(IdealTimes._fields) or not all(0 < value < inf for value in values):
+        raise ValueError(
+            f"--times {text!r}: allowed: four positive numbers F,I,W,FB, such as 1,1,1,3"
+        )
+    if max(values) > MOST_DRAWN * min(values):
+        raise ValueError(
+            f"--times {text!r}: cannot be drawn to scale; allowed: none over {MOST_DRAWN} times "
+            "another"
+        )
+    return IdealTimes(*values)

@@ -1,0 +1,142 @@
+"""The paper's bound on the time per output token: a TpotLimitJob and link rates in, TPOT out.
+
+    T = layers x micro_batches x max(compute, transfer),
+    transfer = copies x tokens x hidden x (dispatch + combine bytes) / bandwidth + 2 latencies
+
+(arXiv 2505.09343, section 2.3.2; latency and compute are 0 there). Each idealisation is shown, and
+beside it what the bound becomes when it gives way to the model's or the network's own value, where
+they have one; the others are inputs that a user may set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hardware_profiles.schema import ClusterProfile
+from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, format_seconds
+from reference_model.config import ModelConfig
+from reference_model.trace import TILE
+from simulator.scenario.serving import TpotLimitJob
+
+SCALE_BYTES = 4
+TRANSFERS = 2
+"""Dispatch and combine."""
+_TIMES = ("compute_per_layer", "transfer_latency")
+_IDEALISED = (
+    "hidden", "layers", "micro_batches", "tokens_per_device", "copies_per_token", "remote_share",
+    "fp8_scales", *_TIMES,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Idealisation:
+    """One input of the bound, and the bound with its real value in its place."""
+
+    name: str
+    assumed: str
+    real: str | None
+    """The value that takes its place, with where it comes from; None where model and network have
+    none."""
+    tpot_s: Seconds | None
+
+
+@dataclass(frozen=True, slots=True)
+class TpotLimit:
+    """The bound and what it rests on."""
+
+    transfer_s: Seconds
+    """Dispatch and combine of one micro-batch and layer, latency included."""
+    tpot_s: Seconds
+    transfers: int
+    """Dispatches and combines of one step."""
+    transfer_bytes: Bytes
+    """Bytes that a device sends in one dispatch and combine."""
+    bandwidth: BytesPerSecond
+    idealisations: tuple[Idealisation, ...]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens a second of one request."""
+        return 1.0 / self.tpot_s
+
+
+def tpot_limit(job: TpotLimitJob, *, config: ModelConfig, cluster: ClusterProfile) -> TpotLimit:
+    """The bound, and the bound without each of its idealisations."""
+    bandwidth = (
+        cluster.node.nic_bandwidth_per_gpu
+        if job.link == "nic"
+        else cluster.node.gpu.nvlink_bandwidth
+    )
+    latency = (
+        cluster.fabric.cross_leaf_latency if job.link == "nic" else cluster.node.nvlink_latency
+    )
+    real: dict[str, tuple[Any, str]] = {
+        "hidden": (config.hidden_size, "hidden size of the model's config"),
+        "layers": (config.num_moe_layers, "layers of the model that have experts"),
+        "copies_per_token": (config.num_experts_per_tok, "routed experts; shared ones stay"),
+        "fp8_scales": (True, "a 4-byte scale for each 128 values travels too"),
+        "transfer_latency": (latency, f"64-byte latency of the {job.link}"),
+    }
+    return TpotLimit(
+        transfer_s=_transfer(job, bandwidth),
+        tpot_s=_tpot(job, bandwidth),
+        transfers=job.layers * job.micro_batches * TRANSFERS,
+        transfer_bytes=_bytes(job),
+        bandwidth=bandwidth,
+        idealisations=tuple(
+            _idealisation(job, name, real.get(name), bandwidth) for name in _IDEALISED
+        ),
+    )
+
+
+def _idealisation(
+    job: TpotLimitJob, name: str, instead: tuple[Any, str] | None, bandwidth: BytesPerSecond
+) -> Idealisation:
+    assumed = _shown(name, getattr(job, name))
+    if instead is None:
+        return Idealisation(name, assumed, None, None)
+    value, why = instead
+    tpot_s = _tpot(job.model_copy(update={name: value}), bandwidth)
+    return Idealisation(name, assumed, f"{_shown(name, value)} ({why})", tpot_s)
+
+
+def _shown(name: str, value: Any) -> str:
+    return format_seconds(value) if name in _TIMES else str(value)
+
+
+def limit_metrics(limit: TpotLimit) -> dict[str, Any]:
+    """The bound under the JSON names of a serving step."""
+    return {
+        "step_time_s": limit.tpot_s,
+        "tpot_s": {"mean": limit.tpot_s},
+        "tokens_per_second_per_user": limit.tokens_per_second,
+        "transfer_s": limit.transfer_s,
+        "transfers": limit.transfers,
+        "transfer_bytes": limit.transfer_bytes,
+        "link_bandwidth_bytes_per_s": limit.bandwidth,
+        "idealisations": [
+            {
+                "name": item.name,
+                "assumed": item.assumed,
+                "instead": item.real,
+                "tpot_s": item.tpot_s,
+            }
+            for item in limit.idealisations
+        ],
+    }
+
+
+def _bytes(job: TpotLimitJob) -> Bytes:
+    scales = -(-job.hidden // TILE) * SCALE_BYTES if job.fp8_scales else 0
+    per_copy = job.hidden * (job.dispatch_bytes_per_value + job.combine_bytes_per_value) + scales
+    return per_copy * job.copies_per_token * job.tokens_per_device * job.remote_share
+
+
+def _transfer(job: TpotLimitJob, bandwidth: BytesPerSecond) -> Seconds:
+    return _bytes(job) / bandwidth + TRANSFERS * job.transfer_latency
+
+
+def _tpot(job: TpotLimitJob, bandwidth: BytesPerSecond) -> Seconds:
+    slower = max(job.compute_per_layer, _transfer(job, bandwidth))
+    return job.layers * job.micro_batches * slower

@@ -1,0 +1,189 @@
+"""KV cache of one instance: requests in and out, whole pages taken and freed on each rank.
+
+What a request decodes is counted by its DecodeBatch, which grows without being asked; what is set
+aside for requests outside the batch, or for the longest that one can become (reserve), stands here.
+A page belongs to one request: its last page is half empty on average, and every request counts half
+a page beyond its tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+from simulator.execution.fleet.decode_batch import DecodeBatch
+from simulator.execution.fleet.live_request import LiveRequest
+from simulator.workload.requests import Request
+
+
+class KvCache:
+    """KV cache of the ranks of an instance."""
+
+    def __init__(
+        self, batch: DecodeBatch, *, capacity: int, max_batch: int, reserve_full: bool
+    ) -> None:
+        self.capacity = capacity
+        """KV tokens of one rank."""
+        self.held: list[float] = [0] * len(batch.size)
+        """[rank], KV tokens set aside outside the decode batch."""
+        self.expected = [0] * len(batch.size)
+        """[rank], requests on their way into the decode batch."""
+        self.allocated: float = 0
+        """KV tokens ever taken into use."""
+        self.freed: float = 0
+        self._batch = batch
+        self._max_batch = max_batch
+        self._reserve_full = reserve_full
+        self._held_total: float = 0
+        self._held_by: dict[LiveRequest, tuple[int, float]] = {}
+        self._holders = [0] * len(batch.size)
+        self._loads: list[float] | None = None
+
+    @property
+    def requests(self) -> list[LiveRequest]:
+        """Everyone who has some of it, in order of arrival in the instance."""
+        return list(self._held_by)
+
+    @property
+    def empty(self) -> bool:
+        return not self._held_by
+
+    @property
+    def tokens(self) -> float:
+        """KV cache in use or set aside, over all ranks, at the last step boundary."""
+        return self._held_total + (0 if self._reserve_full else self._batch.total_held_tokens)
+
+    def rank_of(self, live: LiveRequest) -> int:
+        return self._held_by[live][0]
+
+    def holds(self, tokens: float) -> bool:
+        """Whether a request of so many KV tokens fits a rank, alone."""
+        return tokens + self._batch.slack <= self.capacity
+
+    # In and out
+
+    def take(self, live: LiveRequest, rank: int, tokens: float) -> None:
+        """Set KV cache aside on a rank."""
+        tokens += self._batch.slack
+        self._held_by[live] = (rank, tokens)
+        self._holders[rank] += 1
+        self._hold(rank, tokens)
+        self.allocated += tokens
+
+    def expect(self, live: LiveRequest, rank: int, tokens: float) -> None:
+        """Set KV cache aside for a request that will join the batch."""
+        loads = self._loads
+        self.take(live, rank, tokens)
+        self.expected[rank] += 1
+        if loads is not None:
+            loads[rank] = self._load(rank)
+            self._loads = loads
+
+    def arrive(self, live: LiveRequest) -> int:
+        """An expected request is here; return its rank."""
+        rank = self._held_by[live][0]
+        self.expected[rank] -= 1
+        return rank
+
+    def unexpect(self, live: LiveRequest) -> None:
+        """An expected request will not come."""
+        self.arrive(live)
+        self.free(live)
+
+    def start_decoding(self, live: LiveRequest) -> None:
+        """Let the request join the batch; without reservation the batch counts it from here on."""
+        if not self._reserve_full:
+            rank, tokens = self._held_by[live]
+            self._held_by[live] = (rank, 0)
+            self._hold(rank, -tokens)
+            self.allocated += live.kv_tokens + self._batch.slack - tokens
+        self._batch.join(live)
+
+    def grow(self, steps: int) -> None:
+        """The batch is about to do so many steps."""
+        if not self._reserve_full:
+            self.allocated += self._batch.tokens_per_step * steps * self._batch.total
+
+    def growth(self, steps: int, batch: int) -> float:
+        """KV tokens that so many steps of ``batch`` requests add."""
+        return 0 if self._reserve_full else self._batch.tokens_per_step * steps * batch
+
+    def free_decoded(self, live: LiveRequest) -> None:
+        """Free the KV cache of a request that has decoded up to the present step."""
+        batch = self._batch
+        if not self._reserve_full:
+            grown = batch.tokens_per_step * (batch.step - live.join_step)
+            self.freed += live.kv_tokens + batch.slack + grown
+        self.free(live)
+
+    def free(self, live: LiveRequest) -> None:
+        """Free what was set aside for a request."""
+        rank, tokens = self._held_by.pop(live)
+        self._holders[rank] -= 1
+        self._hold(rank, -tokens)
+        if not self._holders[rank]:
+            # Parts of tokens do not sum to exactly nothing, and only an empty rank is all of use.
+            self.held[rank] = 0
+        if self.empty:
+            self._held_total = 0
+        self.freed += tokens
+
+    def _hold(self, rank: int, tokens: float) -> None:
+        self.held[rank] += tokens
+        self._held_total += tokens
+        self._loads = None
+
+    # Room
+
+    def fits(self, rank: int, need: float, *, others: int, ahead: int, watermark: float) -> bool:
+        """Whether a rank has ``need`` tokens for a newcomer.
+
+        Args:
+            others: requests whose next token needs room too, the newcomer included if it decodes.
+            ahead: decode steps that the batch will have done by then.
+            watermark: part of the cache that stays free, unless the rank is empty.
+        """
+        used = self.held[rank]
+        need += self._batch.slack
+        if not self._reserve_full:
+            used += self._batch.held_tokens(rank, ahead)
+            need += self._batch.tokens_per_step * others
+        limit = self.capacity * (1 - watermark) if used > 0 else self.capacity
+        return used + need <= limit
+
+    def steps_of_room(self) -> float:
+        """Decode steps until the first rank is full; infinite where nothing grows."""
+        if self._reserve_full:
+            return math.inf
+        return self._batch.steps_of_room(self.capacity, self.held)
+
+    def steps_of_room_on(self, rank: int) -> int:
+        """Decode steps that the free KV cache of a rank with requests allows."""
+        batch = self._batch
+        free = self.capacity - self.held[rank] - batch.held_tokens(rank)
+        return math.floor(free / (batch.tokens_per_step * batch.size[rank]))
+
+    # Load, for balancing
+
+    def loads(self) -> list[float]:
+        """[rank], KV use plus requests, each over its limit; as at the start of the iteration, but
+        for the requests that were expected since."""
+        if self._loads is None:
+            self._loads = [self._load(rank) for rank in range(len(self.held))]
+        return self._loads
+
+    def forget_loads(self) -> None:
+        """The batch has changed."""
+        self._loads = None
+
+    def _load(self, rank: int) -> float:
+        batch = self._batch
+        used = self.held[rank] + (0 if self._reserve_full else batch.held_tokens(rank))
+        count = batch.size[rank] + self.expected[rank]
+        return used / max(self.capacity, 1) + count / self._max_batch
+
+
+def longest_kv_tokens(request: Request, tokens_per_step: float) -> float:
+    """KV tokens of a request at its last decode step."""
+    return request.prompt_tokens + tokens_per_step * math.ceil(
+        (request.output_tokens - 1) / tokens_per_step
+    )

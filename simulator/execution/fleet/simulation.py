@@ -1,0 +1,251 @@
+"""Make a fleet ready to run: a scenario in, a FleetSimulation with the step times of its pools out.
+
+The times of one iteration come from the one-step serving model, asked at grid points only (powers
+of two of tokens and context; of batches also one and a half times those) and interpolated linearly
+in between; each point is asked once. A pass is asked as equal prompts: the mean number of tokens
+that its tokens attend to fixes their length, and where that is longer than the pass itself, the
+tokens cached before them.
+
+The memory of an instance is that of its largest iteration: a pass of tokens_per_pass tokens of one
+prompt (keys of tokens cached before it are rebuilt in pieces no larger, as chunked prefill of vLLM
+and SGLang does), or a step of max_batch requests. What the step scenario has of requests does not
+count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from simulator.execution.fleet.accounts import FleetRun
+from simulator.execution.fleet.fleet import run_fleet
+from simulator.execution.fleet.log import FleetLog
+from simulator.execution.fleet.step_times import AffineStepTimes, InterpolatedStepTimes, StepTimes
+from simulator.execution.serving_model import ServingModel
+from simulator.execution.serving_run import prepare_serving, rebalancing
+from simulator.execution.serving_step import (
+    ServingStep,
+    decode_step,
+    prefill_pass,
+    serving_step,
+)
+from simulator.scenario.files import Scenario, load_scenario
+from simulator.scenario.fleet import FleetJob, PoolSpec, StepScenario
+from simulator.scenario.serving import ServingStepJob, StepRequests
+from simulator.workload.recorded import shipped_trace
+from simulator.workload.serving_memory import kv_bytes_per_token, kv_capacity, micro_batch_tokens
+
+# Powers of two: a pass of 2^n tokens is made of whole prompts of any smaller power of two.
+_SIZES = tuple(2**n for n in range(18))
+# A decode step grows unevenly where a full batch begins to wait for transfers.
+_BATCHES = tuple(sorted({*_SIZES, *(3 * 2**n for n in range(3, 16))}))
+_PROMPTS = tuple(2**n for n in range(5, 19))
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSimulation:
+    """A fleet that is ready to run. A log takes what happens, while it happens."""
+
+    scenario: Scenario
+    job: FleetJob
+    step_times: Mapping[str, StepTimes]
+    """Of each pool."""
+    models: Mapping[str, ServingModel]
+    """The one-step models behind them: {"prefill", "decode"}, empty for coefficients."""
+
+    @property
+    def step_times_from(self) -> Mapping[str, str]:
+        """What the step times of each pool rest on, in words."""
+        return {name: _basis(pool) for name, pool in self.job.pools.items()}
+
+    def run(self, log: FleetLog) -> FleetRun:
+        """Simulate the fleet; the same scenario gives the same rows."""
+        return run_fleet(
+            self.job,
+            self.step_times,
+            self.scenario.cluster,
+            seed=self.scenario.file.seed,
+            log=log,
+        )
+
+
+def _basis(pool: PoolSpec) -> str:
+    if pool.affine is not None:
+        return "coefficients of the scenario"
+    steps = [step for step in (pool.prefill_step, pool.decode_step) if step is not None]
+    named = " and ".join(
+        f"{step.scenario} ({', '.join(step.changes)})" if step.changes else step.scenario
+        for step in steps
+    )
+    return f"one-step model of {named}, interpolated between grid points"
+
+
+def prepare_fleet(scenario: Scenario) -> FleetSimulation:
+    """Resolve the step times of every pool.
+
+    Raises:
+        ValueError: an unknown name, a deployment that is not the pool's, or Infeasible.
+    """
+    job = scenario.file.fleet
+    assert job is not None, "simulate() chooses by the job that is there"
+    models: dict[str, ServingModel] = {}
+    times: dict[str, StepTimes] = {}
+    pauses: dict[str, PoolSpec] = {}
+    """Pools with the pause of their rebalancing filled in."""
+    for name, pool in job.pools.items():
+        if pool.affine is not None:
+            times[name] = AffineStepTimes(pool.affine)
+            continue
+        steps = {"prefill": pool.prefill_step, "decode": pool.decode_step}
+        of_pool = {
+            phase: _model(scenario, job, pool, step, where=f"fleet.{name}.{phase}_step")
+            for phase, step in steps.items()
+            if step is not None
+        }
+        times[name] = _interpolated(of_pool)
+        models |= of_pool
+        pauses[name] = _with_pause(pool, of_pool, where=f"fleet.{name}.rebalance")
+    return FleetSimulation(scenario, job.model_copy(update=pauses), times, models)
+
+
+def _with_pause(pool: PoolSpec, models: Mapping[str, ServingModel], *, where: str) -> PoolSpec:
+    """The pool with the pause of its rebalancing, where it is that of moving experts."""
+    rebalance = pool.rebalance
+    if rebalance is None or rebalance.pause is not None:
+        return pool
+    costs = [rebalancing(model, rebalance.interval) for model in models.values()]
+    moved = [cost.seconds for cost in costs if cost is not None]
+    if not moved:
+        raise ValueError(
+            f"{where}: pause is missing; allowed: a time, or experts.load random, zipf or file in "
+            "the step scenario, whose placement then says what moves"
+        )
+    return pool.model_copy(update={"rebalance": rebalance.model_copy(update={"pause": max(moved)})})
+
+
+def _interpolated(models: Mapping[str, ServingModel]) -> StepTimes:
+    return InterpolatedStepTimes(
+        lambda batch, context: _decode_s(models["decode"], batch, context),
+        lambda tokens, attended: _prefill_s(models["prefill"], tokens, attended),
+        kv_capacity_tokens=min(_kv_tokens(model) for model in models.values()),
+        page_tokens=max(model.job.memory.page_tokens for model in models.values()),
+        batches=_BATCHES,
+        tokens=_SIZES,
+        # A prompt of 2^n tokens attends to 2^(n-1) of them on average.
+        contexts=tuple(prompt // 2 for prompt in _PROMPTS),
+    )
+
+
+def _model(
+    fleet: Scenario, job: FleetJob, pool: PoolSpec, named: StepScenario, *, where: str
+) -> ServingModel:
+    """Make the deployment of a step scenario ready, after checking that it is the pool's."""
+    scenario = load_scenario(named.scenario, named.changes)
+    step = scenario.file.serving_step
+    if step is None:
+        raise ValueError(
+            f"{where}: {named.scenario} holds a {scenario.job_name} job; allowed: serving_step"
+        )
+    phase = where.removesuffix("_step").rpartition(".")[2]
+    checks = {
+        "phase": (step.phase, phase),
+        "model": (scenario.model, fleet.model),
+        "cluster.node": (scenario.cluster.node, fleet.cluster.node),
+        "gpus": (step.gpus, pool.gpus_per_instance),
+        "gpus / attention_tp": (step.gpus // step.attention_tp, pool.ranks),
+        # Ranks of the fleet have their own requests and contexts.
+        "requests.attention_imbalance": (step.requests.attention_imbalance, 1.0),
+    }
+    if phase == "decode":
+        drafted = 1.0 if step.speculation is None else step.speculation.tokens_per_step
+        checks["speculation.tokens_per_step"] = (drafted, job.tokens_per_step)
+    for field, (has, wanted) in checks.items():
+        if has != wanted:
+            plain = isinstance(has, str | int | float)
+            shown = f"is {has!r}" if plain else "is another"
+            needed = repr(wanted) if plain else "the fleet's"
+            raise ValueError(
+                f"{where}: {field} of {named.scenario} {shown}; allowed here: {needed}"
+            )
+    step = _at_largest_load(step, pool)
+    room = step.memory.buffer_tokens
+    if phase == "decode" and room is not None and micro_batch_tokens(step) > room:
+        raise ValueError(
+            f"{where.removesuffix('decode_step')}max_batch {pool.max_batch}: a micro-batch of a "
+            f"GPU has {micro_batch_tokens(step)} tokens; allowed: at most the {room} of "
+            f"memory.buffer_tokens of {named.scenario}"
+        )
+    held = kv_bytes_per_token(scenario.model, step.memory.kv_cache)
+    if held != job.kv_bytes_per_token:
+        raise ValueError(
+            f"fleet.kv_bytes_per_token {job.kv_bytes_per_token:g} B: the {step.memory.kv_cache} "
+            f"cache of {where} has {held:g} B per token; allowed: fleet.kv_bytes_per_token="
+            f"'{held:g} B', with the same memory.kv_cache in every step"
+        )
+    return prepare_serving(scenario, step, shipped_trace)
+
+
+def _at_largest_load(step: ServingStepJob, pool: PoolSpec) -> ServingStepJob:
+    """The deployment with the requests of the largest iteration that the pool runs on it."""
+    if step.phase == "decode":
+        largest = StepRequests(
+            requests_per_group=pool.max_batch, context_tokens=step.requests.context_tokens
+        )
+    else:
+        assert pool.tokens_per_pass is not None, "the fleet's validator wants it where prompts run"
+        largest = StepRequests(
+            tokens_per_gpu=-(-pool.tokens_per_pass // step.attention_tp),
+            prompt_tokens=pool.tokens_per_pass,
+        )
+    return step.model_copy(update={"requests": largest})
+
+
+def _kv_tokens(model: ServingModel) -> int:
+    """KV cache of one rank beside its largest iteration, which the job of the model is: GPUs that
+    share the heads of a request each hold all of its cache."""
+    step = serving_step(model)
+    operators = [operator for layer in step.operators.values() for operator in layer.operators]
+    capacity = kv_capacity(
+        model.job,
+        config=model.config,
+        cluster=model.cluster,
+        low_latency=model.low_latency,
+        operators=operators,
+    )
+    return capacity.tokens
+
+
+def decode_iteration(model: ServingModel, batch: int, context: int) -> ServingStep:
+    """One decode step of ``batch`` requests a rank with ``context`` KV tokens each."""
+    # The requests of one rank are spread over the GPUs that share their heads.
+    per_gpu = -(-batch // model.job.attention_tp)
+    speculation = model.job.speculation
+    new = 1 if speculation is None else 1 + speculation.draft_tokens
+    return decode_step(model, per_gpu, context + new, group_batch=batch)
+
+
+def prefill_iteration(model: ServingModel, tokens: int, attended: int) -> ServingStep:
+    """One pass of ``tokens`` new tokens a rank that attend to ``attended`` tokens each on average.
+
+    Fewer tokens than micro-batches cost as much as one each.
+    """
+    micro_batches = model.job.micro_batches
+    tokens = max(tokens, micro_batches)
+    prompt = 2 * attended
+    whole = prompt <= tokens // micro_batches
+    return prefill_pass(
+        model,
+        # The tokens of one rank are spread over the GPUs that share their heads.
+        -(-tokens // model.job.attention_tp),
+        prompt if whole else tokens,
+        cached=0 if whole else max(attended - tokens // 2, 0),
+        group_tokens=tokens,
+    )
+
+
+def _decode_s(model: ServingModel, batch: int, context: int) -> float:
+    return decode_iteration(model, batch, context).step_s
+
+
+def _prefill_s(model: ServingModel, tokens: int, attended: int) -> float:
+    return prefill_iteration(model, tokens, attended).step_s

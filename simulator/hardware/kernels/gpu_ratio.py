@@ -1,0 +1,118 @@
+"""Kernel times of one GPU on another: a time and both datasheets in, the ratio of times out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.schema import GpuProfile, TilesProfile
+from hardware_profiles.tables import Measurement
+from simulator.hardware.kernels.families import batch_of_rows
+from simulator.hardware.kernels.roofline import (
+    Batch,
+    is_tensor,
+    needed_bytes,
+    waves_and_bytes,
+)
+
+Array = NDArray[np.float64]
+
+BEYOND_CACHE = 4
+"""Times the L2 cache that a kernel moves before its rate is that of the HBM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Achieved:
+    """What the fastest measured kernels make of a GPU's ceilings: shares, at most 1."""
+
+    memory: float | None
+    """Of the HBM rate, by kernels that move far more than the L2 cache holds; None where no row is
+    that large."""
+    compute: Mapping[str, float]
+    """{operand type: of the peak of the SMs that a product ran on, by its useful FLOPs}"""
+
+    def compute_share(self, dtype: str) -> float:
+        """Of products of an operand type; the most of any where it has no row, 1 without rows."""
+        return self.compute.get(dtype, max(self.compute.values(), default=1.0))
+
+
+def same_compute(one: GpuProfile, other: GpuProfile) -> bool:
+    """Whether two GPUs share everything that a compute kernel's time depends on."""
+    return _compute_of(one) == _compute_of(other)
+
+
+def _compute_of(gpu: GpuProfile) -> tuple[object, ...]:
+    """What a compute kernel's time depends on."""
+    peaks = {dtype: gpu.peak(dtype) for dtype in gpu.peak_compute}
+    return (gpu.sms, gpu.sm_clock, peaks, gpu.hbm_bandwidth, gpu.l2_capacity)
+
+
+def achieved_shares(rows: Iterable[Measurement], gpu: GpuProfile) -> Achieved:
+    """The largest shares of a GPU's ceilings that measured compute kernels reach."""
+    families: dict[tuple[str, str, str, bool], list[Measurement]] = {}
+    for row in rows:
+        key = (row.kind, row.dtype, row.out_dtype, row.accumulates)
+        families.setdefault(key, []).append(row)
+    memory: list[float] = []
+    compute: dict[str, float] = {}
+    for (kind, dtype, *_), members in families.items():
+        batch = batch_of_rows(members)
+        seconds = np.array([row.seconds for row in members])
+        moved = needed_bytes(batch)
+        far = moved > BEYOND_CACHE * gpu.l2_capacity
+        memory += (moved[far] / seconds[far] / gpu.hbm_bandwidth).tolist()
+        if is_tensor(kind):
+            sms = np.array([row.sms for row in members])
+            peak = gpu.peak(dtype) * sms / gpu.sms
+            share = float((batch.flops / seconds / peak).max())
+            compute[dtype] = min(1.0, max(compute.get(dtype, 0.0), share))
+    return Achieved(min(1.0, max(memory)) if memory else None, compute)
+
+
+def log_transfer(
+    batch: Batch,
+    sms: Array,
+    seconds: Array,
+    *,
+    source: GpuProfile,
+    target: GpuProfile,
+    achieved: Achieved,
+    tiles: TilesProfile,
+) -> Array:
+    """Log of the time on `target` over that on `source`; [operators].
+
+    The bound of a kernel is what its work takes at the rates that the fastest kernels reach: bytes
+    over HBM or, for a product, the busiest SM's tiles if those take longer. So much of its time
+    goes with the ceiling that binds, what it takes beyond that is latency and instructions and goes
+    with the clock; of a kernel without tensor cores, whose time here is on all SMs, also with
+    their number:
+
+        t' = t (f bound' / bound + (1 - f) P / P'),   f = min(1, bound / t)
+
+    Args:
+        sms: [operators] of a product, on either GPU.
+        seconds: [operators] on the source.
+        achieved: on the source.
+    """
+    before = _bound(batch, sms, source, achieved, tiles)
+    after = _bound(batch, sms, target, achieved, tiles)
+    pace = source.sm_clock / target.sm_clock
+    if not is_tensor(batch.kind):
+        pace *= source.sms / target.sms
+    at_bound = np.minimum(1.0, before / seconds)
+    log_ratio: Array = np.log(at_bound * after / before + (1.0 - at_bound) * pace)
+    return log_ratio
+
+
+def _bound(
+    batch: Batch, sms: Array, gpu: GpuProfile, achieved: Achieved, tiles: TilesProfile
+) -> Array:
+    """Seconds of a batch's work at the rates of the fastest kernels; [operators]."""
+    # What a tile costs beyond its own columns is no work of the tensor cores.
+    waves, memory = waves_and_bytes(batch, sms, gpu, tiles.model_copy(update={"overhead": 0}))
+    share = achieved.compute_share(batch.like.dtype)
+    bound = np.maximum(waves / share, memory / (achieved.memory or 1.0))
+    return np.maximum(bound, np.finfo(np.float64).tiny)

@@ -1,0 +1,174 @@
+"""More work takes no less time, whatever the scatter of rows and the bends of models say.
+
+Products. One of fewer rows could be run as one of more, padded with zeros, so that it never needs
+longer. `RisingRows` scans each shape at numbers of rows between which no tile begins, and predicts
+the least of what was found at no fewer: a measured row that a larger measured one beats is noise,
+and what no row was measured at gives way to what one was. Between the numbers scanned, time goes as
+the time at peak does.
+
+Attention. Measured rows bound from below whatever is larger in every size. Rows are few and lie far
+apart; the efficiency of one sequence and that of sixteen differ so much that a mean of their curves
+would dip between them, by a third on the H800. Between the contexts of rows a dip of up to 2 %
+remains at two and three sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.hardware.kernels.curves import fingerprints
+from simulator.hardware.kernels.roofline import SMALL_TILE_ROWS, TILE_ROWS, Batch, batch_of_sizes
+
+Array = NDArray[np.float64]
+
+MONOTONE_KINDS = frozenset({"mla_decode", "attention_forward", "attention_backward"})
+"""Kinds that this holds for: no size of theirs is rounded up to a tile that a larger one fills."""
+
+
+PADDED: Mapping[str, str] = {
+    "batched_gemm": "m",
+    "gemm": "m",
+    "grouped_gemm": "rows",
+    "grouped_gemm_weight_grad": "rows",
+    "masked_grouped_gemm": "rows",
+}
+"""{kind of product: its size that could be padded}"""
+FEW_ROWS = (1, 2, 4, 8, 16, 24, 32, 48)
+EVERY_TILE = 2048
+"""Rows up to which each tile of the lower height is scanned; beyond, an eighth of an octave."""
+MOST_ROWS = 2**20
+SCANNED_AT_ONCE = 256
+"""Shapes: bounds memory."""
+
+Scan = Callable[[Batch, Array], tuple[Array, NDArray[np.bool_], Array]]
+"""A batch and its SMs to seconds, whether each was measured, and seconds at peak."""
+
+
+class RisingRows:
+    """Seconds of the products of one family that never fall as rows grow."""
+
+    def __init__(self, kind: str, scan: Scan, also: Array) -> None:
+        """Store how to predict.
+
+        Args:
+            kind: one of `PADDED`.
+            scan: predicts products one by one; its time at peak must never fall as rows grow.
+            also: rows to scan besides the usual ones: those of measurements.
+        """
+        self._axis = PADDED[kind]
+        self._scan = scan
+        coarse = EVERY_TILE * 2 ** np.arange(0, np.log2(MOST_ROWS / EVERY_TILE) + 0.01, 1 / 8)
+        steps = (
+            np.array(FEW_ROWS),
+            np.arange(SMALL_TILE_ROWS, EVERY_TILE, SMALL_TILE_ROWS),
+            np.ceil(coarse / TILE_ROWS) * TILE_ROWS,
+            also,
+        )
+        self._rows = np.unique(np.concatenate(steps).astype(np.int64))
+        self._found: dict[tuple[int, float], tuple[Array, Array]] = {}
+
+    def seconds(self, batch: Batch, sms: Array, seconds: Array, at_peak: Array) -> Array:
+        """[operators] the rising seconds of products.
+
+        Args:
+            sms: [operators] that they have.
+            seconds: [operators] as `scan` predicts them, kept beyond the largest rows scanned.
+            at_peak: [operators] as `scan` has them.
+        """
+        axis = batch.names.index(self._axis)
+        others = batch.sizes.copy()
+        others[:, axis] = 0
+        marks = fingerprints(np.column_stack([others, sms.astype(np.int64)]))
+        _, first, which = np.unique(marks, return_index=True, return_inverse=True)
+        keys = [(int(marks[number]), float(sms[number])) for number in first]
+        new = [number for number, key in zip(first, keys, strict=True) if key not in self._found]
+        for start in range(0, len(new), SCANNED_AT_ONCE):
+            some = new[start : start + SCANNED_AT_ONCE]
+            scanned = self._scan_shapes(batch, axis, others[some], sms[some])
+            for number, pair in zip(some, scanned, strict=True):
+                self._found[int(marks[number]), float(sms[number])] = pair
+        rising, peaks = (
+            np.stack(part) for part in zip(*(self._found[k] for k in keys), strict=True)
+        )
+        rows = batch.sizes[:, axis]
+        last = len(self._rows) - 1
+        above = np.searchsorted(self._rows, rows)
+        to = np.minimum(above, last)
+        after = np.maximum(to - 1, 0)
+        low, high = rising[which, after], rising[which, to]
+        start, end = np.log(peaks[which, after]), np.log(peaks[which, to])
+        way = np.clip((np.log(at_peak) - start) / np.where(end > start, end - start, 1.0), 0.0, 1.0)
+        whole = (end <= start) | (rows == self._rows[to]) | (way == 1.0)
+        between: Array = np.where(whole, high, low * (high / low) ** way)
+        return np.where(above > last, np.maximum(seconds, high), between)
+
+    def _scan_shapes(
+        self, batch: Batch, axis: int, others: NDArray[np.int64], sms: Array
+    ) -> list[tuple[Array, Array]]:
+        """Of each shape, [rows scanned] rising seconds and seconds at peak."""
+        count = len(self._rows)
+        sizes = np.repeat(others, count, axis=0)
+        sizes[:, axis] = np.tile(self._rows, len(others))
+        found = self._scan(batch_of_sizes(batch.like, sizes), np.repeat(sms, count))
+        seconds, measured, at_peak = found
+        each = (len(others), count)
+        never_falling = rising(seconds.reshape(each), measured.reshape(each))
+        return list(zip(never_falling, at_peak.reshape(each), strict=True))
+
+
+def rising(seconds: Array, measured: NDArray[np.bool_]) -> Array:
+    """[shapes, rows ascending] seconds that never fall along the rows.
+
+    A measured time is the least of the measured ones at no fewer rows. Any other is brought between
+    those around it first, and is then the least of all at no fewer rows.
+    """
+    least = _least_from_here(np.where(measured, seconds, np.inf))
+    most = np.maximum.accumulate(np.where(measured, least, 0.0), axis=-1)
+    result: Array = _least_from_here(np.clip(seconds, most, least))
+    return result
+
+
+def _least_from_here(values: Array) -> Array:
+    least: Array = np.minimum.accumulate(values[..., ::-1], axis=-1)[..., ::-1]
+    return least
+
+
+class WorkFloor:
+    """Times of rows as lower bounds."""
+
+    def __init__(self, batch: Batch, sms: Array, log_seconds: Array) -> None:
+        """Store the distinct rows.
+
+        Args:
+            batch: operators of the rows.
+            sms: [rows] that they had.
+            log_seconds: [rows] what the family's model says for them.
+        """
+        self._work, first = np.unique(_work(batch, sms), axis=0, return_index=True)
+        self._log_seconds = log_seconds[first]
+        self._varies = np.ptp(self._work, axis=0) > 0
+
+    def raise_to(self, log_seconds: Array, batch: Batch, sms: Array) -> Array:
+        """[operators] log seconds, raised to the longest row with no more work on no fewer SMs."""
+        work = _work(batch, sms)
+        fixed = ~self._varies
+        comparable = np.flatnonzero((work[:, fixed] >= self._work[0, fixed]).all(axis=1))
+        work = work[np.ix_(comparable, self._varies)]
+        raised = log_seconds.copy()
+        lowest = np.full(len(comparable), -np.inf)
+        for row, seconds in zip(
+            self._work[:, self._varies], self._log_seconds.tolist(), strict=True
+        ):
+            larger = (work >= row).all(axis=1)
+            lowest[larger] = np.maximum(lowest[larger], seconds)
+        raised[comparable] = np.maximum(raised[comparable], lowest)
+        return raised
+
+
+def _work(batch: Batch, sms: Array) -> Array:
+    """[operators, sizes + 1] what takes longer the larger it is: sizes, and fewer SMs."""
+    work: Array = np.column_stack([batch.sizes.astype(np.float64), -sms])
+    return work

@@ -1,0 +1,333 @@
+"""Duration of expert-parallel dispatch and combine on one rank: sizes in, seconds out.
+
+The form is DeepEP's normal kernels: a token crosses the network once for each node it reaches, over
+its GPU's own NIC, and from there NVLink takes it to the expert's GPU. Both hops are pipelined, so
+the slower one decides:
+
+    NIC     tokens x copies over a NIC x payload over the achieved NIC rate
+    NVLink  tokens x GPUs reached x payload over the achieved NVLink rate, or over what the
+            communication SMs can copy, whichever is less
+
+A node is whatever NVLink joins, a server or a rack. A token's copies over NICs are one for each
+other node that it reaches, and none in a group that one node holds.
+
+Payload of a token of V3: 7,168 bytes and 56 FP32 scales in FP8, 14,336 bytes in BF16. A rank that
+receives more rows than it sends waits for them. Before the payload a notify kernel exchanges counts
+and meets the other ranks; its time is included. Achieved rates are fitted to published DeepEP
+times; beside compute, a ratio of the calibration slows the payload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.schema import CalibrationProfile, ClusterProfile, load_gpu
+from hardware_profiles.tables import Measurement
+from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, parse_quantity
+from reference_model.trace import TILE, Operator
+from simulator.hardware.kernels.curves import EXTRAPOLATED, INTERPOLATED, MEASURED
+from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.network.fabric_load import NO_LIMIT
+
+Array = NDArray[np.float64]
+
+ALL_TO_ALL_KINDS = frozenset({"dispatch", "combine"})
+
+_SCALE_BYTES = 4
+_ELEMENT_BYTES = {"fp8_e4m3": 1, "bfloat16": 2, "float32": 4}
+_QUANTIZED = frozenset({"fp8_e4m3"})
+
+
+def exchange_sms(kind: str, *, kept: int, free: int) -> int:
+    """SMs of a kernel of an all-to-all: those that it keeps from compute. Where it keeps none,
+    copy engines and NICs move the tokens, and counting them runs on the free SMs."""
+    return kept if kept or kind in ALL_TO_ALL_KINDS else free
+
+
+@dataclass(frozen=True, slots=True)
+class AllToAllTime:
+    """One dispatch or combine, part by part."""
+
+    notify_s: Seconds
+    nic_s: Seconds
+    nvlink_s: Seconds
+    """Payload over each hop with nothing else running; the slower one decides."""
+    slowdown: float
+    """Ratio applied to the payload beside compute, 1 alone."""
+
+    @property
+    def seconds(self) -> Seconds:
+        return self.notify_s + max(self.nic_s, self.nvlink_s) * self.slowdown
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where a token goes: how many nodes and GPUs hold one of its experts, on average."""
+
+    parts: tuple[int, ...]
+    """GPUs that the expert-parallel group has in each of its nodes."""
+    reached: tuple[float, ...]
+    """Of each node, the share of the group's tokens that reach it."""
+    gpus: float
+    """Distinct GPUs of a token, its own included."""
+
+    @property
+    def nodes(self) -> float:
+        """Distinct nodes of a token, its own included."""
+        return sum(self.reached)
+
+    @property
+    def over_nics(self) -> float:
+        """Copies that the busiest NIC sends or receives, per token of a GPU.
+
+        A GPU's NIC sends one copy to each other node reached; the NICs of n of the group's N GPUs
+        share what the other N - n send to their node. With k equal nodes both are
+        nodes x (1 - 1 / k).
+        """
+        group = sum(self.parts)
+        return max(
+            max(self.nodes - share, share * (group - part) / part)
+            for share, part in zip(self.reached, self.parts, strict=True)
+        )
+
+
+class AllToAllModel:
+    """Dispatch and combine among the ranks of one expert-parallel group."""
+
+    def __init__(
+        self,
+        *,
+        cluster: ClusterProfile,
+        calibration: CalibrationProfile,
+        ranks: int,
+        reach: Reach | None = None,
+    ) -> None:
+        """Store the inputs. Raises ValueError for fewer ranks than one.
+
+        Args:
+            ranks: GPUs of the expert-parallel group.
+            reach: where the job's tokens go; else as in DeepEP's tests, whose gate the calibration
+                counts, for the cluster's first GPUs.
+        """
+        if ranks < 1:
+            raise ValueError(f"expert-parallel ranks: {ranks} is not allowed: 1 or more")
+        self.cluster = cluster
+        self.calibration = calibration
+        self.reach = reach or _of_tests(cluster, calibration, ranks)
+        self.nodes = len(self.reach.parts)
+        self.one_gpu = ranks == 1
+        """A GPU that holds every expert sends nothing and meets nobody."""
+        self.load = NO_LIMIT
+        """What failures and links between switches leave of the NICs' rate."""
+
+    def fit(self, measurements: Iterable[Measurement]) -> Self:
+        """Learn the achieved shares of NIC and NVLink rates from dispatch and combine alone.
+
+        Of each kind the kernel set that the calibration prefers is used; the others, where they
+        disagree, widen the interval. Sets `nvlink_share_` and `nic_share_`, {kind: [value, low,
+        high]}, and `rows_` {kind: rows used}. Where no row is limited by a link, the calibration's
+        transfers stand in for its share.
+        """
+        alone = [
+            row
+            for row in measurements
+            if row.kind in ALL_TO_ALL_KINDS and row.condition("beside") != "compute"
+        ]
+        transfers = self.calibration.transfers
+        self._measured_nvlink = load_gpu(self.calibration.gpu).nvlink_bandwidth
+        self.nvlink_share_: dict[str, tuple[float, float, float]] = {}
+        self.nic_share_: dict[str, tuple[float, float, float]] = {}
+        self.rows_: dict[str, tuple[Measurement, ...]] = {}
+        for kind in sorted(ALL_TO_ALL_KINDS):
+            of_kind = [row for row in alone if row.kind == kind]
+            sets = [
+                s for s in self.calibration.kernel_sets if any(r.kernel_set == s for r in of_kind)
+            ]
+            by_set = {name: [row for row in of_kind if row.kernel_set == name] for name in sets}
+            self.rows_[kind] = tuple(by_set[sets[0]]) if sets else ()
+            nvlink = [self._nvlink_share(rows) for rows in by_set.values()]
+            stated = (transfers.nvlink.value, transfers.nvlink.low, transfers.nvlink.high)
+            self.nvlink_share_[kind] = _first_and_range([v for v in nvlink if v], stated)
+            nic = [self._nic_share(rows, self.nvlink_share_[kind][0]) for rows in by_set.values()]
+            stated = (transfers.nic.value, transfers.nic.low, transfers.nic.high)
+            self.nic_share_[kind] = _first_and_range([v for v in nic if v], stated)
+        return self
+
+    def predict(
+        self, operators: Sequence[Operator], *, sms: Array, overlapped: bool
+    ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
+        """Return seconds, both ends of the 80 % interval and provenance, [operators] each."""
+        times = [
+            self.explain(op, sms=int(count), overlapped=overlapped)
+            for op, count in zip(operators, sms.tolist(), strict=True)
+        ]
+        seconds = np.array([time.seconds for time in times])
+        ends = np.array(
+            [self._ends(op, time, overlapped) for op, time in zip(operators, times, strict=True)]
+        ).reshape(-1, 2)
+        provenance = np.array(
+            [
+                self._provenance(op, int(count), overlapped)
+                for op, count in zip(operators, sms.tolist(), strict=True)
+            ],
+            dtype=np.intp,
+        )
+        return seconds, ends[:, 0], ends[:, 1], provenance
+
+    def explain(self, operator: Operator, *, sms: int, overlapped: bool) -> AllToAllTime:
+        """One operator's time, part by part.
+
+        Args:
+            sms: communication SMs; 0 for transfers that copy engines and NICs make, which links
+                alone limit.
+            overlapped: whether compute runs beside it.
+        """
+        if self.one_gpu:
+            return AllToAllTime(notify_s=0.0, nic_s=0.0, nvlink_s=0.0, slowdown=1.0)
+        payload = payload_bytes(operator)
+        tokens, rows = operator["tokens"], operator["rows"]
+        # The rank sends `tokens` and receives `rows`; the longer of the two directions counts.
+        imbalance = max(1.0, rows / (tokens * self.reach.gpus)) if tokens else 1.0
+        node = self.cluster.node
+        nic = self.load.rate(node.nic_bandwidth_per_gpu * self.nic_share_[operator.kind][0])
+        inputs, overlap = self.calibration.all_to_all, self.calibration.overlap
+        nvlink = node.gpu.nvlink_bandwidth * self.nvlink_share_[operator.kind][0]
+        if sms:
+            between = self.nodes > 1
+            per_sm = inputs.copy_bandwidth_per_sm.of(operator.kind, forwarded=between)
+            per_sm *= node.gpu.clock_ratio
+            nvlink = min(nvlink, per_sm * sms / (inputs.sms_per_channel if between else 1))
+        ratio = overlap.dispatch if operator.kind == "dispatch" else overlap.combine
+        notify = (inputs.notify_overlapped if overlapped else inputs.notify_alone).value
+        return AllToAllTime(
+            notify_s=max(0.0, notify + self._farther()),
+            nic_s=tokens * self.reach.over_nics * payload * imbalance / nic,
+            nvlink_s=tokens * self.reach.gpus * payload * imbalance / nvlink,
+            slowdown=ratio.value if overlapped else 1.0,
+        )
+
+    def _ends(
+        self, operator: Operator, time: AllToAllTime, overlapped: bool
+    ) -> tuple[Seconds, Seconds]:
+        """Ends of the interval: rate, slow-down and notify at their own ends, in quadrature."""
+        if self.one_gpu:
+            return time.seconds, time.seconds
+        inputs, overlap = self.calibration.all_to_all, self.calibration.overlap
+        notify = inputs.notify_overlapped if overlapped else inputs.notify_alone
+        ratio = overlap.dispatch if operator.kind == "dispatch" else overlap.combine
+        shares = self.nic_share_ if time.nic_s >= time.nvlink_s else self.nvlink_share_
+        value, low, high = shares[operator.kind]
+        payload = time.seconds - time.notify_s
+        slower = np.hypot(value / low - 1, ratio.high / ratio.value - 1 if overlapped else 0.0)
+        faster = np.hypot(1 - value / high, 1 - ratio.low / ratio.value if overlapped else 0.0)
+        return (
+            time.seconds - float(np.hypot(payload * faster, notify.value - notify.low)),
+            time.seconds + float(np.hypot(payload * slower, notify.high - notify.value)),
+        )
+
+    def _provenance(self, operator: Operator, sms: int, overlapped: bool) -> int:
+        """Measured rates at these tokens, nodes, NICs and SMs; else what was changed decides."""
+        rows = self.rows_[operator.kind]
+        tokens = {dict(row.sizes)["tokens"] for row in rows}
+        nodes = {row.condition("nodes") for row in rows}
+        node = self.cluster.node
+        same_links = node.gpu.nvlink_bandwidth == self._measured_nvlink and all(
+            _nic_of(row) == node.nic_bandwidth_per_gpu for row in rows if row.condition("nic")
+        )
+        same_copies = sms > 0 and self._copies_as_measured()
+        same_sizes = operator["tokens"] in tokens and str(self.nodes) in nodes
+        if not (same_sizes and same_links and same_copies):
+            return EXTRAPOLATED
+        return INTERPOLATED if overlapped or sms not in {row.sms for row in rows} else MEASURED
+
+    def _copies_as_measured(self) -> bool:
+        """Whether the SMs are of the generation whose copies were timed."""
+        timed = self.calibration.all_to_all.copy_bandwidth_per_sm.gpu or self.calibration.gpu
+        return load_gpu(timed).architecture == self.cluster.node.gpu.architecture
+
+    def _farther(self) -> Seconds:
+        """Latency that these links add to the measured ones, which the measured times hold."""
+        inputs, cluster = self.calibration.all_to_all, self.cluster
+        added = cluster.node.nvlink_latency - inputs.nvlink_latency
+        if self.nodes > 1:
+            added += cluster.fabric.cross_leaf_latency - inputs.network_latency
+        return added
+
+    def _nvlink_share(self, rows: Sequence[Measurement]) -> float | None:
+        """Achieved share of the NVLink rate within one node."""
+        inside = [row for row in rows if row.condition("nodes") == "1"]
+        if not inside:
+            return None
+        reached = self.calibration.all_to_all.ranks_per_token[1]
+        rates = [_payload_of(row) * reached / row.seconds for row in inside]
+        return max(rates) / self._measured_nvlink
+
+    def _nic_share(self, rows: Sequence[Measurement], nvlink_share: float) -> float | None:
+        """Mean achieved share of the NIC rate over the rows that NVLink does not explain."""
+        inputs = self.calibration.all_to_all
+        shares = []
+        for row in rows:
+            nodes = int(row.condition("nodes", "1"))
+            if nodes == 1:
+                continue
+            forwarded = _payload_of(row) * _between(inputs.ranks_per_token, nodes)
+            over_nvlink = forwarded / (nvlink_share * self._measured_nvlink)
+            if over_nvlink < inputs.limited_by_nvlink * row.seconds:
+                remote = _between(inputs.nodes_per_token, nodes) * (1.0 - 1.0 / nodes)
+                shares.append(_payload_of(row) * remote / row.seconds / _nic_of(row))
+        return float(np.mean(shares)) if shares else None
+
+
+def _of_tests(cluster: ClusterProfile, calibration: CalibrationProfile, ranks: int) -> Reach:
+    """Where tokens go in DeepEP's tests on the first GPUs of a cluster."""
+    per_domain = nvlink_domains(cluster, group=ranks).gpus_each
+    nodes = -(-ranks // per_domain)
+    inputs = calibration.all_to_all
+    return Reach(
+        parts=(per_domain,) * (nodes - 1) + (ranks - (nodes - 1) * per_domain,),
+        reached=(_between(inputs.nodes_per_token, nodes) / nodes,) * nodes,
+        gpus=min(float(ranks), _between(inputs.ranks_per_token, nodes)),
+    )
+
+
+def payload_bytes(operator: Operator) -> Bytes:
+    """Bytes of one token: its hidden values, and their FP32 scales where they are quantised."""
+    return _payload(operator.dtype, operator["hidden"])
+
+
+def _payload(dtype: str, hidden: int) -> Bytes:
+    if dtype not in _ELEMENT_BYTES:
+        raise ValueError(
+            f"dispatch or combine of dtype {dtype!r} is not known; known: "
+            f"{', '.join(_ELEMENT_BYTES)}"
+        )
+    scales = -(-hidden // TILE) * _SCALE_BYTES if dtype in _QUANTIZED else 0
+    return float(hidden * _ELEMENT_BYTES[dtype] + scales)
+
+
+def _payload_of(row: Measurement) -> Bytes:
+    """Bytes of all tokens of a measured row, each counted once."""
+    sizes = dict(row.sizes)
+    return sizes["tokens"] * _payload(row.dtype, sizes["hidden"])
+
+
+def _nic_of(row: Measurement) -> BytesPerSecond:
+    return parse_quantity(row.condition("nic"), "bandwidth", f"measurement of {row.source}: nic")
+
+
+def _between(table: Mapping[int, float], nodes: int) -> float:
+    """Value at a number of nodes, linear in its logarithm; the nearest entry beyond the table."""
+    known = sorted(table)
+    return float(np.interp(np.log2(nodes), np.log2(known), [table[key] for key in known]))
+
+
+def _first_and_range(
+    values: Sequence[float], otherwise: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    """The preferred value with the range of all sources, or the stated estimate without any."""
+    return (values[0], min(values), max(values)) if values else otherwise

@@ -1,0 +1,472 @@
+"""Scenario: a YAML file and --set overrides in, everything a simulation needs out, validated.
+
+A scenario names a model, a cluster and a calibration and holds one job. Names of schedules,
+topologies and cost models stay text here; execution.simulation resolves them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import NonNegativeInt, model_validator
+
+from hardware_profiles.fields import (
+    Profile,
+    Raw,
+    apply_overrides,
+    parse_yaml,
+    read_yaml,
+    validate,
+)
+from hardware_profiles.schema import (
+    CalibrationProfile,
+    ClusterProfile,
+    override_calibration,
+    read_profile,
+    resolve_cluster,
+)
+from hardware_profiles.units import parse_quantity
+from reference_model.config import ModelConfig, parse_model_config, read_config_file
+from simulator.scenario.changes import (
+    differences,
+    digest,
+    directory_name,
+    effective,
+    matters,
+    shown,
+)
+from simulator.scenario.collective import CollectiveJob
+from simulator.scenario.fleet import FleetJob
+from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
+from simulator.scenario.training import TrainingJob
+
+_T = TypeVar("_T")
+
+SCENARIOS = Path(__file__).parent / "shipped"
+"""Folder of the shipped scenarios."""
+
+
+class PublishedFigure(Profile):
+    """A published number that a run of this scenario is held against."""
+
+    name: str
+    metric: str
+    """Path in the metrics, e.g. "step_time_s" or "ranks.0.forward_s"."""
+    value: float | str
+    """A plain number, or text with a unit of time."""
+    source: str
+    kind: Literal["input", "chosen", "bound", "predicted"] = "predicted"
+    """What the simulated figure is: an input of the scenario, what follows from a size that was
+    chosen for it, the most that a machine could do of which an average was published, or a
+    prediction of the model."""
+
+    @model_validator(mode="after")
+    def _is_positive(self) -> Self:
+        if not self.si_value > 0.0:
+            raise ValueError(f"value of {self.name!r} is {self.value!r}; allowed: above 0")
+        return self
+
+    @property
+    def si_value(self) -> float:
+        if isinstance(self.value, str):
+            return parse_quantity(self.value, "time", f"published: {self.name}")
+        return self.value
+
+
+class ScenarioFile(Profile):
+    """The fields of a scenario file; model, cluster and calibration are names or fields in full."""
+
+    description: str
+    model: str | dict[str, Any] | None = None
+    cluster: str | dict[str, Any] | None = None
+    calibration: str | dict[str, Any] | None = None
+    cost_model: str = "measured"
+    """Name in simulator.hardware.costs.COST_MODELS."""
+    seed: NonNegativeInt = 0
+    training: TrainingJob | None = None
+    collective: CollectiveJob | None = None
+    serving_step: ServingStepJob | None = None
+    tpot_limit: TpotLimitJob | None = None
+    offload: OffloadJob | None = None
+    fleet: FleetJob | None = None
+    published: tuple[PublishedFigure, ...] = ()
+
+
+NAMED = ("model", "cluster", "calibration")
+"""Fields of a scenario that name a file of their own."""
+
+STAGES_ARE_OF = ("model", "training.pp", "training.schedule", "training.virtual_stages")
+"""What the stages that a file spells out are written for."""
+
+JOBS: dict[str, type[Profile]] = {
+    "training": TrainingJob,
+    "collective": CollectiveJob,
+    "serving_step": ServingStepJob,
+    "tpot_limit": TpotLimitJob,
+    "offload": OffloadJob,
+    "fleet": FleetJob,
+}
+"""Fields of a scenario that hold a job, and its type; a scenario has exactly one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A validated scenario, with all that it names loaded.
+
+    Which of model, cluster and calibration a scenario needs depends on its job; asking for one that
+    it does not name raises ValueError.
+    """
+
+    name: str
+    """Of the file, with what a run changes of it: "a_job with training.pp=8"."""
+    where: str
+    """How messages call the file."""
+    job_name: str
+    """One of JOBS."""
+    directory_name: str
+    """Name for the directory of its runs: one for each set of changes."""
+    file: ScenarioFile
+    named_model: ModelConfig | None
+    named_cluster: ClusterProfile | None
+    named_calibration: CalibrationProfile | None
+    resolved: Raw
+    """The scenario as one self-contained mapping, units as text; loads to the same scenario."""
+    changes: tuple[str, ...] = ()
+    """Texts "path=value" of the overrides that make it another than its file."""
+    figures_left_out: tuple[str, ...] = ()
+    """Names of published figures that are not of this scenario's inputs."""
+    other_inputs: tuple[str, ...] = ()
+    """Paths at which it differs from theirs."""
+
+    @property
+    def model(self) -> ModelConfig:
+        return self._needed("model", self.named_model)
+
+    @property
+    def cluster(self) -> ClusterProfile:
+        return self._needed("cluster", self.named_cluster)
+
+    @property
+    def calibration(self) -> CalibrationProfile:
+        return self._needed("calibration", self.named_calibration)
+
+    def _needed(self, field: str, value: _T | None) -> _T:
+        if value is None:
+            raise ValueError(f"{self.where}: {field} is missing; a {self.job_name} job needs it")
+        return value
+
+
+def known_scenarios() -> tuple[str, ...]:
+    """Names of the shipped scenarios, sorted."""
+    return tuple(sorted(path.stem for path in SCENARIOS.glob("*.yaml")))
+
+
+def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
+    """Load a scenario by shipped name or by path to a YAML file.
+
+    Args:
+        overrides: texts "path=value", value read as YAML: "training.schedule=zb1p",
+            "cluster.node.nic.bandwidth=200 Gbit/s", "cluster=h100_2048".
+
+    Raises:
+        ValueError: one line naming file, field, value and what is allowed.
+    """
+    path, where = _find(name_or_path)
+    raw = read_yaml(path, where=where)
+    given = {}
+    changes = {}
+    for text in overrides:
+        short, value = parse_override(text)
+        full = _full_path(short, raw, where)
+        changes[full], given[full] = value, text.partition("=")[2].strip()
+    scenario = _read(path, raw, changes, where=where)
+    if given:
+        try:
+            written = _read(path, raw, {}, where=where)
+            changed = list(differences(_content(scenario), _content(written)))
+        except ValueError:  # A file that says too little by itself.
+            written, changed = scenario, list(given)
+        scenario = _named_by_its_changes(scenario, written, effective(given, changed))
+        scenario = _without_figures_of(written.file, scenario, changed)
+    origin = _origin(path, raw)
+    if origin is not None:
+        changed = list(differences(_content(scenario), _content(origin)))
+        scenario = _without_figures_of(origin.file, scenario, changed)
+    return scenario
+
+
+def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scenario:
+    """A scenario from the text of its file, its overrides applied."""
+    changes = _with_stages_chosen_anew(raw, changes)
+    named = {root: value for root, value in changes.items() if "." not in root}
+    raw = apply_overrides(raw, named, where=where)
+    raw, labels = _expand(raw, changes, where=where)
+    job_changes = {
+        path: value
+        for path, value in changes.items()
+        if "." in path and path.split(".")[0] not in NAMED
+    }
+    raw = apply_overrides(raw, job_changes, where=where)
+    file = validate(ScenarioFile, raw, where=where)
+    jobs = [job for job in JOBS if getattr(file, job) is not None]
+    if len(jobs) != 1:
+        raise ValueError(
+            f"{where}: {len(jobs)} jobs given ({', '.join(jobs) or 'none'}); "
+            f"allowed: exactly one of {', '.join(JOBS)}"
+        )
+    model, cluster, calibration = (raw.get(root) for root in NAMED)
+    return Scenario(
+        name=path.stem,
+        where=where,
+        job_name=jobs[0],
+        directory_name=_directory_name(path, raw),
+        file=file,
+        named_model=model and parse_model_config(model, source=labels["model"]),
+        named_cluster=cluster and validate(ClusterProfile, cluster, where=labels["cluster"]),
+        named_calibration=calibration
+        and validate(CalibrationProfile, calibration, where=labels["calibration"]),
+        resolved=raw,
+    )
+
+
+def _with_stages_chosen_anew(raw: Raw, changes: dict[str, Any]) -> dict[str, Any]:
+    """The same changes, and where one is of what the file's stages are written for, other stages.
+
+    Sixteen stages of 61 layers are no wish of someone who asks for eight, or for another model.
+    """
+    training = raw.get("training")
+    if not isinstance(training, dict) or training.get("stages", "default") == "default":
+        return changes
+    before = {f"training.{field}": value for field, value in training.items()} | raw
+    of_stages = (
+        path
+        for path, value in changes.items()
+        if path in STAGES_ARE_OF or path.split(".")[0] in STAGES_ARE_OF
+        if before.get(path) != value
+    )
+    if "training.stages" in changes or not any(of_stages):
+        return changes
+    anew = {"training.stages": "default"}
+    if "stages" in training.get("sources", {}):
+        anew["training.sources.stages"] = "chosen by the run: those of the file are of other inputs"
+    return {**changes, **anew}
+
+
+def _directory_name(path: Path, raw: Raw) -> str:
+    """A file's name; with a digest where a file of the user bears the name of a shipped one."""
+    if path.parent == SCENARIOS or path.stem not in known_scenarios():
+        return path.stem
+    return f"{path.stem}-{digest(yaml.safe_dump(raw))}"
+
+
+def _named_by_its_changes(
+    scenario: Scenario, written: Scenario, changes: tuple[str, ...]
+) -> Scenario:
+    """The same scenario with what it changes of its file in name and description."""
+    if not changes:
+        return scenario
+    raw = dict(scenario.resolved)
+    if scenario.file.description == written.file.description:
+        raw["description"] = f"{scenario.file.description}; changed: {shown(changes)}"
+    return replace(
+        scenario,
+        name=f"{scenario.name} with {shown(changes)}",
+        directory_name=directory_name(scenario.directory_name, changes),
+        file=validate(ScenarioFile, raw, where=scenario.where),
+        resolved=raw,
+        changes=changes,
+    )
+
+
+def _without_figures_of(own: ScenarioFile, scenario: Scenario, changed: Sequence[str]) -> Scenario:
+    """The same scenario without the published figures of a file that are of other inputs.
+
+    Args:
+        changed: paths at which the scenario differs from that file.
+    """
+    fleet = scenario.file.fleet
+    # The trace that synthetic requests stand for, and they, are one source of requests.
+    same = ("file", "format") if fleet and fleet.requests.as_published else ()
+    inputs = [path for path in changed if path not in {f"fleet.requests.{name}" for name in same}]
+    left_out: list[str] = []
+    because: list[str] = []
+
+    def keeps(name: str, metric: str, *, of_file: bool) -> bool:
+        found = [path for path in inputs if matters(path, metric)] if of_file else []
+        if found:
+            left_out.append(name)
+            because.extend(found)
+        return not found
+
+    raw = copy.deepcopy(scenario.resolved)
+    file = scenario.file
+    if file.published:
+        raw["published"] = [
+            text
+            for text, figure in zip(raw["published"], file.published, strict=True)
+            if keeps(figure.name, figure.metric, of_file=figure in own.published)
+        ]
+    if file.collective and file.collective.published:
+        of_file = own.collective.published if own.collective else ()
+        raw["collective"]["published"] = [
+            text
+            for text, figure in zip(
+                raw["collective"]["published"], file.collective.published, strict=True
+            )
+            if keeps(figure.name, "", of_file=figure in of_file)
+        ]
+    gain, gain_of_file = (_published_speed_up(each) for each in (file, own))
+    if gain is not None and not keeps("speed-up", "speed_up", of_file=gain == gain_of_file):
+        del raw["serving_step"]["speculation"]["published_speed_up"]
+    if not left_out:
+        return scenario
+    return replace(
+        scenario,
+        file=validate(ScenarioFile, raw, where=scenario.where),
+        resolved=raw,
+        figures_left_out=(*scenario.figures_left_out, *left_out),
+        other_inputs=tuple(dict.fromkeys((*scenario.other_inputs, *because))),
+    )
+
+
+def _origin(path: Path, raw: Raw) -> Scenario | None:
+    """The shipped scenario whose published figures a file of the user repeats: they are of that
+    scenario's inputs, whatever the file makes of them."""
+    own = _raw_figures(raw)
+    if path.parent == SCENARIOS or not own:
+        return None
+    for name in known_scenarios():
+        shipped, where = _find(name)
+        shipped_raw = read_yaml(shipped, where=where)
+        if any(figure in own for figure in _raw_figures(shipped_raw)):
+            return _read(shipped, shipped_raw, {}, where=where)
+    return None
+
+
+def _raw_figures(raw: Raw) -> list[Any]:
+    holders = (raw, raw.get("collective"))
+    found = [holder.get("published") for holder in holders if isinstance(holder, dict)]
+    return [figure for figures in found if isinstance(figures, list) for figure in figures]
+
+
+def _content(scenario: Scenario) -> dict[str, Any]:
+    """All that a scenario says, in SI units, and what it names in the place of the names."""
+    read = {name: getattr(scenario.file, name) for name in ScenarioFile.model_fields}
+    named = (scenario.named_model, scenario.named_cluster, scenario.named_calibration)
+    return read | dict(zip(NAMED, named, strict=True))
+
+
+def _published_speed_up(file: ScenarioFile) -> float | None:
+    speculation = file.serving_step and file.serving_step.speculation
+    return speculation.published_speed_up if speculation else None
+
+
+def by_name(family: Mapping[str, _T], name: str, field: str) -> _T:
+    """The member of a family (SCHEDULES, COST_MODELS, ...) that a scenario names.
+
+    Raises:
+        ValueError: unknown name; the message lists the known ones.
+    """
+    check_names([name], family, field)
+    return family[name]
+
+
+def check_names(names: Collection[str], known: Collection[str], field: str) -> None:
+    """Raise ValueError for the first of `names` that is not among the known ones."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{field}: unknown name {name!r}; known: {', '.join(sorted(known))}")
+
+
+def write_resolved(scenario: Scenario) -> str:
+    """The scenario as YAML that reads back to the same one, with everything it names inside."""
+    return yaml.safe_dump(scenario.resolved, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _find(name_or_path: str) -> tuple[Path, str]:
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        return Path(name_or_path), name_or_path
+    if name_or_path not in known_scenarios():
+        raise ValueError(
+            f"unknown scenario {name_or_path!r}; known: {', '.join(known_scenarios())}; "
+            "or give a path to a .yaml file"
+        )
+    return SCENARIOS / f"{name_or_path}.yaml", f"scenarios/{name_or_path}.yaml"
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Read "path=value", the value as YAML. Raises ValueError for any other text."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ValueError(f"--set {text!r}: allowed: path=value, such as training.schedule=zb1p")
+    return path, parse_yaml(value, where=f"--set {text!r}")
+
+
+def _full_path(path: str, raw: Raw, where: str) -> str:
+    """The path from the root of the scenario; fields of its job may be given without the job."""
+    root = path.split(".", maxsplit=1)[0]
+    if root in ScenarioFile.model_fields:
+        return path
+    job = next((job for job in JOBS if raw.get(job) is not None), None)
+    of_job = JOBS[job].model_fields if job else {}
+    if root in of_job:
+        return f"{job}.{path}"
+    known = sorted({*ScenarioFile.model_fields, *of_job})
+    raise ValueError(f"{where}: --set {path}: unknown field {root!r}; known: {', '.join(known)}")
+
+
+def _expand(raw: Raw, changes: dict[str, Any], *, where: str) -> tuple[Raw, dict[str, str]]:
+    """Put the files that the scenario names in the place of their names, overrides applied.
+
+    The second result says where each of them came from, for messages.
+    """
+    expanded = copy.deepcopy(raw)
+    labels: dict[str, str] = {}
+    for root in NAMED:
+        value = expanded.get(root)
+        if value is None and not any(path.startswith(f"{root}.") for path in changes):
+            continue
+        if isinstance(value, str):
+            expanded[root], labels[root] = _read_named(root, value)
+        elif isinstance(value, dict):
+            labels[root] = f"{where}: {root}"
+        else:
+            raise ValueError(f"{where}: {root}: {value!r}; allowed: a name, a path or fields")
+        prefix = f"{root}."
+        inside = {
+            path.removeprefix(prefix): change
+            for path, change in changes.items()
+            if path.startswith(prefix)
+        }
+        if root == "model":
+            _check_model_fields(inside, expanded[root], labels[root])
+        change = _OVERRIDE.get(root, apply_overrides)
+        expanded[root] = change(expanded[root], inside, where=labels[root])
+    return expanded, labels
+
+
+_OVERRIDE = {"cluster": resolve_cluster, "calibration": override_calibration}
+"""{file that a scenario names: how its values are overridden, where others depend on them}"""
+
+
+def _check_model_fields(changes: Mapping[str, Any], raw: Raw, where: str) -> None:
+    """A config.json may hold fields that are ignored; a --set of such a field would do nothing."""
+    known = {field.name for field in fields(ModelConfig)} | set(raw)
+    for path in changes:
+        if path.split(".", maxsplit=1)[0] not in known:
+            raise ValueError(f"{where}: {path}: unknown field; known: {', '.join(sorted(known))}")
+
+
+def _read_named(root: str, name_or_path: str) -> tuple[Raw, str]:
+    match root:
+        case "model":
+            return read_config_file(name_or_path)
+        case "cluster":
+            return read_profile("clusters", name_or_path)
+        case _:
+            return read_profile("calibrations", name_or_path)

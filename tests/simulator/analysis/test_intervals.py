@@ -1,0 +1,126 @@
+"""Intervals: the same times as the engine, families move together, seeded."""
+
+import numpy as np
+import pytest
+
+from simulator.analysis.intervals import (
+    Draws,
+    interval,
+    order_spans,
+    serving_interval,
+    spans,
+    training_intervals,
+)
+from simulator.analysis.run import simulate
+from simulator.analysis.serving_metrics import serving_metrics
+from simulator.analysis.training_metrics import training_metrics
+from simulator.scenario.files import load_scenario
+
+RUN = simulate(load_scenario("dualpipe_h800_2048"))
+GAP = RUN.scenario.calibration.kernel_gap
+
+
+def test_without_uncertainty_every_chunk_takes_what_the_engine_says():
+    for chunk in RUN.step.chunks.values():
+        found = spans(chunk.log.graph, chunk.cost.seconds[:, None], np.array([GAP.value]))
+        assert found[0] == pytest.approx(chunk.log.span_s, rel=1e-9)
+
+
+def intervals(seed):
+    return training_intervals(
+        RUN.step,
+        calibration=RUN.scenario.calibration,
+        blocking=True,
+        seed=seed,
+    )
+
+
+def test_one_seed_gives_one_interval_and_it_holds_the_value():
+    first, again, other = intervals(0), intervals(0), intervals(1)
+    assert first == again
+    assert first != other
+    for name, value in (
+        ("step_time_s", RUN.step.step_time_s),
+        ("pair_time_s", RUN.step.pair.log.span_s),
+    ):
+        low, high = first[name]
+        assert low < value < high
+        assert high / low < 1.5
+
+
+def test_a_family_has_one_error():
+    draws = Draws(np.random.default_rng(0), common_share=0.5)
+    gemm = ("gemm", "fp8_e4m3", "bfloat16", False)
+    assert draws.of(gemm) is draws.of(gemm)
+    assert (draws.of(gemm) != draws.of(("gemm", "bfloat16", "bfloat16", False))).all()
+
+
+def test_rates_have_the_interval_of_the_step_and_all_can_be_left_out():
+    metrics = training_metrics(RUN)
+    low, high = metrics["interval_80"]["step_time_s"]
+    step = metrics["step_time_s"]
+    assert metrics["interval_80"]["tokens_per_day"] == pytest.approx(
+        [metrics["tokens_per_day"] * step / high, metrics["tokens_per_day"] * step / low]
+    )
+    assert sum(metrics["error_share"]["pair_time_s"].values()) == pytest.approx(1)
+    assert "interval_80" not in training_metrics(RUN, with_intervals=False)
+
+
+@pytest.fixture(scope="module")
+def decode():
+    return simulate(load_scenario("decode_ep128_profile"))
+
+
+def test_without_uncertainty_a_serving_step_takes_what_its_run_says(decode):
+    step = decode.step
+    seconds = step.times.seconds[step.model.places][:, None]
+    found = order_spans(step.model.order, seconds, np.array([step.model.job.kernel_gap.value]))
+    assert found[0] == pytest.approx(step.log.span_s, rel=1e-9)
+
+
+def test_a_serving_step_has_a_seeded_interval_that_holds_it(decode):
+    first, again, other = (serving_interval(decode.step, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert first[0] < decode.step.step_s < first[1]
+    assert other == pytest.approx(first, rel=0.02)
+
+
+def test_another_gpu_than_the_calibrations_widens_the_interval():
+    runs = [
+        simulate(load_scenario(name)).step for name in ("prefill_ep32_profile", "prefill_ep32_h100")
+    ]
+    ends = [serving_interval(step, seed=0) for step in runs]
+    widths = [(high - low) / step.step_s for step, (low, high) in zip(runs, ends, strict=True)]
+    assert widths[1] > widths[0] + 0.05
+
+
+def test_what_follows_from_a_serving_step_has_its_interval_and_all_can_be_left_out(decode):
+    metrics = serving_metrics(decode)
+    found = metrics["interval_80"]
+    step, node = metrics["step_time_s"], metrics["output_tokens_per_second_per_node"]
+    assert found["step_time_s"] == found["tpot_s"] == [found["low_s"], found["high_s"]]
+    assert found["output_tokens_per_second_per_node"] == pytest.approx(
+        [node * step / found["high_s"], node * step / found["low_s"]]
+    )
+    assert "interval_80" not in serving_metrics(decode, with_intervals=False)
+
+
+def test_the_ends_are_quantiles_widened_to_the_value():
+    samples = np.linspace(1, 2, 101)
+    assert interval(samples, value=1.5) == pytest.approx([1.1, 1.9])
+    assert interval(samples, value=0.9) == pytest.approx([0.9, 1.9])
+
+
+def test_what_transfers_achieve_is_part_of_a_steps_interval():
+    calibration = RUN.scenario.calibration
+    nic = calibration.transfers.nic.model_copy(update={"low": 0.2})
+    unsure = calibration.model_copy(
+        update={"transfers": calibration.transfers.model_copy(update={"nic": nic})}
+    )
+    found = [
+        training_intervals(RUN.step, calibration=given, blocking=True, seed=0)
+        for given in (calibration, unsure)
+    ]
+    assert found[1]["step_time_s"][1] > found[0]["step_time_s"][1] + 0.1
+    assert found[1]["pair_time_s"] == found[0]["pair_time_s"]

@@ -1,0 +1,210 @@
+"""Calibrate: held-out errors are real, noise is measured, files are complete and load again."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hardware_profiles.schema import load_calibration, load_cluster, load_gpu
+from hardware_profiles.tables import Measurement, load_measurements, write_measurements
+from simulator.calibration.fit import calibrate, calibrate_to_file, fit_families
+from simulator.calibration.restated_errors import transfer_errors
+from simulator.cli.app import app
+from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.kernels.families import calibration_measurements, operator_of
+
+SHARED = Path(__file__).resolve().parents[3] / ".." / "shared" / "measured"
+H800 = load_gpu("h800_sxm")
+BASE = load_calibration("h800_sxm")
+FLOOR = BASE.kernel_floor.value
+
+
+def row(m, n, k, seconds, kernel_set="made_up"):
+    return Measurement(
+        kind="gemm",
+        sizes=(("k", k), ("m", m), ("n", n)),
+        dtype="fp8_e4m3",
+        sms=132,
+        seconds=seconds,
+        spread=None,
+        source="made up",
+        conditions=(("out_dtype", "bfloat16"), ("set", kernel_set)),
+    )
+
+
+def made_up(*, noise=0.0, seed=0, kernel_set="made_up", slower=1.0):
+    """A kernel that reaches 60 % of the peak beyond a launch of 5 us."""
+    rng = np.random.default_rng(seed)
+    return [
+        row(
+            m, n, k,
+            slower * (5e-6 + 2 * m * n * k / (0.6 * 1979e12)) * math.exp(noise * rng.normal()),
+            kernel_set,
+        )
+        for m in (256, 512, 1024, 2048, 4096, 8192, 16384)
+        for n in (1536, 4096, 7168, 24576)
+        for k in (2048, 7168)
+    ]  # fmt: skip
+
+
+def test_a_kernel_that_follows_its_roofline_is_predicted_without_its_rows():
+    (fit,), held_out = fit_families(made_up(), gpu=H800, floor=FLOOR, tiles=BASE.tiles)
+    assert fit.interpolated.median < 0.05
+    assert fit.interpolated.rows + fit.edge.rows == fit.rows == len(held_out) == 56
+    assert fit.coverage["m"] == (256, 16384)
+    assert len(fit.worst) == 10
+
+
+def test_the_error_of_noisy_rows_is_at_least_their_noise():
+    quiet, noisy = (
+        fit_families(made_up(noise=noise), gpu=H800, floor=FLOOR, tiles=BASE.tiles)[0][0]
+        for noise in (0.0, 0.2)
+    )
+    assert noisy.interpolated.median > 0.07
+    assert noisy.interpolated.quantile_80 > 2 * quiet.interpolated.quantile_80
+
+
+def test_the_noise_floor_is_how_far_rows_of_one_tile_lie_apart():
+    rows = [row(m, 4096, 7168, 2e-5) for m in (1, 2, 3, 4)]
+    rows.append(row(64, 4096, 7168, 3e-5))
+    (fit,), _ = fit_families(rows, gpu=H800, floor=FLOOR, tiles=BASE.tiles)
+    assert fit.noise.rows == 5
+    assert fit.noise.worst == pytest.approx(1 / 3, abs=0.2)
+    assert fit.noise.median == 0
+
+
+def test_versions_of_a_kernel_never_share_a_fit():
+    both = [*made_up(kernel_set="old", slower=2.0), *made_up(kernel_set="new")]
+    apart = fit_families(both, gpu=H800, floor=FLOOR, tiles=BASE.tiles)[0]
+    alone = fit_families(made_up(kernel_set="new"), gpu=H800, floor=FLOOR, tiles=BASE.tiles)[0]
+    assert [fit.kernel_set for fit in apart] == ["new", "old"]
+    assert apart[0] == alone[0]
+
+
+def test_a_calibration_written_to_a_file_loads_and_predicts(tmp_path):
+    source, out = tmp_path / "rows.csv", tmp_path / "mine.yaml"
+    write_measurements(source, made_up())
+    result, written = calibrate_to_file([source], gpu="h800_sxm", out=out, base=None)
+    assert written == [out, out.with_suffix(".csv")]
+    loaded = load_calibration(str(out))
+    assert loaded.fits == result.profile.fits
+    assert loaded.kernel_sets == ("made_up",)
+    assert len(load_measurements(Path(loaded.measurements[0]))) == 56
+    model = KernelCostModel(
+        cluster=load_cluster("h800_2048"), calibration=loaded, expert_parallel_ranks=8
+    ).fit(calibration_measurements(loaded))
+    sizes = {"m": np.array([3000]), "n": np.array([4096]), "k": np.array([7168])}
+    predicted = model.predict_sizes(
+        "gemm", sizes, dtype="fp8_e4m3", out_dtype="bfloat16", sms=132, overlapped=False
+    )
+    truth = 5e-6 + 2 * 3000 * 4096 * 7168 / (0.6 * 1979e12)
+    assert predicted.seconds[0] == pytest.approx(truth, rel=0.1)
+    assert predicted.provenance[0] == "interpolated"
+
+
+def test_no_calibration_writes_over_its_source_or_a_table_of_somebody_else(tmp_path):
+    source, out = tmp_path / "t.csv", tmp_path / "t.yaml"
+    write_measurements(source, made_up())
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match=r"would replace the source .*t\.csv; allowed"):
+        calibrate_to_file([source], gpu="h800_sxm", out=out, base=None)
+    moved = source.rename(tmp_path / "rows.csv")
+    source.write_text("notes of my own\n")
+    with pytest.raises(ValueError, match=r"would replace .*t\.csv, which no calibration of that"):
+        calibrate_to_file([moved], gpu="h800_sxm", out=out, base=None)
+    assert source.read_text() == "notes of my own\n"
+    assert not out.exists()
+    source.unlink()
+    calibrate_to_file([moved], gpu="h800_sxm", out=out, base=None)
+    calibrate_to_file([moved], gpu="h800_sxm", out=out, base=None)
+    assert source.read_bytes() == before
+
+
+def test_the_command_prints_errors_and_counts_what_it_left_out(tmp_path):
+    source = tmp_path / "gemm.csv"
+    lines = [f"{m},7168,1536,{5 + m / 60},0.1" for m in (64, 128, 256, 512, 1024, 2048)]
+    source.write_text("m,k,n,latency_us,mfu\n" + "\n".join([*lines, "4096,7168,1536,-1,0"]))
+    out = tmp_path / "mine.yaml"
+    report = tmp_path / "report"
+    arguments = ["calibrate", str(source), "--gpu", "h800_sxm", "--out", str(out)]
+    arguments += ["--report", str(report)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "1 x set aside: latency_us is not positive: line 8" in result.output
+    assert "worst rows" in result.output
+    assert "read by gemm.csv: infersim_gemm, 6 rows" in result.output
+    assert (report / "report.html").is_file()
+    shown = CliRunner().invoke(app, ["show", "calibration", str(out)])
+    assert shown.exit_code == 0
+    assert "worst rows" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gpu": "h900"}, "unknown GPU"),
+        ({"out": "mine.txt"}, "ending in .yaml"),
+        ({"out": "/nowhere/mine.yaml"}, "no directory"),
+        ({"mappings": ("nothing",)}, "unknown mapping"),
+        ({"sets": ("nothing",)}, "kernel set 'nothing'"),
+    ],
+)
+def test_bad_arguments_are_one_line(tmp_path, changes, message):
+    source = tmp_path / "rows.csv"
+    write_measurements(source, made_up())
+    values = {"gpu": "h800_sxm", "out": tmp_path / "mine.yaml", "base": None}
+    values |= {**changes, **({"out": Path(changes["out"])} if "out" in changes else {})}
+    with pytest.raises(ValueError, match=message) as error:
+        calibrate_to_file([source], **values)
+    assert "\n" not in str(error.value)
+
+
+def test_a_transfer_uses_no_row_of_the_predicted_gpu():
+    cluster, calibration = load_cluster("h800_2048"), load_calibration("h200_sxm")
+    rows = [r for r in calibration_measurements(BASE) if r.kind == "attention_forward"]
+    slower = [dataclasses.replace(r, seconds=2 * r.seconds) for r in rows]
+    errors, doubled = (
+        transfer_errors(table, calibration=calibration, cluster=cluster) for table in (rows, slower)
+    )
+    for one, two in zip(errors, doubled, strict=True):
+        assert 1 + two.median == pytest.approx((1 + one.median) / 2)
+    with pytest.raises(ValueError, match="of h800_sxm itself"):
+        transfer_errors(rows, calibration=BASE, cluster=cluster)
+
+
+@pytest.mark.shared
+def test_left_out_rows_of_the_h200_tables_are_within_their_targets():
+    files = ["mla_decode.csv", "mla_prefill.csv"]
+    if not all((SHARED / "h200" / file).is_file() for file in files):
+        pytest.skip(f"no {SHARED / 'h200'}")
+    result = calibrate(
+        [SHARED / "h200" / file for file in files], gpu="h200_sxm", name="x", base=BASE
+    )
+    for kind, (median, p90) in {"mla_decode": (0.02, 0.07), "mla_prefill": (0.02, 0.09)}.items():
+        errors = [
+            abs(one.error)
+            for one in result.held_out
+            if one.measurement.kind == kind and not one.edge
+        ]
+        assert np.median(errors) <= median
+        assert np.quantile(errors, 0.9) <= p90
+
+
+def test_rows_that_a_calibration_leaves_out_are_judged_under_their_own_condition():
+    # how the pair predicted without its trace differs from it, kernel by kernel
+    calibration = load_calibration("h800_without_trace")
+    cluster = load_cluster("h800_2048")
+    table = calibration_measurements(BASE)
+    errors = transfer_errors(table, calibration=calibration, cluster=cluster)
+    assert {error.kernel_set for error in errors} == {"deepseek_training"}
+    (forward,) = (error for error in errors if error.family.startswith("attention_forward"))
+    op = operator_of(next(r for r in table if r.kind == "attention_forward" and r.sms == 112))
+    model = KernelCostModel(cluster=cluster, calibration=calibration, expert_parallel_ranks=8).fit(
+        calibration_measurements(calibration)
+    )
+    predicted = model.predict([op], sms=112, overlapped=True).seconds[0]
+    assert forward.predicted_s / forward.measured_s == pytest.approx(1 + forward.median)
+    assert forward.measured_s * (1 + forward.median) == pytest.approx(4 * predicted)

@@ -1,0 +1,148 @@
+"""Which prompts a pass computes: budgets, chunks, balance of ranks, priorities."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.execution.fleet.live_request import LiveRequest
+from simulator.execution.fleet.prefill_queue import PrefillPass, PrefillQueue
+from simulator.workload.requests import Request
+
+
+class Times:
+    """1 ms a pass, 10 us a token, 10 ns a token attended to."""
+
+    kv_capacity_tokens = 10**9
+    page_tokens = 1
+
+    def decode_step_s(self, batch: float, mean_context: float) -> float:
+        raise AssertionError("prefill only")
+
+    def prefill_pass_s(self, tokens: float, context: float) -> float:
+        return 0.001 + tokens * (10e-6 + context * 10e-9)
+
+
+def make_queue(ranks: int = 1, tokens: int = 1000, requests: int | None = None) -> PrefillQueue:
+    return PrefillQueue(Times(), ranks=ranks, tokens_per_pass=tokens, requests_per_pass=requests)
+
+
+def live(prompt: int, index: int = 0, priority: int = 0) -> LiveRequest:
+    return LiveRequest(Request(index, 0.0, prompt, 1, priority))
+
+
+def form(queue: PrefillQueue, ranks: int = 1, cached: int = 0) -> PrefillPass | None:
+    return queue.next_pass(
+        decoding=[0] * ranks, admit=lambda live, rank: True, begin=lambda live: cached
+    )
+
+
+def test_a_prompt_longer_than_the_budget_is_computed_in_chunks() -> None:
+    queue = make_queue()
+    queue.push(live(2500))
+    passes = [form(queue) for _ in range(3)]
+    assert [p.tokens for p in passes if p] == [1000, 1000, 500]
+    assert [len(p.completed) for p in passes if p] == [0, 0, 1]
+    # The second chunk attends to the first as well.
+    assert passes[1] is not None
+    assert passes[1].duration_s == pytest.approx(0.001 + 1000 * (10e-6 + 1500.5 * 10e-9))
+    assert queue.empty
+
+
+def test_a_prompt_counts_as_load_until_its_last_pass_has_ended() -> None:
+    queue = make_queue()
+    request = live(1000)
+    request.cost_s = 0.5
+    queue.push(request)
+    only = form(queue)
+    assert only is not None
+    assert (queue.empty, queue.cost_s) == (True, 0.5)
+    queue.settle(only)
+    assert queue.cost_s == 0.0
+
+
+def test_cached_tokens_are_attended_to_and_not_computed() -> None:
+    queue = make_queue()
+    queue.push(live(1000))
+    only = form(queue, cached=600)
+    assert only is not None
+    assert only.tokens == 400
+    assert only.duration_s == pytest.approx(0.001 + 400 * (10e-6 + (600 + 200.5) * 10e-9))
+
+
+def test_more_urgent_prompts_come_first_and_then_earlier_ones() -> None:
+    queue = make_queue(tokens=100)
+    for index, priority in ((0, 1), (1, 1), (2, 0)):
+        queue.push(live(100, index, priority))
+    order = []
+    for _ in range(3):
+        only = form(queue)
+        assert only is not None
+        order += [request.request.index for request in only.completed]
+    assert order == [2, 0, 1]
+
+
+def test_a_pass_starts_no_more_prompts_than_asked() -> None:
+    queue = make_queue(requests=2)
+    for index in range(5):
+        queue.push(live(10, index))
+    only = form(queue)
+    assert only is not None
+    assert len(only.started) == 2
+
+
+def test_a_prompt_without_kv_cache_holds_up_those_behind_it() -> None:
+    queue = make_queue()
+    queue.push(live(900, 0))
+    queue.push(live(10, 1))
+    refused = queue.next_pass(
+        decoding=[0], admit=lambda live, rank: live.context < 100, begin=lambda live: 0
+    )
+    assert refused is None
+    assert len(queue) == 2
+
+
+def test_decoding_requests_take_their_part_of_the_budget() -> None:
+    queue = make_queue()
+    queue.push(live(1000))
+    only = queue.next_pass(decoding=[300], admit=lambda live, rank: True, begin=lambda live: 0)
+    assert only is not None
+    assert only.tokens == 700
+
+
+def test_new_prompts_go_to_the_rank_with_least_work() -> None:
+    queue = make_queue(ranks=3)
+    for index, prompt in enumerate((900, 500, 400, 300)):
+        queue.push(live(prompt, index))
+    only = form(queue, ranks=3)
+    assert only is not None
+    assert [request.rank for request in only.started] == [0, 1, 2, 2]
+
+
+def test_a_long_prompt_does_not_hold_up_the_other_ranks() -> None:
+    """Far into a prompt every token costs more, so its rank takes fewer of them."""
+    queue = make_queue(ranks=2)
+    deep = live(200_000)
+    queue.push(deep)
+    longest = Times().prefill_pass_s(1000, 500.5)
+    while deep.computed < deep.context:
+        each = form(queue, ranks=2)
+        assert each is not None
+        assert each.duration_s <= longest * (1 + 1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(prompts=st.lists(st.integers(1, 3000), min_size=1, max_size=30), ranks=st.integers(1, 4))
+def test_every_token_is_computed_once_within_the_budgets(prompts: list[int], ranks: int) -> None:
+    queue = make_queue(ranks=ranks)
+    for index, prompt in enumerate(prompts):
+        queue.push(live(prompt, index))
+    done, computed = [], 0
+    while (each := form(queue, ranks)) is not None:
+        assert 0 < each.tokens <= 1000 * ranks
+        computed += each.tokens
+        done += each.completed
+        queue.settle(each)
+    assert computed == sum(prompts)
+    assert sorted(request.request.index for request in done) == list(range(len(prompts)))
+    assert queue.empty
+    assert queue.cost_s == 0.0

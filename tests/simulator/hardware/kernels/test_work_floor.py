@@ -1,0 +1,135 @@
+"""More work takes no less time: attention by its rows, products by what more rows would take."""
+
+import numpy as np
+import pytest
+
+from hardware_profiles.schema import load_calibration, load_cluster
+from reference_model.trace import Operator
+from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.kernels.families import calibration_measurements
+from simulator.hardware.kernels.roofline import batch_of
+from simulator.hardware.kernels.work_floor import RisingRows, WorkFloor, rising
+
+SEQUENCES = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512])
+CONTEXTS = np.array([1024, 1536, 2048, 3000, 4096, 8192, 16384, 32768, 65536])
+ROUNDING = 1e-9
+FEW, LARGEST_DIP = 3, 0.03
+"""Below so many sequences no row lies at the context itself, and a dip of less remains."""
+
+
+def decode(sequences, kv_length):
+    sizes = {
+        "sequences": sequences, "kv_length": kv_length, "query_length": 1,
+        "heads": 128, "latent_dim": 512, "rope_dim": 64,
+    }  # fmt: skip
+    return Operator(
+        name="attention.core",
+        kind="mla_decode",
+        phase="forward",
+        segment="attention",
+        dtype="bfloat16",
+        out_dtype="bfloat16",
+        sizes=tuple(sorted(sizes.items())),
+        recompute=False,
+        accumulate=False,
+    )
+
+
+def floor_of(*rows, sms=132.0):
+    operators = [decode(sequences, length) for sequences, length, _ in rows]
+    seconds = np.log([seconds for *_, seconds in rows])
+    return WorkFloor(batch_of(operators), np.full(len(rows), sms), seconds)
+
+
+def raised(floor, sequences, kv_length, seconds, *, sms=132.0):
+    batch = batch_of([decode(sequences, kv_length)])
+    return float(np.exp(floor.raise_to(np.log([seconds]), batch, np.array([sms]))[0]))
+
+
+def test_more_of_any_size_takes_at_least_the_longest_smaller_row():
+    floor = floor_of((1, 1024, 20.0), (16, 1024, 25.0), (1, 4096, 22.0))
+    assert raised(floor, 8, 1024, 10.0) == pytest.approx(20)
+    assert raised(floor, 8, 8192, 10.0) == pytest.approx(22)
+    assert raised(floor, 16, 8192, 10.0) == pytest.approx(25)
+
+
+def test_a_longer_time_stays():
+    assert raised(floor_of((1, 1024, 20.0)), 8, 2048, 30.0) == pytest.approx(30)
+
+
+def test_a_row_says_nothing_of_less_work_or_of_more_sms():
+    floor = floor_of((16, 4096, 50.0))
+    assert raised(floor, 8, 8192, 10.0) == pytest.approx(10)
+    assert raised(floor, 16, 2048, 10.0) == pytest.approx(10)
+    assert raised(floor, 16, 4096, 10.0, sms=148.0) == pytest.approx(10)
+    assert raised(floor, 16, 4096, 10.0, sms=108.0) == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "cluster"),
+    [("h800_decode", "h800_2048"), ("h800_sxm", "h800_2048"), ("h200_sxm", "h200_8")],
+)
+def test_attention_of_more_sequences_or_longer_contexts_takes_no_less(calibration, cluster):
+    profile = load_calibration(calibration)
+    costs = KernelCostModel(
+        cluster=load_cluster(cluster), calibration=profile, expert_parallel_ranks=8
+    ).fit(calibration_measurements(profile))
+    operators = [decode(int(s), int(length)) for s in SEQUENCES for length in CONTEXTS]
+    seconds = costs.predict(operators, sms=132, overlapped=False).seconds
+    grid = seconds.reshape(len(SEQUENCES), len(CONTEXTS))
+    assert (np.diff(grid, axis=1) >= -ROUNDING * grid[:, 1:]).all()
+    few = SEQUENCES[:-1] < FEW
+    dips = -np.diff(grid, axis=0) / grid[1:]
+    assert (dips[~few] <= ROUNDING).all()
+    assert dips[few].max() < LARGEST_DIP
+
+
+@pytest.mark.parametrize(
+    ("seconds", "measured", "expected"),
+    [
+        # A measured row that a larger measured one beats is noise.
+        ([16.4, 13.5, 10.9, 11.7], "1111", [10.9, 10.9, 10.9, 11.7]),
+        # What was not measured gives way to what was, on both sides.
+        ([9.0, 12.0, 8.0, 11.0], "1001", [9.0, 9.0, 9.0, 11.0]),
+        ([9.0, 20.0, 10.0, 11.0], "0010", [9.0, 10.0, 10.0, 11.0]),
+        # Without a measured row each takes the least at no fewer rows.
+        ([5.0, 7.0, 6.0, 8.0], "0000", [5.0, 6.0, 6.0, 8.0]),
+    ],
+)
+def test_times_of_products_rise_and_measured_ones_decide(seconds, measured, expected):
+    flags = np.array([[flag == "1" for flag in measured]])
+    assert rising(np.array([seconds]), flags).tolist() == [expected]
+
+
+def product(*rows):
+    def gemm(m):
+        return Operator(
+            name="gemm",
+            kind="gemm",
+            phase="forward",
+            segment="mlp",
+            dtype="bfloat16",
+            out_dtype="bfloat16",
+            sizes=(("k", 512), ("m", m), ("n", 512)),
+            recompute=False,
+            accumulate=False,
+        )
+
+    return batch_of([gemm(m) for m in rows])
+
+
+def scan(batch, sms):
+    """Seconds as many as rows, but for a spike at 64; at peak a step of 128 rows each."""
+    m = batch.sizes[:, batch.names.index("m")].astype(float)
+    return np.where(m == 64, 500.0, m), np.zeros(len(m), dtype=bool), np.ceil(m / 128) * 128
+
+
+def test_between_the_rows_that_are_scanned_time_goes_as_at_the_peak():
+    known = RisingRows("gemm", scan, np.empty(0))
+    batch = product(48, 56, 64, 128, 2100, 2304, 2**21)
+    alone, _, at_peak = scan(batch, None)
+    found = known.seconds(batch, np.full(len(alone), 132.0), alone, at_peak)
+    # The spike at 64 takes what 128 rows do, and so do 56, in the same tiles. 2,100 rows lie
+    # between 2,048 and 2,304 scanned ones: 17 tiles between 16 and 18.
+    between = 2048 * (2304 / 2048) ** (np.log(17 / 16) / np.log(18 / 16))
+    assert found == pytest.approx([48, 128, 128, 128, between, 2304, 2**21])

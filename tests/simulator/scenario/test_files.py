@@ -1,0 +1,248 @@
+"""Scenarios load whole, take overrides by path, and refuse what is wrong in one clear line."""
+
+import pytest
+import yaml
+
+from reports.tables import left_out_note
+from simulator.scenario.files import known_scenarios, load_scenario, write_resolved
+
+MAIN = "dualpipe_h800_2048"
+
+
+@pytest.mark.parametrize("name", known_scenarios())
+def test_every_shipped_scenario_loads_and_reads_back_from_its_resolved_form(name, tmp_path):
+    scenario = load_scenario(name)
+    copy = tmp_path / f"{name}.yaml"
+    copy.write_text(write_resolved(scenario))
+    again = load_scenario(str(copy))
+    assert again.resolved == scenario.resolved
+    assert again.file == scenario.file
+    assert again.named_model == scenario.named_model
+    assert again.named_cluster == scenario.named_cluster
+    assert again.named_calibration == scenario.named_calibration
+
+
+def test_a_job_that_needs_what_the_scenario_does_not_name_says_so():
+    scenario = load_scenario(MAIN, ["model=null"])
+    with pytest.raises(ValueError, match="model is missing; a training job needs it"):
+        _ = scenario.model
+
+
+def test_overrides_reach_the_job_the_cluster_the_model_and_the_calibration():
+    scenario = load_scenario(
+        MAIN,
+        [
+            "training.schedule=zb1p",
+            "cluster.node.nic.bandwidth=200 Gbit/s",
+            "cluster.node.gpu.sms=100",
+            "model.num_hidden_layers=60",
+            "calibration.kernel_gap.value=1 us",
+        ],
+    )
+    assert scenario.file.training.schedule == "zb1p"
+    assert scenario.cluster.node.nic.bandwidth == 25e9
+    assert scenario.cluster.node.gpu.sms == 100
+    assert scenario.model.num_hidden_layers == 60
+    assert scenario.calibration.kernel_gap.value == 1e-6
+
+
+SPELLED_OUT = ("embedding + 3 dense + 1 moe", "14 x (4 moe)", "1 moe + head + mtp")
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        (["training.ep=32"], SPELLED_OUT),
+        (["training.pp=16"], SPELLED_OUT),
+        (["training.pp=8"], "default"),
+        (["training.schedule=1f1b"], "default"),
+        (["model.num_hidden_layers=60"], "default"),
+        (["training.schedule=1f1b", "training.stages=[58 moe]"], ("58 moe",)),
+    ],
+)
+def test_stages_are_kept_only_for_the_pipeline_and_model_that_they_are_written_for(changes, stages):
+    training = load_scenario(MAIN, changes)
+    assert training.file.training.stages == stages
+    source = training.resolved["training"]["sources"]["stages"]
+    assert source.startswith("chosen by the run") == (stages == "default")
+
+
+def test_fields_of_the_job_may_be_given_without_its_name():
+    assert load_scenario(MAIN, ["schedule=1f1b"]).file.training.schedule == "1f1b"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainin.schedule=zb1p", "unknown field 'trainin'; known: .*training"),
+        ("training.schedul=zb1p", "training.schedul: unknown field; known: .*schedule"),
+        ("training.pp=-3", "training.pp: -3 is not allowed"),
+        ("training.pp=two", "training.pp: 'two' is not allowed"),
+        ("cluster.node.nic.bandwidth=3", "node.nic.bandwidth: 3 has no unit"),
+        ("cluster.node.nic.bandwidth=3 GB", "GB/s"),
+        ("cluster.nod.gpus=8", "'nod' has no fields to set; known here with fields: .*node"),
+        ("cluster=h900", "unknown cluster 'h900'; known: .*h800_2048"),
+        ("cluster.node.gpu=h900", "unknown GPU 'h900'; known: .*h800_sxm"),
+        ("calibration=none", "unknown calibration 'none'; known: .*h800_sxm"),
+        ("model=gpt", "'gpt' is neither a .json file nor one of"),
+        ("training=null", "0 jobs given"),
+        ("schedule", "allowed: path=value"),
+        ("training.pp=[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_says_what_is_allowed(override, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_scenario(MAIN, [override])
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_scenario_names_the_known_ones():
+    with pytest.raises(ValueError, match=rf"unknown scenario 'nope'; known: .*{MAIN}"):
+        load_scenario("nope")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: [", r"line \d: not valid YAML"),
+        ("- a\n- b\n", "expected fields with values"),
+        ("a: 1\na: 2\n", "'a' is given twice"),
+    ],
+)
+def test_a_broken_file_is_one_line_that_names_it(text, message, tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_scenario(str(path))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_published_figure_with_a_unit_reads_as_seconds():
+    figures = {figure.metric: figure for figure in load_scenario(MAIN).file.published}
+    assert figures["pair_time_s"].si_value == pytest.approx(0.129)
+    assert figures["mfu_causal"].si_value == 0.3894
+
+
+def figures(scenario):
+    collective = scenario.file.collective
+    return len(scenario.file.published) + (len(collective.published) if collective else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "kept"),
+    [
+        (MAIN, "training.pp=8", 0),
+        (MAIN, "sequence_length=2048", 0),
+        (MAIN, "training.expert_load=1.3", 0),
+        (MAIN, "cluster.failures=[plane:3@2.0s]", 0),
+        (MAIN, "cluster=gb200_nvl72", 0),
+        (MAIN, "cluster.node.gpu=h100_sxm", 0),
+        (MAIN, "model.num_hidden_layers=60", 0),
+        (MAIN, "calibration=h800_without_trace", 0),
+        (MAIN, "calibration.kernel_gap.value=1 us", 0),
+        # What changes nothing, and what moves no figure.
+        (MAIN, "seed=3", 14),
+        (MAIN, "description=mine", 14),
+        (MAIN, "cluster.gpu_price=3 USD/h", 14),
+        (MAIN, "calibration.kernel_gap.high=9 us", 14),
+        (MAIN, "cluster=h800_2048", 14),
+        (MAIN, "training.pp=16", 14),
+        (MAIN, "cluster.node.nic.bandwidth=50 GB/s", 14),  # 400 Gbit/s in other words
+        ("deepep_normal", "vary_gpus=[16]", 8),
+        ("deepep_normal", "operation.moe.tokens=2048", 0),
+        ("decode_ep144_day6", "requests.context_tokens=1024", 0),
+        ("day6_service", "requests.synthetic.rate=100 Hz", 0),
+        ("day6_service", "interval_requests=100", 8),
+        ("mooncake_conversation", "requests.file=traces/mooncake_conversation.jsonl", 1),
+        ("mooncake_conversation", "kv_admission=reserve", 0),
+    ],
+)
+def test_published_figures_stand_only_beside_the_inputs_of_their_file(name, override, kept):
+    whole = figures(load_scenario(name))
+    scenario = load_scenario(name, [override])
+    assert figures(scenario) == kept
+    assert len(scenario.figures_left_out) == whole - kept
+
+
+def test_a_price_moves_published_costs_and_nothing_else(tmp_path):
+    path = tmp_path / "priced.yaml"
+    cost = "{name: cost, metric: cost_usd_per_trillion_tokens, value: 1, source: a paper}"
+    time = "{name: time, metric: step_time_s, value: 1 s, source: a paper}"
+    resolved = write_resolved(load_scenario(MAIN, [f"published=[{cost}, {time}]"]))
+    path.write_text(resolved)
+    scenario = load_scenario(str(path), ["cluster.gpu_price=3 USD/h"])
+    assert [figure.name for figure in scenario.file.published] == ["time"]
+    assert scenario.figures_left_out == ("cost",)
+
+
+def test_figures_that_come_with_the_changes_are_of_the_changed_inputs():
+    mine = "published=[{name: mine, metric: step_time_s, value: 30 s, source: me}]"
+    scenario = load_scenario(MAIN, ["training.pp=8", mine])
+    assert [figure.name for figure in scenario.file.published] == ["mine"]
+    assert scenario.changes == ("training.pp=8",)
+
+
+def test_a_published_gain_of_drafting_leaves_with_the_batch_that_it_is_of():
+    kept = load_scenario("mtp_one_node", ["seed=1"])
+    changed = load_scenario("mtp_one_node", ["requests.context_tokens=512"])
+    assert kept.file.serving_step.speculation.published_speed_up == 1.8
+    assert changed.file.serving_step.speculation.published_speed_up is None
+    assert changed.figures_left_out == ("speed-up",)
+
+
+def test_a_changed_scenario_is_called_so_wherever_it_is_shown(tmp_path):
+    scenario = load_scenario(MAIN, ["schedule=1f1b", "training.pp=8", "seed=0"])
+    assert scenario.name == f"{MAIN} with training.pp=8, training.schedule=1f1b"
+    assert scenario.directory_name == f"{MAIN}+training.pp=8+training.schedule=1f1b"
+    assert scenario.file.description == (
+        "DeepSeek-V3 pre-training step on 2,048 H800, DualPipe PP16, EP64, FP8; "
+        "changed: training.pp=8, training.schedule=1f1b"
+    )
+    # What was left out stays left out where the resolved scenario is run again.
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(write_resolved(scenario))
+    assert load_scenario(str(copy)).file == scenario.file
+
+
+def test_values_of_an_exchanged_cluster_that_are_set_back_are_named_too():
+    changes = ["cluster=h200_32", "cluster.nodes=256"]
+    assert load_scenario(MAIN, changes).changes == tuple(changes)
+
+
+def test_a_file_that_says_too_little_by_itself_takes_the_rest_from_its_overrides(tmp_path):
+    path = tmp_path / "open.yaml"
+    raw = yaml.safe_load(write_resolved(load_scenario(MAIN)))
+    del raw["training"]["pp"]
+    path.write_text(yaml.safe_dump(raw))
+    scenario = load_scenario(str(path), ["training.pp=16"])
+    assert scenario.name == "open with training.pp=16"
+    assert scenario.file.published == ()
+
+
+def test_a_copy_of_a_shipped_scenario_keeps_its_figures_only_while_it_keeps_its_inputs(tmp_path):
+    path = tmp_path / "copy.yaml"
+    path.write_text(write_resolved(load_scenario(MAIN)))
+    assert len(load_scenario(str(path)).file.published) == 14
+    path.write_text(path.read_text().replace("\n  pp: 16\n", "\n  pp: 8\n"))
+    edited = load_scenario(str(path))
+    assert edited.file.training.pp == 8
+    assert edited.file.published == ()
+    assert len(edited.figures_left_out) == 14
+    assert (edited.name, edited.changes) == ("copy", ())
+    assert edited.other_inputs == ("training.pp",)
+    note = "14 published figures are left out, being for other inputs (changed: training.pp)."
+    assert left_out_note(edited) == note
+
+
+def test_a_file_that_bears_the_name_of_a_shipped_scenario_has_a_directory_of_its_own(tmp_path):
+    path = tmp_path / f"{MAIN}.yaml"
+    path.write_text(write_resolved(load_scenario(MAIN, ["training.pp=8"])))
+    named = load_scenario(str(path)).directory_name
+    assert named.startswith(f"{MAIN}-")
+    assert named != load_scenario(MAIN).directory_name
+
+
+def test_the_resolved_form_keeps_units_as_text():
+    resolved = yaml.safe_load(write_resolved(load_scenario(MAIN)))
+    assert resolved["cluster"]["node"]["nic"]["bandwidth"] == "400 Gbit/s"
