@@ -85,7 +85,7 @@ from simulator.hardware.kernels.roofline import (
     least_seconds,
     waves_and_bytes,
 )
-from simulator.hardware.kernels.work_floor import PADDED, RisingRows
+from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, PADDED, RisingRows, WorkFloor
 from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel, Reach
 from simulator.hardware.network.transfer_times import LINK_KINDS
 
@@ -193,6 +193,7 @@ class KernelCostModel:
         self.all_to_all_ = self._all_to_all(self.calibration, rows)
         self._rows = rows
         self._rising_rows: dict[tuple[bool, Family], RisingRows] = {}
+        self._carried_floors: dict[tuple[bool, Family], WorkFloor] = {}
         self._measured_gpu = load_gpu(self.calibration.gpu)
         self._transferred = not same_compute(self._measured_gpu, self.cluster.node.gpu)
         self._conditions = Conditions(self._measured_gpu, self.calibration.overlap)
@@ -403,14 +404,19 @@ class KernelCostModel:
     def _of_batch(
         self, family: Family, batch: Batch, sms: Array, overlapped: bool
     ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
-        """Of distinct operators of one family; a product never takes longer than one of more rows.
+        """Of distinct operators of one family; a product never takes longer than one of more rows,
+        attention no less than a row with less work.
 
         A row that a larger one beats no longer counts as measured.
         """
         answer = self._one_by_one(family, batch, sms, overlapped)
+        alone, low, high, provenance = answer
+        floor = self._carried_floor(family, overlapped)
+        if floor is not None:
+            seconds = np.exp(floor.raise_to(np.log(alone), batch, sms))
+            return seconds, low * (seconds / alone), high * (seconds / alone), provenance
         if family[0] not in PADDED:
             return answer
-        alone, low, high, provenance = answer
         at_peak = self._at_peak(family, batch, sms)
         seconds = self._rising(family, overlapped).seconds(batch, sms, alone, at_peak)
         gpu = self.cluster.node.gpu
@@ -433,6 +439,23 @@ class KernelCostModel:
         measured = {dict(row.sizes)[PADDED[kind]] for row in self._rows if row.kind == kind}
         made = RisingRows(kind, scan, np.array(sorted(measured), dtype=np.float64))
         return self._rising_rows.setdefault((overlapped, family), made)
+
+    def _carried_floor(self, family: Family, overlapped: bool) -> WorkFloor | None:
+        """Lower bounds of attention by the rows of another GPU, as they are carried to this one:
+        what is latency there and what is at a ceiling scale apart. None for other kernels."""
+        if family[0] not in MONOTONE_KINDS:
+            return None
+        answering = self._answering(family)
+        model, _ = answering._model(family, overlapped)
+        if model is None or not answering._transferred:
+            return None
+        key = (overlapped, family)
+        if key not in self._carried_floors:
+            sms = np.full(len(model.base_rows), float(self.cluster.node.gpu.sms))
+            seconds = self._one_by_one(family, model.base_rows.batch, sms, overlapped)[0]
+            floor = WorkFloor(model.base_rows.batch, sms, np.log(seconds))
+            self._carried_floors[key] = floor
+        return self._carried_floors[key]
 
     def _at_peak(self, family: Family, batch: Batch, sms: Array) -> Array:
         """[operators] seconds at this GPU's peaks, by the tiles of the family's kernels."""

@@ -265,12 +265,17 @@ class FamilyModel:
         provenance = np.where(exact | between, INTERPOLATED, EXTRAPOLATED)
         return np.where(measured, MEASURED, provenance).astype(np.intp), spread
 
+    @property
+    def base_rows(self) -> Rows:
+        """Of the kernel set with most."""
+        return self._sets[self._base]
+
     @cached_property
     def _work_floor(self) -> WorkFloor | None:
         """Lower bounds from the rows of the set with most, for kinds that have them."""
         if self.kind not in MONOTONE_KINDS:
             return None
-        rows = self._sets[self._base]
+        rows = self.base_rows
         return WorkFloor(rows.batch, rows.sms, self._between(rows.batch, rows.sms, rows.ideal))
 
     def _on_base(self, batch: Batch, sms: Array, ideal: Ideal) -> Array:

@@ -147,28 +147,32 @@ class WorkFloor:
             sms: [rows] that they had.
             log_seconds: [rows] what the family's model says for them.
         """
-        self._work, first = np.unique(_work(batch, sms), axis=0, return_index=True)
+        work = np.column_stack([batch.sizes.astype(np.float64), sms])
+        work, first = np.unique(work, axis=0, return_index=True)
+        self._sizes, self._sms = work[:, :-1], work[:, -1]
         self._log_seconds = log_seconds[first]
-        self._varies = np.ptp(self._work, axis=0) > 0
+        self._varies = np.ptp(self._sizes, axis=0) > 0
 
     def raise_to(self, log_seconds: Array, batch: Batch, sms: Array) -> Array:
-        """[operators] log seconds, raised to the longest row with no more work on no fewer SMs."""
-        work = _work(batch, sms)
+        """[operators] log seconds, raised to the longest row with no more work.
+
+        On more SMs than a row had, its time shrinks by no more than their share.
+        """
+        sizes = batch.sizes.astype(np.float64)
         fixed = ~self._varies
-        comparable = np.flatnonzero((work[:, fixed] >= self._work[0, fixed]).all(axis=1))
-        work = work[np.ix_(comparable, self._varies)]
+        comparable = np.flatnonzero((sizes[:, fixed] >= self._sizes[0, fixed]).all(axis=1))
+        sizes, log_sms = sizes[np.ix_(comparable, self._varies)], np.log(sms[comparable])
         raised = log_seconds.copy()
         lowest = np.full(len(comparable), -np.inf)
-        for row, seconds in zip(
-            self._work[:, self._varies], self._log_seconds.tolist(), strict=True
-        ):
-            larger = (work >= row).all(axis=1)
-            lowest[larger] = np.maximum(lowest[larger], seconds)
+        rows = zip(
+            self._sizes[:, self._varies],
+            np.log(self._sms).tolist(),
+            self._log_seconds.tolist(),
+            strict=True,
+        )
+        for row, row_log_sms, seconds in rows:
+            least = seconds - np.maximum(log_sms - row_log_sms, 0.0)
+            larger = (sizes >= row).all(axis=1)
+            lowest = np.where(larger, np.maximum(lowest, least), lowest)
         raised[comparable] = np.maximum(raised[comparable], lowest)
         return raised
-
-
-def _work(batch: Batch, sms: Array) -> Array:
-    """[operators, sizes + 1] what takes longer the larger it is: sizes, and fewer SMs."""
-    work: Array = np.column_stack([batch.sizes.astype(np.float64), -sms])
-    return work

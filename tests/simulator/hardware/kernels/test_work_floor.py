@@ -57,17 +57,28 @@ def test_a_longer_time_stays():
     assert raised(floor_of((1, 1024, 20.0)), 8, 2048, 30.0) == pytest.approx(30)
 
 
-def test_a_row_says_nothing_of_less_work_or_of_more_sms():
+def test_a_row_says_nothing_of_less_work():
     floor = floor_of((16, 4096, 50.0))
     assert raised(floor, 8, 8192, 10.0) == pytest.approx(10)
     assert raised(floor, 16, 2048, 10.0) == pytest.approx(10)
-    assert raised(floor, 16, 4096, 10.0, sms=148.0) == pytest.approx(10)
+
+
+def test_more_sms_shorten_a_row_by_no_more_than_their_share():
+    floor = floor_of((16, 4096, 50.0))
     assert raised(floor, 16, 4096, 10.0, sms=108.0) == pytest.approx(50)
+    assert raised(floor, 16, 4096, 10.0, sms=148.0) == pytest.approx(50 * 132 / 148)
 
 
 @pytest.mark.parametrize(
     ("calibration", "cluster"),
-    [("h800_decode", "h800_2048"), ("h800_sxm", "h800_2048"), ("h200_sxm", "h200_8")],
+    [
+        ("h800_decode", "h800_2048"),
+        ("h800_sxm", "h800_2048"),
+        ("h200_sxm", "h200_8"),
+        ("h800_decode", "gb200_nvl72"),
+        ("h20_sxm", "h20_32"),
+        ("gb200", "gb200_nvl72"),
+    ],
 )
 def test_attention_of_more_sequences_or_longer_contexts_takes_no_less(calibration, cluster):
     profile = load_calibration(calibration)
@@ -75,13 +86,17 @@ def test_attention_of_more_sequences_or_longer_contexts_takes_no_less(calibratio
         cluster=load_cluster(cluster), calibration=profile, expert_parallel_ranks=8
     ).fit(calibration_measurements(profile))
     operators = [decode(int(s), int(length)) for s in SEQUENCES for length in CONTEXTS]
-    seconds = costs.predict(operators, sms=132, overlapped=False).seconds
+    sms = costs.cluster.node.gpu.sms
+    seconds = costs.predict(operators, sms=sms, overlapped=False).seconds
     grid = seconds.reshape(len(SEQUENCES), len(CONTEXTS))
-    assert (np.diff(grid, axis=1) >= -ROUNDING * grid[:, 1:]).all()
-    few = SEQUENCES[:-1] < FEW
-    dips = -np.diff(grid, axis=0) / grid[1:]
-    assert (dips[~few] <= ROUNDING).all()
-    assert dips[few].max() < LARGEST_DIP
+    few = SEQUENCES < FEW
+    longer = -np.diff(grid, axis=1) / grid[:, 1:]
+    assert (longer[~few] <= ROUNDING).all()
+    # Carried from another GPU a context between those of rows may dip as well.
+    assert longer[few].max() < (0.001 if cluster == "gb200_nvl72" else ROUNDING)
+    more = -np.diff(grid, axis=0) / grid[1:]
+    assert (more[~few[:-1]] <= ROUNDING).all()
+    assert more[few[:-1]].max() < LARGEST_DIP
 
 
 @pytest.mark.parametrize(
