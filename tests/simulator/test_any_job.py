@@ -1,0 +1,213 @@
+"""What holds for every training and serving step that a user may ask for, not only the shipped.
+
+Jobs are drawn at random: GPU, nodes, pipeline, expert parallelism, schedule, model, batch, load. A
+job runs or is refused with one line that names a way out; no faster machine slows it, no skew
+speeds it up, and nothing is lost on the way. A few are tried in every run of the suite, many in
+the slow one.
+"""
+
+import json
+import re
+from dataclasses import asdict
+
+import pytest
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
+from serving_checks import check_step
+
+from reference_model.config import parameter_counts
+from simulator.analysis.run import simulate
+from simulator.analysis.training_metrics import rank_times
+from simulator.scenario.files import load_scenario
+from simulator.workload.layout import layer_counts, stage_texts
+from simulator.workload.memory import layer_parameters
+from simulator.workload.schedules import SCHEDULES
+
+GPUS = ("h800_sxm", "h100_sxm", "h200_sxm", "h20_sxm", "b200_sxm", "gb200")
+BANDWIDTHS = ("node.nic.bandwidth", "node.gpu.nvlink_bandwidth", "node.gpu.hbm_bandwidth")
+TILE_WAVES = 0.002
+"""A step on more SMs may take this much longer: with other tiles some products end in a fuller
+last wave and others in an emptier one."""
+WAY_OUT = re.compile(r"allowed|known|would fit|more ranks in|must be|must have|record one with")
+
+FEW, MANY = (
+    settings(
+        max_examples=examples,
+        deadline=None,
+        phases=(Phase.explicit, Phase.generate),
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    for examples in (5, 150)
+)
+
+
+@st.composite
+def training_jobs(draw):
+    """Changes of the shipped training step: some GPU, layout, schedule, model, batch and load."""
+    gpu = draw(st.sampled_from(GPUS))
+    pp = draw(st.sampled_from([1, 2, 4, 6, 8, 16]))
+    ep = draw(st.sampled_from([4, 8, 16, 24, 32, 64]))
+    replicas = draw(st.integers(1, 3))
+    gpus = pp * ep * replicas
+    assume(gpus % 8 == 0)
+    layers = draw(st.integers(max(3 + pp, 4), 3 + 4 * pp))
+    schedule = draw(st.sampled_from(sorted(SCHEDULES)))
+    microbatches = 2 * pp + draw(st.integers(0, 2 * pp))
+    return [
+        f"cluster.nodes={gpus // 8}",
+        f"cluster.node.gpu={gpu}",
+        f"calibration={gpu}",
+        f"model.num_hidden_layers={layers}",
+        f"training.pp={pp}",
+        f"training.ep={ep}",
+        f"training.schedule={schedule}",
+        f"training.global_batch_sequences={ep * replicas * microbatches}",
+        f"training.sequence_length={draw(st.sampled_from([1024, 4096]))}",
+        f"training.communication_sms={draw(st.sampled_from([8, 20, 24]))}",
+        f"training.expert_load={draw(st.sampled_from([1.0, 1.25]))}",
+    ]
+
+
+def run(changes):
+    return simulate(load_scenario("dualpipe_h800_2048", changes))
+
+
+def check_training_job(changes):
+    try:
+        result = run(changes)
+    except ValueError as refusal:
+        check_refusal(str(refusal))
+        return
+    check_conservation(result)
+    # A machine that is faster may choose other stages, as even and at most 1% slower.
+    changes = [*changes, f"training.stages={json.dumps(stage_texts(result.stages))}"]
+    step = result.step.step_time_s
+    node = result.scenario.cluster.node
+    for path in BANDWIDTHS:
+        *_, owner, field = ("cluster", *path.split("."))
+        value = getattr(node.nic if owner == "nic" else node.gpu, field)
+        faster = run([*changes, f"cluster.{path}={2 * value / 1e9} GB/s"])
+        assert faster.step.step_time_s <= step * (1 + 1e-9), path
+    wider = run([*changes, f"cluster.node.gpu.sms={node.gpu.sms * 9 // 8}"])
+    assert wider.step.step_time_s <= step * (1 + TILE_WAVES)
+    if result.job.expert_load > 1.0:
+        even = run([*changes, "training.expert_load=1.0"])
+        assert even.step.step_time_s <= step
+
+
+def check_refusal(message):
+    assert "\n" not in message
+    assert WAY_OUT.search(message), message
+
+
+def check_conservation(result):
+    """Every layer lies on one stage, every rank's time and memory is the sum of its parts, and the
+    parameters of all GPUs of a pipeline are the model's."""
+    step, model = result.step.step_time_s, result.scenario.model
+    for times in rank_times(result.step):
+        parts = asdict(times)
+        del parts["exposed_communication_s"], parts["hidden_communication_s"]
+        assert sum(parts.values()) == pytest.approx(step, rel=1e-12)
+        assert times.bubble_s > -1e-9
+    for memory in result.memory:
+        assert memory.total == pytest.approx(sum(asdict(memory).values()), rel=1e-12)
+        assert memory.total <= result.scenario.cluster.node.gpu.hbm_capacity
+    layers = [kind for stage in result.stages for kind in stage]
+    counts = layer_counts(model)
+    assert {kind: layers.count(kind) for kind in counts} == counts
+    experts = model.n_routed_experts + result.job.redundant_experts
+    held = sum(
+        (layer_parameters(model, kind, (), local_experts=experts).total for kind in layers), 0
+    )
+    spare = counts["moe"] + counts["mtp"]
+    extra = (experts - model.n_routed_experts) * parameter_counts(model).expert * spare
+    whole = parameter_counts(model)
+    assert held - extra == whole.total + whole.mtp
+
+
+@st.composite
+def serving_jobs(draw):
+    """Changes of a shipped serving step: some GPU, size, requests, experts and load.
+
+    -> (scenario, changes)
+    """
+    gpu = draw(st.sampled_from(GPUS))
+    changes = [f"cluster.node.gpu={gpu}", f"calibration={gpu}"]
+    decode = draw(st.booleans())
+    gpus = draw(st.sampled_from([8, 16, 32, 64, 72, 128, 144]))
+    redundant = draw(st.sampled_from([0, 16, 32, -256 % gpus]))
+    load = draw(st.sampled_from(["balanced", "random", "zipf"]))
+    policy = draw(st.sampled_from(["in_order", "global", "hierarchical"]))
+    changes += [
+        f"gpus={gpus}",
+        "cluster.nodes=18",
+        f"experts.redundant={redundant}",
+        f"experts.load={load}",
+        f"experts.placement={policy}",
+    ]
+    if load == "zipf":
+        changes.append(f"experts.zipf_exponent={draw(st.sampled_from([0.25, 0.75]))}")
+    if load == "balanced":
+        changes.append(f"experts.max_mean_load={draw(st.sampled_from([1.0, 1.3]))}")
+    if decode:
+        changes.append(f"requests.requests_per_gpu={draw(st.sampled_from([1, 8, 32, 128]))}")
+        changes.append(f"requests.context_tokens={draw(st.sampled_from([512, 4096, 16384]))}")
+        return "decode_ep128_profile", changes
+    changes.append(f"requests.tokens_per_gpu={draw(st.sampled_from([4096, 16384]))}")
+    changes.append(f"requests.prompt_tokens={draw(st.sampled_from([1024, 4096]))}")
+    return "prefill_ep32_profile", changes
+
+
+def check_serving_job(scenario, changes):
+    def step(*more):
+        return simulate(load_scenario(scenario, [*changes, *more]))
+
+    try:
+        result = step()
+    except ValueError as refusal:
+        check_refusal(str(refusal))
+        return
+    check_step(result.step)
+    node = result.scenario.cluster.node
+    for path, value in (
+        ("node.nic.bandwidth", node.nic.bandwidth),
+        ("node.gpu.nvlink_bandwidth", node.gpu.nvlink_bandwidth),
+        ("node.gpu.hbm_bandwidth", node.gpu.hbm_bandwidth),
+    ):
+        faster = step(f"cluster.{path}={2 * value / 1e9} GB/s")
+        assert faster.step.step_s <= result.step.step_s * (1 + 1e-9), path
+    if "experts.max_mean_load=1.3" in changes and every_expert_is_read(result.step):
+        even = step("experts.max_mean_load=1.0")
+        assert even.step.step_s <= result.step.step_s * (1 + 1e-9)
+
+
+def every_expert_is_read(step):
+    return float(step.loads.active.min()) > 0.999 * step.model.placement.slots_per_gpu
+
+
+@FEW
+@given(training_jobs())
+def test_a_training_job_of_any_shape_runs_or_names_a_way_out(changes):
+    check_training_job(changes)
+
+
+@pytest.mark.slow
+@MANY
+@given(training_jobs())
+def test_many_training_jobs_of_any_shape_run_or_name_a_way_out(changes):
+    check_training_job(changes)
+
+
+@FEW
+@given(serving_jobs())
+def test_a_serving_step_of_any_shape_runs_or_names_a_way_out(job):
+    check_serving_job(*job)
+
+
+@pytest.mark.slow
+@MANY
+@given(serving_jobs())
+def test_many_serving_steps_of_any_shape_run_or_name_a_way_out(job):
+    check_serving_job(*job)
