@@ -1,4 +1,4 @@
-"""The fields of a YAML file: text with units in, a frozen profile in SI units out.
+"""Read the fields of a YAML file: text with units becomes a frozen profile in SI units.
 
 A profile starts as a plain nested dict, exactly as its file says, so that a ``--set`` override can
 replace any value before validation. Validation is strict: an unknown field, a missing or wrong

@@ -1,4 +1,4 @@
-"""Servers that keep routed experts in CPU memory and the rest on one GPU: YAML in, profile out."""
+"""Profiles of servers that keep routed experts in CPU memory and the rest on one GPU."""
 
 from __future__ import annotations
 

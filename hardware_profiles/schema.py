@@ -1,4 +1,4 @@
-"""Read hardware profiles: YAML files with units in, frozen SI profiles out.
+"""Hardware profiles: frozen, in SI units, read from YAML files with units.
 
 Bandwidths are per direction, arithmetic peaks dense; datasheet values stay untouched, achieved
 fractions come from measurements. How a file's fields are read and checked stands in fields.py.

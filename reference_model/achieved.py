@@ -1,4 +1,4 @@
-"""What measured kernels achieve: a table of kernel times in, rates beside its ceilings out.
+"""Rates that measured kernels achieve, beside the GPU's ceilings.
 
 The ceilings are the table's own: the fastest dense GEMM of each type, and the fastest copy.
 """

@@ -1,4 +1,4 @@
-"""Which sizes of a config FP8 kernels take as they are: a config in, notes or a ValueError out.
+"""Check that FP8 kernels can take a config's sizes as they are.
 
 Scales belong to 128 elements along K and to 128 x 128 elements of a weight (Technical Report,
 section 3.3.2). A size that is no multiple of 128 has a last tile or block that is narrower; nothing

@@ -1,4 +1,4 @@
-"""Multi-head latent attention: normed hidden states in, attention output and gradients out.
+"""Multi-head latent attention, forward and backward.
 
 DeepSeek-V3 Technical Report (arXiv:2412.19437), section 2.1.1. Letters for shapes are those of
 model.py; QK and V are the query-key and the value dimension of a head.

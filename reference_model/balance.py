@@ -1,4 +1,4 @@
-"""Balancing the load of experts: choices of a step in, loads, bias steps and histograms out.
+"""Balance the load of experts: expert loads, bias updates and histograms.
 
 Without an auxiliary loss (Technical Report, section 2.1.2; arXiv:2408.15664): after each step the
 bias of an expert that was chosen more often than the mean goes down by gamma, of one chosen less

@@ -1,4 +1,4 @@
-"""Time whole steps on the GPU at hand, as a table that a simulated step can be held against.
+"""Time whole steps on this machine's GPU, to hold simulated steps against.
 
 Every run of whole_runs.py is repeated for some seconds, so that clock and power settle. A row holds
 

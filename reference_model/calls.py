@@ -1,4 +1,4 @@
-"""From a call to a trace operator: a custom operator and its tensors in, an `Operator` out."""
+"""Describe a custom operator's call as an `Operator` of a trace."""
 
 from __future__ import annotations
 

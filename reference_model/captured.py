@@ -1,4 +1,4 @@
-"""Steps captured in CUDA graphs: a function of tensors runs once for real and is replayed after.
+"""Steps captured in CUDA graphs: run once for real, then replayed.
 
 A replay launches every kernel of a step at once, so that the host is not in the way. What is
 captured has to have shapes that do not depend on values, and nothing in it may wait for the GPU:

@@ -1,4 +1,4 @@
-"""Weights under the names of a Hugging Face checkpoint: a model in, named tensors out, and back.
+"""Read and write a model's weights under the names of a Hugging Face checkpoint.
 
 The checkpoint stores gate and up projections, and experts, one by one; the model holds them joined.
 The multi-token prediction module is the layer after the last, with copies of embedding and head.

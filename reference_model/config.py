@@ -1,4 +1,4 @@
-"""A model's config.json in, its shape, parameter counts and FLOPs a token out. Free of torch.
+"""A model's shape, parameter counts and FLOPs per token, from its config.json. Free of torch.
 
 Field names are those of the Hugging Face checkpoint, so that the config.json of any model of the
 DeepSeek-V3 family loads unchanged. Fields that are not listed here do not change the mathematics

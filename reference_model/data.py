@@ -1,4 +1,4 @@
-"""What the model is trained on, made or read locally: a step number in, token sequences out.
+"""Token sequences to train on, generated or read from local files.
 
 A batch depends on the source's seed and the step alone, so that a run resumes with the batches it
 would have had, and two runs of the same seed see the same tokens in the same order.

@@ -1,4 +1,4 @@
-"""Inference: prompts and new tokens in, logits out, with a latent KV cache.
+"""Inference with a latent KV cache: prefill and decode steps.
 
 Prefill runs the attention core decompressed, as in training; decode runs it absorbed: the key part
 of the up-projection is applied to the queries and the value part to the output, so that the core

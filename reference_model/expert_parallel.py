@@ -1,4 +1,4 @@
-"""Expert parallelism: a model on one rank in, its layers spread over a process group out.
+"""Expert parallelism: spread the experts of one rank's model over a process group.
 
 Every rank has the attention, gate and shared experts of all layers and its own tokens, and holds an
 equal share of the routed experts, in order. A token travels once to each rank that holds one of its

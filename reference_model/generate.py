@@ -1,4 +1,4 @@
-"""Greedy decoding with the latent KV cache: prompts in, tokens out, one or two a step.
+"""Greedy decoding with the latent KV cache, one or two tokens per step.
 
 Plain decoding feeds back one token a step. With the multi-token prediction module as a draft
 (Technical Report, sections 2.2 and 5.4.3) a step runs the model on two: the last token and the

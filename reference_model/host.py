@@ -1,4 +1,4 @@
-"""All GPUs of one host at once: a folder in, a table for each part out.
+"""Measure all GPUs of one host together, and write one table per part.
 
     alike            an FP8 GEMM and attention on all GPUs and on one at a time (measure_alike.py)
     collectives      NCCL by size, between 2, 4, ... all of them (measure_links.py)

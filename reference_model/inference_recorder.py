@@ -1,4 +1,4 @@
-"""Record what one rank issues in a prefill pass and in a decode step: jobs in, OperatorTraces out.
+"""Record the operators that one rank issues in a prefill pass and in a decode step.
 
 As recorder.py for training, on the meta device. A prefill layer is recorded over `sequences` whole
 prompts of `context` tokens. A decode layer is recorded with one new token for each of `tokens`

@@ -1,4 +1,4 @@
-"""Kernel families: an operator's sizes and types in, its floating-point operations and bytes out.
+"""The floating-point operations and bytes of an operator, by kernel family.
 
 An `Operator` is one kernel launch. `KINDS` is the one table of what each family computes, reads and
 writes; recorder tests hold it against the tensors of real calls. Free of torch.

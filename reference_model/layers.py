@@ -1,4 +1,4 @@
-"""What holds weights: linear layers and norms, with forward, input gradient and weight gradient.
+"""Linear layers and norms, with forward, input gradient and weight gradient.
 
 Weights are float32 masters; gradients add up in `.grad`, float32 too. GEMMs read a working copy in
 the recipe's format, made anew whenever the master has changed, so once a step and never within a

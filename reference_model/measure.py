@@ -1,4 +1,4 @@
-"""Time operators on the GPU at hand: operators in, rows of a table of kernel times out.
+"""Time operators on this machine's GPU, as rows of a kernel-time table.
 
 Each operator is warmed up and captured in a CUDA graph of several launches, which rotate among
 input sets that together exceed the L2 cache; the graph is replayed and timed by CUDA events. A row

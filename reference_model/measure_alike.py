@@ -1,5 +1,6 @@
-"""How alike the GPUs of one host are: an FP8 GEMM and attention again and again on all of them at
-once, and on one at a time; a table path in, rows of times by GPU and stretch of time out.
+"""Measure how alike the GPUs of one host are.
+
+An FP8 GEMM and attention run again and again on all GPUs at once, and on one at a time.
 
 The loop takes turns: about 50 ms of one kernel, then of the other. A row holds the median time of
 one launch of a kernel over a stretch of some seconds, its deviation between turns, and what the GPU

@@ -1,5 +1,4 @@
-"""Who waits for whom in expert-parallel steps on one host: a table path in, rows by rank and layer
-out.
+"""Measure which ranks wait for which in expert-parallel steps on one host, layer by layer.
 
 The clocks of two GPUs have nothing in common, so what a rank waits is measured where it waits: each
 rank joins an all-reduce of one element as soon as it is ready for a transfer, and times it. The

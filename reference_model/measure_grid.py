@@ -1,4 +1,4 @@
-"""What to measure: a model's traces and sizes in, the list of operators to time out.
+"""The operators to time, chosen from a model's traces and a grid of sizes.
 
 The operators of every shipped trace of the model at its published workloads come first; then, for
 each kind, a grid around their sizes, from which a cost model interpolates. GEMM shapes are those

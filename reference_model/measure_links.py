@@ -1,4 +1,4 @@
-"""Time transfers between the GPUs of one host, by size: a table path in, rows of times out.
+"""Time transfers between the GPUs of one host, by message size.
 
     peer_copy       one GPU's copy engine writes `bytes` into the next one's memory
     send            the same through NCCL's send and receive kernels

@@ -1,4 +1,4 @@
-"""From an Operator to a call that can be timed: fresh random inputs of its sizes, and its kernel.
+"""Make a call that can be timed from an Operator, with fresh random inputs.
 
 One builder a kind, in `BUILDERS`. Values are random: zeros would let the chip draw less power and
 clock higher. FP8 values fill the range that quantisation gives them. The call runs the custom

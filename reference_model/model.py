@@ -1,4 +1,4 @@
-"""DeepSeek-V3 (arXiv:2412.19437): token ids in, logits, losses and gradients out.
+"""DeepSeek-V3 (arXiv:2412.19437): the whole model, with losses and gradients.
 
 Readable first and on one device, which holds every expert; on the meta device the same code shows
 what one rank of an expert-parallel group issues. Each layer has three passes, written out kernel by

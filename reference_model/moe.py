@@ -1,4 +1,4 @@
-"""Feed-forwards, dense and mixture-of-experts: normed hidden states in, outputs and gradients out.
+"""Feed-forward layers, dense and mixture-of-experts, forward and backward.
 
 DeepSeek-V3 Technical Report (arXiv:2412.19437), section 2.1.2. Letters for shapes are those of
 model.py. `MoE` offers its passes in the segments that DualPipe schedules.

@@ -1,4 +1,4 @@
-"""Moments of work on a device: a mark now, and the seconds between two marks later.
+"""Mark moments of a device's work, and read the seconds between them later.
 
 On a GPU a mark is an event in the current stream, which costs the work nothing and can be read once
 the GPU has passed it; on a CPU it is the time at which it was made."""

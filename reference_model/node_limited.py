@@ -1,4 +1,4 @@
-"""Node-limited routing: the experts that tokens choose in, the nodes and GPUs that they reach out.
+"""Node-limited routing: how many nodes and GPUs the experts of a token lie on.
 
 A token that chose several experts of one destination travels there once, so what counts is the
 number of distinct destinations (Technical Report, sections 2.1.2 and 3.2.2). Experts lie in order

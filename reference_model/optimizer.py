@@ -1,4 +1,4 @@
-"""AdamW as DeepSeek-V3 trains with it, and its schedules: gradients and a step number in.
+"""AdamW as DeepSeek-V3 trains with it, with its learning-rate schedule.
 
 Technical Report (arXiv:2412.19437), sections 3.3.3 and 4.2: moments in BF16, master weights and
 gradients in FP32, betas 0.9 and 0.95, weight decay 0.1, gradients clipped to norm 1. The published

@@ -1,5 +1,7 @@
-"""The model on several ranks: python -m reference_model expert-parallel | node-limited | pipeline |
-host. Options in, tables out."""
+"""Commands that run the model on several ranks.
+
+python -m reference_model expert-parallel | node-limited | pipeline | host
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pipeline parallelism: a schedule as text in, a training step by real ranks in that order out.
+"""Pipeline parallelism: real ranks run a training step in the order of a schedule.
 
 A schedule holds order only: one line a rank, whose actions are separated by spaces; an action is a
 chunk, or two joined by "&" that form one. A chunk is stage, work and micro-batch, "0F12":

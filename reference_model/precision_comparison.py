@@ -1,4 +1,4 @@
-"""FP8 against BF16: a training run's settings in, relative errors of the loss out.
+"""Compare training losses in FP8 and BF16.
 
 The published bound is a relative error of the loss below 0.25% (Technical Report, section 3.3; on
 models of 16 and 230 billion parameters). Here the same is asked of models that a CPU trains in

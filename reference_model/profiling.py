@@ -1,4 +1,4 @@
-"""Run one layer on a GPU under the profiler: its operators with durations out.
+"""Run one layer on a GPU under the profiler and time its operators.
 
 The layer has its full size and the rows of one rank of an expert-parallel group (`Workload`); what
 the other ranks would send is stood in for by its own tokens (gpu.use_local_view). The profile is

@@ -1,4 +1,4 @@
-"""Processes that work together: a function and a number of ranks in, one result a rank out.
+"""Run a function on several processes, and collect each rank's result.
 
 Every rank is a process with a torch.distributed process group over all of them: gloo on CPUs, NCCL
 on GPUs, one GPU a rank.

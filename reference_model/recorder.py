@@ -1,4 +1,4 @@
-"""Run the model and record the operators it issues: layers in, an OperatorTrace out.
+"""Run the model and record the operators that its layers issue.
 
 On the meta device the layers have their full size and no values, so that DeepSeek-V3 is recorded
 in seconds: each kind of layer once, at several workloads, from which every size is solved as an

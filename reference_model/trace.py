@@ -1,4 +1,4 @@
-"""Operator traces: recorded templates in, the operators of any micro-batch out.
+"""Operator traces: recorded templates that give the operators of a micro-batch of any size.
 
 An `OperatorTemplate` is an `Operator` (kinds.py) with every size an affine function of the workload
 variables (`VARIABLES`), so that one recording serves every micro-batch. An `OperatorTrace` holds

@@ -1,4 +1,4 @@
-"""Training: settings in, a trained model and one record a step out; interrupted runs resume.
+"""Train the model, with one record per step; interrupted runs resume.
 
 A step draws a batch, runs forward, loss and backward, moves the weights, and steps the balancing
 biases by the load of the whole batch. Everything random comes from the settings' seeds: one for the

@@ -1,4 +1,4 @@
-"""Whole steps of the model on the GPU at hand: which there are, how to run and to time them.
+"""Whole steps of the model: which there are, and how to run and time them on a GPU.
 
 A run is a training micro-batch (forward, loss, backward), a whole training step (the optimizer
 included), a decode step or a prefill, of a model given as a shipped config and changes to its

@@ -1,5 +1,7 @@
-"""The model at work: python -m reference_model train | compare-precision | gradient-error |
-balance | generate. Options in, tables and files out."""
+"""Commands that train the model, compare its precisions and generate text.
+
+python -m reference_model train | compare-precision | gradient-error | balance | generate
+"""
 
 from __future__ import annotations
 

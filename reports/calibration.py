@@ -1,4 +1,4 @@
-"""Show how good a calibration is: a CalibrationProfile in, tables for the terminal out."""
+"""Tables for the terminal that show how good a calibration is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How left-out rows are drawn: HeldOutRows in, parity plots and coverage maps out.
+"""Parity plots and coverage maps of the measurements left out of a fit.
 
 Both as plotly figures (plain mappings, for the page) and as matplotlib ones (for PNG and SVG).
 """

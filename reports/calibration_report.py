@@ -1,4 +1,4 @@
-"""The run directory of `calibrate`: a Calibration in; page, figures and left-out rows out.
+"""Write the run directory of `calibrate`: page, figures and held-out measurements.
 
 report.html holds everything and opens without a network; figures/*.png and *.svg show the same
 parity plots and coverage maps, held_out.parquet every left-out row with its prediction.

@@ -1,4 +1,4 @@
-"""Interactive charts of the HTML report: RunTables in, plotly figures as plain mappings out.
+"""Interactive charts of the HTML report, as plotly figures in plain mappings.
 
 A figure is what Plotly.newPlot takes: {"data": [...], "layout": {...}}. Building it from plain
 lists keeps plotly's Python side out of the run; only its JavaScript goes into the page.

@@ -1,4 +1,4 @@
-"""Static figures of a run: RunTables in, matplotlib figures and their PNG and SVG files out."""
+"""Static figures of a run, drawn with matplotlib and written as PNG and SVG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown of a fleet run: its metrics in; terminal tables, page, figures and parquet out.
+"""Tables, page, figures and parquet files of a fleet run.
 
 Everything shown comes from the metrics: figures with their definitions, time series of equal bins,
 cumulative distributions of the latencies.

@@ -1,4 +1,4 @@
-"""A self-contained HTML page: a template and what it shows in, text out.
+"""Render a self-contained HTML page from a template.
 
 Every page extends page.html.j2 and opens without a network; plotly's JavaScript lies inside where a
 page draws charts.

@@ -1,4 +1,4 @@
-"""Write the report of a training run: RunTables in, files in a directory out.
+"""Write the report directory of a training run.
 
 report.html holds everything, plotly's JavaScript included, and opens without a network. Beside it
 lie the static figures (figures/*.png, *.svg) and the trace for Perfetto (perfetto.json).

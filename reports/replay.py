@@ -1,4 +1,4 @@
-"""The run directory of a replay: a ReplayRun in; page, figure, table and Perfetto trace out.
+"""Write the run directory of a replay: page, figure, table and Perfetto trace.
 
 The measured and the simulated timeline stand side by side everywhere: lane by lane in report.html
 and timeline.png, as two processes in perfetto.json, as columns in kernels.parquet.

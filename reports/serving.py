@@ -1,5 +1,4 @@
-"""What is shown of a serving step, of the bound on TPOT and of the offload server: runs in, tables
-and files out.
+"""Tables and files of serving steps, of bounds on TPOT and of the offload server.
 
 A run directory of a serving step holds scenario, metrics, every task with start and end as parquet,
 the kernels of each layer kind as CSV, a Perfetto trace of the iteration and a self-contained page;

@@ -1,4 +1,4 @@
-"""The self-contained page of a serving job: metrics, tables and tasks in, HTML out."""
+"""The self-contained HTML page of a serving job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown of a sweep: rows in, a table for the terminal and a run directory out."""
+"""Tables, figures and files of a sweep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables that every figure reads: a TrainingRun and its metrics in, RunTables out.
+"""The tables of a training run that every figure reads.
 
 Tables are pandas frames with one row an event and SI columns (start_s, end_s, bytes_read ...), the
 same ones that a run directory stores.

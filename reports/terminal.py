@@ -1,4 +1,4 @@
-"""Tables for the terminal: metrics or profiles in, rich tables out. Nothing is printed here."""
+"""Tables of metrics and profiles for the terminal. Nothing is printed here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a run as a trace that Perfetto and chrome://tracing open: RunTables in, JSON out.
+"""Write a run as a trace for Perfetto and chrome://tracing.
 
 One process a pipeline rank, its actions as slices; one process a distinct chunk or pair, with a
 compute and a communication track on which each block (such as attn(F)) holds its operators.

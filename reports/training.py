@@ -1,4 +1,4 @@
-"""The run directory of a training step: a TrainingRun and its metrics in, files out."""
+"""Write the run directory of a training step."""
 
 from __future__ import annotations
 

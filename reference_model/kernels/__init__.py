@@ -1,4 +1,4 @@
-"""FP8 kernels by backend: the name of a backend in, the functions of reference_model.kernels out.
+"""FP8 kernels by backend, looked up by the backend's name.
 
 Every backend offers the same functions with the same numerics; reference.py documents each. The
 choice is explicit and never changes by itself: a backend that cannot run an input refuses it.

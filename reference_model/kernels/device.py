@@ -1,5 +1,5 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call"
-"""Which devices run the FP8 kernels: a tensor in, a ValueError that says why not, or nothing."""
+"""Check that a tensor's device can run the FP8 kernels."""
 
 import os
 

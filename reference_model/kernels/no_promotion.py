@@ -1,4 +1,4 @@
-"""What the recipe is without promotion: the functions of reference.py, sums left to tensor cores.
+"""The FP8 recipe without promotion: partial sums stay in the tensor cores' accumulators.
 
 For comparison only, in plain torch. Hopper's FP8 tensor cores add 32 products at a time into a
 register that keeps 13 fraction bits, the rest cut off ("Insights into DeepSeek-V3",

@@ -1,4 +1,4 @@
-"""What the recipe is without fine-grained scales: functions as in reference.py, one scale a tensor.
+"""The FP8 recipe without fine-grained scales: one scale per tensor.
 
 For comparison only, in plain torch. Shapes of scales are those of reference.py, so that its matrix
 products serve as they are; all of them hold the one scale of the tensor, of an expert's weight, or

@@ -1,4 +1,4 @@
-"""DeepSeek-V3's FP8 arithmetic in plain torch: tensors in, tensors out, on any device.
+"""DeepSeek-V3's FP8 arithmetic in plain torch, for any device.
 
 These functions define the numerics; the Triton kernels and the library path are held against
 them. They follow the DeepSeek-V3 technical report, section 3.3 (arXiv:2412.19437): E4M3

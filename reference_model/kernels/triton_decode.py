@@ -1,5 +1,5 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call,no-any-return"
-"""What only a decode step issues, as Triton kernels: cache entries, and rows of experts in room.
+"""Triton kernels of a decode step: KV-cache entries, and tokens routed to experts.
 
 decode_operators.py says what each computes; gpu.py puts them behind the operators. The rows of each
 expert lie in room for P of them; how many are filled stays on the device, and what is beyond them

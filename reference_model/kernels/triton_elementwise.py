@@ -1,5 +1,5 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call,no-any-return"
-"""Element-wise operators as Triton kernels on CUDA tensors, one pass over memory each.
+"""Element-wise operators as Triton kernels, one pass over memory each.
 
 operators.py and e5m6.py say what each computes. gpu.py puts them behind the operators.
 """

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call,no-any-return"
-"""Block-scaled FP8 matrix products as Triton kernels: functions of reference.py on CUDA tensors.
+"""Block-scaled FP8 matrix products as Triton kernels.
 
 Every product is D = A B^T with both operands K-contiguous in E4M3. A program computes tiles of
 64 x 128 of D. For each 128 of K it multiplies on the tensor cores, which keep about 14 bits of a

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call,no-any-return"
-"""AdamW over all weights in one Triton kernel: one pass over weights, gradients and moments.
+"""AdamW as one Triton kernel: one pass over weights, gradients and moments.
 
 optimizer.py says what a step computes. The kernel finds its tensors through a table of addresses,
 so one launch serves all of them, and it leaves the gradients filled with zeros for the next step.

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call,no-any-return"
-"""Quantisation to E4M3 and back as Triton kernels: the functions of reference.py on CUDA tensors.
+"""Quantisation to E4M3 and back as Triton kernels.
 
 One program quantises one or a few tiles, so a tile is read once and its scale never leaves the
 chip. Values are rounded to the E4M3 grid in float32 before the cast, which is then exact: Triton's

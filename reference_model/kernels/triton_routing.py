@@ -1,5 +1,5 @@
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call,no-any-return"
-"""The gate, and the way of tokens to the rows of experts and back, as Triton kernels.
+"""The gate, and token permutation to experts and back, as Triton kernels.
 
 operators/routing.py says what each computes; gpu.py puts them behind the operators. Counts and
 positions stay on the device: nothing here waits for the GPU, so all of it can be captured.

@@ -1,4 +1,4 @@
-"""What makes a custom operator: a function and its shapes on meta in, an operator out."""
+"""Register a function and its output shapes as a custom operator."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Gate, dispatch and combine, and the way of tokens to the rows of experts and back."""
+"""Gate, dispatch and combine, and token permutation to experts and back."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Why a fleet's figures differ from published ones: a scenario in, one row a counterfactual out.
+"""Attribute the gap between a fleet's figures and the published ones, one counterfactual per row.
 
 The counterfactuals of a scenario are applied one after the other, each on top of those before it,
 so that their effects and the remainder add up to the difference. An effect depends on that order.

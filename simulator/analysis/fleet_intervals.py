@@ -1,4 +1,4 @@
-"""80 % intervals of a fleet's figures: a finished run in, [low, high] of each headline figure out.
+"""80% intervals of the headline figures of a finished fleet run.
 
 What is uncertain of a fleet is how long its iterations take; requests, lengths and policies are the
 scenario's. The interval of one iteration of each phase, at the mean load of the run, comes from the

@@ -1,4 +1,4 @@
-"""What a fleet run means: its statistics in, the named figures of its JSON out.
+"""The metrics of a fleet run, computed from its statistics.
 
 Rates and gaps between tokens are those of the window from the end of the warm-up to the last
 arrival, so that neither an empty service at the start nor the drain at the end counts (if all

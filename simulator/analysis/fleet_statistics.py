@@ -1,4 +1,4 @@
-"""Statistics of a fleet run in bounded memory: raw rows in while it runs, sums and histograms out.
+"""Statistics of a fleet run, gathered in bounded memory while it runs.
 
 FleetStatistics is the FleetLog that a run writes to. It keeps no rows, so that memory does not grow
 with simulated time. What belongs to the window from the end of the warm-up to the last arrival, and

@@ -1,4 +1,4 @@
-"""Say whose kernels the times of a run are, and what others of the same GPU would be.
+"""Say whose kernel times a run rests on, and what the other kernel sets of that GPU would give.
 
 Two runs on kernels of different kind, those of an engine and those of the reference model, differ
 by the kernels as well as by their machines.

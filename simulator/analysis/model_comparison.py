@@ -1,4 +1,4 @@
-"""Compare models per token: config.json files in, KV-cache bytes and training FLOPs out.
+"""Compare models by KV-cache bytes and training FLOPs per token, from their config.json files.
 
 Covers dense models with grouped-query attention and mixtures of experts with multi-head latent
 attention; the fields of the config say which. FLOPs follow the accounting behind Tables 2 and 4 of

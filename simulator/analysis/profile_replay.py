@@ -1,4 +1,4 @@
-"""Replay a recorded profile: a trace in; the simulated timeline beside the measured one out.
+"""Replay a recorded profile and set the simulated timeline beside the measured one.
 
     run = replay("profile.json.gz", gpu="h200_sxm", overrides={"host_speed": 2})
     json.dumps(run.to_json())

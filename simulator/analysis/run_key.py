@@ -1,4 +1,4 @@
-"""A digest of everything that a run rests on: equal digests give equal metrics.
+"""A digest of everything a run depends on; runs with equal digests have equal metrics.
 
 That is the resolved scenario, the content of every file that it names (tables of a calibration,
 requests, popularity of experts, scenarios of a fleet's steps and what those name), and this

@@ -1,4 +1,4 @@
-"""What a serving step means: a ServingRun in, the named figures of its JSON out.
+"""The metrics of a serving step.
 
 Times are seconds, memory bytes, rates per second. A node is the cluster's node: 8 GPUs, of an NVL72
 rack a tray of 4. Tokens of a decode step are those a request gains, with speculation the expected

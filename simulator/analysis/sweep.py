@@ -1,4 +1,4 @@
-"""Many runs of one scenario: what varies in, one row a point out, with limits and objectives.
+"""Simulate one scenario at many points; report one row per point, limits and objectives.
 
 A sweep is the grid of all values of its axes. A point that cannot run is a row with its reason, not
 an error, because where a plan stops fitting is what a planner asks. The same seed at every point

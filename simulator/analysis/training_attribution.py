@@ -1,4 +1,4 @@
-"""Where a training step's time goes: a TrainingRun in, a row a cause out, that sum to the step.
+"""Split a training step into causes; the rows sum to the step time.
 
 Counterfactuals of the event simulation, each on top of those before it: a row's effect is what the
 step takes longer once its cause is there, so it depends on the order below. The chunks' part of the

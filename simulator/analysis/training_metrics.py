@@ -1,4 +1,4 @@
-"""What a training run means: a TrainingRun in, the named figures of its JSON out.
+"""The metrics of a training run.
 
 Times are seconds, memory bytes, rates per second; tflops_* are 1e12 FLOP/s and mfu_* fractions of
 the BF16 dense peak, as DeepSeek counts them (Insights, Table 4).

@@ -1,4 +1,4 @@
-"""Published numbers beside simulated ones: every shipped figure that a run can be held against."""
+"""Compare every published figure that a shipped scenario reproduces with its simulated value."""
 
 from __future__ import annotations
 

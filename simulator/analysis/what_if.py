@@ -1,4 +1,4 @@
-"""Carry recorded kernel times to another machine: durations in, durations with their basis out.
+"""Restate recorded kernel times for another machine, and say what each one rests on.
 
 A kernel that a mapping names as an operator takes its recorded time times the ratio of two
 predictions of that operator, target over source machine. Both come from one kind of model, so that

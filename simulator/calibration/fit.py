@@ -1,4 +1,4 @@
-"""Fit cost models to measurements and say how wrong they are: sources in, a calibration out.
+"""Fit cost models to measured kernel times and report their held-out errors.
 
     result = calibrate([Path("gemm.csv")], gpu="h200_sxm", name="mine", base="h200_sxm")
 

@@ -1,4 +1,4 @@
-"""How wrong transfer times are on sizes left out: bytes on the wire and seconds in, errors out.
+"""Errors of predicted transfer times on message sizes that were left out of the fit.
 
 All errors are log measured minus log predicted; [rows] arrays are in the order of their sizes.
 """

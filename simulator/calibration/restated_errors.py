@@ -1,4 +1,4 @@
-"""Judge predictions of one GPU from another's measurements: measured rows in, signed errors out.
+"""Errors of one GPU's kernel times predicted from another GPU's measurements.
 
 The rows of GPU B take no part in the prediction: neither a fit nor a factor comes from them. They
 only say how wrong it is, by kernel family and range of size. Of a calibration of GPU B itself the

@@ -1,4 +1,4 @@
-"""Read whatever `calibrate` is given: tables and profiles of one GPU in, measured kernel times out.
+"""Read the measurements given to `calibrate`: tables and profiles of one GPU.
 
 Each source has its own mapping. `mappings` holds texts of two forms:
 

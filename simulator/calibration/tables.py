@@ -1,4 +1,4 @@
-"""Turn tables of other tools into measured kernel times: a file and a mapping in, rows out.
+"""Read other tools' benchmark tables as measured kernel times, as a mapping file says.
 
 A mapping (hardware_profiles/mappings/*.yaml with ``format: table``, or a user's own file) is chosen
 by the columns of the CSV or parquet file where none is named. It says which columns must be there

@@ -1,4 +1,4 @@
-"""Turn profiler traces into measured kernel times: a Kineto trace and a mapping in, rows out.
+"""Read profiler traces as measured kernel times, as a mapping file says.
 
     result = import_trace("profile.json.gz", mapping="deepseek_training_profile")
     write_measurements(path, result.measurements)

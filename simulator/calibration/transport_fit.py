@@ -1,4 +1,4 @@
-"""Fit a transport to published dispatch and combine figures: scenarios in, efficiencies out.
+"""Fit a transport's efficiencies to published dispatch and combine figures.
 
 One set of physical inputs for all rows: what a NIC and NVLink deliver of their line rate, and how
 many tokens a channel hands on at once. The least mean squared relative error over a grid decides.

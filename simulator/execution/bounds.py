@@ -1,4 +1,4 @@
-"""The paper's bound on the time per output token: a TpotLimitJob and link rates in, TPOT out.
+"""The paper's lower bound on the time per output token, for given link rates.
 
     T = layers x micro_batches x max(compute, transfer),
     transfer = copies x tokens x hidden x (dispatch + combine bytes) / bandwidth + 2 latencies

@@ -1,4 +1,4 @@
-"""Run a CollectiveJob: traffic and a cluster in, completion times and link bytes out.
+"""Run a CollectiveJob on a cluster: completion times, and bytes per link.
 
 Each variant (number of GPUs, size, topology, routing) is its own simulation on a fresh fabric. An
 operation begins after the transport's start latency and runs its phases one after the other;

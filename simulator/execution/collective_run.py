@@ -1,4 +1,4 @@
-"""A collective scenario simulated: the names in it resolved, the result with its scenario."""
+"""Resolve the names in a collective scenario and simulate it."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where a token's experts lie: the nodes and GPUs that dispatch takes it to."""
+"""How many nodes and GPUs a token's experts lie on, and so where dispatch sends it."""
 
 from __future__ import annotations
 

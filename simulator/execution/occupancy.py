@@ -1,4 +1,4 @@
-"""Which kernels fit on the SMs of a GPU at the same time: blocks in, a start or a wait out.
+"""Decide which kernels run on the SMs of a GPU at the same time, and which wait.
 
 A block takes threads, registers and shared memory of one SM. A persistent GEMM with a block that
 fills an SM leaves no room beside it, so a kernel of another stream that is ready may still have to

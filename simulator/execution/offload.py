@@ -1,4 +1,4 @@
-"""Decode on a server with experts in CPU memory: an OffloadJob and the server in, token time out.
+"""The time per token of a server that keeps its routed experts in CPU memory.
 
     time of a token = fixed time + experts a token x time of one expert in all layers / sockets
 

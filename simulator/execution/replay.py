@@ -1,4 +1,4 @@
-"""Run a ReplayGraph in simulated time: durations in, start and end of every kernel and call out.
+"""Run a recorded profile's graph in simulated time, kernel by kernel and call by call.
 
 One simpy process for each stream and for each group of host threads. A kernel starts when the
 kernel before it in its stream and everything it waits for on other streams have ended (plus the

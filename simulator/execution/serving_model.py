@@ -1,4 +1,4 @@
-"""A serving deployment made ready: a job and its machine in, what every iteration of it shares out.
+"""Everything the iterations of one deployment have in common.
 
 That is fitted kernel times, the plan of one iteration, where experts lie and how often they are
 chosen. Iterations of the deployment at any batch and context start from here (serving_step).

@@ -1,4 +1,4 @@
-"""Run the serving jobs of a scenario: names resolved, memory checked, comparisons beside.
+"""Resolve the names in a serving scenario, check its memory and simulate its job.
 
 Three kinds of job end here: a serving step (with the same step without slow-down of transfers, and
 balanced where its loads are not), the bound on TPOT, and the offload server.

@@ -1,4 +1,4 @@
-"""One serving iteration, operator by operator: a deployment and a batch in, times out.
+"""Simulate one serving iteration of a deployment, operator by operator.
 
 Every operator of the recorded layers is a task with a predicted time; tasks run in the published
 orders (serving_lowering), with a gap between kernels. Ranks are folded into one where they do the

@@ -1,4 +1,4 @@
-"""Times of the operators of one serving iteration: operators of each layer in, times out.
+"""How long the operators of one serving iteration take.
 
 Most are kernels of the cost model. Its own are low-latency transfers (send and receive kernels, and
 the wire between them) and the collectives of tensor parallelism.

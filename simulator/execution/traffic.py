@@ -1,4 +1,4 @@
-"""Operations as a scenario names them made into phases of flows, with their bytes counted."""
+"""Turn the operations that a scenario names into phases of flows, and count their bytes."""
 
 from dataclasses import dataclass, field
 

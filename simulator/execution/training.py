@@ -1,4 +1,4 @@
-"""One optimizer step: a training scenario's parts in, the time of every chunk, action and rank out.
+"""Simulate one optimizer step: when every chunk and action of every rank runs.
 
 The step is simulated at two levels. Each distinct chunk or overlapped pair (the same work on the
 same layers) runs once, operator by operator, on the compute and communication streams of one rank.

@@ -1,4 +1,4 @@
-"""What the fabric makes of a training step's transfers: cluster, layout, schedule -> limits.
+"""The limits that the fabric puts on a training step's transfers.
 
 Every rank's expert-parallel group, pipeline peer and gradient ring is routed where ParallelLayout
 puts it: GPU = (pipeline rank, data rank), NVLink domains (nodes, or racks) filled in order. What

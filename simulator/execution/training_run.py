@@ -1,4 +1,4 @@
-"""Run the training job of a scenario: names resolved and memory checked before the step runs."""
+"""Resolve the names in a training scenario, check its memory and simulate its step."""
 
 from __future__ import annotations
 

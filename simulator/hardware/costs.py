@@ -1,4 +1,4 @@
-"""Predicted kernel times: operators in; seconds, an 80 % interval and provenance out.
+"""Predict kernel times, each with an 80% interval and its provenance.
 
 `KernelCostModel` follows scikit-learn's contract: the constructor stores hyper-parameters, `fit`
 learns from a measurement table and returns self, `predict` is pure.

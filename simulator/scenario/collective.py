@@ -1,4 +1,4 @@
-"""CollectiveJob: what traffic a run puts on the fabric, as a scenario file says it."""
+"""CollectiveJob: the traffic that a run puts on the fabric, as a scenario file states it."""
 
 from typing import Literal
 

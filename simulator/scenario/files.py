@@ -1,4 +1,4 @@
-"""Scenario: a YAML file and --set overrides in, everything a simulation needs out, validated.
+"""Scenario: a YAML file with its --set overrides, validated and ready to simulate.
 
 A scenario names a model, a cluster and a calibration and holds one job. Names of schedules,
 topologies and cost models stay text here; execution.simulation resolves them.

@@ -1,4 +1,4 @@
-"""FleetJob: the requests, pools and policies of a serving fleet, as a scenario file says them.
+"""FleetJob: the requests, pools and policies of a serving fleet, as a scenario file states them.
 
 Every number of a service that is not measured has a source or is stated as an assumption. Token
 counts are plain whole numbers; times, data, rates and prices are text with units.

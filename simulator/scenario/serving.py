@@ -1,4 +1,4 @@
-"""What one serving iteration has to do, as a scenario file says it, in three kinds of job.
+"""The serving jobs of a scenario file: decode, prefill, TPOT bounds and an offload server.
 
 A ServingStepJob is one prefill pass or one decode step of a deployment. A TpotLimitJob is the
 paper's bound on the time per output token, each idealisation an input. An OffloadJob decodes one

@@ -1,4 +1,4 @@
-"""TrainingJob: what one optimizer step has to do, as a scenario file says it."""
+"""TrainingJob: the work of one optimizer step, as a scenario file states it."""
 
 from typing import Annotated, Literal
 

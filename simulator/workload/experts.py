@@ -1,4 +1,4 @@
-"""Place routed experts on GPUs: loads in, placement, load of each GPU and cost of moving out.
+"""Place routed experts on GPUs, balance their load, and count the cost of moving them.
 
 A slot holds one copy of one expert; GPU g holds the slots g x slots_per_gpu and following. Copies
 of an expert share its load equally. Two policies, after DeepSeek's expert-parallel load balancer

@@ -1,4 +1,4 @@
-"""Node-limited routing: random scores in, the experts that each token is sent to out.
+"""Sample node-limited routing: which experts random scores send each token to.
 
 A gate in numpy that really selects, so that uneven counts, distinct nodes and saved bytes come out
 of it. Sources: DeepSeek-V3 Technical Report (arXiv 2412.19437), section 2.1.2 and the node-limited

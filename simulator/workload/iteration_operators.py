@@ -1,4 +1,4 @@
-"""The operators one GPU runs for a layer: a recorded trace and a workload in, operators out.
+"""The operators that one GPU runs for each layer of a serving iteration.
 
 What a recording does not vary is applied to its sizes here, each proven equal to a recording in the
 tests: heads split over GPUs that share a request, several tokens of a sequence in one decode step,

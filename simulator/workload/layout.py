@@ -1,4 +1,4 @@
-"""Who holds what: layers -> pipeline stages, ranks -> pipeline, data and expert groups.
+"""Map layers to pipeline stages, and ranks to pipeline, data and expert groups.
 
 A stage is a tuple of layer kinds in forward order, e.g. ("embedding", "dense", "moe"). A scenario
 spells the stages out, or leaves the choice to execution.stages, which looks among the splits that

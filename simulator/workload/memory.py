@@ -1,4 +1,4 @@
-"""Bytes that training keeps on one GPU of each pipeline rank: a layout and a schedule in, sums out.
+"""The memory that training takes on one GPU of each pipeline rank.
 
 Weights are held once for computing (FP8 with a scale for each 128 x 128 block where the recorded
 product runs in FP8, BF16 for the rest), gradients for every parameter held, and the optimizer's

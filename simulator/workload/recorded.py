@@ -1,4 +1,4 @@
-"""Operator traces that the package ships: a model, a job and a recipe in, the OperatorTrace out."""
+"""The operator traces that ship with the package, by model, job and recipe."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Requests of a service, one after the other: a RequestSource in, an iterator of Request out.
+"""Generate or read the requests of a service, in order of arrival.
 
 Recorded traces (Azure LLM inference CSV, Mooncake JSONL with block hashes, BurstGPT CSV) and
 synthetic processes (Poisson, gamma, with a load by hour of day, with sessions that repeat their

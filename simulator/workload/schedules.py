@@ -1,4 +1,4 @@
-"""Pipeline schedules as data: ranks and micro-batches in, the order of actions of each rank out.
+"""Pipeline schedules as data: the order of every rank's actions.
 
 A schedule holds order only. When an action starts, and how long a rank waits before it, is what
 the simulation finds out (simulator.execution.pipeline). Works, after the zero-bubble papers:

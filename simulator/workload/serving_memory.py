@@ -1,4 +1,4 @@
-"""Memory of one serving GPU: a job and the model in; weights, buffers and KV-cache room out.
+"""The memory of one serving GPU: weights, buffers, and room for KV cache.
 
 Weights are those of parameter counts: FP8 with block scales where the recipe runs the product in
 FP8, BF16 elsewhere, and serving takes traces of that recipe only. The key and value up-projection

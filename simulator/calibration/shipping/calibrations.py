@@ -1,4 +1,4 @@
-"""Write the shipped calibrations: measured tables and stated inputs in, YAML files out.
+"""Write the shipped calibration files from measured tables and stated inputs.
 
     python -m simulator.calibration.shipping.calibrations            all of them
     python -m simulator.calibration.shipping.calibrations h100_sxm   those that are named

@@ -1,4 +1,4 @@
-"""Kernel times measured on one GPU, restated for another of the same SMs: rows in, rows out.
+"""Restate kernel times measured on an H200 for an H800, which has the same SMs.
 
 The H200's SMs are those of the H800; its memory is faster. Of a measured time t, the share that the
 kernel's bytes explain at the copy rate that the GPU achieves goes with the memory, the rest stays:

@@ -1,4 +1,4 @@
-"""Write measurements/h800_sxm.csv: public H800 tables and published figures in, one table out.
+"""Write measurements/h800_sxm.csv from public H800 tables and published figures.
 
     python -m simulator.calibration.shipping.h800_tables --shared DIR [--out FILE]
 

@@ -1,4 +1,4 @@
-"""The books of a fleet run: who is inside, how each request ended, what was in service how long.
+"""The books of a fleet run: requests inside, how each one ended, and GPU time in service.
 
 Every request is booked in once and out once; FleetRun is the balance. Nothing here is a metric.
 """

@@ -1,4 +1,4 @@
-"""The requests that one instance decodes: joins, steps and leaves in, KV cache and leavers out.
+"""The batch of a decode instance: admits requests, advances them, and frees their KV cache.
 
 Between two changes of the batch every request gains the same tokens at every step. So nothing is
 done per step: a request that joins at step s with k steps to go leaves at s + k, and the KV cache

@@ -1,4 +1,4 @@
-"""A serving fleet in simulated time: a FleetJob and step times in, a FleetRun and a raw log out.
+"""A serving fleet in simulated time: instances, router, failures and the raw log of a run.
 
 Requests arrive, find a prefill instance, are computed in passes, move their KV cache to a decode
 instance over the network and are decoded in a continuous batch; in a colocated pool one instance

@@ -1,4 +1,4 @@
-"""One instance of a pool in simulated time: prompts and joining requests in, ended ones out.
+"""One prefill or decode instance in simulated time.
 
 An instance is an expert-parallel group whose data-parallel ranks step together at the pace of the
 slowest. It works in iterations: a prefill pass, decode steps, or in a colocated pool one prefill

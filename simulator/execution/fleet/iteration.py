@@ -1,4 +1,4 @@
-"""One iteration of an instance: its decode steps as one event, from a batch and step times.
+"""One iteration of an instance: several decode steps simulated as one event.
 
 While a batch stays the same, many decode steps are one event: step k of n takes first + k * slope,
 and the number of steps done at any instant follows from that sum.

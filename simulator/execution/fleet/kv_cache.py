@@ -1,4 +1,4 @@
-"""KV cache of one instance: requests in and out, whole pages taken and freed on each rank.
+"""The KV cache of one instance, allocated and freed in whole pages on each rank.
 
 What a request decodes is counted by its DecodeBatch, which grows without being asked; what is set
 aside for requests outside the batch, or for the longest that one can become (reserve), stands here.

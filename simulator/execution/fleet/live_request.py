@@ -1,4 +1,4 @@
-"""LiveRequest: what a fleet knows about one request between its arrival and its end."""
+"""What a fleet knows about one request between its arrival and its end."""
 
 from __future__ import annotations
 

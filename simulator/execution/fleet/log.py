@@ -1,4 +1,4 @@
-"""What a fleet records while it runs: raw rows of requests, iterations, gaps and queue samples.
+"""The raw records of a fleet run: requests, iterations, token gaps and queue samples.
 
 Rows leave in blocks of columns, in order of time, to whoever consumes them: CollectedLog keeps
 them all, analysis turns them into statistics without keeping any. Nothing here knows a metric.

@@ -1,4 +1,4 @@
-"""Which prompts a prefill pass computes: queued requests and free KV cache in, a PrefillPass out.
+"""Choose the prompts of the next prefill pass from the queue and the free KV cache.
 
 First come, first served within a priority. Each data-parallel rank takes up to a token budget; a
 prompt that does not fit is computed in chunks over several passes on its rank. Ranks wait for each

@@ -1,4 +1,4 @@
-"""Prefix caching: block ids of a prompt in, how much of it is cached and where; LRU per tier.
+"""Prefix caching: how much of a prompt is cached and in which tier, evicted least recently used.
 
 A tier is a set of block ids with a capacity. A prompt that was computed is written to every tier
 (as DeepSeek's on-disk cache and Mooncake's store do), so a slower tier holds what a faster one has

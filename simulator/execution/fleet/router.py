@@ -1,4 +1,4 @@
-"""Where a request goes: on arrival to a prefill instance, then its KV cache to a decode instance.
+"""Route each request to a prefill instance, and then its KV cache to a decode instance.
 
 The router chooses instances, moves KV cache and cached prefixes over links, and starts requests
 again that lost their place. It is what every instance reports to.

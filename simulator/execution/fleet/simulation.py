@@ -1,4 +1,4 @@
-"""Make a fleet ready to run: a scenario in, a FleetSimulation with the step times of its pools out.
+"""Prepare the fleet of a scenario for simulation, step times of its pools included.
 
 The times of one iteration come from the one-step serving model, asked at grid points only (powers
 of two of tokens and context; of batches also one and a half times those) and interpolated linearly

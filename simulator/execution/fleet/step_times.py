@@ -1,4 +1,4 @@
-"""How long one decode step or prefill pass takes: the boundary between a fleet and its instances.
+"""How long decode steps and prefill passes take: the boundary between a fleet and its instances.
 
 A fleet asks only what stands in StepTimes. AffineStepTimes answers from coefficients;
 InterpolatedStepTimes from any slower model, which it asks once for each grid point.

@@ -1,4 +1,4 @@
-"""What runs beside a kernel: rows measured under one condition in, their times under another out.
+"""Restate kernel times for other SM counts and for what runs beside a kernel.
 
 A row carries the SMs that its kernel had and the share of its time with an all-to-all in flight. A
 row of an overlapped pair answers an overlapped question as it is; a row that holds for the other

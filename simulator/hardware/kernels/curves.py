@@ -1,4 +1,4 @@
-"""Times of one kernel family along one size: measured rows in, a monotone curve a shape out.
+"""One monotone curve per shape, fitted to its measurements.
 
 A family is one kind with its operand and result types; a shape all its sizes but the one that was
 scanned. A curve is log seconds over log ideal seconds, ascending, so that a step in waves is a step

@@ -1,4 +1,4 @@
-"""Kernel families: rows of measurement tables in, the operators that they timed out."""
+"""Kernel families: which operator each measurement of a table timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernel times of one GPU on another: a time and both datasheets in, the ratio of times out."""
+"""The ratio of a kernel's times on two GPUs, from their datasheets."""
 
 from __future__ import annotations
 

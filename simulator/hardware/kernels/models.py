@@ -1,4 +1,4 @@
-"""What measurements of one kernel family teach: rows in, log seconds anywhere out.
+"""The model that predicts a kernel family, falling back from family to kind to class.
 
 The kernel set with most rows gives a family its form, one of three, whichever predicted left-out
 rows better when it was calibrated:

@@ -1,4 +1,4 @@
-"""The time a kernel would take at the GPU's peaks: operators and SM counts in, seconds out.
+"""The time a kernel would take at the GPU's peak rates.
 
 Tensor-core kernels are tiled: persistent blocks, one an SM, work through output tiles, so that
 their time goes by waves, ceil(tiles / SMs), not by the share of SMs. Which tiles a kernel takes is

@@ -1,4 +1,4 @@
-"""Efficiency of one kernel family over its sizes: measured rows in, log seconds anywhere out.
+"""The efficiency of one kernel family as a function of its sizes.
 
 The surface learns log seconds minus the log of the time at peak (roofline.py). Its coordinates are
 physical: rows of a GEMM count in whole tiles of 64, since those cost the same; rows that are no

@@ -1,4 +1,4 @@
-"""Smooth functions learnt from scattered rows: coordinates and values in, values out.
+"""Smooth functions fitted to scattered points.
 
 A surface is a sum of terms. Each term is a lattice of values over a few coordinates, linear between
 its knots and constant beyond them, times a feature that switches it on. Knots lie where the rows

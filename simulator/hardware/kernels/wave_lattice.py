@@ -1,4 +1,4 @@
-"""Times of grouped products over waves and bytes: measured rows in, monotone log seconds out.
+"""Times of grouped GEMMs, monotone in waves of tiles and in bytes.
 
 Where the number of groups changes with the load, as in masked grouped products, every load is
 another shape and no curve runs through them. What its time grows with are the two parts of its time

@@ -1,4 +1,4 @@
-"""More work takes no less time, whatever the scatter of rows and the bends of models say.
+"""Lower bounds by work: a kernel with more work never takes less time.
 
 Products. One of fewer rows could be run as one of more, padded with zeros, so that it never needs
 longer. `RisingRows` scans each shape at numbers of rows between which no tile begins, and predicts

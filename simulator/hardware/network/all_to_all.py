@@ -1,4 +1,4 @@
-"""Duration of expert-parallel dispatch and combine on one rank: sizes in, seconds out.
+"""How long expert-parallel dispatch and combine take on one rank.
 
 The form is DeepEP's normal kernels: a token crosses the network once for each node it reaches, over
 its GPU's own NIC, and from there NVLink takes it to the expert's GPU. Both hops are pipelined, so

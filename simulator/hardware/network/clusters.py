@@ -1,4 +1,4 @@
-"""Build a cluster's fabric from its profile, and say which of its GPUs NVLink joins."""
+"""Build a cluster's fabric from its profile, and say which of its GPUs share an NVLink domain."""
 
 from __future__ import annotations
 

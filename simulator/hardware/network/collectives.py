@@ -1,4 +1,4 @@
-"""Collective operations as flows: GPUs and bytes in, phases of concurrent flows out.
+"""Collective operations as phases of concurrent flows.
 
 A ``Phase`` is flows that start together, after a delay; the phases of an operation follow each
 other. Whatever is pipelined in chunks (rings, trees, forwarding over NVLink) is one phase whose

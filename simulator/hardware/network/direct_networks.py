@@ -1,4 +1,4 @@
-"""Switch networks without spines: sizes in, a SwitchNetwork whose switches join each other out.
+"""Dragonfly and Slim Fly: switch networks without spines.
 
 Dragonfly as in Kim et al. (ISCA 2008): fully joined groups, groups joined by global cables. Slim
 fly as in Besta and Hoefler (SC 2014): the graphs of McKay, Miller and Siran, of diameter two. Both

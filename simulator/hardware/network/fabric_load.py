@@ -1,4 +1,4 @@
-"""What the network beyond a GPU's own NIC makes of transfers: a cluster and its traffic in.
+"""Upper bounds that NICs and links put on a set of transfers.
 
 Achieved rates of an all-to-all are measured on a non-blocking fabric, where the NICs decide. On
 another fabric links between switches may decide, or the NICs that are left after a failure. Every

@@ -1,4 +1,4 @@
-"""Max-min fair rates: the resources of each flow and their capacities in, one rate a flow out.
+"""Max-min fair rates of flows that share resources.
 
 A rate vector is max-min fair when no flow can go faster without slowing one that is no faster than
 itself: every flow crosses a saturated resource on which nobody is faster. Progressive filling finds

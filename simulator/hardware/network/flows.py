@@ -1,4 +1,4 @@
-"""The fabric in simulated time: flows in, completion events out, at max-min fair rates.
+"""Flows over a fabric in simulated time, at max-min fair rates.
 
 A flow is a number of bytes between two GPUs along one route, all of whose resources it holds at
 once (a fluid model: no packets, no queues, no congestion spreading). Rates change only when flows

@@ -1,4 +1,4 @@
-"""Routes between GPUs: pairs of GPUs in, the resources that each flow crosses out.
+"""Routes between GPUs: the resources that each flow crosses.
 
 A send inside a node goes over NVLink. A send to another node leaves through the source GPU's NIC
 and arrives at the destination GPU's NIC; where these sit in different planes it is first forwarded

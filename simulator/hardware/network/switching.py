@@ -1,4 +1,4 @@
-"""Switch networks: port counts and speeds in; numbered links, arithmetic routes and counts out.
+"""Switch networks with numbered links, routes by arithmetic, and part counts.
 
 One ``SwitchNetwork`` joins end ports (NICs) by switches. Its resources, the things that traffic
 shares, are numbered from zero in this order: end ports into the network, end ports out of it,

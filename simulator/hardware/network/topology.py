@@ -1,4 +1,4 @@
-"""Fabrics: node, NIC and switch figures in; numbered resources, counts and prices out.
+"""Fabrics: the numbered resources of nodes, NICs and switches, with part counts and prices.
 
 A ``Fabric`` is nodes of GPUs on NVLink, one or more NICs a node, and one ``SwitchNetwork`` a plane;
 a node here is whatever NVLink joins, a server or a rack.

@@ -1,4 +1,4 @@
-"""Times of transfers between the GPUs of one host: measured rows in, seconds by size out.
+"""Times of transfers between the GPUs of one host, interpolated over message size.
 
     times = TransferTimes(gpu=load_gpu("h200_sxm"), fits=calibration.fits).fit(rows)
     times.predict("all_gather", np.array([64 * MIB]), ranks=2)

@@ -1,4 +1,4 @@
-"""Say which operator each kernel of a profile is: a Trace and a mapping file in, operators out.
+"""Say which operator each kernel of a profile belongs to, as a mapping file says.
 
 A mapping is data (hardware_profiles/mappings/*.yaml with ``format: kineto``, or a user's own file):
 patterns on the kernel's name, the user annotation and the host operator around its launch, and the

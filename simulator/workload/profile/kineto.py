@@ -1,4 +1,4 @@
-"""Read a Kineto (Chrome trace format) profile: .json or .json.gz in, kernels and host calls out.
+"""Read the kernels and host calls of a Kineto profile (Chrome trace format, plain or gzipped).
 
 PyTorch's profiler writes one event for each GPU kernel, CUDA call and host operator, with times in
 microseconds and a correlation id that joins a kernel to the call that launched it. Times leave

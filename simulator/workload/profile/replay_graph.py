@@ -1,4 +1,4 @@
-"""Turn a recorded profile into what has to happen: a Trace in, a ReplayGraph out.
+"""Build the dependency graph of a recorded profile.
 
 The graph holds durations, order and waits, never a recorded GPU start. A kernel runs after the
 kernel before it in its stream, after the kernels of other streams that it waits for, and after the
