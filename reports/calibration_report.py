@@ -73,7 +73,7 @@ def write_calibration_run(
     pooled = pooled_errors(result)
 
     def write_report(draft: Path) -> None:
-        (draft / REPORT_FILE).write_text(page(result, panels, pooled), encoding="utf-8")
+        (draft / REPORT_FILE).write_text(_page(result, panels, pooled), encoding="utf-8")
         folder = draft / FIGURES_DIRECTORY
         folder.mkdir()
         for name, draw in PANELS.items():
@@ -174,7 +174,7 @@ def held_out_table(rows: Sequence[HeldOutRow]) -> pd.DataFrame:
 # -- page ------------------------------------------------------------------------------------------
 
 
-def page(result: Calibration, panels: Sequence[Panel], pooled: Sequence[PooledError]) -> str:
+def _page(result: Calibration, panels: Sequence[Panel], pooled: Sequence[PooledError]) -> str:
     """The self-contained page."""
     return render_page(
         "calibration.html.j2",

@@ -38,7 +38,7 @@ _LANES = {
 }
 
 
-def pipeline_timeline(tables: RunTables) -> Chart:
+def pipeline_chart(tables: RunTables) -> Chart:
     """What every pipeline rank does when; one trace a work."""
     traces = []
     for work, name in WORKS.items():
@@ -71,7 +71,7 @@ def pipeline_timeline(tables: RunTables) -> Chart:
     return {"data": traces, "layout": layout | {"barmode": "overlay", "bargap": 0.15}}
 
 
-def time_budget(tables: RunTables) -> Chart:
+def budget_chart(tables: RunTables) -> Chart:
     """Where the step of every rank goes, stacked."""
     return _stacked(
         [
@@ -83,7 +83,7 @@ def time_budget(tables: RunTables) -> Chart:
     )
 
 
-def attribution(tables: RunTables) -> Chart:
+def attribution_chart(tables: RunTables) -> Chart:
     """What adds up to the step, cause after cause."""
     rows, total = causes(tables.metrics), tables.metrics["step_time_s"]
     trace = {
@@ -228,9 +228,9 @@ def pair_timeline(tables: RunTables) -> Chart:
 
 
 CHARTS = {
-    "pipeline-timeline": pipeline_timeline,
-    "attribution": attribution,
-    "time-budget": time_budget,
+    "pipeline-timeline": pipeline_chart,
+    "attribution": attribution_chart,
+    "time-budget": budget_chart,
     "communication": communication,
     "pair-timeline": pair_timeline,
     "memory": memory,

@@ -298,7 +298,7 @@ def write_collective_run(run: CollectiveRun, metrics: Mapping[str, Any], directo
 
     def write_report(draft: Path) -> None:
         (draft / REPORT_FILE).write_text(fabric_page(run, metrics), encoding="utf-8")
-        write_figures(run, metrics, draft / FIGURES_DIRECTORY)
+        _write_figures(run, metrics, draft / FIGURES_DIRECTORY)
 
     write_run(
         directory,
@@ -386,7 +386,7 @@ def fabric_page(run: CollectiveRun, metrics: Mapping[str, Any]) -> str:
     ]
     return render_page(
         "fabric.html.j2",
-        charts=charts(run, metrics),
+        charts=fabric_charts(run, metrics),
         name=run.scenario.name,
         description=run.scenario.file.description,
         left_out=left_out_note(run.scenario),
@@ -398,7 +398,7 @@ def fabric_page(run: CollectiveRun, metrics: Mapping[str, Any]) -> str:
     )
 
 
-def charts(run: CollectiveRun, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def fabric_charts(run: CollectiveRun, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Interactive charts for plotly: a heat map a plane, one of the NICs, time against GPUs."""
     last = run.result.last
     result: dict[str, Any] = {}
@@ -469,7 +469,7 @@ def _layout(x: str, y: str, *, height: int) -> dict[str, Any]:
     }
 
 
-def write_figures(run: CollectiveRun, metrics: Mapping[str, Any], directory: Path) -> None:
+def _write_figures(run: CollectiveRun, metrics: Mapping[str, Any], directory: Path) -> None:
     """Write heat maps, hottest links and time against GPUs as PNG and SVG into ``directory``."""
     import matplotlib
 

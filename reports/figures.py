@@ -45,7 +45,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def pipeline_timeline(tables: RunTables) -> Figure:
+def pipeline_figure(tables: RunTables) -> Figure:
     """What every pipeline rank does when."""
     figure, axes = _figure(11, 1.6 + 0.28 * len(tables.stages))
     for work, name in WORKS.items():
@@ -70,7 +70,7 @@ def pipeline_timeline(tables: RunTables) -> Figure:
     return figure
 
 
-def time_budget(tables: RunTables) -> Figure:
+def budget_figure(tables: RunTables) -> Figure:
     """Where the step of every pipeline rank goes."""
     figure, axes = _figure(11, 4.2)
     ranks = tables.metrics["ranks"]
@@ -89,7 +89,7 @@ def time_budget(tables: RunTables) -> Figure:
     return figure
 
 
-def attribution(tables: RunTables) -> Figure:
+def attribution_figure(tables: RunTables) -> Figure:
     """What adds up to the step, cause after cause."""
     figure, axes = _figure(11, 5.2)
     rows, total = causes(tables.metrics), tables.metrics["step_time_s"]
@@ -217,9 +217,9 @@ def published_comparison(tables: RunTables) -> Figure:
 
 
 FIGURES: Mapping[str, Callable[[RunTables], Figure]] = {
-    "pipeline_timeline": pipeline_timeline,
-    "attribution": attribution,
-    "time_budget": time_budget,
+    "pipeline_timeline": pipeline_figure,
+    "attribution": attribution_figure,
+    "time_budget": budget_figure,
     "pair_breakdown": pair_breakdown,
     "published_comparison": published_comparison,
 }

@@ -201,7 +201,7 @@ def write_fleet_run(
     def write_report(draft: Path) -> None:
         write_columns(metrics["time_series"], draft / "time_series.parquet")
         (draft / REPORT_FILE).write_text(fleet_page(simulation, metrics), encoding="utf-8")
-        write_figures(metrics, draft / FIGURES_DIRECTORY)
+        _write_figures(metrics, draft / FIGURES_DIRECTORY)
 
     write_run(
         directory,
@@ -243,7 +243,7 @@ def fleet_page(simulation: FleetSimulation, metrics: Mapping[str, Any]) -> str:
     scenario = simulation.scenario
     return render_page(
         "fleet.html.j2",
-        charts=charts(metrics),
+        charts=fleet_charts(metrics),
         name=scenario.name,
         description=scenario.file.description,
         left_out=left_out_note(scenario),
@@ -272,7 +272,7 @@ def fleet_page(simulation: FleetSimulation, metrics: Mapping[str, Any]) -> str:
     )
 
 
-def charts(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def fleet_charts(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Interactive charts for plotly: one of distributions, one a panel over time."""
     distributions = [
         {
@@ -304,7 +304,7 @@ def _chart(lines: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> dic
     return {"data": drawn, "layout": layout}
 
 
-def write_figures(metrics: Mapping[str, Any], directory: Path) -> None:
+def _write_figures(metrics: Mapping[str, Any], directory: Path) -> None:
     """Write the same charts as PNG and SVG into ``directory``, which is made."""
     import matplotlib
 

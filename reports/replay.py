@@ -57,8 +57,8 @@ def write_replay_run(run: ReplayRun, directory: Path) -> None:
     kernels = kernel_table(run)
 
     def write_report(draft: Path) -> None:
-        (draft / REPORT_FILE).write_text(page(run, kernels), encoding="utf-8")
-        trace = {"displayTimeUnit": "ms", "traceEvents": list(trace_events(run, kernels))}
+        (draft / REPORT_FILE).write_text(_page(run, kernels), encoding="utf-8")
+        trace = {"displayTimeUnit": "ms", "traceEvents": list(replay_events(run, kernels))}
         text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
         (draft / PERFETTO_FILE).write_text(text, encoding="utf-8")
         figure = timeline_figure(kernels)
@@ -98,7 +98,7 @@ def kernel_table(run: ReplayRun) -> pd.DataFrame:
     )
 
 
-def trace_events(run: ReplayRun, kernels: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def replay_events(run: ReplayRun, kernels: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Chrome trace events: one process a timeline, one track a stream, and the replayed host."""
     for process, timeline in enumerate(TIMELINES, start=1):
         yield _name("process_name", process, 0, f"{timeline} GPU")
@@ -149,7 +149,7 @@ def timeline_figure(kernels: pd.DataFrame) -> Figure:
     return figure
 
 
-def page(run: ReplayRun, kernels: pd.DataFrame) -> str:
+def _page(run: ReplayRun, kernels: pd.DataFrame) -> str:
     """The self-contained page."""
     result = run.to_json()
     return render_page(

@@ -292,7 +292,7 @@ def write_serving_run(run: ServingRun, metrics: Mapping[str, Any], directory: Pa
     def write_report(draft: Path) -> None:
         page = step_page(run.scenario, metrics, list(_comparisons(metrics)), tasks)
         (draft / REPORT_FILE).write_text(page, encoding="utf-8")
-        trace = {"displayTimeUnit": "ms", "traceEvents": list(trace_events(tasks))}
+        trace = {"displayTimeUnit": "ms", "traceEvents": list(serving_events(tasks))}
         text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
         (draft / "trace.json").write_text(text, encoding="utf-8")
         kernels = pd.DataFrame(metrics["operators"])
@@ -366,7 +366,7 @@ def task_table(run: ServingRun) -> pd.DataFrame:
     )
 
 
-def trace_events(tasks: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def serving_events(tasks: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Slices of the iteration: one track a stream, one slice a task."""
     streams = list(dict.fromkeys(tasks["stream"]))
     for thread, stream in enumerate(streams):

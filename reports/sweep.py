@@ -202,7 +202,7 @@ def write_sweep(sweep: Sweep, directory: Path) -> None:
         for row in sweep.ran:
             if row.digest:
                 append_row(draft / ROWS_FILE, row)
-        write_figures(sweep, draft / "figures")
+        _write_figures(sweep, draft / "figures")
         (draft / "report.html").write_text(sweep_page(sweep), encoding="utf-8")
 
     write_run(
@@ -252,7 +252,7 @@ def trade_off(sweep: Sweep) -> tuple[str, str] | None:
     return (names[0], names[1]) if len(names) > 1 else None
 
 
-def charts(sweep: Sweep) -> dict[str, Any]:
+def sweep_charts(sweep: Sweep) -> dict[str, Any]:
     """Interactive charts for plotly: the trade-off of two objectives, then each shown metric."""
     result: dict[str, Any] = {}
     between = trade_off(sweep)
@@ -327,14 +327,14 @@ def _layout(x: str, y: str, *, legend: bool) -> dict[str, Any]:
     }
 
 
-def write_figures(sweep: Sweep, directory: Path) -> None:
+def _write_figures(sweep: Sweep, directory: Path) -> None:
     """Write each chart as PNG and SVG into ``directory``."""
     import matplotlib
     from matplotlib.figure import Figure
 
     directory.mkdir()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dsv3sim"}):
-        for name, chart in charts(sweep).items():
+        for name, chart in sweep_charts(sweep).items():
             figure = Figure(figsize=(7.5, 4.2), layout="constrained")
             _draw(figure, figure.subplots(), chart)
             stem = name.replace(" ", "_").replace(".", "_")
@@ -388,7 +388,7 @@ def sweep_page(sweep: Sweep) -> str:
     ]
     return render_page(
         "sweep.html.j2",
-        charts=charts(sweep),
+        charts=sweep_charts(sweep),
         sweep=sweep,
         asked=sweep_json(sweep),
         rows=rows,

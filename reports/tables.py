@@ -114,7 +114,7 @@ def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
             **dict(kernels_rows(metrics)),
         },
         actions=action_table(run.step),
-        operators=operator_table(run.step),
+        operators=_operator_table(run.step),
         pair=pair,
         stages=tuple(
             ", ".join(str(stage) for stage in run.schedule.stages_of(rank))
@@ -203,7 +203,7 @@ def action_table(step: TrainingStep) -> pd.DataFrame:
     return both.sort_values(["rank", "index"], ignore_index=True)
 
 
-def operator_table(step: TrainingStep) -> pd.DataFrame:
+def _operator_table(step: TrainingStep) -> pd.DataFrame:
     """The operators of every distinct chunk and pair, once each, and of the published pair."""
     import pandas as pd
 

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from reports.charts import attribution
+from reports.charts import attribution_chart
 from reports.palette import CAUSES
 from reports.tables import RunTables
 from reports.terminal import attribution_comparison, step_attribution_table
@@ -20,7 +20,7 @@ def test_every_cause_of_a_chunk_has_a_colour():
 
 
 def test_the_bars_stand_on_one_another_and_end_at_the_step(tables: RunTables):
-    (trace,) = attribution(tables)["data"]
+    (trace,) = attribution_chart(tables)["data"]
     step = tables.metrics["step_time_s"]
     assert trace["y"] == ["arithmetic", "bubble", "step"]
     assert trace["base"] == pytest.approx([0.0, 0.7 * step, 0.0], rel=1e-5)

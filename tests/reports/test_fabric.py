@@ -10,8 +10,8 @@ from rich.console import Console
 
 from hardware_profiles.schema import load_cluster
 from reports.fabric import (
-    charts,
     collective_tables,
+    fabric_charts,
     fabric_tables,
     heat_figure,
     link_table,
@@ -83,7 +83,7 @@ def test_time_against_gpus_has_a_line_a_topology(run):
 def test_an_idle_link_is_light_and_a_full_one_dark_on_the_page_and_in_the_figure(run):
     scales = [
         chart["data"][0]["colorscale"]
-        for chart in charts(run, collective_metrics(run)).values()
+        for chart in fabric_charts(run, collective_metrics(run)).values()
         if chart["data"][0]["type"] == "heatmap"
     ]
     assert len(scales) == 1  # of the NICs: no cable between switches is used

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection
 
-from reports.figures import FIGURES, pipeline_timeline, time_budget, write_figures
+from reports.figures import FIGURES, budget_figure, pipeline_figure, write_figures
 from reports.tables import RunTables
 
 
@@ -24,14 +24,14 @@ def test_figures_of_one_run_are_the_same_files(tables: RunTables, tmp_path: Path
 
 
 def test_stacked_budget_of_each_rank_is_the_step_time(tables: RunTables) -> None:
-    axes = time_budget(tables).axes[0]
+    axes = budget_figure(tables).axes[0]
     tops = [bar.get_y() + bar.get_height() for bar in axes.patches[-4:]]
     assert tops == pytest.approx([tables.metrics["step_time_s"]] * 4)
 
 
 def test_timeline_draws_every_action_over_its_time(tables: RunTables) -> None:
     drawn = 0.0
-    collections = pipeline_timeline(tables).axes[0].collections
+    collections = pipeline_figure(tables).axes[0].collections
     for collection in collections:
         assert isinstance(collection, PolyCollection)
         for path in collection.get_paths():

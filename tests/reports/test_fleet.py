@@ -14,7 +14,7 @@ from rich.console import Console
 from reports.fleet import (
     FIGURES_SHOWN,
     LATENCIES,
-    charts,
+    fleet_charts,
     fleet_page,
     fleet_run_tables,
     format_figure,
@@ -70,7 +70,7 @@ def test_the_page_opens_without_a_network_and_shows_every_figure_with_its_defini
     for label in (*LATENCIES.values(), *FIGURES_SHOWN.values()):
         assert f"<td>{label}</td>" in shown
     assert metrics["definitions"]["goodput_requests_per_second"] in shown
-    for title in charts(metrics):
+    for title in fleet_charts(metrics):
         assert f'"{title}": {{"data"' in page
 
 

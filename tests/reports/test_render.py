@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.charts import CHARTS, pair_timeline, pipeline_timeline, time_budget
+from reports.charts import CHARTS, budget_chart, pair_timeline, pipeline_chart
 from reports.render import REPORTS, operator_rows, published_rows, write_html
 from reports.tables import RunTables
 
@@ -88,14 +88,14 @@ def test_every_chart_is_plain_json_with_units_on_its_axes(name: str, tables: Run
 
 
 def test_time_budget_chart_stacks_to_the_step_time(tables: RunTables) -> None:
-    traces = time_budget(tables)["data"]
+    traces = budget_chart(tables)["data"]
     for rank in range(4):
         total = sum(trace["y"][rank] for trace in traces)
         assert total == pytest.approx(tables.metrics["step_time_s"], rel=1e-4)
 
 
 def test_pipeline_chart_has_one_trace_a_work_and_every_action(tables: RunTables) -> None:
-    traces = pipeline_timeline(tables)["data"]
+    traces = pipeline_chart(tables)["data"]
     assert len(traces) == tables.actions["work"].nunique()
     assert sum(len(trace["x"]) for trace in traces) == len(tables.actions)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from reports.replay import kernel_table, timeline_chart, trace_events, write_replay_run
+from reports.replay import kernel_table, replay_events, timeline_chart, write_replay_run
 from simulator.analysis.profile_replay import ReplayRun, replay
 
 MAPPING = """
@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> ReplayRun:
 
 
 def test_one_perfetto_file_holds_the_measured_and_the_simulated_tracks(run: ReplayRun) -> None:
-    events = list(trace_events(run, kernel_table(run)))
+    events = list(replay_events(run, kernel_table(run)))
     tracks = {event["args"]["name"] for event in events if event["name"] == "process_name"}
     assert tracks == {"measured GPU", "simulated GPU", "simulated host"}
     slices = [event for event in events if event["ph"] == "X"]

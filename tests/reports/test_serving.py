@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from reports.jobs import JOB_REPORTS
-from reports.serving import expert_loads, trace_events
+from reports.serving import expert_loads, serving_events
 from simulator.analysis.run import simulate
 from simulator.scenario.files import load_scenario
 
@@ -77,7 +77,7 @@ def test_slices_of_a_stream_do_not_overlap(tmp_path):
     report.write(run, report.metrics(run), tmp_path / "run")
     tasks = pd.read_parquet(tmp_path / "run" / "events.parquet")
     last = {}
-    for event in trace_events(tasks):
+    for event in serving_events(tasks):
         if event["ph"] == "X":
             assert event["ts"] >= last.get(event["tid"], 0.0) - 1e-3
             last[event["tid"]] = event["ts"] + event["dur"]

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from reports.sweep import (
     Sweep,
-    charts,
     lines,
+    sweep_charts,
     sweep_json,
     sweep_page,
     sweep_table,
@@ -97,7 +97,7 @@ def test_a_line_runs_along_the_first_axis_for_each_value_of_the_others(swept):
 
 
 def test_charts_show_the_trade_off_first(swept):
-    drawn = charts(swept)
+    drawn = sweep_charts(swept)
     assert list(drawn) == ["completion_s against rate", "completion_s", "rate"]
     names = [trace["name"] for trace in drawn["completion_s against rate"]["data"]]
     assert names == ["front", "inside the limits", "outside"]
