@@ -33,6 +33,7 @@ from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.families import calibration_measurements
 from simulator.hardware.kernels.roofline import DEEPGEMM_TILES, ideal_seconds
 from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel
+from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.workload.profile.kernel_mapping import MappedKernel
 from simulator.workload.profile.kineto import Kernel
 from simulator.workload.profile.replay_graph import Role
@@ -182,7 +183,7 @@ def _exchange(machine: Machine, source: Machine, ranks: int) -> PredictsOperator
 
     def predict(operators: Sequence[Operator]) -> Array:
         times = [
-            model.explain(operator, sms=machine.communication_sms, overlapped=True)
+            model.explain(operator, sms=machine.communication_sms, overlapped=True, load=NO_LIMIT)
             for operator in operators
         ]
         return np.array([max(time.nic_s, time.nvlink_s) * time.slowdown for time in times])

@@ -189,7 +189,6 @@ def kernel_source(
     mixed = low_latency is not None and low_latency.link == "mixed"
     pattern: Pattern = "rail" if normal else "other_domains" if mixed else "every_gpu"
     load = all_to_all_load(cluster, gpus=ranks, pattern=pattern)
-    costs.all_to_all_.load = load
     return KernelSource(
         calibration=calibration,
         costs=costs,

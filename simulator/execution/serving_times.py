@@ -158,6 +158,7 @@ def _predicted(
             [operator for operator, _, _ in missing],
             sms=[count for _, count, _ in missing],
             overlapped=[beside for _, _, beside in missing],
+            load=model.kernels.load,
         )
         codes = {name: code for code, name in enumerate(PROVENANCES)}
         # Times of another GPU are no measurement of this one, even where its SMs are the same.

@@ -238,34 +238,21 @@ def cost_graphs(
     not an all-to-all is in flight at that moment, as in the published profile. A chunk that runs
     alone has all SMs but where its own weight gradients run under its transfers.
     """
-    predictions: dict[ChunkKey, Prediction] = {}
-    for load in dict.fromkeys(key.load for key in graphs):
-        costs.all_to_all_.load = load
-        alike = {key: graph for key, graph in graphs.items() if key.load == load}
-        predictions |= _cost_alike(alike, costs=costs, sms=sms, communication_sms=communication_sms)
-    return predictions
-
-
-def _cost_alike(
-    graphs: Mapping[ChunkKey, TaskGraph],
-    *,
-    costs: KernelCostModel,
-    sms: int,
-    communication_sms: int,
-) -> dict[ChunkKey, Prediction]:
-    """The same for chunks of which the fabric makes the same."""
     tasks = [
-        (key.work == OVERLAPPED, task) for key, graph in graphs.items() for task in graph.tasks
+        (key.work == OVERLAPPED, key.load, task)
+        for key, graph in graphs.items()
+        for task in graph.tasks
     ]
     every = costs.predict(
-        [task.operator for _, task in tasks],
+        [task.operator for _, _, task in tasks],
         sms=[
             exchange_sms(task.operator.kind, kept=communication_sms, free=sms)
             if task.stream is Stream.COMMUNICATION
             else sms - communication_sms * (pair or task.overlapped)
-            for pair, task in tasks
+            for pair, _, task in tasks
         ],
-        overlapped=[task.overlapped for _, task in tasks],
+        overlapped=[task.overlapped for _, _, task in tasks],
+        load=[load for _, load, _ in tasks],
     )
     predictions, start = {}, 0
     for key, graph in graphs.items():

@@ -5,11 +5,13 @@ learns from a measurement table and returns self, `predict` is pure.
 
     costs = KernelCostModel(cluster=cluster, calibration=calibration, expert_parallel_ranks=64)
     costs.fit(calibration_measurements(calibration))
-    pair = costs.predict(operators, sms=112, overlapped=True)      # beside an all-to-all
-    alone = costs.predict(operators, sms=132, overlapped=False)    # nothing beside it
+    pair = costs.predict(kernels, sms=112, overlapped=True)      # beside an all-to-all
+    alone = costs.predict(kernels, sms=132, overlapped=False)    # nothing beside it
+    costs.predict([dispatch], sms=20, overlapped=True, load=load)
 
-`sms` and `overlapped` are one value for all operators or one for each. For dispatch and combine
-`sms` are the communication SMs, and `overlapped` means that compute runs beside them.
+`sms`, `overlapped` and `load` are one value for all operators or one for each. For dispatch and
+combine `sms` are the communication SMs, `overlapped` means that compute runs beside them, and
+`load` says what the fabric makes of them; other operators need none.
 
 How a compute kernel is predicted. `roofline.ideal_seconds` gives its time at peak by waves and
 bytes. Measurements teach the ratio to it, in two steps. Of the kernel set with most rows of a
@@ -87,10 +89,11 @@ from simulator.hardware.kernels.roofline import (
 )
 from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, PADDED, RisingRows, WorkFloor
 from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel, Reach
+from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.transfer_times import LINK_KINDS
 
 Array = NDArray[np.float64]
-ValueT = TypeVar("ValueT", int, bool)
+ValueT = TypeVar("ValueT", int, bool, FabricLoad | None)
 KeyT = TypeVar("KeyT", bound=Hashable)
 MadeT = TypeVar("MadeT")
 
@@ -256,7 +259,6 @@ class KernelCostModel:
         other = copy(self)
         other.calibration = self.calibration.without_all_to_all_slowdown()
         other.all_to_all_ = self._all_to_all(other.calibration, self._rows)
-        other.all_to_all_.load = self.all_to_all_.load
         return other
 
     def _all_to_all(
@@ -275,6 +277,7 @@ class KernelCostModel:
         *,
         sms: int | Sequence[int],
         overlapped: bool | Sequence[bool],
+        load: FabricLoad | Sequence[FabricLoad] | None = None,
     ) -> Prediction:
         """Predict the duration of each operator.
 
@@ -282,41 +285,52 @@ class KernelCostModel:
             operators: any number, any order; equal ones are computed once.
             sms: SMs that the kernel may use.
             overlapped: whether an all-to-all (for dispatch and combine: compute) runs beside it.
+            load: what the fabric makes of dispatch and combine, which cannot do without it.
 
         Raises NotCalibrated before `fit`, or for a kind of a class without any measurement;
-        ValueError for an SM count that the GPU does not have.
+        ValueError for an SM count that the GPU does not have, or a transfer without a load.
         """
         if not hasattr(self, "families_"):
             raise NotCalibrated("KernelCostModel: predict needs fit first")
         # Name and phase do not change a kernel's time, so equal kernels share one place. One object
         # given many times is known by its identity, without comparing its sizes.
-        seen: dict[tuple[int, int, bool], int] = {}
+        seen: dict[tuple[int, int, bool, int], int] = {}
         index: dict[tuple[object, ...], int] = {}
         groups: dict[tuple[bool, Family], list[tuple[int, Operator, int]]] = {}
+        loads: dict[int, FabricLoad] = {}
         places = np.empty(len(operators), dtype=np.intp)
         available = self.cluster.node.gpu.sms
         conditions = zip(
             operators,
             _each(sms, len(operators), "sms"),
             _each(overlapped, len(operators), "overlapped"),
+            _each(load, len(operators), "load"),
             strict=True,
         )
-        for place, (op, op_sms, beside) in enumerate(conditions):
-            identity = (id(op), op_sms, beside)
+        for place, (op, op_sms, beside, op_load) in enumerate(conditions):
+            identity = (id(op), op_sms, beside, id(op_load))
             if identity in seen:
                 places[place] = seen[identity]
                 continue
             family = family_of(op)
-            key = (family, op.sizes, op_sms, beside)
+            exchange = op.kind in ALL_TO_ALL_KINDS
+            key = (family, op.sizes, op_sms, beside, op_load if exchange else None)
             known = index.get(key)
             if known is None:
-                least = 0 if op.kind in ALL_TO_ALL_KINDS else 1
+                least = 0 if exchange else 1
                 if not least <= op_sms <= available:
                     raise ValueError(
                         f"{op.name}: sms={op_sms} is not allowed: the GPU has {least} to "
                         f"{available}"
                     )
                 known = index[key] = len(index)
+                if exchange:
+                    if op_load is None:
+                        raise ValueError(
+                            f"{op.name}: load=None is not allowed for {op.kind}: what the fabric "
+                            "makes of it, NO_LIMIT where NICs and NVLink alone decide"
+                        )
+                    loads[known] = op_load
                 groups.setdefault((bool(beside), family), []).append((known, op, op_sms))
             places[place] = seen[identity] = known
         answers = np.empty((3, len(index)))
@@ -331,7 +345,12 @@ class KernelCostModel:
             unique = [op for _, op, _ in members]
             unique_sms = np.array([count for _, _, count in members], dtype=np.float64)
             if family[0] in ALL_TO_ALL_KINDS:
-                answer = self.all_to_all_.predict(unique, sms=unique_sms, overlapped=beside)
+                answer = self.all_to_all_.predict(
+                    unique,
+                    sms=unique_sms,
+                    overlapped=beside,
+                    loads=[loads[number] for number in chosen],
+                )
             else:
                 answer = self._of_batch(family, batch_of(unique), unique_sms, beside)
             answers[0, chosen], answers[1, chosen], answers[2, chosen] = answer[:3]
@@ -695,7 +714,7 @@ def _kernels(rows: Sequence[Measurement]) -> float:
 
 
 def _each(value: ValueT | Sequence[ValueT], count: int, name: str) -> Sequence[ValueT]:
-    if isinstance(value, int):
+    if value is None or isinstance(value, int | FabricLoad):
         return [value] * count
     if len(value) != count:
         raise ValueError(f"{name}: {len(value)} values for {count} operators")

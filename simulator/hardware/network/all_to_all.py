@@ -32,7 +32,7 @@ from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, parse_quanti
 from reference_model.trace import TILE, Operator
 from simulator.hardware.kernels.curves import EXTRAPOLATED, INTERPOLATED, MEASURED
 from simulator.hardware.network.clusters import nvlink_domains
-from simulator.hardware.network.fabric_load import NO_LIMIT
+from simulator.hardware.network.fabric_load import FabricLoad
 
 Array = NDArray[np.float64]
 
@@ -122,8 +122,6 @@ class AllToAllModel:
         self.nodes = len(self.reach.parts)
         self.one_gpu = ranks == 1
         """A GPU that holds every expert sends nothing and meets nobody."""
-        self.load = NO_LIMIT
-        """What failures and links between switches leave of the NICs' rate."""
 
     def fit(self, measurements: Iterable[Measurement]) -> Self:
         """Learn the achieved shares of NIC and NVLink rates from dispatch and combine alone.
@@ -159,12 +157,20 @@ class AllToAllModel:
         return self
 
     def predict(
-        self, operators: Sequence[Operator], *, sms: Array, overlapped: bool
+        self,
+        operators: Sequence[Operator],
+        *,
+        sms: Array,
+        overlapped: bool,
+        loads: Sequence[FabricLoad],
     ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
-        """Return seconds, both ends of the 80 % interval and provenance, [operators] each."""
+        """Return seconds, both ends of the 80 % interval and provenance, [operators] each.
+
+        `sms` and `loads` are [operators] each; otherwise as `explain` takes them.
+        """
         times = [
-            self.explain(op, sms=int(count), overlapped=overlapped)
-            for op, count in zip(operators, sms.tolist(), strict=True)
+            self.explain(op, sms=int(count), overlapped=overlapped, load=load)
+            for op, count, load in zip(operators, sms.tolist(), loads, strict=True)
         ]
         seconds = np.array([time.seconds for time in times])
         ends = np.array(
@@ -179,13 +185,16 @@ class AllToAllModel:
         )
         return seconds, ends[:, 0], ends[:, 1], provenance
 
-    def explain(self, operator: Operator, *, sms: int, overlapped: bool) -> AllToAllTime:
+    def explain(
+        self, operator: Operator, *, sms: int, overlapped: bool, load: FabricLoad
+    ) -> AllToAllTime:
         """One operator's time, part by part.
 
         Args:
             sms: communication SMs; 0 for transfers that copy engines and NICs make, which links
                 alone limit.
             overlapped: whether compute runs beside it.
+            load: what failures and links between switches leave of the NICs' rate.
         """
         if self.one_gpu:
             return AllToAllTime(notify_s=0.0, nic_s=0.0, nvlink_s=0.0, slowdown=1.0)
@@ -194,7 +203,7 @@ class AllToAllModel:
         # The rank sends `tokens` and receives `rows`; the longer of the two directions counts.
         imbalance = max(1.0, rows / (tokens * self.reach.gpus)) if tokens else 1.0
         node = self.cluster.node
-        nic = self.load.rate(node.nic_bandwidth_per_gpu * self.nic_share_[operator.kind][0])
+        nic = load.rate(node.nic_bandwidth_per_gpu * self.nic_share_[operator.kind][0])
         inputs, overlap = self.calibration.all_to_all, self.calibration.overlap
         nvlink = node.gpu.nvlink_bandwidth * self.nvlink_share_[operator.kind][0]
         if sms:

@@ -524,9 +524,9 @@ def test_transfers_that_keep_no_sms_are_limited_by_links_and_leave_all_to_comput
     transfers = step.model.kernels.costs.all_to_all_
     for operator in step.operators["moe", 0].operators:
         if operator.kind in ALL_TO_ALL_KINDS:
-            assert transfers.explain(operator, sms=0, overlapped=True) == transfers.explain(
-                operator, sms=24, overlapped=True
-            )
+            assert transfers.explain(
+                operator, sms=0, overlapped=True, load=step.model.kernels.load
+            ) == transfers.explain(operator, sms=24, overlapped=True, load=step.model.kernels.load)
     kept = simulate(load_scenario("prefill_ep32_profile", ["communication_sms=24"])).step
     assert step.step_s < kept.step_s
 

@@ -395,10 +395,11 @@ def test_a_step_whose_groups_fit_a_rack_says_what_does_not_and_takes_no_nic_but_
     )  # fmt: skip
     found = simulate(scenario)
     model = found.costs.all_to_all_
-    for chunk in found.step.chunks.values():
+    for key, chunk in found.step.chunks.items():
         for task in chunk.log.graph.tasks:
             if task.operator.kind in ALL_TO_ALL_KINDS:
-                assert model.explain(task.operator, sms=20, overlapped=False).nic_s == 0.0
+                time = model.explain(task.operator, sms=20, overlapped=False, load=key.load)
+                assert time.nic_s == 0.0
     # Every pipeline rank is a rack, so its activations go over each GPU's NIC at 87% of 50 GB/s.
     size = 4096 * 7168 * 2
     for seconds in found.step.transfers_s.values():
@@ -448,5 +449,7 @@ def test_a_step_computes_on_the_sms_that_its_transfers_leave(kept, left):
     for place, task in enumerate(tasks):
         if task.operator.kind in ("grouped_gemm", "dispatch"):
             sms = kept if task.operator.kind == "dispatch" else left
-            alike = found.costs.predict([task.operator], sms=sms, overlapped=task.overlapped)
+            alike = found.costs.predict(
+                [task.operator], sms=sms, overlapped=task.overlapped, load=pair.key.load
+            )
             assert pair.cost.seconds[place] == pytest.approx(alike.seconds[0], rel=1e-12)

@@ -17,6 +17,7 @@ from simulator.hardware.kernels.models import ENOUGH_RESIDUALS
 from simulator.hardware.kernels.roofline import Ideal, batch_of, is_tensor, least_seconds
 from simulator.hardware.kernels.work_floor import PADDED
 from simulator.hardware.network.all_to_all import Reach
+from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 
 CALIBRATION = load_calibration("h800_sxm", {"transfer_from": []})
 """Its own rows only; what it takes over from an H200 is tested below."""
@@ -66,7 +67,7 @@ def combine(tokens=4096, received=None):
 
 
 def one(costs, op, *, sms, overlapped):
-    prediction = costs.predict([op], sms=sms, overlapped=overlapped)
+    prediction = costs.predict([op], sms=sms, overlapped=overlapped, load=NO_LIMIT)
     return float(prediction.seconds[0]), str(prediction.provenance[0])
 
 
@@ -110,7 +111,7 @@ def test_every_operator_of_the_model_gets_a_time_an_interval_and_a_provenance(
     costs = COST_MODELS[name](
         cluster=load_cluster("h800_2048"), calibration=CALIBRATION, expert_parallel_ranks=64
     ).fit(ROWS)
-    prediction = costs.predict(MODEL_OPERATORS, sms=sms, overlapped=overlapped)
+    prediction = costs.predict(MODEL_OPERATORS, sms=sms, overlapped=overlapped, load=NO_LIMIT)
     assert (prediction.low > 0).all()
     assert (prediction.low <= prediction.seconds).all()
     assert (prediction.seconds <= prediction.high).all()
@@ -123,7 +124,7 @@ def test_no_prediction_is_below_the_roofline_at_peak(sms, overlapped):
     gpu = COSTS.cluster.node.gpu
     for op in MODEL_OPERATORS:
         if op.kind not in {"dispatch", "combine"}:
-            prediction = COSTS.predict([op], sms=sms, overlapped=overlapped)
+            prediction = COSTS.predict([op], sms=sms, overlapped=overlapped, load=NO_LIMIT)
             least = least_seconds(batch_of([op]), np.array([float(sms)]), gpu, memory_share=1.0)
             assert prediction.low[0] >= least[0] * (1 - 1e-12), op.name
 
@@ -140,7 +141,7 @@ def test_a_row_of_the_table_is_met_exactly_and_says_measured():
         )
         for row in rows
     ]
-    prediction = COSTS.predict(operators, sms=112, overlapped=True)
+    prediction = COSTS.predict(operators, sms=112, overlapped=True, load=NO_LIMIT)
     # One row took longer than another of more rows: 997 us for 30,976 rows, 979 for 31,104.
     noise = prediction.provenance != "measured"
     assert [dict(row.sizes)["rows"] for row in np.array(rows, dtype=object)[noise]] == [30976]
@@ -192,7 +193,7 @@ def test_provenance_is_honest():
 
 def test_on_another_gpu_nothing_counts_as_measured():
     costs = fitted({"node.gpu": "h200_sxm"})
-    prediction = costs.predict(MODEL_OPERATORS, sms=112, overlapped=True)
+    prediction = costs.predict(MODEL_OPERATORS, sms=112, overlapped=True, load=NO_LIMIT)
     assert "measured" not in prediction.provenance
     assert "interpolated" not in prediction.provenance
 
@@ -220,7 +221,7 @@ def test_an_operator_of_many_small_kernels_does_not_shrink_with_its_tokens():
 def test_more_tokens_never_take_less_time(shape, m, sms, overlapped):
     n, k = shape
     operators = [gemm(rows, n, k) for rows in sorted(m)]
-    seconds = COSTS.predict(operators, sms=sms, overlapped=overlapped).seconds
+    seconds = COSTS.predict(operators, sms=sms, overlapped=overlapped, load=NO_LIMIT).seconds
     assert (np.diff(seconds) >= -1e-12).all()
 
 
@@ -333,7 +334,7 @@ def step_operators(costs):
             compute = total - 20 if beside else total
             asked.append((op, 20 if op.kind in ("dispatch", "combine") else compute, beside))
     operators, sms, overlapped = zip(*asked, strict=True)
-    return costs.predict(operators, sms=sms, overlapped=overlapped).seconds
+    return costs.predict(operators, sms=sms, overlapped=overlapped, load=NO_LIMIT).seconds
 
 
 @pytest.mark.parametrize(("calibration", "path", "times"), FASTER)
@@ -359,8 +360,8 @@ def test_at_half_the_clock_what_computes_takes_twice_as_long():
 def test_communication_sms_copy_at_their_clock():
     # Five channels copy 90 GB/s at 18 GB/s each, half of that at half the clock; NVLink has room.
     slow = fitted({"node.gpu.sm_clock": "915 MHz"}).all_to_all_
-    whole = COSTS.all_to_all_.explain(dispatch(), sms=10, overlapped=False)
-    half = slow.explain(dispatch(), sms=10, overlapped=False)
+    whole = COSTS.all_to_all_.explain(dispatch(), sms=10, overlapped=False, load=NO_LIMIT)
+    half = slow.explain(dispatch(), sms=10, overlapped=False, load=NO_LIMIT)
     assert half.nvlink_s == pytest.approx(2 * whole.nvlink_s)
     assert half.nic_s == whole.nic_s
 
@@ -483,7 +484,7 @@ def test_more_rows_routed_to_a_rank_take_longer():
 
 
 def test_predictions_do_not_depend_on_the_company():
-    together = COSTS.predict(MODEL_OPERATORS * 2, sms=112, overlapped=True)
+    together = COSTS.predict(MODEL_OPERATORS * 2, sms=112, overlapped=True, load=NO_LIMIT)
     count = len(MODEL_OPERATORS)
     assert (together.seconds[:count] == together.seconds[count:]).all()
     for index in range(0, count, 17):
@@ -494,7 +495,7 @@ def test_predictions_do_not_depend_on_the_company():
 
 def test_conditions_may_differ_from_operator_to_operator():
     op = gemm(4096, 7168, 16384)
-    prediction = COSTS.predict([op, op], sms=[112, 132], overlapped=[True, False])
+    prediction = COSTS.predict([op, op], sms=[112, 132], overlapped=[True, False], load=NO_LIMIT)
     assert prediction.seconds[0] == one(COSTS, op, sms=112, overlapped=True)[0]
     assert prediction.seconds[1] == one(COSTS, op, sms=132, overlapped=False)[0]
 
@@ -509,8 +510,14 @@ def test_conditions_may_differ_from_operator_to_operator():
     ],
 )
 def test_a_faster_part_never_slows_an_operator(override, ranks):
-    faster = fitted(override, ranks=ranks).predict(MODEL_OPERATORS, sms=112, overlapped=True)
-    base = fitted(ranks=ranks).predict(MODEL_OPERATORS, sms=112, overlapped=True).seconds
+    faster = fitted(override, ranks=ranks).predict(
+        MODEL_OPERATORS, sms=112, overlapped=True, load=NO_LIMIT
+    )
+    base = (
+        fitted(ranks=ranks)
+        .predict(MODEL_OPERATORS, sms=112, overlapped=True, load=NO_LIMIT)
+        .seconds
+    )
     faster = faster.seconds
     assert (faster <= base * (1 + 1e-9)).all()
     assert (faster < base).any()
@@ -540,7 +547,7 @@ def test_intervals_hold_four_fifths_of_the_held_out_rows():
 
 
 def payload(costs, op, *, sms=20, overlapped=False):
-    time = costs.all_to_all_.explain(op, sms=sms, overlapped=overlapped)
+    time = costs.all_to_all_.explain(op, sms=sms, overlapped=overlapped, load=NO_LIMIT)
     return time.seconds - time.notify_s
 
 
@@ -602,7 +609,9 @@ def test_dispatch_alone_at_the_published_point_is_measured_and_beside_compute_in
 
 def test_a_group_inside_one_node_uses_no_nic():
     costs = fitted(ranks=8)
-    time = costs.all_to_all_.explain(dispatch(received=21627), sms=24, overlapped=False)
+    time = costs.all_to_all_.explain(
+        dispatch(received=21627), sms=24, overlapped=False, load=NO_LIMIT
+    )
     assert time.nic_s == 0
     assert time.nvlink_s == pytest.approx(1.045e-3, rel=0.02)  # 153 GB/s published
 
@@ -615,16 +624,18 @@ def test_few_communication_sms_copy_at_the_rate_of_their_own_direction():
         (dispatch(received=1), 17.0e9, 7392),
         (combine(received=1), 20.3e9, 14336),
     ):
-        time = costs.explain(op, sms=4, overlapped=False)
+        time = costs.explain(op, sms=4, overlapped=False, load=NO_LIMIT)
         assert time.nvlink_s == pytest.approx(4096 * 5.28 * size / (4 * rate), rel=1e-12)
     # Between nodes half of them forward, at 23.3 and 18.4 GB/s, to 7.49 GPUs of 8 nodes.
     for op, rate, size in ((dispatch(), 23.3e9, 7392), (combine(), 18.4e9, 14336)):
-        time = COSTS.all_to_all_.explain(op, sms=4, overlapped=False)
+        time = COSTS.all_to_all_.explain(op, sms=4, overlapped=False, load=NO_LIMIT)
         assert time.nvlink_s == pytest.approx(4096 * 7.49 * size / (2 * rate), rel=1e-4)
 
 
 def test_a_gpu_that_holds_every_expert_exchanges_nothing():
-    answer = fitted(ranks=1).predict([dispatch(), combine()], sms=20, overlapped=True)
+    answer = fitted(ranks=1).predict(
+        [dispatch(), combine()], sms=20, overlapped=True, load=NO_LIMIT
+    )
     assert [answer.seconds.tolist(), answer.low.tolist(), answer.high.tolist()] == [[0.0, 0.0]] * 3
 
 
@@ -642,7 +653,7 @@ def test_transfers_without_sms_are_limited_by_links_alone():
         assert payload(COSTS, op, sms=0) == payload(COSTS, op, sms=24)
         assert one(COSTS, op, sms=0, overlapped=False)[1] == "extrapolated"
     with pytest.raises(ValueError, match="sms=-1 is not allowed: the GPU has 0 to 132"):
-        COSTS.predict([dispatch()], sms=-1, overlapped=False)
+        COSTS.predict([dispatch()], sms=-1, overlapped=False, load=NO_LIMIT)
 
 
 def test_copies_of_another_generation_of_sms_are_extrapolated():
@@ -665,10 +676,39 @@ def test_copies_of_another_generation_of_sms_are_extrapolated():
 def test_an_all_to_all_takes_what_its_links_add_to_the_measured_latency(ranks, changes, added):
     op = dispatch(received=1)
     before, after = (
-        fitted(of, ranks=ranks).all_to_all_.explain(op, sms=20, overlapped=False).seconds
+        fitted(of, ranks=ranks)
+        .all_to_all_.explain(op, sms=20, overlapped=False, load=NO_LIMIT)
+        .seconds
         for of in (None, changes)
     )
     assert after - before == pytest.approx(added, rel=1e-9, abs=1e-15)
+
+
+def test_the_same_transfers_asked_in_any_order_take_the_same_time():
+    # Links behind the NICs that leave each GPU 20 GB/s.
+    behind = FabricLoad(nic_stretch=1.0, bandwidth=20e9, latency=0.0)
+    asked = [(op, load) for op in (dispatch(), combine()) for load in (NO_LIMIT, behind)]
+
+    def times(order):
+        costs = fitted()
+        return {
+            place: costs.predict(
+                [asked[place][0]], sms=20, overlapped=True, load=asked[place][1]
+            ).seconds[0]
+            for place in order
+        }
+
+    forth, back = times((0, 1, 2, 3)), times((3, 2, 1, 0))
+    assert forth == back
+    together = COSTS.predict(
+        [op for op, _ in asked], sms=20, overlapped=True, load=[load for _, load in asked]
+    )
+    assert together.seconds.tolist() == [forth[place] for place in range(4)]
+    # Of the 3.97 nodes of a token the copies to 7 of 8 cross a NIC.
+    for place, size in ((1, 7392), (3, 14336)):
+        time = COSTS.all_to_all_.explain(asked[place][0], sms=20, overlapped=True, load=behind)
+        assert time.nic_s == pytest.approx(4096 * 3.97 * 7 / 8 * size / 20e9, rel=1e-12)
+        assert forth[place] == time.seconds
 
 
 # -- bad input -------------------------------------------------------------------------------------
@@ -697,6 +737,11 @@ def test_a_class_without_any_row_is_not_guessed():
 def test_an_sm_count_that_the_gpu_does_not_have_is_an_error(sms):
     with pytest.raises(ValueError, match=f"sms={sms} is not allowed: the GPU has 1 to 132"):
         COSTS.predict([gemm(1, 1, 1)], sms=sms, overlapped=False)
+
+
+def test_a_transfer_without_what_the_fabric_makes_of_it_is_refused():
+    with pytest.raises(ValueError, match="dispatch: load=None is not allowed for dispatch"):
+        COSTS.predict([dispatch()], sms=20, overlapped=True)
 
 
 def test_one_condition_for_each_operator_or_one_for_all():
@@ -803,8 +848,8 @@ def test_a_taken_over_product_is_never_faster_than_the_roofline_nor_slowed_by_a_
     faster = fitted({"node.gpu.hbm_bandwidth": "6.7 TB/s"}, calibration=WITH_H200.calibration)
     for op in (bfloat16(HEAD), gemm(129280, 7168, 4096, out_dtype="float32", accumulate=True)):
         for sms, overlapped in ((112, True), (132, False)):
-            base = WITH_H200.predict([op], sms=sms, overlapped=overlapped)
+            base = WITH_H200.predict([op], sms=sms, overlapped=overlapped, load=NO_LIMIT)
             least = least_seconds(batch_of([op]), np.array([float(sms)]), H800, memory_share=1.0)
             assert base.low[0] >= least[0] * (1 - 1e-12)
-            quick = faster.predict([op], sms=sms, overlapped=overlapped)
+            quick = faster.predict([op], sms=sms, overlapped=overlapped, load=NO_LIMIT)
             assert quick.seconds[0] <= base.seconds[0] * (1 + 1e-9)
