@@ -120,7 +120,7 @@ def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
     """Return a copy of ``raw`` with each dotted path set to its value.
 
     A path through something that has no fields is an error here; an unknown last field is found by
-    ``validate``, which knows the allowed ones.
+    ``to_profile``, which knows the allowed ones.
     """
     result = copy.deepcopy(raw)
     for path, value in overrides.items():
@@ -144,7 +144,7 @@ def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
     return result
 
 
-def validate(model: type[ProfileT], raw: Raw, *, where: str) -> ProfileT:
+def to_profile(model: type[ProfileT], raw: Raw, *, where: str) -> ProfileT:
     """Turn a raw dict into a profile, or raise one ValueError: file, field, value, allowed."""
     try:
         return model.model_validate(raw)

@@ -26,7 +26,7 @@ from hardware_profiles.fields import (
     Profile,
     TimeValue,
     read_yaml,
-    validate,
+    to_profile,
 )
 from hardware_profiles.schema import TimeEstimate
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
@@ -217,4 +217,4 @@ def load_low_latency(name_or_path: str) -> LowLatencyProfile:
     raw = read_yaml(path, where=where)
     if isinstance(raw.get("within"), str):
         raw["within"] = load_low_latency(raw["within"])
-    return validate(LowLatencyProfile, raw, where=where)
+    return to_profile(LowLatencyProfile, raw, where=where)

@@ -13,7 +13,7 @@ from hardware_profiles.fields import (
     DataValue,
     Profile,
     read_yaml,
-    validate,
+    to_profile,
 )
 
 FOLDER = ROOT / "servers"
@@ -82,4 +82,4 @@ def load_server(name_or_path: str) -> OffloadServerProfile:
                 f"unknown server {name_or_path!r}; known: {', '.join(known_servers())}; "
                 "or give a path to a .yaml file"
             )
-    return validate(OffloadServerProfile, read_yaml(path, where=where), where=where)
+    return to_profile(OffloadServerProfile, read_yaml(path, where=where), where=where)

@@ -27,7 +27,7 @@ from hardware_profiles.fields import (
     TimeValue,
     apply_overrides,
     read_yaml,
-    validate,
+    to_profile,
 )
 
 Dtype = Literal[
@@ -539,13 +539,15 @@ def load_gpu(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> G
     nested fields. Raises ValueError for an unknown name or anything wrong in the file.
     """
     raw, where = read_profile("gpus", name_or_path)
-    return validate(GpuProfile, override_gpu(raw, overrides or {}, where=where), where=where)
+    return to_profile(GpuProfile, override_gpu(raw, overrides or {}, where=where), where=where)
 
 
 def load_cluster(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> ClusterProfile:
     """Load a cluster; ``overrides`` as ``{"node.nic.bandwidth": "200 Gbit/s"}``."""
     raw, where = read_profile("clusters", name_or_path)
-    return validate(ClusterProfile, resolve_cluster(raw, overrides or {}, where=where), where=where)
+    return to_profile(
+        ClusterProfile, resolve_cluster(raw, overrides or {}, where=where), where=where
+    )
 
 
 def load_calibration(
@@ -553,7 +555,7 @@ def load_calibration(
 ) -> CalibrationProfile:
     """Load a calibration; ``overrides`` as ``{"overlap.dispatch.value": 1.5}``."""
     raw, where = read_profile("calibrations", name_or_path)
-    return validate(
+    return to_profile(
         CalibrationProfile, override_calibration(raw, overrides or {}, where=where), where=where
     )
 
@@ -561,14 +563,14 @@ def load_calibration(
 def load_transport(name_or_path: str) -> TransportProfile:
     """Load what kernels and NICs make of the links, by shipped name or path."""
     raw, where = read_profile("transports", name_or_path)
-    return validate(TransportProfile, raw, where=where)
+    return to_profile(TransportProfile, raw, where=where)
 
 
 def resolve_cluster(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
     """Return a cluster's dict with its GPU's profile in the place of its name, overrides applied.
 
     An override of ``node.gpu`` itself is another GPU by name; ``node.gpu.hbm_bandwidth`` changes
-    one value of it. The result is what ``validate(ClusterProfile, ...)`` takes, and what a
+    one value of it. The result is what ``to_profile(ClusterProfile, ...)`` takes, and what a
     resolved scenario shows.
     """
     named = {path: value for path, value in overrides.items() if path == "node.gpu"}

@@ -56,7 +56,7 @@ def measure_scenario(name_or_path: str, overrides: Sequence[str]) -> Mapping[str
     return measure_fleet(prepare_fleet(load_scenario(name_or_path, overrides)))
 
 
-def attribute(
+def attribute_fleet(
     name_or_path: str,
     overrides: Sequence[str] = (),
     *,

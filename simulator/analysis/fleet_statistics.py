@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from simulator.analysis.streaming import Floats, LogHistogram, TimeBins
-from simulator.execution.fleet.log import Block, Outcome
+from simulator.execution.fleet.log import Outcome, RowBlock
 from simulator.scenario.fleet import FleetJob
 
 _SPAN_POINTS = 4
@@ -87,7 +87,7 @@ class FleetStatistics:
         if now_s >= self._warm_up_s + self._job.sample_interval:
             self._window_end_s = now_s
 
-    def requests(self, block: Block) -> None:
+    def requests(self, block: RowBlock) -> None:
         arrival, end = block["arrival_s"], block["end_s"]
         self.stay_seconds += float((end - arrival).sum())
         counted = arrival >= self._warm_up_s
@@ -103,7 +103,7 @@ class FleetStatistics:
         inside = (end >= self._warm_up_s) & (end <= self._window_end_s)
         self._count_ended(block.where(finished & inside))
 
-    def _count_prompts(self, rows: Block) -> None:
+    def _count_prompts(self, rows: RowBlock) -> None:
         """Requests after the warm-up whose prefill has begun."""
         first = rows["first_token_s"]
         self.queueing.add(rows["prefill_start_s"] - rows["arrival_s"])
@@ -117,14 +117,14 @@ class FleetStatistics:
         # Token n of a prompt attends to n tokens.
         self.attended_tokens += float(((prompt - cached) * (prompt + cached + 1) / 2).sum())
 
-    def _count_stays(self, rows: Block) -> None:
+    def _count_stays(self, rows: RowBlock) -> None:
         """Requests after the warm-up that finish."""
         self.counted += len(rows)
         self.preempted += int((rows["preemptions"] > 0).sum())
         stays = float((rows["end_s"] - rows["prefill_start_s"]).sum())
         self.service_seconds += stays - float(_decode_wait_s(rows).sum())
 
-    def _count_ended(self, rows: Block) -> None:
+    def _count_ended(self, rows: RowBlock) -> None:
         """Requests that end in the window."""
         arrival, end, first = rows["arrival_s"], rows["end_s"], rows["first_token_s"]
         later_tokens = rows["output_tokens"] - 1
@@ -136,7 +136,7 @@ class FleetStatistics:
         limits = self._job.service_level
         self.good += int(((first - arrival <= limits.ttft) & (tpot <= limits.tpot)).sum())
 
-    def iterations(self, block: Block) -> None:
+    def iterations(self, block: RowBlock) -> None:
         start, end = block["start_s"], block["end_s"]
         span = end - start
         inside = np.minimum(end, self._window_end_s) - np.maximum(start, self._warm_up_s)
@@ -171,7 +171,7 @@ class FleetStatistics:
         )
         self._count_gaps(block.where((block["steps"] > 0) & (share > 0)))
 
-    def _count_gaps(self, rows: Block) -> None:
+    def _count_gaps(self, rows: RowBlock) -> None:
         """Each request of a batch sees a gap at each step, but for the first step of a joiner."""
         batch, steps = rows["batch"], rows["steps"]
         self.itl.add(rows["first_step_s"], batch - rows["joined"])
@@ -186,12 +186,12 @@ class FleetStatistics:
             self.itl.add(mean + position * half_range, several["batch"] * later / _SPAN_POINTS)
         self.itl.add_zeros(float((batch * steps).sum()) * (self._job.tokens_per_step - 1))
 
-    def gaps(self, block: Block) -> None:
+    def gaps(self, block: RowBlock) -> None:
         end = block["end_s"]
         counted = (end >= self._warm_up_s) & (end <= self._window_end_s)
         self.itl.add(block["gap_s"][counted])
 
-    def samples(self, block: Block) -> None:
+    def samples(self, block: RowBlock) -> None:
         time = block["time_s"]
         arrived = np.diff(block["arrived"], prepend=self._arrived)
         self._arrived = float(block["arrived"][-1])
@@ -205,7 +205,7 @@ class FleetStatistics:
         )
 
 
-def _decode_wait_s(rows: Block) -> Floats:
+def _decode_wait_s(rows: RowBlock) -> Floats:
     """From first token to first decode step, of the requests that come so far."""
     begun = rows["decode_start_s"]
     wait: Floats = (begun - rows["first_token_s"])[begun >= 0]

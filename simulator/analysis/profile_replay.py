@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from pydantic import PositiveFloat
 
-from hardware_profiles.fields import Count, Profile, TimeValue, apply_overrides, validate
+from hardware_profiles.fields import Count, Profile, TimeValue, apply_overrides, to_profile
 from hardware_profiles.schema import (
     ClusterProfile,
     GpuProfile,
@@ -42,7 +42,7 @@ from simulator.analysis.what_if import (
     what_if_durations,
 )
 from simulator.execution.replay import (
-    KernelTimes,
+    KernelSpans,
     ReplayLog,
     ReplayMachine,
     compute_kernels,
@@ -55,11 +55,11 @@ from simulator.workload.profile.kernel_mapping import (
     KernelMapping,
     MappedKernel,
     best_mapping,
-    check_device,
+    gpu_of_recording,
     load_mapping,
     map_kernels,
 )
-from simulator.workload.profile.kineto import Trace, load_trace
+from simulator.workload.profile.kineto import Trace, read_kineto
 from simulator.workload.profile.replay_graph import ReplayGraph, Role, build_replay
 
 _WORTH_SAYING = 0.001
@@ -98,10 +98,10 @@ class ReplayRun:
     target: Machine
     durations: Durations
     log: ReplayLog
-    measured: KernelTimes = field(repr=False)
+    measured: KernelSpans = field(repr=False)
 
     @property
-    def simulated(self) -> KernelTimes:
+    def simulated(self) -> KernelSpans:
         return self.log.kernels
 
     @property
@@ -205,7 +205,7 @@ class ReplayRun:
         ]
         return sorted(entries, key=lambda entry: -float(str(entry["seconds"])))
 
-    def _timeline(self, times: KernelTimes) -> dict[str, Any]:
+    def _timeline(self, times: KernelSpans) -> dict[str, Any]:
         compute = compute_kernels(self.graph)
         chosen = set(compute)
         others = [index for index in range(len(self.graph.kernels)) if index not in chosen]
@@ -249,13 +249,13 @@ def replay(
 
     Raises ValueError, one line, for a bad trace, mapping, name, path or value.
     """
-    trace = load_trace(trace_path)
+    trace = read_kineto(trace_path)
     if mapping is None:
         rules, mapped = best_mapping(trace)
     else:
         rules = load_mapping(mapping)
         mapped = map_kernels(trace, rules)
-    recorded_gpu = check_device(trace, rules, source_gpu)
+    recorded_gpu = gpu_of_recording(trace, rules, source_gpu)
     graph = build_replay(
         trace,
         roles=[place.role for place in mapped],
@@ -265,7 +265,7 @@ def replay(
     if host_speed is not None:
         changes.setdefault("host_speed", host_speed)
     resolved = _resolve(rules, gpu or recorded_gpu, changes)
-    inputs = validate(ReplayInputs, resolved, where="replay")
+    inputs = to_profile(ReplayInputs, resolved, where="replay")
     recorded_sms = max(
         (
             kernel.blocks
@@ -276,7 +276,7 @@ def replay(
         default=0,
     )
     source = _machine(
-        validate(ReplayInputs, _resolve(rules, recorded_gpu, {}), where="replay"),
+        to_profile(ReplayInputs, _resolve(rules, recorded_gpu, {}), where="replay"),
         min(recorded_sms, load_gpu(recorded_gpu).sms),
     )
     taken = recorded_sms if inputs.communication_sms is None else inputs.communication_sms

@@ -82,7 +82,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PointResult:
     """What became of a point."""
 
     settings: Mapping[str, Any]
@@ -134,10 +134,10 @@ def run_points(
     scenario: str,
     evaluate: Evaluate,
     *,
-    known: Mapping[str, Row],
+    known: Mapping[str, PointResult],
     jobs: int = 1,
     dask: str | None = None,
-) -> Iterator[tuple[int, Row]]:
+) -> Iterator[tuple[int, PointResult]]:
     """Run points in parallel processes; yields (position in `points`, row) as they finish.
 
     Args:
@@ -152,7 +152,7 @@ def run_points(
     open_points = []
     for position, point in enumerate(points):
         if point.reason is not None:
-            yield position, Row(point.settings, point.digest, {}, point.reason)
+            yield position, PointResult(point.settings, point.digest, {}, point.reason)
         elif point.digest in known:
             yield position, replace(known[point.digest], settings=point.settings)
         else:
@@ -195,12 +195,14 @@ def _backend(joblib: Any, dask: str | None) -> Iterator[None]:
         yield
 
 
-def _run_point(position: int, point: Point, scenario: str, evaluate: Evaluate) -> tuple[int, Row]:
+def _run_point(
+    position: int, point: Point, scenario: str, evaluate: Evaluate
+) -> tuple[int, PointResult]:
     try:
         metrics = evaluate(scenario, point.overrides)
     except ValueError as error:
-        return position, Row(point.settings, point.digest, {}, str(error))
-    return position, Row(point.settings, point.digest, dict(plain_values(metrics)))
+        return position, PointResult(point.settings, point.digest, {}, str(error))
+    return position, PointResult(point.settings, point.digest, dict(plain_values(metrics)))
 
 
 def plain_values(metrics: Metrics, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
@@ -221,11 +223,11 @@ def run_sweep(
     evaluate: Evaluate,
     *,
     kept: Path | None = None,
-    known: Mapping[str, Row] | None = None,
+    known: Mapping[str, PointResult] | None = None,
     jobs: int = 1,
     dask: str | None = None,
-    done: Callable[[Row], object] = lambda _: None,
-) -> list[Row]:
+    done: Callable[[PointResult], object] = lambda _: None,
+) -> list[PointResult]:
     """Run all points; the rows in the order of the points.
 
     Args:
@@ -239,7 +241,7 @@ def run_sweep(
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         former |= read_rows(kept)
-    rows: dict[int, Row] = {}
+    rows: dict[int, PointResult] = {}
     for position, row in run_points(points, scenario, evaluate, known=former, jobs=jobs, dask=dask):
         rows[position] = row
         if kept is not None and row.digest and row.digest not in former:
@@ -248,18 +250,18 @@ def run_sweep(
     return [rows[position] for position in range(len(points))]
 
 
-def read_rows(path: Path) -> dict[str, Row]:
+def read_rows(path: Path) -> dict[str, PointResult]:
     """digest -> row of a file of rows, where there is one.
 
     Lines that are no rows, cut short or damaged, are left out, and so are points that did not run:
     what was in their way may be gone.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[str, PointResult] = {}
     if not path.exists():
         return rows
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = Row(**json.loads(line))
+            row = PointResult(**json.loads(line))
         except (json.JSONDecodeError, TypeError):
             continue
         if row.reason is None and isinstance(row.digest, str):
@@ -267,7 +269,7 @@ def read_rows(path: Path) -> dict[str, Row]:
     return rows
 
 
-def append_row(path: Path, row: Row) -> None:
+def append_row(path: Path, row: PointResult) -> None:
     """Add a finished row to a file of rows."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row.to_json()) + "\n")
@@ -332,12 +334,12 @@ class Objective:
             )
         return cls(metric, 1 if direction == "min" else -1)
 
-    def cost(self, row: Row) -> float:
+    def cost(self, row: PointResult) -> float:
         value = _as_number(row.metrics.get(self.metric))
         return float("inf") if value is None else self.sign * value
 
 
-def check_metrics(names: Sequence[str], row: Row) -> None:
+def check_metrics(names: Sequence[str], row: PointResult) -> None:
     """Raise ValueError for the first metric that a row does not have, naming those it has.
 
     Nothing is checked of a row that did not run.
@@ -348,12 +350,12 @@ def check_metrics(names: Sequence[str], row: Row) -> None:
             raise ValueError(f"metric {name!r}: unknown; known: {known}")
 
 
-def apply_limits(rows: Sequence[Row], limits: Sequence[Limit]) -> list[Row]:
+def apply_limits(rows: Sequence[PointResult], limits: Sequence[Limit]) -> list[PointResult]:
     """The same rows; one that breaks a limit gets a reason that names it."""
     return [
         row
         if row.reason is not None or all(limit.kept_by(row.metrics) for limit in limits)
-        else Row(
+        else PointResult(
             row.settings,
             row.digest,
             row.metrics,
@@ -364,7 +366,7 @@ def apply_limits(rows: Sequence[Row], limits: Sequence[Limit]) -> list[Row]:
     ]
 
 
-def rank(rows: Sequence[Row], objectives: Sequence[Objective]) -> list[int]:
+def rank(rows: Sequence[PointResult], objectives: Sequence[Objective]) -> list[int]:
     """Positions of the rows, best first by the objectives in their order; with a reason last.
 
     Without objectives the order of the rows is kept.
@@ -378,7 +380,7 @@ def rank(rows: Sequence[Row], objectives: Sequence[Objective]) -> list[int]:
     )
 
 
-def front(rows: Sequence[Row], objectives: Sequence[Objective]) -> frozenset[int]:
+def front(rows: Sequence[PointResult], objectives: Sequence[Objective]) -> frozenset[int]:
     """Positions of the rows that no other row is at least as good as in all, better in one.
 
     Rows with a reason are never on the front and never push another off it.

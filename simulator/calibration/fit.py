@@ -350,7 +350,7 @@ def _judged(
     form: Form,
     tiles: TilesProfile | None,
 ) -> tuple[FitProfile, list[HeldOutRow]]:
-    errors = leave_one_out(table, form)
+    errors = _leave_one_out(table, form)
     edge = at_edge(table)
     predicted = np.exp(table.log_seconds - errors)
     held_out = [
@@ -374,7 +374,7 @@ def _judged(
         noise=summary(noise(repeated)),
         interpolated=summary(errors[~edge]),
         edge=summary(errors[edge]),
-        regions=summary(leave_regions_out(_thinned(table, REGION_ROWS), form)),
+        regions=summary(_leave_regions_out(_thinned(table, REGION_ROWS), form)),
         coverage={
             **{name: (int(values.min()), int(values.max())) for name, values in sizes.items()},
             "sms": (int(table.sms.min()), int(table.sms.max())),
@@ -495,7 +495,7 @@ def _best_form(table: Rows, wanted: FormName) -> tuple[Form, float | None]:
 
 def _score(table: Rows, form: Form) -> float:
     """Mean absolute log error of left-out rows, outliers clipped."""
-    errors = leave_one_out(_thinned(table, SEARCH_ROWS), form)
+    errors = _leave_one_out(_thinned(table, SEARCH_ROWS), form)
     return float(np.minimum(np.abs(errors), CLIPPED).mean())
 
 
@@ -505,7 +505,7 @@ def _thinned(table: Rows, most: int) -> Rows:
     return table.take(np.linspace(0, len(table) - 1, most).astype(np.intp))
 
 
-def leave_one_out(table: Rows, form: Form) -> Array:
+def _leave_one_out(table: Rows, form: Form) -> Array:
     """[rows] log measured minus log predicted without the row."""
     if form.estimator == "curves":
         return curve_held_out(table)
@@ -521,7 +521,7 @@ def leave_one_out(table: Rows, form: Form) -> Array:
     return errors
 
 
-def leave_regions_out(table: Rows, form: Form) -> Array:
+def _leave_regions_out(table: Rows, form: Form) -> Array:
     """[rows] the same with all rows of a region left out."""
     regions = np.empty(len(table), dtype=np.intp)
     shapes = shapes_of(table.batch)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hardware_profiles.fields import ROOT, Profile, read_yaml, validate
+from hardware_profiles.fields import ROOT, Profile, read_yaml, to_profile
 from hardware_profiles.schema import GpuProfile, load_gpu
 from hardware_profiles.tables import COLUMNS, Measurement, load_measurements
 from hardware_profiles.units import unit_factor
@@ -54,7 +54,7 @@ LINES_NAMED = 8
 """Line numbers that a warning lists before it only counts."""
 
 
-class MappedKernel(Profile):
+class TimedKernel(Profile):
     """One kernel that a line of the table times."""
 
     kind: str
@@ -87,7 +87,7 @@ class TableMapping(Profile):
     """Columns that the table must have; a table with all of them is taken for this one."""
     dtypes: dict[str, str] = Field(default_factory=dict)
     """{the table's name of a type: ours}"""
-    kernels: tuple[MappedKernel, ...] = ()
+    kernels: tuple[TimedKernel, ...] = ()
     unused: str | None = None
     """Why no line of such a table is a kernel time of the model, where that is so."""
 
@@ -132,7 +132,7 @@ def load_table_mapping(name_or_path: str) -> TableMapping:
 
 
 def _mapping(raw: dict[str, Any], where: str) -> TableMapping:
-    mapping = validate(TableMapping, raw, where=where)
+    mapping = to_profile(TableMapping, raw, where=where)
     for kernel in mapping.kernels:
         if kernel.kind not in KINDS:
             raise ValueError(f"{where}: kernels: kind {kernel.kind!r} is unknown")
@@ -250,7 +250,7 @@ def _by_columns(path: Path, columns: Sequence[str]) -> TableMapping:
 
 
 def _rows(
-    kernel: MappedKernel, rules: TableMapping, columns: Columns, gpu: GpuProfile, file: str
+    kernel: TimedKernel, rules: TableMapping, columns: Columns, gpu: GpuProfile, file: str
 ) -> tuple[list[Measurement], list[int], dict[str, list[int]], NDArray[np.bool_]]:
     """Rows of one kernel, their line numbers, problems by reason, and the lines it spoke for."""
     count = len(next(iter(columns.values())))

@@ -29,11 +29,11 @@ from simulator.workload.profile.kernel_mapping import (
     KernelMapping,
     MappedKernel,
     best_mapping,
-    check_device,
+    gpu_of_recording,
     load_mapping,
     map_kernels,
 )
-from simulator.workload.profile.kineto import Trace, load_trace
+from simulator.workload.profile.kineto import Trace, read_kineto
 from simulator.workload.profile.replay_graph import Role
 
 Interval = tuple[Seconds, Seconds]
@@ -92,13 +92,13 @@ def import_trace(
     Raises ValueError, one line, for a file that is no usable trace, an unknown mapping or another
     device. Kernels with broken events are left out and counted in `warnings`.
     """
-    trace = load_trace(path)
+    trace = read_kineto(path)
     if mapping is None:
         rules, mapped = best_mapping(trace)
     else:
         rules = load_mapping(mapping) if isinstance(mapping, str) else mapping
         mapped = map_kernels(trace, rules)
-    recorded = check_device(trace, rules, gpu)
+    recorded = gpu_of_recording(trace, rules, gpu)
     launches, zero = _launches(trace, rules, mapped, load_gpu(recorded).sms)
     rows = _rows(launches, rules, Path(path).name)
     lost = _unmapped(trace, mapped)

@@ -30,7 +30,7 @@ _SLOW = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FittedFigure:
     """One published figure with the two times that it is made of."""
 
     name: str
@@ -54,13 +54,13 @@ class TransportFit:
     root_mean_square: float
     """Of the relative errors."""
     largest: float
-    rows: tuple[Row, ...]
+    rows: tuple[FittedFigure, ...]
 
 
 def fit_transport(base: str, *, scenarios: Sequence[str] = FITTED_SCENARIOS) -> TransportFit:
     """Fit the efficiencies and chunk of transport ``base`` to the scenarios' figures."""
     transport = load_transport(base)
-    rows: list[Row] = []
+    rows: list[FittedFigure] = []
     for name in scenarios:
         scenario = load_scenario(name)
         job = scenario.file.collective
@@ -69,7 +69,7 @@ def fit_transport(base: str, *, scenarios: Sequence[str] = FITTED_SCENARIOS) -> 
     return search(rows)
 
 
-def search(rows: Sequence[Row]) -> TransportFit:
+def search(rows: Sequence[FittedFigure]) -> TransportFit:
     """Return the grid point of least mean squared relative error over ``rows``."""
     nic = np.linspace(0.80, 0.95, 31)
     nvlink = np.linspace(0.70, 0.90, 21)
@@ -90,7 +90,7 @@ def search(rows: Sequence[Row]) -> TransportFit:
 
 
 def _seconds(
-    row: Row,
+    row: FittedFigure,
     nic: np.ndarray,
     nvlink: np.ndarray,
     chunk: np.ndarray,
@@ -102,7 +102,7 @@ def _seconds(
 
 def _rows(
     job: CollectiveJob, cluster: ClusterProfile, transport: TransportProfile, *, seed: int
-) -> list[Row]:
+) -> list[FittedFigure]:
     bare = {"start": 0.0, "low_latency": None, "chunk_tokens": 1, "sms_per_channel": 1}
     # Both slow links keep the other far from being a limit; the time at line rate follows.
     only_nic = transport.model_copy(
@@ -124,7 +124,7 @@ def _rows(
         key = (figure.operation, figure.gpus)
         one_node = normal and figure.gpus <= cluster.node.gpus
         rows.append(
-            Row(
+            FittedFigure(
                 name=f"{figure.operation} {job.operation.form} {figure.gpus}",
                 published=_published_seconds(figure, nic[key]),
                 nic_seconds=0.0 if one_node else (nic[key].mean_gpu_s or 0.0) * _SLOW,

@@ -191,7 +191,7 @@ def sweep(
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("points", total=len(points))
 
-        def finished(row: sweeping.Row) -> None:
+        def finished(row: sweeping.PointResult) -> None:
             sweeping.check_metrics(asked, row)  # at the first row, not after hours of runs
             progress.advance(task)
 
@@ -290,7 +290,9 @@ def attribute(
             from reports.fleet import attribution_table
             from simulator.analysis import fleet_attribution
 
-            figures, rows = fleet_attribution.attribute(scenario, changes or (), processes=jobs)
+            figures, rows = fleet_attribution.attribute_fleet(
+                scenario, changes or (), processes=jobs
+            )
             table = attribution_table(loaded.name, figures, rows)
             attributed = fleet_attribution.attribution_json(figures, rows)
     if as_json:

@@ -15,7 +15,7 @@ import numpy as np
 import simpy
 
 from hardware_profiles.schema import ClusterProfile, TransportProfile, load_transport
-from simulator.execution.traffic import Work, ideal_seconds, prepare
+from simulator.execution.traffic import Work, lower_bound_seconds, prepare
 from simulator.hardware.network.clusters import cluster_fabric
 from simulator.hardware.network.fairness import Floats, Integers
 from simulator.hardware.network.flows import Network
@@ -257,7 +257,7 @@ def _run_variant(
         for work in prepare(one, fabric, transport, rng=rng)
     ]
     env = simpy.Environment()
-    network = Network(env, fabric, window=job.merge_share * ideal_seconds(works[0], fabric))
+    network = Network(env, fabric, window=job.merge_share * lower_bound_seconds(works[0], fabric))
     for failure in sorted(failures, key=lambda f: f.at):
         struck_resources(fabric, failure)  # names that do not exist are found before the run
         if failure.at <= 0:

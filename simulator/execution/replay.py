@@ -41,7 +41,7 @@ class ReplayMachine:
 
 
 @dataclass(frozen=True, slots=True)
-class KernelTimes:
+class KernelSpans:
     """When each kernel ran and what held it back; arrays [kernels], seconds from the first start.
 
     The same for a simulated and for a measured timeline, so that both are judged alike.
@@ -66,7 +66,7 @@ class KernelTimes:
 @dataclass(frozen=True, slots=True)
 class ReplayLog:
     graph: ReplayGraph
-    kernels: KernelTimes
+    kernels: KernelSpans
     call_start_s: Array
     """[actions], seconds from the first kernel's start."""
     call_end_s: Array
@@ -97,7 +97,7 @@ def execute_replay(
     # Every edge leads forward in the order of the host's calls, so nothing can wait for ever.
     assert not np.isnan(run.end).any(), "a kernel never ran"
     origin = float(run.start.min())
-    times = kernel_times(
+    times = _kernel_spans(
         graph,
         run.start - origin,
         run.end - origin,
@@ -202,9 +202,9 @@ class _Run:
             self.ended[kernel].succeed()
 
 
-def kernel_times(
+def _kernel_spans(
     graph: ReplayGraph, start: Array, end: Array, launched: Array, gap: Seconds
-) -> KernelTimes:
+) -> KernelSpans:
     """Add to starts and ends what each kernel was waiting for."""
     count = len(graph.kernels)
     stream_ready, compute_ready, communication_ready = (np.full(count, -np.inf) for _ in range(3))
@@ -215,10 +215,10 @@ def kernel_times(
             communicates = graph.kernels[earlier].stream in graph.communication_streams
             target = communication_ready if communicates else compute_ready
             target[kernel] = max(target[kernel], end[earlier] + gap)
-    return KernelTimes(start, end, stream_ready, launched, compute_ready, communication_ready)
+    return KernelSpans(start, end, stream_ready, launched, compute_ready, communication_ready)
 
 
-def measured_times(graph: ReplayGraph, trace: Trace, machine: ReplayMachine) -> KernelTimes:
+def measured_times(graph: ReplayGraph, trace: Trace, machine: ReplayMachine) -> KernelSpans:
     """The recorded timeline in the same form, for the comparison only."""
     start = trace.kernel_start_s
     seconds = np.array([kernel.seconds for kernel in graph.kernels])
@@ -230,7 +230,7 @@ def measured_times(graph: ReplayGraph, trace: Trace, machine: ReplayMachine) -> 
             for action in graph.launched_by
         ]
     )
-    return kernel_times(graph, start, start + seconds, launched, machine.kernel_gap_s)
+    return _kernel_spans(graph, start, start + seconds, launched, machine.kernel_gap_s)
 
 
 def _chains(graph: ReplayGraph) -> list[list[int]]:
@@ -286,7 +286,7 @@ def _merged(start: Array, end: Array) -> list[tuple[float, float]]:
     return merged
 
 
-def idle_time(graph: ReplayGraph, times: KernelTimes) -> IdleTime:
+def idle_time(graph: ReplayGraph, times: KernelSpans) -> IdleTime:
     """Split the time without a compute kernel.
 
     Each idle stretch ends with a compute kernel's start. From the moment when everything but the

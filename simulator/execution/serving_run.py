@@ -28,7 +28,12 @@ from simulator.hardware.costs import COST_MODELS
 from simulator.hardware.kernels.families import calibration_measurements
 from simulator.scenario.files import Scenario, by_name
 from simulator.scenario.serving import ExpertInputs, ServingStepJob
-from simulator.workload.experts import Rebalance, place_experts, rebalance_cost, uniform_popularity
+from simulator.workload.experts import (
+    RebalanceCost,
+    place_experts,
+    rebalance_cost,
+    uniform_popularity,
+)
 from simulator.workload.serving_memory import KvCapacity, check_kv_fits, kv_capacity
 
 TraceOf = Callable[..., OperatorTrace]
@@ -68,7 +73,7 @@ class ServingRun:
     """The same requests without drafted tokens, where the job drafts."""
     speculation_curve: tuple[SpeculationPoint, ...]
     kv: KvCapacity
-    rebalance: Rebalance | None
+    rebalance: RebalanceCost | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +272,7 @@ def _speculation_curve(
     return tuple(points)
 
 
-def rebalancing(model: ServingModel, interval: Seconds | None) -> Rebalance | None:
+def rebalancing(model: ServingModel, interval: Seconds | None) -> RebalanceCost | None:
     """Cost of going from a placement that knows nothing of the load to the job's; None where loads
     are balanced or there is no interval."""
     config = model.config

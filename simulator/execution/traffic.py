@@ -319,7 +319,7 @@ def _side_by_side(parts: list[Phase]) -> Phase:
     return Phase(parts[0].name, joined, max(part.delay for part in parts))
 
 
-def ideal_seconds(work: Work, fabric: Fabric) -> float:
+def lower_bound_seconds(work: Work, fabric: Fabric) -> float:
     """Least time of the longest phase: the busiest GPU's bytes at its link's rate."""
     inputs = fabric.inputs
     longest = 0.0

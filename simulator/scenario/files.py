@@ -21,7 +21,7 @@ from hardware_profiles.fields import (
     apply_overrides,
     parse_yaml,
     read_yaml,
-    validate,
+    to_profile,
 )
 from hardware_profiles.schema import (
     CalibrationProfile,
@@ -212,7 +212,7 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         if "." in path and path.split(".")[0] not in NAMED
     }
     raw = apply_overrides(raw, job_changes, where=where)
-    file = validate(ScenarioFile, raw, where=where)
+    file = to_profile(ScenarioFile, raw, where=where)
     jobs = [job for job in JOBS if getattr(file, job) is not None]
     if len(jobs) != 1:
         raise ValueError(
@@ -227,9 +227,9 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         directory_name=_directory_name(path, raw),
         file=file,
         named_model=model and parse_model_config(model, source=labels["model"]),
-        named_cluster=cluster and validate(ClusterProfile, cluster, where=labels["cluster"]),
+        named_cluster=cluster and to_profile(ClusterProfile, cluster, where=labels["cluster"]),
         named_calibration=calibration
-        and validate(CalibrationProfile, calibration, where=labels["calibration"]),
+        and to_profile(CalibrationProfile, calibration, where=labels["calibration"]),
         resolved=raw,
     )
 
@@ -277,7 +277,7 @@ def _named_by_its_changes(
         scenario,
         name=f"{scenario.name} with {shown(changes)}",
         directory_name=directory_name(scenario.directory_name, changes),
-        file=validate(ScenarioFile, raw, where=scenario.where),
+        file=to_profile(ScenarioFile, raw, where=scenario.where),
         resolved=raw,
         changes=changes,
     )
@@ -327,7 +327,7 @@ def _without_figures_of(own: ScenarioFile, scenario: Scenario, changed: Sequence
         return scenario
     return replace(
         scenario,
-        file=validate(ScenarioFile, raw, where=scenario.where),
+        file=to_profile(ScenarioFile, raw, where=scenario.where),
         resolved=raw,
         figures_left_out=(*scenario.figures_left_out, *left_out),
         other_inputs=tuple(dict.fromkeys((*scenario.other_inputs, *because))),

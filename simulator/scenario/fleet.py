@@ -201,7 +201,7 @@ class RequestSource(Profile):
         )
 
 
-class AffineStepTimes(Profile):
+class AffineCoefficients(Profile):
     """Step times as sums of costs, for queueing studies and as a stand-in with stated origin."""
 
     decode_fixed: TimeValue
@@ -218,7 +218,7 @@ class AffineStepTimes(Profile):
     """Of one data-parallel rank."""
 
     @model_validator(mode="after")
-    def _takes_time(self) -> "AffineStepTimes":
+    def _takes_time(self) -> "AffineCoefficients":
         # A fleet with steps of no duration would do infinitely many of them in one instant.
         if self.decode_fixed + self.decode_per_request <= 0:
             raise ValueError("decode_fixed and decode_per_request are both 0; a step takes time")
@@ -240,7 +240,7 @@ class StepScenario(Profile):
     """Texts "path=value", as with --set: "experts.max_mean_load=1.2"."""
 
 
-class Rebalance(Profile):
+class RebalancePolicy(Profile):
     """Moving experts between GPUs as their load changes; the instance stands still meanwhile."""
 
     interval: TimeValue
@@ -257,7 +257,7 @@ class PoolSpec(Profile):
     ranks: PositiveInt
     """Data-parallel ranks of an instance; each has its own requests and KV cache, and all of an
     instance step together at the pace of the slowest."""
-    affine: AffineStepTimes | None = None
+    affine: AffineCoefficients | None = None
     """Step times from coefficients. Otherwise they come from the iterations below."""
     prefill_step: StepScenario | None = None
     """The deployment that computes prompts."""
@@ -274,7 +274,7 @@ class PoolSpec(Profile):
     """Prompt tokens that one rank takes in a pass; colocated: prompt plus decode tokens."""
     requests_per_pass: PositiveInt | None = None
     """Prompts that one rank starts in a pass; no limit by default."""
-    rebalance: Rebalance | None = None
+    rebalance: RebalancePolicy | None = None
     hourly_instances: HourlyCount | None = None
     """Instances in service in each hour from time 0 on, at most ``instances``; repeats daily. One
     that has failed is replaced by another at the next hour.
@@ -361,7 +361,7 @@ class VerdictRules(Profile):
     """The window must hold so many mean times in service, queues left out, for any verdict."""
 
 
-class Failure(Profile):
+class InstanceFailure(Profile):
     """An instance that goes down; its requests start again elsewhere."""
 
     pool: PoolName
@@ -453,7 +453,7 @@ class FleetJob(Profile):
     """Between two looks at the queues, for the time series and the saturation verdict."""
     interval_requests: PositiveInt | None = None
     """Requests of the three runs that 80 % intervals rest on; by default two runs with all."""
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[InstanceFailure, ...] = ()
     counterfactuals: tuple[Counterfactual, ...] = ()
     """For `dsv3sim attribute`, each on top of those before it. A run does not look at them."""
     attributed_metrics: tuple[str, ...] = ()

@@ -342,7 +342,7 @@ def share_of_tokens(
 
 
 @dataclass(frozen=True, slots=True)
-class Rebalance:
+class RebalanceCost:
     """What going from one placement to another costs."""
 
     bytes_per_gpu: Bytes
@@ -361,7 +361,7 @@ def rebalance_cost(
     expert_bytes: Bytes,
     bandwidth: BytesPerSecond,
     interval: Seconds,
-) -> Rebalance:
+) -> RebalanceCost:
     """Cost of loading the experts that a GPU did not hold before, from other GPUs.
 
     A slot whose expert already lies on the same GPU moves nothing off it. `bandwidth` is what one
@@ -379,7 +379,7 @@ def rebalance_cost(
     # Two copies of one expert on one GPU are one transfer.
     received = ((wanted > 0) & (held == 0)).sum(axis=(0, 2)) * expert_bytes
     seconds = float(received.max()) / bandwidth
-    return Rebalance(
+    return RebalanceCost(
         bytes_per_gpu=float(received.max()),
         bytes_total=float(received.sum()),
         seconds=seconds,

@@ -299,8 +299,8 @@ def _single_turns(
             ticks = clock + np.cumsum(arrivals.gamma(shape, 1.0 / shape, size))
             clock = float(ticks[-1])
             times = _seconds_of_day_load(ticks / spec.rate, spec.hourly_load)
-        prompt = sample(spec.prompt_tokens, prompts, size)
-        output = sample(spec.output_tokens, outputs, size)
+        prompt = sample_token_counts(spec.prompt_tokens, prompts, size)
+        output = sample_token_counts(spec.output_tokens, outputs, size)
         cached = np.floor(prompt * spec.cached_fraction).astype(np.int64)
         if len(weights) == 1:
             priority = [0] * size
@@ -336,7 +336,7 @@ def _seconds_of_day_load(
     return stretched
 
 
-def sample(
+def sample_token_counts(
     distribution: Distribution, generator: np.random.Generator, size: int
 ) -> NDArray[np.int64]:
     """Draw token counts: [size], whole numbers of at least 1."""
@@ -395,7 +395,7 @@ def _with_turns(
             request,
             arrival_s=request.arrival_s + float(gap),
             prompt_tokens=prompt,
-            output_tokens=int(sample(output_tokens, generator, 1)[0]),
+            output_tokens=int(sample_token_counts(output_tokens, generator, 1)[0]),
             block_hashes=_extend(request.block_hashes[:full], prompt, fresh),
         )
         heapq.heappush(later, (following.arrival_s, next(ties), turn + 1, following))

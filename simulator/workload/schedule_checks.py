@@ -17,7 +17,7 @@ from simulator.workload.schedules import (
 )
 
 
-def validate(schedule: Schedule) -> None:
+def check_schedule(schedule: Schedule) -> None:
     """Check that a schedule is complete, placed, ordered and free of deadlock.
 
     Every micro-batch passes each stage once forward and once backward (B, or I and later W), on the

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hardware_profiles.fields import ROOT, read_yaml, validate
+from hardware_profiles.fields import ROOT, read_yaml, to_profile
 from hardware_profiles.schema import (
     CalibrationProfile,
     ClusterProfile,
@@ -116,7 +116,7 @@ def test_a_resolved_cluster_says_at_what_its_peaks_are_stated():
     assert "peak_clock" not in plain
     slow = resolve_cluster(raw, {"node.gpu.sm_clock": "915 MHz"}, where=where)
     assert slow["node"]["gpu"]["peak_clock"] == "1830 MHz"
-    again = validate(ClusterProfile, yaml.safe_load(yaml.safe_dump(slow)), where="again")
+    again = to_profile(ClusterProfile, yaml.safe_load(yaml.safe_dump(slow)), where="again")
     assert again.node.gpu.clock_ratio == 0.5
 
 
@@ -136,7 +136,7 @@ def test_a_resolved_cluster_is_plain_text_that_validates_again():
     raw, where = read_profile("clusters", "h800_2048")
     resolved = resolve_cluster(raw, {"nodes": 2}, where=where)
     text = yaml.safe_dump(resolved)
-    assert validate(ClusterProfile, yaml.safe_load(text), where="again").gpus == 16
+    assert to_profile(ClusterProfile, yaml.safe_load(text), where="again").gpus == 16
     assert raw["nodes"] == 256
 
 
@@ -176,7 +176,7 @@ def test_a_missing_field_is_named():
     raw, _ = read_profile("gpus", "h800_sxm")
     del raw["hbm_bandwidth"]
     with pytest.raises(ValueError, match=r"^mine\.yaml: hbm_bandwidth: is missing$"):
-        validate(GpuProfile, raw, where="mine.yaml")
+        to_profile(GpuProfile, raw, where="mine.yaml")
 
 
 def test_an_interval_must_contain_its_value():

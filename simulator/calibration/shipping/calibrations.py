@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
-from hardware_profiles.fields import ROOT, validate
+from hardware_profiles.fields import ROOT, to_profile
 from hardware_profiles.schema import CalibrationProfile, load_calibration, load_gpu, read_profile
 from hardware_profiles.tables import load_measurements, table_path
 from hardware_profiles.whole_files import write_whole
@@ -159,7 +159,7 @@ def _carried_over(name: str) -> str:
     if how.basis == "datasheet":
         raw["carried_over"] = dict(UNMEASURED)
     del raw["fits"]
-    validate(CalibrationProfile, raw, where=name)
+    to_profile(CalibrationProfile, raw, where=name)
     title = (
         f"# {name}: kernel times from an H200 by the ceilings of both datasheets ({how.basis}).\n"
         "# Written by `python -m simulator.calibration.shipping.calibrations`.\n"

@@ -128,10 +128,10 @@ def measurements(folder: Path) -> list[Measurement]:
     return [
         *training_trace(folder / "h800_train_kernels.csv"),
         *dense_gemm(folder / "gemm_fp8.csv"),
-        *grouped_gemm(folder / "grouped_gemm_prefill_fp8.csv", kind="grouped_gemm"),
-        *grouped_gemm(folder / "grouped_gemm_decode_fp8.csv", kind="masked_grouped_gemm"),
+        *_grouped_gemm(folder / "grouped_gemm_prefill_fp8.csv", kind="grouped_gemm"),
+        *_grouped_gemm(folder / "grouped_gemm_decode_fp8.csv", kind="masked_grouped_gemm"),
         *mla_prefill(folder / "mla_prefill.csv"),
-        *mla_decode(folder / "mla_decode.csv"),
+        *_mla_decode(folder / "mla_decode.csv"),
         *deepgemm(),
         *deepep(),
         flashmla(),
@@ -337,7 +337,7 @@ def dense_gemm(path: Path) -> Iterator[Measurement]:
         )
 
 
-def grouped_gemm(path: Path, *, kind: str) -> Iterator[Measurement]:
+def _grouped_gemm(path: Path, *, kind: str) -> Iterator[Measurement]:
     """InferSim's expert GEMMs, with the rows that were really drawn."""
     peak = load_gpu(GPU).peak_compute["fp8_e4m3"]
     projections = {
@@ -384,7 +384,7 @@ def mla_prefill(path: Path) -> Iterator[Measurement]:
         )
 
 
-def mla_decode(path: Path) -> Iterator[Measurement]:
+def _mla_decode(path: Path) -> Iterator[Measurement]:
     """InferSim's absorbed decode: FlashInfer, page size 1."""
     for row in read_table(path):
         conditions = {"set": "infersim", "out_dtype": "bfloat16", "page_size": "1"}

@@ -26,7 +26,7 @@ from simulator.execution.fleet.live_request import LiveRequest
 from simulator.execution.fleet.log import FleetLog, LogWriter, Outcome, SampleRow
 from simulator.execution.fleet.router import Router
 from simulator.execution.fleet.step_times import StepTimes
-from simulator.scenario.fleet import Failure, FleetJob
+from simulator.scenario.fleet import FleetJob, InstanceFailure
 from simulator.workload.requests import ReadCounts, Request, generate_requests
 
 
@@ -166,7 +166,7 @@ class _Fleet:
 
     # What happens at its own time
 
-    def _fail_and_return(self, failure: Failure) -> Generator[simpy.Event, Any, None]:
+    def _fail_and_return(self, failure: InstanceFailure) -> Generator[simpy.Event, Any, None]:
         """Take an instance down at its time; its requests start again elsewhere."""
         pool = [i for i in self._router.instances if i.pool == failure.pool]
         instance = pool[failure.instance]

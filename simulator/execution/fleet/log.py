@@ -110,7 +110,7 @@ class SampleRow(NamedTuple):
     ended: float
 
 
-class Block:
+class RowBlock:
     """Rows as columns: ``block["end_s"]`` is an array of one value a row."""
 
     __slots__ = ("_fields", "rows")
@@ -125,18 +125,18 @@ class Block:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def where(self, mask: NDArray[np.bool_]) -> Block:
+    def where(self, mask: NDArray[np.bool_]) -> RowBlock:
         """The rows for which ``mask`` is true."""
-        return Block(self._fields, self.rows[mask])
+        return RowBlock(self._fields, self.rows[mask])
 
 
 class FleetLog(Protocol):
     """Consumer of a fleet's rows."""
 
-    def requests(self, block: Block) -> None: ...
-    def iterations(self, block: Block) -> None: ...
-    def gaps(self, block: Block) -> None: ...
-    def samples(self, block: Block) -> None: ...
+    def requests(self, block: RowBlock) -> None: ...
+    def iterations(self, block: RowBlock) -> None: ...
+    def gaps(self, block: RowBlock) -> None: ...
+    def samples(self, block: RowBlock) -> None: ...
     def arrivals_ended(self, now_s: float) -> None:
         """The last request has arrived; all rows up to now have been delivered."""
         ...
@@ -146,40 +146,40 @@ class CollectedLog:
     """Keeps every row: for tests and short runs."""
 
     def __init__(self) -> None:
-        self._blocks: dict[str, list[Block]] = {"r": [], "i": [], "g": [], "s": []}
+        self._blocks: dict[str, list[RowBlock]] = {"r": [], "i": [], "g": [], "s": []}
 
-    def requests(self, block: Block) -> None:
+    def requests(self, block: RowBlock) -> None:
         self._blocks["r"].append(block)
 
-    def iterations(self, block: Block) -> None:
+    def iterations(self, block: RowBlock) -> None:
         self._blocks["i"].append(block)
 
-    def gaps(self, block: Block) -> None:
+    def gaps(self, block: RowBlock) -> None:
         self._blocks["g"].append(block)
 
-    def samples(self, block: Block) -> None:
+    def samples(self, block: RowBlock) -> None:
         self._blocks["s"].append(block)
 
     def arrivals_ended(self, now_s: float) -> None:
         """Nothing to do: all rows are kept."""
 
-    def all_requests(self) -> Block:
+    def all_requests(self) -> RowBlock:
         """Every RequestRow, in order of their ends."""
         return _joined(RequestRow._fields, self._blocks["r"])
 
-    def all_iterations(self) -> Block:
+    def all_iterations(self) -> RowBlock:
         return _joined(IterationRow._fields, self._blocks["i"])
 
-    def all_gaps(self) -> Block:
+    def all_gaps(self) -> RowBlock:
         return _joined(GapRow._fields, self._blocks["g"])
 
-    def all_samples(self) -> Block:
+    def all_samples(self) -> RowBlock:
         return _joined(SampleRow._fields, self._blocks["s"])
 
 
-def _joined(fields: tuple[str, ...], blocks: list[Block]) -> Block:
+def _joined(fields: tuple[str, ...], blocks: list[RowBlock]) -> RowBlock:
     rows = [block.rows for block in blocks] or [np.empty((0, len(fields)))]
-    return Block(fields, np.concatenate(rows))
+    return RowBlock(fields, np.concatenate(rows))
 
 
 class LogWriter:
@@ -222,14 +222,14 @@ class LogWriter:
     def flush(self) -> None:
         """Deliver everything, so that no kind of row runs ahead of another."""
         if self._iterations:
-            self._log.iterations(Block(IterationRow._fields, np.array(self._iterations)))
+            self._log.iterations(RowBlock(IterationRow._fields, np.array(self._iterations)))
             self._iterations.clear()
         if self._gaps:
-            self._log.gaps(Block(GapRow._fields, np.array(self._gaps)))
+            self._log.gaps(RowBlock(GapRow._fields, np.array(self._gaps)))
             self._gaps.clear()
         if self._samples:
-            self._log.samples(Block(SampleRow._fields, np.array(self._samples, dtype=float)))
+            self._log.samples(RowBlock(SampleRow._fields, np.array(self._samples, dtype=float)))
             self._samples.clear()
         if self._requests:
-            self._log.requests(Block(RequestRow._fields, np.array(self._requests, dtype=float)))
+            self._log.requests(RowBlock(RequestRow._fields, np.array(self._requests, dtype=float)))
             self._requests.clear()

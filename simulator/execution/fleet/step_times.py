@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Protocol
 
-from simulator.scenario.fleet import AffineStepTimes as AffineCoefficients
+from simulator.scenario.fleet import AffineCoefficients
 
 
 class StepTimes(Protocol):

@@ -30,7 +30,7 @@ def count_dragonfly(*, groups: int, group_switches: int, ports: int, global_port
     return Counts(switches * ports, switches, local + switches * global_ports // 2)
 
 
-def dragonfly(
+def dragonfly_network(
     end_ports: int, *, groups: int, group_switches: int, ports: int, global_ports: int
 ) -> SwitchNetwork:
     """Dragonfly: all switches of a group joined to each other, groups joined by global ports.
@@ -182,14 +182,15 @@ def count_slim_fly(q: int) -> Counts:
     """Counts of a slim fly by formula: 2q² switches of network radix (3q - d)/2, q = 4w + d.
 
     The formula also counts orders q that are no prime power (Table 3 uses q = 28), for which no
-    such graph exists; ``slim_fly`` refuses those. Half the network radix is the number of NICs.
+    such graph exists; ``slim_fly_network`` refuses those. Half the network radix is the number of
+    NICs.
     """
     delta = _slim_fly_delta(q)
     radix = (3 * q - delta) // 2
     return Counts(2 * q * q * -(-radix // 2), 2 * q * q, q * q * radix)
 
 
-def slim_fly(end_ports: int, *, q: int) -> SwitchNetwork:
+def slim_fly_network(end_ports: int, *, q: int) -> SwitchNetwork:
     """Slim fly of order ``q``, a prime power: any two switches at most two hops apart.
 
     Raises ValueError where q is no prime power, or for more end ports than 2q² switches take.

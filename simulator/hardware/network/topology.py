@@ -327,7 +327,7 @@ def dragonfly(inputs: FabricInputs) -> Fabric:
             f"{inputs.global_ports} global ports are {used} ports, but switches have "
             f"{inputs.switch_ports}"
         )
-    network = direct_networks.dragonfly(
+    network = direct_networks.dragonfly_network(
         inputs.nics,
         groups=inputs.groups,
         group_switches=inputs.group_switches,
@@ -339,7 +339,7 @@ def dragonfly(inputs: FabricInputs) -> Fabric:
 
 def slim_fly(inputs: FabricInputs) -> Fabric:
     """SF: switches in a McKay-Miller-Siran graph of diameter two; minimal routes."""
-    network = direct_networks.slim_fly(inputs.nics, q=inputs.order)
+    network = direct_networks.slim_fly_network(inputs.nics, q=inputs.order)
     return _fabric("slim_fly", inputs, [network], _in_order(inputs))
 
 

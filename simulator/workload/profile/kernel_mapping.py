@@ -22,7 +22,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hardware_profiles.fields import ROOT, Profile, apply_overrides, read_yaml, validate
+from hardware_profiles.fields import ROOT, Profile, apply_overrides, read_yaml, to_profile
 from hardware_profiles.schema import TimeEstimate
 from reference_model.trace import KINDS, Operator
 from simulator.workload.profile.kineto import HostCall, HostSpan, Kernel, Trace
@@ -186,7 +186,7 @@ def load_mapping(name_or_path: str) -> KernelMapping:
         for table in ("operators", "together", "helpers", "unmapped"):
             merged = {**tables.get(table, {}), **raw.get(table, {})}
             raw = apply_overrides(raw, {table: merged}, where=where)
-    return validate(KernelMapping, raw, where=where)
+    return to_profile(KernelMapping, raw, where=where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +330,7 @@ def best_mapping(trace: Trace) -> tuple[KernelMapping, tuple[MappedKernel, ...]]
     return max(((m, map_kernels(trace, m)) for m in of_device or known), key=named_s)
 
 
-def check_device(trace: Trace, mapping: KernelMapping, gpu: str | None) -> str:
+def gpu_of_recording(trace: Trace, mapping: KernelMapping, gpu: str | None) -> str:
     """Name of the GPU profile that the trace was recorded on.
 
     Raises ValueError where the trace names another device than `gpu`, or one that the mapping does

@@ -166,7 +166,7 @@ class Trace:
         return float(max(ends, default=0.0))
 
 
-def load_trace(path: str | Path) -> Trace:
+def read_kineto(path: str | Path) -> Trace:
     """Read a trace.
 
     Raises ValueError, one line, where the file cannot be read, is cut short, is not JSON, holds no

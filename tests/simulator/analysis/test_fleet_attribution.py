@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from simulator.analysis.fleet_attribution import attribute, attribution_json, day_levels
+from simulator.analysis.fleet_attribution import attribute_fleet, attribution_json, day_levels
 from simulator.scenario.files import load_scenario
 from simulator.scenario.fleet import LoadOfDay
 
@@ -30,7 +30,7 @@ def measured(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def test_effects_and_remainder_add_up_to_the_difference() -> None:
-    figures, rows = attribute("day6_service", measure=measured)
+    figures, rows = attribute_fleet("day6_service", measure=measured)
     assert len(rows) > 3
     for column, figure in enumerate(figures):
         first = rows[0].values[column]
@@ -41,7 +41,9 @@ def test_effects_and_remainder_add_up_to_the_difference() -> None:
 
 
 def test_an_attribution_has_its_rows_by_json_names() -> None:
-    read = json.loads(json.dumps(attribution_json(*attribute("day6_service", measure=measured))))
+    read = json.loads(
+        json.dumps(attribution_json(*attribute_fleet("day6_service", measure=measured)))
+    )
     assert [figure["metric"] for figure in read["figures"]] == [
         "output_tokens_per_second_per_node",
         "tokens_per_second_per_user",
@@ -53,7 +55,7 @@ def test_an_attribution_has_its_rows_by_json_names() -> None:
 
 
 def test_counterfactuals_are_applied_one_on_top_of_the_other() -> None:
-    _, rows = attribute("day6_service", measure=measured)
+    _, rows = attribute_fleet("day6_service", measure=measured)
     # The rate of the first counterfactual stays when the steps of the next ones change.
     assert rows[1].values[0] == rows[2].values[0] == rows[3].values[0]
     assert len({row.values[1] for row in rows[1:-1]}) == len(rows) - 2
@@ -61,12 +63,12 @@ def test_counterfactuals_are_applied_one_on_top_of_the_other() -> None:
 
 def test_a_scenario_without_counterfactuals_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no fleet\.counterfactuals"):
-        attribute("azure_code", measure=measured)
+        attribute_fleet("azure_code", measure=measured)
 
 
 def test_a_scenario_with_other_inputs_than_those_published_is_refused() -> None:
     with pytest.raises(ValueError, match="its published figures are of other inputs; allowed"):
-        attribute("day6_service", ["decode.max_batch=64"], measure=measured)
+        attribute_fleet("day6_service", ["decode.max_batch=64"], measure=measured)
 
 
 DAY = LoadOfDay(mean_nodes=226.75, peak_nodes=278, mean_replicas=7.3, levels=3)
@@ -92,7 +94,7 @@ def test_whole_replicas_of_a_day_follow_its_load_and_keep_their_mean(
 
 
 def test_a_day_moves_load_between_hours_and_tokens_per_node_follow_their_mean() -> None:
-    _, rows = attribute("day6_service", measure=measured)
+    _, rows = attribute_fleet("day6_service", measure=measured)
     place = next(n for n, row in enumerate(rows) if row.name.startswith("load of the day"))
     before, day = rows[place - 1], rows[place]
     levels = day_levels(DAY)
@@ -104,13 +106,13 @@ def test_a_day_moves_load_between_hours_and_tokens_per_node_follow_their_mean() 
 def test_an_even_day_of_whole_replicas_changes_nothing() -> None:
     day = "{mean_nodes: 8, peak_nodes: 8, mean_replicas: 3, levels: 3}"
     flat = f"counterfactuals=[{{name: flat, source: none, load_of_day: {day}}}]"
-    _, rows = attribute("day6_service", [flat], measure=measured)
+    _, rows = attribute_fleet("day6_service", [flat], measure=measured)
     assert rows[1].effects == pytest.approx((0.0, 0.0))
 
 
 def test_a_day_refuses_figures_that_it_cannot_put_together() -> None:
     with pytest.raises(ValueError, match="is not known of a day; allowed"):
-        attribute(
+        attribute_fleet(
             "day6_service",
             ["attributed_metrics=[kv_occupancy, tokens_per_second_per_user]"],
             measure=measured,

@@ -14,7 +14,7 @@ from simulator.analysis.training_metrics import metric_at
 from simulator.execution.fleet.simulation import prepare_fleet
 from simulator.execution.fleet.step_times import AffineStepTimes
 from simulator.scenario.files import load_scenario
-from simulator.scenario.fleet import AffineStepTimes as Coefficients
+from simulator.scenario.fleet import AffineCoefficients as Coefficients
 
 AFFINE = {
     "decode_fixed": "10 ms",

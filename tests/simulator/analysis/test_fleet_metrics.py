@@ -23,8 +23,7 @@ from simulator.execution.fleet.log import CollectedLog, Outcome
 from simulator.execution.fleet.simulation import prepare_fleet
 from simulator.execution.fleet.step_times import AffineStepTimes
 from simulator.scenario.files import load_scenario
-from simulator.scenario.fleet import AffineStepTimes as AffineCoefficients
-from simulator.scenario.fleet import FleetJob
+from simulator.scenario.fleet import AffineCoefficients, FleetJob
 
 STEP_TIMES = {
     "decode_fixed": "10 ms",

@@ -11,7 +11,7 @@ from simulator.analysis.sweep import (
     Axis,
     Limit,
     Objective,
-    Row,
+    PointResult,
     append_row,
     apply_limits,
     check_metrics,
@@ -28,7 +28,7 @@ NIC = "cluster.node.nic.bandwidth"
 
 
 def row(reason=None, **metrics):
-    return Row({"a": 1}, "d", metrics, reason)
+    return PointResult({"a": 1}, "d", metrics, reason)
 
 
 def seed_of(scenario, overrides):

@@ -3,14 +3,14 @@
 import pytest
 
 from hardware_profiles.schema import load_transport
-from simulator.calibration.transport_fit import Row, fit_transport, search
+from simulator.calibration.transport_fit import FittedFigure, fit_transport, search
 
 
 def test_known_efficiencies_come_back():
     def row(name, nic, nvlink, share):
         a, b = nic / 0.88, nvlink / 0.8
         time = 8e-6 + max(a, b) + min(a, b) * 12 * share
-        return Row(name, time, nic, nvlink, 8e-6, share)
+        return FittedFigure(name, time, nic, nvlink, 8e-6, share)
 
     fit = search(
         [

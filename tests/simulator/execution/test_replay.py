@@ -14,7 +14,7 @@ from simulator.execution.replay import (
     idle_time,
     measured_times,
 )
-from simulator.workload.profile.kineto import Trace, load_trace
+from simulator.workload.profile.kineto import Trace, read_kineto
 from simulator.workload.profile.replay_graph import Role, build_replay
 
 US = 1e-6
@@ -36,7 +36,7 @@ def run(trace: Trace, machine: ReplayMachine = MACHINE, faster_gpu: float = 1.0)
 def test_an_overlapped_pair_replays_to_its_recorded_span_and_stall(
     overlapped_profile: Any, tmp_path: Path
 ) -> None:
-    trace = load_trace(overlapped_profile.write(tmp_path / "trace.json"))
+    trace = read_kineto(overlapped_profile.write(tmp_path / "trace.json"))
     log = run(trace)
     assert log.kernels.span_s == pytest.approx(trace.measured_span_s, rel=0.02)
     assert idle_time(log.graph, log.kernels).communication_s == pytest.approx(300 * US, abs=5 * US)
@@ -47,19 +47,19 @@ def test_an_overlapped_pair_replays_to_its_recorded_span_and_stall(
 def test_recorded_gpu_starts_do_not_matter_only_their_order(
     overlapped_profile: Any, tmp_path: Path
 ) -> None:
-    spans = [run(load_trace(overlapped_profile.write(tmp_path / "trace.json"))).kernels.span_s]
+    spans = [run(read_kineto(overlapped_profile.write(tmp_path / "trace.json"))).kernels.span_s]
     kernels = [event for event in overlapped_profile.events if event["cat"] == "kernel"]
     kernels.sort(key=lambda event: event["ts"])
     for number, event in enumerate(kernels):
         event["ts"] = 50_000 + 3 * number
-    spans.append(run(load_trace(overlapped_profile.write(tmp_path / "moved.json"))).kernels.span_s)
+    spans.append(run(read_kineto(overlapped_profile.write(tmp_path / "moved.json"))).kernels.span_s)
     assert spans[0] == spans[1]
 
 
 def test_a_host_bound_trace_stays_host_bound_on_a_faster_gpu(profile: Any, tmp_path: Path) -> None:
     for number in range(50):
         profile.launch("small", called=20.0 * number, at=20.0 * number + 8, us=4)
-    trace = load_trace(profile.write(tmp_path / "trace.json"))
+    trace = read_kineto(profile.write(tmp_path / "trace.json"))
     recorded = run(trace)
     faster_gpu = run(trace, faster_gpu=10.0)
     faster_host = run(trace, replace(MACHINE, host_speed=2.0))
@@ -76,7 +76,7 @@ def test_a_thread_that_polls_launches_sooner_when_the_gpu_is_faster(
 ) -> None:
     profile.launch("counts", called=0, at=10, us=1000)
     profile.launch("next", called=1030, at=1040, us=10)
-    trace = load_trace(profile.write(tmp_path / "trace.json"))
+    trace = read_kineto(profile.write(tmp_path / "trace.json"))
     assert run(trace).kernels.start_s[1] == pytest.approx(1007 * US)
     assert run(trace, faster_gpu=2.0).kernels.start_s[1] == pytest.approx(507 * US)
 
@@ -87,7 +87,7 @@ def test_a_synchronising_call_holds_the_thread_until_the_gpu_is_done(
     profile.launch("long", called=0, at=7, us=500)
     profile.call("cudaDeviceSynchronize", 10, 500)
     profile.launch("next", called=520, at=530, us=10)
-    trace = load_trace(profile.write(tmp_path / "trace.json"))
+    trace = read_kineto(profile.write(tmp_path / "trace.json"))
     # 10 us from the call's end to the next, 5 us of call, 2 us of latency.
     assert run(trace).kernels.start_s[1] == pytest.approx(517 * US)
     assert run(trace, faster_gpu=5.0).kernels.start_s[1] == pytest.approx(117 * US)
@@ -99,7 +99,7 @@ def test_two_persistent_kernels_of_two_streams_run_one_after_the_other(
     whole_sm = {"grid": 132, "threads": 384, "registers": 168, "shared": 200_000}
     profile.launch("one", called=0, at=7, us=100, stream=7, **whole_sm)
     profile.launch("two", called=5, at=107, us=100, stream=8, **whole_sm)
-    trace = load_trace(profile.write(tmp_path / "trace.json"))
+    trace = read_kineto(profile.write(tmp_path / "trace.json"))
     limited = replace(MACHINE, sms=trace.sms, sm_limits=trace.sm_limits)
     assert run(trace, limited).kernels.span_s == pytest.approx(200 * US)
     assert run(trace).kernels.span_s == pytest.approx(105 * US)
@@ -108,7 +108,7 @@ def test_two_persistent_kernels_of_two_streams_run_one_after_the_other(
 def test_every_kernel_respects_its_stream_its_launch_and_its_waits(
     overlapped_profile: Any, tmp_path: Path
 ) -> None:
-    log = run(load_trace(overlapped_profile.write(tmp_path / "trace.json")))
+    log = run(read_kineto(overlapped_profile.write(tmp_path / "trace.json")))
     times = log.kernels
     for bound in (
         times.stream_ready_s,
@@ -121,7 +121,7 @@ def test_every_kernel_respects_its_stream_its_launch_and_its_waits(
 
 
 def test_durations_must_fit_the_kernels(overlapped_profile: Any, tmp_path: Path) -> None:
-    log = run(load_trace(overlapped_profile.write(tmp_path / "trace.json")))
+    log = run(read_kineto(overlapped_profile.write(tmp_path / "trace.json")))
     with pytest.raises(ValueError, match="3 durations for 8 kernels"):
         execute_replay(log.graph, [1.0] * 3, [1] * 8, MACHINE)
 
@@ -158,7 +158,7 @@ def test_any_mixture_of_streams_threads_waits_and_syncs_runs_to_its_end(
             name = "all_to_all" if stream == 27 else what
             kernel = {"grid": 112, "threads": 384, "registers": 168, "shared": 200_000}
             profile.launch(name, called=at, at=start, us=us, stream=stream, thread=thread, **kernel)
-    trace = load_trace(profile.write(tmp_path / "trace.json"))
+    trace = read_kineto(profile.write(tmp_path / "trace.json"))
     log = run(trace, replace(MACHINE, sms=trace.sms, sm_limits=trace.sm_limits))
     total = sum(kernel.seconds for kernel in trace.kernels)
     assert log.kernels.span_s >= max(kernel.seconds for kernel in trace.kernels)

@@ -14,7 +14,7 @@ from simulator.workload.requests import (
     Request,
     generate_requests,
     ideal_hit_rate,
-    sample,
+    sample_token_counts,
     synthesize,
 )
 
@@ -218,7 +218,9 @@ def test_the_load_of_the_hours_shapes_arrivals_and_keeps_the_mean_rate() -> None
 def test_lengths_have_the_asked_moments(
     distribution: dict[str, Any], mean: float, deviation: float
 ) -> None:
-    values = sample(Distribution.model_validate(distribution), np.random.default_rng(0), 200_000)
+    values = sample_token_counts(
+        Distribution.model_validate(distribution), np.random.default_rng(0), 200_000
+    )
     assert values.mean() == pytest.approx(mean, rel=0.02)
     assert values.std() == pytest.approx(deviation, rel=0.05)
     assert values.min() >= 1
@@ -226,12 +228,12 @@ def test_lengths_have_the_asked_moments(
 
 def test_longer_samples_are_cut_to_the_maximum() -> None:
     distribution = Distribution.model_validate({"kind": "exponential", "mean": 500, "maximum": 600})
-    assert sample(distribution, np.random.default_rng(0), 1000).max() == 600
+    assert sample_token_counts(distribution, np.random.default_rng(0), 1000).max() == 600
 
 
 def test_lengths_beyond_whole_numbers_are_long_not_short() -> None:
     distribution = Distribution.model_validate({"kind": "constant", "mean": 1e300})
-    assert sample(distribution, np.random.default_rng(0), 2).min() == 2**53
+    assert sample_token_counts(distribution, np.random.default_rng(0), 2).min() == 2**53
 
 
 def test_a_turn_repeats_the_full_blocks_of_the_turn_before() -> None:

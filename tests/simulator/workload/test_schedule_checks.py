@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from simulator.workload.schedule_checks import validate
+from simulator.workload.schedule_checks import check_schedule
 from simulator.workload.schedules import (
     Action,
     Schedule,
@@ -72,7 +72,7 @@ def test_the_validator_names_what_is_wrong_and_marks_the_cell(
     broken: Schedule, message: str, mark: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        validate(broken)
+        check_schedule(broken)
     assert f">>{mark}<<" in str(error.value)
 
 
@@ -86,4 +86,4 @@ def test_a_cycle_between_ranks_is_found() -> None:
     with pytest.raises(
         ValueError, match="2F0 on rank 0 can never start: it waits for 1F0 on rank 1"
     ):
-        validate(schedule)
+        check_schedule(schedule)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.workload.schedule_checks import validate
+from simulator.workload.schedule_checks import check_schedule
 from simulator.workload.schedules import (
     SCHEDULES,
     WITH_VIRTUAL_STAGES,
@@ -50,7 +50,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
 @settings(max_examples=120, deadline=None)
 @given(schedules())
 def test_every_schedule_is_complete_ordered_and_free_of_deadlock(schedule: Schedule) -> None:
-    validate(schedule)
+    check_schedule(schedule)
 
 
 @settings(max_examples=20, deadline=None)

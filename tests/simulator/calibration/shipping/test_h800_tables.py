@@ -8,7 +8,7 @@ from hardware_profiles.schema import load_gpu
 from hardware_profiles.tables import load_measurements, table_path
 from simulator.calibration.shipping import h800_tables as import_h800
 
-SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
+SHARED = Path(__file__).resolve().parents[4] / ".." / "shared"
 
 needs_shared = pytest.mark.skipif(
     not (SHARED / "measured" / "h800").is_dir(), reason="no measured data beside the checkout"

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from hardware_profiles.schema import ClusterProfile, load_cluster
 from simulator.execution.fleet.accounts import FleetRun
 from simulator.execution.fleet.fleet import run_fleet
-from simulator.execution.fleet.log import Block, CollectedLog, Outcome
+from simulator.execution.fleet.log import CollectedLog, Outcome, RowBlock
 from simulator.execution.fleet.step_times import AffineStepTimes
-from simulator.scenario.fleet import AffineStepTimes as AffineCoefficients
-from simulator.scenario.fleet import FleetJob
+from simulator.scenario.fleet import AffineCoefficients, FleetJob
 from simulator.workload.requests import ideal_hit_rate
 
-SHARED = Path(__file__).resolve().parents[3] / ".." / "shared" / "requests"
+SHARED = Path(__file__).resolve().parents[4] / ".." / "shared" / "requests"
 
 STEP_TIMES = {
     "decode_fixed": "10 ms",
@@ -85,7 +84,7 @@ def run(job: FleetJob, cluster: ClusterProfile, seed: int = 0) -> tuple[FleetRun
     return run_fleet(job, step_times, cluster, seed=seed, log=log), log
 
 
-def check_conservation(result: FleetRun, rows: Block) -> None:
+def check_conservation(result: FleetRun, rows: RowBlock) -> None:
     """Every request ends exactly once, with all its tokens; KV cache allocated = freed."""
     assert sorted(rows["request"]) == list(range(result.arrived))
     assert result.arrived == result.finished + sum(result.rejected.values()) + result.unfinished
@@ -99,13 +98,13 @@ def check_conservation(result: FleetRun, rows: Block) -> None:
                 instance.kv_freed_tokens, abs=1e-6 * max(instance.kv_allocated_tokens, 1)
             )
     ordered = rows.rows[finished]
-    times = Block(("request", "arrival_s", "prefill_start_s", "first_token_s"), ordered[:, :4])
+    times = RowBlock(("request", "arrival_s", "prefill_start_s", "first_token_s"), ordered[:, :4])
     assert np.all(times["arrival_s"] <= times["prefill_start_s"])
     assert np.all(times["prefill_start_s"] < times["first_token_s"])
     assert np.all(times["first_token_s"] <= ordered[:, 5])
 
 
-def check_littles_law(result: FleetRun, rows: Block) -> None:
+def check_littles_law(result: FleetRun, rows: RowBlock) -> None:
     """L = lambda W: requests inside, integrated over time, are the sum of their stays."""
     stays = float((rows["end_s"] - rows["arrival_s"]).sum())
     assert result.request_seconds == pytest.approx(stays, rel=1e-9, abs=1e-6)

@@ -9,10 +9,9 @@ import pytest
 from hardware_profiles.schema import ClusterProfile, load_cluster
 from simulator.analysis.fleet_statistics import FleetStatistics
 from simulator.execution.fleet.fleet import run_fleet
-from simulator.execution.fleet.log import Block, CollectedLog, LogWriter
+from simulator.execution.fleet.log import CollectedLog, LogWriter, RowBlock
 from simulator.execution.fleet.step_times import AffineStepTimes
-from simulator.scenario.fleet import AffineStepTimes as AffineCoefficients
-from simulator.scenario.fleet import FleetJob
+from simulator.scenario.fleet import AffineCoefficients, FleetJob
 
 STEP_TIMES = {
     "decode_fixed": "10 ms",
@@ -73,7 +72,7 @@ def times(job: FleetJob) -> dict[str, AffineStepTimes]:
     }
 
 
-def run(job: FleetJob, cluster: ClusterProfile) -> tuple[Block, Block]:
+def run(job: FleetJob, cluster: ClusterProfile) -> tuple[RowBlock, RowBlock]:
     log = CollectedLog()
     run_fleet(job, times(job), cluster, seed=0, log=log)
     return log.all_requests(), log.all_iterations()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.execution.fleet.step_times import AffineStepTimes, InterpolatedStepTimes
-from simulator.scenario.fleet import AffineStepTimes as AffineCoefficients
+from simulator.scenario.fleet import AffineCoefficients
 
 
 def bilinear(batch: float, context: float) -> float:

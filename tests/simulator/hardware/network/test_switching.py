@@ -16,15 +16,15 @@ NETWORKS = {
     ),
     "one pod": lambda: switching.fat_tree_3(16, switch_ports=8),
     "three layers": lambda: switching.fat_tree_3(100, switch_ports=8),
-    "dragonfly, odd ring": lambda: direct_networks.dragonfly(
+    "dragonfly, odd ring": lambda: direct_networks.dragonfly_network(
         150, groups=9, group_switches=4, ports=5, global_ports=2
     ),
-    "dragonfly, even ring": lambda: direct_networks.dragonfly(
+    "dragonfly, even ring": lambda: direct_networks.dragonfly_network(
         100, groups=6, group_switches=4, ports=5, global_ports=2
     ),
-    "slim fly 4": lambda: direct_networks.slim_fly(90, q=4),
-    "slim fly 5": lambda: direct_networks.slim_fly(200, q=5),
-    "slim fly 7": lambda: direct_networks.slim_fly(100, q=7),
+    "slim fly 4": lambda: direct_networks.slim_fly_network(90, q=4),
+    "slim fly 5": lambda: direct_networks.slim_fly_network(200, q=5),
+    "slim fly 7": lambda: direct_networks.slim_fly_network(100, q=7),
 }
 
 
@@ -91,7 +91,7 @@ def test_bundles_hold_the_parallel_links_of_their_end_ports(name):
 
 @pytest.mark.parametrize("q", [4, 5, 7, 8, 9, 25, 27, 29])
 def test_slim_flies_of_prime_power_order_have_diameter_two(q):
-    network = direct_networks.slim_fly(1, q=q)
+    network = direct_networks.slim_fly_network(1, q=q)
     counts = direct_networks.count_slim_fly(q)
     graph = switch_graph(network)
     assert network.switches == counts.switches
@@ -119,7 +119,9 @@ def test_formulas_count_what_is_built():
     assert switching.count_fat_tree_2(8) == Counts(32, tree.switches, tree.links // 2)
     deep = switching.fat_tree_3(128, switch_ports=8)
     assert switching.count_fat_tree_3(8) == Counts(128, deep.switches, deep.links // 2)
-    fly = direct_networks.dragonfly(144, groups=9, group_switches=4, ports=4, global_ports=2)
+    fly = direct_networks.dragonfly_network(
+        144, groups=9, group_switches=4, ports=4, global_ports=2
+    )
     counts = direct_networks.count_dragonfly(groups=9, group_switches=4, ports=4, global_ports=2)
     assert counts.links == fly.links // 2
 
@@ -149,17 +151,17 @@ def test_ecmp_collides_and_queue_pairs_take_other_ways():
         (lambda: switching.fat_tree_3(129, switch_ports=8), "at most 128"),
         (lambda: switching.split_ports(64, 0.5), "oversubscription must be at least 1"),
         (lambda: switching.split_ports(1, 1), "at least 2"),
-        (lambda: direct_networks.slim_fly(1, q=28), "no prime power"),
-        (lambda: direct_networks.slim_fly(1, q=6), "must be at least 3 and"),
-        (lambda: direct_networks.slim_fly(201, q=5), "at most 200"),
+        (lambda: direct_networks.slim_fly_network(1, q=28), "no prime power"),
+        (lambda: direct_networks.slim_fly_network(1, q=6), "must be at least 3 and"),
+        (lambda: direct_networks.slim_fly_network(201, q=5), "at most 200"),
         (
-            lambda: direct_networks.dragonfly(
+            lambda: direct_networks.dragonfly_network(
                 1, groups=20, group_switches=2, ports=2, global_ports=2
             ),
             "need 19 global ports",
         ),
         (
-            lambda: direct_networks.dragonfly(
+            lambda: direct_networks.dragonfly_network(
                 99, groups=3, group_switches=2, ports=2, global_ports=2
             ),
             "at most 12",

@@ -6,13 +6,13 @@ import pytest
 
 from simulator.workload.profile.kernel_mapping import (
     best_mapping,
-    check_device,
     evaluate,
+    gpu_of_recording,
     known_mappings,
     load_mapping,
     map_kernels,
 )
-from simulator.workload.profile.kineto import load_trace
+from simulator.workload.profile.kineto import read_kineto
 from simulator.workload.profile.replay_graph import Role
 
 
@@ -26,7 +26,7 @@ def test_kernels_map_by_name_annotation_order_grid_and_recorded_shapes(
     profile.span("aten::mm", 118, 130, category="cpu_op", dims=[[64, 7168], [7168, 256]])
     profile.launch("matmul", called=120, at=130, us=5)
     profile.launch("unheard of", called=140, at=150, us=5)
-    trace = load_trace(profile.write(tmp_path / "trace.json"))
+    trace = read_kineto(profile.write(tmp_path / "trace.json"))
     mapped = map_kernels(trace, load_mapping(made_up_mapping))
     sizes = [None if m.operator is None else dict(m.operator.sizes) for m in mapped]
     assert sizes == [
@@ -46,7 +46,7 @@ def test_a_count_that_differs_from_the_order_leaves_all_of_them_unmapped(
     profile.span("layer", 0, 100)
     profile.launch("cast", called=1, at=10, us=5)
     mapped = map_kernels(
-        load_trace(profile.write(tmp_path / "trace.json")), load_mapping(made_up_mapping)
+        read_kineto(profile.write(tmp_path / "trace.json")), load_mapping(made_up_mapping)
     )
     assert mapped[0].operator is None
     assert mapped[0].reason == "1 kernels match 'cast' in layer (0), the mapping lists 2"
@@ -58,7 +58,7 @@ def test_shapes_that_were_not_recorded_leave_the_kernel_unmapped(
     profile.span("aten::mm", 0, 30, category="cpu_op")
     profile.launch("matmul", called=1, at=10, us=5)
     mapped = map_kernels(
-        load_trace(profile.write(tmp_path / "trace.json")), load_mapping(made_up_mapping)
+        read_kineto(profile.write(tmp_path / "trace.json")), load_mapping(made_up_mapping)
     )
     assert mapped[0].reason == "size 'input_0_0': the trace does not give 'input_0_0'"
 
@@ -67,7 +67,7 @@ def test_roles_come_from_patterns(profile: Any, made_up_mapping: str, tmp_path: 
     for number, name in enumerate(("all_to_all", "barrier_counts", "gemm")):
         profile.launch(name, called=10 * number, at=10 * number + 8, us=1)
     mapped = map_kernels(
-        load_trace(profile.write(tmp_path / "trace.json")), load_mapping(made_up_mapping)
+        read_kineto(profile.write(tmp_path / "trace.json")), load_mapping(made_up_mapping)
     )
     assert [m.role for m in mapped] == [Role.COMMUNICATION, Role.RANK_WAIT, Role.COMPUTE]
     assert [m.polled for m in mapped] == [False, True, False]
@@ -78,21 +78,21 @@ def test_another_device_is_an_error_that_names_both(
 ) -> None:
     mapping = load_mapping(made_up_mapping)
     other_device_profile.launch("gemm", called=0, at=10, us=1)
-    other = load_trace(other_device_profile.write(tmp_path / "other.json"))
+    other = read_kineto(other_device_profile.write(tmp_path / "other.json"))
     with pytest.raises(
         ValueError, match="'NVIDIA A100-SXM4-80GB' is not in mapping made_up; known"
     ):
-        check_device(other, mapping, None)
+        gpu_of_recording(other, mapping, None)
     profile.launch("gemm", called=0, at=10, us=1)
-    trace = load_trace(profile.write(tmp_path / "trace.json"))
-    assert check_device(trace, mapping, None) == "h800_sxm"
+    trace = read_kineto(profile.write(tmp_path / "trace.json"))
+    assert gpu_of_recording(trace, mapping, None) == "h800_sxm"
     with pytest.raises(ValueError, match=r"recorded on NVIDIA H800 \(h800_sxm\), not on h200_sxm"):
-        check_device(trace, mapping, "h200_sxm")
+        gpu_of_recording(trace, mapping, "h200_sxm")
     profile.device = None
-    silent = load_trace(profile.write(tmp_path / "silent.json"))
+    silent = read_kineto(profile.write(tmp_path / "silent.json"))
     with pytest.raises(ValueError, match="does not say its device"):
-        check_device(silent, mapping, None)
-    assert check_device(silent, mapping, "h800_sxm") == "h800_sxm"
+        gpu_of_recording(silent, mapping, None)
+    assert gpu_of_recording(silent, mapping, "h800_sxm") == "h800_sxm"
 
 
 def test_sizes_are_arithmetic_and_nothing_else() -> None:
@@ -139,11 +139,11 @@ def test_every_shipped_mapping_loads_and_an_unknown_name_lists_them() -> None:
         load_mapping("nsys")
 
 
-LAYER = Path(__file__).resolve().parents[2] / "reference_model/data/moe_layer_h200.json"
+LAYER = Path(__file__).resolve().parents[3] / "reference_model/data/moe_layer_h200.json"
 
 
 def test_a_profile_that_names_its_operators_needs_no_rules() -> None:
-    trace = load_trace(LAYER)
+    trace = read_kineto(LAYER)
     mapped = map_kernels(trace, load_mapping("reference_model_profile"))
     assert {place.operator.kind for place in mapped if place.operator} >= {
         "gemm",
@@ -187,7 +187,7 @@ def test_operators_of_one_name_in_a_row_share_kernels_only_if_they_are_equal(
     events += [named("lost", 200), named("", 202)]
     path = tmp_path / "trace.json"
     path.write_text(json.dumps(events), encoding="utf-8")
-    mapped = map_kernels(load_trace(path), load_mapping("reference_model_profile"))
+    mapped = map_kernels(read_kineto(path), load_mapping("reference_model_profile"))
     assert len({place.launch for place in mapped if place.operator}) == operators
     assert mapped[-2].reason == "the profile describes no further operator of this name"
     assert mapped[-1].reason == "the profile names no operator for it"
@@ -196,6 +196,6 @@ def test_operators_of_one_name_in_a_row_share_kernels_only_if_they_are_equal(
 def test_the_best_mapping_knows_the_device(profile: Any, tmp_path: Path) -> None:
     profile.device = "NVIDIA H200"
     profile.launch("strange", called=0, at=10, us=60)
-    mapping, mapped = best_mapping(load_trace(profile.write(tmp_path / "trace.json")))
+    mapping, mapped = best_mapping(read_kineto(profile.write(tmp_path / "trace.json")))
     assert "NVIDIA H200" in mapping.devices
     assert mapped[0].operator is None

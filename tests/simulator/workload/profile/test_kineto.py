@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simulator.workload.profile.kineto import load_trace
+from simulator.workload.profile.kineto import read_kineto
 
 
 def test_json_and_gzip_read_the_same(overlapped_profile: Any, tmp_path: Path) -> None:
-    plain = load_trace(overlapped_profile.write(tmp_path / "trace.json"))
-    packed = load_trace(overlapped_profile.write(tmp_path / "trace.json.gz"))
+    plain = read_kineto(overlapped_profile.write(tmp_path / "trace.json"))
+    packed = read_kineto(overlapped_profile.write(tmp_path / "trace.json.gz"))
     assert plain.kernels == packed.kernels
     assert plain.calls == packed.calls
     assert len(plain.kernels) == 8
@@ -27,7 +27,7 @@ def test_a_list_of_events_is_a_trace_too(profile: Any, tmp_path: Path) -> None:
     profile.launch("gemm", called=0, at=10, us=20)
     path = tmp_path / "trace.json"
     path.write_text(json.dumps(profile.events), encoding="utf-8")
-    assert load_trace(path).kernels[0].seconds == pytest.approx(20e-6)
+    assert read_kineto(path).kernels[0].seconds == pytest.approx(20e-6)
 
 
 def test_a_file_cut_short_says_so(overlapped_profile: Any, tmp_path: Path) -> None:
@@ -36,11 +36,11 @@ def test_a_file_cut_short_says_so(overlapped_profile: Any, tmp_path: Path) -> No
     for length in (len(whole) // 3, len(whole) // 2, len(whole) - 2):
         path.write_text(whole[:length], encoding="utf-8")
         with pytest.raises(ValueError, match=r"cut\.json: cut short: line 1"):
-            load_trace(path)
+            read_kineto(path)
     packed = tmp_path / "cut.json.gz"
     packed.write_bytes(gzip.compress(whole.encode())[:-20])
     with pytest.raises(ValueError, match="cut short"):
-        load_trace(packed)
+        read_kineto(packed)
 
 
 @pytest.mark.parametrize(
@@ -62,20 +62,20 @@ def test_a_file_that_is_no_trace_is_one_clear_line(
     path = tmp_path / "wrong.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        load_trace(path)
+        read_kineto(path)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
-        load_trace(tmp_path / "none.json")
+        read_kineto(tmp_path / "none.json")
 
 
 def test_kernels_of_two_gpus_are_an_error(profile: Any, tmp_path: Path) -> None:
     profile.launch("gemm", called=0, at=10, us=20)
     profile.launch("gemm", called=5, at=10, us=20, device=1)
     with pytest.raises(ValueError, match=r"several GPUs \(device 0: 1, device 1: 1\)"):
-        load_trace(profile.write(tmp_path / "trace.json"))
+        read_kineto(profile.write(tmp_path / "trace.json"))
 
 
 def test_broken_events_are_counted_and_named(profile: Any, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_broken_events_are_counted_and_named(profile: Any, tmp_path: Path) -> No
     profile.call("cudaLaunchKernel", 95, correlation=shared)
     profile.events.append({"ph": "X", "cat": "kernel", "name": "no time", "args": {"stream": 7}})
     profile.events.append("not an object")
-    trace = load_trace(profile.write(tmp_path / "trace.json"))
+    trace = read_kineto(profile.write(tmp_path / "trace.json"))
     assert [kernel.name for kernel in trace.kernels] == ["gemm", "no launch", "one", "two"]
     told = {problem.what: problem.events for problem in trace.problems}
     assert told == {
@@ -106,7 +106,7 @@ def test_one_graph_launch_may_start_many_kernels(profile: Any, tmp_path: Path) -
     shared = profile.call("cudaGraphLaunch", 0)
     for at in (10, 20, 30):
         profile.kernel("node", stream=7, at=at, us=5, correlation=shared)
-    trace = load_trace(profile.write(tmp_path / "trace.json"))
+    trace = read_kineto(profile.write(tmp_path / "trace.json"))
     assert trace.problems == ()
 
 
@@ -128,7 +128,7 @@ def test_an_argument_of_any_type_leaves_the_event_what_it_can_be(
     sizes = {"m": 1, "n": 2, "k": 3}
     for event in profile.events:
         event["args"] |= described | {"sizes": sizes} | {field: value}
-    trace = load_trace(profile.write(tmp_path / "trace.json"))
+    trace = read_kineto(profile.write(tmp_path / "trace.json"))
     assert [kernel.seconds for kernel in trace.kernels] == pytest.approx([20e-6])
 
 
@@ -170,7 +170,7 @@ def test_whatever_an_event_says_no_kernel_is_lost_in_silence(
         if event.get("cat") == "kernel" and event.get("ph") == "X"
     }
     try:
-        trace = load_trace(path)
+        trace = read_kineto(path)
     except ValueError as error:
         assert "\n" not in str(error)  # noqa: PT017
         return

@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 
-from simulator.workload.profile.kineto import load_trace
+from simulator.workload.profile.kineto import read_kineto
 from simulator.workload.profile.replay_graph import ReplayGraph, Role, build_replay
 
 
 def graph_of(profile: Any, folder: Path) -> ReplayGraph:
-    trace = load_trace(profile.write(folder / "trace.json"))
+    trace = read_kineto(profile.write(folder / "trace.json"))
     roles = [
         Role.COMMUNICATION
         if "all_to_all" in kernel.name
