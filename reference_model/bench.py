@@ -31,7 +31,7 @@ import torch
 from reference_model.captured import can_capture
 from reference_model.gpu import CAPTURABLE, use_kernels
 from reference_model.measure import (
-    Request,
+    TimingRequest,
     device_source,
     measure,
     require_hopper,
@@ -98,7 +98,7 @@ def bench(
     begun = time.monotonic()
     for what, columns in (("time", TIMES), ("profile", KERNELS)):
         for number, run in enumerate(wanted, start=1):
-            label = f"{what} [{number}/{len(wanted)}] {describe(run)}"
+            label = f"{what} [{number}/{len(wanted)}] {run_label(run)}"
             key = key_of(run, kernels)
             row = rows.get(key, dict(zip(KEY, key, strict=True)))
             if row.get(columns[0]):
@@ -176,7 +176,7 @@ def _time_operators(issued: Iterable[Operator], kernels: str, table: Path) -> fl
     """Sum of the operators' times, each timed by itself and kept in a table of operators."""
     sms = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
     wanted = [
-        Request(
+        TimingRequest(
             replace(o, name="", phase="forward", segment="", recompute=False),
             kernels,
             sms,
@@ -216,7 +216,7 @@ def composition(rows: Iterable[Cells]) -> list[str]:
 # -- the table -------------------------------------------------------------------------------------
 
 
-def describe(run: WholeRun) -> str:
+def run_label(run: WholeRun) -> str:
     """One line that names a run."""
     return f"{run.job} {run.model} {run.sequences} x {run.context} {run.launch}"
 

@@ -18,7 +18,7 @@ from reference_model.gpu import CAPTURABLE
 from reference_model.layers import Weight
 from reference_model.model import Losses, SavedStep, Transformer
 from reference_model.precision import Recipe
-from reference_model.recorder import prepare
+from reference_model.recorder import prepare_weights
 
 _T = TypeVar("_T")
 
@@ -60,7 +60,7 @@ class CapturedMicroBatch:
         self.weights = [child for child in model.modules() if isinstance(child, Weight)]
         for weight in self.weights:
             weight.copy_in_place = True
-        prepare(model)
+        prepare_weights(model)
 
         def run(batch: Tensor) -> tuple[Losses, SavedStep]:
             losses, saved = model.loss(batch, prediction_weight=prediction_weight)

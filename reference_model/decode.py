@@ -31,7 +31,7 @@ from reference_model.model import (
     Embedding,
     MoEBlock,
     MultiTokenPrediction,
-    Stream,
+    ResidualStream,
     Transformer,
 )
 from reference_model.moe import ExpertRows, FeedForward, MoE
@@ -106,7 +106,7 @@ class InferenceAttention:
         self.value_up = by_head[:, c.qk_nope_head_dim :].contiguous()
 
     def prefill(
-        self, stream: Stream, angles: Angles, index: Tensor, cache: LatentCache
+        self, stream: ResidualStream, angles: Angles, index: Tensor, cache: LatentCache
     ) -> tuple[Tensor, Tensor]:
         """Whole prompts [T, H] at positions `index` = 0 .. L-1 [S, L] -> attention output and
         residual stream [T, H]."""
@@ -133,7 +133,7 @@ class InferenceAttention:
         return self._output(out.view(q.shape[0] * length, -1)), residual
 
     def decode(
-        self, stream: Stream, positions: Positions, cache: LatentCache
+        self, stream: ResidualStream, positions: Positions, cache: LatentCache
     ) -> tuple[Tensor, Tensor]:
         """The next Q tokens of every sequence [S x Q, H] -> attention output and residual."""
         c, site = self.config, ATTENTION
@@ -177,7 +177,7 @@ class InferenceAttention:
         )
         return self._output(values.view(tokens, -1)), residual
 
-    def _latents(self, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
+    def _latents(self, stream: ResidualStream) -> tuple[Tensor, Tensor, Tensor]:
         """The stream's norm through the down projections -> queries [T, N x QK], the key-value
         latent before norm and rotation [T, latent + rope], and the residual stream [T, H]."""
         site, attention = ATTENTION, self.attention
@@ -306,24 +306,29 @@ class InferenceBlock:
         self.experts = InferenceExperts(block.mlp) if isinstance(block, MoEBlock) else None
 
     def prefill(
-        self, stream: Stream, angles: Angles, index: Tensor, cache: LatentCache, rows: ExpertRows
-    ) -> Stream:
+        self,
+        stream: ResidualStream,
+        angles: Angles,
+        index: Tensor,
+        cache: LatentCache,
+        rows: ExpertRows,
+    ) -> ResidualStream:
         """Whole prompts [T, H] at positions `index` = 0 .. L-1 [S, L]; fills the cache."""
         update, residual = self.attention.prefill(stream, angles, index, cache)
         normed, total = self.norm.add(update, residual, ATTENTION)
         if self.experts is None:
-            return Stream(total, self._dense(normed))
-        return Stream(total, self.experts.prefill(normed, rows))
+            return ResidualStream(total, self._dense(normed))
+        return ResidualStream(total, self.experts.prefill(normed, rows))
 
     def decode(
-        self, stream: Stream, positions: Positions, cache: LatentCache, rows: DecodeRows
-    ) -> Stream:
+        self, stream: ResidualStream, positions: Positions, cache: LatentCache, rows: DecodeRows
+    ) -> ResidualStream:
         """The next tokens [T, H]; appends them to the cache."""
         update, residual = self.attention.decode(stream, positions, cache)
         normed, total = self.norm.add(update, residual, ATTENTION)
         if self.experts is None:
-            return Stream(total, self._dense(normed))
-        return Stream(total, self.experts.decode(normed, rows))
+            return ResidualStream(total, self._dense(normed))
+        return ResidualStream(total, self.experts.decode(normed, rows))
 
     def _dense(self, x: Tensor) -> Tensor:
         assert isinstance(self.block, DenseBlock)
@@ -331,7 +336,7 @@ class InferenceBlock:
         return feed_forward(layer, layer.gate_up_proj.quantize_input(x, MLP))
 
 
-def next_tokens(norm: RMSNorm, head: nn.Module, stream: Stream) -> tuple[Tensor, Tensor]:
+def next_tokens(norm: RMSNorm, head: nn.Module, stream: ResidualStream) -> tuple[Tensor, Tensor]:
     """Norm, output head and greedy sampling of the stream's rows [T, H] -> logits [T, V] and the
     likeliest token of each, int64 [T]."""
     normed, _ = norm.add(stream.update, stream.residual, HEAD)
@@ -341,13 +346,13 @@ def next_tokens(norm: RMSNorm, head: nn.Module, stream: Stream) -> tuple[Tensor,
 
 def draft_input(
     mtp: MultiTokenPrediction, hidden: Tensor, tokens: Tensor, embedding: Embedding
-) -> Stream:
+) -> ResidualStream:
     """What the multi-token prediction module's layer reads: normed stream of the main model [T, H]
     and the tokens that follow it, int64 [T], joined and projected."""
     embedded = embedding(tokens)
     joined = ops.concat(mtp.enorm(embedded, MTP), mtp.hnorm(hidden, MTP), site=MTP("mtp.concat"))
     projected = mtp.eh_proj(mtp.eh_proj.quantize_input(joined, MTP), MTP)
-    return Stream(projected, None)
+    return ResidualStream(projected, None)
 
 
 class InferenceModel:
@@ -379,13 +384,13 @@ class InferenceModel:
         rows = ExpertRows(
             received=tokens.numel(), expanded=tokens.numel() * self.config.num_experts_per_tok
         )
-        stream = Stream(self.model.embed_tokens(tokens.reshape(-1)), None)
+        stream = ResidualStream(self.model.embed_tokens(tokens.reshape(-1)), None)
         index = torch.arange(length, device=self.model.device).expand(sequences, -1)
         for block, cache in zip(self.blocks, caches, strict=True):
             stream = block.prefill(stream, angles, index, cache, rows)
         last = torch.arange(1, sequences + 1, device=self.model.device) * length - 1
         assert stream.update is not None
-        ends = Stream(stream.residual[last], stream.update[last])
+        ends = ResidualStream(stream.residual[last], stream.update[last])
         return next_tokens(self.model.norm, self.model.lm_head, ends)[0]
 
     @torch.no_grad()
@@ -398,7 +403,7 @@ class InferenceModel:
         positions = decode_positions(
             self.config, lengths, tokens.shape[1], capacity, device=self.model.device
         )
-        stream = Stream(self.model.embed_tokens(tokens.reshape(-1)), None)
+        stream = ResidualStream(self.model.embed_tokens(tokens.reshape(-1)), None)
         for block, cache in zip(self.blocks, caches, strict=True):
             stream = block.decode(stream, positions, cache, rows)
         logits, _ = next_tokens(self.model.norm, self.model.lm_head, stream)

@@ -14,7 +14,7 @@ _LARGEST_EXPONENT = 15  # values of a tile are scaled below 2^15, so rounding up
 _DROPPED = 4  # float16 has 10 mantissa bits, E5M6 has 6
 
 
-def quantize_e5m6(x: Tensor) -> tuple[Tensor, Tensor]:
+def pack_e5m6(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [rows, columns], columns even -> packed uint8 [rows, 3 columns / 2] and its scales,
     float32 [rows, ceil(columns / 128)]."""
     rows, columns = x.shape
@@ -33,8 +33,8 @@ def quantize_e5m6(x: Tensor) -> tuple[Tensor, Tensor]:
     return packed.to(torch.uint8).view(rows, -1), scales
 
 
-def dequantize_e5m6(packed: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """Undo `quantize_e5m6`: -> [rows, columns] of `dtype`."""
+def unpack_e5m6(packed: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """Undo `pack_e5m6`: -> [rows, columns] of `dtype`."""
     rows = packed.shape[0]
     low, middle, high = packed.view(rows, -1, 3).int().unbind(dim=2)
     first = low | (middle & 0xF) << 8

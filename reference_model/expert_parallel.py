@@ -20,7 +20,7 @@ from reference_model import peer_operators as peer_ops
 from reference_model.config import ModelConfig
 from reference_model.gpu import choose_kernels
 from reference_model.layers import Angles
-from reference_model.model import MoEBlock, SavedMoEBlock, Stream, Transformer, WeightGrads
+from reference_model.model import MoEBlock, ResidualStream, SavedMoEBlock, Transformer, WeightGrads
 from reference_model.moe import ExpertRows, Received, Routed, SavedMoE
 from reference_model.operators import NAMESPACE, Site
 from reference_model.precision import Operand, Recipe
@@ -79,12 +79,12 @@ class ExpertParallelBlock(MoEBlock):
         )
 
     def forward(
-        self, stream: Stream, angles: Angles, rows: ExpertRows
-    ) -> tuple[Stream, SavedMoEBlock]:
+        self, stream: ResidualStream, angles: Angles, rows: ExpertRows
+    ) -> tuple[ResidualStream, SavedMoEBlock]:
         """One layer; the rows that arrive are known only once counts are exchanged."""
         normed, residual, saved = self.attention(stream, angles, Site("forward", "attention"))
         update, saved_moe, layout = self.mixture(normed)
-        return Stream(residual, update), SavedParallelBlock(saved, saved_moe, layout)
+        return ResidualStream(residual, update), SavedParallelBlock(saved, saved_moe, layout)
 
     def mixture(self, normed: Tensor) -> tuple[Tensor, SavedMoE, Layout]:
         """The experts' part of the layer: normed stream [T, H] -> what it adds to the stream

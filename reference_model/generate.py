@@ -33,7 +33,7 @@ from reference_model.decode import (
     empty_cache,
 )
 from reference_model.layers import RMSNorm, rotary_angles
-from reference_model.model import Stream, Transformer
+from reference_model.model import ResidualStream, Transformer
 from reference_model.moe import ExpertRows
 
 _T = TypeVar("_T")
@@ -91,7 +91,7 @@ class Decoder:
     def prefill(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Prompts [S, L] -> logits of the token after each [S, V], and the normed stream of every
         prompt token [S, L, H]."""
-        stream = Stream(self.model.embed_tokens(prompts.reshape(-1)), None)
+        stream = ResidualStream(self.model.embed_tokens(prompts.reshape(-1)), None)
         stream = self._whole(self.blocks, stream, self.caches, prompts)
         logits, normed = self._head(self.model.norm, stream, prompts)
         return logits[:, -1], normed
@@ -116,7 +116,7 @@ class Decoder:
         return result
 
     def _extend(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        stream = Stream(self.model.embed_tokens(tokens.reshape(-1)), None)
+        stream = ResidualStream(self.model.embed_tokens(tokens.reshape(-1)), None)
         stream = self._next(self.blocks, stream, self.caches, tokens, lengths)
         return self._head(self.model.norm, stream, tokens)
 
@@ -147,23 +147,23 @@ class Decoder:
             raise ValueError("the model has no multi-token prediction module to draft with")
         return self.mtp_block
 
-    def _draft_input(self, hidden: Tensor, following: Tensor) -> Stream:
+    def _draft_input(self, hidden: Tensor, following: Tensor) -> ResidualStream:
         assert self.model.mtp is not None
         return draft_input(
             self.model.mtp, hidden.flatten(0, 1), following.flatten(), self.model.embed_tokens
         )
 
-    def _draft_tokens(self, stream: Stream, tokens: Tensor) -> Tensor:
+    def _draft_tokens(self, stream: ResidualStream, tokens: Tensor) -> Tensor:
         assert self.model.mtp is not None
         return self._head(self.model.mtp.norm, stream, tokens)[0].argmax(dim=2)
 
     def _whole(
         self,
         blocks: list[InferenceBlock],
-        stream: Stream,
+        stream: ResidualStream,
         caches: list[LatentCache],
         tokens: Tensor,
-    ) -> Stream:
+    ) -> ResidualStream:
         """Sequences [S, L] from their beginning."""
         length, count = tokens.shape[1], tokens.numel()
         angles = rotary_angles(self.config, length, device=self.model.device)
@@ -176,11 +176,11 @@ class Decoder:
     def _next(
         self,
         blocks: list[InferenceBlock],
-        stream: Stream,
+        stream: ResidualStream,
         caches: list[LatentCache],
         tokens: Tensor,
         lengths: Tensor,
-    ) -> Stream:
+    ) -> ResidualStream:
         """The next tokens [S, Q] of sequences that hold `lengths` [S]."""
         count = tokens.numel()
         rows = DecodeRows(filled=count * self.config.num_experts_per_tok, room=count)
@@ -191,7 +191,7 @@ class Decoder:
             stream = block.decode(stream, positions, cache, rows)
         return stream
 
-    def _head(self, norm: RMSNorm, stream: Stream, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _head(self, norm: RMSNorm, stream: ResidualStream, tokens: Tensor) -> tuple[Tensor, Tensor]:
         normed, _ = norm.add(stream.update, stream.residual, HEAD)
         logits: Tensor = self.model.lm_head(normed, HEAD)
         return logits.view(*tokens.shape, -1), normed.view(*tokens.shape, -1)

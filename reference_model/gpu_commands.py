@@ -82,7 +82,7 @@ def add_commands(commands: Any) -> None:
 def _measure(options: argparse.Namespace) -> None:
     from reference_model.alignment import check_sizes, size_notes
     from reference_model.config import load_model_config
-    from reference_model.measure import describe, forget, measure, require_hopper
+    from reference_model.measure import forget, measure, request_label, require_hopper
     from reference_model.measure_grid import narrowed, requests
 
     config = load_model_config(options.config)
@@ -96,7 +96,7 @@ def _measure(options: argparse.Namespace) -> None:
     )
     if options.list:
         for request in wanted:
-            print(describe(request))
+            print(request_label(request))
         return
     require_hopper()
     if options.anew:
@@ -110,10 +110,10 @@ def _device(options: argparse.Namespace) -> None:
     from reference_model.config import load_model_config
     from reference_model.gpu import use_kernels
     from reference_model.measure import (
-        describe,
         device_source,
         launch_rows,
         launch_times,
+        request_label,
         sustain,
         sustained_row,
         write_rows,
@@ -132,7 +132,7 @@ def _device(options: argparse.Namespace) -> None:
         result = sustain(request.operator, kernels=request.kernels, duration_s=SUSTAINED_SECONDS)
         rows.append(sustained_row(request, result, source=source, duration_s=SUSTAINED_SECONDS))
         print(
-            f"sustained {describe(request)}: {result.first_seconds:.4e} s at first,"
+            f"sustained {request_label(request)}: {result.first_seconds:.4e} s at first,"
             f" {result.seconds:.4e} s over {SUSTAINED_SECONDS:g} s,"
             f" {result.clock_hz:.4e} Hz, {result.power_w:.0f} W"
         )
@@ -141,7 +141,7 @@ def _device(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from reference_model.bench import bench, composition, describe, read_runs
+    from reference_model.bench import bench, composition, read_runs, run_label
     from reference_model.whole_runs import whole_runs
 
     if options.show:
@@ -155,7 +155,7 @@ def _bench(options: argparse.Namespace) -> None:
     runs = [run for run in whole_runs() if not options.jobs or run.job in options.jobs]
     if options.list:
         for run in runs:
-            print(describe(run))
+            print(run_label(run))
         return
     bench(
         runs,

@@ -23,7 +23,7 @@ from reference_model.measure_links import (
     COLLECTIVES,
     EAGER,
     QUEUED,
-    Transfer,
+    TimedTransfer,
     time_between_ranks,
 )
 
@@ -108,7 +108,7 @@ def _measure_collectives(
 ) -> None:
     begun = time.monotonic()
     transfers = [
-        Transfer(kind, size, launch)
+        TimedTransfer(kind, size, launch)
         for size in sizes
         for kind in COLLECTIVES
         for launch in (EAGER, QUEUED)

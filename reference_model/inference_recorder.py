@@ -31,7 +31,7 @@ from reference_model.model import (
     Embedding,
     MoEBlock,
     MultiTokenPrediction,
-    Stream,
+    ResidualStream,
     output_head,
 )
 from reference_model.moe import ExpertRows
@@ -43,7 +43,7 @@ from reference_model.recorder import (
     OperatorRecorder,
     Workload,
     layer_kinds,
-    prepare,
+    prepare_weights,
     solve_layer,
 )
 from reference_model.trace import OperatorTemplate, OperatorTrace
@@ -130,16 +130,18 @@ class _Layer:
         head = self._ready(output_head(config, recipe=self.recipe, device=self.device))
         # Of a prompt, only the last token is followed by one that is not known.
         rows = self.workload.sequences if self.job == "prefill" else self.workload.tokens
-        stream = Stream(self._hidden(rows), self._hidden(rows))
+        stream = ResidualStream(self._hidden(rows), self._hidden(rows))
         return lambda: next_tokens(norm, head, stream)
 
     def _block(self, block: DenseBlock | MoEBlock) -> Callable[[], Any]:
         self._ready(block)
         arranged, cache, run = InferenceBlock(block), self._cache(), self._run_block
-        stream = Stream(*(self._hidden(self.workload.tokens) for _ in range(2)))
+        stream = ResidualStream(*(self._hidden(self.workload.tokens) for _ in range(2)))
         return lambda: run(arranged, stream, cache)
 
-    def _run_block(self, block: InferenceBlock, stream: Stream, cache: LatentCache) -> Stream:
+    def _run_block(
+        self, block: InferenceBlock, stream: ResidualStream, cache: LatentCache
+    ) -> ResidualStream:
         work = self.workload
         if self.job == "prefill":
             rows = ExpertRows(received=work.received_rows, expanded=work.expert_rows)
@@ -169,7 +171,7 @@ class _Layer:
 
     def _ready(self, module: Any) -> Any:
         assert isinstance(module, nn.Module)
-        prepare(module)
+        prepare_weights(module)
         return module
 
     def _tokens(self) -> Tensor:

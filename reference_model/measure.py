@@ -44,7 +44,7 @@ _MILLI = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class TimingRequest:
     """One operator to time, on a backend and a number of SMs."""
 
     operator: Operator
@@ -57,7 +57,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class KernelTiming:
     """One line of the table."""
 
     kind: str
@@ -87,7 +87,7 @@ class Row:
         )
 
 
-def pairs(values: Iterable[tuple[str, object]]) -> str:
+def pairs_text(values: Iterable[tuple[str, object]]) -> str:
     """(name, value) pairs as text, sorted: ``k=7168;m=4096``."""
     return ";".join(f"{name}={value}" for name, value in sorted(values))
 
@@ -107,7 +107,7 @@ def device_source(device: torch.device) -> str:
     )
 
 
-def measure(requests: Sequence[Request], *, out: Path, deadline_s: float) -> None:
+def measure(requests: Sequence[TimingRequest], *, out: Path, deadline_s: float) -> None:
     """Time every request not yet in the table at `out` and append its row; prints progress.
 
     Stops after deadline_s seconds; run it again to go on. The `set` condition of a row is
@@ -124,7 +124,7 @@ def measure(requests: Sequence[Request], *, out: Path, deadline_s: float) -> Non
             if time.monotonic() - begun > deadline_s:
                 print(f"stopped after {deadline_s:.0f} s; run again to go on")
                 break
-            label = f"[{number}/{len(requests)}] {describe(request)}"
+            label = f"[{number}/{len(requests)}] {request_label(request)}"
             try:
                 row = _row(request, source=source, known=known)
             except torch.cuda.OutOfMemoryError:
@@ -140,7 +140,7 @@ def measure(requests: Sequence[Request], *, out: Path, deadline_s: float) -> Non
             file.flush()
             if torch.cuda.memory_reserved() > torch.cuda.mem_get_info()[1] // 2:
                 torch.cuda.empty_cache()
-            print(f"{label}: {achieved(request.operator, row.seconds)}", flush=True)
+            print(f"{label}: {_rates_text(request.operator, row.seconds)}", flush=True)
 
 
 def require_hopper() -> torch.device:
@@ -154,13 +154,13 @@ def require_hopper() -> torch.device:
     return device
 
 
-def describe(request: Request) -> str:
+def request_label(request: TimingRequest) -> str:
     """One line that names the measurement."""
     o = request.operator
-    return f"{o.kind} {pairs(o.sizes)} {o.dtype} {request.kernels} {request.sms} SMs"
+    return f"{o.kind} {pairs_text(o.sizes)} {o.dtype} {request.kernels} {request.sms} SMs"
 
 
-def achieved(operator: Operator, seconds: float) -> str:
+def _rates_text(operator: Operator, seconds: float) -> str:
     """Duration with the rates it means: operations where there are any, and bytes."""
     moved = operator.bytes_read + operator.bytes_written
     parts = [f"{seconds:.4e} s"]
@@ -170,7 +170,7 @@ def achieved(operator: Operator, seconds: float) -> str:
     return ", ".join(parts)
 
 
-def conditions(request: Request, *, timing: str) -> str:
+def conditions(request: TimingRequest, *, timing: str) -> str:
     """The conditions of a row."""
     o = request.operator
     values: list[tuple[str, object]] = [
@@ -186,23 +186,25 @@ def conditions(request: Request, *, timing: str) -> str:
         values.append(("limit", "green_context"))
     elif request.sms < _multiprocessors():
         values.append(("limit", "sm_carveout"))
-    return pairs(values)
+    return pairs_text(values)
 
 
 def _multiprocessors() -> int:
     return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 
-def _keys(request: Request) -> set[tuple[str, ...]]:
+def _keys(request: TimingRequest) -> set[tuple[str, ...]]:
     """Keys that the row of a request may have: rows of older tables were timed between events."""
     return {_as_row(request, 0, 0, timing, source="").key() for timing in ("graph", "events")}
 
 
-def _as_row(request: Request, seconds: float, spread: float, timing: str, *, source: str) -> Row:
+def _as_row(
+    request: TimingRequest, seconds: float, spread: float, timing: str, *, source: str
+) -> KernelTiming:
     o = request.operator
-    return Row(
+    return KernelTiming(
         kind=o.kind,
-        sizes=pairs(o.sizes),
+        sizes=pairs_text(o.sizes),
         dtype=o.dtype,
         sms=request.sms,
         seconds=seconds,
@@ -212,7 +214,9 @@ def _as_row(request: Request, seconds: float, spread: float, timing: str, *, sou
     )
 
 
-def _row(request: Request, *, source: str, known: set[tuple[str, ...]]) -> Row | None:
+def _row(
+    request: TimingRequest, *, source: str, known: set[tuple[str, ...]]
+) -> KernelTiming | None:
     """Measure a request, or None if the table has it."""
     if _keys(request) & known:
         return None
@@ -221,7 +225,7 @@ def _row(request: Request, *, source: str, known: set[tuple[str, ...]]) -> Row |
     return result
 
 
-def time_request(request: Request) -> tuple[float, float, str]:
+def time_request(request: TimingRequest) -> tuple[float, float, str]:
     """(median seconds, relative standard deviation, "graph") of one request."""
     device = torch.device("cuda", torch.cuda.current_device())
     o = request.operator
@@ -395,7 +399,9 @@ def sustain(operator: Operator, *, kernels: str, duration_s: float) -> Sustained
     )
 
 
-def sustained_row(request: Request, result: Sustained, *, source: str, duration_s: float) -> Row:
+def sustained_row(
+    request: TimingRequest, result: Sustained, *, source: str, duration_s: float
+) -> KernelTiming:
     """A sustained run as a row: the mean time, with clock and power among its conditions."""
     values = dict(part.split("=") for part in conditions(request, timing="sustained").split(";"))
     values |= {
@@ -408,15 +414,15 @@ def sustained_row(request: Request, result: Sustained, *, source: str, duration_
         "power_w": f"{result.power_w:.4g}",
     }
     o = request.operator
-    return Row(
+    return KernelTiming(
         kind=o.kind,
-        sizes=pairs(o.sizes),
+        sizes=pairs_text(o.sizes),
         dtype=o.dtype,
         sms=request.sms,
         seconds=result.seconds,
         spread=abs(result.seconds - result.first_seconds) / result.seconds,
         source=source,
-        conditions=pairs(values.items()),
+        conditions=pairs_text(values.items()),
     )
 
 
@@ -488,19 +494,19 @@ def launch_times() -> dict[str, float]:
     }
 
 
-def launch_rows(times: dict[str, float], *, source: str) -> list[Row]:
+def launch_rows(times: dict[str, float], *, source: str) -> list[KernelTiming]:
     """What `launch_times` measured, as rows of kinds launch_kernel, launch_eager, launch_graph."""
     values = [("set", "dsv3sim_launches"), ("statistic", "median"), ("timing", "events")]
     return [
-        Row(
+        KernelTiming(
             kind=f"launch_{name}",
-            sizes=pairs([("elements", 1)]),
+            sizes=pairs_text([("elements", 1)]),
             dtype="float32",
             sms=_multiprocessors(),
             seconds=seconds,
             spread=0.0,
             source=source,
-            conditions=pairs(values),
+            conditions=pairs_text(values),
         )
         for name, seconds in times.items()
     ]
@@ -509,7 +515,7 @@ def launch_rows(times: dict[str, float], *, source: str) -> list[Row]:
 # -- the table -------------------------------------------------------------------------------------
 
 
-def seconds_by_request(path: Path, requests: Iterable[Request]) -> dict[Request, float]:
+def seconds_by_request(path: Path, requests: Iterable[TimingRequest]) -> dict[TimingRequest, float]:
     """Times that the table at path has for each request; not a number for one that was left out."""
     with path.open(encoding="utf-8", newline="") as file:
         seconds = {_key_of(line): float(line["seconds"]) for line in _read(file, path)}
@@ -535,7 +541,7 @@ def known_conditions(path: Path) -> list[dict[str, str]]:
     ]
 
 
-def append_rows(rows: Iterable[Row], path: Path) -> None:
+def append_rows(rows: Iterable[KernelTiming], path: Path) -> None:
     """Add rows to the table at path, with its header where it is new."""
     with append_to(path) as file:
         csv.writer(file, lineterminator="\n").writerows(row.cells() for row in rows)
@@ -554,7 +560,7 @@ def _key_of(line: dict[str, str]) -> tuple[str, ...]:
     return tuple(line[name] for name in ("kind", "sizes", "dtype", "sms", "conditions"))
 
 
-def write_rows(rows: Sequence[Row], path: Path) -> None:
+def write_rows(rows: Sequence[KernelTiming], path: Path) -> None:
     """Write a new table."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -562,7 +568,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
         writer.writerows(row.cells() for row in rows)
 
 
-def forget(requests: Iterable[Request], *, out: Path) -> int:
+def forget(requests: Iterable[TimingRequest], *, out: Path) -> int:
     """Drop the rows of requests from the table at `out`, if there is one; returns how many.
 
     For kernels that changed: `measure` then times them anew, and no table mixes two versions."""

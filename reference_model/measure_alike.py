@@ -25,8 +25,15 @@ from torch import distributed
 
 from reference_model.config import ModelConfig
 from reference_model.gpu import choose_kernels
-from reference_model.measure import Row, append_rows, device_source, known_conditions, pairs, watch
-from reference_model.measure_grid import gemm, operator
+from reference_model.measure import (
+    KernelTiming,
+    append_rows,
+    device_source,
+    known_conditions,
+    pairs_text,
+    watch,
+)
+from reference_model.measure_grid import gemm_operator, sized_operator
 from reference_model.measured_calls import build
 from reference_model.moments import Moment, moment, seconds_between, wait_for_device
 from reference_model.ranks import rank_device, run_ranks
@@ -65,8 +72,8 @@ class Loop(NamedTuple):
 def loop_operators(config: ModelConfig, *, tokens: int) -> list[Operator]:
     """A GEMM of the model's shared experts, and attention over one sequence of `tokens`."""
     return [
-        gemm(tokens, 2 * config.moe_intermediate_size, config.hidden_size),
-        operator(
+        gemm_operator(tokens, 2 * config.moe_intermediate_size, config.hidden_size),
+        sized_operator(
             "attention_forward",
             "bfloat16",
             "bfloat16",
@@ -191,7 +198,7 @@ def stretches(
     source: str,
     duration_s: float,
     stretch_s: float,
-) -> list[Row]:
+) -> list[KernelTiming]:
     """The loop of one GPU as rows, one for each stretch and kernel that began a turn in it."""
     rows = []
     for number in range(math.ceil(duration_s / stretch_s)):
@@ -224,15 +231,15 @@ def stretches(
                     ("temperature_c", f"{heat:g}"),
                 ]
             rows.append(
-                Row(
+                KernelTiming(
                     kind=o.kind,
-                    sizes=pairs(o.sizes),
+                    sizes=pairs_text(o.sizes),
                     dtype=o.dtype,
                     sms=sms,
                     seconds=statistics.median(seconds),
                     spread=statistics.pstdev(seconds) / statistics.mean(seconds),
                     source=source,
-                    conditions=pairs(values),
+                    conditions=pairs_text(values),
                 )
             )
     return rows

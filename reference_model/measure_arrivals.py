@@ -41,7 +41,13 @@ from reference_model.config import ModelConfig
 from reference_model.decode import DecodeRows, InferenceExperts, InferenceModel
 from reference_model.expert_parallel import ExpertParallelBlock, spread_experts
 from reference_model.gpu import choose_kernels
-from reference_model.measure import Row, append_rows, device_source, known_conditions, pairs
+from reference_model.measure import (
+    KernelTiming,
+    append_rows,
+    device_source,
+    known_conditions,
+    pairs_text,
+)
 from reference_model.model import Transformer
 from reference_model.moe import Gate
 from reference_model.moments import Moment, moment, seconds_between
@@ -81,7 +87,7 @@ class Parts(NamedTuple):
     payload: float
 
 
-class Transfer(NamedTuple):
+class LayerTransfer(NamedTuple):
     """What `Parts` are of."""
 
     phase: str
@@ -200,7 +206,7 @@ class Arrivals(TorchDispatchMode):  # type: ignore[no-untyped-call]
             Parts(*(seconds_between(a, b) for a, b in pairwise(marks))) for _, marks in self.marks
         ]
 
-    def transfers(self) -> list[Transfer]:
+    def transfers(self) -> list[LayerTransfer]:
         """What they are. Backward goes through the layers from the last to the first."""
         seen: dict[tuple[str, str], int] = {}
         found = []
@@ -208,7 +214,7 @@ class Arrivals(TorchDispatchMode):  # type: ignore[no-untyped-call]
             phase, kind = site.split(":")[:2]
             number = seen.get((phase, kind), 0)
             seen[phase, kind] = number + 1
-            found.append(Transfer(phase, kind, number))
+            found.append(LayerTransfer(phase, kind, number))
         return [
             t if t.phase == "forward" else t._replace(layer=seen[t.phase, t.kind] - 1 - t.layer)
             for t in found
@@ -262,7 +268,7 @@ def _run_steps(
         results.append(steps[_WARM:])
         transfers.append([tuple(transfer) for transfer in arrivals.transfers()])
         if rank == 0:
-            print(f"{describe(job)}: {repeats} steps done", flush=True)
+            print(f"{_job_label(job)}: {repeats} steps done", flush=True)
     sms = 1
     if device.type == "cuda":
         sms = torch.cuda.get_device_properties(device).multi_processor_count
@@ -307,7 +313,7 @@ def _tokens(model: Transformer, shape: tuple[int, ...]) -> Tensor:
 # -- the table -------------------------------------------------------------------------------------
 
 
-def describe(job: Job) -> str:
+def _job_label(job: Job) -> str:
     """One line that names a job."""
     return f"{job.name} {job.sequences} x {job.context}, skew {job.skew:g}"
 
@@ -348,7 +354,7 @@ def measure_arrivals(
     for number, job in enumerate(lacking):
         rows = arrival_rows(
             config, job, model=model,
-            transfers=[Transfer(*transfer) for transfer in ran[0]["transfers"][number]],
+            transfers=[LayerTransfer(*transfer) for transfer in ran[0]["transfers"][number]],
             parts=[
                 [[Parts(*parts) for parts in step] for step in result["results"][number]]
                 for result in ran
@@ -358,7 +364,9 @@ def measure_arrivals(
         )  # fmt: skip
         append_rows(rows, out)
         longest = max(rows, key=lambda row: float(dict(_pairs(row.conditions))["waiting_s"]))
-        print(f"{describe(job)}: longest waiting {longest.sizes}, {longest.conditions}", flush=True)
+        print(
+            f"{_job_label(job)}: longest waiting {longest.sizes}, {longest.conditions}", flush=True
+        )
 
 
 def _pairs(text: str) -> list[list[str]]:
@@ -370,12 +378,12 @@ def arrival_rows(
     job: Job,
     *,
     model: str,
-    transfers: Sequence[Transfer],
+    transfers: Sequence[LayerTransfer],
     parts: Sequence[Sequence[Sequence[Parts]]],
     kernels: str,
     sms: int,
     sources: Sequence[str],
-) -> list[Row]:
+) -> list[KernelTiming]:
     """Parts [rank][repeat][transfer] as rows, one for each transfer and rank."""
     ranks = len(parts)
     rows = []
@@ -394,9 +402,9 @@ def arrival_rows(
             waiting = [p.barrier - least for p, least in zip(mine, shortest, strict=True)]
             payload = [p.payload for p in mine]
             rows.append(
-                Row(
+                KernelTiming(
                     kind=transfer.kind,
-                    sizes=pairs(
+                    sizes=pairs_text(
                         [
                             ("hidden", config.hidden_size),
                             ("tokens", job.tokens),
@@ -411,7 +419,7 @@ def arrival_rows(
                     seconds=statistics.median(payload),
                     spread=statistics.pstdev(payload) / statistics.mean(payload),
                     source=sources[rank],
-                    conditions=pairs(
+                    conditions=pairs_text(
                         [
                             ("set", f"dsv3sim_{kernels}"),
                             ("statistic", "median"),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from reference_model.config import ModelConfig
-from reference_model.measure import Request
+from reference_model.measure import TimingRequest
 from reference_model.trace import TRACE_FOLDER, Operator, OperatorTrace, load_trace
 
 ROWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -69,7 +69,7 @@ _BACKEND_KINDS = frozenset({"gemm", "grouped_gemm", "grouped_gemm_weight_grad"})
 """Kinds that differ between the backends "library" and "triton"."""
 
 
-def requests(config: ModelConfig, *, model: str) -> list[Request]:
+def requests(config: ModelConfig, *, model: str) -> list[TimingRequest]:
     """Everything to measure, the traces first and what matters least last."""
     traced = trace_operators(model)
     dense, grouped_, attention = (
@@ -93,8 +93,8 @@ def requests(config: ModelConfig, *, model: str) -> list[Request]:
 
 
 def narrowed(
-    requests: Sequence[Request], *, kinds: Sequence[str], kernels: str | None
-) -> list[Request]:
+    requests: Sequence[TimingRequest], *, kinds: Sequence[str], kernels: str | None
+) -> list[TimingRequest]:
     """Those of some kinds (all if none is named) and on one backend (any if None)."""
     for name, chosen, allowed in (
         ("--kinds", kinds, {request.operator.kind for request in requests}),
@@ -110,7 +110,7 @@ def narrowed(
     ]
 
 
-def sustained_requests(config: ModelConfig) -> list[Request]:
+def sustained_requests(config: ModelConfig) -> list[TimingRequest]:
     """The main kernels, which draw the most power, at their training sizes."""
     tokens, heads = WORKLOADS["train"]["tokens"], config.num_attention_heads
     sizes = {
@@ -132,17 +132,17 @@ def sustained_requests(config: ModelConfig) -> list[Request]:
         "rope_dim": config.qk_rope_head_dim,
     }
     operators = [
-        gemm(tokens, 2 * intermediate, hidden),
-        gemm(tokens, hidden, heads * config.v_head_dim),
+        gemm_operator(tokens, 2 * intermediate, hidden),
+        gemm_operator(tokens, hidden, heads * config.v_head_dim),
         weight_gradient(hidden, heads * config.v_head_dim, tokens),
         grouped("grouped_gemm", rows, 2 * intermediate, hidden, groups),
         grouped("grouped_gemm", rows, hidden, intermediate, groups),
         grouped_weight_gradient(rows, 2 * intermediate, hidden, groups),
-        operator("attention_forward", "bfloat16", "bfloat16", sizes),
-        operator("attention_backward", "bfloat16", "bfloat16", sizes),
-        operator("mla_decode", "bfloat16", "bfloat16", decode),
-        gemm(tokens, config.vocab_size, hidden, "bfloat16", "bfloat16"),
-        operator("copy", "bfloat16", "bfloat16", {"rows": 4 * tokens, "columns": 4 * hidden}),
+        sized_operator("attention_forward", "bfloat16", "bfloat16", sizes),
+        sized_operator("attention_backward", "bfloat16", "bfloat16", sizes),
+        sized_operator("mla_decode", "bfloat16", "bfloat16", decode),
+        gemm_operator(tokens, config.vocab_size, hidden, "bfloat16", "bfloat16"),
+        sized_operator("copy", "bfloat16", "bfloat16", {"rows": 4 * tokens, "columns": 4 * hidden}),
     ]
     return [_request(o, "library", ALL_SMS) for o in operators]
 
@@ -156,12 +156,12 @@ def _rows(o: Operator) -> int:
     return o["k"] if o.accumulate else o["m"]
 
 
-def _request(o: Operator, kernels: str, sms: int) -> Request:
+def _request(o: Operator, kernels: str, sms: int) -> TimingRequest:
     # A masked GEMM of the library computes the empty rows too: no measure of that kind.
     if o.kind == "masked_grouped_gemm":
         kernels = "triton"
     # The driver partitions by eights: of 108, only persistent GEMMs can be asked.
-    return Request(o, kernels, sms, partition=sms == TRAINING_SMS)
+    return TimingRequest(o, kernels, sms, partition=sms == TRAINING_SMS)
 
 
 def trace_operators(model: str) -> list[Operator]:
@@ -217,15 +217,15 @@ def gemm_operators(config: ModelConfig, *, rows: Sequence[int] = ROWS) -> list[O
     operators = []
     for out, into in weight_shapes(config):
         for m in rows:
-            operators.append(gemm(m, out, into))
-            operators.append(gemm(m, into, out))
+            operators.append(gemm_operator(m, out, into))
+            operators.append(gemm_operator(m, into, out))
             if m >= 512:
                 operators.append(weight_gradient(out, into, m))
     for m in rows:
         operators += [
-            gemm(m, config.n_routed_experts, config.hidden_size, "bfloat16", "float32"),
-            gemm(m, config.hidden_size, config.n_routed_experts, "bfloat16", "bfloat16"),
-            gemm(m, config.vocab_size, config.hidden_size, "bfloat16", "bfloat16"),
+            gemm_operator(m, config.n_routed_experts, config.hidden_size, "bfloat16", "float32"),
+            gemm_operator(m, config.hidden_size, config.n_routed_experts, "bfloat16", "bfloat16"),
+            gemm_operator(m, config.vocab_size, config.hidden_size, "bfloat16", "bfloat16"),
         ]
     return distinct(operators)
 
@@ -270,9 +270,9 @@ def attention_operators(config: ModelConfig) -> list[Operator]:
             "qk_dim": qk_dim,
             "v_dim": v_dim,
         }
-        operators.append(operator("attention_forward", "bfloat16", "bfloat16", sizes))
+        operators.append(sized_operator("attention_forward", "bfloat16", "bfloat16", sizes))
         if sequences * length <= 16384:
-            operators.append(operator("attention_backward", "bfloat16", "bfloat16", sizes))
+            operators.append(sized_operator("attention_backward", "bfloat16", "bfloat16", sizes))
     for sequences in (1, 4, 16, 32, 64, 96, 128, 192, 256):
         for length in (512, 1024, 2048, 4096, 8192, 16384, 32768, 131_072):
             for query_length in (1, 2):
@@ -286,12 +286,12 @@ def attention_operators(config: ModelConfig) -> list[Operator]:
                     "latent_dim": config.kv_lora_rank,
                     "rope_dim": config.qk_rope_head_dim,
                 }
-                operators.append(operator("mla_decode", "bfloat16", "bfloat16", sizes))
+                operators.append(sized_operator("mla_decode", "bfloat16", "bfloat16", sizes))
     for batch in (16, 32, 64, 128, 256):
         for n, k in ((config.kv_lora_rank, config.qk_nope_head_dim),
                      (config.v_head_dim, config.kv_lora_rank)):  # fmt: skip
             sizes = {"batch": heads, "m": batch, "n": n, "k": k}
-            operators.append(operator("batched_gemm", "bfloat16", "bfloat16", sizes))
+            operators.append(sized_operator("batched_gemm", "bfloat16", "bfloat16", sizes))
     return operators
 
 
@@ -315,42 +315,46 @@ def elementwise_operators(operators: Sequence[Operator]) -> list[Operator]:
                 changed["tokens"] = rows * sizes["tokens"] // sizes["rows"]
             if o.bytes_read * rows // sizes[counted] > 2**33:
                 continue
-            grid.append(operator(o.kind, o.dtype, o.out_dtype, changed, accumulate=o.accumulate))
+            grid.append(
+                sized_operator(o.kind, o.dtype, o.out_dtype, changed, accumulate=o.accumulate)
+            )
     return distinct(grid)
 
 
 def copy_operators() -> list[Operator]:
     """Device-to-device copies from 4 KiB to 4 GiB: the floor of a kernel, and the bandwidth."""
     return [
-        operator("copy", "bfloat16", "bfloat16", {"rows": 2**power // 4096, "columns": 2048})
+        sized_operator("copy", "bfloat16", "bfloat16", {"rows": 2**power // 4096, "columns": 2048})
         for power in range(12, 33)
     ]
 
 
-def gemm(m: int, n: int, k: int, dtype: str = "fp8_e4m3", out_dtype: str = "bfloat16") -> Operator:
+def gemm_operator(
+    m: int, n: int, k: int, dtype: str = "fp8_e4m3", out_dtype: str = "bfloat16"
+) -> Operator:
     """[m, k] x [n, k]^T."""
-    return operator("gemm", dtype, out_dtype, {"m": m, "n": n, "k": k})
+    return sized_operator("gemm", dtype, out_dtype, {"m": m, "n": n, "k": k})
 
 
 def weight_gradient(out: int, into: int, tokens: int) -> Operator:
     """[out, tokens] x [in, tokens]^T, added into float32."""
     sizes = {"m": out, "n": into, "k": tokens}
-    return operator("gemm", "fp8_e4m3", "float32", sizes, accumulate=True)
+    return sized_operator("gemm", "fp8_e4m3", "float32", sizes, accumulate=True)
 
 
 def grouped(kind: str, rows: int, n: int, k: int, groups: int) -> Operator:
     """A grouped GEMM, contiguous or masked."""
     sizes = {"rows": rows, "n": n, "k": k, "groups": groups}
-    return operator(kind, "fp8_e4m3", "bfloat16", sizes)
+    return sized_operator(kind, "fp8_e4m3", "bfloat16", sizes)
 
 
 def grouped_weight_gradient(rows: int, m: int, n: int, groups: int) -> Operator:
     """The weight gradient of every group, added into float32."""
     sizes = {"rows": rows, "m": m, "n": n, "groups": groups}
-    return operator("grouped_gemm_weight_grad", "fp8_e4m3", "float32", sizes, accumulate=True)
+    return sized_operator("grouped_gemm_weight_grad", "fp8_e4m3", "float32", sizes, accumulate=True)
 
 
-def operator(
+def sized_operator(
     kind: str, dtype: str, out_dtype: str, sizes: dict[str, int], *, accumulate: bool = False
 ) -> Operator:
     """An operator outside any model, known by its sizes."""

@@ -28,11 +28,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reference_model.measure import (
-    Row,
+    KernelTiming,
     append_rows,
     device_source,
     known_keys,
-    pairs,
+    pairs_text,
     write_rows,
 )
 from reference_model.moments import moment, seconds_between, wait_for_device
@@ -50,7 +50,7 @@ _SLEEP_CYCLES = 16_000_000
 _TIMEOUT_S = 600.0
 
 
-class Transfer(NamedTuple):
+class TimedTransfer(NamedTuple):
     """One transfer to time."""
 
     kind: str
@@ -122,12 +122,14 @@ def measure_links(out: Path) -> None:
     ranks = torch.cuda.device_count()
     if ranks < 2:
         raise ValueError(f"links: {ranks} CUDA devices found, at least 2 are needed")
-    transfers = [Transfer(kind, size, EAGER) for size in _SIZES for kind in ("send", "all_to_all")]
+    transfers = [
+        TimedTransfer(kind, size, EAGER) for size in _SIZES for kind in ("send", "all_to_all")
+    ]
     device = torch.device("cuda", 0)
     sms = torch.cuda.get_device_properties(device).multi_processor_count
     source = device_source(device)
     rows = [
-        _row(Transfer("peer_copy", size, EAGER), 2, sms, source, *_peer_copy(size))
+        _row(TimedTransfer("peer_copy", size, EAGER), 2, sms, source, *_peer_copy(size))
         for size in _SIZES
     ]
     write_rows(rows, out)
@@ -137,7 +139,7 @@ def measure_links(out: Path) -> None:
 
 
 def time_between_ranks(
-    transfers: Sequence[Transfer], *, ranks: int, backend: str, out: Path, deadline_s: float
+    transfers: Sequence[TimedTransfer], *, ranks: int, backend: str, out: Path, deadline_s: float
 ) -> bool:
     """Time the transfers between `ranks` ranks that the table at `out` lacks and append their rows;
     prints every row. Stops after deadline_s seconds and returns whether all are in the table."""
@@ -159,8 +161,8 @@ def time_between_ranks(
 
 
 def _row(
-    transfer: Transfer, ranks: int, sms: int, source: str, seconds: float, spread: float
-) -> Row:
+    transfer: TimedTransfer, ranks: int, sms: int, source: str, seconds: float, spread: float
+) -> KernelTiming:
     conditions = [
         # The two ways take different times for small transfers: they enter no fit together.
         ("set", "dsv3sim_links" if transfer.launch == EAGER else "dsv3sim_links_queued"),
@@ -170,15 +172,15 @@ def _row(
     ]
     if transfer.launch != EAGER:
         conditions.append(("launch", transfer.launch))
-    return Row(
+    return KernelTiming(
         kind=transfer.kind,
-        sizes=pairs([("bytes", transfer.size), ("ranks", ranks)]),
+        sizes=pairs_text([("bytes", transfer.size), ("ranks", ranks)]),
         dtype="bfloat16",
         sms=sms,
         seconds=seconds,
         spread=spread,
         source=source,
-        conditions=pairs(conditions),
+        conditions=pairs_text(conditions),
     )
 
 
@@ -190,7 +192,7 @@ def _peer_copy(size: int) -> tuple[float, float]:
 
 
 def _time_transfers(
-    rank: int, ranks: int, transfers: Sequence[Transfer], backend: str, out: str, until: float
+    rank: int, ranks: int, transfers: Sequence[TimedTransfer], backend: str, out: str, until: float
 ) -> int:
     """One process per GPU: times transfers; rank 0 writes them down. Returns how many it timed."""
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")

@@ -60,7 +60,7 @@ class WeightGrads:
 # -- layers ----------------------------------------------------------------------------------------
 
 
-class Stream(NamedTuple):
+class ResidualStream(NamedTuple):
     """The residual stream between two layers, whose sum the next layer's norm computes."""
 
     residual: Tensor
@@ -91,7 +91,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm("mlp_norm", hidden, eps=eps, device=device)
 
     def attention(
-        self, stream: Stream, angles: Angles, site: Site
+        self, stream: ResidualStream, angles: Angles, site: Site
     ) -> tuple[Tensor, Tensor, SavedBlockAttention]:
         """-> the feed-forward's normed input [T, H], and the residual stream [T, H]."""
         x, residual = self.input_layernorm.add(stream.update, stream.residual, site)
@@ -146,15 +146,17 @@ class DenseBlock(Block):
         )
 
     def forward(
-        self, stream: Stream, angles: Angles, rows: ExpertRows
-    ) -> tuple[Stream, SavedDenseBlock]:
+        self, stream: ResidualStream, angles: Angles, rows: ExpertRows
+    ) -> tuple[ResidualStream, SavedDenseBlock]:
         """One layer; `rows` matter to mixture-of-experts layers only."""
         normed, residual, saved = self.attention(stream, angles, Site("forward", "attention"))
         site = Site("forward", "mlp")
         gate_up_proj = self.mlp.gate_up_proj
         gate_up = gate_up_proj(gate_up_proj.quantize_input(normed, site), site)
         update = self.mlp.down(gate_up, site)
-        return Stream(residual, update), SavedDenseBlock(saved, self.mlp.save(gate_up, site))
+        return ResidualStream(residual, update), SavedDenseBlock(
+            saved, self.mlp.save(gate_up, site)
+        )
 
     def input_grad(
         self, grad: Tensor, saved: SavedDenseBlock, angles: Angles, rows: ExpertRows
@@ -195,8 +197,8 @@ class MoEBlock(Block):
         self.mlp = MoE(config, local_experts, recipe=recipe, device=device)
 
     def forward(
-        self, stream: Stream, angles: Angles, rows: ExpertRows
-    ) -> tuple[Stream, SavedMoEBlock]:
+        self, stream: ResidualStream, angles: Angles, rows: ExpertRows
+    ) -> tuple[ResidualStream, SavedMoEBlock]:
         """One layer, its segments one after another."""
         site = Site("forward", "attention")
         normed, residual, saved = self.attention(stream, angles, site)
@@ -204,7 +206,7 @@ class MoEBlock(Block):
         received = self.mlp.dispatch(routed, rows)
         out, shared_out, saved_moe = self.mlp.mlp(routed, received, rows)
         update = self.mlp.combine(out, shared_out)
-        return Stream(residual, update), SavedMoEBlock(saved, saved_moe)
+        return ResidualStream(residual, update), SavedMoEBlock(saved, saved_moe)
 
     def input_grad(
         self, grad: Tensor, saved: SavedMoEBlock, angles: Angles, rows: ExpertRows
@@ -286,7 +288,7 @@ class HeadWeightGrad:
 
 
 def head_loss(
-    norm: RMSNorm, head: HighPrecisionLinear, stream: Stream, targets: Tensor
+    norm: RMSNorm, head: HighPrecisionLinear, stream: ResidualStream, targets: Tensor
 ) -> tuple[Tensor, Tensor, SavedHead]:
     """Norm, head and cross-entropy of `targets` [T] -> mean loss, normed stream [T, H]."""
     site = Site("forward", "head")
@@ -371,14 +373,14 @@ class MultiTokenPrediction(nn.Module):
 
     def forward(
         self, hidden: Tensor, embedded: Tensor, angles: Angles, rows: ExpertRows
-    ) -> tuple[Stream, SavedMoEBlock]:
+    ) -> tuple[ResidualStream, SavedMoEBlock]:
         """Normed stream [T, H] of the main model, embeddings of the next tokens [T, H] -> the
         stream that `norm` and the shared head turn into logits of the tokens after those."""
         site = Site("forward", "mtp")
         joined = self._joined(hidden, embedded, site)
         projected = self.eh_proj(self.eh_proj.quantize_input(joined, site), site)
-        stream: Stream
-        stream, saved = self.block(Stream(projected, None), angles, rows)
+        stream: ResidualStream
+        stream, saved = self.block(ResidualStream(projected, None), angles, rows)
         return stream, saved
 
     def loss(
@@ -556,7 +558,7 @@ class Transformer(nn.Module):
 
     def _run_layers(
         self, tokens: Tensor
-    ) -> tuple[Stream, list[SavedDenseBlock | SavedMoEBlock], Angles, ExpertRows]:
+    ) -> tuple[ResidualStream, list[SavedDenseBlock | SavedMoEBlock], Angles, ExpertRows]:
         if tokens.dim() != 2 or tokens.shape[1] < 1:
             raise ValueError(
                 f"tokens of shape {list(tokens.shape)} are not [sequences, length of at least 1]"
@@ -565,7 +567,7 @@ class Transformer(nn.Module):
         count = tokens.numel()
         # One device holds every expert: it receives each token once, for all of its choices.
         rows = ExpertRows(received=count, expanded=count * self.config.num_experts_per_tok)
-        stream = Stream(self.embed_tokens(tokens.reshape(-1)), None)
+        stream = ResidualStream(self.embed_tokens(tokens.reshape(-1)), None)
         saved = []
         for block in self.blocks:
             stream, saved_block = block(stream, angles, rows)

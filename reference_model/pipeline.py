@@ -31,9 +31,9 @@ from reference_model.config import ModelConfig
 from reference_model.layers import rotary_angles
 from reference_model.model import (
     Embedding,
+    ResidualStream,
     SavedHead,
     SavedPrediction,
-    Stream,
     Transformer,
     head_input_grad,
     head_loss,
@@ -51,7 +51,7 @@ _CHUNK = re.compile(r"(\d+)([FBIW])(\d+)")
 # -- the order -------------------------------------------------------------------------------------
 
 
-class Chunk(NamedTuple):
+class StageWork(NamedTuple):
     """One work of one stage on one micro-batch."""
 
     stage: int
@@ -64,11 +64,11 @@ class Chunk(NamedTuple):
 class Order:
     """What every rank does, in order."""
 
-    ranks: tuple[tuple[tuple[Chunk, ...], ...], ...]
+    ranks: tuple[tuple[tuple[StageWork, ...], ...], ...]
     """[rank][action]: the chunks of the action."""
 
     @property
-    def chunks(self) -> list[tuple[int, Chunk]]:
+    def chunks(self) -> list[tuple[int, StageWork]]:
         """Rank and chunk, of every action of every rank."""
         return [
             (rank, chunk)
@@ -109,9 +109,9 @@ def parse_order(text: str, *, source: str) -> Order:
     return order
 
 
-def _action(text: str, where: str) -> tuple[Chunk, ...]:
+def _action(text: str, where: str) -> tuple[StageWork, ...]:
     matches = [_CHUNK.fullmatch(part) for part in text.split("&")]
-    chunks = [Chunk(int(m[1]), m[2], int(m[3])) for m in matches if m is not None]
+    chunks = [StageWork(int(m[1]), m[2], int(m[3])) for m in matches if m is not None]
     if len(chunks) != len(matches):
         raise ValueError(
             f"{where}: action {text!r} is not stage, one of F, B, I, W, and micro-batch, such as"
@@ -179,13 +179,13 @@ class Stage:
         return found
 
     def forward(
-        self, tokens: Tensor, stream: Stream | None
-    ) -> tuple[Stream, float | None, SavedStage]:
+        self, tokens: Tensor, stream: ResidualStream | None
+    ) -> tuple[ResidualStream, float | None, SavedStage]:
         """Sequences [S, .] of a micro-batch, and the stream that entered (none enters the first
         stage) -> the stream that leaves, and in the last stage the total loss."""
         inputs, angles, rows = self._inputs(tokens)
         if stream is None:
-            stream = Stream(self.embedding(inputs), None)
+            stream = ResidualStream(self.embedding(inputs), None)
         saved = SavedStage(tokens, [], None, None)
         for block in self.blocks:
             stream, saved_block = block(stream, angles, rows)
@@ -312,7 +312,7 @@ def run_rank(
                 both = mail.receive(
                     like, "F", stage=number, from_stage=number - 1, microbatch=microbatch
                 )
-                stream = Stream(both[0], both[1])
+                stream = ResidualStream(both[0], both[1])
             stream, loss, saved[key] = stage.forward(tokens[microbatch], stream)
             if loss is not None:
                 losses[microbatch] = loss

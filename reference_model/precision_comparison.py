@@ -103,7 +103,7 @@ class TrainedRun(NamedTuple):
     """Of the next token, on held-out data."""
 
 
-def compare(
+def compare_precisions(
     settings: TrainingSettings,
     *,
     seeds: int,

@@ -23,7 +23,7 @@ from reference_model.gpu import use_kernels, use_local_view
 from reference_model.measure import require_hopper
 from reference_model.operators import NAMESPACE
 from reference_model.precision import Recipe
-from reference_model.recorder import LAYERS, Layer, OperatorRecorder, Workload, prepare
+from reference_model.recorder import LAYERS, Layer, OperatorRecorder, Workload, prepare_weights
 from reference_model.trace import Operator
 
 _DEVICE_EVENTS = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
@@ -99,7 +99,7 @@ def _fill(layer: Layer, *, seed: int) -> None:
                 parameter.fill_(1)
             else:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
-    prepare(layer)
+    prepare_weights(layer)
     shape = (layer.tokens.shape[0], layer.config.hidden_size)
     layer.tokens.random_(layer.config.vocab_size, generator=generator)
     states = cycle(

@@ -24,7 +24,7 @@ from reference_model.model import (
     Embedding,
     MoEBlock,
     MultiTokenPrediction,
-    Stream,
+    ResidualStream,
     head_input_grad,
     head_loss,
     output_head,
@@ -100,13 +100,13 @@ def record_layer(
     the very first layer's does not. Sizes are those of the config; values do not exist."""
     meta = torch.device("meta")
     layer = LAYERS[layer_kind](config, workload, recipe, meta)
-    prepare(layer)
+    prepare_weights(layer)
     with torch.no_grad(), OperatorRecorder() as recorder:
         saved = layer.run()
     return LayerRecord(recorder.recorded, recorder.others, saved)
 
 
-def prepare(module: nn.Module) -> None:
+def prepare_weights(module: nn.Module) -> None:
     """Make the working copies of all weights and the accumulators of their gradients, which a step
     does once and not for every micro-batch."""
     for child in module.modules():
@@ -160,7 +160,7 @@ class _BlockLayer(Layer):
     block: Any
 
     def run(self) -> dict[str, int]:
-        stream = Stream(self.hidden(), self.hidden())
+        stream = ResidualStream(self.hidden(), self.hidden())
         _, saved = self.block(stream, self.angles, self.rows)
         after_forward = _kept(saved)
         _, weight_grads = self.block.input_grad(self.hidden(), saved, self.angles, self.rows)
@@ -215,7 +215,7 @@ class _HeadLayer(Layer):
         self.head = output_head(config, recipe=self.recipe, device=self.device)
 
     def run(self) -> dict[str, int]:
-        stream = Stream(self.hidden(), self.hidden())
+        stream = ResidualStream(self.hidden(), self.hidden())
         _, _, saved = head_loss(self.norm, self.head, stream, self.tokens)
         after_forward = _kept(saved)
         # A multi-token prediction module reads the normed stream too and returns its gradient.

@@ -272,7 +272,7 @@ def _compare(options: argparse.Namespace) -> None:
     from reference_model.precision_comparison import (
         PUBLISHED_BOUND,
         TrainedRun,
-        compare,
+        compare_precisions,
         plot_comparison,
         product_errors,
         write_comparison,
@@ -289,7 +289,7 @@ def _compare(options: argparse.Namespace) -> None:
     def on_trained(name: str, run: TrainedRun) -> None:
         _print(f"trained    {name}, {settings.steps} steps, last loss {run.losses[-1]:.4f}")
 
-    runs = compare(
+    runs = compare_precisions(
         settings,
         seeds=options.seeds,
         kernels=options.kernels,

@@ -106,7 +106,7 @@ def _quantize_e5m6_fake(x: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
 @operator(fake=_quantize_e5m6_fake)
 def quantize_e5m6(x: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
     """x [rows, columns] -> packed 12-bit floats and power-of-two scales (see e5m6.py)."""
-    return e5m6.quantize_e5m6(x)
+    return e5m6.pack_e5m6(x)
 
 
 @operator(
@@ -116,7 +116,7 @@ def quantize_e5m6(x: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
 )
 def dequantize_e5m6(packed: Tensor, scales: Tensor, *, dtype: torch.dtype, site: str) -> Tensor:
     """Packed 12-bit floats [rows, 3 columns / 2] -> [rows, columns]."""
-    return e5m6.dequantize_e5m6(packed, scales, dtype=dtype)
+    return e5m6.unpack_e5m6(packed, scales, dtype=dtype)
 
 
 @operator(fake=lambda x, **_: torch.empty_like(x.mT, memory_format=torch.contiguous_format))

@@ -9,8 +9,8 @@ from reference_model import gpu
 from reference_model.config import load_model_config
 from reference_model.kernels import load_backend, reference
 from reference_model.kernels.triton_elementwise import attention_backward_preprocess
-from reference_model.measure import Request, time_request
-from reference_model.measure_grid import ALL_SMS, WORKLOADS, gemm, grouped
+from reference_model.measure import TimingRequest, time_request
+from reference_model.measure_grid import ALL_SMS, WORKLOADS, gemm_operator, grouped
 from reference_model.precision import Recipe
 from reference_model.profiling import profile_layer
 from reference_model.recorder import LAYERS, Workload, record_layer
@@ -30,7 +30,7 @@ def relative_error(x: torch.Tensor, exact: torch.Tensor) -> float:
 
 def rate(operator, kernels: str) -> float:
     """FLOP/s."""
-    seconds, _, _ = time_request(Request(operator, kernels, ALL_SMS, partition=False))
+    seconds, _, _ = time_request(TimingRequest(operator, kernels, ALL_SMS, partition=False))
     return operator.flops / seconds
 
 
@@ -52,7 +52,7 @@ def test_the_gemms_are_correct_at_full_size(n, k, kernels):
 def test_the_triton_gemm_keeps_up_with_the_library():
     shares = []
     for n, k in SHAPES:
-        operator = gemm(4096, n, k)
+        operator = gemm_operator(4096, n, k)
         triton, library = rate(operator, "triton"), rate(operator, "library")
         shares.append(triton / library)
         print(f"n = {n}, k = {k}: Triton {triton:.3e} FLOP/s, library {library:.3e} FLOP/s")

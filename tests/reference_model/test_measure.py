@@ -11,7 +11,7 @@ from reference_model.kernels.device import check_multiple
 from reference_model.measure_grid import (
     ALL_SMS,
     elementwise_operators,
-    gemm,
+    gemm_operator,
     requests,
     trace_operators,
     weight_gradient,
@@ -35,8 +35,8 @@ def without_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
 
-def request(m: int, sms: int = ALL_SMS) -> measure.Request:
-    return measure.Request(gemm(m, 256, 128), "library", sms, partition=False)
+def request(m: int, sms: int = ALL_SMS) -> measure.TimingRequest:
+    return measure.TimingRequest(gemm_operator(m, 256, 128), "library", sms, partition=False)
 
 
 def lines(path) -> list[dict[str, str]]:
@@ -69,7 +69,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path, without_gpu, monkeypat
 def test_a_row_says_under_which_conditions_it_was_measured(tmp_path, without_gpu, monkeypatch):
     monkeypatch.setattr(measure, "time_request", lambda _: (1e-4, 0.01, "graph"))
     out = tmp_path / "table.csv"
-    gradient = measure.Request(weight_gradient(256, 128, 512), "triton", 112, partition=True)
+    gradient = measure.TimingRequest(weight_gradient(256, 128, 512), "triton", 112, partition=True)
     measure.measure([gradient, request(16, sms=108)], out=out, deadline_s=60)
     first, second = lines(out)
     assert first["conditions"] == (
@@ -172,7 +172,9 @@ def test_a_call_runs_the_operator_on_fresh_inputs(kind):
 
 
 def test_a_kind_that_needs_peers_is_refused():
-    dispatch = measure.Request(gemm(16, 256, 128), "library", 132, partition=False).operator
+    dispatch = measure.TimingRequest(
+        gemm_operator(16, 256, 128), "library", 132, partition=False
+    ).operator
     with pytest.raises(ValueError, match="kind 'dispatch' is not one of"):
         build(
             type(dispatch)(

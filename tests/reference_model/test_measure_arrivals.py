@@ -9,8 +9,8 @@ from reference_model.config import load_model_config
 from reference_model.measure_arrivals import (
     Arrivals,
     Job,
+    LayerTransfer,
     Parts,
-    Transfer,
     arrival_rows,
     planned_choices,
     planned_rows,
@@ -80,7 +80,8 @@ def test_a_rank_waits_for_what_its_all_reduce_takes_beyond_the_shortest():
         [[Parts(13.0, 1.0, 0.5, 4.0)], [Parts(14.0, 4.0, 0.5, 4.0)], [Parts(15.0, 8.0, 0.5, 4.0)]],
     ]
     first, second = arrival_rows(
-        DEBUG, TRAIN, model="debug", transfers=[Transfer("input_grad", "combine", 1)], parts=parts,
+        DEBUG, TRAIN, model="debug", parts=parts,
+        transfers=[LayerTransfer("input_grad", "combine", 1)],
         kernels="reference", sms=1, sources=["one", "other"],
     )  # fmt: skip
     assert [conditions(row)["waiting_s"] for row in (first, second)] == ["1", "0"]

@@ -11,7 +11,7 @@ from torch.nn import functional
 from reference_model.checkpoint import export_weights
 from reference_model.config import load_model_config, parse_model_config
 from reference_model.layers import rotary_angles
-from reference_model.model import Block, DenseBlock, MoEBlock, Stream, Transformer
+from reference_model.model import Block, DenseBlock, MoEBlock, ResidualStream, Transformer
 from reference_model.moe import ExpertRows
 from reference_model.precision import RECIPES, Recipe
 
@@ -232,7 +232,7 @@ def test_weight_gradients_can_wait():
     rows = ExpertRows(received=32, expanded=32 * config.num_experts_per_tok)
     hidden = torch.randn(32, config.hidden_size, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        _, saved = block(Stream(hidden, hidden), angles, rows)
+        _, saved = block(ResidualStream(hidden, hidden), angles, rows)
         _, weight_grads = block.input_grad(hidden, saved, angles, rows)
     assert block.self_attn.o_proj.weight.grad is None
     assert block.mlp.experts.down_proj.weight.grad is None
@@ -271,7 +271,7 @@ def layer_gradients(kind: type[Block], config, recipe):
         angles = rotary_angles(config, tokens, device=CPU)
         rows = ExpertRows(received=tokens, expanded=tokens * config.num_experts_per_tok)
         hidden, grad = hidden.to(recipe.dtype), grad.to(recipe.dtype)
-        _, saved = block(Stream(hidden, None), angles, rows)
+        _, saved = block(ResidualStream(hidden, None), angles, rows)
         input_grad, weight_grads = block.input_grad(grad, saved, angles, rows)
         weight_grads.run()
     return {"input": input_grad} | {n: p.grad for n, p in block.named_parameters()}
@@ -303,7 +303,7 @@ def test_wrong_shapes_and_names_are_errors():
         Recipe("fp8", "magic")
     with pytest.raises(ValueError, match="received_rows = 5"):
         model.layers[-1](
-            Stream(torch.zeros(4, config.hidden_size), None),
+            ResidualStream(torch.zeros(4, config.hidden_size), None),
             rotary_angles(config, 4, device=CPU),
             ExpertRows(received=5, expanded=8),
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reference_model.precision_comparison import (
-    compare,
+    compare_precisions,
     compared_settings,
     gradient_errors,
     plot_comparison,
@@ -53,7 +53,9 @@ def test_runs_differ_in_what_their_names_say_and_in_nothing_else():
 
 def test_a_comparison_is_written_and_drawn(tmp_path):
     seen = []
-    runs = compare(SETTINGS, **OPTIONS, processes=1, on_trained=lambda name, _: seen.append(name))
+    runs = compare_precisions(
+        SETTINGS, **OPTIONS, processes=1, on_trained=lambda name, _: seen.append(name)
+    )
     assert seen == ["bf16 seed 4", "bf16 seed 5", "fp32", "fp8"]
     assert runs[0].mean_error == runs[0].largest_error == 0.0
     assert 0 < runs[3].mean_error < 0.05
@@ -67,12 +69,14 @@ def test_a_comparison_is_written_and_drawn(tmp_path):
 
 def test_one_seed_has_no_spread():
     with pytest.raises(ValueError, match="seeds = 1 must be at least 2"):
-        compare(SETTINGS, **(OPTIONS | {"seeds": 1}), processes=1, on_trained=lambda *_: None)
+        compare_precisions(
+            SETTINGS, **(OPTIONS | {"seeds": 1}), processes=1, on_trained=lambda *_: None
+        )
 
 
 def test_processes_change_nothing():
     alone, beside = (
-        compare(SETTINGS, **OPTIONS, processes=count, on_trained=lambda *_: None)
+        compare_precisions(SETTINGS, **OPTIONS, processes=count, on_trained=lambda *_: None)
         for count in (1, 2)
     )
     for one, other in zip(alone, beside, strict=True):

@@ -17,7 +17,7 @@ from reference_model.recorder import (
     OperatorRecorder,
     Workload,
     layer_kinds,
-    prepare,
+    prepare_weights,
     record_layer,
     record_trace,
     solve_affine,
@@ -175,7 +175,7 @@ def test_a_run_on_cpu_issues_the_operators_recorded_on_meta(recipe):
     recipe = Recipe(recipe, "reference")
     model = Transformer(config, recipe=recipe, device=torch.device("cpu"))
     model.initialize(torch.Generator().manual_seed(0))
-    prepare(model)
+    prepare_weights(model)
     sequences, context = 2, 64
     count = sequences * context
     tokens = torch.randint(config.vocab_size, (sequences, context + 2))
