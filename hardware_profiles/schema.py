@@ -427,27 +427,27 @@ class CalibrationProfile(Profile):
     tiles: TilesProfile
     """Of matrix products whose kernels' own are not known."""
     other_gpu: Estimate
-    """Kernel time on another GPU of the same SMs over the one taken over to it: what other clocks,
+    """Kernel time on another GPU of the same SMs over the one restated for it: what other clocks,
     power and versions of a kernel add to an interval."""
     common_share: Annotated[float, Field(ge=0, le=1)]
     """Of the variance of extrapolated kernels: what is common to all of them."""
-    transfer_from: tuple[str, ...] = ()
+    restated_from: tuple[str, ...] = ()
     """Calibrations of other GPUs whose rows stand in where the own tables lack a kernel family,
     scaled by the physical ceilings of both GPUs."""
-    basis: Literal["measured", "transfer", "datasheet"] = "measured"
+    basis: Literal["measured", "restated", "datasheet"] = "measured"
     """What kernel times rest on: own rows; rows of a GPU with the same SMs; or rows of another
-    architecture, of which only the shares of the datasheet's ceilings carry over."""
-    carried_over: Estimate | None = None
-    """Kernel time here over the scaled one of `transfer_from`; its interval is what other versions
+    architecture, of which only the shares of the datasheet's ceilings hold here."""
+    restatement: Estimate | None = None
+    """Kernel time here over the scaled one of `restated_from`; its interval is what other versions
     of a kernel, clocks and power add. Never fitted to rows of this GPU."""
     fits: tuple[FitProfile, ...] = ()
     """Written by calibrate."""
 
     @model_validator(mode="after")
     def _needs_tables(self) -> "CalibrationProfile":
-        if not self.transfer_from and not (self.measurements and self.kernel_sets):
+        if not self.restated_from and not (self.measurements and self.kernel_sets):
             raise ValueError(
-                "measurements and kernel_sets must each name at least one entry, or transfer_from "
+                "measurements and kernel_sets must each name at least one entry, or restated_from "
                 "must name a calibration"
             )
         return self

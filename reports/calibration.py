@@ -20,7 +20,7 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
-from simulator.calibration.restated_errors import TransferError
+from simulator.calibration.restated_errors import RestatedError
 from simulator.hardware.kernels.families import Family, calibration_measurements
 from simulator.hardware.network.transfer_times import LINK_KINDS, MODELLED_ON, TransferTimes
 
@@ -41,7 +41,7 @@ def calibration_tables(
             it names.
     """
     judged = [_errors(profile), _coverage(profile), _worst(profile)] if profile.fits else []
-    if profile.transfer_from:
+    if profile.restated_from:
         judged.append(_elsewhere(profile))
     if any(fit.link for fit in profile.fits):
         rows = calibration_measurements(profile) if measurements is None else measurements
@@ -60,10 +60,10 @@ def _elsewhere(profile: CalibrationProfile) -> Table:
         table.add_column(column, overflow="fold")
     table.add_column("source", overflow="fold")
     families = "kernel families without rows" if profile.measurements else "every kernel family"
-    error = profile.carried_over or profile.other_gpu
+    error = profile.restatement or profile.other_gpu
     table.add_row(
         families,
-        "\n".join(profile.transfer_from),
+        "\n".join(profile.restated_from),
         f"{error.value:g}\n{error.low:g} to {error.high:g}",
         error.source,
     )
@@ -268,7 +268,7 @@ def fit_family(fit: FitProfile) -> Family:
     return fit.kind, fit.dtype, fit.out_dtype, fit.accumulate
 
 
-def transfer_table(title: str, errors: Sequence[TransferError]) -> Table:
+def restatement_table(title: str, errors: Sequence[RestatedError]) -> Table:
     """Signed errors of rows predicted from another GPU, and how many lie inside their interval."""
     rows = sum(error.rows for error in errors)
     inside = sum(error.inside for error in errors)

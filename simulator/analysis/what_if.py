@@ -5,7 +5,7 @@ predictions of that operator, target over source machine. Both come from one kin
 what is special about the recording (its kernels' version, what ran beside them) stays in the
 recorded time:
 
-    cost model      the recorded GPU's calibration, carried to the target by the ceilings of both
+    cost model      the recorded GPU's calibration, restated for the target by the ceilings of both
     roofline        otherwise: waves of tiles at the tensor-core peak, bytes over HBM
     all-to-all      dispatch and combine: links and communication SMs, without the count exchange
 

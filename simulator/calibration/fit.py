@@ -615,7 +615,7 @@ def profile_text(profile: CalibrationProfile, raw_base: Mapping[str, Any]) -> st
         "gpu": profile.gpu,
         "measurements": list(profile.measurements),
         "kernel_sets": list(profile.kernel_sets),
-        "transfer_from": list(profile.transfer_from),
+        "restated_from": list(profile.restated_from),
         "basis": profile.basis,
     }
     left = {*raw, "fits"} | (set() if profile.kernels else {"kernels"})

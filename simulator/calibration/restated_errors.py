@@ -34,7 +34,7 @@ _SIZE = {
 
 
 @dataclass(frozen=True, slots=True)
-class TransferError:
+class RestatedError:
     """Errors of one family and kernel set in one range of size."""
 
     family: str
@@ -54,9 +54,9 @@ class TransferError:
     """Of all launches behind the rows together."""
 
 
-def transfer_errors(
+def restated_errors(
     rows: Sequence[Measurement], *, calibration: CalibrationProfile, cluster: ClusterProfile
-) -> list[TransferError]:
+) -> list[RestatedError]:
     """Predict rows of the cluster's GPU from a calibration of another one.
 
     Raises ValueError where the calibration rests on all of the rows.
@@ -93,7 +93,7 @@ def transfer_errors(
         number = -1 if size is None else sum(size >= cut for cut in RANGES)
         groups[kind, row.kernel_set, number].append(place)
     return [
-        TransferError(
+        RestatedError(
             family=family,
             kernel_set=kernel_set,
             range=_range(number),

@@ -38,24 +38,24 @@ def show_calibration(name: Name = None) -> None:
     print_tables(*calibration_tables(load_calibration(name)))
 
 
-@show_app.command("transfer")
-def show_transfer(
+@show_app.command("restatement")
+def show_restatement(
     calibration: Annotated[str, typer.Argument(help="Calibration of the measured GPU.")],
     cluster: Annotated[str, typer.Argument(help="Cluster with the GPU that is predicted.")],
     table: Annotated[str, typer.Argument(help="Measurements of that GPU: a shipped name or path.")],
 ) -> None:
-    """Transfer: predict a GPU's measured kernels from another GPU's, and how wrong that is."""
+    """Restatement: predict a GPU's measured kernels from another's, and how wrong that is."""
     from hardware_profiles.schema import load_calibration, load_cluster
     from hardware_profiles.tables import load_measurements, table_path
-    from reports.calibration import transfer_table
-    from simulator.calibration.restated_errors import transfer_errors
+    from reports.calibration import restatement_table
+    from simulator.calibration.restated_errors import restated_errors
 
-    errors = transfer_errors(
+    errors = restated_errors(
         load_measurements(table_path(table)),
         calibration=load_calibration(calibration),
         cluster=load_cluster(cluster),
     )
-    print_tables(transfer_table(f"{calibration} -> {cluster}: {table}", errors))
+    print_tables(restatement_table(f"{calibration} -> {cluster}: {table}", errors))
 
 
 @show_app.command("gpu")

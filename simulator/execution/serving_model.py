@@ -70,7 +70,7 @@ class KernelSource:
     """GPUs that normal dispatch delivers a token to, on random router scores; 1 without it."""
     load: FabricLoad
     """What the fabric makes of an all-to-all among the deployment's GPUs."""
-    transferred: frozenset[tuple[str, str, str]]
+    restated: frozenset[tuple[str, str, str]]
     """(kind, operand type, result type) of kernels whose times come from another GPU."""
     disagreements: Mapping[tuple[object, ...], tuple[Seconds, Seconds]]
     """(kind, operand type, result type, sizes, SMs) -> least and most seconds, where several
@@ -175,7 +175,7 @@ def kernel_source(
     ]
     # What training borrows from another GPU are the reference model's kernels, the gate of many
     # launches among them; with rows of its own, a calibration answers for inference alone.
-    own = {"transfer_from": ()} if calibration.measurements else {}
+    own = {"restated_from": ()} if calibration.measurements else {}
     # DeepEP's published times were taken with its test's gate; this job runs the model's, on
     # experts where its policy places them.
     normal = job.normal_transfers
@@ -194,7 +194,7 @@ def kernel_source(
         costs=costs,
         received_per_token=reach.gpus if reach else 1.0,
         load=load,
-        transferred=frozenset(
+        restated=frozenset(
             (row.kind, row.dtype, row.out_dtype) for row in rows if row.condition("measured_on")
         ),
         disagreements=_disagreements(rows, calibration),

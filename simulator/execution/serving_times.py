@@ -52,7 +52,7 @@ class KernelTimes:
     high: Array
     """Ends of each kernel's own 80 % interval, other_gpu left out."""
     other_gpu: Array
-    """Error, each way, of taking a time over from the GPU of the calibration: clocks and power,
+    """Error, each way, of restating a time of the GPU of the calibration: clocks and power,
     which all kernels have in common. Zero on that GPU itself, and of transfers."""
     provenance: NDArray[np.intp]
     """Index into PROVENANCES."""
@@ -136,13 +136,13 @@ def _on_calibrated_gpu(model: ServingModel) -> bool:
 
 def _other_gpu_error(model: ServingModel) -> float:
     """Relative error of kernel times of the calibration's GPU on the cluster's; a calibration that
-    names its own (carried_over) has it in its intervals already."""
-    named = model.kernels.calibration.carried_over is not None
+    names its own (restatement) has it in its intervals already."""
+    named = model.kernels.calibration.restatement is not None
     return 0.0 if named or _on_calibrated_gpu(model) else _taken_over(model)
 
 
 def _taken_over(model: ServingModel) -> float:
-    """Relative error, each way, of a time taken over from another GPU of the same SMs."""
+    """Relative error, each way, of a time restated from another GPU of the same SMs."""
     error = model.kernels.calibration.other_gpu
     return (error.high - error.low) / 2 / error.value
 
@@ -169,7 +169,7 @@ def _predicted(
         for key, (value, least, most, source) in zip(missing, columns, strict=True):
             (operator, sms, beside), code = key, max(best, codes[str(source)])
             family = (operator.kind, operator.dtype, operator.out_dtype)
-            if family not in model.kernels.transferred:
+            if family not in model.kernels.restated:
                 ends = (least, most)
                 if not beside:
                     # Two sources of one kernel: the difference belongs into the interval.

@@ -73,7 +73,7 @@ from simulator.hardware.kernels.families import (
 from simulator.hardware.kernels.gpu_ratio import (
     Achieved,
     achieved_shares,
-    log_transfer,
+    log_restatement,
     same_compute,
 )
 from simulator.hardware.kernels.models import ENOUGH_RESIDUALS, ClassModel, FamilyModel
@@ -188,7 +188,7 @@ class KernelCostModel:
             if row.kind not in ALL_TO_ALL_KINDS:
                 sets = grouped.setdefault(family_of(operator_of(row)), {})
                 sets.setdefault(row.kernel_set, []).append(row)
-        if not grouped and (order or not self.calibration.transfer_from):
+        if not grouped and (order or not self.calibration.restated_from):
             raise NotCalibrated(
                 f"calibration {self.calibration.name}: no measured compute kernel of the kernel "
                 f"sets {', '.join(order)}"
@@ -196,9 +196,9 @@ class KernelCostModel:
         self.all_to_all_ = self._all_to_all(self.calibration, rows)
         self._rows = rows
         self._rising_rows: dict[tuple[bool, Family], RisingRows] = {}
-        self._carried_floors: dict[tuple[bool, Family], WorkFloor] = {}
+        self._restated_floors: dict[tuple[bool, Family], WorkFloor] = {}
         self._measured_gpu = load_gpu(self.calibration.gpu)
-        self._transferred = not same_compute(self._measured_gpu, self.cluster.node.gpu)
+        self._restated = not same_compute(self._measured_gpu, self.cluster.node.gpu)
         self._conditions = Conditions(self._measured_gpu, self.calibration.overlap)
         by_size = sorted(
             grouped.items(), key=lambda entry: -sum(len(rows) for rows in entry[1].values())
@@ -430,7 +430,7 @@ class KernelCostModel:
         """
         answer = self._one_by_one(family, batch, sms, overlapped)
         alone, low, high, provenance = answer
-        floor = self._carried_floor(family, overlapped)
+        floor = self._restated_floor(family, overlapped)
         if floor is not None:
             seconds = np.exp(floor.raise_to(np.log(alone), batch, sms))
             return seconds, low * (seconds / alone), high * (seconds / alone), provenance
@@ -459,22 +459,22 @@ class KernelCostModel:
         made = RisingRows(kind, scan, np.array(sorted(measured), dtype=np.float64))
         return self._rising_rows.setdefault((overlapped, family), made)
 
-    def _carried_floor(self, family: Family, overlapped: bool) -> WorkFloor | None:
-        """Lower bounds of attention by the rows of another GPU, as they are carried to this one:
+    def _restated_floor(self, family: Family, overlapped: bool) -> WorkFloor | None:
+        """Lower bounds of attention by the rows of another GPU, restated for this one:
         what is latency there and what is at a ceiling scale apart. None for other kernels."""
         if family[0] not in MONOTONE_KINDS:
             return None
         answering = self._answering(family)
         model, _ = answering._model(family, overlapped)
-        if model is None or not answering._transferred:
+        if model is None or not answering._restated:
             return None
         key = (overlapped, family)
-        if key not in self._carried_floors:
+        if key not in self._restated_floors:
             sms = np.full(len(model.base_rows), float(self.cluster.node.gpu.sms))
             seconds = self._one_by_one(family, model.base_rows.batch, sms, overlapped)[0]
             floor = WorkFloor(model.base_rows.batch, sms, np.log(seconds))
-            self._carried_floors[key] = floor
-        return self._carried_floors[key]
+            self._restated_floors[key] = floor
+        return self._restated_floors[key]
 
     def _at_peak(self, family: Family, batch: Batch, sms: Array) -> Array:
         """[operators] seconds at this GPU's peaks, by the tiles of the family's kernels."""
@@ -488,8 +488,8 @@ class KernelCostModel:
         """Of distinct operators of one family, each by itself, from whoever has rows of it."""
         answering = self._answering(family)
         answer = answering._compute(family, batch, sms, overlapped)
-        if answering is not self or self._transferred:
-            answer = self._carried_over(answer, batch, sms, foreign=answering is not self)
+        if answering is not self or self._restated:
+            answer = self._restate(answer, batch, sms, foreign=answering is not self)
         elsewhere = self._with_more_rows(family) if answering is self else None
         if elsewhere is None:
             return answer
@@ -498,7 +498,7 @@ class KernelCostModel:
             return answer
         part, part_sms = batch.take(unknown), sms[unknown]
         found = elsewhere._compute(family, part, part_sms, overlapped)
-        found = self._carried_over(found, part, part_sms, foreign=True)
+        found = self._restate(found, part, part_sms, foreign=True)
         for mine, theirs in zip(answer, found, strict=True):
             mine[unknown] = theirs
         return answer
@@ -515,7 +515,7 @@ class KernelCostModel:
     def others_(self) -> tuple[KernelCostModel, ...]:
         """Models of the calibrations that this one transfers from, fitted when first needed."""
         return tuple(
-            self._stand_in(load_calibration(name)) for name in self.calibration.transfer_from
+            self._stand_in(load_calibration(name)) for name in self.calibration.restated_from
         )
 
     def _stand_in(self, other: CalibrationProfile) -> KernelCostModel:
@@ -575,10 +575,10 @@ class KernelCostModel:
         model, borrowed = self._model(family, overlapped)
         floor = self.calibration.kernel_floor.value if model is None else model.floor
         tiles = self.calibration.tiles if model is None else model.tiles
-        # On another GPU: the time on the measured one, carried over. A product goes by its SMs'
+        # On another GPU: the time on the measured one, restated. A product goes by its SMs'
         # tiles, a kernel that fills its share of the SMs by that share.
         at, on = (gpu, sms)
-        if self._transferred:
+        if self._restated:
             at = self._measured_gpu
             on = sms if tensor else sms * (at.sms / gpu.sms)
         ideal = Ideal(*waves_and_bytes(batch, on, at, tiles), floor)
@@ -590,7 +590,7 @@ class KernelCostModel:
         else:
             room = on if tensor or overlapped else np.full(len(on), float(at.sms))
             log_seconds, rival, provenance, spread = model.predict(batch, room, ideal)
-            if borrowed or self._transferred:
+            if borrowed or self._restated:
                 provenance = np.full_like(provenance, EXTRAPOLATED)
             width = self._width(model, achieved, provenance, spread)
             # What another kernel set says of the same shape lies inside the interval.
@@ -599,8 +599,8 @@ class KernelCostModel:
             slowdown = self.calibration.overlap.memory_bound.value
             squeeze = self._conditions.log_squeeze(on, at.sms, slowdown=slowdown)
             log_seconds = log_seconds + squeeze
-        if self._transferred:
-            log_seconds = log_seconds + log_transfer(
+        if self._restated:
+            log_seconds = log_seconds + log_restatement(
                 batch,
                 sms,
                 np.exp(log_seconds),
@@ -631,7 +631,7 @@ class KernelCostModel:
         known = (model.achieved_.memory for model in self.others_)
         return next((share for share in known if share is not None), 1.0)
 
-    def _carried_over(
+    def _restate(
         self,
         answer: tuple[Array, Array, Array, NDArray[np.intp]],
         batch: Batch,
@@ -643,14 +643,14 @@ class KernelCostModel:
 
         Args:
             foreign: whether another calibration's; that error is stated even where this one's own
-                rows are not carried anywhere.
+                rows are not restated.
         """
         seconds, low, high, provenance = answer
         if self.calibration.basis == "datasheet":
             provenance = np.full_like(provenance, MODELLED)
         elif foreign:
             provenance = np.maximum(provenance, EXTRAPOLATED)
-        error = self.calibration.carried_over
+        error = self.calibration.restatement
         if error is None and foreign:
             error = self.calibration.other_gpu
         if error is None:

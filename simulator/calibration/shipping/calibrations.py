@@ -5,8 +5,8 @@
         --into DIR                                               somewhere else
 
 Two kinds. `FITTED` rest on tables: the file's own inputs (overlap, transfers, kernel sets ..., each
-with its source) stay, its fits are made anew. `CARRIED_OVER` have no rows: they take all inputs of
-the calibration that they carry over, and state how wrong that may be.
+with its source) stay, its fits are made anew. `RESTATED` have no rows: they take all inputs of
+the calibration that they restate, and state how wrong that may be.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ load is faster than a smaller one; the prediction without the trace is the most 
 
 
 @dataclass(frozen=True, slots=True)
-class CarriedOver:
+class Restatement:
     """How a calibration without rows follows from another."""
 
-    basis: Literal["transfer", "datasheet"]
+    basis: Literal["restated", "datasheet"]
     reason: str
-    """Source text of `transfer_from`."""
+    """Source text of `restated_from`."""
 
 
 _ANOTHER_ARCHITECTURE = "another architecture: shares of the ceilings as on an H200"
-CARRIED_FROM = "h200_sxm"
-CARRIED_OVER: Mapping[str, CarriedOver] = {
-    "h100_sxm": CarriedOver("transfer", "the same SMs; HBM and NVLink differ"),
-    "h20_sxm": CarriedOver("datasheet", "shares of the ceilings as on an H200"),
-    "b200_sxm": CarriedOver("datasheet", _ANOTHER_ARCHITECTURE),
-    "gb200": CarriedOver("datasheet", _ANOTHER_ARCHITECTURE),
-    "rtx_4090": CarriedOver("datasheet", _ANOTHER_ARCHITECTURE),
+RESTATED_FROM = "h200_sxm"
+RESTATED: Mapping[str, Restatement] = {
+    "h100_sxm": Restatement("restated", "the same SMs; HBM and NVLink differ"),
+    "h20_sxm": Restatement("datasheet", "shares of the ceilings as on an H200"),
+    "b200_sxm": Restatement("datasheet", _ANOTHER_ARCHITECTURE),
+    "gb200": Restatement("datasheet", _ANOTHER_ARCHITECTURE),
+    "rtx_4090": Restatement("datasheet", _ANOTHER_ARCHITECTURE),
 }
-"""{calibration, and the GPU of that name: how it follows from `CARRIED_FROM`}"""
+"""{calibration, and the GPU of that name: how it follows from `RESTATED_FROM`}"""
 
 _DEEPEP_BY_SMS = (
     "derived: AIConfigurator perf tables, DeepEP normal kernels on {gpu}, 131,072 tokens, each on "
@@ -97,7 +97,7 @@ COPY_RATES: Mapping[str, CopyRate] = {
     "b200_sxm": CopyRate("B200", "16.5 GB/s", "21.6 GB/s", "5.28 of 8", "4, 8, 12, 16 and 24"),
     "gb200": CopyRate("GB200", "15.0 GB/s", "16.9 GB/s", "3.61 of 4", "4, 8, 12, 16 and 24"),
 }
-"""{calibration without rows: copies that were timed on its own GPU}. Others take `CARRIED_FROM`'s.
+"""{calibration without rows: copies that were timed on its own GPU}. Others take `RESTATED_FROM`'s.
 A GB200 tray has 4 GPUs: 4 (1 - C(192,8) / C(256,8)) = 3.61."""
 
 UNMEASURED: Mapping[str, Any] = {
@@ -113,14 +113,14 @@ def calibration_text(name: str) -> str:
     """The file of one shipped calibration, as this module writes it."""
     if name in FITTED:
         return _fitted(name)
-    if name in CARRIED_OVER:
-        return _carried_over(name)
+    if name in RESTATED:
+        return _restated(name)
     raise ValueError(f"calibration {name!r} is not written here; known: {', '.join(known())}")
 
 
 def known() -> tuple[str, ...]:
     """Names of the shipped calibrations."""
-    return tuple(sorted({*FITTED, *CARRIED_OVER}))
+    return tuple(sorted({*FITTED, *RESTATED}))
 
 
 def _fitted(name: str) -> str:
@@ -137,27 +137,27 @@ def _fitted(name: str) -> str:
     return profile_text(profile.model_copy(update={"fits": tuple(fits)}), raw)
 
 
-def _carried_over(name: str) -> str:
-    how = CARRIED_OVER[name]
-    raw, _ = read_profile("calibrations", CARRIED_FROM)
+def _restated(name: str) -> str:
+    how = RESTATED[name]
+    raw, _ = read_profile("calibrations", RESTATED_FROM)
     sources = {key: text for key, text in raw["sources"].items() if key != "kernel_sets"}
     raw |= {
         "name": name,
         "gpu": name,
         "measurements": [],
         "kernel_sets": [],
-        "transfer_from": [CARRIED_FROM],
+        "restated_from": [RESTATED_FROM],
         "basis": how.basis,
-        "sources": sources | {"transfer_from": how.reason},
+        "sources": sources | {"restated_from": how.reason},
     }
     rates = raw["all_to_all"]["copy_bandwidth_per_sm"]
     if name in COPY_RATES:
-        COPY_RATES[name].onto(rates, same_sms=how.basis == "transfer")
+        COPY_RATES[name].onto(rates, same_sms=how.basis == "restated")
     else:
-        rates["gpu"] = CARRIED_FROM
+        rates["gpu"] = RESTATED_FROM
         rates["sources"]["gpu"] = "assumed: an SM copies as one of an H200 does"
     if how.basis == "datasheet":
-        raw["carried_over"] = dict(UNMEASURED)
+        raw["restatement"] = dict(UNMEASURED)
     del raw["fits"]
     to_profile(CalibrationProfile, raw, where=name)
     title = (
@@ -174,8 +174,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--into", type=Path, default=FOLDER, metavar="DIR")
     options = parser.parse_args(arguments)
     try:
-        # What others are carried over from comes first.
-        names = options.names or [*FITTED, *CARRIED_OVER]
+        # What others are restated from comes first.
+        names = options.names or [*FITTED, *RESTATED]
         for name in names:
             text = calibration_text(name)
             write_whole(options.into / f"{name}.yaml", text)

@@ -7,7 +7,7 @@ kernel's bytes explain at the copy rate that the GPU achieves goes with the memo
 
 where the achieved share is that of the fastest copy among the rows that the L2 cache does not hold.
 
-Only kernels that the H800 table lacks in their inference form are taken over: small element-wise
+Only kernels that the H800 table lacks in their inference form are restated: small element-wise
 ones, products a head, BF16 products, sampling, the gate as one kernel. Of two versions of a kernel
 the faster counts. What remains unknown (other kernels, other clocks) is `other_gpu` of the
 calibration that uses the rows.
@@ -32,7 +32,7 @@ from simulator.hardware.kernels.gpu_ratio import BEYOND_CACHE
 
 SOURCE_TABLES, TARGET_TABLE = ("h200_sxm", "h200_decode_probe"), "h800_from_h200"
 SOURCE_GPU, TARGET_GPU = "h200_sxm", "h800_sxm"
-KERNEL_SET = "h200_transferred"
+KERNEL_SET = "h200_restated"
 PROBE_SET = "dsv3sim_decode_probe"
 """Rows of python -m reference_model.decode_probe: the gate as one kernel. The reference model's own
 gate is many."""
@@ -43,15 +43,15 @@ KINDS = frozenset(
         "rmsnorm_residual", "rope", "sample", "swiglu", "unpermute",
     }
 )  # fmt: skip
-"""Families taken over whole; of "gemm" the BF16 ones are."""
+"""Families restated whole; of "gemm" the BF16 ones are."""
 
 MOST_ROWS = 2**14
-"""Rows, tokens or m of the largest kernels taken over: decode and sampling need no more."""
+"""Rows, tokens or m of the largest kernels restated: decode and sampling need no more."""
 
 _ROW_SIZES = ("rows", "m", "tokens")
 
 
-def transferred(
+def restate(
     rows: Iterable[Measurement], *, source: GpuProfile, target: GpuProfile
 ) -> list[Measurement]:
     """Rows of the families above, all SMs free, restated for the target GPU."""
@@ -116,7 +116,7 @@ def _restated(
 
 def main() -> None:
     """Write the table from the shipped H200 measurements."""
-    rows = transferred(
+    rows = restate(
         [row for name in SOURCE_TABLES for row in load_measurements(table_path(name))],
         source=load_gpu(SOURCE_GPU),
         target=load_gpu(TARGET_GPU),

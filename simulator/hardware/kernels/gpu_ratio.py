@@ -72,7 +72,7 @@ def achieved_shares(rows: Iterable[Measurement], gpu: GpuProfile) -> Achieved:
     return Achieved(min(1.0, max(memory)) if memory else None, compute)
 
 
-def log_transfer(
+def log_restatement(
     batch: Batch,
     sms: Array,
     seconds: Array,

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from hardware_profiles.schema import load_calibration, load_cluster, load_gpu
 from hardware_profiles.tables import Measurement, load_measurements, write_measurements
 from simulator.calibration.fit import calibrate, calibrate_to_file, fit_families
-from simulator.calibration.restated_errors import transfer_errors
+from simulator.calibration.restated_errors import restated_errors
 from simulator.cli.app import app
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.families import calibration_measurements, operator_of
@@ -167,12 +167,12 @@ def test_a_transfer_uses_no_row_of_the_predicted_gpu():
     rows = [r for r in calibration_measurements(BASE) if r.kind == "attention_forward"]
     slower = [dataclasses.replace(r, seconds=2 * r.seconds) for r in rows]
     errors, doubled = (
-        transfer_errors(table, calibration=calibration, cluster=cluster) for table in (rows, slower)
+        restated_errors(table, calibration=calibration, cluster=cluster) for table in (rows, slower)
     )
     for one, two in zip(errors, doubled, strict=True):
         assert 1 + two.median == pytest.approx((1 + one.median) / 2)
     with pytest.raises(ValueError, match="of h800_sxm itself"):
-        transfer_errors(rows, calibration=BASE, cluster=cluster)
+        restated_errors(rows, calibration=BASE, cluster=cluster)
 
 
 @pytest.mark.shared
@@ -198,7 +198,7 @@ def test_rows_that_a_calibration_leaves_out_are_judged_under_their_own_condition
     calibration = load_calibration("h800_without_trace")
     cluster = load_cluster("h800_2048")
     table = calibration_measurements(BASE)
-    errors = transfer_errors(table, calibration=calibration, cluster=cluster)
+    errors = restated_errors(table, calibration=calibration, cluster=cluster)
     assert {error.kernel_set for error in errors} == {"deepseek_training"}
     (forward,) = (error for error in errors if error.family.startswith("attention_forward"))
     op = operator_of(next(r for r in table if r.kind == "attention_forward" and r.sms == 112))

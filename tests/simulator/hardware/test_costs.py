@@ -19,7 +19,7 @@ from simulator.hardware.kernels.work_floor import PADDED
 from simulator.hardware.network.all_to_all import Reach
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 
-CALIBRATION = load_calibration("h800_sxm", {"transfer_from": []})
+CALIBRATION = load_calibration("h800_sxm", {"restated_from": []})
 """Its own rows only; what it takes over from an H200 is tested below."""
 ROWS = calibration_measurements(CALIBRATION)
 H800 = load_gpu("h800_sxm")
@@ -401,7 +401,7 @@ SHIPPED = load_calibration("h800_sxm")
 
 def test_a_measured_row_of_a_pair_is_slowed_for_the_share_that_it_was_beside_an_all_to_all():
     # q_a_proj took 103.5 us, 0.439 of it beside an all-to-all that slowed it by 1.045.
-    changes = {"overlap.gemm.value": 1.15, "overlap.gemm.high": 1.2, "transfer_from": []}
+    changes = {"overlap.gemm.value": 1.15, "overlap.gemm.high": 1.2, "restated_from": []}
     slower = fitted(calibration=load_calibration("h800_sxm", changes))
     op = gemm(4096, 1536, 7168)
     expected = 103.5 * (1 + 0.15 * 0.439) / (1 + 0.045 * 0.439)
@@ -412,7 +412,7 @@ def test_a_measured_row_of_a_pair_is_slowed_for_the_share_that_it_was_beside_an_
 
 
 WITHOUT_TRACE = fitted(
-    calibration=load_calibration("h800_sxm", {"kernel_sets": ["infersim"], "transfer_from": []}),
+    calibration=load_calibration("h800_sxm", {"kernel_sets": ["infersim"], "restated_from": []}),
     rows=[row for row in ROWS if row.kind == "gemm"],
 )
 

@@ -9,8 +9,8 @@ from hardware_profiles.schema import known_calibrations, load_calibration, load_
 from hardware_profiles.tables import load_measurements, table_path
 from simulator.calibration.fit import fit_families
 from simulator.calibration.shipping.calibrations import (
-    CARRIED_OVER,
     FITTED,
+    RESTATED,
     calibration_text,
     known,
     main,
@@ -25,14 +25,14 @@ def test_every_shipped_calibration_is_written_by_the_command():
     assert known() == known_calibrations()
 
 
-@pytest.mark.parametrize("name", sorted(CARRIED_OVER))
+@pytest.mark.parametrize("name", sorted(RESTATED))
 def test_a_calibration_without_rows_is_the_file_that_the_command_writes(name):
     shipped = (ROOT / "calibrations" / f"{name}.yaml").read_text(encoding="utf-8")
     assert shipped == calibration_text(name)
     profile = load_calibration(name)
-    assert profile.carried_over.source
+    assert profile.restatement.source
     assert profile.measurements == ()
-    assert profile.transfer_from == ("h200_sxm",)
+    assert profile.restated_from == ("h200_sxm",)
 
 
 @pytest.mark.parametrize("name", sorted(FITTED))

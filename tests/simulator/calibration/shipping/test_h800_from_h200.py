@@ -9,7 +9,7 @@ from simulator.calibration.shipping.h800_from_h200 import (
     SOURCE_TABLES,
     TARGET_TABLE,
     copy_share,
-    transferred,
+    restate,
 )
 
 H200, H800 = load_gpu("h200_sxm"), load_gpu("h800_sxm")
@@ -34,7 +34,7 @@ FASTEST_COPY = row(
 
 def restated(*rows):
     fast = (FASTEST_COPY.kind, FASTEST_COPY.sizes)
-    found = transferred([FASTEST_COPY, *rows], source=H200, target=H800)
+    found = restate([FASTEST_COPY, *rows], source=H200, target=H800)
     return [row for row in found if (row.kind, row.sizes) != fast]
 
 
@@ -76,6 +76,6 @@ def test_what_the_h800_table_has_in_inference_form_is_left_alone():
 )
 def test_the_shipped_table_is_what_the_command_writes():
     measured = [row for name in SOURCE_TABLES for row in load_measurements(table_path(name))]
-    rows = transferred(measured, source=H200, target=H800)
+    rows = restate(measured, source=H200, target=H800)
     # Tables are written in the order of their text.
     assert set(load_measurements(table_path(TARGET_TABLE))) == set(rows)

@@ -9,7 +9,7 @@ from simulator.hardware.kernels.families import batch_of_rows
 from simulator.hardware.kernels.gpu_ratio import (
     Achieved,
     achieved_shares,
-    log_transfer,
+    log_restatement,
     same_compute,
 )
 
@@ -38,7 +38,7 @@ THIN = row("gemm", m=1, n=8192, k=8192)
 
 
 def ratio(one, seconds, *, source=H200, target=H800, share=1.0, sms=132.0):
-    found = log_transfer(
+    found = log_restatement(
         batch_of_rows([one]),
         np.array([sms]),
         np.array([seconds]),
