@@ -10,6 +10,7 @@ they have one; the others are inputs that a user may set.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,12 @@ from hardware_profiles.schema import ClusterProfile
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, format_seconds
 from reference_model.config import ModelConfig
 from reference_model.trace import TILE
+from simulator.hardware.network.fabric_load import NO_LIMIT
+from simulator.hardware.network.transfers import LINE_RATE, Transfers
 from simulator.scenario.serving import TpotLimitJob
+
+Payload = Callable[[Bytes], Seconds]
+"""Time of the bytes that a device sends at line rate."""
 
 SCALE_BYTES = 4
 TRANSFERS = 2
@@ -63,14 +69,13 @@ class TpotLimit:
 
 def tpot_limit(job: TpotLimitJob, *, config: ModelConfig, cluster: ClusterProfile) -> TpotLimit:
     """The bound, and the bound without each of its idealisations."""
-    bandwidth = (
-        cluster.node.nic_bandwidth_per_gpu
-        if job.link == "nic"
-        else cluster.node.gpu.nvlink_bandwidth
-    )
-    latency = (
-        cluster.fabric.cross_leaf_latency if job.link == "nic" else cluster.node.nvlink_latency
-    )
+    over_nic = job.link == "nic"
+    load = NO_LIMIT if over_nic else None
+
+    def payload(size: Bytes) -> Seconds:
+        return Transfers(cluster=cluster, achieved=LINE_RATE).payload(size, load=load).seconds
+
+    latency = cluster.fabric.cross_leaf_latency if over_nic else cluster.node.nvlink_latency
     real: dict[str, tuple[Any, str]] = {
         "hidden": (config.hidden_size, "hidden size of the model's config"),
         "layers": (config.num_moe_layers, "layers of the model that have experts"),
@@ -79,25 +84,27 @@ def tpot_limit(job: TpotLimitJob, *, config: ModelConfig, cluster: ClusterProfil
         "transfer_latency": (latency, f"64-byte latency of the {job.link}"),
     }
     return TpotLimit(
-        transfer_s=_transfer(job, bandwidth),
-        tpot_s=_tpot(job, bandwidth),
+        transfer_s=_transfer(job, payload),
+        tpot_s=_tpot(job, payload),
         transfers=job.layers * job.micro_batches * TRANSFERS,
         transfer_bytes=_bytes(job),
-        bandwidth=bandwidth,
+        bandwidth=(
+            cluster.node.nic_bandwidth_per_gpu if over_nic else cluster.node.gpu.nvlink_bandwidth
+        ),
         idealisations=tuple(
-            _idealisation(job, name, real.get(name), bandwidth) for name in _IDEALISED
+            _idealisation(job, name, real.get(name), payload) for name in _IDEALISED
         ),
     )
 
 
 def _idealisation(
-    job: TpotLimitJob, name: str, instead: tuple[Any, str] | None, bandwidth: BytesPerSecond
+    job: TpotLimitJob, name: str, instead: tuple[Any, str] | None, payload: Payload
 ) -> Idealisation:
     assumed = _shown(name, getattr(job, name))
     if instead is None:
         return Idealisation(name, assumed, None, None)
     value, why = instead
-    tpot_s = _tpot(job.model_copy(update={name: value}), bandwidth)
+    tpot_s = _tpot(job.model_copy(update={name: value}), payload)
     return Idealisation(name, assumed, f"{_shown(name, value)} ({why})", tpot_s)
 
 
@@ -133,10 +140,10 @@ def _bytes(job: TpotLimitJob) -> Bytes:
     return per_copy * job.copies_per_token * job.tokens_per_device * job.remote_share
 
 
-def _transfer(job: TpotLimitJob, bandwidth: BytesPerSecond) -> Seconds:
-    return _bytes(job) / bandwidth + TRANSFERS * job.transfer_latency
+def _transfer(job: TpotLimitJob, payload: Payload) -> Seconds:
+    return payload(_bytes(job)) + TRANSFERS * job.transfer_latency
 
 
-def _tpot(job: TpotLimitJob, bandwidth: BytesPerSecond) -> Seconds:
-    slower = max(job.compute_per_layer, _transfer(job, bandwidth))
+def _tpot(job: TpotLimitJob, payload: Payload) -> Seconds:
+    slower = max(job.compute_per_layer, _transfer(job, payload))
     return job.layers * job.micro_batches * slower

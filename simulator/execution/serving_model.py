@@ -26,6 +26,7 @@ from simulator.hardware.network.all_to_all import Reach
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import FabricLoad, Pattern, all_to_all_load
 from simulator.hardware.network.routing import parse_failure
+from simulator.hardware.network.transfers import Transfers
 from simulator.scenario.serving import ServingStepJob
 from simulator.workload.experts import (
     ExpertPlacement,
@@ -109,6 +110,11 @@ class ServingModel:
     """GPUs of a tensor-parallel group that spans NVLink domains -> what the fabric makes of its
     collectives."""
     seed: int
+
+    @property
+    def transfers(self) -> Transfers:
+        """Times of bulk transfers between the deployment's GPUs."""
+        return Transfers(cluster=self.cluster, achieved=self.kernels.calibration.transfers)
 
     @property
     def expert_ranks(self) -> int:

@@ -26,6 +26,7 @@ from simulator.execution.serving_model import (
 from simulator.execution.serving_step import ServingStep, decode_step, serving_step
 from simulator.hardware.costs import COST_MODELS
 from simulator.hardware.kernels.families import calibration_measurements
+from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.scenario.files import Scenario, by_name
 from simulator.scenario.serving import ExpertInputs, ServingStepJob
 from simulator.workload.experts import (
@@ -278,12 +279,7 @@ def rebalancing(model: ServingModel, interval: Seconds | None) -> RebalanceCost 
     config = model.config
     if model.popularity is None or interval is None:
         return None
-    node, achieved = model.cluster.node, model.kernels.calibration.transfers
-    received = (
-        node.gpu.nvlink_bandwidth * achieved.nvlink.value
-        if model.over_nvlink
-        else node.nic_bandwidth_per_gpu * achieved.nic.value
-    )
+    load = None if model.over_nvlink else NO_LIMIT
     placement = model.placement
     before = place_experts(
         uniform_popularity(config.num_moe_layers, placement.experts),
@@ -298,6 +294,6 @@ def rebalancing(model: ServingModel, interval: Seconds | None) -> RebalanceCost 
         placement,
         # A byte each; block scales, 0.02 %, are left out.
         expert_bytes=float(parameter_counts(config).expert),
-        bandwidth=received,
+        seconds_of=lambda size: model.transfers.payload(size, load=load).seconds,
         interval=interval,
     )

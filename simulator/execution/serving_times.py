@@ -33,7 +33,7 @@ from simulator.hardware.kernels.curves import (
     PROVENANCES,
 )
 from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, exchange_sms
-from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.network.transfers import TransferTime
 from simulator.workload.iteration import WIRES, LayerOperators
 from simulator.workload.iteration_operators import COLLECTIVE_SEGMENTS, collective_ranks
 
@@ -358,40 +358,14 @@ def _low_latency_wire(
     return (alone * ratio.value, low, high), provenance, f"{operation} wire"
 
 
-def _collective_time(
-    model: ServingModel, operator: Operator, ranks: int
-) -> tuple[float, float, float]:
-    """All-gather or reduce-scatter of tokens, BF16 or FP8 as recorded, or of logits: each GPU sends
-    its share to the others at the rate that bulk transfers achieve.
-
-    Where the group spans n NVLink domains of d GPUs each, it has two steps, one after the other (an
-    upper bound: NCCL pipelines them). Over NICs each GPU exchanges its share, 1 / (n d) of the
-    bytes, with the GPUs of its own number in the other domains; over NVLink it exchanges the n
-    shares that it then has within the domain.
-    """
-    node, achieved = model.cluster.node, model.kernels.calibration.transfers
+def _collective_time(model: ServingModel, operator: Operator, ranks: int) -> TransferTime:
+    """All-gather or reduce-scatter of tokens, BF16 or FP8 as recorded, or of logits."""
     if operator.kind in ALL_TO_ALL_KINDS:
         cast: Operation = "dispatch" if operator.dtype == "fp8_e4m3" else "combine"
         gathered = float(operator["rows"] * message_bytes(cast, model.config.hidden_size))
     else:
         gathered = float(operator.bytes_written)
-    load = model.tp_loads.get(ranks)
-    inside = ranks if load is None else nvlink_domains(model.cluster, group=ranks).gpus_each
-    domains = ranks // inside
-
-    def seconds(nvlink: float, nic: float) -> float:
-        time = node.nvlink_latency
-        time += gathered * (inside - 1) / inside / (node.gpu.nvlink_bandwidth * nvlink)
-        if load is not None:
-            rate = load.rate(node.nic_bandwidth_per_gpu * nic)
-            time += load.latency + gathered * (domains - 1) / ranks / rate
-        return time
-
-    return (
-        seconds(achieved.nvlink.value, achieved.nic.value),
-        seconds(achieved.nvlink.high, achieved.nic.high),
-        seconds(achieved.nvlink.low, achieved.nic.low),
-    )
+    return model.transfers.exchange(gathered, ranks, load=model.tp_loads.get(ranks))
 
 
 def expert_times(

@@ -26,10 +26,11 @@ from reference_model.config import ModelConfig
 from reference_model.trace import Operator
 from simulator.execution.engine import TaskLog, empty_log, execute, perform
 from simulator.execution.pipeline import Performance, PipelineRun, perform_pipeline
-from simulator.execution.training_fabric import Copies, StepLoads, copies_of, holders_of
+from simulator.execution.training_fabric import StepLoads, copies_of, holders_of
 from simulator.hardware.costs import KernelCostModel, Prediction
 from simulator.hardware.network.all_to_all import exchange_sms
 from simulator.hardware.network.fabric_load import FabricLoad
+from simulator.hardware.network.transfers import Transfers
 from simulator.scenario.files import Scenario
 from simulator.scenario.training import OptimizerTypes, TrainingJob
 from simulator.workload.chunk import (
@@ -292,20 +293,13 @@ def send_seconds(
     job: TrainingJob,
     model: ModelConfig,
     *,
-    cluster: ClusterProfile,
-    calibration: CalibrationProfile,
+    transfers: Transfers,
     loads: StepLoads,
 ) -> dict[tuple[int, int], Seconds]:
     """{(rank that sends, rank that receives): of the activations of one micro-batch}"""
-    node = cluster.node
-    nic = node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
-    nvlink = node.gpu.nvlink_bandwidth * calibration.transfers.nvlink.value
     activation = job.micro_batch_tokens * model.hidden_size * BF16_BYTES
     return {
-        ranks: activation / nvlink + node.nvlink_latency
-        if load is None
-        else activation / load.rate(nic) + load.latency
-        for ranks, load in loads.sends.items()
+        ranks: transfers.send(activation, load=load).seconds for ranks, load in loads.sends.items()
     }
 
 
@@ -317,16 +311,14 @@ def optimizer_step(
     holders: Sequence[int],
     dense: FabricLoad,
     experts: FabricLoad,
-    cluster: ClusterProfile,
-    calibration: CalibrationProfile,
+    transfers: Transfers,
     costs: KernelCostModel,
 ) -> OptimizerStep:
     """Time of the ZeRO-1 optimizer step on one rank.
 
-    Reduce-scatter and all-gather run hierarchically, inside an NVLink domain and, where copies lie
-    in several, between domains with each GPU's own NIC carrying its share round a ring, the two
-    levels pipelined. Replicated parameters have all data-parallel ranks as copies, experts only
-    those of other expert groups; both times the ranks of the pipeline that hold the same stages.
+    Reduce-scatter and all-gather are rings of two levels. Replicated parameters have all
+    data-parallel ranks as copies, experts only those of other expert groups; both times the ranks
+    of the pipeline that hold the same stages.
 
     AdamW reads gradient, master weight and both moments, writes all but the gradient, and writes
     the BF16 parameter; before it the norm reads the shard's gradients, after it all gradients are
@@ -338,25 +330,15 @@ def optimizer_step(
         dense: what the fabric makes of the rings over replicated parameters.
         experts: the same of the rings over experts.
     """
-    node = cluster.node
-    nic = node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
-    nvlink = node.gpu.nvlink_bandwidth * calibration.transfers.nvlink.value
     replicas = layout.dp * len(holders)
     expert_replicas = layout.expert_replicas * len(holders)
     of_dense = copies_of(layout, holders, experts=False)
     of_experts = copies_of(layout, holders, experts=True)
 
-    def exchange(data: Bytes, copies: Copies, load: FabricLoad) -> Seconds:
-        # A step of a ring takes its latency; the last byte of a GPU passes all others.
-        inside = data * (copies.most - 1) / copies.most / nvlink
-        inside += (copies.most - 1) * node.nvlink_latency
-        between = data / copies.fewest * (1 - 1 / copies.domains) / load.rate(nic)
-        between += (copies.domains - 1) * load.latency
-        return max(inside, between)
-
     def exchange_all(bytes_each: Bytes) -> Seconds:
-        return exchange(held.replicated * bytes_each, of_dense, dense) + exchange(
-            held.experts * bytes_each, of_experts, experts
+        return (
+            transfers.ring(held.replicated * bytes_each, of_dense, load=dense).seconds
+            + transfers.ring(held.experts * bytes_each, of_experts, load=experts).seconds
         )
 
     shard = held.replicated / replicas + held.experts / expert_replicas
@@ -365,7 +347,9 @@ def optimizer_step(
     adamw = gradient + 2 * state + BF16_BYTES
     cast = held.fp8 * (BF16_BYTES + FP8_BYTES)
     traffic = shard * (norm + adamw) + held.total * gradient + cast
-    update = costs.predict([_addition(traffic)], sms=cluster.node.gpu.sms, overlapped=False)
+    update = costs.predict(
+        [_addition(traffic)], sms=transfers.cluster.node.gpu.sms, overlapped=False
+    )
     return OptimizerStep(
         reduce_s=exchange_all(gradient),
         update_s=float(update.seconds[0]),
@@ -422,8 +406,8 @@ def simulate_step(
         for actions, load in zip(schedule.actions, loads.all_to_all, strict=True)
     )
 
-    nic = cluster.node.nic_bandwidth_per_gpu * calibration.transfers.nic.value
-    slowest = min(loads.all_to_all, key=lambda load: load.rate(nic))
+    transfers = Transfers(cluster=cluster, achieved=calibration.transfers)
+    slowest = max(loads.all_to_all, key=lambda load: transfers.payload(1.0, load=load).seconds)
     profiled = ChunkKey(OVERLAPPED, PAIR_LAYERS, PAIR_LAYERS, slowest)
     chunks = run_chunks(
         [*(key for row in keys for key in row), profiled],
@@ -445,7 +429,7 @@ def simulate_step(
         logs[rank].append(log)
         yield from perform(env, log.graph, chunk.cost.seconds.tolist(), gap_s, log)
 
-    transfers_s = send_seconds(job, model, cluster=cluster, calibration=calibration, loads=loads)
+    transfers_s = send_seconds(job, model, transfers=transfers, loads=loads)
     holders = {rank: ranks for ranks in holders_of(schedule) for rank in ranks}
     pipeline = perform_pipeline(
         schedule,
@@ -461,8 +445,7 @@ def simulate_step(
             holders=holders[rank],
             dense=loads.dense[rank],
             experts=loads.experts[rank],
-            cluster=cluster,
-            calibration=calibration,
+            transfers=transfers,
             costs=costs,
         )
         for rank in range(schedule.ranks)

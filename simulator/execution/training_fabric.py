@@ -42,6 +42,7 @@ from simulator.hardware.network.fabric_load import (
     transfer_loads,
 )
 from simulator.hardware.network.routing import parse_failure
+from simulator.hardware.network.transfers import Domains
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.schedules import Schedule
 
@@ -166,17 +167,7 @@ def send_flows(layout: ParallelLayout, schedule: Schedule) -> dict[int, Flows]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Copies:
-    """How the copies of the same parameters lie in NVLink domains."""
-
-    domains: int
-    fewest: int
-    most: int
-    """Copies in one of the domains."""
-
-
-def copies_of(layout: ParallelLayout, holders: Sequence[int], *, experts: bool) -> Copies:
+def copies_of(layout: ParallelLayout, holders: Sequence[int], *, experts: bool) -> Domains:
     """How copies lie in domains, at the worst place of an expert-parallel group.
 
     Args:
@@ -186,7 +177,7 @@ def copies_of(layout: ParallelLayout, holders: Sequence[int], *, experts: bool) 
     found = [
         [len(part) for part in parts] for parts in _by_domain(layout, holders, experts=experts)
     ]
-    return Copies(
+    return Domains(
         domains=max(map(len, found)), fewest=min(map(min, found)), most=max(map(max, found))
     )
 

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
+from hardware_profiles.units import Bytes, Seconds
 from simulator.workload.gating import random_scores, select_experts
 
 Rows = NDArray[np.float64]
@@ -349,7 +349,7 @@ class RebalanceCost:
     """Weights that the GPU receives which receives most."""
     bytes_total: Bytes
     seconds: Seconds
-    """Time of the transfer at the given bandwidth."""
+    """Time of the transfer to that GPU."""
     share: float
     """That time over the interval between two rebalancings."""
 
@@ -359,13 +359,15 @@ def rebalance_cost(
     after: ExpertPlacement,
     *,
     expert_bytes: Bytes,
-    bandwidth: BytesPerSecond,
+    seconds_of: Callable[[Bytes], Seconds],
     interval: Seconds,
 ) -> RebalanceCost:
     """Cost of loading the experts that a GPU did not hold before, from other GPUs.
 
-    A slot whose expert already lies on the same GPU moves nothing off it. `bandwidth` is what one
-    GPU receives, bytes/s.
+    A slot whose expert already lies on the same GPU moves nothing off it.
+
+    Args:
+        seconds_of: time of the bytes that one GPU receives.
     """
     if before.slots.shape != after.slots.shape or before.gpus != after.gpus:
         raise ValueError("placements of different shape cannot follow each other")
@@ -378,7 +380,7 @@ def rebalance_cost(
         np.add.at(wanted[layer], (gpu, after.slots[layer]), 1)
     # Two copies of one expert on one GPU are one transfer.
     received = ((wanted > 0) & (held == 0)).sum(axis=(0, 2)) * expert_bytes
-    seconds = float(received.max()) / bandwidth
+    seconds = seconds_of(float(received.max()))
     return RebalanceCost(
         bytes_per_gpu=float(received.max()),
         bytes_total=float(received.sum()),

@@ -22,8 +22,9 @@ from simulator.execution.fleet.kv_cache import KvCache, longest_kv_tokens
 from simulator.execution.fleet.live_request import NEVER, LiveRequest
 from simulator.execution.fleet.log import LogWriter
 from simulator.execution.fleet.prefill_queue import PrefillQueue
-from simulator.execution.fleet.prefix_cache import BlockStore, Link
+from simulator.execution.fleet.prefix_cache import BlockStore
 from simulator.execution.fleet.step_times import StepTimes
+from simulator.hardware.network.transfers import Link
 from simulator.scenario.fleet import PoolSpec
 
 

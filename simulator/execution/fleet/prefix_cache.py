@@ -10,29 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hardware_profiles.units import BytesPerSecond, Seconds
-
-
-class Link:
-    """A path that moves one thing after the other, each at the full rate."""
-
-    __slots__ = ("_free_s", "_latency_s", "_rate")
-
-    def __init__(self, rate: BytesPerSecond, latency_s: Seconds) -> None:
-        self._rate = rate
-        self._latency_s = latency_s
-        self._free_s = 0.0
-
-    def send(self, now_s: Seconds, size_bytes: float) -> Seconds:
-        """Queue a transfer and return when it has arrived."""
-        start = self._free_s if self._free_s > now_s else now_s
-        self._free_s = start + size_bytes / self._rate
-        return self._free_s + self._latency_s
-
-    def reset(self, now_s: Seconds) -> None:
-        """Drop what is queued."""
-        self._free_s = now_s
-
 
 class BlockStore:
     """The blocks of one tier, least recently used out first."""

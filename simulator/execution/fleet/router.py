@@ -23,11 +23,12 @@ from simulator.execution.fleet.accounts import Accounts
 from simulator.execution.fleet.instance import Instance
 from simulator.execution.fleet.live_request import LiveRequest
 from simulator.execution.fleet.log import LogWriter, Outcome
-from simulator.execution.fleet.prefix_cache import BlockStore, Link, match_prefix
+from simulator.execution.fleet.prefix_cache import BlockStore, match_prefix
 from simulator.execution.fleet.step_times import StepTimes
 from simulator.hardware.network.clusters import cluster_fabric, first_gpus
 from simulator.hardware.network.fairness import Integers
 from simulator.hardware.network.flows import Network, make_flows
+from simulator.hardware.network.transfers import Link, host_link, network_link
 from simulator.scenario.fleet import CacheTier, FleetJob, PoolSpec
 
 
@@ -105,14 +106,21 @@ class Router:
             watermark=job.kv_watermark,
         )
         gpus_per_rank = spec.gpus_per_instance / spec.ranks
-        pcie = cluster.node.gpu.pcie_bandwidth * gpus_per_rank
         ranks = range(spec.ranks)
-        instance.host_links = [Link(pcie, 0.0) for _ in ranks]
+        instance.host_links = [host_link(cluster, gpus=gpus_per_rank) for _ in ranks]
         if job.kv_transfer is not None and job.kv_transfer.latency is not None:
-            network = min(cluster.node.nic_bandwidth_per_gpu * gpus_per_rank, pcie)
-            rate = job.kv_transfer.bandwidth or network
-            instance.links_in = [Link(rate, job.kv_transfer.latency) for _ in ranks]
-            instance.links_out = [Link(rate, job.kv_transfer.latency) for _ in ranks]
+            instance.links_in, instance.links_out = (
+                [
+                    network_link(
+                        cluster,
+                        gpus=gpus_per_rank,
+                        rate=job.kv_transfer.bandwidth,
+                        latency_s=job.kv_transfer.latency,
+                    )
+                    for _ in ranks
+                ]
+                for _ in ("in", "out")
+            )
         if instance.prefills:
             own = [tier for tier in _tiers(job) if tier.scope == "instance"]
             shared = [tier for tier in _tiers(job) if tier.scope == "fleet"]

@@ -11,7 +11,6 @@ from hardware_profiles.schema import load_transport
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import training_metrics
 from simulator.execution.training_fabric import (
-    Copies,
     StepLoads,
     copies_of,
     expert_flows,
@@ -24,6 +23,7 @@ from simulator.hardware.network.clusters import cluster_fabric
 from simulator.hardware.network.fabric_load import NO_LIMIT, all_to_all_load
 from simulator.hardware.network.flows import Network, make_flows
 from simulator.hardware.network.routing import parse_failure
+from simulator.hardware.network.transfers import Domains
 from simulator.scenario.files import load_scenario
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.schedules import SCHEDULES
@@ -347,7 +347,7 @@ def test_groups_and_rings_that_fit_a_rack_take_no_nic():
     found = step_loads(racks(), of, order)
     assert len(expert_flows(of).source) == 0
     assert all(len(ring_flows(of, order, experts=experts).source) == 0 for experts in (False, True))
-    assert copies_of(of, [1], experts=False) == Copies(domains=1, fewest=64, most=64)
+    assert copies_of(of, [1], experts=False) == Domains(domains=1, fewest=64, most=64)
     # Every pipeline rank is a rack: what it sends to the next leaves it.
     assert None not in found.sends.values()
 
@@ -362,8 +362,8 @@ def test_pipeline_ranks_that_share_a_rack_send_over_nvlink():
 def test_copies_in_several_racks_meet_over_the_nics_of_the_rack_with_fewest():
     # Two ranks of 96 GPUs in racks of 64: 64 and 32 of the first, 32 and 64 of the second.
     of = replace(in_racks(2, 32), gpus=192)
-    assert copies_of(of, [0], experts=False) == Copies(domains=2, fewest=32, most=64)
-    assert copies_of(of, [0], experts=True) == Copies(domains=2, fewest=1, most=2)
+    assert copies_of(of, [0], experts=False) == Domains(domains=2, fewest=32, most=64)
+    assert copies_of(of, [0], experts=True) == Domains(domains=2, fewest=1, most=2)
     order = schedule("1f1b", 2)
     dense = ring_flows(of, order, experts=False).beyond(64)
     assert sorted(zip(dense.source.tolist(), dense.destination.tolist(), strict=True)) == sorted(

@@ -246,15 +246,13 @@ def test_moving_one_expert_costs_its_weights_once():
     load = np.array([[4.0, 3.0, 2.0, 1.0]])
     before = place_experts(load, gpus=2, nodes=1, groups=1, redundant=0, policy="in_order")
     after = place_experts(load, gpus=2, nodes=1, groups=1, redundant=0, policy="global")
-    cost = rebalance_cost(before, after, expert_bytes=10.0, bandwidth=5.0, interval=100.0)
+    five_per_second = {"expert_bytes": 10.0, "seconds_of": lambda size: size / 5, "interval": 100.0}
+    cost = rebalance_cost(before, after, **five_per_second)
     assert cost.bytes_per_gpu == 10.0  # {0, 1}, {2, 3} -> {0, 3}, {1, 2}
     assert cost.bytes_total == 20.0
     assert cost.seconds == 2.0
     assert cost.share == 0.02
-    assert (
-        rebalance_cost(after, after, expert_bytes=10.0, bandwidth=5.0, interval=100.0).bytes_total
-        == 0.0
-    )
+    assert rebalance_cost(after, after, **five_per_second).bytes_total == 0.0
 
 
 def test_a_histogram_file_reads_back_and_errors_name_the_line(tmp_path: Path):

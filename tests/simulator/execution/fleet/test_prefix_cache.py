@@ -1,6 +1,6 @@
-"""Tiers of cached blocks, and the links that load from them."""
+"""Tiers of cached blocks."""
 
-from simulator.execution.fleet.prefix_cache import BlockStore, Link, match_prefix
+from simulator.execution.fleet.prefix_cache import BlockStore, match_prefix
 
 
 def test_a_match_ends_at_the_first_block_that_no_tier_holds() -> None:
@@ -31,17 +31,3 @@ def test_of_one_prompt_the_end_goes_before_the_beginning() -> None:
     store = BlockStore(3)
     store.touch([1, 2, 3, 4, 5])
     assert match_prefix([store], [1, 2, 3, 4, 5]).blocks == 3
-
-
-def test_a_link_moves_one_thing_after_the_other_at_its_rate() -> None:
-    link = Link(100.0, 0.5)
-    assert link.send(1.0, 200.0) == 3.5
-    assert link.send(2.0, 100.0) == 4.5
-    assert link.send(10.0, 100.0) == 11.5
-
-
-def test_a_link_that_is_reset_forgets_what_was_queued() -> None:
-    link = Link(100.0, 0.0)
-    link.send(0.0, 1000.0)
-    link.reset(1.0)
-    assert link.send(1.0, 100.0) == 2.0
