@@ -13,7 +13,7 @@ from reference_model.trace import KINDS, Operator
 
 
 @dataclass(frozen=True, slots=True)
-class TimedOperator:
+class TableRow:
     """One row of the table."""
 
     operator: Operator
@@ -59,7 +59,7 @@ class BestRates:
     bytes_share: float
 
 
-def load_timed(path: Path) -> list[TimedOperator]:
+def load_timed(path: Path) -> list[TableRow]:
     """Read a table that `measure` wrote. Raises ValueError naming the file and what is wrong."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
@@ -68,7 +68,7 @@ def load_timed(path: Path) -> list[TimedOperator]:
         return [_timed(line) for line in reader if line["kind"] in KINDS]
 
 
-def _timed(line: dict[str, str]) -> TimedOperator:
+def _timed(line: dict[str, str]) -> TableRow:
     conditions = _pairs(line["conditions"])
     operator = Operator(
         name=line["kind"],
@@ -81,7 +81,7 @@ def _timed(line: dict[str, str]) -> TimedOperator:
         recompute=False,
         accumulate="accumulate" in conditions,
     )
-    return TimedOperator(operator, float(line["seconds"]), conditions["set"], int(line["sms"]))
+    return TableRow(operator, float(line["seconds"]), conditions["set"], int(line["sms"]))
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -89,7 +89,7 @@ def _pairs(text: str) -> dict[str, str]:
     return {name: value for name, value in pairs}  # noqa: C416 - lists are not pairs to mypy
 
 
-def ceilings(rows: Iterable[TimedOperator]) -> Ceilings:
+def ceilings(rows: Iterable[TableRow]) -> Ceilings:
     """The fastest dense GEMM of each type and the fastest copy."""
     flops: dict[str, float] = {}
     moved = 0.0
@@ -102,11 +102,11 @@ def ceilings(rows: Iterable[TimedOperator]) -> Ceilings:
     return Ceilings(flops, moved)
 
 
-def achieved(rows: list[TimedOperator]) -> list[BestRates]:
+def achieved(rows: list[TableRow]) -> list[BestRates]:
     """Best rates of each kind, type and kernel set on the most multiprocessors of the table."""
     every = max(row.sms for row in rows)
     best = ceilings(rows)
-    groups: dict[tuple[str, str, str], list[TimedOperator]] = {}
+    groups: dict[tuple[str, str, str], list[TableRow]] = {}
     for row in rows:
         if row.sms == every:
             key = (row.operator.kind, row.operator.dtype, row.kernel_set)

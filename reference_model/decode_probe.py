@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from reference_model.kernels.triton_routing import gate
+from reference_model.kernels.triton_routing import launch_gate
 from reference_model.measure import seconds_between_events
 
 EXPERTS, GROUPS, GROUPS_KEPT, TOP_K = 256, 8, 4, 8
@@ -107,7 +107,7 @@ def main() -> None:
         logits = torch.randn((tokens, EXPERTS), device=device)
         bias = torch.randn(EXPERTS, device=device)
         launch = partial(
-            gate, logits, bias,
+            launch_gate, logits, bias,
             n_group=GROUPS, topk_group=GROUPS_KEPT, top_k=TOP_K, normalise=True, scaling=SCALING,
             site="",
         )  # fmt: skip

@@ -93,7 +93,7 @@ def _fast_kernels() -> list[tuple[Any, Callable[..., Any]]]:
     from reference_model.kernels import triton_decode, triton_elementwise, triton_routing
 
     found: list[tuple[Any, Callable[..., Any]]] = [
-        (getattr(home, name), getattr(module, name))
+        (getattr(home, name), getattr(module, f"launch_{name}"))
         for home, module, names in (
             (ops, triton_elementwise, ELEMENTWISE),
             (ops, triton_routing, ROUTING),
@@ -103,19 +103,19 @@ def _fast_kernels() -> list[tuple[Any, Callable[..., Any]]]:
     ]
     return [
         *found,
-        (ops.attention_forward, attention_forward),
-        (ops.attention_backward, attention_backward),
-        (decode_operators.batched_gemm_into, batched_gemm_into),
-        (decode_operators.masked_swiglu, masked_swiglu),
-        (decode_operators.mla_decode, mla_decode),
-        (decode_operators.rope_into, triton_elementwise.rope_into),
+        (ops.attention_forward, cudnn_attention_forward),
+        (ops.attention_backward, cudnn_attention_backward),
+        (decode_operators.batched_gemm_into, _batched_gemm_into),
+        (decode_operators.masked_swiglu, _masked_swiglu),
+        (decode_operators.mla_decode, _mla_decode),
+        (decode_operators.rope_into, triton_elementwise.launch_rope_into),
     ]
 
 
 # -- attention -------------------------------------------------------------------------------------
 
 
-def attention_forward(
+def cudnn_attention_forward(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, site: str
 ) -> tuple[Tensor, Tensor]:
     """operators.attention_forward by cuDNN's fused kernel, which has no float32 form: its own body
@@ -130,7 +130,7 @@ def attention_forward(
     return out.transpose(1, 2).contiguous(), log_sum.reshape(log_sum.shape[:3])
 
 
-def attention_backward(
+def cudnn_attention_backward(
     q_grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -188,7 +188,7 @@ def _unused_seed(device: torch.device) -> Tensor:
     return torch.zeros((), dtype=torch.int64, device=device)
 
 
-def mla_decode(
+def _mla_decode(
     q: Tensor, cache: Tensor, lengths: Tensor, *, latent_dim: int, scale: float, site: str
 ) -> tuple[Tensor, Tensor]:
     """decode_operators.mla_decode by the Triton kernel, whose products would round float32 to
@@ -202,13 +202,13 @@ def mla_decode(
     return mla_decode_triton(q, cache, lengths, latent_dim=latent_dim, scale=scale)
 
 
-def batched_gemm_into(a: Tensor, b: Tensor, out: Tensor, *, site: str) -> None:
+def _batched_gemm_into(a: Tensor, b: Tensor, out: Tensor, *, site: str) -> None:
     """decode_operators.batched_gemm_into by cuBLAS in the operands' type; it writes strided
     matrices where they lie."""
     torch.bmm(a, b.mT, out=out)
 
 
-def masked_swiglu(
+def _masked_swiglu(
     gate_up: Tensor, group_rows: Tensor, *, rows: int, fp8: bool, kernels: str, site: str
 ) -> tuple[Tensor, Tensor]:
     """decode_operators.masked_swiglu by the Triton kernel where the result is FP8."""

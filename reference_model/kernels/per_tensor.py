@@ -82,14 +82,16 @@ def quantize_blocks(w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Te
 
 def swiglu_quantize(gate_up: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
     """SwiGLU of gate_up [rows, 2 * intermediate], quantised."""
-    return quantize_tiles(reference.swiglu(gate_up), power_of_two_scales=power_of_two_scales)
+    return quantize_tiles(
+        reference.swiglu_float32(gate_up), power_of_two_scales=power_of_two_scales
+    )
 
 
 def weighted_swiglu_quantize(
     gate_up: Tensor, row_weights: Tensor, *, power_of_two_scales: bool
 ) -> tuple[Tensor, Tensor]:
     """The same, each row times its routing weight, float32 [rows]."""
-    weighted = reference.swiglu(gate_up) * row_weights[:, None]
+    weighted = reference.swiglu_float32(gate_up) * row_weights[:, None]
     return quantize_tiles(weighted, power_of_two_scales=power_of_two_scales)
 
 
@@ -98,7 +100,7 @@ def swiglu_quantize_transposed(
 ) -> tuple[Tensor, Tensor]:
     """SwiGLU of gate_up [rows, 2 * intermediate], quantised transposed."""
     return quantize_tiles_transposed(
-        reference.swiglu(gate_up), group_sizes=None, power_of_two_scales=power_of_two_scales
+        reference.swiglu_float32(gate_up), group_sizes=None, power_of_two_scales=power_of_two_scales
     )
 
 

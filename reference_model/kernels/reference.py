@@ -246,7 +246,7 @@ def grouped_gemm_fp8_weight_grad(
         start += size
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
+def swiglu_float32(gate_up: Tensor) -> Tensor:
     """silu(gate) * up in float32, of gate_up [rows, 2 * intermediate], gate first."""
     gate, up = gate_up.float().chunk(2, dim=1)
     return functional.silu(gate) * up
@@ -254,7 +254,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 def swiglu_quantize(gate_up: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
     """SwiGLU of gate_up [rows, 2 * intermediate], quantised in 1x128 tiles without a BF16 copy."""
-    return quantize_tiles(swiglu(gate_up), power_of_two_scales=power_of_two_scales)
+    return quantize_tiles(swiglu_float32(gate_up), power_of_two_scales=power_of_two_scales)
 
 
 def weighted_swiglu_quantize(
@@ -262,7 +262,7 @@ def weighted_swiglu_quantize(
 ) -> tuple[Tensor, Tensor]:
     """The same, each row times its routing weight, float32 [rows]."""
     return quantize_tiles(
-        swiglu(gate_up) * row_weights[:, None], power_of_two_scales=power_of_two_scales
+        swiglu_float32(gate_up) * row_weights[:, None], power_of_two_scales=power_of_two_scales
     )
 
 
@@ -271,7 +271,7 @@ def swiglu_quantize_transposed(
 ) -> tuple[Tensor, Tensor]:
     """SwiGLU of gate_up [rows, 2 * intermediate] as quantize_tiles_transposed of one group."""
     return quantize_tiles_transposed(
-        swiglu(gate_up), group_sizes=None, power_of_two_scales=power_of_two_scales
+        swiglu_float32(gate_up), group_sizes=None, power_of_two_scales=power_of_two_scales
     )
 
 

@@ -50,7 +50,7 @@ def _append_cache_kernel(
     tl.store(entry + latent_columns + column, values, mask=column < rope_columns)
 
 
-def append_cache(
+def launch_append_cache(
     latent: Tensor, key: Tensor, positions: Tensor, cache: Tensor, *, site: str
 ) -> None:
     """decode_operators.append_cache; the columns of each operand must be adjacent in memory."""
@@ -106,7 +106,7 @@ def _receive_kernel(
     tl.store(target, scale, mask=tile < tiles)
 
 
-def dispatch_receive(
+def launch_dispatch_receive(
     values: Tensor,
     scales: Tensor,
     indices: Tensor,
@@ -143,7 +143,7 @@ def _copy_filled_kernel(x, out, counts, room, words, BLOCK: tl.constexpr):
         tl.store(out + at, tl.load(x + at, mask=word < words), mask=word < words)
 
 
-def combine_send(x: Tensor, group_rows: Tensor, *, rows: int, site: str) -> Tensor:
+def launch_combine_send(x: Tensor, group_rows: Tensor, *, rows: int, site: str) -> Tensor:
     """decode_operators.combine_send; copies the filled rows only."""
     x = x.contiguous()
     out = torch.empty_like(x)
@@ -163,7 +163,7 @@ def _rows_of_choices_kernel(source, counts, choice_rows, room, slots, BLOCK: tl.
     tl.store(choice_rows + choice, row, mask=filled & (row < slots))
 
 
-def combine_receive(
+def launch_combine_receive(
     x: Tensor, source: Tensor, weights: Tensor, group_rows: Tensor, *, site: str
 ) -> Tensor:
     """decode_operators.combine_receive in two kernels: the row of each choice, and the sums."""

@@ -52,7 +52,7 @@ def _rmsnorm_kernel(
     tl.store(out + row * columns + column, result, mask=inside)
 
 
-def rmsnorm(x: Tensor, weight: Tensor, *, eps: float, site: str) -> Tensor:
+def launch_rmsnorm(x: Tensor, weight: Tensor, *, eps: float, site: str) -> Tensor:
     """operators.rmsnorm."""
     x = _adjacent_columns(x)
     out = x.new_empty(x.shape)
@@ -64,7 +64,7 @@ def rmsnorm(x: Tensor, weight: Tensor, *, eps: float, site: str) -> Tensor:
     return out
 
 
-def rmsnorm_residual(
+def launch_rmsnorm_residual(
     update: Tensor, residual: Tensor, weight: Tensor, *, eps: float, site: str
 ) -> tuple[Tensor, Tensor]:
     """operators.rmsnorm_residual."""
@@ -134,14 +134,14 @@ def _add_partial_sums_kernel(
     tl.store(total + column, result, mask=inside)
 
 
-def rmsnorm_backward(
+def launch_rmsnorm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, weight_grad: Tensor, *, eps: float, site: str
 ) -> Tensor:
     """operators.rmsnorm_backward; two kernels, as partial sums are added up."""
     return _rmsnorm_backward(grad, None, x, weight, weight_grad, eps=eps)
 
 
-def rmsnorm_residual_backward(
+def launch_rmsnorm_residual_backward(
     grad: Tensor,
     residual_grad: Tensor,
     total: Tensor,
@@ -235,12 +235,12 @@ def _rope_kernel(
     tl.store(target, turned, mask=inside)
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool, site: str) -> None:
+def launch_rope(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool, site: str) -> None:
     """operators.rope; dim must be a power of two and its values adjacent in memory."""
     _rope(x, cos, sin, x, inverse=inverse)
 
 
-def rope_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, site: str) -> None:
+def launch_rope_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, site: str) -> None:
     """decode_operators.rope_into; dim as above."""
     _rope(x, cos, sin, out, inverse=False)
 
@@ -279,7 +279,7 @@ def _broadcast_heads_kernel(
     tl.store(target, tl.broadcast_to(value[None, :], [HEADS, DIM]), mask=inside)
 
 
-def broadcast_heads(x: Tensor, out: Tensor, *, site: str) -> None:
+def launch_broadcast_heads(x: Tensor, out: Tensor, *, site: str) -> None:
     """operators.broadcast_heads; the values of a head must be adjacent in memory."""
     rows, heads, dim = out.shape
     block = min(_HEADS, triton.next_power_of_2(heads))
@@ -311,7 +311,7 @@ def _copy_heads_kernel(
     tl.store(target, tl.load(at, mask=inside), mask=inside)
 
 
-def copy(x: Tensor, out: Tensor, *, site: str) -> None:
+def launch_copy(x: Tensor, out: Tensor, *, site: str) -> None:
     """operators.copy; parts of wider rows or heads by a kernel, what is contiguous by torch's."""
     source, target = _by_row_and_head(x), _by_row_and_head(out)
     whole = x.is_contiguous() and out.is_contiguous()
@@ -362,7 +362,7 @@ def _sum_heads_kernel(
     tl.store(out + row * dim + column, result, mask=column < dim)
 
 
-def sum_heads(x: Tensor, *, site: str) -> Tensor:
+def launch_sum_heads(x: Tensor, *, site: str) -> Tensor:
     """operators.sum_heads; the values of a head must be adjacent in memory."""
     rows, heads, dim = x.shape
     out = x.new_empty((rows, dim))
@@ -392,7 +392,7 @@ def _transpose_kernel(
     tl.store(target, tl.trans(values), mask=tl.trans(inside))
 
 
-def transpose(x: Tensor, *, site: str) -> Tensor:
+def launch_transpose(x: Tensor, *, site: str) -> Tensor:
     """operators.transpose, tile by tile."""
     x = x.contiguous()
     rows, columns = x.shape[-2:]
@@ -434,7 +434,7 @@ def _attention_preprocess_kernel(
     tl.store(target, zeros, mask=(head < heads)[:, None] & (wide < qk_dim)[None, :])
 
 
-def attention_backward_preprocess(
+def launch_attention_backward_preprocess(
     output: Tensor, out_grad: Tensor, *, qk_dim: int, site: str
 ) -> tuple[Tensor, Tensor]:
     """operators.attention_backward_preprocess in one kernel."""
@@ -504,7 +504,9 @@ def _embedding_backward_kernel(table_grad, tokens, grad, columns, BLOCK: tl.cons
     tl.atomic_add(table_grad + token * columns + column, value, mask=inside, sem="relaxed")
 
 
-def embedding_backward(table_grad: Tensor, tokens: Tensor, grad: Tensor, *, site: str) -> None:
+def launch_embedding_backward(
+    table_grad: Tensor, tokens: Tensor, grad: Tensor, *, site: str
+) -> None:
     """operators.embedding_backward in one kernel; tokens add in no particular order."""
     rows, columns = grad.shape
     _embedding_backward_kernel[rows, triton.cdiv(columns, _BLOCK)](
@@ -536,12 +538,12 @@ def _swiglu_kernel(
     tl.store(out + row * columns + column, result.to(out.dtype.element_ty), mask=inside)
 
 
-def swiglu(gate_up: Tensor, *, site: str) -> Tensor:
+def launch_swiglu(gate_up: Tensor, *, site: str) -> Tensor:
     """operators.swiglu."""
     return _swiglu(gate_up, None)
 
 
-def weighted_swiglu(gate_up: Tensor, row_weights: Tensor, *, site: str) -> Tensor:
+def launch_weighted_swiglu(gate_up: Tensor, row_weights: Tensor, *, site: str) -> Tensor:
     """operators.weighted_swiglu."""
     return _swiglu(gate_up, row_weights)
 
@@ -589,7 +591,7 @@ def _swiglu_backward_kernel(
     tl.store(out + gate_at + columns, up_grad.to(out.dtype.element_ty), mask=inside)
 
 
-def swiglu_backward(gate_up: Tensor, grad: Tensor, *, site: str) -> Tensor:
+def launch_swiglu_backward(gate_up: Tensor, grad: Tensor, *, site: str) -> Tensor:
     """operators.swiglu_backward."""
     gate_up, grad = gate_up.contiguous(), grad.contiguous()
     out = torch.empty_like(gate_up)
@@ -600,7 +602,7 @@ def swiglu_backward(gate_up: Tensor, grad: Tensor, *, site: str) -> Tensor:
     return out
 
 
-def weighted_swiglu_forward_backward(
+def launch_weighted_swiglu_forward_backward(
     gate_up: Tensor, row_weights: Tensor, grad: Tensor, *, site: str
 ) -> tuple[Tensor, Tensor]:
     """operators.weighted_swiglu_forward_backward."""
@@ -643,7 +645,7 @@ def _unpermute_kernel(
     tl.store(target, total.to(out.dtype.element_ty), mask=column < columns)
 
 
-def unpermute(x: Tensor, choice_rows: Tensor, *, site: str) -> Tensor:
+def launch_unpermute(x: Tensor, choice_rows: Tensor, *, site: str) -> Tensor:
     """operators.unpermute; rows of other ranks' choices are not read."""
     return sum_rows(x, choice_rows, None)
 
@@ -700,7 +702,7 @@ def _quantize_e5m6_kernel(
     tl.store(scales + row * tiles + tile, scale)
 
 
-def quantize_e5m6(x: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
+def launch_quantize_e5m6(x: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
     """operators.quantize_e5m6; columns must be a multiple of 8."""
     x = x.contiguous()
     rows, columns = x.shape
@@ -749,7 +751,9 @@ def _dequantize_e5m6_kernel(
     tl.store(out + at, result, mask=(column < columns)[None, :])
 
 
-def dequantize_e5m6(packed: Tensor, scales: Tensor, *, dtype: torch.dtype, site: str) -> Tensor:
+def launch_dequantize_e5m6(
+    packed: Tensor, scales: Tensor, *, dtype: torch.dtype, site: str
+) -> Tensor:
     """operators.dequantize_e5m6; columns must be a multiple of 8."""
     rows, columns = packed.shape[0], packed.shape[1] * 2 // 3
     _check_packed(columns)
@@ -789,7 +793,7 @@ def _log_sum_kernel(logits, targets, log_sum, losses, columns, BLOCK: tl.constex
     tl.store(losses + row, result - chosen)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
+def launch_cross_entropy(logits: Tensor, targets: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
     """operators.cross_entropy; a second kernel averages the rows' losses."""
     logits = logits.contiguous()
     rows, columns = logits.shape
@@ -813,7 +817,7 @@ def _cross_entropy_backward_kernel(
     tl.store(out + at, grad.to(out.dtype.element_ty), mask=inside)
 
 
-def cross_entropy_backward(
+def launch_cross_entropy_backward(
     logits: Tensor, targets: Tensor, log_sum: Tensor, *, weight: float, site: str
 ) -> Tensor:
     """operators.cross_entropy_backward."""

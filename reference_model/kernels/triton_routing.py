@@ -76,7 +76,7 @@ def _gate_kernel(
     tl.store(weights + target, picked * scaling, mask=choice < TOP_K)
 
 
-def gate(
+def launch_gate(
     logits: Tensor,
     correction_bias: Tensor,
     *,
@@ -134,7 +134,7 @@ def _gate_backward_kernel(
     tl.store(out + at, result.to(out.dtype.element_ty), mask=expert < experts)
 
 
-def gate_backward(
+def launch_gate_backward(
     logits: Tensor,
     indices: Tensor,
     weights_grad: Tensor,
@@ -168,7 +168,7 @@ def _dispatch_layout_kernel(indices, counts, choices, BLOCK: tl.constexpr):
     tl.atomic_add(counts + expert, 1, mask=at < choices)
 
 
-def dispatch_layout(indices: Tensor, *, experts: int, site: str) -> Tensor:
+def launch_dispatch_layout(indices: Tensor, *, experts: int, site: str) -> Tensor:
     """operators.dispatch_layout: zeros, and a kernel that counts into them."""
     counts = indices.new_zeros((experts,), dtype=torch.int32)
     flat = indices.reshape(-1)
@@ -229,7 +229,7 @@ def _place_kernel(
     tl.store(row_weights + row, weight, mask=placed)
 
 
-def expert_mapping(
+def launch_expert_mapping(
     indices: Tensor, weights: Tensor, *, rows: int, local_experts: int, site: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """operators.expert_mapping in three kernels: counts by block, their running sum, and places.
@@ -292,7 +292,7 @@ _TILES = 8
 """Scales of a row that one program moves."""
 
 
-def permute(
+def launch_permute(
     x: Tensor, scales: Tensor | None, row_source: Tensor, *, site: str
 ) -> tuple[Tensor, Tensor]:
     """operators.permute in one kernel, values and scales."""
@@ -348,7 +348,7 @@ def _topk_weight_grad_kernel(
     tl.store(out + choice, result)
 
 
-def topk_weight_grad(
+def launch_topk_weight_grad(
     activated: Tensor, grad: Tensor, row_weights: Tensor, choice_rows: Tensor, *, site: str
 ) -> Tensor:
     """operators.topk_weight_grad in one kernel; rows of other ranks' choices are not read."""

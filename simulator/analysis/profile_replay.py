@@ -1,6 +1,6 @@
 """Replay a recorded profile and set the simulated timeline beside the measured one.
 
-    run = replay("profile.json.gz", gpu="h200_sxm", overrides={"host_speed": 2})
+    run = replay_profile("profile.json.gz", gpu="h200_sxm", overrides={"host_speed": 2})
     json.dumps(run.to_json())
 
 On the machine it was recorded on, kernels keep their recorded times and only order, waits, launches
@@ -228,7 +228,7 @@ class ReplayRun:
         return shares
 
 
-def replay(
+def replay_profile(
     trace_path: str | Path,
     *,
     gpu: str | None = None,

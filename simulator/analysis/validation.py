@@ -63,7 +63,7 @@ def _holds_figures(node: Any) -> bool:
     return isinstance(node, list) and any(map(_holds_figures, node))
 
 
-def validate(
+def check_published(
     names: Sequence[str],
     evaluate: Callable[[str, Sequence[str]], Mapping[str, Any]],
     *,

@@ -1,6 +1,6 @@
 """Fit cost models to measured kernel times and report their held-out errors.
 
-    result = calibrate([Path("gemm.csv")], gpu="h200_sxm", name="mine", base="h200_sxm")
+    result = fit_calibration([Path("gemm.csv")], gpu="h200_sxm", name="mine", base="h200_sxm")
 
 Every kernel family in every kernel set is judged on its own rows: versions of a kernel never share
 a fit. Three kinds of error, each relative to the measured time:
@@ -121,7 +121,7 @@ class HeldOutRow:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What `calibrate` gives."""
+    """What `fit_calibration` gives."""
 
     profile: CalibrationProfile
     measurements: tuple[Measurement, ...]
@@ -133,7 +133,7 @@ class Calibration:
     """The mapping of each source."""
 
 
-def calibrate(
+def fit_calibration(
     sources: Sequence[Path],
     *,
     gpu: str,
@@ -644,7 +644,7 @@ def calibrate_to_file(
     sets: Sequence[str] = (),
     form: FormName = "best",
 ) -> tuple[Calibration, list[Path]]:
-    """`calibrate` and write; returns the result and the files written.
+    """Fit a calibration and write it; returns the result and the files written.
 
     Args:
         base: calibration whose other inputs are taken over: the GPU's own where not given, else
@@ -660,7 +660,7 @@ def calibrate_to_file(
     check_outputs(out, sources)
     name = base or (gpu if gpu in known_calibrations() else DEFAULT_BASE)
     raw, _ = read_profile("calibrations", name)
-    result = calibrate(
+    result = fit_calibration(
         sources,
         gpu=gpu,
         name=out.stem,

@@ -239,7 +239,7 @@ def validate(
     from reports.jobs import metrics_of
     from reports.terminal import validation_table
     from simulator.analysis.validation import check_figures, median_error, scenarios_with_figures
-    from simulator.analysis.validation import validate as validate_scenarios
+    from simulator.analysis.validation import check_published as validate_scenarios
     from simulator.scenario.files import load_scenario
 
     names = tuple(scenarios or scenarios_with_figures())
@@ -344,7 +344,7 @@ def replay(
     ] = None,
 ) -> None:
     """Run a recorded profile again: on its own GPU, or as a what-if on another machine."""
-    from simulator.analysis.profile_replay import replay as replay_trace
+    from simulator.analysis.profile_replay import replay_profile as replay_trace
     from simulator.scenario.changes import directory_name, shown
     from simulator.scenario.files import parse_override
 

@@ -8,7 +8,7 @@ import torch
 from reference_model import gpu
 from reference_model.config import load_model_config
 from reference_model.kernels import load_backend, reference
-from reference_model.kernels.triton_elementwise import attention_backward_preprocess
+from reference_model.kernels.triton_elementwise import launch_attention_backward_preprocess
 from reference_model.measure import TimingRequest, time_request
 from reference_model.measure_grid import ALL_SMS, WORKLOADS, gemm_operator, grouped
 from reference_model.precision import Recipe
@@ -117,14 +117,16 @@ def test_library_kernels_equal_the_operators_own_bodies():
     gpu.use_kernels("mixed")
     q, k = (torch.randn(2, 256, 4, 192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     v = torch.randn(2, 256, 4, 128, device="cuda", dtype=torch.bfloat16)
-    out, log_sum = gpu.attention_forward(q, k, v, scale=0.07, site="")
+    out, log_sum = gpu.cudnn_attention_forward(q, k, v, scale=0.07, site="")
     exact, exact_sum = gpu.ops.attention_forward._init_fn(q, k, v, scale=0.07, site="")
     assert relative_error(out, exact) < 5e-3
     assert relative_error(log_sum, exact_sum) < 1e-5
     grad = torch.randn_like(v)
-    delta, _ = attention_backward_preprocess(out, grad, qk_dim=192, site="")
+    delta, _ = launch_attention_backward_preprocess(out, grad, qk_dim=192, site="")
     totals = [torch.zeros(q.shape, device="cuda") for _ in range(2)]
-    got = gpu.attention_backward(totals[0], q, k, v, grad, log_sum, delta, scale=0.07, site="")
+    got = gpu.cudnn_attention_backward(
+        totals[0], q, k, v, grad, log_sum, delta, scale=0.07, site=""
+    )
     wanted = gpu.ops.attention_backward._init_fn(
         totals[1], q, k, v, grad, log_sum, delta, scale=0.07, site=""
     )

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from reports.replay import kernel_table, replay_events, timeline_chart, write_replay_run
-from simulator.analysis.profile_replay import ReplayRun, replay
+from simulator.analysis.profile_replay import ReplayRun, replay_profile
 
 MAPPING = """
 name: made_up
@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> ReplayRun:
         ]
     trace = {"deviceProperties": [{"name": "NVIDIA H800"}], "traceEvents": events}
     (tmp_path / "trace.json").write_text(json.dumps(trace), encoding="utf-8")
-    return replay(tmp_path / "trace.json", mapping=str(tmp_path / "made_up.yaml"))
+    return replay_profile(tmp_path / "trace.json", mapping=str(tmp_path / "made_up.yaml"))
 
 
 def test_one_perfetto_file_holds_the_measured_and_the_simulated_tracks(run: ReplayRun) -> None:

@@ -27,7 +27,7 @@ def test_append_cache_writes_latent_and_key_side_by_side(expanded):
     if expanded:
         positions = positions[:1].expand(2, -1)
     expected = cache.clone()
-    kernels.append_cache(latent, key, positions, cache, site=SITE)
+    kernels.launch_append_cache(latent, key, positions, cache, site=SITE)
     operators.append_cache._init_fn(latent, key, positions, expected, site=SITE)
     assert torch.equal(cache, expected)
 
@@ -42,7 +42,7 @@ def test_dispatch_receive_packs_rows_by_expert(columns, tiles):
     scales = normal(tiles, 3, seed=5).t()
     options = {"rows": 6, "room": 3, "local_experts": 4, "site": SITE}
     choices = CHOICES.to(DEVICE)
-    packed, packed_scales, counts, source = kernels.dispatch_receive(
+    packed, packed_scales, counts, source = kernels.launch_dispatch_receive(
         values, scales, choices, **options
     )
     assert counts.tolist() == [1, 2, 0, 3]
@@ -56,14 +56,14 @@ def test_dispatch_receive_packs_rows_by_expert(columns, tiles):
 def test_combine_sends_filled_rows_and_sums_them_by_weight():
     x, weights = normal(4, 3, 24, seed=6), normal(3, 2, seed=7)
     choices = CHOICES.to(DEVICE)
-    *_, counts, source = kernels.dispatch_receive(
+    *_, counts, source = kernels.launch_dispatch_receive(
         normal(3, 24, seed=8), normal(0, 3, seed=9).t(), choices,
         rows=6, room=3, local_experts=4, site=SITE,
     )  # fmt: skip
-    sent = kernels.combine_send(x, counts, rows=6, site=SITE)
+    sent = kernels.launch_combine_send(x, counts, rows=6, site=SITE)
     filled = torch.arange(3, device=DEVICE)[None, :] < counts[:, None]
     assert torch.equal(sent[filled], x[filled])
-    got = kernels.combine_receive(sent, source, weights, counts, site=SITE)
+    got = kernels.launch_combine_receive(sent, source, weights, counts, site=SITE)
     expected = operators.combine_receive._init_fn(x, source, weights, counts, site=SITE)
     torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-6)
 

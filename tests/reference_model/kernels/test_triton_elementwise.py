@@ -18,7 +18,7 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
 def assert_same(name: str, *arguments, **options) -> None:
     """Equal results, and equal changes to every argument."""
     copies = [x.clone() if isinstance(x, torch.Tensor) else x for x in arguments]
-    got = getattr(kernels, name)(*arguments, **options, site=SITE)
+    got = getattr(kernels, f"launch_{name}")(*arguments, **options, site=SITE)
     expected = getattr(operators, name)._init_fn(*copies, **options, site=SITE)
     torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-6)
     for changed, wanted in zip(arguments, copies, strict=True):
@@ -44,7 +44,7 @@ def test_rope_turns_a_strided_view_in_place(inverse):
     x = normal(2, 3, 5, 24, seed=9)
     expected = x.clone()
     cos, sin = normal(3, 8, seed=10), normal(3, 8, seed=11)
-    kernels.rope(x[..., 8:], cos, sin, inverse=inverse, site=SITE)
+    kernels.launch_rope(x[..., 8:], cos, sin, inverse=inverse, site=SITE)
     operators.rope._init_fn(expected[..., 8:], cos, sin, inverse=inverse, site=SITE)
     torch.testing.assert_close(x, expected, rtol=2e-5, atol=2e-6)
 
@@ -96,7 +96,7 @@ def test_rope_into_writes_a_strided_part(own_angles):
     shape = (2, 3, 8) if own_angles else (3, 8)
     cos, sin = normal(*shape, seed=11), normal(*shape, seed=12)
     expected = out.clone()
-    kernels.rope_into(x[..., 8:], cos, sin, out[..., 24:], site=SITE)
+    kernels.launch_rope_into(x[..., 8:], cos, sin, out[..., 24:], site=SITE)
     decode_operators.rope_into._init_fn(x[..., 8:], cos, sin, expected[..., 24:], site=SITE)
     torch.testing.assert_close(out, expected, rtol=2e-5, atol=2e-6)
 
@@ -119,7 +119,7 @@ def test_sum_heads_of_a_strided_part():
 
 def test_transpose_moves_every_byte():
     x = normal(3, 130, 70, seed=18).to(torch.float8_e4m3fn)
-    got = kernels.transpose(x, site=SITE)
+    got = kernels.launch_transpose(x, site=SITE)
     assert torch.equal(got.view(torch.uint8), x.view(torch.uint8).mT.contiguous())
 
 

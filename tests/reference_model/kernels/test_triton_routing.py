@@ -35,7 +35,7 @@ def test_the_gate_chooses_the_same_experts(experts, groups, topk_group, top_k, n
         "n_group": groups, "topk_group": topk_group, "top_k": top_k,
         "normalise": normalise, "scaling": 2.5,
     }  # fmt: skip
-    indices, weights = kernels.gate(logits, bias, **options, site=SITE)
+    indices, weights = kernels.launch_gate(logits, bias, **options, site=SITE)
     expected, expected_weights = plain("gate", logits, bias, **options)
     assert torch.equal(indices, expected)
     torch.testing.assert_close(weights, expected_weights, rtol=2e-5, atol=2e-6)
@@ -46,7 +46,7 @@ def test_the_gate_by_hand():
     0.4 + 0.2 over 1.0: the first wins, although expert 2 comes before expert 1 overall."""
     logits = torch.zeros((1, 4), device=DEVICE)
     bias = torch.tensor([0.5, 0.3, 0.4, 0.2], device=DEVICE)
-    indices, weights = kernels.gate(
+    indices, weights = kernels.launch_gate(
         logits, bias, n_group=2, topk_group=1, top_k=2, normalise=True, scaling=2.5, site=SITE
     )
     assert indices.tolist() == [[0, 1]]
@@ -58,14 +58,14 @@ def test_gate_backward(normalise):
     logits, grad = normal(5, 20, seed=3), normal(5, 3, seed=4)
     indices = torch.rand(5, 20, generator=generator(5)).topk(3, dim=1).indices.to(DEVICE)
     options = {"normalise": normalise, "scaling": 2.5, "dtype": torch.float32}
-    got = kernels.gate_backward(logits, indices, grad, **options, site=SITE)
+    got = kernels.launch_gate_backward(logits, indices, grad, **options, site=SITE)
     expected = plain("gate_backward", logits, indices, grad, **options)
     torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-6)
 
 
 def test_dispatch_layout_counts_choices():
     indices = torch.tensor([[0, 3], [3, 2], [1, 3]], device=DEVICE)
-    assert kernels.dispatch_layout(indices, experts=5, site=SITE).tolist() == [1, 1, 1, 3, 0]
+    assert kernels.launch_dispatch_layout(indices, experts=5, site=SITE).tolist() == [1, 1, 1, 3, 0]
 
 
 @pytest.mark.parametrize("tokens", [4, 70])
@@ -76,7 +76,7 @@ def test_expert_mapping_sorts_choices_by_expert(tokens):
     weights = normal(tokens, 3, seed=7)
     rows = int(((indices >= 0) & (indices < 4)).sum())
     indices = indices.to(DEVICE)
-    got = kernels.expert_mapping(indices, weights, rows=rows, local_experts=4, site=SITE)
+    got = kernels.launch_expert_mapping(indices, weights, rows=rows, local_experts=4, site=SITE)
     expected = plain("expert_mapping", indices, weights, rows=rows, local_experts=4)
     for mine, wanted in zip(got, expected, strict=True):
         assert torch.equal(mine, wanted)
@@ -87,7 +87,7 @@ def test_permute_moves_values_and_scales(columns):
     x = normal(5, columns, seed=8).to(torch.float8_e4m3fn)
     scales = normal(-(-columns // 128), 5, seed=9).t()
     source = torch.tensor([4, 0, 0, 3], dtype=torch.int32, device=DEVICE)
-    values, tiles = kernels.permute(x, scales, source, site=SITE)
+    values, tiles = kernels.launch_permute(x, scales, source, site=SITE)
     assert torch.equal(values.view(torch.uint8), x.view(torch.uint8)[source.long()])
     assert torch.equal(tiles, scales[source.long()])
     assert tiles.stride() == (1, 4)
@@ -96,7 +96,7 @@ def test_permute_moves_values_and_scales(columns):
 def test_permute_without_scales():
     x = normal(5, 24, seed=8).bfloat16()
     source = torch.tensor([4, 0, 0, 3], dtype=torch.int32, device=DEVICE)
-    values, tiles = kernels.permute(x, None, source, site=SITE)
+    values, tiles = kernels.launch_permute(x, None, source, site=SITE)
     assert torch.equal(values, x[source.long()])
     assert tiles.shape == (4, 0)
 
@@ -105,6 +105,6 @@ def test_topk_weight_grad():
     activated, grad = normal(4, 1100, seed=10), normal(4, 1100, seed=11)
     weights = torch.tensor([0.5, 0.0, 2.0, 1.0], device=DEVICE)
     rows = torch.tensor([[0, -1], [2, 1], [-1, 3]], dtype=torch.int32, device=DEVICE)
-    got = kernels.topk_weight_grad(activated, grad, weights, rows, site=SITE)
+    got = kernels.launch_topk_weight_grad(activated, grad, weights, rows, site=SITE)
     expected = plain("topk_weight_grad", activated, grad, weights, rows)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from simulator.analysis.profile_replay import ReplayRun, replay
+from simulator.analysis.profile_replay import ReplayRun, replay_profile
 
 TRACE = Path(__file__).resolve().parents[4] / "shared/measured/h800/deepseek_train_profile.json"
 needs_trace = pytest.mark.skipif(not TRACE.exists(), reason=f"{TRACE} is not there")
@@ -13,7 +13,7 @@ needs_trace = pytest.mark.skipif(not TRACE.exists(), reason=f"{TRACE} is not the
 
 @pytest.fixture(scope="module")
 def published() -> ReplayRun:
-    return replay(TRACE)
+    return replay_profile(TRACE)
 
 
 @pytest.mark.shared
@@ -64,7 +64,7 @@ def test_shifting_all_gpu_starts_in_order_changes_nothing(
         event["ts"] = shifted[kind]
     path = tmp_path / "shifted.json"
     path.write_text(json.dumps(document), encoding="utf-8")
-    assert replay(path).span_s == pytest.approx(published.span_s, rel=1e-9)
+    assert replay_profile(path).span_s == pytest.approx(published.span_s, rel=1e-9)
 
 
 @pytest.mark.shared
@@ -95,9 +95,9 @@ def test_the_waits_of_the_published_trace_are_those_of_dualpipe(published: Repla
 @needs_trace
 def test_what_ifs_of_the_published_trace_move_as_their_cause_says(published: ReplayRun) -> None:
     def span(**changes: Any) -> float:
-        return replay(TRACE, **changes).span_s
+        return replay_profile(TRACE, **changes).span_s
 
-    slow_nic = replay(TRACE, overrides={"cluster.node.nic.bandwidth": "200 Gbit/s"})
+    slow_nic = replay_profile(TRACE, overrides={"cluster.node.nic.bandwidth": "200 Gbit/s"})
     assert slow_nic.span_s > 1.3 * published.span_s
     assert slow_nic.to_json()["stall_s"] > 0.03
     assert span(overrides={"communication_sms": 24}) > 1.01 * published.span_s
@@ -110,7 +110,7 @@ def test_what_ifs_of_the_published_trace_move_as_their_cause_says(published: Rep
 @pytest.mark.shared
 @needs_trace
 def test_ranks_and_unmapped_kernels_keep_their_time_in_a_what_if(published: ReplayRun) -> None:
-    changed = replay(TRACE, gpu="b200_sxm")
+    changed = replay_profile(TRACE, gpu="b200_sxm")
     kept = [index for index, basis in enumerate(changed.durations.basis) if "kept" in basis]
     assert len(kept) == 16 + 8 + 3  # notify; arange and tensor-map descriptors
     for index in kept:
@@ -125,11 +125,11 @@ def test_a_made_up_profile_replays_and_says_what_it_rests_on(
     overlapped_profile: Any, made_up_mapping: str, tmp_path: Path
 ) -> None:
     path = overlapped_profile.write(tmp_path / "trace.json.gz")
-    result = replay(path, mapping=made_up_mapping).to_json()
+    result = replay_profile(path, mapping=made_up_mapping).to_json()
     assert result["span_s"] == pytest.approx(result["measured_span_s"], rel=0.02)
     assert result["stall_s"] == pytest.approx(300e-6, abs=5e-6)
     assert result["unmapped_share"] == 0
-    faster = replay(path, mapping=made_up_mapping, gpu="b200_sxm").to_json()
+    faster = replay_profile(path, mapping=made_up_mapping, gpu="b200_sxm").to_json()
     assert faster["span_s"] < result["span_s"]
     assert faster["measured_span_s"] == result["measured_span_s"]
     assert set(faster["duration_basis"]) == {"cost model", "all-to-all model"}
@@ -158,7 +158,7 @@ def test_bad_input_is_one_line_that_names_it(
 ) -> None:
     path = overlapped_profile.write(tmp_path / "trace.json")
     with pytest.raises(ValueError, match=message) as error:
-        replay(path, **{"mapping": made_up_mapping, **changes})
+        replay_profile(path, **{"mapping": made_up_mapping, **changes})
     assert "\n" not in str(error.value)
 
 
@@ -167,7 +167,7 @@ def test_a_trace_without_the_calls_that_launched_its_kernels_is_replayed_with_a_
 ) -> None:
     profile.kernel("gemm", stream=7, at=0, us=100, correlation=1)
     profile.kernel("gemm", stream=7, at=102, us=100, correlation=2)
-    run = replay(profile.write(tmp_path / "trace.json"), mapping=made_up_mapping)
+    run = replay_profile(profile.write(tmp_path / "trace.json"), mapping=made_up_mapping)
     assert run.span_s == pytest.approx(202e-6)
     assert run.warnings == ("2 x kernel without the call that launched it: event 0, 1",)
 
@@ -178,8 +178,8 @@ def test_a_what_if_says_which_share_of_the_kernel_time_it_could_not_move(
     for number, (name, us) in enumerate((("gemm", 300), ("my_fused_kernel", 100))):
         profile.launch(name, called=500.0 * number, at=500.0 * number + 20, us=us)
     path = profile.write(tmp_path / "trace.json")
-    assert replay(path, mapping=made_up_mapping).warnings == ()
-    faster = replay(path, mapping=made_up_mapping, gpu="b200_sxm")
+    assert replay_profile(path, mapping=made_up_mapping).warnings == ()
+    faster = replay_profile(path, mapping=made_up_mapping, gpu="b200_sxm")
     # 100 us stay of what were 400; the product is the faster for it.
     kept = 100e-6 / float(faster.durations.seconds.sum())
     assert kept > 0.25
@@ -195,7 +195,7 @@ def test_a_profile_of_which_nothing_is_mapped_takes_the_same_time_anywhere_and_s
 ) -> None:
     profile.launch("my_fused_kernel", called=0, at=20, us=100)
     path = profile.write(tmp_path / "trace.json")
-    other = replay(path, mapping=made_up_mapping, gpu="h20_sxm")
+    other = replay_profile(path, mapping=made_up_mapping, gpu="h20_sxm")
     assert other.span_s == pytest.approx(100e-6)
     assert other.warnings[0].startswith("100.0% of the kernel time is as recorded on h800_sxm: ")
 
@@ -210,7 +210,7 @@ def test_a_third_party_profile_takes_the_mapping_that_fits_and_stays_host_bound(
         profile.launch("gemm_bf16", called=at + 2, at=at + 30, us=90)
         profile.launch("ncclDevKernel_AllReduce", called=at + 200, at=at + 230, us=60, grid=128)
     path = profile.write(tmp_path / "trace.json")
-    own, other = replay(path), replay(path, gpu="h20_sxm")
+    own, other = replay_profile(path), replay_profile(path, gpu="h20_sxm")
     assert own.mapping.name == "pytorch_profile"
     assert own.span_s == pytest.approx(own.measured_span_s, rel=0.01)
     # Nothing runs beside the collectives of a single stream, so none of its SMs are theirs.

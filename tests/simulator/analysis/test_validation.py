@@ -3,10 +3,10 @@
 import pytest
 
 from simulator.analysis.validation import (
+    check_published,
     checks_of,
     median_error,
     scenarios_with_figures,
-    validate,
 )
 
 
@@ -54,8 +54,8 @@ def test_a_figure_that_a_run_does_not_have_is_shown_without_an_error():
 
 def test_runs_in_processes_come_in_the_order_of_their_names():
     names = ["b", "a", "c"]
-    here = list(validate(names, metrics_with_figures))
-    assert list(validate(names, metrics_with_figures, jobs=2)) == here
+    here = list(check_published(names, metrics_with_figures))
+    assert list(check_published(names, metrics_with_figures, jobs=2)) == here
     assert [name for name, _ in here] == names
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from hardware_profiles.schema import load_calibration, load_cluster, load_gpu
 from hardware_profiles.tables import Measurement, load_measurements, write_measurements
-from simulator.calibration.fit import calibrate, calibrate_to_file, fit_families
+from simulator.calibration.fit import calibrate_to_file, fit_calibration, fit_families
 from simulator.calibration.restated_errors import restated_errors
 from simulator.cli.app import app
 from simulator.hardware.costs import KernelCostModel
@@ -180,7 +180,7 @@ def test_left_out_rows_of_the_h200_tables_are_within_their_targets():
     files = ["mla_decode.csv", "mla_prefill.csv"]
     if not all((SHARED / "h200" / file).is_file() for file in files):
         pytest.skip(f"no {SHARED / 'h200'}")
-    result = calibrate(
+    result = fit_calibration(
         [SHARED / "h200" / file for file in files], gpu="h200_sxm", name="x", base=BASE
     )
     for kind, (median, p90) in {"mla_decode": (0.02, 0.07), "mla_prefill": (0.02, 0.09)}.items():

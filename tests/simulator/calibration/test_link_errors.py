@@ -6,7 +6,7 @@ import numpy as np
 
 from hardware_profiles.schema import LinkProfile, load_calibration, load_gpu, read_profile
 from hardware_profiles.tables import load_measurements, table_path, write_measurements
-from simulator.calibration.fit import calibrate, fit_families
+from simulator.calibration.fit import fit_calibration, fit_families
 from simulator.calibration.link_errors import launch_noise, leave_one_out, leave_regions_out
 from simulator.calibration.tables import import_table
 
@@ -69,6 +69,6 @@ def test_transfers_that_cannot_be_are_set_aside_with_their_lines(tmp_path):
 def test_families_of_few_rows_are_named(tmp_path):
     path = tmp_path / "few.csv"
     write_measurements(path, load_measurements(table_path("host/h200_sxm_transfers"))[-3:])
-    result = calibrate([path], gpu="h200_sxm", name="few", base=load_calibration("h200_sxm"))
+    result = fit_calibration([path], gpu="h200_sxm", name="few", base=load_calibration("h200_sxm"))
     assert result.profile.fits == ()
     assert result.warnings == ("3 rows of fewer than 5 sizes a family are not judged: send",)
