@@ -198,7 +198,7 @@ class Decoder:
 
 
 def generate(model: Transformer, prompts: Tensor, *, new_tokens: int) -> Generation:
-    """Greedy continuation of prompts [S, L], one token a step."""
+    """Greedy continuation of prompts [S, L], one token per step."""
     _check(prompts, new_tokens)
     sequences, length = prompts.shape
     decoder = Decoder(model, sequences=sequences, capacity=length + new_tokens)

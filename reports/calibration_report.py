@@ -154,7 +154,7 @@ def _noise_floor(
 
 
 def held_out_table(rows: Sequence[HeldOutRow]) -> pd.DataFrame:
-    """One row a left-out row."""
+    """One row per left-out measurement."""
     timed = [row.measurement for row in rows]
     return pd.DataFrame(
         {

@@ -39,7 +39,7 @@ _LANES = {
 
 
 def pipeline_chart(tables: RunTables) -> Chart:
-    """What every pipeline rank does when; one trace a work."""
+    """What every pipeline rank does when; one trace per work."""
     traces = []
     for work, name in WORKS.items():
         rows = tables.actions[tables.actions["work"] == work]

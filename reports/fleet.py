@@ -273,7 +273,7 @@ def fleet_page(simulation: FleetSimulation, metrics: Mapping[str, Any]) -> str:
 
 
 def fleet_charts(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Interactive charts for plotly: one of distributions, one a panel over time."""
+    """Interactive charts for plotly: one of distributions, one per panel over time."""
     distributions = [
         {
             "name": LATENCIES[path],

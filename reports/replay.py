@@ -76,7 +76,7 @@ def write_replay_run(run: ReplayRun, directory: Path) -> None:
 
 
 def kernel_table(run: ReplayRun) -> pd.DataFrame:
-    """One row a kernel: what it is, when it ran in the recording and in the replay."""
+    """One row per kernel: what it is, when it ran in the recording and in the replay."""
     kernels, mapped = run.graph.kernels, run.mapped
     shown = [
         "unmapped" if place.operator is None and place.role.value == "compute" else place.role.value
@@ -99,7 +99,7 @@ def kernel_table(run: ReplayRun) -> pd.DataFrame:
 
 
 def replay_events(run: ReplayRun, kernels: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Chrome trace events: one process a timeline, one track a stream, and the replayed host."""
+    """Chrome trace events: a process per timeline, a track per stream, the replayed host."""
     for process, timeline in enumerate(TIMELINES, start=1):
         yield _name("process_name", process, 0, f"{timeline} GPU")
         for stream in run.graph.streams:

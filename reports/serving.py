@@ -367,7 +367,7 @@ def task_table(run: ServingRun) -> pd.DataFrame:
 
 
 def serving_events(tasks: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Slices of the iteration: one track a stream, one slice a task."""
+    """Slices of the iteration: one track per stream, one slice per task."""
     streams = list(dict.fromkeys(tasks["stream"]))
     for thread, stream in enumerate(streams):
         yield {"ph": "M", "pid": 1, "tid": thread, "name": "thread_name", "args": {"name": stream}}

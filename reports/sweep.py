@@ -127,7 +127,7 @@ def sweep_json(sweep: Sweep) -> dict[str, Any]:
 
 
 def sweep_table(sweep: Sweep) -> Table:
-    """One row a point, best first where an objective was given; reasons as notes below."""
+    """One row per point, best first where an objective was given; reasons as notes below."""
     from rich.table import Table
     from rich.text import Text
 
@@ -179,7 +179,7 @@ def cell(path: str, value: Any) -> str:
 
 
 def sweep_frame(sweep: Sweep) -> pd.DataFrame:
-    """One row a point: settings, every metric, reason, rank and front."""
+    """One row per point: settings, every metric, reason, rank and front."""
     import pandas as pd
 
     described = sweep_json(sweep)["rows"]

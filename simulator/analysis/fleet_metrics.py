@@ -240,7 +240,7 @@ def fleet_metrics(
 def fleet_time_series(
     job: FleetJob, run: FleetRun, statistics: FleetStatistics
 ) -> dict[str, list[float | None]]:
-    """Means over equal bins of time, from time 0 to the end of the run: {name: one value a bin}.
+    """Means over equal bins of time, from time 0 to the end of the run: {name: one value per bin}.
 
     time_s is the start of a bin. A mean over nothing (no decode in the bin) is None.
     """

@@ -260,7 +260,7 @@ def _link_bytes(step: ServingStep, rows: float, uneven: float) -> dict[str, Any]
 
 
 def speculation_metrics(run: ServingRun) -> dict[str, Any] | None:
-    """Gain of drafting: tokens a step, and the speed-up against the same requests without it."""
+    """What speculative decoding gains: tokens per step, and the speed-up over the same requests."""
     speculation = run.job.speculation
     if speculation is None or run.without_speculation is None:
         return None

@@ -127,7 +127,7 @@ def show_schedule(
         ),
     ] = None,
 ) -> None:
-    """Schedules: one row a rank, one cell an action in order, or drawn to scale."""
+    """Schedules: one row per rank, one cell per action in order, or drawn to scale."""
     from reports.terminal import name_table
     from simulator.execution.pipeline import draw_to_scale, run_ideal
     from simulator.scenario.files import by_name

@@ -11,7 +11,7 @@ from hardware_profiles.units import Seconds
 from simulator.hardware.network import collectives
 from simulator.hardware.network.collectives import Copies, Phase
 from simulator.hardware.network.fairness import Floats, Integers
-from simulator.hardware.network.flows import Flows, Transfer, make_flows
+from simulator.hardware.network.flows import FlowBatch, Flows, make_flows
 from simulator.hardware.network.topology import Fabric
 from simulator.scenario.collective import MoeTraffic, Operation
 from simulator.workload.gating import random_scores, select_experts
@@ -33,7 +33,7 @@ class Work:
     follows: bool
     """Starts when the one before it in the list is done (combine after dispatch)."""
     copies: Copies | None = None
-    transfers: list[Transfer] = field(default_factory=list)
+    transfers: list[FlowBatch] = field(default_factory=list)
     start: float = 0.0
 
 

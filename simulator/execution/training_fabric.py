@@ -53,7 +53,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Flows:
+class EqualFlows:
     """Equal flows that run at once."""
 
     source: Gpus
@@ -63,10 +63,10 @@ class Flows:
     rank: Gpus
     """[flows], pipeline rank of the sender."""
 
-    def beyond(self, per_domain: int) -> Flows:
+    def beyond(self, per_domain: int) -> EqualFlows:
         """Those that leave an NVLink domain of so many GPUs."""
         leaves = self.source // per_domain != self.destination // per_domain
-        return Flows(self.source[leaves], self.destination[leaves], self.rank[leaves])
+        return EqualFlows(self.source[leaves], self.destination[leaves], self.rank[leaves])
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def check_failures(cluster: ClusterProfile) -> None:
             )
 
 
-def expert_flows(layout: ParallelLayout) -> Flows:
+def expert_flows(layout: ParallelLayout) -> EqualFlows:
     """Dispatch of every expert-parallel group: each GPU to that of its own number in every other
     domain of its group. None where a group lies inside a domain."""
     groups = np.arange(layout.gpus).reshape(-1, layout.ep)
@@ -143,7 +143,7 @@ def expert_flows(layout: ParallelLayout) -> Flows:
     return _flows(layout, source, destination)
 
 
-def send_flows(layout: ParallelLayout, schedule: Schedule) -> dict[int, Flows]:
+def send_flows(layout: ParallelLayout, schedule: Schedule) -> dict[int, EqualFlows]:
     """Pipeline sends that run at once, {ranks further on: flows}: each GPU to that of its own data
     rank where the next stage, or the one before, of one of the directions lies."""
     neighbours = {
@@ -182,7 +182,7 @@ def copies_of(layout: ParallelLayout, holders: Sequence[int], *, experts: bool) 
     )
 
 
-def ring_flows(layout: ParallelLayout, schedule: Schedule, *, experts: bool) -> Flows:
+def ring_flows(layout: ParallelLayout, schedule: Schedule, *, experts: bool) -> EqualFlows:
     """Rings over all domains that hold the same parameters: each GPU to that of its own number in
     the next domain of its ring. A domain with fewer copies than others has as many rings.
 
@@ -223,12 +223,12 @@ def holders_of(schedule: Schedule) -> list[list[int]]:
     return list(ranks_of.values())
 
 
-def _flows(layout: ParallelLayout, source: Gpus, destination: Gpus) -> Flows:
-    return Flows(source, destination, source // layout.dp)
+def _flows(layout: ParallelLayout, source: Gpus, destination: Gpus) -> EqualFlows:
+    return EqualFlows(source, destination, source // layout.dp)
 
 
 def _of_ranks(
-    cluster: ClusterProfile, flows: Flows, layout: ParallelLayout, *, divided: int
+    cluster: ClusterProfile, flows: EqualFlows, layout: ParallelLayout, *, divided: int
 ) -> tuple[FabricLoad, ...]:
     """[rank], limits of the flows that it sends; no limit for a rank that sends none."""
     loads = [NO_LIMIT] * layout.pp

@@ -142,7 +142,7 @@ class Speculation(Profile):
 
     @property
     def tokens_per_step(self) -> float:
-        """Expected tokens a request gains in a step: 1 + a + a^2 + ..."""
+        """Expected tokens that a request gains in a step: 1 + a + a^2 + ..."""
         return sum(self.acceptance**depth for depth in range(self.draft_tokens + 1))
 
 

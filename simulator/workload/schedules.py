@@ -600,7 +600,7 @@ def peak_in_flight(schedule: Schedule) -> tuple[int, ...]:
 
 
 def render_grid(schedule: Schedule) -> str:
-    """One row a rank, one cell an action in order; the stages of the rank come first."""
+    """One row per rank, one cell per action in order; the stages of the rank come first."""
     header, rows = _row_headers(schedule), schedule.actions
     width = max((len(str(action)) for row in rows for action in row), default=0)
     return "\n".join(

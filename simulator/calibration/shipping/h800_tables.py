@@ -193,7 +193,7 @@ def training_trace(path: Path) -> Iterator[Measurement]:
 
 
 def slot_variables(kernels: list[dict[str, str]]) -> dict[int, dict[str, int]]:
-    """Rows of each slot, read off launch grids: 16 rows a block to expand, 1 token to reduce."""
+    """Rows of each slot, read off launch grids: 16 rows per block to expand, 1 token to reduce."""
     variables: dict[int, dict[str, int]] = defaultdict(dict)
     read_from = {
         "F.moe_expand(permute) fp8": ("rows_f", 16),
@@ -482,7 +482,7 @@ def flashmla() -> Measurement:
 
 
 def decode_sizes(sequences: int, kv_length: int) -> dict[str, int]:
-    """Sizes of one absorbed decode step of V3, one new token a sequence."""
+    """Sizes of one absorbed decode step of V3, one new token per sequence."""
     return {
         "sequences": sequences,
         "query_length": 1,

@@ -111,7 +111,7 @@ class SampleRow(NamedTuple):
 
 
 class RowBlock:
-    """Rows as columns: ``block["end_s"]`` is an array of one value a row."""
+    """Rows as columns: ``block["end_s"]`` is an array of one value per row."""
 
     __slots__ = ("_fields", "rows")
 

@@ -225,7 +225,7 @@ def decode_iteration(model: ServingModel, batch: int, context: int) -> ServingSt
 
 
 def prefill_iteration(model: ServingModel, tokens: int, attended: int) -> ServingStep:
-    """One pass of ``tokens`` new tokens a rank that attend to ``attended`` tokens each on average.
+    """One pass of ``tokens`` new tokens per rank that attend to ``attended`` tokens on average.
 
     Fewer tokens than micro-batches cost as much as one each.
     """

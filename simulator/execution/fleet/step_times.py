@@ -33,7 +33,7 @@ class StepTimes(Protocol):
         ...
 
     def prefill_pass_s(self, tokens: float, context: float) -> float:
-        """One prefill pass of ``tokens`` new tokens a rank, each attending to ``context`` tokens.
+        """One prefill pass of ``tokens`` new tokens per rank, each attending to ``context`` tokens.
 
         ``context`` is a mean that counts the token itself: (n + 1) / 2 for a prompt of n tokens
         computed in one piece.

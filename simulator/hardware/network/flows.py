@@ -93,7 +93,7 @@ def make_flows(
 
 
 @dataclass(slots=True)
-class Transfer:
+class FlowBatch:
     """A batch of flows under way; the value of the event that ``Network.transfer`` returns."""
 
     flows: Flows
@@ -125,7 +125,7 @@ class _Group:
     """[flows], index into ``transfers``."""
     row: Integers
     """[flows], row in its transfer."""
-    transfers: list[Transfer]
+    transfers: list[FlowBatch]
     initial: Floats
     """Wire bytes of each flow when the group was formed."""
     remaining: Floats
@@ -159,7 +159,7 @@ class Network:
         self._owner = np.full(fabric.resources, -1, dtype=np.int64)
         self._groups: dict[int, _Group] = {}
         self._next_group = 0
-        self._arrivals: list[Transfer] = []
+        self._arrivals: list[FlowBatch] = []
         self._struck: list[Failure] = []
         self._due: list[int] = []
         self._solve_is_coming = False
@@ -167,12 +167,12 @@ class Network:
     # --- what callers use
 
     def transfer(self, flows: Flows, *, priority: int = 0) -> simpy.Event:
-        """Start ``flows`` now; the event fires with the ``Transfer`` when the last byte is there.
+        """Start ``flows`` now; the event fires with the ``FlowBatch`` when the last byte is there.
 
         Higher ``priority`` is a traffic class served first: lower ones share what it leaves.
         Raises ValueError where the fabric, as it is now, does not join a source to a destination.
         """
-        transfer = Transfer(
+        transfer = FlowBatch(
             flows=flows,
             start=self.env.now,
             finish=np.full(len(flows), np.nan),
@@ -259,7 +259,7 @@ class Network:
             parts.append((group, np.flatnonzero(group.active)))
         return parts
 
-    def _regroup(self, arrivals: list[Transfer], survivors: list[tuple[_Group, Integers]]) -> None:
+    def _regroup(self, arrivals: list[FlowBatch], survivors: list[tuple[_Group, Integers]]) -> None:
         """Join new flows and those that they meet into one group, and solve it."""
         dead = self.dead()
         routes = [self._route(transfer, dead) for transfer in arrivals]
@@ -276,7 +276,7 @@ class Network:
         batch: list[npt.NDArray[Any]] = []
         row: list[npt.NDArray[Any]] = []
         remaining: list[Floats] = []
-        transfers: list[Transfer] = []
+        transfers: list[FlowBatch] = []
         for transfer, found in zip(arrivals, routes, strict=True):
             lost = np.flatnonzero(~found.reachable)
             if len(lost):
@@ -301,7 +301,7 @@ class Network:
         if len(joined):
             self._start(joined, _joined(batch), _joined(row), _joined(remaining), transfers)
 
-    def _route(self, transfer: Transfer, dead: Mask | None) -> Routes:
+    def _route(self, transfer: FlowBatch, dead: Mask | None) -> Routes:
         flows = transfer.flows
         return route(
             self.fabric,
@@ -345,7 +345,7 @@ class Network:
                 self.stalled.append(self._cut(transfer, of_flow[lost]))
         return numbers, keep
 
-    def _cut(self, transfer: Transfer, rows: Integers) -> str:
+    def _cut(self, transfer: FlowBatch, rows: Integers) -> str:
         flows, per_node = transfer.flows, self.fabric.inputs.gpus_per_node
         first = int(rows[0])
         source, target = int(flows.source[first]), int(flows.destination[first])
@@ -361,7 +361,7 @@ class Network:
         batch: Integers,
         row: Integers,
         remaining: Floats,
-        transfers: list[Transfer],
+        transfers: list[FlowBatch],
     ) -> None:
         resources = self._crossed(paths)
         local = np.full(self.fabric.resources + 1, len(resources), dtype=np.int32)
@@ -492,7 +492,7 @@ class Network:
                 self._arrive(group.transfers[index], group.row[finished[mine]], arrival[mine])
         group.since = now
 
-    def _arrive(self, transfer: Transfer, rows: Integers, times: Floats) -> None:
+    def _arrive(self, transfer: FlowBatch, rows: Integers, times: Floats) -> None:
         """Note when flows arrived, and let the transfer's event fire when the last one has."""
         if len(rows) == len(transfer.finish):
             transfer.finish = (
@@ -513,7 +513,7 @@ class Network:
             total += of_resource[hop]
         return total
 
-    def _fire(self, transfer: Transfer, delay: float) -> None:
+    def _fire(self, transfer: FlowBatch, delay: float) -> None:
         timeout = self.env.timeout(max(delay, 0.0))
 
         def arrive(_: simpy.Event) -> None:
