@@ -10,7 +10,8 @@ import copy
 from collections.abc import Hashable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -155,7 +156,8 @@ def to_profile(model: type[ProfileT], raw: Raw, *, where: str) -> ProfileT:
 def _one_line(model: type[Profile], error: ValidationError, where: str) -> str:
     details = error.errors(include_url=False)
     first = details[0]
-    location = tuple(first["loc"])
+    location = _named(model, first["loc"])
+    same = [d for d in details if _named(model, d["loc"]) == location]
     field = ".".join(str(part) for part in location) or model.__name__
     if first["type"] == "extra_forbidden":
         parent = _model_at(model, location[:-1])
@@ -168,10 +170,24 @@ def _one_line(model: type[Profile], error: ValidationError, where: str) -> str:
     elif first["type"] == "value_error":
         problem = str(first["ctx"]["error"])
     else:
-        message = first["msg"]
-        problem = f"{first['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+        messages = dict.fromkeys(f"{d['msg'][0].lower()}{d['msg'][1:]}" for d in same)
+        problem = f"{first['input']!r} is not allowed: {', or '.join(messages)}"
+    more = f" (and {len(details) - len(same)} more)" if len(details) > len(same) else ""
     return f"{where}: {field}: {problem}{more}"
+
+
+def _named(model: type[Profile], location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A location less what pydantic calls the kinds of value that a field may have.
+
+    A field of several kinds has an error for each of them; users know the field alone.
+    """
+    for position, part in enumerate(location[:-1]):
+        parent = _model_at(model, location[:position])
+        field = parent.model_fields.get(str(part)) if parent else None
+        kinds = set(get_args(field.annotation)) - {NoneType} if field else set()
+        if field and get_origin(field.annotation) in (Union, UnionType) and len(kinds) > 1:
+            return (*location[: position + 1], *location[position + 2 :])
+    return location
 
 
 def _model_at(model: type[Profile], location: tuple[int | str, ...]) -> type[Profile] | None:

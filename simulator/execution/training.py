@@ -204,6 +204,9 @@ def training_load(
 
     Args:
         ranks_reached: distinct GPUs that a token's experts sit on, own included.
+
+    Raises:
+        ValueError: an expert_load that no choice of distinct experts makes.
     """
     tokens = job.micro_batch_tokens
     equal = uniform_popularity(1, layout.routed_experts)
@@ -215,6 +218,12 @@ def training_load(
         redundant=layout.redundant_experts,
         policy="global",
     )
+    most = layout.ep * min(top_k, layout.local_experts) / top_k
+    if job.expert_load > most:
+        raise ValueError(
+            f"training.expert_load: {job.expert_load:g}: allowed: at most {most:g}, where every "
+            f"token chooses all experts of one rank that it can"
+        )
     slowest = max(job.expert_load, placement.max_over_mean(equal))
     return Load(
         tokens=tokens,

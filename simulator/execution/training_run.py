@@ -69,7 +69,8 @@ def simulate_training(
     if job.global_batch_sequences % in_one_round:
         raise ValueError(
             f"training.global_batch_sequences: {job.global_batch_sequences} is not a multiple of "
-            f"{layout.dp} data-parallel ranks x {job.micro_batch_sequences} sequences a micro-batch"
+            f"{layout.dp} data-parallel ranks x {job.micro_batch_sequences} sequences per "
+            f"micro-batch; allowed: a multiple of {in_one_round}"
         )
     microbatches = job.global_batch_sequences // in_one_round
     virtual_stages = None if job.virtual_stages == "default" else job.virtual_stages

@@ -251,7 +251,8 @@ def _divided(operator: Operator, sizes: Mapping[str, str], ranks: int) -> Operat
         return operator
     if operator[name] % ranks:
         raise ValueError(
-            f"{operator.name}: {ranks} GPUs do not divide its {name} = {operator[name]}"
+            f"{operator.name}: {ranks} GPUs of tensor parallelism do not divide its {name} = "
+            f"{operator[name]}; allowed: a divisor of it"
         )
     return _with_sizes(operator, {name: operator[name] // ranks})
 

@@ -69,7 +69,10 @@ def explicit_stages(texts: Sequence[str], *, config: ModelConfig, stages: int) -
     found, wanted = Counter(kind for stage in layout for kind in stage), layer_counts(config)
     for kind, count in wanted.items():
         if found[kind] != count:
-            raise ValueError(f"stages: {found[kind]} {kind} layers listed; the model has {count}")
+            raise ValueError(
+                f"stages: {found[kind]} {kind} layers listed; allowed: all {count} of the model; "
+                "stages=default places them"
+            )
     rank_of = {"embedding": 0, "dense": 1, "moe": 2, "head": 3, "mtp": 3}
     order = [rank_of[kind] for stage in layout for kind in stage]
     if order != sorted(order):

@@ -280,13 +280,27 @@ def test_weight_gradients_are_computed_at_once_only_where_memory_needs_it(publis
             ["training.schedule=interleaved", "training.virtual_stages=600"],
             "120 micro-batches on 9600 pipeline stages; allowed: a product of at most 1000000",
         ),
-        (["training.global_batch_sequences=15361"], "not a multiple of 128 data-parallel ranks"),
+        (
+            ["training.global_batch_sequences=15361"],
+            "not a multiple of 128 data-parallel ranks .*; allowed: a multiple of 128",
+        ),
         (["training.redundant_experts=8"], "256 routed . 8 redundant experts"),
         (["training.pp=4"], r"pipeline rank \d+ needs .* bytes .* more than its"),
         (["training.communication_sms=132"], "leaves no SM for compute"),
         (["training.stages=[58 moe]"], "stages: 1 are listed"),
+        (
+            ["training.stages=[embedding + 3 dense + 2 moe, 14 x (4 moe), moe + head + mtp]"],
+            "stages: 59 moe layers listed; allowed: all 58 of the model; stages=default",
+        ),
+        (
+            ["training.virtual_stages=0"],
+            r"training.virtual_stages: 0 is not allowed: input should be greater than 0, or input "
+            r"should be 'default'$",
+        ),
         (["training.weights_at_once=[head.porj]"], "unknown name 'head.porj'; known: .*head.proj"),
         (["training.expert_load=0.5"], "training.expert_load: 0.5 is not allowed"),
+        # Each token gives a rank of 4 experts at most 4 of its 8 rows, where the mean is 8/64.
+        (["training.expert_load=32.5"], r"training.expert_load: 32.5: allowed: at most 32,"),
         (["training.global_batch_sequences=1280000000"], "a product of at most"),
         (
             ["training.pp=128", "training.ep=16", "training.schedule=1f1b"],

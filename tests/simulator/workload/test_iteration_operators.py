@@ -90,7 +90,8 @@ def test_a_chunk_after_cached_tokens_rebuilds_all_keys_but_computes_its_own_quer
 
 
 def test_heads_that_do_not_divide_are_named():
-    with pytest.raises(ValueError, match=r"attention.q_b_proj: 7 GPUs do not divide its n"):
+    message = "attention.q_b_proj: 7 GPUs of tensor parallelism do not divide its n = 384; allowed"
+    with pytest.raises(ValueError, match=message):
         layer_operators(shipped("decode"), "moe", LOAD, replace(WHOLE, attention=7))
 
 
