@@ -4,21 +4,13 @@ import pytest
 import torch
 
 from reference_model import measure
-from reference_model.__main__ import main
-from reference_model.config import load_model_config
 from reference_model.gpu import local_choices
 from reference_model.kernels.device import check_multiple
 from reference_model.measure_grid import (
     ALL_SMS,
-    elementwise_operators,
     gemm_operator,
-    requests,
-    trace_operators,
     weight_gradient,
-    weight_shapes,
 )
-from reference_model.measured_calls import BUILDERS, build
-from reference_model.trace import KINDS
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
 
@@ -94,16 +86,6 @@ def test_rows_of_changed_kernels_are_dropped_and_measured_anew(tmp_path, without
     ]
 
 
-def test_what_to_measure_can_be_narrowed_to_kinds_and_a_backend(capsys):
-    command = ["measure", "--out", "unused.csv", "--list", "--kinds"]
-    assert main([*command, "gemm", "grouped_gemm", "--kernels", "triton"]) == 0
-    named = capsys.readouterr().out.splitlines()[1:]  # after the note on narrow tiles
-    assert {line.split()[0] for line in named} == {"gemm", "grouped_gemm"}
-    assert all(" triton " in line for line in named)
-    assert main([*command, "gemv"]) == 2
-    assert "--kinds gemv: allowed add, " in capsys.readouterr().err
-
-
 def test_an_operator_that_does_not_fit_is_named_and_left_out(
     tmp_path, without_gpu, monkeypatch, capsys
 ):
@@ -132,60 +114,6 @@ def test_a_table_with_other_columns_is_refused(tmp_path, without_gpu):
 def test_without_a_gpu_the_command_says_so(tmp_path):
     with pytest.raises(ValueError, match="no CUDA device found"):
         measure.measure([], out=tmp_path / "table.csv", deadline_s=60)
-
-
-def test_every_traced_operator_can_be_built_but_those_that_need_peers():
-    config = load_model_config("deepseek_v3")
-    kinds = {r.operator.kind for r in requests(config, model="deepseek_v3")}
-    assert kinds <= set(BUILDERS)
-    assert {o.kind for o in trace_operators("deepseek_v3")} <= kinds
-    assert set(BUILDERS) <= set(KINDS)
-
-
-def test_the_grid_covers_every_weight_forward_and_backward():
-    config = load_model_config("deepseek_v3")
-    found = {
-        (r.operator["n"], r.operator["k"], r.operator["m"], r.operator.accumulate)
-        for r in requests(config, model="deepseek_v3")
-        if r.operator.kind == "gemm" and r.sms == ALL_SMS and r.kernels == "library"
-    }
-    for out, into in weight_shapes(config):
-        for m in (16, 4096, 16384):
-            assert (out, into, m, False) in found
-            assert (into, out, m, False) in found
-        assert (into, 4096, out, True) in found
-    assert (2112, 7168, 4096, False) in found
-
-
-def test_no_request_is_made_twice():
-    config = load_model_config("deepseek_v3")
-    wanted = requests(config, model="deepseek_v3")
-    assert len(set(wanted)) == len(wanted)
-
-
-@pytest.mark.parametrize("kind", ["add", "concat", "copy", "embedding_backward", "sum_heads"])
-def test_a_call_runs_the_operator_on_fresh_inputs(kind):
-    traced = [o for o in trace_operators("debug") if o.kind == kind]
-    # Builders give results of the operator's sizes; on a CPU only the smallest grid is run.
-    smallest = min(elementwise_operators(traced), key=lambda o: o.bytes_read)
-    build(smallest, kernels="reference", device=torch.device("cpu"))()
-
-
-def test_a_kind_that_needs_peers_is_refused():
-    dispatch = measure.TimingRequest(
-        gemm_operator(16, 256, 128), "library", 132, partition=False
-    ).operator
-    with pytest.raises(ValueError, match="kind 'dispatch' is not one of"):
-        build(
-            type(dispatch)(
-                **{
-                    **{name: getattr(dispatch, name) for name in type(dispatch).__slots__},
-                    "kind": "dispatch",
-                }
-            ),
-            kernels="library",
-            device=torch.device("cpu"),
-        )
 
 
 def test_local_choices_are_even_and_exactly_as_many_as_asked():

@@ -8,7 +8,6 @@ import pytest
 
 from hardware_profiles.schema import load_calibration
 from hardware_profiles.tables import Measurement
-from reports.calibration_charts import MOST_POINTS, coverage_chart, panels_of, parity_chart
 from reports.calibration_report import pooled_errors, write_calibration_run
 from simulator.calibration.fit import Calibration, HeldOutRow
 
@@ -71,35 +70,6 @@ def test_an_error_far_below_the_noise_is_suspect(rows):
     (pooled,) = pooled_errors(repeated)
     assert pooled.noise_median == pytest.approx(0.18, abs=0.03)
     assert pooled.suspect
-
-
-def test_the_coverage_map_joins_the_rows_of_a_shape(rows):
-    (panel,) = panels_of(rows)
-    assert sorted(panel.spans) == [
-        (4096 * 2048, 64, 30 * 64),
-        (7168 * 2048, 64, 30 * 64),
-    ]
-    lines, marks = coverage_chart(panel)["data"]
-    assert lines["x"].count(None) == 2
-    assert len(marks["x"]) == 60
-
-
-def test_parity_shows_ends_of_a_shape_apart(rows):
-    (panel,) = panels_of(rows)
-    equal, between, ends = parity_chart(panel)["data"]
-    assert equal["x"] == equal["y"]
-    assert (len(between["x"]), len(ends["x"])) == (56, 4)
-
-
-def test_a_large_table_is_thinned_but_keeps_its_worst_row(rows):
-    many = [
-        HeldOutRow(gemm(m, 4096, 2048, 1e-5), 3e-5 if m == 4321 else 1.01e-5, False)
-        for m in range(1, 2 * MOST_POINTS)
-    ]
-    (panel,) = panels_of(many)
-    drawn = parity_chart(panel)["data"][1]
-    assert MOST_POINTS <= len(drawn["x"]) <= MOST_POINTS + 10
-    assert max(drawn["y"]) == 3e-5
 
 
 def test_the_run_directory_holds_page_figures_rows_and_errors(rows, tmp_path):

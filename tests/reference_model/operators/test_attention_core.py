@@ -1,0 +1,57 @@
+"""The attention core of the operators."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from reference_model import operators as ops
+
+SITE = ops.Site("forward", "mlp")("test")
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def randn(generator):
+    return lambda *shape: torch.randn(shape, generator=generator)
+
+
+def plain_gradients(function, *inputs, grad):
+    """Gradients of `inputs` by automatic differentiation."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    function(*leaves).backward(grad)
+    return [leaf.grad for leaf in leaves]
+
+
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attention(randn):
+    q, k, v = randn(2, 10, 3, 12), randn(2, 10, 3, 12), randn(2, 10, 3, 8)
+    grad = randn(2, 10, 3, 8)
+
+    def plain(q, k, v):
+        heads_first = (x.transpose(1, 2) for x in (q, k, v))
+        out = functional.scaled_dot_product_attention(*heads_first, is_causal=True, scale=0.3)
+        return out.transpose(1, 2)
+
+    out, log_sum = ops.attention_forward(q, k, v, scale=0.3, site=SITE)
+    assert_close(out, plain(q, k, v))
+    delta, q_grad = ops.attention_backward_preprocess(out, grad, qk_dim=12, site=SITE)
+    k_grad, v_grad = ops.attention_backward(
+        q_grad, q, k, v, grad, log_sum, delta, scale=0.3, site=SITE
+    )
+    expected = plain_gradients(plain, q, k, v, grad=grad)
+    for actual, plain_grad in zip((q_grad, k_grad, v_grad), expected, strict=True):
+        assert_close(actual, plain_grad)
+
+
+def test_queries_after_a_cache_see_all_of_it(randn):
+    q, k, v = randn(1, 10, 3, 12), randn(1, 10, 3, 12), randn(1, 10, 3, 8)
+    whole, _ = ops.attention_forward(q, k, v, scale=0.3, site=SITE)
+    last, _ = ops.attention_forward(q[:, -2:], k, v, scale=0.3, site=SITE)
+    assert_close(last, whole[:, -2:])
