@@ -1,6 +1,5 @@
 """The fleet against queueing theory, conservation laws and hand-computed small cases."""
 
-import json
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -341,52 +340,6 @@ def test_no_request_token_or_kv_cache_is_lost_in_any_small_fleet(job: FleetJob, 
     assert np.all(used <= capacity[iterations["instance"].astype(int)] + 1e-6)
 
 
-def test_an_emptied_cache_is_all_of_use_again_though_parts_of_tokens_were_freed(
-    cluster: ClusterProfile,
-) -> None:
-    """A request of over 90 % of the cache fits an empty rank only, where no watermark is kept."""
-    job = make_job(
-        {
-            "synthetic": {
-                "arrivals": "poisson",
-                "rate": "20 Hz",
-                "count": 10,
-                "prompt_tokens": {"kind": "lognormal", "mean": 630, "cv": 1.0},
-                "output_tokens": {"kind": "exponential", "mean": 7},
-            }
-        },
-        colocated=pool(1, ranks=1, max_batch=8, kv_capacity_tokens=2000, page_tokens=None),
-        speculative_decoding={"draft_tokens": 1, "acceptance": 0.85},
-        kv_admission="reserve",
-        kv_watermark=0.1,
-    )
-    result, log = run(job, cluster, seed=1)
-    rows = log.all_requests()
-    assert (rows["prompt_tokens"] + rows["output_tokens"]).max() > 0.9 * 2000
-    assert not result.unfinished
-
-
-@pytest.mark.parametrize(("page", "batch"), [(1, 10), (64, 7), (200, 5)])
-def test_requests_take_whole_pages_the_last_of_them_half_empty_on_average(
-    cluster: ClusterProfile, page: int, batch: int
-) -> None:
-    shape = pool(kv_capacity_tokens=1010, page_tokens=page)
-    job = make_job(
-        fixed_requests(40, 51, 50, rate="1 kHz"), colocated=shape, kv_admission="reserve"
-    )
-    result, log = run(job, cluster)
-    check_conservation(result, log.all_requests())
-    # A request grows to 100 tokens and takes half a page more.
-    assert log.all_iterations()["batch"].max() == batch
-
-
-def test_a_request_whose_pages_cannot_fit_is_rejected(cluster: ClusterProfile) -> None:
-    shape = pool(kv_capacity_tokens=1010, page_tokens=64)
-    job = make_job(fixed_requests(3, 980, 2), colocated=shape)
-    result, _ = run(job, cluster)
-    assert result.rejected == {"too_long": 3}
-
-
 @settings(max_examples=20, deadline=None)
 @given(job=small_fleets(), seed=st.integers(0, 3))
 def test_the_same_seed_gives_the_same_log(job: FleetJob, seed: int) -> None:
@@ -413,51 +366,6 @@ def test_a_pool_without_capacity_rejects_everything_with_the_reason(
     no_memory = pool(kv_capacity_tokens=0)
     result, _ = run(make_job(requests, prefill=pool(), decode=no_memory), cluster)
     assert result.rejected == {"too_long": 10}
-
-
-def test_a_request_that_just_fits_runs_and_one_token_more_is_rejected(
-    cluster: ClusterProfile,
-) -> None:
-    fits = make_job(fixed_requests(1, 3901, 100), prefill=pool(), decode=pool())
-    assert run(fits, cluster)[0].finished == 1
-    too_long = make_job(fixed_requests(1, 3902, 100), prefill=pool(), decode=pool())
-    assert run(too_long, cluster)[0].rejected == {"too_long": 1}
-
-
-def test_a_burst_at_one_instant_begins_together(cluster: ClusterProfile) -> None:
-    requests = fixed_requests(40, 10, 20, rate="1 GHz")
-    result, log = run(make_job(requests, colocated=pool()), cluster)
-    check_conservation(result, log.all_requests())
-    assert log.all_requests()["prefill_start_s"].max() < 0.1
-
-
-@pytest.mark.parametrize("preemption", ["recompute", "swap"])
-def test_a_full_kv_cache_preempts_and_all_answers_come(
-    cluster: ClusterProfile, preemption: str
-) -> None:
-    job = make_job(
-        fixed_requests(60, 200, 400, rate="100 Hz"),
-        prefill=pool(),
-        decode=pool(),
-        preemption=preemption,
-        swap_capacity_tokens=10**6,
-    )
-    result, log = run(job, cluster)
-    check_conservation(result, log.all_requests())
-    check_tokens(result, log)
-    assert result.preemptions > 0
-    assert result.finished == 60
-
-
-def test_reserving_the_whole_answer_never_preempts(cluster: ClusterProfile) -> None:
-    job = make_job(
-        fixed_requests(60, 200, 400, rate="100 Hz"),
-        prefill=pool(),
-        decode=pool(),
-        kv_admission="reserve",
-    )
-    result, _ = run(job, cluster)
-    assert (result.preemptions, result.finished) == (0, 60)
 
 
 @pytest.mark.parametrize("failing", ["prefill", "decode"])
@@ -601,50 +509,6 @@ def test_the_next_hour_replaces_an_instance_that_has_failed(cluster: ClusterProf
     check_conservation(result, log.all_requests())
     assert result.finished == 20
     assert result.instances[1].in_service[-1][0] == pytest.approx(3600)
-
-
-def test_instances_follow_the_hours_and_are_paid_only_while_in_service(
-    cluster: ClusterProfile,
-) -> None:
-    job = make_job(
-        fixed_requests(2000, 300, 50, rate="0.2 Hz"),
-        colocated=pool(2, hourly_instances=[1, 2] + [1] * 22),
-    )
-    result, _ = run(job, cluster)
-    first, second = result.instances
-    assert result.finished == 2000
-    assert first.in_service == ((0.0, result.end_s),)
-    assert second.in_service_s(0.0, result.end_s) == pytest.approx(3600, rel=0.01)
-
-
-def test_an_instance_that_leaves_is_paid_until_what_it_loads_is_computed(
-    cluster: ClusterProfile, tmp_path: Path
-) -> None:
-    trace = tmp_path / "trace.jsonl"
-    line = {"input_length": 1536, "output_length": 1, "hash_ids": [1, 2, 3]}
-    times_ms = (0, 3_599_000, 3_599_000)
-    trace.write_text("".join(json.dumps({"timestamp": t, **line}) + "\n" for t in times_ms))
-    slow = {"name": "disk", "scope": "fleet", "capacity_tokens": "unlimited"}
-    job = make_job(
-        {"file": str(trace), "format": "mooncake"},
-        colocated=pool(2, hourly_instances=[2] + [1] * 23),
-        prefix_cache={"block_tokens": 512, "tiers": [{**slow, "load_bandwidth": "10 MB/s"}]},
-    )
-    result, log = run(job, cluster)
-    passes = log.all_iterations()
-    leaving = passes.where(passes["instance"] == 1)
-    assert leaving["end_s"].max() > 3600
-    assert result.instances[1].in_service == ((0.0, leaving["end_s"].max()),)
-
-
-def test_a_rebalancing_pause_delays_the_step_it_falls_into(cluster: ClusterProfile) -> None:
-    requests = fixed_requests(1, 100, 300)
-    plain = run(make_job(requests, colocated=pool()), cluster)[0]
-    rebalance = {"interval": "1 s", "pause": "100 ms"}
-    paused = run(make_job(requests, colocated=pool(rebalance=rebalance)), cluster)[0]
-    delays = (paused.end_s - plain.end_s) / 0.1
-    assert delays == pytest.approx(round(delays))
-    assert delays >= 2
 
 
 def _prefix_cache(*tiers: dict[str, Any]) -> dict[str, Any]:

@@ -89,19 +89,6 @@ def test_bundles_hold_the_parallel_links_of_their_end_ports(name):
     assert sorted(network.bundle_links) == list(range(len(network.bundle_links)))
 
 
-@pytest.mark.parametrize("q", [4, 5, 7, 8, 9, 25, 27, 29])
-def test_slim_flies_of_prime_power_order_have_diameter_two(q):
-    network = direct_networks.slim_fly_network(1, q=q)
-    counts = direct_networks.count_slim_fly(q)
-    graph = switch_graph(network)
-    assert network.switches == counts.switches
-    assert graph.number_of_edges() == counts.links
-    assert len(set(dict(graph.degree).values())) == 1
-    reach = np.zeros((q * q * 2, q * q * 2), dtype=np.float32)
-    reach[network.link_source, network.link_target] = 1
-    assert ((reach + reach @ reach + np.eye(len(reach))) > 0).all()
-
-
 def test_counts_of_table_3():
     # Insights into DeepSeek-V3 (arXiv 2505.09343), Table 3: endpoints, switches, links.
     assert switching.count_fat_tree_2(64) == Counts(2_048, 96, 2_048)

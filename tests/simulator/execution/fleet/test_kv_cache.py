@@ -1,0 +1,179 @@
+"""The KV cache of an instance, as a fleet uses it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hardware_profiles.schema import ClusterProfile, load_cluster
+from simulator.execution.fleet.accounts import FleetRun
+from simulator.execution.fleet.fleet import run_fleet
+from simulator.execution.fleet.log import CollectedLog, Outcome, RowBlock
+from simulator.execution.fleet.step_times import AffineStepTimes
+from simulator.scenario.fleet import AffineCoefficients, FleetJob
+
+STEP_TIMES = {
+    "decode_fixed": "10 ms",
+    "decode_per_request": "100 us",
+    "decode_per_context_token": "1 us",
+    "prefill_fixed": "5 ms",
+    "prefill_per_token": "20 us",
+    "prefill_per_attended_token": "10 ns",
+    "kv_capacity_tokens": 4000,
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> ClusterProfile:
+    return load_cluster("h800_2048")
+
+
+def pool(instances: int = 1, **changes: Any) -> dict[str, Any]:
+    return {
+        "instances": instances,
+        "gpus_per_instance": 8,
+        "ranks": 1,
+        "affine": STEP_TIMES,
+        "max_batch": 64,
+        "tokens_per_pass": 512,
+        **changes,
+    }
+
+
+def fixed_requests(count: int, prompt: int, output: int, rate: str = "5 Hz") -> dict[str, Any]:
+    return {
+        "synthetic": {
+            "arrivals": "poisson",
+            "rate": rate,
+            "count": count,
+            "prompt_tokens": {"kind": "constant", "mean": prompt},
+            "output_tokens": {"kind": "constant", "mean": output},
+        }
+    }
+
+
+def make_job(requests: dict[str, Any], **changes: Any) -> FleetJob:
+    return FleetJob.model_validate(
+        {
+            "requests": requests,
+            "kv_bytes_per_token": "70272 B",
+            "kv_transfer": {"latency": "10 us"},
+            "service_level": {"ttft": "2 s", "tpot": "50 ms"},
+            "warm_up": "0 s",
+            "sample_interval": "10 s",
+            **changes,
+        }
+    )
+
+
+def run(job: FleetJob, cluster: ClusterProfile, seed: int = 0) -> tuple[FleetRun, CollectedLog]:
+    log = CollectedLog()
+    step_times = {}
+    for name, spec in job.pools.items():
+        assert isinstance(spec.affine, AffineCoefficients)
+        step_times[name] = AffineStepTimes(spec.affine)
+    return run_fleet(job, step_times, cluster, seed=seed, log=log), log
+
+
+def check_conservation(result: FleetRun, rows: RowBlock) -> None:
+    """Every request ends exactly once, with all its tokens; KV cache allocated = freed."""
+    assert sorted(rows["request"]) == list(range(result.arrived))
+    assert result.arrived == result.finished + sum(result.rejected.values()) + result.unfinished
+    finished = rows["outcome"] == Outcome.FINISHED
+    assert int(finished.sum()) == result.finished
+    assert np.array_equal(rows["generated_tokens"][finished], rows["output_tokens"][finished])
+    assert result.tokens_generated == result.tokens_asked
+    if not result.unfinished:
+        for instance in result.instances:
+            assert instance.kv_allocated_tokens == pytest.approx(
+                instance.kv_freed_tokens, abs=1e-6 * max(instance.kv_allocated_tokens, 1)
+            )
+    ordered = rows.rows[finished]
+    times = RowBlock(("request", "arrival_s", "prefill_start_s", "first_token_s"), ordered[:, :4])
+    assert np.all(times["arrival_s"] <= times["prefill_start_s"])
+    assert np.all(times["prefill_start_s"] < times["first_token_s"])
+    assert np.all(times["first_token_s"] <= ordered[:, 5])
+
+
+def check_tokens(result: FleetRun, log: CollectedLog) -> None:
+    """What iterations gave is what requests received, on the way to the end or to a restart."""
+    given_tokens = float(log.all_iterations()["output_tokens"].sum())
+    received = float(log.all_requests()["generated_tokens"].sum())
+    # Where drafts make a step give a fraction, what is broken off loses less than a token.
+    broken_off = result.restarts + result.preemptions + result.unfinished
+    assert given_tokens == pytest.approx(received, rel=1e-9, abs=broken_off)
+
+
+def test_an_emptied_cache_is_all_of_use_again_though_parts_of_tokens_were_freed(
+    cluster: ClusterProfile,
+) -> None:
+    """A request of over 90 % of the cache fits an empty rank only, where no watermark is kept."""
+    job = make_job(
+        {
+            "synthetic": {
+                "arrivals": "poisson",
+                "rate": "20 Hz",
+                "count": 10,
+                "prompt_tokens": {"kind": "lognormal", "mean": 630, "cv": 1.0},
+                "output_tokens": {"kind": "exponential", "mean": 7},
+            }
+        },
+        colocated=pool(1, ranks=1, max_batch=8, kv_capacity_tokens=2000, page_tokens=None),
+        speculative_decoding={"draft_tokens": 1, "acceptance": 0.85},
+        kv_admission="reserve",
+        kv_watermark=0.1,
+    )
+    result, log = run(job, cluster, seed=1)
+    rows = log.all_requests()
+    assert (rows["prompt_tokens"] + rows["output_tokens"]).max() > 0.9 * 2000
+    assert not result.unfinished
+
+
+@pytest.mark.parametrize(("page", "batch"), [(1, 10), (64, 7), (200, 5)])
+def test_requests_take_whole_pages_the_last_of_them_half_empty_on_average(
+    cluster: ClusterProfile, page: int, batch: int
+) -> None:
+    shape = pool(kv_capacity_tokens=1010, page_tokens=page)
+    job = make_job(
+        fixed_requests(40, 51, 50, rate="1 kHz"), colocated=shape, kv_admission="reserve"
+    )
+    result, log = run(job, cluster)
+    check_conservation(result, log.all_requests())
+    # A request grows to 100 tokens and takes half a page more.
+    assert log.all_iterations()["batch"].max() == batch
+
+
+def test_a_request_whose_pages_cannot_fit_is_rejected(cluster: ClusterProfile) -> None:
+    shape = pool(kv_capacity_tokens=1010, page_tokens=64)
+    job = make_job(fixed_requests(3, 980, 2), colocated=shape)
+    result, _ = run(job, cluster)
+    assert result.rejected == {"too_long": 3}
+
+
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+def test_a_full_kv_cache_preempts_and_all_answers_come(
+    cluster: ClusterProfile, preemption: str
+) -> None:
+    job = make_job(
+        fixed_requests(60, 200, 400, rate="100 Hz"),
+        prefill=pool(),
+        decode=pool(),
+        preemption=preemption,
+        swap_capacity_tokens=10**6,
+    )
+    result, log = run(job, cluster)
+    check_conservation(result, log.all_requests())
+    check_tokens(result, log)
+    assert result.preemptions > 0
+    assert result.finished == 60
+
+
+def test_reserving_the_whole_answer_never_preempts(cluster: ClusterProfile) -> None:
+    job = make_job(
+        fixed_requests(60, 200, 400, rate="100 Hz"),
+        prefill=pool(),
+        decode=pool(),
+        kv_admission="reserve",
+    )
+    result, _ = run(job, cluster)
+    assert (result.preemptions, result.finished) == (0, 60)

@@ -1,0 +1,244 @@
+"""What dispatch and combine take on one rank."""
+
+import dataclasses
+
+import pytest
+
+from hardware_profiles.schema import load_calibration, load_cluster
+from reference_model.trace import Operator
+from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.kernels.families import calibration_measurements
+from simulator.hardware.network.all_to_all import Reach
+from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
+
+CALIBRATION = load_calibration("h800_sxm", {"restated_from": []})
+"""Its own rows only; what it takes over from an H200 is tested below."""
+ROWS = calibration_measurements(CALIBRATION)
+
+
+def fitted(overrides=None, *, ranks=64, calibration=CALIBRATION, rows=ROWS):
+    cluster = load_cluster("h800_2048", overrides)
+    return KernelCostModel(
+        cluster=cluster, calibration=calibration, expert_parallel_ranks=ranks
+    ).fit(rows)
+
+
+COSTS = fitted()
+
+
+def operator(kind, *, dtype="fp8_e4m3", out_dtype="bfloat16", accumulate=False, **sizes):
+    return Operator(
+        name=kind,
+        kind=kind,
+        phase="forward",
+        segment="mlp",
+        dtype=dtype,
+        out_dtype=out_dtype,
+        sizes=tuple(sorted(sizes.items())),
+        recompute=False,
+        accumulate=accumulate,
+    )
+
+
+def dispatch(tokens=4096, received=None, top_k=8):
+    rows = round(tokens * 7.49) if received is None else received
+    return operator(
+        "dispatch", out_dtype="fp8_e4m3", tokens=tokens, rows=rows, hidden=7168, top_k=top_k
+    )
+
+
+def combine(tokens=4096, received=None):
+    rows = round(tokens * 7.49) if received is None else received
+    return operator("combine", dtype="bfloat16", tokens=tokens, rows=rows, hidden=7168, top_k=0)
+
+
+def one(costs, op, *, sms, overlapped):
+    prediction = costs.predict([op], sms=sms, overlapped=overlapped, load=NO_LIMIT)
+    return float(prediction.seconds[0]), str(prediction.provenance[0])
+
+
+# -- dispatch and combine --------------------------------------------------------------------------
+
+
+def payload(costs, op, *, sms=20, overlapped=False):
+    time = costs.all_to_all_.explain(op, sms=sms, overlapped=overlapped, load=NO_LIMIT)
+    return time.seconds - time.notify_s
+
+
+@pytest.mark.parametrize(
+    ("ranks", "dispatch_ms", "combine_ms", "tolerance"),
+    [(64, 2.355, 4.66, 0.03), (32, 1.885, 3.72, 0.03), (16, 1.40, 2.72, 0.12)],
+)
+def test_deepep_alone_takes_the_published_time(ranks, dispatch_ms, combine_ms, tolerance):
+    # DeepEP legacy documentation: 51/50, 58/57 and 43/43 GB/s for EP64, EP32 and EP16. At EP16 NIC
+    # and NVLink are nearly equal, which the slower of the two alone does not capture.
+    costs = fitted(ranks=ranks)
+    reached = round(4096 * costs.all_to_all_.reach.gpus)
+    millisecond = 1e-3
+    assert payload(costs, dispatch(received=reached), sms=24) == pytest.approx(
+        dispatch_ms * millisecond, rel=tolerance
+    )
+    assert payload(costs, combine(received=reached), sms=24) == pytest.approx(
+        combine_ms * millisecond, rel=tolerance
+    )
+
+
+def test_nics_at_half_speed_double_the_payload_time():
+    slow = fitted({"node.nic.bandwidth": "200 Gbit/s"})
+    for op in (dispatch(), combine()):
+        assert payload(slow, op) == pytest.approx(2 * payload(COSTS, op))
+        assert one(slow, op, sms=20, overlapped=True)[1] == "extrapolated"
+
+
+def test_half_the_tokens_halve_the_payload_time():
+    for make in (dispatch, combine):
+        assert payload(COSTS, make(2048)) == pytest.approx(payload(COSTS, make()) / 2, rel=1e-3)
+
+
+def test_communication_sms_matter_until_the_links_are_full():
+    for op in (dispatch(), combine()):
+        assert payload(COSTS, op, sms=24) == payload(COSTS, op, sms=20)
+        assert payload(COSTS, op, sms=4) > 1.5 * payload(COSTS, op, sms=20)
+
+
+def test_the_slowdown_beside_compute_is_a_ratio_that_can_be_taken_out():
+    without = fitted(calibration=CALIBRATION.without_all_to_all_slowdown())
+    for op, ratio in ((dispatch(), 1.64), (combine(), 1.33)):
+        alone = payload(COSTS, op)
+        assert payload(COSTS, op, overlapped=True) == pytest.approx(ratio * alone)
+        assert payload(without, op, overlapped=True) == pytest.approx(alone)
+
+
+def test_combine_carries_twice_the_bytes_of_dispatch():
+    assert payload(COSTS, combine()) / payload(COSTS, dispatch()) == pytest.approx(
+        14336 / 7392, rel=0.03
+    )
+
+
+def test_dispatch_alone_at_the_published_point_is_measured_and_beside_compute_interpolated():
+    assert one(COSTS, dispatch(), sms=24, overlapped=False)[1] == "measured"
+    assert one(COSTS, dispatch(), sms=20, overlapped=True)[1] == "interpolated"
+    assert one(COSTS, dispatch(2048), sms=20, overlapped=True)[1] == "extrapolated"
+
+
+def test_a_group_inside_one_node_uses_no_nic():
+    costs = fitted(ranks=8)
+    time = costs.all_to_all_.explain(
+        dispatch(received=21627), sms=24, overlapped=False, load=NO_LIMIT
+    )
+    assert time.nic_s == 0
+    assert time.nvlink_s == pytest.approx(1.045e-3, rel=0.02)  # 153 GB/s published
+
+
+def test_few_communication_sms_copy_at_the_rate_of_their_own_direction():
+    # On one node 4 SMs of an H100 move 17.0 GB/s each to dispatch and 20.3 to combine; a token goes
+    # to 5.28 GPUs, as 7,392 bytes and back as 14,336.
+    costs = fitted(ranks=8).all_to_all_
+    for op, rate, size in (
+        (dispatch(received=1), 17.0e9, 7392),
+        (combine(received=1), 20.3e9, 14336),
+    ):
+        time = costs.explain(op, sms=4, overlapped=False, load=NO_LIMIT)
+        assert time.nvlink_s == pytest.approx(4096 * 5.28 * size / (4 * rate), rel=1e-12)
+    # Between nodes half of them forward, at 23.3 and 18.4 GB/s, to 7.49 GPUs of 8 nodes.
+    for op, rate, size in ((dispatch(), 23.3e9, 7392), (combine(), 18.4e9, 14336)):
+        time = COSTS.all_to_all_.explain(op, sms=4, overlapped=False, load=NO_LIMIT)
+        assert time.nvlink_s == pytest.approx(4096 * 7.49 * size / (2 * rate), rel=1e-4)
+
+
+def test_a_gpu_that_holds_every_expert_exchanges_nothing():
+    answer = fitted(ranks=1).predict(
+        [dispatch(), combine()], sms=20, overlapped=True, load=NO_LIMIT
+    )
+    assert [answer.seconds.tolist(), answer.low.tolist(), answer.high.tolist()] == [[0.0, 0.0]] * 3
+
+
+def test_one_rate_in_an_older_calibration_holds_for_both_directions():
+    rates = load_calibration(
+        "h800_sxm", {"all_to_all.copy_bandwidth_per_sm": "18 GB/s"}
+    ).all_to_all.copy_bandwidth_per_sm
+    assert (rates.dispatch, rates.combine, rates.gpu) == (18e9, 18e9, "")
+    assert (rates.forwarded_dispatch, rates.forwarded_combine) == (18e9, 18e9)
+
+
+def test_transfers_without_sms_are_limited_by_links_alone():
+    # 152 to 158 GB/s of NVLink, as on 24 SMs, and no SM to wait for.
+    for op in (dispatch(), combine()):
+        assert payload(COSTS, op, sms=0) == payload(COSTS, op, sms=24)
+        assert one(COSTS, op, sms=0, overlapped=False)[1] == "extrapolated"
+    with pytest.raises(ValueError, match="sms=-1 is not allowed: the GPU has 0 to 132"):
+        COSTS.predict([dispatch()], sms=-1, overlapped=False, load=NO_LIMIT)
+
+
+def test_copies_of_another_generation_of_sms_are_extrapolated():
+    other = CALIBRATION.all_to_all.copy_bandwidth_per_sm.model_copy(update={"gpu": "gb200"})
+    inputs = CALIBRATION.all_to_all.model_copy(update={"copy_bandwidth_per_sm": other})
+    costs = fitted(calibration=CALIBRATION.model_copy(update={"all_to_all": inputs}))
+    assert one(COSTS, dispatch(), sms=24, overlapped=False)[1] == "measured"
+    assert one(costs, dispatch(), sms=24, overlapped=False)[1] == "extrapolated"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes", "added"),
+    [
+        # The measured times hold 3.33 us of NVLink and, between nodes, 3.7 us of the network.
+        (8, {"node.nvlink_latency": "5 us"}, 1.67e-6),
+        (8, {"fabric.cross_leaf_latency": "9 us"}, 0.0),
+        (64, {"node.nvlink_latency": "1 us", "fabric.cross_leaf_latency": "9 us"}, 2.97e-6),
+    ],
+)
+def test_an_all_to_all_takes_what_its_links_add_to_the_measured_latency(ranks, changes, added):
+    op = dispatch(received=1)
+    before, after = (
+        fitted(of, ranks=ranks)
+        .all_to_all_.explain(op, sms=20, overlapped=False, load=NO_LIMIT)
+        .seconds
+        for of in (None, changes)
+    )
+    assert after - before == pytest.approx(added, rel=1e-9, abs=1e-15)
+
+
+def test_the_same_transfers_asked_in_any_order_take_the_same_time():
+    # Links behind the NICs that leave each GPU 20 GB/s.
+    behind = FabricLoad(nic_stretch=1.0, bandwidth=20e9, latency=0.0)
+    asked = [(op, load) for op in (dispatch(), combine()) for load in (NO_LIMIT, behind)]
+
+    def times(order):
+        costs = fitted()
+        return {
+            place: costs.predict(
+                [asked[place][0]], sms=20, overlapped=True, load=asked[place][1]
+            ).seconds[0]
+            for place in order
+        }
+
+    forth, back = times((0, 1, 2, 3)), times((3, 2, 1, 0))
+    assert forth == back
+    together = COSTS.predict(
+        [op for op, _ in asked], sms=20, overlapped=True, load=[load for _, load in asked]
+    )
+    assert together.seconds.tolist() == [forth[place] for place in range(4)]
+    # Of the 3.97 nodes of a token the copies to 7 of 8 cross a NIC.
+    for place, size in ((1, 7392), (3, 14336)):
+        time = COSTS.all_to_all_.explain(asked[place][0], sms=20, overlapped=True, load=behind)
+        assert time.nic_s == pytest.approx(4096 * 3.97 * 7 / 8 * size / 20e9, rel=1e-12)
+        assert forth[place] == time.seconds
+
+
+def test_a_transfer_without_what_the_fabric_makes_of_it_is_refused():
+    with pytest.raises(ValueError, match="dispatch: load=None is not allowed for dispatch"):
+        COSTS.predict([dispatch()], sms=20, overlapped=True)
+
+
+def test_the_smaller_part_of_a_group_that_does_not_fill_nodes_sets_the_pace():
+    # 8 GPUs on one node and 4 on another, of which tokens reach 0.9 and 0.7: the 8 send 0.7 copies
+    # each, and the NICs of the 4 receive what the 8 send, 0.7 x 8 / 4 = 1.4.
+    assert Reach(parts=(8, 4), reached=(0.9, 0.7), gpus=6.0).over_nics == 1.4
+    # Two equal nodes: what one sends the other receives.
+    assert Reach(parts=(8, 8), reached=(0.9, 0.9), gpus=6.0).over_nics == 0.9
+    assert Reach(parts=(12,), reached=(1.0,), gpus=6.0).over_nics == 0.0
+    assert fitted(ranks=12).all_to_all_.reach.parts == (8, 4)
+
+
+def bfloat16(op):
+    return dataclasses.replace(op, dtype="bfloat16")
