@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hardware_profiles.schema import ClusterProfile
-    from simulator.execution.collective import VariantResult
-    from simulator.execution.collective_run import CollectiveRun
+    from simulator.analysis.run import Run
+    from simulator.execution.collective import CollectiveResult, VariantResult
 
 REPORT_FILE, FIGURES_DIRECTORY = "report.html", "figures"
 
@@ -289,7 +289,9 @@ def draw_fabric(cluster: ClusterProfile) -> list[str]:
 # --- run directory
 
 
-def write_collective_run(run: CollectiveRun, metrics: Mapping[str, Any], directory: Path) -> None:
+def write_collective_run(
+    run: Run[CollectiveResult], metrics: Mapping[str, Any], directory: Path
+) -> None:
     """Write scenario, metrics, byte tables and report; all of it appears or nothing does."""
     import pandas as pd
 
@@ -369,7 +371,7 @@ def time_against_gpus(metrics: Mapping[str, Any]) -> dict[str, list[tuple[int, f
     return {name: sorted(points) for name, points in lines.items() if len(points) > 1}
 
 
-def fabric_page(run: CollectiveRun, metrics: Mapping[str, Any]) -> str:
+def fabric_page(run: Run[CollectiveResult], metrics: Mapping[str, Any]) -> str:
     """The self-contained page."""
     from reports.page import render_page
     from reports.tables import left_out_note, list_inputs
@@ -398,7 +400,7 @@ def fabric_page(run: CollectiveRun, metrics: Mapping[str, Any]) -> str:
     )
 
 
-def fabric_charts(run: CollectiveRun, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def fabric_charts(run: Run[CollectiveResult], metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Interactive charts for plotly: a heat map a plane, one of the NICs, time against GPUs."""
     last = run.result.last
     result: dict[str, Any] = {}
@@ -469,7 +471,7 @@ def _layout(x: str, y: str, *, height: int) -> dict[str, Any]:
     }
 
 
-def _write_figures(run: CollectiveRun, metrics: Mapping[str, Any], directory: Path) -> None:
+def _write_figures(run: Run[CollectiveResult], metrics: Mapping[str, Any], directory: Path) -> None:
     """Write heat maps, hottest links and time against GPUs as PNG and SVG into ``directory``."""
     import matplotlib
 

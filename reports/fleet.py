@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from simulator.analysis.fleet_attribution import AttributionRow
-    from simulator.execution.fleet.simulation import FleetSimulation
-    from simulator.scenario.files import PublishedFigure
+    from simulator.analysis.fleet_metrics import ObservedFleet
+    from simulator.analysis.run import Run
+    from simulator.scenario.files import PublishedFigure, Scenario
 
 REPORT_FILE, FIGURES_DIRECTORY = "report.html", "figures"
 
@@ -193,19 +194,17 @@ def format_figure(path: str, value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def write_fleet_run(
-    simulation: FleetSimulation, metrics: Mapping[str, Any], directory: Path
-) -> None:
+def write_fleet_run(run: Run[ObservedFleet], metrics: Mapping[str, Any], directory: Path) -> None:
     """Write scenario, metrics, time series and report; all of it appears or nothing does."""
 
     def write_report(draft: Path) -> None:
         write_columns(metrics["time_series"], draft / "time_series.parquet")
-        (draft / REPORT_FILE).write_text(fleet_page(simulation, metrics), encoding="utf-8")
+        (draft / REPORT_FILE).write_text(fleet_page(run.scenario, metrics), encoding="utf-8")
         _write_figures(metrics, draft / FIGURES_DIRECTORY)
 
     write_run(
         directory,
-        scenario=write_resolved(simulation.scenario),
+        scenario=write_resolved(run.scenario),
         metrics=metrics,
         tables={},
         write_report=write_report,
@@ -238,9 +237,8 @@ def _kernels(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def fleet_page(simulation: FleetSimulation, metrics: Mapping[str, Any]) -> str:
+def fleet_page(scenario: Scenario, metrics: Mapping[str, Any]) -> str:
     """The self-contained page."""
-    scenario = simulation.scenario
     return render_page(
         "fleet.html.j2",
         charts=fleet_charts(metrics),

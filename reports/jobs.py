@@ -1,4 +1,4 @@
-"""What is shown of a run, by the kind of its job: metrics, tables for the terminal, files.
+"""How a run of each kind of job is shown: tables for the terminal, files of its directory.
 
 A new kind of job adds one function here and a line in JOB_REPORTS. Imports stay inside the
 functions, so that a run loads only what its own job needs.
@@ -6,92 +6,81 @@ functions, so that a run loads only what its own job needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from simulator.scenario.files import Scenario
+    from simulator.analysis.run import Run
 
-Metrics = dict[str, Any]
-
-
-STEP_TIMES = ("step_time_s", "pass_time_s")
-"""Metrics of the jobs that kernel times decide: a training or decode step, a prefill pass."""
+Metrics = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
-    """How runs of one kind of job are shown. `run` is what `simulate` returned."""
+    """How runs of one kind of job are shown."""
 
-    metrics: Callable[[Any], Metrics]
-    """run -> the JSON names of the job."""
-    tables: Callable[[str, Mapping[str, Any]], list[Table]]
+    tables: Callable[[str, Metrics], list[Table]]
     """(scenario name, metrics) -> tables for the terminal."""
-    write: Callable[[Any, Mapping[str, Any], Path], None]
+    write: Callable[[Run[Any], Metrics, Path], None]
     """(run, metrics, directory): write the run directory, whole or not at all."""
-    quick_metrics: Callable[[Any], Metrics] | None = None
-    """The same JSON names without 80 % intervals; None where the job has none."""
 
 
 def _training() -> JobReport:
     from reports.terminal import training_run_tables
-    from simulator.analysis.training_metrics import training_metrics
 
-    def write_training_run(run: Any, metrics: Mapping[str, Any], directory: Path) -> None:
-        from reports.training import write_training_run as write  # pandas: only for a directory
+    def write(run: Run[Any], metrics: Metrics, directory: Path) -> None:
+        from reports.training import write_training_run  # pandas: only for a directory
 
-        write(run, metrics, directory)
+        write_training_run(run.result, metrics, directory)
 
-    return JobReport(
-        training_metrics,
-        training_run_tables,
-        write_training_run,
-        partial(training_metrics, with_intervals=False),
-    )
+    return JobReport(training_run_tables, write)
 
 
 def _collective() -> JobReport:
     from reports.fabric import collective_tables, write_collective_run
-    from simulator.execution.collective_run import collective_metrics
 
-    return JobReport(collective_metrics, collective_tables, write_collective_run)
+    return JobReport(collective_tables, write_collective_run)
 
 
 def _serving_step() -> JobReport:
-    from reports.serving import serving_run_metrics, serving_tables, write_serving_run
+    from reports.serving import serving_tables, write_serving_run
 
-    return JobReport(
-        serving_run_metrics,
-        serving_tables,
-        write_serving_run,
-        partial(serving_run_metrics, with_intervals=False),
-    )
+    def write(run: Run[Any], metrics: Metrics, directory: Path) -> None:
+        write_serving_run(run.result, metrics, directory)
+
+    return JobReport(serving_tables, write)
 
 
 def _tpot_limit() -> JobReport:
-    from reports.serving import limit_run_metrics, limit_tables, write_limit_run
+    from reports.serving import limit_tables
 
-    return JobReport(limit_run_metrics, limit_tables, write_limit_run)
+    return _without_events(limit_tables)
 
 
 def _offload() -> JobReport:
-    from reports.serving import offload_run_metrics, offload_tables, write_offload_run
+    from reports.serving import offload_tables
 
-    return JobReport(offload_run_metrics, offload_tables, write_offload_run)
+    return _without_events(offload_tables)
+
+
+def _without_events(tables: Callable[[str, Metrics], list[Table]]) -> JobReport:
+    def write(run: Run[Any], metrics: Metrics, directory: Path) -> None:
+        from reports.serving import write_without_events
+
+        shown = tables(run.scenario.name, metrics)
+        write_without_events(run.scenario, metrics, shown, directory)
+
+    return JobReport(tables, write)
 
 
 def _fleet() -> JobReport:
     from reports.fleet import fleet_run_tables, write_fleet_run
-    from simulator.analysis.fleet_intervals import measure_with_intervals
-    from simulator.analysis.fleet_metrics import measure_fleet
 
-    # A fleet runs while it is measured, so that its rows never have to be kept.
-    return JobReport(measure_with_intervals, fleet_run_tables, write_fleet_run, measure_fleet)
+    return JobReport(fleet_run_tables, write_fleet_run)
 
 
 JOB_REPORTS: Mapping[str, Callable[[], JobReport]] = {
@@ -102,42 +91,3 @@ JOB_REPORTS: Mapping[str, Callable[[], JobReport]] = {
     "offload": _offload,
     "fleet": _fleet,
 }
-
-
-def other_kernels(scenario: Scenario, metrics: Metrics) -> Metrics | None:
-    """What a step takes with kernels of the other kind, of an engine or of the reference model;
-    None where no shipped calibration has them for the scenario's job.
-
-    Args:
-        metrics: of the scenario itself.
-    """
-    from simulator.analysis.kernels_used import other_calibration
-    from simulator.analysis.run import simulate
-
-    other = other_calibration(scenario)
-    if other is None:
-        return None
-    report = JOB_REPORTS[scenario.job_name]()
-    named = {"calibration": other.name, "kind": other.kernels and other.kernels.kind}
-    try:
-        run = simulate(replace(scenario, named_calibration=other))
-        found = (report.quick_metrics or report.metrics)(run)
-    except ValueError as error:
-        return named | {"reason": str(error)}
-    path = next(name for name in STEP_TIMES if metrics.get(name) is not None)
-    return named | {"metric": path, "seconds": found[path], "ratio": found[path] / metrics[path]}
-
-
-def metrics_of(scenario: str, overrides: Sequence[str], *, intervals: bool = False) -> Metrics:
-    """Load and simulate a scenario: its metrics, without 80 % intervals unless asked for.
-
-    Raises:
-        ValueError: anything that the user can mend, or that makes the run impossible.
-    """
-    from simulator.analysis.run import simulate
-    from simulator.scenario.files import load_scenario
-
-    loaded = load_scenario(scenario, overrides)
-    report = JOB_REPORTS[loaded.job_name]()
-    quick = None if intervals else report.quick_metrics
-    return (quick or report.metrics)(simulate(loaded))

@@ -9,18 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
 from reports.run_directory import write_run
 from reports.serving_page import interval_text, plain_page, step_page
-from simulator.analysis.serving_metrics import serving_metrics
-from simulator.analysis.training_metrics import compare_published
-from simulator.execution.bounds import limit_metrics
-from simulator.execution.offload import offload_metrics
-from simulator.execution.serving_run import OffloadRun, ServingRun, TpotLimitRun
+from simulator.execution.serving_run import ServingRun
 from simulator.scenario.files import Scenario, write_resolved
 
 if TYPE_CHECKING:
@@ -39,31 +34,6 @@ _HEADLINE = (
     "output_tokens_per_second_per_node",
     "tokens_per_second_per_user",
 )
-
-
-# -- metrics ---------------------------------------------------------------------------------------
-
-
-def serving_run_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str, Any]:
-    """The JSON of a serving step, published figures beside it."""
-    return _with_published(serving_metrics(run, with_intervals=with_intervals), run.scenario)
-
-
-def limit_run_metrics(run: TpotLimitRun) -> dict[str, Any]:
-    """The JSON of a bound on TPOT."""
-    return _with_published(limit_metrics(run.limit), run.scenario)
-
-
-def offload_run_metrics(run: OffloadRun) -> dict[str, Any]:
-    """The JSON of a token on the offload server; its rows tell fitted from held-out."""
-    return offload_metrics(run.step, server=run.server, config=run.scenario.model)
-
-
-def _with_published(metrics: dict[str, Any], scenario: Scenario) -> dict[str, Any]:
-    metrics["published"] = [
-        asdict(compare_published(figure, metrics)) for figure in scenario.file.published
-    ]
-    return metrics
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -311,22 +281,11 @@ def write_serving_run(run: ServingRun, metrics: Mapping[str, Any], directory: Pa
     )
 
 
-def write_limit_run(run: TpotLimitRun, metrics: Mapping[str, Any], directory: Path) -> None:
-    """Write the run directory of a bound on TPOT."""
-    _write_without_events(
-        run.scenario, metrics, limit_tables(run.scenario.name, metrics), directory
-    )
-
-
-def write_offload_run(run: OffloadRun, metrics: Mapping[str, Any], directory: Path) -> None:
-    """Write the run directory of a token on the offload server."""
-    tables = offload_tables(run.scenario.name, metrics)
-    _write_without_events(run.scenario, metrics, tables, directory)
-
-
-def _write_without_events(
+def write_without_events(
     scenario: Scenario, metrics: Mapping[str, Any], tables: Sequence[Table], directory: Path
 ) -> None:
+    """Write the run directory of a job without a timeline: its tables make the page."""
+
     def write_report(draft: Path) -> None:
         (draft / REPORT_FILE).write_text(plain_page(scenario, tables), encoding="utf-8")
 

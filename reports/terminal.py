@@ -12,7 +12,7 @@ from hardware_profiles.units import format_bandwidth, format_seconds, unit_facto
 from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
 from reports.tables import format_interval, format_metric, kernels_rows, list_inputs
 from simulator.analysis.model_comparison import ModelCost
-from simulator.analysis.training_metrics import metric_at
+from simulator.analysis.published import metric_at
 from simulator.analysis.validation import Check, median_error
 
 _BUDGET = {

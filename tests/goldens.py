@@ -57,13 +57,11 @@ def is_slow(name: str) -> bool:
 
 def golden(name: str) -> dict[str, Any]:
     """Run a scenario with its changes; its metrics as {path: values, or [count, sum, weighted]}."""
-    from reports.jobs import JOB_REPORTS
     from simulator.analysis.run import simulate
     from simulator.scenario.files import load_scenario
 
     scenario, *changes = name.split(SET)
-    loaded = load_scenario(scenario, changes)
-    metrics = JOB_REPORTS[loaded.job_name]().metrics(simulate(loaded))
+    metrics = simulate(load_scenario(scenario, changes)).metrics
     columns: dict[str, list[float | bool | None]] = {}
     for path, value in _leaves(metrics, ""):
         columns.setdefault(path, []).append(value)

@@ -17,9 +17,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from simulator.analysis.fleet_metrics import measure_fleet
-from simulator.analysis.training_metrics import metric_at
-from simulator.execution.fleet.simulation import prepare_fleet
+from simulator.analysis.published import metric_at
+from simulator.analysis.run import metrics_of
 from simulator.scenario.files import PublishedFigure, Scenario, load_scenario
 from simulator.scenario.fleet import LoadOfDay
 
@@ -51,16 +50,11 @@ class _Run:
     """In service at that level; an even load has one level."""
 
 
-def measure_scenario(name_or_path: str, overrides: Sequence[str]) -> Mapping[str, Any]:
-    """Load a fleet scenario and return its metrics."""
-    return measure_fleet(prepare_fleet(load_scenario(name_or_path, overrides)))
-
-
 def attribute_fleet(
     name_or_path: str,
     overrides: Sequence[str] = (),
     *,
-    measure: Measure = measure_scenario,
+    measure: Measure = metrics_of,
     processes: int = 1,
 ) -> tuple[tuple[PublishedFigure, ...], list[AttributionRow]]:
     """Run a fleet and its counterfactuals.

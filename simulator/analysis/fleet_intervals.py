@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hardware_profiles.units import format_seconds
-from simulator.analysis.fleet_metrics import measure_fleet
+from simulator.analysis.fleet_metrics import ObservedFleet, measure_fleet, observe_fleet
 from simulator.analysis.intervals import serving_interval
-from simulator.analysis.training_metrics import metric_at
+from simulator.analysis.published import metric_at
 from simulator.execution.fleet.simulation import (
     FleetSimulation,
     decode_iteration,
@@ -67,11 +67,11 @@ class ScaledStepTimes:
         return self.factors["prefill"] * self.base.prefill_pass_s(tokens, context)
 
 
-def measure_with_intervals(simulation: FleetSimulation) -> dict[str, Any]:
+def fleet_metrics_with_intervals(fleet: ObservedFleet) -> dict[str, Any]:
     """Figures of a fleet with their intervals, {"interval_80": {path: [low, high]}}, and what
     `goodput_cliff` says of them."""
-    metrics = measure_fleet(simulation)
-    metrics["interval_80"] = fleet_intervals(simulation, metrics)
+    metrics = measure_fleet(fleet)
+    metrics["interval_80"] = fleet_intervals(fleet.simulation, metrics)
     metrics["goodput_cliff"] = goodput_cliff(metrics)
     return metrics
 
@@ -116,7 +116,7 @@ def fleet_intervals(
     if requests is not None and requests < metrics["requests"]["arrived"]:
         source = simulation.job.requests.model_copy(update={"limit": requests})
         shorter = replace(simulation, job=simulation.job.model_copy(update={"requests": source}))
-        middle = measure_fleet(shorter)
+        middle = measure_fleet(observe_fleet(shorter))
     runs = [_at_end(shorter, ends, end) for end in (0, 1)]
     intervals = {}
     for path in FIGURES:
@@ -135,7 +135,7 @@ def _at_end(
     """Figures with all iterations at one end of their interval."""
     factors = {phase: both[end] for phase, both in ends.items()}
     times = {name: ScaledStepTimes(base, factors) for name, base in simulation.step_times.items()}
-    return measure_fleet(replace(simulation, step_times=times))
+    return measure_fleet(observe_fleet(replace(simulation, step_times=times)))
 
 
 def _iteration_ends(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from hardware_profiles.schema import ClusterProfile
 from hardware_profiles.units import format_seconds
 from simulator.analysis.fleet_statistics import FleetStatistics
+from simulator.analysis.published import beside_published
 from simulator.analysis.streaming import Floats
 from simulator.execution.fleet.accounts import FleetRun
 from simulator.execution.fleet.simulation import FleetSimulation
@@ -99,20 +100,33 @@ def definitions(job: FleetJob) -> dict[str, str]:
     }
 
 
-def measure_fleet(simulation: FleetSimulation) -> dict[str, Any]:
-    """Run a fleet and return its figures, time series and distributions by their JSON names."""
-    # The figures of training and of steps are needed for one function of theirs only.
-    from simulator.analysis.serving_metrics import serving_kernels
-    from simulator.analysis.training_metrics import compare_published
+@dataclass(frozen=True, slots=True)
+class ObservedFleet:
+    """A fleet that has run, and what was counted while it did; its rows are not kept."""
 
+    simulation: FleetSimulation
+    run: FleetRun
+    statistics: FleetStatistics
+
+
+def observe_fleet(simulation: FleetSimulation) -> ObservedFleet:
+    """Run a fleet and count what happens."""
+    statistics = FleetStatistics(simulation.job)
+    return ObservedFleet(simulation, simulation.run(statistics), statistics)
+
+
+def measure_fleet(fleet: ObservedFleet) -> dict[str, Any]:
+    """The figures, time series and distributions of a fleet by their JSON names."""
+    # The figures of steps are needed for one function of theirs only.
+    from simulator.analysis.serving_metrics import serving_kernels
+
+    simulation, run, statistics = fleet.simulation, fleet.run, fleet.statistics
     scenario, job = simulation.scenario, simulation.job
-    statistics = FleetStatistics(job)
-    run = simulation.run(statistics)
     metrics = fleet_metrics(
         job, scenario.cluster, run, statistics, step_times=simulation.step_times
     )
     published = scenario.file.published if job.requests.as_published else ()
-    metrics["published"] = [asdict(compare_published(figure, metrics)) for figure in published]
+    metrics["published"] = beside_published(published, metrics)
     metrics["step_times"] = dict(simulation.step_times_from)
     metrics["kernels"] = {
         phase: serving_kernels(model) for phase, model in simulation.models.items()

@@ -1,22 +1,103 @@
-"""simulate: a scenario in, a run out; pure. Each kind of job loads only what it needs."""
+"""Simulate a scenario and say what came of it.
+
+A new kind of job adds one function here and a line in SIMULATED. Imports stay inside the functions,
+so that a run loads only what its own job needs.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from simulator.scenario.files import Scenario
+from simulator.scenario.files import Scenario, load_scenario
 from simulator.workload.recorded import shipped_trace
 
+if TYPE_CHECKING:
+    from simulator.analysis.fleet_metrics import ObservedFleet
+    from simulator.execution.bounds import TpotLimit
+    from simulator.execution.collective import CollectiveResult
+    from simulator.execution.offload import OffloadStep
+    from simulator.execution.serving_run import ServingRun
+    from simulator.execution.training import TrainingRun
 
-def simulate(scenario: Scenario, *, unfold: bool = False) -> Any:
+    AnyResult: TypeAlias = (
+        TrainingRun | ServingRun | ObservedFleet | CollectiveResult | TpotLimit | OffloadStep
+    )
+
+Result_co = TypeVar("Result_co", covariant=True)
+
+Metrics: TypeAlias = dict[str, Any]
+
+STEP_TIMES = ("step_time_s", "pass_time_s")
+"""Metrics of the jobs that kernel times decide: a training or decode step, a prefill pass."""
+
+
+@dataclass(frozen=True)
+class Run(Generic[Result_co]):
+    """A scenario and what its simulation gave."""
+
+    scenario: Scenario
+    result: Result_co = field(repr=False)
+    """Of the job: its log, memory, comparisons; what the metrics are taken from."""
+    measure: Callable[[bool], Metrics] = field(repr=False)
+    """The metrics of the result, with 80 % intervals or without."""
+    has_intervals: bool = True
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """{JSON name: value} in SI units, with 80 % intervals where the job has them."""
+        return self.measure(True) if self.has_intervals else self.quick_metrics
+
+    @cached_property
+    def quick_metrics(self) -> Metrics:
+        """The same without 80 % intervals, for speed."""
+        return self.measure(False)
+
+    def to_json(self, *, intervals: bool = True) -> Metrics:
+        """Everything that `dsv3sim run` prints and writes of this run.
+
+        Args:
+            intervals: whether to work out 80 % intervals, and the same step with other kernels.
+        """
+        scenario = self.scenario
+        shown = dict(self.metrics if intervals else self.quick_metrics)
+        shown["scenario"] = {
+            "name": scenario.name,
+            "job": scenario.job_name,
+            "changes": list(scenario.changes),
+            "published_for_other_inputs": list(scenario.figures_left_out),
+        }
+        if intervals and scenario.job_name in ("training", "serving_step"):
+            shown["other_kernels"] = self.other_kernels()
+        return shown
+
+    def other_kernels(self) -> Metrics | None:
+        """What a step takes with kernels of the other kind, of an engine or of the reference model;
+        None where no shipped calibration has them for the scenario's job."""
+        from simulator.analysis.kernels_used import other_calibration
+
+        other = other_calibration(self.scenario)
+        if other is None:
+            return None
+        named = {"calibration": other.name, "kind": other.kernels and other.kernels.kind}
+        try:
+            found = simulate(replace(self.scenario, named_calibration=other)).quick_metrics
+        except ValueError as error:
+            return named | {"reason": str(error)}
+        # The times are the same with intervals and without.
+        known = vars(self).get("metrics") or self.quick_metrics
+        path = next(name for name in STEP_TIMES if known.get(name) is not None)
+        return named | {"metric": path, "seconds": found[path], "ratio": found[path] / known[path]}
+
+
+def simulate(scenario: Scenario, *, unfold: bool = False) -> Run[AnyResult]:
     """Run the job of a scenario; the same scenario gives the same run.
 
     Args:
         unfold: simulate every operator of every rank instead of each distinct chunk once; of a
             training step only.
-
-    Returns:
-        The run type of the job: TrainingRun for "training", ServingRun for "serving_step" ...
 
     Raises:
         ValueError: anything that the user can mend.
@@ -30,30 +111,91 @@ def simulate(scenario: Scenario, *, unfold: bool = False) -> Any:
             f"{scenario.where}: cluster.failures: {', '.join(cluster.failures)}: a "
             f"{scenario.job_name} job does not simulate failures of the fabric; allowed: none"
         )
-    match scenario.job_name:
-        case "training":
-            from simulator.execution.training_run import simulate_training
+    return SIMULATED[scenario.job_name](scenario, unfold)
 
-            return simulate_training(scenario, shipped_trace, unfold=unfold)
-        case "collective":
-            from simulator.execution.collective_run import simulate_collective
 
-            return simulate_collective(scenario)
-        case "serving_step":
-            from simulator.execution.serving_run import simulate_serving_step
+def metrics_of(scenario: str, overrides: Sequence[str]) -> Metrics:
+    """Load and simulate a scenario: its metrics without 80 % intervals.
 
-            return simulate_serving_step(scenario, shipped_trace)
-        case "tpot_limit":
-            from simulator.execution.serving_run import simulate_tpot_limit
+    Raises:
+        ValueError: anything that the user can mend, or that makes the run impossible.
+    """
+    return simulate(load_scenario(scenario, overrides)).quick_metrics
 
-            return simulate_tpot_limit(scenario)
-        case "offload":
-            from simulator.execution.serving_run import simulate_offload
 
-            return simulate_offload(scenario)
-        case "fleet":
-            from simulator.execution.fleet.simulation import prepare_fleet
+def _training(scenario: Scenario, unfold: bool) -> Run[TrainingRun]:
+    from simulator.analysis.training_metrics import training_metrics
+    from simulator.execution.training_run import simulate_training
 
-            return prepare_fleet(scenario)
-        case other:
-            raise AssertionError(f"job {other} is not simulated")
+    result = simulate_training(scenario, shipped_trace, unfold=unfold)
+    return Run(scenario, result, lambda wide: training_metrics(result, with_intervals=wide))
+
+
+def _serving_step(scenario: Scenario, _: bool) -> Run[ServingRun]:
+    from simulator.analysis.serving_metrics import serving_metrics
+    from simulator.execution.serving_run import simulate_serving_step
+
+    result = simulate_serving_step(scenario, shipped_trace)
+    return Run(scenario, result, lambda wide: serving_metrics(result, with_intervals=wide))
+
+
+def _fleet(scenario: Scenario, _: bool) -> Run[ObservedFleet]:
+    from simulator.analysis.fleet_intervals import fleet_metrics_with_intervals
+    from simulator.analysis.fleet_metrics import measure_fleet, observe_fleet
+    from simulator.execution.fleet.simulation import prepare_fleet
+
+    result = observe_fleet(prepare_fleet(scenario))
+    return Run(
+        scenario,
+        result,
+        lambda wide: fleet_metrics_with_intervals(result) if wide else measure_fleet(result),
+    )
+
+
+def _collective(scenario: Scenario, _: bool) -> Run[CollectiveResult]:
+    from simulator.analysis.collective_metrics import collective_metrics
+    from simulator.execution.collective import run_collective
+
+    job = scenario.file.collective
+    assert job is not None, "simulate() chooses by the job that is there"
+    result = run_collective(job, scenario.cluster, seed=scenario.file.seed)
+    return Run(scenario, result, lambda _: collective_metrics(result, job), has_intervals=False)
+
+
+def _tpot_limit(scenario: Scenario, _: bool) -> Run[TpotLimit]:
+    from simulator.analysis.serving_metrics import limit_metrics
+    from simulator.execution.bounds import tpot_limit
+
+    job = scenario.file.tpot_limit
+    assert job is not None, "simulate() chooses by the job that is there"
+    result = tpot_limit(job, config=scenario.model, cluster=scenario.cluster)
+    figures = scenario.file.published
+    return Run(scenario, result, lambda _: limit_metrics(result, figures), has_intervals=False)
+
+
+def _offload(scenario: Scenario, _: bool) -> Run[OffloadStep]:
+    from hardware_profiles.offload_servers import load_server
+    from simulator.analysis.serving_metrics import offload_metrics
+    from simulator.execution.offload import offload_step
+
+    job = scenario.file.offload
+    assert job is not None, "simulate() chooses by the job that is there"
+    server, config = load_server(job.server), scenario.model
+    result = offload_step(job, server=server, config=config)
+    return Run(
+        scenario,
+        result,
+        lambda _: offload_metrics(result, server=server, config=config),
+        has_intervals=False,
+    )
+
+
+SIMULATED: Mapping[str, Callable[[Scenario, bool], Run[AnyResult]]] = {
+    "training": _training,
+    "collective": _collective,
+    "serving_step": _serving_step,
+    "tpot_limit": _tpot_limit,
+    "offload": _offload,
+    "fleet": _fleet,
+}
+"""Job -> (scenario, whether to unfold) -> its run."""

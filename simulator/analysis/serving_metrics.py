@@ -14,15 +14,21 @@ from typing import Any
 import numpy as np
 
 from hardware_profiles.low_latency_kernels import OPERATIONS, message_bytes
+from hardware_profiles.offload_servers import OffloadServerProfile
 from hardware_profiles.units import Seconds
+from reference_model.config import ModelConfig
 from simulator.analysis.intervals import serving_interval
 from simulator.analysis.kernels_used import kernels_used
+from simulator.analysis.published import beside_published
+from simulator.execution.bounds import TpotLimit
+from simulator.execution.offload import OffloadStep, offload_step
 from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
 from simulator.hardware.kernels.curves import PROVENANCES
 from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, payload_bytes
-from simulator.scenario.serving import ServingStepJob
+from simulator.scenario.files import PublishedFigure
+from simulator.scenario.serving import OffloadJob, ServingStepJob
 from simulator.workload.task_graph import Stream
 
 CASES = ("without_transfer_slowdown", "balanced", "without_speculation")
@@ -39,7 +45,7 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
     kv = run.kv
     figures = headline(job, step, step.model.cluster.node.gpus)
     intervals = {"interval_80": _intervals(run, figures)} if with_intervals else {}
-    return {
+    metrics: dict[str, Any] = {
         "phase": job.phase,
         "tensor_parallel": asdict(job.tensor_parallel),
         **figures,
@@ -68,7 +74,70 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
         },
         "speculation": speculation_metrics(run),
         "operators": operator_table(step),
-        "published": [],
+    }
+    metrics["published"] = beside_published(run.scenario.file.published, metrics)
+    return metrics
+
+
+def limit_metrics(limit: TpotLimit, figures: Sequence[PublishedFigure]) -> dict[str, Any]:
+    """The bound under the JSON names of a serving step, published figures beside it."""
+    metrics: dict[str, Any] = {
+        "step_time_s": limit.tpot_s,
+        "tpot_s": {"mean": limit.tpot_s},
+        "tokens_per_second_per_user": limit.tokens_per_second,
+        "transfer_s": limit.transfer_s,
+        "transfers": limit.transfers,
+        "transfer_bytes": limit.transfer_bytes,
+        "link_bandwidth_bytes_per_s": limit.bandwidth,
+        "idealisations": [
+            {
+                "name": item.name,
+                "assumed": item.assumed,
+                "instead": item.real,
+                "tpot_s": item.tpot_s,
+            }
+            for item in limit.idealisations
+        ],
+    }
+    metrics["published"] = beside_published(figures, metrics)
+    return metrics
+
+
+def offload_metrics(
+    step: OffloadStep, *, server: OffloadServerProfile, config: ModelConfig
+) -> dict[str, Any]:
+    """The step under the JSON names of a serving step, with the held-out rows beside it."""
+    rows = []
+    for row, role, kind in (
+        *((row, "fitted", "calibrated") for row in server.fitted_rows),
+        *((row, "held out", "predicted") for row in server.held_out_rows),
+    ):
+        job = OffloadJob(
+            server=server.name, sockets=row.sockets, experts_per_token=row.experts_per_token
+        )
+        simulated = 1 / offload_step(job, server=server, config=config).token_s
+        rows.append(
+            {
+                "name": f"{row.sockets} sockets, {row.experts_per_token} experts ({role})",
+                "metric": "tokens_per_second_per_user",
+                "published": row.tokens_per_second,
+                "simulated": simulated,
+                "error": simulated / row.tokens_per_second - 1,
+                "source": row.source,
+                "kind": kind,
+            }
+        )
+    return {
+        "step_time_s": step.token_s,
+        "tpot_s": {"mean": step.token_s},
+        "tokens_per_second_per_user": 1 / step.token_s,
+        "fixed_s": step.fit.fixed_s,
+        "experts_s": step.experts_s,
+        "cpu_expert_bytes_per_s": step.expert_rate,
+        "cpu_expert_share_of_peak": step.expert_rate_share,
+        "gpu_weights_read_s": step.gpu_bound_s,
+        "gpu_resident_bytes": step.resident_bytes,
+        "published": rows,
     }
 
 

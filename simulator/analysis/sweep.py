@@ -33,6 +33,8 @@ SEPARATOR = "+"
 
 COMPARISONS = ("<=", ">=")
 
+_ALLOWED = "allowed: path=value,value,... such as training.schedule=1f1b,dualpipe"
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -50,17 +52,30 @@ class Axis:
             ValueError: any other text, or values that do not fit the paths.
         """
         left, equals, right = text.partition("=")
-        paths = tuple(path.strip() for path in left.split(SEPARATOR))
-        allowed = "allowed: path=value,value,... such as training.schedule=1f1b,dualpipe"
-        if not equals or not all(paths):
-            raise ValueError(f"--vary {text!r}: {allowed}")
-        values = parse_yaml(f"[{right}]", where=f"--vary {text!r}")
+        if not equals:
+            raise ValueError(f"--vary {text!r}: {_ALLOWED}")
+        return cls.of(left, parse_yaml(f"[{right}]", where=f"--vary {text!r}"), text=text)
+
+    @classmethod
+    def of(cls, joined: str, values: Sequence[Any], *, text: str = "") -> Self:
+        """An axis of one path, or of several joined by "+", from its values.
+
+        Args:
+            text: how messages call it.
+
+        Raises:
+            ValueError: no path, no value, or values that do not fit the paths.
+        """
+        text = text or joined
+        paths = tuple(path.strip() for path in joined.split(SEPARATOR))
+        if not all(paths):
+            raise ValueError(f"--vary {text!r}: {_ALLOWED}")
         if not values:
-            raise ValueError(f"--vary {text!r}: no value; {allowed}")
+            raise ValueError(f"--vary {text!r}: no value; {_ALLOWED}")
         if len(paths) == 1:
             return cls(paths, tuple((value,) for value in values))
         for value in values:
-            if not isinstance(value, list) or len(value) != len(paths):
+            if not isinstance(value, list | tuple) or len(value) != len(paths):
                 raise ValueError(
                     f"--vary {text!r}: {value!r} for {len(paths)} paths; allowed: a list of "
                     f"{len(paths)}, such as a+b=[1, 2],[3, 4]"
@@ -273,6 +288,32 @@ def append_row(path: Path, row: PointResult) -> None:
     """Add a finished row to a file of rows."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row.to_json()) + "\n")
+
+
+def sweep(
+    scenario: str,
+    vary: Mapping[str, Sequence[Any]],
+    changes: Sequence[str] = (),
+    *,
+    jobs: int = 1,
+) -> list[PointResult]:
+    """Run a scenario at all combinations of some values; the last path varies fastest.
+
+        sweep("dualpipe_h800_2048", {"training.schedule": ["1f1b", "dualpipe"]})
+
+    Args:
+        scenario: a shipped name or a path to a YAML file.
+        vary: {path: its values}; "a+b" with pairs of values varies two paths in step.
+        changes: texts "path=value" that hold at every point.
+        jobs: processes.
+
+    Raises:
+        ValueError: an unknown path, or no point that loads.
+    """
+    from simulator.analysis.run import metrics_of
+
+    axes = [Axis.of(paths, values) for paths, values in vary.items()]
+    return run_sweep(grid(scenario, changes, axes), scenario, metrics_of, jobs=jobs)
 
 
 # -- what a planner asks ---------------------------------------------------------------------------

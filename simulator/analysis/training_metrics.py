@@ -15,12 +15,12 @@ from hardware_profiles.units import Seconds, unit_factor
 from reference_model.config import training_flops_per_token
 from simulator.analysis.intervals import training_intervals
 from simulator.analysis.kernels_used import kernels_used
+from simulator.analysis.published import beside_published
 from simulator.analysis.training_attribution import attribute_step
 from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
 from simulator.hardware.kernels.curves import PROVENANCES
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
-from simulator.scenario.files import PublishedFigure
 from simulator.workload.layout import stage_texts
 from simulator.workload.schedules import (
     FORWARD,
@@ -79,21 +79,6 @@ class RankTimes:
     """All-to-all time inside the chunks with no compute kernel running."""
     hidden_communication_s: Seconds
     """All-to-all time inside the chunks with a compute kernel running."""
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedRow:
-    name: str
-    metric: str
-    """Path in the metrics."""
-    published: float
-    simulated: float | None
-    """None where this run has no such figure."""
-    error: float | None
-    """simulated / published - 1."""
-    source: str
-    kind: str
-    """What the simulated figure is: "input", "chosen", "bound" or "predicted"."""
 
 
 _FIELD_OF_WORK = {
@@ -227,9 +212,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
     metrics["error_share"] = {"step_time_s": shares["step"], "pair_time_s": shares["pair"]}
     if with_intervals:
         metrics["interval_80"] = _intervals(run, metrics)
-    metrics["published"] = [
-        asdict(compare_published(figure, metrics)) for figure in run.scenario.file.published
-    ]
+    metrics["published"] = beside_published(run.scenario.file.published, metrics)
     return metrics
 
 
@@ -274,30 +257,3 @@ def _intervals(run: TrainingRun, metrics: Mapping[str, Any]) -> dict[str, list[f
         rate = metrics[name] / metrics["step_time_s"]
         found[name] = [rate * low, rate * high]
     return found
-
-
-def compare_published(figure: PublishedFigure, metrics: Mapping[str, Any]) -> PublishedRow:
-    """A published figure beside the simulated one that its path leads to."""
-    simulated = metric_at(metrics, figure.metric)
-    return PublishedRow(
-        name=figure.name,
-        metric=figure.metric,
-        published=figure.si_value,
-        simulated=simulated,
-        error=None if simulated is None else simulated / figure.si_value - 1,
-        source=figure.source,
-        kind=figure.kind,
-    )
-
-
-def metric_at(metrics: Mapping[str, Any], path: str) -> float | None:
-    """The number at a dotted path such as "ranks.0.forward_s"; None where there is none."""
-    found: Any = metrics
-    for part in path.split("."):
-        if isinstance(found, Mapping):
-            found = found.get(part)
-        elif isinstance(found, list) and part.isdigit() and int(part) < len(found):
-            found = found[int(part)]
-        else:
-            return None
-    return float(found) if isinstance(found, int | float) else None

@@ -112,28 +112,6 @@ def _shown(name: str, value: Any) -> str:
     return format_seconds(value) if name in _TIMES else str(value)
 
 
-def limit_metrics(limit: TpotLimit) -> dict[str, Any]:
-    """The bound under the JSON names of a serving step."""
-    return {
-        "step_time_s": limit.tpot_s,
-        "tpot_s": {"mean": limit.tpot_s},
-        "tokens_per_second_per_user": limit.tokens_per_second,
-        "transfer_s": limit.transfer_s,
-        "transfers": limit.transfers,
-        "transfer_bytes": limit.transfer_bytes,
-        "link_bandwidth_bytes_per_s": limit.bandwidth,
-        "idealisations": [
-            {
-                "name": item.name,
-                "assumed": item.assumed,
-                "instead": item.real,
-                "tpot_s": item.tpot_s,
-            }
-            for item in limit.idealisations
-        ],
-    }
-
-
 def _bytes(job: TpotLimitJob) -> Bytes:
     scales = -(-job.hidden // TILE) * SCALE_BYTES if job.fp8_scales else 0
     per_copy = job.hidden * (job.dispatch_bytes_per_value + job.combine_bytes_per_value) + scales

@@ -21,7 +21,7 @@ from simulator.hardware.network.fairness import Floats, Integers
 from simulator.hardware.network.flows import Network
 from simulator.hardware.network.routing import Failure, parse_failure, struck_resources
 from simulator.hardware.network.topology import Fabric
-from simulator.scenario.collective import CollectiveJob, Operation, PublishedTransfer
+from simulator.scenario.collective import CollectiveJob, Operation
 
 
 @dataclass(slots=True)
@@ -102,10 +102,9 @@ class VariantResult:
 
 @dataclass(slots=True)
 class CollectiveResult:
-    """All variants of a job, and published figures beside them."""
+    """All variants of a job."""
 
     variants: list[VariantResult]
-    published: list[dict[str, Any]]
     wall_clock_s: float
     transport: TransportProfile
     merge_share: float = 0.0
@@ -130,7 +129,6 @@ def run_collective(job: CollectiveJob, cluster: ClusterProfile, *, seed: int) ->
     ]
     return CollectiveResult(
         variants=variants,
-        published=_beside_published(job, variants),
         wall_clock_s=time.perf_counter() - started,
         transport=transport,
         merge_share=job.merge_share,
@@ -145,63 +143,6 @@ def run_variants(
         _run_variant(job, operation, changed, transport, failures=(), seed=seed).operations
         for operation, changed in _variants(job, cluster)
     ]
-
-
-def result_json(result: CollectiveResult, *, links: int | None = None) -> dict[str, Any]:
-    """Return the result as one JSON object; of the last variant, links by falling utilisation.
-
-    ``links`` keeps that many of them, all where None.
-    """
-    last = result.last
-    main = [operation for operation in last.operations if operation.start_s >= 0]
-    done = [operation.completion_s for operation in main]
-    order = np.argsort(-last.links.utilisation, kind="stable")[:links]
-    return {
-        "completion_s": None if None in done else last.end_s,
-        "bytes_total": sum(operation.bytes_total for operation in main),
-        "bus_bandwidth_bytes_per_s": main[0].bus_bandwidth,
-        "algorithm_bandwidth_bytes_per_s": main[0].algorithm_bandwidth,
-        "stalled": last.stalled,
-        "solves": last.solves,
-        "merge_share": result.merge_share,
-        "transport": result.transport.name,
-        "transport_kind": "calibrated" if result.transport.fitted_to else "stated",
-        "rows": [
-            _row(operation) for variant in result.variants for operation in variant.operations
-        ],
-        "published": result.published,
-        "links": [
-            {
-                "name": last.links.names[link],
-                "bytes": float(last.links.bytes[link]),
-                "utilisation": float(last.links.utilisation[link]),
-            }
-            for link in order.tolist()
-        ],
-        "wall_clock_s": result.wall_clock_s,
-    }
-
-
-def _row(operation: OperationResult) -> dict[str, Any]:
-    return {
-        "operation": operation.name,
-        "algorithm": operation.algorithm,
-        "topology": operation.topology,
-        "routing": operation.routing,
-        "gpus": operation.gpus,
-        "groups": operation.groups,
-        "group_gpus": operation.group_gpus,
-        "size_bytes": operation.size_bytes,
-        "completion_s": operation.completion_s,
-        "mean_gpu_s": operation.mean_gpu_s,
-        "bytes_total": operation.bytes_total,
-        "algorithm_bandwidth_bytes_per_s": operation.algorithm_bandwidth,
-        "bus_bandwidth_bytes_per_s": operation.bus_bandwidth,
-        "nodes_per_token": operation.nodes_per_token,
-        "gpus_per_token": operation.gpus_per_token,
-        "nic_copies_saved": operation.nic_copies_saved,
-        "sms": operation.sms,
-    }
 
 
 def _variants(
@@ -355,52 +296,3 @@ def _link_use(network: Network, fabric: Fabric, seconds: float) -> LinkUse:
         bytes=carried[used],
         utilisation=carried[used] / capacity,
     )
-
-
-def _beside_published(
-    job: CollectiveJob, variants: Sequence[VariantResult]
-) -> list[dict[str, Any]]:
-    rows = []
-    for figure in job.published:
-        found = _find(figure, variants, routing=figure.routing)
-        if found is None:
-            continue
-        simulated: float | None
-        if figure.time is not None:
-            published, simulated, unit = figure.time, found.mean_gpu_s, "s"
-        elif figure.bandwidth is not None:
-            published, simulated, unit = figure.bandwidth, found.algorithm_bandwidth, "bytes/s"
-        else:
-            assert figure.relative_to_adaptive is not None
-            published, simulated, unit = figure.relative_to_adaptive, None, "ratio"
-            other = _find(figure, variants, routing="adaptive")
-            if other and other.mean_gpu_s and found.mean_gpu_s:
-                simulated = other.mean_gpu_s / found.mean_gpu_s
-        routing = f" {figure.routing}" if figure.routing else ""
-        rows.append(
-            {
-                "name": f"{figure.operation} {found.algorithm} {found.group_gpus} GPUs{routing}",
-                "unit": unit,
-                "published": published,
-                "simulated": simulated,
-                "error": None if simulated is None else simulated / published - 1,
-                "kind": figure.kind,
-                "source": figure.source,
-            }
-        )
-    return rows
-
-
-def _find(
-    figure: PublishedTransfer, variants: Sequence[VariantResult], *, routing: str | None
-) -> OperationResult | None:
-    for variant in variants:
-        for operation in variant.operations:
-            if (
-                operation.name == figure.operation
-                and operation.gpus == figure.gpus
-                and figure.group in (None, operation.group_gpus)
-                and routing in (None, operation.routing)
-            ):
-                return operation
-    return None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isclose
-from typing import Any
 
 from hardware_profiles.offload_servers import OffloadServerProfile
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, format_bytes
@@ -122,41 +121,3 @@ def offload_step(
         gpu_bound_s=resident / server.gpu.memory_bandwidth,
         resident_bytes=resident,
     )
-
-
-def offload_metrics(
-    step: OffloadStep, *, server: OffloadServerProfile, config: ModelConfig
-) -> dict[str, Any]:
-    """The step under the JSON names of a serving step, with the held-out rows beside it."""
-    rows = []
-    for row, role, kind in (
-        *((row, "fitted", "calibrated") for row in server.fitted_rows),
-        *((row, "held out", "predicted") for row in server.held_out_rows),
-    ):
-        job = OffloadJob(
-            server=server.name, sockets=row.sockets, experts_per_token=row.experts_per_token
-        )
-        simulated = 1 / offload_step(job, server=server, config=config).token_s
-        rows.append(
-            {
-                "name": f"{row.sockets} sockets, {row.experts_per_token} experts ({role})",
-                "metric": "tokens_per_second_per_user",
-                "published": row.tokens_per_second,
-                "simulated": simulated,
-                "error": simulated / row.tokens_per_second - 1,
-                "source": row.source,
-                "kind": kind,
-            }
-        )
-    return {
-        "step_time_s": step.token_s,
-        "tpot_s": {"mean": step.token_s},
-        "tokens_per_second_per_user": 1 / step.token_s,
-        "fixed_s": step.fit.fixed_s,
-        "experts_s": step.experts_s,
-        "cpu_expert_bytes_per_s": step.expert_rate,
-        "cpu_expert_share_of_peak": step.expert_rate_share,
-        "gpu_weights_read_s": step.gpu_bound_s,
-        "gpu_resident_bytes": step.resident_bytes,
-        "published": rows,
-    }

@@ -1,7 +1,7 @@
-"""Resolve the names in a serving scenario, check its memory and simulate its job.
+"""Resolve the names in a serving step's scenario, check its memory and simulate it.
 
-Three kinds of job end here: a serving step (with the same step without slow-down of transfers, and
-balanced where its loads are not), the bound on TPOT, and the offload server.
+It is compared to the same step without slow-down of transfers, with balanced loads where its own
+are not, and without drafted tokens where it drafts.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hardware_profiles.low_latency_kernels import LowLatencyProfile, load_low_latency
-from hardware_profiles.offload_servers import OffloadServerProfile, load_server
 from hardware_profiles.schema import CalibrationProfile, Estimate
 from hardware_profiles.units import Seconds
 from reference_model.config import parameter_counts
 from reference_model.trace import OperatorTrace
-from simulator.execution.bounds import TpotLimit, tpot_limit
-from simulator.execution.offload import OffloadStep, offload_step
 from simulator.execution.serving_model import (
     KernelSource,
     ServingModel,
@@ -77,23 +74,6 @@ class ServingRun:
     rebalance: RebalanceCost | None
 
 
-@dataclass(frozen=True, slots=True)
-class TpotLimitRun:
-    """The bound of a scenario."""
-
-    scenario: Scenario
-    limit: TpotLimit
-
-
-@dataclass(frozen=True, slots=True)
-class OffloadRun:
-    """A token decoded on a scenario's offload server."""
-
-    scenario: Scenario
-    server: OffloadServerProfile
-    step: OffloadStep
-
-
 def simulate_serving_step(scenario: Scenario, trace_of: TraceOf) -> ServingRun:
     """Simulate the serving step of a scenario.
 
@@ -120,21 +100,6 @@ def simulate_serving_step(scenario: Scenario, trace_of: TraceOf) -> ServingRun:
         kv=kv,
         rebalance=rebalancing(model, job.experts.rebalance_interval),
     )
-
-
-def simulate_tpot_limit(scenario: Scenario) -> TpotLimitRun:
-    """The bound on TPOT of a scenario."""
-    job = scenario.file.tpot_limit
-    assert job is not None, "simulate() chooses by the job that is there"
-    return TpotLimitRun(scenario, tpot_limit(job, config=scenario.model, cluster=scenario.cluster))
-
-
-def simulate_offload(scenario: Scenario) -> OffloadRun:
-    """A token decoded on the offload server of a scenario."""
-    job = scenario.file.offload
-    assert job is not None, "simulate() chooses by the job that is there"
-    server = load_server(job.server)
-    return OffloadRun(scenario, server, offload_step(job, server=server, config=scenario.model))
 
 
 def prepare_serving(

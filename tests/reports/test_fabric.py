@@ -21,14 +21,14 @@ from reports.fabric import (
     what_varies,
     write_collective_run,
 )
-from simulator.execution.collective_run import collective_metrics, simulate_collective
+from simulator.analysis.run import simulate
 from simulator.scenario.files import load_scenario
 
 
 @pytest.fixture(scope="module")
 def run():
     changes = ("collective.vary_gpus=[16, 64]", "collective.vary_bytes=[128 MiB]")
-    return simulate_collective(load_scenario("mpft_vs_mrft", changes))
+    return simulate(load_scenario("mpft_vs_mrft", changes))
 
 
 def printed(tables, width=100):
@@ -38,7 +38,7 @@ def printed(tables, width=100):
 
 
 def test_the_tables_say_what_varies_and_what_is_hottest(run):
-    text = printed(collective_tables("mpft_vs_mrft", collective_metrics(run)))
+    text = printed(collective_tables("mpft_vs_mrft", run.metrics))
     assert "MPFT" in text
     assert "MRFT" in text
     assert "deepep_h800 (calibrated)" in text
@@ -75,7 +75,7 @@ def test_heat_maps_show_each_cable_once(run):
 
 
 def test_time_against_gpus_has_a_line_a_topology(run):
-    lines = time_against_gpus(collective_metrics(run))
+    lines = time_against_gpus(run.metrics)
     assert len(lines) == 2
     assert all([gpus for gpus, _ in points] == [16, 64] for points in lines.values())
 
@@ -83,7 +83,7 @@ def test_time_against_gpus_has_a_line_a_topology(run):
 def test_an_idle_link_is_light_and_a_full_one_dark_on_the_page_and_in_the_figure(run):
     scales = [
         chart["data"][0]["colorscale"]
-        for chart in fabric_charts(run, collective_metrics(run)).values()
+        for chart in fabric_charts(run, run.metrics).values()
         if chart["data"][0]["type"] == "heatmap"
     ]
     assert len(scales) == 1  # of the NICs: no cable between switches is used
@@ -95,7 +95,7 @@ def test_an_idle_link_is_light_and_a_full_one_dark_on_the_page_and_in_the_figure
 
 
 def test_a_run_directory_holds_report_figures_and_byte_table(run, tmp_path):
-    metrics = collective_metrics(run)
+    metrics = run.metrics
     write_collective_run(run, metrics, tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Hottest links" in page

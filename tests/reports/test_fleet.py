@@ -20,26 +20,26 @@ from reports.fleet import (
     format_figure,
     write_fleet_run,
 )
-from simulator.analysis.fleet_metrics import measure_fleet
-from simulator.execution.fleet.simulation import FleetSimulation, prepare_fleet
+from simulator.analysis.fleet_metrics import ObservedFleet
+from simulator.analysis.run import Run, simulate
 from simulator.scenario.files import load_scenario
 
 
 @pytest.fixture(scope="module")
-def run() -> tuple[FleetSimulation, dict[str, Any]]:
+def run() -> tuple[Run[ObservedFleet], dict[str, Any]]:
     # The scenario's own figure is of all requests.
     hits = "{name: ideal hits of 60, metric: prefix_hit_rate, value: 0.2, source: made up}"
     changes = ["requests.limit=60", "sample_interval=100 ms", f"published=[{hits}]"]
-    simulation = prepare_fleet(load_scenario("mooncake_conversation", changes))
-    return simulation, measure_fleet(simulation)
+    simulated = simulate(load_scenario("mooncake_conversation", changes))
+    return simulated, simulated.quick_metrics
 
 
 def test_the_run_directory_holds_everything_and_its_scenario_runs_again(
-    run: tuple[FleetSimulation, dict[str, Any]], tmp_path: Path
+    run: tuple[Run[ObservedFleet], dict[str, Any]], tmp_path: Path
 ) -> None:
-    simulation, metrics = run
+    simulated, metrics = run
     directory = tmp_path / "run"
-    write_fleet_run(simulation, metrics, directory)
+    write_fleet_run(simulated, metrics, directory)
     names = {path.name for path in directory.iterdir()}
     assert names == {
         "scenario.yaml",
@@ -50,17 +50,17 @@ def test_the_run_directory_holds_everything_and_its_scenario_runs_again(
         ".dsv3sim-run",
     }
     assert json.loads((directory / "metrics.json").read_text()) == metrics
-    again = measure_fleet(prepare_fleet(load_scenario(str(directory / "scenario.yaml"))))
+    again = simulate(load_scenario(str(directory / "scenario.yaml"))).quick_metrics
     assert again["ttft_s"] == metrics["ttft_s"]
     series = pd.read_parquet(directory / "time_series.parquet")
     assert len(series) == len(metrics["time_series"]["time_s"])
 
 
 def test_the_page_opens_without_a_network_and_shows_every_figure_with_its_definition(
-    run: tuple[FleetSimulation, dict[str, Any]], tmp_path: Path
+    run: tuple[Run[ObservedFleet], dict[str, Any]], tmp_path: Path
 ) -> None:
-    simulation, metrics = run
-    write_fleet_run(simulation, metrics, tmp_path / "run")
+    simulated, metrics = run
+    write_fleet_run(simulated, metrics, tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
     # The chart library's own code mentions addresses; the page must load none.
     outside_scripts = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
@@ -75,18 +75,18 @@ def test_the_page_opens_without_a_network_and_shows_every_figure_with_its_defini
 
 
 def test_tables_and_page_say_whose_kernels_the_steps_are_predicted_with(
-    run: tuple[FleetSimulation, dict[str, Any]],
+    run: tuple[Run[ObservedFleet], dict[str, Any]],
 ) -> None:
-    simulation, metrics = run
+    simulated, metrics = run
     said = "engine: h800_decode, of h800_sxm, restated for h200_sxm; DeepGEMM, FlashMLA"
     bases = fleet_run_tables("run", metrics)[-2 if metrics["published"] else -1]
     rows = dict(zip(*(list(column.cells) for column in bases.columns), strict=True))
     assert rows["decode kernels"].startswith(said)
-    assert f"Decode kernels: {said}" in fleet_page(simulation, metrics)
+    assert f"Decode kernels: {said}" in fleet_page(simulated.scenario, metrics)
 
 
 def test_the_tables_show_every_latency_and_the_published_figures(
-    run: tuple[FleetSimulation, dict[str, Any]],
+    run: tuple[Run[ObservedFleet], dict[str, Any]],
 ) -> None:
     console = Console(file=io.StringIO(), width=120)
     console.print(*fleet_run_tables("test", run[1]))

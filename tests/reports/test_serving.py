@@ -25,7 +25,7 @@ def test_a_run_directory_holds_scenario_metrics_and_a_page_without_links(name, t
     scenario = load_scenario(name)
     report = JOB_REPORTS[scenario.job_name]()
     run = simulate(scenario)
-    metrics = report.metrics(run)
+    metrics = run.metrics
     directory = tmp_path / "run"
     report.write(run, metrics, directory)
     page = (directory / "report.html").read_text()
@@ -74,7 +74,7 @@ def test_slices_of_a_stream_do_not_overlap(tmp_path):
     scenario = load_scenario("decode_ep128_profile")
     report = JOB_REPORTS[scenario.job_name]()
     run = simulate(scenario)
-    report.write(run, report.metrics(run), tmp_path / "run")
+    report.write(run, run.metrics, tmp_path / "run")
     tasks = pd.read_parquet(tmp_path / "run" / "events.parquet")
     last = {}
     for event in serving_events(tasks):

@@ -75,7 +75,7 @@ def test_a_metric_is_written_with_its_unit(path: str, value: float, text: str) -
 
 @pytest.fixture(scope="module")
 def simulated() -> RunTables:
-    run = simulate(load_scenario("dualpipe_h800_2048"))
+    run = simulate(load_scenario("dualpipe_h800_2048")).result
     return training_tables(run, training_metrics(run))
 
 
@@ -165,7 +165,7 @@ def test_a_training_run_shows_its_stages_its_precision_and_who_keeps_whom_waitin
         load_scenario(
             "dualpipe_h800_2048", ["training.schedule=1f1b", f"training.stages=[{stages}]"]
         )
-    )
+    ).result
     metrics = training_metrics(run, with_intervals=False)
     facts = training_tables(run, metrics).facts
     assert facts["stages"] == stages

@@ -71,7 +71,7 @@ def training_jobs(draw):
 
 
 def run(changes):
-    return simulate(load_scenario("dualpipe_h800_2048", changes))
+    return simulate(load_scenario("dualpipe_h800_2048", changes)).result
 
 
 def check_training_job(changes):
@@ -162,7 +162,7 @@ def serving_jobs(draw):
 
 def check_serving_job(scenario, changes):
     def step(*more):
-        return simulate(load_scenario(scenario, [*changes, *more]))
+        return simulate(load_scenario(scenario, [*changes, *more])).result
 
     try:
         result = step()

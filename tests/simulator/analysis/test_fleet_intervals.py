@@ -6,11 +6,11 @@ from simulator.analysis.fleet_intervals import (
     FIGURES,
     ScaledStepTimes,
     fleet_intervals,
+    fleet_metrics_with_intervals,
     goodput_cliff,
-    measure_with_intervals,
 )
-from simulator.analysis.fleet_metrics import measure_fleet
-from simulator.analysis.training_metrics import metric_at
+from simulator.analysis.fleet_metrics import measure_fleet, observe_fleet
+from simulator.analysis.published import metric_at
 from simulator.execution.fleet.simulation import prepare_fleet
 from simulator.execution.fleet.step_times import AffineStepTimes
 from simulator.scenario.files import load_scenario
@@ -46,8 +46,8 @@ def test_intervals_hold_their_figures_and_slower_iterations_their_high_end(
     changes: list[str],
 ) -> None:
     name, *overrides = changes
-    metrics = measure_with_intervals(
-        prepare_fleet(load_scenario(name, ["warm_up=0 s", *overrides]))
+    metrics = fleet_metrics_with_intervals(
+        observe_fleet(prepare_fleet(load_scenario(name, ["warm_up=0 s", *overrides])))
     )
     intervals = metrics["interval_80"]
     assert {"tpot_s.mean", "tokens_per_second_per_user", "ttft_s.mean"} <= set(intervals)
@@ -67,7 +67,7 @@ def test_all_requests_are_run_at_both_ends_where_the_scenario_names_no_smaller_n
 ) -> None:
     overrides = ["requests.limit=40", "warm_up=0 s", f"interval_requests={number}"]
     simulation = prepare_fleet(load_scenario("azure_code", overrides))
-    metrics = measure_fleet(simulation)
+    metrics = measure_fleet(observe_fleet(simulation))
     first = fleet_intervals(simulation, metrics)
     assert first == fleet_intervals(
         prepare_fleet(load_scenario("azure_code", [*overrides, "interval_requests=40"])), metrics
@@ -92,7 +92,7 @@ def test_coefficients_of_a_scenario_have_no_interval() -> None:
             ],
         )
     )
-    assert measure_with_intervals(simulation)["interval_80"] == {}
+    assert fleet_metrics_with_intervals(observe_fleet(simulation))["interval_80"] == {}
 
 
 def near_its_limit(**changes: object) -> dict[str, object]:

@@ -15,6 +15,7 @@ from simulator.analysis.fleet_metrics import (
     fleet_metrics,
     fleet_time_series,
     measure_fleet,
+    observe_fleet,
 )
 from simulator.analysis.fleet_statistics import FleetStatistics
 from simulator.execution.fleet.accounts import FleetRun
@@ -394,6 +395,6 @@ def test_published_figures_are_shown_only_beside_the_requests_that_they_are_of(
     ]
     trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
     scenario = load_scenario("mooncake_conversation", [f"requests.file={trace}"])
-    published = measure_fleet(prepare_fleet(scenario))["published"]
+    published = measure_fleet(observe_fleet(prepare_fleet(scenario)))["published"]
     assert len(published) == rows
     assert all(row["kind"] == "predicted" for row in published)

@@ -16,7 +16,7 @@ from simulator.analysis.serving_metrics import serving_metrics
 from simulator.analysis.training_metrics import training_metrics
 from simulator.scenario.files import load_scenario
 
-RUN = simulate(load_scenario("dualpipe_h800_2048"))
+RUN = simulate(load_scenario("dualpipe_h800_2048")).result
 GAP = RUN.scenario.calibration.kernel_gap
 
 
@@ -68,7 +68,7 @@ def test_rates_have_the_interval_of_the_step_and_all_can_be_left_out():
 
 @pytest.fixture(scope="module")
 def decode():
-    return simulate(load_scenario("decode_ep128_profile"))
+    return simulate(load_scenario("decode_ep128_profile")).result
 
 
 def test_without_uncertainty_a_serving_step_takes_what_its_run_says(decode):
@@ -88,7 +88,8 @@ def test_a_serving_step_has_a_seeded_interval_that_holds_it(decode):
 
 def test_another_gpu_than_the_calibrations_widens_the_interval():
     runs = [
-        simulate(load_scenario(name)).step for name in ("prefill_ep32_profile", "prefill_ep32_h100")
+        simulate(load_scenario(name)).result.step
+        for name in ("prefill_ep32_profile", "prefill_ep32_h100")
     ]
     ends = [serving_interval(step, seed=0) for step in runs]
     widths = [(high - low) / step.step_s for step, (low, high) in zip(runs, ends, strict=True)]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hardware_profiles.schema import known_calibrations, load_calibration, load_gpu
-from reports.jobs import metrics_of, other_kernels
 from simulator.analysis.kernels_used import difference_in_kind, kernels_used, other_calibration
+from simulator.analysis.run import metrics_of, simulate
 from simulator.scenario.files import load_scenario
 
 SHARED = Path(__file__).parents[4] / "shared"
@@ -86,8 +86,9 @@ def test_others_are_those_of_the_other_kind_for_the_job_on_the_nearest_gpu(
 
 def test_a_run_says_what_a_step_takes_with_kernels_of_the_other_kind():
     name = "decode_ep8_h200"
-    engine, reference = metrics_of(name, []), metrics_of(name, ["calibration=h200_sxm"])
-    assert other_kernels(load_scenario(name), engine) == {
+    run = simulate(load_scenario(name))
+    engine, reference = run.quick_metrics, metrics_of(name, ["calibration=h200_sxm"])
+    assert run.other_kernels() == {
         "calibration": "h200_sxm",
         "kind": "reference",
         "metric": "step_time_s",

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from simulator.analysis.serving_metrics import best_batches, serving_metrics
-from simulator.execution.serving_run import SpeculationPoint, simulate_serving_step
+from simulator.analysis.run import simulate
+from simulator.analysis.serving_metrics import best_batches
+from simulator.execution.serving_run import SpeculationPoint
 from simulator.scenario.files import load_scenario
-from simulator.workload.recorded import shipped_trace
 
 NAMES = {
     "step_time_s", "pass_time_s", "tpot_s", "input_tokens_per_second_per_node",
@@ -18,7 +18,7 @@ NAMES = {
 
 
 def metrics_of(name, *changes):
-    return serving_metrics(simulate_serving_step(load_scenario(name, changes), shipped_trace))
+    return simulate(load_scenario(name, changes)).metrics
 
 
 def test_a_decode_step_has_every_name_and_its_rates_agree():
@@ -195,3 +195,16 @@ def test_the_largest_batch_is_the_deployments_not_that_of_a_small_steps_order():
 def test_what_is_split_over_how_many_gpus_is_said(name, changes, split):
     parts = ("attention", "experts", "shared_expert", "dense", "vocabulary")
     assert metrics_of(name, *changes)["tensor_parallel"] == dict(zip(parts, split, strict=True))
+
+
+def test_the_rows_of_an_offload_server_tell_fitted_from_held_out():
+    rows = metrics_of("offload_ktransformers")["published"]
+    assert [row["name"].split("(")[1] for row in rows] == ["fitted)"] * 2 + ["held out)"] * 2
+
+
+def test_a_bound_shows_its_idealisations_by_name():
+    metrics = metrics_of("tpot_limit_cx7")
+    without = {item["name"]: item["tpot_s"] for item in metrics["idealisations"]}
+    # 61 layers of the bound, 58 of the model that have experts.
+    assert without["layers"] == pytest.approx(metrics["tpot_s"]["mean"] * 58 / 61, rel=1e-12)
+    assert without["micro_batches"] is None

@@ -4,7 +4,7 @@ import pytest
 
 from hardware_profiles.schema import load_cluster
 from reference_model.config import load_model_config
-from simulator.execution.bounds import limit_metrics, tpot_limit
+from simulator.execution.bounds import tpot_limit
 from simulator.scenario.serving import TpotLimitJob
 
 PAPER = {
@@ -68,22 +68,22 @@ def test_a_last_tile_that_is_not_full_has_a_scale_too():
     assert with_scales == pytest.approx((21000 + 55 * 4) / 21000)
 
 
-def test_the_metrics_show_each_idealisation_with_the_bound_without_it():
-    metrics = limit_metrics(limit())
-    without = {item["name"]: item["tpot_s"] for item in metrics["idealisations"]}
+def test_each_idealisation_is_shown_with_the_bound_without_it():
+    bound = limit()
+    without = {item.name: item.tpot_s for item in bound.idealisations}
     assert without["hidden"] == pytest.approx(15.11e-3, abs=5e-6)
     assert without["transfer_latency"] == pytest.approx((14.757 + 0.903) * 1e-3, abs=5e-6)
     assert without["layers"] == pytest.approx(14.757e-3 * 58 / 61, abs=1e-6)
     assert without["copies_per_token"] == pytest.approx(14.757e-3 * 8 / 9, abs=1e-6)
-    assert without["fp8_scales"] > metrics["tpot_s"]["mean"]
+    assert without["fp8_scales"] > bound.tpot_s
 
 
 def test_idealisations_without_a_real_value_are_shown_as_assumed():
-    shown = {item["name"]: item for item in limit_metrics(limit())["idealisations"]}
+    shown = {item.name: item for item in limit().idealisations}
     for name, assumed in (
         ("micro_batches", "2"), ("tokens_per_device", "32"), ("remote_share", "1.0"),
         ("compute_per_layer", "0 ns"),
     ):  # fmt: skip
-        assert shown[name]["assumed"] == assumed
-        assert shown[name]["instead"] is None
-        assert shown[name]["tpot_s"] is None
+        assert shown[name].assumed == assumed
+        assert shown[name].real is None
+        assert shown[name].tpot_s is None

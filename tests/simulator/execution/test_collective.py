@@ -1,12 +1,10 @@
 """Collective jobs: shipped scenarios against closed forms and published figures."""
 
-import json
-
 import numpy as np
 import pytest
 
 from hardware_profiles.schema import load_transport
-from simulator.execution.collective import result_json, run_collective
+from simulator.execution.collective import run_collective
 from simulator.execution.traffic import low_latency_start
 from simulator.scenario.collective import CollectiveJob
 from simulator.scenario.files import load_scenario
@@ -41,18 +39,17 @@ def check_bytes(result):
 
 def test_64_gpus_take_the_ideal_time_plus_latency():
     result = run("all_to_all_64")
-    report = result_json(result)
+    (operation,) = result.last.operations
     ideal = 63 * 114_688 / 50e9
     assert ideal == pytest.approx(144.5e-6, rel=1e-3)
-    assert report["completion_s"] == pytest.approx(ideal + 4e-6, rel=1e-9)
-    assert report["bytes_total"] == 64 * 63 * 114_688
-    assert report["bus_bandwidth_bytes_per_s"] == pytest.approx(
-        63 * 114_688 / report["completion_s"]
-    )
-    assert set(report["links"][0]) == {"name", "bytes", "utilisation"}
-    assert report["wall_clock_s"] > 0
-    json.dumps(report, allow_nan=False)
+    assert operation.completion_s == pytest.approx(ideal + 4e-6, rel=1e-9)
+    assert operation.bytes_total == 64 * 63 * 114_688
+    assert operation.bus_bandwidth == pytest.approx(63 * 114_688 / operation.completion_s)
     check_bytes(result)
+
+
+def test_bytes_of_normal_dispatch_and_combine_arrive():
+    check_bytes(run("deepep_normal", "collective.vary_gpus=[16]"))
 
 
 def test_32_groups_of_64_do_not_disturb_each_other():
@@ -81,19 +78,6 @@ def test_the_papers_all_to_all_bounds_fall_out():
 
 
 @pytest.mark.parametrize(
-    ("scenario", "gpus"),
-    [("deepep_normal", "[8, 16, 32]"), ("deepep_low_latency", "[8, 16, 32, 64]")],
-)
-def test_deepep_rows_are_met_within_eight_percent(scenario, gpus):
-    result = run(scenario, f"collective.vary_gpus={gpus}")
-    assert {row["kind"] for row in result.published} == {"calibrated"}
-    assert len(result.published) == 2 * gpus.count(",") + 2
-    for row in result.published:
-        assert abs(row["error"]) < 0.08, row
-    check_bytes(result)
-
-
-@pytest.mark.parametrize(
     ("gpus", "form", "tokens", "dispatch_s", "combine_s"),
     [
         # Copies spread evenly over the other GPUs, 46.75 GB/s per NIC, 154 GB/s of NVLink, after
@@ -119,15 +103,6 @@ def test_low_latency_kernels_take_their_start_and_their_slower_link(
     took = [operation.completion_s for operation in result.last.operations]
     assert took == pytest.approx([dispatch_s, combine_s], rel=1e-9)
     check_bytes(result)
-
-
-def test_published_times_of_the_mixed_form_are_predicted_beyond_one_node():
-    result = run("deepep_low_latency_mixed")
-    errors = {row["name"]: row["error"] for row in result.published}
-    assert {row["kind"] for row in result.published} == {"predicted"}
-    for gpus in (32, 64):
-        for operation in ("dispatch", "combine"):
-            assert abs(errors[f"{operation} low_latency_mixed {gpus} GPUs"]) < 0.01
 
 
 def test_a_start_that_knows_one_link_only_is_one_clear_line():
@@ -264,9 +239,6 @@ def test_ecmp_is_slower_than_adaptive_and_static_routing():
     for group in (8, 4, 2):
         assert speed["ecmp", group] < 0.9 * speed["adaptive", group]
         assert speed["static", group] == pytest.approx(speed["adaptive", group], rel=0.02)
-    # The published ratios are of 256 MiB per GPU.
-    assert result.published == []
-    assert len(run("roce_routing").published) == 6
 
 
 def test_incast_slows_an_all_reduce_beside_it_and_a_traffic_class_isolates_it():
@@ -310,19 +282,8 @@ def test_a_failed_plane_slows_a_run_and_one_that_cuts_it_says_so():
     assert broken.last.end_s > 1.05 * healthy.last.end_s
     check_bytes(broken)
     cut = run("all_to_all_64", "cluster.failures=[node:5@10us]")
-    report = result_json(cut)
-    assert report["completion_s"] is None
-    assert "node5/gpu0" in report["stalled"][0]
-    json.dumps(report, allow_nan=False)
-
-
-def test_the_same_seed_gives_the_same_result():
-    changes = ("collective.operation.sizes=hot_experts", "collective.operation.gpus=16")
-    first, second = (result_json(run("all_to_all_64", *changes)) for _ in range(2))
-    first.pop("wall_clock_s"), second.pop("wall_clock_s")
-    assert first == second
-    other = result_json(run("all_to_all_64", *changes, "seed=1"))
-    assert other["completion_s"] != first["completion_s"]
+    assert cut.last.operations[0].completion_s is None
+    assert "node5/gpu0" in cut.last.stalled[0]
 
 
 @pytest.mark.parametrize(

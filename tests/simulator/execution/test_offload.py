@@ -6,7 +6,7 @@ import pytest
 
 from hardware_profiles.offload_servers import load_server
 from reference_model.config import load_model_config
-from simulator.execution.offload import fit_offload, offload_metrics, offload_step
+from simulator.execution.offload import fit_offload, offload_step
 from simulator.scenario.serving import OffloadJob
 from simulator.workload.memory import Infeasible
 
@@ -58,8 +58,3 @@ def test_a_model_that_the_server_was_not_measured_with_is_refused():
 def test_more_sockets_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="sockets 3: ktransformers_4090d has 2"):
         step(3)
-
-
-def test_the_metrics_tell_fitted_rows_from_held_out_ones():
-    rows = offload_metrics(step(), server=SERVER, config=CONFIG)["published"]
-    assert [row["name"].split("(")[1] for row in rows] == ["fitted)"] * 2 + ["held out)"] * 2

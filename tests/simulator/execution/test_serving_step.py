@@ -520,14 +520,14 @@ def test_inputs_that_a_step_would_ignore_are_refused(name, change, message):
 
 
 def test_transfers_that_keep_no_sms_are_limited_by_links_and_leave_all_to_compute():
-    step = simulate(load_scenario("prefill_ep32_profile", ["communication_sms=0"])).step
+    step = simulate(load_scenario("prefill_ep32_profile", ["communication_sms=0"])).result.step
     transfers = step.model.kernels.costs.all_to_all_
     for operator in step.operators["moe", 0].operators:
         if operator.kind in ALL_TO_ALL_KINDS:
             assert transfers.explain(
                 operator, sms=0, overlapped=True, load=step.model.kernels.load
             ) == transfers.explain(operator, sms=24, overlapped=True, load=step.model.kernels.load)
-    kept = simulate(load_scenario("prefill_ep32_profile", ["communication_sms=24"])).step
+    kept = simulate(load_scenario("prefill_ep32_profile", ["communication_sms=24"])).result.step
     assert step.step_s < kept.step_s
 
 
@@ -626,8 +626,11 @@ def test_copies_of_a_shared_expert_that_travels_share_its_tokens():
 
 
 def test_more_racks_change_nothing_for_a_deployment_of_one_and_none_is_joined_to_another():
-    one = simulate(load_scenario("decode_nvl72")).step
-    assert simulate(load_scenario("decode_nvl72", ["cluster.nodes=64"])).step.step_s == one.step_s
+    one = simulate(load_scenario("decode_nvl72")).result.step
+    assert (
+        simulate(load_scenario("decode_nvl72", ["cluster.nodes=64"])).result.step.step_s
+        == one.step_s
+    )
     with pytest.raises(ValueError, match="NVLink, which joins 72 GPUs of gb200_nvl72, not 144"):
         simulate(load_scenario("decode_nvl72", ["cluster.nodes=64", "gpus=144"]))
 

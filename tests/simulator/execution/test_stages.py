@@ -52,7 +52,7 @@ def test_no_contiguous_split_of_a_small_model_is_much_faster(schedule, asked):
                 "model.num_hidden_layers=9",
             ],
         )
-    )
+    ).result
     ((layers, times, chosen),) = asked
     assert run.stages == chosen
     splits = list(every_split(layers, 4))
@@ -62,7 +62,7 @@ def test_no_contiguous_split_of_a_small_model_is_much_faster(schedule, asked):
 
 
 def chosen(*changes):
-    run = simulate(load_scenario(MAIN, changes))
+    run = simulate(load_scenario(MAIN, changes)).result
     return run, stage_texts(run.stages)
 
 

@@ -15,7 +15,7 @@ MAIN = "dualpipe_h800_2048"
 
 
 def run(*changes, unfold=False):
-    return simulate(load_scenario(MAIN, changes), unfold=unfold)
+    return simulate(load_scenario(MAIN, changes), unfold=unfold).result
 
 
 @pytest.fixture(scope="module")

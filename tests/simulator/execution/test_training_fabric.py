@@ -82,7 +82,7 @@ def loads(*changes) -> StepLoads:
 
 @cache
 def whole_run(*changes):
-    return simulate(load_scenario(MAIN, changes))
+    return simulate(load_scenario(MAIN, changes)).result
 
 
 def run(*changes):
@@ -270,7 +270,7 @@ def test_ranks_of_one_ring_go_at_one_pace(changes):
 def test_the_json_says_what_the_fabric_leaves_of_each_kind_of_transfer():
     found = {}
     for changes in ((), ("cluster.fabric.oversubscription=7",), ("cluster.failures=[plane:3]",)):
-        step = simulate(load_scenario(MAIN, changes))
+        step = simulate(load_scenario(MAIN, changes)).result
         found[changes] = training_metrics(step, with_intervals=False)["transfers"]
     healthy, thin, broken = found.values()
     free = {"nic_stretch": 1.0, "fabric_bytes_per_s": None}
@@ -304,7 +304,7 @@ def test_ranks_that_differ_are_reused_as_they_are_run():
         "cluster.failures=[nic:node5/nic2]",
     )  # fmt: skip
     scenario = load_scenario(MAIN, changes)
-    folded, unfolded = simulate(scenario), simulate(scenario, unfold=True)
+    folded, unfolded = simulate(scenario).result, simulate(scenario, unfold=True).result
     assert len(set(folded.step.loads.all_to_all)) == 2
     np.testing.assert_allclose(unfolded.step.pipeline.end_s, folded.step.pipeline.end_s, rtol=1e-12)
 
@@ -393,7 +393,7 @@ def test_a_step_whose_groups_fit_a_rack_says_what_does_not_and_takes_no_nic_but_
         ("cluster=gb200_nvl72", "cluster.nodes=64", "calibration=gb200", "training.pp=4",
          "training.ep=64", "training.global_batch_sequences=4096"),
     )  # fmt: skip
-    found = simulate(scenario)
+    found = simulate(scenario).result
     model = found.costs.all_to_all_
     for key, chunk in found.step.chunks.items():
         for task in chunk.log.graph.tasks:
@@ -433,11 +433,11 @@ def test_pipeline_sends_inside_a_node_go_over_nvlink_and_take_its_latency():
     )  # fmt: skip
     size = 4096 * 7168 * 2
     over_nvlink = size / (0.8 * 200e9)
-    sends = simulate(load_scenario(MAIN, changes)).step.transfers_s
+    sends = simulate(load_scenario(MAIN, changes)).result.step.transfers_s
     # Two ranks of four GPUs in each node of eight.
     assert sends[0, 1] == sends[3, 2] == pytest.approx(over_nvlink + 3.33e-6, rel=1e-9)
     assert sends[1, 2] == pytest.approx(size / (0.87 * 50e9) + 2.8e-6, rel=1e-9)
-    farther = simulate(load_scenario(MAIN, (*changes, "cluster.node.nvlink_latency=1 ms")))
+    farther = simulate(load_scenario(MAIN, (*changes, "cluster.node.nvlink_latency=1 ms"))).result
     assert farther.step.transfers_s[0, 1] == pytest.approx(over_nvlink + 1e-3, rel=1e-9)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator.analysis.fleet_metrics import measure_fleet
+from simulator.analysis.fleet_metrics import measure_fleet, observe_fleet
 from simulator.analysis.run import simulate
 from simulator.execution.fleet.log import CollectedLog
 from simulator.execution.fleet.simulation import prepare_fleet
@@ -26,7 +26,7 @@ FLEETS = (
 @pytest.mark.parametrize("name", FLEETS)
 def test_a_short_run_of_every_shipped_fleet_finishes_all_requests(name: str) -> None:
     scenario = load_scenario(name, ["requests.limit=150", "warm_up=0 s"])
-    metrics = measure_fleet(simulate(scenario))
+    metrics = simulate(scenario).quick_metrics
     assert metrics["requests"]["finished"] == 150
     assert metrics["littles_law_error"] == pytest.approx(0.0, abs=1e-9)
     # None of it is NaN or infinite.
@@ -107,7 +107,7 @@ def test_a_rebalancing_pauses_for_the_weights_that_its_placement_moves() -> None
             "experts.rebalance_interval=10 min",
         ],
     )
-    alone = simulate(step)
+    alone = simulate(step).result
     assert isinstance(alone, ServingRun)
     assert alone.rebalance is not None
     assert pause is not None
@@ -132,7 +132,7 @@ def test_a_trace_takes_the_place_of_the_synthetic_requests(tmp_path: Path) -> No
     rows = [f"2023-11-16 18:00:0{n}.0000000,500,4" for n in range(5)]
     trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
     scenario = load_scenario("azure_code", [f"requests.file={trace}", "warm_up=0 s"])
-    assert measure_fleet(simulate(scenario))["requests"]["arrived"] == 5
+    assert simulate(scenario).quick_metrics["requests"]["arrived"] == 5
 
 
 def test_a_fleet_of_fp8_caches_moves_their_bytes() -> None:
@@ -141,7 +141,7 @@ def test_a_fleet_of_fp8_caches_moves_their_bytes() -> None:
         f"prefill.prefill_step.{fp8}", f"decode.decode_step.{fp8}", "kv_bytes_per_token=40016 B"
     ]  # fmt: skip
     fleet = prepare_fleet(load_scenario("day6_service", ["requests.limit=5", *changes]))
-    assert measure_fleet(fleet)["kernels"]["decode"]["fp8_cache"]["value"] == 1.03
+    assert measure_fleet(observe_fleet(fleet))["kernels"]["decode"]["fp8_cache"]["value"] == 1.03
 
 
 @pytest.mark.parametrize(
@@ -174,4 +174,4 @@ def test_a_fleet_of_fp8_caches_moves_their_bytes() -> None:
 )
 def test_a_deployment_that_is_not_the_pools_is_an_error(changes: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        measure_fleet(simulate(load_scenario("day6_service", ["requests.limit=5", *changes])))
+        simulate(load_scenario("day6_service", ["requests.limit=5", *changes]))

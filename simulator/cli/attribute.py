@@ -1,0 +1,51 @@
+"""dsv3sim attribute: say what a result is made of."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from simulator.cli.options import Changes, Json, print_tables, working
+
+
+def attribute(
+    scenario: Annotated[
+        str, typer.Argument(help="A training scenario, or a fleet with counterfactuals.")
+    ],
+    changes: Changes = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, of a fleet.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Say what a training step is made of, or how a fleet differs from published figures."""
+    from simulator.scenario.files import load_scenario
+
+    loaded = load_scenario(scenario, changes or ())
+    with working(f"simulating counterfactuals of {scenario}"):
+        if loaded.job_name == "training":
+            from reports.terminal import step_attribution_table
+            from simulator.analysis.run import simulate
+
+            metrics = simulate(loaded).quick_metrics
+            steps = [f.si_value for f in loaded.file.published if f.metric == "step_time_s"]
+            published_s = steps[0] if steps else None
+            table = step_attribution_table(loaded.name, metrics, published_s=published_s)
+            attributed = {
+                "step_time_s": metrics["step_time_s"],
+                "published_step_time_s": published_s,
+                "attribution": metrics["attribution"],
+            }
+        else:
+            from reports.fleet import attribution_table
+            from simulator.analysis import fleet_attribution
+
+            figures, rows = fleet_attribution.attribute_fleet(
+                scenario, changes or (), processes=jobs
+            )
+            table = attribution_table(loaded.name, figures, rows)
+            attributed = fleet_attribution.attribution_json(figures, rows)
+    if as_json:
+        print(json.dumps(attributed, allow_nan=False))
+        return
+    print_tables(table)

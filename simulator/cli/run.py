@@ -1,0 +1,71 @@
+"""dsv3sim run: simulate a scenario and write its report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulator.cli.options import Changes, Json, print_tables, working
+
+
+def run(
+    scenario: Annotated[str, typer.Argument(help="A shipped scenario or a path to a YAML file.")],
+    changes: Changes = None,
+    as_json: Json = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of the run. Default: runs/SCENARIO with what --set changes of it, none "
+            "with --json."
+        ),
+    ] = None,
+    unfold: Annotated[
+        bool, typer.Option("--unfold", help="Run and log every operator of every rank.")
+    ] = False,
+    no_interval: Annotated[
+        bool,
+        typer.Option(
+            "--no-interval",
+            help="Leave out the 80 % intervals and the same step with other kernels, for speed.",
+        ),
+    ] = False,
+) -> None:
+    """Simulate a scenario and write its report."""
+    started = time.perf_counter()
+    from rich.text import Text
+
+    from reports.jobs import JOB_REPORTS
+    from reports.tables import left_out_note
+    from simulator.analysis.run import simulate
+    from simulator.scenario.files import load_scenario
+
+    loaded = load_scenario(scenario, changes or ())
+    directory = out or (None if as_json else Path("runs") / loaded.directory_name)
+    if directory is not None:
+        from reports.run_directory import check_replaceable
+
+        check_replaceable(directory)
+    with working(f"simulating {loaded.name}") as status:
+        result = simulate(loaded, unfold=unfold)
+        if no_interval and not result.has_intervals:
+            note = f"note: --no-interval: a {loaded.job_name} job has no 80 % interval"
+            print(note, file=sys.stderr)
+        status.update(Text(f"measuring {loaded.name}"))
+        metrics = result.to_json(intervals=not no_interval)
+        metrics["wall_clock_s"] = time.perf_counter() - started
+        report = JOB_REPORTS[loaded.job_name]()
+        if directory is not None:
+            status.update(Text(f"writing {directory}"))
+            report.write(result, metrics, directory)
+    if as_json:
+        print(json.dumps(metrics, allow_nan=False))
+        return
+    print_tables(*report.tables(loaded.name, metrics))
+    if loaded.figures_left_out:
+        print(left_out_note(loaded))
+    print(f"report: {directory}/report.html")

@@ -1,0 +1,133 @@
+"""dsv3sim sweep: run a scenario at many points."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulator.cli.options import Changes, Json, print_tables
+
+
+def sweep_command(
+    scenario: Annotated[str, typer.Argument(help="A shipped scenario or a path to a YAML file.")],
+    vary: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PATH=A,B,...",
+            help="Values of a path; repeatable, all combinations run. A+B=[1, 2],[3, 4] varies two "
+            "paths in step.",
+        ),
+    ],
+    changes: Changes = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Show this metric. Default: of limits, of objectives, others that differ.",
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIMIT", help="Keep a limit, such as 'tpot_s.mean<=50 ms'; repeatable."
+        ),
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="min:PATH|max:PATH",
+            help="What is better; sorts the rows. Two or more mark the Pareto front.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of the sweep. Default: runs/SCENARIO-sweep, SCENARIO with what --set "
+            "changes of it."
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on the workers of this scheduler.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Run every point, those of an interrupted sweep too.")
+    ] = False,
+) -> None:
+    """Run a scenario at many points: a table, the points inside limits, the best of them."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from reports.run_directory import check_replaceable
+    from reports.sweep import (
+        ROWS_FILE,
+        Sweep,
+        sweep_json,
+        sweep_table,
+        telling_metrics,
+        write_sweep,
+    )
+    from simulator.analysis import sweep as sweeping
+    from simulator.analysis.run import metrics_of
+    from simulator.scenario.files import load_scenario
+
+    axes = tuple(sweeping.Axis.parse(text) for text in vary)
+    limits = tuple(sweeping.Limit.parse(text) for text in where or ())
+    objectives = tuple(sweeping.Objective.parse(text) for text in objective or ())
+    asked = [*(metric or ()), *(limit.metric for limit in limits)]
+    asked += [goal.metric for goal in objectives]
+    base = load_scenario(scenario, changes or ())
+    directory = out or (None if as_json else Path("runs") / f"{base.directory_name}-sweep")
+    kept = None
+    known = {}
+    if directory is not None:
+        check_replaceable(directory)
+        kept = directory.with_name(f".{directory.name}.{ROWS_FILE}")
+        if fresh:
+            kept.unlink(missing_ok=True)
+        else:
+            known = sweeping.read_rows(directory / ROWS_FILE) | sweeping.read_rows(kept)
+    points = sweeping.grid(scenario, changes or (), axes)
+    taken_over = sum(point.digest in known for point in points)
+    if taken_over:
+        print(f"{taken_over} of {len(points)} points taken over from {directory}", file=sys.stderr)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("points", total=len(points))
+
+        def finished(row: sweeping.PointResult) -> None:
+            sweeping.check_metrics(asked, row)  # at the first row, not after hours of runs
+            progress.advance(task)
+
+        ran = sweeping.run_sweep(
+            points,
+            scenario,
+            metrics_of,
+            kept=kept,
+            known=known,
+            jobs=jobs,
+            dask=dask,
+            done=finished,
+        )
+    result = Sweep(
+        scenario=base,
+        axes=axes,
+        ran=tuple(ran),
+        metrics=telling_metrics(ran, asked, room=0 if metric else 5 - len(axes)),
+        limits=limits,
+        objectives=objectives,
+    )
+    if directory is not None:
+        write_sweep(result, directory)
+        if kept is not None:
+            kept.unlink(missing_ok=True)
+    if as_json:
+        print(json.dumps(sweep_json(result), allow_nan=False))
+        return
+    print_tables(sweep_table(result))
+    print(f"report: {directory}/report.html")
