@@ -151,9 +151,12 @@ class ServingModel:
     @property
     def choices(self) -> int:
         """Copies of each token that travel."""
-        dispatched = self.job.experts.shared_expert == "dispatched"
-        shared = self.config.n_shared_experts if dispatched else 0
-        return self.config.num_experts_per_tok + shared
+        return _choices(self.job, self.config)
+
+
+def _choices(job: ServingStepJob, config: ModelConfig) -> int:
+    shared = config.n_shared_experts if job.experts.shared_expert == "dispatched" else 0
+    return config.num_experts_per_tok + shared
 
 
 def kernel_source(
@@ -280,6 +283,13 @@ def serving_model(
     even_skew, slot_shares = 1.0, np.full(placement.slots_per_gpu, 1.0 / placement.slots_per_gpu)
     if popularity is None:
         even_skew = max(job.experts.max_mean_load, placement.max_over_mean(carried))
+        choices = _choices(job, config)
+        most = placement.most_over_mean(choices)
+        if job.experts.max_mean_load > most:
+            raise ValueError(
+                f"experts.max_mean_load {job.experts.max_mean_load:g}: allowed: at most {most:g}, "
+                f"as the {choices} choices of a token are distinct"
+            )
         slowest = int(placement.gpu_load(carried)[0].argmax())
         slots = placement.slot_load(carried)[0].reshape(placement.gpus, -1)[slowest]
         slot_shares = slots / slots.sum()
@@ -518,8 +528,6 @@ def _check_kernels(job: ServingStepJob, *, config: ModelConfig, cluster: Cluster
         )
     if job.all_to_all.kernels == "low_latency" and job.phase != "decode":
         raise ValueError("all_to_all.kernels low_latency: allowed in phase decode only")
-    if job.normal_transfers and job.phase == "decode":
-        raise ValueError("all_to_all.kernels normal: allowed in phase prefill only")
     if job.speculation is not None and not config.num_nextn_predict_layers:
         raise ValueError(
             "speculation: allowed: null, as the model has no multi-token prediction module"

@@ -218,11 +218,11 @@ def training_load(
         redundant=layout.redundant_experts,
         policy="global",
     )
-    most = layout.ep * min(top_k, layout.local_experts) / top_k
+    most = placement.most_over_mean(top_k)
     if job.expert_load > most:
         raise ValueError(
-            f"training.expert_load: {job.expert_load:g}: allowed: at most {most:g}, where every "
-            f"token chooses all experts of one rank that it can"
+            f"training.expert_load: {job.expert_load:g}: allowed: at most {most:g}, as the {top_k} "
+            "choices of a token are distinct"
         )
     slowest = max(job.expert_load, placement.max_over_mean(equal))
     return Load(

@@ -252,10 +252,11 @@ class ServingStepJob(Profile):
                 f"communication_sms {self.communication_sms}: allowed: 0, as only normal "
                 "all-to-all kernels keep SMs"
             )
-        if self.experts.max_mean_load > self.gpus / self.expert_tp:
+        if self.normal_transfers and self.phase == "decode":
             raise ValueError(
-                f"experts.max_mean_load {self.experts.max_mean_load:g}: allowed: at most the "
-                f"{self.gpus // self.expert_tp} ranks that share all rows"
+                "all_to_all.kernels normal: allowed in phase prefill only; decode takes "
+                "kernels low_latency, with all_to_all.low_latency and all_to_all.overlapped, or "
+                f"expert_tp {self.gpus}"
             )
         if self.normal_transfers and self.all_to_all.buffers is None:
             raise ValueError("all_to_all.buffers is needed with kernels normal")

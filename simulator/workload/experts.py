@@ -78,6 +78,11 @@ class ExpertPlacement:
         rows = self.gpu_load(load)
         return float((rows.max(axis=1) / rows.mean(axis=1)).mean())
 
+    def most_over_mean(self, choices: int) -> float:
+        """Largest load of a GPU over the mean if every token makes so many distinct choices, as
+        many of them on that GPU as it has slots."""
+        return self.gpus * min(choices, self.slots_per_gpu) / choices
+
 
 def place_experts(
     load: Rows, *, gpus: int, nodes: int, groups: int, redundant: int, policy: str

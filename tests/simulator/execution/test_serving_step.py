@@ -484,7 +484,13 @@ def test_gpus_that_share_heads_draft_for_the_requests_of_their_groups():
         ("experts.load=zipf", "zipf_exponent is needed"),
         ("attention_tp=3", "attention_tp 3 does not divide"),
         ("communication_sms=20", "communication_sms 20: allowed: 0, as only normal"),
-        ("experts.max_mean_load=129", "experts.max_mean_load 129: allowed: at most the 128 ranks"),
+        # Of a token's 8 choices at most 2 are on a GPU of 2 slots, where the mean has 8 / 128.
+        ("experts.max_mean_load=33", "experts.max_mean_load 33: allowed: at most 32, as the 8 cho"),
+        (
+            'all_to_all={"kernels":"normal"}',
+            "kernels normal: allowed in phase prefill only; decode takes kernels low_latency, .* "
+            "or expert_tp 128",
+        ),
         ("experts.shared_expert=dispatched", "with experts.redundant of at least 1"),
         ("dense_tp=2", "dense_tp 2: allowed with attention_tp 1 and expert_tp 1: 1"),
         ("vocabulary_tp=8", "vocabulary_tp 8: allowed with attention_tp 1 and expert_tp 1: 1"),
