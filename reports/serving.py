@@ -307,18 +307,14 @@ def task_table(run: ServingRun) -> pd.DataFrame:
     if ends.ndim == 2:
         slowest = int(ends[-1].argmax())
         starts, ends = starts[:, slowest], ends[:, slowest]
-    plan = step.model.plan
-    names = [
-        step.operators[plan.layers[task.layer], task.micro_batch].operators[task.position].name
-        for task in plan.tasks
-    ]
+    graph = step.log.graph
     return pd.DataFrame(
         {
-            "layer": [f"{plan.layers[task.layer]} {task.layer}" for task in plan.tasks],
-            "micro_batch": [task.micro_batch for task in plan.tasks],
-            "part": [task.part for task in plan.tasks],
-            "name": names,
-            "stream": [str(task.stream) for task in plan.tasks],
+            "layer": [f"{graph.layers[task.layer]} {task.layer}" for task in graph.tasks],
+            "micro_batch": [task.micro_batch for task in graph.tasks],
+            "part": [task.part for task in graph.tasks],
+            "name": [operator.name for operator in graph.task_operators()],
+            "stream": [str(task.stream) for task in graph.tasks],
             "start_s": starts,
             "end_s": ends,
         }

@@ -216,7 +216,7 @@ def _chunk_operators(chunk: str, run: ChunkRun) -> pd.DataFrame:
     import pandas as pd
 
     tasks = run.log.graph.tasks
-    operators = [task.operator for task in tasks]
+    operators = run.log.graph.task_operators()
     return pd.DataFrame(
         {
             "chunk": chunk,
@@ -225,7 +225,7 @@ def _chunk_operators(chunk: str, run: ChunkRun) -> pd.DataFrame:
             "kind": [operator.kind for operator in operators],
             "phase": [operator.phase for operator in operators],
             "segment": [operator.segment for operator in operators],
-            "layer": [task.layer for task in tasks],
+            "layer": [run.log.graph.layers[task.layer] for task in tasks],
             "dtype": [operator.dtype for operator in operators],
             "sizes": [
                 ", ".join(f"{name}={size}" for name, size in operator.sizes)

@@ -19,11 +19,11 @@ def write_training_run(run: TrainingRun, metrics: Mapping[str, Any], directory: 
     """Write scenario, metrics, events and all reports; the directory appears whole or not at all.
 
     events.parquet holds every action of every rank, operators.parquet the operators of each
-    distinct chunk once, and unfolded.parquet, where they were run, those of every action.
+    distinct chunk once, and unfolded.parquet, of a run to unfold, those of every action.
     """
     tables = training_tables(run, metrics)
     frames = {"events": tables.actions, "operators": tables.operators}
-    if run.step.unfolded is not None:
+    if run.unfold:
         frames["unfolded"] = unfolded_table(run)
 
     def write_reports(draft: Path) -> None:
@@ -42,12 +42,11 @@ def write_training_run(run: TrainingRun, metrics: Mapping[str, Any], directory: 
 def unfolded_table(run: TrainingRun) -> pd.DataFrame:
     """Every operator of every action of every rank, times from the start of the step."""
     step = run.step
-    assert step.unfolded is not None, "only a run with unfold has these"
     starts = iter(step.pipeline.start_s.tolist())
     parts = []
-    for rank, logs in enumerate(step.unfolded):
-        for index, log in enumerate(logs):
-            origin = next(starts)
+    for rank, keys in enumerate(step.keys):
+        for index, key in enumerate(keys):
+            log, origin = step.chunks[key].log, next(starts)
             tasks = log.graph.tasks
             parts.append(
                 {

@@ -27,7 +27,7 @@ def check_step(step):
 def check_times(step):
     """max(compute, communication) <= time <= their sum, gaps and host overhead; nothing is free."""
     seconds = by_rank(step.seconds)
-    compute = np.array([task.stream is Stream.COMPUTE for task in step.model.plan.tasks])
+    compute = np.array([task.stream is Stream.COMPUTE for task in step.log.graph.tasks])
     gaps = step.model.job.kernel_gap.value * (len(compute) + 1)
     host = step.model.job.host_overhead.value
     longest = max(seconds[compute].sum(axis=0).max(), seconds[~compute].sum(axis=0).max())
@@ -43,10 +43,10 @@ def check_order(step):
     tolerance = 1e-12
     for stream in Stream:
         of_stream = [
-            number for number, task in enumerate(step.model.plan.tasks) if task.stream is stream
+            number for number, task in enumerate(step.log.graph.tasks) if task.stream is stream
         ]
         assert np.all(starts[of_stream][1:] >= ends[of_stream][:-1] - tolerance)
-    for number, task in enumerate(step.model.plan.tasks):
+    for number, task in enumerate(step.log.graph.tasks):
         for earlier in task.depends_on:
             assert earlier < number
             assert np.all(starts[number] >= ends[earlier] - tolerance)

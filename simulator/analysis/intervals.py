@@ -1,4 +1,4 @@
-"""80 % intervals of simulated times: predictions with their own intervals in, intervals out.
+"""Turn the intervals of kernel times into 80 % intervals of simulated ones.
 
 Monte Carlo over what calibration left unexplained. Each sample draws one standard normal number a
 kernel family, since a family's error is one error: all its kernels move together, in every chunk of
@@ -8,8 +8,8 @@ power and software versions of another table are common to its kernels. A kernel
 by exp(z w), w the logarithm of the end of its interval over its value, for positive and negative z
 each. What serving times carry for another GPU than the calibration's moves all kernels as one.
 
-A fixed graph is run for all samples at once: order and dependencies stay, every time is an array
-[samples]. That gives the same times as the event engine, and takes milliseconds.
+A graph is run for all samples at once: order and dependencies stay, every time is an array
+[samples].
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 
 from hardware_profiles.schema import CalibrationProfile, TimeEstimate
 from hardware_profiles.units import Seconds
-from simulator.execution.pipeline import makespans
+from simulator.execution import timeline
+from simulator.execution.pipeline import run_pipeline
 from simulator.execution.serving_step import ServingStep
-from simulator.execution.step_order import TaskOrder
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingStep
 from simulator.hardware.costs import NORMAL_80
 from simulator.hardware.kernels.curves import EXTRAPOLATED, PROVENANCES
 from simulator.hardware.kernels.families import family_of
-from simulator.workload.task_graph import Stream, TaskGraph
 
 Array = NDArray[np.float64]
 
@@ -70,7 +69,7 @@ def scaled_seconds(chunk: ChunkRun, draws: Draws) -> Array:
     return _scaled(
         cost.seconds,
         (cost.low, cost.high),
-        families=[family_of(task.operator) for task in chunk.log.graph.tasks],
+        families=[family_of(operator) for operator in chunk.log.graph.task_operators()],
         beyond=np.isin(cost.provenance, PROVENANCES[EXTRAPOLATED:]),
         draws=draws,
     )
@@ -109,25 +108,6 @@ def estimated(estimate: TimeEstimate, draw: Array) -> Array:
     return found
 
 
-def spans(graph: TaskGraph, seconds: Array, gap_s: Array) -> Array:
-    """Span of a graph for every sample, [samples]; the engine's rules.
-
-    Args:
-        seconds: [tasks, samples].
-        gap_s: [samples] between kernels of one stream.
-    """
-    samples = seconds.shape[1]
-    end = np.empty_like(seconds)
-    free: dict[Stream, Array] = {}
-    for index, task in enumerate(graph.tasks):
-        last = free.get(task.stream)
-        start = np.zeros(samples) if last is None else last + gap_s
-        for earlier in task.depends_on:
-            start = np.maximum(start, end[earlier])
-        free[task.stream] = end[index] = start + seconds[index]
-    return end.max(axis=0) if len(graph.tasks) else np.zeros(samples)
-
-
 def training_intervals(
     step: TrainingStep,
     *,
@@ -140,7 +120,7 @@ def training_intervals(
     gap_s = estimated(calibration.kernel_gap, draws.gap)
 
     def span(chunk: ChunkRun) -> Array:
-        return spans(chunk.log.graph, scaled_seconds(chunk, draws), gap_s)
+        return timeline.run(chunk.log.graph, scaled_seconds(chunk, draws), gap_s).spans_s
 
     pair = span(step.pair)
     of_chunk: Mapping[ChunkKey, Array] = {
@@ -151,12 +131,12 @@ def training_intervals(
     normal = draws.of("transfers") / NORMAL_80
     ends = np.where(normal > 0, achieved.value / achieved.low, achieved.high / achieved.value)
     slower = ends**normal
-    pipeline = makespans(
+    pipeline = run_pipeline(
         step.pipeline.schedule,
-        [[of_chunk[key] for key in row] for row in step.keys],
+        np.array([of_chunk[key] for row in step.keys for key in row]),
         transfer_s={ranks: seconds * slower for ranks, seconds in step.transfers_s.items()},
-        blocking=blocking,
-    )
+        blocking_sends=blocking,
+    ).makespans_s
     optimizer = np.max(
         [(part.reduce_s + part.gather_s) * slower + part.update_s for part in step.optimizer],
         axis=0,
@@ -165,24 +145,6 @@ def training_intervals(
         "step_time_s": interval(pipeline + optimizer, value=step.step_time_s),
         "pair_time_s": interval(pair, value=step.pair.log.span_s),
     }
-
-
-def order_spans(order: TaskOrder, seconds: Array, gap_s: Array) -> Array:
-    """Span of a serving iteration for every sample, [samples]; the rules of `run_order`.
-
-    Args:
-        seconds: [tasks, samples], of one rank that stands for all.
-        gap_s: [samples] between kernels of one stream.
-    """
-    ends: list[Array] = []
-    free = {stream: np.zeros(seconds.shape[1]) for stream in (True, False)}
-    for compute, waits, took in zip(order.compute, order.depends_on, seconds, strict=True):
-        start = free[compute]
-        for earlier in waits:
-            start = np.maximum(start, ends[earlier])
-        ends.append(start + took)
-        free[compute] = ends[-1] + gap_s
-    return np.max(ends, axis=0) if ends else np.zeros(seconds.shape[1])
 
 
 def serving_interval(step: ServingStep, *, seed: int) -> list[Seconds]:
@@ -203,12 +165,10 @@ def serving_interval(step: ServingStep, *, seed: int) -> list[Seconds]:
     moved = np.log1p(times.other_gpu / np.maximum(times.seconds, np.finfo(np.float64).tiny))
     scaled *= np.exp(moved[:, None] * draws.other_gpu / NORMAL_80)
     gap, host = model.job.kernel_gap, model.job.host_overhead
-    gap_s = estimated(gap, draws.gap)
-    value = np.array([gap.value])
-    middle = order_spans(model.order, times.seconds[model.places][:, None], value)
-    ratio = order_spans(model.order, scaled[model.places], gap_s) / middle
-    samples = step.log.span_s * ratio + estimated(host, draws.host)
-    return interval(samples, value=step.step_s)
+    middle = timeline.run(model.graph, times.seconds[model.places], gap.value).span_s
+    samples = timeline.run(model.graph, scaled[model.places], estimated(gap, draws.gap))
+    ratio = samples.spans_s / middle
+    return interval(step.log.span_s * ratio + estimated(host, draws.host), value=step.step_s)
 
 
 def interval(samples: Array, *, value: float) -> list[float]:

@@ -232,7 +232,7 @@ def time_budget(step: ServingStep) -> dict[str, Seconds]:
 
     Waiting is for transfers that nothing hides; gaps lie between kernels.
     """
-    plan = step.model.plan
+    graph = step.log.graph
     starts, ends = step.log.start_s, step.log.end_s
     if ends.ndim == 2:
         last = int(ends.max(axis=0).argmax())
@@ -240,10 +240,10 @@ def time_budget(step: ServingStep) -> dict[str, Seconds]:
     budget = dict.fromkeys((*BUDGET.values(), *_BUDGET_OF_LAYER.values()), 0.0)
     waiting, free = 0.0, 0.0
     gap = step.model.job.kernel_gap.value
-    for number, task in enumerate(plan.tasks):
+    for number, task in enumerate(graph.tasks):
         if task.stream is not Stream.COMPUTE:
             continue
-        name = _BUDGET_OF_LAYER.get(plan.layers[task.layer], BUDGET[task.part])
+        name = _BUDGET_OF_LAYER.get(graph.layers[task.layer], BUDGET[task.part])
         budget[name] += float(ends[number] - starts[number])
         waiting += max(0.0, float(starts[number]) - free)
         free = float(ends[number]) + gap

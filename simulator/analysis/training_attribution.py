@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
-from simulator.analysis.intervals import spans
-from simulator.execution.pipeline import makespans
+from simulator.execution import timeline
+from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
 from simulator.hardware.kernels.roofline import ideal_seconds, is_tensor
 from simulator.workload.task_graph import Stream
@@ -74,16 +74,14 @@ def attribute_step(run: TrainingRun) -> list[Cause]:
         Cause(name, meaning, float(effect))
         for (name, meaning), effect in zip(CHUNK_CAUSES, effects, strict=True)
     ]
-    durations = [[of_chunk[key][-1:] for key in row] for row in step.keys]
+    durations = np.array([of_chunk[key][-1] for row in step.keys for key in row])
     free, sent = (
-        float(
-            makespans(
-                step.pipeline.schedule,
-                durations,
-                transfer_s=transfers_s,
-                blocking=run.job.blocking_sends,
-            )[0]
-        )
+        run_pipeline(
+            step.pipeline.schedule,
+            durations,
+            transfer_s=transfers_s,
+            blocking_sends=run.job.blocking_sends,
+        ).makespan_s
         for transfers_s in (dict.fromkeys(step.transfers_s, 0.0), step.transfers_s)
     )
     slowest = max(step.optimizer, key=lambda part: part.total_s)
@@ -104,13 +102,11 @@ def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
     gpu, gap_s = scenario.cluster.node.gpu, scenario.calibration.kernel_gap.value
     tiles = scenario.calibration.tiles
     chunks = list(step.chunks.values())
-    computes = [
-        [place for place, task in enumerate(chunk.log.graph.tasks) if task.stream is Stream.COMPUTE]
-        for chunk in chunks
-    ]
+    computes = [timeline.of_stream(chunk.log.graph, Stream.COMPUTE).tolist() for chunk in chunks]
     operators = [
-        chunk.log.graph.tasks[place].operator
+        of_task[place]
         for chunk, places in zip(chunks, computes, strict=True)
+        for of_task in [chunk.log.graph.task_operators()]
         for place in places
     ]
     alone = run.costs.predict(operators, sms=gpu.sms, overlapped=False).seconds
@@ -135,7 +131,7 @@ def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
         part = slice(start, end)
         seconds = _counterfactuals(chunk, places, alone[part], bounds[:, part], other)
         gaps = np.where(np.arange(len(CHUNK_CAUSES)) < _GAPS, 0.0, gap_s)
-        found[chunk.key] = spans(chunk.log.graph, seconds, gaps)
+        found[chunk.key] = timeline.run(chunk.log.graph, seconds, gaps).spans_s
         start = end
     return found
 
@@ -150,9 +146,9 @@ def _counterfactuals(
         alone: [compute tasks] kernel times on all SMs with nothing beside.
         bounds: [2, compute tasks] time at peak, and of tiles and bytes; zero off the tensor cores.
     """
-    tasks = chunk.log.graph.tasks
-    again = np.array([tasks[place].operator.recompute for place in computes], dtype=np.bool_)
-    tensor = np.array([is_tensor(tasks[place].operator.kind) for place in computes], dtype=np.bool_)
+    operators = chunk.log.graph.task_operators()
+    again = np.array([operators[place].recompute for place in computes], dtype=np.bool_)
+    tensor = np.array([is_tensor(operators[place].kind) for place in computes], dtype=np.bool_)
     at_peak, tiled = bounds
     actual = chunk.cost.seconds
     columns = [
@@ -166,9 +162,9 @@ def _counterfactuals(
         actual[computes],
         actual[computes],
     ]
-    seconds = np.zeros((len(tasks), len(columns)))
+    seconds = np.zeros((len(operators), len(columns)))
     seconds[computes] = np.stack(columns, axis=1)
-    exchanges = sorted(set(range(len(tasks))) - set(computes))
+    exchanges = sorted(set(range(len(operators))) - set(computes))
     seconds[exchanges, -2] = without_slowdown.cost.seconds[exchanges]
     seconds[exchanges, -1] = actual[exchanges]
     return seconds

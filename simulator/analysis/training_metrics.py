@@ -17,6 +17,7 @@ from simulator.analysis.intervals import training_intervals
 from simulator.analysis.kernels_used import kernels_used
 from simulator.analysis.published import beside_published
 from simulator.analysis.training_attribution import attribute_step
+from simulator.execution.timeline import communication_seconds, hidden_communication
 from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
 from simulator.hardware.kernels.curves import PROVENANCES
 from simulator.hardware.network.clusters import nvlink_domains
@@ -93,8 +94,11 @@ _FIELD_OF_WORK = {
 def rank_times(step: TrainingStep) -> list[RankTimes]:
     """Time budget of every pipeline rank."""
     spans = {key: chunk.log.span_s for key, chunk in step.chunks.items()}
-    hidden_of = {key: chunk.log.hidden_communication_s for key, chunk in step.chunks.items()}
-    exposed_of = {key: chunk.log.exposed_communication_s for key, chunk in step.chunks.items()}
+    logs = {key: chunk.log for key, chunk in step.chunks.items()}
+    hidden_of = {key: float(hidden_communication(log)) for key, log in logs.items()}
+    exposed_of = {
+        key: float(communication_seconds(log)) - hidden_of[key] for key, log in logs.items()
+    }
     budgets = []
     for row, optimizer in zip(step.keys, step.optimizer, strict=True):
         sums = dict.fromkeys(_FIELD_OF_WORK.values(), 0.0)

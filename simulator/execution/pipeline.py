@@ -1,20 +1,21 @@
-"""Run a Schedule in simulated time: order, durations and transfer times in, an action log out.
+"""When the actions of a Schedule run, where the time of each is known beforehand.
 
-Each rank is one long-lived simpy process that performs its actions in order. An action starts as
-soon as the rank is free and everything it needs has arrived; it cannot be interrupted, and what it
-produces leaves at its end. Times are seconds.
+Each rank performs its actions in order. An action starts as soon as the rank is free and everything
+it needs has arrived; it cannot be interrupted, and what it produces leaves at its end. Axes after
+that of the actions are samples, or other times for the same order, which all run in one pass.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
-import simpy
 from numpy.typing import NDArray
 
+from simulator.execution.timeline import Times
 from simulator.workload.schedules import (
     Action,
     IdealTimes,
@@ -24,25 +25,9 @@ from simulator.workload.schedules import (
     render_window,
 )
 
-Performance = Generator[simpy.Event, Any, None]
-"""What an action does: a simpy process that ends when the action does."""
-
 
 class Deadlock(RuntimeError):
     """Nothing can happen any more and work is left; the message shows where each rank stands."""
-
-
-class Transfer(NamedTuple):
-    """Activations or gradients of one micro-batch that pass from one rank to another."""
-
-    work: str
-    """F: activations, to the next stage. B: gradients of them, to the stage before."""
-    stage: int
-    """Stage that sends."""
-    source: int
-    """Rank that sends."""
-    destination: int
-    """Rank that receives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +38,32 @@ class PipelineRun:
     rank: NDArray[np.int64]
     index: NDArray[np.int64]
     """Position in the order of the rank."""
-    start_s: NDArray[np.float64]
-    end_s: NDArray[np.float64]
+    start_s: Times
+    """[actions, *axes]"""
+    end_s: Times
+    """[actions, *axes]"""
+
+    @property
+    def makespans_s(self) -> Times:
+        """[*axes], from time 0 to the end of the last action of any rank."""
+        return np.asarray(self.end_s.max(axis=0, initial=0.0))
 
     @property
     def makespan_s(self) -> float:
-        """From time 0 to the end of the last action of any rank."""
+        """The longest of the makespans."""
         return float(self.end_s.max(initial=0.0))
 
     @property
-    def busy_s(self) -> NDArray[np.float64]:
-        """[rank], seconds spent in actions."""
-        busy = np.zeros(self.schedule.ranks)
+    def busy_s(self) -> Times:
+        """[rank, *axes], seconds spent in actions."""
+        busy = np.zeros((self.schedule.ranks, *self.end_s.shape[1:]))
         np.add.at(busy, self.rank, self.end_s - self.start_s)
         return busy
 
     @property
-    def bubble_s(self) -> NDArray[np.float64]:
-        """[rank], seconds of the makespan not spent in actions."""
-        return self.makespan_s - self.busy_s
+    def bubble_s(self) -> Times:
+        """[rank, *axes], seconds of the makespan not spent in actions."""
+        return self.makespans_s - self.busy_s
 
     def actions(self) -> list[Action]:
         """The action of each row."""
@@ -102,184 +94,119 @@ class PipelineRun:
 
 def run_pipeline(
     schedule: Schedule,
+    seconds: Times,
     *,
-    duration: Callable[[int, Action], float],
-    transfer: Callable[[Transfer], float],
-    blocking_sends: bool,
-) -> PipelineRun:
-    """Perform a schedule whose actions last a known time.
-
-    duration(rank, action): seconds, asked once for each action when it starts. The rest is as in
-    `perform_pipeline`. Raises ValueError for a negative or undefined time as well.
-    """
-
-    def last(env: simpy.Environment, rank: int, index: int) -> Performance:
-        action = schedule.actions[rank][index]
-        yield env.timeout(_checked(duration(rank, action), f"{action} on rank {rank}"))
-
-    return perform_pipeline(
-        schedule, perform=last, transfer=transfer, blocking_sends=blocking_sends
-    )
-
-
-def perform_pipeline(
-    schedule: Schedule,
-    *,
-    perform: Callable[[simpy.Environment, int, int], Performance],
-    transfer: Callable[[Transfer], float],
+    transfer_s: Mapping[tuple[int, int], float | Times],
     blocking_sends: bool,
 ) -> PipelineRun:
     """Perform a schedule.
 
-    perform(env, rank, index): what action `index` of a rank does in simulated time, started once
-    when the action starts. transfer(transfer): seconds from the end of the producing action until
-    the consumer has the data, asked once for each distinct transfer between two ranks; what a rank
-    sends at the end of one action leaves one after the other. blocking_sends: a rank waits for its
-    sends before its next action, as the published DualPipe code does; otherwise sends run beside
-    the next action.
+    Args:
+        seconds: [actions, *axes], ordered by rank, then by position in the order of the rank.
+        transfer_s: {(rank that sends, rank that receives): from the end of an action until another
+            rank has what it produced}, one number or [*axes] each. What a rank sends at the end of
+            one action leaves one after the other.
+        blocking_sends: a rank waits for its sends before its next action, as the published DualPipe
+            code does; otherwise sends run beside the next action.
 
-    Raises ValueError for a negative or undefined transfer time, Deadlock where the order cannot be
-    finished.
+    Raises:
+        ValueError: a negative or undefined time.
+        Deadlock: the order cannot be finished.
     """
     needs = dependencies(schedule)
-    pending = [[len(need) for need in row] for row in needs]
-    consumers = _consumers(schedule, needs, transfer)
-    starts = [[0.0] * len(row) for row in needs]
-    ends = [[0.0] * len(row) for row in needs]
-    position = [0] * schedule.ranks
-    env = simpy.Environment()
-    wake: list[simpy.Event | None] = [None] * schedule.ranks
-
-    def arrive(rank: int, index: int) -> None:
-        pending[rank][index] -= 1
-        event = wake[rank]
-        if event is not None and position[rank] == index and pending[rank][index] == 0:
-            wake[rank] = None
-            event.succeed()
-
-    def send(rank: int, index: int, delay: float) -> None:
-        event = env.timeout(delay)
-        assert event.callbacks is not None
-        event.callbacks.append(lambda _: arrive(rank, index))
-
-    def run_rank(rank: int) -> Generator[simpy.Event, None, None]:
-        for index in range(len(schedule.actions[rank])):
-            position[rank] = index
-            if pending[rank][index] > 0:
-                event = wake[rank] = env.event()
-                yield event
-            starts[rank][index] = env.now
-            yield from perform(env, rank, index)
-            ends[rank][index] = env.now
-            sending = 0.0
-            for consumer, consumer_index, delay in consumers[rank][index]:
-                if delay > 0.0:
-                    sending += delay
-                    send(consumer, consumer_index, sending)
-                else:
-                    arrive(consumer, consumer_index)
-            if blocking_sends and sending > 0.0:
-                yield env.timeout(sending)
-        position[rank] = len(schedule.actions[rank])
-
-    for rank in range(schedule.ranks):
-        env.process(run_rank(rank))
-    env.run()
-    blocked = {r: i for r, i in enumerate(position) if i < len(schedule.actions[r])}
-    if blocked:
-        raise Deadlock(_deadlock_message(schedule, blocked, needs, position, env.now))
     counts = [len(row) for row in needs]
+    first = list(accumulate(counts, initial=0))
+    _check_durations(schedule, seconds)
+    queue, sent_before = _sends(needs)
+
+    @cache
+    def sending(source: int, destinations: tuple[int, ...]) -> float | Times:
+        total: float | Times = 0.0
+        for destination in destinations:
+            took = transfer_s[source, destination]
+            _check(took, f"transfer from rank {source} to rank {destination}")
+            total = total + took
+        return total
+
+    axes = seconds.shape[1:]
+    # Plain numbers are several times faster than arrays of no dimension.
+    later: Any = np.maximum if axes else max
+    durations: Any = seconds if axes else seconds.tolist()
+    start_s: list[Any] = [0.0] * len(durations)
+    end_s: list[Any] = [0.0] * len(durations)
+    free: list[Any] = [np.zeros(axes) if axes else 0.0] * schedule.ranks
+    position = [0] * schedule.ranks
+    for rank, index in _possible_order(needs, position):
+        row = first[rank] + index
+        start = free[rank]
+        for need in needs[rank][index]:
+            ready = end_s[first[need.rank] + need.position]
+            if need.rank != rank:
+                sent = sent_before[need.rank, need.position, rank, index]
+                ready = ready + sending(need.rank, sent)
+            start = later(start, ready)
+        start_s[row] = start
+        end_s[row] = end = start + durations[row]
+        free[rank] = end + sending(rank, queue[rank, index]) if blocking_sends else end
+    blocked = {r: i for r, i in enumerate(position) if i < counts[r]}
+    if blocked:
+        now = max(float(np.max(end)) for end in end_s)
+        raise Deadlock(_deadlock_message(schedule, blocked, needs, position, now))
     return PipelineRun(
         schedule=schedule,
         rank=np.repeat(np.arange(schedule.ranks), counts),
         index=np.concatenate([np.arange(count) for count in counts]),
-        start_s=np.concatenate([np.array(row) for row in starts]),
-        end_s=np.concatenate([np.array(row) for row in ends]),
+        start_s=np.array(start_s).reshape(len(durations), *axes),
+        end_s=np.array(end_s).reshape(len(durations), *axes),
     )
 
 
-def makespans(
-    schedule: Schedule,
-    durations: Sequence[Sequence[NDArray[np.float64]]],
-    *,
-    transfer_s: Mapping[tuple[int, int], float | NDArray[np.float64]],
-    blocking: bool,
-) -> NDArray[np.float64]:
-    """Makespan of a schedule for many sets of durations at once, [samples].
+_Queue = Mapping[tuple[int, int], tuple[int, ...]]
+"""{(rank, position of an action): ranks that it sends to, one after the other}"""
 
-    The times are those of `perform_pipeline`, action by action in one pass.
 
-    Args:
-        durations: [rank][action] arrays [samples].
-        transfer_s: {(rank that sends, rank that receives): one number, or [samples]}.
-        blocking: whether a rank waits for its sends before its next action.
-
-    Raises:
-        Deadlock: the order cannot be finished.
-    """
-    needs = dependencies(schedule)
-    # What a rank sends at the end of one action leaves one after the other.
+def _sends(
+    needs: list[list[tuple[Need, ...]]],
+) -> tuple[_Queue, Mapping[tuple[int, int, int, int], tuple[int, ...]]]:
+    """What every action sends; and {(rank and position of an action, those of one that needs it):
+    ranks that it has sent to once the latter has what it needs}."""
     queue: dict[tuple[int, int], tuple[int, ...]] = defaultdict(tuple)
-    before: dict[tuple[int, int, int, int], tuple[int, ...]] = {}
+    sent_before: dict[tuple[int, int, int, int], tuple[int, ...]] = {}
     for rank, row in enumerate(needs):
         for index, wanted in enumerate(row):
             for need in wanted:
                 if need.rank != rank:
                     queue[need.rank, need.position] += (rank,)
                     sent = queue[need.rank, need.position]
-                    before[need.rank, need.position, rank, index] = sent
-
-    @cache
-    def sending(source: int, destinations: tuple[int, ...]) -> NDArray[np.float64] | float:
-        total: NDArray[np.float64] | float = 0.0
-        for destination in destinations:
-            total = total + transfer_s[source, destination]
-        return total
-
-    ends: dict[tuple[int, int], NDArray[np.float64]] = {}
-    free: list[NDArray[np.float64] | float] = [0.0] * schedule.ranks
-    latest: NDArray[np.float64] | float = 0.0
-    for rank, index in _in_some_order(schedule, needs):
-        start = free[rank]
-        for need in needs[rank][index]:
-            ready = ends[need.rank, need.position]
-            if need.rank != rank:
-                sent = before[need.rank, need.position, rank, index]
-                ready = ready + sending(need.rank, sent)
-            start = np.maximum(start, ready)
-        end = start + durations[rank][index]
-        ends[rank, index] = end
-        free[rank] = end + sending(rank, queue[rank, index]) if blocking else end
-        latest = np.maximum(latest, end)
-    return np.asarray(latest, dtype=np.float64)
+                    sent_before[need.rank, need.position, rank, index] = sent
+    return queue, sent_before
 
 
-def _in_some_order(
-    schedule: Schedule, needs: list[list[tuple[Need, ...]]]
+def _possible_order(
+    needs: list[list[tuple[Need, ...]]], position: list[int]
 ) -> Iterator[tuple[int, int]]:
-    """(rank, index) of every action, each after what it needs."""
-    position = [0] * schedule.ranks
-    while True:
-        before = list(position)
+    """(rank, index) of actions, each after what it needs, until all are done or all are blocked.
+
+    Args:
+        position: [rank], zeros; counted up to the actions that have been done.
+    """
+    done = -1
+    while done < sum(position):
+        done = sum(position)
         for rank, row in enumerate(needs):
             while position[rank] < len(row) and all(
                 position[need.rank] > need.position for need in row[position[rank]]
             ):
                 yield rank, position[rank]
                 position[rank] += 1
-        if position == before:
-            break
-    blocked = {r: i for r, i in enumerate(position) if i < len(needs[r])}
-    if blocked:
-        raise Deadlock(_deadlock_message(schedule, blocked, needs, position, 0.0))
 
 
 def run_ideal(schedule: Schedule, times: IdealTimes) -> PipelineRun:
     """Perform a schedule with the same times on every rank and transfers that take no time."""
     return run_pipeline(
         schedule,
-        duration=lambda _, action: times.of(action),
-        transfer=lambda _: 0.0,
+        np.array([float(times.of(action)) for row in schedule.actions for action in row]),
+        transfer_s=defaultdict(float),
         blocking_sends=False,
     )
 
@@ -325,29 +252,19 @@ def _axis(makespan: float, scale: float, columns: int) -> str:
     return "".join(line).rstrip()
 
 
-def _consumers(
-    schedule: Schedule, needs: list[list[tuple[Need, ...]]], transfer: Callable[[Transfer], float]
-) -> list[list[list[tuple[int, int, float]]]]:
-    """[rank][index] -> (rank, index, transfer seconds) of the actions that wait for this one."""
-    seconds: dict[Transfer, float] = {}
-    consumers: list[list[list[tuple[int, int, float]]]] = [[[] for _ in row] for row in needs]
-    for rank, row in enumerate(needs):
-        for index, wanted in enumerate(row):
-            for need in wanted:
-                delay = 0.0
-                if need.rank != rank:
-                    sent = Transfer(need.work, need.stage, need.rank, rank)
-                    if sent not in seconds:
-                        seconds[sent] = _checked(transfer(sent), str(sent))
-                    delay = seconds[sent]
-                consumers[need.rank][need.position].append((rank, index, delay))
-    return consumers
+def _check_durations(schedule: Schedule, seconds: Times) -> None:
+    actions = [(rank, action) for rank, row in enumerate(schedule.actions) for action in row]
+    if len(seconds) != len(actions):
+        raise ValueError(f"{schedule.name}: {len(seconds)} durations for {len(actions)} actions")
+    if np.isfinite(seconds).all() and seconds.min(initial=0.0) >= 0.0:
+        return
+    for (rank, action), took in zip(actions, seconds, strict=True):
+        _check(took, f"{action} on rank {rank}")
 
 
-def _checked(seconds: float, what: str) -> float:
-    if not 0.0 <= seconds < float("inf"):
+def _check(seconds: float | Times, what: str) -> None:
+    if not (np.isfinite(seconds).all() and np.min(seconds) >= 0.0):
         raise ValueError(f"{what}: duration = {seconds} s, must be finite and not negative")
-    return seconds
 
 
 def _deadlock_message(

@@ -1,6 +1,6 @@
 """Everything the iterations of one deployment have in common.
 
-That is fitted kernel times, the plan of one iteration, where experts lie and how often they are
+That is fitted kernel times, the order of one iteration, where experts lie and how often they are
 chosen. Iterations of the deployment at any batch and context start from here (serving_step).
 """
 
@@ -20,7 +20,6 @@ from hardware_profiles.units import Seconds
 from reference_model.config import ModelConfig
 from reference_model.trace import Operator, OperatorTrace
 from simulator.execution.expert_reach import expert_reach
-from simulator.execution.step_order import TaskOrder, task_order
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.network.all_to_all import Reach
 from simulator.hardware.network.clusters import nvlink_domains
@@ -39,14 +38,14 @@ from simulator.workload.experts import (
 from simulator.workload.iteration import (
     WHOLE_BATCH,
     LayerOperators,
-    StepPlan,
-    plan_step,
+    lower_step,
     split_layer,
     with_shared_added,
 )
 from simulator.workload.iteration_operators import BatchLoad, layer_operators
 from simulator.workload.layout import domain_parts
 from simulator.workload.serving_memory import micro_batch_tokens
+from simulator.workload.task_graph import TaskGraph
 
 Array = NDArray[np.float64]
 
@@ -83,7 +82,7 @@ class KernelSource:
 
 @dataclass(frozen=True, slots=True)
 class ServingModel:
-    """A deployment made ready: fitted kernel times, the plan, and what every iteration shares."""
+    """A deployment made ready: fitted kernel times, the order, and what every iteration shares."""
 
     job: ServingStepJob
     config: ModelConfig
@@ -91,12 +90,12 @@ class ServingModel:
     kernels: KernelSource
     trace: OperatorTrace
     low_latency: LowLatencyProfile | None
-    plan: StepPlan
-    order: TaskOrder
+    graph: TaskGraph
+    """Order of an iteration; its operators are those of a small one."""
     places: NDArray[np.intp]
-    """[tasks], place of each task's operator in the concatenated operators of all sections."""
+    """[tasks], place of each task's operator in those of the graph."""
     sections: tuple[tuple[str, int], ...]
-    """(layer kind, micro-batch), in the order in which their operators are concatenated."""
+    """(layer kind, micro-batch), in the order of the graph's operators."""
     popularity: Array | None
     """[layers, experts], where loads are drawn."""
     placement: ExpertPlacement
@@ -293,7 +292,7 @@ def serving_model(
         slowest = int(placement.gpu_load(carried)[0].argmax())
         slots = placement.slot_load(carried)[0].reshape(placement.gpus, -1)[slowest]
         slot_shares = slots / slots.sum()
-    plan, sections, places = _planned(job, config, trace)
+    graph, sections, places = _ordered(job, config, trace)
     return ServingModel(
         job=job,
         config=config,
@@ -301,8 +300,7 @@ def serving_model(
         kernels=kernels,
         trace=trace,
         low_latency=low_latency,
-        plan=plan,
-        order=task_order(plan),
+        graph=graph,
         places=places,
         sections=sections,
         popularity=popularity,
@@ -336,24 +334,28 @@ def in_one_micro_batch(model: ServingModel) -> ServingModel:
     """The same deployment with all tokens of a GPU in one micro-batch; its shared expert, where it
     stays on its GPU, hides what it can of the all-to-all."""
     job = model.job.model_copy(update={"micro_batches": 1, "overlap": "shared_expert"})
-    plan, sections, places = _planned(job, model.config, model.trace)
-    return replace(
-        model, job=job, plan=plan, order=task_order(plan), places=places, sections=sections
-    )
+    graph, sections, places = _ordered(job, model.config, model.trace)
+    return replace(model, job=job, graph=graph, places=places, sections=sections)
 
 
-def _planned(
+def _ordered(
     job: ServingStepJob, config: ModelConfig, trace: OperatorTrace
-) -> tuple[StepPlan, tuple[tuple[str, int], ...], NDArray[np.intp]]:
-    """Plan of one iteration, and its sections and places (see ServingModel)."""
+) -> tuple[TaskGraph, tuple[tuple[str, int], ...], NDArray[np.intp]]:
+    """Graph of one iteration, and its sections and places (see ServingModel)."""
     nominal = BatchLoad(
         tokens=128, sequences=128 if job.phase == "decode" else 1, context=128,
         expert_rows=128, received_rows=128, active_experts=1,
         group_tokens=128, group_sequences=128 if job.phase == "decode" else 1,
     )  # fmt: skip
     parts = {kind: section_operators(job, trace, kind, nominal) for kind in _kinds(job, config)}
-    plan = plan_step(
-        parts,
+    sections = {
+        (kind, micro_batch): layer
+        for kind, layer in parts.items()
+        for micro_batch in (range(job.micro_batches) if kind in EXPERT_LAYERS else (WHOLE_BATCH,))
+    }
+    graph = lower_step(
+        job.phase,
+        sections,
         dense_layers=config.first_k_dense_replace,
         moe_layers=config.num_moe_layers,
         draft_layers=0 if job.speculation is None else job.speculation.draft_tokens,
@@ -361,18 +363,8 @@ def _planned(
         decode=job.phase == "decode",
         overlap=job.overlap,
     )
-    sections = tuple(
-        (kind, micro_batch)
-        for kind in parts
-        for micro_batch in (range(job.micro_batches) if kind in EXPERT_LAYERS else (WHOLE_BATCH,))
-    )
-    sizes = [len(parts[kind].operators) for kind, _ in sections]
-    offsets = dict(zip(sections, np.concatenate(([0], np.cumsum(sizes)[:-1])), strict=True))
-    places = np.array(
-        [offsets[plan.layers[t.layer], t.micro_batch] + t.position for t in plan.tasks],
-        dtype=np.intp,
-    )
-    return plan, sections, places
+    places = np.array([task.operator for task in graph.tasks], dtype=np.intp)
+    return graph, tuple(sections), places
 
 
 def _popularity(job: ServingStepJob, config: ModelConfig, rng: np.random.Generator) -> Array | None:

@@ -1,7 +1,7 @@
 """Simulate one serving iteration of a deployment, operator by operator.
 
 Every operator of the recorded layers is a task with a predicted time; tasks run in the published
-orders (serving_lowering), with a gap between kernels. Ranks are folded into one where they do the
+orders (workload.iteration), with a gap between kernels. Ranks are folded into one where they do the
 same: with balanced loads the one that stands for all is the slowest that the placement leaves.
 Where expert loads differ by rank and layer, every rank is a column and each transfer waits for its
 slowest. What the model does not know is an input: gap, host overhead, slow-down of
@@ -30,16 +30,22 @@ from simulator.execution.serving_model import (
     with_shared,
 )
 from simulator.execution.serving_times import KernelTimes, expert_times, kernel_times
-from simulator.execution.step_order import (
+from simulator.execution.timeline import (
     CriticalPath,
-    StepLog,
+    Log,
     critical_path,
     exposed_communication,
-    run_order,
+    run,
 )
 from simulator.hardware.kernels.curves import MODELLED, PROVENANCES
 from simulator.workload.experts import draw_rows
-from simulator.workload.iteration import WHOLE_BATCH, WIRES, LayerOperators
+from simulator.workload.iteration import (
+    WHOLE_BATCH,
+    WIRES,
+    LayerOperators,
+    joined_operators,
+    section_starts,
+)
 from simulator.workload.iteration_operators import BatchLoad
 
 Array = NDArray[np.float64]
@@ -79,7 +85,7 @@ class ServingStep:
     times: KernelTimes
     """Of the operators of all sections, concatenated."""
     loads: ExpertLoads
-    log: StepLog
+    log: Log
     step_s: Seconds
     """Host overhead included."""
     exposed_communication_s: Seconds
@@ -92,13 +98,13 @@ class ServingStep:
     @property
     def expert_s(self) -> Seconds:
         """Time in kernels of routed experts, the slowest rank of each layer; drafts included."""
-        chosen = np.array([task.part == "experts" for task in self.model.plan.tasks])
+        chosen = np.array([task.part == "experts" for task in self.log.graph.tasks])
         seconds = self.seconds[chosen]
         return float((seconds if seconds.ndim == 1 else seconds.max(axis=1)).sum())
 
     def path(self) -> CriticalPath:
         """The chain of tasks that the end of the iteration waits for."""
-        return critical_path(self.model.order, self.log)
+        return critical_path(self.log)
 
     def error_share(self) -> dict[str, float]:
         """Shares of the iteration's time by what the prediction of it rests on, along the critical
@@ -289,7 +295,8 @@ def _iterate(
     gap = model.job.kernel_gap.value
 
     seconds = _by_rank(model, operators, loads, times.seconds, times)
-    log = run_order(model.order, seconds, gap_s=gap)
+    graph = replace(model.graph, operators=joined_operators(operators))
+    log = run(graph, seconds, gap, rank_axis=None if loads.folded else 0)
     return ServingStep(
         model=model,
         operators=operators,
@@ -297,7 +304,7 @@ def _iterate(
         loads=loads,
         log=log,
         step_s=log.span_s + model.job.host_overhead.value,
-        exposed_communication_s=exposed_communication(model.order, log, gap_s=gap),
+        exposed_communication_s=float(exposed_communication(log).mean()),
     )
 
 
@@ -314,7 +321,7 @@ def _by_rank(
         return seconds
     ranks = loads.rows.shape[1]
     by_rank = np.repeat(seconds[:, None], ranks, axis=1)
-    first_moe = model.plan.layers.index("moe")
+    first_moe = model.graph.layers.index("moe")
     # Every distinct load is evaluated once.
     keys = np.stack((np.rint(loads.rows), loads.active), axis=-1).reshape(-1, 2).astype(np.int64)
     unique, inverse = np.unique(keys, axis=0, return_inverse=True)
@@ -324,10 +331,11 @@ def _by_rank(
     wanted = [place for part in _BY_EXPERT_ROWS for place in base.parts.get(part, ())]
     table = expert_times(model, base, unique, sorted(wanted))
     column = {place: number for number, place in enumerate(sorted(wanted))}
-    for task, planned in enumerate(model.plan.tasks):
-        if planned.part in _BY_EXPERT_ROWS and model.plan.layers[planned.layer] == "moe":
-            layer = planned.layer - first_moe
-            by_rank[task] = table[inverse[layer], column[planned.position]]
+    starts = section_starts(operators)
+    for place, task in enumerate(model.graph.tasks):
+        if task.part in _BY_EXPERT_ROWS and model.graph.layers[task.layer] == "moe":
+            position = task.operator - starts["moe", task.micro_batch]
+            by_rank[place] = table[inverse[task.layer - first_moe], column[position]]
     return by_rank
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds
-from simulator.execution.pipeline import makespans
+from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training import ChunkKey, chunk_key
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.workload.layout import Stage, even_splits
@@ -135,15 +135,19 @@ class PipelineTimes:
                 known[key] = np.array([seconds(split, rank, action) for split in splits])
             return known[key]
 
-        found: list[Seconds] = makespans(
+        run = run_pipeline(
             self.schedule,
-            [
-                [duration(rank, action) for action in row]
-                for rank, row in enumerate(self.schedule.actions)
-            ],
+            np.array(
+                [
+                    duration(rank, action)
+                    for rank, row in enumerate(self.schedule.actions)
+                    for action in row
+                ]
+            ),
             transfer_s=self.transfers_s,
-            blocking=self.blocking_sends,
-        ).tolist()
+            blocking_sends=self.blocking_sends,
+        )
+        found: list[Seconds] = run.makespans_s.tolist()
         return found
 
 

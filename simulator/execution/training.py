@@ -18,14 +18,14 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-import simpy
+import numpy as np
 
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile
 from hardware_profiles.units import Bytes, Seconds, format_bandwidth
 from reference_model.config import ModelConfig
 from reference_model.trace import Operator
-from simulator.execution.engine import TaskLog, empty_log, execute, perform
-from simulator.execution.pipeline import Performance, PipelineRun, perform_pipeline
+from simulator.execution import timeline
+from simulator.execution.pipeline import PipelineRun, run_pipeline
 from simulator.execution.training_fabric import StepLoads, copies_of, holders_of
 from simulator.hardware.costs import KernelCostModel, Prediction
 from simulator.hardware.network.all_to_all import exchange_sms
@@ -95,7 +95,7 @@ class ChunkRun:
     """One distinct chunk or pair, simulated operator by operator."""
 
     key: ChunkKey
-    log: TaskLog
+    log: timeline.Log
     cost: Prediction
     """Predicted duration of each task, with interval and provenance."""
 
@@ -134,8 +134,6 @@ class TrainingStep:
     """{(rank that sends, rank that receives): of the activations of one micro-batch}"""
     loads: StepLoads
     """What the fabric makes of the step's transfers."""
-    unfolded: tuple[tuple[TaskLog, ...], ...] | None
-    """[rank][action]: the operators of every action, where they were all run; else None."""
 
     @property
     def step_time_s(self) -> Seconds:
@@ -162,6 +160,8 @@ class TrainingRun:
     step: TrainingStep
     without_slowdown: TrainingStep
     """The same step with dispatch and combine not slowed by the compute beside them."""
+    unfold: bool
+    """Whether the operators of every action are to be listed, beside those of distinct chunks."""
 
 
 def chunk_key(schedule_stages: tuple[Stage, ...], action: Action, *, load: FabricLoad) -> ChunkKey:
@@ -249,20 +249,20 @@ def cost_graphs(
     alone has all SMs but where its own weight gradients run under its transfers.
     """
     tasks = [
-        (key.work == OVERLAPPED, key.load, task)
+        (key, task, operator)
         for key, graph in graphs.items()
-        for task in graph.tasks
+        for task, operator in zip(graph.tasks, graph.task_operators(), strict=True)
     ]
     every = costs.predict(
-        [task.operator for _, _, task in tasks],
+        [operator for _, _, operator in tasks],
         sms=[
-            exchange_sms(task.operator.kind, kept=communication_sms, free=sms)
+            exchange_sms(operator.kind, kept=communication_sms, free=sms)
             if task.stream is Stream.COMMUNICATION
-            else sms - communication_sms * (pair or task.overlapped)
-            for pair, _, task in tasks
+            else sms - communication_sms * (key.work == OVERLAPPED or task.overlapped)
+            for key, task, operator in tasks
         ],
-        overlapped=[task.overlapped for _, _, task in tasks],
-        load=[load for _, load, _ in tasks],
+        overlapped=[task.overlapped for _, task, _ in tasks],
+        load=[key.load for key, _, _ in tasks],
     )
     predictions, start = {}, 0
     for key, graph in graphs.items():
@@ -293,7 +293,7 @@ def run_chunks(
     graphs = {key: lower_key(key, operators, at_once=at_once) for key in dict.fromkeys(keys)}
     found = cost_graphs(graphs, costs=costs, sms=sms, communication_sms=communication_sms)
     return {
-        key: ChunkRun(key, execute(graph, found[key].seconds.tolist(), gap_s=gap_s), found[key])
+        key: ChunkRun(key, timeline.run(graph, found[key].seconds, gap_s), found[key])
         for key, graph in graphs.items()
     }
 
@@ -397,7 +397,6 @@ def simulate_step(
     calibration: CalibrationProfile,
     at_once: Collection[str],
     loads: StepLoads,
-    unfold: bool,
 ) -> TrainingStep:
     """Simulate every distinct chunk once, then the pipeline, then the optimizer.
 
@@ -405,8 +404,6 @@ def simulate_step(
         held: [rank], parameters on a GPU.
         at_once: matrices whose weight gradient is never put off.
         loads: what the fabric makes of the step's transfers.
-        unfold: run the operators of every action of every rank inside the pipeline instead of
-            reusing the time of its distinct chunk. The times are the same; the log is complete.
     """
     gpu = cluster.node.gpu
     gap_s = calibration.kernel_gap.value
@@ -427,23 +424,12 @@ def simulate_step(
         gap_s=gap_s,
         at_once=at_once,
     )
-    logs: list[list[TaskLog]] = [[] for _ in keys]
-
-    def perform_action(env: simpy.Environment, rank: int, index: int) -> Performance:
-        chunk = chunks[keys[rank][index]]
-        if not unfold:
-            yield env.timeout(chunk.log.span_s)
-            return
-        log = empty_log(chunk.log.graph)
-        logs[rank].append(log)
-        yield from perform(env, log.graph, chunk.cost.seconds.tolist(), gap_s, log)
-
     transfers_s = send_seconds(job, model, transfers=transfers, loads=loads)
     holders = {rank: ranks for ranks in holders_of(schedule) for rank in ranks}
-    pipeline = perform_pipeline(
+    pipeline = run_pipeline(
         schedule,
-        perform=perform_action,
-        transfer=lambda sent: transfers_s[sent.source, sent.destination],
+        np.array([chunks[key].log.span_s for row in keys for key in row]),
+        transfer_s=transfers_s,
         blocking_sends=job.blocking_sends,
     )
     optimizer = tuple(
@@ -468,5 +454,4 @@ def simulate_step(
         optimizer=optimizer,
         transfers_s=transfers_s,
         loads=loads,
-        unfolded=tuple(map(tuple, logs)) if unfold else None,
     )

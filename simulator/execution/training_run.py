@@ -38,10 +38,11 @@ MOST_CHUNKS = 1_000_000
 def simulate_training(
     scenario: Scenario, trace_of: Callable[[ModelConfig, str, str], OperatorTrace], *, unfold: bool
 ) -> TrainingRun:
-    """Simulate one optimizer step, with every operator of every rank where `unfold` is set.
+    """Simulate one optimizer step.
 
     Args:
         trace_of: the operator trace of a model, a job ("train") and a recipe.
+        unfold: list every operator of every rank too.
 
     Raises:
         ValueError: an unknown name, sizes that do not divide, or Infeasible where it does not fit.
@@ -151,7 +152,7 @@ def simulate_training(
     held = [model.held(rank, stages) for rank in range(schedule.ranks)]
     check_fits(memory, stages, capacity, chosen=job.stages == "default")
 
-    def step(costs: KernelCostModel, *, unfold: bool) -> TrainingStep:
+    def step(costs: KernelCostModel) -> TrainingStep:
         return simulate_step(
             scenario.model,
             cluster=scenario.cluster,
@@ -165,7 +166,6 @@ def simulate_training(
             calibration=scenario.calibration,
             at_once=at_once,
             loads=loads,
-            unfold=unfold,
         )
 
     return TrainingRun(
@@ -177,6 +177,7 @@ def simulate_training(
         at_once=at_once,
         memory=tuple(memory),
         costs=costs,
-        step=step(costs, unfold=unfold),
-        without_slowdown=step(costs.without_all_to_all_slowdown(), unfold=False),
+        step=step(costs),
+        without_slowdown=step(costs.without_all_to_all_slowdown()),
+        unfold=unfold,
     )

@@ -1,4 +1,4 @@
-"""Lower an OperatorTrace onto streams: layers of a chunk or pair in, TaskGraph out.
+"""Lower the layers of a training chunk, or of an overlapped pair, to a TaskGraph.
 
 The orders are those that DeepSeek draws and that the published H800 trace shows (profile-data,
 training figure). In an overlapped pair each slot joins one layer of the forward chunk with one of
@@ -87,6 +87,9 @@ def _segments(operators: Operators) -> dict[str, list[Operator]]:
 class _Builder:
     """Collects tasks; `add` returns the index of the last task that stands for the block."""
 
+    operators: list[Operator] = field(default_factory=list)
+    layers: dict[str, int] = field(default_factory=dict)
+    """Name -> place in order of first use."""
     tasks: list[Task] = field(default_factory=list)
 
     def add(
@@ -96,6 +99,7 @@ class _Builder:
         layer: str,
         *,
         after: Iterable[int | None] = (),
+        micro_batch: int = 0,
         overlapped: bool,
     ) -> int | None:
         """Append a block in stream order; its first task waits for `after`.
@@ -105,10 +109,26 @@ class _Builder:
         waits = tuple(sorted({index for index in after if index is not None}))
         last: int | None = max(waits, default=None)
         for operator in operators:
-            self.tasks.append(Task(operator, stream, layer, overlapped, waits))
+            last = len(self.tasks)
+            self.tasks.append(
+                Task(
+                    operator=last,
+                    stream=stream,
+                    layer=self.layers.setdefault(layer, len(self.layers)),
+                    micro_batch=micro_batch,
+                    part=operator.segment,
+                    overlapped=overlapped,
+                    collective=stream is Stream.COMMUNICATION,
+                    depends_on=waits,
+                )
+            )
+            self.operators.append(operator)
             waits = ()
-            last = len(self.tasks) - 1
         return last
+
+    def graph(self, name: str) -> TaskGraph:
+        """What has been collected."""
+        return TaskGraph(name, tuple(self.layers), tuple(self.operators), tuple(self.tasks))
 
 
 def _routed_start(mlp: Sequence[Operator]) -> int:
@@ -202,6 +222,7 @@ def lower_chunk(
 
     build = _Builder()
     pair = bool(forward) and bool(backward)
+    backward_number = 1 if pair else 0
     combined: int | None = None
     """Last combine(F): the next layer's forward input."""
     returned: int | None = None
@@ -239,6 +260,7 @@ def lower_chunk(
             gather(back, COMBINE),
             Stream.COMMUNICATION,
             layer_b,
+            micro_batch=backward_number,
             after=(returned,),
             overlapped=both,
         )
@@ -260,6 +282,7 @@ def lower_chunk(
             gather(back, MLP),
             Stream.COMPUTE,
             layer_b,
+            micro_batch=backward_number,
             after=(carried,),
             overlapped=both and communicates_f,
         )
@@ -267,6 +290,7 @@ def lower_chunk(
             gather(back, DISPATCH),
             Stream.COMMUNICATION,
             layer_b,
+            micro_batch=backward_number,
             after=(computed_b,),
             overlapped=both or bool(gather(late, MLP)),
         )
@@ -274,6 +298,7 @@ def lower_chunk(
             gather(late, MLP),
             Stream.COMPUTE,
             layer_b,
+            micro_batch=backward_number,
             overlapped=communicates_b,
         )
         mlp = gather(ahead, MLP)
@@ -303,6 +328,7 @@ def lower_chunk(
             gather(back, ATTENTION),
             Stream.COMPUTE,
             layer_b,
+            micro_batch=backward_number,
             after=(computed_b, received),
             overlapped=both and communicates_f,
         )
@@ -310,9 +336,10 @@ def lower_chunk(
             gather(late, ATTENTION),
             Stream.COMPUTE,
             layer_b,
+            micro_batch=backward_number,
             overlapped=communicates_b and both,
         )
-    return TaskGraph(name, tuple(build.tasks))
+    return build.graph(name)
 
 
 def lower_weights(
@@ -328,4 +355,4 @@ def lower_weights(
             f"{kind} W{number}",
             overlapped=False,
         )
-    return TaskGraph(name, tuple(build.tasks))
+    return build.graph(name)

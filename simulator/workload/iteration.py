@@ -1,4 +1,4 @@
-"""Lower recorded prefill and decode layers into one serving iteration: operators in, plan out.
+"""Lower recorded prefill and decode layers to the TaskGraph of one serving iteration.
 
 The orders are those that DeepSeek draws (profile-data figures). With two micro-batches, compute
 stream of one mixture-of-experts layer:
@@ -17,15 +17,15 @@ head run on all tokens of the GPU at once, before and after. Drafting follows th
 prediction layer takes all verified tokens ("mtp"), further drafts the last of each request
 ("mtp_next"), and a head over one token of each request ("mtp_head") ends every draft.
 
-A plan holds tasks in issue order; a task points to an operator by layer, micro-batch and position,
-so that one plan serves every batch size and context of a deployment.
+A task points to its place in the operators of all sections, a section being a layer kind and a
+micro-batch, so that one order serves every batch size and context of a deployment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from reference_model.trace import Operator
@@ -59,31 +59,6 @@ class LayerOperators:
     def part_of(self) -> dict[int, str]:
         """Position -> part."""
         return {place: part for part, places in self.parts.items() for place in places}
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedTask:
-    """One kernel or wire of the iteration."""
-
-    layer: int
-    """Position in the plan's `layers`."""
-    micro_batch: int
-    position: int
-    """In the operators of the layer's kind."""
-    part: str
-    stream: Stream
-    collective: bool
-    """Whether it needs every rank of the group to have come as far."""
-    depends_on: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """The order of one iteration."""
-
-    layers: tuple[str, ...]
-    """Layer kinds in order of first use, e.g. ("embedding", "dense", ..., "moe", ..., "head")."""
-    tasks: tuple[PlannedTask, ...]
 
 
 def split_layer(
@@ -227,11 +202,27 @@ def with_shared_added(layer: LayerOperators) -> LayerOperators:
     return LayerOperators((*layer.operators, added), {**layer.parts, "combine_receive": (place,)})
 
 
+Sections = Mapping[tuple[str, int], LayerOperators]
+"""{(layer kind, micro-batch): its operators}; a graph has them in this order, one after another."""
+
+
+def section_starts(sections: Sections) -> dict[tuple[str, int], int]:
+    """Place of each section's first operator in those of the graph."""
+    sizes = [len(layer.operators) for layer in sections.values()]
+    return dict(zip(sections, accumulate(sizes, initial=0), strict=False))
+
+
+def joined_operators(sections: Sections) -> tuple[Operator, ...]:
+    """The operators of a graph whose sections these are."""
+    return tuple(operator for layer in sections.values() for operator in layer.operators)
+
+
 @dataclass(slots=True)
 class _Builder:
-    layers: list[str]
-    operators: Mapping[str, LayerOperators]
-    tasks: list[PlannedTask] = field(default_factory=list)
+    sections: Sections
+    starts: Mapping[tuple[str, int], int]
+    layers: list[str] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
 
     def add(
         self,
@@ -246,16 +237,25 @@ class _Builder:
         last = max(waits, default=None)
         if layer is None:
             return last
-        found = self.operators[self.layers[layer]]
+        section = self.layers[layer], micro_batch
+        found, start = self.sections[section], self.starts[section]
         for part in parts:
             for position in found.parts.get(part, ()):
                 segment = found.operators[position].segment
-                collective = part in WIRES or segment in COLLECTIVE_SEGMENTS
+                last = len(self.tasks)
                 self.tasks.append(
-                    PlannedTask(layer, micro_batch, position, part, stream, collective, waits)
+                    Task(
+                        operator=start + position,
+                        stream=stream,
+                        layer=layer,
+                        micro_batch=micro_batch,
+                        part=part,
+                        overlapped=(section[0], 1) in self.sections,
+                        collective=part in WIRES or segment in COLLECTIVE_SEGMENTS,
+                        depends_on=waits,
+                    )
                 )
                 waits = ()
-                last = len(self.tasks) - 1
         return last
 
     def wire(
@@ -270,8 +270,9 @@ _DENSE = ("dense_gather", "dense", "dense_scatter")
 _EXPERTS = ("shared_gathered", "dispatch_receive", "experts", "combine_send")
 
 
-def plan_step(
-    operators: Mapping[str, LayerOperators],
+def lower_step(
+    name: str,
+    sections: Sections,
     *,
     dense_layers: int,
     moe_layers: int,
@@ -279,16 +280,17 @@ def plan_step(
     head: bool,
     decode: bool,
     overlap: Overlap,
-) -> StepPlan:
+) -> TaskGraph:
     """The tasks of one iteration in issue order.
 
     Args:
-        operators: layer kind -> its operators; only their parts matter here.
+        sections: of every kind that the iteration has, its micro-batches 0 and 1 where two run
+            together, 0 where it dispatches on its own, else WHOLE_BATCH.
         draft_layers: passes through a multi-token prediction layer after the head, each followed by
             a head of its own.
         decode: whether sends and receives are kernels of their own.
     """
-    build = _Builder([], operators)
+    build = _Builder(sections, section_starts(sections))
 
     def new_layer(kind: str) -> int:
         build.layers.append(kind)
@@ -305,7 +307,7 @@ def plan_step(
             drafts = [new_layer("mtp_next" if number else "mtp")]
             ends = _sparse_layers(build, drafts, decode, overlap, after=ends)
             ends = [build.add(new_layer("mtp_head"), WHOLE_BATCH, "attention_0", after=ends)]
-    return StepPlan(tuple(build.layers), tuple(build.tasks))
+    return TaskGraph(name, tuple(build.layers), joined_operators(sections), tuple(build.tasks))
 
 
 def _sparse_layers(
@@ -398,26 +400,3 @@ def _two_in_prefill(
         build.add(before, micro_batch, "combine_receive", after=(combined[micro_batch],))
         for micro_batch in (1, 0)
     ]
-
-
-def task_graph(
-    name: str, plan: StepPlan, operators: Mapping[tuple[str, int], LayerOperators]
-) -> TaskGraph:
-    """The plan with its operators in place: what the engine runs and reports show.
-
-    Args:
-        operators: (layer kind, micro-batch) -> operators of that layer.
-    """
-    tasks = []
-    for task in plan.tasks:
-        kind = plan.layers[task.layer]
-        tasks.append(
-            Task(
-                operators[kind, task.micro_batch].operators[task.position],
-                task.stream,
-                f"{kind} {task.layer}",
-                task.stream is Stream.COMMUNICATION,
-                task.depends_on,
-            )
-        )
-    return TaskGraph(name, tuple(tasks))

@@ -1,4 +1,4 @@
-"""Intervals: the same times as the engine, families move together, seeded."""
+"""Intervals hold their values, families move together, and one seed gives one interval."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,7 @@ import pytest
 from simulator.analysis.intervals import (
     Draws,
     interval,
-    order_spans,
     serving_interval,
-    spans,
     training_intervals,
 )
 from simulator.analysis.run import simulate
@@ -17,13 +15,6 @@ from simulator.analysis.training_metrics import training_metrics
 from simulator.scenario.files import load_scenario
 
 RUN = simulate(load_scenario("dualpipe_h800_2048")).result
-GAP = RUN.scenario.calibration.kernel_gap
-
-
-def test_without_uncertainty_every_chunk_takes_what_the_engine_says():
-    for chunk in RUN.step.chunks.values():
-        found = spans(chunk.log.graph, chunk.cost.seconds[:, None], np.array([GAP.value]))
-        assert found[0] == pytest.approx(chunk.log.span_s, rel=1e-9)
 
 
 def intervals(seed):
@@ -69,13 +60,6 @@ def test_rates_have_the_interval_of_the_step_and_all_can_be_left_out():
 @pytest.fixture(scope="module")
 def decode():
     return simulate(load_scenario("decode_ep128_profile")).result
-
-
-def test_without_uncertainty_a_serving_step_takes_what_its_run_says(decode):
-    step = decode.step
-    seconds = step.times.seconds[step.model.places][:, None]
-    found = order_spans(step.model.order, seconds, np.array([step.model.job.kernel_gap.value]))
-    assert found[0] == pytest.approx(step.log.span_s, rel=1e-9)
 
 
 def test_a_serving_step_has_a_seeded_interval_that_holds_it(decode):

@@ -34,7 +34,7 @@ def test_arithmetic_and_recomputation_are_the_flops_over_the_peaks(shipped):
     gpu = run.scenario.cluster.node.gpu
 
     def at_peak(key):
-        operators = [task.operator for task in run.step.chunks[key].log.graph.tasks]
+        operators = run.step.chunks[key].log.graph.operators
         return sum(op.flops / gpu.peak(op.dtype) for op in operators if is_tensor(op.kind))
 
     ranks = [sum(at_peak(key) for key in row) for row in run.step.keys]

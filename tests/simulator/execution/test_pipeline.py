@@ -1,6 +1,8 @@
 """Bubbles against their closed forms, transfers, deadlocks and the drawing of a pipeline run."""
 
 import dataclasses
+from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,9 +12,7 @@ from hypothesis import strategies as st
 from simulator.execution.pipeline import (
     Deadlock,
     PipelineRun,
-    Transfer,
     draw_to_scale,
-    makespans,
     run_ideal,
     run_pipeline,
 )
@@ -20,7 +20,9 @@ from simulator.workload.schedules import (
     BUBBLE_FORMULAS,
     SCHEDULES,
     WITH_VIRTUAL_STAGES,
+    Action,
     IdealTimes,
+    Schedule,
     build_schedule,
     dualpipe,
     dualpipev,
@@ -124,6 +126,13 @@ def test_1f1b_and_zb1p_bubbles_at_the_times_of_the_h800_pair() -> None:
     assert run_ideal(zb1p(16, 120), times).bubble_s == pytest.approx(np.full(16, 1650))
 
 
+def each(schedule: Schedule, duration: Callable[[int, Action], float | np.ndarray]) -> np.ndarray:
+    """Durations of the actions of a schedule, in order."""
+    return np.array(
+        [duration(rank, action) for rank, row in enumerate(schedule.actions) for action in row]
+    )
+
+
 def _intervals_by_rank(run: PipelineRun) -> list[np.ndarray]:
     return [
         np.stack([run.start_s[run.rank == r], run.end_s[run.rank == r]], axis=1)
@@ -134,10 +143,11 @@ def _intervals_by_rank(run: PipelineRun) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_actions_of_a_rank_follow_each_other_and_data_arrives_before_it_is_used(name: str) -> None:
     times, hop = IdealTimes(1.0, 1.3, 0.7, 2.4), 0.25
+    schedule = SCHEDULES[name](4, 12)
     run = run_pipeline(
-        SCHEDULES[name](4, 12),
-        duration=lambda rank, action: times.of(action) * (1 + 0.1 * rank),
-        transfer=lambda _: hop,
+        schedule,
+        each(schedule, lambda rank, action: times.of(action) * (1 + 0.1 * rank)),
+        transfer_s=defaultdict(lambda: hop),
         blocking_sends=False,
     )
     for spans in _intervals_by_rank(run):
@@ -160,10 +170,11 @@ def test_a_transfer_delays_only_its_receiver_unless_sends_block() -> None:
     times = IdealTimes(2, 1, 1, 0)
 
     def run(microbatches: int, blocking: bool) -> PipelineRun:
+        schedule = one_f_one_b(2, microbatches)
         return run_pipeline(
-            one_f_one_b(2, microbatches),
-            duration=lambda _, action: times.of(action),
-            transfer=lambda _: 1.0,
+            schedule,
+            each(schedule, lambda _, action: times.of(action)),
+            transfer_s={(0, 1): 1.0, (1, 0): 1.0},
             blocking_sends=blocking,
         )
 
@@ -173,37 +184,16 @@ def test_a_transfer_delays_only_its_receiver_unless_sends_block() -> None:
     assert blocking.start_s[:2].tolist() == [0.0, 3.0]
 
 
-def test_each_boundary_is_asked_once_for_its_transfer_time() -> None:
-    asked: list[Transfer] = []
-
-    def transfer(boundary: Transfer) -> float:
-        asked.append(boundary)
-        return 0.0
-
-    run_pipeline(dualpipev(2, 6), duration=lambda *_: 1.0, transfer=transfer, blocking_sends=False)
-    # Half-stages 0 and 3 on rank 0, 1 and 2 on rank 1; between 1 and 2 nothing leaves the rank.
-    assert sorted(asked) == [
-        Transfer("B", 1, 1, 0),
-        Transfer("B", 3, 0, 1),
-        Transfer("F", 0, 0, 1),
-        Transfer("F", 2, 1, 0),
-    ]
-
-
 @settings(max_examples=15, deadline=None)
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(0, 2**32 - 1))
 def test_makespan_is_at_least_every_bound_and_at_most_the_serial_time(name: str, seed: int) -> None:
     schedule = SCHEDULES[name](4, 8)
     rng = np.random.default_rng(seed)
-    drawn = [rng.uniform(0.1, 2.0, len(row)).tolist() for row in schedule.actions]
-    queues = [iter(row) for row in drawn]
+    drawn = [rng.uniform(0.1, 2.0, len(row)) for row in schedule.actions]
     run = run_pipeline(
-        schedule,
-        duration=lambda rank, _: next(queues[rank]),
-        transfer=lambda _: 0.0,
-        blocking_sends=False,
+        schedule, np.concatenate(drawn), transfer_s=defaultdict(float), blocking_sends=False
     )
-    assert run.busy_s == pytest.approx([sum(row) for row in drawn])
+    assert run.busy_s == pytest.approx([row.sum() for row in drawn])
     assert max(run.busy_s) <= run.makespan_s + 1e-9 <= run.busy_s.sum() + 2e-9
     assert run.bubble_s.min() >= -1e-9
 
@@ -221,9 +211,6 @@ def test_a_schedule_that_cannot_finish_is_a_deadlock_that_marks_each_blocked_ran
     assert "rank 1: 1B1 waits for 1F1 on rank 1" in message
     assert ">>0B0<<" in message
     assert ">>1B1<<" in message
-    ones = [[np.ones(1)] * len(row) for row in broken.actions]
-    with pytest.raises(Deadlock, match="schedule 1f1b: 2 of 2 ranks are blocked"):
-        makespans(broken, ones, transfer_s={(0, 1): 0.0, (1, 0): 0.0}, blocking=False)
 
 
 @pytest.mark.parametrize(("blocking", "ends"), [(False, [10.0, 19.0]), (True, [10.5, 19.5])])
@@ -235,13 +222,17 @@ def test_one_pass_gives_the_makespan_of_many_durations_at_once(blocking, ends) -
     """
     schedule = one_f_one_b(2, 2)
     long = {"F": np.array([1.0, 2.0]), "B": np.array([2.0, 4.0])}
-    found = makespans(
+    found = run_pipeline(
         schedule,
-        [[long[action.work] for action in row] for row in schedule.actions],
-        transfer_s={(0, 1): 0.5, (1, 0): 0.5},
-        blocking=blocking,
+        each(schedule, lambda _, action: long[action.work]),
+        transfer_s={(0, 1): 0.5, (1, 0): np.array([0.5, 0.5])},
+        blocking_sends=blocking,
     )
-    assert found.tolist() == ends
+    assert found.makespans_s.tolist() == ends
+    assert found.makespan_s == ends[1]
+    # Every rank works 2 F and 2 B.
+    assert found.busy_s.tolist() == [[6.0, 12.0]] * 2
+    assert found.bubble_s.tolist() == [[ends[0] - 6.0, ends[1] - 12.0]] * 2
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
@@ -249,10 +240,25 @@ def test_an_impossible_duration_names_its_action(seconds: float) -> None:
     with pytest.raises(ValueError, match="0F0 on rank 0: duration"):
         run_pipeline(
             one_f_one_b(1, 1),
-            duration=lambda *_: seconds,
-            transfer=lambda _: 0.0,
+            np.array([seconds, 1.0]),
+            transfer_s={},
             blocking_sends=False,
         )
+
+
+def test_an_impossible_transfer_names_its_ranks() -> None:
+    with pytest.raises(ValueError, match="transfer from rank 0 to rank 1: duration = -1"):
+        run_pipeline(
+            one_f_one_b(2, 1),
+            np.ones(4),
+            transfer_s={(0, 1): -1.0, (1, 0): 1.0},
+            blocking_sends=False,
+        )
+
+
+def test_every_action_has_one_duration() -> None:
+    with pytest.raises(ValueError, match="1f1b: 3 durations for 4 actions"):
+        run_pipeline(one_f_one_b(2, 1), np.ones(3), transfer_s={}, blocking_sends=False)
 
 
 def test_log_columns_hold_both_chunks_of_a_pair() -> None:

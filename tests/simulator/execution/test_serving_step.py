@@ -403,11 +403,11 @@ def longest(step, part):
 
 def longest_of_ranks(step, part):
     """Seconds of each task of a part in the mixture-of-experts layers, [ranks] each."""
-    plan = step.model.plan
+    graph = step.log.graph
     return [
         np.atleast_1d(step.seconds[number])
-        for number, task in enumerate(plan.tasks)
-        if task.part == part and plan.layers[task.layer] == "moe"
+        for number, task in enumerate(graph.tasks)
+        if task.part == part and graph.layers[task.layer] == "moe"
     ]
 
 
@@ -424,8 +424,8 @@ def test_drafts_take_one_token_of_each_request_after_the_first():
     assert rows["mtp", "attention.o_proj"] == 32 * 3
     assert rows["mtp_next", "attention.o_proj"] == 32
     assert rows["mtp_head", "head.proj"] == 64
-    calls = np.bincount([task.layer for task in step.model.plan.tasks])
-    assert step.model.plan.layers[-4:] == ("mtp", "mtp_head", "mtp_next", "mtp_head")
+    calls = np.bincount([task.layer for task in step.log.graph.tasks])
+    assert step.log.graph.layers[-4:] == ("mtp", "mtp_head", "mtp_next", "mtp_head")
     assert calls[-1] == 3
 
 

@@ -4,10 +4,11 @@ from collections import Counter
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 
 from reference_model.config import load_model_config
-from simulator.execution.engine import execute
+from simulator.execution.timeline import communication_seconds, exposed_communication, run
 from simulator.workload.chunk import (
     FORWARD,
     INPUT_GRAD,
@@ -35,8 +36,13 @@ def operators():
     return operators_of(shipped_trace(load_model_config("deepseek_v3"), "train"), LOAD)
 
 
-def names(tasks):
-    return Counter((task.operator.phase, task.operator.name) for task in tasks)
+def names(graph):
+    return Counter((operator.phase, operator.name) for operator in graph.task_operators())
+
+
+def pairs(graph):
+    """(task, its operator) in order."""
+    return list(zip(graph.tasks, graph.task_operators(), strict=True))
 
 
 def expected(operators, *, forward=(), backward=(), phases=(INPUT_GRAD, WEIGHT_GRAD)):
@@ -53,15 +59,15 @@ def expected(operators, *, forward=(), backward=(), phases=(INPUT_GRAD, WEIGHT_G
 @pytest.mark.parametrize("backward", [(), FIRST, MIDDLE, LAST])
 def test_every_operator_of_a_chunk_or_pair_runs_once(operators, forward, backward):
     graph = lower_chunk("pair", operators, forward=forward, backward=backward)
-    assert names(graph.tasks) == expected(operators, forward=forward, backward=backward)
+    assert names(graph) == expected(operators, forward=forward, backward=backward)
 
 
 def test_an_input_only_chunk_and_its_weight_chunk_are_a_full_backward(operators):
     at_once = ("head.proj", "attention.kv_b_proj")
     inputs = lower_chunk("I", operators, backward=LAST, put_off_weights=True, at_once=at_once)
     weights = lower_weights("W", operators, LAST, at_once=at_once)
-    assert names(inputs.tasks) + names(weights.tasks) == expected(operators, backward=LAST)
-    late = {task.operator.name for task in weights.tasks}
+    assert names(inputs) + names(weights) == expected(operators, backward=LAST)
+    late = {operator.name for operator in weights.task_operators()}
     assert not late & {"head.proj.weight_grad", "attention.kv_b_proj.weight_grad"}
     assert "experts.down_proj.transpose_grad" in late
 
@@ -78,9 +84,9 @@ def test_what_is_put_off_leaves_out_all_operators_of_a_matrix(operators):
 def compute_blocks(graph):
     """Runs of (phase, segment) on the compute stream, in order."""
     blocks = []
-    for task in graph.tasks:
+    for task, operator in pairs(graph):
         if task.stream is Stream.COMPUTE:
-            block = (task.operator.phase, task.operator.segment)
+            block = (operator.phase, operator.segment)
             if not blocks or blocks[-1] != block:
                 blocks.append(block)
     return blocks
@@ -101,9 +107,9 @@ def test_a_pair_computes_in_the_published_order(operators):
 def test_a_pair_communicates_in_the_published_order(operators):
     graph = lower_chunk("pair", operators, forward=MIDDLE, backward=MIDDLE)
     kinds = [
-        (task.operator.phase, task.operator.kind)
-        for task in graph.tasks
-        if task.stream is Stream.COMMUNICATION and task.operator.kind in ("dispatch", "combine")
+        (operator.phase, operator.kind)
+        for task, operator in pairs(graph)
+        if task.stream is Stream.COMMUNICATION and operator.kind in ("dispatch", "combine")
     ]
     assert kinds == 4 * [
         (INPUT_GRAD, "dispatch"),
@@ -186,15 +192,20 @@ def one_operator_each(operators):
     return lookup
 
 
+def in_seconds(graph):
+    """Span, communication and what of it is exposed where every operator takes a second."""
+    log = run(graph, np.ones(len(graph.tasks)), 0.0)
+    return log.span_s, communication_seconds(log), exposed_communication(log)
+
+
 def test_a_pair_of_the_first_and_the_last_stage_hides_all_its_communication(operators):
     """One second for every operator: 9 forward and 10 backward ones compute in 19 s. Layers paired
     by number would leave the forward MoE layer alone, 2 s more and its 2 s exposed."""
     graph = lower_chunk("pair", one_operator_each(operators), forward=FIRST, backward=LAST)
-    log = execute(graph, [1.0] * len(graph.tasks), gap_s=0.0)
-    assert (log.span_s, log.communication_s, log.exposed_communication_s) == (19.0, 6.0, 0.0)
-    assert list(dict.fromkeys(task.layer for task in graph.tasks)) == [
+    assert in_seconds(graph) == (19.0, 6.0, 0.0)
+    assert graph.layers == (
         "mtp B0", "embedding+dense F0", "dense F1", "head B1", "dense F2", "moe B2", "moe F3",
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def test_a_head_hides_both_transfers_of_the_forward_beside_it(operators):
@@ -203,15 +214,15 @@ def test_a_head_hides_both_transfers_of_the_forward_beside_it(operators):
     graph = lower_chunk(
         "pair", one_operator_each(operators), forward=("moe", "moe"), backward=("moe", "head")
     )
-    log = execute(graph, [1.0] * len(graph.tasks), gap_s=0.0)
-    assert (log.span_s, log.communication_s, log.exposed_communication_s) == (10.0, 6.0, 0.0)
+    assert in_seconds(graph) == (10.0, 6.0, 0.0)
 
 
 def waits(graph):
     """{(layer, phase, segment): what its first task on a stream waits for}, as the same triples."""
 
     def place(task):
-        return task.layer, task.operator.phase, task.operator.segment
+        operator = graph.operators[task.operator]
+        return graph.layers[task.layer], operator.phase, operator.segment
 
     found = {}
     for task in graph.tasks:
@@ -236,14 +247,14 @@ def test_a_pair_waits_as_the_published_arrows_say(operators):
 
 def test_the_shared_expert_starts_before_the_dispatch_has_ended(operators):
     graph = lower_chunk("F", operators, forward=("moe",))
-    mlp = [task for task in graph.tasks if task.operator.segment == "mlp"]
-    assert mlp[0].operator.name == "shared_experts.gate_up_proj"
-    assert all(graph.tasks[i].operator.segment != "dispatch" for i in mlp[0].depends_on)
+    first, operator = next(pair for pair in pairs(graph) if pair[1].segment == "mlp")
+    assert operator.name == "shared_experts.gate_up_proj"
+    assert all(graph.tasks[i].part != "dispatch" for i in first.depends_on)
 
 
 def test_a_chunk_alone_is_overlapped_only_under_its_own_transfers(operators):
     forward = lower_chunk("F", operators, forward=MIDDLE)
-    assert {task.operator.segment for task in forward.tasks if task.overlapped} <= {"mlp"}
+    assert {task.part for task in forward.tasks if task.overlapped} <= {"mlp"}
     inputs = lower_chunk("I", operators, backward=MIDDLE, put_off_weights=True)
     assert not any(task.overlapped for task in inputs.tasks)
     weights = lower_weights("W", operators, MIDDLE, at_once=())

@@ -11,9 +11,8 @@ from simulator.scenario.serving import TensorParallel
 from simulator.workload.iteration import (
     WHOLE_BATCH,
     WIRES,
-    plan_step,
+    lower_step,
     split_layer,
-    task_graph,
     with_shared_added,
 )
 from simulator.workload.iteration_operators import BatchLoad, layer_operators
@@ -52,9 +51,17 @@ def split(job, *, overlap="two_micro_batches", tp=1, expert_tp=1):
     return {kind: with_shared_added(layer) for kind, layer in layers.items()}
 
 
+def micro_batches(kind, overlap):
+    if kind not in ("moe", "mtp", "mtp_next"):
+        return (WHOLE_BATCH,)
+    return (0, 1) if overlap == "two_micro_batches" else (0,)
+
+
 def plan(job, overlap, *, moe_layers=3, drafts=0, tp=1, expert_tp=1):
-    return plan_step(
-        split(job, overlap=overlap, tp=tp, expert_tp=expert_tp),
+    layers = split(job, overlap=overlap, tp=tp, expert_tp=expert_tp)
+    return lower_step(
+        job,
+        {(kind, n): layers[kind] for kind in layers for n in micro_batches(kind, overlap)},
         dense_layers=1,
         moe_layers=moe_layers,
         draft_layers=drafts,
@@ -143,14 +150,17 @@ def test_every_operator_of_every_layer_runs_once_for_each_micro_batch(job, overl
     drafts = drafts if job == "decode" else 0
     planned = plan(job, overlap, tp=tp, drafts=drafts)
     operators = split(job, overlap=overlap, tp=tp)
-    both = (0, 1) if overlap == "two_micro_batches" else (0,)
     wanted = Counter()
     for layer, kind in enumerate(planned.layers):
-        for number in both if kind in ("moe", "mtp", "mtp_next") else (WHOLE_BATCH,):
-            for position in range(len(operators[kind].operators)):
-                wanted[layer, number, position] = 1
-    found = Counter((task.layer, task.micro_batch, task.position) for task in planned.tasks)
+        for number in micro_batches(kind, overlap):
+            wanted.update((layer, number, operator.name) for operator in operators[kind].operators)
+    found = Counter(
+        (task.layer, task.micro_batch, operator.name)
+        for task, operator in zip(planned.tasks, planned.task_operators(), strict=True)
+    )
     assert found == wanted
+    places = {(task.layer, task.operator) for task in planned.tasks}
+    assert len(places) == len(planned.tasks)
     for task in planned.tasks:
         travels = task.part in WIRES
         assert (task.stream is Stream.COMMUNICATION) == travels
@@ -199,13 +209,8 @@ def test_without_expert_parallelism_tokens_are_gathered_and_nothing_is_sent():
     assert all(
         task.collective == (task.part in WIRES or "gather" in name or "scatter" in name)
         for task in planned.tasks
-        for name in [operator_of(planned, task, tp=8, expert_tp=8)]
+        for name in [planned.operators[task.operator].name]
     )
-
-
-def operator_of(planned, task, **changes):
-    layers = split("decode", overlap="none", **changes)
-    return layers[planned.layers[task.layer]].operators[task.position].name
 
 
 @pytest.mark.parametrize("job", ["prefill", "decode"])
@@ -257,13 +262,17 @@ def test_a_gather_waits_for_the_attention_of_its_tokens(overlap):
             assert {w.part for w in waits} <= {"attention_1", "shared"}
 
 
-def test_a_plan_becomes_a_task_graph_with_its_operators():
+def test_layers_of_one_kind_share_their_operators():
     planned = plan("decode", "two_micro_batches")
-    operators = split("decode")
-    numbers = {(kind, n): operators[kind] for kind in KINDS for n in (WHOLE_BATCH, 0, 1)}
-    graph = task_graph("decode", planned, numbers)
-    assert len(graph.tasks) == len(planned.tasks)
-    assert graph.tasks[0].operator.name == "embedding"
+    assert planned.task_operators()[0].name == "embedding"
+    of_layer = [
+        [task.operator for task in planned.tasks if (task.layer, task.micro_batch) == (layer, 1)]
+        for layer in (2, 3)
+    ]
+    assert [planned.layers[layer] for layer in (2, 3)] == ["moe", "moe"]
+    assert of_layer[0] == of_layer[1]
+    assert {task.overlapped for task in planned.tasks if task.micro_batch >= 0} == {True}
+    assert not any(task.overlapped for task in plan("decode", "none").tasks)
 
 
 def test_low_latency_transfers_need_a_decode_recording():

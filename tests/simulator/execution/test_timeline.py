@@ -1,0 +1,173 @@
+"""Streams run their tasks in order, wait for what they depend on, and overlap each other."""
+
+import numpy as np
+import pytest
+
+from reference_model.trace import Operator
+from simulator.execution.timeline import (
+    communication_seconds,
+    critical_path,
+    exposed_communication,
+    hidden_communication,
+    run,
+)
+from simulator.workload.task_graph import Stream, Task, TaskGraph
+
+COPY = Operator(
+    name="copy", kind="copy", phase="forward", segment="attention", dtype="bfloat16",
+    out_dtype="bfloat16", sizes=(("columns", 1), ("rows", 1)), recompute=False, accumulate=False,
+)  # fmt: skip
+
+
+def graph(*tasks):
+    """Tasks as (stream letter, dependencies); a capital letter is collective."""
+    streams = {"c": Stream.COMPUTE, "m": Stream.COMMUNICATION}
+    return TaskGraph(
+        "test",
+        ("layer",),
+        (COPY,),
+        tuple(
+            Task(0, streams[letter.lower()], 0, 0, "part", False, letter.isupper(), needs)
+            for letter, needs in tasks
+        ),
+    )
+
+
+def once(tasks, seconds, gap_s=0.0):
+    return run(graph(*tasks), np.array(seconds, dtype=float), gap_s)
+
+
+def test_tasks_of_one_stream_follow_each_other_after_the_gap():
+    log = once([("c", ()), ("c", ()), ("c", ())], [1, 2, 3], 0.5)
+    assert log.start_s.tolist() == [0.0, 1.5, 4.0]
+    assert log.span_s == 7.0
+
+
+def test_a_task_waits_for_another_stream():
+    log = once([("c", ()), ("m", (0,)), ("c", (1,))], [1, 5, 1])
+    assert log.start_s.tolist() == [0.0, 1.0, 6.0]
+
+
+def test_the_gap_runs_while_a_dependency_is_awaited():
+    assert once([("m", ()), ("c", ()), ("c", (0,))], [5, 1, 1], 0.5).start_s[2] == 5.0
+
+
+def test_a_graph_without_tasks_takes_no_time():
+    log = once([], [])
+    assert (log.span_s, log.spans_s.shape) == (0.0, ())
+    assert critical_path(log).tasks == ()
+
+
+def test_a_task_may_depend_on_earlier_tasks_only():
+    with pytest.raises(ValueError, match=r"task 0 \(copy\) depends on \(0,\); only earlier tasks"):
+        graph(("c", (0,)))
+
+
+def test_durations_must_match_the_tasks():
+    with pytest.raises(ValueError, match="1 durations for 2 tasks"):
+        once([("c", ()), ("c", ())], [1])
+
+
+def drawn(seed):
+    """40 tasks with up to two dependencies each, and their durations."""
+    rng = np.random.default_rng(seed)
+    tasks = [
+        ("cm"[rng.integers(2)], tuple(rng.integers(0, i, size=min(i, 2)).tolist()))
+        for i in range(40)
+    ]
+    return tasks, rng.uniform(0.1, 1.0, 40)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_task_starts_as_soon_as_its_stream_is_free_and_all_it_waits_for_has_ended(seed):
+    tasks, seconds = drawn(seed)
+    log = once(tasks, seconds, 0.25)
+    free = dict.fromkeys("cm", 0.0)
+    for place, (letter, needs) in enumerate(tasks):
+        assert log.start_s[place] == max([free[letter], *log.end_s[list(needs)]])
+        assert log.end_s[place] == log.start_s[place] + seconds[place]
+        free[letter] = log.end_s[place] + 0.25
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_sample_runs_as_it_would_alone_each_with_its_own_gap(seed):
+    tasks, seconds = drawn(seed)
+    factors, gaps = np.array([[1.0, 2.0, 0.5], [3.0, 1.5, 0.0]]), np.array([0.0, 0.1, 0.7])
+    log = run(graph(*tasks), seconds[:, None, None] * factors, gaps)
+    assert log.spans_s.shape == (2, 3)
+    for row, column in np.ndindex(2, 3):
+        alone = once(tasks, seconds * factors[row, column], gaps[column])
+        np.testing.assert_array_equal(log.start_s[:, row, column], alone.start_s)
+        np.testing.assert_array_equal(log.end_s[:, row, column], alone.end_s)
+    assert log.span_s == log.spans_s.max()
+
+
+def test_gaps_alone_may_differ():
+    log = run(graph(("c", ()), ("c", ())), np.array([1.0, 2.0]), np.array([0.0, 0.5]))
+    assert log.spans_s.tolist() == [3.0, 3.5]
+
+
+def test_a_collective_task_starts_on_all_ranks_when_the_last_is_ready():
+    """Ranks compute 1 and 3 s, exchange for 2 s, and compute 1 s; samples double all times."""
+    tasks = graph(("c", ()), ("M", (0,)), ("c", (1,)))
+    ranks = np.array([[1.0, 3.0], [2.0, 2.0], [1.0, 1.0]])
+    together = run(tasks, ranks, 0.0, rank_axis=0)
+    assert together.start_s.tolist() == [[0.0, 0.0], [3.0, 3.0], [5.0, 5.0]]
+    assert run(tasks, ranks, 0.0).start_s.tolist() == [[0.0, 0.0], [1.0, 3.0], [3.0, 5.0]]
+    samples = np.stack((ranks, 2 * ranks), axis=1)
+    assert run(tasks, samples, 0.0, rank_axis=1).spans_s.tolist() == [[6.0, 6.0], [12.0, 12.0]]
+
+
+def test_equal_ranks_are_one_rank():
+    tasks, seconds = drawn(7)
+    tasks = [(letter.upper() if letter == "m" else letter, needs) for letter, needs in tasks]
+    alone = once(tasks, seconds, 0.25)
+    equal = run(graph(*tasks), np.repeat(seconds[:, None], 3, axis=1), 0.25, rank_axis=0)
+    np.testing.assert_array_equal(equal.end_s, alone.end_s[:, None].repeat(3, axis=1))
+
+
+def test_exposed_and_hidden_communication_sum_to_all_of_it():
+    # compute 0-2 and 6-7; communication 1-5: hidden 1, waited for 3 and 1 more after the transfer.
+    log = once([("c", ()), ("c", ()), ("m", (0,)), ("c", (2,))], [1, 1, 4, 1])
+    assert (communication_seconds(log), hidden_communication(log)) == (4.0, 1.0)
+    assert exposed_communication(log) == 3.0
+
+
+def test_a_graph_without_communication_has_none():
+    log = once([("c", ())], [1])
+    assert (communication_seconds(log), hidden_communication(log)) == (0.0, 0.0)
+    assert exposed_communication(log) == 0.0
+
+
+def test_gaps_are_not_exposed_but_transfers_after_the_last_kernel_and_collectives_are():
+    """Compute 0-1, a gap, a collective 2-3; a transfer that begins at 1 and ends 6 s later."""
+    log = once([("c", ()), ("C", ()), ("m", (0,))], [1, 1, 6], 1.0)
+    assert log.span_s == 7.0
+    assert exposed_communication(log) == 1.0 + (7.0 - 3.0)
+    only = once([("m", ())], [2])
+    assert exposed_communication(only) == 2.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_span_lies_between_the_longest_stream_and_the_sum_of_both(seed):
+    tasks, seconds = drawn(seed)
+    log = once(tasks, seconds)
+    compute = sum(s for s, (letter, _) in zip(seconds, tasks, strict=True) if letter == "c")
+    assert max(compute, seconds.sum() - compute) - 1e-9 <= log.span_s <= seconds.sum() + 1e-9
+    assert exposed_communication(log) == pytest.approx(log.span_s - compute)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_critical_path_and_its_gaps_sum_to_the_span(seed):
+    tasks, seconds = drawn(seed)
+    log = once(tasks, seconds, 0.25)
+    path = critical_path(log)
+    assert seconds[list(path.tasks)].sum() + path.gaps_s == pytest.approx(log.span_s)
+
+
+def test_the_critical_path_passes_through_the_slowest_rank():
+    """Rank 1 keeps the exchange waiting; its own stream is what the end rests on, with one gap."""
+    tasks = graph(("c", ()), ("M", (0,)), ("c", (1,)), ("c", ()))
+    seconds = np.array([[1.0, 3.0], [2.0, 2.0], [1.0, 1.0], [1.0, 1.0]])
+    path = critical_path(run(tasks, seconds, 0.5, rank_axis=0))
+    assert (path.tasks, path.gaps_s) == ((0, 1, 2, 3), 0.5)
