@@ -1,0 +1,63 @@
+"""Fields of a file: text with units inside, SI values out, and one line for what is wrong."""
+
+import pytest
+from pydantic import ValidationError
+
+from hardware_profiles.fields import (
+    BandwidthValue,
+    Count,
+    Profile,
+    TimeValue,
+    apply_overrides,
+    parse_yaml,
+    to_profile,
+)
+
+
+class Link(Profile):
+    bandwidth: BandwidthValue
+    latency: TimeValue
+    lanes: Count
+
+
+RAW = {"bandwidth": "50 GB/s", "latency": "2 us", "lanes": 4}
+
+
+def test_text_with_units_becomes_si():
+    link = to_profile(Link, RAW, where="link.yaml")
+    assert (link.bandwidth, link.latency, link.lanes) == (50e9, 2e-6, 4)
+    with pytest.raises(ValidationError, match="frozen"):
+        link.lanes = 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"bandwidth": "0 GB/s"},
+            "link.yaml: bandwidth: '0 GB/s' is not allowed: it must be greater",
+        ),
+        ({"latency": "-1 us"}, "link.yaml: latency: '-1 us' is not allowed: it must be 0 or more"),
+        ({"lanes": 0}, "link.yaml: lanes: "),
+        ({"speed": 1}, "link.yaml: speed: "),
+        ({"sources": {"speed": "datasheet"}}, "sources names the unknown field 'speed'"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_its_file_and_field(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        to_profile(Link, RAW | changes, where="link.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_an_override_sets_one_value_of_a_copy():
+    raw = {"node": {"gpus": 8, "nic": {"rate": "1 Gbit/s"}}}
+    changed = apply_overrides(raw, {"node.nic.rate": "2 Gbit/s"}, where="here")
+    assert changed["node"] == {"gpus": 8, "nic": {"rate": "2 Gbit/s"}}
+    assert raw["node"]["nic"] == {"rate": "1 Gbit/s"}
+    with pytest.raises(ValueError, match=r"here: node.gpus.rate: 'node.gpus' has no fields to set"):
+        apply_overrides(raw, {"node.gpus.rate": 1}, where="here")
+
+
+def test_a_field_given_twice_is_an_error():
+    with pytest.raises(ValueError, match="here: line 2: not valid YAML"):
+        parse_yaml("a: 1\na: 2\n", where="here")
