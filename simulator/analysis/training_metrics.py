@@ -17,7 +17,7 @@ from simulator.analysis.intervals import training_intervals
 from simulator.analysis.kernels_used import kernels_used
 from simulator.analysis.published import beside_published
 from simulator.analysis.training_attribution import attribute_step
-from simulator.execution.timeline import communication_seconds, hidden_communication
+from simulator.execution.timeline import exposed_communication, hidden_communication
 from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
 from simulator.hardware.kernels.curves import PROVENANCES
 from simulator.hardware.network.clusters import nvlink_domains
@@ -77,7 +77,8 @@ class RankTimes:
     """The rest: waiting for other ranks, for sends and for the slowest optimizer."""
     optimizer_s: Seconds
     exposed_communication_s: Seconds
-    """All-to-all time inside the chunks with no compute kernel running."""
+    """Time inside the chunks in which the compute stream runs nothing because it waits for an
+    all-to-all. Gaps between kernels are no such time."""
     hidden_communication_s: Seconds
     """All-to-all time inside the chunks with a compute kernel running."""
 
@@ -96,9 +97,7 @@ def rank_times(step: TrainingStep) -> list[RankTimes]:
     spans = {key: chunk.log.span_s for key, chunk in step.chunks.items()}
     logs = {key: chunk.log for key, chunk in step.chunks.items()}
     hidden_of = {key: float(hidden_communication(log)) for key, log in logs.items()}
-    exposed_of = {
-        key: float(communication_seconds(log)) - hidden_of[key] for key, log in logs.items()
-    }
+    exposed_of = {key: float(exposed_communication(log)) for key, log in logs.items()}
     budgets = []
     for row, optimizer in zip(step.keys, step.optimizer, strict=True):
         sums = dict.fromkeys(_FIELD_OF_WORK.values(), 0.0)

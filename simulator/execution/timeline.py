@@ -139,17 +139,11 @@ def critical_path(log: Log) -> CriticalPath:
     return CriticalPath(tuple(reversed(path)), gaps)
 
 
-def communication_seconds(log: Log) -> Times:
-    """[*axes], time in which the communication stream runs a transfer."""
-    starts, ends = busy_intervals(log, Stream.COMMUNICATION).swapaxes(0, 1)
-    total: Times = np.asarray((ends - starts).sum(axis=0))
-    return total
-
-
 def exposed_communication(log: Log) -> Times:
-    """[*axes], time in which the compute stream waits for transfers or takes part in a collective.
+    """[*axes], time in which the compute stream computes nothing because of a transfer.
 
-    Gaps between kernels are no such time, even with a transfer under way.
+    That is: it waits for one, takes part in a collective, or has nothing left while one ends. Gaps
+    between kernels are no such time, even with a transfer under way.
     """
     tasks, compute = log.graph.tasks, of_stream(log.graph, Stream.COMPUTE)
     if not len(compute):

@@ -5,7 +5,6 @@ import pytest
 
 from reference_model.trace import Operator
 from simulator.execution.timeline import (
-    communication_seconds,
     critical_path,
     exposed_communication,
     hidden_communication,
@@ -126,17 +125,17 @@ def test_equal_ranks_are_one_rank():
     np.testing.assert_array_equal(equal.end_s, alone.end_s[:, None].repeat(3, axis=1))
 
 
-def test_exposed_and_hidden_communication_sum_to_all_of_it():
-    # compute 0-2 and 6-7; communication 1-5: hidden 1, waited for 3 and 1 more after the transfer.
-    log = once([("c", ()), ("c", ()), ("m", (0,)), ("c", (2,))], [1, 1, 4, 1])
-    assert (communication_seconds(log), hidden_communication(log)) == (4.0, 1.0)
-    assert exposed_communication(log) == 3.0
+def test_communication_is_hidden_exposed_or_beside_a_gap():
+    """Compute 0-1, 1.5-2.5 and 5-6, a transfer 1-5: a gap, a second hidden, a gap, 2 s waited."""
+    log = once([("c", ()), ("c", ()), ("m", (0,)), ("c", (2,))], [1, 1, 4, 1], 0.5)
+    assert log.start_s.tolist() == [0.0, 1.5, 1.0, 5.0]
+    assert hidden_communication(log) == 1.0
+    assert exposed_communication(log) == 4.0 - 1.0 - 2 * 0.5
 
 
 def test_a_graph_without_communication_has_none():
     log = once([("c", ())], [1])
-    assert (communication_seconds(log), hidden_communication(log)) == (0.0, 0.0)
-    assert exposed_communication(log) == 0.0
+    assert (exposed_communication(log), hidden_communication(log)) == (0.0, 0.0)
 
 
 def test_gaps_are_not_exposed_but_transfers_after_the_last_kernel_and_collectives_are():
