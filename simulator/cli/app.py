@@ -16,7 +16,7 @@ from simulator.cli.attribute import attribute
 from simulator.cli.calibrate import calibrate
 from simulator.cli.compare import compare
 from simulator.cli.replay import replay
-from simulator.cli.run import run
+from simulator.cli.run import run_command
 from simulator.cli.show import show_app
 from simulator.cli.sweep import sweep_command
 from simulator.cli.validate import validate
@@ -27,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(run)
+app.command("run")(run_command)
 app.command("sweep")(sweep_command)
 for command in (validate, attribute, compare, replay, calibrate):
     app.command()(command)

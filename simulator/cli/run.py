@@ -13,7 +13,7 @@ import typer
 from simulator.cli.options import Changes, Json, print_tables, working
 
 
-def run(
+def run_command(
     scenario: Annotated[str, typer.Argument(help="A shipped scenario or a path to a YAML file.")],
     changes: Changes = None,
     as_json: Json = False,

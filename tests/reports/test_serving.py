@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from reports.jobs import JOB_REPORTS
-from reports.serving import expert_loads, serving_events
+from reports.serving import serving_events
 from simulator.analysis.run import simulate
 from simulator.scenario.files import load_scenario
 
@@ -42,32 +42,6 @@ def test_a_run_directory_holds_scenario_metrics_and_a_page_without_links(name, t
         for part in metrics["time_budget_s"]:
             assert part in page
         assert metrics["limited_by"] in page
-
-
-@pytest.mark.parametrize(
-    ("active", "even", "said"),
-    [
-        (
-            15.93,
-            27.8,
-            "zipf, busiest GPU 1.886 of the mean; a GPU reads the weights of 15.9 experts per "
-            "layer and micro-batch, 27.8 with balanced loads: what skew saves by leaving experts "
-            "without tokens",
-        ),
-        (32.0, 32.0, "zipf, busiest GPU 1.886 of the mean"),
-        (32.0, None, "zipf, busiest GPU 1.886 of the mean"),
-    ],
-)
-def test_a_step_whose_skew_leaves_weights_unread_says_so(active, even, said):
-    experts = {
-        "load": "zipf",
-        "compute_max_over_mean": 1.886,
-        "link_bytes": None,
-        "rebalance": None,
-        "active_experts_per_gpu_mean": active,
-        "active_experts_per_gpu_balanced": even,
-    }
-    assert expert_loads(experts) == said
 
 
 def test_slices_of_a_stream_do_not_overlap(tmp_path):

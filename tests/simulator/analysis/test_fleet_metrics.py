@@ -108,27 +108,6 @@ def token_gaps(rows: CollectedLog) -> list[float]:
     return gaps
 
 
-def test_latencies_are_those_of_requests_after_the_warm_up(cluster: ClusterProfile) -> None:
-    metrics, result, log, _ = run(make_job("20 Hz"), cluster)
-    rows = log.all_requests()
-    rows = rows.where((rows["arrival_s"] >= 5.0) & (rows["outcome"] == Outcome.FINISHED))
-    ttft = rows["first_token_s"] - rows["arrival_s"]
-    assert metrics["ttft_s"]["count"] == len(rows)
-    assert metrics["ttft_s"]["mean"] == pytest.approx(ttft.mean())
-    assert metrics["ttft_s"]["p99"] == pytest.approx(
-        np.quantile(ttft, 0.99, method="inverted_cdf"), rel=1e-3
-    )
-    # Requests that end in the drain met a service that empties.
-    assert (rows["end_s"] > result.last_arrival_s).any()
-    rows = log.all_requests()
-    rows = rows.where((rows["end_s"] >= 5.0) & (rows["end_s"] <= result.last_arrival_s))
-    several = rows.where(rows["output_tokens"] > 1)
-    tpot = (several["end_s"] - several["first_token_s"]) / (several["output_tokens"] - 1)
-    assert metrics["tpot_s"]["count"] == len(several)
-    assert metrics["tpot_s"]["mean"] == pytest.approx(tpot.mean())
-    assert metrics["e2e_s"]["mean"] == pytest.approx((rows["end_s"] - rows["arrival_s"]).mean())
-
-
 def test_the_gaps_of_all_requests_sum_to_their_times_between_first_and_last_token(
     cluster: ClusterProfile,
 ) -> None:
@@ -262,18 +241,6 @@ def test_goodput_counts_only_requests_within_both_limits(cluster: ClusterProfile
     good = int(((ttft <= 0.2) & (tpot <= 0.015)).sum())
     assert 0 < good < len(rows)
     assert metrics["goodput_requests_per_second"] == pytest.approx(good / (end - start))
-
-
-def test_the_time_series_adds_up_to_the_run(cluster: ClusterProfile) -> None:
-    job = make_job("20 Hz")
-    _, result, log, statistics = run(job, cluster)
-    series = fleet_time_series(job, result, statistics)
-    width = statistics.series.width_s
-    ends = np.minimum(np.array(series["time_s"]) + width, result.end_s)
-    seconds = ends - np.array(series["time_s"])
-    tokens = float(np.array(series["output_tokens_per_second"]) @ seconds)
-    assert tokens == pytest.approx(float(log.all_iterations()["output_tokens"].sum()))
-    assert all(value is None or 0 <= value <= 1 for value in series["kv_occupancy"])
 
 
 def test_what_a_prefill_node_took_is_a_saturated_one_times_three_shares(

@@ -9,9 +9,7 @@ from simulator.execution.serving_run import prepare_serving, simulate_serving_st
 from simulator.execution.serving_step import decode_step, prefill_pass, serving_step
 from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS
 from simulator.scenario.files import load_scenario
-from simulator.workload.memory import Infeasible
 from simulator.workload.recorded import shipped_trace
-from simulator.workload.serving_memory import micro_batch_tokens
 
 
 def model_of(name, *changes):
@@ -83,50 +81,6 @@ def test_a_skewed_load_slows_the_step_and_balance_is_shown_beside():
     assert run.without_slowdown.step_s <= run.step.step_s
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "skew"),
-    [
-        # 288 slots: 32 experts lie twice. Their 64 half-loaded slots reach 64 of 72 GPUs, so that 8
-        # hold 4 whole experts where the mean is 256 / 72.
-        ("decode_ep72_h100", [], 4 * 72 / 256),
-        ("decode_ep72_h100", ["experts.placement=in_order"], 4 * 72 / 256),
-        ("decode_nvl72", [], 4 * 72 / 256),
-        # The same 64 half slots on 144 GPUs of 2: the other 80 hold 2 whole ones.
-        ("decode_ep144_day6", [], 2 * 144 / 256),
-        # 288 slots on 32 GPUs: each 7 whole ones and 2 halves.
-        ("decode_ep32_b200", [], 1.0),
-        ("prefill_ep32_h100", [], 1.0),
-        # No copies: nothing is uneven.
-        ("decode_ep128_profile", [], 1.0),
-        # 320 slots of one: an expert that all tokens choose has 32 copies, which carry as much as
-        # the routed experts without a copy, 1 / 32 of the tokens each; the mean is 9 / 320.
-        ("decode_ep320_report", [], 320 / 32 / 9),
-        # What the job says counts where it is more than that.
-        ("decode_ep72_h100", ["experts.max_mean_load=1.1"], 4 * 72 / 256),
-        ("decode_ep72_h100", ["experts.max_mean_load=1.5"], 1.5),
-    ],
-)
-def test_a_balanced_load_is_what_placement_allows(name, changes, skew):
-    step = step_of(name, *changes)
-    each = micro_batch_tokens(step.model.job)
-    assert step.loads.max_over_mean == pytest.approx(skew, rel=1e-12)
-    assert step.loads.mean_rows == each * step.model.choices
-    rows = next(
-        op["rows"] for op in step.operators["moe", 0].operators if op.name == "experts.gate_up_proj"
-    )
-    assert rows == round(each * step.model.choices * skew)
-
-
-def test_the_busiest_gpus_link_carries_what_its_slots_receive():
-    step = step_of("decode_ep72_h100")
-    sizes = {op.name: dict(op.sizes) for op in step.operators["moe", 0].operators}
-    # A micro-batch of 128 tokens sends 8 copies each; 4 whole experts receive 128 x 72 x 8 / 256
-    # copies each.
-    assert sizes["moe.dispatch_send"]["rows"] == 128
-    assert sizes["moe.dispatch_receive"]["rows"] == 4 * 128 * 72 * 8 // 256 == 1152
-    assert sizes["moe.combine_send"]["rows"] == 1152
-
-
 def test_drawn_loads_unfold_the_ranks_and_redundant_experts_even_them_out():
     skewed = ("experts.load=zipf", "experts.zipf_exponent=0.5", "experts.placement=global")
     steps = {
@@ -145,29 +99,6 @@ def test_random_routing_costs_more_than_exact_balance_and_less_than_its_worst_ra
     worst = step_of("decode_ep72_h100", f"experts.max_mean_load={drawn.loads.max_over_mean:.4f}")
     assert step_of("decode_ep72_h100").step_s < drawn.step_s
     assert drawn.step_s <= worst.step_s * 1.02
-
-
-def test_experts_split_over_all_gpus_read_only_those_that_are_drawn():
-    steps = {
-        load: step_of("decode_tp8_h200", "requests.requests_per_gpu=1", f"experts.load={load}")
-        for load in ("random", "balanced")
-    }
-    for step in steps.values():
-        groups = next(
-            op["groups"] for op in step.operators["moe", 0].operators if "groups" in dict(op.sizes)
-        )
-        # 8 tokens choose 8 of 256 experts each: 256 (1 - (31 / 32) ** 8) = 57.4 different ones.
-        assert 54 <= groups <= 60
-    full = step_of("decode_tp8_h200", "requests.requests_per_gpu=32")
-    assert steps["random"].step_s < 0.75 * full.step_s
-
-
-def test_experts_split_over_all_gpus_move_each_token_once_each_way():
-    table = operator_table(step_of("decode_tp8_h200"))
-    took = {row["name"]: row["seconds"] for row in table if row["layer"] == "moe"}
-    # 64 tokens in BF16, seven eighths of them from other GPUs, as around the attention.
-    assert took["moe.dispatch_wire"] == pytest.approx(took["attention.gather"])
-    assert took["moe.combine_wire"] == pytest.approx(took["attention.scatter"])
 
 
 def test_tensor_parallelism_over_two_nodes_crosses_nics_once_and_nvlink_for_the_rest():
@@ -233,15 +164,6 @@ def test_a_prefill_pass_gathers_the_tokens_that_it_has_cast():
     # FP8 values with their scales, and BF16 values; the latency is next to nothing here.
     assert took["moe.dispatch"] / took["moe.combine"] == pytest.approx(7408 / 14336, rel=1e-3)
     assert took["moe.combine"] == pytest.approx(took["attention.scatter"], rel=1e-3)
-
-
-def test_active_experts_grow_smoothly_with_the_rows_of_a_balanced_load():
-    model = model_of("decode_ep8_h200")
-    active = [decode_step(model, batch, 4096).loads.active.item() for batch in (1, 2, 4, 8, 64)]
-    expected = [32 * (1 - (31 / 32) ** (8 * batch)) for batch in (1, 2, 4, 8, 64)]
-    assert active == pytest.approx(expected)
-    times = [decode_step(model, batch, 4096).step_s for batch in (1, 2, 4, 8)]
-    assert times == sorted(times)
 
 
 def test_a_batch_smaller_than_the_micro_batches_runs_in_one():
@@ -361,41 +283,6 @@ def test_a_fabric_whose_nics_decide_leaves_transfers_as_published():
     assert step_of("decode_ep128_profile", "cluster.fabric.cross_leaf_latency=5 us").step_s > usual
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "rows"),
-    [("decode_ep72_h100", "seed=0", 1152), ("decode_ep72_h100", "experts.max_mean_load=1.5", 1536)],
-)
-def test_a_wire_is_what_its_intercept_and_copies_leave_beside_the_kernels(name, change, rows):
-    # 1,024 copies of 128 tokens; placement allows 1.125 of the mean, the skewed load has 1.5.
-    step = step_of(name, change)
-    profile, floor = step.model.low_latency, step.model.kernels.calibration.kernel_floor.value
-    crossing = rows * 71 / 72
-    for operation, intercept, copy_bytes in (
-        ("dispatch", 25.7e-6, 7408),
-        ("combine", 25.9e-6, 14336),
-    ):
-        moved = crossing * copy_bytes / (profile.fraction(operation, 72) * 50e9)
-        full = (getattr(profile, f"{operation}_{part}").value for part in ("send", "receive"))
-        kernels = sum(floor + (seconds - floor) * rows / 1024 for seconds in full)
-        assert longest(step, f"{operation}_wire") == pytest.approx(intercept + moved - kernels)
-
-
-@pytest.mark.parametrize("name", ["decode_ep72_h100", "prefill_ep32_h100"])
-def test_a_rank_that_receives_more_takes_longer_to_receive_it(name):
-    even, skewed = step_of(name), step_of(name, "experts.max_mean_load=1.5")
-    # Rows of the slowest rank are 1.5 of the mean in the place of 1.125 (1 of prefill); of the
-    # time of few tokens, which decode has, nothing grows.
-    least = 1.28 if name == "decode_ep72_h100" else 1.3
-    for part in ("dispatch_wire", "combine_wire"):
-        assert least < longest(skewed, part) / longest(even, part) < 1.55
-    zipf = ["experts.load=zipf", "experts.zipf_exponent=0.8", "experts.placement=in_order"]
-    drawn = step_of(name, *zipf)
-    wire = longest_of_ranks(drawn, "combine_wire")[0]
-    by_rows = wire[np.argsort(drawn.loads.rows[0])]
-    assert np.all(np.diff(by_rows) >= 0)
-    assert by_rows[-1] > 1.1 * by_rows[0]
-
-
 def longest(step, part):
     """Seconds of the longest task of a part."""
     return max(seconds.max() for seconds in longest_of_ranks(step, part))
@@ -429,12 +316,6 @@ def test_drafts_take_one_token_of_each_request_after_the_first():
     assert calls[-1] == 3
 
 
-def test_few_requests_touch_few_experts():
-    step = step_of("mtp_one_node", "speculation=null")
-    assert step.loads.active.mean() < 32 / 2
-    assert step.loads.rows.sum(axis=1).tolist() == [8 * 8.0] * 58
-
-
 def test_drafting_gains_least_on_a_node_where_it_touches_almost_twice_the_experts():
     run = simulate_serving_step(load_scenario("mtp_one_node"), shipped_trace)
     gains = {point.batch: point for point in run.speculation_curve}
@@ -449,14 +330,6 @@ def test_drafting_gains_least_on_a_node_where_it_touches_almost_twice_the_expert
     assert gains[8].active_experts > 1.7 * gains[8].active_experts_without
 
 
-def test_drafting_stops_paying_where_compute_binds():
-    changes = ["requests.context_tokens=512", "memory.buffer_tokens=512"]
-    run = simulate_serving_step(load_scenario("mtp_ep128", changes), shipped_trace)
-    largest = run.speculation_curve[-1]
-    assert largest.batch == 256 * 2 * 128
-    assert 1.875 / 2.2 < largest.speed_up < 1.0
-
-
 def test_gpus_that_share_heads_draft_for_the_requests_of_their_groups():
     changes = ["attention_tp=8", "requests.requests_per_gpu=1"]
     run = simulate_serving_step(load_scenario("mtp_one_node", changes), shipped_trace)
@@ -465,64 +338,6 @@ def test_gpus_that_share_heads_draft_for_the_requests_of_their_groups():
     # Heads are split over 8 GPUs, so that each reads an eighth of their weights.
     one = simulate_serving_step(load_scenario("mtp_one_node"), shipped_trace)
     assert steps[0] < 0.9 * one.speculation_curve[0].step_without_s
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("gpus=4096", "gpus 4096: allowed: at most the 2048"),
-        ("experts.redundant=3", "128 GPUs do not divide them; allowed: 0 redundant"),
-        ("requests.context_tokens=null", "phase decode takes"),
-        ("overlap=none", "allowed: two_micro_batches with 2"),
-        ("all_to_all.low_latency=deepep", "unknown low-latency profile"),
-        (
-            "memory.kv_cache=fp8_e4m3 cluster.node.gpu=rtx_4090",
-            r"does not say what the attention core takes over an FP8 cache on ada .*allowed: "
-            "memory.kv_cache=bfloat16, or calibration.fp8_cache.ada=",
-        ),
-        ("memory.buffer_tokens=16", "memory.buffer_tokens 16: a micro-batch has 64"),
-        ("experts.load=zipf", "zipf_exponent is needed"),
-        ("attention_tp=3", "attention_tp 3 does not divide"),
-        ("communication_sms=20", "communication_sms 20: allowed: 0, as only normal"),
-        # Of a token's 8 choices at most 2 are on a GPU of 2 slots, where the mean has 8 / 128.
-        ("experts.max_mean_load=33", "experts.max_mean_load 33: allowed: at most 32, as the 8 cho"),
-        (
-            'all_to_all={"kernels":"normal"}',
-            "kernels normal: allowed in phase prefill only; decode takes kernels low_latency, .* "
-            "or expert_tp 128",
-        ),
-        ("experts.shared_expert=dispatched", "with experts.redundant of at least 1"),
-        ("dense_tp=2", "dense_tp 2: allowed with attention_tp 1 and expert_tp 1: 1"),
-        ("vocabulary_tp=8", "vocabulary_tp 8: allowed with attention_tp 1 and expert_tp 1: 1"),
-        ("shared_expert_tp=8", "shared_expert_tp 8: allowed with attention_tp 1 and expert_tp 1"),
-        ("requests.requests_per_group=8", "either requests_per_gpu or requests_per_group, no oth"),
-        ("expert_tp=2", "expert_tp 2: allowed: 1, or all 128 GPUs"),
-        ("all_to_all.low_latency=deepep_h800_nvlink", "which joins 8 GPUs of h800_2048, not 128"),
-        ("cluster.failures=['node:node1']", "cluster.failures: no live path from GPU 0 to GPU 8"),
-        ("cluster.failures=['plane:3@2s']", "plane:3@2s: a serving step knows what is broken from"),
-    ],
-)
-def test_bad_input_is_one_clear_line(change, message):
-    def run():
-        simulate(load_scenario("decode_ep128_profile", change.split(" ")))
-
-    with pytest.raises(ValueError, match=message) as error:
-        run()
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("mtp_ep128", "head=false", "speculation: allowed with head true only"),
-        ("decode_ep320_report", "requests.idle_gpus=1", "whole groups of the 4 GPUs that share"),
-        ("decode_tp8_h200", "communication_sms=8", "communication_sms 8: allowed: 0"),
-        ("decode_ep144_day6", "attention_tp=12", "12: allowed: at most the 8 GPUs that NVLink joi"),
-    ],
-)
-def test_inputs_that_a_step_would_ignore_are_refused(name, change, message):
-    with pytest.raises(ValueError, match=message):
-        simulate(load_scenario(name, [change]))
 
 
 def test_transfers_that_keep_no_sms_are_limited_by_links_and_leave_all_to_compute():
@@ -541,12 +356,6 @@ def test_failures_that_a_step_over_nvlink_would_ignore_are_refused():
     failing = load_scenario("decode_ep8_h200", ["cluster.failures=['nic:node0/nic0']"])
     with pytest.raises(ValueError, match="transfers go over NVLink, whose failures are not"):
         simulate(failing)
-
-
-def test_a_batch_that_does_not_fit_the_cache_is_infeasible():
-    scenario = load_scenario("decode_ep128_profile", ["requests.requests_per_gpu=256"])
-    with pytest.raises(Infeasible, match="more than the"):
-        simulate_serving_step(scenario, shipped_trace)
 
 
 def decode_core(step):
@@ -589,34 +398,6 @@ def test_the_ratio_of_an_fp8_cache_is_an_input():
 def test_a_prefill_pass_takes_the_same_time_over_an_fp8_cache():
     name = "prefill_ep32_profile"
     assert step_of(name, "memory.kv_cache=fp8_e4m3").step_s == step_of(name).step_s
-
-
-def test_times_already_asked_for_are_kept_and_stay_the_same():
-    model = model_of("decode_ep144_day6")
-    first = decode_step(model, 88, 4989).step_s
-    known = len(model.kernels.predicted)
-    assert decode_step(model, 88, 4989).step_s == first
-    assert len(model.kernels.predicted) == known
-
-
-def test_where_two_sources_timed_one_kernel_the_interval_holds_both():
-    model = model_of("decode_ep128_profile")
-    step = serving_step(model)
-    layer = step.operators["moe", 0].operators
-    start = list(model.sections).index(("moe", 0))
-    offset = sum(len(step.operators[section].operators) for section in model.sections[:start])
-    place = offset + [op.name for op in layer].index("attention.o_proj")
-    # DeepGEMM's README, 336 TFLOP/s, and InferSim's table, 51.677 us.
-    assert step.times.seconds[place] == pytest.approx(44.7e-6, rel=0.01)
-    assert step.times.high[place] >= 51.67e-6
-
-
-def test_another_gpu_than_the_calibrations_has_an_error_of_its_own():
-    h800, h100 = step_of("prefill_ep32_profile"), step_of("prefill_ep32_h100")
-    assert not h800.times.other_gpu.any()
-    low, high = h100.times.ends()
-    assert np.all(low <= h100.times.low)
-    assert np.all(high >= h100.times.high)
 
 
 def test_copies_of_a_shared_expert_that_travels_share_its_tokens():

@@ -57,11 +57,6 @@ def test_a_graph_without_tasks_takes_no_time():
     assert critical_path(log).tasks == ()
 
 
-def test_a_task_may_depend_on_earlier_tasks_only():
-    with pytest.raises(ValueError, match=r"task 0 \(copy\) depends on \(0,\); only earlier tasks"):
-        graph(("c", (0,)))
-
-
 def test_durations_must_match_the_tasks():
     with pytest.raises(ValueError, match="1 durations for 2 tasks"):
         once([("c", ()), ("c", ())], [1])

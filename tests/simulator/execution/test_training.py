@@ -6,9 +6,7 @@ import pytest
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import rank_times, training_metrics
 from simulator.execution.timeline import exposed_communication
-from simulator.execution.training import training_load
 from simulator.scenario.files import load_scenario
-from simulator.workload.layout import ParallelLayout, stage_texts
 from simulator.workload.task_graph import Stream
 
 MAIN = "dualpipe_h800_2048"
@@ -153,19 +151,6 @@ def test_without_the_all_to_all_slow_down_nothing_is_slower(published):
     assert published.without_slowdown.pair.log.span_s <= published.step.pair.log.span_s
 
 
-def test_redundant_experts_that_placement_cannot_even_out_bring_the_slowest_rank_more_rows():
-    job = load_scenario("dualpipe_h800_2048").file.training
-    sizes = {"gpus": 288, "gpus_per_domain": 8, "pp": 4, "routed_experts": 256}
-    layout = ParallelLayout(ep=72, redundant_experts=32, **sizes)
-    load = training_load(job, layout, top_k=8, ranks_reached=4.0)
-    # 288 slots on 72 GPUs: some GPU holds 4 whole experts of 256, 1.125 times the mean.
-    assert (load.expert_rows, load.received_rows) == (4096 * 8 * 9 // 8, 4096 * 4 * 9 // 8)
-    uneven = job.model_copy(update={"expert_load": 1.25})
-    assert training_load(uneven, layout, top_k=8, ranks_reached=4.0).expert_rows == 40960
-    even = ParallelLayout(ep=8, redundant_experts=0, **sizes)
-    assert training_load(job, even, top_k=8, ranks_reached=4.0).expert_rows == 4096 * 8
-
-
 def test_an_unbalanced_expert_load_slows_every_pair(published):
     assert run("training.expert_load=1.3").step.pair.log.span_s > published.step.pair.log.span_s
 
@@ -178,14 +163,6 @@ def test_the_optimizer_of_dualpipe_moves_more_than_that_of_one_copy(published):
 def test_memory_counts_two_copies_for_dualpipe_and_one_for_its_v(published):
     two, one = published.memory, run("training.schedule=dualpipev").memory
     assert two[5].gradients == 2 * one[5].gradients
-
-
-def test_interleaved_stages_are_as_many_as_the_ranks_hold():
-    """120 micro-batches on 16 ranks are no multiple: groups of 20."""
-    cut = run("training.schedule=interleaved", "training.virtual_stages=3")
-    assert (cut.schedule.stages, cut.schedule.microbatches) == (48, 120)
-    assert [len(cut.schedule.stages_of(rank)) for rank in range(16)] == [3] * 16
-    assert stage_texts(cut.stages)[-2:] == ("moe + head", "mtp")
 
 
 def test_pairs_of_1f1b_hold_twice_the_activations():
@@ -225,63 +202,6 @@ def test_weight_gradients_are_computed_at_once_only_where_memory_needs_it(publis
     tight = run("training.schedule=zb1p")
     assert tight.at_once
     assert max(rank.total for rank in tight.memory) <= tight.scenario.cluster.node.gpu.hbm_capacity
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (["training.schedule=gpipe"], "training.schedule: unknown name 'gpipe'; known: .*dualpipe"),
-        (["cost_model=guess"], "cost_model: unknown name 'guess'; known: "),
-        (["training.global_batch_sequences=1280"], "microbatches = 10, must be even and at least"),
-        (
-            ["training.schedule=interleaved", "training.global_batch_sequences=1920"],
-            r"15 micro-batches of 128 sequences \(global_batch_sequences\) on 16 ranks \(pp\): "
-            "schedule interleaved: microbatches = 15, must be at least the 16 ranks",
-        ),
-        (["training.virtual_stages=2"], "virtual_stages = 2, must be left out; interleaved and"),
-        (
-            ["training.schedule=interleaved", "training.virtual_stages=5"],
-            "has 80 stages and the model 64 layers .*; allowed: at most one stage per layer",
-        ),
-        (
-            ["training.schedule=interleaved", "training.virtual_stages=600"],
-            "120 micro-batches on 9600 pipeline stages; allowed: a product of at most 1000000",
-        ),
-        (
-            ["training.global_batch_sequences=15361"],
-            "not a multiple of 128 data-parallel ranks .*; allowed: a multiple of 128",
-        ),
-        (["training.redundant_experts=8"], "256 routed . 8 redundant experts"),
-        (["training.pp=4"], r"pipeline rank \d+ needs .* bytes .* more than its"),
-        (["training.communication_sms=132"], "leaves no SM for compute"),
-        (["training.stages=[58 moe]"], "stages: 1 are listed"),
-        (
-            ["training.stages=[embedding + 3 dense + 2 moe, 14 x (4 moe), moe + head + mtp]"],
-            "stages: 59 moe layers listed; allowed: all 58 of the model; stages=default",
-        ),
-        (
-            ["training.virtual_stages=0"],
-            r"training.virtual_stages: 0 is not allowed: input should be greater than 0, or input "
-            r"should be 'default'$",
-        ),
-        (["training.weights_at_once=[head.porj]"], "unknown name 'head.porj'; known: .*head.proj"),
-        (["training.expert_load=0.5"], "training.expert_load: 0.5 is not allowed"),
-        # Each token gives a rank of 4 experts at most 4 of its 8 rows, where the mean is 8/64.
-        (["training.expert_load=32.5"], r"training.expert_load: 32.5: allowed: at most 32,"),
-        (["training.global_batch_sequences=1280000000"], "a product of at most"),
-        (
-            ["training.pp=128", "training.ep=16", "training.schedule=1f1b"],
-            "has 128 stages and the model 64 layers .*; allowed: at most one stage per layer",
-        ),
-        (["calibration.kernel_sets=[nobody]"], "kernel sets nobody"),
-        (["model.hidden_sizes=1"], "hidden_sizes: unknown field; known: .*hidden_size"),
-        (["model.hidden_size=4096"], "no train trace was recorded from this config; recorded: "),
-    ],
-)
-def test_what_cannot_run_is_one_clear_line(changes, message):
-    with pytest.raises(ValueError, match=message) as error:
-        run(*changes)
-    assert len(str(error.value).splitlines()) == 1
 
 
 def test_table_4_rows_and_the_flop_rule_agree_with_the_step(metrics, published):

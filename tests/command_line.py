@@ -1,0 +1,18 @@
+"""The command line in a process of its own, as the tests of commands call it."""
+
+import subprocess
+import sys
+
+MAIN = "dualpipe_h800_2048"
+SMALL = (
+    "--set", "training.pp=2", "--set", "training.ep=32", "--set", "cluster.nodes=8",
+    "--set", "training.global_batch_sequences=256", "--set", "model.num_nextn_predict_layers=1",
+    "--set", "cluster.node.gpu.hbm_capacity=900 GiB",
+)  # fmt: skip
+
+
+def dsv3sim(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "simulator.cli", *arguments],
+        capture_output=True, text=True, cwd=cwd, check=False,
+    )  # fmt: skip

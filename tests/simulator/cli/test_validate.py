@@ -1,0 +1,32 @@
+"""dsv3sim validate."""
+
+import json
+
+from command_line import dsv3sim
+
+
+def test_validate_holds_scenarios_against_published_figures(tmp_path):
+    names = ("tpot_limit_cx7", "offload_ktransformers")
+    done = dsv3sim("validate", *names, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "TPOT limit" in done.stdout
+    assert "median error of the 3 predictions" in done.stdout
+    rows = json.loads(dsv3sim("validate", *names, "--json", cwd=tmp_path).stdout)["figures"]
+    assert [row["scenario"] for row in rows] == [names[0]] + [names[1]] * 4
+    assert sum(row["is_evidence"] for row in rows) == 3
+    assert all(row["source"] for row in rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_validating_a_scenario_without_published_figures_says_which_have_some(tmp_path):
+    done = dsv3sim("validate", "azure_code", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "scenarios/azure_code.yaml: no published figures to hold a run against" in done.stderr
+    assert "such as day6_service, decode_ep144_day6" in done.stderr
+
+
+def test_validating_a_scenario_that_does_not_exist_names_the_known_ones(tmp_path):
+    done = dsv3sim("validate", "tpot_limit_cx8", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "tpot_limit_cx7" in done.stderr

@@ -1,0 +1,98 @@
+"""What the iterations of one deployment share."""
+
+import pytest
+
+from simulator.analysis.serving_metrics import operator_table
+from simulator.execution.serving_run import prepare_serving
+from simulator.execution.serving_step import decode_step, serving_step
+from simulator.scenario.files import load_scenario
+from simulator.workload.recorded import shipped_trace
+from simulator.workload.serving_memory import micro_batch_tokens
+
+
+def model_of(name, *changes):
+    scenario = load_scenario(name, list(changes))
+    return prepare_serving(scenario, scenario.file.serving_step, shipped_trace)
+
+
+def step_of(name, *changes):
+    return serving_step(model_of(name, *changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "skew"),
+    [
+        # 288 slots: 32 experts lie twice. Their 64 half-loaded slots reach 64 of 72 GPUs, so that 8
+        # hold 4 whole experts where the mean is 256 / 72.
+        ("decode_ep72_h100", [], 4 * 72 / 256),
+        ("decode_ep72_h100", ["experts.placement=in_order"], 4 * 72 / 256),
+        ("decode_nvl72", [], 4 * 72 / 256),
+        # The same 64 half slots on 144 GPUs of 2: the other 80 hold 2 whole ones.
+        ("decode_ep144_day6", [], 2 * 144 / 256),
+        # 288 slots on 32 GPUs: each 7 whole ones and 2 halves.
+        ("decode_ep32_b200", [], 1.0),
+        ("prefill_ep32_h100", [], 1.0),
+        # No copies: nothing is uneven.
+        ("decode_ep128_profile", [], 1.0),
+        # 320 slots of one: an expert that all tokens choose has 32 copies, which carry as much as
+        # the routed experts without a copy, 1 / 32 of the tokens each; the mean is 9 / 320.
+        ("decode_ep320_report", [], 320 / 32 / 9),
+        # What the job says counts where it is more than that.
+        ("decode_ep72_h100", ["experts.max_mean_load=1.1"], 4 * 72 / 256),
+        ("decode_ep72_h100", ["experts.max_mean_load=1.5"], 1.5),
+    ],
+)
+def test_a_balanced_load_is_what_placement_allows(name, changes, skew):
+    step = step_of(name, *changes)
+    each = micro_batch_tokens(step.model.job)
+    assert step.loads.max_over_mean == pytest.approx(skew, rel=1e-12)
+    assert step.loads.mean_rows == each * step.model.choices
+    rows = next(
+        op["rows"] for op in step.operators["moe", 0].operators if op.name == "experts.gate_up_proj"
+    )
+    assert rows == round(each * step.model.choices * skew)
+
+
+def test_the_busiest_gpus_link_carries_what_its_slots_receive():
+    step = step_of("decode_ep72_h100")
+    sizes = {op.name: dict(op.sizes) for op in step.operators["moe", 0].operators}
+    # A micro-batch of 128 tokens sends 8 copies each; 4 whole experts receive 128 x 72 x 8 / 256
+    # copies each.
+    assert sizes["moe.dispatch_send"]["rows"] == 128
+    assert sizes["moe.dispatch_receive"]["rows"] == 4 * 128 * 72 * 8 // 256 == 1152
+    assert sizes["moe.combine_send"]["rows"] == 1152
+
+
+def test_experts_split_over_all_gpus_read_only_those_that_are_drawn():
+    steps = {
+        load: step_of("decode_tp8_h200", "requests.requests_per_gpu=1", f"experts.load={load}")
+        for load in ("random", "balanced")
+    }
+    for step in steps.values():
+        groups = next(
+            op["groups"] for op in step.operators["moe", 0].operators if "groups" in dict(op.sizes)
+        )
+        # 8 tokens choose 8 of 256 experts each: 256 (1 - (31 / 32) ** 8) = 57.4 different ones.
+        assert 54 <= groups <= 60
+    full = step_of("decode_tp8_h200", "requests.requests_per_gpu=32")
+    assert steps["random"].step_s < 0.75 * full.step_s
+
+
+def test_experts_split_over_all_gpus_move_each_token_once_each_way():
+    table = operator_table(step_of("decode_tp8_h200"))
+    took = {row["name"]: row["seconds"] for row in table if row["layer"] == "moe"}
+    # 64 tokens in BF16, seven eighths of them from other GPUs, as around the attention.
+    assert took["moe.dispatch_wire"] == pytest.approx(took["attention.gather"])
+    assert took["moe.combine_wire"] == pytest.approx(took["attention.scatter"])
+
+
+def test_active_experts_grow_smoothly_with_the_rows_of_a_balanced_load():
+    model = model_of("decode_ep8_h200")
+    active = [decode_step(model, batch, 4096).loads.active.item() for batch in (1, 2, 4, 8, 64)]
+    expected = [32 * (1 - (31 / 32) ** (8 * batch)) for batch in (1, 2, 4, 8, 64)]
+    assert active == pytest.approx(expected)
+    times = [decode_step(model, batch, 4096).step_s for batch in (1, 2, 4, 8)]
+    assert times == sorted(times)
+
+
+"""Of 8 tokens per GPU and micro-batch, 64 copies, half stay within the node."""

@@ -1,0 +1,100 @@
+"""What a serving scenario may ask for, and what stands beside its step."""
+
+import pytest
+
+from simulator.analysis.run import simulate
+from simulator.execution.serving_run import prepare_serving, simulate_serving_step
+from simulator.execution.serving_step import serving_step
+from simulator.scenario.files import load_scenario
+from simulator.workload.memory import Infeasible
+from simulator.workload.recorded import shipped_trace
+
+
+def model_of(name, *changes):
+    scenario = load_scenario(name, list(changes))
+    return prepare_serving(scenario, scenario.file.serving_step, shipped_trace)
+
+
+def step_of(name, *changes):
+    return serving_step(model_of(name, *changes))
+
+
+"""Of 8 tokens per GPU and micro-batch, 64 copies, half stay within the node."""
+
+
+def test_few_requests_touch_few_experts():
+    step = step_of("mtp_one_node", "speculation=null")
+    assert step.loads.active.mean() < 32 / 2
+    assert step.loads.rows.sum(axis=1).tolist() == [8 * 8.0] * 58
+
+
+def test_drafting_stops_paying_where_compute_binds():
+    changes = ["requests.context_tokens=512", "memory.buffer_tokens=512"]
+    run = simulate_serving_step(load_scenario("mtp_ep128", changes), shipped_trace)
+    largest = run.speculation_curve[-1]
+    assert largest.batch == 256 * 2 * 128
+    assert 1.875 / 2.2 < largest.speed_up < 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("gpus=4096", "gpus 4096: allowed: at most the 2048"),
+        ("experts.redundant=3", "128 GPUs do not divide them; allowed: 0 redundant"),
+        ("requests.context_tokens=null", "phase decode takes"),
+        ("overlap=none", "allowed: two_micro_batches with 2"),
+        ("all_to_all.low_latency=deepep", "unknown low-latency profile"),
+        (
+            "memory.kv_cache=fp8_e4m3 cluster.node.gpu=rtx_4090",
+            r"does not say what the attention core takes over an FP8 cache on ada .*allowed: "
+            "memory.kv_cache=bfloat16, or calibration.fp8_cache.ada=",
+        ),
+        ("memory.buffer_tokens=16", "memory.buffer_tokens 16: a micro-batch has 64"),
+        ("experts.load=zipf", "zipf_exponent is needed"),
+        ("attention_tp=3", "attention_tp 3 does not divide"),
+        ("communication_sms=20", "communication_sms 20: allowed: 0, as only normal"),
+        # Of a token's 8 choices at most 2 are on a GPU of 2 slots, where the mean has 8 / 128.
+        ("experts.max_mean_load=33", "experts.max_mean_load 33: allowed: at most 32, as the 8 cho"),
+        (
+            'all_to_all={"kernels":"normal"}',
+            "kernels normal: allowed in phase prefill only; decode takes kernels low_latency, .* "
+            "or expert_tp 128",
+        ),
+        ("experts.shared_expert=dispatched", "with experts.redundant of at least 1"),
+        ("dense_tp=2", "dense_tp 2: allowed with attention_tp 1 and expert_tp 1: 1"),
+        ("vocabulary_tp=8", "vocabulary_tp 8: allowed with attention_tp 1 and expert_tp 1: 1"),
+        ("shared_expert_tp=8", "shared_expert_tp 8: allowed with attention_tp 1 and expert_tp 1"),
+        ("requests.requests_per_group=8", "either requests_per_gpu or requests_per_group, no oth"),
+        ("expert_tp=2", "expert_tp 2: allowed: 1, or all 128 GPUs"),
+        ("all_to_all.low_latency=deepep_h800_nvlink", "which joins 8 GPUs of h800_2048, not 128"),
+        ("cluster.failures=['node:node1']", "cluster.failures: no live path from GPU 0 to GPU 8"),
+        ("cluster.failures=['plane:3@2s']", "plane:3@2s: a serving step knows what is broken from"),
+    ],
+)
+def test_bad_input_is_one_clear_line(change, message):
+    def run():
+        simulate(load_scenario("decode_ep128_profile", change.split(" ")))
+
+    with pytest.raises(ValueError, match=message) as error:
+        run()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("mtp_ep128", "head=false", "speculation: allowed with head true only"),
+        ("decode_ep320_report", "requests.idle_gpus=1", "whole groups of the 4 GPUs that share"),
+        ("decode_tp8_h200", "communication_sms=8", "communication_sms 8: allowed: 0"),
+        ("decode_ep144_day6", "attention_tp=12", "12: allowed: at most the 8 GPUs that NVLink joi"),
+    ],
+)
+def test_inputs_that_a_step_would_ignore_are_refused(name, change, message):
+    with pytest.raises(ValueError, match=message):
+        simulate(load_scenario(name, [change]))
+
+
+def test_a_batch_that_does_not_fit_the_cache_is_infeasible():
+    scenario = load_scenario("decode_ep128_profile", ["requests.requests_per_gpu=256"])
+    with pytest.raises(Infeasible, match="more than the"):
+        simulate_serving_step(scenario, shipped_trace)

@@ -1,0 +1,99 @@
+"""Times of the operators of one iteration."""
+
+import numpy as np
+import pytest
+
+from simulator.execution.serving_run import prepare_serving
+from simulator.execution.serving_step import decode_step, serving_step
+from simulator.scenario.files import load_scenario
+from simulator.workload.recorded import shipped_trace
+
+
+def model_of(name, *changes):
+    scenario = load_scenario(name, list(changes))
+    return prepare_serving(scenario, scenario.file.serving_step, shipped_trace)
+
+
+def step_of(name, *changes):
+    return serving_step(model_of(name, *changes))
+
+
+"""Of 8 tokens per GPU and micro-batch, 64 copies, half stay within the node."""
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "rows"),
+    [("decode_ep72_h100", "seed=0", 1152), ("decode_ep72_h100", "experts.max_mean_load=1.5", 1536)],
+)
+def test_a_wire_is_what_its_intercept_and_copies_leave_beside_the_kernels(name, change, rows):
+    # 1,024 copies of 128 tokens; placement allows 1.125 of the mean, the skewed load has 1.5.
+    step = step_of(name, change)
+    profile, floor = step.model.low_latency, step.model.kernels.calibration.kernel_floor.value
+    crossing = rows * 71 / 72
+    for operation, intercept, copy_bytes in (
+        ("dispatch", 25.7e-6, 7408),
+        ("combine", 25.9e-6, 14336),
+    ):
+        moved = crossing * copy_bytes / (profile.fraction(operation, 72) * 50e9)
+        full = (getattr(profile, f"{operation}_{part}").value for part in ("send", "receive"))
+        kernels = sum(floor + (seconds - floor) * rows / 1024 for seconds in full)
+        assert longest(step, f"{operation}_wire") == pytest.approx(intercept + moved - kernels)
+
+
+@pytest.mark.parametrize("name", ["decode_ep72_h100", "prefill_ep32_h100"])
+def test_a_rank_that_receives_more_takes_longer_to_receive_it(name):
+    even, skewed = step_of(name), step_of(name, "experts.max_mean_load=1.5")
+    # Rows of the slowest rank are 1.5 of the mean in the place of 1.125 (1 of prefill); of the
+    # time of few tokens, which decode has, nothing grows.
+    least = 1.28 if name == "decode_ep72_h100" else 1.3
+    for part in ("dispatch_wire", "combine_wire"):
+        assert least < longest(skewed, part) / longest(even, part) < 1.55
+    zipf = ["experts.load=zipf", "experts.zipf_exponent=0.8", "experts.placement=in_order"]
+    drawn = step_of(name, *zipf)
+    wire = longest_of_ranks(drawn, "combine_wire")[0]
+    by_rows = wire[np.argsort(drawn.loads.rows[0])]
+    assert np.all(np.diff(by_rows) >= 0)
+    assert by_rows[-1] > 1.1 * by_rows[0]
+
+
+def longest(step, part):
+    """Seconds of the longest task of a part."""
+    return max(seconds.max() for seconds in longest_of_ranks(step, part))
+
+
+def longest_of_ranks(step, part):
+    """Seconds of each task of a part in the mixture-of-experts layers, [ranks] each."""
+    graph = step.log.graph
+    return [
+        np.atleast_1d(step.seconds[number])
+        for number, task in enumerate(graph.tasks)
+        if task.part == part and graph.layers[task.layer] == "moe"
+    ]
+
+
+def test_times_already_asked_for_are_kept_and_stay_the_same():
+    model = model_of("decode_ep144_day6")
+    first = decode_step(model, 88, 4989).step_s
+    known = len(model.kernels.predicted)
+    assert decode_step(model, 88, 4989).step_s == first
+    assert len(model.kernels.predicted) == known
+
+
+def test_where_two_sources_timed_one_kernel_the_interval_holds_both():
+    model = model_of("decode_ep128_profile")
+    step = serving_step(model)
+    layer = step.operators["moe", 0].operators
+    start = list(model.sections).index(("moe", 0))
+    offset = sum(len(step.operators[section].operators) for section in model.sections[:start])
+    place = offset + [op.name for op in layer].index("attention.o_proj")
+    # DeepGEMM's README, 336 TFLOP/s, and InferSim's table, 51.677 us.
+    assert step.times.seconds[place] == pytest.approx(44.7e-6, rel=0.01)
+    assert step.times.high[place] >= 51.67e-6
+
+
+def test_another_gpu_than_the_calibrations_has_an_error_of_its_own():
+    h800, h100 = step_of("prefill_ep32_profile"), step_of("prefill_ep32_h100")
+    assert not h800.times.other_gpu.any()
+    low, high = h100.times.ends()
+    assert np.all(low <= h100.times.low)
+    assert np.all(high >= h100.times.high)

@@ -1,0 +1,36 @@
+"""The traffic of MoE operations."""
+
+import pytest
+
+from simulator.execution.collective import run_collective
+from simulator.scenario.files import load_scenario
+
+
+def run(name, *changes):
+    scenario = load_scenario(name, changes)
+    job = scenario.file.collective
+    assert job is not None
+    return run_collective(job, scenario.cluster, seed=scenario.file.seed)
+
+
+def test_node_limited_routing_saves_what_the_gate_says():
+    result = run(
+        "deepep_normal",
+        "collective.vary_gpus=[64]",
+        "collective.operation.moe.gate=deepseek_v3",
+        "collective.operation.moe.tokens=1024",
+    )
+    dispatch = result.last.operations[0]
+    assert dispatch.nodes_per_token == pytest.approx(3.97, abs=0.02)
+    assert dispatch.gpus_per_token == pytest.approx(7.49, abs=0.03)
+    # A copy a node instead of one an expert: bytes over NICs against eight copies, 7/8 of them
+    # to other nodes.
+    sent = sum(
+        b
+        for n, b in zip(result.last.links.names, result.last.links.bytes, strict=True)
+        if "/nic" in n and n.endswith("/up")
+    )
+    per_token = sent / (64 * 1024 * (7392 + 14336))
+    assert per_token == pytest.approx(dispatch.nodes_per_token * 7 / 8, rel=0.01)
+    assert dispatch.nic_copies_saved == pytest.approx(1 - per_token / 7, rel=0.02)
+    assert dispatch.nic_copies_saved > 0.48
