@@ -308,10 +308,21 @@ class AllToAllProfile(Profile):
 
 
 class TransferProfile(Profile):
-    """What bulk transfers achieve: fractions of a link's datasheet rate."""
+    """What transfers achieve: payload over a link's datasheet rate, at most 1."""
 
     nic: Estimate
     nvlink: Estimate
+    nic_by_mean: Estimate | None = None
+    """The same of the mean bytes of a NIC in a normal all-to-all, whose busiest NIC has more; as
+    `nic` where not given."""
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> "TransferProfile":
+        for field in ("nic", "nvlink", "nic_by_mean"):
+            share = getattr(self, field)
+            if share is not None and share.high > 1:
+                raise ValueError(f"{field} must be at most 1, found {share.high:g}")
+        return self
 
 
 class TilesProfile(Profile):
@@ -419,7 +430,7 @@ class CalibrationProfile(Profile):
     overlap: OverlapProfile
     all_to_all: AllToAllProfile
     transfers: TransferProfile
-    """Point-to-point sends and data-parallel collectives."""
+    """Bulk transfers; in a file, the name of the transport that has achieved them."""
     kernel_gap: TimeEstimate
     """Idle time between two kernels of one stream."""
     kernel_floor: TimeEstimate
@@ -471,10 +482,8 @@ class TransportProfile(Profile):
     """What kernels and NICs make of the links: one set of physical inputs for every transfer."""
 
     name: str
-    nic_efficiency: Ratio
-    """Payload over line rate of a NIC, at most 1."""
-    nvlink_efficiency: Ratio
-    """Payload over line rate of NVLink, at most 1."""
+    achieved: TransferProfile
+    """Of the links' line rates."""
     start: TimeValue
     """From the call of a communication kernel to its first byte, and from its last to its end."""
     low_latency: str | None = None
@@ -490,13 +499,6 @@ class TransportProfile(Profile):
     sms_per_channel: Count
     fitted_to: tuple[str, ...] = ()
     """Published rows that the fitted values were calibrated with; not predictions."""
-
-    @model_validator(mode="after")
-    def _efficiencies(self) -> "TransportProfile":
-        for field in ("nic_efficiency", "nvlink_efficiency"):
-            if getattr(self, field) > 1:
-                raise ValueError(f"{field} must be at most 1, found {getattr(self, field):g}")
-        return self
 
 
 Kind = Literal["gpus", "clusters", "calibrations", "transports"]
@@ -592,8 +594,16 @@ def override_gpu(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
 
 
 def override_calibration(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
-    """Return a calibration's dict with overrides applied; measured rows stay what they were."""
-    return _keep_stated(raw, apply_overrides(raw, overrides, where=where), _ROWS_HOLD)
+    """Return a calibration's dict with the rates of a transport in the place of its name, and
+    overrides applied; measured rows stay what they were."""
+    named = {path: value for path, value in overrides.items() if path == "transfers"}
+    resolved = apply_overrides(raw, named, where=where)
+    transport = resolved.get("transfers")
+    if isinstance(transport, str):
+        load_transport(transport)
+        resolved["transfers"] = read_profile("transports", transport)[0]["achieved"]
+    rest = {path: value for path, value in overrides.items() if path != "transfers"}
+    return _keep_stated(raw, apply_overrides(resolved, rest, where=where), _ROWS_HOLD)
 
 
 _PEAKS_HOLD_AT = {"sms": "peak_sms", "sm_clock": "peak_clock"}

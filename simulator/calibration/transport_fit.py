@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hardware_profiles.schema import ClusterProfile, TransportProfile, load_transport
+from hardware_profiles.schema import ClusterProfile, Estimate, TransportProfile, load_transport
 from simulator.execution.collective import OperationResult, run_variants
 from simulator.execution.traffic import low_latency_start
+from simulator.hardware.network.transfers import LINE_RATE
 from simulator.scenario.collective import CollectiveJob, PublishedTransfer
 from simulator.scenario.files import load_scenario
 
@@ -27,6 +28,9 @@ FITTED_SCENARIOS = ("deepep_normal", "deepep_low_latency")
 
 _SLOW = 0.1
 """Efficiency of the link that is to be the only limit, while the other one is at line rate."""
+
+_CLOSE = 1.2
+"""Root mean square over the least one that still counts as close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,9 @@ class TransportFit:
 
     nic_efficiency: float
     nvlink_efficiency: float
+    nic_range: tuple[float, float]
+    nvlink_range: tuple[float, float]
+    """Least and most on the grid with which the root mean square stays close to its least."""
     chunk_tokens: int
     root_mean_square: float
     """Of the relative errors."""
@@ -79,9 +86,13 @@ def search(rows: Sequence[FittedFigure]) -> TransportFit:
     square = (errors**2).mean(axis=0)
     lowest = int(square.argmin())
     best = np.unravel_index(lowest, square.shape)
+    close = square <= square.min() * _CLOSE**2
+    near_nic, near_nvlink = nic[close.any(axis=(1, 2))], nvlink[close.any(axis=(0, 2))]
     return TransportFit(
         nic_efficiency=float(nic[best[0]]),
         nvlink_efficiency=float(nvlink[best[1]]),
+        nic_range=(float(near_nic[0]), float(near_nic[-1])),
+        nvlink_range=(float(near_nvlink[0]), float(near_nvlink[-1])),
         chunk_tokens=int(chunk[best[2]]),
         root_mean_square=float(np.sqrt(square.min())),
         largest=float(np.abs(errors.reshape(len(rows), -1)[:, lowest]).max()),
@@ -105,11 +116,10 @@ def _rows(
 ) -> list[FittedFigure]:
     bare = {"start": 0.0, "low_latency": None, "chunk_tokens": 1, "sms_per_channel": 1}
     # Both slow links keep the other far from being a limit; the time at line rate follows.
-    only_nic = transport.model_copy(
-        update={**bare, "nic_efficiency": _SLOW, "nvlink_efficiency": 1.0}
-    )
-    only_nvlink = transport.model_copy(
-        update={**bare, "nic_efficiency": 1.0, "nvlink_efficiency": _SLOW}
+    slow = Estimate(value=_SLOW, low=_SLOW, high=_SLOW, source="to be the only limit")
+    only_nic, only_nvlink = (
+        transport.model_copy(update={**bare, "achieved": LINE_RATE.model_copy(update={link: slow})})
+        for link in ("nic", "nvlink")
     )
     normal = job.operation.form == "normal"
     nic = _by_size(run_variants(job, cluster, only_nic, seed=seed))

@@ -20,7 +20,13 @@ from typing import Any, Literal
 import yaml
 
 from hardware_profiles.fields import ROOT, to_profile
-from hardware_profiles.schema import CalibrationProfile, load_calibration, load_gpu, read_profile
+from hardware_profiles.schema import (
+    CalibrationProfile,
+    load_calibration,
+    load_gpu,
+    override_calibration,
+    read_profile,
+)
 from hardware_profiles.tables import load_measurements, table_path
 from hardware_profiles.whole_files import write_whole
 from simulator.calibration.fit import FormName, fit_families, profile_text
@@ -159,7 +165,7 @@ def _restated(name: str) -> str:
     if how.basis == "datasheet":
         raw["restatement"] = dict(UNMEASURED)
     del raw["fits"]
-    to_profile(CalibrationProfile, raw, where=name)
+    to_profile(CalibrationProfile, override_calibration(raw, {}, where=name), where=name)
     title = (
         f"# {name}: kernel times from an H200 by the ceilings of both datasheets ({how.basis}).\n"
         "# Written by `python -m simulator.calibration.shipping.calibrations`.\n"

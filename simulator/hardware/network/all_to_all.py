@@ -152,7 +152,8 @@ class AllToAllModel:
             stated = (transfers.nvlink.value, transfers.nvlink.low, transfers.nvlink.high)
             self.nvlink_share_[kind] = _first_and_range([v for v in nvlink if v], stated)
             nic = [self._nic_share(rows, self.nvlink_share_[kind][0]) for rows in by_set.values()]
-            stated = (transfers.nic.value, transfers.nic.low, transfers.nic.high)
+            by_mean = transfers.nic_by_mean or transfers.nic
+            stated = (by_mean.value, by_mean.low, by_mean.high)
             self.nic_share_[kind] = _first_and_range([v for v in nic if v], stated)
         return self
 

@@ -125,11 +125,11 @@ def fabric_inputs(
             f"cluster {cluster.name}: {domains.gpus_each} GPUs of an NVLink domain have {nics:g} "
             f"NICs; allowed: expert-parallel groups that fill nodes of {node.gpus} GPUs"
         )
-    nvlink = node.gpu.nvlink_bandwidth * transport.nvlink_efficiency
+    nvlink = node.gpu.nvlink_bandwidth * transport.achieved.nvlink.value
     if sms is not None:
         per_sm = transport.copy_bandwidth_per_sm * node.gpu.clock_ratio
         nvlink = min(nvlink, sms * per_sm)
-    nic = node.nic.bandwidth * transport.nic_efficiency
+    nic = node.nic.bandwidth * transport.achieved.nic.value
     nics_of_gpu = node.nics / node.gpus
     pcie = node.gpu.pcie_bandwidth
     dragonfly = fabric.dragonfly

@@ -4,7 +4,7 @@
     transfers.send(58 * MB, load=load).seconds           # through NICs
     transfers.send(58 * MB, load=None).seconds           # within an NVLink domain
 
-Bytes take their time at the share of the link's rate that bulk transfers achieve, through NICs at
+Bytes take their time at the share of the link's rate that transfers achieve, through NICs at
 what failures and links between switches leave of it (`load`), and every hop adds its latency. The
 interval of a time is that of the achieved share. SI units.
 

@@ -29,8 +29,10 @@ def test_known_efficiencies_come_back():
 def test_the_shipped_transport_is_what_the_fit_gives():
     shipped = load_transport("deepep_h800")
     fit = fit_transport("deepep_h800")
-    assert shipped.nic_efficiency == pytest.approx(fit.nic_efficiency)
-    assert shipped.nvlink_efficiency == pytest.approx(fit.nvlink_efficiency)
+    nic, nvlink = shipped.achieved.nic, shipped.achieved.nvlink
+    assert (nic.value, nvlink.value) == pytest.approx((fit.nic_efficiency, fit.nvlink_efficiency))
+    assert (nic.low, nic.high) == pytest.approx(fit.nic_range)
+    assert (nvlink.low, nvlink.high) == pytest.approx(fit.nvlink_range)
     assert shipped.chunk_tokens == fit.chunk_tokens
     assert fit.largest < 0.08
     assert len(fit.rows) == 20
