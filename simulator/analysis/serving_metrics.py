@@ -60,7 +60,7 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
         "kv_cache_tokens_needed_per_gpu": kv.needed_tokens,
         "largest_batch_per_gpu": kv.largest_batch,
         "limited_by": kv.limit,
-        "memory_bytes": asdict(kv.memory) | {"capacity": kv.capacity},
+        "memory_bytes": kv.memory.parts | {"capacity": kv.capacity},
         "transfers": transfer_metrics(step),
         "experts": expert_metrics(run),
         "comparisons": {

@@ -209,7 +209,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
         "transfers": transfer_limits(run),
         "attribution": [asdict(cause) for cause in attribute_step(run)],
         "ranks": ranks,
-        "memory": [asdict(rank) | {"total": rank.total} for rank in run.memory],
+        "memory": [rank.parts | {"total": rank.total} for rank in run.memory],
     }
     shares = metrics["kernel_time_share"]
     metrics["error_share"] = {"step_time_s": shares["step"], "pair_time_s": shares["pair"]}

@@ -45,8 +45,8 @@ from simulator.workload.layout import ParallelLayout, Stage, stage_text
 from simulator.workload.memory import (
     BF16_BYTES,
     FP8_BYTES,
+    GpuMemory,
     HeldParameters,
-    RankMemory,
     master_and_moments_bytes,
     type_bytes,
 )
@@ -153,7 +153,7 @@ class TrainingRun:
     """Layers of each stage of the schedule, those of a rank's virtual stages one by one."""
     at_once: tuple[str, ...]
     """Matrices whose weight gradient an input-only backward computes at once, to fit memory."""
-    memory: tuple[RankMemory, ...]
+    memory: tuple[GpuMemory, ...]
     """[rank]"""
     costs: KernelCostModel
     """Fitted kernel times of the step."""

@@ -69,20 +69,34 @@ class HeldParameters:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RankMemory:
-    """Bytes on one GPU of a pipeline rank at the worst moment of a step."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuMemory:
+    """Bytes on one GPU at the worst moment, beside a KV cache; None for what a job has not."""
 
     weights: Bytes
-    gradients: Bytes
-    optimizer: Bytes
-    activations: Bytes
+    gradients: Bytes | None = None
+    optimizer: Bytes | None = None
+    activations: Bytes | None = None
+    all_to_all_buffers: Bytes | None = None
+    expert_buffers: Bytes | None = None
+    """Rooms of the masked grouped products, kept for the worst case (decode)."""
     workspace: Bytes
+    """What the largest operator needs beside what is counted above and the KV cache."""
     reserved: Bytes
 
     @property
+    def parts(self) -> dict[str, Bytes]:
+        """{name: bytes} of what the job has."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
     def total(self) -> Bytes:
-        return sum((getattr(self, field.name) for field in fields(self)), 0.0)
+        return sum(self.parts.values(), 0.0)
+
+    def __str__(self) -> str:
+        ordered = sorted(self.parts.items(), key=lambda item: -item[1])
+        return ", ".join(f"{name} {format_bytes(value)}" for name, value in ordered)
 
 
 def layer_parameters(
@@ -209,7 +223,7 @@ class MemoryModel:
     optimizer: OptimizerTypes
     reserved: Bytes
 
-    def ranks(self, stages: Sequence[Stage], at_once: Collection[str]) -> list[RankMemory]:
+    def ranks(self, stages: Sequence[Stage], at_once: Collection[str]) -> list[GpuMemory]:
         """Memory of every pipeline rank, in rank order; see `rank`."""
         return [self.rank(rank, stages, at_once) for rank in range(self.schedule.ranks)]
 
@@ -240,7 +254,7 @@ class MemoryModel:
         kinds = held_kinds(stages, self.in_flight[rank].stages)
         return sum((self.layers[kind].parameters for kind in kinds), HeldParameters(0, 0, 0))
 
-    def rank(self, rank: int, stages: Sequence[Stage], at_once: Collection[str]) -> RankMemory:
+    def rank(self, rank: int, stages: Sequence[Stage], at_once: Collection[str]) -> GpuMemory:
         """Memory of a GPU of one pipeline rank.
 
         Args:
@@ -255,7 +269,7 @@ class MemoryModel:
         copies = parameter_copies(self.schedule)
         shards = self.layout.dp * copies
         expert_shards = self.layout.expert_replicas * copies
-        return RankMemory(
+        return GpuMemory(
             weights=held.fp8 * (FP8_BYTES + FP32_BYTES / TILE**2)
             + (held.total - held.fp8) * BF16_BYTES,
             gradients=held.total * type_bytes(self.optimizer.gradients),
@@ -282,7 +296,7 @@ def _by_matrix(operators: Sequence[Operator]) -> dict[str, list[Operator]]:
 
 
 def check_fits(
-    ranks: Sequence[RankMemory], stages: Sequence[Stage], capacity: Bytes, *, chosen: bool
+    ranks: Sequence[GpuMemory], stages: Sequence[Stage], capacity: Bytes, *, chosen: bool
 ) -> None:
     """Raise Infeasible, saying which rank exceeds the memory by how much, what fills it, and what
     would help.
@@ -292,14 +306,10 @@ def check_fits(
     """
     rank, worst = max(enumerate(ranks), key=lambda pair: pair[1].total)
     if worst.total > capacity:
-        parts = ", ".join(
-            f"{name} {format_bytes(value)}"
-            for name, value in sorted(asdict(worst).items(), key=lambda item: -item[1])
-        )
         raise Infeasible(
             f"pipeline rank {rank} needs {format_bytes(worst.total)} a GPU, "
             f"{worst.total - capacity:.0f} bytes ({format_bytes(worst.total - capacity)}) "
-            f"more than its {format_bytes(capacity)}: {parts}; "
+            f"more than its {format_bytes(capacity)}: {worst}; "
             + (
                 f"of the splits of layers tried, {', '.join(stage_texts(stages))} needs least"
                 if chosen

@@ -12,7 +12,7 @@ token and layer).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from hardware_profiles.low_latency_kernels import LowLatencyProfile
 from hardware_profiles.schema import ClusterProfile
@@ -20,7 +20,7 @@ from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig, parameter_counts
 from reference_model.trace import TILE, Operator
 from simulator.scenario.serving import ServingStepJob
-from simulator.workload.memory import Infeasible
+from simulator.workload.memory import GpuMemory, Infeasible
 
 _FP8, _BF16, _FP32 = 1, 2, 4
 _WITH_SCALES = _FP8 + _FP32 / TILE**2
@@ -28,23 +28,6 @@ _WITH_SCALES = _FP8 + _FP32 / TILE**2
 _WEIGHTED = {
     "gemm": "m", "batched_gemm": "m", "grouped_gemm": "rows", "masked_grouped_gemm": "rows",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class GpuMemory:
-    """Bytes on one GPU."""
-
-    weights: Bytes
-    all_to_all_buffers: Bytes
-    expert_buffers: Bytes
-    """Rooms of the masked grouped products, kept for the worst case (decode)."""
-    workspace: Bytes
-    """What the largest operator reads and writes beside weights and KV cache, which are counted."""
-    reserved: Bytes
-
-    @property
-    def total(self) -> Bytes:
-        return float(sum(asdict(self).values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +140,10 @@ def kv_capacity(
     per_token = kv_bytes_per_token(config, job.memory.kv_cache, draft_layers=drafts)
     page = job.memory.page_tokens
     if memory.total > capacity:
-        parts = ", ".join(
-            f"{name} {format_bytes(value)}"
-            for name, value in sorted(asdict(memory).items(), key=lambda item: -item[1])
-        )
         raise Infeasible(
             f"each GPU needs {format_bytes(memory.total)} beside its KV cache, "
             f"{format_bytes(memory.total - capacity)} more than its {format_bytes(capacity)}: "
-            f"{parts}; {_more_gpus(job, config, memory, capacity)}"
+            f"{memory}; {_more_gpus(job, config, memory, capacity)}"
         )
     tokens = int((capacity - memory.total) / (per_token * page)) * page
     requests = job.requests

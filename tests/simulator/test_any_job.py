@@ -112,7 +112,7 @@ def check_conservation(result):
         assert sum(parts.values()) == pytest.approx(step, rel=1e-12)
         assert times.bubble_s > -1e-9
     for memory in result.memory:
-        assert memory.total == pytest.approx(sum(asdict(memory).values()), rel=1e-12)
+        assert memory.total == pytest.approx(sum(memory.parts.values()), rel=1e-12)
         assert memory.total <= result.scenario.cluster.node.gpu.hbm_capacity
     layers = [kind for stage in result.stages for kind in stage]
     counts = layer_counts(model)

@@ -6,7 +6,7 @@ from reference_model.config import load_model_config
 from simulator.scenario.training import OptimizerTypes
 from simulator.workload.chunk import Load, operators_of
 from simulator.workload.layout import ParallelLayout
-from simulator.workload.memory import MemoryModel, layer_memory
+from simulator.workload.memory import GpuMemory, MemoryModel, layer_memory
 from simulator.workload.recorded import shipped_trace
 from simulator.workload.schedules import held_activations, one_f_one_b
 
@@ -94,3 +94,10 @@ def test_multi_token_prediction_on_a_rank_of_its_own_keeps_copies_of_embedding_a
     assert model.held(3, STAGES).fp8 == MATRICES + projection
     beside = (*STAGES[:3], ("embedding", "head", "mtp"))
     assert model.held(3, beside) == model.held(3, STAGES)
+
+
+def test_a_gpu_has_the_parts_that_its_job_has_largest_first_in_words():
+    memory = GpuMemory(weights=2.0 * 2**30, workspace=3.0 * 2**30, reserved=0.0, gradients=2.0**30)
+    assert list(memory.parts) == ["weights", "gradients", "workspace", "reserved"]
+    assert memory.total == 6.0 * 2**30
+    assert str(memory) == "workspace 3 GiB, weights 2 GiB, gradients 1 GiB, reserved 0 B"
