@@ -1,0 +1,76 @@
+"""One name for one thing, a test for each module, and first lines that are sentences."""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("simulator", "hardware_profiles", "reference_model", "reports")
+MODULES = sorted(
+    path.relative_to(ROOT)
+    for room in ROOMS
+    for path in (ROOT / room).rglob("*.py")
+    if path.name != "__init__.py"
+)
+TREES = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in MODULES}
+
+COMMANDS = {"main", "add_commands"}
+"""Every script has the one, every group of the reference model's commands the other."""
+KERNELS = Path("reference_model/kernels")
+OPERATORS = Path("reference_model/operators")
+
+
+def public(tree: ast.Module) -> list[ast.ClassDef | ast.FunctionDef]:
+    return [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
+    ]
+
+
+def backend_functions() -> set[str]:
+    """What every backend of FP8 kernels offers under the same names, kernels.Fp8Kernels."""
+    tree = ast.parse((ROOT / KERNELS / "__init__.py").read_text(encoding="utf-8"))
+    (interface,) = [
+        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Fp8Kernels"
+    ]
+    return {node.name for node in interface.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_no_public_name_is_defined_twice():
+    offered = backend_functions()
+    homes = defaultdict(list)
+    for path, tree in TREES.items():
+        for node in public(tree):
+            if node.name in COMMANDS:
+                continue
+            if node.name in offered and path.parent in (KERNELS, OPERATORS):
+                continue  # a kernel has one name in every backend, and its operator has that name
+            homes[node.name].append(str(path))
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+
+
+def test_every_module_has_its_test_at_the_mirrored_path():
+    bare = [
+        str(path)
+        for path in MODULES
+        if not (ROOT / "tests" / path.parent / f"test_{path.name}").exists()
+    ]
+    assert bare == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_first_lines_are_sentences(path):
+    """None says what goes in and what comes out: that is what the signature is for."""
+    first = (ast.get_docstring(TREES[path]) or "").split("\n")[0]
+    assert re.fullmatch(r"(dsv3sim|[A-Z0-9]).*[.:]", first), f"{path}: {first!r}"
+    texts = {"the module": first}
+    for node in public(TREES[path]):
+        texts[node.name] = (ast.get_docstring(node) or "").split("\n")[0]
+    in_and_out = {
+        name: text for name, text in texts.items() if re.search(r"\bin[,;] .*\bout\b\.?$", text)
+    }
+    assert in_and_out == {}
