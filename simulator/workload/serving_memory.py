@@ -194,7 +194,10 @@ def _more_gpus(job: ServingStepJob, config: ModelConfig, memory: GpuMemory, capa
         experts = job.experts.model_copy(update={"redundant": redundant})
         larger = job.model_copy(update={"gpus": gpus, "experts": experts})
         if memory.total - memory.weights + _weights(larger, config, drafts) <= capacity:
-            return f"would fit: gpus {gpus} with experts.redundant {redundant}"
+            # Expert groups of the hierarchical policy may not spread over that many nodes.
+            grouped = job.experts.placement == "hierarchical"
+            placed = ", experts.placement global" if grouped else ""
+            return f"would fit: gpus {gpus} with experts.redundant {redundant}{placed}"
     return "allowed: fewer tokens per GPU, smaller buffers, or a GPU with more memory"
 
 

@@ -161,3 +161,12 @@ def test_weights_that_do_not_fit_name_a_number_of_gpus_that_hold_them():
     with pytest.raises(Infeasible, match=r"would fit: gpus 16 with experts\.redundant 0$"):
         capacity("decode_ep128_profile", *few)
     capacity("decode_ep128_profile", "gpus=16", *few[1:])
+
+
+def test_gpus_over_which_expert_groups_do_not_spread_are_named_with_another_placement():
+    # 24 GPUs are three nodes, which do not divide the 8 expert groups of hierarchical placement.
+    few = ("experts.redundant=8", "cluster.node.gpu.hbm_capacity=76 GiB")
+    message = r"would fit: gpus 24 with experts\.redundant 8, experts\.placement global$"
+    with pytest.raises(Infeasible, match=message):
+        capacity("prefill_ep32_profile", "gpus=12", *few)
+    capacity("prefill_ep32_profile", "gpus=24", "experts.placement=global", *few)
