@@ -2,7 +2,7 @@
 
 Prefill runs the attention core decompressed, as in training; decode runs it absorbed: the key part
 of the up-projection is applied to the queries and the value part to the output, so that the core
-reads the cache as it is, kv_lora_rank + rope values a token and layer (DeepSeek-V2,
+reads the cache as it is, kv_lora_rank + rope values per token and layer (DeepSeek-V2,
 arXiv:2405.04434, section 2.1.2; DeepSeek-V3's report, section 3.4). Both write the same cache.
 
 Against training: weights are cast once and lie as the products read them; the two projections out

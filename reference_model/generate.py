@@ -1,6 +1,6 @@
 """Greedy decoding with the latent KV cache, one or two tokens per step.
 
-Plain decoding feeds back one token a step. With the multi-token prediction module as a draft
+Plain decoding feeds back one token per step. With the multi-token prediction module as a draft
 (Technical Report, sections 2.2 and 5.4.3) a step runs the model on two: the last token and the
 drafted one after it. Where the model's own choice after the last token is the draft, its choice
 after the draft counts as well, so the output is that of plain decoding and a step yields one token

@@ -25,9 +25,9 @@ _NOT_MEASURED = frozenset({"dispatch", "combine"})
 """Kinds that need several GPUs."""
 
 # Workloads at which the traces are timed: a training micro-batch of EP64 (Report, section 3.2);
-# prefill of EP32 with 16K tokens a GPU in two micro-batches of 4K prompts, and decode of EP128 with
-# 128 requests a GPU in two micro-batches of 4K context (profile-data's README). Tokens received are
-# the expected distinct (token, rank) pairs of a gate that keeps 4 of 8 groups.
+# prefill of EP32 with 16K tokens per GPU in two micro-batches of 4K prompts, and decode of EP128
+# with 128 requests per GPU in two micro-batches of 4K context (profile-data's README). Tokens
+# received are the expected distinct (token, rank) pairs of a gate that keeps 4 of 8 groups.
 WORKLOADS: dict[str, dict[str, int]] = {
     "train": {
         "tokens": 4096,

@@ -125,7 +125,7 @@ def _cards(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
             "note": note,
         },
         {
-            "name": f"{way.capitalize()} tokens a second and node",
+            "name": f"{way.capitalize()} tokens per second per node",
             "value": f"{node:,.0f}",
             "note": f"{gpu:,.0f} a GPU",
         },
@@ -135,7 +135,7 @@ def _cards(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
             {
                 "name": "Time per output token",
                 "value": format_seconds(metrics["tpot_s"]["mean"]),
-                "note": f"{metrics['tokens_per_second_per_user']:.1f} tokens a second and request",
+                "note": f"{metrics['tokens_per_second_per_user']:.1f} tokens per second per user",
             }
         )
     return [
@@ -149,7 +149,7 @@ def _cards(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
             "name": "KV cache that fits a GPU",
             "value": f"{metrics['kv_cache_tokens_per_gpu']:,} tokens",
             "note": f"{metrics['kv_cache_tokens_needed_per_gpu']:,} needed; largest batch "
-            f"{metrics['largest_batch_per_gpu']:,} requests a GPU",
+            f"{metrics['largest_batch_per_gpu']:,} requests per GPU",
         },
         {"name": "Where kernel times come from", "value": "", "note": rests},
     ]

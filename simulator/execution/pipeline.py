@@ -212,7 +212,7 @@ def run_ideal(schedule: Schedule, times: IdealTimes) -> PipelineRun:
 
 
 def draw_to_scale(run: PipelineRun) -> str:
-    """Draw a run as text, one row a rank: each action from | to the next |, idle time as dots.
+    """Draw a run as text, one row per rank: each action from | to the next |, idle time as dots.
 
     The scale gives each action room for its text. The stage is left out where rank and
     micro-batch tell it. The last line is the time axis.

@@ -151,7 +151,7 @@ def decode_step(
     idle_gpus: int = 0,
     group_batch: int | None = None,
 ) -> ServingStep:
-    """One decode step of `batch` requests a GPU with `context` tokens each; `idle_gpus` GPUs have
+    """One decode step of `batch` requests per GPU with `context` tokens each; `idle_gpus` GPUs have
     none.
 
     GPUs that share heads have `group_batch` requests together, spread over them as evenly as they
@@ -182,8 +182,8 @@ def prefill_pass(
     cached: int = 0,
     group_tokens: int | None = None,
 ) -> ServingStep:
-    """One prefill pass of `tokens` tokens a GPU, from prompts of which it computes `prompt` tokens
-    each, after `cached` ones.
+    """One prefill pass of `tokens` tokens per GPU, from prompts of which it computes `prompt`
+    tokens each, after `cached` ones.
 
     GPUs that share heads have `group_tokens` tokens together, spread over them as evenly as they
     go, of prompts that all of them work on; without it each has `tokens`. A prompt in one piece

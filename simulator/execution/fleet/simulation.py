@@ -216,7 +216,7 @@ def _kv_tokens(model: ServingModel) -> int:
 
 
 def decode_iteration(model: ServingModel, batch: int, context: int) -> ServingStep:
-    """One decode step of ``batch`` requests a rank with ``context`` KV tokens each."""
+    """One decode step of ``batch`` requests per rank with ``context`` KV tokens each."""
     # The requests of one rank are spread over the GPUs that share their heads.
     per_gpu = -(-batch // model.job.attention_tp)
     speculation = model.job.speculation

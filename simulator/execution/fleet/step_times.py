@@ -29,7 +29,7 @@ class StepTimes(Protocol):
         ...
 
     def decode_step_s(self, batch: float, mean_context: float) -> float:
-        """One decode step of ``batch`` requests a rank with ``mean_context`` KV tokens each."""
+        """One decode step of ``batch`` requests per rank with ``mean_context`` KV tokens each."""
         ...
 
     def prefill_pass_s(self, tokens: float, context: float) -> float:

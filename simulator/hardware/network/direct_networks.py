@@ -49,7 +49,7 @@ def dragonfly_network(
         )
     if slots < groups - 1:
         raise ValueError(
-            f"{groups} groups need {groups - 1} global ports a group; {group_switches} switches "
+            f"{groups} groups need {groups - 1} global ports per group; {group_switches} switches "
             f"with {global_ports} each have {slots}"
         )
     offsets, peers = _global_wiring(groups, slots)
