@@ -703,8 +703,9 @@ def _completed(raw: Raw) -> Raw:
 
 def _check_interval(estimate: IntervalT) -> IntervalT:
     if not estimate.low <= estimate.value <= estimate.high:
+        end = "low" if estimate.value < estimate.low else "high"
         raise ValueError(
             f"needs low <= value <= high, found {estimate.low:g}, {estimate.value:g}, "
-            f"{estimate.high:g}"
+            f"{estimate.high:g}; allowed: a value between them, or another {end} with it"
         )
     return estimate
