@@ -14,7 +14,7 @@ from hardware_profiles.units import format_seconds
 from reports.page import render_page
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
-from reports.tables import kernels_rows, left_out_note, list_inputs
+from reports.tables import format_published, kernels_rows, left_out_note, list_inputs
 from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
@@ -450,8 +450,8 @@ def _published_cells(row: Mapping[str, Any]) -> list[str]:
     known = row["simulated"] is not None
     return [
         row["name"],
-        format_figure("published", row["published"]),
-        format_figure("published", row["simulated"]),
+        format_published(row["metric"], row["published"]),
+        format_published(row["metric"], row["simulated"]) if known else "-",
         f"{row['error']:+.1%}" if known else "-",
         row["kind"],
     ]

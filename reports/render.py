@@ -15,7 +15,13 @@ from reports.charts import CHARTS
 from reports.figures import FIGURES, write_figures
 from reports.page import render_page
 from reports.palette import PROVENANCE_COLOURS
-from reports.tables import PHASE_LETTERS, RunTables, format_interval, format_metric
+from reports.tables import (
+    PHASE_LETTERS,
+    RunTables,
+    format_interval,
+    format_metric,
+    format_published,
+)
 from reports.timeline import write_perfetto
 
 REPORT_FILE = "report.html"
@@ -124,8 +130,10 @@ def published_rows(tables: RunTables) -> list[dict[str, Any]]:
             dict(row)
             | {
                 "path": path,
-                "published_text": format_metric(path, row["published"]),
-                "simulated_text": "none" if simulated is None else format_metric(path, simulated),
+                "published_text": format_published(path, row["published"]),
+                "simulated_text": "none"
+                if simulated is None
+                else format_published(path, simulated),
                 "kind": tables.metrics["pair_time_kind"] if of_pair else "predicted",
                 "basis": _shares_text(tables, "pair" if of_pair else "step"),
             }

@@ -226,6 +226,8 @@ def _published(metrics: Mapping[str, Any]) -> Iterator[Table]:
 
     if not metrics["published"]:
         return
+    from reports.tables import format_published
+
     table = Table(title="published figures", title_justify="left")
     table.add_column("figure")
     for column in ("published", "simulated", "error"):
@@ -233,8 +235,8 @@ def _published(metrics: Mapping[str, Any]) -> Iterator[Table]:
     for row in metrics["published"]:
         table.add_row(
             row["name"],
-            f"{row['published']:.5g}",
-            f"{row['simulated']:.5g}",
+            format_published(row["metric"], row["published"]),
+            format_published(row["metric"], row["simulated"]),
             f"{row['error']:+.1%}",
         )
     yield table

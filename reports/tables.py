@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import Bytes, Seconds, format_bandwidth, format_bytes, format_seconds
 from reports.palette import CAUSES
+from simulator.analysis.metric import metric_of
 from simulator.scenario.changes import shown
 from simulator.scenario.files import Scenario, write_resolved
 
@@ -31,9 +32,6 @@ _LARGE = 10.0**9
 
 _FEW_PATHS = 3
 """Changed paths of a file that are named."""
-
-_STATISTICS = frozenset({"mean", "p50", "p90", "p95", "p99"})
-"""Last parts of a path that take their unit from the part before: "ttft_s.mean"."""
 
 OPTIMIZER = "optimizer"
 """Work of the rows that follow the last micro-batch."""
@@ -286,19 +284,27 @@ def causes(metrics: Mapping[str, Any]) -> list[CauseRow]:
 
 
 def format_metric(path: str, value: float) -> str:
-    """A metric with its unit, which the last part of its path tells: "ranks.0.bubble_s"."""
-    *parents, name = path.split(".")
-    if name in _STATISTICS and parents:
-        name = parents[-1]
+    """A figure of a run as text, in the unit of its metric; counts and rates stand for themselves.
+
+    A figure that is no metric of a run, of a replay, says its unit in its name: "span_s".
+    """
     if isinstance(value, bool):
         return "yes" if value else "no"
-    for ending, written in _BY_ENDING.items():
-        if name.endswith(ending):
-            return written(value)
-    for beginning, written in _BY_BEGINNING.items():
-        if name.startswith(beginning):
-            return written(value)
+    metric = metric_of(path)
+    if metric is not None:
+        return _BY_UNIT.get(metric.unit, _number)(value)
+    for ending, unit in _UNIT_OF_ENDING.items():
+        if path.endswith(ending):
+            return _BY_UNIT[unit](value)
     return _number(value)
+
+
+def format_published(path: str, value: float) -> str:
+    """A published or simulated figure with its unit written out: "14,800 tokens/s"."""
+    text, metric = format_metric(path, value), metric_of(path)
+    if metric is None or not metric.unit or metric.unit in (*_BY_UNIT, "ratio"):
+        return text
+    return f"{text} {metric.unit}"
 
 
 def format_interval(path: str, ends: Sequence[float]) -> str:
@@ -332,17 +338,15 @@ def _number(value: float) -> str:
     return f"{value:,.1f}" if value < _GROUPED else f"{value:,.0f}"
 
 
-_BY_ENDING: Mapping[str, Callable[[float], str]] = {
-    "_bytes_per_s": format_bandwidth,
-    "_s": format_seconds,
-    "_bytes": format_bytes,
-    "_share": _percent,
+_BY_UNIT: Mapping[str, Callable[[float], str]] = {
+    "bytes/s": format_bandwidth,
+    "s": format_seconds,
+    "bytes": format_bytes,
+    "share": _percent,
+    "TFLOP/s": _tera_flops,
+    "USD": _dollars,
 }
-_BY_BEGINNING: Mapping[str, Callable[[float], str]] = {
-    "mfu": _percent,
-    "tflops": _tera_flops,
-    "cost_usd": _dollars,
-}
+_UNIT_OF_ENDING = {"_bytes_per_s": "bytes/s", "_s": "s", "_bytes": "bytes", "_share": "share"}
 
 
 def list_inputs(resolved: Mapping[str, Any]) -> Iterator[Input]:

@@ -10,7 +10,13 @@ from rich.table import Table
 
 from hardware_profiles.units import format_bandwidth, format_seconds, unit_factor
 from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
-from reports.tables import format_interval, format_metric, kernels_rows, list_inputs
+from reports.tables import (
+    format_interval,
+    format_metric,
+    format_published,
+    kernels_rows,
+    list_inputs,
+)
 from simulator.analysis.model_comparison import ModelCost
 from simulator.analysis.published import metric_at
 from simulator.analysis.validation import Check, median_error
@@ -115,8 +121,8 @@ def _published(metrics: Mapping[str, Any]) -> Table:
         has = row["simulated"] is not None
         table.add_row(
             row["name"],
-            f"{row['published']:.4g}",
-            f"{row['simulated']:.4g}" if has else "-",
+            format_published(row["metric"], row["published"]),
+            format_published(row["metric"], row["simulated"]) if has else "-",
             f"{row['error']:+.1%}" if has else "-",
         )
     return table
@@ -240,7 +246,7 @@ def _figure(quantity: str, value: float) -> str:
         case "ratio" | "":
             return f"{value:.4g}"
         case path:
-            return format_metric(path, value)
+            return format_published(path, value)
 
 
 def comparison_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:

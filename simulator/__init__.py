@@ -8,6 +8,7 @@
 load_scenario   read a shipped scenario or a file, with changes "path=value"
 simulate        run a scenario: the same one gives the same Run
 Run             a scenario and what came of it: metrics, and the log they are taken from
+Metric          a figure of a run: name, unit, meaning, which way is better
 sweep           run a scenario at all combinations of some values
 """
 
@@ -15,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from simulator.analysis.metric import Metric
     from simulator.analysis.run import Run, simulate
     from simulator.analysis.sweep import sweep
     from simulator.scenario.files import load_scenario
@@ -23,10 +25,11 @@ _HOMES = {
     "load_scenario": "simulator.scenario.files",
     "simulate": "simulator.analysis.run",
     "Run": "simulator.analysis.run",
+    "Metric": "simulator.analysis.metric",
     "sweep": "simulator.analysis.sweep",
 }
 
-__all__ = ["Run", "load_scenario", "simulate", "sweep"]
+__all__ = ["Metric", "Run", "load_scenario", "simulate", "sweep"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ import numpy as np
 from hardware_profiles.schema import ClusterProfile
 from hardware_profiles.units import format_seconds
 from simulator.analysis.fleet_statistics import FleetStatistics
+from simulator.analysis.metric import METRICS
 from simulator.analysis.published import beside_published
 from simulator.analysis.streaming import Floats
 from simulator.execution.fleet.accounts import FleetRun
@@ -33,71 +34,48 @@ _CURVE_POINTS = 101
 
 PREFILL_SHARES = ("prefill_busy_share", "prefill_even_ranks_share", "prefill_full_passes_share")
 
-DEFINITIONS: Mapping[str, str] = {
-    "ttft_s": "time to first token: from arrival to the end of the prefill that gives it",
-    "tpot_s": "time per output token of a request that ends in the window: (end - first token) / "
-    "(output tokens - 1)",
-    "itl_s": "inter-token latency: all gaps in the window between two tokens of a request, one "
-    "population; tokens accepted together from one step have gaps of 0",
-    "e2e_s": "from arrival to the last token, of requests that end in the window",
-    "queueing_s": "from arrival to the start of the first prefill pass that computes some of it",
-    "decode_wait_s": "from the first token to the start of the first decode step",
-    "goodput_requests_per_second": "requests that finish in the window and meet the service level "
-    "(TTFT and TPOT), per second of it",
-    "output_tokens_per_second_per_node": "tokens generated in the window per second and node that "
-    "decodes",
-    "output_tokens_per_second_per_gpu": "the same per GPU",
-    "input_tokens_per_second_per_node": "prompt tokens prefilled in the window, cached ones "
-    "included, per second and node that prefills",
-    "computed_input_tokens_per_second_per_node": "the same without cached tokens",
-    "sustained_input_tokens_per_second_per_node": "what a saturated node of a prefill pool takes "
-    "at most: full passes, all ranks loaded alike, prompts and cached shares as in this run",
-    "prefill_busy_share": "share of its time that a prefill instance is in passes; this and the "
-    "next two, times what a saturated node takes, are what a node took",
-    "prefill_even_ranks_share": "time of passes whose ranks share the work alike, over their time",
-    "prefill_full_passes_share": "time that full passes take for the same tokens, over that",
-    "sustained_output_tokens_per_second_per_node": "what a node of a decode pool gives at most "
-    "within the TPOT limit: the largest batches whose step keeps it, all ranks loaded alike, KV "
-    "cache per request as in this run",
-    "attended_tokens": "tokens that a computed prompt token attends to, mean",
-    "nodes_at_least": "input and output tokens/s of the window over what saturated nodes sustain, "
-    "of all replicas: no fewer nodes can serve these requests within the TPOT limit",
-    "tokens_per_second_per_user": "one over the mean inter-token latency: tokens after the first "
-    "that are generated in the window, over the time that their requests waited for them",
-    "prefix_hit_rate": "cached share of the blocks of prompts that arrive after the warm-up; of "
-    "their tokens where prompts have no block hashes",
-    "kv_occupancy": "KV cache in use or set aside over the capacity in service where requests "
-    "decode, mean over the window",
-    "cost_usd_per_million_output_tokens": "rent of all nodes for the window / its output tokens",
-    "nodes": "nodes paid for, those down after a failure included and those scaled away not, of "
-    "all replicas: mean over the window",
-    "littles_law_error": "mean number inside / (arrival rate x mean stay) - 1, over the whole run",
-    "verdict": "overloaded: pressed, and more than {growth:.0%} of the arrivals are turned away "
-    "or, in the second half of the window, stay in the queues; backlogged: pressed, but no more "
-    "than that; stable: neither. Pressed: a request waits longer than the TTFT limit on average, "
-    "more than {preempted:.0%} of them are preempted or more than {growth:.0%} turned away. None: "
-    "the window is shorter than {stays:g} mean times in service, or than four looks at the queues, "
-    "or nothing finishes although nothing presses",
-    "window_s": "from the end of the warm-up, {warm_up}, to the last arrival (to the end of the "
-    "run if all requests have arrived {look} after the warm-up). Rates, TPOT, ITL and end to end "
-    "are of this window; TTFT, queueing, decode wait and prefix hits of the requests that arrive "
-    "after the warm-up and come so far",
-}
-"""What each figure means; with the job's rules filled in (definitions), printed beside it."""
+DEFINED = (
+    "ttft_s",
+    "tpot_s",
+    "itl_s",
+    "e2e_s",
+    "queueing_s",
+    "decode_wait_s",
+    "goodput_requests_per_second",
+    "output_tokens_per_second_per_node",
+    "output_tokens_per_second_per_gpu",
+    "input_tokens_per_second_per_node",
+    "computed_input_tokens_per_second_per_node",
+    "sustained_input_tokens_per_second_per_node",
+    "prefill_busy_share",
+    "prefill_even_ranks_share",
+    "prefill_full_passes_share",
+    "sustained_output_tokens_per_second_per_node",
+    "attended_tokens",
+    "nodes_at_least",
+    "tokens_per_second_per_user",
+    "prefix_hit_rate",
+    "kv_occupancy",
+    "cost_usd_per_million_output_tokens",
+    "nodes",
+    "littles_law_error",
+    "verdict",
+    "window_s",
+)
+"""Figures whose meaning is printed beside them."""
 
 
 def definitions(job: FleetJob) -> dict[str, str]:
-    """What each figure of a job means."""
+    """What each figure of a job means, the job's rules filled in."""
     rules = job.verdict
-    return {
-        **DEFINITIONS,
-        "verdict": DEFINITIONS["verdict"].format(
-            growth=rules.queue_growth, preempted=rules.preempted_share, stays=rules.window_stays
-        ),
-        "window_s": DEFINITIONS["window_s"].format(
-            warm_up=format_seconds(job.warm_up), look=format_seconds(job.sample_interval)
-        ),
+    stated = {
+        "growth": format(rules.queue_growth, ".0%"),
+        "preempted": format(rules.preempted_share, ".0%"),
+        "stays": format(rules.window_stays, "g"),
+        "warm_up": format_seconds(job.warm_up),
+        "look": format_seconds(job.sample_interval),
     }
+    return {name: METRICS["fleet"][name].meaning.format(**stated) for name in DEFINED}
 
 
 @dataclass(frozen=True, slots=True)

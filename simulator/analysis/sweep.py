@@ -18,6 +18,7 @@ from typing import Any, Literal, Self, get_args
 
 from hardware_profiles.fields import parse_yaml
 from hardware_profiles.units import Dimension, parse_quantity
+from simulator.analysis.metric import metric_of
 from simulator.analysis.run_key import run_key
 from simulator.scenario.files import load_scenario
 
@@ -367,11 +368,19 @@ class Objective:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read "min:metric" or "max:metric". Raises ValueError for any other text."""
-        direction, colon, metric = text.partition(":")
-        if not colon or direction not in ("min", "max") or not metric:
+        """Read "min:metric", "max:metric", or a metric of which it is known what is better.
+
+        Raises:
+            ValueError: any other text.
+        """
+        direction, colon, metric = text.rpartition(":")
+        known = metric_of(metric)
+        if not colon and known is not None and known.better is not None:
+            direction = "min" if known.better == "less" else "max"
+        if direction not in ("min", "max") or not metric:
             raise ValueError(
-                f"--objective {text!r}: allowed: min:metric or max:metric, such as min:step_time_s"
+                f"--objective {text!r}: allowed: min:metric or max:metric, such as "
+                "min:step_time_s, or a metric alone where one direction is known to be better"
             )
         return cls(metric, 1 if direction == "min" else -1)
 

@@ -39,7 +39,7 @@ def sweep_command(
     objective: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="min:PATH|max:PATH",
+            metavar="[min:|max:]PATH",
             help="What is better; sorts the rows. Two or more mark the Pareto front.",
         ),
     ] = None,

@@ -7,6 +7,7 @@ from reports.tables import (
     blocks,
     format_interval,
     format_metric,
+    format_published,
     kernels_rows,
     list_inputs,
     training_tables,
@@ -157,6 +158,23 @@ def test_nodes_that_stay_idle_stand_below_the_headline(simulated: RunTables) -> 
 )
 def test_an_interval_names_its_unit_once(path, ends, text):
     assert format_interval(path, ends) == text
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        ("step_time_s", 17.65, "17.65 s"),
+        ("tokens_per_second_per_gpu", 1890.0, "1,890.0 tokens/s"),
+        ("gpu_hours_per_trillion_tokens", 147_000.0, "147,000 h"),
+        ("tflops_per_gpu_causal", 385.0, "385.0 TFLOP/s"),
+        ("mfu_causal", 0.3894, "38.94%"),
+        ("prefix_hit_rate", 0.5625, "56.25%"),
+        ("speculation.speed_up", 1.8, "1.8"),
+        ("output_tokens_per_second_per_node", 14_800.0, "14,800 tokens/s"),
+    ],
+)
+def test_a_published_figure_is_shown_with_its_unit(path, value, text):
+    assert format_published(path, value) == text
 
 
 def test_a_training_run_shows_its_stages_its_precision_and_who_keeps_whom_waiting() -> None:

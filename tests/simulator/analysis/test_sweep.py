@@ -187,7 +187,7 @@ def test_a_bad_limit_is_named(text):
         Limit.parse(text)
 
 
-@pytest.mark.parametrize("text", ["step_time_s", "less:step_time_s", "min:"])
+@pytest.mark.parametrize("text", ["bytes_total", "no_such_figure", "less:step_time_s", "min:"])
 def test_a_bad_objective_is_named(text):
     with pytest.raises(ValueError, match="--objective"):
         Objective.parse(text)
@@ -206,6 +206,19 @@ def test_a_row_outside_a_limit_says_which_and_keeps_its_metrics():
 
 def test_a_row_without_the_metric_keeps_no_limit():
     assert apply_limits([row(x=None)], [Limit.parse("x<=1")])[0].reason is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "sign"),
+    [
+        ("step_time_s", "step_time_s", 1),
+        ("tokens_per_day", "tokens_per_day", -1),
+        ("ttft_s.p99", "ttft_s.p99", 1),
+        ("max:step_time_s", "step_time_s", -1),
+    ],
+)
+def test_a_metric_alone_is_an_objective_in_its_better_direction(text, metric, sign):
+    assert Objective.parse(text) == Objective(metric, sign)
 
 
 def test_rows_are_ranked_by_objectives_and_rows_with_a_reason_come_last():

@@ -34,7 +34,7 @@ def test_a_faster_nic_is_not_slower_in_json(tmp_path):
         (("--vary", "sede=1,2"), "sede"),
         (("--where", "completion_s=3"), "--where"),
         (("--where", "completion=<3"), "--where"),
-        (("--objective", "completion_s"), "--objective"),
+        (("--objective", "bytes_total"), "--objective"),
         (("--metric", "completion"), "known: "),
         (("--dask", "tcp://127.0.0.1:1"), "no scheduler answers"),
     ],
