@@ -42,8 +42,9 @@ from simulator.workload.iteration import (
     split_layer,
     with_shared_added,
 )
-from simulator.workload.iteration_operators import BatchLoad, layer_operators
+from simulator.workload.iteration_operators import layer_operators
 from simulator.workload.layout import domain_parts
+from simulator.workload.load import Load
 from simulator.workload.serving_memory import micro_batch_tokens
 from simulator.workload.task_graph import TaskGraph
 
@@ -342,9 +343,9 @@ def _ordered(
     job: ServingStepJob, config: ModelConfig, trace: OperatorTrace
 ) -> tuple[TaskGraph, tuple[tuple[str, int], ...], NDArray[np.intp]]:
     """Graph of one iteration, and its sections and places (see ServingModel)."""
-    nominal = BatchLoad(
+    nominal = Load(
         tokens=128, sequences=128 if job.phase == "decode" else 1, context=128,
-        expert_rows=128, received_rows=128, active_experts=1,
+        expert_rows=128, received_rows=128, local_experts=1,
         group_tokens=128, group_sequences=128 if job.phase == "decode" else 1,
     )  # fmt: skip
     parts = {kind: section_operators(job, trace, kind, nominal) for kind in _kinds(job, config)}
@@ -391,7 +392,7 @@ def with_shared(job: ServingStepJob, rows: Array, *, tokens: float) -> Array:
 
 
 def section_operators(
-    job: ServingStepJob, trace: OperatorTrace, kind: str, load: BatchLoad
+    job: ServingStepJob, trace: OperatorTrace, kind: str, load: Load
 ) -> LayerOperators:
     """One layer's operators at a load, by part."""
     recorded = LAST_TOKEN_KINDS.get(kind, kind)

@@ -46,7 +46,7 @@ from simulator.workload.iteration import (
     joined_operators,
     section_starts,
 )
-from simulator.workload.iteration_operators import BatchLoad
+from simulator.workload.load import Load
 
 Array = NDArray[np.float64]
 
@@ -260,7 +260,7 @@ def _iterate(
     """batches: micro-batch -> share of one of `busy` GPUs."""
     tokens = batches[0].mean_tokens(model.job.attention_tp) * busy
     loads = _expert_loads(model, max(1, round(tokens)))
-    evaluated: dict[tuple[str, BatchLoad], LayerOperators] = {}
+    evaluated: dict[tuple[str, Load], LayerOperators] = {}
     batch_of = {
         (kind, number): batches[number].last_tokens()
         if kind in LAST_TOKEN_KINDS
@@ -362,18 +362,18 @@ def _batch_load(
     loads: ExpertLoads,
     busy: int,
     count: Callable[[float], float],
-) -> BatchLoad:
+) -> Load:
     job = model.job
     share = busy / job.gpus * model.even_skew
     delivered = model.kernels.received_per_token * job.expert_tp
     received = batch.mean_tokens(job.attention_tp) * delivered * share
-    return BatchLoad(
+    return Load(
         tokens=batch.tokens,
         sequences=batch.sequences,
         context=batch.context,
         expert_rows=max(1, round(_expert_rows(model, batch, busy))),
         received_rows=max(1, round(received)),
-        active_experts=int(count(_active_experts(model, batch, loads, busy))),
+        local_experts=int(count(_active_experts(model, batch, loads, busy))),
         group_tokens=batch.group_tokens,
         group_sequences=batch.group_sequences,
     )

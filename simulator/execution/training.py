@@ -35,13 +35,13 @@ from simulator.scenario.files import Scenario
 from simulator.scenario.training import OptimizerTypes, TrainingJob
 from simulator.workload.chunk import (
     WEIGHT_GRAD,
-    Load,
     OperatorsOf,
     lower_chunk,
     lower_weights,
 )
 from simulator.workload.experts import place_experts, uniform_popularity
 from simulator.workload.layout import ParallelLayout, Stage, stage_text
+from simulator.workload.load import Load
 from simulator.workload.memory import (
     BF16_BYTES,
     FP8_BYTES,
@@ -232,6 +232,8 @@ def training_load(
         expert_rows=round(tokens * top_k * slowest),
         received_rows=round(tokens * ranks_reached * slowest),
         local_experts=layout.local_experts,
+        group_tokens=tokens,
+        group_sequences=job.micro_batch_sequences,
     )
 
 

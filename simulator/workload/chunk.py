@@ -18,10 +18,11 @@ keeps the waits and loses the other chunk's cover.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from reference_model.trace import Operator, OperatorTrace
 from simulator.workload.layout import Stage
+from simulator.workload.load import Load
 from simulator.workload.task_graph import Stream, Task, TaskGraph
 
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = "forward", "input_grad", "weight_grad"
@@ -32,21 +33,6 @@ OperatorsOf = Callable[[str, str], Operators]
 """(layer kind, phase) -> the operators of one layer in issue order."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What one rank works on in one micro-batch; the variables of an OperatorTrace."""
-
-    tokens: int
-    context: int
-    """Tokens of one sequence that attention sees."""
-    sequences: int
-    expert_rows: int
-    """Rows of all local routed experts, one for each (token, local expert) pair."""
-    received_rows: int
-    """Tokens that dispatch delivers, one for each (token, rank) pair."""
-    local_experts: int
-
-
 def operators_of(trace: OperatorTrace, load: Load) -> OperatorsOf:
     """The trace's operators at the sizes of `load`, each (layer kind, phase) evaluated once."""
     known: dict[tuple[str, str], Operators] = {}
@@ -54,7 +40,7 @@ def operators_of(trace: OperatorTrace, load: Load) -> OperatorsOf:
     def lookup(layer_kind: str, phase: str) -> Operators:
         key = (layer_kind, phase)
         if key not in known:
-            known[key] = trace.operators(layer_kind, phase, **asdict(load))
+            known[key] = trace.operators(layer_kind, phase, **load.variables())
         return known[key]
 
     return lookup

@@ -20,10 +20,11 @@ gate) runs on a GPU's own tokens (sequence parallelism). Logits are gathered as 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from reference_model.trace import Operator, OperatorTrace
 from simulator.scenario.serving import TensorParallel
+from simulator.workload.load import Load
 
 # Size that runs over heads, of each operator that works on some heads only.
 _HEAD_SIZES = {
@@ -60,34 +61,10 @@ _KEY_VALUE_ROWS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLoad:
-    """What one GPU works on in one micro-batch."""
-
-    tokens: int
-    sequences: int
-    context: int
-    """Tokens that the last token of a sequence attends to, itself included."""
-    expert_rows: int
-    """Rows of the local experts together."""
-    received_rows: int
-    """Tokens that normal dispatch delivers; with experts split over GPUs, those of all of them."""
-    active_experts: int
-    """Local experts that have rows."""
-    group_tokens: int
-    """Of the GPUs that share heads, together."""
-    group_sequences: int
-
-    @property
-    def query_length(self) -> int:
-        """New tokens of one sequence."""
-        return self.group_tokens // self.group_sequences
-
-
 def layer_operators(
     trace: OperatorTrace,
     kind: str,
-    load: BatchLoad,
+    load: Load,
     split: TensorParallel,
 ) -> list[Operator]:
     """Operators of one layer in issue order at the sizes of `load`.
@@ -106,7 +83,7 @@ def layer_operators(
             sequences=sequences,
             expert_rows=load.expert_rows,
             received_rows=load.received_rows,
-            local_experts=load.active_experts,
+            local_experts=load.local_experts,
         )
 
     operators = recorded(load.tokens, load.sequences)
@@ -266,7 +243,7 @@ def _several_queries(operator: Operator, queries: int) -> Operator:
     return operator
 
 
-def _with_cache(operator: Operator, load: BatchLoad) -> Operator:
+def _with_cache(operator: Operator, load: Load) -> Operator:
     if operator.kind == "attention_forward":
         return _with_sizes(operator, {"kv_length": load.context})
     name = _KEY_VALUE_ROWS.get(operator.name)

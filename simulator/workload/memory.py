@@ -10,7 +10,7 @@ schedule has in flight. A forward or backward in progress also needs room for it
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig, parameter_counts
@@ -21,11 +21,11 @@ from simulator.workload.chunk import (
     FORWARD,
     INPUT_GRAD,
     WEIGHT_GRAD,
-    Load,
     OperatorsOf,
     matrix_of,
 )
 from simulator.workload.layout import ParallelLayout, Stage, stage_texts
+from simulator.workload.load import Load
 from simulator.workload.schedules import HeldActivations, Schedule
 
 FP8 = "fp8_e4m3"
@@ -195,8 +195,8 @@ def layer_memory(
             parameters=layer_parameters(
                 config, kind, operators(kind, FORWARD), local_experts=load.local_experts
             ),
-            saved=trace.saved_bytes(kind, FORWARD, **asdict(load)),
-            put_off=trace.saved_bytes(kind, INPUT_GRAD, **asdict(load)),
+            saved=trace.saved_bytes(kind, FORWARD, **load.variables()),
+            put_off=trace.saved_bytes(kind, INPUT_GRAD, **load.variables()),
             kept={name: kept_bytes(group) for name, group in matrices.items()},
             weight_flops={
                 matrix: sum(o.flops for o in group) for matrix, group in matrices.items()

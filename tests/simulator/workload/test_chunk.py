@@ -13,19 +13,20 @@ from simulator.workload.chunk import (
     FORWARD,
     INPUT_GRAD,
     WEIGHT_GRAD,
-    Load,
     lower_chunk,
     lower_weights,
     operators_of,
     pair_slots,
     put_off,
 )
+from simulator.workload.load import Load
 from simulator.workload.recorded import shipped_trace
 from simulator.workload.task_graph import Stream
 
 LOAD = Load(
-    tokens=4096, context=4096, sequences=1, expert_rows=32768, received_rows=30679, local_experts=4
-)
+    tokens=4096, context=4096, sequences=1, expert_rows=32768, received_rows=30679, local_experts=4,
+    group_tokens=4096, group_sequences=1,
+)  # fmt: skip
 FIRST = ("embedding", "dense", "dense", "dense", "moe")
 MIDDLE = ("moe",) * 4
 LAST = ("moe", "head", "mtp")

@@ -15,12 +15,13 @@ from simulator.workload.iteration import (
     split_layer,
     with_shared_added,
 )
-from simulator.workload.iteration_operators import BatchLoad, layer_operators
+from simulator.workload.iteration_operators import layer_operators
+from simulator.workload.load import Load
 from simulator.workload.task_graph import Stream
 
 WHOLE = TensorParallel(attention=1, experts=1, shared_expert=1, dense=1, vocabulary=1)
-LOAD = BatchLoad(
-    tokens=64, sequences=64, context=512, expert_rows=512, received_rows=300, active_experts=2,
+LOAD = Load(
+    tokens=64, sequences=64, context=512, expert_rows=512, received_rows=300, local_experts=2,
     group_tokens=64, group_sequences=64,
 )  # fmt: skip
 KINDS = {kind: kind for kind in ("embedding", "dense", "moe", "mtp", "head")}

@@ -9,12 +9,13 @@ from reference_model.inference_recorder import record_inference_trace
 from reference_model.precision import Recipe
 from reference_model.trace import TRACE_FOLDER, load_trace
 from simulator.scenario.serving import TensorParallel
-from simulator.workload.iteration_operators import BatchLoad, layer_operators
+from simulator.workload.iteration_operators import layer_operators
+from simulator.workload.load import Load
 
 DEBUG = load_model_config("debug")
 WHOLE = TensorParallel(attention=1, experts=1, shared_expert=1, dense=1, vocabulary=1)
-LOAD = BatchLoad(
-    tokens=64, sequences=64, context=256, expert_rows=128, received_rows=96, active_experts=2,
+LOAD = Load(
+    tokens=64, sequences=64, context=256, expert_rows=128, received_rows=96, local_experts=2,
     group_tokens=64, group_sequences=64,
 )  # fmt: skip
 
@@ -72,9 +73,9 @@ def test_two_tokens_of_a_sequence_read_its_cache_once():
 
 
 def test_a_chunk_after_cached_tokens_rebuilds_all_keys_but_computes_its_own_queries():
-    chunk = BatchLoad(
+    chunk = Load(
         tokens=512, sequences=1, context=2048, expert_rows=4096, received_rows=900,
-        active_experts=8, group_tokens=512, group_sequences=1,
+        local_experts=8, group_tokens=512, group_sequences=1,
     )  # fmt: skip
     ops = {
         op.name: op
@@ -154,9 +155,9 @@ def test_one_request_on_a_group_is_work_of_one_gpu_outside_what_the_group_shares
 
 
 def test_one_prompt_on_a_group_rebuilds_its_keys_once():
-    load = BatchLoad(
+    load = Load(
         tokens=256, sequences=1, context=2048, expert_rows=2048, received_rows=256,
-        active_experts=8, group_tokens=2048, group_sequences=1,
+        local_experts=8, group_tokens=2048, group_sequences=1,
     )  # fmt: skip
     ops = dict(sizes_of("prefill", "moe", load, replace(WHOLE, attention=8)))
     assert ops["attention.kv_b_proj"] == {"k": 512, "m": 2048, "n": 32768 // 8}

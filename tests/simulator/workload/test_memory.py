@@ -4,16 +4,18 @@ import pytest
 
 from reference_model.config import load_model_config
 from simulator.scenario.training import OptimizerTypes
-from simulator.workload.chunk import Load, operators_of
+from simulator.workload.chunk import operators_of
 from simulator.workload.layout import ParallelLayout
+from simulator.workload.load import Load
 from simulator.workload.memory import GpuMemory, MemoryModel, layer_memory
 from simulator.workload.recorded import shipped_trace
 from simulator.workload.schedules import held_activations, one_f_one_b
 
 V3 = load_model_config("deepseek_v3")
 LOAD = Load(
-    tokens=4096, context=4096, sequences=1, expert_rows=32768, received_rows=30000, local_experts=4
-)
+    tokens=4096, context=4096, sequences=1, expert_rows=32768, received_rows=30000, local_experts=4,
+    group_tokens=4096, group_sequences=1,
+)  # fmt: skip
 SCHEDULE = one_f_one_b(4, 8)
 KINDS = ("embedding", "dense", "moe", "head", "mtp")
 STAGES = (("embedding", "dense", "moe"), ("moe",) * 4, ("moe", "moe"), ("mtp",))

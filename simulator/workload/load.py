@@ -1,0 +1,41 @@
+"""The work of one GPU in one micro-batch, which decides the sizes of its operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What one GPU works on in one micro-batch."""
+
+    tokens: int
+    sequences: int
+    context: int
+    """Tokens that the last token of a sequence attends to, itself included."""
+    expert_rows: int
+    """Rows of all local routed experts, one for each (token, local expert) pair."""
+    received_rows: int
+    """Tokens that normal dispatch delivers, one for each (token, GPU) pair; with experts split over
+    GPUs, those of all of them."""
+    local_experts: int
+    """Local experts that have rows."""
+    group_tokens: int
+    """Of the GPUs that share attention heads, together; of this one where it has all heads."""
+    group_sequences: int
+
+    @property
+    def query_length(self) -> int:
+        """New tokens of one sequence."""
+        return self.group_tokens // self.group_sequences
+
+    def variables(self) -> dict[str, int]:
+        """The variables of an operator trace, of this GPU."""
+        return {
+            "tokens": self.tokens,
+            "context": self.context,
+            "sequences": self.sequences,
+            "expert_rows": self.expert_rows,
+            "received_rows": self.received_rows,
+            "local_experts": self.local_experts,
+        }
