@@ -121,7 +121,7 @@ class LowLatencyProfile(Profile):
         near = domain if self.link == "mixed" and domain is not None else 1
         return max(0.0, 1.0 - near / ranks)
 
-    def fraction(self, operation: Operation, ranks: int, end: End = "value") -> float:
+    def fraction(self, operation: MoeOperation, ranks: int, end: End = "value") -> float:
         """Share of the line rate that a group of `ranks` achieves, between its neighbouring rows on
         the logarithm of the group size; beyond the rows, that of the nearest. `end`: with which
         figure of the intercept."""
@@ -136,7 +136,7 @@ class LowLatencyProfile(Profile):
         ]
         return _at_ranks(ranks, sizes, achieved)
 
-    def intercept(self, operation: Operation, ranks: int, end: End = "value") -> Seconds:
+    def intercept(self, operation: MoeOperation, ranks: int, end: End = "value") -> Seconds:
         """The time of next to no tokens in a group of `ranks`, between its neighbouring intercepts
         like `fraction`."""
         sizes = [entry.ranks for entry in self.intercepts]
@@ -152,15 +152,15 @@ class LowLatencyProfile(Profile):
         return any(row.ranks == ranks for row in self.rows)
 
 
-Operation = Literal["dispatch", "combine"]
-OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+MoeOperation = Literal["dispatch", "combine"]
+OPERATIONS: tuple[MoeOperation, ...] = get_args(MoeOperation)
 
 
 def _at_ranks(ranks: int, sizes: Sequence[int], values: Sequence[float]) -> float:
     return float(np.interp(np.log(ranks), np.log(sizes), values))
 
 
-def message_bytes(operation: Operation, hidden: int) -> Bytes:
+def message_bytes(operation: MoeOperation, hidden: int) -> Bytes:
     """Bytes of one copy of one token: FP8 values, scales and source of a dispatched row; BF16
     values of a combined one (DeepEP, test_low_latency.py)."""
     if operation == "dispatch":
@@ -170,7 +170,7 @@ def message_bytes(operation: Operation, hidden: int) -> Bytes:
 
 def wire_time(
     profile: LowLatencyProfile,
-    operation: Operation,
+    operation: MoeOperation,
     *,
     copies: NDArray[np.float64],
     hidden: int,

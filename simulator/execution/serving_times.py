@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hardware_profiles.low_latency_kernels import (
     End,
     LowLatencyProfile,
-    Operation,
+    MoeOperation,
     kernel_time,
     message_bytes,
     wire_time,
@@ -207,7 +207,7 @@ def _special_time(
         # A sent token's row stands for all its copies.
         handled = operator["rows"] * (model.choices if part == "dispatch_send" else 1)
         return _kernel_ends(model, profile, part, handled), EXTRAPOLATED, part
-    operation: Operation = "dispatch" if part.startswith("dispatch") else "combine"
+    operation: MoeOperation = "dispatch" if part.startswith("dispatch") else "combine"
     return _low_latency_wire(model, profile, operation, copies) if part in WIRES else None
 
 
@@ -249,7 +249,7 @@ def _kernel_at(
         return np.maximum(seconds, _handling(model, profile.within, part, near, end))
     if profile.link != "nvlink":
         return seconds
-    of: Operation = "dispatch" if operation == "dispatch" else "combine"
+    of: MoeOperation = "dispatch" if operation == "dispatch" else "combine"
     published = _moved(model, profile, of, copies, end)
     published = published + profile.intercept(of, model.job.gpus, end) - profile.latency
     received = _handling(model, profile, f"{operation}_receive", copies, end)
@@ -270,7 +270,7 @@ def _handling(
 def _moved(
     model: ServingModel,
     profile: LowLatencyProfile,
-    operation: Operation,
+    operation: MoeOperation,
     copies: Array,
     end: End = "value",
 ) -> Array:
@@ -303,7 +303,7 @@ def _moved(
 def _wire_alone(
     model: ServingModel,
     profile: LowLatencyProfile,
-    operation: Operation,
+    operation: MoeOperation,
     copies: Array,
     end: End = "value",
 ) -> Array:
@@ -332,7 +332,7 @@ def _beside_compute(model: ServingModel) -> Estimate:
 
 
 def _low_latency_wire(
-    model: ServingModel, profile: LowLatencyProfile, operation: Operation, copies: float
+    model: ServingModel, profile: LowLatencyProfile, operation: MoeOperation, copies: float
 ) -> tuple[tuple[float, float, float], int, str]:
     """A wire's time with its interval: the slow-down beside compute, the intercept's, and what the
     achieved share of the line rate differs by among the measured group sizes."""
@@ -361,7 +361,7 @@ def _low_latency_wire(
 def _collective_time(model: ServingModel, operator: Operator, ranks: int) -> TransferTime:
     """All-gather or reduce-scatter of tokens, BF16 or FP8 as recorded, or of logits."""
     if operator.kind in ALL_TO_ALL_KINDS:
-        cast: Operation = "dispatch" if operator.dtype == "fp8_e4m3" else "combine"
+        cast: MoeOperation = "dispatch" if operator.dtype == "fp8_e4m3" else "combine"
         gathered = float(operator["rows"] * message_bytes(cast, model.config.hidden_size))
     else:
         gathered = float(operator.bytes_written)
@@ -387,7 +387,7 @@ def expert_times(
         profile = model.low_latency
         if profile is not None and part in WIRES:
             sent = base.operators[base.parts["dispatch_send"][0]]["rows"] * model.choices
-            operation: Operation = "dispatch" if part == "dispatch_wire" else "combine"
+            operation: MoeOperation = "dispatch" if part == "dispatch_wire" else "combine"
             table[:, number] = _beside_compute(model).value * _wire_alone(
                 model, profile, operation, np.maximum(rows, sent)
             )

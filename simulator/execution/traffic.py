@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hardware_profiles.low_latency_kernels import Operation as MoeOperation
-from hardware_profiles.low_latency_kernels import load_low_latency
+from hardware_profiles.low_latency_kernels import MoeOperation, load_low_latency
 from hardware_profiles.schema import TransportProfile
 from hardware_profiles.units import Seconds
 from simulator.hardware.network import collectives
