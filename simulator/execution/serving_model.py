@@ -24,6 +24,7 @@ from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.network.all_to_all import Reach
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import FabricLoad, Pattern, all_to_all_load
+from simulator.hardware.network.low_latency import LowLatencyTransfers
 from simulator.hardware.network.routing import parse_failure
 from simulator.hardware.network.transfers import Transfers
 from simulator.scenario.serving import ServingStepJob
@@ -115,6 +116,21 @@ class ServingModel:
     def transfers(self) -> Transfers:
         """Times of bulk transfers between the deployment's GPUs."""
         return Transfers(cluster=self.cluster, achieved=self.kernels.calibration.transfers)
+
+    @property
+    def low_latency_transfers(self) -> LowLatencyTransfers | None:
+        """Times of dispatch and combine by low-latency kernels; None without them."""
+        if self.low_latency is None:
+            return None
+        return LowLatencyTransfers(
+            profile=self.low_latency,
+            cluster=self.cluster,
+            ranks=self.job.gpus,
+            domain=self.nvlink_domain,
+            hidden=self.config.hidden_size,
+            load=self.kernels.load,
+            kernel_floor=self.kernels.calibration.kernel_floor.value,
+        )
 
     @property
     def expert_ranks(self) -> int:

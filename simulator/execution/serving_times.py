@@ -16,11 +16,8 @@ from numpy.typing import NDArray
 
 from hardware_profiles.low_latency_kernels import (
     End,
-    LowLatencyProfile,
     MoeOperation,
-    kernel_time,
     message_bytes,
-    wire_time,
 )
 from hardware_profiles.schema import Estimate
 from reference_model.trace import Operator
@@ -33,6 +30,7 @@ from simulator.hardware.kernels.curves import (
     PROVENANCES,
 )
 from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, exchange_sms
+from simulator.hardware.network.low_latency import LowLatencyTransfers
 from simulator.hardware.network.transfers import TransferTime
 from simulator.workload.iteration import WIRES, LayerOperators
 from simulator.workload.iteration_operators import COLLECTIVE_SEGMENTS, collective_ranks
@@ -200,15 +198,15 @@ def _special_time(
         return _collective_time(model, operator, ranks), EXTRAPOLATED, "collective"
     if part in WIRES and job.expert_tp > 1:
         return _collective_time(model, operator, job.expert_tp), EXTRAPOLATED, "collective"
-    profile = model.low_latency
-    if profile is None or job.expert_tp > 1 or operator.kind == "add":
+    low_latency = model.low_latency_transfers
+    if low_latency is None or job.expert_tp > 1 or operator.kind == "add":
         return None
     if part in ("dispatch_send", "dispatch_receive", "combine_send", "combine_receive"):
         # A sent token's row stands for all its copies.
         handled = operator["rows"] * (model.choices if part == "dispatch_send" else 1)
-        return _kernel_ends(model, profile, part, handled), EXTRAPOLATED, part
+        return _kernel_ends(low_latency, part, handled), EXTRAPOLATED, part
     operation: MoeOperation = "dispatch" if part.startswith("dispatch") else "combine"
-    return _low_latency_wire(model, profile, operation, copies) if part in WIRES else None
+    return _low_latency_wire(model, low_latency, operation, copies) if part in WIRES else None
 
 
 def _wire_copies(model: ServingModel, layer: LayerOperators) -> float:
@@ -223,105 +221,12 @@ def _wire_copies(model: ServingModel, layer: LayerOperators) -> float:
 
 
 def _kernel_ends(
-    model: ServingModel, profile: LowLatencyProfile, part: str, copies: float
+    transfers: LowLatencyTransfers, part: str, copies: float
 ) -> tuple[float, float, float]:
     value, low, high = (
-        float(_kernel_at(model, profile, part, np.array(copies), end)) for end in get_args(End)
+        float(transfers.kernel(part, np.array(copies), end)) for end in get_args(End)
     )
     return value, low, high
-
-
-def _kernel_at(
-    model: ServingModel, profile: LowLatencyProfile, part: str, copies: Array, end: End = "value"
-) -> Array:
-    """Seconds of a send or receive kernel over `copies` copies, by one figure of its estimate.
-
-    Within an NVLink domain the send kernel stores the copies itself, at the link's rate, and takes
-    what of the published kernel's time is neither the receive kernel nor the network's latency: few
-    copies leave no wait for a wire that many would not. Of a mixed profile it also posts those that
-    leave the domain, and the slower of both decides."""
-    seconds = _handling(model, profile, part, copies, end)
-    operation, kernel = part.split("_")
-    if kernel != "send":
-        return seconds
-    if profile.within is not None:
-        near = copies * model.domain_share
-        return np.maximum(seconds, _handling(model, profile.within, part, near, end))
-    if profile.link != "nvlink":
-        return seconds
-    of: MoeOperation = "dispatch" if operation == "dispatch" else "combine"
-    published = _moved(model, profile, of, copies, end)
-    published = published + profile.intercept(of, model.job.gpus, end) - profile.latency
-    received = _handling(model, profile, f"{operation}_receive", copies, end)
-    return np.maximum(seconds, published - received)
-
-
-def _handling(
-    model: ServingModel, profile: LowLatencyProfile, part: str, copies: Array, end: End
-) -> Array:
-    """Seconds that a send or receive kernel works on `copies` copies."""
-    handled = copies
-    if profile.link == "nvlink" and part.endswith("_send"):
-        handled = copies * (profile.link_bandwidth / model.cluster.node.gpu.nvlink_bandwidth)
-    floor = model.kernels.calibration.kernel_floor.value
-    return kernel_time(getattr(getattr(profile, part), end), profile, copies=handled, floor=floor)
-
-
-def _moved(
-    model: ServingModel,
-    profile: LowLatencyProfile,
-    operation: MoeOperation,
-    copies: Array,
-    end: End = "value",
-) -> Array:
-    """Seconds until `copies` copies have crossed their links, intercept excluded.
-
-    The published share of the line rate holds for NICs; links between switches, or what failures
-    left of the NICs, take longer where they are slower. Copies within an NVLink domain travel at
-    the same time as those beyond it."""
-    node, ranks, load = model.cluster.node, model.job.gpus, model.kernels.load
-    over_nvlink = profile.link == "nvlink"
-    seconds = wire_time(
-        profile,
-        operation,
-        copies=copies * profile.crossing(ranks, model.nvlink_domain),
-        hidden=model.config.hidden_size,
-        ranks=ranks,
-        link_bandwidth=node.gpu.nvlink_bandwidth if over_nvlink else node.nic_bandwidth_per_gpu,
-        end=end,
-    )
-    if over_nvlink:
-        return seconds
-    beyond = copies * message_bytes(operation, model.config.hidden_size) / load.bandwidth
-    seconds = np.maximum(seconds * load.nic_stretch, beyond)
-    if profile.within is None:
-        return seconds
-    near = copies * model.domain_share
-    return np.maximum(seconds, _moved(model, profile.within, operation, near, end))
-
-
-def _wire_alone(
-    model: ServingModel,
-    profile: LowLatencyProfile,
-    operation: MoeOperation,
-    copies: Array,
-    end: End = "value",
-) -> Array:
-    """What is left of the published kernel's time when its send and receive parts are taken out, at
-    least the network's latency; seconds for each number of copies, by one figure of the intercept.
-    """
-    node, fabric, load = model.cluster.node, model.cluster.fabric, model.kernels.load
-    own = sum(
-        _kernel_at(model, profile, f"{operation}_{part}", copies) for part in ("send", "receive")
-    )
-    latency = node.nvlink_latency
-    if profile.link != "nvlink":
-        latency = max(fabric.cross_leaf_latency, load.latency)
-    # The published kernel met the latency of its own network.
-    least = profile.intercept(operation, model.job.gpus, end) + latency - profile.latency
-    moved = _moved(model, profile, operation, copies, end)
-    alone: Array = np.maximum(latency, moved + least - own)
-    return alone
 
 
 def _beside_compute(model: ServingModel) -> Estimate:
@@ -332,14 +237,13 @@ def _beside_compute(model: ServingModel) -> Estimate:
 
 
 def _low_latency_wire(
-    model: ServingModel, profile: LowLatencyProfile, operation: MoeOperation, copies: float
+    model: ServingModel, transfers: LowLatencyTransfers, operation: MoeOperation, copies: float
 ) -> tuple[tuple[float, float, float], int, str]:
     """A wire's time with its interval: the slow-down beside compute, the intercept's, and what the
     achieved share of the line rate differs by among the measured group sizes."""
-    job = model.job
+    job, profile = model.job, transfers.profile
     alone, *ends = (
-        float(_wire_alone(model, profile, operation, np.array(copies), end))
-        for end in get_args(End)
+        float(transfers.wire(operation, np.array(copies), end)) for end in get_args(End)
     )
     ratio = _beside_compute(model)
     fractions = [profile.fraction(operation, row.ranks) for row in profile.rows]
@@ -374,6 +278,7 @@ def expert_times(
     """[loads, operators], times of the wanted operators at each (rows, active experts)."""
     part_of = base.part_of()
     job = model.job
+    low_latency = model.low_latency_transfers
     gpu_sms = model.cluster.node.gpu.sms
     normal = job.normal_transfers
     overlapped = normal and job.overlap == "two_micro_batches"
@@ -384,15 +289,14 @@ def expert_times(
     columns: list[int] = []
     for number, place in enumerate(wanted):
         part, operator = part_of[place], base.operators[place]
-        profile = model.low_latency
-        if profile is not None and part in WIRES:
+        if low_latency is not None and part in WIRES:
             sent = base.operators[base.parts["dispatch_send"][0]]["rows"] * model.choices
             operation: MoeOperation = "dispatch" if part == "dispatch_wire" else "combine"
-            table[:, number] = _beside_compute(model).value * _wire_alone(
-                model, profile, operation, np.maximum(rows, sent)
+            table[:, number] = _beside_compute(model).value * low_latency.wire(
+                operation, np.maximum(rows, sent)
             )
-        elif profile is not None and part in ("dispatch_receive", "combine_send"):
-            table[:, number] = _kernel_at(model, profile, part, rows)
+        elif low_latency is not None and part in ("dispatch_receive", "combine_send"):
+            table[:, number] = low_latency.kernel(part, rows)
         else:
             sms = gpu_sms - job.communication_sms if overlapped else gpu_sms
             if part in WIRES:
