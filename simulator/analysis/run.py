@@ -96,7 +96,7 @@ def simulate(scenario: Scenario, *, unfold: bool = False) -> Run[AnyResult]:
     """Run the job of a scenario; the same scenario gives the same run.
 
     Args:
-        unfold: simulate every operator of every rank instead of each distinct chunk once; of a
+        unfold: list every operator of every rank, not only those of each distinct chunk; of a
             training step only.
 
     Raises:

@@ -39,7 +39,7 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
     """The figures of a serving step; None where one does not apply to the phase.
 
     Args:
-        with_intervals: whether to work out 80 % intervals (`error_budget`).
+        with_intervals: whether to work out 80 % intervals (`analysis.intervals`).
     """
     job, step = run.job, run.step
     kv = run.kv

@@ -1,6 +1,6 @@
 """Split a training step into causes; the rows sum to the step time.
 
-Counterfactuals of the event simulation, each on top of those before it: a row's effect is what the
+Counterfactuals of the simulation, each on top of those before it: a row's effect is what the
 step takes longer once its cause is there, so it depends on the order below. The chunks' part of the
 step is its mean over pipeline ranks; with the mean bubble and the optimizer it makes up the step
 time of every rank, so the rows sum to it. The last row shows by how much they miss it.

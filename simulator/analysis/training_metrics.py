@@ -156,7 +156,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
     wall_clock_s is added by whoever measures it.
 
     Args:
-        with_intervals: whether to work out 80 % intervals (`error_budget`).
+        with_intervals: whether to work out 80 % intervals (`analysis.intervals`).
     """
     step, job, cluster = run.step, run.job, run.scenario.cluster
     times_of_ranks = rank_times(step)

@@ -25,7 +25,7 @@ def run_command(
         ),
     ] = None,
     unfold: Annotated[
-        bool, typer.Option("--unfold", help="Run and log every operator of every rank.")
+        bool, typer.Option("--unfold", help="Log every operator of every rank.")
     ] = False,
     no_interval: Annotated[
         bool,

@@ -9,7 +9,7 @@ transfers beside compute, each with an interval. Wires take the share of the NIC
 DeepEP's tables achieve, or longer where links between switches or failures allow less
 (fabric_load); traffic of other jobs has no effect on an iteration.
 
-Times carry the ends of each kernel's interval; error_budget makes the iteration's of them.
+Times carry the ends of each kernel's interval; analysis.intervals makes the iteration's of them.
 """
 
 from __future__ import annotations
