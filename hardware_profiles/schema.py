@@ -5,6 +5,7 @@ fractions come from measurements. How a file's fields are read and checked stand
 """
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -655,7 +656,28 @@ def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
             )
         return read_yaml(path, where=where), where
     raw = read_yaml(path, where=where)
-    return (_completed(raw) if kind == "calibrations" else raw), where
+    if kind == "calibrations":
+        raw = _completed(_with_names_of_today(raw, where))
+    return raw, where
+
+
+_EARLIER_NAMES = {"transfer_from": "restated_from", "carried_over": "restatement"}
+"""Fields of calibrations that had another name until November 2026."""
+
+
+def _with_names_of_today(raw: Raw, where: str) -> Raw:
+    """A user's calibration with fields of today's names; a warning tells which to change."""
+    renamed = {_EARLIER_NAMES.get(name, name): value for name, value in raw.items()}
+    changes = [f"{old} is called {new}" for old, new in _EARLIER_NAMES.items() if old in raw]
+    if renamed.get("basis") == "transfer":
+        renamed["basis"] = "restated"
+        changes.append("basis transfer is called restated")
+    sources = renamed.get("sources")
+    if isinstance(sources, dict):
+        renamed["sources"] = {_EARLIER_NAMES.get(name, name): s for name, s in sources.items()}
+    if changes:
+        warnings.warn(f"{where}: {', '.join(changes)} now", FutureWarning, stacklevel=2)
+    return renamed
 
 
 _LATER_FIELDS = (

@@ -9,6 +9,7 @@ stay inside the commands, so that `dsv3sim --help` answers at once.
 from __future__ import annotations
 
 import sys
+import warnings
 
 import typer
 
@@ -41,7 +42,8 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Entry point: errors that the user can mend become one line and exit code 2."""
+    """Entry point: errors that the user can mend become one line and exit code 2, warnings one."""
+    warnings.formatwarning = lambda message, *_where: f"note: {message}\n"
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:

@@ -262,6 +262,23 @@ def test_an_older_calibration_takes_later_fields_from_the_shipped_one_of_its_gpu
         assert text.startswith("as in the shipped calibration h800_sxm, because this file does not")
 
 
+def test_earlier_names_of_a_calibration_are_read_with_a_note(tmp_path):
+    raw, _ = read_profile("calibrations", "b200_sxm")
+    earlier = dict(raw) | {"name": "earlier"}
+    earlier["transfer_from"] = earlier.pop("restated_from")
+    earlier["carried_over"] = earlier.pop("restatement")
+    path = tmp_path / "earlier.yaml"
+    path.write_text(yaml.safe_dump(earlier), encoding="utf-8")
+    note = (
+        r"earlier\.yaml: transfer_from is called restated_from, carried_over is called restatement"
+    )
+    with pytest.warns(FutureWarning, match=note):
+        read = load_calibration(str(path))
+    shipped = load_calibration("b200_sxm")
+    assert read.restated_from == shipped.restated_from == ("h200_sxm",)
+    assert read.restatement == shipped.restatement
+
+
 def test_a_field_that_no_shipped_calibration_can_give_is_named_with_a_file_that_has_it(tmp_path):
     path = older_calibration(tmp_path, gpu="mine")
     with pytest.raises(ValueError, match=r"is missing; hardware_profiles/calibrations/h800_sxm"):
