@@ -31,7 +31,7 @@ def run_command(
         bool,
         typer.Option(
             "--no-interval",
-            help="Leave out the 80 % intervals and the same step with other kernels, for speed.",
+            help="Leave out the 80 % intervals, and a serving step with other kernels, for speed.",
         ),
     ] = False,
 ) -> None:
