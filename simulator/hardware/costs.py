@@ -26,7 +26,8 @@ without rows borrows the kind's other types, then what its class (tensor-core or
 achieves in general. Where the calibration names others to transfer from, a family without rows and
 products far from the few rows of theirs come from those, by the ceilings of both GPUs
 (gpu_transfer.py). Whatever the answer, no kernel moves its bytes faster than the fastest measured
-one, unless its own row says so, and no product takes longer than one of more rows (work_floor.py).
+one, unless its own row says so, and none takes longer than one of more rows (work_floor.py). On
+more SMs than the measured GPU has, only what its work is bound by gets shorter (gpu_ratio.py).
 
 Provenance. measured: a row of the preferred set with these sizes, SMs and condition. interpolated:
 between rows of the same shape, or a row at another condition or an SM count between measured ones.
@@ -196,6 +197,10 @@ class KernelCostModel:
         self.all_to_all_ = self._all_to_all(self.calibration, rows)
         self._rows = rows
         self._rising_rows: dict[tuple[bool, Family], RisingRows] = {}
+        self._last_answers: dict[
+            tuple[bool, Family],
+            tuple[NDArray[np.int64], Array, tuple[Array, Array, Array, NDArray[np.intp]]],
+        ] = {}
         self._restated_floors: dict[tuple[bool, Family], WorkFloor] = {}
         self._measured_gpu = load_gpu(self.calibration.gpu)
         self._restated = not same_compute(self._measured_gpu, self.cluster.node.gpu)
@@ -352,7 +357,7 @@ class KernelCostModel:
                     loads=[loads[number] for number in chosen],
                 )
             else:
-                answer = self._of_batch(family, batch_of(unique), unique_sms, beside)
+                answer = self._asked_again(family, batch_of(unique), unique_sms, beside)
             answers[0, chosen], answers[1, chosen], answers[2, chosen] = answer[:3]
             provenance[chosen] = answer[3]
         seconds, low, high = answers[:, places]
@@ -420,11 +425,24 @@ class KernelCostModel:
         named = np.array(PROVENANCES)[provenance[places]]
         return Prediction(seconds[places], low[places], high[places], named)
 
+    def _asked_again(
+        self, family: Family, batch: Batch, sms: Array, overlapped: bool
+    ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
+        """`_of_batch`, whose last answer of each family is kept: a step without the slow-down of
+        its all-to-all asks for the same compute kernels."""
+        last = self._last_answers.get((overlapped, family))
+        if last is None or not (
+            np.array_equal(last[0], batch.sizes) and np.array_equal(last[1], sms)
+        ):
+            last = (batch.sizes, sms, self._of_batch(family, batch, sms, overlapped))
+            self._last_answers[overlapped, family] = last
+        return last[2]
+
     def _of_batch(
         self, family: Family, batch: Batch, sms: Array, overlapped: bool
     ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
-        """Of distinct operators of one family; a product never takes longer than one of more rows,
-        attention no less than a row with less work.
+        """Of distinct operators of one family; none takes longer than one of more rows, attention
+        no less than a row with less work.
 
         A row that a larger one beats no longer counts as measured.
         """
@@ -445,7 +463,7 @@ class KernelCostModel:
         return seconds, low * (seconds / alone), high * (seconds / alone), provenance
 
     def _rising(self, family: Family, overlapped: bool) -> RisingRows:
-        """What is known of a family of products; scanned shape by shape when first needed."""
+        """What is known of a family with rows; scanned shape by shape when first needed."""
         known = self._rising_rows.get((overlapped, family))
         if known is not None:
             return known
@@ -477,10 +495,12 @@ class KernelCostModel:
         return self._restated_floors[key]
 
     def _at_peak(self, family: Family, batch: Batch, sms: Array) -> Array:
-        """[operators] seconds at this GPU's peaks, by the tiles of the family's kernels."""
+        """[operators] seconds at this GPU's peaks, by the tiles of the family's kernels, on no more
+        SMs than were measured: between two numbers of rows, time goes alike on more."""
         model = self.families_.get((False, family))
         tiles = self.calibration.tiles if model is None else model.tiles
-        return ideal_batch_seconds(batch, sms, self.cluster.node.gpu, tiles)
+        fewer = np.minimum(sms, self._answering(family)._measured_gpu.sms)
+        return ideal_batch_seconds(batch, fewer, self.cluster.node.gpu, tiles)
 
     def _one_by_one(
         self, family: Family, batch: Batch, sms: Array, overlapped: bool
@@ -580,7 +600,7 @@ class KernelCostModel:
         at, on = (gpu, sms)
         if self._restated:
             at = self._measured_gpu
-            on = sms if tensor else sms * (at.sms / gpu.sms)
+            on = np.minimum(sms, at.sms) if tensor else sms * (at.sms / gpu.sms)
         ideal = Ideal(*waves_and_bytes(batch, on, at, tiles), floor)
         if model is None:
             log_seconds = ideal.log_seconds + achieved.log_ratio
@@ -602,8 +622,9 @@ class KernelCostModel:
         if self._restated:
             log_seconds = log_seconds + log_restatement(
                 batch,
-                sms,
                 np.exp(log_seconds),
+                on=on,
+                to=sms,
                 source=at,
                 target=gpu,
                 achieved=self.achieved_,

@@ -74,9 +74,10 @@ def achieved_shares(rows: Iterable[Measurement], gpu: GpuProfile) -> Achieved:
 
 def log_restatement(
     batch: Batch,
-    sms: Array,
     seconds: Array,
     *,
+    on: Array,
+    to: Array,
     source: GpuProfile,
     target: GpuProfile,
     achieved: Achieved,
@@ -93,12 +94,13 @@ def log_restatement(
         t' = t (f bound' / bound + (1 - f) P / P'),   f = min(1, bound / t)
 
     Args:
-        sms: [operators] of a product, on either GPU.
         seconds: [operators] on the source.
+        on: [operators] SMs that a product had there.
+        to: [operators] SMs that it has on the target; on more of them it never takes longer.
         achieved: on the source.
     """
-    before = _bound(batch, sms, source, achieved, tiles)
-    after = _bound(batch, sms, target, achieved, tiles)
+    before = _bound(batch, on, source, achieved, tiles)
+    after = _bound(batch, to, target, achieved, tiles)
     pace = source.sm_clock / target.sm_clock
     if not is_tensor(batch.kind):
         pace *= source.sms / target.sms

@@ -1,10 +1,10 @@
 """Lower bounds by work: a kernel with more work never takes less time.
 
-Products. One of fewer rows could be run as one of more, padded with zeros, so that it never needs
-longer. `RisingRows` scans each shape at numbers of rows between which no tile begins, and predicts
-the least of what was found at no fewer: a measured row that a larger measured one beats is noise,
-and what no row was measured at gives way to what one was. Between the numbers scanned, time goes as
-the time at peak does.
+Products, norms, casts and the like. One of fewer rows could be run as one of more, padded with
+zeros, so that it never needs longer. `RisingRows` scans each shape at numbers of rows between which
+no tile begins, and predicts the least of what was found at no fewer: a measured row that a larger
+measured one beats is noise, and what no row was measured at gives way to what one was. Between the
+numbers scanned, time goes as the time at peak does.
 
 Attention. Measured rows bound from below whatever is larger in every size. Rows are few and lie far
 apart; the efficiency of one sequence and that of sixteen differ so much that a mean of their curves
@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from reference_model.trace import KINDS
 from simulator.hardware.kernels.curves import fingerprints
 from simulator.hardware.kernels.roofline import SMALL_TILE_ROWS, TILE_ROWS, Batch, batch_of_sizes
 
@@ -29,13 +30,11 @@ MONOTONE_KINDS = frozenset({"mla_decode", "attention_forward", "attention_backwa
 
 
 PADDED: Mapping[str, str] = {
-    "batched_gemm": "m",
-    "gemm": "m",
-    "grouped_gemm": "rows",
-    "grouped_gemm_weight_grad": "rows",
-    "masked_grouped_gemm": "rows",
+    name: next(size for size in ("rows", "m", "tokens") if size in kind.sizes)
+    for name, kind in KINDS.items()
+    if not {"rows", "m", "tokens"}.isdisjoint(kind.sizes)
 }
-"""{kind of product: its size that could be padded}"""
+"""{kind of product, norm, cast and the like: its size that could be padded}"""
 FEW_ROWS = (1, 2, 4, 8, 16, 24, 32, 48)
 EVERY_TILE = 2048
 """Rows up to which each tile of the lower height is scanned; beyond, an eighth of an octave."""
@@ -48,14 +47,14 @@ Scan = Callable[[Batch, Array], tuple[Array, NDArray[np.bool_], Array]]
 
 
 class RisingRows:
-    """Seconds of the products of one family that never fall as rows grow."""
+    """Seconds of the kernels of one family that never fall as rows grow."""
 
     def __init__(self, kind: str, scan: Scan, also: Array) -> None:
         """Store how to predict.
 
         Args:
             kind: one of `PADDED`.
-            scan: predicts products one by one; its time at peak must never fall as rows grow.
+            scan: predicts kernels one by one; its time at peak must never fall as rows grow.
             also: rows to scan besides the usual ones: those of measurements.
         """
         self._axis = PADDED[kind]
@@ -71,7 +70,7 @@ class RisingRows:
         self._found: dict[tuple[int, float], tuple[Array, Array]] = {}
 
     def seconds(self, batch: Batch, sms: Array, seconds: Array, at_peak: Array) -> Array:
-        """[operators] the rising seconds of products.
+        """[operators] the rising seconds of kernels.
 
         Args:
             sms: [operators] that they have.

@@ -62,6 +62,17 @@ def test_doubling_any_bandwidth_or_the_clock_never_slows_a_step(name):
         assert faster.step_s <= step.step_s * (1 + 1e-9), field
 
 
+def test_more_sms_never_slow_a_step_on_kernels_that_fill_a_grid():
+    changes = ("cluster.node.gpu=h100_sxm", "calibration=h100_sxm", "gpus=40", "cluster.nodes=18")
+    changes += ("experts.redundant=24", "experts.placement=in_order")
+    changes += ("requests.requests_per_gpu=256", "requests.context_tokens=512")
+    times = [
+        step_of("decode_ep128_profile", *changes, f"cluster.node.gpu.sms={sms}").step_s
+        for sms in (132, 133, 140, 148, 264)
+    ]
+    assert times == sorted(times, reverse=True)
+
+
 @pytest.mark.parametrize("name", ["decode_ep128_profile", "prefill_ep32_profile", "mtp_one_node"])
 def test_the_same_scenario_gives_the_same_log(name):
     again = step_of.__wrapped__(name)

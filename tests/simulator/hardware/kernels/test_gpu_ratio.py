@@ -40,8 +40,9 @@ THIN = row("gemm", m=1, n=8192, k=8192)
 def ratio(one, seconds, *, source=H200, target=H800, share=1.0, sms=132.0):
     found = log_restatement(
         batch_of_rows([one]),
-        np.array([sms]),
         np.array([seconds]),
+        on=np.array([sms]),
+        to=np.array([sms]),
         source=source,
         target=target,
         achieved=Achieved(memory=share, compute={}),
