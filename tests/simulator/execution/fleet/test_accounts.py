@@ -2,78 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fleets import fixed_requests, make_job, pool, run
 
 from hardware_profiles.schema import ClusterProfile, load_cluster
-from simulator.execution.fleet.accounts import FleetRun
-from simulator.execution.fleet.fleet import run_fleet
-from simulator.execution.fleet.log import CollectedLog
-from simulator.execution.fleet.step_times import AffineStepTimes
-from simulator.scenario.fleet import AffineCoefficients, FleetJob
-
-STEP_TIMES = {
-    "decode_fixed": "10 ms",
-    "decode_per_request": "100 us",
-    "decode_per_context_token": "1 us",
-    "prefill_fixed": "5 ms",
-    "prefill_per_token": "20 us",
-    "prefill_per_attended_token": "10 ns",
-    "kv_capacity_tokens": 4000,
-}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> ClusterProfile:
     return load_cluster("h800_2048")
-
-
-def pool(instances: int = 1, **changes: Any) -> dict[str, Any]:
-    return {
-        "instances": instances,
-        "gpus_per_instance": 8,
-        "ranks": 1,
-        "affine": STEP_TIMES,
-        "max_batch": 64,
-        "tokens_per_pass": 512,
-        **changes,
-    }
-
-
-def fixed_requests(count: int, prompt: int, output: int, rate: str = "5 Hz") -> dict[str, Any]:
-    return {
-        "synthetic": {
-            "arrivals": "poisson",
-            "rate": rate,
-            "count": count,
-            "prompt_tokens": {"kind": "constant", "mean": prompt},
-            "output_tokens": {"kind": "constant", "mean": output},
-        }
-    }
-
-
-def make_job(requests: dict[str, Any], **changes: Any) -> FleetJob:
-    return FleetJob.model_validate(
-        {
-            "requests": requests,
-            "kv_bytes_per_token": "70272 B",
-            "kv_transfer": {"latency": "10 us"},
-            "service_level": {"ttft": "2 s", "tpot": "50 ms"},
-            "warm_up": "0 s",
-            "sample_interval": "10 s",
-            **changes,
-        }
-    )
-
-
-def run(job: FleetJob, cluster: ClusterProfile, seed: int = 0) -> tuple[FleetRun, CollectedLog]:
-    log = CollectedLog()
-    step_times = {}
-    for name, spec in job.pools.items():
-        assert isinstance(spec.affine, AffineCoefficients)
-        step_times[name] = AffineStepTimes(spec.affine)
-    return run_fleet(job, step_times, cluster, seed=seed, log=log), log
 
 
 def test_instances_follow_the_hours_and_are_paid_only_while_in_service(
