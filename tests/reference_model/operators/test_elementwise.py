@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from operator_cases import SITE, assert_close, plain_gradients
 from torch.nn import functional
 
 from reference_model import operators as ops
-
-SITE = ops.Site("forward", "mlp")("test")
 
 
 @pytest.fixture
@@ -17,17 +16,6 @@ def generator():
 @pytest.fixture
 def randn(generator):
     return lambda *shape: torch.randn(shape, generator=generator)
-
-
-def plain_gradients(function, *inputs, grad):
-    """Gradients of `inputs` by automatic differentiation."""
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    function(*leaves).backward(grad)
-    return [leaf.grad for leaf in leaves]
-
-
-def assert_close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_rmsnorm(randn):

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from operator_cases import SITE, assert_close, plain_gradients
 
 from reference_model import operators as ops
-
-SITE = ops.Site("forward", "mlp")("test")
 
 
 @pytest.fixture
@@ -16,17 +15,6 @@ def generator():
 @pytest.fixture
 def randn(generator):
     return lambda *shape: torch.randn(shape, generator=generator)
-
-
-def plain_gradients(function, *inputs, grad):
-    """Gradients of `inputs` by automatic differentiation."""
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    function(*leaves).backward(grad)
-    return [leaf.grad for leaf in leaves]
-
-
-def assert_close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_topk_weight_grad_of_absent_choices_and_zero_weights_is_zero(randn):

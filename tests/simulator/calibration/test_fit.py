@@ -1,49 +1,20 @@
 """Calibrate: held-out errors are real, noise is measured, files are complete and load again."""
 
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_rows import BASE, made_up, row
 
 from hardware_profiles.schema import load_calibration, load_cluster, load_gpu
-from hardware_profiles.tables import Measurement, load_measurements, write_measurements
+from hardware_profiles.tables import load_measurements, write_measurements
 from simulator.calibration.fit import calibrate_to_file, fit_calibration, fit_families
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.families import calibration_measurements
 
 SHARED = Path(__file__).resolve().parents[3] / ".." / "shared" / "measured"
 H800 = load_gpu("h800_sxm")
-BASE = load_calibration("h800_sxm")
 FLOOR = BASE.kernel_floor.value
-
-
-def row(m, n, k, seconds, kernel_set="made_up"):
-    return Measurement(
-        kind="gemm",
-        sizes=(("k", k), ("m", m), ("n", n)),
-        dtype="fp8_e4m3",
-        sms=132,
-        seconds=seconds,
-        spread=None,
-        source="made up",
-        conditions=(("out_dtype", "bfloat16"), ("set", kernel_set)),
-    )
-
-
-def made_up(*, noise=0.0, seed=0, kernel_set="made_up", slower=1.0):
-    """A kernel that reaches 60 % of the peak beyond a launch of 5 us."""
-    rng = np.random.default_rng(seed)
-    return [
-        row(
-            m, n, k,
-            slower * (5e-6 + 2 * m * n * k / (0.6 * 1979e12)) * math.exp(noise * rng.normal()),
-            kernel_set,
-        )
-        for m in (256, 512, 1024, 2048, 4096, 8192, 16384)
-        for n in (1536, 4096, 7168, 24576)
-        for k in (2048, 7168)
-    ]  # fmt: skip
 
 
 def test_a_kernel_that_follows_its_roofline_is_predicted_without_its_rows():

@@ -1,46 +1,14 @@
 """One GPU's kernels predicted from another's."""
 
 import dataclasses
-import math
 
-import numpy as np
 import pytest
+from made_up_rows import BASE
 
 from hardware_profiles.schema import load_calibration, load_cluster
-from hardware_profiles.tables import Measurement
 from simulator.calibration.restated_errors import restated_errors
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.families import calibration_measurements, operator_of
-
-BASE = load_calibration("h800_sxm")
-
-
-def row(m, n, k, seconds, kernel_set="made_up"):
-    return Measurement(
-        kind="gemm",
-        sizes=(("k", k), ("m", m), ("n", n)),
-        dtype="fp8_e4m3",
-        sms=132,
-        seconds=seconds,
-        spread=None,
-        source="made up",
-        conditions=(("out_dtype", "bfloat16"), ("set", kernel_set)),
-    )
-
-
-def made_up(*, noise=0.0, seed=0, kernel_set="made_up", slower=1.0):
-    """A kernel that reaches 60 % of the peak beyond a launch of 5 us."""
-    rng = np.random.default_rng(seed)
-    return [
-        row(
-            m, n, k,
-            slower * (5e-6 + 2 * m * n * k / (0.6 * 1979e12)) * math.exp(noise * rng.normal()),
-            kernel_set,
-        )
-        for m in (256, 512, 1024, 2048, 4096, 8192, 16384)
-        for n in (1536, 4096, 7168, 24576)
-        for k in (2048, 7168)
-    ]  # fmt: skip
 
 
 def test_a_restatement_uses_no_row_of_the_predicted_gpu():

@@ -5,11 +5,24 @@ from functools import cache
 
 import numpy as np
 import pytest
+from cost_models import (
+    CALIBRATION,
+    COSTS,
+    MICROSECOND,
+    ROWS,
+    WITHOUT_TRACE,
+    bfloat16,
+    dispatch,
+    fitted,
+    gemm,
+    one,
+    operator,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardware_profiles.schema import load_calibration, load_cluster, load_gpu
-from reference_model.trace import KINDS, TRACE_FOLDER, Operator, load_trace
+from reference_model.trace import KINDS, TRACE_FOLDER, load_trace
 from simulator.hardware.costs import COST_MODELS, PROVENANCES, KernelCostModel, NotCalibrated
 from simulator.hardware.kernels.families import calibration_measurements, operator_of
 from simulator.hardware.kernels.models import ENOUGH_RESIDUALS
@@ -17,57 +30,8 @@ from simulator.hardware.kernels.roofline import batch_of, is_tensor, least_secon
 from simulator.hardware.kernels.work_floor import PADDED
 from simulator.hardware.network.fabric_load import NO_LIMIT
 
-CALIBRATION = load_calibration("h800_sxm", {"restated_from": []})
-"""Its own rows only; what it takes over from an H200 is tested below."""
-ROWS = calibration_measurements(CALIBRATION)
 H800 = load_gpu("h800_sxm")
-MICROSECOND = 1e-6
 ROUNDING = 1e-9
-
-
-def fitted(overrides=None, *, ranks=64, calibration=CALIBRATION, rows=ROWS):
-    cluster = load_cluster("h800_2048", overrides)
-    return KernelCostModel(
-        cluster=cluster, calibration=calibration, expert_parallel_ranks=ranks
-    ).fit(rows)
-
-
-COSTS = fitted()
-
-
-def operator(kind, *, dtype="fp8_e4m3", out_dtype="bfloat16", accumulate=False, **sizes):
-    return Operator(
-        name=kind,
-        kind=kind,
-        phase="forward",
-        segment="mlp",
-        dtype=dtype,
-        out_dtype=out_dtype,
-        sizes=tuple(sorted(sizes.items())),
-        recompute=False,
-        accumulate=accumulate,
-    )
-
-
-def gemm(m, n, k, **types):
-    return operator("gemm", m=m, n=n, k=k, **types)
-
-
-def dispatch(tokens=4096, received=None, top_k=8):
-    rows = round(tokens * 7.49) if received is None else received
-    return operator(
-        "dispatch", out_dtype="fp8_e4m3", tokens=tokens, rows=rows, hidden=7168, top_k=top_k
-    )
-
-
-def combine(tokens=4096, received=None):
-    rows = round(tokens * 7.49) if received is None else received
-    return operator("combine", dtype="bfloat16", tokens=tokens, rows=rows, hidden=7168, top_k=0)
-
-
-def one(costs, op, *, sms, overlapped):
-    prediction = costs.predict([op], sms=sms, overlapped=overlapped, load=NO_LIMIT)
-    return float(prediction.seconds[0]), str(prediction.provenance[0])
 
 
 TRACE = load_trace(TRACE_FOLDER / "deepseek_v3.train.jsonl")
@@ -495,12 +459,6 @@ def test_a_larger_slowdown_speeds_no_operator_up(kind):
 SHIPPED = load_calibration("h800_sxm")
 
 
-WITHOUT_TRACE = fitted(
-    calibration=load_calibration("h800_sxm", {"kernel_sets": ["infersim"], "restated_from": []}),
-    rows=[row for row in ROWS if row.kind == "gemm"],
-)
-
-
 @pytest.mark.parametrize("op", [op for op in MODEL_OPERATORS if op.phase == "forward"][::7])
 def test_fewer_sms_and_an_all_to_all_beside_it_never_speed_a_kernel_up(op):
     if op.kind in {"dispatch", "combine", "dispatch_layout"}:
@@ -577,7 +535,7 @@ def test_held_out_gemm_error_is_a_few_percent():
 def test_intervals_hold_four_fifths_of_the_held_out_rows():
     models = [model for (overlapped, _), model in COSTS.families_.items() if not overlapped]
     curves = [model for model in models if model.estimator == "curves"]
-    for model, errors in ((one, e) for one in curves for e in one.residuals.values()):
+    for model, errors in ((curve, e) for curve in curves for e in curve.residuals.values()):
         for row_left_out, group in zip((True, False), errors, strict=True):
             width = model.width(row_left_out=row_left_out)
             if width is not None and len(group) >= 4 * ENOUGH_RESIDUALS:
@@ -631,10 +589,6 @@ def test_every_kind_is_either_tiled_or_bound_by_bytes():
 
 WITH_H200 = fitted(calibration=load_calibration("h800_sxm"))
 HEAD = gemm(4096, 129280, 7168)
-
-
-def bfloat16(op):
-    return dataclasses.replace(op, dtype="bfloat16")
 
 
 def test_products_far_from_the_few_rows_of_their_family_come_from_the_other_gpu():

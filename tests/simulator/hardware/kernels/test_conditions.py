@@ -1,52 +1,10 @@
 """Kernel times beside an all-to-all and on fewer SMs."""
 
-import dataclasses
-
 import pytest
+from cost_models import COSTS, MICROSECOND, WITHOUT_TRACE, fitted, gemm, one, operator
 
-from hardware_profiles.schema import load_calibration, load_cluster
-from reference_model.trace import Operator
-from simulator.hardware.costs import KernelCostModel
-from simulator.hardware.kernels.families import calibration_measurements
+from hardware_profiles.schema import load_calibration
 from simulator.hardware.network.fabric_load import NO_LIMIT
-
-CALIBRATION = load_calibration("h800_sxm", {"restated_from": []})
-"""Its own rows only; what it takes over from an H200 is tested below."""
-ROWS = calibration_measurements(CALIBRATION)
-MICROSECOND = 1e-6
-
-
-def fitted(overrides=None, *, ranks=64, calibration=CALIBRATION, rows=ROWS):
-    cluster = load_cluster("h800_2048", overrides)
-    return KernelCostModel(
-        cluster=cluster, calibration=calibration, expert_parallel_ranks=ranks
-    ).fit(rows)
-
-
-COSTS = fitted()
-
-
-def operator(kind, *, dtype="fp8_e4m3", out_dtype="bfloat16", accumulate=False, **sizes):
-    return Operator(
-        name=kind,
-        kind=kind,
-        phase="forward",
-        segment="mlp",
-        dtype=dtype,
-        out_dtype=out_dtype,
-        sizes=tuple(sorted(sizes.items())),
-        recompute=False,
-        accumulate=accumulate,
-    )
-
-
-def gemm(m, n, k, **types):
-    return operator("gemm", m=m, n=n, k=k, **types)
-
-
-def one(costs, op, *, sms, overlapped):
-    prediction = costs.predict([op], sms=sms, overlapped=overlapped, load=NO_LIMIT)
-    return float(prediction.seconds[0]), str(prediction.provenance[0])
 
 
 def test_a_measured_row_of_a_pair_is_slowed_for_the_share_that_it_was_beside_an_all_to_all():
@@ -59,12 +17,6 @@ def test_a_measured_row_of_a_pair_is_slowed_for_the_share_that_it_was_beside_an_
     assert one(slower, op, sms=112, overlapped=True)[1] == "interpolated"
     alone = one(COSTS, op, sms=112, overlapped=False)[0]
     assert one(slower, op, sms=112, overlapped=False)[0] == pytest.approx(alone)
-
-
-WITHOUT_TRACE = fitted(
-    calibration=load_calibration("h800_sxm", {"kernel_sets": ["infersim"], "restated_from": []}),
-    rows=[row for row in ROWS if row.kind == "gemm"],
-)
 
 
 def test_persistent_gemms_go_by_waves_not_by_the_share_of_sms():
@@ -108,7 +60,3 @@ def test_conditions_may_differ_from_operator_to_operator():
     prediction = COSTS.predict([op, op], sms=[112, 132], overlapped=[True, False], load=NO_LIMIT)
     assert prediction.seconds[0] == one(COSTS, op, sms=112, overlapped=True)[0]
     assert prediction.seconds[1] == one(COSTS, op, sms=132, overlapped=False)[0]
-
-
-def bfloat16(op):
-    return dataclasses.replace(op, dtype="bfloat16")

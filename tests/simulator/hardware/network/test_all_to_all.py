@@ -1,61 +1,11 @@
 """What dispatch and combine take on one rank."""
 
-import dataclasses
-
 import pytest
+from cost_models import CALIBRATION, COSTS, combine, dispatch, fitted, one
 
-from hardware_profiles.schema import load_calibration, load_cluster
-from reference_model.trace import Operator
-from simulator.hardware.costs import KernelCostModel
-from simulator.hardware.kernels.families import calibration_measurements
+from hardware_profiles.schema import load_calibration
 from simulator.hardware.network.all_to_all import Reach
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
-
-CALIBRATION = load_calibration("h800_sxm", {"restated_from": []})
-"""Its own rows only; what it takes over from an H200 is tested below."""
-ROWS = calibration_measurements(CALIBRATION)
-
-
-def fitted(overrides=None, *, ranks=64, calibration=CALIBRATION, rows=ROWS):
-    cluster = load_cluster("h800_2048", overrides)
-    return KernelCostModel(
-        cluster=cluster, calibration=calibration, expert_parallel_ranks=ranks
-    ).fit(rows)
-
-
-COSTS = fitted()
-
-
-def operator(kind, *, dtype="fp8_e4m3", out_dtype="bfloat16", accumulate=False, **sizes):
-    return Operator(
-        name=kind,
-        kind=kind,
-        phase="forward",
-        segment="mlp",
-        dtype=dtype,
-        out_dtype=out_dtype,
-        sizes=tuple(sorted(sizes.items())),
-        recompute=False,
-        accumulate=accumulate,
-    )
-
-
-def dispatch(tokens=4096, received=None, top_k=8):
-    rows = round(tokens * 7.49) if received is None else received
-    return operator(
-        "dispatch", out_dtype="fp8_e4m3", tokens=tokens, rows=rows, hidden=7168, top_k=top_k
-    )
-
-
-def combine(tokens=4096, received=None):
-    rows = round(tokens * 7.49) if received is None else received
-    return operator("combine", dtype="bfloat16", tokens=tokens, rows=rows, hidden=7168, top_k=0)
-
-
-def one(costs, op, *, sms, overlapped):
-    prediction = costs.predict([op], sms=sms, overlapped=overlapped, load=NO_LIMIT)
-    return float(prediction.seconds[0]), str(prediction.provenance[0])
-
 
 # -- dispatch and combine --------------------------------------------------------------------------
 
@@ -238,7 +188,3 @@ def test_the_smaller_part_of_a_group_that_does_not_fill_nodes_sets_the_pace():
     assert Reach(parts=(8, 8), reached=(0.9, 0.9), gpus=6.0).over_nics == 0.9
     assert Reach(parts=(12,), reached=(1.0,), gpus=6.0).over_nics == 0.0
     assert fitted(ranks=12).all_to_all_.reach.parts == (8, 4)
-
-
-def bfloat16(op):
-    return dataclasses.replace(op, dtype="bfloat16")
