@@ -95,6 +95,9 @@ def _rank(
         timeout=timedelta(seconds=timeout_s),
         device_id=device,
     )
+    if device is None:
+        # Over gloo a rank that is done at once would close connections that others still open.
+        distributed.barrier()
     # A rank that fails leaves at once: to destroy the group it would wait for ranks that wait for
     # it, and its error would never be seen.
     torch.save(function(rank, ranks, *arguments), Path(folder) / f"{rank}.pt")
