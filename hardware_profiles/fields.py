@@ -7,7 +7,7 @@ allowed.
 """
 
 import copy
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
@@ -27,6 +27,9 @@ from hardware_profiles.units import Dimension, parse_quantity
 
 ROOT = Path(__file__).parent
 """Folder of the shipped profiles."""
+
+LARGEST = 1e18
+"""Largest number without a unit; the products of a few of those are still finite."""
 
 Raw = dict[str, Any]
 """A profile as its file says, before validation: nested dicts of text and counts."""
@@ -147,10 +150,24 @@ def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
 
 def to_profile(model: type[ProfileT], raw: Raw, *, where: str) -> ProfileT:
     """Turn a raw dict into a profile, or raise one ValueError: file, field, value, allowed."""
+    for path, number in _numbers(raw):
+        if not abs(number) <= LARGEST:
+            raise ValueError(
+                f"{where}: {path}: {number!r} is not allowed: a number of at most {LARGEST:.0e}"
+            )
     try:
         return model.model_validate(raw)
     except ValidationError as error:
         raise ValueError(_one_line(model, error, where)) from None
+
+
+def _numbers(value: object, path: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number in nested mappings and lists, with the dotted path to it."""
+    if isinstance(value, int | float):
+        yield path, value
+    inner = value.items() if isinstance(value, Mapping) else ()
+    for key, item in enumerate(value) if isinstance(value, list | tuple) else inner:
+        yield from _numbers(item, f"{path}.{key}".removeprefix("."))
 
 
 def _one_line(model: type[Profile], error: ValidationError, where: str) -> str:

@@ -31,6 +31,7 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
     "sliding_window": (None,),
 }
 _ROPE_TYPES = ("default", "yarn")
+_LARGEST = 10**12  # sizes beyond it are typing errors; products of a few are still finite
 _MINIMUM_GROUP = 2  # a group is ranked by the sum of its two best experts
 
 
@@ -209,12 +210,16 @@ def _checked(name: str, kind: str, value: Any, source: str) -> Any:
             return value
         raise ValueError(f"{source}: {name} = {value!r} must be true or false")
     if kind.startswith("int"):
-        if number and isinstance(value, int) and value >= 0:
+        if number and isinstance(value, int) and 0 <= value <= _LARGEST:
             return value
-        raise ValueError(f"{source}: {name} = {value!r} must be a whole number, 0 or more")
-    if number and value > 0:
+        raise ValueError(
+            f"{source}: {name} = {value!r} must be a whole number, 0 to {_LARGEST:.0e}"
+        )
+    if number and 0 < value <= _LARGEST:
         return float(value)
-    raise ValueError(f"{source}: {name} = {value!r} must be a number above 0")
+    raise ValueError(
+        f"{source}: {name} = {value!r} must be a number above 0, at most {_LARGEST:.0e}"
+    )
 
 
 def _rope_scaling(raw: Mapping[str, Any], source: str) -> Mapping[str, Any]:

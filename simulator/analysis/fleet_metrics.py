@@ -88,9 +88,32 @@ class ObservedFleet:
 
 
 def observe_fleet(simulation: FleetSimulation) -> ObservedFleet:
-    """Run a fleet and count what happens."""
+    """Run a fleet and count what happens.
+
+    Raises:
+        ValueError: no request that arrives after the warm-up finishes, so nothing is measured.
+    """
     statistics = FleetStatistics(simulation.job)
-    return ObservedFleet(simulation, simulation.run(statistics), statistics)
+    run = simulation.run(statistics)
+    if not statistics.counted:
+        raise ValueError(f"fleet: nothing is measured: {_why_nothing(simulation.job, run)}")
+    return ObservedFleet(simulation, run, statistics)
+
+
+def _why_nothing(job: FleetJob, run: FleetRun) -> str:
+    if run.last_arrival_s < job.warm_up:
+        return (
+            f"the last of {run.arrived} requests arrives at {format_seconds(run.last_arrival_s)}, "
+            f"before fleet.warm_up = {format_seconds(job.warm_up)} ends; allowed: a shorter "
+            "warm-up, or more requests"
+        )
+    rejected = ", ".join(f"{count} {reason}" for reason, count in run.rejected.items() if count)
+    return (
+        f"of {run.arrived} requests {run.finished} finish, all within the warm-up "
+        f"({rejected or 'none rejected'}, {run.unfinished} unfinished at "
+        f"{format_seconds(run.end_s)}); allowed: a longer fleet.horizon, or instances that "
+        "hold such requests"
+    )
 
 
 def measure_fleet(fleet: ObservedFleet) -> dict[str, Any]:

@@ -8,6 +8,7 @@ stay inside the commands, so that `dsv3sim --help` answers at once.
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 
@@ -37,6 +38,9 @@ app.add_typer(show_app, name="show")
 BAD_INPUT = 2
 """Exit code for everything that the user can mend."""
 
+LONGEST_WORD = 120
+"""Characters of one word that a message shows of hostile input."""
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it."""
 
@@ -51,11 +55,22 @@ def main() -> None:
     except Exception as error:
         # typer's own usage errors carry a message in the place of a type that can be imported.
         usage = getattr(error, "format_message", None)
-        if usage is None and not isinstance(error, ValueError):
+        if usage is None and not isinstance(error, ValueError | OSError):
             raise
-        print(f"dsv3sim: {usage() if usage else error}", file=sys.stderr)
+        message = usage() if usage else str(error)
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.filename}: {error.strerror}"
+        print(f"dsv3sim: {_short(message)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _short(message: str) -> str:
+    """The message with the middle of each word cut that is longer than anybody reads."""
+    end = LONGEST_WORD // 2
+    return re.sub(
+        rf"\S{{{LONGEST_WORD},}}", lambda word: f"{word[0][:end]}...{word[0][-end:]}", message
+    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ show_app = typer.Typer(help="Print what the simulator knows.", no_args_is_help=T
 MOST_DRAWN = 50
 """Longest action over the shortest that a drawing in text can hold."""
 
+MOST_CELLS = 100_000
+"""Micro-batches times ranks that a grid in text can show."""
+
 Name = Annotated[str | None, typer.Argument(help="Without a name: list what there is.")]
 
 
@@ -145,6 +148,11 @@ def show_schedule(
         return
     ideal = _ideal_times(times) if times is not None else None
     by_name(SCHEDULES, name, "schedule")
+    if ranks * microbatches > MOST_CELLS:
+        raise ValueError(
+            f"--ranks {ranks} --microbatches {microbatches}: too many to print; allowed: at most "
+            f"{MOST_CELLS:,} micro-batches times ranks"
+        )
     schedule = build_schedule(name, ranks, microbatches, virtual_stages=virtual_stages)
     print(render_grid(schedule))
     if ideal is not None:

@@ -98,6 +98,8 @@ def test_the_digest_of_layers_leaves_their_number_out():
         ({"original_max_position_embeddings": 8}, "embeddings = 8, in rope_scaling 4096; allowed"),
         ({"index_topk": 2048}, "index_topk = 2048"),
         ({"hidden_size": 7168.5}, "hidden_size = 7168.5 must be a whole number"),
+        ({"hidden_size": 10**400}, "must be a whole number, 0 to 1e.12"),
+        ({"rope_theta": float("inf")}, "rope_theta = inf must be a number above 0, at most 1e.12"),
         ({"vocab_size": 0}, "vocab_size = 0 must be at least 1"),
         ({"norm_topk_prob": 1}, "norm_topk_prob = 1 must be true or false"),
         ({"rms_norm_eps": -1}, "rms_norm_eps = -1 must be a number above 0"),

@@ -29,6 +29,9 @@ from simulator.execution.fleet.step_times import StepTimes
 from simulator.scenario.fleet import FleetJob, InstanceFailure
 from simulator.workload.requests import ReadCounts, Request, generate_requests
 
+MOST_SAMPLES = 1_000_000
+"""Looks at the queues of one run; that many take some ten seconds."""
+
 
 def run_fleet(
     job: FleetJob,
@@ -206,7 +209,7 @@ class _Fleet:
 
     def _sample(self) -> Generator[simpy.Event, Any, None]:
         """Look at the queues at regular times; end a run in which nothing can happen any more."""
-        while True:
+        for _ in range(MOST_SAMPLES):
             self._log.sample(
                 SampleRow(
                     time_s=self._env.now,
@@ -220,6 +223,11 @@ class _Fleet:
             if self._job.horizon is None and self._stuck() and not self._accounts.done.triggered:
                 self._accounts.done.succeed()
             yield self._env.timeout(self._job.sample_interval)
+        raise ValueError(
+            f"fleet.sample_interval {self._job.sample_interval:g} s: the run has not ended after "
+            f"{MOST_SAMPLES:,} looks, {self._env.now:g} s; allowed: an interval of which the run "
+            "needs fewer, such as '1 s'"
+        )
 
     def _stuck(self) -> bool:
         """Whether the requests inside can never end: what they need is down for good."""

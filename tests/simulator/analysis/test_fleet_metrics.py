@@ -324,3 +324,25 @@ def test_published_figures_are_shown_only_beside_the_requests_that_they_are_of(
     published = measure_fleet(observe_fleet(prepare_fleet(scenario)))["published"]
     assert len(published) == rows
     assert all(row["kind"] == "predicted" for row in published)
+
+
+SHORT = "requests.limit=60"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            ["warm_up=1 h"],
+            "the last of 60 requests arrives at 14.49 s, before fleet.warm_up = 3600 s",
+        ),
+        (
+            ["warm_up=0 s", "horizon=1 ms"],
+            r"requests 0 finish, .* \(none rejected, .* allowed: a longer fleet.horizon",
+        ),
+    ],
+)
+def test_a_run_that_measures_nothing_is_refused_with_the_reason(changes, reason) -> None:
+    fleet = prepare_fleet(load_scenario("azure_conversation", [SHORT, *changes]))
+    with pytest.raises(ValueError, match=f"fleet: nothing is measured: .*{reason}"):
+        observe_fleet(fleet)

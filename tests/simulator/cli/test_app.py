@@ -23,10 +23,14 @@ from command_line import MAIN, dsv3sim
             "must be left out; interleaved and",
         ),
         (["show", "schedule", "dualpipe", "--times", "1,2"], "allowed: four positive numbers"),
+        (["show", "schedule", "1f1b", "--ranks", "100000"], "at most 100,000 micro-batches times"),
+        (["run", MAIN, "--out", "a" * 300], f"{'a' * 60}...{'a' * 59}: File name too long"),
+        (["show", "model", "big.json"], "hidden_size = 1000000"),
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_exit_code_2(arguments, message, tmp_path):
     (tmp_path / "broken.yaml").write_text("description: x\nmodel: [\n")
+    (tmp_path / "big.json").write_text(f'{{"vocab_size": 8, "hidden_size": 1{"0" * 400}}}')
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     done = dsv3sim(*arguments, cwd=tmp_path)
@@ -34,7 +38,8 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_2(arguments, message, tmp
     assert done.stdout == ""
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"broken.yaml", "thesis"}
+    assert {path.name for path in tmp_path.iterdir()} == {"broken.yaml", "big.json", "thesis"}
+    assert len(done.stderr) < 1000
 
 
 @pytest.mark.parametrize(

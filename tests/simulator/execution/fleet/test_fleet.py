@@ -481,3 +481,16 @@ def test_an_unlimited_prefix_cache_hits_the_published_share_of_the_mooncake_bloc
     assert hits == pytest.approx(published, abs=0.0005)
     check_conservation(result, rows)
     assert ideal_hit_rate(iter([])) == 0.0
+
+
+def test_a_run_that_looks_too_often_ends_with_the_field_to_change(
+    cluster: ClusterProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulator.execution.fleet.fleet.MOST_SAMPLES", 1000)
+    job = make_job(
+        fixed_requests(5, 100, 10), prefill=pool(), decode=pool(), sample_interval="1 ns"
+    )
+    with pytest.raises(
+        ValueError, match=r"fleet.sample_interval 1e-09 s: .* after 1,000 looks, 1e-06 s"
+    ):
+        run(job, cluster)
