@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from reference_model.kernels import Fp8Kernels, load_backend, no_promotion, reference
+from reference_model.kernels import Fp8Kernels, load_backend
+from reference_model.kernels.reference import TILE
 
 OUTLIER_SHARE = 0.01
 OUTLIER_FACTOR = 30.0
@@ -217,14 +218,14 @@ def _grouped_errors(
 
 def _tile_values(q: Tensor, scales: Tensor) -> Tensor:
     """E4M3 [rows, columns] times its tile scales, exact in float64."""
-    spread = scales.double().repeat_interleave(reference.TILE, dim=1)
+    spread = scales.double().repeat_interleave(TILE, dim=1)
     return q.double() * spread[:, : q.shape[1]]
 
 
 def _block_values(q: Tensor, scales: Tensor) -> Tensor:
     """The same of block scales, q [..., rows, columns]."""
-    spread = scales.double().repeat_interleave(reference.TILE, dim=-1)[..., : q.shape[-1]]
-    spread = spread.repeat_interleave(reference.TILE, dim=-2)[..., : q.shape[-2], :]
+    spread = scales.double().repeat_interleave(TILE, dim=-1)[..., : q.shape[-1]]
+    spread = spread.repeat_interleave(TILE, dim=-2)[..., : q.shape[-2], :]
     return q.double() * spread
 
 
@@ -232,7 +233,7 @@ def _grouped_values(q: Tensor, scales: Tensor, sizes: list[int]) -> Tensor:
     """The same of q [columns, rows] whose tiles restart at each group of rows."""
     parts, start = [], 0
     for group, size in enumerate(sizes):
-        first = start // reference.TILE + group
+        first = start // TILE + group
         parts.append(_tile_values(q[:, start : start + size], scales[:, first:]))
         start += size
     return torch.cat(parts, dim=1)
@@ -246,6 +247,7 @@ def recipe_errors(
     Plain torch: the tensor cores' short sums are those of kernels/no_promotion.py."""
     generator = torch.Generator().manual_seed(seed)
     cpu = torch.device("cpu")
+    plain_sums = load_backend("no_promotion")
     results = []
     for mean in means:
         for k in lengths:
@@ -259,16 +261,16 @@ def recipe_errors(
                     k=k,
                     mean=mean,
                     per_tensor=relative_error(
-                        no_promotion.gemm_fp8(
+                        plain_sums.gemm_fp8(
                             *_operands(a, b, fine_scales=False), out_dtype=torch.float32
                         ),
                         exact,
                     ),
                     per_tile=relative_error(
-                        no_promotion.gemm_fp8(*tiled, out_dtype=torch.float32), exact
+                        plain_sums.gemm_fp8(*tiled, out_dtype=torch.float32), exact
                     ),
                     promoted=relative_error(
-                        reference.gemm_fp8(*tiled, out_dtype=torch.float32), exact
+                        load_backend("reference").gemm_fp8(*tiled, out_dtype=torch.float32), exact
                     ),
                 )
             )

@@ -19,8 +19,6 @@ TREES = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in 
 
 COMMANDS = {"main", "add_commands"}
 """Every script has the one, every group of the reference model's commands the other."""
-KERNELS = Path("reference_model/kernels")
-OPERATORS = Path("reference_model/operators")
 
 
 def public(tree: ast.Module) -> list[ast.ClassDef | ast.FunctionDef]:
@@ -31,25 +29,12 @@ def public(tree: ast.Module) -> list[ast.ClassDef | ast.FunctionDef]:
     ]
 
 
-def backend_functions() -> set[str]:
-    """What every backend of FP8 kernels offers under the same names, kernels.Fp8Kernels."""
-    tree = ast.parse((ROOT / KERNELS / "__init__.py").read_text(encoding="utf-8"))
-    (interface,) = [
-        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Fp8Kernels"
-    ]
-    return {node.name for node in interface.body if isinstance(node, ast.FunctionDef)}
-
-
 def test_no_public_name_is_defined_twice():
-    offered = backend_functions()
     homes = defaultdict(list)
     for path, tree in TREES.items():
         for node in public(tree):
-            if node.name in COMMANDS:
-                continue
-            if node.name in offered and path.parent in (KERNELS, OPERATORS):
-                continue  # a kernel has one name in every backend, and its operator has that name
-            homes[node.name].append(str(path))
+            if node.name not in COMMANDS:
+                homes[node.name].append(str(path))
     assert {name: where for name, where in homes.items() if len(where) > 1} == {}
 
 

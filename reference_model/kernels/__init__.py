@@ -1,6 +1,6 @@
 """FP8 kernels by backend, looked up by the backend's name.
 
-Every backend offers the same functions with the same numerics; reference.py documents each. The
+Every backend is one `Fp8Kernels` with the same numerics; reference.py documents each function. The
 choice is explicit and never changes by itself: a backend that cannot run an input refuses it.
 
     kernels = load_backend("reference")
@@ -8,7 +8,7 @@ choice is explicit and never changes by itself: a backend that cannot run an inp
 """
 
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,14 +23,15 @@ BACKENDS = {
     "per_tensor": "reference_model.kernels.per_tensor",
     "no_promotion": "reference_model.kernels.no_promotion",
 }
-"""Backend -> module: plain torch on any device; Triton on Hopper, or interpreted on a CPU;
-cuBLAS through torch on Hopper, with the Triton kernels where no library has the function; cuBLAS
-for dense products and Triton for grouped ones, so that nothing is read on the host. The last two
-leave out a part of the recipe and compute other numbers: see precision_comparison.py."""
+"""Backend -> module whose `KERNELS` it is: plain torch on any device; Triton on Hopper, or
+interpreted on a CPU; cuBLAS through torch on Hopper, with the Triton kernels where no library has
+the function; cuBLAS for dense products and Triton for grouped ones, so that nothing is read on the
+host. The last two leave out a part of the recipe and compute other numbers: see
+precision_comparison.py."""
 
 
 class Fp8Kernels(Protocol):
-    """What a backend module offers; reference.py says what each function computes."""
+    """What a backend offers; ReferenceKernels says what each function computes."""
 
     def quantize_tiles(self, x: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]: ...
 
@@ -112,4 +113,5 @@ def load_backend(name: str) -> Fp8Kernels:
     """Import the backend called name; ValueError names the known ones."""
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r}: allowed {', '.join(BACKENDS)}")
-    return cast(Fp8Kernels, import_module(BACKENDS[name]))
+    kernels: Fp8Kernels = import_module(BACKENDS[name]).KERNELS
+    return kernels

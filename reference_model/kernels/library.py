@@ -16,34 +16,7 @@ from torch.nn import functional
 
 from reference_model.kernels.device import check_device, check_multiple
 from reference_model.kernels.reference import SCALE_ROW, TILE, aligned_scale_rows
-from reference_model.kernels.triton_quantize import (
-    dequantize_blocks,
-    dequantize_tiles,
-    quantize_blocks,
-    quantize_tiles,
-    quantize_tiles_transposed,
-    requantize_tiles_transposed,
-    swiglu_quantize,
-    swiglu_quantize_transposed,
-    weighted_swiglu_quantize,
-)
-
-__all__ = [
-    "dequantize_blocks",
-    "dequantize_tiles",
-    "gemm_fp8",
-    "gemm_fp8_weight_grad",
-    "grouped_gemm_fp8",
-    "grouped_gemm_fp8_weight_grad",
-    "masked_grouped_gemm_fp8",
-    "quantize_blocks",
-    "quantize_tiles",
-    "quantize_tiles_transposed",
-    "requantize_tiles_transposed",
-    "swiglu_quantize",
-    "swiglu_quantize_transposed",
-    "weighted_swiglu_quantize",
-]
+from reference_model.kernels.triton_backend import TritonKernels
 
 _ROW_MULTIPLE = 4
 _K_MULTIPLE = 16
@@ -51,34 +24,111 @@ _TILES = functional.ScalingType.BlockWise1x128
 _BLOCKS = functional.ScalingType.BlockWise128x128
 
 
-def gemm_fp8(
-    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype
-) -> Tensor:
-    """See reference.gemm_fp8; k must be a multiple of 16."""
-    _check(a)
-    check_multiple(k=a.shape[1])
-    m = a.shape[0]
-    if not m:
-        return a.new_empty((0, b.shape[0]), dtype=out_dtype)
-    if m % _ROW_MULTIPLE:
-        a, a_scales = _fill(a, rows=-m % _ROW_MULTIPLE), _fill(a_scales, rows=-m % _ROW_MULTIPLE)
-    return functional.scaled_mm(
-        a,
-        b.t(),
-        _column_major(a_scales),
-        _TILES,
-        _block_scales(b_scales),
-        _BLOCKS,
-        output_dtype=out_dtype,
-    )[:m]
+class LibraryKernels(TritonKernels):
+    """Products by cuBLAS, all else by Triton."""
 
+    def gemm_fp8(
+        self, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype
+    ) -> Tensor:
+        """See ReferenceKernels.gemm_fp8; k must be a multiple of 16."""
+        _check(a)
+        check_multiple(k=a.shape[1])
+        m = a.shape[0]
+        if not m:
+            return a.new_empty((0, b.shape[0]), dtype=out_dtype)
+        if m % _ROW_MULTIPLE:
+            a, a_scales = (
+                _fill(a, rows=-m % _ROW_MULTIPLE),
+                _fill(a_scales, rows=-m % _ROW_MULTIPLE),
+            )
+        return functional.scaled_mm(
+            a,
+            b.t(),
+            _column_major(a_scales),
+            _TILES,
+            _block_scales(b_scales),
+            _BLOCKS,
+            output_dtype=out_dtype,
+        )[:m]
 
-def gemm_fp8_weight_grad(
-    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, gradient: Tensor
-) -> None:
-    """See reference.gemm_fp8_weight_grad; two kernels, the GEMM and the addition."""
-    _check(a)
-    gradient += tile_product(a, a_scales, b, b_scales)
+    def gemm_fp8_weight_grad(
+        self, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, gradient: Tensor
+    ) -> None:
+        """See ReferenceKernels.gemm_fp8_weight_grad; two kernels, the GEMM and the addition."""
+        _check(a)
+        gradient += tile_product(a, a_scales, b, b_scales)
+
+    def grouped_gemm_fp8(
+        self,
+        a: Tensor,
+        a_scales: Tensor,
+        b: Tensor,
+        b_scales: Tensor,
+        *,
+        group_sizes: Tensor,
+        out_dtype: torch.dtype,
+    ) -> Tensor:
+        """See ReferenceKernels.grouped_gemm_fp8; one GEMM for each group that has rows."""
+        _check(a)
+        check_multiple(k=a.shape[1])
+        out = a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype)
+        start = 0
+        for group, size in enumerate(_host_sizes(group_sizes, a.shape[0])):
+            rows = slice(start, start + size)
+            if size % _ROW_MULTIPLE:
+                out[rows] = self.gemm_fp8(
+                    a[rows], a_scales[rows], b[group], b_scales[group], out_dtype=out_dtype
+                )
+            elif size:
+                _gemm_into(out[rows], a[rows], a_scales[rows], b[group], b_scales[group])
+            start += size
+        return out
+
+    def masked_grouped_gemm_fp8(
+        self,
+        a: Tensor,
+        a_scales: Tensor,
+        b: Tensor,
+        b_scales: Tensor,
+        *,
+        group_rows: Tensor,
+        out_dtype: torch.dtype,
+    ) -> Tensor:
+        """See ReferenceKernels.masked_grouped_gemm_fp8; computes every row of the capacity.
+
+        group_rows stay on the device, so that the calls can be captured in a CUDA graph; the
+        capacity must be a multiple of 4."""
+        _check(a)
+        groups, capacity, k = a.shape
+        check_multiple(k=k)
+        if capacity % _ROW_MULTIPLE:
+            raise ValueError(f"capacity = {capacity}: backend 'library' allows multiples of 4")
+        out = a.new_empty((groups, capacity, b.shape[1]), dtype=out_dtype)
+        for group in range(groups):
+            _gemm_into(out[group], a[group], a_scales[group], b[group], b_scales[group])
+        return out
+
+    def grouped_gemm_fp8_weight_grad(
+        self,
+        a: Tensor,
+        a_scales: Tensor,
+        b: Tensor,
+        b_scales: Tensor,
+        *,
+        group_sizes: Tensor,
+        gradient: Tensor,
+    ) -> None:
+        """See ReferenceKernels.grouped_gemm_fp8_weight_grad; a GEMM and an addition per group."""
+        _check(a)
+        start = 0
+        for group, size in enumerate(_host_sizes(group_sizes, a.shape[1])):
+            if size:
+                first = start // TILE + group
+                rows, tiles = slice(start, start + size), slice(first, first - (-size // TILE))
+                gradient[group] += tile_product(
+                    a[:, rows], a_scales[:, tiles], b[:, rows], b_scales[:, tiles]
+                )
+            start += size
 
 
 def tile_product(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor) -> Tensor:
@@ -96,78 +146,6 @@ def tile_product(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor) -> Te
         _TILES,
         output_dtype=torch.float32,
     )
-
-
-def grouped_gemm_fp8(
-    a: Tensor,
-    a_scales: Tensor,
-    b: Tensor,
-    b_scales: Tensor,
-    *,
-    group_sizes: Tensor,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    """See reference.grouped_gemm_fp8; one GEMM for each group that has rows."""
-    _check(a)
-    check_multiple(k=a.shape[1])
-    out = a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype)
-    start = 0
-    for group, size in enumerate(_host_sizes(group_sizes, a.shape[0])):
-        rows = slice(start, start + size)
-        if size % _ROW_MULTIPLE:
-            out[rows] = gemm_fp8(
-                a[rows], a_scales[rows], b[group], b_scales[group], out_dtype=out_dtype
-            )
-        elif size:
-            _gemm_into(out[rows], a[rows], a_scales[rows], b[group], b_scales[group])
-        start += size
-    return out
-
-
-def masked_grouped_gemm_fp8(
-    a: Tensor,
-    a_scales: Tensor,
-    b: Tensor,
-    b_scales: Tensor,
-    *,
-    group_rows: Tensor,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    """See reference.masked_grouped_gemm_fp8; computes every row of the capacity.
-
-    group_rows stay on the device, so that the calls can be captured in a CUDA graph; the capacity
-    must be a multiple of 4."""
-    _check(a)
-    groups, capacity, k = a.shape
-    check_multiple(k=k)
-    if capacity % _ROW_MULTIPLE:
-        raise ValueError(f"capacity = {capacity}: backend 'library' allows multiples of 4")
-    out = a.new_empty((groups, capacity, b.shape[1]), dtype=out_dtype)
-    for group in range(groups):
-        _gemm_into(out[group], a[group], a_scales[group], b[group], b_scales[group])
-    return out
-
-
-def grouped_gemm_fp8_weight_grad(
-    a: Tensor,
-    a_scales: Tensor,
-    b: Tensor,
-    b_scales: Tensor,
-    *,
-    group_sizes: Tensor,
-    gradient: Tensor,
-) -> None:
-    """See reference.grouped_gemm_fp8_weight_grad; a GEMM and an addition for each group."""
-    _check(a)
-    start = 0
-    for group, size in enumerate(_host_sizes(group_sizes, a.shape[1])):
-        if size:
-            first = start // TILE + group
-            rows, tiles = slice(start, start + size), slice(first, first - (-size // TILE))
-            gradient[group] += tile_product(
-                a[:, rows], a_scales[:, tiles], b[:, rows], b_scales[:, tiles]
-            )
-        start += size
 
 
 def _gemm_into(out: Tensor, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor) -> None:
@@ -224,3 +202,6 @@ def _block_scales(scales: Tensor) -> Tensor:
     if scales.stride() != (room, 1):
         scales = aligned_scale_rows(scales)
     return scales.as_strided((scales.shape[0], room), (room, 1)).t()
+
+
+KERNELS = LibraryKernels()

@@ -6,37 +6,16 @@ kernels read the sizes on the device and take longer for the same rows. With thi
 waits for nothing, shapes do not depend on the routing, and a whole step can be captured.
 """
 
-from reference_model.kernels.library import gemm_fp8, gemm_fp8_weight_grad
-from reference_model.kernels.triton_gemm import (
-    grouped_gemm_fp8,
-    grouped_gemm_fp8_weight_grad,
-    masked_grouped_gemm_fp8,
-)
-from reference_model.kernels.triton_quantize import (
-    dequantize_blocks,
-    dequantize_tiles,
-    quantize_blocks,
-    quantize_tiles,
-    quantize_tiles_transposed,
-    requantize_tiles_transposed,
-    swiglu_quantize,
-    swiglu_quantize_transposed,
-    weighted_swiglu_quantize,
-)
+from reference_model.kernels.library import LibraryKernels
+from reference_model.kernels.triton_gemm import TritonProducts
 
-__all__ = [
-    "dequantize_blocks",
-    "dequantize_tiles",
-    "gemm_fp8",
-    "gemm_fp8_weight_grad",
-    "grouped_gemm_fp8",
-    "grouped_gemm_fp8_weight_grad",
-    "masked_grouped_gemm_fp8",
-    "quantize_blocks",
-    "quantize_tiles",
-    "quantize_tiles_transposed",
-    "requantize_tiles_transposed",
-    "swiglu_quantize",
-    "swiglu_quantize_transposed",
-    "weighted_swiglu_quantize",
-]
+
+class MixedKernels(LibraryKernels):
+    """The library's kernels, but for its grouped products."""
+
+    grouped_gemm_fp8 = TritonProducts.grouped_gemm_fp8
+    masked_grouped_gemm_fp8 = TritonProducts.masked_grouped_gemm_fp8
+    grouped_gemm_fp8_weight_grad = TritonProducts.grouped_gemm_fp8_weight_grad
+
+
+KERNELS = MixedKernels()

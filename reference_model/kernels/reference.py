@@ -57,76 +57,214 @@ def scale_of(amax: Tensor, *, power_of_two_scales: bool) -> Tensor:
     return ((bits + 0x7FFFFF) & 0x7F800000).view(torch.float32)
 
 
-def quantize_tiles(x: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
-    """Quantise x [rows, columns] in 1x128 tiles -> E4M3 [rows, columns], scales as above."""
-    rows, columns = x.shape
-    tiles = _tiled(x.float())  # [rows, tiles, 128]
-    scales = scale_of(tiles.abs().amax(dim=2), power_of_two_scales=power_of_two_scales)
-    quantized = round_to_e4m3(tiles / scales[:, :, None])
-    quantized = quantized.reshape(rows, -1)[:, :columns].contiguous()
-    return quantized.to(torch.float8_e4m3fn), _column_major(scales)
+class ReferenceKernels:
+    """The FP8 kernels in plain torch; what each computes, every backend computes."""
 
+    def quantize_tiles(self, x: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
+        """Quantise x [rows, columns] in 1x128 tiles -> E4M3 [rows, columns], scales as above."""
+        rows, columns = x.shape
+        tiles = _tiled(x.float())  # [rows, tiles, 128]
+        scales = scale_of(tiles.abs().amax(dim=2), power_of_two_scales=power_of_two_scales)
+        quantized = round_to_e4m3(tiles / scales[:, :, None])
+        quantized = quantized.reshape(rows, -1)[:, :columns].contiguous()
+        return quantized.to(torch.float8_e4m3fn), _column_major(scales)
 
-def quantize_tiles_transposed(
-    x: Tensor, *, group_sizes: Tensor | None, power_of_two_scales: bool
-) -> tuple[Tensor, Tensor]:
-    """Quantise x [rows, columns] in 128x1 tiles -> E4M3 x^T [columns, rows] and its scales.
+    def quantize_tiles_transposed(
+        self, x: Tensor, *, group_sizes: Tensor | None, power_of_two_scales: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Quantise x [rows, columns] in 128x1 tiles -> E4M3 x^T [columns, rows] and its scales.
 
-    A weight gradient contracts over rows, so its operands are tiled along them. Rows are sorted
-    by group (expert) and tiles restart at each group, whatever its size; group_sizes is int32
-    [groups] and sums to rows (None for a dense GEMM: all rows are one group). Scales are
-    [columns, ceil(rows / 128) + groups - 1]: group g begins at tile start_row // 128 + g, so the
-    shape does not depend on the routing; the tiles that no group fills hold zero.
-    """
-    rows, columns = x.shape
-    sizes = [rows] if group_sizes is None else _group_sizes(group_sizes, rows)
-    quantized = x.new_empty((columns, rows), dtype=torch.float8_e4m3fn)
-    tiles = -(-rows // TILE) + len(sizes) - 1
-    scales = x.new_zeros((tiles, columns), dtype=torch.float32).t()
-    start = 0
-    for group, size in enumerate(sizes):
-        if size:
-            part, part_scales = quantize_tiles(
-                x[start : start + size].t(), power_of_two_scales=power_of_two_scales
+        A weight gradient contracts over rows, so its operands are tiled along them. Rows are sorted
+        by group (expert) and tiles restart at each group, whatever its size; group_sizes is int32
+        [groups] and sums to rows (None for a dense GEMM: all rows are one group). Scales are
+        [columns, ceil(rows / 128) + groups - 1]: group g begins at tile start_row // 128 + g, so
+        the shape does not depend on the routing; the tiles that no group fills hold zero.
+        """
+        rows, columns = x.shape
+        sizes = [rows] if group_sizes is None else _group_sizes(group_sizes, rows)
+        quantized = x.new_empty((columns, rows), dtype=torch.float8_e4m3fn)
+        tiles = -(-rows // TILE) + len(sizes) - 1
+        scales = x.new_zeros((tiles, columns), dtype=torch.float32).t()
+        start = 0
+        for group, size in enumerate(sizes):
+            if size:
+                part, part_scales = self.quantize_tiles(
+                    x[start : start + size].t(), power_of_two_scales=power_of_two_scales
+                )
+                first = start // TILE + group
+                quantized[:, start : start + size] = part
+                scales[:, first : first + part_scales.shape[1]] = part_scales
+            start += size
+        return quantized, scales
+
+    def requantize_tiles_transposed(
+        self,
+        q: Tensor,
+        scales: Tensor,
+        *,
+        row_source: Tensor | None,
+        group_sizes: Tensor | None,
+        power_of_two_scales: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """quantize_tiles_transposed of what quantize_tiles gave: q [tokens, columns], its scales.
+
+        Row r of the input is q[row_source[r]], int32 [rows], or q[r] if None: expanding received
+        tokens to rows of experts, transposing and quantising along rows are one pass over memory.
+        """
+        x = self.dequantize_tiles(q, scales, dtype=torch.float32)
+        if row_source is not None:
+            x = x[row_source.long()]
+        return self.quantize_tiles_transposed(
+            x, group_sizes=group_sizes, power_of_two_scales=power_of_two_scales
+        )
+
+    def quantize_blocks(self, w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
+        """Quantise w [..., rows, columns] in 128x128 blocks -> E4M3 like w, block scales."""
+        rows, columns = w.shape[-2:]
+        padded = functional.pad(w.float(), (0, -columns % TILE, 0, -rows % TILE))
+        row_blocks, column_blocks = padded.shape[-2] // TILE, padded.shape[-1] // TILE
+        blocks = padded.view(*w.shape[:-2], row_blocks, TILE, column_blocks, TILE)
+        scales = scale_of(blocks.abs().amax(dim=(-3, -1)), power_of_two_scales=power_of_two_scales)
+        quantized = round_to_e4m3(blocks / scales[..., :, None, :, None])
+        quantized = quantized.reshape(padded.shape)[..., :rows, :columns].contiguous()
+        return quantized.to(torch.float8_e4m3fn), aligned_scale_rows(scales)
+
+    def dequantize_tiles(self, q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
+        """Undo quantize_tiles: q [rows, columns], scales [rows, ceil(columns / 128)] -> dtype."""
+        return (q.float() * _spread(scales, 1, q.shape[1])).to(dtype)
+
+    def dequantize_blocks(self, q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
+        """Undo quantize_blocks: q [..., rows, columns] and its block scales -> dtype."""
+        spread = _spread(_spread(scales, -1, q.shape[-1]), -2, q.shape[-2])
+        return (q.float() * spread).to(dtype)
+
+    def gemm_fp8(
+        self, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype
+    ) -> Tensor:
+        """D = A B^T: A [m, k] in 1x128 tiles, B [n, k] in 128x128 blocks -> D [m, n].
+
+        Forward: A is the activation, B the weight. Input gradient: A is the output gradient, B the
+        transposed weight (its block scales transposed with it).
+        """
+        return _promoted(a, a_scales, b, _spread(b_scales, 0, b.shape[0])).to(out_dtype)
+
+    def gemm_fp8_weight_grad(
+        self, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, gradient: Tensor
+    ) -> None:
+        """gradient [m, n] += A B^T in float32; A [m, k], B [n, k], both in 1x128 tiles along k.
+
+        m are output features, n input features and k tokens: A and B come from
+        quantize_tiles_transposed of the output gradient and of the input.
+        """
+        gradient += _promoted(a, a_scales, b, b_scales)
+
+    def grouped_gemm_fp8(
+        self,
+        a: Tensor,
+        a_scales: Tensor,
+        b: Tensor,
+        b_scales: Tensor,
+        *,
+        group_sizes: Tensor,
+        out_dtype: torch.dtype,
+    ) -> Tensor:
+        """Contiguous grouped GEMM: rows of A [rows, k] by group, times B[group]^T -> [rows, n].
+
+        B is [groups, n, k] in 128x128 blocks, scales [groups, ceil(n / 128), ceil(k / 128)];
+        group_sizes is int32 [groups] and sums to rows. Groups need no padding.
+        """
+        out = a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype)
+        start = 0
+        for group, size in enumerate(_group_sizes(group_sizes, a.shape[0])):
+            part = slice(start, start + size)
+            out[part] = self.gemm_fp8(
+                a[part], a_scales[part], b[group], b_scales[group], out_dtype=out_dtype
             )
-            first = start // TILE + group
-            quantized[:, start : start + size] = part
-            scales[:, first : first + part_scales.shape[1]] = part_scales
-        start += size
-    return quantized, scales
+            start += size
+        return out
 
+    def masked_grouped_gemm_fp8(
+        self,
+        a: Tensor,
+        a_scales: Tensor,
+        b: Tensor,
+        b_scales: Tensor,
+        *,
+        group_rows: Tensor,
+        out_dtype: torch.dtype,
+    ) -> Tensor:
+        """Masked grouped GEMM: the first group_rows[g] rows of A[g] [capacity, k] times B[g]^T.
 
-def requantize_tiles_transposed(
-    q: Tensor,
-    scales: Tensor,
-    *,
-    row_source: Tensor | None,
-    group_sizes: Tensor | None,
-    power_of_two_scales: bool,
-) -> tuple[Tensor, Tensor]:
-    """quantize_tiles_transposed of what quantize_tiles gave: q [tokens, columns] and its scales.
+        A [groups, capacity, k] with scales [groups, capacity, ceil(k / 128)], B as in
+        grouped_gemm_fp8 -> [groups, capacity, n]. The shape never depends on the routing, so a
+        decode step can be captured in a CUDA graph. Rows from group_rows[g] on are unspecified.
+        """
+        groups, capacity, _ = a.shape
+        out = a.new_zeros((groups, capacity, b.shape[1]), dtype=out_dtype)
+        for group, rows in enumerate(group_rows.tolist()):
+            if not 0 <= rows <= capacity:
+                raise ValueError(
+                    f"group_rows[{group}] = {rows}: allowed 0 to {capacity}, the capacity"
+                )
+            out[group, :rows] = self.gemm_fp8(
+                a[group, :rows],
+                a_scales[group, :rows],
+                b[group],
+                b_scales[group],
+                out_dtype=out_dtype,
+            )
+        return out
 
-    Row r of the input is q[row_source[r]], int32 [rows], or q[r] if None: expanding received
-    tokens to rows of experts, transposing and quantising along rows are one pass over memory.
-    """
-    x = dequantize_tiles(q, scales, dtype=torch.float32)
-    if row_source is not None:
-        x = x[row_source.long()]
-    return quantize_tiles_transposed(
-        x, group_sizes=group_sizes, power_of_two_scales=power_of_two_scales
-    )
+    def grouped_gemm_fp8_weight_grad(
+        self,
+        a: Tensor,
+        a_scales: Tensor,
+        b: Tensor,
+        b_scales: Tensor,
+        *,
+        group_sizes: Tensor,
+        gradient: Tensor,
+    ) -> None:
+        """gradient[g] [m, n] += A[:, rows of g] B[:, rows of g]^T in float32, for every group g.
 
+        A [m, rows], B [n, rows] and their scales come from quantize_tiles_transposed with the same
+        group_sizes; gradient is float32 [groups, m, n].
+        """
+        start = 0
+        for group, size in enumerate(_group_sizes(group_sizes, a.shape[1])):
+            if size:
+                first = start // TILE + group
+                rows, tiles = slice(start, start + size), slice(first, first - (-size // TILE))
+                self.gemm_fp8_weight_grad(
+                    a[:, rows],
+                    a_scales[:, tiles],
+                    b[:, rows],
+                    b_scales[:, tiles],
+                    gradient=gradient[group],
+                )
+            start += size
 
-def quantize_blocks(w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
-    """Quantise w [..., rows, columns] in 128x128 blocks -> E4M3 like w, block scales."""
-    rows, columns = w.shape[-2:]
-    padded = functional.pad(w.float(), (0, -columns % TILE, 0, -rows % TILE))
-    row_blocks, column_blocks = padded.shape[-2] // TILE, padded.shape[-1] // TILE
-    blocks = padded.view(*w.shape[:-2], row_blocks, TILE, column_blocks, TILE)
-    scales = scale_of(blocks.abs().amax(dim=(-3, -1)), power_of_two_scales=power_of_two_scales)
-    quantized = round_to_e4m3(blocks / scales[..., :, None, :, None])
-    quantized = quantized.reshape(padded.shape)[..., :rows, :columns].contiguous()
-    return quantized.to(torch.float8_e4m3fn), aligned_scale_rows(scales)
+    def swiglu_quantize(
+        self, gate_up: Tensor, *, power_of_two_scales: bool
+    ) -> tuple[Tensor, Tensor]:
+        """SwiGLU of gate_up [rows, 2 * intermediate], quantised without a BF16 copy."""
+        return self.quantize_tiles(swiglu_float32(gate_up), power_of_two_scales=power_of_two_scales)
+
+    def weighted_swiglu_quantize(
+        self, gate_up: Tensor, row_weights: Tensor, *, power_of_two_scales: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The same, each row times its routing weight, float32 [rows]."""
+        return self.quantize_tiles(
+            swiglu_float32(gate_up) * row_weights[:, None], power_of_two_scales=power_of_two_scales
+        )
+
+    def swiglu_quantize_transposed(
+        self, gate_up: Tensor, *, power_of_two_scales: bool
+    ) -> tuple[Tensor, Tensor]:
+        """SwiGLU of gate_up [rows, 2 * intermediate] as quantize_tiles_transposed of one group."""
+        return self.quantize_tiles_transposed(
+            swiglu_float32(gate_up), group_sizes=None, power_of_two_scales=power_of_two_scales
+        )
 
 
 def aligned_scale_rows(scales: Tensor) -> Tensor:
@@ -137,142 +275,10 @@ def aligned_scale_rows(scales: Tensor) -> Tensor:
     return room[..., :columns]
 
 
-def dequantize_tiles(q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """Undo quantize_tiles: q [rows, columns], scales [rows, ceil(columns / 128)] -> dtype."""
-    return (q.float() * _spread(scales, 1, q.shape[1])).to(dtype)
-
-
-def dequantize_blocks(q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """Undo quantize_blocks: q [..., rows, columns] and its block scales -> dtype."""
-    spread = _spread(_spread(scales, -1, q.shape[-1]), -2, q.shape[-2])
-    return (q.float() * spread).to(dtype)
-
-
-def gemm_fp8(
-    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype
-) -> Tensor:
-    """D = A B^T: A [m, k] in 1x128 tiles, B [n, k] in 128x128 blocks -> D [m, n].
-
-    Forward: A is the activation, B the weight. Input gradient: A is the output gradient, B the
-    transposed weight (its block scales transposed with it).
-    """
-    return _promoted(a, a_scales, b, _spread(b_scales, 0, b.shape[0])).to(out_dtype)
-
-
-def gemm_fp8_weight_grad(
-    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, gradient: Tensor
-) -> None:
-    """gradient [m, n] += A B^T in float32; A [m, k], B [n, k], both in 1x128 tiles along k.
-
-    m are output features, n input features and k tokens: A and B come from
-    quantize_tiles_transposed of the output gradient and of the input.
-    """
-    gradient += _promoted(a, a_scales, b, b_scales)
-
-
-def grouped_gemm_fp8(
-    a: Tensor,
-    a_scales: Tensor,
-    b: Tensor,
-    b_scales: Tensor,
-    *,
-    group_sizes: Tensor,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    """Contiguous grouped GEMM: rows of A [rows, k], sorted by group, times B[group]^T -> [rows, n].
-
-    B is [groups, n, k] in 128x128 blocks, scales [groups, ceil(n / 128), ceil(k / 128)];
-    group_sizes is int32 [groups] and sums to rows. Groups need no padding.
-    """
-    out = a.new_empty((a.shape[0], b.shape[1]), dtype=out_dtype)
-    start = 0
-    for group, size in enumerate(_group_sizes(group_sizes, a.shape[0])):
-        part = slice(start, start + size)
-        out[part] = gemm_fp8(
-            a[part], a_scales[part], b[group], b_scales[group], out_dtype=out_dtype
-        )
-        start += size
-    return out
-
-
-def masked_grouped_gemm_fp8(
-    a: Tensor,
-    a_scales: Tensor,
-    b: Tensor,
-    b_scales: Tensor,
-    *,
-    group_rows: Tensor,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    """Masked grouped GEMM: the first group_rows[g] rows of A[g] [capacity, k] times B[g]^T.
-
-    A [groups, capacity, k] with scales [groups, capacity, ceil(k / 128)], B as in
-    grouped_gemm_fp8 -> [groups, capacity, n]. The shape never depends on the routing, so a
-    decode step can be captured in a CUDA graph. Rows from group_rows[g] on are unspecified.
-    """
-    groups, capacity, _ = a.shape
-    out = a.new_zeros((groups, capacity, b.shape[1]), dtype=out_dtype)
-    for group, rows in enumerate(group_rows.tolist()):
-        if not 0 <= rows <= capacity:
-            raise ValueError(f"group_rows[{group}] = {rows}: allowed 0 to {capacity}, the capacity")
-        out[group, :rows] = gemm_fp8(
-            a[group, :rows], a_scales[group, :rows], b[group], b_scales[group], out_dtype=out_dtype
-        )
-    return out
-
-
-def grouped_gemm_fp8_weight_grad(
-    a: Tensor,
-    a_scales: Tensor,
-    b: Tensor,
-    b_scales: Tensor,
-    *,
-    group_sizes: Tensor,
-    gradient: Tensor,
-) -> None:
-    """gradient[g] [m, n] += A[:, rows of g] B[:, rows of g]^T in float32, for every group g.
-
-    A [m, rows], B [n, rows] and their scales come from quantize_tiles_transposed with the same
-    group_sizes; gradient is float32 [groups, m, n].
-    """
-    start = 0
-    for group, size in enumerate(_group_sizes(group_sizes, a.shape[1])):
-        if size:
-            first = start // TILE + group
-            rows, tiles = slice(start, start + size), slice(first, first - (-size // TILE))
-            gradient[group] += _promoted(
-                a[:, rows], a_scales[:, tiles], b[:, rows], b_scales[:, tiles]
-            )
-        start += size
-
-
 def swiglu_float32(gate_up: Tensor) -> Tensor:
     """silu(gate) * up in float32, of gate_up [rows, 2 * intermediate], gate first."""
     gate, up = gate_up.float().chunk(2, dim=1)
     return functional.silu(gate) * up
-
-
-def swiglu_quantize(gate_up: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
-    """SwiGLU of gate_up [rows, 2 * intermediate], quantised in 1x128 tiles without a BF16 copy."""
-    return quantize_tiles(swiglu_float32(gate_up), power_of_two_scales=power_of_two_scales)
-
-
-def weighted_swiglu_quantize(
-    gate_up: Tensor, row_weights: Tensor, *, power_of_two_scales: bool
-) -> tuple[Tensor, Tensor]:
-    """The same, each row times its routing weight, float32 [rows]."""
-    return quantize_tiles(
-        swiglu_float32(gate_up) * row_weights[:, None], power_of_two_scales=power_of_two_scales
-    )
-
-
-def swiglu_quantize_transposed(
-    gate_up: Tensor, *, power_of_two_scales: bool
-) -> tuple[Tensor, Tensor]:
-    """SwiGLU of gate_up [rows, 2 * intermediate] as quantize_tiles_transposed of one group."""
-    return quantize_tiles_transposed(
-        swiglu_float32(gate_up), group_sizes=None, power_of_two_scales=power_of_two_scales
-    )
 
 
 def _promoted(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor) -> Tensor:
@@ -309,3 +315,6 @@ def _group_sizes(group_sizes: Tensor, rows: int) -> list[int]:
             f"group_sizes {sizes}: {rows} rows need sizes that are not negative and sum to {rows}"
         )
     return sizes
+
+
+KERNELS = ReferenceKernels()

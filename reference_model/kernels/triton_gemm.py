@@ -286,22 +286,107 @@ def _grouped_weight_grad_kernel(
             tl.store(gradient + target, total, mask=inside)
 
 
-def gemm_fp8(
-    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype
-) -> Tensor:
-    """See reference.gemm_fp8; k must be a multiple of 16."""
-    check_multiple(k=a.shape[1])
-    out = a.new_empty((a.shape[0], b.shape[0]), dtype=out_dtype)
-    _gemm(a, a_scales, b, b_scales, out, b_in_tiles=False, accumulate=False)
-    return out
+class TritonProducts:
+    """The matrix products of the backend "triton"."""
 
+    def gemm_fp8(
+        self, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype
+    ) -> Tensor:
+        """See ReferenceKernels.gemm_fp8; k must be a multiple of 16."""
+        check_multiple(k=a.shape[1])
+        out = a.new_empty((a.shape[0], b.shape[0]), dtype=out_dtype)
+        _gemm(a, a_scales, b, b_scales, out, b_in_tiles=False, accumulate=False)
+        return out
 
-def gemm_fp8_weight_grad(
-    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, gradient: Tensor
-) -> None:
-    """See reference.gemm_fp8_weight_grad; any k, in rows that begin at multiples of 16."""
-    check_multiple(a_row_stride=a.stride(0), b_row_stride=b.stride(0))
-    _gemm(a, a_scales, b, b_scales, gradient, b_in_tiles=True, accumulate=True)
+    def gemm_fp8_weight_grad(
+        self, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, gradient: Tensor
+    ) -> None:
+        """See ReferenceKernels.gemm_fp8_weight_grad; any k, rows begin at multiples of 16."""
+        check_multiple(a_row_stride=a.stride(0), b_row_stride=b.stride(0))
+        _gemm(a, a_scales, b, b_scales, gradient, b_in_tiles=True, accumulate=True)
+
+    def grouped_gemm_fp8(
+        self,
+        a: Tensor,
+        a_scales: Tensor,
+        b: Tensor,
+        b_scales: Tensor,
+        *,
+        group_sizes: Tensor,
+        out_dtype: torch.dtype,
+    ) -> Tensor:
+        """See ReferenceKernels.grouped_gemm_fp8; group_sizes stay on the device, unchecked."""
+        return _grouped_gemm(
+            a,
+            a_scales[None],
+            b,
+            b_scales,
+            group_sizes=group_sizes,
+            capacity=None,
+            out_dtype=out_dtype,
+        )
+
+    def masked_grouped_gemm_fp8(
+        self,
+        a: Tensor,
+        a_scales: Tensor,
+        b: Tensor,
+        b_scales: Tensor,
+        *,
+        group_rows: Tensor,
+        out_dtype: torch.dtype,
+    ) -> Tensor:
+        """See ReferenceKernels.masked_grouped_gemm_fp8; group_rows stay on the GPU, unchecked."""
+        groups, capacity, _ = a.shape
+        out = _grouped_gemm(
+            a.flatten(0, 1),
+            a_scales,
+            b,
+            b_scales,
+            group_sizes=group_rows,
+            capacity=capacity,
+            out_dtype=out_dtype,
+        )
+        return out.view(groups, capacity, -1)
+
+    def grouped_gemm_fp8_weight_grad(
+        self,
+        a: Tensor,
+        a_scales: Tensor,
+        b: Tensor,
+        b_scales: Tensor,
+        *,
+        group_sizes: Tensor,
+        gradient: Tensor,
+    ) -> None:
+        """See ReferenceKernels.grouped_gemm_fp8_weight_grad; group_sizes go unchecked.
+
+        They stay on the device. Two kernels copy the operands, so that every group begins at a
+        tile, and a third multiplies."""
+        check_device(a)
+        (m, rows), n, groups = a.shape, b.shape[0], group_sizes.shape[0]
+        if not rows:
+            return
+        a, b = _align_groups(a, group_sizes), _align_groups(b, group_sizes)
+        tiles = groups * triton.cdiv(m, _BLOCK_M) * triton.cdiv(n, _BLOCK_N)
+        _grouped_weight_grad_kernel[(_programs(a, tiles),)](
+            TensorDescriptor.from_tensor(a, [_BLOCK_M, TILE]),
+            TensorDescriptor.from_tensor(b, [_BLOCK_N, TILE]),
+            _column_major(a_scales),
+            _column_major(b_scales),
+            group_sizes,
+            gradient,
+            groups,
+            m,
+            n,
+            GROUPS=triton.next_power_of_2(groups),
+            BLOCK_M=_BLOCK_M,
+            BLOCK_N=_BLOCK_N,
+            TURN=_ROW_BLOCKS_IN_TURN,
+            num_warps=4,
+            num_stages=_STAGES,
+            maxnreg=_WEIGHT_GRAD_REGISTERS,
+        )
 
 
 def _gemm(
@@ -343,50 +428,6 @@ def _gemm(
         num_stages=_STAGES,
         maxnreg=_WEIGHT_GRAD_REGISTERS if b_in_tiles else None,
     )
-
-
-def grouped_gemm_fp8(
-    a: Tensor,
-    a_scales: Tensor,
-    b: Tensor,
-    b_scales: Tensor,
-    *,
-    group_sizes: Tensor,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    """See reference.grouped_gemm_fp8; group_sizes stay on the device, unchecked."""
-    return _grouped_gemm(
-        a,
-        a_scales[None],
-        b,
-        b_scales,
-        group_sizes=group_sizes,
-        capacity=None,
-        out_dtype=out_dtype,
-    )
-
-
-def masked_grouped_gemm_fp8(
-    a: Tensor,
-    a_scales: Tensor,
-    b: Tensor,
-    b_scales: Tensor,
-    *,
-    group_rows: Tensor,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    """See reference.masked_grouped_gemm_fp8; group_rows stay on the device, unchecked."""
-    groups, capacity, _ = a.shape
-    out = _grouped_gemm(
-        a.flatten(0, 1),
-        a_scales,
-        b,
-        b_scales,
-        group_sizes=group_rows,
-        capacity=capacity,
-        out_dtype=out_dtype,
-    )
-    return out.view(groups, capacity, -1)
 
 
 def _grouped_gemm(
@@ -431,44 +472,6 @@ def _grouped_gemm(
         num_stages=_STAGES,
     )
     return out
-
-
-def grouped_gemm_fp8_weight_grad(
-    a: Tensor,
-    a_scales: Tensor,
-    b: Tensor,
-    b_scales: Tensor,
-    *,
-    group_sizes: Tensor,
-    gradient: Tensor,
-) -> None:
-    """See reference.grouped_gemm_fp8_weight_grad; group_sizes stay on the device, unchecked.
-
-    Two kernels copy the operands, so that every group begins at a tile, and a third multiplies."""
-    check_device(a)
-    (m, rows), n, groups = a.shape, b.shape[0], group_sizes.shape[0]
-    if not rows:
-        return
-    a, b = _align_groups(a, group_sizes), _align_groups(b, group_sizes)
-    tiles = groups * triton.cdiv(m, _BLOCK_M) * triton.cdiv(n, _BLOCK_N)
-    _grouped_weight_grad_kernel[(_programs(a, tiles),)](
-        TensorDescriptor.from_tensor(a, [_BLOCK_M, TILE]),
-        TensorDescriptor.from_tensor(b, [_BLOCK_N, TILE]),
-        _column_major(a_scales),
-        _column_major(b_scales),
-        group_sizes,
-        gradient,
-        groups,
-        m,
-        n,
-        GROUPS=triton.next_power_of_2(groups),
-        BLOCK_M=_BLOCK_M,
-        BLOCK_N=_BLOCK_N,
-        TURN=_ROW_BLOCKS_IN_TURN,
-        num_warps=4,
-        num_stages=_STAGES,
-        maxnreg=_WEIGHT_GRAD_REGISTERS,
-    )
 
 
 def _align_groups(x: Tensor, group_sizes: Tensor) -> Tensor:

@@ -228,23 +228,95 @@ def _dequantize_kernel(
     tl.store(out + offset, (tile * scale[:, None]).to(out.dtype.element_ty), mask=inside)
 
 
-def quantize_tiles(x: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
-    """See reference.quantize_tiles."""
-    return _quantize_rows(x, None, swiglu=False, power_of_two_scales=power_of_two_scales)
+class TritonCasts:
+    """The quantisation of the backend "triton"."""
 
+    def quantize_tiles(self, x: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
+        """See ReferenceKernels.quantize_tiles."""
+        return _quantize_rows(x, None, swiglu=False, power_of_two_scales=power_of_two_scales)
 
-def swiglu_quantize(gate_up: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
-    """See reference.swiglu_quantize."""
-    return _quantize_rows(gate_up, None, swiglu=True, power_of_two_scales=power_of_two_scales)
+    def swiglu_quantize(
+        self, gate_up: Tensor, *, power_of_two_scales: bool
+    ) -> tuple[Tensor, Tensor]:
+        """See ReferenceKernels.swiglu_quantize."""
+        return _quantize_rows(gate_up, None, swiglu=True, power_of_two_scales=power_of_two_scales)
 
+    def weighted_swiglu_quantize(
+        self, gate_up: Tensor, row_weights: Tensor, *, power_of_two_scales: bool
+    ) -> tuple[Tensor, Tensor]:
+        """See ReferenceKernels.weighted_swiglu_quantize."""
+        return _quantize_rows(
+            gate_up, row_weights, swiglu=True, power_of_two_scales=power_of_two_scales
+        )
 
-def weighted_swiglu_quantize(
-    gate_up: Tensor, row_weights: Tensor, *, power_of_two_scales: bool
-) -> tuple[Tensor, Tensor]:
-    """See reference.weighted_swiglu_quantize."""
-    return _quantize_rows(
-        gate_up, row_weights, swiglu=True, power_of_two_scales=power_of_two_scales
-    )
+    def quantize_tiles_transposed(
+        self, x: Tensor, *, group_sizes: Tensor | None, power_of_two_scales: bool
+    ) -> tuple[Tensor, Tensor]:
+        """See ReferenceKernels.quantize_tiles_transposed; wrong group_sizes go unnoticed."""
+        return _quantize_columns(
+            x,
+            None,
+            None,
+            group_sizes=group_sizes,
+            swiglu=False,
+            power_of_two_scales=power_of_two_scales,
+        )
+
+    def requantize_tiles_transposed(
+        self,
+        q: Tensor,
+        scales: Tensor,
+        *,
+        row_source: Tensor | None,
+        group_sizes: Tensor | None,
+        power_of_two_scales: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """See ReferenceKernels.requantize_tiles_transposed."""
+        return _quantize_columns(
+            q,
+            scales,
+            row_source,
+            group_sizes=group_sizes,
+            swiglu=False,
+            power_of_two_scales=power_of_two_scales,
+        )
+
+    def swiglu_quantize_transposed(
+        self, gate_up: Tensor, *, power_of_two_scales: bool
+    ) -> tuple[Tensor, Tensor]:
+        """See ReferenceKernels.swiglu_quantize_transposed."""
+        return _quantize_columns(
+            gate_up,
+            None,
+            None,
+            group_sizes=None,
+            swiglu=True,
+            power_of_two_scales=power_of_two_scales,
+        )
+
+    def quantize_blocks(self, w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
+        """See ReferenceKernels.quantize_blocks; reads transposed weights where they lie."""
+        check_device(w)
+        rows, columns = w.shape[-2:]
+        blocks = (triton.cdiv(rows, TILE), triton.cdiv(columns, TILE))
+        quantized = w.new_empty(w.shape, dtype=torch.float8_e4m3fn)
+        source = w.reshape(-1, rows, columns)
+        room = triton.cdiv(blocks[1], SCALE_ROW) * SCALE_ROW
+        scales = w.new_zeros((*w.shape[:-2], blocks[0], room), dtype=torch.float32)
+        _quantize_blocks_kernel[source.shape[0], *blocks](
+            source, quantized, scales, rows, columns, room, *source.stride(),
+            POWER_OF_TWO=power_of_two_scales, num_warps=8,
+        )  # fmt: skip
+        return quantized, scales[..., : blocks[1]]
+
+    def dequantize_tiles(self, q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
+        """See ReferenceKernels.dequantize_tiles."""
+        return _dequantize(q, scales[None], rows_per_scale=1, dtype=dtype)
+
+    def dequantize_blocks(self, q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
+        """See ReferenceKernels.dequantize_blocks."""
+        flat = scales.reshape(-1, *scales.shape[-2:])
+        return _dequantize(q, flat, rows_per_scale=TILE, dtype=dtype)
 
 
 def masked_swiglu_quantize(
@@ -300,53 +372,6 @@ def _quantize_rows(
     return quantized, scales
 
 
-def quantize_tiles_transposed(
-    x: Tensor, *, group_sizes: Tensor | None, power_of_two_scales: bool
-) -> tuple[Tensor, Tensor]:
-    """See reference.quantize_tiles_transposed; group_sizes that do not sum to rows go unnoticed."""
-    return _quantize_columns(
-        x,
-        None,
-        None,
-        group_sizes=group_sizes,
-        swiglu=False,
-        power_of_two_scales=power_of_two_scales,
-    )
-
-
-def requantize_tiles_transposed(
-    q: Tensor,
-    scales: Tensor,
-    *,
-    row_source: Tensor | None,
-    group_sizes: Tensor | None,
-    power_of_two_scales: bool,
-) -> tuple[Tensor, Tensor]:
-    """See reference.requantize_tiles_transposed."""
-    return _quantize_columns(
-        q,
-        scales,
-        row_source,
-        group_sizes=group_sizes,
-        swiglu=False,
-        power_of_two_scales=power_of_two_scales,
-    )
-
-
-def swiglu_quantize_transposed(
-    gate_up: Tensor, *, power_of_two_scales: bool
-) -> tuple[Tensor, Tensor]:
-    """See reference.swiglu_quantize_transposed."""
-    return _quantize_columns(
-        gate_up,
-        None,
-        None,
-        group_sizes=None,
-        swiglu=True,
-        power_of_two_scales=power_of_two_scales,
-    )
-
-
 def _quantize_columns(
     x: Tensor,
     x_scales: Tensor | None,
@@ -390,33 +415,6 @@ def _quantize_columns(
             num_warps=_WARPS,
         )
     return quantized, scales
-
-
-def quantize_blocks(w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
-    """See reference.quantize_blocks; reads transposed weights where they lie."""
-    check_device(w)
-    rows, columns = w.shape[-2:]
-    blocks = (triton.cdiv(rows, TILE), triton.cdiv(columns, TILE))
-    quantized = w.new_empty(w.shape, dtype=torch.float8_e4m3fn)
-    source = w.reshape(-1, rows, columns)
-    room = triton.cdiv(blocks[1], SCALE_ROW) * SCALE_ROW
-    scales = w.new_zeros((*w.shape[:-2], blocks[0], room), dtype=torch.float32)
-    _quantize_blocks_kernel[source.shape[0], *blocks](
-        source, quantized, scales, rows, columns, room, *source.stride(),
-        POWER_OF_TWO=power_of_two_scales, num_warps=8,
-    )  # fmt: skip
-    return quantized, scales[..., : blocks[1]]
-
-
-def dequantize_tiles(q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """See reference.dequantize_tiles."""
-    return _dequantize(q, scales[None], rows_per_scale=1, dtype=dtype)
-
-
-def dequantize_blocks(q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """See reference.dequantize_blocks."""
-    flat = scales.reshape(-1, *scales.shape[-2:])
-    return _dequantize(q, flat, rows_per_scale=TILE, dtype=dtype)
 
 
 def _dequantize(q: Tensor, scales: Tensor, *, rows_per_scale: int, dtype: torch.dtype) -> Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from reference_model.kernels import load_backend
-from reference_model.kernels import triton_backend as kernels
 from reference_model.kernels.device import check_device
+from reference_model.kernels.triton_backend import KERNELS as kernels
 
 E4M3 = torch.float8_e4m3fn
 

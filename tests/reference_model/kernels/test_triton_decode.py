@@ -5,7 +5,8 @@ import torch
 
 from reference_model import decode_operators as operators
 from reference_model.kernels import triton_decode as kernels
-from reference_model.kernels.triton_quantize import masked_swiglu_quantize, quantize_tiles
+from reference_model.kernels.triton_backend import KERNELS
+from reference_model.kernels.triton_quantize import masked_swiglu_quantize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -74,7 +75,7 @@ def test_masked_swiglu_quantises_the_filled_rows():
     values, scales = masked_swiglu_quantize(gate_up, group_rows=counts, power_of_two_scales=False)
     gate, up = gate_up.chunk(2, dim=2)
     activated = (gate * torch.sigmoid(gate) * up).flatten(0, 1)
-    wanted, wanted_scales = quantize_tiles(activated, power_of_two_scales=False)
+    wanted, wanted_scales = KERNELS.quantize_tiles(activated, power_of_two_scales=False)
     for group, row in ((0, 0), (0, 1), (0, 2), (1, 0)):
         at = 3 * group + row
         torch.testing.assert_close(scales[group, row], wanted_scales[at], rtol=2e-5, atol=0.0)

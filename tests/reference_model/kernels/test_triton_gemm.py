@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from reference_model.kernels import reference
-from reference_model.kernels import triton_backend as kernels
+from reference_model.kernels.reference import KERNELS as reference
+from reference_model.kernels.triton_backend import KERNELS as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
