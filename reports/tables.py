@@ -233,7 +233,7 @@ def _chunk_operators(chunk: str, run: ChunkRun) -> pd.DataFrame:
             "end_s": run.log.end_s,
             "low_s": run.cost.low,
             "high_s": run.cost.high,
-            "provenance": list(run.cost.provenance),
+            "provenance": run.cost.provenance_names(),
             "flops": [operator.flops for operator in operators],
             "bytes": [operator.bytes_read + operator.bytes_written for operator in operators],
         }

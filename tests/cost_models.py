@@ -60,7 +60,7 @@ def combine(tokens=4096, received=None):
 
 def one(costs, op, *, sms, overlapped):
     prediction = costs.predict([op], sms=sms, overlapped=overlapped, load=NO_LIMIT)
-    return float(prediction.seconds[0]), str(prediction.provenance[0])
+    return float(prediction.seconds[0]), prediction.provenance_names()[0]
 
 
 WITHOUT_TRACE = fitted(

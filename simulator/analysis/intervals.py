@@ -6,7 +6,7 @@ a training step and every layer of a serving step. Where a kernel is extrapolate
 share of the variance (common_share of the calibration) is drawn once for all of them, since clocks,
 power and software versions of another table are common to its kernels. A kernel's time is scaled
 by exp(z w), w the logarithm of the end of its interval over its value, for positive and negative z
-each. What serving times carry for another GPU than the calibration's moves all kernels as one.
+each. What times carry for another GPU than the calibration's moves all kernels as one.
 
 A graph is run for all samples at once: order and dependencies stay, every time is an array
 [samples].
@@ -14,7 +14,7 @@ A graph is run for all samples at once: order and dependencies stay, every time 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,7 @@ from simulator.execution.pipeline import run_pipeline
 from simulator.execution.serving_step import ServingStep
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingStep
 from simulator.hardware.costs import NORMAL_80
-from simulator.hardware.kernels.curves import EXTRAPOLATED, PROVENANCES
-from simulator.hardware.kernels.families import family_of
+from simulator.hardware.prediction import EXTRAPOLATED, Prediction
 
 Array = NDArray[np.float64]
 
@@ -63,40 +62,21 @@ class Draws:
         return self._families[family]
 
 
-def scaled_seconds(chunk: ChunkRun, draws: Draws) -> Array:
-    """[tasks, samples] durations of a chunk's kernels, each family moved together."""
-    cost = chunk.cost
-    return _scaled(
-        cost.seconds,
-        (cost.low, cost.high),
-        families=[family_of(operator) for operator in chunk.log.graph.task_operators()],
-        beyond=np.isin(cost.provenance, PROVENANCES[EXTRAPOLATED:]),
-        draws=draws,
-    )
-
-
-def _scaled(
-    seconds: Array,
-    ends: tuple[Array, Array],
-    *,
-    families: Sequence[Hashable],
-    beyond: NDArray[np.bool_],
-    draws: Draws,
-) -> Array:
-    """[kernels, samples] seconds moved within their intervals.
-
-    Args:
-        beyond: [kernels] whether extrapolated or modelled.
-    """
-    own = np.stack([draws.of(family) for family in families])
+def scaled_seconds(times: Prediction, draws: Draws) -> Array:
+    """[times, samples] seconds moved within their intervals, each family together."""
+    own = np.stack([draws.of(family) for family in times.family])
     share = draws.common_share
     shared = np.sqrt(share) * draws.common + np.sqrt(1 - share) * own
+    beyond = times.provenance >= EXTRAPOLATED
     normal = np.where(beyond[:, None], shared, own) / NORMAL_80
     least = np.finfo(np.float64).tiny
-    value = np.maximum(seconds, least)
-    up = np.log(np.maximum(ends[1], value) / value)[:, None]
-    down = np.log(value / np.clip(ends[0], least, value))[:, None]
-    scaled: Array = seconds[:, None] * np.exp(normal * np.where(normal > 0, up, down))
+    value = np.maximum(times.seconds, least)
+    up = np.log(np.maximum(times.high, value) / value)[:, None]
+    down = np.log(value / np.clip(times.low, least, value))[:, None]
+    scaled: Array = times.seconds[:, None] * np.exp(normal * np.where(normal > 0, up, down))
+    if times.other_gpu.any():
+        moved = np.log1p(times.other_gpu / value)
+        scaled *= np.exp(moved[:, None] * draws.other_gpu / NORMAL_80)
     return scaled
 
 
@@ -120,7 +100,7 @@ def training_intervals(
     gap_s = estimated(calibration.kernel_gap, draws.gap)
 
     def span(chunk: ChunkRun) -> Array:
-        return timeline.run(chunk.log.graph, scaled_seconds(chunk, draws), gap_s).spans_s
+        return timeline.run(chunk.log.graph, scaled_seconds(chunk.cost, draws), gap_s).spans_s
 
     pair = span(step.pair)
     of_chunk: Mapping[ChunkKey, Array] = {
@@ -155,15 +135,7 @@ def serving_interval(step: ServingStep, *, seed: int) -> list[Seconds]:
     model, times = step.model, step.times
     common_share = model.kernels.calibration.common_share
     draws = Draws(np.random.default_rng(seed), common_share=common_share)
-    scaled = _scaled(
-        times.seconds,
-        (times.low, times.high),
-        families=times.family,
-        beyond=times.provenance >= EXTRAPOLATED,
-        draws=draws,
-    )
-    moved = np.log1p(times.other_gpu / np.maximum(times.seconds, np.finfo(np.float64).tiny))
-    scaled *= np.exp(moved[:, None] * draws.other_gpu / NORMAL_80)
+    scaled = scaled_seconds(times, draws)
     gap, host = model.job.kernel_gap, model.job.host_overhead
     middle = timeline.run(model.graph, times.seconds[model.places], gap.value).span_s
     samples = timeline.run(model.graph, scaled[model.places], estimated(gap, draws.gap))

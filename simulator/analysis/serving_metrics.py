@@ -25,8 +25,8 @@ from simulator.execution.offload import OffloadStep, offload_step
 from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
-from simulator.hardware.kernels.curves import PROVENANCES
 from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, payload_bytes
+from simulator.hardware.prediction import PROVENANCES
 from simulator.scenario.files import PublishedFigure
 from simulator.scenario.serving import OffloadJob, ServingStepJob
 from simulator.workload.task_graph import Stream

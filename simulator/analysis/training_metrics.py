@@ -19,9 +19,9 @@ from simulator.analysis.published import beside_published
 from simulator.analysis.training_attribution import attribute_step
 from simulator.execution.timeline import exposed_communication, hidden_communication
 from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
-from simulator.hardware.kernels.curves import PROVENANCES
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
+from simulator.hardware.prediction import PROVENANCES
 from simulator.workload.layout import stage_texts
 from simulator.workload.schedules import (
     FORWARD,
@@ -144,7 +144,9 @@ def provenance_shares(chunks: Sequence[tuple[ChunkRun, int]]) -> dict[str, float
     """Share of kernel time by where the times come from, for chunks with their numbers of runs."""
     seconds = dict.fromkeys(PROVENANCES, 0.0)
     for chunk, times in chunks:
-        for value, provenance in zip(chunk.cost.seconds, chunk.cost.provenance, strict=True):
+        for value, provenance in zip(
+            chunk.cost.seconds, chunk.cost.provenance_names(), strict=True
+        ):
             seconds[provenance] += times * float(value)
     total = sum(seconds.values())
     return {name: value / total if total else 0.0 for name, value in seconds.items()}

@@ -73,7 +73,9 @@ def tpot_limit(job: TpotLimitJob, *, config: ModelConfig, cluster: ClusterProfil
     load = NO_LIMIT if over_nic else None
 
     def payload(size: Bytes) -> Seconds:
-        return Transfers(cluster=cluster, achieved=LINE_RATE).payload(size, load=load).seconds
+        return (
+            Transfers(cluster=cluster, achieved=LINE_RATE).payload(size, load=load).seconds.item()
+        )
 
     latency = cluster.fabric.cross_leaf_latency if over_nic else cluster.node.nvlink_latency
     real: dict[str, tuple[Any, str]] = {

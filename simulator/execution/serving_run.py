@@ -259,6 +259,6 @@ def rebalancing(model: ServingModel, interval: Seconds | None) -> RebalanceCost 
         placement,
         # A byte each; block scales, 0.02 %, are left out.
         expert_bytes=float(parameter_counts(config).expert),
-        seconds_of=lambda size: model.transfers.payload(size, load=load).seconds,
+        seconds_of=lambda size: model.transfers.payload(size, load=load).seconds.item(),
         interval=interval,
     )

@@ -29,7 +29,7 @@ from simulator.execution.serving_model import (
     section_operators,
     with_shared,
 )
-from simulator.execution.serving_times import KernelTimes, expert_times, kernel_times
+from simulator.execution.serving_times import expert_times, kernel_times
 from simulator.execution.timeline import (
     CriticalPath,
     Log,
@@ -37,7 +37,7 @@ from simulator.execution.timeline import (
     exposed_communication,
     run,
 )
-from simulator.hardware.kernels.curves import MODELLED, PROVENANCES
+from simulator.hardware.prediction import MODELLED, PROVENANCES, Prediction
 from simulator.workload.experts import draw_rows
 from simulator.workload.iteration import (
     WHOLE_BATCH,
@@ -82,7 +82,7 @@ class ServingStep:
 
     model: ServingModel
     operators: Mapping[tuple[str, int], LayerOperators]
-    times: KernelTimes
+    times: Prediction
     """Of the operators of all sections, concatenated."""
     loads: ExpertLoads
     log: Log
@@ -313,7 +313,7 @@ def _by_rank(
     operators: Mapping[tuple[str, int], LayerOperators],
     loads: ExpertLoads,
     at: Array,
-    times: KernelTimes,
+    times: Prediction,
 ) -> Array:
     """[tasks] where ranks are folded; else [tasks, ranks] with the expert kernels of each rank."""
     seconds = at[model.places]

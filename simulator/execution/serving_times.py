@@ -7,8 +7,8 @@ the wire between them) and the collectives of tensor parallelism.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -22,16 +22,16 @@ from hardware_profiles.low_latency_kernels import (
 from hardware_profiles.schema import Estimate
 from reference_model.trace import Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
-from simulator.hardware.kernels.curves import (
+from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, exchange_sms
+from simulator.hardware.network.low_latency import LowLatencyTransfers
+from simulator.hardware.prediction import (
     EXTRAPOLATED,
     INTERPOLATED,
     MEASURED,
     MODELLED,
-    PROVENANCES,
+    Prediction,
+    one_time,
 )
-from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, exchange_sms
-from simulator.hardware.network.low_latency import LowLatencyTransfers
-from simulator.hardware.network.transfers import TransferTime
 from simulator.workload.iteration import WIRES, LayerOperators
 from simulator.workload.iteration_operators import COLLECTIVE_SEGMENTS, collective_ranks
 
@@ -41,44 +41,9 @@ DECODE_CORE = "mla_decode"
 """Operator kind of the decode attention core, which reads the KV cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class KernelTimes:
-    """Times of a list of operators; arrays [operators], seconds."""
-
-    seconds: Array
-    low: Array
-    high: Array
-    """Ends of each kernel's own 80 % interval, other_gpu left out."""
-    other_gpu: Array
-    """Error, each way, of restating a time of the GPU of the calibration: clocks and power,
-    which all kernels have in common. Zero on that GPU itself, and of transfers."""
-    provenance: NDArray[np.intp]
-    """Index into PROVENANCES."""
-    family: tuple[str, ...]
-    """What errs together: the kernel family, or the name of an input."""
-
-    def ends(self) -> tuple[Array, Array]:
-        """Both ends of each kernel's interval with everything in it."""
-        below = np.hypot(self.seconds - self.low, self.other_gpu)
-        return self.seconds - below, self.seconds + np.hypot(
-            self.high - self.seconds, self.other_gpu
-        )
-
-    def between(self, other: KernelTimes, share: Array) -> KernelTimes:
-        """Times on the line from `other` (share 0) to these (share 1); same operators but sizes."""
-        return KernelTimes(
-            other.seconds + share * (self.seconds - other.seconds),
-            other.low + share * (self.low - other.low),
-            other.high + share * (self.high - other.high),
-            other.other_gpu + share * (self.other_gpu - other.other_gpu),
-            np.maximum(self.provenance, other.provenance),
-            self.family,
-        )
-
-
 def kernel_times(
     model: ServingModel, operators: Mapping[tuple[str, int], LayerOperators]
-) -> KernelTimes:
+) -> Prediction:
     """Times of all sections' operators, concatenated in the order of the sections."""
     job = model.job
     gpu_sms = model.cluster.node.gpu.sms
@@ -105,7 +70,7 @@ def kernel_times(
                 sms.append(gpu_sms - job.communication_sms if overlapped else gpu_sms)
     seconds, low, high, provenance = _predicted(model, list(zip(flat, sms, beside, strict=True)))
     other_gpu = _other_gpu_error(model) * seconds
-    family = [operator.kind for operator in flat]
+    family: list[Hashable] = [operator.kind for operator in flat]
     ratio = model.cache_ratio
     if ratio is not None:
         core = np.array([operator.kind == DECODE_CORE for operator in flat])
@@ -123,9 +88,10 @@ def kernel_times(
         known = _special_time(model, operator, part, copies[place])
         if known is None:
             continue
-        (seconds[place], low[place], high[place]), provenance[place], family[place] = known
+        seconds[place], low[place], high[place] = known.seconds[0], known.low[0], known.high[0]
+        provenance[place], (family[place],) = known.provenance[0], known.family
         other_gpu[place] = 0.0
-    return KernelTimes(seconds, low, high, other_gpu, provenance, tuple(family))
+    return Prediction(seconds, low, high, provenance, tuple(family), other_gpu)
 
 
 def _on_calibrated_gpu(model: ServingModel) -> bool:
@@ -158,14 +124,17 @@ def _predicted(
             overlapped=[beside for _, _, beside in missing],
             load=model.kernels.load,
         )
-        codes = {name: code for code, name in enumerate(PROVENANCES)}
         # Times of another GPU are no measurement of this one, even where its SMs are the same.
         best = MEASURED if _on_calibrated_gpu(model) else EXTRAPOLATED
         columns = zip(
-            new.seconds.tolist(), new.low.tolist(), new.high.tolist(), new.provenance, strict=True
+            new.seconds.tolist(),
+            new.low.tolist(),
+            new.high.tolist(),
+            new.provenance.tolist(),
+            strict=True,
         )
         for key, (value, least, most, source) in zip(missing, columns, strict=True):
-            (operator, sms, beside), code = key, max(best, codes[str(source)])
+            (operator, sms, beside), code = key, max(best, source)
             family = (operator.kind, operator.dtype, operator.out_dtype)
             if family not in model.kernels.restated:
                 ends = (least, most)
@@ -188,23 +157,23 @@ def _predicted(
 
 def _special_time(
     model: ServingModel, operator: Operator, part: str, copies: float
-) -> tuple[tuple[float, float, float], int, str] | None:
-    """Times that are not kernels of the cost model: low-latency transfers, and collectives of
-    tensor parallelism; `copies` are those that cross a wire of the layer.
-    -> (seconds, low, high), provenance, what errs together."""
+) -> Prediction | None:
+    """The time of what is no kernel of the cost model: a low-latency transfer, or a collective of
+    tensor parallelism; `copies` are those that cross a wire of the layer."""
     job = model.job
     if operator.segment in COLLECTIVE_SEGMENTS:
         ranks = collective_ranks(operator, job.tensor_parallel)
-        return _collective_time(model, operator, ranks), EXTRAPOLATED, "collective"
+        return _collective_time(model, operator, ranks)
     if part in WIRES and job.expert_tp > 1:
-        return _collective_time(model, operator, job.expert_tp), EXTRAPOLATED, "collective"
+        return _collective_time(model, operator, job.expert_tp)
     low_latency = model.low_latency_transfers
     if low_latency is None or job.expert_tp > 1 or operator.kind == "add":
         return None
     if part in ("dispatch_send", "dispatch_receive", "combine_send", "combine_receive"):
         # A sent token's row stands for all its copies.
         handled = operator["rows"] * (model.choices if part == "dispatch_send" else 1)
-        return _kernel_ends(low_latency, part, handled), EXTRAPOLATED, part
+        ends = (float(low_latency.kernel(part, np.array(handled), end)) for end in get_args(End))
+        return one_time(*ends, provenance=EXTRAPOLATED, family=part)
     operation: MoeOperation = "dispatch" if part.startswith("dispatch") else "combine"
     return _low_latency_wire(model, low_latency, operation, copies) if part in WIRES else None
 
@@ -220,15 +189,6 @@ def _wire_copies(model: ServingModel, layer: LayerOperators) -> float:
     return float(max(tokens * model.choices, rows))
 
 
-def _kernel_ends(
-    transfers: LowLatencyTransfers, part: str, copies: float
-) -> tuple[float, float, float]:
-    value, low, high = (
-        float(transfers.kernel(part, np.array(copies), end)) for end in get_args(End)
-    )
-    return value, low, high
-
-
 def _beside_compute(model: ServingModel) -> Estimate:
     """Wire time beside compute over the wire time alone."""
     hides = model.job.overlap != "none" and model.job.all_to_all.overlapped is not None
@@ -238,7 +198,7 @@ def _beside_compute(model: ServingModel) -> Estimate:
 
 def _low_latency_wire(
     model: ServingModel, transfers: LowLatencyTransfers, operation: MoeOperation, copies: float
-) -> tuple[tuple[float, float, float], int, str]:
+) -> Prediction:
     """A wire's time with its interval: the slow-down beside compute, the intercept's, and what the
     achieved share of the line rate differs by among the measured group sizes."""
     job, profile = model.job, transfers.profile
@@ -259,10 +219,12 @@ def _low_latency_wire(
         provenance = EXTRAPOLATED
     else:
         provenance = MEASURED if same_size and ratio.high == 1.0 else INTERPOLATED
-    return (alone * ratio.value, low, high), provenance, f"{operation} wire"
+    return one_time(
+        alone * ratio.value, low, high, provenance=provenance, family=f"{operation} wire"
+    )
 
 
-def _collective_time(model: ServingModel, operator: Operator, ranks: int) -> TransferTime:
+def _collective_time(model: ServingModel, operator: Operator, ranks: int) -> Prediction:
     """All-gather or reduce-scatter of tokens, BF16 or FP8 as recorded, or of logits."""
     if operator.kind in ALL_TO_ALL_KINDS:
         cast: MoeOperation = "dispatch" if operator.dtype == "fp8_e4m3" else "combine"

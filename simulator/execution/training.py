@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,10 +27,11 @@ from reference_model.trace import Operator
 from simulator.execution import timeline
 from simulator.execution.pipeline import PipelineRun, run_pipeline
 from simulator.execution.training_fabric import StepLoads, copies_of, holders_of
-from simulator.hardware.costs import KernelCostModel, Prediction
+from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.network.all_to_all import exchange_sms
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.transfers import Transfers
+from simulator.hardware.prediction import Prediction
 from simulator.scenario.files import Scenario
 from simulator.scenario.training import OptimizerTypes, TrainingJob
 from simulator.workload.chunk import (
@@ -269,9 +270,7 @@ def cost_graphs(
     predictions, start = {}, 0
     for key, graph in graphs.items():
         end = start + len(graph.tasks)
-        predictions[key] = Prediction(
-            *(getattr(every, part.name)[start:end] for part in fields(Prediction))
-        )
+        predictions[key] = every.part(slice(start, end))
         start = end
     return predictions
 
@@ -310,7 +309,8 @@ def send_seconds(
     """{(rank that sends, rank that receives): of the activations of one micro-batch}"""
     activation = job.micro_batch_tokens * model.hidden_size * BF16_BYTES
     return {
-        ranks: transfers.send(activation, load=load).seconds for ranks, load in loads.sends.items()
+        ranks: transfers.send(activation, load=load).seconds.item()
+        for ranks, load in loads.sends.items()
     }
 
 
@@ -348,8 +348,8 @@ def optimizer_step(
 
     def exchange_all(bytes_each: Bytes) -> Seconds:
         return (
-            transfers.ring(held.replicated * bytes_each, of_dense, load=dense).seconds
-            + transfers.ring(held.experts * bytes_each, of_experts, load=experts).seconds
+            transfers.ring(held.replicated * bytes_each, of_dense, load=dense).seconds.item()
+            + transfers.ring(held.experts * bytes_each, of_experts, load=experts).seconds.item()
         )
 
     shard = held.replicated / replicas + held.experts / expert_replicas
@@ -415,7 +415,9 @@ def simulate_step(
     )
 
     transfers = Transfers(cluster=cluster, achieved=calibration.transfers)
-    slowest = max(loads.all_to_all, key=lambda load: transfers.payload(1.0, load=load).seconds)
+    slowest = max(
+        loads.all_to_all, key=lambda load: transfers.payload(1.0, load=load).seconds.item()
+    )
     profiled = ChunkKey(OVERLAPPED, PAIR_LAYERS, PAIR_LAYERS, slowest)
     chunks = run_chunks(
         [*(key for row in keys for key in row), profiled],

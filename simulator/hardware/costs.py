@@ -39,7 +39,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Self, TypeVar
 
@@ -56,14 +55,7 @@ from hardware_profiles.schema import (
 from hardware_profiles.tables import Measurement
 from reference_model.trace import KINDS, Operator
 from simulator.hardware.kernels.conditions import Conditions
-from simulator.hardware.kernels.curves import (
-    EXTRAPOLATED,
-    INTERPOLATED,
-    MEASURED,
-    MODELLED,
-    PROVENANCES,
-    fingerprints,
-)
+from simulator.hardware.kernels.curves import fingerprints
 from simulator.hardware.kernels.families import (
     Family,
     calibration_measurements,
@@ -92,6 +84,13 @@ from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, PADDED, Rising
 from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel, Reach
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.transfer_times import LINK_KINDS
+from simulator.hardware.prediction import (
+    EXTRAPOLATED,
+    INTERPOLATED,
+    MEASURED,
+    MODELLED,
+    Prediction,
+)
 
 Array = NDArray[np.float64]
 ValueT = TypeVar("ValueT", int, bool, FabricLoad | None)
@@ -108,18 +107,6 @@ CHUNK = 32768
 
 class NotCalibrated(ValueError):
     """A cost model was asked before it was fitted, or fitted without a row that it can use."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """Durations of a list of operators; all arrays [operators]."""
-
-    seconds: Array
-    low: Array
-    high: Array
-    """Ends of the 80 % interval, seconds."""
-    provenance: NDArray[np.str_]
-    """One of PROVENANCES each."""
 
 
 class OnDemand(Mapping[KeyT, MadeT]):
@@ -302,6 +289,7 @@ class KernelCostModel:
         seen: dict[tuple[int, int, bool, int], int] = {}
         index: dict[tuple[object, ...], int] = {}
         groups: dict[tuple[bool, Family], list[tuple[int, Operator, int]]] = {}
+        families: list[Family] = []
         loads: dict[int, FabricLoad] = {}
         places = np.empty(len(operators), dtype=np.intp)
         available = self.cluster.node.gpu.sms
@@ -329,6 +317,7 @@ class KernelCostModel:
                         f"{available}"
                     )
                 known = index[key] = len(index)
+                families.append(family)
                 if exchange:
                     if op_load is None:
                         raise ValueError(
@@ -361,7 +350,14 @@ class KernelCostModel:
             answers[0, chosen], answers[1, chosen], answers[2, chosen] = answer[:3]
             provenance[chosen] = answer[3]
         seconds, low, high = answers[:, places]
-        return Prediction(seconds, low, high, np.array(PROVENANCES)[provenance[places]])
+        return Prediction(
+            seconds,
+            low,
+            high,
+            provenance[places],
+            tuple(families[place] for place in places.tolist()),
+            np.zeros(len(places)),
+        )
 
     def predict_sizes(
         self,
@@ -418,12 +414,13 @@ class KernelCostModel:
         ]
         if not parts:
             nothing = np.empty(0)
-            return Prediction(nothing, nothing, nothing, np.empty(0, dtype=np.str_))
-        seconds, low, high, provenance = (
-            np.concatenate(columns) for columns in zip(*parts, strict=True)
+            return Prediction(nothing, nothing, nothing, np.empty(0, dtype=np.intp), (), nothing)
+        seconds, low, high = (
+            np.concatenate([part[end] for part in parts])[places] for end in range(3)
         )
-        named = np.array(PROVENANCES)[provenance[places]]
-        return Prediction(seconds[places], low[places], high[places], named)
+        provenance = np.concatenate([part[3] for part in parts])[places]
+        of_kind = (family,) * len(places)
+        return Prediction(seconds, low, high, provenance, of_kind, np.zeros(len(places)))
 
     def _asked_again(
         self, family: Family, batch: Batch, sms: Array, overlapped: bool

@@ -2,7 +2,7 @@
 
 from reference_model.trace import PHASES as TRACED_PHASES
 from reports import palette
-from simulator.hardware.kernels.curves import PROVENANCES
+from simulator.hardware.prediction import PROVENANCES
 
 
 def test_what_a_legend_names_has_a_colour():

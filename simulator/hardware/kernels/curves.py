@@ -17,10 +17,6 @@ from simulator.hardware.kernels.roofline import Batch, Ideal, is_tensor
 
 Array = NDArray[np.float64]
 
-PROVENANCES = ("measured", "interpolated", "extrapolated", "modelled")
-"""What a prediction rests on, best first."""
-MEASURED, INTERPOLATED, EXTRAPOLATED, MODELLED = range(len(PROVENANCES))
-
 QUANTILE = 0.8
 """Share of the truth that an interval should hold."""
 NEAREST_CURVES = 4

@@ -22,9 +22,6 @@ from numpy.typing import NDArray
 
 from hardware_profiles.schema import FitProfile, TilesProfile
 from simulator.hardware.kernels.curves import (
-    EXTRAPOLATED,
-    INTERPOLATED,
-    MEASURED,
     QUANTILE,
     SAME_PLACE,
     Curve,
@@ -43,6 +40,7 @@ from simulator.hardware.kernels.roofline import Batch, Ideal, is_tensor
 from simulator.hardware.kernels.surface import KernelSurface
 from simulator.hardware.kernels.wave_lattice import WaveLattice
 from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, WorkFloor
+from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED
 
 Array = NDArray[np.float64]
 

@@ -30,9 +30,9 @@ from hardware_profiles.schema import CalibrationProfile, ClusterProfile, load_gp
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, parse_quantity
 from reference_model.trace import TILE, Operator
-from simulator.hardware.kernels.curves import EXTRAPOLATED, INTERPOLATED, MEASURED
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import FabricLoad
+from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED
 
 Array = NDArray[np.float64]
 

@@ -33,13 +33,13 @@ from numpy.typing import NDArray
 from hardware_profiles.schema import FitProfile, GpuProfile, LinkProfile
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import BytesPerSecond
-from simulator.hardware.kernels.curves import (
+from simulator.hardware.kernels.curves import Curve, ascending_curve
+from simulator.hardware.prediction import (
     EXTRAPOLATED,
     INTERPOLATED,
     MEASURED,
     MODELLED,
-    Curve,
-    ascending_curve,
+    Prediction,
 )
 
 Array = NDArray[np.float64]
@@ -166,18 +166,6 @@ def wire_of(rows: Sequence[Measurement]) -> Array:
     return wire_bytes(rows[0].kind, sizes, np.array([dict(row.sizes)["ranks"] for row in rows]))
 
 
-@dataclass(frozen=True, slots=True)
-class TransferPrediction:
-    """Transfers of one kind; arrays [transfers]."""
-
-    seconds: Array
-    low: Array
-    high: Array
-    """Ends of the 80 % interval, seconds."""
-    provenance: NDArray[np.intp]
-    """Positions in PROVENANCES."""
-
-
 class TransferTimes:
     """Times of transfers between GPUs of one host, by size."""
 
@@ -215,7 +203,7 @@ class TransferTimes:
             )
         return self
 
-    def predict(self, kind: str, size: NDArray[np.int64], *, ranks: int) -> TransferPrediction:
+    def predict(self, kind: str, size: NDArray[np.int64], *, ranks: int) -> Prediction:
         """Predict transfers of one kind.
 
         Args:
@@ -249,11 +237,13 @@ class TransferTimes:
         least = wire / self.gpu.nvlink_bandwidth
         seconds = np.maximum(np.exp(log_seconds), least)
         lower = seconds * np.exp(np.minimum(-width, apart))
-        return TransferPrediction(
+        return Prediction(
             seconds=seconds,
             low=np.maximum(lower, least),
             high=seconds * np.exp(np.maximum(width, apart)),
             provenance=provenance,
+            family=(key[0],) * len(wire),
+            other_gpu=np.zeros(len(wire)),
         )
 
     def _nearest(self, kind: str, ranks: int) -> list[tuple[str, int]]:

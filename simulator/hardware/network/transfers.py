@@ -15,24 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from hardware_profiles.schema import ClusterProfile, Estimate, TransferProfile
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import FabricLoad
+from simulator.hardware.prediction import EXTRAPOLATED, Prediction, one_time
 
 _WHOLE = Estimate(value=1.0, low=1.0, high=1.0, source="by definition")
 LINE_RATE = TransferProfile(nic=_WHOLE, nvlink=_WHOLE)
 """All of every link: for bounds."""
-
-
-class TransferTime(NamedTuple):
-    """Seconds of a transfer, with the ends of its 80 % interval."""
-
-    seconds: Seconds
-    low: Seconds
-    high: Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +45,7 @@ class Transfers:
     achieved: TransferProfile
     """Shares of the links' rates."""
 
-    def payload(self, size: Bytes, *, load: FabricLoad | None) -> TransferTime:
+    def payload(self, size: Bytes, *, load: FabricLoad | None) -> Prediction:
         """Time of the bytes that one GPU sends or receives, without any latency.
 
         Args:
@@ -63,16 +55,18 @@ class Transfers:
             lambda nvlink, nic: size / (nvlink if load is None else load.rate(nic))
         )
 
-    def send(self, size: Bytes, *, load: FabricLoad | None) -> TransferTime:
+    def send(self, size: Bytes, *, load: FabricLoad | None) -> Prediction:
         """Time from one GPU to another.
 
         Args:
             load: what the fabric makes of it; None within an NVLink domain.
         """
         latency = self.cluster.node.nvlink_latency if load is None else load.latency
-        return TransferTime(*(bare + latency for bare in self.payload(size, load=load)))
+        return self._interval(
+            lambda nvlink, nic: latency + size / (nvlink if load is None else load.rate(nic))
+        )
 
-    def ring(self, size: Bytes, group: Domains, *, load: FabricLoad) -> TransferTime:
+    def ring(self, size: Bytes, group: Domains, *, load: FabricLoad) -> Prediction:
         """Time of a reduce-scatter or all-gather in two levels, one pipelined with the other:
         rings inside the NVLink domains, and between them rings in which each GPU's own NIC carries
         its share.
@@ -93,7 +87,7 @@ class Transfers:
 
         return self._interval(seconds)
 
-    def exchange(self, size: Bytes, ranks: int, *, load: FabricLoad | None) -> TransferTime:
+    def exchange(self, size: Bytes, ranks: int, *, load: FabricLoad | None) -> Prediction:
         """Time of an all-gather or reduce-scatter in which each GPU sends its share to the others.
 
         Where the group spans n NVLink domains of d GPUs each, it has two steps, one after the other
@@ -117,16 +111,16 @@ class Transfers:
 
         return self._interval(seconds)
 
-    def _interval(
-        self, seconds: Callable[[BytesPerSecond, BytesPerSecond], Seconds]
-    ) -> TransferTime:
+    def _interval(self, seconds: Callable[[BytesPerSecond, BytesPerSecond], Seconds]) -> Prediction:
         """The time at the achieved rates of NVLink and NIC, and at both ends of them."""
         node, achieved = self.cluster.node, self.achieved
         nvlink, nic = node.gpu.nvlink_bandwidth, node.nic_bandwidth_per_gpu
-        return TransferTime(
+        return one_time(
             seconds(nvlink * achieved.nvlink.value, nic * achieved.nic.value),
             seconds(nvlink * achieved.nvlink.high, nic * achieved.nic.high),
             seconds(nvlink * achieved.nvlink.low, nic * achieved.nic.low),
+            provenance=EXTRAPOLATED,
+            family="transfers",
         )
 
 

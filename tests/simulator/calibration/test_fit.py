@@ -69,7 +69,7 @@ def test_a_calibration_written_to_a_file_loads_and_predicts(tmp_path):
     )
     truth = 5e-6 + 2 * 3000 * 4096 * 7168 / (0.6 * 1979e12)
     assert predicted.seconds[0] == pytest.approx(truth, rel=0.1)
-    assert predicted.provenance[0] == "interpolated"
+    assert predicted.provenance_names() == ["interpolated"]
 
 
 def test_no_calibration_writes_over_its_source_or_a_table_of_somebody_else(tmp_path):

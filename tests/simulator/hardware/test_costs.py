@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 
 from hardware_profiles.schema import load_calibration, load_cluster, load_gpu
 from reference_model.trace import KINDS, TRACE_FOLDER, load_trace
-from simulator.hardware.costs import COST_MODELS, PROVENANCES, KernelCostModel, NotCalibrated
+from simulator.hardware.costs import COST_MODELS, KernelCostModel, NotCalibrated
 from simulator.hardware.kernels.families import calibration_measurements, operator_of
 from simulator.hardware.kernels.models import ENOUGH_RESIDUALS
 from simulator.hardware.kernels.roofline import batch_of, is_tensor, least_seconds
 from simulator.hardware.kernels.work_floor import PADDED
 from simulator.hardware.network.fabric_load import NO_LIMIT
+from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, PROVENANCES
 
 H800 = load_gpu("h800_sxm")
 ROUNDING = 1e-9
@@ -79,7 +80,7 @@ def test_every_operator_of_the_model_gets_a_time_an_interval_and_a_provenance(
     assert (prediction.low <= prediction.seconds).all()
     assert (prediction.seconds <= prediction.high).all()
     assert np.isfinite(prediction.high).all()
-    assert set(prediction.provenance) <= set(PROVENANCES)
+    assert set(prediction.provenance_names()) <= set(PROVENANCES)
 
 
 @pytest.mark.parametrize(("sms", "overlapped"), [(112, True), (132, False)])
@@ -106,7 +107,7 @@ def test_a_row_of_the_table_is_met_exactly_and_says_measured():
     ]
     prediction = COSTS.predict(operators, sms=112, overlapped=True, load=NO_LIMIT)
     # Six rows took longer than others of more rows, and take as long as those.
-    noise = prediction.provenance != "measured"
+    noise = prediction.provenance != MEASURED
     beaten = [
         (row.kind, dict(row.sizes)["rows"], row.seconds, found)
         for row, found in zip(
@@ -126,7 +127,7 @@ def test_a_row_of_the_table_is_met_exactly_and_says_measured():
             pytest.approx(321e-6, rel=1e-4),
         ),
     ]
-    assert (prediction.provenance[noise] == "interpolated").all()
+    assert (prediction.provenance[noise] == INTERPOLATED).all()
     measured = np.array([row.seconds for row in rows])[~noise]
     assert prediction.seconds[~noise] == pytest.approx(measured, rel=2e-3)
 
@@ -174,8 +175,7 @@ def test_provenance_is_honest():
 def test_on_another_gpu_nothing_counts_as_measured():
     costs = fitted({"node.gpu": "h200_sxm"})
     prediction = costs.predict(MODEL_OPERATORS, sms=112, overlapped=True, load=NO_LIMIT)
-    assert "measured" not in prediction.provenance
-    assert "interpolated" not in prediction.provenance
+    assert (prediction.provenance >= EXTRAPOLATED).all()
 
 
 def test_an_operator_of_many_small_kernels_does_not_shrink_with_its_tokens():
@@ -496,7 +496,7 @@ def test_predictions_do_not_depend_on_the_company():
     for index in range(0, count, 17):
         alone, provenance = one(COSTS, MODEL_OPERATORS[index], sms=112, overlapped=True)
         assert together.seconds[index] == pytest.approx(alone, rel=1e-12)
-        assert together.provenance[index] == provenance
+        assert together.provenance_names()[index] == provenance
 
 
 @pytest.mark.parametrize(
@@ -596,7 +596,7 @@ def test_products_far_from_the_few_rows_of_their_family_come_from_the_other_gpu(
     own = COSTS.predict([bfloat16(HEAD)], sms=132, overlapped=False)
     taken = WITH_H200.predict([bfloat16(HEAD)], sms=132, overlapped=False)
     assert taken.seconds[0] == pytest.approx(10.83e-3, rel=0.06)
-    assert taken.provenance[0] == own.provenance[0] == "extrapolated"
+    assert taken.provenance[0] == own.provenance[0] == EXTRAPOLATED
     assert taken.high[0] / taken.low[0] > 1.3
     assert own.seconds[0] != taken.seconds[0]
 

@@ -5,7 +5,6 @@ import pytest
 
 from hardware_profiles.schema import load_calibration, load_gpu
 from hardware_profiles.tables import Measurement, load_measurements, table_path
-from simulator.hardware.kernels.curves import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED
 from simulator.hardware.network.transfer_times import (
     LINK_KINDS,
     MODELLED_ON,
@@ -16,6 +15,7 @@ from simulator.hardware.network.transfer_times import (
     physics,
     wire_bytes,
 )
+from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED
 
 SIZES = 2 ** np.arange(8, 34)
 
