@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from hardware_profiles.units import Dimension, parse_quantity
+from hardware_profiles.whole_files import read_text
 
 ROOT = Path(__file__).parent
 """Folder of the shipped profiles."""
@@ -94,12 +95,7 @@ ProfileT = TypeVar("ProfileT", bound=Profile)
 
 def read_yaml(path: Path, *, where: str) -> Raw:
     """Read a YAML mapping. Raises ValueError, one line, for anything else."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ValueError(f"{where}: cannot be read: {reason}") from None
-    raw = parse_yaml(text, where=where)
+    raw = parse_yaml(read_text(path, where=where), where=where)
     if not isinstance(raw, dict):
         raise ValueError(f"{where}: expected fields with values, found {type(raw).__name__}")
     return raw

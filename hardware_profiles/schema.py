@@ -307,6 +307,15 @@ class AllToAllProfile(Profile):
     network_latency: TimeValue
     """The same between nodes, across leaves."""
 
+    @model_validator(mode="after")
+    def _knows_one_node(self) -> "AllToAllProfile":
+        if 1 not in self.ranks_per_token:
+            raise ValueError(
+                "ranks_per_token has no entry for 1 node; allowed: {1: GPUs, ...}, as rows of one "
+                "node are read by it"
+            )
+        return self
+
 
 class TransferProfile(Profile):
     """What transfers achieve: payload over a link's datasheet rate, at most 1."""

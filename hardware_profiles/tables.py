@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hardware_profiles.fields import ROOT
-from hardware_profiles.whole_files import write_whole
+from hardware_profiles.whole_files import read_text, write_whole
 
 ELEMENT_TYPES = ("bfloat16", "e5m6", "float32", "fp8_e4m3", "int32", "int64")
 """Types of the elements that a measured kernel reads or writes."""
@@ -91,15 +91,11 @@ def table_path(name: str) -> Path:
 
 def load_measurements(path: Path) -> tuple[Measurement, ...]:
     """Read a table. Raises ValueError naming file, line and column of the first bad value."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            if tuple(header) != COLUMNS:
-                raise ValueError(f"{path.name}: columns are {header}, allowed: {list(COLUMNS)}")
-            return tuple(_row(path.name, reader.line_num, row) for row in reader)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    reader = csv.reader(io.StringIO(read_text(path, where=str(path)), newline=""))
+    header = next(reader, [])
+    if tuple(header) != COLUMNS:
+        raise ValueError(f"{path.name}: columns are {header}, allowed: {list(COLUMNS)}")
+    return tuple(_row(path.name, reader.line_num, row) for row in reader)
 
 
 def write_measurements(path: Path, rows: Iterable[Measurement]) -> None:

@@ -161,8 +161,10 @@ def read_config_file(source: str | Path) -> tuple[dict[str, Any], str]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{source}: cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source}: not JSON: {error}") from error
+    except UnicodeDecodeError:
+        raise ValueError(f"{source}: cannot be read: not UTF-8 text") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{source}: not JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{source}: {type(raw).__name__} in place of an object of fields")
     return raw, str(source)

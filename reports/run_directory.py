@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hardware_profiles.whole_files import read_text
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -98,11 +100,10 @@ def read_metrics(directory: Path) -> dict[str, Any]:
         ValueError: it is no run directory, or its metrics cannot be read.
     """
     path = directory / METRICS_FILE
+    text = read_text(path, where=f"{directory}: not a run directory: {path}")
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{directory}: not a run directory: {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
+        metrics = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(metrics, dict):
         raise ValueError(f"{path}: holds {type(metrics).__name__}, not the metrics of a run")

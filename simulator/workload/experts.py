@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds
+from hardware_profiles.whole_files import read_text
 from simulator.workload.gating import random_scores, select_experts
 
 Rows = NDArray[np.float64]
@@ -262,11 +263,7 @@ def read_popularity(path: Path, *, layers: int, experts: int) -> Rows:
     Raises ValueError naming file, line and value.
     """
     load = np.zeros((layers, experts))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    reader = csv.DictReader(text.splitlines())
+    reader = csv.DictReader(read_text(path, where=str(path)).splitlines())
     wanted = ["layer", "expert", "rows"]
     if sorted(reader.fieldnames or []) != sorted(wanted):
         raise ValueError(f"{path}: columns {reader.fieldnames}; allowed: {', '.join(wanted)}")

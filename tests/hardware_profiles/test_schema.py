@@ -187,6 +187,11 @@ def test_an_interval_must_contain_its_value():
     assert load_calibration("h800_sxm", wider).overlap.dispatch.value == 3.0
 
 
+def test_gpus_that_a_token_reaches_on_one_node_are_needed():
+    with pytest.raises(ValueError, match="all_to_all: ranks_per_token has no entry for 1 node"):
+        load_calibration("h800_sxm", {"all_to_all.ranks_per_token": {8: 3.0}})
+
+
 def test_the_all_to_all_ratio_can_be_taken_out():
     calibration = load_calibration("h800_sxm")
     assert calibration.overlap.dispatch.value > 1

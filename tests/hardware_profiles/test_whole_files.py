@@ -1,10 +1,11 @@
 """A file is there whole, or what stood there before is."""
 
 import resource
+from pathlib import Path
 
 import pytest
 
-from hardware_profiles.whole_files import write_whole
+from hardware_profiles.whole_files import MOST_BYTES, read_text, write_whole
 
 
 def test_text_replaces_text(tmp_path):
@@ -32,3 +33,23 @@ def test_a_write_that_fails_leaves_what_stood_there_and_nothing_else(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_text() == "old\n"
     assert [found.name for found in tmp_path.iterdir()] == ["a.yaml"]
+
+
+def test_what_is_no_text_file_of_a_sensible_size_is_one_line(tmp_path):
+    large, binary, loop = tmp_path / "large", tmp_path / "binary", tmp_path / "loop"
+    with large.open("wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    binary.write_bytes(b"\xff\xfe\x00")
+    loop.symlink_to(loop)
+    for path, reason in (
+        (Path("/dev/zero"), "not a file"),
+        (tmp_path, "not a file"),
+        (large, "268435457 bytes; allowed: at most 268435456"),
+        (binary, "not UTF-8 text"),
+        (loop, "Too many levels of symbolic links"),
+        (tmp_path / "gone", "No such file or directory"),
+    ):
+        with pytest.raises(ValueError, match=f"^here: cannot be read: {reason}$"):
+            read_text(path, where="here")
+    binary.write_bytes("µ".encode())
+    assert read_text(binary, where="here") == "µ"
