@@ -160,10 +160,10 @@ def test_a_config_that_cannot_be_read_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="not JSON"):
         load_model_config(broken)
     broken.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="broken.json: not JSON: maximum recursion"):
+    with pytest.raises(ValueError, match=r"broken\.json: not JSON: maximum recursion"):
         load_model_config(broken)
     broken.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="broken.json: cannot be read: not UTF-8 text"):
+    with pytest.raises(ValueError, match=r"broken\.json: cannot be read: not UTF-8 text"):
         load_model_config(broken)
     broken.write_text("[]")
     with pytest.raises(ValueError, match="list in place of an object"):
