@@ -30,6 +30,7 @@ from hardware_profiles.fields import (
     read_yaml,
     to_profile,
 )
+from hardware_profiles.measured_collectives import MeasuredCollectives
 
 Dtype = Literal[
     "fp8_e4m3", "fp8_e5m2", "bfloat16", "float16", "tfloat32", "float32", "int8", "fp4_e2m1"
@@ -441,6 +442,9 @@ class CalibrationProfile(Profile):
     all_to_all: AllToAllProfile
     transfers: TransferProfile
     """Bulk transfers; in a file, the name of the transport that has achieved them."""
+    collectives: str | None = None
+    """Transport whose measured times collective operations within an NVLink domain take, by name or
+    path; None: links at the achieved rates."""
     kernel_gap: TimeEstimate
     """Idle time between two kernels of one stream."""
     kernel_floor: TimeEstimate
@@ -509,6 +513,9 @@ class TransportProfile(Profile):
     sms_per_channel: Count
     fitted_to: tuple[str, ...] = ()
     """Published rows that the fitted values were calibrated with; not predictions."""
+    measured: MeasuredCollectives | None = None
+    """Times of collective operations within an NVLink domain; for those that it lacks, links at the
+    achieved rates decide."""
 
 
 Kind = Literal["gpus", "clusters", "calibrations", "transports"]
@@ -572,8 +579,25 @@ def load_calibration(
     )
 
 
-def load_transport(name_or_path: str) -> TransportProfile:
-    """Load what kernels and NICs make of the links, by shipped name or path."""
+NCCL = "nccl"
+"""The transport that stands for NCCL's rows of whatever GPU a cluster has."""
+
+
+def load_transport(name_or_path: str, *, gpu: str | None = None) -> TransportProfile:
+    """Load what kernels and NICs make of the links, by shipped name or path.
+
+    Args:
+        gpu: of the cluster; "nccl" means the shipped rows of NCCL on that GPU.
+    """
+    if name_or_path == NCCL:
+        measured = [name for name in known_profiles("transports") if name.startswith(f"{NCCL}_")]
+        if f"{NCCL}_{gpu}" not in measured:
+            raise ValueError(
+                f"transport {NCCL}: no rows of {gpu or 'an unnamed GPU'}; known: "
+                f"{', '.join(measured)}; name one of them to restate it by the NVLink rate, or "
+                "ideal"
+            )
+        name_or_path = f"{NCCL}_{gpu}"
     raw, where = read_profile("transports", name_or_path)
     return to_profile(TransportProfile, raw, where=where)
 

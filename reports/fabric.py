@@ -173,6 +173,11 @@ def _headline(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("rate solves", f"{metrics['solves']:,}"),
         ("wall clock", format_seconds(metrics["wall_clock_s"])),
     ]
+    alone = metrics["rows"][0].get("alone_s")
+    if alone is not None:
+        low, value, high = (format_seconds(end) for end in alone)
+        rests_on = metrics["rows"][0]["provenance"]
+        rows.append(("time alone", f"{value}, 80% {low} to {high}, {rests_on}"))
     return rows + [("stalled", line) for line in metrics["stalled"]]
 
 

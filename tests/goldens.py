@@ -28,6 +28,12 @@ CHANGED = (
     ("decode_ep144_day6", "cluster.node.gpu=h20_sxm"),
     ("prefill_ep32_profile", "experts.max_mean_load=1.2"),
     ("deepep_normal", "cluster.failures=['nic:1/2']"),
+    (
+        "all_to_all_64",
+        "cluster=h200_8",
+        "collective.operation={name: all_reduce, gpus: 8, bytes_per_gpu: 64 MiB}",
+        "collective.transport=nccl",
+    ),
     ("day6_service", "fleet.requests.synthetic.rate=250 Hz"),
 )
 """Runs beside the shipped scenarios: another GPU, schedule, group size, failure or load."""

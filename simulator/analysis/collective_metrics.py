@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hardware_profiles.schema import TransportProfile
 from simulator.execution.collective import CollectiveResult, OperationResult, VariantResult
 from simulator.scenario.collective import CollectiveJob, PublishedTransfer
 
@@ -35,7 +36,7 @@ def collective_metrics(
         "solves": last.solves,
         "merge_share": result.merge_share,
         "transport": result.transport.name,
-        "transport_kind": "calibrated" if result.transport.fitted_to else "stated",
+        "transport_kind": _kind(result.transport),
         "rows": [
             _row(operation) for variant in result.variants for operation in variant.operations
         ],
@@ -50,6 +51,13 @@ def collective_metrics(
         ],
         "wall_clock_s": result.wall_clock_s,
     }
+
+
+def _kind(transport: TransportProfile) -> str:
+    """What a transport's times rest on, in a word."""
+    if transport.measured is not None:
+        return "measured"
+    return "calibrated" if transport.fitted_to else "stated"
 
 
 def _row(operation: OperationResult) -> dict[str, Any]:
@@ -71,6 +79,19 @@ def _row(operation: OperationResult) -> dict[str, Any]:
         "gpus_per_token": operation.gpus_per_token,
         "nic_copies_saved": operation.nic_copies_saved,
         "sms": operation.sms,
+        **_alone(operation),
+    }
+
+
+def _alone(operation: OperationResult) -> dict[str, Any]:
+    """What the time of an operation alone rests on: rows of it, or links at the transport's
+    rates."""
+    found = operation.measured
+    if found is None:
+        return {"provenance": "links"}
+    return {
+        "provenance": found.provenance_names()[0],
+        "alone_s": [found.low.item(), found.seconds.item(), found.high.item()],
     }
 
 

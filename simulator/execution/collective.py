@@ -17,10 +17,12 @@ import simpy
 from hardware_profiles.schema import ClusterProfile, TransportProfile, load_transport
 from simulator.execution.traffic import Work, lower_bound_seconds, prepare
 from simulator.hardware.network.clusters import cluster_fabric
+from simulator.hardware.network.collective_times import CollectiveTimes
 from simulator.hardware.network.fairness import Floats, Integers
 from simulator.hardware.network.flows import Network
 from simulator.hardware.network.routing import Failure, parse_failure, struck_resources
 from simulator.hardware.network.topology import Fabric
+from simulator.hardware.prediction import Prediction
 from simulator.scenario.collective import CollectiveJob, Operation
 
 
@@ -51,6 +53,8 @@ class OperationResult:
     nic_copies_saved: float | None = None
     """Share of copies over NICs that sending one a node saves against one an expert."""
     sms: int | None = None
+    measured: Prediction | None = None
+    """Time alone that rows of the operation say, with its interval; None where links make it."""
 
     @property
     def group_gpus(self) -> int:
@@ -121,7 +125,7 @@ def run_collective(job: CollectiveJob, cluster: ClusterProfile, *, seed: int) ->
     Raises ValueError, one line, for traffic or failures that the cluster cannot have.
     """
     started = time.perf_counter()
-    transport = load_transport(job.transport)
+    transport = load_transport(job.transport, gpu=cluster.node.gpu.name)
     failures = [parse_failure(text) for text in cluster.failures]
     variants = [
         _run_variant(job, operation, changed, transport, failures=failures, seed=seed)
@@ -192,10 +196,12 @@ def _run_variant(
     whole = cluster.gpus % group == 0
     fabric = cluster_fabric(cluster, transport, sms=operation.sms, group=group if whole else 1)
     rng = np.random.default_rng(seed)
+    measured, nvlink = transport.measured, cluster.node.gpu.nvlink_bandwidth
+    times = CollectiveTimes.of(measured, nvlink_bandwidth=nvlink) if measured else None
     works = [
         work
         for one in (operation, *job.beside)
-        for work in prepare(one, fabric, transport, rng=rng)
+        for work in prepare(one, fabric, transport, times=times, rng=rng)
     ]
     env = simpy.Environment()
     network = Network(env, fabric, window=job.merge_share * lower_bound_seconds(works[0], fabric))
@@ -283,6 +289,7 @@ def _outcome(work: Work, fabric: Fabric) -> OperationResult:
             else None
         ),
         sms=work.operation.sms if work.operation.form == "normal" else None,
+        measured=work.measured,
     )
 
 

@@ -1,6 +1,7 @@
 """Turn the operations that a scenario names into phases of flows, and count their bytes."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -8,10 +9,12 @@ from hardware_profiles.low_latency_kernels import MoeOperation, load_low_latency
 from hardware_profiles.schema import TransportProfile
 from hardware_profiles.units import Seconds
 from simulator.hardware.network import collectives
+from simulator.hardware.network.collective_times import CollectiveTimes
 from simulator.hardware.network.collectives import Copies, Phase
 from simulator.hardware.network.fairness import Floats, Integers
 from simulator.hardware.network.flows import FlowBatch, Flows, make_flows
 from simulator.hardware.network.topology import Fabric
+from simulator.hardware.prediction import Prediction
 from simulator.scenario.collective import MoeTraffic, Operation
 from simulator.workload.gating import random_scores, select_experts
 
@@ -31,6 +34,8 @@ class Work:
     """From the call of its kernels to the first byte, and from the last to their end."""
     follows: bool
     """Starts when the one before it in the list is done (combine after dispatch)."""
+    measured: Prediction | None = None
+    """Time alone that rows of the operation say; None where links at their rates make it."""
     copies: Copies | None = None
     transfers: list[FlowBatch] = field(default_factory=list)
     start: float = 0.0
@@ -41,8 +46,14 @@ def prepare(
     fabric: Fabric,
     transport: TransportProfile,
     *,
+    times: CollectiveTimes | None,
     rng: np.random.Generator,
 ) -> list[Work]:
+    """An operation's phases of flows; two works where a combine follows its dispatch.
+
+    Args:
+        times: measured ones of the transport for these GPUs, where it has any.
+    """
     gpus = operation.gpus or fabric.gpus - operation.first_gpu
     if operation.first_gpu + gpus > fabric.gpus:
         raise ValueError(
@@ -82,6 +93,13 @@ def prepare(
             phases = _COLLECTIVES[operation.name](
                 groups, total, fabric=fabric, algorithm=operation.form, step=step
             )
+    timed = None if spans or times is None else _as_measured(operation, groups, total, times)
+    if timed is not None:
+        found, start = timed
+        phases = [_lasting(phases, found.seconds.item() - start, fabric)]
+        start -= min(start, inputs.nvlink_latency)
+        work = Work(operation, operation.name, phases, gpus, len(groups), total, own, start, False)
+        return [replace(work, measured=found)]
     floor = transport.message_overhead * fabric.inputs.nic_bandwidth
     for phase in phases:
         phase.flows = _over_queue_pairs(phase.flows, operation.queue_pairs)
@@ -90,6 +108,40 @@ def prepare(
             phase.flows.wire = np.maximum(phase.flows.wire, floor)
     start = transport.start
     return [Work(operation, operation.name, phases, gpus, len(groups), total, own, start, False)]
+
+
+def _as_measured(
+    operation: Operation, groups: Integers, size: float, times: CollectiveTimes
+) -> tuple[Prediction, Seconds] | None:
+    """Time of an operation within an NVLink domain, and of that what any size takes; None without
+    rows.
+
+    An algorithm that the job names is not the library's choice, and unequal sizes were not timed.
+    """
+    name = "send" if operation.name == "kv_transfer" else operation.name
+    ranks = 2 if name == "send" else groups.shape[1]
+    named = operation.algorithm is not None or operation.sizes != "equal"
+    if named or ranks < 2 or not times.knows(name):
+        return None
+    found = times.predict(name, size, ranks=ranks)
+    return found, min(times.shortest(name, ranks), found.seconds.item())
+
+
+def _lasting(phases: Sequence[Phase], seconds: Seconds, fabric: Fabric) -> Phase:
+    """All flows of an operation within an NVLink domain at once, so that on idle links they take so
+    long: an operation beside it shares the links that it keeps busy."""
+    flows = [phase.flows for phase in phases]
+    source = np.concatenate([part.source for part in flows])
+    size = np.concatenate([part.size for part in flows])
+    sent = np.bincount(source, size)[source]
+    busy = np.maximum(seconds, 0.0) * (fabric.inputs.nvlink_bandwidth or 0.0)
+    joined = make_flows(
+        source,
+        np.concatenate([part.destination for part in flows]),
+        size,
+        wire=np.maximum(busy * size / sent, 1.0),
+    )
+    return Phase(phases[0].name, joined)
 
 
 _COLLECTIVES = {

@@ -275,3 +275,56 @@ def test_groups_that_fit_a_rack_exchange_over_nvlink_alone():
     (operation,) = result.operations
     pair = operation.size_bytes / 48
     assert operation.completion_s == pytest.approx(47 * pair / 900e9 + 3.33e-6, rel=1e-9)
+
+
+BETWEEN_TWO = (
+    "cluster=h200_8",
+    "collective.operation.gpus=2",
+    "collective.operation.bytes_per_pair=null",
+    "collective.operation.bytes_per_gpu=16 MiB",
+)
+"""An all-to-all between two H200."""
+
+
+def test_measured_operations_take_their_measured_time_on_idle_links():
+    # 8 MiB at 450 GB/s and 3.33 us; NCCL 2.29.2 took 52.36 us.
+    (ideal,) = run("all_to_all_64", *BETWEEN_TWO).last.operations
+    assert ideal.completion_s == pytest.approx(8 * 2**20 / 450e9 + 3.33e-6, rel=1e-9)
+    result = run("all_to_all_64", *BETWEEN_TWO, "collective.transport=nccl")
+    (found,) = result.last.operations
+    assert result.transport.name == "nccl_h200_sxm"
+    assert found.completion_s == pytest.approx(52.36e-6, rel=1e-9)
+    assert found.measured is not None
+    assert found.measured.provenance_names() == ["measured"]
+    assert found.bytes_total == 16 * 2**20
+    check_bytes(result)
+
+
+def test_two_measured_operations_beside_each_other_share_the_links():
+    # Of 52.36 us the shortest takes 6.7 us, which both spend side by side; the rest takes twice.
+    same = "{name: all_to_all, gpus: 2, bytes_per_gpu: 16 MiB}"
+    result = run(
+        "all_to_all_64", *BETWEEN_TWO, "collective.transport=nccl", f"collective.beside=[{same}]"
+    )
+    shortest = load_transport("nccl", gpu="h200_sxm").measured.operations[3]
+    assert shortest.operation == "all_to_all"
+    start = next(iter(shortest.curves[0].points.values()))
+    assert result.last.end_s == pytest.approx(start + 2 * (52.36e-6 - start), rel=1e-9)
+
+
+def test_an_algorithm_that_the_job_names_and_hosts_apart_go_by_links():
+    named = ("collective.operation.name=all_reduce", "collective.operation.algorithm=tree")
+    nccl = "collective.transport=nccl"
+    (tree,) = run("all_to_all_64", *BETWEEN_TWO, *named, nccl).last.operations
+    assert tree.measured is None
+    far = ("cluster=h200_32", "collective.operation.gpus=16", *BETWEEN_TWO[2:])
+    (apart,) = run("all_to_all_64", *far, nccl).last.operations
+    assert apart.measured is None
+
+
+def test_nccl_on_a_gpu_without_rows_names_those_that_have_some():
+    with pytest.raises(ValueError, match="transport nccl: no rows of h800_sxm; known: nccl_b200"):
+        run("all_to_all_64", "collective.transport=nccl")
+    restated = ("collective.operation.gpus=8", "collective.transport=nccl_h100_sxm")
+    (found,) = run("all_to_all_64", "cluster=h800_2048", *restated).last.operations
+    assert found.measured.provenance_names() == ["extrapolated"]
