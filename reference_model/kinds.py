@@ -15,6 +15,9 @@ from dataclasses import dataclass
 
 PHASES = ("forward", "input_grad", "weight_grad")
 
+ALL_TO_ALL_KINDS = frozenset({"dispatch", "combine"})
+"""Families that exchange tokens between the GPUs that hold their experts."""
+
 TILE = 128
 """Elements that share one FP32 scale along a row; weights share one per 128 x 128 block
 (DeepSeek-V3 Technical Report, section 3.3.2)."""

@@ -23,10 +23,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reference_model.kinds import BITS, KINDS, PHASES, TILE, Kind, Operator
+from reference_model.kinds import (
+    ALL_TO_ALL_KINDS,
+    BITS,
+    KINDS,
+    PHASES,
+    TILE,
+    Kind,
+    Operator,
+)
 
 # What a reader of traces needs, operators included, comes from here.
 __all__ = [
+    "ALL_TO_ALL_KINDS",
     "FORMAT",
     "KINDS",
     "LAYER_KINDS",

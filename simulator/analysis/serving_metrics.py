@@ -17,6 +17,7 @@ from hardware_profiles.low_latency_kernels import OPERATIONS, message_bytes
 from hardware_profiles.offload_servers import OffloadServerProfile
 from hardware_profiles.units import Seconds
 from reference_model.config import ModelConfig
+from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.analysis.intervals import serving_interval
 from simulator.analysis.kernels_used import kernels_used
 from simulator.analysis.published import beside_published
@@ -25,7 +26,7 @@ from simulator.execution.offload import OffloadStep, offload_step
 from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
-from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, payload_bytes
+from simulator.hardware.network.all_to_all import payload_bytes
 from simulator.hardware.prediction import PROVENANCES
 from simulator.scenario.files import PublishedFigure
 from simulator.scenario.serving import OffloadJob, ServingStepJob
@@ -265,13 +266,12 @@ def transfer_metrics(step: ServingStep) -> dict[str, Any]:
         return {"link": "nvlink", "link_bytes_per_s": node.gpu.nvlink_bandwidth} | form
     mixed = profile is not None and profile.link == "mixed"
     normal = job.normal_transfers
-    model_of_transfers = model.kernels.costs.all_to_all_
     return {
         "link": "mixed" if mixed else "nic",
         **({"nvlink_share": model.domain_share} if mixed else {}),
         **form,
         # Normal kernels cross the network once a node; low-latency ones once a copy.
-        "nodes_per_token": model_of_transfers.reach.nodes if normal else None,
+        "nodes_per_token": model.transfers.reach.nodes if normal else None,
         "gpus_per_token": model.kernels.received_per_token if normal else None,
         "link_bytes_per_s": node.nic_bandwidth_per_gpu,
         "nic_stretch": load.nic_stretch,
@@ -315,11 +315,11 @@ def _link_bytes(step: ServingStep, rows: float, uneven: float) -> dict[str, Any]
         rows *= profile.crossing(model.job.gpus, model.nvlink_domain)
         mean = {name: rows * message_bytes(name, model.config.hidden_size) for name in OPERATIONS}
     else:
-        transfers = model.kernels.costs.all_to_all_
+        reach = model.transfers.reach
         # A token's own node, over NVLink its own GPU, is one destination like any other.
-        crossing = transfers.reach.gpus * (1.0 - 1.0 / model.job.gpus)
+        crossing = reach.gpus * (1.0 - 1.0 / model.job.gpus)
         if not model.over_nvlink:
-            crossing = transfers.reach.over_nics
+            crossing = reach.over_nics
         for operator in step.operators["moe", 0].operators:
             if operator.kind in ALL_TO_ALL_KINDS:
                 busy = 1 - model.job.requests.idle_gpus / model.job.gpus

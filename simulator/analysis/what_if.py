@@ -28,12 +28,12 @@ from hardware_profiles.schema import (
     known_calibrations,
     load_calibration,
 )
-from reference_model.trace import Operator
+from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.families import calibration_measurements
 from simulator.hardware.kernels.roofline import DEEPGEMM_TILES, ideal_seconds
-from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel
 from simulator.hardware.network.fabric_load import NO_LIMIT
+from simulator.hardware.network.transfers import fitted_transfers
 from simulator.workload.profile.kernel_mapping import MappedKernel
 from simulator.workload.profile.kineto import Kernel
 from simulator.workload.profile.replay_graph import Role
@@ -177,13 +177,18 @@ def _exchange(machine: Machine, source: Machine, ranks: int) -> PredictsOperator
     """Payload times with the shares of link rates that were measured on the source GPU."""
     assert machine.cluster is not None
     calibration = load_calibration(source.gpu.name)
-    model = AllToAllModel(cluster=machine.cluster, calibration=calibration, ranks=ranks).fit(
-        calibration_measurements(calibration)
+    transfers = fitted_transfers(
+        calibration_measurements(calibration),
+        cluster=machine.cluster,
+        calibration=calibration,
+        ranks=ranks,
     )
 
     def predict(operators: Sequence[Operator]) -> Array:
         times = [
-            model.explain(operator, sms=machine.communication_sms, overlapped=True, load=NO_LIMIT)
+            transfers.explain(
+                operator, sms=machine.communication_sms, overlapped=True, load=NO_LIMIT
+            )
             for operator in operators
         ]
         return np.array([max(time.nic_s, time.nvlink_s) * time.slowdown for time in times])

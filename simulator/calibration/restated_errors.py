@@ -16,9 +16,9 @@ import numpy as np
 
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile
 from hardware_profiles.tables import Measurement
+from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.families import calibration_measurements, operator_of
-from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS
 
 RANGES = (64, 512, 2048)
 """Rows (m, sequences, query length) at which the ranges of the report are cut."""

@@ -23,8 +23,7 @@ from pathlib import Path
 from hardware_profiles.schema import load_cluster, load_gpu
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds, format_bandwidth
-from reference_model.trace import Operator
-from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS
+from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.workload.profile.kernel_mapping import (
     KernelMapping,
     MappedKernel,

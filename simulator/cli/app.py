@@ -55,9 +55,11 @@ def main() -> None:
     except Exception as error:
         # typer's own usage errors carry a message in the place of a type that can be imported.
         usage = getattr(error, "format_message", None)
-        if usage is None and not isinstance(error, ValueError | OSError):
+        if usage is None and not isinstance(error, ValueError | OSError | MemoryError):
             raise
         message = usage() if usage else str(error)
+        if isinstance(error, MemoryError):
+            message = f"not enough memory for a job of this size: {error or 'none is left'}"
         if isinstance(error, OSError) and error.strerror:
             message = f"{error.filename}: {error.strerror}"
         print(f"dsv3sim: {_short(message)}", file=sys.stderr)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference_model.config import ModelConfig
-from simulator.hardware.network.all_to_all import Reach
+from simulator.hardware.network.groups import Reach
 from simulator.workload.experts import share_of_tokens
 
 ROUTED_TOKENS = 8192

@@ -21,10 +21,9 @@ from reference_model.config import ModelConfig
 from reference_model.trace import Operator, OperatorTrace
 from simulator.execution.expert_reach import expert_reach
 from simulator.hardware.costs import KernelCostModel
-from simulator.hardware.network.all_to_all import Reach
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import FabricLoad, Pattern, all_to_all_load
-from simulator.hardware.network.low_latency import LowLatencyTransfers
+from simulator.hardware.network.groups import Reach
 from simulator.hardware.network.routing import parse_failure
 from simulator.hardware.network.transfers import Transfers
 from simulator.scenario.serving import ServingStepJob
@@ -114,17 +113,12 @@ class ServingModel:
 
     @property
     def transfers(self) -> Transfers:
-        """Times of bulk transfers between the deployment's GPUs."""
-        return Transfers(cluster=self.cluster, achieved=self.kernels.calibration.transfers)
-
-    @property
-    def low_latency_transfers(self) -> LowLatencyTransfers | None:
-        """Times of dispatch and combine by low-latency kernels; None without them."""
+        """Times of transfers between the deployment's GPUs."""
+        transfers = self.kernels.costs.transfers_
         if self.low_latency is None:
-            return None
-        return LowLatencyTransfers(
-            profile=self.low_latency,
-            cluster=self.cluster,
+            return transfers
+        return transfers.with_low_latency(
+            self.low_latency,
             ranks=self.job.gpus,
             domain=self.nvlink_domain,
             hidden=self.config.hidden_size,

@@ -9,28 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.low_latency_kernels import (
-    End,
     MoeOperation,
     message_bytes,
 )
 from hardware_profiles.schema import Estimate
-from reference_model.trace import Operator
+from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
-from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, exchange_sms
-from simulator.hardware.network.low_latency import LowLatencyTransfers
+from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.network.groups import Domains
+from simulator.hardware.network.transfers import exchange_sms
 from simulator.hardware.prediction import (
     EXTRAPOLATED,
-    INTERPOLATED,
     MEASURED,
     MODELLED,
     Prediction,
-    one_time,
 )
 from simulator.workload.iteration import WIRES, LayerOperators
 from simulator.workload.iteration_operators import COLLECTIVE_SEGMENTS, collective_ranks
@@ -163,19 +160,23 @@ def _special_time(
     job = model.job
     if operator.segment in COLLECTIVE_SEGMENTS:
         ranks = collective_ranks(operator, job.tensor_parallel)
-        return _collective_time(model, operator, ranks)
+        gathers = operator.segment == "gather"
+        return _collective_time(model, operator, ranks, gathers=gathers)
     if part in WIRES and job.expert_tp > 1:
-        return _collective_time(model, operator, job.expert_tp)
-    low_latency = model.low_latency_transfers
-    if low_latency is None or job.expert_tp > 1 or operator.kind == "add":
+        gathers = part == "dispatch_wire"
+        return _collective_time(model, operator, job.expert_tp, gathers=gathers)
+    if model.low_latency is None or job.expert_tp > 1 or operator.kind == "add":
         return None
     if part in ("dispatch_send", "dispatch_receive", "combine_send", "combine_receive"):
         # A sent token's row stands for all its copies.
         handled = operator["rows"] * (model.choices if part == "dispatch_send" else 1)
-        ends = (float(low_latency.kernel(part, np.array(handled), end)) for end in get_args(End))
-        return one_time(*ends, provenance=EXTRAPOLATED, family=part)
+        return model.transfers.low_latency_kernel(part, np.array([float(handled)]))
+    if part not in WIRES:
+        return None
     operation: MoeOperation = "dispatch" if part.startswith("dispatch") else "combine"
-    return _low_latency_wire(model, low_latency, operation, copies) if part in WIRES else None
+    return model.transfers.low_latency_wire(
+        operation, np.array([copies]), beside=_beside_compute(model)
+    )
 
 
 def _wire_copies(model: ServingModel, layer: LayerOperators) -> float:
@@ -196,42 +197,25 @@ def _beside_compute(model: ServingModel) -> Estimate:
     return ratio or Estimate(value=1.0, low=1.0, high=1.0, source="nothing runs beside it")
 
 
-def _low_latency_wire(
-    model: ServingModel, transfers: LowLatencyTransfers, operation: MoeOperation, copies: float
+def _collective_time(
+    model: ServingModel, operator: Operator, ranks: int, *, gathers: bool
 ) -> Prediction:
-    """A wire's time with its interval: the slow-down beside compute, the intercept's, and what the
-    achieved share of the line rate differs by among the measured group sizes."""
-    job, profile = model.job, transfers.profile
-    alone, *ends = (
-        float(transfers.wire(operation, np.array(copies), end)) for end in get_args(End)
-    )
-    ratio = _beside_compute(model)
-    fractions = [profile.fraction(operation, row.ranks) for row in profile.rows]
-    here = profile.fraction(operation, job.gpus)
-    low = min(alone, *ends) * ratio.low * min(1.0, here / max(fractions))
-    high = max(alone, *ends) * ratio.high * max(1.0, here / min(fractions))
-    same_size = copies == profile.tokens * profile.top_k and profile.is_measured(job.gpus)
-    node = model.cluster.node
-    over_nvlink = profile.link == "nvlink"
-    link = node.gpu.nvlink_bandwidth if over_nvlink else node.nic_bandwidth_per_gpu
-    same_links = link == profile.link_bandwidth and profile.domain in (None, model.nvlink_domain)
-    if not same_links or not profile.covers(job.gpus):
-        provenance = EXTRAPOLATED
-    else:
-        provenance = MEASURED if same_size and ratio.high == 1.0 else INTERPOLATED
-    return one_time(
-        alone * ratio.value, low, high, provenance=provenance, family=f"{operation} wire"
-    )
-
-
-def _collective_time(model: ServingModel, operator: Operator, ranks: int) -> Prediction:
     """All-gather or reduce-scatter of tokens, BF16 or FP8 as recorded, or of logits."""
     if operator.kind in ALL_TO_ALL_KINDS:
         cast: MoeOperation = "dispatch" if operator.dtype == "fp8_e4m3" else "combine"
         gathered = float(operator["rows"] * message_bytes(cast, model.config.hidden_size))
     else:
         gathered = float(operator.bytes_written)
-    return model.transfers.exchange(gathered, ranks, load=model.tp_loads.get(ranks))
+    load = model.tp_loads.get(ranks)
+    inside = ranks if load is None else nvlink_domains(model.cluster, group=ranks).gpus_each
+    group = Domains(domains=ranks // inside, fewest=inside, most=inside)
+    return model.transfers.collective(
+        "all_gather" if gathers else "reduce_scatter",
+        gathered,
+        form="direct",
+        group=group,
+        load=load,
+    )
 
 
 def expert_times(
@@ -240,7 +224,8 @@ def expert_times(
     """[loads, operators], times of the wanted operators at each (rows, active experts)."""
     part_of = base.part_of()
     job = model.job
-    low_latency = model.low_latency_transfers
+    transfers = model.transfers
+    low_latency = model.low_latency is not None
     gpu_sms = model.cluster.node.gpu.sms
     normal = job.normal_transfers
     overlapped = normal and job.overlap == "two_micro_batches"
@@ -251,14 +236,14 @@ def expert_times(
     columns: list[int] = []
     for number, place in enumerate(wanted):
         part, operator = part_of[place], base.operators[place]
-        if low_latency is not None and part in WIRES:
+        if low_latency and part in WIRES:
             sent = base.operators[base.parts["dispatch_send"][0]]["rows"] * model.choices
             operation: MoeOperation = "dispatch" if part == "dispatch_wire" else "combine"
-            table[:, number] = _beside_compute(model).value * low_latency.wire(
-                operation, np.maximum(rows, sent)
-            )
-        elif low_latency is not None and part in ("dispatch_receive", "combine_send"):
-            table[:, number] = low_latency.kernel(part, rows)
+            table[:, number] = transfers.low_latency_wire(
+                operation, np.maximum(rows, sent), beside=_beside_compute(model)
+            ).seconds
+        elif low_latency and part in ("dispatch_receive", "combine_send"):
+            table[:, number] = transfers.low_latency_kernel(part, rows).seconds
         else:
             sms = gpu_sms - job.communication_sms if overlapped else gpu_sms
             if part in WIRES:

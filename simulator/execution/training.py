@@ -28,9 +28,8 @@ from simulator.execution import timeline
 from simulator.execution.pipeline import PipelineRun, run_pipeline
 from simulator.execution.training_fabric import StepLoads, copies_of, holders_of
 from simulator.hardware.costs import KernelCostModel
-from simulator.hardware.network.all_to_all import exchange_sms
 from simulator.hardware.network.fabric_load import FabricLoad
-from simulator.hardware.network.transfers import Transfers
+from simulator.hardware.network.transfers import Collective, Transfers, exchange_sms
 from simulator.hardware.prediction import Prediction
 from simulator.scenario.files import Scenario
 from simulator.scenario.training import OptimizerTypes, TrainingJob
@@ -346,10 +345,13 @@ def optimizer_step(
     of_dense = copies_of(layout, holders, experts=False)
     of_experts = copies_of(layout, holders, experts=True)
 
-    def exchange_all(bytes_each: Bytes) -> Seconds:
-        return (
-            transfers.ring(held.replicated * bytes_each, of_dense, load=dense).seconds.item()
-            + transfers.ring(held.experts * bytes_each, of_experts, load=experts).seconds.item()
+    def rings(operation: Collective, bytes_each: Bytes) -> Seconds:
+        parts = ((held.replicated, of_dense, dense), (held.experts, of_experts, experts))
+        return sum(
+            transfers.collective(
+                operation, parameters * bytes_each, form="ring", group=group, load=load
+            ).seconds.item()
+            for parameters, group, load in parts
         )
 
     shard = held.replicated / replicas + held.experts / expert_replicas
@@ -362,9 +364,9 @@ def optimizer_step(
         [_addition(traffic)], sms=transfers.cluster.node.gpu.sms, overlapped=False
     )
     return OptimizerStep(
-        reduce_s=exchange_all(gradient),
+        reduce_s=rings("reduce_scatter", gradient),
         update_s=float(update.seconds[0]),
-        gather_s=exchange_all(BF16_BYTES),
+        gather_s=rings("all_gather", BF16_BYTES),
     )
 
 
@@ -414,7 +416,7 @@ def simulate_step(
         for actions, load in zip(schedule.actions, loads.all_to_all, strict=True)
     )
 
-    transfers = Transfers(cluster=cluster, achieved=calibration.transfers)
+    transfers = costs.transfers_
     slowest = max(
         loads.all_to_all, key=lambda load: transfers.payload(1.0, load=load).seconds.item()
     )

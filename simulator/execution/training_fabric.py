@@ -41,8 +41,8 @@ from simulator.hardware.network.fabric_load import (
     rail_pairs,
     transfer_loads,
 )
+from simulator.hardware.network.groups import Domains
 from simulator.hardware.network.routing import parse_failure
-from simulator.hardware.network.transfers import Domains
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.schedules import Schedule
 

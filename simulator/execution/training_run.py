@@ -24,7 +24,6 @@ from simulator.execution.training_fabric import step_loads
 from simulator.hardware.costs import COST_MODELS, KernelCostModel
 from simulator.hardware.kernels.families import calibration_measurements
 from simulator.hardware.network.clusters import nvlink_domains
-from simulator.hardware.network.transfers import Transfers
 from simulator.scenario.files import Scenario, by_name, check_names
 from simulator.workload.chunk import operators_of
 from simulator.workload.layout import ParallelLayout, explicit_stages, model_layers
@@ -136,7 +135,7 @@ def simulate_training(
         transfers_s = send_seconds(
             job,
             scenario.model,
-            transfers=Transfers(cluster=scenario.cluster, achieved=scenario.calibration.transfers),
+            transfers=costs.transfers_,
             loads=loads,
         )
         stages = choose_stages(

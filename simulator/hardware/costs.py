@@ -53,7 +53,7 @@ from hardware_profiles.schema import (
     load_gpu,
 )
 from hardware_profiles.tables import Measurement
-from reference_model.trace import KINDS, Operator
+from reference_model.trace import ALL_TO_ALL_KINDS, KINDS, Operator
 from simulator.hardware.kernels.conditions import Conditions
 from simulator.hardware.kernels.curves import fingerprints
 from simulator.hardware.kernels.families import (
@@ -81,9 +81,10 @@ from simulator.hardware.kernels.roofline import (
     waves_and_bytes,
 )
 from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, PADDED, RisingRows, WorkFloor
-from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS, AllToAllModel, Reach
 from simulator.hardware.network.fabric_load import FabricLoad
+from simulator.hardware.network.groups import Reach
 from simulator.hardware.network.transfer_times import LINK_KINDS
+from simulator.hardware.network.transfers import Transfers, fitted_transfers
 from simulator.hardware.prediction import (
     EXTRAPOLATED,
     INTERPOLATED,
@@ -150,7 +151,7 @@ class KernelCostModel:
             calibration: kernel sets to use, and the inputs that no table holds.
             expert_parallel_ranks: GPUs that share a layer's experts; dispatch and combine cross
                 the nodes that hold them.
-            reach: where the job's tokens go, as AllToAllModel takes it.
+            reach: where the job's tokens go; else as in DeepEP's tests.
         """
         self.cluster = cluster
         self.calibration = calibration
@@ -162,9 +163,9 @@ class KernelCostModel:
         and so are bulk transfers, which are no kernels of a layer.
 
         Sets `families_` {(overlapped, family): FamilyModel}, `classes_` {(overlapped, tensor-core):
-        ClassModel} and `all_to_all_`. Raises NotCalibrated where no row of a compute kernel belongs
-        to a named kernel set, ValueError for a row of an unknown kind or with other
-        sizes than its kind has.
+        ClassModel} and `transfers_`, those of the job. Raises NotCalibrated where no row of a
+        compute kernel belongs to a named kernel set, ValueError for a row of an unknown kind or
+        with other sizes than its kind has.
         """
         order = self.calibration.kernel_sets
         rows = [
@@ -181,7 +182,7 @@ class KernelCostModel:
                 f"calibration {self.calibration.name}: no measured compute kernel of the kernel "
                 f"sets {', '.join(order)}"
             )
-        self.all_to_all_ = self._all_to_all(self.calibration, rows)
+        self.transfers_ = self._transfers(self.calibration, rows)
         self._rows = rows
         self._rising_rows: dict[tuple[bool, Family], RisingRows] = {}
         self._last_answers: dict[
@@ -250,18 +251,17 @@ class KernelCostModel:
         """
         other = copy(self)
         other.calibration = self.calibration.without_all_to_all_slowdown()
-        other.all_to_all_ = self._all_to_all(other.calibration, self._rows)
+        other.transfers_ = self._transfers(other.calibration, self._rows)
         return other
 
-    def _all_to_all(
-        self, calibration: CalibrationProfile, rows: Sequence[Measurement]
-    ) -> AllToAllModel:
-        return AllToAllModel(
+    def _transfers(self, calibration: CalibrationProfile, rows: Sequence[Measurement]) -> Transfers:
+        return fitted_transfers(
+            rows,
             cluster=self.cluster,
             calibration=calibration,
             ranks=self.expert_parallel_ranks,
             reach=self.reach,
-        ).fit(rows)
+        )
 
     def predict(
         self,
@@ -339,12 +339,13 @@ class KernelCostModel:
             unique = [op for _, op, _ in members]
             unique_sms = np.array([count for _, _, count in members], dtype=np.float64)
             if family[0] in ALL_TO_ALL_KINDS:
-                answer = self.all_to_all_.predict(
+                found = self.transfers_.all_to_all(
                     unique,
-                    sms=unique_sms,
+                    sms=unique_sms.astype(np.int64),
                     overlapped=beside,
                     loads=[loads[number] for number in chosen],
                 )
+                answer = found.seconds, found.low, found.high, found.provenance
             else:
                 answer = self._asked_again(family, batch_of(unique), unique_sms, beside)
             answers[0, chosen], answers[1, chosen], answers[2, chosen] = answer[:3]

@@ -14,6 +14,9 @@ import numpy.typing as npt
 GroupScore = Literal["two_best", "maximum"]
 """What a group of experts is worth: the sum of its two best scores (V3), or its best one."""
 
+MOST_SCORES = 2**29
+"""Scores of one draw; as logits and scores they take 4 GiB."""
+
 
 def select_experts(
     scores: npt.NDArray[np.floating],
@@ -60,6 +63,12 @@ def random_scores(
 
     sigmoid: V3's affinities. absolute: |logit| + 1, as DeepEP's tests draw them.
     """
+    if tokens * experts > MOST_SCORES:
+        raise ValueError(
+            f"scores of {tokens} tokens for {experts} experts take "
+            f"{tokens * experts * 4 / 2**30:.0f} GiB; allowed: at most {MOST_SCORES // experts} "
+            "tokens per GPU"
+        )
     logits = rng.standard_normal((tokens, experts), dtype=np.float32)
     if kind == "absolute":
         return np.abs(logits) + np.float32(1)

@@ -29,24 +29,15 @@ from numpy.typing import NDArray
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile, load_gpu
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, parse_quantity
-from reference_model.trace import TILE, Operator
+from reference_model.trace import ALL_TO_ALL_KINDS, TILE, Operator
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import FabricLoad
-from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED
-
-Array = NDArray[np.float64]
-
-ALL_TO_ALL_KINDS = frozenset({"dispatch", "combine"})
+from simulator.hardware.network.groups import Reach
+from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, Prediction
 
 _SCALE_BYTES = 4
 _ELEMENT_BYTES = {"fp8_e4m3": 1, "bfloat16": 2, "float32": 4}
 _QUANTIZED = frozenset({"fp8_e4m3"})
-
-
-def exchange_sms(kind: str, *, kept: int, free: int) -> int:
-    """SMs of a kernel of an all-to-all: those that it keeps from compute. Where it keeps none,
-    copy engines and NICs move the tokens, and counting them runs on the free SMs."""
-    return kept if kept or kind in ALL_TO_ALL_KINDS else free
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,37 +54,6 @@ class AllToAllTime:
     @property
     def seconds(self) -> Seconds:
         return self.notify_s + max(self.nic_s, self.nvlink_s) * self.slowdown
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """Where a token goes: how many nodes and GPUs hold one of its experts, on average."""
-
-    parts: tuple[int, ...]
-    """GPUs that the expert-parallel group has in each of its nodes."""
-    reached: tuple[float, ...]
-    """Of each node, the share of the group's tokens that reach it."""
-    gpus: float
-    """Distinct GPUs of a token, its own included."""
-
-    @property
-    def nodes(self) -> float:
-        """Distinct nodes of a token, its own included."""
-        return sum(self.reached)
-
-    @property
-    def over_nics(self) -> float:
-        """Copies that the busiest NIC sends or receives, per token of a GPU.
-
-        A GPU's NIC sends one copy to each other node reached; the NICs of n of the group's N GPUs
-        share what the other N - n send to their node. With k equal nodes both are
-        nodes x (1 - 1 / k).
-        """
-        group = sum(self.parts)
-        return max(
-            max(self.nodes - share, share * (group - part) / part)
-            for share, part in zip(self.reached, self.parts, strict=True)
-        )
 
 
 class AllToAllModel:
@@ -161,17 +121,16 @@ class AllToAllModel:
         self,
         operators: Sequence[Operator],
         *,
-        sms: Array,
+        sms: NDArray[np.int64],
         overlapped: bool,
         loads: Sequence[FabricLoad],
-    ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
-        """Return seconds, both ends of the 80 % interval and provenance, [operators] each.
-
-        `sms` and `loads` are [operators] each; otherwise as `explain` takes them.
-        """
+    ) -> Prediction:
+        """Times of operators; `sms` and `loads` [operators] each, otherwise as `explain` takes
+        them."""
+        counts = sms.tolist()
         times = [
-            self.explain(op, sms=int(count), overlapped=overlapped, load=load)
-            for op, count, load in zip(operators, sms.tolist(), loads, strict=True)
+            self.explain(op, sms=count, overlapped=overlapped, load=load)
+            for op, count, load in zip(operators, counts, loads, strict=True)
         ]
         seconds = np.array([time.seconds for time in times])
         ends = np.array(
@@ -179,12 +138,15 @@ class AllToAllModel:
         ).reshape(-1, 2)
         provenance = np.array(
             [
-                self._provenance(op, int(count), overlapped)
-                for op, count in zip(operators, sms.tolist(), strict=True)
+                self._provenance(op, count, overlapped)
+                for op, count in zip(operators, counts, strict=True)
             ],
             dtype=np.intp,
         )
-        return seconds, ends[:, 0], ends[:, 1], provenance
+        kinds = tuple(operator.kind for operator in operators)
+        return Prediction(
+            seconds, ends[:, 0], ends[:, 1], provenance, kinds, np.zeros(len(operators))
+        )
 
     def explain(
         self, operator: Operator, *, sms: int, overlapped: bool, load: FabricLoad

@@ -17,6 +17,9 @@ from simulator.hardware.network.fairness import Floats, Integers
 from simulator.hardware.network.flows import Flows, make_flows
 from simulator.hardware.network.topology import Fabric
 
+MOST_RANKS = 8192
+"""Of a group that exchanges experts; copies for each pair of them take 0.5 GiB a count."""
+
 
 @dataclass(slots=True)
 class Phase:
@@ -256,6 +259,7 @@ def count_copies(
     ``expert_rank`` [experts] is the placement: the rank that holds each expert.
     """
     ranks = len(experts)
+    _check_ranks(ranks)
     nodes = -(-ranks // ranks_per_node)
     to_rank = np.zeros((ranks, ranks))
     to_node = np.zeros((ranks, nodes))
@@ -270,11 +274,20 @@ def count_copies(
 
 def balanced_copies(ranks: int, *, tokens: int, copies: int, ranks_per_node: int) -> Copies:
     """Copies divided evenly over the other ranks, one rank at most once a token."""
+    _check_ranks(ranks)
     even = np.full((ranks, ranks), tokens * copies / max(ranks - 1, 1))
     np.fill_diagonal(even, 0.0)
     nodes = -(-ranks // ranks_per_node)
     by_node = np.add.reduceat(even, np.arange(nodes) * ranks_per_node, axis=1)
     return Copies(even, np.minimum(by_node, tokens), even, tokens=tokens)
+
+
+def _check_ranks(ranks: int) -> None:
+    if ranks > MOST_RANKS:
+        raise ValueError(
+            f"an exchange of experts among {ranks} GPUs counts copies for each pair of them, "
+            f"{ranks**2 * 8 / 2**30:.0f} GiB; allowed: groups of at most {MOST_RANKS} GPUs"
+        )
 
 
 def _distinct(sorted_rows: Integers) -> Integers:

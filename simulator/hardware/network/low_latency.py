@@ -9,6 +9,7 @@ it. SI units.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +22,16 @@ from hardware_profiles.low_latency_kernels import (
     message_bytes,
     wire_time,
 )
-from hardware_profiles.schema import ClusterProfile
+from hardware_profiles.schema import ClusterProfile, Estimate
 from hardware_profiles.units import Seconds
 from simulator.hardware.network.fabric_load import FabricLoad
+from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, Prediction
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class LowLatencyTransfers:
+class LowLatencyModel:
     """Times of low-latency kernels and wires in one group of GPUs."""
 
     profile: LowLatencyProfile
@@ -45,16 +47,51 @@ class LowLatencyTransfers:
     kernel_floor: Seconds
     """Of a kernel that does next to nothing."""
 
-    def kernel(self, part: str, copies: Array, end: End = "value") -> Array:
-        """Seconds of a send or receive kernel over `copies` copies, by one figure of its estimate.
+    def kernel(self, part: str, copies: Array) -> Prediction:
+        """Times of a send or receive kernel over so many copies: dispatch_send, dispatch_receive,
+        combine_send or combine_receive."""
+        value, low, high = (self._kernel(part, copies, end) for end in get_args(End))
+        provenance = np.full(len(copies), EXTRAPOLATED, dtype=np.intp)
+        return Prediction(
+            value, low, high, provenance, (part,) * len(copies), np.zeros(len(copies))
+        )
+
+    def wire(self, operation: MoeOperation, copies: Array, *, beside: Estimate) -> Prediction:
+        """Times until so many copies have crossed their links, beside what else runs.
+
+        The interval holds the slow-down `beside` it, the intercept's, and what the achieved share
+        of the line rate differs by among the measured group sizes.
+        """
+        profile = self.profile
+        alone, *ends = (self._wire(operation, copies, end) for end in get_args(End))
+        fractions = [profile.fraction(operation, row.ranks) for row in profile.rows]
+        here = profile.fraction(operation, self.ranks)
+        low = np.minimum.reduce([alone, *ends]) * beside.low * min(1.0, here / max(fractions))
+        high = np.maximum.reduce([alone, *ends]) * beside.high * max(1.0, here / min(fractions))
+        node = self.cluster.node
+        over_nvlink = profile.link == "nvlink"
+        link = node.gpu.nvlink_bandwidth if over_nvlink else node.nic_bandwidth_per_gpu
+        same_links = link == profile.link_bandwidth and profile.domain in (None, self.domain)
+        known = same_links and profile.covers(self.ranks)
+        as_measured = profile.is_measured(self.ranks) and beside.high == 1.0
+        exact = (copies == profile.tokens * profile.top_k) & as_measured
+        best = np.where(exact, MEASURED, INTERPOLATED)
+        return Prediction(
+            alone * beside.value,
+            low,
+            high,
+            np.where(known, best, EXTRAPOLATED).astype(np.intp),
+            (f"{operation} wire",) * len(copies),
+            np.zeros(len(copies)),
+        )
+
+    def _kernel(self, part: str, copies: Array, end: End) -> Array:
+        """Seconds of a send or receive kernel, by one figure of its estimate.
 
         Within an NVLink domain the send kernel stores the copies itself, at the link's rate, and
         takes what of the published kernel's time is neither the receive kernel nor the network's
         latency: few copies leave no wait for a wire that many would not. Of a mixed profile it also
         posts those that leave the domain, and the slower of both decides.
-
-        Args:
-            part: dispatch_send, dispatch_receive, combine_send or combine_receive.
         """
         profile = self.profile
         seconds = self._handling(part, copies, end)
@@ -72,12 +109,14 @@ class LowLatencyTransfers:
         received = self._handling(f"{kind}_receive", copies, end)
         return np.maximum(seconds, published - received)
 
-    def wire(self, operation: MoeOperation, copies: Array, end: End = "value") -> Array:
+    def _wire(self, operation: MoeOperation, copies: Array, end: End) -> Array:
         """What is left of the published kernel's time when its send and receive parts are taken
         out, at least the network's latency; seconds for each number of copies, by one figure of
         the intercept."""
         profile = self.profile
-        own = sum(self.kernel(f"{operation}_{part}", copies) for part in ("send", "receive"))
+        own = sum(
+            self._kernel(f"{operation}_{part}", copies, "value") for part in ("send", "receive")
+        )
         latency = self.cluster.node.nvlink_latency
         if profile.link != "nvlink":
             latency = max(self.cluster.fabric.cross_leaf_latency, self.load.latency)
@@ -92,7 +131,7 @@ class LowLatencyTransfers:
         """Share of evenly spread copies that stay within the NVLink domain of their GPU."""
         return self.domain / self.ranks
 
-    def _within(self, profile: LowLatencyProfile) -> LowLatencyTransfers:
+    def _within(self, profile: LowLatencyProfile) -> LowLatencyModel:
         """The copies of a mixed profile that stay within an NVLink domain."""
         return replace(self, profile=profile)
 

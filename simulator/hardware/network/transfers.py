@@ -3,23 +3,40 @@
     transfers = Transfers(cluster=cluster, achieved=calibration.transfers)
     transfers.send(58 * MB, load=load).seconds           # through NICs
     transfers.send(58 * MB, load=None).seconds           # within an NVLink domain
+    transfers.collective("all_gather", 1 * GB, form="ring", group=group, load=load)
+    transfers.all_to_all([dispatch], sms=20, overlapped=True, load=load)
 
 Bytes take their time at the share of the link's rate that transfers achieve, through NICs at
 what failures and links between switches leave of it (`load`), and every hop adds its latency. The
 interval of a time is that of the achieved share. SI units.
 
-Normal all-to-alls are those of `all_to_all`; flows that share links are those of `flows`.
+Dispatch and combine come in two forms, normal kernels (`all_to_all`) and low-latency ones
+(`low_latency`). Flows that share links are simulated by `flows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from hardware_profiles.schema import ClusterProfile, Estimate, TransferProfile
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.low_latency_kernels import LowLatencyProfile, MoeOperation
+from hardware_profiles.schema import (
+    CalibrationProfile,
+    ClusterProfile,
+    Estimate,
+    TransferProfile,
+)
+from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
-from simulator.hardware.network.clusters import nvlink_domains
+from reference_model.trace import ALL_TO_ALL_KINDS, Operator
+from simulator.hardware.network.all_to_all import AllToAllModel, AllToAllTime
 from simulator.hardware.network.fabric_load import FabricLoad
+from simulator.hardware.network.groups import Domains, Reach
+from simulator.hardware.network.low_latency import LowLatencyModel
 from simulator.hardware.prediction import EXTRAPOLATED, Prediction, one_time
 
 _WHOLE = Estimate(value=1.0, low=1.0, high=1.0, source="by definition")
@@ -28,22 +45,61 @@ LINE_RATE = TransferProfile(nic=_WHOLE, nvlink=_WHOLE)
 
 
 @dataclass(frozen=True, slots=True)
-class Domains:
-    """How a group of GPUs lies in NVLink domains."""
+class LinkRates:
+    """What a GPU's links achieve, bytes/s one way, and their latencies."""
 
-    domains: int
-    fewest: int
-    most: int
-    """GPUs of the group in one of the domains."""
+    nvlink: BytesPerSecond
+    nic: BytesPerSecond
+    nvlink_latency: Seconds
+    nic_latency: Seconds
+
+
+def _ring(size: Bytes, group: Domains, links: LinkRates) -> Seconds:
+    """Two levels of rings, one pipelined with the other: inside the NVLink domains, and between
+    them rings in which each GPU's own NIC carries its share. A step of a ring takes its latency;
+    the last byte of a GPU passes all others."""
+    most, domains = group.most, group.domains
+    inside = size * (most - 1) / most / links.nvlink
+    inside += (most - 1) * links.nvlink_latency
+    between = size / group.fewest * (1 - 1 / domains) / links.nic
+    between += (domains - 1) * links.nic_latency
+    return max(inside, between)
+
+
+def _direct(size: Bytes, group: Domains, links: LinkRates) -> Seconds:
+    """Each GPU sends its share to the others. Where the group spans n NVLink domains of d GPUs
+    each, it has two steps, one after the other (an upper bound: NCCL pipelines them): over NICs
+    each GPU exchanges its share, 1 / (n d) of the bytes, with the GPUs of its own number in the
+    other domains; over NVLink it exchanges the n shares that it then has within the domain."""
+    time = links.nvlink_latency
+    time += size * (group.most - 1) / group.most / links.nvlink
+    if group.domains > 1:
+        gpus = group.most * group.domains
+        time += links.nic_latency + size * (group.domains - 1) / gpus / links.nic
+    return time
+
+
+Collective = Literal["all_gather", "reduce_scatter"]
+CollectiveForm = Literal["ring", "direct"]
+FORMS: Mapping[CollectiveForm, Callable[[Bytes, Domains, LinkRates], Seconds]] = {
+    "ring": _ring,
+    "direct": _direct,
+}
+"""How an all-gather or reduce-scatter moves its bytes: (bytes that the whole group holds once it
+is gathered, group, links) -> seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transfers:
-    """Times of bulk transfers between GPUs of a cluster."""
+    """Times of transfers between GPUs of a cluster."""
 
     cluster: ClusterProfile
     achieved: TransferProfile
     """Shares of the links' rates."""
+    normal: AllToAllModel | None = None
+    """Dispatch and combine of the job's experts by normal kernels."""
+    low_latency: LowLatencyModel | None = None
+    """The same by low-latency kernels."""
 
     def payload(self, size: Bytes, *, load: FabricLoad | None) -> Prediction:
         """Time of the bytes that one GPU sends or receives, without any latency.
@@ -51,9 +107,7 @@ class Transfers:
         Args:
             load: what the fabric makes of them; None over NVLink.
         """
-        return self._interval(
-            lambda nvlink, nic: size / (nvlink if load is None else load.rate(nic))
-        )
+        return self._interval(lambda at: size / (at.nvlink if load is None else at.nic), load)
 
     def send(self, size: Bytes, *, load: FabricLoad | None) -> Prediction:
         """Time from one GPU to another.
@@ -61,67 +115,165 @@ class Transfers:
         Args:
             load: what the fabric makes of it; None within an NVLink domain.
         """
-        latency = self.cluster.node.nvlink_latency if load is None else load.latency
-        return self._interval(
-            lambda nvlink, nic: latency + size / (nvlink if load is None else load.rate(nic))
+        if load is None:
+            return self._interval(lambda at: at.nvlink_latency + size / at.nvlink, load)
+        return self._interval(lambda at: at.nic_latency + size / at.nic, load)
+
+    def collective(
+        self,
+        operation: Collective,
+        size: Bytes,
+        *,
+        form: CollectiveForm,
+        group: Domains,
+        load: FabricLoad | None,
+    ) -> Prediction:
+        """Time of a collective operation.
+
+        Args:
+            operation: both take the same time.
+            size: what the whole group holds once it is gathered.
+            load: what the fabric makes of what leaves an NVLink domain; None where nothing does.
+        """
+        return self._interval(lambda at: FORMS[form](size, group, at), load)
+
+    def all_to_all(
+        self,
+        operators: Sequence[Operator],
+        *,
+        sms: NDArray[np.int64],
+        overlapped: bool,
+        loads: Sequence[FabricLoad],
+    ) -> Prediction:
+        """Times of dispatch and combine by normal kernels.
+
+        Args:
+            sms: [operators], communication SMs; 0 where copy engines and NICs move the tokens.
+            overlapped: whether compute runs beside them.
+            loads: [operators], what the fabric makes of them.
+
+        Raises ValueError where no group of experts was given.
+        """
+        return self._normal().predict(operators, sms=sms, overlapped=overlapped, loads=loads)
+
+    def explain(
+        self, operator: Operator, *, sms: int, overlapped: bool, load: FabricLoad
+    ) -> AllToAllTime:
+        """One dispatch or combine by normal kernels, part by part; arguments as of all_to_all."""
+        return self._normal().explain(operator, sms=sms, overlapped=overlapped, load=load)
+
+    @property
+    def reach(self) -> Reach:
+        """Where normal kernels bring the tokens of a GPU."""
+        return self._normal().reach
+
+    def with_low_latency(
+        self,
+        profile: LowLatencyProfile,
+        *,
+        ranks: int,
+        domain: int,
+        hidden: int,
+        load: FabricLoad,
+        kernel_floor: Seconds,
+    ) -> Transfers:
+        """The same transfers, with low-latency kernels; arguments as of LowLatencyModel."""
+        model = LowLatencyModel(
+            profile=profile,
+            cluster=self.cluster,
+            ranks=ranks,
+            domain=domain,
+            hidden=hidden,
+            load=load,
+            kernel_floor=kernel_floor,
         )
+        return replace(self, low_latency=model)
 
-    def ring(self, size: Bytes, group: Domains, *, load: FabricLoad) -> Prediction:
-        """Time of a reduce-scatter or all-gather in two levels, one pipelined with the other:
-        rings inside the NVLink domains, and between them rings in which each GPU's own NIC carries
-        its share.
-
-        A step of a ring takes its latency; the last byte of a GPU passes all others.
+    def low_latency_kernel(self, part: str, copies: NDArray[np.float64]) -> Prediction:
+        """Times of a send or receive kernel over so many copies of tokens.
 
         Args:
-            size: what the whole group holds once it is gathered.
+            part: dispatch_send, dispatch_receive, combine_send or combine_receive.
+
+        Raises ValueError without low-latency kernels.
         """
-        most, domains = group.most, group.domains
+        return self._low_latency().kernel(part, copies)
 
-        def seconds(nvlink: BytesPerSecond, nic: BytesPerSecond) -> Seconds:
-            inside = size * (most - 1) / most / nvlink
-            inside += (most - 1) * self.cluster.node.nvlink_latency
-            between = size / group.fewest * (1 - 1 / domains) / load.rate(nic)
-            between += (domains - 1) * load.latency
-            return max(inside, between)
-
-        return self._interval(seconds)
-
-    def exchange(self, size: Bytes, ranks: int, *, load: FabricLoad | None) -> Prediction:
-        """Time of an all-gather or reduce-scatter in which each GPU sends its share to the others.
-
-        Where the group spans n NVLink domains of d GPUs each, it has two steps, one after the other
-        (an upper bound: NCCL pipelines them). Over NICs each GPU exchanges its share, 1 / (n d) of
-        the bytes, with the GPUs of its own number in the other domains; over NVLink it exchanges
-        the n shares that it then has within the domain.
+    def low_latency_wire(
+        self, operation: MoeOperation, copies: NDArray[np.float64], *, beside: Estimate
+    ) -> Prediction:
+        """Times from the end of the send kernel until so many copies have arrived.
 
         Args:
-            size: what the whole group holds once it is gathered.
-            load: what the fabric makes of the step over NICs; None within an NVLink domain.
+            beside: time beside what else runs over the time alone.
+
+        Raises ValueError without low-latency kernels.
         """
-        inside = ranks if load is None else nvlink_domains(self.cluster, group=ranks).gpus_each
-        domains = ranks // inside
+        return self._low_latency().wire(operation, copies, beside=beside)
 
-        def seconds(nvlink: BytesPerSecond, nic: BytesPerSecond) -> Seconds:
-            time = self.cluster.node.nvlink_latency
-            time += size * (inside - 1) / inside / nvlink
-            if load is not None:
-                time += load.latency + size * (domains - 1) / ranks / load.rate(nic)
-            return time
+    def _normal(self) -> AllToAllModel:
+        if self.normal is None:
+            raise ValueError("dispatch and combine: the transfers are of no group of experts")
+        return self.normal
 
-        return self._interval(seconds)
+    def _low_latency(self) -> LowLatencyModel:
+        if self.low_latency is None:
+            raise ValueError("low-latency kernels: the transfers have none")
+        return self.low_latency
 
-    def _interval(self, seconds: Callable[[BytesPerSecond, BytesPerSecond], Seconds]) -> Prediction:
+    def _interval(
+        self, seconds: Callable[[LinkRates], Seconds], load: FabricLoad | None
+    ) -> Prediction:
         """The time at the achieved rates of NVLink and NIC, and at both ends of them."""
-        node, achieved = self.cluster.node, self.achieved
-        nvlink, nic = node.gpu.nvlink_bandwidth, node.nic_bandwidth_per_gpu
+        node = self.cluster.node
+
+        def at(nvlink: float, nic: float) -> Seconds:
+            own = node.nic_bandwidth_per_gpu * nic
+            return seconds(
+                LinkRates(
+                    nvlink=node.gpu.nvlink_bandwidth * nvlink,
+                    nic=own if load is None else load.rate(own),
+                    nvlink_latency=node.nvlink_latency,
+                    nic_latency=0.0 if load is None else load.latency,
+                )
+            )
+
+        nvlink, nic = self.achieved.nvlink, self.achieved.nic
         return one_time(
-            seconds(nvlink * achieved.nvlink.value, nic * achieved.nic.value),
-            seconds(nvlink * achieved.nvlink.high, nic * achieved.nic.high),
-            seconds(nvlink * achieved.nvlink.low, nic * achieved.nic.low),
+            at(nvlink.value, nic.value),
+            at(nvlink.high, nic.high),
+            at(nvlink.low, nic.low),
             provenance=EXTRAPOLATED,
             family="transfers",
         )
+
+
+def fitted_transfers(
+    measurements: Iterable[Measurement],
+    *,
+    cluster: ClusterProfile,
+    calibration: CalibrationProfile,
+    ranks: int,
+    reach: Reach | None = None,
+) -> Transfers:
+    """Transfers of a job whose dispatch and combine are fitted to a calibration's measurements.
+
+    Args:
+        ranks: GPUs of the expert-parallel group.
+        reach: where the job's tokens go; else as in DeepEP's tests.
+
+    Raises ValueError for fewer ranks than one.
+    """
+    normal = AllToAllModel(cluster=cluster, calibration=calibration, ranks=ranks, reach=reach).fit(
+        measurements
+    )
+    return Transfers(cluster=cluster, achieved=calibration.transfers, normal=normal)
+
+
+def exchange_sms(kind: str, *, kept: int, free: int) -> int:
+    """SMs of a kernel of an all-to-all: those that it keeps from compute. Where it keeps none,
+    copy engines and NICs move the tokens, and counting them runs on the free SMs."""
+    return kept if kept or kind in ALL_TO_ALL_KINDS else free
 
 
 class Link:

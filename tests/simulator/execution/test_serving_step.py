@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.analysis.run import simulate
 from simulator.analysis.serving_metrics import operator_table
 from simulator.execution.serving_run import prepare_serving, simulate_serving_step
 from simulator.execution.serving_step import decode_step, prefill_pass, serving_step
-from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS
 from simulator.scenario.files import load_scenario
 from simulator.workload.recorded import shipped_trace
 
@@ -342,7 +342,7 @@ def test_gpus_that_share_heads_draft_for_the_requests_of_their_groups():
 
 def test_transfers_that_keep_no_sms_are_limited_by_links_and_leave_all_to_compute():
     step = simulate(load_scenario("prefill_ep32_profile", ["communication_sms=0"])).result.step
-    transfers = step.model.kernels.costs.all_to_all_
+    transfers = step.model.transfers
     for operator in step.operators["moe", 0].operators:
         if operator.kind in ALL_TO_ALL_KINDS:
             assert transfers.explain(

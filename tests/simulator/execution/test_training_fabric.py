@@ -8,6 +8,7 @@ import pytest
 import simpy
 
 from hardware_profiles.schema import load_transport
+from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import training_metrics
 from simulator.execution.training_fabric import (
@@ -18,7 +19,6 @@ from simulator.execution.training_fabric import (
     send_flows,
     step_loads,
 )
-from simulator.hardware.network.all_to_all import ALL_TO_ALL_KINDS
 from simulator.hardware.network.clusters import cluster_fabric
 from simulator.hardware.network.fabric_load import NO_LIMIT, all_to_all_load
 from simulator.hardware.network.flows import Network, make_flows
@@ -395,7 +395,7 @@ def test_a_step_whose_groups_fit_a_rack_says_what_does_not_and_takes_no_nic_but_
          "training.ep=64", "training.global_batch_sequences=4096"),
     )  # fmt: skip
     found = simulate(scenario).result
-    model = found.costs.all_to_all_
+    model = found.costs.transfers_
     for key, chunk in found.step.chunks.items():
         for operator in chunk.log.graph.operators:
             if operator.kind in ALL_TO_ALL_KINDS:

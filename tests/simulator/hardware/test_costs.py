@@ -419,8 +419,8 @@ def test_at_half_the_clock_what_computes_takes_twice_as_long():
 
 def test_communication_sms_copy_at_their_clock():
     # Five channels copy 90 GB/s at 18 GB/s each, half of that at half the clock; NVLink has room.
-    slow = fitted({"node.gpu.sm_clock": "915 MHz"}).all_to_all_
-    whole = COSTS.all_to_all_.explain(dispatch(), sms=10, overlapped=False, load=NO_LIMIT)
+    slow = fitted({"node.gpu.sm_clock": "915 MHz"}).transfers_
+    whole = COSTS.transfers_.explain(dispatch(), sms=10, overlapped=False, load=NO_LIMIT)
     half = slow.explain(dispatch(), sms=10, overlapped=False, load=NO_LIMIT)
     assert half.nvlink_s == pytest.approx(2 * whole.nvlink_s)
     assert half.nic_s == whole.nic_s

@@ -72,3 +72,8 @@ def test_groups_that_do_not_fit_are_one_clear_error():
         select_experts(scores, top_k=2, groups=3, kept_groups=1, group_score="maximum")
     with pytest.raises(ValueError, match="hold fewer than top_k 4"):
         select_experts(scores, top_k=4, groups=4, kept_groups=1, group_score="maximum")
+
+
+def test_a_draw_that_fits_no_memory_is_refused_with_the_tokens_that_fit():
+    with pytest.raises(ValueError, match=r"take 122 GiB; allowed: at most 2097152 tokens per GPU"):
+        random_scores(128_000_000, 256, kind="sigmoid", rng=np.random.default_rng(0))

@@ -11,7 +11,7 @@ from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 
 
 def payload(costs, op, *, sms=20, overlapped=False):
-    time = costs.all_to_all_.explain(op, sms=sms, overlapped=overlapped, load=NO_LIMIT)
+    time = costs.transfers_.explain(op, sms=sms, overlapped=overlapped, load=NO_LIMIT)
     return time.seconds - time.notify_s
 
 
@@ -23,7 +23,7 @@ def test_deepep_alone_takes_the_published_time(ranks, dispatch_ms, combine_ms, t
     # DeepEP legacy documentation: 51/50, 58/57 and 43/43 GB/s for EP64, EP32 and EP16. At EP16 NIC
     # and NVLink are nearly equal, which the slower of the two alone does not capture.
     costs = fitted(ranks=ranks)
-    reached = round(4096 * costs.all_to_all_.reach.gpus)
+    reached = round(4096 * costs.transfers_.reach.gpus)
     millisecond = 1e-3
     assert payload(costs, dispatch(received=reached), sms=24) == pytest.approx(
         dispatch_ms * millisecond, rel=tolerance
@@ -73,7 +73,7 @@ def test_dispatch_alone_at_the_published_point_is_measured_and_beside_compute_in
 
 def test_a_group_inside_one_node_uses_no_nic():
     costs = fitted(ranks=8)
-    time = costs.all_to_all_.explain(
+    time = costs.transfers_.explain(
         dispatch(received=21627), sms=24, overlapped=False, load=NO_LIMIT
     )
     assert time.nic_s == 0
@@ -83,7 +83,7 @@ def test_a_group_inside_one_node_uses_no_nic():
 def test_few_communication_sms_copy_at_the_rate_of_their_own_direction():
     # On one node 4 SMs of an H100 move 17.0 GB/s each to dispatch and 20.3 to combine; a token goes
     # to 5.28 GPUs, as 7,392 bytes and back as 14,336.
-    costs = fitted(ranks=8).all_to_all_
+    costs = fitted(ranks=8).transfers_
     for op, rate, size in (
         (dispatch(received=1), 17.0e9, 7392),
         (combine(received=1), 20.3e9, 14336),
@@ -92,7 +92,7 @@ def test_few_communication_sms_copy_at_the_rate_of_their_own_direction():
         assert time.nvlink_s == pytest.approx(4096 * 5.28 * size / (4 * rate), rel=1e-12)
     # Between nodes half of them forward, at 23.3 and 18.4 GB/s, to 7.49 GPUs of 8 nodes.
     for op, rate, size in ((dispatch(), 23.3e9, 7392), (combine(), 18.4e9, 14336)):
-        time = COSTS.all_to_all_.explain(op, sms=4, overlapped=False, load=NO_LIMIT)
+        time = COSTS.transfers_.explain(op, sms=4, overlapped=False, load=NO_LIMIT)
         assert time.nvlink_s == pytest.approx(4096 * 7.49 * size / (2 * rate), rel=1e-4)
 
 
@@ -141,7 +141,7 @@ def test_an_all_to_all_takes_what_its_links_add_to_the_measured_latency(ranks, c
     op = dispatch(received=1)
     before, after = (
         fitted(of, ranks=ranks)
-        .all_to_all_.explain(op, sms=20, overlapped=False, load=NO_LIMIT)
+        .transfers_.explain(op, sms=20, overlapped=False, load=NO_LIMIT)
         .seconds
         for of in (None, changes)
     )
@@ -170,7 +170,7 @@ def test_the_same_transfers_asked_in_any_order_take_the_same_time():
     assert together.seconds.tolist() == [forth[place] for place in range(4)]
     # Of the 3.97 nodes of a token the copies to 7 of 8 cross a NIC.
     for place, size in ((1, 7392), (3, 14336)):
-        time = COSTS.all_to_all_.explain(asked[place][0], sms=20, overlapped=True, load=behind)
+        time = COSTS.transfers_.explain(asked[place][0], sms=20, overlapped=True, load=behind)
         assert time.nic_s == pytest.approx(4096 * 3.97 * 7 / 8 * size / 20e9, rel=1e-12)
         assert forth[place] == time.seconds
 
@@ -187,4 +187,4 @@ def test_the_smaller_part_of_a_group_that_does_not_fill_nodes_sets_the_pace():
     # Two equal nodes: what one sends the other receives.
     assert Reach(parts=(8, 8), reached=(0.9, 0.9), gpus=6.0).over_nics == 0.9
     assert Reach(parts=(12,), reached=(1.0,), gpus=6.0).over_nics == 0.0
-    assert fitted(ranks=12).all_to_all_.reach.parts == (8, 4)
+    assert fitted(ranks=12).transfers_.reach.parts == (8, 4)

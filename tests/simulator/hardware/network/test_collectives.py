@@ -233,3 +233,10 @@ def test_balanced_copies_leave_the_own_rank_out():
     even = collectives.balanced_copies(9, tokens=4, copies=8, ranks_per_node=3)
     assert even.to_expert.sum(axis=1) == pytest.approx(32.0)
     assert np.diag(even.to_expert).sum() == 0
+
+
+def test_a_group_whose_pairs_fit_no_memory_is_refused():
+    with pytest.raises(
+        ValueError, match=r"288000 GPUs .* 618 GiB; allowed: groups of at most 8192"
+    ):
+        collectives.balanced_copies(288_000, tokens=1, copies=1, ranks_per_node=8)

@@ -5,9 +5,9 @@ import pytest
 
 from hardware_profiles.schema import Estimate, TransferProfile, load_cluster
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
+from simulator.hardware.network.groups import Domains
 from simulator.hardware.network.transfers import (
     LINE_RATE,
-    Domains,
     Link,
     Transfers,
     host_link,
@@ -28,6 +28,10 @@ FAR = FabricLoad(nic_stretch=2.0, bandwidth=15e9, latency=7e-6)
 def ends(found):
     (seconds,), (low,), (high,) = found.seconds, found.low, found.high
     return seconds, low, high
+
+
+def gathered(group, load, form="ring"):
+    return TRANSFERS.collective("all_gather", 800e6, form=form, group=group, load=load)
 
 
 def close(*seconds):
@@ -52,19 +56,21 @@ def test_of_two_levels_of_rings_the_slower_one_decides():
     # 800 MB among two domains of 4: inside 600 MB at 100 GB/s and 3 steps; between them a GPU's
     # 200 MB, half of which its NIC sends at 12.5 GB/s, and one step.
     group = Domains(domains=2, fewest=4, most=4)
-    assert TRANSFERS.ring(800e6, group, load=FAR).seconds == close(8e-3 + 7e-6)
+    assert gathered(group, FAR).seconds == close(8e-3 + 7e-6)
     fast = FabricLoad(nic_stretch=0.1, bandwidth=1e15, latency=7e-6)
-    assert TRANSFERS.ring(800e6, group, load=fast).seconds == close(6e-3 + 9e-6)
+    assert gathered(group, fast).seconds == close(6e-3 + 9e-6)
     # In one domain no NIC takes part.
     alone = Domains(domains=1, fewest=4, most=4)
-    assert TRANSFERS.ring(800e6, alone, load=FAR).seconds == close(6e-3 + 9e-6)
+    assert gathered(alone, FAR).seconds == close(6e-3 + 9e-6)
 
 
 def test_an_exchange_over_two_nodes_takes_one_step_after_the_other():
     # 800 MB of 8 GPUs on one node: 700 MB at 100 GB/s.
-    assert TRANSFERS.exchange(800e6, 8, load=None).seconds == close(7e-3 + 3e-6)
+    assert gathered(Domains(1, 8, 8), None, form="direct").seconds == close(7e-3 + 3e-6)
     # Of 16 GPUs also a sixteenth, 50 MB, through a NIC at 12.5 GB/s.
-    assert TRANSFERS.exchange(800e6, 16, load=FAR).seconds == close(7e-3 + 3e-6 + 4e-3 + 7e-6)
+    assert gathered(Domains(2, 8, 8), FAR, form="direct").seconds == close(
+        7e-3 + 3e-6 + 4e-3 + 7e-6
+    )
 
 
 def test_a_link_to_the_network_has_the_rate_of_its_nics_or_its_pcie():
@@ -90,3 +96,10 @@ def test_a_link_that_is_reset_forgets_what_was_queued() -> None:
     link.send(0.0, 1000.0)
     link.reset(1.0)
     assert link.send(1.0, 100.0) == 2.0
+
+
+def test_transfers_without_experts_refuse_to_dispatch():
+    with pytest.raises(ValueError, match=r"dispatch and combine: .* no group of experts"):
+        TRANSFERS.all_to_all([], sms=np.zeros(0, dtype=np.int64), overlapped=False, loads=[])
+    with pytest.raises(ValueError, match="low-latency kernels: the transfers have none"):
+        TRANSFERS.low_latency_kernel("dispatch_send", np.zeros(1))
