@@ -30,7 +30,8 @@ from simulator.hardware.prediction import (
     Prediction,
 )
 from simulator.workload.iteration import WIRES, LayerOperators
-from simulator.workload.iteration_operators import COLLECTIVE_SEGMENTS, collective_ranks
+from simulator.workload.iteration_operators import collective_ranks
+from simulator.workload.task_graph import COLLECTIVE_SEGMENTS
 
 Array = NDArray[np.float64]
 

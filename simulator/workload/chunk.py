@@ -17,13 +17,12 @@ keeps the waits and loses the other chunk's cover.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
 
 from reference_model.trace import Operator, OperatorTrace
 from simulator.workload.layout import Stage
 from simulator.workload.load import Load
-from simulator.workload.task_graph import Stream, Task, TaskGraph
+from simulator.workload.task_graph import GraphBuilder, Stream, TaskGraph
 
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = "forward", "input_grad", "weight_grad"
 
@@ -67,54 +66,6 @@ def _segments(operators: Operators) -> dict[str, list[Operator]]:
     for operator in operators:
         parts[operator.segment if operator.segment in parts else ATTENTION].append(operator)
     return parts
-
-
-@dataclass(slots=True)
-class _Builder:
-    """Collects tasks; `add` returns the index of the last task that stands for the block."""
-
-    operators: list[Operator] = field(default_factory=list)
-    layers: dict[str, int] = field(default_factory=dict)
-    """Name -> place in order of first use."""
-    tasks: list[Task] = field(default_factory=list)
-
-    def add(
-        self,
-        operators: Iterable[Operator],
-        stream: Stream,
-        layer: str,
-        *,
-        after: Iterable[int | None] = (),
-        micro_batch: int = 0,
-        overlapped: bool,
-    ) -> int | None:
-        """Append a block in stream order; its first task waits for `after`.
-
-        An empty block stands for whatever it would have waited for.
-        """
-        waits = tuple(sorted({index for index in after if index is not None}))
-        last: int | None = max(waits, default=None)
-        for operator in operators:
-            last = len(self.tasks)
-            self.tasks.append(
-                Task(
-                    operator=last,
-                    stream=stream,
-                    layer=self.layers.setdefault(layer, len(self.layers)),
-                    micro_batch=micro_batch,
-                    part=operator.segment,
-                    overlapped=overlapped,
-                    collective=stream is Stream.COMMUNICATION,
-                    depends_on=waits,
-                )
-            )
-            self.operators.append(operator)
-            waits = ()
-        return last
-
-    def graph(self, name: str) -> TaskGraph:
-        """What has been collected."""
-        return TaskGraph(name, tuple(self.layers), tuple(self.operators), tuple(self.tasks))
 
 
 def _routed_start(mlp: Sequence[Operator]) -> int:
@@ -206,7 +157,7 @@ def lower_chunk(
         later = put_off(every, at_once) if put_off_weights else []
         return [operator for operator in every if operator not in later]
 
-    build = _Builder()
+    build = GraphBuilder()
     pair = bool(forward) and bool(backward)
     backward_number = 1 if pair else 0
     combined: int | None = None
@@ -232,8 +183,8 @@ def lower_chunk(
             # gradient is left for combine(F).
             back = [part | {MLP: part[ATTENTION], ATTENTION: []} for part in back]
         late = [_segments(weights(kind)) for kind in reversed(backward_unit)]
-        layer_f = f"{'+'.join(forward_unit)} F{at_f}"
-        layer_b = f"{'+'.join(backward_unit)} B{at_b}"
+        layer_b = build.layer(f"{'+'.join(backward_unit)} B{at_b}") if backward_unit else None
+        layer_f = build.layer(f"{'+'.join(forward_unit)} F{at_f}") if forward_unit else None
 
         def gather(parts: list[dict[str, list[Operator]]], segment: str) -> list[Operator]:
             return [operator for part in parts for operator in part[segment]]
@@ -243,7 +194,7 @@ def lower_chunk(
         # Communication is covered when the other chunk computes meanwhile, or when this chunk's
         # own weight gradients run under its transfers.
         carried = build.add(
-            gather(back, COMBINE),
+            build.block(gather(back, COMBINE)),
             Stream.COMMUNICATION,
             layer_b,
             micro_batch=backward_number,
@@ -251,21 +202,23 @@ def lower_chunk(
             overlapped=both,
         )
         attended = build.add(
-            gather(ahead, ATTENTION),
+            build.block(gather(ahead, ATTENTION)),
             Stream.COMPUTE,
             layer_f,
+            micro_batch=0,
             after=(combined,),
             overlapped=both and communicates_b,
         )
         sent = build.add(
-            gather(ahead, DISPATCH),
+            build.block(gather(ahead, DISPATCH)),
             Stream.COMMUNICATION,
             layer_f,
+            micro_batch=0,
             after=(attended,),
             overlapped=both,
         )
         computed_b = build.add(
-            gather(back, MLP),
+            build.block(gather(back, MLP)),
             Stream.COMPUTE,
             layer_b,
             micro_batch=backward_number,
@@ -273,7 +226,7 @@ def lower_chunk(
             overlapped=both and communicates_f,
         )
         received = build.add(
-            gather(back, DISPATCH),
+            build.block(gather(back, DISPATCH)),
             Stream.COMMUNICATION,
             layer_b,
             micro_batch=backward_number,
@@ -281,7 +234,7 @@ def lower_chunk(
             overlapped=both or bool(gather(late, MLP)),
         )
         build.add(
-            gather(late, MLP),
+            build.block(gather(late, MLP)),
             Stream.COMPUTE,
             layer_b,
             micro_batch=backward_number,
@@ -290,28 +243,31 @@ def lower_chunk(
         mlp = gather(ahead, MLP)
         own = _routed_start(mlp) if communicates_f else 0
         build.add(
-            mlp[:own],
+            build.block(mlp[:own]),
             Stream.COMPUTE,
             layer_f,
+            micro_batch=0,
             after=(attended,),
             overlapped=communicates_b if both else True,
         )
         computed_f = build.add(
-            mlp[own:],
+            build.block(mlp[own:]),
             Stream.COMPUTE,
             layer_f,
+            micro_batch=0,
             after=(attended, sent),
             overlapped=both and communicates_b,
         )
         combined = build.add(
-            gather(ahead, COMBINE),
+            build.block(gather(ahead, COMBINE)),
             Stream.COMMUNICATION,
             layer_f,
+            micro_batch=0,
             after=(computed_f,),
             overlapped=both,
         )
         returned = build.add(
-            gather(back, ATTENTION),
+            build.block(gather(back, ATTENTION)),
             Stream.COMPUTE,
             layer_b,
             micro_batch=backward_number,
@@ -319,7 +275,7 @@ def lower_chunk(
             overlapped=both and communicates_f,
         )
         build.add(
-            gather(late, ATTENTION),
+            build.block(gather(late, ATTENTION)),
             Stream.COMPUTE,
             layer_b,
             micro_batch=backward_number,
@@ -333,12 +289,13 @@ def lower_weights(
 ) -> TaskGraph:
     """The tasks of a W chunk: weight gradients put off by an input-only backward chunk, layers in
     the order in which the backward chunk met them, compute only."""
-    build = _Builder()
+    build = GraphBuilder()
     for number, kind in enumerate(reversed(stage)):
         build.add(
-            put_off(operators(kind, WEIGHT_GRAD), at_once),
+            build.block(put_off(operators(kind, WEIGHT_GRAD), at_once)),
             Stream.COMPUTE,
-            f"{kind} W{number}",
+            build.layer(f"{kind} W{number}"),
+            micro_batch=0,
             overlapped=False,
         )
     return build.graph(name)

@@ -24,13 +24,12 @@ micro-batch, so that one order serves every batch size and context of a deployme
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Literal
 
 from reference_model.trace import Operator
-from simulator.workload.iteration_operators import COLLECTIVE_SEGMENTS
-from simulator.workload.task_graph import Stream, Task, TaskGraph
+from simulator.workload.task_graph import COLLECTIVE_SEGMENTS, GraphBuilder, Stream, TaskGraph
 
 Overlap = Literal["two_micro_batches", "shared_expert", "none"]
 
@@ -217,12 +216,13 @@ def joined_operators(sections: Sections) -> tuple[Operator, ...]:
     return tuple(operator for layer in sections.values() for operator in layer.operators)
 
 
-@dataclass(slots=True)
-class _Builder:
+@dataclass(frozen=True, slots=True)
+class _Iteration:
+    """An iteration's graph, to which parts of its layers are appended."""
+
+    graph: GraphBuilder
     sections: Sections
     starts: Mapping[tuple[str, int], int]
-    layers: list[str] = field(default_factory=list)
-    tasks: list[Task] = field(default_factory=list)
 
     def add(
         self,
@@ -233,34 +233,22 @@ class _Builder:
         after: Iterable[int | None] = (),
     ) -> int | None:
         """Append parts of a layer; the first task waits for `after`. Returns the last task."""
-        waits = tuple(sorted({index for index in after if index is not None}))
-        last = max(waits, default=None)
-        if layer is None:
-            return last
-        section = self.layers[layer], micro_batch
-        found, start = self.sections[section], self.starts[section]
-        for part in parts:
-            for position in found.parts.get(part, ()):
-                segment = found.operators[position].segment
-                last = len(self.tasks)
-                self.tasks.append(
-                    Task(
-                        operator=start + position,
-                        stream=stream,
-                        layer=layer,
-                        micro_batch=micro_batch,
-                        part=part,
-                        overlapped=(section[0], 1) in self.sections,
-                        collective=part in WIRES or segment in COLLECTIVE_SEGMENTS,
-                        depends_on=waits,
-                    )
-                )
-                waits = ()
-        return last
+        block: list[tuple[int, str]] = []
+        overlapped = False
+        if layer is not None:
+            kind = self.graph.layers[layer]
+            overlapped = (kind, 1) in self.sections
+            places = self.sections[kind, micro_batch].parts
+            start = self.starts[kind, micro_batch]
+            block = [(start + place, part) for part in parts for place in places.get(part, ())]
+        return self.graph.add(
+            block, stream, layer, micro_batch=micro_batch, overlapped=overlapped, after=after
+        )
 
     def wire(
         self, layer: int, micro_batch: int, part: str, *, after: Iterable[int | None]
     ) -> int | None:
+        """Append the transfers of a layer, as `add` does."""
         return self.add(layer, micro_batch, part, stream=Stream.COMMUNICATION, after=after)
 
 
@@ -290,11 +278,9 @@ def lower_step(
             a head of its own.
         decode: whether sends and receives are kernels of their own.
     """
-    build = _Builder(sections, section_starts(sections))
-
-    def new_layer(kind: str) -> int:
-        build.layers.append(kind)
-        return len(build.layers) - 1
+    graph = GraphBuilder(operators=list(joined_operators(sections)))
+    build = _Iteration(graph, sections, section_starts(sections))
+    new_layer = graph.layer
 
     if head:
         build.add(new_layer("embedding"), WHOLE_BATCH, "attention_0")
@@ -307,11 +293,11 @@ def lower_step(
             drafts = [new_layer("mtp_next" if number else "mtp")]
             ends = _sparse_layers(build, drafts, decode, overlap, after=ends)
             ends = [build.add(new_layer("mtp_head"), WHOLE_BATCH, "attention_0", after=ends)]
-    return TaskGraph(name, tuple(build.layers), joined_operators(sections), tuple(build.tasks))
+    return graph.graph(name)
 
 
 def _sparse_layers(
-    build: _Builder,
+    build: _Iteration,
     layers: Sequence[int],
     decode: bool,
     overlap: Overlap,
@@ -325,7 +311,7 @@ def _sparse_layers(
 
 
 def _one_at_a_time(
-    build: _Builder, layers: Sequence[int], after: Sequence[int | None], *, shared_hides: bool
+    build: _Iteration, layers: Sequence[int], after: Sequence[int | None], *, shared_hides: bool
 ) -> list[int | None]:
     """One micro-batch; its shared expert runs under dispatch, or before it."""
     combined: list[int | None] = list(after)
@@ -344,7 +330,7 @@ def _one_at_a_time(
 
 
 def _two_in_decode(
-    build: _Builder, layers: Sequence[int], after: Sequence[int | None]
+    build: _Iteration, layers: Sequence[int], after: Sequence[int | None]
 ) -> list[int | None]:
     attended = {0: build.add(layers[0], 0, *_ATTENTION, after=after)}
     following = dict(pairwise(layers))
@@ -375,7 +361,7 @@ def _two_in_decode(
 
 
 def _two_in_prefill(
-    build: _Builder, layers: Sequence[int], after: Sequence[int | None]
+    build: _Iteration, layers: Sequence[int], after: Sequence[int | None]
 ) -> list[int | None]:
     start = max((index for index in after if index is not None), default=None)
     combined: dict[int, int | None] = {0: start, 1: start}

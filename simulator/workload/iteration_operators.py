@@ -50,8 +50,6 @@ _INTERMEDIATE_SIZES = {
     for part in ("experts", "shared_experts", "mlp")
     for operator, size in (("gate_up_proj", "n"), ("swiglu", "columns"), ("down_proj", "k"))
 }
-COLLECTIVE_SEGMENTS = frozenset({"gather", "scatter"})
-"""Segments of the collectives that tensor parallelism adds."""
 # Prefill operators that rebuild keys and values, of cached tokens too.
 _KEY_VALUE_ROWS = {
     "attention.kv_b_proj.quantize_input": "rows",

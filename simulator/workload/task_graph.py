@@ -6,10 +6,14 @@ stream run in the order of the graph, one at a time, as kernels in a CUDA stream
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from reference_model.trace import Operator
+
+COLLECTIVE_SEGMENTS = frozenset({"gather", "scatter"})
+"""Segments of operators that are collectives of tensor parallelism."""
 
 
 class Stream(StrEnum):
@@ -46,7 +50,7 @@ class TaskGraph:
 
     name: str
     layers: tuple[str, ...]
-    """Names of the layers in order of first use, e.g. "moe F0", "moe"."""
+    """Names of the layers in order, e.g. "moe F0", "moe"."""
     operators: tuple[Operator, ...]
     tasks: tuple[Task, ...]
 
@@ -63,3 +67,70 @@ class TaskGraph:
     def task_operators(self) -> list[Operator]:
         """[tasks], the operator of each."""
         return [self.operators[task.operator] for task in self.tasks]
+
+
+@dataclass(slots=True)
+class GraphBuilder:
+    """Collects the tasks of a graph in issue order."""
+
+    operators: list[Operator] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
+
+    def block(self, operators: Iterable[Operator]) -> list[tuple[int, str]]:
+        """Add operators for a block of tasks, whose parts are the segments."""
+        start = len(self.operators)
+        self.operators.extend(operators)
+        return [(start + i, op.segment) for i, op in enumerate(self.operators[start:])]
+
+    def layer(self, name: str) -> int:
+        """Add a layer and return its place."""
+        self.layers.append(name)
+        return len(self.layers) - 1
+
+    def add(
+        self,
+        block: Iterable[tuple[int, str]],
+        stream: Stream,
+        layer: int | None,
+        *,
+        micro_batch: int,
+        overlapped: bool,
+        after: Iterable[int | None] = (),
+    ) -> int | None:
+        """Append a block of tasks in stream order, of which the first waits for `after`.
+
+        Transfers and collectives of tensor parallelism need every rank of their group.
+
+        Args:
+            block: (place of its operator, part of its layer) of each task.
+            layer: its place; None for an empty block.
+
+        Returns:
+            The last task of the block. An empty block stands for the last that it would have waited
+            for.
+        """
+        waits = tuple(sorted({index for index in after if index is not None}))
+        last = max(waits, default=None)
+        for place, part in block:
+            assert layer is not None
+            segment = self.operators[place].segment
+            last = len(self.tasks)
+            self.tasks.append(
+                Task(
+                    operator=place,
+                    stream=stream,
+                    layer=layer,
+                    micro_batch=micro_batch,
+                    part=part,
+                    overlapped=overlapped,
+                    collective=stream is Stream.COMMUNICATION or segment in COLLECTIVE_SEGMENTS,
+                    depends_on=waits,
+                )
+            )
+            waits = ()
+        return last
+
+    def graph(self, name: str) -> TaskGraph:
+        """What has been collected."""
+        return TaskGraph(name, tuple(self.layers), tuple(self.operators), tuple(self.tasks))
