@@ -119,8 +119,8 @@ def parse_yaml(text: str, *, where: str) -> Any:
 def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
     """Return a copy of ``raw`` with each dotted path set to its value.
 
-    A path through something that has no fields is an error here; an unknown last field is found by
-    ``to_profile``, which knows the allowed ones.
+    Fields on the way that the file leaves out are made. A path through a value that has no fields
+    is an error here; unknown fields are found by ``to_profile``, which knows the allowed ones.
     """
     result = copy.deepcopy(raw)
     for path, value in overrides.items():
@@ -128,7 +128,9 @@ def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
         target: Any = result
         for depth, key in enumerate(parents):
             fields = target
-            target = fields.get(key)
+            if fields.get(key) is None:
+                fields[key] = {}
+            target = fields[key]
             if not isinstance(target, dict):
                 reached = ".".join(parents[: depth + 1])
                 known = _listed(

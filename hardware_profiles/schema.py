@@ -5,10 +5,9 @@ fractions come from measurements. How a file's fields are read and checked stand
 """
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -31,6 +30,7 @@ from hardware_profiles.fields import (
     to_profile,
 )
 from hardware_profiles.measured_collectives import MeasuredCollectives
+from hardware_profiles.renames import EARLIER_NAMES, with_names_of_today
 
 Dtype = Literal[
     "fp8_e4m3", "fp8_e5m2", "bfloat16", "float16", "tfloat32", "float32", "int8", "fp4_e2m1"
@@ -200,29 +200,40 @@ class ClusterProfile(Profile):
 
 
 class Estimate(Profile):
-    """A dimensionless input that is known only within an interval."""
+    """An input that is known only within an interval; a ratio or share."""
 
     value: Ratio
     low: Ratio
     high: Ratio
     source: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_an_interval(cls, given: object) -> object:
+        if isinstance(given, int | float | str):
+            raise ValueError(
+                f"{given!r} has no interval; allowed: value, low, high and source, such as "
+                f"{{value: {given}, low: {given}, high: {given}, source: where it comes from}}"
+            )
+        return given
+
     @model_validator(mode="after")
-    def _ordered(self) -> "Estimate":
-        return _check_interval(self)
+    def _ordered(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            end = "low" if self.value < self.low else "high"
+            raise ValueError(
+                f"needs low <= value <= high, found {self.low:g}, {self.value:g}, {self.high:g}; "
+                f"allowed: a value between them, or another {end} with it"
+            )
+        return self
 
 
-class TimeEstimate(Profile):
+class TimeEstimate(Estimate):
     """A duration that is known only within an interval."""
 
     value: TimeValue
     low: TimeValue
     high: TimeValue
-    source: str
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "TimeEstimate":
-        return _check_interval(self)
 
 
 class SlowdownEstimate(Estimate):
@@ -249,9 +260,33 @@ class OverlapProfile(Profile):
     """Kernels that fill every free SM, the loss of ``reference_communication_sms`` included."""
     reference_communication_sms: Count
     """Communication SMs at which ``memory_bound`` was observed."""
+
+
+class BesideCompute(Profile):
+    """How much longer an all-to-all takes beside compute than alone: time ratios, rank skew inside.
+
+    A file may give one estimate, which then holds for both.
+    """
+
     dispatch: Estimate
     combine: Estimate
-    """All-to-all kernels beside compute, relative to the same kernel alone; rank skew inside."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _both(cls, given: object) -> object:
+        if isinstance(given, dict) and "value" in given:
+            return {"dispatch": given, "combine": given}
+        return given
+
+    @classmethod
+    def none(cls, source: str) -> Self:
+        """Beside compute as alone."""
+        alone = Estimate(value=1.0, low=1.0, high=1.0, source=source)
+        return cls(dispatch=alone, combine=alone)
+
+    def of(self, kind: str) -> Estimate:
+        """The ratio of a dispatch or a combine."""
+        return self.dispatch if kind == "dispatch" else self.combine
 
 
 class CopyRates(Profile):
@@ -302,6 +337,7 @@ class AllToAllProfile(Profile):
     """Count exchange and barrier before a dispatch or combine, nothing else running."""
     notify_overlapped: TimeEstimate
     """The same between the kernels of an overlapped pair."""
+    beside_compute: BesideCompute
     nvlink_latency: TimeValue
     """Between two GPUs of a node of the machine that these times belong to, 64 bytes; what another
     machine's differs by is added."""
@@ -445,8 +481,8 @@ class CalibrationProfile(Profile):
     collectives: str | None = None
     """Transport whose measured times collective operations within an NVLink domain take, by name or
     path; None: links at the achieved rates."""
-    kernel_gap: TimeEstimate
-    """Idle time between two kernels of one stream."""
+    gap: TimeEstimate
+    """Idle time between two kernels of one stream, for jobs that do not state their own."""
     kernel_floor: TimeEstimate
     """Duration of a kernel that does next to nothing."""
     tiles: TilesProfile
@@ -479,17 +515,11 @@ class CalibrationProfile(Profile):
 
     def without_all_to_all_slowdown(self) -> "CalibrationProfile":
         """Return the same calibration with dispatch and combine not slowed by compute beside."""
-        alone = {"value": 1.0, "low": 1.0, "high": 1.0, "source": "set to 1 for comparison"}
-        overlap = self.overlap.model_copy(
-            update={
-                "dispatch": Estimate.model_validate(alone),
-                "combine": Estimate.model_validate(alone),
-            }
-        )
-        all_to_all = self.all_to_all.model_copy(
-            update={"notify_overlapped": self.all_to_all.notify_alone}
-        )
-        return self.model_copy(update={"overlap": overlap, "all_to_all": all_to_all})
+        alone = {
+            "beside_compute": BesideCompute.none("set to 1 for comparison"),
+            "notify_overlapped": self.all_to_all.notify_alone,
+        }
+        return self.model_copy(update={"all_to_all": self.all_to_all.model_copy(update=alone)})
 
 
 class TransportProfile(Profile):
@@ -527,8 +557,6 @@ _FIELD_OF_FOLDER = {
     "calibrations": "calibration",
     "transports": "transport",
 }
-
-IntervalT = TypeVar("IntervalT", Estimate, TimeEstimate)
 
 
 def known_profiles(kind: Kind) -> tuple[str, ...]:
@@ -572,7 +600,7 @@ def load_cluster(name_or_path: str, overrides: Mapping[str, Any] | None = None) 
 def load_calibration(
     name_or_path: str, overrides: Mapping[str, Any] | None = None
 ) -> CalibrationProfile:
-    """Load a calibration; ``overrides`` as ``{"overlap.dispatch.value": 1.5}``."""
+    """Load a calibration; ``overrides`` as ``{"overlap.gemm.value": 1.5}``."""
     raw, where = read_profile("calibrations", name_or_path)
     return to_profile(
         CalibrationProfile, override_calibration(raw, overrides or {}, where=where), where=where
@@ -689,28 +717,9 @@ def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
             )
         return read_yaml(path, where=where), where
     raw = read_yaml(path, where=where)
-    if kind == "calibrations":
-        raw = _completed(_with_names_of_today(raw, where))
-    return raw, where
-
-
-_EARLIER_NAMES = {"transfer_from": "restated_from", "carried_over": "restatement"}
-"""Fields of calibrations that had another name until November 2026."""
-
-
-def _with_names_of_today(raw: Raw, where: str) -> Raw:
-    """A user's calibration with fields of today's names; a warning tells which to change."""
-    renamed = {_EARLIER_NAMES.get(name, name): value for name, value in raw.items()}
-    changes = [f"{old} is called {new}" for old, new in _EARLIER_NAMES.items() if old in raw]
-    if renamed.get("basis") == "transfer":
-        renamed["basis"] = "restated"
-        changes.append("basis transfer is called restated")
-    sources = renamed.get("sources")
-    if isinstance(sources, dict):
-        renamed["sources"] = {_EARLIER_NAMES.get(name, name): s for name, s in sources.items()}
-    if changes:
-        warnings.warn(f"{where}: {', '.join(changes)} now", FutureWarning, stacklevel=2)
-    return renamed
+    if kind in EARLIER_NAMES:
+        raw = with_names_of_today(raw, kind, where=where)
+    return _completed(raw) if kind == "calibrations" else raw, where
 
 
 _LATER_FIELDS = (
@@ -754,13 +763,3 @@ def _completed(raw: Raw) -> Raw:
             if isinstance(sources, dict):
                 sources[field] = taken + of["sources"][field]
     return completed
-
-
-def _check_interval(estimate: IntervalT) -> IntervalT:
-    if not estimate.low <= estimate.value <= estimate.high:
-        end = "low" if estimate.value < estimate.low else "high"
-        raise ValueError(
-            f"needs low <= value <= high, found {estimate.low:g}, {estimate.value:g}, "
-            f"{estimate.high:g}; allowed: a value between them, or another {end} with it"
-        )
-    return estimate

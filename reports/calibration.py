@@ -161,7 +161,7 @@ def _stated(profile: Profile, path: str) -> Iterator[tuple[str, str, str]]:
     """Name, value and source of every number of a profile and of the profiles in it."""
     for name in type(profile).model_fields:
         value, where = getattr(profile, name), f"{path}{name}"
-        if isinstance(value, Estimate | TimeEstimate):
+        if isinstance(value, Estimate):
             yield _estimate(value, where)
         elif isinstance(value, KernelsProfile):
             whose = f"{value.name} ({value.date}), for {' and '.join(value.jobs)}"
@@ -178,7 +178,7 @@ def _stated(profile: Profile, path: str) -> Iterator[tuple[str, str, str]]:
             yield where, text, profile.sources.get(name, "")
 
 
-def _estimate(value: Estimate | TimeEstimate, where: str) -> tuple[str, str, str]:
+def _estimate(value: Estimate, where: str) -> tuple[str, str, str]:
     ends = (value.value, value.low, value.high)
     at, low, high = (
         format_seconds(end) if isinstance(value, TimeEstimate) else f"{end:g}" for end in ends

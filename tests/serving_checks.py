@@ -28,7 +28,7 @@ def check_times(step):
     """max(compute, communication) <= time <= their sum, gaps and host overhead; nothing is free."""
     seconds = by_rank(step.seconds)
     compute = np.array([task.stream is Stream.COMPUTE for task in step.log.graph.tasks])
-    gaps = step.model.job.kernel_gap.value * (len(compute) + 1)
+    gaps = step.model.job.gap.value * (len(compute) + 1)
     host = step.model.job.host_overhead.value
     longest = max(seconds[compute].sum(axis=0).max(), seconds[~compute].sum(axis=0).max())
     assert np.all(seconds > 0.0)

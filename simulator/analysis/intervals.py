@@ -92,12 +92,13 @@ def training_intervals(
     step: TrainingStep,
     *,
     calibration: CalibrationProfile,
+    gap: TimeEstimate,
     blocking: bool,
     seed: int,
 ) -> dict[str, list[Seconds]]:
     """80 % intervals of pair and step time, {"step_time_s": [low, high], "pair_time_s": ...}."""
     draws = Draws(np.random.default_rng(seed), common_share=calibration.common_share)
-    gap_s = estimated(calibration.kernel_gap, draws.gap)
+    gap_s = estimated(gap, draws.gap)
 
     def span(chunk: ChunkRun) -> Array:
         return timeline.run(chunk.log.graph, scaled_seconds(chunk.cost, draws), gap_s).spans_s
@@ -136,7 +137,7 @@ def serving_interval(step: ServingStep, *, seed: int) -> list[Seconds]:
     common_share = model.kernels.calibration.common_share
     draws = Draws(np.random.default_rng(seed), common_share=common_share)
     scaled = scaled_seconds(times, draws)
-    gap, host = model.job.kernel_gap, model.job.host_overhead
+    gap, host = model.job.gap, model.job.host_overhead
     middle = timeline.run(model.graph, times.seconds[model.places], gap.value).span_s
     samples = timeline.run(model.graph, scaled[model.places], estimated(gap, draws.gap))
     ratio = samples.spans_s / middle

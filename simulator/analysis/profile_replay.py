@@ -25,6 +25,7 @@ import numpy as np
 from pydantic import PositiveFloat
 
 from hardware_profiles.fields import Count, Profile, TimeValue, apply_overrides, to_profile
+from hardware_profiles.renames import path_of_today
 from hardware_profiles.schema import (
     ClusterProfile,
     GpuProfile,
@@ -78,7 +79,7 @@ class ReplayInputs(Profile):
     """SMs of dispatch and combine; None: as recorded."""
     launch_latency: TimeValue
     """From the end of a launch call to the earliest start of its kernel."""
-    kernel_gap: TimeValue
+    gap: TimeValue
     """Between a kernel and the next that waits for it on the GPU."""
 
 
@@ -291,7 +292,7 @@ def replay_profile(
     machine = ReplayMachine(
         host_speed=inputs.host_speed,
         launch_latency_s=inputs.launch_latency,
-        kernel_gap_s=inputs.kernel_gap,
+        kernel_gap_s=inputs.gap,
         sms=target.gpu.sms,
         sm_limits=trace.sm_limits,
     )
@@ -317,6 +318,7 @@ def _resolve(mapping: KernelMapping, gpu: str, changes: Mapping[str, Any]) -> di
     """Resolve names and overrides. A change of ``gpu.hbm_bandwidth`` is one of the GPU inside the
     cluster, so that both stay the same thing."""
     where = "replay"
+    changes = {path_of_today(path, "replay", where="--set"): v for path, v in changes.items()}
     named = changes.get("gpu")
     chosen = read_profile("gpus", str(named) if named is not None else gpu)[0]
     chosen = override_gpu(
@@ -339,7 +341,7 @@ def _resolve(mapping: KernelMapping, gpu: str, changes: Mapping[str, Any]) -> di
         "host_speed": 1.0,
         "communication_sms": None,
         "launch_latency": format_seconds(mapping.launch_latency.value, digits=6),
-        "kernel_gap": format_seconds(mapping.kernel_gap.value, digits=6),
+        "gap": format_seconds(mapping.gap.value, digits=6),
     }
     rest = {
         path: value

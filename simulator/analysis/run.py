@@ -6,6 +6,7 @@ so that a run loads only what its own job needs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -119,10 +120,15 @@ def simulate(scenario: Scenario, *, unfold: bool = False) -> Run[AnyResult]:
 def metrics_of(scenario: str, overrides: Sequence[str]) -> Metrics:
     """Load and simulate a scenario: its metrics without 80 % intervals.
 
+    Earlier names of fields bring no note here: a command that runs many scenarios has read them
+    before, and processes that share its work would each repeat it.
+
     Raises:
         ValueError: anything that the user can mend, or that makes the run impossible.
     """
-    return simulate(load_scenario(scenario, overrides)).quick_metrics
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return simulate(load_scenario(scenario, overrides)).quick_metrics
 
 
 def _training(scenario: Scenario, unfold: bool) -> Run[TrainingRun]:

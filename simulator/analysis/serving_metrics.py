@@ -182,7 +182,7 @@ def headline(job: ServingStepJob, step: ServingStep, gpus_per_node: int) -> dict
             "input_tokens_per_second_per_node": gpus_per_node * mean / seconds,
         }
     batch = job.group_requests / job.attention_tp
-    speculating = step.model.job.speculation
+    speculating = step.model.job.speculative_decoding
     gained = 1.0 if speculating is None else speculating.tokens_per_step
     return result | {
         "step_time_s": seconds,
@@ -240,7 +240,7 @@ def time_budget(step: ServingStep) -> dict[str, Seconds]:
         starts, ends = starts[:, last], ends[:, last]
     budget = dict.fromkeys((*BUDGET.values(), *_BUDGET_OF_LAYER.values()), 0.0)
     waiting, free = 0.0, 0.0
-    gap = step.model.job.kernel_gap.value
+    gap = step.model.job.gap.value
     for number, task in enumerate(graph.tasks):
         if task.stream is not Stream.COMPUTE:
             continue
@@ -330,7 +330,7 @@ def _link_bytes(step: ServingStep, rows: float, uneven: float) -> dict[str, Any]
 
 def speculation_metrics(run: ServingRun) -> dict[str, Any] | None:
     """What speculative decoding gains: tokens per step, and the speed-up over the same requests."""
-    speculation = run.job.speculation
+    speculation = run.job.speculative_decoding
     if speculation is None or run.without_speculation is None:
         return None
     plain = run.without_speculation.step_s

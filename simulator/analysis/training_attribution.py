@@ -99,7 +99,7 @@ def attribute_step(run: TrainingRun) -> list[Cause]:
 def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
     """{chunk: [causes] its span with each cause and all those before it}"""
     scenario, step = run.scenario, run.step
-    gpu, gap_s = scenario.cluster.node.gpu, scenario.calibration.kernel_gap.value
+    gpu, gap_s = scenario.cluster.node.gpu, run.job.gap.value
     tiles = scenario.calibration.tiles
     chunks = list(step.chunks.values())
     computes = [timeline.of_stream(chunk.log.graph, Stream.COMPUTE).tolist() for chunk in chunks]

@@ -251,6 +251,7 @@ def _intervals(run: TrainingRun, metrics: Mapping[str, Any]) -> dict[str, list[f
     found = training_intervals(
         run.step,
         calibration=run.scenario.calibration,
+        gap=run.job.gap,
         blocking=run.job.blocking_sends,
         seed=run.scenario.file.seed,
     )

@@ -145,7 +145,7 @@ def _launches(
     )
     taken = max((trace.kernels[i].blocks for i in exchange), default=0)
     # Longer gaps are the host's, not the kernels'.
-    gap = min(_gap(trace, spans), mapping.kernel_gap.high)
+    gap = min(_gap(trace, spans), mapping.gap.high)
     members: dict[tuple[tuple[str, int, int], Operator], list[int]] = defaultdict(list)
     for index, place in enumerate(mapped):
         if place.operator is not None:

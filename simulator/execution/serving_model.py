@@ -103,7 +103,7 @@ class ServingModel:
     """Of one layer where loads are balanced: all layers are alike then."""
     even_skew: float
     """Rows of the slowest rank over the mean where ranks are folded: what the placement makes of
-    equally popular experts, or the job's max_mean_load where that is more."""
+    equally popular experts, or the job's skew where that is more."""
     slot_shares: Array
     """[slots of a rank], share of the rows of that rank that each slot has."""
     tp_loads: Mapping[int, FabricLoad]
@@ -292,12 +292,12 @@ def serving_model(
     )
     even_skew, slot_shares = 1.0, np.full(placement.slots_per_gpu, 1.0 / placement.slots_per_gpu)
     if popularity is None:
-        even_skew = max(job.experts.max_mean_load, placement.max_over_mean(carried))
+        even_skew = max(job.skew.max_over_mean, placement.max_over_mean(carried))
         choices = _choices(job, config)
         most = placement.most_over_mean(choices)
-        if job.experts.max_mean_load > most:
+        if job.skew.max_over_mean > most:
             raise ValueError(
-                f"experts.max_mean_load {job.experts.max_mean_load:g}: allowed: at most {most:g}, "
+                f"skew.max_over_mean {job.skew.max_over_mean:g}: allowed: at most {most:g}, "
                 f"as the {choices} choices of a token are distinct"
             )
         slowest = int(placement.gpu_load(carried)[0].argmax())
@@ -369,7 +369,9 @@ def _ordered(
         sections,
         dense_layers=config.first_k_dense_replace,
         moe_layers=config.num_moe_layers,
-        draft_layers=0 if job.speculation is None else job.speculation.draft_tokens,
+        draft_layers=0
+        if job.speculative_decoding is None
+        else job.speculative_decoding.draft_tokens,
         head=job.head,
         decode=job.phase == "decode",
         overlap=job.overlap,
@@ -435,9 +437,9 @@ def _kinds(job: ServingStepJob, config: ModelConfig) -> tuple[str, ...]:
     if config.first_k_dense_replace:
         kinds.append("dense")
     kinds.append("moe")
-    if job.speculation is not None:
+    if job.speculative_decoding is not None:
         kinds.append("mtp")
-        kinds += ["mtp_next"] if job.speculation.draft_tokens > 1 else []
+        kinds += ["mtp_next"] if job.speculative_decoding.draft_tokens > 1 else []
         kinds += ["mtp_head"] if job.head else []
     return tuple(kinds)
 
@@ -531,9 +533,9 @@ def _check_kernels(job: ServingStepJob, *, config: ModelConfig, cluster: Cluster
         )
     if job.all_to_all.kernels == "low_latency" and job.phase != "decode":
         raise ValueError("all_to_all.kernels low_latency: allowed in phase decode only")
-    if job.speculation is not None and not config.num_nextn_predict_layers:
+    if job.speculative_decoding is not None and not config.num_nextn_predict_layers:
         raise ValueError(
-            "speculation: allowed: null, as the model has no multi-token prediction module"
+            "speculative_decoding: allowed: null, as the model has no multi-token prediction module"
         )
     if job.phase == "decode":
         largest = micro_batch_tokens(job)

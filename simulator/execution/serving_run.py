@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hardware_profiles.low_latency_kernels import LowLatencyProfile, load_low_latency
-from hardware_profiles.schema import CalibrationProfile, Estimate
+from hardware_profiles.schema import BesideCompute, CalibrationProfile
 from hardware_profiles.units import Seconds
 from reference_model.config import parameter_counts
 from reference_model.trace import OperatorTrace
@@ -25,6 +25,7 @@ from simulator.hardware.costs import COST_MODELS
 from simulator.hardware.kernels.families import calibration_measurements
 from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.scenario.files import Scenario, by_name
+from simulator.scenario.inputs import Skew
 from simulator.scenario.serving import ExpertInputs, ServingStepJob
 from simulator.workload.experts import (
     RebalanceCost,
@@ -161,12 +162,14 @@ def _capacity(job: ServingStepJob, step: ServingStep) -> KvCapacity:
 def _without_slowdown(scenario: Scenario, model: ServingModel) -> ServingModel:
     """The same deployment with transfers beside compute as fast as alone."""
     job = model.job
-    ratio = job.all_to_all.overlapped
-    if job.expert_tp > 1 or (ratio is not None and ratio.value == 1.0):
+    ratios = job.all_to_all.beside_compute
+    if job.expert_tp > 1 or (
+        ratios is not None and ratios.dispatch.value == ratios.combine.value == 1.0
+    ):
         return model
-    if ratio is not None:
-        unit = Estimate(value=1.0, low=1.0, high=1.0, source="set to 1 for comparison")
-        alone = job.all_to_all.model_copy(update={"overlapped": unit})
+    if ratios is not None:
+        unit = BesideCompute.none("set to 1 for comparison")
+        alone = job.all_to_all.model_copy(update={"beside_compute": unit})
         # Kernel times stay what they are: only wires know the ratio.
         return replace(model, job=job.model_copy(update={"all_to_all": alone}))
     unslowed = model.kernels.calibration.without_all_to_all_slowdown()
@@ -176,14 +179,14 @@ def _without_slowdown(scenario: Scenario, model: ServingModel) -> ServingModel:
 def _balanced(model: ServingModel, scenario: Scenario, trace_of: TraceOf) -> ServingStep | None:
     """The step with all experts equally popular, where the job's loads differ."""
     job = model.job
-    if job.experts.load == "balanced" and job.experts.max_mean_load == 1.0:
+    if job.experts.load == "balanced" and job.skew.max_over_mean == 1.0:
         return None
     even = ExpertInputs(
         redundant=job.experts.redundant,
         placement=job.experts.placement,
         shared_expert=job.experts.shared_expert,
     )
-    changed = job.model_copy(update={"experts": even})
+    changed = job.model_copy(update={"experts": even, "skew": Skew()})
     return serving_step(prepare_serving(scenario, changed, trace_of, model.kernels))
 
 
@@ -191,9 +194,9 @@ def _without_speculation(
     model: ServingModel, scenario: Scenario, trace_of: TraceOf
 ) -> ServingModel | None:
     """The deployment of a job that drafts, not drafting."""
-    if model.job.speculation is None:
+    if model.job.speculative_decoding is None:
         return None
-    changed = model.job.model_copy(update={"speculation": None})
+    changed = model.job.model_copy(update={"speculative_decoding": None})
     return prepare_serving(scenario, changed, trace_of, model.kernels)
 
 
@@ -203,7 +206,7 @@ def _speculation_curve(
     """What drafting gains at batches of one request on the deployment, two, four and so on, as far
     as KV cache and all-to-all buffers reach."""
     job = model.job
-    assert job.speculation is not None
+    assert job.speculative_decoding is not None
     context = job.requests.context_tokens
     assert context is not None, "only decode jobs draft"
     groups = job.gpus // job.attention_tp
@@ -222,7 +225,7 @@ def _speculation_curve(
             )
             for deployment in (model, plain)
         )
-        gained = job.speculation.tokens_per_step
+        gained = job.speculative_decoding.tokens_per_step
         points.append(
             SpeculationPoint(
                 batch=batch,

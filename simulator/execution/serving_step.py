@@ -161,7 +161,7 @@ def decode_step(
     if together < model.job.micro_batches:
         model = in_one_micro_batch(model)
     job = model.job
-    queries = 1 if job.speculation is None else 1 + job.speculation.draft_tokens
+    queries = 1 if job.speculative_decoding is None else 1 + job.speculative_decoding.draft_tokens
     context = round(context * job.requests.attention_imbalance)
 
     def share(of_group: int) -> _Share:
@@ -292,7 +292,7 @@ def _iterate(
             for section in model.sections
         ]
         times = times.between(kernel_times(model, fewer), np.concatenate(parts))
-    gap = model.job.kernel_gap.value
+    gap = model.job.gap.value
 
     seconds = _by_rank(model, operators, loads, times.seconds, times)
     graph = replace(model.graph, operators=joined_operators(operators))

@@ -17,7 +17,7 @@ from hardware_profiles.low_latency_kernels import (
     MoeOperation,
     message_bytes,
 )
-from hardware_profiles.schema import Estimate
+from hardware_profiles.schema import BesideCompute, Estimate
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
 from simulator.hardware.network.clusters import nvlink_domains
@@ -176,7 +176,7 @@ def _special_time(
         return None
     operation: MoeOperation = "dispatch" if part.startswith("dispatch") else "combine"
     return model.transfers.low_latency_wire(
-        operation, np.array([copies]), beside=_beside_compute(model)
+        operation, np.array([copies]), beside=_beside_compute(model, operation)
     )
 
 
@@ -191,11 +191,12 @@ def _wire_copies(model: ServingModel, layer: LayerOperators) -> float:
     return float(max(tokens * model.choices, rows))
 
 
-def _beside_compute(model: ServingModel) -> Estimate:
+def _beside_compute(model: ServingModel, operation: MoeOperation) -> Estimate:
     """Wire time beside compute over the wire time alone."""
-    hides = model.job.overlap != "none" and model.job.all_to_all.overlapped is not None
-    ratio = model.job.all_to_all.overlapped if hides else None
-    return ratio or Estimate(value=1.0, low=1.0, high=1.0, source="nothing runs beside it")
+    ratios = model.job.all_to_all.beside_compute
+    if model.job.overlap == "none" or ratios is None:
+        ratios = BesideCompute.none("nothing runs beside it")
+    return ratios.of(operation)
 
 
 def _collective_time(
@@ -241,7 +242,7 @@ def expert_times(
             sent = base.operators[base.parts["dispatch_send"][0]]["rows"] * model.choices
             operation: MoeOperation = "dispatch" if part == "dispatch_wire" else "combine"
             table[:, number] = transfers.low_latency_wire(
-                operation, np.maximum(rows, sent), beside=_beside_compute(model)
+                operation, np.maximum(rows, sent), beside=_beside_compute(model, operation)
             ).seconds
         elif low_latency and part in ("dispatch_receive", "combine_send"):
             table[:, number] = transfers.low_latency_kernel(part, rows).seconds

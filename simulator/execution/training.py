@@ -3,7 +3,7 @@
 The step is simulated at two levels. Each distinct chunk or overlapped pair (the same work on the
 same layers) runs once, operator by operator, on the compute and communication streams of one rank.
 The schedule then runs over all ranks of one pipeline with those durations. Data-parallel replicas
-and the ranks of an expert-parallel group are alike and are represented by one; `expert_load` sets
+and the ranks of an expert-parallel group are alike and are represented by one; `skew` sets
 how much more than the mean the slowest of a group receives, since the group waits for it. Where the
 fabric is slower for some groups than for others, a pipeline rank stands for its slowest group, for
 the optimizer waits for every replica (training_fabric).
@@ -199,14 +199,14 @@ def training_load(
     """What one rank works on in one micro-batch.
 
     Routing is balanced: every expert receives the same rows, and the slowest rank those of the
-    experts and copies that a placement over the group puts on it, or `expert_load` times the mean
-    where that is more.
+    experts and copies that a placement over the group puts on it, or `skew.max_over_mean` times the
+    mean where that is more.
 
     Args:
         ranks_reached: distinct GPUs that a token's experts sit on, own included.
 
     Raises:
-        ValueError: an expert_load that no choice of distinct experts makes.
+        ValueError: a skew that no choice of distinct experts makes.
     """
     tokens = job.micro_batch_tokens
     equal = uniform_popularity(1, layout.routed_experts)
@@ -219,12 +219,12 @@ def training_load(
         policy="global",
     )
     most = placement.most_over_mean(top_k)
-    if job.expert_load > most:
+    if job.skew.max_over_mean > most:
         raise ValueError(
-            f"training.expert_load: {job.expert_load:g}: allowed: at most {most:g}, as the {top_k} "
-            "choices of a token are distinct"
+            f"training.skew.max_over_mean: {job.skew.max_over_mean:g}: allowed: at most {most:g}, "
+            f"as the {top_k} choices of a token are distinct"
         )
-    slowest = max(job.expert_load, placement.max_over_mean(equal))
+    slowest = max(job.skew.max_over_mean, placement.max_over_mean(equal))
     return Load(
         tokens=tokens,
         context=job.sequence_length,
@@ -410,7 +410,7 @@ def simulate_step(
         loads: what the fabric makes of the step's transfers.
     """
     gpu = cluster.node.gpu
-    gap_s = calibration.kernel_gap.value
+    gap_s = job.gap.value
     keys = tuple(
         tuple(chunk_key(stages, action, load=load) for action in actions)
         for actions, load in zip(schedule.actions, loads.all_to_all, strict=True)

@@ -58,7 +58,7 @@ def simulate_training(
         pp=job.pp,
         ep=job.ep,
         routed_experts=scenario.model.n_routed_experts,
-        redundant_experts=job.redundant_experts,
+        redundant_experts=job.experts.redundant,
     )
     if job.communication_sms >= node.gpu.sms:
         raise ValueError(
@@ -90,7 +90,7 @@ def simulate_training(
     trace = trace_of(scenario.model, "train", job.recipe)
     experts = scenario.model.n_routed_experts
     reach = expert_reach(
-        np.arange(experts + job.redundant_experts) % experts,
+        np.arange(experts + job.experts.redundant) % experts,
         config=scenario.model,
         parts=layout.expert_parts,
         rng=np.random.default_rng(scenario.file.seed),
@@ -112,7 +112,7 @@ def simulate_training(
         in_flight=tuple(held_activations(schedule, rank) for rank in range(schedule.ranks)),
         layout=layout,
         optimizer=job.optimizer,
-        reserved=job.reserved_memory,
+        reserved=job.memory.reserved,
     )
     if job.weights_at_once != "fitting":
         check_names(job.weights_at_once, model.matrices(), "training.weights_at_once")
@@ -126,7 +126,7 @@ def simulate_training(
             costs=costs,
             sms=node.gpu.sms,
             communication_sms=job.communication_sms,
-            gap_s=scenario.calibration.kernel_gap.value,
+            gap_s=job.gap.value,
             at_once=(),
         )
         return {key: chunk.log.span_s for key, chunk in chunks.items()}

@@ -20,7 +20,7 @@ NO_INPUTS = (
     "seed",
     "published",
     "collective.published",
-    "serving_step.speculation.published_speed_up",
+    "serving_step.speculative_decoding.published_speed_up",
     # A published transfer names its number of GPUs; which ones run beside it is nothing to it.
     "collective.vary_gpus",
     "collective.tolerance",

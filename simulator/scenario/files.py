@@ -23,6 +23,7 @@ from hardware_profiles.fields import (
     read_yaml,
     to_profile,
 )
+from hardware_profiles.renames import path_of_today, with_names_of_today
 from hardware_profiles.schema import (
     CalibrationProfile,
     ClusterProfile,
@@ -177,7 +178,7 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         ValueError: one line naming file, field, value and what is allowed.
     """
     path, where = _find(name_or_path)
-    raw = read_yaml(path, where=where)
+    raw = with_names_of_today(read_yaml(path, where=where), "scenarios", where=where)
     given = {}
     changes = {}
     for text in overrides:
@@ -211,7 +212,7 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         for path, value in changes.items()
         if "." in path and path.split(".")[0] not in NAMED
     }
-    raw = apply_overrides(raw, job_changes, where=where)
+    raw = apply_overrides(_with_gap(raw, where=where), job_changes, where=where)
     file = to_profile(ScenarioFile, raw, where=where)
     jobs = [job for job in JOBS if getattr(file, job) is not None]
     if len(jobs) != 1:
@@ -232,6 +233,18 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         and to_profile(CalibrationProfile, calibration, where=labels["calibration"]),
         resolved=raw,
     )
+
+
+def _with_gap(raw: Raw, *, where: str) -> Raw:
+    """The same scenario, its job with the calibration's gap where it states none of its own."""
+    for name, job in JOBS.items():
+        stated = raw.get(name)
+        if "gap" in job.model_fields and isinstance(stated, dict) and stated.get("gap") is None:
+            calibration = raw.get("calibration")
+            if not isinstance(calibration, dict):
+                raise ValueError(f"{where}: calibration is missing; a {name} job needs it")
+            raw = raw | {name: stated | {"gap": copy.deepcopy(calibration.get("gap"))}}
+    return raw
 
 
 def _with_stages_chosen_anew(raw: Raw, changes: dict[str, Any]) -> dict[str, Any]:
@@ -322,7 +335,7 @@ def _without_figures_of(own: ScenarioFile, scenario: Scenario, changed: Sequence
         ]
     gain, gain_of_file = (_published_speed_up(each) for each in (file, own))
     if gain is not None and not keeps("speed-up", "speed_up", of_file=gain == gain_of_file):
-        del raw["serving_step"]["speculation"]["published_speed_up"]
+        del raw["serving_step"]["speculative_decoding"]["published_speed_up"]
     if not left_out:
         return scenario
     return replace(
@@ -362,8 +375,8 @@ def _content(scenario: Scenario) -> dict[str, Any]:
 
 
 def _published_speed_up(file: ScenarioFile) -> float | None:
-    speculation = file.serving_step and file.serving_step.speculation
-    return speculation.published_speed_up if speculation else None
+    drafting = file.serving_step and file.serving_step.speculative_decoding
+    return drafting.published_speed_up if drafting else None
 
 
 def by_name(family: Mapping[str, _T], name: str, field: str) -> _T:
@@ -410,12 +423,12 @@ def parse_override(text: str) -> tuple[str, Any]:
 def _full_path(path: str, raw: Raw, where: str) -> str:
     """The path from the root of the scenario; fields of its job may be given without the job."""
     root = path.split(".", maxsplit=1)[0]
-    if root in ScenarioFile.model_fields:
-        return path
     job = next((job for job in JOBS if raw.get(job) is not None), None)
     of_job = JOBS[job].model_fields if job else {}
-    if root in of_job:
-        return f"{job}.{path}"
+    inside = root not in ScenarioFile.model_fields
+    full = path_of_today(f"{job}.{path}" if inside else path, "scenarios", where="--set")
+    if not inside or full.split(".")[1] in of_job:
+        return full
     known = sorted({*ScenarioFile.model_fields, *of_job})
     raise ValueError(f"{where}: --set {path}: unknown field {root!r}; known: {', '.join(known)}")
 

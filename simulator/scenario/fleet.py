@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from hardware_profiles.fields import BandwidthValue, DataValue, FrequencyValue, Profile, TimeValue
-from simulator.scenario.serving import Speculation
+from simulator.scenario.inputs import SpeculativeDecoding
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Hourly = Annotated[tuple[PositiveFloat, ...], Field(min_length=24, max_length=24)]
@@ -237,7 +237,7 @@ class StepScenario(Profile):
     scenario: str
     """A shipped scenario or a path to a YAML file."""
     changes: tuple[str, ...] = ()
-    """Texts "path=value", as with --set: "experts.max_mean_load=1.2"."""
+    """Texts "path=value", as with --set: "skew.max_over_mean=1.2"."""
 
 
 class RebalancePolicy(Profile):
@@ -428,7 +428,7 @@ class FleetJob(Profile):
     kv_transfer: KvTransfer | None = None
     """Needed between a prefill and a decode pool."""
     prefix_cache: PrefixCacheSpec | None = None
-    speculative_decoding: Speculation | None = None
+    speculative_decoding: SpeculativeDecoding | None = None
     """Drafts that a decode step verifies; a request gains their expected tokens in every step."""
     routing: Literal["least_loaded", "round_robin", "prefix_aware"] = "least_loaded"
     """How a prompt finds its prefill instance: least prefill time queued, turn by turn, or least

@@ -13,7 +13,8 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from hardware_profiles.fields import DataValue, Profile, TimeValue
-from hardware_profiles.schema import Estimate, TimeEstimate
+from hardware_profiles.schema import BesideCompute, TimeEstimate
+from simulator.scenario.inputs import Experts, Memory, Skew, SpeculativeDecoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,9 @@ class StepRequests(Profile):
     """Attention work of the slowest rank over the mean (context lengths differ by rank)."""
 
 
-class ExpertInputs(Profile):
+class ExpertInputs(Experts):
     """Where routed experts lie and how the tokens choose among them."""
 
-    redundant: NonNegativeInt
-    """Slots beyond one for each routed expert."""
     placement: Literal["hierarchical", "global", "in_order"]
     """Key of simulator.workload.experts.POLICIES."""
     load: Literal["balanced", "random", "zipf", "file"] = "balanced"
@@ -81,9 +80,6 @@ class ExpertInputs(Profile):
     zipf_exponent: PositiveFloat | None = None
     file: str | None = None
     """CSV with the columns layer, expert, rows."""
-    max_mean_load: float = Field(default=1.0, ge=1.0)
-    """balanced only: rows of the slowest rank over the mean, where that is more than the placement
-    makes of equal experts (288 slots on 72 GPUs: 1.125)."""
     shared_expert: Literal["local", "dispatched"] = "local"
     """dispatched: a ninth choice that travels like the routed ones and lies in one of the redundant
     slots (Report, section 3.4.2)."""
@@ -96,10 +92,6 @@ class ExpertInputs(Profile):
             raise ValueError("zipf_exponent is needed with load zipf, and only then")
         if (self.load == "file") != (self.file is not None):
             raise ValueError("file is needed with load file, and only then")
-        if self.load != "balanced" and self.max_mean_load != 1.0:
-            raise ValueError(
-                "max_mean_load goes with load balanced; the other loads have their own"
-            )
         return self
 
 
@@ -112,7 +104,7 @@ class AllToAllInputs(Profile):
     low_latency: str | None = None
     """Name of a profile in hardware_profiles/low_latency, which says what the copies travel over:
     NVLink, NICs alone, or both (DeepEP's default form since June 2025)."""
-    overlapped: Estimate | None = None
+    beside_compute: BesideCompute | None = None
     """low_latency: wire time beside compute over the wire time alone. (Normal kernels have theirs
     in the calibration.)"""
     buffers: DataValue | None = None
@@ -121,32 +113,16 @@ class AllToAllInputs(Profile):
     @model_validator(mode="after")
     def _kernels_are_complete(self) -> Self:
         low = self.kernels == "low_latency"
-        if low != (self.low_latency is not None) or low != (self.overlapped is not None):
+        if low != (self.low_latency is not None) or low != (self.beside_compute is not None):
             raise ValueError(
-                "low_latency and overlapped are needed with kernels low_latency, and only then"
+                "low_latency and beside_compute are needed with kernels low_latency, and only then"
             )
         if low and self.buffers is not None:
             raise ValueError("buffers: allowed with kernels normal only")
         return self
 
 
-class Speculation(Profile):
-    """Multi-token prediction used to draft tokens that the next step verifies."""
-
-    draft_tokens: PositiveInt
-    """Tokens drafted for each request and step."""
-    acceptance: float = Field(ge=0.0, le=1.0)
-    """Probability that a drafted token is accepted, given that those before it were."""
-    published_speed_up: PositiveFloat | None = None
-    """A published gain, shown beside the simulated one."""
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Expected tokens that a request gains in a step: 1 + a + a^2 + ..."""
-        return sum(self.acceptance**depth for depth in range(self.draft_tokens + 1))
-
-
-class ServingMemory(Profile):
+class ServingMemory(Memory):
     """What fills the memory of a GPU beside weights."""
 
     kv_cache: Literal["bfloat16", "fp8_e4m3"] = "bfloat16"
@@ -156,8 +132,6 @@ class ServingMemory(Profile):
     """Tokens of one page of the KV cache; a request's last page is half empty on average."""
     buffer_tokens: PositiveInt | None = None
     """Tokens a rank that all-to-all buffers have room for; the micro-batch's own without it."""
-    reserved: DataValue
-    """CUDA context, graphs, libraries and fragmentation."""
 
 
 class ServingStepJob(Profile):
@@ -189,11 +163,14 @@ class ServingStepJob(Profile):
     links alone, and compute has every SM; extrapolated, no kernel of that kind was measured."""
     requests: StepRequests
     experts: ExpertInputs
+    skew: Skew = Skew()
+    """With experts.load balanced only; the other loads have their own."""
     all_to_all: AllToAllInputs
-    speculation: Speculation | None = None
+    speculative_decoding: SpeculativeDecoding | None = None
     memory: ServingMemory
-    kernel_gap: TimeEstimate
-    """Idle time between two kernels: eager, or under a CUDA graph."""
+    gap: TimeEstimate
+    """Idle time between two kernels, eager or under a CUDA graph; the calibration's where a file
+    has none."""
     host_overhead: TimeEstimate
     """Time of an iteration in which no kernel runs because the host is not ready."""
     head: bool = True
@@ -243,10 +220,17 @@ class ServingStepJob(Profile):
                 f"requests.idle_gpus {self.requests.idle_gpus}: allowed: whole groups of the "
                 f"{self.attention_tp} GPUs that share heads"
             )
-        if self.phase == "prefill" and self.speculation is not None:
-            raise ValueError("speculation: allowed in phase decode only")
-        if self.speculation is not None and not self.head:
-            raise ValueError("speculation: allowed with head true only, since drafts end in a head")
+        if self.experts.load != "balanced" and self.skew.max_over_mean != 1.0:
+            raise ValueError(
+                f"skew.max_over_mean {self.skew.max_over_mean:g} with experts.load "
+                f"{self.experts.load}; allowed: load balanced, as the other loads have their own"
+            )
+        if self.phase == "prefill" and self.speculative_decoding is not None:
+            raise ValueError("speculative_decoding: allowed in phase decode only")
+        if self.speculative_decoding is not None and not self.head:
+            raise ValueError(
+                "speculative_decoding: allowed with head true only, since drafts end in a head"
+            )
         if self.communication_sms and not self.normal_transfers:
             raise ValueError(
                 f"communication_sms {self.communication_sms}: allowed: 0, as only normal "
@@ -255,8 +239,8 @@ class ServingStepJob(Profile):
         if self.normal_transfers and self.phase == "decode":
             raise ValueError(
                 "all_to_all.kernels normal: allowed in phase prefill only; decode takes "
-                "kernels low_latency, with all_to_all.low_latency and all_to_all.overlapped, or "
-                f"expert_tp {self.gpus}"
+                "kernels low_latency, with all_to_all.low_latency and all_to_all.beside_compute, "
+                f"or expert_tp {self.gpus}"
             )
         if self.normal_transfers and self.all_to_all.buffers is None:
             raise ValueError("all_to_all.buffers is needed with kernels normal")

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
-from hardware_profiles.fields import DataValue, Profile
+from hardware_profiles.fields import Profile
+from hardware_profiles.schema import TimeEstimate
+from simulator.scenario.inputs import Experts, Memory, Skew
 
 Float = Literal["float32", "bfloat16"]
 
@@ -52,19 +54,18 @@ class TrainingJob(Profile):
     stages: tuple[str, ...] | Literal["default"] = "default"
     """Layers of each stage of the schedule, e.g. "embedding + 3 dense + 1 moe", "14 x (4 moe)".
     "default": the split whose step is shortest of those that fit memory."""
-    redundant_experts: NonNegativeInt = 0
-    """Slots beyond one for each routed expert: further copies of the first of them."""
-    expert_load: float = Field(default=1.0, ge=1.0)
-    """Rows that the experts of the slowest rank receive, over the mean of its group (max/mean),
-    where that is more than placement makes of equally popular experts."""
+    experts: Experts = Experts()
+    """Redundant ones are further copies of the first routed experts."""
+    skew: Skew = Skew()
     weights_at_once: tuple[str, ...] | Literal["fitting"] = "fitting"
     """Matrices whose weight gradient an input-only backward computes at once instead of keeping its
     operands for a W chunk, e.g. "head.proj". "fitting": as few as memory requires, first those that
     would keep most bytes per FLOP."""
     blocking_sends: bool
     """Whether a rank waits for its pipeline sends before its next action."""
-    reserved_memory: DataValue
-    """Memory of a GPU that the run cannot use: CUDA context, NCCL and all-to-all buffers."""
+    memory: Memory
+    gap: TimeEstimate
+    """Idle time between two kernels of one stream; the calibration's where a file has none."""
 
     @property
     def micro_batch_tokens(self) -> int:

@@ -55,7 +55,7 @@ class KvCapacity:
 def micro_batch_tokens(job: ServingStepJob) -> int:
     """Tokens of the larger micro-batch of one GPU, drafted ones included."""
     requests = job.requests
-    drafted = 0 if job.speculation is None else job.speculation.draft_tokens
+    drafted = 0 if job.speculative_decoding is None else job.speculative_decoding.draft_tokens
     whole = requests.tokens_per_gpu
     if whole is None:
         whole = -(-job.group_requests // job.attention_tp) * (1 + drafted)
@@ -84,7 +84,7 @@ def serving_memory(
     Args:
         low_latency: the profile that the job names, None with normal kernels.
     """
-    drafts = 0 if job.speculation is None else min(1, config.num_nextn_predict_layers)
+    drafts = 0 if job.speculative_decoding is None else min(1, config.num_nextn_predict_layers)
     experts = config.n_routed_experts + job.experts.redundant
     tokens = job.memory.buffer_tokens or micro_batch_tokens(job)
     buffers = 0.0
@@ -134,7 +134,7 @@ def kv_capacity(
 
     Raises Infeasible where weights and buffers alone exceed the memory.
     """
-    drafts = 0 if job.speculation is None else min(1, config.num_nextn_predict_layers)
+    drafts = 0 if job.speculative_decoding is None else min(1, config.num_nextn_predict_layers)
     memory = serving_memory(job, config=config, low_latency=low_latency, operators=operators)
     capacity = cluster.node.gpu.hbm_capacity
     per_token = kv_bytes_per_token(config, job.memory.kv_cache, draft_layers=drafts)
@@ -185,7 +185,7 @@ def kv_capacity(
 
 def _more_gpus(job: ServingStepJob, config: ModelConfig, memory: GpuMemory, capacity: Bytes) -> str:
     """Which of twice, four times, ... as many GPUs would hold the weights beside the rest."""
-    drafts = 0 if job.speculation is None else min(1, config.num_nextn_predict_layers)
+    drafts = 0 if job.speculative_decoding is None else min(1, config.num_nextn_predict_layers)
     gpus = job.gpus
     while job.expert_tp == 1 and gpus < config.n_routed_experts:
         gpus *= 2
@@ -207,7 +207,7 @@ def _buffer_room(job: ServingStepJob) -> int | None:
     tokens = job.memory.buffer_tokens
     if tokens is None or job.phase != "decode" or job.all_to_all.kernels != "low_latency":
         return None
-    drafted = 0 if job.speculation is None else job.speculation.draft_tokens
+    drafted = 0 if job.speculative_decoding is None else job.speculative_decoding.draft_tokens
     return tokens * job.micro_batches // (1 + drafted)
 
 

@@ -8,6 +8,7 @@ import yaml
 
 from hardware_profiles.fields import ROOT, read_yaml, to_profile
 from hardware_profiles.schema import (
+    BesideCompute,
     CalibrationProfile,
     ClusterProfile,
     GpuProfile,
@@ -155,7 +156,7 @@ def test_a_resolved_cluster_is_plain_text_that_validates_again():
         ({"node.gpus": "8"}, r"node\.gpus: '8' is not allowed"),
         ({"nodes": True}, r"nodes: True is not allowed"),
         ({"node.gpus.x": 1}, r"node\.gpus\.x: 'node\.gpus' has no fields"),
-        ({"rack.gpus": 1}, r"rack\.gpus: 'rack' has no fields"),
+        ({"rack.gpus": 1}, r"rack: unknown field; known: fabric, .*node"),
         ({"node.gpu.sms": 1.5}, r"node\.gpu\.sms: 1\.5 is not allowed"),
         ({"node.gpu.peak_compute": {}}, r"node\.gpu: peak_compute is empty"),
         ({"node.gpu.peak_compute.fp9": "1 TFLOP/s"}, r"peak_compute\.fp9.*fp8_e4m3"),
@@ -180,11 +181,16 @@ def test_a_missing_field_is_named():
 
 
 def test_an_interval_must_contain_its_value():
-    message = r"overlap\.dispatch: needs low <= value <= high, found .*, or another high with it$"
+    message = (
+        r"beside_compute\.dispatch: needs low <= value <= high, found .*, or another high with it$"
+    )
     with pytest.raises(ValueError, match=message):
-        load_calibration("h800_sxm", {"overlap.dispatch.value": 3.0})
-    wider = {"overlap.dispatch.value": 3.0, "overlap.dispatch.high": 3.5}
-    assert load_calibration("h800_sxm", wider).overlap.dispatch.value == 3.0
+        load_calibration("h800_sxm", {"all_to_all.beside_compute.dispatch.value": 3.0})
+    wider = {
+        "all_to_all.beside_compute.dispatch.value": 3.0,
+        "all_to_all.beside_compute.dispatch.high": 3.5,
+    }
+    assert load_calibration("h800_sxm", wider).all_to_all.beside_compute.dispatch.value == 3.0
 
 
 def test_gpus_that_a_token_reaches_on_one_node_are_needed():
@@ -194,9 +200,13 @@ def test_gpus_that_a_token_reaches_on_one_node_are_needed():
 
 def test_the_all_to_all_ratio_can_be_taken_out():
     calibration = load_calibration("h800_sxm")
-    assert calibration.overlap.dispatch.value > 1
+    assert calibration.all_to_all.beside_compute.dispatch.value > 1
     without = calibration.without_all_to_all_slowdown()
-    assert without.overlap.dispatch.value == without.overlap.combine.value == 1.0
+    assert (
+        without.all_to_all.beside_compute.dispatch.value
+        == without.all_to_all.beside_compute.combine.value
+        == 1.0
+    )
     assert without.overlap.gemm == calibration.overlap.gemm
     assert isinstance(without, CalibrationProfile)
 
@@ -288,3 +298,12 @@ def test_a_field_that_no_shipped_calibration_can_give_is_named_with_a_file_that_
     path = older_calibration(tmp_path, gpu="mine")
     with pytest.raises(ValueError, match=r"is missing; hardware_profiles/calibrations/h800_sxm"):
         load_calibration(str(path))
+
+
+def test_one_estimate_of_the_slow_down_beside_compute_holds_for_both_exchanges():
+    one = {"value": 1.2, "low": 1.0, "high": 1.5, "source": "a measurement"}
+    both = BesideCompute.model_validate(one)
+    assert (both.dispatch.high, both.combine.high) == (1.5, 1.5)
+    apart = BesideCompute.model_validate({"dispatch": one, "combine": one | {"value": 1.1}})
+    assert (apart.of("dispatch").value, apart.of("combine").value) == (1.2, 1.1)
+    assert BesideCompute.none("nothing").of("combine").value == 1.0

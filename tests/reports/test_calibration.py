@@ -19,7 +19,11 @@ def test_every_input_is_shown_with_its_source(name):
     inputs = calibration_tables(profile)[-1]
     shown = dict(zip(cells(inputs, 0), cells(inputs, 2), strict=True))
     assert {"tiles.overhead", "common_share", "all_to_all.sms_per_channel"} <= set(shown)
-    assert {"other_gpu.value", "overlap.dispatch.value", "kernel_floor.value"} <= set(shown)
+    assert {
+        "other_gpu.value",
+        "all_to_all.beside_compute.dispatch.value",
+        "kernel_floor.value",
+    } <= set(shown)
     assert all(shown.values()), [path for path, source in shown.items() if not source]
 
 

@@ -14,7 +14,7 @@ format: kineto
 kernel_set: made_up
 devices: {NVIDIA H800: h800_sxm}
 launch_latency: {value: 2 us, low: 1 us, high: 4 us, source: made up}
-kernel_gap: {value: 2 us, low: 1 us, high: 3 us, source: made up}
+gap: {value: 2 us, low: 1 us, high: 3 us, source: made up}
 communication: [all_to_all]
 """
 

@@ -66,7 +66,7 @@ def training_jobs(draw):
         f"training.global_batch_sequences={ep * replicas * microbatches}",
         f"training.sequence_length={draw(st.sampled_from([1024, 4096]))}",
         f"training.communication_sms={draw(st.sampled_from([8, 20, 24]))}",
-        f"training.expert_load={draw(st.sampled_from([1.0, 1.25]))}",
+        f"training.skew.max_over_mean={draw(st.sampled_from([1.0, 1.25]))}",
     ]
 
 
@@ -92,8 +92,8 @@ def check_training_job(changes):
         assert faster.step.step_time_s <= step * (1 + 1e-9), path
     wider = run([*changes, f"cluster.node.gpu.sms={node.gpu.sms * 9 // 8}"])
     assert wider.step.step_time_s <= step * (1 + TILE_WAVES)
-    if result.job.expert_load > 1.0:
-        even = run([*changes, "training.expert_load=1.0"])
+    if result.job.skew.max_over_mean > 1.0:
+        even = run([*changes, "training.skew.max_over_mean=1.0"])
         assert even.step.step_time_s <= step
 
 
@@ -117,7 +117,7 @@ def check_conservation(result):
     layers = [kind for stage in result.stages for kind in stage]
     counts = layer_counts(model)
     assert {kind: layers.count(kind) for kind in counts} == counts
-    experts = model.n_routed_experts + result.job.redundant_experts
+    experts = model.n_routed_experts + result.job.experts.redundant
     held = sum(
         (layer_parameters(model, kind, (), local_experts=experts).total for kind in layers), 0
     )
@@ -150,7 +150,7 @@ def serving_jobs(draw):
     if load == "zipf":
         changes.append(f"experts.zipf_exponent={draw(st.sampled_from([0.25, 0.75]))}")
     if load == "balanced":
-        changes.append(f"experts.max_mean_load={draw(st.sampled_from([1.0, 1.3]))}")
+        changes.append(f"skew.max_over_mean={draw(st.sampled_from([1.0, 1.3]))}")
     if decode:
         changes.append(f"requests.requests_per_gpu={draw(st.sampled_from([1, 8, 32, 128]))}")
         changes.append(f"requests.context_tokens={draw(st.sampled_from([512, 4096, 16384]))}")
@@ -178,8 +178,8 @@ def check_serving_job(scenario, changes):
     ):
         faster = step(f"cluster.{path}={2 * value / 1e9} GB/s")
         assert faster.step.step_s <= result.step.step_s * (1 + 1e-9), path
-    if "experts.max_mean_load=1.3" in changes and every_expert_is_read(result.step):
-        even = step("experts.max_mean_load=1.0")
+    if "skew.max_over_mean=1.3" in changes and every_expert_is_read(result.step):
+        even = step("skew.max_over_mean=1.0")
         assert even.step.step_s <= result.step.step_s * (1 + 1e-9)
 
 

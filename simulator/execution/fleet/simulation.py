@@ -157,8 +157,10 @@ def _model(
         "requests.attention_imbalance": (step.requests.attention_imbalance, 1.0),
     }
     if phase == "decode":
-        drafted = 1.0 if step.speculation is None else step.speculation.tokens_per_step
-        checks["speculation.tokens_per_step"] = (drafted, job.tokens_per_step)
+        drafted = (
+            1.0 if step.speculative_decoding is None else step.speculative_decoding.tokens_per_step
+        )
+        checks["speculative_decoding.tokens_per_step"] = (drafted, job.tokens_per_step)
     for field, (has, wanted) in checks.items():
         if has != wanted:
             plain = isinstance(has, str | int | float)
@@ -219,7 +221,7 @@ def decode_iteration(model: ServingModel, batch: int, context: int) -> ServingSt
     """One decode step of ``batch`` requests per rank with ``context`` KV tokens each."""
     # The requests of one rank are spread over the GPUs that share their heads.
     per_gpu = -(-batch // model.job.attention_tp)
-    speculation = model.job.speculation
+    speculation = model.job.speculative_decoding
     new = 1 if speculation is None else 1 + speculation.draft_tokens
     return decode_step(model, per_gpu, context + new, group_batch=batch)
 

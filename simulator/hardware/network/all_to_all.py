@@ -167,14 +167,14 @@ class AllToAllModel:
         imbalance = max(1.0, rows / (tokens * self.reach.gpus)) if tokens else 1.0
         node = self.cluster.node
         nic = load.rate(node.nic_bandwidth_per_gpu * self.nic_share_[operator.kind][0])
-        inputs, overlap = self.calibration.all_to_all, self.calibration.overlap
+        inputs = self.calibration.all_to_all
         nvlink = node.gpu.nvlink_bandwidth * self.nvlink_share_[operator.kind][0]
         if sms:
             between = self.nodes > 1
             per_sm = inputs.copy_bandwidth_per_sm.of(operator.kind, forwarded=between)
             per_sm *= node.gpu.clock_ratio
             nvlink = min(nvlink, per_sm * sms / (inputs.sms_per_channel if between else 1))
-        ratio = overlap.dispatch if operator.kind == "dispatch" else overlap.combine
+        ratio = inputs.beside_compute.of(operator.kind)
         notify = (inputs.notify_overlapped if overlapped else inputs.notify_alone).value
         return AllToAllTime(
             notify_s=max(0.0, notify + self._farther()),
@@ -189,9 +189,9 @@ class AllToAllModel:
         """Ends of the interval: rate, slow-down and notify at their own ends, in quadrature."""
         if self.one_gpu:
             return time.seconds, time.seconds
-        inputs, overlap = self.calibration.all_to_all, self.calibration.overlap
+        inputs = self.calibration.all_to_all
         notify = inputs.notify_overlapped if overlapped else inputs.notify_alone
-        ratio = overlap.dispatch if operator.kind == "dispatch" else overlap.combine
+        ratio = inputs.beside_compute.of(operator.kind)
         shares = self.nic_share_ if time.nic_s >= time.nvlink_s else self.nvlink_share_
         value, low, high = shares[operator.kind]
         payload = time.seconds - time.notify_s

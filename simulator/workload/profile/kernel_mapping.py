@@ -23,6 +23,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from hardware_profiles.fields import ROOT, Profile, apply_overrides, read_yaml, to_profile
+from hardware_profiles.renames import with_names_of_today
 from hardware_profiles.schema import TimeEstimate
 from reference_model.trace import KINDS, Operator
 from simulator.workload.profile.kineto import HostCall, HostSpan, Kernel, Trace
@@ -105,7 +106,7 @@ class KernelMapping(Profile):
     devices: dict[str, str]
     """{device name in a profile: GPU profile}"""
     launch_latency: TimeEstimate
-    kernel_gap: TimeEstimate
+    gap: TimeEstimate
     communication: tuple[str, ...] = ()
     """Patterns of kernels that move data between GPUs."""
     rank_wait: tuple[str, ...] = ()
@@ -175,7 +176,7 @@ def mapping_file(name_or_path: str, known: Sequence[str]) -> tuple[Path, str]:
 def load_mapping(name_or_path: str) -> KernelMapping:
     """Load a mapping by shipped name or by path to a YAML file; ValueError for anything wrong."""
     path, where = mapping_file(name_or_path, known_mappings())
-    raw = read_yaml(path, where=where)
+    raw = with_names_of_today(read_yaml(path, where=where), "mappings", where=where)
     base = raw.get("extends")
     if isinstance(base, str):
         further = path.parent / f"{base}.yaml"

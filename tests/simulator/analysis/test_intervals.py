@@ -21,6 +21,7 @@ def intervals(seed):
     return training_intervals(
         RUN.step,
         calibration=RUN.scenario.calibration,
+        gap=RUN.job.gap,
         blocking=True,
         seed=seed,
     )
@@ -104,7 +105,7 @@ def test_what_transfers_achieve_is_part_of_a_steps_interval():
         update={"transfers": calibration.transfers.model_copy(update={"nic": nic})}
     )
     found = [
-        training_intervals(RUN.step, calibration=given, blocking=True, seed=0)
+        training_intervals(RUN.step, calibration=given, gap=RUN.job.gap, blocking=True, seed=0)
         for given in (calibration, unsure)
     ]
     assert found[1]["step_time_s"][1] > found[0]["step_time_s"][1] + 0.1

@@ -54,3 +54,11 @@ def test_a_directory_of_another_kind_is_not_replaced(tmp_path):
     assert done.returncode == 2
     assert "not a run directory" in done.stderr
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+
+
+def test_an_earlier_name_brings_one_note_however_many_points_use_it(tmp_path):
+    vary = ("--vary", "kernel_gap.value=0.4 us,0.5 us")
+    done = dsv3sim("sweep", "decode_ep8_h200", *vary, "--json", "--jobs", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    note = "note: --set: serving_step.kernel_gap is called serving_step.gap now"
+    assert [line for line in done.stderr.splitlines() if "called" in line] == [note]

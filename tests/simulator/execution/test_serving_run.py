@@ -23,7 +23,7 @@ def step_of(name, *changes):
 
 
 def test_few_requests_touch_few_experts():
-    step = step_of("mtp_one_node", "speculation=null")
+    step = step_of("mtp_one_node", "speculative_decoding=null")
     assert step.loads.active.mean() < 32 / 2
     assert step.loads.rows.sum(axis=1).tolist() == [8 * 8.0] * 58
 
@@ -54,7 +54,7 @@ def test_drafting_stops_paying_where_compute_binds():
         ("attention_tp=3", "attention_tp 3 does not divide"),
         ("communication_sms=20", "communication_sms 20: allowed: 0, as only normal"),
         # Of a token's 8 choices at most 2 are on a GPU of 2 slots, where the mean has 8 / 128.
-        ("experts.max_mean_load=33", "experts.max_mean_load 33: allowed: at most 32, as the 8 cho"),
+        ("skew.max_over_mean=33", "skew.max_over_mean 33: allowed: at most 32, as the 8 cho"),
         (
             'all_to_all={"kernels":"normal"}',
             "kernels normal: allowed in phase prefill only; decode takes kernels low_latency, .* "
@@ -83,7 +83,7 @@ def test_bad_input_is_one_clear_line(change, message):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("mtp_ep128", "head=false", "speculation: allowed with head true only"),
+        ("mtp_ep128", "head=false", "speculative_decoding: allowed with head true only"),
         ("decode_ep320_report", "requests.idle_gpus=1", "whole groups of the 4 GPUs that share"),
         ("decode_tp8_h200", "communication_sms=8", "communication_sms 8: allowed: 0"),
         ("decode_ep144_day6", "attention_tp=12", "12: allowed: at most the 8 GPUs that NVLink joi"),

@@ -65,7 +65,7 @@ def test_the_budget_of_every_rank_sums_to_the_step(scheduled):
 
 
 def test_every_chunk_lies_between_its_longest_stream_and_the_sum_of_both(scheduled):
-    gap = scheduled.scenario.calibration.kernel_gap.value
+    gap = scheduled.scenario.calibration.gap.value
     for chunk in scheduled.step.chunks.values():
         kernels = dict.fromkeys(Stream, 0.0)
         for task, seconds in zip(chunk.log.graph.tasks, chunk.cost.seconds, strict=True):
@@ -116,9 +116,18 @@ def test_at_half_the_clock_only_bytes_and_transfers_keep_their_time(published):
     assert halves["mfu_causal"] / whole["mfu_causal"] == pytest.approx(2 / slower)
 
 
-@pytest.mark.parametrize("kind", ["gemm", "attention", "memory_bound", "dispatch", "combine"])
-def test_a_larger_slowdown_beside_an_all_to_all_slows_the_step(kind, published):
-    path = f"calibration.overlap.{kind}"
+@pytest.mark.parametrize(
+    "path",
+    [
+        "overlap.gemm",
+        "overlap.attention",
+        "overlap.memory_bound",
+        "all_to_all.beside_compute.dispatch",
+        "all_to_all.beside_compute.combine",
+    ],
+)
+def test_a_larger_slowdown_beside_an_all_to_all_slows_the_step(path, published):
+    path = f"calibration.{path}"
     slower = run(f"{path}.value=1.9", f"{path}.high=2.0")
     assert slower.step.step_time_s > published.step.step_time_s
     assert slower.step.pair.log.span_s >= published.step.pair.log.span_s
@@ -151,8 +160,9 @@ def test_without_the_all_to_all_slow_down_nothing_is_slower(published):
     assert published.without_slowdown.pair.log.span_s <= published.step.pair.log.span_s
 
 
-def test_an_unbalanced_expert_load_slows_every_pair(published):
-    assert run("training.expert_load=1.3").step.pair.log.span_s > published.step.pair.log.span_s
+def test_a_skewed_load_slows_every_pair(published):
+    skewed = run("training.skew.max_over_mean=1.3")
+    assert skewed.step.pair.log.span_s > published.step.pair.log.span_s
 
 
 def test_the_optimizer_of_dualpipe_moves_more_than_that_of_one_copy(published):

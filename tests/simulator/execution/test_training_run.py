@@ -5,6 +5,7 @@ import pytest
 from simulator.analysis.run import simulate
 from simulator.execution.training import training_load
 from simulator.scenario.files import load_scenario
+from simulator.scenario.inputs import Skew
 from simulator.workload.layout import ParallelLayout, stage_texts
 
 MAIN = "dualpipe_h800_2048"
@@ -21,7 +22,7 @@ def test_redundant_experts_that_placement_cannot_even_out_bring_the_slowest_rank
     load = training_load(job, layout, top_k=8, ranks_reached=4.0)
     # 288 slots on 72 GPUs: some GPU holds 4 whole experts of 256, 1.125 times the mean.
     assert (load.expert_rows, load.received_rows) == (4096 * 8 * 9 // 8, 4096 * 4 * 9 // 8)
-    uneven = job.model_copy(update={"expert_load": 1.25})
+    uneven = job.model_copy(update={"skew": Skew(max_over_mean=1.25)})
     assert training_load(uneven, layout, top_k=8, ranks_reached=4.0).expert_rows == 40960
     even = ParallelLayout(ep=8, redundant_experts=0, **sizes)
     assert training_load(job, even, top_k=8, ranks_reached=4.0).expert_rows == 4096 * 8
@@ -59,7 +60,7 @@ def test_interleaved_stages_are_as_many_as_the_ranks_hold():
             ["training.global_batch_sequences=15361"],
             "not a multiple of 128 data-parallel ranks .*; allowed: a multiple of 128",
         ),
-        (["training.redundant_experts=8"], "256 routed . 8 redundant experts"),
+        (["training.experts.redundant=8"], "256 routed . 8 redundant experts"),
         (["training.pp=4"], r"pipeline rank \d+ needs .* bytes .* more than its"),
         (["training.communication_sms=132"], "leaves no SM for compute"),
         (["training.stages=[58 moe]"], "stages: 1 are listed"),
@@ -73,9 +74,12 @@ def test_interleaved_stages_are_as_many_as_the_ranks_hold():
             r"should be 'default'$",
         ),
         (["training.weights_at_once=[head.porj]"], "unknown name 'head.porj'; known: .*head.proj"),
-        (["training.expert_load=0.5"], "training.expert_load: 0.5 is not allowed"),
+        (["training.skew.max_over_mean=0.5"], "training.skew.max_over_mean: 0.5 is not allowed"),
         # Each token gives a rank of 4 experts at most 4 of its 8 rows, where the mean is 8/64.
-        (["training.expert_load=32.5"], r"training.expert_load: 32.5: allowed: at most 32,"),
+        (
+            ["training.skew.max_over_mean=32.5"],
+            r"training.skew.max_over_mean: 32.5: allowed: at most 32,",
+        ),
         (["training.global_batch_sequences=1280000000"], "a product of at most"),
         (
             ["training.pp=128", "training.ep=16", "training.schedule=1f1b"],

@@ -36,14 +36,14 @@ def test_overrides_reach_the_job_the_cluster_the_model_and_the_calibration():
             "cluster.node.nic.bandwidth=200 Gbit/s",
             "cluster.node.gpu.sms=100",
             "model.num_hidden_layers=60",
-            "calibration.kernel_gap.value=1 us",
+            "calibration.gap.value=1 us",
         ],
     )
     assert scenario.file.training.schedule == "zb1p"
     assert scenario.cluster.node.nic.bandwidth == 25e9
     assert scenario.cluster.node.gpu.sms == 100
     assert scenario.model.num_hidden_layers == 60
-    assert scenario.calibration.kernel_gap.value == 1e-6
+    assert scenario.calibration.gap.value == 1e-6
 
 
 SPELLED_OUT = ("embedding + 3 dense + 1 moe", "14 x (4 moe)", "1 moe + head + mtp")
@@ -80,7 +80,7 @@ def test_fields_of_the_job_may_be_given_without_its_name():
         ("training.pp=two", "training.pp: 'two' is not allowed"),
         ("cluster.node.nic.bandwidth=3", "node.nic.bandwidth: 3 has no unit"),
         ("cluster.node.nic.bandwidth=3 GB", "GB/s"),
-        ("cluster.nod.gpus=8", "'nod' has no fields to set; known here with fields: .*node"),
+        ("cluster.nod.gpus=8", "nod: unknown field; known: .*node"),
         ("cluster=h900", "unknown cluster 'h900'; known: .*h800_2048"),
         ("cluster.node.gpu=h900", "unknown GPU 'h900'; known: .*h800_sxm"),
         ("calibration=none", "unknown calibration 'none'; known: .*h800_sxm"),
@@ -134,18 +134,18 @@ def figures(scenario):
     [
         (MAIN, "training.pp=8", 0),
         (MAIN, "sequence_length=2048", 0),
-        (MAIN, "training.expert_load=1.3", 0),
+        (MAIN, "training.skew.max_over_mean=1.3", 0),
         (MAIN, "cluster.failures=[plane:3@2.0s]", 0),
         (MAIN, "cluster=gb200_nvl72", 0),
         (MAIN, "cluster.node.gpu=h100_sxm", 0),
         (MAIN, "model.num_hidden_layers=60", 0),
         (MAIN, "calibration=h800_without_trace", 0),
-        (MAIN, "calibration.kernel_gap.value=1 us", 0),
+        (MAIN, "calibration.gap.value=1 us", 0),
         # What changes nothing, and what moves no figure.
         (MAIN, "seed=3", 14),
         (MAIN, "description=mine", 14),
         (MAIN, "cluster.gpu_price=3 USD/h", 14),
-        (MAIN, "calibration.kernel_gap.high=9 us", 14),
+        (MAIN, "calibration.gap.high=9 us", 14),
         (MAIN, "cluster=h800_2048", 14),
         (MAIN, "training.pp=16", 14),
         (MAIN, "cluster.node.nic.bandwidth=50 GB/s", 14),  # 400 Gbit/s in other words
@@ -186,8 +186,8 @@ def test_figures_that_come_with_the_changes_are_of_the_changed_inputs():
 def test_a_published_gain_of_drafting_leaves_with_the_batch_that_it_is_of():
     kept = load_scenario("mtp_one_node", ["seed=1"])
     changed = load_scenario("mtp_one_node", ["requests.context_tokens=512"])
-    assert kept.file.serving_step.speculation.published_speed_up == 1.8
-    assert changed.file.serving_step.speculation.published_speed_up is None
+    assert kept.file.serving_step.speculative_decoding.published_speed_up == 1.8
+    assert changed.file.serving_step.speculative_decoding.published_speed_up is None
     assert changed.figures_left_out == ("speed-up",)
 
 
@@ -246,3 +246,28 @@ def test_a_file_that_bears_the_name_of_a_shipped_scenario_has_a_directory_of_its
 def test_the_resolved_form_keeps_units_as_text():
     resolved = yaml.safe_load(write_resolved(load_scenario(MAIN)))
     assert resolved["cluster"]["node"]["nic"]["bandwidth"] == "400 Gbit/s"
+
+
+def test_earlier_names_of_a_file_and_of_its_changes_make_the_same_scenario(tmp_path):
+    path = tmp_path / "mine.yaml"
+    raw = yaml.safe_load(write_resolved(load_scenario(MAIN, ["training.experts.redundant=64"])))
+    raw["training"]["redundant_experts"] = raw["training"].pop("experts")["redundant"]
+    raw["calibration"]["kernel_gap"] = raw["calibration"].pop("gap")
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.warns(FutureWarning) as notes:
+        earlier = load_scenario(str(path), ["expert_load=1.2"])
+    assert [str(note.message) for note in notes] == [
+        f"{path}: training.redundant_experts is called training.experts.redundant, "
+        "calibration.kernel_gap is called calibration.gap now",
+        "--set: training.expert_load is called training.skew.max_over_mean now",
+    ]
+    today = load_scenario(MAIN, ["experts.redundant=64", "skew.max_over_mean=1.2"])
+    assert earlier.file.training == today.file.training
+    assert earlier.calibration == today.calibration
+
+
+def test_a_job_that_states_no_gap_has_that_of_its_calibration():
+    of_calibration = load_scenario(MAIN, ["calibration.gap.value=1.5 us"])
+    assert of_calibration.file.training.gap.value == 1.5e-6
+    of_job = load_scenario(MAIN, ["calibration.gap.value=1.5 us", "gap.value=1 us"])
+    assert of_job.file.training.gap.value == 1e-6

@@ -87,6 +87,6 @@ def test_tokens_per_step_are_one_and_the_expected_accepted_drafts(
 
 
 def _speculation(fields: dict[str, Any]) -> Any:
-    from simulator.scenario.serving import Speculation
+    from simulator.scenario.inputs import SpeculativeDecoding
 
-    return Speculation.model_validate(fields)
+    return SpeculativeDecoding.model_validate(fields)

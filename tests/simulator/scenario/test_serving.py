@@ -3,12 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from simulator.scenario.serving import AllToAllInputs, ExpertInputs, Speculation, TensorParallel
-
-
-def test_tokens_per_step_are_a_geometric_series():
-    # One token always, the first draft with 0.9, the second with 0.9 x 0.9.
-    assert Speculation(draft_tokens=2, acceptance=0.9).tokens_per_step == pytest.approx(2.71)
+from simulator.scenario.serving import AllToAllInputs, ExpertInputs, TensorParallel
 
 
 def test_only_groups_of_several_gpus_gather_and_scatter():
@@ -22,7 +17,6 @@ def test_only_groups_of_several_gpus_gather_and_scatter():
         ({"load": "zipf"}, "zipf_exponent is needed with load zipf, and only then"),
         ({"zipf_exponent": 1.0}, "zipf_exponent is needed with load zipf, and only then"),
         ({"load": "file"}, "file is needed with load file, and only then"),
-        ({"load": "random", "max_mean_load": 1.2}, "max_mean_load goes with load balanced"),
     ],
 )
 def test_a_load_says_all_that_it_needs_and_nothing_else(changes, message):
@@ -31,5 +25,5 @@ def test_a_load_says_all_that_it_needs_and_nothing_else(changes, message):
 
 
 def test_buffers_of_low_latency_kernels_follow_from_their_profile():
-    with pytest.raises(ValidationError, match="low_latency and overlapped are needed"):
+    with pytest.raises(ValidationError, match="low_latency and beside_compute are needed"):
         AllToAllInputs.model_validate({"kernels": "low_latency"})

@@ -155,7 +155,7 @@ def test_a_fleet_of_fp8_caches_moves_their_bytes() -> None:
         (["prefill.prefill_step.scenario=prefill_ep32_h100"], "cluster.node of prefill_ep32_h100"),
         (
             ["speculative_decoding={draft_tokens: 1, acceptance: 0.85}"],
-            "speculation.tokens_per_step of decode_ep144_day6 is 1.0; allowed here: 1.85",
+            "speculative_decoding.tokens_per_step of decode_ep144_day6 is 1.0; allowed here: 1.85",
         ),
         (["prefill.prefill_step=null"], "prefill: step times come from affine, or"),
         (["cluster.nodes=10"], "the pools have 240 GPUs; allowed: at most the 80"),

@@ -1,0 +1,112 @@
+"""Names that fields of files had before, beside those that they have now.
+
+A file, or a change "path=value", that uses an earlier name is read for one release, and a warning
+says once which name took its place. What a later release no longer reads leaves the tables here.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_CALIBRATION = {
+    "transfer_from": "restated_from",
+    "carried_over": "restatement",
+    "basis=transfer": "basis=restated",
+    "kernel_gap": "gap",
+    "overlap.dispatch": "all_to_all.beside_compute.dispatch",
+    "overlap.combine": "all_to_all.beside_compute.combine",
+}
+
+EARLIER_NAMES: Mapping[str, Mapping[str, str]] = {
+    "calibrations": _CALIBRATION,
+    "transports": {"nic_efficiency": "achieved.nic", "nvlink_efficiency": "achieved.nvlink"},
+    "mappings": {"kernel_gap": "gap"},
+    "replay": {"kernel_gap": "gap"},
+    "scenarios": {
+        "training.expert_load": "training.skew.max_over_mean",
+        "training.redundant_experts": "training.experts.redundant",
+        "training.reserved_memory": "training.memory.reserved",
+        "serving_step.experts.max_mean_load": "serving_step.skew.max_over_mean",
+        "serving_step.speculation": "serving_step.speculative_decoding",
+        "serving_step.kernel_gap": "serving_step.gap",
+        "serving_step.all_to_all.overlapped": "serving_step.all_to_all.beside_compute",
+        **{f"calibration.{old}": f"calibration.{new}" for old, new in _CALIBRATION.items()},
+    },
+}
+"""{kind of file: {earlier path: path of today}}; "field=value" is another name of a value."""
+
+
+def with_names_of_today(raw: dict[str, Any], kind: str, *, where: str) -> dict[str, Any]:
+    """A file's dict with what stands under earlier names, and its sources, under those of today.
+
+    Args:
+        kind: key of `EARLIER_NAMES`.
+
+    Raises:
+        ValueError: a file has both names of one field.
+    """
+    renamed = copy.deepcopy(raw)
+    moved = [names for names in EARLIER_NAMES[kind].items() if _move(renamed, *names, where=where)]
+    _say(moved, where)
+    return renamed if moved else raw
+
+
+def path_of_today(path: str, kind: str, *, where: str) -> str:
+    """The path of today for a dotted path that may use an earlier name.
+
+    Args:
+        kind: key of `EARLIER_NAMES`.
+    """
+    for old, new in EARLIER_NAMES[kind].items():
+        if path == old or path.startswith(f"{old}."):
+            _say([(old, new)], where)
+            return new + path.removeprefix(old)
+    return path
+
+
+def _say(moved: Iterable[tuple[str, str]], where: str) -> None:
+    texts = [f"{old} is called {new}" for old, new in moved]
+    if texts:
+        # From one place in the code, so that Python shows the same note once.
+        warnings.warn(f"{where}: {', '.join(texts)} now", FutureWarning, stacklevel=1)
+
+
+def _move(raw: dict[str, Any], old: str, new: str, *, where: str) -> bool:
+    """Move one value, and the text of its source; whether there was one to move."""
+    path, _, value = old.partition("=")
+    *parents, last = path.split(".")
+    holder = _fields(raw, parents)
+    if holder is None or last not in holder:
+        return False
+    if value:
+        if holder[last] != value:
+            return False
+        holder[last] = new.partition("=")[2]
+        return True
+    *new_parents, new_last = new.split(".")
+    target = _fields(raw, new_parents, make=True)
+    if target is None:
+        return False  # Not fields at all: validation says so.
+    if new_last in target:
+        raise ValueError(f"{where}: {old} is called {new} now; allowed: one of the two")
+    target[new_last] = holder.pop(last)
+    sources = holder.get("sources")
+    if isinstance(sources, dict) and last in sources:
+        of_target = target.setdefault("sources", {})
+        if isinstance(of_target, dict):
+            of_target[new_last] = sources.pop(last)
+    return True
+
+
+def _fields(raw: Any, keys: Iterable[str], *, make: bool = False) -> dict[str, Any] | None:
+    """The fields that lie at some keys, made where there are none yet; None for anything else."""
+    for key in keys:
+        if not isinstance(raw, dict):
+            return None
+        if make and raw.get(key) is None:
+            raw[key] = {}
+        raw = raw.get(key)
+    return raw if isinstance(raw, dict) else None
