@@ -228,7 +228,8 @@ class InferenceExperts:
         received = moe.dispatch(routed, rows)
         row_source, row_weights, choice_rows, group_sizes = ops.expert_mapping(
             received.indices, received.weights,
-            rows=rows.expanded, local_experts=self.local_experts, site=MLP("experts.mapping"),
+            rows=received.rows.expanded, local_experts=self.local_experts,
+            site=MLP("experts.mapping"),
         )  # fmt: skip
         values, scales = ops.permute(
             received.x.values, received.x.scales, row_source, site=MLP("experts.permute")
@@ -240,7 +241,7 @@ class InferenceExperts:
         activated = recipe.weighted_swiglu(gate_up, row_weights, MLP("experts.swiglu"))
         out = recipe.grouped_gemm(activated, self.down, group_sizes, MLP("experts.down_proj"))
         summed = ops.unpermute(out, choice_rows, site=MLP("experts.unpermute"))
-        return moe.combine(summed, shared)
+        return moe.combine(summed, shared, received.layout)
 
     def decode(self, x: Tensor, rows: DecodeRows) -> Tensor:
         """x [T, H] -> [T, H], through low-latency dispatch and combine."""

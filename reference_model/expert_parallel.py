@@ -19,9 +19,8 @@ from reference_model import operators as ops
 from reference_model import peer_operators as peer_ops
 from reference_model.config import ModelConfig
 from reference_model.gpu import choose_kernels
-from reference_model.layers import Angles
-from reference_model.model import MoEBlock, ResidualStream, SavedMoEBlock, Transformer, WeightGrads
-from reference_model.moe import ExpertRows, Received, Routed, SavedMoE
+from reference_model.model import MoEBlock, Transformer
+from reference_model.moe import ExpertRows, Layout, MoE, Received, Routed, SavedMoE
 from reference_model.operators import NAMESPACE, Site
 from reference_model.precision import Operand, Recipe
 from reference_model.ranks import rank_device, run_ranks
@@ -31,126 +30,122 @@ _EXPERT_WEIGHTS = ".experts."
 """Part of the names of the weights that ranks do not share."""
 
 
-class Layout(NamedTuple):
-    """Who sends what to whom in one layer, for one micro-batch."""
-
-    source: Tensor
-    """int64 [rows sent], the token of each row, the rows of a peer together."""
-    sent: list[int]
-    """Rows that go to each peer in dispatch, own rank included."""
-    received: list[int]
-    """Rows that come from each peer."""
-
-
 def exchange_layout(indices: Tensor, *, local_experts: int, ranks: int) -> Layout:
-    """Choices [T, K] -> the layout, after every rank has told every other how many rows come."""
+    """The layout of choices [T, K], after every rank has told every other how many rows come."""
     reached = torch.zeros((indices.shape[0], ranks), dtype=torch.bool, device=indices.device)
-    reached.scatter_(1, indices // local_experts, True)
-    _, source = torch.nonzero(reached.t(), as_tuple=True)
-    sent = reached.sum(dim=0)
-    received = torch.empty_like(sent)
-    distributed.all_to_all_single(received, sent)
-    return Layout(source, sent.tolist(), received.tolist())
+    homes = indices // local_experts
+    reached.scatter_(1, homes, True)
+    choices = homes.flatten().bincount(minlength=ranks)
+    mine = torch.stack((reached.sum(dim=0), choices))
+    told = [torch.empty_like(mine) for _ in range(ranks)]
+    distributed.all_gather(told, mine)
+    counts, expanded = torch.stack(told, dim=1).tolist()  # [from rank][to rank]
+    return layout_of(reached, counts, expanded, rank=distributed.get_rank())
 
 
-@dataclass(slots=True)
-class SavedParallelBlock(SavedMoEBlock):
-    """What the backward of an expert-parallel layer needs."""
+def layout_of(
+    reached: Tensor, counts: list[list[int]], choices: list[list[int]], *, rank: int
+) -> Layout:
+    """The layout of one rank whose tokens reach ranks as `reached`, bool [T, ranks], says.
 
-    layout: Layout
+    Args:
+        counts: [from rank][to rank], tokens that travel.
+        choices: [from rank][to rank], chosen experts.
+    """
+    peers, source = torch.nonzero(reached.t(), as_tuple=True)
+    token_rows = torch.full_like(reached, -1, dtype=torch.int64)
+    token_rows[source, peers] = torch.arange(source.shape[0], device=source.device)
+    return Layout(
+        source,
+        token_rows,
+        sent=counts[rank],
+        received=[row[rank] for row in counts],
+        first=[sum(row[peer] for row in counts[:rank]) for peer in range(len(counts))],
+        first_back=[sum(row[:rank]) for row in counts],
+        expanded=sum(row[rank] for row in choices),
+    )
+
+
+class PeerMoE(MoE):
+    """The feed-forward of a rank that holds some of the experts: what crosses ranks goes through
+    peer_operators.py."""
+
+    def __init__(
+        self, config: ModelConfig, local_experts: int, *, recipe: Recipe, device: torch.device
+    ) -> None:
+        super().__init__(config, local_experts, recipe=recipe, device=device)
+        self.local_experts = local_experts
+        self.layout: Layout | None = None
+        """Of all micro-batches, where it is known beforehand: then no rank asks the others."""
+
+    def dispatch(self, routed: Routed, rows: ExpertRows) -> Received:
+        """Segment dispatch; how many rows arrive is known only once counts are exchanged."""
+        site = Site("forward", "dispatch")
+        layout = self.layout or exchange_layout(
+            routed.indices, local_experts=self.local_experts, ranks=distributed.get_world_size()
+        )
+        ops.dispatch_layout(
+            routed.indices, experts=self.config.n_routed_experts, site=site("moe.dispatch_layout")
+        )
+        x, scales, indices, weights = peer_ops.dispatch_to_peers(
+            routed.x.values, routed.x.scales, routed.indices, routed.weights, layout.source,
+            sent=layout.sent, received=layout.received, first=layout.first,
+            local_experts=self.local_experts, site=site("moe.dispatch"),
+        )  # fmt: skip
+        values = Operand(x, None if routed.x.scales is None else scales)
+        rows = ExpertRows(received=sum(layout.received), expanded=layout.expanded)
+        return Received(values, indices, weights, rows, layout)
+
+    def combine(self, out: Tensor, shared_out: Tensor, layout: Layout | None) -> Tensor:
+        """See MoE."""
+        assert layout is not None
+        return peer_ops.combine_from_peers(
+            out, shared_out, layout.token_rows, sent=layout.received, received=layout.sent,
+            first=layout.first_back, site=Site("forward", "combine")("moe.combine"),
+        )  # fmt: skip
+
+    def combine_input_grad(self, cast: Operand, saved: SavedMoE) -> Operand:
+        """See MoE."""
+        layout = saved.layout
+        assert layout is not None
+        values, scales = peer_ops.dispatch_cached_to_peers(
+            cast.values, cast.scales, layout.source, sent=layout.sent, received=layout.received,
+            first=layout.first, site=Site("input_grad", "combine")("moe.combine.input_grad"),
+        )  # fmt: skip
+        return Operand(values, None if cast.scales is None else scales)
+
+    def dispatch_input_grad(
+        self, x_grad: Tensor, shared_x_grad: Tensor, weights_grad: Tensor, saved: SavedMoE
+    ) -> tuple[Tensor, Tensor]:
+        """See MoE."""
+        layout = saved.layout
+        assert layout is not None
+        return peer_ops.combine_backward_from_peers(
+            x_grad, shared_x_grad, weights_grad, layout.token_rows,
+            sent=layout.received, received=layout.sent, first=layout.first_back,
+            site=Site("input_grad", "dispatch")("moe.dispatch.input_grad"),
+        )  # fmt: skip
 
 
 class ExpertParallelBlock(MoEBlock):
     """A mixture-of-experts layer that holds the experts of one rank."""
 
+    mlp: PeerMoE
+
     def __init__(self, block: MoEBlock, *, rank: int, ranks: int) -> None:
         """Takes this rank's share of the weights of `block`, which holds all experts."""
-        mlp = block.mlp
-        self.local_experts = mlp.config.n_routed_experts // ranks
-        device = mlp.gate.proj.weight.device
-        super().__init__(mlp.config, self.local_experts, recipe=mlp.recipe, device=device)
-        self.ranks = ranks
-        own = slice(rank * self.local_experts, (rank + 1) * self.local_experts)
+        config, recipe = block.mlp.config, block.mlp.recipe
+        local_experts = config.n_routed_experts // ranks
+        device = block.mlp.gate.proj.weight.device
+        super().__init__(config, 0, recipe=recipe, device=device)
+        self.mlp = PeerMoE(config, local_experts, recipe=recipe, device=device)
+        own = slice(rank * local_experts, (rank + 1) * local_experts)
         self.load_state_dict(
             {
                 name: tensor[own] if _EXPERT_WEIGHTS in name else tensor
                 for name, tensor in block.state_dict().items()
             }
         )
-
-    def forward(
-        self, stream: ResidualStream, angles: Angles, rows: ExpertRows
-    ) -> tuple[ResidualStream, SavedMoEBlock]:
-        """One layer; the rows that arrive are known only once counts are exchanged."""
-        normed, residual, saved = self.attention(stream, angles, Site("forward", "attention"))
-        update, saved_moe, layout = self.mixture(normed)
-        return ResidualStream(residual, update), SavedParallelBlock(saved, saved_moe, layout)
-
-    def mixture(self, normed: Tensor) -> tuple[Tensor, SavedMoE, Layout]:
-        """The experts' part of the layer: normed stream [T, H] -> what it adds to the stream
-        [T, H], what backward needs of it, and who sent what to whom."""
-        routed = self.mlp.route(normed, Site("forward", "attention"))
-        layout = exchange_layout(routed.indices, local_experts=self.local_experts, ranks=self.ranks)
-        received = self._dispatch(routed, layout)
-        local = (received.indices >= 0) & (received.indices < self.local_experts)
-        rows = ExpertRows(received=sum(layout.received), expanded=int(local.sum()))
-        out, shared_out, saved = self.mlp.mlp(routed, received, rows)
-        update = peer_ops.combine_from_peers(
-            out, shared_out, layout.source, sent=layout.received, received=layout.sent,
-            site=Site("forward", "combine")("moe.combine"),
-        )  # fmt: skip
-        return update, saved, layout
-
-    def input_grad(
-        self, grad: Tensor, saved: SavedMoEBlock, angles: Angles, rows: ExpertRows
-    ) -> tuple[Tensor, WeightGrads]:
-        """Gradient of both parts of the stream [T, H] -> that of the stream that entered."""
-        assert isinstance(saved, SavedParallelBlock)
-        layout = saved.layout
-        site = Site("input_grad", "combine")
-        cast = self.mlp.recipe.quantize(grad, site("moe.quantize_grad"), power_of_two_scales=True)
-        values, scales = peer_ops.dispatch_cached_to_peers(
-            cast.values, cast.scales, layout.source, sent=layout.sent, received=layout.received,
-            site=site("moe.combine.input_grad"),
-        )  # fmt: skip
-        received_grad = Operand(values, None if cast.scales is None else scales)
-        normed, residual = self.recompute_normed(saved.attention, Site("input_grad", "mlp"))
-        x_grad, shared_x_grad, received_weights_grad, mlp = self.mlp.mlp_input_grad(
-            cast, received_grad, normed, saved.moe
-        )
-        moe_grad, weights_grad = peer_ops.combine_backward_from_peers(
-            x_grad, shared_x_grad, received_weights_grad, layout.source,
-            sent=layout.received, received=layout.sent,
-            site=Site("input_grad", "dispatch")("moe.dispatch.input_grad"),
-        )  # fmt: skip
-        site = Site("input_grad", "attention")
-        gate_grad = self.mlp.gate.input_grad(
-            weights_grad, saved.moe.logits, saved.moe.indices, normed, site
-        )
-        normed_grad = ops.add(moe_grad, gate_grad, site=site("moe.add_input_grads"))
-        stream_grad, attention = self.attention_input_grad(
-            normed_grad,
-            grad,
-            residual=residual,
-            saved=saved.attention,
-            angles=angles,
-            site=site,
-        )
-        return stream_grad, WeightGrads(mlp=mlp, attention=attention)
-
-    def _dispatch(self, routed: Routed, layout: Layout) -> Received:
-        site = Site("forward", "dispatch")
-        ops.dispatch_layout(
-            routed.indices,
-            experts=self.mlp.config.n_routed_experts,
-            site=site("moe.dispatch_layout"),
-        )
-        x, scales, indices, weights = peer_ops.dispatch_to_peers(
-            routed.x.values, routed.x.scales, routed.indices, routed.weights, layout.source,
-            sent=layout.sent, received=layout.received, local_experts=self.local_experts,
-            site=site("moe.dispatch"),
-        )  # fmt: skip
-        return Received(Operand(x, None if routed.x.scales is None else scales), indices, weights)
 
 
 def spread_experts(model: Transformer, *, rank: int, ranks: int) -> None:

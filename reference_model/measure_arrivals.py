@@ -28,7 +28,7 @@ own choice all the same. Steps are launched kernel by kernel, by one process per
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +49,7 @@ from reference_model.measure import (
     pairs_text,
 )
 from reference_model.model import Transformer
-from reference_model.moe import Gate
+from reference_model.moe import ExpertRows, Gate
 from reference_model.moments import Moment, moment, seconds_between
 from reference_model.operators import NAMESPACE, Site
 from reference_model.precision import Recipe
@@ -137,19 +137,19 @@ def planned_rows(config: ModelConfig, job: Job, *, ranks: int, layer: int) -> La
 
 
 class PlannedGate(Gate):
-    """A gate that computes its choice and then takes the planned one; a rank that has chosen is
-    ready for dispatch."""
+    """A gate that computes its choice and then takes the planned one."""
 
-    def __init__(self, gate: Gate, choices: Tensor, arrivals: Arrivals) -> None:
+    def __init__(self, gate: Gate, choices: Tensor, *, chosen: Callable[[], None]) -> None:
+        """`chosen` is called where a rank has chosen: it is ready for dispatch."""
         super().__init__(gate.config, recipe=gate.recipe, device=choices.device)
         self.proj = gate.proj
         self.choices = choices
-        self.arrivals = arrivals
+        self.chosen = chosen
 
     def forward(self, x: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
         """See Gate."""
         logits, _, weights = super().forward(x, site)
-        self.arrivals.arrive()
+        self.chosen()
         return logits, self.choices, weights
 
 
@@ -224,14 +224,14 @@ class Arrivals(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class PeerExperts(InferenceExperts):
     """The mixture of experts of a decode step whose experts are spread over ranks."""
 
-    def __init__(self, block: ExpertParallelBlock) -> None:
-        super().__init__(block.mlp)
-        self.block = block
-
     def decode(self, x: Tensor, rows: DecodeRows) -> Tensor:
         """x [T, H] -> [T, H]."""
-        update, _, _ = self.block.mixture(x)
-        return update
+        moe = self.moe
+        routed = moe.route(x, Site("forward", "attention"))
+        # How many rows arrive is known only once the ranks have told each other.
+        received = moe.dispatch(routed, ExpertRows(received=0, expanded=0))
+        out, shared_out, _ = moe.mlp(routed, moe.shared_gate_up(routed), received)
+        return moe.combine(out, shared_out, received.layout)
 
 
 def _experts(model: Transformer) -> list[ExpertParallelBlock]:
@@ -257,7 +257,7 @@ def _run_steps(
     for job in jobs:
         for layer, (block, gate) in enumerate(zip(_experts(model), gates, strict=True)):
             choices = _plan(config, job, rank=rank, layer=layer).to(device)
-            block.mlp.gate = PlannedGate(gate, choices, arrivals)
+            block.mlp.gate = PlannedGate(gate, choices, chosen=arrivals.arrive)
         step = _train_step(model, job) if job.name == TRAIN else _decode_step(model, job)
         steps = []
         with torch.no_grad(), arrivals:
@@ -296,7 +296,7 @@ def _decode_step(model: Transformer, job: Job) -> Any:
     serving = InferenceModel(model)
     for served in serving.blocks:
         if isinstance(served.block, ExpertParallelBlock):
-            served.experts = PeerExperts(served.block)
+            served.experts = PeerExperts(served.block.mlp)
     caches = serving.new_caches(sequences=job.sequences, capacity=job.context)
     for cache in caches:
         cache.values.normal_()

@@ -18,6 +18,7 @@ Shape legend
     K  experts a token chooses                                V  vocabulary
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -200,32 +201,61 @@ class MoEBlock(Block):
         self, stream: ResidualStream, angles: Angles, rows: ExpertRows
     ) -> tuple[ResidualStream, SavedMoEBlock]:
         """One layer, its segments one after another."""
-        site = Site("forward", "attention")
-        normed, residual, saved = self.attention(stream, angles, site)
-        routed = self.mlp.route(normed, site)
-        received = self.mlp.dispatch(routed, rows)
-        out, shared_out, saved_moe = self.mlp.mlp(routed, received, rows)
-        update = self.mlp.combine(out, shared_out)
-        return ResidualStream(residual, update), SavedMoEBlock(saved, saved_moe)
+        *_, (stream, saved) = self.forward_segments(stream, angles, rows)
+        return stream, saved
 
     def input_grad(
         self, grad: Tensor, saved: SavedMoEBlock, angles: Angles, rows: ExpertRows
     ) -> tuple[Tensor, WeightGrads]:
         """Gradient of both parts of the stream [T, H] -> that of the stream that entered."""
-        cast, received_grad = self.mlp.combine_input_grad(grad, rows)
+        _, mlp, _, (stream_grad, attention) = self.input_grad_segments(grad, saved, angles)
+        return stream_grad, WeightGrads(mlp=mlp, attention=attention)
+
+    def forward_segments(
+        self, stream: ResidualStream, angles: Angles, rows: ExpertRows
+    ) -> Iterator[Any]:
+        """One layer as the parts that a schedule places, each issued when asked for: attention,
+        dispatch, mlp as far as it needs no dispatched tokens, the rest of it, combine.
+
+        Yields None, and at last what `forward` returns. Until it is dropped, it keeps every tensor
+        that goes from one part to another: parts may run on different streams."""
+        normed, residual, saved = self.attention(stream, angles, Site("forward", "attention"))
+        routed = self.mlp.route(normed, Site("forward", "attention"))
+        yield None
+        received = self.mlp.dispatch(routed, rows)
+        yield None
+        shared_gate_up = self.mlp.shared_gate_up(routed)
+        yield None
+        out, shared_out, saved_moe = self.mlp.mlp(routed, shared_gate_up, received)
+        yield None
+        update = self.mlp.combine(out, shared_out, received.layout)
+        yield ResidualStream(residual, update), SavedMoEBlock(saved, saved_moe)
+
+    def input_grad_segments(
+        self, grad: Tensor, saved: SavedMoEBlock, angles: Angles
+    ) -> Iterator[Any]:
+        """The input gradient likewise: combine, mlp, dispatch, attention.
+
+        Yields the weight gradients of mlp after that part, at last the gradient of the stream that
+        entered [T, H] and the weight gradients of attention, and None otherwise."""
+        cast = self.mlp.quantize_grad(grad)
+        received_grad = self.mlp.combine_input_grad(cast, saved.moe)
+        yield None
         normed, residual = self.recompute_normed(saved.attention, Site("input_grad", "mlp"))
         x_grad, shared_x_grad, received_weights_grad, mlp = self.mlp.mlp_input_grad(
             cast, received_grad, normed, saved.moe
         )
+        yield mlp
         moe_grad, weights_grad = self.mlp.dispatch_input_grad(
-            x_grad, shared_x_grad, received_weights_grad
+            x_grad, shared_x_grad, received_weights_grad, saved.moe
         )
+        yield None
         site = Site("input_grad", "attention")
         gate_grad = self.mlp.gate.input_grad(
             weights_grad, saved.moe.logits, saved.moe.indices, normed, site
         )
         normed_grad = ops.add(moe_grad, gate_grad, site=site("moe.add_input_grads"))
-        stream_grad, attention = self.attention_input_grad(
+        yield self.attention_input_grad(
             normed_grad,
             grad,
             residual=residual,
@@ -233,7 +263,6 @@ class MoEBlock(Block):
             angles=angles,
             site=site,
         )
-        return stream_grad, WeightGrads(mlp=mlp, attention=attention)
 
 
 # -- vocabulary ------------------------------------------------------------------------------------

@@ -32,6 +32,25 @@ class ExpertRows(NamedTuple):
     """R"""
 
 
+class Layout(NamedTuple):
+    """Who sends what to whom in one layer, for one micro-batch."""
+
+    source: Tensor
+    """int64 [rows sent], the token of each row, the rows of a peer together."""
+    token_rows: Tensor
+    """int64 [T, ranks], the row in which each token goes to each peer, -1 where it does not."""
+    sent: list[int]
+    """Rows that go to each peer in dispatch, own rank included."""
+    received: list[int]
+    """Rows that come from each peer."""
+    first: list[int]
+    """The place of this rank's first row among what each peer receives in dispatch."""
+    first_back: list[int]
+    """The same in combine, among the rows that a peer had sent."""
+    expanded: int
+    """R"""
+
+
 class FeedForward(nn.Module):
     """SwiGLU feed-forward of every token: a dense layer's, or the shared experts'."""
 
@@ -303,6 +322,9 @@ class Received(NamedTuple):
     """[D, K]"""
     weights: Tensor
     """[D, K]"""
+    rows: ExpertRows
+    layout: Layout | None
+    """Where the tokens come from; None on one device, which receives its own."""
 
 
 @dataclass(slots=True)
@@ -314,6 +336,8 @@ class SavedMoE:
     experts: SavedExperts
     shared_gate_up: Operand
     """[T, 2 I of the shared experts]"""
+    rows: ExpertRows
+    layout: Layout | None
 
 
 class MoE(nn.Module):
@@ -352,15 +376,22 @@ class MoE(nn.Module):
             routed.x.values, routed.x.scales, routed.indices, routed.weights,
             rows=rows.received, site=site("moe.dispatch"),
         )  # fmt: skip
-        return Received(Operand(x, None if routed.x.scales is None else scales), indices, weights)
+        values = Operand(x, None if routed.x.scales is None else scales)
+        return Received(values, indices, weights, rows, layout=None)
+
+    def shared_gate_up(self, routed: Routed) -> Tensor:
+        """Segment mlp, as far as it needs no dispatched tokens: gate and up projections of the
+        shared experts [T, 2 I]."""
+        gate_up: Tensor = self.shared_experts.gate_up_proj(routed.x, Site("forward", "mlp"))
+        return gate_up
 
     def mlp(
-        self, routed: Routed, received: Received, rows: ExpertRows
+        self, routed: Routed, shared_gate_up: Tensor, received: Received
     ) -> tuple[Tensor, Tensor, SavedMoE]:
-        """Segment mlp: outputs of received tokens [D, H], and of the shared experts [T, H]."""
+        """The rest of segment mlp: outputs of received tokens [D, H], and of the shared experts
+        [T, H]."""
         site = Site("forward", "mlp")
-        shared_gate_up = self.shared_experts.gate_up_proj(routed.x, site)
-        out, gate_up, saved_experts = self.experts(received, rows, site)
+        out, gate_up, saved_experts = self.experts(received, received.rows, site)
         shared_out = self.shared_experts.down(shared_gate_up, site)
         saved_experts.gate_up = self.experts.save(gate_up, site)
         saved = SavedMoE(
@@ -368,22 +399,28 @@ class MoE(nn.Module):
             indices=routed.indices,
             experts=saved_experts,
             shared_gate_up=self.shared_experts.save(shared_gate_up, site),
+            rows=received.rows,
+            layout=received.layout,
         )
         return out, shared_out, saved
 
-    def combine(self, out: Tensor, shared_out: Tensor) -> Tensor:
+    def combine(self, out: Tensor, shared_out: Tensor, layout: Layout | None) -> Tensor:
         """Segment combine: outputs back at their tokens, summed [T, H]."""
         return ops.combine(out, shared_out, site=Site("forward", "combine")("moe.combine"))
 
-    def combine_input_grad(self, grad: Tensor, rows: ExpertRows) -> tuple[Operand, Operand]:
-        """Segment combine, backward: the output gradient [T, H] cast, and sent to the experts
-        [D, H] along the forward layout."""
-        site = Site("input_grad", "combine")
-        cast = self.recipe.quantize(grad, site("moe.quantize_grad"), power_of_two_scales=True)
+    def quantize_grad(self, grad: Tensor) -> Operand:
+        """Segment combine, backward: the output gradient [T, H] as it is sent to the experts."""
+        site = Site("input_grad", "combine")("moe.quantize_grad")
+        return self.recipe.quantize(grad, site, power_of_two_scales=True)
+
+    def combine_input_grad(self, cast: Operand, saved: SavedMoE) -> Operand:
+        """Segment combine, backward: the output gradient [T, H] at the experts [D, H], sent along
+        the forward layout."""
         values, scales = ops.dispatch_cached(
-            cast.values, cast.scales, rows=rows.received, site=site("moe.combine.input_grad")
-        )
-        return cast, Operand(values, None if cast.scales is None else scales)
+            cast.values, cast.scales, rows=saved.rows.received,
+            site=Site("input_grad", "combine")("moe.combine.input_grad"),
+        )  # fmt: skip
+        return Operand(values, None if cast.scales is None else scales)
 
     def mlp_input_grad(
         self, grad: Operand, received_grad: Operand, x: Tensor, saved: SavedMoE
@@ -400,7 +437,7 @@ class MoE(nn.Module):
         return x_grad, shared_x_grad, weights_grad, [shared_down, routed, shared_gate_up]
 
     def dispatch_input_grad(
-        self, x_grad: Tensor, shared_x_grad: Tensor, weights_grad: Tensor
+        self, x_grad: Tensor, shared_x_grad: Tensor, weights_grad: Tensor, saved: SavedMoE
     ) -> tuple[Tensor, Tensor]:
         """Segment dispatch, backward: input gradients back at their tokens, summed [T, H], and
         gradients of routing weights [T, K]."""

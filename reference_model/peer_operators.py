@@ -2,11 +2,14 @@
 
 Each takes the place of the operator of operators/routing.py that shows one rank alone, moves the
 same tensors, and is the same kind of trace operator. Rows travel as bytes, FP8 values beside their
-scales, choices and weights, in one all-to-all with uneven counts over the default process group.
+scales, choices and weights, in one all-to-all with uneven counts over the default process group;
+peer_memory.py puts kernels in its place that write to the other GPUs' memory.
 
     source      int64 [rows sent in dispatch], the token of each row, the rows of a peer together
+    token_rows  int64 [T, ranks], the row of each token among those, by peer; -1 where there is none
     sent        rows that this rank sends to each peer in this operator, its own share included
     received    rows that come from each peer
+    first       the place that the first of this rank's rows has among those that a peer receives
 
 Letters are those of operators; D rows arrive in dispatch, sorted by the rank they come from. The
 published kernels add what returns to a token in float32 on the receiving side; so do these.
@@ -36,7 +39,7 @@ def _at(x: Tensor, index: Tensor) -> Tensor:
     return x.contiguous().view(torch.uint8)[index].view(x.dtype)
 
 
-def _scales(scales: Tensor | None, x: Tensor) -> Tensor:
+def scales_or_none(scales: Tensor | None, x: Tensor) -> Tensor:
     """Scales [rows, tiles]; no tiles where x [rows, .] is not quantised."""
     return x.new_empty((x.shape[0], 0), dtype=torch.float32) if scales is None else scales
 
@@ -81,6 +84,7 @@ def dispatch_to_peers(
     *,
     sent: list[int],
     received: list[int],
+    first: list[int],
     local_experts: int,
     site: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -88,11 +92,11 @@ def dispatch_to_peers(
     [D, H], scales [D, tiles], choices and weights [D, K]. Choices arrive counted from the first
     expert of the receiving rank."""
     peers = torch.arange(len(sent), device=source.device)
-    first = peers.repeat_interleave(torch.tensor(sent, device=source.device)) * local_experts
+    shift = peers.repeat_interleave(torch.tensor(sent, device=source.device)) * local_experts
     payload = [
         _at(x, source),
-        _scales(scales, x)[source],
-        indices[source] - first[:, None],
+        scales_or_none(scales, x)[source],
+        indices[source] - shift[:, None],
         weights[source],
     ]
     values, tiles, choices, factors = _exchange(payload, sent, received)
@@ -107,27 +111,35 @@ def dispatch_cached_to_peers(
     *,
     sent: list[int],
     received: list[int],
+    first: list[int],
     site: str,
 ) -> tuple[Tensor, Tensor]:
     """Send output gradients x [T, H] along the layout of the forward pass: the backward of
     `combine_from_peers`."""
-    payload = [_at(x, source), _scales(scales, x)[source]]
+    payload = [_at(x, source), scales_or_none(scales, x)[source]]
     values, tiles = _exchange(payload, sent, received)
     return values, _by_column(tiles)
 
 
-@operator(fake=lambda _x, shared, _source, **_: torch.empty_like(shared))
+@operator(fake=lambda _x, shared, _rows, **_: torch.empty_like(shared))
 def combine_from_peers(
-    x: Tensor, shared: Tensor, source: Tensor, *, sent: list[int], received: list[int], site: str
+    x: Tensor,
+    shared: Tensor,
+    token_rows: Tensor,
+    *,
+    sent: list[int],
+    received: list[int],
+    first: list[int],
+    site: str,
 ) -> Tensor:
     """Return expert outputs x [D, H] to their tokens and add them to the shared expert's output
     [T, H]."""
     (returned,) = _exchange([x], sent, received)
-    return _summed(returned, shared, source)
+    return _summed(returned, shared, token_rows)
 
 
 @operator(
-    fake=lambda _x, shared, weights_grad, _source, **_: (
+    fake=lambda _x, shared, weights_grad, _rows, **_: (
         torch.empty_like(shared),
         weights_grad.new_empty((shared.shape[0], weights_grad.shape[1])),
     )
@@ -136,19 +148,23 @@ def combine_backward_from_peers(
     x: Tensor,
     shared: Tensor,
     weights_grad: Tensor,
-    source: Tensor,
+    token_rows: Tensor,
     *,
     sent: list[int],
     received: list[int],
+    first: list[int],
     site: str,
 ) -> tuple[Tensor, Tensor]:
     """The backward of `dispatch_to_peers`: input gradients x [D, H] return to their tokens and are
     added to the shared expert's; gradients of routing weights [D, K] travel along."""
     returned, factors = _exchange([x, weights_grad], sent, received)
-    total = factors.new_zeros((shared.shape[0], factors.shape[1])).index_add_(0, source, factors)
-    return _summed(returned, shared, source), total
+    none = factors.new_zeros((token_rows.shape[0], factors.shape[1]))
+    return _summed(returned, shared, token_rows), _summed(factors, none, token_rows)
 
 
-def _summed(rows: Tensor, shared: Tensor, source: Tensor) -> Tensor:
-    """shared [T, H] plus the rows of each token, added in float32."""
-    return shared.float().index_add(0, source, rows.float()).to(shared.dtype)
+def _summed(rows: Tensor, shared: Tensor, token_rows: Tensor) -> Tensor:
+    """shared [T, columns] plus the rows of each token, added in float32 in the order of ranks."""
+    total = shared.float()
+    for of_peer in token_rows.unbind(dim=1):
+        total = total + rows[of_peer.clamp(min=0)].float() * (of_peer >= 0)[:, None]
+    return total.to(shared.dtype)

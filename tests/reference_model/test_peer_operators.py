@@ -13,7 +13,7 @@ def test_as_many_rows_arrive_as_the_ranks_send():
     source = torch.empty(9, device=meta, dtype=torch.int64)
     values, scales, choices, factors = dispatch_to_peers(
         x, torch.empty(6, 2, device=meta), indices, weights, source,
-        sent=[5, 4], received=[3, 4], local_experts=8, site="",
+        sent=[5, 4], received=[3, 4], first=[0, 3], local_experts=8, site="",
     )  # fmt: skip
     assert values.shape == (7, 256)
     assert scales.shape == (7, 2)
