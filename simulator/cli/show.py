@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -162,6 +163,36 @@ def show_schedule(
             f"bubble, largest of a rank: {max(result.bubble_s):g}; "
             f"closed form: {BUBBLE_FORMULAS[name](ranks, ideal):g}"
         )
+
+
+@show_app.command("pair")
+def show_pair(
+    scenario: Annotated[str, typer.Argument(help="A training scenario: shipped name or path.")],
+    changes: Changes = None,
+    order: Annotated[
+        Path | None,
+        typer.Option(help="Write the order, for `python -m reference_model pair --order`."),
+    ] = None,
+) -> None:
+    """Pair: the overlapped pair of a training scenario, part by part, and when each part runs."""
+    from hardware_profiles.whole_files import write_whole
+    from reports.pair import pair_tables
+    from simulator.analysis.run import simulate
+    from simulator.execution.training import TrainingRun
+    from simulator.scenario.files import load_scenario
+    from simulator.workload.pair_order import order_text, pair_parts
+
+    loaded = load_scenario(scenario, changes or ())
+    if loaded.job_name != "training":
+        raise ValueError(
+            f"{loaded.where}: a {loaded.job_name} job has no pair; allowed: a training scenario"
+        )
+    run = simulate(loaded).result
+    assert isinstance(run, TrainingRun)
+    pair = run.step.pair
+    if order is not None:
+        write_whole(order, order_text(pair_parts(pair.log.graph)))
+    print_tables(*pair_tables(loaded.name, pair.log))
 
 
 def _show_profile(kind: Literal["gpus", "clusters"], name: str | None) -> None:

@@ -3,6 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
+from reference_model.pair import layers_of, parse_pair_order
 from simulator.cli.app import app
 
 RUN = CliRunner()
@@ -20,3 +21,19 @@ def test_without_a_name_everything_known_is_listed(what):
     result = RUN.invoke(app, ["show", what])
     assert result.exit_code == 0
     assert "h800" in result.stdout
+
+
+def test_a_pair_is_shown_part_by_part_and_written_for_the_reference_model(tmp_path):
+    path = tmp_path / "order.jsonl"
+    result = RUN.invoke(app, ["show", "pair", "pair_two_h200", "--order", str(path)])
+    assert result.exit_code == 0
+    assert "communication exposed" in result.stdout
+    order = parse_pair_order(path.read_text(encoding="utf-8"), source="the order")
+    assert layers_of(order) == 4
+    assert len(order) == 4 * 11
+
+
+def test_only_a_training_step_has_a_pair():
+    result = RUN.invoke(app, ["show", "pair", "decode_nvl72"])
+    assert isinstance(result.exception, ValueError)
+    assert "a serving_step job has no pair; allowed: a training scenario" in str(result.exception)
