@@ -1,6 +1,6 @@
 """Commands that run the model on several ranks.
 
-python -m reference_model expert-parallel | node-limited | pipeline | host
+python -m reference_model expert-parallel | node-limited | pipeline | pair | host
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ def add_commands(commands: Any) -> None:
     _add_expert_parallel(commands)
     _add_node_limited(commands)
     _add_pipeline(commands)
+    _add_pair(commands)
     _add_host(commands)
 
 
@@ -58,6 +59,32 @@ def _add_pipeline(commands: Any) -> None:
         help="file with one line a rank, as `dsv3sim show schedule` prints them",
     )  # fmt: skip
     pipeline.set_defaults(function=_pipeline)
+
+
+def _add_pair(commands: Any) -> None:
+    pair = commands.add_parser(
+        "pair", help="an overlapped pair on several ranks, against its micro-batches one by one"
+    )
+    _add_step(pair, recipe="fp8")
+    pair.add_argument(
+        "--order", type=Path, required=True,
+        help="file with one part a line, as `dsv3sim show pair SCENARIO --order FILE` writes it",
+    )  # fmt: skip
+    pair.add_argument("--ranks", type=int, default=2, help="default: %(default)s")
+    pair.add_argument(
+        "--backend", default="gloo", help="gloo (CPU) or nccl (GPUs) (default: %(default)s)"
+    )
+    pair.add_argument(
+        "--communication-sms", type=int, nargs="+", default=[], metavar="N",
+        help="SMs of the kernels that move tokens between GPUs (default: those of NCCL)",
+    )  # fmt: skip
+    pair.add_argument(
+        "--out", type=Path, help="measure pairs, for every N, and write the table to go on with"
+    )
+    pair.add_argument(
+        "--seconds", type=float, default=2.0, help="each is replayed (default: %(default)s)"
+    )
+    pair.set_defaults(function=_pair)
 
 
 def _add_host(commands: Any) -> None:
@@ -228,6 +255,62 @@ def _pipeline(options: argparse.Namespace) -> None:
         f"held       at most {', '.join(map(str, result.most_held))} chunks of activations a rank"
     )
     print(f"time       {result.seconds:.1f} s, start of the processes included")
+
+
+def _pair(options: argparse.Namespace) -> None:
+    from reference_model.config import load_model_config
+    from reference_model.gpu import default_kernels
+    from reference_model.measure_pair import PairRuns, PairSize, measure_pair
+    from reference_model.pair import check_pair, parse_pair_order
+    from reference_model.precision import Recipe
+    from reference_model.ranks import rank_device
+
+    _check_step(options)
+    for count in options.communication_sms:
+        if count < 1:
+            raise ValueError(f"--communication-sms {count} must be at least 1")
+    try:
+        text = options.order.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{options.order}: cannot be read: {error.strerror}") from error
+    order = parse_pair_order(text, source=str(options.order))
+    config = load_model_config(options.config)
+    if options.out is not None:
+        measure_pair(
+            PairRuns(
+                config=config,
+                model=options.config,
+                order=order,
+                sizes=(PairSize(options.sequences, options.context),),
+                programs=tuple(options.communication_sms) or (1,),
+                seconds=options.seconds,
+            ),
+            ranks=options.ranks,
+            backend=options.backend,
+            out=options.out,
+            timeout_s=options.timeout,
+        )
+        return
+    kernels = options.kernels or default_kernels(rank_device(options.backend))
+    for programs in options.communication_sms or (None,):
+        result = check_pair(
+            order,
+            config,
+            recipe=Recipe(options.recipe, kernels),
+            ranks=options.ranks,
+            sequences=options.sequences,
+            context=options.context,
+            seed=options.seed,
+            backend=options.backend,
+            programs=programs,
+            timeout_s=options.timeout,
+        )
+        moved = options.backend if programs is None else f"kernels on {programs} SMs"
+        print(f"pair       {options.ranks} ranks, {options.recipe}, tokens moved by {moved}")
+        print(f"gradients  differ by at most {result.largest_gradient_error:.1e} (relative)")
+        print(
+            f"output     by {result.output_error:.1e}, input gradient {result.input_grad_error:.1e}"
+        )
 
 
 def _host(options: argparse.Namespace) -> None:

@@ -1,0 +1,543 @@
+"""Measure overlapped pairs on GPUs of one host: alone, beside communication, and what it hides.
+
+Both micro-batches of a pair have the same planned routing, so that rows are known beforehand, no
+rank asks another how many come, and the whole pair is one captured graph (see measure_arrivals.py
+for the plan and pair.py for the order). Of every number of tokens and of communication SMs:
+
+    pair             the two streams together
+    compute          the same without transfers: what they deliver is there from an earlier run.
+                     The casts and counts beside them stay
+    communication    the transfers alone, one after another
+
+each replayed for some seconds on all ranks at once, the second half of the replays counted.
+Products and other persistent kernels are launched for the SMs that communication leaves in all
+three; what is not persistent takes every SM that is free. `exposed_s` of a pair is the time in
+which its compute stream has no kernel, less what a stream without transfers has between kernels.
+
+Then the first two run once more with a note of the time behind every operator, on its own stream:
+rows of operators hold their time in the pair, `alone_s` without transfers, both medians over the
+layers and some replays, and the note included.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import distributed
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reference_model.calls import describe_call
+from reference_model.config import ModelConfig
+from reference_model.expert_parallel import ExpertParallelBlock, layout_of
+from reference_model.gpu import choose_kernels
+from reference_model.layers import rotary_angles
+from reference_model.measure import (
+    KernelTiming,
+    append_rows,
+    device_source,
+    limited_sms,
+    pairs_text,
+)
+from reference_model.measure_arrivals import PlannedGate, planned_choices
+from reference_model.model import ResidualStream
+from reference_model.moments import moment, seconds_between, wait_for_device
+from reference_model.operators import NAMESPACE
+from reference_model.pair import (
+    COMMUNICATION,
+    COMPUTE,
+    Part,
+    build_layers,
+    layers_of,
+    random_rows,
+    run_forward,
+    run_pair,
+    two_streams,
+)
+from reference_model.precision import Recipe
+from reference_model.ranks import rank_device, run_ranks
+
+PAIR = "pair"
+_SEED = 0
+_NOTED_REPLAYS = 5
+_FEWEST = 6
+_NANO = 1e-9
+"""The GPU's clock counts nanoseconds."""
+
+
+class PairSize(NamedTuple):
+    """The tokens of each micro-batch of a rank."""
+
+    sequences: int
+    context: int
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.context
+
+
+@dataclass(frozen=True, slots=True)
+class PairRuns:
+    """What to measure."""
+
+    config: ModelConfig
+    model: str
+    """Name of the config in the table."""
+    order: tuple[Part, ...]
+    sizes: tuple[PairSize, ...]
+    programs: tuple[int, ...]
+    """SMs of communication, one run for each."""
+    seconds: float
+    """Each is replayed."""
+
+
+class Whole(NamedTuple):
+    """One of the three, of one rank."""
+
+    what: str
+    tokens: int
+    programs: int
+    seconds: float
+    spread: float
+    exposed: float
+    """Seconds; not a number for communication alone."""
+
+
+class OperatorTime(NamedTuple):
+    """An operator in the order of a stream, of one rank."""
+
+    tokens: int
+    programs: int
+    stream: str
+    name: str
+    phase: str
+    kind: str
+    sizes: str
+    dtype: str
+    beside: float
+    """Seconds in the pair."""
+    alone: float
+    """Without transfers; of a transfer, without compute."""
+
+
+# -- routing that is known beforehand --------------------------------------------------------------
+
+
+def plan_routing(
+    layers: Sequence[ExpertParallelBlock], *, tokens: int, rank: int, ranks: int
+) -> None:
+    """Let every layer's gate choose as planned, evenly at random, and tell it the layout."""
+    for number, layer in enumerate(layers):
+        config = layer.mlp.config
+        local = config.n_routed_experts // ranks
+        chosen = [
+            planned_choices(config, tokens=tokens, skew=0.0, seed=1000 * number + peer)
+            for peer in range(ranks)
+        ]
+        homes = [choices // local for choices in chosen]
+        reached = [
+            torch.zeros((tokens, ranks), dtype=torch.bool).scatter_(1, home, True) for home in homes
+        ]
+        layout = layout_of(
+            reached[rank],
+            [of_rank.sum(dim=0).tolist() for of_rank in reached],
+            [home.flatten().bincount(minlength=ranks).tolist() for home in homes],
+            rank=rank,
+        )
+        device = layer.mlp.gate.proj.weight.device
+        layer.mlp.layout = layout._replace(
+            source=layout.source.to(device), token_rows=layout.token_rows.to(device)
+        )
+        layer.mlp.gate = PlannedGate(layer.mlp.gate, chosen[rank].to(device), chosen=lambda: None)
+
+
+# -- notes of the time -----------------------------------------------------------------------------
+
+
+class Note(NamedTuple):
+    """A moment in a stream: a part begins, or an operator is over."""
+
+    stream: str
+    part: int
+    operator: tuple[str, str, str, str, str] | None
+    """Name, phase, kind, sizes and type; None where a part begins."""
+
+
+class Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the time behind every operator that is issued inside it."""
+
+    def __init__(self, device: torch.device, room: int = 1 << 16) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
+        self.times = torch.zeros(room, dtype=torch.int64, device=device)
+        self.notes: list[Note] = []
+        self.part = (0, COMPUTE)
+
+    def begin(self, number: int, part: Part) -> None:
+        """A part begins."""
+        self.stream_begins(number, part.stream)
+
+    def stream_begins(self, number: int, stream: str) -> None:
+        """What is noted from here on belongs to a part on a stream."""
+        self.part = (number, stream)
+        self.note(None)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == NAMESPACE:
+            o = describe_call(func, args, kwargs or {}, result).operator
+            self.note((o.name, o.phase, o.kind, pairs_text(o.sizes), o.dtype))
+        return result
+
+    def note(self, operator: tuple[str, str, str, str, str] | None) -> None:
+        """An operator is over; None: a part begins."""
+        number, stream = self.part
+        place = len(self.notes)
+        self.notes.append(Note(stream, number, operator))
+        if self.device.type == "cuda":
+            from reference_model.kernels.triton_peer import note_time
+
+            note_time(self.times, place)
+        else:
+            self.times[place] = time.perf_counter_ns()
+
+    def read(self) -> list[int]:
+        """Nanoseconds, by note."""
+        taken: list[int] = self.times[: len(self.notes)].tolist()
+        return taken
+
+
+def idle_seconds(notes: Sequence[Note], times: Sequence[int]) -> float:
+    """Time of the compute stream between the end of a part and the begin of the next, and what the
+    other stream still needs when it is through."""
+    own = [(n, t) for n, t in zip(notes, times, strict=True) if n.stream == COMPUTE]
+    begins = [at for at, (note, _) in enumerate(own) if note.operator is None]
+    gaps = [own[at][1] - own[at - 1][1] if at else own[0][1] - min(times) for at in begins]
+    return (sum(gaps) + max(times) - own[-1][1]) * _NANO
+
+
+def operator_seconds(notes: Sequence[Note], times: Sequence[int]) -> list[tuple[Note, float]]:
+    """Each operator with the time since the note before it in its stream and part."""
+    last: dict[str, int] = {}
+    found = []
+    for note, at in zip(notes, times, strict=True):
+        if note.operator is not None:
+            found.append((note, (at - last[note.stream]) * _NANO))
+        last[note.stream] = at
+    return found
+
+
+# -- one rank --------------------------------------------------------------------------------------
+
+
+class _Step:
+    """What is timed: captured where that is possible, and replayed."""
+
+    def __init__(self, run: Callable[[], Any], device: torch.device) -> None:
+        """Runs it once, which compiles its kernels, and captures it."""
+        self.device = device
+        kept = run()
+        wait_for_device(device)
+        del kept
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.run = run
+        if device.type == "cuda":
+            distributed.barrier()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                run()
+
+    def __call__(self) -> None:
+        if self.graph is None:
+            self.run()
+        else:
+            self.graph.replay()
+
+
+def _time(step: _Step, seconds: float) -> tuple[float, float]:
+    """Median and relative deviation of the second half of some replays, as many on every rank."""
+    device = step.device
+    step()
+    wait_for_device(device)
+    begun = time.perf_counter()
+    step()
+    wait_for_device(device)
+    once = torch.tensor(time.perf_counter() - begun, device=device)
+    distributed.all_reduce(once, op=distributed.ReduceOp.MAX)
+    count = max(_FEWEST, math.ceil(seconds / float(once)))
+    distributed.barrier()
+    marks = [moment(device)]
+    for _ in range(count):
+        step()
+        marks.append(moment(device))
+    wait_for_device(device)
+    spans = [seconds_between(a, b) for a, b in pairwise(marks)][count // 2 :]
+    return statistics.median(spans), statistics.pstdev(spans) / statistics.mean(spans)
+
+
+def _noted(run: Callable[[Notes], Any], device: torch.device) -> tuple[list[Note], list[list[int]]]:
+    """A step with notes: them, and their times in each of some replays."""
+    notes = Notes(device)
+
+    def once() -> Any:
+        notes.notes = []
+        return run(notes)
+
+    step = _Step(once, device)
+    taken = []
+    for _ in range(_NOTED_REPLAYS):
+        distributed.barrier()
+        step()
+        wait_for_device(device)
+        taken.append(notes.read())
+    return notes.notes, taken
+
+
+def _measure(
+    rank: int, ranks: int, config: ModelConfig, order: tuple[Part, ...],
+    sizes: tuple[tuple[int, int], ...], programs: tuple[int, ...], seconds: float, backend: str,
+) -> dict[str, Any]:  # fmt: skip
+    """All runs of one process."""
+    device = rank_device(backend)
+    recipe = Recipe("fp8", choose_kernels(None, device))
+    layers = build_layers(
+        config, layers_of(order), recipe=recipe, device=device, rank=rank, ranks=ranks, seed=_SEED
+    )
+    memory: Any = None
+    if device.type == "cuda":
+        from reference_model.peer_memory import share_memory, use_peer_memory
+
+        torch.cuda.empty_cache()
+        most = max(sequences * context for sequences, context in sizes)
+        memory = share_memory(_memory_bytes(config, len(layers), most, ranks), programs=1)
+        use_peer_memory(memory)
+    wholes: list[Whole] = []
+    operators: list[OperatorTime] = []
+    with torch.no_grad():
+        for size in (PairSize(*size) for size in sizes):
+            plan_routing(layers, tokens=size.tokens, rank=rank, ranks=ranks)
+            if memory is not None:
+                memory.programs = max(programs)
+                memory.rewind(0)
+            pair = _pair_of(order, layers, size, memory=memory, rank=rank)
+            for count in programs:
+                if memory is not None:
+                    memory.programs = count
+                with _sms_left(count, device):
+                    found, times = _one(pair, memory, size.tokens, count, seconds, device)
+                wholes += found
+                operators += times
+                if rank == 0:
+                    shown = ", ".join(f"{w.what} {w.seconds:.4e} s" for w in found)
+                    exposed = f"exposed {found[0].exposed:.4e} s"
+                    print(f"{size.tokens} tokens, {count} SMs: {shown}, {exposed}", flush=True)
+    sms = 1
+    if device.type == "cuda":
+        sms = torch.cuda.get_device_properties(device).multi_processor_count
+    return {
+        "wholes": [tuple(whole) for whole in wholes],
+        "operators": [tuple(operator) for operator in operators],
+        "source": device_source(device),
+        "kernels": recipe.kernels,
+        "sms": sms,
+    }
+
+
+def _pair_of(
+    order: tuple[Part, ...], layers: Sequence[ExpertParallelBlock], size: PairSize, *,
+    memory: Any, rank: int,
+) -> Callable[..., Any]:  # fmt: skip
+    """A function that runs the pair, whose backward micro-batch has gone forward here; with notes
+    of the time or without, and with transfers or without."""
+    mlp = layers[0].mlp
+    config, recipe, device = mlp.config, mlp.recipe, mlp.gate.proj.weight.device
+    angles = rotary_angles(config, size.context, device=device)
+    hidden, other, grad = (
+        random_rows(config, size.tokens, recipe=recipe, device=device, seed=10 * number + rank + 1)
+        for number in range(3)
+    )
+    _, saved = run_forward(layers, ResidualStream(hidden, None), angles)
+    wait_for_device(device)
+    taken = 0 if memory is None else memory.used
+
+    def pair(notes: Notes | None = None, *, moving: bool = True) -> Any:
+        if memory is not None:
+            memory.rewind(taken)
+            memory.moving = moving
+        with notes or nullcontext():
+            return run_pair(
+                order, layers, stream=ResidualStream(other, None), grad=grad, saved=saved,
+                angles=angles, streams=two_streams(device),
+                each=(lambda *_: None) if notes is None else notes.begin,
+            )  # fmt: skip
+
+    return pair
+
+
+def _sms_left(programs: int, device: torch.device) -> Any:
+    """Launches products for the SMs that communication leaves."""
+    if device.type != "cuda":
+        return nullcontext()
+    every = torch.cuda.get_device_properties(device).multi_processor_count
+    return limited_sms(every - programs, device=device, partition=False)
+
+
+def _one(
+    pair: Callable[..., Any], memory: Any, tokens: int, programs: int, seconds: float,
+    device: torch.device,
+) -> tuple[list[Whole], list[OperatorTime]]:  # fmt: skip
+    """The three runs of one number of SMs, and the operators' times."""
+    notes, times = _noted(pair, device)
+    alone_notes, alone_times = _noted(lambda notes: pair(notes, moving=memory is None), device)
+    still = _middle([idle_seconds(alone_notes, taken) for taken in alone_times])
+    exposed = _middle([idle_seconds(notes, taken) for taken in times]) - still
+    together = _time(_Step(pair, device), seconds)
+    wholes = [Whole(PAIR, tokens, programs, *together, exposed)]
+    alone = _medians(alone_notes, alone_times)
+    if memory is not None:
+        apart = _time(_Step(lambda: pair(moving=False), device), seconds)
+        wholes.append(Whole(COMPUTE, tokens, programs, *apart, 0.0))
+        # What the transfers read has to be there: they are those of a pair that is kept.
+        kept = pair()
+        wait_for_device(device)
+        transfers = list(memory.transfers)
+
+        def communicate(notes: Notes | None = None) -> None:
+            for site, transfer in transfers:
+                if notes is not None:
+                    notes.stream_begins(0, COMMUNICATION)
+                transfer()
+                if notes is not None:
+                    phase, _, name = site.split(":")[:3]
+                    notes.note((name, phase, "", "", ""))
+
+        apart = _time(_Step(communicate, device), seconds)
+        wholes.append(Whole(COMMUNICATION, tokens, programs, *apart, math.nan))
+        alone |= _medians(*_noted(communicate, device))
+        del kept, transfers
+    found = [
+        OperatorTime(
+            tokens, programs, stream, name, phase, kind, sizes, dtype, beside,
+            alone.get((stream, name, phase), (math.nan,))[0],
+        )
+        for (stream, name, phase), (beside, kind, sizes, dtype) in _medians(notes, times).items()
+    ]  # fmt: skip
+    return wholes, found
+
+
+def _medians(
+    notes: Sequence[Note], times: Sequence[Sequence[int]]
+) -> dict[tuple[str, str, str], tuple[float, str, str, str]]:
+    """(stream, name, phase) -> median seconds over layers and replays, kind, sizes and type."""
+    seconds: dict[tuple[str, str, str], list[float]] = {}
+    described: dict[tuple[str, str, str], tuple[str, str, str]] = {}
+    for taken in times:
+        for note, took in operator_seconds(notes, taken):
+            assert note.operator is not None
+            name, phase, *what = note.operator
+            key = (note.stream, name, phase)
+            seconds.setdefault(key, []).append(took)
+            described[key] = (what[0], what[1], what[2])
+    return {key: (_middle(found), *described[key]) for key, found in seconds.items()}
+
+
+def _middle(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def _memory_bytes(config: ModelConfig, layers: int, tokens: int, ranks: int) -> int:
+    """What the windows of a forward chunk and of a pair need, with a quarter over: in each layer
+    three times dispatch, once of gradients, and combine, each with room for all ranks' tokens, and
+    what combine adds up."""
+    row = config.hidden_size + config.hidden_size // 32 * 2 + 16 * config.num_experts_per_tok
+    back = 2 * config.hidden_size + 8 * config.num_experts_per_tok
+    per_layer = 3 * row * ranks + 3 * back * (ranks + 1)
+    return tokens * layers * per_layer * 5 // 4
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def measure_pair(runs: PairRuns, *, ranks: int, backend: str, out: Path, timeout_s: float) -> None:
+    """Measure all runs over `ranks` ranks and append their rows to the table at `out`.
+
+    Raises ValueError where the ranks do not divide the experts."""
+    if ranks < 2 or runs.config.n_routed_experts % ranks:
+        raise ValueError(
+            f"ranks = {ranks}: allowed at least 2, that divide {runs.config.n_routed_experts}"
+            " routed experts"
+        )
+    ran = run_ranks(
+        _measure,
+        (runs.config, runs.order, tuple((*size,) for size in runs.sizes), runs.programs,
+         runs.seconds, backend),
+        ranks=ranks, backend=backend, timeout_s=timeout_s,
+    )  # fmt: skip
+    append_rows(pair_rows(runs, ran, backend=backend), out)
+
+
+def pair_rows(
+    runs: PairRuns, results: Sequence[dict[str, Any]], *, backend: str
+) -> list[KernelTiming]:
+    """What each rank measured, as rows."""
+    rows = []
+    for rank, result in enumerate(results):
+        common = {
+            "model": runs.model, "layers": layers_of(runs.order), "ranks": len(results),
+            "rank": rank, "set": f"dsv3sim_{result['kernels']}", "statistic": "median",
+            "launch": "graph" if backend == "nccl" else "eager",
+        }  # fmt: skip
+        place = {"source": result["source"], "sms": result["sms"], "common": common}
+        rows += [_whole_row(Whole(*whole), **place) for whole in result["wholes"]]
+        rows += [_operator_row(OperatorTime(*o), **place) for o in result["operators"]]
+    return rows
+
+
+def _whole_row(whole: Whole, *, source: str, sms: int, common: dict[str, Any]) -> KernelTiming:
+    values = common | {"timing": "events"}
+    if not math.isnan(whole.exposed):
+        values["exposed_s"] = f"{whole.exposed:.4g}"
+    return KernelTiming(
+        kind=whole.what,
+        sizes=pairs_text([("communication_sms", whole.programs), ("tokens", whole.tokens)]),
+        dtype="fp8_e4m3",
+        sms=sms,
+        seconds=whole.seconds,
+        spread=whole.spread,
+        source=source,
+        conditions=pairs_text(values.items()),
+    )
+
+
+def _operator_row(
+    operator: OperatorTime, *, source: str, sms: int, common: dict[str, Any]
+) -> KernelTiming:
+    values = common | {
+        "timing": "clock",
+        "tokens": operator.tokens,
+        "communication_sms": operator.programs,
+        "stream": operator.stream,
+        "phase": operator.phase,
+        "operator": operator.name,
+        "alone_s": f"{operator.alone:.4g}",
+    }
+    return KernelTiming(
+        kind=operator.kind,
+        sizes=operator.sizes,
+        dtype=operator.dtype,
+        sms=operator.programs if operator.stream == COMMUNICATION else sms - operator.programs,
+        seconds=operator.beside,
+        spread=0.0,
+        source=source,
+        conditions=pairs_text(values.items()),
+    )

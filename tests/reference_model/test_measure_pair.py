@@ -1,0 +1,105 @@
+"""Pairs on two CPU ranks, as rows; times of a GPU's clock, by hand."""
+
+import csv
+
+import pytest
+import torch
+
+from reference_model.config import load_model_config
+from reference_model.measure_arrivals import planned_choices
+from reference_model.measure_pair import (
+    Note,
+    PairRuns,
+    PairSize,
+    idle_seconds,
+    measure_pair,
+    operator_seconds,
+    pair_rows,
+    plan_routing,
+)
+from reference_model.pair import build_layers
+from reference_model.precision import Recipe
+from tests.reference_model.test_pair import order
+
+DEBUG = load_model_config("debug")
+GEMM = ("q", "forward", "gemm", "m=1", "fp8_e4m3")
+SENT = ("moe.dispatch", "forward", "dispatch", "tokens=1", "fp8_e4m3")
+NOTES = [
+    Note("compute", 0, None),
+    Note("compute", 0, GEMM),
+    Note("communication", 1, None),
+    Note("communication", 1, SENT),
+    Note("compute", 2, None),
+    Note("compute", 2, GEMM),
+    Note("communication", 3, None),
+    Note("communication", 3, SENT),
+]
+TIMES = [1000, 5000, 5500, 9000, 9200, 12000, 12100, 15000]
+"""Nanoseconds: the second part waits from 5,000 to 9,200, and a transfer ends 3,000 after it."""
+
+
+def test_a_compute_stream_is_idle_between_parts_and_till_the_last_transfer_ends():
+    assert idle_seconds(NOTES, TIMES) == pytest.approx((9200 - 5000 + 15000 - 12000) * 1e-9)
+
+
+def test_an_operator_takes_from_the_note_before_it_in_its_stream():
+    assert [round(seconds * 1e9) for _, seconds in operator_seconds(NOTES, TIMES)] == [
+        4000, 3500, 2800, 2900,
+    ]  # fmt: skip
+
+
+def test_planned_routing_gives_every_rank_the_layout_of_its_plan():
+    recipe, cpu = Recipe("float32", "reference"), torch.device("cpu")
+    layers = build_layers(DEBUG, 1, recipe=recipe, device=cpu, rank=1, ranks=2, seed=0)
+    plan_routing(layers, tokens=16, rank=1, ranks=2)
+    chosen = [planned_choices(DEBUG, tokens=16, skew=0.0, seed=peer) for peer in range(2)]
+    layout = layers[0].mlp.layout
+    local = DEBUG.n_routed_experts // 2
+    assert layout.sent == [int((chosen[1] // local == peer).any(dim=1).sum()) for peer in range(2)]
+    assert layout.received == [int((c // local == 1).any(dim=1).sum()) for c in chosen]
+    assert layout.expanded == sum(int((c // local == 1).sum()) for c in chosen)
+    assert torch.equal(layers[0].mlp.gate.choices, chosen[1])
+
+
+def test_a_pair_on_two_cpus_fills_a_table(tmp_path):
+    out = tmp_path / "pair.csv"
+    runs = PairRuns(DEBUG, "debug", order(1), (PairSize(1, 128),), (2,), seconds=0.0)
+    measure_pair(runs, ranks=2, backend="gloo", out=out, timeout_s=120.0)
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    wholes = [row for row in rows if row["kind"] == "pair"]
+    assert [row["sizes"] for row in wholes] == ["communication_sms=2;tokens=128"] * 2  # two ranks
+    operators = [row for row in rows if row["kind"] != "pair"]
+    names = {row["conditions"] for row in operators}
+    assert len(names) == len(operators)
+    assert sum("operator=moe.dispatch;" in name for name in names) == 2
+    assert all(float(row["seconds"]) > 0 for row in rows)
+
+
+def test_rows_say_what_ran_beside_and_on_how_many_sms():
+    result = {
+        "wholes": [("pair", 4096, 20, 0.05, 0.01, 0.0002), ("communication", 4096, 20, 0.007, 0.02,
+                                                             float("nan"))],
+        "operators": [(4096, 20, "compute", "q", "forward", "gemm", "k=8;m=4;n=2", "fp8_e4m3",
+                       1.1e-4, 1e-4)],
+        "source": "here", "kernels": "mixed", "sms": 132,
+    }  # fmt: skip
+    runs = PairRuns(DEBUG, "debug", order(1), (), (20,), seconds=1.0)
+    pair, communication, gemm = pair_rows(runs, [result], backend="nccl")
+    common = "launch=graph;layers=1;model=debug"
+    assert pair.cells() == (
+        "pair", "communication_sms=20;tokens=4096", "fp8_e4m3", "132", "0.05", "0.01", "here",
+        f"exposed_s=0.0002;{common};rank=0;ranks=1;set=dsv3sim_mixed;statistic=median;timing=events",
+    )  # fmt: skip
+    assert "exposed_s" not in communication.conditions
+    assert (gemm.kind, gemm.sizes, gemm.sms, gemm.seconds) == ("gemm", "k=8;m=4;n=2", 112, 1.1e-4)
+    assert gemm.conditions == (
+        f"alone_s=0.0001;communication_sms=20;{common};operator=q;phase=forward;rank=0;ranks=1;"
+        "set=dsv3sim_mixed;statistic=median;stream=compute;timing=clock;tokens=4096"
+    )
+
+
+def test_one_rank_is_refused():
+    runs = PairRuns(DEBUG, "debug", order(1), (PairSize(1, 128),), (2,), seconds=0.0)
+    with pytest.raises(ValueError, match="ranks = 1: allowed at least 2, that divide 8 routed"):
+        measure_pair(runs, ranks=1, backend="gloo", out=None, timeout_s=1.0)
