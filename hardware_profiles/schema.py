@@ -5,6 +5,7 @@ fractions come from measurements. How a file's fields are read and checked stand
 """
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -86,6 +87,21 @@ class GpuProfile(Profile):
                 f"GPU {self.name}: peak_compute: no peak for {dtype!r}; known: {', '.join(peaks)}"
             )
         return peaks[dtype] * (self.sms / (self.peak_sms or self.sms)) * self.clock_ratio
+
+
+_FORM_FACTORS = frozenset({"sxm", "pcie", "nvl"})
+
+
+def gpu_of_device(device: str) -> str | None:
+    """The shipped GPU that a driver's device name means, such as "NVIDIA H100 80GB HBM3": the one
+    whose name's words it has. A card of another form, such as an H100 PCIe, is another GPU: None.
+    """
+    words = {re.sub(r"^sxm\d$", "sxm", word) for word in device.lower().split()}
+    for gpu in known_gpus():
+        named = set(gpu.split("_"))
+        if named - _FORM_FACTORS <= words and words & _FORM_FACTORS <= named:
+            return gpu
+    return None
 
 
 class NicProfile(Profile):
@@ -495,6 +511,10 @@ class CalibrationProfile(Profile):
     restated_from: tuple[str, ...] = ()
     """Calibrations of other GPUs whose rows stand in where the own tables lack a kernel family,
     scaled by the physical ceilings of both GPUs."""
+    completed_by: tuple[str, ...] = ()
+    """Calibrations that answer for kernels of which the own tables have no row: the own tables win,
+    and rows of another GPU are restated. Every job takes them, where `restated_from` is left alone
+    by serving."""
     basis: Literal["measured", "restated", "datasheet"] = "measured"
     """What kernel times rest on: own rows; rows of a GPU with the same SMs; or rows of another
     architecture, of which only the shares of the datasheet's ceilings hold here."""
@@ -506,7 +526,8 @@ class CalibrationProfile(Profile):
 
     @model_validator(mode="after")
     def _needs_tables(self) -> "CalibrationProfile":
-        if not self.restated_from and not (self.measurements and self.kernel_sets):
+        others = self.restated_from or self.completed_by
+        if not others and not (self.measurements and self.kernel_sets):
             raise ValueError(
                 "measurements and kernel_sets must each name at least one entry, or restated_from "
                 "must name a calibration"

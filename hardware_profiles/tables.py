@@ -27,8 +27,25 @@ from pathlib import Path
 from hardware_profiles.fields import ROOT
 from hardware_profiles.whole_files import read_text, write_whole
 
-ELEMENT_TYPES = ("bfloat16", "e5m6", "float32", "fp8_e4m3", "int32", "int64")
+ELEMENT_TYPES = (
+    "bfloat16",
+    "e5m6",
+    "float16",
+    "float32",
+    "fp4_e2m1",
+    "fp8_e4m3",
+    "int32",
+    "int64",
+    "int8",
+)
 """Types of the elements that a measured kernel reads or writes."""
+
+TRANSFER_KINDS = frozenset(
+    {"all_gather", "all_reduce", "all_to_all", "peer_copy", "reduce_scatter", "send"}
+)
+"""Kinds of rows that time a transfer between GPUs of one host, not a kernel of a layer."""
+TRANSFER_SIZES = ("bytes", "ranks")
+"""Their sizes: the larger of a rank's send and receive buffers, as nccl-tests have it, and GPUs."""
 
 COLUMNS = ("kind", "sizes", "dtype", "sms", "seconds", "spread", "source", "conditions")
 

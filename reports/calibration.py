@@ -20,6 +20,8 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
+from simulator.calibration.explain import Explanation
+from simulator.calibration.kernel_choice import RULE
 from simulator.calibration.restated_errors import RestatedError
 from simulator.hardware.kernels.families import Family, calibration_measurements
 from simulator.hardware.network.transfer_times import LINK_KINDS, MODELLED_ON, TransferTimes
@@ -47,6 +49,24 @@ def calibration_tables(
         rows = calibration_measurements(profile) if measurements is None else measurements
         judged.append(_transfers(profile, rows))
     return [*judged, _inputs(profile)]
+
+
+def explained_tables(found: Explanation) -> list[Table]:
+    """What sources would be read as, which kernels would be taken of them, and what set aside."""
+    sources = Table("sources, read by", title_justify="left")
+    for line in found.read_by:
+        sources.add_row(line)
+    kernels = Table("kernel", "kernel set", "taken", title_justify="left", caption_justify="left")
+    kernels.add_column("rows", justify="right")
+    for read in found.kernels:
+        kernels.add_row(
+            read.kernel, read.kernel_set, "yes" if read.taken else "no", f"{read.rows:,}"
+        )
+    kernels.caption = f"of one kernel in several sets: {RULE}"
+    aside = Table("set aside", title_justify="left")
+    for line in found.aside or ("nothing",):
+        aside.add_row(line)
+    return [sources, kernels, aside]
 
 
 def _elsewhere(profile: CalibrationProfile) -> Table:

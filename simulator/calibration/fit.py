@@ -45,13 +45,27 @@ from hardware_profiles.schema import (
     load_gpu,
     read_profile,
 )
-from hardware_profiles.tables import Measurement, format_pairs, table_path, write_measurements
+from hardware_profiles.tables import (
+    TRANSFER_KINDS,
+    Measurement,
+    format_pairs,
+    table_path,
+    write_measurements,
+)
 from hardware_profiles.whole_files import write_whole
 from simulator.calibration import link_errors
+from simulator.calibration.kernel_choice import choose_versions
 from simulator.calibration.sources import read_sources
 from simulator.calibration.tables import kernel_sets
 from simulator.hardware.kernels.curves import QUANTILE, Rows, curve_held_out, shapes_of
-from simulator.hardware.kernels.families import Family, batch_of_rows, check_row
+from simulator.hardware.kernels.families import (
+    Family,
+    batch_of_rows,
+    calibration_measurements,
+    check_row,
+    family_of,
+    operator_of,
+)
 from simulator.hardware.kernels.models import fit_form
 from simulator.hardware.kernels.roofline import (
     SMALL_TILE_ROWS,
@@ -62,7 +76,6 @@ from simulator.hardware.kernels.roofline import (
 from simulator.hardware.kernels.surface import CANDIDATES, ROWS_OF, KernelSurface
 from simulator.hardware.kernels.wave_lattice import SHAPE, WaveLattice
 from simulator.hardware.network.transfer_times import (
-    LINK_KINDS,
     bytes_of,
     fit_link,
     link_tables,
@@ -131,6 +144,8 @@ class Calibration:
     warnings: tuple[str, ...]
     read_by: tuple[str, ...]
     """The mapping of each source."""
+    completed: tuple[str, ...] = ()
+    """What the rows lack: "calibration that answers: kinds of kernels"."""
 
 
 def fit_calibration(
@@ -142,33 +157,38 @@ def fit_calibration(
     mappings: Sequence[str] = (),
     sets: Sequence[str] = (),
     form: FormName = "best",
+    completed_by: Sequence[str] = (),
+    stated: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Calibration:
     """Read sources, fit every family and judge the fits.
 
     Args:
         gpu: GPU profile that all sources were measured on.
         name: of the calibration.
-        base: inputs that no table holds; answers for kernel families without a row.
+        base: inputs that no table holds.
         mappings: how sources are read, as `sources.read_sources` takes them.
-        sets: kernel sets to use, most preferred first; all that the sources hold where empty,
-            in the order of the base.
+        sets: kernel sets to prefer, in order; of kernels of which they have no row, and where
+            empty, those of the base, else the newest version (kernel_choice.py).
         form: of the models; "best" chooses by the error of left-out rows.
+        completed_by: calibrations that answer for kernels without a row.
+        stated: {column that tables lack: its value in every line}
+        progress: told what is being done.
 
     Raises ValueError, one line, for a source that cannot be used or sources without a row.
     """
-    read = read_sources(sources, gpu=gpu, mappings=mappings)
-    rows, warnings = list(read.measurements), list(read.warnings)
-    if sets:
-        unknown = [kernel_set for kernel_set in sets if kernel_set not in kernel_sets(rows)]
-        if unknown:
-            raise ValueError(
-                f"kernel set {unknown[0]!r} is in none of the sources; found: "
-                f"{', '.join(kernel_sets(rows))}"
-            )
-        left = [row for row in rows if row.kernel_set not in sets]
-        if left:
-            warnings.append(f"{len(left)} rows of other kernel sets are not used")
-        rows = [row for row in rows if row.kernel_set in sets]
+    read = read_sources(sources, gpu=gpu, mappings=mappings, stated=stated, progress=progress)
+    warnings = list(read.warnings)
+    unknown = [name for name in sets if name not in kernel_sets(read.measurements)]
+    if unknown:
+        raise ValueError(
+            f"kernel set {unknown[0]!r} is in none of the sources; found: "
+            f"{', '.join(kernel_sets(read.measurements))}"
+        )
+    choice = choose_versions(read.measurements, read.sets, named=(*sets, *base.kernel_sets))
+    rows = list(choice.rows)
+    warnings += [f"{count} rows set aside: {reason}" for reason, count in choice.aside.items()]
+    progress(f"fitting {len(rows):,} rows")
     profile = load_gpu(gpu)
     fits, held_out = fit_families(
         rows, gpu=profile, floor=base.kernel_floor.value, tiles=base.tiles, form=form
@@ -182,8 +202,7 @@ def fit_calibration(
         warnings.append(
             f"{len(few)} rows of fewer than {LEAST_ROWS} sizes a family are not judged: {kinds}"
         )
-    found = kernel_sets(rows)
-    preferred = [known for known in sets or base.kernel_sets if known in found]
+    found = choice.sets
     named = base.kernels if set(found) <= set(base.kernel_sets) else None
     if named is None:
         warnings.append(
@@ -194,7 +213,9 @@ def fit_calibration(
         "name": name,
         "kernels": named,
         "gpu": gpu,
-        "kernel_sets": (*preferred, *(new for new in found if new not in preferred)),
+        "kernel_sets": found,
+        "basis": "measured",
+        "completed_by": tuple(completed_by),
         "fits": tuple(fits),
     }
     return Calibration(
@@ -204,7 +225,26 @@ def fit_calibration(
         unmapped=read.unmapped,
         warnings=tuple(warnings),
         read_by=read.mappings,
+        completed=_completed(completed_by, rows),
     )
+
+
+def _completed(names: Sequence[str], rows: Iterable[Measurement]) -> tuple[str, ...]:
+    """Kinds of kernels that have no row and are answered for by other calibrations, one line a
+    calibration."""
+    known = {family_of(operator_of(row)) for row in rows}
+    lines = []
+    for name in names:
+        families = {
+            family_of(operator_of(row))
+            for row in calibration_measurements(load_calibration(name))
+            if row.kind not in TRANSFER_KINDS
+        }
+        missing = sorted({family[0] for family in families - known})
+        known |= families
+        if missing:
+            lines.append(f"{name}: {', '.join(missing)}")
+    return tuple(lines)
 
 
 def fit_families(
@@ -225,7 +265,7 @@ def fit_families(
     groups: dict[tuple[Family, str], list[Measurement]] = defaultdict(list)
     rows = list(rows)
     for row in rows:
-        if row.kind in LINK_KINDS:
+        if row.kind in TRANSFER_KINDS:
             continue
         check_row(row)
         family = (row.kind, row.dtype, row.out_dtype, row.accumulates)
@@ -615,6 +655,7 @@ def profile_text(profile: CalibrationProfile, raw_base: Mapping[str, Any]) -> st
         "gpu": profile.gpu,
         "measurements": list(profile.measurements),
         "kernel_sets": list(profile.kernel_sets),
+        "completed_by": list(profile.completed_by),
         "restated_from": list(profile.restated_from),
         "basis": profile.basis,
     }
@@ -643,6 +684,8 @@ def calibrate_to_file(
     base: str | None,
     sets: Sequence[str] = (),
     form: FormName = "best",
+    stated: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Calibration, list[Path]]:
     """Fit a calibration and write it; returns the result and the files written.
 
@@ -658,18 +701,31 @@ def calibrate_to_file(
         raise ValueError(f"--out {out}: there is no directory {out.parent}")
     load_gpu(gpu)
     check_outputs(out, sources)
-    name = base or (gpu if gpu in known_calibrations() else DEFAULT_BASE)
+    name = base_of(gpu, base)
     raw, _ = read_profile("calibrations", name)
+    base_profile = load_calibration(name)
+    # A base without rows is itself answered for by others. No calibration completes itself.
+    whose = (name,) if base_profile.measurements else base_profile.restated_from
+    shipped = out.resolve().parent == (ROOT / "calibrations").resolve()
     result = fit_calibration(
         sources,
         gpu=gpu,
         name=out.stem,
-        base=load_calibration(name),
+        base=base_profile,
+        completed_by=() if shipped else whose,
         mappings=mappings,
         sets=sets,
         form=form,
+        stated=stated,
+        progress=progress,
     )
     return result, write_calibration(result, out, base_raw=raw, sources=sources)
+
+
+def base_of(gpu: str, base: str | None) -> str:
+    """The calibration whose other inputs are taken over: the one named, else the GPU's own, else
+    that of the H800."""
+    return base or (gpu if gpu in known_calibrations() else DEFAULT_BASE)
 
 
 def check_outputs(out: Path, sources: Sequence[Path]) -> None:

@@ -1,6 +1,8 @@
 """Read the measurements given to `calibrate`: tables and profiles of one GPU.
 
-Each source has its own mapping. `mappings` holds texts of two forms:
+A folder stands for every file below it that can hold measurements; one that no mapping knows is set
+aside there, and is an error where it is given by name. Each source has its own mapping. `mappings`
+holds texts of two forms:
 
     SOURCE=NAME    for that source alone (its path as given, or its file name)
     NAME           for every other source of the mapping's format, table or profile
@@ -11,13 +13,15 @@ its columns, and a profile's is the one that names most of its kernel time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hardware_profiles.fields import read_yaml
 from hardware_profiles.tables import Measurement
-from simulator.calibration.tables import import_table, table_mappings
+from simulator.calibration.table_files import ENDINGS
+from simulator.calibration.table_mappings import table_mappings
+from simulator.calibration.tables import KernelSet, import_table
 from simulator.calibration.traces import import_trace
 from simulator.workload.profile.kernel_mapping import known_mappings, mapping_file
 
@@ -36,40 +40,94 @@ class Sources:
     warnings: tuple[str, ...]
     mappings: tuple[str, ...]
     """How each source was read: "gemm.csv: infersim_gemm"."""
+    sets: tuple[KernelSet, ...] = ()
+    """What is known of the kernel sets' versions."""
+    files: tuple[Path, ...] = ()
+    """Every file that was read."""
 
 
-def read_sources(sources: Sequence[Path], *, gpu: str, mappings: Sequence[str] = ()) -> Sources:
+def read_sources(
+    sources: Sequence[Path],
+    *,
+    gpu: str,
+    mappings: Sequence[str] = (),
+    stated: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Sources:
     """Read every source by its own mapping.
+
+    Args:
+        stated: {column that tables lack: its value in every line}
+        progress: told what is read, file by file.
 
     Raises ValueError, one line, for a source that cannot be used, a mapping that is not known or
     that none of the sources takes, and sources without a row.
     """
-    chosen = choose_mappings(sources, mappings)
+    files, given = _files(sources)
+    chosen = choose_mappings(files, mappings)
     rows: list[Measurement] = []
     warnings: list[str] = []
     unmapped: list[str] = []
     used: list[str] = []
-    for source in sources:
-        if is_trace(source):
-            trace = import_trace(source, mapping=chosen.get(source), gpu=gpu)
-            rows.extend(trace.measurements)
-            warnings.extend(f"{source.name}: {text}" for text in trace.warnings)
-            unmapped.extend(
-                f"{lost.name}: {lost.kernels} kernels, {lost.seconds:.3g} s: {lost.reason}"
-                for lost in trace.unmapped
-            )
-            share = f", {trace.unmapped_share:.1%} of the kernel time unmapped"
-            used.append(f"{source.name}: {trace.mapping}{share}")
-        else:
-            table = import_table(source, gpu=gpu, mapping=chosen.get(source))
-            rows.extend(table.measurements)
-            warnings.extend(table.warnings)
-            used.append(f"{source.name}: {table.mapping}, {len(table.measurements):,} rows")
+    sets: dict[tuple[str, int], KernelSet] = {}
+    for number, (source, shown) in enumerate(files.items(), start=1):
+        progress(f"reading {shown} ({number} of {len(files)})")
+        try:
+            if is_trace(source):
+                trace = import_trace(source, mapping=chosen.get(source), gpu=gpu)
+                rows.extend(trace.measurements)
+                warnings.extend(f"{source.name}: {text}" for text in trace.warnings)
+                unmapped.extend(
+                    f"{lost.name}: {lost.kernels} kernels, {lost.seconds:.3g} s: {lost.reason}"
+                    for lost in trace.unmapped
+                )
+                share = f", {trace.unmapped_share:.1%} of the kernel time unmapped"
+                used.append(f"{shown}: {trace.mapping}{share}")
+            else:
+                table = import_table(source, gpu=gpu, mapping=chosen.get(source), stated=stated)
+                rows.extend(table.measurements)
+                warnings.extend(table.warnings)
+                used.append(f"{shown}: {table.mapping}, {len(table.measurements):,} rows")
+                sets.update({(known.name, known.place): known for known in table.sets})
+        except ValueError as error:
+            if source in given:
+                raise
+            warnings.append(f"{shown}: not read: {str(error).removeprefix(f'{source.name}: ')}")
     if not rows:
-        files = ", ".join(source.name for source in sources)
+        names = ", ".join(source.name for source in sources)
         why = "; ".join((*warnings, *unmapped[:3]))
-        raise ValueError(f"{files}: no kernel time to calibrate from; {why}")
-    return Sources(tuple(rows), tuple(unmapped), tuple(warnings), tuple(used))
+        raise ValueError(f"{names}: no kernel time to calibrate from; {why}")
+    return Sources(
+        tuple(rows),
+        tuple(unmapped),
+        tuple(warnings),
+        tuple(used),
+        tuple(sets.values()),
+        tuple(files),
+    )
+
+
+def _files(sources: Sequence[Path]) -> tuple[dict[Path, str], frozenset[Path]]:
+    """{file: how it is shown} of all sources, and which of them were given by name."""
+    files: dict[Path, str] = {}
+    given = set()
+    for source in sources:
+        if not source.is_dir():
+            files[source] = source.name
+            given.add(source)
+            continue
+        found = sorted(
+            path
+            for path in source.rglob("*")
+            if path.is_file() and path.name.endswith((*ENDINGS, *TRACE_ENDINGS))
+        )
+        if not found:
+            raise ValueError(
+                f"{source}: holds no file of measurements; read are "
+                f"{', '.join((*ENDINGS, *TRACE_ENDINGS))}"
+            )
+        files.update({path: str(path.relative_to(source)) for path in found})
+    return files, frozenset(given)
 
 
 def is_trace(source: Path) -> bool:
@@ -77,7 +135,7 @@ def is_trace(source: Path) -> bool:
     return source.name.endswith(TRACE_ENDINGS)
 
 
-def choose_mappings(sources: Sequence[Path], mappings: Sequence[str]) -> dict[Path, str]:
+def choose_mappings(sources: Collection[Path], mappings: Sequence[str]) -> dict[Path, str]:
     """{source: the mapping that was given for it}
 
     Raises ValueError for a mapping of an unknown name, one of the wrong format for its source, one

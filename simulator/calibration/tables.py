@@ -1,50 +1,58 @@
 """Read other tools' benchmark tables as measured kernel times, as a mapping file says.
 
-A mapping (hardware_profiles/mappings/*.yaml with ``format: table``, or a user's own file) is chosen
-by the columns of the CSV or parquet file where none is named. It says which columns must be there
-and, for each kernel that a line times, its kind, types, sizes, time and kernel set. Sizes and times
-are arithmetic over the columns (`+ - * / // min max round ceil`), with the GPU's `peak_<type>` and
-`gpus_reached(top_k, experts, gpus)` beside them.
-
-What makes the whole table useless is one ValueError. A line that cannot be used (no number, a time
-that is not positive, below what the GPU's peaks allow or far off all others of its kernel, as mixed
-units give) is set aside and counted, with its line number; nothing is dropped in silence.
+What the columns of a table mean stands in table_mappings.py, how files are read in table_files.py.
+What makes the whole table useless is one ValueError. A line that cannot be used (of another GPU, no
+number, a time that is not positive, beyond what the datasheet's peaks allow or far off all others
+of its kernel, as mixed units give) is set aside and counted, with its line number; nothing is
+dropped in silence.
 """
 
 from __future__ import annotations
 
-import ast
-import csv
-import math
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from string import Formatter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from hardware_profiles.fields import ROOT, Profile, read_yaml, to_profile
-from hardware_profiles.schema import GpuProfile, load_gpu
-from hardware_profiles.tables import COLUMNS, Measurement, load_measurements
+from hardware_profiles.schema import GpuProfile, gpu_of_device, load_gpu
+from hardware_profiles.tables import (
+    COLUMNS,
+    ELEMENT_TYPES,
+    TRANSFER_KINDS,
+    Measurement,
+    load_measurements,
+)
 from hardware_profiles.units import unit_factor
 from reference_model.trace import KINDS
+from simulator.calibration.table_files import Columns, read_columns
+from simulator.calibration.table_mappings import (
+    Array,
+    Lines,
+    TableMapping,
+    TimedKernel,
+    column_arithmetic,
+    lines_where,
+    load_table_mapping,
+    mapping_for,
+    missing_columns,
+    shipped_table_mappings,
+    with_names_of,
+)
 from simulator.hardware.kernels.families import batch_of_rows
 from simulator.hardware.kernels.roofline import (
     DEEPGEMM_TILES,
     ideal_batch_seconds,
+    is_tensor,
     least_seconds,
 )
-from simulator.hardware.network.transfer_times import LINK_KINDS, check_link, wire_of
+from simulator.hardware.network.transfer_times import check_link, wire_of
 
-Array = NDArray[np.float64]
-Columns = Mapping[str, NDArray[Any]]
-
-LEAST_OF_PEAK = 0.9
-"""Times below this share of the bound by peaks are no times of this kernel on this GPU: clocks
-boost beyond the rated one by less."""
 FAR_OFF = 200.0
 """Factor from the median of a kernel's ratios to its time at peak that no benchmark strays by, but
 a slip between units of time (1,000) does."""
@@ -52,44 +60,27 @@ ROUNDING = 1e-6
 """Difference from a whole number that arithmetic leaves."""
 LINES_NAMED = 8
 """Line numbers that a warning lists before it only counts."""
+COPIED = 0.1
+"""Share of equal times from which rows are called copies: rounded times can be equal by chance."""
+DEVICE_COLUMNS = ("device", "gpu", "gpu_name", "device_name")
+"""Columns that say what GPU a line was measured on."""
+VERSION_FOLDER = re.compile(r"^\d+(\.\w+)+$")
+"""A folder named by a version: it counts before a column `version`, which benchmarks get wrong."""
+FIRST_LINE = 2
+"""Of a table's rows, after its heading."""
 
 
-class TimedKernel(Profile):
-    """One kernel that a line of the table times."""
-
-    kind: str
-    dtype: str
-    """A type, or the column that names one (`dtypes` translates it)."""
-    out_dtype: str
-    sizes: dict[str, int | str]
-    """{size of the kind: a number or arithmetic over columns}"""
-    seconds: str
-    """Column of the time, or arithmetic over columns."""
-    unit: str
-    """Unit of `seconds`."""
-    sms: int | str | None = None
-    """SMs that the kernel had; the GPU's where not given."""
-    kernel_set: str
-    """Version of the kernels; `{column}` is filled in."""
-    where: dict[str, str | int] = Field(default_factory=dict)
-    """{column: value} that a line must have for this kernel."""
-    conditions: dict[str, str] = Field(default_factory=dict)
-
-
-class TableMapping(Profile):
-    """How the lines of one tool's table become measurements."""
+@dataclass(frozen=True, slots=True)
+class KernelSet:
+    """One version of some kernels, and how it ranks among others."""
 
     name: str
-    format: Literal["table"]
-    source: str
-    """Where the figures come from; goes into every row."""
-    columns: tuple[str, ...]
-    """Columns that the table must have; a table with all of them is taken for this one."""
-    dtypes: dict[str, str] = Field(default_factory=dict)
-    """{the table's name of a type: ours}"""
-    kernels: tuple[TimedKernel, ...] = ()
-    unused: str | None = None
-    """Why no line of such a table is a kernel time of the model, where that is so."""
+    version: tuple[int, ...] = ()
+    """Numbers of its version, () where it has none."""
+    place: int = 0
+    """Among the kernels of its mapping, the most preferred first."""
+    unless_named: str | None = None
+    """Why it is taken only where it is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,56 +93,26 @@ class ImportedTable:
     """One for each reason that lines were set aside, with their number."""
     set_aside: int
     """Lines without a row."""
+    sets: tuple[KernelSet, ...] = ()
+    """The kernel sets of the rows, where the mapping ranks them."""
+    aside: Mapping[str, int] = field(default_factory=dict)
+    """{reason: lines}"""
 
 
-def table_mappings() -> tuple[str, ...]:
-    """Names of the shipped mappings for tables, sorted."""
-    return tuple(_shipped_tables())
-
-
-def _shipped_tables() -> dict[str, dict[str, Any]]:
-    """{name: the file's values} of the shipped mappings for tables, sorted by name."""
-    files = {
-        path.stem: read_yaml(path, where=f"mappings/{path.name}")
-        for path in sorted((ROOT / "mappings").glob("*.yaml"))
-    }
-    return {name: raw for name, raw in files.items() if raw.get("format") == "table"}
-
-
-def load_table_mapping(name_or_path: str) -> TableMapping:
-    """Load a mapping by shipped name or by path; ValueError for anything wrong."""
-    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        return _mapping(read_yaml(Path(name_or_path), where=name_or_path), name_or_path)
-    path, where = ROOT / "mappings" / f"{name_or_path}.yaml", f"mappings/{name_or_path}.yaml"
-    if not path.is_file():
-        raise ValueError(
-            f"unknown mapping {name_or_path!r}; known: {', '.join(table_mappings())}; "
-            "or give a path to a .yaml file"
-        )
-    return _mapping(read_yaml(path, where=where), where)
-
-
-def _mapping(raw: dict[str, Any], where: str) -> TableMapping:
-    mapping = to_profile(TableMapping, raw, where=where)
-    for kernel in mapping.kernels:
-        if kernel.kind not in KINDS:
-            raise ValueError(f"{where}: kernels: kind {kernel.kind!r} is unknown")
-        if set(kernel.sizes) != set(KINDS[kernel.kind].sizes):
-            raise ValueError(
-                f"{where}: kernels: {kernel.kind} needs the sizes "
-                f"{', '.join(sorted(KINDS[kernel.kind].sizes))}; found "
-                f"{', '.join(sorted(kernel.sizes))}"
-            )
-    return mapping
-
-
-def import_table(path: str | Path, *, gpu: str, mapping: str | None = None) -> ImportedTable:
+def import_table(
+    path: str | Path,
+    *,
+    gpu: str,
+    mapping: str | None = None,
+    stated: Mapping[str, str] | None = None,
+) -> ImportedTable:
     """Read a table of kernel times.
 
     Args:
-        gpu: GPU profile that the table was measured on.
+        gpu: GPU profile that the table was measured on; lines that name another are set aside.
         mapping: shipped name or path; chosen by the columns where not given. A table with this
             project's own columns needs none.
+        stated: {column that the table lacks: its value in every line}
 
     Raises ValueError, one line, for a file that is no table, an unknown layout or missing columns.
     """
@@ -159,115 +120,235 @@ def import_table(path: str | Path, *, gpu: str, mapping: str | None = None) -> I
     profile = load_gpu(gpu)
     columns = read_columns(path)
     if mapping is None and tuple(columns) == COLUMNS:
-        rows, far = _plausible(list(load_measurements(path)), profile, first_line=2)
-        return ImportedTable("measurements", tuple(rows), *_warn(path, far))
-    rules = load_table_mapping(mapping) if mapping else _by_columns(path, tuple(columns))
-    missing = [name for name in rules.columns if name not in columns]
+        measured = list(load_measurements(path))
+        rows, far = _plausible(measured, profile, range(FIRST_LINE, FIRST_LINE + len(measured)))
+        return _imported(path, "measurements", rows, far)
+    count = len(next(iter(columns.values())))
+    columns = {**columns, **_same_in_every_line(stated or {}, columns, count, path)}
+    peaks = {f"peak_{name}": peak for name, peak in profile.peak_compute.items()}
+    rules = (
+        load_table_mapping(mapping)
+        if mapping
+        else mapping_for(columns, shipped_table_mappings(), peaks, path.name)
+    )
+    missing = missing_columns(rules, columns)
     if missing:
         raise ValueError(
             f"{path.name}: column {missing[0]!r} is missing; mapping {rules.name} needs "
-            f"{', '.join(rules.columns)}; the table has {', '.join(columns)}"
+            f"{', '.join(rules.columns)}; the table has {', '.join(columns)}; one that is the same "
+            "in every line can be given with --column NAME=VALUE"
         )
-    count = len(next(iter(columns.values())))
     if not count:
         raise ValueError(f"{path.name}: the table has columns but no line")
-    if rules.unused:
-        lines = list(range(2, count + 2))
-        return ImportedTable(rules.name, (), *_warn(path, {rules.unused: lines}))
-    found: list[Measurement] = []
+    return _mapped(rules, with_names_of(rules, columns), peaks, profile, path)
+
+
+def _mapped(
+    rules: TableMapping,
+    columns: Columns,
+    peaks: Mapping[str, float],
+    gpu: GpuProfile,
+    path: Path,
+) -> ImportedTable:
+    """The rows of a table whose mapping is known."""
     aside: dict[str, list[int]] = defaultdict(list)
-    taken = np.zeros(count, dtype=np.bool_)
-    for kernel in rules.kernels:
-        rows, lines, problems, used = _rows(kernel, rules, columns, profile, path.name)
-        kept, far = _plausible(rows, profile, lines=lines)
-        found.extend(kept)
-        taken |= used
-        for reason, numbers in (*problems.items(), *far.items()):
+    usable, copies = _of_this_gpu(columns, gpu, aside)
+    if rules.unused:
+        aside[rules.unused].extend(_line_numbers(usable))
+        return _imported(path, rules.name, (), aside)
+    for rule in rules.aside:
+        if rule.kind is None:
+            found = usable & lines_where(columns, rule.where)
+            aside[rule.reason].extend(_line_numbers(found))
+            usable &= ~found
+    origin = _origin(columns, path)
+    known: dict[str, float | Array] = {**peaks, **_looked_up(rules, columns)}
+    read = [
+        _read_kernel(kernel, rules, columns, known, usable, origin, gpu) for kernel in rules.kernels
+    ]
+    taken = np.zeros_like(usable)
+    rows: list[Measurement] = []
+    for kernel, answers in zip(rules.kernels, _shared_out(rules, read, gpu), strict=True):
+        taken |= answers.chosen
+        kept, far = _plausible(answers.rows, gpu, answers.lines)
+        rows.extend(kept)
+        for reason, numbers in (*answers.problems.items(), *far.items()):
             aside[reason].extend(numbers)
-    untouched = np.flatnonzero(~taken)
-    if len(untouched):
-        aside["no kernel of the mapping"] = (untouched + 2).tolist()
-    return ImportedTable(rules.name, tuple(found), *_warn(path, aside))
+        for rule in rules.aside:
+            if rule.kind == kernel.kind:
+                aside[rule.reason].extend(
+                    _line_numbers(answers.chosen & lines_where(columns, rule.where))
+                )
+    untouched = usable & ~taken
+    if untouched.any():
+        aside["no kernel of the mapping"].extend(_line_numbers(untouched))
+    table = _imported(path, rules.name, rows, aside, sets=_sets_of(rules, rows, origin))
+    return replace(table, warnings=(*(f"{path.name}: {text}" for text in copies), *table.warnings))
 
 
-def read_columns(path: Path) -> dict[str, NDArray[Any]]:
-    """Columns of a CSV (as text) or parquet file (as they are), in order."""
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
+def _imported(
+    path: Path,
+    mapping: str,
+    rows: Iterable[Measurement],
+    aside: Mapping[str, Sequence[int]],
+    *,
+    sets: Sequence[KernelSet] = (),
+) -> ImportedTable:
+    """Put rows and what was set aside together, with a warning for each reason."""
+    warnings = []
+    every: set[int] = set()
+    counts = {}
+    for reason, lines in aside.items():
+        distinct = sorted(set(lines))
+        if not distinct:
+            continue
+        counts[reason] = len(distinct)
+        every.update(distinct)
+        named = ", ".join(map(str, distinct[:LINES_NAMED]))
+        more = f" and {len(distinct) - LINES_NAMED} more" if len(distinct) > LINES_NAMED else ""
+        warnings.append(f"{path.name}: {len(distinct)} x set aside: {reason}: line {named}{more}")
+    return ImportedTable(mapping, tuple(rows), tuple(warnings), len(every), tuple(sets), counts)
+
+
+def _line_numbers(chosen: Lines) -> list[int]:
+    numbers: list[int] = (np.flatnonzero(chosen) + FIRST_LINE).tolist()
+    return numbers
+
+
+def _same_in_every_line(
+    stated: Mapping[str, str], columns: Columns, count: int, path: Path
+) -> Columns:
+    """Columns that the user states; ValueError for one that the table has itself."""
+    for name in stated:
+        if name in columns:
+            raise ValueError(f"--column {name}: {path.name} has a column of that name")
+    return {name: np.array([value] * count, dtype=object) for name, value in stated.items()}
+
+
+def _of_this_gpu(
+    columns: Columns, gpu: GpuProfile, aside: dict[str, list[int]]
+) -> tuple[Lines, tuple[str, ...]]:
+    """[lines] measured on this GPU, those of others set aside; and a warning for rows of it that
+    equal another's."""
+    count = len(next(iter(columns.values())))
+    name = next((column for column in DEVICE_COLUMNS if column in columns), None)
+    if name is None:
+        return np.ones(count, dtype=np.bool_), ()
+    devices, places = np.unique(columns[name].astype(str), return_inverse=True)
+    own = np.array([not device or gpu_of_device(device) == gpu.name for device in devices])
+    for place, device in enumerate(devices):
+        if not own[place]:
+            other = gpu_of_device(device)
+            whose = "a GPU without a profile" if other is None else f"--gpu {other}"
+            reason = f"measured on {device} ({whose}), not on {gpu.name}"
+            aside[reason].extend(_line_numbers(places == place))
+    usable: Lines = own[places]
+    return usable, _copies(columns, name, devices, places, own)
+
+
+def _copies(
+    columns: Columns,
+    device: str,
+    devices: NDArray[Any],
+    places: NDArray[np.intp],
+    own: NDArray[np.bool_],
+) -> tuple[str, ...]:
+    """Warnings of rows of this GPU that equal rows of another in every column but the device's."""
+    if own.all() or not own.any():
+        return ()
     import pandas as pd
 
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8 text") from None
-    except (ValueError, OverflowError, RecursionError) as error:
-        # pandas' parser errors are ValueErrors, some over several lines.
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: not a CSV table: {reason}") from None
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise ValueError(f"{path}: not a CSV table: lines have more cells than the header")
-    with path.open(encoding="utf-8-sig", newline="") as text:
-        header = [name.strip() for name in next(csv.reader(text), [])]
-    twice = [name for name, times in Counter(header).items() if times > 1]
-    if twice:
-        raise ValueError(f"{path}: column {twice[0]!r} is there more than once")
-    return {str(name).strip(): frame[name].to_numpy(dtype=object) for name in frame.columns}
+    others = {name: cells.astype(str) for name, cells in columns.items() if name != device}
+    marks = pd.util.hash_pandas_object(pd.DataFrame(others), index=False).to_numpy()
+    mine = np.unique(marks[own[places]])
+    found = []
+    for place, name in enumerate(devices):
+        equal = 0 if own[place] else len(np.intersect1d(mine, marks[places == place]))
+        if equal and equal >= COPIED * min(len(mine), int((places == place).sum())):
+            rows = "row equals a row" if equal == 1 else "rows equal rows"
+            what = "a copy" if equal == 1 else "copies"
+            found.append(
+                f"{equal} {rows} of {name} to the last digit: {what}, measured on one of the two"
+            )
+    return tuple(found)
 
 
-def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where a table's figures come from, for its kernel sets and its rows."""
 
-    try:
-        table = pq.read_table(path)
-        return {
-            name: column.to_numpy(zero_copy_only=False)
-            for name, column in zip(table.column_names, table.columns, strict=True)
-        }
-    except OSError as error:
-        reason = " ".join(str(error.strerror or error).split())
-        raise ValueError(f"{path}: cannot be read as parquet: {reason}") from None
-    except (pa.ArrowException, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: not a parquet table: {reason}") from None
+    version: str
+    text: str
+    """Of the source, without the mapping's."""
 
 
-def _by_columns(path: Path, columns: Sequence[str]) -> TableMapping:
-    """The shipped mapping with most columns, all of which the table has."""
-    shipped = _shipped_tables()
-    known = [_mapping(raw, f"mappings/{name}.yaml") for name, raw in shipped.items()]
-    fitting = [m for m in known if set(m.columns) <= set(columns)]
-    if not fitting:
-        nearest = max(known, key=lambda m: len(set(m.columns) & set(columns)))
-        missing = [name for name in nearest.columns if name not in columns]
-        raise ValueError(
-            f"{path.name}: no mapping knows the columns {', '.join(columns)}; nearest: "
-            f"{nearest.name}, which also needs {', '.join(missing)}; name one with --mapping"
-        )
-    return max(fitting, key=lambda m: len(m.columns))
+def _origin(columns: Columns, path: Path) -> _Origin:
+    """Version and file of a table: the version of its folder, else of its column."""
+    folders = [part for part in path.resolve().parent.parts if VERSION_FOLDER.match(part)]
+    cells = columns.get("version")
+    stated = [] if cells is None else sorted({str(cell) for cell in cells if str(cell)})
+    if folders:
+        differs = [text for text in stated if text != folders[-1]]
+        said = f"; its version column says {' and '.join(differs)}" if differs else ""
+        return _Origin(folders[-1], f"{folders[-1]}, {path.name}{said}")
+    if len(stated) == 1:
+        return _Origin(stated[0], f"{stated[0]}, {path.name}")
+    return _Origin("", path.name)
 
 
-def _rows(
-    kernel: TimedKernel, rules: TableMapping, columns: Columns, gpu: GpuProfile, file: str
-) -> tuple[list[Measurement], list[int], dict[str, list[int]], NDArray[np.bool_]]:
-    """Rows of one kernel, their line numbers, problems by reason, and the lines it spoke for."""
-    count = len(next(iter(columns.values())))
-    chosen = np.ones(count, dtype=np.bool_)
-    for column, wanted in kernel.where.items():
-        chosen &= np.array([str(value) == str(wanted) for value in columns[column]])
-    places = np.flatnonzero(chosen)
+def _looked_up(rules: TableMapping, columns: Columns) -> dict[str, Array]:
+    """{name: [lines] numbers} of the mapping's lookups."""
+    found = {}
+    for name, lookup in rules.lookups.items():
+        cells = columns.get(lookup.column, np.full(1, ""))
+        numbers = [lookup.values.get(str(cell), lookup.otherwise) for cell in cells]
+        found[name] = np.array(numbers)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadKernel:
+    """What one kernel of a mapping reads."""
+
+    rows: list[Measurement]
+    lines: list[int]
+    """Line number of each row."""
+    problems: dict[str, list[int]]
+    """{reason: lines}"""
+    chosen: Lines
+    """[lines of the table] that the kernel speaks for."""
+
+
+def _read_kernel(
+    kernel: TimedKernel,
+    rules: TableMapping,
+    columns: Columns,
+    known: Mapping[str, float | Array],
+    usable_lines: Lines,
+    origin: _Origin,
+    gpu: GpuProfile,
+) -> _ReadKernel:
+    """Rows of one kernel, their line numbers, problems by reason, and the lines it speaks for."""
+    chosen = usable_lines & lines_where(columns, kernel.where)
+    wanted = chosen.copy()
+    for rule in rules.aside:
+        if rule.kind == kernel.kind:
+            wanted &= ~lines_where(columns, rule.where)
+    places = np.flatnonzero(wanted)
     taken = {name: values[places] for name, values in columns.items()}
-    known = {f"peak_{name}": peak for name, peak in gpu.peak_compute.items()}
+    at_lines = {
+        name: value if isinstance(value, float) or len(value) == 1 else value[places]
+        for name, value in known.items()
+    }
     problems: dict[str, list[int]] = defaultdict(list)
 
     def numbers(expression: str | int) -> Array:
         if isinstance(expression, int):
             return np.full(len(places), float(expression))
-        return _evaluate(expression, taken, known, f"mapping {rules.name}")
+        return column_arithmetic(expression, taken, at_lines, f"mapping {rules.name}")
 
-    seconds = numbers(kernel.seconds) * unit_factor(kernel.unit, "time")
+    column, unit = _time_of(kernel, columns)
+    seconds = numbers(column) * unit_factor(unit, "time")
     sizes = {name: numbers(value) for name, value in kernel.sizes.items()}
     sms = numbers(gpu.sms if kernel.sms is None else kernel.sms)
     usable = np.ones(len(places), dtype=np.bool_)
@@ -275,193 +356,207 @@ def _rows(
     def refuse(bad: NDArray[np.bool_], reason: str) -> None:
         nonlocal usable
         for place in places[bad & usable].tolist():
-            problems[reason].append(place + 2)
+            problems[reason].append(place + FIRST_LINE)
         usable &= ~bad
 
-    refuse(~np.isfinite(seconds), f"{kernel.seconds} is no number")
-    refuse(~(seconds > 0), f"{kernel.seconds} is not positive")
+    refuse(~np.isfinite(seconds), f"{column} is no number")
+    refuse(~(seconds > 0), f"{column} is not positive")
     for name, values in sizes.items():
         refuse(~np.isfinite(values), f"{name} is no number")
         refuse(values < 0, f"{name} is negative")
         with np.errstate(invalid="ignore"):
             fraction = np.abs(values - np.round(values))
         refuse(fraction > ROUNDING, f"{name} is no whole number")
-        refuse(values > np.iinfo(np.int32).max, f"{name} is not plausible")
+        refuse(values > np.iinfo(np.int64).max / 2, f"{name} is not plausible")
+        if kernel.kind in KINDS:
+            refuse(values > np.iinfo(np.int32).max, f"{name} is not plausible")
     refuse(~((sms >= 1) & (sms <= gpu.sms)), f"sms is not between 1 and {gpu.sms}")
+    text_of = _texts_of(kernel, rules, taken, origin)
     rows: list[Measurement] = []
     lines: list[int] = []
     names = sorted(sizes)
+    whole = [np.where(usable, sizes[name], 0).round().astype(np.int64).tolist() for name in names]
+    source = f"{rules.source}, {origin.text}"
     for number in np.flatnonzero(usable).tolist():
-        cells = {column: values[number] for column, values in taken.items()}
-        dtype = _type(kernel.dtype, cells, rules)
-        out_dtype = _type(kernel.out_dtype, cells, rules)
-        unknown = next((text for text in (dtype, out_dtype) if text not in _TYPES), None)
+        dtype, conditions = text_of(number)
+        unknown = next(
+            (text for text in (dtype, dict(conditions)["out_dtype"]) if text not in ELEMENT_TYPES),
+            None,
+        )
         if unknown is not None:
-            problems[f"type {unknown!r} is unknown"].append(int(places[number]) + 2)
+            problems[f"type {unknown!r} is unknown"].append(int(places[number]) + FIRST_LINE)
             continue
-        conditions = {
-            **{name: text.format_map(cells) for name, text in kernel.conditions.items()},
-            "set": kernel.kernel_set.format_map(cells),
-            "out_dtype": out_dtype,
-        }
         rows.append(
             Measurement(
                 kind=kernel.kind,
-                sizes=tuple((name, round(float(sizes[name][number]))) for name in names),
+                sizes=tuple(zip(names, [values[number] for values in whole], strict=True)),
                 dtype=dtype,
                 sms=round(float(sms[number])),
                 seconds=float(seconds[number]),
                 spread=None,
-                source=f"{rules.source} ({file})",
-                conditions=tuple(sorted(conditions.items())),
+                source=source,
+                conditions=conditions,
             )
         )
-        lines.append(int(places[number]) + 2)
-    return rows, lines, dict(problems), chosen
+        lines.append(int(places[number]) + FIRST_LINE)
+    return _ReadKernel(rows, lines, dict(problems), chosen)
 
 
-_TYPES = frozenset({"fp8_e4m3", "bfloat16", "float32", "e5m6", "int64", "int32"})
+def _time_of(kernel: TimedKernel, columns: Columns) -> tuple[str, str]:
+    """The column of the time, and its unit."""
+    if isinstance(kernel.seconds, str):
+        return kernel.seconds, kernel.unit
+    return next((name, unit) for name, unit in kernel.seconds.items() if name in columns)
 
 
-def _type(text: str, cells: Mapping[str, Any], rules: TableMapping) -> str:
-    value = str(cells[text]) if text in cells else text
-    return rules.dtypes.get(value, value)
+def _texts_of(kernel: TimedKernel, rules: TableMapping, columns: Columns, origin: _Origin) -> Any:
+    """A function from a line to its operand type and conditions, made once for equal cells."""
+    fields = [kernel.kernel_set, *kernel.conditions.values()]
+    used = {name for text in fields for _, name, _, _ in Formatter().parse(text) if name}
+    unknown = sorted(used - {"version"} - set(columns))
+    if unknown:
+        raise ValueError(f"mapping {rules.name}: {unknown[0]!r} is no column of the table")
+    names = sorted((used | {kernel.dtype, kernel.out_dtype}) & set(columns))
+    made: dict[tuple[str, ...], tuple[str, tuple[tuple[str, str], ...]]] = {}
+
+    def at(number: int) -> tuple[str, tuple[tuple[str, str], ...]]:
+        key = tuple(str(columns[name][number]) for name in names)
+        if key not in made:
+            cells = {**dict(zip(names, key, strict=True)), "version": origin.version}
+            conditions = {
+                **{name: text.format_map(cells) for name, text in kernel.conditions.items()},
+                "set": kernel.kernel_set.format_map(cells).replace("__", "_").strip("_"),
+                "out_dtype": rules.dtypes.get(
+                    cells.get(kernel.out_dtype, kernel.out_dtype),
+                    cells.get(kernel.out_dtype, kernel.out_dtype),
+                ),
+            }
+            if kernel.part_of:
+                conditions["part_of"] = kernel.part_of
+            dtype = cells.get(kernel.dtype, kernel.dtype)
+            made[key] = (rules.dtypes.get(dtype, dtype), tuple(sorted(conditions.items())))
+        return made[key]
+
+    return at
+
+
+def _shared_out(
+    rules: TableMapping, read: Sequence[_ReadKernel], gpu: GpuProfile
+) -> list[_ReadKernel]:
+    """The kernels of a mapping, the one time of a module shared out by their times at peak.
+
+    A line that cannot give every kernel of its module gives none.
+    """
+    shared = list(read)
+    for module in dict.fromkeys(k.part_of for k in rules.kernels if k.part_of):
+        for members in _together(rules, module):
+            ideal = {
+                number: dict(zip(read[number].lines, _at_peak(read[number].rows, gpu), strict=True))
+                for number in members
+            }
+            whole = set.intersection(*(set(of) for of in ideal.values()))
+            for number in members:
+                found = read[number]
+                kept = [
+                    (
+                        replace(
+                            row,
+                            seconds=row.seconds
+                            * ideal[number][line]
+                            / sum(ideal[other][line] for other in members),
+                        ),
+                        line,
+                    )
+                    for row, line in zip(found.rows, found.lines, strict=True)
+                    if line in whole
+                ]
+                shared[number] = replace(
+                    found, rows=[row for row, _ in kept], lines=[line for _, line in kept]
+                )
+    return shared
+
+
+def _together(rules: TableMapping, module: str) -> list[list[int]]:
+    """Numbers of the kernels of a module that share a line: those of the same conditions."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number, kernel in enumerate(rules.kernels):
+        if kernel.part_of == module:
+            groups[repr(sorted(kernel.where.items()))].append(number)
+    return list(groups.values())
+
+
+def _at_peak(rows: Sequence[Measurement], gpu: GpuProfile) -> list[float]:
+    """Seconds of each row at the GPU's peaks; all of one kind and of the same types."""
+    if not rows:
+        return []
+    sms = np.array([row.sms for row in rows], dtype=np.float64)
+    seconds: list[float] = ideal_batch_seconds(
+        batch_of_rows(rows), sms, gpu, DEEPGEMM_TILES
+    ).tolist()
+    return seconds
+
+
+def _sets_of(
+    rules: TableMapping, rows: Sequence[Measurement], origin: _Origin
+) -> tuple[KernelSet, ...]:
+    """The kernel sets of some rows, with their rank."""
+    version = tuple(int(number) for number in re.findall(r"\d+", origin.version))
+    found: dict[str, KernelSet] = {}
+    patterns = [
+        (place, kernel, re.sub(r"\\\{\w+\\\}", ".*", re.escape(kernel.kernel_set)))
+        for place, kernel in enumerate(rules.kernels)
+    ]
+    for name, kind in {(row.kernel_set, row.kind): None for row in rows}:
+        for place, kernel, pattern in patterns:
+            if kernel.kind == kind and re.fullmatch(pattern, name):
+                found.setdefault(name, KernelSet(name, version, place, kernel.unless_named))
+                break
+    return tuple(found.values())
 
 
 def _plausible(
-    rows: Sequence[Measurement],
-    gpu: GpuProfile,
-    *,
-    lines: Sequence[int] | None = None,
-    first_line: int = 2,
+    rows: Sequence[Measurement], gpu: GpuProfile, lines: Sequence[int]
 ) -> tuple[list[Measurement], dict[str, list[int]]]:
     """Rows whose times can be true on this GPU, and the line numbers of the others by reason."""
-    numbers = list(lines) if lines is not None else list(range(first_line, first_line + len(rows)))
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     refused: dict[int, str] = {}
     too_fast_text = f"faster than the peaks of {gpu.name} allow (another unit or GPU?)"
     for place, row in enumerate(rows):
-        if row.kind in LINK_KINDS:
+        if row.kind in TRANSFER_KINDS:
             try:
                 check_link(row)
             except ValueError as error:
                 refused[place] = str(error).partition("sizes: ")[2].partition(";")[0]
                 continue
-            least = LEAST_OF_PEAK * float(wire_of([row])[0]) / gpu.nvlink_bandwidth
-            if row.seconds < least:
+            if row.seconds < float(wire_of([row])[0]) / gpu.nvlink_bandwidth:
                 refused[place] = too_fast_text
         if row.kind not in KINDS or {n for n, _ in row.sizes} != set(KINDS[row.kind].sizes):
             continue
         groups[row.kind, row.dtype, row.out_dtype, row.accumulates, row.kernel_set].append(place)
     for places in groups.values():
+        if rows[places[0]].dtype not in gpu.peak_compute and is_tensor(rows[places[0]].kind):
+            reason = f"{gpu.name} has no peak for {rows[places[0]].dtype}"
+            refused.update(dict.fromkeys(places, reason))
+            continue
         batch = batch_of_rows([rows[place] for place in places])
         sms = np.array([rows[place].sms for place in places], dtype=np.float64)
         seconds = np.array([rows[place].seconds for place in places])
-        too_fast = seconds < LEAST_OF_PEAK * least_seconds(batch, sms, gpu, memory_share=1.0)
+        share = least_seconds(batch, sms, gpu, memory_share=1.0) / seconds
         ratio = seconds / np.maximum(
             ideal_batch_seconds(batch, sms, gpu, DEEPGEMM_TILES), unit_factor("us", "time")
         )
         apart = np.maximum(ratio / np.median(ratio), np.median(ratio) / ratio)
-        for place, fast, far in zip(places, too_fast, apart > FAR_OFF, strict=True):
+        beyond = f"{too_fast_text}; at most {share.max():.2f} of a bound"
+        for place, fast, far in zip(places, share > 1.0, apart > FAR_OFF, strict=True):
             if fast:
-                refused[place] = too_fast_text
+                refused[place] = beyond
             elif far:
                 refused[place] = "far off all other rows of its kernel (another unit?)"
     far_off: dict[str, list[int]] = defaultdict(list)
     for place, reason in sorted(refused.items()):
-        far_off[reason].append(numbers[place])
+        far_off[reason].append(lines[place])
     kept = [row for place, row in enumerate(rows) if place not in refused]
     return kept, dict(far_off)
-
-
-def _warn(path: Path, aside: Mapping[str, Sequence[int]]) -> tuple[tuple[str, ...], int]:
-    """Warnings by reason, and the number of lines behind them."""
-    warnings = []
-    every: set[int] = set()
-    for reason, lines in aside.items():
-        distinct = sorted(set(lines))
-        every.update(distinct)
-        named = ", ".join(map(str, distinct[:LINES_NAMED]))
-        more = f" and {len(distinct) - LINES_NAMED} more" if len(distinct) > LINES_NAMED else ""
-        warnings.append(f"{path.name}: {len(distinct)} x set aside: {reason}: line {named}{more}")
-    return tuple(warnings), len(every)
-
-
-# -- arithmetic of mappings ------------------------------------------------------------------------
-
-
-def gpus_reached(top_k: Array, experts: Array, gpus: Array) -> Array:
-    """Distinct GPUs that a token's experts sit on, all drawn at random.
-
-    G (1 - C(E - E/G, k) / C(E, k)) for k of E experts on G GPUs.
-    """
-    missed = np.ones_like(experts * top_k * gpus)
-    per_gpu = experts / gpus
-    for drawn in range(int(np.max(top_k, initial=0))):
-        left = np.maximum(experts - per_gpu - drawn, 0.0) / np.maximum(experts - drawn, 1.0)
-        missed = np.where(drawn < top_k, missed * left, missed)
-    reached: Array = gpus * (1.0 - missed)
-    return reached
-
-
-_BINARY: Mapping[type[ast.operator], Callable[[Array, Array], Array]] = {
-    ast.Add: np.add,
-    ast.Sub: np.subtract,
-    ast.Mult: np.multiply,
-    ast.Div: np.divide,
-    ast.FloorDiv: np.floor_divide,
-}
-_FUNCTIONS: Mapping[str, Callable[..., Array]] = {
-    "min": np.minimum,
-    "max": np.maximum,
-    "round": np.round,
-    "ceil": np.ceil,
-    "gpus_reached": gpus_reached,
-}
-
-
-def _evaluate(text: str, columns: Columns, known: Mapping[str, float], where: str) -> Array:
-    """Arithmetic over columns: text in, one number a line out; nan where a cell is no number."""
-    count = len(next(iter(columns.values())))
-
-    def value(node: ast.expr) -> Array:
-        match node:
-            case ast.Constant(value=int() | float() as number):
-                return np.full(count, float(number))
-            case ast.Name(id=name) if name in columns:
-                return _numbers(columns[name])
-            case ast.Name(id=name) if name in known:
-                return np.full(count, known[name])
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-                return _BINARY[type(op)](value(left), value(right))
-            case ast.Call(func=ast.Name(id=name), args=args) if name in _FUNCTIONS:
-                return _FUNCTIONS[name](*map(value, args))
-        raise ValueError(
-            f"{where}: {text!r}: {ast.unparse(node)!r} is not allowed; allowed: columns of the "
-            f"table, numbers, + - * / //, {', '.join(_FUNCTIONS)}, {', '.join(known)}"
-        )
-
-    try:
-        tree = ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError):
-        raise ValueError(f"{where}: {text!r} is no arithmetic") from None
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return value(tree.body)
-
-
-def _numbers(cells: NDArray[Any]) -> Array:
-    """Numbers of a column; nan for a cell that is none."""
-    try:
-        return cells.astype(np.float64)
-    except (ValueError, TypeError, OverflowError):
-        return np.array([_number(cell) for cell in cells])
-
-
-def _number(cell: object) -> float:
-    try:
-        return float(cell)  # type: ignore[arg-type]
-    except (ValueError, TypeError, OverflowError):
-        return math.nan
 
 
 def kernel_sets(rows: Sequence[Measurement]) -> tuple[str, ...]:

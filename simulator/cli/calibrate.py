@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,10 +14,20 @@ from simulator.cli.options import print_tables, working
 
 def calibrate(
     sources: Annotated[
-        list[Path], typer.Argument(help="Tables (.csv, .parquet) or profiles (.json, .json.gz).")
+        list[Path],
+        typer.Argument(
+            help="Tables (.csv, .parquet), output of nccl-tests or DeepEP's tests (.txt, .log), "
+            "profiles (.json, .json.gz), or folders of them."
+        ),
     ],
     gpu: Annotated[str, typer.Option(help="GPU that the sources were measured on.")],
-    out: Annotated[Path, typer.Option(help="Calibration to write, .yaml.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Calibration to write, .yaml; not with --explain.")
+    ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Say what would be read as what, and write nothing."),
+    ] = False,
     mapping: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,7 +42,18 @@ def calibrate(
     ] = None,
     sets: Annotated[
         str | None,
-        typer.Option(help="Kernel sets to use, A,B,C, most preferred first. Default: all."),
+        typer.Option(
+            help="Kernel sets to prefer, A,B,C. Of a kernel without one: the base's, else the "
+            "newest version."
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A column that tables lack, the same in every line, such as dtype=bfloat16; "
+            "repeatable.",
+        ),
     ] = None,
     form: Annotated[
         Literal["best", "monotone", "surface"],
@@ -43,22 +65,45 @@ def calibrate(
     ] = None,
 ) -> None:
     """Fit kernel times to measurements and report the error of left-out rows."""
-    from reports.calibration import calibration_tables, pooled_table
+    from rich.text import Text
+
+    from reports.calibration import calibration_tables, explained_tables, pooled_table
     from reports.calibration_report import POOLED_ROWS, write_calibration_run
     from reports.run_directory import check_replaceable
     from simulator.calibration import fit as calibration
+    from simulator.calibration.explain import explain_sources
+    from simulator.calibration.kernel_choice import RULE
 
+    stated = _stated(column or ())
+    preferred = sets.split(",") if sets else ()
+    if explain:
+        with working("reading") as status:
+            found = explain_sources(
+                sources,
+                gpu=gpu,
+                mappings=mapping or (),
+                sets=preferred,
+                base=base,
+                stated=stated,
+                progress=lambda text: status.update(Text(text)),
+            )
+        print_tables(*explained_tables(found))
+        return
+    if out is None:
+        raise ValueError("--out is missing: the calibration to write, .yaml; or --explain")
     directory = report or Path("runs") / f"calibration_{out.stem}"
     check_replaceable(directory)
-    with working("calibrating"):
+    with working("calibrating") as status:
         result, written = calibration.calibrate_to_file(
             sources,
             gpu=gpu,
             out=out,
             mappings=mapping or (),
             base=base,
-            sets=sets.split(",") if sets else (),
+            sets=preferred,
             form=form,
+            stated=stated,
+            progress=lambda text: status.update(Text(text)),
         )
         inputs = {
             "sources": [str(source) for source in sources],
@@ -66,6 +111,7 @@ def calibrate(
             "mappings": mapping or [],
             "base": base,
             "sets": sets,
+            "columns": column or [],
             "form": form,
             "out": str(out),
         }
@@ -74,9 +120,23 @@ def calibrate(
     print_tables(*errors, *calibration_tables(result.profile, result.measurements))
     for source in result.read_by:
         print(f"read by {source}")
+    print(f"kernels: {', '.join(result.profile.kernel_sets)} ({RULE})")
+    for line in result.completed:
+        print(f"no row of these kernels, taken from the shipped calibration {line}")
     for lost in result.unmapped:
         print(f"unmapped: {lost}")
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"calibration: {', '.join(map(str, written))}")
     print(f"report: {directory}/report.html")
+
+
+def _stated(texts: Sequence[str]) -> dict[str, str]:
+    """{column: its value in every line}"""
+    stated = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not (name and sign and value):
+            raise ValueError(f"--column {text}: allowed: NAME=VALUE, such as dtype=bfloat16")
+        stated[name] = value
+    return stated

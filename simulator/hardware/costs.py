@@ -52,7 +52,7 @@ from hardware_profiles.schema import (
     load_calibration,
     load_gpu,
 )
-from hardware_profiles.tables import Measurement
+from hardware_profiles.tables import TRANSFER_KINDS, Measurement
 from reference_model.trace import ALL_TO_ALL_KINDS, KINDS, Operator
 from simulator.hardware.kernels.conditions import Conditions
 from simulator.hardware.kernels.curves import fingerprints
@@ -83,7 +83,6 @@ from simulator.hardware.kernels.roofline import (
 from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, PADDED, RisingRows, WorkFloor
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.groups import Reach
-from simulator.hardware.network.transfer_times import LINK_KINDS
 from simulator.hardware.network.transfers import Transfers, fitted_transfers
 from simulator.hardware.prediction import (
     EXTRAPOLATED,
@@ -169,7 +168,9 @@ class KernelCostModel:
         """
         order = self.calibration.kernel_sets
         rows = [
-            row for row in measurements if row.kernel_set in order and row.kind not in LINK_KINDS
+            row
+            for row in measurements
+            if row.kernel_set in order and row.kind not in TRANSFER_KINDS
         ]
         grouped: dict[Family, dict[str, list[Measurement]]] = {}
         for row in rows:
@@ -177,7 +178,8 @@ class KernelCostModel:
             if row.kind not in ALL_TO_ALL_KINDS:
                 sets = grouped.setdefault(family_of(operator_of(row)), {})
                 sets.setdefault(row.kernel_set, []).append(row)
-        if not grouped and (order or not self.calibration.restated_from):
+        others = self.calibration.completed_by or self.calibration.restated_from
+        if not grouped and (order or not others):
             raise NotCalibrated(
                 f"calibration {self.calibration.name}: no measured compute kernel of the kernel "
                 f"sets {', '.join(order)}"
@@ -506,8 +508,12 @@ class KernelCostModel:
         """Of distinct operators of one family, each by itself, from whoever has rows of it."""
         answering = self._answering(family)
         answer = answering._compute(family, batch, sms, overlapped)
-        if answering is not self or self._restated:
-            answer = self._restate(answer, batch, sms, foreign=answering is not self)
+        foreign = answering.calibration.gpu != self.calibration.gpu
+        if foreign or self._restated:
+            answer = self._restate(answer, batch, sms, foreign=foreign)
+        if answering._measured_gpu.architecture != self._measured_gpu.architecture:
+            # Only the shares of the datasheets' ceilings hold on another architecture.
+            answer = (*answer[:3], np.full_like(answer[3], MODELLED))
         elsewhere = self._with_more_rows(family) if answering is self else None
         if elsewhere is None:
             return answer
@@ -516,7 +522,8 @@ class KernelCostModel:
             return answer
         part, part_sms = batch.take(unknown), sms[unknown]
         found = elsewhere._compute(family, part, part_sms, overlapped)
-        found = self._restate(found, part, part_sms, foreign=True)
+        if elsewhere.calibration.gpu != self.calibration.gpu:
+            found = self._restate(found, part, part_sms, foreign=True)
         for mine, theirs in zip(answer, found, strict=True):
             mine[unknown] = theirs
         return answer
@@ -531,10 +538,10 @@ class KernelCostModel:
 
     @cached_property
     def others_(self) -> tuple[KernelCostModel, ...]:
-        """Models of the calibrations that this one transfers from, fitted when first needed."""
-        return tuple(
-            self._stand_in(load_calibration(name)) for name in self.calibration.restated_from
-        )
+        """Models of the calibrations that complete this one or that it is restated from, fitted
+        when first needed."""
+        names = (*self.calibration.completed_by, *self.calibration.restated_from)
+        return tuple(self._stand_in(load_calibration(name)) for name in dict.fromkeys(names))
 
     def _stand_in(self, other: CalibrationProfile) -> KernelCostModel:
         """The model of another calibration's rows on this cluster, under this one's conditions."""

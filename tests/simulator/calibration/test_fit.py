@@ -72,6 +72,26 @@ def test_a_calibration_written_to_a_file_loads_and_predicts(tmp_path):
     assert predicted.provenance_names() == ["interpolated"]
 
 
+def test_kernels_without_a_row_are_answered_for_by_the_calibration_of_the_gpu(tmp_path):
+    source, out = tmp_path / "rows.csv", tmp_path / "mine.yaml"
+    write_measurements(source, made_up())
+    result, _ = calibrate_to_file([source], gpu="h800_sxm", out=out, base=None)
+    mine, shipped = load_calibration(str(out)), load_calibration("h800_sxm")
+    assert (mine.completed_by, mine.restated_from) == (("h800_sxm",), shipped.restated_from)
+    assert result.completed[0].startswith("h800_sxm: add, attention_backward, ")
+    one_norm = {"rows": np.array([4096]), "columns": np.array([7168])}
+    of_mine, of_shipped = (
+        KernelCostModel(cluster=load_cluster("h800_2048"), calibration=of, expert_parallel_ranks=8)
+        .fit(calibration_measurements(of))
+        .predict_sizes(
+            "rmsnorm", one_norm, dtype="bfloat16", out_dtype="bfloat16", sms=132, overlapped=False
+        )
+        for of in (mine, shipped)
+    )
+    assert of_mine.seconds.tolist() == of_shipped.seconds.tolist()
+    assert of_mine.provenance_names() == of_shipped.provenance_names()
+
+
 def test_no_calibration_writes_over_its_source_or_a_table_of_somebody_else(tmp_path):
     source, out = tmp_path / "t.csv", tmp_path / "t.yaml"
     write_measurements(source, made_up())
@@ -115,8 +135,14 @@ def test_left_out_rows_of_the_h200_tables_are_within_their_targets():
     files = ["mla_decode.csv", "mla_prefill.csv"]
     if not all((SHARED / "h200" / file).is_file() for file in files):
         pytest.skip(f"no {SHARED / 'h200'}")
+    # Either type of cache: without names one of the two would be taken.
+    sets = [
+        f"aiconfigurator_flash_attention_{phase}_{cache}_cache"
+        for phase in ("decode", "prefill")
+        for cache in ("bfloat16", "fp8")
+    ]
     result = fit_calibration(
-        [SHARED / "h200" / file for file in files], gpu="h200_sxm", name="x", base=BASE
+        [SHARED / "h200" / file for file in files], gpu="h200_sxm", name="x", base=BASE, sets=sets
     )
     for kind, (median, p90) in {"mla_decode": (0.02, 0.07), "mla_prefill": (0.02, 0.09)}.items():
         errors = [

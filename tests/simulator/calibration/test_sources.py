@@ -79,6 +79,12 @@ def test_a_file_that_is_no_mapping_says_which_formats_there_are(tables, tmp_path
         choose_mappings(tables, [str(path)])
 
 
+def test_a_folder_without_a_file_of_measurements_is_one_line(tmp_path):
+    (tmp_path / "readme.md").write_text("nothing", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds no file of measurements"):
+        read_sources([tmp_path], gpu="h800_sxm")
+
+
 @pytest.mark.shared
 def test_a_profile_takes_the_mapping_that_names_most_of_its_time():
     trace = Path(__file__).resolve().parents[4] / "shared/measured/h800/deepseek_train_profile.json"

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,11 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simulator.calibration.tables import (
-    import_table,
-    load_table_mapping,
-    table_mappings,
-)
+from simulator.calibration.table_mappings import load_table_mapping, table_mappings
+from simulator.calibration.tables import import_table
 
 SHARED = Path(__file__).resolve().parents[3] / ".." / "shared" / "measured"
 GEMM = ["m", "k", "n", "latency_us", "mfu"]
@@ -137,22 +135,25 @@ def test_every_shipped_mapping_loads(name):
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    ("gpu", "file", "rows"),
+    ("gpu", "file", "rows", "aside"),
     [
-        ("h800_sxm", "h800/gemm_fp8.csv", 110),
-        ("h800_sxm", "h800/grouped_gemm_decode_fp8.csv", 94),
-        ("h800_sxm", "h800/mla_decode.csv", 41),
-        ("h200_sxm", "h200/gemm.csv", 5827),
-        ("h200_sxm", "h200/deepep_normal.csv", 2064),
-        ("h200_sxm", "h200/moe_prefill.csv", 0),
+        ("h800_sxm", "h800/gemm_fp8.csv", 110, 0),
+        ("h800_sxm", "h800/grouped_gemm_decode_fp8.csv", 94, 0),
+        ("h800_sxm", "h800/mla_decode.csv", 41, 0),
+        ("h200_sxm", "h200/gemm.csv", 5827, 0),
+        ("h200_sxm", "h200/deepep_normal.csv", 2064, 0),
+        # 43 lines of equal loads of at least 4,096 tokens, each the time of five kernels.
+        ("h200_sxm", "h200/moe_prefill.csv", 43 * 5, 363 - 43),
     ],
 )
-def test_the_shared_tables_come_in_whole(gpu, file, rows):
+def test_the_shared_tables_come_in_whole(gpu, file, rows, aside):
     if not (SHARED / file).is_file():
         pytest.skip(f"no {SHARED / file}")
-    table = import_table(SHARED / file, gpu=gpu)
+    # This earlier subset has no column that says which phase a line is of.
+    stated = {"op_name": "moe_context"} if "moe" in file else {}
+    table = import_table(SHARED / file, gpu=gpu, stated=stated)
     assert len(table.measurements) == rows
-    assert (table.set_aside == 0) == (rows > 0)
+    assert table.set_aside == aside
 
 
 cells = st.one_of(
@@ -193,3 +194,147 @@ def test_a_column_that_is_there_twice_is_one_error(tmp_path):
     path = gemm(tmp_path, ["64", "7168", "1536", "10.9", "0.1", "5"], header=[*GEMM, "m"])
     with pytest.raises(ValueError, match="column 'm' is there more than once"):
         import_table(path, gpu="h800_sxm")
+
+
+DEEPEP = ["device", "node_num", "hidden_size", "num_token", "num_topk", "num_experts",
+          "combine_avg_t_us", "dispatch_avg_t_us"]  # fmt: skip
+
+
+def deepep(path, *lines):
+    return write(path, DEEPEP, [[device, 1, 7168, *rest] for device, *rest in lines])
+
+
+def test_rows_of_another_gpu_are_set_aside_row_by_row(tmp_path):
+    path = deepep(
+        tmp_path / "ll.csv",
+        ("NVIDIA H100 80GB HBM3", 1, 8, 256, "14.4", "13.2"),
+        ("NVIDIA B200", 1, 8, 256, "11.1", "10.9"),
+        ("NVIDIA H100 80GB HBM3", 2, 8, 256, "14.2", "13.7"),
+    )
+    table = import_table(path, gpu="h100_sxm")
+    assert [round(row.seconds * 1e6, 1) for row in table.measurements] == [13.2, 13.7, 14.4, 14.2]
+    assert table.aside == {"measured on NVIDIA B200 (--gpu b200_sxm), not on h100_sxm": 1}
+    assert table.warnings[0].endswith("line 3")
+
+
+def test_rows_equal_to_another_gpus_are_reported_as_copies(tmp_path):
+    path = deepep(
+        tmp_path / "ll.csv",
+        ("NVIDIA H100 80GB HBM3", 1, 8, 256, "14.402", "13.194"),
+        ("NVIDIA H200", 1, 8, 256, "14.402", "13.194"),
+        ("NVIDIA H200", 2, 8, 256, "14.2", "13.7"),
+    )
+    table = import_table(path, gpu="h200_sxm")
+    assert table.warnings[0] == (
+        "ll.csv: 1 row equals a row of NVIDIA H100 80GB HBM3 to the last digit: a copy, measured "
+        "on one of the two"
+    )
+
+
+def test_the_version_of_the_folder_counts_before_the_column(tmp_path):
+    folder = tmp_path / "nccl" / "2.27.3"
+    folder.mkdir(parents=True)
+    path = write(
+        folder / "nccl.csv",
+        ["version", "op_name", "kernel_source", "nccl_dtype", "num_gpus", "message_size",
+         "latency"],
+        [["2.29.2", "all_reduce", "NCCL", "half", "8", "1024", "0.0231"]],
+    )  # fmt: skip
+    table = import_table(path, gpu="h100_sxm")
+    (row,) = table.measurements
+    assert (row.kind, dict(row.sizes), row.dtype) == (
+        "all_reduce", {"bytes": 2048, "ranks": 8}, "float16",
+    )  # fmt: skip
+    assert row.kernel_set == "nccl_2.27.3"
+    assert row.source == (
+        "ai-dynamo/aiconfigurator perf tables, NCCL, 2.27.3, nccl.csv; its version column says "
+        "2.29.2"
+    )
+    assert [(known.name, known.version) for known in table.sets] == [("nccl_2.27.3", (2, 27, 3))]
+
+
+MOE = ["op_name", "kernel_source", "moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk",
+       "num_experts", "moe_ep_size", "distribution", "latency"]  # fmt: skip
+
+
+def test_the_one_time_of_a_module_is_shared_out_by_the_times_at_peak(tmp_path):
+    # 512 tokens of the group at EP8 are 512 rows on this GPU's 32 experts. Weights decide: gate and
+    # up read twice the bytes of down, and so take twice its time but for the activations.
+    lines = [
+        ["moe_generation", "deepepmoe", "fp8_block", "512", "7168", "2048", "8", "256", "8",
+         "uniform", "0.5"],
+        ["moe_generation", "deepepmoe", "fp8_block", "512", "7168", "2048", "8", "256", "8",
+         "power_law_1.2", "0.7"],
+        ["moe_context", "deepepmoe", "fp8_block", "512", "7168", "2048", "8", "256", "8",
+         "uniform", "0.4"],
+    ]  # fmt: skip
+    table = import_table(write(tmp_path / "moe.csv", MOE, lines), gpu="h100_sxm")
+    up, swiglu, down = table.measurements
+    assert (up.kind, swiglu.kind, down.kind) == (
+        "masked_grouped_gemm", "swiglu", "masked_grouped_gemm",
+    )  # fmt: skip
+    assert dict(up.sizes) == {"rows": 512, "n": 4096, "k": 7168, "groups": 32}
+    assert dict(down.sizes) == {"rows": 512, "n": 7168, "k": 2048, "groups": 32}
+    assert up.seconds + swiglu.seconds + down.seconds == pytest.approx(0.5e-3, rel=1e-12)
+    assert up.seconds / down.seconds == pytest.approx(2.0, rel=0.02)
+    assert sorted(table.aside.values()) == [1, 1]
+    assert table.set_aside == 2
+
+
+def test_a_column_that_is_the_same_in_every_line_can_be_stated(tmp_path):
+    path = write(
+        tmp_path / "own.csv", ["M", "N", "K", "time (us)"], [["4096", "7168", "2048", "240"]]
+    )
+    with pytest.raises(ValueError, match="matrix_products, which also needs dtype"):
+        import_table(path, gpu="h100_sxm")
+    (row,) = import_table(path, gpu="h100_sxm", stated={"dtype": "bf16"}).measurements
+    assert (row.kind, row.dtype, dict(row.sizes)) == (
+        "gemm", "bfloat16", {"m": 4096, "n": 7168, "k": 2048},
+    )  # fmt: skip
+    assert row.seconds == pytest.approx(240e-6)
+    with pytest.raises(ValueError, match=r"--column M: own\.csv has a column of that name"):
+        import_table(path, gpu="h100_sxm", stated={"M": "1"})
+
+
+def test_a_table_of_another_kernel_with_the_same_columns_asks_for_a_mapping(tmp_path):
+    # MLA decode of 16 sequences at 1,024 tokens in 3,265.7 us is 0.0014 of the peak, not 0.01:
+    # 2 x 16 x 128 x 1024 x 1088 / 3265.7e-6 / 989e12.
+    path = write(
+        tmp_path / "decode.csv",
+        ["dtype", "kv_dtype", "batch_size", "kv_len", "latency_us", "mfu"],
+        [["bf16", "bf16", "16", "1024", "3265.7", "0.01"]],
+    )
+    with pytest.raises(ValueError, match=r"mfu is 7\.08 times .* name one with --mapping"):
+        import_table(path, gpu="h800_sxm")
+    assert len(import_table(path, gpu="h800_sxm", mapping="infersim_mla_decode").measurements) == 1
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("file", "kernels"),
+    [
+        ("gemm/sglang/0.5.14/gemm_perf.parquet", {("gemm", "bfloat16"): 28574,
+                                                   ("gemm", "fp8_e4m3"): 23757}),
+        ("mla/sglang/0.5.14/context_mla_perf.parquet", {("mla_prefill", "bfloat16"): 2774}),
+        ("mla/sglang/0.5.14/generation_mla_perf.parquet", {("mla_decode", "bfloat16"): 4590}),
+        ("mla/sglang/0.5.10/wideep_context_mla_perf.parquet", {}),
+        ("mla_bmm/sglang/0.5.14/mla_bmm_perf.parquet", {("batched_gemm", "bfloat16"): 720,
+                                                        ("batched_gemm", "fp8_e4m3"): 700}),
+        ("mlp/sglang/0.5.6.post2/wideep_context_mlp_perf.parquet", {}),
+        ("moe/sglang/0.5.10/wideep_generation_moe_perf.parquet",
+         {("masked_grouped_gemm", "fp8_e4m3"): 84, ("swiglu", "bfloat16"): 42}),
+        ("comm/nccl/2.27.3/nccl_perf.parquet",
+         {("all_reduce", "float16"): 104, ("all_reduce", "int8"): 98,
+          ("all_gather", "float16"): 102, ("all_gather", "int8"): 114,
+          ("reduce_scatter", "float16"): 104, ("reduce_scatter", "int8"): 102,
+          ("all_to_all", "float16"): 92, ("all_to_all", "int8"): 100}),
+        ("comm/sglang/0.5.6.post2/wideep_deepep_normal_perf.parquet",
+         {("dispatch", "fp8_e4m3"): 347 - 75, ("combine", "bfloat16"): 347}),
+    ],
+)  # fmt: skip
+def test_the_published_tables_of_h100_are_read_as_they_are(file, kernels):
+    path = SHARED / "public" / "h100_sxm" / file
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    table = import_table(path, gpu="h100_sxm")
+    assert Counter((row.kind, row.dtype) for row in table.measurements) == kernels
