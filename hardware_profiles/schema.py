@@ -506,6 +506,9 @@ class CalibrationProfile(Profile):
     other_gpu: Estimate
     """Kernel time on another GPU of the same SMs over the one restated for it: what other clocks,
     power and versions of a kernel add to an interval."""
+    sustained_clock: Estimate | None = None
+    """SM clock of steps that draw the power limit for their whole length, over that of the rows;
+    for rows that were timed in bursts only."""
     common_share: Annotated[float, Field(ge=0, le=1)]
     """Of the variance of extrapolated kernels: what is common to all of them."""
     restated_from: tuple[str, ...] = ()

@@ -3,9 +3,11 @@
 Every run of whole_runs.py is repeated for some seconds, so that clock and power settle. A row holds
 
     seconds, spread             median from start to end, and its deviation, over the second half
-    host_seconds                time the host takes to launch the step; empty where it has to wait
-    timed_operator_seconds      sum of its operators, each timed by itself in the same lease; empty
-                                where no table of operators is written
+    host_seconds                time the host takes to launch an eager step; empty where it waits
+    timed_operator_seconds      sum of its operators, each timed by itself in the same lease, in
+                                bursts; empty where no table of operators is written
+    sustained_operator_seconds  the same, the operators timed in turns (measure_mix.py), of training
+                                and prefill from a graph; sustained_clock_hz is the clock of that
     kernel_seconds, _count      sum of the kernels' times and their number, in a profile
     outside_share               of that sum, what belongs to no operator of the trace
     untimed_operator_seconds    kernels of the operators that are not timed by themselves: dispatch
@@ -18,8 +20,10 @@ profiler leaves behind in the process is in the times.
 from __future__ import annotations
 
 import csv
+import gc
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -32,34 +36,35 @@ from reference_model.captured import can_capture
 from reference_model.gpu import CAPTURABLE, use_kernels
 from reference_model.measure import (
     TimingRequest,
+    append_rows,
     device_source,
     measure,
     require_hopper,
     seconds_by_request,
 )
+from reference_model.measure_mix import mix_rows, time_mix
 from reference_model.measured_calls import BUILDERS
 from reference_model.precision import Recipe
 from reference_model.recorder import OperatorRecorder
 from reference_model.trace import Operator
 from reference_model.whole_runs import (
+    DECODE,
     EAGER,
     GRAPH,
-    MODELS,
     STEP,
     WholeRun,
     build_step,
-    host_seconds,
     profiled,
     time_step,
 )
 
 KEY = (
-    "job", "model", "changes", "sequences", "context", "recipe", "kernels", "gpus", "launch",
+    "job", "model", "sequences", "context", "recipe", "kernels", "gpus", "launch",
 )  # fmt: skip
 """The columns that make a run the same as one timed before."""
 TIMES = (
     "seconds", "spread", "repetitions", "host_seconds", "operators", "timed_operator_seconds",
-    "clock_hz", "power_w", "source",
+    "sustained_operator_seconds", "sustained_clock_hz", "clock_hz", "power_w", "source",
 )  # fmt: skip
 KERNELS = ("kernel_seconds", "kernel_count", "outside_share", "untimed_operator_seconds")
 COLUMNS = (*KEY, *TIMES, *KERNELS)
@@ -82,8 +87,9 @@ def bench(
     operators: Path | None,
     duration_s: float,
     deadline_s: float,
+    profile: bool,
 ) -> None:
-    """Time and profile every run that the table at `out` lacks; prints progress.
+    """Time and, if asked to, profile every run that the table at `out` lacks; prints progress.
 
     With a second table, each operator of a run is timed by itself as well, as `measure` does it,
     and its row kept there. Stops before a run that begins after deadline_s seconds; run it again to
@@ -96,7 +102,8 @@ def bench(
         run for run in runs if run.launch != GRAPH or can_capture(Recipe("fp8", kernels), device)
     ]
     begun = time.monotonic()
-    for what, columns in (("time", TIMES), ("profile", KERNELS)):
+    passes = (("time", TIMES), ("profile", KERNELS)) if profile else (("time", TIMES),)
+    for what, columns in passes:
         for number, run in enumerate(wanted, start=1):
             label = f"{what} [{number}/{len(wanted)}] {run_label(run)}"
             key = key_of(run, kernels)
@@ -135,25 +142,34 @@ def timed_cells(
 ) -> dict[str, str]:
     """What the columns `TIMES` say of a run, but for the source."""
     step, eager = build_step(run, kernels=kernels, device=device)
-    timed = time_step(step, duration_s=duration_s)
     # The optimizer reads the gradients' norm, and other kernels the sizes of groups.
-    waits = run.job == STEP or kernels not in CAPTURABLE
-    host = "" if waits else f"{host_seconds(step):.4g}"
+    host = run.launch == EAGER and run.job != STEP and kernels in CAPTURABLE
+    timed = time_step(step, duration_s=duration_s, host=host)
     with OperatorRecorder() as recorder:
         eager()
     issued = [call.operator for call in recorder.recorded]
-    return {
+    del step, eager
+    gc.collect()
+    torch.cuda.empty_cache()
+    cells = {
         "seconds": f"{timed.seconds:.6g}",
         "spread": f"{timed.spread:.3g}",
         "repetitions": str(timed.repetitions),
-        "host_seconds": host,
+        "host_seconds": "" if timed.host_seconds is None else f"{timed.host_seconds:.4g}",
         "operators": str(len(issued)),
-        "timed_operator_seconds": (
-            "" if table is None else f"{_time_operators(issued, kernels, table):.6g}"
-        ),
         "clock_hz": f"{timed.clock_hz:.4g}",
         "power_w": f"{timed.power_w:.4g}",
     }
+    if table is None:
+        return cells | dict.fromkeys(TIMES[5:8], "")
+    counts = _requests(issued, kernels)
+    cells["timed_operator_seconds"] = f"{_time_operators(counts, table):.6g}"
+    sustained = run.launch == GRAPH and run.job not in (DECODE, STEP)
+    return cells | (
+        _time_in_turns(counts, run, table, device, duration_s)
+        if sustained
+        else dict.fromkeys(TIMES[6:8], "")
+    )
 
 
 def profiled_cells(run: WholeRun, *, kernels: str, device: torch.device) -> dict[str, str]:
@@ -172,10 +188,10 @@ def profiled_cells(run: WholeRun, *, kernels: str, device: torch.device) -> dict
     }
 
 
-def _time_operators(issued: Iterable[Operator], kernels: str, table: Path) -> float:
-    """Sum of the operators' times, each timed by itself and kept in a table of operators."""
+def _requests(issued: Iterable[Operator], kernels: str) -> dict[TimingRequest, int]:
+    """{operator to time: its launches in the step}, in the step's order."""
     sms = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
-    wanted = [
+    return Counter(
         TimingRequest(
             replace(o, name="", phase="forward", segment="", recompute=False),
             kernels,
@@ -184,11 +200,36 @@ def _time_operators(issued: Iterable[Operator], kernels: str, table: Path) -> fl
         )
         for o in issued
         if o.kind in BUILDERS
-    ]
+    )
+
+
+def _time_operators(counts: Mapping[TimingRequest, int], table: Path) -> float:
+    """Sum of the operators' times, each timed by itself and kept in a table of operators."""
     with redirect_stdout(StringIO()):  # a line for each of hundreds
-        measure(list(dict.fromkeys(wanted)), out=table, deadline_s=float("inf"))
-    seconds = seconds_by_request(table, wanted)
-    return sum(seconds[request] for request in wanted)
+        measure(list(counts), out=table, deadline_s=float("inf"))
+    seconds = seconds_by_request(table, counts)
+    return sum(count * seconds[request] for request, count in counts.items())
+
+
+def _time_in_turns(
+    counts: Mapping[TimingRequest, int],
+    run: WholeRun,
+    table: Path,
+    device: torch.device,
+    duration_s: float,
+) -> dict[str, str]:
+    """What the operators take at the step's clock; their rows go to the table of operators."""
+    try:
+        timing = time_mix(counts, duration_s=duration_s, device=device)
+    except torch.cuda.OutOfMemoryError:
+        print(f"{run_label(run)}: out of memory with all operators at once, none timed in turns")
+        return dict.fromkeys(("sustained_operator_seconds", "sustained_clock_hz"), "")
+    append_rows(mix_rows(timing, counts, job=run.job, source=device_source(device)), table)
+    together = sum(count * timing.seconds[request] for request, count in counts.items())
+    return {
+        "sustained_operator_seconds": f"{together:.6g}",
+        "sustained_clock_hz": f"{timing.clock_hz:.4g}",
+    }
 
 
 def composition(rows: Iterable[Cells]) -> list[str]:
@@ -196,14 +237,14 @@ def composition(rows: Iterable[Cells]) -> list[str]:
 
     From a graph that is their sum; eagerly a step takes at least the time of its host. Whole
     training steps are left out: no operator stands for the optimizer."""
-    models = {_changes(name): name for name in MODELS}
     lines = [f"{'step':<44}{'seconds':>12}{'operators':>12}{'host':>12}{'error':>8}"]
     for row in rows:
-        if row["job"] == STEP or not row["timed_operator_seconds"] or not row["kernel_seconds"]:
+        if row["job"] == STEP or not row["timed_operator_seconds"]:
             continue
-        alone = float(row["timed_operator_seconds"]) + float(row["untimed_operator_seconds"])
-        host = float(row["host_seconds"]) if row["launch"] == EAGER else 0.0
-        model = models.get(row["changes"], row["model"])
+        operators = row["sustained_operator_seconds"] or row["timed_operator_seconds"]
+        alone = float(operators) + float(row["untimed_operator_seconds"] or 0.0)
+        host = float(row["host_seconds"] or 0.0) if row["launch"] == EAGER else 0.0
+        model = Path(row["model"]).name
         step = f"{row['job']} {model} {row['sequences']} x {row['context']} {row['launch']}"
         measured = float(row["seconds"])
         lines.append(
@@ -224,14 +265,8 @@ def run_label(run: WholeRun) -> str:
 def key_of(run: WholeRun, kernels: str) -> tuple[str, ...]:
     """The cells of `KEY`."""
     return (
-        run.job, "deepseek_v3", _changes(run.model), str(run.sequences), str(run.context),
-        "fp8", kernels, "1", run.launch,
+        run.job, run.model, str(run.sequences), str(run.context), "fp8", kernels, "1", run.launch,
     )  # fmt: skip
-
-
-def _changes(model: str) -> str:
-    """What a model changes of the config, as text."""
-    return ";".join(f"{name}={value}" for name, value in sorted(MODELS[model].items()))
 
 
 def read_runs(path: Path) -> Table:

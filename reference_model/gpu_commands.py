@@ -71,6 +71,10 @@ def add_commands(commands: Any) -> None:
         "--operators", type=Path,
         help="table of the runs' operators, each timed by itself, to write or go on with",
     )  # fmt: skip
+    bench.add_argument(
+        "--profile", action=argparse.BooleanOptionalAction, default=True,
+        help="profile every run after all are timed (default: yes)",
+    )  # fmt: skip
     bench.add_argument("--list", action="store_true", help="name what is to be timed and stop")
     bench.add_argument(
         "--show", action="store_true",
@@ -164,6 +168,7 @@ def _bench(options: argparse.Namespace) -> None:
         operators=options.operators,
         duration_s=options.seconds,
         deadline_s=options.deadline,
+        profile=options.profile,
     )
 
 

@@ -99,7 +99,7 @@ def device_source(device: torch.device) -> str:
         return f"dsv3sim measure: CPU, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     import triton
 
-    driver, clock, power = _smi("driver_version", "clocks.max.sm", "power.limit")
+    driver, clock, power = smi("driver_version", "clocks.max.sm", "power.limit")
     return (
         f"dsv3sim measure: {torch.cuda.get_device_name(device)}, SM clock up to {clock} MHz, "
         f"power limit {power} W, driver {driver}, torch {torch.__version__}, "
@@ -229,12 +229,17 @@ def time_request(request: TimingRequest) -> tuple[float, float, str]:
     """(median seconds, relative standard deviation, "graph") of one request."""
     device = torch.device("cuda", torch.cuda.current_device())
     o = request.operator
-    moved = o.bytes_read + o.bytes_written
-    properties = torch.cuda.get_device_properties(device)
-    sets = min(_MOST_SETS, max(1, math.ceil(_L2_MULTIPLE * properties.L2_cache_size / moved)))
+    sets = input_sets(o, device)
     with limited_sms(request.sms, device=device, partition=request.partition):
         calls = [build(o, kernels=request.kernels, device=device) for _ in range(sets)]
         return time_calls(calls)
+
+
+def input_sets(operator: Operator, device: torch.device) -> int:
+    """Inputs of an operator that exceed the L2 cache together, so that no launch finds its own."""
+    moved = operator.bytes_read + operator.bytes_written
+    l2 = torch.cuda.get_device_properties(device).L2_cache_size
+    return min(_MOST_SETS, max(1, math.ceil(_L2_MULTIPLE * l2 / moved)))
 
 
 def time_calls(calls: Sequence[Call]) -> tuple[float, float, str]:
@@ -248,7 +253,7 @@ def time_calls(calls: Sequence[Call]) -> tuple[float, float, str]:
     # Whole rounds over the input sets, so that each counts the same.
     launches = math.ceil(launches / len(calls)) * len(calls)
     graph = torch.cuda.CUDAGraph()
-    with _capture(graph):
+    with capture(graph):
         for launch in range(launches):
             calls[launch % len(calls)]()
     graph.replay()
@@ -260,16 +265,18 @@ def time_calls(calls: Sequence[Call]) -> tuple[float, float, str]:
 
 def seconds_between_events(call: Callable[[], object]) -> float:
     """Seconds between two events around the work that call enqueues."""
-    start, end = _event(), _event()
-    start.record()
+    start = record_event()
     call()
-    end.record()
+    end = record_event()
     end.synchronize()
     return float(start.elapsed_time(end)) * _MILLI
 
 
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+def record_event() -> torch.cuda.Event:
+    """An event that tells the time, recorded on the current stream."""
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
 
 
 def _median(samples: Sequence[float]) -> float:
@@ -282,7 +289,7 @@ def _spread(samples: Sequence[float]) -> float:
 
 
 @contextmanager
-def _capture(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+def capture(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     """Capture what is launched inside, on the current stream or, as the default stream cannot be
     captured, on another one."""
     stream = torch.cuda.current_stream()
@@ -379,14 +386,13 @@ def sustain(operator: Operator, *, kernels: str, duration_s: float) -> Sustained
     torch.cuda.synchronize()
     once = seconds_between_events(lambda: [call() for call in calls]) / len(calls)
     rounds = max(20, math.ceil(duration_s / once / len(calls)))
-    marks = [_event() for _ in range(21)]
     with watch() as samples:
-        marks[0].record()
-        for part in range(20):
+        marks = [record_event()]
+        for _ in range(20):
             for _ in range(rounds // 20):
                 for call in calls:
                     call()
-            marks[part + 1].record()
+            marks.append(record_event())
         marks[-1].synchronize()
     launches = rounds // 20 * len(calls)
     second_half = samples[len(samples) // 2 :] or samples
@@ -451,7 +457,8 @@ def watch(
                 samples.append(tuple(float(value) for value in line.split(",")))
 
 
-def _smi(*fields: str) -> list[str]:
+def smi(*fields: str) -> list[str]:
+    """What nvidia-smi says of the first GPU, as text."""
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     first = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [field.strip() for field in first[0].split(",")]

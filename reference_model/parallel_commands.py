@@ -314,10 +314,10 @@ def _pair(options: argparse.Namespace) -> None:
 
 
 def _host(options: argparse.Namespace) -> None:
-    from reference_model.config import load_model_config, parse_model_config, read_config_file
+    from reference_model.config import load_model_config
     from reference_model.host import PARTS, HostRun, measure_host, sizes_between
     from reference_model.measure_arrivals import DECODE, TRAIN, Job
-    from reference_model.whole_runs import MODELS
+    from reference_model.whole_runs import MANY_EXPERTS
 
     for name in ("tokens", "sequences", "context", "repeats", "smallest"):
         if getattr(options, name) < 1:
@@ -325,12 +325,8 @@ def _host(options: argparse.Namespace) -> None:
     for name in ("together", "alone", "stretch"):
         if getattr(options, name) <= 0:
             raise ValueError(f"--{name} {getattr(options, name)} must be above 0")
-    if options.config is None:
-        raw, label = read_config_file("deepseek_v3")
-        model = "many experts"
-        config = parse_model_config(raw | dict(MODELS[model]), source=f"{label}, {model}")
-    else:
-        config, model = load_model_config(options.config), Path(options.config).stem
+    name = options.config or MANY_EXPERTS
+    config, model = load_model_config(name), Path(name).stem
     jobs = [
         Job(name, sequences, context, skew)
         for name, sequences, context in (

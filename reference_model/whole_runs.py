@@ -1,8 +1,8 @@
 """Whole steps of the model: which there are, and how to run and time them on a GPU.
 
 A run is a training micro-batch (forward, loss, backward), a whole training step (the optimizer
-included), a decode step or a prefill, of a model given as a shipped config and changes to its
-fields, replayed from a CUDA graph or launched kernel by kernel.
+included), a decode step or a prefill, of a shipped config, replayed from a CUDA graph or launched
+kernel by kernel.
 
 Weights are normal, tokens random, so that experts get uneven rows. Prompts and caches are whole:
 every sequence of a decode step holds `context` tokens. bench.py times all of them.
@@ -10,9 +10,10 @@ every sequence of a decode step holds `context` tokens. bench.py times all of th
 
 from __future__ import annotations
 
+import csv
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -20,10 +21,10 @@ from typing import NamedTuple
 import torch
 
 from reference_model.captured import Captured, CapturedMicroBatch, can_capture
-from reference_model.config import ModelConfig, parse_model_config, read_config_file
+from reference_model.config import CONFIG_FOLDER, ModelConfig, load_model_config
 from reference_model.decode import InferenceModel
 from reference_model.layers import RMSNorm, gradient
-from reference_model.measure import watch
+from reference_model.measure import record_event, watch
 from reference_model.model import Transformer
 from reference_model.optimizer import AdamW
 from reference_model.precision import Recipe
@@ -32,28 +33,17 @@ from reference_model.profiling import KernelSplit, profile_events, split_kernels
 TRAINING, STEP, DECODE, PREFILL = "train_microbatch", "train_step", "decode_step", "prefill"
 GRAPH, EAGER = "graph", "eager"
 
-_FOUR_LAYERS = {
-    "num_hidden_layers": 4, "first_k_dense_replace": 1, "n_routed_experts": 8, "n_group": 2,
-    "topk_group": 2, "vocab_size": 16384, "num_nextn_predict_layers": 0,
-}  # fmt: skip
-_MANY_EXPERTS = _FOUR_LAYERS | {
-    "num_hidden_layers": 3, "n_routed_experts": 32, "n_group": 1, "topk_group": 1,
-}  # fmt: skip
-_OFF_THE_GRID = _FOUR_LAYERS | {
-    "num_hidden_layers": 3, "hidden_size": 5120, "num_attention_heads": 96,
-    "num_key_value_heads": 96, "moe_intermediate_size": 1536,
-}  # fmt: skip
-MODELS: dict[str, Mapping[str, int]] = {
-    "four layers": _FOUR_LAYERS,
-    "many experts": _MANY_EXPERTS,
-    "off the grid": _OFF_THE_GRID,
-}
-"""DeepSeek-V3 cut down to one GPU: four layers whose tokens choose all 8 experts; three with 32
-experts, whose rows are uneven; and three with sizes that no measured table holds."""
+FOUR_LAYERS, MANY_EXPERTS, OFF_THE_GRID = (
+    "whole/four_layers", "whole/many_experts", "whole/off_the_grid",
+)  # fmt: skip
+"""Configs of DeepSeek-V3 cut down to one GPU: four layers whose tokens choose all 8 experts; three
+with 32 experts, whose rows are uneven; and three with sizes that no measured table holds."""
 
 _MILLI = 1e-3
 _FEWEST = 5
 """Repetitions that are timed whatever they take."""
+_TURNS = 6
+"""Into how many turns the repetitions fall, with a sample of the host after each."""
 _SLEEP_CYCLES = 400_000_000
 """Of the GPU's clock, about 0.2 s: longer than the host takes to launch any step."""
 
@@ -65,7 +55,7 @@ class WholeRun:
     job: str
     """train_microbatch, train_step, decode_step or prefill."""
     model: str
-    """Key of `MODELS`."""
+    """Name of a shipped config."""
     sequences: int
     context: int
     """Tokens of each sequence; of a decode step, tokens each has cached, the new one included."""
@@ -74,27 +64,21 @@ class WholeRun:
 
 
 def whole_runs() -> list[WholeRun]:
-    """All runs, in the order to time them; those of one model and job together."""
-    training = [("four layers", 4096), ("many experts", 4096), ("off the grid", 3000)]
-    runs = [
-        WholeRun(TRAINING, model, 1, context, launch)
-        for model, context in training
-        for launch in (GRAPH, EAGER)
-    ]
-    runs += [WholeRun(STEP, "four layers", 1, 4096, launch) for launch in (GRAPH, EAGER)]
-    runs += [WholeRun(PREFILL, "four layers", 1, 4096, launch) for launch in (GRAPH, EAGER)]
-    return runs + [
-        WholeRun(DECODE, "four layers", sequences, context, launch)
-        for context in (2048, 4096)
-        for sequences in (16, 64, 128)
-        for launch in (GRAPH, EAGER)
-    ]
+    """All runs of configs/whole/runs.csv, in the order to time them.
 
-
-def model_of(run: WholeRun) -> ModelConfig:
-    """The config of a run's model."""
-    raw, label = read_config_file("deepseek_v3")
-    return parse_model_config(raw | dict(MODELS[run.model]), source=f"{label}, {run.model}")
+    Sizes of the last five are their own, so that predictions of them are of steps nobody has
+    timed."""
+    with (CONFIG_FOLDER / "whole" / "runs.csv").open(encoding="utf-8", newline="") as file:
+        return [
+            WholeRun(
+                line["job"],
+                line["model"],
+                int(line["sequences"]),
+                int(line["context"]),
+                line["launch"],
+            )
+            for line in csv.DictReader(file)
+        ]
 
 
 def profiled(step: Callable[[], object], *, repetitions: int) -> KernelSplit:
@@ -127,7 +111,7 @@ def build_step(
     run: WholeRun, *, kernels: str, device: torch.device
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """The step to time, and the same launched kernel by kernel, whose operators can be told."""
-    config = model_of(run)
+    config = load_model_config(run.model)
     model = _model(config, kernels, device)
     if run.launch == GRAPH and not can_capture(model.recipe, device):
         raise ValueError(f"kernels {kernels!r} on {device}: this step cannot be captured")
@@ -197,23 +181,26 @@ class Timed(NamedTuple):
     repetitions: int
     clock_hz: float
     power_w: float
+    host_seconds: float | None
+    """Median time that the host takes to launch the step; None where it was not asked for."""
 
 
-def time_step(step: Callable[[], object], *, duration_s: float) -> Timed:
-    """Repeat a step for duration_s; the second half counts, when clock and power have settled."""
+def time_step(step: Callable[[], object], *, duration_s: float, host: bool = False) -> Timed:
+    """Repeat a step for duration_s; the second half counts, when clock and power have settled.
+
+    With `host`, the time that the host takes to launch the step is sampled in turns with the
+    repetitions, since hosts change their pace from second to second."""
     for _ in range(2):
         step()
     torch.cuda.synchronize()
-    marks = [_mark()]
+    spans: list[float] = []
+    launches: list[float] = []
     begun = time.monotonic()
     with watch() as samples:
-        while len(marks) <= 2 * _FEWEST or time.monotonic() - begun < duration_s:
-            step()
-            marks.append(_mark())
-            if len(marks) > 2:
-                marks[-2].synchronize()  # one step ahead of the GPU, as a training loop is
-        torch.cuda.synchronize()
-    spans = [a.elapsed_time(b) * _MILLI for a, b in pairwise(marks)]
+        while len(spans) < 2 * _FEWEST or time.monotonic() - begun < duration_s:
+            spans += _spans(step, duration_s / _TURNS if host else duration_s)
+            if host:
+                launches.append(_host_seconds(step))
     settled, seen = spans[len(spans) // 2 :], samples[len(samples) // 2 :]
     return Timed(
         statistics.median(settled),
@@ -221,23 +208,28 @@ def time_step(step: Callable[[], object], *, duration_s: float) -> Timed:
         len(settled),
         statistics.median([clock for clock, _ in seen] or [0.0]) * 10.0**6,
         statistics.median([power for _, power in seen] or [0.0]),
+        statistics.median(launches[len(launches) // 2 :]) if host else None,
     )
 
 
-def host_seconds(step: Callable[[], object]) -> float:
-    """Time the host takes to launch a step while the GPU is busy with something else."""
-    samples = []
-    for _ in range(2 * _FEWEST):
-        torch.cuda.synchronize()
-        torch.cuda._sleep(_SLEEP_CYCLES)  # type: ignore[no-untyped-call]
-        begun = time.perf_counter()
+def _spans(step: Callable[[], object], duration_s: float) -> list[float]:
+    """Seconds from the start of each repetition to its end, one step ahead of the GPU, as a
+    training loop is."""
+    marks = [record_event()]
+    begun = time.monotonic()
+    while len(marks) <= _FEWEST or time.monotonic() - begun < duration_s:
         step()
-        samples.append(time.perf_counter() - begun)
+        marks.append(record_event())
+        if len(marks) > 2:
+            marks[-2].synchronize()
     torch.cuda.synchronize()
-    return statistics.median(samples)
+    return [a.elapsed_time(b) * _MILLI for a, b in pairwise(marks)]
 
 
-def _mark() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
+def _host_seconds(step: Callable[[], object]) -> float:
+    """Time the host takes to launch a step while the GPU is busy with something else."""
+    torch.cuda.synchronize()
+    torch.cuda._sleep(_SLEEP_CYCLES)  # type: ignore[no-untyped-call]
+    begun = time.perf_counter()
+    step()
+    return time.perf_counter() - begun

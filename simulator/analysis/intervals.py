@@ -96,7 +96,7 @@ def training_intervals(
     blocking: bool,
     seed: int,
 ) -> dict[str, list[Seconds]]:
-    """80 % intervals of pair and step time, {"step_time_s": [low, high], "pair_time_s": ...}."""
+    """80 % intervals: {"step_time_s": [low, high], "pair_time_s": ..., "pipeline_time_s": ...}."""
     draws = Draws(np.random.default_rng(seed), common_share=calibration.common_share)
     gap_s = estimated(gap, draws.gap)
 
@@ -118,6 +118,7 @@ def training_intervals(
         transfer_s={ranks: seconds * slower for ranks, seconds in step.transfers_s.items()},
         blocking_sends=blocking,
     ).makespans_s
+    pipeline = np.maximum(pipeline, step.host_s)
     optimizer = np.max(
         [(part.reduce_s + part.gather_s) * slower + part.update_s for part in step.optimizer],
         axis=0,
@@ -125,6 +126,7 @@ def training_intervals(
     return {
         "step_time_s": interval(pipeline + optimizer, value=step.step_time_s),
         "pair_time_s": interval(pair, value=step.pair.log.span_s),
+        "pipeline_time_s": interval(pipeline, value=step.pipeline_time_s),
     }
 
 
@@ -141,7 +143,8 @@ def serving_interval(step: ServingStep, *, seed: int) -> list[Seconds]:
     middle = timeline.run(model.graph, times.seconds[model.places], gap.value).span_s
     samples = timeline.run(model.graph, scaled[model.places], estimated(gap, draws.gap))
     ratio = samples.spans_s / middle
-    return interval(step.log.span_s * ratio + estimated(host, draws.host), value=step.step_s)
+    spans = np.maximum(step.log.span_s * ratio, step.host_s)
+    return interval(spans + estimated(host, draws.host), value=step.step_s)
 
 
 def interval(samples: Array, *, value: float) -> list[float]:

@@ -255,6 +255,7 @@ def _intervals(run: TrainingRun, metrics: Mapping[str, Any]) -> dict[str, list[f
         blocking=run.job.blocking_sends,
         seed=run.scenario.file.seed,
     )
+    found.pop("pipeline_time_s")
     low, high = found["step_time_s"]
     for name in _RATES:
         work = metrics[name] * metrics["step_time_s"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,8 +18,23 @@ def validate(
     ] = None,
     as_json: Json = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Whole steps measured on GPUs in place of figures.")
+    ] = False,
+    predict: Annotated[
+        Path | None,
+        typer.Option(help="With --whole: add predictions of a lease to come to this ledger."),
+    ] = None,
+    lease: Annotated[
+        str | None, typer.Option(help="With --whole: this lease alone, e.g. h200_sxm_2.")
+    ] = None,
 ) -> None:
     """Hold the simulator against published numbers: each figure, what a run gives, the error."""
+    if whole:
+        _validate_whole(lease, predict, as_json=as_json)
+        return
+    if predict or lease:
+        raise ValueError("--predict and --lease go with --whole")
     from dataclasses import asdict
 
     from reports.terminal import validation_table
@@ -45,3 +61,34 @@ def validate(
         print(json.dumps({"figures": rows, "median_error": median_error(checks)}, allow_nan=False))
         return
     print_tables(validation_table(checks))
+
+
+def _validate_whole(lease: str | None, ledger: Path | None, *, as_json: bool) -> None:
+    """Whole steps beside the same ones simulated, or predictions of those to come."""
+    from datetime import UTC, datetime
+
+    from reports.terminal import whole_runs_table
+    from simulator.analysis.predictions import append_to_ledger
+    from simulator.analysis.whole_runs import (
+        check_lease,
+        comparisons,
+        json_of,
+        ledger_lines,
+    )
+
+    if ledger is not None:
+        if lease is None:
+            raise ValueError("--predict needs --lease, the name of the one to come: h200_sxm_2")
+        with working(f"predicting {lease}"):
+            lines = ledger_lines(lease, date=f"{datetime.now(UTC):%Y-%m-%d}")
+        append_to_ledger(ledger, lines)
+        print(f"{len(lines)} predictions added to {ledger}")
+        return
+    if lease is not None:
+        check_lease(lease)
+    with working("simulating whole steps"):
+        found = comparisons(lease)
+    if as_json:
+        print(json.dumps({"steps": [json_of(one) for one in found]}, allow_nan=False))
+        return
+    print_tables(whole_runs_table(found))

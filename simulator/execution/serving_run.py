@@ -22,8 +22,8 @@ from simulator.execution.serving_model import (
 )
 from simulator.execution.serving_step import ServingStep, decode_step, serving_step
 from simulator.hardware.costs import COST_MODELS
-from simulator.hardware.kernels.families import calibration_measurements
 from simulator.hardware.network.fabric_load import NO_LIMIT
+from simulator.hardware.power_state import rows_for
 from simulator.scenario.files import Scenario, by_name
 from simulator.scenario.inputs import Skew
 from simulator.scenario.serving import ExpertInputs, ServingStepJob
@@ -141,7 +141,7 @@ def _kernels(
         cluster=scenario.cluster,
         calibration=calibration,
         cost_model=by_name(COST_MODELS, scenario.file.cost_model, "cost_model"),
-        measurements=calibration_measurements(calibration),
+        measurements=rows_for(calibration, "prefill" if job.phase == "prefill" else "decode_step"),
         low_latency=_low_latency(job),
         seed=scenario.file.seed,
     )

@@ -28,6 +28,7 @@ from simulator.hardware.prediction import (
     MEASURED,
     MODELLED,
     Prediction,
+    one_time,
 )
 from simulator.workload.iteration import WIRES, LayerOperators
 from simulator.workload.iteration_operators import collective_ranks
@@ -153,6 +154,10 @@ def _predicted(
     return times[0], times[1], times[2], np.array([row[3] for row in rows], dtype=np.intp)
 
 
+_ENDS = ("dispatch_send", "dispatch_receive", "combine_send", "combine_receive")
+"""Parts of a layer that are the kernels at either end of a low-latency wire."""
+
+
 def _special_time(
     model: ServingModel, operator: Operator, part: str, copies: float
 ) -> Prediction | None:
@@ -166,14 +171,17 @@ def _special_time(
     if part in WIRES and job.expert_tp > 1:
         gathers = part == "dispatch_wire"
         return _collective_time(model, operator, job.expert_tp, gathers=gathers)
-    if model.low_latency is None or job.expert_tp > 1 or operator.kind == "add":
+    if job.gpus == 1:
+        # It holds every expert and sends nothing, but it casts and copies as the model does.
+        nothing = one_time(0.0, 0.0, 0.0, provenance=MEASURED, family=part)
+        return nothing if part in WIRES else None
+    own_time = part in WIRES or part in _ENDS
+    if model.low_latency is None or job.expert_tp > 1 or operator.kind == "add" or not own_time:
         return None
-    if part in ("dispatch_send", "dispatch_receive", "combine_send", "combine_receive"):
+    if part in _ENDS:
         # A sent token's row stands for all its copies.
         handled = operator["rows"] * (model.choices if part == "dispatch_send" else 1)
         return model.transfers.low_latency_kernel(part, np.array([float(handled)]))
-    if part not in WIRES:
-        return None
     operation: MoeOperation = "dispatch" if part.startswith("dispatch") else "combine"
     return model.transfers.low_latency_wire(
         operation, np.array([copies]), beside=_beside_compute(model, operation)
@@ -227,7 +235,7 @@ def expert_times(
     part_of = base.part_of()
     job = model.job
     transfers = model.transfers
-    low_latency = model.low_latency is not None
+    low_latency = model.low_latency is not None and job.gpus > 1
     gpu_sms = model.cluster.node.gpu.sms
     normal = job.normal_transfers
     overlapped = normal and job.overlap == "two_micro_batches"
@@ -238,7 +246,9 @@ def expert_times(
     columns: list[int] = []
     for number, place in enumerate(wanted):
         part, operator = part_of[place], base.operators[place]
-        if low_latency and part in WIRES:
+        if part in WIRES and job.gpus == 1:
+            table[:, number] = 0.0
+        elif low_latency and part in WIRES:
             sent = base.operators[base.parts["dispatch_send"][0]]["rows"] * model.choices
             operation: MoeOperation = "dispatch" if part == "dispatch_wire" else "combine"
             table[:, number] = transfers.low_latency_wire(

@@ -134,11 +134,18 @@ class TrainingStep:
     """{(rank that sends, rank that receives): of the activations of one micro-batch}"""
     loads: StepLoads
     """What the fabric makes of the step's transfers."""
+    host_s: Seconds
+    """Launching all kernels of a rank; its host runs ahead of the GPU and waits for nothing."""
+
+    @property
+    def pipeline_time_s(self) -> Seconds:
+        """All micro-batches: the pipeline, or the host where launching takes longer."""
+        return max(self.pipeline.makespan_s, self.host_s)
 
     @property
     def step_time_s(self) -> Seconds:
         """The optimizer starts together on all ranks, since the gradient norm needs every one."""
-        return self.pipeline.makespan_s + max(step.total_s for step in self.optimizer)
+        return self.pipeline_time_s + max(step.total_s for step in self.optimizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +270,8 @@ def cost_graphs(
             else sms - communication_sms * (key.work == OVERLAPPED or task.overlapped)
             for key, task, operator in tasks
         ],
-        overlapped=[task.overlapped for _, task, _ in tasks],
+        # A GPU that holds every expert exchanges nothing, so nothing runs beside its kernels.
+        overlapped=[task.overlapped and costs.expert_parallel_ranks > 1 for _, task, _ in tasks],
         load=[key.load for key, _, _ in tasks],
     )
     predictions, start = {}, 0
@@ -460,4 +468,6 @@ def simulate_step(
         optimizer=optimizer,
         transfers_s=transfers_s,
         loads=loads,
+        host_s=job.host_launch
+        * max(sum(len(chunks[key].log.graph.tasks) for key in row) for row in keys),
     )

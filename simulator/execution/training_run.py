@@ -22,8 +22,8 @@ from simulator.execution.training import (
 )
 from simulator.execution.training_fabric import step_loads
 from simulator.hardware.costs import COST_MODELS, KernelCostModel
-from simulator.hardware.kernels.families import calibration_measurements
 from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.power_state import rows_for
 from simulator.scenario.files import Scenario, by_name, check_names
 from simulator.workload.chunk import operators_of
 from simulator.workload.layout import ParallelLayout, explicit_stages, model_layers
@@ -51,7 +51,7 @@ def simulate_training(
     node = scenario.cluster.node
     by_name(SCHEDULES, job.schedule, "training.schedule")
     build_costs = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")
-    measurements = calibration_measurements(scenario.calibration)
+    measurements = rows_for(scenario.calibration, "train_microbatch")
     layout = ParallelLayout(
         gpus=scenario.cluster.gpus,
         gpus_per_domain=nvlink_domains(scenario.cluster, group=job.ep).gpus_each,

@@ -171,6 +171,8 @@ class ServingStepJob(Profile):
     gap: TimeEstimate
     """Idle time between two kernels, eager or under a CUDA graph; the calibration's where a file
     has none."""
+    host_launch: TimeValue = 0.0
+    """Time that the host takes to launch one kernel; 0 where a CUDA graph launches all at once."""
     host_overhead: TimeEstimate
     """Time of an iteration in which no kernel runs because the host is not ready."""
     head: bool = True

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
-from hardware_profiles.fields import Profile
+from hardware_profiles.fields import Profile, TimeValue
 from hardware_profiles.schema import TimeEstimate
 from simulator.scenario.inputs import Experts, Memory, Skew
 
@@ -61,6 +61,8 @@ class TrainingJob(Profile):
     """Matrices whose weight gradient an input-only backward computes at once instead of keeping its
     operands for a W chunk, e.g. "head.proj". "fitting": as few as memory requires, first those that
     would keep most bytes per FLOP."""
+    host_launch: TimeValue = 0.0
+    """Time that the host takes to launch one kernel; 0 where a CUDA graph launches all at once."""
     blocking_sends: bool
     """Whether a rank waits for its pipeline sends before its next action."""
     memory: Memory

@@ -8,11 +8,11 @@ import torch
 from hardware_profiles.schema import ROOT
 from reference_model import bench
 from reference_model.__main__ import main
-from reference_model.whole_runs import WholeRun
+from reference_model.whole_runs import FOUR_LAYERS, OFF_THE_GRID, WholeRun
 
 RUNS = [
-    WholeRun("decode_step", "four layers", 16, 2048, "graph"),
-    WholeRun("decode_step", "four layers", 16, 2048, "eager"),
+    WholeRun("decode_step", FOUR_LAYERS, 16, 2048, "graph"),
+    WholeRun("decode_step", FOUR_LAYERS, 16, 2048, "eager"),
 ]
 
 
@@ -38,10 +38,11 @@ def asked(monkeypatch):
     return calls
 
 
-def run(out, runs=RUNS, *, kernels="mixed", deadline_s=60.0):
+def run(out, runs=RUNS, *, kernels="mixed", deadline_s=60.0, profile=True):
     bench.bench(
-        runs, kernels=kernels, out=out, operators=None, duration_s=1.0, deadline_s=deadline_s
-    )
+        runs, kernels=kernels, out=out, operators=None, duration_s=1.0, deadline_s=deadline_s,
+        profile=profile,
+    )  # fmt: skip
 
 
 def test_all_runs_are_timed_before_any_is_profiled_and_none_twice(tmp_path, asked, capsys):
@@ -55,7 +56,7 @@ def test_all_runs_are_timed_before_any_is_profiled_and_none_twice(tmp_path, aske
     assert list(rows) == [bench.key_of(r, "mixed") for r in RUNS]
     assert {row["source"] for row in rows.values()} == {"a test"}
     assert {row["kernel_seconds"] for row in rows.values()} == {"2.0"}
-    assert "time [1/2] decode_step four layers 16 x 2048 graph: in the table" in (
+    assert "time [1/2] decode_step whole/four_layers 16 x 2048 graph: in the table" in (
         capsys.readouterr().out
     )
 
@@ -69,16 +70,21 @@ def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path, asked, monkeypatch):
     assert [row["kernel_seconds"] for row in bench.read_runs(out).values()] == ["", ""]
 
 
+def test_no_run_is_profiled_where_nobody_asks_for_it(tmp_path, asked):
+    run(tmp_path / "whole.csv", profile=False)
+    assert asked == [("time", "graph"), ("time", "eager")]
+
+
 def test_kernels_that_read_sizes_on_the_host_are_timed_eagerly_only(tmp_path, asked):
     run(tmp_path / "whole.csv", kernels="library")
     assert asked == [("time", "eager"), ("profile", "eager")]
 
 
-def test_the_key_says_what_the_model_is():
-    run_ = WholeRun("train_microbatch", "off the grid", 1, 3000, "graph")
-    job, model, changes, *_ = bench.key_of(run_, "mixed")
-    assert (job, model) == ("train_microbatch", "deepseek_v3")
-    assert "hidden_size=5120" in changes.split(";")
+def test_the_key_names_the_config_and_the_sizes():
+    run_ = WholeRun("train_microbatch", OFF_THE_GRID, 1, 3000, "graph")
+    assert bench.key_of(run_, "mixed") == (
+        "train_microbatch", "whole/off_the_grid", "1", "3000", "fp8", "mixed", "1", "graph",
+    )  # fmt: skip
 
 
 def test_a_table_of_other_columns_is_refused(tmp_path):
@@ -94,7 +100,8 @@ def test_a_step_is_set_beside_its_operators_and_an_eager_one_beside_its_host(tmp
     out = tmp_path / "whole.csv"
     common = {
         "kernel_seconds": "0.0095", "host_seconds": "0.015",
-        "timed_operator_seconds": "0.008", "untimed_operator_seconds": "0.001",
+        "timed_operator_seconds": "0.007", "sustained_operator_seconds": "0.008",
+        "untimed_operator_seconds": "0.001",
     }  # fmt: skip
     keys = [bench.key_of(r, "mixed") for r in RUNS]
     rows = {
@@ -105,7 +112,7 @@ def test_a_step_is_set_beside_its_operators_and_an_eager_one_beside_its_host(tmp
     assert main(["bench", "--out", str(out), "--show"]) == 0
     graph, eager = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
     assert graph == [
-        "decode_step", "four", "layers", "16", "x", "2048", "graph",
+        "decode_step", "four_layers", "16", "x", "2048", "graph",
         "1.0000e-02", "9.0000e-03", "0.0000e+00", "-10.0%",
     ]  # fmt: skip
     assert eager[-4:] == ["1.2000e-02", "9.0000e-03", "1.5000e-02", "+25.0%"]
@@ -116,7 +123,7 @@ def test_an_unknown_job_is_refused(tmp_path, capsys):
     assert "--jobs 'decode' is not one of ['decode_step', 'prefill'" in capsys.readouterr().err
 
 
-MEASURED = sorted((ROOT / "measurements" / "whole").glob("*_sxm.csv"))
+MEASURED = sorted((ROOT / "measurements" / "whole").glob("*_sxm_?.csv"))
 
 
 @pytest.mark.parametrize("table", MEASURED, ids=lambda path: path.stem)

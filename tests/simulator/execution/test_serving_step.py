@@ -8,7 +8,7 @@ from simulator.analysis.run import simulate
 from simulator.analysis.serving_metrics import operator_table
 from simulator.execution.serving_run import prepare_serving, simulate_serving_step
 from simulator.execution.serving_step import decode_step, prefill_pass, serving_step
-from simulator.scenario.files import load_scenario
+from simulator.scenario.files import SCENARIOS, load_scenario
 from simulator.workload.recorded import shipped_trace
 
 
@@ -438,3 +438,27 @@ def test_within_a_domain_more_requests_never_leave_less_to_the_wire(requests, se
     assert longest(step, "dispatch_send") == pytest.approx(send_us * 1e-6, rel=1e-4)
     for operation in ("dispatch", "combine"):
         assert longest(step, f"{operation}_wire") == pytest.approx(3.33e-6)
+
+
+def test_one_gpu_sends_nothing_and_casts_and_copies_as_the_model_does():
+    """Wires take no time; the kernels at their ends are the model's, not those of a transfer."""
+    one = str(SCENARIOS.parent / "whole" / "decode.yaml")
+    step = simulate(load_scenario(one)).result.step
+    seconds = dict.fromkeys(("dispatch_wire", "combine_wire", "dispatch_send"), 0.0)
+    for task, took in zip(step.log.graph.tasks, step.seconds, strict=True):
+        if task.part in seconds:
+            seconds[task.part] += float(took)
+    assert seconds["dispatch_wire"] == seconds["combine_wire"] == 0.0
+    (cast,) = {
+        float(took)
+        for task, took in zip(step.log.graph.tasks, step.seconds, strict=True)
+        if step.log.graph.operators[task.operator].name == "shared_experts.quantize_input"
+    }
+    assert seconds["dispatch_send"] == pytest.approx(3 * cast)
+
+
+def test_a_decode_step_launched_kernel_by_kernel_takes_at_least_its_launches():
+    """114 kernels at 0.2 ms; the six wires of three layers are none."""
+    one = str(SCENARIOS.parent / "whole" / "decode.yaml")
+    step = simulate(load_scenario(one, ["host_launch=0.2 ms"])).result.step
+    assert step.step_s == step.host_s == pytest.approx(114 * 0.2e-3)

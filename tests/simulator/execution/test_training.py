@@ -6,7 +6,7 @@ import pytest
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import rank_times, training_metrics
 from simulator.execution.timeline import exposed_communication
-from simulator.scenario.files import load_scenario
+from simulator.scenario.files import SCENARIOS, load_scenario
 from simulator.workload.task_graph import Stream
 
 MAIN = "dualpipe_h800_2048"
@@ -223,3 +223,30 @@ def test_table_4_rows_and_the_flop_rule_agree_with_the_step(metrics, published):
     assert rows["step time"]["error"] == pytest.approx(metrics["step_time_s"] / 19.926 - 1)
     assert all(row["simulated"] is not None for row in rows.values())
     assert sum(metrics["kernel_time_share"]["step"].values()) == pytest.approx(1.0)
+
+
+ONE_GPU = str(SCENARIOS.parent / "whole" / "train.yaml")
+
+
+def test_on_one_gpu_nothing_runs_beside_a_kernel_and_a_step_is_the_sum_of_its_kernels():
+    """It holds every expert: dispatch and combine take no time and slow no weight gradient."""
+    step = simulate(load_scenario(ONE_GPU)).result.step
+    slower = simulate(load_scenario(ONE_GPU, ["calibration.overlap.gemm.value=1.2"])).result.step
+    assert slower.pipeline.makespan_s == step.pipeline.makespan_s
+    kernels = [
+        took
+        for chunk in step.chunks.values()
+        for task, took in zip(chunk.log.graph.tasks, chunk.cost.seconds, strict=True)
+        if task.stream is Stream.COMPUTE
+    ]
+    assert step.pipeline.makespan_s == pytest.approx(sum(kernels), rel=2e-3)
+
+
+def test_a_host_that_needs_longer_to_launch_than_the_kernels_take_sets_the_pace():
+    """526 operators of four layers at 1 ms each, against 0.12 s of kernels."""
+    step = simulate(load_scenario(ONE_GPU, ["training.host_launch=1 ms"])).result.step
+    assert step.host_s == pytest.approx(0.526)
+    assert step.pipeline_time_s == step.host_s
+    assert step.step_time_s == step.host_s + step.optimizer[0].total_s
+    ahead = simulate(load_scenario(ONE_GPU, ["training.host_launch=1 us"])).result.step
+    assert ahead.pipeline_time_s == ahead.pipeline.makespan_s > ahead.host_s

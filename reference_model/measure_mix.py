@@ -1,0 +1,169 @@
+"""Time the operators of a step in turns, at the clock that the step itself runs at.
+
+A burst of one operator (measure.py) is over before the chip heats up, so it runs at the highest
+clock. A long step draws all the power there is and runs at a lower one. Here every distinct
+operator is captured in a graph of as many launches as the step has of it, and the graphs are
+replayed one after the other, over and over: the chip works on the step's own mix, at its power.
+
+Every graph is timed by the events on either side of it, less what starting a graph takes, which
+graphs of one and of many empty kernels among the others tell. An operator whose launches take too
+little together has no row.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from reference_model.measure import (
+    KernelTiming,
+    TimingRequest,
+    capture,
+    conditions,
+    input_sets,
+    pairs_text,
+    record_event,
+    smi,
+    watch,
+)
+from reference_model.measured_calls import build
+
+_LEAST_SECONDS = 1e-4
+"""Launches of an operator that take less together are too short for a row of their own."""
+_EMPTY_KERNELS = 101
+_MILLI, _MEGA = 1e-3, 10.0**6
+
+
+@dataclass(frozen=True, slots=True)
+class MixTiming:
+    """The operators of one step, timed in turns."""
+
+    seconds: Mapping[TimingRequest, float]
+    """One launch each, mean over the second half of the turns; starting a graph is not in it."""
+    spread: Mapping[TimingRequest, float]
+    """Standard deviation over mean of the turns."""
+    turns: int
+    """Behind the means."""
+    clock_hz: float
+    highest_clock_hz: float
+    """Of the GPU, which bursts run at."""
+    power_w: float
+
+
+def time_mix(
+    counts: Mapping[TimingRequest, int], *, duration_s: float, device: torch.device
+) -> MixTiming:
+    """Replay the operators of a step in turns for duration_s.
+
+    Args:
+        counts: launches of each operator in the step, in the order of the step.
+    """
+    calls = [_calls(request, count, device) for request, count in counts.items()]
+    graphs = [_captured(of_one) for of_one in calls]
+    one = torch.zeros(1, device=device)
+    empties = [_captured([lambda: one.add_(1)] * kernels) for kernels in (1, _EMPTY_KERNELS)]
+    begun = time.monotonic()
+    marks: list[list[torch.cuda.Event]] = []
+    with watch() as samples:
+        while len(marks) < 4 or time.monotonic() - begun < duration_s:
+            marks.append(_replay([*empties, *graphs]))
+            if len(marks) > 1:
+                marks[-2][-1].synchronize()
+        torch.cuda.synchronize()
+    kept = marks[len(marks) // 2 :]
+    spans = [[a.elapsed_time(b) * _MILLI for a, b in pairwise(turn)] for turn in kept]
+    seen = samples[len(samples) // 2 :]
+    for graph in (*empties, *graphs):
+        graph.reset()
+    start = starting_seconds(
+        statistics.median(turn[0] for turn in spans), statistics.median(turn[1] for turn in spans)
+    )
+    seconds, spread = {}, {}
+    for place, (request, count) in enumerate(counts.items(), start=len(empties)):
+        each = [(turn[place] - start) / count for turn in spans]
+        seconds[request] = statistics.mean(each)
+        spread[request] = statistics.pstdev(each) / statistics.mean(each)
+    return MixTiming(
+        seconds,
+        spread,
+        len(kept),
+        statistics.median([clock for clock, _ in seen] or [0.0]) * _MEGA,
+        float(smi("clocks.max.sm")[0]) * _MEGA,
+        statistics.median([power for _, power in seen] or [0.0]),
+    )
+
+
+def starting_seconds(one: float, many: float) -> float:
+    """What starting a graph takes: of graphs of 1 and of 101 empty kernels, what is left at none.
+
+    Empty kernels follow each other every (many - one) / 100 seconds."""
+    return one - (many - one) / (_EMPTY_KERNELS - 1)
+
+
+def mix_rows(
+    timing: MixTiming, counts: Mapping[TimingRequest, int], *, job: str, source: str
+) -> list[KernelTiming]:
+    """Rows of the operators whose launches take long enough together.
+
+    Args:
+        job: kind of step whose operators took their turns.
+    """
+    rows = []
+    for request, count in counts.items():
+        if count * timing.seconds[request] < _LEAST_SECONDS:
+            continue
+        o = request.operator
+        values = dict(p.split("=") for p in conditions(request, timing="turns").split(";")) | {
+            "state": "sustained",
+            "job": job,
+            "statistic": "mean",
+            "repeats": str(timing.turns * count),
+            "clock_hz": f"{timing.clock_hz:.4g}",
+            "burst_clock_hz": f"{timing.highest_clock_hz:.4g}",
+            "power_w": f"{timing.power_w:.4g}",
+        }
+        rows.append(
+            KernelTiming(
+                kind=o.kind,
+                sizes=pairs_text(o.sizes),
+                dtype=o.dtype,
+                sms=request.sms,
+                seconds=timing.seconds[request],
+                spread=timing.spread[request],
+                source=source,
+                conditions=pairs_text(values.items()),
+            )
+        )
+    return rows
+
+
+def _calls(request: TimingRequest, count: int, device: torch.device) -> list[Callable[[], object]]:
+    """`count` launches of an operator, which rotate among inputs that exceed the L2 cache."""
+    sets = min(count, input_sets(request.operator, device))
+    calls = [build(request.operator, kernels=request.kernels, device=device) for _ in range(sets)]
+    for call in calls * 2:
+        call()
+    return [calls[launch % sets] for launch in range(count)]
+
+
+def _captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
+    """The calls as a graph; what they work on has to outlive it."""
+    graph = torch.cuda.CUDAGraph()
+    with capture(graph):
+        for call in calls:
+            call()
+    return graph
+
+
+def _replay(graphs: Sequence[torch.cuda.CUDAGraph]) -> list[torch.cuda.Event]:
+    """Replay all; the events before, between and after them."""
+    events = [record_event()]
+    for graph in graphs:
+        graph.replay()
+        events.append(record_event())
+    return events

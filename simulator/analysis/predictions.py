@@ -1,0 +1,76 @@
+"""A ledger of predictions, written before what they are about is measured.
+
+A file of JSON lines that is only ever added to. A line holds
+
+    about          what is predicted, in words that name one measurement
+    quantity       what the number is, such as "step time"
+    predicted      seconds, or the unit of the quantity
+    interval_80    its low and high end
+    digest         of the run: scenario, the files that it names, code and shipped data; the same
+                   digest gives the same prediction again
+    date           on which it was written
+    truth_known    whether the author had seen what was to be measured, or something like it
+    note           what somebody who reads the number has to know
+
+Measured values never enter the file. `dsv3sim validate --whole --predict LEDGER` adds what the
+simulator says of the whole steps of a lease that is still to come (whole_runs.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLine:
+    """One prediction."""
+
+    about: str
+    quantity: str
+    predicted: float
+    interval_80: tuple[float, float]
+    digest: str
+    date: str
+    """YYYY-MM-DD."""
+    truth_known: bool
+    note: str = ""
+
+
+def read_ledger(path: Path) -> list[LedgerLine]:
+    """All predictions of a file, oldest first.
+
+    Raises ValueError naming file and line where one is no prediction."""
+    found = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            found.append(_line(json.loads(text)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: line {number} is no prediction: {error}") from None
+    return found
+
+
+def _line(values: dict[str, Any]) -> LedgerLine:
+    known = {field.name for field in fields(LedgerLine)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"field {unknown[0]!r} is unknown; allowed: {', '.join(sorted(known))}")
+    low, high = values["interval_80"]
+    if not low <= values["predicted"] <= high:
+        raise ValueError(f"{values['predicted']} is not within {low} and {high}")
+    return LedgerLine(**{**values, "interval_80": (low, high)})
+
+
+def append_to_ledger(path: Path, lines: Iterable[LedgerLine]) -> None:
+    """Add predictions at the end of a file; what stands there stays as it is."""
+    text = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def is_only_added_to(before: str, now: str) -> bool:
+    """Whether the text of a ledger now is what it was, with nothing but lines after it."""
+    return now.startswith(before) and (not before or before.endswith("\n"))

@@ -1,0 +1,90 @@
+"""Choose kernel times of the power state that a job runs in: burst or sustained.
+
+A table holds operators timed in bursts of milliseconds, at the highest clock, and it may hold some
+of them timed in turns with the other operators of a step (condition ``state=sustained``), when the
+chip has drawn its power limit for seconds and its clock has fallen to what that allows.
+
+The rule: training steps and prefill passes run sustained, decode steps in bursts (a decode step of
+a full batch stays within 2% of the highest clock where it was measured).
+
+An operator that was timed in turns answers a sustained job by those rows, the same kind of job
+first. Any other row is carried over by the clock: the share of its time that compute takes goes
+with the clock, what memory takes does not. The clocks are those that rows timed in turns state;
+without such rows the calibration's `sustained_clock` is taken, and without either all rows answer
+every job as they are.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_gpu
+from hardware_profiles.tables import Measurement
+from reference_model.trace import KINDS
+from simulator.hardware.kernels.families import calibration_measurements, operator_of
+
+Job = Literal["train_microbatch", "prefill", "decode_step"]
+SUSTAINED_JOBS: frozenset[Job] = frozenset({"train_microbatch", "prefill"})
+"""Kinds of steps that draw the power limit for their whole length."""
+
+
+def rows_for(calibration: CalibrationProfile, job: Job) -> tuple[Measurement, ...]:
+    """The rows of a calibration's tables as they hold for a kind of job."""
+    every = calibration_measurements(calibration)
+    turns = [row for row in every if row.condition("state") == "sustained"]
+    bursts = tuple(row for row in every if row.condition("state") != "sustained")
+    of_job = [row for row in turns if row.condition("job") == job]
+    ratios = [
+        float(row.condition("burst_clock_hz")) / float(row.condition("clock_hz"))
+        for row in of_job or turns
+    ]
+    if not ratios and calibration.sustained_clock:
+        ratios = [1.0 / calibration.sustained_clock.value]
+    if job not in SUSTAINED_JOBS or not ratios:
+        return bursts
+    gpu, clocks = load_gpu(calibration.gpu), statistics.median(ratios)
+    chosen = _merged(of_job)
+    known = {_key(row) for row in chosen}
+    chosen += [row for row in _merged(turns) if _key(row) not in known]
+    known |= {_key(row) for row in chosen}
+    slower = [
+        replace(row, seconds=row.seconds * slowdown(row, gpu, clocks=clocks))
+        for row in bursts
+        if _key(row) not in known
+    ]
+    return (*chosen, *slower)
+
+
+def slowdown(row: Measurement, gpu: GpuProfile, *, clocks: float) -> float:
+    """Time at a lower clock over the time of a burst, whose clock is `clocks` times as high.
+
+    Compute takes its FLOPs over the peak of its type, memory its bytes over the HBM's rate; their
+    shares of the time are those of these two."""
+    if row.kind not in KINDS:
+        return 1.0
+    operator = operator_of(row)
+    compute = operator.flops / gpu.peak(row.dtype) if operator.flops else 0.0
+    memory = (operator.bytes_read + operator.bytes_written) / gpu.hbm_bandwidth
+    share = compute / (compute + memory)
+    return 1.0 + share * (clocks - 1.0)
+
+
+def _key(row: Measurement) -> tuple[object, ...]:
+    return (row.kernel_set, row.kind, row.dtype, row.out_dtype, row.accumulates, row.sizes, row.sms)
+
+
+def _merged(rows: Sequence[Measurement]) -> list[Measurement]:
+    """One row for each operator, the mean of logarithms of those timed in several steps."""
+    groups: dict[tuple[object, ...], list[Measurement]] = defaultdict(list)
+    for row in rows:
+        groups[_key(row)].append(row)
+    return [
+        replace(group[0], seconds=float(np.exp(np.mean(np.log([row.seconds for row in group])))))
+        for group in groups.values()
+    ]

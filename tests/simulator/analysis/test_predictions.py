@@ -1,0 +1,78 @@
+"""The ledger of predictions: what a line holds, and that lines are only ever added."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from simulator.analysis.predictions import (
+    LedgerLine,
+    append_to_ledger,
+    is_only_added_to,
+    read_ledger,
+)
+
+ROOT = Path(__file__).parents[3]
+LEDGER = ROOT / "docs" / "predictions.jsonl"
+
+LINE = LedgerLine(
+    about="h200_sxm_2: prefill four_layers 1 x 4096 graph",
+    quantity="seconds of a step",
+    predicted=0.031,
+    interval_80=(0.029, 0.033),
+    digest="0123456789abcdef",
+    date="2026-11-28",
+    truth_known=False,
+    note="from the operators of h200_sxm_1",
+)
+
+
+def test_lines_are_added_at_the_end_and_read_back(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    append_to_ledger(path, [LINE])
+    before = path.read_text(encoding="utf-8")
+    append_to_ledger(path, [LINE])
+    assert read_ledger(path) == [LINE, LINE]
+    assert is_only_added_to(before, path.read_text(encoding="utf-8"))
+
+
+def test_a_ledger_that_lost_or_changed_a_line_is_told_from_one_that_grew():
+    assert is_only_added_to("", "a\n")
+    assert is_only_added_to("a\n", "a\nb\n")
+    assert not is_only_added_to("a\n", "b\na\n")
+    assert not is_only_added_to("a\nb\n", "a\n")
+    assert not is_only_added_to("a", "ab\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"predicted": 0.05}, "0.05 is not within 0.029 and 0.033"),
+        ({"measured": 0.03}, "field 'measured' is unknown"),
+    ],
+)
+def test_a_line_that_is_no_prediction_is_named(tmp_path, change, says):
+    path = tmp_path / "ledger.jsonl"
+    append_to_ledger(path, [LINE])
+    values = json.loads(path.read_text(encoding="utf-8")) | change
+    path.write_text(json.dumps(values) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1 is no prediction") as error:
+        read_ledger(path)
+    assert says in str(error.value)
+
+
+def test_the_ledger_that_comes_with_the_project_reads():
+    lines = read_ledger(LEDGER)
+    assert len({line.about for line in lines}) >= 32
+    assert {line.truth_known for line in lines} == {True, False}
+
+
+def test_what_the_last_commit_predicted_is_still_predicted():
+    name = LEDGER.relative_to(ROOT).as_posix()
+    shown = subprocess.run(
+        ["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if shown.returncode:
+        pytest.skip("no git history of the ledger at hand")
+    assert is_only_added_to(shown.stdout, LEDGER.read_text(encoding="utf-8"))

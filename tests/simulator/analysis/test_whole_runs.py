@@ -1,0 +1,131 @@
+"""Whole steps beside the same ones simulated."""
+
+from dataclasses import replace
+
+import pytest
+
+from simulator.analysis import whole_runs
+from simulator.analysis.whole_runs import (
+    SAME_KIND,
+    TABLES,
+    Comparison,
+    Predicted,
+    gpu_of,
+    kernel_group,
+    leases,
+    planned,
+    predict,
+    read_steps,
+    scenario_of,
+    sustained_clock,
+)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    found = read_steps(TABLES / "h200_sxm_1.csv")
+    return {step.label: step for step in found}
+
+
+def test_a_lease_is_named_after_its_gpu_and_holds_the_steps_that_were_planned(steps):
+    assert {"h100_sxm_1", "h200_sxm_1"} <= set(leases())
+    assert gpu_of("h200_sxm_1") == "h200_sxm"
+    assert len(steps) == 22
+    every = planned("h200_sxm_1")
+    assert len(every) == 16
+    assert {step.label for step in every} >= {s for s in steps if s.endswith("graph")}
+
+
+def test_a_training_step_becomes_a_scenario_of_its_own_sizes(steps):
+    step = steps["train_microbatch off_the_grid 1 x 3000 eager"]
+    scenario = scenario_of(step, "h200_sxm_1")
+    job = scenario.file.training
+    assert (job.pp, job.ep, job.sequence_length, job.micro_batch_sequences) == (1, 1, 3000, 1)
+    assert scenario.model.hidden_size == 5120
+    assert scenario.cluster.gpus == 1
+    assert scenario.calibration.measurements == ("whole/h200_sxm_1_operators",)
+    # 73.64 ms for 388 operators.
+    assert job.host_launch == pytest.approx(0.07364 / 388)
+    assert job.gap.value == 0.0
+
+
+def test_serving_steps_become_scenarios_of_their_own_sizes(steps):
+    decode = scenario_of(steps["decode_step four_layers 64 x 4096 graph"], "h200_sxm_1")
+    requests = decode.file.serving_step.requests
+    assert (requests.requests_per_gpu, requests.context_tokens) == (64, 4096)
+    assert decode.file.serving_step.host_launch == 0.0
+    pass_ = replace(steps["prefill four_layers 1 x 4096 graph"], sequences=2, context=2048)
+    requests = scenario_of(pass_, "h200_sxm_1").file.serving_step.requests
+    assert (requests.tokens_per_gpu, requests.prompt_tokens) == (4096, 2048)
+
+
+def test_another_gpus_operators_are_restated_and_its_shipped_tables_stand_beside(steps):
+    step = steps["prefill four_layers 1 x 4096 graph"]
+    calibration = scenario_of(step, "h100_sxm_1", operators_only=False).calibration
+    assert calibration.gpu == "h100_sxm"
+    assert calibration.restatement == calibration.other_gpu
+    own = scenario_of(step, "h200_sxm_1", operators_only=False).calibration
+    assert own.restatement != own.other_gpu
+    assert own.measurements[:2] == ("whole/h200_sxm_1_operators", "h200_sxm")
+
+
+def test_a_lease_timed_in_bursts_alone_tells_the_clock_of_its_steps():
+    """Training from a graph at 1.725, 1.68 and 1.845 GHz; the highest clock is 1.98."""
+    clock = sustained_clock("h200_sxm_1", "train_microbatch")
+    assert clock.value == pytest.approx(1.725 / 1.98)
+    assert (clock.low, clock.high) == (pytest.approx(1.68 / 1.98), pytest.approx(1.845 / 1.98))
+
+
+def test_a_decode_step_is_the_sum_of_its_operators_and_lies_near_the_measured_one(steps):
+    step = steps["decode_step four_layers 128 x 4096 graph"]
+    said = predict(scenario_of(step, step.lease))
+    assert sum(said.families.values()) == pytest.approx(said.seconds)
+    assert said.families[whole_runs.REST] == pytest.approx(0.0, abs=1e-12)
+    assert said.seconds == pytest.approx(step.seconds, rel=0.04)
+    wider = predict(scenario_of(step, step.lease), spread=SAME_KIND)
+    assert wider.low < said.seconds / 1.05 < said.low
+    assert wider.high > said.seconds * 1.05 > said.high
+
+
+def test_a_host_that_launches_slowly_makes_the_step(steps):
+    """26 ms for 114 operators against 1.5 ms of kernels: the step is the host's time."""
+    step = replace(
+        steps["decode_step four_layers 16 x 2048 eager"], host_seconds=0.026, operators=114
+    )
+    assert predict(scenario_of(step, step.lease)).seconds == pytest.approx(0.026)
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [
+        ("gemm", "products"),
+        ("batched_gemm", "products"),
+        ("masked_grouped_gemm", "expert products"),
+        ("grouped_gemm_weight_grad", "expert products"),
+        ("attention_backward", "attention"),
+        ("mla_decode", "attention"),
+        ("attention_backward_preprocess", "memory-bound"),
+        ("rmsnorm", "memory-bound"),
+        ("optimizer", "optimizer"),
+    ],
+)
+def test_every_kind_of_operator_has_a_family(kind, family):
+    assert kernel_group(kind) == family
+
+
+def test_errors_are_split_before_they_are_summed(steps):
+    """Another device's products take 3 ms too long and its attention 1 ms too little; the same
+    lease's sum falls short by 1 ms: 1 ms of 5 is left."""
+    step = replace(steps["prefill four_layers 1 x 4096 graph"], seconds=0.010)
+    same = Predicted(0.009, 0.008, 0.011, {"products": 0.005, "attention": 0.004})
+    other = Predicted(0.011, 0.0105, 0.012, {"products": 0.008, "attention": 0.003})
+    found = Comparison(step, same, "h100_sxm_1", other)
+    assert found.errors == {
+        "products": pytest.approx(0.003),
+        "attention": pytest.approx(-0.001),
+        "composition": pytest.approx(-0.001),
+    }
+    assert found.left == pytest.approx(0.001 / 0.005)
+    assert found.composition_error == pytest.approx(-0.1)
+    assert found.other_error == pytest.approx(0.1)
+    assert not found.inside
