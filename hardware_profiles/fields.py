@@ -146,9 +146,13 @@ def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
     return result
 
 
-def to_profile(model: type[ProfileT], raw: Raw, *, where: str) -> ProfileT:
-    """Turn a raw dict into a profile, or raise one ValueError: file, field, value, allowed."""
-    for path, number in _numbers(raw):
+def to_profile(model: type[ProfileT], raw: Raw, *, where: str, at: str = "") -> ProfileT:
+    """Turn a raw dict into a profile, or raise one ValueError: file, field, value, allowed.
+
+    Args:
+        at: field of the file that holds the dict; empty for a whole file.
+    """
+    for path, number in _numbers(raw, at):
         if not abs(number) <= LARGEST:
             raise ValueError(
                 f"{where}: {path}: {number!r} is not allowed: a number of at most {LARGEST:.0e}"
@@ -156,7 +160,7 @@ def to_profile(model: type[ProfileT], raw: Raw, *, where: str) -> ProfileT:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ValueError(_one_line(model, error, where)) from None
+        raise ValueError(_one_line(model, error, where, at)) from None
 
 
 def _numbers(value: object, path: str = "") -> Iterator[tuple[str, int | float]]:
@@ -168,12 +172,12 @@ def _numbers(value: object, path: str = "") -> Iterator[tuple[str, int | float]]
         yield from _numbers(item, f"{path}.{key}".removeprefix("."))
 
 
-def _one_line(model: type[Profile], error: ValidationError, where: str) -> str:
+def _one_line(model: type[Profile], error: ValidationError, where: str, at: str) -> str:
     details = error.errors(include_url=False)
     first = details[0]
     location = _named(model, first["loc"])
     same = [d for d in details if _named(model, d["loc"]) == location]
-    field = ".".join(str(part) for part in location) or model.__name__
+    field = ".".join(map(str, (at, *location) if at else location)) or model.__name__
     if first["type"] == "extra_forbidden":
         parent = _model_at(model, location[:-1])
         known = _listed(parent.model_fields) if parent else "none"

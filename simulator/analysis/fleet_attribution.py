@@ -20,7 +20,7 @@ from typing import Any
 from simulator.analysis.published import metric_at
 from simulator.analysis.run import metrics_of
 from simulator.scenario.files import PublishedFigure, Scenario, load_scenario
-from simulator.scenario.fleet import LoadOfDay
+from simulator.scenario.fleet import FleetJob, LoadOfDay
 
 Measure = Callable[[str, Sequence[str]], Mapping[str, Any]]
 """(scenario, overrides) -> metrics; a function of a module, so that other processes import it."""
@@ -72,8 +72,8 @@ def attribute_fleet(
     from joblib import Parallel, delayed
 
     scenario = load_scenario(name_or_path, overrides)
-    job = scenario.file.fleet
-    if job is None or not job.counterfactuals:
+    job = scenario.job_as(FleetJob)
+    if not job.counterfactuals:
         raise ValueError(f"{scenario.where}: no fleet.counterfactuals; nothing to attribute to")
     figures = tuple(
         figure for figure in scenario.file.published if figure.metric in job.attributed_metrics
@@ -154,8 +154,7 @@ def day_levels(day: LoadOfDay) -> list[tuple[float, int]]:
 
 def _levels(scenario: Scenario, changes: Sequence[str], day: LoadOfDay) -> list[_Run]:
     """One run a level, at the load of one of the replicas in service."""
-    job = scenario.file.fleet
-    assert job is not None  # attribute() has looked
+    job = scenario.job_as(FleetJob)
     synthetic = job.requests.synthetic
     if synthetic is None or synthetic.rate is None:
         raise ValueError(f"{scenario.where}: load_of_day needs synthetic requests with a rate")

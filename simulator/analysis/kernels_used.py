@@ -18,6 +18,7 @@ from hardware_profiles.schema import (
 )
 from simulator.analysis.sweep import plain_values
 from simulator.scenario.files import Scenario
+from simulator.scenario.serving import ServingStepJob
 
 NOT_STATED = "not stated"
 
@@ -47,10 +48,10 @@ def kernels_used(calibration: CalibrationProfile, gpu: GpuProfile, job: str) -> 
 def other_calibration(scenario: Scenario) -> CalibrationProfile | None:
     """The shipped calibration whose kernels are of the other kind and for the scenario's job, of
     the cluster's GPU or, where it has none, of the one that is nearest to it; None without one."""
-    whose, step = scenario.calibration.kernels, scenario.file.serving_step
+    whose = scenario.calibration.kernels
     if whose is None:
         return None
-    job = "training" if step is None else step.phase
+    job = scenario.job.phase if isinstance(scenario.job, ServingStepJob) else "training"
     gpu = scenario.cluster.node.gpu
 
     def distance(calibration: CalibrationProfile) -> tuple[bool, bool, bool, str]:

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
+from simulator.scenario.collective import CollectiveJob
 from simulator.scenario.files import Scenario, load_scenario
+from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
+from simulator.scenario.training import TrainingJob
 from simulator.workload.recorded import shipped_trace
 
 if TYPE_CHECKING:
@@ -72,7 +75,7 @@ class Run(Generic[Result_co]):
             "published_for_other_inputs": list(scenario.figures_left_out),
         }
         # Of a training step it would take three times as long as the step itself.
-        if intervals and scenario.job_name == "serving_step":
+        if intervals and isinstance(scenario.job, ServingStepJob):
             shown["other_kernels"] = self.other_kernels()
         return shown
 
@@ -105,10 +108,10 @@ def simulate(scenario: Scenario, *, unfold: bool = False) -> Run[AnyResult]:
     Raises:
         ValueError: anything that the user can mend.
     """
-    if unfold and scenario.job_name != "training":
+    if unfold and not isinstance(scenario.job, TrainingJob):
         raise ValueError(f"--unfold: a {scenario.job_name} job has nothing to unfold")
     cluster = scenario.named_cluster
-    simulated = scenario.job_name in ("collective", "serving_step", "training")
+    simulated = isinstance(scenario.job, CollectiveJob | ServingStepJob | TrainingJob)
     if cluster is not None and cluster.failures and not simulated:
         raise ValueError(
             f"{scenario.where}: cluster.failures: {', '.join(cluster.failures)}: a "
@@ -164,8 +167,7 @@ def _collective(scenario: Scenario, _: bool) -> Run[CollectiveResult]:
     from simulator.analysis.collective_metrics import collective_metrics
     from simulator.execution.collective import run_collective
 
-    job = scenario.file.collective
-    assert job is not None, "simulate() chooses by the job that is there"
+    job = scenario.job_as(CollectiveJob)
     result = run_collective(job, scenario.cluster, seed=scenario.file.seed)
     return Run(scenario, result, lambda _: collective_metrics(result, job), has_intervals=False)
 
@@ -174,8 +176,7 @@ def _tpot_limit(scenario: Scenario, _: bool) -> Run[TpotLimit]:
     from simulator.analysis.serving_metrics import limit_metrics
     from simulator.execution.bounds import tpot_limit
 
-    job = scenario.file.tpot_limit
-    assert job is not None, "simulate() chooses by the job that is there"
+    job = scenario.job_as(TpotLimitJob)
     result = tpot_limit(job, config=scenario.model, cluster=scenario.cluster)
     figures = scenario.file.published
     return Run(scenario, result, lambda _: limit_metrics(result, figures), has_intervals=False)
@@ -186,8 +187,7 @@ def _offload(scenario: Scenario, _: bool) -> Run[OffloadStep]:
     from simulator.analysis.serving_metrics import offload_metrics
     from simulator.execution.offload import offload_step
 
-    job = scenario.file.offload
-    assert job is not None, "simulate() chooses by the job that is there"
+    job = scenario.job_as(OffloadJob)
     server, config = load_server(job.server), scenario.model
     result = offload_step(job, server=server, config=config)
     return Run(

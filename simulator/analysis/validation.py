@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulator.scenario.files import Scenario, known_scenarios, load_scenario
+from simulator.scenario.fleet import FleetJob
 
 NO_EVIDENCE = frozenset(
     {"input", "chosen", "calibrated", "reproduced", "bound", "setup_unpublished"}
@@ -44,11 +45,11 @@ def scenarios_with_figures() -> tuple[str, ...]:
 
 def check_figures(scenario: Scenario) -> None:
     """Raise ValueError where a scenario has no published figure that a run can be held against."""
-    fleet = scenario.file.fleet
-    if fleet and not fleet.requests.as_published:
+    job = scenario.job
+    if isinstance(job, FleetJob) and not job.requests.as_published:
         raise ValueError(
             f"{scenario.where}: its published figures are of other requests than those of "
-            f"{fleet.requests.file}"
+            f"{job.requests.file}"
         )
     if not _holds_figures(scenario.resolved):
         raise ValueError(

@@ -70,9 +70,9 @@ def fit_transport(base: str, *, scenarios: Sequence[str] = FITTED_SCENARIOS) -> 
     rows: list[FittedFigure] = []
     for name in scenarios:
         scenario = load_scenario(name)
-        job = scenario.file.collective
-        assert job is not None
-        rows += _rows(job, scenario.cluster, transport, seed=scenario.file.seed)
+        rows += _rows(
+            scenario.job_as(CollectiveJob), scenario.cluster, transport, seed=scenario.file.seed
+        )
     return search(rows)
 
 

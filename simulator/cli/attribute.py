@@ -20,10 +20,11 @@ def attribute(
 ) -> None:
     """Say what a training step is made of, or how a fleet differs from published figures."""
     from simulator.scenario.files import load_scenario
+    from simulator.scenario.training import TrainingJob
 
     loaded = load_scenario(scenario, changes or ())
     with working(f"simulating counterfactuals of {scenario}"):
-        if loaded.job_name == "training":
+        if isinstance(loaded.job, TrainingJob):
             from reports.terminal import step_attribution_table
             from simulator.analysis.run import simulate
 

@@ -82,8 +82,7 @@ def simulate_serving_step(scenario: Scenario, trace_of: TraceOf) -> ServingRun:
         ValueError: an unknown name, sizes that do not divide, or Infeasible where weights or the
             requests' KV cache exceed the memory, saying by how much.
     """
-    job = scenario.file.serving_step
-    assert job is not None, "simulate() chooses by the job that is there"
+    job = scenario.job_as(ServingStepJob)
     model = prepare_serving(scenario, job, trace_of)
     step = serving_step(model)
     kv = _capacity(job, step)

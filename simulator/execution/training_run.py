@@ -25,6 +25,7 @@ from simulator.hardware.costs import COST_MODELS, KernelCostModel
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.power_state import rows_for
 from simulator.scenario.files import Scenario, by_name, check_names
+from simulator.scenario.training import TrainingJob
 from simulator.workload.chunk import operators_of
 from simulator.workload.layout import ParallelLayout, explicit_stages, model_layers
 from simulator.workload.memory import MemoryModel, check_fits, layer_memory
@@ -46,8 +47,7 @@ def simulate_training(
     Raises:
         ValueError: an unknown name, sizes that do not divide, or Infeasible where it does not fit.
     """
-    job = scenario.file.training
-    assert job is not None, "simulate() chooses by the job that is there"
+    job = scenario.job_as(TrainingJob)
     node = scenario.cluster.node
     by_name(SCHEDULES, job.schedule, "training.schedule")
     build_costs = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 import yaml
 from pydantic import NonNegativeInt, model_validator
@@ -80,7 +80,8 @@ class PublishedFigure(Profile):
 
 
 class ScenarioFile(Profile):
-    """The fields of a scenario file; model, cluster and calibration are names or fields in full."""
+    """The fields of a scenario file beside its job; model, cluster and calibration are names or
+    fields in full."""
 
     description: str
     model: str | dict[str, Any] | None = None
@@ -89,12 +90,6 @@ class ScenarioFile(Profile):
     cost_model: str = "measured"
     """Name in simulator.hardware.costs.COST_MODELS."""
     seed: NonNegativeInt = 0
-    training: TrainingJob | None = None
-    collective: CollectiveJob | None = None
-    serving_step: ServingStepJob | None = None
-    tpot_limit: TpotLimitJob | None = None
-    offload: OffloadJob | None = None
-    fleet: FleetJob | None = None
     published: tuple[PublishedFigure, ...] = ()
 
 
@@ -104,7 +99,12 @@ NAMED = ("model", "cluster", "calibration")
 STAGES_ARE_OF = ("model", "training.pp", "training.schedule", "training.virtual_stages")
 """What the stages that a file spells out are written for."""
 
-JOBS: dict[str, type[Profile]] = {
+Job: TypeAlias = TrainingJob | CollectiveJob | ServingStepJob | TpotLimitJob | OffloadJob | FleetJob
+"""What a scenario asks for."""
+
+JobT = TypeVar("JobT", bound=Profile)
+
+JOBS: dict[str, type[Job]] = {
     "training": TrainingJob,
     "collective": CollectiveJob,
     "serving_step": ServingStepJob,
@@ -112,7 +112,12 @@ JOBS: dict[str, type[Profile]] = {
     "offload": OffloadJob,
     "fleet": FleetJob,
 }
-"""Fields of a scenario that hold a job, and its type; a scenario has exactly one of them."""
+"""{field of a scenario file that holds a job, and so says of which kind: its type}; a file has
+exactly one of them."""
+
+
+_FIELDS = frozenset({*ScenarioFile.model_fields, *JOBS})
+"""All that a scenario file may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +132,10 @@ class Scenario:
     """Of the file, with what a run changes of it: "a_job with training.pp=8"."""
     where: str
     """How messages call the file."""
-    job_name: str
-    """One of JOBS."""
     directory_name: str
     """Name for the directory of its runs: one for each set of changes."""
     file: ScenarioFile
+    job: Job
     named_model: ModelConfig | None
     named_cluster: ClusterProfile | None
     named_calibration: CalibrationProfile | None
@@ -143,6 +147,18 @@ class Scenario:
     """Names of published figures that are not of this scenario's inputs."""
     other_inputs: tuple[str, ...] = ()
     """Paths at which it differs from theirs."""
+
+    @property
+    def job_name(self) -> str:
+        """What its file calls the job: one of JOBS."""
+        return next(name for name, kind in JOBS.items() if isinstance(self.job, kind))
+
+    def job_as(self, kind: type[JobT]) -> JobT:
+        """The job, where it is of a kind. Raises ValueError where it is of another."""
+        if not isinstance(self.job, kind):
+            allowed = next(name for name, known in JOBS.items() if known is kind)
+            raise ValueError(f"{self.where}: holds a {self.job_name} job; allowed here: {allowed}")
+        return self.job
 
     @property
     def model(self) -> ModelConfig:
@@ -193,11 +209,11 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         except ValueError:  # A file that says too little by itself.
             written, changed = scenario, list(given)
         scenario = _named_by_its_changes(scenario, written, effective(given, changed))
-        scenario = _without_figures_of(written.file, scenario, changed)
+        scenario = _without_figures_of(written, scenario, changed)
     origin = _origin(path, raw)
     if origin is not None:
         changed = list(differences(_content(scenario), _content(origin)))
-        scenario = _without_figures_of(origin.file, scenario, changed)
+        scenario = _without_figures_of(origin, scenario, changed)
     return scenario
 
 
@@ -213,8 +229,12 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         if "." in path and path.split(".")[0] not in NAMED
     }
     raw = apply_overrides(_with_gap(raw, where=where), job_changes, where=where)
-    file = to_profile(ScenarioFile, raw, where=where)
-    jobs = [job for job in JOBS if getattr(file, job) is not None]
+    for field in raw:
+        if field not in _FIELDS:
+            known = ", ".join(sorted(_FIELDS))
+            raise ValueError(f"{where}: {field}: unknown field; known: {known}")
+    file = _file(raw, where)
+    jobs = [job for job in JOBS if raw.get(job) is not None]
     if len(jobs) != 1:
         raise ValueError(
             f"{where}: {len(jobs)} jobs given ({', '.join(jobs) or 'none'}); "
@@ -224,15 +244,21 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
     return Scenario(
         name=path.stem,
         where=where,
-        job_name=jobs[0],
         directory_name=_directory_name(path, raw),
         file=file,
+        job=to_profile(JOBS[jobs[0]], raw[jobs[0]], where=where, at=jobs[0]),
         named_model=model and parse_model_config(model, source=labels["model"]),
         named_cluster=cluster and to_profile(ClusterProfile, cluster, where=labels["cluster"]),
         named_calibration=calibration
         and to_profile(CalibrationProfile, calibration, where=labels["calibration"]),
         resolved=raw,
     )
+
+
+def _file(raw: Raw, where: str) -> ScenarioFile:
+    """What a scenario says beside its job."""
+    rest = {name: value for name, value in raw.items() if name not in JOBS}
+    return to_profile(ScenarioFile, rest, where=where)
 
 
 def _with_gap(raw: Raw, *, where: str) -> Raw:
@@ -290,21 +316,23 @@ def _named_by_its_changes(
         scenario,
         name=f"{scenario.name} with {shown(changes)}",
         directory_name=directory_name(scenario.directory_name, changes),
-        file=to_profile(ScenarioFile, raw, where=scenario.where),
+        file=_file(raw, scenario.where),
         resolved=raw,
         changes=changes,
     )
 
 
-def _without_figures_of(own: ScenarioFile, scenario: Scenario, changed: Sequence[str]) -> Scenario:
+def _without_figures_of(own: Scenario, scenario: Scenario, changed: Sequence[str]) -> Scenario:
     """The same scenario without the published figures of a file that are of other inputs.
 
     Args:
-        changed: paths at which the scenario differs from that file.
+        own: the scenario of that file.
+        changed: paths at which the scenario differs from it.
     """
-    fleet = scenario.file.fleet
+    job = scenario.job
     # The trace that synthetic requests stand for, and they, are one source of requests.
-    same = ("file", "format") if fleet and fleet.requests.as_published else ()
+    published = isinstance(job, FleetJob) and job.requests.as_published
+    same = ("file", "format") if published else ()
     inputs = [path for path in changed if path not in {f"fleet.requests.{name}" for name in same}]
     left_out: list[str] = []
     because: list[str] = []
@@ -322,25 +350,26 @@ def _without_figures_of(own: ScenarioFile, scenario: Scenario, changed: Sequence
         raw["published"] = [
             text
             for text, figure in zip(raw["published"], file.published, strict=True)
-            if keeps(figure.name, figure.metric, of_file=figure in own.published)
+            if keeps(figure.name, figure.metric, of_file=figure in own.file.published)
         ]
-    if file.collective and file.collective.published:
-        of_file = own.collective.published if own.collective else ()
+    if isinstance(job, CollectiveJob) and job.published:
+        of_file = own.job.published if isinstance(own.job, CollectiveJob) else ()
         raw["collective"]["published"] = [
             text
-            for text, figure in zip(
-                raw["collective"]["published"], file.collective.published, strict=True
-            )
+            for text, figure in zip(raw["collective"]["published"], job.published, strict=True)
             if keeps(figure.name, "", of_file=figure in of_file)
         ]
-    gain, gain_of_file = (_published_speed_up(each) for each in (file, own))
+    gain, gain_of_file = (_published_speed_up(each.job) for each in (scenario, own))
     if gain is not None and not keeps("speed-up", "speed_up", of_file=gain == gain_of_file):
         del raw["serving_step"]["speculative_decoding"]["published_speed_up"]
     if not left_out:
         return scenario
     return replace(
         scenario,
-        file=to_profile(ScenarioFile, raw, where=scenario.where),
+        file=_file(raw, scenario.where),
+        job=to_profile(
+            type(job), raw[scenario.job_name], where=scenario.where, at=scenario.job_name
+        ),
         resolved=raw,
         figures_left_out=(*scenario.figures_left_out, *left_out),
         other_inputs=tuple(dict.fromkeys((*scenario.other_inputs, *because))),
@@ -370,12 +399,13 @@ def _raw_figures(raw: Raw) -> list[Any]:
 def _content(scenario: Scenario) -> dict[str, Any]:
     """All that a scenario says, in SI units, and what it names in the place of the names."""
     read = {name: getattr(scenario.file, name) for name in ScenarioFile.model_fields}
+    read[scenario.job_name] = scenario.job
     named = (scenario.named_model, scenario.named_cluster, scenario.named_calibration)
     return read | dict(zip(NAMED, named, strict=True))
 
 
-def _published_speed_up(file: ScenarioFile) -> float | None:
-    drafting = file.serving_step and file.serving_step.speculative_decoding
+def _published_speed_up(job: Job) -> float | None:
+    drafting = job.speculative_decoding if isinstance(job, ServingStepJob) else None
     return drafting.published_speed_up if drafting else None
 
 
@@ -425,11 +455,11 @@ def _full_path(path: str, raw: Raw, where: str) -> str:
     root = path.split(".", maxsplit=1)[0]
     job = next((job for job in JOBS if raw.get(job) is not None), None)
     of_job = JOBS[job].model_fields if job else {}
-    inside = root not in ScenarioFile.model_fields
+    inside = root not in _FIELDS
     full = path_of_today(f"{job}.{path}" if inside else path, "scenarios", where="--set")
     if not inside or full.split(".")[1] in of_job:
         return full
-    known = sorted({*ScenarioFile.model_fields, *of_job})
+    known = sorted({*_FIELDS, *of_job})
     raise ValueError(f"{where}: --set {path}: unknown field {root!r}; known: {', '.join(known)}")
 
 

@@ -33,7 +33,7 @@ def test_time_of_a_thousand_points(benchmark):
     scenario = load_scenario("decode_ep128_profile")
 
     def grid():
-        model = prepare_serving(scenario, scenario.file.serving_step, shipped_trace)
+        model = prepare_serving(scenario, scenario.job, shipped_trace)
         for batch in range(4, 164, 4):
             for context in range(512, 13312, 512):
                 decode_step(model, batch, context)

@@ -86,8 +86,7 @@ def prepare_fleet(scenario: Scenario) -> FleetSimulation:
     Raises:
         ValueError: an unknown name, a deployment that is not the pool's, or Infeasible.
     """
-    job = scenario.file.fleet
-    assert job is not None, "simulate() chooses by the job that is there"
+    job = scenario.job_as(FleetJob)
     models: dict[str, ServingModel] = {}
     times: dict[str, StepTimes] = {}
     pauses: dict[str, PoolSpec] = {}
@@ -141,8 +140,8 @@ def _model(
 ) -> ServingModel:
     """Make the deployment of a step scenario ready, after checking that it is the pool's."""
     scenario = load_scenario(named.scenario, named.changes)
-    step = scenario.file.serving_step
-    if step is None:
+    step = scenario.job
+    if not isinstance(step, ServingStepJob):
         raise ValueError(
             f"{where}: {named.scenario} holds a {scenario.job_name} job; allowed: serving_step"
         )

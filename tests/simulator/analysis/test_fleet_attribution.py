@@ -13,7 +13,7 @@ from simulator.scenario.fleet import LoadOfDay
 
 def measured(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Figures that tell which counterfactuals a scenario has."""
-    job = load_scenario(name, overrides).file.fleet
+    job = load_scenario(name, overrides).job
     assert job is not None
     assert job.requests.synthetic is not None
     assert job.decode is not None

@@ -12,7 +12,7 @@ from simulator.scenario.files import load_scenario
 
 def run(name, *changes):
     scenario = load_scenario(name, changes)
-    job = scenario.file.collective
+    job = scenario.job
     assert job is not None
     return run_collective(job, scenario.cluster, seed=scenario.file.seed)
 

@@ -33,7 +33,7 @@ VARIANTS = [
 @cache
 def step_of(name, *changes):
     scenario = load_scenario(name, list(changes))
-    return serving_step(prepare_serving(scenario, scenario.file.serving_step, shipped_trace))
+    return serving_step(prepare_serving(scenario, scenario.job, shipped_trace))
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)

@@ -11,7 +11,7 @@ from simulator.workload.recorded import shipped_trace
 
 def model_of(name, *changes):
     scenario = load_scenario(name, list(changes))
-    return prepare_serving(scenario, scenario.file.serving_step, shipped_trace)
+    return prepare_serving(scenario, scenario.job, shipped_trace)
 
 
 def step_of(name, *changes):

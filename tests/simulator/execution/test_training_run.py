@@ -16,7 +16,7 @@ def run(*changes):
 
 
 def test_redundant_experts_that_placement_cannot_even_out_bring_the_slowest_rank_more_rows():
-    job = load_scenario("dualpipe_h800_2048").file.training
+    job = load_scenario("dualpipe_h800_2048").job
     sizes = {"gpus": 288, "gpus_per_domain": 8, "pp": 4, "routed_experts": 256}
     layout = ParallelLayout(ep=72, redundant_experts=32, **sizes)
     load = training_load(job, layout, top_k=8, ranks_reached=4.0)

@@ -4,7 +4,9 @@ import pytest
 import yaml
 
 from reports.tables import left_out_note
-from simulator.scenario.files import known_scenarios, load_scenario, write_resolved
+from simulator.scenario.files import JOBS, known_scenarios, load_scenario, write_resolved
+from simulator.scenario.fleet import FleetJob
+from simulator.scenario.training import TrainingJob
 
 MAIN = "dualpipe_h800_2048"
 
@@ -39,7 +41,7 @@ def test_overrides_reach_the_job_the_cluster_the_model_and_the_calibration():
             "calibration.gap.value=1 us",
         ],
     )
-    assert scenario.file.training.schedule == "zb1p"
+    assert scenario.job.schedule == "zb1p"
     assert scenario.cluster.node.nic.bandwidth == 25e9
     assert scenario.cluster.node.gpu.sms == 100
     assert scenario.model.num_hidden_layers == 60
@@ -62,13 +64,13 @@ SPELLED_OUT = ("embedding + 3 dense + 1 moe", "14 x (4 moe)", "1 moe + head + mt
 )
 def test_stages_are_kept_only_for_the_pipeline_and_model_that_they_are_written_for(changes, stages):
     training = load_scenario(MAIN, changes)
-    assert training.file.training.stages == stages
+    assert training.job.stages == stages
     source = training.resolved["training"]["sources"]["stages"]
     assert source.startswith("chosen by the run") == (stages == "default")
 
 
 def test_fields_of_the_job_may_be_given_without_its_name():
-    assert load_scenario(MAIN, ["schedule=1f1b"]).file.training.schedule == "1f1b"
+    assert load_scenario(MAIN, ["schedule=1f1b"]).job.schedule == "1f1b"
 
 
 @pytest.mark.parametrize(
@@ -125,8 +127,7 @@ def test_a_published_figure_with_a_unit_reads_as_seconds():
 
 
 def figures(scenario):
-    collective = scenario.file.collective
-    return len(scenario.file.published) + (len(collective.published) if collective else 0)
+    return len(scenario.file.published) + len(getattr(scenario.job, "published", ()))
 
 
 @pytest.mark.parametrize(
@@ -186,8 +187,8 @@ def test_figures_that_come_with_the_changes_are_of_the_changed_inputs():
 def test_a_published_gain_of_drafting_leaves_with_the_batch_that_it_is_of():
     kept = load_scenario("mtp_one_node", ["seed=1"])
     changed = load_scenario("mtp_one_node", ["requests.context_tokens=512"])
-    assert kept.file.serving_step.speculative_decoding.published_speed_up == 1.8
-    assert changed.file.serving_step.speculative_decoding.published_speed_up is None
+    assert kept.job.speculative_decoding.published_speed_up == 1.8
+    assert changed.job.speculative_decoding.published_speed_up is None
     assert changed.figures_left_out == ("speed-up",)
 
 
@@ -226,7 +227,7 @@ def test_a_copy_of_a_shipped_scenario_keeps_its_figures_only_while_it_keeps_its_
     assert len(load_scenario(str(path)).file.published) == 14
     path.write_text(path.read_text().replace("\n  pp: 16\n", "\n  pp: 8\n"))
     edited = load_scenario(str(path))
-    assert edited.file.training.pp == 8
+    assert edited.job.pp == 8
     assert edited.file.published == ()
     assert len(edited.figures_left_out) == 14
     assert (edited.name, edited.changes) == ("copy", ())
@@ -262,12 +263,33 @@ def test_earlier_names_of_a_file_and_of_its_changes_make_the_same_scenario(tmp_p
         "--set: training.expert_load is called training.skew.max_over_mean now",
     ]
     today = load_scenario(MAIN, ["experts.redundant=64", "skew.max_over_mean=1.2"])
-    assert earlier.file.training == today.file.training
+    assert earlier.job == today.job
     assert earlier.calibration == today.calibration
 
 
 def test_a_job_that_states_no_gap_has_that_of_its_calibration():
     of_calibration = load_scenario(MAIN, ["calibration.gap.value=1.5 us"])
-    assert of_calibration.file.training.gap.value == 1.5e-6
+    assert of_calibration.job.gap.value == 1.5e-6
     of_job = load_scenario(MAIN, ["calibration.gap.value=1.5 us", "gap.value=1 us"])
-    assert of_job.file.training.gap.value == 1e-6
+    assert of_job.job.gap.value == 1e-6
+
+
+def test_the_field_that_holds_the_job_says_of_which_kind_it_is():
+    scenario = load_scenario("day6_service")
+    assert type(scenario.job) is JOBS["fleet"]
+    assert scenario.job_name == "fleet"
+    assert scenario.job_as(FleetJob) is scenario.job
+    message = r"^scenarios/day6_service\.yaml: holds a fleet job; allowed here: training$"
+    with pytest.raises(ValueError, match=message):
+        scenario.job_as(TrainingJob)
+
+
+def test_a_field_of_a_job_outside_it_names_what_a_file_may_have(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("description: d\noffload: {server: s}\nsockets: 2\n")
+    message = r"mine\.yaml: sockets: unknown field; known: calibration, .*, training$"
+    with pytest.raises(ValueError, match=message):
+        load_scenario(str(path))
+    path.write_text("description: d\noffload: {server: s}\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml: offload\.sockets: is missing"):
+        load_scenario(str(path))

@@ -78,7 +78,7 @@ def test_a_colocated_batch_leaves_room_for_prompts() -> None:
 def test_tokens_per_step_are_one_and_the_expected_accepted_drafts(
     speculation: dict[str, Any] | None, tokens: float
 ) -> None:
-    job = load_scenario("day6_service").file.fleet
+    job = load_scenario("day6_service").job
     assert job is not None
     changed = job.model_copy(
         update={"speculative_decoding": speculation and _speculation(speculation)}

@@ -22,8 +22,7 @@ def test_without_a_word_experts_have_no_copies_and_load_their_ranks_evenly():
 def test_training_and_serving_name_the_same_inputs_alike():
     of_both = ["skew.max_over_mean=1.05", "experts.redundant=64", "memory.reserved=3 GiB"]
     for name in ("dualpipe_h800_2048", "prefill_ep32_h100"):
-        file = load_scenario(name, [*of_both, "gap.value=1.5 us"]).file
-        job = file.training or file.serving_step
+        job = load_scenario(name, [*of_both, "gap.value=1.5 us"]).job
         assert job.skew.max_over_mean == 1.05
         assert job.experts.redundant == 64
         assert job.memory.reserved == 3 * 2**30

@@ -5,7 +5,7 @@ from simulator.scenario.training import OptimizerTypes, TrainingJob
 
 
 def test_the_main_job_trains_on_15360_sequences_of_4096_tokens():
-    job = load_scenario("dualpipe_h800_2048").file.training
+    job = load_scenario("dualpipe_h800_2048").job
     assert isinstance(job, TrainingJob)
     assert job.step_tokens == 15_360 * 4_096 == 62_914_560
     assert job.micro_batch_tokens == job.micro_batch_sequences * 4_096
@@ -17,6 +17,6 @@ def test_the_optimizer_keeps_the_types_of_the_report():
 
 
 def test_bf16_is_read_as_bfloat16():
-    job = load_scenario("dualpipe_h800_2048", ["training.recipe=bf16"]).file.training
+    job = load_scenario("dualpipe_h800_2048", ["training.recipe=bf16"]).job
     assert job is not None
     assert job.recipe == "bfloat16"

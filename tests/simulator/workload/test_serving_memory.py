@@ -21,7 +21,7 @@ V3 = load_model_config("deepseek_v3")
 
 
 def job_of(name, *changes):
-    return load_scenario(name, list(changes)).file.serving_step
+    return load_scenario(name, list(changes)).job
 
 
 def capacity(name, *changes):
@@ -30,7 +30,7 @@ def capacity(name, *changes):
 
 
 def capacity_of(scenario, cluster):
-    job = scenario.file.serving_step
+    job = scenario.job
     return kv_capacity(
         job, config=scenario.model, cluster=cluster, low_latency=profile_of(job), operators=()
     )
@@ -97,7 +97,7 @@ def test_tensor_parallelism_splits_all_but_latents_gate_and_norms():
 
 def test_the_workspace_holds_neither_weights_nor_cache():
     scenario = load_scenario("decode_tp8_h200")
-    job = scenario.file.serving_step
+    job = scenario.job
     core = Operator(
         name="attention.core", kind="mla_decode", phase="forward", segment="attention",
         dtype="bfloat16", out_dtype="bfloat16", recompute=False, accumulate=False,
