@@ -494,9 +494,10 @@ class CalibrationProfile(Profile):
     all_to_all: AllToAllProfile
     transfers: TransferProfile
     """Bulk transfers; in a file, the name of the transport that has achieved them."""
-    collectives: str | None = None
+    collectives: str = "nccl"
     """Transport whose measured times collective operations within an NVLink domain take, by name or
-    path; None: links at the achieved rates."""
+    path; nccl: the shipped one of the cluster's GPU, and where it has none, links at the achieved
+    rates; ideal: those always."""
     gap: TimeEstimate
     """Idle time between two kernels of one stream, for jobs that do not state their own."""
     kernel_floor: TimeEstimate

@@ -24,7 +24,7 @@ from hardware_profiles.units import Seconds
 from simulator.execution import timeline
 from simulator.execution.pipeline import run_pipeline
 from simulator.execution.serving_step import ServingStep
-from simulator.execution.training import ChunkKey, ChunkRun, TrainingStep
+from simulator.execution.training import ChunkKey, ChunkRun, OptimizerStep, TrainingStep
 from simulator.hardware.costs import NORMAL_80
 from simulator.hardware.prediction import EXTRAPOLATED, Prediction
 
@@ -107,7 +107,7 @@ def training_intervals(
     of_chunk: Mapping[ChunkKey, Array] = {
         key: pair if chunk is step.pair else span(chunk) for key, chunk in step.chunks.items()
     }
-    # Transfers of the pipeline and the optimizer's collectives go as what the NICs achieve.
+    # Sends of the pipeline go as what the NICs achieve, exchanges of parameters as their own ends.
     achieved = calibration.transfers.nic
     normal = draws.of("transfers") / NORMAL_80
     ends = np.where(normal > 0, achieved.value / achieved.low, achieved.high / achieved.value)
@@ -119,15 +119,25 @@ def training_intervals(
         blocking_sends=blocking,
     ).makespans_s
     pipeline = np.maximum(pipeline, step.host_s)
-    optimizer = np.max(
-        [(part.reduce_s + part.gather_s) * slower + part.update_s for part in step.optimizer],
-        axis=0,
-    )
+    optimizer = np.max([exchanged(part, normal) + part.update_s for part in step.optimizer], axis=0)
     return {
         "step_time_s": interval(pipeline + optimizer, value=step.step_time_s),
         "pair_time_s": interval(pair, value=step.pair.log.span_s),
         "pipeline_time_s": interval(pipeline, value=step.pipeline_time_s),
     }
+
+
+def exchanged(part: OptimizerStep, normal: Array) -> Array:
+    """Draws of the time of an optimizer's reduce-scatter and all-gather.
+
+    Args:
+        normal: 1 where the draw is the upper end of an 80 % interval.
+    """
+    value, (low, high) = part.reduce_s + part.gather_s, part.exchange_ends_s
+    if value == 0.0:
+        return np.zeros_like(normal)
+    drawn: Array = value * np.where(normal > 0, high / value, value / low) ** normal
+    return drawn
 
 
 def serving_interval(step: ServingStep, *, seed: int) -> list[Seconds]:

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile
 from hardware_profiles.units import Bytes, Seconds, format_bandwidth
@@ -110,6 +111,8 @@ class OptimizerStep:
     """Gradient norm, AdamW on this rank's shard, and clearing the gradients: HBM traffic."""
     gather_s: Seconds
     """All-gather of the BF16 parameters."""
+    exchange_ends_s: tuple[Seconds, Seconds]
+    """Ends of the 80 % interval of both exchanges together."""
 
     @property
     def total_s(self) -> Seconds:
@@ -353,14 +356,18 @@ def optimizer_step(
     of_dense = copies_of(layout, holders, experts=False)
     of_experts = copies_of(layout, holders, experts=True)
 
-    def rings(operation: Collective, bytes_each: Bytes) -> Seconds:
+    def rings(operation: Collective, bytes_each: Bytes) -> NDArray[np.float64]:
+        """[value, low, high], seconds of one exchange of all parameters."""
         parts = ((held.replicated, of_dense, dense), (held.experts, of_experts, experts))
-        return sum(
+        found = [
             transfers.collective(
                 operation, parameters * bytes_each, form="ring", group=group, load=load
-            ).seconds.item()
+            )
             for parameters, group, load in parts
-        )
+        ]
+        each = [np.concatenate([time.seconds, time.low, time.high]) for time in found]
+        total: NDArray[np.float64] = np.sum(each, axis=0)
+        return total
 
     shard = held.replicated / replicas + held.experts / expert_replicas
     gradient, state = type_bytes(types.gradients), master_and_moments_bytes(types)
@@ -371,10 +378,13 @@ def optimizer_step(
     update = costs.predict(
         [_addition(traffic)], sms=transfers.cluster.node.gpu.sms, overlapped=False
     )
+    reduced, gathered = rings("reduce_scatter", gradient), rings("all_gather", BF16_BYTES)
+    _, low, high = (reduced + gathered).tolist()
     return OptimizerStep(
-        reduce_s=rings("reduce_scatter", gradient),
+        reduce_s=float(reduced[0]),
         update_s=float(update.seconds[0]),
-        gather_s=rings("all_gather", BF16_BYTES),
+        gather_s=float(gathered[0]),
+        exchange_ends_s=(low, high),
     )
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.measured_collectives import MeasuredCollectives, OperationCurves
+from hardware_profiles.schema import NCCL, GpuProfile, known_profiles, load_transport
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 from simulator.hardware.prediction import (
     EXTRAPOLATED,
@@ -35,6 +36,10 @@ from simulator.hardware.prediction import (
 )
 
 Array = NDArray[np.float64]
+
+
+IDEAL = "ideal"
+"""The transport of links at their rates."""
 
 
 def sent_share(operation: str, ranks: int) -> float:
@@ -176,6 +181,28 @@ class CollectiveTimes:
     def shortest(self, operation: str, ranks: int) -> Seconds:
         """What an operation takes however small it is."""
         return self.predict(operation, 1.0, ranks=ranks).seconds.item()
+
+
+def measured_collectives(transport: str, *, gpu: GpuProfile) -> CollectiveTimes | None:
+    """What a transport measured of collective operations, for some GPU; None without rows.
+
+    Args:
+        transport: name or path; "nccl" is the shipped one of the GPU, where there is one.
+
+    Raises ValueError for a transport that is not "nccl" and has none.
+    """
+    if transport == NCCL and f"{NCCL}_{gpu.name}" not in known_profiles("transports"):
+        return None
+    found = load_transport(transport, gpu=gpu.name)
+    if found.measured is None:
+        if transport == IDEAL:
+            return None
+        raise ValueError(
+            f"calibration: collectives: transport {transport} has no measured operations; allowed: "
+            f"one that has, such as nccl_h100_sxm, or {NCCL}, or {IDEAL} for links at their "
+            "achieved rates"
+        )
+    return CollectiveTimes.of(found.measured, nvlink_bandwidth=gpu.nvlink_bandwidth)
 
 
 def _provenance(near: Sequence[SizeCurve], log_size: float) -> int:

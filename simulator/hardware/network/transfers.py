@@ -34,6 +34,7 @@ from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.hardware.network.all_to_all import AllToAllModel, AllToAllTime
+from simulator.hardware.network.collective_times import CollectiveTimes, measured_collectives
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.groups import Domains, Reach
 from simulator.hardware.network.low_latency import LowLatencyModel
@@ -54,39 +55,54 @@ class LinkRates:
     nic_latency: Seconds
 
 
-def _ring(size: Bytes, group: Domains, links: LinkRates) -> Seconds:
-    """Two levels of rings, one pipelined with the other: inside the NVLink domains, and between
-    them rings in which each GPU's own NIC carries its share. A step of a ring takes its latency;
-    the last byte of a GPU passes all others."""
-    most, domains = group.most, group.domains
-    inside = size * (most - 1) / most / links.nvlink
-    inside += (most - 1) * links.nvlink_latency
+def _ring_inside(size: Bytes, group: Domains, links: LinkRates) -> Seconds:
+    """A ring inside an NVLink domain, whose steps each take its latency; the last byte of a GPU
+    passes all others."""
+    most = group.most
+    return size * (most - 1) / most / links.nvlink + (most - 1) * links.nvlink_latency
+
+
+def _ring_between(size: Bytes, group: Domains, links: LinkRates) -> Seconds:
+    """Rings between NVLink domains, in which each GPU's own NIC carries its share."""
+    domains = group.domains
     between = size / group.fewest * (1 - 1 / domains) / links.nic
-    between += (domains - 1) * links.nic_latency
-    return max(inside, between)
+    return between + (domains - 1) * links.nic_latency
 
 
-def _direct(size: Bytes, group: Domains, links: LinkRates) -> Seconds:
-    """Each GPU sends its share to the others. Where the group spans n NVLink domains of d GPUs
-    each, it has two steps, one after the other (an upper bound: NCCL pipelines them): over NICs
-    each GPU exchanges its share, 1 / (n d) of the bytes, with the GPUs of its own number in the
-    other domains; over NVLink it exchanges the n shares that it then has within the domain."""
-    time = links.nvlink_latency
-    time += size * (group.most - 1) / group.most / links.nvlink
-    if group.domains > 1:
-        gpus = group.most * group.domains
-        time += links.nic_latency + size * (group.domains - 1) / gpus / links.nic
-    return time
+def _direct_inside(size: Bytes, group: Domains, links: LinkRates) -> Seconds:
+    """Each GPU sends its share to the others of the domain, those of other domains among it."""
+    return links.nvlink_latency + size * (group.most - 1) / group.most / links.nvlink
+
+
+def _direct_between(size: Bytes, group: Domains, links: LinkRates) -> Seconds:
+    """Each GPU exchanges its share, 1 / (n d) of the bytes, with the GPUs of its own number in the
+    other of n NVLink domains of d GPUs each."""
+    if group.domains == 1:
+        return 0.0
+    gpus = group.most * group.domains
+    return links.nic_latency + size * (group.domains - 1) / gpus / links.nic
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveForm:
+    """How an all-gather or reduce-scatter moves its bytes, inside NVLink domains and between them.
+
+    Both take (bytes that the whole group holds once it is gathered, group, links) -> seconds.
+    """
+
+    inside: Callable[[Bytes, Domains, LinkRates], Seconds]
+    between: Callable[[Bytes, Domains, LinkRates], Seconds]
+    together: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+    """Of both, what the whole takes."""
 
 
 Collective = Literal["all_gather", "reduce_scatter"]
-CollectiveForm = Literal["ring", "direct"]
-FORMS: Mapping[CollectiveForm, Callable[[Bytes, Domains, LinkRates], Seconds]] = {
-    "ring": _ring,
-    "direct": _direct,
+FORMS: Mapping[str, CollectiveForm] = {
+    # Two levels of rings, one pipelined with the other.
+    "ring": CollectiveForm(_ring_inside, _ring_between, np.maximum),
+    # One step after the other, an upper bound: NCCL pipelines them.
+    "direct": CollectiveForm(_direct_inside, _direct_between, np.add),
 }
-"""How an all-gather or reduce-scatter moves its bytes: (bytes that the whole group holds once it
-is gathered, group, links) -> seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +112,8 @@ class Transfers:
     cluster: ClusterProfile
     achieved: TransferProfile
     """Shares of the links' rates."""
+    measured: CollectiveTimes | None = None
+    """Times of collective operations within an NVLink domain; None: links at the achieved rates."""
     normal: AllToAllModel | None = None
     """Dispatch and combine of the job's experts by normal kernels."""
     low_latency: LowLatencyModel | None = None
@@ -116,6 +134,8 @@ class Transfers:
             load: what the fabric makes of it; None within an NVLink domain.
         """
         if load is None:
+            if self.measured is not None and self.measured.knows("send"):
+                return self.measured.predict("send", size, ranks=2)
             return self._interval(lambda at: at.nvlink_latency + size / at.nvlink, load)
         return self._interval(lambda at: at.nic_latency + size / at.nic, load)
 
@@ -124,18 +144,32 @@ class Transfers:
         operation: Collective,
         size: Bytes,
         *,
-        form: CollectiveForm,
+        form: Literal["ring", "direct"],
         group: Domains,
         load: FabricLoad | None,
     ) -> Prediction:
         """Time of a collective operation.
 
+        What happens within NVLink domains takes its measured time where there is one.
+
         Args:
-            operation: both take the same time.
             size: what the whole group holds once it is gathered.
             load: what the fabric makes of what leaves an NVLink domain; None where nothing does.
         """
-        return self._interval(lambda at: FORMS[form](size, group, at), load)
+        how = FORMS[form]
+        inside = self._interval(lambda at: how.inside(size, group, at), load)
+        if self.measured is not None and group.most > 1 and self.measured.knows(operation):
+            inside = self.measured.predict(operation, size, ranks=group.most)
+        if group.domains == 1:
+            return inside
+        between = self._interval(lambda at: how.between(size, group, at), load)
+        return one_time(
+            how.together(inside.seconds, between.seconds).item(),
+            how.together(inside.low, between.low).item(),
+            how.together(inside.high, between.high).item(),
+            provenance=EXTRAPOLATED,
+            family="transfers",
+        )
 
     def all_to_all(
         self,
@@ -267,7 +301,12 @@ def fitted_transfers(
     normal = AllToAllModel(cluster=cluster, calibration=calibration, ranks=ranks, reach=reach).fit(
         measurements
     )
-    return Transfers(cluster=cluster, achieved=calibration.transfers, normal=normal)
+    return Transfers(
+        cluster=cluster,
+        achieved=calibration.transfers,
+        measured=measured_collectives(calibration.collectives, gpu=cluster.node.gpu),
+        normal=normal,
+    )
 
 
 def exchange_sms(kind: str, *, kept: int, free: int) -> int:

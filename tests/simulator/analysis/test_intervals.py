@@ -5,6 +5,7 @@ import pytest
 
 from simulator.analysis.intervals import (
     Draws,
+    exchanged,
     interval,
     serving_interval,
     training_intervals,
@@ -12,6 +13,7 @@ from simulator.analysis.intervals import (
 from simulator.analysis.run import simulate
 from simulator.analysis.serving_metrics import serving_metrics
 from simulator.analysis.training_metrics import training_metrics
+from simulator.execution.training import OptimizerStep
 from simulator.scenario.files import load_scenario
 
 RUN = simulate(load_scenario("dualpipe_h800_2048")).result
@@ -56,6 +58,14 @@ def test_rates_have_the_interval_of_the_step_and_all_can_be_left_out():
     )
     assert sum(metrics["error_share"]["pair_time_s"].values()) == pytest.approx(1)
     assert "interval_80" not in training_metrics(RUN, with_intervals=False)
+
+
+def test_exchanges_of_parameters_are_drawn_between_their_own_ends():
+    part = OptimizerStep(reduce_s=3.0, update_s=9.0, gather_s=1.0, exchange_ends_s=(2.0, 16.0))
+    drawn = exchanged(part, np.array([0.0, 1.0, -1.0, 0.5]))
+    assert drawn == pytest.approx([4.0, 16.0, 2.0, 8.0], rel=1e-12)
+    alone = OptimizerStep(reduce_s=0.0, update_s=9.0, gather_s=0.0, exchange_ends_s=(0.0, 0.0))
+    assert exchanged(alone, np.array([1.0, -1.0])).tolist() == [0.0, 0.0]
 
 
 @pytest.fixture(scope="module")
