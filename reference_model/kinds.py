@@ -562,4 +562,12 @@ KINDS: dict[str, Kind] = {
         bytes_read=lambda o: _dense(o, o.dtype) + o["rows"] * (_INT64 + _FLOAT32),
         bytes_written=lambda o: _dense(o, o.out_dtype),
     ),
+    # -- of other programs -------------------------------------------------------------------------
+    # any kernel that reads and writes so many bytes, such as element-wise ones of a profile
+    "memory_bound": Kind(
+        sizes=("read", "written"),
+        flops=_no_flops,
+        bytes_read=lambda o: o["read"],
+        bytes_written=lambda o: o["written"],
+    ),
 }

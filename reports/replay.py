@@ -46,7 +46,8 @@ _RESULTS = {
     "span_s": "span",
     "compute_busy_s": "compute streams busy",
     "communication_busy_s": "communication streams busy",
-    "stall_s": "compute stalled by communication",
+    "exposed_communication_s": "compute waiting for transfers",
+    "waiting_for_ranks_s": "compute waiting for other ranks",
     "launch_bound_s": "compute waiting for launches",
     "other_idle_s": "other gaps of compute",
 }

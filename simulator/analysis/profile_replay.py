@@ -29,17 +29,16 @@ from hardware_profiles.renames import path_of_today
 from hardware_profiles.schema import (
     ClusterProfile,
     GpuProfile,
-    load_gpu,
     override_gpu,
     read_profile,
     resolve_cluster,
 )
 from hardware_profiles.units import Seconds, format_seconds
 from simulator.analysis.what_if import (
-    KEPT_UNMAPPED,
     Durations,
     Machine,
     blocks_on,
+    is_unmapped,
     what_if_durations,
 )
 from simulator.execution.replay import (
@@ -52,19 +51,20 @@ from simulator.execution.replay import (
     measured_times,
     union_s,
 )
-from simulator.workload.profile.kernel_mapping import (
-    KernelMapping,
+from simulator.workload.profile.kernel_mapping import KernelMapping, load_mapping
+from simulator.workload.profile.kineto import Trace, read_kineto
+from simulator.workload.profile.mapped_kernels import (
     MappedKernel,
     best_mapping,
     gpu_of_recording,
-    load_mapping,
     map_kernels,
 )
-from simulator.workload.profile.kineto import Trace, read_kineto
 from simulator.workload.profile.replay_graph import ReplayGraph, Role, build_replay
 
-_WORTH_SAYING = 0.001
-"""Share of the kernel time from which on a what-if says that it could not move it."""
+WARNED_SHARE = 0.1
+"""Share of the kernel time from which on a replay warns of kernels that nothing is known of."""
+NAMED_KERNELS = 3
+"""Kernels that such a warning names."""
 
 
 class ReplayInputs(Profile):
@@ -116,13 +116,9 @@ class ReplayRun:
 
     @property
     def unmapped_share(self) -> float:
-        """Share of the recorded kernel time that no operator stands for."""
+        """Share of the recorded kernel time that is computing of which nothing is known."""
         total = sum(kernel.seconds for kernel in self.trace.kernels)
-        lost = sum(
-            kernel.seconds
-            for kernel, place in zip(self.trace.kernels, self.mapped, strict=True)
-            if place.operator is None
-        )
+        lost = sum(float(str(entry["seconds"])) for entry in self.unmapped())
         return lost / total if total else 0.0
 
     @property
@@ -151,13 +147,15 @@ class ReplayRun:
             )
         if self.trace.sm_limits is None:
             found.append("the trace does not describe an SM: kernels never wait for room on SMs")
-        kept = self._basis().get(KEPT_UNMAPPED, 0.0)
-        if kept >= _WORTH_SAYING:
-            machine = self.inputs.gpu.name
+        if self.unmapped_share >= WARNED_SHARE:
+            entries = self.unmapped()
+            named = ", ".join(str(entry["name"]) for entry in entries[:NAMED_KERNELS])
+            more = f" and {len(entries) - NAMED_KERNELS} more" if entries[NAMED_KERNELS:] else ""
             found.append(
-                f"{kept:.1%} of the kernel time is as recorded on {self.recorded_gpu}: mapping "
-                f"{self.mapping.name} names no operator for it that can be predicted on {machine}; "
-                "name its kernels in a mapping of your own (--mapping FILE)"
+                f"nothing is known of {self.unmapped_share:.1%} of the kernel time ({named}{more}):"
+                " on another GPU it is at most what the recorded one can have done in it; record "
+                "with record_shapes=True, or name the kernels in a mapping of your own "
+                "(--mapping FILE)"
             )
         return tuple(found)
 
@@ -195,10 +193,10 @@ class ReplayRun:
         }
 
     def unmapped(self) -> list[dict[str, Any]]:
-        """Kernels without an operator, one entry a name and reason, the longest first."""
+        """Computing kernels without an operator, one entry per name and reason, longest first."""
         found: dict[tuple[str, str], list[float]] = {}
         for kernel, place in zip(self.trace.kernels, self.mapped, strict=True):
-            if place.operator is None:
+            if is_unmapped(kernel, place):
                 found.setdefault((place.label, place.reason), []).append(kernel.seconds)
         entries = [
             {"name": name, "reason": reason, "kernels": len(times), "seconds": sum(times)}
@@ -215,7 +213,8 @@ class ReplayRun:
             "span_s": times.span_s,
             "compute_busy_s": union_s(times.start_s[compute], times.end_s[compute]),
             "communication_busy_s": union_s(times.start_s[others], times.end_s[others]),
-            "stall_s": idle.communication_s,
+            "exposed_communication_s": idle.exposed_communication_s,
+            "waiting_for_ranks_s": idle.waiting_for_ranks_s,
             "launch_bound_s": idle.launch_s,
             "other_idle_s": idle.other_s,
         }
@@ -267,19 +266,19 @@ def replay_profile(
         changes.setdefault("host_speed", host_speed)
     resolved = _resolve(rules, gpu or recorded_gpu, changes)
     inputs = to_profile(ReplayInputs, resolved, where="replay")
+    recorded = to_profile(ReplayInputs, _resolve(rules, recorded_gpu, {}), where="replay")
     recorded_sms = max(
         (
             kernel.blocks
             for kernel, place in zip(trace.kernels, mapped, strict=True)
             # On a stream of computing kernels none runs beside them.
-            if place.role is Role.COMMUNICATION and kernel.stream in graph.communication_streams
+            if place.role is Role.COMMUNICATION
+            and kernel.stream in graph.communication_streams
+            and kernel.blocks < recorded.gpu.sms
         ),
         default=0,
     )
-    source = _machine(
-        to_profile(ReplayInputs, _resolve(rules, recorded_gpu, {}), where="replay"),
-        min(recorded_sms, load_gpu(recorded_gpu).sms),
-    )
+    source = _machine(recorded, recorded_sms)
     taken = recorded_sms if inputs.communication_sms is None else inputs.communication_sms
     target = _machine(inputs, taken)
     durations = what_if_durations(

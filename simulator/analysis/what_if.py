@@ -1,16 +1,15 @@
 """Restate recorded kernel times for another machine, and say what each one rests on.
 
-A kernel that a mapping names as an operator takes its recorded time times the ratio of two
-predictions of that operator, target over source machine. Both come from one kind of model, so that
-what is special about the recording (its kernels' version, what ran beside them) stays in the
-recorded time:
-
-    cost model      the recorded GPU's calibration, restated for the target by the ceilings of both
-    roofline        otherwise: waves of tiles at the tensor-core peak, bytes over HBM
+    ceilings        a launch of an operator: what its bytes and FLOPs take at the ceilings of both
+                    GPUs, as measured rows are restated (hardware/kernels/gpu_ratio.py)
     all-to-all      dispatch and combine: links and communication SMs, without the count exchange
+    bound           a kernel of unknown work: no more than the recorded GPU can have moved and
+                    computed in its time, at the other's rates
+    kept            transfers between GPUs that no model covers, copies from and to the host, and
+                    kernels that wait for other ranks, about which one rank's profile says nothing
 
-Everything else keeps its recorded time and is counted: kernels no operator stands for, and kernels
-that wait for other ranks, about which one rank's profile says nothing.
+What is special about the recording (its kernels' version, what ran beside them) stays in the
+recorded time: every kernel takes that time a ratio.
 """
 
 from __future__ import annotations
@@ -27,24 +26,30 @@ from hardware_profiles.schema import (
     GpuProfile,
     known_calibrations,
     load_calibration,
+    load_gpu,
 )
-from reference_model.trace import ALL_TO_ALL_KINDS, Operator
-from simulator.hardware.costs import KernelCostModel
-from simulator.hardware.kernels.families import calibration_measurements
-from simulator.hardware.kernels.roofline import DEEPGEMM_TILES, ideal_seconds
+from reference_model.trace import ALL_TO_ALL_KINDS, KINDS, Operator
+from simulator.hardware.kernels.families import Family, calibration_measurements, family_of
+from simulator.hardware.kernels.gpu_ratio import Achieved, achieved_shares, log_restatement
+from simulator.hardware.kernels.roofline import (
+    DEEPGEMM_TILES,
+    batch_of,
+    is_tensor,
+    needed_bytes,
+)
 from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.hardware.network.transfers import fitted_transfers
-from simulator.workload.profile.kernel_mapping import MappedKernel
 from simulator.workload.profile.kineto import Kernel
+from simulator.workload.profile.mapped_kernels import MappedKernel
 from simulator.workload.profile.replay_graph import Role
 
 Array = NDArray[np.float64]
 
 RECORDED = "recorded"
-COST_MODEL = "cost model"
-ROOFLINE = "roofline"
+CEILINGS = "ceilings of both GPUs"
 ALL_TO_ALL = "all-to-all model"
-KEPT_UNMAPPED = "kept: unmapped"
+BOUND = "bound: unmapped"
+KEPT_TRANSFER = "kept: transfer"
 KEPT_RANK_WAIT = "kept: waits for ranks"
 
 
@@ -97,71 +102,118 @@ def what_if_durations(
     if source == target:
         return recorded
     seconds = recorded.seconds.copy()
-    basis = [KEPT_RANK_WAIT if place.role is Role.RANK_WAIT else KEPT_UNMAPPED for place in mapped]
-    compute = [
-        i for i, m in enumerate(mapped) if m.operator and m.operator.kind not in ALL_TO_ALL_KINDS
-    ]
-    exchange = [
-        i for i, m in enumerate(mapped) if m.operator and m.operator.kind in ALL_TO_ALL_KINDS
-    ]
-    of_compute = _compute_predictors(source, target, expert_parallel_ranks)
-    of_exchange = _exchange_predictors(source, target, expert_parallel_ranks)
-    for chosen, predictors in ((compute, of_compute), (exchange, of_exchange)):
-        if not chosen or predictors is None:
+    basis = [_basis_without_operator(k, m) for k, m in zip(kernels, mapped, strict=True)]
+    by_launch: dict[tuple[tuple[str, int, int], Operator], list[int]] = {}
+    exchange: list[int] = []
+    for index, place in enumerate(mapped):
+        if place.operator is None:
             continue
-        name, before, after = predictors
-        operators = [operator for i in chosen if (operator := mapped[i].operator)]
-        seconds[chosen] *= after(operators) / before(operators)
-        for index in chosen:
-            basis[index] = name
+        if place.operator.kind in ALL_TO_ALL_KINDS:
+            exchange.append(index)
+        else:
+            by_launch.setdefault((place.launch, place.operator), []).append(index)
+    operators = [operator for _, operator in by_launch]
+    taken = np.array([recorded.seconds[members].sum() for members in by_launch.values()])
+    for members, ratio in zip(
+        by_launch.values(), _compute_ratios(operators, taken, source, target), strict=True
+    ):
+        for index in members:
+            seconds[index] *= ratio
+            basis[index] = CEILINGS
+    predictors = _exchange_predictors(source, target, expert_parallel_ranks)
+    if exchange and predictors is not None:
+        before, after = predictors
+        dispatched = [operator for i in exchange if (operator := mapped[i].operator)]
+        seconds[exchange] *= after(dispatched) / before(dispatched)
+        for index in exchange:
+            basis[index] = ALL_TO_ALL
+    unknown = [index for index, name in enumerate(basis) if name == BOUND]
+    seconds[unknown] *= largest_ratio(source, target)
     return Durations(seconds, tuple(basis))
 
 
-Predictors = tuple[str, PredictsOperators, PredictsOperators]
-"""(basis, on the source machine, on the target machine)"""
+def is_unmapped(kernel: Kernel, place: MappedKernel) -> bool:
+    """Whether a kernel computes and nothing is known of its work: copies that cross PCIe, transfers
+    and waits are known by their kind."""
+    crosses_pcie = kernel.category == "gpu_memcpy" and "DtoD" not in kernel.name
+    return place.operator is None and place.role is Role.COMPUTE and not crosses_pcie
 
 
-def _compute_predictors(source: Machine, target: Machine, ranks: int | None) -> Predictors:
-    name = source.gpu.name
-    known = name in known_calibrations() and load_calibration(name).gpu == name
-    if not known or source.cluster is None or target.cluster is None:
-        return ROOFLINE, _roofline(source), _roofline(target)
-    return COST_MODEL, _cost_model(source, name, ranks), _cost_model(target, name, ranks)
+def _basis_without_operator(kernel: Kernel, place: MappedKernel) -> str:
+    if place.role is Role.RANK_WAIT:
+        return KEPT_RANK_WAIT
+    return BOUND if is_unmapped(kernel, place) else KEPT_TRANSFER
 
 
-def _cost_model(machine: Machine, name: str, ranks: int | None) -> PredictsOperators:
-    """Predictions from the recorded GPU's measurements, for whichever machine.
+def largest_ratio(source: Machine, target: Machine) -> float:
+    """The most that a compute kernel of unknown work can take on the target, over its time on the
+    source: there it moved and computed no more than the ceilings allow."""
+    one, other = source.gpu, target.gpu
+    peaks = [
+        one.peak(dtype) / other.peak(dtype)
+        for dtype in one.peak_compute
+        if dtype in other.peak_compute
+    ]
+    sms = source.compute_sms / target.compute_sms
+    per_sm = one.sms / other.sms
+    return max(
+        one.hbm_bandwidth / other.hbm_bandwidth,
+        sms * one.sm_clock / other.sm_clock,
+        *(peak / per_sm * sms for peak in peaks),
+    )
 
-    Both ends of a ratio rest on one calibration: another GPU's own table holds other versions of
-    the kernels, and their difference is none of the machines'.
+
+def _compute_ratios(
+    operators: Sequence[Operator], seconds: Array, source: Machine, target: Machine
+) -> Array:
+    """[operators] the time of a launch on the target over its recorded one.
+
+    Args:
+        seconds: [operators] recorded, all kernels of the launch together.
     """
-    assert machine.cluster is not None
-    calibration = load_calibration(name)
-    model = KernelCostModel(
-        cluster=machine.cluster, calibration=calibration, expert_parallel_ranks=ranks or 1
-    ).fit(calibration_measurements(calibration))
-    beside = machine.communication_sms > 0
+    achieved = _achieved(source.gpu)
+    families: dict[Family, list[int]] = {}
+    for number, operator in enumerate(operators):
+        families.setdefault(family_of(operator), []).append(number)
+    ratios = np.ones(len(operators))
+    for numbers in families.values():
+        batch = batch_of([operators[number] for number in numbers])
+        times = seconds[numbers]
+        if not is_tensor(batch.kind):
+            # What fits into the L2 cache comes from there: at no ceiling of the memory.
+            times = np.where(needed_bytes(batch) <= source.gpu.l2_capacity, np.inf, times)
+        log_ratio = log_restatement(
+            batch,
+            np.maximum(times, np.finfo(np.float64).tiny),
+            on=np.full(len(numbers), float(source.compute_sms)),
+            to=np.full(len(numbers), float(target.compute_sms)),
+            source=source.gpu,
+            target=target.gpu,
+            achieved=achieved,
+            tiles=DEEPGEMM_TILES,
+        )
+        ratios[numbers] = np.exp(log_ratio)
+    return ratios
 
-    def predict(operators: Sequence[Operator]) -> Array:
-        return model.predict(operators, sms=machine.compute_sms, overlapped=beside).seconds
 
-    return predict
+def _achieved(gpu: GpuProfile) -> Achieved:
+    """Shares of the ceilings that measured kernels reach: on the GPU, or on those that its kernel
+    times are restated from; 1 without measurements."""
+    if gpu.name not in known_calibrations():
+        return Achieved(None, {})
+    for name in (gpu.name, *load_calibration(gpu.name).restated_from):
+        rows = [
+            row
+            for row in calibration_measurements(load_calibration(name))
+            if row.kind in KINDS and row.kind not in ALL_TO_ALL_KINDS
+        ]
+        if rows:
+            return achieved_shares(rows, load_gpu(load_calibration(name).gpu))
+    return Achieved(None, {})
 
 
-def _roofline(machine: Machine) -> PredictsOperators:
-    def predict(operators: Sequence[Operator]) -> Array:
-        result = np.empty(len(operators))
-        by_kind: dict[str, list[int]] = {}
-        for index, operator in enumerate(operators):
-            by_kind.setdefault(operator.kind, []).append(index)
-        for kind, chosen in by_kind.items():
-            sms = np.full(len(chosen), float(machine.compute_sms))
-            result[chosen] = ideal_seconds(
-                kind, [operators[i] for i in chosen], sms, machine.gpu, DEEPGEMM_TILES
-            )
-        return result
-
-    return predict
+Predictors = tuple[PredictsOperators, PredictsOperators]
+"""On the source machine, on the target machine."""
 
 
 def _exchange_predictors(source: Machine, target: Machine, ranks: int | None) -> Predictors | None:
@@ -170,7 +222,7 @@ def _exchange_predictors(source: Machine, target: Machine, ranks: int | None) ->
         return None
     if source.gpu.name not in known_calibrations():
         return None
-    return ALL_TO_ALL, _exchange(source, source, ranks), _exchange(target, source, ranks)
+    return _exchange(source, source, ranks), _exchange(target, source, ranks)
 
 
 def _exchange(machine: Machine, source: Machine, ranks: int) -> PredictsOperators:

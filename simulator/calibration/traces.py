@@ -24,15 +24,14 @@ from hardware_profiles.schema import load_cluster, load_gpu
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds, format_bandwidth
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
-from simulator.workload.profile.kernel_mapping import (
-    KernelMapping,
+from simulator.workload.profile.kernel_mapping import KernelMapping, load_mapping
+from simulator.workload.profile.kineto import Trace, read_kineto
+from simulator.workload.profile.mapped_kernels import (
     MappedKernel,
     best_mapping,
     gpu_of_recording,
-    load_mapping,
     map_kernels,
 )
-from simulator.workload.profile.kineto import Trace, read_kineto
 from simulator.workload.profile.replay_graph import Role
 
 Interval = tuple[Seconds, Seconds]
@@ -120,6 +119,10 @@ def _unmapped(trace: Trace, mapped: Sequence[MappedKernel]) -> tuple[UnmappedKer
     for kernel, place in zip(trace.kernels, mapped, strict=True):
         if place.operator is None:
             found[place.label, place.reason].append(kernel.seconds)
+        elif place.operator.kind == "memory_bound":
+            found[place.label, "is told by its bytes only, which no table is of"].append(
+                kernel.seconds
+            )
     entries = [
         UnmappedKernel(name, reason, len(times), sum(times))
         for (name, reason), times in found.items()
@@ -148,7 +151,7 @@ def _launches(
     gap = min(_gap(trace, spans), mapping.gap.high)
     members: dict[tuple[tuple[str, int, int], Operator], list[int]] = defaultdict(list)
     for index, place in enumerate(mapped):
-        if place.operator is not None:
+        if place.operator is not None and place.operator.kind != "memory_bound":
             members[place.launch, place.operator].append(index)
     launches: list[_Launch] = []
     zero: set[str] = set()

@@ -17,6 +17,12 @@ def replay(
     gpu: Annotated[
         str | None, typer.Option(help="Replay on another GPU than the recorded one.")
     ] = None,
+    recorded_gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="GPU of the recording, a shipped name or a file, where the profile names none."
+        ),
+    ] = None,
     mapping: Annotated[
         str | None,
         typer.Option(
@@ -28,8 +34,8 @@ def replay(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Directory of the run. Default: runs/replay_PROFILE with what --gpu, --mapping "
-            "and --set say, none with --json."
+            help="Directory of the run. Default: runs/replay_PROFILE with what the options and "
+            "--set say, none with --json."
         ),
     ] = None,
 ) -> None:
@@ -38,7 +44,7 @@ def replay(
     from simulator.scenario.changes import directory_name, shown
     from simulator.scenario.files import parse_override
 
-    named = {"gpu": gpu, "mapping": mapping}
+    named = {"gpu": gpu, "recorded_gpu": recorded_gpu, "mapping": mapping}
     asked = [f"{name}={value}" for name, value in named.items() if value is not None]
     asked += sorted(changes or ())
     default = directory_name(f"replay_{trace.name.split('.')[0]}", asked)
@@ -51,6 +57,7 @@ def replay(
         trace,
         gpu=gpu,
         mapping=mapping,
+        source_gpu=recorded_gpu,
         overrides=dict(parse_override(text) for text in changes or ()),
     )
     if directory is not None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hardware_profiles.units import Seconds
 from simulator.execution.occupancy import SmPool
 from simulator.workload.profile.kineto import SmLimits, Trace
-from simulator.workload.profile.replay_graph import ReplayGraph
+from simulator.workload.profile.replay_graph import ReplayGraph, Role
 
 Array = NDArray[np.float64]
 
@@ -254,8 +254,10 @@ def _chains(graph: ReplayGraph) -> list[list[int]]:
 class IdleTime:
     """Seconds of the span in which no compute kernel runs, by what the next one was held by."""
 
-    communication_s: Seconds
-    """A kernel of a communication stream: the stall."""
+    exposed_communication_s: Seconds
+    """A transfer on a communication stream."""
+    waiting_for_ranks_s: Seconds
+    """A kernel of a communication stream that waits for other ranks."""
     launch_s: Seconds
     """Its own launch on the host."""
     other_s: Seconds
@@ -290,27 +292,37 @@ def idle_time(graph: ReplayGraph, times: KernelSpans) -> IdleTime:
     """Split the time without a compute kernel.
 
     Each idle stretch ends with a compute kernel's start. From the moment when everything but the
-    communication it waits for was ready, the stretch is a stall; before that, from the moment when
-    everything but its launch was ready, it is launch-bound; the rest is neither.
+    communication it waits for was ready, the stretch is exposed communication, and while a kernel
+    that waits for other ranks runs, waiting for them; before that, from the moment when everything
+    but its launch was ready, it is launch-bound; the rest is none of these.
     """
     chosen = compute_kernels(graph)
     if not chosen:
-        return IdleTime(0.0, 0.0, times.span_s)
+        return IdleTime(0.0, 0.0, 0.0, times.span_s)
+    waiting = [index for index, role in enumerate(graph.roles) if role is Role.RANK_WAIT]
+    for_ranks = _merged(times.start_s[waiting], times.end_s[waiting])
     busy = _merged(times.start_s[chosen], times.end_s[chosen])
     order = sorted(chosen, key=lambda index: (times.start_s[index], index))
     first_of: dict[float, int] = {}
     for index in order:
         first_of.setdefault(float(times.start_s[index]), index)
-    stall = launch = idle = 0.0
+    exposed = ranks = launch = idle = 0.0
     previous = 0.0
     for begin, stop in busy:
         kernel = first_of[begin]
         idle += begin - previous
         on_gpu = max(times.stream_ready_s[kernel], times.compute_ready_s[kernel], previous)
         before = max(on_gpu, times.launched_s[kernel])
-        stalled = min(max(0.0, times.communication_ready_s[kernel] - before), begin - previous)
-        stall += stalled
+        until = max(before, times.communication_ready_s[kernel])
+        stalled = min(until - before, begin - previous)
+        late = sum(
+            max(0.0, min(last, until) - max(first, until - stalled)) for first, last in for_ranks
+        )
+        ranks += late
+        exposed += stalled - late
         launch += min(max(0.0, times.launched_s[kernel] - on_gpu), begin - previous - stalled)
         previous = stop
     idle += max(0.0, times.span_s - previous)
-    return IdleTime(float(stall), float(launch), float(idle - stall - launch))
+    return IdleTime(
+        float(exposed), float(ranks), float(launch), float(idle - exposed - ranks - launch)
+    )

@@ -132,8 +132,12 @@ class ProfileBuilder:
         category: str = "user_annotation",
         thread: int = 1,
         dims: list[list[int]] | None = None,
+        types: list[str] | None = None,
     ) -> None:
-        args: dict[str, Any] = {} if dims is None else {"Input Dims": dims}
+        """A host operator or annotation; its inputs are of BF16 where no types are given."""
+        args: dict[str, Any] = {}
+        if dims is not None:
+            args = {"Input Dims": dims, "Input type": types or ["c10::BFloat16"] * len(dims)}
         self.events.append(
             {
                 "ph": "X",

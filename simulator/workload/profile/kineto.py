@@ -30,6 +30,27 @@ KERNEL_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
 CALL_CATEGORIES = ("cuda_runtime", "cuda_driver")
 SPAN_CATEGORIES = ("cpu_op", "user_annotation")
 
+ELEMENT_TYPES = {
+    "c10::BFloat16": "bfloat16",
+    "c10::Half": "float16",
+    "float": "float32",
+    "c10::Float8_e4m3fn": "fp8_e4m3",
+    "int": "int32",
+    "long int": "int64",
+}
+"""{name of a type in a profile: element type of operators}"""
+WIDTHS = {name: BITS[dtype] // 8 for name, dtype in ELEMENT_TYPES.items()} | {
+    "double": 8,
+    "short int": 2,
+    "c10::Float8_e5m2": 1,
+    "signed char": 1,
+    "unsigned char": 1,
+    "bool": 1,
+}
+"""{name of a type in a profile: bytes of an element}"""
+_LIST = "TensorList"
+_NO_TENSORS = frozenset({"", "Scalar", "ScalarList"})
+
 _CATEGORIES = frozenset({*KERNEL_CATEGORIES, *CALL_CATEGORIES, *SPAN_CATEGORIES, "cuda_sync"})
 _GZIP_MAGIC = b"\x1f\x8b"
 _NAMED = 5
@@ -76,6 +97,8 @@ class Kernel:
     event: int
     operator: str = ""
     """Operator that the profile itself names for it, as those of the reference model do."""
+    external: int | None = None
+    """Id of the host operator that launched it, where the profile says."""
 
     @property
     def blocks(self) -> int:
@@ -99,6 +122,33 @@ class HostCall:
 
 
 @dataclass(frozen=True, slots=True)
+class HostInput:
+    """A tensor that a host operator was given, or a list of them."""
+
+    type_name: str
+    """As the profile has it, such as "c10::BFloat16"; "TensorList" for a list."""
+    shapes: tuple[tuple[int, ...], ...]
+    """One for a tensor, those of all tensors of a list; of what is no tensor one of no extents."""
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it is a tensor or a list of tensors whose shapes were recorded."""
+        if self.type_name == _LIST:
+            return self.shapes != ((),)
+        return self.type_name not in _NO_TENSORS
+
+    @property
+    def elements(self) -> int:
+        """Of all its tensors."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def width(self) -> int | None:
+        """Bytes of an element; None where the profile does not say, as of lists."""
+        return WIDTHS.get(self.type_name)
+
+
+@dataclass(frozen=True, slots=True)
 class HostSpan:
     """A host operator or a user annotation."""
 
@@ -107,10 +157,12 @@ class HostSpan:
     thread: str
     start_s: Seconds
     end_s: Seconds
-    input_sizes: tuple[tuple[int, ...], ...]
-    """Recorded shapes of the operator's tensors; empty where the profile has none."""
+    inputs: tuple[HostInput, ...]
+    """Empty where the profile was recorded without shapes."""
     operator: Operator | None = None
     """What the profile itself says it is, as those of the reference model do."""
+    external: int | None = None
+    """Id that kernels launched by it name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,9 +325,18 @@ class _Events:
             correlation = _integer(args.get("correlation"))
             self.calls.append(HostCall(name, thread, start, seconds, correlation, index))
         elif category in SPAN_CATEGORIES:
-            sizes = _shapes(args.get("Input Dims", args.get("Input dims")))
-            span = HostSpan(name, category, thread, start, start + seconds, sizes, _operator(args))
-            self.spans.append(span)
+            self.spans.append(
+                HostSpan(
+                    name,
+                    category,
+                    thread,
+                    start,
+                    start + seconds,
+                    _inputs(args),
+                    _operator(args),
+                    _integer(args.get("External id")),
+                )
+            )
         else:
             wait = _stream_wait(args)
             if wait is not None:
@@ -358,6 +419,7 @@ def _kernel(
         moved=float(max(0, _integer(args.get("bytes")) or 0)),
         event=index,
         operator=str(args.get("operator", "")),
+        external=_integer(args.get("External id")),
     )
 
 
@@ -461,12 +523,25 @@ def _grid(value: object) -> tuple[int, int, int]:
     return 0, 0, 0
 
 
-def _shapes(value: object) -> tuple[tuple[int, ...], ...]:
-    if not isinstance(value, list):
+def _inputs(args: Mapping[str, Any]) -> tuple[HostInput, ...]:
+    """The recorded inputs of a host operator."""
+    shapes = args.get("Input Dims", args.get("Input dims"))
+    if not isinstance(shapes, list):
         return ()
+    types = args.get("Input type")
+    names = [str(name) for name in types] if isinstance(types, list) else []
+    names += [""] * (len(shapes) - len(names))
     return tuple(
-        tuple(n for part in shape if (n := _integer(part)) is not None)
-        if isinstance(shape, list)
-        else ()
-        for shape in value
+        HostInput(name, tuple(map(_shape, shape)) if _is_list(shape) else (_shape(shape),))
+        for name, shape in zip(names, shapes, strict=False)
     )
+
+
+def _is_list(shape: object) -> bool:
+    """Whether a recorded shape is that of a list of tensors: a list of shapes."""
+    return isinstance(shape, list) and any(isinstance(part, list) for part in shape)
+
+
+def _shape(shape: object) -> tuple[int, ...]:
+    parts = shape if isinstance(shape, list) else []
+    return tuple(extent for part in parts if (extent := _integer(part)) is not None)

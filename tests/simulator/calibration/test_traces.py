@@ -57,7 +57,7 @@ def test_what_stays_unmapped_is_listed_with_its_time_and_reason(
     profile.launch("gemm", called=30, at=140, us=-5)
     result = import_trace(profile.write(tmp_path / "trace.json"), mapping=made_up_mapping)
     assert [(u.name, u.kernels, u.reason) for u in result.unmapped] == [
-        ("strange", 1, "no rule of the mapping matches its name"),
+        ("strange", 1, "no rule of the mapping covers it"),
         ("wait", 1, "waits for other ranks"),
     ]
     assert result.unmapped_share == pytest.approx(0.4)

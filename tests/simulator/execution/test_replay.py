@@ -39,9 +39,36 @@ def test_an_overlapped_pair_replays_to_its_recorded_span_and_stall(
     trace = read_kineto(overlapped_profile.write(tmp_path / "trace.json"))
     log = run(trace)
     assert log.kernels.span_s == pytest.approx(trace.measured_span_s, rel=0.02)
-    assert idle_time(log.graph, log.kernels).communication_s == pytest.approx(300 * US, abs=5 * US)
+    assert idle_time(log.graph, log.kernels).exposed_communication_s == pytest.approx(
+        300 * US, abs=5 * US
+    )
     measured = measured_times(log.graph, trace, MACHINE)
-    assert idle_time(log.graph, measured).communication_s == pytest.approx(300 * US, abs=5 * US)
+    assert idle_time(log.graph, measured).exposed_communication_s == pytest.approx(
+        300 * US, abs=5 * US
+    )
+
+
+def test_waiting_for_other_ranks_is_told_from_exposed_communication(
+    profile: Any, tmp_path: Path
+) -> None:
+    """The compute stream ends at 100 us and goes on at 702: a barrier holds until 402, then the
+    transfer itself takes 300 us. By hand: 302 us of waiting for ranks and 298 of communication, as
+    the 2 us before the next kernel are a gap and no waiting."""
+    profile.launch("first", called=0, at=10, us=100)
+    profile.call("cudaStreamWaitEvent", 8, 1)
+    profile.launch("barrier", called=12, at=112, us=300, stream=27)
+    profile.launch("all_to_all", called=20, at=412, us=300, stream=27)
+    profile.call("cudaStreamWaitEvent", 30, 1)
+    profile.launch("second", called=34, at=714, us=50)
+    trace = read_kineto(profile.write(tmp_path / "trace.json"))
+    roles = [Role.COMPUTE, Role.RANK_WAIT, Role.COMMUNICATION, Role.COMPUTE]
+    graph = build_replay(trace, roles=roles)
+    times = measured_times(graph, trace, MACHINE)
+    idle = idle_time(graph, times)
+    assert idle.exposed_communication_s == pytest.approx(302 * US)
+    assert idle.waiting_for_ranks_s == pytest.approx(300 * US)
+    assert idle.launch_s == 0
+    assert idle.other_s == pytest.approx(2 * US)
 
 
 def test_recorded_gpu_starts_do_not_matter_only_their_order(
