@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from reports.calibration import format_ms
-from simulator.execution.timeline import Log, exposed_communication, hidden_communication, of_stream
+from simulator.execution.timeline import Log, hidden_communication, of_stream, waiting
 from simulator.workload.pair_order import pair_parts
 from simulator.workload.task_graph import Stream
 
@@ -21,7 +21,7 @@ def pair_tables(name: str, log: Log) -> list[Table]:
         ("kernels of the compute stream", seconds[of_stream(log.graph, Stream.COMPUTE)].sum()),
         ("transfers and what is beside them",
          seconds[of_stream(log.graph, Stream.COMMUNICATION)].sum()),
-        ("communication exposed", exposed_communication(log)),
+        ("communication exposed", waiting(log).exposed_communication_s),
         ("communication hidden", hidden_communication(log)),
     ):  # fmt: skip
         summary.add_row(what, format_ms(float(value)))

@@ -26,6 +26,7 @@ _BUDGET_COLOURS = {
     "embedding, head, sampling": "#a9cfa7",
     "drafts": "#6f6f6f",
     "waiting for transfers": "#b5473c",
+    "waiting for other ranks": "#d98c84",
     "gaps between kernels": "#dededa",
     "host": "#b9b9b4",
 }

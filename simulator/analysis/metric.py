@@ -116,6 +116,19 @@ _TRAINING = (
     ),
     Metric("ranks.optimizer_s", "s", None, "optimizer of a pipeline rank with its collectives"),
     Metric(
+        "ranks.waiting_for_ranks_s",
+        "s",
+        "less",
+        "of the bubble, waiting for what other ranks had not yet produced, and for the slowest"
+        " optimizer",
+    ),
+    Metric(
+        "ranks.waiting_for_sends_s",
+        "s",
+        "less",
+        "of the bubble, waiting for what had been produced and was being sent",
+    ),
+    Metric(
         "ranks.exposed_communication_s",
         "s",
         "less",
@@ -174,7 +187,13 @@ _SERVING_STEP = (
         "exposed_communication_s",
         "s",
         "less",
-        "time in which the compute stream waits for transfers",
+        "time in which the compute stream waits for transfers under way",
+    ),
+    Metric(
+        "waiting_for_ranks_s",
+        "s",
+        "less",
+        "time in which the compute stream waits for other ranks to begin a transfer with",
     ),
     Metric("host_overhead_s", "s", "less", "time of the host between iterations"),
     Metric("kv_cache_bytes_per_token", "bytes", "less", "KV cache of one token in all layers"),

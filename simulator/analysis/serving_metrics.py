@@ -55,6 +55,7 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
         "error_share": step.error_share(),
         "time_budget_s": time_budget(step),
         "exposed_communication_s": step.exposed_communication_s,
+        "waiting_for_ranks_s": float(step.waiting.ranks_s.mean()),
         "host_overhead_s": job.host_overhead.value,
         "kv_cache_bytes_per_token": kv.bytes_per_token,
         "kv_cache_tokens_per_gpu": kv.tokens,
@@ -231,28 +232,30 @@ _BUDGET_OF_LAYER = {
 def time_budget(step: ServingStep) -> dict[str, Seconds]:
     """What the compute stream of the rank that ends last spends the iteration on; sums to its time.
 
-    Waiting is for transfers that nothing hides; gaps lie between kernels.
+    Waiting is for transfers that nothing hides, or for the ranks that one begins with; gaps lie
+    between kernels.
     """
     graph = step.log.graph
     starts, ends = step.log.start_s, step.log.end_s
+    transfers, ranks = step.waiting.transfers_s, step.waiting.ranks_s
     if ends.ndim == 2:
         last = int(ends.max(axis=0).argmax())
         starts, ends = starts[:, last], ends[:, last]
+        transfers, ranks = transfers[last], ranks[last]
     budget = dict.fromkeys((*BUDGET.values(), *_BUDGET_OF_LAYER.values()), 0.0)
-    waiting, free = 0.0, 0.0
-    gap = step.model.job.gap.value
     for number, task in enumerate(graph.tasks):
         if task.stream is not Stream.COMPUTE:
             continue
         name = _BUDGET_OF_LAYER.get(graph.layers[task.layer], BUDGET[task.part])
         budget[name] += float(ends[number] - starts[number])
-        waiting += max(0.0, float(starts[number]) - free)
-        free = float(ends[number]) + gap
     span = float(ends.max(initial=0.0))
-    waiting += max(0.0, span - (free - gap))
-    gaps = max(0.0, span - sum(budget.values()) - waiting)
-    host = step.step_s - span
-    rest = {"waiting for transfers": waiting, "gaps between kernels": gaps, "host": host}
+    gaps = max(0.0, span - sum(budget.values()) - float(transfers + ranks))
+    rest = {
+        "waiting for transfers": float(transfers),
+        "waiting for other ranks": float(ranks),
+        "gaps between kernels": gaps,
+        "host": step.step_s - span,
+    }
     return {name: seconds for name, seconds in (budget | rest).items() if seconds > 0.0}
 
 

@@ -17,7 +17,7 @@ from simulator.analysis.intervals import training_intervals
 from simulator.analysis.kernels_used import kernels_used
 from simulator.analysis.published import beside_published
 from simulator.analysis.training_attribution import attribute_step
-from simulator.execution.timeline import exposed_communication, hidden_communication
+from simulator.execution.timeline import hidden_communication, waiting
 from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
@@ -74,8 +74,13 @@ class RankTimes:
     overlapped_s: Seconds
     """Overlapped forward and backward pairs."""
     bubble_s: Seconds
-    """The rest: waiting for other ranks, for sends and for the slowest optimizer."""
+    """The rest: waiting for other ranks and for sends."""
     optimizer_s: Seconds
+    waiting_for_ranks_s: Seconds
+    """Of the bubble, for what other ranks had not yet produced, and for the slowest optimizer."""
+    waiting_for_sends_s: Seconds
+    """Of the bubble, for what had been produced and was being sent, the rank's own sends that block
+    it included."""
     exposed_communication_s: Seconds
     """Time inside the chunks in which the compute stream runs nothing because it waits for an
     all-to-all. Gaps between kernels are no such time."""
@@ -97,20 +102,24 @@ def rank_times(step: TrainingStep) -> list[RankTimes]:
     spans = {key: chunk.log.span_s for key, chunk in step.chunks.items()}
     logs = {key: chunk.log for key, chunk in step.chunks.items()}
     hidden_of = {key: float(hidden_communication(log)) for key, log in logs.items()}
-    exposed_of = {key: float(exposed_communication(log)) for key, log in logs.items()}
+    exposed_of = {key: float(waiting(log).exposed_communication_s) for key, log in logs.items()}
+    sends = step.pipeline.waiting_for_sends_s.tolist()
     budgets = []
-    for row, optimizer in zip(step.keys, step.optimizer, strict=True):
+    for row, optimizer, sending in zip(step.keys, step.optimizer, sends, strict=True):
         sums = dict.fromkeys(_FIELD_OF_WORK.values(), 0.0)
         exposed = hidden = 0.0
         for key in row:
             sums[_FIELD_OF_WORK[key.work]] += spans[key]
             exposed += exposed_of[key]
             hidden += hidden_of[key]
+        bubble = step.step_time_s - sum(sums.values()) - optimizer.total_s
         budgets.append(
             RankTimes(
                 **sums,
-                bubble_s=step.step_time_s - sum(sums.values()) - optimizer.total_s,
+                bubble_s=bubble,
                 optimizer_s=optimizer.total_s,
+                waiting_for_ranks_s=bubble - sending,
+                waiting_for_sends_s=sending,
                 exposed_communication_s=exposed,
                 hidden_communication_s=hidden,
             )

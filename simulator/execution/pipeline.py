@@ -42,6 +42,9 @@ class PipelineRun:
     """[actions, *axes]"""
     end_s: Times
     """[actions, *axes]"""
+    produced_s: Times
+    """[actions, *axes], when other ranks had produced all that an action needs of them; 0 where it
+    needs nothing."""
 
     @property
     def makespans_s(self) -> Times:
@@ -64,6 +67,17 @@ class PipelineRun:
     def bubble_s(self) -> Times:
         """[rank, *axes], seconds of the makespan not spent in actions."""
         return self.makespans_s - self.busy_s
+
+    @property
+    def waiting_for_sends_s(self) -> Times:
+        """[rank, *axes], seconds of the bubble in which what the next action needs has been
+        produced and sends, the rank's own that block it among them, are under way."""
+        before = np.concatenate((np.zeros_like(self.end_s[:1]), self.end_s[:-1]))
+        before[self.index == 0] = 0.0
+        waits = self.start_s - np.clip(self.produced_s, before, self.start_s)
+        found = np.zeros((self.schedule.ranks, *self.end_s.shape[1:]))
+        np.add.at(found, self.rank, waits)
+        return found
 
     def actions(self) -> list[Action]:
         """The action of each row."""
@@ -132,9 +146,11 @@ def run_pipeline(
     # Plain numbers are several times faster than arrays of no dimension.
     later: Any = np.maximum if axes else max
     durations: Any = seconds if axes else seconds.tolist()
-    start_s: list[Any] = [0.0] * len(durations)
-    end_s: list[Any] = [0.0] * len(durations)
-    free: list[Any] = [np.zeros(axes) if axes else 0.0] * schedule.ranks
+    zero: Any = np.zeros(axes) if axes else 0.0
+    start_s: list[Any] = [zero] * len(durations)
+    end_s: list[Any] = [zero] * len(durations)
+    produced_s: list[Any] = [zero] * len(durations)
+    free: list[Any] = [zero] * schedule.ranks
     position = [0] * schedule.ranks
     for rank, index in _possible_order(needs, position):
         row = first[rank] + index
@@ -142,6 +158,7 @@ def run_pipeline(
         for need in needs[rank][index]:
             ready = end_s[first[need.rank] + need.position]
             if need.rank != rank:
+                produced_s[row] = later(produced_s[row], ready)
                 sent = sent_before[need.rank, need.position, rank, index]
                 ready = ready + sending(need.rank, sent)
             start = later(start, ready)
@@ -158,6 +175,7 @@ def run_pipeline(
         index=np.concatenate([np.arange(count) for count in counts]),
         start_s=np.array(start_s).reshape(len(durations), *axes),
         end_s=np.array(end_s).reshape(len(durations), *axes),
+        produced_s=np.array(produced_s).reshape(len(durations), *axes),
     )
 
 

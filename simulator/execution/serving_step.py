@@ -33,9 +33,10 @@ from simulator.execution.serving_times import expert_times, kernel_times
 from simulator.execution.timeline import (
     CriticalPath,
     Log,
+    Waiting,
     critical_path,
-    exposed_communication,
     run,
+    waiting,
 )
 from simulator.hardware.prediction import MODELLED, PROVENANCES, Prediction
 from simulator.workload.experts import draw_rows
@@ -90,7 +91,8 @@ class ServingStep:
     """Launching all kernels; the host runs ahead of the GPU and waits for nothing."""
     step_s: Seconds
     """Host overhead included."""
-    exposed_communication_s: Seconds
+    waiting: Waiting
+    """What the compute stream of each rank waits for."""
 
     @property
     def seconds(self) -> Array:
@@ -103,6 +105,11 @@ class ServingStep:
         chosen = np.array([task.part == "experts" for task in self.log.graph.tasks])
         seconds = self.seconds[chosen]
         return float((seconds if seconds.ndim == 1 else seconds.max(axis=1)).sum())
+
+    @property
+    def exposed_communication_s(self) -> Seconds:
+        """Time in which the compute stream waits for transfers, mean over ranks."""
+        return float(self.waiting.exposed_communication_s.mean())
 
     def path(self) -> CriticalPath:
         """The chain of tasks that the end of the iteration waits for."""
@@ -310,7 +317,7 @@ def _iterate(
         log=log,
         host_s=host_s,
         step_s=max(log.span_s, host_s) + model.job.host_overhead.value,
-        exposed_communication_s=float(exposed_communication(log).mean()),
+        waiting=waiting(log),
     )
 
 

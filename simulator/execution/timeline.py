@@ -30,6 +30,9 @@ class Log:
     """[tasks, *axes]"""
     end_s: Times
     """[tasks, *axes]"""
+    ready_s: Times
+    """[tasks, *axes], when a task could have started on its own rank; earlier than its start where
+    a collective one waited for other ranks."""
 
     @property
     def spans_s(self) -> Times:
@@ -68,11 +71,13 @@ def run(
     communication_free: Any = compute_free
     starts: list[Any] = []
     ends: list[Any] = []
+    ready: list[Any] = []
     for task, took in zip(graph.tasks, durations, strict=True):
         computes = task.stream is Stream.COMPUTE
         start = compute_free if computes else communication_free
         for earlier in task.depends_on:
             start = later(start, ends[earlier])
+        ready.append(start)
         if rank_axis is not None and task.collective:
             start = np.broadcast_to(start.max(axis=rank_axis, keepdims=True), axes)
         end = start + took
@@ -83,7 +88,9 @@ def run(
         else:
             communication_free = end + gap_s
     shape = (len(graph.tasks), *axes)
-    return Log(graph, gap_s, np.array(starts).reshape(shape), np.array(ends).reshape(shape))
+    start_s, end_s = np.array(starts).reshape(shape), np.array(ends).reshape(shape)
+    ready_s = start_s if rank_axis is None else np.array(ready).reshape(shape)
+    return Log(graph, gap_s, start_s, end_s, ready_s)
 
 
 def of_stream(graph: TaskGraph, stream: Stream) -> NDArray[np.intp]:
@@ -139,21 +146,56 @@ def critical_path(log: Log) -> CriticalPath:
     return CriticalPath(tuple(reversed(path)), gaps)
 
 
-def exposed_communication(log: Log) -> Times:
-    """[*axes], time in which the compute stream computes nothing because of a transfer.
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Time in which a compute stream computes nothing, by what it waits for; seconds, [*axes] each.
 
-    That is: it waits for one, takes part in a collective, or has nothing left while one ends. Gaps
-    between kernels are no such time, even with a transfer under way.
+    Gaps between kernels are no such time, even with a transfer under way.
     """
+
+    transfers_s: Times
+    """For a transfer under way, one that nothing follows included."""
+    collectives_s: Times
+    """Taking part in collectives of its own."""
+    ranks_s: Times
+    """For other ranks, without which a transfer or collective does not begin."""
+
+    @property
+    def exposed_communication_s(self) -> Times:
+        """For transfers that nothing hides, in either way."""
+        return self.transfers_s + self.collectives_s
+
+
+def waiting(log: Log) -> Waiting:
+    """What the compute stream of each rank or sample waits for."""
     tasks, compute = log.graph.tasks, of_stream(log.graph, Stream.COMPUTE)
-    if not len(compute):
-        return log.spans_s
-    starts, ends = log.start_s[compute], log.end_s[compute]
-    free = np.concatenate((np.zeros_like(starts[:1]), ends[:-1] + log.gap_s))
-    taking_part = (ends - starts)[[tasks[place].collective for place in compute]]
-    tail = log.spans_s - ends[-1]
-    exposed: Times = (starts - free).sum(axis=0) + taking_part.sum(axis=0) + tail
-    return np.asarray(exposed)
+    starts, ends, ready = log.start_s[compute], log.end_s[compute], log.ready_s[compute]
+    # From the end of each task, and from the beginning, until the next could start on this rank.
+    since = np.concatenate((np.zeros((1, *log.spans_s.shape)), ends[:-1] + log.gap_s, ends[-1:]))
+    until = np.concatenate((ready, log.spans_s[None]))
+    collectives = (ends - starts)[[tasks[place].collective for place in compute]].sum(axis=0)
+    transfers, ranks = (until - since).sum(axis=0), (starts - ready).sum(axis=0)
+    if log.ready_s is not log.start_s:
+        sent = of_stream(log.graph, Stream.COMMUNICATION)
+        early = _covered(since, until, log.ready_s[sent], log.start_s[sent])
+        transfers, ranks = transfers - early, ranks + early
+    return Waiting(np.asarray(transfers), np.asarray(collectives), np.asarray(ranks))
+
+
+def _covered(since: Times, until: Times, start: Times, stop: Times) -> Times:
+    """[*axes], how much of the spans from `since` to `until` lies in those from `start` to `stop`,
+    which follow each other; [spans, *axes] each."""
+    shape = since.shape[1:]
+    found = np.zeros(shape)
+    for place in np.ndindex(shape):
+        column = (slice(None), *place)
+        edges = np.stack((start[column], stop[column]), axis=1).ravel()
+        length = np.cumsum(stop[column] - start[column])
+        before = np.repeat(np.concatenate(([0.0], length)), 2)[1:-1]
+        found[place] = np.sum(
+            np.interp(until[column], edges, before) - np.interp(since[column], edges, before)
+        )
+    return found
 
 
 def hidden_communication(log: Log) -> Times:

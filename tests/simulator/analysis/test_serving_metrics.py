@@ -58,9 +58,11 @@ def test_the_time_budget_is_the_whole_of_the_step(name):
     assert all(seconds > 0.0 for seconds in budget.values())
     assert {"routed experts", "attention projections", "dense feed-forward"} <= budget.keys()
     assert ("drafts" in budget) == name.startswith("mtp")
+    assert ("waiting for other ranks" in budget) == name.startswith("mtp")
     if not name.startswith("mtp"):  # else means over ranks, of which one ends last
         waited = metrics["exposed_communication_s"]
         assert budget["waiting for transfers"] == pytest.approx(waited)
+        assert metrics["waiting_for_ranks_s"] == 0.0
 
 
 def test_a_prefill_pass_counts_input_tokens():

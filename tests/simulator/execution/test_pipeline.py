@@ -286,3 +286,35 @@ def test_drawing_keeps_every_label_whole_and_tells_half_stages_apart() -> None:
     for rank, row in enumerate(run.schedule.actions):
         cells = [cell.strip(" .") for cell in rows[rank].removeprefix(f"rank {rank} ").split("|")]
         assert [cell for cell in cells if cell] == [str(action) for action in row]
+
+
+@pytest.mark.parametrize(
+    ("blocking", "bubbles", "sends"),
+    [
+        # Rank 1 starts at 1.5, half a second after rank 0 has produced what it needs. Rank 0 waits
+        # from 2 to 5, of which until 4.5 for rank 1, and from 7 to 8, of which until 7.5.
+        (False, [4.0, 4.0], [1.0, 0.5]),
+        # Half a second more each: rank 0 sends before its second F, rank 1 before its second.
+        (True, [4.5, 4.5], [1.5, 1.0]),
+    ],
+)
+def test_a_rank_waits_for_others_until_they_have_produced_and_then_for_sends(
+    blocking: bool, bubbles: list[float], sends: list[float]
+) -> None:
+    schedule = one_f_one_b(2, 2)
+    seconds = [1.0 if action.work == "F" else 2.0 for row in schedule.actions for action in row]
+    run = run_pipeline(
+        schedule,
+        np.array(seconds),
+        transfer_s={(0, 1): 0.5, (1, 0): 0.5},
+        blocking_sends=blocking,
+    )
+    assert run.bubble_s.tolist() == bubbles
+    assert run.waiting_for_sends_s.tolist() == sends
+    samples = run_pipeline(
+        schedule,
+        np.stack((seconds, 2 * np.array(seconds)), axis=1),
+        transfer_s={(0, 1): np.array([0.5, 1.0]), (1, 0): np.array([0.5, 1.0])},
+        blocking_sends=blocking,
+    )
+    assert samples.waiting_for_sends_s.tolist() == [[s, 2 * s] for s in sends]

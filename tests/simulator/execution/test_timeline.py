@@ -6,9 +6,9 @@ import pytest
 from reference_model.trace import Operator
 from simulator.execution.timeline import (
     critical_path,
-    exposed_communication,
     hidden_communication,
     run,
+    waiting,
 )
 from simulator.workload.task_graph import Stream, Task, TaskGraph
 
@@ -125,21 +125,49 @@ def test_communication_is_hidden_exposed_or_beside_a_gap():
     log = once([("c", ()), ("c", ()), ("m", (0,)), ("c", (2,))], [1, 1, 4, 1], 0.5)
     assert log.start_s.tolist() == [0.0, 1.5, 1.0, 5.0]
     assert hidden_communication(log) == 1.0
-    assert exposed_communication(log) == 4.0 - 1.0 - 2 * 0.5
+    assert waiting(log).exposed_communication_s == 4.0 - 1.0 - 2 * 0.5
+
+
+def test_waiting_for_the_rank_that_a_transfer_begins_with_is_told_from_waiting_for_it():
+    """Ranks compute 1 and 4 s; a transfer of 2 s begins at 4 and hides a second of compute. Rank 0
+    then has nothing to do from 2 to 6, of which 2 s wait for rank 1; rank 1 from 5 to 6."""
+    tasks = graph(("c", ()), ("M", (0,)), ("c", ()), ("c", (1,)))
+    seconds = np.array([[1.0, 4.0], [2.0, 2.0], [1.0, 1.0], [1.0, 1.0]])
+    found = waiting(run(tasks, seconds, 0.0, rank_axis=0))
+    assert found.ranks_s.tolist() == [2.0, 0.0]
+    assert found.transfers_s.tolist() == [2.0, 1.0]
+    assert found.collectives_s.tolist() == [0.0, 0.0]
+
+
+def test_a_collective_on_the_compute_stream_waits_for_ranks_before_it_takes_part():
+    """Compute 1 and 3 s, a collective of 2 s from 3 on; rank 1's last transfer outlasts it."""
+    tasks = graph(("c", ()), ("C", ()), ("m", (1,)))
+    found = waiting(run(tasks, np.array([[1.0, 3.0], [2.0, 2.0], [0.0, 4.0]]), 0.0, rank_axis=0))
+    assert found.ranks_s.tolist() == [2.0, 0.0]
+    assert found.collectives_s.tolist() == [2.0, 2.0]
+    assert found.exposed_communication_s.tolist() == [2.0, 6.0]
+
+
+def test_ranks_waited_for_before_a_transfer_that_compute_hides_are_no_waiting():
+    """Rank 0 is ready for the transfer at 1, rank 1 at 3, and rank 0 computes until 6 meanwhile."""
+    tasks = graph(("c", ()), ("M", (0,)), ("c", ()))
+    seconds = np.array([[1.0, 3.0], [2.0, 2.0], [5.0, 2.0]])
+    found = waiting(run(tasks, seconds, 0.0, rank_axis=0))
+    assert (found.ranks_s.tolist(), found.transfers_s.tolist()) == ([0.0, 0.0], [0.0, 0.0])
 
 
 def test_a_graph_without_communication_has_none():
     log = once([("c", ())], [1])
-    assert (exposed_communication(log), hidden_communication(log)) == (0.0, 0.0)
+    assert (waiting(log).exposed_communication_s, hidden_communication(log)) == (0.0, 0.0)
 
 
 def test_gaps_are_not_exposed_but_transfers_after_the_last_kernel_and_collectives_are():
     """Compute 0-1, a gap, a collective 2-3; a transfer that begins at 1 and ends 6 s later."""
     log = once([("c", ()), ("C", ()), ("m", (0,))], [1, 1, 6], 1.0)
     assert log.span_s == 7.0
-    assert exposed_communication(log) == 1.0 + (7.0 - 3.0)
+    assert waiting(log).exposed_communication_s == 1.0 + (7.0 - 3.0)
     only = once([("m", ())], [2])
-    assert exposed_communication(only) == 2.0
+    assert waiting(only).exposed_communication_s == 2.0
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -148,7 +176,7 @@ def test_the_span_lies_between_the_longest_stream_and_the_sum_of_both(seed):
     log = once(tasks, seconds)
     compute = sum(s for s, (letter, _) in zip(seconds, tasks, strict=True) if letter == "c")
     assert max(compute, seconds.sum() - compute) - 1e-9 <= log.span_s <= seconds.sum() + 1e-9
-    assert exposed_communication(log) == pytest.approx(log.span_s - compute)
+    assert waiting(log).exposed_communication_s == pytest.approx(log.span_s - compute)
 
 
 @pytest.mark.parametrize("seed", range(5))

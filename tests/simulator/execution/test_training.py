@@ -5,7 +5,7 @@ import pytest
 
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import rank_times, training_metrics
-from simulator.execution.timeline import exposed_communication
+from simulator.execution.timeline import waiting
 from simulator.scenario.files import SCENARIOS, load_scenario
 from simulator.workload.task_graph import Stream
 
@@ -151,7 +151,7 @@ def test_more_communication_sms_slow_the_compute_bound_pair_by_gemm_waves(publis
 def test_slow_nics_expose_communication(published):
     slow = run("cluster.node.nic.bandwidth=200 Gbit/s").step.pair.log
     log = published.step.pair.log
-    assert exposed_communication(slow) > 10 * exposed_communication(log)
+    assert waiting(slow).exposed_communication_s > 10 * waiting(log).exposed_communication_s
     assert slow.span_s > 1.2 * log.span_s
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reference_model.config import load_model_config
-from simulator.execution.timeline import exposed_communication, hidden_communication, run
+from simulator.execution.timeline import hidden_communication, run, waiting
 from simulator.workload.chunk import (
     FORWARD,
     INPUT_GRAD,
@@ -196,7 +196,7 @@ def one_operator_each(operators):
 def in_seconds(graph):
     """Span, hidden and exposed communication where every operator takes a second."""
     log = run(graph, np.ones(len(graph.tasks)), 0.0)
-    return log.span_s, hidden_communication(log), exposed_communication(log)
+    return log.span_s, hidden_communication(log), waiting(log).exposed_communication_s
 
 
 def test_a_pair_of_the_first_and_the_last_stage_hides_all_its_communication(operators):
