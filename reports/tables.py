@@ -137,6 +137,12 @@ def kernels_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "made_for" in kernels:
         text += f"; kernels of {kernels['made_for']}, not of this job"
     yield "kernels", text
+    if "time_by_calibration" in kernels:
+        shares = sorted(kernels["time_by_calibration"].items(), key=lambda of: -of[1])
+        yield (
+            "kernel time decided by",
+            ", ".join(f"{name} {share:.1%}" for name, share in shares),
+        )
     if "fp8_cache" in kernels:
         ratio = kernels["fp8_cache"]
         yield (

@@ -16,7 +16,10 @@ from hardware_profiles.schema import (
     load_calibration,
     load_gpu,
 )
+from hardware_profiles.units import Seconds
+from reference_model.trace import ALL_TO_ALL_KINDS, KINDS, Operator
 from simulator.analysis.sweep import plain_values
+from simulator.hardware.costs import KernelCostModel
 from simulator.scenario.files import Scenario
 from simulator.scenario.serving import ServingStepJob
 
@@ -43,6 +46,29 @@ def kernels_used(calibration: CalibrationProfile, gpu: GpuProfile, job: str) -> 
         if job not in whose.jobs:
             used["made_for"] = " and ".join(whose.jobs)
     return used
+
+
+def time_by_calibration(
+    costs: KernelCostModel, times: Iterable[tuple[Operator, Seconds]]
+) -> dict[str, Any]:
+    """What share of the time of compute kernels the calibration's own rows decide, alone or in the
+    ratio of two kernels of another, and what share each that completes it; nothing where none does.
+
+    Args:
+        times: kernels of the compute stream, dispatch and combine left out by this.
+    """
+    own = costs.calibration
+    if not own.completed_by:
+        return {}
+    seconds: dict[str, Seconds] = {own.name: 0.0}
+    for operator, value in times:
+        if operator.kind in KINDS and operator.kind not in ALL_TO_ALL_KINDS:
+            name = costs.answered_by(operator)
+            seconds[name] = seconds.get(name, 0.0) + value
+    total = sum(seconds.values()) or 1.0
+    shares = {name: value / total for name, value in seconds.items()}
+    decided = sum(share for name, share in shares.items() if name.split(" ")[0] == own.name)
+    return {"own_rows_share": decided, "time_by_calibration": shares}
 
 
 def other_calibration(scenario: Scenario) -> CalibrationProfile | None:

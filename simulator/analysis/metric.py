@@ -47,6 +47,18 @@ _EVERY_JOB = (
     Metric("interval_80.low_s", "s", "less", "low end of the 80% interval of the iteration"),
     Metric("interval_80.high_s", "s", "less", "high end of the 80% interval of the iteration"),
     Metric("error_share", "share", None, "share of kernel time by where the times come from"),
+    Metric(
+        "kernels.own_rows_share",
+        "share",
+        None,
+        "share of the time of compute kernels that the calibration's own rows decide",
+    ),
+    Metric(
+        "kernels.time_by_calibration",
+        "share",
+        None,
+        "share of the time of compute kernels by the calibration whose rows decide it",
+    ),
     Metric("wall_clock_s", "s", "less", "how long the simulation itself took"),
     Metric("idle_nodes", "nodes", None, "nodes outside whole NVLink domains; none where all count"),
 )

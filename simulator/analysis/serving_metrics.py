@@ -7,7 +7,7 @@ number. Input tokens are those computed; prefix hits come on top.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,9 +17,9 @@ from hardware_profiles.low_latency_kernels import OPERATIONS, message_bytes
 from hardware_profiles.offload_servers import OffloadServerProfile
 from hardware_profiles.units import Seconds
 from reference_model.config import ModelConfig
-from reference_model.trace import ALL_TO_ALL_KINDS
+from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.analysis.intervals import serving_interval
-from simulator.analysis.kernels_used import kernels_used
+from simulator.analysis.kernels_used import kernels_used, time_by_calibration
 from simulator.analysis.published import beside_published
 from simulator.execution.bounds import TpotLimit
 from simulator.execution.offload import OffloadStep, offload_step
@@ -51,7 +51,8 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
         "tensor_parallel": asdict(job.tensor_parallel),
         **figures,
         **intervals,
-        "kernels": serving_kernels(step.model),
+        "kernels": serving_kernels(step.model)
+        | time_by_calibration(step.model.kernels.costs, _kernel_times(step)),
         "error_share": step.error_share(),
         "time_budget_s": time_budget(step),
         "exposed_communication_s": step.exposed_communication_s,
@@ -369,6 +370,17 @@ def best_batches(curve: Sequence[SpeculationPoint], *, within: str) -> dict[str,
         if losing is None
         else losing,
     }
+
+
+def _kernel_times(step: ServingStep) -> Iterator[tuple[Operator, Seconds]]:
+    """Operators of an iteration, and the seconds that all their calls take."""
+    calls = np.bincount(step.model.places, minlength=len(step.times.seconds))
+    operators = [
+        operator
+        for section in step.model.sections
+        for operator in step.operators[section].operators
+    ]
+    return zip(operators, (step.times.seconds * calls).tolist(), strict=True)
 
 
 def operator_table(step: ServingStep) -> list[dict[str, Any]]:

@@ -6,19 +6,20 @@ the BF16 dense peak, as DeepSeek counts them (Insights, Table 4).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isclose
 from typing import Any
 
 from hardware_profiles.units import Seconds, unit_factor
 from reference_model.config import training_flops_per_token
+from reference_model.trace import Operator
 from simulator.analysis.intervals import training_intervals
-from simulator.analysis.kernels_used import kernels_used
+from simulator.analysis.kernels_used import kernels_used, time_by_calibration
 from simulator.analysis.published import beside_published
 from simulator.analysis.training_attribution import attribute_step
 from simulator.execution.timeline import hidden_communication, waiting
-from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
+from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun, TrainingStep
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.prediction import PROVENANCES
@@ -161,6 +162,18 @@ def provenance_shares(chunks: Sequence[tuple[ChunkRun, int]]) -> dict[str, float
     return {name: value / total if total else 0.0 for name, value in seconds.items()}
 
 
+def _kernel_times(
+    step: TrainingStep, counts: Mapping[ChunkKey, int]
+) -> Iterator[tuple[Operator, float]]:
+    """Operators of every chunk, and the seconds that all their runs take."""
+    for key, times in counts.items():
+        chunk = step.chunks[key]
+        for operator, seconds in zip(
+            chunk.log.graph.task_operators(), chunk.cost.seconds.tolist(), strict=True
+        ):
+            yield operator, times * seconds
+
+
 def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[str, Any]:
     """The figures of a training run by their JSON names, plain numbers, lists and mappings.
 
@@ -211,7 +224,8 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
             "pair_time_s": run.without_slowdown.pair.log.span_s,
             "step_time_s": run.without_slowdown.step_time_s,
         },
-        "kernels": kernels_used(run.scenario.calibration, cluster.node.gpu, "training"),
+        "kernels": kernels_used(run.scenario.calibration, cluster.node.gpu, "training")
+        | time_by_calibration(run.costs, _kernel_times(step, counts)),
         "kernel_time_share": {
             "pair": of_pair,
             "step": provenance_shares([(step.chunks[key], n) for key, n in counts.items()]),

@@ -232,7 +232,8 @@ def fit_calibration(
 def _completed(names: Sequence[str], rows: Iterable[Measurement]) -> tuple[str, ...]:
     """Kinds of kernels that have no row and are answered for by other calibrations, one line a
     calibration."""
-    known = {family_of(operator_of(row)) for row in rows}
+    known = {family_of(operator_of(row)) for row in rows if row.kind not in TRANSFER_KINDS}
+    kinds = {kind for kind, *_ in known}
     lines = []
     for name in names:
         families = {
@@ -240,7 +241,12 @@ def _completed(names: Sequence[str], rows: Iterable[Measurement]) -> tuple[str, 
             for row in calibration_measurements(load_calibration(name))
             if row.kind not in TRANSFER_KINDS
         }
-        missing = sorted({family[0] for family in families - known})
+        missing = sorted(
+            {
+                f"{kind} {dtype} -> {out_dtype}" if kind in kinds else kind
+                for kind, dtype, out_dtype, _ in families - known
+            }
+        )
         known |= families
         if missing:
             lines.append(f"{name}: {', '.join(missing)}")
@@ -704,8 +710,9 @@ def calibrate_to_file(
     name = base_of(gpu, base)
     raw, _ = read_profile("calibrations", name)
     base_profile = load_calibration(name)
-    # A base without rows is itself answered for by others. No calibration completes itself.
-    whose = (name,) if base_profile.measurements else base_profile.restated_from
+    # A base without rows is answered for by others alone. No calibration completes itself.
+    rows_of = (name,) if base_profile.measurements else base_profile.restated_from
+    whose = tuple(dict.fromkeys((*rows_of, *base_profile.completed_by)))
     shipped = out.resolve().parent == (ROOT / "calibrations").resolve()
     result = fit_calibration(
         sources,

@@ -70,6 +70,7 @@ from simulator.hardware.kernels.gpu_ratio import (
     same_compute,
 )
 from simulator.hardware.kernels.models import ENOUGH_RESIDUALS, ClassModel, FamilyModel
+from simulator.hardware.kernels.related import related_batch, related_family
 from simulator.hardware.kernels.roofline import (
     Batch,
     Ideal,
@@ -508,6 +509,9 @@ class KernelCostModel:
         """Of distinct operators of one family, each by itself, from whoever has rows of it."""
         answering = self._answering(family)
         answer = answering._compute(family, batch, sms, overlapped)
+        own = self._related(family)
+        if own is not None:
+            answer = self._in_ratio(answer, answering, own, batch, sms, overlapped)
         foreign = answering.calibration.gpu != self.calibration.gpu
         if foreign or self._restated:
             answer = self._restate(answer, batch, sms, foreign=foreign)
@@ -540,8 +544,22 @@ class KernelCostModel:
     def others_(self) -> tuple[KernelCostModel, ...]:
         """Models of the calibrations that complete this one or that it is restated from, fitted
         when first needed."""
-        names = (*self.calibration.completed_by, *self.calibration.restated_from)
-        return tuple(self._stand_in(load_calibration(name)) for name in dict.fromkeys(names))
+        restated = [
+            name
+            for name in self.calibration.restated_from
+            if name not in self.calibration.completed_by
+        ]
+        return (
+            *self.completing_,
+            *(self._stand_in(load_calibration(name)) for name in restated),
+        )
+
+    @cached_property
+    def completing_(self) -> tuple[KernelCostModel, ...]:
+        """Models of the calibrations that complete this one."""
+        return tuple(
+            self._stand_in(load_calibration(name)) for name in self.calibration.completed_by
+        )
 
     def _stand_in(self, other: CalibrationProfile) -> KernelCostModel:
         """The model of another calibration's rows on this cluster, under this one's conditions."""
@@ -551,6 +569,46 @@ class KernelCostModel:
             calibration=other.model_copy(update=inputs),
             expert_parallel_ranks=self.expert_parallel_ranks,
         ).fit(calibration_measurements(other))
+
+    def answered_by(self, operator: Operator) -> str:
+        """Name of the calibration whose rows a compute kernel's time rests on."""
+        family = family_of(operator)
+        answering = self._answering(family).calibration.name
+        if self._related(family) is None:
+            return answering
+        return f"{self.calibration.name} in the ratio of {answering}"
+
+    def _related(self, family: Family) -> Family | None:
+        """Own rows of the same product for a kernel that a completing calibration answers for."""
+        answering = self._answering(family)
+        if answering not in self.completing_ or (False, family) not in answering.families_:
+            return None
+        known, also = ({of for _, of in model.families_} for model in (self, answering))
+        return related_family(family, known, also)
+
+    def _in_ratio(
+        self,
+        answer: tuple[Array, Array, Array, NDArray[np.intp]],
+        answering: KernelCostModel,
+        own: Family,
+        batch: Batch,
+        sms: Array,
+        overlapped: bool,
+    ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
+        """A completing calibration's answer, as own rows of the same product scale it."""
+        product = related_batch(batch, own)
+        mine = self._compute(own, product, sms, overlapped)
+        theirs = answering._compute(own, product, sms, overlapped)
+        seconds, low, high, provenance = answer
+        scaled = seconds * mine[0] / theirs[0]
+        below = np.hypot(np.log(seconds / low), np.log(mine[0] / mine[1]))
+        above = np.hypot(np.log(high / seconds), np.log(mine[2] / mine[0]))
+        return (
+            scaled,
+            scaled * np.exp(-below),
+            scaled * np.exp(above),
+            np.maximum(provenance, EXTRAPOLATED),
+        )
 
     def _answering(self, family: Family) -> KernelCostModel:
         """Who predicts a family: whoever has rows of it, else of its kind, else of its class."""

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from hardware_profiles.schema import known_calibrations, load_calibration, load_gpu
-from simulator.analysis.kernels_used import difference_in_kind, kernels_used, other_calibration
+from reference_model.trace import Operator
+from simulator.analysis.kernels_used import (
+    difference_in_kind,
+    kernels_used,
+    other_calibration,
+    time_by_calibration,
+)
 from simulator.analysis.run import metrics_of, simulate
 from simulator.scenario.files import load_scenario
 
@@ -111,3 +117,39 @@ def test_runs_on_kernels_of_different_kind_are_told_apart():
             "differ by whose kernels they are predicted with, not by their machines and settings "
             "alone"
         )
+
+
+def test_time_is_counted_by_the_calibration_whose_rows_decide_it():
+    class Costs:
+        calibration = load_calibration("h200_sxm").model_copy(
+            update={"name": "mine", "completed_by": ("h200_sxm",)}
+        )
+
+        def answered_by(self, operator):
+            return {
+                "gemm": "mine",
+                "grouped_gemm_weight_grad": "mine in the ratio of h200_sxm",
+                "rmsnorm": "h200_sxm",
+            }[operator.kind]
+
+    def operator(kind):
+        return Operator(
+            name="x", kind=kind, phase="forward", segment="mlp", dtype="bfloat16",
+            out_dtype="bfloat16", sizes=(), recompute=False, accumulate=False,
+        )  # fmt: skip
+
+    times = [
+        (operator("gemm"), 5e-3),
+        (operator("grouped_gemm_weight_grad"), 2e-3),
+        (operator("rmsnorm"), 3e-3),
+        (operator("dispatch"), 9e-3),
+    ]
+    found = time_by_calibration(Costs(), times)
+    assert found["own_rows_share"] == pytest.approx(0.7)
+    assert found["time_by_calibration"] == {
+        "mine": pytest.approx(0.5),
+        "mine in the ratio of h200_sxm": pytest.approx(0.2),
+        "h200_sxm": pytest.approx(0.3),
+    }
+    Costs.calibration = load_calibration("h200_sxm")
+    assert time_by_calibration(Costs(), times) == {}
