@@ -33,6 +33,16 @@ EARLIER_NAMES: Mapping[str, Mapping[str, str]] = {
         "serving_step.speculation": "serving_step.speculative_decoding",
         "serving_step.kernel_gap": "serving_step.gap",
         "serving_step.all_to_all.overlapped": "serving_step.all_to_all.beside_compute",
+        **{
+            f"fleet.{name}": f"analysis.{name}"
+            for name in (
+                "interval_requests",
+                "verdict",
+                "counterfactuals",
+                "attributed_metrics",
+                "attribution_changes",
+            )
+        },
         **{f"calibration.{old}": f"calibration.{new}" for old, new in _CALIBRATION.items()},
     },
 }

@@ -19,8 +19,9 @@ from typing import Any
 
 from simulator.analysis.published import metric_at
 from simulator.analysis.run import metrics_of
+from simulator.scenario.analysis_inputs import LoadOfDay
 from simulator.scenario.files import PublishedFigure, Scenario, load_scenario
-from simulator.scenario.fleet import FleetJob, LoadOfDay
+from simulator.scenario.fleet import FleetJob
 
 Measure = Callable[[str, Sequence[str]], Mapping[str, Any]]
 """(scenario, overrides) -> metrics; a function of a module, so that other processes import it."""
@@ -72,24 +73,24 @@ def attribute_fleet(
     from joblib import Parallel, delayed
 
     scenario = load_scenario(name_or_path, overrides)
-    job = scenario.job_as(FleetJob)
-    if not job.counterfactuals:
-        raise ValueError(f"{scenario.where}: no fleet.counterfactuals; nothing to attribute to")
+    job, inputs = scenario.job_as(FleetJob), scenario.file.analysis
+    if not inputs.counterfactuals:
+        raise ValueError(f"{scenario.where}: no analysis.counterfactuals; nothing to attribute to")
     figures = tuple(
-        figure for figure in scenario.file.published if figure.metric in job.attributed_metrics
+        figure for figure in scenario.file.published if figure.metric in inputs.attributed_metrics
     )
     if scenario.figures_left_out or not job.requests.as_published:
         raise ValueError(
-            f"{scenario.where}: its published figures are of other inputs; allowed: the "
-            "scenario's own inputs and requests; attribution_changes make every run shorter"
+            f"{scenario.where}: its published figures are of other inputs; allowed: the scenario's "
+            "own inputs and requests; analysis.attribution_changes make every run shorter"
         )
     if not figures:
-        raise ValueError(f"{scenario.where}: no published figures of fleet.attributed_metrics")
+        raise ValueError(f"{scenario.where}: no published figures of analysis.attributed_metrics")
 
-    changes = [*overrides, *job.attribution_changes]
+    changes = [*overrides, *inputs.attribution_changes]
     day: LoadOfDay | None = None
     named = [("the scenario as it is", "", [_Run(tuple(changes), 1)])]
-    for step in job.counterfactuals:
+    for step in inputs.counterfactuals:
         changes += step.changes
         day = step.load_of_day or day
         runs = [_Run(tuple(changes), 1)]
@@ -158,11 +159,11 @@ def _levels(scenario: Scenario, changes: Sequence[str], day: LoadOfDay) -> list[
     synthetic = job.requests.synthetic
     if synthetic is None or synthetic.rate is None:
         raise ValueError(f"{scenario.where}: load_of_day needs synthetic requests with a rate")
-    unknown = sorted(set(job.attributed_metrics) - set(_OF_A_DAY))
+    unknown = sorted(set(scenario.file.analysis.attributed_metrics) - set(_OF_A_DAY))
     if unknown:
         raise ValueError(
-            f"{scenario.where}: attributed_metrics: {unknown[0]} is not known of a day; allowed "
-            f"with load_of_day: {', '.join(_OF_A_DAY)}"
+            f"{scenario.where}: analysis.attributed_metrics: {unknown[0]} is not known of a day; "
+            f"allowed with load_of_day: {', '.join(_OF_A_DAY)}"
         )
     runs = []
     for load, replicas in day_levels(day):

@@ -110,7 +110,7 @@ def fleet_intervals(
     ends = _iteration_ends(simulation, metrics)
     if not ends:
         return {}
-    requests = simulation.job.interval_requests
+    requests = simulation.scenario.file.analysis.interval_requests
     middle = metrics
     shorter = simulation
     if requests is not None and requests < metrics["requests"]["arrived"]:

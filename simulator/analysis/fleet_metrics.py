@@ -27,6 +27,7 @@ from simulator.analysis.streaming import Floats
 from simulator.execution.fleet.accounts import FleetRun
 from simulator.execution.fleet.simulation import FleetSimulation
 from simulator.execution.fleet.step_times import StepTimes
+from simulator.scenario.analysis_inputs import VerdictRules
 from simulator.scenario.fleet import FleetJob
 
 _MILLION_TOKENS = 10**6
@@ -65,9 +66,8 @@ DEFINED = (
 """Figures whose meaning is printed beside them."""
 
 
-def definitions(job: FleetJob) -> dict[str, str]:
-    """What each figure of a job means, the job's rules filled in."""
-    rules = job.verdict
+def definitions(job: FleetJob, rules: VerdictRules) -> dict[str, str]:
+    """What each figure of a job means, the rules of the verdict filled in."""
     stated = {
         "growth": format(rules.queue_growth, ".0%"),
         "preempted": format(rules.preempted_share, ".0%"),
@@ -123,8 +123,14 @@ def measure_fleet(fleet: ObservedFleet) -> dict[str, Any]:
 
     simulation, run, statistics = fleet.simulation, fleet.run, fleet.statistics
     scenario, job = simulation.scenario, simulation.job
+    rules = scenario.file.analysis.verdict
     metrics = fleet_metrics(
-        job, scenario.cluster, run, statistics, step_times=simulation.step_times
+        job,
+        scenario.cluster,
+        run,
+        statistics,
+        step_times=simulation.step_times,
+        rules=rules,
     )
     published = scenario.file.published if job.requests.as_published else ()
     metrics["published"] = beside_published(published, metrics)
@@ -132,7 +138,7 @@ def measure_fleet(fleet: ObservedFleet) -> dict[str, Any]:
     metrics["kernels"] = {
         phase: serving_kernels(model) for phase, model in simulation.models.items()
     }
-    metrics["definitions"] = definitions(job)
+    metrics["definitions"] = definitions(job, rules)
     metrics["time_series"] = fleet_time_series(job, run, statistics)
     metrics["distributions"] = fleet_distributions(statistics)
     return metrics
@@ -161,6 +167,7 @@ def fleet_metrics(
     statistics: FleetStatistics,
     *,
     step_times: Mapping[str, StepTimes],
+    rules: VerdictRules,
 ) -> dict[str, Any]:
     """The figures of a fleet run by their JSON names; None where there is nothing to measure.
 
@@ -246,7 +253,7 @@ def fleet_metrics(
         "littles_law_error": (
             run.request_seconds / statistics.stay_seconds - 1 if statistics.stay_seconds else None
         ),
-        **_verdict(job, statistics, start, end),
+        **_verdict(job, statistics, start, end, rules=rules),
         "service_level": {"ttft_s": job.service_level.ttft, "tpot_s": job.service_level.tpot},
     }
     return figures
@@ -413,10 +420,15 @@ def _sustained_output(
 
 
 def _verdict(
-    job: FleetJob, statistics: FleetStatistics, start_s: float, end_s: float
+    job: FleetJob,
+    statistics: FleetStatistics,
+    start_s: float,
+    end_s: float,
+    *,
+    rules: VerdictRules,
 ) -> dict[str, Any]:
     """Whether the service keeps up with its requests in the window, and what that rests on."""
-    series, rules = statistics.series, job.verdict
+    series = statistics.series
     middle = (start_s + end_s) / 2
     starts = series.starts_s
     # Bins that lie in the second half and hold samples.

@@ -24,11 +24,7 @@ NO_INPUTS = (
     # A published transfer names its number of GPUs; which ones run beside it is nothing to it.
     "collective.vary_gpus",
     "collective.tolerance",
-    # What `attribute` works with, and how many requests the intervals rest on.
-    "fleet.counterfactuals",
-    "fleet.attributed_metrics",
-    "fleet.attribution_changes",
-    "fleet.interval_requests",
+    "analysis",
     "cluster.name",
     "calibration.name",
 )

@@ -33,6 +33,7 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.units import parse_quantity
 from reference_model.config import ModelConfig, parse_model_config, read_config_file
+from simulator.scenario.analysis_inputs import AnalysisInputs
 from simulator.scenario.changes import (
     differences,
     digest,
@@ -91,6 +92,7 @@ class ScenarioFile(Profile):
     """Name in simulator.hardware.costs.COST_MODELS."""
     seed: NonNegativeInt = 0
     published: tuple[PublishedFigure, ...] = ()
+    analysis: AnalysisInputs = AnalysisInputs()
 
 
 NAMED = ("model", "cluster", "calibration")
@@ -240,6 +242,8 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
             f"{where}: {len(jobs)} jobs given ({', '.join(jobs) or 'none'}); "
             f"allowed: exactly one of {', '.join(JOBS)}"
         )
+    if raw.get("analysis") and jobs != ["fleet"]:
+        raise ValueError(f"{where}: analysis: allowed with a fleet job only, not {jobs[0]}")
     model, cluster, calibration = (raw.get(root) for root in NAMED)
     return Scenario(
         name=path.stem,
@@ -457,7 +461,7 @@ def _full_path(path: str, raw: Raw, where: str) -> str:
     of_job = JOBS[job].model_fields if job else {}
     inside = root not in _FIELDS
     full = path_of_today(f"{job}.{path}" if inside else path, "scenarios", where="--set")
-    if not inside or full.split(".")[1] in of_job:
+    if not inside or not full.startswith(f"{job}.") or full.split(".")[1] in of_job:
         return full
     known = sorted({*_FIELDS, *of_job})
     raise ValueError(f"{where}: --set {path}: unknown field {root!r}; known: {', '.join(known)}")

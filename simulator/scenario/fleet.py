@@ -349,18 +349,6 @@ class ServiceLevel(Profile):
     tpot: TimeValue
 
 
-class VerdictRules(Profile):
-    """When a service counts as keeping up; where the lines are is a choice, not a finding."""
-
-    queue_growth: Fraction = 0.05
-    """Share of the arriving requests that may stay in the queues or be turned away before the
-    service counts as overloaded."""
-    preempted_share: Fraction = 0.05
-    """Share of the requests that may be preempted in a stable service."""
-    window_stays: PositiveFloat = 5.0
-    """The window must hold so many mean times in service, queues left out, for any verdict."""
-
-
 class InstanceFailure(Profile):
     """An instance that goes down; its requests start again elsewhere."""
 
@@ -369,48 +357,6 @@ class InstanceFailure(Profile):
     at: TimeValue
     returns_after: TimeValue | None = None
     """Never, if not given."""
-
-
-class LoadOfDay(Profile):
-    """A load that rises and falls over a day, and replicas that follow it in whole numbers.
-
-    The load of a replica's scenario is taken as that at the mean; over the day it is a sinusoid
-    (assumed) with the same ratio of peak to mean as the nodes.
-    """
-
-    mean_nodes: PositiveFloat
-    peak_nodes: PositiveFloat
-    """Of the whole service."""
-    mean_replicas: PositiveFloat
-    """In service on average; that the replicas at each hour are whole moves load between hours."""
-    levels: PositiveInt
-    """Equally long parts of the day, by rising load, each run at its mean load."""
-
-    @model_validator(mode="after")
-    def _peak_is_above_mean(self) -> "LoadOfDay":
-        if not self.mean_nodes <= self.peak_nodes <= 2 * self.mean_nodes:
-            raise ValueError(
-                f"peak_nodes is {self.peak_nodes:g}; allowed: from mean_nodes "
-                f"({self.mean_nodes:g}) to twice that, where a sinusoid reaches 0"
-            )
-        return self
-
-
-class Counterfactual(Profile):
-    """How the service may have differed from the scenario, to explain published figures."""
-
-    name: str
-    changes: tuple[str, ...] = ()
-    """Texts "path=value", as with --set."""
-    load_of_day: LoadOfDay | None = None
-    """Replaces the even load from here on; the figures are then those of the whole day."""
-    source: str
-
-    @model_validator(mode="after")
-    def _changes_something(self) -> "Counterfactual":
-        if not self.changes and self.load_of_day is None:
-            raise ValueError(f"{self.name}: needs changes or load_of_day")
-        return self
 
 
 class FleetJob(Profile):
@@ -444,22 +390,13 @@ class FleetJob(Profile):
     max_waiting: PositiveInt | None = None
     """Requests that may wait for prefill; beyond it new ones are rejected."""
     service_level: ServiceLevel
-    verdict: VerdictRules = VerdictRules()
     warm_up: TimeValue
     """Requests that arrive earlier, and what happens earlier, do not count in the statistics."""
     horizon: TimeValue | None = None
     """End of the simulation, after the warm-up; by default when all requests have ended."""
     sample_interval: TimeValue
     """Between two looks at the queues, for the time series and the saturation verdict."""
-    interval_requests: PositiveInt | None = None
-    """Requests of the three runs that 80 % intervals rest on; by default two runs with all."""
     failures: tuple[InstanceFailure, ...] = ()
-    counterfactuals: tuple[Counterfactual, ...] = ()
-    """For `dsv3sim attribute`, each on top of those before it. A run does not look at them."""
-    attributed_metrics: tuple[str, ...] = ()
-    """Metrics of the published figures whose differences they explain."""
-    attribution_changes: tuple[str, ...] = ()
-    """Texts "path=value" for every row of an attribution, the first included: a shorter run."""
 
     @field_validator("sample_interval")
     @classmethod

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from simulator.analysis.fleet_attribution import attribute_fleet, attribution_json, day_levels
+from simulator.scenario.analysis_inputs import LoadOfDay
 from simulator.scenario.files import load_scenario
-from simulator.scenario.fleet import LoadOfDay
 
 
 def measured(name: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_counterfactuals_are_applied_one_on_top_of_the_other() -> None:
 
 
 def test_a_scenario_without_counterfactuals_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no fleet\.counterfactuals"):
+    with pytest.raises(ValueError, match=r"no analysis\.counterfactuals"):
         attribute_fleet("azure_code", measure=measured)
 
 
@@ -105,7 +105,7 @@ def test_a_day_moves_load_between_hours_and_tokens_per_node_follow_their_mean() 
 
 def test_an_even_day_of_whole_replicas_changes_nothing() -> None:
     day = "{mean_nodes: 8, peak_nodes: 8, mean_replicas: 3, levels: 3}"
-    flat = f"counterfactuals=[{{name: flat, source: none, load_of_day: {day}}}]"
+    flat = f"analysis.counterfactuals=[{{name: flat, source: none, load_of_day: {day}}}]"
     _, rows = attribute_fleet("day6_service", [flat], measure=measured)
     assert rows[1].effects == pytest.approx((0.0, 0.0))
 
@@ -114,6 +114,6 @@ def test_a_day_refuses_figures_that_it_cannot_put_together() -> None:
     with pytest.raises(ValueError, match="is not known of a day; allowed"):
         attribute_fleet(
             "day6_service",
-            ["attributed_metrics=[kv_occupancy, tokens_per_second_per_user]"],
+            ["analysis.attributed_metrics=[kv_occupancy, tokens_per_second_per_user]"],
             measure=measured,
         )

@@ -38,8 +38,8 @@ def test_scaled_step_times_are_those_of_the_base_times_a_factor_for_each_phase()
 @pytest.mark.parametrize(
     "changes",
     [
-        ["azure_code", "requests.limit=120", "interval_requests=60"],
-        ["mooncake_conversation", "requests.limit=160", "interval_requests=80"],
+        ["azure_code", "requests.limit=120", "analysis.interval_requests=60"],
+        ["mooncake_conversation", "requests.limit=160", "analysis.interval_requests=80"],
     ],
 )
 def test_intervals_hold_their_figures_and_slower_iterations_their_high_end(
@@ -65,12 +65,13 @@ def test_intervals_hold_their_figures_and_slower_iterations_their_high_end(
 def test_all_requests_are_run_at_both_ends_where_the_scenario_names_no_smaller_number(
     number: str,
 ) -> None:
-    overrides = ["requests.limit=40", "warm_up=0 s", f"interval_requests={number}"]
+    overrides = ["requests.limit=40", "warm_up=0 s", f"analysis.interval_requests={number}"]
     simulation = prepare_fleet(load_scenario("azure_code", overrides))
     metrics = measure_fleet(observe_fleet(simulation))
     first = fleet_intervals(simulation, metrics)
     assert first == fleet_intervals(
-        prepare_fleet(load_scenario("azure_code", [*overrides, "interval_requests=40"])), metrics
+        prepare_fleet(load_scenario("azure_code", [*overrides, "analysis.interval_requests=40"])),
+        metrics,
     )
     assert first["tpot_s.mean"][0] < metrics["tpot_s"]["mean"] < first["tpot_s.mean"][1]
 

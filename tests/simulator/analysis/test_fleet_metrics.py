@@ -24,6 +24,7 @@ from simulator.execution.fleet.fleet import run_fleet
 from simulator.execution.fleet.log import CollectedLog, Outcome
 from simulator.execution.fleet.simulation import prepare_fleet
 from simulator.execution.fleet.step_times import AffineStepTimes
+from simulator.scenario.analysis_inputs import VerdictRules
 from simulator.scenario.files import load_scenario
 from simulator.scenario.fleet import AffineCoefficients, FleetJob
 
@@ -44,7 +45,7 @@ def run(
     result = run_fleet(job, times, cluster, seed=0, log=statistics)
     run_fleet(job, times, cluster, seed=0, log=rows)
     return (
-        fleet_metrics(job, cluster, result, statistics, step_times=times),
+        fleet_metrics(job, cluster, result, statistics, step_times=times, rules=VerdictRules()),
         result,
         rows,
         statistics,
@@ -214,8 +215,8 @@ def test_what_a_prefill_node_took_is_a_saturated_one_times_three_shares(
 
 
 def test_the_rules_of_the_verdict_stand_in_its_definition() -> None:
-    job = make_job("20 Hz", verdict={"queue_growth": 0.2, "window_stays": 3})
-    text = definitions(job)["verdict"]
+    rules = VerdictRules(queue_growth=0.2, window_stays=3)
+    text = definitions(make_job("20 Hz"), rules)["verdict"]
     assert "more than 20% of the arrivals" in text
     assert "shorter than 3 mean" in text
 

@@ -16,6 +16,7 @@ from simulator.execution.fleet.accounts import FleetRun
 from simulator.execution.fleet.fleet import run_fleet
 from simulator.execution.fleet.log import CollectedLog, Outcome
 from simulator.execution.fleet.step_times import AffineStepTimes
+from simulator.scenario.analysis_inputs import VerdictRules
 from simulator.scenario.fleet import AffineCoefficients, FleetJob
 
 
@@ -35,7 +36,7 @@ def run(
     result = run_fleet(job, times, cluster, seed=0, log=statistics)
     run_fleet(job, times, cluster, seed=0, log=rows)
     return (
-        fleet_metrics(job, cluster, result, statistics, step_times=times),
+        fleet_metrics(job, cluster, result, statistics, step_times=times, rules=VerdictRules()),
         result,
         rows,
         statistics,

@@ -154,7 +154,7 @@ def figures(scenario):
         ("deepep_normal", "operation.moe.tokens=2048", 0),
         ("decode_ep144_day6", "requests.context_tokens=1024", 0),
         ("day6_service", "requests.synthetic.rate=100 Hz", 0),
-        ("day6_service", "interval_requests=100", 8),
+        ("day6_service", "analysis.interval_requests=100", 8),
         ("mooncake_conversation", "requests.file=traces/mooncake_conversation.jsonl", 1),
         ("mooncake_conversation", "kv_admission=reserve", 0),
     ],
@@ -287,7 +287,7 @@ def test_the_field_that_holds_the_job_says_of_which_kind_it_is():
 def test_a_field_of_a_job_outside_it_names_what_a_file_may_have(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("description: d\noffload: {server: s}\nsockets: 2\n")
-    message = r"mine\.yaml: sockets: unknown field; known: calibration, .*, training$"
+    message = r"mine\.yaml: sockets: unknown field; known: analysis, .*, training$"
     with pytest.raises(ValueError, match=message):
         load_scenario(str(path))
     path.write_text("description: d\noffload: {server: s}\n")
