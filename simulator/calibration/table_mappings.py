@@ -313,7 +313,10 @@ _FUNCTIONS: Mapping[str, Callable[..., Array]] = {
 def column_arithmetic(
     text: str, columns: Columns, known: Mapping[str, float | Array], where: str
 ) -> Array:
-    """Arithmetic over columns: one number for each line, nan where a cell is no number."""
+    """Arithmetic over columns, or a column by its name, whatever it is called: one number for each
+    line, nan where a cell is no number."""
+    if text in columns:
+        return numbers_of(columns[text])
     count = len(next(iter(columns.values())))
 
     def value(node: ast.expr) -> Array:

@@ -309,6 +309,23 @@ def test_a_table_of_another_kernel_with_the_same_columns_asks_for_a_mapping(tmp_
     assert len(import_table(path, gpu="h800_sxm", mapping="infersim_mla_decode").measurements) == 1
 
 
+def test_the_worked_example_of_the_page_is_read_as_it_says(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "own_kernel_tables.md").read_text("utf-8")
+    table = page.split("```\n")[3].removesuffix("\n") + "\n"
+    (tmp_path / "products.csv").write_text(table, encoding="utf-8")
+    mapping = page.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "my_products.yaml").write_text(mapping, encoding="utf-8")
+    read = import_table(
+        tmp_path / "products.csv", gpu="h200_sxm", mapping=str(tmp_path / "my_products.yaml")
+    )
+    first, second = read.measurements
+    assert (first.kernel_set, first.dtype, first.seconds) == (
+        "cublas", "bfloat16", pytest.approx(191.3e-6),
+    )  # fmt: skip
+    assert dict(second.sizes) == {"m": 64, "n": 7168, "k": 2048}
+    assert read.aside == {"first call": 1}
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("file", "kernels"),
