@@ -20,6 +20,7 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
+from simulator.calibration.collective_fit import FittedTransport
 from simulator.calibration.explain import Explanation
 from simulator.calibration.kernel_choice import RULE
 from simulator.calibration.restated_errors import RestatedError
@@ -49,6 +50,35 @@ def calibration_tables(
         rows = calibration_measurements(profile) if measurements is None else measurements
         judged.append(_transfers(profile, rows))
     return [*judged, _inputs(profile)]
+
+
+def collective_table(fitted: FittedTransport) -> Table:
+    """How well collective operations are known, by operation and range of size."""
+    table = Table(
+        title=f"transport {fitted.raw['name']}: error of left-out sizes, all numbers of GPUs at "
+        "once",
+        title_justify="left",
+    )
+    table.add_column("operation, types")
+    for column in ("up to", "rows", "median / p90", "repeats", "in 80% interval"):
+        table.add_column(column, justify="right")
+    for (operation, types), errors in fitted.errors.items():
+        noise = np.expm1(np.abs(fitted.noise[operation, types]))
+        repeats = "none"
+        if len(noise):
+            repeats = f"{np.median(noise):.1%} / {np.quantile(noise, 0.9):.1%}"
+        for number in np.unique(errors.group):
+            chosen = errors.group == number
+            found = np.expm1(np.abs(errors.error[chosen]))
+            table.add_row(
+                f"{operation}, {types}",
+                format_bytes(errors.size[chosen].max()),
+                f"{len(found):,}",
+                f"{np.median(found):.1%} / {np.quantile(found, 0.9):.1%}",
+                repeats,
+                f"{errors.covered[chosen].mean():.0%}",
+            )
+    return table
 
 
 def explained_tables(found: Explanation) -> list[Table]:

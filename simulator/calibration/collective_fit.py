@@ -43,6 +43,18 @@ QUANTILE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
+class FittedTransport:
+    """A transport's file of measured collective operations, and how well it is known."""
+
+    raw: Raw
+    errors: Mapping[Key, CollectiveErrors]
+    """Of left-out sizes, by operation and types."""
+    noise: Mapping[Key, Array]
+    """[rows that were repeated], log of each over the median of its repeats; what no curve gets
+    below."""
+
+
+@dataclass(frozen=True, slots=True)
 class CollectiveErrors:
     """Rows of one operation that others predicted; arrays [rows]."""
 
@@ -92,6 +104,16 @@ def fit_collectives(
         "operations": operations,
     }
     return measured, errors
+
+
+def repeat_noise(rows: Sequence[Measurement]) -> Array:
+    """[rows that were repeated] log of each over the median of all repeats of its size."""
+    repeats: dict[tuple[int, int, str], list[float]] = {}
+    for row in rows:
+        key = (_size(row, "bytes"), _size(row, "ranks"), row.dtype)
+        repeats.setdefault(key, []).append(np.log(row.seconds))
+    found = [np.array(each) - np.median(each) for each in repeats.values() if len(each) > 1]
+    return np.concatenate([np.zeros(0), *found])
 
 
 def half_width(errors: Array) -> float:
@@ -231,8 +253,8 @@ def _operation(key: Key, rows: Sequence[Measurement], errors: CollectiveErrors) 
 
 def transport_of(
     name: str, rows: Sequence[Measurement], *, gpu: GpuProfile, library: str, source: str
-) -> tuple[Raw, Mapping[Key, CollectiveErrors]]:
-    """A transport's file of measured collective operations, and the errors of left-out sizes.
+) -> FittedTransport:
+    """A transport's file of measured collective operations.
 
     The achieved share of NVLink, for what has no rows, is that of the largest all-gather among most
     GPUs, with that of all operations as its interval. NICs are not measured within a host: theirs
@@ -273,7 +295,30 @@ def transport_of(
             "copy_bandwidth_per_sm": "no limit: the library takes the SMs that it needs",
         },
     }
-    return raw, errors
+    noise = {key: repeat_noise(table) for key, table in tables_of(rows).items() if key in errors}
+    return FittedTransport(raw, errors, noise)
+
+
+def fitted_transport(
+    name: str, rows: Sequence[Measurement], *, gpu: GpuProfile
+) -> FittedTransport | None:
+    """The transport of what a calibration's rows hold of collective operations; None where no
+    operation has rows of three sizes at one number of GPUs."""
+    mine = [row for row in rows if row.kind in KINDS]
+    judged = any(len(leave_sizes_out(table).error) for table in tables_of(mine).values())
+    if not judged:
+        return None
+    library = ", ".join(dict.fromkeys(row.kernel_set for row in mine))
+    source = "; ".join(dict.fromkeys(row.source for row in mine))
+    return transport_of(name, mine, gpu=gpu, library=library, source=source)
+
+
+def transport_text(raw: Raw) -> str:
+    """A transport as its file."""
+    import yaml
+
+    head = "# Written by `dsv3sim calibrate`: collective operations within an NVLink domain.\n"
+    return head + yaml.safe_dump(raw, sort_keys=False, width=100, default_flow_style=None)
 
 
 def _nvlink_share(rows: Sequence[Measurement], gpu: GpuProfile, source: str) -> Raw:

@@ -54,6 +54,12 @@ from hardware_profiles.tables import (
 )
 from hardware_profiles.whole_files import write_whole
 from simulator.calibration import link_errors
+from simulator.calibration.collective_fit import (
+    KINDS,
+    FittedTransport,
+    fitted_transport,
+    transport_text,
+)
 from simulator.calibration.kernel_choice import choose_versions
 from simulator.calibration.sources import read_sources
 from simulator.calibration.tables import kernel_sets
@@ -146,6 +152,8 @@ class Calibration:
     """The mapping of each source."""
     completed: tuple[str, ...] = ()
     """What the rows lack: "calibration that answers: kinds of kernels"."""
+    transport: FittedTransport | None = None
+    """Of rows of collective operations, which a file of its own holds."""
 
 
 def fit_calibration(
@@ -195,7 +203,10 @@ def fit_calibration(
     )
     judged = {(fit.kind, fit.dtype, fit.out_dtype, fit.kernel_set) for fit in fits}
     few = [
-        row for row in rows if (row.kind, row.dtype, row.out_dtype, row.kernel_set) not in judged
+        row
+        for row in rows
+        if row.kind not in KINDS
+        and (row.kind, row.dtype, row.out_dtype, row.kernel_set) not in judged
     ]
     if few:
         kinds = ", ".join(sorted({row.kind for row in few}))
@@ -226,6 +237,7 @@ def fit_calibration(
         warnings=tuple(warnings),
         read_by=read.mappings,
         completed=_completed(completed_by, rows),
+        transport=fitted_transport(f"{name}{_COLLECTIVES}", rows, gpu=profile),
     )
 
 
@@ -740,14 +752,20 @@ def check_outputs(out: Path, sources: Sequence[Path]) -> None:
 
     A table beside `out` is its own where the calibration that stands there rests on it.
     """
-    table = _table_to_write(out, sources)
+    table, transport = _table_to_write(out, sources), _transport_to_write(out)
     way_out = f"allowed: another name, such as --out {out.with_stem(f'{out.stem}_calibration')}"
-    for written in (out, table):
+    stands = read_yaml(out, where=str(out)) if out.exists() else {}
+    if transport.exists() and stands.get("collectives") != str(transport):
+        raise ValueError(
+            f"--out {out}: would replace {transport}, which no calibration of that name rests on; "
+            f"{way_out}"
+        )
+    for written in (out, table, transport):
         if written is not None and written.resolve() in {source.resolve() for source in sources}:
             raise ValueError(f"--out {out}: would replace the source {written}; {way_out}")
     if table is None or not table.exists():
         return
-    rests_on = read_yaml(out, where=str(out)).get("measurements") if out.exists() else None
+    rests_on = stands.get("measurements")
     if not isinstance(rests_on, list) or not {str(table), table.stem} & set(map(str, rests_on)):
         raise ValueError(
             f"--out {out}: would replace {table}, which no calibration of that name rests on; "
@@ -771,12 +789,24 @@ def _table_to_write(out: Path, sources: Sequence[Path]) -> Path | None:
     return out.with_suffix(".csv").resolve()
 
 
+_COLLECTIVES = "_collectives"
+"""What the name of a calibration's own transport ends in."""
+
+
+def _transport_to_write(out: Path) -> Path:
+    """Beside `out`, for a shipped calibration among the shipped transports."""
+    beside = out.with_stem(f"{out.stem}{_COLLECTIVES}").resolve()
+    if beside.parent == (ROOT / "calibrations").resolve():
+        return ROOT / "transports" / beside.name
+    return beside
+
+
 def write_calibration(
     result: Calibration, out: Path, *, base_raw: Mapping[str, Any], sources: Sequence[Path]
 ) -> list[Path]:
-    """Write a calibration and the table it rests on; returns the files written.
+    """Write a calibration, the table it rests on and its transport; returns the files written.
 
-    The table comes first, so that no calibration ever rests on rows that are not there.
+    Table and transport come first, so that no calibration ever rests on what is not there.
     """
     table = _table_to_write(out, sources)
     if table is None:
@@ -785,6 +815,12 @@ def write_calibration(
     else:
         write_measurements(table, result.measurements)
         names = [table.stem if table == table_path(out.stem) else str(table)]
+    written = [out] if table is None else [out, table]
+    if result.transport is not None:
+        transport = _transport_to_write(out)
+        write_whole(transport, transport_text(result.transport.raw))
+        written.append(transport)
+        base_raw = {**base_raw, "collectives": str(transport)}
     profile = result.profile.model_copy(update={"measurements": tuple(names)})
     write_whole(out, profile_text(profile, base_raw))
-    return [out] if table is None else [out, table]
+    return written

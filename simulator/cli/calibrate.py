@@ -67,7 +67,12 @@ def calibrate(
     """Fit kernel times to measurements and report the error of left-out rows."""
     from rich.text import Text
 
-    from reports.calibration import calibration_tables, explained_tables, pooled_table
+    from reports.calibration import (
+        calibration_tables,
+        collective_table,
+        explained_tables,
+        pooled_table,
+    )
     from reports.calibration_report import POOLED_ROWS, write_calibration_run
     from reports.run_directory import check_replaceable
     from simulator.calibration import fit as calibration
@@ -117,6 +122,8 @@ def calibrate(
         }
         pooled = write_calibration_run(result, directory, inputs=inputs)
     errors = [pooled_table(pooled, POOLED_ROWS)] if result.profile.fits else []
+    if result.transport is not None:
+        errors.append(collective_table(result.transport))
     print_tables(*errors, *calibration_tables(result.profile, result.measurements))
     for source in result.read_by:
         print(f"read by {source}")

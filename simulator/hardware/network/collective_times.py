@@ -9,7 +9,7 @@ beyond the largest. Over GPUs:
 
     between measured numbers    log seconds linear in log GPUs, at the same size
     beyond them                 the nearest number's time for as many bytes sent by a GPU, and what
-                                the shortest operation gains per further GPU
+                                the shortest operation gains or saves per GPU, half of it at most
 
 At another NVLink rate an operation takes as long as one that kept the measured links busy for the
 same time: bytes count by the ratio of both rates. SI units.
@@ -109,7 +109,8 @@ def seconds_at(operation: str, curves: Sequence[SizeCurve], size: Bytes, ranks: 
     seconds = float(np.exp(nearest.log_at(size * sent)))
     spread = curves[-1].ranks - curves[0].ranks
     gained = (curves[-1].shortest - curves[0].shortest) / spread if spread else 0.0
-    return seconds + max(0.0, gained) * max(0, ranks - nearest.ranks)
+    further = max(0.0, gained) * (ranks - nearest.ranks)
+    return max(seconds / 2, seconds + further)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import yaml
 
 from hardware_profiles.fields import to_profile
 from hardware_profiles.schema import TransportProfile, load_gpu
@@ -9,12 +10,15 @@ from hardware_profiles.tables import Measurement
 from simulator.calibration.collective_fit import (
     CollectiveErrors,
     fit_collectives,
+    fitted_transport,
     group_curves,
     half_width,
     leave_ranks_out,
     leave_sizes_out,
+    repeat_noise,
     tables_of,
     transport_of,
+    transport_text,
 )
 
 GPU = load_gpu("h100_sxm")
@@ -84,7 +88,8 @@ def test_coverage_is_judged_by_the_other_sizes_of_the_range():
 
 def test_a_transport_of_rows_can_be_read_back():
     mebi = [row(4e-6 * n, size=n * 2**20) for n in (4, 8, 16, 32)]
-    raw, errors = transport_of("mine", mebi, gpu=GPU, library="NCCL", source="made up")
+    fitted = transport_of("mine", mebi, gpu=GPU, library="NCCL", source="made up")
+    raw = yaml.safe_load(transport_text(fitted.raw))
     transport = to_profile(TransportProfile, raw, where="mine.yaml")
     assert transport.measured is not None
     (operation,) = transport.measured.operations
@@ -95,16 +100,29 @@ def test_a_transport_of_rows_can_be_read_back():
     small, large = operation.left_out
     assert (small.rows, small.median, small.quantile_80) == (3, 0.0, 0.6931)
     assert (large.rows, large.median, large.quantile_80) == (1, 0.0, 0.0001)
-    assert list(errors) == [("all_gather", "any")]
+    assert list(fitted.errors) == [("all_gather", "any")]
     # Between two GPUs half of 32 MiB leaves each in 128 us: 131.072 GB/s of 450.
     assert transport.achieved.nvlink.value == 0.291
     assert transport.start == pytest.approx(16e-6, rel=1e-12)
 
 
 def test_rows_in_which_starts_decide_say_nothing_of_the_links():
-    raw, _ = transport_of("mine", LINE, gpu=GPU, library="NCCL", source="made up")
+    raw = transport_of("mine", LINE, gpu=GPU, library="NCCL", source="made up").raw
     assert raw["achieved"]["nvlink"]["value"] == 0.75
     assert raw["achieved"]["nvlink"]["source"].startswith("assumed: no row is large enough")
+
+
+def test_repeats_say_what_no_curve_gets_below():
+    rows = [row(1.0, size=1), row(np.e, size=1), row(1.0, size=1, ranks=4), *LINE[1:]]
+    # Logarithms 0 and 1 of one size and number of GPUs: half either side of their median.
+    assert repeat_noise(rows).tolist() == pytest.approx([-0.5, 0.5])
+
+
+def test_a_calibration_without_rows_of_three_sizes_has_no_transport():
+    assert fitted_transport("mine", [*LINE[:2], row(1.0, size=1, kind="gemm")], gpu=GPU) is None
+    found = fitted_transport("mine", [*LINE, row(1.0, size=1, kind="gemm")], gpu=GPU)
+    assert found is not None
+    assert found.raw["measured"]["operations"][0]["operation"] == "all_gather"
 
 
 def test_one_size_is_no_curve():

@@ -88,7 +88,10 @@ def test_more_gpus_than_measured_send_as_many_bytes_and_start_later():
     slow = {"1 KiB": "40 us", "1 MiB": "40 us"}
     found = times(all_gather=[(2, FLAT), (8, slow)]).predict("all_gather", 7 * 2**20, ranks=16)
     assert seconds(found) == pytest.approx(7.5 * 40e-6 + 8 * 5e-6, rel=1e-12)
-    # Fewer GPUs than measured start no earlier than can be known: as many bytes, 1/2 for 3/4.
+    # Two of 4 and 8 save 2 (40 - 30) / 4 us of 30; with one curve nothing says how much.
+    pair = [(4, {"1 KiB": "30 us", "1 MiB": "30 us"}), (8, slow)]
+    found = times(all_gather=pair).predict("all_gather", 2**12, ranks=2)
+    assert seconds(found) == pytest.approx(25e-6, rel=1e-12)
     found = times(all_to_all=[(4, FLAT)]).predict("all_to_all", 3 * 2**20, ranks=2)
     assert seconds(found) == pytest.approx(20e-6, rel=1e-12)
 
