@@ -14,9 +14,11 @@ Products and other persistent kernels are launched for the SMs that communicatio
 three; what is not persistent takes every SM that is free. `exposed_s` of a pair is the time in
 which its compute stream has no kernel, less what a stream without transfers has between kernels.
 
-Then the first two run once more with a note of the time behind every operator, on its own stream:
-rows of operators hold their time in the pair, `alone_s` without transfers, both medians over the
-layers and some replays, and the note included.
+Then they run once more with a note of the time behind every operator, on its own stream, and so do
+two streams that do not wait for each other: `compute`, and transfers over and over beside it. Rows
+of operators hold their time in the pair; `alone_s` with nothing beside them but their own stream;
+and `beside_s` of the two that do not wait, which is no pair but says how much transfers and compute
+slow each other. All are medians over the layers and some replays, the note included.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,7 +70,11 @@ from reference_model.ranks import rank_device, run_ranks
 
 PAIR = "pair"
 _SEED = 0
-_NOTED_REPLAYS = 5
+_UNHINDERED = "transfers"
+"""Stream of transfers that wait for nothing but one another."""
+_NOTED_REPLAYS = 9
+_SETTLING_REPLAYS = 10
+"""Before those that count, so that clock and power are those of a loop."""
 _FEWEST = 6
 _NANO = 1e-9
 """The GPU's clock counts nanoseconds."""
@@ -122,10 +129,12 @@ class OperatorTime(NamedTuple):
     kind: str
     sizes: str
     dtype: str
-    beside: float
+    paired: float
     """Seconds in the pair."""
     alone: float
     """Without transfers; of a transfer, without compute."""
+    beside: float
+    """With the other stream beside it all the time; not a number where that was not measured."""
 
 
 # -- routing that is known beforehand --------------------------------------------------------------
@@ -226,13 +235,13 @@ def idle_seconds(notes: Sequence[Note], times: Sequence[int]) -> float:
     return (sum(gaps) + max(times) - own[-1][1]) * _NANO
 
 
-def operator_seconds(notes: Sequence[Note], times: Sequence[int]) -> list[tuple[Note, float]]:
-    """Each operator with the time since the note before it in its stream and part."""
+def operator_seconds(notes: Sequence[Note], times: Sequence[int]) -> list[tuple[Note, int, float]]:
+    """Each operator, when it ends, and the time since the note before it in its stream and part."""
     last: dict[str, int] = {}
     found = []
     for note, at in zip(notes, times, strict=True):
         if note.operator is not None:
-            found.append((note, (at - last[note.stream]) * _NANO))
+            found.append((note, at, (at - last[note.stream]) * _NANO))
         last[note.stream] = at
     return found
 
@@ -295,11 +304,11 @@ def _noted(run: Callable[[Notes], Any], device: torch.device) -> tuple[list[Note
 
     step = _Step(once, device)
     taken = []
-    for _ in range(_NOTED_REPLAYS):
-        distributed.barrier()
+    for replay in range(_SETTLING_REPLAYS * (device.type == "cuda") + _NOTED_REPLAYS):
         step()
         wait_for_device(device)
-        taken.append(notes.read())
+        if replay >= _SETTLING_REPLAYS * (device.type == "cuda"):
+            taken.append(notes.read())
     return notes.notes, taken
 
 
@@ -403,7 +412,7 @@ def _one(
     exposed = _middle([idle_seconds(notes, taken) for taken in times]) - still
     together = _time(_Step(pair, device), seconds)
     wholes = [Whole(PAIR, tokens, programs, *together, exposed)]
-    alone = _medians(alone_notes, alone_times)
+    alone, beside = _medians(alone_notes, alone_times), {}
     if memory is not None:
         apart = _time(_Step(lambda: pair(moving=False), device), seconds)
         wholes.append(Whole(COMPUTE, tokens, programs, *apart, 0.0))
@@ -411,41 +420,83 @@ def _one(
         kept = pair()
         wait_for_device(device)
         transfers = list(memory.transfers)
-
-        def communicate(notes: Notes | None = None) -> None:
-            for site, transfer in transfers:
-                if notes is not None:
-                    notes.stream_begins(0, COMMUNICATION)
-                transfer()
-                if notes is not None:
-                    phase, _, name = site.split(":")[:3]
-                    notes.note((name, phase, "", "", ""))
-
-        apart = _time(_Step(communicate, device), seconds)
-        wholes.append(Whole(COMMUNICATION, tokens, programs, *apart, math.nan))
+        communicate = partial(_communicate, transfers)
+        of_transfers = _time(_Step(communicate, device), seconds)
+        wholes.append(Whole(COMMUNICATION, tokens, programs, *of_transfers, math.nan))
         alone |= _medians(*_noted(communicate, device))
+        turns = torch.tensor(math.ceil(apart[0] / of_transfers[0]) + 1, device=device)
+        distributed.all_reduce(turns, op=distributed.ReduceOp.MAX)
+        unhindered = partial(_unhindered, pair, transfers, int(turns))
+        beside = _medians(*_noted(unhindered, device), while_both=True)
         del kept, transfers
     found = [
         OperatorTime(
-            tokens, programs, stream, name, phase, kind, sizes, dtype, beside,
-            alone.get((stream, name, phase), (math.nan,))[0],
+            tokens, programs, stream, name, phase, kind, sizes, dtype, paired,
+            alone.get((stream, name, phase), _MISSING)[0],
+            beside.get((stream, name, phase), _MISSING)[0],
         )
-        for (stream, name, phase), (beside, kind, sizes, dtype) in _medians(notes, times).items()
+        for (stream, name, phase), (paired, kind, sizes, dtype) in _medians(notes, times).items()
     ]  # fmt: skip
     return wholes, found
 
 
+_MISSING = (math.nan, "", "", "")
+
+
+def _communicate(
+    transfers: Sequence[tuple[str, Callable[[], None]]], notes: Notes | None = None, *,
+    stream: str = COMMUNICATION,
+) -> None:  # fmt: skip
+    """All transfers of a pair, one after another."""
+    for site, transfer in transfers:
+        if notes is not None:
+            notes.stream_begins(0, stream)
+        transfer()
+        if notes is not None:
+            phase, _, name = site.split(":")[:3]
+            notes.note((name, phase, "", "", ""))
+
+
+def _unhindered(
+    pair: Callable[..., Any], transfers: Sequence[tuple[str, Callable[[], None]]], turns: int,
+    notes: Notes,
+) -> Any:  # fmt: skip
+    """A pair without transfers, and beside it all of its transfers, so many times."""
+    current, third = torch.cuda.current_stream(), _third_stream()
+    third.wait_stream(current)
+    with torch.cuda.stream(third):
+        for _ in range(turns):
+            _communicate(transfers, notes, stream=_UNHINDERED)
+    result = pair(notes, moving=False)
+    current.wait_stream(third)
+    return result
+
+
+@cache
+def _third_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+
+
 def _medians(
-    notes: Sequence[Note], times: Sequence[Sequence[int]]
+    notes: Sequence[Note], times: Sequence[Sequence[int]], *, while_both: bool = False
 ) -> dict[tuple[str, str, str], tuple[float, str, str, str]]:
-    """(stream, name, phase) -> median seconds over layers and replays, kind, sizes and type."""
+    """(stream, name, phase) -> median seconds over layers and replays, kind, sizes and type.
+
+    while_both: only what ends while compute and unhindered transfers both run counts."""
     seconds: dict[tuple[str, str, str], list[float]] = {}
     described: dict[tuple[str, str, str], tuple[str, str, str]] = {}
     for taken in times:
-        for note, took in operator_seconds(notes, taken):
+        until = min(
+            (max(at for n, at in zip(notes, taken, strict=True) if n.stream == stream)
+             for stream in (COMPUTE, _UNHINDERED)),
+            default=0,
+        ) if while_both else math.inf  # fmt: skip
+        for note, at, took in operator_seconds(notes, taken):
+            if at > until:
+                continue
             assert note.operator is not None
             name, phase, *what = note.operator
-            key = (note.stream, name, phase)
+            key = (COMMUNICATION if note.stream == _UNHINDERED else note.stream, name, phase)
             seconds.setdefault(key, []).append(took)
             described[key] = (what[0], what[1], what[2])
     return {key: (_middle(found), *described[key]) for key, found in seconds.items()}
@@ -530,13 +581,14 @@ def _operator_row(
         "phase": operator.phase,
         "operator": operator.name,
         "alone_s": f"{operator.alone:.4g}",
+        "beside_s": f"{operator.beside:.4g}",
     }
     return KernelTiming(
         kind=operator.kind,
         sizes=operator.sizes,
         dtype=operator.dtype,
         sms=operator.programs if operator.stream == COMMUNICATION else sms - operator.programs,
-        seconds=operator.beside,
+        seconds=operator.paired,
         spread=0.0,
         source=source,
         conditions=pairs_text(values.items()),

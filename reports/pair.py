@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from reports.calibration import format_ms
+from simulator.analysis.measured_pair import MeasuredPair
 from simulator.execution.timeline import Log, hidden_communication, of_stream, waiting
 from simulator.workload.pair_order import pair_parts
 from simulator.workload.task_graph import Stream
@@ -43,3 +46,29 @@ def pair_tables(name: str, log: Log) -> list[Table]:
             format_ms(float(log.end_s[part.tasks[-1]])),
         )
     return [summary, parts]
+
+
+def measured_pair_table(name: str, log: Log, pairs: Sequence[MeasuredPair]) -> Table:
+    """A pair by the scenario's calibration and by measured operators, beside the measured one."""
+    table = Table(title=f"pair of {name}, simulated and measured", title_justify="left")
+    table.add_column("rank")
+    table.add_column("from")
+    for column in ("pair", "error", "exposed", "error"):
+        table.add_column(column, justify="right")
+    for pair in pairs:
+        rank = str(pair.rank)
+        table.add_row(rank, "measured", format_ms(pair.seconds), "", format_ms(pair.exposed_s), "")
+        composed = [("the calibration", log), ("operators alone", pair.alone)]
+        if pair.side_by_side is not None:
+            composed.append(("operators side by side", pair.side_by_side))
+        for source, found in composed:
+            exposed = float(waiting(found).exposed_communication_s)
+            table.add_row(
+                rank,
+                source,
+                format_ms(found.span_s),
+                f"{found.span_s / pair.seconds - 1:+.1%}",
+                format_ms(exposed),
+                f"{'+' if exposed >= pair.exposed_s else ''}{format_ms(exposed - pair.exposed_s)}",
+            )
+    return table

@@ -173,10 +173,16 @@ def show_pair(
         Path | None,
         typer.Option(help="Write the order, for `python -m reference_model pair --order`."),
     ] = None,
+    measured: Annotated[
+        str | None,
+        typer.Option(help="Measured pairs to set beside it: a shipped table's name or a path."),
+    ] = None,
 ) -> None:
     """Pair: the overlapped pair of a training scenario, part by part, and when each part runs."""
+    from hardware_profiles.tables import load_measurements, table_path
     from hardware_profiles.whole_files import write_whole
-    from reports.pair import pair_tables
+    from reports.pair import measured_pair_table, pair_tables
+    from simulator.analysis.measured_pair import measured_pairs
     from simulator.analysis.run import simulate
     from simulator.execution.training import TrainingRun
     from simulator.scenario.files import load_scenario
@@ -192,7 +198,16 @@ def show_pair(
     pair = run.step.pair
     if order is not None:
         write_whole(order, order_text(pair_parts(pair.log.graph)))
-    print_tables(*pair_tables(loaded.name, pair.log))
+    if measured is None:
+        print_tables(*pair_tables(loaded.name, pair.log))
+        return
+    found = measured_pairs(
+        pair.log.graph,
+        load_measurements(table_path(measured)),
+        tokens=run.job.micro_batch_tokens,
+        communication_sms=run.job.communication_sms,
+    )
+    print_tables(measured_pair_table(loaded.name, pair.log, found))
 
 
 def _show_profile(kind: Literal["gpus", "clusters"], name: str | None) -> None:

@@ -18,6 +18,9 @@ from simulator.workload.task_graph import Stream, TaskGraph
 
 Times = NDArray[np.float64]
 
+ROUNDING = 1e-12
+"""Of the time that has passed: less of a task than this is nothing left."""
+
 
 @dataclass(frozen=True, slots=True)
 class Log:
@@ -91,6 +94,51 @@ def run(
     start_s, end_s = np.array(starts).reshape(shape), np.array(ends).reshape(shape)
     ready_s = start_s if rank_axis is None else np.array(ready).reshape(shape)
     return Log(graph, gap_s, start_s, end_s, ready_s)
+
+
+def run_side_by_side(graph: TaskGraph, *, alone_s: Times, beside_s: Times) -> Log:
+    """Start and end of every task, where the two streams slow each other while both run.
+
+    A task goes on at 1 / alone_s of itself per second while the other stream runs nothing, and at
+    1 / beside_s while it runs something.
+
+    Args:
+        alone_s: [tasks], duration with nothing in the other stream.
+        beside_s: [tasks], duration with something in the other stream all the time.
+
+    Raises:
+        ValueError: not one duration of each for each task.
+    """
+    tasks = graph.tasks
+    if not len(alone_s) == len(beside_s) == len(tasks):
+        raise ValueError(
+            f"{graph.name}: {len(alone_s)} and {len(beside_s)} durations for {len(tasks)} tasks"
+        )
+    waiting = [of_stream(graph, stream).tolist()[::-1] for stream in Stream]
+    running: list[int | None] = [None, None]
+    left = np.ones(len(tasks))
+    start_s, end_s = np.zeros(len(tasks)), np.full(len(tasks), np.inf)
+    now = 0.0
+    while any(waiting) or running != [None, None]:
+        for stream, queue in enumerate(waiting):
+            if running[stream] is None and queue:
+                ready = (end_s[earlier] <= now for earlier in tasks[queue[-1]].depends_on)
+                if all(ready):
+                    running[stream] = place = queue.pop()
+                    start_s[place] = now
+        active = [place for place in running if place is not None]
+        took = beside_s if len(active) > 1 else alone_s
+        passed = min(float(left[place] * took[place]) for place in active)
+        now += passed
+        for stream, current in enumerate(running):
+            if current is None:
+                continue
+            remaining = left[current] * took[current] - passed
+            left[current] = remaining / took[current] if remaining > ROUNDING * now else 0.0
+            if not left[current]:
+                end_s[current] = now
+                running[stream] = None
+    return Log(graph, 0.0, start_s, end_s, start_s)
 
 
 def of_stream(graph: TaskGraph, stream: Stream) -> NDArray[np.intp]:

@@ -43,8 +43,8 @@ def test_a_compute_stream_is_idle_between_parts_and_till_the_last_transfer_ends(
 
 
 def test_an_operator_takes_from_the_note_before_it_in_its_stream():
-    assert [round(seconds * 1e9) for _, seconds in operator_seconds(NOTES, TIMES)] == [
-        4000, 3500, 2800, 2900,
+    assert [(at, round(seconds * 1e9)) for _, at, seconds in operator_seconds(NOTES, TIMES)] == [
+        (5000, 4000), (9000, 3500), (12000, 2800), (15000, 2900),
     ]  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_rows_say_what_ran_beside_and_on_how_many_sms():
         "wholes": [("pair", 4096, 20, 0.05, 0.01, 0.0002), ("communication", 4096, 20, 0.007, 0.02,
                                                              float("nan"))],
         "operators": [(4096, 20, "compute", "q", "forward", "gemm", "k=8;m=4;n=2", "fp8_e4m3",
-                       1.1e-4, 1e-4)],
+                       1.1e-4, 1e-4, 1.2e-4)],
         "source": "here", "kernels": "mixed", "sms": 132,
     }  # fmt: skip
     runs = PairRuns(DEBUG, "debug", order(1), (), (20,), seconds=1.0)
@@ -94,7 +94,7 @@ def test_rows_say_what_ran_beside_and_on_how_many_sms():
     assert "exposed_s" not in communication.conditions
     assert (gemm.kind, gemm.sizes, gemm.sms, gemm.seconds) == ("gemm", "k=8;m=4;n=2", 112, 1.1e-4)
     assert gemm.conditions == (
-        f"alone_s=0.0001;communication_sms=20;{common};operator=q;phase=forward;rank=0;ranks=1;"
+        f"alone_s=0.0001;beside_s=0.00012;communication_sms=20;{common};operator=q;phase=forward;rank=0;ranks=1;"
         "set=dsv3sim_mixed;statistic=median;stream=compute;timing=clock;tokens=4096"
     )
 

@@ -8,6 +8,7 @@ from simulator.execution.timeline import (
     critical_path,
     hidden_communication,
     run,
+    run_side_by_side,
     waiting,
 )
 from simulator.workload.task_graph import Stream, Task, TaskGraph
@@ -193,3 +194,25 @@ def test_the_critical_path_passes_through_the_slowest_rank():
     seconds = np.array([[1.0, 3.0], [2.0, 2.0], [1.0, 1.0], [1.0, 1.0]])
     path = critical_path(run(tasks, seconds, 0.5, rank_axis=0))
     assert (path.tasks, path.gaps_s) == ((0, 1, 2, 3), 0.5)
+
+
+def test_two_streams_slow_each_other_only_while_both_run():
+    """Compute takes 2 s alone and 4 beside: over at 4. The transfer takes 6 s beside, so that two
+    thirds of it are done by then; the rest of its 3 s alone is 1."""
+    log = run_side_by_side(
+        graph(("c", ()), ("m", ())), alone_s=np.array([2.0, 3.0]), beside_s=np.array([4.0, 6.0])
+    )
+    assert log.start_s.tolist() == [0.0, 0.0]
+    assert log.end_s.tolist() == [4.0, pytest.approx(5.0)]
+
+
+def test_streams_that_do_not_slow_each_other_run_as_by_their_order():
+    tasks = [("m", ()), ("c", ()), ("m", (1,)), ("c", (0,)), ("c", (2,)), ("m", (4,))]
+    seconds = np.array([3.0, 1.0, 4.0, 2.0, 1.5, 0.0])
+    log = run_side_by_side(graph(*tasks), alone_s=seconds, beside_s=seconds)
+    assert log.end_s.tolist() == pytest.approx(once(tasks, seconds).end_s.tolist())
+
+
+def test_both_durations_of_every_task_are_needed():
+    with pytest.raises(ValueError, match="test: 1 and 2 durations for 2 tasks"):
+        run_side_by_side(graph(("c", ()), ("m", ())), alone_s=np.ones(1), beside_s=np.ones(2))

@@ -1,0 +1,92 @@
+"""A simulated pair beside one that was measured, composed of its operators' measured times.
+
+`python -m reference_model pair` writes the rows: whole pairs, and every operator in the pair, alone
+and with the other stream beside it all the time. From the last two a pair follows by its order, in
+two ways: every task takes what it takes alone; or the streams slow each other while both run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hardware_profiles.tables import Measurement
+from hardware_profiles.units import Seconds
+from simulator.execution.timeline import Log, Times, run, run_side_by_side
+from simulator.workload.task_graph import TaskGraph
+
+PAIR = "pair"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPair:
+    """One rank's pair, measured and composed."""
+
+    rank: int
+    seconds: Seconds
+    exposed_s: Seconds
+    """Of it, communication that nothing hid."""
+    alone: Log
+    """Every operator as long as alone."""
+    side_by_side: Log | None
+    """Both streams slow each other; None where that was not measured."""
+
+
+def measured_pairs(
+    graph: TaskGraph, rows: Iterable[Measurement], *, tokens: int, communication_sms: int
+) -> list[MeasuredPair]:
+    """The pairs of a table that have these tokens and SMs, by rank, each rank's own times.
+
+    Raises:
+        ValueError: there is none, or the table lacks an operator of the graph.
+    """
+    sizes = (("communication_sms", communication_sms), ("tokens", tokens))
+    wholes: dict[int, Measurement] = {}
+    operators: dict[int, dict[tuple[str, str, str], Measurement]] = {}
+    for row in rows:
+        rank = int(row.condition("rank", "0"))
+        if row.kind == PAIR and row.sizes == sizes:
+            wholes[rank] = row
+        elif all(row.condition(name) == str(value) for name, value in sizes):
+            key = (row.condition("stream"), row.condition("phase"), row.condition("operator"))
+            operators.setdefault(rank, {})[key] = row
+    if not wholes:
+        raise ValueError(
+            f"no row of kind {PAIR} with communication_sms={communication_sms};tokens={tokens}"
+        )
+    return [
+        _measured(graph, rank, whole, operators.get(rank, {}))
+        for rank, whole in sorted(wholes.items())
+    ]
+
+
+def _measured(
+    graph: TaskGraph, rank: int, whole: Measurement, rows: dict[tuple[str, str, str], Measurement]
+) -> MeasuredPair:
+    keys = [
+        (str(task.stream), operator.phase, operator.name)
+        for task, operator in zip(graph.tasks, graph.task_operators(), strict=True)
+    ]
+    missing = [key for key in keys if key not in rows]
+    if missing:
+        raise ValueError(
+            f"rank {rank}, {dict(whole.sizes)}: no row of operator {missing[0][2]} "
+            f"({missing[0][1]}, {missing[0][0]} stream)"
+        )
+
+    def times(condition: str) -> Times:
+        return np.array([float(rows[key].condition(condition, "nan")) for key in keys])
+
+    alone, beside = times("alone_s"), times("beside_s")
+    return MeasuredPair(
+        rank,
+        whole.seconds,
+        float(whole.condition("exposed_s")),
+        # What follows an operator in its stream is part of its measured time.
+        alone=run(graph, alone, 0.0),
+        side_by_side=None
+        if np.isnan(beside).any()
+        else run_side_by_side(graph, alone_s=alone, beside_s=beside),
+    )
