@@ -23,6 +23,7 @@ from hardware_profiles.units import format_bandwidth, format_bytes, format_secon
 from simulator.calibration.collective_fit import FittedTransport
 from simulator.calibration.explain import Explanation
 from simulator.calibration.kernel_choice import RULE
+from simulator.calibration.modules import ModuleError
 from simulator.calibration.restated_errors import RestatedError
 from simulator.hardware.kernels.families import Family, calibration_measurements
 from simulator.hardware.network.transfer_times import LINK_KINDS, MODELLED_ON, TransferTimes
@@ -97,6 +98,26 @@ def explained_tables(found: Explanation) -> list[Table]:
     for line in found.aside or ("nothing",):
         aside.add_row(line)
     return [sources, kernels, aside]
+
+
+def module_table(errors: Sequence[ModuleError]) -> Table:
+    """Whole modules as they were timed, and the sum of their kernels over that."""
+    table = Table(
+        "module", "size", title="whole modules beside the sum of their kernels",
+        title_justify="left",
+    )  # fmt: skip
+    for name in ("rows", "measured", "sum / measured - 1", "10% to 90%"):
+        table.add_column(name, justify="right")
+    for error in errors:
+        table.add_row(
+            error.module,
+            error.size,
+            str(error.rows),
+            format_seconds(error.seconds),
+            f"{error.error:+.1%}",
+            f"{error.low:+.0%} to {error.high:+.0%}",
+        )
+    return table
 
 
 def _elsewhere(profile: CalibrationProfile) -> Table:

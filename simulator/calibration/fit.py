@@ -154,6 +154,8 @@ class Calibration:
     """What the rows lack: "calibration that answers: kinds of kernels"."""
     transport: FittedTransport | None = None
     """Of rows of collective operations, which a file of its own holds."""
+    modules: tuple[Path, ...] = ()
+    """Tables of whole modules among the sources."""
 
 
 def fit_calibration(
@@ -238,6 +240,7 @@ def fit_calibration(
         read_by=read.mappings,
         completed=_completed(completed_by, rows),
         transport=fitted_transport(f"{name}{_COLLECTIVES}", rows, gpu=profile),
+        modules=read.modules,
     )
 
 

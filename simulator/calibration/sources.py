@@ -42,8 +42,8 @@ class Sources:
     """How each source was read: "gemm.csv: infersim_gemm"."""
     sets: tuple[KernelSet, ...] = ()
     """What is known of the kernel sets' versions."""
-    files: tuple[Path, ...] = ()
-    """Every file that was read."""
+    modules: tuple[Path, ...] = ()
+    """Tables of whole modules, which give no row."""
 
 
 def read_sources(
@@ -69,6 +69,7 @@ def read_sources(
     warnings: list[str] = []
     unmapped: list[str] = []
     used: list[str] = []
+    modules: list[Path] = []
     sets: dict[tuple[str, int], KernelSet] = {}
     for number, (source, shown) in enumerate(files.items(), start=1):
         progress(f"reading {shown} ({number} of {len(files)})")
@@ -88,6 +89,7 @@ def read_sources(
                 rows.extend(table.measurements)
                 warnings.extend(table.warnings)
                 used.append(f"{shown}: {table.mapping}, {len(table.measurements):,} rows")
+                modules += [source] if table.modules else []
                 sets.update({(known.name, known.place): known for known in table.sets})
         except ValueError as error:
             if source in given:
@@ -103,7 +105,7 @@ def read_sources(
         tuple(warnings),
         tuple(used),
         tuple(sets.values()),
-        tuple(files),
+        tuple(modules),
     )
 
 

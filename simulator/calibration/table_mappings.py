@@ -72,6 +72,28 @@ class TimedKernel(Profile):
     """Why this kernel is taken only where `--sets` names it."""
 
 
+class TimedModule(Profile):
+    """A whole module that a line of the table times, to be held against the sum of its kernels."""
+
+    name: str
+    """`{column}` is filled in."""
+    job: Literal["prefill", "decode"]
+    kernels: tuple[str, ...]
+    """Names of the model's kernels that it consists of, with `*`."""
+    tokens: str
+    context: str
+    """Tokens of one sequence."""
+    sequences: str
+    seconds: str
+    """Column of the time, or arithmetic over columns."""
+    unit: str
+    """Of `seconds`."""
+    fp8_cache: bool = False
+    """Whether decode reads an FP8 KV cache."""
+    where: dict[str, Wanted] = Field(default_factory=dict)
+    """What a line must have for this module."""
+
+
 class SetAside(Profile):
     """Lines that are no kernel time of the model, and why."""
 
@@ -112,6 +134,8 @@ class TableMapping(Profile):
     aside: tuple[SetAside, ...] = ()
     kernels: tuple[TimedKernel, ...] = ()
     """The kernels that a line times; of one kernel in several sets, the most preferred first."""
+    modules: tuple[TimedModule, ...] = ()
+    """Whole modules that a line times."""
     unused: str | None = None
     """Why no line of such a table is a kernel time of the model, where that is so."""
 

@@ -97,6 +97,8 @@ class ImportedTable:
     """The kernel sets of the rows, where the mapping ranks them."""
     aside: Mapping[str, int] = field(default_factory=dict)
     """{reason: lines}"""
+    modules: bool = False
+    """Whether its lines time whole modules."""
 
 
 def import_table(
@@ -152,10 +154,11 @@ def _mapped(
 ) -> ImportedTable:
     """The rows of a table whose mapping is known."""
     aside: dict[str, list[int]] = defaultdict(list)
-    usable, copies = _of_this_gpu(columns, gpu, aside)
+    usable, copies = of_this_gpu(columns, gpu, aside)
     if rules.unused:
         aside[rules.unused].extend(_line_numbers(usable))
-        return _imported(path, rules.name, (), aside)
+        table = _imported(path, rules.name, (), aside)
+        return replace(table, modules=bool(rules.modules))
     for rule in rules.aside:
         if rule.kind is None:
             found = usable & lines_where(columns, rule.where)
@@ -225,7 +228,7 @@ def _same_in_every_line(
     return {name: np.array([value] * count, dtype=object) for name, value in stated.items()}
 
 
-def _of_this_gpu(
+def of_this_gpu(
     columns: Columns, gpu: GpuProfile, aside: dict[str, list[int]]
 ) -> tuple[Lines, tuple[str, ...]]:
     """[lines] measured on this GPU, those of others set aside; and a warning for rows of it that

@@ -67,10 +67,12 @@ def calibrate(
     """Fit kernel times to measurements and report the error of left-out rows."""
     from rich.text import Text
 
+    from hardware_profiles.schema import load_calibration
     from reports.calibration import (
         calibration_tables,
         collective_table,
         explained_tables,
+        module_table,
         pooled_table,
     )
     from reports.calibration_report import POOLED_ROWS, write_calibration_run
@@ -78,6 +80,7 @@ def calibrate(
     from simulator.calibration import fit as calibration
     from simulator.calibration.explain import explain_sources
     from simulator.calibration.kernel_choice import RULE
+    from simulator.calibration.modules import module_errors
 
     stated = _stated(column or ())
     preferred = sets.split(",") if sets else ()
@@ -120,11 +123,16 @@ def calibrate(
             "form": form,
             "out": str(out),
         }
+        status.update("holding whole modules against their kernels")
+        modules, cancelling = module_errors(result.modules, load_calibration(str(out)))
         pooled = write_calibration_run(result, directory, inputs=inputs)
     errors = [pooled_table(pooled, POOLED_ROWS)] if result.profile.fits else []
     if result.transport is not None:
         errors.append(collective_table(result.transport))
-    print_tables(*errors, *calibration_tables(result.profile, result.measurements))
+    beside = [module_table(modules)] if modules else []
+    print_tables(*errors, *calibration_tables(result.profile, result.measurements), *beside)
+    for line in cancelling:
+        print(line)
     for source in result.read_by:
         print(f"read by {source}")
     print(f"kernels: {', '.join(result.profile.kernel_sets)} ({RULE})")
