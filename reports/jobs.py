@@ -83,6 +83,17 @@ def _fleet() -> JobReport:
     return JobReport(fleet_run_tables, write_fleet_run)
 
 
+def _replay() -> JobReport:
+    from reports.terminal import metric_table
+
+    def write(run: Run[Any], metrics: Metrics, directory: Path) -> None:
+        from reports.replay import write_replay_run  # pandas: only for a directory
+
+        write_replay_run(run, metrics, directory)
+
+    return JobReport(lambda name, metrics: [metric_table(name, metrics)], write)
+
+
 JOB_REPORTS: Mapping[str, Callable[[], JobReport]] = {
     "training": _training,
     "collective": _collective,
@@ -90,4 +101,5 @@ JOB_REPORTS: Mapping[str, Callable[[], JobReport]] = {
     "tpot_limit": _tpot_limit,
     "offload": _offload,
     "fleet": _fleet,
+    "replay": _replay,
 }

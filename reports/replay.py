@@ -7,21 +7,23 @@ and timeline.png, as two processes in perfetto.json, as columns in kernels.parqu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import yaml
 
 from hardware_profiles.units import Seconds, format_seconds, unit_factor
 from reports.page import render_page
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
-from simulator.analysis.profile_replay import ReplayRun
+from simulator.analysis.profile_replay import Replay
+from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from simulator.analysis.run import Run
 
 REPORT_FILE, PERFETTO_FILE, FIGURE_NAME = "report.html", "perfetto.json", "timeline"
 
@@ -53,30 +55,29 @@ _RESULTS = {
 }
 
 
-def write_replay_run(run: ReplayRun, directory: Path) -> None:
+def write_replay_run(run: Run[Replay], metrics: Mapping[str, Any], directory: Path) -> None:
     """Write everything; the directory appears whole or not at all."""
-    kernels = kernel_table(run)
+    kernels = kernel_table(run.result)
 
     def write_report(draft: Path) -> None:
-        (draft / REPORT_FILE).write_text(_page(run, kernels), encoding="utf-8")
-        trace = {"displayTimeUnit": "ms", "traceEvents": list(replay_events(run, kernels))}
+        (draft / REPORT_FILE).write_text(_page(metrics, kernels), encoding="utf-8")
+        trace = {"displayTimeUnit": "ms", "traceEvents": list(replay_events(run.result, kernels))}
         text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
         (draft / PERFETTO_FILE).write_text(text, encoding="utf-8")
         figure = timeline_figure(kernels)
         figure.savefig(draft / f"{FIGURE_NAME}.png", dpi=150)
         figure.savefig(draft / f"{FIGURE_NAME}.svg", metadata={"Date": None})
 
-    inputs = {"trace": run.trace.path, "mapping": run.mapping.name}
     write_run(
         directory,
-        scenario=yaml.safe_dump({**inputs, **run.resolved}, sort_keys=False, allow_unicode=True),
-        metrics=run.to_json(),
+        scenario=write_resolved(run.scenario),
+        metrics=metrics,
         tables={"kernels": kernels},
         write_report=write_report,
     )
 
 
-def kernel_table(run: ReplayRun) -> pd.DataFrame:
+def kernel_table(run: Replay) -> pd.DataFrame:
     """One row per kernel: what it is, when it ran in the recording and in the replay."""
     kernels, mapped = run.graph.kernels, run.mapped
     shown = [
@@ -99,7 +100,7 @@ def kernel_table(run: ReplayRun) -> pd.DataFrame:
     )
 
 
-def replay_events(run: ReplayRun, kernels: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def replay_events(run: Replay, kernels: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Chrome trace events: a process per timeline, a track per stream, the replayed host."""
     for process, timeline in enumerate(TIMELINES, start=1):
         yield _name("process_name", process, 0, f"{timeline} GPU")
@@ -150,9 +151,8 @@ def timeline_figure(kernels: pd.DataFrame) -> Figure:
     return figure
 
 
-def _page(run: ReplayRun, kernels: pd.DataFrame) -> str:
-    """The self-contained page."""
-    result = run.to_json()
+def _page(result: Mapping[str, Any], kernels: pd.DataFrame) -> str:
+    """The self-contained page of a replay's metrics."""
     return render_page(
         "replay.html.j2",
         charts={"timeline": timeline_chart(kernels)},

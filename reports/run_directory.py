@@ -136,7 +136,7 @@ def job_of(metrics: Mapping[str, Any]) -> str:
         return f"a {scenario['job']} run{phase}"
     if "rows" in metrics and isinstance(scenario, str):
         return "a sweep"
-    return "a replay" if "measured_span_s" in metrics else "a run that names no job"
+    return "a run that names no job"
 
 
 def _put_in_place(draft: Path, directory: Path) -> None:

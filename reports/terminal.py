@@ -38,6 +38,8 @@ COMPARED = (
     "step_time_s",
     "pass_time_s",
     "completion_s",
+    "span_s",
+    "measured_span_s",
     "bubble_s",
     "peak_memory_bytes",
     "pair_time_s",

@@ -683,6 +683,54 @@ _FLEET = (
 )
 
 
+_REPLAY = (
+    Metric("span_s", "s", "less", "from the start of the first kernel to the end of the last"),
+    Metric("measured_span_s", "s", None, "the same in the recording"),
+    Metric("compute_busy_s", "s", None, "time in which a compute stream runs a kernel"),
+    Metric("communication_busy_s", "s", None, "time in which a communication stream runs a kernel"),
+    Metric(
+        "exposed_communication_s",
+        "s",
+        "less",
+        "time in which the compute streams run nothing because they wait for transfers",
+    ),
+    Metric(
+        "waiting_for_ranks_s",
+        "s",
+        "less",
+        "the same for kernels that wait for other ranks to begin a transfer with",
+    ),
+    Metric(
+        "launch_bound_s",
+        "s",
+        "less",
+        "time in which the compute streams run nothing because the host has launched nothing",
+    ),
+    Metric(
+        "other_idle_s",
+        "s",
+        "less",
+        "time in which the compute streams run nothing otherwise: gaps, room on SMs, both ends",
+    ),
+    Metric("rank_wait_s", "s", None, "kernel time of waits for other ranks, kept as recorded"),
+    Metric("host_speed", "ratio", None, "CPU speed over that of the recorded host"),
+    Metric("communication_sms", "SMs", None, "SMs that dispatch and combine take"),
+    Metric(
+        "nic_bandwidth_bytes_per_s", "bytes/s", None, "line rate of NICs per GPU, each direction"
+    ),
+    Metric(
+        "order_inversions",
+        "pairs",
+        "less",
+        "kernels of communication and compute that change places with the recording",
+    ),
+    Metric("unmapped_share", "share", "less", "share of kernel time of which no work is known"),
+    Metric("unmapped.kernels", "kernels", None, "kernels of one name of which no work is known"),
+    Metric("unmapped.seconds", "s", None, "their recorded time"),
+    Metric("duration_basis", "share", None, "share of kernel time by what the times rest on"),
+    Metric("stream_wait_calls", "calls", None, "calls that make one stream wait for another"),
+)
+
 METRICS: Mapping[str, Mapping[str, Metric]] = {
     job: {metric.name: metric for metric in (*_EVERY_JOB, *own)}
     for job, own in (
@@ -692,6 +740,7 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
         ("offload", _OFFLOAD),
         ("collective", _COLLECTIVE),
         ("fleet", _FLEET),
+        ("replay", _REPLAY),
     )
 }
 """{job: {name: metric}}"""

@@ -1,7 +1,7 @@
 """Replay a recorded profile and set the simulated timeline beside the measured one.
 
-    run = replay_profile("profile.json.gz", gpu="h200_sxm", overrides={"host_speed": 2})
-    json.dumps(run.to_json())
+    run = simulate(replay_scenario("profile.json.gz", ["gpu=h200_sxm", "host_speed=2"]))
+    print(run.metrics["span_s"], run.result.warnings)
 
 On the machine it was recorded on, kernels keep their recorded times and only order, waits, launches
 and room on the SMs decide when they run: the span is *reproduced*, which tests those. Anything else
@@ -15,25 +15,15 @@ where a faster GPU or NIC would change when the other ranks arrive: one rank's p
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import PositiveFloat
 
-from hardware_profiles.fields import Count, Profile, TimeValue, apply_overrides, to_profile
-from hardware_profiles.renames import path_of_today
-from hardware_profiles.schema import (
-    ClusterProfile,
-    GpuProfile,
-    override_gpu,
-    read_profile,
-    resolve_cluster,
-)
-from hardware_profiles.units import Seconds, format_seconds
+from hardware_profiles.schema import ClusterProfile, GpuProfile, load_cluster, load_gpu
+from hardware_profiles.units import Seconds
 from simulator.analysis.what_if import (
     Durations,
     Machine,
@@ -51,6 +41,8 @@ from simulator.execution.replay import (
     measured_times,
     union_s,
 )
+from simulator.scenario.files import Scenario, scenario_from
+from simulator.scenario.replay import ReplayJob
 from simulator.workload.profile.kernel_mapping import KernelMapping, load_mapping
 from simulator.workload.profile.kineto import Trace, read_kineto
 from simulator.workload.profile.mapped_kernels import (
@@ -67,33 +59,15 @@ NAMED_KERNELS = 3
 """Kernels that such a warning names."""
 
 
-class ReplayInputs(Profile):
-    """What can be set for a replay; by dotted path, as ``cluster.node.nic.bandwidth``."""
-
-    gpu: GpuProfile
-    cluster: ClusterProfile | None
-    """Machine around the GPU; its node's GPU is `gpu`."""
-    host_speed: PositiveFloat = 1.0
-    """CPU speed relative to the recorded host."""
-    communication_sms: Count | None = None
-    """SMs of dispatch and combine; None: as recorded."""
-    launch_latency: TimeValue
-    """From the end of a launch call to the earliest start of its kernel."""
-    gap: TimeValue
-    """Between a kernel and the next that waits for it on the GPU."""
-
-
 @dataclass(frozen=True, slots=True)
-class ReplayRun:
+class Replay:
     """One replay, and the recording that it replays."""
 
+    job: ReplayJob
     trace: Trace
     mapping: KernelMapping
     mapped: tuple[MappedKernel, ...]
     graph: ReplayGraph
-    inputs: ReplayInputs
-    resolved: Mapping[str, Any]
-    """The same as files write it: text with units."""
     recorded_gpu: str
     source: Machine
     target: Machine
@@ -159,39 +133,6 @@ class ReplayRun:
             )
         return tuple(found)
 
-    def to_json(self) -> dict[str, Any]:
-        """Results under their published names; seconds."""
-        inputs = self.inputs
-        cluster = inputs.cluster
-        return {
-            "trace": self.trace.path,
-            "mapping": self.mapping.name,
-            "recorded_gpu": self.recorded_gpu,
-            "gpu": inputs.gpu.name,
-            "what_if": self.source != self.target or inputs.host_speed != 1.0,
-            "host_speed": inputs.host_speed,
-            "communication_sms": self.target.communication_sms,
-            "nic_bandwidth_bytes_per_s": None
-            if cluster is None
-            else cluster.node.nic_bandwidth_per_gpu,
-            **self._timeline(self.simulated),
-            "measured_span_s": self.measured_span_s,
-            "measured": self._timeline(self.measured),
-            "order_inversions": self.order_inversions,
-            "unmapped_share": self.unmapped_share,
-            "unmapped": self.unmapped(),
-            "rank_wait_s": sum(
-                kernel.seconds
-                for kernel, place in zip(self.trace.kernels, self.mapped, strict=True)
-                if place.role is Role.RANK_WAIT
-            ),
-            "rank_wait_kind": "recorded; kept on every machine",
-            "duration_basis": self._basis(),
-            "stream_wait_calls": self.graph.wait_calls,
-            "stream_waits_kind": "recorded" if self.trace.stream_waits else "inferred",
-            "warnings": list(self.warnings),
-        }
-
     def unmapped(self) -> list[dict[str, Any]]:
         """Computing kernels without an operator, one entry per name and reason, longest first."""
         found: dict[tuple[str, str], list[float]] = {}
@@ -204,69 +145,53 @@ class ReplayRun:
         ]
         return sorted(entries, key=lambda entry: -float(str(entry["seconds"])))
 
-    def _timeline(self, times: KernelSpans) -> dict[str, Any]:
-        compute = compute_kernels(self.graph)
-        chosen = set(compute)
-        others = [index for index in range(len(self.graph.kernels)) if index not in chosen]
-        idle = idle_time(self.graph, times)
-        return {
-            "span_s": times.span_s,
-            "compute_busy_s": union_s(times.start_s[compute], times.end_s[compute]),
-            "communication_busy_s": union_s(times.start_s[others], times.end_s[others]),
-            "exposed_communication_s": idle.exposed_communication_s,
-            "waiting_for_ranks_s": idle.waiting_for_ranks_s,
-            "launch_bound_s": idle.launch_s,
-            "other_idle_s": idle.other_s,
-        }
 
-    def _basis(self) -> dict[str, float]:
-        """{basis: share of the simulated kernel time}"""
-        total = float(self.durations.seconds.sum()) or 1.0
-        shares: dict[str, float] = {}
-        for basis, seconds in zip(self.durations.basis, self.durations.seconds, strict=True):
-            shares[basis] = shares.get(basis, 0.0) + float(seconds) / total
-        return shares
-
-
-def replay_profile(
-    trace_path: str | Path,
-    *,
-    gpu: str | None = None,
-    mapping: str | None = None,
-    source_gpu: str | None = None,
-    host_speed: float | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> ReplayRun:
-    """Replay a trace.
+def replay_scenario(profile: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+    """The scenario of a profile's replay.
 
     Args:
-        gpu: GPU to replay on, shipped name or path; None: the recorded one.
-        mapping: what the kernels are, shipped name or path; the shipped one that names most of
-            the kernel time where not given.
-        source_gpu: GPU of the recording, where the trace does not say it; must agree where it does.
-        host_speed: CPU speed relative to the recorded host.
-        overrides: {dotted path: value} into ReplayInputs, as --set gives them.
+        overrides: texts "path=value" as --set takes them: "gpu=h200_sxm", "mapping=my.yaml",
+            "gpu.hbm_bandwidth=6.7 TB/s", "cluster.node.nic.bandwidth=200 Gbit/s".
 
-    Raises ValueError, one line, for a bad trace, mapping, name, path or value.
+    Raises:
+        ValueError: one line naming the profile or the path and what is allowed.
     """
-    trace = read_kineto(trace_path)
-    if mapping is None:
-        rules, mapped = best_mapping(trace)
-    else:
-        rules = load_mapping(mapping)
-        mapped = map_kernels(trace, rules)
-    recorded_gpu = gpu_of_recording(trace, rules, source_gpu)
+    path = Path(profile)
+    job: dict[str, Any] = {"profile": str(profile)}
+    raw: dict[str, Any] = {"description": f"Replay of {path.name}", "replay": job}
+    parts = (text.removeprefix("replay.").partition("=") for text in overrides)
+    given = {field: value for field, _, value in parts}
+    inside = {name for name in ("gpu", "cluster") if any(p.startswith(f"{name}.") for p in given)}
+    if inside - set(given):
+        # What a change is made inside of is the machine of the recording, which the profile names.
+        trace = read_kineto(path)
+        rules = _mapping_of(trace, given.get("mapping"))[0]
+        gpu = gpu_of_recording(trace, rules, given.get("recorded_gpu"))
+        recorded = {"gpu": gpu, "cluster": rules.cluster}
+        raw |= {name: recorded[name] for name in inside if recorded[name] is not None}
+    name = f"replay_{path.name.split('.')[0]}"
+    return scenario_from(name, raw, overrides, where=f"replay of {profile}")
+
+
+def run_replay(scenario: Scenario) -> Replay:
+    """Replay the profile of a scenario.
+
+    Raises:
+        ValueError: one line, for a bad profile, mapping, name or value.
+    """
+    job = scenario.job_as(ReplayJob)
+    if any(change.startswith("cluster.node.gpu") for change in scenario.changes):
+        raise ValueError(f"{scenario.where}: cluster.node.gpu: set gpu, the cluster takes it over")
+    trace = read_kineto(job.profile)
+    rules, mapped = _mapping_of(trace, job.mapping)
+    recorded_gpu = gpu_of_recording(trace, rules, job.recorded_gpu)
     graph = build_replay(
         trace,
         roles=[place.role for place in mapped],
         polled=[place.polled for place in mapped],
     )
-    changes = dict(overrides or {})
-    if host_speed is not None:
-        changes.setdefault("host_speed", host_speed)
-    resolved = _resolve(rules, gpu or recorded_gpu, changes)
-    inputs = to_profile(ReplayInputs, resolved, where="replay")
-    recorded = to_profile(ReplayInputs, _resolve(rules, recorded_gpu, {}), where="replay")
+    recorded = load_gpu(recorded_gpu)
+    around = None if rules.cluster is None else load_cluster(rules.cluster)
     recorded_sms = max(
         (
             kernel.blocks
@@ -274,13 +199,16 @@ def replay_profile(
             # On a stream of computing kernels none runs beside them.
             if place.role is Role.COMMUNICATION
             and kernel.stream in graph.communication_streams
-            and kernel.blocks < recorded.gpu.sms
+            and kernel.blocks < recorded.sms
         ),
         default=0,
     )
-    source = _machine(recorded, recorded_sms)
-    taken = recorded_sms if inputs.communication_sms is None else inputs.communication_sms
-    target = _machine(inputs, taken)
+    source = _machine(recorded, around, recorded_sms)
+    target = _machine(
+        scenario.named_gpu or recorded,
+        scenario.named_cluster or around,
+        recorded_sms if job.communication_sms is None else job.communication_sms,
+    )
     durations = what_if_durations(
         trace.kernels,
         mapped,
@@ -289,71 +217,106 @@ def replay_profile(
         expert_parallel_ranks=rules.expert_parallel_ranks,
     )
     machine = ReplayMachine(
-        host_speed=inputs.host_speed,
-        launch_latency_s=inputs.launch_latency,
-        kernel_gap_s=inputs.gap,
+        host_speed=job.host_speed,
+        launch_latency_s=_stated(job.launch_latency, rules.launch_latency.value),
+        kernel_gap_s=_stated(job.gap, rules.gap.value),
         sms=target.gpu.sms,
         sm_limits=trace.sm_limits,
     )
     blocks = blocks_on(trace.kernels, mapped, source=source, target=target)
-    log = execute_replay(graph, durations.seconds, blocks, machine)
-    return ReplayRun(
+    return Replay(
+        job=job,
         trace=trace,
         mapping=rules,
         mapped=mapped,
         graph=graph,
-        inputs=inputs,
-        resolved=resolved,
         recorded_gpu=recorded_gpu,
         source=source,
         target=target,
         durations=durations,
-        log=log,
+        log=execute_replay(graph, durations.seconds, blocks, machine),
         measured=measured_times(graph, trace, machine),
     )
 
 
-def _resolve(mapping: KernelMapping, gpu: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolve names and overrides. A change of ``gpu.hbm_bandwidth`` is one of the GPU inside the
-    cluster, so that both stay the same thing."""
-    where = "replay"
-    changes = {path_of_today(path, "replay", where="--set"): v for path, v in changes.items()}
-    named = changes.get("gpu")
-    chosen = read_profile("gpus", str(named) if named is not None else gpu)[0]
-    chosen = override_gpu(
-        chosen,
-        {path[4:]: value for path, value in changes.items() if path.startswith("gpu.")},
-        where=where,
-    )
-    cluster: dict[str, Any] | None = None
-    name = changes.get("cluster", mapping.cluster)
-    if name is not None:
-        raw, where_cluster = read_profile("clusters", str(name))
-        inside = {p[8:]: v for p, v in changes.items() if p.startswith("cluster.")}
-        if any(path.split(".")[:2] == ["node", "gpu"] for path in inside):
-            raise ValueError("replay: cluster.node.gpu: set gpu, the cluster takes it over")
-        cluster = resolve_cluster(raw, inside, where=where_cluster)
-        cluster["node"] = {**cluster["node"], "gpu": copy.deepcopy(chosen)}
-    raw_inputs: dict[str, Any] = {
-        "gpu": chosen,
-        "cluster": cluster,
-        "host_speed": 1.0,
-        "communication_sms": None,
-        "launch_latency": format_seconds(mapping.launch_latency.value, digits=6),
-        "gap": format_seconds(mapping.gap.value, digits=6),
+def replay_metrics(run: Replay) -> dict[str, Any]:
+    """{JSON name: value} of a replay, SI units."""
+    cluster = run.target.cluster
+    return {
+        "trace": run.trace.path,
+        "mapping": run.mapping.name,
+        "recorded_gpu": run.recorded_gpu,
+        "gpu": run.target.gpu.name,
+        "what_if": run.source != run.target or run.job.host_speed != 1.0,
+        "host_speed": run.job.host_speed,
+        "communication_sms": run.target.communication_sms,
+        "nic_bandwidth_bytes_per_s": cluster and cluster.node.nic_bandwidth_per_gpu,
+        **_timeline(run.graph, run.simulated),
+        "measured_span_s": run.measured_span_s,
+        "measured": _timeline(run.graph, run.measured),
+        "order_inversions": run.order_inversions,
+        "unmapped_share": run.unmapped_share,
+        "unmapped": run.unmapped(),
+        "rank_wait_s": sum(
+            kernel.seconds
+            for kernel, place in zip(run.trace.kernels, run.mapped, strict=True)
+            if place.role is Role.RANK_WAIT
+        ),
+        "rank_wait_kind": "recorded; kept on every machine",
+        "duration_basis": _basis(run.durations),
+        "stream_wait_calls": run.graph.wait_calls,
+        "stream_waits_kind": "recorded" if run.trace.stream_waits else "inferred",
+        "warnings": list(run.warnings),
     }
-    rest = {
-        path: value
-        for path, value in changes.items()
-        if path not in ("gpu", "cluster") and not path.startswith(("gpu.", "cluster."))
-    }
-    return apply_overrides(raw_inputs, rest, where=where)
 
 
-def _machine(inputs: ReplayInputs, communication_sms: int) -> Machine:
-    if communication_sms >= inputs.gpu.sms:
+def _timeline(graph: ReplayGraph, times: KernelSpans) -> dict[str, float]:
+    compute = compute_kernels(graph)
+    chosen = set(compute)
+    others = [index for index in range(len(graph.kernels)) if index not in chosen]
+    idle = idle_time(graph, times)
+    return {
+        "span_s": times.span_s,
+        "compute_busy_s": union_s(times.start_s[compute], times.end_s[compute]),
+        "communication_busy_s": union_s(times.start_s[others], times.end_s[others]),
+        "exposed_communication_s": idle.exposed_communication_s,
+        "waiting_for_ranks_s": idle.waiting_for_ranks_s,
+        "launch_bound_s": idle.launch_s,
+        "other_idle_s": idle.other_s,
+    }
+
+
+def _basis(durations: Durations) -> dict[str, float]:
+    """{basis: share of the simulated kernel time}"""
+    total = float(durations.seconds.sum()) or 1.0
+    shares: dict[str, float] = {}
+    for basis, seconds in zip(durations.basis, durations.seconds, strict=True):
+        shares[basis] = shares.get(basis, 0.0) + float(seconds) / total
+    return shares
+
+
+def _mapping_of(
+    trace: Trace, mapping: str | None
+) -> tuple[KernelMapping, tuple[MappedKernel, ...]]:
+    """A mapping and what it says; the shipped one that names most where none is asked for."""
+    if mapping is None:
+        return best_mapping(trace)
+    rules = load_mapping(mapping)
+    return rules, map_kernels(trace, rules)
+
+
+def _machine(gpu: GpuProfile, cluster: ClusterProfile | None, communication_sms: int) -> Machine:
+    """The GPU in the place of the cluster's own."""
+    if communication_sms >= gpu.sms:
         raise ValueError(
             f"replay: communication_sms: {communication_sms} is not allowed: "
-            f"{inputs.gpu.name} has {inputs.gpu.sms} SMs and computing needs at least one"
+            f"{gpu.name} has {gpu.sms} SMs and computing needs at least one"
         )
-    return Machine(inputs.gpu, inputs.cluster, communication_sms)
+    if cluster is not None:
+        node = cluster.node.model_copy(update={"gpu": gpu})
+        cluster = cluster.model_copy(update={"node": node})
+    return Machine(gpu, cluster, communication_sms)
+
+
+def _stated(value: Seconds | None, otherwise: Seconds) -> Seconds:
+    return otherwise if value is None else value

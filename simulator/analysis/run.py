@@ -20,6 +20,7 @@ from simulator.workload.recorded import shipped_trace
 
 if TYPE_CHECKING:
     from simulator.analysis.fleet_metrics import ObservedFleet
+    from simulator.analysis.profile_replay import Replay
     from simulator.execution.bounds import TpotLimit
     from simulator.execution.collective import CollectiveResult
     from simulator.execution.offload import OffloadStep
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
     from simulator.execution.training import TrainingRun
 
     AnyResult: TypeAlias = (
-        TrainingRun | ServingRun | ObservedFleet | CollectiveResult | TpotLimit | OffloadStep
+        TrainingRun
+        | ServingRun
+        | ObservedFleet
+        | CollectiveResult
+        | TpotLimit
+        | OffloadStep
+        | Replay
     )
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -198,6 +205,13 @@ def _offload(scenario: Scenario, _: bool) -> Run[OffloadStep]:
     )
 
 
+def _replay(scenario: Scenario, _: bool) -> Run[Replay]:
+    from simulator.analysis.profile_replay import replay_metrics, run_replay
+
+    result = run_replay(scenario)
+    return Run(scenario, result, lambda _: replay_metrics(result), has_intervals=False)
+
+
 SIMULATED: Mapping[str, Callable[[Scenario, bool], Run[AnyResult]]] = {
     "training": _training,
     "collective": _collective,
@@ -205,5 +219,6 @@ SIMULATED: Mapping[str, Callable[[Scenario, bool], Run[AnyResult]]] = {
     "tpot_limit": _tpot_limit,
     "offload": _offload,
     "fleet": _fleet,
+    "replay": _replay,
 }
 """Job -> (scenario, whether to unfold) -> its run."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from simulator.cli.options import Changes, Json, print_tables
+from simulator.cli.options import Changes, Json
+from simulator.cli.run import run_and_show
 
 
 def replay(
@@ -40,37 +40,10 @@ def replay(
     ] = None,
 ) -> None:
     """Run a recorded profile again: on its own GPU, or as a what-if on another machine."""
-    from simulator.analysis.profile_replay import replay_profile
-    from simulator.scenario.changes import directory_name, shown
-    from simulator.scenario.files import parse_override
+    started = time.perf_counter()
+    from simulator.analysis.profile_replay import replay_scenario
 
     named = {"gpu": gpu, "recorded_gpu": recorded_gpu, "mapping": mapping}
     asked = [f"{name}={value}" for name, value in named.items() if value is not None]
-    asked += sorted(changes or ())
-    default = directory_name(f"replay_{trace.name.split('.')[0]}", asked)
-    directory = out or (None if as_json else Path("runs") / default)
-    if directory is not None:
-        from reports.run_directory import check_replaceable
-
-        check_replaceable(directory)
-    result = replay_profile(
-        trace,
-        gpu=gpu,
-        mapping=mapping,
-        source_gpu=recorded_gpu,
-        overrides=dict(parse_override(text) for text in changes or ()),
-    )
-    if directory is not None:
-        from reports.replay import write_replay_run
-
-        write_replay_run(result, directory)
-    if as_json:
-        print(json.dumps(result.to_json(), allow_nan=False))
-        return
-    from reports.terminal import metric_table
-
-    title = f"{trace} with {shown(asked)}" if asked else str(trace)
-    print_tables(metric_table(title, result.to_json()))
-    for warning in result.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"report: {directory}/report.html")
+    scenario = replay_scenario(trace, [*asked, *(changes or ())])
+    run_and_show(scenario, out=out, as_json=as_json, unfold=False, intervals=True, started=started)

@@ -6,11 +6,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from simulator.cli.options import Changes, Json, print_tables, working
+
+if TYPE_CHECKING:
+    from simulator.scenario.files import Scenario
 
 
 def run_command(
@@ -37,14 +40,40 @@ def run_command(
 ) -> None:
     """Simulate a scenario and write its report."""
     started = time.perf_counter()
+    from simulator.scenario.files import load_scenario
+
+    loaded = load_scenario(scenario, changes or ())
+    run_and_show(
+        loaded,
+        out=out,
+        as_json=as_json,
+        unfold=unfold,
+        intervals=not no_interval,
+        started=started,
+    )
+
+
+def run_and_show(
+    loaded: Scenario,
+    *,
+    out: Path | None,
+    as_json: bool,
+    unfold: bool,
+    intervals: bool,
+    started: float,
+) -> None:
+    """Simulate a scenario, write its directory and print its tables or its JSON.
+
+    Args:
+        out: directory of the run; None for the usual one, or for none with JSON.
+        started: time.perf_counter() from which on the command has worked.
+    """
     from rich.text import Text
 
     from reports.jobs import JOB_REPORTS
     from reports.tables import left_out_note
     from simulator.analysis.run import simulate
-    from simulator.scenario.files import load_scenario
 
-    loaded = load_scenario(scenario, changes or ())
     directory = out or (None if as_json else Path("runs") / loaded.directory_name)
     if directory is not None:
         from reports.run_directory import check_replaceable
@@ -52,11 +81,11 @@ def run_command(
         check_replaceable(directory)
     with working(f"simulating {loaded.name}") as status:
         result = simulate(loaded, unfold=unfold)
-        if no_interval and not result.has_intervals:
+        if not intervals and not result.has_intervals:
             note = f"note: --no-interval: a {loaded.job_name} job has no 80 % interval"
             print(note, file=sys.stderr)
         status.update(Text(f"measuring {loaded.name}"))
-        metrics = result.to_json(intervals=not no_interval)
+        metrics = result.to_json(intervals=intervals)
         metrics["wall_clock_s"] = time.perf_counter() - started
         report = JOB_REPORTS[loaded.job_name]()
         if directory is not None:
@@ -68,4 +97,6 @@ def run_command(
     print_tables(*report.tables(loaded.name, metrics))
     if loaded.figures_left_out:
         print(left_out_note(loaded))
+    for warning in metrics.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"report: {directory}/report.html")

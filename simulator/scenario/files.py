@@ -27,7 +27,9 @@ from hardware_profiles.renames import path_of_today, with_names_of_today
 from hardware_profiles.schema import (
     CalibrationProfile,
     ClusterProfile,
+    GpuProfile,
     override_calibration,
+    override_gpu,
     read_profile,
     resolve_cluster,
 )
@@ -44,6 +46,7 @@ from simulator.scenario.changes import (
 )
 from simulator.scenario.collective import CollectiveJob
 from simulator.scenario.fleet import FleetJob
+from simulator.scenario.replay import ReplayJob
 from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
 from simulator.scenario.training import TrainingJob
 
@@ -81,12 +84,14 @@ class PublishedFigure(Profile):
 
 
 class ScenarioFile(Profile):
-    """The fields of a scenario file beside its job; model, cluster and calibration are names or
-    fields in full."""
+    """The fields of a scenario file beside its job; model, cluster, gpu and calibration are names
+    or fields in full."""
 
     description: str
     model: str | dict[str, Any] | None = None
     cluster: str | dict[str, Any] | None = None
+    gpu: str | dict[str, Any] | None = None
+    """Of a replay; other jobs run on the GPU of their cluster."""
     calibration: str | dict[str, Any] | None = None
     cost_model: str = "measured"
     """Name in simulator.hardware.costs.COST_MODELS."""
@@ -95,13 +100,15 @@ class ScenarioFile(Profile):
     analysis: AnalysisInputs = AnalysisInputs()
 
 
-NAMED = ("model", "cluster", "calibration")
+NAMED = ("model", "cluster", "gpu", "calibration")
 """Fields of a scenario that name a file of their own."""
 
 STAGES_ARE_OF = ("model", "training.pp", "training.schedule", "training.virtual_stages")
 """What the stages that a file spells out are written for."""
 
-Job: TypeAlias = TrainingJob | CollectiveJob | ServingStepJob | TpotLimitJob | OffloadJob | FleetJob
+Job: TypeAlias = (
+    TrainingJob | CollectiveJob | ServingStepJob | TpotLimitJob | OffloadJob | FleetJob | ReplayJob
+)
 """What a scenario asks for."""
 
 JobT = TypeVar("JobT", bound=Profile)
@@ -113,6 +120,7 @@ JOBS: dict[str, type[Job]] = {
     "tpot_limit": TpotLimitJob,
     "offload": OffloadJob,
     "fleet": FleetJob,
+    "replay": ReplayJob,
 }
 """{field of a scenario file that holds a job, and so says of which kind: its type}; a file has
 exactly one of them."""
@@ -140,6 +148,7 @@ class Scenario:
     job: Job
     named_model: ModelConfig | None
     named_cluster: ClusterProfile | None
+    named_gpu: GpuProfile | None
     named_calibration: CalibrationProfile | None
     resolved: Raw
     """The scenario as one self-contained mapping, units as text; loads to the same scenario."""
@@ -197,6 +206,15 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
     """
     path, where = _find(name_or_path)
     raw = with_names_of_today(read_yaml(path, where=where), "scenarios", where=where)
+    return _changed(path, raw, overrides, where=where)
+
+
+def scenario_from(name: str, raw: Raw, overrides: Sequence[str], *, where: str) -> Scenario:
+    """`load_scenario` of what a file called `name` would say."""
+    return _changed(Path(f"{name}.yaml"), raw, overrides, where=where)
+
+
+def _changed(path: Path, raw: Raw, overrides: Sequence[str], *, where: str) -> Scenario:
     given = {}
     changes = {}
     for text in overrides:
@@ -244,7 +262,9 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         )
     if raw.get("analysis") and jobs != ["fleet"]:
         raise ValueError(f"{where}: analysis: allowed with a fleet job only, not {jobs[0]}")
-    model, cluster, calibration = (raw.get(root) for root in NAMED)
+    model, cluster, gpu, calibration = (raw.get(root) for root in NAMED)
+    if gpu is not None and jobs[0] != "replay":
+        raise ValueError(f"{where}: gpu: a {jobs[0]} job runs on cluster.node.gpu; set that")
     return Scenario(
         name=path.stem,
         where=where,
@@ -253,6 +273,7 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         job=to_profile(JOBS[jobs[0]], raw[jobs[0]], where=where, at=jobs[0]),
         named_model=model and parse_model_config(model, source=labels["model"]),
         named_cluster=cluster and to_profile(ClusterProfile, cluster, where=labels["cluster"]),
+        named_gpu=gpu and to_profile(GpuProfile, gpu, where=labels["gpu"]),
         named_calibration=calibration
         and to_profile(CalibrationProfile, calibration, where=labels["calibration"]),
         resolved=raw,
@@ -269,7 +290,8 @@ def _with_gap(raw: Raw, *, where: str) -> Raw:
     """The same scenario, its job with the calibration's gap where it states none of its own."""
     for name, job in JOBS.items():
         stated = raw.get(name)
-        if "gap" in job.model_fields and isinstance(stated, dict) and stated.get("gap") is None:
+        own = job.model_fields.get("gap")
+        if own and own.is_required() and isinstance(stated, dict) and stated.get("gap") is None:
             calibration = raw.get("calibration")
             if not isinstance(calibration, dict):
                 raise ValueError(f"{where}: calibration is missing; a {name} job needs it")
@@ -404,7 +426,12 @@ def _content(scenario: Scenario) -> dict[str, Any]:
     """All that a scenario says, in SI units, and what it names in the place of the names."""
     read = {name: getattr(scenario.file, name) for name in ScenarioFile.model_fields}
     read[scenario.job_name] = scenario.job
-    named = (scenario.named_model, scenario.named_cluster, scenario.named_calibration)
+    named = (
+        scenario.named_model,
+        scenario.named_cluster,
+        scenario.named_gpu,
+        scenario.named_calibration,
+    )
     return read | dict(zip(NAMED, named, strict=True))
 
 
@@ -497,7 +524,11 @@ def _expand(raw: Raw, changes: dict[str, Any], *, where: str) -> tuple[Raw, dict
     return expanded, labels
 
 
-_OVERRIDE = {"cluster": resolve_cluster, "calibration": override_calibration}
+_OVERRIDE = {
+    "cluster": resolve_cluster,
+    "gpu": override_gpu,
+    "calibration": override_calibration,
+}
 """{file that a scenario names: how its values are overridden, where others depend on them}"""
 
 
@@ -515,5 +546,7 @@ def _read_named(root: str, name_or_path: str) -> tuple[Raw, str]:
             return read_config_file(name_or_path)
         case "cluster":
             return read_profile("clusters", name_or_path)
+        case "gpu":
+            return read_profile("gpus", name_or_path)
         case _:
             return read_profile("calibrations", name_or_path)

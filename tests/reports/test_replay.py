@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from reports.replay import kernel_table, replay_events, timeline_chart, write_replay_run
-from simulator.analysis.profile_replay import ReplayRun, replay_profile
+from simulator.analysis.profile_replay import Replay, replay_scenario
+from simulator.analysis.run import Run, simulate
 
 MAPPING = """
 name: made_up
@@ -20,7 +21,7 @@ communication: [all_to_all]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> ReplayRun:
+def run(tmp_path: Path) -> Run[Replay]:
     (tmp_path / "made_up.yaml").write_text(MAPPING, encoding="utf-8")
     events: list[dict[str, Any]] = []
     for number, (name, stream) in enumerate((("gemm </script>", 7), ("all_to_all", 27))):
@@ -33,11 +34,12 @@ def run(tmp_path: Path) -> ReplayRun:
         ]
     trace = {"deviceProperties": [{"name": "NVIDIA H800"}], "traceEvents": events}
     (tmp_path / "trace.json").write_text(json.dumps(trace), encoding="utf-8")
-    return replay_profile(tmp_path / "trace.json", mapping=str(tmp_path / "made_up.yaml"))
+    scenario = replay_scenario(tmp_path / "trace.json", [f"mapping={tmp_path}/made_up.yaml"])
+    return simulate(scenario)
 
 
-def test_one_perfetto_file_holds_the_measured_and_the_simulated_tracks(run: ReplayRun) -> None:
-    events = list(replay_events(run, kernel_table(run)))
+def test_one_perfetto_file_holds_the_measured_and_the_simulated_tracks(run: Run[Replay]) -> None:
+    events = list(replay_events(run.result, kernel_table(run.result)))
     tracks = {event["args"]["name"] for event in events if event["name"] == "process_name"}
     assert tracks == {"measured GPU", "simulated GPU", "simulated host"}
     slices = [event for event in events if event["ph"] == "X"]
@@ -46,8 +48,8 @@ def test_one_perfetto_file_holds_the_measured_and_the_simulated_tracks(run: Repl
     assert [event["ts"] for event in slices if event["name"] == "all_to_all"] == [20.0, 20.0]
 
 
-def test_the_chart_shows_each_stream_measured_above_simulated(run: ReplayRun) -> None:
-    chart = timeline_chart(kernel_table(run))
+def test_the_chart_shows_each_stream_measured_above_simulated(run: Run[Replay]) -> None:
+    chart = timeline_chart(kernel_table(run.result))
     assert chart["layout"]["yaxis"]["categoryarray"] == [
         "stream 7, measured",
         "stream 7, simulated",
@@ -58,9 +60,9 @@ def test_the_chart_shows_each_stream_measured_above_simulated(run: ReplayRun) ->
 
 
 def test_the_run_directory_is_complete_and_its_page_opens_offline(
-    run: ReplayRun, tmp_path: Path
+    run: Run[Replay], tmp_path: Path
 ) -> None:
-    write_replay_run(run, tmp_path / "out")
+    write_replay_run(run, run.to_json(), tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names - {".dsv3sim-run"} == {
         "scenario.yaml",
@@ -72,7 +74,7 @@ def test_the_run_directory_is_complete_and_its_page_opens_offline(
         "timeline.svg",
     }
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["span_s"] == pytest.approx(run.span_s)
+    assert metrics["span_s"] == pytest.approx(run.result.span_s)
     assert len(pd.read_parquet(tmp_path / "out" / "kernels.parquet")) == 2
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "gemm </script>" not in html

@@ -1,11 +1,16 @@
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from replays import replay
 
-from simulator.analysis.profile_replay import ReplayRun, replay_profile
+from simulator.analysis.metric import METRICS, metric_of
+from simulator.analysis.profile_replay import Replay, replay_metrics, replay_scenario
+from simulator.analysis.run import simulate
+from simulator.scenario.files import load_scenario, write_resolved
 
 TRACE = Path(__file__).resolve().parents[4] / "shared/measured/h800/deepseek_train_profile.json"
 needs_trace = pytest.mark.skipif(not TRACE.exists(), reason=f"{TRACE} is not there")
@@ -16,14 +21,14 @@ DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")
-def published() -> ReplayRun:
-    return replay_profile(TRACE)
+def published() -> Replay:
+    return replay(TRACE)
 
 
 @pytest.mark.shared
 @needs_trace
-def test_the_published_trace_replays_on_its_own_gpu(published: ReplayRun) -> None:
-    result = published.to_json()
+def test_the_published_trace_replays_on_its_own_gpu(published: Replay) -> None:
+    result = replay_metrics(published)
     assert result["gpu"] == result["recorded_gpu"] == "h800_sxm"
     assert result["measured_span_s"] == pytest.approx(0.129012)
     assert result["span_s"] == pytest.approx(0.1290, rel=0.01)
@@ -44,8 +49,8 @@ def test_the_published_trace_replays_on_its_own_gpu(published: ReplayRun) -> Non
 
 @pytest.mark.shared
 @needs_trace
-def test_time_is_busy_or_idle(published: ReplayRun) -> None:
-    for times in (published.to_json(), published.to_json()["measured"]):
+def test_time_is_busy_or_idle(published: Replay) -> None:
+    for times in (replay_metrics(published), replay_metrics(published)["measured"]):
         parts = ("compute_busy_s", *IDLE)
         assert sum(times[part] for part in parts) == pytest.approx(times["span_s"])
         assert max(times["compute_busy_s"], times["communication_busy_s"]) <= times["span_s"]
@@ -55,7 +60,7 @@ def test_time_is_busy_or_idle(published: ReplayRun) -> None:
 @needs_trace
 @pytest.mark.parametrize("kind", ["constant", "random", "index"])
 def test_shifting_all_gpu_starts_in_order_changes_nothing(
-    published: ReplayRun, tmp_path: Path, kind: str
+    published: Replay, tmp_path: Path, kind: str
 ) -> None:
     document = json.loads(TRACE.read_text(encoding="utf-8"))
     on_gpu = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -69,12 +74,12 @@ def test_shifting_all_gpu_starts_in_order_changes_nothing(
         event["ts"] = shifted[kind]
     path = tmp_path / "shifted.json"
     path.write_text(json.dumps(document), encoding="utf-8")
-    assert replay_profile(path).span_s == pytest.approx(published.span_s, rel=1e-9)
+    assert replay(path).span_s == pytest.approx(published.span_s, rel=1e-9)
 
 
 @pytest.mark.shared
 @needs_trace
-def test_the_waits_of_the_published_trace_are_those_of_dualpipe(published: ReplayRun) -> None:
+def test_the_waits_of_the_published_trace_are_those_of_dualpipe(published: Replay) -> None:
     """Each phase waits for what its data needs: mlp(B) for combine(B),
     mlp(F) for dispatch(F), attn(B) for dispatch(B), the next attn(F) for combine(F)."""
     mapped, kernels = published.mapped, published.graph.kernels
@@ -100,41 +105,87 @@ def test_a_made_up_profile_replays_and_says_what_it_rests_on(
     overlapped_profile: Any, made_up_mapping: str, tmp_path: Path
 ) -> None:
     path = overlapped_profile.write(tmp_path / "trace.json.gz")
-    result = replay_profile(path, mapping=made_up_mapping).to_json()
+    result = replay_metrics(replay(path, f"mapping={made_up_mapping}"))
     assert result["span_s"] == pytest.approx(result["measured_span_s"], rel=0.02)
     assert result["exposed_communication_s"] == pytest.approx(300e-6, abs=5e-6)
     assert result["unmapped_share"] == 0
-    faster = replay_profile(path, mapping=made_up_mapping, gpu="b200_sxm").to_json()
+    faster = replay_metrics(replay(path, f"mapping={made_up_mapping}", "gpu=b200_sxm"))
     assert faster["span_s"] < result["span_s"]
     assert faster["measured_span_s"] == result["measured_span_s"]
     assert set(faster["duration_basis"]) == {"ceilings of both GPUs", "all-to-all model"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("change", "message"),
     [
-        ({"gpu": "h900"}, "unknown GPU 'h900'"),
-        ({"mapping": "nsys"}, "unknown mapping 'nsys'"),
-        ({"source_gpu": "h200_sxm"}, r"recorded on NVIDIA H800 \(h800_sxm\), not on h200_sxm"),
-        ({"host_speed": 0}, "host_speed: 0 is not allowed"),
-        ({"overrides": {"hots_speed": 2}}, "hots_speed: unknown field; known: .*host_speed"),
-        ({"overrides": {"communication_sms": 132}}, "132 is not allowed: h800_sxm has 132 SMs"),
-        ({"overrides": {"cluster.node.nic.bandwidth": 25}}, "has no unit"),
-        ({"overrides": {"cluster.node.gpu.sms": 25}}, "set gpu, the cluster takes it over"),
-        ({"overrides": {"cluster.nodes.x": 25}}, "has no fields to set"),
+        ("gpu=h900", "unknown GPU 'h900'"),
+        ("mapping=nsys", "unknown mapping 'nsys'"),
+        ("recorded_gpu=h200_sxm", r"recorded on NVIDIA H800 \(h800_sxm\), not on h200_sxm"),
+        ("host_speed=0", "host_speed: 0 is not allowed"),
+        ("hots_speed=2", "unknown field 'hots_speed'; known: .*host_speed"),
+        ("communication_sms=132", "132 is not allowed: h800_sxm has 132 SMs"),
+        ("cluster.node.nic.bandwidth=25", "has no unit"),
+        ("cluster.node.gpu.sms=25", "set gpu, the cluster takes it over"),
+        ("cluster.nodes.x=25", "has no fields to set"),
+        ("gpu.hbm=25", "hbm: unknown field"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(
-    overlapped_profile: Any,
-    made_up_mapping: str,
-    tmp_path: Path,
-    changes: dict[str, Any],
-    message: str,
+    overlapped_profile: Any, made_up_mapping: str, tmp_path: Path, change: str, message: str
 ) -> None:
     path = overlapped_profile.write(tmp_path / "trace.json")
     with pytest.raises(ValueError, match=message) as error:
-        replay_profile(path, **{"mapping": made_up_mapping, **changes})
+        replay(path, f"mapping={made_up_mapping}", change)
     assert "\n" not in str(error.value)
+
+
+def test_a_replay_is_a_run_of_a_scenario_like_any_other(
+    overlapped_profile: Any, made_up_mapping: str, tmp_path: Path
+) -> None:
+    """Its scenario is named by its changes and reads back; every figure is a metric."""
+    path = overlapped_profile.write(tmp_path / "trace.json")
+    changes = [f"mapping={made_up_mapping}", "gpu=b200_sxm", "host_speed=2"]
+    scenario = replay_scenario(path, changes)
+    assert scenario.changes == ("gpu=b200_sxm", "replay.host_speed=2", f"replay.{changes[0]}")
+    assert scenario.directory_name.startswith("replay_trace+gpu=b200_sxm+replay.host_speed=2")
+    run = simulate(scenario)
+    assert run.to_json()["scenario"]["job"] == "replay"
+    (tmp_path / "again.yaml").write_text(write_resolved(scenario), encoding="utf-8")
+    again = simulate(load_scenario(str(tmp_path / "again.yaml")))
+    assert again.metrics == run.metrics
+    of_every_job = set.intersection(*(set(table) for table in METRICS.values()))
+    figures = [path for path, value in leaves(run.metrics) if not isinstance(value, bool | str)]
+    printed = {metric_of(figure, "replay") for figure in figures}
+    assert None not in printed
+    unmapped = {"unmapped.kernels", "unmapped.seconds"}  # nothing is, here
+    names = {metric.name for metric in printed if metric is not None}
+    assert set(METRICS["replay"]) - names - of_every_job == unmapped
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of all that is in a run's metrics."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner, f"{path}[]")
+    else:
+        yield path, value
+
+
+def test_a_change_inside_the_recorded_machine_is_made_there(
+    overlapped_profile: Any, made_up_mapping: str, tmp_path: Path
+) -> None:
+    """The profile names the GPU and the mapping the cluster that the changes are made inside of."""
+    path = overlapped_profile.write(tmp_path / "trace.json")
+    run = replay(
+        path, f"mapping={made_up_mapping}", "gpu.sms=66", "cluster.node.nic.bandwidth=200 Gbit/s"
+    )
+    assert (run.source.gpu.sms, run.target.gpu.sms) == (132, 66)
+    assert run.target.cluster is not None
+    assert run.target.cluster.node.gpu == run.target.gpu
+    assert run.target.cluster.node.nic_bandwidth_per_gpu == 25e9
 
 
 def test_a_trace_without_the_calls_that_launched_its_kernels_is_replayed_with_a_warning(
@@ -142,7 +193,7 @@ def test_a_trace_without_the_calls_that_launched_its_kernels_is_replayed_with_a_
 ) -> None:
     profile.kernel("gemm", stream=7, at=0, us=100, correlation=1)
     profile.kernel("gemm", stream=7, at=102, us=100, correlation=2)
-    run = replay_profile(profile.write(tmp_path / "trace.json"), mapping=made_up_mapping)
+    run = replay(profile.write(tmp_path / "trace.json"), f"mapping={made_up_mapping}")
     assert run.span_s == pytest.approx(202e-6)
     assert run.warnings == ("2 x kernel without the call that launched it: event 0, 1",)
 
@@ -154,11 +205,11 @@ def test_kernels_that_nothing_is_known_of_are_counted_and_warned_of_from_a_tenth
     for number, (name, us) in enumerate((("gemm", 600), ("ns::my_kernel<int>(int)", 60))):
         profile.launch(name, called=900.0 * number, at=900.0 * number + 20, us=us)
     path = profile.write(tmp_path / "trace.json")
-    run = replay_profile(path, mapping=made_up_mapping)
+    run = replay(path, f"mapping={made_up_mapping}")
     assert run.unmapped_share == pytest.approx(60 / 660)
     assert run.warnings == ()
     profile.launch("other", called=2000, at=2020, us=40)
-    run = replay_profile(profile.write(tmp_path / "trace.json"), mapping=made_up_mapping)
+    run = replay(profile.write(tmp_path / "trace.json"), f"mapping={made_up_mapping}")
     assert run.unmapped_share == pytest.approx(100 / 700)
     assert run.warnings == (
         "nothing is known of 14.3% of the kernel time (my_kernel, other): on another GPU it is at "
@@ -174,9 +225,9 @@ def test_a_profile_without_a_device_is_replayed_on_the_gpu_that_it_is_said_to_be
     profile.launch("ncclDevKernel_AllReduce_Sum_bf16_RING_LL", called=0, at=10, us=100)
     path = profile.write(tmp_path / "trace.json")
     with pytest.raises(ValueError, match=r"names no device; .*--recorded-gpu.*h100_sxm"):
-        replay_profile(path, gpu="h800_sxm")
-    run = replay_profile(path, gpu="h800_sxm", source_gpu="h100_sxm")
-    result = run.to_json()
+        replay(path, "gpu=h800_sxm")
+    run = replay(path, "gpu=h800_sxm", "recorded_gpu=h100_sxm")
+    result = replay_metrics(run)
     assert (result["recorded_gpu"], result["gpu"]) == ("h100_sxm", "h800_sxm")
     assert result["unmapped_share"] == 0
     assert result["duration_basis"] == {"kept: transfer": 1.0}
@@ -188,7 +239,7 @@ def test_a_training_step_of_plain_pytorch_replays_on_its_own_gpu_within_one_perc
     gpu: str, recorded_ms: float
 ) -> None:
     """Own profiles of 2026-11-28, one step each: docs/replay_predictions.md."""
-    run = replay_profile(DATA / f"pytorch_training_{gpu}.json.gz")
+    run = replay(DATA / f"pytorch_training_{gpu}.json.gz")
     assert run.recorded_gpu == f"{gpu}_sxm"
     assert run.measured_span_s * 1e3 == pytest.approx(recorded_ms, abs=1e-3)
     assert run.span_s == pytest.approx(run.measured_span_s, rel=0.01)
@@ -204,11 +255,14 @@ def test_a_training_step_restated_for_another_gpu_is_within_a_tenth_of_its_run_t
 ) -> None:
     """Beside the profile that was recorded there, and beside the step without the profiler there,
     median of 40 by events."""
-    there = replay_profile(DATA / f"pytorch_training_{other}.json.gz")
-    restated = replay_profile(DATA / f"pytorch_training_{gpu}.json.gz", gpu=f"{other}_sxm")
+    there = replay(DATA / f"pytorch_training_{other}.json.gz")
+    restated = replay(DATA / f"pytorch_training_{gpu}.json.gz", f"gpu={other}_sxm")
     assert restated.span_s == pytest.approx(there.measured_span_s, rel=0.1)
     assert restated.span_s * 1e3 == pytest.approx(wall_ms, rel=0.1)
-    assert set(restated.to_json()["duration_basis"]) == {"ceilings of both GPUs", "kept: transfer"}
+    assert set(replay_metrics(restated)["duration_basis"]) == {
+        "ceilings of both GPUs",
+        "kept: transfer",
+    }
 
 
 def test_a_third_party_profile_takes_the_mapping_that_fits_and_stays_host_bound(
@@ -221,10 +275,10 @@ def test_a_third_party_profile_takes_the_mapping_that_fits_and_stays_host_bound(
         profile.launch("gemm_bf16", called=at + 2, at=at + 30, us=90)
         profile.launch("ncclDevKernel_AllReduce", called=at + 200, at=at + 230, us=60, grid=128)
     path = profile.write(tmp_path / "trace.json")
-    own, other = replay_profile(path), replay_profile(path, gpu="h20_sxm")
+    own, other = replay(path), replay(path, "gpu=h20_sxm")
     assert own.mapping.name == "pytorch_profile"
     assert own.span_s == pytest.approx(own.measured_span_s, rel=0.01)
     # Nothing runs beside the collectives of a single stream, so none of its SMs are theirs.
     assert other.target.communication_sms == 0
-    assert other.to_json()["compute_busy_s"] > 1.5 * own.to_json()["compute_busy_s"]
+    assert replay_metrics(other)["compute_busy_s"] > 1.5 * replay_metrics(own)["compute_busy_s"]
     assert other.span_s == pytest.approx(own.span_s, rel=0.02)
