@@ -414,17 +414,6 @@ class HeldOutError(Profile):
     """80 % quantile of the absolute log error: the half-width of an interval."""
 
 
-class LinkProfile(Profile):
-    """What a transfer between GPUs of one host costs, by bytes on the wire."""
-
-    launch_s: Annotated[float, Field(gt=0)]
-    """Seconds that the host takes to launch one; smaller transfers hide behind it."""
-    start_s: Annotated[float, Field(ge=0)]
-    """Seconds on the GPU before and after the bytes."""
-    share: Annotated[float, Field(gt=0, le=1)]
-    """Of the NVLink rate that large transfers reach."""
-
-
 class FitProfile(Profile):
     """What calibrate found out about one kernel family in one kernel set."""
 
@@ -434,12 +423,11 @@ class FitProfile(Profile):
     accumulate: bool
     kernel_set: str
     rows: Count
-    estimator: Literal["curves", "lattice", "surface", "link"]
+    estimator: Literal["curves", "lattice", "surface"]
     stiffness: tuple[float, float] | None = None
     """Of a surface, along the most finely scanned size and across the others."""
     tiles: TilesProfile | None = None
     """Of matrix products, where others than the calibration's fit left-out rows better."""
-    link: LinkProfile | None = None
     """Of transfers between GPUs."""
     noise: HeldOutError | None = None
     """Rows of equal work against the median of the others: what no model gets below."""
@@ -471,6 +459,13 @@ class KernelsProfile(Profile):
     """Months in which they were published or measured."""
     jobs: tuple[Literal["training", "prefill", "decode"], ...]
     """What these kernels are those of: engines train, prefill and decode with different ones."""
+
+
+def _of_kernels(fits: Any) -> Any:
+    """Fits without those of transfers, which calibrations of earlier versions hold."""
+    if not isinstance(fits, list | tuple):
+        return fits
+    return [f for f in fits if not (isinstance(f, dict) and f.get("estimator") == "link")]
 
 
 class CalibrationProfile(Profile):
@@ -525,7 +520,7 @@ class CalibrationProfile(Profile):
     restatement: Estimate | None = None
     """Kernel time here over the scaled one of `restated_from`; its interval is what other versions
     of a kernel, clocks and power add. Never fitted to rows of this GPU."""
-    fits: tuple[FitProfile, ...] = ()
+    fits: Annotated[tuple[FitProfile, ...], BeforeValidator(_of_kernels)] = ()
     """Written by calibrate."""
 
     @model_validator(mode="after")

@@ -16,40 +16,26 @@ from hardware_profiles.schema import (
     HeldOutError,
     KernelsProfile,
     TimeEstimate,
-    load_gpu,
 )
-from hardware_profiles.tables import Measurement
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
 from simulator.calibration.collective_fit import FittedTransport
 from simulator.calibration.explain import Explanation
 from simulator.calibration.kernel_choice import RULE
 from simulator.calibration.modules import ModuleError
 from simulator.calibration.restated_errors import RestatedError
-from simulator.hardware.kernels.families import Family, calibration_measurements
-from simulator.hardware.network.transfer_times import LINK_KINDS, MODELLED_ON, TransferTimes
+from simulator.hardware.kernels.families import Family
 
 if TYPE_CHECKING:
     from reports.calibration_report import PooledError
 
-_SHOWN_BYTES = (2**16, 2**24, 2**28)
 _KINDS_OF_ERROR = ("interpolated", "edge", "regions")
 
 
-def calibration_tables(
-    profile: CalibrationProfile, measurements: Sequence[Measurement] | None = None
-) -> list[Table]:
-    """Errors of left-out rows by family, where each family has rows, its worst rows, and inputs.
-
-    Args:
-        measurements: that the calibration was fitted to; where not given, those of the tables that
-            it names.
-    """
+def calibration_tables(profile: CalibrationProfile) -> list[Table]:
+    """Errors of left-out rows by family, where each family has rows, its worst rows, and inputs."""
     judged = [_errors(profile), _coverage(profile), _worst(profile)] if profile.fits else []
     if profile.restated_from:
         judged.append(_elsewhere(profile))
-    if any(fit.link for fit in profile.fits):
-        rows = calibration_measurements(profile) if measurements is None else measurements
-        judged.append(_transfers(profile, rows))
     return [*judged, _inputs(profile)]
 
 
@@ -140,43 +126,6 @@ def _elsewhere(profile: CalibrationProfile) -> Table:
     )
     table.caption = "dsv3sim show calibration NAME: the errors of those rows"
     table.caption_justify = "left"
-    return table
-
-
-def _transfers(profile: CalibrationProfile, measurements: Sequence[Measurement]) -> Table:
-    """Transfers between GPUs of one host: what they cost, those that are only modelled included."""
-    gpu = load_gpu(profile.gpu)
-    times = TransferTimes(gpu=gpu, fits=profile.fits).fit(measurements)
-    link = format_bandwidth(gpu.nvlink_bandwidth)
-    table = Table(
-        title="transfers between GPUs of one host: max(launch, start + bytes on the wire / (share "
-        f"x {link})), and seconds of some sizes, 80 % interval; no scenario uses them",
-        title_justify="left",
-    )
-    table.add_column("transfer, ranks", min_width=22)
-    table.add_column("launch\nstart", justify="right")
-    table.add_column("share", justify="right")
-    for size in _SHOWN_BYTES:
-        table.add_column(format_bytes(size), justify="right")
-    ranks = sorted({ranks for _, ranks in times.curves_})
-    for count in ranks:
-        for kind in (*sorted(LINK_KINDS), *sorted(MODELLED_ON)):
-            basis = [kind] if kind in LINK_KINDS else MODELLED_ON[kind]
-            found = [times.curves_[name, count] for name in basis if (name, count) in times.curves_]
-            if not found:
-                continue
-            told = times.predict(kind, np.array(_SHOWN_BYTES), ranks=count)
-            how = "measured" if kind in LINK_KINDS else f"modelled on {basis[0]}"
-            table.add_row(
-                f"{kind}, {count}\n  {how}",
-                f"{format_seconds(found[0].link.launch_s)}\n"
-                f"{format_seconds(found[0].link.start_s)}",
-                f"{found[0].link.share:.0%}",
-                *(
-                    f"{format_seconds(at, digits=3)}\n{low / at - 1:+.0%} to {high / at - 1:+.0%}"
-                    for at, low, high in zip(told.seconds, told.low, told.high, strict=True)
-                ),
-            )
     return table
 
 
@@ -329,8 +278,6 @@ def _worst(profile: CalibrationProfile) -> Table:
 def family_name(family: Family) -> str:
     """A kernel family as people read it."""
     kind, dtype, out_dtype, accumulates = family
-    if kind in LINK_KINDS:
-        return f"{kind} between GPUs"
     return f"{kind} {dtype} -> {out_dtype}{', added' if accumulates else ''}"
 
 

@@ -21,7 +21,6 @@ from simulator.calibration.fit import HeldOutRow
 from simulator.hardware.kernels.curves import shapes_of
 from simulator.hardware.kernels.families import Family, batch_of_rows
 from simulator.hardware.kernels.roofline import is_tensor
-from simulator.hardware.network.transfer_times import LINK_KINDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,9 +55,6 @@ COVERAGE_AXES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "mla_prefill": ("kv_length", ("sequences", "heads")),
     "dispatch": ("rows", ("sms",)),
     "combine": ("rows", ("sms",)),
-    "peer_copy": ("bytes", ("ranks",)),
-    "send": ("bytes", ("ranks",)),
-    "all_to_all": ("bytes", ("ranks",)),
 }
 """{kind: (size upwards, sizes whose product goes to the right)}; of other kinds their rows or
 tokens upwards and the product of their other sizes to the right."""
@@ -106,8 +102,8 @@ def panels_of(rows: Sequence[HeldOutRow]) -> list[Panel]:
         up = sizes[up_name]
         right = np.prod([sizes[name] for name in right_names], axis=0)
         spans = []
-        if is_tensor(family[0]) or family[0] in LINK_KINDS:
-            for places in _places_of_shapes(members, right):
+        if is_tensor(family[0]):
+            for places in _places_of_shapes(members):
                 spans.append((right[places[0]], up[places].min(), up[places].max()))
         panels.append(
             Panel(
@@ -127,11 +123,9 @@ def panels_of(rows: Sequence[HeldOutRow]) -> list[Panel]:
     return sorted(panels, key=lambda panel: (-len(panel.rows), panel.name))
 
 
-def _places_of_shapes(members: Sequence[HeldOutRow], right: Array) -> list[NDArray[np.intp]]:
-    """Rows of each shape; of transfers those of each number of ranks."""
+def _places_of_shapes(members: Sequence[HeldOutRow]) -> list[NDArray[np.intp]]:
+    """Rows of each shape."""
     measured = [row.measurement for row in members]
-    if measured[0].kind in LINK_KINDS:
-        return [np.flatnonzero(right == ranks) for ranks in np.unique(right)]
     return [places for _, places in shapes_of(batch_of_rows(measured))]
 
 

@@ -15,9 +15,7 @@ smallest error of left-out rows, and so are the tiles of matrix products. Beside
 the noise floor, how far rows of equal work lie apart: the same sizes, or GEMM rows that fill the
 same tile of 64. No model gets below it but by luck.
 
-Transfers between the GPUs of one host are judged by size, one table a kind and number of ranks:
-their edges are the smallest and the largest size, their regions quarters of the sizes, and equal
-work are transfers of so few bytes that only their launch counts.
+Rows of transfers between GPUs are no kernels; `collective_fit` makes a transport of them.
 """
 
 from __future__ import annotations
@@ -53,7 +51,6 @@ from hardware_profiles.tables import (
     write_measurements,
 )
 from hardware_profiles.whole_files import write_whole
-from simulator.calibration import link_errors
 from simulator.calibration.collective_fit import (
     KINDS,
     FittedTransport,
@@ -81,12 +78,6 @@ from simulator.hardware.kernels.roofline import (
 )
 from simulator.hardware.kernels.surface import CANDIDATES, ROWS_OF, KernelSurface
 from simulator.hardware.kernels.wave_lattice import SHAPE, WaveLattice
-from simulator.hardware.network.transfer_times import (
-    bytes_of,
-    fit_link,
-    link_tables,
-    wire_of,
-)
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -100,8 +91,6 @@ SEARCH_ROWS = 3000
 """Rows that the form of a model is chosen on; more are thinned out evenly."""
 REGION_ROWS = 6000
 """Rows whose regions are left out; more are thinned out evenly."""
-LINK_ROWS = 200
-"""Sizes of a transfer that are judged; more are thinned out evenly."""
 MOST_CURVE_ROWS = 200
 """Rows up to which curves are tried: they are for tables that scan one size at a few shapes."""
 CLIPPED = 0.5
@@ -204,10 +193,16 @@ def fit_calibration(
         rows, gpu=profile, floor=base.kernel_floor.value, tiles=base.tiles, form=form
     )
     judged = {(fit.kind, fit.dtype, fit.out_dtype, fit.kernel_set) for fit in fits}
+    unused = [row.kind for row in rows if row.kind in TRANSFER_KINDS - KINDS]
+    if unused:
+        warnings.append(
+            f"{len(unused)} rows are of no kernel or collective operation and decide nothing: "
+            f"{', '.join(sorted(set(unused)))}"
+        )
     few = [
         row
         for row in rows
-        if row.kind not in KINDS
+        if row.kind not in TRANSFER_KINDS
         and (row.kind, row.dtype, row.out_dtype, row.kernel_set) not in judged
     ]
     if few:
@@ -309,12 +304,6 @@ def fit_families(
         )
         fits.append(fit)
         held_out.extend(errors)
-    for table in link_tables(rows).values():
-        distinct = sorted(_averaged(table), key=bytes_of)
-        if len(distinct) >= LEAST_ROWS:
-            fit, errors = _judged_link(table, distinct, gpu)
-            fits.append(fit)
-            held_out.extend(errors)
     return fits, held_out
 
 
@@ -490,51 +479,6 @@ def _worst(held_out: Sequence[HeldOutRow], varying: Collection[str]) -> tuple[st
         f"{_varying(row.measurement, varying)}: {row.error:+.1%}" + (" (edge)" if row.edge else "")
         for row in worst
     )
-
-
-def _judged_link(
-    repeated: Sequence[Measurement], rows: Sequence[Measurement], gpu: GpuProfile
-) -> tuple[FitProfile, list[HeldOutRow]]:
-    """Fit and judge transfers of one kind among one number of ranks.
-
-    Args:
-        repeated: all rows; `rows` has those of the same size as one, by size.
-    """
-    chosen = np.unique(np.linspace(0, len(rows) - 1, LINK_ROWS).round().astype(np.intp))
-    judged = [rows[place] for place in chosen]
-    wire, seconds = wire_of(judged), np.array([row.seconds for row in judged])
-    bandwidth = gpu.nvlink_bandwidth
-    link = fit_link(wire, seconds, bandwidth)
-    errors = link_errors.leave_one_out(wire, seconds, bandwidth)
-    edge = (wire <= wire.min()) | (wire >= wire.max())
-    held_out = [
-        HeldOutRow(row, float(row.seconds * np.exp(-error)), bool(outside))
-        for row, error, outside in zip(judged, errors, edge, strict=True)
-    ]
-    floor = [noise(repeated), link_errors.launch_noise(wire, seconds, link, bandwidth)]
-    like, sizes = rows[0], [bytes_of(row) for row in rows]
-    ranks, sms = dict(like.sizes)["ranks"], [row.sms for row in rows]
-    fit = FitProfile(
-        kind=like.kind,
-        dtype=like.dtype,
-        out_dtype=like.out_dtype,
-        accumulate=False,
-        kernel_set=like.kernel_set,
-        rows=len(rows),
-        estimator="link",
-        link=link,
-        noise=summary(np.concatenate(floor)),
-        interpolated=summary(errors[~edge]),
-        edge=summary(errors[edge]),
-        regions=summary(link_errors.leave_regions_out(wire, seconds, bandwidth)),
-        coverage={
-            "bytes": (min(sizes), max(sizes)),
-            "ranks": (ranks, ranks),
-            "sms": (min(sms), max(sms)),
-        },
-        worst=_worst(held_out, {"bytes"}),
-    )
-    return fit, held_out
 
 
 def _best_form(table: Rows, wanted: FormName) -> tuple[Form, float | None]:

@@ -25,6 +25,7 @@ from hardware_profiles.tables import (
     COLUMNS,
     ELEMENT_TYPES,
     TRANSFER_KINDS,
+    TRANSFER_SIZES,
     Measurement,
     load_measurements,
 )
@@ -51,7 +52,7 @@ from simulator.hardware.kernels.roofline import (
     is_tensor,
     least_seconds,
 )
-from simulator.hardware.network.transfer_times import check_link, wire_of
+from simulator.hardware.network.collective_times import sent_share
 
 FAR_OFF = 200.0
 """Factor from the median of a kernel's ratios to its time at peak that no benchmark strays by, but
@@ -526,12 +527,12 @@ def _plausible(
     too_fast_text = f"faster than the peaks of {gpu.name} allow (another unit or GPU?)"
     for place, row in enumerate(rows):
         if row.kind in TRANSFER_KINDS:
-            try:
-                check_link(row)
-            except ValueError as error:
-                refused[place] = str(error).partition("sizes: ")[2].partition(";")[0]
+            sizes = dict(row.sizes)
+            if set(sizes) != set(TRANSFER_SIZES) or sizes["bytes"] < 1 or sizes["ranks"] < 2:
+                refused[place] = f"{row.kind} needs bytes (at least 1) and ranks (at least 2)"
                 continue
-            if row.seconds < float(wire_of([row])[0]) / gpu.nvlink_bandwidth:
+            sent = sizes["bytes"] * sent_share(row.kind, sizes["ranks"])
+            if row.seconds < sent / gpu.nvlink_bandwidth:
                 refused[place] = too_fast_text
         if row.kind not in KINDS or {n for n, _ in row.sizes} != set(KINDS[row.kind].sizes):
             continue

@@ -130,7 +130,7 @@ def calibrate(
     if result.transport is not None:
         errors.append(collective_table(result.transport))
     beside = [module_table(modules)] if modules else []
-    print_tables(*errors, *calibration_tables(result.profile, result.measurements), *beside)
+    print_tables(*errors, *calibration_tables(result.profile), *beside)
     for line in cancelling:
         print(line)
     for source in result.read_by:

@@ -307,3 +307,12 @@ def test_one_estimate_of_the_slow_down_beside_compute_holds_for_both_exchanges()
     apart = BesideCompute.model_validate({"dispatch": one, "combine": one | {"value": 1.1}})
     assert (apart.of("dispatch").value, apart.of("combine").value) == (1.2, 1.1)
     assert BesideCompute.none("nothing").of("combine").value == 1.0
+
+
+def test_fits_of_transfers_in_an_earlier_calibration_are_passed_over(tmp_path):
+    raw, _ = read_profile("calibrations", "h200_sxm")
+    shipped = len(raw["fits"])
+    raw["fits"].append({"estimator": "link", "link": {"share": 0.8}, "kind": "send"})
+    path = tmp_path / "earlier.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    assert len(load_calibration(str(path)).fits) == shipped

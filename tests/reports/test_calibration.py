@@ -69,17 +69,6 @@ def test_a_calibration_without_rows_says_whose_rows_it_takes():
     assert "rows of other GPUs" in titles("h800_sxm")[3]
 
 
-def test_transfers_between_gpus_are_shown_with_those_that_are_only_modelled():
-    (table,) = (
-        table
-        for table in calibration_tables(load_calibration("h200_sxm"))
-        if "transfers between GPUs" in str(table.title)
-    )
-    kinds = [cell.split("\n")[0] for cell in cells(table, 0)]
-    assert kinds[:3] == ["all_to_all, 2", "peer_copy, 2", "send, 2"]
-    assert "all_reduce, 2\n  modelled on all_to_all" in cells(table, 0)
-
-
 def test_pooled_errors_stand_beside_the_noise_floor():
     error = PooledError(
         family="gemm",

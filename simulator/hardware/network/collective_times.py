@@ -44,7 +44,7 @@ IDEAL = "ideal"
 
 def sent_share(operation: str, ranks: int) -> float:
     """Bytes that a GPU sends over the operation's size."""
-    if operation == "send":
+    if operation in ("send", "peer_copy"):
         return 1.0
     share = 1.0 - 1.0 / ranks
     return 2.0 * share if operation == "all_reduce" else share

@@ -7,7 +7,7 @@ import pytest
 from made_up_rows import BASE, made_up, row
 
 from hardware_profiles.schema import load_calibration, load_cluster, load_gpu
-from hardware_profiles.tables import load_measurements, write_measurements
+from hardware_profiles.tables import load_measurements, table_path, write_measurements
 from simulator.calibration.fit import calibrate_to_file, fit_calibration, fit_families
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.families import calibration_measurements
@@ -128,6 +128,19 @@ def test_bad_arguments_are_one_line(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         calibrate_to_file([source], **values)
     assert "\n" not in str(error.value)
+
+
+def test_families_of_few_rows_are_named_and_so_are_rows_that_decide_nothing(tmp_path):
+    path = tmp_path / "few.csv"
+    copies = load_measurements(table_path("host/h200_sxm_transfers"))
+    peer = [row for row in copies if row.kind == "peer_copy"]
+    write_measurements(path, [*made_up()[:3], *peer])
+    result = fit_calibration([path], gpu="h200_sxm", name="few", base=BASE)
+    assert result.profile.fits == ()
+    assert result.warnings[:2] == (
+        "21 rows are of no kernel or collective operation and decide nothing: peer_copy",
+        "3 rows of fewer than 5 sizes a family are not judged: gemm",
+    )
 
 
 @pytest.mark.shared

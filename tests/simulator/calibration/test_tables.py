@@ -3,6 +3,7 @@
 import csv
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hardware_profiles.tables import load_measurements, table_path, write_measurements
 from simulator.calibration.table_mappings import load_table_mapping, table_mappings
 from simulator.calibration.tables import import_table
 
@@ -355,3 +357,19 @@ def test_the_published_tables_of_h100_are_read_as_they_are(file, kernels):
         pytest.skip(f"no {path}")
     table = import_table(path, gpu="h100_sxm")
     assert Counter((row.kind, row.dtype) for row in table.measurements) == kernels
+
+
+def test_transfers_that_cannot_be_are_set_aside_with_their_lines(tmp_path):
+    rows = list(load_measurements(table_path("host/h200_sxm_transfers")))
+    rows[3] = replace(rows[3], sizes=(("bytes", 1024), ("ranks", 1)))
+    # 1 GiB of an all-to-all among two, half of which leaves a GPU: 1.193 ms at 450 GB/s.
+    sizes = (("bytes", 2**30), ("ranks", 2))
+    rows[-2] = replace(rows[-2], kind="all_to_all", seconds=1.19e-3, sizes=sizes)
+    rows[-1] = replace(rows[-1], kind="all_to_all", seconds=1.20e-3, sizes=sizes)
+    path = tmp_path / "transfers.csv"
+    write_measurements(path, rows)
+    told = import_table(path, gpu="h200_sxm")
+    assert len(told.measurements) == len(rows) - 2
+    reasons = " ".join(told.warnings)
+    assert "needs bytes (at least 1) and ranks (at least 2): line 2" in reasons
+    assert "faster than the peaks of h200_sxm allow (another unit or GPU?): line 5" in reasons
