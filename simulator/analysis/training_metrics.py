@@ -104,23 +104,28 @@ def rank_times(step: TrainingStep) -> list[RankTimes]:
     logs = {key: chunk.log for key, chunk in step.chunks.items()}
     hidden_of = {key: float(hidden_communication(log)) for key, log in logs.items()}
     exposed_of = {key: float(waiting(log).exposed_communication_s) for key, log in logs.items()}
-    sends = step.pipeline.waiting_for_sends_s.tolist()
+    waits = zip(
+        step.pipeline.waiting_for_ranks_s.tolist(),
+        step.pipeline.waiting_for_sends_s.tolist(),
+        strict=True,
+    )
+    slowest = max(optimizer.total_s for optimizer in step.optimizer)
     budgets = []
-    for row, optimizer, sending in zip(step.keys, step.optimizer, sends, strict=True):
+    for row, optimizer, (ranks, sends) in zip(step.keys, step.optimizer, waits, strict=True):
         sums = dict.fromkeys(_FIELD_OF_WORK.values(), 0.0)
         exposed = hidden = 0.0
         for key in row:
             sums[_FIELD_OF_WORK[key.work]] += spans[key]
             exposed += exposed_of[key]
             hidden += hidden_of[key]
-        bubble = step.step_time_s - sum(sums.values()) - optimizer.total_s
+        others = ranks + slowest - optimizer.total_s
         budgets.append(
             RankTimes(
                 **sums,
-                bubble_s=bubble,
+                bubble_s=others + sends,
                 optimizer_s=optimizer.total_s,
-                waiting_for_ranks_s=bubble - sending,
-                waiting_for_sends_s=sending,
+                waiting_for_ranks_s=others,
+                waiting_for_sends_s=sends,
                 exposed_communication_s=exposed,
                 hidden_communication_s=hidden,
             )

@@ -59,9 +59,7 @@ class PipelineRun:
     @property
     def busy_s(self) -> Times:
         """[rank, *axes], seconds spent in actions."""
-        busy = np.zeros((self.schedule.ranks, *self.end_s.shape[1:]))
-        np.add.at(busy, self.rank, self.end_s - self.start_s)
-        return busy
+        return self._by_rank(self.end_s - self.start_s)
 
     @property
     def bubble_s(self) -> Times:
@@ -72,12 +70,28 @@ class PipelineRun:
     def waiting_for_sends_s(self) -> Times:
         """[rank, *axes], seconds of the bubble in which what the next action needs has been
         produced and sends, the rank's own that block it among them, are under way."""
-        before = np.concatenate((np.zeros_like(self.end_s[:1]), self.end_s[:-1]))
-        before[self.index == 0] = 0.0
-        waits = self.start_s - np.clip(self.produced_s, before, self.start_s)
-        found = np.zeros((self.schedule.ranks, *self.end_s.shape[1:]))
-        np.add.at(found, self.rank, waits)
-        return found
+        return self._by_rank(self.start_s - np.clip(self.produced_s, self._free_s, self.start_s))
+
+    @property
+    def waiting_for_ranks_s(self) -> Times:
+        """[rank, *axes], seconds of the bubble in which other ranks have yet to produce what the
+        next action needs, or have yet to end."""
+        waits = self._by_rank(np.clip(self.produced_s, self._free_s, self.start_s) - self._free_s)
+        last = np.append(self.index[1:] == 0, True)
+        return np.asarray(waits + self.makespans_s - self.end_s[last])
+
+    @property
+    def _free_s(self) -> Times:
+        """[actions, *axes], end of the action before on the same rank."""
+        ends = np.concatenate((np.zeros_like(self.end_s[:1]), self.end_s[:-1]))
+        ends[self.index == 0] = 0.0
+        return ends
+
+    def _by_rank(self, seconds: Times) -> Times:
+        """[actions, *axes] -> [rank, *axes], sums."""
+        sums = np.zeros((self.schedule.ranks, *self.end_s.shape[1:]))
+        np.add.at(sums, self.rank, seconds)
+        return sums
 
     def actions(self) -> list[Action]:
         """The action of each row."""

@@ -108,8 +108,7 @@ def check_conservation(result):
     step, model = result.step.step_time_s, result.scenario.model
     for times in rank_times(result.step):
         parts = asdict(times)
-        waits = parts.pop("waiting_for_ranks_s") + parts.pop("waiting_for_sends_s")
-        assert waits == pytest.approx(times.bubble_s, rel=1e-12, abs=1e-9)
+        del parts["waiting_for_ranks_s"], parts["waiting_for_sends_s"]
         del parts["exposed_communication_s"], parts["hidden_communication_s"]
         assert sum(parts.values()) == pytest.approx(step, rel=1e-12)
         assert times.bubble_s > -1e-9

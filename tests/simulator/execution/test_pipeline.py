@@ -311,6 +311,7 @@ def test_a_rank_waits_for_others_until_they_have_produced_and_then_for_sends(
     )
     assert run.bubble_s.tolist() == bubbles
     assert run.waiting_for_sends_s.tolist() == sends
+    assert run.waiting_for_ranks_s.tolist() == [b - s for b, s in zip(bubbles, sends, strict=True)]
     samples = run_pipeline(
         schedule,
         np.stack((seconds, 2 * np.array(seconds)), axis=1),
