@@ -373,14 +373,14 @@ def best_batches(curve: Sequence[SpeculationPoint], *, within: str) -> dict[str,
 
 
 def _kernel_times(step: ServingStep) -> Iterator[tuple[Operator, Seconds]]:
-    """Operators of an iteration, and the seconds that all their calls take."""
+    """Kernels that the cost model predicts, and the seconds that all their calls take: not the
+    kernels and wires of low-latency transfers, nor collectives."""
     calls = np.bincount(step.model.places, minlength=len(step.times.seconds))
-    operators = [
-        operator
-        for section in step.model.sections
-        for operator in step.operators[section].operators
-    ]
-    return zip(operators, (step.times.seconds * calls).tolist(), strict=True)
+    operators = [op for section in step.model.sections for op in step.operators[section].operators]
+    totals = (step.times.seconds * calls).tolist()
+    for operator, family, seconds in zip(operators, step.times.family, totals, strict=True):
+        if family == operator.kind:
+            yield operator, seconds
 
 
 def operator_table(step: ServingStep) -> list[dict[str, Any]]:
