@@ -2,8 +2,8 @@
 
 The layer has its full size and the rows of one rank of an expert-parallel group (`Workload`); what
 the other ranks would send is stood in for by its own tokens (gpu.use_local_view). The profile is
-cut down to what a reader needs, each operator and each kernel with its start and duration, in the
-Chrome-trace format that Kineto writes.
+cut down to what a reader and a replay (dsv3sim replay) need: the device, and each operator, launch
+and kernel with its start and duration, in the Chrome-trace format that Kineto writes.
 """
 
 import json
@@ -31,7 +31,17 @@ _MICRO = 1e-6
 """Chrome traces count microseconds."""
 _STATES = 4
 """Random hidden states that a layer's passes take in turn."""
-_KEPT_ARGUMENTS = ("stream", "grid", "block", "bytes")
+_LAUNCHES = ("cuda_runtime", "cuda_driver")
+_KEPT_ARGUMENTS = (
+    "device",
+    "stream",
+    "correlation",
+    "grid",
+    "block",
+    "registers per thread",
+    "shared memory",
+    "bytes",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +95,7 @@ def profile_layer(
             f"{layer_kind} layer of hidden size {config.hidden_size} with {workload}: {error}"
         ) from error
     operators = [recorded.operator for recorded in recorder.recorded]
-    events = profile_events(p)
-    return _match(operators, events)
+    return match_operators(operators, profile_document(p))
 
 
 def _fill(layer: Layer, *, seed: int) -> None:
@@ -109,12 +118,18 @@ def _fill(layer: Layer, *, seed: int) -> None:
     layer.hidden = lambda: next(states)  # type: ignore[method-assign]
 
 
-def profile_events(profile: Any) -> list[dict[str, Any]]:
-    """The events of a profile, as Kineto exports them."""
+def profile_document(profile: Any) -> dict[str, Any]:
+    """A profile as Kineto exports it: its events, and the devices."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
-        events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def profile_events(profile: Any) -> list[dict[str, Any]]:
+    """The events of a profile, as Kineto exports them."""
+    events: list[dict[str, Any]] = profile_document(profile)["traceEvents"]
     return events
 
 
@@ -168,11 +183,12 @@ def split_kernels(events: Sequence[Mapping[str, Any]], *, repetitions: int = 1) 
     return KernelSplit(inside, outside, kernels)
 
 
-def _match(operators: list[Operator], events: list[dict[str, Any]]) -> LayerProfile:
+def match_operators(operators: list[Operator], document: Mapping[str, Any]) -> LayerProfile:
     """Give each operator the kernels that were launched while its event was open.
 
     A launch carries the correlation of its kernel; kernels of launches outside every operator are
-    left out."""
+    kept without one."""
+    events: list[dict[str, Any]] = document["traceEvents"]
     opened = sorted(
         (e for e in events if e.get("cat") == "cpu_op" and e["name"].startswith(NAMESPACE + "::")),
         key=lambda e: float(e["ts"]),
@@ -180,11 +196,10 @@ def _match(operators: list[Operator], events: list[dict[str, Any]]) -> LayerProf
     opened = [e for i, e in enumerate(opened) if not i or not _within(e, opened[i - 1])]
     if len(opened) != len(operators):
         raise ValueError(f"the profile has {len(opened)} operators, the recorder {len(operators)}")
-    launches = sorted(
-        (float(e["ts"]), e["args"]["correlation"])
-        for e in events
-        if e.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in e.get("args", {})
-    )
+    launched = [
+        e for e in events if e.get("cat") in _LAUNCHES and "correlation" in e.get("args", {})
+    ]
+    launches = sorted((float(e["ts"]), e["args"]["correlation"]) for e in launched)
     device: dict[int, list[dict[str, Any]]] = {}
     for e in events:
         if e.get("cat") in _DEVICE_EVENTS:
@@ -197,13 +212,19 @@ def _match(operators: list[Operator], events: list[dict[str, Any]]) -> LayerProf
             position += 1
         kernels: list[dict[str, Any]] = []
         while position < len(launches) and launches[position][0] <= end:
-            kernels += device.get(launches[position][1], [])
+            kernels += device.pop(launches[position][1], [])
             position += 1
         seconds = sum(float(k["dur"]) for k in kernels) * _MICRO
         timed.append(TimedOperator(operator, seconds, len(kernels)))
         kept.append(_operator_event(e, operator))
         kept += [_device_event(kernel, operator) for kernel in kernels]
-    trace = {"schemaVersion": 1, "traceEvents": sorted(kept, key=lambda e: float(e["ts"]))}
+    kept += [_device_event(kernel, None) for found in device.values() for kernel in found]
+    kept += [_launch_event(launch) for launch in launched]
+    trace = {
+        "schemaVersion": 1,
+        "deviceProperties": document.get("deviceProperties", []),
+        "traceEvents": sorted(kept, key=lambda e: float(e["ts"])),
+    }
     return LayerProfile(timed, sum(split_kernels(events).outside.values()), trace)
 
 
@@ -227,12 +248,18 @@ def _operator_event(event: dict[str, Any], operator: Operator) -> dict[str, Any]
     }
 
 
-def _device_event(event: dict[str, Any], operator: Operator) -> dict[str, Any]:
+def _device_event(event: dict[str, Any], operator: Operator | None) -> dict[str, Any]:
     """A kernel's event with the operator that launched it, its template arguments cut off."""
     arguments = {name: event["args"][name] for name in _KEPT_ARGUMENTS if name in event["args"]}
-    arguments["operator"] = operator.name
+    if operator is not None:
+        arguments["operator"] = operator.name
     kept = {name: event[name] for name in ("ph", "cat", "pid", "tid", "ts", "dur")}
     return kept | {"name": event["name"][:80], "args": arguments}
+
+
+def _launch_event(event: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: event[name] for name in ("ph", "cat", "name", "pid", "tid", "ts", "dur")}
+    return kept | {"args": {"correlation": event["args"]["correlation"]}}
 
 
 def save_profile(profile: LayerProfile, path: Path) -> None:
@@ -240,4 +267,6 @@ def save_profile(profile: LayerProfile, path: Path) -> None:
     lines = ",\n".join(
         json.dumps(event, separators=(",", ":")) for event in profile.chrome_trace["traceEvents"]
     )
-    path.write_text(f'{{"schemaVersion":1,"traceEvents":[\n{lines}\n]}}\n', encoding="utf-8")
+    devices = json.dumps(profile.chrome_trace.get("deviceProperties", []), separators=(",", ":"))
+    text = f'{{"schemaVersion":1,"deviceProperties":{devices},"traceEvents":[\n{lines}\n]}}\n'
+    path.write_text(text, encoding="utf-8")

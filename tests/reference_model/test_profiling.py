@@ -6,12 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from replays import replay
 
 from reference_model.config import load_model_config
 from reference_model.measure_grid import WORKLOADS
 from reference_model.precision import Recipe
-from reference_model.profiling import LayerProfile, profile_layer, save_profile, split_kernels
+from reference_model.profiling import (
+    LayerProfile,
+    match_operators,
+    profile_document,
+    profile_layer,
+    save_profile,
+    split_kernels,
+)
 from reference_model.recorder import Workload, record_layer
+from reference_model.trace import Operator
+from reference_model.train import Training, TrainingSettings
 
 FIXTURE = Path(__file__).parent / "data" / "moe_layer_h200.json"
 
@@ -102,6 +112,76 @@ def test_of_equal_repetitions_the_last_one_counts():
     split = split_kernels(events, repetitions=3)
     assert split.kernels == 2
     assert split.outside == {"one": pytest.approx(10e-6), "two": pytest.approx(2e-6)}
+
+
+def test_a_written_profile_replays_as_it_stands(tmp_path):
+    """It names its device and its launches. By hand: the first kernel starts 2 us after its launch
+    at 12 us returns, at 15 us, and takes 30; the second follows after the gap of 1.4 us and takes
+    4: 35.4 us in all, as recorded. The GEMM was launched by the operator, the fill by nothing that
+    is known."""
+    document = {
+        "deviceProperties": [{"name": "NVIDIA H200", "numSms": 132}],
+        "traceEvents": [
+            event("cpu_op", "dsv3::gemm", 10.0, 5.0),
+            event("cuda_runtime", "cudaLaunchKernel", 12.0, 1.0, 1),
+            event("cuda_runtime", "cudaLaunchKernel", 17.0, 1.0, 2),
+            event("kernel", "_gemm_kernel", 15.0, 30.0, 1),
+            event("kernel", "fill", 46.4, 4.0, 2),
+        ],
+    }
+    for number, made in enumerate(document["traceEvents"]):
+        made |= {"ph": "X", "pid": 1, "tid": 1}
+        made["args"] |= {"stream": 7, "device": 0} if number > 2 else {}
+    gemm = Operator(
+        "head", "gemm", "forward", "head", "bfloat16", "bfloat16",
+        (("k", 1000), ("m", 1000), ("n", 1000)), False, False,
+    )  # fmt: skip
+    found = match_operators([gemm], document)
+    assert [timed.kernels for timed in found.operators] == [1]
+    assert found.outside_seconds == pytest.approx(4e-6)
+    save_profile(found, tmp_path / "layer.json")
+    run = replay(tmp_path / "layer.json")
+    assert (run.recorded_gpu, run.mapping.name) == ("h200_sxm", "reference_model_profile")
+    assert [place.operator for place in run.mapped] == [gemm, None]
+    assert run.measured_span_s == pytest.approx(35.4e-6)
+    assert run.span_s == pytest.approx(35.4e-6)
+
+
+def test_a_plain_profile_of_training_maps_by_the_operators_that_the_model_issues(tmp_path):
+    """A step of the debug model under torch's own profiler, with a kernel made up for each of the
+    model's operators: all map, products and attention as what they are."""
+    settings = TrainingSettings(
+        config="debug", precision="bf16", kernels="reference", device="cpu", steps=1, sequences=1,
+        first_sequences=1, context=32, peak_learning_rate=1e-3, warmup_steps=0, schedule="constant",
+        gamma=0.0, balance_alpha=0.0, seed=0, initial_deviation=0.0, data="markov", symbols=16,
+        concentration=1.0, data_seed=0, eager=True,
+    )  # fmt: skip
+    training = Training(settings)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
+        training.run()
+    document = profile_document(profile)
+    issued = [e for e in document["traceEvents"] if str(e["name"]).startswith("dsv3::")]
+    end = max(e["ts"] + e["dur"] for e in issued)
+    document["traceEvents"] = list(issued)
+    for number, e in enumerate(issued):
+        launch = {"ph": "X", "pid": e["pid"], "tid": e["tid"], "ts": e["ts"], "dur": 0}
+        launch |= {"cat": "cuda_runtime", "name": "launch", "args": {"correlation": number}}
+        kernel = {"ph": "X", "cat": "kernel", "pid": 0, "tid": 7, "ts": end + number, "dur": 1}
+        kernel |= {"name": "_kernel", "args": {"stream": 7, "correlation": number}}
+        document["traceEvents"] += [launch, kernel]
+    (tmp_path / "step.json").write_text(json.dumps(document), encoding="utf-8")
+    run = replay(tmp_path / "step.json", "recorded_gpu=h200_sxm")
+    assert run.unmapped() == []
+    kinds = {(place.label, place.operator.kind) for place in run.mapped}
+    assert {pair for pair in kinds if pair[1] != "memory_bound"} == {
+        ("dsv3::gemm", "gemm"),
+        ("dsv3::gemm_weight_grad", "gemm"),
+        ("dsv3::grouped_gemm", "grouped_gemm"),
+        ("dsv3::grouped_gemm_weight_grad", "grouped_gemm_weight_grad"),
+        ("dsv3::attention_forward", "attention_forward"),
+        ("dsv3::attention_backward", "attention_backward"),
+    }
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")

@@ -3,9 +3,9 @@
 A mapping is data (hardware_profiles/mappings/*.yaml with ``format: kineto``, or a user's own file):
 rules on the kernel's name, the host operator that launched it and the user annotation around that,
 and the order of launches inside that annotation. Every mapping adds to the one for PyTorch programs
-in general (`STANDARD`): what no rule of its own covers, those of that one may. Sizes are whole
-numbers or arithmetic on what the trace gives (`mapped_kernels` lists the names) and on variables
-that the mapping reads off other kernels.
+in general (`STANDARD`): what no rule of its own covers, those of that one may, and it launches as
+that one says where it does not say itself. Sizes are whole numbers or arithmetic on what the trace
+gives (`mapped_kernels` lists the names) and on variables that the mapping reads off other kernels.
 """
 
 from __future__ import annotations
@@ -196,10 +196,12 @@ def load_mapping(name_or_path: str) -> KernelMapping:
             where=f"{where}: extends: {base}",
         )
         raw = _joined(raw, tables, where=where)
-    own = to_profile(KernelMapping, raw, where=where)
-    if own.name == STANDARD:
-        return own
+    if raw.get("name") == STANDARD:
+        return to_profile(KernelMapping, raw, where=where)
     standard = load_mapping(STANDARD)
+    of_standard = read_yaml(ROOT / "mappings" / f"{STANDARD}.yaml", where=f"mappings/{STANDARD}")
+    times = {name: of_standard[name] for name in ("launch_latency", "gap")}
+    own = to_profile(KernelMapping, times | raw, where=where)
     return own.model_copy(
         update={
             "communication": own.communication + standard.communication,
