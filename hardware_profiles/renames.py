@@ -33,6 +33,14 @@ EARLIER_NAMES: Mapping[str, Mapping[str, str]] = {
         "serving_step.speculation": "serving_step.speculative_decoding",
         "serving_step.kernel_gap": "serving_step.gap",
         "serving_step.all_to_all.overlapped": "serving_step.all_to_all.beside_compute",
+        "serving_step.speculative_decoding.published_speed_up": "",
+        "collective.tolerance": "",
+        "collective.published": "published",
+        "collective.vary_gpus": "vary.operation.gpus",
+        "collective.vary_groups": "vary.operation.group",
+        "collective.vary_bytes": "vary.operation.bytes_per_gpu",
+        "collective.vary_routings": "vary.cluster.fabric.routing",
+        "collective.vary_topologies": "vary.cluster.fabric.topology+planes",
         **{
             f"fleet.{name}": f"analysis.{name}"
             for name in (
@@ -46,7 +54,8 @@ EARLIER_NAMES: Mapping[str, Mapping[str, str]] = {
         **{f"calibration.{old}": f"calibration.{new}" for old, new in _CALIBRATION.items()},
     },
 }
-"""{kind of file: {earlier path: path of today}}; "field=value" is another name of a value."""
+"""{kind of file: {earlier path: path of today, or "" where nothing took its place}}; "field=value"
+is another name of a value."""
 
 
 def with_names_of_today(raw: dict[str, Any], kind: str, *, where: str) -> dict[str, Any]:
@@ -69,19 +78,24 @@ def path_of_today(path: str, kind: str, *, where: str) -> str:
 
     Args:
         kind: key of `EARLIER_NAMES`.
+
+    Raises:
+        ValueError: nothing took the place of the name.
     """
     for old, new in EARLIER_NAMES[kind].items():
         if path == old or path.startswith(f"{old}."):
+            if not new:
+                raise ValueError(f"{where}: {old} is read no more; allowed: leave it out")
             _say([(old, new)], where)
             return new + path.removeprefix(old)
     return path
 
 
 def _say(moved: Iterable[tuple[str, str]], where: str) -> None:
-    texts = [f"{old} is called {new}" for old, new in moved]
+    texts = [f"{old} is {f'called {new} now' if new else 'read no more'}" for old, new in moved]
     if texts:
         # From one place in the code, so that Python shows the same note once.
-        warnings.warn(f"{where}: {', '.join(texts)} now", FutureWarning, stacklevel=1)
+        warnings.warn(f"{where}: {', '.join(texts)}", FutureWarning, stacklevel=1)
 
 
 def _move(raw: dict[str, Any], old: str, new: str, *, where: str) -> bool:
@@ -95,6 +109,9 @@ def _move(raw: dict[str, Any], old: str, new: str, *, where: str) -> bool:
         if holder[last] != value:
             return False
         holder[last] = new.partition("=")[2]
+        return True
+    if not new:
+        del holder[last]
         return True
     *new_parents, new_last = new.split(".")
     target = _fields(raw, new_parents, make=True)

@@ -7,6 +7,7 @@ the byte table of every link that carried anything. Cluster: a drawing in text, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,12 +143,13 @@ def what_varies(
 
 def published_cells(metrics: Mapping[str, Any]) -> list[list[str]]:
     """Published figures with the simulated ones."""
-    show = {"s": format_seconds, "bytes/s": format_bandwidth, "ratio": "{:.3f}".format}
+    from reports.tables import format_published
+
     return [
         [
             row["name"],
-            show[row["unit"]](row["published"]),
-            _or_dash(row["simulated"], show[row["unit"]]),
+            format_published(row["metric"], row["published"]),
+            _or_dash(row["simulated"], partial(format_published, row["metric"])),
             _or_dash(row["error"], "{:+.1%}".format),
             row["kind"],
         ]

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from simulator.analysis.fleet_attribution import AttributionRow
     from simulator.analysis.fleet_metrics import ObservedFleet
     from simulator.analysis.run import Run
-    from simulator.scenario.files import PublishedFigure, Scenario
+    from simulator.scenario.files import Scenario
+    from simulator.scenario.published import PublishedFigure
 
 REPORT_FILE, FIGURES_DIRECTORY = "report.html", "figures"
 

@@ -211,9 +211,6 @@ def _gains(speculation: Mapping[str, Any]) -> Table:
         f"{speculation['batch_of_least_gain']}; stops paying "
         f"{_from_batch(speculation['stops_paying_from_batch'])}."
     )
-    published = speculation["published_speed_up"]
-    if published is not None:
-        table.caption += f" Published: {published:g}, beside, not fitted."
     return table
 
 
@@ -236,8 +233,8 @@ def _published(metrics: Mapping[str, Any]) -> Iterator[Table]:
         table.add_row(
             row["name"],
             format_published(row["metric"], row["published"]),
-            format_published(row["metric"], row["simulated"]),
-            f"{row['error']:+.1%}",
+            "-" if row["simulated"] is None else format_published(row["metric"], row["simulated"]),
+            "-" if row["error"] is None else f"{row['error']:+.1%}",
         )
     yield table
 

@@ -14,7 +14,6 @@ from reports.tables import format_metric, list_inputs
 from reports.terminal import COMPARED
 from simulator.analysis.kernels_used import difference_in_kind
 from simulator.analysis.sweep import (
-    Axis,
     Limit,
     Objective,
     PointResult,
@@ -23,6 +22,7 @@ from simulator.analysis.sweep import (
     front,
     rank,
 )
+from simulator.scenario.axes import Axis
 from simulator.scenario.files import Scenario, write_resolved
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hardware_profiles.units import format_bandwidth, format_seconds, unit_factor
+from hardware_profiles.units import format_seconds, unit_factor
 from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
 from reports.tables import (
     format_interval,
@@ -226,8 +226,8 @@ def validation_table(checks: Sequence[Check]) -> Table:
         for check in of_scenario:
             table.add_row(
                 f"  {check.figure}",
-                _figure(check.quantity, check.published),
-                "-" if check.simulated is None else _figure(check.quantity, check.simulated),
+                format_published(check.metric, check.published),
+                "-" if check.simulated is None else format_published(check.metric, check.simulated),
                 "-" if check.error is None else f"{check.error:+.1%}",
                 check.kind,
                 style=None if check.is_evidence else "dim",
@@ -270,19 +270,6 @@ def whole_runs_table(found: Sequence[Comparison]) -> Table:
         "of the errors by kernel family and of the composition, over the sum of their amounts"
     )
     return table
-
-
-def _figure(quantity: str, value: float) -> str:
-    """A value with the unit of its metric, or with the unit that a collective names."""
-    match quantity:
-        case "bytes/s":
-            return format_bandwidth(value)
-        case "s":
-            return format_seconds(value)
-        case "ratio" | "":
-            return f"{value:.4g}"
-        case path:
-            return format_published(path, value)
 
 
 def comparison_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:

@@ -11,22 +11,25 @@ from typing import Any
 import numpy as np
 
 from hardware_profiles.schema import TransportProfile
+from simulator.analysis.published import beside_published
 from simulator.execution.collective import CollectiveResult, OperationResult, VariantResult
-from simulator.scenario.collective import CollectiveJob, PublishedTransfer
+from simulator.scenario.published import PublishedFigure
 
 
 def collective_metrics(
-    result: CollectiveResult, job: CollectiveJob, *, links: int | None = None
+    result: CollectiveResult, figures: Sequence[PublishedFigure], *, links: int | None = None
 ) -> dict[str, Any]:
     """The figures of a collective by their JSON names; links are those of the last variant.
 
     Args:
+        figures: published ones of the scenario.
         links: how many to keep, busiest first; all where None.
     """
     last = result.last
     main = [operation for operation in last.operations if operation.start_s >= 0]
     done = [operation.completion_s for operation in main]
     order = np.argsort(-last.links.utilisation, kind="stable")[:links]
+    rows = _rows(result.variants)
     return {
         "completion_s": None if None in done else last.end_s,
         "bytes_total": sum(operation.bytes_total for operation in main),
@@ -37,10 +40,8 @@ def collective_metrics(
         "merge_share": result.merge_share,
         "transport": result.transport.name,
         "transport_kind": _kind(result.transport),
-        "rows": [
-            _row(operation) for variant in result.variants for operation in variant.operations
-        ],
-        "published": _beside_published(job, result.variants),
+        "rows": rows,
+        "published": beside_published(figures, {"rows": rows}),
         "links": [
             {
                 "name": last.links.names[link],
@@ -58,6 +59,23 @@ def _kind(transport: TransportProfile) -> str:
     if transport.measured is not None:
         return "measured"
     return "calibrated" if transport.fitted_to else "stated"
+
+
+def _rows(variants: Sequence[VariantResult]) -> list[dict[str, Any]]:
+    """One row per operation of each variant; its bandwidth over that under adaptive routing is
+    None where no variant with that routing is otherwise the same."""
+    rows = [_row(operation) for variant in variants for operation in variant.operations]
+    same = ("operation", "algorithm", "topology", "gpus", "groups", "size_bytes")
+    adaptive = {
+        tuple(row[name] for name in same): row["mean_gpu_s"]
+        for row in rows
+        if row["routing"] == "adaptive"
+    }
+    for row in rows:
+        seconds = adaptive.get(tuple(row[name] for name in same))
+        known = seconds and row["mean_gpu_s"]
+        row["bandwidth_over_adaptive"] = seconds / row["mean_gpu_s"] if known else None
+    return rows
 
 
 def _row(operation: OperationResult) -> dict[str, Any]:
@@ -93,52 +111,3 @@ def _alone(operation: OperationResult) -> dict[str, Any]:
         "provenance": found.provenance_names()[0],
         "alone_s": [found.low.item(), found.seconds.item(), found.high.item()],
     }
-
-
-def _beside_published(
-    job: CollectiveJob, variants: Sequence[VariantResult]
-) -> list[dict[str, Any]]:
-    rows = []
-    for figure in job.published:
-        found = _find(figure, variants, routing=figure.routing)
-        if found is None:
-            continue
-        simulated: float | None
-        if figure.time is not None:
-            published, simulated, unit = figure.time, found.mean_gpu_s, "s"
-        elif figure.bandwidth is not None:
-            published, simulated, unit = figure.bandwidth, found.algorithm_bandwidth, "bytes/s"
-        else:
-            assert figure.relative_to_adaptive is not None
-            published, simulated, unit = figure.relative_to_adaptive, None, "ratio"
-            other = _find(figure, variants, routing="adaptive")
-            if other and other.mean_gpu_s and found.mean_gpu_s:
-                simulated = other.mean_gpu_s / found.mean_gpu_s
-        routing = f" {figure.routing}" if figure.routing else ""
-        rows.append(
-            {
-                "name": f"{figure.operation} {found.algorithm} {found.group_gpus} GPUs{routing}",
-                "unit": unit,
-                "published": published,
-                "simulated": simulated,
-                "error": None if simulated is None else simulated / published - 1,
-                "kind": figure.kind,
-                "source": figure.source,
-            }
-        )
-    return rows
-
-
-def _find(
-    figure: PublishedTransfer, variants: Sequence[VariantResult], *, routing: str | None
-) -> OperationResult | None:
-    for variant in variants:
-        for operation in variant.operations:
-            if (
-                operation.name == figure.operation
-                and operation.gpus == figure.gpus
-                and figure.group in (None, operation.group_gpus)
-                and routing in (None, operation.routing)
-            ):
-                return operation
-    return None

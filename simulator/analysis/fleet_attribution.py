@@ -20,8 +20,9 @@ from typing import Any
 from simulator.analysis.published import metric_at
 from simulator.analysis.run import metrics_of
 from simulator.scenario.analysis_inputs import LoadOfDay
-from simulator.scenario.files import PublishedFigure, Scenario, load_scenario
+from simulator.scenario.files import Scenario, load_scenario
 from simulator.scenario.fleet import FleetJob
+from simulator.scenario.published import PublishedFigure
 
 Measure = Callable[[str, Sequence[str]], Mapping[str, Any]]
 """(scenario, overrides) -> metrics; a function of a module, so that other processes import it."""

@@ -334,7 +334,6 @@ _SERVING_STEP = (
         "the same without drafted tokens",
     ),
     Metric("speculation.by_batch.batch", "requests", None, "requests of the whole deployment"),
-    Metric("speculation.published_speed_up", "ratio", None, "published speed-up"),
     Metric(
         "speculation.batch_of_best_gain",
         "requests",
@@ -444,6 +443,12 @@ _COLLECTIVE = (
         "s",
         "less",
         "when the last flow that concerns a GPU is done, mean over GPUs",
+    ),
+    Metric(
+        "rows.bandwidth_over_adaptive",
+        "ratio",
+        "more",
+        "bandwidth over that of the same operation under adaptive routing",
     ),
     Metric("rows.nodes_per_token", "nodes", None, "nodes that a token is sent to, mean"),
     Metric("rows.gpus_per_token", "GPUs", None, "GPUs that a token is sent to, mean"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from simulator.scenario.files import PublishedFigure
+from simulator.scenario.published import PublishedFigure
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +21,27 @@ class PublishedRow:
     """simulated / published - 1."""
     source: str
     kind: str
-    """What the simulated figure is: "input", "chosen", "bound" or "predicted"."""
+    """What the simulated figure is, as `PublishedFigure` has it."""
 
 
 def beside_published(
     figures: Sequence[PublishedFigure], metrics: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Published figures of a scenario beside those of its run, as JSON rows."""
-    return [asdict(compare_published(figure, metrics)) for figure in figures]
+    """Published figures of a scenario beside those of its run, as JSON rows; one of a row that the
+    run does not have stands beside nothing and is left out."""
+    return [
+        asdict(compare_published(figure, metrics))
+        for figure in figures
+        if not figure.of or _row_of(figure, metrics) is not None
+    ]
 
 
 def compare_published(figure: PublishedFigure, metrics: Mapping[str, Any]) -> PublishedRow:
     """A published figure beside the simulated one that its path leads to."""
     simulated = metric_at(metrics, figure.metric)
+    if figure.of:
+        row = _row_of(figure, metrics) or {}
+        simulated = metric_at(row, figure.metric.partition(".")[2])
     return PublishedRow(
         name=figure.name,
         metric=figure.metric,
@@ -43,6 +51,13 @@ def compare_published(figure: PublishedFigure, metrics: Mapping[str, Any]) -> Pu
         source=figure.source,
         kind=figure.kind,
     )
+
+
+def _row_of(figure: PublishedFigure, metrics: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The row that a figure is of, the first of them, or None."""
+    rows: Sequence[Mapping[str, Any]] = metrics.get(figure.metric.partition(".")[0]) or ()
+    has = ((row, all(row.get(name) == value for name, value in figure.of.items())) for row in rows)
+    return next((row for row, all_of_it in has if all_of_it), None)
 
 
 def metric_at(metrics: Mapping[str, Any], path: str) -> float | None:

@@ -174,9 +174,8 @@ def _collective(scenario: Scenario, _: bool) -> Run[CollectiveResult]:
     from simulator.analysis.collective_metrics import collective_metrics
     from simulator.execution.collective import run_collective
 
-    job = scenario.job_as(CollectiveJob)
-    result = run_collective(job, scenario.cluster, seed=scenario.file.seed)
-    return Run(scenario, result, lambda _: collective_metrics(result, job), has_intervals=False)
+    result, figures = run_collective(scenario), scenario.file.published
+    return Run(scenario, result, lambda _: collective_metrics(result, figures), has_intervals=False)
 
 
 def _tpot_limit(scenario: Scenario, _: bool) -> Run[TpotLimit]:

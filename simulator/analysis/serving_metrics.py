@@ -28,7 +28,7 @@ from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
 from simulator.hardware.network.all_to_all import payload_bytes
 from simulator.hardware.prediction import PROVENANCES
-from simulator.scenario.files import PublishedFigure
+from simulator.scenario.published import PublishedFigure
 from simulator.scenario.serving import OffloadJob, ServingStepJob
 from simulator.workload.task_graph import Stream
 
@@ -345,7 +345,6 @@ def speculation_metrics(run: ServingRun) -> dict[str, Any] | None:
         "speed_up": gained * plain / run.step.step_s,
         "by_batch": [asdict(point) for point in run.speculation_curve],
         **best_batches(run.speculation_curve, within=run.kv.limit),
-        "published_speed_up": speculation.published_speed_up,
     }
 
 

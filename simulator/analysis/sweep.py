@@ -7,7 +7,6 @@ makes their differences those of the settings alone.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +15,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from hardware_profiles.fields import parse_yaml
 from hardware_profiles.units import Dimension, parse_quantity
 from simulator.analysis.metric import metric_of
 from simulator.analysis.run_key import run_key
+from simulator.scenario.axes import Axis, points
 from simulator.scenario.files import load_scenario
 
 Metrics = Mapping[str, Any]
@@ -29,59 +28,7 @@ it. Raises ValueError where the point cannot run."""
 
 Scalar = float | int | str | bool | None
 
-SEPARATOR = "+"
-"""Between paths that vary together."""
-
 COMPARISONS = ("<=", ">=")
-
-_ALLOWED = "allowed: path=value,value,... such as training.schedule=1f1b,dualpipe"
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """What varies together: one path, or several that change in step."""
-
-    paths: tuple[str, ...]
-    values: tuple[tuple[Any, ...], ...]
-    """[value][path]"""
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read "path=a,b,c", values as YAML; "cluster+calibration=[a, b],[c, d]" varies two.
-
-        Raises:
-            ValueError: any other text, or values that do not fit the paths.
-        """
-        left, equals, right = text.partition("=")
-        if not equals:
-            raise ValueError(f"--vary {text!r}: {_ALLOWED}")
-        return cls.of(left, parse_yaml(f"[{right}]", where=f"--vary {text!r}"), text=text)
-
-    @classmethod
-    def of(cls, joined: str, values: Sequence[Any], *, text: str = "") -> Self:
-        """An axis of one path, or of several joined by "+", from its values.
-
-        Args:
-            text: how messages call it.
-
-        Raises:
-            ValueError: no path, no value, or values that do not fit the paths.
-        """
-        text = text or joined
-        paths = tuple(path.strip() for path in joined.split(SEPARATOR))
-        if not all(paths):
-            raise ValueError(f"--vary {text!r}: {_ALLOWED}")
-        if not values:
-            raise ValueError(f"--vary {text!r}: no value; {_ALLOWED}")
-        if len(paths) == 1:
-            return cls(paths, tuple((value,) for value in values))
-        for value in values:
-            if not isinstance(value, list | tuple) or len(value) != len(paths):
-                raise ValueError(
-                    f"--vary {text!r}: {value!r} for {len(paths)} paths; allowed: a list of "
-                    f"{len(paths)}, such as a+b=[1, 2],[3, 4]"
-                )
-        return cls(paths, tuple(tuple(value) for value in values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +73,10 @@ def grid(scenario: str, changes: Sequence[str], axes: Sequence[Axis]) -> list[Po
     for path in paths:
         if paths.count(path) > 1:
             raise ValueError(f"--vary {path}: given more than once; allowed: once")
-    points = [
-        _point(scenario, changes, dict(zip(paths, itertools.chain(*values), strict=True)))
-        for values in itertools.product(*(axis.values for axis in axes))
-    ]
-    if all(point.reason for point in points):
-        raise ValueError(points[0].reason)
-    return points
+    found = [_point(scenario, changes, settings) for settings in points(axes)]
+    if all(point.reason for point in found):
+        raise ValueError(found[0].reason)
+    return found
 
 
 def _point(scenario: str, changes: Sequence[str], settings: Mapping[str, Any]) -> Point:

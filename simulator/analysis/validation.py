@@ -22,8 +22,8 @@ class Check:
 
     scenario: str
     figure: str
-    quantity: str
-    """What the values are: a metric's path or, of a collective, a unit ("bytes/s")."""
+    metric: str
+    """Path of the metric that the values are of."""
     published: float
     simulated: float | None
     error: float | None
@@ -99,7 +99,7 @@ def checks_of(scenario: str, metrics: Mapping[str, Any]) -> list[Check]:
         Check(
             scenario,
             row["name"],
-            row.get("metric") or row.get("unit", ""),
+            row["metric"],
             row["published"],
             row["simulated"],
             row["error"],
@@ -112,7 +112,7 @@ def checks_of(scenario: str, metrics: Mapping[str, Any]) -> list[Check]:
 
 def _kind(row: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     # The pair of the main job is reproduced or predicted depending on its calibration.
-    if row.get("metric") == "pair_time_s":
+    if row["metric"] == "pair_time_s":
         return str(metrics["pair_time_kind"])
     return str(row.get("kind", "predicted"))
 

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hardware_profiles.schema import ClusterProfile, Estimate, TransportProfile, load_transport
+from hardware_profiles.schema import Estimate, TransportProfile, load_transport
 from simulator.execution.collective import OperationResult, run_variants
 from simulator.execution.traffic import low_latency_start
 from simulator.hardware.network.transfers import LINE_RATE
-from simulator.scenario.collective import CollectiveJob, PublishedTransfer
-from simulator.scenario.files import load_scenario
+from simulator.scenario.collective import CollectiveJob
+from simulator.scenario.files import Scenario, load_scenario
+from simulator.scenario.published import PublishedFigure
 
 FITTED_SCENARIOS = ("deepep_normal", "deepep_low_latency")
 
@@ -69,10 +70,7 @@ def fit_transport(base: str, *, scenarios: Sequence[str] = FITTED_SCENARIOS) -> 
     transport = load_transport(base)
     rows: list[FittedFigure] = []
     for name in scenarios:
-        scenario = load_scenario(name)
-        rows += _rows(
-            scenario.job_as(CollectiveJob), scenario.cluster, transport, seed=scenario.file.seed
-        )
+        rows += _rows(load_scenario(name), transport)
     return search(rows)
 
 
@@ -111,9 +109,8 @@ def _seconds(
     return np.asarray(row.start + np.maximum(over_nic, over_nvlink) + fill)
 
 
-def _rows(
-    job: CollectiveJob, cluster: ClusterProfile, transport: TransportProfile, *, seed: int
-) -> list[FittedFigure]:
+def _rows(scenario: Scenario, transport: TransportProfile) -> list[FittedFigure]:
+    job, cluster = scenario.job_as(CollectiveJob), scenario.cluster
     bare = {"start": 0.0, "low_latency": None, "chunk_tokens": 1, "sms_per_channel": 1}
     # Both slow links keep the other far from being a limit; the time at line rate follows.
     slow = Estimate(value=_SLOW, low=_SLOW, high=_SLOW, source="to be the only limit")
@@ -122,28 +119,27 @@ def _rows(
         for link in ("nic", "nvlink")
     )
     normal = job.operation.form == "normal"
-    nic = _by_size(run_variants(job, cluster, only_nic, seed=seed))
-    nvlink = _by_size(run_variants(job, cluster, only_nvlink, seed=seed)) if normal else {}
+    nic = _by_size(run_variants(scenario, only_nic))
+    nvlink = _by_size(run_variants(scenario, only_nvlink)) if normal else {}
     moe, sms = job.operation.moe, job.operation.sms or 0
     assert moe is not None
     channels = max(sms // transport.sms_per_channel, 1)
     rows = []
-    for figure in job.published:
+    for figure in scenario.file.published:
         if figure.kind != "calibrated":
             continue
-        key = (figure.operation, figure.gpus)
-        one_node = normal and figure.gpus <= cluster.node.gpus
+        operation, gpus = str(figure.of["operation"]), int(figure.of["gpus"])
+        key = (operation, gpus)
+        one_node = normal and gpus <= cluster.node.gpus
         rows.append(
             FittedFigure(
-                name=f"{figure.operation} {job.operation.form} {figure.gpus}",
+                name=figure.name,
                 published=_published_seconds(figure, nic[key]),
                 nic_seconds=0.0 if one_node else (nic[key].mean_gpu_s or 0.0) * _SLOW,
                 nvlink_seconds=(nvlink[key].mean_gpu_s or 0.0) * _SLOW if normal else 0.0,
                 start=transport.start
                 if normal
-                else low_latency_start(
-                    transport, figure.operation, ranks=figure.gpus, over_nics=True
-                ),
+                else low_latency_start(transport, operation, ranks=gpus, over_nics=True),
                 chunk_share=channels / moe.tokens if normal else 0.0,
             )
         )
@@ -154,8 +150,7 @@ def _by_size(variants: Sequence[list[OperationResult]]) -> dict[tuple[str, int],
     return {(op.name, op.group_gpus): op for operations in variants for op in operations}
 
 
-def _published_seconds(figure: PublishedTransfer, operation: OperationResult) -> float:
-    if figure.time is not None:
-        return figure.time
-    assert figure.bandwidth is not None, "a calibrated figure is a time or a bandwidth"
-    return operation.size_bytes / figure.bandwidth
+def _published_seconds(figure: PublishedFigure, operation: OperationResult) -> float:
+    if figure.metric == "rows.mean_gpu_s":
+        return figure.si_value
+    return operation.size_bytes / figure.si_value

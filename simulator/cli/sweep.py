@@ -74,9 +74,10 @@ def sweep_command(
     )
     from simulator.analysis import sweep as sweeping
     from simulator.analysis.run import metrics_of
+    from simulator.scenario.axes import Axis
     from simulator.scenario.files import load_scenario
 
-    axes = tuple(sweeping.Axis.parse(text) for text in vary)
+    axes = tuple(Axis.parse(text) for text in vary)
     limits = tuple(sweeping.Limit.parse(text) for text in where or ())
     objectives = tuple(sweeping.Objective.parse(text) for text in objective or ())
     asked = [*(metric or ()), *(limit.metric for limit in limits)]

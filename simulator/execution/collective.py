@@ -1,20 +1,20 @@
 """Run a CollectiveJob on a cluster: completion times, and bytes per link.
 
-Each variant (number of GPUs, size, topology, routing) is its own simulation on a fresh fabric. An
+Each variant of a scenario (number of GPUs, size, topology, routing) is its own simulation on a
+fresh fabric. An
 operation begins after the transport's start latency and runs its phases one after the other;
 operations beside it share the links. Failures strike at their time.
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 import simpy
 
-from hardware_profiles.schema import ClusterProfile, TransportProfile, load_transport
+from hardware_profiles.schema import TransportProfile, load_transport
 from simulator.execution.traffic import Work, lower_bound_seconds, prepare
 from simulator.hardware.network.clusters import cluster_fabric
 from simulator.hardware.network.collective_times import CollectiveTimes
@@ -23,7 +23,8 @@ from simulator.hardware.network.flows import Network
 from simulator.hardware.network.routing import Failure, parse_failure, struck_resources
 from simulator.hardware.network.topology import Fabric
 from simulator.hardware.prediction import Prediction
-from simulator.scenario.collective import CollectiveJob, Operation
+from simulator.scenario.collective import CollectiveJob
+from simulator.scenario.files import Scenario, variants
 
 
 @dataclass(slots=True)
@@ -119,83 +120,40 @@ class CollectiveResult:
         return self.variants[-1]
 
 
-def run_collective(job: CollectiveJob, cluster: ClusterProfile, *, seed: int) -> CollectiveResult:
-    """Run every variant of a job on a cluster.
+def run_collective(scenario: Scenario) -> CollectiveResult:
+    """Run every variant of a scenario.
 
     Raises ValueError, one line, for traffic or failures that the cluster cannot have.
     """
     started = time.perf_counter()
-    transport = load_transport(job.transport, gpu=cluster.node.gpu.name)
-    failures = [parse_failure(text) for text in cluster.failures]
-    variants = [
-        _run_variant(job, operation, changed, transport, failures=failures, seed=seed)
-        for operation, changed in _variants(job, cluster)
-    ]
+    found = [(at, _transport(at)) for at in variants(scenario)]
+    _, transport = found[-1]
     return CollectiveResult(
-        variants=variants,
+        variants=[_run_variant(at, transport) for at, transport in found],
         wall_clock_s=time.perf_counter() - started,
         transport=transport,
-        merge_share=job.merge_share,
+        merge_share=scenario.job_as(CollectiveJob).merge_share,
     )
 
 
-def run_variants(
-    job: CollectiveJob, cluster: ClusterProfile, transport: TransportProfile, *, seed: int
-) -> list[list[OperationResult]]:
+def _transport(scenario: Scenario) -> TransportProfile:
+    name = scenario.job_as(CollectiveJob).transport
+    return load_transport(name, gpu=scenario.cluster.node.gpu.name)
+
+
+def run_variants(scenario: Scenario, transport: TransportProfile) -> list[list[OperationResult]]:
     """Run every variant with a given transport and return what became of its operations."""
-    return [
-        _run_variant(job, operation, changed, transport, failures=(), seed=seed).operations
-        for operation, changed in _variants(job, cluster)
-    ]
+    return [_run_variant(at, transport).operations for at in variants(scenario)]
 
 
-def _variants(
-    job: CollectiveJob, cluster: ClusterProfile
-) -> Generator[tuple[Operation, ClusterProfile], None, None]:
+def _run_variant(scenario: Scenario, transport: TransportProfile) -> VariantResult:
+    job, cluster = scenario.job_as(CollectiveJob), scenario.cluster
     operation = job.operation
-    for topology, routing, gpus, group, size in product(
-        job.vary_topologies or (None,),
-        job.vary_routings or (None,),
-        job.vary_gpus or (None,),
-        job.vary_groups or (None,),
-        job.vary_bytes or (None,),
-    ):
-        changes: dict[str, Any] = {}
-        if gpus is not None:
-            changes["gpus"] = gpus
-        if group is not None:
-            changes["group"] = group
-        if size is not None:
-            field_ = "bytes_per_pair" if operation.bytes_per_pair else "bytes_per_gpu"
-            changes[field_] = size
-        fabric: dict[str, Any] = {}
-        if topology is not None:
-            # One plane is what every other topology has.
-            planes = cluster.node.nics if topology == "multi_plane_fat_tree" else 1
-            fabric = {"topology": topology, "planes": planes}
-        if routing is not None:
-            fabric["routing"] = routing
-        yield (
-            operation.model_copy(update=changes),
-            cluster.model_copy(
-                update={"fabric": cluster.fabric.model_copy(update=fabric)} if fabric else {}
-            ),
-        )
-
-
-def _run_variant(
-    job: CollectiveJob,
-    operation: Operation,
-    cluster: ClusterProfile,
-    transport: TransportProfile,
-    *,
-    failures: Sequence[Failure],
-    seed: int,
-) -> VariantResult:
+    failures = [parse_failure(text) for text in cluster.failures]
     group = operation.group or operation.gpus or 1
     whole = cluster.gpus % group == 0
     fabric = cluster_fabric(cluster, transport, sms=operation.sms, group=group if whole else 1)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(scenario.file.seed)
     measured, nvlink = transport.measured, cluster.node.gpu.nvlink_bandwidth
     times = CollectiveTimes.of(measured, nvlink_bandwidth=nvlink) if measured else None
     works = [

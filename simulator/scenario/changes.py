@@ -19,11 +19,8 @@ NO_INPUTS = (
     "description",
     "seed",
     "published",
-    "collective.published",
-    "serving_step.speculative_decoding.published_speed_up",
     # A published transfer names its number of GPUs; which ones run beside it is nothing to it.
-    "collective.vary_gpus",
-    "collective.tolerance",
+    "vary.operation.gpus",
     "analysis",
     "cluster.name",
     "calibration.name",

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from hardware_profiles.fields import BandwidthValue, DataValue, Profile, TimeValue
+from hardware_profiles.fields import DataValue, Profile, TimeValue
 
 OperationName = Literal[
     "all_to_all",
@@ -116,40 +116,8 @@ class Operation(Profile):
         return self.algorithm or ALGORITHMS[self.name][0]
 
 
-class PublishedTransfer(Profile):
-    """A published time or bandwidth of one operation at one number of GPUs."""
-
-    operation: OperationName
-    gpus: PositiveInt
-    time: TimeValue | None = None
-    bandwidth: BandwidthValue | None = None
-    """Logical: every copy counted, the own node's or GPU's included."""
-    relative_to_adaptive: PositiveFloat | None = None
-    """Bandwidth over that of the same operation under adaptive routing."""
-    group: PositiveInt | None = None
-    """Only the variant with groups of this size."""
-    routing: Literal["adaptive", "ecmp", "static"] | None = None
-    """Only the variant with this routing."""
-    kind: Literal["calibrated", "predicted", "setup_unpublished"]
-    """Whether the transport's values were fitted to this figure; setup_unpublished: what was
-    measured is not known well enough to call the simulated figure a prediction of it."""
-    source: str
-
-    @property
-    def name(self) -> str:
-        """What it is of, in a few words."""
-        return " ".join(filter(None, (self.operation, f"{self.gpus} GPUs", self.routing)))
-
-    @model_validator(mode="after")
-    def _one_figure(self) -> "PublishedTransfer":
-        figures = (self.time, self.bandwidth, self.relative_to_adaptive)
-        if sum(figure is not None for figure in figures) != 1:
-            raise ValueError("needs one of time, bandwidth and relative_to_adaptive")
-        return self
-
-
 class CollectiveJob(Profile):
-    """Traffic on a fabric: one operation, what runs beside it, and what is varied."""
+    """Traffic on a fabric: one operation and what runs beside it."""
 
     operation: Operation
     beside: tuple[Operation, ...] = ()
@@ -158,13 +126,3 @@ class CollectiveJob(Profile):
     """Name of a profile in hardware_profiles/transports: what kernels make of the links."""
     merge_share: NonNegativeFloat = 0.0
     """Completions closer than this share of the ideal time may be taken as one instant."""
-    vary_gpus: tuple[PositiveInt, ...] = ()
-    """Run once for each number of GPUs of the first operation."""
-    vary_bytes: tuple[DataValue, ...] = ()
-    """Run once for each of these, in the place of bytes_per_pair or bytes_per_gpu."""
-    vary_topologies: tuple[str, ...] = ()
-    vary_routings: tuple[Literal["adaptive", "ecmp", "static"], ...] = ()
-    vary_groups: tuple[PositiveInt, ...] = ()
-    published: tuple[PublishedTransfer, ...] = ()
-    tolerance: PositiveFloat | None = None
-    """Relative error that the published figures are to be met within."""

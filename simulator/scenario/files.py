@@ -10,10 +10,10 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import yaml
-from pydantic import NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt
 
 from hardware_profiles.fields import (
     Profile,
@@ -33,9 +33,9 @@ from hardware_profiles.schema import (
     read_profile,
     resolve_cluster,
 )
-from hardware_profiles.units import parse_quantity
 from reference_model.config import ModelConfig, parse_model_config, read_config_file
 from simulator.scenario.analysis_inputs import AnalysisInputs
+from simulator.scenario.axes import file_axes, points
 from simulator.scenario.changes import (
     differences,
     digest,
@@ -46,6 +46,7 @@ from simulator.scenario.changes import (
 )
 from simulator.scenario.collective import CollectiveJob
 from simulator.scenario.fleet import FleetJob
+from simulator.scenario.published import PublishedFigure
 from simulator.scenario.replay import ReplayJob
 from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
 from simulator.scenario.training import TrainingJob
@@ -54,33 +55,6 @@ _T = TypeVar("_T")
 
 SCENARIOS = Path(__file__).parent / "shipped"
 """Folder of the shipped scenarios."""
-
-
-class PublishedFigure(Profile):
-    """A published number that a run of this scenario is held against."""
-
-    name: str
-    metric: str
-    """Path in the metrics, e.g. "step_time_s" or "ranks.0.forward_s"."""
-    value: float | str
-    """A plain number, or text with a unit of time."""
-    source: str
-    kind: Literal["input", "chosen", "bound", "predicted"] = "predicted"
-    """What the simulated figure is: an input of the scenario, what follows from a size that was
-    chosen for it, the most that a machine could do of which an average was published, or a
-    prediction of the model."""
-
-    @model_validator(mode="after")
-    def _is_positive(self) -> Self:
-        if not self.si_value > 0.0:
-            raise ValueError(f"value of {self.name!r} is {self.value!r}; allowed: above 0")
-        return self
-
-    @property
-    def si_value(self) -> float:
-        if isinstance(self.value, str):
-            return parse_quantity(self.value, "time", f"published: {self.name}")
-        return self.value
 
 
 class ScenarioFile(Profile):
@@ -97,6 +71,8 @@ class ScenarioFile(Profile):
     """Name in simulator.hardware.costs.COST_MODELS."""
     seed: NonNegativeInt = 0
     published: tuple[PublishedFigure, ...] = ()
+    vary: dict[str, Any] = Field(default_factory=dict)
+    """Of a collective: {field of the scenario: values that it takes in turn}, nested as fields."""
     analysis: AnalysisInputs = AnalysisInputs()
 
 
@@ -260,8 +236,9 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
             f"{where}: {len(jobs)} jobs given ({', '.join(jobs) or 'none'}); "
             f"allowed: exactly one of {', '.join(JOBS)}"
         )
-    if raw.get("analysis") and jobs != ["fleet"]:
-        raise ValueError(f"{where}: analysis: allowed with a fleet job only, not {jobs[0]}")
+    for field, job in (("analysis", "fleet"), ("vary", "collective")):
+        if raw.get(field) and jobs != [job]:
+            raise ValueError(f"{where}: {field}: allowed with a {job} job only, not {jobs[0]}")
     model, cluster, gpu, calibration = (raw.get(root) for root in NAMED)
     if gpu is not None and jobs[0] != "replay":
         raise ValueError(f"{where}: gpu: a {jobs[0]} job runs on cluster.node.gpu; set that")
@@ -284,6 +261,20 @@ def _file(raw: Raw, where: str) -> ScenarioFile:
     """What a scenario says beside its job."""
     rest = {name: value for name, value in raw.items() if name not in JOBS}
     return to_profile(ScenarioFile, rest, where=where)
+
+
+def variants(scenario: Scenario) -> list[Scenario]:
+    """The scenario at every combination of the values that its file varies, itself where none."""
+    axes = file_axes(scenario.file.vary, where=scenario.where)
+    found = [] if axes else [scenario]
+    for settings in points(axes) if axes else ():
+        changes = {
+            _full_path(path, scenario.resolved, scenario.where): value
+            for path, value in settings.items()
+        }
+        at = _read(Path(scenario.name), scenario.resolved, changes, where=scenario.where)
+        found.append(replace(scenario, job=at.job, named_cluster=at.named_cluster))
+    return found
 
 
 def _with_gap(raw: Raw, *, where: str) -> Raw:
@@ -378,24 +369,11 @@ def _without_figures_of(own: Scenario, scenario: Scenario, changed: Sequence[str
             for text, figure in zip(raw["published"], file.published, strict=True)
             if keeps(figure.name, figure.metric, of_file=figure in own.file.published)
         ]
-    if isinstance(job, CollectiveJob) and job.published:
-        of_file = own.job.published if isinstance(own.job, CollectiveJob) else ()
-        raw["collective"]["published"] = [
-            text
-            for text, figure in zip(raw["collective"]["published"], job.published, strict=True)
-            if keeps(figure.name, "", of_file=figure in of_file)
-        ]
-    gain, gain_of_file = (_published_speed_up(each.job) for each in (scenario, own))
-    if gain is not None and not keeps("speed-up", "speed_up", of_file=gain == gain_of_file):
-        del raw["serving_step"]["speculative_decoding"]["published_speed_up"]
     if not left_out:
         return scenario
     return replace(
         scenario,
         file=_file(raw, scenario.where),
-        job=to_profile(
-            type(job), raw[scenario.job_name], where=scenario.where, at=scenario.job_name
-        ),
         resolved=raw,
         figures_left_out=(*scenario.figures_left_out, *left_out),
         other_inputs=tuple(dict.fromkeys((*scenario.other_inputs, *because))),
@@ -405,21 +383,15 @@ def _without_figures_of(own: Scenario, scenario: Scenario, changed: Sequence[str
 def _origin(path: Path, raw: Raw) -> Scenario | None:
     """The shipped scenario whose published figures a file of the user repeats: they are of that
     scenario's inputs, whatever the file makes of them."""
-    own = _raw_figures(raw)
+    own = raw.get("published") or []
     if path.parent == SCENARIOS or not own:
         return None
     for name in known_scenarios():
         shipped, where = _find(name)
         shipped_raw = read_yaml(shipped, where=where)
-        if any(figure in own for figure in _raw_figures(shipped_raw)):
+        if any(figure in own for figure in shipped_raw.get("published") or []):
             return _read(shipped, shipped_raw, {}, where=where)
     return None
-
-
-def _raw_figures(raw: Raw) -> list[Any]:
-    holders = (raw, raw.get("collective"))
-    found = [holder.get("published") for holder in holders if isinstance(holder, dict)]
-    return [figure for figures in found if isinstance(figures, list) for figure in figures]
 
 
 def _content(scenario: Scenario) -> dict[str, Any]:
@@ -433,11 +405,6 @@ def _content(scenario: Scenario) -> dict[str, Any]:
         scenario.named_calibration,
     )
     return read | dict(zip(NAMED, named, strict=True))
-
-
-def _published_speed_up(job: Job) -> float | None:
-    drafting = job.speculative_decoding if isinstance(job, ServingStepJob) else None
-    return drafting.published_speed_up if drafting else None
 
 
 def by_name(family: Mapping[str, _T], name: str, field: str) -> _T:

@@ -1,6 +1,6 @@
 """Inputs that several kinds of job have, each under one name and in one form."""
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hardware_profiles.fields import DataValue, Profile
 
@@ -35,8 +35,6 @@ class SpeculativeDecoding(Profile):
     """Tokens drafted for each request and step."""
     acceptance: float = Field(ge=0.0, le=1.0)
     """Probability that a drafted token is accepted, given that those before it were."""
-    published_speed_up: PositiveFloat | None = None
-    """A published gain, shown beside the simulated one."""
 
     @property
     def tokens_per_step(self) -> float:

@@ -1,5 +1,6 @@
 """Earlier names of fields: read for a release, with one note that says today's."""
 
+import re
 import warnings
 
 import pytest
@@ -23,13 +24,14 @@ RENAMED = [
     (kind, old, new)
     for kind, names in EARLIER_NAMES.items()
     for old, new in names.items()
-    if "=" not in old
+    if "=" not in old and new
 ]
+DROPPED = [old for old, new in EARLIER_NAMES["scenarios"].items() if not new]
 
 
 @pytest.mark.parametrize(("kind", "old", "new"), RENAMED)
 def test_a_value_under_an_earlier_name_is_read_under_todays(kind, old, new):
-    with pytest.warns(FutureWarning, match=f"^a.yaml: {old} is called {new} now$"):
+    with pytest.warns(FutureWarning, match=re.escape(f"a.yaml: {old} is called {new} now")):
         found = with_names_of_today(nested(old, "7"), kind, where="a.yaml")
     for key in new.split("."):
         found = found[key]
@@ -38,7 +40,7 @@ def test_a_value_under_an_earlier_name_is_read_under_todays(kind, old, new):
 
 @pytest.mark.parametrize(("kind", "old", "new"), RENAMED)
 def test_a_change_of_an_earlier_name_is_one_of_todays(kind, old, new):
-    with pytest.warns(FutureWarning, match=f"^--set: {old} is called {new} now$"):
+    with pytest.warns(FutureWarning, match=re.escape(f"--set: {old} is called {new} now")):
         assert path_of_today(f"{old}.value", kind, where="--set") == f"{new}.value"
 
 
@@ -46,7 +48,7 @@ def test_a_file_with_several_earlier_names_has_one_note_and_keeps_its_sources():
     job = {"pp": 16, "expert_load": 1.3, "reserved_memory": "4 GiB"}
     raw = {"training": job | {"sources": {"pp": "a paper", "expert_load": "a guess"}}}
     note = (
-        r"^old\.yaml: training\.expert_load is called training\.skew\.max_over_mean, "
+        r"^old\.yaml: training\.expert_load is called training\.skew\.max_over_mean now, "
         r"training\.reserved_memory is called training\.memory\.reserved now$"
     )
     with pytest.warns(FutureWarning, match=note) as notes:
@@ -65,6 +67,18 @@ def test_a_value_that_is_called_otherwise_now_is_read_too():
     with pytest.warns(FutureWarning, match="basis=transfer is called basis=restated now"):
         found = with_names_of_today({"basis": "transfer"}, "calibrations", where="a")
     assert found == {"basis": "restated"}
+
+
+@pytest.mark.parametrize("old", DROPPED)
+def test_what_is_read_no_more_is_left_out_of_a_file_and_refused_as_a_change(old):
+    with pytest.warns(FutureWarning, match=f"^a.yaml: {old} is read no more$"):
+        found = with_names_of_today(nested(old, "7"), "scenarios", where="a.yaml")
+    *parents, last = old.split(".")
+    for key in parents:
+        found = found[key]
+    assert last not in found
+    with pytest.raises(ValueError, match=f"^--set: {old} is read no more; allowed: leave it out"):
+        path_of_today(old, "scenarios", where="--set")
 
 
 def test_names_of_today_are_read_without_a_note():
@@ -96,7 +110,7 @@ def test_earlier_rates_of_a_transport_have_no_interval_and_are_refused_with_the_
     rest = [f"{key}: {value}" for key, value in raw.items() if key not in ("achieved", "sources")]
     path = tmp_path / "mine.yaml"
     path.write_text("\n".join([*rates, *rest]), encoding="utf-8")
-    note = r"mine\.yaml: nic_efficiency is called achieved\.nic, nvlink_efficiency is called "
+    note = r"mine\.yaml: nic_efficiency is called achieved\.nic now, nvlink_efficiency is called "
     message = r"achieved\.nic: 0\.88 has no interval; allowed: value, low, high and source, such as"
     with pytest.warns(FutureWarning, match=note), pytest.raises(ValueError, match=message):
         load_transport(str(path))

@@ -285,7 +285,8 @@ def test_earlier_names_of_a_calibration_are_read_with_a_note(tmp_path):
     path = tmp_path / "earlier.yaml"
     path.write_text(yaml.safe_dump(earlier), encoding="utf-8")
     note = (
-        r"earlier\.yaml: transfer_from is called restated_from, carried_over is called restatement"
+        r"earlier\.yaml: transfer_from is called restated_from now, "
+        r"carried_over is called restatement now"
     )
     with pytest.warns(FutureWarning, match=note):
         read = load_calibration(str(path))

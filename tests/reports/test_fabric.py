@@ -27,7 +27,7 @@ from simulator.scenario.files import load_scenario
 
 @pytest.fixture(scope="module")
 def run():
-    changes = ("collective.vary_gpus=[16, 64]", "collective.vary_bytes=[128 MiB]")
+    changes = ("vary.operation.gpus=[16, 64]", "vary.operation.bytes_per_gpu=[128 MiB]")
     return simulate(load_scenario("mpft_vs_mrft", changes))
 
 

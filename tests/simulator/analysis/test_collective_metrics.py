@@ -35,7 +35,7 @@ def test_a_run_that_a_failure_cuts_off_has_no_completion_and_names_what_stalled(
     [("deepep_normal", "[8, 16, 32]"), ("deepep_low_latency", "[8, 16, 32, 64]")],
 )
 def test_deepep_rows_are_met_within_eight_percent(scenario, gpus):
-    published = measured(scenario, f"collective.vary_gpus={gpus}")["published"]
+    published = measured(scenario, f"vary.operation.gpus={gpus}")["published"]
     assert {row["kind"] for row in published} == {"calibrated"}
     assert len(published) == 2 * gpus.count(",") + 2
     for row in published:

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.analysis.sweep import (
-    Axis,
     Limit,
     Objective,
     PointResult,
@@ -22,6 +21,7 @@ from simulator.analysis.sweep import (
     read_rows,
     run_sweep,
 )
+from simulator.scenario.axes import Axis
 
 SCENARIO = "all_to_all_64"
 NIC = "cluster.node.nic.bandwidth"
@@ -37,36 +37,6 @@ def seed_of(scenario, overrides):
     if settings["seed"] == "13":
         raise ValueError("seed 13 does not fit")
     return {"seed": int(settings["seed"]), "of": {"scenario": scenario}, "table": [1, 2]}
-
-
-def test_an_axis_reads_values_as_yaml():
-    assert Axis.parse("training.schedule=1f1b,dualpipe").values == (("1f1b",), ("dualpipe",))
-    assert Axis.parse(f"{NIC}=200 Gbit/s, 400 Gbit/s").values == (("200 Gbit/s",), ("400 Gbit/s",))
-    assert Axis.parse("x=1,2.5,true").values == ((1,), (2.5,), (True,))
-
-
-def test_an_axis_varies_several_paths_in_step():
-    axis = Axis.parse("cluster+calibration=[h800_2048, h800_sxm],[h100_2048, h100_sxm]")
-    assert axis.paths == ("cluster", "calibration")
-    assert axis.values == (("h800_2048", "h800_sxm"), ("h100_2048", "h100_sxm"))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("seed", "allowed: path=value"),
-        ("=1,2", "allowed: path=value"),
-        ("seed=", "no value"),
-        ("seed=[1", "not valid YAML"),
-        ("a+b=1,2", "allowed: a list of 2"),
-        ("a+b=[1, 2, 3]", "allowed: a list of 2"),
-    ],
-)
-def test_a_bad_axis_is_named_in_one_line(text, message):
-    with pytest.raises(ValueError, match=message) as error:
-        Axis.parse(text)
-    assert text in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_a_grid_holds_every_combination_last_axis_fastest():

@@ -1,5 +1,7 @@
 """Collective jobs: shipped scenarios against closed forms and published figures."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -12,9 +14,16 @@ from simulator.scenario.files import load_scenario
 
 def run(name, *changes):
     scenario = load_scenario(name, changes)
-    job = scenario.job
-    assert job is not None
-    return run_collective(job, scenario.cluster, seed=scenario.file.seed)
+    return run_collective(scenario)
+
+
+def made(job, cluster):
+    """A scenario of a job and a cluster made by hand."""
+    return dataclasses.replace(
+        load_scenario("all_to_all_64"),
+        job=CollectiveJob.model_validate(job),
+        named_cluster=cluster,
+    )
 
 
 def check_bytes(result):
@@ -49,7 +58,7 @@ def test_64_gpus_take_the_ideal_time_plus_latency():
 
 
 def test_bytes_of_normal_dispatch_and_combine_arrive():
-    check_bytes(run("deepep_normal", "collective.vary_gpus=[16]"))
+    check_bytes(run("deepep_normal", "vary.operation.gpus=[16]"))
 
 
 def test_32_groups_of_64_do_not_disturb_each_other():
@@ -95,7 +104,7 @@ def test_low_latency_kernels_take_their_start_and_their_slower_link(
 ):
     result = run(
         "deepep_low_latency_mixed",
-        f"collective.vary_gpus=[{gpus}]",
+        f"vary.operation.gpus=[{gpus}]",
         f"collective.operation.algorithm={form}",
         f"collective.operation.moe.tokens={tokens}",
         "collective.operation.moe.gate=balanced",
@@ -114,8 +123,8 @@ def test_a_start_that_knows_one_link_only_is_one_clear_line():
 
 
 def test_low_latency_across_planes_is_forwarded_at_a_cost_or_refused():
-    changes = ("cluster=h800_2048", "collective.vary_gpus=[64]")
-    rails = run("deepep_low_latency", "collective.vary_gpus=[64]").last.operations[0]
+    changes = ("cluster=h800_2048", "vary.operation.gpus=[64]")
+    rails = run("deepep_low_latency", "vary.operation.gpus=[64]").last.operations[0]
     planes = run("deepep_low_latency", *changes)
     names = dict(zip(planes.last.links.names, planes.last.links.bytes, strict=True))
     assert sum(b for name, b in names.items() if name.endswith("nvlink_out")) > 0
@@ -146,7 +155,7 @@ def test_every_collective_runs_at_its_links_rate(operation, ideal):
         "transport": "ideal",
     }
     cluster = load_scenario("all_to_all_64").cluster
-    result = run_collective(CollectiveJob.model_validate(job), cluster, seed=0)
+    result = run_collective(made(job, cluster))
     assert result.last.end_s == pytest.approx(ideal * 2**30 / 50e9, rel=0.01)
     check_bytes(result)
 
@@ -162,7 +171,7 @@ def test_a_hierarchical_all_reduce_runs_on_whole_nodes():
         "transport": "ideal",
     }
     cluster = load_scenario("mpft_vs_mrft").cluster
-    result = run_collective(CollectiveJob.model_validate(job), cluster, seed=0)
+    result = run_collective(made(job, cluster))
     share = 2**30 / 8
     ideal = 2 * 7 * share / 200e9 + 2 * 7 / 8 * share / 50e9
     assert result.last.end_s == pytest.approx(ideal, rel=0.02)
@@ -186,7 +195,9 @@ def test_small_messages_are_limited_by_the_nics_message_rate():
 
 def test_planes_and_rails_take_the_same_time():
     result = run(
-        "mpft_vs_mrft", "collective.vary_gpus=[16, 64, 512]", "collective.vary_bytes=[128 MiB]"
+        "mpft_vs_mrft",
+        "vary.operation.gpus=[16, 64, 512]",
+        "vary.operation.bytes_per_gpu=[128 MiB]",
     )
     times = {}
     for variant in result.variants:
@@ -199,8 +210,8 @@ def test_planes_and_rails_take_the_same_time():
 def test_rails_without_forwarding_are_equal_too():
     changes = (
         "collective.operation.algorithm=direct",
-        "collective.vary_gpus=[64]",
-        "collective.vary_bytes=[1 GiB]",
+        "vary.operation.gpus=[64]",
+        "vary.operation.bytes_per_gpu=[1 GiB]",
     )
     planes, rails = (v.operations[0].completion_s for v in run("mpft_vs_mrft", *changes).variants)
     assert planes == pytest.approx(rails, rel=0.015)
@@ -236,23 +247,19 @@ def test_incast_slows_an_all_reduce_beside_it_and_a_traffic_class_isolates_it():
 
     def seconds(priority):
         job = {**base, "operation": {**base["operation"], "priority": priority}}
-        result = run_collective(CollectiveJob.model_validate(job), cluster, seed=0)
+        result = run_collective(made(job, cluster))
         return result.last.operations[0].completion_s
 
-    alone = (
-        run_collective(CollectiveJob.model_validate({**base, "beside": []}), cluster, seed=0)
-        .last.operations[0]
-        .completion_s
-    )
+    alone = run_collective(made({**base, "beside": []}, cluster)).last.operations[0].completion_s
     assert seconds(0) > 1.5 * alone
     assert seconds(1) == pytest.approx(alone, rel=1e-6)
 
 
 def test_a_failed_plane_slows_a_run_and_one_that_cuts_it_says_so():
     changes = (
-        "collective.vary_topologies=[]",
-        "collective.vary_gpus=[64]",
-        "collective.vary_bytes=[128 MiB]",
+        "vary.cluster=null",
+        "vary.operation.gpus=[64]",
+        "vary.operation.bytes_per_gpu=[128 MiB]",
     )
     healthy = run("mpft_vs_mrft", *changes)
     broken = run("mpft_vs_mrft", *changes, "cluster.failures=[plane:3@1ms]")

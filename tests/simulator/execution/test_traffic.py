@@ -8,15 +8,13 @@ from simulator.scenario.files import load_scenario
 
 def run(name, *changes):
     scenario = load_scenario(name, changes)
-    job = scenario.job
-    assert job is not None
-    return run_collective(job, scenario.cluster, seed=scenario.file.seed)
+    return run_collective(scenario)
 
 
 def test_node_limited_routing_saves_what_the_gate_says():
     result = run(
         "deepep_normal",
-        "collective.vary_gpus=[64]",
+        "vary.operation.gpus=[64]",
         "collective.operation.moe.gate=deepseek_v3",
         "collective.operation.moe.tokens=1024",
     )

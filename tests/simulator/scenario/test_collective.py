@@ -8,9 +8,7 @@ from simulator.scenario.files import load_scenario
 
 def run(name, *changes):
     scenario = load_scenario(name, changes)
-    job = scenario.job
-    assert job is not None
-    return run_collective(job, scenario.cluster, seed=scenario.file.seed)
+    return run_collective(scenario)
 
 
 @pytest.mark.parametrize(
@@ -27,8 +25,8 @@ def run(name, *changes):
         ("all_to_all_64", "cluster.failures=[plane:7]", "known: plane 0 to 0"),
         ("all_to_all_64", "cluster.failures=[node:5]", "no live path from"),
         ("all_to_all_64", "cluster.fabric.topology=torus", "unknown topology 'torus'"),
-        ("deepep_normal", "collective.vary_gpus=[12]", "whole nodes of 8 GPUs, got 12"),
-        ("deepep_normal", "collective.vary_gpus=[48]", "256 experts cannot be divided"),
+        ("deepep_normal", "vary.operation.gpus=[12]", "whole nodes of 8 GPUs, got 12"),
+        ("deepep_normal", "vary.operation.gpus=[48]", "256 experts cannot be divided"),
         ("deepep_normal", "collective.operation.sms=null", "needs sms"),
         ("deepep_low_latency", "cluster.fabric.cross_plane=maybe", "cross_plane"),
     ],

@@ -127,7 +127,7 @@ def test_a_published_figure_with_a_unit_reads_as_seconds():
 
 
 def figures(scenario):
-    return len(scenario.file.published) + len(getattr(scenario.job, "published", ()))
+    return len(scenario.file.published)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def figures(scenario):
         (MAIN, "cluster=h800_2048", 14),
         (MAIN, "training.pp=16", 14),
         (MAIN, "cluster.node.nic.bandwidth=50 GB/s", 14),  # 400 Gbit/s in other words
-        ("deepep_normal", "vary_gpus=[16]", 8),
+        ("deepep_normal", "vary.operation.gpus=[16]", 8),
         ("deepep_normal", "operation.moe.tokens=2048", 0),
         ("decode_ep144_day6", "requests.context_tokens=1024", 0),
         ("day6_service", "requests.synthetic.rate=100 Hz", 0),
@@ -187,9 +187,9 @@ def test_figures_that_come_with_the_changes_are_of_the_changed_inputs():
 def test_a_published_gain_of_drafting_leaves_with_the_batch_that_it_is_of():
     kept = load_scenario("mtp_one_node", ["seed=1"])
     changed = load_scenario("mtp_one_node", ["requests.context_tokens=512"])
-    assert kept.job.speculative_decoding.published_speed_up == 1.8
-    assert changed.job.speculative_decoding.published_speed_up is None
-    assert changed.figures_left_out == ("speed-up",)
+    assert [figure.value for figure in kept.file.published] == [1.8]
+    assert changed.file.published == ()
+    assert changed.figures_left_out == ("gain of drafting, one node",)
 
 
 def test_a_changed_scenario_is_called_so_wherever_it_is_shown(tmp_path):
@@ -258,7 +258,7 @@ def test_earlier_names_of_a_file_and_of_its_changes_make_the_same_scenario(tmp_p
     with pytest.warns(FutureWarning) as notes:
         earlier = load_scenario(str(path), ["expert_load=1.2"])
     assert [str(note.message) for note in notes] == [
-        f"{path}: training.redundant_experts is called training.experts.redundant, "
+        f"{path}: training.redundant_experts is called training.experts.redundant now, "
         "calibration.kernel_gap is called calibration.gap now",
         "--set: training.expert_load is called training.skew.max_over_mean now",
     ]
@@ -287,7 +287,7 @@ def test_the_field_that_holds_the_job_says_of_which_kind_it_is():
 def test_a_field_of_a_job_outside_it_names_what_a_file_may_have(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("description: d\noffload: {server: s}\nsockets: 2\n")
-    message = r"mine\.yaml: sockets: unknown field; known: analysis, .*, training$"
+    message = r"mine\.yaml: sockets: unknown field; known: analysis, .*, training, vary$"
     with pytest.raises(ValueError, match=message):
         load_scenario(str(path))
     path.write_text("description: d\noffload: {server: s}\n")
