@@ -19,7 +19,8 @@ import numpy as np
 
 from hardware_profiles.schema import Estimate, TransportProfile, load_transport
 from simulator.execution.collective import OperationResult, run_variants
-from simulator.execution.traffic import low_latency_start
+from simulator.execution.traffic import form_of, low_latency_start
+from simulator.hardware.network.collectives import EXCHANGES
 from simulator.hardware.network.transfers import LINE_RATE
 from simulator.scenario.collective import CollectiveJob
 from simulator.scenario.files import Scenario, load_scenario
@@ -118,7 +119,7 @@ def _rows(scenario: Scenario, transport: TransportProfile) -> list[FittedFigure]
         transport.model_copy(update={**bare, "achieved": LINE_RATE.model_copy(update={link: slow})})
         for link in ("nic", "nvlink")
     )
-    normal = job.operation.form == "normal"
+    normal = EXCHANGES[form_of(job.operation)].forwards
     nic = _by_size(run_variants(scenario, only_nic))
     nvlink = _by_size(run_variants(scenario, only_nvlink)) if normal else {}
     moe, sms = job.operation.moe, job.operation.sms or 0

@@ -18,6 +18,7 @@ from hardware_profiles.schema import TransportProfile, load_transport
 from simulator.execution.traffic import Work, lower_bound_seconds, prepare
 from simulator.hardware.network.clusters import cluster_fabric
 from simulator.hardware.network.collective_times import CollectiveTimes
+from simulator.hardware.network.collectives import EXCHANGES
 from simulator.hardware.network.fairness import Floats, Integers
 from simulator.hardware.network.flows import Network
 from simulator.hardware.network.routing import Failure, parse_failure, struck_resources
@@ -226,9 +227,10 @@ def _outcome(work: Work, fabric: Fabric) -> OperationResult:
         concerned = by_gpu[np.isfinite(by_gpu)]
         completion = float(concerned.max() - work.start) if len(concerned) else 0.0
         mean = float(concerned.mean() - work.start) if len(concerned) else 0.0
+    forwards = work.copies is not None and EXCHANGES[work.form].forwards
     return OperationResult(
         name=work.name,
-        algorithm=work.operation.form,
+        algorithm=work.form,
         topology=fabric.topology,
         routing=fabric.inputs.routing,
         gpus=work.gpus,
@@ -243,10 +245,10 @@ def _outcome(work: Work, fabric: Fabric) -> OperationResult:
         gpus_per_token=work.copies.ranks_per_token if work.copies else None,
         nic_copies_saved=(
             work.copies.nic_copies_saved(fabric.inputs.gpus_per_node)
-            if work.copies and work.operation.form == "normal"
+            if work.copies and forwards
             else None
         ),
-        sms=work.operation.sms if work.operation.form == "normal" else None,
+        sms=work.operation.sms if forwards else None,
         measured=work.measured,
     )
 

@@ -1,6 +1,6 @@
 """Turn the operations that a scenario names into phases of flows, and count their bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,12 +10,12 @@ from hardware_profiles.schema import TransportProfile
 from hardware_profiles.units import Seconds
 from simulator.hardware.network import collectives
 from simulator.hardware.network.collective_times import CollectiveTimes
-from simulator.hardware.network.collectives import Copies, Phase
+from simulator.hardware.network.collectives import Copies, Messages, Phase, TokenExchange
 from simulator.hardware.network.fairness import Floats, Integers
 from simulator.hardware.network.flows import FlowBatch, Flows, make_flows
 from simulator.hardware.network.topology import Fabric
 from simulator.hardware.prediction import Prediction
-from simulator.scenario.collective import MoeTraffic, Operation
+from simulator.scenario.collective import EXCHANGES_OF_EXPERTS, MoeTraffic, Operation
 from simulator.workload.gating import random_scores, select_experts
 
 
@@ -25,6 +25,7 @@ class Work:
 
     operation: Operation
     name: str
+    form: str
     phases: list[Phase]
     gpus: int
     groups: int
@@ -69,6 +70,7 @@ def prepare(
         if operation.members == "consecutive"
         else members.reshape(size, -1).T.copy()
     )
+    form = form_of(operation)
     if operation.moe is not None:
         return _prepare_moe(operation, operation.moe, groups, fabric, transport, rng=rng)
     inputs = fabric.inputs
@@ -79,7 +81,9 @@ def prepare(
         case "all_to_all":
             pair = operation.bytes_per_pair or (operation.bytes_per_gpu or 0.0) / size
             total = pair * size
-            phases = _all_to_all(operation, groups, pair, fabric, rng=rng)
+            # Some experts are hot: what goes to one GPU differs by GPU, and again by pair.
+            sizes = pair if operation.sizes == "equal" else pair * _heat(groups, fabric, rng=rng)
+            phases = collectives.ALL_TO_ALLS[form](groups, sizes, fabric=fabric)
         case "send" | "kv_transfer":
             half = size // 2
             total, own = operation.bytes_per_gpu or 0.0, 0.0
@@ -90,15 +94,17 @@ def prepare(
             total = operation.bytes_per_gpu or 0.0
             if operation.name == "broadcast":
                 own = 0.0
-            phases = _COLLECTIVES[operation.name](
-                groups, total, fabric=fabric, algorithm=operation.form, step=step
+            phases = collectives.COLLECTIVES[operation.name][form](
+                groups, total, fabric=fabric, step=step
             )
     timed = None if spans or times is None else _as_measured(operation, groups, total, times)
     if timed is not None:
         found, start = timed
         phases = [_lasting(phases, found.seconds.item() - start, fabric)]
         start -= min(start, inputs.nvlink_latency)
-        work = Work(operation, operation.name, phases, gpus, len(groups), total, own, start, False)
+        work = Work(
+            operation, operation.name, form, phases, gpus, len(groups), total, own, start, False
+        )
         return [replace(work, measured=found)]
     floor = transport.message_overhead * fabric.inputs.nic_bandwidth
     for phase in phases:
@@ -107,7 +113,9 @@ def prepare(
         if floor > 0:
             phase.flows.wire = np.maximum(phase.flows.wire, floor)
     start = transport.start
-    return [Work(operation, operation.name, phases, gpus, len(groups), total, own, start, False)]
+    return [
+        Work(operation, operation.name, form, phases, gpus, len(groups), total, own, start, False)
+    ]
 
 
 def _as_measured(
@@ -144,12 +152,30 @@ def _lasting(phases: Sequence[Phase], seconds: Seconds, fabric: Fabric) -> Phase
     return Phase(phases[0].name, joined)
 
 
-_COLLECTIVES = {
-    "all_gather": collectives.all_gather,
-    "reduce_scatter": collectives.reduce_scatter,
-    "all_reduce": collectives.all_reduce,
-    "broadcast": collectives.broadcast,
+FORMS: Mapping[str, Collection[str]] = {
+    "all_to_all": collectives.ALL_TO_ALLS,
+    "send": ("direct",),
+    "kv_transfer": ("direct",),
+    **collectives.COLLECTIVES,
+    **dict.fromkeys(EXCHANGES_OF_EXPERTS, collectives.EXCHANGES),
 }
+"""{operation: its forms, the default first}"""
+
+
+def form_of(operation: Operation) -> str:
+    """The form in which an operation runs.
+
+    Raises ValueError for a form that the operation does not have.
+    """
+    forms = FORMS[operation.name]
+    if operation.algorithm is None:
+        return next(iter(forms))
+    if operation.algorithm not in forms:
+        raise ValueError(
+            f"collective: algorithm {operation.algorithm!r} of {operation.name}; allowed: "
+            f"{', '.join(forms)}"
+        )
+    return operation.algorithm
 
 
 def _over_queue_pairs(flows: Flows, number: int) -> Flows:
@@ -165,19 +191,12 @@ def _over_queue_pairs(flows: Flows, number: int) -> Flows:
     )
 
 
-def _all_to_all(
-    operation: Operation, groups: Integers, pair: float, fabric: Fabric, *, rng: np.random.Generator
-) -> list[Phase]:
-    if operation.form == "rail":
-        if operation.sizes != "equal":
-            raise ValueError("all_to_all over rails has equal sizes; use algorithm direct")
-        return collectives.rail_all_to_all(groups, pair, fabric=fabric)
-    if operation.sizes == "equal":
-        return collectives.all_to_all(groups, pair)
-    # Some experts are hot: what goes to one GPU differs by GPU, and again from pair to pair.
+def _heat(groups: Integers, fabric: Fabric, *, rng: np.random.Generator) -> Floats:
+    """[pairs], by what factor a pair's bytes differ from the mean where some experts are hot."""
     _, destination = collectives.pairs(groups)
     heat = rng.lognormal(0.0, 1.0, size=fabric.gpus)
-    return collectives.all_to_all(groups, pair * heat[destination] * rng.random(len(destination)))
+    found: Floats = heat[destination] * rng.random(len(destination))
+    return found
 
 
 def _prepare_moe(
@@ -191,10 +210,13 @@ def _prepare_moe(
 ) -> list[Work]:
     per_node = fabric.inputs.gpus_per_node
     size = groups.shape[1]
-    normal = operation.form == "normal"
-    if normal and ((size % per_node and size > per_node) or operation.members == "strided"):
+    name = form_of(operation)
+    form = collectives.EXCHANGES[name]
+    if form.forwards and operation.sms is None:
+        raise ValueError(f"collective: {operation.name} in {name} form needs sms")
+    if form.forwards and ((size % per_node and size > per_node) or operation.members == "strided"):
         raise ValueError(
-            f"normal {operation.name} needs whole nodes of {per_node} GPUs, got {size}"
+            f"{name} {operation.name} needs whole nodes of {per_node} GPUs, got {size}"
         )
     traffic = [token_copies(moe, size, ranks_per_node=per_node, rng=rng) for _ in groups]
     works: list[Work] = []
@@ -206,41 +228,37 @@ def _prepare_moe(
             ("combine", moe.combine_bytes),
         ),
     }[operation.name]
-    for name, token_bytes in directions:
+    for direction, token_bytes in directions:
+        channels = max((operation.sms or 0) // transport.sms_per_channel, 1)
+        exchange = TokenExchange(
+            fabric=fabric,
+            token_bytes=token_bytes,
+            messages=Messages(transport.message_overhead, fabric.inputs.nic_bandwidth),
+            chunks=moe.tokens / (channels * transport.chunk_tokens),
+            back=direction == "combine",
+        )
         parts = [
-            _moe_phase(
-                copies,
-                gpus,
-                operation=operation,
-                tokens=moe.tokens,
-                token_bytes=token_bytes,
-                fabric=fabric,
-                transport=transport,
-                back=name == "combine",
-            )
+            form.flows(copies, gpus, exchange)[0]
             for copies, gpus in zip(traffic, groups, strict=True)
         ]
-        counted = _counted(traffic, normal=normal, one_node=size <= per_node)
+        one_node = size <= per_node
+        over_nics = bool(fabric.planes) and (form.nics_inside or not one_node)
+        counted = _counted(traffic, forwarded=form.forwards, one_node=one_node)
         works.append(
             Work(
                 operation=operation,
-                name=name,
+                name=direction,
+                form=name,
                 phases=[_side_by_side(parts)],
                 gpus=groups.size,
                 groups=len(groups),
                 size=counted.sum() / groups.size * token_bytes,
                 own_share=_own_part(
-                    traffic, normal=normal, per_node=per_node, one_node=size <= per_node
+                    traffic, forwarded=form.forwards, per_node=per_node, one_node=one_node
                 ),
                 kernel_start=transport.start
-                if normal
-                else low_latency_start(
-                    transport,
-                    name,
-                    ranks=size,
-                    over_nics=bool(fabric.planes)
-                    and (operation.form == "low_latency" or size > per_node),
-                ),
+                if form.forwards
+                else low_latency_start(transport, direction, ranks=size, over_nics=over_nics),
                 follows=bool(works),
                 copies=traffic[0],
             )
@@ -284,38 +302,6 @@ def token_copies(
     return collectives.count_copies(chosen, expert_rank=rank_of, ranks_per_node=ranks_per_node)
 
 
-def _moe_phase(
-    copies: Copies,
-    gpus: Integers,
-    *,
-    operation: Operation,
-    tokens: int,
-    token_bytes: float,
-    fabric: Fabric,
-    transport: TransportProfile,
-    back: bool,
-) -> Phase:
-    if operation.form in ("low_latency", "low_latency_mixed"):
-        messages = collectives.Messages(transport.message_overhead, fabric.inputs.nic_bandwidth)
-        return collectives.low_latency_flows(
-            copies,
-            gpus,
-            token_bytes=token_bytes,
-            messages=messages,
-            rdma=operation.form == "low_latency" and bool(fabric.planes),
-            back=back,
-        )[0]
-    channels = max((operation.sms or 0) // transport.sms_per_channel, 1)
-    return collectives.dispatch_flows(
-        copies,
-        gpus,
-        token_bytes=token_bytes,
-        fabric=fabric,
-        chunks=tokens / (channels * transport.chunk_tokens),
-        back=back,
-    )[0]
-
-
 def low_latency_start(
     transport: TransportProfile, operation: str, *, ranks: int, over_nics: bool
 ) -> Seconds:
@@ -336,24 +322,24 @@ def low_latency_start(
     return profile.intercept(way, ranks) - profile.latency
 
 
-def _counted(traffic: list[Copies], *, normal: bool, one_node: bool) -> Floats:
+def _counted(traffic: list[Copies], *, forwarded: bool, one_node: bool) -> Floats:
     """Copies that a bandwidth counts: per GPU in one node, per node beyond, else per expert."""
-    if not normal:
+    if not forwarded:
         return np.array([copies.to_expert.sum() for copies in traffic])
     return np.array([(c.to_rank if one_node else c.to_node).sum() for c in traffic])
 
 
-def _own_part(traffic: list[Copies], *, normal: bool, per_node: int, one_node: bool) -> float:
+def _own_part(traffic: list[Copies], *, forwarded: bool, per_node: int, one_node: bool) -> float:
     own = 0.0
     for copies in traffic:
         rank = np.arange(len(copies.to_rank))
-        if not normal:
+        if not forwarded:
             own += copies.to_expert[rank, rank].sum()
         elif one_node:
             own += copies.to_rank[rank, rank].sum()
         else:
             own += copies.to_node[rank, rank // per_node].sum()
-    return float(own / _counted(traffic, normal=normal, one_node=one_node).sum())
+    return float(own / _counted(traffic, forwarded=forwarded, one_node=one_node).sum())
 
 
 def _side_by_side(parts: list[Phase]) -> Phase:

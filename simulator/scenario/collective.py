@@ -19,19 +19,8 @@ OperationName = Literal[
     "dispatch_and_combine",
 ]
 
-ALGORITHMS: dict[str, tuple[str, ...]] = {
-    "all_to_all": ("direct", "rail"),
-    "all_gather": ("ring", "direct"),
-    "reduce_scatter": ("ring", "direct"),
-    "all_reduce": ("ring", "tree", "hierarchical"),
-    "broadcast": ("tree", "ring"),
-    "send": ("direct",),
-    "kv_transfer": ("direct",),
-    "dispatch": ("normal", "low_latency", "low_latency_mixed"),
-    "combine": ("normal", "low_latency", "low_latency_mixed"),
-    "dispatch_and_combine": ("normal", "low_latency", "low_latency_mixed"),
-}
-"""Forms that each operation has, the default first."""
+EXCHANGES_OF_EXPERTS = frozenset({"dispatch", "combine", "dispatch_and_combine"})
+"""Operations that take tokens to experts and back."""
 
 
 class MoeTraffic(Profile):
@@ -61,6 +50,8 @@ class Operation(Profile):
 
     name: OperationName
     algorithm: str | None = None
+    """Form of the operation that simulator.hardware.network.collectives names; by default the
+    first."""
     gpus: PositiveInt | None = None
     """GPUs that take part, from ``first_gpu`` on; all of the cluster where not given."""
     first_gpu: NonNegativeInt = 0
@@ -90,16 +81,9 @@ class Operation(Profile):
 
     @model_validator(mode="after")
     def _complete(self) -> "Operation":
-        allowed = ALGORITHMS[self.name]
-        if self.algorithm is not None and self.algorithm not in allowed:
-            raise ValueError(
-                f"algorithm {self.algorithm!r} of {self.name}; allowed: {', '.join(allowed)}"
-            )
-        is_moe = "normal" in allowed
+        is_moe = self.name in EXCHANGES_OF_EXPERTS
         if is_moe != (self.moe is not None):
             raise ValueError(f"{self.name} {'needs' if is_moe else 'has no'} moe")
-        if self.form == "normal" and self.sms is None:
-            raise ValueError(f"{self.name} in normal form needs sms")
         if self.name == "all_to_all" and (self.bytes_per_pair is None) == (
             self.bytes_per_gpu is None
         ):
@@ -109,11 +93,6 @@ class Operation(Profile):
         if self.sizes != "equal" and self.name != "all_to_all":
             raise ValueError(f"sizes {self.sizes!r} is only for all_to_all")
         return self
-
-    @property
-    def form(self) -> str:
-        """The algorithm, or the operation's first one where none is given."""
-        return self.algorithm or ALGORITHMS[self.name][0]
 
 
 class CollectiveJob(Profile):

@@ -8,8 +8,9 @@ chunks. Bytes are exact.
 Groups are arrays [groups, size] of GPU numbers; every group does the same at the same time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -57,18 +58,21 @@ def pairs(groups: Integers) -> tuple[Integers, Integers]:
     return source, destination
 
 
-def all_to_all(groups: Integers, size: Floats | float) -> list[Phase]:
-    """Every GPU sends ``size`` bytes (scalar, or one for each of ``pairs``) to each other one."""
+def all_to_all(groups: Integers, size: Floats | float, *, fabric: Fabric) -> list[Phase]:
+    """Every GPU sends ``size`` bytes (scalar, or one for each of ``pairs``) to each other one, on
+    any fabric."""
     source, destination = pairs(groups)
     return [Phase("all_to_all", make_flows(source, destination, size))]
 
 
-def rail_all_to_all(groups: Integers, size: float, *, fabric: Fabric) -> list[Phase]:
+def rail_all_to_all(groups: Integers, size: Floats | float, *, fabric: Fabric) -> list[Phase]:
     """All-to-all that crosses the network only between GPUs of one index (NCCL's PXN).
 
     What is meant for another index goes over NVLink first, to the GPU of the source node that has
-    the destination's index; both steps run pipelined. Needs whole nodes.
+    the destination's index; both steps run pipelined. Needs whole nodes and equal sizes.
     """
+    if not isinstance(size, float | int):
+        raise ValueError("all_to_all over rails has equal sizes; use algorithm direct")
     per_node = fabric.inputs.gpus_per_node
     count, members = groups.shape
     nodes = members // per_node
@@ -296,26 +300,36 @@ def _distinct(sorted_rows: Integers) -> Integers:
     return np.asarray(sorted_rows[first], dtype=np.int64)
 
 
-def dispatch_flows(
-    copies: Copies,
-    gpus: Integers,
-    *,
-    token_bytes: float,
-    fabric: Fabric,
-    chunks: float,
-    back: bool,
-) -> list[Phase]:
+@dataclass(frozen=True, slots=True)
+class TokenExchange:
+    """One dispatch or combine: what a copy weighs, and what the kernels that send it work with."""
+
+    fabric: Fabric
+    token_bytes: float
+    messages: Messages
+    chunks: float
+    """Parts that a forwarded exchange is pipelined in."""
+    back: bool
+    """Combine: partial sums come back the way the tokens went."""
+
+    @property
+    def name(self) -> str:
+        """Of its phase."""
+        return "combine" if self.back else "dispatch"
+
+
+def forwarded_flows(copies: Copies, gpus: Integers, exchange: TokenExchange) -> list[Phase]:
     """Normal form: one copy a token and node over the rail, then NVLink to the experts' GPUs.
 
     A token goes once to each node that has one of its experts, to the GPU there of the source's own
     index, and from there over NVLink once to each GPU that has one; the own node is served by the
     source itself, and a GPU's own share counts as an NVLink copy, because the kernel makes it with
-    the same instructions. ``back`` turns every arrow (combine: partial sums come back the way the
-    tokens went). The two steps run side by side in ``chunks`` parts; filling that pipeline delays
-    the whole by the shorter step over the number of parts.
+    the same instructions. A combine turns every arrow. The two steps run side by side in parts;
+    filling that pipeline delays the whole by the shorter step over the number of parts.
 
     ``gpus`` [ranks] are the GPUs of the group, whole nodes in order.
     """
+    fabric, token_bytes = exchange.fabric, exchange.token_bytes
     per_node = fabric.inputs.gpus_per_node
     ranks = len(gpus)
     nodes = -(-ranks // per_node)
@@ -334,38 +348,77 @@ def dispatch_flows(
     source = np.concatenate([sender, forwarder[exists]])
     destination = np.concatenate([np.minimum(entry.ravel(), ranks - 1), receiver[exists]])
     tokens = np.concatenate([over_rail.ravel(), by_index.ravel()[exists]])
-    if back:
+    if exchange.back:
         source, destination = destination, source
     flows = make_flows(gpus[source], gpus[destination], tokens * token_bytes)
     rail_time = over_rail.sum(axis=1).max() * token_bytes / fabric.inputs.nic_bandwidth
     copy_time = (
         copies.to_rank.sum(axis=0).max() * token_bytes / (fabric.inputs.nvlink_bandwidth or np.inf)
     )
-    fill = min(rail_time, copy_time) / max(chunks, 1.0)
-    return [Phase("combine" if back else "dispatch", flows, float(fill))]
+    fill = min(rail_time, copy_time) / max(exchange.chunks, 1.0)
+    return [Phase(exchange.name, flows, float(fill))]
 
 
 def low_latency_flows(
-    copies: Copies,
-    gpus: Integers,
-    *,
-    token_bytes: float,
-    messages: Messages,
-    rdma: bool,
-    back: bool,
+    copies: Copies, gpus: Integers, exchange: TokenExchange, *, nics_inside: bool
 ) -> list[Phase]:
     """Low-latency form: one RDMA message a (token, expert) straight to the expert's GPU, no SMs.
 
-    ``rdma`` sends through NICs inside a node as well; without it NVLink serves the node. A GPU's
-    own share is a local copy and crosses no link.
+    With ``nics_inside`` NICs serve a node as well, where it has any; else NVLink does. A GPU's own
+    share is a local copy and crosses no link.
     """
     ranks = len(gpus)
     source, destination = (a.ravel() for a in np.indices((ranks, ranks)))
-    if back:
+    if exchange.back:
         source, destination = destination, source
-    size = copies.to_expert.ravel() * token_bytes
+    size = copies.to_expert.ravel() * exchange.token_bytes
     size = np.where(source == destination, 0.0, size)
     flows = make_flows(
-        gpus[source], gpus[destination], size, wire=messages.wire(size, token_bytes), rdma=rdma
+        gpus[source],
+        gpus[destination],
+        size,
+        wire=exchange.messages.wire(size, exchange.token_bytes),
+        rdma=nics_inside and bool(exchange.fabric.planes),
     )
-    return [Phase("combine" if back else "dispatch", flows)]
+    return [Phase(exchange.name, flows)]
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeForm:
+    """How dispatch and combine send the copies of tokens."""
+
+    flows: Callable[[Copies, Integers, TokenExchange], list[Phase]]
+    forwards: bool
+    """Kernels on communication SMs send a copy to each node of whole ones, which forwards it; a
+    bandwidth counts those copies. Else every copy goes straight to its expert, on no SM."""
+    nics_inside: bool
+    """Whether copies within a node go through NICs."""
+
+
+EXCHANGES: Mapping[str, ExchangeForm] = {
+    "normal": ExchangeForm(forwarded_flows, forwards=True, nics_inside=False),
+    "low_latency": ExchangeForm(
+        partial(low_latency_flows, nics_inside=True), forwards=False, nics_inside=True
+    ),
+    "low_latency_mixed": ExchangeForm(
+        partial(low_latency_flows, nics_inside=False), forwards=False, nics_inside=False
+    ),
+}
+"""Forms of dispatch and combine, the default first."""
+
+ALL_TO_ALLS: Mapping[str, Callable[..., list[Phase]]] = {
+    "direct": all_to_all,
+    "rail": rail_all_to_all,
+}
+"""Forms of an all-to-all, the default first: (groups, bytes of each pair, fabric=) -> phases."""
+
+COLLECTIVES: Mapping[str, Mapping[str, Callable[..., list[Phase]]]] = {
+    operation.__name__: {form: partial(operation, algorithm=form) for form in forms}
+    for operation, forms in (
+        (all_gather, ("ring", "direct")),
+        (reduce_scatter, ("ring", "direct")),
+        (all_reduce, ("ring", "tree", "hierarchical")),
+        (broadcast, ("tree", "ring")),
+    )
+}
+"""Forms of the other operations, the default first: (groups, bytes, fabric=, step=) -> phases."""

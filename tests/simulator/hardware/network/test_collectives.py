@@ -7,7 +7,7 @@ import pytest
 import simpy
 
 from simulator.hardware.network import collectives
-from simulator.hardware.network.collectives import Messages, count_copies
+from simulator.hardware.network.collectives import Messages, TokenExchange, count_copies
 from simulator.hardware.network.flows import Network
 from simulator.hardware.network.topology import FabricInputs, build_fabric
 
@@ -67,7 +67,7 @@ def test_pairs_are_every_ordered_pair_once():
 
 
 def test_all_to_all_takes_the_shares_of_all_others(bare):
-    assert seconds(bare, collectives.all_to_all(GROUP, 2.0)) == pytest.approx(15 * 2.0)
+    assert seconds(bare, collectives.all_to_all(GROUP, 2.0, fabric=bare)) == pytest.approx(15 * 2.0)
 
 
 def test_rail_all_to_all_moves_over_the_network_what_direct_does(nodes):
@@ -75,7 +75,7 @@ def test_rail_all_to_all_moves_over_the_network_what_direct_does(nodes):
     flows = rail[0].flows
     crosses = flows.source // 4 != flows.destination // 4
     assert (flows.source[crosses] % 4 == flows.destination[crosses] % 4).all()
-    direct = collectives.all_to_all(GROUP, 1.0)[0].flows
+    direct = collectives.all_to_all(GROUP, 1.0, fabric=nodes)[0].flows
     outside = direct.source // 4 != direct.destination // 4
     assert flows.size[crosses].sum() == direct.size[outside].sum()
     # 12 GPUs elsewhere, one byte each, over NICs of 1 byte/s.
@@ -174,10 +174,13 @@ def test_copies_count_distinct_nodes_and_ranks(copies):
     assert copies.nodes_per_token == pytest.approx((3 + 7 * 2) / 16)
 
 
+def exchange(fabric, *, chunks=1, back=False):
+    """Copies of 10 bytes by kernels whose messages cost no time."""
+    return TokenExchange(fabric, 10.0, Messages(0.0, 1.0), chunks, back)
+
+
 def test_normal_dispatch_sends_one_copy_a_node_over_the_rail(copies, two_nodes):
-    phase = collectives.dispatch_flows(
-        copies, np.arange(8), token_bytes=10.0, fabric=two_nodes, chunks=4, back=False
-    )[0]
+    phase = collectives.forwarded_flows(copies, np.arange(8), exchange(two_nodes, chunks=4))[0]
     flows = {
         (int(s), int(d)): float(b)
         for s, d, b in zip(
@@ -189,18 +192,16 @@ def test_normal_dispatch_sends_one_copy_a_node_over_the_rail(copies, two_nodes):
     assert flows[0, 0] == 10.0
     assert flows[0, 1] == 20.0
     assert flows[5, 5] == 20.0
-    back = collectives.dispatch_flows(
-        copies, np.arange(8), token_bytes=10.0, fabric=two_nodes, chunks=4, back=True
-    )[0]
+    combine = exchange(two_nodes, chunks=4, back=True)
+    back = collectives.forwarded_flows(copies, np.arange(8), combine)[0]
+    assert (phase.name, back.name) == ("dispatch", "combine")
     turned = set(zip(back.flows.destination.tolist(), back.flows.source.tolist(), strict=True))
     assert turned == set(flows)
 
 
 def test_filling_the_pipeline_costs_the_shorter_step_over_the_chunks(copies, two_nodes):
     one, four = (
-        collectives.dispatch_flows(
-            copies, np.arange(8), token_bytes=10.0, fabric=two_nodes, chunks=c, back=False
-        )[0].delay
+        collectives.forwarded_flows(copies, np.arange(8), exchange(two_nodes, chunks=c))[0].delay
         for c in (1, 4)
     )
     # Step over NVLink: at most 4 tokens of 10 bytes at 8 bytes/s; over NICs 10 bytes at 1 byte/s.
@@ -208,17 +209,11 @@ def test_filling_the_pipeline_costs_the_shorter_step_over_the_chunks(copies, two
     assert four == pytest.approx(one / 4)
 
 
-def test_low_latency_sends_every_expert_its_own_copy(copies):
-    phase = collectives.low_latency_flows(
-        copies,
-        np.arange(8),
-        token_bytes=10.0,
-        messages=Messages(overhead=0.0, nic_bandwidth=1.0),
-        rdma=True,
-        back=False,
-    )[0]
-    assert phase.flows.rdma
-    assert phase.flows.payload == 10.0 * (2 + 1)  # own shares stay
+def test_low_latency_sends_every_expert_its_own_copy(copies, two_nodes):
+    for name, through_nics in (("low_latency", True), ("low_latency_mixed", False)):
+        phase = collectives.EXCHANGES[name].flows(copies, np.arange(8), exchange(two_nodes))[0]
+        assert phase.flows.rdma is through_nics
+        assert phase.flows.payload == 10.0 * (2 + 1)  # own shares stay
 
 
 def test_small_messages_are_limited_by_the_message_rate():
