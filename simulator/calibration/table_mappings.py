@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hardware_profiles.fields import ROOT, Profile, read_yaml, to_profile
+from hardware_profiles.fields import ROOT, Profile, TimeValue, read_yaml, to_profile
 from hardware_profiles.tables import TRANSFER_KINDS, TRANSFER_SIZES
 from reference_model.trace import KINDS
 from simulator.calibration.table_files import Columns
@@ -67,7 +67,8 @@ class TimedKernel(Profile):
     """What a line must have for this kernel."""
     conditions: dict[str, str] = Field(default_factory=dict)
     part_of: str | None = None
-    """Kernels of one module have one time for all: it is shared out by their times at peak."""
+    """Kernels of one module have one time for all: it is shared out by their times at peak, each
+    with the mapping's `launch`."""
     unless_named: str | None = None
     """Why this kernel is taken only where `--sets` names it."""
 
@@ -131,6 +132,8 @@ class TableMapping(Profile):
     """{the table's name of a type: ours}"""
     lookups: dict[str, Lookup] = Field(default_factory=dict)
     """{name in arithmetic: a number that goes by a column}"""
+    launch: TimeValue = 0.0
+    """What a kernel that does next to nothing takes, of the kernels of a module."""
     aside: tuple[SetAside, ...] = ()
     kernels: tuple[TimedKernel, ...] = ()
     """The kernels that a line times; of one kernel in several sets, the most preferred first."""

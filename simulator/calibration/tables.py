@@ -29,7 +29,7 @@ from hardware_profiles.tables import (
     Measurement,
     load_measurements,
 )
-from hardware_profiles.units import unit_factor
+from hardware_profiles.units import Seconds, unit_factor
 from reference_model.trace import KINDS
 from simulator.calibration.table_files import Columns, read_columns
 from simulator.calibration.table_mappings import (
@@ -447,7 +447,8 @@ def _texts_of(kernel: TimedKernel, rules: TableMapping, columns: Columns, origin
 def _shared_out(
     rules: TableMapping, read: Sequence[_ReadKernel], gpu: GpuProfile
 ) -> list[_ReadKernel]:
-    """The kernels of a mapping, the one time of a module shared out by their times at peak.
+    """The kernels of a mapping, the one time of a module shared out by their times at peak, each
+    with a launch.
 
     A line that cannot give every kernel of its module gives none.
     """
@@ -455,7 +456,13 @@ def _shared_out(
     for module in dict.fromkeys(k.part_of for k in rules.kernels if k.part_of):
         for members in _together(rules, module):
             ideal = {
-                number: dict(zip(read[number].lines, _at_peak(read[number].rows, gpu), strict=True))
+                number: dict(
+                    zip(
+                        read[number].lines,
+                        _at_peak(read[number].rows, gpu, rules.launch),
+                        strict=True,
+                    )
+                )
                 for number in members
             }
             whole = set.intersection(*(set(of) for of in ideal.values()))
@@ -489,14 +496,13 @@ def _together(rules: TableMapping, module: str) -> list[list[int]]:
     return list(groups.values())
 
 
-def _at_peak(rows: Sequence[Measurement], gpu: GpuProfile) -> list[float]:
-    """Seconds of each row at the GPU's peaks; all of one kind and of the same types."""
+def _at_peak(rows: Sequence[Measurement], gpu: GpuProfile, launch: Seconds) -> list[Seconds]:
+    """Seconds of each row at the GPU's peaks after a launch; all of one kind and types."""
     if not rows:
         return []
     sms = np.array([row.sms for row in rows], dtype=np.float64)
-    seconds: list[float] = ideal_batch_seconds(
-        batch_of_rows(rows), sms, gpu, DEEPGEMM_TILES
-    ).tolist()
+    ideal = ideal_batch_seconds(batch_of_rows(rows), sms, gpu, DEEPGEMM_TILES)
+    seconds: list[Seconds] = (ideal + launch).tolist()
     return seconds
 
 
