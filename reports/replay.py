@@ -18,6 +18,7 @@ from reports.page import render_page
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
 from simulator.analysis.profile_replay import Replay
+from simulator.analysis.what_if import is_unmapped
 from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ CLASSES = {
 """What a kernel is shown as, with its colour."""
 NAMES = {
     "compute": "compute",
-    "communication": "all-to-all",
+    "communication": "transfers between GPUs",
     "rank_wait": "waits for other ranks",
     "unmapped": "unmapped",
 }
@@ -81,8 +82,8 @@ def kernel_table(run: Replay) -> pd.DataFrame:
     """One row per kernel: what it is, when it ran in the recording and in the replay."""
     kernels, mapped = run.graph.kernels, run.mapped
     shown = [
-        "unmapped" if place.operator is None and place.role.value == "compute" else place.role.value
-        for place in mapped
+        "unmapped" if is_unmapped(kernel, place) else place.role.value
+        for kernel, place in zip(kernels, mapped, strict=True)
     ]
     return pd.DataFrame(
         {

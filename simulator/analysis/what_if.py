@@ -174,7 +174,9 @@ def _compute_ratios(
     achieved = _achieved(source.gpu)
     families: dict[Family, list[int]] = {}
     for number, operator in enumerate(operators):
-        families.setdefault(family_of(operator), []).append(number)
+        # Products of no rows have no bound.
+        if operator.kind == "memory_bound" or all(size for _, size in operator.sizes):
+            families.setdefault(family_of(operator), []).append(number)
     ratios = np.ones(len(operators))
     for numbers in families.values():
         batch = batch_of([operators[number] for number in numbers])

@@ -9,6 +9,9 @@ from functools import lru_cache
 
 Size = int | str
 
+_BEYOND = 2**63
+"""Sizes are counted in 64 bits."""
+
 _OPERATIONS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: arithmetic.add,
     ast.Sub: arithmetic.sub,
@@ -25,8 +28,8 @@ def evaluate(size: Size, names: Mapping[str, int]) -> int:
     if isinstance(size, int):
         return size
     value = _value(check_expression(size), names, size)
-    if value < 0:
-        raise ValueError(f"size {size!r} is {value}, less than 0")
+    if not 0 <= value < _BEYOND:
+        raise ValueError(f"size {size!r} is {value}; allowed: 0 to {_BEYOND - 1}")
     return value
 
 

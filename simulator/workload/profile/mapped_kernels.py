@@ -424,7 +424,7 @@ def _covering_rule(
 def _group_values(groups: Mapping[str, str | None]) -> dict[str, int]:
     """Named groups as numbers: of a type its bytes."""
     return {
-        name: int(text) if text.isdigit() else WIDTHS.get(text, 0)
+        name: int(text) if text.isdecimal() else WIDTHS.get(text, 0)
         for name, text in groups.items()
         if text is not None
     }
