@@ -32,6 +32,7 @@ from simulator.execution import timeline
 from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
 from simulator.hardware.kernels.roofline import ideal_seconds, is_tensor
+from simulator.workload.memory import OPTIMIZERS
 from simulator.workload.task_graph import Stream
 
 Array = NDArray[np.float64]
@@ -85,11 +86,12 @@ def attribute_step(run: TrainingRun) -> list[Cause]:
         for transfers_s in (dict.fromkeys(step.transfers_s, 0.0), step.transfers_s)
     )
     slowest = max(step.optimizer, key=lambda part: part.total_s)
+    optimizer = OPTIMIZERS[run.job.optimizer.name].label
     causes += [
         Cause("bubble", "waiting for other ranks, mean over ranks", free - float(cumulated[-1])),
         Cause("pipeline transfers", "activations sent between ranks", sent - free),
         Cause("gradient reduction", "reduce-scatter over all copies", slowest.reduce_s),
-        Cause("optimizer update", "norm, AdamW on the shard, casts", slowest.update_s),
+        Cause("optimizer update", f"norm, {optimizer} on the shard, casts", slowest.update_s),
         Cause("parameter gather", "all-gather of the BF16 parameters", slowest.gather_s),
     ]
     remainder = step.step_time_s - sum(cause.seconds for cause in causes)

@@ -108,7 +108,7 @@ class OptimizerStep:
     reduce_s: Seconds
     """Reduce-scatter of the gradients over all copies of the parameters."""
     update_s: Seconds
-    """Gradient norm, AdamW on this rank's shard, and clearing the gradients: HBM traffic."""
+    """Gradient norm, update of this rank's shard, and clearing the gradients: HBM traffic."""
     gather_s: Seconds
     """All-gather of the BF16 parameters."""
     exchange_ends_s: tuple[Seconds, Seconds]
@@ -341,7 +341,7 @@ def optimizer_step(
     data-parallel ranks as copies, experts only those of other expert groups; both times the ranks
     of the pipeline that hold the same stages.
 
-    AdamW reads gradient, master weight and both moments, writes all but the gradient, and writes
+    The update reads gradient, master weight and moments, writes all but the gradient, and writes
     the BF16 parameter; before it the norm reads the shard's gradients, after it all gradients are
     cleared, and the gathered matrices cast to the FP8 copy that computes. That traffic runs at the
     rate which element-wise additions achieve.
@@ -372,9 +372,9 @@ def optimizer_step(
     shard = held.replicated / replicas + held.experts / expert_replicas
     gradient, state = type_bytes(types.gradients), master_and_moments_bytes(types)
     norm = gradient
-    adamw = gradient + 2 * state + BF16_BYTES
+    updating = gradient + 2 * state + BF16_BYTES
     cast = held.fp8 * (BF16_BYTES + FP8_BYTES)
-    traffic = shard * (norm + adamw) + held.total * gradient + cast
+    traffic = shard * (norm + updating) + held.total * gradient + cast
     update = costs.predict(
         [_addition(traffic)], sms=transfers.cluster.node.gpu.sms, overlapped=False
     )

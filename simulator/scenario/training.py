@@ -16,14 +16,17 @@ def _full_name(recipe: object) -> object:
 
 
 class OptimizerTypes(Profile):
-    """Types of what the optimizer keeps; by default those of arXiv 2412.19437, section 3.3.3."""
+    """The optimizer, and the types of what it keeps; by default those of arXiv 2412.19437, section
+    3.3.3."""
 
+    name: str = "adamw"
+    """Key of simulator.workload.memory.OPTIMIZERS."""
     master: Float = "float32"
     """Of the weights that the optimizer updates, beside those that compute."""
     gradients: Float = "float32"
     """As accumulated over a step's micro-batches and reduced over its ranks."""
     moments: Float = "bfloat16"
-    """Of AdamW's first and second moment."""
+    """Of its moments, AdamW's first and second."""
 
 
 class TrainingJob(Profile):

@@ -37,9 +37,27 @@ def type_bytes(name: str) -> int:
     return BITS[name] // 8
 
 
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """What an optimizer keeps between steps, which each step reads and writes once."""
+
+    label: str
+    """As texts name it."""
+    moments: int
+    """Values for each parameter, beside its master weight."""
+
+
+OPTIMIZERS: Mapping[str, Optimizer] = {
+    "adamw": Optimizer("AdamW", moments=2),
+    # One momentum, and an update by its sign (arXiv 2302.06675, algorithm 2).
+    "lion": Optimizer("Lion", moments=1),
+}
+"""Optimizers by the name that a scenario's training.optimizer gives."""
+
+
 def master_and_moments_bytes(types: OptimizerTypes) -> int:
     """Bytes that the optimizer keeps for one parameter."""
-    return type_bytes(types.master) + 2 * type_bytes(types.moments)
+    return type_bytes(types.master) + OPTIMIZERS[types.name].moments * type_bytes(types.moments)
 
 
 class Infeasible(ValueError):

@@ -40,6 +40,10 @@ def test_interleaved_stages_are_as_many_as_the_ranks_hold():
     ("changes", "message"),
     [
         (["training.schedule=gpipe"], "training.schedule: unknown name 'gpipe'; known: .*dualpipe"),
+        (
+            ["training.optimizer.name=adam"],
+            "training.optimizer.name: unknown name 'adam'; known: adamw, lion",
+        ),
         (["cost_model=guess"], "cost_model: unknown name 'guess'; known: "),
         (["training.global_batch_sequences=1280"], "microbatches = 10, must be even and at least"),
         (

@@ -79,6 +79,7 @@ def test_four_moe_layers_of_a_rank_in_either_recipe(recipe, weights, saved):
     [
         (OptimizerTypes(moments="float32"), 4, 12),
         (OptimizerTypes(master="bfloat16", gradients="bfloat16"), 2, 6),
+        (OptimizerTypes(name="lion"), 4, 6),
     ],
 )
 def test_gradients_and_optimizer_state_have_the_types_of_the_job(types, gradient, state):
