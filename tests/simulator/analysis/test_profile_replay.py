@@ -306,9 +306,7 @@ def test_shapes_that_are_none_leave_a_time_for_every_kernel(
     json.dumps(replay_metrics(run), allow_nan=False)
 
 
-def test_kernels_of_a_decode_step_restated_for_another_gpu_are_within_a_tenth_of_those_there() -> (
-    None
-):
+def test_kernels_of_decode_restated_for_another_gpu_are_within_a_tenth_of_those_there() -> None:
     """Own profile of 2026-11-28, eight tokens in eager mode, bound by the host: the H200's machine
     had a slower one, so that its kernels are compared, 18.177 ms there and 24.896 ms here."""
     path = DATA / "pytorch_decode_h100.json.gz"
