@@ -16,7 +16,7 @@ from simulator.analysis.kernels_used import difference_in_kind
 from simulator.analysis.sweep import (
     Limit,
     Objective,
-    PointResult,
+    Point,
     append_row,
     apply_limits,
     front,
@@ -51,7 +51,7 @@ class Sweep:
 
     scenario: Scenario
     axes: tuple[Axis, ...]
-    ran: tuple[PointResult, ...]
+    ran: tuple[Point, ...]
     """What the points gave, in the order of the grid."""
     metrics: tuple[str, ...]
     """Paths that are shown."""
@@ -63,7 +63,7 @@ class Sweep:
         return tuple(path for axis in self.axes for path in axis.paths)
 
     @property
-    def rows(self) -> list[PointResult]:
+    def rows(self) -> list[Point]:
         """The same with the limits applied."""
         return apply_limits(self.ran, self.limits)
 
@@ -82,7 +82,7 @@ class Sweep:
 
 
 def telling_metrics(
-    rows: Sequence[PointResult], asked: Sequence[str], *, room: int = SHOWN
+    rows: Sequence[Point], asked: Sequence[str], *, room: int = SHOWN
 ) -> tuple[str, ...]:
     """The metrics to show: those asked for, then the first that differ between the rows.
 
@@ -231,7 +231,7 @@ class Line:
 def lines(sweep: Sweep, metric: str) -> list[Line]:
     """A metric along the first axis; one line for every combination of the other axes."""
     first, rest = sweep.axes[0].paths[0], [p for axis in sweep.axes[1:] for p in axis.paths]
-    grouped: dict[str, list[PointResult]] = {}
+    grouped: dict[str, list[Point]] = {}
     for row in sweep.rows:
         name = ", ".join(f"{path.rpartition('.')[2]} {row.settings[path]}" for path in rest)
         grouped.setdefault(name, []).append(row)
@@ -397,7 +397,7 @@ def sweep_page(sweep: Sweep) -> str:
     )
 
 
-def _value(row: PointResult, metric: str) -> float | None:
+def _value(row: Point, metric: str) -> float | None:
     value = row.metrics.get(metric)
     return float(value) if isinstance(value, int | float) else None
 
@@ -410,5 +410,5 @@ def _place(value: Any) -> float | int | str:
     return value if _is_number(value) else str(value)
 
 
-def _settings_text(row: PointResult) -> str:
+def _settings_text(row: Point) -> str:
     return ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in row.settings.items())

@@ -134,7 +134,7 @@ def offload_metrics(
         "step_time_s": step.token_s,
         "tpot_s": {"mean": step.token_s},
         "tokens_per_second_per_user": 1 / step.token_s,
-        "fixed_s": step.fit.fixed_s,
+        "fixed_s": step.fixed_s,
         "experts_s": step.experts_s,
         "cpu_expert_bytes_per_s": step.expert_rate,
         "cpu_expert_share_of_peak": step.expert_rate_share,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -33,26 +33,18 @@ COMPARISONS = ("<=", ">=")
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One run of a sweep."""
+    """One run of a sweep, and what became of it."""
 
     settings: Mapping[str, Any]
     """Path that varies -> value."""
-    overrides: tuple[str, ...]
     digest: str
     """Of all that the run rests on (`run_key`): equal digests give equal metrics."""
-    reason: str | None = None
-    """Why it cannot run, where its scenario does not even load."""
-
-
-@dataclass(frozen=True, slots=True)
-class PointResult:
-    """What became of a point."""
-
-    settings: Mapping[str, Any]
-    digest: str
-    metrics: Mapping[str, Scalar]
+    metrics: Mapping[str, Scalar] = field(default_factory=dict)
     """Path -> value of every plain value of the metrics; empty where the point did not run."""
     reason: str | None = None
+    """Why it did not or cannot run."""
+    overrides: tuple[str, ...] = field(default=(), compare=False)
+    """Texts "path=value" that make its scenario of the sweep's."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -85,8 +77,8 @@ def _point(scenario: str, changes: Sequence[str], settings: Mapping[str, Any]) -
     try:
         digest = run_key(load_scenario(scenario, overrides))
     except (ValueError, OSError) as error:
-        return Point(settings, overrides, digest="", reason=str(error))
-    return Point(settings, overrides, digest)
+        return Point(settings, digest="", reason=str(error), overrides=overrides)
+    return Point(settings, digest, overrides=overrides)
 
 
 def run_points(
@@ -94,10 +86,10 @@ def run_points(
     scenario: str,
     evaluate: Evaluate,
     *,
-    known: Mapping[str, PointResult],
+    known: Mapping[str, Point],
     jobs: int = 1,
     dask: str | None = None,
-) -> Iterator[tuple[int, PointResult]]:
+) -> Iterator[tuple[int, Point]]:
     """Run points in parallel processes; yields (position in `points`, row) as they finish.
 
     Args:
@@ -112,7 +104,7 @@ def run_points(
     open_points = []
     for position, point in enumerate(points):
         if point.reason is not None:
-            yield position, PointResult(point.settings, point.digest, {}, point.reason)
+            yield position, point
         elif point.digest in known:
             yield position, replace(known[point.digest], settings=point.settings)
         else:
@@ -155,14 +147,12 @@ def _backend(joblib: Any, dask: str | None) -> Iterator[None]:
         yield
 
 
-def _run_point(
-    position: int, point: Point, scenario: str, evaluate: Evaluate
-) -> tuple[int, PointResult]:
+def _run_point(position: int, point: Point, scenario: str, evaluate: Evaluate) -> tuple[int, Point]:
     try:
         metrics = evaluate(scenario, point.overrides)
     except ValueError as error:
-        return position, PointResult(point.settings, point.digest, {}, str(error))
-    return position, PointResult(point.settings, point.digest, dict(plain_values(metrics)))
+        return position, replace(point, reason=str(error))
+    return position, replace(point, metrics=dict(plain_values(metrics)))
 
 
 def plain_values(metrics: Metrics, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
@@ -183,11 +173,11 @@ def run_sweep(
     evaluate: Evaluate,
     *,
     kept: Path | None = None,
-    known: Mapping[str, PointResult] | None = None,
+    known: Mapping[str, Point] | None = None,
     jobs: int = 1,
     dask: str | None = None,
-    done: Callable[[PointResult], object] = lambda _: None,
-) -> list[PointResult]:
+    done: Callable[[Point], object] = lambda _: None,
+) -> list[Point]:
     """Run all points; the rows in the order of the points.
 
     Args:
@@ -201,7 +191,7 @@ def run_sweep(
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         former |= read_rows(kept)
-    rows: dict[int, PointResult] = {}
+    rows: dict[int, Point] = {}
     for position, row in run_points(points, scenario, evaluate, known=former, jobs=jobs, dask=dask):
         rows[position] = row
         if kept is not None and row.digest and row.digest not in former:
@@ -210,18 +200,18 @@ def run_sweep(
     return [rows[position] for position in range(len(points))]
 
 
-def read_rows(path: Path) -> dict[str, PointResult]:
+def read_rows(path: Path) -> dict[str, Point]:
     """digest -> row of a file of rows, where there is one.
 
     Lines that are no rows, cut short or damaged, are left out, and so are points that did not run:
     what was in their way may be gone.
     """
-    rows: dict[str, PointResult] = {}
+    rows: dict[str, Point] = {}
     if not path.exists():
         return rows
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = PointResult(**json.loads(line))
+            row = Point(**json.loads(line))
         except (json.JSONDecodeError, TypeError):
             continue
         if row.reason is None and isinstance(row.digest, str):
@@ -229,7 +219,7 @@ def read_rows(path: Path) -> dict[str, PointResult]:
     return rows
 
 
-def append_row(path: Path, row: PointResult) -> None:
+def append_row(path: Path, row: Point) -> None:
     """Add a finished row to a file of rows."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row.to_json()) + "\n")
@@ -241,7 +231,7 @@ def sweep(
     changes: Sequence[str] = (),
     *,
     jobs: int = 1,
-) -> list[PointResult]:
+) -> list[Point]:
     """Run a scenario at all combinations of some values; the last path varies fastest.
 
         sweep("dualpipe_h800_2048", {"training.schedule": ["1f1b", "dualpipe"]})
@@ -328,12 +318,12 @@ class Objective:
             )
         return cls(metric, 1 if direction == "min" else -1)
 
-    def cost(self, row: PointResult) -> float:
+    def cost(self, row: Point) -> float:
         value = _as_number(row.metrics.get(self.metric))
         return float("inf") if value is None else self.sign * value
 
 
-def check_metrics(names: Sequence[str], row: PointResult) -> None:
+def check_metrics(names: Sequence[str], row: Point) -> None:
     """Raise ValueError for the first metric that a row does not have, naming those it has.
 
     Nothing is checked of a row that did not run.
@@ -344,23 +334,21 @@ def check_metrics(names: Sequence[str], row: PointResult) -> None:
             raise ValueError(f"metric {name!r}: unknown; known: {known}")
 
 
-def apply_limits(rows: Sequence[PointResult], limits: Sequence[Limit]) -> list[PointResult]:
+def apply_limits(rows: Sequence[Point], limits: Sequence[Limit]) -> list[Point]:
     """The same rows; one that breaks a limit gets a reason that names it."""
     return [
         row
         if row.reason is not None or all(limit.kept_by(row.metrics) for limit in limits)
-        else PointResult(
-            row.settings,
-            row.digest,
-            row.metrics,
-            "outside "
+        else replace(
+            row,
+            reason="outside "
             + ", ".join(limit.text for limit in limits if not limit.kept_by(row.metrics)),
         )
         for row in rows
     ]
 
 
-def rank(rows: Sequence[PointResult], objectives: Sequence[Objective]) -> list[int]:
+def rank(rows: Sequence[Point], objectives: Sequence[Objective]) -> list[int]:
     """Positions of the rows, best first by the objectives in their order; with a reason last.
 
     Without objectives the order of the rows is kept.
@@ -374,7 +362,7 @@ def rank(rows: Sequence[PointResult], objectives: Sequence[Objective]) -> list[i
     )
 
 
-def front(rows: Sequence[PointResult], objectives: Sequence[Objective]) -> frozenset[int]:
+def front(rows: Sequence[Point], objectives: Sequence[Objective]) -> frozenset[int]:
     """Positions of the rows that no other row is at least as good as in all, better in one.
 
     Rows with a reason are never on the front and never push another off it.

@@ -40,7 +40,7 @@ class Check:
 
 def scenarios_with_figures() -> tuple[str, ...]:
     """Shipped scenarios that hold published figures, sorted."""
-    return tuple(name for name in known_scenarios() if _holds_figures(load_scenario(name).resolved))
+    return tuple(name for name in known_scenarios() if load_scenario(name).file.published)
 
 
 def check_figures(scenario: Scenario) -> None:
@@ -51,17 +51,11 @@ def check_figures(scenario: Scenario) -> None:
             f"{scenario.where}: its published figures are of other requests than those of "
             f"{job.requests.file}"
         )
-    if not _holds_figures(scenario.resolved):
+    if not scenario.file.published:
         raise ValueError(
             f"{scenario.where}: no published figures to hold a run against; allowed: a scenario "
             f"with published: ..., such as {', '.join(scenarios_with_figures())}"
         )
-
-
-def _holds_figures(node: Any) -> bool:
-    if isinstance(node, Mapping):
-        return bool(node.get("published")) or any(map(_holds_figures, node.values()))
-    return isinstance(node, list) and any(map(_holds_figures, node))
 
 
 def check_published(

@@ -101,7 +101,7 @@ def sweep_command(
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("points", total=len(points))
 
-        def finished(row: sweeping.PointResult) -> None:
+        def finished(row: sweeping.Point) -> None:
             sweeping.check_metrics(asked, row)  # at the first row, not after hours of runs
             progress.advance(task)
 

@@ -24,20 +24,11 @@ _SAME_MODEL = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class OffloadFit:
-    """The two fitted inputs of a server."""
-
-    fixed_s: Seconds
-    """Part of a token's time that does not depend on the routed experts."""
-    expert_s: Seconds
-    """One socket, one expert of a token in all layers."""
-
-
-@dataclass(frozen=True, slots=True)
 class OffloadStep:
     """One decoded token."""
 
-    fit: OffloadFit
+    fixed_s: Seconds
+    """Part of a token's time that does not depend on the routed experts."""
     experts_s: Seconds
     """Time in routed experts, all sockets at work."""
     token_s: Seconds
@@ -51,8 +42,9 @@ class OffloadStep:
     """Weights on the GPU."""
 
 
-def fit_offload(server: OffloadServerProfile) -> OffloadFit:
-    """Solve the two fitted rows for fixed time and expert time.
+def fit_offload(server: OffloadServerProfile) -> tuple[Seconds, Seconds]:
+    """Solve the two fitted rows of a server for what of a token's time does not depend on the
+    routed experts, and for one expert of a token in all layers on one socket.
 
     Raises ValueError where the rows do not determine both.
     """
@@ -66,7 +58,7 @@ def fit_offload(server: OffloadServerProfile) -> OffloadFit:
     fixed = slow - expert * first.experts_per_token
     if expert <= 0 or fixed <= 0:
         raise ValueError(f"{server.name}: fitted_rows give a negative expert or fixed time")
-    return OffloadFit(fixed_s=fixed, expert_s=expert)
+    return fixed, expert
 
 
 def offload_step(
@@ -109,13 +101,13 @@ def offload_step(
             f"weights outside the routed experts need {format_bytes(resident)}, more than the "
             f"{format_bytes(server.gpu.memory_capacity)} of {server.gpu.name}"
         )
-    fit = fit_offload(server)
-    experts = job.experts_per_token * fit.expert_s / job.sockets
-    rate = server.routed_expert_bytes / config.n_routed_experts / fit.expert_s
+    fixed, expert = fit_offload(server)
+    experts = job.experts_per_token * expert / job.sockets
+    rate = server.routed_expert_bytes / config.n_routed_experts / expert
     return OffloadStep(
-        fit=fit,
+        fixed_s=fixed,
         experts_s=experts,
-        token_s=fit.fixed_s + experts,
+        token_s=fixed + experts,
         expert_rate=rate,
         expert_rate_share=rate / server.cpu.memory_bandwidth,
         gpu_bound_s=resident / server.gpu.memory_bandwidth,

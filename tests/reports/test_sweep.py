@@ -17,7 +17,7 @@ from reports.sweep import (
     telling_metrics,
     write_sweep,
 )
-from simulator.analysis.sweep import Axis, Limit, Objective, PointResult, read_rows
+from simulator.analysis.sweep import Axis, Limit, Objective, Point, read_rows
 from simulator.scenario.files import load_scenario
 
 AXES = (Axis.parse("seed=1,2,3"), Axis.parse("collective.merge_share=0,0.01"))
@@ -33,7 +33,7 @@ def swept() -> Sweep:
             failed = seed == 2 and merge == 0
             metrics = {"completion_s": seed * 1e-3, "rate": seed + merge, "wall_clock_s": 9.0}
             reason = "does not fit </script>" if failed else None
-            rows.append(PointResult(settings, f"{seed}-{merge}", {} if failed else metrics, reason))
+            rows.append(Point(settings, f"{seed}-{merge}", {} if failed else metrics, reason))
     return Sweep(
         scenario=load_scenario("all_to_all_64"),
         axes=AXES,

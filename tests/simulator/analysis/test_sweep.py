@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from simulator.analysis.sweep import (
     Limit,
     Objective,
-    PointResult,
+    Point,
     append_row,
     apply_limits,
     check_metrics,
@@ -28,7 +28,7 @@ NIC = "cluster.node.nic.bandwidth"
 
 
 def row(reason=None, **metrics):
-    return PointResult({"a": 1}, "d", metrics, reason)
+    return Point({"a": 1}, "d", metrics, reason)
 
 
 def seed_of(scenario, overrides):
