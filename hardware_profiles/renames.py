@@ -24,7 +24,6 @@ EARLIER_NAMES: Mapping[str, Mapping[str, str]] = {
     "calibrations": _CALIBRATION,
     "transports": {"nic_efficiency": "achieved.nic", "nvlink_efficiency": "achieved.nvlink"},
     "mappings": {"kernel_gap": "gap"},
-    "replay": {"kernel_gap": "gap"},
     "scenarios": {
         "training.expert_load": "training.skew.max_over_mean",
         "training.redundant_experts": "training.experts.redundant",
@@ -34,6 +33,7 @@ EARLIER_NAMES: Mapping[str, Mapping[str, str]] = {
         "serving_step.kernel_gap": "serving_step.gap",
         "serving_step.all_to_all.overlapped": "serving_step.all_to_all.beside_compute",
         "serving_step.speculative_decoding.published_speed_up": "",
+        "replay.kernel_gap": "replay.gap",
         "collective.tolerance": "",
         "collective.published": "published",
         "collective.vary_gpus": "vary.operation.gpus",
