@@ -44,13 +44,14 @@ from simulator.execution.replay import (
 from simulator.scenario.files import Scenario, scenario_from
 from simulator.scenario.replay import ReplayJob
 from simulator.workload.profile.kernel_mapping import KernelMapping, load_mapping
-from simulator.workload.profile.kineto import Trace, read_kineto
+from simulator.workload.profile.kineto import read_kineto
 from simulator.workload.profile.mapped_kernels import (
     MappedKernel,
     best_mapping,
     gpu_of_recording,
     map_kernels,
 )
+from simulator.workload.profile.recording import Trace
 from simulator.workload.profile.replay_graph import ReplayGraph, Role, build_replay
 
 WARNED_SHARE = 0.1

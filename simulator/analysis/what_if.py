@@ -39,8 +39,8 @@ from simulator.hardware.kernels.roofline import (
 )
 from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.hardware.network.transfers import fitted_transfers
-from simulator.workload.profile.kineto import Kernel
 from simulator.workload.profile.mapped_kernels import MappedKernel
+from simulator.workload.profile.recording import Kernel
 from simulator.workload.profile.replay_graph import Role
 
 Array = NDArray[np.float64]

@@ -25,13 +25,14 @@ from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds, format_bandwidth
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.workload.profile.kernel_mapping import KernelMapping, load_mapping
-from simulator.workload.profile.kineto import Trace, read_kineto
+from simulator.workload.profile.kineto import read_kineto
 from simulator.workload.profile.mapped_kernels import (
     MappedKernel,
     best_mapping,
     gpu_of_recording,
     map_kernels,
 )
+from simulator.workload.profile.recording import Trace
 from simulator.workload.profile.replay_graph import Role
 
 Interval = tuple[Seconds, Seconds]

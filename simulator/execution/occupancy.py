@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.workload.profile.kineto import Kernel, SmLimits
+from simulator.workload.profile.recording import Kernel, SmLimits
 
 _WARP = 32
 _REGISTER_UNIT = 256

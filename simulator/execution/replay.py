@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
 from simulator.execution.occupancy import SmPool
-from simulator.workload.profile.kineto import SmLimits, Trace
+from simulator.workload.profile.recording import SmLimits, Trace
 from simulator.workload.profile.replay_graph import ReplayGraph, Role
 
 Array = NDArray[np.float64]

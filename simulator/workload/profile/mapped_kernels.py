@@ -33,7 +33,7 @@ from simulator.workload.profile.kernel_mapping import (
     known_mappings,
     load_mapping,
 )
-from simulator.workload.profile.kineto import (
+from simulator.workload.profile.recording import (
     ELEMENT_TYPES,
     WIDTHS,
     HostInput,

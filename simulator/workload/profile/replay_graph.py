@@ -37,7 +37,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from hardware_profiles.units import Seconds
-from simulator.workload.profile.kineto import HostCall, Kernel, Trace
+from simulator.workload.profile.recording import HostCall, Kernel, Trace
 
 WAIT_CALLS = frozenset({"cudaStreamWaitEvent", "cuStreamWaitEvent", "hipStreamWaitEvent"})
 DEVICE_SYNCS = frozenset({"cudaDeviceSynchronize", "cuCtxSynchronize", "hipDeviceSynchronize"})

@@ -14,7 +14,8 @@ from simulator.execution.replay import (
     idle_time,
     measured_times,
 )
-from simulator.workload.profile.kineto import Trace, read_kineto
+from simulator.workload.profile.kineto import read_kineto
+from simulator.workload.profile.recording import Trace
 from simulator.workload.profile.replay_graph import Role, build_replay
 
 US = 1e-6
