@@ -28,6 +28,7 @@ EARLIER_NAMES: Mapping[str, Mapping[str, str]] = {
         "training.expert_load": "training.skew.max_over_mean",
         "training.redundant_experts": "training.experts.redundant",
         "training.reserved_memory": "training.memory.reserved",
+        "training.weights_at_once": "training.immediate_weights",
         "serving_step.experts.max_mean_load": "serving_step.skew.max_over_mean",
         "serving_step.speculation": "serving_step.speculative_decoding",
         "serving_step.kernel_gap": "serving_step.gap",

@@ -221,7 +221,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
         "pair_time_s": step.pair.log.span_s,
         "pair_time_kind": "reproduced" if reproduced else "predicted",
         "peak_memory_bytes": max(rank.total for rank in run.memory),
-        "weights_at_once": list(run.at_once),
+        "immediate_weights": list(run.immediate),
         "stages": list(stage_texts(run.stages)),
         "warnings": uneven_ranks(times_of_ranks, chosen=job.stages == "default"),
         "bubble_s": max(rank["bubble_s"] for rank in ranks),

@@ -161,8 +161,8 @@ class TrainingRun:
     schedule: Schedule
     stages: tuple[Stage, ...]
     """Layers of each stage of the schedule, those of a rank's virtual stages one by one."""
-    at_once: tuple[str, ...]
-    """Matrices whose weight gradient an input-only backward computes at once, to fit memory."""
+    immediate: tuple[str, ...]
+    """Matrices whose weight gradient an input-only backward computes immediately, to fit memory."""
     memory: tuple[GpuMemory, ...]
     """[rank]"""
     costs: KernelCostModel
@@ -187,10 +187,10 @@ def chunk_key(schedule_stages: tuple[Stage, ...], action: Action, *, load: Fabri
     return ChunkKey(action.work, forward, backward, load)
 
 
-def lower_key(key: ChunkKey, operators: OperatorsOf, *, at_once: Collection[str]) -> TaskGraph:
+def lower_key(key: ChunkKey, operators: OperatorsOf, *, immediate: Collection[str]) -> TaskGraph:
     """The tasks of a distinct chunk or pair."""
     if key.work == WEIGHT_GRADIENT:
-        return lower_weights(str(key), operators, key.backward, at_once=at_once)
+        return lower_weights(str(key), operators, key.backward, immediate=immediate)
     if key.work not in (FORWARD, FULL_BACKWARD, INPUT_BACKWARD, OVERLAPPED):
         raise ValueError(f"work {key.work!r} has no lowering")
     return lower_chunk(
@@ -198,8 +198,8 @@ def lower_key(key: ChunkKey, operators: OperatorsOf, *, at_once: Collection[str]
         operators,
         forward=key.forward,
         backward=key.backward,
-        put_off_weights=key.work == INPUT_BACKWARD,
-        at_once=at_once,
+        defer_weights=key.work == INPUT_BACKWARD,
+        immediate=immediate,
     )
 
 
@@ -293,15 +293,15 @@ def run_chunks(
     sms: int,
     communication_sms: int,
     gap_s: Seconds,
-    at_once: Collection[str],
+    immediate: Collection[str],
 ) -> dict[ChunkKey, ChunkRun]:
     """Every distinct chunk or pair, run once.
 
     Args:
         gap_s: time between two kernels of a stream.
-        at_once: matrices whose weight gradient is never put off.
+        immediate: matrices whose weight gradient is never deferred.
     """
-    graphs = {key: lower_key(key, operators, at_once=at_once) for key in dict.fromkeys(keys)}
+    graphs = {key: lower_key(key, operators, immediate=immediate) for key in dict.fromkeys(keys)}
     found = cost_graphs(graphs, costs=costs, sms=sms, communication_sms=communication_sms)
     return {
         key: ChunkRun(key, timeline.run(graph, found[key].seconds, gap_s), found[key])
@@ -417,14 +417,14 @@ def simulate_step(
     operators: OperatorsOf,
     costs: KernelCostModel,
     calibration: CalibrationProfile,
-    at_once: Collection[str],
+    immediate: Collection[str],
     loads: StepLoads,
 ) -> TrainingStep:
     """Simulate every distinct chunk once, then the pipeline, then the optimizer.
 
     Args:
         held: [rank], parameters on a GPU.
-        at_once: matrices whose weight gradient is never put off.
+        immediate: matrices whose weight gradient is never deferred.
         loads: what the fabric makes of the step's transfers.
     """
     gpu = cluster.node.gpu
@@ -446,7 +446,7 @@ def simulate_step(
         sms=gpu.sms,
         communication_sms=job.communication_sms,
         gap_s=gap_s,
-        at_once=at_once,
+        immediate=immediate,
     )
     transfers_s = send_seconds(job, model, transfers=transfers, loads=loads)
     holders = {rank: ranks for ranks in holders_of(schedule) for rank in ranks}

@@ -115,10 +115,10 @@ def simulate_training(
         optimizer=job.optimizer,
         reserved=job.memory.reserved,
     )
-    if job.weights_at_once != "fitting":
-        check_names(job.weights_at_once, model.matrices(), "training.weights_at_once")
-    fitting = job.weights_at_once == "fitting"
-    least_put_off = tuple(model.matrices() if fitting else job.weights_at_once)
+    if job.immediate_weights != "fitting":
+        check_names(job.immediate_weights, model.matrices(), "training.immediate_weights")
+    fitting = job.immediate_weights == "fitting"
+    least_deferred = tuple(model.matrices() if fitting else job.immediate_weights)
 
     def spans_of(keys: Iterable[ChunkKey]) -> dict[ChunkKey, Seconds]:
         chunks = run_chunks(
@@ -128,7 +128,7 @@ def simulate_training(
             sms=node.gpu.sms,
             communication_sms=job.communication_sms,
             gap_s=job.gap.value,
-            at_once=(),
+            immediate=(),
         )
         return {key: chunk.log.span_s for key, chunk in chunks.items()}
 
@@ -142,13 +142,13 @@ def simulate_training(
         stages = choose_stages(
             layers,
             PipelineTimes(schedule, spans_of, loads.all_to_all, transfers_s, job.blocking_sends),
-            rank_bytes=lambda rank, split: model.rank(rank, split, least_put_off).total,
+            rank_bytes=lambda rank, split: model.rank(rank, split, least_deferred).total,
             capacity=capacity,
         )
     else:
         stages = tuple(explicit_stages(job.stages, config=scenario.model, stages=schedule.stages))
-    at_once = model.fitting(stages, capacity) if fitting else tuple(job.weights_at_once)
-    memory = model.ranks(stages, at_once)
+    immediate = model.fitting(stages, capacity) if fitting else tuple(job.immediate_weights)
+    memory = model.ranks(stages, immediate)
     held = [model.held(rank, stages) for rank in range(schedule.ranks)]
     check_fits(memory, stages, capacity, chosen=job.stages == "default")
 
@@ -164,7 +164,7 @@ def simulate_training(
             operators=operators,
             costs=costs,
             calibration=scenario.calibration,
-            at_once=at_once,
+            immediate=immediate,
             loads=loads,
         )
 
@@ -174,7 +174,7 @@ def simulate_training(
         layout=layout,
         schedule=schedule,
         stages=stages,
-        at_once=at_once,
+        immediate=immediate,
         memory=tuple(memory),
         costs=costs,
         step=step(costs),

@@ -60,10 +60,10 @@ class TrainingJob(Profile):
     experts: Experts = Experts()
     """Redundant ones are further copies of the first routed experts."""
     skew: Skew = Skew()
-    weights_at_once: tuple[str, ...] | Literal["fitting"] = "fitting"
-    """Matrices whose weight gradient an input-only backward computes at once instead of keeping its
-    operands for a W chunk, e.g. "head.proj". "fitting": as few as memory requires, first those that
-    would keep most bytes per FLOP."""
+    immediate_weights: tuple[str, ...] | Literal["fitting"] = "fitting"
+    """Matrices whose weight gradient an input-only backward computes immediately, e.g. "head.proj",
+    instead of keeping its operands for a W chunk. "fitting": as few as memory requires, first those
+    that would keep most bytes per FLOP."""
     host_launch: TimeValue = 0.0
     """Time that the host takes to launch one kernel; 0 where a CUDA graph launches all at once."""
     blocking_sends: bool

@@ -82,9 +82,9 @@ def matrix_of(operator: Operator) -> str:
     return operator.name.rpartition(".")[0]
 
 
-def put_off(operators: Operators, at_once: Collection[str]) -> list[Operator]:
+def deferred(operators: Operators, immediate: Collection[str]) -> list[Operator]:
     """Of one layer's weight gradients, those that an input-only backward leaves to a W chunk."""
-    return [operator for operator in operators if matrix_of(operator) not in at_once]
+    return [operator for operator in operators if matrix_of(operator) not in immediate]
 
 
 Slot = tuple[int | None, int | None]
@@ -139,22 +139,22 @@ def lower_chunk(
     *,
     forward: Stage = (),
     backward: Stage = (),
-    put_off_weights: bool = False,
-    at_once: Collection[str] = (),
+    defer_weights: bool = False,
+    immediate: Collection[str] = (),
 ) -> TaskGraph:
     """The tasks of a forward chunk, a backward chunk, or both as an overlapped pair.
 
     Args:
         forward: layers of the forward chunk's stage in forward order; empty for none.
         backward: layers of the backward chunk's stage in forward order; run in reverse.
-        put_off_weights: whether the backward chunk leaves its weight gradients to a W chunk (I)
+        defer_weights: whether the backward chunk leaves its weight gradients to a W chunk (I)
             or computes them (B).
-        at_once: matrices whose weight gradient is not put off even so.
+        immediate: matrices whose weight gradient is not deferred even so.
     """
 
     def weights(kind: str) -> Operators:
         every = operators(kind, WEIGHT_GRAD)
-        later = put_off(every, at_once) if put_off_weights else []
+        later = deferred(every, immediate) if defer_weights else []
         return [operator for operator in every if operator not in later]
 
     build = GraphBuilder()
@@ -285,14 +285,14 @@ def lower_chunk(
 
 
 def lower_weights(
-    name: str, operators: OperatorsOf, stage: Stage, *, at_once: Collection[str]
+    name: str, operators: OperatorsOf, stage: Stage, *, immediate: Collection[str]
 ) -> TaskGraph:
-    """The tasks of a W chunk: weight gradients put off by an input-only backward chunk, layers in
+    """The tasks of a W chunk: weight gradients deferred by an input-only backward chunk, layers in
     the order in which the backward chunk met them, compute only."""
     build = GraphBuilder()
     for number, kind in enumerate(reversed(stage)):
         build.add(
-            build.block(put_off(operators(kind, WEIGHT_GRAD), at_once)),
+            build.block(deferred(operators(kind, WEIGHT_GRAD), immediate)),
             Stream.COMPUTE,
             build.layer(f"{kind} W{number}"),
             micro_batch=0,

@@ -188,10 +188,10 @@ class LayerMemory:
     parameters: HeldParameters
     saved: Bytes
     """Activations of a micro-batch from the layer's forward to its backward."""
-    put_off: Bytes
-    """Those that put-off weight gradients still need after an input-only backward."""
+    deferred: Bytes
+    """Those that deferred weight gradients still need after an input-only backward."""
     kept: Mapping[str, Bytes]
-    """{matrix: of `put_off`, what its weight gradient alone needs}"""
+    """{matrix: of `deferred`, what its weight gradient alone needs}"""
     weight_flops: Mapping[str, float]
     """{matrix: FLOPs of its weight gradient}"""
     workspace: Bytes
@@ -214,7 +214,7 @@ def layer_memory(
                 config, kind, operators(kind, FORWARD), local_experts=load.local_experts
             ),
             saved=trace.saved_bytes(kind, FORWARD, **load.variables()),
-            put_off=trace.saved_bytes(kind, INPUT_GRAD, **load.variables()),
+            deferred=trace.saved_bytes(kind, INPUT_GRAD, **load.variables()),
             kept={name: kept_bytes(group) for name, group in matrices.items()},
             weight_flops={
                 matrix: sum(o.flops for o in group) for matrix, group in matrices.items()
@@ -231,7 +231,7 @@ def layer_memory(
 
 @dataclass(frozen=True, slots=True)
 class MemoryModel:
-    """Memory of a pipeline rank as a function of its layers and of the weight gradients put off."""
+    """Memory of a pipeline rank as a function of its layers and of what it defers."""
 
     layers: Mapping[str, LayerMemory]
     schedule: Schedule
@@ -241,9 +241,9 @@ class MemoryModel:
     optimizer: OptimizerTypes
     reserved: Bytes
 
-    def ranks(self, stages: Sequence[Stage], at_once: Collection[str]) -> list[GpuMemory]:
+    def ranks(self, stages: Sequence[Stage], immediate: Collection[str]) -> list[GpuMemory]:
         """Memory of every pipeline rank, in rank order; see `rank`."""
-        return [self.rank(rank, stages, at_once) for rank in range(self.schedule.ranks)]
+        return [self.rank(rank, stages, immediate) for rank in range(self.schedule.ranks)]
 
     def matrices(self) -> dict[str, LayerMemory]:
         """Every matrix that has a weight gradient, with a layer that has it."""
@@ -272,17 +272,17 @@ class MemoryModel:
         kinds = held_kinds(stages, self.in_flight[rank].stages)
         return sum((self.layers[kind].parameters for kind in kinds), HeldParameters(0, 0, 0))
 
-    def rank(self, rank: int, stages: Sequence[Stage], at_once: Collection[str]) -> GpuMemory:
+    def rank(self, rank: int, stages: Sequence[Stage], immediate: Collection[str]) -> GpuMemory:
         """Memory of a GPU of one pipeline rank.
 
         Args:
             stages: layers of every stage.
-            at_once: matrices whose weight gradient an input-only backward does not put off.
+            immediate: matrices whose weight gradient an input-only backward does not defer.
         """
         in_flight = self.in_flight[rank]
         layers = [[self.layers[kind] for kind in stages[stage]] for stage in in_flight.stages]
         whole = [sum(layer.saved for layer in stage) for stage in layers]
-        delayed = [sum(_left(layer, at_once) for layer in stage) for stage in layers]
+        left = [sum(_left(layer, immediate) for layer in stage) for stage in layers]
         held = self.held(rank, stages)
         copies = parameter_copies(self.schedule)
         shards = self.layout.dp * copies
@@ -293,17 +293,15 @@ class MemoryModel:
             gradients=held.total * type_bytes(self.optimizer.gradients),
             optimizer=(held.replicated / shards + held.experts / expert_shards)
             * master_and_moments_bytes(self.optimizer),
-            activations=float(
-                (in_flight.whole @ whole + in_flight.put_off @ delayed).max(initial=0)
-            ),
+            activations=float((in_flight.whole @ whole + in_flight.deferred @ left).max(initial=0)),
             workspace=max((layer.workspace for stage in layers for layer in stage), default=0),
             reserved=self.reserved,
         )
 
 
-def _left(layer: LayerMemory, at_once: Collection[str]) -> Bytes:
-    """What the weight gradients that are put off still need after an input-only backward."""
-    return layer.put_off - sum(layer.kept.get(matrix, 0) for matrix in at_once)
+def _left(layer: LayerMemory, immediate: Collection[str]) -> Bytes:
+    """What deferred weight gradients still need after an input-only backward."""
+    return layer.deferred - sum(layer.kept.get(matrix, 0) for matrix in immediate)
 
 
 def _by_matrix(operators: Sequence[Operator]) -> dict[str, list[Operator]]:

@@ -5,8 +5,8 @@ the simulation finds out (simulator.execution.pipeline). Works, after the zero-b
 
     F    forward of one micro-batch through one stage
     B    its full backward: input and weight gradients
-    I    its backward for inputs only; the weight gradient is put off
-    W    a weight gradient that was put off
+    I    its backward for inputs only; the weight gradient is deferred
+    W    a weight gradient that was deferred
     F&B  a forward and a full backward chunk of two micro-batches, overlapped operator by operator
 
 Text form of a chunk: stage, work, micro-batch ("0F12"); of a pair: "0F12&7B3".
@@ -230,7 +230,7 @@ def _group_size(ranks: int, microbatches: int) -> int:
 def zb1p(ranks: int, microbatches: int) -> Schedule:
     """ZB1P, the ZB-H1 order: 1F1B whose backward is split, so that W fills the gaps.
 
-    Rank r puts off r weight gradients: its activations then number `ranks`, as on rank 0 of 1F1B.
+    Rank r defers r weight gradients: its activations then number `ranks`, as on rank 0 of 1F1B.
     """
     _require(ranks >= 1, "zb1p", "ranks", ranks, "at least 1")
     _require(
@@ -330,7 +330,7 @@ class _Cursor:
         self._stages = stages
         self._forward = list(first_microbatches)
         self._backward = list(first_microbatches)
-        self._put_off: deque[Chunk] = deque()
+        self._deferred: deque[Chunk] = deque()
 
     def forward(self, direction: int) -> Chunk:
         self._forward[direction] += 1
@@ -341,11 +341,11 @@ class _Cursor:
         work = INPUT_BACKWARD if inputs_only else FULL_BACKWARD
         chunk = Chunk(work, self._stages[direction], self._backward[direction] - 1)
         if inputs_only:
-            self._put_off.append(chunk._replace(work=WEIGHT_GRADIENT))
+            self._deferred.append(chunk._replace(work=WEIGHT_GRADIENT))
         return chunk
 
     def weight(self) -> Chunk:
-        return self._put_off.popleft()
+        return self._deferred.popleft()
 
 
 def _bidirectional_order(
@@ -565,38 +565,38 @@ class HeldActivations:
     """Stages of the rank, ascending: the columns of the two arrays."""
     whole: NDArray[np.int64]
     """[action, stage]: micro-batches whose input gradient is still to come or just running."""
-    put_off: NDArray[np.int64]
-    """[action, stage]: micro-batches that only a put-off weight gradient still needs."""
+    deferred: NDArray[np.int64]
+    """[action, stage]: micro-batches that only a deferred weight gradient still needs."""
 
 
 def held_activations(schedule: Schedule, rank: int) -> HeldActivations:
     """Count what a rank holds during each action: an F fills a chunk, a B or a W empties it.
 
-    After an I a chunk counts as put off. The bytes of the two kinds differ by stage and model.
+    After an I a chunk counts as deferred. The bytes of the two kinds differ by stage and model.
     """
     stages = schedule.stages_of(rank)
     column = {stage: i for i, stage in enumerate(stages)}
     actions = schedule.actions[rank]
     # Row k of a change takes effect with action k; what an action frees is free from k + 1 on.
     whole = np.zeros((len(actions) + 1, len(stages)), dtype=np.int64)
-    put_off = np.zeros_like(whole)
+    deferred = np.zeros_like(whole)
     for index, action in enumerate(actions):
         for work, stage, _ in action.chunks:
             if work == FORWARD:
                 whole[index, column[stage]] += 1
             elif work == WEIGHT_GRADIENT:
-                put_off[index + 1, column[stage]] -= 1
+                deferred[index + 1, column[stage]] -= 1
             else:
                 whole[index + 1, column[stage]] -= 1
                 if work == INPUT_BACKWARD:
-                    put_off[index + 1, column[stage]] += 1
-    return HeldActivations(stages, whole.cumsum(axis=0)[:-1], put_off.cumsum(axis=0)[:-1])
+                    deferred[index + 1, column[stage]] += 1
+    return HeldActivations(stages, whole.cumsum(axis=0)[:-1], deferred.cumsum(axis=0)[:-1])
 
 
 def peak_in_flight(schedule: Schedule) -> tuple[int, ...]:
-    """Most stage chunks whose activations a rank holds at once, whole or put off; one per rank."""
+    """Most stage chunks whose activations a rank holds at once, whole or deferred; one per rank."""
     held = (held_activations(schedule, rank) for rank in range(schedule.ranks))
-    return tuple(int((h.whole + h.put_off).sum(axis=1).max(initial=0)) for h in held)
+    return tuple(int((h.whole + h.deferred).sum(axis=1).max(initial=0)) for h in held)
 
 
 def render_grid(schedule: Schedule) -> str:

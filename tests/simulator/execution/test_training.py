@@ -207,10 +207,10 @@ def test_a_bfloat16_step_keeps_weights_of_twice_the_size_and_is_slower(published
     assert wide.step.pair.log.span_s > 1.2 * published.step.pair.log.span_s
 
 
-def test_weight_gradients_are_computed_at_once_only_where_memory_needs_it(published):
-    assert published.at_once == ()
+def test_weight_gradients_are_computed_immediately_only_where_memory_needs_it(published):
+    assert published.immediate == ()
     tight = run("training.schedule=zb1p")
-    assert tight.at_once
+    assert tight.immediate
     assert max(rank.total for rank in tight.memory) <= tight.scenario.cluster.node.gpu.hbm_capacity
 
 

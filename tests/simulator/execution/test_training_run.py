@@ -77,7 +77,10 @@ def test_interleaved_stages_are_as_many_as_the_ranks_hold():
             r"training.virtual_stages: 0 is not allowed: input should be greater than 0, or input "
             r"should be 'default'$",
         ),
-        (["training.weights_at_once=[head.porj]"], "unknown name 'head.porj'; known: .*head.proj"),
+        (
+            ["training.immediate_weights=[head.porj]"],
+            "unknown name 'head.porj'; known: .*head.proj",
+        ),
         (["training.skew.max_over_mean=0.5"], "training.skew.max_over_mean: 0.5 is not allowed"),
         # Each token gives a rank of 4 experts at most 4 of its 8 rows, where the mean is 8/64.
         (

@@ -13,11 +13,11 @@ from simulator.workload.chunk import (
     FORWARD,
     INPUT_GRAD,
     WEIGHT_GRAD,
+    deferred,
     lower_chunk,
     lower_weights,
     operators_of,
     pair_slots,
-    put_off,
 )
 from simulator.workload.load import Load
 from simulator.workload.recorded import shipped_trace
@@ -64,18 +64,18 @@ def test_every_operator_of_a_chunk_or_pair_runs_once(operators, forward, backwar
 
 
 def test_an_input_only_chunk_and_its_weight_chunk_are_a_full_backward(operators):
-    at_once = ("head.proj", "attention.kv_b_proj")
-    inputs = lower_chunk("I", operators, backward=LAST, put_off_weights=True, at_once=at_once)
-    weights = lower_weights("W", operators, LAST, at_once=at_once)
+    immediate = ("head.proj", "attention.kv_b_proj")
+    inputs = lower_chunk("I", operators, backward=LAST, defer_weights=True, immediate=immediate)
+    weights = lower_weights("W", operators, LAST, immediate=immediate)
     assert names(inputs) + names(weights) == expected(operators, backward=LAST)
     late = {operator.name for operator in weights.task_operators()}
     assert not late & {"head.proj.weight_grad", "attention.kv_b_proj.weight_grad"}
     assert "experts.down_proj.transpose_grad" in late
 
 
-def test_what_is_put_off_leaves_out_all_operators_of_a_matrix(operators):
+def test_what_is_deferred_leaves_out_all_operators_of_a_matrix(operators):
     every = operators("moe", WEIGHT_GRAD)
-    kept = {operator.name for operator in put_off(every, {"experts.down_proj"})}
+    kept = {operator.name for operator in deferred(every, {"experts.down_proj"})}
     assert {o.name for o in every} - kept == {
         "experts.down_proj.transpose_grad",
         "experts.down_proj.weight_grad",
@@ -256,7 +256,7 @@ def test_the_shared_expert_starts_before_the_dispatch_has_ended(operators):
 def test_a_chunk_alone_is_overlapped_only_under_its_own_transfers(operators):
     forward = lower_chunk("F", operators, forward=MIDDLE)
     assert {task.part for task in forward.tasks if task.overlapped} <= {"mlp"}
-    inputs = lower_chunk("I", operators, backward=MIDDLE, put_off_weights=True)
+    inputs = lower_chunk("I", operators, backward=MIDDLE, defer_weights=True)
     assert not any(task.overlapped for task in inputs.tasks)
-    weights = lower_weights("W", operators, MIDDLE, at_once=())
+    weights = lower_weights("W", operators, MIDDLE, immediate=())
     assert not any(task.overlapped for task in weights.tasks)

@@ -66,9 +66,9 @@ def test_a_rank_holds_no_activations_after_its_last_action(schedule: Schedule) -
     for rank, row in enumerate(schedule.actions):
         held = held_activations(schedule, rank)
         assert held.whole.min() >= 0
-        assert held.put_off.min() >= 0
+        assert held.deferred.min() >= 0
         # During the last action one chunk is left, which that action empties.
-        assert (held.whole + held.put_off)[-1].sum() == len(row[-1].chunks)
+        assert (held.whole + held.deferred)[-1].sum() == len(row[-1].chunks)
 
 
 @pytest.mark.parametrize("text", ["", "0F", "F1", "0X1", "0F1&", "0F1&1B0&2B0", "-1F0"])
@@ -203,11 +203,11 @@ def test_most_activations_in_flight_are_those_of_the_papers() -> None:
     assert peak_in_flight(dualpipev(4, 20)) == (9,) * 4
 
 
-def test_held_activations_count_each_stage_and_what_is_put_off() -> None:
+def test_held_activations_count_each_stage_and_what_is_deferred() -> None:
     held = held_activations(zb1p(2, 3), 1)  # F I F I W F I W W
     assert held.stages == (1,)
     np.testing.assert_array_equal(held.whole[:, 0], [1, 1, 1, 1, 0, 1, 1, 0, 0])
-    np.testing.assert_array_equal(held.put_off[:, 0], [0, 0, 1, 1, 2, 1, 1, 2, 1])
+    np.testing.assert_array_equal(held.deferred[:, 0], [0, 0, 1, 1, 2, 1, 1, 2, 1])
 
 
 def test_printed_grid_has_one_row_a_rank_and_one_cell_an_action() -> None:
