@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from replays import replay
 
+from hardware_profiles.fields import ROOT
 from hardware_profiles.schema import load_gpu
 from simulator.analysis.profile_replay import Replay, replay_metrics
 
@@ -67,6 +68,23 @@ def test_what_is_bound_by_memory_goes_with_the_bandwidth(profile: Any, tmp_path:
     """201 MB in 60 us are all that an H100's memory gives, 3.35 TB/s; an H200's gives 4.8."""
     elementwise(profile, rows=8192, us=60)
     assert seconds_there(profile, tmp_path, "h200_sxm") == [pytest.approx(60 * 3.35 / 4.8)]
+
+
+def test_what_a_kernel_takes_beyond_its_bytes_goes_with_clock_and_sms(
+    profile: Any, tmp_path: Path
+) -> None:
+    """201,326,592 bytes take 60.098 us of 120.196 at 3.35 TB/s: half is bound by memory, which the
+    H20's 4 TB/s do in 50.332 us; the rest goes with 132 SMs for 78, at clocks of both files. A GPU
+    of a file has no measured kernels, so that its memory is taken at its peak."""
+    text = (ROOT / "gpus/h100_sxm.yaml").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text.replace("name: h100_sxm", "name: mine"), "utf-8")
+    elementwise(profile, rows=8192, us=2 * 201_326_592 / 3.35e6)
+    profile.device = None
+    path = profile.write(tmp_path / "trace.json")
+    run = replay(path, f"recorded_gpu={tmp_path}/mine.yaml", "gpu=h20_sxm")
+    one, other = load_gpu("h100_sxm"), load_gpu("h20_sxm")
+    rest = 60.098 * 132 / 78 * one.sm_clock / other.sm_clock
+    assert 1e6 * float(run.durations.seconds[0]) == pytest.approx(50.332 + rest, rel=1e-4)
 
 
 def test_what_fits_into_the_l2_cache_does_not(profile: Any, tmp_path: Path) -> None:
