@@ -28,7 +28,6 @@ from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import ProcessException
 
 from reference_model.config import ModelConfig
-from reference_model.gpu import choose_kernels
 from reference_model.layers import rotary_angles
 from reference_model.model import (
     Embedding,
@@ -42,7 +41,7 @@ from reference_model.model import (
 from reference_model.moe import ExpertRows
 from reference_model.operators import Site
 from reference_model.precision import Recipe
-from reference_model.ranks import rank_device, run_ranks
+from reference_model.ranks import run_ranks
 
 PREDICTION_WEIGHT = 0.3
 
@@ -250,24 +249,12 @@ class Stage:
 class _Mail:
     """Tensors on their way between stages, through other processes or within this one."""
 
-    def __init__(self, order: Order, rank: int, backend: str) -> None:
+    def __init__(self, order: Order, rank: int) -> None:
         self.rank_of = order.rank_of
         self.stages = order.stages
         self.rank = rank
         self.here: dict[int, Tensor] = {}
         self.sent: list[tuple[Any, Tensor]] = []
-        self.lanes: dict[tuple[int, int, str], Any] = {}
-        """{(from rank, to rank, work): process group}; NCCL knows no tags, and what it sends one
-        way would wait for what comes the other way, so each has one of its own."""
-        if backend == "nccl":
-            ranks = range(len(order.ranks))
-            self.lanes = {
-                (source, target, work): distributed.new_group([source, target])
-                for source in ranks
-                for target in ranks
-                for work in "FB"
-                if source != target
-            }
 
     def send(self, tensor: Tensor, work: str, *, to_stage: int, microbatch: int) -> None:
         """Post what `work` (F or B) of `to_stage` on the micro-batch needs."""
@@ -276,8 +263,7 @@ class _Mail:
             self.here[tag] = tensor
         else:
             tensor = tensor.contiguous()
-            lane = self.lanes.get((self.rank, peer, work))
-            self.sent.append((distributed.isend(tensor, peer, group=lane, tag=tag), tensor))
+            self.sent.append((distributed.isend(tensor, peer, tag=tag), tensor))
 
     def receive(
         self, like: Tensor, work: str, *, stage: int, from_stage: int, microbatch: int
@@ -287,7 +273,7 @@ class _Mail:
         _, tag = self._address(work, stage, microbatch)
         if peer == self.rank:
             return self.here.pop(tag)
-        distributed.recv(like, peer, group=self.lanes.get((peer, self.rank, work)), tag=tag)
+        distributed.recv(like, peer, tag=tag)
         return like
 
     def finish(self) -> None:
@@ -301,7 +287,7 @@ class _Mail:
 
 
 def run_rank(
-    order: Order, rank: int, model: Transformer, tokens: Tensor, *, backend: str
+    order: Order, rank: int, model: Transformer, tokens: Tensor
 ) -> tuple[dict[int, float], dict[str, Tensor], int]:
     """Perform the actions of `rank` on tokens [micro-batch, sequence, .]; the process group has the
     order's ranks -> loss of each micro-batch that ended here, gradients of the stages that this
@@ -310,7 +296,7 @@ def run_rank(
         number: Stage(model, stage=number, stages=order.stages, weight=1 / order.microbatches)
         for number in sorted({c.stage for r, c in order.chunks if r == rank})
     }
-    mail = _Mail(order, rank, backend)
+    mail = _Mail(order, rank)
     hidden = model.config.hidden_size
     rows = tokens.shape[1] * (tokens.shape[2] - 1 - model.config.num_nextn_predict_layers)
     losses: dict[int, float] = {}
@@ -322,7 +308,7 @@ def run_rank(
         if work == "F":
             stream = None
             if not stage.first:
-                like = tokens.new_empty((2, rows, hidden), dtype=model.recipe.dtype)
+                like = torch.empty((2, rows, hidden), dtype=model.recipe.dtype)
                 both = mail.receive(
                     like, "F", stage=number, from_stage=number - 1, microbatch=microbatch
                 )
@@ -339,7 +325,7 @@ def run_rank(
         if work in "BI":
             grad = None
             if not stage.last:
-                like = tokens.new_empty((rows, hidden), dtype=model.recipe.dtype)
+                like = torch.empty((rows, hidden), dtype=model.recipe.dtype)
                 grad = mail.receive(
                     like, "B", stage=number, from_stage=number + 1, microbatch=microbatch
                 )
@@ -392,11 +378,10 @@ def check_pipeline(
     sequences: int,
     context: int,
     seed: int,
-    backend: str,
     timeout_s: float,
 ) -> PipelineCheck:
-    """Run one step, `sequences` of `context` tokens a micro-batch, by the order's ranks, on CPUs
-    over gloo or on GPUs over NCCL, and serially.
+    """Run one step, `sequences` of `context` tokens a micro-batch, by the order's ranks over gloo,
+    and serially.
 
     Raises ValueError where the model has fewer layers than the order has stages, or the order has
     not been performed in time."""
@@ -408,9 +393,9 @@ def check_pipeline(
     try:
         results = run_ranks(
             _step,
-            (order, config, recipe.name, recipe.kernels, sequences, context, seed, backend),
+            (order, config, recipe.name, recipe.kernels, sequences, context, seed),
             ranks=len(order.ranks),
-            backend=backend,
+            backend="gloo",
             timeout_s=timeout_s,
         )
     except (TimeoutError, ProcessException) as error:
@@ -425,17 +410,15 @@ def check_pipeline(
     for _, parts, _ in results:
         for name, part in parts.items():
             gradients[name] = gradients[name] + part if name in gradients else part
-    device = rank_device(backend)
-    choose_kernels(recipe.kernels, device)
     model, tokens = _model_and_tokens(
-        order, config, recipe, device, sequences=sequences, context=context, seed=seed
+        order, config, recipe, sequences=sequences, context=context, seed=seed
     )
     serial_losses = []
     for microbatch in tokens:
         losses, saved = model.loss(microbatch, prediction_weight=PREDICTION_WEIGHT)
         model.backward(saved, weight=1 / order.microbatches)
         serial_losses.append(float(losses.total))
-    serial = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+    serial = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert gradients.keys() == serial.keys()
     ended = {microbatch: loss for losses, _, _ in results for microbatch, loss in losses.items()}
     return PipelineCheck(
@@ -460,31 +443,21 @@ def _step(
     sequences: int,
     context: int,
     seed: int,
-    backend: str,
 ) -> tuple[dict[int, float], dict[str, Tensor], int]:
     """One rank's share of a step, in a process of its own."""
-    device = rank_device(backend)
-    choose_kernels(kernels, device)
     model, tokens = _model_and_tokens(
-        order, config, Recipe(recipe, kernels), device,
-        sequences=sequences, context=context, seed=seed,
-    )  # fmt: skip
+        order, config, Recipe(recipe, kernels), sequences=sequences, context=context, seed=seed
+    )
     with torch.no_grad():
-        losses, gradients, most_held = run_rank(order, rank, model, tokens, backend=backend)
-    return losses, {name: gradient.cpu() for name, gradient in gradients.items()}, most_held
+        return run_rank(order, rank, model, tokens)
 
 
 def _model_and_tokens(
-    order: Order, config: ModelConfig, recipe: Recipe, device: torch.device, *,
-    sequences: int, context: int, seed: int,
-) -> tuple[Transformer, Tensor]:  # fmt: skip
+    order: Order, config: ModelConfig, recipe: Recipe, *, sequences: int, context: int, seed: int
+) -> tuple[Transformer, Tensor]:
     """The same weights and micro-batches on every rank."""
     generator = torch.Generator().manual_seed(seed)
-    initial = Transformer(config, recipe=recipe, device=torch.device("cpu"))
-    initial.initialize(generator)
-    model = initial
-    if device.type != "cpu":
-        model = Transformer(config, recipe=recipe, device=device)
-        model.load_state_dict(initial.state_dict())
+    model = Transformer(config, recipe=recipe, device=torch.device("cpu"))
+    model.initialize(generator)
     shape = (order.microbatches, sequences, context + 1 + config.num_nextn_predict_layers)
-    return model, torch.randint(config.vocab_size, shape, generator=generator).to(device)
+    return model, torch.randint(config.vocab_size, shape, generator=generator)
