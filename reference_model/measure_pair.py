@@ -412,7 +412,7 @@ def _one(
     exposed = _middle([idle_seconds(notes, taken) for taken in times]) - still
     together = _time(_Step(pair, device), seconds)
     wholes = [Whole(PAIR, tokens, programs, *together, exposed)]
-    alone, beside = _medians(alone_notes, alone_times), {}
+    alone, beside = medians(alone_notes, alone_times), {}
     if memory is not None:
         apart = _time(_Step(lambda: pair(moving=False), device), seconds)
         wholes.append(Whole(COMPUTE, tokens, programs, *apart, 0.0))
@@ -423,11 +423,11 @@ def _one(
         communicate = partial(_communicate, transfers)
         of_transfers = _time(_Step(communicate, device), seconds)
         wholes.append(Whole(COMMUNICATION, tokens, programs, *of_transfers, math.nan))
-        alone |= _medians(*_noted(communicate, device))
+        alone |= medians(*_noted(communicate, device))
         turns = torch.tensor(math.ceil(apart[0] / of_transfers[0]) + 1, device=device)
         distributed.all_reduce(turns, op=distributed.ReduceOp.MAX)
         unhindered = partial(_unhindered, pair, transfers, int(turns))
-        beside = _medians(*_noted(unhindered, device), while_both=True)
+        beside = medians(*_noted(unhindered, device), while_both=True)
         del kept, transfers
     found = [
         OperatorTime(
@@ -435,7 +435,7 @@ def _one(
             alone.get((stream, name, phase), _MISSING)[0],
             beside.get((stream, name, phase), _MISSING)[0],
         )
-        for (stream, name, phase), (paired, kind, sizes, dtype) in _medians(notes, times).items()
+        for (stream, name, phase), (paired, kind, sizes, dtype) in medians(notes, times).items()
     ]  # fmt: skip
     return wholes, found
 
@@ -477,25 +477,32 @@ def _third_stream() -> torch.cuda.Stream:
     return torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
 
 
-def _medians(
+def medians(
     notes: Sequence[Note], times: Sequence[Sequence[int]], *, while_both: bool = False
 ) -> dict[tuple[str, str, str], tuple[float, str, str, str]]:
     """(stream, name, phase) -> median seconds over layers and replays, kind, sizes and type.
 
-    while_both: only what ends while compute and unhindered transfers both run counts."""
+    while_both: only what ends while compute and unhindered transfers both run counts, and of
+    transfers only the unhindered ones: those of the pair beside them move nothing."""
     seconds: dict[tuple[str, str, str], list[float]] = {}
     described: dict[tuple[str, str, str], tuple[str, str, str]] = {}
+    moving = {
+        note.operator[:2] for note in notes
+        if note.stream == _UNHINDERED and note.operator is not None
+    }  # fmt: skip
     for taken in times:
-        until = min(
-            (max(at for n, at in zip(notes, taken, strict=True) if n.stream == stream)
-             for stream in (COMPUTE, _UNHINDERED)),
-            default=0,
-        ) if while_both else math.inf  # fmt: skip
+        until = math.inf
+        if while_both:
+            until = min(
+                max(at for n, at in zip(notes, taken, strict=True) if n.stream == stream)
+                for stream in (COMPUTE, _UNHINDERED)
+            )
         for note, at, took in operator_seconds(notes, taken):
-            if at > until:
-                continue
             assert note.operator is not None
             name, phase, *what = note.operator
+            still = note.stream == COMMUNICATION and (name, phase) in moving
+            if still or at > until:
+                continue
             key = (COMMUNICATION if note.stream == _UNHINDERED else note.stream, name, phase)
             seconds.setdefault(key, []).append(took)
             described[key] = (what[0], what[1], what[2])

@@ -61,6 +61,7 @@ def measured_pair_table(name: str, log: Log, pairs: Sequence[MeasuredPair]) -> T
         composed = [("the calibration", log), ("operators alone", pair.alone)]
         if pair.side_by_side is not None:
             composed.append(("operators side by side", pair.side_by_side))
+        composed.append(("operators as in the pair", pair.as_paired))
         for source, found in composed:
             exposed = float(waiting(found).exposed_communication_s)
             table.add_row(

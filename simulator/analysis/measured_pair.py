@@ -1,8 +1,9 @@
 """A simulated pair beside one that was measured, composed of its operators' measured times.
 
 `python -m reference_model pair` writes the rows: whole pairs, and every operator in the pair, alone
-and with the other stream beside it all the time. From the last two a pair follows by its order, in
-two ways: every task takes what it takes alone; or the streams slow each other while both run.
+and with the other stream beside it all the time. From them a pair follows by its order, in three
+ways: every task takes what it takes alone; the streams slow each other while both run; and, which
+predicts nothing but shows what the order itself misses, every task takes what it took in the pair.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ class MeasuredPair:
     """Every operator as long as alone."""
     side_by_side: Log | None
     """Both streams slow each other; None where that was not measured."""
+    as_paired: Log
+    """Every operator as long as in the pair."""
 
 
 def measured_pairs(
     graph: TaskGraph, rows: Iterable[Measurement], *, tokens: int, communication_sms: int
 ) -> list[MeasuredPair]:
-    """The pairs of a table that have these tokens and SMs, by rank, each rank's own times.
+    """The pairs of a table that have these tokens and SMs, of each rank whose operators it has.
 
     Raises:
         ValueError: there is none, or the table lacks an operator of the graph.
@@ -57,8 +60,9 @@ def measured_pairs(
             f"no row of kind {PAIR} with communication_sms={communication_sms};tokens={tokens}"
         )
     return [
-        _measured(graph, rank, whole, operators.get(rank, {}))
+        _measured(graph, rank, whole, operators[rank])
         for rank, whole in sorted(wholes.items())
+        if rank in operators
     ]
 
 
@@ -84,9 +88,10 @@ def _measured(
         rank,
         whole.seconds,
         float(whole.condition("exposed_s")),
-        # What follows an operator in its stream is part of its measured time.
+        # The gap before an operator is part of its measured time.
         alone=run(graph, alone, 0.0),
         side_by_side=None
         if np.isnan(beside).any()
         else run_side_by_side(graph, alone_s=alone, beside_s=beside),
+        as_paired=run(graph, np.array([rows[key].seconds for key in keys]), 0.0),
     )

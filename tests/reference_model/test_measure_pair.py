@@ -13,6 +13,7 @@ from reference_model.measure_pair import (
     PairSize,
     idle_seconds,
     measure_pair,
+    medians,
     operator_seconds,
     pair_rows,
     plan_routing,
@@ -46,6 +47,22 @@ def test_an_operator_takes_from_the_note_before_it_in_its_stream():
     assert [(at, round(seconds * 1e9)) for _, at, seconds in operator_seconds(NOTES, TIMES)] == [
         (5000, 4000), (9000, 3500), (12000, 2800), (15000, 2900),
     ]  # fmt: skip
+
+
+def test_of_streams_that_do_not_wait_only_what_ends_while_both_run_counts():
+    """Compute ends at 9,000 ns: the first transfer, of 3,500, counts, the second does not, nor what
+    the pair beside them calls a transfer and does not move."""
+    notes = [
+        Note("transfers", 0, None), Note("transfers", 0, SENT),
+        Note("transfers", 0, None), Note("transfers", 0, SENT),
+        Note("compute", 0, None), Note("compute", 0, GEMM),
+        Note("communication", 1, None), Note("communication", 1, SENT),
+    ]  # fmt: skip
+    times = [1000, 4500, 4500, 9500, 1000, 9000, 1000, 1001]
+    found = medians(notes, [times], while_both=True)
+    assert {key: round(seconds[0] * 1e9) for key, seconds in found.items()} == {
+        ("communication", "moe.dispatch", "forward"): 3500, ("compute", "q", "forward"): 8000,
+    }  # fmt: skip
 
 
 def test_planned_routing_gives_every_rank_the_layout_of_its_plan():

@@ -35,17 +35,17 @@ def row(kind, seconds, sizes=(), **conditions):
     )  # fmt: skip
 
 
-def of_operator(stream, phase, name, alone, beside):
+def of_operator(stream, phase, name, alone, beside, paired=1.0):
     return row(
-        "gemm", 1.0, communication_sms="2", tokens="64", stream=stream, phase=phase, operator=name,
-        alone_s=alone, beside_s=beside,
+        "gemm", paired, communication_sms="2", tokens="64", stream=stream, phase=phase,
+        operator=name, alone_s=alone, beside_s=beside,
     )  # fmt: skip
 
 
 WHOLE = row("pair", 5.0, (("communication_sms", 2), ("tokens", 64)), exposed_s="1.5")
 ROWS = [
     WHOLE,
-    of_operator("communication", "forward", "send", "3", "4"),
+    of_operator("communication", "forward", "send", "3", "4", 5.0),
     of_operator("compute", "input_grad", "up", "1", "2"),
 ]
 
@@ -55,6 +55,12 @@ def test_operators_that_take_what_they_take_alone():
     (pair,) = measured_pairs(GRAPH, ROWS, tokens=64, communication_sms=2)
     assert (pair.rank, pair.seconds, pair.exposed_s) == (0, 5.0, 1.5)
     assert pair.alone.end_s.tolist() == [3.0, 1.0, 4.0]
+
+
+def test_operators_that_take_what_they_took_in_the_pair():
+    """5 s the transfer and 1 the product, which waits for it."""
+    (pair,) = measured_pairs(GRAPH, ROWS, tokens=64, communication_sms=2)
+    assert pair.as_paired.end_s.tolist() == [5.0, 1.0, 6.0]
 
 
 def test_streams_that_slow_each_other_while_both_run():
