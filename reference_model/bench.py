@@ -148,9 +148,6 @@ def timed_cells(
     with OperatorRecorder() as recorder:
         eager()
     issued = [call.operator for call in recorder.recorded]
-    del step, eager
-    gc.collect()
-    torch.cuda.empty_cache()
     cells = {
         "seconds": f"{timed.seconds:.6g}",
         "spread": f"{timed.spread:.3g}",
@@ -164,6 +161,9 @@ def timed_cells(
         return cells | dict.fromkeys(TIMES[5:8], "")
     counts = _requests(issued, kernels)
     cells["timed_operator_seconds"] = f"{_time_operators(counts, table):.6g}"
+    del step, eager
+    gc.collect()
+    torch.cuda.empty_cache()
     sustained = run.launch == GRAPH and run.job not in (DECODE, STEP)
     return cells | (
         _time_in_turns(counts, run, table, device, duration_s)

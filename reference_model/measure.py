@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,6 +39,8 @@ _REPLAYS = 7
 _REPLAY_SECONDS = 4e-3
 """Time one replay should take: events resolve half a microsecond, so many launches make one."""
 _MOST_LAUNCHES = 50
+_EMPTY_LAUNCHES = 1000
+"""Of the smallest kernel, to tell what launches take."""
 _MILLI = 1e-3
 """torch reports elapsed time in milliseconds."""
 
@@ -468,41 +470,49 @@ def smi(*fields: str) -> list[str]:
 
 
 def launch_times() -> dict[str, float]:
-    """Seconds a launch of the smallest kernel takes: alone, eagerly in a row, and in a graph.
+    """Seconds of the smallest kernels, and from the start of one to the start of the next.
 
-    "eager" and "graph" are times from one start to the next; the kernel itself is shorter, so they
-    bound the gap between two kernels from above."""
+    kernel, kernel_mixed     a kernel's own time: of one kernel again and again, and of eight
+                             different ones in turns, mean
+    eager                    from start to start, launched one by one
+    graph, graph_mixed       the same in a CUDA graph
+
+    In a graph the next of the same kernels starts sooner than a different one. Everything is timed
+    before the profiler is first used, which slows launches down for the rest of the process."""
     device = require_hopper()
-    x = torch.zeros(1, device=device)
-    launches = 1000
+    x = torch.ones(1, device=device)
+    same = [lambda: x.add_(1)] * _EMPTY_LAUNCHES
+    kinds = (x.add_, x.mul_, x.sub_, x.div_, x.fmod_, x.clamp_max_, x.clamp_min_, x.pow_)
+    mixed = [partial(kinds[place % len(kinds)], 1) for place in range(_EMPTY_LAUNCHES)]
 
-    def burst() -> None:
-        for _ in range(launches):
-            x.add_(1)
+    def burst(calls: Sequence[Callable[[], object]]) -> None:
+        for call in calls:
+            call()
 
-    burst()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        burst()
-    graph.replay()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        burst()
+    times = {}
+    for name, calls in (("graph", same), ("graph_mixed", mixed)):
+        burst(calls)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            burst(calls)
+        graph.replay()
         torch.cuda.synchronize()
-    micro = _MILLI * _MILLI  # the profiler reports microseconds
-    alone = statistics.median(
-        event.device_time * micro for event in profile.events() if event.device_time > 0
-    )
-    return {
-        "kernel": alone,
-        "eager": statistics.median(seconds_between_events(burst) for _ in range(5)) / launches,
-        "graph": statistics.median(seconds_between_events(graph.replay) for _ in range(5))
-        / launches,
-    }
+        spans = [seconds_between_events(graph.replay) for _ in range(_REPLAYS)]
+        times[name] = _median(spans) / len(calls)
+    spans = [seconds_between_events(lambda: burst(same)) for _ in range(_REPLAYS)]
+    times["eager"] = _median(spans) / len(same)
+    for name, calls in (("kernel", same), ("kernel_mixed", mixed)):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            burst(calls)
+            torch.cuda.synchronize()
+        micro = _MILLI * _MILLI  # the profiler reports microseconds
+        own = [event.device_time * micro for event in profile.events() if event.device_time > 0]
+        times[name] = statistics.mean(own)
+    return times
 
 
 def launch_rows(times: dict[str, float], *, source: str) -> list[KernelTiming]:
-    """What `launch_times` measured, as rows of kinds launch_kernel, launch_eager, launch_graph."""
+    """What `launch_times` measured, as rows of kinds launch_kernel, launch_eager, ..."""
     values = [("set", "dsv3sim_launches"), ("statistic", "median"), ("timing", "events")]
     return [
         KernelTiming(

@@ -20,7 +20,7 @@ from reports.tables import (
 from simulator.analysis.model_comparison import ModelCost
 from simulator.analysis.published import metric_at
 from simulator.analysis.validation import Check, median_error
-from simulator.analysis.whole_runs import Comparison
+from simulator.analysis.whole_runs import Comparison, Probe
 
 _BUDGET = {
     "F": "forward_s",
@@ -239,35 +239,41 @@ def validation_table(checks: Sequence[Check]) -> Table:
     return table
 
 
-def whole_runs_table(found: Sequence[Comparison]) -> Table:
+def whole_runs_table(found: Sequence[Comparison], probes: Mapping[tuple[str, str], Probe]) -> Table:
     """Measured whole steps beside the same ones simulated, and what the errors are made of."""
     table = Table(title="whole steps", title_justify="left", caption_justify="left")
-    table.add_column("step, operators of", overflow="fold")
-    for column in ("measured", "simulated", "error", "80% interval", "largest parts", "left"):
+    table.add_column("operators of", overflow="fold")
+    for column in ("time", "error", "80% interval", "left"):
         table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("largest parts", overflow="fold")
     for (lease, label), of_step in groupby(found, key=lambda one: (one.step.lease, one.step.label)):
         every = list(of_step)
         step, same = every[0].step, every[0].same
-        table.add_row(
-            f"{lease}: {label}", format_seconds(step.seconds), format_seconds(same.seconds),
-            f"{every[0].composition_error:+.1%}", "", "", "",
-        )  # fmt: skip
+        table.add_section()
+        table.add_row(f"{label}, measured", format_seconds(step.seconds), style="bold")
+        error = f"{every[0].composition_error:+.1%}"
+        table.add_row(f"  {lease}, the same lease", format_seconds(same.seconds), error)
         for one in every:
             largest = sorted(one.errors.items(), key=lambda part: -abs(part[1]))[:2]
             ends = (one.other.low / step.seconds - 1, one.other.high / step.seconds - 1)
             table.add_row(
                 f"  {one.other_lease}",
-                "",
                 format_seconds(one.other.seconds),
                 f"{one.other_error:+.1%}",
                 f"{ends[0]:+.0%} to {ends[1]:+.0%}{'' if one.inside else ', outside'}",
-                ", ".join(f"{name} {seconds / step.seconds:+.1%}" for name, seconds in largest),
                 f"{one.left:.0%}",
-                style="dim",
+                ", ".join(f"{name} {seconds / step.seconds:+.1%}" for name, seconds in largest),
             )
-    table.caption = (
-        "first line: from the operators of the same lease; others: of another device. left: |sum| "
-        "of the errors by kernel family and of the composition, over the sum of their amounts"
+    table.caption = "\n".join(
+        (
+            "left: |sum| of the errors by kernel group and of the composition, over the sum of "
+            "their amounts",
+            *(
+                f"{other} over {own}, five operators: kernels {probed.kernels:+.1%}, clock "
+                f"{probed.clock:+.1%}"
+                for (own, other), probed in probes.items()
+            ),
+        )
     )
     return table
 

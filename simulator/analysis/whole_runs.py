@@ -6,8 +6,9 @@ simulated from a table of operators:
 
     same lease       the operators were timed on this very GPU: what errs is how they are put
                      together
-    another device   of another lease; the error is split into that of the kernels, kernel family by
-                     kernel family, and the same lease's error, which is left of the composition
+    another device   of another lease; the error is split into that of the kernels, group by group,
+                     and the same lease's error, which is left of the composition; five operators
+                     timed at both clocks tell kernels from clocks (`probe`)
 
 Nothing is fitted to whole steps. Intervals hold what kernel times leave unexplained, and for a GPU
 of the same kind how GPUs of one kind differ.
@@ -16,7 +17,7 @@ of the same kind how GPUs of one kind differ.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, hypot, log, nan
 from pathlib import Path
@@ -27,7 +28,7 @@ import numpy as np
 
 from hardware_profiles.fields import ROOT
 from hardware_profiles.schema import Estimate, load_calibration
-from hardware_profiles.tables import load_measurements
+from hardware_profiles.tables import Measurement, format_pairs, load_measurements
 from hardware_profiles.units import Seconds
 from reference_model.config import CONFIG_FOLDER
 from simulator.analysis.intervals import serving_interval, training_intervals
@@ -356,10 +357,68 @@ class Comparison:
         return abs(sum(every)) / max(sum(map(abs, every)), np.finfo(np.float64).tiny)
 
 
-def compare_step(step: Step, other_lease: str) -> Comparison:
-    """Simulate a step from the operators of its own lease and from those of another."""
+def compare_step(step: Step, others: Sequence[str]) -> list[Comparison]:
+    """Simulate a step from the operators of its own lease and from those of each other one."""
     same = predict(scenario_of(step, step.lease), optimizer=step.job == TRAIN_STEP)
-    return Comparison(step, same, other_lease, predict_from(step, other_lease)[1])
+    return [Comparison(step, same, lease, predict_from(step, lease)[1]) for lease in others]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What five operators tell of two devices, as relative differences of their times."""
+
+    kernels: float
+    """In bursts, at the highest clock: chip, memory and the kernels' own version."""
+    clock: float
+    """What the operators timed in turns differ by beyond that: the clock that power allows."""
+    operators: tuple[str, ...]
+
+
+PROBED = 5
+"""Operators of a probe: timed in bursts and in turns they take 20 s on a GPU."""
+
+
+def probe(own: Sequence[Measurement], other: Sequence[Measurement]) -> Probe | None:
+    """Compare two devices by the longest training operators, one of a kind, that both tables hold
+    in bursts and in turns; None where they hold too few.
+
+    Times of `other` over those of `own`, geometric mean."""
+    tables = [_by_state(rows) for rows in (own, other)]
+    shared = set.intersection(*(set(table[state]) for table in tables for state in (False, True)))
+    of_kind: dict[str, _OperatorKey] = {}
+    for key in sorted(shared, key=lambda key: -tables[0][True][key]):
+        of_kind.setdefault(key[0], key)
+    longest = list(of_kind.values())[:PROBED]
+    if len(longest) < PROBED:
+        return None
+
+    def difference(state: bool) -> float:
+        ratios = [tables[1][state][key] / tables[0][state][key] for key in longest]
+        return sum(map(log, ratios)) / len(ratios)
+
+    bursts, turns = difference(False), difference(True)
+    names = tuple(f"{key[0]} {format_pairs(key[1])}" for key in longest)
+    return Probe(exp(bursts) - 1, exp(turns - bursts) - 1, names)
+
+
+_OperatorKey = tuple[str, tuple[tuple[str, int], ...], str, str, bool]
+
+
+def _by_state(rows: Sequence[Measurement]) -> dict[bool, dict[_OperatorKey, Seconds]]:
+    """{timed in the turns of a training step, rather than in bursts: {operator: seconds}}"""
+    found: dict[bool, dict[_OperatorKey, Seconds]] = {False: {}, True: {}}
+    for row in rows:
+        in_turns = row.condition("state") == "sustained"
+        if not in_turns or row.condition("job") == TRAIN_MICROBATCH:
+            key = (row.kind, row.sizes, row.dtype, row.out_dtype, row.accumulates)
+            found[in_turns][key] = row.seconds
+    return found
+
+
+def probe_leases(own: str, other: str) -> Probe | None:
+    """The probe of two leases, by their tables of operators."""
+    rows = [load_measurements(TABLES / f"{lease}{OPERATORS}.csv") for lease in (own, other)]
+    return probe(*rows)
 
 
 def predict_from(step: Step, lease: str) -> tuple[Scenario, Predicted]:
@@ -409,11 +468,10 @@ def check_lease(lease: str) -> None:
 def comparisons(lease: str | None = None) -> list[Comparison]:
     """Every measured step, of one lease or of all, beside the operators of each other lease."""
     return [
-        compare_step(step, other)
+        found
         for own in ([lease] if lease else leases())
         for step in read_steps(TABLES / f"{own}.csv")
-        for other in leases()
-        if other != own
+        for found in compare_step(step, [other for other in leases() if other != own])
     ]
 
 

@@ -65,6 +65,7 @@ def validate(
 
 def _validate_whole(lease: str | None, ledger: Path | None, *, as_json: bool) -> None:
     """Whole steps beside the same ones simulated, or predictions of those to come."""
+    from dataclasses import asdict
     from datetime import UTC, datetime
 
     from reports.terminal import whole_runs_table
@@ -74,6 +75,7 @@ def _validate_whole(lease: str | None, ledger: Path | None, *, as_json: bool) ->
         comparisons,
         json_of,
         ledger_lines,
+        probe_leases,
     )
 
     if ledger is not None:
@@ -88,7 +90,14 @@ def _validate_whole(lease: str | None, ledger: Path | None, *, as_json: bool) ->
         check_lease(lease)
     with working("simulating whole steps"):
         found = comparisons(lease)
+    pairs = dict.fromkeys((one.step.lease, one.other_lease) for one in found)
+    probes = {pair: probed for pair in pairs if (probed := probe_leases(*pair))}
     if as_json:
-        print(json.dumps({"steps": [json_of(one) for one in found]}, allow_nan=False))
+        shown = [
+            {"lease": own, "other_lease": other} | asdict(probed)
+            for (own, other), probed in probes.items()
+        ]
+        steps = [json_of(one) for one in found]
+        print(json.dumps({"steps": steps, "probes": shown}, allow_nan=False))
         return
-    print_tables(whole_runs_table(found))
+    print_tables(whole_runs_table(found, probes))

