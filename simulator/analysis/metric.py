@@ -141,6 +141,12 @@ _TRAINING = (
         "of the bubble, waiting for what had been produced and was being sent",
     ),
     Metric(
+        "ranks.waiting_for_host_s",
+        "s",
+        "less",
+        "of the bubble, waiting for the host, where launching all kernels outlasts the pipeline",
+    ),
+    Metric(
         "ranks.exposed_communication_s",
         "s",
         "less",

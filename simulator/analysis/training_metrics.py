@@ -75,13 +75,15 @@ class RankTimes:
     overlapped_s: Seconds
     """Overlapped forward and backward pairs."""
     bubble_s: Seconds
-    """The rest: waiting for other ranks and for sends."""
+    """The rest: waiting for other ranks, for sends and for the host."""
     optimizer_s: Seconds
     waiting_for_ranks_s: Seconds
     """Of the bubble, for what other ranks had not yet produced, and for the slowest optimizer."""
     waiting_for_sends_s: Seconds
     """Of the bubble, for what had been produced and was being sent, the rank's own sends that block
     it included."""
+    waiting_for_host_s: Seconds
+    """Of the bubble, for the host, where launching all kernels outlasts the pipeline."""
     exposed_communication_s: Seconds
     """Time inside the chunks in which the compute stream runs nothing because it waits for an
     all-to-all. Gaps between kernels are no such time."""
@@ -109,6 +111,7 @@ def rank_times(step: TrainingStep) -> list[RankTimes]:
         step.pipeline.waiting_for_sends_s.tolist(),
         strict=True,
     )
+    host = step.pipeline_time_s - step.pipeline.makespan_s
     slowest = max(optimizer.total_s for optimizer in step.optimizer)
     budgets = []
     for row, optimizer, (ranks, sends) in zip(step.keys, step.optimizer, waits, strict=True):
@@ -122,10 +125,11 @@ def rank_times(step: TrainingStep) -> list[RankTimes]:
         budgets.append(
             RankTimes(
                 **sums,
-                bubble_s=others + sends,
+                bubble_s=others + sends + host,
                 optimizer_s=optimizer.total_s,
                 waiting_for_ranks_s=others,
                 waiting_for_sends_s=sends,
+                waiting_for_host_s=host,
                 exposed_communication_s=exposed,
                 hidden_communication_s=hidden,
             )

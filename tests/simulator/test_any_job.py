@@ -108,7 +108,8 @@ def check_conservation(result):
     step, model = result.step.step_time_s, result.scenario.model
     for times in rank_times(result.step):
         parts = asdict(times)
-        del parts["waiting_for_ranks_s"], parts["waiting_for_sends_s"]
+        waits = [parts.pop(f"waiting_for_{what}_s") for what in ("ranks", "sends", "host")]
+        assert sum(waits) == times.bubble_s
         del parts["exposed_communication_s"], parts["hidden_communication_s"]
         assert sum(parts.values()) == pytest.approx(step, rel=1e-12)
         assert times.bubble_s > -1e-9

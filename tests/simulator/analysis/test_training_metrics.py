@@ -6,7 +6,7 @@ from simulator.analysis.training_metrics import RankTimes, uneven_ranks
 
 
 def busy(seconds):
-    return RankTimes(seconds, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    return RankTimes(seconds, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

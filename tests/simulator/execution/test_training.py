@@ -248,5 +248,7 @@ def test_a_host_that_needs_longer_to_launch_than_the_kernels_take_sets_the_pace(
     assert step.host_s == pytest.approx(0.526)
     assert step.pipeline_time_s == step.host_s
     assert step.step_time_s == step.host_s + step.optimizer[0].total_s
+    (times,) = rank_times(step)
+    assert times.bubble_s == times.waiting_for_host_s == step.host_s - step.pipeline.makespan_s
     ahead = simulate(load_scenario(ONE_GPU, ["training.host_launch=1 us"])).result.step
     assert ahead.pipeline_time_s == ahead.pipeline.makespan_s > ahead.host_s
