@@ -3,6 +3,8 @@
     alike            an FP8 GEMM and attention on all GPUs and on one at a time (measure_alike.py)
     collectives      NCCL by size, between 2, 4, ... all of them (measure_links.py)
     expert_parallel  steps whose experts are spread over them, who waits (measure_arrivals.py)
+    pair             an overlapped pair in an order that is given, by SMs of communication
+                     (measure_pair.py)
 
 A part goes on where its table stops. On CPUs, over gloo, the same program runs with a small model:
 its times mean nothing, its tables have the same form."""
@@ -26,8 +28,9 @@ from reference_model.measure_links import (
     TimedTransfer,
     time_between_ranks,
 )
+from reference_model.measure_pair import PairRuns, measure_pair
 
-PARTS = ("alike", "collectives", "expert_parallel")
+PARTS = ("alike", "collectives", "expert_parallel", "pair")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class HostRun:
     """Expert-parallel steps."""
     repeats: int
     """Of each."""
+    pairs: PairRuns | None
+    """None leaves the part out."""
 
 
 def sizes_between(smallest: int, largest: int) -> list[int]:
@@ -77,6 +82,8 @@ def measure_host(
     for part in parts:
         if part not in PARTS:
             raise ValueError(f"--parts {part!r} is not one of {', '.join(PARTS)}")
+        if part == "pair" and run.pairs is None:
+            raise ValueError("--parts pair: needs --order, the order of the pair")
     count = torch.cuda.device_count() if ranks is None else ranks
     if count < 2:
         raise ValueError(f"ranks = {count} must be at least 2: a host of one GPU has no peers")
@@ -96,6 +103,11 @@ def measure_host(
             )  # fmt: skip
         elif part == "collectives":
             _measure_collectives(run.sizes, count, backend, table, left)
+        elif part == "pair":
+            assert run.pairs is not None
+            measure_pair(
+                run.pairs, ranks=count, backend=backend, out=table, timeout_s=min(left, 600.0)
+            )
         else:
             measure_arrivals(
                 run.config, run.jobs, model=run.model, ranks=count, backend=backend,

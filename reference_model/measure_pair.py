@@ -47,6 +47,7 @@ from reference_model.measure import (
     KernelTiming,
     append_rows,
     device_source,
+    known_keys,
     limited_sms,
     pairs_text,
 )
@@ -527,7 +528,7 @@ def _memory_bytes(config: ModelConfig, layers: int, tokens: int, ranks: int) -> 
 
 
 def measure_pair(runs: PairRuns, *, ranks: int, backend: str, out: Path, timeout_s: float) -> None:
-    """Measure all runs over `ranks` ranks and append their rows to the table at `out`.
+    """Measure over `ranks` ranks the runs that the table at `out` lacks, and append their rows.
 
     Raises ValueError where the ranks do not divide the experts."""
     if ranks < 2 or runs.config.n_routed_experts % ranks:
@@ -535,9 +536,16 @@ def measure_pair(runs: PairRuns, *, ranks: int, backend: str, out: Path, timeout
             f"ranks = {ranks}: allowed at least 2, that divide {runs.config.n_routed_experts}"
             " routed experts"
         )
+    known = {key[:2] for key in known_keys(out)}
+    lacking = [
+        size for size in runs.sizes
+        if any((PAIR, _whole_sizes(count, size.tokens)) not in known for count in runs.programs)
+    ]  # fmt: skip
+    if not lacking:
+        return
     ran = run_ranks(
         _measure,
-        (runs.config, runs.order, tuple((*size,) for size in runs.sizes), runs.programs,
+        (runs.config, runs.order, tuple((*size,) for size in lacking), runs.programs,
          runs.seconds, backend),
         ranks=ranks, backend=backend, timeout_s=timeout_s,
     )  # fmt: skip
@@ -561,13 +569,17 @@ def pair_rows(
     return rows
 
 
+def _whole_sizes(programs: int, tokens: int) -> str:
+    return pairs_text([("communication_sms", programs), ("tokens", tokens)])
+
+
 def _whole_row(whole: Whole, *, source: str, sms: int, common: dict[str, Any]) -> KernelTiming:
     values = common | {"timing": "events"}
     if not math.isnan(whole.exposed):
         values["exposed_s"] = f"{whole.exposed:.4g}"
     return KernelTiming(
         kind=whole.what,
-        sizes=pairs_text([("communication_sms", whole.programs), ("tokens", whole.tokens)]),
+        sizes=_whole_sizes(whole.programs, whole.tokens),
         dtype="fp8_e4m3",
         sms=sms,
         seconds=whole.seconds,

@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reference_model.pair import Part
 
 
 def add_commands(commands: Any) -> None:
@@ -96,6 +99,11 @@ def _add_host(commands: Any) -> None:
         "--config", help="default: deepseek_v3 of three layers, two with 32 routed experts"
     )
     host.add_argument("--parts", nargs="+", metavar="PART", help="only these")
+    host.add_argument("--order", type=Path, help="of the part pair; see the command pair")
+    host.add_argument(
+        "--communication-sms", type=int, nargs="+", default=[2, 8, 20], metavar="N",
+        help="of the part pair (default: 2 8 20)",
+    )  # fmt: skip
     host.add_argument("--ranks", type=int, help="processes (default: one for each GPU)")
     host.add_argument("--backend", default="nccl", help="nccl or gloo (default: %(default)s)")
     for name, default, text in (
@@ -261,19 +269,12 @@ def _pair(options: argparse.Namespace) -> None:
     from reference_model.config import load_model_config
     from reference_model.gpu import default_kernels
     from reference_model.measure_pair import PairRuns, PairSize, measure_pair
-    from reference_model.pair import check_pair, parse_pair_order
+    from reference_model.pair import check_pair
     from reference_model.precision import Recipe
     from reference_model.ranks import rank_device
 
     _check_step(options)
-    for count in options.communication_sms:
-        if count < 1:
-            raise ValueError(f"--communication-sms {count} must be at least 1")
-    try:
-        text = options.order.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{options.order}: cannot be read: {error.strerror}") from error
-    order = parse_pair_order(text, source=str(options.order))
+    order = _read_pair_order(options)
     config = load_model_config(options.config)
     if options.out is not None:
         measure_pair(
@@ -313,10 +314,25 @@ def _pair(options: argparse.Namespace) -> None:
         )
 
 
+def _read_pair_order(options: argparse.Namespace) -> tuple[Part, ...]:
+    """The order of --order, and a look at the SMs that go with it."""
+    from reference_model.pair import parse_pair_order
+
+    for count in options.communication_sms:
+        if count < 1:
+            raise ValueError(f"--communication-sms {count} must be at least 1")
+    try:
+        text = options.order.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{options.order}: cannot be read: {error.strerror}") from error
+    return parse_pair_order(text, source=str(options.order))
+
+
 def _host(options: argparse.Namespace) -> None:
     from reference_model.config import load_model_config
     from reference_model.host import PARTS, HostRun, measure_host, sizes_between
     from reference_model.measure_arrivals import DECODE, TRAIN, Job
+    from reference_model.measure_pair import PairRuns, PairSize
     from reference_model.whole_runs import MANY_EXPERTS
 
     for name in ("tokens", "sequences", "context", "repeats", "smallest"):
@@ -335,6 +351,16 @@ def _host(options: argparse.Namespace) -> None:
         )
         for skew in (0.0, options.skew)
     ]
+    pairs = None
+    if options.order is not None:
+        pairs = PairRuns(
+            config=config,
+            model=model,
+            order=_read_pair_order(options),
+            sizes=(PairSize(1, options.tokens),),
+            programs=tuple(options.communication_sms),
+            seconds=2.0,
+        )
     measure_host(
         HostRun(
             config=config,
@@ -346,8 +372,9 @@ def _host(options: argparse.Namespace) -> None:
             sizes=sizes_between(options.smallest, options.largest),
             jobs=list(dict.fromkeys(jobs)),
             repeats=options.repeats,
+            pairs=pairs,
         ),
-        parts=options.parts or PARTS,
+        parts=options.parts or [part for part in PARTS if pairs is not None or part != "pair"],
         ranks=options.ranks,
         backend=options.backend,
         out=options.out,

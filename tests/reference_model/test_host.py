@@ -8,8 +8,9 @@ import pytest
 from reference_model.__main__ import main
 from reference_model.config import CONFIG_FOLDER
 from reference_model.host import counts_up_to, sizes_between
+from tests.reference_model.test_pair import text
 
-PARTS = ("alike", "collectives", "expert_parallel")
+PARTS = ("alike", "collectives", "expert_parallel", "pair")
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +20,13 @@ def arguments(tmp_path_factory):
     raw = json.loads((CONFIG_FOLDER / "debug.json").read_text())
     config = folder / "tiny.json"
     config.write_text(json.dumps(raw | {"num_hidden_layers": 2, "num_nextn_predict_layers": 0}))
+    order = folder / "order.jsonl"
+    order.write_text(text(1))
     return [
         "host", "--out", str(folder / "tables"), "--config", str(config), "--ranks", "2",
         "--backend", "gloo", "--tokens", "16", "--sequences", "2", "--context", "16",
         "--repeats", "2", "--smallest", "1024", "--largest", "2048", "--together", "0.1",
-        "--alone", "0.1", "--stretch", "0.1",
+        "--alone", "0.1", "--stretch", "0.1", "--order", str(order), "--communication-sms", "2",
     ]  # fmt: skip
 
 
@@ -63,6 +66,17 @@ def test_every_collective_is_timed_at_every_size_launched_in_both_ways(tables):
         for launch in ("eager", "queued")
     }
     assert len(tables["collectives"]) == len(seen)
+
+
+def test_every_rank_has_a_row_for_the_pair(tables):
+    pairs = [line for line in tables["pair"] if line["kind"] == "pair"]
+    assert [line["sizes"] for line in pairs] == ["communication_sms=2;tokens=16"] * 2
+    assert [conditions(line)["rank"] for line in pairs] == ["0", "1"]
+
+
+def test_a_pair_needs_an_order(capsys, tmp_path):
+    assert main(["host", "--out", str(tmp_path), "--ranks", "2", "--parts", "pair"]) == 2
+    assert "--parts pair: needs --order" in capsys.readouterr().err
 
 
 def test_every_rank_has_a_row_for_each_transfer_of_each_step(tables):

@@ -7,6 +7,7 @@ import pytest
 from reference_model.__main__ import main
 from reference_model.config import CONFIG_FOLDER
 from simulator.workload.schedules import dualpipe, render_grid
+from tests.reference_model.test_pair import text
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,14 @@ def test_the_printed_schedule_drives_the_ranks(capsys, tmp_path):
     assert "differ from serial by" in out
 
 
+def test_the_order_that_is_shown_drives_a_pair(capsys, tmp_path):
+    path = tmp_path / "order.jsonl"
+    path.write_text(text(1))
+    out = run(capsys, "pair", "--order", path, "--recipe", "float32", "--context", 16)
+    assert "2 ranks, float32, tokens moved by gloo" in out
+    assert "gradients  differ by at most 0.0e+00" in out
+
+
 def test_node_limits_are_counted(capsys):
     out = run(capsys, "node-limited", "--tokens", 2000)
     assert "at most 4" in out
@@ -53,6 +62,11 @@ def test_node_limits_are_counted(capsys):
         (["expert-parallel", "--backend", "mpi"], "backend 'mpi' is not one of"),
         (["node-limited", "--nodes", "7"], "destinations = 7 do not divide 256 experts"),
         (["pipeline", "--schedule", "/nonexistent"], "/nonexistent: cannot be read"),
+        (["pair", "--order", "/nonexistent"], "/nonexistent: cannot be read"),
+        (
+            ["pair", "--order", "/nonexistent", "--communication-sms", "0"],
+            "--communication-sms 0 must be at least 1",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, message):
