@@ -18,8 +18,8 @@ from reports.tables import (
     list_inputs,
 )
 from simulator.analysis.model_comparison import ModelCost
-from simulator.analysis.published import metric_at
-from simulator.analysis.validation import Check, median_error
+from simulator.analysis.published import PublishedRow, metric_at
+from simulator.analysis.validation import median_error
 from simulator.analysis.whole_runs import Comparison, Probe
 
 _BUDGET = {
@@ -213,28 +213,29 @@ def attribution_comparison(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Tab
     return table
 
 
-def validation_table(checks: Sequence[Check]) -> Table:
+def validation_table(found: Mapping[str, Sequence[PublishedRow]]) -> Table:
     """Published figures by scenario beside the simulated ones; what is no evidence is dimmed."""
     table = Table(title="beside published figures", title_justify="left", caption_justify="left")
     table.add_column("figure", overflow="fold")
     for column in ("published", "simulated", "error"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("kind", no_wrap=True)
-    for scenario, of_scenario in groupby(checks, key=lambda check: check.scenario):
+    for scenario, figures in found.items():
         table.add_section()
         table.add_row(scenario, style="bold")
-        for check in of_scenario:
+        for row in figures:
             table.add_row(
-                f"  {check.figure}",
-                format_published(check.metric, check.published),
-                "-" if check.simulated is None else format_published(check.metric, check.simulated),
-                "-" if check.error is None else f"{check.error:+.1%}",
-                check.kind,
-                style=None if check.is_evidence else "dim",
+                f"  {row.name}",
+                format_published(row.metric, row.published),
+                "-" if row.simulated is None else format_published(row.metric, row.simulated),
+                "-" if row.error is None else f"{row.error:+.1%}",
+                row.kind,
+                style=None if row.is_evidence else "dim",
             )
-    error = median_error(checks)
+    rows = [row for figures in found.values() for row in figures]
+    error = median_error(rows)
     if error is not None:
-        count = sum(check.is_evidence for check in checks)
+        count = sum(row.is_evidence for row in rows)
         table.caption = f"median error of the {count} predictions: {error:.1%}"
     return table
 

@@ -8,9 +8,17 @@ from typing import Any
 
 from simulator.scenario.published import PublishedFigure
 
+NO_EVIDENCE = frozenset(
+    {"input", "chosen", "calibrated", "reproduced", "bound", "setup_unpublished"}
+)
+"""Kinds of figures whose error says nothing of the model: it was given them, directly or by a fit,
+they are bounds of what was published, or what was measured is not known well enough."""
+
 
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
+    """One published figure and what a run gives for it."""
+
     name: str
     metric: str
     """Path in the metrics."""
@@ -19,9 +27,15 @@ class PublishedRow:
     """None where this run has no such figure."""
     error: float | None
     """simulated / published - 1."""
-    source: str
-    kind: str
-    """What the simulated figure is, as `PublishedFigure` has it."""
+    source: str = ""
+    kind: str = "predicted"
+    """What the simulated figure is, as `PublishedFigure` has it; of a pair of chunks also
+    "reproduced", where its kernels are those of the published one."""
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether the model could have got it wrong."""
+        return self.kind not in NO_EVIDENCE
 
 
 def beside_published(

@@ -3,39 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
+from simulator.analysis.published import PublishedRow
 from simulator.scenario.files import Scenario, known_scenarios, load_scenario
 from simulator.scenario.fleet import FleetJob
-
-NO_EVIDENCE = frozenset(
-    {"input", "chosen", "calibrated", "reproduced", "bound", "setup_unpublished"}
-)
-"""Kinds of figures whose error says nothing of the model: it was given them, directly or by a fit,
-they are bounds of what was published, or what was measured is not known well enough."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One published figure and what a run gives for it."""
-
-    scenario: str
-    figure: str
-    metric: str
-    """Path of the metric that the values are of."""
-    published: float
-    simulated: float | None
-    error: float | None
-    """Signed, relative to the published value."""
-    kind: str
-    """predicted, or why not: one of NO_EVIDENCE."""
-    source: str
-
-    @property
-    def is_evidence(self) -> bool:
-        """Whether the model could have got it wrong."""
-        return self.kind not in NO_EVIDENCE
 
 
 def scenarios_with_figures() -> tuple[str, ...]:
@@ -63,8 +36,8 @@ def check_published(
     evaluate: Callable[[str, Sequence[str]], Mapping[str, Any]],
     *,
     jobs: int = 1,
-) -> Iterator[tuple[str, list[Check]]]:
-    """Run scenarios; yields (scenario, its checks) in the order of `names`, as they finish.
+) -> Iterator[tuple[str, list[PublishedRow]]]:
+    """Run scenarios; yields (scenario, its figures) in the order of `names`, as they finish.
 
     Args:
         evaluate: (scenario, overrides) -> metrics, a function of a module.
@@ -75,7 +48,7 @@ def check_published(
     """
     if jobs == 1:
         for name in names:
-            yield name, checks_of(name, evaluate(name, ()))
+            yield name, figures_of(evaluate(name, ()))
         return
     import joblib
 
@@ -84,38 +57,22 @@ def check_published(
             joblib.delayed(evaluate)(name, ()) for name in names
         )
         for name, metrics in zip(names, runs, strict=True):
-            yield name, checks_of(name, metrics)
+            yield name, figures_of(metrics)
 
 
-def checks_of(scenario: str, metrics: Mapping[str, Any]) -> list[Check]:
+def figures_of(metrics: Mapping[str, Any]) -> list[PublishedRow]:
     """The published figures of one run."""
+    rows = [PublishedRow(**row) for row in metrics.get("published", ())]
+    # The pair of the main job is reproduced or predicted depending on its calibration.
     return [
-        Check(
-            scenario,
-            row["name"],
-            row["metric"],
-            row["published"],
-            row["simulated"],
-            row["error"],
-            _kind(row, metrics),
-            row.get("source", ""),
-        )
-        for row in metrics.get("published", ())
+        replace(row, kind=str(metrics["pair_time_kind"])) if row.metric == "pair_time_s" else row
+        for row in rows
     ]
 
 
-def _kind(row: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    # The pair of the main job is reproduced or predicted depending on its calibration.
-    if row["metric"] == "pair_time_s":
-        return str(metrics["pair_time_kind"])
-    return str(row.get("kind", "predicted"))
-
-
-def median_error(checks: Sequence[Check]) -> float | None:
+def median_error(figures: Sequence[PublishedRow]) -> float | None:
     """Median of the absolute errors of the figures that are evidence; None without any."""
-    errors = sorted(
-        abs(check.error) for check in checks if check.is_evidence and check.error is not None
-    )
+    errors = sorted(abs(row.error) for row in figures if row.is_evidence and row.error is not None)
     if not errors:
         return None
     middle = len(errors) // 2

@@ -50,17 +50,22 @@ def validate(
     names = tuple(scenarios or scenarios_with_figures())
     for name in names:
         check_figures(load_scenario(name))  # a misspelt name is an error before anything runs
-    checks = []
+    found = {}
     with working(f"simulating {names[0]}") as status:
         runs = check_published(names, metrics_of, jobs=jobs)
-        for number, (_, found) in enumerate(runs, 1):
-            checks += found
+        for number, (name, figures) in enumerate(runs, 1):
+            found[name] = figures
             status.update(f"{number} of {len(names)} scenarios")
     if as_json:
-        rows = [asdict(check) | {"is_evidence": check.is_evidence} for check in checks]
-        print(json.dumps({"figures": rows, "median_error": median_error(checks)}, allow_nan=False))
+        rows = [row for figures in found.values() for row in figures]
+        shown = [
+            {"scenario": name, **asdict(row), "is_evidence": row.is_evidence}
+            for name, figures in found.items()
+            for row in figures
+        ]
+        print(json.dumps({"figures": shown, "median_error": median_error(rows)}, allow_nan=False))
         return
-    print_tables(validation_table(checks))
+    print_tables(validation_table(found))
 
 
 def _validate_whole(lease: str | None, ledger: Path | None, *, as_json: bool) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from simulator.analysis.validation import (
     check_published,
-    checks_of,
+    figures_of,
     median_error,
     scenarios_with_figures,
 )
@@ -20,37 +20,37 @@ def metrics_with_figures(scenario, overrides):
 
 
 def test_a_figure_without_a_kind_is_a_prediction():
-    (check,) = checks_of("s", {"published": [figure(0.1)]})
-    assert (check.scenario, check.kind, check.is_evidence) == ("s", "predicted", True)
+    (row,) = figures_of({"published": [figure(0.1)]})
+    assert (row.kind, row.is_evidence) == ("predicted", True)
 
 
 @pytest.mark.parametrize("kind", ["input", "chosen", "calibrated", "bound", "setup_unpublished"])
 def test_what_the_model_was_given_is_no_evidence(kind):
-    (check,) = checks_of("s", {"published": [figure(0.1, kind=kind)]})
-    assert not check.is_evidence
+    (row,) = figures_of({"published": [figure(0.1, kind=kind)]})
+    assert not row.is_evidence
 
 
 @pytest.mark.parametrize("kind", ["reproduced", "predicted"])
 def test_the_pair_is_what_its_calibration_makes_it(kind):
     run = {"pair_time_kind": kind, "published": [figure(0.1, metric="pair_time_s")]}
-    (check,) = checks_of("s", run)
-    assert check.kind == kind
-    assert check.is_evidence == (kind == "predicted")
+    (row,) = figures_of(run)
+    assert row.kind == kind
+    assert row.is_evidence == (kind == "predicted")
 
 
 def test_the_median_error_is_of_evidence_alone_and_absolute():
     rows = [figure(-0.4), figure(0.1), figure(0.2), figure(9.0, kind="chosen")]
-    checks = checks_of("s", {"published": rows})
-    assert median_error(checks) == pytest.approx(0.2)
-    assert median_error(checks[:2]) == pytest.approx(0.25)
-    assert median_error(checks[3:]) is None
+    rows = figures_of({"published": rows})
+    assert median_error(rows) == pytest.approx(0.2)
+    assert median_error(rows[:2]) == pytest.approx(0.25)
+    assert median_error(rows[3:]) is None
 
 
 def test_a_figure_that_a_run_does_not_have_is_shown_without_an_error():
     row = figure(0.1) | {"simulated": None, "error": None}
-    (check,) = checks_of("s", {"published": [row]})
-    assert check.error is None
-    assert median_error([check]) is None
+    (row,) = figures_of({"published": [row]})
+    assert row.error is None
+    assert median_error([row]) is None
 
 
 def test_runs_in_processes_come_in_the_order_of_their_names():
