@@ -63,7 +63,7 @@ class TpotLimit:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens a second of one request."""
+        """Tokens per second of one request."""
         return 1.0 / self.tpot_s
 
 

@@ -53,7 +53,7 @@ class OperationResult:
     nodes_per_token: float | None = None
     gpus_per_token: float | None = None
     nic_copies_saved: float | None = None
-    """Share of copies over NICs that sending one a node saves against one an expert."""
+    """Share of copies over NICs that one copy per node saves against one per expert."""
     sms: int | None = None
     measured: Prediction | None = None
     """Time alone that rows of the operation say, with its interval; None where links make it."""

@@ -43,8 +43,8 @@ class OffloadStep:
 
 
 def fit_offload(server: OffloadServerProfile) -> tuple[Seconds, Seconds]:
-    """Solve the two fitted rows of a server for what of a token's time does not depend on the
-    routed experts, and for one expert of a token in all layers on one socket.
+    """Solve the two fitted rows of a server for the part of a token's time that does not depend on
+    its routed experts, and for the time of one expert in all layers on one socket.
 
     Raises ValueError where the rows do not determine both.
     """

@@ -98,7 +98,7 @@ class PipelineRun:
         return [action for row in self.schedule.actions for action in row]
 
     def columns(self) -> dict[str, Sequence[Any] | NDArray[Any]]:
-        """The action log as columns, one row an action, ready for pandas.DataFrame.
+        """The action log as columns, one row per action, ready for pandas.DataFrame.
 
         stage and microbatch are those of the only chunk or of the forward chunk of a pair;
         overlapped_stage and overlapped_microbatch those of its backward chunk, -1 where there is

@@ -65,6 +65,8 @@ class KernelSpans:
 
 @dataclass(frozen=True, slots=True)
 class ReplayLog:
+    """When the kernels and host calls of a replayed profile ran."""
+
     graph: ReplayGraph
     kernels: KernelSpans
     call_start_s: Array
@@ -265,6 +267,7 @@ class IdleTime:
 
 
 def compute_kernels(graph: ReplayGraph) -> list[int]:
+    """Places of the kernels that are not on a communication stream."""
     return [
         index
         for index, kernel in enumerate(graph.kernels)

@@ -396,8 +396,8 @@ def _popularity(job: ServingStepJob, config: ModelConfig, rng: np.random.Generat
 
 
 def with_shared(job: ServingStepJob, rows: Array, *, tokens: float) -> Array:
-    """[layers, experts], rows, and as a last column those of a shared expert that travels like the
-    routed ones: every one of `tokens` tokens goes to it."""
+    """Append the rows of a shared expert that travels like the routed ones, as a last column of
+    [layers, experts]: every one of `tokens` tokens goes to it."""
     if job.experts.shared_expert == "local":
         return rows
     return np.hstack((rows, np.full((len(rows), 1), float(tokens))))
@@ -406,7 +406,7 @@ def with_shared(job: ServingStepJob, rows: Array, *, tokens: float) -> Array:
 def section_operators(
     job: ServingStepJob, trace: OperatorTrace, kind: str, load: Load
 ) -> LayerOperators:
-    """One layer's operators at a load, by part."""
+    """The operators of one layer at a load, by part."""
     recorded = LAST_TOKEN_KINDS.get(kind, kind)
     split = job.tensor_parallel
     operators = layer_operators(trace, recorded, load, split)

@@ -231,7 +231,7 @@ def _collective_time(
 def expert_times(
     model: ServingModel, base: LayerOperators, unique: NDArray[np.int64], wanted: Sequence[int]
 ) -> Array:
-    """[loads, operators], times of the wanted operators at each (rows, active experts)."""
+    """Times of the wanted operators at each (rows, active experts), [loads, operators]."""
     part_of = base.part_of()
     job = model.job
     transfers = model.transfers

@@ -116,6 +116,7 @@ class OptimizerStep:
 
     @property
     def total_s(self) -> Seconds:
+        """All three, one after the other."""
         return self.reduce_s + self.update_s + self.gather_s
 
 
@@ -316,7 +317,8 @@ def send_seconds(
     transfers: Transfers,
     loads: StepLoads,
 ) -> dict[tuple[int, int], Seconds]:
-    """{(rank that sends, rank that receives): of the activations of one micro-batch}"""
+    """Time to send the activations of one micro-batch: {(rank that sends, rank that receives):
+    seconds}."""
     activation = job.micro_batch_tokens * model.hidden_size * BF16_BYTES
     return {
         ranks: transfers.send(activation, load=load).seconds.item()

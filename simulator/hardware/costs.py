@@ -21,7 +21,7 @@ beyond the end of its own, takes the mean of the nearest curves, in octaves of s
 beyond their ends; curves of the kind's largest family take part at a distance. Onto that, the
 preferred kernel set adds its own difference, a mean of its rows' differences weighted by the
 inverse square of the distance in octaves of all sizes: its rows are met exactly, and one version's
-times never average into another's. Kernels that only move bytes have one curve a family. A family
+times never average into another's. Kernels that only move bytes have one curve per family. A family
 without rows borrows the kind's other types, then what its class (tensor-core or memory-bound)
 achieves in general. Where the calibration names others to transfer from, a family without rows and
 products far from the few rows of theirs come from those, by the ceilings of both GPUs

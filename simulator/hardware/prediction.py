@@ -1,4 +1,4 @@
-"""What is predicted of the times of kernels and transfers: value, 80% interval and provenance."""
+"""Predicted times of kernels and transfers, each with an 80% interval and its provenance."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Prediction:
         return self.seconds - below, self.seconds + above
 
     def part(self, chosen: slice) -> Prediction:
-        """Some of the times."""
+        """The predictions at some places."""
         return Prediction(
             self.seconds[chosen],
             self.low[chosen],

@@ -94,7 +94,7 @@ class Accounts:
         return self._awaited.setdefault(request.index, self._env.event())
 
     def arrive(self, live: LiveRequest) -> None:
-        """Book a request in."""
+        """Count a request that arrives."""
         self.arrived += 1
         self._last_arrival_s = self._env.now
         self._integrate()
@@ -107,7 +107,7 @@ class Accounts:
         self._check_done()
 
     def end(self, live: LiveRequest, outcome: Outcome) -> None:
-        """Book a request out."""
+        """Count a request that ends."""
         self._integrate()
         del self.inside[live]
         self.ended += 1

@@ -53,6 +53,7 @@ class AllToAllTime:
 
     @property
     def seconds(self) -> Seconds:
+        """The whole."""
         return self.notify_s + max(self.nic_s, self.nvlink_s) * self.slowdown
 
 

@@ -127,7 +127,7 @@ class CollectiveTimes:
     def of(
         cls, measured: MeasuredCollectives, *, nvlink_bandwidth: BytesPerSecond
     ) -> CollectiveTimes:
-        """Make ready what a file states."""
+        """The curves that a file states, for GPUs of some NVLink rate."""
         curves: dict[tuple[str, str], tuple[OperationCurves, tuple[SizeCurve, ...]]] = {
             (entry.operation, entry.types): (
                 entry,

@@ -247,7 +247,7 @@ class Copies:
         return float(self.to_rank.sum() / (self.tokens * len(self.to_rank)))
 
     def nic_copies_saved(self, ranks_per_node: int) -> float:
-        """Share of copies over NICs that one copy a node saves against one copy an expert."""
+        """Share of copies over NICs that one copy per node saves against one per expert."""
         rank = np.arange(len(self.to_rank))
         away = rank[:, None] // ranks_per_node != rank // ranks_per_node
         per_expert = self.to_expert[away].sum()
@@ -314,12 +314,12 @@ class TokenExchange:
 
     @property
     def name(self) -> str:
-        """Of its phase."""
+        """Name of its phase."""
         return "combine" if self.back else "dispatch"
 
 
 def forwarded_flows(copies: Copies, gpus: Integers, exchange: TokenExchange) -> list[Phase]:
-    """Normal form: one copy a token and node over the rail, then NVLink to the experts' GPUs.
+    """Normal form: one copy per token and node over the rail, then NVLink to the experts' GPUs.
 
     A token goes once to each node that has one of its experts, to the GPU there of the source's own
     index, and from there over NVLink once to each GPU that has one; the own node is served by the
@@ -362,7 +362,7 @@ def forwarded_flows(copies: Copies, gpus: Integers, exchange: TokenExchange) -> 
 def low_latency_flows(
     copies: Copies, gpus: Integers, exchange: TokenExchange, *, nics_inside: bool
 ) -> list[Phase]:
-    """Low-latency form: one RDMA message a (token, expert) straight to the expert's GPU, no SMs.
+    """Low-latency form: one RDMA message per token and expert straight to its GPU, on no SM.
 
     With ``nics_inside`` NICs serve a node as well, where it has any; else NVLink does. A GPU's own
     share is a local copy and crosses no link.

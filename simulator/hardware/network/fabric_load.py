@@ -89,8 +89,8 @@ def all_to_all_load(cluster: ClusterProfile, *, gpus: int, pattern: Pattern) -> 
 
 
 def most_of_a_gpu(source: Integers, destination: Integers) -> int:
-    """Flows that the busiest GPU sends or receives: of an all-to-all over rails, what its bytes are
-    divided among. Where a domain has fewer GPUs of a group than others, these receive most."""
+    """The most flows that one GPU sends or receives: an all-to-all over rails divides the bytes of
+    a GPU among so many. Where a domain has fewer GPUs of a group than others, they receive most."""
     return max(int(np.bincount(ends).max(initial=0)) for ends in (source, destination))
 
 
