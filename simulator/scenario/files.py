@@ -224,7 +224,11 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         for path, value in changes.items()
         if "." in path and path.split(".")[0] not in NAMED
     }
-    raw = apply_overrides(_with_gap(raw, where=where), job_changes, where=where)
+    # Where the job states no gap of its own, none is written: later changes of the calibration's
+    # then still are changes of the job's.
+    stated = any(path.split(".")[1:2] == ["gap"] for path in job_changes)
+    raw = _with_gap(raw, where=where) if stated else raw
+    raw = apply_overrides(raw, job_changes, where=where)
     for field in raw:
         if field not in _FIELDS:
             known = ", ".join(sorted(_FIELDS))
@@ -247,7 +251,9 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         where=where,
         directory_name=_directory_name(path, raw),
         file=file,
-        job=to_profile(JOBS[jobs[0]], raw[jobs[0]], where=where, at=jobs[0]),
+        job=to_profile(
+            JOBS[jobs[0]], _with_gap(raw, where=where)[jobs[0]], where=where, at=jobs[0]
+        ),
         named_model=model and parse_model_config(model, source=labels["model"]),
         named_cluster=cluster and to_profile(ClusterProfile, cluster, where=labels["cluster"]),
         named_gpu=gpu and to_profile(GpuProfile, gpu, where=labels["gpu"]),

@@ -274,6 +274,12 @@ def test_a_job_that_states_no_gap_has_that_of_its_calibration():
     assert of_job.job.gap.value == 1e-6
 
 
+def test_a_scenario_that_is_written_and_read_again_still_takes_the_gap_of_its_calibration(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(write_resolved(load_scenario(MAIN)))
+    assert load_scenario(str(path), ["calibration.gap.value=1.5 us"]).job.gap.value == 1.5e-6
+
+
 def test_the_field_that_holds_the_job_says_of_which_kind_it_is():
     scenario = load_scenario("day6_service")
     assert type(scenario.job) is JOBS["fleet"]
