@@ -198,6 +198,13 @@ def _changed(path: Path, raw: Raw, overrides: Sequence[str], *, where: str) -> S
         full = _full_path(short, raw, where)
         changes[full], given[full] = value, text.partition("=")[2].strip()
     scenario = _read(path, raw, changes, where=where)
+    for axis in file_axes(scenario.file.vary, where=where):
+        for varied in axis.paths:
+            if _full_path(varied, raw, where) in given:
+                raise ValueError(
+                    f"{where}: --set {varied}: the file varies it; allowed: --set vary.{varied} "
+                    "with a list of values, or null for none"
+                )
     if given:
         try:
             written = _read(path, raw, {}, where=where)

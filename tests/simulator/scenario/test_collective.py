@@ -25,6 +25,13 @@ def run(name, *changes):
         ("all_to_all_64", "cluster.failures=[plane:7]", "known: plane 0 to 0"),
         ("all_to_all_64", "cluster.failures=[node:5]", "no live path from"),
         ("all_to_all_64", "cluster.fabric.topology=torus", "unknown topology 'torus'"),
+        (
+            "deepep_normal",
+            "operation.gpus=64",
+            "the file varies it; allowed: --set vary.operation.gpus",
+        ),
+        ("deepep_normal", "vary.operation.gpu=[8]", "operation.gpu: unknown field; known: .*gpus"),
+        ("deepep_normal", "vary.operatio.gpus=[8]", "--set operatio.gpus: unknown field"),
         ("deepep_normal", "vary.operation.gpus=[12]", "whole nodes of 8 GPUs, got 12"),
         ("deepep_normal", "vary.operation.gpus=[48]", "256 experts cannot be divided"),
         ("deepep_normal", "collective.operation.sms=null", "needs sms"),
