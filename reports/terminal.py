@@ -18,6 +18,7 @@ from reports.tables import (
     list_inputs,
 )
 from simulator.analysis.model_comparison import ModelCost
+from simulator.analysis.predictions import Judged
 from simulator.analysis.published import PublishedRow, metric_at
 from simulator.analysis.validation import median_error
 from simulator.analysis.whole_runs import Comparison, Probe
@@ -237,6 +238,31 @@ def validation_table(found: Mapping[str, Sequence[PublishedRow]]) -> Table:
     if error is not None:
         count = sum(row.is_evidence for row in rows)
         table.caption = f"median error of the {count} predictions: {error:.1%}"
+    return table
+
+
+def ledger_table(found: Sequence[Judged]) -> Table:
+    """Predictions beside what was measured after them; those of something known are dimmed."""
+    table = Table(title="predicted, then measured", title_justify="left", caption_justify="left")
+    table.add_column("about", overflow="fold")
+    for column in ("predicted", "measured", "error", "80% interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for one in found:
+        low, high = (end / one.measured - 1 for end in one.line.interval_80)
+        table.add_row(
+            f"{one.line.about}, {one.line.note}",
+            format_seconds(one.line.predicted),
+            format_seconds(one.measured),
+            f"{one.error:+.1%}",
+            f"{low:+.0%} to {high:+.0%}{'' if one.inside else ', outside'}",
+            style="dim" if one.line.truth_known else None,
+        )
+    unseen = [one for one in found if not one.line.truth_known]
+    table.caption = (
+        f"{sum(one.inside for one in found)} of {len(found)} measured values lie in their "
+        f"intervals; of those that nobody had seen {sum(one.inside for one in unseen)} of "
+        f"{len(unseen)}"
+    )
     return table
 
 

@@ -12,14 +12,15 @@ A file of JSON lines that is only ever added to. A line holds
     truth_known    whether the author had seen what was to be measured, or something like it
     note           what somebody who reads the number has to know
 
-Measured values never enter the file. `dsv3sim validate --whole --predict LEDGER` adds what the
-simulator says of the whole steps of a lease that is still to come (whole_runs.py).
+Measured values never enter the file; `judge` sets them beside it. `dsv3sim validate --whole
+--predict LEDGER` adds what the simulator says of the whole steps of a lease that is still to come,
+and `--ledger LEDGER` holds the lines against steps that were measured (whole_runs.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,34 @@ def append_to_ledger(path: Path, lines: Iterable[LedgerLine]) -> None:
     text = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines)
     with path.open("a", encoding="utf-8") as file:
         file.write(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A prediction beside what was measured after it."""
+
+    line: LedgerLine
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Relative to the measured value."""
+        return self.line.predicted / self.measured - 1
+
+    @property
+    def inside(self) -> bool:
+        """Whether the measured value lies in the 80 % interval."""
+        low, high = self.line.interval_80
+        return low <= self.measured <= high
+
+
+def judge(lines: Iterable[LedgerLine], measured: Mapping[str, float]) -> list[Judged]:
+    """The predictions whose measurement is there, in the ledger's order.
+
+    Args:
+        measured: {what a prediction is about: its measured value}
+    """
+    return [Judged(line, measured[line.about]) for line in lines if line.about in measured]
 
 
 def is_only_added_to(before: str, now: str) -> bool:

@@ -90,10 +90,24 @@ class Step:
         return gpu_of(self.lease)
 
     @property
+    def about(self) -> str:
+        """What the ledger calls it."""
+        return f"{self.lease}: {self.label}"
+
+    @property
     def label(self) -> str:
         """The step in words, lease apart."""
         model = self.model.rpartition("/")[2]
         return f"{self.job} {model} {self.sequences} x {self.context} {self.launch}"
+
+
+def measured_steps() -> dict[str, Seconds]:
+    """{what a prediction of the ledger is about: measured seconds}"""
+    return {step.about: step.seconds for step in _every_step()}
+
+
+def _every_step() -> list[Step]:
+    return [step for lease in leases() for step in read_steps(TABLES / f"{lease}.csv")]
 
 
 def gpu_of(lease: str) -> str:
@@ -437,16 +451,16 @@ def ledger_lines(lease: str, *, date: str) -> list[LedgerLine]:
         lease: its name, e.g. "h200_sxm_2".
         date: YYYY-MM-DD.
     """
-    timed = {
-        (step.label, step.gpu) for known in leases() for step in read_steps(TABLES / f"{known}.csv")
-    }
+    if lease in leases():
+        raise ValueError(f"--lease {lease}: is measured already; predictions come before")
+    timed = {(step.label, step.gpu) for step in _every_step()}
     found = []
     for step in planned(lease):
         for source in leases():
             scenario, said = predict_from(step, source)
             found.append(
                 LedgerLine(
-                    about=f"{lease}: {step.label}",
+                    about=step.about,
                     quantity="seconds of a step",
                     predicted=said.seconds,
                     interval_80=(said.low, said.high),

@@ -28,13 +28,23 @@ def validate(
     lease: Annotated[
         str | None, typer.Option(help="With --whole: this lease alone, e.g. h200_sxm_2.")
     ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(help="With --whole: hold the predictions of this ledger against the steps."),
+    ] = None,
 ) -> None:
     """Hold the simulator against published numbers: each figure, what a run gives, the error."""
-    if whole:
-        _validate_whole(lease, predict, as_json=as_json)
+    if not whole and (predict or lease or ledger):
+        raise ValueError("--predict, --lease and --ledger go with --whole")
+    if predict:
+        _predict(lease, predict)
         return
-    if predict or lease:
-        raise ValueError("--predict and --lease go with --whole")
+    if ledger:
+        _judge(ledger, as_json=as_json)
+        return
+    if whole:
+        _validate_whole(lease, as_json=as_json)
+        return
     from dataclasses import asdict
 
     from reports.terminal import validation_table
@@ -68,29 +78,47 @@ def validate(
     print_tables(validation_table(found))
 
 
-def _validate_whole(lease: str | None, ledger: Path | None, *, as_json: bool) -> None:
-    """Whole steps beside the same ones simulated, or predictions of those to come."""
-    from dataclasses import asdict
+def _predict(lease: str | None, ledger: Path) -> None:
+    """Add predictions of a lease that is still to come to a ledger."""
     from datetime import UTC, datetime
 
-    from reports.terminal import whole_runs_table
     from simulator.analysis.predictions import append_to_ledger
-    from simulator.analysis.whole_runs import (
-        check_lease,
-        comparisons,
-        json_of,
-        ledger_lines,
-        probe_leases,
-    )
+    from simulator.analysis.whole_runs import ledger_lines
 
-    if ledger is not None:
-        if lease is None:
-            raise ValueError("--predict needs --lease, the name of the one to come: h200_sxm_2")
-        with working(f"predicting {lease}"):
-            lines = ledger_lines(lease, date=f"{datetime.now(UTC):%Y-%m-%d}")
-        append_to_ledger(ledger, lines)
-        print(f"{len(lines)} predictions added to {ledger}")
+    if lease is None:
+        raise ValueError("--predict needs --lease, the name of the one to come: h200_sxm_3")
+    with working(f"predicting {lease}"):
+        lines = ledger_lines(lease, date=f"{datetime.now(UTC):%Y-%m-%d}")
+    append_to_ledger(ledger, lines)
+    print(f"{len(lines)} predictions added to {ledger}")
+
+
+def _judge(ledger: Path, *, as_json: bool) -> None:
+    """Hold the predictions of a ledger against the steps that were measured after them."""
+    from dataclasses import asdict
+
+    from reports.terminal import ledger_table
+    from simulator.analysis.predictions import judge, read_ledger
+    from simulator.analysis.whole_runs import measured_steps
+
+    found = judge(read_ledger(ledger), measured_steps())
+    if as_json:
+        shown = [
+            asdict(one.line) | {"measured": one.measured, "error": one.error, "inside": one.inside}
+            for one in found
+        ]
+        print(json.dumps({"predictions": shown}, allow_nan=False))
         return
+    print_tables(ledger_table(found))
+
+
+def _validate_whole(lease: str | None, *, as_json: bool) -> None:
+    """Whole steps beside the same ones simulated."""
+    from dataclasses import asdict
+
+    from reports.terminal import whole_runs_table
+    from simulator.analysis.whole_runs import check_lease, comparisons, json_of, probe_leases
+
     if lease is not None:
         check_lease(lease)
     with working("simulating whole steps"):

@@ -10,6 +10,7 @@ from simulator.analysis.predictions import (
     LedgerLine,
     append_to_ledger,
     is_only_added_to,
+    judge,
     read_ledger,
 )
 
@@ -35,6 +36,16 @@ def test_lines_are_added_at_the_end_and_read_back(tmp_path):
     append_to_ledger(path, [LINE])
     assert read_ledger(path) == [LINE, LINE]
     assert is_only_added_to(before, path.read_text(encoding="utf-8"))
+
+
+def test_a_prediction_is_judged_once_it_is_measured():
+    """0.031 s said and 0.0300 measured: 3.3% too much, within 0.029 to 0.033; 0.034 is not."""
+    (found,) = judge([LINE], {LINE.about: 0.0300, "another": 1.0})
+    assert found.error == pytest.approx(0.0310 / 0.0300 - 1)
+    assert found.inside
+    (late,) = judge([LINE], {LINE.about: 0.034})
+    assert not late.inside
+    assert judge([LINE], {}) == []
 
 
 def test_a_ledger_that_lost_or_changed_a_line_is_told_from_one_that_grew():

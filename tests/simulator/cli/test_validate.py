@@ -1,6 +1,7 @@
 """dsv3sim validate."""
 
 import json
+from pathlib import Path
 
 from command_line import dsv3sim
 
@@ -39,5 +40,19 @@ def test_whole_steps_go_with_a_lease_whose_tables_are_there(tmp_path):
     ledger = dsv3sim("validate", "--whole", "--predict", "ledger.jsonl", cwd=tmp_path)
     assert "--predict needs --lease" in ledger.stderr
     figures = dsv3sim("validate", "--lease", "h100_sxm_1", cwd=tmp_path)
-    assert "--predict and --lease go with --whole" in figures.stderr
+    assert "--predict, --lease and --ledger go with --whole" in figures.stderr
+    done = dsv3sim("validate", "--whole", "--lease", "h200_sxm_2", "--predict", "l.jsonl",
+                   cwd=tmp_path)  # fmt: skip
+    assert "h200_sxm_2: is measured already; predictions come before" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_ledger_is_held_against_the_steps_that_were_measured(tmp_path):
+    ledger = Path(__file__).parents[3] / "docs" / "predictions.jsonl"
+    done = dsv3sim("validate", "--whole", "--ledger", str(ledger), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "57 of 62 measured values lie in their intervals" in " ".join(done.stdout.split())
+    found = dsv3sim("validate", "--whole", "--ledger", str(ledger), "--json", cwd=tmp_path)
+    rows = json.loads(found.stdout)["predictions"]
+    unseen = [row for row in rows if not row["truth_known"]]
+    assert (len(rows), len(unseen), sum(row["inside"] for row in unseen)) == (62, 20, 16)
