@@ -37,11 +37,12 @@ EARLIER_NAMES: Mapping[str, Mapping[str, str]] = {
         "replay.kernel_gap": "replay.gap",
         "collective.tolerance": "",
         "collective.published": "published",
+        # In the order in which their values took turns.
+        "collective.vary_topologies": "vary.cluster.fabric.topology+planes",
+        "collective.vary_routings": "vary.cluster.fabric.routing",
         "collective.vary_gpus": "vary.operation.gpus",
         "collective.vary_groups": "vary.operation.group",
         "collective.vary_bytes": "vary.operation.bytes_per_gpu",
-        "collective.vary_routings": "vary.cluster.fabric.routing",
-        "collective.vary_topologies": "vary.cluster.fabric.topology+planes",
         **{
             f"fleet.{name}": f"analysis.{name}"
             for name in (
@@ -111,8 +112,11 @@ def _move(raw: dict[str, Any], old: str, new: str, *, where: str) -> bool:
             return False
         holder[last] = new.partition("=")[2]
         return True
+    sources = holder.get("sources")
     if not new:
         del holder[last]
+        if isinstance(sources, dict):
+            sources.pop(last, None)
         return True
     *new_parents, new_last = new.split(".")
     target = _fields(raw, new_parents, make=True)
@@ -121,7 +125,6 @@ def _move(raw: dict[str, Any], old: str, new: str, *, where: str) -> bool:
     if new_last in target:
         raise ValueError(f"{where}: {old} is called {new} now; allowed: one of the two")
     target[new_last] = holder.pop(last)
-    sources = holder.get("sources")
     if isinstance(sources, dict) and last in sources:
         of_target = target.setdefault("sources", {})
         if isinstance(of_target, dict):

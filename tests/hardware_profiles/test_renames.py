@@ -12,6 +12,7 @@ from hardware_profiles.schema import (
     load_transport,
     read_profile,
 )
+from simulator.scenario.axes import file_axes
 
 
 def nested(path, value):
@@ -79,6 +80,29 @@ def test_what_is_read_no_more_is_left_out_of_a_file_and_refused_as_a_change(old)
     assert last not in found
     with pytest.raises(ValueError, match=f"^--set: {old} is read no more; allowed: leave it out"):
         path_of_today(old, "scenarios", where="--set")
+
+
+def test_the_source_of_what_is_read_no_more_leaves_with_it():
+    drafting = {
+        "published_speed_up": 1.8,
+        "sources": {"published_speed_up": "a", "acceptance": "b"},
+    }
+    with pytest.warns(FutureWarning, match="published_speed_up is read no more"):
+        found = with_names_of_today(
+            {"serving_step": {"speculative_decoding": drafting}}, "scenarios", where="a"
+        )
+    assert found == {"serving_step": {"speculative_decoding": {"sources": {"acceptance": "b"}}}}
+
+
+def test_what_a_collective_varied_takes_turns_in_the_order_that_it_had():
+    raw = {"collective": {"vary_groups": [2], "vary_gpus": [8], "vary_routings": ["ecmp"]}}
+    with pytest.warns(FutureWarning):
+        found = with_names_of_today(raw, "scenarios", where="a")
+    assert [axis.paths for axis in file_axes(found["vary"], where="a")] == [
+        ("cluster.fabric.routing",),
+        ("operation.gpus",),
+        ("operation.group",),
+    ]
 
 
 def test_names_of_today_are_read_without_a_note():
