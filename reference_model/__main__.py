@@ -12,7 +12,13 @@ from pathlib import Path
 
 from reference_model import gpu_commands, parallel_commands, work_commands
 from reference_model.config import load_model_config, parameter_counts, shipped_configs
-from reference_model.trace import TRACE_FOLDER, save_trace
+from reference_model.trace import (
+    JOBS,
+    LAYER_KINDS,
+    save_trace,
+    trace_name,
+    user_trace_folder,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,12 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--device", default="cpu", help="torch device")
     run.set_defaults(function=_run)
 
-    trace = commands.add_parser("trace", help="record a training micro-batch on the meta device")
+    trace = commands.add_parser("trace", help="record a model's operators on the meta device")
     _add_model(trace, default="deepseek_v3")
     trace.add_argument(
-        "--out",
-        type=Path,
-        help="file to write; default: the shipped trace of this config and recipe",
+        "--jobs", nargs="+", choices=JOBS, default=JOBS, help="what to record (default: all)"
+    )
+    trace.add_argument(
+        "--out", type=Path, help="folder to write to; default: where the simulator looks for them"
     )
     trace.set_defaults(function=_trace)
 
@@ -127,22 +134,28 @@ def _run(options: argparse.Namespace) -> None:
 
 def _trace(options: argparse.Namespace) -> None:
     from reference_model.gpu import PLAIN
+    from reference_model.inference_recorder import record_inference_trace
     from reference_model.precision import Recipe
     from reference_model.recorder import record_trace
 
     config = load_model_config(options.config)
+    recipe = Recipe(options.recipe, options.kernels or PLAIN)
     name = Path(options.config).stem
-    of_recipe = "" if options.recipe == "fp8" else f".{options.recipe}"
-    out = options.out or TRACE_FOLDER / f"{name}.train{of_recipe}.jsonl"
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}")
-    trace = record_trace(
-        config, model=name, recipe=Recipe(options.recipe, options.kernels or PLAIN)
-    )
-    save_trace(trace, out)
-    for (layer, phase), templates in trace.templates.items():
-        print(f"{layer:<10} {phase:<12} {len(templates):4d} operators")
-    print(f"written to {out}")
+    of_shapes = config.shape_digest[:16]
+    folder = options.out or user_trace_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {folder}: {error.strerror}") from None
+    for job in options.jobs:
+        if job == "train":
+            trace = record_trace(config, model=name, recipe=recipe)
+        else:
+            trace = record_inference_trace(config, job=job, model=name, recipe=recipe)
+        out = folder / trace_name(of_shapes, job, recipe.name)
+        save_trace(trace, out)
+        operators = sum(len(section) for section in trace.templates.values())
+        print(f"{job:<8} {operators:4d} operators of {len(LAYER_KINDS)} kinds of layer: {out}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,15 @@ _LARGEST = 10**12  # sizes beyond it are typing errors; products of a few are st
 _MINIMUM_GROUP = 2  # a group is ranked by the sum of its two best experts
 
 
+SHAPE_FIELDS = (
+    "vocab_size", "hidden_size", "num_attention_heads", "q_lora_rank", "kv_lora_rank",
+    "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "intermediate_size",
+    "moe_intermediate_size", "n_shared_experts", "n_routed_experts", "num_experts_per_tok",
+)  # fmt: skip
+"""Fields of `ModelConfig` that fix the operators of its layers and their sizes. The others say how
+many layers of a kind there are, or change values and no shapes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Yarn:
     """YaRN extension of the rotary embedding (arXiv:2309.00071), as in DeepSeek-V3's config."""
@@ -109,10 +118,9 @@ class ModelConfig:
         return _digest(self._values())
 
     @property
-    def layer_digest(self) -> str:
-        """SHA-256 of every field but the numbers of layers: equal digests, equal layers."""
-        counts = ("num_hidden_layers", "first_k_dense_replace")
-        return _digest({name: v for name, v in self._values().items() if name not in counts})
+    def shape_digest(self) -> str:
+        """SHA-256 of `SHAPE_FIELDS`: equal digests, equal operators at equal workloads."""
+        return _digest({name: getattr(self, name) for name in SHAPE_FIELDS})
 
     def _values(self) -> dict[str, Any]:
         """Every field; of YaRN without those of its usual form, which older digests do not hold."""

@@ -42,13 +42,12 @@ from reference_model.recorder import (
     LayerRecord,
     OperatorRecorder,
     Workload,
-    layer_kinds,
     prepare_weights,
     solve_layer,
 )
-from reference_model.trace import OperatorTemplate, OperatorTrace
+from reference_model.trace import LAYER_KINDS, OperatorTemplate, OperatorTrace
 
-JOBS = ("prefill", "decode")
+INFERENCE_JOBS = ("prefill", "decode")
 
 
 def record_inference_layer(
@@ -65,13 +64,13 @@ def record_inference_layer(
 def record_inference_trace(
     config: ModelConfig, *, job: str, model: str, recipe: Recipe
 ) -> OperatorTrace:
-    """Record every layer kind of one job of `JOBS` on the meta device.
+    """Record every kind of layer in one of `INFERENCE_JOBS`, on the meta device.
 
     Raises ValueError where a size is not an affine function of the workload variables."""
-    if job not in JOBS:
-        raise ValueError(f"job {job!r} is not one of {list(JOBS)}")
+    if job not in INFERENCE_JOBS:
+        raise ValueError(f"job {job!r} is not one of {list(INFERENCE_JOBS)}")
     templates: dict[tuple[str, str], tuple[OperatorTemplate, ...]] = {}
-    for kind in layer_kinds(config):
+    for kind in LAYER_KINDS:
         points = [
             record_inference_layer(config, job, kind, point, recipe=recipe).recorded
             for point in POINTS
@@ -80,7 +79,7 @@ def record_inference_trace(
         templates[kind, "forward"] = tuple(solve_layer(kind, points, unseen))
     return OperatorTrace(
         model=model,
-        config_digest=config.layer_digest,
+        shape_digest=config.shape_digest,
         job=job,
         recipe=recipe.name,
         templates=templates,

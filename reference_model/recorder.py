@@ -33,6 +33,7 @@ from reference_model.moe import ExpertRows
 from reference_model.operators import NAMESPACE, Site
 from reference_model.precision import Recipe
 from reference_model.trace import (
+    LAYER_KINDS,
     PHASES,
     VARIABLES,
     Affine,
@@ -218,8 +219,9 @@ class _HeadLayer(Layer):
         stream = ResidualStream(self.hidden(), self.hidden())
         _, _, saved = head_loss(self.norm, self.head, stream, self.tokens)
         after_forward = _kept(saved)
-        # A multi-token prediction module reads the normed stream too and returns its gradient.
-        mtp = self.hidden() if self.config.num_nextn_predict_layers else None
+        # A multi-token prediction module reads the normed stream too and returns its gradient. A
+        # model without one issues the same less the addition (trace.py, `MTP_ALONE`).
+        mtp = self.hidden()
         _, weight_grad = head_input_grad(self.norm, self.head, saved, weight=1.0, normed_grad=mtp)
         after_input_grad = _kept(weight_grad)
         weight_grad.run(Site("weight_grad", "head"))
@@ -274,26 +276,17 @@ UNSEEN = Workload(1920, 640, 3, 4352, 1664, 5)
 """The workload at which the solution is checked."""
 
 
-def layer_kinds(config: ModelConfig) -> list[str]:
-    """The kinds of layer that a model of this config has."""
-    kinds = ["embedding"]
-    if config.first_k_dense_replace:
-        kinds.append("dense")
-    if config.num_moe_layers:
-        kinds.append("moe")
-    if config.num_nextn_predict_layers:
-        kinds.append("mtp")
-    return [*kinds, "head"]
-
-
 def record_trace(config: ModelConfig, *, model: str, recipe: Recipe) -> OperatorTrace:
-    """Record one training micro-batch of every layer kind on the meta device.
+    """Record one training micro-batch of every kind of layer, on the meta device.
+
+    Kinds of which the config has no layer are recorded too, so that one recording serves all models
+    of these shapes.
 
     `model` names the config in the trace. Raises ValueError where a size is not an affine function
     of the workload variables."""
     templates: dict[tuple[str, str], tuple[OperatorTemplate, ...]] = {}
     saved: dict[tuple[str, str], Affine] = {}
-    for kind in layer_kinds(config):
+    for kind in LAYER_KINDS:
         records = [record_layer(config, kind, point, recipe=recipe) for point in POINTS]
         unseen = record_layer(config, kind, UNSEEN, recipe=recipe)
         solved = solve_layer(kind, [record.recorded for record in records], unseen.recorded)
@@ -309,7 +302,7 @@ def record_trace(config: ModelConfig, *, model: str, recipe: Recipe) -> Operator
             )
     return OperatorTrace(
         model=model,
-        config_digest=config.layer_digest,
+        shape_digest=config.shape_digest,
         job="train",
         recipe=recipe.name,
         templates=templates,

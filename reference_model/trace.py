@@ -18,8 +18,9 @@ Variables
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ from reference_model.kinds import (
 __all__ = [
     "ALL_TO_ALL_KINDS",
     "FORMAT",
+    "JOBS",
     "KINDS",
     "LAYER_KINDS",
+    "MTP_ALONE",
     "PHASES",
     "TILE",
     "TRACE_FOLDER",
@@ -50,6 +53,9 @@ __all__ = [
     "OperatorTrace",
     "load_trace",
     "save_trace",
+    "trace_header",
+    "trace_name",
+    "user_trace_folder",
 ]
 
 VARIABLES = (
@@ -61,10 +67,28 @@ VARIABLES = (
     "local_experts",
 )
 LAYER_KINDS = ("embedding", "dense", "moe", "mtp", "head")
-FORMAT = "dsv3sim-operator-trace-1"
+MTP_ALONE = ("head.add_input_grads",)
+"""Operators of other layers that are there for multi-token prediction alone: the head adds the
+gradient that its module returns."""
+FORMAT = "dsv3sim-operator-trace-2"
 TRACE_FOLDER = Path(__file__).parent / "traces"
-"""Traces of the shipped configs, <config>.<job>.jsonl in the FP8 recipe and
-<config>.<job>.<recipe>.jsonl in another."""
+"""Traces of the shipped configs, named as `trace_name` has it."""
+JOBS = ("train", "prefill", "decode")
+
+
+def trace_name(model: str, job: str, recipe: str) -> str:
+    """Name of the file of a trace: <model>.<job>.jsonl in FP8, with the recipe where it is another.
+
+    The model is that of a shipped config, or a digest of shapes (`user_trace_folder`)."""
+    return f"{model}.{job}.jsonl" if recipe == "fp8" else f"{model}.{job}.{recipe}.jsonl"
+
+
+def user_trace_folder() -> Path:
+    """Where a user's own recordings are kept: in the cache folder of the XDG specification.
+
+    Nothing is written into an installed package."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "dsv3sim" / "traces"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +139,10 @@ class OperatorTrace:
 
     model: str
     """Name of the config, such as "deepseek_v3"."""
-    config_digest: str
-    """SHA-256 of the config that was recorded (`ModelConfig.layer_digest`)."""
+    shape_digest: str
+    """SHA-256 of the shapes that were recorded (`ModelConfig.shape_digest`)."""
     job: str
-    """What was recorded: "train"."""
+    """What was recorded: "train", "prefill" or "decode"."""
     recipe: str
     """Precision recipe: "fp8", "bfloat16" or "float32"."""
     templates: Mapping[tuple[str, str], tuple[OperatorTemplate, ...]] = field(default_factory=dict)
@@ -179,6 +203,16 @@ class OperatorTrace:
             }
         )
 
+    def without_mtp(self) -> OperatorTrace:
+        """What a model of the same shapes without multi-token prediction issues."""
+        templates = {
+            key: tuple(template for template in section if template.name not in MTP_ALONE)
+            for key, section in self.templates.items()
+            if key[0] != "mtp"
+        }
+        saved = {key: size for key, size in self.saved.items() if key[0] != "mtp"}
+        return replace(self, templates=templates, saved=saved)
+
     def _section(self, layer_kind: str, phase: str) -> tuple[OperatorTemplate, ...]:
         kinds = sorted({kind for kind, _ in self.templates})
         if layer_kind not in kinds:
@@ -191,18 +225,22 @@ class OperatorTrace:
 
 
 def save_trace(trace: OperatorTrace, path: Path) -> None:
-    """Write `trace` as JSON lines: a header, the bytes kept by each layer, one line an operator."""
+    """Write `trace` as JSON lines: a header, the bytes kept by each layer, one line an operator.
+
+    The file appears whole or not at all."""
     header = {
         "format": FORMAT,
         "model": trace.model,
-        "config_digest": trace.config_digest,
+        "shape_digest": trace.shape_digest,
         "job": trace.job,
         "recipe": trace.recipe,
         "variables": list(VARIABLES),
     }
-    with path.open("w", encoding="utf-8") as file:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", encoding="utf-8") as file:
         for line in (header, *_saved_lines(trace), *_operator_lines(trace)):
             file.write(json.dumps(line, separators=(",", ":")) + "\n")
+    draft.replace(path)
 
 
 def load_trace(path: Path) -> OperatorTrace:
@@ -210,9 +248,7 @@ def load_trace(path: Path) -> OperatorTrace:
 
     Raises ValueError naming file, line and field where the file is not such a trace."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    header = _parse(path, 1, lines[0]) if lines else {}
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{path}: format {header.get('format')!r} is not {FORMAT!r}")
+    header = _header(path, lines[0] if lines else "{}")
     sections: dict[tuple[str, str], list[OperatorTemplate]] = {}
     saved: dict[tuple[str, str], Affine] = {}
     for number, text in enumerate(lines[1:], start=2):
@@ -227,12 +263,27 @@ def load_trace(path: Path) -> OperatorTrace:
             raise ValueError(f"{path}: line {number}: {error}") from error
     return OperatorTrace(
         model=header["model"],
-        config_digest=header["config_digest"],
+        shape_digest=header["shape_digest"],
         job=header["job"],
         recipe=header["recipe"],
         templates={key: tuple(templates) for key, templates in sections.items()},
         saved=saved,
     )
+
+
+def trace_header(path: Path) -> dict[str, str]:
+    """What a trace says it is of: model, shape_digest, job and recipe.
+
+    Raises ValueError where the file is no trace."""
+    with path.open(encoding="utf-8") as file:
+        return _header(path, file.readline() or "{}")
+
+
+def _header(path: Path, line: str) -> dict[str, str]:
+    header = _parse(path, 1, line)
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path}: format {header.get('format')!r} is not {FORMAT!r}")
+    return header
 
 
 def _parse(path: Path, number: int, text: str) -> dict[str, Any]:

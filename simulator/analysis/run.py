@@ -16,7 +16,7 @@ from simulator.scenario.collective import CollectiveJob
 from simulator.scenario.files import Scenario, load_scenario
 from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
 from simulator.scenario.training import TrainingJob
-from simulator.workload.recorded import shipped_trace
+from simulator.workload.recorded import traces_in
 
 if TYPE_CHECKING:
     from simulator.analysis.fleet_metrics import ObservedFleet
@@ -145,7 +145,7 @@ def _training(scenario: Scenario, unfold: bool) -> Run[TrainingRun]:
     from simulator.analysis.training_metrics import training_metrics
     from simulator.execution.training_run import simulate_training
 
-    result = simulate_training(scenario, shipped_trace, unfold=unfold)
+    result = simulate_training(scenario, traces_in(scenario.file.traces), unfold=unfold)
     return Run(scenario, result, lambda wide: training_metrics(result, with_intervals=wide))
 
 
@@ -153,7 +153,7 @@ def _serving_step(scenario: Scenario, _: bool) -> Run[ServingRun]:
     from simulator.analysis.serving_metrics import serving_metrics
     from simulator.execution.serving_run import simulate_serving_step
 
-    result = simulate_serving_step(scenario, shipped_trace)
+    result = simulate_serving_step(scenario, traces_in(scenario.file.traces))
     return Run(scenario, result, lambda wide: serving_metrics(result, with_intervals=wide))
 
 

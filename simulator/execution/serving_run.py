@@ -6,14 +6,12 @@ are not, and without drafted tokens where it drafts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hardware_profiles.low_latency_kernels import LowLatencyProfile, load_low_latency
 from hardware_profiles.schema import BesideCompute, CalibrationProfile
 from hardware_profiles.units import Seconds
 from reference_model.config import parameter_counts
-from reference_model.trace import OperatorTrace
 from simulator.execution.serving_model import (
     KernelSource,
     ServingModel,
@@ -33,9 +31,9 @@ from simulator.workload.experts import (
     rebalance_cost,
     uniform_popularity,
 )
+from simulator.workload.recorded import TraceOf
 from simulator.workload.serving_memory import KvCapacity, check_kv_fits, kv_capacity
 
-TraceOf = Callable[..., OperatorTrace]
 """(model config, job) -> the shipped trace of it."""
 
 

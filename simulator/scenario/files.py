@@ -67,6 +67,8 @@ class ScenarioFile(Profile):
     gpu: str | dict[str, Any] | None = None
     """Of a replay; other jobs run on the GPU of their cluster."""
     calibration: str | dict[str, Any] | None = None
+    traces: str | None = None
+    """Folder with recordings of the model's operators; by default the user's cache folder."""
     cost_model: str = "measured"
     """Name in simulator.hardware.costs.COST_MODELS."""
     seed: NonNegativeInt = 0

@@ -1,41 +1,109 @@
-"""The operator traces that ship with the package, by model, job and recipe."""
+"""Find the operator trace of a model, or record one.
 
+A recording belongs to the shapes of a model's layers, a job and a precision recipe, so that models
+that differ in nothing else share it. Shipped ones are looked at first, then those of the user;
+where there is none and torch is installed, one is recorded in seconds and kept for the next run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import reference_model
+from hardware_profiles.whole_files import write_whole
 from reference_model.config import ModelConfig
-from reference_model.trace import OperatorTrace, load_trace
+from reference_model.trace import (
+    TRACE_FOLDER,
+    OperatorTrace,
+    load_trace,
+    trace_header,
+    trace_name,
+    user_trace_folder,
+)
 
-TRACES = Path(reference_model.__file__).parent / "traces"
-"""Folder of the shipped operator traces."""
+TraceOf = Callable[..., OperatorTrace]
+"""`recorded_trace` with its folder chosen: of a model, a job and a recipe (FP8 by default)."""
+
+RECORDED_RECIPES = {"train": ("fp8", "bfloat16"), "prefill": ("fp8",), "decode": ("fp8",)}
+"""{job: recipes that it is simulated in}; the memory of serving counts FP8 weights."""
 
 
-def shipped_trace(model: ModelConfig, job: str, recipe: str = "fp8") -> OperatorTrace:
-    """The operator trace recorded for layers like this model's, a job and a precision recipe.
+def traces_in(folder: str | None) -> TraceOf:
+    """Traces of the user in a folder, of which None is the usual one."""
+    return partial(recorded_trace, folder=None if folder is None else Path(folder))
 
-    A trace says itself what it is of; the name of its file narrows the search only.
+
+def recorded_trace(
+    model: ModelConfig, job: str, recipe: str = "fp8", *, folder: Path | None = None
+) -> OperatorTrace:
+    """The operator trace of a model's layers, a job and a recipe.
+
+    Args:
+        folder: with recordings of the user; by default `user_trace_folder()`. What is recorded now
+            is written there.
 
     Raises:
-        ValueError: none of the shipped traces was recorded from such layers, or not in the recipe.
+        ValueError: it is neither at hand nor can be recorded here; the line says how to.
     """
-    recorded: list[OperatorTrace] = []
-    other_recipes: list[OperatorTrace] = []
-    for path in sorted(TRACES.glob(f"*.{job}*.jsonl")):
-        trace = load_trace(path)
-        alike = (trace.job, trace.config_digest) == (job, model.layer_digest)
-        if alike and trace.recipe == recipe:
-            return trace
-        (other_recipes if alike else recorded).append(trace)
-    of_training = job == "train"
-    if other_recipes:
-        config, known = other_recipes[0].model, other_recipes[0].recipe
-        command = f"python -m reference_model trace --config {config} --recipe {recipe}"
+    if recipe not in RECORDED_RECIPES[job]:
         raise ValueError(
-            f"model: the {job} trace of this config was recorded in {known}, not in {recipe}"
-            + (f"; record one with: {command}" if of_training else f"; allowed: one in {recipe}")
+            f"model: {job} is not simulated in {recipe}; allowed: "
+            f"{', '.join(RECORDED_RECIPES[job])}"
         )
-    raise ValueError(
-        f"model: no {job} trace was recorded from this config; recorded: "
-        f"{', '.join(dict.fromkeys(trace.model for trace in recorded))}; "
-        + ("record one with: python -m reference_model trace" if of_training else "allowed: these")
+    own = folder or user_trace_folder()
+    wanted = (model.shape_digest, job, recipe)
+    path = next((path for path in _candidates(own, *wanted) if _is_of(path) == wanted), None)
+    path = path or _record(model, job, recipe, own)
+    trace = load_trace(path)
+    return trace if model.num_nextn_predict_layers else trace.without_mtp()
+
+
+def _candidates(own: Path, digest: str, job: str, recipe: str) -> Iterator[Path]:
+    """Files that may hold the trace: a name narrows the search only."""
+    yield from sorted(TRACE_FOLDER.glob(trace_name("*", job, recipe)))
+    recording = own / trace_name(digest[:16], job, recipe)
+    if recording.is_file():
+        yield recording
+
+
+def _is_of(path: Path) -> tuple[str, str, str]:
+    header = trace_header(path)
+    return header["shape_digest"], header["job"], header["recipe"]
+
+
+def _record(model: ModelConfig, job: str, recipe: str, folder: Path) -> Path:
+    """Record a trace in a process of its own, since only the reference model imports torch."""
+    config = folder / f"{model.shape_digest[:16]}.json"
+    command = [
+        "python", "-m", "reference_model", "trace", "--config", str(config),
+        "--jobs", job, "--recipe", recipe, "--out", str(folder),
+    ]  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: recordings cannot be kept: {error.strerror}") from None
+    write_whole(config, json.dumps(asdict(model), indent=2) + "\n")
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError(
+            f"model: no {job} trace of such layers is recorded, and recording one takes torch: "
+            f"pip install 'dsv3sim[reference]', or run where torch is: {' '.join(command)}"
+        )
+    warnings.warn(
+        f"no {job} trace of such layers is recorded yet; recording one in {folder}, which takes "
+        "about 20 s, once",
+        stacklevel=2,
     )
+    done = subprocess.run(
+        [sys.executable, *command[1:]], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ValueError(f"model: its {job} operators cannot be recorded: {reason}")
+    return folder / trace_name(model.shape_digest[:16], job, recipe)

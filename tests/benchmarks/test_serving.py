@@ -13,7 +13,7 @@ import pytest
 from simulator.execution.serving_run import prepare_serving
 from simulator.execution.serving_step import decode_step
 from simulator.scenario.files import load_scenario
-from simulator.workload.recorded import shipped_trace
+from simulator.workload.recorded import recorded_trace
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_time_of_a_thousand_points(benchmark):
     scenario = load_scenario("decode_ep128_profile")
 
     def grid():
-        model = prepare_serving(scenario, scenario.job, shipped_trace)
+        model = prepare_serving(scenario, scenario.job, recorded_trace)
         for batch in range(4, 164, 4):
             for context in range(512, 13312, 512):
                 decode_step(model, batch, context)

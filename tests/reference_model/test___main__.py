@@ -20,10 +20,12 @@ def test_run_prints_parameters_and_losses(capsys, recipe):
 
 
 def test_trace_writes_a_trace(capsys, tmp_path):
-    out = tmp_path / "trace.jsonl"
-    assert main(["trace", "--config", "debug", "--recipe", "bfloat16", "--out", str(out)]) == 0
-    assert load_trace(out).recipe == "bfloat16"
-    assert "moe        forward" in capsys.readouterr().out
+    out = tmp_path / "traces"
+    arguments = ["trace", "--config", "debug", "--recipe", "bfloat16", "--jobs", "train"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    (file,) = out.iterdir()
+    assert load_trace(file).recipe == "bfloat16"
+    assert f"operators of 5 kinds of layer: {file}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ def test_trace_writes_a_trace(capsys, tmp_path):
         (["run", "--kernels", "magic"], "kernels 'magic' is not one of"),
         (["run", "--sequences", "0"], "--sequences 0 must be at least 1"),
         (["run", "--device", "toaster"], "--device 'toaster'"),
-        (["trace", "--out", "/nonexistent/folder/x.jsonl"], "there is no folder"),
+        (["trace", "--out", "/dev/null/x"], "--out /dev/null/x: Not a directory"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, message):

@@ -69,17 +69,25 @@ def test_equal_configs_have_equal_digests_and_others_do_not(raw):
     assert parse_model_config(raw | {"vocab_size": 128}, source="c").digest != digest
 
 
-def test_the_digest_of_layers_leaves_their_number_out():
+def test_the_digest_of_shapes_holds_what_fixes_an_operator_and_nothing_else():
     raw, source = read_config_file("debug")
-    assert source == "debug"
-    layers = parse_model_config(raw, source=source).layer_digest
+    shapes = parse_model_config(raw, source=source).shape_digest
     for name, value, same in (
         ("num_hidden_layers", 9, True),
         ("first_k_dense_replace", 2, True),
+        ("num_nextn_predict_layers", 0, True),
+        ("rope_theta", 50000, True),
+        ("rope_scaling", None, True),
+        ("routed_scaling_factor", 2.8, True),
+        ("rms_norm_eps", 1e-5, True),
+        ("topk_group", 1, True),
         ("hidden_size", 512, False),
+        ("vocab_size", 1024, False),
+        ("n_shared_experts", 2, False),
+        ("num_experts_per_tok", 1, False),
     ):
         changed = parse_model_config(raw | {name: value}, source=source)
-        assert (changed.layer_digest == layers) is same
+        assert (changed.shape_digest == shapes) is same, name
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ import torch
 from reference_model.config import load_model_config
 from reference_model.decode import InferenceModel
 from reference_model.inference_recorder import (
-    JOBS,
+    INFERENCE_JOBS,
     record_inference_layer,
     record_inference_trace,
 )
 from reference_model.model import Transformer
 from reference_model.precision import Recipe
-from reference_model.recorder import OperatorRecorder, Workload, layer_kinds
-from reference_model.trace import TRACE_FOLDER, load_trace
+from reference_model.recorder import OperatorRecorder, Workload
+from reference_model.trace import LAYER_KINDS, TRACE_FOLDER, load_trace
 
 FP8 = Recipe("fp8", "reference")
 WORK = Workload(
@@ -22,15 +22,15 @@ WORK = Workload(
 VIEWS = {"view", "slice", "transpose", "t", "expand", "detach", "alias", "unsqueeze", "select"}
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", INFERENCE_JOBS)
 @pytest.mark.parametrize("name", ["debug", "deepseek_v3"])
-def test_the_shipped_trace_is_what_the_model_issues(name, job):
+def test_the_recorded_trace_is_what_the_model_issues(name, job):
     trace = record_inference_trace(load_model_config(name), job=job, model=name, recipe=FP8)
     assert load_trace(TRACE_FOLDER / f"{name}.{job}.jsonl") == trace
 
 
-@pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("kind", layer_kinds(load_model_config("debug")))
+@pytest.mark.parametrize("job", INFERENCE_JOBS)
+@pytest.mark.parametrize("kind", LAYER_KINDS)
 def test_nothing_but_views_runs_outside_the_custom_operators(kind, job):
     layer = record_inference_layer(load_model_config("debug"), job, kind, WORK, recipe=FP8)
     names = {name.split(".")[1] for name in layer.others}

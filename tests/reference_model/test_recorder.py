@@ -16,13 +16,12 @@ from reference_model.precision import RECIPES, Recipe
 from reference_model.recorder import (
     OperatorRecorder,
     Workload,
-    layer_kinds,
     prepare_weights,
     record_layer,
     record_trace,
     solve_affine,
 )
-from reference_model.trace import PHASES, TRACE_FOLDER, load_trace
+from reference_model.trace import LAYER_KINDS, PHASES, TRACE_FOLDER, load_trace
 
 FP8 = Recipe("fp8", "reference")
 WORKLOAD = Workload(4096, 4096, 1, 32768, 30679, 4)
@@ -41,7 +40,7 @@ ALLOWED = {
 @pytest.fixture(scope="module")
 def layers():
     config = load_model_config("deepseek_v3")
-    return {kind: record_layer(config, kind, WORKLOAD, recipe=FP8) for kind in layer_kinds(config)}
+    return {kind: record_layer(config, kind, WORKLOAD, recipe=FP8) for kind in LAYER_KINDS}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -81,7 +80,7 @@ def test_operator_names_are_unique_within_a_phase(layers, kind):
 
 @pytest.mark.parametrize(("recipe", "of_recipe"), [("fp8", ""), ("bfloat16", ".bfloat16")])
 @pytest.mark.parametrize("config", shipped_configs())
-def test_shipped_traces_equal_a_new_recording(config, recipe, of_recipe):
+def test_recorded_traces_equal_a_new_recording(config, recipe, of_recipe):
     recipe = Recipe(recipe, "reference")
     recorded = record_trace(load_model_config(config), model=config, recipe=recipe)
     assert recorded == load_trace(TRACE_FOLDER / f"{config}.train{of_recipe}.jsonl")
@@ -92,7 +91,7 @@ def test_model_flops_of_a_trace_equal_the_formula_of_its_config(config):
     """Over the whole main model, without the router, which the published count leaves out."""
     shape = load_model_config(config)
     trace = load_trace(TRACE_FOLDER / f"{config}.train.jsonl")
-    assert trace.config_digest == shape.layer_digest
+    assert trace.shape_digest == shape.shape_digest
     context, top_k = 4096, shape.num_experts_per_tok
     workload = Workload(context, context, 1, context * top_k, context, shape.n_routed_experts)
     layers = {
@@ -186,7 +185,7 @@ def test_a_run_on_cpu_issues_the_operators_recorded_on_meta(recipe):
     experts, top_k = config.n_routed_experts, config.num_experts_per_tok
     workload = Workload(count, context, sequences, count * top_k, count, experts)
     expected = collections.Counter()
-    for kind in layer_kinds(config):
+    for kind in LAYER_KINDS:
         record = record_layer(config, kind, workload, recipe=recipe)
         times = {"dense": config.first_k_dense_replace, "moe": config.num_moe_layers}.get(kind, 1)
         for call in record.recorded:

@@ -31,7 +31,7 @@ def small_trace():
         recompute=True, accumulate=False,
     )  # fmt: skip
     return OperatorTrace(
-        model="tiny", config_digest="0", job="train", recipe="fp8",
+        model="tiny", shape_digest="0", job="train", recipe="fp8",
         templates={("moe", "forward"): (template,)},
         saved={("moe", "forward"): Affine(7, (("expert_rows", 5),))},
     )  # fmt: skip
@@ -92,7 +92,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         load_trace(path)
 
 
-def test_a_moe_layer_of_the_shipped_trace_has_the_gemms_of_the_published_profile():
+def test_a_moe_layer_of_the_recorded_trace_has_the_gemms_of_the_published_profile():
     """M, N, K of h800_training_trace.md, section 2."""
     trace = load_trace(TRACE_FOLDER / "deepseek_v3.train.jsonl")
     gemms = {

@@ -32,7 +32,7 @@ from simulator.execution.serving_step import (
 from simulator.scenario.files import Scenario, load_scenario
 from simulator.scenario.fleet import FleetJob, PoolSpec, StepScenario
 from simulator.scenario.serving import ServingStepJob, StepRequests
-from simulator.workload.recorded import shipped_trace
+from simulator.workload.recorded import traces_in
 from simulator.workload.serving_memory import kv_bytes_per_token, kv_capacity, micro_batch_tokens
 
 # Powers of two: a pass of 2^n tokens is made of whole prompts of any smaller power of two.
@@ -183,7 +183,7 @@ def _model(
             f"cache of {where} has {held:g} B per token; allowed: fleet.kv_bytes_per_token="
             f"'{held:g} B', with the same memory.kv_cache in every step"
         )
-    return prepare_serving(scenario, step, shipped_trace)
+    return prepare_serving(scenario, step, traces_in(fleet.file.traces))
 
 
 def _at_largest_load(step: ServingStepJob, pool: PoolSpec) -> ServingStepJob:

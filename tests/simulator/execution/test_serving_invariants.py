@@ -9,7 +9,7 @@ from serving_checks import check_step
 from simulator.execution.serving_run import prepare_serving
 from simulator.execution.serving_step import serving_step
 from simulator.scenario.files import known_scenarios, load_scenario
-from simulator.workload.recorded import shipped_trace
+from simulator.workload.recorded import recorded_trace
 
 DEPLOYMENTS = [
     name for name in known_scenarios() if name.startswith(("decode_", "prefill_", "mtp_"))
@@ -33,7 +33,7 @@ VARIANTS = [
 @cache
 def step_of(name, *changes):
     scenario = load_scenario(name, list(changes))
-    return serving_step(prepare_serving(scenario, scenario.job, shipped_trace))
+    return serving_step(prepare_serving(scenario, scenario.job, recorded_trace))
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)

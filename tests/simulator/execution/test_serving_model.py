@@ -6,13 +6,13 @@ from simulator.analysis.serving_metrics import operator_table
 from simulator.execution.serving_run import prepare_serving
 from simulator.execution.serving_step import decode_step, serving_step
 from simulator.scenario.files import load_scenario
-from simulator.workload.recorded import shipped_trace
+from simulator.workload.recorded import recorded_trace
 from simulator.workload.serving_memory import micro_batch_tokens
 
 
 def model_of(name, *changes):
     scenario = load_scenario(name, list(changes))
-    return prepare_serving(scenario, scenario.job, shipped_trace)
+    return prepare_serving(scenario, scenario.job, recorded_trace)
 
 
 def step_of(name, *changes):

@@ -7,12 +7,12 @@ from simulator.execution.serving_run import prepare_serving, simulate_serving_st
 from simulator.execution.serving_step import serving_step
 from simulator.scenario.files import load_scenario
 from simulator.workload.memory import Infeasible
-from simulator.workload.recorded import shipped_trace
+from simulator.workload.recorded import recorded_trace
 
 
 def model_of(name, *changes):
     scenario = load_scenario(name, list(changes))
-    return prepare_serving(scenario, scenario.job, shipped_trace)
+    return prepare_serving(scenario, scenario.job, recorded_trace)
 
 
 def step_of(name, *changes):
@@ -30,7 +30,7 @@ def test_few_requests_touch_few_experts():
 
 def test_drafting_stops_paying_where_compute_binds():
     changes = ["requests.context_tokens=512", "memory.buffer_tokens=512"]
-    run = simulate_serving_step(load_scenario("mtp_ep128", changes), shipped_trace)
+    run = simulate_serving_step(load_scenario("mtp_ep128", changes), recorded_trace)
     largest = run.speculation_curve[-1]
     assert largest.batch == 256 * 2 * 128
     assert 1.875 / 2.2 < largest.speed_up < 1.0
@@ -97,4 +97,4 @@ def test_inputs_that_a_step_would_ignore_are_refused(name, change, message):
 def test_a_batch_that_does_not_fit_the_cache_is_infeasible():
     scenario = load_scenario("decode_ep128_profile", ["requests.requests_per_gpu=256"])
     with pytest.raises(Infeasible, match="more than the"):
-        simulate_serving_step(scenario, shipped_trace)
+        simulate_serving_step(scenario, recorded_trace)

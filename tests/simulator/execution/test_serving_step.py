@@ -10,12 +10,12 @@ from simulator.execution.serving_run import prepare_serving, simulate_serving_st
 from simulator.execution.serving_step import decode_step, prefill_pass, serving_step
 from simulator.hardware.network.collective_times import measured_collectives
 from simulator.scenario.files import SCENARIOS, load_scenario
-from simulator.workload.recorded import shipped_trace
+from simulator.workload.recorded import recorded_trace
 
 
 def model_of(name, *changes):
     scenario = load_scenario(name, list(changes))
-    return prepare_serving(scenario, scenario.job, shipped_trace)
+    return prepare_serving(scenario, scenario.job, recorded_trace)
 
 
 def step_of(name, *changes):
@@ -76,7 +76,7 @@ def test_without_hiding_the_all_to_all_is_exposed():
 
 def test_a_skewed_load_slows_the_step_and_balance_is_shown_beside():
     scenario = load_scenario("prefill_ep32_h100", ["skew.max_over_mean=1.5"])
-    run = simulate_serving_step(scenario, shipped_trace)
+    run = simulate_serving_step(scenario, recorded_trace)
     assert run.balanced is not None
     assert run.step.step_s > run.balanced.step_s
     assert run.without_slowdown.step_s <= run.step.step_s
@@ -141,7 +141,7 @@ def test_fewer_requests_than_gpus_share_them():
     assert sizes["moe", "gate"]["tokens"] == 1
     assert sizes["moe", "experts.gate_up_proj"]["rows"] == 3 * 8
     assert sizes["head", "head.proj"] == {"k": 7168, "m": 3, "n": 129280 // 8}
-    run = simulate_serving_step(load_scenario("decode_tp8_h200", list(few)), shipped_trace)
+    run = simulate_serving_step(load_scenario("decode_tp8_h200", list(few)), recorded_trace)
     assert run.kv.needed_tokens == 3 * 4096
 
 
@@ -325,7 +325,7 @@ def test_drafts_take_one_token_of_each_request_after_the_first():
 
 
 def test_drafting_gains_least_on_a_node_where_it_touches_almost_twice_the_experts():
-    run = simulate_serving_step(load_scenario("mtp_one_node"), shipped_trace)
+    run = simulate_serving_step(load_scenario("mtp_one_node"), recorded_trace)
     gains = {point.batch: point for point in run.speculation_curve}
     up_to_64 = {batch: point.speed_up for batch, point in gains.items() if batch <= 64}
     # By hand, weights alone over 4.8 TB/s: 18.2 GB that every step reads and 2.55 GB for each
@@ -340,11 +340,11 @@ def test_drafting_gains_least_on_a_node_where_it_touches_almost_twice_the_expert
 
 def test_gpus_that_share_heads_draft_for_the_requests_of_their_groups():
     changes = ["attention_tp=8", "requests.requests_per_gpu=1"]
-    run = simulate_serving_step(load_scenario("mtp_one_node", changes), shipped_trace)
+    run = simulate_serving_step(load_scenario("mtp_one_node", changes), recorded_trace)
     steps = [point.step_without_s for point in run.speculation_curve]
     assert steps == sorted(steps)
     # Heads are split over 8 GPUs, so that each reads an eighth of their weights.
-    one = simulate_serving_step(load_scenario("mtp_one_node"), shipped_trace)
+    one = simulate_serving_step(load_scenario("mtp_one_node"), recorded_trace)
     assert steps[0] < 0.9 * one.speculation_curve[0].step_without_s
 
 

@@ -6,12 +6,12 @@ import pytest
 from simulator.execution.serving_run import prepare_serving
 from simulator.execution.serving_step import decode_step, serving_step
 from simulator.scenario.files import load_scenario
-from simulator.workload.recorded import shipped_trace
+from simulator.workload.recorded import recorded_trace
 
 
 def model_of(name, *changes):
     scenario = load_scenario(name, list(changes))
-    return prepare_serving(scenario, scenario.job, shipped_trace)
+    return prepare_serving(scenario, scenario.job, recorded_trace)
 
 
 def step_of(name, *changes):

@@ -94,7 +94,10 @@ def test_interleaved_stages_are_as_many_as_the_ranks_hold():
         ),
         (["calibration.kernel_sets=[nobody]"], "kernel sets nobody"),
         (["model.hidden_sizes=1"], "hidden_sizes: unknown field; known: .*hidden_size"),
-        (["model.hidden_size=4096"], "no train trace was recorded from this config; recorded: "),
+        (
+            ["model.hidden_size=4096", "traces=/dev/null"],
+            "/dev/null: recordings cannot be kept",
+        ),
     ],
 )
 def test_what_cannot_run_is_one_clear_line(changes, message):

@@ -20,7 +20,7 @@ from simulator.workload.chunk import (
     pair_slots,
 )
 from simulator.workload.load import Load
-from simulator.workload.recorded import shipped_trace
+from simulator.workload.recorded import recorded_trace
 from simulator.workload.task_graph import Stream
 
 LOAD = Load(
@@ -34,7 +34,7 @@ LAST = ("moe", "head", "mtp")
 
 @pytest.fixture(scope="module")
 def operators():
-    return operators_of(shipped_trace(load_model_config("deepseek_v3"), "train"), LOAD)
+    return operators_of(recorded_trace(load_model_config("deepseek_v3"), "train"), LOAD)
 
 
 def names(graph):

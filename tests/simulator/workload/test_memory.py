@@ -8,7 +8,7 @@ from simulator.workload.chunk import operators_of
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.load import Load
 from simulator.workload.memory import GpuMemory, MemoryModel, layer_memory
-from simulator.workload.recorded import shipped_trace
+from simulator.workload.recorded import recorded_trace
 from simulator.workload.schedules import held_activations, one_f_one_b
 
 V3 = load_model_config("deepseek_v3")
@@ -28,7 +28,7 @@ ROUTER_AND_NORMS = 256 * 7168 + 256 + 1536 + 512 + 2 * 7168
 
 
 def memory_model(recipe, types=None):
-    trace = shipped_trace(V3, "train", recipe)
+    trace = recorded_trace(V3, "train", recipe)
     return MemoryModel(
         layers=layer_memory(V3, trace, operators_of(trace, LOAD), LOAD, KINDS),
         schedule=SCHEDULE,

@@ -8,7 +8,7 @@ from reference_model.config import load_model_config
 from simulator.workload.chunk import lower_chunk, operators_of
 from simulator.workload.load import Load
 from simulator.workload.pair_order import order_text, pair_parts
-from simulator.workload.recorded import shipped_trace
+from simulator.workload.recorded import recorded_trace
 
 LOAD = Load(
     tokens=4096, context=4096, sequences=1, expert_rows=32768, received_rows=30679, local_experts=4,
@@ -17,7 +17,7 @@ LOAD = Load(
 
 
 def graph(layers):
-    operators = operators_of(shipped_trace(load_model_config("deepseek_v3"), "train"), LOAD)
+    operators = operators_of(recorded_trace(load_model_config("deepseek_v3"), "train"), LOAD)
     stage = ("moe",) * layers
     return lower_chunk("pair", operators, forward=stage, backward=stage)
 

@@ -1,37 +1,102 @@
-"""A trace is found by what it says it is of: layers, job and recipe."""
+"""A trace is found by what it says it is of: shapes, job and recipe; else it is recorded."""
 
 import dataclasses
+import json
 
 import pytest
 
+from reference_model import __main__ as reference_model
 from reference_model.config import load_model_config
-from reference_model.trace import save_trace
+from reference_model.trace import load_trace, save_trace, trace_name
+from simulator.scenario.files import load_scenario
 from simulator.workload import recorded
-from simulator.workload.recorded import shipped_trace
+from simulator.workload.recorded import recorded_trace
 
 DEBUG = load_model_config("debug")
-FP8 = shipped_trace(DEBUG, "train")
+FP8 = recorded_trace(DEBUG, "train")
+# 96 more rows of vocabulary than any shipped model of these sizes.
+OTHER = dataclasses.replace(DEBUG, vocab_size=608)
+DIGEST = OTHER.shape_digest[:16]
 
 
 def test_each_recipe_has_its_own_trace():
-    assert shipped_trace(DEBUG, "train").recipe == "fp8"
-    assert shipped_trace(DEBUG, "train", "bfloat16").recipe == "bfloat16"
+    assert recorded_trace(DEBUG, "train").recipe == "fp8"
+    assert recorded_trace(DEBUG, "train", "bfloat16").recipe == "bfloat16"
 
 
-def test_a_trace_of_another_recipe_is_not_taken_for_the_name_of_its_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(recorded, "TRACES", tmp_path)
-    trace = dataclasses.replace(FP8, recipe="bfloat16")
-    save_trace(trace, tmp_path / "debug.train.jsonl")
-    assert shipped_trace(DEBUG, "train", "bfloat16") == trace
-    with pytest.raises(ValueError, match="recorded in bfloat16, not in fp8; record one") as error:
-        shipped_trace(DEBUG, "train")
-    assert str(error.value).endswith("python -m reference_model trace --config debug --recipe fp8")
+def test_a_trace_of_another_recipe_is_not_taken_for_the_name_of_its_file(tmp_path):
+    wrong = dataclasses.replace(FP8, shape_digest=OTHER.shape_digest, recipe="bfloat16")
+    save_trace(wrong, tmp_path / trace_name(DIGEST, "train", "fp8"))
+    with pytest.warns(UserWarning, match="recording one"):
+        assert recorded_trace(OTHER, "train", folder=tmp_path).recipe == "fp8"
 
 
-def test_serving_takes_no_trace_but_one_of_fp8_weights(tmp_path, monkeypatch):
+def test_serving_takes_no_trace_but_one_of_fp8_weights():
     """Its memory counts FP8 weights."""
-    monkeypatch.setattr(recorded, "TRACES", tmp_path)
-    decode = dataclasses.replace(FP8, job="decode", recipe="bfloat16")
-    save_trace(decode, tmp_path / "debug.decode.jsonl")
-    with pytest.raises(ValueError, match=r"decode trace .* in bfloat16, not in fp8; allowed: one"):
-        shipped_trace(DEBUG, "decode")
+    with pytest.raises(ValueError, match="decode is not simulated in bfloat16; allowed: fp8"):
+        recorded_trace(DEBUG, "decode", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_theta": 50_000.0},
+        {"routed_scaling_factor": 2.8},
+        {"n_group": 1, "topk_group": 1},
+        {"num_hidden_layers": 9},
+    ],
+)
+def test_a_model_of_the_same_shapes_needs_no_recording_of_its_own(change, tmp_path):
+    model = dataclasses.replace(DEBUG, **change)
+    assert recorded_trace(model, "train", folder=tmp_path / "none") == FP8
+    assert not (tmp_path / "none").exists()
+
+
+def test_without_multi_token_prediction_its_layer_and_its_addition_are_gone():
+    alone = recorded_trace(dataclasses.replace(DEBUG, num_nextn_predict_layers=0), "train")
+    head = ("head", "input_grad")
+    gone = {t.name for t in FP8.templates[head]} - {t.name for t in alone.templates[head]}
+    assert gone == {"head.add_input_grads"}
+    kinds = {kind for kind, _ in alone.templates}
+    assert kinds == {"embedding", "dense", "moe", "head"} == {kind for kind, _ in alone.saved}
+
+
+def test_a_model_that_was_never_recorded_is_recorded_once(tmp_path):
+    with pytest.warns(UserWarning, match=r"no train trace .* recording one in .*, once"):
+        trace = recorded_trace(OTHER, "train", folder=tmp_path)
+    # The head's product has as many columns as the vocabulary.
+    sizes = {t.name: dict(t.sizes) for t in trace.templates["head", "forward"]}
+    assert sizes["head.proj"]["n"].constant == 608
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == [f"{DIGEST}.json", f"{DIGEST}.train.jsonl"]
+    # The second time nothing is recorded, or it would be warned of.
+    assert recorded_trace(OTHER, "train", folder=tmp_path) == trace
+
+
+def test_the_command_that_is_printed_where_torch_is_missing_makes_the_next_run_work(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(recorded.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"pip install 'dsv3sim\[reference\]', or run") as error:
+        recorded_trace(OTHER, "decode")
+    _, _, command = str(error.value).partition("python -m reference_model ")
+    assert reference_model.main(command.split()) == 0
+    assert recorded_trace(OTHER, "decode").shape_digest == OTHER.shape_digest
+
+
+def test_two_files_of_one_name_are_two_models(tmp_path):
+    traces = {}
+    for folder, vocabulary in (("a", 512), ("b", 608)):
+        file = tmp_path / folder / "config.json"
+        file.parent.mkdir()
+        fields = dataclasses.asdict(dataclasses.replace(DEBUG, vocab_size=vocabulary))
+        file.write_text(json.dumps(fields))
+        own = tmp_path / "traces"
+        arguments = ["trace", "--config", str(file), "--jobs", "decode", "--out", str(own)]
+        assert reference_model.main(arguments) == 0
+        model = load_scenario("decode_ep8_h200", [f"model={file}"]).model
+        traces[folder] = recorded_trace(model, "decode", folder=own)
+    assert [trace.model for trace in traces.values()] == ["debug", "config"]
+    assert len(list((tmp_path / "traces").iterdir())) == 2
+    assert load_trace(tmp_path / "traces" / trace_name(DIGEST, "decode", "fp8")) == traces["b"]
