@@ -233,9 +233,14 @@ _SERVING_STEP = (
         "transfers.nodes_per_token",
         "nodes",
         None,
-        "nodes other than its own that a token is sent to, mean",
+        "nodes that hold one of a token's experts, mean",
     ),
-    Metric("transfers.gpus_per_token", "GPUs", None, "GPUs that a token is sent to, mean"),
+    Metric(
+        "transfers.gpus_per_token",
+        "GPUs",
+        None,
+        "GPUs that hold one of a token's experts, mean",
+    ),
     Metric(
         "transfers.link_bytes_per_s",
         "bytes/s",

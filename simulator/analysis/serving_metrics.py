@@ -26,7 +26,6 @@ from simulator.execution.offload import OffloadStep, offload_step
 from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
-from simulator.hardware.network.all_to_all import payload_bytes
 from simulator.hardware.prediction import PROVENANCES
 from simulator.scenario.published import PublishedFigure
 from simulator.scenario.serving import OffloadJob, ServingStepJob
@@ -328,7 +327,7 @@ def _link_bytes(step: ServingStep, rows: float, uneven: float) -> dict[str, Any]
             if operator.kind in ALL_TO_ALL_KINDS:
                 busy = 1 - model.job.requests.idle_gpus / model.job.gpus
                 sent = operator["tokens"] * crossing * busy
-                mean[operator.kind] = sent * payload_bytes(operator)
+                mean[operator.kind] = sent * model.transfers.token_bytes(operator)
     return {name: {"mean": value, "busiest": value * uneven} for name, value in mean.items()}
 
 

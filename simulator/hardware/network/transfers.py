@@ -33,7 +33,7 @@ from hardware_profiles.schema import (
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
-from simulator.hardware.network.all_to_all import AllToAllModel, AllToAllTime
+from simulator.hardware.network.all_to_all import AllToAllModel, AllToAllTime, payload_bytes
 from simulator.hardware.network.collective_times import CollectiveTimes, measured_collectives
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.groups import Domains, Reach
@@ -200,6 +200,10 @@ class Transfers:
     def reach(self) -> Reach:
         """Where normal kernels bring the tokens of a GPU."""
         return self._normal().reach
+
+    def token_bytes(self, operator: Operator) -> Bytes:
+        """Bytes of one token that normal kernels dispatch or combine."""
+        return payload_bytes(operator)
 
     def with_low_latency(
         self,

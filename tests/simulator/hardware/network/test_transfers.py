@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cost_models import combine, dispatch
 
 from hardware_profiles.schema import Estimate, TransferProfile, load_cluster
 from simulator.hardware.network.collective_times import measured_collectives
@@ -138,3 +139,9 @@ def test_operations_without_rows_take_the_links():
     assert measured_collectives("ideal", gpu=NODES.node.gpu) is None
     with pytest.raises(ValueError, match="transport deepep_h800 has no measured operations"):
         measured_collectives("deepep_h800", gpu=NODES.node.gpu)
+
+
+def test_a_token_weighs_its_values_and_the_scales_of_a_cast():
+    # 7,168 bytes and 56 scales of 4; two bytes a value on the way back.
+    assert TRANSFERS.token_bytes(dispatch()) == 7168 + 56 * 4
+    assert TRANSFERS.token_bytes(combine()) == 2 * 7168
