@@ -38,7 +38,7 @@ EARLIER_NAMES: Mapping[str, Mapping[str, str]] = {
         "collective.tolerance": "",
         "collective.published": "published",
         # In the order in which their values took turns.
-        "collective.vary_topologies": "vary.cluster.fabric.topology+planes",
+        "collective.vary_topologies": "vary.cluster.fabric.topology",
         "collective.vary_routings": "vary.cluster.fabric.routing",
         "collective.vary_gpus": "vary.operation.gpus",
         "collective.vary_groups": "vary.operation.group",

@@ -654,7 +654,8 @@ def resolve_cluster(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
     """Return a cluster's dict with its GPU's profile in the place of its name, overrides applied.
 
     An override of ``node.gpu`` itself is another GPU by name; ``node.gpu.hbm_bandwidth`` changes
-    one value of it. The result is what ``to_profile(ClusterProfile, ...)`` takes, and what a
+    one value of it. Another ``fabric.topology`` has the planes that it can have, unless others
+    are given. The result is what ``to_profile(ClusterProfile, ...)`` takes, and what a
     resolved scenario shows.
     """
     named = {path: value for path, value in overrides.items() if path == "node.gpu"}
@@ -663,11 +664,25 @@ def resolve_cluster(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
     if isinstance(node, dict) and isinstance(node.get("gpu"), str):
         node["gpu"] = read_profile("gpus", node["gpu"])[0]
     rest = {path: value for path, value in overrides.items() if path != "node.gpu"}
+    changed = apply_overrides(resolved, rest, where=where)
+    fabric = changed.get("fabric")
+    if isinstance(fabric, dict) and "fabric.topology" in rest and "fabric.planes" not in rest:
+        _with_its_planes(fabric, _at(resolved, ["fabric", "topology"]), changed.get("node"))
     return _keep_stated(
         resolved,
-        apply_overrides(resolved, rest, where=where),
+        changed,
         {f"node.gpu.{field}": f"node.gpu.{kept}" for field, kept in _PEAKS_HOLD_AT.items()},
     )
+
+
+def _with_its_planes(fabric: Raw, former: Any, node: Any) -> None:
+    """Give a fabric of another topology one plane, a multi-plane fat-tree one for each NIC."""
+    if fabric.get("topology") == former:
+        return
+    planes = node.get("nics") if isinstance(node, dict) else None
+    fabric["planes"] = planes if fabric.get("topology") == "multi_plane_fat_tree" else 1
+    if isinstance(fabric.get("sources"), dict):
+        fabric["sources"] |= {"planes": "follows from the topology that was set"}
 
 
 def override_gpu(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:

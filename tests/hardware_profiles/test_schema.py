@@ -317,3 +317,19 @@ def test_fits_of_transfers_in_an_earlier_calibration_are_passed_over(tmp_path):
     path = tmp_path / "earlier.yaml"
     path.write_text(yaml.safe_dump(raw))
     assert len(load_calibration(str(path)).fits) == shipped
+
+
+@pytest.mark.parametrize(
+    ("overrides", "planes"),
+    [
+        ({"fabric.topology": "multi_rail_fat_tree"}, 1),
+        ({"fabric.topology": "multi_plane_fat_tree"}, 8),
+        ({"fabric.topology": "multi_plane_fat_tree", "fabric.planes": 4}, 4),
+        ({"fabric.planes": 2}, 2),
+    ],
+)
+def test_another_topology_has_the_planes_that_it_can_have(overrides, planes):
+    former = (
+        "h800_2048" if overrides.get("fabric.topology") != "multi_plane_fat_tree" else "ft2_2048"
+    )
+    assert load_cluster(former, overrides).fabric.planes == planes
