@@ -21,6 +21,7 @@ from reference_model.config import ModelConfig
 from reference_model.model import MoEBlock, SavedMoEBlock, SavedStep, Transformer
 from reference_model.moe import Gate
 from reference_model.operators import Site
+from reference_model.operators.routing import gate_scores, gate_scores_backward
 
 
 def moe_blocks(model: Transformer) -> list[MoEBlock]:
@@ -52,10 +53,11 @@ def maximum_violation(load: Tensor) -> Tensor:
 @torch.no_grad()
 def step_biases(model: Transformer, load: Tensor, *, gamma: float) -> None:
     """Move the bias of every expert by gamma towards an equal load; `load` [layers, experts] is
-    that of the whole batch."""
+    that of the whole batch. Gates without a bias stay as they are."""
     for block, row in zip(moe_blocks(model), load.double(), strict=True):
         direction = torch.sign(row.mean() - row).float()
-        block.mlp.gate.e_score_correction_bias += gamma * direction
+        if block.mlp.gate.e_score_correction_bias is not None:
+            block.mlp.gate.e_score_correction_bias += gamma * direction
 
 
 # -- the auxiliary loss ----------------------------------------------------------------------------
@@ -77,7 +79,9 @@ class BalanceLossGate(Gate):
     ) -> Tensor:
         """As in `Gate`, with the balance loss beside what reads the weights."""
         x_grad = super().input_grad(weights_grad, logits, indices, x, site)
-        _, logits_grad = balance_loss(logits, indices, length=self.length)
+        _, logits_grad = balance_loss(
+            logits, indices, length=self.length, scoring=self.config.scoring_func
+        )
         logits_grad = (self.alpha * logits_grad).to(self.recipe.dtype)
         self.proj.weight_grad(logits_grad, x, site)
         return x_grad + self.proj.input_grad(logits_grad, site)
@@ -89,7 +93,9 @@ def add_balance_loss(model: Transformer, *, alpha: float, length: int) -> None:
         block.mlp.gate = BalanceLossGate(block.mlp.gate, alpha=alpha, length=length)
 
 
-def balance_loss(logits: Tensor, indices: Tensor, *, length: int) -> tuple[Tensor, Tensor]:
+def balance_loss(
+    logits: Tensor, indices: Tensor, *, length: int, scoring: str
+) -> tuple[Tensor, Tensor]:
     """Mean over sequences of sum_i f_i P_i -> the loss, and its gradient like logits.
 
     logits [T, experts] and chosen experts [T, K] of sequences of `length` tokens. f_i is the share
@@ -100,13 +106,13 @@ def balance_loss(logits: Tensor, indices: Tensor, *, length: int) -> tuple[Tenso
     chosen = torch.zeros_like(logits).scatter_(1, indices, 1.0)
     share = chosen.view(sequences, length, experts).mean(dim=1)  # [sequences, experts]
     share *= experts / indices.shape[1]
-    scores = torch.sigmoid(logits)
+    scores = gate_scores(logits, scoring)
     total = scores.sum(dim=1, keepdim=True)
     normed = scores / total
     loss = (share * normed.view(sequences, length, experts).mean(dim=1)).sum(dim=1).mean()
     normed_grad = share.repeat_interleave(length, dim=0) / tokens  # [T, experts]
     scores_grad = (normed_grad - (normed_grad * normed).sum(dim=1, keepdim=True)) / total
-    return loss, scores_grad * scores * (1 - scores)
+    return loss, gate_scores_backward(scores, scores_grad, scoring)
 
 
 # -- histograms ------------------------------------------------------------------------------------

@@ -69,7 +69,8 @@ def _layer_views(prefix: str, block: Block) -> Iterator[tuple[str, Tensor]]:
         return
     moe = block.mlp
     yield f"{prefix}.mlp.gate.weight", moe.gate.proj.weight
-    yield f"{prefix}.mlp.gate.e_score_correction_bias", moe.gate.e_score_correction_bias
+    if moe.gate.e_score_correction_bias is not None:
+        yield f"{prefix}.mlp.gate.e_score_correction_bias", moe.gate.e_score_correction_bias
     gate_up, down = moe.experts.gate_up_proj.weight, moe.experts.down_proj.weight
     for expert in range(moe.experts.local_experts):
         yield from _projections(f"{prefix}.mlp.experts.{expert}", gate_up[expert], down[expert])

@@ -11,26 +11,40 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from reference_model.families import (
+    check_family,
+    check_quantization,
+    language_fields,
+    with_defaults,
+)
+
 CONFIG_FOLDER = Path(__file__).parent / "configs"
+
+ALIASES = {
+    "deepseek_r1": "deepseek_v3",
+    "deepseek_v3_0324": "deepseek_v3",
+    "deepseek_v3.1": "deepseek_v3",
+}
+"""{name that people write: shipped config of the same fields}"""
 
 # Field -> values under which the mathematics is the one implemented; the first is the meaning of a
 # field that is absent.
 _SUPPORTED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
-    "scoring_func": ("sigmoid",),
-    "topk_method": ("noaux_tc",),
     "attention_bias": (False,),
     "attention_dropout": (0, None),
     "tie_word_embeddings": (False,),
     "moe_layer_freq": (1,),
     "rope_interleave": (True,),
-    "index_topk": (None,),  # the sparse attention of DeepSeek-V3.2
     "sliding_window": (None,),
 }
 _ROPE_TYPES = ("default", "yarn")
+_GATES = (("sigmoid", "noaux_tc"), ("softmax", "greedy"), ("softmax", "group_limited_greedy"))
+"""Pairs of `scoring_func` and `topk_method`: DeepSeek-V3's, and the two of DeepSeek-V2."""
 _LARGEST = 10**12  # sizes beyond it are typing errors; products of a few are still finite
 _MINIMUM_GROUP = 2  # a group is ranked by the sum of its two best experts
 
@@ -100,12 +114,22 @@ class ModelConfig:
     """Groups of experts that one token may choose from."""
     norm_topk_prob: bool
     routed_scaling_factor: float
+    scoring_func: str
+    """What makes scores of the gate's logits: sigmoid, or softmax over all experts."""
+    topk_method: str
+    """noaux_tc ranks groups by the sum of their two best scores and adds a correction bias to
+    scores for the choice; group_limited_greedy ranks groups by their best one; greedy has none."""
 
     rms_norm_eps: float
 
     @property
     def qk_head_dim(self) -> int:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def has_correction_bias(self) -> bool:
+        """Whether a bias that balances load without an auxiliary loss takes part in the choice."""
+        return self.topk_method == "noaux_tc"
 
     @property
     def num_moe_layers(self) -> int:
@@ -123,8 +147,10 @@ class ModelConfig:
         return _digest({name: getattr(self, name) for name in SHAPE_FIELDS})
 
     def _values(self) -> dict[str, Any]:
-        """Every field; of YaRN without those of its usual form, which older digests do not hold."""
+        """Every field but those of the usual gate and YaRN, which older digests do not hold."""
         values = asdict(self)
+        if (self.scoring_func, self.topk_method) == _GATES[0]:
+            del values["scoring_func"], values["topk_method"]
         if yarn := values["rope_scaling"]:
             usual = {"attention_factor": None, "truncate": True}
             values["rope_scaling"] = {
@@ -154,17 +180,11 @@ def load_model_config(source: str | Path) -> ModelConfig:
 
 
 def read_config_file(source: str | Path) -> tuple[dict[str, Any], str]:
-    """The fields of a shipped config or a config.json as they stand in the file, and the name that
-    errors give it, which is the one that was asked for.
+    """The fields of a shipped config or a config.json as they stand in the file, those of the
+    language model where it wraps one, and the name that errors give it: the one asked for.
 
     Raises ValueError where there is no such file, or it holds no JSON object."""
-    path = Path(source)
-    if path.suffix != ".json":
-        path = CONFIG_FOLDER / f"{source}.json"
-        if not path.is_file():
-            raise ValueError(
-                f"model {str(source)!r} is neither a .json file nor one of {shipped_configs()}"
-            )
+    path = _config_path(source)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -175,11 +195,36 @@ def read_config_file(source: str | Path) -> tuple[dict[str, Any], str]:
         raise ValueError(f"{source}: not JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{source}: {type(raw).__name__} in place of an object of fields")
-    return raw, str(source)
+    return language_fields(raw, str(source)), str(source)
+
+
+def _config_path(source: str | Path) -> Path:
+    """Where a shipped config lies, or the file, or the config.json of the folder, that was named.
+
+    Names are compared without case, "-" like "_"."""
+    path = Path(source)
+    if path.suffix == ".json":
+        return path
+    name = str(source).lower().replace("-", "_")
+    shipped = CONFIG_FOLDER / f"{ALIASES.get(name, name)}.json"
+    if shipped.is_file():
+        return shipped
+    if path.is_dir():
+        return path / "config.json"
+    known = [*shipped_configs(), *ALIASES]
+    close = get_close_matches(name, known, n=1)
+    raise ValueError(
+        f"model {str(source)!r} is neither a .json file, a folder with one, nor one of "
+        f"{', '.join(known)}{f'; did you mean {close[0]}?' if close else ''}"
+    )
 
 
 def parse_model_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:
     """Check the fields of a config.json; `source` is the name that errors give it."""
+    raw = language_fields(raw, source)
+    check_family(raw, source)
+    check_quantization(raw, source)
+    raw = with_defaults(raw)
     for name, allowed in _SUPPORTED.items():
         value = raw.get(name, allowed[0])
         if value not in allowed:
@@ -187,27 +232,40 @@ def parse_model_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:
                 f"{source}: {name} = {value!r} is not supported, allowed: {list(allowed)}"
             )
     scaling = _rope_scaling(raw, source)
-    defaults: dict[str, Any] = {
-        "q_lora_rank": None,
-        "num_nextn_predict_layers": 0,
-        "rms_norm_eps": 1e-6,  # that of every published checkpoint of the family
-        "norm_topk_prob": True,
-    }
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = _gate(raw, source)
     for item in fields(ModelConfig):
+        if item.name in values:
+            continue
         if item.name == "rope_scaling":
             values[item.name] = _yarn(scaling, values["rope_theta"], source)
         elif item.name == "rope_theta":
             values[item.name] = _rope_theta(raw, scaling, source)
         elif item.name in raw:
             values[item.name] = _checked(item.name, str(item.type), raw[item.name], source)
-        elif item.name in defaults:
-            values[item.name] = defaults[item.name]
+        elif item.name == "q_lora_rank":
+            values[item.name] = None
         else:
             raise ValueError(f"{source}: {item.name} is missing")
     config = ModelConfig(**values)
     _check_shape(config, raw.get("num_key_value_heads", config.num_attention_heads), source)
     return config
+
+
+def _gate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """How the gate scores and chooses, and the groups that a greedy choice does not look at."""
+    gate = raw["scoring_func"], raw["topk_method"]
+    if gate not in _GATES:
+        raise ValueError(
+            f"{source}: scoring_func = {gate[0]!r} with topk_method = {gate[1]!r} is not"
+            f" supported, allowed: {', '.join(' with '.join(pair) for pair in _GATES)}"
+        )
+    if gate[0] == "softmax" and raw["norm_topk_prob"]:
+        raise ValueError(
+            f"{source}: norm_topk_prob = {raw['norm_topk_prob']!r} is not supported with softmax "
+            "scores, allowed: false"
+        )
+    ungrouped = {"n_group": 1, "topk_group": 1} if gate[1] == "greedy" else {}
+    return {"scoring_func": gate[0], "topk_method": gate[1], **ungrouped}
 
 
 def _checked(name: str, kind: str, value: Any, source: str) -> Any:
@@ -373,7 +431,7 @@ class ParameterCounts:
     shared_experts: int
     """All shared experts of one layer."""
     router: int
-    """One layer's gate, its correction bias included."""
+    """One layer's gate, its correction bias included where it has one."""
     dense_layer: int
     moe_layer: int
     mtp: int
@@ -407,7 +465,7 @@ def parameter_counts(config: ModelConfig) -> ParameterCounts:
     dense_feed_forward = 3 * c.hidden_size * c.intermediate_size
     expert = 3 * c.hidden_size * c.moe_intermediate_size
     shared_experts = c.n_shared_experts * expert
-    router = c.n_routed_experts * (c.hidden_size + 1)
+    router = c.n_routed_experts * (c.hidden_size + (1 if c.has_correction_bias else 0))
     experts_on_path = shared_experts + c.num_experts_per_tok * expert
     vocabulary = c.vocab_size * c.hidden_size
     dense_layer = attention + layer_norms + dense_feed_forward

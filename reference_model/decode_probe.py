@@ -108,8 +108,8 @@ def main() -> None:
         bias = torch.randn(EXPERTS, device=device)
         launch = partial(
             launch_gate, logits, bias,
-            n_group=GROUPS, topk_group=GROUPS_KEPT, top_k=TOP_K, normalise=True, scaling=SCALING,
-            site="",
+            scoring="sigmoid", n_group=GROUPS, topk_group=GROUPS_KEPT, top_k=TOP_K,
+            normalise=True, scaling=SCALING, site="",
         )  # fmt: skip
         seconds, spread = seconds_in_graph(launch)
         print(

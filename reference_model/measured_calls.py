@@ -305,7 +305,7 @@ def _gate(o: Operator, i: _Inputs, kernels: str) -> Call:
     groups = max(1, o["experts"] // 32)
     return lambda: ops.gate(
         logits, bias,
-        n_group=groups, topk_group=-(-groups // 2), top_k=o["top_k"],
+        scoring="sigmoid", n_group=groups, topk_group=-(-groups // 2), top_k=o["top_k"],
         normalise=True, scaling=2.5, site=_SITE,
     )  # fmt: skip
 
@@ -321,7 +321,7 @@ def _gate_backward(o: Operator, i: _Inputs, kernels: str) -> Call:
     grad = i.normal(o["tokens"], o["top_k"], dtype=torch.float32)
     return lambda: ops.gate_backward(
         logits, indices, grad,
-        normalise=True, scaling=2.5, dtype=DTYPES[o.out_dtype], site=_SITE,
+        scoring="sigmoid", normalise=True, scaling=2.5, dtype=DTYPES[o.out_dtype], site=_SITE,
     )  # fmt: skip
 
 

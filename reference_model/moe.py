@@ -110,7 +110,7 @@ class FeedForward(nn.Module):
 class Gate(nn.Module):
     """Chooses each token's experts by sigmoid scores, groups first, with a bias that balances load
     without an auxiliary loss (Report, 2.1.2). The bias takes part in the choice only and has no
-    gradient."""
+    gradient. DeepSeek-V2's gate, of softmax scores, has none."""
 
     def __init__(self, config: ModelConfig, *, recipe: Recipe, device: torch.device) -> None:
         super().__init__()
@@ -121,10 +121,11 @@ class Gate(nn.Module):
             "gate.proj", experts, config.hidden_size,
             out_dtype=torch.float32, recipe=recipe, device=device,
         )  # fmt: skip
+        bias = torch.zeros(experts, dtype=torch.float32, device=device)
         self.register_buffer(
-            "e_score_correction_bias", torch.zeros(experts, dtype=torch.float32, device=device)
+            "e_score_correction_bias", bias if config.has_correction_bias else None
         )
-        self.e_score_correction_bias: Tensor
+        self.e_score_correction_bias: Tensor | None
 
     def forward(self, x: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
         """x [T, H] -> logits [T, experts], chosen experts [T, K] and their weights [T, K]."""
@@ -133,6 +134,7 @@ class Gate(nn.Module):
         indices, weights = ops.gate(
             logits,
             self.e_score_correction_bias,
+            scoring=c.scoring_func,
             n_group=c.n_group,
             topk_group=c.topk_group,
             top_k=c.num_experts_per_tok,
@@ -151,6 +153,7 @@ class Gate(nn.Module):
             logits,
             indices,
             weights_grad,
+            scoring=self.config.scoring_func,
             normalise=self.config.norm_topk_prob,
             scaling=self.config.routed_scaling_factor,
             dtype=self.recipe.dtype,

@@ -44,6 +44,7 @@ def choose_on_random_logits(
     indices, _ = ops.gate(
         logits,
         torch.zeros(config.n_routed_experts),
+        scoring=config.scoring_func,
         n_group=config.n_group,
         topk_group=config.topk_group,
         top_k=config.num_experts_per_tok,

@@ -254,7 +254,12 @@ class Training:
 
     def _balance(self, saved: SavedStep) -> Tensor:
         values = [
-            balance_loss(block.moe.logits, block.moe.indices, length=self.settings.context)[0]
+            balance_loss(
+                block.moe.logits,
+                block.moe.indices,
+                length=self.settings.context,
+                scoring=self.config.scoring_func,
+            )[0]
             for block in saved_choices(saved)
         ]
         return torch.stack(values).mean()

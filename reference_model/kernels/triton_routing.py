@@ -23,9 +23,20 @@ _WORDS = 128
 
 
 @triton.jit
+def _scores(logits, inside, SOFTMAX: tl.constexpr):
+    """Scores of the logits of one token, 0 outside."""
+    if SOFTMAX:
+        logits = tl.where(inside, logits, float("-inf"))
+        powers = tl.exp(logits - tl.max(logits))
+        return powers / tl.sum(powers)
+    else:
+        return tl.where(inside, tl.sigmoid(logits), 0.0)
+
+
+@triton.jit
 def _gate_kernel(
     logits,  # [tokens, experts]
-    bias,  # [experts]
+    bias,  # [experts], or None
     indices,  # [tokens, TOP_K] int64
     weights,  # [tokens, TOP_K]
     experts,
@@ -37,23 +48,28 @@ def _gate_kernel(
     MEMBERS: tl.constexpr,
     TOP_K: tl.constexpr,
     CHOICES: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     NORMALISE: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     group, member = tl.arange(0, GROUPS), tl.arange(0, MEMBERS)
     expert = group[:, None] * members + member[None, :]
     inside = (group < groups)[:, None] & (member < members)[None, :]
-    score = tl.sigmoid(tl.load(logits + token * experts + expert, mask=inside, other=0.0))
-    biased = score + tl.load(bias + expert, mask=inside, other=0.0)
+    logit = tl.load(logits + token * experts + expert, mask=inside, other=0.0)
+    score = _scores(logit, inside, SOFTMAX)
+    biased = score
+    if bias is not None:
+        biased += tl.load(bias + expert, mask=inside, other=0.0)
     biased = tl.where(inside, biased, float("-inf"))
 
-    # The two best of each group: the best, and the best of what is left without it.
-    best = tl.max(biased, axis=1)
-    at = tl.min(tl.where(biased == best[:, None], member[None, :], MEMBERS), axis=1)
-    rest = tl.where(member[None, :] == at[:, None], float("-inf"), biased)
-    both = best + tl.max(rest, axis=1)
-    ahead = both[None, :] > both[:, None]
-    ahead |= (both[None, :] == both[:, None]) & (group[None, :] < group[:, None])
+    worth = tl.max(biased, axis=1)
+    if not SOFTMAX:
+        # The two best of each group: the best, and the best of what is left without it.
+        at = tl.min(tl.where(biased == worth[:, None], member[None, :], MEMBERS), axis=1)
+        rest = tl.where(member[None, :] == at[:, None], float("-inf"), biased)
+        worth += tl.max(rest, axis=1)
+    ahead = worth[None, :] > worth[:, None]
+    ahead |= (worth[None, :] == worth[:, None]) & (group[None, :] < group[:, None])
     allowed = tl.sum(ahead.to(tl.int32), axis=1) < topk_group
     biased = tl.where(allowed[:, None], biased, float("-inf"))
 
@@ -78,8 +94,9 @@ def _gate_kernel(
 
 def launch_gate(
     logits: Tensor,
-    correction_bias: Tensor,
+    correction_bias: Tensor | None,
     *,
+    scoring: str,
     n_group: int,
     topk_group: int,
     top_k: int,
@@ -98,7 +115,8 @@ def launch_gate(
         logits, correction_bias, indices, weights,
         experts, n_group, experts // n_group, topk_group, scaling,
         GROUPS=groups, MEMBERS=members, TOP_K=top_k, CHOICES=triton.next_power_of_2(top_k),
-        NORMALISE=normalise, num_warps=max(1, min(4, groups * members // 256)),
+        SOFTMAX=scoring == "softmax", NORMALISE=normalise,
+        num_warps=max(1, min(4, groups * members // 256)),
     )  # fmt: skip
     return indices, weights
 
@@ -114,23 +132,28 @@ def _gate_backward_kernel(
     scaling,
     EXPERTS: tl.constexpr,
     CHOICES: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     NORMALISE: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     expert, choice = tl.arange(0, EXPERTS), tl.arange(0, CHOICES)
+    at = token * experts + expert
+    score = _scores(
+        tl.load(logits + at, mask=expert < experts, other=0.0), expert < experts, SOFTMAX
+    )
     real = choice < top_k
     index = tl.load(indices + token * top_k + choice, mask=real, other=-1)
     slope = tl.load(weights_grad + token * top_k + choice, mask=real, other=0.0) * scaling
+    matches = (index[:, None] == expert[None, :]) & real[:, None]
     if NORMALISE:
-        chosen = tl.sigmoid(tl.load(logits + token * experts + index, mask=real, other=0.0))
-        chosen = tl.where(real, chosen, 0.0)
+        chosen = tl.sum(tl.where(matches, score[None, :], 0.0), axis=1)
         total = tl.sum(chosen, axis=0) + 1e-20
         slope = (slope - tl.sum(slope * chosen, axis=0) / total) / total
-    matches = (index[:, None] == expert[None, :]) & real[:, None]
     grad = tl.sum(tl.where(matches, slope[:, None], 0.0), axis=0)
-    at = token * experts + expert
-    score = tl.sigmoid(tl.load(logits + at, mask=expert < experts, other=0.0))
-    result = grad * score * (1 - score)
+    if SOFTMAX:
+        result = score * (grad - tl.sum(grad * score, axis=0))
+    else:
+        result = grad * score * (1 - score)
     tl.store(out + at, result.to(out.dtype.element_ty), mask=expert < experts)
 
 
@@ -139,6 +162,7 @@ def launch_gate_backward(
     indices: Tensor,
     weights_grad: Tensor,
     *,
+    scoring: str,
     normalise: bool,
     scaling: float,
     dtype: torch.dtype,
@@ -152,7 +176,8 @@ def launch_gate_backward(
     _gate_backward_kernel[(tokens,)](
         logits, indices.contiguous(), weights_grad.contiguous(), out,
         experts, indices.shape[1], scaling,
-        EXPERTS=padded, CHOICES=triton.next_power_of_2(indices.shape[1]), NORMALISE=normalise,
+        EXPERTS=padded, CHOICES=triton.next_power_of_2(indices.shape[1]),
+        SOFTMAX=scoring == "softmax", NORMALISE=normalise,
         num_warps=max(1, min(4, padded // 256)),
     )  # fmt: skip
     return out

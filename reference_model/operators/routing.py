@@ -6,7 +6,21 @@ from torch import Tensor
 from reference_model.operators.registration import like_first, operator
 
 
-def _gate_fake(logits: Tensor, _bias: Tensor, *, top_k: int, **_: object) -> tuple[Tensor, Tensor]:
+def gate_scores(logits: Tensor, scoring: str) -> Tensor:
+    """Scores of the experts [T, experts], by `ModelConfig.scoring_func`."""
+    return logits.softmax(dim=1) if scoring == "softmax" else torch.sigmoid(logits)
+
+
+def gate_scores_backward(scores: Tensor, grad: Tensor, scoring: str) -> Tensor:
+    """Gradient of the logits, given the scores and their gradient."""
+    if scoring == "softmax":
+        return scores * (grad - (grad * scores).sum(dim=1, keepdim=True))
+    return grad * scores * (1 - scores)
+
+
+def _gate_fake(
+    logits: Tensor, _bias: Tensor | None, *, top_k: int, **_: object
+) -> tuple[Tensor, Tensor]:
     shape = (logits.shape[0], top_k)
     return logits.new_empty(shape, dtype=torch.int64), logits.new_empty(shape)
 
@@ -16,8 +30,9 @@ def _gate_fake(logits: Tensor, _bias: Tensor, *, top_k: int, **_: object) -> tup
 @operator(fake=_gate_fake)
 def gate(
     logits: Tensor,
-    correction_bias: Tensor,
+    correction_bias: Tensor | None,
     *,
+    scoring: str,
     n_group: int,
     topk_group: int,
     top_k: int,
@@ -27,14 +42,16 @@ def gate(
 ) -> tuple[Tensor, Tensor]:
     """Choose experts: logits float32 [T, experts] -> indices int64 and weights float32 [T, K].
 
-    Groups are ranked by the sum of their two best biased scores, experts by their biased score
-    within the chosen groups; weights are unbiased scores (Technical Report, section 2.1.2)."""
+    Groups are ranked by the sum of their two best biased scores (Technical Report, section 2.1.2),
+    or, where scores are a softmax, by their best one (DeepSeek-V2, arXiv:2405.04434, section
+    2.2.2); experts by their biased score within the chosen groups; weights are unbiased scores."""
     tokens, experts = logits.shape
-    scores = torch.sigmoid(logits)
-    biased = scores + correction_bias
-    best_two = biased.view(tokens, n_group, -1).topk(2, dim=2).values.sum(dim=2)
-    groups = best_two.topk(topk_group, dim=1).indices  # [T, topk_group]
-    allowed = torch.zeros_like(best_two, dtype=torch.bool).scatter_(1, groups, True)
+    scores = gate_scores(logits, scoring)
+    biased = scores if correction_bias is None else scores + correction_bias
+    best = 1 if scoring == "softmax" else 2
+    worth = biased.view(tokens, n_group, -1).topk(best, dim=2).values.sum(dim=2)
+    groups = worth.topk(topk_group, dim=1).indices  # [T, topk_group]
+    allowed = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, groups, True)
     allowed = allowed.repeat_interleave(experts // n_group, dim=1)  # [T, experts]
     indices = biased.masked_fill(~allowed, float("-inf")).topk(top_k, dim=1).indices
     weights = scores.gather(1, indices)
@@ -49,20 +66,21 @@ def gate_backward(
     indices: Tensor,
     weights_grad: Tensor,
     *,
+    scoring: str,
     normalise: bool,
     scaling: float,
     dtype: torch.dtype,
     site: str,
 ) -> Tensor:
     """Gradient of the logits [T, experts], given that of the weights of the chosen experts."""
-    scores = torch.sigmoid(logits)
+    scores = gate_scores(logits, scoring)
     chosen = scores.gather(1, indices)
     grad = weights_grad * scaling
     if normalise:
         total = chosen.sum(dim=1, keepdim=True) + 1e-20
         grad = (grad - (grad * chosen).sum(dim=1, keepdim=True) / total) / total
     scores_grad = torch.zeros_like(scores).scatter_(1, indices, grad)
-    return (scores_grad * scores * (1 - scores)).to(dtype)
+    return gate_scores_backward(scores, scores_grad, scoring).to(dtype)
 
 
 @operator(fake=lambda i, *, experts, **_: i.new_empty((experts,), dtype=torch.int32))

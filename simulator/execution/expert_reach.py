@@ -37,6 +37,7 @@ def expert_reach(
         groups=config.n_group,
         kept_groups=config.topk_group,
         top_k=config.num_experts_per_tok,
+        group_score="two_best" if config.topk_method == "noaux_tc" else "maximum",
         destinations=(node, gpu),
         tokens=ROUTED_TOKENS,
         rng=rng,

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds
 from hardware_profiles.whole_files import read_text
-from simulator.workload.gating import random_scores, select_experts
+from simulator.workload.gating import GroupScore, random_scores, select_experts
 
 Rows = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -310,6 +310,7 @@ def share_of_tokens(
     groups: int,
     kept_groups: int,
     top_k: int,
+    group_score: GroupScore,
     destinations: Sequence[Indices],
     tokens: int,
     rng: np.random.Generator,
@@ -322,11 +323,13 @@ def share_of_tokens(
     Args:
         slots: [slots], the expert in each.
         kept_groups: expert groups that a token may choose from.
+        group_score: what ranks them. Whether scores are sigmoids or a softmax decides no choice:
+            either is larger where the logit is.
         destinations: [slots] each, number of the destination that a slot lies in.
     """
     scores = random_scores(tokens, experts, kind="sigmoid", rng=rng)
     chosen = select_experts(
-        scores, top_k=top_k, groups=groups, kept_groups=kept_groups, group_score="two_best"
+        scores, top_k=top_k, groups=groups, kept_groups=kept_groups, group_score=group_score
     )
     copies = np.bincount(slots, minlength=experts)
     first = np.concatenate(([0], np.cumsum(copies)[:-1]))

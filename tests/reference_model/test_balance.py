@@ -69,16 +69,17 @@ def test_bias_steps_even_out_the_load_of_a_batch():
 def test_the_balance_loss_is_1_where_scores_and_choices_are_even():
     logits = torch.zeros(8, 4)
     indices = torch.tensor([[0, 1], [2, 3]]).repeat(4, 1)
-    loss, gradient = balance_loss(logits, indices, length=4)
+    loss, gradient = balance_loss(logits, indices, length=4, scoring="sigmoid")
     assert loss == pytest.approx(1.0)
     assert gradient.abs().max() < 1e-7
 
 
-def test_the_gradient_of_the_balance_loss_is_that_of_automatic_differentiation():
+@pytest.mark.parametrize("scoring", ["sigmoid", "softmax"])
+def test_the_gradient_of_the_balance_loss_is_that_of_automatic_differentiation(scoring):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(12, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     indices = logits.detach().topk(3, dim=1).indices
-    loss, gradient = balance_loss(logits, indices, length=4)
+    loss, gradient = balance_loss(logits, indices, length=4, scoring=scoring)
     loss.backward()
     torch.testing.assert_close(gradient.detach(), logits.grad)
 

@@ -93,8 +93,12 @@ def test_the_digest_of_shapes_holds_what_fixes_an_operator_and_nothing_else():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scoring_func": "softmax"}, "scoring_func = 'softmax'.*'sigmoid'"),
-        ({"topk_method": "greedy"}, "topk_method = 'greedy'.*'noaux_tc'"),
+        ({"scoring_func": "softmax"}, "scoring_func = 'softmax' with topk_method = 'noaux_tc' is"),
+        ({"topk_method": "greedy"}, "= 'greedy' is not supported, allowed: sigmoid with noaux_tc"),
+        (
+            {"scoring_func": "softmax", "topk_method": "greedy"},
+            "norm_topk_prob = True is not supported with softmax scores, allowed: false",
+        ),
         ({"attention_bias": True}, "attention_bias = True.*False"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'.*'silu'"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings = True"),
@@ -104,7 +108,6 @@ def test_the_digest_of_shapes_holds_what_fixes_an_operator_and_nothing_else():
         ({"rope_theta": 1}, "rope_theta = 1 must be above 1 for YaRN"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor = 0.5 .*\[1, None\]"),
         ({"original_max_position_embeddings": 8}, "embeddings = 8, in rope_scaling 4096; allowed"),
-        ({"index_topk": 2048}, "index_topk = 2048"),
         ({"hidden_size": 7168.5}, "hidden_size = 7168.5 must be a whole number"),
         ({"hidden_size": 10**400}, "must be a whole number, 0 to 1e.12"),
         ({"rope_theta": float("inf")}, "rope_theta = inf must be a number above 0, at most 1e.12"),
@@ -152,6 +155,48 @@ def test_the_digest_tells_forms_of_yarn_apart_and_knows_the_usual_one(raw):
     assert parse_model_config(raw, source="c").digest != usual
 
 
+@pytest.mark.parametrize(
+    "name", ["deepseek-v3", "DeepSeek-V3", "deepseek_v3", "DeepSeek-R1", "deepseek-v3.1"]
+)
+def test_a_shipped_config_is_found_under_the_names_that_people_write(name):
+    assert load_model_config(name) == load_model_config(CONFIG_FOLDER / "deepseek_v3.json")
+
+
+def test_two_files_of_one_name_side_by_side_are_two_models(tmp_path, raw):
+    for folder, layers in (("a", 30), ("b", 40)):
+        (tmp_path / folder).mkdir()
+        written = json.dumps(raw | {"num_hidden_layers": layers})
+        (tmp_path / folder / "config.json").write_text(written)
+    one, other = (load_model_config(tmp_path / folder / "config.json") for folder in "ab")
+    assert (one.num_hidden_layers, other.num_hidden_layers) == (30, 40)
+    assert one.digest != other.digest
+    assert load_model_config(tmp_path / "a") == one
+
+
+def test_fields_that_are_null_or_absent_mean_their_defaults(raw):
+    names = ("n_group", "topk_group", "num_nextn_predict_layers", "first_k_dense_replace")
+    null = parse_model_config(raw | dict.fromkeys(names), source="null")
+    absent = {name: value for name, value in raw.items() if name not in names}
+    assert parse_model_config(absent, source="absent") == null
+    assert (null.n_group, null.topk_group) == (1, 1)
+    assert (null.num_nextn_predict_layers, null.first_k_dense_replace) == (0, 0)
+
+
+def test_a_greedy_choice_does_not_look_at_groups(raw):
+    v2 = raw | {"model_type": "deepseek_v2", "norm_topk_prob": False, "scoring_func": "softmax"}
+    greedy = parse_model_config(v2 | {"topk_method": "greedy"}, source="greedy")
+    assert (greedy.n_group, greedy.topk_group) == (1, 1)
+    limited = parse_model_config(v2 | {"topk_method": "group_limited_greedy"}, source="limited")
+    assert (limited.n_group, limited.topk_group) == (8, 4)
+
+
+def test_a_gate_without_a_correction_bias_has_256_parameters_less_in_each_moe_layer(raw):
+    with_bias = parameter_counts(parse_model_config(raw, source="v3"))
+    v2 = {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False}
+    without = parameter_counts(parse_model_config(raw | v2, source="v2"))
+    assert with_bias.total - without.total == 58 * 256
+
+
 def test_a_missing_field_is_named(raw):
     del raw["hidden_size"]
     with pytest.raises(ValueError, match=r"my\.json: hidden_size is missing"):
@@ -161,6 +206,8 @@ def test_a_missing_field_is_named(raw):
 def test_a_config_that_cannot_be_read_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"'gpt' is neither.*deepseek_v3"):
         load_model_config("gpt")
+    with pytest.raises(ValueError, match=r"did you mean deepseek_v3\?$"):
+        load_model_config("deepseek-v33")
     with pytest.raises(ValueError, match="cannot be read"):
         load_model_config(tmp_path / "absent.json")
     broken = tmp_path / "broken.json"

@@ -31,6 +31,11 @@ RAW = {
     "topk_group": 2, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
     "norm_topk_prob": True, "routed_scaling_factor": 2.5, "rms_norm_eps": 1e-6,
 }  # fmt: skip
+V2 = {
+    "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2",
+    "scoring_func": "softmax", "topk_method": "group_limited_greedy", "norm_topk_prob": False,
+    "n_shared_experts": 2, "routed_scaling_factor": 16.0,
+}  # fmt: skip
 CHANGES = {
     "query latent, YaRN, 4 groups": {},
     "no query latent": {"q_lora_rank": None},
@@ -66,6 +71,24 @@ CHANGES = {
         "rope_scaling": None,
         "rope_theta": None,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    },
+    "DeepSeek-V2: softmax scores, groups by their best expert, 2 shared": V2,
+    "DeepSeek-V2-Lite: softmax scores, no groups, no query latent": V2
+    | {"topk_method": "greedy", "n_group": 1, "topk_group": 1, "q_lora_rank": None},
+    "DeepSeek-V2 with null for the defaults of its gate": V2
+    | {"topk_method": "greedy"}
+    | dict.fromkeys(("scoring_func", "norm_topk_prob", "n_group", "topk_group")),
+    "GLM-4.7-Flash": {
+        "architectures": ["Glm4MoeLiteForCausalLM"],
+        "model_type": "glm4_moe_lite",
+        "rope_scaling": None,
+        "rope_theta": None,
+        "first_k_dense_replace": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "n_group": 1,
+        "topk_group": 1,
+        "rms_norm_eps": 1e-5,
     },
 }
 

@@ -207,9 +207,9 @@ def test_parameter_counts_equal_those_of_the_model_on_meta(name):
     model = Transformer(config, recipe=FP8, device=meta)
 
     def count(module):
-        biases = (m.e_score_correction_bias for m in module.modules()
-                  if hasattr(m, "e_score_correction_bias"))  # fmt: skip
-        return sum(p.numel() for p in (*module.parameters(), *biases))
+        biases = (getattr(m, "e_score_correction_bias", None) for m in module.modules())
+        held = (*module.parameters(), *(bias for bias in biases if bias is not None))
+        return sum(tensor.numel() for tensor in held)
 
     assert count(model) == counts.total + counts.mtp
     assert count(model.mtp) == counts.mtp

@@ -28,11 +28,13 @@ GATES = [(16, 4, 2, 4), (20, 2, 1, 3), (6, 1, 1, 2), (24, 3, 3, 8), (256, 8, 4, 
 
 
 @pytest.mark.parametrize(("experts", "groups", "topk_group", "top_k"), GATES)
+@pytest.mark.parametrize("scoring", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("normalise", [True, False])
-def test_the_gate_chooses_the_same_experts(experts, groups, topk_group, top_k, normalise):
-    logits, bias = normal(9, experts, seed=1), normal(experts, seed=2) / 4
+def test_the_gate_chooses_the_same_experts(experts, groups, topk_group, top_k, normalise, scoring):
+    logits = normal(9, experts, seed=1)
+    bias = normal(experts, seed=2) / 4 if scoring == "sigmoid" else None
     options = {
-        "n_group": groups, "topk_group": topk_group, "top_k": top_k,
+        "scoring": scoring, "n_group": groups, "topk_group": topk_group, "top_k": top_k,
         "normalise": normalise, "scaling": 2.5,
     }  # fmt: skip
     indices, weights = kernels.launch_gate(logits, bias, **options, site=SITE)
@@ -47,17 +49,21 @@ def test_the_gate_by_hand():
     logits = torch.zeros((1, 4), device=DEVICE)
     bias = torch.tensor([0.5, 0.3, 0.4, 0.2], device=DEVICE)
     indices, weights = kernels.launch_gate(
-        logits, bias, n_group=2, topk_group=1, top_k=2, normalise=True, scaling=2.5, site=SITE
-    )
+        logits, bias, scoring="sigmoid", n_group=2, topk_group=1, top_k=2,
+        normalise=True, scaling=2.5, site=SITE,
+    )  # fmt: skip
     assert indices.tolist() == [[0, 1]]
     assert weights.tolist() == [[1.25, 1.25]]
 
 
+@pytest.mark.parametrize("scoring", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("normalise", [True, False])
-def test_gate_backward(normalise):
+def test_gate_backward(normalise, scoring):
     logits, grad = normal(5, 20, seed=3), normal(5, 3, seed=4)
     indices = torch.rand(5, 20, generator=generator(5)).topk(3, dim=1).indices.to(DEVICE)
-    options = {"normalise": normalise, "scaling": 2.5, "dtype": torch.float32}
+    options = {
+        "scoring": scoring, "normalise": normalise, "scaling": 2.5, "dtype": torch.float32,
+    }  # fmt: skip
     got = kernels.launch_gate_backward(logits, indices, grad, **options, site=SITE)
     expected = plain("gate_backward", logits, indices, grad, **options)
     torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-6)

@@ -25,24 +25,29 @@ def test_topk_weight_grad_of_absent_choices_and_zero_weights_is_zero(randn):
     assert_close(result, torch.tensor([[0, 0], [0, (activated[1] @ grad[1]) / 2]]))
 
 
+@pytest.mark.parametrize(("scoring", "best"), [("sigmoid", 2), ("softmax", 1)])
 @pytest.mark.parametrize("normalise", [True, False])
-def test_gate(randn, normalise):
+def test_gate(randn, normalise, scoring, best):
     logits, bias, grad = randn(9, 12), 0.3 * randn(12), randn(9, 3)
     choice = {"n_group": 4, "topk_group": 2, "top_k": 3}
-    weighting = {"normalise": normalise, "scaling": 2.5}
+    weighting = {"scoring": scoring, "normalise": normalise, "scaling": 2.5}
     indices, weights = ops.gate(logits, bias, **choice, **weighting, site=SITE)
 
-    # A token chooses within two groups, those with the largest sum of two biased scores.
-    biased = logits.sigmoid() + bias
+    def scores(logits):
+        return logits.sigmoid() if scoring == "sigmoid" else logits.softmax(dim=1)
+
+    # A token chooses within two groups, those with the largest sum of their two best biased scores,
+    # or with the largest best one where scores are a softmax.
+    biased = scores(logits) + bias
     for token in range(9):
         by_group = biased[token].view(4, 3)
-        best = by_group.sort(descending=True).values[:, :2].sum(dim=1).argsort(descending=True)[:2]
-        allowed = [e for e in range(12) if e // 3 in best]
+        worth = by_group.sort(descending=True).values[:, :best].sum(dim=1)
+        allowed = [e for e in range(12) if e // 3 in worth.argsort(descending=True)[:2]]
         expected = sorted(allowed, key=lambda e: -biased[token, e])[:3]
         assert indices[token].tolist() == expected
 
     def plain(logits):
-        chosen = logits.sigmoid().gather(1, indices)
+        chosen = scores(logits).gather(1, indices)
         if normalise:
             chosen = chosen / (chosen.sum(dim=1, keepdim=True) + 1e-20)
         return chosen * 2.5

@@ -42,6 +42,17 @@ def test_a_gate_without_groups_misses_a_node_as_often_as_chance_does():
     assert reach((8,) * 6, config=kimi, slots=384).nodes == pytest.approx(4.625, abs=0.02)
 
 
+def test_a_gate_that_ranks_groups_by_their_best_expert_reaches_what_chance_says():
+    """Four groups of two experts, one group per node; a token chooses two experts in two groups.
+    The groups kept hold the largest score of all and the largest outside its group, so that a token
+    stays on one node exactly where the two largest of eight scores share a group: one in seven."""
+    v2 = replace(
+        V3, scoring_func="softmax", topk_method="group_limited_greedy", n_routed_experts=8,
+        num_experts_per_tok=2, n_group=4, topk_group=2,
+    )  # fmt: skip
+    assert reach((2,) * 4, config=v2, slots=8).nodes == pytest.approx(2 - 1 / 7, abs=0.01)
+
+
 def test_equal_nodes_are_reached_alike():
     found = reach((8,) * 8)
     assert len(set(found.reached)) == 1

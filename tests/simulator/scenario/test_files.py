@@ -86,7 +86,7 @@ def test_fields_of_the_job_may_be_given_without_its_name():
         ("cluster=h900", "unknown cluster 'h900'; known: .*h800_2048"),
         ("cluster.node.gpu=h900", "unknown GPU 'h900'; known: .*h800_sxm"),
         ("calibration=none", "unknown calibration 'none'; known: .*h800_sxm"),
-        ("model=gpt", "'gpt' is neither a .json file nor one of"),
+        ("model=gpt", "'gpt' is neither a .json file, a folder with one, nor one of"),
         ("training=null", "0 jobs given"),
         ("schedule", "allowed: path=value"),
         ("training.pp=[", "not valid YAML"),

@@ -208,6 +208,7 @@ def destinations(slots, count):
         groups=8,
         kept_groups=4,
         top_k=8,
+        group_score="two_best",
         destinations=(np.arange(len(slots)) * count // len(slots),),
         tokens=4096,
         rng=np.random.default_rng(0),

@@ -1,0 +1,180 @@
+"""Which family a config.json is of, and how its weights are stored.
+
+A family or a format of weights that is not modelled is refused by name, with what is missing,
+before a field is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Fields = Mapping[str, Any]
+
+_FP8_BLOCK = [128, 128]
+"""Rows and columns of a weight that share a scale (DeepSeek-V3 Technical Report, section 3.3.2)."""
+
+_LONGEST = 60
+"""Characters of a text from the file in a message."""
+
+_NAMES = {
+    "deepseek": "DeepSeekMoE",
+    "deepseek_v32": "DeepSeek-V3.2",
+    "deepseek_v4": "DeepSeek-V4",
+    "glm4_moe": "GLM-4.5",
+    "glm_moe_dsa": "GLM-5",
+    "kimi_k3": "Kimi-K3",
+    "kimi_linear": "Kimi-Linear",
+    "llama": "Llama",
+    "minimax_m2": "MiniMax-M2",
+    "mistral4": "Mistral 4",
+    "mistral_large4": "Mistral Large 4",
+    "mistral_large4_text": "Mistral Large 4",
+    "mixtral": "Mixtral",
+    "qwen3_moe": "Qwen3-MoE",
+}
+"""What people call a `model_type` that is recognised and not modelled."""
+
+_MISSING = {
+    "deepseek_v4": "compressed attention, hyper-connections and FP4 experts",
+    "kimi_k3": "attention other than multi-head latent attention",
+    "kimi_linear": "Kimi Delta Attention",
+    "mistral4": "normalised softmax scores and queries scaled by position",
+    "mistral_large4": "sparse attention with shared indexers and layers without positions",
+    "mistral_large4_text": "sparse attention with shared indexers and layers without positions",
+}
+"""{model_type: what its layers have and ours do not}, where one field does not tell."""
+
+_OURS = ("", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "kimi_k2")
+"""Of these a missing field is a mistake in the file, and no sign of another family."""
+
+_DEFAULTS: dict[str, Any] = {
+    "n_group": 1,
+    "topk_group": 1,
+    "num_nextn_predict_layers": 0,
+    "first_k_dense_replace": 0,
+    "rms_norm_eps": 1e-6,  # that of DeepSeek's checkpoints, and of transformers' config classes
+    "norm_topk_prob": True,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+}
+_DEEPSEEK_V2_DEFAULTS = {
+    "norm_topk_prob": False, "scoring_func": "softmax", "topk_method": "greedy",
+}  # fmt: skip
+"""What absent fields mean to transformers' deepseek_v2, which writes no `scoring_func`."""
+
+
+def language_fields(raw: Fields, source: str) -> dict[str, Any]:
+    """The fields of the language model: those of `text_config` where a config wraps one, and the
+    quantisation beside it.
+
+    Raises ValueError where `text_config` is no object."""
+    text = raw.get("text_config")
+    if text is None:
+        return dict(raw)
+    if not isinstance(text, Mapping):
+        raise ValueError(f"{source}: text_config = {text!r} must be an object of fields")
+    outside = {
+        name: raw[name] for name in ("quantization_config",) if raw.get(name) and name not in text
+    }
+    return {**text, **outside}
+
+
+def with_defaults(raw: Fields) -> dict[str, Any]:
+    """The fields, with those that are absent or null as what that means in their family."""
+    family = _DEEPSEEK_V2_DEFAULTS if raw.get("model_type") == "deepseek_v2" else {}
+    given = {name: value for name, value in raw.items() if value is not None}
+    layers = raw.get("mlp_layer_types")
+    if isinstance(layers, list):  # as transformers 5 writes it, of glm4_moe_lite for one
+        given.setdefault("first_k_dense_replace", layers.count("dense"))
+    return {**_DEFAULTS, **family, **given}
+
+
+def check_family(raw: Fields, source: str) -> None:
+    """Raise ValueError, one line with the family's name and what is missing, unless the fields are
+    those of a mixture of experts with multi-head latent attention over the whole context."""
+    missing = _missing(raw)
+    if missing:
+        raise ValueError(
+            f"{source}: {_family(raw)} is not modelled: {missing}; allowed: models like "
+            "DeepSeek-V3 (multi-head latent attention over the whole context, mixture of experts)"
+        )
+    if raw.get("index_topk") is not None:
+        raise ValueError(
+            f"{source}: {_family(raw)} is not modelled yet: sparse attention, index_topk = "
+            f"{raw['index_topk']!r}; for the time with dense attention set index_topk to null"
+        )
+
+
+def check_quantization(raw: Fields, source: str) -> None:
+    """Raise ValueError, one line with its name, for weights stored in another format than FP8 in
+    blocks of 128 x 128, or none."""
+    stored = raw.get("quantization_config")
+    if stored is None:
+        return
+    if not isinstance(stored, Mapping):
+        raise ValueError(
+            f"{source}: quantization_config = {stored!r} must be an object of fields, or null"
+        )
+    block = stored.get("weight_block_size")
+    if stored.get("quant_method") == "fp8" and block == _FP8_BLOCK:
+        return
+    raise ValueError(
+        f"{source}: quantization_config: {_format(stored)} is not modelled yet; allowed: fp8 in "
+        "blocks of 128 x 128; without the field weights count as FP8"
+    )
+
+
+def _missing(raw: Fields) -> str:
+    """What layers of another family have in the place of ours, and nothing where they are ours."""
+    kind = str(raw.get("model_type", ""))
+    heads, kv_heads = raw.get("num_attention_heads"), raw.get("num_key_value_heads")
+    latent = raw.get("kv_lora_rank") is not None
+    signs = (
+        (kind in _MISSING, _MISSING.get(kind, "")),
+        (raw.get("hc_mult") is not None, _MISSING["deepseek_v4"]),
+        (raw.get("linear_attn_config") is not None, "linear attention"),
+        (
+            not latent and kv_heads not in (None, heads),
+            f"grouped-query attention, {kv_heads} heads of keys and values for {heads} of queries",
+        ),
+        (not latent and kind not in _OURS, "attention without a latent (no kv_lora_rank)"),
+        (
+            raw.get("n_routed_experts") is None and kind not in _OURS,
+            "layers without experts (no n_routed_experts)",
+        ),
+    )
+    return next((missing for applies, missing in signs if applies), "")
+
+
+def _family(raw: Fields) -> str:
+    """What people call the family."""
+    kind, architectures = raw.get("model_type"), raw.get("architectures")
+    if isinstance(kind, str) and kind:
+        return _short(_NAMES.get(kind, kind))
+    if isinstance(architectures, list) and architectures:
+        return _short(architectures[0])
+    return "this model"
+
+
+def _format(stored: Fields) -> str:
+    """What people call a format of weights."""
+    method = stored.get("quant_method", "a format without quant_method")
+    groups, bits = stored.get("config_groups"), stored.get("bits")
+    detail = stored.get("quant_algo") or (f"INT{bits}" if bits else "")
+    if method == "fp8":
+        block = stored.get("weight_block_size")
+        detail = f"in blocks of {block}" if block else "per tensor"
+    elif not detail and isinstance(groups, Mapping):
+        group = next((value for value in groups.values() if isinstance(value, Mapping)), {})
+        weights = group.get("weights")
+        if isinstance(weights, Mapping):
+            size = weights.get("group_size")
+            detail = f"{weights.get('type')}{weights.get('num_bits')}".upper()
+            detail += f" in groups of {size}" if size else ""
+    return _short(f"{method} {detail}")
+
+
+def _short(text: object) -> str:
+    """A text from the file as part of one line."""
+    return " ".join(str(text).split())[:_LONGEST]
