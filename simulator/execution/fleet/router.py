@@ -57,6 +57,8 @@ class Router:
     ) -> None:
         self._env = env
         self._job = job
+        assert job.kv_bytes_per_token is not None, "given, or that of the steps"
+        self._token_bytes = job.kv_bytes_per_token
         self._accounts = accounts
         self._log = log
         self._fleet_tiers = [
@@ -198,7 +200,7 @@ class Router:
         live.loaded_tokens = 0
         if spec is not None:
             request = live.request
-            block_bytes = spec.block_tokens * self._job.kv_bytes_per_token
+            block_bytes = spec.block_tokens * self._token_bytes
             if request.block_hashes:
                 match = match_prefix((*instance.tiers, *self._fleet_tiers), request.block_hashes)
                 live.loaded_tokens = match.blocks * spec.block_tokens
@@ -209,7 +211,7 @@ class Router:
                 live.loaded_tokens = request.cached_tokens
                 link = instance.tier_links[-1]
                 if link is not None:
-                    ready = link.send(now, request.cached_tokens * self._job.kv_bytes_per_token)
+                    ready = link.send(now, request.cached_tokens * self._token_bytes)
         if ready <= now:
             instance.enqueue(live)
             return
@@ -290,7 +292,7 @@ class Router:
         self, live: LiveRequest, source: Instance, target: Instance, rank: int
     ) -> simpy.Event:
         """Send the KV cache of a request to a rank; the event of its arrival."""
-        size = live.kv_tokens * self._job.kv_bytes_per_token
+        size = live.kv_tokens * self._token_bytes
         if self._network is None:
             now = self._env.now
             arrival = max(
@@ -336,7 +338,7 @@ class Router:
         if job.preemption == "swap":
             held = sum(other.kv_tokens for other in instance.swapped if other.rank == live.rank)
             if held + live.kv_tokens <= job.swap_capacity_tokens:
-                size = live.kv_tokens * job.kv_bytes_per_token
+                size = live.kv_tokens * self._token_bytes
                 live.ready_s = instance.host_links[live.rank].send(self._env.now, size)
                 instance.swapped.append(live)
                 return
@@ -349,7 +351,7 @@ class Router:
             return False
         instance.swapped.pop(0)
         instance.expect(live, live.rank)
-        size = live.kv_tokens * self._job.kv_bytes_per_token
+        size = live.kv_tokens * self._token_bytes
         now = self._env.now
         arrival = instance.host_links[live.rank].send(max(now, live.ready_s), size)
         self._move(live, None, instance, self._env.timeout(arrival - now))

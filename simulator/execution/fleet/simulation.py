@@ -14,8 +14,11 @@ count.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import yaml
 
 from simulator.execution.fleet.accounts import FleetRun
 from simulator.execution.fleet.fleet import run_fleet
@@ -104,7 +107,25 @@ def prepare_fleet(scenario: Scenario) -> FleetSimulation:
         times[name] = _interpolated(of_pool)
         models |= of_pool
         pauses[name] = _with_pause(pool, of_pool, where=f"fleet.{name}.rebalance")
-    return FleetSimulation(scenario, job.model_copy(update=pauses), times, models)
+    filled = pauses | {"kv_bytes_per_token": _kv_bytes_per_token(job, models)}
+    return FleetSimulation(scenario, job.model_copy(update=filled), times, models)
+
+
+def _kv_bytes_per_token(job: FleetJob, models: Mapping[str, ServingModel]) -> float:
+    """Of the KV caches that pools pass on, which is one number."""
+    held = {
+        phase: kv_bytes_per_token(model.config, model.job.memory.kv_cache)
+        for phase, model in models.items()
+    }
+    if job.kv_bytes_per_token is not None:
+        held["fleet.kv_bytes_per_token"] = job.kv_bytes_per_token
+    if len(set(held.values())) != 1:
+        found = ", ".join(f"{name} {size:g} B" for name, size in held.items())
+        raise ValueError(
+            f"fleet: KV caches of different bytes per token: {found}; allowed: the same "
+            "memory.kv_cache in every step, and no fleet.kv_bytes_per_token but theirs"
+        )
+    return next(iter(held.values()))
 
 
 def _with_pause(pool: PoolSpec, models: Mapping[str, ServingModel], *, where: str) -> PoolSpec:
@@ -138,8 +159,18 @@ def _interpolated(models: Mapping[str, ServingModel]) -> StepTimes:
 def _model(
     fleet: Scenario, job: FleetJob, pool: PoolSpec, named: StepScenario, *, where: str
 ) -> ServingModel:
-    """Make the deployment of a step scenario ready, after checking that it is the pool's."""
+    """Make the deployment of a step scenario ready, after checking that it is the pool's.
+
+    Its model and nodes are the fleet's, whatever its own file names.
+    """
     scenario = load_scenario(named.scenario, named.changes)
+    of_fleet = {
+        "model": (scenario.resolved["model"], fleet.resolved["model"]),
+        "cluster.node": (scenario.resolved["cluster"]["node"], fleet.resolved["cluster"]["node"]),
+    }
+    other = [f"{path}={_as_yaml(value)}" for path, (own, value) in of_fleet.items() if own != value]
+    if other:
+        scenario = load_scenario(named.scenario, [*named.changes, *other])
     step = scenario.job
     if not isinstance(step, ServingStepJob):
         raise ValueError(
@@ -148,8 +179,6 @@ def _model(
     phase = where.removesuffix("_step").rpartition(".")[2]
     checks = {
         "phase": (step.phase, phase),
-        "model": (scenario.model, fleet.model),
-        "cluster.node": (scenario.cluster.node, fleet.cluster.node),
         "gpus": (step.gpus, pool.gpus_per_instance),
         "gpus / attention_tp": (step.gpus // step.attention_tp, pool.ranks),
         # Ranks of the fleet have their own requests and contexts.
@@ -176,14 +205,12 @@ def _model(
             f"GPU has {micro_batch_tokens(step)} tokens; allowed: at most the {room} of "
             f"memory.buffer_tokens of {named.scenario}"
         )
-    held = kv_bytes_per_token(scenario.model, step.memory.kv_cache)
-    if held != job.kv_bytes_per_token:
-        raise ValueError(
-            f"fleet.kv_bytes_per_token {job.kv_bytes_per_token:g} B: the {step.memory.kv_cache} "
-            f"cache of {where} has {held:g} B per token; allowed: fleet.kv_bytes_per_token="
-            f"'{held:g} B', with the same memory.kv_cache in every step"
-        )
     return prepare_serving(scenario, step, traces_in(fleet.file.traces))
+
+
+def _as_yaml(value: object) -> str:
+    """On one line, as an override has it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize).strip()
 
 
 def _at_largest_load(step: ServingStepJob, pool: PoolSpec) -> ServingStepJob:
