@@ -85,3 +85,5 @@ def test_output_of_deepeps_low_latency_test_is_read_with_what_it_does_not_print(
     assert dict(dispatch.sizes)["rows"] == 1024
     # 288 experts in groups of 3 occupy 96 SMs.
     assert (dispatch.sms, dispatch.condition("layout")) == (96, "low_latency")
+    # Rows between nodes are of no use without the rate of the NICs.
+    assert dispatch.condition("nic") == "400 Gbit/s"
