@@ -493,6 +493,10 @@ class CalibrationProfile(Profile):
     """Transport whose measured times collective operations within an NVLink domain take, by name or
     path; nccl: the shipped one of the cluster's GPU, and where it has none, links at the achieved
     rates; ideal: those always."""
+    normal_kernels: str = "deepep"
+    """Timed normal dispatch and combine kernels by SMs, by name or path; deepep: the shipped ones
+    of the cluster's GPU, and where it has none, links and `copy_bandwidth_per_sm`; none: those
+    always."""
     gap: TimeEstimate
     """Idle time between two kernels of one stream, for jobs that do not state their own."""
     kernel_floor: TimeEstimate

@@ -313,11 +313,11 @@ def fitted_transport(
     return transport_of(name, mine, gpu=gpu, library=library, source=source)
 
 
-def transport_text(raw: Raw) -> str:
-    """A transport as its file."""
+def beside_text(raw: Raw) -> str:
+    """A file that is written beside a calibration."""
     import yaml
 
-    head = "# Written by `dsv3sim calibrate`: collective operations within an NVLink domain.\n"
+    head = "# Written by `dsv3sim calibrate`.\n"
     return head + yaml.safe_dump(raw, sort_keys=False, width=100, default_flow_style=None)
 
 

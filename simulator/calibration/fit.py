@@ -24,7 +24,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,10 +54,20 @@ from hardware_profiles.whole_files import write_whole
 from simulator.calibration.collective_fit import (
     KINDS,
     FittedTransport,
+    beside_text,
     fitted_transport,
-    transport_text,
 )
 from simulator.calibration.kernel_choice import choose_versions
+from simulator.calibration.normal_fit import (
+    NIC,
+    SOURCE,
+    FittedLaw,
+    Key,
+    fit_normal,
+    normal_kernels,
+    normal_key,
+    normal_tables_of,
+)
 from simulator.calibration.sources import read_sources
 from simulator.calibration.tables import kernel_sets
 from simulator.hardware.kernels.curves import QUANTILE, Rows, curve_held_out, shapes_of
@@ -143,6 +153,8 @@ class Calibration:
     """What the rows lack: "calibration that answers: kinds of kernels"."""
     transport: FittedTransport | None = None
     """Of rows of collective operations, which a file of its own holds."""
+    normal: Mapping[Key, FittedLaw] = field(default_factory=dict)
+    """Laws of normal dispatch and combine kernels by SMs, likewise."""
     modules: tuple[Path, ...] = ()
     """Tables of whole modules among the sources."""
 
@@ -189,8 +201,10 @@ def fit_calibration(
     warnings += [f"{count} rows set aside: {reason}" for reason, count in choice.aside.items()]
     progress(f"fitting {len(rows):,} rows")
     profile = load_gpu(gpu)
+    normal = fit_normal(normal_tables_of(rows, base, profile, nic=NIC))
+    kernels = [row for row in rows if normal_key(row) not in normal]
     fits, held_out = fit_families(
-        rows, gpu=profile, floor=base.kernel_floor.value, tiles=base.tiles, form=form
+        kernels, gpu=profile, floor=base.kernel_floor.value, tiles=base.tiles, form=form
     )
     judged = {(fit.kind, fit.dtype, fit.out_dtype, fit.kernel_set) for fit in fits}
     unused = [row.kind for row in rows if row.kind in TRANSFER_KINDS - KINDS]
@@ -201,7 +215,7 @@ def fit_calibration(
         )
     few = [
         row
-        for row in rows
+        for row in kernels
         if row.kind not in TRANSFER_KINDS
         and (row.kind, row.dtype, row.out_dtype, row.kernel_set) not in judged
     ]
@@ -235,6 +249,7 @@ def fit_calibration(
         read_by=read.mappings,
         completed=_completed(completed_by, rows),
         transport=fitted_transport(f"{name}{_COLLECTIVES}", rows, gpu=profile),
+        normal=normal,
         modules=read.modules,
     )
 
@@ -699,15 +714,16 @@ def check_outputs(out: Path, sources: Sequence[Path]) -> None:
 
     A table beside `out` is its own where the calibration that stands there rests on it.
     """
-    table, transport = _table_to_write(out, sources), _transport_to_write(out)
+    table, beside = _table_to_write(out, sources), _to_write_beside(out)
     way_out = f"allowed: another name, such as --out {out.with_stem(f'{out.stem}_calibration')}"
     stands = read_yaml(out, where=str(out)) if out.exists() else {}
-    if transport.exists() and stands.get("collectives") != str(transport):
-        raise ValueError(
-            f"--out {out}: would replace {transport}, which no calibration of that name rests on; "
-            f"{way_out}"
-        )
-    for written in (out, table, transport):
+    for named, path in beside.items():
+        if path.exists() and stands.get(named) != str(path):
+            raise ValueError(
+                f"--out {out}: would replace {path}, which no calibration of that name rests on; "
+                f"{way_out}"
+            )
+    for written in (out, table, *beside.values()):
         if written is not None and written.resolve() in {source.resolve() for source in sources}:
             raise ValueError(f"--out {out}: would replace the source {written}; {way_out}")
     if table is None or not table.exists():
@@ -736,24 +752,27 @@ def _table_to_write(out: Path, sources: Sequence[Path]) -> Path | None:
     return out.with_suffix(".csv").resolve()
 
 
-_COLLECTIVES = "_collectives"
-"""What the name of a calibration's own transport ends in."""
+_COLLECTIVES, _NORMAL = "_collectives", "_normal"
+"""What the names of a calibration's own transport and normal kernels end in."""
 
 
-def _transport_to_write(out: Path) -> Path:
-    """Beside `out`, for a shipped calibration among the shipped transports."""
-    beside = out.with_stem(f"{out.stem}{_COLLECTIVES}").resolve()
-    if beside.parent == (ROOT / "calibrations").resolve():
-        return ROOT / "transports" / beside.name
-    return beside
+def _to_write_beside(out: Path) -> dict[str, Path]:
+    """{field that names it: file beside `out`, for a shipped calibration among its like}"""
+    shipped = out.resolve().parent == (ROOT / "calibrations").resolve()
+    folders = {"collectives": (_COLLECTIVES, "transports"), "normal_kernels": (_NORMAL, "normal")}
+    return {
+        named: (ROOT / folder if shipped else out.resolve().parent) / f"{out.stem}{ending}.yaml"
+        for named, (ending, folder) in folders.items()
+    }
 
 
 def write_calibration(
     result: Calibration, out: Path, *, base_raw: Mapping[str, Any], sources: Sequence[Path]
 ) -> list[Path]:
-    """Write a calibration, the table it rests on and its transport; returns the files written.
+    """Write a calibration, the table it rests on, its transport and its normal kernels; returns the
+    files written.
 
-    Table and transport come first, so that no calibration ever rests on what is not there.
+    The calibration comes last, so that none ever rests on what is not there.
     """
     table = _table_to_write(out, sources)
     if table is None:
@@ -763,11 +782,19 @@ def write_calibration(
         write_measurements(table, result.measurements)
         names = [table.stem if table == table_path(out.stem) else str(table)]
     written = [out] if table is None else [out, table]
+    texts = {}
     if result.transport is not None:
-        transport = _transport_to_write(out)
-        write_whole(transport, transport_text(result.transport.raw))
-        written.append(transport)
-        base_raw = {**base_raw, "collectives": str(transport)}
+        texts["collectives"] = beside_text(result.transport.raw)
+    if result.normal:
+        raw = normal_kernels(
+            f"{out.stem}{_NORMAL}", result.normal, gpus=[result.profile.gpu], source=SOURCE
+        )
+        texts["normal_kernels"] = beside_text(raw)
+    for named, path in _to_write_beside(out).items():
+        if named in texts:
+            write_whole(path, texts[named])
+            written.append(path)
+            base_raw = {**base_raw, named: str(path)}
     profile = result.profile.model_copy(update={"measurements": tuple(names)})
     write_whole(out, profile_text(profile, base_raw))
     return written

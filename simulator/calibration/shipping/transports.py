@@ -1,4 +1,4 @@
-"""Write the shipped transports of NCCL from the public tables that hold its rows.
+"""Write the shipped transports of NCCL and normal kernels of DeepEP from the public tables.
 
     python -m simulator.calibration.shipping.transports TABLES     GPU by GPU
         --into DIR                                                 somewhere else
@@ -16,10 +16,13 @@ from pathlib import Path
 import yaml
 
 from hardware_profiles.fields import ROOT, to_profile
-from hardware_profiles.schema import NCCL, TransportProfile, load_gpu
+from hardware_profiles.normal_kernels import FOLDER as NORMAL_FOLDER
+from hardware_profiles.normal_kernels import NormalKernels
+from hardware_profiles.schema import NCCL, TransportProfile, load_calibration, load_gpu
 from hardware_profiles.tables import load_measurements, table_path
 from hardware_profiles.whole_files import write_whole
 from simulator.calibration.collective_fit import transport_of
+from simulator.calibration.normal_fit import NIC, fit_normal, normal_kernels, normal_tables_of
 from simulator.calibration.tables import import_table
 
 FOLDER = ROOT / "transports"
@@ -66,6 +69,45 @@ def transport_file(gpu: str, tables: Path) -> str:
     return heading + yaml.safe_dump(raw, sort_keys=False, width=100, default_flow_style=None)
 
 
+NORMAL: Mapping[str, tuple[tuple[str, ...], tuple[tuple[str, str], ...]]] = {
+    "b200_sxm": (("b200_sxm",), (("0.5.12", "1"),)),
+    "gb200": (("gb200",), (("0.5.12", "1"),)),
+    "h100_sxm": (
+        ("h100_sxm", "h200_sxm", "h800_sxm", "h20_sxm"),
+        (("0.5.12", "1"), ("0.5.6.post2", "2"), ("0.5.6.post2", "4"), ("0.5.6.post2", "8")),
+    ),
+}
+"""{GPU: GPUs that its kernels stand for, (version, nodes) whose rows are taken}"""
+
+
+def normal_file(gpu: str, tables: Path) -> str:
+    """The file of one GPU's shipped normal kernels, as this module writes it."""
+    gpus, taken = NORMAL[gpu]
+    rows = [
+        row
+        for version in dict.fromkeys(version for version, _ in taken)
+        for row in import_table(
+            tables / gpu / "comm" / "sglang" / version / "wideep_deepep_normal_perf.parquet",
+            gpu=gpu,
+        ).measurements
+        if (version, row.condition("nodes")) in taken
+    ]
+    name = f"deepep_{gpu}"
+    fitted = fit_normal(normal_tables_of(rows, load_calibration(gpu), load_gpu(gpu), nic=NIC))
+    versions = ", ".join(f"{version} (nodes: {nodes})" for version, nodes in taken)
+    source = (
+        "AIConfigurator perf tables (ai-dynamo), DeepEP normal kernels through SGLang "
+        f"{versions}, without notify; NICs between nodes assumed 400 Gbit/s for each GPU"
+    )
+    raw = normal_kernels(name, fitted, gpus=gpus, source=source)
+    to_profile(NormalKernels, raw, where=name)
+    heading = (
+        "# DeepEP's normal dispatch and combine kernels by SMs, tokens and nodes. Fitted and\n"
+        "# written by simulator.calibration.shipping.transports.\n"
+    )
+    return heading + yaml.safe_dump(raw, sort_keys=False, width=100, default_flow_style=None)
+
+
 def main() -> None:
     """Write all of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -74,6 +116,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for gpu in HEADINGS:
         write_whole(arguments.into / f"{NCCL}_{gpu}.yaml", transport_file(gpu, arguments.tables))
+    normal = NORMAL_FOLDER if arguments.into == FOLDER else arguments.into
+    for gpu in NORMAL:
+        write_whole(normal / f"deepep_{gpu}.yaml", normal_file(gpu, arguments.tables))
 
 
 if __name__ == "__main__":

@@ -19,25 +19,30 @@ times; beside compute, a ratio of the calibration slows the payload.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import CalibrationProfile, ClusterProfile, load_gpu
+from hardware_profiles.normal_kernels import NormalLawProfile, load_normal_kernels
+from hardware_profiles.schema import CalibrationProfile, ClusterProfile, Estimate, load_gpu
 from hardware_profiles.tables import Measurement
-from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, parse_quantity
-from reference_model.trace import ALL_TO_ALL_KINDS, TILE, Operator
+from hardware_profiles.units import Bytes, Seconds
+from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.groups import Reach
+from simulator.hardware.network.normal_law import NormalLaw
+from simulator.hardware.network.tokens_sent import (
+    between_nodes,
+    nic_of,
+    payload_bytes,
+    payload_of,
+    reach_of_tests,
+)
 from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, Prediction
-
-_SCALE_BYTES = 4
-_ELEMENT_BYTES = {"fp8_e4m3": 1, "bfloat16": 2, "float32": 4}
-_QUANTIZED = frozenset({"fp8_e4m3"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +55,14 @@ class AllToAllTime:
     """Payload over each hop with nothing else running; the slower one decides."""
     slowdown: float
     """Ratio applied to the payload beside compute, 1 alone."""
+    kernel_s: Seconds | None = None
+    """Of kernels that were timed by SMs, whose copies and start are not those of the hops."""
 
     @property
     def seconds(self) -> Seconds:
         """The whole."""
-        return self.notify_s + max(self.nic_s, self.nvlink_s) * self.slowdown
+        hops = max(self.nic_s, self.nvlink_s)
+        return self.notify_s + (hops if self.kernel_s is None else self.kernel_s) * self.slowdown
 
 
 class AllToAllModel:
@@ -79,7 +87,9 @@ class AllToAllModel:
             raise ValueError(f"expert-parallel ranks: {ranks} is not allowed: 1 or more")
         self.cluster = cluster
         self.calibration = calibration
-        self.reach = reach or _of_tests(cluster, calibration, ranks)
+        per_domain = nvlink_domains(cluster, group=ranks).gpus_each
+        self.reach = reach or reach_of_tests(calibration, ranks, gpus_each=per_domain)
+        self.kernels = load_normal_kernels(calibration.normal_kernels, gpu=cluster.node.gpu.name)
         self.nodes = len(self.reach.parts)
         self.one_gpu = ranks == 1
         """A GPU that holds every expert sends nothing and meets nobody."""
@@ -89,8 +99,8 @@ class AllToAllModel:
 
         Of each kind the kernel set that the calibration prefers is used; the others, where they
         disagree, widen the interval. Sets `nvlink_share_` and `nic_share_`, {kind: [value, low,
-        high]}, and `rows_` {kind: rows used}. Where no row is limited by a link, the calibration's
-        transfers stand in for its share.
+        high]}, and `rows_` {kind: rows used}. Kernels timed by SMs over the same links know their
+        share; where no row is limited by a link, the calibration's transfers stand in.
         """
         alone = [
             row
@@ -110,13 +120,44 @@ class AllToAllModel:
             by_set = {name: [row for row in of_kind if row.kernel_set == name] for name in sets}
             self.rows_[kind] = tuple(by_set[sets[0]]) if sets else ()
             nvlink = [self._nvlink_share(rows) for rows in by_set.values()]
-            stated = (transfers.nvlink.value, transfers.nvlink.low, transfers.nvlink.high)
-            self.nvlink_share_[kind] = _first_and_range([v for v in nvlink if v], stated)
+            self.nvlink_share_[kind] = self._timed_share(kind, 1) or _first_and_range(
+                [v for v in nvlink if v], _figures(transfers.nvlink)
+            )
             nic = [self._nic_share(rows, self.nvlink_share_[kind][0]) for rows in by_set.values()]
-            by_mean = transfers.nic_by_mean or transfers.nic
-            stated = (by_mean.value, by_mean.low, by_mean.high)
-            self.nic_share_[kind] = _first_and_range([v for v in nic if v], stated)
+            self.nic_share_[kind] = self._timed_share(kind, max(2, self.nodes)) or _first_and_range(
+                [v for v in nic if v], _figures(transfers.nic_by_mean or transfers.nic)
+            )
         return self
+
+    def _profile_of(self, kind: str, nodes: int) -> NormalLawProfile | None:
+        """The timed kernels of the nearest number of nodes; on one node of one alone."""
+        laws = [
+            law
+            for law in (self.kernels.laws if self.kernels else ())
+            if law.operation == kind and (law.nodes == 1) == (nodes == 1)
+        ]
+        return min(laws, key=lambda law: abs(np.log2(law.nodes / nodes)), default=None)
+
+    def _law(self, kind: str, nodes: int) -> NormalLaw | None:
+        found = self._profile_of(kind, nodes)
+        if found is None:
+            return None
+        return NormalLaw(
+            start=found.start,
+            ramp=found.ramp,
+            softness=found.softness,
+            copy=found.copy_bandwidth_per_sm,
+            corner=found.corner,
+        )
+
+    def _timed_share(self, kind: str, nodes: int) -> tuple[float, float, float] | None:
+        """What the link of timed kernels reached, of GPUs whose shipped NVLink rate is theirs: the
+        share stays where a job changes the rate."""
+        found, gpu = self._profile_of(kind, nodes), self.cluster.node.gpu.name
+        if found is None or self.kernels is None or gpu not in self.kernels.gpus:
+            return None
+        timed = load_gpu(self.kernels.gpus[0]).nvlink_bandwidth
+        return (found.link_share,) * 3 if load_gpu(gpu).nvlink_bandwidth == timed else None
 
     def predict(
         self,
@@ -170,18 +211,27 @@ class AllToAllModel:
         nic = load.rate(node.nic_bandwidth_per_gpu * self.nic_share_[operator.kind][0])
         inputs = self.calibration.all_to_all
         nvlink = node.gpu.nvlink_bandwidth * self.nvlink_share_[operator.kind][0]
-        if sms:
+        law = self._law(operator.kind, self.nodes) if sms else None
+        if sms and law is None:
             between = self.nodes > 1
             per_sm = inputs.copy_bandwidth_per_sm.of(operator.kind, forwarded=between)
             per_sm *= node.gpu.clock_ratio
             nvlink = min(nvlink, per_sm * sms / (inputs.sms_per_channel if between else 1))
         ratio = inputs.beside_compute.of(operator.kind)
         notify = (inputs.notify_overlapped if overlapped else inputs.notify_alone).value
+        copied = tokens * self.reach.gpus * payload * imbalance
+        nic_s = tokens * self.reach.over_nics * payload * imbalance / nic
+        kernel_s = None
+        if law is not None:
+            busy = np.array([sms * node.gpu.clock_ratio])
+            links = np.array([max(nic_s, copied / nvlink)])
+            kernel_s = law.seconds(np.array([copied]), busy, links).item()
         return AllToAllTime(
             notify_s=max(0.0, notify + self._farther()),
-            nic_s=tokens * self.reach.over_nics * payload * imbalance / nic,
-            nvlink_s=tokens * self.reach.gpus * payload * imbalance / nvlink,
+            nic_s=nic_s,
+            nvlink_s=copied / nvlink,
             slowdown=ratio.value if overlapped else 1.0,
+            kernel_s=kernel_s,
         )
 
     def _ends(
@@ -196,8 +246,17 @@ class AllToAllModel:
         shares = self.nic_share_ if time.nic_s >= time.nvlink_s else self.nvlink_share_
         value, low, high = shares[operator.kind]
         payload = time.seconds - time.notify_s
+        # Kernels that were timed by SMs are off by what left-out rows of theirs are.
+        width = 0.0
+        if time.kernel_s is not None and self.kernels is not None:
+            width = next(
+                found.quantile_80
+                for found in self.kernels.left_out
+                if found.operation == operator.kind
+            )
         slower = np.hypot(value / low - 1, ratio.high / ratio.value - 1 if overlapped else 0.0)
         faster = np.hypot(1 - value / high, 1 - ratio.low / ratio.value if overlapped else 0.0)
+        slower, faster = np.hypot(slower, np.expm1(width)), np.hypot(faster, -np.expm1(-width))
         return (
             time.seconds - float(np.hypot(payload * faster, notify.value - notify.low)),
             time.seconds + float(np.hypot(payload * slower, notify.high - notify.value)),
@@ -206,17 +265,27 @@ class AllToAllModel:
     def _provenance(self, operator: Operator, sms: int, overlapped: bool) -> int:
         """Measured rates at these tokens, nodes, NICs and SMs; else what was changed decides."""
         rows = self.rows_[operator.kind]
+        timed = self._profile_of(operator.kind, self.nodes)
+        if sms and timed is not None and timed.nodes == self.nodes and self._timed_links():
+            return INTERPOLATED
         tokens = {dict(row.sizes)["tokens"] for row in rows}
         nodes = {row.condition("nodes") for row in rows}
         node = self.cluster.node
         same_links = node.gpu.nvlink_bandwidth == self._measured_nvlink and all(
-            _nic_of(row) == node.nic_bandwidth_per_gpu for row in rows if row.condition("nic")
+            nic_of(row) == node.nic_bandwidth_per_gpu for row in rows if row.condition("nic")
         )
         same_copies = sms > 0 and self._copies_as_measured()
         same_sizes = operator["tokens"] in tokens and str(self.nodes) in nodes
         if not (same_sizes and same_links and same_copies):
             return EXTRAPOLATED
         return INTERPOLATED if overlapped or sms not in {row.sms for row in rows} else MEASURED
+
+    def _timed_links(self) -> bool:
+        """Whether NVLink has the rate at which kernels were timed by SMs."""
+        rate = self.cluster.node.gpu.nvlink_bandwidth
+        return self.kernels is not None and (
+            rate == load_gpu(self.kernels.gpus[0]).nvlink_bandwidth
+        )
 
     def _copies_as_measured(self) -> bool:
         """Whether the SMs are of the generation whose copies were timed."""
@@ -237,8 +306,17 @@ class AllToAllModel:
         if not inside:
             return None
         reached = self.calibration.all_to_all.ranks_per_token[1]
-        rates = [_payload_of(row) * reached / row.seconds for row in inside]
-        return max(rates) / self._measured_nvlink
+        rates = []
+        for row in inside:
+            copied = payload_of(row) * reached
+            links = self._links_of(row, 1, copied)
+            rates += [copied / links] if links else []
+        return min(1.0, max(rates) / self._measured_nvlink) if rates else None
+
+    def _links_of(self, row: Measurement, nodes: int, copied: Bytes) -> Seconds:
+        """What links took of a row's time; 0 where copies of SMs explain it."""
+        law = self._law(row.kind, nodes)
+        return row.seconds if law is None else law.link_seconds(row.seconds, copied, row.sms)
 
     def _nic_share(self, rows: Sequence[Measurement], nvlink_share: float) -> float | None:
         """Mean achieved share of the NIC rate over the rows that NVLink does not explain."""
@@ -248,55 +326,17 @@ class AllToAllModel:
             nodes = int(row.condition("nodes", "1"))
             if nodes == 1:
                 continue
-            forwarded = _payload_of(row) * _between(inputs.ranks_per_token, nodes)
+            forwarded = payload_of(row) * between_nodes(inputs.ranks_per_token, nodes)
             over_nvlink = forwarded / (nvlink_share * self._measured_nvlink)
-            if over_nvlink < inputs.limited_by_nvlink * row.seconds:
-                remote = _between(inputs.nodes_per_token, nodes) * (1.0 - 1.0 / nodes)
-                shares.append(_payload_of(row) * remote / row.seconds / _nic_of(row))
-        return float(np.mean(shares)) if shares else None
+            links, nic = self._links_of(row, nodes, forwarded), nic_of(row)
+            if nic is not None and over_nvlink < inputs.limited_by_nvlink * links:
+                remote = between_nodes(inputs.nodes_per_token, nodes) * (1.0 - 1.0 / nodes)
+                shares.append(payload_of(row) * remote / links / nic)
+        return min(1.0, float(np.mean(shares))) if shares else None
 
 
-def _of_tests(cluster: ClusterProfile, calibration: CalibrationProfile, ranks: int) -> Reach:
-    """Where tokens go in DeepEP's tests on the first GPUs of a cluster."""
-    per_domain = nvlink_domains(cluster, group=ranks).gpus_each
-    nodes = -(-ranks // per_domain)
-    inputs = calibration.all_to_all
-    return Reach(
-        parts=(per_domain,) * (nodes - 1) + (ranks - (nodes - 1) * per_domain,),
-        reached=(_between(inputs.nodes_per_token, nodes) / nodes,) * nodes,
-        gpus=min(float(ranks), _between(inputs.ranks_per_token, nodes)),
-    )
-
-
-def payload_bytes(operator: Operator) -> Bytes:
-    """Bytes of one token: its hidden values, and their FP32 scales where they are quantised."""
-    return _payload(operator.dtype, operator["hidden"])
-
-
-def _payload(dtype: str, hidden: int) -> Bytes:
-    if dtype not in _ELEMENT_BYTES:
-        raise ValueError(
-            f"dispatch or combine of dtype {dtype!r} is not known; known: "
-            f"{', '.join(_ELEMENT_BYTES)}"
-        )
-    scales = -(-hidden // TILE) * _SCALE_BYTES if dtype in _QUANTIZED else 0
-    return float(hidden * _ELEMENT_BYTES[dtype] + scales)
-
-
-def _payload_of(row: Measurement) -> Bytes:
-    """Bytes of all tokens of a measured row, each counted once."""
-    sizes = dict(row.sizes)
-    return sizes["tokens"] * _payload(row.dtype, sizes["hidden"])
-
-
-def _nic_of(row: Measurement) -> BytesPerSecond:
-    return parse_quantity(row.condition("nic"), "bandwidth", f"measurement of {row.source}: nic")
-
-
-def _between(table: Mapping[int, float], nodes: int) -> float:
-    """Value at a number of nodes, linear in its logarithm; the nearest entry beyond the table."""
-    known = sorted(table)
-    return float(np.interp(np.log2(nodes), np.log2(known), [table[key] for key in known]))
+def _figures(estimate: Estimate) -> tuple[float, float, float]:
+    return estimate.value, estimate.low, estimate.high
 
 
 def _first_and_range(

@@ -33,11 +33,12 @@ from hardware_profiles.schema import (
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
-from simulator.hardware.network.all_to_all import AllToAllModel, AllToAllTime, payload_bytes
+from simulator.hardware.network.all_to_all import AllToAllModel, AllToAllTime
 from simulator.hardware.network.collective_times import CollectiveTimes, measured_collectives
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.groups import Domains, Reach
 from simulator.hardware.network.low_latency import LowLatencyModel
+from simulator.hardware.network.tokens_sent import payload_bytes
 from simulator.hardware.prediction import EXTRAPOLATED, Prediction, one_time
 
 _WHOLE = Estimate(value=1.0, low=1.0, high=1.0, source="by definition")

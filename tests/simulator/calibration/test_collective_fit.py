@@ -9,6 +9,7 @@ from hardware_profiles.schema import TransportProfile, load_gpu
 from hardware_profiles.tables import Measurement
 from simulator.calibration.collective_fit import (
     CollectiveErrors,
+    beside_text,
     fit_collectives,
     fitted_transport,
     group_curves,
@@ -18,7 +19,6 @@ from simulator.calibration.collective_fit import (
     repeat_noise,
     tables_of,
     transport_of,
-    transport_text,
 )
 
 GPU = load_gpu("h100_sxm")
@@ -89,7 +89,7 @@ def test_coverage_is_judged_by_the_other_sizes_of_the_range():
 def test_a_transport_of_rows_can_be_read_back():
     mebi = [row(4e-6 * n, size=n * 2**20) for n in (4, 8, 16, 32)]
     fitted = transport_of("mine", mebi, gpu=GPU, library="NCCL", source="made up")
-    raw = yaml.safe_load(transport_text(fitted.raw))
+    raw = yaml.safe_load(beside_text(fitted.raw))
     transport = to_profile(TransportProfile, raw, where="mine.yaml")
     assert transport.measured is not None
     (operation,) = transport.measured.operations

@@ -109,7 +109,8 @@ def test_at_half_the_clock_only_bytes_and_transfers_keep_their_time(published):
     ratio = slow.step.pair.log.span_s / published.step.pair.log.span_s
     assert ratio == pytest.approx(1.817, abs=5e-3)
     slower = slow.step.step_time_s / published.step.step_time_s
-    assert slower == pytest.approx(1.776, abs=5e-3)
+    # Communication SMs copy at half their rate too, which shows where copies near the NICs' time.
+    assert slower == pytest.approx(1.782, abs=5e-3)
     halves = training_metrics(slow, with_intervals=False)
     whole = training_metrics(published, with_intervals=False)
     # Utilisation counts against what the GPUs reach at their clock.

@@ -418,12 +418,19 @@ def test_at_half_the_clock_what_computes_takes_twice_as_long():
 
 
 def test_communication_sms_copy_at_their_clock():
-    # Five channels copy 90 GB/s at 18 GB/s each, half of that at half the clock; NVLink has room.
+    # Twice the SMs at half the clock copy as much; NICs and NVLink keep their time.
     slow = fitted({"node.gpu.sm_clock": "915 MHz"}).transfers_
     whole = COSTS.transfers_.explain(dispatch(), sms=10, overlapped=False, load=NO_LIMIT)
-    half = slow.explain(dispatch(), sms=10, overlapped=False, load=NO_LIMIT)
-    assert half.nvlink_s == pytest.approx(2 * whole.nvlink_s)
-    assert half.nic_s == whole.nic_s
+    half = slow.explain(dispatch(), sms=20, overlapped=False, load=NO_LIMIT)
+    assert half.kernel_s == pytest.approx(whole.kernel_s, rel=1e-12)
+    assert (half.nvlink_s, half.nic_s) == (whole.nvlink_s, whole.nic_s)
+    # Without timed kernels five channels copy 90 GB/s at 18 GB/s each, half at half the clock.
+    links = CALIBRATION.model_copy(update={"normal_kernels": "none"})
+    for changes, times in ((None, 1), ({"node.gpu.sm_clock": "915 MHz"}, 2)):
+        time = fitted(changes, calibration=links).transfers_.explain(
+            dispatch(), sms=10, overlapped=False, load=NO_LIMIT
+        )
+        assert time.nvlink_s == pytest.approx(times * 4096 * 7.49 * 7392 / (5 * 23.3e9), rel=1e-3)
 
 
 @pytest.mark.parametrize("calibration", ["h800_sxm", "h800_decode"])

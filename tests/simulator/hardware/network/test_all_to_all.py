@@ -1,11 +1,13 @@
 """What dispatch and combine take on one rank."""
 
+import numpy as np
 import pytest
 from cost_models import CALIBRATION, COSTS, combine, dispatch, fitted, one
 
 from hardware_profiles.schema import load_calibration
 from simulator.hardware.network.all_to_all import Reach
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
+from simulator.hardware.network.normal_law import NormalLaw
 
 # -- dispatch and combine --------------------------------------------------------------------------
 
@@ -33,22 +35,36 @@ def test_deepep_alone_takes_the_published_time(ranks, dispatch_ms, combine_ms, t
     )
 
 
-def test_nics_at_half_speed_double_the_payload_time():
+def hops(costs, op, *, sms=20):
+    time = costs.transfers_.explain(op, sms=sms, overlapped=False, load=NO_LIMIT)
+    return time.nic_s, time.nvlink_s
+
+
+def test_nics_at_half_speed_double_their_hop():
     slow = fitted({"node.nic.bandwidth": "200 Gbit/s"})
     for op in (dispatch(), combine()):
-        assert payload(slow, op) == pytest.approx(2 * payload(COSTS, op))
+        assert hops(slow, op)[0] == pytest.approx(2 * hops(COSTS, op)[0], rel=1e-12)
         assert one(slow, op, sms=20, overlapped=True)[1] == "extrapolated"
 
 
-def test_half_the_tokens_halve_the_payload_time():
+def test_half_the_tokens_halve_both_hops():
     for make in (dispatch, combine):
-        assert payload(COSTS, make(2048)) == pytest.approx(payload(COSTS, make()) / 2, rel=1e-3)
+        for half, whole in zip(hops(COSTS, make(2048)), hops(COSTS, make()), strict=True):
+            assert half == pytest.approx(whole / 2, rel=1e-3)
 
 
-def test_communication_sms_matter_until_the_links_are_full():
-    for op in (dispatch(), combine()):
-        assert payload(COSTS, op, sms=24) == payload(COSTS, op, sms=20)
-        assert payload(COSTS, op, sms=4) > 1.5 * payload(COSTS, op, sms=20)
+@pytest.mark.parametrize("sms", [4, 8, 24])
+def test_kernels_take_what_their_law_makes_of_copies_and_links(sms):
+    # The law of four nodes of H100 stands for eight: copies at 11.97 and 9.208 GB/s per SM.
+    laws = (
+        NormalLaw(start=38.33e-6, ramp=47.65e-6, softness=1.247, copy=11.97e9, corner=3.881),
+        NormalLaw(start=58.68e-6, ramp=116.1e-6, softness=1.237, copy=9.208e9, corner=6.687),
+    )
+    for op, law, size in ((dispatch(), laws[0], 7392), (combine(), laws[1], 14336)):
+        copied = np.array([op["tokens"] * max(7.49, op["rows"] / op["tokens"]) * size])
+        links = np.array([max(hops(COSTS, op))])
+        expected = law.seconds(copied, np.array([sms]), links)
+        assert payload(COSTS, op, sms=sms) == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_the_slowdown_beside_compute_is_a_ratio_that_can_be_taken_out():
@@ -77,13 +93,14 @@ def test_a_group_inside_one_node_uses_no_nic():
         dispatch(received=21627), sms=24, overlapped=False, load=NO_LIMIT
     )
     assert time.nic_s == 0
-    assert time.nvlink_s == pytest.approx(1.045e-3, rel=0.02)  # 153 GB/s published
+    assert time.kernel_s == pytest.approx(1.045e-3, rel=0.02)  # 153 GB/s published
 
 
 def test_few_communication_sms_copy_at_the_rate_of_their_own_direction():
     # On one node 4 SMs of an H100 move 17.0 GB/s each to dispatch and 20.3 to combine; a token goes
     # to 5.28 GPUs, as 7,392 bytes and back as 14,336.
-    costs = fitted(ranks=8).transfers_
+    links = CALIBRATION.model_copy(update={"normal_kernels": "none"})
+    costs = fitted(ranks=8, calibration=links).transfers_
     for op, rate, size in (
         (dispatch(received=1), 17.0e9, 7392),
         (combine(received=1), 20.3e9, 14336),
@@ -91,8 +108,9 @@ def test_few_communication_sms_copy_at_the_rate_of_their_own_direction():
         time = costs.explain(op, sms=4, overlapped=False, load=NO_LIMIT)
         assert time.nvlink_s == pytest.approx(4096 * 5.28 * size / (4 * rate), rel=1e-12)
     # Between nodes half of them forward, at 23.3 and 18.4 GB/s, to 7.49 GPUs of 8 nodes.
+    between = fitted(calibration=links).transfers_
     for op, rate, size in ((dispatch(), 23.3e9, 7392), (combine(), 18.4e9, 14336)):
-        time = COSTS.transfers_.explain(op, sms=4, overlapped=False, load=NO_LIMIT)
+        time = between.explain(op, sms=4, overlapped=False, load=NO_LIMIT)
         assert time.nvlink_s == pytest.approx(4096 * 7.49 * size / (2 * rate), rel=1e-4)
 
 
@@ -112,9 +130,8 @@ def test_one_rate_in_an_older_calibration_holds_for_both_directions():
 
 
 def test_transfers_without_sms_are_limited_by_links_alone():
-    # 152 to 158 GB/s of NVLink, as on 24 SMs, and no SM to wait for.
     for op in (dispatch(), combine()):
-        assert payload(COSTS, op, sms=0) == payload(COSTS, op, sms=24)
+        assert payload(COSTS, op, sms=0) == max(hops(COSTS, op, sms=0)) == max(hops(COSTS, op))
         assert one(COSTS, op, sms=0, overlapped=False)[1] == "extrapolated"
     with pytest.raises(ValueError, match="sms=-1 is not allowed: the GPU has 0 to 132"):
         COSTS.predict([dispatch()], sms=-1, overlapped=False, load=NO_LIMIT)
