@@ -597,8 +597,10 @@ class KernelCostModel:
     ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
         """A completing calibration's answer, as own rows of the same product scale it."""
         product = related_batch(batch, own)
-        mine = self._compute(own, product, sms, overlapped)
-        theirs = answering._compute(own, product, sms, overlapped)
+        # Beyond the measured SMs the two go by waves of other tiles, whose ratio says nothing.
+        measured = np.minimum(sms, min(self._measured_gpu.sms, answering._measured_gpu.sms))
+        mine = self._compute(own, product, measured, overlapped)
+        theirs = answering._compute(own, product, measured, overlapped)
         seconds, low, high, provenance = answer
         scaled = seconds * mine[0] / theirs[0]
         below = np.hypot(np.log(seconds / low), np.log(mine[0] / mine[1]))

@@ -4,9 +4,10 @@
     python -m simulator.calibration.shipping.calibrations h100_sxm   those that are named
         --into DIR                                               somewhere else
 
-Two kinds. `FITTED` rest on tables: the file's own inputs (overlap, transfers, kernel sets ..., each
-with its source) stay, its fits are made anew. `RESTATED` have no rows: they take all inputs of
-the calibration that they restate, and state how wrong that may be.
+Three kinds. `FITTED` rest on tables: the file's own inputs (overlap, transfers, kernel sets ...,
+each with its source) stay, its fits are made anew. `RESTATED` have no rows: they take all inputs of
+the calibration that they restate, and state how wrong that may be. `ENGINES` have an engine's rows
+and take all inputs, and the small kernels, of the reference model's.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Restatement:
     """Source text of `restated_from`."""
 
 
+_NO_DECOMPRESSED = "; no row of decompressed prefill attention"
 _ANOTHER_ARCHITECTURE = "another architecture: shares of the ceilings as on an H200"
 RESTATED_FROM = "h200_sxm"
 RESTATED: Mapping[str, Restatement] = {
@@ -62,6 +64,37 @@ RESTATED: Mapping[str, Restatement] = {
     "rtx_4090": Restatement("datasheet", _ANOTHER_ARCHITECTURE),
 }
 """{calibration, and the GPU of that name: how it follows from `RESTATED_FROM`}"""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTable:
+    """Engine kernels of one GPU, and who answers for those that its table lacks."""
+
+    gpu: str
+    completed_by: tuple[str, ...]
+    lacking: str
+    """Large kernels without rows, in words; empty where none."""
+
+
+ENGINES: Mapping[str, EngineTable] = {
+    "h100_sxm_engine": EngineTable("h100_sxm", (RESTATED_FROM,), _NO_DECOMPRESSED),
+    "h200_sxm_engine": EngineTable("h200_sxm", (RESTATED_FROM,), _NO_DECOMPRESSED),
+    "b200_sxm_engine": EngineTable("b200_sxm", (RESTATED_FROM,), ""),
+    # Decode attention of a GB200 was not published: that of the B200, restated.
+    "gb200_engine": EngineTable(
+        "gb200", ("b200_sxm_engine", RESTATED_FROM), "; no row of decode attention"
+    ),
+}
+"""{calibration, and table of its rows that engine_tables.py writes: what it is}"""
+_ENGINE_KERNELS = (
+    "SGLang 0.5.14 (DeepGEMM, {attention}, cuBLAS) and 0.5.10 (expert layers), as AIConfigurator "
+    "timed them{lacking}"
+)
+_ENGINE_DATE = "2026-03 to 2026-08"
+_ENGINE_DATE_SOURCE = (
+    "SGLang 0.5.9 was current on 2026-03-05 (radixark/miles 686), 0.5.17 came out on 2026-08-08 "
+    "(aws/deep-learning-containers 6722); AIConfigurator's tables have no date"
+)
 
 _DEEPEP_BY_SMS = (
     "derived: AIConfigurator perf tables, DeepEP normal kernels on {gpu}, 131,072 tokens, each on "
@@ -121,12 +154,14 @@ def calibration_text(name: str) -> str:
         return _fitted(name)
     if name in RESTATED:
         return _restated(name)
+    if name in ENGINES:
+        return _engine(name)
     raise ValueError(f"calibration {name!r} is not written here; known: {', '.join(known())}")
 
 
 def known() -> tuple[str, ...]:
     """Names of the shipped calibrations."""
-    return tuple(sorted({*FITTED, *RESTATED}))
+    return tuple(sorted({*FITTED, *RESTATED, *ENGINES}))
 
 
 def _fitted(name: str) -> str:
@@ -156,12 +191,7 @@ def _restated(name: str) -> str:
         "basis": how.basis,
         "sources": sources | {"restated_from": how.reason},
     }
-    rates = raw["all_to_all"]["copy_bandwidth_per_sm"]
-    if name in COPY_RATES:
-        COPY_RATES[name].onto(rates, same_sms=how.basis == "restated")
-    else:
-        rates["gpu"] = RESTATED_FROM
-        rates["sources"]["gpu"] = "assumed: an SM copies as one of an H200 does"
+    _copies_of(name, raw, same_sms=how.basis == "restated")
     if how.basis == "datasheet":
         raw["restatement"] = dict(UNMEASURED)
     del raw["fits"]
@@ -173,6 +203,55 @@ def _restated(name: str) -> str:
     return title + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=100)
 
 
+def _copies_of(gpu: str, raw: dict[str, Any], *, same_sms: bool) -> None:
+    """Put the rates at which a GPU's communication SMs copy into a calibration of an H200."""
+    rates = raw["all_to_all"]["copy_bandwidth_per_sm"]
+    if gpu in COPY_RATES:
+        COPY_RATES[gpu].onto(rates, same_sms=same_sms)
+    else:
+        rates["gpu"] = RESTATED_FROM
+        rates["sources"]["gpu"] = "assumed: an SM copies as one of an H200 does"
+
+
+def _engine(name: str) -> str:
+    """The calibration of a GPU's engine kernels: its own rows, all else as on an H200."""
+    how = ENGINES[name]
+    gpu, measured = load_gpu(how.gpu), load_gpu(load_calibration(RESTATED_FROM).gpu)
+    raw, _ = read_profile("calibrations", RESTATED_FROM)
+    rows = load_measurements(table_path(name))
+    same = gpu.architecture == measured.architecture
+    attention = "FlashAttention 3" if same else "TensorRT-LLM's MLA"
+    raw |= {
+        "name": name,
+        "gpu": gpu.name,
+        "measurements": [name],
+        "kernel_sets": sorted({row.kernel_set for row in rows}),
+        "restated_from": [],
+        "completed_by": list(how.completed_by),
+        "basis": "measured",
+        "kernels": {
+            "kind": "engine",
+            "name": _ENGINE_KERNELS.format(attention=attention, lacking=how.lacking),
+            "date": _ENGINE_DATE,
+            "jobs": ["prefill", "decode"],
+            "sources": {"date": _ENGINE_DATE_SOURCE},
+        },
+        "sources": raw["sources"]
+        | {
+            "kernel_sets": "one version of each kernel, so that their order decides nothing",
+            "completed_by": "small kernels, which no published table has: the reference model's",
+        },
+    }
+    if not same:
+        raw["restatement"] = dict(UNMEASURED)
+    if gpu.name != measured.name:
+        _copies_of(gpu.name, raw, same_sms=same)
+    del raw["fits"]
+    profile = to_profile(CalibrationProfile, override_calibration(raw, {}, where=name), where=name)
+    fits, _ = fit_families(rows, gpu=gpu, floor=profile.kernel_floor.value, tiles=profile.tiles)
+    return profile_text(profile.model_copy(update={"fits": tuple(fits)}), raw)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Write the named calibrations, or all."""
     parser = argparse.ArgumentParser(prog="python -m simulator.calibration.shipping.calibrations")
@@ -181,7 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         # What others are restated from comes first.
-        names = options.names or [*FITTED, *RESTATED]
+        names = options.names or [*FITTED, *RESTATED, *ENGINES]
         for name in names:
             text = calibration_text(name)
             write_whole(options.into / f"{name}.yaml", text)
