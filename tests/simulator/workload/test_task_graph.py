@@ -27,13 +27,16 @@ def graph(*tasks):
     )
 
 
-def test_a_task_may_depend_on_earlier_tasks_only():
-    with pytest.raises(ValueError, match=r"task 0 \(copy\) depends on \(0,\); only earlier tasks"):
-        graph(("c", (0,)))
+@pytest.mark.parametrize("needs", [(2,), (0, 2), (-1, 0)])
+def test_a_task_may_depend_on_earlier_tasks_only(needs):
+    message = r"task 2 \(copy\) depends on .*; only earlier tasks"
+    with pytest.raises(ValueError, match=message):
+        graph(("c", ()), ("c", ()), ("c", needs))
 
 
 def test_a_block_follows_what_it_waits_for_and_an_empty_one_stands_for_it():
     build = GraphBuilder()
+    assert build.layer("dense") == 0
     layer = build.layer("moe")
     computed = build.add(
         build.block([COPY, COPY]), Stream.COMPUTE, layer, micro_batch=0, overlapped=True
@@ -53,4 +56,6 @@ def test_a_block_follows_what_it_waits_for_and_an_empty_one_stands_for_it():
     # Transfers, and collectives of tensor parallelism on the compute stream too.
     assert [task.collective for task in made.tasks] == [False, False, False, True, True, True]
     assert [task.part for task in made.tasks][-2:] == ["attention", "gather"]
-    assert (made.layers, made.tasks[0].overlapped, made.tasks[2].micro_batch) == (("moe",), True, 1)
+    assert made.layers == ("dense", "moe")
+    assert {task.layer for task in made.tasks} == {1}
+    assert (made.tasks[0].overlapped, made.tasks[2].micro_batch) == (True, 1)

@@ -116,3 +116,35 @@ def test_a_wires_interval_holds_its_slow_down_its_intercept_and_the_spread_of_gr
     assert elsewhere.wire("dispatch", PUBLISHED, beside=ALONE).provenance_names() == [
         "extrapolated"
     ]
+
+
+MIXED = dataclasses.replace(OVER_NICS, profile=load_low_latency("deepep_h800_mixed"), ranks=16)
+"""Two nodes: half of the copies stay within a node."""
+
+
+def test_of_a_mixed_form_the_slower_of_storing_and_posting_decides():
+    # 512 copies over NVLink take 2 us and half of what a node's own combine takes beyond them.
+    assert microseconds(MIXED.kernel("combine_send", PUBLISHED)) == pytest.approx(2 + 101.8 / 2)
+    # 2 + 66 / 2 us of dispatch are less than the 36.7 that posting takes.
+    assert microseconds(MIXED.kernel("dispatch_send", PUBLISHED)) == pytest.approx(36.7)
+    wire = MIXED.wire("dispatch", PUBLISHED, beside=ALONE)
+    assert microseconds(wire) == pytest.approx(118 - 36.7 - 9)
+    assert wire.provenance_names() == ["measured"]
+    elsewhere = dataclasses.replace(MIXED, domain=4).wire("dispatch", PUBLISHED, beside=ALONE)
+    assert elsewhere.provenance_names() == ["extrapolated"]
+
+
+def test_over_a_faster_nvlink_bytes_take_less_and_what_else_a_kernel_does_as_long():
+    inside = dataclasses.replace(
+        OVER_NICS,
+        profile=load_low_latency("deepep_h800_nvlink"),
+        cluster=load_cluster("h200_8"),
+        ranks=8,
+    )
+    # 66 of 68 us store copies at 200 GB/s, here at 450.
+    stored = microseconds(inside.kernel("dispatch_send", PUBLISHED))
+    assert stored == pytest.approx(2 + 66 * 200 / 450)
+    # Of a sixteenth of the copies the published 77 us leave 65.1 / 16 at that rate and 11.9 us,
+    # less the latency of 3.33 and what receiving takes.
+    few = microseconds(inside.kernel("dispatch_send", PUBLISHED / 16))
+    assert few == pytest.approx(65.1 / 16 * 200 / 450 + 11.9 - 3.33 - (2 + 7 / 16))

@@ -12,6 +12,7 @@ from simulator.hardware.network.transfers import (
     LINE_RATE,
     Link,
     Transfers,
+    exchange_sms,
     host_link,
     network_link,
 )
@@ -118,6 +119,8 @@ def test_measured_operations_take_the_place_of_links_within_a_domain():
     def gather(group, form, load=None):
         return transfers.collective("all_gather", 2**20, form=form, group=group, load=load)
 
+    two = transfers.collective("all_gather", 2**20, form="ring", group=Domains(1, 2, 2), load=None)
+    assert two.seconds == measured.predict("all_gather", 2**20, ranks=2).seconds
     alone = measured.predict("all_gather", 2**20, ranks=8)
     assert alone.seconds == close(17.79e-6)
     for form in ("ring", "direct"):
@@ -145,3 +148,11 @@ def test_a_token_weighs_its_values_and_the_scales_of_a_cast():
     # 7,168 bytes and 56 scales of 4; two bytes a value on the way back.
     assert TRANSFERS.token_bytes(dispatch()) == 7168 + 56 * 4
     assert TRANSFERS.token_bytes(combine()) == 2 * 7168
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept", "sms"),
+    [("dispatch", 20, 20), ("copy", 20, 20), ("dispatch", 0, 0), ("copy", 0, 132)],
+)
+def test_without_communication_sms_only_what_counts_tokens_runs_on_sms(kind, kept, sms):
+    assert exchange_sms(kind, kept=kept, free=132) == sms
