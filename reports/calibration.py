@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ from simulator.calibration.collective_fit import FittedTransport
 from simulator.calibration.explain import Explanation
 from simulator.calibration.kernel_choice import RULE
 from simulator.calibration.modules import ModuleError
+from simulator.calibration.normal_fit import FittedLaw
 from simulator.calibration.restated_errors import RestatedError
 from simulator.hardware.kernels.families import Family
 
@@ -65,6 +66,25 @@ def collective_table(fitted: FittedTransport) -> Table:
                 repeats,
                 f"{errors.covered[chosen].mean():.0%}",
             )
+    return table
+
+
+def normal_table(fitted: Mapping[tuple[str, int], FittedLaw]) -> Table:
+    """How well normal dispatch and combine kernels are known, by direction and nodes."""
+    table = Table(
+        title="normal kernels by SMs: error of left-out rows, median / 90th percentile",
+        title_justify="left",
+    )
+    table.add_column("operation, nodes")
+    for column in ("rows", "tokens left out", "SM count left out"):
+        table.add_column(column, justify="right")
+    for (operation, nodes), found in fitted.items():
+        errors = [np.expm1(np.abs(e)) for e in (found.tokens_left_out, found.sms_left_out)]
+        table.add_row(
+            f"{operation}, {nodes}",
+            f"{len(errors[0]):,}",
+            *(f"{np.median(e):.1%} / {np.quantile(e, 0.9):.1%}" for e in errors),
+        )
     return table
 
 

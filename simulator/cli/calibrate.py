@@ -73,6 +73,7 @@ def calibrate(
         collective_table,
         explained_tables,
         module_table,
+        normal_table,
         pooled_table,
     )
     from reports.calibration_report import POOLED_ROWS, write_calibration_run
@@ -129,6 +130,8 @@ def calibrate(
     errors = [pooled_table(pooled, POOLED_ROWS)] if result.profile.fits else []
     if result.transport is not None:
         errors.append(collective_table(result.transport))
+    if result.normal:
+        errors.append(normal_table(result.normal))
     beside = [module_table(modules)] if modules else []
     print_tables(*errors, *calibration_tables(result.profile), *beside)
     for line in cancelling:

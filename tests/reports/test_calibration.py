@@ -2,11 +2,20 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from hardware_profiles.schema import known_calibrations, load_calibration
-from reports.calibration import calibration_tables, pooled_table
+from reports.calibration import (
+    calibration_tables,
+    collective_table,
+    normal_table,
+    pooled_table,
+)
 from reports.calibration_report import PooledError
+from simulator.calibration.collective_fit import CollectiveErrors, FittedTransport
+from simulator.calibration.normal_fit import FittedLaw
+from simulator.hardware.network.normal_law import NormalLaw
 
 
 def cells(table, column):
@@ -85,3 +94,35 @@ def test_pooled_errors_stand_beside_the_noise_floor():
     assert row == ["gemm", "2", "1,234", "2.0 / 10.0%", "5.0 / 11.0%", "below the noise"]
     assert len(pooled_table([dataclasses.replace(error, median=0.06)], 40).columns) == 5
     assert cells(pooled_table([], 40), 0) == ["none: every table has fewer rows"]
+
+
+def test_collective_operations_are_shown_by_range_of_size():
+    errors = CollectiveErrors(
+        size=np.array([1024.0, 2048.0, 2.0**25]),
+        ranks=np.full(3, 2),
+        error=np.log([1.02, 1.04, 1.1]),
+    )
+    key = ("all_gather", "any")
+    table = collective_table(FittedTransport({"name": "mine"}, {key: errors}, {key: np.zeros(0)}))
+    # In the first range the smaller error lies inside what the other says, the larger does not; the
+    # last range has one size, which nothing judges.
+    assert [cells(table, i) for i in range(6)] == [
+        ["all_gather, any", "all_gather, any"],
+        ["2 KiB", "32 MiB"],
+        ["2", "1"],
+        ["3.0% / 3.8%", "10.0% / 10.0%"],
+        ["none", "none"],
+        ["50%", "0%"],
+    ]
+
+
+def test_normal_kernels_are_shown_by_direction_and_nodes():
+    law = NormalLaw(start=1e-5, ramp=1e-5, softness=1.2, copy=1e10, corner=4.0)
+    found = FittedLaw(law, 0.9, np.log([1.02, 1.04]), np.log([1.1, 1.1]))
+    table = normal_table({("combine", 4): found})
+    assert [cells(table, i) for i in range(4)] == [
+        ["combine, 4"],
+        ["2"],
+        ["3.0% / 3.8%"],
+        ["10.0% / 10.0%"],
+    ]
