@@ -7,6 +7,7 @@ lists keeps plotly's Python side out of the run; only its JavaScript goes into t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import pandas as pd
@@ -86,11 +87,12 @@ def budget_chart(tables: RunTables) -> Chart:
 def attribution_chart(tables: RunTables) -> Chart:
     """What adds up to the step, cause after cause."""
     rows, total = causes(tables.metrics), tables.metrics["step_time_s"]
+    starts = accumulate((row.seconds for row in rows[:-1]), initial=0.0)
     trace = {
         "type": "bar",
         "orientation": "h",
         "y": [*(row.name for row in rows), "step"],
-        "base": [*(float(f"{row.before_s:.6g}") for row in rows), 0.0],
+        "base": [*(float(f"{start:.6g}") for start in starts), 0.0],
         "x": [float(f"{seconds:.6g}") for seconds in (*(row.seconds for row in rows), total)],
         "marker": {"color": [*(CAUSES[row.name] for row in rows), INK]},
         "text": [*(f"{row.seconds:+.3f} s" for row in rows), f"{total:.3f} s"],

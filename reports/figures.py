@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ def attribution_figure(tables: RunTables) -> Figure:
     rows, total = causes(tables.metrics), tables.metrics["step_time_s"]
     names = [*(row.name for row in rows), "step"]
     seconds = [*(row.seconds for row in rows), total]
-    starts = [*(row.before_s for row in rows), 0.0]
+    starts = [*accumulate((row.seconds for row in rows[:-1]), initial=0.0), 0.0]
     colours = [*(CAUSES[row.name] for row in rows), INK]
     axes.barh(names, seconds, left=starts, color=colours, height=0.74)
     for place, (start, value) in enumerate(zip(starts, seconds, strict=True)):

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hardware_profiles.units import Bytes, Seconds, format_bandwidth, format_bytes, format_seconds
+from hardware_profiles.units import Bytes, format_bandwidth, format_bytes, format_seconds
 from reports.palette import CAUSES
 from simulator.analysis.metric import metric_of
+from simulator.analysis.training_attribution import Cause
 from simulator.scenario.changes import shown
 from simulator.scenario.files import Scenario, write_resolved
 
@@ -268,25 +269,10 @@ def blocks(operators: pd.DataFrame) -> pd.DataFrame:
     return grouped.reset_index(drop=True)
 
 
-@dataclass(frozen=True, slots=True)
-class CauseRow:
-    """One cause of a step's time, after those before it."""
-
-    name: str
-    meaning: str
-    before_s: Seconds
-    """Sum of the causes before it."""
-    seconds: Seconds
-
-
-def causes(metrics: Mapping[str, Any]) -> list[CauseRow]:
+def causes(metrics: Mapping[str, Any]) -> list[Cause]:
     """The attribution of a training step in order, without its remainder."""
-    rows, before = [], 0.0
-    for cause in metrics["attribution"]:
-        if cause["name"] in CAUSES:
-            rows.append(CauseRow(cause["name"], cause["meaning"], before, cause["seconds"]))
-            before += cause["seconds"]
-    return rows
+    rows = (Cause(**cause) for cause in metrics["attribution"])
+    return [cause for cause in rows if cause.name in CAUSES]
 
 
 def format_metric(path: str, value: float) -> str:

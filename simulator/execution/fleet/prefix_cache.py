@@ -8,7 +8,6 @@ let go. Blocks of one prompt are touched from the last to the first: the ends of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 
 class BlockStore:
@@ -45,25 +44,14 @@ class BlockStore:
         self._blocks.clear()
 
 
-class Match(NamedTuple):
-    """The cached part of a prompt."""
-
-    blocks: int
-    """Leading blocks found in any tier."""
-    by_tier: tuple[int, ...]
-    """How many of them in each tier, in the order of the tiers."""
-
-
-def match_prefix(tiers: Sequence[BlockStore], blocks: Sequence[int]) -> Match:
-    """Count the leading blocks that are cached, each in the first tier that holds it."""
+def match_prefix(tiers: Sequence[BlockStore], blocks: Sequence[int]) -> list[int]:
+    """[tier]: leading blocks of a prompt that are cached, each in the first tier that holds it."""
     found = [0] * len(tiers)
-    total = 0
     for block in blocks:
         for index, tier in enumerate(tiers):
             if block in tier:
                 found[index] += 1
-                total += 1
                 break
         else:
             break
-    return Match(total, tuple(found))
+    return found

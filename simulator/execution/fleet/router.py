@@ -188,8 +188,8 @@ class Router:
             return 0
         tokens = request.cached_tokens
         if request.block_hashes:
-            match = match_prefix((*instance.tiers, *self._fleet_tiers), request.block_hashes)
-            tokens = match.blocks * spec.block_tokens
+            found = match_prefix((*instance.tiers, *self._fleet_tiers), request.block_hashes)
+            tokens = sum(found) * spec.block_tokens
         return min(tokens, request.prompt_tokens - 1)
 
     def _load_prefix(self, live: LiveRequest, instance: Instance) -> None:
@@ -202,9 +202,9 @@ class Router:
             request = live.request
             block_bytes = spec.block_tokens * self._token_bytes
             if request.block_hashes:
-                match = match_prefix((*instance.tiers, *self._fleet_tiers), request.block_hashes)
-                live.loaded_tokens = match.blocks * spec.block_tokens
-                for link, blocks in zip(instance.tier_links, match.by_tier, strict=True):
+                found = match_prefix((*instance.tiers, *self._fleet_tiers), request.block_hashes)
+                live.loaded_tokens = sum(found) * spec.block_tokens
+                for link, blocks in zip(instance.tier_links, found, strict=True):
                     if link is not None and blocks:
                         ready = max(ready, link.send(now, blocks * block_bytes))
             elif request.cached_tokens:
@@ -231,8 +231,8 @@ class Router:
         if spec is not None:
             cached = live.loaded_tokens
             if request.block_hashes and instance.tiers and instance.tier_links[0] is None:
-                match = match_prefix(instance.tiers[:1], request.block_hashes)
-                cached = max(cached, match.blocks * spec.block_tokens)
+                found = match_prefix(instance.tiers[:1], request.block_hashes)
+                cached = max(cached, sum(found) * spec.block_tokens)
             if live.generated == 0 and live.restarts == 0:
                 live.hit_blocks = cached // spec.block_tokens if request.block_hashes else 0
         # The last token of a prompt is always computed: it gives the first token of the answer.
