@@ -27,7 +27,9 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 ALIASES = {
     "deepseek_r1": "deepseek_v3",
     "deepseek_v3_0324": "deepseek_v3",
-    "deepseek_v3.1": "deepseek_v3",
+    "deepseek_v3_1": "deepseek_v3",
+    "kimi_k2_instruct": "kimi_k2",
+    "moonlight": "moonlight_16b_a3b",
 }
 """{name that people write: shipped config of the same fields}"""
 
@@ -201,11 +203,11 @@ def read_config_file(source: str | Path) -> tuple[dict[str, Any], str]:
 def _config_path(source: str | Path) -> Path:
     """Where a shipped config lies, or the file, or the config.json of the folder, that was named.
 
-    Names are compared without case, "-" like "_"."""
+    Names are compared without case, "-" and "." like "_"."""
     path = Path(source)
     if path.suffix == ".json":
         return path
-    name = str(source).lower().replace("-", "_")
+    name = str(source).lower().replace("-", "_").replace(".", "_")
     shipped = CONFIG_FOLDER / f"{ALIASES.get(name, name)}.json"
     if shipped.is_file():
         return shipped
@@ -259,10 +261,11 @@ def _gate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
             f"{source}: scoring_func = {gate[0]!r} with topk_method = {gate[1]!r} is not"
             f" supported, allowed: {', '.join(' with '.join(pair) for pair in _GATES)}"
         )
-    if gate[0] == "softmax" and raw["norm_topk_prob"]:
+    if raw.get("model_type") == "deepseek_v2" and raw["norm_topk_prob"]:
+        # DeepSeek's code does not scale what it normalises, transformers' does not normalise.
         raise ValueError(
-            f"{source}: norm_topk_prob = {raw['norm_topk_prob']!r} is not supported with softmax "
-            "scores, allowed: false"
+            f"{source}: norm_topk_prob = {raw['norm_topk_prob']!r} is not supported in deepseek_v2,"
+            " allowed: false"
         )
     ungrouped = {"n_group": 1, "topk_group": 1} if gate[1] == "greedy" else {}
     return {"scoring_func": gate[0], "topk_method": gate[1], **ungrouped}

@@ -39,7 +39,7 @@ _MISSING = {
     "deepseek_v4": "compressed attention, hyper-connections and FP4 experts",
     "kimi_k3": "attention other than multi-head latent attention",
     "kimi_linear": "Kimi Delta Attention",
-    "mistral4": "normalised softmax scores and queries scaled by position",
+    "mistral4": "queries scaled by position",
     "mistral_large4": "sparse attention with shared indexers and layers without positions",
     "mistral_large4_text": "sparse attention with shared indexers and layers without positions",
 }
@@ -87,7 +87,9 @@ def with_defaults(raw: Fields) -> dict[str, Any]:
     layers = raw.get("mlp_layer_types")
     if isinstance(layers, list):  # as transformers 5 writes it, of glm4_moe_lite for one
         given.setdefault("first_k_dense_replace", layers.count("dense"))
-    return {**_DEFAULTS, **family, **given}
+    scores_softmax = given.get("scoring_func") == "softmax" and given.get("n_group", 1) == 1
+    ungrouped = {"topk_method": "greedy"} if scores_softmax else {}
+    return {**_DEFAULTS, **ungrouped, **family, **given}
 
 
 def check_family(raw: Fields, source: str) -> None:

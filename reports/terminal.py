@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hardware_profiles.units import format_seconds, unit_factor
+from hardware_profiles.units import format_bytes, format_seconds, unit_factor
 from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
 from reports.tables import (
     format_interval,
@@ -22,6 +22,7 @@ from simulator.analysis.predictions import Judged
 from simulator.analysis.published import PublishedRow, metric_at
 from simulator.analysis.validation import median_error
 from simulator.analysis.whole_runs import Comparison, Probe
+from simulator.workload.serving_memory import kv_bytes_per_token, weight_bytes
 
 _BUDGET = {
     "F": "forward_s",
@@ -367,25 +368,31 @@ def profile_table(title: str, raw: Mapping[str, Any]) -> Table:
     return table
 
 
-def model_table(name: str, config: ModelConfig, *, context: int) -> Table:
-    """Parameters, FLOPs and KV cache of a model."""
+def model_table(name: str, config: ModelConfig, *, context: int, gpus: int) -> Table:
+    """Parameters, FLOPs, KV cache and weights of a model."""
     counts = parameter_counts(config)
     table = Table(title=name, title_justify="left")
     table.add_column("quantity")
     table.add_column("value", justify="right")
     for label, value in (
-        ("parameters", counts.total),
+        ("parameters, without multi-token prediction", counts.total),
+        ("multi-token prediction, without embedding and head", counts.mtp),
         ("activated, without embedding", counts.activated),
         ("activated in matrix products, without router", counts.matrix),
-        ("multi-token prediction", counts.mtp),
     ):
         table.add_row(label, f"{value:,}")
     for causal in (True, False):
         flops = training_flops_per_token(config, context=context, causal=causal)
         label = "causal" if causal else "non-causal"
-        table.add_row(f"training FLOP a token, context {context:,}, {label}", f"{flops:.4g}")
-    latent = config.kv_lora_rank + config.qk_rope_head_dim
-    table.add_row("KV cache a token, BF16, bytes", f"{config.num_hidden_layers * latent * 2:,}")
+        table.add_row(f"training FLOPs per token, context {context:,}, {label}", f"{flops:.4g}")
+    for dtype, label in (("bfloat16", "BF16"), ("fp8_e4m3", "FP8")):
+        cached = kv_bytes_per_token(config, dtype)
+        table.add_row(f"KV cache per token, {label}, bytes", f"{cached:,.0f}")
+    for recipe, label in (("fp8", "FP8"), ("bfloat16", "BF16")):
+        held = weight_bytes(config, recipe, gpus=gpus)
+        table.add_row(
+            f"weights per GPU, {label}, {gpus} GPUs sharing the experts", format_bytes(held)
+        )
     for field in ("num_hidden_layers", "hidden_size", "n_routed_experts", "num_experts_per_tok"):
         table.add_row(field, f"{getattr(config, field):,}")
     return table

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware_profiles.units import Bytes, Flops
-from reference_model.config import read_config_file
+from reference_model.config import read_config_file, shipped_configs
 
 FOLDER = Path(__file__).parent / "comparison_models"
 """Published config.json files of models that are not of DeepSeek-V3's family, by name; the fields
@@ -45,8 +45,8 @@ class ModelCost:
 
 
 def known_models() -> tuple[str, ...]:
-    """Models that can be compared by name, sorted: those of `FOLDER` and DeepSeek-V3."""
-    return tuple(sorted([*(path.stem for path in FOLDER.glob("*.json")), "deepseek_v3"]))
+    """Models that can be compared by name, sorted: those of `FOLDER` and the shipped ones."""
+    return tuple(sorted([*(path.stem for path in FOLDER.glob("*.json")), *shipped_configs()]))
 
 
 def model_cost(name: str) -> ModelCost:

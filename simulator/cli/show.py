@@ -83,8 +83,9 @@ def show_cluster(name: Name = None) -> None:
 def show_model(
     name: Name = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens of a sequence, for FLOPs.")] = 4096,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the routed experts.")] = 8,
 ) -> None:
-    """Models: parameters, FLOPs and KV cache a token."""
+    """Models: parameters, FLOPs and KV cache per token, weights per GPU."""
     from reference_model.config import load_model_config, shipped_configs
     from reports.terminal import model_table, name_table, token_cost_table
     from simulator.analysis.model_comparison import compare_models, known_models
@@ -98,7 +99,7 @@ def show_model(
             name_table("models", described), token_cost_table(compare_models(known_models()))
         )
     else:
-        print_tables(model_table(name, load_model_config(name), context=context))
+        print_tables(model_table(name, load_model_config(name), context=context, gpus=gpus))
 
 
 @show_app.command("scenario")

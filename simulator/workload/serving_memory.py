@@ -72,6 +72,27 @@ def kv_bytes_per_token(config: ModelConfig, dtype: str, *, draft_layers: int = 0
     return float((config.num_hidden_layers + draft_layers) * layer)
 
 
+WEIGHT_BYTES = {"fp8": _WITH_SCALES, "bfloat16": float(_BF16)}
+"""{recipe: bytes of one weight of a matrix product}"""
+
+
+def weight_bytes(config: ModelConfig, recipe: str, *, gpus: int) -> Bytes:
+    """Weights of the main model on one of `gpus` GPUs that share its routed experts and hold all
+    else whole; embedding, head, norms and gates are BF16 in every recipe."""
+    counts = parameter_counts(config)
+    latent_norms = (config.q_lora_rank or 0) + config.kv_lora_rank
+    unquantized = (
+        counts.embedding
+        + counts.head
+        + counts.final_norm
+        + config.num_hidden_layers * (latent_norms + counts.layer_norms)
+        + config.num_moe_layers * counts.router
+    )
+    experts = config.num_moe_layers * config.n_routed_experts * counts.expert
+    products = counts.total - unquantized - experts + experts / gpus
+    return unquantized * _BF16 + products * WEIGHT_BYTES[recipe]
+
+
 def serving_memory(
     job: ServingStepJob,
     *,

@@ -31,6 +31,65 @@ def test_parameter_counts_of_deepseek_v3_equal_the_published_ones():
     assert counts.mtp == pytest.approx(11.61e9, abs=0.01e9)
 
 
+HAND_COUNTS = {
+    # Embedding and head, final norm, layers: attention and two norms; dense; experts and router.
+    "deepseek_v3": 2 * 129280 * 7168 + 7168
+    + 61 * (7168 * 1536 + 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 + 512 * 128 * 256
+            + 128 * 128 * 7168 + 2 * 7168)
+    + 3 * 3 * 7168 * 18432 + 58 * (257 * 3 * 7168 * 2048 + 256 * (7168 + 1)),
+    "kimi_k2": 2 * 163840 * 7168 + 7168
+    + 61 * (7168 * 1536 + 1536 + 1536 * 64 * 192 + 7168 * 576 + 512 + 512 * 64 * 256
+            + 64 * 128 * 7168 + 2 * 7168)
+    + 3 * 7168 * 18432 + 60 * (385 * 3 * 7168 * 2048 + 384 * (7168 + 1)),
+    # No query latent; two shared experts; no correction bias beside softmax scores.
+    "deepseek_v2_lite": 2 * 102400 * 2048 + 2048
+    + 27 * (2048 * 16 * 192 + 2048 * 576 + 512 + 512 * 16 * 256 + 16 * 128 * 2048 + 2 * 2048)
+    + 3 * 2048 * 10944 + 26 * (66 * 3 * 2048 * 1408 + 64 * 2048),
+    "moonlight_16b_a3b": 2 * 163840 * 2048 + 2048
+    + 27 * (2048 * 16 * 192 + 2048 * 576 + 512 + 512 * 16 * 256 + 16 * 128 * 2048 + 2 * 2048)
+    + 3 * 2048 * 11264 + 26 * (66 * 3 * 2048 * 1408 + 64 * (2048 + 1)),
+    "mistral_large_3": 2 * 131072 * 7168 + 7168
+    + 61 * (7168 * 1536 + 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 + 512 * 128 * 256
+            + 128 * 128 * 7168 + 2 * 7168)
+    + 3 * 3 * 7168 * 16384 + 58 * (129 * 3 * 7168 * 4096 + 128 * 7168),
+    "glm_4_7_flash": 2 * 154880 * 2048 + 2048
+    + 47 * (2048 * 768 + 768 + 768 * 20 * 256 + 2048 * 576 + 512 + 512 * 20 * (192 + 256)
+            + 20 * 256 * 2048 + 2 * 2048)
+    + 3 * 2048 * 10240 + 46 * (65 * 3 * 2048 * 1536 + 64 * (2048 + 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("deepseek_v3", 671),
+        ("kimi_k2", 1026),  # "1T"
+        ("deepseek_v2_lite", 16),  # "15.7B"
+        ("moonlight_16b_a3b", 16),
+        ("mistral_large_3", 673),  # "675B" with a vision encoder of 2.5B
+        ("glm_4_7_flash", 30),
+    ],
+)
+def test_parameters_of_a_shipped_model_equal_a_hand_count(name, published):
+    assert parameter_counts(load_model_config(name)).total == HAND_COUNTS[name]
+    assert round(HAND_COUNTS[name] / 1e9) == published
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("deepseek_v3", 37),
+        ("kimi_k2", 32),
+        ("deepseek_v2_lite", 2.4),
+        ("mistral_large_3", 39),  # "41B" with a vision encoder of 2.5B
+    ],
+)
+def test_activated_parameters_round_to_the_published_ones(name, published):
+    """Published counts differ in whether the embedding is one of them: within 3%."""
+    activated = parameter_counts(load_model_config(name)).activated / 1e9
+    assert activated == pytest.approx(published, rel=0.03)
+
+
 def test_training_flops_reproduce_table_4_of_the_insights_paper():
     config = load_model_config("deepseek_v3")
     causal = training_flops_per_token(config, context=4096, causal=True)
@@ -96,8 +155,8 @@ def test_the_digest_of_shapes_holds_what_fixes_an_operator_and_nothing_else():
         ({"scoring_func": "softmax"}, "scoring_func = 'softmax' with topk_method = 'noaux_tc' is"),
         ({"topk_method": "greedy"}, "= 'greedy' is not supported, allowed: sigmoid with noaux_tc"),
         (
-            {"scoring_func": "softmax", "topk_method": "greedy"},
-            "norm_topk_prob = True is not supported with softmax scores, allowed: false",
+            {"model_type": "deepseek_v2", "scoring_func": "softmax", "topk_method": "greedy"},
+            "norm_topk_prob = True is not supported in deepseek_v2, allowed: false",
         ),
         ({"attention_bias": True}, "attention_bias = True.*False"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'.*'silu'"),
@@ -180,6 +239,13 @@ def test_fields_that_are_null_or_absent_mean_their_defaults(raw):
     assert parse_model_config(absent, source="absent") == null
     assert (null.n_group, null.topk_group) == (1, 1)
     assert (null.num_nextn_predict_layers, null.first_k_dense_replace) == (0, 0)
+
+
+def test_softmax_scores_without_a_method_are_chosen_greedily_where_there_are_no_groups(raw):
+    softmax = raw | {"scoring_func": "softmax", "topk_method": None}
+    assert parse_model_config(softmax | {"n_group": 1}, source="x").topk_method == "greedy"
+    with pytest.raises(ValueError, match="'softmax' with topk_method = 'noaux_tc' is not"):
+        parse_model_config(softmax, source="x")
 
 
 def test_a_greedy_choice_does_not_look_at_groups(raw):

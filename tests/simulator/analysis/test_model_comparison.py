@@ -4,7 +4,12 @@ import json
 
 import pytest
 
-from reference_model.config import load_model_config, parameter_counts, training_flops_per_token
+from reference_model.config import (
+    load_model_config,
+    parameter_counts,
+    shipped_configs,
+    training_flops_per_token,
+)
 from simulator.analysis.model_comparison import CONTEXT, compare_models, known_models, model_cost
 
 
@@ -28,15 +33,16 @@ def test_qwen_is_shown_as_counted_and_not_as_published():
     assert model_cost("qwen2_5_72b").training_flops / 1e9 == pytest.approx(445, rel=0.015)
 
 
-def test_the_count_for_deepseek_v3_is_that_of_the_reference_model():
-    config = load_model_config("deepseek_v3")
-    cost = model_cost("deepseek_v3")
+@pytest.mark.parametrize("name", shipped_configs())
+def test_the_count_for_a_shipped_model_is_that_of_the_reference_model(name):
+    config = load_model_config(name)
+    cost = model_cost(name)
     assert cost.matrix_parameters == parameter_counts(config).matrix
     assert cost.training_flops == training_flops_per_token(config, context=CONTEXT, causal=True)
 
 
 def test_every_known_model_is_compared_and_a_broken_config_is_named(tmp_path):
-    assert len(compare_models(known_models())) == 4
+    assert len(compare_models(known_models())) == 3 + len(shipped_configs())
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 4}))
     with pytest.raises(ValueError, match=r"config.json: num_attention_heads = None"):

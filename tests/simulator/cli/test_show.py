@@ -23,6 +23,23 @@ def test_without_a_name_everything_known_is_listed(what):
     assert "h800" in result.stdout
 
 
+@pytest.mark.parametrize("name", ["deepseek_v3", "DeepSeek-R1", "kimi-k2"])
+def test_a_model_is_shown_with_parameters_cache_and_weights_of_each_recipe(name):
+    result = RUN.invoke(app, ["show", "model", name, "--gpus", "16"])
+    assert result.exit_code == 0
+    total = "1,026,408,232,448" if name == "kimi-k2" else "671,026,419,200"
+    rows = [row.strip("│ ").split("│") for row in result.stdout.splitlines() if "│" in row]
+    shown = {label.strip(): value.strip() for label, value in rows}
+    assert shown["parameters, without multi-token prediction"] == total
+    assert shown["KV cache per token, BF16, bytes"] == "70,272"
+    assert shown["KV cache per token, FP8, bytes"] == "40,016"
+    weights = [label for label in shown if label.startswith("weights per GPU")]
+    assert [label.split(", ")[1:] for label in weights] == [
+        ["FP8", "16 GPUs sharing the experts"],
+        ["BF16", "16 GPUs sharing the experts"],
+    ]
+
+
 def test_a_pair_is_shown_part_by_part_and_written_for_the_reference_model(tmp_path):
     path = tmp_path / "order.jsonl"
     result = RUN.invoke(app, ["show", "pair", "pair_two_h200", "--order", str(path)])

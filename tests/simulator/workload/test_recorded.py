@@ -6,7 +6,7 @@ import json
 import pytest
 
 from reference_model import __main__ as reference_model
-from reference_model.config import load_model_config
+from reference_model.config import load_model_config, read_config_file, shipped_configs
 from reference_model.trace import load_trace, save_trace, trace_name
 from simulator.scenario.files import load_scenario
 from simulator.workload import recorded
@@ -49,6 +49,28 @@ def test_serving_takes_no_trace_but_one_of_fp8_weights():
 def test_a_model_of_the_same_shapes_needs_no_recording_of_its_own(change, tmp_path):
     model = dataclasses.replace(DEBUG, **change)
     assert recorded_trace(model, "train", folder=tmp_path / "none") == FP8
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+@pytest.mark.parametrize("job", ["train", "prefill", "decode"])
+def test_every_shipped_model_has_its_recordings(name, job, tmp_path):
+    model = load_model_config(name)
+    assert recorded_trace(model, job, folder=tmp_path / "none").shape_digest == model.shape_digest
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_file_of_deepseek_v3_without_its_prediction_module_runs_on_the_shipped_recording(
+    tmp_path,
+):
+    raw, _ = read_config_file("deepseek_v3")
+    del raw["num_nextn_predict_layers"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "some_vl", "text_config": raw}))
+    scenario = load_scenario("decode_ep128_profile", [f"model={path}"])
+    found = recorded_trace(scenario.model, "decode", folder=tmp_path / "none")
+    shipped = recorded_trace(load_model_config("deepseek-v3"), "decode")
+    assert found.templates == shipped.without_mtp().templates
     assert not (tmp_path / "none").exists()
 
 

@@ -15,6 +15,7 @@ from simulator.workload.serving_memory import (
     kv_bytes_per_token,
     kv_capacity,
     serving_memory,
+    weight_bytes,
 )
 
 V3 = load_model_config("deepseek_v3")
@@ -71,6 +72,15 @@ def test_all_experts_over_all_gpus_hold_the_whole_model_once():
     # FP8 but for BF16 vocabulary and absorbed up-projection: within a few per cent of one byte.
     vocabulary = 2 * (counts.embedding + counts.head)
     assert replicated == pytest.approx(expected + vocabulary, rel=0.07)
+
+
+def test_weights_of_a_recipe_are_those_of_a_serving_gpu_in_fp8_and_two_bytes_each_in_bf16():
+    job = job_of("prefill_ep32_profile", "experts.redundant=0", "gpus=32")
+    served = serving_memory(job, config=V3, low_latency=None, operators=()).weights
+    assert weight_bytes(V3, "fp8", gpus=32) == pytest.approx(served, rel=1e-12)
+    # 7 of 8 parts of 58 layers of 256 experts lie elsewhere.
+    elsewhere = 58 * 256 * 3 * 7168 * 2048 * 7 / 8
+    assert weight_bytes(V3, "bfloat16", gpus=8) == 2 * (671_026_419_200 - elsewhere)
 
 
 def test_tensor_parallelism_splits_all_but_latents_gate_and_norms():
