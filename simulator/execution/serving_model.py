@@ -330,13 +330,15 @@ def _placed(
     each for one token, [layers, experts]; a shared expert that travels is the last of them."""
     ranks = job.gpus // job.expert_tp
     carried = with_shared(job, popularity * config.num_experts_per_tok, tokens=1)
+    ungrouped = job.experts.placement == "hierarchical" and config.n_group == 1
     placement = place_experts(
         carried,
         gpus=ranks,
         nodes=_nodes(ranks, cluster),
         groups=config.n_group,
         redundant=config.n_routed_experts + job.experts.redundant - carried.shape[1],
-        policy=job.experts.placement,
+        # Without expert groups there is none to keep within a node.
+        policy="global" if ungrouped else job.experts.placement,
     )
     return placement, carried
 

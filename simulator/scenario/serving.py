@@ -72,7 +72,8 @@ class ExpertInputs(Experts):
     """Where routed experts lie and how the tokens choose among them."""
 
     placement: Literal["hierarchical", "global", "in_order"]
-    """Key of simulator.workload.experts.POLICIES."""
+    """Key of simulator.workload.experts.POLICIES. A model without expert groups (n_group 1) has
+    nothing to keep within a node: hierarchical is then global."""
     load: Literal["balanced", "random", "zipf", "file"] = "balanced"
     """balanced: every expert receives the same rows, and a GPU those of the experts and copies that
     the placement puts on it. random, zipf, file: rows of every layer are drawn from uniform, Zipf

@@ -32,6 +32,8 @@ def step_of(name, *changes):
         # 288 slots on 32 GPUs: each 7 whole ones and 2 halves.
         ("decode_ep32_b200", [], 1.0),
         ("prefill_ep32_h100", [], 1.0),
+        # 416 slots without expert groups, placed globally: each GPU 11 whole ones and 2 halves.
+        ("prefill_ep32_h100", ["model=kimi_k2"], 1.0),
         # No copies: nothing is uneven.
         ("decode_ep128_profile", [], 1.0),
         # 320 slots of one: an expert that all tokens choose has 32 copies, which carry as much as
