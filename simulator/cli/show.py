@@ -86,15 +86,19 @@ def show_model(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the routed experts.")] = 8,
 ) -> None:
     """Models: parameters, FLOPs and KV cache per token, weights per GPU."""
-    from reference_model.config import load_model_config, shipped_configs
+    from reference_model.config import load_model_config, parameter_counts, shipped_configs
     from reports.terminal import model_table, name_table, token_cost_table
     from simulator.analysis.model_comparison import compare_models, known_models
 
     if name is None:
-        described = {
-            model: f"{load_model_config(model).num_hidden_layers} layers"
-            for model in shipped_configs()
-        }
+        described = {}
+        for model in shipped_configs():
+            config = load_model_config(model)
+            counts = parameter_counts(config)
+            described[model] = (
+                f"{config.num_hidden_layers} layers, {counts.total:,} parameters, "
+                f"{counts.activated:,} activated"
+            )
         print_tables(
             name_table("models", described), token_cost_table(compare_models(known_models()))
         )

@@ -120,6 +120,9 @@ def test_sparse_attention_is_refused_by_name_and_without_it_the_model_is_read(ra
 
 
 def test_text_of_a_file_stays_on_one_short_line():
+    with pytest.raises(ValueError, match="grouped-query attention, 2 heads") as error:
+        parse_model_config({"num_attention_heads": "a\nb", "num_key_value_heads": 2}, source="x")
+    assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="is not modelled") as error:
         parse_model_config({"model_type": "a\nb" + "c" * 500}, source="my.json")
     assert "a b" + "c" * 57 + " is" in str(error.value)

@@ -40,6 +40,13 @@ def test_a_model_is_shown_with_parameters_cache_and_weights_of_each_recipe(name)
     ]
 
 
+def test_without_a_name_models_are_listed_with_their_parameters():
+    result = RUN.invoke(app, ["show", "model"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    line = "27 layers, 15,706,484,224 parameters, 2,451,435,008 activated"
+    assert line in result.stdout
+
+
 def test_a_pair_is_shown_part_by_part_and_written_for_the_reference_model(tmp_path):
     path = tmp_path / "order.jsonl"
     result = RUN.invoke(app, ["show", "pair", "pair_two_h200", "--order", str(path)])
