@@ -138,7 +138,8 @@ def _missing(raw: Fields) -> str:
         (raw.get("linear_attn_config") is not None, "linear attention"),
         (
             not latent and kv_heads not in (None, heads),
-            f"grouped-query attention, {kv_heads!r} heads of keys and values for {heads!r} of queries",
+            f"grouped-query attention, {kv_heads!r} heads of keys and values for {heads!r} of"
+            " queries",
         ),
         (not latent and kind not in _OURS, "attention without a latent (no kv_lora_rank)"),
         (
