@@ -164,8 +164,8 @@ class KernelCostModel:
 
         Sets `families_` {(overlapped, family): FamilyModel}, `classes_` {(overlapped, tensor-core):
         ClassModel} and `transfers_`, those of the job. Raises NotCalibrated where no row of a
-        compute kernel belongs to a named kernel set, ValueError for a row of an unknown kind or
-        with other sizes than its kind has.
+        compute kernel belongs to a named kernel set and no calibration completes this one,
+        ValueError for a row of an unknown kind or with other sizes than its kind has.
         """
         order = self.calibration.kernel_sets
         rows = [
@@ -180,7 +180,7 @@ class KernelCostModel:
                 sets = grouped.setdefault(family_of(operator_of(row)), {})
                 sets.setdefault(row.kernel_set, []).append(row)
         others = self.calibration.completed_by or self.calibration.restated_from
-        if not grouped and (order or not others):
+        if not grouped and not others:
             raise NotCalibrated(
                 f"calibration {self.calibration.name}: no measured compute kernel of the kernel "
                 f"sets {', '.join(order)}"

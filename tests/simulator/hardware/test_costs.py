@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cache
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -444,17 +445,22 @@ def test_a_step_on_more_sms_takes_no_longer(calibration):
     assert 132 / 133 < ratio < 1
 
 
-@pytest.mark.parametrize("kind", ["gemm", "attention", "memory_bound", "dispatch", "combine"])
-def test_a_larger_slowdown_speeds_no_operator_up(kind):
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(f"overlap.{kind}" for kind in ("gemm", "attention", "memory_bound")),
+        *(f"all_to_all.beside_compute.{kind}" for kind in ("dispatch", "combine")),
+    ],
+)
+def test_a_larger_slowdown_speeds_no_operator_up(path):
     def at(value):
         changes = {"value": value, "low": 1.0, "high": 2.0}
         calibration = load_calibration(
-            "h800_sxm",
-            {f"overlap.{kind}.{name}": number for name, number in changes.items()},
+            "h800_sxm", {f"{path}.{name}": number for name, number in changes.items()}
         )
         return step_operators(fitted(calibration=calibration))
 
-    stated = getattr(CALIBRATION.overlap, kind).value
+    stated = attrgetter(path)(CALIBRATION).value
     times = [at(value) for value in (1.0, stated, 1.9)]
     assert (times[0] <= times[1] * (1 + 1e-9)).all()
     assert (times[1] <= times[2] * (1 + 1e-9)).all()
@@ -563,6 +569,16 @@ def test_an_unfitted_model_says_so():
 def test_a_table_without_the_named_kernel_sets_says_so():
     with pytest.raises(NotCalibrated, match="h800_sxm: no measured compute kernel"):
         fitted(rows=[])
+
+
+def test_a_calibration_of_transfers_alone_is_completed_by_another():
+    transfers = [row for row in ROWS if row.kind in ("dispatch", "combine")]
+    completed = CALIBRATION.model_copy(update={"completed_by": ("h200_sxm",)})
+    costs = fitted(calibration=completed, rows=transfers)
+    whole = fitted(calibration=completed, rows=ROWS)
+    op = dispatch()
+    assert one(costs, op, sms=20, overlapped=True) == one(whole, op, sms=20, overlapped=True)
+    assert one(costs, gemm(4096, 7168, 2048), sms=112, overlapped=True)[0] > 0
 
 
 @pytest.mark.parametrize("sms", [0, 133, -1])
