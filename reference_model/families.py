@@ -118,8 +118,10 @@ def check_quantization(raw: Fields, source: str) -> None:
         raise ValueError(
             f"{source}: quantization_config = {stored!r} must be an object of fields, or null"
         )
-    block = stored.get("weight_block_size")
-    if stored.get("quant_method") == "fp8" and block == _FP8_BLOCK:
+    weights = _grouped_weights(stored)
+    grouped = [weights.get(name) for name in ("type", "num_bits", "block_structure")]
+    usual = [stored.get(name) for name in ("quant_method", "weight_block_size")]
+    if usual == ["fp8", _FP8_BLOCK] or grouped == ["float", 8, _FP8_BLOCK]:
         return
     raise ValueError(
         f"{source}: quantization_config: {_format(stored)} is not modelled yet; allowed: fp8 in "
@@ -163,19 +165,25 @@ def _family(raw: Fields) -> str:
 def _format(stored: Fields) -> str:
     """What people call a format of weights."""
     method = stored.get("quant_method", "a format without quant_method")
-    groups, bits = stored.get("config_groups"), stored.get("bits")
+    weights, bits = _grouped_weights(stored), stored.get("bits")
     detail = stored.get("quant_algo") or (f"INT{bits}" if bits else "")
     if method == "fp8":
         block = stored.get("weight_block_size")
         detail = f"in blocks of {block}" if block else "per tensor"
-    elif not detail and isinstance(groups, Mapping):
-        group = next((value for value in groups.values() if isinstance(value, Mapping)), {})
-        weights = group.get("weights")
-        if isinstance(weights, Mapping):
-            size = weights.get("group_size")
-            detail = f"{weights.get('type')}{weights.get('num_bits')}".upper()
-            detail += f" in groups of {size}" if size else ""
+    elif weights and not detail:
+        size = weights.get("group_size")
+        detail = f"{weights.get('type')}{weights.get('num_bits')}".upper()
+        detail += f" in groups of {size}" if size else ""
     return _short(f"{method} {detail}")
+
+
+def _grouped_weights(stored: Fields) -> Fields:
+    """What compressed-tensors says of the weights of its first group; empty where there is none."""
+    groups = stored.get("config_groups")
+    listed = groups.values() if isinstance(groups, Mapping) else ()
+    group = next((value for value in listed if isinstance(value, Mapping)), {})
+    weights = group.get("weights")
+    return weights if isinstance(weights, Mapping) else {}
 
 
 def _short(text: object) -> str:

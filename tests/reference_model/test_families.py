@@ -28,7 +28,15 @@ def test_quantisation_beside_a_wrapped_config_is_not_overlooked(raw):
         parse_model_config(wrapped, source="vl")
 
 
-@pytest.mark.parametrize("stored", [None, BLOCKS, BLOCKS | {"scale_fmt": "ue8m0"}])
+GROUPED_BLOCKS = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {
+        "FP8_BLOCK": {"weights": {"type": "float", "num_bits": 8, "block_structure": [128, 128]}}
+    },
+}
+
+
+@pytest.mark.parametrize("stored", [None, BLOCKS, BLOCKS | {"scale_fmt": "ue8m0"}, GROUPED_BLOCKS])
 def test_fp8_in_blocks_of_128_by_128_is_what_no_quantisation_means_too(raw, stored):
     found = parse_model_config(raw | {"quantization_config": stored}, source="x")
     assert found == load_model_config("debug")
