@@ -417,18 +417,35 @@ class HeldOutError(Profile):
 class FitProfile(Profile):
     """What calibrate found out about one kernel family in one kernel set."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_this_model(cls, raw: object) -> object:
+        """Refuse what an earlier release found out for models that are gone."""
+        fields = raw if isinstance(raw, dict) else {}
+        gone = [name for name in ("estimator", "stiffness", "falls") if name in fields]
+        if gone:
+            raise ValueError(
+                f"{gone[0]} belongs to an earlier release's models of kernels; write the file anew "
+                "with `dsv3sim calibrate`, or leave `fits` out"
+            )
+        return raw
+
     kind: str
     dtype: str
     out_dtype: str
     accumulate: bool
     kernel_set: str
     rows: Count
-    estimator: Literal["curves", "lattice", "surface"]
-    stiffness: tuple[float, float] | None = None
-    """Of a surface, along the most finely scanned size and across the others."""
+    lengths: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """{feature: octaves by which rows of this family differ as much as at all}; empty where there
+    are too few rows to find them."""
+    noise_share: Annotated[float, Field(gt=0)] | None = None
+    """Variance of a row's noise over that between rows far apart."""
+    widths: tuple[float | None, float | None] | None = None
+    """80 % quantiles of the log error of held-out rows over the deviation of the model: of rows
+    left out one by one, and of whole shapes left out."""
     tiles: TilesProfile | None = None
     """Of matrix products, where others than the calibration's fit left-out rows better."""
-    """Of transfers between GPUs."""
     noise: HeldOutError | None = None
     """Rows of equal work against the median of the others: what no model gets below."""
     interpolated: HeldOutError | None = None
@@ -441,10 +458,6 @@ class FitProfile(Profile):
     """{size: its range in the table}; beyond it everything is extrapolated."""
     worst: tuple[str, ...] = ()
     """Rows with the largest errors, sizes and error each."""
-    falls: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Largest share by which this fit alone makes a product of more rows faster than one of fewer,
-    of its shape and within the table; 0 where the fit is monotone. A prediction takes the faster of
-    the two for both."""
 
 
 class KernelsProfile(Profile):

@@ -235,26 +235,14 @@ def _errors(profile: CalibrationProfile) -> Table:
     table.add_column("family, kernel set", min_width=28, overflow="fold")
     for column in ("rows", "noise floor", *_KINDS_OF_ERROR):
         table.add_column(column, justify="right")
-    if any(fit.falls for fit in profile.fits):
-        table.caption = (
-            "falls: the most by which this fit alone makes a product of more rows faster than one "
-            "of fewer, as aligned rows, other tiles or scatter have it; a prediction takes the "
-            "faster time for both, and with calibrate --form monotone no fit falls"
-        )
-        table.caption_justify = "left"
     for fit in profile.fits:
         table.add_row(
-            f"{family_name(fit_family(fit))}\n  {fit.kernel_set}, {fit.estimator}{_falls(fit)}",
+            f"{family_name(fit_family(fit))}\n  {fit.kernel_set}",
             str(fit.rows),
             _error(fit.noise),
             *(_error(getattr(fit, name)) for name in _KINDS_OF_ERROR),
         )
     return table
-
-
-def _falls(fit: FitProfile) -> str:
-    """How far a model is from monotone, where it is not."""
-    return f"; falls by {fit.falls:.1%}" if fit.falls else ""
 
 
 def _error(error: HeldOutError | None) -> str:

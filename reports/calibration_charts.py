@@ -18,8 +18,8 @@ from hardware_profiles.units import format_seconds
 from reports.calibration import family_name
 from reports.palette import GRID, INK, MUTED
 from simulator.calibration.fit import HeldOutRow
-from simulator.hardware.kernels.curves import shapes_of
 from simulator.hardware.kernels.families import Family, batch_of_rows
+from simulator.hardware.kernels.measured_rows import shapes_of
 from simulator.hardware.kernels.roofline import is_tensor
 
 if TYPE_CHECKING:

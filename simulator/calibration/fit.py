@@ -10,10 +10,10 @@ a fit. Three kinds of error, each relative to the measured time:
     regions         whole shapes left out (a quarter at a time), or octaves of time
                     where there are fewer shapes than that
 
-The form of the model (curves, a lattice or a surface, and its stiffness) is the one with the
-smallest error of left-out rows, and so are the tiles of matrix products. Beside the errors stands
-the noise floor, how far rows of equal work lie apart: the same sizes, or GEMM rows that fill the
-same tile of 64. No model gets below it but by luck.
+The lengths of a family's process (gaussian_process.py), its noise, and the tiles of matrix products
+are those of the smallest error of rows left out, alone and with their whole shape. Beside the
+errors stands the noise floor, how far rows of equal work lie apart: the same sizes, or GEMM rows
+that fill the same tile of 64. No model gets below it but by luck.
 
 Rows of transfers between GPUs are no kernels; `collective_fit` makes a transport of them.
 """
@@ -26,7 +26,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +70,6 @@ from simulator.calibration.normal_fit import (
 )
 from simulator.calibration.sources import read_sources
 from simulator.calibration.tables import kernel_sets
-from simulator.hardware.kernels.curves import QUANTILE, Rows, curve_held_out, shapes_of
 from simulator.hardware.kernels.families import (
     Family,
     batch_of_rows,
@@ -79,30 +78,35 @@ from simulator.hardware.kernels.families import (
     family_of,
     operator_of,
 )
-from simulator.hardware.kernels.models import fit_form
-from simulator.hardware.kernels.roofline import (
-    SMALL_TILE_ROWS,
-    Ideal,
-    batch_of_sizes,
-    waves_and_bytes,
+from simulator.hardware.kernels.gaussian_process import (
+    DEFAULT_LENGTH,
+    DEFAULT_NOISE,
+    Process,
+    feature_names,
+    features_of,
 )
-from simulator.hardware.kernels.surface import CANDIDATES, ROWS_OF, KernelSurface
-from simulator.hardware.kernels.wave_lattice import SHAPE, WaveLattice
+from simulator.hardware.kernels.measured_rows import Rows, shapes_of
+from simulator.hardware.kernels.models import ENOUGH_RESIDUALS, QUANTILE, process_of
+from simulator.hardware.kernels.roofline import SMALL_TILE_ROWS, Ideal, waves_and_bytes
 
 Array = NDArray[np.float64]
+Index = NDArray[np.intp]
 Mask = NDArray[np.bool_]
-
-FormName = Literal["best", "monotone", "surface"]
-"""How a family is modelled; monotone: curves, or a lattice over waves and bytes."""
 
 LEAST_ROWS = 5
 """Fewer rows of a family are used but not judged."""
-SEARCH_ROWS = 3000
-"""Rows that the form of a model is chosen on; more are thinned out evenly."""
-REGION_ROWS = 6000
-"""Rows whose regions are left out; more are thinned out evenly."""
-MOST_CURVE_ROWS = 200
-"""Rows up to which curves are tried: they are for tables that scan one size at a few shapes."""
+LEAST_ROWS_FOR_LENGTHS = 16
+"""Fewer say too little of how far a family's rows differ over each feature."""
+SEARCHED_ROWS = 300
+"""Rows that lengths are chosen on, drawn at random; all others take part in predicting them."""
+JUDGED_ROWS = 4000
+"""Rows that are left out and judged; of more, so many at random."""
+STEPS = (1.2, 0.6)
+"""Of the search, in logarithms of lengths and noise: each is gone through once for every step."""
+LONGEST = 400.0
+"""Octaves, of a feature that tells nothing; the shortest is its inverse."""
+HELPS = 0.9998
+"""Share of the error so far that a move must stay below."""
 CLIPPED = 0.5
 """Log error beyond which a row counts no further in that choice: it is an outlier."""
 TILED = frozenset({"gemm", "grouped_gemm", "masked_grouped_gemm", "grouped_gemm_weight_grad"})
@@ -117,8 +121,6 @@ CLEARLY_BETTER = 0.9
 """Other tiles must bring the error below this share of it: less is chance."""
 FOLDS = 4
 WORST = 10
-FALL_STEPS = 100
-"""Numbers of rows at which each shape is looked at for times that fall."""
 DEFAULT_BASE = "h800_sxm"
 
 
@@ -167,7 +169,6 @@ def fit_calibration(
     base: CalibrationProfile,
     mappings: Sequence[str] = (),
     sets: Sequence[str] = (),
-    form: FormName = "best",
     completed_by: Sequence[str] = (),
     stated: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -181,7 +182,6 @@ def fit_calibration(
         mappings: how sources are read, as `sources.read_sources` takes them.
         sets: kernel sets to prefer, in order; of kernels of which they have no row, and where
             empty, those of the base, else the newest version (kernel_choice.py).
-        form: of the models; "best" chooses by the error of left-out rows.
         completed_by: calibrations that answer for kernels without a row.
         stated: {column that tables lack: its value in every line}
         progress: told what is being done.
@@ -204,7 +204,7 @@ def fit_calibration(
     normal = fit_normal(normal_tables_of(rows, base, profile, nic=NIC))
     kernels = [row for row in rows if normal_key(row) not in normal]
     fits, held_out = fit_families(
-        kernels, gpu=profile, floor=base.kernel_floor.value, tiles=base.tiles, form=form
+        kernels, gpu=profile, floor=base.kernel_floor.value, tiles=base.tiles
     )
     judged = {(fit.kind, fit.dtype, fit.out_dtype, fit.kernel_set) for fit in fits}
     unused = [row.kind for row in rows if row.kind in TRANSFER_KINDS - KINDS]
@@ -284,14 +284,12 @@ def fit_families(
     gpu: GpuProfile,
     floor: float,
     tiles: TilesProfile,
-    form: FormName = "best",
 ) -> tuple[list[FitProfile], list[HeldOutRow]]:
     """Judge every family of every kernel set with at least `LEAST_ROWS` distinct sizes.
 
     Args:
         floor: added to times at peak: what a kernel takes that does nothing.
         tiles: of matrix products, unless others fit a kernel set better.
-        form: of the models; "best" chooses by the error of left-out rows.
     """
     groups: dict[tuple[Family, str], list[Measurement]] = defaultdict(list)
     rows = list(rows)
@@ -304,25 +302,19 @@ def fit_families(
     fits: list[FitProfile] = []
     held_out: list[HeldOutRow] = []
     for (family, kernel_set), members in sorted(groups.items(), key=lambda entry: str(entry[0])):
-        distinct = _averaged(members)
+        distinct = averaged(members)
         if len(distinct) < LEAST_ROWS:
             continue
-        fit, errors = _judge(
-            family,
-            kernel_set,
-            members,
-            distinct,
-            table_of(distinct, gpu, floor, tiles),
-            form=form,
-            gpu=gpu,
-            tiles=tiles,
-        )
+        table = table_of(distinct, gpu, floor, tiles)
+        groups_of_table = region_groups(table)
+        fit, table = fit_rows(family, kernel_set, table, groups_of_table, gpu=gpu)
+        fit, errors = _judged(members, distinct, table, groups_of_table, fit)
         fits.append(fit)
         held_out.extend(errors)
     return fits, held_out
 
 
-def _averaged(rows: Sequence[Measurement]) -> list[Measurement]:
+def averaged(rows: Sequence[Measurement]) -> list[Measurement]:
     """Rows of the same sizes and SMs as one, the mean of logarithms: a shape is left out whole."""
     groups: dict[tuple[object, ...], list[Measurement]] = defaultdict(list)
     for row in rows:
@@ -349,10 +341,11 @@ def table_of(
         weights=np.ones(len(rows)),
         direct=np.ones(len(rows), dtype=np.bool_),
         spread=np.full(len(rows), np.nan),
+        slowed=np.ones(len(rows)),
     )
 
 
-def _with_tiles(table: Rows, gpu: GpuProfile, tiles: TilesProfile) -> Rows:
+def with_tiles(table: Rows, gpu: GpuProfile, tiles: TilesProfile) -> Rows:
     """The same rows with the times at peak of other tiles."""
     ideal = Ideal(*waves_and_bytes(table.batch, table.sms, gpu, tiles), table.ideal.floor)
     return replace(table, ideal=ideal)
@@ -363,128 +356,151 @@ def _varying(row: Measurement, names: Collection[str]) -> str:
     return format_pairs(pair for pair in (*row.sizes, ("sms", row.sms)) if pair[0] in names)
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One way to model a family."""
-
-    estimator: Literal["curves", "lattice", "surface"]
-    stiffness: tuple[float, float] | None = None
-
-
-CURVES = Form("curves")
-
-
-def _judge(
-    family: Family,
-    kernel_set: str,
-    repeated: Sequence[Measurement],
-    rows: Sequence[Measurement],
-    table: Rows,
-    *,
-    form: FormName,
-    gpu: GpuProfile,
-    tiles: TilesProfile,
-) -> tuple[FitProfile, list[HeldOutRow]]:
-    """Choose the form and the tiles, and judge them.
+def fit_rows(
+    family: Family, kernel_set: str, table: Rows, groups: Index, *, gpu: GpuProfile
+) -> tuple[FitProfile, Rows]:
+    """Choose the tiles and the lengths of a family; its rows with the times of those tiles.
 
     Args:
-        repeated: all rows; `rows` has those of the same sizes and SMs as one.
-        table: of `rows`.
-        tiles: of `table`, used unless others are clearly better.
+        table: of distinct sizes and SMs, with the calibration's own tiles, which are kept unless
+            others are clearly better.
+        groups: [rows] number of what is left out together.
     """
-    chosen, error = _best_form(table, form)
-    other_tiles = None
-    if family[0] in TILED and len(rows) >= LEAST_ROWS_FOR_TILES:
-        error = _score(table, chosen) if error is None else error
-        for candidate in OTHER_TILES:
-            rival = _with_tiles(table, gpu, candidate)
-            rival_error = _score(rival, chosen)
-            if rival_error < CLEARLY_BETTER * error:
-                table, error, other_tiles = rival, rival_error, candidate
-    fit, held_out = _judged(family, kernel_set, repeated, rows, table, chosen, other_tiles)
-    falls = _falls(table, chosen, gpu, other_tiles or tiles)
-    return fit.model_copy(update={"falls": falls}), held_out
-
-
-def _judged(
-    family: Family,
-    kernel_set: str,
-    repeated: Sequence[Measurement],
-    rows: Sequence[Measurement],
-    table: Rows,
-    form: Form,
-    tiles: TilesProfile | None,
-) -> tuple[FitProfile, list[HeldOutRow]]:
-    errors = _leave_one_out(table, form)
-    edge = at_edge(table)
-    predicted = np.exp(table.log_seconds - errors)
-    held_out = [
-        HeldOutRow(row, float(seconds), bool(outside))
-        for row, seconds, outside in zip(rows, predicted, edge, strict=True)
-    ]
-    sizes = dict(zip(table.batch.names, table.batch.sizes.T, strict=True))
-    varying = {name for name, values in sizes.items() if values.min() < values.max()}
-    if table.sms.min() < table.sms.max():
-        varying.add("sms")
     fit = FitProfile(
         kind=family[0],
         dtype=family[1],
         out_dtype=family[2],
         accumulate=family[3],
         kernel_set=kernel_set,
-        rows=len(rows),
-        estimator=form.estimator,
-        stiffness=form.stiffness,
-        tiles=tiles,
-        noise=summary(noise(repeated)),
-        interpolated=summary(errors[~edge]),
-        edge=summary(errors[edge]),
-        regions=summary(_leave_regions_out(_thinned(table, REGION_ROWS), form)),
-        coverage={
+        rows=len(table),
+    )
+    if len(table) < LEAST_ROWS_FOR_LENGTHS or len(np.unique(groups)) == 1:
+        return fit, table
+    fit = _with_lengths(table, groups, fit)
+    if family[0] not in TILED or len(table) < LEAST_ROWS_FOR_TILES:
+        return fit, table
+    least = CLEARLY_BETTER * _score(table, groups, fit)
+    for candidate in OTHER_TILES:
+        rival = with_tiles(table, gpu, candidate)
+        error = _score(rival, groups, fit)
+        if error < least:
+            table, least, fit = rival, error, fit.model_copy(update={"tiles": candidate})
+    if fit.tiles is not None:
+        fit = _with_lengths(table, groups, fit)
+    return fit, table
+
+
+def _with_lengths(table: Rows, groups: Index, fit: FitProfile) -> FitProfile:
+    """The lengths and the noise of least error of left-out groups, one after another.
+
+    Each is moved in logarithms as long as that helps, first by the larger and then by the smaller
+    step; of what makes no difference the start remains.
+    """
+    names = feature_names(table.batch)
+    found = np.log([*[DEFAULT_LENGTH] * len(names), DEFAULT_NOISE])
+
+    def at(point: Array) -> FitProfile:
+        values = [_short(value) for value in np.exp(point)]
+        lengths = dict(zip(names, values[:-1], strict=True))
+        return fit.model_copy(update={"lengths": lengths, "noise_share": values[-1]})
+
+    least = _score(table, groups, at(found))
+    features = features_of(table.batch, table.sms, table.ideal)
+    moving = [*(np.ptp(features, axis=0) > 0), True]
+    for step in STEPS:
+        for number in np.flatnonzero(moving):
+            for direction in (step, -step):
+                helped = False
+                while True:
+                    candidate = found.copy()
+                    candidate[number] += direction
+                    if abs(candidate[number]) > math.log(LONGEST):
+                        break
+                    error = _score(table, groups, at(candidate))
+                    if error >= least * HELPS:
+                        break
+                    found, least, helped = candidate, error, True
+                if helped:
+                    break
+    return at(found)
+
+
+def _score(table: Rows, groups: Index, fit: FitProfile) -> float:
+    """Mean absolute log error of rows left out alone and with their group, outliers clipped."""
+    both = (_held_out(table, out, fit, SEARCHED_ROWS)[0] for out in (np.arange(len(table)), groups))
+    return float(np.mean([np.minimum(np.abs(errors), CLIPPED).mean() for errors in both]))
+
+
+def _held_out(table: Rows, groups: Index, fit: FitProfile, most: int) -> tuple[Array, Array]:
+    """Log errors of some rows without those of their group, and the model's deviation."""
+    return _process(table, fit).held_out(groups, _some(len(table), most))
+
+
+def _process(table: Rows, fit: FitProfile) -> Process:
+    return process_of(table, table.log_seconds - table.ideal.log_seconds, fit)
+
+
+def _some(count: int, most: int) -> Index:
+    """Positions of rows: all, or so many of them at random, always the same."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
+
+
+def region_groups(table: Rows) -> Index:
+    """[rows] the shape of each, or its octave of time at peak where shapes are too few."""
+    shapes = shapes_of(table.batch)
+    if len(shapes) < FOLDS:
+        octaves = np.round(table.ideal.log_seconds / math.log(2.0))
+        return np.unique(octaves, return_inverse=True)[1].astype(np.intp)
+    groups = np.empty(len(table), dtype=np.intp)
+    for number, (_, rows) in enumerate(shapes):
+        groups[rows] = number
+    return groups
+
+
+def _judged(
+    repeated: Sequence[Measurement],
+    rows: Sequence[Measurement],
+    table: Rows,
+    groups: Index,
+    fit: FitProfile,
+) -> tuple[FitProfile, list[HeldOutRow]]:
+    judged = _some(len(table), JUDGED_ROWS)
+    errors, deviation = _held_out(table, np.arange(len(table)), fit, JUDGED_ROWS)
+    edge = at_edge(table)[judged]
+    predicted = np.exp(table.log_seconds[judged] - errors)
+    held_out = [
+        HeldOutRow(rows[place], float(seconds), bool(outside))
+        for place, seconds, outside in zip(judged, predicted, edge, strict=True)
+    ]
+    left, left_deviation = np.empty(0), np.empty(0)
+    if groups.max() > 0:
+        left, left_deviation = _held_out(table, groups, fit, JUDGED_ROWS)
+    sizes = dict(zip(table.batch.names, table.batch.sizes.T, strict=True))
+    varying = {name for name, values in sizes.items() if values.min() < values.max()}
+    if table.sms.min() < table.sms.max():
+        varying.add("sms")
+    found = {
+        "noise": summary(noise(repeated)),
+        "interpolated": summary(errors[~edge]),
+        "edge": summary(errors[edge]),
+        "regions": summary(left),
+        "widths": (held_out_width(errors, deviation), held_out_width(left, left_deviation)),
+        "coverage": {
             **{name: (int(values.min()), int(values.max())) for name, values in sizes.items()},
             "sms": (int(table.sms.min()), int(table.sms.max())),
         },
-        worst=_worst(held_out, varying),
-    )
-    return fit, held_out
+        "worst": _worst(held_out, varying),
+    }
+    return fit.model_copy(update=found), held_out
 
 
-def _falls(table: Rows, form: Form, gpu: GpuProfile, tiles: TilesProfile) -> float | None:
-    """Largest share by which a product of more rows is predicted faster than one of fewer.
-
-    Between the first and the last row of each shape, with the SMs that most rows had; None for
-    kinds whose rows are no tokens, and where no shape has two.
-    """
-    batch, axis = table.batch, ROWS_OF.get(table.batch.kind)
-    if axis is None or batch.kind == "grouped_gemm_weight_grad":
+def held_out_width(errors: Array, deviation: Array) -> float | None:
+    """80% quantile of log errors over the model's deviation; None where too few say so."""
+    if len(errors) < ENOUGH_RESIDUALS:
         return None
-    column = batch.names.index(axis)
-    scans: list[NDArray[np.int64]] = []
-    for _, rows in shapes_of(batch):
-        ends = batch.sizes[rows, column]
-        counts = np.unique(np.geomspace(max(ends.min(), 1), max(ends.max(), 1), FALL_STEPS).round())
-        if len(counts) > 1:
-            sizes = np.repeat(batch.sizes[rows[:1]], len(counts), axis=0)
-            sizes[:, column] = counts
-            scans.append(sizes)
-    if not scans:
-        return None
-    stacked = batch_of_sizes(batch.like, np.concatenate(scans))
-    known, times = np.unique(table.sms, return_counts=True)
-    sms = np.full(len(stacked), known[times.argmax()])
-    nothing = np.zeros(len(stacked))
-    others = Rows(
-        batch=stacked,
-        sms=sms,
-        log_seconds=nothing,
-        ideal=Ideal(*waves_and_bytes(stacked, sms, gpu, tiles), table.ideal.floor),
-        weights=nothing,
-        direct=np.zeros(len(stacked), dtype=np.bool_),
-        spread=nothing,
-    )
-    told = np.split(predictor(table, form)(others), np.cumsum([len(scan) for scan in scans])[:-1])
-    largest = max(float((np.maximum.accumulate(scan) - scan).max()) for scan in told)
-    return round(-math.expm1(-largest), 4)
+    return _short(np.quantile(np.abs(errors) / deviation, QUANTILE))
 
 
 def _worst(held_out: Sequence[HeldOutRow], varying: Collection[str]) -> tuple[str, ...]:
@@ -494,85 +510,6 @@ def _worst(held_out: Sequence[HeldOutRow], varying: Collection[str]) -> tuple[st
         f"{_varying(row.measurement, varying)}: {row.error:+.1%}" + (" (edge)" if row.edge else "")
         for row in worst
     )
-
-
-def _best_form(table: Rows, wanted: FormName) -> tuple[Form, float | None]:
-    """The form with the smallest error of left-out rows, and that error where forms were tried."""
-    forms: list[Form] = []
-    few = len(table) <= MOST_CURVE_ROWS
-    if wanted == "monotone" or (wanted == "best" and few):
-        forms.append(CURVES)
-    if wanted != "surface" and table.batch.kind in SHAPE and few:
-        forms += [Form("lattice", stiffness) for stiffness in CANDIDATES]
-    if wanted != "monotone":
-        forms += [Form("surface", stiffness) for stiffness in CANDIDATES]
-    if len(forms) == 1:
-        return forms[0], None
-    scores = [_score(table, candidate) for candidate in forms]
-    best = min(scores)
-    return forms[scores.index(best)], best
-
-
-def _score(table: Rows, form: Form) -> float:
-    """Mean absolute log error of left-out rows, outliers clipped."""
-    errors = _leave_one_out(_thinned(table, SEARCH_ROWS), form)
-    return float(np.minimum(np.abs(errors), CLIPPED).mean())
-
-
-def _thinned(table: Rows, most: int) -> Rows:
-    if len(table) <= most:
-        return table
-    return table.take(np.linspace(0, len(table) - 1, most).astype(np.intp))
-
-
-def _leave_one_out(table: Rows, form: Form) -> Array:
-    """[rows] log measured minus log predicted without the row."""
-    if form.estimator == "curves":
-        return curve_held_out(table)
-    model = _fitted(table, form)
-    if isinstance(model, KernelSurface):
-        return model.leave_one_out
-    errors = np.empty(len(table))
-    for row in range(len(table)):
-        rest = np.delete(np.arange(len(table)), row)
-        alone = table.take(np.array([row]))
-        without = predictor(table.take(rest), form)(alone)
-        errors[row] = alone.log_seconds[0] - without[0]
-    return errors
-
-
-def _leave_regions_out(table: Rows, form: Form) -> Array:
-    """[rows] the same with all rows of a region left out."""
-    regions = np.empty(len(table), dtype=np.intp)
-    shapes = shapes_of(table.batch)
-    if len(shapes) >= FOLDS:
-        for number, (_, rows) in enumerate(shapes):
-            regions[rows] = number % FOLDS
-    else:
-        regions = np.round(np.log2(np.exp(table.log_ideal))).astype(np.intp)
-    errors = np.full(len(table), np.nan)
-    for region in np.unique(regions):
-        out = regions == region
-        if out.all():
-            continue
-        predict = predictor(table.take(np.flatnonzero(~out)), form)
-        errors[out] = table.log_seconds[out] - predict(table.take(np.flatnonzero(out)))
-    judged: Array = errors[~np.isnan(errors)]
-    return judged
-
-
-def predictor(table: Rows, form: Form) -> Callable[[Rows], Array]:
-    """Log seconds of other rows, from a model of one form fitted to a table."""
-    if form.estimator == "curves":
-        return lambda others: curve_held_out(table, others)
-    model = _fitted(table, form)
-    return lambda others: model.predict(others.batch, others.sms, others.ideal)
-
-
-def _fitted(table: Rows, form: Form) -> KernelSurface | WaveLattice:
-    assert form.estimator != "curves"
-    assert form.stiffness is not None
-    return fit_form(table, form.estimator, form.stiffness)
 
 
 def at_edge(table: Rows) -> Mask:
@@ -591,9 +528,8 @@ def noise(rows: Sequence[Measurement]) -> Array:
     groups: dict[tuple[object, ...], list[float]] = defaultdict(list)
     for row in rows:
         sizes = dict(row.sizes)
-        axis = ROWS_OF.get(row.kind)
-        if axis is not None and not row.accumulates and row.kind == "gemm":
-            sizes[axis] = -(-sizes[axis] // SMALL_TILE_ROWS)
+        if row.kind == "gemm" and not row.accumulates:
+            sizes["m"] = -(-sizes["m"] // SMALL_TILE_ROWS)
         groups[tuple(sorted(sizes.items())), row.sms].append(math.log(row.seconds))
     return np.array(
         [
@@ -663,7 +599,6 @@ def calibrate_to_file(
     mappings: Sequence[str] = (),
     base: str | None,
     sets: Sequence[str] = (),
-    form: FormName = "best",
     stated: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Calibration, list[Path]]:
@@ -696,7 +631,6 @@ def calibrate_to_file(
         completed_by=() if shipped else whose,
         mappings=mappings,
         sets=sets,
-        form=form,
         stated=stated,
         progress=progress,
     )

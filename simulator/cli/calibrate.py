@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -55,10 +55,6 @@ def calibrate(
             "repeatable.",
         ),
     ] = None,
-    form: Annotated[
-        Literal["best", "monotone", "surface"],
-        typer.Option(help="Monotone in every load; best: the least error of left-out rows."),
-    ] = "best",
     report: Annotated[
         Path | None,
         typer.Option(help="Directory of the report. Default: runs/calibration_NAME of --out."),
@@ -110,7 +106,6 @@ def calibrate(
             mappings=mapping or (),
             base=base,
             sets=preferred,
-            form=form,
             stated=stated,
             progress=lambda text: status.update(Text(text)),
         )
@@ -121,7 +116,6 @@ def calibrate(
             "base": base,
             "sets": sets,
             "columns": column or [],
-            "form": form,
             "out": str(out),
         }
         status.update("holding whole modules against their kernels")

@@ -13,21 +13,18 @@ learns from a measurement table and returns self, `predict` is pure.
 combine `sms` are the communication SMs, `overlapped` means that compute runs beside them, and
 `load` says what the fabric makes of them; other operators need none.
 
-How a compute kernel is predicted. `roofline.ideal_seconds` gives its time at peak by waves and
-bytes. Measurements teach the ratio to it, in two steps. Of the kernel set with most rows of a
-family (kind and types), every shape is a curve: log seconds over log ideal seconds, monotone and
-linear between rows, of slope 1 beyond them (constant efficiency). A shape without a curve, or far
-beyond the end of its own, takes the mean of the nearest curves, in octaves of sizes and of time
-beyond their ends; curves of the kind's largest family take part at a distance. Onto that, the
-preferred kernel set adds its own difference, a mean of its rows' differences weighted by the
-inverse square of the distance in octaves of all sizes: its rows are met exactly, and one version's
-times never average into another's. Kernels that only move bytes have one curve per family. A family
-without rows borrows the kind's other types, then what its class (tensor-core or memory-bound)
-achieves in general. Where the calibration names others to transfer from, a family without rows and
-products far from the few rows of theirs come from those, by the ceilings of both GPUs
-(gpu_transfer.py). Whatever the answer, no kernel moves its bytes faster than the fastest measured
-one, unless its own row says so, and none takes longer than one of more rows (work_floor.py). On
-more SMs than the measured GPU has, only what its work is bound by gets shorter (gpu_ratio.py).
+How a compute kernel is predicted. `roofline.waves_and_bytes` gives its time at peak. Measurements
+teach the ratio to it: a Gaussian process over sizes and what the roofline says of them
+(gaussian_process.py), of the kernel set with most rows of a family (kind and types). A family with
+too few rows for a process of its own starts from the kind's largest. The preferred kernel set adds
+its own difference, a process too: its rows are met exactly, and one version's times never average
+into another's (models.py). A family without rows borrows the kind's other types, then what its
+class (tensor-core or memory-bound) achieves in general. Where the calibration names others that
+complete it or that it is restated from, a family without rows and products far from the few rows of
+theirs come from those, by the ceilings of both GPUs (gpu_ratio.py). Whatever the answer, no kernel
+moves its bytes faster than the fastest measured one, unless its own row says so, and none takes
+longer than one of more rows (work_floor.py). On more SMs than the measured GPU has, only what its
+work is bound by gets shorter.
 
 Provenance. measured: a row of the preferred set with these sizes, SMs and condition. interpolated:
 between rows of the same shape, or a row at another condition or an SM count between measured ones.
@@ -55,7 +52,6 @@ from hardware_profiles.schema import (
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement
 from reference_model.trace import ALL_TO_ALL_KINDS, KINDS, Operator
 from simulator.hardware.kernels.conditions import Conditions
-from simulator.hardware.kernels.curves import fingerprints
 from simulator.hardware.kernels.families import (
     Family,
     calibration_measurements,
@@ -69,7 +65,8 @@ from simulator.hardware.kernels.gpu_ratio import (
     log_restatement,
     same_compute,
 )
-from simulator.hardware.kernels.models import ENOUGH_RESIDUALS, ClassModel, FamilyModel
+from simulator.hardware.kernels.measured_rows import fingerprints
+from simulator.hardware.kernels.models import ENOUGH_RESIDUALS, ClassModel, FamilyModel, Told
 from simulator.hardware.kernels.related import related_batch, related_family
 from simulator.hardware.kernels.roofline import (
     Batch,
@@ -224,9 +221,9 @@ class KernelCostModel:
                 base=base,
                 relative=None if relative == family else self.families_[overlapped, relative],
                 floor=floor,
+                gpu=self._measured_gpu,
                 tiles=tiles,
                 fit=fit,
-                twin=self.families_[False, family] if overlapped else None,
             )
 
         def build_class(key: tuple[bool, bool]) -> ClassModel:
@@ -461,7 +458,10 @@ class KernelCostModel:
         seconds = np.maximum(seconds, least_seconds(batch, sms, gpu, memory_share=1.0))
         beaten = (provenance == MEASURED) & (seconds < alone * (1.0 - ROUNDING))
         provenance = np.where(beaten, INTERPOLATED, provenance)
-        return seconds, low * (seconds / alone), high * (seconds / alone), provenance
+        share = np.where(provenance == MEASURED, 1.0, self._memory_share)
+        least = least_seconds(batch, sms, gpu, memory_share=share)
+        low = np.maximum(low * (seconds / alone), np.minimum(seconds, least))
+        return seconds, low, high * (seconds / alone), provenance
 
     def _rising(self, family: Family, overlapped: bool) -> RisingRows:
         """What is known of a family with rows; scanned shape by shape when first needed."""
@@ -674,12 +674,17 @@ class KernelCostModel:
             apart = np.zeros(len(batch))
         else:
             room = on if tensor or overlapped else np.full(len(on), float(at.sms))
-            log_seconds, rival, provenance, spread = model.predict(batch, room, ideal)
+            told = model.predict(batch, room, ideal, achieved)
+            log_seconds, provenance = told.log_seconds, told.provenance
+            if overlapped:
+                more = self._conditions.log_more(kind, told.slowed)
+                log_seconds = log_seconds + more
+                provenance = np.where(more == 0.0, provenance, np.maximum(provenance, INTERPOLATED))
             if borrowed or self._restated:
                 provenance = np.full_like(provenance, EXTRAPOLATED)
-            width = self._width(model, achieved, provenance, spread)
+            width = self._width(model, achieved, told, provenance)
             # What another kernel set says of the same shape lies inside the interval.
-            apart = np.where(provenance == MEASURED, 0.0, rival - log_seconds)
+            apart = np.where(provenance == MEASURED, 0.0, told.rival - told.log_seconds)
         if overlapped and not tensor:
             slowdown = self.calibration.overlap.memory_bound.value
             squeeze = self._conditions.log_squeeze(on, at.sms, slowdown=slowdown)
@@ -769,28 +774,18 @@ class KernelCostModel:
         self,
         model: FamilyModel,
         achieved: ClassModel,
+        told: Told,
         provenance: NDArray[np.intp],
-        spread: Array,
     ) -> Array:
         """Half-width of the interval in log seconds; [operators].
 
-        Measured: the spread of the row's repeats, at least half that of its class. Otherwise the
-        held-out error of the family, and of the ratio that may have converted the condition.
+        Measured: the spread of the row's repeats, at least half that of its class. Otherwise that
+        of the model, and of the ratio that may have converted the condition.
         """
-        known = np.where(np.isnan(spread), achieved.spread, spread)
+        known = np.where(np.isnan(told.spread), achieved.spread, told.spread)
         measured = NORMAL_80 * np.maximum(known, achieved.spread / 2)
-        between = model.width(row_left_out=True)
-        beyond = model.width(row_left_out=False)
-        held_out = np.array(
-            [
-                0.0,
-                achieved.width(row_left_out=True) if between is None else between,
-                achieved.width(row_left_out=False) if beyond is None else beyond,
-                achieved.modelled_width,
-            ]
-        )[provenance]
         ratio = self._conditions.ratio(model.kind)
-        converted = np.hypot(held_out, np.log(ratio.high / ratio.low) / 2)
+        converted = np.hypot(told.width, np.log(ratio.high / ratio.low) / 2)
         return np.where(provenance == MEASURED, measured, np.maximum(measured, converted))
 
 

@@ -30,18 +30,11 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.tables import load_measurements, table_path
 from hardware_profiles.whole_files import write_whole
-from simulator.calibration.fit import FormName, fit_families, profile_text
+from simulator.calibration.fit import fit_families, profile_text
 
 FOLDER = ROOT / "calibrations"
 
-FITTED: Mapping[str, FormName] = {
-    "h200_sxm": "best",
-    "h800_decode": "monotone",
-    "h800_sxm": "monotone",
-    "h800_without_trace": "best",
-}
-"""{calibration: form of its models}. Those that scenarios of H800 rest on are monotone, so that no
-load is faster than a smaller one; the prediction without the trace is the most accurate one."""
+FITTED = ("h200_sxm", "h800_decode", "h800_sxm", "h800_without_trace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +166,6 @@ def _fitted(name: str) -> str:
         gpu=load_gpu(profile.gpu),
         floor=profile.kernel_floor.value,
         tiles=profile.tiles,
-        form=FITTED[name],
     )
     return profile_text(profile.model_copy(update={"fits": tuple(fits)}), raw)
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from hardware_profiles.schema import GpuProfile, OverlapProfile, SlowdownEstimate, TilesProfile
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds
-from simulator.hardware.kernels.curves import Rows
 from simulator.hardware.kernels.families import batch_of_rows
+from simulator.hardware.kernels.measured_rows import Rows
 from simulator.hardware.kernels.roofline import Ideal, is_tensor, waves_and_bytes
 
 Array = NDArray[np.float64]
@@ -48,16 +48,16 @@ class Conditions:
         """Bring the rows of one family and kernel set to one condition.
 
         A row of an overlapped pair was slowed for a share of its time: overlapped it answers as it
-        is, alone that share is taken out by the ratio that the rows hold. A ratio that is set to
-        another value slows the same share by that. Every other row was alone. Kernels that ran on
-        the communication SMs are brought to the compute SMs of a pair first.
+        is, alone that share is taken out by the ratio that the rows hold. Every other row was
+        alone, and is slowed by that ratio. Kernels that ran on the communication SMs are brought to
+        the compute SMs of a pair first.
 
         Args:
             floor: added to ideal times, what launching the operator's kernels takes.
             tiles: of the family's kernels.
         """
         kind = rows[0].kind
-        ratio, of_rows = self.ratio(kind).value, self.ratio(kind).of_rows
+        of_rows = self.ratio(kind).of_rows
         batch = batch_of_rows(rows)
         share = np.array([row.all_to_all_share for row in rows])
         in_pair = np.array([row.condition("pair") == "yes" for row in rows])
@@ -74,10 +74,8 @@ class Conditions:
             log_seconds -= np.where(squeezed, squeeze, 0.0)
         slowed = np.where(squeezed, 1.0, share)
         to_alone = -np.log(1.0 + (of_rows - 1.0) * slowed)
-        # A row of a pair is slowed for the same share of its time whatever the ratio is set to.
         slowed = np.where(in_pair | squeezed, slowed, 1.0)
-        held = np.where(in_pair | squeezed, -to_alone, 0.0)
-        to_pair = np.log(1.0 + (ratio - 1.0) * slowed) - held
+        to_pair = np.where(in_pair | squeezed, 0.0, np.log(of_rows))
         parts = waves_and_bytes(batch, sms, self.gpu, tiles)
         if is_tensor(kind):
             room = sms
@@ -92,11 +90,21 @@ class Conditions:
             log_seconds=log_seconds + (to_pair if overlapped else to_alone),
             ideal=Ideal(*parts, floor),
             weights=np.array([float(row.condition("repeats", "1")) for row in rows]),
-            direct=((in_pair | squeezed) & (ratio == of_rows))
-            if overlapped
-            else (share == 0.0) & ~squeezed,
+            direct=in_pair | squeezed if overlapped else (share == 0.0) & ~squeezed,
             spread=np.array([np.nan if row.spread is None else row.spread for row in rows]),
+            slowed=slowed,
         ).without_redundant()
+
+    def log_more(self, kind: str, slowed: Array) -> Array:
+        """Log slow-down beside an all-to-all beyond that of the rows, where its ratio is changed.
+
+        Args:
+            slowed: [operators] share of their time that it slows.
+        """
+        ratio = self.ratio(kind)
+        more: Array = np.log1p((ratio.value - 1.0) * slowed)
+        more -= np.log1p((ratio.of_rows - 1.0) * slowed)
+        return more
 
     def log_squeeze(self, sms: Array, available: int, *, slowdown: float) -> Array:
         """Log slow-down of a memory-bound kernel on other SMs than an overlapped pair leaves it.

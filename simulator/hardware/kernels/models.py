@@ -1,70 +1,70 @@
 """The model that predicts a kernel family, falling back from family to kind to class.
 
-The kernel set with most rows gives a family its form, one of three, whichever predicted left-out
-rows better when it was calibrated:
-
-    curves      one a shape (kernel_curves.py); for tables that scan one size at a few shapes
-    lattice     log seconds over waves and bytes (wave_lattice.py), monotone in both; for masked
-                grouped products, whose groups change with their load
-    surface     efficiency over all sizes at once (kernel_surface.py); for tables that fill a grid
-
-The preferred set adds its own difference to it.
+The kernel set with most rows gives a family its form: a Gaussian process on what its times hold
+over the time at peak (gaussian_process.py). A family with too few rows for lengths of its own
+starts from the kind's largest family, and the preferred kernel set adds its own difference to the
+one with most rows: each is a process on what the one before it leaves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import FitProfile, TilesProfile
-from simulator.hardware.kernels.curves import (
-    QUANTILE,
-    SAME_PLACE,
-    Curve,
+from hardware_profiles.schema import FitProfile, GpuProfile, TilesProfile
+from simulator.hardware.kernels.gaussian_process import (
+    DEFAULT_NOISE,
+    Process,
+    feature_names,
+    features_of,
+)
+from simulator.hardware.kernels.measured_rows import (
     Rows,
     Shape,
-    curve_residuals,
-    curves_of,
     extents_of,
     fingerprints,
-    nearest_mean,
-    place_of,
-    shape_sizes,
     shapes_of,
 )
-from simulator.hardware.kernels.roofline import Batch, Ideal, is_tensor
-from simulator.hardware.kernels.surface import KernelSurface
-from simulator.hardware.kernels.wave_lattice import WaveLattice
+from simulator.hardware.kernels.roofline import Batch, Ideal, is_tensor, waves_and_bytes
 from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, WorkFloor
 from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED
 
 Array = NDArray[np.float64]
+Index = NDArray[np.intp]
 
-SAME_FACTOR = 1e-9
-"""Most that log ratios of one factor scatter by rounding."""
+QUANTILE = 0.8
+"""Share of the truth that an interval should hold."""
 ENOUGH_RESIDUALS = 5
 """Fewer held-out rows than this say nothing about a quantile; the class answers instead."""
 
 
-def fit_form(
-    rows: Rows, estimator: Literal["lattice", "surface"], stiffness: tuple[float, float]
-) -> KernelSurface | WaveLattice:
-    """A model of all sizes at once."""
-    if estimator == "lattice":
-        return WaveLattice(
-            rows.batch, ideal=rows.ideal, log_seconds=rows.log_seconds, stiffness=stiffness
-        )
-    return KernelSurface(
-        rows.batch,
-        rows.sms,
-        ideal=rows.ideal,
-        log_seconds=rows.log_seconds,
-        stiffness=stiffness,
-    )
+def process_of(rows: Rows, log_ratios: Array, fit: FitProfile | None) -> Process:
+    """Of rows of one family, with the lengths and noise that calibrate found, if any."""
+    features = features_of(rows.batch, rows.sms, rows.ideal)
+    if fit is None or not fit.lengths:
+        return Process(features, log_ratios)
+    lengths = [fit.lengths[name] for name in feature_names(rows.batch)]
+    return Process(features, log_ratios, lengths, fit.noise_share or DEFAULT_NOISE)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a family's model says of some operators; arrays [operators]."""
+
+    log_seconds: Array
+    width: Array
+    """Half of their 80% interval, in logarithms."""
+    rival: Array
+    """Log seconds of the set with most rows where that has the shape, else the same again."""
+    provenance: NDArray[np.intp]
+    spread: Array
+    """Of a row with these sizes and SMs; nan without one."""
+    slowed: Array
+    """Share of the time beside an all-to-all that this slows."""
 
 
 class FamilyModel:
@@ -78,45 +78,38 @@ class FamilyModel:
         base: str,
         relative: FamilyModel | None,
         floor: float,
+        gpu: GpuProfile,
         tiles: TilesProfile,
         fit: FitProfile | None,
-        twin: FamilyModel | None = None,
     ) -> None:
         """Store the rows; what they teach is worked out when it is first needed.
 
         Args:
             kind: kernel family.
             sets: {kernel set: its rows}, most preferred first.
-            base: the set with most rows, which gives the family its shape.
-            relative: the family of the same kind with most rows, where that is another one; its
-                curves help where this family's own shapes are far.
+            base: the set with most rows, which gives the family its form.
+            relative: the family of the same kind with most rows, where that is another one.
             floor: seconds that the rows' ideal times hold for launching.
+            gpu: that the rows were measured on.
             tiles: that the rows' ideal times were worked out with.
             fit: what calibrate found out about the base's rows, as far as it was run.
-            twin: the same rows under the other condition; where that is one factor for all of
-                them, its surface is used instead of fitting another.
         """
         self.kind = kind
         self.floor = floor
         self.tiles = tiles
-        names = list(sets)
-        self._base = base
-        self._preferred_name = names[0]
-        self._sets = sets
+        self._gpu = gpu
+        self._base = sets[base]
+        self._preferred = sets[next(iter(sets))]
         self._fit = fit
-        self.preferred = sets[names[0]]
-        self._relative = relative
-        self._twin = twin
-        most = sets[base]
-        self.log_ratio = float(np.median(most.log_seconds - most.log_ideal))
-        # A benchmark's own rows stay on its monotone curve or surface; another set, and kernels
-        # with one curve that only move bytes, are met row by row.
-        self.estimator = fit.estimator if fit is not None else "curves"
-        smooth = is_tensor(kind) or self.estimator != "curves"
-        self.corrected = names[0] != base or not smooth
-        self.places = _coordinates(self.preferred.batch, self.preferred.sms)
+        # Rows enough for lengths of their own need no other family.
+        self._relative = None if fit is not None and fit.lengths else relative
+        self.log_ratio = float(np.median(self._base.log_seconds - self._base.ideal.log_seconds))
+        # The rows of a benchmark stay on its smooth process; those of another set, of kernels that
+        # only move bytes, and of families with few rows are met one by one.
+        smooth = fit is not None and bool(fit.lengths) and is_tensor(kind)
+        self._exact = self._preferred is not self._base or not smooth
         self.rows = sum(len(rows) for rows in sets.values())
-        self._base_shapes = {shape for shape, _ in shapes_of(most.batch)}
+        self._base_shapes = {shape for shape, _ in shapes_of(self._base.batch)}
         every_sms = np.concatenate([rows.sms for rows in sets.values()])
         self._sms_range = (float(every_sms.min()), float(every_sms.max()))
         self._ranges: dict[Shape, tuple[float, float]] = {}
@@ -129,29 +122,39 @@ class FamilyModel:
                     max(high, float(extents[numbers].max())),
                 )
 
-    def predict(
-        self, batch: Batch, sms: Array, ideal: Ideal
-    ) -> tuple[Array, Array, NDArray[np.intp], Array]:
-        """Predict; all arrays [operators].
-
-        Returns log seconds; what the set with most rows says where it has the shape, else the same
-        again; provenance; and the spread of exact rows, nan where there is none.
+    def predict(self, batch: Batch, sms: Array, ideal: Ideal, achieved: ClassModel) -> Told:
+        """Predict, with width, rival and provenance.
 
         Args:
             batch: operators of this family, or of a family that borrows it.
-            sms: for the distance to rows and for provenance.
-            ideal: at those SM counts.
+            sms: [operators] that they have.
+            ideal: at those.
+            achieved: the family's class, for widths where its own rows are too few.
         """
-        log_seconds = base = self._on_base(batch, sms, ideal)
-        if self.corrected:
-            places = _coordinates(batch, sms)
-            log_seconds = base + _inverse_square(places, self.places, self.differences)
+        provenance, exact = self._provenance(batch, sms)
+        between = provenance != EXTRAPOLATED
+        base, deviation = self._on_base(batch, sms, ideal)
+        width = deviation * self._scale(0, between, achieved)
+        log_seconds = base
+        if self._own is not None:
+            more, deviation = self._own.predict(self._features(self._preferred, batch, sms))
+            log_seconds = base + more
+            width = np.maximum(width, deviation * self._scale(1, between, achieved))
+        known = exact >= 0
+        if self._exact:
+            log_seconds = np.where(known, self._preferred.log_seconds[exact], log_seconds)
         rival = log_seconds.copy()
         for shape, numbers in shapes_of(batch):
             if is_tensor(self.kind) and shape in self._base_shapes:
                 rival[numbers] = base[numbers]
-        provenance, spread = self._provenance(batch, sms, self.covers(batch))
-        return log_seconds, rival, provenance, spread
+        return Told(
+            log_seconds,
+            width,
+            rival,
+            provenance,
+            spread=np.where(known, self._preferred.spread[exact], np.nan),
+            slowed=np.where(known, self._preferred.slowed[exact], 1.0),
+        )
 
     def covers(self, batch: Batch) -> NDArray[np.bool_]:
         """[operators] whether each lies between rows of its shape."""
@@ -162,170 +165,95 @@ class FamilyModel:
             between[numbers] = (low <= extents[numbers]) & (extents[numbers] <= high)
         return between
 
-    @cached_property
-    def curves(self) -> dict[Shape, Curve]:
-        """One a shape, of the set with most rows."""
-        return curves_of(self._sets[self._base])
-
-    @cached_property
-    def _log_factor(self) -> float | None:
-        """Log of these rows' times over the twin's; None where it is not one factor."""
-        if self._twin is None:
-            return None
-        mine, others = self._sets[self._base], self._twin._sets[self._base]
-        apart = mine.log_seconds - others.log_seconds
-        one = len(apart) > 0 and float(np.ptp(apart)) < SAME_FACTOR
-        same = np.array_equal(mine.log_ideal, others.log_ideal)
-        same &= np.array_equal(mine.sms, others.sms) or not is_tensor(self.kind)
-        return float(apart[0]) if one and same else None
-
-    @cached_property
-    def fitted(self) -> KernelSurface | WaveLattice:
-        """Surface or lattice of the set with most rows, where the calibration says so."""
-        rows = self._sets[self._base]
-        assert self._fit is not None
-        assert self._fit.stiffness is not None
-        assert self._fit.estimator in ("lattice", "surface")
-        return fit_form(rows, self._fit.estimator, self._fit.stiffness)
-
-    @cached_property
-    def differences(self) -> Array:
-        """[rows of the preferred set] log seconds minus those of the set with most rows."""
-        rows = self.preferred
-        differences: Array = rows.log_seconds - self._on_base(rows.batch, rows.sms, rows.ideal)
-        return differences
-
-    @cached_property
-    def residuals(self) -> dict[str, tuple[Array, Array]]:
-        """{kernel set: held-out log errors of rows, and of whole shapes}: of curves, and of what
-        the preferred set adds. Those of other forms are in the calibration.
-        """
-        found: dict[str, tuple[Array, Array]] = {}
-        if self.estimator == "curves":
-            found[self._base] = curve_residuals(self._sets[self._base], self.curves)
-        if self._preferred_name != self._base:
-            found[self._preferred_name] = self._difference_residuals()
-        return found
-
-    def width(self, *, row_left_out: bool) -> float | None:
-        """80 % quantile of the absolute log error of held-out rows; None where there are too few.
-
-        That of the calibration where it states one for the set with most rows; what the preferred
-        set adds to another form than curves may widen it.
-
-        Args:
-            row_left_out: errors between rows of the same shape, else errors of whole shapes.
-        """
-        stated: float | None = None
-        alone = self._preferred_name == self._base
-        if self._fit is not None and (alone or self.estimator != "curves"):
-            error = self._fit.interpolated if row_left_out else self._fit.regions
-            if error is not None:
-                stated = error.quantile_80 if error.rows >= ENOUGH_RESIDUALS else None
-                if alone:
-                    return stated
-        errors = np.concatenate(
-            [
-                np.empty(0),
-                *(row if row_left_out else shape for row, shape in self.residuals.values()),
-            ]
-        )
-        if len(errors) < ENOUGH_RESIDUALS:
-            return stated
-        return max(stated or 0.0, float(np.quantile(np.abs(errors), QUANTILE)))
-
-    def _provenance(
-        self, batch: Batch, sms: Array, between: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.intp], Array]:
-        """Provenance, and the spread of the exact rows.
-
-        Args:
-            between: whether an operator lies between rows of its shape.
-        """
-        same_sizes = np.zeros(len(batch), dtype=np.bool_)
-        measured = np.zeros(len(batch), dtype=np.bool_)
-        exact = np.zeros(len(batch), dtype=np.bool_)
-        spread = np.full(len(batch), np.nan)
-        rows = self.preferred
-        keys, known = fingerprints(batch.sizes), fingerprints(rows.batch.sizes)
-        candidates = np.flatnonzero(np.isin(keys, known))
-        for number, key in enumerate(known.tolist()):
-            same = candidates[keys[candidates] == key]
-            if not len(same):
-                continue
-            same_sizes[same] = True
-            same = same[sms[same] == rows.sms[number]]
-            exact[same] = True
-            measured[same] |= rows.direct[number]
-            spread[same] = rows.spread[number]
-        low, high = self._sms_range
-        between = (between | same_sizes) & (low <= sms) & (sms <= high)
-        provenance = np.where(exact | between, INTERPOLATED, EXTRAPOLATED)
-        return np.where(measured, MEASURED, provenance).astype(np.intp), spread
-
     @property
     def base_rows(self) -> Rows:
         """Of the kernel set with most."""
-        return self._sets[self._base]
+        return self._base
+
+    @cached_property
+    def scales(self) -> tuple[tuple[float | None, float | None], ...]:
+        """80% quantiles of the log error of held-out rows over the deviation of the process.
+
+        Of the set with most rows, and of what the preferred set adds to it; each of rows left out
+        one by one and of whole shapes left out. None where too few say so. Those of the calibration
+        where it states them.
+        """
+        base = self._fit.widths if self._fit is not None else None
+        found = [base or held_out_scales(self._process, self._base)]
+        if self._own is not None:
+            found.append(held_out_scales(self._own, self._preferred))
+        return tuple(found)
+
+    @cached_property
+    def _process(self) -> Process:
+        rows = self._base
+        left = rows.log_seconds - rows.ideal.log_seconds
+        return process_of(rows, left - self._expected(rows.batch, rows.sms, rows.ideal), self._fit)
+
+    @cached_property
+    def _own(self) -> Process | None:
+        """What the preferred set's times hold over those of the set with most rows."""
+        if self._preferred is self._base:
+            return None
+        rows = self._preferred
+        expected, _ = self._on_base(rows.batch, rows.sms, rows.ideal)
+        return process_of(rows, rows.log_seconds - expected, None)
+
+    def _expected(self, batch: Batch, sms: Array, ideal: Ideal) -> Array:
+        """[operators] log of time over that at peak by the kind's largest family."""
+        if self._relative is None:
+            return np.zeros(len(batch))
+        return self._relative._on_base(batch, sms, ideal)[0] - ideal.log_seconds
+
+    def _on_base(self, batch: Batch, sms: Array, ideal: Ideal) -> tuple[Array, Array]:
+        """Log seconds by the set with most rows, and the deviation of its process."""
+        log_seconds, deviation = self._by_process(batch, sms, ideal)
+        if self._work_floor is not None:
+            log_seconds = self._work_floor.raise_to(log_seconds, batch, sms)
+        return log_seconds, deviation
 
     @cached_property
     def _work_floor(self) -> WorkFloor | None:
         """Lower bounds from the rows of the set with most, for kinds that have them."""
         if self.kind not in MONOTONE_KINDS:
             return None
-        rows = self.base_rows
-        return WorkFloor(rows.batch, rows.sms, self._between(rows.batch, rows.sms, rows.ideal))
+        rows = self._base
+        known, _ = self._by_process(rows.batch, rows.sms, rows.ideal)
+        return WorkFloor(rows.batch, rows.sms, known)
 
-    def _on_base(self, batch: Batch, sms: Array, ideal: Ideal) -> Array:
-        log_seconds = self._between(batch, sms, ideal)
-        if self._work_floor is None:
-            return log_seconds
-        return self._work_floor.raise_to(log_seconds, batch, sms)
+    def _by_process(self, batch: Batch, sms: Array, ideal: Ideal) -> tuple[Array, Array]:
+        ratio, deviation = self._process.predict(self._features(self._base, batch, sms))
+        return ideal.log_seconds + self._expected(batch, sms, ideal) + ratio, deviation
 
-    def _between(self, batch: Batch, sms: Array, ideal: Ideal) -> Array:
-        """Log seconds by curves, surface or lattice alone."""
-        if self.estimator == "curves":
-            return self._on_curves(batch, ideal.log_seconds)
-        if self._twin is not None and self._log_factor is not None:
-            return self._twin.fitted.predict(batch, sms, ideal) + self._log_factor
-        return self.fitted.predict(batch, sms, ideal)
+    def _features(self, rows: Rows, batch: Batch, sms: Array) -> Array:
+        """Of operators, on no more and no fewer SMs than rows had: beyond those the roofline alone
+        says what SMs are worth."""
+        near = np.clip(sms, rows.sms.min(), rows.sms.max())
+        parts = waves_and_bytes(batch, near, self._gpu, self.tiles)
+        return features_of(batch, near, Ideal(*parts, self.floor))
 
-    def _on_curves(self, batch: Batch, log_ideal: Array) -> Array:
-        """The operator's own curve between its rows, elsewhere the mean of the nearest curves."""
-        if not is_tensor(self.kind):
-            return self.curves[()].at(log_ideal)
-        curves = list(self.curves.values())
-        relatives = list(self._relative.curves.values()) if self._relative else []
-        log_seconds = np.empty(len(batch))
-        for shape, numbers in shapes_of(batch):
-            own = self.curves.get(shape)
-            x = log_ideal[numbers]
-            if own is None:
-                log_seconds[numbers] = nearest_mean(curves, relatives, place_of(shape), x)
-                continue
-            log_seconds[numbers] = own.at(x)
-            beyond = np.flatnonzero(own.octaves_beyond(x) > 0)
-            if len(beyond):
-                far = nearest_mean(curves, relatives, place_of(shape), x[beyond])
-                log_seconds[numbers[beyond]] = far
-        return log_seconds
+    def _scale(self, number: int, between: NDArray[np.bool_], achieved: ClassModel) -> Array:
+        """[operators] of `scales`; those of the class where there is none."""
+        inside, outside = (
+            known if known is not None else other
+            for known, other in zip(self.scales[number], achieved.scales, strict=True)
+        )
+        return np.where(between, inside, outside)
 
-    def _difference_residuals(self) -> tuple[Array, Array]:
-        """Errors of the preferred set's rows: the nearest others left in, whole shapes left out."""
-        shapes = [tuple(shape) for shape in shape_sizes(self.preferred.batch).tolist()]
-        rows: list[float] = []
-        whole: list[float] = []
-        for number, shape in enumerate(shapes):
-            place = self.places[number : number + 1]
-            for keep, errors, needed in (
-                ([j for j in range(len(shapes)) if j != number], rows, True),
-                ([j for j, other in enumerate(shapes) if other != shape], whole, False),
-            ):
-                has_neighbours = any(shapes[j] == shape for j in keep)
-                if keep and (has_neighbours or not needed):
-                    guess = _inverse_square(place, self.places[keep], self.differences[keep])
-                    errors.append(float(self.differences[number] - guess[0]))
-        return np.array(rows), np.array(whole)
+    def _provenance(self, batch: Batch, sms: Array) -> tuple[NDArray[np.intp], Index]:
+        """Provenance, and the row of the preferred set with these sizes and SMs, -1 without one."""
+        rows = self._preferred
+        asked = fingerprints(np.column_stack([batch.sizes, sms.astype(np.int64)]))
+        known = fingerprints(np.column_stack([rows.batch.sizes, rows.sms.astype(np.int64)]))
+        order = np.argsort(known)
+        place = np.minimum(np.searchsorted(known[order], asked), len(known) - 1)
+        exact = np.where(known[order][place] == asked, order[place], -1)
+        same_sizes = np.isin(fingerprints(batch.sizes), fingerprints(rows.batch.sizes))
+        low, high = self._sms_range
+        between = (self.covers(batch) | same_sizes) & (low <= sms) & (sms <= high)
+        provenance = np.where((exact >= 0) | between, INTERPOLATED, EXTRAPOLATED)
+        measured = (exact >= 0) & rows.direct[exact]
+        return np.where(measured, MEASURED, provenance).astype(np.intp), exact
 
 
 class ClassModel:
@@ -338,55 +266,34 @@ class ClassModel:
         """Median log of seconds over ideal seconds."""
         self.modelled_width = float(np.quantile(np.abs(ratios - self.log_ratio), QUANTILE))
         self._members = members
-        spreads = np.concatenate([member.preferred.spread for member in members])
+        spreads = np.concatenate([member._preferred.spread for member in members])
         known = spreads[~np.isnan(spreads)]
         # Without a single repeat, what rows between others scatter by has to stand in.
-        self.spread = float(np.median(known)) if len(known) else self.width(row_left_out=True)
+        self.spread = float(np.median(known)) if len(known) else self.scales[0] * DEFAULT_NOISE
         """Median spread of repeats."""
 
-    def width(self, *, row_left_out: bool) -> float:
-        """As FamilyModel.width, over the whole class; what shapes differ by where it has none."""
-        return self._widths[0 if row_left_out else 1]
-
     @cached_property
-    def _widths(self) -> tuple[float, float]:
-        """Rows left out, whole shapes left out: over all rows; where most families state
-        a width, the median of those."""
-        pooled: list[float] = []
-        for number, row_left_out in enumerate((True, False)):
-            stated = [
-                width
-                for member in self._members
-                if member.estimator != "curves"
-                and (width := member.width(row_left_out=row_left_out))
-            ]
-            if 2 * len(stated) > len(self._members):
-                pooled.append(float(np.median(stated)))
-                continue
-            errors = np.concatenate(
-                [
-                    np.empty(0),
-                    *(m[number] for member in self._members for m in member.residuals.values()),
-                ]
-            )
-            pooled.append(
-                float(np.quantile(np.abs(errors), QUANTILE)) if len(errors) else self.modelled_width
-            )
-        return pooled[0], pooled[1]
+    def scales(self) -> tuple[float, float]:
+        """Median over the families of what `FamilyModel.scales` says of them."""
+        stated = [pair for member in self._members for pair in member.scales]
+        inside = [scale for scale, _ in stated if scale is not None]
+        outside = [scale for _, scale in stated if scale is not None]
+        return (
+            float(np.median(inside)) if inside else self.modelled_width,
+            float(np.median(outside)) if outside else self.modelled_width,
+        )
 
 
-def _coordinates(batch: Batch, sms: Array) -> Array:
-    """[operators, sizes] log2 of all sizes; memory-bound kernels also by the SMs they may fill."""
-    sizes = np.maximum(batch.sizes, 1).astype(np.float64)
-    if not is_tensor(batch.kind):
-        sizes = np.column_stack([sizes, sms])
-    places: Array = np.log2(sizes)
-    return places
-
-
-def _inverse_square(places: Array, known: Array, values: Array) -> Array:
-    """Mean of `values` [known] weighted by 1 / distance squared; [places]."""
-    distance = ((places[:, None, :] - known[None, :, :]) ** 2).sum(axis=2)
-    weights = 1.0 / (distance + SAME_PLACE**2)
-    mean: Array = weights @ values / weights.sum(axis=1)
-    return mean
+def held_out_scales(process: Process, rows: Rows) -> tuple[float | None, float | None]:
+    """`FamilyModel.scales` of one process: of rows left out one by one, of whole shapes."""
+    shapes = np.empty(len(rows), dtype=np.intp)
+    for number, (_, members) in enumerate(shapes_of(rows.batch)):
+        shapes[members] = number
+    found: list[float | None] = []
+    for groups in (np.arange(len(rows)), shapes):
+        if len(rows) < ENOUGH_RESIDUALS or groups.max() == 0:
+            found.append(None)
+            continue
+        errors, deviation = process.held_out(groups)
+        found.append(float(np.quantile(np.abs(errors) / deviation, QUANTILE)))
+    return found[0], found[1]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reference_model.trace import KINDS
-from simulator.hardware.kernels.curves import fingerprints
+from simulator.hardware.kernels.measured_rows import fingerprints
 from simulator.hardware.kernels.roofline import SMALL_TILE_ROWS, TILE_ROWS, Batch, batch_of_sizes
 
 Array = NDArray[np.float64]
@@ -36,8 +36,8 @@ PADDED: Mapping[str, str] = {
 }
 """{kind of product, norm, cast and the like: its size that could be padded}"""
 FEW_ROWS = (1, 2, 4, 8, 16, 24, 32, 48)
-EVERY_TILE = 2048
-"""Rows up to which each tile of the lower height is scanned; beyond, an eighth of an octave."""
+EVERY_TILE = 1024
+"""Rows up to which each tile of the lower height is scanned; beyond, a quarter of an octave."""
 MOST_ROWS = 2**20
 SCANNED_AT_ONCE = 256
 """Shapes: bounds memory."""
@@ -59,7 +59,7 @@ class RisingRows:
         """
         self._axis = PADDED[kind]
         self._scan = scan
-        coarse = EVERY_TILE * 2 ** np.arange(0, np.log2(MOST_ROWS / EVERY_TILE) + 0.01, 1 / 8)
+        coarse = EVERY_TILE * 2 ** np.arange(0, np.log2(MOST_ROWS / EVERY_TILE) + 0.01, 1 / 4)
         steps = (
             np.array(FEW_ROWS),
             np.arange(SMALL_TILE_ROWS, EVERY_TILE, SMALL_TILE_ROWS),

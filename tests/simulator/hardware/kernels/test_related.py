@@ -76,7 +76,7 @@ def test_a_weight_gradient_without_rows_is_scaled_by_the_rows_of_its_product(tmp
     )  # fmt: skip
     # Shipped: the gradient takes 1.5 times the product. My product takes twice the shipped one.
     product = 5e-6 + 2 * 4096 * 7168 * 2048 / (0.6 * 1979e12)
-    assert predicted.seconds[0] == pytest.approx(2.0 * 1.5 * product, rel=1e-3)
+    assert predicted.seconds[0] == pytest.approx(2.0 * 1.5 * product, rel=3e-3)
     assert predicted.provenance_names() == ["extrapolated"]
     gradient = Operator("w", "gemm", "weight_grad", "mlp", "fp8_e4m3", "float32",
                         (("k", 2048), ("m", 4096), ("n", 7168)), False, True)  # fmt: skip

@@ -1,0 +1,187 @@
+"""The model of a kernel: a Gaussian process on the log of its time over its time at peak.
+
+The roofline carries tiles, waves, bytes and the rates of the hardware; the process carries the
+rest, which is a matter of shape. Its features are logarithms (octaves): every size, the SMs, the
+seconds at peak, waves over bytes, and how much of the waves is padding or an idle SM. How far
+apart two kernels count is a length for each feature, which calibrate finds by the error of rows
+whose whole shape is left out. A prediction is the mean of the process given the nearest rows; far
+from all of them it returns to their typical efficiency, and its deviation grows.
+
+    process = Process(features, log_ratios, lengths, noise)
+    mean, deviation = process.predict(others)
+
+Kernel: Matern 3/2 of variance 1, about the rows' median; all logarithms of times are natural.
+Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, sections 2.2 and 4.2; the
+nearest rows alone: Vecchia 1988.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.hardware.kernels.roofline import Batch, Ideal, is_tensor
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+NEAREST = 48
+"""Rows that a prediction rests on: twice as many change the error by less than 0.2%."""
+DEFAULT_LENGTH, DEFAULT_NOISE = 4.0, 0.03
+"""Octaves, and variance of a row's noise over that of the process, of families with too few rows
+to find their own."""
+LEAST_SECONDS = 1e-12
+CHUNK = 512
+"""Predictions made at once: bounds memory."""
+FAR = 1e12
+"""Squared distance of rows that are left out."""
+
+
+def feature_names(batch: Batch) -> tuple[str, ...]:
+    """Of `features_of`: sizes by name, then what the roofline says."""
+    roofline = ("peak", "waves/bytes", "waste") if is_tensor(batch.kind) else ("peak",)
+    return (*batch.names, "sms", *roofline)
+
+
+def features_of(batch: Batch, sms: Array, ideal: Ideal) -> Array:
+    """[operators, features] in octaves.
+
+    Args:
+        sms: [operators] that they have.
+        ideal: at those.
+    """
+    moved = np.maximum(ideal.bytes, LEAST_SECONDS)
+    columns = [*np.maximum(batch.sizes, 1).astype(np.float64).T, sms]
+    columns.append(np.maximum(ideal.waves, moved))
+    if is_tensor(batch.kind):
+        waves = np.maximum(ideal.waves, LEAST_SECONDS)
+        columns += [waves / moved, waves * sms / np.maximum(batch.flops, 1.0)]
+    features: Array = np.log2(np.stack(columns, axis=1))
+    return features
+
+
+class Process:
+    """Log ratios of rows, as a function of their features."""
+
+    def __init__(
+        self,
+        features: Array,
+        log_ratios: Array,
+        lengths: Sequence[float] | Array | None = None,
+        noise: float = DEFAULT_NOISE,
+    ) -> None:
+        """Store the rows, at least one; nothing is fitted.
+
+        Args:
+            features: [rows, features]
+            log_ratios: [rows] log seconds minus those expected.
+            lengths: [features] octaves; `DEFAULT_LENGTH` each where not given.
+            noise: variance of a row's noise over that of the process.
+        """
+        default = np.full(features.shape[1], DEFAULT_LENGTH)
+        self._lengths = default if lengths is None else np.asarray(lengths, dtype=np.float64)
+        self._noise = noise
+        self._varies = np.ptp(features, axis=0) > 0
+        self._first = features[0] / self._lengths
+        self._places = features[:, self._varies] / self._lengths[self._varies]
+        self._typical = float(np.median(log_ratios))
+        self._ratios = log_ratios - self._typical
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def predict(self, features: Array) -> tuple[Array, Array]:
+        """Mean, and standard deviation over that of the process, noise included; [operators].
+
+        Along a feature in which no two rows differ the roofline alone says what changes: the mean
+        stays, and the deviation grows by what that much of another feature would change.
+        """
+        places = features / self._lengths
+        mean, deviation = self._predict(places[:, self._varies], None)
+        beyond = places[:, ~self._varies] - self._first[~self._varies]
+        apart = 2.0 * (1.0 - _matern((beyond**2).sum(axis=1)))
+        return mean, np.sqrt(deviation**2 + apart)
+
+    def held_out(self, groups: Index, chosen: Index | None = None) -> tuple[Array, Array]:
+        """Log measured minus log predicted of rows without those of their group, and deviations.
+
+        Args:
+            groups: [rows] number of each row's group.
+            chosen: rows to judge; all where not given.
+        """
+        rows = np.arange(len(self)) if chosen is None else chosen
+        mean, deviation = self._predict(self._places[rows], (groups, groups[rows]))
+        return self._ratios[rows] + self._typical - mean, deviation
+
+    def _predict(self, places: Array, left_out: tuple[Index, Index] | None) -> tuple[Array, Array]:
+        """Args:
+        left_out: groups of all rows, and the group that each place does without.
+        """
+        mean, variance = np.empty(len(places)), np.empty(len(places))
+        for start in range(0, len(places), CHUNK):
+            some = slice(start, start + CHUNK)
+            out = None if left_out is None else left_out[1][some, None] == left_out[0]
+            mean[some], variance[some] = self._from_nearest(places[some], out)
+        return mean + self._typical, np.sqrt(variance + self._noise)
+
+    def _from_nearest(self, places: Array, out: NDArray[np.bool_] | None) -> tuple[Array, Array]:
+        squared = _squared_distances(places, self._places)
+        if out is not None:
+            squared[out] = FAR
+        if len(self) <= NEAREST and out is None:
+            covariance = _matern(_squared_distances(self._places, self._places))
+            covariance[np.diag_indices(len(self))] += self._noise
+            towards = _matern(squared)
+            weights = np.linalg.solve(covariance, towards.T).T
+            return weights @ self._ratios, _left(weights, towards)
+        count = min(NEAREST, len(self))
+        nearest = np.argpartition(squared, count - 1, axis=1)[:, :count]
+        towards = _matern(np.take_along_axis(squared, nearest, axis=1))
+        covariance = self._covariance(nearest)
+        if out is not None:
+            banned = np.take_along_axis(out, nearest, axis=1)
+            towards[banned] = 0.0
+            covariance[banned[:, :, None] | banned[:, None, :]] = 0.0
+        diagonal = np.arange(count)
+        covariance[:, diagonal, diagonal] += self._noise
+        weights = np.linalg.solve(covariance, towards[..., None])[..., 0]
+        return (weights * self._ratios[nearest]).sum(axis=1), _left(weights, towards)
+
+    def _covariance(self, nearest: Index) -> Array:
+        """[places, nearest, nearest]; neighbours that places share are compared once."""
+        rows, which = np.unique(nearest, return_inverse=True)
+        which = which.reshape(nearest.shape)
+        if len(rows) ** 2 <= nearest.size * nearest.shape[1]:
+            known = self._places[rows]
+            shared = _matern(_squared_distances(known, known))
+            covariance: Array = shared[which[:, :, None], which[:, None, :]]
+            return covariance
+        near = self._places[nearest]
+        length = (near**2).sum(axis=2)
+        squared = length[:, :, None] + length[:, None, :] - 2 * near @ near.transpose(0, 2, 1)
+        return _matern(np.maximum(squared, 0.0))
+
+
+def _left(weights: NDArray[Any], towards: Array) -> Array:
+    """Variance that the rows leave, at least that of rounding."""
+    left: Array = np.maximum(1.0 - (weights * towards).sum(axis=1), 0.0)
+    return left
+
+
+def _squared_distances(places: Array, others: Array) -> Array:
+    squared: Array = places @ others.T
+    squared *= -2.0
+    squared += (places**2).sum(axis=1)[:, None]
+    squared += (others**2).sum(axis=1)
+    np.maximum(squared, 0.0, out=squared)
+    return squared
+
+
+def _matern(squared: Array) -> Array:
+    """Covariance of two rows by their squared distance."""
+    distance = np.sqrt(3.0 * squared)
+    covariance: Array = (1.0 + distance) * np.exp(-distance)
+    return covariance
