@@ -290,7 +290,8 @@ class BesideCompute(Profile):
     @model_validator(mode="before")
     @classmethod
     def _both(cls, given: object) -> object:
-        if isinstance(given, dict) and "value" in given:
+        bare = isinstance(given, int | float | str)  # Estimate says that an interval is missing
+        if bare or (isinstance(given, dict) and "value" in given):
             return {"dispatch": given, "combine": given}
         return given
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from hardware_profiles.fields import ROOT, read_yaml, to_profile
 from hardware_profiles.schema import (
@@ -308,6 +309,17 @@ def test_one_estimate_of_the_slow_down_beside_compute_holds_for_both_exchanges()
     apart = BesideCompute.model_validate({"dispatch": one, "combine": one | {"value": 1.1}})
     assert (apart.of("dispatch").value, apart.of("combine").value) == (1.2, 1.1)
     assert BesideCompute.none("nothing").of("combine").value == 1.0
+
+
+def test_a_number_alone_beside_compute_is_refused_with_the_form_that_has_an_interval():
+    with pytest.raises(ValidationError) as caught:
+        BesideCompute.model_validate(1.1)
+    message = (
+        "Value error, 1.1 has no interval; allowed: value, low, high and source, such as "
+        "{value: 1.1, low: 1.1, high: 1.1, source: where it comes from}"
+    )
+    found = [(error["loc"], error["msg"]) for error in caught.value.errors()]
+    assert found == [(("dispatch",), message), (("combine",), message)]
 
 
 def test_fits_of_transfers_in_an_earlier_calibration_are_passed_over(tmp_path):
