@@ -371,7 +371,7 @@ class FleetJob(Profile):
     colocated: PoolSpec | None = None
     kv_bytes_per_token: DataValue | None = None
     """What transfers and prefix caches move; by default that of the KV caches of the named steps,
-    and needed where all step times are given."""
+    or where none is named of the model in BF16."""
     kv_transfer: KvTransfer | None = None
     """Needed between a prefill and a decode pool."""
     prefix_cache: PrefixCacheSpec | None = None
@@ -422,8 +422,6 @@ class FleetJob(Profile):
             )
         if "decode" in pools and self.kv_transfer is None:
             raise ValueError("kv_transfer is needed between the pools prefill and decode")
-        if self.kv_bytes_per_token is None and all(pool.affine for pool in pools.values()):
-            raise ValueError("kv_bytes_per_token is needed where no pool names a step scenario")
         for name, pool in pools.items():
             self._check_step_times(name, pool)
             if name != "decode" and pool.tokens_per_pass is None:

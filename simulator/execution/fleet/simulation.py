@@ -107,11 +107,13 @@ def prepare_fleet(scenario: Scenario) -> FleetSimulation:
         times[name] = _interpolated(of_pool)
         models |= of_pool
         pauses[name] = _with_pause(pool, of_pool, where=f"fleet.{name}.rebalance")
-    filled = pauses | {"kv_bytes_per_token": _kv_bytes_per_token(job, models)}
+    filled = pauses | {"kv_bytes_per_token": _kv_bytes_per_token(scenario, job, models)}
     return FleetSimulation(scenario, job.model_copy(update=filled), times, models)
 
 
-def _kv_bytes_per_token(job: FleetJob, models: Mapping[str, ServingModel]) -> float:
+def _kv_bytes_per_token(
+    scenario: Scenario, job: FleetJob, models: Mapping[str, ServingModel]
+) -> float:
     """Of the KV caches that pools pass on, which is one number."""
     held = {
         phase: kv_bytes_per_token(model.config, model.job.memory.kv_cache)
@@ -119,6 +121,8 @@ def _kv_bytes_per_token(job: FleetJob, models: Mapping[str, ServingModel]) -> fl
     }
     if job.kv_bytes_per_token is not None:
         held["fleet.kv_bytes_per_token"] = job.kv_bytes_per_token
+    if not held:
+        return kv_bytes_per_token(scenario.model, "bfloat16")
     if len(set(held.values())) != 1:
         found = ", ".join(f"{name} {size:g} B" for name, size in held.items())
         raise ValueError(
