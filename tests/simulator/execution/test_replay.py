@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from simulator.execution.replay import (
@@ -164,6 +164,15 @@ steps = st.tuples(
 )
 
 
+WAIT = ("wait", 7, 1, 0, 0, 0)
+# The last kernel is launched after a host that waits for what stands before it in its group.
+BACKWARD = [
+    *[WAIT] * 7, ("launch", 23, 1, 0, 0, 0), *[WAIT] * 2, ("launch", 7, 1, 0, 0, 1),
+    ("sync", 7, 1, 0, 0, 0), ("launch", 27, 1, 0, 0, 0), ("launch", 23, 1, 0, 0, 0),
+]  # fmt: skip
+
+
+@example(made_up=BACKWARD)
 @settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

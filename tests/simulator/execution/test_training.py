@@ -205,7 +205,8 @@ def test_a_bfloat16_step_keeps_weights_of_twice_the_size_and_is_slower(published
     assert wide.memory[5].gradients == published.memory[5].gradients
     types = {operator.dtype for operator in wide.step.pair.log.graph.operators}
     assert "fp8_e4m3" not in types
-    assert wide.step.pair.log.span_s > 1.2 * published.step.pair.log.span_s
+    # Twice the bytes at half the rate, though without casts.
+    assert wide.step.pair.log.span_s > published.step.pair.log.span_s
 
 
 def test_weight_gradients_are_computed_immediately_only_where_memory_needs_it(published):
