@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import Bytes, format_bandwidth, format_bytes, format_seconds
 from reports.palette import CAUSES
-from simulator.analysis.metric import metric_of
+from simulator.analysis.every_metric import metric_of
 from simulator.analysis.training_attribution import Cause
 from simulator.scenario.changes import shown
 from simulator.scenario.files import Scenario, write_resolved

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from simulator import Metric, Run, load_scenario, simulate
-from simulator.analysis.metric import METRICS
+from simulator.analysis.every_metric import METRICS
 
 SCENARIO = "dualpipe_h800_2048"
 SCHEDULES = ("1f1b", "zb1p", "dualpipe")

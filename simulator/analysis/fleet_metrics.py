@@ -20,8 +20,8 @@ import numpy as np
 
 from hardware_profiles.schema import ClusterProfile
 from hardware_profiles.units import format_seconds
+from simulator.analysis.every_metric import METRICS
 from simulator.analysis.fleet_statistics import FleetStatistics
-from simulator.analysis.metric import METRICS
 from simulator.analysis.published import beside_published
 from simulator.analysis.streaming import Floats
 from simulator.execution.fleet.accounts import FleetRun

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from hardware_profiles.units import Dimension, parse_quantity
-from simulator.analysis.metric import metric_of
+from simulator.analysis.every_metric import metric_of
 from simulator.analysis.run_key import run_key
 from simulator.scenario.axes import Axis, points
 from simulator.scenario.files import load_scenario

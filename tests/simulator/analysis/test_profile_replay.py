@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from replays import replay
 
-from simulator.analysis.metric import METRICS, metric_of
+from simulator.analysis.every_metric import METRICS, metric_of
 from simulator.analysis.profile_replay import Replay, replay_metrics, replay_scenario
 from simulator.analysis.run import simulate
 from simulator.scenario.files import load_scenario, write_resolved

@@ -1,0 +1,51 @@
+"""Find the metric that a figure of a run is, by its path in the JSON.
+
+A name is the last parts of a figure's path in the JSON of a run: "ranks.forward_s" stands for
+"ranks.3.forward_s", and "step_time_s" for "comparisons.balanced.step_time_s" as well. A name that
+ends before its path does stands for all below it: "memory" for "memory.0.weights".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from simulator.analysis.metric import Metric
+from simulator.analysis.step_metrics import EVERY_JOB, OFFLOAD, SERVING_STEP, TPOT_LIMIT, TRAINING
+from simulator.analysis.system_metrics import COLLECTIVE, FLEET, REPLAY
+
+STATISTICS = frozenset({"mean", "p50", "p90", "p95", "p99"})
+"""Last parts of a path that are of the figure before them: "ttft_s.mean"."""
+
+METRICS: Mapping[str, Mapping[str, Metric]] = {
+    job: {metric.name: metric for metric in (*EVERY_JOB, *own)}
+    for job, own in (
+        ("training", TRAINING),
+        ("serving_step", SERVING_STEP),
+        ("tpot_limit", TPOT_LIMIT),
+        ("offload", OFFLOAD),
+        ("collective", COLLECTIVE),
+        ("fleet", FLEET),
+        ("replay", REPLAY),
+    )
+}
+"""{job: {name: metric}}"""
+
+
+def metric_of(path: str, job: str | None = None) -> Metric | None:
+    """The metric that the figure at a dotted path of a run is; None where it is none.
+
+    Args:
+        job: the run's; without it the first job that has the name, since a name has one unit and
+            one better direction in all of them.
+    """
+    parts = [part for part in path.replace("[]", "").split(".") if not part.isdigit()]
+    if len(parts) > 1 and parts[-1] in STATISTICS:
+        parts.pop()
+    tables = METRICS.values() if job is None else (METRICS[job],)
+    for end in range(len(parts), 0, -1):
+        for start in range(end):
+            name = ".".join(parts[start:end])
+            for table in tables:
+                if name in table:
+                    return table[name]
+    return None

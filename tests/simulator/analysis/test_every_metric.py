@@ -1,0 +1,57 @@
+"""Every figure that a run prints is a metric, and every metric is printed by some run."""
+
+import json
+
+import pytest
+from goldens import GOLDENS
+
+from simulator.analysis.every_metric import METRICS, metric_of
+from simulator.scenario.files import load_scenario
+
+GOLDEN = json.loads(GOLDENS.read_text(encoding="utf-8"))
+JOB_OF = {name: load_scenario(name.split(" ")[0]).job_name for name in GOLDEN}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_every_figure_of_a_run_is_a_metric(name):
+    assert [path for path in GOLDEN[name] if metric_of(path, JOB_OF[name]) is None] == []
+
+
+# Replays are of users' profiles: test_profile_replay.py asks the same of one.
+@pytest.mark.parametrize("job", sorted(set(METRICS) - {"replay"}))
+def test_every_metric_is_printed_by_some_run(job):
+    of_every_job = set.intersection(*(set(table) for table in METRICS.values()))
+    printed = {
+        metric.name
+        for name, figures in GOLDEN.items()
+        if JOB_OF[name] == job
+        for path in figures
+        if (metric := metric_of(path, job)) is not None
+    }
+    # Texts and what depends on the machine that ran are not among the goldens.
+    rare = {"verdict", "transfers.nvlink_share", "littles_law_error"}
+    rare |= {f"experts.rebalance.{part}" for part in ("bytes_per_gpu", "seconds", "share")}
+    assert set(METRICS[job]) - printed - of_every_job - rare == set()
+
+
+def test_a_name_has_one_unit_and_one_better_direction_in_all_jobs():
+    said = {}
+    for table in METRICS.values():
+        for metric in table.values():
+            said.setdefault(metric.name, set()).add((metric.unit, metric.better))
+    assert {name: found for name, found in said.items() if len(found) > 1} == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "job", "name"),
+    [
+        ("ranks.3.bubble_s", "training", "bubble_s"),
+        ("comparisons.balanced.tpot_s.mean", "serving_step", "tpot_s"),
+        ("ttft_s.p99", "fleet", "ttft_s"),
+        ("memory[].weights", "training", "memory"),
+        ("experts.link_bytes.combine.mean", "serving_step", "experts.link_bytes"),
+    ],
+)
+def test_a_path_leads_to_its_metric(path, job, name):
+    assert metric_of(path, job).name == name
+    assert metric_of("no_such_figure") is None
