@@ -56,11 +56,14 @@ def names() -> list[str]:
     return [*known_scenarios(), *(SET.join(run) for run in CHANGED)]
 
 
-def is_slow(name: str) -> bool:
-    """Whether a run simulates a fleet, which takes longer than all others together."""
-    from simulator.scenario.files import load_scenario
+def job_of(name: str) -> str:
+    """The job of a golden run, read from its file alone: loading all of them takes seconds."""
+    from hardware_profiles.fields import read_yaml
+    from simulator.scenario.files import JOBS, SCENARIOS
 
-    return load_scenario(name.split(SET, maxsplit=1)[0]).job_name == "fleet"
+    scenario = name.split(SET, maxsplit=1)[0]
+    raw = read_yaml(SCENARIOS / f"{scenario}.yaml", where=scenario)
+    return next(job for job in JOBS if job in raw)
 
 
 def golden(name: str) -> dict[str, Any]:

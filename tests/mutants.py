@@ -1,10 +1,11 @@
 """Break lines of the modules that decide numbers, one at a time: a test must fail for each.
 
-    python tests/mutants.py [--seed 0] [--count 60] [MODULE ...]
+    python tests/mutants.py [--seed 0] [--count 60] [--nearest] [MODULE ...]
 
 Each mutant changes one operator, comparison, number or condition of one module, chosen by the seed,
 in a copy of the tree. The module's own tests run first, then the goldens of shipped runs, then all
-tests of its folder. A mutant that none of them notices is printed: a formula that no test holds.
+tests of its folder; with --nearest the module's own tests alone. A mutant that none of them notices
+is printed: a formula that no test holds.
 """
 
 import argparse
@@ -80,10 +81,11 @@ def broken(source: str, number: int) -> tuple[str, int]:
     return ast.unparse(tree), node.lineno
 
 
-def noticed(copy: Path, module: str) -> bool:
-    """Whether a test fails: those of the module, then the goldens."""
+def noticed(copy: Path, module: str, *, nearest: bool) -> bool:
+    """Whether a test fails: those of the module, then, if asked, the goldens and its folder's."""
     own = Path("tests") / Path(module).parent / f"test_{Path(module).name}"
-    for tests in (str(own), "tests/test_goldens.py", str(own.parent)):
+    others = () if nearest else ("tests/test_goldens.py", str(own.parent))
+    for tests in (str(own), *others):
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "pytest", "-q", "-x", tests],
@@ -101,6 +103,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--nearest", action="store_true", help="the module's own tests alone")
     parser.add_argument("modules", nargs="*", default=DECIDE)
     options = parser.parse_args()
     choices = [
@@ -120,7 +123,7 @@ def main() -> int:
             whole = (ROOT / module).read_text(encoding="utf-8")
             text, line = broken(whole, number)
             (copy / module).write_text(text, encoding="utf-8")
-            alive = not noticed(copy, module)
+            alive = not noticed(copy, module, nearest=options.nearest)
             (copy / module).write_text(whole, encoding="utf-8")
             survivors += alive
             state = "SURVIVES" if alive else "noticed"

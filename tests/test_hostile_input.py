@@ -10,12 +10,13 @@ import json
 import random
 import re
 import signal
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from simulator.cli.app import main
-from simulator.scenario.files import SCENARIOS, load_scenario
+from simulator.scenario.files import known_scenarios, load_scenario
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST_S = 60
@@ -80,19 +81,18 @@ def field_paths(value, path=""):
             yield from field_paths(inner, here)
 
 
-PATHS = {
-    path.stem: sorted(field_paths(load_scenario(path.stem).resolved))
-    for path in sorted(SCENARIOS.glob("*.yaml"))
-}
+@cache
+def paths_of(scenario):
+    return sorted(field_paths(load_scenario(scenario).resolved))
 
 
 def check_fields(seed, count, capsys, monkeypatch):
     rng = random.Random(seed)
     for _ in range(count):
-        name = rng.choice(sorted(PATHS))
+        name = rng.choice(known_scenarios())
         changes = list(SHORT.get(name, ()))
         for _ in range(rng.choice((1, 1, 2))):
-            changes.append(f"{rng.choice(PATHS[name])}={rng.choice(HOSTILE)}")
+            changes.append(f"{rng.choice(paths_of(name))}={rng.choice(HOSTILE)}")
         options = [part for change in changes for part in ("--set", change)]
         check(["run", name, *options, *QUICK], capsys, monkeypatch)
 

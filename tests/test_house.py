@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,14 @@ MODULES = sorted(
     for path in (ROOT / room).rglob("*.py")
     if path.name != "__init__.py"
 )
-TREES = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in MODULES}
 
 COMMANDS = {"main", "add_commands"}
 """Every script has the one, every group of the reference model's commands the other."""
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
 
 
 def public(tree: ast.Module) -> list[ast.ClassDef | ast.FunctionDef]:
@@ -31,8 +36,8 @@ def public(tree: ast.Module) -> list[ast.ClassDef | ast.FunctionDef]:
 
 def test_no_public_name_is_defined_twice():
     homes = defaultdict(list)
-    for path, tree in TREES.items():
-        for node in public(tree):
+    for path in MODULES:
+        for node in public(tree_of(path)):
             if node.name not in COMMANDS:
                 homes[node.name].append(str(path))
     assert {name: where for name, where in homes.items() if len(where) > 1} == {}
@@ -50,10 +55,10 @@ def test_every_module_has_its_test_at_the_mirrored_path():
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_first_lines_are_sentences(path):
     """None says what goes in and what comes out: that is what the signature is for."""
-    first = (ast.get_docstring(TREES[path]) or "").split("\n")[0]
+    first = (ast.get_docstring(tree_of(path)) or "").split("\n")[0]
     assert re.fullmatch(r"(dsv3sim|[A-Z0-9]).*[.:]", first), f"{path}: {first!r}"
     texts = {"the module": first}
-    for node in public(TREES[path]):
+    for node in public(tree_of(path)):
         texts[node.name] = (ast.get_docstring(node) or "").split("\n")[0]
     in_and_out = {
         name: text for name, text in texts.items() if re.search(r"\bin[,;] .*\bout\b\.?$", text)

@@ -3,13 +3,12 @@
 import json
 
 import pytest
-from goldens import GOLDENS
+from goldens import GOLDENS, job_of
 
 from simulator.analysis.every_metric import METRICS, metric_of
-from simulator.scenario.files import load_scenario
 
 GOLDEN = json.loads(GOLDENS.read_text(encoding="utf-8"))
-JOB_OF = {name: load_scenario(name.split(" ")[0]).job_name for name in GOLDEN}
+JOB_OF = {name: job_of(name) for name in GOLDEN}
 
 
 @pytest.mark.parametrize("name", GOLDEN)

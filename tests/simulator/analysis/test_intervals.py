@@ -16,26 +16,29 @@ from simulator.analysis.training_metrics import training_metrics
 from simulator.execution.training import OptimizerStep
 from simulator.scenario.files import load_scenario
 
-RUN = simulate(load_scenario("dualpipe_h800_2048")).result
+
+@pytest.fixture(scope="module")
+def run():
+    return simulate(load_scenario("dualpipe_h800_2048")).result
 
 
-def intervals(seed):
+def intervals(run, seed):
     return training_intervals(
-        RUN.step,
-        calibration=RUN.scenario.calibration,
-        gap=RUN.job.gap,
+        run.step,
+        calibration=run.scenario.calibration,
+        gap=run.job.gap,
         blocking=True,
         seed=seed,
     )
 
 
-def test_one_seed_gives_one_interval_and_it_holds_the_value():
-    first, again, other = intervals(0), intervals(0), intervals(1)
+def test_one_seed_gives_one_interval_and_it_holds_the_value(run):
+    first, again, other = intervals(run, 0), intervals(run, 0), intervals(run, 1)
     assert first == again
     assert first != other
     for name, value in (
-        ("step_time_s", RUN.step.step_time_s),
-        ("pair_time_s", RUN.step.pair.log.span_s),
+        ("step_time_s", run.step.step_time_s),
+        ("pair_time_s", run.step.pair.log.span_s),
     ):
         low, high = first[name]
         assert low < value < high
@@ -49,15 +52,15 @@ def test_a_family_has_one_error():
     assert (draws.of(gemm) != draws.of(("gemm", "bfloat16", "bfloat16", False))).all()
 
 
-def test_rates_have_the_interval_of_the_step_and_all_can_be_left_out():
-    metrics = training_metrics(RUN)
+def test_rates_have_the_interval_of_the_step_and_all_can_be_left_out(run):
+    metrics = training_metrics(run)
     low, high = metrics["interval_80"]["step_time_s"]
     step = metrics["step_time_s"]
     assert metrics["interval_80"]["tokens_per_day"] == pytest.approx(
         [metrics["tokens_per_day"] * step / high, metrics["tokens_per_day"] * step / low]
     )
     assert sum(metrics["error_share"]["pair_time_s"].values()) == pytest.approx(1)
-    assert "interval_80" not in training_metrics(RUN, with_intervals=False)
+    assert "interval_80" not in training_metrics(run, with_intervals=False)
 
 
 def test_exchanges_of_parameters_are_drawn_between_their_own_ends():
@@ -108,14 +111,14 @@ def test_the_ends_are_quantiles_widened_to_the_value():
     assert interval(samples, value=0.9) == pytest.approx([0.9, 1.9])
 
 
-def test_what_transfers_achieve_is_part_of_a_steps_interval():
-    calibration = RUN.scenario.calibration
+def test_what_transfers_achieve_is_part_of_a_steps_interval(run):
+    calibration = run.scenario.calibration
     nic = calibration.transfers.nic.model_copy(update={"low": 0.2})
     unsure = calibration.model_copy(
         update={"transfers": calibration.transfers.model_copy(update={"nic": nic})}
     )
     found = [
-        training_intervals(RUN.step, calibration=given, gap=RUN.job.gap, blocking=True, seed=0)
+        training_intervals(run.step, calibration=given, gap=run.job.gap, blocking=True, seed=0)
         for given in (calibration, unsure)
     ]
     assert found[1]["step_time_s"][1] > found[0]["step_time_s"][1] + 0.1
