@@ -17,7 +17,7 @@ from hardware_profiles.tables import Measurement
 from hardware_profiles.units import format_seconds
 from reports.calibration import family_name
 from reports.palette import GRID, INK, MUTED
-from simulator.calibration.fit import HeldOutRow
+from simulator.calibration.family_fit import HeldOutRow
 from simulator.hardware.kernels.families import Family, batch_of_rows
 from simulator.hardware.kernels.measured_rows import shapes_of
 from simulator.hardware.kernels.roofline import is_tensor

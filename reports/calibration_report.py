@@ -30,7 +30,8 @@ from reports.calibration_charts import (
 )
 from reports.page import render_page
 from reports.run_directory import write_run
-from simulator.calibration.fit import Calibration, HeldOutRow, noise
+from simulator.calibration.family_fit import HeldOutRow, noise
+from simulator.calibration.fit import Calibration
 from simulator.hardware.kernels.families import Family
 
 REPORT_FILE, FIGURES_DIRECTORY = "report.html", "figures"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hardware_profiles.schema import load_calibration
-from simulator.calibration.fit import base_of
+from simulator.calibration.calibration_files import base_of
 from simulator.calibration.kernel_choice import choose_versions, kernel_of, kernel_text
 from simulator.calibration.sources import read_sources
 

@@ -33,7 +33,7 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement
 from reference_model.trace import ALL_TO_ALL_KINDS
-from simulator.calibration.fit import (
+from simulator.calibration.family_fit import (
     LEAST_ROWS_FOR_LENGTHS,
     averaged,
     fit_rows,

@@ -74,7 +74,7 @@ def calibrate(
     )
     from reports.calibration_report import POOLED_ROWS, write_calibration_run
     from reports.run_directory import check_replaceable
-    from simulator.calibration import fit as calibration
+    from simulator.calibration.calibration_files import calibrate_to_file
     from simulator.calibration.explain import explain_sources
     from simulator.calibration.kernel_choice import RULE
     from simulator.calibration.modules import module_errors
@@ -99,7 +99,7 @@ def calibrate(
     directory = report or Path("runs") / f"calibration_{out.stem}"
     check_replaceable(directory)
     with working("calibrating") as status:
-        result, written = calibration.calibrate_to_file(
+        result, written = calibrate_to_file(
             sources,
             gpu=gpu,
             out=out,

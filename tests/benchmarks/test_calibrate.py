@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reports.calibration_report import write_calibration_run
-from simulator.calibration.fit import calibrate_to_file
+from simulator.calibration.calibration_files import calibrate_to_file
 
 ROWS, FEW = 100_000, 2_000
 PEAK, REACHED, LAUNCH = 1979e12, 0.6, 5e-6

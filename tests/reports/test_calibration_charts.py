@@ -4,7 +4,7 @@ import pytest
 
 from hardware_profiles.tables import Measurement
 from reports.calibration_charts import MOST_POINTS, coverage_chart, panels_of, parity_chart
-from simulator.calibration.fit import HeldOutRow
+from simulator.calibration.family_fit import HeldOutRow
 
 
 def gemm(m, n, k, seconds, kernel_set="made_up"):

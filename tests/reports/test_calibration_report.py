@@ -9,7 +9,8 @@ import pytest
 from hardware_profiles.schema import load_calibration
 from hardware_profiles.tables import Measurement
 from reports.calibration_report import pooled_errors, write_calibration_run
-from simulator.calibration.fit import Calibration, HeldOutRow
+from simulator.calibration.family_fit import HeldOutRow
+from simulator.calibration.fit import Calibration
 
 
 def gemm(m, n, k, seconds, kernel_set="made_up"):

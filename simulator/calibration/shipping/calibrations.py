@@ -30,7 +30,8 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.tables import load_measurements, table_path
 from hardware_profiles.whole_files import write_whole
-from simulator.calibration.fit import fit_families, profile_text
+from simulator.calibration.calibration_files import profile_text
+from simulator.calibration.family_fit import fit_families
 
 FOLDER = ROOT / "calibrations"
 

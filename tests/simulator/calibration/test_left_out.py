@@ -4,7 +4,7 @@ import numpy as np
 from made_up_rows import BASE, made_up
 
 from hardware_profiles.schema import load_gpu
-from simulator.calibration.fit import table_of
+from simulator.calibration.family_fit import table_of
 from simulator.calibration.left_out import from_another, left_out_bands, left_out_errors, main
 
 

@@ -7,7 +7,7 @@ import pytest
 from hardware_profiles.fields import ROOT
 from hardware_profiles.schema import known_calibrations, load_calibration, load_gpu
 from hardware_profiles.tables import load_measurements, table_path
-from simulator.calibration.fit import fit_families
+from simulator.calibration.family_fit import fit_families
 from simulator.calibration.shipping.calibrations import (
     FITTED,
     RESTATED,

@@ -9,7 +9,7 @@ from made_up_rows import made_up
 from hardware_profiles.schema import load_calibration, load_cluster
 from hardware_profiles.tables import write_measurements
 from reference_model.trace import Operator
-from simulator.calibration.fit import calibrate_to_file
+from simulator.calibration.calibration_files import calibrate_to_file
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.families import calibration_measurements
 from simulator.hardware.kernels.related import related_batch, related_family

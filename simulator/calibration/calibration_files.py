@@ -1,0 +1,195 @@
+"""Write a calibration as the files that runs read: inputs, fits, and the tables they rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hardware_profiles.fields import ROOT, read_yaml
+from hardware_profiles.schema import (
+    CalibrationProfile,
+    known_calibrations,
+    load_calibration,
+    load_gpu,
+    read_profile,
+)
+from hardware_profiles.tables import table_path, write_measurements
+from hardware_profiles.whole_files import write_whole
+from simulator.calibration.collective_fit import beside_text
+from simulator.calibration.fit import COLLECTIVES, Calibration, fit_calibration
+from simulator.calibration.normal_fit import SOURCE, normal_kernels
+
+DEFAULT_BASE = "h800_sxm"
+
+
+def profile_text(profile: CalibrationProfile, raw_base: Mapping[str, Any]) -> str:
+    """The calibration as a YAML file: inputs as the base states them, fits as they were found."""
+    import yaml
+
+    raw: dict[str, Any] = {
+        "name": profile.name,
+        "gpu": profile.gpu,
+        "measurements": list(profile.measurements),
+        "kernel_sets": list(profile.kernel_sets),
+        "completed_by": list(profile.completed_by),
+        "restated_from": list(profile.restated_from),
+        "basis": profile.basis,
+    }
+    left = {*raw, "fits"} | (set() if profile.kernels else {"kernels"})
+    kept = {key: value for key, value in raw_base.items() if key not in left}
+    head = yaml.safe_dump({**raw, **kept}, sort_keys=False, allow_unicode=True, width=100)
+    fits = [fit.model_dump(mode="json", exclude_none=True) for fit in profile.fits]
+    lines = [
+        "# Written by `dsv3sim calibrate`; inputs that no table holds are copied from the base.\n",
+        head,
+    ]
+    if fits:
+        lines.append("fits:\n")
+        for fit in fits:
+            text = yaml.safe_dump(fit, sort_keys=False, default_flow_style=None, width=1000)
+            lines.append("  - " + text.rstrip().replace("\n", "\n    ") + "\n")
+    return "".join(lines)
+
+
+def calibrate_to_file(
+    sources: Sequence[Path],
+    *,
+    gpu: str,
+    out: Path,
+    mappings: Sequence[str] = (),
+    base: str | None,
+    sets: Sequence[str] = (),
+    stated: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[Calibration, list[Path]]:
+    """Fit a calibration and write it; returns the result and the files written.
+
+    Args:
+        base: calibration whose other inputs are taken over: the GPU's own where not given, else
+            that of the H800, the only one with a published overlapped pair.
+
+    Raises ValueError for sources that cannot be used and an `out` that cannot be written.
+    """
+    if out.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"--out {out}: allowed: a file ending in .yaml")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no directory {out.parent}")
+    load_gpu(gpu)
+    check_outputs(out, sources)
+    name = base_of(gpu, base)
+    raw, _ = read_profile("calibrations", name)
+    base_profile = load_calibration(name)
+    # A base without rows is answered for by others alone. No calibration completes itself.
+    rows_of = (name,) if base_profile.measurements else base_profile.restated_from
+    whose = tuple(dict.fromkeys((*rows_of, *base_profile.completed_by)))
+    shipped = out.resolve().parent == (ROOT / "calibrations").resolve()
+    result = fit_calibration(
+        sources,
+        gpu=gpu,
+        name=out.stem,
+        base=base_profile,
+        completed_by=() if shipped else whose,
+        mappings=mappings,
+        sets=sets,
+        stated=stated,
+        progress=progress,
+    )
+    return result, write_calibration(result, out, base_raw=raw, sources=sources)
+
+
+def base_of(gpu: str, base: str | None) -> str:
+    """The calibration whose other inputs are taken over: the one named, else the GPU's own, else
+    that of the H800."""
+    return base or (gpu if gpu in known_calibrations() else DEFAULT_BASE)
+
+
+def check_outputs(out: Path, sources: Sequence[Path]) -> None:
+    """Refuse a calibration whose files would replace a source, or a table that is not its own.
+
+    A table beside `out` is its own where the calibration that stands there rests on it.
+    """
+    table, beside = _table_to_write(out, sources), _to_write_beside(out)
+    way_out = f"allowed: another name, such as --out {out.with_stem(f'{out.stem}_calibration')}"
+    stands = read_yaml(out, where=str(out)) if out.exists() else {}
+    for named, path in beside.items():
+        if path.exists() and stands.get(named) != str(path):
+            raise ValueError(
+                f"--out {out}: would replace {path}, which no calibration of that name rests on; "
+                f"{way_out}"
+            )
+    for written in (out, table, *beside.values()):
+        if written is not None and written.resolve() in {source.resolve() for source in sources}:
+            raise ValueError(f"--out {out}: would replace the source {written}; {way_out}")
+    if table is None or not table.exists():
+        return
+    rests_on = stands.get("measurements")
+    if not isinstance(rests_on, list) or not {str(table), table.stem} & set(map(str, rests_on)):
+        raise ValueError(
+            f"--out {out}: would replace {table}, which no calibration of that name rests on; "
+            f"{way_out}"
+        )
+
+
+def _shipped_tables() -> dict[Path, str]:
+    return {path.resolve(): path.stem for path in (ROOT / "measurements").glob("*.csv")}
+
+
+def _table_to_write(out: Path, sources: Sequence[Path]) -> Path | None:
+    """Where the rows of a calibration are written; None where this project's own tables hold them.
+
+    Beside `out` with the ending .csv, for a shipped calibration among the shipped tables.
+    """
+    if {source.resolve() for source in sources} <= _shipped_tables().keys():
+        return None
+    if out.resolve().parent == (ROOT / "calibrations").resolve():
+        return table_path(out.stem)
+    return out.with_suffix(".csv").resolve()
+
+
+_NORMAL = "_normal"
+"""What the name of a calibration's own normal kernels ends in."""
+
+
+def _to_write_beside(out: Path) -> dict[str, Path]:
+    """{field that names it: file beside `out`, for a shipped calibration among its like}"""
+    shipped = out.resolve().parent == (ROOT / "calibrations").resolve()
+    folders = {"collectives": (COLLECTIVES, "transports"), "normal_kernels": (_NORMAL, "normal")}
+    return {
+        named: (ROOT / folder if shipped else out.resolve().parent) / f"{out.stem}{ending}.yaml"
+        for named, (ending, folder) in folders.items()
+    }
+
+
+def write_calibration(
+    result: Calibration, out: Path, *, base_raw: Mapping[str, Any], sources: Sequence[Path]
+) -> list[Path]:
+    """Write a calibration, the table it rests on, its transport and its normal kernels; returns the
+    files written.
+
+    The calibration comes last, so that none ever rests on what is not there.
+    """
+    table = _table_to_write(out, sources)
+    if table is None:
+        shipped = _shipped_tables()
+        names = [shipped[source.resolve()] for source in sources]
+    else:
+        write_measurements(table, result.measurements)
+        names = [table.stem if table == table_path(out.stem) else str(table)]
+    written = [out] if table is None else [out, table]
+    texts = {}
+    if result.transport is not None:
+        texts["collectives"] = beside_text(result.transport.raw)
+    if result.normal:
+        raw = normal_kernels(
+            f"{out.stem}{_NORMAL}", result.normal, gpus=[result.profile.gpu], source=SOURCE
+        )
+        texts["normal_kernels"] = beside_text(raw)
+    for named, path in _to_write_beside(out).items():
+        if named in texts:
+            write_whole(path, texts[named])
+            written.append(path)
+            base_raw = {**base_raw, named: str(path)}
+    profile = result.profile.model_copy(update={"measurements": tuple(names)})
+    write_whole(out, profile_text(profile, base_raw))
+    return written

@@ -1,0 +1,92 @@
+"""Files of a calibration are complete, load again, and replace nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_rows import made_up
+
+from hardware_profiles.schema import load_calibration, load_cluster
+from hardware_profiles.tables import load_measurements, write_measurements
+from simulator.calibration.calibration_files import calibrate_to_file
+from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.kernels.families import calibration_measurements
+
+
+def test_a_calibration_written_to_a_file_loads_and_predicts(tmp_path):
+    source, out = tmp_path / "rows.csv", tmp_path / "mine.yaml"
+    write_measurements(source, made_up())
+    result, written = calibrate_to_file([source], gpu="h800_sxm", out=out, base=None)
+    assert written == [out, out.with_suffix(".csv")]
+    loaded = load_calibration(str(out))
+    assert loaded.fits == result.profile.fits
+    assert loaded.kernel_sets == ("made_up",)
+    assert len(load_measurements(Path(loaded.measurements[0]))) == 56
+    model = KernelCostModel(
+        cluster=load_cluster("h800_2048"), calibration=loaded, expert_parallel_ranks=8
+    ).fit(calibration_measurements(loaded))
+    sizes = {"m": np.array([3000]), "n": np.array([4096]), "k": np.array([7168])}
+    predicted = model.predict_sizes(
+        "gemm", sizes, dtype="fp8_e4m3", out_dtype="bfloat16", sms=132, overlapped=False
+    )
+    truth = 5e-6 + 2 * 3000 * 4096 * 7168 / (0.6 * 1979e12)
+    assert predicted.seconds[0] == pytest.approx(truth, rel=0.1)
+    assert predicted.provenance_names() == ["interpolated"]
+
+
+def test_kernels_without_a_row_are_answered_for_by_the_calibration_of_the_gpu(tmp_path):
+    source, out = tmp_path / "rows.csv", tmp_path / "mine.yaml"
+    write_measurements(source, made_up())
+    result, _ = calibrate_to_file([source], gpu="h800_sxm", out=out, base=None)
+    mine, shipped = load_calibration(str(out)), load_calibration("h800_sxm")
+    assert (mine.completed_by, mine.restated_from) == (("h800_sxm",), shipped.restated_from)
+    assert result.completed[0].startswith("h800_sxm: add, attention_backward, ")
+    one_norm = {"rows": np.array([4096]), "columns": np.array([7168])}
+    of_mine, of_shipped = (
+        KernelCostModel(cluster=load_cluster("h800_2048"), calibration=of, expert_parallel_ranks=8)
+        .fit(calibration_measurements(of))
+        .predict_sizes(
+            "rmsnorm", one_norm, dtype="bfloat16", out_dtype="bfloat16", sms=132, overlapped=False
+        )
+        for of in (mine, shipped)
+    )
+    assert of_mine.seconds.tolist() == of_shipped.seconds.tolist()
+    assert of_mine.provenance_names() == of_shipped.provenance_names()
+
+
+def test_no_calibration_writes_over_its_source_or_a_table_of_somebody_else(tmp_path):
+    source, out = tmp_path / "t.csv", tmp_path / "t.yaml"
+    write_measurements(source, made_up())
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match=r"would replace the source .*t\.csv; allowed"):
+        calibrate_to_file([source], gpu="h800_sxm", out=out, base=None)
+    moved = source.rename(tmp_path / "rows.csv")
+    source.write_text("notes of my own\n")
+    with pytest.raises(ValueError, match=r"would replace .*t\.csv, which no calibration of that"):
+        calibrate_to_file([moved], gpu="h800_sxm", out=out, base=None)
+    assert source.read_text() == "notes of my own\n"
+    assert not out.exists()
+    source.unlink()
+    calibrate_to_file([moved], gpu="h800_sxm", out=out, base=None)
+    calibrate_to_file([moved], gpu="h800_sxm", out=out, base=None)
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gpu": "h900"}, "unknown GPU"),
+        ({"out": "mine.txt"}, "ending in .yaml"),
+        ({"out": "/nowhere/mine.yaml"}, "no directory"),
+        ({"mappings": ("nothing",)}, "unknown mapping"),
+        ({"sets": ("nothing",)}, "kernel set 'nothing'"),
+    ],
+)
+def test_bad_arguments_are_one_line(tmp_path, changes, message):
+    source = tmp_path / "rows.csv"
+    write_measurements(source, made_up())
+    values = {"gpu": "h800_sxm", "out": tmp_path / "mine.yaml", "base": None}
+    values |= {**changes, **({"out": Path(changes["out"])} if "out" in changes else {})}
+    with pytest.raises(ValueError, match=message) as error:
+        calibrate_to_file([source], **values)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,44 @@
+"""Fits of families: held-out errors are real, and noise is measured."""
+
+import pytest
+from made_up_rows import BASE, made_up, row
+
+from hardware_profiles.schema import load_gpu
+from simulator.calibration.family_fit import fit_families
+
+H800 = load_gpu("h800_sxm")
+FLOOR = BASE.kernel_floor.value
+
+
+def test_a_kernel_that_follows_its_roofline_is_predicted_without_its_rows():
+    (fit,), held_out = fit_families(made_up(), gpu=H800, floor=FLOOR, tiles=BASE.tiles)
+    assert fit.interpolated.median < 0.05
+    assert fit.interpolated.rows + fit.edge.rows == fit.rows == len(held_out) == 56
+    assert fit.coverage["m"] == (256, 16384)
+    assert len(fit.worst) == 10
+
+
+def test_the_error_of_noisy_rows_is_at_least_their_noise():
+    quiet, noisy = (
+        fit_families(made_up(noise=noise), gpu=H800, floor=FLOOR, tiles=BASE.tiles)[0][0]
+        for noise in (0.0, 0.2)
+    )
+    assert noisy.interpolated.median > 0.07
+    assert noisy.interpolated.quantile_80 > 2 * quiet.interpolated.quantile_80
+
+
+def test_the_noise_floor_is_how_far_rows_of_one_tile_lie_apart():
+    rows = [row(m, 4096, 7168, 2e-5) for m in (1, 2, 3, 4)]
+    rows.append(row(64, 4096, 7168, 3e-5))
+    (fit,), _ = fit_families(rows, gpu=H800, floor=FLOOR, tiles=BASE.tiles)
+    assert fit.noise.rows == 5
+    assert fit.noise.worst == pytest.approx(1 / 3, abs=0.2)
+    assert fit.noise.median == 0
+
+
+def test_versions_of_a_kernel_never_share_a_fit():
+    both = [*made_up(kernel_set="old", slower=2.0), *made_up(kernel_set="new")]
+    apart = fit_families(both, gpu=H800, floor=FLOOR, tiles=BASE.tiles)[0]
+    alone = fit_families(made_up(kernel_set="new"), gpu=H800, floor=FLOOR, tiles=BASE.tiles)[0]
+    assert [fit.kernel_set for fit in apart] == ["new", "old"]
+    assert apart[0] == alone[0]
