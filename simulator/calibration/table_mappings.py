@@ -69,6 +69,12 @@ class TimedKernel(Profile):
     part_of: str | None = None
     """Kernels of one module have one time for all: it is shared out by their times at peak, each
     with the mapping's `launch`."""
+    launches: int = Field(default=1, ge=1)
+    """Kernels that this one stands for in such a module."""
+    architecture: str | None = None
+    """The only architecture of a GPU where the line times this kernel too."""
+    aside: str | None = None
+    """Why its share of a module's time is no row."""
     unless_named: str | None = None
     """Why this kernel is taken only where `--sets` names it."""
 
@@ -192,6 +198,11 @@ def _mapping(raw: dict[str, Any], where: str) -> TableMapping:
             raise ValueError(
                 f"{where}: kernels: {kernel.kind}: unit: needed beside seconds of one column, and "
                 "not where seconds is {column: unit}"
+            )
+        if kernel.aside is not None and kernel.part_of is None:
+            raise ValueError(
+                f"{where}: kernels: {kernel.kind}: aside: allowed beside part_of only; lines that "
+                "are no kernel time go into the mapping's aside"
             )
     return mapping
 

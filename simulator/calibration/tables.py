@@ -165,6 +165,8 @@ def _mapped(
             found = usable & lines_where(columns, rule.where)
             aside[rule.reason].extend(_line_numbers(found))
             usable &= ~found
+    here = tuple(k for k in rules.kernels if k.architecture in (None, gpu.architecture))
+    rules = rules.model_copy(update={"kernels": here})
     origin = _origin(columns, path)
     known: dict[str, float | Array] = {**peaks, **_looked_up(rules, columns)}
     read = [
@@ -172,8 +174,13 @@ def _mapped(
     ]
     taken = np.zeros_like(usable)
     rows: list[Measurement] = []
-    for kernel, answers in zip(rules.kernels, _shared_out(rules, read, gpu), strict=True):
+    parts: list[str] = []
+    shared = _shared_out(rules, read, gpu)
+    for kernel, whole, answers in zip(rules.kernels, read, shared, strict=True):
         taken |= answers.chosen
+        if kernel.aside is not None:
+            parts += _aside_text(kernel.aside, whole, answers)
+            continue
         kept, far = _plausible(answers.rows, gpu, answers.lines)
         rows.extend(kept)
         for reason, numbers in (*answers.problems.items(), *far.items()):
@@ -187,7 +194,8 @@ def _mapped(
     if untouched.any():
         aside["no kernel of the mapping"].extend(_line_numbers(untouched))
     table = _imported(path, rules.name, rows, aside, sets=_sets_of(rules, rows, origin))
-    return replace(table, warnings=(*(f"{path.name}: {text}" for text in copies), *table.warnings))
+    said = tuple(f"{path.name}: {text}" for text in (*copies, *parts))
+    return replace(table, warnings=(*said, *table.warnings))
 
 
 def _imported(
@@ -459,7 +467,9 @@ def _shared_out(
                 number: dict(
                     zip(
                         read[number].lines,
-                        _at_peak(read[number].rows, gpu, rules.launch),
+                        _at_peak(
+                            read[number].rows, gpu, rules.launch * rules.kernels[number].launches
+                        ),
                         strict=True,
                     )
                 )
@@ -487,6 +497,15 @@ def _shared_out(
     return shared
 
 
+def _aside_text(reason: str, whole: _ReadKernel, part: _ReadKernel) -> list[str]:
+    """Says which share of the time of some lines is no row; nothing without a line."""
+    if not part.rows:
+        return []
+    times = dict(zip(whole.lines, (row.seconds for row in whole.rows), strict=True))
+    share = sum(row.seconds for row in part.rows) / sum(times[line] for line in part.lines)
+    return [f"{share:.1%} of the time of {len(part.lines)} lines is no row: {reason}"]
+
+
 def _together(rules: TableMapping, module: str) -> list[list[int]]:
     """Numbers of the kernels of a module that share a line: those of the same conditions."""
     groups: dict[str, list[int]] = defaultdict(list)
@@ -497,7 +516,7 @@ def _together(rules: TableMapping, module: str) -> list[list[int]]:
 
 
 def _at_peak(rows: Sequence[Measurement], gpu: GpuProfile, launch: Seconds) -> list[Seconds]:
-    """Seconds of each row at the GPU's peaks after a launch; all of one kind and types."""
+    """Seconds of each row at the GPU's peaks after its launches; all of one kind and types."""
     if not rows:
         return []
     sms = np.array([row.sms for row in rows], dtype=np.float64)

@@ -283,6 +283,45 @@ def test_the_one_time_of_a_module_is_shared_out_by_the_times_at_peak(tmp_path):
     assert table.set_aside == 2
 
 
+PRODUCTS = ["kernel_source", "gemm_dtype", "m", "n", "k", "version", "latency"]
+LAUNCH_US = 1.2
+# 64 x 2048 by 7168 x 2048 in FP8 with a scale of 4 bytes for 128 values or a block of 128 by 128,
+# out in BF16: what each kernel of the line moves.
+PRODUCT_BYTES = 64 * (2048 + 16 * 4) + 7168 * 2048 + 56 * 16 * 4 + 64 * 7168 * 2
+CAST_BYTES = 64 * 2048 * 2 + 64 * (2048 + 16 * 4)
+PACKING_BYTES = 7168 * 16 * (4 + 4)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "hbm_bytes_per_us", "packed"), [("h200_sxm", 4.8e6, 0), ("b200_sxm", 7.7e6, 1)]
+)
+def test_a_quantised_product_is_timed_with_its_cast(tmp_path, gpu, hbm_bytes_per_us, packed):
+    lines = [["deepgemm", kind, "64", "7168", "2048", "0.5.14", "0.02"]
+             for kind in ("bfloat16", "fp8_block")]  # fmt: skip
+    table = import_table(write(tmp_path / "gemm.csv", PRODUCTS, lines), gpu=gpu)
+    alone, quantised = table.measurements
+    assert (alone.kind, alone.dtype, alone.seconds) == ("gemm", "bfloat16", pytest.approx(20e-6))
+    assert (quantised.kind, quantised.dtype) == ("gemm", "fp8_e4m3")
+    product = LAUNCH_US + PRODUCT_BYTES / hbm_bytes_per_us
+    others = LAUNCH_US + CAST_BYTES / hbm_bytes_per_us
+    # DeepGEMM packs the weights' scales by four kernels on Blackwell.
+    others += packed * (4 * LAUNCH_US + PACKING_BYTES / hbm_bytes_per_us)
+    assert quantised.seconds == pytest.approx(20e-6 * product / (product + others), rel=1e-6)
+    assert len(table.warnings) == 1 + packed
+    assert table.set_aside == 0
+
+
+def test_a_kernel_whose_share_is_no_row_belongs_to_a_module(tmp_path):
+    mapping = tmp_path / "mine.yaml"
+    mapping.write_text(
+        "name: mine\nformat: table\nsource: mine\ncolumns: [us]\nkernels:\n"
+        "  - {kind: copy, dtype: bfloat16, out_dtype: bfloat16, sizes: {rows: 1, columns: 8},"
+        " seconds: us, unit: us, kernel_set: mine, aside: none of mine}\n"
+    )
+    with pytest.raises(ValueError, match=r"kernels: copy: aside: allowed beside part_of"):
+        load_table_mapping(str(mapping))
+
+
 def test_a_column_that_is_the_same_in_every_line_can_be_stated(tmp_path):
     path = write(
         tmp_path / "own.csv", ["M", "N", "K", "time (us)"], [["4096", "7168", "2048", "240"]]
