@@ -23,10 +23,10 @@ CHANGED = (
     (MAIN, "training.schedule=1f1b", "training.pp=8"),
     (MAIN, "training.ep=32", "training.global_batch_sequences=7680"),
     (MAIN, "cluster.failures=['nic:3/1']"),
-    (MAIN, "training.skew.max_over_mean=1.3"),
+    (MAIN, "training.skew.rows.max_over_mean=1.3"),
     ("decode_ep128_profile", "experts.load=zipf", "experts.zipf_exponent=0.5"),
     ("decode_ep144_day6", "cluster.node.gpu=h20_sxm"),
-    ("prefill_ep32_profile", "skew.max_over_mean=1.2"),
+    ("prefill_ep32_profile", "skew.rows.max_over_mean=1.2"),
     ("deepep_normal", "cluster.failures=['nic:1/2']"),
     (
         "all_to_all_64",

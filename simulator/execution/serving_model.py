@@ -297,7 +297,7 @@ def serving_model(
         most = placement.most_over_mean(choices)
         if job.skew.max_over_mean > most:
             raise ValueError(
-                f"skew.max_over_mean {job.skew.max_over_mean:g}: allowed: at most {most:g}, "
+                f"skew.rows.max_over_mean {job.skew.max_over_mean:g}: allowed: at most {most:g}, "
                 f"as the {choices} choices of a token are distinct"
             )
         slowest = int(placement.gpu_load(carried)[0].argmax())

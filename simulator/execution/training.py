@@ -210,8 +210,8 @@ def training_load(
     """What one rank works on in one micro-batch.
 
     Routing is balanced: every expert receives the same rows, and the slowest rank those of the
-    experts and copies that a placement over the group puts on it, or `skew.max_over_mean` times the
-    mean where that is more.
+    experts and copies that a placement over the group puts on it, or `skew.rows.max_over_mean`
+    times the mean where that is more.
 
     Args:
         ranks_reached: distinct GPUs that a token's experts sit on, own included.
@@ -232,8 +232,8 @@ def training_load(
     most = placement.most_over_mean(top_k)
     if job.skew.max_over_mean > most:
         raise ValueError(
-            f"training.skew.max_over_mean: {job.skew.max_over_mean:g}: allowed: at most {most:g}, "
-            f"as the {top_k} choices of a token are distinct"
+            f"training.skew.rows.max_over_mean: {job.skew.max_over_mean:g}: allowed: at most "
+            f"{most:g}, as the {top_k} choices of a token are distinct"
         )
     slowest = max(job.skew.max_over_mean, placement.max_over_mean(equal))
     return Load(

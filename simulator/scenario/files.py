@@ -237,7 +237,7 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
     # then still are changes of the job's.
     stated = any(path.split(".")[1:2] == ["gap"] for path in job_changes)
     raw = _with_gap(raw, where=where) if stated else raw
-    raw = apply_overrides(raw, job_changes, where=where)
+    raw = apply_overrides(_with_fields(raw, job_changes), job_changes, where=where)
     for field in raw:
         if field not in _FIELDS:
             known = ", ".join(sorted(_FIELDS))
@@ -305,6 +305,17 @@ def _with_gap(raw: Raw, *, where: str) -> Raw:
     return raw
 
 
+def _with_fields(raw: Raw, changes: dict[str, Any]) -> Raw:
+    """The same scenario; a `skew` that is a word as the block of that setting where a change goes
+    into it."""
+    for job in JOBS:
+        stated = raw.get(job)
+        inside = any(path.startswith(f"{job}.skew.") for path in changes)
+        if inside and isinstance(stated, dict) and isinstance(stated.get("skew"), str):
+            raw = raw | {job: stated | {"skew": {"setting": stated["skew"]}}}
+    return raw
+
+
 def _with_stages_chosen_anew(raw: Raw, changes: dict[str, Any]) -> dict[str, Any]:
     """The same changes, and where one is of what the file's stages are written for, other stages.
 
@@ -365,7 +376,11 @@ def _without_figures_of(own: Scenario, scenario: Scenario, changed: Sequence[str
     # The trace that synthetic requests stand for, and they, are one source of requests.
     published = isinstance(job, FleetJob) and job.requests.as_published
     same = ("file", "format") if published else ()
-    inputs = [path for path in changed if path not in {f"fleet.requests.{name}" for name in same}]
+    apart = {f"fleet.requests.{name}" for name in same}
+    # What a published run was stays what it was: a run of ideal ranks says what those would take.
+    ideal = isinstance(job, TrainingJob | ServingStepJob) and job.skew.is_none
+    skew = f"{scenario.job_name}.skew." if ideal else "none of these"
+    inputs = [path for path in changed if path not in apart and not path.startswith(skew)]
     left_out: list[str] = []
     because: list[str] = []
 

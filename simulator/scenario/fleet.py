@@ -237,7 +237,7 @@ class StepScenario(Profile):
     scenario: str
     """A shipped scenario or a path to a YAML file."""
     changes: tuple[str, ...] = ()
-    """Texts "path=value", as with --set: "skew.max_over_mean=1.2"."""
+    """Texts "path=value", as with --set: "skew.rows.max_over_mean=1.2"."""
 
 
 class RebalancePolicy(Profile):

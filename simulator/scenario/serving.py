@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from hardware_profiles.fields import DataValue, Profile, TimeValue
 from hardware_profiles.schema import BesideCompute, TimeEstimate
-from simulator.scenario.inputs import Experts, Memory, Skew, SpeculativeDecoding
+from simulator.scenario.inputs import Experts, Memory, ServingSkew, Skew, SpeculativeDecoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class ServingStepJob(Profile):
     links alone, and compute has every SM; extrapolated, no kernel of that kind was measured."""
     requests: StepRequests
     experts: ExpertInputs
-    skew: Skew = Skew()
+    skew: ServingSkew = Skew.model_validate("eplb_with_drift")
     """With experts.load balanced only; the other loads have their own."""
     all_to_all: AllToAllInputs
     speculative_decoding: SpeculativeDecoding | None = None
@@ -225,7 +225,7 @@ class ServingStepJob(Profile):
             )
         if self.experts.load != "balanced" and self.skew.max_over_mean != 1.0:
             raise ValueError(
-                f"skew.max_over_mean {self.skew.max_over_mean:g} with experts.load "
+                f"skew.rows.max_over_mean {self.skew.max_over_mean:g} with experts.load "
                 f"{self.experts.load}; allowed: load balanced, as the other loads have their own"
             )
         if self.phase == "prefill" and self.speculative_decoding is not None:

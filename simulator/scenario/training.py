@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
 from hardware_profiles.fields import Profile, TimeValue
 from hardware_profiles.schema import TimeEstimate
-from simulator.scenario.inputs import Experts, Memory, Skew
+from simulator.scenario.inputs import Experts, Memory, Skew, TrainingSkew
 
 Float = Literal["float32", "bfloat16"]
 
@@ -59,7 +59,7 @@ class TrainingJob(Profile):
     "default": the split whose step is shortest of those that fit memory."""
     experts: Experts = Experts()
     """Redundant ones are further copies of the first routed experts."""
-    skew: Skew = Skew()
+    skew: TrainingSkew = Skew.model_validate("bias_balanced")
     immediate_weights: tuple[str, ...] | Literal["fitting"] = "fitting"
     """Matrices whose weight gradient an input-only backward computes immediately, e.g. "head.proj",
     instead of keeping its operands for a W chunk. "fitting": as few as memory requires, first those

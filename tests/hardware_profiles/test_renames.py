@@ -49,7 +49,7 @@ def test_a_file_with_several_earlier_names_has_one_note_and_keeps_its_sources():
     job = {"pp": 16, "expert_load": 1.3, "reserved_memory": "4 GiB"}
     raw = {"training": job | {"sources": {"pp": "a paper", "expert_load": "a guess"}}}
     note = (
-        r"^old\.yaml: training\.expert_load is called training\.skew\.max_over_mean now, "
+        r"^old\.yaml: training\.expert_load is called training\.skew\.rows\.max_over_mean now, "
         r"training\.reserved_memory is called training\.memory\.reserved now$"
     )
     with pytest.warns(FutureWarning, match=note) as notes:
@@ -57,7 +57,7 @@ def test_a_file_with_several_earlier_names_has_one_note_and_keeps_its_sources():
     assert len(notes) == 1
     assert found["training"] == {
         "pp": 16,
-        "skew": {"max_over_mean": 1.3, "sources": {"max_over_mean": "a guess"}},
+        "skew": {"rows": {"max_over_mean": 1.3, "sources": {"max_over_mean": "a guess"}}},
         "memory": {"reserved": "4 GiB"},
         "sources": {"pp": "a paper"},
     }
@@ -108,9 +108,9 @@ def test_what_a_collective_varied_takes_turns_in_the_order_that_it_had():
 def test_names_of_today_are_read_without_a_note():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        raw = {"training": {"skew": {"max_over_mean": 1.3}}, "basis": "measured"}
+        raw = {"training": {"skew": {"rows": {"max_over_mean": 1.3}}}, "basis": "measured"}
         assert with_names_of_today(raw, "scenarios", where="a") is raw
-        path = "training.skew.max_over_mean"
+        path = "training.skew.rows.max_over_mean"
         assert path_of_today(path, "scenarios", where="--set") == path
 
 

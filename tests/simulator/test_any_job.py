@@ -66,7 +66,7 @@ def training_jobs(draw):
         f"training.global_batch_sequences={ep * replicas * microbatches}",
         f"training.sequence_length={draw(st.sampled_from([1024, 4096]))}",
         f"training.communication_sms={draw(st.sampled_from([8, 20, 24]))}",
-        f"training.skew.max_over_mean={draw(st.sampled_from([1.0, 1.25]))}",
+        f"training.skew.rows.max_over_mean={draw(st.sampled_from([1.0, 1.25]))}",
     ]
 
 
@@ -93,7 +93,7 @@ def check_training_job(changes):
     wider = run([*changes, f"cluster.node.gpu.sms={node.gpu.sms * 9 // 8}"])
     assert wider.step.step_time_s <= step * (1 + TILE_WAVES)
     if result.job.skew.max_over_mean > 1.0:
-        even = run([*changes, "training.skew.max_over_mean=1.0"])
+        even = run([*changes, "training.skew.rows.max_over_mean=1.0"])
         assert even.step.step_time_s <= step
 
 
@@ -152,7 +152,7 @@ def serving_jobs(draw):
     if load == "zipf":
         changes.append(f"experts.zipf_exponent={draw(st.sampled_from([0.25, 0.75]))}")
     if load == "balanced":
-        changes.append(f"skew.max_over_mean={draw(st.sampled_from([1.0, 1.3]))}")
+        changes.append(f"skew.rows.max_over_mean={draw(st.sampled_from([1.0, 1.3]))}")
     if decode:
         changes.append(f"requests.requests_per_gpu={draw(st.sampled_from([1, 8, 32, 128]))}")
         changes.append(f"requests.context_tokens={draw(st.sampled_from([512, 4096, 16384]))}")
@@ -180,8 +180,8 @@ def check_serving_job(scenario, changes):
     ):
         faster = step(f"cluster.{path}={2 * value / 1e9} GB/s")
         assert faster.step.step_s <= result.step.step_s * (1 + 1e-9), path
-    if "skew.max_over_mean=1.3" in changes and every_expert_is_read(result.step):
-        even = step("skew.max_over_mean=1.0")
+    if "skew.rows.max_over_mean=1.3" in changes and every_expert_is_read(result.step):
+        even = step("skew.rows.max_over_mean=1.0")
         assert even.step.step_s <= result.step.step_s * (1 + 1e-9)
 
 

@@ -66,7 +66,7 @@ def test_the_time_budget_is_the_whole_of_the_step(name):
 
 
 def test_a_prefill_pass_counts_input_tokens():
-    metrics = metrics_of("prefill_ep32_h100", "skew.max_over_mean=1.3")
+    metrics = metrics_of("prefill_ep32_h100", "skew.rows.max_over_mean=1.3")
     assert metrics["step_time_s"] is None
     assert metrics["tpot_s"] is None
     seconds = metrics["pass_time_s"]

@@ -40,8 +40,8 @@ def step_of(name, *changes):
         # the routed experts without a copy, 1 / 32 of the tokens each; the mean is 9 / 320.
         ("decode_ep320_report", [], 320 / 32 / 9),
         # What the job says counts where it is more than that.
-        ("decode_ep72_h100", ["skew.max_over_mean=1.1"], 4 * 72 / 256),
-        ("decode_ep72_h100", ["skew.max_over_mean=1.5"], 1.5),
+        ("decode_ep72_h100", ["skew.rows.max_over_mean=1.1"], 4 * 72 / 256),
+        ("decode_ep72_h100", ["skew.rows.max_over_mean=1.5"], 1.5),
     ],
 )
 def test_a_balanced_load_is_what_placement_allows(name, changes, skew):

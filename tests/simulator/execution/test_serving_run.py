@@ -54,7 +54,10 @@ def test_drafting_stops_paying_where_compute_binds():
         ("attention_tp=3", "attention_tp 3 does not divide"),
         ("communication_sms=20", "communication_sms 20: allowed: 0, as only normal"),
         # Of a token's 8 choices at most 2 are on a GPU of 2 slots, where the mean has 8 / 128.
-        ("skew.max_over_mean=33", "skew.max_over_mean 33: allowed: at most 32, as the 8 cho"),
+        (
+            "skew.rows.max_over_mean=33",
+            "skew.rows.max_over_mean 33: allowed: at most 32, as",
+        ),
         (
             'all_to_all={"kernels":"normal"}',
             "kernels normal: allowed in phase prefill only; decode takes kernels low_latency, .* "

@@ -77,7 +77,7 @@ def test_without_hiding_the_all_to_all_is_exposed():
 
 
 def test_a_skewed_load_slows_the_step_and_balance_is_shown_beside():
-    scenario = load_scenario("prefill_ep32_h100", ["skew.max_over_mean=1.5"])
+    scenario = load_scenario("prefill_ep32_h100", ["skew.rows.max_over_mean=1.5"])
     run = simulate_serving_step(scenario, recorded_trace)
     assert run.balanced is not None
     assert run.step.step_s > run.balanced.step_s
@@ -99,7 +99,7 @@ def test_drawn_loads_unfold_the_ranks_and_redundant_experts_even_them_out():
 
 def test_random_routing_costs_more_than_exact_balance_and_less_than_its_worst_rank_everywhere():
     drawn = step_of("decode_ep72_h100", "experts.load=random")
-    worst = step_of("decode_ep72_h100", f"skew.max_over_mean={drawn.loads.max_over_mean:.4f}")
+    worst = step_of("decode_ep72_h100", f"skew.rows.max_over_mean={drawn.loads.max_over_mean:.4f}")
     assert step_of("decode_ep72_h100").step_s < drawn.step_s
     assert drawn.step_s <= worst.step_s * 1.02
 

@@ -23,7 +23,10 @@ def step_of(name, *changes):
 
 @pytest.mark.parametrize(
     ("name", "change", "rows"),
-    [("decode_ep72_h100", "seed=0", 1152), ("decode_ep72_h100", "skew.max_over_mean=1.5", 1536)],
+    [
+        ("decode_ep72_h100", "seed=0", 1152),
+        ("decode_ep72_h100", "skew.rows.max_over_mean=1.5", 1536),
+    ],
 )
 def test_a_wire_is_what_its_intercept_and_copies_leave_beside_the_kernels(name, change, rows):
     # 1,024 copies of 128 tokens; placement allows 1.125 of the mean, the skewed load has 1.5.
@@ -42,7 +45,7 @@ def test_a_wire_is_what_its_intercept_and_copies_leave_beside_the_kernels(name, 
 
 @pytest.mark.parametrize("name", ["decode_ep72_h100", "prefill_ep32_h100"])
 def test_a_rank_that_receives_more_takes_longer_to_receive_it(name):
-    even, skewed = step_of(name), step_of(name, "skew.max_over_mean=1.5")
+    even, skewed = step_of(name), step_of(name, "skew.rows.max_over_mean=1.5")
     # Rows of the slowest rank are 1.5 of the mean in the place of 1.125 (1 of prefill); of the
     # time of few tokens, which decode has, nothing grows.
     least = 1.28 if name == "decode_ep72_h100" else 1.3

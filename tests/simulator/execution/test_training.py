@@ -162,7 +162,7 @@ def test_without_the_all_to_all_slow_down_nothing_is_slower(published):
 
 
 def test_a_skewed_load_slows_every_pair(published):
-    skewed = run("training.skew.max_over_mean=1.3")
+    skewed = run("training.skew.rows.max_over_mean=1.3")
     assert skewed.step.pair.log.span_s > published.step.pair.log.span_s
 
 

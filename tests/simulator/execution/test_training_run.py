@@ -22,7 +22,7 @@ def test_redundant_experts_that_placement_cannot_even_out_bring_the_slowest_rank
     load = training_load(job, layout, top_k=8, ranks_reached=4.0)
     # 288 slots on 72 GPUs: some GPU holds 4 whole experts of 256, 1.125 times the mean.
     assert (load.expert_rows, load.received_rows) == (4096 * 8 * 9 // 8, 4096 * 4 * 9 // 8)
-    uneven = job.model_copy(update={"skew": Skew(max_over_mean=1.25)})
+    uneven = job.model_copy(update={"skew": Skew(rows={"max_over_mean": 1.25})})
     assert training_load(uneven, layout, top_k=8, ranks_reached=4.0).expert_rows == 40960
     even = ParallelLayout(ep=8, redundant_experts=0, **sizes)
     assert training_load(job, even, top_k=8, ranks_reached=4.0).expert_rows == 4096 * 8
@@ -81,11 +81,14 @@ def test_interleaved_stages_are_as_many_as_the_ranks_hold():
             ["training.immediate_weights=[head.porj]"],
             "unknown name 'head.porj'; known: .*head.proj",
         ),
-        (["training.skew.max_over_mean=0.5"], "training.skew.max_over_mean: 0.5 is not allowed"),
+        (
+            ["training.skew.rows.max_over_mean=0.5"],
+            "max_over_mean.value: 0.5 is not allowed",
+        ),
         # Each token gives a rank of 4 experts at most 4 of its 8 rows, where the mean is 8/64.
         (
-            ["training.skew.max_over_mean=32.5"],
-            r"training.skew.max_over_mean: 32.5: allowed: at most 32,",
+            ["training.skew.rows.max_over_mean=32.5"],
+            r"training.skew.rows.max_over_mean: 32.5: allowed: at most 32,",
         ),
         (["training.global_batch_sequences=1280000000"], "a product of at most"),
         (

@@ -135,7 +135,7 @@ def figures(scenario):
     [
         (MAIN, "training.pp=8", 0),
         (MAIN, "sequence_length=2048", 0),
-        (MAIN, "training.skew.max_over_mean=1.3", 0),
+        (MAIN, "training.skew.rows.max_over_mean=1.3", 0),
         (MAIN, "cluster.failures=[plane:3@2.0s]", 0),
         (MAIN, "cluster=gb200_nvl72", 0),
         (MAIN, "cluster.node.gpu=h100_sxm", 0),
@@ -260,9 +260,9 @@ def test_earlier_names_of_a_file_and_of_its_changes_make_the_same_scenario(tmp_p
     assert [str(note.message) for note in notes] == [
         f"{path}: training.redundant_experts is called training.experts.redundant now, "
         "calibration.kernel_gap is called calibration.gap now",
-        "--set: training.expert_load is called training.skew.max_over_mean now",
+        "--set: training.expert_load is called training.skew.rows.max_over_mean now",
     ]
-    today = load_scenario(MAIN, ["experts.redundant=64", "skew.max_over_mean=1.2"])
+    today = load_scenario(MAIN, ["experts.redundant=64", "skew.rows.max_over_mean=1.2"])
     assert earlier.job == today.job
     assert earlier.calibration == today.calibration
 
