@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from statistics import mean
 from typing import Any
 
 from rich.table import Table
@@ -20,6 +21,7 @@ from reports.tables import (
 from simulator.analysis.model_comparison import ModelCost
 from simulator.analysis.predictions import Judged
 from simulator.analysis.published import PublishedRow, metric_at
+from simulator.analysis.stragglers import Slowdown
 from simulator.analysis.validation import median_error
 from simulator.analysis.whole_runs import Comparison, Probe
 from simulator.workload.serving_memory import kv_bytes_per_token, weight_bytes
@@ -264,6 +266,32 @@ def ledger_table(found: Sequence[Judged]) -> Table:
         f"intervals; of those that nobody had seen {sum(one.inside for one in unseen)} of "
         f"{len(unseen)}"
     )
+    return table
+
+
+def stragglers_table(name: str, simulated: Slowdown, published: Slowdown) -> Table:
+    """What slow ranks cost a recorded job: simulated from its durations, and as its authors say."""
+    table = Table(title=f"job {name}", title_justify="left", caption_justify="left")
+    table.add_column("what", overflow="fold")
+    for column in ("published", "simulated", "error"):
+        table.add_column(column, justify="right", no_wrap=True)
+    rows = [
+        (text, mean(theirs.values()), mean(mine.values()), format_seconds)
+        for text, mine, theirs in (
+            ("step, as run, mean", simulated.steps_s, published.steps_s),
+            ("step, all ranks even, mean", simulated.even_s, published.even_s),
+        )
+    ]
+    rows.append(("slow-down", published.slowdown, simulated.slowdown, "{:.4f}".format))
+    for what, causes in published.causes.items():
+        rows += [
+            (f"  by {what} {which} alone", theirs, simulated.causes[what][which], "{:.4f}".format)
+            for which, theirs in causes.items()
+        ]
+    for text, theirs, mine, shown in rows:
+        table.add_row(text, shown(theirs), shown(mine), f"{mine / theirs - 1:+.2%}")
+    worst = max(abs(simulated.steps_s[step] / one - 1) for step, one in published.steps_s.items())
+    table.caption = f"{len(published.steps_s)} steps, as run, the worst of them off by {worst:.2%}"
     return table
 
 

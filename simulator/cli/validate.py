@@ -32,8 +32,17 @@ def validate(
         Path | None,
         typer.Option(help="With --whole: hold the predictions of this ledger against the steps."),
     ] = None,
+    stragglers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Recorded jobs with slow ranks, beside what their authors found."
+        ),
+    ] = None,
 ) -> None:
     """Hold the simulator against published numbers: each figure, what a run gives, the error."""
+    if stragglers:
+        _validate_stragglers(stragglers, as_json=as_json)
+        return
     if not whole and (predict or lease or ledger):
         raise ValueError("--predict, --lease and --ledger go with --whole")
     if predict:
@@ -134,3 +143,30 @@ def _validate_whole(lease: str | None, *, as_json: bool) -> None:
         print(json.dumps({"steps": steps, "probes": shown}, allow_nan=False))
         return
     print_tables(whole_runs_table(found, probes))
+
+
+def _validate_stragglers(folder: Path, *, as_json: bool) -> None:
+    """What slow ranks cost recorded jobs, beside what the authors of the traces found."""
+    from dataclasses import asdict
+
+    from reports.terminal import stragglers_table
+    from simulator.analysis.stragglers import (
+        published_cost,
+        read_recorded_job,
+        recorded_jobs,
+        straggler_cost,
+    )
+
+    found = {
+        name: (straggler_cost(read_recorded_job(folder, name)), published_cost(folder, name))
+        for name in recorded_jobs(folder)
+    }
+    if as_json:
+        shown = {
+            name: {"simulated": asdict(mine), "published": asdict(theirs)}
+            for name, (mine, theirs) in found.items()
+        }
+        print(json.dumps(shown, allow_nan=False))
+        return
+    for name, (mine, theirs) in found.items():
+        print_tables(stragglers_table(name, mine, theirs))

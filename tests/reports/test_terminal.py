@@ -6,7 +6,8 @@ from rich.console import Console
 from reports.charts import attribution_chart
 from reports.palette import CAUSES
 from reports.tables import RunTables
-from reports.terminal import attribution_comparison, step_attribution_table
+from reports.terminal import attribution_comparison, step_attribution_table, stragglers_table
+from simulator.analysis.stragglers import Slowdown
 from simulator.analysis.training_attribution import CHUNK_CAUSES
 
 
@@ -52,3 +53,20 @@ def test_runs_differ_by_their_causes(tables: RunTables):
 
 def test_runs_without_causes_are_not_compared_by_them(tables: RunTables):
     assert attribution_comparison([("a", tables.metrics), ("b", {"step_time_s": 1.0})]) is None
+
+
+def test_slow_ranks_stand_beside_what_the_authors_of_a_trace_found():
+    theirs = Slowdown({7: 10.0, 8: 12.0}, {7: 8.0, 8: 8.0}, 1.375, {"stage": {"1": 1.25}})
+    mine = Slowdown({7: 10.1, 8: 12.0}, {7: 8.0, 8: 8.0}, 1.375, {"stage": {"1": 1.2}})
+
+    rows = [
+        line.split("│")[1:-1] for line in text_of(stragglers_table("A", mine, theirs)).split("\n")
+    ]
+    shown = [[cell.strip() for cell in row] for row in rows if row]
+
+    assert shown == [
+        ["step, as run, mean", "11 s", "11.05 s", "+0.45%"],
+        ["step, all ranks even, mean", "8 s", "8 s", "+0.00%"],
+        ["slow-down", "1.3750", "1.3750", "+0.00%"],
+        ["by stage 1 alone", "1.2500", "1.2000", "-4.00%"],
+    ]

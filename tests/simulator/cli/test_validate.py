@@ -56,3 +56,10 @@ def test_a_ledger_is_held_against_the_steps_that_were_measured(tmp_path):
     rows = json.loads(found.stdout)["predictions"]
     unseen = [row for row in rows if not row["truth_known"]]
     assert (len(rows), len(unseen), sum(row["inside"] for row in unseen)) == (62, 20, 16)
+
+
+def test_a_folder_without_recorded_jobs_is_refused(tmp_path):
+    done = dsv3sim("validate", "--stragglers", ".", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "--stragglers .: no trace; allowed: a folder of trace-NAME.parquet" in done.stderr
