@@ -3,10 +3,16 @@
 A stream runs its tasks in order, one at a time, with a gap between two; a task also waits for what
 it depends on. As that is earlier tasks only, one pass in issue order gives every start. Axes after
 that of the tasks are ranks, samples or counterfactuals, which all run in the same pass.
+
+Where ranks are an axis, a collective task with a barrier starts on all of them when the last is
+ready, as a kernel does that first tells every rank how much will come. One without, as a
+low-latency transfer, starts on each rank when that rank is ready, and ends when its own link is
+done and the copies of the last sender have come.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +42,9 @@ class Log:
     ready_s: Times
     """[tasks, *axes], when a task could have started on its own rank; earlier than its start where
     a collective one waited for other ranks."""
+    done_s: Times
+    """[tasks, *axes], when it had done its own part; earlier than its end where one without barrier
+    waited for the copies of other ranks."""
 
     @property
     def spans_s(self) -> Times:
@@ -50,7 +59,12 @@ class Log:
 
 
 def run(
-    graph: TaskGraph, seconds: Times, gap_s: float | Times, *, rank_axis: int | None = None
+    graph: TaskGraph,
+    seconds: Times,
+    gap_s: float | Times,
+    *,
+    rank_axis: int | None = None,
+    sends_s: Times | None = None,
 ) -> Log:
     """Start and end of every task.
 
@@ -58,8 +72,9 @@ def run(
         seconds: [tasks, *axes], duration of each task.
         gap_s: between the end of a task and the earliest start of the next in its stream; one for
             all or [*axes].
-        rank_axis: which of the axes are ranks of one group. A collective task starts on all of them
-            when the last is ready; without it each is a run of its own.
+        rank_axis: which of the axes are ranks of one group; without it each is a run of its own.
+        sends_s: like seconds; how long a rank's own copies take to leave in tasks without barrier,
+            where that is not their duration.
 
     Raises:
         ValueError: not one duration for each task.
@@ -68,32 +83,77 @@ def run(
         raise ValueError(f"{graph.name}: {len(seconds)} durations for {len(graph.tasks)} tasks")
     axes = np.broadcast_shapes(seconds.shape[1:], np.shape(gap_s))
     # Plain numbers are several times faster than arrays of no dimension.
-    later: Any = np.maximum if axes else max
     durations: Any = seconds if axes else seconds.tolist()
+    sends: Any = durations if sends_s is None else sends_s
+    passed = list(
+        _passed(graph, zip(durations, sends, strict=True), gap_s, axes=axes, rank_axis=rank_axis)
+    )
+    shape = (len(graph.tasks), *axes)
+    ready_s, start_s, done_s, end_s = (
+        np.array([task[place] for task in passed]).reshape(shape) for place in range(4)
+    )
+    if rank_axis is None:
+        ready_s, done_s = start_s, end_s
+    return Log(graph, gap_s, start_s, end_s, ready_s, done_s)
+
+
+def spans(
+    graph: TaskGraph,
+    durations: Iterable[tuple[Times, Times]],
+    gap_s: float | Times,
+    *,
+    axes: tuple[int, ...],
+    rank_axis: int,
+) -> Times:
+    """[*axes], the end of the last task, of durations too many to hold at once.
+
+    Args:
+        durations: of each task in turn, (seconds, sends_s) as `run` takes them.
+    """
+    last: Times = np.zeros(axes)
+    for _, _, _, end in _passed(graph, durations, gap_s, axes=axes, rank_axis=rank_axis):
+        last = np.maximum(last, end)
+    return last
+
+
+def _passed(
+    graph: TaskGraph,
+    durations: Iterable[tuple[Any, Any]],
+    gap_s: float | Times,
+    *,
+    axes: tuple[int, ...],
+    rank_axis: int | None,
+) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """Ready, start, done and end of each task (see Log)."""
+    later: Any = np.maximum if axes else max
     compute_free: Any = np.zeros(axes) if axes else 0.0
     communication_free: Any = compute_free
-    starts: list[Any] = []
-    ends: list[Any] = []
-    ready: list[Any] = []
-    for task, took in zip(graph.tasks, durations, strict=True):
+    last_use = {
+        waited: place for place, task in enumerate(graph.tasks) for waited in task.depends_on
+    }
+    ends: dict[int, Any] = {}
+    for place, (task, (took, sends)) in enumerate(zip(graph.tasks, durations, strict=True)):
         computes = task.stream is Stream.COMPUTE
-        start = compute_free if computes else communication_free
+        ready = compute_free if computes else communication_free
         for earlier in task.depends_on:
-            start = later(start, ends[earlier])
-        ready.append(start)
-        if rank_axis is not None and task.collective:
-            start = np.broadcast_to(start.max(axis=rank_axis, keepdims=True), axes)
-        end = start + took
-        starts.append(start)
-        ends.append(end)
+            ready = later(ready, ends[earlier])
+        for earlier in task.depends_on:
+            if last_use[earlier] == place:
+                ends.pop(earlier, None)
+        start = ready
+        together = rank_axis is not None and task.collective
+        if together and task.barrier:
+            start = np.broadcast_to(ready.max(axis=rank_axis, keepdims=True), axes)
+        end = done = start + took
+        if together and not task.barrier:
+            end = later(done, (start + sends).max(axis=rank_axis, keepdims=True))
+        yield ready, start, done, end
+        if place in last_use:
+            ends[place] = end
         if computes:
             compute_free = end + gap_s
         else:
             communication_free = end + gap_s
-    shape = (len(graph.tasks), *axes)
-    start_s, end_s = np.array(starts).reshape(shape), np.array(ends).reshape(shape)
-    ready_s = start_s if rank_axis is None else np.array(ready).reshape(shape)
-    return Log(graph, gap_s, start_s, end_s, ready_s)
 
 
 def run_side_by_side(graph: TaskGraph, *, alone_s: Times, beside_s: Times) -> Log:
@@ -138,7 +198,7 @@ def run_side_by_side(graph: TaskGraph, *, alone_s: Times, beside_s: Times) -> Lo
             if not left[current]:
                 end_s[current] = now
                 running[stream] = None
-    return Log(graph, 0.0, start_s, end_s, start_s)
+    return Log(graph, 0.0, start_s, end_s, start_s, end_s)
 
 
 def of_stream(graph: TaskGraph, stream: Stream) -> NDArray[np.intp]:
@@ -206,7 +266,7 @@ class Waiting:
     collectives_s: Times
     """Taking part in collectives of its own."""
     ranks_s: Times
-    """For other ranks, without which a transfer or collective does not begin."""
+    """For other ranks, without which a transfer or collective does not begin or end."""
 
     @property
     def exposed_communication_s(self) -> Times:
@@ -225,8 +285,9 @@ def waiting(log: Log) -> Waiting:
     transfers, ranks = (until - since).sum(axis=0), (starts - ready).sum(axis=0)
     if log.ready_s is not log.start_s:
         sent = of_stream(log.graph, Stream.COMMUNICATION)
-        early = _covered(since, until, log.ready_s[sent], log.start_s[sent])
-        transfers, ranks = transfers - early, ranks + early
+        for begin, end in ((log.ready_s, log.start_s), (log.done_s, log.end_s)):
+            idle = _covered(since, until, begin[sent], end[sent])
+            transfers, ranks = transfers - idle, ranks + idle
     return Waiting(np.asarray(transfers), np.asarray(collectives), np.asarray(ranks))
 
 

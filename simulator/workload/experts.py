@@ -1,20 +1,23 @@
 """Place routed experts on GPUs, balance their load, and count the cost of moving them.
 
 A slot holds one copy of one expert; GPU g holds the slots g x slots_per_gpu and following. Copies
-of an expert share its load equally. Two policies, after DeepSeek's expert-parallel load balancer
+of an expert share its load equally. Three policies, after DeepSeek's expert-parallel load balancer
 (Report, section 3.4; deepseek-ai/EPLB):
 
     hierarchical  expert groups are spread over nodes, so that the experts of one group stay within
                   a node and node-limited routing keeps its few nodes; copies are made and spread
                   within each node
     global        copies are made and spread over all GPUs, whatever the groups
+    eplb          what the open balancer computes: hierarchical where the nodes divide the groups,
+                  else global, by the greedy steps alone
 
-Either gives each further copy to the expert whose copies carry most, which makes the largest load
+Each gives each further copy to the expert whose copies carry most, which makes the largest load
 of a copy as small as any choice of copies can, and puts slots on GPUs heaviest first, each on the
-GPU with the least load that still has room. Then slots of the heaviest GPU are exchanged with slots
-of others as long as that lowers it, and the hierarchical policy keeps the better of two ways to
-spread its groups, with and without such exchanges. So no result is worse than that of the greedy
-steps alone.
+GPU with the least load that still has room: the greedy steps. After them the first two exchange
+slots of the heaviest GPU with slots of others as long as that lowers it, and the hierarchical
+policy keeps the better of two ways to spread its groups, with and without such exchanges. So no
+result is worse than that of the greedy steps alone, on the load that it was computed for. What is
+served later has drifted from it, which no placement knows beforehand.
 
 Loads are rows, one for each (token, expert) pair. Random numbers come from a passed generator.
 """
@@ -135,7 +138,7 @@ def _in_order(load: Rows, slots: int, gpus: int, nodes: int, groups: int) -> Ind
 
 def _global(load: Rows, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
     del nodes, groups
-    return _copy_and_spread(load, slots, gpus)
+    return _copy_and_spread(load, slots, gpus, exchanged=True)
 
 
 def _hierarchical(load: Rows, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
@@ -149,18 +152,35 @@ def _hierarchical(load: Rows, slots: int, gpus: int, nodes: int, groups: int) ->
         raise ValueError(
             f"{groups} expert groups do not divide {len(load)} experts; allowed: policy global"
         )
-    members = np.arange(len(load)).reshape(groups, -1)
     group_load = load.reshape(groups, -1).sum(axis=1)
     greedy = _spread(group_load, nodes)
     # Nodes of more equal load do not promise GPUs of more equal load, so both ways are tried.
-    results = []
-    for spread in (greedy, _exchange(group_load, greedy)):
-        local = members[spread].reshape(nodes, -1)
-        placed = [
-            node[_copy_and_spread(load[node], slots // nodes, gpus // nodes)] for node in local
-        ]
-        results.append(np.concatenate(placed))
+    results = [
+        _within_nodes(load, spread, slots, gpus, exchanged=True)
+        for spread in (greedy, _exchange(group_load, greedy))
+    ]
     return min(results, key=lambda experts: _heaviest(load, experts, gpus))
+
+
+def _eplb(load: Rows, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
+    if groups % nodes or gpus % nodes or slots % nodes or len(load) % groups:
+        return _copy_and_spread(load, slots, gpus, exchanged=False)
+    spread = _spread(load.reshape(groups, -1).sum(axis=1), nodes)
+    return _within_nodes(load, spread, slots, gpus, exchanged=False)
+
+
+def _within_nodes(
+    load: Rows, spread: Indices, slots: int, gpus: int, *, exchanged: bool
+) -> Indices:
+    """Experts of the slots [slots], with the groups that `spread` [nodes, groups / nodes] gives to
+    each node copied and spread within it."""
+    nodes = len(spread)
+    local = np.arange(len(load)).reshape(spread.size, -1)[spread].reshape(nodes, -1)
+    placed = [
+        node[_copy_and_spread(load[node], slots // nodes, gpus // nodes, exchanged=exchanged)]
+        for node in local
+    ]
+    return np.concatenate(placed)
 
 
 def _heaviest(load: Rows, experts: Indices, gpus: int) -> float:
@@ -172,17 +192,19 @@ def _heaviest(load: Rows, experts: Indices, gpus: int) -> float:
 POLICIES: dict[str, Callable[[Rows, int, int, int, int], Indices]] = {
     "hierarchical": _hierarchical,
     "global": _global,
+    "eplb": _eplb,
     "in_order": _in_order,
 }
 """Policy name -> function of the load [experts] of one layer, slots, GPUs, nodes, groups."""
 
 
-def _copy_and_spread(load: Rows, slots: int, gpus: int) -> Indices:
+def _copy_and_spread(load: Rows, slots: int, gpus: int, *, exchanged: bool) -> Indices:
     """Experts of the slots [slots], those of a GPU together."""
     experts = _copies(load, slots)
     share = load / np.bincount(experts, minlength=len(load))
     weights = share[experts]
-    return experts[_exchange(weights, _spread(weights, gpus))].ravel()
+    spread = _spread(weights, gpus)
+    return experts[_exchange(weights, spread) if exchanged else spread].ravel()
 
 
 def _copies(load: Rows, slots: int) -> Indices:
@@ -283,6 +305,14 @@ def read_popularity(path: Path, *, layers: int, experts: int) -> Rows:
         raise ValueError(f"{path}: layer {int(np.argmin(total))} has no rows")
     popularity: Rows = load / total[:, None]
     return popularity
+
+
+def drifted(popularity: Rows, *, sd: float, rng: np.random.Generator) -> Rows:
+    """The popularity of a later window, in which that of each expert has changed by a factor whose
+    logarithm has this standard deviation; [layers, experts] as given, each layer's sum kept."""
+    later = popularity * np.exp(sd * rng.standard_normal(popularity.shape))
+    scaled: Rows = later * (popularity.sum(axis=1) / later.sum(axis=1))[:, None]
+    return scaled
 
 
 def draw_rows(

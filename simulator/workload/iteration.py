@@ -231,6 +231,7 @@ class _Iteration:
         *parts: str,
         stream: Stream = Stream.COMPUTE,
         after: Iterable[int | None] = (),
+        barrier: bool = True,
     ) -> int | None:
         """Append parts of a layer; the first task waits for `after`. Returns the last task."""
         block: list[tuple[int, str]] = []
@@ -242,14 +243,24 @@ class _Iteration:
             start = self.starts[kind, micro_batch]
             block = [(start + place, part) for part in parts for place in places.get(part, ())]
         return self.graph.add(
-            block, stream, layer, micro_batch=micro_batch, overlapped=overlapped, after=after
+            block,
+            stream,
+            layer,
+            micro_batch=micro_batch,
+            overlapped=overlapped,
+            after=after,
+            barrier=barrier,
         )
 
     def wire(
         self, layer: int, micro_batch: int, part: str, *, after: Iterable[int | None]
     ) -> int | None:
-        """Append the transfers of a layer, as `add` does."""
-        return self.add(layer, micro_batch, part, stream=Stream.COMMUNICATION, after=after)
+        """Append the transfers of a layer, as `add` does. Low-latency ones, which start from a send
+        kernel, know no barrier: copies leave as soon as their own GPU has them."""
+        sends = "dispatch_send" in self.sections[self.graph.layers[layer], micro_batch].parts
+        return self.add(
+            layer, micro_batch, part, stream=Stream.COMMUNICATION, after=after, barrier=not sends
+        )
 
 
 _ATTENTION = ("gather", "attention_0", "attention_1", "scatter")

@@ -42,6 +42,9 @@ class Task:
     """Whether it needs every rank of the group to have come as far."""
     depends_on: tuple[int, ...] = ()
     """Indices of earlier tasks, of any stream, that must end before this one starts."""
+    barrier: bool = True
+    """Whether a collective task begins on all ranks together, when the last is ready. Without it
+    each rank begins when it is ready itself and ends when the last sender's copies are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ class GraphBuilder:
         micro_batch: int,
         overlapped: bool,
         after: Iterable[int | None] = (),
+        barrier: bool = True,
     ) -> int | None:
         """Append a block of tasks in stream order, of which the first waits for `after`.
 
@@ -105,6 +109,7 @@ class GraphBuilder:
         Args:
             block: (place of its operator, part of its layer) of each task.
             layer: its place; None for an empty block.
+            barrier: whether those that need every rank begin when the last is ready.
 
         Returns:
             The last task of the block. An empty block stands for the last that it would have waited
@@ -126,6 +131,7 @@ class GraphBuilder:
                     overlapped=overlapped,
                     collective=stream is Stream.COMMUNICATION or segment in COLLECTIVE_SEGMENTS,
                     depends_on=waits,
+                    barrier=barrier,
                 )
             )
             waits = ()

@@ -9,6 +9,7 @@ from simulator.execution.timeline import (
     hidden_communication,
     run,
     run_side_by_side,
+    spans,
     waiting,
 )
 from simulator.workload.task_graph import Stream, Task, TaskGraph
@@ -20,17 +21,21 @@ COPY = Operator(
 
 
 def graph(*tasks):
-    """Tasks as (stream letter, dependencies); a capital letter is collective."""
-    streams = {"c": Stream.COMPUTE, "m": Stream.COMMUNICATION}
+    """Tasks as (stream letter, dependencies); a capital letter is collective, W a low-latency
+    transfer, which has no barrier."""
+    streams = {"c": Stream.COMPUTE, "m": Stream.COMMUNICATION, "w": Stream.COMMUNICATION}
     return TaskGraph(
         "test",
         ("layer",),
         (COPY,),
         tuple(
-            Task(0, streams[letter.lower()], 0, 0, "part", False, letter.isupper(), needs)
+            Task(
+                0, streams[letter.lower()], 0, 0, "part", False, letter.isupper(), needs,
+                barrier=letter != "W",
+            )
             for letter, needs in tasks
         ),
-    )
+    )  # fmt: skip
 
 
 def once(tasks, seconds, gap_s=0.0):
@@ -113,9 +118,70 @@ def test_a_collective_task_starts_on_all_ranks_when_the_last_is_ready():
     assert run(tasks, samples, 0.0, rank_axis=1).spans_s.tolist() == [[6.0, 6.0], [12.0, 12.0]]
 
 
-def test_equal_ranks_are_one_rank():
+THREE = np.array([[1.0, 2.0, 4.0], [2.0, 2.0, 2.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+"""Three ranks compute 1, 2 and 4 s, send for 2 s, compute 1 s beside it and 1 s on what came."""
+
+
+def test_three_ranks_with_a_barrier_all_begin_to_send_with_the_last():
+    """The transfer runs from 4 to 6 on every rank. Rank 0 computes to 1 and 1 to 2, so it has
+    nothing to do from 2 to 6: to 4 for rank 2, to 6 for the transfer. Rank 1 from 3; rank 2 from
+    5."""
+    log = run(graph(("c", ()), ("M", (0,)), ("c", ()), ("c", (1,))), THREE, 0.0, rank_axis=0)
+    assert log.start_s[1].tolist() == [4.0, 4.0, 4.0]
+    assert log.end_s[1].tolist() == [6.0, 6.0, 6.0]
+    assert log.spans_s.tolist() == [7.0, 7.0, 7.0]
+    found = waiting(log)
+    assert found.ranks_s.tolist() == [2.0, 1.0, 0.0]
+    assert found.transfers_s.tolist() == [2.0, 2.0, 1.0]
+
+
+def test_three_ranks_without_a_barrier_send_when_ready_and_receive_the_last_sender():
+    """Copies leave at 1, 2 and 4 s and take 2 s, so each rank's own have left at 3, 4 and 6, and
+    all have come at 6. Rank 0 has nothing to do from 2 to 6: to 3 its own are under way, then it
+    waits for rank 2. Rank 1 likewise from 3 to 4 and 4 to 6; rank 2 from 5 to 6 for its own."""
+    log = run(graph(("c", ()), ("W", (0,)), ("c", ()), ("c", (1,))), THREE, 0.0, rank_axis=0)
+    assert log.start_s[1].tolist() == [1.0, 2.0, 4.0]
+    assert log.done_s[1].tolist() == [3.0, 4.0, 6.0]
+    assert log.end_s[1].tolist() == [6.0, 6.0, 6.0]
+    found = waiting(log)
+    assert found.ranks_s.tolist() == [3.0, 2.0, 0.0]
+    assert found.transfers_s.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_work_of_the_other_micro_batch_hides_the_last_sender_without_a_barrier():
+    """Between send and receive each rank has 5, 4 and 2 s of other work: all end it at 6, when the
+    last copies have come, and nobody waits."""
+    seconds = np.array([[1.0, 2.0, 4.0], [2.0, 2.0, 2.0], [5.0, 4.0, 2.0], [1.0, 1.0, 1.0]])
+    log = run(graph(("c", ()), ("W", (0,)), ("c", ()), ("c", (1,))), seconds, 0.0, rank_axis=0)
+    assert log.start_s[3].tolist() == [6.0, 6.0, 6.0]
+    assert waiting(log).ranks_s.tolist() == [0.0, 0.0, 0.0]
+    assert waiting(log).transfers_s.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_rank_that_receives_most_holds_up_itself_and_one_that_sends_most_all():
+    """Rank 2 receives for 5 s and all send for 2 s: only rank 2 ends at 5. Where it sends for 5 s
+    and all receive for 2 s, all end at 5."""
+    tasks = graph(("W", ()), ("c", (0,)))
+    receives, even = np.array([[2.0, 2.0, 5.0], [1.0, 1.0, 1.0]]), np.full((2, 3), 2.0)
+    dispatch = run(tasks, receives, 0.0, rank_axis=0, sends_s=even)
+    assert dispatch.end_s[0].tolist() == [2.0, 2.0, 5.0]
+    combine = run(tasks, even, 0.0, rank_axis=0, sends_s=receives)
+    assert combine.end_s[0].tolist() == [5.0, 5.0, 5.0]
+
+
+def test_spans_of_durations_in_turn_are_those_of_all_at_once():
+    tasks, seconds = drawn(3)
+    tasks = [("W" if letter == "m" else letter, needs) for letter, needs in tasks]
+    ranks = seconds[:, None, None] * np.random.default_rng(0).uniform(0.5, 2.0, (40, 3, 4))
+    log = run(graph(*tasks), ranks, 0.25, rank_axis=0)
+    in_turn = spans(graph(*tasks), zip(ranks, ranks, strict=True), 0.25, axes=(3, 4), rank_axis=0)
+    np.testing.assert_array_equal(in_turn, log.spans_s)
+
+
+@pytest.mark.parametrize("letter", "MW")
+def test_equal_ranks_are_one_rank(letter):
     tasks, seconds = drawn(7)
-    tasks = [(letter.upper() if letter == "m" else letter, needs) for letter, needs in tasks]
+    tasks = [(letter if stream == "m" else stream, needs) for stream, needs in tasks]
     alone = once(tasks, seconds, 0.25)
     equal = run(graph(*tasks), np.repeat(seconds[:, None], 3, axis=1), 0.25, rank_axis=0)
     np.testing.assert_array_equal(equal.end_s, alone.end_s[:, None].repeat(3, axis=1))

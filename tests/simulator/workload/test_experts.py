@@ -14,6 +14,7 @@ from reference_model.config import load_model_config
 from simulator.workload.experts import (
     POLICIES,
     draw_rows,
+    drifted,
     place_experts,
     read_popularity,
     rebalance_cost,
@@ -125,6 +126,54 @@ def test_the_maximum_lies_between_the_best_possible_and_the_greedy_one(seed):
     best = min(max(sum(load[0, i] for i in pair) for pair in split) for split in pairs)
     worst = placed.gpu_load(load).max()
     assert best <= worst <= greedy_maximum(load[0], 6, 3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "groups", "grouping"), [(32, 4, 8, (4, 8)), (144, 18, 8, (1, 1))]
+)
+def test_the_open_balancer_is_the_greedy_steps_alone(gpus, nodes, groups, grouping):
+    """Hierarchical where the nodes divide the groups, 4 of 8; global where not, 18 of 8."""
+    rng = np.random.default_rng(5)
+    load = rng.gamma(1.0, size=(3, 256)) * 1e6
+    placed = place_experts(load, gpus=gpus, nodes=nodes, groups=groups, redundant=32, policy="eplb")
+    for layer in range(3):
+        assert placed.gpu_load(load)[layer].max() == pytest.approx(
+            greedy_maximum(load[layer], 288, gpus, *grouping), rel=1e-12
+        )
+
+
+def test_exchanges_better_what_the_open_balancer_leaves():
+    """Heaviest first on 2 GPUs of 3 slots: 10 + 7 + 3 = 20 and 9 + 8 + 1 = 18; exchanging 10 for 9
+    leaves 19 and 19."""
+    load = np.array([[10.0, 9.0, 8.0, 7.0, 3.0, 1.0]])
+    of = {
+        policy: place_experts(load, gpus=2, nodes=1, groups=1, redundant=0, policy=policy)
+        for policy in ("eplb", "global")
+    }
+    assert sorted(of["eplb"].gpu_load(load)[0].tolist()) == [18.0, 20.0]
+    assert of["global"].gpu_load(load)[0].tolist() == [19.0, 19.0]
+
+
+def test_a_placement_keeps_its_slots_when_the_load_drifts():
+    """Experts of 3, 1, 2 and 2 rows lie as 3 + 1 | 2 + 2: even. The next window asks 5, 1, 1 and 1
+    of them: 6 | 2, where a placement for it would reach 5 | 3."""
+    window, served = np.array([[3.0, 1.0, 2.0, 2.0]]), np.array([[5.0, 1.0, 1.0, 1.0]])
+    placed = place_experts(window, gpus=2, nodes=1, groups=1, redundant=0, policy="eplb")
+    assert placed.gpu_load(window).tolist() == [[4.0, 4.0]]
+    assert sorted(placed.gpu_load(served)[0].tolist()) == [2.0, 6.0]
+    assert placed.max_over_mean(served) == 1.5
+
+
+def test_drift_changes_each_expert_by_a_lognormal_factor_and_keeps_the_sum():
+    popularity = np.array([[0.5, 0.3, 0.2], [2.0, 1.0, 1.0]])
+    later = drifted(popularity, sd=0.4, rng=np.random.default_rng(1))
+    factor = np.exp(0.4 * np.random.default_rng(1).standard_normal((2, 3)))
+    for layer, total in enumerate((1.0, 4.0)):
+        raw = popularity[layer] * factor[layer]
+        assert later[layer].tolist() == pytest.approx((raw * total / raw.sum()).tolist())
+    np.testing.assert_array_equal(
+        drifted(popularity, sd=0.0, rng=np.random.default_rng(1)), popularity
+    )
 
 
 def test_copies_go_to_the_expert_whose_copies_carry_most():
