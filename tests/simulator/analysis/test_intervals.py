@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from simulator.analysis.intervals import (
-    Draws,
     exchanged,
-    interval,
     serving_interval,
     training_intervals,
 )
@@ -43,13 +41,6 @@ def test_one_seed_gives_one_interval_and_it_holds_the_value(run):
         low, high = first[name]
         assert low < value < high
         assert high / low < 1.5
-
-
-def test_a_family_has_one_error():
-    draws = Draws(np.random.default_rng(0), common_share=0.5)
-    gemm = ("gemm", "fp8_e4m3", "bfloat16", False)
-    assert draws.of(gemm) is draws.of(gemm)
-    assert (draws.of(gemm) != draws.of(("gemm", "bfloat16", "bfloat16", False))).all()
 
 
 def test_rates_have_the_interval_of_the_step_and_all_can_be_left_out(run):
@@ -103,12 +94,6 @@ def test_what_follows_from_a_serving_step_has_its_interval_and_all_can_be_left_o
         [node * step / found["high_s"], node * step / found["low_s"]]
     )
     assert "interval_80" not in serving_metrics(decode, with_intervals=False)
-
-
-def test_the_ends_are_quantiles_widened_to_the_value():
-    samples = np.linspace(1, 2, 101)
-    assert interval(samples, value=1.5) == pytest.approx([1.1, 1.9])
-    assert interval(samples, value=0.9) == pytest.approx([0.9, 1.9])
 
 
 def test_what_transfers_achieve_is_part_of_a_steps_interval(run):

@@ -1,0 +1,86 @@
+"""Draws from what calibration and inputs leave unexplained.
+
+Each sample draws one standard normal number a kernel family, since a family's error is one error:
+all its kernels move together, in every chunk of a training step and every layer of a serving step.
+Where a kernel is extrapolated or modelled, a share of the variance (common_share of the
+calibration) is drawn once for all of them, since clocks, power and software versions of another
+table are common to its kernels. A kernel's time is scaled by exp(z w), w the logarithm of the end
+of its interval over its value, for positive and negative z each. What times carry for another GPU
+than the calibration's moves all kernels as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.schema import TimeEstimate
+from simulator.hardware.costs import NORMAL_80
+from simulator.hardware.prediction import EXTRAPOLATED, Prediction
+
+Array = NDArray[np.float64]
+
+SAMPLES = 256
+TAIL = 0.1
+"""Share of the samples beyond either end of an 80 % interval."""
+
+
+class Draws:
+    """Standard normal numbers of a run: [samples] for each family, drawn when first asked for."""
+
+    def __init__(
+        self, rng: np.random.Generator, *, common_share: float, samples: int = SAMPLES
+    ) -> None:
+        """Store the generator; the order in which families are asked for is part of the seed.
+
+        Args:
+            common_share: of the variance of extrapolated kernels, what is common to all of them.
+        """
+        self._rng = rng
+        self.common_share = common_share
+        self._samples = samples
+        self.common = rng.standard_normal(samples)
+        self.gap = rng.standard_normal(samples)
+        self.host = rng.standard_normal(samples)
+        self.other_gpu = rng.standard_normal(samples)
+        self._families: dict[Hashable, Array] = {}
+
+    def of(self, family: Hashable) -> Array:
+        """The family's own numbers."""
+        if family not in self._families:
+            self._families[family] = self._rng.standard_normal(self._samples)
+        return self._families[family]
+
+
+def scaled_seconds(times: Prediction, draws: Draws) -> Array:
+    """[times, samples] seconds moved within their intervals, each family together."""
+    own = np.stack([draws.of(family) for family in times.family])
+    share = draws.common_share
+    shared = np.sqrt(share) * draws.common + np.sqrt(1 - share) * own
+    beyond = times.provenance >= EXTRAPOLATED
+    normal = np.where(beyond[:, None], shared, own) / NORMAL_80
+    least = np.finfo(np.float64).tiny
+    value = np.maximum(times.seconds, least)
+    up = np.log(np.maximum(times.high, value) / value)[:, None]
+    down = np.log(value / np.clip(times.low, least, value))[:, None]
+    scaled: Array = times.seconds[:, None] * np.exp(normal * np.where(normal > 0, up, down))
+    if times.other_gpu.any():
+        moved = np.log1p(times.other_gpu / value)
+        scaled *= np.exp(moved[:, None] * draws.other_gpu / NORMAL_80)
+    return scaled
+
+
+def estimated(estimate: TimeEstimate, draw: Array) -> Array:
+    """[samples] of an input with an interval, not below zero."""
+    normal = draw / NORMAL_80
+    ends = np.where(normal > 0, estimate.high - estimate.value, estimate.value - estimate.low)
+    found: Array = np.maximum(estimate.value + normal * ends, 0.0)
+    return found
+
+
+def interval(samples: Array, *, value: float) -> list[float]:
+    """Low and high end of the central 80 % of the samples, widened to hold the value itself."""
+    low, high = np.quantile(samples, [TAIL, 1 - TAIL])
+    return [min(float(low), value), max(float(high), value)]
