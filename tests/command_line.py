@@ -11,6 +11,14 @@ SMALL = (
 )  # fmt: skip
 
 
+def started(*arguments, cwd):
+    """The process of a command, in a group of its own as a terminal starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "simulator.cli", *arguments], start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
+    )  # fmt: skip
+
+
 def dsv3sim(*arguments, cwd=None):
     return subprocess.run(
         [sys.executable, "-m", "simulator.cli", *arguments],

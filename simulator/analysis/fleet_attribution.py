@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from simulator.analysis.parallel import run_in_order
 from simulator.analysis.published import metric_at
 from simulator.analysis.run import metrics_of
 from simulator.scenario.analysis_inputs import LoadOfDay
@@ -71,8 +72,6 @@ def attribute_fleet(
     Raises:
         ValueError: a scenario without a fleet, counterfactuals or such figures.
     """
-    from joblib import Parallel, delayed
-
     scenario = load_scenario(name_or_path, overrides)
     job, inputs = scenario.job_as(FleetJob), scenario.file.analysis
     if not inputs.counterfactuals:
@@ -98,11 +97,8 @@ def attribute_fleet(
         if day is not None:
             runs = _levels(load_scenario(name_or_path, changes), changes, day)
         named.append((step.name, step.source, runs))
-    measured = iter(
-        Parallel(n_jobs=processes)(
-            delayed(measure)(name_or_path, run.overrides) for _, _, runs in named for run in runs
-        )
-    )
+    calls = [(name_or_path, run.overrides) for _, _, runs in named for run in runs]
+    measured = run_in_order(measure, calls, jobs=processes)
     rows: list[AttributionRow] = []
     for name, source, runs in named:
         levels = [(run.replicas, next(measured)) for run in runs]

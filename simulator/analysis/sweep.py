@@ -7,9 +7,9 @@ makes their differences those of the settings alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, get_args
 
 from hardware_profiles.units import Dimension, parse_quantity
 from simulator.analysis.every_metric import metric_of
+from simulator.analysis.parallel import Lost, run_all
 from simulator.analysis.run_key import run_key
 from simulator.scenario.axes import Axis, points
 from simulator.scenario.files import load_scenario
@@ -96,7 +97,8 @@ def run_points(
         known: digest -> row of an earlier, interrupted sweep; taken over without a run.
         jobs: processes of this machine.
         dask: address of a dask scheduler whose workers run the points in their place; they need
-            this package and the files that the scenario names.
+            this package and the files that the scenario names. A point whose process is killed
+            whenever it runs is a row with that reason.
 
     Raises:
         ValueError: no dask scheduler answers at the address.
@@ -109,50 +111,20 @@ def run_points(
             yield position, replace(known[point.digest], settings=point.settings)
         else:
             open_points.append((position, point))
-    if jobs == 1 and dask is None:
-        for position, point in open_points:
-            yield _run_point(position, point, scenario, evaluate)
-        return
-    import joblib
-
-    with _backend(joblib, dask):
-        tasks = (
-            joblib.delayed(_run_point)(position, point, scenario, evaluate)
-            for position, point in open_points
-        )
-        # With dask the number of processes is that of its workers.
-        workers = joblib.Parallel(
-            n_jobs=jobs if dask is None else -1, return_as="generator_unordered"
-        )
-        yield from workers(tasks)
+    inputs = [(point, scenario, evaluate) for _, point in open_points]
+    for number, row in run_all(_run_point, inputs, jobs=jobs, dask=dask):
+        position, point = open_points[number]
+        yield position, replace(point, reason=row.reason) if isinstance(row, Lost) else row
 
 
-@contextmanager
-def _backend(joblib: Any, dask: str | None) -> Iterator[None]:
-    if dask is None:
-        # Each process is one run; threads below it would only compete.
-        with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-            yield
-        return
-    try:
-        from dask import distributed
-    except ImportError as error:
-        raise ValueError("--dask: dask is not installed; install dsv3sim[cluster]") from error
-    connect: Any = vars(distributed)["Client"]  # dask has no type hints
-    try:
-        client = connect(dask, timeout="5s")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--dask {dask}: no scheduler answers: {error}") from error
-    with client, joblib.parallel_config(backend="dask", client=client):
-        yield
-
-
-def _run_point(position: int, point: Point, scenario: str, evaluate: Evaluate) -> tuple[int, Point]:
+def _run_point(point: Point, scenario: str, evaluate: Evaluate) -> Point:
     try:
         metrics = evaluate(scenario, point.overrides)
-    except ValueError as error:
-        return position, replace(point, reason=str(error))
-    return position, replace(point, metrics=dict(plain_values(metrics)))
+    except MemoryError as error:
+        return replace(point, reason=f"not enough memory: {str(error) or 'none is left'}")
+    except (ValueError, OSError) as error:
+        return replace(point, reason=str(error))
+    return replace(point, metrics=dict(plain_values(metrics)))
 
 
 def plain_values(metrics: Metrics, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
@@ -203,26 +175,38 @@ def run_sweep(
 def read_rows(path: Path) -> dict[str, Point]:
     """digest -> row of a file of rows, where there is one.
 
-    Lines that are no rows, cut short or damaged, are left out, and so are points that did not run:
-    what was in their way may be gone.
+    Rows that are not as they were written, cut short or damaged in a byte, are left out, and so are
+    points that did not run: what was in their way may be gone.
     """
     rows: dict[str, Point] = {}
     if not path.exists():
         return rows
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    # Not by lines: where the byte between two is damaged, both are still whole.
+    _, *parts = path.read_text(encoding="utf-8", errors="replace").split(_ROW)
+    for part in parts:
         try:
-            row = Point(**json.loads(line))
-        except (json.JSONDecodeError, TypeError):
+            entry, _ = json.JSONDecoder().raw_decode(_ROW + part)
+            row = Point(**entry["row"])
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        if row.reason is None and isinstance(row.digest, str):
+        if entry["check"] == _check_of(row) and row.reason is None:
             rows[row.digest] = row
     return rows
 
 
 def append_row(path: Path, row: Point) -> None:
-    """Add a finished row to a file of rows."""
+    """Add a finished row to a file of rows, which may end in one that was cut short."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row.to_json()) + "\n")
+        file.write(f'{_ROW}"{_check_of(row)}", "row": {json.dumps(row.to_json())}}}\n')
+
+
+_ROW = '{"check": '
+"""What each row begins with; no text within a row holds it, its quotation marks being escaped."""
+
+
+def _check_of(row: Point) -> str:
+    """A digest of the whole row, so that no figure with a damaged digit is taken over."""
+    return hashlib.sha256(json.dumps(row.to_json()).encode()).hexdigest()[:16]
 
 
 def sweep(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from simulator.analysis.parallel import run_in_order
 from simulator.analysis.published import PublishedRow
 from simulator.scenario.files import Scenario, known_scenarios, load_scenario
 from simulator.scenario.fleet import FleetJob
@@ -46,18 +47,9 @@ def check_published(
     Raises:
         ValueError: a scenario that cannot run.
     """
-    if jobs == 1:
-        for name in names:
-            yield name, figures_of(evaluate(name, ()))
-        return
-    import joblib
-
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-        runs = joblib.Parallel(n_jobs=jobs, return_as="generator")(
-            joblib.delayed(evaluate)(name, ()) for name in names
-        )
-        for name, metrics in zip(names, runs, strict=True):
-            yield name, figures_of(metrics)
+    runs = run_in_order(evaluate, [(name, ()) for name in names], jobs=jobs)
+    for name, metrics in zip(names, runs, strict=True):
+        yield name, figures_of(metrics)
 
 
 def figures_of(metrics: Mapping[str, Any]) -> list[PublishedRow]:

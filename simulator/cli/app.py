@@ -8,6 +8,7 @@ stay inside the commands, so that `dsv3sim --help` answers at once.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import warnings
@@ -17,6 +18,7 @@ import typer
 from simulator.cli.attribute import attribute
 from simulator.cli.calibrate import calibrate
 from simulator.cli.compare import compare
+from simulator.cli.options import Stopped, stoppable
 from simulator.cli.replay import replay
 from simulator.cli.run import run_command
 from simulator.cli.show import show_app
@@ -41,17 +43,23 @@ BAD_INPUT = 2
 LONGEST_WORD = 120
 """Characters of one word that a message shows of hostile input."""
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells count it."""
+NO_READER = 1
+"""Exit code where what reads the output has gone, as after `| head`."""
 
 
 def main() -> None:
     """Entry point: errors that the user can mend become one line and exit code 2, warnings one."""
     warnings.formatwarning = lambda message, *_where: f"note: {message}\n"
     try:
-        code = app(standalone_mode=False)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        with stoppable():
+            code = app(standalone_mode=False)
+            sys.stdout.flush()
+    except Stopped as stop:
+        print(f"dsv3sim: stopped by {stop.by}: {stop.kept}", file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except BrokenPipeError:
+        _forget_output()
+        sys.exit(NO_READER)
     except Exception as error:
         # typer's own usage errors carry a message in the place of a type that can be imported.
         usage = getattr(error, "format_message", None)
@@ -59,12 +67,19 @@ def main() -> None:
             raise
         message = usage() if usage else str(error)
         if isinstance(error, MemoryError):
-            message = f"not enough memory for a job of this size: {error or 'none is left'}"
+            message = f"not enough memory for a job of this size: {str(error) or 'none is left'}"
         if isinstance(error, OSError) and error.strerror:
-            message = f"{error.filename}: {error.strerror}"
+            message = f"{error.filename or 'standard output'}: {error.strerror}"
+            if error.filename is None:
+                _forget_output()
         print(f"dsv3sim: {_short(message)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _forget_output() -> None:
+    """Let what could not be written be written nowhere, so that the end does not try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _short(message: str) -> str:

@@ -1,8 +1,11 @@
-"""What the commands share: options, and tables on standard output."""
+"""What the commands share: options, how they are stopped, and tables on standard output."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from signal import SIG_DFL, SIGINT, SIGTERM, Signals, signal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +24,33 @@ Changes = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
 ]
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM; not an Exception, so that nothing takes it for an error of the input."""
+
+    def __init__(self, number: int) -> None:
+        self.by = "Ctrl-C" if number == SIGINT else Signals(number).name
+        self.exit_code = 128 + number
+        """As shells count it."""
+        self.kept = "nothing half-written is left; the same command runs again"
+        """What the command that was stopped says of its work."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise Stopped at Ctrl-C or SIGTERM; a second one ends the process at once."""
+
+    def stop(number: int, _: object) -> None:
+        signal(number, SIG_DFL)
+        raise Stopped(number)
+
+    former = {number: signal(number, stop) for number in (SIGINT, SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal(number, handler)
 
 
 def print_tables(*tables: Table) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator.cli.options import Changes, Json, print_tables
+from simulator.cli.options import Changes, Json, Stopped, print_tables
+
+if TYPE_CHECKING:
+    from simulator.analysis.sweep import Point
 
 
 def sweep_command(
@@ -60,9 +64,6 @@ def sweep_command(
     ] = False,
 ) -> None:
     """Run a scenario at many points: a table, the points inside limits, the best of them."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from reports.run_directory import check_replaceable
     from reports.sweep import (
         ROWS_FILE,
@@ -73,7 +74,6 @@ def sweep_command(
         write_sweep,
     )
     from simulator.analysis import sweep as sweeping
-    from simulator.analysis.run import metrics_of
     from simulator.scenario.axes import Axis
     from simulator.scenario.files import load_scenario
 
@@ -97,24 +97,7 @@ def sweep_command(
     taken_over = sum(point.digest in known for point in points)
     if taken_over:
         print(f"{taken_over} of {len(points)} points taken over from {directory}", file=sys.stderr)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("points", total=len(points))
-
-        def finished(row: sweeping.Point) -> None:
-            sweeping.check_metrics(asked, row)  # at the first row, not after hours of runs
-            progress.advance(task)
-
-        ran = sweeping.run_sweep(
-            points,
-            scenario,
-            metrics_of,
-            kept=kept,
-            known=known,
-            jobs=jobs,
-            dask=dask,
-            done=finished,
-        )
+    ran = _run(points, scenario, asked, kept=kept, known=known, jobs=jobs, dask=dask)
     result = Sweep(
         scenario=base,
         axes=axes,
@@ -132,3 +115,53 @@ def sweep_command(
         return
     print_tables(sweep_table(result))
     print(f"report: {directory}/report.html")
+
+
+def _run(
+    points: Sequence[Point],
+    scenario: str,
+    asked: Sequence[str],
+    *,
+    kept: Path | None,
+    known: Mapping[str, Point],
+    jobs: int,
+    dask: str | None,
+) -> list[Point]:
+    """Run the points under a bar on standard error; when stopped, say how many are kept."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from simulator.analysis.run import metrics_of
+    from simulator.analysis.sweep import check_metrics, run_sweep
+
+    ended = 0
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("points", total=len(points))
+
+        def finished(row: Point) -> None:
+            nonlocal ended
+            check_metrics(asked, row)  # at the first row, not after hours of runs
+            ended += bool(row.metrics)
+            progress.advance(task)
+
+        try:
+            return run_sweep(
+                points,
+                scenario,
+                metrics_of,
+                kept=kept,
+                known=known,
+                jobs=jobs,
+                dask=dask,
+                done=finished,
+            )
+        except Stopped as stop:
+            stop.kept = "no point is kept without a directory (--out)"
+            if kept is not None:
+                stop.kept = (
+                    f"{ended} of {len(points)} points are kept; the same command goes on from there"
+                )
+            raise

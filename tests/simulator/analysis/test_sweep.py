@@ -1,5 +1,6 @@
 """Sweeps: grids, rows that survive an interruption, limits, objectives and the front."""
 
+import bisect
 import dataclasses
 import itertools
 
@@ -111,7 +112,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
         run_sweep(points, SCENARIO, interrupted, kept=kept)
     assert [row.metrics["seed"] for row in read_rows(kept).values()] == [5]
     assert len(kept.read_text().splitlines()) == 2  # seed 13, which did not run, is tried again
-    kept.write_text(kept.read_text() + '{"digest": "cut sh')
+    kept.write_text(kept.read_text() + '{"check": "cut sh')
     ran.clear()
 
     def counted(scenario, overrides):
@@ -122,15 +123,46 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
     assert [overrides[-1] for overrides in ran] == ["seed=13", "seed=6"]
 
 
-def test_a_damaged_byte_costs_one_row(tmp_path):
+@pytest.mark.parametrize("byte", [0xFF, ord("\n"), ord("1")])
+def test_a_damaged_byte_anywhere_costs_at_most_the_row_that_it_is_in(byte, tmp_path):
     kept = tmp_path / "rows.jsonl"
     for digest in "abc":
-        append_row(kept, dataclasses.replace(row(x=1), digest=digest))
-    damaged = bytearray(kept.read_bytes())
-    damaged[damaged.index(b'"b"') + 1] = 0xFF
-    kept.write_bytes(damaged)
-    assert {"a", "c"} <= set(read_rows(kept))
-    assert "b" not in read_rows(kept)
+        append_row(kept, dataclasses.replace(row(x=23.5, y="text"), digest=digest))
+    whole = kept.read_bytes()
+    known = read_rows(kept)
+    ends = list(itertools.accumulate(map(len, whole.splitlines(keepends=True))))
+    for place in range(len(whole)):
+        kept.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+        damaged = "abc"[bisect.bisect_right(ends, place)]
+        found = read_rows(kept)
+        assert all(found[digest] == known[digest] for digest in set("abc") - {damaged})
+        assert damaged not in found or found[damaged] == known[damaged]
+
+
+def test_a_row_added_after_one_that_was_cut_short_is_kept(tmp_path):
+    kept = tmp_path / "rows.jsonl"
+    append_row(kept, dataclasses.replace(row(x=1), digest="a"))
+    kept.write_bytes(kept.read_bytes()[:-20])
+    append_row(kept, dataclasses.replace(row(x=2), digest="b"))
+    assert read_rows(kept) == {"b": dataclasses.replace(row(x=2), digest="b")}
+
+
+def test_a_point_that_fails_for_the_machine_is_a_row_and_is_tried_again(tmp_path):
+    kept = tmp_path / "rows.jsonl"
+    points = grid(SCENARIO, (), [Axis.parse("seed=5,6")])
+
+    def failing(scenario, overrides):
+        if overrides[-1] == "seed=5":
+            raise MemoryError
+        raise FileNotFoundError(2, "No such file or directory", "gone.csv")
+
+    rows = run_sweep(points, SCENARIO, failing, kept=kept)
+    assert [row.reason for row in rows] == [
+        "not enough memory: none is left",
+        "[Errno 2] No such file or directory: 'gone.csv'",
+    ]
+    rows = run_sweep(points, SCENARIO, seed_of, kept=kept)
+    assert [row.metrics["seed"] for row in rows] == [5, 6]
 
 
 def test_plain_values_have_paths_and_tables_are_left_out():

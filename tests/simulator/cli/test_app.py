@@ -1,5 +1,9 @@
 """The command line: what it prints, where it writes, and how it refuses bad input."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from command_line import MAIN, dsv3sim
 
@@ -53,3 +57,24 @@ def test_show_prints_what_there_is(arguments):
     done = dsv3sim("show", *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_a_full_disk_behind_the_output_is_one_line():
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "simulator.cli", "show", "scenario"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "dsv3sim: standard output: No space left on device\n"
+
+
+def test_output_that_nobody_reads_ends_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "simulator.cli", "show", "scenario"],
+        stdout=write, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -1,9 +1,15 @@
 """dsv3sim sweep and validate: from the command line, with files, resumed and refused."""
 
 import json
+import os
+import re
+import time
+from signal import SIGINT, SIGTERM
 
 import pytest
-from command_line import dsv3sim
+from command_line import dsv3sim, started
+
+from simulator.analysis.sweep import read_rows
 
 SWEEP = ("sweep", "all_to_all_64", "--vary", "cluster.node.nic.bandwidth=200 Gbit/s,400 Gbit/s")
 
@@ -25,6 +31,32 @@ def test_a_faster_nic_is_not_slower_in_json(tmp_path):
     slow, fast = (row["metrics"]["completion_s"] for row in json.loads(done.stdout)["rows"])
     assert fast < slow
     assert not list(tmp_path.iterdir())
+
+
+MANY = ("sweep", "all_to_all_64", "--vary", "seed=" + ",".join(map(str, range(200))))
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "jobs"), [(SIGINT, "Ctrl-C", "2"), (SIGTERM, "SIGTERM", "1")]
+)
+def test_a_stopped_sweep_says_what_is_kept_and_goes_on_from_there(number, name, jobs, tmp_path):
+    sweep = started(*MANY, "--jobs", jobs, cwd=tmp_path)
+    kept = tmp_path / "runs" / ".all_to_all_64-sweep.rows.jsonl"
+    while not (kept.exists() and kept.stat().st_size):
+        assert sweep.poll() is None
+        time.sleep(0.05)
+    os.killpg(sweep.pid, number)
+    out, said = sweep.communicate(timeout=30)
+    assert out == ""
+    assert sweep.returncode == 128 + number
+    (line,) = said.splitlines()
+    found = re.fullmatch(
+        rf"dsv3sim: stopped by {name}: (\d+) of 200 points are kept; the same command goes on from "
+        "there",
+        line,
+    )
+    assert int(found[1]) == len(read_rows(kept))
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
 
 
 @pytest.mark.parametrize(
