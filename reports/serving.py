@@ -99,8 +99,8 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
         if shown:
             table.add_row(path, *shown)
     if "interval_80" in metrics:
-        interval = metrics["interval_80"]
-        low, high = format_seconds(interval["low_s"]), format_seconds(interval["high_s"])
+        step = "pass_time_s" if metrics["phase"] == "prefill" else "step_time_s"
+        low, high = (format_seconds(end) for end in metrics["interval_80"][step])
         table.add_row("80 % interval", f"{low} to {high}")
     for path in ("exposed_communication_s", "kv_cache_tokens_per_gpu", "largest_batch_per_gpu"):
         table.add_row(path, format_metric(path, metrics[path]))

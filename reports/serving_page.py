@@ -112,7 +112,7 @@ def _cards(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     interval = metrics.get("interval_80")
     note = "80 % interval not worked out"
     if interval is not None:
-        low, high = (format_seconds(interval[end]) for end in ("low_s", "high_s"))
+        low, high = (format_seconds(end) for end in interval[which])
         note = f"80 % interval {low} to {high}"
     way = "input" if prefill else "output"
     node, gpu = (metrics[f"{way}_tokens_per_second_per_{unit}"] for unit in ("node", "gpu"))

@@ -4,26 +4,38 @@ A file of JSON lines that is only ever added to. A line holds
 
     about          what is predicted, in words that name one measurement
     quantity       what the number is, such as "step time"
-    predicted      seconds, or the unit of the quantity
+    predicted      the expected value; seconds, or the unit of the quantity
     interval_80    its low and high end
     digest         of the run: scenario, the files that it names, code and shipped data; the same
                    digest gives the same prediction again
     date           on which it was written
     truth_known    whether the author had seen what was to be measured, or something like it
     note           what somebody who reads the number has to know
+    ideal          the same with equal ranks, where there is such a number
+    scenario       digest of the resolved scenario
+    program        digest of code and shipped data
+    priors         digest of the settings of skew (docs/priors.md)
 
-Measured values never enter the file; `judge` sets them beside it. `dsv3sim validate --whole
---predict LEDGER` adds what the simulator says of the whole steps of a lease that is still to come,
-and `--ledger LEDGER` holds the lines against steps that were measured (whole_runs.py).
+The last four stand in lines since they were added. Measured values never enter the file; `judge`
+sets them beside it. `dsv3sim validate --write-ledger LEDGER` adds what the simulator says of every
+shipped scenario and shows no published figure; `--whole --predict LEDGER` adds the whole steps of a
+lease that is still to come, and `--whole --ledger LEDGER` holds the lines against steps that were
+measured (whole_runs.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from simulator.analysis.published import metric_at
+from simulator.analysis.run_key import program_digest, run_key
+from simulator.scenario.files import Scenario, write_resolved
+from simulator.scenario.inputs import SETTINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +51,10 @@ class LedgerLine:
     """YYYY-MM-DD."""
     truth_known: bool
     note: str = ""
+    ideal: float | None = None
+    scenario: str = ""
+    program: str = ""
+    priors: str = ""
 
 
 def read_ledger(path: Path) -> list[LedgerLine]:
@@ -70,6 +86,46 @@ def append_to_ledger(path: Path, lines: Iterable[LedgerLine]) -> None:
     text = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines)
     with path.open("a", encoding="utf-8") as file:
         file.write(text)
+
+
+def scenario_lines(
+    scenario: Scenario, metrics: Mapping[str, Any], *, date: str
+) -> list[LedgerLine]:
+    """What a run says of every quantity that has an interval.
+
+    A scenario with published figures counts as known in all of its quantities: they follow from
+    one another.
+
+    Args:
+        metrics: of its run, with intervals.
+        date: YYYY-MM-DD.
+    """
+    ideal = metrics.get("ideal", {})
+    values = {
+        path: metric_at(metrics, path) or metric_at(metrics, f"{path}.mean")
+        for path in metrics["interval_80"]
+    }
+    return [
+        LedgerLine(
+            about=scenario.name,
+            quantity=path,
+            predicted=value,
+            interval_80=(low, high),
+            digest=run_key(scenario),
+            date=date,
+            truth_known=bool(scenario.file.published),
+            ideal=ideal.get(path, value),
+            scenario=_short(write_resolved(scenario)),
+            program=program_digest()[:16],
+            priors=_short(SETTINGS.read_text(encoding="utf-8")),
+        )
+        for path, (low, high) in metrics["interval_80"].items()
+        if (value := values[path]) is not None
+    ]
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

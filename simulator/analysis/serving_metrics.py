@@ -144,10 +144,10 @@ def offload_metrics(
 
 
 def _intervals(run: ServingRun, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """80 % interval of the iteration, low_s and high_s, and [low, high] of what follows from it."""
+    """{name: [low, high]} of the iteration's time and of what follows from it, 80 %."""
     step_s = run.step.step_s
     low, high = serving_interval(run.step, seed=run.scenario.file.seed)
-    found: dict[str, Any] = {"low_s": low, "high_s": high}
+    found: dict[str, Any] = {}
     for name, value in figures.items():
         if isinstance(value, Mapping):
             found[name] = [value["mean"] / step_s * end for end in (low, high)]

@@ -21,8 +21,6 @@ EVERY_JOB = (
     Metric("published", "", None, "published value, in the unit of its metric"),
     Metric("published.simulated", "", None, "simulated value, in the unit of the published one"),
     Metric("published.error", "share", None, "simulated / published - 1"),
-    Metric("interval_80.low_s", "s", "less", "low end of the 80% interval of the iteration"),
-    Metric("interval_80.high_s", "s", "less", "high end of the 80% interval of the iteration"),
     Metric("error_share", "share", None, "share of kernel time by where the times come from"),
     Metric(
         "kernels.own_rows_share",

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from simulator.analysis.parallel import run_in_order
+from simulator.analysis.predictions import LedgerLine, scenario_lines
 from simulator.analysis.published import PublishedRow
+from simulator.analysis.run import simulate
 from simulator.scenario.files import Scenario, known_scenarios, load_scenario
 from simulator.scenario.fleet import FleetJob
 
@@ -50,6 +52,24 @@ def check_published(
     runs = run_in_order(evaluate, [(name, ()) for name in names], jobs=jobs)
     for name, metrics in zip(names, runs, strict=True):
         yield name, figures_of(metrics)
+
+
+def predictions_of(names: Sequence[str], *, date: str, jobs: int = 1) -> list[LedgerLine]:
+    """What the runs of scenarios say, one line per quantity with an interval, in order of `names`;
+    none of a job without intervals.
+
+    Args:
+        date: YYYY-MM-DD.
+        jobs: processes.
+    """
+    found = run_in_order(_predictions, [(name, date) for name in names], jobs=jobs)
+    return [line for lines in found for line in lines]
+
+
+def _predictions(name: str, date: str) -> list[LedgerLine]:
+    scenario = load_scenario(name)
+    run = simulate(scenario)
+    return scenario_lines(scenario, run.metrics, date=date) if run.has_intervals else []
 
 
 def figures_of(metrics: Mapping[str, Any]) -> list[PublishedRow]:

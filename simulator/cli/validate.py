@@ -32,6 +32,13 @@ def validate(
         Path | None,
         typer.Option(help="With --whole: hold the predictions of this ledger against the steps."),
     ] = None,
+    write_ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="Add what runs say to this ledger, of the scenarios named or of all that are "
+            "shipped; compares nothing."
+        ),
+    ] = None,
     stragglers: Annotated[
         Path | None,
         typer.Option(
@@ -42,6 +49,9 @@ def validate(
     """Hold the simulator against published numbers: each figure, what a run gives, the error."""
     if stragglers:
         _validate_stragglers(stragglers, as_json=as_json)
+        return
+    if write_ledger:
+        _write_ledger(scenarios, write_ledger, jobs=jobs)
         return
     if not whole and (predict or lease or ledger):
         raise ValueError("--predict, --lease and --ledger go with --whole")
@@ -85,6 +95,21 @@ def validate(
         print(json.dumps({"figures": shown, "median_error": median_error(rows)}, allow_nan=False))
         return
     print_tables(validation_table(found))
+
+
+def _write_ledger(scenarios: list[str] | None, ledger: Path, *, jobs: int) -> None:
+    """Add the predictions of scenarios to a ledger, all or none."""
+    from datetime import UTC, datetime
+
+    from simulator.analysis.predictions import append_to_ledger
+    from simulator.analysis.validation import predictions_of
+    from simulator.scenario.files import known_scenarios
+
+    names = tuple(scenarios or known_scenarios())
+    with working(f"simulating {names[0]}"):
+        lines = predictions_of(names, date=f"{datetime.now(UTC):%Y-%m-%d}", jobs=jobs)
+    append_to_ledger(ledger, lines)
+    print(f"{len(lines)} predictions added to {ledger}")
 
 
 def _predict(lease: str | None, ledger: Path) -> None:

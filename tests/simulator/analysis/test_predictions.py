@@ -1,5 +1,6 @@
 """The ledger of predictions: what a line holds, and that lines are only ever added."""
 
+import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -12,7 +13,9 @@ from simulator.analysis.predictions import (
     is_only_added_to,
     judge,
     read_ledger,
+    scenario_lines,
 )
+from simulator.scenario.files import load_scenario
 
 ROOT = Path(__file__).parents[3]
 LEDGER = ROOT / "docs" / "predictions.jsonl"
@@ -77,6 +80,42 @@ def test_the_ledger_that_comes_with_the_project_reads():
     lines = read_ledger(LEDGER)
     assert len({line.about for line in lines}) >= 32
     assert {line.truth_known for line in lines} == {True, False}
+
+
+def test_a_run_is_written_down_with_its_ideal_beside_the_expected_value():
+    scenario = load_scenario("decode_ep32_b200")
+    metrics = {
+        "tpot_s": {"mean": 0.021},
+        "ranks": [{"bubble_s": 2.0}],
+        "ideal": {"tpot_s": 0.020},
+        "interval_80": {"tpot_s": [0.019, 0.023], "ranks.0.bubble_s": [1.5, 2.5]},
+    }
+
+    time, bubble = scenario_lines(scenario, metrics, date="2026-11-28")
+
+    assert (time.about, time.quantity) == ("decode_ep32_b200", "tpot_s")
+    assert (time.predicted, time.ideal, time.interval_80) == (0.021, 0.020, (0.019, 0.023))
+    assert (bubble.predicted, bubble.ideal) == (2.0, 2.0)
+    assert [len(d) for d in (time.digest, time.scenario, time.program, time.priors)] == [16] * 4
+
+
+@pytest.mark.parametrize(("name", "known"), [("dualpipe_h800_2048", True), ("azure_code", False)])
+def test_a_scenario_with_published_figures_counts_as_known(name, known):
+    scenario = load_scenario(name)
+    metrics = {"step_time_s": 1.0, "interval_80": {"step_time_s": [0.9, 1.2]}}
+
+    (line,) = scenario_lines(scenario, metrics, date="2026-11-28")
+
+    assert line.truth_known is known
+
+
+def test_lines_of_the_last_release_stand_as_they_were():
+    """The first 64, of November 2026, byte for byte."""
+    lines = LEDGER.read_bytes().splitlines(keepends=True)[:64]
+
+    assert hashlib.sha256(b"".join(lines)).hexdigest() == (
+        "8c2bcd7c4e6edfeebc69320f65dbacf63f53d95ec53edb99e59c50056cc85c50"
+    )
 
 
 def test_what_the_last_commit_predicted_is_still_predicted():

@@ -6,6 +6,7 @@ from simulator.analysis.validation import (
     check_published,
     figures_of,
     median_error,
+    predictions_of,
     scenarios_with_figures,
 )
 
@@ -66,3 +67,13 @@ def test_the_shipped_figures_are_found_wherever_a_scenario_holds_them():
         *names
     }
     assert "decode_ep128_profile" not in names
+
+
+def test_scenarios_are_written_down_with_what_their_runs_say():
+    """A bound has no interval, so nothing to write; a decode step has its time and what follows."""
+    lines = predictions_of(("tpot_limit_cx7", "decode_ep32_b200"), date="2026-11-28")
+
+    assert {line.about for line in lines} == {"decode_ep32_b200"}
+    assert {line.quantity for line in lines} >= {"step_time_s", "tpot_s"}
+    (step,) = [line for line in lines if line.quantity == "step_time_s"]
+    assert (step.date, step.truth_known) == ("2026-11-28", False)
