@@ -12,6 +12,7 @@ than the calibration's moves all kernels as one.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,35 @@ def estimated(estimate: TimeEstimate, draw: Array) -> Array:
     ends = np.where(normal > 0, estimate.high - estimate.value, estimate.value - estimate.low)
     found: Array = np.maximum(estimate.value + normal * ends, 0.0)
     return found
+
+
+class Ends(Protocol):
+    """An input with a low and a high end."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def drawn(prior: Ends, normal: Array) -> Array:
+    """[samples] of a prior whose value is its median, low and high its 10th and 90th percentile.
+
+    The logarithm is normal on either side where the low end is above zero, else the value itself,
+    not below zero (docs/priors.md).
+
+    Args:
+        normal: [samples], standard normal.
+    """
+    ends = normal / NORMAL_80
+    if prior.low > 0.0:
+        above, below = prior.high / prior.value, prior.value / prior.low
+        found: Array = prior.value * np.where(ends > 0, above, below) ** ends
+        return found
+    distance = np.where(ends > 0, prior.high - prior.value, prior.value - prior.low)
+    return np.asarray(np.maximum(prior.value + ends * distance, 0.0))
 
 
 def interval(samples: Array, *, value: float) -> list[float]:

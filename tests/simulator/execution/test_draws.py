@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from simulator.execution.draws import Draws, interval
+from simulator.execution.draws import Draws, drawn, interval
+from simulator.scenario.inputs import Prior
 
 
 def test_a_family_has_one_error():
@@ -11,6 +12,23 @@ def test_a_family_has_one_error():
     gemm = ("gemm", "fp8_e4m3", "bfloat16", False)
     assert draws.of(gemm) is draws.of(gemm)
     assert (draws.of(gemm) != draws.of(("gemm", "bfloat16", "bfloat16", False))).all()
+
+
+@pytest.mark.parametrize(
+    ("ends", "found"),
+    [
+        # 2 at the median, 8 and 1 at the ends: factors of 4 up and 2 down for each 1.2816 sd.
+        ((2.0, 1.0, 8.0), [1.0, 2.0, 8.0, 4.0]),
+        # With zero at the low end the value itself is normal, and half of these draws are zero.
+        ((0.0, 0.0, 0.5), [0.0, 0.0, 0.5, 0.25]),
+        ((1.0, 1.0, 1.0), [1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_a_prior_has_its_ends_at_the_10th_and_90th_percentile(ends, found):
+    value, low, high = ends
+    prior = Prior(value=value, low=low, high=high, source="made up")
+    normal = 1.2816 * np.array([-1.0, 0.0, 1.0, 0.5])
+    assert drawn(prior, normal).tolist() == pytest.approx(found, rel=1e-12)
 
 
 def test_the_ends_are_quantiles_widened_to_the_value():
