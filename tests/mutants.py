@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("hardware_profiles", "reference_model", "simulator", "reports")
 DECIDE = (
     "simulator/hardware/costs.py",
+    "simulator/hardware/kernels/calibrated.py",
+    "simulator/hardware/kernels/completed.py",
     "simulator/hardware/network/transfers.py",
     "simulator/workload/memory.py",
     "simulator/workload/serving_memory.py",

@@ -18,7 +18,7 @@ from simulator.execution.draws import Draws, estimated, interval, scaled_seconds
 from simulator.execution.pipeline import run_pipeline
 from simulator.execution.serving_step import ServingStep
 from simulator.execution.training import ChunkKey, ChunkRun, OptimizerStep, TrainingStep
-from simulator.hardware.costs import NORMAL_80
+from simulator.hardware.prediction import NORMAL_80
 
 Array = NDArray[np.float64]
 

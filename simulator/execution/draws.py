@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.schema import TimeEstimate
-from simulator.hardware.costs import NORMAL_80
-from simulator.hardware.prediction import EXTRAPOLATED, Prediction
+from simulator.hardware.prediction import EXTRAPOLATED, NORMAL_80, Prediction
 
 Array = NDArray[np.float64]
 

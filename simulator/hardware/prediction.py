@@ -13,6 +13,8 @@ Array = NDArray[np.float64]
 PROVENANCES = ("measured", "interpolated", "extrapolated", "modelled")
 """What a time rests on, from what is known best to what is known least."""
 MEASURED, INTERPOLATED, EXTRAPOLATED, MODELLED = range(len(PROVENANCES))
+NORMAL_80 = 1.2816
+"""Half-width of the central 80 % of a normal distribution, in standard deviations."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from cost_models import (
     MICROSECOND,
     ROWS,
     WITHOUT_TRACE,
-    bfloat16,
     dispatch,
     fitted,
     gemm,
@@ -306,7 +305,7 @@ def test_on_more_sms_than_were_measured_a_product_saves_the_waves_of_its_tiles()
     # 140 or 148, 12 of 160. A tile is 128 x 128 x 2,048 multiply-adds; the peak is 1,979 TFLOP/s of
     # 132 SMs, of which the fastest measured product reaches a share.
     costs = shipped("h200_sxm", gpu__sms=160)
-    reached = shipped("h200_sxm").achieved_.compute["fp8_e4m3"]
+    reached = shipped("h200_sxm").kernels_.own.achieved.compute["fp8_e4m3"]
     wave = 2 * 128 * 128 * 2048 / (1979e12 / 132) / reached
     product = gemm(4096, 7168, 2048)
     measured = one(shipped("h200_sxm"), product, sms=132, overlapped=False)[0]
@@ -419,7 +418,9 @@ def test_at_half_the_clock_what_computes_takes_twice_as_long():
     # the fastest kernel's rate keep their time.
     cast = operator("quantize", dtype="bfloat16", out_dtype="fp8_e4m3", rows=8192, columns=7168)
     fast = one(COSTS, cast, sms=132, overlapped=False)[0]
-    moving = batch_of([cast]).moved_bytes[0] / (COSTS.achieved_.memory * H800.hbm_bandwidth)
+    moving = batch_of([cast]).moved_bytes[0] / (
+        COSTS.kernels_.own.achieved.memory * H800.hbm_bandwidth
+    )
     assert one(slow, cast, sms=132, overlapped=False)[0] == pytest.approx(2 * fast - moving)
 
 
@@ -540,34 +541,6 @@ def test_a_faster_part_never_slows_an_operator(override, ranks):
     assert (faster < base).any()
 
 
-def test_intervals_between_rows_and_beyond_them_hold_what_the_calibration_says():
-    # The 80% quantile of held-out errors over the deviation of the process, times the deviation.
-    family = ("gemm", "fp8_e4m3", "bfloat16", False)
-    model = WITHOUT_TRACE.families_[False, family]
-    (inside, outside), *_ = model.scales
-    fit = next(
-        fit
-        for fit in WITHOUT_TRACE.calibration.fits
-        if (fit.kind, fit.kernel_set) == ("gemm", "infersim")
-    )
-    assert (inside, outside) == fit.widths
-    told = {
-        name: WITHOUT_TRACE.predict([op], sms=132, overlapped=False)
-        for name, op in (
-            ("between", gemm(3000, 1536, 7168)),
-            ("another shape", gemm(3000, 2000, 7168)),
-            ("far", gemm(3000, 200_000, 60_000)),
-        )
-    }
-    widths = [float(np.log(each.high / each.seconds)[0]) for each in told.values()]
-    assert widths == sorted(widths)
-    assert [each.provenance_names()[0] for each in told.values()] == [
-        "interpolated",
-        "extrapolated",
-        "extrapolated",
-    ]
-
-
 # -- bad input -------------------------------------------------------------------------------------
 
 
@@ -577,21 +550,6 @@ def test_an_unfitted_model_says_so():
     )
     with pytest.raises(NotCalibrated, match="predict needs fit"):
         costs.predict([], sms=132, overlapped=False)
-
-
-def test_a_table_without_the_named_kernel_sets_says_so():
-    with pytest.raises(NotCalibrated, match="h800_sxm: no measured compute kernel"):
-        fitted(rows=[])
-
-
-def test_a_calibration_of_transfers_alone_is_completed_by_another():
-    transfers = [row for row in ROWS if row.kind in ("dispatch", "combine")]
-    completed = CALIBRATION.model_copy(update={"completed_by": ("h200_sxm",)})
-    costs = fitted(calibration=completed, rows=transfers)
-    whole = fitted(calibration=completed, rows=ROWS)
-    op = dispatch()
-    assert one(costs, op, sms=20, overlapped=True) == one(whole, op, sms=20, overlapped=True)
-    assert one(costs, gemm(4096, 7168, 2048), sms=112, overlapped=True)[0] > 0
 
 
 @pytest.mark.parametrize("sms", [0, 133, -1])
@@ -621,43 +579,3 @@ def test_every_kind_is_either_tiled_or_bound_by_bytes():
         "mla_decode",
         "mla_prefill",
     }
-
-
-WITH_H200 = fitted(calibration=load_calibration("h800_sxm"))
-HEAD = gemm(4096, 129280, 7168)
-
-
-def test_products_far_from_the_few_rows_of_their_family_come_from_the_other_gpu():
-    # H200, same SMs: 10.83 ms at 132 SMs; the H800's only BF16 products are those of the gate
-    own = COSTS.predict([bfloat16(HEAD)], sms=132, overlapped=False)
-    taken = WITH_H200.predict([bfloat16(HEAD)], sms=132, overlapped=False)
-    assert taken.seconds[0] == pytest.approx(10.83e-3, rel=0.06)
-    assert taken.provenance[0] == own.provenance[0] == EXTRAPOLATED
-    assert taken.high[0] / taken.low[0] > 1.3
-    assert own.seconds[0] != taken.seconds[0]
-
-
-def test_what_the_h800_has_rows_of_stays_its_own():
-    op = gemm(4096, 1536, 7168)
-    assert one(WITH_H200, op, sms=112, overlapped=True) == one(COSTS, op, sms=112, overlapped=True)
-    router = bfloat16(gemm(4096, 256, 7168, out_dtype="float32"))
-    own = one(COSTS, router, sms=112, overlapped=True)
-    assert own[1] == "measured"
-    assert one(WITH_H200, router, sms=112, overlapped=True) == own
-
-
-def test_a_kernel_without_any_row_comes_from_the_other_gpu():
-    loss = operator("cross_entropy", dtype="bfloat16", rows=4096, columns=129280)
-    assert one(COSTS, loss, sms=132, overlapped=False)[1] == "modelled"
-    assert one(WITH_H200, loss, sms=132, overlapped=False)[1] == "extrapolated"
-
-
-def test_a_taken_over_product_is_never_faster_than_the_roofline_nor_slowed_by_a_faster_part():
-    faster = fitted({"node.gpu.hbm_bandwidth": "6.7 TB/s"}, calibration=WITH_H200.calibration)
-    for op in (bfloat16(HEAD), gemm(129280, 7168, 4096, out_dtype="float32", accumulate=True)):
-        for sms, overlapped in ((112, True), (132, False)):
-            base = WITH_H200.predict([op], sms=sms, overlapped=overlapped, load=NO_LIMIT)
-            least = least_seconds(batch_of([op]), np.array([float(sms)]), H800, memory_share=1.0)
-            assert base.low[0] >= least[0] * (1 - 1e-12)
-            quick = faster.predict([op], sms=sms, overlapped=overlapped, load=NO_LIMIT)
-            assert quick.seconds[0] <= base.seconds[0] * (1 + 1e-9)

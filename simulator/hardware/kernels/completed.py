@@ -1,0 +1,252 @@
+"""Decide whose rows a compute kernel's time rests on: a calibration's own, or another's.
+
+Another calibration answers by the ratio of own rows of the same product where there are any, and
+for this GPU. What it says then rises with the rows of a kernel (work_floor.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.schema import CalibrationProfile, GpuProfile
+from hardware_profiles.tables import Measurement
+from reference_model.trace import Operator
+from simulator.hardware.kernels.calibrated import Answer, CalibratedKernels
+from simulator.hardware.kernels.families import Family, family_of
+from simulator.hardware.kernels.models import ENOUGH_RESIDUALS
+from simulator.hardware.kernels.related import related_batch, related_family
+from simulator.hardware.kernels.roofline import Batch, ideal_batch_seconds, is_tensor, least_seconds
+from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, PADDED, RisingRows, WorkFloor
+from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED
+
+Array = NDArray[np.float64]
+ROUNDING = 1e-9
+"""Times that differ by less than this share are the same."""
+
+
+class CompletedKernels:
+    """Answers of one calibration on one GPU, completed by others."""
+
+    def __init__(
+        self, calibration: CalibrationProfile, gpu: GpuProfile, measurements: Iterable[Measurement]
+    ) -> None:
+        """Learn from a measurement table; raises as `CalibratedKernels` does."""
+        self.own = CalibratedKernels(calibration, gpu, measurements)
+        self._rising_rows: dict[tuple[bool, Family], RisingRows] = {}
+        self._last_answers: dict[tuple[bool, Family], tuple[NDArray[np.int64], Array, Answer]] = {}
+        self._restated_floors: dict[tuple[bool, Family], WorkFloor] = {}
+
+    def asked_again(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
+        """`of_batch`, whose last answer of each family is kept: a step without the slow-down of
+        its all-to-all asks for the same compute kernels."""
+        last = self._last_answers.get((overlapped, family))
+        if last is None or not (
+            np.array_equal(last[0], batch.sizes) and np.array_equal(last[1], sms)
+        ):
+            last = (batch.sizes, sms, self.of_batch(family, batch, sms, overlapped))
+            self._last_answers[overlapped, family] = last
+        return last[2]
+
+    def of_batch(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
+        """Of distinct operators of one family; none takes longer than one of more rows, attention
+        no less than a row with less work.
+
+        A row that a larger one beats no longer counts as measured.
+        """
+        answer = self._one_by_one(family, batch, sms, overlapped)
+        alone, low, high, provenance = answer
+        floor = self._restated_floor(family, overlapped)
+        if floor is not None:
+            seconds = np.exp(floor.raise_to(np.log(alone), batch, sms))
+            return seconds, low * (seconds / alone), high * (seconds / alone), provenance
+        if family[0] not in PADDED:
+            return answer
+        at_peak = self._at_peak(family, batch, sms)
+        seconds = self._rising(family, overlapped).seconds(batch, sms, alone, at_peak)
+        gpu = self.own.gpu
+        seconds = np.maximum(seconds, least_seconds(batch, sms, gpu, memory_share=1.0))
+        beaten = (provenance == MEASURED) & (seconds < alone * (1.0 - ROUNDING))
+        provenance = np.where(beaten, INTERPOLATED, provenance)
+        share = np.where(provenance == MEASURED, 1.0, self.own.memory_share)
+        least = least_seconds(batch, sms, gpu, memory_share=share)
+        low = np.maximum(low * (seconds / alone), np.minimum(seconds, least))
+        return seconds, low, high * (seconds / alone), provenance
+
+    def answered_by(self, operator: Operator) -> str:
+        """Name of the calibration whose rows a compute kernel's time rests on."""
+        family = family_of(operator)
+        answering = self._answering(family).calibration.name
+        if self._related(family) is None:
+            return answering
+        return f"{self.own.calibration.name} in the ratio of {answering}"
+
+    def _rising(self, family: Family, overlapped: bool) -> RisingRows:
+        """What is known of a family with rows; scanned shape by shape when first needed."""
+        known = self._rising_rows.get((overlapped, family))
+        if known is not None:
+            return known
+
+        def scan(batch: Batch, sms: Array) -> tuple[Array, NDArray[np.bool_], Array]:
+            seconds, _, _, provenance = self._one_by_one(family, batch, sms, overlapped)
+            return seconds, provenance == MEASURED, self._at_peak(family, batch, sms)
+
+        kind = family[0]
+        measured = {dict(row.sizes)[PADDED[kind]] for row in self.own.rows if row.kind == kind}
+        made = RisingRows(kind, scan, np.array(sorted(measured), dtype=np.float64))
+        return self._rising_rows.setdefault((overlapped, family), made)
+
+    def _restated_floor(self, family: Family, overlapped: bool) -> WorkFloor | None:
+        """Lower bounds of attention by the rows of another GPU, restated for this one:
+        what is latency there and what is at a ceiling scale apart. None for other kernels."""
+        if family[0] not in MONOTONE_KINDS:
+            return None
+        answering = self._answering(family)
+        model, _ = answering.model(family, overlapped)
+        if model is None or not answering.restated:
+            return None
+        key = (overlapped, family)
+        if key not in self._restated_floors:
+            sms = np.full(len(model.base_rows), float(self.own.gpu.sms))
+            seconds = self._one_by_one(family, model.base_rows.batch, sms, overlapped)[0]
+            floor = WorkFloor(model.base_rows.batch, sms, np.log(seconds))
+            self._restated_floors[key] = floor
+        return self._restated_floors[key]
+
+    def _at_peak(self, family: Family, batch: Batch, sms: Array) -> Array:
+        """[operators] seconds at this GPU's peaks, by the tiles of the family's kernels, on no more
+        SMs than were measured: between two numbers of rows, time goes alike on more."""
+        model = self.own.families.get((False, family))
+        tiles = self.own.calibration.tiles if model is None else model.tiles
+        fewer = np.minimum(sms, self._answering(family).measured_gpu.sms)
+        return ideal_batch_seconds(batch, fewer, self.own.gpu, tiles)
+
+    def _one_by_one(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
+        """Of distinct operators of one family, each by itself, from whoever has rows of it."""
+        answering = self._answering(family)
+        answer = answering.compute(family, batch, sms, overlapped)
+        own = self._related(family)
+        if own is not None:
+            answer = self._in_ratio(answer, answering, own, batch, sms, overlapped)
+        foreign = answering.calibration.gpu != self.own.calibration.gpu
+        if foreign or self.own.restated:
+            answer = self._restate(answer, batch, sms, foreign=foreign)
+        if answering.measured_gpu.architecture != self.own.measured_gpu.architecture:
+            # Only the shares of the datasheets' ceilings hold on another architecture.
+            answer = (*answer[:3], np.full_like(answer[3], MODELLED))
+        elsewhere = self._with_more_rows(family) if answering is self.own else None
+        if elsewhere is None:
+            return answer
+        unknown = np.flatnonzero(~self.own.families[overlapped, family].covers(batch))
+        if not len(unknown):
+            return answer
+        part, part_sms = batch.take(unknown), sms[unknown]
+        found = elsewhere.compute(family, part, part_sms, overlapped)
+        if elsewhere.calibration.gpu != self.own.calibration.gpu:
+            found = self._restate(found, part, part_sms, foreign=True)
+        for mine, theirs in zip(answer, found, strict=True):
+            mine[unknown] = theirs
+        return answer
+
+    def _related(self, family: Family) -> Family | None:
+        """Own rows of the same product for a kernel that a completing calibration answers for."""
+        answering = self._answering(family)
+        if answering not in self.own.completing or (False, family) not in answering.families:
+            return None
+        known, also = ({of for _, of in model.families} for model in (self.own, answering))
+        return related_family(family, known, also)
+
+    def _in_ratio(
+        self,
+        answer: Answer,
+        answering: CalibratedKernels,
+        own: Family,
+        batch: Batch,
+        sms: Array,
+        overlapped: bool,
+    ) -> Answer:
+        """A completing calibration's answer, as own rows of the same product scale it."""
+        product = related_batch(batch, own)
+        # Beyond the measured SMs the two go by waves of other tiles, whose ratio says nothing.
+        measured = np.minimum(sms, min(self.own.measured_gpu.sms, answering.measured_gpu.sms))
+        mine = self.own.compute(own, product, measured, overlapped)
+        theirs = answering.compute(own, product, measured, overlapped)
+        seconds, low, high, provenance = answer
+        scaled = seconds * mine[0] / theirs[0]
+        below = np.hypot(np.log(seconds / low), np.log(mine[0] / mine[1]))
+        above = np.hypot(np.log(high / seconds), np.log(mine[2] / mine[0]))
+        return (
+            scaled,
+            scaled * np.exp(-below),
+            scaled * np.exp(above),
+            np.maximum(provenance, EXTRAPOLATED),
+        )
+
+    def _answering(self, family: Family) -> CalibratedKernels:
+        """Who predicts a family: whoever has rows of it, else of its kind, else of its class."""
+        if (False, family) in self.own.families:
+            return self.own
+        models = (self.own, *self.own.others)
+
+        def has(model: CalibratedKernels) -> int:
+            own = [known for _, known in model.families]
+            if family in own:
+                return 0
+            if any(known[0] == family[0] for known in own):
+                return 1
+            return 2 if (False, is_tensor(family[0])) in model.classes else 3
+
+        return min(models, key=has)
+
+    def _with_more_rows(self, family: Family) -> CalibratedKernels | None:
+        """Who else knows a tensor-core family of which there are but a few rows here.
+
+        A few rows of small products say nothing of other shapes: the trace's only BF16 products are
+        those of the gate, the head is 500 times as large.
+        """
+        if not is_tensor(family[0]) or (False, family) not in self.own.families:
+            return None
+        rows = self.own.families[False, family].rows
+        if rows >= ENOUGH_RESIDUALS:
+            return None
+        for other in self.own.others:
+            if (False, family) in other.families and other.families[False, family].rows > rows:
+                return other
+        return None
+
+    def _restate(
+        self,
+        answer: Answer,
+        batch: Batch,
+        sms: Array,
+        *,
+        foreign: bool,
+    ) -> Answer:
+        """An answer for another GPU than the measured one, its interval widened for that.
+
+        Args:
+            foreign: whether another calibration's; that error is stated even where this one's own
+                rows are not restated.
+        """
+        seconds, low, high, provenance = answer
+        if self.own.calibration.basis == "datasheet":
+            provenance = np.full_like(provenance, MODELLED)
+        elif foreign:
+            provenance = np.maximum(provenance, EXTRAPOLATED)
+        error = self.own.calibration.restatement
+        if error is None and foreign:
+            error = self.own.calibration.other_gpu
+        if error is None:
+            return seconds, low, high, provenance
+        narrow, wide = np.log(error.value / error.low), np.log(error.high / error.value)
+        lower = seconds * np.exp(-np.hypot(np.log(seconds / low), narrow))
+        gpu = self.own.gpu
+        least = least_seconds(batch, sms, gpu, memory_share=self.own.memory_share)
+        return (
+            seconds,
+            np.maximum(lower, np.minimum(seconds, least)),
+            seconds * np.exp(np.hypot(np.log(high / seconds), wide)),
+            provenance,
+        )

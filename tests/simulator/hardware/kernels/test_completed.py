@@ -1,0 +1,70 @@
+"""Whose rows a kernel's time rests on where a calibration is completed by another."""
+
+import numpy as np
+import pytest
+from cost_models import (
+    CALIBRATION,
+    COSTS,
+    ROWS,
+    bfloat16,
+    dispatch,
+    fitted,
+    gemm,
+    one,
+    operator,
+)
+
+from hardware_profiles.schema import load_calibration, load_gpu
+from simulator.hardware.kernels.roofline import batch_of, least_seconds
+from simulator.hardware.network.fabric_load import NO_LIMIT
+from simulator.hardware.prediction import EXTRAPOLATED
+
+H800 = load_gpu("h800_sxm")
+WITH_H200 = fitted(calibration=load_calibration("h800_sxm"))
+HEAD = gemm(4096, 129280, 7168)
+
+
+def test_products_far_from_the_few_rows_of_their_family_come_from_the_other_gpu():
+    # H200, same SMs: 10.83 ms at 132 SMs; the H800's only BF16 products are those of the gate
+    own = COSTS.predict([bfloat16(HEAD)], sms=132, overlapped=False)
+    taken = WITH_H200.predict([bfloat16(HEAD)], sms=132, overlapped=False)
+    assert taken.seconds[0] == pytest.approx(10.83e-3, rel=0.06)
+    assert taken.provenance[0] == own.provenance[0] == EXTRAPOLATED
+    assert taken.high[0] / taken.low[0] > 1.3
+    assert own.seconds[0] != taken.seconds[0]
+
+
+def test_what_the_h800_has_rows_of_stays_its_own():
+    op = gemm(4096, 1536, 7168)
+    assert one(WITH_H200, op, sms=112, overlapped=True) == one(COSTS, op, sms=112, overlapped=True)
+    router = bfloat16(gemm(4096, 256, 7168, out_dtype="float32"))
+    own = one(COSTS, router, sms=112, overlapped=True)
+    assert own[1] == "measured"
+    assert one(WITH_H200, router, sms=112, overlapped=True) == own
+
+
+def test_a_kernel_without_any_row_comes_from_the_other_gpu():
+    loss = operator("cross_entropy", dtype="bfloat16", rows=4096, columns=129280)
+    assert one(COSTS, loss, sms=132, overlapped=False)[1] == "modelled"
+    assert one(WITH_H200, loss, sms=132, overlapped=False)[1] == "extrapolated"
+
+
+def test_a_taken_over_product_is_never_faster_than_the_roofline_nor_slowed_by_a_faster_part():
+    faster = fitted({"node.gpu.hbm_bandwidth": "6.7 TB/s"}, calibration=WITH_H200.calibration)
+    for op in (bfloat16(HEAD), gemm(129280, 7168, 4096, out_dtype="float32", accumulate=True)):
+        for sms, overlapped in ((112, True), (132, False)):
+            base = WITH_H200.predict([op], sms=sms, overlapped=overlapped, load=NO_LIMIT)
+            least = least_seconds(batch_of([op]), np.array([float(sms)]), H800, memory_share=1.0)
+            assert base.low[0] >= least[0] * (1 - 1e-12)
+            quick = faster.predict([op], sms=sms, overlapped=overlapped, load=NO_LIMIT)
+            assert quick.seconds[0] <= base.seconds[0] * (1 + 1e-9)
+
+
+def test_a_calibration_of_transfers_alone_is_completed_by_another():
+    transfers = [row for row in ROWS if row.kind in ("dispatch", "combine")]
+    completed = CALIBRATION.model_copy(update={"completed_by": ("h200_sxm",)})
+    costs = fitted(calibration=completed, rows=transfers)
+    whole = fitted(calibration=completed, rows=ROWS)
+    op = dispatch()
+    assert one(costs, op, sms=20, overlapped=True) == one(whole, op, sms=20, overlapped=True)
+    assert one(costs, gemm(4096, 7168, 2048), sms=112, overlapped=True)[0] > 0
