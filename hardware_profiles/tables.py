@@ -120,15 +120,17 @@ def load_measurements(path: Path) -> tuple[Measurement, ...]:
 
 
 def write_measurements(path: Path, rows: Iterable[Measurement]) -> None:
-    """Write a table, sorted, so that the same measurements always give the same file.
+    """Write a table. Raises ValueError where it cannot be; what stood there is left then."""
+    write_whole(path, table_text(rows))
 
-    Raises ValueError where it cannot be written; what stood there is left then.
-    """
+
+def table_text(rows: Iterable[Measurement]) -> str:
+    """A table as text, sorted, so that the same measurements always give the same file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(sorted(_cells(row) for row in rows))
-    write_whole(path, text.getvalue())
+    return text.getvalue()
 
 
 def _cells(row: Measurement) -> tuple[str, ...]:

@@ -1,12 +1,16 @@
 """Read small files whole, and write files that appear whole or not at all.
 
 A file is drafted beside its place, forced to the disk and moved there, so that a full disk, a kill
-or a failure on the way leaves what stood there before.
+or a failure on the way leaves what stood there before. Drafts that a killed process left are
+removed by the next that writes to the same place.
 """
 
 import os
+import shutil
+import socket
 import stat
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 MOST_BYTES = 256 * 2**20
@@ -40,8 +44,61 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         ValueError: it cannot be written; nothing has changed then.
     """
+    draft = _draft(path, text)
     try:
-        number, draft = tempfile.mkstemp(prefix=f".{path.name[:200]}.", dir=path.parent)
+        _put(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    remove_dead_drafts(path)
+
+
+def write_together(
+    texts: Mapping[Path, str], last: Path, naming: Callable[[Mapping[Path, Path]], str]
+) -> None:
+    """Write files and one more, `last`, that names them; whenever this is killed, `last` names
+    files of one time: all former ones or all new ones.
+
+    While the others are moved to their places, `last` names drafts of them that stay.
+
+    Args:
+        texts: {file: its text}
+        naming: {file: where it lies} -> text of `last`.
+
+    Raises:
+        ValueError: something cannot be written; nothing has changed then.
+    """
+    drafts: list[Path] = []
+
+    def draft(path: Path, text: str) -> Path:
+        drafts.append(_draft(path, text))
+        return drafts[-1]
+
+    try:
+        # All that takes room on the disk comes before the first change.
+        named = {path: draft(path, text) for path, text in texts.items()}
+        moved = {path: draft(path, text) for path, text in texts.items()}
+        between = draft(last, naming(named))
+        final = draft(last, naming({path: path for path in texts}))
+        rests_on = set(named.values())
+        _put(between, last)
+        try:
+            for path, new in moved.items():
+                _put(new, path)
+            _put(final, last)
+            rests_on = set()
+        finally:
+            drafts = [path for path in drafts if path not in rests_on]
+    finally:
+        for path in drafts:
+            path.unlink(missing_ok=True)
+    for path in (*texts, last):
+        remove_dead_drafts(path)
+
+
+def _draft(path: Path, text: str) -> Path:
+    """A file beside `path` that holds the text, on the disk; removed again where it cannot."""
+    try:
+        number, name = tempfile.mkstemp(prefix=draft_prefix(path), dir=path.parent)
     except OSError as error:
         raise ValueError(f"{path}: cannot be written: {error.strerror}") from None
     try:
@@ -49,11 +106,63 @@ def write_whole(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        Path(draft).chmod(0o644)
-        Path(draft).replace(path)
-    except OSError as error:
-        Path(draft).unlink(missing_ok=True)
-        raise ValueError(f"{path}: cannot be written: {error.strerror}") from None
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
+        Path(name).chmod(0o644)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ValueError(f"{path}: cannot be written: {error.strerror}") from None
         raise
+    return Path(name)
+
+
+def _put(draft: Path, path: Path) -> None:
+    try:
+        draft.replace(path)
+        to_disk(path.parent)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def draft_prefix(path: Path) -> str:
+    """Drafts say who writes them, so that nobody removes the draft of a run that goes on."""
+    return f"{_drafts_here(path)}{os.getpid()}."
+
+
+def is_draft_of(draft: Path, path: Path) -> bool:
+    """Whether a file is a draft of what stands at `path`, of whichever process."""
+    return draft.parent == path.parent and draft.name.startswith(f".{path.name[:150]}.")
+
+
+def remove_dead_drafts(path: Path) -> None:
+    """Remove drafts of this place, files or directories, whose process on this machine is gone."""
+    ours = _drafts_here(path)
+    for draft in path.parent.iterdir():
+        writer = draft.name.removeprefix(ours).partition(".")[0]
+        if draft.name.startswith(ours) and writer.isdigit() and not _is_alive(int(writer)):
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink(missing_ok=True)
+
+
+def _drafts_here(path: Path) -> str:
+    return f".{path.name[:150]}.{socket.gethostname()[:40]}."
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def to_disk(path: Path) -> None:
+    """Force a file, or the names in a directory, to the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

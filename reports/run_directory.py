@@ -11,13 +11,18 @@ import ctypes
 import json
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardware_profiles.whole_files import read_text
+from hardware_profiles.whole_files import (
+    draft_prefix,
+    is_draft_of,
+    read_text,
+    remove_dead_drafts,
+    to_disk,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,8 +55,9 @@ def write_run(
     directory = directory.resolve()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        _remove_dead_drafts(directory)
-        draft = Path(tempfile.mkdtemp(prefix=_draft_prefix(directory), dir=directory.parent))
+        _restore_former(directory)
+        remove_dead_drafts(directory)
+        draft = Path(tempfile.mkdtemp(prefix=draft_prefix(directory), dir=directory.parent))
     except OSError as error:
         raise ValueError(f"{directory}: cannot be written: {error.strerror}") from error
     try:
@@ -65,8 +71,8 @@ def write_run(
         (draft / METRICS_FILE).write_text(f"{text}\n", encoding="utf-8")
         names = sorted(path.name for path in draft.iterdir())
         (draft / MANIFEST_FILE).write_text("".join(f"{name}\n" for name in names), "utf-8")
-        for path in draft.iterdir():
-            _to_disk(path)
+        for path in (*draft.rglob("*"), draft):
+            to_disk(path)
         _put_in_place(draft, directory)
     except OSError as error:
         raise ValueError(f"{directory}: cannot be written: {error.strerror or error}") from error
@@ -145,7 +151,7 @@ def _put_in_place(draft: Path, directory: Path) -> None:
         _exchange(draft, directory)
     else:
         draft.rename(directory)
-    _to_disk(directory.parent)
+    to_disk(directory.parent)
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -155,43 +161,23 @@ def _exchange(one: Path, other: Path) -> None:
         names = (os.fsencode(one), os.fsencode(other))
         if rename(_HERE, names[0], _HERE, names[1], _RENAME_EXCHANGE) == 0:
             return
-    former = one.with_name(f"{one.name}.former")
+    former = one.with_name(f"{one.name}{_FORMER}")
     other.rename(former)
     one.rename(other)
     former.rename(one)
 
 
+_FORMER = ".former"
+"""What the name ends in of an earlier run that three renames exchange with a draft."""
+
+
+def _restore_former(directory: Path) -> None:
+    """Put an earlier run back in its place, from which a killed run had moved it."""
+    drafts = [path for path in directory.parent.iterdir() if is_draft_of(path, directory)]
+    for path in drafts:
+        if path.name.endswith(_FORMER) and not directory.exists():
+            path.rename(directory)
+
+
 _HERE, _RENAME_EXCHANGE = -100, 2
 """Linux: AT_FDCWD and RENAME_EXCHANGE of renameat2(2)."""
-
-
-def _draft_prefix(directory: Path) -> str:
-    """Drafts say who writes them, so that nobody removes the draft of a run that goes on."""
-    return f".{directory.name[:150]}.{socket.gethostname()[:40]}.{os.getpid()}."
-
-
-def _remove_dead_drafts(directory: Path) -> None:
-    """Remove drafts of this place whose process, on this machine, is gone."""
-    ours = f".{directory.name[:150]}.{socket.gethostname()[:40]}."
-    for path in directory.parent.iterdir():
-        writer = path.name.removeprefix(ours).partition(".")[0]
-        if path.name.startswith(ours) and writer.isdigit() and not _is_alive(int(writer)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
-def _to_disk(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from hardware_profiles.schema import (
     load_gpu,
     read_profile,
 )
-from hardware_profiles.tables import table_path, write_measurements
-from hardware_profiles.whole_files import write_whole
+from hardware_profiles.tables import table_path, table_text
+from hardware_profiles.whole_files import is_draft_of, write_together
 from simulator.calibration.collective_fit import beside_text
 from simulator.calibration.fit import COLLECTIVES, Calibration, fit_calibration
 from simulator.calibration.normal_fit import SOURCE, normal_kernels
@@ -113,7 +113,7 @@ def check_outputs(out: Path, sources: Sequence[Path]) -> None:
     way_out = f"allowed: another name, such as --out {out.with_stem(f'{out.stem}_calibration')}"
     stands = read_yaml(out, where=str(out)) if out.exists() else {}
     for named, path in beside.items():
-        if path.exists() and stands.get(named) != str(path):
+        if path.exists() and not _is_own(path, [stands.get(named)]):
             raise ValueError(
                 f"--out {out}: would replace {path}, which no calibration of that name rests on; "
                 f"{way_out}"
@@ -124,11 +124,19 @@ def check_outputs(out: Path, sources: Sequence[Path]) -> None:
     if table is None or not table.exists():
         return
     rests_on = stands.get("measurements")
-    if not isinstance(rests_on, list) or not {str(table), table.stem} & set(map(str, rests_on)):
+    if not isinstance(rests_on, list) or not _is_own(table, rests_on):
         raise ValueError(
             f"--out {out}: would replace {table}, which no calibration of that name rests on; "
             f"{way_out}"
         )
+
+
+def _is_own(path: Path, rests_on: Iterable[object]) -> bool:
+    """Whether what a calibration rests on is a file, or a draft of it that a killed run left."""
+    named = set(map(str, rests_on))
+    return bool({str(path), path.stem} & named) or any(
+        is_draft_of(Path(name), path) for name in named
+    )
 
 
 def _shipped_tables() -> dict[Path, str]:
@@ -167,29 +175,32 @@ def write_calibration(
     """Write a calibration, the table it rests on, its transport and its normal kernels; returns the
     files written.
 
-    The calibration comes last, so that none ever rests on what is not there.
+    Whenever this is killed, the calibration rests on the files that it was written with: it is the
+    former one or this one.
     """
-    table = _table_to_write(out, sources)
-    if table is None:
-        shipped = _shipped_tables()
-        names = [shipped[source.resolve()] for source in sources]
-    else:
-        write_measurements(table, result.measurements)
-        names = [table.stem if table == table_path(out.stem) else str(table)]
-    written = [out] if table is None else [out, table]
-    texts = {}
+    table, shipped = _table_to_write(out, sources), _shipped_tables()
+    beside = {}
     if result.transport is not None:
-        texts["collectives"] = beside_text(result.transport.raw)
+        beside["collectives"] = beside_text(result.transport.raw)
     if result.normal:
         raw = normal_kernels(
             f"{out.stem}{_NORMAL}", result.normal, gpus=[result.profile.gpu], source=SOURCE
         )
-        texts["normal_kernels"] = beside_text(raw)
-    for named, path in _to_write_beside(out).items():
-        if named in texts:
-            write_whole(path, texts[named])
-            written.append(path)
-            base_raw = {**base_raw, named: str(path)}
-    profile = result.profile.model_copy(update={"measurements": tuple(names)})
-    write_whole(out, profile_text(profile, base_raw))
-    return written
+        beside["normal_kernels"] = beside_text(raw)
+    places = {named: path for named, path in _to_write_beside(out).items() if named in beside}
+    texts = {path: beside[named] for named, path in places.items()}
+    if table is not None:
+        texts = {table: table_text(result.measurements), **texts}
+
+    def text_naming(at: Mapping[Path, Path]) -> str:
+        if table is None:
+            names = [shipped[source.resolve()] for source in sources]
+        else:
+            names = [table.stem if at[table] == table_path(out.stem) else str(at[table])]
+        profile = result.profile.model_copy(update={"measurements": tuple(names)})
+        return profile_text(
+            profile, {**base_raw, **{named: str(at[path]) for named, path in places.items()}}
+        )
+
+    write_together(texts, out, text_naming)
+    return [out, *texts]

@@ -1,11 +1,21 @@
 """A file is there whole, or what stood there before is."""
 
+import errno
+import os
 import resource
+import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from hardware_profiles.whole_files import MOST_BYTES, read_text, write_whole
+from hardware_profiles.whole_files import (
+    MOST_BYTES,
+    draft_prefix,
+    read_text,
+    write_together,
+    write_whole,
+)
 
 
 def test_text_replaces_text(tmp_path):
@@ -33,6 +43,84 @@ def test_a_write_that_fails_leaves_what_stood_there_and_nothing_else(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_text() == "old\n"
     assert [found.name for found in tmp_path.iterdir()] == ["a.yaml"]
+
+
+def test_the_draft_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not(tmp_path):
+    path = tmp_path / "a.yaml"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead, living = (
+        tmp_path / draft_prefix(path).replace(f".{os.getpid()}.", f".{number}.x")
+        for number in (ended.pid, os.getppid())
+    )
+    dead.touch()
+    living.touch()
+    write_whole(path, "new\n")
+    assert set(tmp_path.iterdir()) == {path, living}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the writer runs after it."""
+
+
+@pytest.mark.parametrize(
+    "former", [{}, {"t.csv": "old", "n.yaml": "old", "c.yaml": "t.csv n.yaml"}]
+)
+@pytest.mark.parametrize("moves", range(5))
+def test_a_kill_between_two_moves_leaves_files_of_one_time(former, moves, tmp_path, monkeypatch):
+    """Four moves: c.yaml names drafts, t.csv, n.yaml, c.yaml names both."""
+    for name, text in former.items():
+        (tmp_path / name).write_text(text)
+    done = []
+    replace, unlink = Path.replace, Path.unlink
+
+    def counted(draft, path):
+        if len(done) == moves:
+            monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+            raise Killed
+        done.append(path.name)
+        return replace(draft, path)
+
+    monkeypatch.setattr(Path, "replace", counted)
+    texts = {tmp_path / "t.csv": "new", tmp_path / "n.yaml": "new"}
+
+    def naming(at):
+        return " ".join(path.name for path in at.values())
+
+    with nullcontext() if moves == 4 else pytest.raises(Killed):
+        write_together(texts, tmp_path / "c.yaml", naming)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    monkeypatch.setattr(Path, "replace", replace)
+    assert done == ["c.yaml", "t.csv", "n.yaml", "c.yaml"][:moves]
+    if former or moves:
+        names = (tmp_path / "c.yaml").read_text().split()
+        assert [(tmp_path / name).read_text() for name in names] == ["new" if moves else "old"] * 2
+    write_together(texts, tmp_path / "c.yaml", naming)
+    assert (tmp_path / "c.yaml").read_text() == "t.csv n.yaml"
+    # What is left of the killed one bears the number of this process, which lives.
+    seen = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert seen == {"t.csv", "n.yaml", "c.yaml"}
+
+
+@pytest.mark.parametrize("room", range(6))
+def test_a_disk_that_fills_up_on_the_way_leaves_the_former_files(room, tmp_path, monkeypatch):
+    """Six drafts are written before the first move."""
+    for name in ("t.csv", "n.yaml", "c.yaml"):
+        (tmp_path / name).write_text("old")
+    written = []
+
+    def full(number):
+        written.append(number)
+        if len(written) > room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    texts = {tmp_path / "t.csv": "new", tmp_path / "n.yaml": "new"}
+    with pytest.raises(ValueError, match="cannot be written: No space left on device"):
+        write_together(texts, tmp_path / "c.yaml", lambda at: "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "t.csv": "old", "n.yaml": "old", "c.yaml": "old",
+    }  # fmt: skip
 
 
 def test_what_is_no_text_file_of_a_sensible_size_is_one_line(tmp_path):

@@ -111,6 +111,44 @@ def test_without_an_exchange_of_names_three_renames_do(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_between_two_renames_loses_no_run(renames, tmp_path, monkeypatch):
+    """Where names cannot be exchanged: the earlier run away, the draft into its place, the earlier
+    run under the draft's name. What is killed then runs again."""
+    write(tmp_path / "run", value=1.0)
+    program = KILLED_BETWEEN.format(path=sys.path, directory=str(tmp_path / "run"), renames=renames)
+    killed = subprocess.run([sys.executable, "-c", program], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    seen = []
+
+    def write_report(draft):
+        if (tmp_path / "run").exists():
+            seen.append(read_metrics(tmp_path / "run"))
+
+    write(tmp_path / "run", value=3.0, write_report=write_report)
+    assert seen == [{"step_time_s": 2.0 if renames == 2 else 1.0}]
+    assert read_metrics(tmp_path / "run") == {"step_time_s": 3.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+KILLED_BETWEEN = """
+import ctypes, os, signal, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from reports.run_directory import write_run
+ctypes.CDLL = lambda *names, **options: object()
+rename, done = Path.rename, []
+def counted(one, other):
+    if len(done) == {renames}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(other)
+    return rename(one, other)
+Path.rename = counted
+write_run(Path({directory!r}), scenario="", metrics={{"step_time_s": 2.0}}, tables={{}},
+          write_report=lambda draft: None)
+"""
+
+
 def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
