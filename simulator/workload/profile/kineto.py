@@ -10,10 +10,8 @@ that is no trace at all is one ValueError.
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-import zlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import numpy as np
 from hardware_profiles.units import Seconds, unit_factor
 from reference_model.kinds import BITS
 from reference_model.trace import KINDS, Operator
+from simulator.workload.profile.json_stream import read_pieces
 from simulator.workload.profile.recording import (
     CALL_CATEGORIES,
     KERNEL_CATEGORIES,
@@ -38,7 +37,6 @@ from simulator.workload.profile.recording import (
 )
 
 _CATEGORIES = frozenset({*KERNEL_CATEGORIES, *CALL_CATEGORIES, *SPAN_CATEGORIES, "cuda_sync"})
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_kineto(path: str | Path) -> Trace:
@@ -48,49 +46,47 @@ def read_kineto(path: str | Path) -> Trace:
     GPU kernel or kernels of several GPUs. Events that cannot be used are counted in `problems`.
     """
     where = str(path)
-    document = _parse(_read(Path(path), where), where)
-    if isinstance(document, list):
-        document = {"traceEvents": document}
-    events = document.get("traceEvents") if isinstance(document, dict) else None
-    if not isinstance(events, list):
-        raise ValueError(f"{where}: no list 'traceEvents'; expected a Kineto or Chrome trace")
-    return _collect(document, events, where)
+    found = _Events()
+    document: dict[str, Any] = {}
+    first: dict[bool, float] = {}
+    count = 0
+    for name, piece in read_pieces(Path(path), where, of=_EVENTS):
+        if name != _EVENTS:
+            if name in _OF_ALL:
+                document[name] = piece
+            continue
+        flaw = _flaw(piece)
+        if flaw:
+            lost = isinstance(piece, dict) and piece["cat"] in KERNEL_CATEGORIES
+            found.problem(flaw, count, loses_kernel=lost)
+        elif flaw is not None:
+            on_gpu = piece["cat"] in KERNEL_CATEGORIES
+            first[on_gpu] = min(piece["ts"], first.get(on_gpu, math.inf))
+        count += 1
+    # Times count from the first event of the host, which may stand anywhere: hence a second time.
+    origin = first.get(False, first.get(True, 0))
+    events = (
+        piece for name, piece in read_pieces(Path(path), where, of=_EVENTS) if name == _EVENTS
+    )
+    for index, event in enumerate(events):
+        if _flaw(event) == "":
+            found.add(index, event, origin)
+    return _collect(document, found, count, origin, where)
 
 
-def _read(path: Path, where: str) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{where}: cannot be read: {error.strerror}") from None
-    if not data.startswith(_GZIP_MAGIC):
-        return data
-    try:
-        return gzip.decompress(data)
-    except EOFError:
-        raise ValueError(f"{where}: the gzip file is cut short") from None
-    except (OSError, zlib.error) as error:
-        raise ValueError(f"{where}: not a readable gzip file: {error}") from None
+_EVENTS, _OF_ALL = "traceEvents", ("deviceProperties", "distributedInfo")
+"""Fields of a profile: its events, and what it says of all of them."""
 
 
-def _parse(data: bytes, where: str) -> Any:
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 text (byte {error.start})") from None
-    if not text.strip():
-        raise ValueError(f"{where}: the file is empty")
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        started = text.lstrip()[:1] in ("{", "[") and text.strip()[-1:]
-        # A parser that stumbles at the very end was still in the middle of something.
-        cut = started and (error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg)
-        what = "cut short" if cut else "not JSON"
-        raise ValueError(
-            f"{where}: {what}: line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from None
-    except RecursionError:
-        raise ValueError(f"{where}: not a trace: nested too deeply") from None
+def _flaw(event: object) -> str | None:
+    """What keeps an event from being used, empty for nothing; None for one of no interest."""
+    if not isinstance(event, dict):
+        return "event that is not an object"
+    category = event.get("cat")
+    if event.get("ph") != "X" or not isinstance(category, str) or category not in _CATEGORIES:
+        return None
+    broken = _broken_time(event)
+    return f"{category} {broken}" if broken else ""
 
 
 class _Events:
@@ -102,6 +98,8 @@ class _Events:
         self.calls: list[HostCall] = []
         self.spans: list[HostSpan] = []
         self.waits: list[StreamWait] = []
+        self.inputs: dict[tuple[HostInput, ...], tuple[HostInput, ...]] = {}
+        """{inputs of a host operator: the same}, so that equal ones are kept once."""
         self.devices: dict[int, int] = {}
         """{GPU: kernels}"""
         self.found: dict[tuple[str, bool], list[int]] = {}
@@ -113,31 +111,16 @@ class _Events:
     def problems(self) -> tuple[Problem, ...]:
         return tuple(Problem(what, tuple(at), lost) for (what, lost), at in self.found.items())
 
-    def usable(self, events: list[Any]) -> list[tuple[int, dict[str, Any]]]:
-        """Complete events of a known category with a proper start and duration."""
-        chosen = []
-        for index, event in enumerate(events):
-            if not isinstance(event, dict):
-                self.problem("event that is not an object", index)
-            elif event.get("ph") == "X" and isinstance(event.get("cat"), str):
-                if event["cat"] not in _CATEGORIES:
-                    continue
-                broken = _broken_time(event)
-                if broken:
-                    lost = event["cat"] in KERNEL_CATEGORIES
-                    self.problem(f"{event['cat']} {broken}", index, loses_kernel=lost)
-                else:
-                    chosen.append((index, event))
-        return chosen
-
     def add(self, index: int, event: dict[str, Any], origin: float) -> None:
         raw = event.get("args")
         args: Mapping[str, Any] = raw if isinstance(raw, dict) else {}
         category, second = event["cat"], unit_factor("us", "time")
         start, seconds = (event["ts"] - origin) * second, event["dur"] * second
-        name, thread = str(event.get("name", "")), str(event.get("tid", ""))
+        # A few names stand in millions of events: each is kept once.
+        name = sys.intern(str(event.get("name", "")))
+        thread = sys.intern(str(event.get("tid", "")))
         if category in KERNEL_CATEGORIES:
-            kernel = _kernel(name, category, seconds, args, index)
+            kernel = _kernel(name, sys.intern(category), seconds, args, index)
             if kernel is None:
                 self.problem(f"{category} without a stream", index, loses_kernel=True)
                 return
@@ -148,14 +131,15 @@ class _Events:
             correlation = _integer(args.get("correlation"))
             self.calls.append(HostCall(name, thread, start, seconds, correlation, index))
         elif category in SPAN_CATEGORIES:
+            inputs = _inputs(args)
             self.spans.append(
                 HostSpan(
                     name,
-                    category,
+                    sys.intern(category),
                     thread,
                     start,
                     start + seconds,
-                    _inputs(args),
+                    self.inputs.setdefault(inputs, inputs),
                     _operator(args),
                     _integer(args.get("External id")),
                 )
@@ -186,16 +170,12 @@ class _Events:
             taken.add(kernel.correlation)
 
 
-def _collect(document: Mapping[str, Any], events: list[Any], where: str) -> Trace:
-    found = _Events()
-    usable = found.usable(events)
-    on_host = [e["ts"] for _, e in usable if e["cat"] not in KERNEL_CATEGORIES]
-    origin = min(on_host or [e["ts"] for _, e in usable], default=0)
-    for index, event in usable:
-        found.add(index, event, origin)
+def _collect(
+    document: Mapping[str, Any], found: _Events, count: int, origin: float, where: str
+) -> Trace:
     if not found.kernels:
         why = "; ".join(str(problem) for problem in found.problems)
-        raise ValueError(f"{where}: no GPU kernel in {len(events)} events{why and ': ' + why}")
+        raise ValueError(f"{where}: no GPU kernel in {count} events{why and ': ' + why}")
     if len(found.devices) > 1:
         counts = ", ".join(f"device {key}: {found.devices[key]}" for key in sorted(found.devices))
         raise ValueError(f"{where}: kernels of several GPUs ({counts}); give a trace of one GPU")
