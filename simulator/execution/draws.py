@@ -11,7 +11,7 @@ than the calibration's moves all kernels as one.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -78,6 +78,32 @@ def estimated(estimate: TimeEstimate, draw: Array) -> Array:
     ends = np.where(normal > 0, estimate.high - estimate.value, estimate.value - estimate.low)
     found: Array = np.maximum(estimate.value + normal * ends, 0.0)
     return found
+
+
+BINS = 8
+"""Groups of equally many draws by the value of one input."""
+
+
+def variance_shares(inputs: Mapping[str, Array], outcome: Array) -> dict[str, float]:
+    """Share of the variance of the logarithm of an outcome that each input explains by itself.
+
+    The squared correlation ratio: the variance between the means of draws with similar values of
+    the input over all of it, less what as many groups of draws would show by chance.
+
+    Args:
+        inputs: [draws] each.
+        outcome: [draws], above zero.
+    """
+    logs = np.log(outcome)
+    draws, total = len(logs), float(logs.var())
+    if total == 0.0:
+        return dict.fromkeys(inputs, 0.0)
+    shares = {}
+    for name, values in inputs.items():
+        groups = [logs[chosen] for chosen in np.array_split(np.argsort(values), BINS)]
+        within = sum(float(group.var()) * len(group) for group in groups) / (draws - BINS)
+        shares[name] = max(0.0, 1.0 - within * (draws - 1) / draws / total)
+    return shares
 
 
 class Ends(Protocol):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simulator.execution.draws import Draws, drawn, interval
+from simulator.execution.draws import Draws, drawn, interval, variance_shares
 from simulator.scenario.inputs import Prior
 
 
@@ -35,3 +35,21 @@ def test_the_ends_are_quantiles_widened_to_the_value():
     samples = np.linspace(1, 2, 101)
     assert interval(samples, value=1.5) == pytest.approx([1.1, 1.9])
     assert interval(samples, value=0.9) == pytest.approx([0.9, 1.9])
+
+
+def test_an_input_that_decides_everything_explains_all_and_one_that_decides_nothing_none():
+    """16 draws of two values: groups by the first input have no variance of their own. By the
+    second each has one draw of either, so all variance is within: less than none between."""
+    first, second = np.repeat([0.0, 1.0], 8), np.tile(np.arange(8.0), 2)
+    shares = variance_shares({"first": first, "second": second}, np.exp(first))
+    assert shares == {"first": 1.0, "second": 0.0}
+    assert variance_shares({"first": first}, np.ones(16)) == {"first": 0.0}
+
+
+def test_chance_is_taken_out_of_what_an_input_explains():
+    """24 draws in 8 groups of 3 with logs -1, 0 and 1 each, but 4 more in half of the groups. The
+    variance is 2/3 + 4; within groups it is 2/3, of 16 degrees of freedom of 24: 1. So 1 - 1 x
+    23 / 24 / (14/3) = 0.7946 is explained."""
+    logs = np.tile([-1.0, 0.0, 1.0], 8) + np.repeat([0.0, 4.0], 12)
+    shares = variance_shares({"input": np.arange(24.0)}, np.exp(logs))
+    assert shares["input"] == pytest.approx(1 - 23 / 24 / (14 / 3), rel=1e-12)
