@@ -27,6 +27,7 @@ FREE = 2**26
 """Bytes up to which a file may expand as it likes."""
 _GZIP_MAGIC = b"\x1f\x8b"
 _BLANK = re.compile(r"[ \t\n\r]*")
+_WORDS = ("true", "false", "null", "-Infinity", "Infinity", "NaN")
 _CUT = 16
 """Characters before the end of the text within which a token may be cut in two."""
 
@@ -203,8 +204,8 @@ class _Text:
         before = self.text[: self.at]
         line = self.lines + before.count("\n") + 1
         column = len(before.rpartition("\n")[2]) + 1 + (0 if "\n" in before else self.column)
-        cut = "Unterminated" in message or (
-            self.at >= len(self.text.rstrip()) - 1 and not self.more()
-        )
+        rest = self.text[self.at :].rstrip()
+        in_word = any(word.startswith(rest) for word in _WORDS)
+        cut = "Unterminated" in message or ((len(rest) <= 1 or in_word) and not self.more())
         what = "cut short" if cut and message != "Extra data" else "not JSON"
         return ValueError(f"{self.where}: {what}: line {line}, column {column}: {message}")

@@ -59,7 +59,7 @@ def test_any_document_is_read_and_cut_anywhere_it_is_refused(tmp_path_factory, e
     path.write_bytes(whole)
     assert pieces(path) == [*rest.items(), *(("events", event) for event in events)]
     path.write_bytes(whole[: int(cut * len(whole))])
-    with pytest.raises(ValueError, match=r"^here: (cut short: line 1, column|the file is empty)"):
+    with pytest.raises(ValueError, match=r"^here: (cut short: line 1|the file is empty|.*escape)"):
         pieces(path)
 
 
