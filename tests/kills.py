@@ -1,0 +1,195 @@
+"""Kill commands with SIGKILL at random times: nothing that was there is lost, and all goes on.
+
+    python tests/kills.py [--seed 0] [--count 200] [--seconds 3600]
+
+`run`, `sweep` and `calibrate` take turns. Each is killed at a random time of its life, half of them
+while it writes, and after each kill what the user had is looked at: files beside it are the same,
+a run directory is the former one or the new one, no row of a sweep that was kept is gone, a
+calibration agrees with its table. Now and then the command runs to its end, after which no draft is
+left. All are forked of one process that has imported everything, so that a kill costs no start-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import matplotlib.figure  # noqa: E402, F401
+import pandas as pd  # noqa: E402, F401
+
+from hardware_profiles.schema import load_calibration  # noqa: E402
+from hardware_profiles.tables import load_measurements  # noqa: E402
+from reports import calibration_report, fabric  # noqa: E402, F401
+from reports.run_directory import MANIFEST_FILE, read_metrics  # noqa: E402
+from reports.sweep import ROWS_FILE  # noqa: E402
+from simulator.analysis.sweep import Point, read_rows  # noqa: E402
+from simulator.cli.app import main as command_line  # noqa: E402
+
+COMMANDS = ("run", "sweep", "calibrate")
+WHOLE_EVERY = 10
+"""Every tenth command of a kind ends by itself."""
+ROWS = "".join(f"{64 * n},7168,2112,{8 + 0.05 * n:.2f},0\n" for n in range(1, 41))
+TABLES = (f"m,k,n,latency_us,mfu\n{ROWS}", f"m,k,n,latency_us,mfu\n{ROWS.replace('.', '.3')}")
+"""Two tables of GEMMs, calibrated in turns, so that files of two calibrations can be told apart."""
+SWEEP = "sweep"
+
+
+def started(arguments: list[str], folder: Path) -> int:
+    """The process of a command, forked of this one."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.chdir(folder)
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        sys.argv = ["dsv3sim", *arguments]
+        try:
+            command_line()
+        except SystemExit as end:
+            os._exit(int(end.code or 0))
+        os._exit(99)
+    return child
+
+
+def ended(child: int) -> int:
+    """Exit code of a process, negative the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class Folder:
+    """What a user has, and what was last known of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.turn = 0
+        self.rows: dict[str, Point] = {}
+        self.seeds = range(0)
+        """Points of the sweep of this turn; a finished one replaces the rows of other points."""
+        self.own = {"thesis.tex": "years of work", "a.csv": TABLES[0], "b.csv": TABLES[1]}
+        for name, text in self.own.items():
+            (path / name).write_text(text)
+        self.calibrations: dict[str, str] = {}
+        """{text of the table: text of its calibration}, of calibrations that ended."""
+
+    def arguments(self, command: str) -> list[str]:
+        """The command of this turn; each turn of a kind writes other contents to one place."""
+        self.turn += 1
+        match command:
+            case "run":
+                return ["run", "all_to_all_64", "--set", f"seed={self.turn}", "--out", "run"]
+            case "sweep":
+                first = self.turn // 4 * 4
+                self.seeds = range(first, first + 12)
+                seeds = ",".join(map(str, self.seeds))
+                return ["sweep", "all_to_all_64", "--vary", f"seed={seeds}", "--out", SWEEP]
+            case _:
+                table = "ab"[self.turn // len(COMMANDS) % 2]
+                return ["calibrate", f"{table}.csv", "--gpu", "h800_sxm", "--out", "mine.yaml",
+                        "--report", "report"]  # fmt: skip
+
+    def check(self, command: str) -> list[str]:
+        """What is lost after a kill, in words."""
+        lost = [
+            f"{name} changed" for name, text in self.own.items()
+            if (self.path / name).read_text() != text
+        ]  # fmt: skip
+        for name in ("run", SWEEP, "report"):
+            directory = self.path / name
+            if directory.exists():
+                missing = [
+                    file for file in (directory / MANIFEST_FILE).read_text().splitlines()
+                    if not (directory / file).exists()
+                ]  # fmt: skip
+                lost += [f"{name}/{file} is missing" for file in missing]
+                read_metrics(directory)
+        if command == "sweep":
+            kept = self.path / f".{SWEEP}.{ROWS_FILE}"
+            found = read_rows(self.path / SWEEP / ROWS_FILE) | read_rows(kept)
+            lost += [
+                f"row {row.settings}" for key, row in self.rows.items()
+                if key not in found and row.settings["seed"] in self.seeds
+            ]  # fmt: skip
+            self.rows = found
+        if command == "calibrate" and (self.path / "mine.yaml").exists():
+            profile = load_calibration(str(self.path / "mine.yaml"))
+            (table,) = profile.measurements
+            load_measurements(Path(table))
+            text = (self.path / "mine.yaml").read_text().replace(table, "TABLE")
+            rows = Path(table).read_text()
+            if text != self.calibrations.setdefault(rows, text):
+                lost.append("the calibration is not of its table")
+        return lost
+
+    def existed(self) -> set[str]:
+        return {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
+
+    def drafts(self) -> set[str]:
+        return {path.name for path in self.path.iterdir() if path.name.startswith(".")}
+
+
+def kill_commands(
+    seed: int, count: int, seconds: float, say: Callable[[str], None] = print
+) -> dict[str, int]:
+    """Kill commands until `count` are killed or the time is over; counts of kills and losses."""
+    rng = random.Random(seed)
+    counts = dict.fromkeys((*COMMANDS, "ended", "lost"), 0)
+    until = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as folder:
+        mine = Folder(Path(folder))
+        life: dict[str, float] = {}
+        for command in COMMANDS:
+            begun = time.monotonic()
+            assert ended(started(mine.arguments(command), mine.path)) == 0, command
+            life[command] = time.monotonic() - begun
+            assert mine.check(command) == []
+        tries = 0
+        while sum(counts[c] for c in COMMANDS) < count and time.monotonic() < until:
+            command = COMMANDS[tries % len(COMMANDS)]
+            tries += 1
+            before = mine.existed()
+            child = started(mine.arguments(command), mine.path)
+            whole = tries // len(COMMANDS) % WHOLE_EVERY == WHOLE_EVERY - 1
+            if not whole:
+                # Most of what can be lost is at stake while results are written, at the end.
+                time.sleep(life[command] * rng.choice((rng.uniform(0, 1), rng.uniform(0.6, 1.05))))
+                os.killpg(child, signal.SIGKILL) if os.getpgid(child) == child else os.kill(
+                    child, signal.SIGKILL
+                )
+            code = ended(child)
+            lost = mine.check(command)
+            lost += [f"{name} is gone" for name in before - mine.existed()]
+            if whole:
+                lost += [f"draft {name} is left" for name in mine.drafts() if command in name]
+                lost += [] if code == 0 else [f"{command} ended with {code}"]
+            counts[command if code == -signal.SIGKILL else "ended"] += 1
+            counts["lost"] += len(lost)
+            for text in lost:
+                say(f"try {tries}, {command}: {text}")
+    return counts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=3600)
+    options = parser.parse_args()
+    counts = kill_commands(options.seed, options.count, options.seconds)
+    print(json.dumps(counts))
+    return counts["lost"] > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
