@@ -62,6 +62,21 @@ EARLIER_NAMES: Mapping[str, Mapping[str, str]] = {
 is another name of a value."""
 
 
+EARLIER_FILES: Mapping[str, Mapping[str, str]] = {
+    "calibrations": {f"{gpu}_engine": gpu for gpu in ("h100_sxm", "h200_sxm", "b200_sxm", "gb200")},
+}
+"""{kind of file: {earlier name of a shipped one: name of today}}"""
+
+
+def file_of_today(name: str, kind: str) -> str:
+    """The name of today of a shipped file that may be called by an earlier one."""
+    today = EARLIER_FILES.get(kind, {}).get(name)
+    if today is None:
+        return name
+    _say([(name, today)], kind)
+    return today
+
+
 def with_names_of_today(raw: dict[str, Any], kind: str, *, where: str) -> dict[str, Any]:
     """A file's dict with what stands under earlier names, and its sources, under those of today.
 

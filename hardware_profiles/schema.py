@@ -31,7 +31,7 @@ from hardware_profiles.fields import (
     to_profile,
 )
 from hardware_profiles.measured_collectives import MeasuredCollectives
-from hardware_profiles.renames import EARLIER_NAMES, with_names_of_today
+from hardware_profiles.renames import EARLIER_NAMES, file_of_today, with_names_of_today
 
 Dtype = Literal[
     "fp8_e4m3", "fp8_e5m2", "bfloat16", "float16", "tfloat32", "float32", "int8", "fp4_e2m1"
@@ -762,6 +762,7 @@ def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path, where = Path(name_or_path), name_or_path
     else:
+        name_or_path = file_of_today(name_or_path, kind)
         path, where = ROOT / kind / f"{name_or_path}.yaml", f"{kind}/{name_or_path}.yaml"
         if name_or_path not in known_profiles(kind):
             raise ValueError(

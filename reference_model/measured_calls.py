@@ -6,6 +6,7 @@ operator that the model issues, so what is timed is what the model runs on the b
 """
 
 from collections.abc import Callable
+from math import gcd
 from typing import Any
 
 import torch
@@ -351,8 +352,10 @@ def _expert_mapping(o: Operator, i: _Inputs, kernels: str) -> Call:
 
 def _permute(o: Operator, i: _Inputs, kernels: str) -> Call:
     x, scales = i.tiled(o.dtype, o["tokens"], o["columns"])
-    # Sorted by expert, tokens stand in their order within each expert.
-    source = (torch.arange(o["rows"], device=i.device) * 7 % o["tokens"]).int()
+    # Every so many tokens, and every one before any comes again: a step that divides their number
+    # would read a part of them, from the cache.
+    step = next(number for number in range(7, o["tokens"] + 8) if gcd(number, o["tokens"]) == 1)
+    source = (torch.arange(o["rows"], device=i.device) * step % o["tokens"]).int()
     return lambda: ops.permute(x, scales, source, site=_SITE)
 
 

@@ -179,7 +179,7 @@ def scenario_of(step: Step, lease: str, *, operators_only: bool = True) -> Scena
     """
     measured = gpu_of(lease)
     trace = _TRACE[step.job]
-    shipped = load_calibration(measured)
+    shipped = load_calibration(f"{measured}_reference")
     tables, sets = [f"whole/{lease}{OPERATORS}"], [f"dsv3sim_{step.kernels}"]
     if not operators_only:
         tables += shipped.measurements
@@ -187,7 +187,7 @@ def scenario_of(step: Step, lease: str, *, operators_only: bool = True) -> Scena
     changes: dict[str, Any] = {
         "model": step.model,
         "cluster.node.gpu": step.gpu,
-        "calibration": measured,
+        "calibration": shipped.name,
         "calibration.measurements": tables,
         "calibration.kernel_sets": sets,
         "calibration.fits": [],

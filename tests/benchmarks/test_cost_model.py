@@ -19,7 +19,7 @@ SHAPES = np.array([(1536, 7168), (24576, 1536), (32768, 512), (7168, 16384), (40
 
 
 @pytest.mark.parametrize(
-    ("calibration", "cluster"), [("h800_sxm", "h800_2048"), ("h200_sxm", "h200_8")]
+    ("calibration", "cluster"), [("h800_sxm", "h800_2048"), ("h200_sxm_reference", "h200_8")]
 )
 def test_time_of_a_hundred_thousand_gemms(benchmark, calibration, cluster):
     profile = load_calibration(calibration)

@@ -9,6 +9,7 @@ from hardware_profiles.renames import EARLIER_NAMES, path_of_today, with_names_o
 from hardware_profiles.schema import (
     CalibrationProfile,
     TransportProfile,
+    load_calibration,
     load_transport,
     read_profile,
 )
@@ -43,6 +44,11 @@ def test_a_value_under_an_earlier_name_is_read_under_todays(kind, old, new):
 def test_a_change_of_an_earlier_name_is_one_of_todays(kind, old, new):
     with pytest.warns(FutureWarning, match=re.escape(f"--set: {old} is called {new} now")):
         assert path_of_today(f"{old}.value", kind, where="--set") == f"{new}.value"
+
+
+def test_the_engine_calibrations_are_read_under_their_earlier_names():
+    with pytest.warns(FutureWarning, match="calibrations: h200_sxm_engine is called h200_sxm now"):
+        assert load_calibration("h200_sxm_engine").name == "h200_sxm"
 
 
 def test_a_file_with_several_earlier_names_has_one_note_and_keeps_its_sources():

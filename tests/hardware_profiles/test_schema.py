@@ -279,7 +279,7 @@ def test_an_older_calibration_takes_later_fields_from_the_shipped_one_of_its_gpu
 
 
 def test_earlier_names_of_a_calibration_are_read_with_a_note(tmp_path):
-    raw, _ = read_profile("calibrations", "b200_sxm")
+    raw, _ = read_profile("calibrations", "b200_sxm_reference")
     earlier = dict(raw) | {"name": "earlier"}
     earlier["transfer_from"] = earlier.pop("restated_from")
     earlier["carried_over"] = earlier.pop("restatement")
@@ -291,8 +291,8 @@ def test_earlier_names_of_a_calibration_are_read_with_a_note(tmp_path):
     )
     with pytest.warns(FutureWarning, match=note):
         read = load_calibration(str(path))
-    shipped = load_calibration("b200_sxm")
-    assert read.restated_from == shipped.restated_from == ("h200_sxm",)
+    shipped = load_calibration("b200_sxm_reference")
+    assert read.restated_from == shipped.restated_from == ("h200_sxm_reference",)
     assert read.restatement == shipped.restatement
 
 
@@ -323,7 +323,7 @@ def test_a_number_alone_beside_compute_is_refused_with_the_form_that_has_an_inte
 
 
 def test_fits_of_transfers_in_an_earlier_calibration_are_passed_over(tmp_path):
-    raw, _ = read_profile("calibrations", "h200_sxm")
+    raw, _ = read_profile("calibrations", "h200_sxm_reference")
     shipped = len(raw["fits"])
     raw["fits"].append({"estimator": "link", "link": {"share": 0.8}, "kind": "send"})
     path = tmp_path / "earlier.yaml"

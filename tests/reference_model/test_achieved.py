@@ -7,7 +7,7 @@ from reference_model.achieved import achieved, ceilings, load_timed
 from reference_model.measure_grid import ALL_SMS
 from reference_model.trace import KINDS
 
-TABLE = table_path("h200_sxm")
+TABLE = table_path("h200_sxm_reference")
 
 
 @pytest.fixture(scope="module")

@@ -5,5 +5,5 @@ from reference_model.__main__ import main
 
 
 def test_rates_of_a_shipped_table_stand_beside_its_ceilings(capsys):
-    assert main(["achieved", str(table_path("h200_sxm"))]) == 0
+    assert main(["achieved", str(table_path("h200_sxm_reference"))]) == 0
     assert "gemm" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from reference_model.measure_grid import (
     elementwise_operators,
     gemm_operator,
     requests,
+    sized_operator,
     trace_operators,
 )
 from reference_model.measured_calls import BUILDERS, build
@@ -29,6 +30,14 @@ def test_a_call_runs_the_operator_on_fresh_inputs(kind):
     # Builders give results of the operator's sizes; on a CPU only the smallest grid is run.
     smallest = min(elementwise_operators(traced), key=lambda o: o.bytes_read)
     build(smallest, kernels="reference", device=torch.device("cpu"))()
+
+
+@pytest.mark.parametrize("tokens", [7, 10])
+def test_a_permutation_reads_every_token(tokens):
+    sizes = {"rows": 2 * tokens, "tokens": tokens, "columns": 128}
+    operator = sized_operator("permute", "bfloat16", "bfloat16", sizes)
+    moved, _ = build(operator, kernels="reference", device=torch.device("cpu"))()
+    assert len(torch.unique(moved.float(), dim=0)) == tokens
 
 
 def test_a_kind_that_needs_peers_is_refused():

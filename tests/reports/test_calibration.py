@@ -48,7 +48,7 @@ def test_an_input_is_shown_under_the_name_that_sets_it():
     ("name", "kind", "whose"),
     [
         ("h800_sxm", "engine", "DeepSeek's training profile, InferSim, DeepGEMM, FlashMLA, DeepEP"),
-        ("gb200", "reference", "the reference model's own"),
+        ("gb200_reference", "reference", "the reference model's own"),
     ],
 )
 def test_a_calibration_says_whose_kernels_its_times_are(name, kind, whose):
@@ -72,7 +72,7 @@ def titles(name):
 def test_a_calibration_without_rows_says_whose_rows_it_takes():
     elsewhere, _ = calibration_tables(load_calibration("rtx_4090"))
     assert cells(elsewhere, 0) == ["every kernel family"]
-    assert cells(elsewhere, 1) == ["h200_sxm"]
+    assert cells(elsewhere, 1) == ["h200_sxm_reference"]
     assert cells(elsewhere, 2) == ["1\n0.5 to 2"]
     assert len(titles("h800_sxm")) == 5
     assert "rows of other GPUs" in titles("h800_sxm")[3]

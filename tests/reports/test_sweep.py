@@ -77,13 +77,15 @@ def kernels(calibration, kind):
 
 def test_points_on_kernels_of_different_kind_are_named_everywhere(swept):
     assert sweep_json(swept)["note"] is None
-    sorts = [kernels("h800_sxm", "engine"), kernels("h200_sxm", "reference")]
+    sorts = [kernels("h800_sxm", "engine"), kernels("h200_sxm_reference", "reference")]
     rows = tuple(
         replace(row, metrics=row.metrics | sorts[i % 2]) for i, row in enumerate(swept.ran)
     )
     mixed = replace(swept, ran=rows)
     note = sweep_json(mixed)["note"]
-    assert note.startswith("kernels of different kind (engine: h800_sxm; reference: h200_sxm)")
+    assert note.startswith(
+        "kernels of different kind (engine: h800_sxm; reference: h200_sxm_reference)"
+    )
     assert "note: kernels of different kind" in text_of(mixed)
     assert note in sweep_page(mixed)
 

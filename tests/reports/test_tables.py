@@ -122,20 +122,20 @@ def test_a_run_says_whose_kernels_its_times_are_and_what_the_cache_makes_of_them
         "kv_cache": "fp8_e4m3",
         "fp8_cache": {"value": 0.6, "low": 0.57, "high": 0.63},
     }
-    other = {"calibration": "h200_sxm", "kind": "reference"}
+    other = {"calibration": "h200_sxm_reference", "kind": "reference"}
     took = {"metric": "step_time_s", "seconds": 0.0489, "ratio": 1.54}
     assert dict(kernels_rows({"kernels": used, "other_kernels": other | took})) == {
         "kernels": "engine: h800_sxm, of h800_sxm, restated for h200_sxm; DeepGEMM (2025-03); "
         "kernels of training and prefill, not of this job",
         "FP8 KV cache": "attention core 0.6 (0.57 to 0.63) times as long as over a BF16 cache, "
         "modelled",
-        "with reference kernels": "48.9 ms, 1.54 of this (h200_sxm)",
+        "with reference kernels": "48.9 ms, 1.54 of this (h200_sxm_reference)",
     }
     prefill = {name: used[name] for name in used if name != "fp8_cache"}
     refused = other | {"reason": "does not fit"}
     assert list(kernels_rows({"kernels": prefill, "other_kernels": refused}))[1:] == [
         ("FP8 KV cache", "changes what fits; prefill decompresses keys and values in BF16"),
-        ("with reference kernels", "no prediction: does not fit (h200_sxm)"),
+        ("with reference kernels", "no prediction: does not fit (h200_sxm_reference)"),
     ]
 
 

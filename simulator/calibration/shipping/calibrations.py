@@ -35,13 +35,20 @@ from simulator.calibration.family_fit import fit_families
 
 FOLDER = ROOT / "calibrations"
 
-FITTED = ("h200_sxm", "h800_decode", "h800_sxm", "h800_without_trace")
+FITTED = (
+    "h100_sxm_reference",
+    "h200_sxm_reference",
+    "h800_decode",
+    "h800_sxm",
+    "h800_without_trace",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Restatement:
     """How a calibration without rows follows from another."""
 
+    gpu: str
     basis: Literal["restated", "datasheet"]
     reason: str
     """Source text of `restated_from`."""
@@ -49,37 +56,33 @@ class Restatement:
 
 _NO_DECOMPRESSED = "; no row of decompressed prefill attention"
 _ANOTHER_ARCHITECTURE = "another architecture: shares of the ceilings as on an H200"
-RESTATED_FROM = "h200_sxm"
+RESTATED_FROM = "h200_sxm_reference"
 RESTATED: Mapping[str, Restatement] = {
-    "h100_sxm": Restatement("restated", "the same SMs; HBM and NVLink differ"),
-    "h20_sxm": Restatement("datasheet", "shares of the ceilings as on an H200"),
-    "b200_sxm": Restatement("datasheet", _ANOTHER_ARCHITECTURE),
-    "gb200": Restatement("datasheet", _ANOTHER_ARCHITECTURE),
-    "rtx_4090": Restatement("datasheet", _ANOTHER_ARCHITECTURE),
+    "h20_sxm": Restatement("h20_sxm", "datasheet", "shares of the ceilings as on an H200"),
+    "b200_sxm_reference": Restatement("b200_sxm", "datasheet", _ANOTHER_ARCHITECTURE),
+    "gb200_reference": Restatement("gb200", "datasheet", _ANOTHER_ARCHITECTURE),
+    "rtx_4090": Restatement("rtx_4090", "datasheet", _ANOTHER_ARCHITECTURE),
 }
-"""{calibration, and the GPU of that name: how it follows from `RESTATED_FROM`}"""
+"""{calibration: how it follows from `RESTATED_FROM`}"""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineTable:
     """Engine kernels of one GPU, and who answers for those that its table lacks."""
 
-    gpu: str
     completed_by: tuple[str, ...]
     lacking: str
     """Large kernels without rows, in words; empty where none."""
 
 
 ENGINES: Mapping[str, EngineTable] = {
-    "h100_sxm_engine": EngineTable("h100_sxm", (RESTATED_FROM,), _NO_DECOMPRESSED),
-    "h200_sxm_engine": EngineTable("h200_sxm", (RESTATED_FROM,), _NO_DECOMPRESSED),
-    "b200_sxm_engine": EngineTable("b200_sxm", (RESTATED_FROM,), ""),
+    "h100_sxm": EngineTable(("h100_sxm_reference",), _NO_DECOMPRESSED),
+    "h200_sxm": EngineTable((RESTATED_FROM,), _NO_DECOMPRESSED),
+    "b200_sxm": EngineTable((RESTATED_FROM,), ""),
     # Decode attention of a GB200 was not published: that of the B200, restated.
-    "gb200_engine": EngineTable(
-        "gb200", ("b200_sxm_engine", RESTATED_FROM), "; no row of decode attention"
-    ),
+    "gb200": EngineTable(("b200_sxm", RESTATED_FROM), "; no row of decode attention"),
 }
-"""{calibration, and table of its rows that engine_tables.py writes: what it is}"""
+"""{calibration, its GPU, and table of its rows that engine_tables.py writes: what it is}"""
 _ENGINE_KERNELS = (
     "SGLang 0.5.14 (DeepGEMM, {attention}, cuBLAS) and 0.5.10 (expert layers), as AIConfigurator "
     "timed them{lacking}"
@@ -130,7 +133,7 @@ COPY_RATES: Mapping[str, CopyRate] = {
     "b200_sxm": CopyRate("B200", "16.5 GB/s", "21.6 GB/s", "5.28 of 8", "4, 8, 12, 16 and 24"),
     "gb200": CopyRate("GB200", "15.0 GB/s", "16.9 GB/s", "3.61 of 4", "4, 8, 12, 16 and 24"),
 }
-"""{calibration without rows: copies that were timed on its own GPU}. Others take `RESTATED_FROM`'s.
+"""{GPU: copies that were timed on it}. Others take `RESTATED_FROM`'s.
 A GB200 tray has 4 GPUs: 4 (1 - C(192,8) / C(256,8)) = 3.61."""
 
 UNMEASURED: Mapping[str, Any] = {
@@ -177,14 +180,14 @@ def _restated(name: str) -> str:
     sources = {key: text for key, text in raw["sources"].items() if key != "kernel_sets"}
     raw |= {
         "name": name,
-        "gpu": name,
+        "gpu": how.gpu,
         "measurements": [],
         "kernel_sets": [],
         "restated_from": [RESTATED_FROM],
         "basis": how.basis,
         "sources": sources | {"restated_from": how.reason},
     }
-    _copies_of(name, raw, same_sms=how.basis == "restated")
+    _copies_of(how.gpu, raw, same_sms=how.basis == "restated")
     if how.basis == "datasheet":
         raw["restatement"] = dict(UNMEASURED)
     del raw["fits"]
@@ -202,14 +205,14 @@ def _copies_of(gpu: str, raw: dict[str, Any], *, same_sms: bool) -> None:
     if gpu in COPY_RATES:
         COPY_RATES[gpu].onto(rates, same_sms=same_sms)
     else:
-        rates["gpu"] = RESTATED_FROM
+        rates["gpu"] = load_calibration(RESTATED_FROM).gpu
         rates["sources"]["gpu"] = "assumed: an SM copies as one of an H200 does"
 
 
 def _engine(name: str) -> str:
     """The calibration of a GPU's engine kernels: its own rows, all else as on an H200."""
     how = ENGINES[name]
-    gpu, measured = load_gpu(how.gpu), load_gpu(load_calibration(RESTATED_FROM).gpu)
+    gpu, measured = load_gpu(name), load_gpu(load_calibration(RESTATED_FROM).gpu)
     raw, _ = read_profile("calibrations", RESTATED_FROM)
     rows = load_measurements(table_path(name))
     same = gpu.architecture == measured.architecture

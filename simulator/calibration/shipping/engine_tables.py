@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gpu", choices=GPUS, action="append", help="default: all")
     options = parser.parse_args(arguments)
     for gpu in options.gpu or GPUS:
-        write_measurements(table_path(f"{gpu}_engine"), engine_rows(options.folder, gpu))
+        write_measurements(table_path(gpu), engine_rows(options.folder, gpu))
 
 
 if __name__ == "__main__":

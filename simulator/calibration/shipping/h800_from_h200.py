@@ -30,7 +30,7 @@ from hardware_profiles.tables import (
 from simulator.hardware.kernels.families import operator_of
 from simulator.hardware.kernels.gpu_ratio import BEYOND_CACHE
 
-SOURCE_TABLES, TARGET_TABLE = ("h200_sxm", "h200_decode_probe"), "h800_from_h200"
+SOURCE_TABLES, TARGET_TABLE = ("h200_sxm_reference", "h200_decode_probe"), "h800_from_h200"
 SOURCE_GPU, TARGET_GPU = "h200_sxm", "h800_sxm"
 KERNEL_SET = "h200_restated"
 PROBE_SET = "dsv3sim_decode_probe"

@@ -23,7 +23,7 @@ TABLE = SHARED / "measured/public/b200_sxm/mla/sglang/0.5.14/generation_mla_perf
 @pytest.mark.parametrize("name", known_calibrations())
 def test_what_rests_on_the_reference_models_rows_says_so(name):
     calibration = load_calibration(name)
-    own = calibration.measurements and name != "h200_sxm"
+    own = calibration.measurements and not name.endswith("_reference")
     assert calibration.kernels.kind == ("engine" if own else "reference")
 
 
@@ -75,13 +75,13 @@ def test_kernels_of_another_gpu_and_for_another_job_are_named():
 @pytest.mark.parametrize(
     ("scenario", "changes", "other"),
     [
-        ("decode_ep8_h200", [], "h200_sxm"),
-        ("decode_ep8_h200", ["calibration=h200_sxm"], "h200_sxm_engine"),
-        ("decode_ep32_b200", [], "b200_sxm"),
+        ("decode_ep8_h200", [], "h200_sxm_reference"),
+        ("decode_ep8_h200", ["calibration=h200_sxm_reference"], "h200_sxm"),
+        ("decode_ep32_b200", [], "b200_sxm_reference"),
         ("decode_ep32_h20", [], "h20_sxm"),
-        ("prefill_ep32_h100", [], "h100_sxm"),
-        ("prefill_ep32_h100", ["calibration=h100_sxm"], "h100_sxm_engine"),
-        ("dualpipe_h800_2048", ["calibration=h200_sxm"], "h800_sxm"),
+        ("prefill_ep32_h100", [], "h100_sxm_reference"),
+        ("prefill_ep32_h100", ["calibration=h100_sxm_reference"], "h100_sxm"),
+        ("dualpipe_h800_2048", ["calibration=h200_sxm_reference"], "h800_sxm"),
     ],
 )
 def test_others_are_those_of_the_other_kind_for_the_job_on_the_nearest_gpu(
@@ -93,9 +93,9 @@ def test_others_are_those_of_the_other_kind_for_the_job_on_the_nearest_gpu(
 def test_a_run_says_what_a_step_takes_with_kernels_of_the_other_kind():
     name = "decode_ep8_h200"
     run = simulate(load_scenario(name))
-    engine, reference = run.quick_metrics, metrics_of(name, ["calibration=h200_sxm"])
+    engine, reference = run.quick_metrics, metrics_of(name, ["calibration=h200_sxm_reference"])
     assert run.other_kernels() == {
-        "calibration": "h200_sxm",
+        "calibration": "h200_sxm_reference",
         "kind": "reference",
         "metric": "step_time_s",
         "seconds": pytest.approx(reference["step_time_s"], rel=1e-12),
@@ -107,29 +107,29 @@ def test_runs_on_kernels_of_different_kind_are_told_apart():
     def run(calibration, kind):
         return {"kernels": {"calibration": calibration, "kind": kind}, "step_time_s": 1.0}
 
-    engine, reference = run("h800_decode", "engine"), run("h200_sxm", "reference")
+    engine, reference = run("h800_decode", "engine"), run("h200_sxm_reference", "reference")
     assert difference_in_kind([engine, run("h800_sxm", "engine")]) == ""
     assert difference_in_kind([{"completion_s": 1.0}, engine]) == ""
     of_fleet = {"kernels": {"decode": reference["kernels"]}}
     for other in (reference, of_fleet):
         assert difference_in_kind([engine, other]) == (
-            "kernels of different kind (engine: h800_decode; reference: h200_sxm): these runs "
-            "differ by whose kernels they are predicted with, not by their machines and settings "
-            "alone"
+            "kernels of different kind (engine: h800_decode; reference: h200_sxm_reference): these "
+            "runs differ by whose kernels they are predicted with, not by their machines and "
+            "settings alone"
         )
 
 
 def test_time_is_counted_by_the_calibration_whose_rows_decide_it():
     class Costs:
-        calibration = load_calibration("h200_sxm").model_copy(
-            update={"name": "mine", "completed_by": ("h200_sxm",)}
+        calibration = load_calibration("h200_sxm_reference").model_copy(
+            update={"name": "mine", "completed_by": ("h200_sxm_reference",)}
         )
 
         def answered_by(self, operator):
             return {
                 "gemm": "mine",
-                "grouped_gemm_weight_grad": "mine in the ratio of h200_sxm",
-                "rmsnorm": "h200_sxm",
+                "grouped_gemm_weight_grad": "mine in the ratio of h200_sxm_reference",
+                "rmsnorm": "h200_sxm_reference",
             }[operator.kind]
 
     def operator(kind):
@@ -148,8 +148,8 @@ def test_time_is_counted_by_the_calibration_whose_rows_decide_it():
     assert found["own_rows_share"] == pytest.approx(0.7)
     assert found["time_by_calibration"] == {
         "mine": pytest.approx(0.5),
-        "mine in the ratio of h200_sxm": pytest.approx(0.2),
-        "h200_sxm": pytest.approx(0.3),
+        "mine in the ratio of h200_sxm_reference": pytest.approx(0.2),
+        "h200_sxm_reference": pytest.approx(0.3),
     }
-    Costs.calibration = load_calibration("h200_sxm")
+    Costs.calibration = load_calibration("h200_sxm_reference")
     assert time_by_calibration(Costs(), times) == {}

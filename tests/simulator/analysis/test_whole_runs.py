@@ -68,7 +68,7 @@ def test_another_gpus_operators_are_restated_and_its_shipped_tables_stand_beside
     assert calibration.restatement == calibration.other_gpu
     own = scenario_of(step, "h200_sxm_1", operators_only=False).calibration
     assert own.restatement != own.other_gpu
-    assert own.measurements[:2] == ("whole/h200_sxm_1_operators", "h200_sxm")
+    assert own.measurements[:2] == ("whole/h200_sxm_1_operators", "h200_sxm_reference")
 
 
 def test_a_lease_timed_in_bursts_alone_tells_the_clock_of_its_steps():

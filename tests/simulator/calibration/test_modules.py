@@ -28,7 +28,7 @@ def test_a_table_of_modules_gives_their_sizes_and_times(tmp_path):
 
 
 def test_sums_stand_beside_modules_by_size(tmp_path):
-    calibration = load_calibration("h200_sxm")
+    calibration = load_calibration("h200_sxm_reference")
     once = shared_experts(tmp_path / "once.csv", ("1024", "0.1"), ("4096", "0.3"))
     twice = shared_experts(tmp_path / "twice.csv", ("1024", "0.2"), ("4096", "0.6"))
     of_once, _ = module_errors([once], calibration)

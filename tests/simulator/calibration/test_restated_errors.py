@@ -12,7 +12,7 @@ from simulator.hardware.kernels.families import calibration_measurements, operat
 
 
 def test_a_restatement_uses_no_row_of_the_predicted_gpu():
-    cluster, calibration = load_cluster("h800_2048"), load_calibration("h200_sxm")
+    cluster, calibration = load_cluster("h800_2048"), load_calibration("h200_sxm_reference")
     rows = [r for r in calibration_measurements(BASE) if r.kind == "attention_forward"]
     slower = [dataclasses.replace(r, seconds=2 * r.seconds) for r in rows]
     errors, doubled = (

@@ -391,7 +391,7 @@ def test_a_group_that_does_not_fill_nodes_sends_to_the_gpus_that_it_has_there():
 def test_a_step_whose_groups_fit_a_rack_says_what_does_not_and_takes_no_nic_but_between_ranks():
     scenario = load_scenario(
         MAIN,
-        ("cluster=gb200_nvl72", "cluster.nodes=64", "calibration=gb200", "training.pp=4",
+        ("cluster=gb200_nvl72", "cluster.nodes=64", "calibration=gb200_reference", "training.pp=4",
          "training.ep=64", "training.global_batch_sequences=4096"),
     )  # fmt: skip
     found = simulate(scenario).result

@@ -206,13 +206,13 @@ def test_more_tokens_never_take_less_time(shape, m, sms, overlapped):
 
 CLUSTER_OF = {
     "b200_sxm": "b200_32",
-    "b200_sxm_engine": "b200_32",
+    "b200_sxm_reference": "b200_32",
     "gb200": "gb200_nvl72",
-    "gb200_engine": "gb200_nvl72",
+    "gb200_reference": "gb200_nvl72",
     "h100_sxm": "h100_96",
-    "h100_sxm_engine": "h100_96",
+    "h100_sxm_reference": "h100_96",
     "h200_sxm": "h200_8",
-    "h200_sxm_engine": "h200_8",
+    "h200_sxm_reference": "h200_8",
     "h20_sxm": "h20_32",
     "h800_decode": "h800_2048",
     "h800_sxm": "h800_2048",
@@ -304,11 +304,11 @@ def test_on_more_sms_than_were_measured_a_product_saves_the_waves_of_its_tiles()
     # 4,096 x 7,168 outputs in tiles of 128 x 128: 1,792 tiles are 14 waves of 132 or 133 SMs, 13 of
     # 140 or 148, 12 of 160. A tile is 128 x 128 x 2,048 multiply-adds; the peak is 1,979 TFLOP/s of
     # 132 SMs, of which the fastest measured product reaches a share.
-    costs = shipped("h200_sxm", gpu__sms=160)
-    reached = shipped("h200_sxm").kernels_.own.achieved.compute["fp8_e4m3"]
+    costs = shipped("h200_sxm_reference", gpu__sms=160)
+    reached = shipped("h200_sxm_reference").kernels_.own.achieved.compute["fp8_e4m3"]
     wave = 2 * 128 * 128 * 2048 / (1979e12 / 132) / reached
     product = gemm(4096, 7168, 2048)
-    measured = one(shipped("h200_sxm"), product, sms=132, overlapped=False)[0]
+    measured = one(shipped("h200_sxm_reference"), product, sms=132, overlapped=False)[0]
     for sms, saved in ((132, 0), (133, 0), (140, 1), (148, 1), (160, 2)):
         seconds = one(costs, product, sms=sms, overlapped=False)[0]
         assert seconds == pytest.approx(measured - saved * wave, rel=1e-9)
@@ -316,7 +316,7 @@ def test_on_more_sms_than_were_measured_a_product_saves_the_waves_of_its_tiles()
 
 def test_bytes_take_as_long_on_more_sms():
     head = gemm(1, 129280, 7168)
-    costs = shipped("h200_sxm", gpu__sms=160)
+    costs = shipped("h200_sxm_reference", gpu__sms=160)
     times = [one(costs, head, sms=sms, overlapped=False)[0] for sms in (132, 148, 160)]
     assert times == pytest.approx([times[0]] * 3, rel=1e-12)
 

@@ -41,7 +41,7 @@ def calibration(tmp_path):
         path = tmp_path / "rows.csv"
         write_measurements(path, rows)
         named = {"measurements": (str(path),), "kernel_sets": ("dsv3sim_mixed",)}
-        return load_calibration("h200_sxm").model_copy(update=named | values)
+        return load_calibration("h200_sxm_reference").model_copy(update=named | values)
 
     return of
 

@@ -95,8 +95,9 @@ def test_published_figures_stand_beside_ideal_ranks_too():
 def test_training_and_serving_name_the_same_inputs_alike():
     of_both = ["skew.rows.max_over_mean=1.05", "experts.redundant=64", "memory.reserved=3 GiB"]
     for name in ("dualpipe_h800_2048", "prefill_ep32_h100"):
-        job = load_scenario(name, [*of_both, "gap.value=1.5 us"]).job
+        gap = ["gap.value=0.4 us", "gap.low=0 us", "gap.high=3 us"]
+        job = load_scenario(name, [*of_both, *gap]).job
         assert job.skew.max_over_mean == 1.05
         assert job.experts.redundant == 64
         assert job.memory.reserved == 3 * 2**30
-        assert job.gap.value == 1.5e-6
+        assert job.gap.value == 0.4e-6

@@ -32,7 +32,7 @@ def test_a_calibration_without_rows_is_the_file_that_the_command_writes(name):
     profile = load_calibration(name)
     assert profile.restatement.source
     assert profile.measurements == ()
-    assert profile.restated_from == ("h200_sxm",)
+    assert profile.restated_from == ("h200_sxm_reference",)
 
 
 @pytest.mark.parametrize("name", sorted(FITTED))

@@ -62,7 +62,7 @@ def test_a_taken_over_product_is_never_faster_than_the_roofline_nor_slowed_by_a_
 
 def test_a_calibration_of_transfers_alone_is_completed_by_another():
     transfers = [row for row in ROWS if row.kind in ("dispatch", "combine")]
-    completed = CALIBRATION.model_copy(update={"completed_by": ("h200_sxm",)})
+    completed = CALIBRATION.model_copy(update={"completed_by": ("h200_sxm_reference",)})
     costs = fitted(calibration=completed, rows=transfers)
     whole = fitted(calibration=completed, rows=ROWS)
     op = dispatch()

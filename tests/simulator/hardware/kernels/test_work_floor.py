@@ -74,10 +74,10 @@ def test_more_sms_shorten_a_row_by_no_more_than_their_share():
     [
         ("h800_decode", "h800_2048"),
         ("h800_sxm", "h800_2048"),
-        ("h200_sxm", "h200_8"),
+        ("h200_sxm_reference", "h200_8"),
         ("h800_decode", "gb200_nvl72"),
         ("h20_sxm", "h20_32"),
-        ("gb200", "gb200_nvl72"),
+        ("gb200_reference", "gb200_nvl72"),
     ],
 )
 def test_attention_of_more_sequences_or_longer_contexts_takes_no_less(calibration, cluster):
