@@ -5,8 +5,9 @@ all its kernels move together, in every chunk of a training step and every layer
 Where a kernel is extrapolated or modelled, a share of the variance (common_share of the
 calibration) is drawn once for all of them, since clocks, power and software versions of another
 table are common to its kernels. A kernel's time is scaled by exp(z w), w the logarithm of the end
-of its interval over its value, for positive and negative z each. What times carry for another GPU
-than the calibration's moves all kernels as one.
+of its interval over its value, for positive and negative z each. What times have in common
+(common_errors.py: device, clocks, power) moves all kernels as one, measured ones too. The parts of
+an all-to-all, which one profile or table tells, err together.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.schema import TimeEstimate
+from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.hardware.prediction import EXTRAPOLATED, NORMAL_80, Prediction
 
 Array = NDArray[np.float64]
@@ -44,11 +46,13 @@ class Draws:
         self.common = rng.standard_normal(samples)
         self.gap = rng.standard_normal(samples)
         self.host = rng.standard_normal(samples)
-        self.other_gpu = rng.standard_normal(samples)
+        self.device = rng.standard_normal(samples)
         self._families: dict[Hashable, Array] = {}
 
     def of(self, family: Hashable) -> Array:
-        """The family's own numbers."""
+        """The family's own numbers; the same for all parts of an all-to-all."""
+        kind = family[0] if isinstance(family, tuple) else family
+        family = "all_to_all" if kind in ALL_TO_ALL_KINDS else family
         if family not in self._families:
             self._families[family] = self._rng.standard_normal(self._samples)
         return self._families[family]
@@ -66,9 +70,10 @@ def scaled_seconds(times: Prediction, draws: Draws) -> Array:
     up = np.log(np.maximum(times.high, value) / value)[:, None]
     down = np.log(value / np.clip(times.low, least, value))[:, None]
     scaled: Array = times.seconds[:, None] * np.exp(normal * np.where(normal > 0, up, down))
-    if times.other_gpu.any():
-        moved = np.log1p(times.other_gpu / value)
-        scaled *= np.exp(moved[:, None] * draws.other_gpu / NORMAL_80)
+    device = draws.device / NORMAL_80
+    scaled *= np.exp(
+        device * np.where(device > 0, times.common[1, :, None], times.common[0, :, None])
+    )
     return scaled
 
 

@@ -76,9 +76,10 @@ class KernelSource:
     disagreements: Mapping[tuple[object, ...], tuple[Seconds, Seconds]]
     """(kind, operand type, result type, sizes, SMs) -> least and most seconds, where several
     sources timed the same kernel alone."""
-    predicted: dict[tuple[Operator, int, bool], tuple[float, float, float, int]]
+    predicted: dict[tuple[Operator, int, bool], tuple[float, float, float, int, float, float]]
     """Kernel times already asked for: (operator, SMs, all-to-all beside it) -> seconds, low, high,
-    provenance. Over a grid of batches and contexts most operators come back."""
+    provenance, below and above of what errs in all kernels at once. Over a grid of batches and
+    contexts most operators come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +205,7 @@ def kernel_source(
         calibration=calibration.model_copy(update=own),
         expert_parallel_ranks=ranks,
         reach=reach,
+        sustained_job=job.phase == "prefill",
     ).fit(rows)
     mixed = low_latency is not None and low_latency.link == "mixed"
     pattern: Pattern = "rail" if normal else "other_domains" if mixed else "every_gpu"

@@ -20,6 +20,7 @@ from hardware_profiles.low_latency_kernels import (
 from hardware_profiles.schema import BesideCompute, Estimate
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
+from simulator.hardware.kernels.families import family_of
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.groups import Domains
 from simulator.hardware.network.transfers import exchange_sms
@@ -67,9 +68,10 @@ def kernel_times(
                 sms.append(exchange_sms(operator.kind, kept=job.communication_sms, free=gpu_sms))
             else:
                 sms.append(gpu_sms - job.communication_sms if overlapped else gpu_sms)
-    seconds, low, high, provenance = _predicted(model, list(zip(flat, sms, beside, strict=True)))
-    other_gpu = _other_gpu_error(model) * seconds
-    family: list[Hashable] = [operator.kind for operator in flat]
+    seconds, low, high, provenance, common = _predicted(
+        model, list(zip(flat, sms, beside, strict=True))
+    )
+    family: list[Hashable] = [family_of(operator) for operator in flat]
     ratio = model.cache_ratio
     if ratio is not None:
         core = np.array([operator.kind == DECODE_CORE for operator in flat])
@@ -77,31 +79,21 @@ def kernel_times(
             (seconds, ratio.value),
             (low, ratio.low),
             (high, ratio.high),
-            (other_gpu, ratio.value),
         ):
             times[core] *= by
         provenance[core] = MODELLED
     for place, (operator, part) in enumerate(zip(flat, parts, strict=True)):
-        if operator.kind in ALL_TO_ALL_KINDS:
-            other_gpu[place] = 0.0
         known = _special_time(model, operator, part, copies[place])
         if known is None:
             continue
         seconds[place], low[place], high[place] = known.seconds[0], known.low[0], known.high[0]
         provenance[place], (family[place],) = known.provenance[0], known.family
-        other_gpu[place] = 0.0
-    return Prediction(seconds, low, high, provenance, tuple(family), other_gpu)
+        common[:, place] = 0.0
+    return Prediction(seconds, low, high, provenance, tuple(family), common)
 
 
 def _on_calibrated_gpu(model: ServingModel) -> bool:
     return model.cluster.node.gpu.name == model.kernels.calibration.gpu
-
-
-def _other_gpu_error(model: ServingModel) -> float:
-    """Relative error of kernel times of the calibration's GPU on the cluster's; a calibration that
-    names its own (restatement) has it in its intervals already."""
-    named = model.kernels.calibration.restatement is not None
-    return 0.0 if named or _on_calibrated_gpu(model) else _taken_over(model)
 
 
 def _taken_over(model: ServingModel) -> float:
@@ -112,9 +104,10 @@ def _taken_over(model: ServingModel) -> float:
 
 def _predicted(
     model: ServingModel, asked: Sequence[tuple[Operator, int, bool]]
-) -> tuple[Array, Array, Array, NDArray[np.intp]]:
-    """Seconds, both ends of the interval and provenance of kernels (operator, SMs, all-to-all
-    beside it), out of what is known and one question for the rest."""
+) -> tuple[Array, Array, Array, NDArray[np.intp], Array]:
+    """Seconds, both ends of the interval, provenance and what errs in all kernels at once [2, ...]
+    of kernels (operator, SMs, all-to-all beside it), out of what is known and one question for the
+    rest."""
     missing = list(dict.fromkeys(key for key in asked if key not in model.kernels.predicted))
     if missing:
         new = model.kernels.costs.predict(
@@ -130,9 +123,10 @@ def _predicted(
             new.low.tolist(),
             new.high.tolist(),
             new.provenance.tolist(),
+            *new.common.tolist(),
             strict=True,
         )
-        for key, (value, least, most, source) in zip(missing, columns, strict=True):
+        for key, (value, least, most, source, below, above) in zip(missing, columns, strict=True):
             (operator, sms, beside), code = key, max(best, source)
             family = (operator.kind, operator.dtype, operator.out_dtype)
             if family not in model.kernels.restated:
@@ -140,7 +134,8 @@ def _predicted(
                 if not beside:
                     # Two sources of one kernel: the difference belongs into the interval.
                     ends = model.kernels.disagreements.get((*family, operator.sizes, sms), ends)
-                model.kernels.predicted[key] = (value, min(least, *ends), max(most, *ends), code)
+                low, high = min(least, *ends), max(most, *ends)
+                model.kernels.predicted[key] = (value, low, high, code, below, above)
                 continue
             # Measured, but on another GPU.
             model.kernels.predicted[key] = (
@@ -148,10 +143,14 @@ def _predicted(
                 value - math.hypot(value - least, _taken_over(model) * value),
                 value + math.hypot(most - value, _taken_over(model) * value),
                 max(code, EXTRAPOLATED),
+                below,
+                above,
             )
     rows = [model.kernels.predicted[key] for key in asked]
     times = np.array([row[:3] for row in rows]).reshape(-1, 3).T
-    return times[0], times[1], times[2], np.array([row[3] for row in rows], dtype=np.intp)
+    provenance = np.array([row[3] for row in rows], dtype=np.intp)
+    shared = np.array([row[4:] for row in rows]).reshape(-1, 2).T
+    return times[0], times[1], times[2], provenance, shared
 
 
 _ENDS = ("dispatch_send", "dispatch_receive", "combine_send", "combine_receive")

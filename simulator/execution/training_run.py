@@ -104,6 +104,7 @@ def simulate_training(
         calibration=scenario.calibration,
         expert_parallel_ranks=job.ep,
         reach=reach,
+        sustained_job=True,
     ).fit(measurements)
     loads = step_loads(scenario.cluster, layout, schedule)
     layers = model_layers(scenario.model)

@@ -44,6 +44,7 @@ from numpy.typing import NDArray
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile
 from hardware_profiles.tables import Measurement
 from reference_model.trace import ALL_TO_ALL_KINDS, KINDS, Operator
+from simulator.hardware.common_errors import common_ends
 from simulator.hardware.kernels.calibrated import NotCalibrated
 from simulator.hardware.kernels.completed import CompletedKernels
 from simulator.hardware.kernels.families import Family, family_of
@@ -71,6 +72,7 @@ class KernelCostModel:
         calibration: CalibrationProfile,
         expert_parallel_ranks: int,
         reach: Reach | None = None,
+        sustained_job: bool = False,
     ) -> None:
         """Store the inputs.
 
@@ -80,20 +82,29 @@ class KernelCostModel:
             expert_parallel_ranks: GPUs that share a layer's experts; dispatch and combine cross
                 the nodes that hold them.
             reach: where the job's tokens go; else as in DeepEP's tests.
+            sustained_job: whether the job draws the power limit for its whole length.
         """
         self.cluster = cluster
         self.calibration = calibration
         self.expert_parallel_ranks = expert_parallel_ranks
         self.reach = reach
+        self.sustained_job = sustained_job
 
     def fit(self, measurements: Iterable[Measurement]) -> Self:
         """Learn from a measurement table; rows of kernel sets not in the calibration are left out,
         and so are bulk transfers, which are no kernels of a layer.
 
-        Sets `kernels_`, what it says of compute kernels, and `transfers_`, those of the job.
+        Sets `kernels_`, what it says of compute kernels, `common_`, what errs in all of them at
+        once, and `transfers_`, those of the job.
         Raises as `CalibratedKernels` does.
         """
         self.kernels_ = CompletedKernels(self.calibration, self.cluster.node.gpu, measurements)
+        self.common_ = common_ends(
+            self.calibration,
+            self.cluster.node.gpu,
+            self.kernels_.own.rows,
+            sustained_job=self.sustained_job,
+        )
         self.transfers_ = self._transfers(self.calibration, self.kernels_.own.rows)
         return self
 
@@ -182,6 +193,7 @@ class KernelCostModel:
             places[place] = seen[identity] = known
         answers = np.empty((3, len(index)))
         provenance = np.empty(len(index), dtype=np.intp)
+        common = np.zeros((2, len(index)))
         parts = (
             (beside, family, members[start : start + CHUNK])
             for (beside, family), members in groups.items()
@@ -200,7 +212,9 @@ class KernelCostModel:
                 )
                 answer = found.seconds, found.low, found.high, found.provenance
             else:
-                answer = self.kernels_.asked_again(family, batch_of(unique), unique_sms, beside)
+                batch = batch_of(unique)
+                answer = self.kernels_.asked_again(family, batch, unique_sms, beside)
+                common[:, chosen] = self.common_.of(batch, answer[0], self.cluster.node.gpu)
             answers[0, chosen], answers[1, chosen], answers[2, chosen] = answer[:3]
             provenance[chosen] = answer[3]
         seconds, low, high = answers[:, places]
@@ -210,7 +224,7 @@ class KernelCostModel:
             high,
             provenance[places],
             tuple(families[place] for place in places.tolist()),
-            np.zeros(len(places)),
+            common[:, places],
         )
 
     def predict_sizes(
@@ -267,14 +281,16 @@ class KernelCostModel:
             for start in range(0, len(columns), CHUNK)
         ]
         if not parts:
-            nothing = np.empty(0)
-            return Prediction(nothing, nothing, nothing, np.empty(0, dtype=np.intp), (), nothing)
+            nothing, common = np.empty(0), np.empty((2, 0))
+            return Prediction(nothing, nothing, nothing, np.empty(0, dtype=np.intp), (), common)
         seconds, low, high = (
             np.concatenate([part[end] for part in parts])[places] for end in range(3)
         )
         provenance = np.concatenate([part[3] for part in parts])[places]
         of_kind = (family,) * len(places)
-        return Prediction(seconds, low, high, provenance, of_kind, np.zeros(len(places)))
+        batch = batch_of_sizes(like, columns[places])
+        common = self.common_.of(batch, seconds, self.cluster.node.gpu)
+        return Prediction(seconds, low, high, provenance, of_kind, common)
 
     def answered_by(self, operator: Operator) -> str:
         """Name of the calibration whose rows a compute kernel's time rests on."""

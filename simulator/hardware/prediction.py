@@ -24,14 +24,14 @@ class Prediction:
     seconds: Array
     low: Array
     high: Array
-    """Ends of each time's own 80 % interval, seconds; other_gpu left out."""
+    """Ends of each time's own 80 % interval, seconds; `common` left out."""
     provenance: NDArray[np.intp]
     """Places in PROVENANCES."""
     family: tuple[Hashable, ...]
     """What errs together: a kernel's family, or the name of an input."""
-    other_gpu: Array
-    """Error, each way in seconds, of restating a time of the GPU of the calibration: clocks and
-    power, which all kernels have in common. Zero on that GPU itself, and of transfers."""
+    common: Array
+    """[2, times] logarithms of each time over its low end and of its high end over it, by what
+    moves all kernels as one (common_errors.py), 80%. Zero of transfers."""
 
     def provenance_names(self) -> list[str]:
         """What each time rests on, in words."""
@@ -39,9 +39,11 @@ class Prediction:
 
     def ends(self) -> tuple[Array, Array]:
         """Both ends of each interval with everything in it."""
-        below = np.hypot(self.seconds - self.low, self.other_gpu)
-        above = np.hypot(self.high - self.seconds, self.other_gpu)
-        return self.seconds - below, self.seconds + above
+        least = np.finfo(np.float64).tiny
+        value = np.maximum(self.seconds, least)
+        below = np.hypot(np.log(value / np.clip(self.low, least, value)), self.common[0])
+        above = np.hypot(np.log(np.maximum(self.high, value) / value), self.common[1])
+        return self.seconds * np.exp(-below), self.seconds * np.exp(above)
 
     def part(self, chosen: slice) -> Prediction:
         """The predictions at some places."""
@@ -51,7 +53,7 @@ class Prediction:
             self.high[chosen],
             self.provenance[chosen],
             self.family[chosen],
-            self.other_gpu[chosen],
+            self.common[:, chosen],
         )
 
     def between(self, other: Prediction, share: Array) -> Prediction:
@@ -62,7 +64,7 @@ class Prediction:
             other.high + share * (self.high - other.high),
             np.maximum(self.provenance, other.provenance),
             self.family,
-            other.other_gpu + share * (self.other_gpu - other.other_gpu),
+            other.common + share * (self.common - other.common),
         )
 
 
@@ -76,5 +78,5 @@ def one_time(
         np.array([high]),
         np.array([provenance], dtype=np.intp),
         (family,),
-        np.zeros(1),
+        np.zeros((2, 1)),
     )

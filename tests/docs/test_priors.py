@@ -49,6 +49,23 @@ def test_the_page_names_every_setting() -> None:
     assert list(SETTINGS) == ["forced_balance", "eplb_with_drift", "bias_balanced"]
 
 
+def test_what_moves_all_kernels_as_one_is_that_of_the_page() -> None:
+    data = yaml.safe_load((ROOT / "hardware_profiles" / "common_errors.yaml").read_text())
+    lines = {
+        cells[1].strip(): [float(cell) for cell in cells[2:5]]
+        for cells in (line.split("|") for line in PAGE.splitlines())
+        if len(cells) == 8 and re.match(r"\s*[\d.]+\s*$", cells[4])
+    }
+
+    for name, row, scale in (
+        ("compute", "device", 1e-2),
+        ("memory", "device, memory-bound", 1e-2),
+        ("sustained", "sustained load", 1.0),
+    ):
+        ends = [data[name][end] for end in ("value", "low", "high")]
+        assert ends == pytest.approx([scale * value for value in lines[row]]), name
+
+
 def test_the_prior_of_the_clock_follows_from_its_rule() -> None:
     # Two degrees of freedom at 1.5%, three at 0.66% (GEMM) and 0.70% (attention) of four H200;
     # chi-square of 5 degrees of freedom: 1.610 and 9.236.

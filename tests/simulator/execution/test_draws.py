@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from simulator.execution.draws import Draws, drawn, interval, variance_shares
+from simulator.execution.draws import Draws, drawn, interval, scaled_seconds, variance_shares
+from simulator.hardware.prediction import MEASURED, NORMAL_80, Prediction
 from simulator.scenario.inputs import Prior
 
 
@@ -12,6 +13,24 @@ def test_a_family_has_one_error():
     gemm = ("gemm", "fp8_e4m3", "bfloat16", False)
     assert draws.of(gemm) is draws.of(gemm)
     assert (draws.of(gemm) != draws.of(("gemm", "bfloat16", "bfloat16", False))).all()
+
+
+def test_the_parts_of_an_all_to_all_err_together():
+    draws = Draws(np.random.default_rng(0), common_share=0.5)
+    assert draws.of("dispatch") is draws.of(("combine", "bfloat16", "bfloat16", False))
+
+
+def test_a_device_moves_measured_kernels_of_every_family_as_one():
+    """Known exactly by themselves, times of 2 and 3 s keep their ratio and move by the device: at
+    its 90th percentile by a factor of 1.5, at its 10th by one of 1.25."""
+    draws = Draws(np.random.default_rng(0), common_share=0.5, samples=2)
+    draws.device = NORMAL_80 * np.array([1.0, -1.0])
+    exact = np.array([2.0, 3.0])
+    common = np.log([[1.25, 1.25], [1.5, 1.5]])
+    provenance = np.array([MEASURED, MEASURED], dtype=np.intp)
+    times = Prediction(exact, exact, exact, provenance, ("gemm", "cast"), common)
+
+    assert scaled_seconds(times, draws) == pytest.approx(np.array([[3.0, 1.6], [4.5, 2.4]]))
 
 
 @pytest.mark.parametrize(

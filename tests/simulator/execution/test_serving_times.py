@@ -96,7 +96,9 @@ def test_where_two_sources_timed_one_kernel_the_interval_holds_both():
 
 def test_another_gpu_than_the_calibrations_has_an_error_of_its_own():
     h800, h100 = step_of("prefill_ep32_profile"), step_of("prefill_ep32_h100")
-    assert not h800.times.other_gpu.any()
+    # On an H800 the tables' own GPU is one of many; on an H100 17% of another type come on top.
+    assert h800.times.common.max() < 0.06
+    assert h100.times.common[1].max() > np.log(1.17)
     low, high = h100.times.ends()
     assert np.all(low <= h100.times.low)
     assert np.all(high >= h100.times.high)
