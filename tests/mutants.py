@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("hardware_profiles", "reference_model", "simulator", "reports")
 DECIDE = (
     "simulator/hardware/costs.py",
+    "simulator/hardware/kernels/completed.py",
     "simulator/hardware/kernels/calibrated.py",
     "simulator/hardware/kernels/completed.py",
     "simulator/hardware/network/transfers.py",

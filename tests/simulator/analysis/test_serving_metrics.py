@@ -1,11 +1,14 @@
 """The JSON of a serving step has the promised names, and its figures agree with one another."""
 
 import json
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
+from simulator.analysis import serving_metrics
 from simulator.analysis.run import simulate
-from simulator.analysis.serving_metrics import best_batches
+from simulator.analysis.serving_metrics import best_batches, headline
 from simulator.execution.serving_run import SpeculationPoint
 from simulator.scenario.files import load_scenario
 
@@ -212,3 +215,35 @@ def test_a_bound_shows_its_idealisations_by_name():
     # 61 layers of the bound, 58 of the model that have experts.
     assert without["layers"] == pytest.approx(metrics["tpot_s"]["mean"] * 58 / 61, rel=1e-12)
     assert without["micro_batches"] is None
+
+
+def test_the_rates_of_an_offload_server_are_one_over_its_times():
+    metrics = metrics_of("offload_ktransformers")
+    assert metrics["tokens_per_second_per_user"] == 1 / metrics["step_time_s"]
+    for row in metrics["published"]:
+        assert row["error"] == row["simulated"] / row["published"] - 1
+
+
+def test_rates_are_means_over_gpus_that_have_requests_and_those_that_have_none():
+    """Two of ten GPUs are idle; the others have three requests each, two GPUs sharing six."""
+    requests = SimpleNamespace(idle_gpus=2)
+    job = SimpleNamespace(
+        phase="decode", gpus=10, requests=requests, group_requests=6, attention_tp=2
+    )
+    model = SimpleNamespace(job=SimpleNamespace(speculative_decoding=None))
+    rates = headline(job, SimpleNamespace(step_s=0.02, model=model), 8)
+    assert rates["output_tokens_per_second_per_gpu"] == pytest.approx(0.8 * 3 / 0.02)
+    assert rates["output_tokens_per_second_per_node"] == pytest.approx(8 * 0.8 * 3 / 0.02)
+    assert rates["tokens_per_second_per_user"] == pytest.approx(1 / 0.02)
+    assert rates["tpot_s"] == {"mean": 0.02}
+
+
+def test_times_have_the_interval_of_the_iteration_and_rates_the_inverse(monkeypatch):
+    """An iteration of 2 s, of 1.6 to 2.5, that gives two tokens."""
+    monkeypatch.setattr(serving_metrics, "serving_interval", lambda *_, **__: (1.6, 2.5))
+    run = MagicMock()
+    run.step.step_s = 2.0
+    figures = {"step_time_s": 2.0, "pass_time_s": None, "tpot_s": {"mean": 1.0}, "rate": 10.0}
+    assert serving_metrics._intervals(run, figures) == {
+        "step_time_s": [1.6, 2.5], "tpot_s": [0.8, 1.25], "rate": [8.0, 12.5],
+    }  # fmt: skip

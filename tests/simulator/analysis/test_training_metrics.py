@@ -1,8 +1,13 @@
 """Figures of a training step that follow from the times of its ranks."""
 
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
 import pytest
 
-from simulator.analysis.training_metrics import RankTimes, uneven_ranks
+from simulator.analysis import training_metrics
+from simulator.analysis.training_metrics import RankTimes, transfer_limits, uneven_ranks
+from simulator.hardware.network.fabric_load import FabricLoad
 
 
 def busy(seconds):
@@ -31,3 +36,44 @@ def test_a_rank_that_keeps_the_others_waiting_is_named_with_its_share(chosen, wa
 @pytest.mark.parametrize("seconds", [(9.6, 9.6, 10.8), (1.0,)])
 def test_a_tenth_over_the_mean_is_what_whole_layers_leave(seconds):
     assert uneven_ranks([busy(each) for each in seconds], chosen=True) == []
+
+
+def test_a_transfers_limit_is_that_of_its_slowest_and_narrowest_traffic():
+    def load(stretch, bandwidth):
+        return FabricLoad(nic_stretch=stretch, bandwidth=bandwidth, latency=0.0)
+
+    loads = SimpleNamespace(
+        all_to_all=[load(2.0, 30.0), load(1.5, 20.0)],
+        sends={0: None, 1: load(1.25, 60.0)},
+        dense=[],
+        experts=[load(1.0, 50.0)],
+    )
+    node = SimpleNamespace(nic_bandwidth_per_gpu=50.0)
+    run = SimpleNamespace(
+        step=SimpleNamespace(loads=loads),
+        scenario=SimpleNamespace(cluster=SimpleNamespace(node=node)),
+    )
+    assert transfer_limits(run) == {
+        "nic_bytes_per_s": 50.0,
+        "all_to_all": {"nic_stretch": 2.0, "fabric_bytes_per_s": 20.0},
+        "pipeline_send": {"nic_stretch": 1.25, "fabric_bytes_per_s": None},
+        "dense_parameters": {"nic_stretch": 1.0, "fabric_bytes_per_s": None},
+        "experts": {"nic_stretch": 1.0, "fabric_bytes_per_s": None},
+    }
+
+
+def test_rates_go_against_the_steps_interval_and_costs_with_it(monkeypatch):
+    """A step of 2 s, of 1.6 to 2.5: 100 tokens a day are 80 to 125, 30 dollars 24 to 37.5."""
+    monkeypatch.setattr(
+        training_metrics,
+        "training_intervals",
+        lambda *_, **__: {"step_time_s": [1.6, 2.5], "pipeline_time_s": [1.0, 2.0]},
+    )
+    run = MagicMock()
+    figures = dict.fromkeys(training_metrics._RATES, 100.0) | dict.fromkeys(
+        training_metrics._COSTS, 30.0
+    )
+    found = training_metrics._intervals(run, {"step_time_s": 2.0, **figures})
+    assert found.pop("step_time_s") == [1.6, 2.5]
+    rates = {name: [80.0, 125.0] for name in training_metrics._RATES}
+    assert found == rates | {name: [24.0, 37.5] for name in training_metrics._COSTS}

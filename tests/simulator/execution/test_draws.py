@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simulator.execution.draws import Draws, drawn, interval, scaled_seconds, variance_shares
-from simulator.hardware.prediction import MEASURED, NORMAL_80, Prediction
+from simulator.hardware.prediction import EXTRAPOLATED, MEASURED, NORMAL_80, Prediction, one_time
 from simulator.scenario.inputs import Prior
 
 
@@ -72,3 +72,25 @@ def test_chance_is_taken_out_of_what_an_input_explains():
     logs = np.tile([-1.0, 0.0, 1.0], 8) + np.repeat([0.0, 4.0], 12)
     shares = variance_shares({"input": np.arange(24.0)}, np.exp(logs))
     assert shares["input"] == pytest.approx(1 - 23 / 24 / (14 / 3), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "common_share", "factor"),
+    [
+        # A measured kernel errs by itself: one standard deviation of 1.2816 in log 2.
+        (MEASURED, 0.36, 2.0),
+        # 0.6 of the common draw of -1 and 0.8 of its own of 1.
+        (EXTRAPOLATED, 0.36, 2.0 ** (0.8 - 0.6)),
+        (EXTRAPOLATED, 0.0, 2.0),
+        (EXTRAPOLATED, 1.0, 0.5),
+    ],
+)
+def test_a_share_of_the_variance_of_extrapolated_kernels_is_common_to_them(
+    provenance, common_share, factor
+):
+    """3 s of 1.5 to 6, with draws at the ends of the interval."""
+    draws = Draws(np.random.default_rng(0), common_share=common_share, samples=1)
+    draws.of("gemm")[:] = NORMAL_80
+    draws.common[:] = -NORMAL_80
+    times = one_time(3.0, 1.5, 6.0, provenance=provenance, family="gemm")
+    assert scaled_seconds(times, draws).tolist() == [[pytest.approx(3.0 * factor, rel=1e-12)]]

@@ -223,9 +223,10 @@ def test_ranks_waited_for_before_a_transfer_that_compute_hides_are_no_waiting():
     assert (found.ranks_s.tolist(), found.transfers_s.tolist()) == ([0.0, 0.0], [0.0, 0.0])
 
 
-def test_a_graph_without_communication_has_none():
-    log = once([("c", ())], [1])
-    assert (waiting(log).exposed_communication_s, hidden_communication(log)) == (0.0, 0.0)
+def test_a_graph_of_one_stream_exposes_all_its_communication_and_hides_none():
+    for letter, exposed in (("c", 0.0), ("m", 1.0)):
+        log = once([(letter, ())], [1])
+        assert (waiting(log).exposed_communication_s, hidden_communication(log)) == (exposed, 0.0)
 
 
 def test_gaps_are_not_exposed_but_transfers_after_the_last_kernel_and_collectives_are():

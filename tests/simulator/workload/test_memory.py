@@ -104,3 +104,20 @@ def test_a_gpu_has_the_parts_that_its_job_has_largest_first_in_words():
     assert list(memory.parts) == ["weights", "gradients", "workspace", "reserved"]
     assert memory.total == 6.0 * 2**30
     assert str(memory) == "workspace 3 GiB, weights 2 GiB, gradients 1 GiB, reserved 0 B"
+
+
+def test_a_dense_layer_holds_attention_norms_and_its_feed_forward():
+    dense = ATTENTION + 1536 + 512 + 2 * 7168 + 3 * 7168 * 18432
+    assert dense == 583_483_392
+    moe = MATRICES + ROUTER_AND_NORMS
+    assert memory_model("fp8").held(0, STAGES).total == 129280 * 7168 + dense + moe
+
+
+def test_weight_gradients_are_computed_at_once_until_the_fullest_rank_fits():
+    """1F1B defers none, so that computing them at once frees nothing: all or none."""
+    model = memory_model("fp8")
+    fullest = max(rank.total for rank in model.ranks(STAGES, ()))
+    assert model.fitting(STAGES, fullest) == ()
+    assert len(model.fitting(STAGES, fullest - 1)) == sum(
+        layer.weight_flops[matrix] > 0 for matrix, layer in model.matrices().items()
+    )

@@ -14,6 +14,7 @@ from simulator.workload.serving_memory import (
     check_kv_fits,
     kv_bytes_per_token,
     kv_capacity,
+    micro_batch_tokens,
     serving_memory,
     weight_bytes,
 )
@@ -180,3 +181,39 @@ def test_gpus_over_which_expert_groups_do_not_spread_are_named_with_another_plac
     with pytest.raises(Infeasible, match=message):
         capacity("prefill_ep32_profile", "gpus=12", *few)
     capacity("prefill_ep32_profile", "gpus=24", "experts.placement=global", *few)
+
+
+def test_drafted_tokens_and_those_of_all_that_share_heads_count_into_a_micro_batch():
+    # 33 requests of two tokens in two micro-batches; 48 in four fours.
+    assert micro_batch_tokens(job_of("mtp_ep128", "requests.requests_per_gpu=33")) == 33
+    assert micro_batch_tokens(job_of("decode_ep320_report")) == 24
+
+
+def test_a_draft_module_adds_a_layer_its_projection_and_its_norms():
+    drafting = job_of("mtp_ep128")
+    plain = job_of("mtp_ep128", "speculative_decoding=null")
+    given = {"config": V3, "low_latency": profile_of(plain), "operators": ()}
+    added = serving_memory(drafting, **given).weights - serving_memory(plain, **given).weights
+    with_scales = 1 + 4 / 128**2
+    in_fp8 = 7168 * 1536 + 7168 * 576 + 1536 * 24576 + 16384 * 7168
+    expert = 3 * 7168 * 2048
+    # Of 256 experts on 128 GPUs two, and the shared one. The absorbed up-projection is BF16.
+    layer = (in_fp8 + 3 * expert) * with_scales + 512 * 32768 * 2
+    layer += 2 * (1536 + 512 + 2 * 7168) + 2 * (256 * 7168 + 256)
+    assert added == pytest.approx(layer + (2 * 7168**2 + 3 * 7168) * with_scales, rel=1e-12)
+
+
+def test_buffers_bound_the_batch_of_all_gpus_that_share_heads():
+    """Two tokens of each of two micro-batches are 4 requests a GPU, 16 of four."""
+    bound = capacity("decode_ep320_report", "memory.buffer_tokens=2")
+    assert (bound.largest_batch, bound.largest_group) == (4, 16)
+    free = capacity("decode_ep320_report", "memory.buffer_tokens=null")
+    assert free.limit.startswith("KV cache: ")
+    assert free.largest_batch == free.largest_group // 4
+
+
+def test_a_prefill_pass_holds_the_prompts_that_its_tokens_are_begun_of():
+    # 16,384 tokens are four prompts of 4,096, and five of 3,500, a page being 64 tokens.
+    assert capacity("prefill_ep32_profile").needed_tokens == 4 * 4096
+    begun = capacity("prefill_ep32_profile", "requests.prompt_tokens=3500")
+    assert begun.needed_tokens == 5 * 3520

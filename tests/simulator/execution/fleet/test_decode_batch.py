@@ -91,3 +91,20 @@ def test_the_latest_of_the_least_urgent_is_preempted_first() -> None:
         request.rank = 0
         batch.join(request)
     assert batch.last_joined(0) is patient[0]
+
+
+def test_the_rest_of_every_last_page_is_held_and_takes_room() -> None:
+    """Prompts of 50, and of twice 10; 2 tokens a step, 3 steps done, 7 tokens to a page's end."""
+    batch = DecodeBatch(2, 2.0, slack=7)
+    batch.join(live(50, 100, rank=0))
+    batch.join(live(10, 100, rank=1))
+    batch.join(live(10, 100, rank=1, index=1))
+    batch.advance(3)
+    assert [batch.kv_tokens(rank) for rank in (0, 1)] == [56, 32]
+    assert [batch.held_tokens(rank) for rank in (0, 1)] == [63, 46]
+    assert batch.held_tokens(1, 2) == 46 + 2 * 2 * 2
+    assert batch.total_kv_tokens == 56 + 32
+    assert batch.total_held_tokens == 63 + 46
+    # Rank 0 has 100 - 20 - 63 tokens left for 2 a step, rank 1 100 - 46 for 4.
+    assert batch.steps_of_room(100, [20, 0]) == 17 / 2
+    assert batch.steps_of_room(100, [0, 20]) == 34 / 4

@@ -5,7 +5,11 @@ from fleets import check_conservation, fixed_requests, make_job, pool, run
 
 from hardware_profiles.schema import ClusterProfile, load_cluster
 from simulator.execution.fleet.accounts import FleetRun
+from simulator.execution.fleet.decode_batch import DecodeBatch
+from simulator.execution.fleet.kv_cache import KvCache
+from simulator.execution.fleet.live_request import LiveRequest
 from simulator.execution.fleet.log import CollectedLog
+from simulator.workload.requests import Request
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +99,38 @@ def test_reserving_the_whole_answer_never_preempts(cluster: ClusterProfile) -> N
     )
     result, _ = run(job, cluster)
     assert (result.preemptions, result.finished) == (0, 60)
+
+
+def cache_of(capacity: int, *, slack: int = 0, reserve_full: bool = False) -> KvCache:
+    """A cache of two ranks whose batch, of at most 4 requests, has one of 20 tokens on rank 0."""
+    batch = DecodeBatch(2, 1.0, slack=slack)
+    decoding = LiveRequest(Request(0, 0.0, 20, 10), generated=1)
+    decoding.rank = 0
+    batch.join(decoding)
+    return KvCache(batch, capacity=capacity, max_batch=4, reserve_full=reserve_full)
+
+
+@pytest.mark.parametrize(("reserve_full", "in_use"), [(False, 10 + 5 + 20 + 5), (True, 10 + 5)])
+def test_a_ranks_load_is_its_use_of_the_cache_plus_that_of_the_batch(
+    reserve_full: bool, in_use: int
+) -> None:
+    """10 tokens set aside for a request to come, each with 5 of its last page; one decodes."""
+    cache = cache_of(100, slack=5, reserve_full=reserve_full)
+    cache.expect(LiveRequest(Request(1, 0.0, 10, 10), generated=0), 0, 10)
+    assert cache.loads() == [in_use / 100 + 2 / 4, 0.0]
+
+
+def test_a_cache_without_room_is_loaded_by_what_it_holds() -> None:
+    cache = cache_of(0)
+    cache.take(LiveRequest(Request(1, 0.0, 3, 10), generated=0), 1, 3)
+    assert cache.loads()[1] == 3.0
+
+
+def test_a_watermark_keeps_a_part_of_the_cache_free_of_newcomers() -> None:
+    """Of 100 tokens 20 are in use; a tenth stays free, so that 70 fit and 71 do not."""
+    cache = cache_of(100)
+    for need, fits in ((70, True), (71, False)):
+        assert cache.fits(0, need, others=0, ahead=0, watermark=0.1) is fits
+    assert cache.fits(0, 80, others=0, ahead=0, watermark=0.0)
+    # An empty rank gives all it has.
+    assert cache.fits(1, 100, others=0, ahead=0, watermark=0.1)

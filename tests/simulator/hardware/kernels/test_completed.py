@@ -1,5 +1,7 @@
 """Whose rows a kernel's time rests on where a calibration is completed by another."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from cost_models import (
@@ -15,9 +17,11 @@ from cost_models import (
 )
 
 from hardware_profiles.schema import load_calibration, load_gpu
+from simulator.hardware.kernels import completed
+from simulator.hardware.kernels.completed import CompletedKernels
 from simulator.hardware.kernels.roofline import batch_of, least_seconds
 from simulator.hardware.network.fabric_load import NO_LIMIT
-from simulator.hardware.prediction import EXTRAPOLATED
+from simulator.hardware.prediction import EXTRAPOLATED, MEASURED
 
 H800 = load_gpu("h800_sxm")
 WITH_H200 = fitted(calibration=load_calibration("h800_sxm"))
@@ -68,3 +72,38 @@ def test_a_calibration_of_transfers_alone_is_completed_by_another():
     op = dispatch()
     assert one(costs, op, sms=20, overlapped=True) == one(whole, op, sms=20, overlapped=True)
     assert one(costs, gemm(4096, 7168, 2048), sms=112, overlapped=True)[0] > 0
+
+
+def test_what_work_raises_a_time_by_raises_its_interval_by():
+    """2 s of 1 to 4; rows with less work say 3."""
+    kernels = SimpleNamespace(
+        _one_by_one=lambda *_: tuple(np.array([x]) for x in (2.0, 1.0, 4.0, MEASURED)),
+        _restated_floor=lambda *_: SimpleNamespace(raise_to=lambda *_: np.log([3.0])),
+    )
+    found = CompletedKernels.of_batch(kernels, (), None, None, False)
+    assert [float(part[0]) for part in found] == pytest.approx([3.0, 1.5, 6.0, MEASURED])
+
+
+def test_own_rows_of_a_product_scale_the_completing_ones_and_add_their_doubt(monkeypatch):
+    """2 s of 1 to 4 there; of the same product 6 s here, of 3 to 18, where the other says 4."""
+    monkeypatch.setattr(completed, "related_batch", lambda batch, _: batch)
+
+    def model(*answer):
+        parts = tuple(np.array([float(x)]) for x in answer)
+        return SimpleNamespace(
+            measured_gpu=SimpleNamespace(sms=132), compute=lambda *_: parts, answer=parts
+        )
+
+    own, other = model(6, 3, 18, MEASURED), model(4, 4, 4, MEASURED)
+    found = CompletedKernels._in_ratio(
+        SimpleNamespace(own=own), model(2, 1, 4, MEASURED).answer, other, (), None,
+        np.array([132.0]), False,
+    )  # fmt: skip
+    halves, thirds = np.log(2), np.log(3)
+    expected = [
+        2 * 6 / 4,
+        3 * np.exp(-np.hypot(halves, halves)),
+        3 * np.exp(np.hypot(halves, thirds)),
+        EXTRAPOLATED,
+    ]
+    assert [float(part[0]) for part in found] == pytest.approx(expected, rel=1e-12)
