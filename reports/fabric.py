@@ -7,7 +7,6 @@ the byte table of every link that carried anything. Cluster: a drawing in text, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from hardware_profiles.units import (
     unit_factor,
 )
 from reports.palette import GRID, INK, MUTED
+from reports.tables import published_cells
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,11 @@ def collective_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     tables = [headline, _table("operations", columns, rows)]
     if metrics["published"]:
         tables.append(
-            _table("beside published figures", PUBLISHED_COLUMNS, published_cells(metrics))
+            _table(
+                "beside published figures",
+                PUBLISHED_COLUMNS,
+                [published_cells(row) for row in metrics["published"]],
+            )
         )
     tables.append(_table("hottest links of the last row", LINK_COLUMNS, link_cells(metrics)))
     return tables
@@ -139,22 +143,6 @@ def what_varies(
         if number not in kept and rows[0][number] != "-"
     ]
     return same, [columns[n] for n in kept], [[row[n] for n in kept] for row in rows]
-
-
-def published_cells(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """Published figures with the simulated ones."""
-    from reports.tables import format_published
-
-    return [
-        [
-            row["name"],
-            format_published(row["metric"], row["published"]),
-            _or_dash(row["simulated"], partial(format_published, row["metric"])),
-            _or_dash(row["error"], "{:+.1%}".format),
-            row["kind"],
-        ]
-        for row in metrics["published"]
-    ]
 
 
 def link_cells(metrics: Mapping[str, Any], count: int = HOTTEST) -> list[list[str]]:
@@ -384,10 +372,7 @@ def fabric_page(run: Run[CollectiveResult], metrics: Mapping[str, Any]) -> str:
     from reports.tables import left_out_note, list_inputs
     from simulator.scenario.files import write_resolved
 
-    published = [
-        (*cells, row["source"])
-        for cells, row in zip(published_cells(metrics), metrics["published"], strict=True)
-    ]
+    published = [(*published_cells(row), row["source"]) for row in metrics["published"]]
     tables = [
         ("Operations", OPERATION_COLUMNS, operation_cells(metrics)),
         ("Beside published figures", (*PUBLISHED_COLUMNS, "source"), published),

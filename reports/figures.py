@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MILLISECOND = unit_factor("ms", "time")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": MUTED,
@@ -44,6 +44,7 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dsv3sim",
 }
+"""Of every figure of this package that is drawn with matplotlib."""
 
 
 def pipeline_figure(tables: RunTables) -> Figure:
@@ -231,7 +232,7 @@ def write_figures(tables: RunTables, directory: Path) -> None:
     import matplotlib
 
     directory.mkdir()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, draw in FIGURES.items():
             figure = draw(tables)
             figure.savefig(directory / f"{name}.png", dpi=150)

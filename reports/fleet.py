@@ -14,7 +14,7 @@ from hardware_profiles.units import format_seconds
 from reports.page import render_page
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
-from reports.tables import format_published, kernels_rows, left_out_note, list_inputs
+from reports.tables import kernels_rows, left_out_note, list_inputs, published_cells
 from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
             published.add_column(column, justify="right")
         published.add_column("the simulated is")
         for row in metrics["published"]:
-            published.add_row(*_published_cells(row))
+            published.add_row(*published_cells(row))
         tables.append(published)
     return tables
 
@@ -265,7 +265,7 @@ def fleet_page(scenario: Scenario, metrics: Mapping[str, Any]) -> str:
         requests=_request_counts(metrics["requests"]),
         pools=_pool_rows(metrics),
         kernels=_kernels(metrics),
-        published=[(*_published_cells(row), row["source"]) for row in metrics["published"]],
+        published=[(*published_cells(row), row["source"]) for row in metrics["published"]],
         inputs=list(list_inputs(scenario.resolved)),
         resolved=write_resolved(scenario),
     )
@@ -445,14 +445,3 @@ def _pool_table(metrics: Mapping[str, Any]) -> Table:
     for row in _pool_rows(metrics):
         table.add_row(*row[:-1])
     return table
-
-
-def _published_cells(row: Mapping[str, Any]) -> list[str]:
-    known = row["simulated"] is not None
-    return [
-        row["name"],
-        format_published(row["metric"], row["published"]),
-        format_published(row["metric"], row["simulated"]) if known else "-",
-        f"{row['error']:+.1%}" if known else "-",
-        row["kind"],
-    ]

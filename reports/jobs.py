@@ -40,6 +40,12 @@ def _training() -> JobReport:
     return JobReport(training_run_tables, write)
 
 
+def _pretraining() -> JobReport:
+    from reports.pretraining import pretraining_tables, write_pretraining_run
+
+    return JobReport(pretraining_tables, write_pretraining_run)
+
+
 def _collective() -> JobReport:
     from reports.fabric import collective_tables, write_collective_run
 
@@ -96,6 +102,7 @@ def _replay() -> JobReport:
 
 JOB_REPORTS: Mapping[str, Callable[[], JobReport]] = {
     "training": _training,
+    "pretraining": _pretraining,
     "collective": _collective,
     "serving_step": _serving_step,
     "tpot_limit": _tpot_limit,

@@ -299,6 +299,19 @@ def format_published(path: str, value: float) -> str:
     return f"{text} {metric.unit}"
 
 
+def published_cells(row: Mapping[str, Any]) -> list[str]:
+    """A published figure beside the simulated one, as the cells of a table: name, both values,
+    difference, and what the simulated one is."""
+    known = row["simulated"] is not None
+    return [
+        row["name"],
+        format_published(row["metric"], row["published"]),
+        format_published(row["metric"], row["simulated"]) if known else "-",
+        f"{row['error']:+.1%}" if known else "-",
+        row["kind"],
+    ]
+
+
 def format_interval(path: str, ends: Sequence[float]) -> str:
     """Both ends of an interval of a metric, their unit once where they share it."""
     if min(ends) >= _LARGE:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from simulator.analysis.metric import Metric
 from simulator.analysis.step_metrics import EVERY_JOB, OFFLOAD, SERVING_STEP, TPOT_LIMIT, TRAINING
-from simulator.analysis.system_metrics import COLLECTIVE, FLEET, REPLAY
+from simulator.analysis.system_metrics import COLLECTIVE, FLEET, PRETRAINING, REPLAY
 
 STATISTICS = frozenset({"mean", "p50", "p90", "p95", "p99"})
 """Last parts of a path that are of the figure before them: "ttft_s.mean"."""
@@ -20,6 +20,7 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
     job: {metric.name: metric for metric in (*EVERY_JOB, *own)}
     for job, own in (
         ("training", TRAINING),
+        ("pretraining", PRETRAINING),
         ("serving_step", SERVING_STEP),
         ("tpot_limit", TPOT_LIMIT),
         ("offload", OFFLOAD),

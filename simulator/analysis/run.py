@@ -20,6 +20,7 @@ from simulator.workload.recorded import traces_in
 
 if TYPE_CHECKING:
     from simulator.analysis.fleet_metrics import ObservedFleet
+    from simulator.analysis.pretraining import PretrainingRun
     from simulator.analysis.profile_replay import Replay
     from simulator.execution.bounds import TpotLimit
     from simulator.execution.collective import CollectiveResult
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     AnyResult: TypeAlias = (
         TrainingRun
+        | PretrainingRun
         | ServingRun
         | ObservedFleet
         | CollectiveResult
@@ -149,6 +151,14 @@ def _training(scenario: Scenario, unfold: bool) -> Run[TrainingRun]:
     return Run(scenario, result, lambda wide: training_metrics(result, with_intervals=wide))
 
 
+def _pretraining(scenario: Scenario, _: bool) -> Run[PretrainingRun]:
+    from simulator.analysis.pretraining import simulate_pretraining
+    from simulator.analysis.pretraining_metrics import pretraining_metrics
+
+    result = simulate_pretraining(scenario)
+    return Run(scenario, result, lambda _: pretraining_metrics(result))
+
+
 def _serving_step(scenario: Scenario, _: bool) -> Run[ServingRun]:
     from simulator.analysis.serving_metrics import serving_metrics
     from simulator.execution.serving_run import simulate_serving_step
@@ -213,6 +223,7 @@ def _replay(scenario: Scenario, _: bool) -> Run[Replay]:
 
 SIMULATED: Mapping[str, Callable[[Scenario, bool], Run[AnyResult]]] = {
     "training": _training,
+    "pretraining": _pretraining,
     "collective": _collective,
     "serving_step": _serving_step,
     "tpot_limit": _tpot_limit,

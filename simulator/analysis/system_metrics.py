@@ -285,6 +285,51 @@ FLEET = (
     Metric("time_series.waiting_prefill", "requests", None, "requests that wait for prefill"),
     Metric("time_series.waiting_decode", "requests", None, "requests that wait for decode"),
 )
+PRETRAINING = (
+    Metric("days", "d", "less", "wall-clock time of the run, mean over its seeds"),
+    Metric("gpu_hours", "h", "less", "GPU-hours of the run; spare nodes are not counted"),
+    Metric("cost_usd", "USD", "less", "rent of the GPUs of the run"),
+    Metric("tokens_per_day", "tokens/d", "more", "tokens trained on per day of the run"),
+    Metric(
+        "gpu_hours_per_trillion_tokens",
+        "h",
+        "less",
+        "GPU-hours per 10^12 tokens, with all that the run loses",
+    ),
+    Metric(
+        "goodput", "share", "more", "time in steps that were kept, at their usual speed, of the run"
+    ),
+    Metric(
+        "mfu_causal",
+        "share",
+        "more",
+        "model FLOP of all kept steps over the BF16 dense peak for the whole run, attention counted"
+        " causally",
+    ),
+    Metric("interruptions_per_day", "1/d", "less", "failures that stop the run, per day"),
+    Metric("runs", "runs", None, "seeds, each with its own failures and step time"),
+    Metric("gpus", "GPUs", None, "GPUs of the run, spare nodes left out"),
+    Metric("tokens", "tokens", None, "tokens of a phase or of the run"),
+    Metric("steps", "steps", None, "optimizer steps of a phase or of the run"),
+    Metric("days_by_cause", "d", "less", "time of the run by cause; the causes sum to its days"),
+    Metric("share_by_cause", "share", "less", "the same over the days of the run"),
+    Metric("incidents", "incidents", "less", "incidents of a kind in a run, mean over its seeds"),
+    Metric("checkpoint.size_bytes", "bytes", "less", "state that a checkpoint holds"),
+    Metric("checkpoint.interval_s", "s", None, "training between two checkpoints"),
+    Metric("checkpoint.stall_s", "s", "less", "for which training stops at a checkpoint"),
+    Metric(
+        "checkpoint.write_s",
+        "s",
+        "less",
+        "from the end of the stall until a checkpoint can be read",
+    ),
+    Metric("checkpoint.reload_s", "s", "less", "reading a checkpoint by all nodes"),
+    Metric("checkpoint.count", "checkpoints", None, "checkpoints of a run that never fails"),
+    Metric("phases.sequence_length", "tokens", None, "tokens of one sequence"),
+    Metric("phases.step_time_s", "s", "less", "expected time of a step of full size"),
+    Metric("phases.ideal_step_time_s", "s", "less", "the same with ranks that are alike"),
+    Metric("phases.first_step_time_s", "s", "less", "expected time of the first step"),
+)
 REPLAY = (
     Metric("span_s", "s", "less", "from the start of the first kernel to the end of the last"),
     Metric("measured_span_s", "s", None, "the same in the recording"),

@@ -18,6 +18,7 @@ from hardware_profiles.fields import Profile
 NO_INPUTS = (
     "description",
     "seed",
+    "pretraining.runs",
     "published",
     # A published transfer names its number of GPUs; which ones run beside it is nothing to it.
     "vary.operation.gpus",

@@ -46,6 +46,7 @@ from simulator.scenario.changes import (
 )
 from simulator.scenario.collective import CollectiveJob
 from simulator.scenario.fleet import FleetJob
+from simulator.scenario.pretraining import PretrainingJob
 from simulator.scenario.published import PublishedFigure
 from simulator.scenario.replay import ReplayJob
 from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
@@ -85,7 +86,14 @@ STAGES_ARE_OF = ("model", "training.pp", "training.schedule", "training.virtual_
 """What the stages that a file spells out are written for."""
 
 Job: TypeAlias = (
-    TrainingJob | CollectiveJob | ServingStepJob | TpotLimitJob | OffloadJob | FleetJob | ReplayJob
+    TrainingJob
+    | PretrainingJob
+    | CollectiveJob
+    | ServingStepJob
+    | TpotLimitJob
+    | OffloadJob
+    | FleetJob
+    | ReplayJob
 )
 """What a scenario asks for."""
 
@@ -93,6 +101,7 @@ JobT = TypeVar("JobT", bound=Profile)
 
 JOBS: dict[str, type[Job]] = {
     "training": TrainingJob,
+    "pretraining": PretrainingJob,
     "collective": CollectiveJob,
     "serving_step": ServingStepJob,
     "tpot_limit": TpotLimitJob,

@@ -1,0 +1,52 @@
+"""Figures of a whole training run, worked out by hand."""
+
+import pytest
+
+from simulator.analysis.run import simulate
+from simulator.scenario.files import load_scenario
+
+STATED = (
+    "pretraining.gpus=16384",
+    "pretraining.phases=[{name: first, tokens: 1.6777216e+12, stated: {sequences: 2048, "
+    "sequence_length: 8192, time: {value: 6 s, low: 6 s, high: 6 s, source: test}}}, "
+    "{name: second, tokens: 1.6777216e+12, stated: {sequences: 2048, sequence_length: 8192, "
+    "state: 4 TB, time: {value: 12 s, low: 12 s, high: 12 s, source: test}}}]",
+    "pretraining.runs=5",
+)
+
+
+def test_a_run_that_never_fails_costs_its_steps() -> None:
+    quiet = ("pretraining.failures={}", "pretraining.checkpoint=null")
+    metrics = simulate(load_scenario("dense_16k_h100_incidents", [*STATED, *quiet])).metrics
+
+    # 100,000 steps of 6 s and as many of 12 s, on 16,384 GPUs of 2 USD/h.
+    assert metrics["days"] == pytest.approx(1.8e6 / 86400, rel=1e-12)
+    assert metrics["gpu_hours"] == pytest.approx(500 * 16384, rel=1e-12)
+    assert metrics["cost_usd"] == pytest.approx(1000 * 16384, rel=1e-12)
+    assert metrics["tokens_per_day"] == pytest.approx(2 * 1.6777216e12 / (1.8e6 / 86400), rel=1e-12)
+    assert metrics["goodput"] == 1.0
+    assert metrics["interruptions_per_day"] == 0.0
+    assert [row["days"] for row in metrics["phases"]] == pytest.approx(
+        [0.6e6 / 86400, 1.2e6 / 86400], rel=1e-12
+    )
+    assert metrics["phases"][1]["gpu_hours_per_trillion_tokens"] == pytest.approx(
+        1.2e6 / 3600 * 16384 / 1.6777216, rel=1e-12
+    )
+    assert metrics["interval_80"]["days"] == [metrics["days"]] * 2
+    assert metrics["ideal"] == metrics["without_failures"]
+    assert metrics["checkpoint"] is None
+    assert "mfu_causal" not in metrics  # nothing says how much a stated step computes
+
+
+def test_causes_and_phases_sum_to_the_run() -> None:
+    metrics = simulate(load_scenario("dense_16k_h100_incidents", [*STATED, "seed=3"])).metrics
+
+    assert sum(metrics["days_by_cause"].values()) == pytest.approx(metrics["days"], rel=1e-12)
+    assert sum(metrics["share_by_cause"].values()) == pytest.approx(1, rel=1e-12)
+    assert sum(row["days"] for row in metrics["phases"]) == pytest.approx(
+        metrics["days"], rel=1e-12
+    )
+    assert metrics["share_by_cause"]["training"] == pytest.approx(metrics["goodput"], rel=1e-12)
+    assert metrics["days"] > metrics["without_failures"]["days"]
+    low, high = metrics["interval_80"]["days"]
+    assert low < metrics["days"] < high
