@@ -7,7 +7,7 @@ allowed.
 """
 
 import copy
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
@@ -93,11 +93,18 @@ class Profile(BaseModel):
 ProfileT = TypeVar("ProfileT", bound=Profile)
 
 
-def read_yaml(path: Path, *, where: str) -> Raw:
-    """Read a YAML mapping. Raises ValueError, one line, for anything else."""
-    raw = parse_yaml(read_text(path, where=where), where=where)
+def read_yaml(path: Path, *, where: str, known: Collection[str] = ()) -> Raw:
+    """Read a YAML mapping. Raises ValueError, one line, for anything else.
+
+    Args:
+        known: fields of such a file. Another one that merge keys (<<: *name) take up is there for
+            them alone and is left out.
+    """
+    raw, merged = _parsed(read_text(path, where=where), where)
     if not isinstance(raw, dict):
         raise ValueError(f"{where}: expected fields with values, found {type(raw).__name__}")
+    if known:
+        raw = {name: value for name, value in raw.items() if name in known or name not in merged}
     return raw
 
 
@@ -106,8 +113,19 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
     Dates stay text, fields given twice are errors, and nothing but plain data is built.
     """
+    return _parsed(text, where)[0]
+
+
+def _parsed(text: str, where: str) -> tuple[Any, frozenset[str]]:
+    """A YAML value, and the names of its fields whose values merge keys take up."""
     try:
-        return yaml.load(text, Loader=_StrictLoader)
+        loader = _StrictLoader(text)
+        try:
+            root = loader.get_single_node()
+            merged = _merged_fields(root)
+            return None if root is None else loader.construct_document(root), merged
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         problem = error.problem or error.context
@@ -248,6 +266,31 @@ class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ign
             seen.add(key)
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
         return mapping
+
+
+def _merged_fields(root: yaml.Node | None) -> frozenset[str]:
+    """Fields of a mapping whose values are merged somewhere below it."""
+    taken: set[int] = set()
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                waiting.append(value)
+                if key.tag == _MERGE:
+                    taken |= {id(value), *map(id, value.value if _is_list(value) else ())}
+    fields = root.value if isinstance(root, yaml.MappingNode) else ()
+    return frozenset(str(key.value) for key, value in fields if id(value) in taken)
+
+
+def _is_list(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.SequenceNode)
 
 
 _MERGE = "tag:yaml.org,2002:merge"

@@ -192,7 +192,8 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         ValueError: one line naming file, field, value and what is allowed.
     """
     path, where = _find(name_or_path)
-    raw = with_names_of_today(read_yaml(path, where=where), "scenarios", where=where)
+    raw = read_yaml(path, where=where, known=_FIELDS)
+    raw = with_names_of_today(raw, "scenarios", where=where)
     return _changed(path, raw, overrides, where=where)
 
 

@@ -243,6 +243,21 @@ def test_a_merge_key_brings_fields_that_may_be_given_again(tmp_path):
     assert read == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": "2024-13-99"}
 
 
+def test_a_field_that_is_there_to_be_merged_is_no_field_of_the_file(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "one: &one {x: 1}\ntwo: &two {y: 2}\nspare: {z: 3}\nkept: &kept {w: 4}\n"
+        "used: {deep: [{<<: *one}, {<<: [*two, *kept]}]}\n"
+    )
+    read = read_yaml(path, where="merged", known=("kept", "used"))
+    assert read == {
+        "spare": {"z": 3},
+        "kept": {"w": 4},
+        "used": {"deep": [{"x": 1}, {"y": 2, "w": 4}]},
+    }
+    assert set(read_yaml(path, where="merged")) == {"one", "two", "spare", "kept", "used"}
+
+
 def test_a_path_that_is_not_there_is_one_line():
     with pytest.raises(ValueError, match=r"^gone/gpu\.yaml: cannot be read: No such file"):
         load_gpu("gone/gpu.yaml")

@@ -299,3 +299,14 @@ def test_a_field_of_a_job_outside_it_names_what_a_file_may_have(tmp_path):
     path.write_text("description: d\noffload: {server: s}\n")
     with pytest.raises(ValueError, match=r"mine\.yaml: offload\.sockets: is missing"):
         load_scenario(str(path))
+
+
+def test_fields_that_stand_beside_the_job_to_be_merged_into_it_are_taken_up(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "shared: &shared {gpus: 8, bytes_per_pair: 114688 B}\n"
+        "description: eight GPUs\ncluster: leaf_spine_2048\n"
+        "collective:\n  operation: {<<: *shared, name: all_to_all}\n  transport: ideal\n"
+    )
+    operation = load_scenario(str(path)).job.operation
+    assert (operation.name, operation.gpus, operation.bytes_per_pair) == ("all_to_all", 8, 114688)
