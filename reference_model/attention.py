@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from reference_model import operators as ops
 from reference_model.config import ModelConfig
+from reference_model.indexer import Indexer
 from reference_model.layers import (
     Angles,
     Linear,
@@ -40,10 +41,15 @@ class SavedAttention:
     """Attention output [T, N x V], in E5M6 in the FP8 recipe."""
     log_sum: Tensor
     """Log-sum-exp of the scores [S, N, L]."""
+    selected: Tensor | None
+    """Positions that each query reads, int32 [S, L, top_k], with sparse attention."""
 
 
 class MultiHeadLatentAttention(nn.Module):
-    """Queries, keys and values through low-rank latents; one rotary key is shared by all heads."""
+    """Queries, keys and values through low-rank latents; one rotary key is shared by all heads.
+
+    With an indexer each query reads the tokens that it selects: here by a mask on dense products,
+    as transformers has it."""
 
     def __init__(self, config: ModelConfig, *, recipe: Recipe, device: torch.device) -> None:
         super().__init__()
@@ -75,17 +81,32 @@ class MultiHeadLatentAttention(nn.Module):
             "kv_b_proj", heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank
         )
         self.o_proj = linear("o_proj", c.hidden_size, heads * c.v_head_dim)
+        self.indexer = None if c.indexer is None else Indexer(config, recipe=recipe, device=device)
 
     def forward(self, x: Tensor, angles: Angles, site: Site) -> tuple[Tensor, SavedAttention]:
         """Normed hidden states [T, H] -> output [T, H]."""
         latent = self.config.q_lora_rank is not None
         query_layer = self.q_a_proj if latent else self.q_proj
-        queries = query_layer(query_layer.quantize_input(x, site), site)
+        operand = query_layer.quantize_input(x, site)
+        queries = query_layer(operand, site)
         kv_layer = self.kv_a_proj_with_mqa
         kv_latent = kv_layer(kv_layer.quantize_input(x, site), site)
-        q, _ = self._expand_queries(queries, angles, site)
+        q, _, q_operand = self._expand_queries(queries, angles, site)
         k, v, _ = self._expand_keys_values(kv_latent, angles, site)
-        out, log_sum = ops.attention_forward(q, k, v, scale=self.scale, site=site("attention.core"))
+        selected = None
+        if self.indexer is not None and q_operand is not None:
+            index_queries = self.indexer.queries(q_operand, x, angles, site)
+            keys = self.indexer.keys(operand, angles, site)
+            selected = self.indexer.select(
+                index_queries, self.indexer.quantize_keys(keys, angles.length, site), None, site
+            )
+        core = site("attention.core")
+        if selected is None:
+            out, log_sum = ops.attention_forward(q, k, v, scale=self.scale, site=core)
+        else:
+            out, log_sum = ops.attention_masked_forward(
+                q, k, v, selected, scale=self.scale, site=core
+            )
         flat = out.view(x.shape[0], -1)  # [T, N x V]
         kept = self.recipe.keep_attention_output(flat, site("attention.core.save_output"))
         # Kept and consumed both in powers of two, so that backward can turn the tiles around
@@ -95,7 +116,11 @@ class MultiHeadLatentAttention(nn.Module):
             self.o_proj(operand, site), site("attention.o_proj.scale")
         )
         return update, SavedAttention(
-            queries=queries if latent else q, kv_latent=kv_latent, out=kept, log_sum=log_sum
+            queries=queries if latent else q,
+            kv_latent=kv_latent,
+            out=kept,
+            log_sum=log_sum,
+            selected=selected,
         )
 
     def core_input_grad(
@@ -113,7 +138,7 @@ class MultiHeadLatentAttention(nn.Module):
         if c.q_lora_rank is None:
             q, q_normed = saved.queries, None
         else:
-            q, q_normed = self._expand_queries(saved.queries, angles, again)
+            q, q_normed, _ = self._expand_queries(saved.queries, angles, again)
         k, v, kv = self._expand_keys_values(saved.kv_latent, angles, again)
 
         by_head = (*q.shape[:3], c.v_head_dim)
@@ -123,11 +148,16 @@ class MultiHeadLatentAttention(nn.Module):
             qk_dim=c.qk_head_dim,
             site=site("attention.core.preprocess_grad"),
         )
-        k_grad, v_grad = ops.attention_backward(
-            q_grad_total, q, k, v,
-            out_grad=out_grad.view(by_head), log_sum=saved.log_sum, delta=delta,
-            scale=self.scale, site=site("attention.core.input_grad"),
-        )  # fmt: skip
+        core = site("attention.core.input_grad")
+        gradients = (out_grad.view(by_head), saved.log_sum, delta)
+        if saved.selected is None:
+            k_grad, v_grad = ops.attention_backward(
+                q_grad_total, q, k, v, *gradients, scale=self.scale, site=core
+            )
+        else:
+            k_grad, v_grad = ops.attention_masked_backward(
+                q_grad_total, q, k, v, saved.selected, *gradients, scale=self.scale, site=core
+            )
         q_grad = q_grad_total
         if q_grad.dtype != self.recipe.dtype:
             q_grad = ops.cast(
@@ -163,18 +193,20 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _expand_queries(
         self, queries: Tensor, angles: Angles, site: Site
-    ) -> tuple[Tensor, Tensor | None]:
-        """Query latent [T, q_lora_rank] -> rotated queries [S, L, N, QK] and the normed latent.
+    ) -> tuple[Tensor, Tensor | None, Operand | None]:
+        """Query latent [T, q_lora_rank] -> rotated queries [S, L, N, QK], and the normed latent as
+        it is and as products read it.
         Without a latent: queries [T, N x QK] -> the same, rotated in place."""
         c = self.config
-        normed = None
+        normed, operand = None, None
         if c.q_lora_rank is not None:
             normed = self.q_a_layernorm(queries, site)
-            queries = self.q_b_proj(self.q_b_proj.quantize_input(normed, site), site)
+            operand = self.q_b_proj.quantize_input(normed, site)
+            queries = self.q_b_proj(operand, site)
         q = queries.view(-1, angles.length, c.num_attention_heads, c.qk_head_dim)
         rotated = q[..., c.qk_nope_head_dim :]
         ops.rope(rotated, *angles, inverse=False, site=site("attention.rope_q"))
-        return q, normed
+        return q, normed, operand
 
     def _expand_keys_values(
         self, kv_latent: Tensor, angles: Angles, site: Site

@@ -80,6 +80,25 @@ def _mla_decode(a: Arguments, _: Results) -> dict[str, int]:
     }
 
 
+def _sparse_mla(a: Arguments, r: Results) -> dict[str, int]:
+    return _mla_decode(a, r) | {"top_k": a["selected"].shape[2]}
+
+
+def _masked_attention(a: Arguments, r: Results) -> dict[str, int]:
+    return _attention(a, r) | {"top_k": a["selected"].shape[2]}
+
+
+def _index_scores(a: Arguments, _: Results) -> dict[str, int]:
+    sequences, length, heads, dim = a["q"].shape
+    return {
+        "sequences": sequences,
+        "query_length": length,
+        "kv_length": a["keys"].shape[1],
+        "heads": heads,
+        "dim": dim,
+    }
+
+
 def _attention_preprocess(a: Arguments, _: Results) -> dict[str, int]:
     sequences, length, heads, v_dim = a["output"].shape
     return {
@@ -285,6 +304,24 @@ _DESCRIPTIONS: dict[str, _Description] = {
     ),
     "embedding_backward": _Description(
         "embedding_backward", _matrix("grad"), operand="grad", result="table_grad", accumulate=True
+    ),
+    # -- sparse attention (operators/sparse.py) ----------------------------------------------------
+    "layernorm": _Description("layernorm", _matrix()),
+    "rope_index": _Description("rope", _rope, result="x"),
+    "append_index": _Description("quantize", _matrix("keys"), operand="keys", result="cache"),
+    "index_scores": _Description("index_scores", _index_scores, operand="q"),
+    "index_topk": _Description(
+        "index_topk",
+        lambda a, _: _matrix("scores")(a, _) | {"top_k": a["top_k"]},
+        operand="scores",
+        out_dtype="int32",
+    ),
+    "sparse_mla": _Description("sparse_mla", _sparse_mla, operand="q"),
+    "attention_masked_forward": _Description(
+        "attention_masked_forward", _masked_attention, operand="q"
+    ),
+    "attention_masked_backward": _Description(
+        "attention_masked_backward", _masked_attention, operand="q"
     ),
     # -- between ranks (peer_operators.py) ---------------------------------------------------------
     "dispatch_to_peers": _Description("dispatch", _dispatch),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from reference_model.families import (
     check_family,
@@ -56,8 +56,10 @@ SHAPE_FIELDS = (
     "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "intermediate_size",
     "moe_intermediate_size", "n_shared_experts", "n_routed_experts", "num_experts_per_tok",
 )  # fmt: skip
-"""Fields of `ModelConfig` that fix the operators of its layers and their sizes. The others say how
-many layers of a kind there are, or change values and no shapes."""
+"""Fields of `ModelConfig` that fix the operators of its layers and their sizes, beside those of its
+indexer. The others say how many layers of a kind there are, or change values and no shapes."""
+INDEX_FIELDS = ("index_topk", "index_n_heads", "index_head_dim")
+"""Sizes of the indexer of sparse attention: all of them or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,16 @@ class Yarn:
     """Scale of the rotated parts in the place of all that."""
     truncate: bool = True
     """Whether the ramp begins and ends at whole pairs of dimensions."""
+
+
+class IndexerSizes(NamedTuple):
+    """The indexer of one layer's sparse attention."""
+
+    top_k: int
+    heads: int
+    dim: int
+    query_latent: int
+    """Width of the query latent, which it shares with the attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +136,27 @@ class ModelConfig:
 
     rms_norm_eps: float
 
+    # sparse attention: an indexer chooses what each query reads; all None without it
+    index_topk: int | None = None
+    """Tokens that a query reads at most."""
+    index_n_heads: int | None = None
+    index_head_dim: int | None = None
+    indexer_rope_interleave: bool = False
+    """Whether the indexer rotates dimensions 2 i and 2 i + 1 together (GLM-5), or i and that half
+    of them further (DeepSeek-V3.2)."""
+
+    @property
+    def indexer(self) -> IndexerSizes | None:
+        """What the indexer's sizes are; None of a model that attends to the whole context."""
+        if self.index_topk is None:
+            return None
+        assert self.index_n_heads is not None
+        assert self.index_head_dim is not None
+        assert self.q_lora_rank is not None
+        return IndexerSizes(
+            self.index_topk, self.index_n_heads, self.index_head_dim, self.q_lora_rank
+        )
+
     @property
     def qk_head_dim(self) -> int:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
@@ -145,12 +178,18 @@ class ModelConfig:
 
     @property
     def shape_digest(self) -> str:
-        """SHA-256 of `SHAPE_FIELDS`: equal digests, equal operators at equal workloads."""
-        return _digest({name: getattr(self, name) for name in SHAPE_FIELDS})
+        """SHA-256 of `SHAPE_FIELDS`, with an indexer of `INDEX_FIELDS` too: equal digests, equal
+        operators at equal workloads."""
+        names = SHAPE_FIELDS if self.indexer is None else (*SHAPE_FIELDS, *INDEX_FIELDS)
+        return _digest({name: getattr(self, name) for name in names})
 
     def _values(self) -> dict[str, Any]:
-        """Every field but those of the usual gate and YaRN, which older digests do not hold."""
+        """Every field but those of the usual gate, dense attention and the usual YaRN, which older
+        digests do not hold."""
         values = asdict(self)
+        if self.indexer is None:
+            for name in (*INDEX_FIELDS, "indexer_rope_interleave"):
+                del values[name]
         if (self.scoring_func, self.topk_method) == _GATES[0]:
             del values["scoring_func"], values["topk_method"]
         if yarn := values["rope_scaling"]:
@@ -234,7 +273,7 @@ def parse_model_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:
                 f"{source}: {name} = {value!r} is not supported, allowed: {list(allowed)}"
             )
     scaling = _rope_scaling(raw, source)
-    values: dict[str, Any] = _gate(raw, source)
+    values: dict[str, Any] = {**_gate(raw, source), **_indexer(raw, source)}
     for item in fields(ModelConfig):
         if item.name in values:
             continue
@@ -269,6 +308,35 @@ def _gate(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
         )
     ungrouped = {"n_group": 1, "topk_group": 1} if gate[1] == "greedy" else {}
     return {"scoring_func": gate[0], "topk_method": gate[1], **ungrouped}
+
+
+def _indexer(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The sizes of sparse attention's indexer, where the config has `index_topk`."""
+    if raw.get("index_topk") is None:
+        return dict.fromkeys(INDEX_FIELDS) | {"indexer_rope_interleave": False}
+    values: dict[str, Any] = {}
+    for name in INDEX_FIELDS:
+        if raw.get(name) is None:
+            raise ValueError(f"{source}: {name} is missing beside index_topk = {raw['index_topk']}")
+        values[name] = _checked(name, "int", raw[name], source)
+        if values[name] < 1:
+            raise ValueError(f"{source}: {name} = {values[name]} must be at least 1")
+    if raw.get("q_lora_rank") is None:
+        raise ValueError(
+            f"{source}: index_topk = {raw['index_topk']} without q_lora_rank is not supported: the "
+            "indexer reads the query latent; allowed: a q_lora_rank, or index_topk null"
+        )
+    rotated = raw.get("qk_rope_head_dim", 0)
+    if isinstance(rotated, int) and values["index_head_dim"] < rotated:
+        raise ValueError(
+            f"{source}: index_head_dim = {values['index_head_dim']} must be at least "
+            f"qk_rope_head_dim = {rotated}, which the indexer rotates"
+        )
+    # transformers' glm_moe_dsa rotates interleaved pairs whatever the field says.
+    interleaved = raw.get("indexer_rope_interleave", raw.get("model_type") == "glm_moe_dsa")
+    return values | {
+        "indexer_rope_interleave": _checked("indexer_rope_interleave", "bool", interleaved, source)
+    }
 
 
 def _checked(name: str, kind: str, value: Any, source: str) -> Any:
@@ -425,7 +493,9 @@ class ParameterCounts:
     """Output projection; the multi-token prediction module shares it, and the embedding."""
     final_norm: int
     attention: int
-    """One layer's attention: projections and the norms of its latents."""
+    """One layer's attention: projections, the norms of its latents, and the indexer."""
+    indexer: int
+    """Of these, the indexer of sparse attention; 0 without it."""
     layer_norms: int
     """One layer's two norms of the residual stream."""
     dense_feed_forward: int
@@ -463,7 +533,14 @@ def parameter_counts(config: ModelConfig) -> ParameterCounts:
         + c.kv_lora_rank * c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim)
         + c.num_attention_heads * c.v_head_dim * c.hidden_size
     )
-    attention = attention_matrix + (c.q_lora_rank or 0) + c.kv_lora_rank
+    indexer_matrix = 0
+    if c.indexer is not None:
+        # Queries from their latent, a key and the weights of the heads from the hidden state.
+        indexer_matrix = c.indexer.heads * (c.indexer.query_latent * c.indexer.dim + c.hidden_size)
+        indexer_matrix += c.hidden_size * c.indexer.dim
+    # Beside them the weight and the bias of the key's norm.
+    indexer = indexer_matrix + (0 if c.indexer is None else 2 * c.indexer.dim)
+    attention = attention_matrix + (c.q_lora_rank or 0) + c.kv_lora_rank + indexer
     layer_norms = 2 * c.hidden_size
     dense_feed_forward = 3 * c.hidden_size * c.intermediate_size
     expert = 3 * c.hidden_size * c.moe_intermediate_size
@@ -482,6 +559,7 @@ def parameter_counts(config: ModelConfig) -> ParameterCounts:
         head=vocabulary,
         final_norm=c.hidden_size,
         attention=attention,
+        indexer=indexer,
         layer_norms=layer_norms,
         dense_feed_forward=dense_feed_forward,
         expert=expert,
@@ -508,7 +586,20 @@ def training_flops_per_token(config: ModelConfig, *, context: int, causal: bool)
     `causal` counts the lower triangle only, half of the square. Multi-token prediction, router and
     recomputation are not part of it. At a context of 4,096 DeepSeek-V3 needs 249.8 GFLOP causal and
     280.5 non-causal, the accounting that reproduces 385 and 432 TFLOP/s at 19.926 s a step
-    (arXiv:2505.09343, Table 4)."""
+    (arXiv:2505.09343, Table 4).
+
+    With sparse attention the core is that of the selected tokens, a query's own counted. The
+    indexer has no backward: 2 N, and 2 FLOPs x context x index heads x their dimension."""
     dimensions = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
-    core = 3 * 2 * context * dimensions * config.num_hidden_layers
-    return 6.0 * parameter_counts(config).matrix + (core / 2 if causal else core)
+    counts = parameter_counts(config)
+    read = float(context) / (2 if causal else 1)
+    indexing = 0.0
+    if config.indexer is not None:
+        top_k, heads, dim, _ = config.indexer
+        scored = (context + 1) / 2 if causal else context
+        indexing = 2.0 * (counts.indexer - 2 * dim + scored * heads * dim)
+        # The first top_k tokens of a sequence read all up to their own, the others top_k.
+        few = min(context, top_k)
+        read = few * (1 - few / context) + few / context * ((few + 1) / 2 if causal else few)
+    core = 3 * 2 * read * dimensions
+    return 6.0 * counts.matrix + (core + indexing) * config.num_hidden_layers

@@ -4,6 +4,7 @@ Prefill runs the attention core decompressed, as in training; decode runs it abs
 of the up-projection is applied to the queries and the value part to the output, so that the core
 reads the cache as it is, kv_lora_rank + rope values per token and layer (DeepSeek-V2,
 arXiv:2405.04434, section 2.1.2; DeepSeek-V3's report, section 3.4). Both write the same cache.
+With sparse attention both run absorbed, over the tokens that the indexer selects.
 
 Against training: weights are cast once and lie as the products read them; the two projections out
 of the hidden state are one product (2,112 features in DeepSeek-V3); nothing is kept for a backward.
@@ -17,6 +18,7 @@ Letters are those of model.py; Q tokens of one sequence in one step, P room for 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,9 @@ class LatentCache:
 
     values: Tensor
     """[S, capacity, kv_lora_rank + rope]: the normed latent and the rotated key."""
+    index: Operand | None = None
+    """Keys of the indexer [S, capacity, D], where they are FP8 with scales float32 [S, capacity];
+    None without sparse attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +83,33 @@ def empty_cache(
     config: ModelConfig, *, sequences: int, capacity: int, recipe: Recipe, device: torch.device
 ) -> LatentCache:
     """Room for `capacity` tokens of each sequence, in one layer."""
-    width = config.kv_lora_rank + config.qk_rope_head_dim
-    return LatentCache(torch.zeros((sequences, capacity, width), dtype=recipe.dtype, device=device))
+
+    def zeros(*width: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros((sequences, capacity, *width), dtype=dtype, device=device)
+
+    values = zeros(config.kv_lora_rank + config.qk_rope_head_dim, dtype=recipe.dtype)
+    if config.indexer is None:
+        return LatentCache(values)
+    keys = zeros(config.indexer.dim, dtype=torch.float8_e4m3fn if recipe.fp8 else recipe.dtype)
+    scales = zeros(dtype=torch.float32) if recipe.fp8 else None
+    return LatentCache(values, Operand(keys, scales))
+
+
+class _Latents(NamedTuple):
+    """What the down projections make of the hidden states."""
+
+    queries: Tensor
+    """[T, N x QK]"""
+    kv_latent: Tensor
+    """Before norm and rotation [T, latent + rope]."""
+    residual: Tensor
+    """The residual stream [T, H]."""
+    x: Tensor
+    """Normed hidden states [T, H]."""
+    operand: Operand
+    """The same as products read them."""
+    query_operand: Operand | None
+    """The normed query latent as products read it, where there is one."""
 
 
 class InferenceAttention:
@@ -111,15 +141,14 @@ class InferenceAttention:
         """Whole prompts [T, H] at positions `index` = 0 .. L-1 [S, L] -> attention output and
         residual stream [T, H]."""
         c, site = self.config, ATTENTION
-        queries, kv_latent, residual = self._latents(stream)
+        latents = self._latents(stream)
+        if cache.index is not None:
+            return self._sparse(latents, angles, index, None, cache), latents.residual
         length, heads, nope = angles.length, c.num_attention_heads, c.qk_nope_head_dim
-        q = queries.view(-1, length, heads, c.qk_head_dim)
+        q = latents.queries.view(-1, length, heads, c.qk_head_dim)
         ops.rope(q[..., nope:], *angles, inverse=False, site=site("attention.rope_q"))
-        normed, k_rope = self._cached(kv_latent, angles, length)
+        normed, k_rope = self._cached(latents.kv_latent, angles, index, cache)
         sequences = q.shape[0]
-        decode_ops.append_cache(
-            normed, k_rope, index, cache.values, site=site("attention.append_cache")
-        )
         kv_b = self.attention.kv_b_proj
         kv = kv_b(kv_b.quantize_input(normed, site), site)
         kv = kv.view(sequences, length, heads, nope + c.v_head_dim)
@@ -130,33 +159,76 @@ class InferenceAttention:
         out, _ = ops.attention_forward(
             q, k, kv[..., nope:], scale=self.attention.scale, site=site("attention.core")
         )
-        return self._output(out.view(q.shape[0] * length, -1)), residual
+        return self._output(out.view(q.shape[0] * length, -1)), latents.residual
 
     def decode(
         self, stream: ResidualStream, positions: Positions, cache: LatentCache
     ) -> tuple[Tensor, Tensor]:
         """The next Q tokens of every sequence [S x Q, H] -> attention output and residual."""
+        latents = self._latents(stream)
+        angles, index, lengths = positions.angles, positions.index, positions.lengths
+        if cache.index is not None:
+            return self._sparse(latents, angles, index, lengths, cache), latents.residual
+        absorbed = self._absorbed(latents, angles, index, cache)
+        out, _ = decode_ops.mla_decode(
+            absorbed, cache.values, lengths,
+            latent_dim=self.config.kv_lora_rank, scale=self.attention.scale,
+            site=ATTENTION("attention.core"),
+        )  # fmt: skip
+        return self._values(out), latents.residual
+
+    def _sparse(
+        self,
+        latents: _Latents,
+        angles: Angles,
+        index: Tensor,
+        lengths: Tensor | None,
+        cache: LatentCache,
+    ) -> Tensor:
+        """Tokens at positions `index` [S, Q] over what they select -> attention output [T, H].
+
+        Whole prompts have no `lengths`. Both run the absorbed form, which reads an entry of the
+        cache for all heads of a query."""
+        indexer, site = self.attention.indexer, ATTENTION
+        assert indexer is not None
+        assert latents.query_operand is not None
+        assert cache.index is not None
+        queries = indexer.queries(latents.query_operand, latents.x, angles, site)
+        keys = indexer.keys(latents.operand, angles, site)
+        append = site("attention.indexer.append_cache")
+        cached, scales = cache.index.values, cache.index.scales
+        if scales is None:
+            rotated = indexer.rotated
+            decode_ops.append_cache(
+                keys[:, :rotated], keys[:, rotated:], index, cached, site=append
+            )
+        else:
+            ops.append_index(keys, index, cached, scales, site=append)
+        absorbed = self._absorbed(latents, angles, index, cache)
+        if lengths is None:
+            cached = cached[:, : angles.length]
+            scales = None if scales is None else scales[:, : angles.length]
+        selected = indexer.select(queries, Operand(cached, scales), lengths, site)
+        out, _ = ops.sparse_mla(
+            absorbed, cache.values, selected,
+            latent_dim=self.config.kv_lora_rank, scale=self.attention.scale,
+            site=site("attention.core"),
+        )  # fmt: skip
+        return self._values(out)
+
+    def _absorbed(
+        self, latents: _Latents, angles: Angles, index: Tensor, cache: LatentCache
+    ) -> Tensor:
+        """Queries [S, Q, N, latent + rope] that read the cache as it is; appends to it."""
         c, site = self.config, ATTENTION
-        queries, kv_latent, residual = self._latents(stream)
-        sequences, length = positions.index.shape
+        sequences, length = index.shape
         heads, nope, latent = c.num_attention_heads, c.qk_nope_head_dim, c.kv_lora_rank
-        rotary = c.qk_rope_head_dim
-        q = queries.view(sequences, length, heads, c.qk_head_dim)
-        absorbed = q.new_empty((sequences, length, heads, latent + rotary))
+        q = latents.queries.view(sequences, length, heads, c.qk_head_dim)
+        absorbed = q.new_empty((sequences, length, heads, latent + c.qk_rope_head_dim))
         decode_ops.rope_into(
-            q[..., nope:], *positions.angles, absorbed[..., latent:],
-            site=site("attention.rope_q"),
-        )  # fmt: skip
-        normed = self.attention.kv_a_layernorm(kv_latent[:, :latent], site)
-        k_rope = kv_latent.new_empty((sequences, length, 1, rotary))
-        decode_ops.rope_into(
-            kv_latent[:, latent:].view(sequences, length, 1, rotary), *positions.angles, k_rope,
-            site=site("attention.rope_k"),
-        )  # fmt: skip
-        decode_ops.append_cache(
-            normed, k_rope.view(-1, rotary), positions.index, cache.values,
-            site=site("attention.append_cache"),
-        )  # fmt: skip
+            q[..., nope:], *angles, absorbed[..., latent:], site=site("attention.rope_q")
+        )
+        self._cached(latents.kv_latent, angles, index, cache)
         tokens = sequences * length
         decode_ops.batched_gemm_into(
             q.view(tokens, heads, -1)[..., :nope].transpose(0, 1),
@@ -164,43 +236,53 @@ class InferenceAttention:
             absorbed.view(tokens, heads, -1)[..., :latent].transpose(0, 1),
             site=site("attention.key_up"),
         )
-        out, _ = decode_ops.mla_decode(
-            absorbed, cache.values, positions.lengths,
-            latent_dim=latent, scale=self.attention.scale, site=site("attention.core"),
-        )  # fmt: skip
+        return absorbed
+
+    def _values(self, out: Tensor) -> Tensor:
+        """What the absorbed core gave [S, Q, N, latent] -> attention output [T, H]."""
+        c = self.config
+        tokens, heads = out.shape[0] * out.shape[1], c.num_attention_heads
         values = out.new_empty((tokens, heads, c.v_head_dim))
         decode_ops.batched_gemm_into(
-            out.view(tokens, heads, latent).transpose(0, 1),
+            out.view(tokens, heads, c.kv_lora_rank).transpose(0, 1),
             self.value_up,
             values.transpose(0, 1),
-            site=site("attention.value_up"),
+            site=ATTENTION("attention.value_up"),
         )
-        return self._output(values.view(tokens, -1)), residual
+        return self._output(values.view(tokens, -1))
 
-    def _latents(self, stream: ResidualStream) -> tuple[Tensor, Tensor, Tensor]:
-        """The stream's norm through the down projections -> queries [T, N x QK], the key-value
-        latent before norm and rotation [T, latent + rope], and the residual stream [T, H]."""
+    def _latents(self, stream: ResidualStream) -> _Latents:
+        """The stream's norm through the down projections."""
         site, attention = ATTENTION, self.attention
         x, residual = self.norm.add(stream.update, stream.residual, site)
         operand = self.recipe.quantize(x, site("attention.qkv_a_proj.quantize_input"))
         joined = self.recipe.gemm(operand, self.down, site("attention.qkv_a_proj"))
         queries, kv_latent = joined[:, : self.query_width], joined[:, self.query_width :]
+        query_operand = None
         if self.config.q_lora_rank is not None:
             normed = attention.q_a_layernorm(queries, site)
             layer = attention.q_b_proj
-            queries = layer(layer.quantize_input(normed, site), site)
-        return queries, kv_latent, residual
+            query_operand = layer.quantize_input(normed, site)
+            queries = layer(query_operand, site)
+        return _Latents(queries, kv_latent, residual, x, operand, query_operand)
 
-    def _cached(self, kv_latent: Tensor, angles: Angles, length: int) -> tuple[Tensor, Tensor]:
-        """Normed latent [T, latent] and rotated key [T, rope] of whole prompts."""
+    def _cached(
+        self, kv_latent: Tensor, angles: Angles, index: Tensor, cache: LatentCache
+    ) -> tuple[Tensor, Tensor]:
+        """Normed latent [T, latent] and rotated key [T, rope] of the tokens at positions `index`
+        [S, Q], which the cache then holds."""
         c, site = self.config, ATTENTION
         normed = self.attention.kv_a_layernorm(kv_latent[:, : c.kv_lora_rank], site)
-        k_rope = kv_latent.new_empty((kv_latent.shape[0] // length, length, 1, c.qk_rope_head_dim))
+        k_rope = kv_latent.new_empty((*index.shape, 1, c.qk_rope_head_dim))
         decode_ops.rope_into(
             kv_latent[:, c.kv_lora_rank :].view(k_rope.shape), *angles, k_rope,
             site=site("attention.rope_k"),
         )  # fmt: skip
-        return normed, k_rope.view(-1, c.qk_rope_head_dim)
+        by_token = k_rope.view(-1, c.qk_rope_head_dim)
+        decode_ops.append_cache(
+            normed, by_token, index, cache.values, site=site("attention.append_cache")
+        )
+        return normed, by_token
 
     def _output(self, flat: Tensor) -> Tensor:
         """Attention output by head [T, N x V] -> [T, H]."""

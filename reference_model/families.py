@@ -101,11 +101,23 @@ def check_family(raw: Fields, source: str) -> None:
             f"{source}: {_family(raw)} is not modelled: {missing}; allowed: models like "
             "DeepSeek-V3 (multi-head latent attention over the whole context, mixture of experts)"
         )
-    if raw.get("index_topk") is not None:
+    if raw.get("index_topk") is not None and _shares_indexers(raw):
         raise ValueError(
-            f"{source}: {_family(raw)} is not modelled yet: sparse attention, index_topk = "
-            f"{raw['index_topk']!r}; for the time with dense attention set index_topk to null"
+            f"{source}: {_family(raw)} is not modelled: layers that share the indexer of another "
+            "(indexer_types, index_topk_pattern, index_topk_freq); allowed: an indexer in every "
+            "layer"
         )
+
+
+def _shares_indexers(raw: Fields) -> bool:
+    """Whether some layers read what the indexer of an earlier one selected, as transformers'
+    glm_moe_dsa decides it."""
+    types, pattern = raw.get("indexer_types"), raw.get("index_topk_pattern")
+    if types is not None:
+        return not isinstance(types, list) or any(kind != "full" for kind in types)
+    if pattern is not None:
+        return not isinstance(pattern, str | list) or any(kind not in "F" for kind in pattern)
+    return raw.get("index_topk_freq") not in (None, 0, 1)
 
 
 def check_quantization(raw: Fields, source: str) -> None:

@@ -36,6 +36,7 @@ ELEMENTWISE = (
     "rmsnorm_residual",
     "rmsnorm_residual_backward",
     "rope",
+    "rope_index",
     "sum_heads",
     "swiglu",
     "swiglu_backward",
@@ -58,6 +59,10 @@ ROUTING = (
 
 DECODE = ("append_cache", "combine_receive", "combine_send", "dispatch_receive")
 """Operators of decode_operators.py with kernels in kernels/triton_decode.py."""
+
+SPARSE = ("append_index", "index_scores", "index_topk", "layernorm", "sparse_mla")
+"""Operators of sparse attention with kernels in kernels/triton_sparse.py. Masked attention, which
+training runs, has none: its own body computes it."""
 
 PLAIN = "reference"
 """The backend that means plain torch throughout."""
@@ -90,7 +95,12 @@ def use_kernels(kernels: str) -> None:
 @cache
 def _fast_kernels() -> list[tuple[Any, Callable[..., Any]]]:
     """Operators, each with what runs it fast."""
-    from reference_model.kernels import triton_decode, triton_elementwise, triton_routing
+    from reference_model.kernels import (
+        triton_decode,
+        triton_elementwise,
+        triton_routing,
+        triton_sparse,
+    )
 
     found: list[tuple[Any, Callable[..., Any]]] = [
         (getattr(home, name), getattr(module, f"launch_{name}"))
@@ -98,6 +108,7 @@ def _fast_kernels() -> list[tuple[Any, Callable[..., Any]]]:
             (ops, triton_elementwise, ELEMENTWISE),
             (ops, triton_routing, ROUTING),
             (decode_operators, triton_decode, DECODE),
+            (ops, triton_sparse, SPARSE),
         )
         for name in names
     ]

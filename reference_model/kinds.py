@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 PHASES = ("forward", "input_grad", "weight_grad")
 
@@ -78,12 +79,16 @@ class Operator:
 
     @property
     def model_flops(self) -> int:
-        """FLOPs that the mathematics needs: none where recomputed, and attention backward without
-        the scores that a fused kernel computes a second time (twice the forward's FLOPs)."""
+        """FLOPs that the mathematics needs: none where recomputed, attention backward without the
+        scores that a fused kernel computes a second time (twice the forward's FLOPs), and masked
+        attention without the pairs that the mask hides."""
         if self.recompute:
             return 0
         if self.kind == "attention_backward":
             return 2 * _attention_flops(self, self["qk_dim"] + self["v_dim"])
+        if self.kind in _MASKED:
+            pairs: int = self["sequences"] * self["heads"] * selected_pairs(self)
+            return _MASKED[self.kind] * 2 * pairs * (self["qk_dim"] + self["v_dim"])
         return self.flops
 
     @property
@@ -178,6 +183,30 @@ def _attention_flops(o: Operator, dimensions: int) -> int:
     return o["sequences"] * o["heads"] * pairs_twice * dimensions
 
 
+def _least(a: int, b: int) -> int:
+    """The smaller one, of arrays too: a cost model asks for many operators at once."""
+    return (a + b - abs(a - b)) // 2
+
+
+def selected_pairs(o: Any) -> Any:
+    """(query, key) pairs of one sequence and head where each query reads the `top_k` best of the
+    keys that it may see; the queries are the last of the keys. `o` has the sizes, arrays too."""
+    query, top_k = o["query_length"], o["top_k"]
+    before = o["kv_length"] - query
+    # Queries that see no more than top_k keys read all of them.
+    few = _least(query, (top_k - before + abs(top_k - before)) // 2)
+    return few * before + few * (few + 1) // 2 + (query - few) * top_k
+
+
+_MASKED = {"attention_masked_forward": 1, "attention_masked_backward": 2}
+"""{kind: products of the size of the forward's that its mathematics needs}"""
+
+
+def _selection(o: Operator) -> int:
+    """Bytes of the positions that each query selects."""
+    return o["sequences"] * o["query_length"] * o["top_k"] * _INT32
+
+
 def _attention_operands(o: Operator) -> int:
     """Bytes of Q, K and V."""
     queries = o["sequences"] * o["query_length"] * o["heads"]
@@ -193,6 +222,33 @@ def _softmax_rows(o: Operator) -> int:
 def _query_gradient(o: Operator) -> int:
     """Bytes of the FP32 gradient of Q, into which attention backward adds block by block."""
     return o["sequences"] * o["query_length"] * o["heads"] * o["qk_dim"] * _FLOAT32
+
+
+_ATTENTION_SIZES = ("sequences", "query_length", "kv_length", "heads", "qk_dim", "v_dim")
+
+
+def _attention_written(o: Operator) -> int:
+    return _values(
+        o.out_dtype, o["sequences"], o["query_length"], o["heads"], o["v_dim"]
+    ) + _softmax_rows(o)
+
+
+def _attention_backward_flops(o: Operator) -> int:
+    return _attention_flops(o, 3 * o["qk_dim"] + 2 * o["v_dim"])
+
+
+def _attention_backward_read(o: Operator) -> int:
+    return (
+        _attention_operands(o)
+        + _values(o.dtype, o["sequences"], o["query_length"], o["heads"], o["v_dim"])
+        + 2 * _softmax_rows(o)
+        + _query_gradient(o)
+    )
+
+
+def _attention_backward_written(o: Operator) -> int:
+    keys = o["sequences"], o["kv_length"], o["heads"], o["qk_dim"] + o["v_dim"]
+    return _query_gradient(o) + _values(o.out_dtype, *keys)
 
 
 def _dense(o: Operator, dtype: str) -> int:
@@ -249,13 +305,10 @@ KINDS: dict[str, Kind] = {
     ),
     # -- attention core ----------------------------------------------------------------------------
     "attention_forward": Kind(
-        sizes=("sequences", "query_length", "kv_length", "heads", "qk_dim", "v_dim"),
+        sizes=_ATTENTION_SIZES,
         flops=lambda o: _attention_flops(o, o["qk_dim"] + o["v_dim"]),
         bytes_read=_attention_operands,
-        bytes_written=lambda o: (
-            _values(o.out_dtype, o["sequences"], o["query_length"], o["heads"], o["v_dim"])
-            + _softmax_rows(o)
-        ),
+        bytes_written=_attention_written,
     ),
     # row sums of O x dO, and the FP32 accumulator of dQ set to zero
     "attention_backward_preprocess": Kind(
@@ -268,20 +321,10 @@ KINDS: dict[str, Kind] = {
     ),
     # five products: S = Q K^T again, dP = dO V^T, dV = P^T dO, dQ = dS K, dK = dS^T Q
     "attention_backward": Kind(
-        sizes=("sequences", "query_length", "kv_length", "heads", "qk_dim", "v_dim"),
-        flops=lambda o: _attention_flops(o, 3 * o["qk_dim"] + 2 * o["v_dim"]),
-        bytes_read=lambda o: (
-            _attention_operands(o)
-            + _values(o.dtype, o["sequences"], o["query_length"], o["heads"], o["v_dim"])
-            + 2 * _softmax_rows(o)
-            + _query_gradient(o)
-        ),
-        bytes_written=lambda o: (
-            _query_gradient(o)
-            + _values(
-                o.out_dtype, o["sequences"], o["kv_length"], o["heads"], o["qk_dim"] + o["v_dim"]
-            )
-        ),
+        sizes=_ATTENTION_SIZES,
+        flops=_attention_backward_flops,
+        bytes_read=_attention_backward_read,
+        bytes_written=_attention_backward_written,
     ),
     # absorbed form: every head reads the same latent key and value
     "mla_decode": Kind(
@@ -317,6 +360,79 @@ KINDS: dict[str, Kind] = {
             _values(o.out_dtype, o["sequences"], o["query_length"], o["heads"], o["latent_dim"])
             + _softmax_rows(o)
         ),
+    ),
+    # -- sparse attention: an indexer scores all keys, each query reads the best of them -----------
+    # sum over heads of weight x relu(q k^T), of every key that a query may see; FP32 weights
+    "index_scores": Kind(
+        sizes=("sequences", "query_length", "kv_length", "heads", "dim"),
+        flops=lambda o: (
+            o["sequences"]
+            * o["query_length"]
+            * (2 * o["kv_length"] - o["query_length"] + 1)
+            * o["heads"]
+            * o["dim"]
+        ),
+        bytes_read=lambda o: (
+            _tiled(o.dtype, o["sequences"] * o["query_length"] * o["heads"], o["dim"])
+            + _tiled(o.dtype, o["sequences"] * o["kv_length"], o["dim"])
+            + o["sequences"] * o["query_length"] * o["heads"] * _FLOAT32
+        ),
+        bytes_written=lambda o: o["sequences"] * o["query_length"] * o["kv_length"] * _FLOAT32,
+    ),
+    # positions of the top_k largest FP32 scores of each row
+    "index_topk": Kind(
+        sizes=("rows", "columns", "top_k"),
+        flops=_no_flops,
+        bytes_read=lambda o: o["rows"] * o["columns"] * _FLOAT32,
+        bytes_written=lambda o: o["rows"] * o["top_k"] * _INT32,
+    ),
+    # absorbed form over the selected keys of each query, each read from memory once
+    "sparse_mla": Kind(
+        sizes=(
+            "sequences",
+            "query_length",
+            "kv_length",
+            "heads",
+            "latent_dim",
+            "rope_dim",
+            "top_k",
+        ),
+        flops=lambda o: (
+            2
+            * o["sequences"]
+            * o["heads"]
+            * selected_pairs(o)
+            * (2 * o["latent_dim"] + o["rope_dim"])
+        ),
+        bytes_read=lambda o: (
+            _values(
+                o.dtype,
+                o["sequences"]
+                * (
+                    o["query_length"] * o["heads"]
+                    + _least(o["query_length"] * o["top_k"], o["kv_length"])
+                ),
+                o["latent_dim"] + o["rope_dim"],
+            )
+            + _selection(o)
+        ),
+        bytes_written=lambda o: (
+            _values(o.out_dtype, o["sequences"], o["query_length"], o["heads"], o["latent_dim"])
+            + _softmax_rows(o)
+        ),
+    ),
+    # training: the dense products of attention_forward, keys that are not selected masked out
+    "attention_masked_forward": Kind(
+        sizes=(*_ATTENTION_SIZES, "top_k"),
+        flops=lambda o: _attention_flops(o, o["qk_dim"] + o["v_dim"]),
+        bytes_read=lambda o: _attention_operands(o) + _selection(o),
+        bytes_written=_attention_written,
+    ),
+    "attention_masked_backward": Kind(
+        sizes=(*_ATTENTION_SIZES, "top_k"),
+        flops=_attention_backward_flops,
+        bytes_read=lambda o: _attention_backward_read(o) + _selection(o),
+        bytes_written=_attention_backward_written,
     ),
     # -- casts and copies --------------------------------------------------------------------------
     "quantize": _unary(),
@@ -392,6 +508,13 @@ KINDS: dict[str, Kind] = {
         flops=_no_flops,
         bytes_read=lambda o: 2 * _dense(o, o.dtype) + _norm_weight(o),
         bytes_written=lambda o: 2 * _dense(o, o.out_dtype),
+    ),
+    # with mean and bias
+    "layernorm": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: _dense(o, o.dtype) + 2 * _norm_weight(o),
+        bytes_written=lambda o: _dense(o, o.out_dtype),
     ),
     # the weight's FP32 gradient is added to in the same pass
     "rmsnorm_backward": Kind(

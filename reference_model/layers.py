@@ -275,15 +275,15 @@ class RMSNorm(nn.Module):
 
 
 class Angles(NamedTuple):
-    """Rotary angles of the positions of one sequence."""
+    """Rotary angles of the positions of one sequence, or of each of several."""
 
     cos: Tensor
-    """float32 [length, dim / 2]"""
+    """float32 [length, dim / 2] or [sequences, length, dim / 2]"""
     sin: Tensor
 
     @property
     def length(self) -> int:
-        return self.cos.shape[0]
+        return self.cos.shape[-2]
 
 
 @lru_cache(maxsize=16)

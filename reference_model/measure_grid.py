@@ -21,8 +21,10 @@ TOKEN_ROWS = (128, 512, 1024, 2048, 4096, 8192, 16384)
 EXPERT_ROWS = (8192, 16384, 24576, 28672, 32768, 36864, 40960, 65536)
 """Rows of element-wise kernels over the rows of experts."""
 
-_NOT_MEASURED = frozenset({"dispatch", "combine"})
-"""Kinds that need several GPUs."""
+_NOT_MEASURED = frozenset(
+    {"dispatch", "combine", "attention_masked_forward", "attention_masked_backward"}
+)
+"""Kinds that need several GPUs, or have no kernel of their own."""
 
 # Workloads at which the traces are timed: a training micro-batch of EP64 (Report, section 3.2);
 # prefill of EP32 with 16K tokens per GPU in two micro-batches of 4K prompts, and decode of EP128
@@ -80,7 +82,15 @@ def requests(config: ModelConfig, *, model: str) -> list[TimingRequest]:
     found = [_request(o, "library", ALL_SMS) for o in traced]
     found += [_request(o, "library", TRAINING_SMS) for o in traced]
     found += [_request(o, "triton", ALL_SMS) for o in traced if _two_backends(o)]
-    for part in (copy_operators(), attention, dense, grouped_, elementwise_operators(traced)):
+    sparse = sparse_operators(config)
+    for part in (
+        copy_operators(),
+        attention,
+        sparse,
+        dense,
+        grouped_,
+        elementwise_operators(traced),
+    ):
         found += [_request(o, "library", ALL_SMS) for o in part]
     found += [_request(o, "triton", ALL_SMS) for o in grouped_ + dense if _two_backends(o)]
     shared = [o for o in dense if max(_rows(o), 1024) == _rows(o)]
@@ -293,6 +303,42 @@ def attention_operators(config: ModelConfig) -> list[Operator]:
             sizes = {"batch": heads, "m": batch, "n": n, "k": k}
             operators.append(sized_operator("batched_gemm", "bfloat16", "bfloat16", sizes))
     return operators
+
+
+def sparse_operators(config: ModelConfig) -> list[Operator]:
+    """Index scores, selection and core of sparse attention: decode by sequences and context,
+    prefill by tokens and context, and the norm of the indexer's keys; none without an indexer."""
+    if config.indexer is None:
+        return []
+    top_k, index_heads, dim, _ = config.indexer
+    workloads = [
+        (sequences, queries, context)
+        for context in (4096, 32768, 131_072)
+        for sequences in (1, 16, 64, 128)
+        for queries in (1, 2)
+    ]
+    workloads += [(1, 4096, 4096), (2, 4096, 4096), (1, 8192, 8192), (1, 16384, 16384)]
+    workloads += [(1, 8192, 32768), (1, 8192, 131_072)]
+    operators = []
+    for sequences, queries, context in workloads:
+        lengths = {"sequences": sequences, "query_length": queries, "kv_length": context}
+        scored = lengths | {"heads": index_heads, "dim": dim}
+        core = lengths | {
+            "heads": config.num_attention_heads,
+            "latent_dim": config.kv_lora_rank,
+            "rope_dim": config.qk_rope_head_dim,
+            "top_k": top_k,
+        }
+        rows = {"rows": sequences * queries, "columns": context, "top_k": top_k}
+        operators += [
+            sized_operator("index_scores", "fp8_e4m3", "float32", scored),
+            sized_operator("index_topk", "float32", "int32", rows),
+            sized_operator("sparse_mla", "bfloat16", "bfloat16", core),
+        ]
+    for rows_of_keys in (16, 64, *TOKEN_ROWS):
+        sizes = {"rows": rows_of_keys, "columns": dim}
+        operators.append(sized_operator("layernorm", "bfloat16", "bfloat16", sizes))
+    return distinct(operators)
 
 
 def elementwise_operators(operators: Sequence[Operator]) -> list[Operator]:

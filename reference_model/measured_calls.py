@@ -429,6 +429,61 @@ def _mla_decode(o: Operator, i: _Inputs, kernels: str) -> Call:
     )
 
 
+def _layernorm(o: Operator, i: _Inputs, kernels: str) -> Call:
+    x, weight, bias = (
+        i.normal(o["rows"], o["columns"]),
+        i.zeros(o["columns"]),
+        i.zeros(o["columns"]),
+    )
+    return lambda: ops.layernorm(x, weight, bias, eps=_EPS, site=_SITE)
+
+
+def _index_scores(o: Operator, i: _Inputs, kernels: str) -> Call:
+    sequences, queries, heads, dim = (
+        o[name] for name in ("sequences", "query_length", "heads", "dim")
+    )
+    weights = i.normal(sequences, queries, heads, dtype=torch.float32)
+    q, keys = (sequences, queries, heads, dim), (sequences, o["kv_length"], dim)
+    lengths = torch.full((sequences,), o["kv_length"], dtype=torch.int32, device=i.device)
+    if o.dtype != "fp8_e4m3":
+        return _scores_of(i.normal(*q), None, weights, i.normal(*keys), None, lengths)
+    scales = i.positive(*q[:3]), i.positive(*keys[:2])
+    return _scores_of(i.fp8(*q), scales[0], weights, i.fp8(*keys), scales[1], lengths)
+
+
+def _scores_of(*operands: Tensor | None) -> Call:
+    scores: Any = ops.index_scores
+    return lambda: scores(*operands, scale=1.0, site=_SITE)
+
+
+def _index_topk(o: Operator, i: _Inputs, kernels: str) -> Call:
+    scores = i.normal(o["rows"], 1, o["columns"], dtype=torch.float32)
+    return lambda: ops.index_topk(scores, top_k=o["top_k"], site=_SITE)
+
+
+def _sparse_mla(o: Operator, i: _Inputs, kernels: str) -> Call:
+    width = o["latent_dim"] + o["rope_dim"]
+    q = i.normal(o["sequences"], o["query_length"], o["heads"], width)
+    cache = i.normal(o["sequences"], o["kv_length"], width)
+    selected = _spread_selection(o, i)
+    return lambda: ops.sparse_mla(
+        q, cache, selected, latent_dim=o["latent_dim"], scale=float(width) ** -0.5, site=_SITE
+    )
+
+
+def _spread_selection(o: Operator, i: _Inputs) -> Tensor:
+    """For each query one of every few tokens that it sees, at random; all where they are few."""
+    queries, top_k = o["query_length"], o["top_k"]
+    visible = torch.arange(queries, device=i.device) + (o["kv_length"] - queries + 1)
+    strides = visible.clamp(min=top_k) / top_k
+    places = torch.arange(top_k, device=i.device)
+    offsets = torch.rand(o["sequences"], queries, top_k, device=i.device)
+    selected = ((places + offsets * 0.999) * strides[:, None]).int()
+    few = visible[:, None] <= top_k
+    selected = torch.where(few, places.int(), selected)
+    return selected.masked_fill(selected >= visible[:, None], -1)
+
+
 def _masked_grouped_gemm(o: Operator, i: _Inputs, kernels: str) -> Call:
     from reference_model.kernels import load_backend
 
@@ -466,6 +521,9 @@ BUILDERS: dict[str, Callable[[Operator, Any, str], Call]] = {
     "grouped_gemm": _grouped_gemm,
     "grouped_gemm_weight_grad": _grouped_gemm_weight_grad,
     "grouped_quantize_transpose": _grouped_quantize_transpose,
+    "index_scores": _index_scores,
+    "index_topk": _index_topk,
+    "layernorm": _layernorm,
     "masked_grouped_gemm": _masked_grouped_gemm,
     "mla_decode": _mla_decode,
     "permute": _permute,
@@ -479,6 +537,7 @@ BUILDERS: dict[str, Callable[[Operator, Any, str], Call]] = {
     "rope": _rope,
     "sample": _sample,
     "scale": _scale,
+    "sparse_mla": _sparse_mla,
     "sum_heads": _sum_heads,
     "swiglu": _swiglu,
     "swiglu_backward": _swiglu_backward,

@@ -516,10 +516,10 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """Random weights: matrices normal with variance 1 / fan-in, norms 1."""
-        for parameter in self.parameters():
+        """Random weights: matrices normal with variance 1 / fan-in, norms 1, biases 0."""
+        for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
-                parameter.fill_(1)
+                parameter.fill_(0 if name.endswith("bias") else 1)
             else:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
 

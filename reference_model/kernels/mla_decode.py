@@ -142,7 +142,7 @@ def mla_decode_triton(
     rows, capacity = query_length * heads, cache.shape[1]
     tokens = cache.contiguous().flatten(0, 1)
     row_blocks = triton.cdiv(rows, _BLOCK_ROWS)
-    splits = _splits(q, row_blocks * sequences, capacity)
+    splits = splits_of(q, row_blocks * sequences, capacity)
     partial_out = q.new_empty((sequences, rows, splits, latent_dim), dtype=torch.float32)
     partial_sum = q.new_empty((sequences, rows, splits), dtype=torch.float32)
     _decode_kernel[row_blocks, sequences, splits](
@@ -167,7 +167,15 @@ def mla_decode_triton(
     )
     out = q.new_empty((sequences, query_length, heads, latent_dim))
     log_sums = q.new_empty((sequences, query_length, heads), dtype=torch.float32)
-    _combine_kernel[(sequences * rows,)](
+    combine_splits(partial_out, partial_sum, out, log_sums)
+    return out, log_sums
+
+
+def combine_splits(partial_out: Tensor, partial_sum: Tensor, out: Tensor, log_sums: Tensor) -> None:
+    """The splits of each row, float32 [..., splits, latent] and [..., splits], into out and
+    log_sums."""
+    splits, latent_dim = partial_out.shape[-2:]
+    _combine_kernel[(log_sums.numel(),)](
         partial_out,
         partial_sum,
         out,
@@ -177,10 +185,9 @@ def mla_decode_triton(
         SPLITS=triton.next_power_of_2(splits),
         num_warps=4,
     )
-    return out, log_sums
 
 
-def _splits(q: Tensor, programs: int, capacity: int) -> int:
+def splits_of(q: Tensor, programs: int, capacity: int) -> int:
     """Splits of a sequence that give every multiprocessor a program, each of a few blocks."""
     if not q.is_cuda:
         return min(2, triton.cdiv(capacity, _BLOCK_KV))

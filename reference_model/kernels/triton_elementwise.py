@@ -209,6 +209,7 @@ def _rope_kernel(
     out_position_stride,
     out_head_stride,
     INVERSE: tl.constexpr,
+    HALVES: tl.constexpr,
     OWN_ANGLES: tl.constexpr,
     DIM: tl.constexpr,
     HEADS: tl.constexpr,
@@ -217,7 +218,11 @@ def _rope_kernel(
     position = tl.program_id(0) % length
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     start = sequence * sequence_stride + position * position_stride
-    at = x + start + head[:, None] * head_stride + tl.arange(0, DIM)[None, :]
+    # The pairs lie side by side, or one half of them in each half of the dimensions.
+    column = tl.arange(0, DIM)
+    if HALVES:
+        column = column // 2 + column % 2 * (DIM // 2)
+    at = x + start + head[:, None] * head_stride + column[None, :]
     inside = (head < heads)[:, None]
     value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     even, odd = tl.split(tl.reshape(value, [HEADS, DIM // 2, 2]))
@@ -231,27 +236,32 @@ def _rope_kernel(
     turned = tl.join(even * cosine - odd * sine, odd * cosine + even * sine)
     turned = tl.reshape(turned, [HEADS, DIM]).to(out.dtype.element_ty)
     start = sequence * out_sequence_stride + position * out_position_stride
-    target = out + start + head[:, None] * out_head_stride + tl.arange(0, DIM)[None, :]
+    target = out + start + head[:, None] * out_head_stride + column[None, :]
     tl.store(target, turned, mask=inside)
 
 
 def launch_rope(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool, site: str) -> None:
     """operators.rope; dim must be a power of two and its values adjacent in memory."""
-    _rope(x, cos, sin, x, inverse=inverse)
+    _rope(x, cos, sin, x, inverse=inverse, halves=False)
 
 
 def launch_rope_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, site: str) -> None:
     """decode_operators.rope_into; dim as above."""
-    _rope(x, cos, sin, out, inverse=False)
+    _rope(x, cos, sin, out, inverse=False, halves=False)
 
 
-def _rope(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, inverse: bool) -> None:
+def launch_rope_index(x: Tensor, cos: Tensor, sin: Tensor, *, halves: bool, site: str) -> None:
+    """operators.rope_index; dim as above."""
+    _rope(x, cos, sin, x, inverse=False, halves=halves)
+
+
+def _rope(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, inverse: bool, halves: bool) -> None:
     sequences, length, heads, dim = x.shape
     block = min(_HEADS, triton.next_power_of_2(heads))
     _rope_kernel[sequences * length, triton.cdiv(heads, block)](
         x, out, cos.contiguous(), sin.contiguous(), length, heads,
         *x.stride()[:3], *out.stride()[:3],
-        INVERSE=inverse, OWN_ANGLES=cos.dim() == 3, DIM=dim, HEADS=block,
+        INVERSE=inverse, HALVES=halves, OWN_ANGLES=cos.dim() == 3, DIM=dim, HEADS=block,
         num_warps=4 if block == _HEADS else 1,
     )  # fmt: skip
 

@@ -37,8 +37,8 @@ from simulator.workload.task_graph import COLLECTIVE_SEGMENTS
 
 Array = NDArray[np.float64]
 
-DECODE_CORE = "mla_decode"
-"""Operator kind of the decode attention core, which reads the KV cache."""
+DECODE_CORES = ("mla_decode", "sparse_mla")
+"""Operator kinds of the decode attention core, which reads the KV cache."""
 
 
 def kernel_times(
@@ -74,7 +74,7 @@ def kernel_times(
     family: list[Hashable] = [family_of(operator) for operator in flat]
     ratio = model.cache_ratio
     if ratio is not None:
-        core = np.array([operator.kind == DECODE_CORE for operator in flat])
+        core = np.array([operator.kind in DECODE_CORES for operator in flat])
         for times, by in (
             (seconds, ratio.value),
             (low, ratio.low),

@@ -18,8 +18,9 @@ teach the ratio to it: a Gaussian process over sizes and what the roofline says 
 (gaussian_process.py), of the kernel set with most rows of a family (kind and types). A family with
 too few rows for a process of its own starts from the kind's largest. The preferred kernel set adds
 its own difference, a process too: its rows are met exactly, and one version's times never average
-into another's (models.py). A family without rows borrows the kind's other types, then what its
-class (tensor-core or memory-bound) achieves in general (calibrated.py). Where the calibration names
+into another's (models.py). A family without rows borrows the kind's other types, then what a
+kernel of the same product makes of its time at peak (related.py), then what its class (tensor-core
+or memory-bound) achieves in general (calibrated.py). Where the calibration names
 others that complete it or that it is restated from, a family without rows and products far from the
 few rows of theirs come from those, by the ceilings of both GPUs (completed.py, gpu_ratio.py).
 Whatever the answer, no kernel moves its bytes faster than the fastest measured one, unless its own

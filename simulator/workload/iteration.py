@@ -46,6 +46,9 @@ parallelism only; a layer that has neither attention nor experts is all attentio
 
 WIRES = frozenset({"dispatch_wire", "combine_wire"})
 
+_CORE_BEGINS = ("attention_forward", "mla_decode", "index_scores")
+"""Kinds of which one begins ATTN-1: the core, or the scores of an indexer before it."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerOperators:
@@ -89,7 +92,7 @@ def split_layer(
         kept.append(operator)
 
     for operator in operators:
-        core_seen |= operator.kind in ("mla_decode", "attention_forward")
+        core_seen |= operator.kind in _CORE_BEGINS
         segment = operator.segment
         if segment in COLLECTIVE_SEGMENTS and operator.name.startswith("attention."):
             keep(operator, segment)

@@ -50,6 +50,8 @@ _INTERMEDIATE_SIZES = {
     for part in ("experts", "shared_experts", "mlp")
     for operator, size in (("gate_up_proj", "n"), ("swiglu", "columns"), ("down_proj", "k"))
 }
+# Operators of sparse attention that read the cache of a sequence for its queries.
+_SPARSE = ("index_scores", "sparse_mla")
 # Prefill operators that rebuild keys and values, of cached tokens too.
 _KEY_VALUE_ROWS = {
     "attention.kv_b_proj.quantize_input": "rows",
@@ -233,7 +235,7 @@ def _divided(operator: Operator, sizes: Mapping[str, str], ranks: int) -> Operat
 
 
 def _several_queries(operator: Operator, queries: int) -> Operator:
-    if operator.kind == "mla_decode":
+    if operator.kind in ("mla_decode", *_SPARSE):
         sizes = {"sequences": operator["sequences"] // queries, "query_length": queries}
         return _with_sizes(operator, sizes)
     if operator.kind == "rope":
@@ -242,8 +244,10 @@ def _several_queries(operator: Operator, queries: int) -> Operator:
 
 
 def _with_cache(operator: Operator, load: Load) -> Operator:
-    if operator.kind == "attention_forward":
+    if operator.kind in ("attention_forward", *_SPARSE):
         return _with_sizes(operator, {"kv_length": load.context})
+    if operator.kind == "index_topk":
+        return _with_sizes(operator, {"columns": load.context})
     name = _KEY_VALUE_ROWS.get(operator.name)
     if name is None:
         return operator

@@ -2,11 +2,12 @@
 
 Weights are those of parameter counts: FP8 with block scales where the recipe runs the product in
 FP8, BF16 elsewhere, and serving takes traces of that recipe only. The key and value up-projection
-is BF16 in decode, where it is absorbed. Of what is split over GPUs (TensorParallel) each holds a
-part; latent projections, gate and norms lie on all. The KV cache holds the normed latent and the
-rotary key, once for all heads, so GPUs that share heads hold it twice over. Its FP8 form keeps the
-latent in FP8 with one FP32 scale for 128 values and the rotary key in BF16 (FlashMLA: 656 bytes a
-token and layer).
+is BF16 where it is absorbed: in decode, and with sparse attention in prefill too. Of what is split
+over GPUs (TensorParallel) each holds a part; latent projections, gate, norms and indexers lie on
+all. The KV cache holds the normed latent and the rotary key, once for all heads, so GPUs that share
+heads hold it twice over. Its FP8 form keeps the latent in FP8 with one FP32 scale for 128 values
+and the rotary key in BF16 (FlashMLA: 656 bytes a token and layer). The keys of an indexer lie
+beside it in FP8, 132 bytes of 128 values.
 """
 
 from __future__ import annotations
@@ -63,12 +64,15 @@ def micro_batch_tokens(job: ServingStepJob) -> int:
 
 
 def kv_bytes_per_token(config: ModelConfig, dtype: str, *, draft_layers: int = 0) -> Bytes:
-    """Bytes of one token in the KV cache of all layers: 70,272 in DeepSeek-V3 and BF16."""
+    """Bytes of one token in the KV cache of all layers: 70,272 in DeepSeek-V3 and BF16, 78,324 in
+    DeepSeek-V3.2 with the FP8 keys of its indexer, whatever `dtype` says of the rest."""
     if dtype == "bfloat16":
         layer = (config.kv_lora_rank + config.qk_rope_head_dim) * _BF16
     else:
         scales = -(-config.kv_lora_rank // TILE) * _FP32
         layer = config.kv_lora_rank * _FP8 + scales + config.qk_rope_head_dim * _BF16
+    if config.indexer is not None:
+        layer += config.indexer.dim * _FP8 + -(-config.indexer.dim // TILE) * _FP32
     return float((config.num_hidden_layers + draft_layers) * layer)
 
 
@@ -80,17 +84,25 @@ def weight_bytes(config: ModelConfig, recipe: str, *, gpus: int) -> Bytes:
     """Weights of the main model on one of `gpus` GPUs that share its routed experts and hold all
     else whole; embedding, head, norms and gates are BF16 in every recipe."""
     counts = parameter_counts(config)
-    latent_norms = (config.q_lora_rank or 0) + config.kv_lora_rank
     unquantized = (
         counts.embedding
         + counts.head
         + counts.final_norm
-        + config.num_hidden_layers * (latent_norms + counts.layer_norms)
+        + config.num_hidden_layers * (_wide_attention(config) + counts.layer_norms)
         + config.num_moe_layers * counts.router
     )
     experts = config.num_moe_layers * config.n_routed_experts * counts.expert
     products = counts.total - unquantized - experts + experts / gpus
     return unquantized * _BF16 + products * WEIGHT_BYTES[recipe]
+
+
+def _wide_attention(config: ModelConfig) -> int:
+    """Parameters of one layer's attention that no recipe quantises: norms of latents, and of an
+    indexer the norm of its key and the projection that weighs its heads."""
+    norms = (config.q_lora_rank or 0) + config.kv_lora_rank
+    if config.indexer is None:
+        return norms
+    return norms + 2 * config.indexer.dim + config.indexer.heads * config.hidden_size
 
 
 def serving_memory(
@@ -136,8 +148,10 @@ def _activations(operator: Operator) -> Bytes:
         at = replace(operator, sizes=changed)
         return at.bytes_read + at.bytes_written
 
-    if operator.kind == "mla_decode":
+    if operator.kind in ("mla_decode", "sparse_mla"):
         return float(moved(kv_length=0))
+    if operator.kind == "index_scores":
+        return float(moved(kv_length=0) + operator.bytes_written)
     rows = _WEIGHTED.get(operator.kind)
     # With no rows nothing but the weight is left.
     return float(moved() - (0 if rows is None else moved(**{rows: 0})))
@@ -252,10 +266,10 @@ def _weights(job: ServingStepJob, config: ModelConfig, draft_layers: int) -> Byt
         + up
         + c.num_attention_heads * c.v_head_dim * c.hidden_size
     )
-    latent_norms = (c.q_lora_rank or 0) + c.kv_lora_rank
-    attention = counts.attention - latent_norms - by_head + by_head / job.attention_tp
-    attention_bytes = attention * _WITH_SCALES + (latent_norms + counts.layer_norms) * _BF16
-    if job.phase == "decode":
+    wide = _wide_attention(c)
+    attention = counts.attention - wide - by_head + by_head / job.attention_tp
+    attention_bytes = attention * _WITH_SCALES + (wide + counts.layer_norms) * _BF16
+    if job.phase == "decode" or c.indexer is not None:
         attention_bytes += up / job.attention_tp * (_BF16 - _WITH_SCALES)
     split = job.tensor_parallel
     local = job.experts.shared_expert == "local"

@@ -56,6 +56,19 @@ HAND_COUNTS = {
     + 47 * (2048 * 768 + 768 + 768 * 20 * 256 + 2048 * 576 + 512 + 512 * 20 * (192 + 256)
             + 20 * 256 * 2048 + 2 * 2048)
     + 3 * 2048 * 10240 + 46 * (65 * 3 * 2048 * 1536 + 64 * (2048 + 1)),
+    # DeepSeek-V3's and 13,959,424 of an indexer in each layer: queries from their latent, one key
+    # with the weight and bias of its norm, and the weights of 64 heads.
+    "deepseek_v3_2": 671_026_419_200
+    + 61 * (1536 * 64 * 128 + 7168 * 128 + 2 * 128 + 7168 * 64),
+    "glm_5": 2 * 154880 * 6144 + 6144
+    + 78 * (6144 * 2048 + 2048 + 2048 * 64 * 256 + 6144 * 576 + 512 + 512 * 64 * (192 + 256)
+            + 64 * 256 * 6144 + 2 * 6144
+            + 2048 * 32 * 128 + 6144 * 128 + 2 * 128 + 6144 * 32)
+    + 3 * 3 * 6144 * 12288 + 75 * (257 * 3 * 6144 * 2048 + 256 * (6144 + 1)),
+    "deepseek_v2": 2 * 102400 * 5120 + 5120
+    + 60 * (5120 * 1536 + 1536 + 1536 * 128 * 192 + 5120 * 576 + 512 + 512 * 128 * 256
+            + 128 * 128 * 5120 + 2 * 5120)
+    + 3 * 5120 * 12288 + 59 * (162 * 3 * 5120 * 1536 + 160 * 5120),
 }  # fmt: skip
 
 
@@ -68,6 +81,9 @@ HAND_COUNTS = {
         ("moonlight_16b_a3b", 16),
         ("mistral_large_3", 673),  # "675B" with a vision encoder of 2.5B
         ("glm_4_7_flash", 30),
+        ("deepseek_v3_2", 672),  # "671.88B"
+        ("glm_5", 744),
+        ("deepseek_v2", 236),
     ],
 )
 def test_parameters_of_a_shipped_model_equal_a_hand_count(name, published):
@@ -81,6 +97,8 @@ def test_parameters_of_a_shipped_model_equal_a_hand_count(name, published):
         ("deepseek_v3", 37),
         ("kimi_k2", 32),
         ("deepseek_v2_lite", 2.4),
+        ("deepseek_v2", 21),
+        ("glm_5", 40),
         ("mistral_large_3", 39),  # "41B" with a vision encoder of 2.5B
     ],
 )

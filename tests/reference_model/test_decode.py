@@ -24,10 +24,22 @@ def random_tokens(config, *shape):
     return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("q_lora_rank", [None, "as configured"])
+INDEXER = {"index_topk": 4, "index_n_heads": 16, "index_head_dim": 64}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"q_lora_rank": None},
+        INDEXER,
+        INDEXER | {"index_topk": 100},
+        INDEXER | {"indexer_rope_interleave": True},
+    ],
+    ids=["dense", "no query latent", "sparse", "sparse, few tokens", "sparse, interleaved"],
+)
 @pytest.mark.parametrize("step", [1, 2])
-def test_prefill_and_absorbed_decode_equal_the_decompressed_model(q_lora_rank, step):
-    changes = {} if q_lora_rank else {"q_lora_rank": None}
+def test_prefill_and_absorbed_decode_equal_the_decompressed_model(changes, step):
     model, inference = served(**changes)
     tokens = random_tokens(model.config, 2, 9)
     expected = model(tokens)  # [S, L, V]
@@ -64,6 +76,15 @@ def test_the_cache_holds_latent_and_rotary_values_only():
     assert v3.kv_lora_rank + v3.qk_rope_head_dim == 576
 
 
+def test_the_cache_of_an_indexer_holds_132_bytes_of_fp8_beside_it():
+    sizes = INDEXER | {"index_head_dim": 128}
+    _, inference = served("fp8", **sizes)
+    index = inference.new_caches(sequences=2, capacity=4)[0].index
+    assert index.values.nbytes + index.scales.nbytes == 2 * 4 * 132
+    plain = served("bfloat16", **sizes)[1].new_caches(sequences=2, capacity=4)[0].index
+    assert (plain.scales, plain.values.nbytes) == (None, 2 * 4 * 256)
+
+
 def test_a_full_cache_is_an_error():
     model, inference = served()
     caches = inference.new_caches(sequences=1, capacity=4)
@@ -72,9 +93,10 @@ def test_a_full_cache_is_an_error():
         inference.decode(random_tokens(model.config, 1, 1), torch.tensor([4]), caches)
 
 
+@pytest.mark.parametrize("changes", [{}, INDEXER], ids=["dense", "sparse"])
 @pytest.mark.parametrize(("recipe", "similarity"), [("bfloat16", 0.999), ("fp8", 0.95)])
-def test_low_precision_decode_stays_near_the_decompressed_model(recipe, similarity):
-    model, inference = served(recipe)
+def test_low_precision_decode_stays_near_the_decompressed_model(recipe, similarity, changes):
+    model, inference = served(recipe, **changes)
     tokens = random_tokens(model.config, 1, 6)
     caches = inference.new_caches(sequences=1, capacity=8)
     inference.prefill(tokens[:, :5], caches)

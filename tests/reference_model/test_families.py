@@ -115,16 +115,56 @@ def test_another_family_is_named_with_what_is_missing(fields, message):
     assert "allowed: models like DeepSeek-V3" in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("deepseek_v32", "DeepSeek-V3.2"), ("glm_moe_dsa", "GLM-5")]
-)
-def test_sparse_attention_is_refused_by_name_and_without_it_the_model_is_read(raw, kind, name):
-    sparse = raw | {"model_type": kind, "index_topk": 2048}
-    message = f"{name} is not modelled yet: sparse attention, index_topk = 2048; for the time with"
-    with pytest.raises(ValueError, match=message):
-        parse_model_config(sparse, source="my.json")
+INDEXER = {"index_topk": 2048, "index_n_heads": 64, "index_head_dim": 128}
+
+
+@pytest.mark.parametrize(("kind", "halves"), [("deepseek_v32", True), ("glm_moe_dsa", False)])
+def test_sparse_attention_is_read_and_without_it_the_model_is_dense(raw, kind, halves):
+    sparse = raw | INDEXER | {"model_type": kind}
+    config = parse_model_config(sparse, source="my.json")
+    assert config.indexer == (2048, 64, 128, config.q_lora_rank)
+    assert config.indexer_rope_interleave is not halves
     dense = parse_model_config(sparse | {"index_topk": None}, source="my.json")
     assert dense == load_model_config("debug")
+    assert config.shape_digest != dense.shape_digest
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"indexer_types": ["full", "shared"]},
+        {"index_topk_pattern": "FFS"},
+        {"index_topk_freq": 4},
+        {"indexer_types": 3},
+    ],
+)
+def test_layers_that_share_an_indexer_are_refused(raw, shared):
+    fields = raw | INDEXER | {"model_type": "glm_moe_dsa"}
+    with pytest.raises(ValueError, match="GLM-5 is not modelled: layers that share the"):
+        parse_model_config(fields | shared, source="my.json")
+    every = (
+        {"indexer_types": ["full", "full"]},
+        {"index_topk_pattern": "FF"},
+        {"index_topk_freq": 1},
+    )
+    for same in every:
+        assert parse_model_config(fields | same, source="my.json").indexer is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"index_n_heads": None}, "index_n_heads is missing beside index_topk = 2048"),
+        ({"index_topk": 0}, "index_topk = 0 must be at least 1"),
+        ({"index_head_dim": 1.5}, "index_head_dim = 1.5 must be a whole number"),
+        ({"index_head_dim": 8}, "index_head_dim = 8 must be at least qk_rope_head_dim ="),
+        ({"q_lora_rank": None}, "index_topk = 2048 without q_lora_rank is not supported"),
+        ({"indexer_rope_interleave": 1}, "indexer_rope_interleave = 1 must be true or false"),
+    ],
+)
+def test_a_field_of_the_indexer_that_cannot_be_is_one_line(raw, changes, message):
+    with pytest.raises(ValueError, match=f"my.json: {message}"):
+        parse_model_config(raw | INDEXER | changes, source="my.json")
 
 
 def test_text_of_a_file_stays_on_one_short_line():

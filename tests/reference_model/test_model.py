@@ -93,6 +93,27 @@ CHANGES = {
 }
 
 
+SPARSE = {
+    "architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32",
+    "index_topk": 8, "index_n_heads": 16, "index_head_dim": 32,
+}  # fmt: skip
+CHANGES |= {
+    "DeepSeek-V3.2, a context of six times what a query reads": SPARSE,
+    "DeepSeek-V3.2, a context below what a query reads": SPARSE | {"index_topk": 64},
+    "GLM-5: the indexer rotates interleaved pairs": SPARSE
+    | {
+        "architectures": ["GlmMoeDsaForCausalLM"],
+        "model_type": "glm_moe_dsa",
+        "rope_scaling": None,
+        "rope_theta": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        "n_group": 1,
+        "topk_group": 1,
+        "rms_norm_eps": 1e-5,
+    },
+}
+
+
 def random_model(config, *, recipe="float32", seed=0):
     """Weights scaled 1 / sqrt(fan-in), norms around 1, correction biases other than zero."""
     model = Transformer(config, recipe=Recipe(recipe, "reference"), device=CPU)
@@ -130,13 +151,17 @@ def gradients(model):
     of_gradients = copy.deepcopy(model)
     with torch.no_grad():
         for target, source in zip(of_gradients.parameters(), model.parameters(), strict=True):
-            target.copy_(source.grad)
+            target.copy_(torch.zeros(()) if source.grad is None else source.grad)
     return export_weights(of_gradients)
 
 
 def assert_same_gradients(ours, theirs):
     """Every gradient of a transformers model, whose experts are joined, equals ours."""
     for name, parameter in theirs.named_parameters():
+        if parameter.grad is None:  # the choice of tokens has no gradient
+            assert ".indexer." in name
+            assert not ours[name].any()
+            continue
         if ".experts.gate_up_proj" in name or ".experts.down_proj" in name:
             prefix = name.rsplit(".", 1)[0]
             parts = ("gate_proj", "up_proj") if "gate_up" in name else ("down_proj",)

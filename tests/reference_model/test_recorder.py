@@ -1,6 +1,7 @@
 """What is recorded is what runs, and the formulas that stand in for it equal it."""
 
 import collections
+import dataclasses
 
 import pytest
 import torch
@@ -53,6 +54,21 @@ def test_formulas_equal_the_bytes_of_the_recorded_tensors(name, kind):
     for operator, bytes_read, bytes_written in record.recorded:
         if operator.kind in ("embedding", "embedding_backward"):
             continue  # of the table only the rows of the tokens are touched
+        assert (operator.bytes_read, operator.bytes_written) == (bytes_read, bytes_written), (
+            operator
+        )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("model", ["deepseek_v3_2", "glm_5"])
+def test_formulas_of_sparse_attention_equal_the_bytes_of_the_recorded_tensors(model, name):
+    workload = Workload(4096, 4096, 1, 640, 512, 1)
+    config = dataclasses.replace(load_model_config(model), vocab_size=16)
+    record = record_layer(config, "dense", workload, recipe=Recipe(name, "reference"))
+    kinds = {operator.kind for operator, _, _ in record.recorded}
+    assert {"attention_masked_forward", "attention_masked_backward", "index_topk"} <= kinds
+    assert set(record.others) <= ALLOWED | {"aten.select.int"}
+    for operator, bytes_read, bytes_written in record.recorded:
         assert (operator.bytes_read, operator.bytes_written) == (bytes_read, bytes_written), (
             operator
         )

@@ -1,7 +1,8 @@
 """Decide whose rows a compute kernel's time rests on: a calibration's own, or another's.
 
 Another calibration answers by the ratio of own rows of the same product where there are any, and
-for this GPU. What it says then rises with the rows of a kernel (work_floor.py).
+for this GPU. Where nobody has rows of a kernel's kind, a kernel of the same product answers. What
+is said then rises with the rows of a kernel (work_floor.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from reference_model.trace import Operator
 from simulator.hardware.kernels.calibrated import Answer, CalibratedKernels
 from simulator.hardware.kernels.families import Family, family_of
 from simulator.hardware.kernels.models import ENOUGH_RESIDUALS
-from simulator.hardware.kernels.related import related_batch, related_family
+from simulator.hardware.kernels.related import RELATED_KINDS, related_batch, related_family
 from simulator.hardware.kernels.roofline import Batch, ideal_batch_seconds, is_tensor, least_seconds
 from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, PADDED, RisingRows, WorkFloor
 from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED
@@ -78,6 +79,7 @@ class CompletedKernels:
     def answered_by(self, operator: Operator) -> str:
         """Name of the calibration whose rows a compute kernel's time rests on."""
         family = family_of(operator)
+        family = self._stand_in(family) or family
         answering = self._answering(family).calibration.name
         if self._related(family) is None:
             return answering
@@ -125,6 +127,9 @@ class CompletedKernels:
 
     def _one_by_one(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
         """Of distinct operators of one family, each by itself, from whoever has rows of it."""
+        other = self._stand_in(family)
+        if other is not None:
+            return self._stood_in(family, other, batch, sms, overlapped)
         answering = self._answering(family)
         answer = answering.compute(family, batch, sms, overlapped)
         own = self._related(family)
@@ -157,6 +162,36 @@ class CompletedKernels:
             return None
         known, also = ({of for _, of in model.families} for model in (self.own, answering))
         return related_family(family, known, also)
+
+    def _stand_in(self, family: Family) -> Family | None:
+        """The family of the same product for a kernel of whose kind nobody has rows."""
+        if family[0] not in RELATED_KINDS or (False, family) in self.own.families:
+            return None
+        known = {of for model in (self.own, *self.own.others) for _, of in model.families}
+        if any(of[0] == family[0] for of in known):
+            return None
+        return related_family(family, known, known)
+
+    def _stood_in(
+        self, family: Family, other: Family, batch: Batch, sms: Array, overlapped: bool
+    ) -> Answer:
+        """As far above its time at peak as the kernel of the same product, with the interval of a
+        kernel that was never measured."""
+        product = related_batch(batch, other)
+        theirs, low, high, _ = self.of_batch(other, product, sms, overlapped)
+        peaks = self._at_peak(family, batch, sms) / self._at_peak(other, product, sms)
+        share = self.own.memory_share
+        least = least_seconds(batch, sms, self.own.gpu, memory_share=share)
+        seconds = np.maximum(theirs * peaks, least)
+        classes = self._answering(other).classes
+        width = classes[overlapped, is_tensor(family[0])].modelled_width
+        below, above = np.hypot(np.log(theirs / low), width), np.hypot(np.log(high / theirs), width)
+        return (
+            seconds,
+            np.maximum(seconds * np.exp(-below), least),
+            seconds * np.exp(above),
+            np.full(len(batch), MODELLED),
+        )
 
     def _in_ratio(
         self,

@@ -25,6 +25,10 @@ _LOADED: Mapping[str, tuple[str, ...]] = {
     "batched_gemm": ("m",),
     "attention_forward": ("kv_length", "query_length"),
     "attention_backward": ("kv_length", "query_length"),
+    "attention_masked_forward": ("kv_length", "query_length"),
+    "attention_masked_backward": ("kv_length", "query_length"),
+    "index_scores": ("kv_length", "query_length"),
+    "sparse_mla": ("kv_length", "query_length"),
     "mla_decode": ("kv_length",),
     "mla_prefill": ("kv_length", "query_length"),
 }

@@ -2,31 +2,60 @@
 
 A table of an engine's kernels times forward products. Its weight gradients and products into
 another result type run on the same tiles, so that where one calibration has rows of both and
-another of the first alone, the second's time of the other follows in the first's ratio.
+another of the first alone, the second's time of the other follows in the first's ratio. Where none
+has rows of a kernel, it takes what a related one makes of its time at peak.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.hardware.kernels.families import Family
 from simulator.hardware.kernels.roofline import Batch, batch_of_sizes
 
-_SIZES: Mapping[tuple[str, str], Mapping[str, str]] = {
-    ("gemm", "gemm"): {"m": "m", "n": "n", "k": "k"},
-    # [m, rows] x [rows, n] of each expert has the FLOPs of its rows times an [m, n] weight.
-    ("grouped_gemm_weight_grad", "grouped_gemm"): {
-        "rows": "rows", "groups": "groups", "n": "m", "k": "n",
-    },
-    ("attention_backward", "attention_forward"): {
+Sizes = Mapping[str, NDArray[np.int64]]
+
+
+def _renamed(**names: str) -> Callable[[Sizes], Sizes]:
+    return lambda sizes: {name: sizes[of] for name, of in names.items()}
+
+
+_SAME_ATTENTION = _renamed(
+    **{
         name: name
         for name in ("sequences", "query_length", "kv_length", "heads", "qk_dim", "v_dim")
-    },
-}  # fmt: skip
-"""{(kind, the kind it is related to): {size of that: size of this}}"""
+    }
+)
+
+
+def _dense_decode(sizes: Sizes) -> Sizes:
+    """Each query that selects tokens as a sequence of its own that has no more than those."""
+    return {
+        "sequences": sizes["sequences"] * sizes["query_length"],
+        "query_length": np.ones_like(sizes["query_length"]),
+        "kv_length": np.minimum(sizes["kv_length"], sizes["top_k"]),
+        **{name: sizes[name] for name in ("heads", "latent_dim", "rope_dim")},
+    }
+
+
+_SIZES: Mapping[tuple[str, str], Callable[[Sizes], Sizes]] = {
+    ("gemm", "gemm"): _renamed(m="m", n="n", k="k"),
+    # [m, rows] x [rows, n] of each expert has the FLOPs of its rows times an [m, n] weight.
+    ("grouped_gemm_weight_grad", "grouped_gemm"): _renamed(
+        rows="rows", groups="groups", n="m", k="n"
+    ),
+    ("attention_backward", "attention_forward"): _SAME_ATTENTION,
+    ("attention_masked_forward", "attention_forward"): _SAME_ATTENTION,
+    ("attention_masked_backward", "attention_backward"): _SAME_ATTENTION,
+    ("sparse_mla", "mla_decode"): _dense_decode,
+}
+"""{(kind, the kind it is related to): the sizes of that from the sizes of this}"""
+
+RELATED_KINDS = frozenset(kind for kind, _ in _SIZES)
 
 
 def related_family(
@@ -46,8 +75,7 @@ def related_family(
 def related_batch(batch: Batch, family: Family) -> Batch:
     """The operators of a related family that compute the same products."""
     sizes = dict(zip(batch.names, batch.sizes.T, strict=True))
-    renamed = _SIZES[batch.kind, family[0]]
-    columns = {name: sizes[size] for name, size in sorted(renamed.items())}
+    columns = dict(sorted(_SIZES[batch.kind, family[0]](sizes).items()))
     like = replace(
         batch.like,
         kind=family[0],

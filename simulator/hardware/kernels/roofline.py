@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.schema import GpuProfile, TilesProfile
+from reference_model.kinds import selected_pairs
 from reference_model.trace import Operator
 
 Array = NDArray[np.float64]
@@ -239,6 +240,22 @@ def _attention(length: str, dimensions: Callable[[Sizes], Array]) -> Callable[..
     return flops
 
 
+def _index_scores(s: Sizes, sms: Array, tiles: TilesProfile) -> Array:
+    # Blocks of 128 keys of a sequence, each against every query that may see one of them.
+    pairs_twice = s["query_length"] * (2 * s["kv_length"] - s["query_length"] + 1)
+    blocks = s["sequences"] * np.ceil(s["kv_length"] / TILE_ROWS)
+    flops = s["sequences"] * pairs_twice * s["heads"] * s["dim"]
+    busiest: Array = flops / blocks * np.ceil(blocks / sms)
+    return np.where(s["query_length"] > TILE_ROWS, flops / sms, busiest)
+
+
+def _sparse_mla(s: Sizes, sms: Array, tiles: TilesProfile) -> Array:
+    # As in decode: what a query selected is split over SMs.
+    dimensions = 2 * s["latent_dim"] + s["rope_dim"]
+    pairs: Array = s["sequences"] * s["heads"] * selected_pairs(s)
+    return 2 * pairs * dimensions / sms
+
+
 def _mla_decode(s: Sizes, sms: Array, tiles: TilesProfile) -> Array:
     # The keys of a sequence are split over SMs, so that no wave is left half empty.
     heads = s["sequences"] * s["query_length"] * s["heads"]
@@ -253,6 +270,12 @@ _BUSIEST_SM_FLOPS: Mapping[str, Callable[[Sizes, Array, TilesProfile], Array]] =
     "batched_gemm": _batched,
     "attention_forward": _attention("query_length", lambda s: s["qk_dim"] + s["v_dim"]),
     "attention_backward": _attention("kv_length", lambda s: 3 * s["qk_dim"] + 2 * s["v_dim"]),
+    "attention_masked_forward": _attention("query_length", lambda s: s["qk_dim"] + s["v_dim"]),
+    "attention_masked_backward": _attention(
+        "kv_length", lambda s: 3 * s["qk_dim"] + 2 * s["v_dim"]
+    ),
+    "index_scores": _index_scores,
     "mla_decode": _mla_decode,
+    "sparse_mla": _sparse_mla,
     "mla_prefill": _attention("query_length", lambda s: 2 * s["latent_dim"] + s["rope_dim"]),
 }

@@ -25,7 +25,9 @@ from simulator.hardware.kernels.roofline import SMALL_TILE_ROWS, TILE_ROWS, Batc
 
 Array = NDArray[np.float64]
 
-MONOTONE_KINDS = frozenset({"mla_decode", "attention_forward", "attention_backward"})
+MONOTONE_KINDS = frozenset(
+    {"mla_decode", "sparse_mla", "index_scores", "attention_forward", "attention_backward"}
+)
 """Kinds that this holds for: no size of theirs is rounded up to a tile that a larger one fills."""
 
 

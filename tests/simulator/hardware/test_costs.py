@@ -576,6 +576,10 @@ def test_every_kind_is_either_tiled_or_bound_by_bytes():
         "batched_gemm",
         "attention_forward",
         "attention_backward",
+        "attention_masked_forward",
+        "attention_masked_backward",
+        "index_scores",
         "mla_decode",
         "mla_prefill",
+        "sparse_mla",
     }

@@ -90,6 +90,37 @@ def test_a_chunk_after_cached_tokens_rebuilds_all_keys_but_computes_its_own_quer
     assert next(op for op in plain if op.name == "attention.core")["kv_length"] == 512
 
 
+def test_sparse_attention_scores_the_whole_context_and_reads_what_it_selects():
+    load = replace(LOAD, tokens=128, group_tokens=128, context=8192)
+    decode = layer_operators(shipped("decode", "deepseek_v3_2"), "moe", load, WHOLE)
+    prefill = layer_operators(
+        shipped("prefill", "deepseek_v3_2"),
+        "moe",
+        replace(LOAD, tokens=512, sequences=1, group_tokens=512, group_sequences=1, context=8192),
+        WHOLE,
+    )
+    for layer, sequences, queries in ((decode, 64, 2), (prefill, 1, 512)):
+        ops = {op.name: op for op in layer}
+        for name in ("attention.indexer.scores", "attention.core"):
+            sizes = [ops[name][size] for size in ("sequences", "query_length", "kv_length")]
+            assert sizes == [sequences, queries, 8192]
+        select = ops["attention.indexer.select"]
+        assert (select["rows"], select["columns"]) == (sequences * queries, 8192)
+        assert ops["attention.indexer.rope_q"]["rows"] == sequences * queries
+
+
+def test_gpus_that_share_heads_each_run_the_whole_indexer():
+    load = group_of(replace(LOAD, context=8192), 8)
+    split = layer_operators(
+        shipped("decode", "deepseek_v3_2"), "moe", load, replace(WHOLE, attention=8)
+    )
+    ops = {op.name: op for op in split}
+    scores, core = ops["attention.indexer.scores"], ops["attention.core"]
+    assert (scores["sequences"], scores["heads"]) == (512, 64)
+    assert (core["sequences"], core["heads"]) == (512, 16)
+    assert ops["attention.indexer.q_proj"]["n"] == 64 * 128
+
+
 def test_heads_that_do_not_divide_are_named():
     message = "attention.q_b_proj: 7 GPUs of tensor parallelism do not divide its n = 384; allowed"
     with pytest.raises(ValueError, match=message):

@@ -50,6 +50,25 @@ def test_a_token_of_deepseek_v3_takes_70272_bytes():
     assert kv_bytes_per_token(V3, "bfloat16", draft_layers=1) == 62 * 1152
 
 
+def test_the_keys_of_an_indexer_take_132_bytes_a_token_and_layer_beside_the_cache():
+    sparse = load_model_config("deepseek_v3_2")
+    assert kv_bytes_per_token(sparse, "bfloat16") == 61 * (1152 + 132) == 78_324
+    assert kv_bytes_per_token(sparse, "fp8_e4m3") == 61 * (656 + 132) == 48_068
+    assert kv_bytes_per_token(load_model_config("glm_5"), "bfloat16") == 78 * (1152 + 132)
+
+
+def test_weights_of_an_indexer_lie_on_every_gpu_and_its_head_weights_in_bf16():
+    job = job_of("decode_tp8_h200")
+    dense, sparse = (
+        serving_memory(job, config=config, low_latency=None, operators=()).weights
+        for config in (V3, load_model_config("deepseek_v3_2"))
+    )
+    wide = 7168 * 64 + 2 * 128
+    # In blocks of 128 x 128 with an FP32 scale each.
+    quantized = (1536 * 64 * 128 + 7168 * 128) * (1 + 4 / 128**2)
+    assert sparse - dense == pytest.approx(61 * (quantized + 2 * wide), rel=1e-9)
+
+
 def test_low_latency_buffers_are_those_that_deepep_allocates():
     # DeepEP issue 28: 2116.291072 MB for 288 experts, 128 tokens, 7,168 values.
     job = job_of("decode_ep144_day6")

@@ -64,6 +64,23 @@ def test_a_taken_over_product_is_never_faster_than_the_roofline_nor_slowed_by_a_
             assert quick.seconds[0] <= base.seconds[0] * (1 + 1e-9)
 
 
+def test_a_kernel_that_nobody_timed_is_as_far_above_its_peak_as_one_of_the_same_product():
+    sizes = {"sequences": 128, "query_length": 1, "heads": 128, "latent_dim": 512, "rope_dim": 64}
+    dense = operator("mla_decode", dtype="bfloat16", out_dtype="bfloat16", kv_length=2048, **sizes)
+    sparse = operator(
+        "sparse_mla", dtype="bfloat16", out_dtype="bfloat16", kv_length=32768, top_k=2048, **sizes
+    )
+    known = COSTS.predict([dense], sms=132, overlapped=False)
+    found = COSTS.predict([sparse], sms=132, overlapped=False)
+    # Bound by bytes, of which it has a list of 2,048 positions of 4 bytes more for each query.
+    moved = dense.bytes_read + dense.bytes_written
+    more = (moved + 128 * 2048 * 4) / moved
+    assert found.seconds[0] == pytest.approx(known.seconds[0] * more, rel=1e-9)
+    assert found.provenance_names() == ["modelled"]
+    assert found.high[0] / found.low[0] > known.high[0] / known.low[0]
+    assert COSTS.answered_by(sparse) == COSTS.answered_by(dense)
+
+
 def test_a_calibration_of_transfers_alone_is_completed_by_another():
     transfers = [row for row in ROWS if row.kind in ("dispatch", "combine")]
     completed = CALIBRATION.model_copy(update={"completed_by": ("h200_sxm_reference",)})

@@ -50,6 +50,22 @@ def test_a_grouped_weight_gradient_has_the_flops_of_the_forward_product():
     assert product.flops.tolist() == [op.flops] == [2 * 32768 * 7168 * 2048]
 
 
+def test_each_query_of_a_sparse_core_is_a_sequence_of_what_it_selects():
+    op = Operator(
+        name="core", kind="sparse_mla", phase="forward", segment="attention",
+        dtype="bfloat16", out_dtype="bfloat16",
+        sizes=(("heads", 128), ("kv_length", 8192), ("latent_dim", 512), ("query_length", 2),
+               ("rope_dim", 64), ("sequences", 16), ("top_k", 2048)),
+        recompute=False, accumulate=False,
+    )  # fmt: skip
+    dense = related_batch(batch_of([op]), ("mla_decode", "bfloat16", "bfloat16", False))
+    assert dict(zip(dense.names, dense.sizes[0].tolist(), strict=True)) == {
+        "sequences": 32, "query_length": 1, "kv_length": 2048, "heads": 128, "latent_dim": 512,
+        "rope_dim": 64,
+    }  # fmt: skip
+    assert dense.flops.tolist() == [op.flops] == [2 * 32 * 128 * 2048 * 1088]
+
+
 def test_a_weight_gradient_without_rows_is_scaled_by_the_rows_of_its_product(tmp_path):
     forward = made_up()
     gradients = [
