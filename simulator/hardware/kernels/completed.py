@@ -55,7 +55,8 @@ class CompletedKernels:
         """Of distinct operators of one family; none takes longer than one of more rows, attention
         no less than a row with less work.
 
-        A row that a larger one beats no longer counts as measured.
+        A measured row that a larger one beats takes that one's time where its own repeats leave
+        room for it, or where it has none, and no longer counts as measured; else it stays.
         """
         answer = self._one_by_one(family, batch, sms, overlapped)
         alone, low, high, provenance = answer
@@ -70,7 +71,11 @@ class CompletedKernels:
         gpu = self.own.gpu
         seconds = np.maximum(seconds, least_seconds(batch, sms, gpu, memory_share=1.0))
         beaten = (provenance == MEASURED) & (seconds < alone * (1.0 - ROUNDING))
-        provenance = np.where(beaten, INTERPOLATED, provenance)
+        if beaten.any():
+            model = self._answering(family).families[overlapped, family]
+            stays = beaten & (seconds < low) & model.repeated(batch, sms)
+            seconds = np.where(stays, alone, seconds)
+            provenance = np.where(beaten & ~stays, INTERPOLATED, provenance)
         share = np.where(provenance == MEASURED, 1.0, self.own.memory_share)
         least = least_seconds(batch, sms, gpu, memory_share=share)
         low = np.maximum(low * (seconds / alone), np.minimum(seconds, least))

@@ -104,8 +104,9 @@ class FamilyModel:
         # Rows enough for lengths of their own need no other family.
         self._relative = None if fit is not None and fit.lengths else relative
         self.log_ratio = float(np.median(self._base.log_seconds - self._base.ideal.log_seconds))
-        # The rows of a benchmark stay on its smooth process; those of another set, of kernels that
-        # only move bytes, and of families with few rows are met one by one.
+        # A benchmark's rows without repeats, and of attention, which lower bounds go by, stay on
+        # its smooth process; those that were repeated, of another set, of kernels that only move
+        # bytes, and of families with few rows are met one by one.
         smooth = fit is not None and bool(fit.lengths) and is_tensor(kind)
         self._exact = self._preferred is not self._base or not smooth
         self.rows = sum(len(rows) for rows in sets.values())
@@ -141,8 +142,10 @@ class FamilyModel:
             log_seconds = base + more
             width = np.maximum(width, deviation * self._scale(1, between, achieved))
         known = exact >= 0
-        if self._exact:
-            log_seconds = np.where(known, self._preferred.log_seconds[exact], log_seconds)
+        spread = np.where(known, self._preferred.spread[exact], np.nan)
+        repeated = ~np.isnan(spread) & (self.kind not in MONOTONE_KINDS)
+        met = known & (self._exact | repeated)
+        log_seconds = np.where(met, self._preferred.log_seconds[exact], log_seconds)
         rival = log_seconds.copy()
         for shape, numbers in shapes_of(batch):
             if is_tensor(self.kind) and shape in self._base_shapes:
@@ -152,9 +155,14 @@ class FamilyModel:
             width,
             rival,
             provenance,
-            spread=np.where(known, self._preferred.spread[exact], np.nan),
+            spread=spread,
             slowed=np.where(known, self._preferred.slowed[exact], 1.0),
         )
+
+    def repeated(self, batch: Batch, sms: Array) -> NDArray[np.bool_]:
+        """[operators] whether each has a row of the preferred set that states its spread."""
+        _, exact = self._provenance(batch, sms)
+        return (exact >= 0) & ~np.isnan(self._preferred.spread[exact])
 
     def covers(self, batch: Batch) -> NDArray[np.bool_]:
         """[operators] whether each lies between rows of its shape."""

@@ -1,5 +1,6 @@
 """Whose rows a kernel's time rests on where a calibration is completed by another."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from cost_models import (
 )
 
 from hardware_profiles.schema import load_calibration, load_gpu
+from hardware_profiles.tables import Measurement
 from simulator.hardware.kernels import completed
 from simulator.hardware.kernels.completed import CompletedKernels
 from simulator.hardware.kernels.roofline import batch_of, least_seconds
@@ -124,3 +126,41 @@ def test_own_rows_of_a_product_scale_the_completing_ones_and_add_their_doubt(mon
         EXTRAPOLATED,
     ]
     assert [float(part[0]) for part in found] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("spread", "microseconds", "provenance"),
+    [
+        # 1.2816 deviations below 40 us are 39.7 us, above the 36 us of more rows: the row stays.
+        (0.005, 40.0, "measured"),
+        # ... 33.0 us: room for them. Without repeats nothing speaks for the row.
+        (0.15, 36.0, "interpolated"),
+        (None, 36.0, "interpolated"),
+    ],
+)
+def test_a_measured_row_is_changed_within_its_repeats_alone(spread, microseconds, provenance):
+    def row(tokens, seconds, spread):
+        return Measurement(
+            kind="quantize",
+            sizes=(("columns", 7168), ("rows", tokens)),
+            dtype="bfloat16",
+            sms=132,
+            seconds=seconds,
+            spread=spread,
+            source="made up",
+            conditions=(("out_dtype", "fp8_e4m3"), ("set", CALIBRATION.kernel_sets[0])),
+        )
+
+    rows = [row(3000, 40e-6, spread), row(4096, 36e-6, 0.005), row(512, 8e-6, 0.005)]
+    costs = fitted(rows=rows)
+    cast = partial(operator, "quantize", dtype="bfloat16", out_dtype="fp8_e4m3", columns=7168)
+    assert one(costs, cast(rows=3000), sms=132, overlapped=False) == (
+        pytest.approx(microseconds * 1e-6, rel=1e-9),
+        provenance,
+    )
+    # What was not measured still rises with its rows.
+    between = costs.predict(
+        [cast(rows=tokens) for tokens in (2900, 3100, 4096)], sms=132, overlapped=False
+    ).seconds
+    assert (np.diff(between) >= 0).all()
+    assert between[2] == pytest.approx(36e-6, rel=1e-9)
