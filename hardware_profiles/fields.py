@@ -9,6 +9,7 @@ allowed.
 import copy
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from functools import partial
+from math import inf
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
@@ -122,6 +123,8 @@ def _parsed(text: str, where: str) -> tuple[Any, frozenset[str]]:
         loader = _StrictLoader(text)
         try:
             root = loader.get_single_node()
+            if _values(root, {}) > MOST_VALUES:
+                raise ValueError(f"over {MOST_VALUES} values, aliases written out")
             merged = _merged_fields(root)
             return None if root is None else loader.construct_document(root), merged
         finally:
@@ -266,6 +269,23 @@ class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ign
             seen.add(key)
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
         return mapping
+
+
+MOST_VALUES = 2**20
+"""Of a YAML file, those that an alias repeats counted again; the largest shipped has thousands."""
+
+
+def _values(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """Values in a node when every alias in it is written out; infinite where it holds itself."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = inf
+        inner = node.value
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_values(part, known) for part in inner)
+    return known[id(node)]
 
 
 def _merged_fields(root: yaml.Node | None) -> frozenset[str]:

@@ -243,6 +243,26 @@ def test_a_merge_key_brings_fields_that_may_be_given_again(tmp_path):
     assert read == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": "2024-13-99"}
 
 
+@pytest.mark.parametrize("deep", [3, 9, 30])
+def test_aliases_that_would_make_millions_of_values_are_refused(deep, tmp_path):
+    """Ten times as many at each level: 1,111 values at the third, 10 ** 9 at the ninth."""
+    path = tmp_path / "laughs.yaml"
+    levels = [f"- &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, deep)]
+    path.write_text("a:\n" + "\n".join(["- &a0 [" + "x, " * 10 + "]", *levels]) + "\n")
+    if deep == 3:
+        assert len(read_yaml(path, where="it")["a"][-1][0]) == 10
+        return
+    with pytest.raises(ValueError, match=r"^it: not valid YAML: over 1048576 values, aliases w"):
+        read_yaml(path, where="it")
+
+
+def test_a_value_that_holds_itself_is_refused(tmp_path):
+    path = tmp_path / "loop.yaml"
+    path.write_text("a: &a [*a]\n")
+    with pytest.raises(ValueError, match=r"^it: not valid YAML: over 1048576 values"):
+        read_yaml(path, where="it")
+
+
 def test_a_field_that_is_there_to_be_merged_is_no_field_of_the_file(tmp_path):
     path = tmp_path / "merged.yaml"
     path.write_text(
