@@ -256,6 +256,8 @@ def write_serving_run(run: ServingRun, metrics: Mapping[str, Any], directory: Pa
     """Write the run directory of a serving step; it appears whole or not at all."""
     import pandas as pd
 
+    from reports.tables import write_csv
+
     tasks = task_table(run)
 
     def write_report(draft: Path) -> None:
@@ -269,7 +271,7 @@ def write_serving_run(run: ServingRun, metrics: Mapping[str, Any], directory: Pa
             ";".join(f"{size}={value}" for size, value in sizes.items())
             for sizes in kernels["sizes"]
         ]
-        kernels.to_csv(draft / "kernels.csv", index=False)
+        write_csv(kernels, draft / "kernels.csv")
 
     write_run(
         directory,

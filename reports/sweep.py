@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports.palette import GRID, INK, MUTED, WORK_COLOURS
 from reports.run_directory import write_run
-from reports.tables import format_metric, list_inputs
+from reports.tables import format_metric, list_inputs, write_csv
 from reports.terminal import COMPARED
 from simulator.analysis.kernels_used import difference_in_kind
 from simulator.analysis.sweep import (
@@ -198,7 +198,7 @@ def write_sweep(sweep: Sweep, directory: Path) -> None:
     frame = sweep_frame(sweep)
 
     def write_report(draft: Path) -> None:
-        frame.to_csv(draft / "sweep.csv", index=False)
+        write_csv(frame, draft / "sweep.csv")
         for row in sweep.ran:
             if row.digest:
                 append_row(draft / ROWS_FILE, row)

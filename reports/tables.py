@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import Bytes, format_bandwidth, format_bytes, format_seconds
@@ -399,3 +400,20 @@ def _plain(value: Any) -> str:
     if isinstance(value, str) and value.endswith(" B"):
         return format_bytes(float(value.removesuffix(" B")))
     return str(value)
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a frame as CSV, so that no text in it is a formula for a spreadsheet that opens it."""
+    safe = frame.rename(columns=_no_formula)
+    for name in safe.select_dtypes(exclude=["number", "bool"]).columns:
+        safe[name] = safe[name].map(_no_formula)
+    safe.to_csv(path, index=False)
+
+
+def _no_formula(cell: Any) -> Any:
+    """A text that would be a formula behind an apostrophe, which spreadsheets take for text."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What texts begin with that spreadsheets compute."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
+import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,11 @@ Columns = Mapping[str, NDArray[Any]]
 
 ENDINGS = (".csv", ".parquet", ".txt", ".log", ".out")
 """Of files in a folder that can hold measurements, besides profiles."""
+
+MOST_BYTES = 2**29
+"""Of a table, as a parquet file unpacks; a million measurements take a tenth."""
+MOST_ROWS = 2_000_000
+_WAY_OUT = f"allowed: at most {MOST_BYTES} bytes and {MOST_ROWS} rows; read a part of the lines"
 
 _NCCL_RESULT = re.compile(
     r"^(?:\[[^\]]*\]<stdout>:)?\s*(\d+)\s+(\d+)\s+([a-z]\w*)\s+(\w+)\s+(-?\d+)"
@@ -52,6 +58,7 @@ def read_columns(path: Path) -> Columns:
 
     Raises ValueError, one line, for a file that is none of them.
     """
+    _check_size(path)
     if path.suffix == ".parquet":
         return _read_parquet(path)
     printed = _read_printed(path)
@@ -60,7 +67,9 @@ def read_columns(path: Path) -> Columns:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        frame = pd.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", compression=None
+        )
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -79,13 +88,31 @@ def read_columns(path: Path) -> Columns:
     return {str(name).strip(): frame[name].to_numpy(dtype=object) for name in frame.columns}
 
 
+def _check_size(path: Path) -> None:
+    """Refuse what is no file, and what would fill the memory."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path}: cannot be read: not a file")
+    if status.st_size > MOST_BYTES:
+        raise ValueError(f"{path}: {status.st_size} bytes; {_WAY_OUT}")
+
+
 def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         # Not as a data set: folders above such as "device=h100" are no columns.
-        table = pq.ParquetFile(path).read()
+        file = pq.ParquetFile(path)
+        groups = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
+        if file.metadata.num_rows > MOST_ROWS or (
+            sum(group.total_byte_size for group in groups) > MOST_BYTES
+        ):
+            raise ValueError(f"{file.metadata.num_rows} rows; {_WAY_OUT}")
+        table = file.read()
         return {
             name: column.to_numpy(zero_copy_only=False)
             for name, column in zip(table.column_names, table.columns, strict=True)
@@ -101,15 +128,20 @@ def _read_parquet(path: Path) -> dict[str, NDArray[Any]]:
 def _read_printed(path: Path) -> Columns | None:
     """Columns of printed output; None where the file holds none that is known."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = [line.rstrip("\n") for line in file if _may_speak(line)]
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    lines = text.splitlines()
     for read in (_nccl_tests, _deepep_normal, _deepep_low_latency):
         table = read(lines)
         if table is not None:
             return table
     return None
+
+
+def _may_speak(line: str) -> bool:
+    """Whether a line can be one that the readers of printed output know; few of a table's can."""
+    return "#" in line or "[" in line or "nccl" in line.lower() or bool(_NCCL_RESULT.match(line))
 
 
 def _nccl_tests(lines: Sequence[str]) -> Columns | None:

@@ -1,5 +1,6 @@
 """Blocks, inputs and texts that the reports show."""
 
+import pandas as pd
 import pytest
 
 from reports.tables import (
@@ -11,6 +12,7 @@ from reports.tables import (
     kernels_rows,
     list_inputs,
     training_tables,
+    write_csv,
 )
 from reports.terminal import training_run_tables
 from simulator.analysis.run import simulate
@@ -195,3 +197,15 @@ def test_a_training_run_shows_its_stages_its_precision_and_who_keeps_whom_waitin
     )
     caption = training_run_tables("a run", metrics)[-1].caption
     assert caption == f"stages: {stages}\nwarning: {warning}"
+
+
+def test_no_text_of_a_csv_is_a_formula(tmp_path):
+    cells = ["=1+1", "+1", "-2", "@SUM(A1)", "\t=1", "plain", None, 3, -4.5]
+    frame = pd.DataFrame({"=cmd": cells, "numbers": [-1.5] * len(cells)})
+    write_csv(frame, tmp_path / "safe.csv")
+    head, *rows = (tmp_path / "safe.csv").read_text().splitlines()
+    assert head == "'=cmd,numbers"
+    assert rows == [
+        f"{cell},-1.5"
+        for cell in ("'=1+1", "'+1", "'-2", "'@SUM(A1)", "'\t=1", "plain", "", "3", "-4.5")
+    ]

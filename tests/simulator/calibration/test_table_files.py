@@ -1,7 +1,12 @@
 """Files of measurements: tables as they are, printed output as one line for each result."""
 
+import gzip
+from pathlib import Path
+
+import pandas as pd
 import pytest
 
+from simulator.calibration import table_files
 from simulator.calibration.table_files import read_columns
 from simulator.calibration.tables import import_table
 
@@ -87,3 +92,25 @@ def test_output_of_deepeps_low_latency_test_is_read_with_what_it_does_not_print(
     assert (dispatch.sms, dispatch.condition("layout")) == (96, "low_latency")
     # Rows between nodes are of no use without the rate of the NICs.
     assert dispatch.condition("nic") == "400 Gbit/s"
+
+
+def test_files_that_would_fill_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_files, "MOST_BYTES", 1000)
+    rows = pd.DataFrame({"m": [64] * 2000})
+    rows.to_csv(tmp_path / "large.csv", index=False)
+    rows.to_parquet(tmp_path / "unpacks.parquet")
+    rows.iloc[:0].to_parquet(tmp_path / "empty.parquet")
+    (tmp_path / "packed.csv").write_bytes(gzip.compress(b"m,k\n1,2\n"))
+    for path, message in (
+        (tmp_path / "large.csv", r"6002 bytes; allowed: at most"),
+        (tmp_path / "packed.csv", "not UTF-8 text"),
+        (Path("/dev/zero"), "cannot be read: not a file"),
+        (tmp_path, "cannot be read: not a file"),
+    ):
+        with pytest.raises(ValueError, match=f"^{path}: {message}"):
+            read_columns(path)
+    monkeypatch.setattr(table_files, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(table_files, "MOST_ROWS", 1999)
+    with pytest.raises(ValueError, match=r"unpacks\.parquet: .*2000 rows; allowed: at most"):
+        read_columns(tmp_path / "unpacks.parquet")
+    assert len(read_columns(tmp_path / "empty.parquet")["m"]) == 0
