@@ -139,12 +139,15 @@ def split_heads(
         own: operators at the tokens of one GPU.
         together: the same at the tokens of all `ranks` GPUs.
     """
-    names = [op.name for op in own]
-    if "attention.o_proj" in names and "attention.q_b_proj" not in names:
-        raise ValueError(
-            "attention_tp: the model projects queries without a latent; allowed: attention_tp 1"
-        )
-    return _shared_out(own, together, "attention", _ATTENTION, _HEAD_SIZES, ranks)
+    split = _shared_out(own, together, "attention", _ATTENTION, _HEAD_SIZES, ranks)
+    by_name = {op.name: op for op in split}
+    if "attention.qkv_a_proj" not in by_name or "attention.q_b_proj" in by_name:
+        return split
+    # Without a query latent this product makes the queries too, which are split, beside what the
+    # cache holds, which is not.
+    joined, cached = by_name["attention.qkv_a_proj"], by_name["attention.append_cache"]["columns"]
+    own_queries = _with_sizes(joined, {"n": (joined["n"] - cached) // ranks + cached})
+    return [own_queries if op is joined else op for op in split]
 
 
 def _shared_out(

@@ -35,11 +35,13 @@ def group_of(load, ranks):
 
 
 @pytest.mark.parametrize("job", ["prefill", "decode"])
-def test_split_heads_equal_a_recording_with_fewer_heads(job):
+@pytest.mark.parametrize("latent", [DEBUG.q_lora_rank, None])
+def test_split_heads_equal_a_recording_with_fewer_heads(job, latent):
     load = LOAD if job == "decode" else replace(LOAD, sequences=2, context=32)
     load = group_of(load, 2)
-    split = layer_operators(shipped(job), "moe", load, replace(WHOLE, attention=2))
-    fewer = recorded(job, num_attention_heads=DEBUG.num_attention_heads // 2)
+    whole = recorded(job, q_lora_rank=latent)
+    split = layer_operators(whole, "moe", load, replace(WHOLE, attention=2))
+    fewer = recorded(job, num_attention_heads=DEBUG.num_attention_heads // 2, q_lora_rank=latent)
     together = replace(load, tokens=2 * load.tokens, sequences=2 * load.sequences)
     wanted = {op.name: op for op in layer_operators(fewer, "moe", together, WHOLE)}
     names = [op.name for op in split]
