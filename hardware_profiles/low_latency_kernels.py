@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,7 +126,8 @@ class LowLatencyProfile(Profile):
         the logarithm of the group size; beyond the rows, that of the nearest. `end`: with which
         figure of the intercept."""
         sizes = [row.ranks for row in self.rows]
-        copies = self.tokens * self.top_k * message_bytes(operation, self.hidden)
+        messages = message_bytes(self.hidden, dispatched=fp8_row_bytes(self.hidden))
+        copies = self.tokens * self.top_k * messages[operation]
         achieved = [
             copies
             * self.crossing(row.ranks, self.domain)
@@ -153,19 +154,25 @@ class LowLatencyProfile(Profile):
 
 
 MoeOperation = Literal["dispatch", "combine"]
-OPERATIONS: tuple[MoeOperation, ...] = get_args(MoeOperation)
 
 
 def _at_ranks(ranks: int, sizes: Sequence[int], values: Sequence[float]) -> float:
     return float(np.interp(np.log(ranks), np.log(sizes), values))
 
 
-def message_bytes(operation: MoeOperation, hidden: int) -> Bytes:
-    """Bytes of one copy of one token: FP8 values, scales and source of a dispatched row; BF16
-    values of a combined one (DeepEP, test_low_latency.py)."""
-    if operation == "dispatch":
-        return hidden + -(-hidden // TILE) * SCALE_BYTES + META_BYTES
-    return hidden * BF16_BYTES
+def message_bytes(hidden: int, *, dispatched: Bytes) -> dict[MoeOperation, Bytes]:
+    """Bytes of one copy of one token: values, scales and source of a dispatched row; BF16 values of
+    a combined one (DeepEP, test_low_latency.py).
+
+    Args:
+        dispatched: values and scales of a dispatched row.
+    """
+    return {"dispatch": dispatched + META_BYTES, "combine": hidden * BF16_BYTES}
+
+
+def fp8_row_bytes(hidden: int) -> Bytes:
+    """Values and scales of a row in FP8, as published rows dispatch it."""
+    return hidden + -(-hidden // TILE) * SCALE_BYTES
 
 
 def wire_time(
@@ -173,17 +180,18 @@ def wire_time(
     operation: MoeOperation,
     *,
     copies: NDArray[np.float64],
-    hidden: int,
+    message: Bytes,
     ranks: int,
     link_bandwidth: BytesPerSecond,
     end: End = "value",
 ) -> NDArray[np.float64]:
-    """Seconds until `copies` copies have crossed a link of `link_bandwidth`, intercept excluded.
+    """Seconds until `copies` copies of `message` bytes have crossed a link of `link_bandwidth`,
+    intercept excluded.
 
     The achieved share of the line rate is taken over from the profile, with the given figure of its
     intercept; of a mixed profile, copies and link are those of the NICs."""
     rate = profile.fraction(operation, ranks, end) * link_bandwidth
-    return copies * message_bytes(operation, hidden) / rate
+    return copies * message / rate
 
 
 def kernel_time(

@@ -34,7 +34,15 @@ from hardware_profiles.measured_collectives import MeasuredCollectives
 from hardware_profiles.renames import EARLIER_NAMES, file_of_today, with_names_of_today
 
 Dtype = Literal[
-    "fp8_e4m3", "fp8_e5m2", "bfloat16", "float16", "tfloat32", "float32", "int8", "fp4_e2m1"
+    "fp8_e4m3",
+    "fp8_e5m2",
+    "bfloat16",
+    "float16",
+    "tfloat32",
+    "float32",
+    "int8",
+    "fp4_e2m1",
+    "mxfp8_e4m3",
 ]
 
 

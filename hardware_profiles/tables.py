@@ -38,11 +38,16 @@ ELEMENT_TYPES = (
     "float32",
     "fp4_e2m1",
     "fp8_e4m3",
+    "fp8_e4m3_tensor",
     "int32",
     "int64",
     "int8",
+    "mxfp8_e4m3",
+    "w4a16_g128",
+    "w4a16_g32",
 )
-"""Types of the elements that a measured kernel reads or writes."""
+"""Types of the elements that a measured kernel reads or writes, and of its product (W4A16: 4-bit
+weights in groups of so many, multiplied in BF16)."""
 
 TRANSFER_KINDS = frozenset(
     {"all_gather", "all_reduce", "all_to_all", "peer_copy", "reduce_scatter", "send"}

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from reference_model.families import (
     check_family,
-    check_quantization,
     language_fields,
+    stored_recipe,
     with_defaults,
 )
 
@@ -136,6 +136,9 @@ class ModelConfig:
 
     rms_norm_eps: float
 
+    recipe: str = "fp8"
+    """In which the file holds its weights (families.stored_recipe), and serving by default."""
+
     # sparse attention: an indexer chooses what each query reads; all None without it
     index_topk: int | None = None
     """Tokens that a query reads at most."""
@@ -184,12 +187,14 @@ class ModelConfig:
         return _digest({name: getattr(self, name) for name in names})
 
     def _values(self) -> dict[str, Any]:
-        """Every field but those of the usual gate, dense attention and the usual YaRN, which older
+        """Every field but those of the usual gate, weights, dense attention and YaRN, which older
         digests do not hold."""
         values = asdict(self)
         if self.indexer is None:
             for name in (*INDEX_FIELDS, "indexer_rope_interleave"):
                 del values[name]
+        if self.recipe == "fp8":
+            del values["recipe"]
         if (self.scoring_func, self.topk_method) == _GATES[0]:
             del values["scoring_func"], values["topk_method"]
         if yarn := values["rope_scaling"]:
@@ -226,17 +231,29 @@ def read_config_file(source: str | Path) -> tuple[dict[str, Any], str]:
 
     Raises ValueError where there is no such file, or it holds no JSON object."""
     path = _config_path(source)
+    raw = language_fields(_read_object(path, str(source)), str(source))
+    # Where modelopt says how it stored the weights beside the config, not in it.
+    beside = path.with_name(f"{path.name.removesuffix('config.json')}hf_quant_config.json")
+    if "quantization_config" not in raw and path.name.endswith("config.json") and beside.is_file():
+        stored = _read_object(beside, str(beside)).get("quantization")
+        if isinstance(stored, Mapping):
+            raw["quantization_config"] = {"quant_method": "modelopt", **stored}
+    return raw, str(source)
+
+
+def _read_object(path: Path, label: str) -> dict[str, Any]:
+    """The fields of a JSON file; ValueError, one line, where it holds no JSON object."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{source}: cannot be read: {error.strerror}") from error
+        raise ValueError(f"{label}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
-        raise ValueError(f"{source}: cannot be read: not UTF-8 text") from None
+        raise ValueError(f"{label}: cannot be read: not UTF-8 text") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{source}: not JSON: {error}") from None
+        raise ValueError(f"{label}: not JSON: {error}") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"{source}: {type(raw).__name__} in place of an object of fields")
-    return language_fields(raw, str(source)), str(source)
+        raise ValueError(f"{label}: {type(raw).__name__} in place of an object of fields")
+    return raw
 
 
 def _config_path(source: str | Path) -> Path:
@@ -264,7 +281,7 @@ def parse_model_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:
     """Check the fields of a config.json; `source` is the name that errors give it."""
     raw = language_fields(raw, source)
     check_family(raw, source)
-    check_quantization(raw, source)
+    recipe = stored_recipe(raw, source)
     raw = with_defaults(raw)
     for name, allowed in _SUPPORTED.items():
         value = raw.get(name, allowed[0])
@@ -273,7 +290,7 @@ def parse_model_config(raw: Mapping[str, Any], *, source: str) -> ModelConfig:
                 f"{source}: {name} = {value!r} is not supported, allowed: {list(allowed)}"
             )
     scaling = _rope_scaling(raw, source)
-    values: dict[str, Any] = {**_gate(raw, source), **_indexer(raw, source)}
+    values: dict[str, Any] = {**_gate(raw, source), **_indexer(raw, source), "recipe": recipe}
     for item in fields(ModelConfig):
         if item.name in values:
             continue

@@ -6,7 +6,9 @@ before a field is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 Fields = Mapping[str, Any]
@@ -120,25 +122,102 @@ def _shares_indexers(raw: Fields) -> bool:
     return raw.get("index_topk_freq") not in (None, 0, 1)
 
 
-def check_quantization(raw: Fields, source: str) -> None:
-    """Raise ValueError, one line with its name, for weights stored in another format than FP8 in
-    blocks of 128 x 128, or none."""
+def stored_recipe(raw: Fields, source: str) -> str:
+    """Name of the recipe in which a file holds its weights, "fp8" where it does not say.
+
+    Raises ValueError, one line with its name, for a format that is not modelled."""
     stored = raw.get("quantization_config")
     if stored is None:
-        return
+        return "fp8"
     if not isinstance(stored, Mapping):
         raise ValueError(
             f"{source}: quantization_config = {stored!r} must be an object of fields, or null"
         )
+    recipe = _recipe(stored, _left_out(stored, raw, source))
+    if recipe is None:
+        raise ValueError(
+            f"{source}: quantization_config: {_format(stored)} is not modelled; allowed: fp8 in "
+            "blocks of 128 x 128 or per tensor, INT4 experts in groups of 32 or 128, NVFP4 "
+            "feed-forwards, MXFP8; without the field weights count as FP8"
+        )
+    return recipe
+
+
+def _recipe(stored: Fields, left_out: frozenset[str] | None) -> str | None:
+    """The recipe of a format, None where none is of it.
+
+    Args:
+        left_out: parts of the model that stay in BF16; None where the file lists none, and a
+            format means what published checkpoints quantise.
+    """
     weights = _grouped_weights(stored)
-    grouped = [weights.get(name) for name in ("type", "num_bits", "block_structure")]
-    usual = [stored.get(name) for name in ("quant_method", "weight_block_size")]
-    if usual == ["fp8", _FP8_BLOCK] or grouped == ["float", 8, _FP8_BLOCK]:
-        return
-    raise ValueError(
-        f"{source}: quantization_config: {_format(stored)} is not modelled yet; allowed: fp8 in "
-        "blocks of 128 x 128; without the field weights count as FP8"
+    kind = weights.get("type"), weights.get("num_bits")
+    method, algorithm = stored.get("quant_method"), stored.get("quant_algo")
+    whole = not left_out  # every product of layers is quantised
+    block = stored.get("weight_block_size") if method == "fp8" else weights.get("block_structure")
+    if block is not None and (method == "fp8" or kind == ("float", 8)):
+        return "fp8" if block == _FP8_BLOCK and whole else None
+    per_tensor = kind == ("float", 8) and weights.get("strategy") == "tensor"
+    if whole and (method == "fp8" or (method, algorithm) == ("modelopt", "FP8") or per_tensor):
+        return "fp8_per_tensor"
+    if whole and (method, algorithm) == ("modelopt", "MXFP8"):
+        return "mxfp8"
+    if kind == ("int", 4) and left_out in (None, _ALL_BUT_EXPERTS):
+        return _INT4.get(str(weights.get("group_size")))
+    if (method, algorithm) == ("modelopt", "NVFP4") and stored.get("group_size", 16) == 16:
+        return _NVFP4.get(left_out)
+    return None
+
+
+_INT4 = {"32": "int4", "128": "int4_128"}
+"""{values that share a scale: recipe}"""
+_ALL_BUT_EXPERTS = frozenset({"attention", "output", "dense", "shared"})
+_NVFP4 = {
+    None: "nvfp4",
+    frozenset({"attention", "output"}): "nvfp4",
+    frozenset({"attention"}): "nvfp4_o_proj",
+}
+"""{parts left out: recipe}"""
+
+
+def _left_out(stored: Fields, raw: Fields, source: str) -> frozenset[str] | None:
+    """Parts of the main model's layers whose weights a format leaves in BF16; None without a list
+    of them."""
+    lists = [stored.get(name) for name in ("ignore", "exclude_modules", "modules_to_not_convert")]
+    patterns = next((listed for listed in lists if listed), None)
+    if patterns is None:
+        return None
+    if not isinstance(patterns, list) or not all(isinstance(text, str) for text in patterns):
+        raise ValueError(
+            f"{source}: quantization_config: modules left out = {_short(patterns)!r} must be a list"
+            " of names"
+        )
+    dense = raw.get("first_k_dense_replace")
+    layer = f"model.layers.{dense if isinstance(dense, int) else 0}"
+    modules = {
+        "attention": f"{layer}.self_attn.q_b_proj",
+        "output": f"{layer}.self_attn.o_proj",
+        "dense": "model.layers.0.mlp.down_proj",
+        "shared": f"{layer}.mlp.shared_experts.down_proj",
+        "experts": f"{layer}.mlp.experts.0.down_proj",
+    }
+    return frozenset(
+        part
+        for part, module in modules.items()
+        if any(_matches(pattern, module, source) for pattern in patterns)
     )
+
+
+def _matches(pattern: str, module: str, source: str) -> bool:
+    """Whether a pattern of modelopt (with *) or compressed-tensors (re:) names a module."""
+    if not pattern.startswith("re:"):
+        return fnmatchcase(module, pattern)
+    try:
+        return re.match(pattern.removeprefix("re:"), module) is not None
+    except re.error:
+        raise ValueError(
+            f"{source}: quantization_config: {_short(pattern)!r} is no regular expression"
+        ) from None
 
 
 def _missing(raw: Fields) -> str:

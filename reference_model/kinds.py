@@ -14,30 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from reference_model.formats import ACTIVATIONS, BITS, weights_of
+
 PHASES = ("forward", "input_grad", "weight_grad")
 
 ALL_TO_ALL_KINDS = frozenset({"dispatch", "combine"})
 """Families that exchange tokens between the GPUs that hold their experts."""
 
-TILE = 128
-"""Elements that share one FP32 scale along a row; weights share one per 128 x 128 block
-(DeepSeek-V3 Technical Report, section 3.3.2)."""
-
-BITS = {
-    "int64": 64,
-    "int32": 32,
-    "int8": 8,
-    "fp4_e2m1": 4,
-    "fp8_e4m3": 8,
-    "e5m6": 12,
-    "float16": 16,
-    "bfloat16": 16,
-    "float32": 32,
-}
-_QUANTIZED = frozenset({"fp8_e4m3", "e5m6"})
-NVFP4_BLOCK = 16
-"""FP4 elements along a row that share one FP8 scale, in weights as in activations (NVFP4: OCP
-Microscaling with blocks of 16, NVIDIA Blackwell architecture technical brief)."""
 _INT32 = 4
 _INT64 = 8
 _FLOAT32 = 4
@@ -121,27 +104,20 @@ def _values(dtype: str, *shape: int) -> int:
 
 
 def _tiled(dtype: str, rows: int, columns: int) -> int:
-    """Bytes of a matrix with, where it is quantised, one FP32 scale for 128 elements of a row, or
-    one FP8 scale for 16 of FP4."""
-    if dtype == "fp4_e2m1":
-        return _values(dtype, rows, columns) + rows * -(-columns // NVFP4_BLOCK)
-    scales = rows * -(-columns // TILE) * _FLOAT32 if dtype in _QUANTIZED else 0
-    return _values(dtype, rows, columns) + scales
+    """Bytes of a matrix with its scales, as activations have them."""
+    return ACTIVATIONS[dtype].stored_bytes(rows, columns)
 
 
 def _blocked(dtype: str, groups: int, rows: int, columns: int) -> int:
-    """Bytes of `groups` weight matrices with, where quantised, one FP32 scale a 128 x 128 block; of
-    FP4 as of a matrix in rows."""
-    if dtype == "fp4_e2m1":
-        return groups * _tiled(dtype, rows, columns)
-    blocks = -(-rows // TILE) * -(-columns // TILE) if dtype in _QUANTIZED else 0
-    return groups * (_values(dtype, rows, columns) + blocks * _FLOAT32)
+    """Bytes of the `groups` weight matrices of a product, scales included."""
+    return groups * weights_of(dtype).stored_bytes(rows, columns)
 
 
 def _grouped_tiles(o: Operator, dtype: str, features: int) -> int:
     """Bytes of [features, rows] scaled in tiles along rows that restart at each group."""
-    tiles = -(-o["rows"] // TILE) + o["groups"] - 1
-    scales = features * tiles * _FLOAT32 if dtype in _QUANTIZED else 0
+    stored = ACTIVATIONS[dtype]
+    tiles = -(-o["rows"] // stored.columns) + o["groups"] - 1
+    scales = features * tiles * (stored.scale_bits // 8)
     return _values(dtype, features, o["rows"]) + scales
 
 

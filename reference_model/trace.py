@@ -24,12 +24,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from reference_model.formats import BITS, TILE
 from reference_model.kinds import (
     ALL_TO_ALL_KINDS,
-    BITS,
     KINDS,
     PHASES,
-    TILE,
     Kind,
     Operator,
 )

@@ -17,6 +17,7 @@ from simulator.analysis.every_metric import metric_of
 from simulator.analysis.training_attribution import Cause
 from simulator.scenario.changes import shown
 from simulator.scenario.files import Scenario, write_resolved
+from simulator.workload.recipes import RECIPES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,6 +146,8 @@ def kernels_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "kernel time decided by",
             ", ".join(f"{name} {share:.1%}" for name, share in shares),
         )
+    if "recipe" in kernels:
+        yield "recipe", RECIPES[kernels["recipe"]].label
     if "fp8_cache" in kernels:
         ratio = kernels["fp8_cache"]
         yield (

@@ -24,6 +24,7 @@ from simulator.analysis.published import PublishedRow, metric_at
 from simulator.analysis.stragglers import Slowdown
 from simulator.analysis.validation import median_error
 from simulator.analysis.whole_runs import Comparison, Probe
+from simulator.workload.recipes import RECIPES
 from simulator.workload.serving_memory import kv_bytes_per_token, weight_bytes
 
 _BUDGET = {
@@ -396,34 +397,43 @@ def profile_table(title: str, raw: Mapping[str, Any]) -> Table:
     return table
 
 
-def model_table(name: str, config: ModelConfig, *, context: int, gpus: int) -> Table:
-    """Parameters, FLOPs, KV cache and weights of a model."""
-    counts = parameter_counts(config)
-    table = Table(title=name, title_justify="left")
+def model_table(models: Mapping[str, ModelConfig], *, context: int, gpus: int) -> Table:
+    """Parameters, FLOPs, KV cache and weights of models, one column each; those of the language
+    model alone."""
+    title = f"{', '.join(models)}: language model; weights of one of {gpus} GPUs sharing experts"
+    table = Table(title=title, title_justify="left")
     table.add_column("quantity")
-    table.add_column("value", justify="right")
-    for label, value in (
-        ("parameters, without multi-token prediction", counts.total),
-        ("multi-token prediction, without embedding and head", counts.mtp),
-        ("activated, without embedding", counts.activated),
-        ("activated in matrix products, without router", counts.matrix),
-    ):
-        table.add_row(label, f"{value:,}")
-    for causal in (True, False):
-        flops = training_flops_per_token(config, context=context, causal=causal)
-        label = "causal" if causal else "non-causal"
-        table.add_row(f"training FLOPs per token, context {context:,}, {label}", f"{flops:.4g}")
-    for dtype, label in (("bfloat16", "BF16"), ("fp8_e4m3", "FP8")):
-        cached = kv_bytes_per_token(config, dtype)
-        table.add_row(f"KV cache per token, {label}, bytes", f"{cached:,.0f}")
-    for recipe, label in (("fp8", "FP8"), ("bfloat16", "BF16")):
-        held = weight_bytes(config, recipe, gpus=gpus)
-        table.add_row(
-            f"weights per GPU, {label}, {gpus} GPUs sharing the experts", format_bytes(held)
-        )
-    for field in ("num_hidden_layers", "hidden_size", "n_routed_experts", "num_experts_per_tok"):
-        table.add_row(field, f"{getattr(config, field):,}")
+    for name in models if len(models) > 1 else ["value"]:
+        table.add_column(name, justify="right")
+    columns = [_model_facts(config, context=context, gpus=gpus) for config in models.values()]
+    for label in columns[0]:
+        table.add_row(label, *(column[label] for column in columns))
     return table
+
+
+def _model_facts(config: ModelConfig, *, context: int, gpus: int) -> dict[str, str]:
+    """{quantity: value} of one model."""
+    counts = parameter_counts(config)
+    causal, whole = (
+        training_flops_per_token(config, context=context, causal=causal) for causal in (True, False)
+    )
+    fields = ("num_hidden_layers", "hidden_size", "n_routed_experts", "num_experts_per_tok")
+    return {
+        "parameters, without multi-token prediction": f"{counts.total:,}",
+        "multi-token prediction, without embedding and head": f"{counts.mtp:,}",
+        "activated, without embedding": f"{counts.activated:,}",
+        "activated in matrix products, without router": f"{counts.matrix:,}",
+        f"training FLOPs per token, context {context:,}, causal": f"{causal:.4g}",
+        f"training FLOPs per token, context {context:,}, non-causal": f"{whole:.4g}",
+        "KV cache per token, BF16, bytes": f"{kv_bytes_per_token(config, 'bfloat16'):,.0f}",
+        "KV cache per token, FP8, bytes": f"{kv_bytes_per_token(config, 'fp8_e4m3'):,.0f}",
+        "recipe of the file": config.recipe,
+        **{
+            f"weights, {name}": format_bytes(weight_bytes(config, recipe, gpus=gpus))
+            for name, recipe in RECIPES.items()
+        },
+        **{field: f"{getattr(config, field):,}" for field in fields},
+    }
 
 
 def token_cost_table(models: Sequence[ModelCost]) -> Table:

@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from reference_model.kinds import TILE
+from reference_model.formats import TILE
 
 NAMESPACE = "dsv3"
 """Of all custom operators of the model."""

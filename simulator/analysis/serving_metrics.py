@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from hardware_profiles.low_latency_kernels import OPERATIONS, message_bytes
 from hardware_profiles.offload_servers import OffloadServerProfile
 from hardware_profiles.units import Seconds
 from reference_model.config import ModelConfig
@@ -200,7 +199,7 @@ def serving_kernels(model: ServingModel) -> dict[str, Any]:
     used = kernels_used(model.kernels.calibration, model.cluster.node.gpu, job.phase)
     ratio = model.cache_ratio
     slower = {} if ratio is None else {"fp8_cache": ratio.model_dump(exclude={"sources"})}
-    return used | {"kv_cache": job.memory.kv_cache} | slower
+    return used | {"recipe": model.recipe, "kv_cache": job.memory.kv_cache} | slower
 
 
 BUDGET = {
@@ -316,7 +315,7 @@ def _link_bytes(step: ServingStep, rows: float, uneven: float) -> dict[str, Any]
     if profile is not None:
         # Of a mixed form, those that leave the NVLink domain.
         rows *= profile.crossing(model.job.gpus, model.nvlink_domain)
-        mean = {name: rows * message_bytes(name, model.config.hidden_size) for name in OPERATIONS}
+        mean = {name: rows * size for name, size in model.messages.items()}
     else:
         reach = model.transfers.reach
         # A token's own node, over NVLink its own GPU, is one destination like any other.

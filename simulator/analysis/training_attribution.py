@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
+from reference_model.formats import multiplied_as
 from simulator.execution import timeline
 from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
@@ -122,7 +123,7 @@ def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
             ]
             members = [operators[place] for place in chosen]
             flops = np.array([operator.flops for operator in members])
-            bounds[0, chosen] = flops / gpu.peak(dtype)
+            bounds[0, chosen] = flops / gpu.peak(multiplied_as(dtype))
             every = np.full(len(chosen), float(gpu.sms))
             bounds[1, chosen] = ideal_seconds(kind, members, every, gpu, tiles)
     found: dict[ChunkKey, Array] = {}

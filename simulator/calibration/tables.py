@@ -30,6 +30,7 @@ from hardware_profiles.tables import (
     load_measurements,
 )
 from hardware_profiles.units import Seconds, unit_factor
+from reference_model.formats import multiplied_as
 from reference_model.trace import KINDS
 from simulator.calibration.table_files import Columns, read_columns
 from simulator.calibration.table_mappings import (
@@ -563,7 +564,8 @@ def _plausible(
             continue
         groups[row.kind, row.dtype, row.out_dtype, row.accumulates, row.kernel_set].append(place)
     for places in groups.values():
-        if rows[places[0]].dtype not in gpu.peak_compute and is_tensor(rows[places[0]].kind):
+        multiplied = multiplied_as(rows[places[0]].dtype)
+        if multiplied not in gpu.peak_compute and is_tensor(rows[places[0]].kind):
             reason = f"{gpu.name} has no peak for {rows[places[0]].dtype}"
             refused.update(dict.fromkeys(places, reason))
             continue

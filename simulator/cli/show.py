@@ -81,16 +81,18 @@ def show_cluster(name: Name = None) -> None:
 
 @show_app.command("model")
 def show_model(
-    name: Name = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names or config.json files; all names without.")
+    ] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens of a sequence, for FLOPs.")] = 4096,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the routed experts.")] = 8,
 ) -> None:
-    """Models: parameters, FLOPs and KV cache per token, weights per GPU."""
+    """Models side by side: parameters, FLOPs and KV cache per token, weights per GPU."""
     from reference_model.config import load_model_config, parameter_counts, shipped_configs
     from reports.terminal import model_table, name_table, token_cost_table
     from simulator.analysis.model_comparison import compare_models, known_models
 
-    if name is None:
+    if not names:
         described = {}
         for model in shipped_configs():
             config = load_model_config(model)
@@ -103,7 +105,8 @@ def show_model(
             name_table("models", described), token_cost_table(compare_models(known_models()))
         )
     else:
-        print_tables(model_table(name, load_model_config(name), context=context, gpus=gpus))
+        models = {name: load_model_config(name) for name in names}
+        print_tables(model_table(models, context=context, gpus=gpus))
 
 
 @show_app.command("scenario")

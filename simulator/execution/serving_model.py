@@ -13,11 +13,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.low_latency_kernels import LowLatencyProfile
+from hardware_profiles.low_latency_kernels import (
+    LowLatencyProfile,
+    MoeOperation,
+    message_bytes,
+)
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile, Estimate
 from hardware_profiles.tables import Measurement
-from hardware_profiles.units import Seconds
+from hardware_profiles.units import Bytes, Seconds
 from reference_model.config import ModelConfig
+from reference_model.formats import ACTIVATIONS
 from reference_model.trace import Operator, OperatorTrace
 from simulator.execution.expert_reach import expert_reach
 from simulator.hardware.costs import KernelCostModel
@@ -26,6 +31,7 @@ from simulator.hardware.network.fabric_load import FabricLoad, Pattern, all_to_a
 from simulator.hardware.network.groups import Reach
 from simulator.hardware.network.routing import parse_failure
 from simulator.hardware.network.transfers import Transfers
+from simulator.scenario.inputs import RecipeName
 from simulator.scenario.serving import ServingStepJob
 from simulator.workload.experts import (
     ExpertPlacement,
@@ -45,6 +51,7 @@ from simulator.workload.iteration import (
 from simulator.workload.iteration_operators import layer_operators
 from simulator.workload.layout import domain_parts
 from simulator.workload.load import Load
+from simulator.workload.recipes import RECIPES, check_multiplied, recipe_name
 from simulator.workload.serving_memory import micro_batch_tokens
 from simulator.workload.task_graph import TaskGraph
 
@@ -122,7 +129,7 @@ class ServingModel:
             self.low_latency,
             ranks=self.job.gpus,
             domain=self.nvlink_domain,
-            hidden=self.config.hidden_size,
+            messages=self.messages,
             load=self.kernels.load,
             kernel_floor=self.kernels.calibration.kernel_floor.value,
         )
@@ -158,6 +165,18 @@ class ServingModel:
         if self.job.phase == "prefill" or self.job.memory.kv_cache == "bfloat16":
             return None
         return self.kernels.calibration.fp8_cache[self.cluster.node.gpu.architecture]
+
+    @property
+    def recipe(self) -> RecipeName:
+        """In which it holds and multiplies its weights."""
+        return recipe_name(self.job.recipe, self.config)
+
+    @property
+    def messages(self) -> Mapping[MoeOperation, Bytes]:
+        """Bytes of one copy of one token."""
+        hidden = self.config.hidden_size
+        row = ACTIVATIONS[RECIPES[self.recipe].dispatched].stored_bytes(1, hidden)
+        return message_bytes(hidden, dispatched=row)
 
     @property
     def choices(self) -> int:
@@ -530,6 +549,9 @@ def _check_cache(
 
 def _check_kernels(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile) -> None:
     sms = cluster.node.gpu.sms
+    field = "model: quantization_config is" if job.recipe is None else "recipe"
+    name = recipe_name(job.recipe, config)
+    check_multiplied(name, cluster.node.gpu, field=field, allowed=tuple(RECIPES))
     if job.communication_sms >= sms:
         raise ValueError(
             f"communication_sms {job.communication_sms}: allowed: fewer than the {sms} SMs of "

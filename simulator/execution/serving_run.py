@@ -31,6 +31,7 @@ from simulator.workload.experts import (
     rebalance_cost,
     uniform_popularity,
 )
+from simulator.workload.recipes import recipe_name
 from simulator.workload.recorded import TraceOf
 from simulator.workload.serving_memory import KvCapacity, check_kv_fits, kv_capacity
 
@@ -118,7 +119,7 @@ def prepare_serving(
         config=scenario.model,
         cluster=scenario.cluster,
         kernels=kernels,
-        trace=trace_of(scenario.model, job.phase),
+        trace=trace_of(scenario.model, job.phase, recipe_name(job.recipe, scenario.model)),
         low_latency=_low_latency(job),
         seed=scenario.file.seed,
     )

@@ -13,10 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.low_latency_kernels import (
-    MoeOperation,
-    message_bytes,
-)
+from hardware_profiles.low_latency_kernels import MoeOperation
 from hardware_profiles.schema import BesideCompute, Estimate
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
@@ -209,10 +206,10 @@ def _beside_compute(model: ServingModel, operation: MoeOperation) -> Estimate:
 def _collective_time(
     model: ServingModel, operator: Operator, ranks: int, *, gathers: bool
 ) -> Prediction:
-    """All-gather or reduce-scatter of tokens, BF16 or FP8 as recorded, or of logits."""
+    """All-gather or reduce-scatter of tokens, in the type of the operator, or of logits."""
     if operator.kind in ALL_TO_ALL_KINDS:
-        cast: MoeOperation = "dispatch" if operator.dtype == "fp8_e4m3" else "combine"
-        gathered = float(operator["rows"] * message_bytes(cast, model.config.hidden_size))
+        exchanged: MoeOperation = "dispatch" if operator.kind == "dispatch" else "combine"
+        gathered = float(operator["rows"] * model.messages[exchanged])
     else:
         gathered = float(operator.bytes_written)
     load = model.tp_loads.get(ranks)

@@ -45,7 +45,6 @@ from simulator.workload.layout import ParallelLayout, Stage, stage_text
 from simulator.workload.load import Load
 from simulator.workload.memory import (
     BF16_BYTES,
-    FP8_BYTES,
     GpuMemory,
     HeldParameters,
     master_and_moments_bytes,
@@ -345,7 +344,7 @@ def optimizer_step(
 
     The update reads gradient, master weight and moments, writes all but the gradient, and writes
     the BF16 parameter; before it the norm reads the shard's gradients, after it all gradients are
-    cleared, and the gathered matrices cast to the FP8 copy that computes. That traffic runs at the
+    cleared, and the gathered matrices cast to the copies that compute. That traffic runs at the
     rate which element-wise additions achieve.
 
     Args:
@@ -375,7 +374,7 @@ def optimizer_step(
     gradient, state = type_bytes(types.gradients), master_and_moments_bytes(types)
     norm = gradient
     updating = gradient + 2 * state + BF16_BYTES
-    cast = held.fp8 * (BF16_BYTES + FP8_BYTES)
+    cast = held.quantized * BF16_BYTES + held.cast  # a byte each, scales left out
     traffic = shard * (norm + updating) + held.total * gradient + cast
     update = costs.predict(
         [_addition(traffic)], sms=transfers.cluster.node.gpu.sms, overlapped=False

@@ -29,6 +29,7 @@ from simulator.scenario.training import TrainingJob
 from simulator.workload.chunk import operators_of
 from simulator.workload.layout import ParallelLayout, explicit_stages, model_layers
 from simulator.workload.memory import OPTIMIZERS, MemoryModel, check_fits, layer_memory
+from simulator.workload.recipes import TRAINED, check_multiplied
 from simulator.workload.schedules import SCHEDULES, build_schedule, held_activations
 
 MOST_CHUNKS = 1_000_000
@@ -50,6 +51,7 @@ def simulate_training(
     job = scenario.job_as(TrainingJob)
     node = scenario.cluster.node
     by_name(SCHEDULES, job.schedule, "training.schedule")
+    check_multiplied(job.recipe, node.gpu, field="training.recipe", allowed=TRAINED)
     by_name(OPTIMIZERS, job.optimizer.name, "training.optimizer.name")
     build_costs = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")
     measurements = rows_for(scenario.calibration, "train_microbatch")

@@ -30,7 +30,8 @@ measured GPU has, only what its work is bound by gets shorter.
 Provenance. measured: a row of the preferred set with these sizes, SMs and condition. interpolated:
 between rows of the same shape, or a row at another condition or an SM count between measured ones.
 extrapolated: another shape, beyond the rows, another SM count or another GPU. modelled: no row of
-the kind.
+the kind, or none of its products of this operand type, which then take their own roofline and what
+products of another type reach of theirs.
 """
 
 from __future__ import annotations

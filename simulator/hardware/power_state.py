@@ -26,6 +26,7 @@ import numpy as np
 
 from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_gpu
 from hardware_profiles.tables import Measurement
+from reference_model.formats import multiplied_as
 from reference_model.trace import KINDS
 from simulator.hardware.kernels.families import calibration_measurements, operator_of
 
@@ -69,7 +70,7 @@ def slowdown(row: Measurement, gpu: GpuProfile, *, clocks: float) -> float:
     if row.kind not in KINDS:
         return 1.0
     operator = operator_of(row)
-    compute = operator.flops / gpu.peak(row.dtype) if operator.flops else 0.0
+    compute = operator.flops / gpu.peak(multiplied_as(row.dtype)) if operator.flops else 0.0
     memory = (operator.bytes_read + operator.bytes_written) / gpu.hbm_bandwidth
     share = compute / (compute + memory)
     return 1.0 + share * (clocks - 1.0)

@@ -541,7 +541,8 @@ _OVERRIDE = {
 
 def _check_model_fields(changes: Mapping[str, Any], raw: Raw, where: str) -> None:
     """A config.json may hold fields that are ignored; a --set of such a field would do nothing."""
-    known = {field.name for field in fields(ModelConfig)} | set(raw)
+    known = {field.name for field in fields(ModelConfig)} - {"recipe"}
+    known |= {"quantization_config", *raw}
     for path in changes:
         if path.split(".", maxsplit=1)[0] not in known:
             raise ValueError(f"{where}: {path}: unknown field; known: {', '.join(sorted(known))}")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -140,6 +140,21 @@ class SlowGpus(Profile):
     """Of all machines."""
     slowdown: Prior = NONE
     """What every kernel of theirs takes longer, relative."""
+
+
+RecipeName: TypeAlias = Literal[
+    "fp8", "bfloat16", "int4", "int4_128", "fp8_per_tensor", "nvfp4", "nvfp4_o_proj", "mxfp8"
+]
+"""Names of simulator.workload.recipes.RECIPES."""
+
+
+def full_recipe_name(name: object) -> object:
+    """The name of a recipe that people write shorter."""
+    return "bfloat16" if name == "bf16" else name
+
+
+ServingRecipe: TypeAlias = Annotated[RecipeName | None, BeforeValidator(full_recipe_name)]
+"""A recipe of serving; None stands for that of the model."""
 
 
 class Skew(Profile):

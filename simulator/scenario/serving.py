@@ -14,7 +14,14 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from hardware_profiles.fields import DataValue, Profile, TimeValue
 from hardware_profiles.schema import BesideCompute, TimeEstimate
-from simulator.scenario.inputs import Experts, Memory, ServingSkew, Skew, SpeculativeDecoding
+from simulator.scenario.inputs import (
+    Experts,
+    Memory,
+    ServingRecipe,
+    ServingSkew,
+    Skew,
+    SpeculativeDecoding,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +183,9 @@ class ServingStepJob(Profile):
     """Time that the host takes to launch one kernel; 0 where a CUDA graph launches all at once."""
     host_overhead: TimeEstimate
     """Time of an iteration in which no kernel runs because the host is not ready."""
+    recipe: ServingRecipe = None
+    """Types of weights and products: one of simulator.workload.recipes.RECIPES; by default that of
+    the model's quantization_config, FP8 in blocks where it has none. "bf16" is read as bfloat16."""
     head: bool = True
     """Whether embedding, output head and sampling are part of the iteration."""
 

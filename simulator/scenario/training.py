@@ -6,13 +6,9 @@ from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
 from hardware_profiles.fields import Profile, TimeValue
 from hardware_profiles.schema import TimeEstimate
-from simulator.scenario.inputs import Experts, Memory, Skew, TrainingSkew
+from simulator.scenario.inputs import Experts, Memory, Skew, TrainingSkew, full_recipe_name
 
 Float = Literal["float32", "bfloat16"]
-
-
-def _full_name(recipe: object) -> object:
-    return "bfloat16" if recipe == "bf16" else recipe
 
 
 class OptimizerTypes(Profile):
@@ -51,8 +47,11 @@ class TrainingJob(Profile):
     0: copy engines and NICs move the tokens. Links alone limit the transfers, compute has every SM,
     and what a transfer slows and waits for beside compute stays as calibrated; no kernel of that
     kind was measured, so these times are extrapolated."""
-    recipe: Annotated[Literal["fp8", "bfloat16"], BeforeValidator(_full_name)] = "fp8"
-    """Precision of the products and of what they keep, as recorded; "bf16" is read as bfloat16."""
+    recipe: Annotated[Literal["fp8", "bfloat16", "mxfp8"], BeforeValidator(full_recipe_name)] = (
+        "fp8"
+    )
+    """Precision of the products and of what they keep: one of simulator.workload.recipes.RECIPES;
+    "bf16" is read as bfloat16."""
     optimizer: OptimizerTypes = OptimizerTypes()
     stages: tuple[str, ...] | Literal["default"] = "default"
     """Layers of each stage of the schedule, e.g. "embedding + 3 dense + 1 moe", "14 x (4 moe)".

@@ -144,10 +144,12 @@ def _gathered(operators: Sequence[Operator]) -> list[Operator]:
     tokens = max(1, rows // summed["top_k"])
     cast = _with_sizes(by_name["moe.dispatch_send"], rows=tokens)
     moved = replace(cast, kind="copy", out_dtype=cast.dtype)
+    # Where the recipe quantises nothing, the send kernel of the recording casts nothing.
+    casts = (replace(cast, name="moe.quantize_receive"),) if cast.dtype != cast.out_dtype else ()
     instead = {
         "moe.dispatch_send": (
             replace(moved, name="moe.dispatch_wire"),
-            replace(cast, name="moe.quantize_receive"),
+            *casts,
         ),
         "moe.combine_send": (),
         "moe.combine_receive": (

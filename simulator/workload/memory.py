@@ -1,8 +1,9 @@
 """The memory that training takes on one GPU of each pipeline rank.
 
-Weights are held once for computing (FP8 with a scale for each 128 x 128 block where the recorded
-product runs in FP8, BF16 for the rest), gradients for every parameter held, and the optimizer's
-master weights and moments only for this rank's shard (ZeRO-1; Report, sections 3.2 and 3.3.3).
+Weights are held once for computing, in the type of their product where that is quantised (MXFP8
+twice, as its blocks lie along either dimension) and in BF16 for the rest, gradients for every
+parameter held, and the optimizer's master weights and moments only for this rank's shard (ZeRO-1;
+Report, sections 3.2 and 3.3.3).
 Activations are what the recorded model keeps after each phase, times the micro-batches that the
 schedule has in flight. A forward or backward in progress also needs room for its largest operator.
 """
@@ -14,8 +15,8 @@ from dataclasses import dataclass, fields
 
 from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig, parameter_counts
-from reference_model.kinds import BITS
-from reference_model.trace import TILE, Operator, OperatorTrace
+from reference_model.formats import BITS
+from reference_model.trace import Operator, OperatorTrace
 from simulator.scenario.training import OptimizerTypes
 from simulator.workload.chunk import (
     FORWARD,
@@ -26,10 +27,12 @@ from simulator.workload.chunk import (
 )
 from simulator.workload.layout import ParallelLayout, Stage, stage_texts
 from simulator.workload.load import Load
+from simulator.workload.recipes import weight_bytes_of
 from simulator.workload.schedules import HeldActivations, Schedule
 
-FP8 = "fp8_e4m3"
-FP8_BYTES, BF16_BYTES, FP32_BYTES = 1, 2, 4
+BF16_BYTES = 2
+_COPIES = {"fp8_e4m3": 1, "mxfp8_e4m3": 2}
+"""{type of quantised products: working copies of their weights}"""
 
 
 def type_bytes(name: str) -> int:
@@ -72,8 +75,12 @@ class HeldParameters:
     """Every data-parallel rank holds them."""
     experts: int
     """Of this GPU's routed experts."""
-    fp8: int
-    """Of both, those whose products run in FP8; the others are kept in BF16."""
+    quantized: int
+    """Of both, those whose products are quantised; the others are kept in BF16."""
+    cast: int
+    """Values of their working copies."""
+    cast_bytes: Bytes
+    """Of the same, scales included."""
 
     @property
     def total(self) -> int:
@@ -83,7 +90,9 @@ class HeldParameters:
         return HeldParameters(
             self.replicated + other.replicated,
             self.experts + other.experts,
-            self.fp8 + other.fp8,
+            self.quantized + other.quantized,
+            self.cast + other.cast,
+            self.cast_bytes + other.cast_bytes,
         )
 
 
@@ -123,25 +132,30 @@ def layer_parameters(
     """What one layer of `kind` puts on a GPU that holds `local_experts` of its routed experts.
 
     Args:
-        forward: the operators of its forward, which say what runs in FP8.
+        forward: the operators of its forward, which say what is quantised.
     """
     counts = parameter_counts(config)
-    fp8 = sum(_weights(operator) for operator in forward if operator.dtype == FP8)
+    weights = [(op.dtype, _weights(op)) for op in forward if op.dtype in _COPIES]
+    cast = (
+        sum(values for _, values in weights),
+        sum(_COPIES[dtype] * values for dtype, values in weights),
+        sum(_COPIES[dtype] * values * weight_bytes_of(dtype) for dtype, values in weights),
+    )
     experts = local_experts * counts.expert
     moe = counts.attention + counts.layer_norms + counts.router + counts.shared_experts
     match kind:
         case "embedding":
-            return HeldParameters(counts.embedding, 0, fp8)
+            return HeldParameters(counts.embedding, 0, *cast)
         case "head":
-            return HeldParameters(counts.head + counts.final_norm, 0, fp8)
+            return HeldParameters(counts.head + counts.final_norm, 0, *cast)
         case "dense":
             dense = counts.attention + counts.layer_norms + counts.dense_feed_forward
-            return HeldParameters(dense, 0, fp8)
+            return HeldParameters(dense, 0, *cast)
         case "moe":
-            return HeldParameters(moe, experts, fp8)
+            return HeldParameters(moe, experts, *cast)
         case _:
             # The module's own layer, and what it adds to one: projection and norms.
-            return HeldParameters(moe + counts.mtp - counts.moe_layer, experts, fp8)
+            return HeldParameters(moe + counts.mtp - counts.moe_layer, experts, *cast)
 
 
 def _weights(operator: Operator) -> int:
@@ -270,7 +284,9 @@ class MemoryModel:
     def held(self, rank: int, stages: Sequence[Stage]) -> HeldParameters:
         """Parameters on a GPU of one pipeline rank."""
         kinds = held_kinds(stages, self.in_flight[rank].stages)
-        return sum((self.layers[kind].parameters for kind in kinds), HeldParameters(0, 0, 0))
+        return sum(
+            (self.layers[kind].parameters for kind in kinds), HeldParameters(0, 0, 0, 0, 0.0)
+        )
 
     def rank(self, rank: int, stages: Sequence[Stage], immediate: Collection[str]) -> GpuMemory:
         """Memory of a GPU of one pipeline rank.
@@ -288,8 +304,7 @@ class MemoryModel:
         shards = self.layout.dp * copies
         expert_shards = self.layout.expert_replicas * copies
         return GpuMemory(
-            weights=held.fp8 * (FP8_BYTES + FP32_BYTES / TILE**2)
-            + (held.total - held.fp8) * BF16_BYTES,
+            weights=held.cast_bytes + (held.total - held.quantized) * BF16_BYTES,
             gradients=held.total * type_bytes(self.optimizer.gradients),
             optimizer=(held.replicated / shards + held.experts / expert_shards)
             * master_and_moments_bytes(self.optimizer),

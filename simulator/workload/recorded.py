@@ -27,12 +27,11 @@ from reference_model.trace import (
     trace_name,
     user_trace_folder,
 )
+from simulator.scenario.inputs import RecipeName
+from simulator.workload.recipes import in_recipe, recorded_as
 
 TraceOf = Callable[..., OperatorTrace]
 """`recorded_trace` with its folder chosen: of a model, a job and a recipe (FP8 by default)."""
-
-RECORDED_RECIPES = {"train": ("fp8", "bfloat16"), "prefill": ("fp8",), "decode": ("fp8",)}
-"""{job: recipes that it is simulated in}; the memory of serving counts FP8 weights."""
 
 
 def traces_in(folder: str | None) -> TraceOf:
@@ -41,7 +40,7 @@ def traces_in(folder: str | None) -> TraceOf:
 
 
 def recorded_trace(
-    model: ModelConfig, job: str, recipe: str = "fp8", *, folder: Path | None = None
+    model: ModelConfig, job: str, recipe: RecipeName = "fp8", *, folder: Path | None = None
 ) -> OperatorTrace:
     """The operator trace of a model's layers, a job and a recipe.
 
@@ -52,16 +51,12 @@ def recorded_trace(
     Raises:
         ValueError: it is neither at hand nor can be recorded here; the line says how to.
     """
-    if recipe not in RECORDED_RECIPES[job]:
-        raise ValueError(
-            f"model: {job} is not simulated in {recipe}; allowed: "
-            f"{', '.join(RECORDED_RECIPES[job])}"
-        )
     own = folder or user_trace_folder()
-    wanted = (model.shape_digest, job, recipe)
+    base = recorded_as(recipe, job)
+    wanted = (model.shape_digest, job, base)
     path = next((path for path in _candidates(own, *wanted) if _is_of(path) == wanted), None)
-    path = path or _record(model, job, recipe, own)
-    trace = load_trace(path)
+    path = path or _record(model, job, base, own)
+    trace = in_recipe(load_trace(path), recipe)
     return trace if model.num_nextn_predict_layers else trace.without_mtp()
 
 

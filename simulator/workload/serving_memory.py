@@ -1,13 +1,12 @@
 """The memory of one serving GPU: weights, buffers, and room for KV cache.
 
-Weights are those of parameter counts: FP8 with block scales where the recipe runs the product in
-FP8, BF16 elsewhere, and serving takes traces of that recipe only. The key and value up-projection
-is BF16 where it is absorbed: in decode, and with sparse attention in prefill too. Of what is split
-over GPUs (TensorParallel) each holds a part; latent projections, gate, norms and indexers lie on
-all. The KV cache holds the normed latent and the rotary key, once for all heads, so GPUs that share
-heads hold it twice over. Its FP8 form keeps the latent in FP8 with one FP32 scale for 128 values
-and the rotary key in BF16 (FlashMLA: 656 bytes a token and layer). The keys of an indexer lie
-beside it in FP8, 132 bytes of 128 values.
+Weights are those of parameter counts, in the types of the recipe's products (recipes.py) and BF16
+elsewhere. The key and value up-projection is BF16 where it is absorbed: in decode, and with sparse
+attention in prefill too. Of what is split over GPUs (TensorParallel) each holds a part; latent
+projections, gate, norms and indexers lie on all. The KV cache holds the normed latent and the
+rotary key, once for all heads, so GPUs that share heads hold it twice over. Its FP8 form keeps the
+latent in FP8 with one FP32 scale for 128 values and the rotary key in BF16 (FlashMLA: 656 bytes a
+token and layer). The keys of an indexer lie beside it in FP8, 132 bytes of 128 values.
 """
 
 from __future__ import annotations
@@ -16,15 +15,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from hardware_profiles.low_latency_kernels import LowLatencyProfile
-from hardware_profiles.schema import ClusterProfile
+from hardware_profiles.schema import ClusterProfile, GpuProfile
 from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig, parameter_counts
-from reference_model.trace import TILE, Operator
-from simulator.scenario.serving import ServingStepJob
+from reference_model.formats import BITS, TILE
+from reference_model.trace import Operator
+from simulator.scenario.serving import ServingStepJob, TensorParallel
 from simulator.workload.memory import GpuMemory, Infeasible
+from simulator.workload.recipes import (
+    RECIPES,
+    PrecisionRecipe,
+    multiplies,
+    recipe_name,
+    weight_bytes_of,
+)
 
 _FP8, _BF16, _FP32 = 1, 2, 4
-_WITH_SCALES = _FP8 + _FP32 / TILE**2
 # Size of the activations of each kind that multiplies by a weight.
 _WEIGHTED = {
     "gemm": "m", "batched_gemm": "m", "grouped_gemm": "rows", "masked_grouped_gemm": "rows",
@@ -76,24 +82,15 @@ def kv_bytes_per_token(config: ModelConfig, dtype: str, *, draft_layers: int = 0
     return float((config.num_hidden_layers + draft_layers) * layer)
 
 
-WEIGHT_BYTES = {"fp8": _WITH_SCALES, "bfloat16": float(_BF16)}
-"""{recipe: bytes of one weight of a matrix product}"""
-
-
-def weight_bytes(config: ModelConfig, recipe: str, *, gpus: int) -> Bytes:
+def weight_bytes(config: ModelConfig, recipe: PrecisionRecipe, *, gpus: int) -> Bytes:
     """Weights of the main model on one of `gpus` GPUs that share its routed experts and hold all
-    else whole; embedding, head, norms and gates are BF16 in every recipe."""
-    counts = parameter_counts(config)
-    unquantized = (
-        counts.embedding
-        + counts.head
-        + counts.final_norm
-        + config.num_hidden_layers * (_wide_attention(config) + counts.layer_norms)
-        + config.num_moe_layers * counts.router
-    )
-    experts = config.num_moe_layers * config.n_routed_experts * counts.expert
-    products = counts.total - unquantized - experts + experts / gpus
-    return unquantized * _BF16 + products * WEIGHT_BYTES[recipe]
+    else whole, as a prefill pass has them; embedding, head, norms and gates are BF16 in every
+    recipe."""
+    whole = TensorParallel(attention=1, experts=1, shared_expert=1, dense=1, vocabulary=1)
+    return _weights(
+        config, recipe, whole, experts=config.n_routed_experts / gpus, local_shared=True,
+        absorbed=config.indexer is not None, draft_layers=0,
+    )  # fmt: skip
 
 
 def _wide_attention(config: ModelConfig) -> int:
@@ -117,7 +114,7 @@ def serving_memory(
     Args:
         low_latency: the profile that the job names, None with normal kernels.
     """
-    drafts = 0 if job.speculative_decoding is None else min(1, config.num_nextn_predict_layers)
+    recipe = RECIPES[recipe_name(job.recipe, config)]
     experts = config.n_routed_experts + job.experts.redundant
     tokens = job.memory.buffer_tokens or micro_batch_tokens(job)
     buffers = 0.0
@@ -126,13 +123,14 @@ def serving_memory(
         message = config.hidden_size * _BF16 + low_latency.header
         buffers = low_latency.buffers * float(experts * tokens * message)
         room = tokens * job.gpus
-        values = _WITH_SCALES * config.hidden_size + _BF16 * config.hidden_size
-        inner = (2 * _BF16 + _FP8) * config.moe_intermediate_size
+        arrived = weight_bytes_of(recipe.dispatched)
+        values = arrived * config.hidden_size + _BF16 * config.hidden_size
+        inner = (2 * _BF16 + BITS[recipe.dispatched] / 8) * config.moe_intermediate_size
         rooms = experts / job.gpus * room * (values + inner)
     elif job.expert_tp == 1:
         buffers = job.all_to_all.buffers or 0.0
     return GpuMemory(
-        weights=_weights(job, config, drafts),
+        weights=_weights_of(job, config, recipe),
         all_to_all_buffers=buffers,
         expert_buffers=rooms,
         workspace=max((_activations(op) for op in operators), default=0.0),
@@ -169,7 +167,7 @@ def kv_capacity(
 
     Raises Infeasible where weights and buffers alone exceed the memory.
     """
-    drafts = 0 if job.speculative_decoding is None else min(1, config.num_nextn_predict_layers)
+    drafts = _draft_layers(job, config)
     memory = serving_memory(job, config=config, low_latency=low_latency, operators=operators)
     capacity = cluster.node.gpu.hbm_capacity
     per_token = kv_bytes_per_token(config, job.memory.kv_cache, draft_layers=drafts)
@@ -178,7 +176,7 @@ def kv_capacity(
         raise Infeasible(
             f"each GPU needs {format_bytes(memory.total)} beside its KV cache, "
             f"{format_bytes(memory.total - capacity)} more than its {format_bytes(capacity)}: "
-            f"{memory}; {_more_gpus(job, config, memory, capacity)}"
+            f"{memory}; {_ways_out(job, config, cluster.node.gpu, low_latency, memory)}"
         )
     tokens = int((capacity - memory.total) / (per_token * page)) * page
     requests = job.requests
@@ -218,9 +216,33 @@ def kv_capacity(
     )
 
 
-def _more_gpus(job: ServingStepJob, config: ModelConfig, memory: GpuMemory, capacity: Bytes) -> str:
-    """Which of twice, four times, ... as many GPUs would hold the weights beside the rest."""
-    drafts = 0 if job.speculative_decoding is None else min(1, config.num_nextn_predict_layers)
+def _ways_out(
+    job: ServingStepJob,
+    config: ModelConfig,
+    gpu: GpuProfile,
+    low_latency: LowLatencyProfile | None,
+    memory: GpuMemory,
+) -> str:
+    """Which of twice, four times, ... as many GPUs would hold the weights beside the rest, and in
+    which other recipes those of the job would."""
+    own = recipe_name(job.recipe, config)
+    others = {
+        name: serving_memory(
+            job.model_copy(update={"recipe": name}),
+            config=config,
+            low_latency=low_latency,
+            operators=(),
+        )
+        for name in RECIPES
+        if name != own and multiplies(name, gpu)
+    }
+    smaller = [
+        f"{name} ({format_bytes(other.weights)} of weights)"
+        for name, other in others.items()
+        if other.total + memory.workspace <= gpu.hbm_capacity
+    ]
+    ways = [f"recipe {', '.join(smaller)}"] if smaller else []
+    room = gpu.hbm_capacity - (memory.total - memory.weights)
     gpus = job.gpus
     while job.expert_tp == 1 and gpus < config.n_routed_experts:
         gpus *= 2
@@ -228,11 +250,14 @@ def _more_gpus(job: ServingStepJob, config: ModelConfig, memory: GpuMemory, capa
         redundant = job.experts.redundant + -slots % gpus
         experts = job.experts.model_copy(update={"redundant": redundant})
         larger = job.model_copy(update={"gpus": gpus, "experts": experts})
-        if memory.total - memory.weights + _weights(larger, config, drafts) <= capacity:
+        if _weights_of(larger, config, RECIPES[own]) <= room:
             # Expert groups of the hierarchical policy may not spread over that many nodes.
             grouped = job.experts.placement == "hierarchical"
             placed = ", experts.placement global" if grouped else ""
-            return f"would fit: gpus {gpus} with experts.redundant {redundant}{placed}"
+            ways.insert(0, f"gpus {gpus} with experts.redundant {redundant}{placed}")
+            break
+    if ways:
+        return f"would fit: {'; '.join(ways)}"
     return "allowed: fewer tokens per GPU, smaller buffers, or a GPU with more memory"
 
 
@@ -256,32 +281,73 @@ def check_kv_fits(kv: KvCapacity) -> None:
         )
 
 
-def _weights(job: ServingStepJob, config: ModelConfig, draft_layers: int) -> Bytes:
-    counts = parameter_counts(config)
-    c = config
-    local_experts = (c.n_routed_experts + job.experts.redundant) * job.expert_tp / job.gpus
-    up = c.kv_lora_rank * c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim)
-    by_head = (
-        (c.q_lora_rank or c.hidden_size) * c.num_attention_heads * c.qk_head_dim
-        + up
-        + c.num_attention_heads * c.v_head_dim * c.hidden_size
+def _draft_layers(job: ServingStepJob, config: ModelConfig) -> int:
+    """Prediction modules on each GPU."""
+    return 0 if job.speculative_decoding is None else min(1, config.num_nextn_predict_layers)
+
+
+def _weights_of(job: ServingStepJob, config: ModelConfig, recipe: PrecisionRecipe) -> Bytes:
+    """Weights on one GPU of a deployment in a recipe."""
+    return _weights(
+        config,
+        recipe,
+        job.tensor_parallel,
+        experts=(config.n_routed_experts + job.experts.redundant) / job.gpus,
+        local_shared=job.experts.shared_expert == "local",
+        absorbed=job.phase == "decode" or config.indexer is not None,
+        draft_layers=_draft_layers(job, config),
     )
-    wide = _wide_attention(c)
-    attention = counts.attention - wide - by_head + by_head / job.attention_tp
-    attention_bytes = attention * _WITH_SCALES + (wide + counts.layer_norms) * _BF16
-    if job.phase == "decode" or c.indexer is not None:
-        attention_bytes += up / job.attention_tp * (_BF16 - _WITH_SCALES)
-    split = job.tensor_parallel
-    local = job.experts.shared_expert == "local"
-    shared = counts.shared_experts / split.shared_expert if local else 0.0
+
+
+def _weights(
+    config: ModelConfig,
+    recipe: PrecisionRecipe,
+    split: TensorParallel,
+    *,
+    experts: float,
+    local_shared: bool,
+    absorbed: bool,
+    draft_layers: int,
+) -> Bytes:
+    """Weights on one GPU.
+
+    Args:
+        experts: whole routed experts of each layer that make up what the GPU has of them.
+        local_shared: whether the shared expert lies on the GPU besides.
+        absorbed: whether the up-projection of keys and values is BF16.
+    """
+    counts, c = parameter_counts(config), config
+
+    def attention(recipe: PrecisionRecipe) -> Bytes:
+        """Of one layer, its norms included."""
+        each = weight_bytes_of(recipe.attention)
+        up = c.kv_lora_rank * c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim)
+        queries = (c.q_lora_rank or c.hidden_size) * c.num_attention_heads * c.qk_head_dim
+        output = c.num_attention_heads * c.v_head_dim * c.hidden_size
+        wide = _wide_attention(c)
+        latents = counts.attention - wide - queries - up - output
+        by_head = queries * each + output * weight_bytes_of(recipe.output)
+        by_head += up * (_BF16 if absorbed else each)
+        kept = (wide + counts.layer_norms) * _BF16
+        return latents * each + by_head / split.attention + kept
+
+    def moe(recipe: PrecisionRecipe) -> Bytes:
+        """Feed-forward of one mixture-of-experts layer."""
+        shared = counts.shared_experts / split.shared_expert if local_shared else 0.0
+        return (
+            experts * counts.expert * weight_bytes_of(recipe.experts)
+            + shared * weight_bytes_of(recipe.feed_forward)
+            + counts.router * _BF16
+        )
+
     vocabulary = 2 * -(-c.vocab_size // split.vocabulary) * c.hidden_size
-    expert_bytes = local_experts * counts.expert / job.expert_tp
-    moe = (expert_bytes + shared) * _WITH_SCALES + counts.router * _BF16
-    drafts = draft_layers * (attention_bytes + moe + (counts.mtp - counts.moe_layer) * _WITH_SCALES)
+    dense = counts.dense_feed_forward / split.dense * weight_bytes_of(recipe.feed_forward)
+    module = recipe.of_prediction
+    beside_layer = (counts.mtp - counts.moe_layer) * weight_bytes_of(module.feed_forward)
     return (
-        c.num_hidden_layers * attention_bytes
-        + c.first_k_dense_replace * counts.dense_feed_forward / split.dense * _WITH_SCALES
-        + c.num_moe_layers * moe
+        c.num_hidden_layers * attention(recipe)
+        + c.first_k_dense_replace * dense
+        + c.num_moe_layers * moe(recipe)
         + (vocabulary + counts.final_norm) * _BF16
-        + drafts
+        + draft_layers * (attention(module) + moe(module) + beside_layer)
     )

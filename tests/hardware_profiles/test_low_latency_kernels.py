@@ -9,6 +9,7 @@ import yaml
 
 from hardware_profiles.low_latency_kernels import (
     FOLDER,
+    fp8_row_bytes,
     known_low_latency,
     load_low_latency,
     message_bytes,
@@ -28,7 +29,9 @@ def test_the_published_rows_come_back(name, operation):
             profile,
             operation,
             copies=profile.tokens * profile.top_k * profile.crossing(row.ranks, profile.domain),
-            hidden=profile.hidden,
+            message=message_bytes(profile.hidden, dispatched=fp8_row_bytes(profile.hidden))[
+                operation
+            ],
             ranks=row.ranks,
             link_bandwidth=profile.link_bandwidth,
         )
@@ -37,8 +40,10 @@ def test_the_published_rows_come_back(name, operation):
 
 
 def test_bytes_of_a_copy_are_those_that_deepep_counts():
-    assert message_bytes("dispatch", 7168) == 7168 + 224 + 16
-    assert message_bytes("combine", 7168) == 14336
+    assert message_bytes(7168, dispatched=fp8_row_bytes(7168)) == {
+        "dispatch": 7168 + 224 + 16,
+        "combine": 14336,
+    }
 
 
 def test_half_the_copies_take_half_the_wire_time_and_twice_the_link_too():
@@ -46,7 +51,7 @@ def test_half_the_copies_take_half_the_wire_time_and_twice_the_link_too():
 
     def wire(copies, bandwidth):
         return wire_time(
-            profile, "combine", copies=copies, hidden=7168, ranks=144, link_bandwidth=bandwidth
+            profile, "combine", copies=copies, message=14336, ranks=144, link_bandwidth=bandwidth
         )
 
     assert wire(512, 50e9) == pytest.approx(wire(1024, 50e9) / 2)

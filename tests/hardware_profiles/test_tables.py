@@ -10,7 +10,7 @@ from hardware_profiles.tables import (
     table_path,
     write_measurements,
 )
-from reference_model.kinds import BITS
+from reference_model.formats import BITS
 from reference_model.trace import KINDS
 
 TABLES = sorted(path.stem for path in (ROOT / "measurements").glob("*.csv"))

@@ -72,11 +72,15 @@ HAND_COUNTS = {
 }  # fmt: skip
 
 
+HAND_COUNTS["kimi_k2_thinking"] = HAND_COUNTS["kimi_k2"]
+
+
 @pytest.mark.parametrize(
     ("name", "published"),
     [
         ("deepseek_v3", 671),
         ("kimi_k2", 1026),  # "1T"
+        ("kimi_k2_thinking", 1026),
         ("deepseek_v2_lite", 16),  # "15.7B"
         ("moonlight_16b_a3b", 16),
         ("mistral_large_3", 673),  # "675B" with a vision encoder of 2.5B

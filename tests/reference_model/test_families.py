@@ -1,6 +1,7 @@
 """Configs as people hold them are read; other families and formats are refused by name."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -24,7 +25,7 @@ def test_a_config_wrapped_in_text_config_is_that_of_its_language_model(raw):
 
 def test_quantisation_beside_a_wrapped_config_is_not_overlooked(raw):
     wrapped = {"text_config": raw, "quantization_config": {"quant_method": "mxfp4"}}
-    with pytest.raises(ValueError, match="quantization_config: mxfp4 is not modelled yet"):
+    with pytest.raises(ValueError, match="quantization_config: mxfp4 is not modelled;"):
         parse_model_config(wrapped, source="vl")
 
 
@@ -42,32 +43,92 @@ def test_fp8_in_blocks_of_128_by_128_is_what_no_quantisation_means_too(raw, stor
     assert found == load_model_config("debug")
 
 
+def grouped(ignore=None, **weights):
+    """As compressed-tensors writes it."""
+    listed = {} if ignore is None else {"ignore": ignore}
+    groups = {"group_0": {"targets": ["Linear"], "weights": INT4 | weights}}
+    return {"quant_method": "compressed-tensors", "config_groups": groups, **listed}
+
+
+# What moonshotai/Kimi-K2.5 leaves in BF16.
+ALL_BUT_EXPERTS = [
+    "lm_head", "re:.*self_attn.*", "re:.*shared_experts.*",
+    r"re:.*mlp\.(gate|up|gate_up|down)_proj.*",
+]  # fmt: skip
+# What nvidia/DeepSeek-V3.1-NVFP4 leaves in BF16 of each layer.
+LATENTS = [
+    f"model.layers.{layer}.self_attn.{name}"
+    for layer in range(4)
+    for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
+]
+NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("stored", "recipe"),
+    [
+        (BLOCKS | {"modules_to_not_convert": ["lm_head"]}, "fp8"),
+        (grouped(), "int4"),
+        (grouped(ALL_BUT_EXPERTS), "int4"),
+        (grouped(ALL_BUT_EXPERTS, group_size=128), "int4_128"),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8_per_tensor"),
+        (grouped(["lm_head"], type="float", num_bits=8, strategy="tensor"), "fp8_per_tensor"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "fp8_per_tensor"),
+        (NVFP4 | {"ignore": ["lm_head", "model.layers.*.self_attn*"]}, "nvfp4"),
+        (NVFP4, "nvfp4"),
+        (NVFP4 | {"exclude_modules": LATENTS}, "nvfp4_o_proj"),
+        ({"quant_method": "modelopt", "quant_algo": "MXFP8"}, "mxfp8"),
+    ],
+)
+def test_the_recipe_of_a_file_is_that_of_its_quantisation(raw, stored, recipe):
+    found = parse_model_config(raw | {"quantization_config": stored}, source="my.json")
+    assert found == replace(load_model_config("debug"), recipe=recipe)
+
+
+def test_modelopt_says_it_in_a_file_beside_the_config(raw, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    stored = {"producer": {}, "quantization": {"quant_algo": "NVFP4", "exclude_modules": LATENTS}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(stored))
+    assert load_model_config(tmp_path).recipe == "nvfp4_o_proj"
+    assert load_model_config(tmp_path / "config.json").recipe == "nvfp4_o_proj"
+    (tmp_path / "hf_quant_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"hf_quant_config\.json: not JSON"):
+        load_model_config(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("stored", "name"),
     [
-        (
-            {
-                "quant_method": "compressed-tensors",
-                "config_groups": {"group_0": {"targets": ["Linear"], "weights": INT4}},
-            },
-            "compressed-tensors INT4 in groups of 32",
-        ),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt NVFP4"),
         ({"quant_method": "gptq", "bits": 4}, "gptq INT4"),
         ({"quant_method": "awq", "bits": 4}, "awq INT4"),
         ({"quant_method": "mxfp4"}, "mxfp4"),
-        ({"quant_method": "fp8"}, "fp8 per tensor"),
         (BLOCKS | {"weight_block_size": [64, 64]}, r"fp8 in blocks of \[64, 64\]"),
+        (BLOCKS | {"ignored_layers": ["x"], "ignore": ["re:.*self_attn.*"]}, "fp8 in blocks"),
+        (grouped(["lm_head"]), "compressed-tensors INT4 in groups of 32"),
+        (grouped(ALL_BUT_EXPERTS, group_size=64), "compressed-tensors INT4 in groups of 64"),
+        (NVFP4 | {"ignore": ["lm_head"]}, "modelopt NVFP4"),
         ({}, "a format without quant_method"),
     ],
 )
 def test_another_quantisation_is_one_line_with_its_name_and_a_way_out(raw, stored, name):
     message = (
-        rf"^my\.json: quantization_config: {name} is not modelled yet; allowed: fp8 in blocks of "
-        r"128 x 128; without the field weights count as FP8$"
+        rf"^my\.json: quantization_config: {name}.* is not modelled; allowed: fp8 in blocks of 128 "
+        r"x 128 or per tensor, INT4 experts in groups of 32 or 128, NVFP4 feed-forwards, MXFP8; "
+        r"without the field weights count as FP8$"
     )
     with pytest.raises(ValueError, match=message):
         parse_model_config(raw | {"quantization_config": stored}, source="my.json")
+
+
+def test_modules_left_out_that_cannot_be_read_are_an_error(raw):
+    for listed, message in (
+        ("lm_head", "modules left out = 'lm_head' must be a list of names"),
+        ([3], "modules left out = '.3.' must be a list of names"),
+        (["re:("], r"'re:\(' is no regular expression"),
+    ):
+        stored = BLOCKS | {"ignore": listed}
+        with pytest.raises(ValueError, match=message):
+            parse_model_config(raw | {"quantization_config": stored}, source="my.json")
 
 
 def test_a_quantisation_that_is_no_object_is_an_error(raw):

@@ -22,6 +22,7 @@ from hardware_profiles.schema import (
     load_gpu,
 )
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement
+from reference_model.formats import multiplied_as, nearest_type
 from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.hardware.kernels.conditions import Conditions
 from simulator.hardware.kernels.families import (
@@ -184,12 +185,17 @@ class CalibratedKernels:
             )
         achieved = self.classes[overlapped, tensor]
         model, borrowed = self.model(family, overlapped)
+        restated = self.restated
+        if tensor and multiplied_as(family[1]) not in self.measured_gpu.peak_compute:
+            # The measured GPU does not multiply this type, so that none of its times say how long
+            # it takes: only what products in general reach of a roofline.
+            model, restated = None, False
         floor = self.calibration.kernel_floor.value if model is None else model.floor
         tiles = self.calibration.tiles if model is None else model.tiles
         # On another GPU: the time on the measured one, restated. A product goes by its SMs'
         # tiles, a kernel that fills its share of the SMs by that share.
         at, on = (gpu, sms)
-        if self.restated:
+        if restated:
             at = self.measured_gpu
             on = np.minimum(sms, at.sms) if tensor else sms * (at.sms / gpu.sms)
         ideal = Ideal(*waves_and_bytes(batch, on, at, tiles), floor)
@@ -206,16 +212,20 @@ class CalibratedKernels:
                 more = self._conditions.log_more(kind, told.slowed)
                 log_seconds = log_seconds + more
                 provenance = np.where(more == 0.0, provenance, np.maximum(provenance, INTERPOLATED))
-            if borrowed or self.restated:
+            if borrowed or restated:
                 provenance = np.full_like(provenance, EXTRAPOLATED)
             width = self._width(model, achieved, told, provenance)
+            if tensor and model.base_rows.batch.like.dtype != family[1]:
+                # Products of another type: their share of the roofline, not their times.
+                provenance = np.full_like(provenance, MODELLED)
+                width = np.hypot(width, achieved.modelled_width)
             # What another kernel set says of the same shape lies inside the interval.
             apart = np.where(provenance == MEASURED, 0.0, told.rival - told.log_seconds)
         if overlapped and not tensor:
             slowdown = self.calibration.overlap.memory_bound.value
             squeeze = self._conditions.log_squeeze(on, at.sms, slowdown=slowdown)
             log_seconds = log_seconds + squeeze
-        if self.restated:
+        if restated:
             log_seconds = log_seconds + log_restatement(
                 batch,
                 np.exp(log_seconds),
@@ -287,13 +297,19 @@ class CalibratedKernels:
         if (overlapped, family) in self.families:
             return self.families[overlapped, family], False
         same_kind = [
-            (other[1] != family[1], -self.families[overlapped, other].rows, number, other)
+            (
+                other[1] != family[1],
+                other[1] != nearest_type(family[1]),
+                -self.families[overlapped, other].rows,
+                number,
+                other,
+            )
             for number, (condition, other) in enumerate(self.families)
             if condition is overlapped and other[0] == family[0]
         ]
-        # The same operand type first, then the family with most rows.
+        # The same operand type first, the one that it is most like, the family with most rows.
         best = min(same_kind, default=None)
-        return (None if best is None else self.families[overlapped, best[3]]), True
+        return (None if best is None else self.families[overlapped, best[-1]]), True
 
     def _width(
         self,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.schema import GpuProfile, TilesProfile
 from hardware_profiles.tables import Measurement
+from reference_model.formats import multiplied_as
 from simulator.hardware.kernels.families import batch_of_rows
 from simulator.hardware.kernels.roofline import (
     Batch,
@@ -66,7 +67,7 @@ def achieved_shares(rows: Iterable[Measurement], gpu: GpuProfile) -> Achieved:
         memory += (moved[far] / seconds[far] / gpu.hbm_bandwidth).tolist()
         if is_tensor(kind):
             sms = np.array([row.sms for row in members])
-            peak = gpu.peak(dtype) * sms / gpu.sms
+            peak = gpu.peak(multiplied_as(dtype)) * sms / gpu.sms
             share = float((batch.flops / seconds / peak).max())
             compute[dtype] = min(1.0, max(compute.get(dtype, 0.0), share))
     return Achieved(min(1.0, max(memory)) if memory else None, compute)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.schema import GpuProfile, TilesProfile
+from reference_model.formats import multiplied_as
 from reference_model.kinds import selected_pairs
 from reference_model.trace import Operator
 
@@ -148,7 +149,7 @@ def waves_and_bytes(
     if batch.kind not in _BUSIEST_SM_FLOPS:
         return np.zeros(len(batch)), memory
     sizes = dict(zip(batch.names, batch.sizes.T.astype(np.float64), strict=True))
-    per_sm = gpu.peak(batch.like.dtype) / gpu.sms
+    per_sm = gpu.peak(multiplied_as(batch.like.dtype)) / gpu.sms
     return _BUSIEST_SM_FLOPS[batch.kind](sizes, sms, tiles) / per_sm, memory
 
 
@@ -176,7 +177,7 @@ def least_seconds(
     memory = np.where(needed <= gpu.l2_capacity, 0.0, needed / (gpu.hbm_bandwidth * memory_share))
     if not is_tensor(batch.kind):
         return memory
-    peak = gpu.peak(batch.like.dtype) * sms / gpu.sms
+    peak = gpu.peak(multiplied_as(batch.like.dtype)) * sms / gpu.sms
     return np.maximum(batch.flops / peak, memory)
 
 

@@ -8,6 +8,7 @@ it. SI units.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -19,11 +20,10 @@ from hardware_profiles.low_latency_kernels import (
     LowLatencyProfile,
     MoeOperation,
     kernel_time,
-    message_bytes,
     wire_time,
 )
 from hardware_profiles.schema import ClusterProfile, Estimate
-from hardware_profiles.units import Seconds
+from hardware_profiles.units import Bytes, Seconds
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, Prediction
 
@@ -40,8 +40,8 @@ class LowLatencyModel:
     """GPUs of the group."""
     domain: int
     """Those of them in the NVLink domain that has the fewest."""
-    hidden: int
-    """Values of a token."""
+    messages: Mapping[MoeOperation, Bytes]
+    """Bytes of one copy of one token."""
     load: FabricLoad
     """What the fabric makes of copies through NICs."""
     kernel_floor: Seconds
@@ -156,14 +156,14 @@ class LowLatencyModel:
             profile,
             operation,
             copies=copies * profile.crossing(self.ranks, self.domain),
-            hidden=self.hidden,
+            message=self.messages[operation],
             ranks=self.ranks,
             link_bandwidth=node.gpu.nvlink_bandwidth if over_nvlink else node.nic_bandwidth_per_gpu,
             end=end,
         )
         if over_nvlink:
             return seconds
-        beyond = copies * message_bytes(operation, self.hidden) / self.load.bandwidth
+        beyond = copies * self.messages[operation] / self.load.bandwidth
         seconds = np.maximum(seconds * self.load.nic_stretch, beyond)
         if profile.within is None:
             return seconds

@@ -9,12 +9,9 @@ import numpy as np
 from hardware_profiles.schema import CalibrationProfile
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, BytesPerSecond, parse_quantity
-from reference_model.trace import TILE, Operator
+from reference_model.formats import ACTIVATIONS
+from reference_model.trace import Operator
 from simulator.hardware.network.groups import Reach
-
-_SCALE_BYTES = 4
-_ELEMENT_BYTES = {"fp8_e4m3": 1, "bfloat16": 2, "float32": 4}
-_QUANTIZED = frozenset({"fp8_e4m3"})
 
 
 def reach_of_tests(calibration: CalibrationProfile, ranks: int, *, gpus_each: int) -> Reach:
@@ -29,18 +26,16 @@ def reach_of_tests(calibration: CalibrationProfile, ranks: int, *, gpus_each: in
 
 
 def payload_bytes(operator: Operator) -> Bytes:
-    """Bytes of one token: its hidden values, and their FP32 scales where they are quantised."""
+    """Bytes of one token: its hidden values, and their scales where they are quantised."""
     return _payload(operator.dtype, operator["hidden"])
 
 
 def _payload(dtype: str, hidden: int) -> Bytes:
-    if dtype not in _ELEMENT_BYTES:
+    if dtype not in ACTIVATIONS:
         raise ValueError(
-            f"dispatch or combine of dtype {dtype!r} is not known; known: "
-            f"{', '.join(_ELEMENT_BYTES)}"
+            f"dispatch or combine of dtype {dtype!r} is not known; known: {', '.join(ACTIVATIONS)}"
         )
-    scales = -(-hidden // TILE) * _SCALE_BYTES if dtype in _QUANTIZED else 0
-    return float(hidden * _ELEMENT_BYTES[dtype] + scales)
+    return float(ACTIVATIONS[dtype].stored_bytes(1, hidden))
 
 
 def payload_of(row: Measurement) -> Bytes:

@@ -212,7 +212,7 @@ class Transfers:
         *,
         ranks: int,
         domain: int,
-        hidden: int,
+        messages: Mapping[MoeOperation, Bytes],
         load: FabricLoad,
         kernel_floor: Seconds,
     ) -> Transfers:
@@ -222,7 +222,7 @@ class Transfers:
             cluster=self.cluster,
             ranks=ranks,
             domain=domain,
-            hidden=hidden,
+            messages=messages,
             load=load,
             kernel_floor=kernel_floor,
         )

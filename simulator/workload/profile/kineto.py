@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from hardware_profiles.units import Seconds, unit_factor
-from reference_model.kinds import BITS
+from reference_model.formats import BITS
 from reference_model.trace import KINDS, Operator
 from simulator.workload.profile.json_stream import read_pieces
 from simulator.workload.profile.recording import (

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from hardware_profiles.schema import gpu_of_device, known_gpus
-from reference_model.kinds import BITS
+from reference_model.formats import BITS
 from reference_model.trace import Operator
 from simulator.workload.profile.expressions import evaluate
 from simulator.workload.profile.kernel_mapping import (

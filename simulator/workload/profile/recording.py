@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds
-from reference_model.kinds import BITS
+from reference_model.formats import BITS
 from reference_model.trace import Operator
 
 KERNEL_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")

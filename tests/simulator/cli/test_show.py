@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from reference_model.pair import layers_of, parse_pair_order
 from simulator.cli.app import app
+from simulator.workload.recipes import RECIPES
 
 RUN = CliRunner()
 
@@ -33,11 +34,23 @@ def test_a_model_is_shown_with_parameters_cache_and_weights_of_each_recipe(name)
     assert shown["parameters, without multi-token prediction"] == total
     assert shown["KV cache per token, BF16, bytes"] == "70,272"
     assert shown["KV cache per token, FP8, bytes"] == "40,016"
-    weights = [label for label in shown if label.startswith("weights per GPU")]
-    assert [label.split(", ")[1:] for label in weights] == [
-        ["FP8", "16 GPUs sharing the experts"],
-        ["BF16", "16 GPUs sharing the experts"],
-    ]
+    weights = [label for label in shown if label.startswith("weights, ")]
+    assert [label.split(", ")[-1] for label in weights] == list(RECIPES)
+
+
+def test_models_are_shown_side_by_side():
+    names = ["kimi-k2-thinking", "deepseek-v3.1", "moonlight"]
+    result = RUN.invoke(app, ["show", "model", *names], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    rows = [row.strip("│ ").split("│") for row in result.stdout.splitlines() if "│" in row]
+    shown = {label.strip(): [value.strip() for value in values] for label, *values in rows}
+    assert shown["recipe of the file"] == ["int4", "fp8", "fp8"]
+    assert shown["KV cache per token, BF16, bytes"] == ["70,272", "70,272", "31,104"]
+    # All else whole on each GPU: 11.77 billion parameters of Kimi-K2 in BF16 beside 1/8 of its
+    # 1,014.69 billion of experts at 9/16 of a byte.
+    beside = 1_026_408_232_448 - 60 * 384 * 3 * 7168 * 2048
+    held = 2 * beside + 60 * 384 * 3 * 7168 * 2048 / 8 * 9 / 16
+    assert shown["weights, int4"][0] == f"{held / 2**30:.4g} GiB" == "88.28 GiB"
 
 
 def test_without_a_name_models_are_listed_with_their_parameters():

@@ -1,4 +1,4 @@
-"""Memory of a training rank, byte by byte: what lies on the GPU in either recipe."""
+"""Memory of a training rank, byte by byte: what lies on the GPU in every recipe."""
 
 import pytest
 
@@ -56,6 +56,12 @@ def test_the_matrices_of_a_layer_are_what_the_config_says():
             4 * (407_306_240 + 99_440 + 2 * 1_851_648),
             4232 * 32768 + 4 * 4 + 7424 * 30000 + 63808 * 4096,
         ),
+        # Twice a byte for each value, and a byte for 32 of them.
+        (
+            "mxfp8",
+            4 * (2 * 407_306_240 * 33 / 32 + 2 * 1_851_648),
+            4232 * 32768 + 4 * 4 + 7424 * 30000 + 63808 * 4096,
+        ),
         (
             "bfloat16",
             4 * 2 * (407_306_240 + 1_851_648),
@@ -63,7 +69,7 @@ def test_the_matrices_of_a_layer_are_what_the_config_says():
         ),
     ],
 )
-def test_four_moe_layers_of_a_rank_in_either_recipe(recipe, weights, saved):
+def test_four_moe_layers_of_a_rank_in_every_recipe(recipe, weights, saved):
     rank = memory_model(recipe).rank(1, STAGES, ())
     assert rank.weights == weights
     assert rank.gradients == 4 * 4 * 409_157_888
@@ -94,7 +100,7 @@ def test_multi_token_prediction_on_a_rank_of_its_own_keeps_copies_of_embedding_a
     projection, vocabulary = 2 * 7168 * 7168, 129280 * 7168
     own = MATRICES + projection + ROUTER_AND_NORMS + 3 * 7168
     assert model.held(3, STAGES).total == own + vocabulary + vocabulary + 7168
-    assert model.held(3, STAGES).fp8 == MATRICES + projection
+    assert model.held(3, STAGES).quantized == MATRICES + projection
     beside = (*STAGES[:3], ("embedding", "head", "mtp"))
     assert model.held(3, beside) == model.held(3, STAGES)
 

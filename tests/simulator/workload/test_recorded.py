@@ -31,12 +31,6 @@ def test_a_trace_of_another_recipe_is_not_taken_for_the_name_of_its_file(tmp_pat
         assert recorded_trace(OTHER, "train", folder=tmp_path).recipe == "fp8"
 
 
-def test_serving_takes_no_trace_but_one_of_fp8_weights():
-    """Its memory counts FP8 weights."""
-    with pytest.raises(ValueError, match="decode is not simulated in bfloat16; allowed: fp8"):
-        recorded_trace(DEBUG, "decode", "bfloat16")
-
-
 @pytest.mark.parametrize(
     "change",
     [

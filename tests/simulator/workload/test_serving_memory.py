@@ -10,6 +10,7 @@ from reference_model.config import load_model_config, parameter_counts
 from reference_model.trace import Operator
 from simulator.scenario.files import load_scenario
 from simulator.workload.memory import Infeasible
+from simulator.workload.recipes import RECIPES
 from simulator.workload.serving_memory import (
     check_kv_fits,
     kv_bytes_per_token,
@@ -97,10 +98,10 @@ def test_all_experts_over_all_gpus_hold_the_whole_model_once():
 def test_weights_of_a_recipe_are_those_of_a_serving_gpu_in_fp8_and_two_bytes_each_in_bf16():
     job = job_of("prefill_ep32_profile", "experts.redundant=0", "gpus=32")
     served = serving_memory(job, config=V3, low_latency=None, operators=()).weights
-    assert weight_bytes(V3, "fp8", gpus=32) == pytest.approx(served, rel=1e-12)
+    assert weight_bytes(V3, RECIPES["fp8"], gpus=32) == pytest.approx(served, rel=1e-12)
     # 7 of 8 parts of 58 layers of 256 experts lie elsewhere.
     elsewhere = 58 * 256 * 3 * 7168 * 2048 * 7 / 8
-    assert weight_bytes(V3, "bfloat16", gpus=8) == 2 * (671_026_419_200 - elsewhere)
+    assert weight_bytes(V3, RECIPES["bfloat16"], gpus=8) == 2 * (671_026_419_200 - elsewhere)
 
 
 def test_tensor_parallelism_splits_all_but_latents_gate_and_norms():
@@ -123,6 +124,62 @@ def test_tensor_parallelism_splits_all_but_latents_gate_and_norms():
     whole = job_of("decode_tp8_h200", "dense_tp=1", "shared_expert_tp=1", "vocabulary_tp=1")
     kept = serving_memory(whole, config=V3, low_latency=None, operators=()).weights
     assert kept == expected + 7 * ((shared + dense) * fp8 + vocabulary)
+
+
+KIMI = load_model_config("kimi_k2")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "value"),
+    [
+        # Half a byte and 2 bytes for a group of 32, of 128.
+        ("int4", 0.5 + 2 / 32),
+        ("int4_128", 0.5 + 2 / 128),
+    ],
+)
+def test_int4_experts_of_kimi_k2_take_half_a_byte_and_their_scales(recipe, value):
+    job = job_of("decode_tp8_h200", "model=kimi_k2", f"recipe={recipe}")
+    experts = 60 * 384 * 3 * 7168 * 2048 // 8 * value
+    beside = 60 * 3 * 7168 * 2048 + 3 * 7168 * 18432  # shared experts and a dense layer
+    by_head = 64 * 1536 * (128 + 64) + 64 * 512 * (128 + 128) + 64 * 128 * 7168
+    latents = 7168 * 1536 + 7168 * (512 + 64)
+    rest = (beside + 61 * by_head + 2 * 163840 * 7168) // 8 + 61 * latents
+    rest += 61 * (1536 + 512 + 2 * 7168) + 7168 + 60 * 384 * (7168 + 1)
+    weights = serving_memory(job, config=KIMI, low_latency=None, operators=()).weights
+    assert weights == experts + 2 * rest
+    assert round(weights / 2**30, 2) == {"int4": 70.95, "int4_128": 65.41}[recipe]
+
+
+def test_weights_of_deepseek_v3_per_gpu_of_eight_in_every_recipe():
+    """TP8 in decode, the absorbed up-projection in BF16 throughout; GiB."""
+    held = {}
+    for name in RECIPES:
+        job = job_of("decode_tp8_h200", f"recipe={name}")
+        held[name] = serving_memory(job, config=V3, low_latency=None, operators=()).weights
+    experts = 58 * 256 * 3 * 7168 * 2048 // 8
+    feed_forward = experts + (58 * 3 * 7168 * 2048 + 3 * 3 * 7168 * 18432) // 8
+    output = 61 * 128 * 128 * 7168 // 8
+    assert held["bfloat16"] - held["int4"] == experts * (2 - 0.5 - 2 / 32)
+    assert held["bfloat16"] - held["nvfp4"] == feed_forward * (2 - 0.5 - 1 / 16)
+    assert held["nvfp4"] - held["nvfp4_o_proj"] == output * (2 - 0.5 - 1 / 16)
+    blocks = held["fp8"] - held["fp8_per_tensor"]  # 4 bytes for a block
+    assert held["mxfp8"] - held["fp8_per_tensor"] == blocks / 4 * 128**2 / 32
+    assert {name: round(size / 2**30, 2) for name, size in held.items()} == {
+        "fp8": 79.41, "bfloat16": 157.92, "int4": 48.49, "int4_128": 44.92,
+        "fp8_per_tensor": 79.39, "nvfp4": 47.86, "nvfp4_o_proj": 46.66, "mxfp8": 81.85,
+    }  # fmt: skip
+
+
+def test_deepseek_v3_in_bf16_exceeds_eight_h200_and_kimi_k2_in_int4_fits():
+    message = (
+        r"30\.6 GiB more than its 131\.3 GiB: weights 157\.9 GiB, .*would fit: recipe fp8 "
+        r"\(79\.41 GiB of weights\), int4 \(48\.49 GiB of weights\)"
+    )
+    with pytest.raises(Infeasible, match=message):
+        capacity("decode_tp8_h200", "recipe=bf16")
+    kimi = capacity("decode_tp8_h200", "model=kimi_k2", "recipe=int4")
+    assert kimi.needed_tokens == 64 * 4096
+    check_kv_fits(kimi)
 
 
 def test_the_workspace_holds_neither_weights_nor_cache():
@@ -188,7 +245,7 @@ def test_weights_that_do_not_fit_say_by_how_much():
 
 def test_weights_that_do_not_fit_name_a_number_of_gpus_that_hold_them():
     few = ("gpus=8", "requests.requests_per_gpu=1", "requests.context_tokens=64")
-    with pytest.raises(Infeasible, match=r"would fit: gpus 16 with experts\.redundant 0$"):
+    with pytest.raises(Infeasible, match=r"fit: gpus 16 with experts\.redundant 0; recipe int4_"):
         capacity("decode_ep128_profile", *few)
     capacity("decode_ep128_profile", "gpus=16", *few[1:])
 
@@ -196,7 +253,7 @@ def test_weights_that_do_not_fit_name_a_number_of_gpus_that_hold_them():
 def test_gpus_over_which_expert_groups_do_not_spread_are_named_with_another_placement():
     # 24 GPUs are three nodes, which do not divide the 8 expert groups of hierarchical placement.
     few = ("experts.redundant=8", "cluster.node.gpu.hbm_capacity=76 GiB")
-    message = r"would fit: gpus 24 with experts\.redundant 8, experts\.placement global$"
+    message = r"fit: gpus 24 with experts\.redundant 8, experts\.placement global; recipe int4 "
     with pytest.raises(Infeasible, match=message):
         capacity("prefill_ep32_profile", "gpus=12", *few)
     capacity("prefill_ep32_profile", "gpus=24", "experts.placement=global", *few)

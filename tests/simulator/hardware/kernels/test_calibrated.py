@@ -8,7 +8,11 @@ from cost_models import (
     gemm,
 )
 
+from hardware_profiles.schema import load_gpu
 from simulator.hardware.costs import NotCalibrated
+from simulator.hardware.kernels.roofline import batch_of, least_seconds
+
+H800 = load_gpu("h800_sxm")
 
 
 def test_intervals_between_rows_and_beyond_them_hold_what_the_calibration_says():
@@ -37,6 +41,50 @@ def test_intervals_between_rows_and_beyond_them_hold_what_the_calibration_says()
         "extrapolated",
         "extrapolated",
     ]
+
+
+FEW_ROWS = {"m": 16, "n": 36864, "k": 7168}
+
+
+def test_weights_of_four_bits_are_read_as_such_and_multiplied_in_bf16():
+    product = gemm(**FEW_ROWS, dtype="w4a16_g32")
+    # BF16 in and out, half a byte for a weight and two for a group of 32.
+    moved = 16 * 7168 * 2 + 36864 * 7168 * (0.5 + 2 / 32) + 16 * 36864 * 2
+    assert product.bytes_read + product.bytes_written == moved == 150_044_672
+    bound = least_seconds(batch_of([product]), np.array([132.0]), H800, memory_share=1.0)
+    assert bound == pytest.approx(moved / 3.35e12)
+    many = gemm(m=16384, n=36864, k=7168, dtype="w4a16_g32")
+    bound = least_seconds(batch_of([many]), np.array([132.0]), H800, memory_share=1.0)
+    assert bound == pytest.approx(2 * 16384 * 36864 * 7168 / 989e12)
+
+
+def test_products_of_a_type_without_rows_are_modelled_by_their_own_roofline():
+    """They reach of it what products of the type that they are most like reach of theirs."""
+    seconds = {}
+    for dtype, provenance in (
+        ("fp8_e4m3", "interpolated"),
+        ("fp8_e4m3_tensor", "modelled"),
+        ("w4a16_g32", "modelled"),
+        ("bfloat16", "modelled"),
+    ):
+        told = WITHOUT_TRACE.predict([gemm(**FEW_ROWS, dtype=dtype)], sms=132, overlapped=False)
+        assert told.provenance_names()[0] in (provenance, "extrapolated")
+        assert (told.provenance_names()[0] == "modelled") == (provenance == "modelled")
+        seconds[dtype] = float(told.seconds[0])
+    # 9 of 16, 16 and 32 of 16 bits for a weight.
+    assert seconds["w4a16_g32"] < seconds["fp8_e4m3"] < seconds["bfloat16"]
+    assert seconds["fp8_e4m3_tensor"] == pytest.approx(seconds["fp8_e4m3"], rel=2e-3)
+
+
+def test_a_type_that_the_measured_gpu_does_not_multiply_takes_what_its_class_reaches():
+    b200 = fitted({"node.gpu": "b200_sxm"})
+    told = b200.predict([gemm(m=8192, n=8192, k=8192, dtype="fp4_e2m1")], sms=148, overlapped=False)
+    assert told.provenance_names() == ["modelled"]
+    reached = np.exp(b200.kernels_.own.classes[False, True].log_ratio)
+    # 64 x 64 tiles of 128 rows and columns on 148 SMs are 28 waves.
+    waves = 2 * 128 * 28 * (128 + 32) * 8192 / (9e15 / 148)
+    floor = b200.calibration.kernel_floor.value
+    assert told.seconds[0] == pytest.approx(reached * (waves + floor), rel=1e-9)
 
 
 def test_a_table_without_the_named_kernel_sets_says_so():

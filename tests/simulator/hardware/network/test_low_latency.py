@@ -15,7 +15,7 @@ OVER_NICS = LowLatencyModel(
     cluster=load_cluster("h800_2048"),
     ranks=64,
     domain=8,
-    hidden=7168,
+    messages={"dispatch": 7168 + 56 * 4 + 16, "combine": 14336},
     load=NO_LIMIT,
     kernel_floor=2e-6,
 )

@@ -25,8 +25,8 @@ def test_a_token_weighs_its_values_and_the_scales_of_those_that_are_quantised():
     assert payload_bytes(dispatch()) == 7168 + 56 * 4
     assert payload_of(row("fp8_e4m3")) == 4 * 7392
     assert payload_of(row("bfloat16")) == 4 * 14336
-    with pytest.raises(ValueError, match="dispatch or combine of dtype 'int8' is not known"):
-        payload_of(row("int8"))
+    with pytest.raises(ValueError, match="dispatch or combine of dtype 'int4' is not known"):
+        payload_of(row("int4"))
 
 
 def test_a_row_may_say_the_rate_of_its_nics():
