@@ -314,6 +314,15 @@ class BesideCompute(Profile):
         return self.dispatch if kind == "dispatch" else self.combine
 
 
+class WithoutWaiting(Profile):
+    """Of an all-to-all beside compute, what is left once ranks that wait for others are simulated:
+    by the samples that waited least."""
+
+    notify: TimeEstimate
+    dispatch: Estimate
+    combine: Estimate
+
+
 class CopyRates(Profile):
     """What one communication SM moves over NVLink while SMs, not links, are the limit.
 
@@ -363,6 +372,8 @@ class AllToAllProfile(Profile):
     notify_overlapped: TimeEstimate
     """The same between the kernels of an overlapped pair."""
     beside_compute: BesideCompute
+    without_waiting: WithoutWaiting | None = None
+    """The same of ranks that wait for nobody; None where what was measured holds no waiting."""
     nvlink_latency: TimeValue
     """Between two GPUs of a node of the machine that these times belong to, 64 bytes; what another
     machine's differs by is added."""
@@ -565,7 +576,18 @@ class CalibrationProfile(Profile):
             "beside_compute": BesideCompute.none("set to 1 for comparison"),
             "notify_overlapped": self.all_to_all.notify_alone,
         }
-        return self.model_copy(update={"all_to_all": self.all_to_all.model_copy(update=alone)})
+        return self._with_transfers(alone)
+
+    def without_waiting(self) -> "CalibrationProfile":
+        """Return the same calibration with dispatch and combine as of ranks that never wait."""
+        freed = self.all_to_all.without_waiting
+        if freed is None:
+            return self
+        beside = BesideCompute(dispatch=freed.dispatch, combine=freed.combine)
+        return self._with_transfers({"beside_compute": beside, "notify_overlapped": freed.notify})
+
+    def _with_transfers(self, changed: Mapping[str, object]) -> "CalibrationProfile":
+        return self.model_copy(update={"all_to_all": self.all_to_all.model_copy(update=changed)})
 
 
 class TransportProfile(Profile):
@@ -781,23 +803,7 @@ def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
     raw = read_yaml(path, where=where)
     if kind in EARLIER_NAMES:
         raw = with_names_of_today(raw, kind, where=where)
-    return _completed(files_beside(raw, path)) if kind == "calibrations" else raw, where
-
-
-def files_beside(raw: Raw, path: Path) -> Raw:
-    """A calibration's dict with the files that it names from its own folder (./rows.csv) in full.
-
-    Args:
-        path: of the calibration.
-    """
-
-    def full(name: Any) -> Any:
-        near = isinstance(name, str) and name.startswith(("./", "../"))
-        return str((path.resolve().parent / name).resolve()) if near else name
-
-    tables = raw.get("measurements")
-    rows = {"measurements": [full(name) for name in tables]} if isinstance(tables, list) else {}
-    return raw | rows | {n: full(raw[n]) for n in ("collectives", "normal_kernels") if n in raw}
+    return _completed(raw) if kind == "calibrations" else raw, where
 
 
 _LATER_FIELDS = (

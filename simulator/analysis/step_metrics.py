@@ -82,6 +82,47 @@ TRAINING = (
     ),
     Metric("kernel_time_share", "share", None, "share of kernel time by where the times come from"),
     Metric(
+        "waiting.by_cause_s",
+        "s",
+        "less",
+        "what waiting for ranks with more rows, for slower GPUs and for hosts adds to the step",
+    ),
+    Metric(
+        "waiting.by_rank_s",
+        "s",
+        "less",
+        "waiting of each rank of a group before the all-to-alls of a pair, least first",
+    ),
+    Metric(
+        "waiting.pair_notify_s",
+        "s",
+        "less",
+        "waiting before each all-to-all of a pair, slot by slot, mean over ranks",
+    ),
+    Metric(
+        "waiting.pair_all_to_all_s",
+        "s",
+        "less",
+        "time of each all-to-all of a pair once all ranks are ready, slot by slot",
+    ),
+    Metric(
+        "waiting.upper_bound_s",
+        "s",
+        "less",
+        "time of the step if every chunk took what it takes on the slowest group that runs it",
+    ),
+    Metric(
+        "priors", "share", None, "share of the variance of the step time that an input explains"
+    ),
+    Metric("ridge.step_per_rows_sd", "ratio", None, "relative change of the step per rows_sd"),
+    Metric("ridge.step_per_clock_sd", "ratio", None, "relative change of the step per clock_sd"),
+    Metric(
+        "ridge.rows_sd_per_clock_sd",
+        "ratio",
+        None,
+        "rows_sd that a step time takes for as much of clock_sd: it does not tell them apart",
+    ),
+    Metric(
         "attribution.seconds",
         "s",
         None,

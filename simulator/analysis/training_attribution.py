@@ -17,6 +17,10 @@ time of every rank, so the rows sum to it. The last row shows by how much they m
     bubble           waiting for other ranks, transfers between them free
     transfers        activations sent between pipeline ranks
     optimizer        gradient reduction, update and gather on the slowest rank
+    uncertain inputs the median over what is not known of ideal ranks, against its middle
+    imbalance        waiting for ranks with more rows or longer work
+    slower GPUs      waiting for GPUs of a lower clock and for slow machines
+    host pauses      waiting for hosts
 """
 
 from __future__ import annotations
@@ -29,9 +33,11 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
 from reference_model.formats import multiplied_as
+from simulator.analysis.training_expected import CAUSES, cause_seconds
 from simulator.execution import timeline
 from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
+from simulator.execution.training_draws import TrainingDraws
 from simulator.hardware.kernels.roofline import ideal_seconds, is_tensor
 from simulator.workload.memory import OPTIMIZERS
 from simulator.workload.task_graph import Stream
@@ -54,6 +60,15 @@ _GAPS = 5
 """Place of the first counterfactual with gaps."""
 
 
+_OF_DRAWS = {
+    "uncertain inputs": "median over kernel errors, lone chunks' SMs, optimizer; no waiting inside",
+    "imbalance": "waiting for ranks with more rows or longer work",
+    "slower GPUs": "waiting for GPUs of a lower clock or a slow machine",
+    "host pauses": "waiting for hosts that launch nothing",
+}
+"""What lies between ideal ranks and those that are expected."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cause:
     """One row of the attribution."""
@@ -64,8 +79,12 @@ class Cause:
     """What the step takes longer because of it, after the causes before it."""
 
 
-def attribute_step(run: TrainingRun) -> list[Cause]:
-    """Causes in order, the remainder last."""
+def attribute_step(run: TrainingRun, drawn: TrainingDraws | None) -> list[Cause]:
+    """Causes in order, the remainder last.
+
+    Args:
+        drawn: of the run; None without, and not asked of a run without skew.
+    """
     step = run.step
     of_chunk = _chunk_seconds(run)
     # [causes], chunks of one rank up to each cause, mean over ranks
@@ -95,7 +114,12 @@ def attribute_step(run: TrainingRun) -> list[Cause]:
         Cause("optimizer update", f"norm, {optimizer} on the shard, casts", slowest.update_s),
         Cause("parameter gather", "all-gather of the BF16 parameters", slowest.gather_s),
     ]
-    remainder = step.step_time_s - sum(cause.seconds for cause in causes)
+    total = step.step_time_s
+    if drawn is not None and not run.job.skew.is_none:
+        added = cause_seconds(drawn, ideal_s=total)
+        causes += [Cause(name, _OF_DRAWS[name], added[name]) for name in CAUSES]
+        total = drawn.expected_s
+    remainder = total - sum(cause.seconds for cause in causes)
     return [*causes, Cause("remainder", "what the rows above miss", remainder)]
 
 

@@ -7,19 +7,30 @@ the BF16 dense peak, as DeepSeek counts them (Insights, Table 4).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isclose
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds, unit_factor
 from reference_model.config import training_flops_per_token
 from reference_model.trace import Operator
-from simulator.analysis.intervals import training_intervals
 from simulator.analysis.kernels_used import kernels_used, time_by_calibration
-from simulator.analysis.published import beside_published
+from simulator.analysis.published import beside_published, metric_at
 from simulator.analysis.training_attribution import attribute_step
+from simulator.analysis.training_expected import (
+    central_mean,
+    ends,
+    interval_metrics,
+    prior_shares,
+    ridge,
+    waiting_metrics,
+)
 from simulator.execution.timeline import hidden_communication, waiting
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun, TrainingStep
+from simulator.execution.training_draws import TrainingDraws, draw_step
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.prediction import PROVENANCES
@@ -49,6 +60,16 @@ _RATES = (
 
 _COSTS = ("gpu_hours_per_trillion_tokens", "cost_usd_per_trillion_tokens")
 """Figures that go as the step time."""
+
+_DRAWN_OF_RANKS = (
+    "forward_s",
+    "backward_s",
+    "weight_s",
+    "overlapped_s",
+    "bubble_s",
+    "optimizer_s",
+)
+"""Parts of the first rank's step that have an interval, as published tables give them."""
 
 PROFILED_KERNELS = "deepseek_training"
 """Kernel set taken from the published pair itself. A pair whose every kernel is measured by it or
@@ -137,6 +158,32 @@ def rank_times(step: TrainingStep) -> list[RankTimes]:
     return budgets
 
 
+def expected_ranks(step: TrainingStep, drawn: TrainingDraws) -> list[RankTimes]:
+    """Time budget of every pipeline rank in the expected step; what an all-to-all hides inside the
+    chunks is that of ideal ranks."""
+    found = {name: central_mean(drawn, values) for name, values in _drawn_ranks(drawn).items()}
+    return [
+        replace(ideal, **{name: float(values[rank]) for name, values in found.items()})
+        for rank, ideal in enumerate(rank_times(step))
+    ]
+
+
+def _drawn_ranks(drawn: TrainingDraws) -> dict[str, NDArray[np.float64]]:
+    """{field of RankTimes: [pipeline ranks, draws]}"""
+    found = {name: np.zeros_like(drawn.sends_s) for name in _FIELD_OF_WORK.values()}
+    for number, work in enumerate(drawn.works):
+        found[_FIELD_OF_WORK[work]] += drawn.actions_s[:, number]
+    bubble = drawn.step_s - sum(found.values()) - drawn.optimizer_s
+    host = np.broadcast_to(drawn.host_s, bubble.shape)
+    return found | {
+        "bubble_s": bubble,
+        "optimizer_s": drawn.optimizer_s,
+        "waiting_for_sends_s": drawn.sends_s,
+        "waiting_for_host_s": host,
+        "waiting_for_ranks_s": bubble - drawn.sends_s - host,
+    }
+
+
 def uneven_ranks(ranks: Sequence[RankTimes], *, chosen: bool) -> list[str]:
     """A warning where the split of layers into stages keeps ranks waiting for the busiest one.
 
@@ -192,17 +239,14 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
         with_intervals: whether to work out 80 % intervals (`analysis.intervals`).
     """
     step, job, cluster = run.step, run.job, run.scenario.cluster
-    times_of_ranks = rank_times(step)
-    ranks = [asdict(times) for times in times_of_ranks]
-    tokens_per_second = job.step_tokens / step.step_time_s
-    per_gpu = tokens_per_second / run.layout.gpus
-    peak = cluster.node.gpu.peak("bfloat16")
-
-    def flops(causal: bool) -> float:
-        return per_gpu * training_flops_per_token(
-            run.scenario.model, context=job.sequence_length, causal=causal
-        )
-
+    ideal_ranks = rank_times(step)
+    skewed = not job.skew.is_none
+    drawn = draw_step(run) if skewed or with_intervals else None
+    ideal = _figures(run, step.step_time_s, step.pair.log.span_s, ideal_ranks)
+    figures = ideal
+    if drawn is not None and skewed:
+        pair_s = float(np.median(drawn.pair_s))
+        figures = _figures(run, drawn.expected_s, pair_s, expected_ranks(step, drawn))
     of_pair = provenance_shares([(step.pair, 1)])
     reproduced = (
         PROFILED_KERNELS in run.scenario.calibration.kernel_sets
@@ -211,24 +255,12 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
     )
     domains = nvlink_domains(cluster, group=job.ep)
     counts = {key: sum(row.count(key) for row in step.keys) for key in step.chunks}
-    gpu_hours = _TRILLION_TOKENS / per_gpu / _HOUR
-    metrics: dict[str, Any] = {
-        "step_time_s": step.step_time_s,
-        "tokens_per_day": tokens_per_second * _DAY,
-        "tokens_per_second_per_gpu": per_gpu,
-        "tflops_per_gpu_causal": flops(True) / _TERA,
-        "tflops_per_gpu_non_causal": flops(False) / _TERA,
-        "mfu_causal": flops(True) / peak,
-        "mfu_non_causal": flops(False) / peak,
-        "gpu_hours_per_trillion_tokens": gpu_hours,
-        "cost_usd_per_trillion_tokens": gpu_hours * _HOUR * cluster.gpu_price,
-        "pair_time_s": step.pair.log.span_s,
+    metrics: dict[str, Any] = figures | {
         "pair_time_kind": "reproduced" if reproduced else "predicted",
         "peak_memory_bytes": max(rank.total for rank in run.memory),
         "immediate_weights": list(run.immediate),
         "stages": list(stage_texts(run.stages)),
-        "warnings": uneven_ranks(times_of_ranks, chosen=job.stages == "default"),
-        "bubble_s": max(rank["bubble_s"] for rank in ranks),
+        "warnings": uneven_ranks(ideal_ranks, chosen=job.stages == "default"),
         "without_all_to_all_slowdown": {
             "pair_time_s": run.without_slowdown.pair.log.span_s,
             "step_time_s": run.without_slowdown.step_time_s,
@@ -241,16 +273,56 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
         },
         "idle_nodes": str(domains) if domains.idle_nodes else None,
         "transfers": transfer_limits(run),
-        "attribution": [asdict(cause) for cause in attribute_step(run)],
-        "ranks": ranks,
+        "attribution": [asdict(cause) for cause in attribute_step(run, drawn)],
         "memory": [rank.parts | {"total": rank.total} for rank in run.memory],
     }
     shares = metrics["kernel_time_share"]
     metrics["error_share"] = {"step_time_s": shares["step"], "pair_time_s": shares["pair"]}
-    if with_intervals:
-        metrics["interval_80"] = _intervals(run, metrics)
+    if drawn is not None and skewed:
+        metrics["ideal"] = _dotted(ideal)
+        metrics["waiting"] = waiting_metrics(drawn, ideal_s=step.step_time_s)
+        metrics["priors"] = prior_shares(drawn)
+        metrics["ridge"] = ridge(drawn)
+    if drawn is not None and with_intervals:
+        metrics["interval_80"] = _intervals(drawn, metrics)
     metrics["published"] = beside_published(run.scenario.file.published, metrics)
     return metrics
+
+
+def _figures(
+    run: TrainingRun, step_s: Seconds, pair_s: Seconds, ranks: Sequence[RankTimes]
+) -> dict[str, Any]:
+    """Times of a step, and what follows from them."""
+    job, cluster, model = run.job, run.scenario.cluster, run.scenario.model
+    tokens_per_second = job.step_tokens / step_s
+    per_gpu = tokens_per_second / run.layout.gpus
+    peak = cluster.node.gpu.peak("bfloat16")
+    causal, full = (
+        per_gpu * training_flops_per_token(model, context=job.sequence_length, causal=causal)
+        for causal in (True, False)
+    )
+    gpu_hours = _TRILLION_TOKENS / per_gpu / _HOUR
+    return {
+        "step_time_s": step_s,
+        "tokens_per_day": tokens_per_second * _DAY,
+        "tokens_per_second_per_gpu": per_gpu,
+        "tflops_per_gpu_causal": causal / _TERA,
+        "tflops_per_gpu_non_causal": full / _TERA,
+        "mfu_causal": causal / peak,
+        "mfu_non_causal": full / peak,
+        "gpu_hours_per_trillion_tokens": gpu_hours,
+        "cost_usd_per_trillion_tokens": gpu_hours * _HOUR * cluster.gpu_price,
+        "pair_time_s": pair_s,
+        "bubble_s": max(rank.bubble_s for rank in ranks),
+        "ranks": [asdict(rank) for rank in ranks],
+    }
+
+
+def _dotted(figures: Mapping[str, Any]) -> dict[str, float]:
+    """{path: value} of figures and of those of the first rank that are drawn."""
+    flat = {name: value for name, value in figures.items() if name != "ranks"}
+    flat |= {f"ranks.0.{name}": figures["ranks"][0][name] for name in _DRAWN_OF_RANKS}
+    return flat
 
 
 def transfer_limits(run: TrainingRun) -> dict[str, Any]:
@@ -278,21 +350,19 @@ def transfer_limits(run: TrainingRun) -> dict[str, Any]:
     }
 
 
-def _intervals(run: TrainingRun, metrics: Mapping[str, Any]) -> dict[str, list[float]]:
-    """80 % intervals [low, high] of the times, and of the rates that follow from the step's."""
-    found = training_intervals(
-        run.step,
-        calibration=run.scenario.calibration,
-        gap=run.job.gap,
-        blocking=run.job.blocking_sends,
-        seed=run.scenario.file.seed,
+def _intervals(drawn: TrainingDraws, metrics: Mapping[str, Any]) -> dict[str, list[float]]:
+    """80 % intervals [low, high] of what the draws move, which hold the value itself."""
+    step_s = metrics["step_time_s"]
+    found = interval_metrics(
+        drawn,
+        rates={name: metrics[name] * step_s for name in _RATES},
+        costs={name: metrics[name] / step_s for name in _COSTS},
     )
-    found.pop("pipeline_time_s")
-    low, high = found["step_time_s"]
-    for name in _RATES:
-        work = metrics[name] * metrics["step_time_s"]
-        found[name] = [work / high, work / low]
-    for name in _COSTS:
-        rate = metrics[name] / metrics["step_time_s"]
-        found[name] = [rate * low, rate * high]
+    of_ranks = _drawn_ranks(drawn)
+    found["bubble_s"] = ends(of_ranks["bubble_s"].max(axis=0))
+    found |= {f"ranks.0.{name}": ends(of_ranks[name][0]) for name in _DRAWN_OF_RANKS}
+    for path, (low, high) in found.items():
+        value = metric_at(metrics, path)
+        assert value is not None, path
+        found[path] = [min(low, value), max(high, value)]
     return found

@@ -31,12 +31,14 @@ from hardware_profiles.schema import Estimate, load_calibration
 from hardware_profiles.tables import Measurement, format_pairs, load_measurements
 from hardware_profiles.units import Seconds
 from reference_model.config import CONFIG_FOLDER
-from simulator.analysis.intervals import serving_interval, training_intervals
+from simulator.analysis.intervals import serving_interval
 from simulator.analysis.predictions import LedgerLine
 from simulator.analysis.run import simulate
 from simulator.analysis.run_key import run_key
+from simulator.execution.draws import interval
 from simulator.execution.serving_run import ServingRun
 from simulator.execution.training import TrainingRun
+from simulator.execution.training_draws import draw_step
 from simulator.hardware.kernels.roofline import is_tensor
 from simulator.scenario import files
 from simulator.scenario.files import Scenario, load_scenario
@@ -269,15 +271,9 @@ def predict(
     """
     result = simulate(scenario).result
     if isinstance(result, TrainingRun):
-        found = training_intervals(
-            result.step,
-            calibration=scenario.calibration,
-            gap=result.job.gap,
-            blocking=result.job.blocking_sends,
-            seed=scenario.file.seed,
-        )
+        drawn = draw_step(result)
         seconds = result.step.pipeline_time_s
-        low, high = found["pipeline_time_s"]
+        low, high = interval(drawn.pipeline_s, value=seconds)
         times = [
             (operator.kind, float(took))
             for chunk in result.step.chunks.values()
@@ -286,7 +282,8 @@ def predict(
             )
         ]
         if optimizer:
-            seconds, (low, high) = result.step.step_time_s, found["step_time_s"]
+            seconds = result.step.step_time_s
+            low, high = interval(drawn.step_s, value=seconds)
             times.append(("optimizer", result.step.optimizer[0].total_s))
     else:
         assert isinstance(result, ServingRun), "the templates hold no other job"

@@ -30,6 +30,13 @@ def run_command(
     unfold: Annotated[
         bool, typer.Option("--unfold", help="Log every operator of every rank.")
     ] = False,
+    ideal: Annotated[
+        bool,
+        typer.Option(
+            "--ideal",
+            help="Ideal ranks: equal rows, equal GPUs, no waiting. The same as --set skew=none.",
+        ),
+    ] = False,
     no_interval: Annotated[
         bool,
         typer.Option(
@@ -42,7 +49,7 @@ def run_command(
     started = time.perf_counter()
     from simulator.scenario.files import load_scenario
 
-    loaded = load_scenario(scenario, changes or ())
+    loaded = load_scenario(scenario, [*(changes or ()), *(["skew=none"] if ideal else [])])
     run_and_show(
         loaded,
         out=out,

@@ -61,7 +61,7 @@ class Log:
 def run(
     graph: TaskGraph,
     seconds: Times,
-    gap_s: float | Times,
+    gap_s: float | NDArray[Any],
     *,
     rank_axis: int | None = None,
     sends_s: Times | None = None,
@@ -99,34 +99,40 @@ def run(
 
 def spans(
     graph: TaskGraph,
-    durations: Iterable[tuple[Times, Times]],
-    gap_s: float | Times,
+    durations: Iterable[tuple[NDArray[Any], NDArray[Any]]],
+    gap_s: float | NDArray[Any],
     *,
     axes: tuple[int, ...],
     rank_axis: int,
-) -> Times:
+) -> NDArray[Any]:
     """[*axes], the end of the last task, of durations too many to hold at once.
 
     Args:
-        durations: of each task in turn, (seconds, sends_s) as `run` takes them.
+        durations: of each task in turn, (seconds, sends_s) as `run` takes them, in the precision
+            of `gap_s`.
     """
-    last: Times = np.zeros(axes)
-    for _, _, _, end in _passed(graph, durations, gap_s, axes=axes, rank_axis=rank_axis):
-        last = np.maximum(last, end)
-    return last
+    # A stream runs one task at a time, so that its last one ends last.
+    last: dict[Stream, NDArray[Any]] = {}
+    passed = _passed(graph, durations, gap_s, axes=axes, rank_axis=rank_axis)
+    for task, (_, _, _, end) in zip(graph.tasks, passed, strict=True):
+        last[task.stream] = end
+    ends: NDArray[Any] = np.zeros(axes, dtype=np.asarray(gap_s).dtype)
+    for end in last.values():
+        ends = np.maximum(ends, end)
+    return ends
 
 
 def _passed(
     graph: TaskGraph,
     durations: Iterable[tuple[Any, Any]],
-    gap_s: float | Times,
+    gap_s: float | NDArray[Any],
     *,
     axes: tuple[int, ...],
     rank_axis: int | None,
 ) -> Iterator[tuple[Any, Any, Any, Any]]:
     """Ready, start, done and end of each task (see Log)."""
     later: Any = np.maximum if axes else max
-    compute_free: Any = np.zeros(axes) if axes else 0.0
+    compute_free: Any = np.zeros(axes, dtype=np.asarray(gap_s).dtype) if axes else 0.0
     communication_free: Any = compute_free
     last_use = {
         waited: place for place, task in enumerate(graph.tasks) for waited in task.depends_on

@@ -3,8 +3,8 @@
 The step is simulated at two levels. Each distinct chunk or overlapped pair (the same work on the
 same layers) runs once, operator by operator, on the compute and communication streams of one rank.
 The schedule then runs over all ranks of one pipeline with those durations. Data-parallel replicas
-and the ranks of an expert-parallel group are alike and are represented by one; `skew` sets
-how much more than the mean the slowest of a group receives, since the group waits for it. Where the
+and the ranks of an expert-parallel group are alike and are represented by one: this is
+the ideal step, and training_draws runs it on ranks that differ. Where the
 fabric is slower for some groups than for others, a pipeline rank stands for its slowest group, for
 the optimizer waits for every replica (training_fabric).
 
@@ -15,7 +15,7 @@ the parameters are gathered; none of that overlaps the pipeline.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ from simulator.execution import timeline
 from simulator.execution.pipeline import PipelineRun, run_pipeline
 from simulator.execution.training_fabric import StepLoads, copies_of, holders_of
 from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.kernels.roofline import is_tensor
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.transfers import Collective, Transfers, exchange_sms
 from simulator.hardware.prediction import Prediction
@@ -170,6 +171,8 @@ class TrainingRun:
     step: TrainingStep
     without_slowdown: TrainingStep
     """The same step with dispatch and combine not slowed by the compute beside them."""
+    operators_at: Callable[[float], OperatorsOf]
+    """Rows of a rank over the mean of its group -> the operators of its layers."""
     unfold: bool
     """Whether the operators of every action are to be listed, beside those of distinct chunks."""
 
@@ -204,16 +207,21 @@ def lower_key(key: ChunkKey, operators: OperatorsOf, *, immediate: Collection[st
 
 
 def training_load(
-    job: TrainingJob, layout: ParallelLayout, top_k: int, ranks_reached: float
+    job: TrainingJob,
+    layout: ParallelLayout,
+    top_k: int,
+    ranks_reached: float,
+    *,
+    rows_over_mean: float = 1.0,
 ) -> Load:
     """What one rank works on in one micro-batch.
 
-    Routing is balanced: every expert receives the same rows, and the slowest rank those of the
-    experts and copies that a placement over the group puts on it, or `skew.rows.max_over_mean`
-    times the mean where that is more.
+    Every expert receives the same rows, and the slowest rank those of the experts and copies that a
+    placement over the group puts on it.
 
     Args:
         ranks_reached: distinct GPUs that a token's experts sit on, own included.
+        rows_over_mean: of a rank that gets more or less than that.
 
     Raises:
         ValueError: a skew that no choice of distinct experts makes.
@@ -234,7 +242,7 @@ def training_load(
             f"training.skew.rows.max_over_mean: {job.skew.max_over_mean:g}: allowed: at most "
             f"{most:g}, as the {top_k} choices of a token are distinct"
         )
-    slowest = max(job.skew.max_over_mean, placement.max_over_mean(equal))
+    slowest = placement.max_over_mean(equal) * rows_over_mean
     return Load(
         tokens=tokens,
         context=job.sequence_length,
@@ -253,12 +261,12 @@ def cost_graphs(
     costs: KernelCostModel,
     sms: int,
     communication_sms: int,
+    lone_keep: bool = False,
 ) -> dict[ChunkKey, Prediction]:
     """Duration of every task of every distinct chunk, predicted together.
 
-    In an overlapped pair the GEMMs are launched for the SMs that communication leaves, whether or
-    not an all-to-all is in flight at that moment, as in the published profile. A chunk that runs
-    alone has all SMs but where its own weight gradients run under its transfers.
+    Args:
+        lone_keep: as of `task_sms`.
     """
     tasks = [
         (key, task, operator)
@@ -268,10 +276,11 @@ def cost_graphs(
     every = costs.predict(
         [operator for _, _, operator in tasks],
         sms=[
-            exchange_sms(operator.kind, kept=communication_sms, free=sms)
-            if task.stream is Stream.COMMUNICATION
-            else sms - communication_sms * (key.work == OVERLAPPED or task.overlapped)
-            for key, task, operator in tasks
+            count
+            for key, graph in graphs.items()
+            for count in task_sms(
+                key, graph, sms=sms, communication_sms=communication_sms, lone_keep=lone_keep
+            )
         ],
         # A GPU that holds every expert exchanges nothing, so nothing runs beside its kernels.
         overlapped=[task.overlapped and costs.expert_parallel_ranks > 1 for _, task, _ in tasks],
@@ -283,6 +292,28 @@ def cost_graphs(
         predictions[key] = every.part(slice(start, end))
         start = end
     return predictions
+
+
+def task_sms(
+    key: ChunkKey, graph: TaskGraph, *, sms: int, communication_sms: int, lone_keep: bool = False
+) -> list[int]:
+    """[tasks], SMs that each runs on.
+
+    In an overlapped pair the GEMMs are launched for the SMs that communication leaves, whether or
+    not an all-to-all is in flight at that moment, as in the published profile. A chunk that runs
+    alone has all SMs but where its own weight gradients run under its transfers.
+
+    Args:
+        lone_keep: products of a chunk that runs alone leave the communication SMs free as well.
+    """
+    keeps = key.work == OVERLAPPED
+    return [
+        exchange_sms(operator.kind, kept=communication_sms, free=sms)
+        if task.stream is Stream.COMMUNICATION
+        else sms
+        - communication_sms * (keeps or task.overlapped or (lone_keep and is_tensor(operator.kind)))
+        for task, operator in zip(graph.tasks, graph.task_operators(), strict=True)
+    ]
 
 
 def run_chunks(

@@ -28,6 +28,7 @@ from simulator.scenario.files import Scenario, by_name, check_names
 from simulator.scenario.training import TrainingJob
 from simulator.workload.chunk import operators_of
 from simulator.workload.layout import ParallelLayout, explicit_stages, model_layers
+from simulator.workload.load import Load
 from simulator.workload.memory import OPTIMIZERS, MemoryModel, check_fits, layer_memory
 from simulator.workload.recipes import TRAINED, check_multiplied
 from simulator.workload.schedules import SCHEDULES, build_schedule, held_activations
@@ -98,7 +99,17 @@ def simulate_training(
         parts=layout.expert_parts,
         rng=np.random.default_rng(scenario.file.seed),
     )
-    load = training_load(job, layout, scenario.model.num_experts_per_tok, reach.gpus)
+
+    def load_at(rows_over_mean: float) -> Load:
+        return training_load(
+            job,
+            layout,
+            scenario.model.num_experts_per_tok,
+            reach.gpus,
+            rows_over_mean=rows_over_mean,
+        )
+
+    load = load_at(1.0)
     operators = operators_of(trace, load)
     capacity = node.gpu.hbm_capacity
     costs = build_costs(
@@ -182,5 +193,6 @@ def simulate_training(
         costs=costs,
         step=step(costs),
         without_slowdown=step(costs.without_all_to_all_slowdown()),
+        operators_at=lambda rows: operators_of(trace, load_at(rows)),
         unfold=unfold,
     )

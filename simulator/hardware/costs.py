@@ -51,7 +51,7 @@ from simulator.hardware.kernels.calibrated import NotCalibrated
 from simulator.hardware.kernels.completed import CompletedKernels
 from simulator.hardware.kernels.families import Family, family_of
 from simulator.hardware.kernels.measured_rows import fingerprints
-from simulator.hardware.kernels.roofline import batch_of, batch_of_sizes
+from simulator.hardware.kernels.roofline import batch_of, batch_of_sizes, clocked_shares
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.groups import Reach
 from simulator.hardware.network.transfers import Transfers, fitted_transfers
@@ -111,13 +111,32 @@ class KernelCostModel:
         return self
 
     def without_all_to_all_slowdown(self) -> Self:
-        """These kernel times with dispatch and combine as fast beside compute as alone.
+        """These kernel times with dispatch and combine as fast beside compute as alone."""
+        return self._with_transfers_of(self.calibration.without_all_to_all_slowdown())
 
-        What was learned of compute kernels is shared, not learned again.
-        """
+    def without_waiting(self) -> Self:
+        """These kernel times with dispatch and combine as of ranks that never wait."""
+        return self._with_transfers_of(self.calibration.without_waiting())
+
+    def clocked_shares(
+        self, operators: Sequence[Operator], seconds: Array, *, sms: Sequence[int]
+    ) -> Array:
+        """Share of each kernel's time that goes with the SM clock, by the roofline; [operators]."""
+        return clocked_shares(
+            operators,
+            seconds,
+            np.array(sms, dtype=np.float64),
+            self.cluster.node.gpu,
+            self.calibration.tiles,
+            memory_share=self.kernels_.own.memory_share,
+        )
+
+    def _with_transfers_of(self, calibration: CalibrationProfile) -> Self:
+        """The same with other inputs of transfers; what was learned of compute kernels is shared,
+        not learned again."""
         other = copy(self)
-        other.calibration = self.calibration.without_all_to_all_slowdown()
-        other.transfers_ = self._transfers(other.calibration, self.kernels_.own.rows)
+        other.calibration = calibration
+        other.transfers_ = self._transfers(calibration, self.kernels_.own.rows)
         return other
 
     def _transfers(self, calibration: CalibrationProfile, rows: Sequence[Measurement]) -> Transfers:

@@ -2,11 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from hardware_profiles.fields import Profile, TimeValue
 from hardware_profiles.schema import TimeEstimate
-from simulator.scenario.inputs import Experts, Memory, Skew, TrainingSkew, full_recipe_name
+from simulator.scenario.inputs import (
+    Experts,
+    Memory,
+    Prior,
+    Skew,
+    TrainingSkew,
+    full_recipe_name,
+)
 
 Float = Literal["float32", "bfloat16"]
 
@@ -23,6 +30,10 @@ class OptimizerTypes(Profile):
     """As accumulated over a step's micro-batches and reduced over its ranks."""
     moments: Float = "bfloat16"
     """Of its moments, AdamW's first and second."""
+    efficiency: Prior = Prior(
+        value=0.8, low=0.6, high=1.0, source="own optimizer and element-wise kernels on an H200"
+    )
+    """Rate at which it moves its bytes over that of an element-wise addition; 1 without skew."""
 
 
 class TrainingJob(Profile):
@@ -59,6 +70,9 @@ class TrainingJob(Profile):
     experts: Experts = Experts()
     """Redundant ones are further copies of the first routed experts."""
     skew: TrainingSkew = Skew.model_validate("bias_balanced")
+    lone_chunks_keep_sms: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Probability that products of chunks outside overlapped pairs leave the communication SMs free
+    as well, a setting that nobody publishes; 0 without skew."""
     immediate_weights: tuple[str, ...] | Literal["fitting"] = "fitting"
     """Matrices whose weight gradient an input-only backward computes immediately, e.g. "head.proj",
     instead of keeping its operands for a W chunk. "fitting": as few as memory requires, first those

@@ -7,7 +7,7 @@ stream run in the order of the graph, one at a time, as kernels in a CUDA stream
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from reference_model.trace import Operator
@@ -70,6 +70,37 @@ class TaskGraph:
     def task_operators(self) -> list[Operator]:
         """[tasks], the operator of each."""
         return [self.operators[task.operator] for task in self.tasks]
+
+
+def collapsed(graph: TaskGraph) -> tuple[TaskGraph, tuple[int, ...]]:
+    """Join tasks of a layer that run one after the other without waiting for anything between.
+
+    Such a block takes the sum of its tasks and of the gaps between them, so the graph of blocks
+    ends when the graph does, whatever the durations.
+
+    Returns:
+        The graph whose tasks are blocks, each known by its first task; and the place of that task
+        in the graph, of each block.
+    """
+    awaited = {earlier for task in graph.tasks for earlier in task.depends_on}
+    first = [
+        place
+        for place, task in enumerate(graph.tasks)
+        if place == 0
+        or task.depends_on
+        or task.collective
+        or place - 1 in awaited
+        or task.stream is not graph.tasks[place - 1].stream
+        or task.layer != graph.tasks[place - 1].layer
+    ]
+    block_of = {start: block for block, start in enumerate(first)}
+    ends = [*(start - 1 for start in first[1:]), len(graph.tasks) - 1]
+    block_of.update({end: block for block, end in enumerate(ends)})
+    blocks = [
+        replace(task, depends_on=tuple(block_of[earlier] for earlier in task.depends_on))
+        for task in (graph.tasks[start] for start in first)
+    ]
+    return TaskGraph(graph.name, graph.layers, graph.operators, tuple(blocks)), tuple(first)
 
 
 @dataclass(slots=True)

@@ -130,6 +130,39 @@ def ideal_seconds(
     return seconds
 
 
+def clocked_shares(
+    operators: Sequence[Operator],
+    seconds: Array,
+    sms: Array,
+    gpu: GpuProfile,
+    tiles: TilesProfile,
+    *,
+    memory_share: float,
+) -> Array:
+    """Share of each kernel's time that goes with the SM clock; [operators].
+
+    All of a product whose tiles take longer than its bytes. Of any other kernel what it takes
+    beyond its bytes, which is latency and instructions.
+
+    Args:
+        seconds: [operators] predicted times.
+        sms: [operators] SMs that they run on.
+        memory_share: of the HBM bandwidth, what the fastest kernels reach.
+    """
+    types: dict[tuple[str, str, str, bool], list[int]] = {}
+    for number, op in enumerate(operators):
+        types.setdefault((op.kind, op.dtype, op.out_dtype, op.accumulate), []).append(number)
+    shares = np.empty(len(operators))
+    for numbers in types.values():
+        batch = batch_of([operators[number] for number in numbers])
+        waves, memory = waves_and_bytes(batch, sms[numbers], gpu, tiles)
+        memory = memory / memory_share
+        least = np.finfo(np.float64).tiny
+        of_bytes = np.minimum(1.0, memory / np.maximum(seconds[numbers], least))
+        shares[numbers] = np.where(waves >= memory, 1.0, 1.0 - of_bytes)
+    return shares
+
+
 def ideal_batch_seconds(batch: Batch, sms: Array, gpu: GpuProfile, tiles: TilesProfile) -> Array:
     """`ideal_seconds` of a batch."""
     slower: Array = np.maximum(*waves_and_bytes(batch, sms, gpu, tiles))

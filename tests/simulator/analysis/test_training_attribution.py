@@ -9,8 +9,8 @@ from simulator.scenario.files import load_scenario
 
 
 def attributed(*changes):
-    run = simulate(load_scenario("dualpipe_h800_2048", changes)).result
-    return run, {cause.name: cause.seconds for cause in attribute_step(run)}
+    run = simulate(load_scenario("dualpipe_h800_2048", ["skew=none", *changes])).result
+    return run, {cause.name: cause.seconds for cause in attribute_step(run, None)}
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ MAIN = "dualpipe_h800_2048"
 
 
 def run(*changes):
-    return simulate(load_scenario(MAIN, changes)).result
+    """Of ideal ranks; those that differ are test_training_draws'."""
+    return simulate(load_scenario(MAIN, ["skew=none", *changes])).result
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +167,6 @@ def test_slow_nics_expose_communication(published):
 def test_without_the_all_to_all_slow_down_nothing_is_slower(published):
     assert published.without_slowdown.step_time_s <= published.step.step_time_s
     assert published.without_slowdown.pair.log.span_s <= published.step.pair.log.span_s
-
-
-def test_a_skewed_load_slows_every_pair(published):
-    skewed = run("training.skew.rows.max_over_mean=1.3")
-    assert skewed.step.pair.log.span_s > published.step.pair.log.span_s
 
 
 def test_the_optimizer_of_dualpipe_moves_more_than_that_of_one_copy(published):

@@ -5,7 +5,6 @@ import pytest
 from simulator.analysis.run import simulate
 from simulator.execution.training import training_load
 from simulator.scenario.files import load_scenario
-from simulator.scenario.inputs import Skew
 from simulator.workload.layout import ParallelLayout, stage_texts
 
 MAIN = "dualpipe_h800_2048"
@@ -22,8 +21,8 @@ def test_redundant_experts_that_placement_cannot_even_out_bring_the_slowest_rank
     load = training_load(job, layout, top_k=8, ranks_reached=4.0)
     # 288 slots on 72 GPUs: some GPU holds 4 whole experts of 256, 1.125 times the mean.
     assert (load.expert_rows, load.received_rows) == (4096 * 8 * 9 // 8, 4096 * 4 * 9 // 8)
-    uneven = job.model_copy(update={"skew": Skew(rows={"max_over_mean": 1.25})})
-    assert training_load(uneven, layout, top_k=8, ranks_reached=4.0).expert_rows == 40960
+    busier = training_load(job, layout, top_k=8, ranks_reached=4.0, rows_over_mean=1.5)
+    assert (busier.expert_rows, busier.received_rows) == (36864 * 3 // 2, 18432 * 3 // 2)
     even = ParallelLayout(ep=8, redundant_experts=0, **sizes)
     assert training_load(job, even, top_k=8, ranks_reached=4.0).expert_rows == 4096 * 8
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from reference_model.trace import Operator
-from simulator.workload.task_graph import GraphBuilder, Stream, Task, TaskGraph
+from simulator.execution.timeline import run
+from simulator.workload.task_graph import GraphBuilder, Stream, Task, TaskGraph, collapsed
 
 COPY = Operator(
     name="copy", kind="copy", phase="forward", segment="attention", dtype="bfloat16",
@@ -59,3 +61,36 @@ def test_a_block_follows_what_it_waits_for_and_an_empty_one_stands_for_it():
     assert made.layers == ("dense", "moe")
     assert {task.layer for task in made.tasks} == {1}
     assert (made.tasks[0].overlapped, made.tasks[2].micro_batch) == (True, 1)
+
+
+def test_tasks_without_a_wait_between_them_are_one_block():
+    tasks = graph(("c", ()), ("c", ()), ("c", ()), ("m", (1,)), ("c", (3,)), ("c", ()))
+    joined, first = collapsed(tasks)
+    # The second is waited for, so the third begins a block; the fifth waits for the transfer.
+    assert first == (0, 2, 3, 4)
+    assert [task.depends_on for task in joined.tasks] == [(), (), (0,), (2,)]
+    assert [task.operator for task in joined.tasks] == [task.operator for task in tasks.tasks][:4]
+
+
+def test_tasks_of_two_layers_are_two_blocks():
+    one = graph(("c", ()), ("c", ()))
+    tasks = (one.tasks[0], dataclasses.replace(one.tasks[1], layer=1))
+    assert collapsed(TaskGraph("two", ("a", "b"), (COPY,), tasks))[1] == (0, 1)
+
+
+def test_a_collective_task_begins_a_block():
+    tasks = graph(("c", ()), ("C", ()), ("c", ()))
+    assert collapsed(tasks)[1] == (0, 1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_blocks_end_when_their_tasks_do(seed):
+    rng = np.random.default_rng(seed)
+    kinds = rng.choice(["c", "m"], size=30)
+    needs = [tuple({int(rng.integers(i))} if i and rng.random() < 0.3 else ()) for i in range(30)]
+    whole = graph(*zip(kinds, needs, strict=True))
+    seconds, gap = rng.random(30), 0.125
+    joined, first = collapsed(whole)
+    between = np.diff([*first, 30]) - 1
+    blocks = np.add.reduceat(seconds, first) + between * gap
+    assert run(joined, blocks, gap).span_s == pytest.approx(run(whole, seconds, gap).span_s)

@@ -1,0 +1,478 @@
+"""Draw a training step many times: its kernel times, its inputs, and its ranks where they differ.
+
+Each draw takes one value of every prior, one error of every kernel family (execution.draws) and one
+realisation of the ranks (training_ranks). The step is run in the order in which causes are told
+apart: with ranks that are alike, with rows and work that differ, on GPUs that differ too, and with
+pauses of hosts. Transfers are those of ranks that never wait, since waiting is a result here.
+
+Without skew only kernel times and gaps are drawn, and everything else is as in the ideal step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.units import Seconds
+from simulator.execution import timeline
+from simulator.execution.draws import Draws, drawn, estimated, scaled_seconds
+from simulator.execution.pipeline import PipelineRun, run_pipeline
+from simulator.execution.training import (
+    ChunkKey,
+    OptimizerStep,
+    TrainingRun,
+    cost_graphs,
+    lower_key,
+    task_sms,
+)
+from simulator.execution.training_ranks import (
+    Blocks,
+    Ranks,
+    RowsOfLayers,
+    Series,
+    action_seconds,
+    blocks_of,
+    durations,
+    group_spans,
+    series_of,
+)
+from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.prediction import NORMAL_80, Prediction
+from simulator.workload.experts import place_experts, read_popularity, uniform_popularity
+from simulator.workload.layout import Stage
+from simulator.workload.schedules import OVERLAPPED, WEIGHT_GRADIENT
+from simulator.workload.skew import DrawnRows, clock_times, random_gate_sd, slow_machines
+from simulator.workload.task_graph import Stream, TaskGraph
+
+Array = NDArray[np.float64]
+
+LEAST_CHANGE = 0.02
+"""Rows over their mean, at least, by which the time of a kernel is compared with that at the mean:
+less than a tile of rows says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairWaiting:
+    """Where the ranks of one group wait in the profiled pair, mean over draws."""
+
+    by_rank_s: Array
+    """[ranks], sorted."""
+    notify_s: Array
+    """[slots, all-to-alls of a slot], of a rank before each, mean over ranks."""
+    kernel_s: Array
+    """Likewise, of the all-to-all itself, the least of its notify kernel inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingDraws:
+    """A step in every draw; arrays [draws] where nothing else is said."""
+
+    priors: Mapping[str, Array]
+    """{path below `training` of a prior: its values}; none without skew."""
+    alike_s: Array
+    """Step time with ranks that are alike, on the same kernel times and inputs."""
+    uneven_s: Array
+    """With rows and work that differ between ranks."""
+    slower_s: Array
+    """On GPUs that differ as well."""
+    step_s: Array
+    """With everything."""
+    pipeline_s: Array
+    """Of it, all micro-batches."""
+    host_s: Array
+    """Of it, waiting for the host where launching all kernels outlasts the pipeline."""
+    pair_s: Array
+    """The profiled pair on one group."""
+    upper_bound_s: Array
+    """Step time if every chunk took what it takes on the slowest group of all that run it."""
+    actions_s: Array
+    """[pipeline ranks, works, draws], seconds of the actions of each kind, mean over replicas."""
+    works: tuple[str, ...]
+    """Of `actions_s`, in order."""
+    sends_s: Array
+    """[pipeline ranks, draws], waiting for sends, mean over replicas."""
+    optimizer_s: Array
+    """[pipeline ranks, draws]"""
+    waiting: PairWaiting | None
+    """None without skew."""
+
+    @property
+    def expected_s(self) -> Seconds:
+        """The median step time."""
+        return float(np.median(self.step_s))
+
+
+def draw_step(run: TrainingRun) -> TrainingDraws:
+    """Draw the step of a run; the same run gives the same draws."""
+    return _Drawing(run).step()
+
+
+class _Drawing:
+    """What the draws of one run share."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self.run = run
+        self.job, self.ideal = run.job, run.step
+        seed = run.scenario.file.seed
+        calibration = run.scenario.calibration
+        self.seed = seed
+        self.draws = Draws(np.random.default_rng(seed), common_share=calibration.common_share)
+        self.gap_s = estimated(self.job.gap, self.draws.gap)
+        self.samples = len(self.gap_s)
+        self.skewed = not self.job.skew.is_none
+        self.priors = self._priors(np.random.default_rng([seed, 1])) if self.skewed else {}
+        self.costs: KernelCostModel = run.costs.without_waiting() if self.skewed else run.costs
+        self.keys = self.ideal.keys
+        self.users = {
+            key: [rank for rank, row in enumerate(self.keys) if key in row]
+            for key in self.ideal.chunks
+        }
+        achieved = calibration.transfers.nic
+        self.normal = self.draws.of("transfers") / NORMAL_80
+        ends = np.where(
+            self.normal > 0, achieved.value / achieved.low, achieved.high / achieved.value
+        )
+        self.slower_sends = ends**self.normal
+
+    def _priors(self, rng: np.random.Generator) -> dict[str, Array]:
+        skew, optimizer = self.job.skew, self.job.optimizer
+        every = {
+            "skew.rows_sd": skew.rows_sd,
+            "skew.clock_sd": skew.clock_sd,
+            "skew.work_sd": skew.work_sd,
+            "skew.host_pause.rate": skew.host_pause.rate,
+            "skew.host_pause.seconds": skew.host_pause.seconds,
+            "skew.slow_gpus.share": skew.slow_gpus.share,
+            "skew.slow_gpus.slowdown": skew.slow_gpus.slowdown,
+            "skew.rows.max_over_mean": skew.rows.max_over_mean,
+            "skew.rows.zipf_exponent": skew.rows.zipf_exponent,
+            "optimizer.efficiency": optimizer.efficiency,
+        }
+        normals = {name: rng.standard_normal(self.samples) for name in every}
+        found = {
+            name: drawn(prior, normals[name]) for name, prior in every.items() if prior is not None
+        }
+        keeps = rng.random(self.samples) < self.job.lone_chunks_keep_sms
+        return {**found, "lone_chunks_keep_sms": keeps.astype(np.float64)}
+
+    def step(self) -> TrainingDraws:
+        """All of it, cause by cause."""
+        blocks = self._blocks()
+        pair = blocks[self.ideal.pair.key]
+        alike = {
+            key: timeline.run(one.graph, one.seconds, self.gap_s).spans_s[None, None]
+            for key, one in blocks.items()
+        }
+        optimizer = self._optimizer()
+        even = {
+            key: (dict.fromkeys(users, 0), Series.known(alike[key]))
+            for key, users in self.users.items()
+        }
+        if not self.skewed:
+            full = self._run(self._seconds(even))
+            step_s = self._ends(full) + optimizer.max(axis=0)
+            pair_s = alike[self.ideal.pair.key][0, 0]
+            return self._drawn([step_s] * 5, full, pair_s, optimizer, waiting=None)
+        ranks = self._ranks()
+        cases = (ranks.without_slower_gpus(), ranks)
+        uneven, slower = {}, {}
+        worst = {}
+        for key, users in self.users.items():
+            places = {rank: place for place, rank in enumerate(users)}
+            rows_only, both = group_spans(blocks[key], cases, users)
+            uneven[key] = places, series_of(rows_only)
+            slower[key] = places, series_of(both)
+            slowest = both.max(axis=(0, 1, 2)).astype(np.float64)[None, None]
+            worst[key] = dict.fromkeys(users, 0), Series.known(slowest)
+        seconds = self._seconds(slower)
+        full = self._run(seconds + self._pauses())
+        steps = [
+            *(
+                self._ends(self._run(each))
+                for each in (self._seconds(even), self._seconds(uneven), seconds)
+            ),
+            self._ends(full),
+            self._ends(self._run(self._seconds(worst))),
+        ]
+        pair_s = group_spans(pair, cases[1:], [self.run.schedule.ranks // 2])[0][0, 0, 0]
+        return self._drawn(
+            [ends + optimizer.max(axis=0) for ends in steps],
+            full,
+            pair_s.astype(np.float64),
+            optimizer,
+            waiting=self._waiting(pair, ranks),
+        )
+
+    def _drawn(
+        self,
+        steps: Sequence[Array],
+        pipeline: PipelineRun,
+        pair_s: Array,
+        optimizer: Array,
+        *,
+        waiting: PairWaiting | None,
+    ) -> TrainingDraws:
+        actions = pipeline.actions()
+        works = tuple(dict.fromkeys(action.work for action in actions))
+        of_work = np.array([works.index(action.work) for action in actions])
+        took = (pipeline.end_s - pipeline.start_s).mean(axis=1)
+        sums = np.zeros((self.run.schedule.ranks, len(works), self.samples))
+        np.add.at(sums, (pipeline.rank, of_work), took)
+        return TrainingDraws(
+            priors=self.priors,
+            alike_s=steps[0],
+            uneven_s=steps[1],
+            slower_s=steps[2],
+            step_s=steps[3],
+            pipeline_s=self._ends(pipeline),
+            host_s=self._ends(pipeline) - pipeline.makespans_s.max(axis=0),
+            pair_s=pair_s,
+            upper_bound_s=steps[4],
+            actions_s=sums,
+            works=works,
+            sends_s=pipeline.waiting_for_sends_s.mean(axis=1),
+            optimizer_s=optimizer,
+            waiting=waiting,
+        )
+
+    # -- chunks ------------------------------------------------------------------------------------
+
+    def _blocks(self) -> dict[ChunkKey, Blocks]:
+        """Every distinct chunk and the profiled pair, as blocks with drawn times."""
+        chunks = {**self.ideal.chunks, self.ideal.pair.key: self.ideal.pair}
+        graphs = {key: chunk.log.graph for key, chunk in chunks.items()}
+        if not self.skewed:
+            return {key: self._plain(graphs[key], chunk.cost) for key, chunk in chunks.items()}
+        found = self._cost(graphs)
+        lone = {key: graph for key, graph in graphs.items() if key.work != OVERLAPPED}
+        kept = self._cost(lone, lone_keep=True) if self.priors["lone_chunks_keep_sms"].any() else {}
+        low, high = self._levels()
+        fewer, more = (self._change(graphs, found, rows) for rows in (low, high))
+        keeps = self.priors["lone_chunks_keep_sms"] > 0
+        blocks = {}
+        for key, graph in graphs.items():
+            scaled = scaled_seconds(found[key], self.draws)
+            if key in kept:
+                scaled = np.where(keeps, scaled_seconds(kept[key], self.draws), scaled)
+            blocks[key] = blocks_of(
+                graph,
+                scaled,
+                self.gap_s,
+                clocked=self._clocked(graph, key, found[key]),
+                more=more[key],
+                fewer=fewer[key],
+                layers=_layers(key, graph),
+            )
+        return blocks
+
+    def _plain(self, graph: TaskGraph, cost: Prediction) -> Blocks:
+        none = np.zeros(len(graph.tasks))
+        scaled = scaled_seconds(cost, self.draws)
+        layers = [None] * len(graph.layers)
+        return blocks_of(
+            graph, scaled, self.gap_s, clocked=none, more=none, fewer=none, layers=layers
+        )
+
+    def _cost(
+        self, graphs: Mapping[ChunkKey, TaskGraph], *, lone_keep: bool = False
+    ) -> dict[ChunkKey, Prediction]:
+        return cost_graphs(
+            graphs,
+            costs=self.costs,
+            sms=self.run.scenario.cluster.node.gpu.sms,
+            communication_sms=self.job.communication_sms,
+            lone_keep=lone_keep,
+        )
+
+    def _change(
+        self,
+        graphs: Mapping[ChunkKey, TaskGraph],
+        at_mean: Mapping[ChunkKey, Prediction],
+        rows: float,
+    ) -> dict[ChunkKey, Array]:
+        """{chunk: [tasks]}, relative change of each time per relative change of rows."""
+        if rows == 1.0:
+            return {key: np.zeros(len(graph.tasks)) for key, graph in graphs.items()}
+        operators = self.run.operators_at(rows)
+        others = self._cost(
+            {key: lower_key(key, operators, immediate=self.run.immediate) for key in graphs}
+        )
+        least = np.finfo(np.float64).tiny
+        return {
+            key: (others[key].seconds / np.maximum(at_mean[key].seconds, least) - 1) / (rows - 1)
+            for key in graphs
+        }
+
+    def _clocked(self, graph: TaskGraph, key: ChunkKey, cost: Prediction) -> Array:
+        """[tasks], share of each time that goes with the SM clock; none of transfers."""
+        sms = self.run.scenario.cluster.node.gpu.sms
+        on = task_sms(key, graph, sms=sms, communication_sms=self.job.communication_sms)
+        shares = self.costs.clocked_shares(graph.task_operators(), cost.seconds, sms=on)
+        computes = [task.stream is Stream.COMPUTE for task in graph.tasks]
+        return np.where(computes, shares, 0.0)
+
+    def _levels(self) -> tuple[float, float]:
+        """Rows over the mean of the least and the busiest rank of a group, in the usual draw."""
+        rng = np.random.default_rng([self.seed, 2])
+        shares = self._rows().shares(ranks=self.job.ep, cases=(1,), rng=rng)
+        most = float(np.median(shares.max(axis=0)))
+        least = float(np.median(shares.min(axis=0)))
+        if not most > 1.0:
+            return 1.0, 1.0
+        return min(least, 1 - LEAST_CHANGE), max(most, 1 + LEAST_CHANGE)
+
+    # -- ranks -------------------------------------------------------------------------------------
+
+    def _rows(self) -> DrawnRows:
+        """How rows are drawn, by the form that the job states."""
+        job, rows, layout = self.job, self.job.skew.rows, self.run.layout
+        model = self.run.scenario.model
+        sd = self.priors["skew.rows_sd"]
+        if rows.form in ("random", "popularity"):
+            top_k = model.num_experts_per_tok
+            gate = random_gate_sd(
+                choices=job.micro_batch_tokens * top_k,
+                top_k=top_k,
+                experts=layout.routed_experts,
+                local=layout.routed_experts // layout.ep,
+            )
+            sd = np.hypot(sd, gate)
+        popularity = placement = None
+        if rows.form == "popularity":
+            placement = place_experts(
+                uniform_popularity(1, layout.routed_experts),
+                gpus=layout.ep,
+                nodes=1,
+                groups=1,
+                redundant=layout.redundant_experts,
+                policy="global",
+            )
+        if rows.file is not None:
+            layers = model.num_hidden_layers - model.first_k_dense_replace
+            popularity = read_popularity(
+                Path(rows.file), layers=layers, experts=layout.routed_experts
+            )
+        return DrawnRows(
+            sd,
+            most=self.priors.get("skew.rows.max_over_mean"),
+            popularity=popularity,
+            zipf_exponent=self.priors.get("skew.rows.zipf_exponent"),
+            placement=placement,
+        )
+
+    def _ranks(self) -> Ranks:
+        layout, priors = self.run.layout, self.priors
+        rng = np.random.default_rng([self.seed, 3])
+        shape = (layout.pp, layout.dp // layout.ep, layout.ep, self.samples)
+        clock = clock_times(priors["skew.clock_sd"], gpus=layout.gpus, rng=rng)
+        slow = slow_machines(
+            priors["skew.slow_gpus.share"],
+            priors["skew.slow_gpus.slowdown"],
+            gpus=layout.gpus,
+            per_machine=self.run.scenario.cluster.node.gpus,
+            rng=rng,
+        )
+        return Ranks(
+            clock=clock.reshape(shape),
+            slow=slow.reshape(shape),
+            rows=self._rows(),
+            lasting=self.job.skew.rows.changes != "micro_batch",
+            work_sd=priors["skew.work_sd"],
+            seed=self.seed,
+        )
+
+    def _waiting(self, pair: Blocks, ranks: Ranks) -> PairWaiting:
+        place = (self.run.schedule.ranks // 2, 0)
+        axes = (self.job.ep, 1, ranks.patterns, self.samples)
+        rows = RowsOfLayers(pair, ranks, [place])
+        took = durations(pair, ranks, [place], rows)
+        seconds = np.array([np.broadcast_to(each, axes) for each in took])
+        log = timeline.run(pair.graph, seconds, pair.gap_s, rank_axis=0)
+        waits = (log.start_s - log.ready_s).mean(axis=(2, 3, 4))
+        lasted = (log.end_s - log.start_s).mean(axis=(2, 3, 4))
+        order = timeline.of_stream(pair.graph, Stream.COMMUNICATION)
+        parts: list[tuple[int, str]] = []
+        sums: list[tuple[float, float]] = []
+        for block in order.tolist():
+            task = pair.graph.tasks[block]
+            part = (task.layer, task.part)
+            found = (float(waits[block].mean()), float(lasted[block].mean()))
+            if parts and parts[-1] == part:
+                sums[-1] = (sums[-1][0] + found[0], found[1])
+            else:
+                parts.append(part)
+                sums.append(found)
+        each = np.array(sums).reshape(-1, 2)
+        slots = len(each) // 4 if len(each) % 4 == 0 and len(each) else 1
+        table = each.reshape(slots, -1, 2)
+        return PairWaiting(np.sort(waits[order].sum(axis=0)), table[:, :, 0], table[:, :, 1])
+
+    # -- pipeline ----------------------------------------------------------------------------------
+
+    def _seconds(self, series: Mapping[ChunkKey, tuple[Mapping[int, int], Series]]) -> Array:
+        rng = np.random.default_rng([self.seed, 4])
+        return action_seconds(series, self.keys, rng=rng)
+
+    def _run(self, seconds: Array) -> PipelineRun:
+        return run_pipeline(
+            self.run.schedule,
+            seconds,
+            transfer_s={
+                ranks: took * self.slower_sends for ranks, took in self.ideal.transfers_s.items()
+            },
+            blocking_sends=self.job.blocking_sends,
+        )
+
+    def _ends(self, pipeline: PipelineRun) -> Array:
+        """[draws], when the last replica ends all micro-batches."""
+        return np.asarray(np.maximum(pipeline.makespans_s.max(axis=0), self.ideal.host_s))
+
+    def _pauses(self) -> Array:
+        """[actions, replicas, draws], pauses of any host of a group while it performs an action."""
+        rate, seconds = self.priors["skew.host_pause.rate"], self.priors["skew.host_pause.seconds"]
+        rng = np.random.default_rng([self.seed, 5])
+        counts = np.array([len(row) for row in self.keys for _ in row])
+        shape = (len(counts), self.run.layout.dp // self.job.ep, self.samples)
+        mean = self.job.ep * rate / counts[:, None, None]
+        return np.asarray(rng.poisson(np.broadcast_to(mean, shape)) * seconds)
+
+    def _optimizer(self) -> Array:
+        """[pipeline ranks, draws]"""
+        slower = 1 / self.priors["optimizer.efficiency"] if self.skewed else 1.0
+        return np.array(
+            [
+                np.broadcast_to(exchanged(part, self.normal) + part.update_s * slower, self.samples)
+                for part in self.ideal.optimizer
+            ]
+        )
+
+
+def exchanged(part: OptimizerStep, normal: Array) -> Array:
+    """Draws of the time of an optimizer's reduce-scatter and all-gather.
+
+    Args:
+        normal: 1 where the draw is the upper end of an 80 % interval.
+    """
+    value, (low, high) = part.reduce_s + part.gather_s, part.exchange_ends_s
+    if value == 0.0:
+        return np.zeros_like(normal)
+    found: Array = value * np.where(normal > 0, high / value, value / low) ** normal
+    return found
+
+
+def _layers(key: ChunkKey, graph: TaskGraph) -> list[tuple[Stage, int] | None]:
+    """[layers of the graph], the stage and the place in it of each: "moe F0" is the first of the
+    forward stage, "moe B0" and "moe W0" the last of the other."""
+    found: list[tuple[Stage, int] | None] = []
+    for name in graph.layers:
+        work, number = name.rpartition(" ")[2][0], int(name.rpartition(" ")[2][1:])
+        if work == "F":
+            found.append((key.forward, number))
+        else:
+            joined = key.work != WEIGHT_GRADIENT and "embedding" in key.backward
+            found.append((key.backward, len(key.backward) - joined - 1 - number))
+    return found

@@ -1,0 +1,305 @@
+"""Run a training step on all of its ranks, which differ, in many draws at once.
+
+Every expert-parallel group, one for each pipeline rank and replica, runs each distinct chunk of its
+rank with the clocks of its own GPUs and with rows drawn for every layer. A chunk is its tasks
+between waits (task_graph.collapsed), the ranks of its group are an axis of the timeline, and at
+every dispatch and combine they wait for the last. The pipeline then runs each replica by itself: a
+group has its own series of chunks, sends go from rank to rank, and replicas meet at the optimizer.
+
+What stays for the whole step is drawn once: a GPU's clock, whether its machine is slow, and rows
+where they do not change within a step. What changes is drawn anew: each group runs a chunk with two
+patterns of rows, which tell what all of its chunks have in common from what differs between them.
+Of the mean of both the part that is chance is taken out, by the difference between both; each
+action then gets chance of its own of the same size.
+
+Simplifications. Ranks start a chunk together, when the last of their group has ended the one
+before, which is later than they would: test_training_ranks states by how much. Rows that stay for a
+step are drawn for each group by itself, though replicas have the same experts.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference_model.trace import ALL_TO_ALL_KINDS
+from simulator.execution import timeline
+from simulator.execution.timeline import Times
+from simulator.workload.layout import Stage
+from simulator.workload.skew import DrawnRows, Single
+from simulator.workload.task_graph import TaskGraph, collapsed
+
+Array = NDArray[np.float64]
+KeyT = TypeVar("KeyT", bound=Hashable)
+
+PATTERNS = 2
+"""Patterns of rows that each group runs a chunk with."""
+
+AT_ONCE = 2**16
+"""Ranks times patterns times draws that run in one pass, so that they stay in the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A chunk or pair as its tasks between waits; arrays [blocks, draws]."""
+
+    graph: TaskGraph
+    seconds: Array
+    """On a rank of mean rows and median clock, gaps inside."""
+    clocked: Single
+    """Share of the time that goes with the SM clock."""
+    more: Single
+    """What it gains, relative, for rows above the mean, per rows over the mean."""
+    fewer: Single
+    """What it loses for rows below the mean, likewise."""
+    attention: Single
+    """Share of the attention cores."""
+    gap_s: Single
+    """[draws]"""
+    layers: tuple[tuple[Stage, int] | None, ...]
+    """[layers of the graph]: the stage and the place in it that a layer is of, None of a layer
+    without rows."""
+
+
+def blocks_of(
+    graph: TaskGraph,
+    scaled: Array,
+    gap_s: Array,
+    *,
+    clocked: Array,
+    more: Array,
+    fewer: Array,
+    layers: Sequence[tuple[Stage, int] | None],
+) -> Blocks:
+    """Join what lies between waits.
+
+    Args:
+        scaled: [tasks, draws] seconds.
+        gap_s: [draws] between two tasks of a stream.
+        clocked: [tasks], as of Blocks, and so are `more` and `fewer`.
+    """
+    joined, first = collapsed(graph)
+    operators = graph.task_operators()
+    attention = np.array([operator.kind.startswith("attention") for operator in operators])
+
+    def summed(values: Array) -> Array:
+        return np.asarray(np.add.reduceat(values, first, axis=0))
+
+    between = np.diff(np.append(first, len(graph.tasks))) - 1
+    seconds = summed(scaled) + between[:, None] * gap_s
+    whole = np.where(seconds > 0, seconds, 1.0)
+
+    def share(of_task: Array) -> Single:
+        return (summed(scaled * of_task[:, None]) / whole).astype(np.float32)
+
+    return Blocks(
+        graph=joined,
+        seconds=seconds,
+        clocked=share(clocked),
+        more=share(more),
+        fewer=share(fewer),
+        attention=share(attention.astype(np.float64)),
+        gap_s=np.asarray(gap_s, dtype=np.float32),
+        layers=tuple(layers),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """How the GPUs of a job differ."""
+
+    clock: Single
+    """[pipeline ranks, replicas, ranks of a group, draws], time of compute-bound work over that of
+    the median GPU."""
+    slow: Single
+    """The same of any kernel, of the machine that it runs on."""
+    rows: DrawnRows
+    lasting: bool
+    """Whether rows stay for the whole step."""
+    work_sd: Array
+    """[draws], of attention work of a rank's micro-batch, relative."""
+    seed: int
+
+    @property
+    def patterns(self) -> int:
+        """Patterns of rows of a chunk: one where nothing changes within a step."""
+        return 1 if self.lasting else PATTERNS
+
+    def without_slower_gpus(self) -> Ranks:
+        """The same ranks on GPUs that are alike."""
+        alike = np.broadcast_to(np.float32(1), self.clock.shape)
+        return replace(self, clock=alike, slow=alike)
+
+
+def group_spans(
+    blocks: Blocks, cases: Sequence[Ranks], pipeline_ranks: Sequence[int]
+) -> list[Single]:
+    """Seconds of a chunk on each group of some pipeline ranks, from the common start of its ranks
+    to the end of the last; [pipeline ranks, replicas, patterns, draws] of each case.
+
+    Args:
+        cases: ranks that have the same rows.
+    """
+    _, replicas, group, draws = cases[0].clock.shape
+    patterns = cases[0].patterns
+    places = [(rank, replica) for rank in pipeline_ranks for replica in range(replicas)]
+    once = max(1, AT_ONCE // (group * patterns * draws))
+    found: list[list[Single]] = [[] for _ in cases]
+    for start in range(0, len(places), once):
+        some = places[start : start + once]
+        rows = RowsOfLayers(blocks, cases[0], some)
+        for parts, ranks in zip(found, cases, strict=True):
+            ends = timeline.spans(
+                blocks.graph,
+                ((took, took) for took in durations(blocks, ranks, some, rows)),
+                blocks.gap_s,
+                axes=(group, len(some), patterns, draws),
+                rank_axis=0,
+            )
+            parts.append(np.asarray(ends.max(axis=0), dtype=np.float32))
+    shape = (len(pipeline_ranks), replicas, patterns, draws)
+    return [np.concatenate(parts).reshape(shape) for parts in found]
+
+
+def durations(
+    blocks: Blocks, ranks: Ranks, places: Sequence[tuple[int, int]], rows: RowsOfLayers
+) -> Iterator[NDArray[np.float32]]:
+    """Seconds of each block in turn, what broadcasts to [ranks of a group, groups, patterns,
+    draws].
+
+    Args:
+        places: (pipeline rank, replica) of each group.
+    """
+
+    def of_places(values: Single) -> Single:
+        chosen = np.stack([values[place] for place in places], axis=1)
+        return chosen[:, :, None, :]
+
+    slower = of_places(ranks.clock) - 1
+    slow = of_places(ranks.slow)
+    any_slower, any_slow = bool(slower.any()), bool((slow != 1).any())
+    seconds = blocks.seconds.astype(np.float32)
+    rng = _rng(ranks.seed, blocks.graph.name, places[0], "work")
+    work: dict[int, Single] = {}
+    for number, task in enumerate(blocks.graph.tasks):
+        took: Single = seconds[number]
+        if blocks.graph.operators[task.operator].kind not in ALL_TO_ALL_KINDS:
+            if any_slower:
+                took = slower * (blocks.clocked[number] * took) + took
+            if any_slow:
+                took = took * slow
+            if ranks.work_sd.any() and blocks.attention[number].any():
+                if task.micro_batch not in work:
+                    shape = (*slower.shape[:2], ranks.patterns, slower.shape[3])
+                    normal = rng.standard_normal(shape, dtype=np.float32)
+                    work[task.micro_batch] = normal * ranks.work_sd.astype(np.float32)
+                took = took * np.maximum(1 + blocks.attention[number] * work[task.micro_batch], 0)
+        if blocks.more[number].any() or blocks.fewer[number].any():
+            above, below = rows.of(task.layer)
+            change = above * blocks.more[number]
+            if blocks.fewer[number].any():
+                change += below * blocks.fewer[number]
+            change += 1
+            took = took * change
+        yield took
+
+
+class RowsOfLayers:
+    """Rows of a chunk's layers, drawn when first asked for."""
+
+    def __init__(self, blocks: Blocks, ranks: Ranks, places: Sequence[tuple[int, int]]) -> None:
+        self._blocks, self._ranks, self._places = blocks, ranks, places
+        self._known: dict[int, tuple[Single, Single]] = {}
+
+    def of(self, layer: int) -> tuple[Single, Single]:
+        """Rows over the mean less 1, [ranks, groups, patterns, draws], above and below it."""
+        if layer not in self._known:
+            beyond = self._shares(layer) - 1
+            self._known[layer] = np.maximum(beyond, 0), np.minimum(beyond, 0)
+        return self._known[layer]
+
+    def _shares(self, layer: int) -> Single:
+        ranks, where = self._ranks, self._blocks.layers[layer]
+        group = ranks.clock.shape[2]
+        if not ranks.lasting:
+            rng = _rng(ranks.seed, self._blocks.graph.name, self._places[0], layer)
+            cases = (len(self._places), ranks.patterns)
+            return ranks.rows.shares(ranks=group, cases=cases, rng=rng)
+        each = [
+            ranks.rows.shares(ranks=group, cases=(1,), rng=_rng(ranks.seed, place, where))
+            for place in self._places
+        ]
+        return np.stack(each, axis=1)
+
+
+def _rng(seed: int, *what: object) -> np.random.Generator:
+    """Random numbers that belong to a thing, whatever else is drawn."""
+    return np.random.default_rng([seed, zlib.crc32(repr(what).encode())])
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """How long the chunks of each group take in a step; [pipeline ranks, replicas, draws]."""
+
+    mean: Array
+    """What all chunks of a group have in common."""
+    spread: Array
+    """What a chunk takes more or less than that, as often one as the other."""
+
+    @classmethod
+    def known(cls, seconds: Array) -> Series:
+        """Chunks that all take the same."""
+        return cls(seconds, np.zeros_like(seconds))
+
+
+def series_of(spans: Single) -> Series:
+    """Tell what the chunks of a group have in common from what differs between them.
+
+    With two patterns a and b of each group the variance of one is (a - b)^2 / 2, and so is twice
+    what is chance in their mean. Means of groups are drawn together by as much as leaves them the
+    variance that chance does not explain.
+
+    Args:
+        spans: [pipeline ranks, replicas, patterns, draws].
+    """
+    values = spans.astype(np.float64)
+    mean = values.mean(axis=2)
+    if values.shape[2] == 1:
+        return Series(mean, np.zeros_like(mean))
+    half = np.abs(values[:, :, 0] - values[:, :, 1]) / 2
+    of_chance = (half**2).mean(axis=(0, 1))
+    over = mean.mean(axis=(0, 1))
+    groups = mean.shape[0] * mean.shape[1]
+    between = mean.var(axis=(0, 1)) * groups / max(groups - 1, 1)
+    kept = np.sqrt(np.clip(1 - of_chance / np.where(between > 0, between, np.inf), 0, 1))
+    kept = np.where(between > 0, kept, 1.0)
+    return Series(over + kept * (mean - over), np.broadcast_to(np.sqrt(2 * of_chance), mean.shape))
+
+
+def action_seconds(
+    series: Mapping[KeyT, tuple[Mapping[int, int], Series]],
+    keys: Sequence[Sequence[KeyT]],
+    *,
+    rng: np.random.Generator,
+) -> Times:
+    """[actions, replicas, draws], seconds of every action of every replica.
+
+    Args:
+        series: {chunk: ({pipeline rank: place among those that run it}, series)}.
+        keys: [rank][action], chunk of the action.
+    """
+    found = []
+    for rank, row in enumerate(keys):
+        distinct = {key: number for number, key in enumerate(dict.fromkeys(row))}
+        chosen = np.array([distinct[key] for key in row])
+        parts = [(series[key][1], series[key][0][rank]) for key in distinct]
+        mean = np.stack([one.mean[place] for one, place in parts])
+        spread = np.stack([one.spread[place] for one, place in parts])
+        signs = rng.integers(2, size=(len(row), *mean.shape[1:]), dtype=np.int8) * 2 - 1
+        found.append(np.maximum(mean[chosen] + signs * spread[chosen], 0.0))
+    return np.concatenate(found)

@@ -1,0 +1,207 @@
+"""A training step in many draws: its priors, its ranks, and the published trace."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from simulator.analysis.run import simulate
+from simulator.execution import timeline
+from simulator.execution.training import OptimizerStep
+from simulator.execution.training_draws import _Drawing, draw_step, exchanged
+from simulator.execution.training_ranks import RowsOfLayers, durations
+from simulator.scenario.files import load_scenario
+from simulator.workload.task_graph import Stream, TaskGraph
+
+MAIN = "dualpipe_h800_2048"
+ALIKE = ("skew={setting: none, host_pause: {rate: {value: 0, low: 0, high: 1.0e-12, source: s}}}",)
+"""Skew of which nothing is left: ranks are drawn and are alike."""
+SMALL = (
+    "cluster.nodes=8", "training.pp=2", "training.ep=32", "training.global_batch_sequences=256",
+    "model.num_hidden_layers=6", "cluster.node.gpu.hbm_capacity=192 GB",
+)  # fmt: skip
+"""64 GPUs, 8 micro-batches, 3 MoE layers."""
+KNOWN = ("training.optimizer.efficiency=1.0", "training.lone_chunks_keep_sms=0")
+
+
+def run(*changes):
+    return simulate(load_scenario(MAIN, changes)).result
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    found = run()
+    return found, draw_step(found)
+
+
+def test_one_seed_gives_one_result_and_another_seed_another(shipped):
+    found, drawn = shipped
+    again = draw_step(found)
+    assert np.array_equal(drawn.step_s, again.step_s)
+    assert np.array_equal(drawn.pair_s, again.pair_s)
+    other = draw_step(run("seed=1"))
+    assert not np.array_equal(drawn.step_s, other.step_s)
+    # 256 draws with an sd of 6% know their median to 1.25 x 6% / sqrt(256) = 0.5%.
+    assert other.expected_s == pytest.approx(drawn.expected_s, rel=0.02)
+
+
+def test_every_cause_only_adds_and_the_worst_chunks_are_an_upper_bound(shipped):
+    _, drawn = shipped
+    assert len(drawn.step_s) >= 200
+    assert (drawn.uneven_s > drawn.alike_s).all()
+    assert (drawn.step_s >= drawn.slower_s).all()
+    assert (drawn.upper_bound_s >= drawn.slower_s).all()
+    assert np.median(drawn.slower_s) > np.median(drawn.uneven_s)
+
+
+def test_priors_have_the_median_and_the_ends_that_are_stated(shipped):
+    _, drawn = shipped
+    low, middle, high = np.quantile(drawn.priors["skew.clock_sd"], [0.1, 0.5, 0.9])
+    assert (low, middle, high) == pytest.approx((0.008, 0.011, 0.019), rel=0.12)
+    keeps = drawn.priors["lone_chunks_keep_sms"]
+    assert set(keeps.tolist()) == {0.0, 1.0}
+    assert keeps.mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_ranks_that_are_alike_take_what_one_of_them_takes():
+    found = draw_step(run(*SMALL, *KNOWN, *ALIKE))
+    assert found.step_s == pytest.approx(found.alike_s, rel=1e-6)
+    assert found.slower_s == pytest.approx(found.uneven_s, rel=1e-6)
+
+
+def test_without_skew_only_kernel_times_and_gaps_are_drawn():
+    found = run("skew=none")
+    drawn = draw_step(found)
+    assert drawn.priors == {}
+    assert drawn.waiting is None
+    assert np.array_equal(drawn.step_s, drawn.alike_s)
+    low, high = np.quantile(drawn.step_s, [0.1, 0.9])
+    assert low < found.step.step_time_s < high
+    assert high / low < 1.5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [f"skew={{setting: none, rows_sd: {sd}}}" for sd in ("1%", "5%", "15%")],
+        [f"skew={{setting: none, clock_sd: {sd}}}" for sd in ("0.5%", "1%", "2%")],
+        [f"skew={{setting: none, rows: {{max_over_mean: {most}}}}}" for most in (1.05, 1.3, 2)],
+        [
+            f"skew={{setting: none, slow_gpus: {{share: {share}, slowdown: 10%}}}}"
+            for share in ("0.05%", "0.5%", "5%")
+        ],
+    ],
+    ids=["rows", "clocks", "busy rank", "slow machines"],
+)
+def test_more_skew_is_never_faster(changes):
+    steps = [draw_step(run(*SMALL, *KNOWN, change)).expected_s for change in changes]
+    assert steps == sorted(steps)
+    assert steps[-1] > steps[0] * 1.01
+
+
+def test_a_busy_rank_that_stays_slows_more_than_one_that_changes():
+    lasting, changing = (
+        draw_step(
+            run(
+                *SMALL,
+                *KNOWN,
+                f"skew={{setting: none, rows: {{max_over_mean: 1.3, changes: {when}}}}}",
+            )
+        ).pair_s
+        for when in ("step", "micro_batch")
+    )
+    assert np.median(lasting) > np.median(changing)
+
+
+def test_an_optimizer_at_half_its_rate_takes_twice_as_long_to_update():
+    found = run(*SMALL, "training.optimizer.efficiency=0.5")
+    at_half = draw_step(found).optimizer_s
+    at_whole = draw_step(run(*SMALL, "training.optimizer.efficiency=1.0")).optimizer_s
+    updates = np.array([part.update_s for part in found.step.optimizer])
+    assert (at_half - at_whole)[:, 0] == pytest.approx(updates, rel=1e-9)
+
+
+def test_exchanges_of_parameters_are_drawn_between_their_own_ends():
+    part = OptimizerStep(reduce_s=3.0, update_s=9.0, gather_s=1.0, exchange_ends_s=(2.0, 16.0))
+    found = exchanged(part, np.array([0.0, 1.0, -1.0, 0.5]))
+    assert found == pytest.approx([4.0, 16.0, 2.0, 8.0], rel=1e-12)
+    alone = OptimizerStep(reduce_s=0.0, update_s=9.0, gather_s=0.0, exchange_ends_s=(0.0, 0.0))
+    assert exchanged(alone, np.array([1.0, -1.0])).tolist() == [0.0, 0.0]
+
+
+def test_a_pause_of_a_host_stops_its_group_once():
+    """One pause of 1 s per GPU and step on one pipeline rank of 8 GPUs: eight on average."""
+    one_rank = (
+        "cluster.nodes=1", "training.pp=1", "training.ep=8", "training.global_batch_sequences=64",
+        "model.num_hidden_layers=5", "training.schedule=1f1b",
+        "cluster.node.gpu.hbm_capacity=192 GB",
+    )  # fmt: skip
+    pauses = "skew={setting: none, host_pause: {rate: 1.0, seconds: 1 s}}"
+    drawn = draw_step(run(*one_rank, *KNOWN, pauses))
+    added = drawn.step_s - drawn.slower_s
+    assert added == pytest.approx(np.round(added), abs=1e-6)
+    # The mean of 256 Poisson numbers of mean 8 lies within 3 x sqrt(8 / 256).
+    assert added.mean() == pytest.approx(8.0, abs=0.53)
+
+
+def test_starting_chunks_with_aligned_ranks_is_hardly_later():
+    """In truth a rank goes on by itself when its chunk has ended, and meets the others at the next
+    transfer. Six published pairs in a row, ranks as shipped: at most 0.8% sooner, 0.3% at the 90th
+    percentile, nothing in the median, where the streams leave the drift no room."""
+    drawing = _Drawing(run())
+    pair = drawing._blocks()[drawing.ideal.pair.key]
+    axes = (64, 1, 2, 32)
+    seconds = []
+    for number in range(6):
+        ranks = replace(drawing._ranks(), seed=number)
+        took = durations(pair, ranks, [(7, 0)], RowsOfLayers(pair, ranks, [(7, 0)]))
+        seconds.append(np.array([np.broadcast_to(each[..., :32], axes) for each in took]))
+    gap_s = pair.gap_s[:32]
+    aligned = sum(
+        timeline.run(pair.graph, each, gap_s, rank_axis=0).spans_s.max(axis=0) for each in seconds
+    )
+    lasts = [
+        max(n for n, task in enumerate(pair.graph.tasks) if task.stream is stream)
+        for stream in Stream
+    ]
+    count, tasks = len(pair.graph.tasks), []
+    for number in range(6):
+        begun = set()
+        for task in pair.graph.tasks:
+            needs = tuple(count * number + earlier for earlier in task.depends_on)
+            if number and task.stream not in begun:
+                needs += tuple(count * (number - 1) + last for last in lasts)
+            begun.add(task.stream)
+            tasks.append(replace(task, depends_on=needs))
+    whole = TaskGraph("six pairs", pair.graph.layers, pair.graph.operators, tuple(tasks))
+    chained = timeline.run(whole, np.concatenate(seconds), gap_s, rank_axis=0).spans_s.max(axis=0)
+    later = aligned / chained - 1
+    assert later.min() > -1e-4
+    assert np.quantile(later, [0.5, 0.9]) == pytest.approx([0.0, 0.003], abs=1.5e-3)
+    assert later.max() < 0.01
+
+
+def test_the_published_trace_of_a_pair_shows_as_much_waiting_as_its_priors_say(shipped, capsys):
+    """What is known of the trace before: rows of one rank with an sd of 8%, a clock's sd of about
+    1%. Simulated is the mean over the ranks of a group and over draws, with the transfers of ranks
+    that never wait. Nothing here is fitted; what stays unexplained is printed.
+    """
+    drawn = draw_step(run("skew=forced_balance"))
+    waiting = drawn.waiting
+    notify, kernels = waiting.notify_s, waiting.kernel_s
+    assert notify.shape == kernels.shape == (4, 4)
+    # Shortest notify 0.75 ms; 32.99 ms less layout of 4 x 0.1 in all; by slot as its authors ran.
+    measured_mean, by_slot = 1.29e-3, np.array([0.36, 0.83, 1.71, 2.23]) * 1e-3
+    measured_payload = 80.45e-3
+    shortest = run().scenario.calibration.all_to_all.without_waiting.notify.value
+    simulated_payload = kernels.sum() - 16 * shortest
+    with capsys.disabled():
+        print(
+            f"\nwaiting in notify, mean: simulated {notify.mean() * 1e3:.2f} ms, measured "
+            f"{measured_mean * 1e3:.2f} ms\nby slot, ms: simulated "
+            f"{(notify.mean(axis=1) * 1e3).round(2).tolist()}, measured "
+            f"{(by_slot * 1e3).tolist()}\npayloads together: simulated "
+            f"{simulated_payload * 1e3:.1f} ms, measured {measured_payload * 1e3:.1f} ms; "
+            f"unexplained {(measured_payload - simulated_payload) * 1e3:+.1f} ms"
+        )
+    assert 0.0 < notify.mean() < 10e-3
