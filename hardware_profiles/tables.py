@@ -26,6 +26,7 @@ import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from hardware_profiles.fields import ROOT
@@ -98,7 +99,7 @@ class Measurement:
         return self.condition("out_dtype", self.dtype)
 
     @property
-    def accumulates(self) -> bool:
+    def accumulate(self) -> bool:
         """Whether the kernel adds into its result."""
         return self.condition("accumulate") in ("yes", "1")
 
@@ -156,7 +157,9 @@ def format_pairs(pairs: Iterable[tuple[str, object]]) -> str:
     return ";".join(f"{name}={value}" for name, value in sorted(pairs))
 
 
+@lru_cache(maxsize=4096)
 def _pairs(text: str) -> Pairs:
+    """Of a cell; the rows of a table share most of theirs."""
     pairs = [tuple(part.split("=", 1)) for part in text.split(";")] if text else []
     if any(len(pair) != 2 or not pair[0] for pair in pairs):
         raise ValueError(f"{text!r} is not name=value;name=value")
@@ -194,8 +197,9 @@ def _row(file: str, line: int, cells: list[str]) -> Measurement:
             raise ValueError(f"{values['spread']!r} is not a number of 0 or more")
         column = "conditions"
         conditions = _pairs(values["conditions"])
-        _check_type(dict(conditions).get("out_dtype", values["dtype"]))
-        share = float(dict(conditions).get("all_to_all", "0"))
+        stated = dict(conditions)
+        _check_type(stated.get("out_dtype", values["dtype"]))
+        share = float(stated.get("all_to_all", "0"))
         if not 0 <= share <= 1:
             raise ValueError(f"all_to_all={share} is not a share between 0 and 1")
     except ValueError as error:

@@ -18,7 +18,7 @@ from hardware_profiles.units import format_seconds
 from reports.calibration import family_name
 from reports.palette import GRID, INK, MUTED
 from simulator.calibration.family_fit import HeldOutRow
-from simulator.hardware.kernels.families import Family, batch_of_rows
+from simulator.hardware.kernels.families import Family, batch_of_rows, family_of
 from simulator.hardware.kernels.measured_rows import shapes_of
 from simulator.hardware.kernels.roofline import is_tensor
 
@@ -84,7 +84,7 @@ class Panel:
 
 def table_key(row: Measurement) -> tuple[Family, str]:
     """Family and kernel set: rows of one key are one table."""
-    return (row.kind, row.dtype, row.out_dtype, row.accumulates), row.kernel_set
+    return family_of(row), row.kernel_set
 
 
 def panels_of(rows: Sequence[HeldOutRow]) -> list[Panel]:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from hardware_profiles.units import Bytes, format_bandwidth, format_bytes, format_seconds
 from reports.palette import CAUSES
 from simulator.analysis.every_metric import metric_of
-from simulator.analysis.training_attribution import Cause
 from simulator.scenario.changes import shown
 from simulator.scenario.files import Scenario, write_resolved
 from simulator.workload.recipes import RECIPES
@@ -22,6 +21,7 @@ from simulator.workload.recipes import RECIPES
 if TYPE_CHECKING:
     import pandas as pd
 
+    from simulator.analysis.training_attribution import Cause
     from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
 
 _GROUPED = 10_000
@@ -275,6 +275,8 @@ def blocks(operators: pd.DataFrame) -> pd.DataFrame:
 
 def causes(metrics: Mapping[str, Any]) -> list[Cause]:
     """The attribution of a training step in order, without its remainder."""
+    from simulator.analysis.training_attribution import Cause
+
     rows = (Cause(**cause) for cause in metrics["attribution"])
     return [cause for cause in rows if cause.name in CAUSES]
 

@@ -421,7 +421,7 @@ def _by_state(rows: Sequence[Measurement]) -> dict[bool, dict[_OperatorKey, Seco
     for row in rows:
         in_turns = row.condition("state") == "sustained"
         if not in_turns or row.condition("job") == TRAIN_MICROBATCH:
-            key = (row.kind, row.sizes, row.dtype, row.out_dtype, row.accumulates)
+            key = (row.kind, row.sizes, row.dtype, row.out_dtype, row.accumulate)
             found[in_turns][key] = row.seconds
     return found
 

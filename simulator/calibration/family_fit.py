@@ -33,7 +33,7 @@ from hardware_profiles.schema import (
     TilesProfile,
 )
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement, format_pairs
-from simulator.hardware.kernels.families import Family, batch_of_rows, check_row
+from simulator.hardware.kernels.families import Family, batch_of_rows, check_row, family_of
 from simulator.hardware.kernels.gaussian_process import (
     DEFAULT_LENGTH,
     DEFAULT_NOISE,
@@ -113,7 +113,7 @@ def fit_families(
         if row.kind in TRANSFER_KINDS:
             continue
         check_row(row)
-        family = (row.kind, row.dtype, row.out_dtype, row.accumulates)
+        family = family_of(row)
         groups[family, row.kernel_set].append(row)
     fits: list[FitProfile] = []
     held_out: list[HeldOutRow] = []
@@ -344,7 +344,7 @@ def noise(rows: Sequence[Measurement]) -> Array:
     groups: dict[tuple[object, ...], list[float]] = defaultdict(list)
     for row in rows:
         sizes = dict(row.sizes)
-        if row.kind == "gemm" and not row.accumulates:
+        if row.kind == "gemm" and not row.accumulate:
             sizes["m"] = -(-sizes["m"] // SMALL_TILE_ROWS)
         groups[tuple(sorted(sizes.items())), row.sms].append(math.log(row.seconds))
     return np.array(

@@ -34,7 +34,6 @@ from simulator.calibration.tables import kernel_sets
 from simulator.hardware.kernels.families import (
     calibration_measurements,
     family_of,
-    operator_of,
 )
 
 COLLECTIVES = "_collectives"
@@ -159,12 +158,12 @@ def fit_calibration(
 def _completed(names: Sequence[str], rows: Iterable[Measurement]) -> tuple[str, ...]:
     """Kinds of kernels that have no row and are answered for by other calibrations, one line a
     calibration."""
-    known = {family_of(operator_of(row)) for row in rows if row.kind not in TRANSFER_KINDS}
+    known = {family_of(row) for row in rows if row.kind not in TRANSFER_KINDS}
     kinds = {kind for kind, *_ in known}
     lines = []
     for name in names:
         families = {
-            family_of(operator_of(row))
+            family_of(row)
             for row in calibration_measurements(load_calibration(name))
             if row.kind not in TRANSFER_KINDS
         }

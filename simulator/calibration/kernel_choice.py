@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from hardware_profiles.tables import Measurement
 from simulator.calibration.tables import KernelSet
+from simulator.hardware.kernels.families import family_of
 
 RULE = "newest version first; --sets names others"
 
@@ -79,7 +80,7 @@ def kernel_of(row: Measurement) -> Kernel:
         for word in (row.condition("layout"), "between nodes" if between else "")
         if word and row.kind in ("dispatch", "combine")
     )
-    return (row.kind, row.dtype, row.out_dtype, row.accumulates, layout)
+    return (*family_of(row), layout)
 
 
 def kernel_text(kernel: Kernel) -> str:

@@ -45,7 +45,12 @@ from simulator.calibration.family_fit import (
 )
 from simulator.calibration.sources import read_sources
 from simulator.hardware.costs import KernelCostModel
-from simulator.hardware.kernels.families import Family, calibration_measurements, operator_of
+from simulator.hardware.kernels.families import (
+    Family,
+    calibration_measurements,
+    family_of,
+    operator_of,
+)
 from simulator.hardware.kernels.gaussian_process import features_of
 from simulator.hardware.kernels.measured_rows import Rows
 from simulator.hardware.kernels.models import process_of
@@ -124,7 +129,7 @@ def left_out_errors(
     tables: dict[tuple[Family, str], list[Measurement]] = defaultdict(list)
     for row in rows:
         if row.kind in CUTS:
-            family = (row.kind, row.dtype, row.out_dtype, row.accumulates)
+            family = family_of(row)
             tables[family, row.kernel_set].append(row)
     for (family, kernel_set), members in sorted(tables.items()):
         distinct = averaged(members)

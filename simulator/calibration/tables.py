@@ -562,7 +562,7 @@ def _plausible(
                 refused[place] = too_fast_text
         if row.kind not in KINDS or {n for n, _ in row.sizes} != set(KINDS[row.kind].sizes):
             continue
-        groups[row.kind, row.dtype, row.out_dtype, row.accumulates, row.kernel_set].append(place)
+        groups[row.kind, row.dtype, row.out_dtype, row.accumulate, row.kernel_set].append(place)
     for places in groups.values():
         multiplied = multiplied_as(rows[places[0]].dtype)
         if multiplied not in gpu.peak_compute and is_tensor(rows[places[0]].kind):

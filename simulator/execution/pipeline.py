@@ -21,7 +21,6 @@ from simulator.workload.schedules import (
     IdealTimes,
     Need,
     Schedule,
-    dependencies,
     render_window,
 )
 
@@ -141,7 +140,7 @@ def run_pipeline(
         ValueError: a negative or undefined time.
         Deadlock: the order cannot be finished.
     """
-    needs = dependencies(schedule)
+    needs = schedule.needs
     counts = [len(row) for row in needs]
     first = list(accumulate(counts, initial=0))
     _check_durations(schedule, seconds)

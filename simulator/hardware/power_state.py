@@ -77,7 +77,7 @@ def slowdown(row: Measurement, gpu: GpuProfile, *, clocks: float) -> float:
 
 
 def _key(row: Measurement) -> tuple[object, ...]:
-    return (row.kernel_set, row.kind, row.dtype, row.out_dtype, row.accumulates, row.sizes, row.sms)
+    return (row.kernel_set, row.kind, row.dtype, row.out_dtype, row.accumulate, row.sizes, row.sms)
 
 
 def _merged(rows: Sequence[Measurement]) -> list[Measurement]:

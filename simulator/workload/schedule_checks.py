@@ -12,7 +12,6 @@ from simulator.workload.schedules import (
     Chunk,
     Need,
     Schedule,
-    dependencies,
     render_window,
 )
 
@@ -109,7 +108,7 @@ def _dry_run(schedule: Schedule) -> dict[int, tuple[int, Need]]:
 
     Where that stops: {rank: (index of the action that cannot start, what it waits for)}.
     """
-    needs = dependencies(schedule)
+    needs = schedule.needs
     done = [0] * schedule.ranks
     waiting: list[list[int]] = [[] for _ in range(schedule.ranks)]
     runnable = deque(range(schedule.ranks))

@@ -29,6 +29,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -93,7 +94,7 @@ def parse_action(text: str) -> Action:
     return Action(*chunks)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Schedule:
     """The order of actions of every rank of one pipeline."""
 
@@ -117,6 +118,11 @@ class Schedule:
     @property
     def directions(self) -> int:
         return len(self.placement)
+
+    @cached_property
+    def needs(self) -> list[list[tuple["Need", ...]]]:
+        """`dependencies` of the schedule, worked out once."""
+        return dependencies(self)
 
     def direction_of(self, microbatch: int) -> int:
         """Direction in which a micro-batch passes the pipeline."""

@@ -8,7 +8,7 @@ than the measured one the time on that one is restated.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from hardware_profiles.schema import (
     CalibrationProfile,
     FitProfile,
     GpuProfile,
+    TilesProfile,
     load_calibration,
     load_gpu,
 )
@@ -30,7 +31,6 @@ from simulator.hardware.kernels.families import (
     calibration_measurements,
     check_row,
     family_of,
-    operator_of,
 )
 from simulator.hardware.kernels.gpu_ratio import (
     Achieved,
@@ -38,6 +38,7 @@ from simulator.hardware.kernels.gpu_ratio import (
     log_restatement,
     same_compute,
 )
+from simulator.hardware.kernels.measured_rows import Rows
 from simulator.hardware.kernels.models import ClassModel, FamilyModel, Told
 from simulator.hardware.kernels.roofline import (
     Batch,
@@ -113,7 +114,7 @@ class CalibratedKernels:
         for row in rows:
             check_row(row)
             if row.kind not in ALL_TO_ALL_KINDS:
-                sets = grouped.setdefault(family_of(operator_of(row)), {})
+                sets = grouped.setdefault(family_of(row), {})
                 sets.setdefault(row.kernel_set, []).append(row)
         others = self.calibration.completed_by or self.calibration.restated_from
         if not grouped and not (others and (rows or not order)):
@@ -132,30 +133,36 @@ class CalibratedKernels:
         for family, _ in by_size:
             largest.setdefault(family[0], family)
 
-        def build_family(key: tuple[bool, Family]) -> FamilyModel:
-            overlapped, family = key
+        @cache
+        def converted(
+            family: Family,
+        ) -> tuple[str, float, TilesProfile, dict[str, tuple[Rows, Rows]]]:
+            """Set with most rows, floor, tiles, and rows of each set under both conditions."""
             sets = grouped[family]
             floor = self.calibration.kernel_floor.value * _kernels(
                 [row for rows in sets.values() for row in rows]
             )
-            relative = largest[family[0]]
             named = [name for name in order if name in sets]
             # The kernel set with most rows gives the family its shape, and the tiles.
             base = max(named, key=lambda name: len({(row.sizes, row.sms) for row in sets[name]}))
             fit = self._fit(family, base)
             tiles = (fit.tiles if fit else None) or self.calibration.tiles
+            both = {name: self._conditions.convert(sets[name], floor, tiles) for name in named}
+            return base, floor, tiles, both
+
+        def build_family(key: tuple[bool, Family]) -> FamilyModel:
+            overlapped, family = key
+            relative = largest[family[0]]
+            base, floor, tiles, both = converted(family)
             return FamilyModel(
                 family[0],
-                {
-                    name: self._conditions.convert(sets[name], overlapped, floor, tiles)
-                    for name in named
-                },
+                {name: conditions[overlapped] for name, conditions in both.items()},
                 base=base,
                 relative=None if relative == family else self.families[overlapped, relative],
                 floor=floor,
                 gpu=self.measured_gpu,
                 tiles=tiles,
-                fit=fit,
+                fit=self._fit(family, base),
             )
 
         def build_class(key: tuple[bool, bool]) -> ClassModel:
@@ -173,8 +180,14 @@ class CalibratedKernels:
         known = sorted({is_tensor(family[0]) for family in grouped})
         self.classes = OnDemand([(o, tensor) for o in both for tensor in known], build_class)
 
-    def compute(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
-        """Seconds, interval and provenance of distinct operators of one family."""
+    def compute(
+        self, family: Family, batch: Batch, sms: Array, overlapped: bool, *, widths: bool
+    ) -> Answer:
+        """Seconds, interval and provenance of distinct operators of one family.
+
+        Args:
+            widths: whether intervals are asked for; else their ends are the seconds.
+        """
         kind = family[0]
         gpu = self.gpu
         tensor = is_tensor(kind)
@@ -183,7 +196,6 @@ class CalibratedKernels:
                 f"calibration {self.calibration.name}: nothing measured that {kind} "
                 f"({'tensor-core' if tensor else 'memory-bound'}) could be modelled on"
             )
-        achieved = self.classes[overlapped, tensor]
         model, borrowed = self.model(family, overlapped)
         restated = self.restated
         if tensor and multiplied_as(family[1]) not in self.measured_gpu.peak_compute:
@@ -200,13 +212,16 @@ class CalibratedKernels:
             on = np.minimum(sms, at.sms) if tensor else sms * (at.sms / gpu.sms)
         ideal = Ideal(*waves_and_bytes(batch, on, at, tiles), floor)
         if model is None:
+            achieved = self.classes[overlapped, tensor]
             log_seconds = ideal.log_seconds + achieved.log_ratio
             width = np.full(len(batch), achieved.modelled_width)
             provenance = np.full(len(batch), MODELLED, dtype=np.intp)
             apart = np.zeros(len(batch))
         else:
             room = on if tensor or overlapped else np.full(len(on), float(at.sms))
-            told = model.predict(batch, room, ideal, achieved)
+            told = model.predict(
+                batch, room, ideal, self.classes[overlapped, tensor] if widths else None
+            )
             log_seconds, provenance = told.log_seconds, told.provenance
             if overlapped:
                 more = self._conditions.log_more(kind, told.slowed)
@@ -214,11 +229,15 @@ class CalibratedKernels:
                 provenance = np.where(more == 0.0, provenance, np.maximum(provenance, INTERPOLATED))
             if borrowed or restated:
                 provenance = np.full_like(provenance, EXTRAPOLATED)
-            width = self._width(model, achieved, told, provenance)
-            if tensor and model.base_rows.batch.like.dtype != family[1]:
-                # Products of another type: their share of the roofline, not their times.
+            # Products of another type: their share of the roofline, not their times.
+            foreign = tensor and model.base_rows.batch.like.dtype != family[1]
+            if foreign:
                 provenance = np.full_like(provenance, MODELLED)
-                width = np.hypot(width, achieved.modelled_width)
+            width = told.width
+            if widths:
+                achieved = self.classes[overlapped, tensor]
+                width = self._width(model, achieved, told, provenance)
+                width = np.hypot(width, achieved.modelled_width) if foreign else width
             # What another kernel set says of the same shape lies inside the interval.
             apart = np.where(provenance == MEASURED, 0.0, told.rival - told.log_seconds)
         if overlapped and not tensor:
@@ -240,6 +259,8 @@ class CalibratedKernels:
         share = np.where(provenance == MEASURED, 1.0, self.memory_share)
         least = least_seconds(batch, sms, gpu, memory_share=share)
         seconds = np.maximum(np.exp(log_seconds), least)
+        if not widths:
+            return seconds, seconds.copy(), seconds.copy(), provenance
         low = np.maximum(seconds * np.exp(np.minimum(-width, apart)), least)
         return seconds, low, seconds * np.exp(np.maximum(width, apart)), provenance
 

@@ -24,6 +24,8 @@ from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, PADDED, Rising
 from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED
 
 Array = NDArray[np.float64]
+_Time = tuple[float, float, float, int]
+
 ROUNDING = 1e-9
 """Times that differ by less than this share are the same."""
 
@@ -37,19 +39,21 @@ class CompletedKernels:
         """Learn from a measurement table; raises as `CalibratedKernels` does."""
         self.own = CalibratedKernels(calibration, gpu, measurements)
         self._rising_rows: dict[tuple[bool, Family], RisingRows] = {}
-        self._last_answers: dict[tuple[bool, Family], tuple[NDArray[np.int64], Array, Answer]] = {}
+        self._answers: dict[tuple[bool, Family], dict[tuple[tuple[int, ...], float], _Time]] = {}
         self._restated_floors: dict[tuple[bool, Family], WorkFloor] = {}
 
     def asked_again(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
-        """`of_batch`, whose last answer of each family is kept: a step without the slow-down of
-        its all-to-all asks for the same compute kernels."""
-        last = self._last_answers.get((overlapped, family))
-        if last is None or not (
-            np.array_equal(last[0], batch.sizes) and np.array_equal(last[1], sms)
-        ):
-            last = (batch.sizes, sms, self.of_batch(family, batch, sms, overlapped))
-            self._last_answers[overlapped, family] = last
-        return last[2]
+        """`of_batch`, worked out once for each operator: a step without the slow-down of its
+        all-to-all and the attribution of a step ask for the same compute kernels."""
+        known = self._answers.setdefault((overlapped, family), {})
+        keys = list(zip(map(tuple, batch.sizes.tolist()), sms.tolist(), strict=True))
+        new = [number for number, key in enumerate(keys) if key not in known]
+        if new:
+            found = self.of_batch(family, batch.take(new), sms[new], overlapped)
+            times = zip(*(part.tolist() for part in found), strict=True)
+            known.update(zip((keys[number] for number in new), times, strict=True))
+        seconds, low, high, provenance = zip(*(known[key] for key in keys), strict=True)
+        return np.array(seconds), np.array(low), np.array(high), np.array(provenance, dtype=np.intp)
 
     def of_batch(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
         """Of distinct operators of one family; none takes longer than one of more rows, attention
@@ -58,7 +62,7 @@ class CompletedKernels:
         A measured row that a larger one beats takes that one's time where its own repeats leave
         room for it, or where it has none, and no longer counts as measured; else it stays.
         """
-        answer = self._one_by_one(family, batch, sms, overlapped)
+        answer = self._one_by_one(family, batch, sms, overlapped, widths=True)
         alone, low, high, provenance = answer
         floor = self._restated_floor(family, overlapped)
         if floor is not None:
@@ -97,12 +101,17 @@ class CompletedKernels:
             return known
 
         def scan(batch: Batch, sms: Array) -> tuple[Array, NDArray[np.bool_], Array]:
-            seconds, _, _, provenance = self._one_by_one(family, batch, sms, overlapped)
+            answer = self._one_by_one(family, batch, sms, overlapped, widths=False)
+            seconds, _, _, provenance = answer
             return seconds, provenance == MEASURED, self._at_peak(family, batch, sms)
 
         kind = family[0]
-        measured = {dict(row.sizes)[PADDED[kind]] for row in self.own.rows if row.kind == kind}
-        made = RisingRows(kind, scan, np.array(sorted(measured), dtype=np.float64))
+        own, *others = (
+            {dict(row.sizes)[PADDED[kind]] for row in model.rows if row.kind == kind}
+            for model in (self.own, self._answering(family), self._with_more_rows(family))
+            if model is not None
+        )
+        made = RisingRows(kind, scan, also=own, known=own.union(*others))
         return self._rising_rows.setdefault((overlapped, family), made)
 
     def _restated_floor(self, family: Family, overlapped: bool) -> WorkFloor | None:
@@ -117,7 +126,8 @@ class CompletedKernels:
         key = (overlapped, family)
         if key not in self._restated_floors:
             sms = np.full(len(model.base_rows), float(self.own.gpu.sms))
-            seconds = self._one_by_one(family, model.base_rows.batch, sms, overlapped)[0]
+            rows = model.base_rows.batch
+            seconds = self._one_by_one(family, rows, sms, overlapped, widths=False)[0]
             floor = WorkFloor(model.base_rows.batch, sms, np.log(seconds))
             self._restated_floors[key] = floor
         return self._restated_floors[key]
@@ -130,16 +140,18 @@ class CompletedKernels:
         fewer = np.minimum(sms, self._answering(family).measured_gpu.sms)
         return ideal_batch_seconds(batch, fewer, self.own.gpu, tiles)
 
-    def _one_by_one(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
+    def _one_by_one(
+        self, family: Family, batch: Batch, sms: Array, overlapped: bool, *, widths: bool
+    ) -> Answer:
         """Of distinct operators of one family, each by itself, from whoever has rows of it."""
         other = self._stand_in(family)
         if other is not None:
             return self._stood_in(family, other, batch, sms, overlapped)
         answering = self._answering(family)
-        answer = answering.compute(family, batch, sms, overlapped)
+        answer = answering.compute(family, batch, sms, overlapped, widths=widths)
         own = self._related(family)
         if own is not None:
-            answer = self._in_ratio(answer, answering, own, batch, sms, overlapped)
+            answer = self._in_ratio(answer, answering, own, batch, sms, overlapped, widths=widths)
         foreign = answering.calibration.gpu != self.own.calibration.gpu
         if foreign or self.own.restated:
             answer = self._restate(answer, batch, sms, foreign=foreign)
@@ -153,7 +165,7 @@ class CompletedKernels:
         if not len(unknown):
             return answer
         part, part_sms = batch.take(unknown), sms[unknown]
-        found = elsewhere.compute(family, part, part_sms, overlapped)
+        found = elsewhere.compute(family, part, part_sms, overlapped, widths=widths)
         if elsewhere.calibration.gpu != self.own.calibration.gpu:
             found = self._restate(found, part, part_sms, foreign=True)
         for mine, theirs in zip(answer, found, strict=True):
@@ -206,13 +218,15 @@ class CompletedKernels:
         batch: Batch,
         sms: Array,
         overlapped: bool,
+        *,
+        widths: bool,
     ) -> Answer:
         """A completing calibration's answer, as own rows of the same product scale it."""
         product = related_batch(batch, own)
         # Beyond the measured SMs the two go by waves of other tiles, whose ratio says nothing.
         measured = np.minimum(sms, min(self.own.measured_gpu.sms, answering.measured_gpu.sms))
-        mine = self.own.compute(own, product, measured, overlapped)
-        theirs = answering.compute(own, product, measured, overlapped)
+        mine = self.own.compute(own, product, measured, overlapped, widths=widths)
+        theirs = answering.compute(own, product, measured, overlapped, widths=widths)
         seconds, low, high, provenance = answer
         scaled = seconds * mine[0] / theirs[0]
         below = np.hypot(np.log(seconds / low), np.log(mine[0] / mine[1]))

@@ -39,13 +39,9 @@ class Conditions:
         return overlap.attention if kind.startswith("attention") else overlap.gemm
 
     def convert(
-        self,
-        rows: Sequence[Measurement],
-        overlapped: bool,
-        floor: Seconds,
-        tiles: TilesProfile,
-    ) -> Rows:
-        """Bring the rows of one family and kernel set to one condition.
+        self, rows: Sequence[Measurement], floor: Seconds, tiles: TilesProfile
+    ) -> tuple[Rows, Rows]:
+        """Bring the rows of one family and kernel set to both conditions: alone, and overlapped.
 
         A row of an overlapped pair was slowed for a share of its time: overlapped it answers as it
         is, alone that share is taken out by the ratio that the rows hold. Every other row was
@@ -77,23 +73,27 @@ class Conditions:
         slowed = np.where(in_pair | squeezed, slowed, 1.0)
         to_pair = np.where(in_pair | squeezed, 0.0, np.log(of_rows))
         parts = waves_and_bytes(batch, sms, self.gpu, tiles)
-        if is_tensor(kind):
-            room = sms
-        elif overlapped:
-            left = self.gpu.sms - self.overlap.reference_communication_sms
-            room = np.where(squeezed, sms, left)
-        else:
-            room = np.full(len(rows), float(self.gpu.sms))
-        return Rows(
-            batch=batch,
-            sms=room,
-            log_seconds=log_seconds + (to_pair if overlapped else to_alone),
-            ideal=Ideal(*parts, floor),
-            weights=np.array([float(row.condition("repeats", "1")) for row in rows]),
-            direct=in_pair | squeezed if overlapped else (share == 0.0) & ~squeezed,
-            spread=np.array([np.nan if row.spread is None else row.spread for row in rows]),
-            slowed=slowed,
-        ).without_redundant()
+        weights = np.array([float(row.condition("repeats", "1")) for row in rows])
+        spread = np.array([np.nan if row.spread is None else row.spread for row in rows])
+        left = self.gpu.sms - self.overlap.reference_communication_sms
+        every_sm = np.full(len(rows), float(self.gpu.sms))
+        alone, overlapped = (
+            Rows(
+                batch=batch,
+                sms=sms if is_tensor(kind) else room,
+                log_seconds=log_seconds + change,
+                ideal=Ideal(*parts, floor),
+                weights=weights,
+                direct=direct,
+                spread=spread,
+                slowed=slowed,
+            ).without_redundant()
+            for room, change, direct in (
+                (every_sm, to_alone, (share == 0.0) & ~squeezed),
+                (np.where(squeezed, sms, left), to_pair, in_pair | squeezed),
+            )
+        )
+        return alone, overlapped
 
     def log_more(self, kind: str, slowed: Array) -> Array:
         """Log slow-down beside an all-to-all beyond that of the rows, where its ratio is changed.

@@ -48,13 +48,13 @@ def operator_of(row: Measurement) -> Operator:
         out_dtype=row.out_dtype,
         sizes=row.sizes,
         recompute=False,
-        accumulate=row.accumulates,
+        accumulate=row.accumulate,
     )
 
 
-def family_of(operator: Operator) -> Family:
+def family_of(kernel: Operator | Measurement) -> Family:
     """What a kernel's measurements are pooled by."""
-    return (operator.kind, operator.dtype, operator.out_dtype, operator.accumulate)
+    return (kernel.kind, kernel.dtype, kernel.out_dtype, kernel.accumulate)
 
 
 def batch_of_rows(rows: Sequence[Measurement]) -> Batch:

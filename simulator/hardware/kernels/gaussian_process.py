@@ -93,17 +93,52 @@ class Process:
     def __len__(self) -> int:
         return len(self._places)
 
-    def predict(self, features: Array) -> tuple[Array, Array]:
+    def predict(self, features: Array, *, widths: bool = True) -> tuple[Array, Array]:
         """Mean, and standard deviation over that of the process, noise included; [operators].
 
         Along a feature in which no two rows differ the roofline alone says what changes: the mean
         stays, and the deviation grows by what that much of another feature would change.
+
+        Args:
+            widths: whether deviations are asked for; else they are 0, and operators with the same
+                nearest rows share the work of solving for them.
         """
         places = features / self._lengths
+        if not widths:
+            return self._means(places[:, self._varies]), np.zeros(len(features))
         mean, deviation = self._predict(places[:, self._varies], None)
         beyond = places[:, ~self._varies] - self._first[~self._varies]
         apart = 2.0 * (1.0 - _matern((beyond**2).sum(axis=1)))
         return mean, np.sqrt(deviation**2 + apart)
+
+    def _means(self, places: Array) -> Array:
+        means = np.empty(len(places))
+        for start in range(0, len(places), CHUNK):
+            some = slice(start, start + CHUNK)
+            means[some] = self._means_of(places[some])
+        return means + self._typical
+
+    def _means_of(self, places: Array) -> Array:
+        squared = _squared_distances(places, self._places)
+        if len(self) <= NEAREST:
+            weights = self._solved(np.arange(len(self))[None])[0]
+            alone: Array = _matern(squared) @ weights
+            return alone
+        nearest = np.sort(np.argpartition(squared, NEAREST - 1, axis=1)[:, :NEAREST], axis=1)
+        # Sets of rows are told apart by the sum of a random number of 64 bits for each row.
+        marks = np.random.default_rng(0).integers(2**63, size=len(self))[nearest].sum(axis=1)
+        _, first, which = np.unique(marks, return_index=True, return_inverse=True)
+        towards = _matern(np.take_along_axis(squared, nearest, axis=1))
+        weights = self._solved(nearest[first])[which]
+        means: Array = np.einsum("ij,ij->i", towards, weights)
+        return means
+
+    def _solved(self, nearest: Index) -> NDArray[Any]:
+        """[sets, rows] ratios of each set of rows by the inverse of its covariance."""
+        covariance = self._covariance(nearest)
+        diagonal = np.arange(nearest.shape[1])
+        covariance[:, diagonal, diagonal] += self._noise
+        return np.linalg.solve(covariance, self._ratios[nearest][..., None])[..., 0]
 
     def held_out(self, groups: Index, chosen: Index | None = None) -> tuple[Array, Array]:
         """Log measured minus log predicted of rows without those of their group, and deviations.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hardware_profiles.schema import GpuProfile, TilesProfile
 from hardware_profiles.tables import Measurement
 from reference_model.formats import multiplied_as
-from simulator.hardware.kernels.families import batch_of_rows
+from simulator.hardware.kernels.families import Family, batch_of_rows, family_of
 from simulator.hardware.kernels.roofline import (
     Batch,
     is_tensor,
@@ -53,9 +53,9 @@ def _compute_of(gpu: GpuProfile) -> tuple[object, ...]:
 
 def achieved_shares(rows: Iterable[Measurement], gpu: GpuProfile) -> Achieved:
     """The largest shares of a GPU's ceilings that measured compute kernels reach."""
-    families: dict[tuple[str, str, str, bool], list[Measurement]] = {}
+    families: dict[Family, list[Measurement]] = {}
     for row in rows:
-        key = (row.kind, row.dtype, row.out_dtype, row.accumulates)
+        key = family_of(row)
         families.setdefault(key, []).append(row)
     memory: list[float] = []
     compute: dict[str, float] = {}

@@ -61,16 +61,10 @@ class Rows:
 
     def without_redundant(self) -> Rows:
         """Of rows of the same sizes and SMs keep the one with most repeats, direct ones first."""
-        best: dict[tuple[tuple[int, ...], float], int] = {}
-        keys = zip(map(tuple, self.batch.sizes.tolist()), self.sms.tolist(), strict=True)
-        for number, key in enumerate(keys):
-            kept = best.setdefault(key, number)
-            if (self.weights[number], self.direct[number]) > (
-                self.weights[kept],
-                self.direct[kept],
-            ):
-                best[key] = number
-        return self.take(np.array(sorted(best.values()), dtype=np.intp))
+        marks = fingerprints(np.column_stack([self.batch.sizes, self.sms.astype(np.int64)]))
+        order = np.lexsort((~self.direct, -self.weights, marks))
+        best = np.concatenate([[True], np.diff(marks[order]) != 0])
+        return self if best.all() else self.take(np.sort(order[best]))
 
     def take(self, chosen: Index) -> Rows:
         """The rows at some positions."""

@@ -110,46 +110,43 @@ class FamilyModel:
         smooth = fit is not None and bool(fit.lengths) and is_tensor(kind)
         self._exact = self._preferred is not self._base or not smooth
         self.rows = sum(len(rows) for rows in sets.values())
-        self._base_shapes = {shape for shape, _ in shapes_of(self._base.batch)}
         every_sms = np.concatenate([rows.sms for rows in sets.values()])
         self._sms_range = (float(every_sms.min()), float(every_sms.max()))
-        self._ranges: dict[Shape, tuple[float, float]] = {}
-        for rows in sets.values():
-            extents = extents_of(rows.batch)
-            for shape, numbers in shapes_of(rows.batch):
-                low, high = self._ranges.get(shape, (np.inf, -np.inf))
-                self._ranges[shape] = (
-                    min(low, float(extents[numbers].min())),
-                    max(high, float(extents[numbers].max())),
-                )
+        self._sets = sets
 
-    def predict(self, batch: Batch, sms: Array, ideal: Ideal, achieved: ClassModel) -> Told:
+    def predict(self, batch: Batch, sms: Array, ideal: Ideal, achieved: ClassModel | None) -> Told:
         """Predict, with width, rival and provenance.
 
         Args:
             batch: operators of this family, or of a family that borrows it.
             sms: [operators] that they have.
             ideal: at those.
-            achieved: the family's class, for widths where its own rows are too few.
+            achieved: the family's class, for widths where its own rows are too few; without it
+                only seconds and provenance are told.
         """
         provenance, exact = self._provenance(batch, sms)
         between = provenance != EXTRAPOLATED
-        base, deviation = self._on_base(batch, sms, ideal)
-        width = deviation * self._scale(0, between, achieved)
+        widths = achieved is not None
+        base, deviation = self._on_base(batch, sms, ideal, widths=widths)
+        width = deviation if achieved is None else deviation * self._scale(0, between, achieved)
         log_seconds = base
         if self._own is not None:
-            more, deviation = self._own.predict(self._features(self._preferred, batch, sms))
+            features = self._features(self._preferred, batch, sms)
+            more, deviation = self._own.predict(features, widths=widths)
             log_seconds = base + more
-            width = np.maximum(width, deviation * self._scale(1, between, achieved))
+            if achieved is not None:
+                width = np.maximum(width, deviation * self._scale(1, between, achieved))
         known = exact >= 0
         spread = np.where(known, self._preferred.spread[exact], np.nan)
         repeated = ~np.isnan(spread) & (self.kind not in MONOTONE_KINDS)
         met = known & (self._exact | repeated)
         log_seconds = np.where(met, self._preferred.log_seconds[exact], log_seconds)
-        rival = log_seconds.copy()
-        for shape, numbers in shapes_of(batch):
-            if is_tensor(self.kind) and shape in self._base_shapes:
-                rival[numbers] = base[numbers]
+        rival = log_seconds
+        if widths and is_tensor(self.kind):
+            rival = log_seconds.copy()
+            for shape, numbers in shapes_of(batch):
+                if shape in self._base_shapes:
+                    rival[numbers] = base[numbers]
         return Told(
             log_seconds,
             width,
@@ -172,6 +169,33 @@ class FamilyModel:
             low, high = self._ranges.get(shape, (np.inf, -np.inf))
             between[numbers] = (low <= extents[numbers]) & (extents[numbers] <= high)
         return between
+
+    @cached_property
+    def _base_shapes(self) -> set[Shape]:
+        return {shape for shape, _ in shapes_of(self._base.batch)}
+
+    @cached_property
+    def _ranges(self) -> Mapping[Shape, tuple[float, float]]:
+        """{shape: least and largest extent of its rows, of all kernel sets}"""
+        ranges: dict[Shape, tuple[float, float]] = {}
+        for rows in self._sets.values():
+            extents = extents_of(rows.batch)
+            for shape, numbers in shapes_of(rows.batch):
+                low, high = ranges.get(shape, (np.inf, -np.inf))
+                ranges[shape] = (
+                    min(low, float(extents[numbers].min())),
+                    max(high, float(extents[numbers].max())),
+                )
+        return ranges
+
+    @cached_property
+    def _marks(self) -> tuple[NDArray[np.int64], Index, NDArray[np.int64]]:
+        """Fingerprints of the preferred rows with their SMs, ascending, the rows that have them,
+        and fingerprints of their sizes alone."""
+        rows = self._preferred
+        known = fingerprints(np.column_stack([rows.batch.sizes, rows.sms.astype(np.int64)]))
+        order = np.argsort(known)
+        return known[order], order, fingerprints(rows.batch.sizes)
 
     @property
     def base_rows(self) -> Rows:
@@ -204,18 +228,21 @@ class FamilyModel:
         if self._preferred is self._base:
             return None
         rows = self._preferred
-        expected, _ = self._on_base(rows.batch, rows.sms, rows.ideal)
+        expected, _ = self._on_base(rows.batch, rows.sms, rows.ideal, widths=False)
         return process_of(rows, rows.log_seconds - expected, None)
 
     def _expected(self, batch: Batch, sms: Array, ideal: Ideal) -> Array:
         """[operators] log of time over that at peak by the kind's largest family."""
         if self._relative is None:
             return np.zeros(len(batch))
-        return self._relative._on_base(batch, sms, ideal)[0] - ideal.log_seconds
+        on_base, _ = self._relative._on_base(batch, sms, ideal, widths=False)
+        return on_base - ideal.log_seconds
 
-    def _on_base(self, batch: Batch, sms: Array, ideal: Ideal) -> tuple[Array, Array]:
+    def _on_base(
+        self, batch: Batch, sms: Array, ideal: Ideal, *, widths: bool
+    ) -> tuple[Array, Array]:
         """Log seconds by the set with most rows, and the deviation of its process."""
-        log_seconds, deviation = self._by_process(batch, sms, ideal)
+        log_seconds, deviation = self._by_process(batch, sms, ideal, widths=widths)
         if self._work_floor is not None:
             log_seconds = self._work_floor.raise_to(log_seconds, batch, sms)
         return log_seconds, deviation
@@ -226,11 +253,14 @@ class FamilyModel:
         if self.kind not in MONOTONE_KINDS:
             return None
         rows = self._base
-        known, _ = self._by_process(rows.batch, rows.sms, rows.ideal)
+        known, _ = self._by_process(rows.batch, rows.sms, rows.ideal, widths=False)
         return WorkFloor(rows.batch, rows.sms, known)
 
-    def _by_process(self, batch: Batch, sms: Array, ideal: Ideal) -> tuple[Array, Array]:
-        ratio, deviation = self._process.predict(self._features(self._base, batch, sms))
+    def _by_process(
+        self, batch: Batch, sms: Array, ideal: Ideal, *, widths: bool
+    ) -> tuple[Array, Array]:
+        features = self._features(self._base, batch, sms)
+        ratio, deviation = self._process.predict(features, widths=widths)
         return ideal.log_seconds + self._expected(batch, sms, ideal) + ratio, deviation
 
     def _features(self, rows: Rows, batch: Batch, sms: Array) -> Array:
@@ -252,11 +282,10 @@ class FamilyModel:
         """Provenance, and the row of the preferred set with these sizes and SMs, -1 without one."""
         rows = self._preferred
         asked = fingerprints(np.column_stack([batch.sizes, sms.astype(np.int64)]))
-        known = fingerprints(np.column_stack([rows.batch.sizes, rows.sms.astype(np.int64)]))
-        order = np.argsort(known)
-        place = np.minimum(np.searchsorted(known[order], asked), len(known) - 1)
-        exact = np.where(known[order][place] == asked, order[place], -1)
-        same_sizes = np.isin(fingerprints(batch.sizes), fingerprints(rows.batch.sizes))
+        known, order, sizes = self._marks
+        place = np.minimum(np.searchsorted(known, asked), len(known) - 1)
+        exact = np.where(known[place] == asked, order[place], -1)
+        same_sizes = np.isin(fingerprints(batch.sizes), sizes)
         low, high = self._sms_range
         between = (self.covers(batch) | same_sizes) & (low <= sms) & (sms <= high)
         provenance = np.where((exact >= 0) | between, INTERPOLATED, EXTRAPOLATED)

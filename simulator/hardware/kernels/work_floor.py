@@ -14,7 +14,7 @@ remains at two and three sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,13 +51,15 @@ Scan = Callable[[Batch, Array], tuple[Array, NDArray[np.bool_], Array]]
 class RisingRows:
     """Seconds of the kernels of one family that never fall as rows grow."""
 
-    def __init__(self, kind: str, scan: Scan, also: Array) -> None:
+    def __init__(self, kind: str, scan: Scan, *, also: Set[int], known: Set[int]) -> None:
         """Store how to predict.
 
         Args:
             kind: one of `PADDED`.
             scan: predicts kernels one by one; its time at peak must never fall as rows grow.
             also: rows to scan besides the usual ones: those of measurements.
+            known: rows that some answer may be measured at, those of `also` among them. Below what
+                is asked for, only these can matter.
         """
         self._axis = PADDED[kind]
         self._scan = scan
@@ -66,10 +68,11 @@ class RisingRows:
             np.array(FEW_ROWS),
             np.arange(SMALL_TILE_ROWS, EVERY_TILE, SMALL_TILE_ROWS),
             np.ceil(coarse / TILE_ROWS) * TILE_ROWS,
-            also,
+            np.array(sorted(also)),
         )
         self._rows = np.unique(np.concatenate(steps).astype(np.int64))
-        self._found: dict[tuple[int, float], tuple[Array, Array]] = {}
+        self._known = np.isin(self._rows, sorted(known))
+        self._found: dict[tuple[int, float], tuple[int, Array, Array]] = {}
 
     def seconds(self, batch: Batch, sms: Array, seconds: Array, at_peak: Array) -> Array:
         """[operators] the rising seconds of kernels.
@@ -84,21 +87,27 @@ class RisingRows:
         others[:, axis] = 0
         marks = fingerprints(np.column_stack([others, sms.astype(np.int64)]))
         _, first, which = np.unique(marks, return_index=True, return_inverse=True)
-        keys = [(int(marks[number]), float(sms[number])) for number in first]
-        new = [number for number, key in zip(first, keys, strict=True) if key not in self._found]
-        for start in range(0, len(new), SCANNED_AT_ONCE):
-            some = new[start : start + SCANNED_AT_ONCE]
-            scanned = self._scan_shapes(batch, axis, others[some], sms[some])
-            for number, pair in zip(some, scanned, strict=True):
-                self._found[int(marks[number]), float(sms[number])] = pair
-        rising, peaks = (
-            np.stack(part) for part in zip(*(self._found[k] for k in keys), strict=True)
-        )
         rows = batch.sizes[:, axis]
         last = len(self._rows) - 1
         above = np.searchsorted(self._rows, rows)
         to = np.minimum(above, last)
         after = np.maximum(to - 1, 0)
+        least = int(after.min())
+        keys = [(int(marks[number]), float(sms[number])) for number in first]
+        new = [
+            number
+            for number, key in zip(first, keys, strict=True)
+            if key not in self._found or self._found[key][0] > least
+        ]
+        for start in range(0, len(new), SCANNED_AT_ONCE):
+            some = new[start : start + SCANNED_AT_ONCE]
+            scanned = self._scan_shapes(batch, axis, others[some], sms[some], least)
+            for number, (of_shape, at_peak_of_shape) in zip(some, scanned, strict=True):
+                key = int(marks[number]), float(sms[number])
+                self._found[key] = (least, of_shape, at_peak_of_shape)
+        _, rising, peaks = (
+            np.stack(part) for part in zip(*(self._found[key] for key in keys), strict=True)
+        )
         low, high = rising[which, after], rising[which, to]
         start, end = np.log(peaks[which, after]), np.log(peaks[which, to])
         way = np.clip((np.log(at_peak) - start) / np.where(end > start, end - start, 1.0), 0.0, 1.0)
@@ -107,17 +116,19 @@ class RisingRows:
         return np.where(above > last, np.maximum(seconds, high), between)
 
     def _scan_shapes(
-        self, batch: Batch, axis: int, others: NDArray[np.int64], sms: Array
+        self, batch: Batch, axis: int, others: NDArray[np.int64], sms: Array, least: int
     ) -> list[tuple[Array, Array]]:
-        """Of each shape, [rows scanned] rising seconds and seconds at peak."""
-        count = len(self._rows)
-        sizes = np.repeat(others, count, axis=0)
-        sizes[:, axis] = np.tile(self._rows, len(others))
-        found = self._scan(batch_of_sizes(batch.like, sizes), np.repeat(sms, count))
+        """Of each shape, rising seconds and seconds at peak; [rows], nan before place `least`."""
+        scanned = np.flatnonzero(self._known | (np.arange(len(self._rows)) >= least))
+        sizes = np.repeat(others, len(scanned), axis=0)
+        sizes[:, axis] = np.tile(self._rows[scanned], len(others))
+        found = self._scan(batch_of_sizes(batch.like, sizes), np.repeat(sms, len(scanned)))
         seconds, measured, at_peak = found
-        each = (len(others), count)
-        never_falling = rising(seconds.reshape(each), measured.reshape(each))
-        return list(zip(never_falling, at_peak.reshape(each), strict=True))
+        each = (len(others), len(scanned))
+        never_falling, peaks = np.full((2, len(others), len(self._rows)), np.nan)
+        never_falling[:, scanned] = rising(seconds.reshape(each), measured.reshape(each))
+        peaks[:, scanned] = at_peak.reshape(each)
+        return list(zip(never_falling, peaks, strict=True))
 
 
 def rising(seconds: Array, measured: NDArray[np.bool_]) -> Array:

@@ -119,13 +119,13 @@ class AllToAllModel:
             ]
             by_set = {name: [row for row in of_kind if row.kernel_set == name] for name in sets}
             self.rows_[kind] = tuple(by_set[sets[0]]) if sets else ()
-            nvlink = [self._nvlink_share(rows) for rows in by_set.values()]
+            nvlink = (self._nvlink_share(rows) for rows in by_set.values())
             self.nvlink_share_[kind] = self._timed_share(kind, 1) or _first_and_range(
-                [v for v in nvlink if v], _figures(transfers.nvlink)
+                nvlink, _figures(transfers.nvlink)
             )
-            nic = [self._nic_share(rows, self.nvlink_share_[kind][0]) for rows in by_set.values()]
+            nic = (self._nic_share(rows, self.nvlink_share_[kind][0]) for rows in by_set.values())
             self.nic_share_[kind] = self._timed_share(kind, max(2, self.nodes)) or _first_and_range(
-                [v for v in nic if v], _figures(transfers.nic_by_mean or transfers.nic)
+                nic, _figures(transfers.nic_by_mean or transfers.nic)
             )
         return self
 
@@ -306,32 +306,42 @@ class AllToAllModel:
         if not inside:
             return None
         reached = self.calibration.all_to_all.ranks_per_token[1]
-        rates = []
-        for row in inside:
-            copied = payload_of(row) * reached
-            links = self._links_of(row, 1, copied)
-            rates += [copied / links] if links else []
+        copied = [payload_of(row) * reached for row in inside]
+        links = self._links_of(inside, 1, copied)
+        rates = [size / took for size, took in zip(copied, links, strict=True) if took]
         return min(1.0, max(rates) / self._measured_nvlink) if rates else None
 
-    def _links_of(self, row: Measurement, nodes: int, copied: Bytes) -> Seconds:
-        """What links took of a row's time; 0 where copies of SMs explain it."""
-        law = self._law(row.kind, nodes)
-        return row.seconds if law is None else law.link_seconds(row.seconds, copied, row.sms)
+    def _links_of(
+        self, rows: Sequence[Measurement], nodes: int, copied: Sequence[Bytes]
+    ) -> Sequence[Seconds]:
+        """What links took of the times of rows of a kind; 0 where copies of SMs explain them."""
+        seconds = [row.seconds for row in rows]
+        law = self._law(rows[0].kind, nodes)
+        if law is None:
+            return seconds
+        sms = np.array([row.sms for row in rows])
+        found: list[Seconds] = law.link_seconds(np.array(seconds), np.array(copied), sms).tolist()
+        return found
 
     def _nic_share(self, rows: Sequence[Measurement], nvlink_share: float) -> float | None:
         """Mean achieved share of the NIC rate over the rows that NVLink does not explain."""
         inputs = self.calibration.all_to_all
-        shares = []
+        by_nodes: dict[int, list[Measurement]] = {}
         for row in rows:
-            nodes = int(row.condition("nodes", "1"))
+            by_nodes.setdefault(int(row.condition("nodes", "1")), []).append(row)
+        shares = []
+        for nodes, members in by_nodes.items():
             if nodes == 1:
                 continue
-            forwarded = payload_of(row) * between_nodes(inputs.ranks_per_token, nodes)
-            over_nvlink = forwarded / (nvlink_share * self._measured_nvlink)
-            links, nic = self._links_of(row, nodes, forwarded), nic_of(row)
-            if nic is not None and over_nvlink < inputs.limited_by_nvlink * links:
-                remote = between_nodes(inputs.nodes_per_token, nodes) * (1.0 - 1.0 / nodes)
-                shares.append(payload_of(row) * remote / links / nic)
+            reached = between_nodes(inputs.ranks_per_token, nodes)
+            remote = between_nodes(inputs.nodes_per_token, nodes) * (1.0 - 1.0 / nodes)
+            forwarded = [payload_of(row) * reached for row in members]
+            took = self._links_of(members, nodes, forwarded)
+            for row, copied, links in zip(members, forwarded, took, strict=True):
+                over_nvlink = copied / (nvlink_share * self._measured_nvlink)
+                nic = nic_of(row)
+                if nic is not None and over_nvlink < inputs.limited_by_nvlink * links:
+                    shares.append(payload_of(row) * remote / links / nic)
         return min(1.0, float(np.mean(shares))) if shares else None
 
 
@@ -340,7 +350,8 @@ def _figures(estimate: Estimate) -> tuple[float, float, float]:
 
 
 def _first_and_range(
-    values: Sequence[float], otherwise: tuple[float, float, float]
+    values: Iterable[float | None], otherwise: tuple[float, float, float]
 ) -> tuple[float, float, float]:
     """The preferred value with the range of all sources, or the stated estimate without any."""
-    return (values[0], min(values), max(values)) if values else otherwise
+    known = [value for value in values if value]
+    return (known[0], min(known), max(known)) if known else otherwise

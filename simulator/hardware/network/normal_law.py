@@ -45,14 +45,14 @@ class NormalLaw:
         payload = both + self.ramp * -np.expm1(-both / self.ramp)
         return _joined(np.full_like(payload, self.start), payload, self.softness)
 
-    def link_seconds(self, seconds: Seconds, copied: float, sms: int) -> Seconds:
-        """What the slower link needs in a kernel that takes so long; 0 where copies alone take it
-        or longer."""
-        low, high = 0.0, seconds
+    def link_seconds(self, seconds: Array, copied: Array, sms: Array) -> Array:
+        """What the slower link needs in kernels that take so long; 0 where copies alone take it or
+        longer."""
+        low, high = np.zeros_like(seconds), seconds
         for _ in range(STEPS):
             middle = (low + high) / 2
-            found = self.seconds(np.array([copied]), np.array([sms]), np.array([middle]))
-            low, high = (middle, high) if found[0] < seconds else (low, middle)
+            below = self.seconds(copied, sms, middle) < seconds
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
         return low
 
 

@@ -165,7 +165,7 @@ def test_a_layer_profile_of_the_reference_model_gives_its_operators() -> None:
     path = Path(__file__).resolve().parents[2] / "reference_model/data/moe_layer_h200.json"
     result = import_trace(path, gpu="h200_sxm")
     assert result.mapping == "reference_model_profile"
-    rows = {(row.kind, row.sizes, row.dtype, row.accumulates): row for row in result.measurements}
+    rows = {(row.kind, row.sizes, row.dtype, row.accumulate): row for row in result.measurements}
     o_proj = rows["gemm", (("k", 16384), ("m", 4096), ("n", 7168)), "fp8_e4m3", False]
     # The nvjet kernel takes 716 us; copies of its scales and their gaps are part of the operator.
     assert 716e-6 < o_proj.seconds < 730e-6

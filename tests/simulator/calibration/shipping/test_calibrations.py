@@ -15,7 +15,7 @@ from simulator.calibration.shipping.calibrations import (
     known,
     main,
 )
-from simulator.hardware.kernels.families import family_of, operator_of
+from simulator.hardware.kernels.families import family_of
 
 FEW_ROWS = 20
 """Families that are fitted again; the largest take half a minute."""
@@ -42,7 +42,7 @@ def test_small_families_of_the_shipped_calibrations_are_what_a_fresh_fit_finds(n
     for table in profile.measurements:
         for row in load_measurements(table_path(table)):
             if row.kernel_set in profile.kernel_sets:
-                groups[family_of(operator_of(row)), row.kernel_set].append(row)
+                groups[family_of(row), row.kernel_set].append(row)
     small = [row for rows in groups.values() if len(rows) <= FEW_ROWS for row in rows]
     fresh, _ = fit_families(
         small,

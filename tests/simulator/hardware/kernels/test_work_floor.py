@@ -140,7 +140,7 @@ def scan(batch, sms):
 
 
 def test_between_the_rows_that_are_scanned_time_goes_as_at_the_peak():
-    known = RisingRows("gemm", scan, np.empty(0))
+    known = RisingRows("gemm", scan, also=set(), known=set())
     batch = product(48, 56, 64, 128, 2100, 2304, 2**21)
     alone, _, at_peak = scan(batch, None)
     found = known.seconds(batch, np.full(len(alone), 132.0), alone, at_peak)

@@ -31,6 +31,6 @@ def test_a_pipeline_fills_and_a_start_is_added():
 def test_what_links_took_is_found_in_a_kernels_time():
     law = NormalLaw(start=30e-6, ramp=50e-6, softness=1.2, copy=10e9, corner=4.0)
     took = seconds(law, copied=200e6, sms=20, links=2e-3)
-    assert law.link_seconds(took, 200e6, 20) == pytest.approx(2e-3, rel=1e-9)
     # 200 MB on one SM take 20 ms: nothing is left for links in 10 ms.
-    assert law.link_seconds(10e-3, 200e6, 1) == pytest.approx(0.0, abs=1e-9)
+    links = law.link_seconds(np.array([took, 10e-3]), np.array([200e6, 200e6]), np.array([20, 1]))
+    assert links == pytest.approx([2e-3, 0.0], rel=1e-9, abs=1e-9)
