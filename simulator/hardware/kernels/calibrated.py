@@ -211,17 +211,15 @@ class CalibratedKernels:
             at = self.measured_gpu
             on = np.minimum(sms, at.sms) if tensor else sms * (at.sms / gpu.sms)
         ideal = Ideal(*waves_and_bytes(batch, on, at, tiles), floor)
+        achieved = self.classes[overlapped, tensor]
         if model is None:
-            achieved = self.classes[overlapped, tensor]
             log_seconds = ideal.log_seconds + achieved.log_ratio
             width = np.full(len(batch), achieved.modelled_width)
             provenance = np.full(len(batch), MODELLED, dtype=np.intp)
             apart = np.zeros(len(batch))
         else:
             room = on if tensor or overlapped else np.full(len(on), float(at.sms))
-            told = model.predict(
-                batch, room, ideal, self.classes[overlapped, tensor] if widths else None
-            )
+            told = model.predict(batch, room, ideal, achieved if widths else None)
             log_seconds, provenance = told.log_seconds, told.provenance
             if overlapped:
                 more = self._conditions.log_more(kind, told.slowed)
@@ -229,15 +227,10 @@ class CalibratedKernels:
                 provenance = np.where(more == 0.0, provenance, np.maximum(provenance, INTERPOLATED))
             if borrowed or restated:
                 provenance = np.full_like(provenance, EXTRAPOLATED)
-            # Products of another type: their share of the roofline, not their times.
-            foreign = tensor and model.base_rows.batch.like.dtype != family[1]
-            if foreign:
+            if tensor and model.base_rows.batch.like.dtype != family[1]:
+                # Products of another type: their share of the roofline, not their times.
                 provenance = np.full_like(provenance, MODELLED)
-            width = told.width
-            if widths:
-                achieved = self.classes[overlapped, tensor]
-                width = self._width(model, achieved, told, provenance)
-                width = np.hypot(width, achieved.modelled_width) if foreign else width
+            width = self._width(model, achieved, told, provenance) if widths else told.width
             # What another kernel set says of the same shape lies inside the interval.
             apart = np.where(provenance == MEASURED, 0.0, told.rival - told.log_seconds)
         if overlapped and not tensor:
@@ -342,13 +335,16 @@ class CalibratedKernels:
         """Half-width of the interval in log seconds; [operators].
 
         Measured: the spread of the row's repeats, at least half that of its class. Otherwise that
-        of the model, and of the ratio that may have converted the condition.
+        of the model, and of the ratio that may have converted the condition; of products of another
+        type that of their class as well.
         """
         known = np.where(np.isnan(told.spread), achieved.spread, told.spread)
         measured = NORMAL_80 * np.maximum(known, achieved.spread / 2)
         ratio = self._conditions.ratio(model.kind)
         converted = np.hypot(told.width, np.log(ratio.high / ratio.low) / 2)
-        return np.where(provenance == MEASURED, measured, np.maximum(measured, converted))
+        converted = np.maximum(measured, converted)
+        of_class = np.where(provenance == MODELLED, achieved.modelled_width, 0.0)
+        return np.where(provenance == MEASURED, measured, np.hypot(converted, of_class))
 
 
 def _kernels(rows: Sequence[Measurement]) -> float:
