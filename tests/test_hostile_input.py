@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from invariants import SHORT
 
 from simulator.cli.app import main
 from simulator.scenario.files import known_scenarios, load_scenario
@@ -24,15 +25,6 @@ LONGEST_S = 60
 LONGEST_LINE = 1200
 
 QUICK = ("--json", "--no-interval")
-SHORT = {
-    "synthetic_1m": ("requests.synthetic.count=300", "warm_up=0 s"),
-    "day6_service": ("requests.limit=300", "warm_up=0 s"),
-    "azure_code": ("requests.limit=100", "warm_up=0 s"),
-    "azure_conversation": ("requests.limit=100", "warm_up=0 s"),
-    "mooncake_conversation": ("requests.limit=100", "warm_up=0 s"),
-}
-"""What makes runs of fleets short."""
-
 HOSTILE = (
     "0", "-1", "1", "3", "1.5", "-0.0", "1e-30", "1e17", "1" + "0" * 400, "nan", ".nan", ".inf",
     "-.inf", "null", "''", "[]", "{}", "true", "x" * 300, "[/red]", "1 ns", "0 s", "1e300 s",

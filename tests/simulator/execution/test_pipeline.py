@@ -282,11 +282,11 @@ def test_drawing_is_to_scale_with_idle_time_as_dots() -> None:
 
 
 def test_ranks_stand_in_one_column_and_marks_at_their_times() -> None:
-    """Eleven ranks of 1F1B, one micro-batch: F is one unit of 4 columns, B two; 33 units in all."""
-    *rows, axis = draw_to_scale(run_ideal(one_f_one_b(11, 1), EQUAL)).splitlines()
-    assert rows[0] == f"rank  0 |F0 {'.' * 4 * 30}|B0     |"
-    assert rows[10] == f"rank 10 {'.' * 4 * 10}|F0 |B0     {'.' * 4 * 20}|"
-    marks = {len("rank 10 ") + 4 * time: f"^{time}" for time in range(0, 31, 5)}
+    """Twelve ranks of 1F1B, one micro-batch: F is one unit of 4 columns, B two; 36 units in all."""
+    *rows, axis = draw_to_scale(run_ideal(one_f_one_b(12, 1), EQUAL)).splitlines()
+    assert rows[0] == f"rank  0 |F0 {'.' * 4 * 33}|B0     |"
+    assert rows[11] == f"rank 11 {'.' * 4 * 11}|F0 |B0     {'.' * 4 * 22}|"
+    marks = {len("rank 11 ") + 4 * time: f"^{time}" for time in range(0, 36, 5)}
     assert {found.start(): found[0] for found in re.finditer(r"\^\d+", axis)} == marks
 
 
