@@ -461,9 +461,11 @@ class FitProfile(Profile):
     are too few rows to find them."""
     noise_share: Annotated[float, Field(gt=0)] | None = None
     """Variance of a row's noise over that between rows far apart."""
-    widths: tuple[float | None, float | None] | None = None
+    widths: (
+        tuple[float | None, float | None] | tuple[float | None, float | None, float | None] | None
+    ) = None
     """80 % quantiles of the log error of held-out rows over the deviation of the model: of rows
-    left out one by one, and of whole shapes left out."""
+    left out one by one, of whole shapes left out, and of the ends of the range of load."""
     tiles: TilesProfile | None = None
     """Of matrix products, where others than the calibration's fit left-out rows better."""
     noise: HeldOutError | None = None

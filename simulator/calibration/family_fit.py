@@ -42,7 +42,7 @@ from simulator.hardware.kernels.gaussian_process import (
     features_of,
 )
 from simulator.hardware.kernels.measured_rows import Rows, shapes_of
-from simulator.hardware.kernels.models import ENOUGH_RESIDUALS, QUANTILE, process_of
+from simulator.hardware.kernels.models import ENOUGH_RESIDUALS, QUANTILE, ends_of, process_of
 from simulator.hardware.kernels.roofline import SMALL_TILE_ROWS, Ideal, waves_and_bytes
 
 Array = NDArray[np.float64]
@@ -302,7 +302,11 @@ def _judged(
         "interpolated": summary(errors[~edge]),
         "edge": summary(errors[edge]),
         "regions": summary(left),
-        "widths": (held_out_width(errors, deviation), held_out_width(left, left_deviation)),
+        "widths": (
+            held_out_width(errors, deviation),
+            held_out_width(left, left_deviation),
+            _width_at_ends(table, fit),
+        ),
         "coverage": {
             **{name: (int(values.min()), int(values.max())) for name, values in sizes.items()},
             "sms": (int(table.sms.min()), int(table.sms.max())),
@@ -310,6 +314,16 @@ def _judged(
         "worst": _worst(held_out, varying),
     }
     return fit.model_copy(update=found), held_out
+
+
+def _width_at_ends(table: Rows, fit: FitProfile) -> float | None:
+    """`held_out_width` of the first and the last octave of load, each left out as a whole."""
+    ends = ends_of(table)
+    places = np.flatnonzero(ends >= 0)
+    places = places[_some(len(places), JUDGED_ROWS)]
+    if not len(places):
+        return None
+    return held_out_width(*_process(table, fit).held_out(ends, places))
 
 
 def held_out_width(errors: Array, deviation: Array) -> float | None:

@@ -39,6 +39,15 @@ class CommonErrors(Profile):
     """Standard deviation of times that memory binds."""
     sustained: Estimate
     """Time that tiles bind under load for seconds over its time in a burst."""
+    repeat_compute: Estimate
+    """Standard deviation of a tensor-core kernel's time, timed again minutes later: of each row by
+    itself, and more than the repeats of one run scatter."""
+    repeat_memory: Estimate
+    """The same of a memory-bound one."""
+
+    def repeat(self, *, tensor: bool) -> float:
+        """Of a row's time, by the class of its kernel."""
+        return (self.repeat_compute if tensor else self.repeat_memory).value
 
 
 @cache

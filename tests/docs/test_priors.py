@@ -61,6 +61,8 @@ def test_what_moves_all_kernels_as_one_is_that_of_the_page() -> None:
         ("compute", "device", 1e-2),
         ("memory", "device, memory-bound", 1e-2),
         ("sustained", "sustained load", 1.0),
+        ("repeat_compute", "repeat", 1e-2),
+        ("repeat_memory", "repeat, memory-bound", 1e-2),
     ):
         ends = [data[name][end] for end in ("value", "low", "high")]
         assert ends == pytest.approx([scale * value for value in lines[row]]), name

@@ -25,6 +25,7 @@ from hardware_profiles.schema import (
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement
 from reference_model.formats import multiplied_as, nearest_type
 from reference_model.trace import ALL_TO_ALL_KINDS
+from simulator.hardware.common_errors import common_errors
 from simulator.hardware.kernels.conditions import Conditions
 from simulator.hardware.kernels.families import (
     Family,
@@ -334,12 +335,13 @@ class CalibratedKernels:
     ) -> Array:
         """Half-width of the interval in log seconds; [operators].
 
-        Measured: the spread of the row's repeats, at least half that of its class. Otherwise that
-        of the model, and of the ratio that may have converted the condition; of products of another
-        type that of their class as well.
+        Measured: the spread of the row's repeats, at least half that of its class, and what timing
+        it again makes of it. Otherwise that of the model, and of the ratio that may have converted
+        the condition, never less; of products of another type that of their class as well.
         """
         known = np.where(np.isnan(told.spread), achieved.spread, told.spread)
-        measured = NORMAL_80 * np.maximum(known, achieved.spread / 2)
+        again = common_errors().repeat(tensor=is_tensor(model.kind))
+        measured = NORMAL_80 * np.hypot(np.maximum(known, achieved.spread / 2), again)
         ratio = self._conditions.ratio(model.kind)
         converted = np.hypot(told.width, np.log(ratio.high / ratio.low) / 2)
         converted = np.maximum(measured, converted)

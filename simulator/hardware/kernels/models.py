@@ -42,6 +42,14 @@ ENOUGH_RESIDUALS = 5
 """Fewer held-out rows than this say nothing about a quantile; the class answers instead."""
 
 
+BETWEEN, ELSEWHERE, BEYOND = range(3)
+"""Where an operator lies: between rows of its shape, in a shape without rows, or beyond the rows of
+its shape."""
+Scales = tuple[float | None, float | None, float | None]
+"""Of rows left out one by one, of whole shapes left out, and of the first and the last octave of
+load left out; None where too few say so."""
+
+
 def process_of(rows: Rows, log_ratios: Array, fit: FitProfile | None) -> Process:
     """Of rows of one family, with the lengths and noise that calibrate found, if any."""
     features = features_of(rows.batch, rows.sms, rows.ideal)
@@ -125,17 +133,19 @@ class FamilyModel:
                 only seconds and provenance are told.
         """
         provenance, exact = self._provenance(batch, sms)
-        between = provenance != EXTRAPOLATED
         widths = achieved is not None
         base, deviation = self._on_base(batch, sms, ideal, widths=widths)
-        width = deviation if achieved is None else deviation * self._scale(0, between, achieved)
+        width, reach = deviation, np.empty(0, dtype=np.intp)
+        if achieved is not None:
+            reach = np.where(provenance != EXTRAPOLATED, BETWEEN, self._reach(batch))
+            width = deviation * self._scale(0, reach, achieved)
         log_seconds = base
         if self._own is not None:
             features = self._features(self._preferred, batch, sms)
             more, deviation = self._own.predict(features, widths=widths)
             log_seconds = base + more
             if achieved is not None:
-                width = np.maximum(width, deviation * self._scale(1, between, achieved))
+                width = np.maximum(width, deviation * self._scale(1, reach, achieved))
         known = exact >= 0
         spread = np.where(known, self._preferred.spread[exact], np.nan)
         repeated = ~np.isnan(spread) & (self.kind not in MONOTONE_KINDS)
@@ -203,15 +213,15 @@ class FamilyModel:
         return self._base
 
     @cached_property
-    def scales(self) -> tuple[tuple[float | None, float | None], ...]:
+    def scales(self) -> tuple[Scales, ...]:
         """80% quantiles of the log error of held-out rows over the deviation of the process.
 
-        Of the set with most rows, and of what the preferred set adds to it; each of rows left out
-        one by one and of whole shapes left out. None where too few say so. Those of the calibration
-        where it states them.
+        Of the set with most rows, and of what the preferred set adds to it. Those of the
+        calibration where it states them; the ends are as shapes where it states two.
         """
         base = self._fit.widths if self._fit is not None else None
-        found = [base or held_out_scales(self._process, self._base)]
+        stated = None if base is None else (*base[:2], base[-1])
+        found = [stated or held_out_scales(self._process, self._base)]
         if self._own is not None:
             found.append(held_out_scales(self._own, self._preferred))
         return tuple(found)
@@ -270,13 +280,23 @@ class FamilyModel:
         parts = waves_and_bytes(batch, near, self._gpu, self.tiles)
         return features_of(batch, near, Ideal(*parts, self.floor))
 
-    def _scale(self, number: int, between: NDArray[np.bool_], achieved: ClassModel) -> Array:
-        """[operators] of `scales`; those of the class where there is none."""
-        inside, outside = (
-            known if known is not None else other
-            for known, other in zip(self.scales[number], achieved.scales, strict=True)
-        )
-        return np.where(between, inside, outside)
+    def _reach(self, batch: Batch) -> Index:
+        """[operators] BEYOND the rows of a shape that has some, else ELSEWHERE."""
+        found = np.full(len(batch), ELSEWHERE, dtype=np.intp)
+        beyond = ~self.covers(batch)
+        for shape, numbers in shapes_of(batch):
+            if shape in self._ranges:
+                found[numbers[beyond[numbers]]] = BEYOND
+        return found
+
+    def _scale(self, number: int, reach: Index, achieved: ClassModel) -> Array:
+        """[operators] of `scales`, by BETWEEN, ELSEWHERE or BEYOND; those of the class where there
+        is none. What is reached less is never known better."""
+        known = [
+            other if own is None else own
+            for own, other in zip(self.scales[number], achieved.scales, strict=True)
+        ]
+        return np.asarray(np.maximum.accumulate(known)[reach])
 
     def _provenance(self, batch: Batch, sms: Array) -> tuple[NDArray[np.intp], Index]:
         """Provenance, and the row of the preferred set with these sizes and SMs, -1 without one."""
@@ -310,27 +330,40 @@ class ClassModel:
         """Median spread of repeats."""
 
     @cached_property
-    def scales(self) -> tuple[float, float]:
+    def scales(self) -> tuple[float, ...]:
         """Median over the families of what `FamilyModel.scales` says of them."""
-        stated = [pair for member in self._members for pair in member.scales]
-        inside = [scale for scale, _ in stated if scale is not None]
-        outside = [scale for _, scale in stated if scale is not None]
-        return (
-            float(np.median(inside)) if inside else self.modelled_width,
-            float(np.median(outside)) if outside else self.modelled_width,
+        stated = [scales for member in self._members for scales in member.scales]
+        known = (
+            [scale for scale in each if scale is not None] for each in zip(*stated, strict=True)
         )
+        return tuple(float(np.median(each)) if each else self.modelled_width for each in known)
 
 
-def held_out_scales(process: Process, rows: Rows) -> tuple[float | None, float | None]:
-    """`FamilyModel.scales` of one process: of rows left out one by one, of whole shapes."""
+def held_out_scales(process: Process, rows: Rows, some: Index | None = None) -> Scales:
+    """`FamilyModel.scales` of one process.
+
+    Args:
+        some: rows to judge; all where not given.
+    """
     shapes = np.empty(len(rows), dtype=np.intp)
     for number, (_, members) in enumerate(shapes_of(rows.batch)):
         shapes[members] = number
+    judged = np.arange(len(rows)) if some is None else some
     found: list[float | None] = []
-    for groups in (np.arange(len(rows)), shapes):
-        if len(rows) < ENOUGH_RESIDUALS or groups.max() == 0:
+    for groups in (np.arange(len(rows)), shapes, ends_of(rows)):
+        chosen = judged[groups[judged] >= 0]
+        if len(chosen) < ENOUGH_RESIDUALS or len(np.unique(groups)) == 1:
             found.append(None)
             continue
-        errors, deviation = process.held_out(groups)
+        errors, deviation = process.held_out(groups, chosen)
         found.append(float(np.quantile(np.abs(errors) / deviation, QUANTILE)))
-    return found[0], found[1]
+    return found[0], found[1], found[2]
+
+
+def ends_of(rows: Rows) -> Index:
+    """[rows] 0 within an octave of the least load of the family, 1 of the most, -1 between."""
+    octaves = np.log2(np.maximum(extents_of(rows.batch), 1.0))
+    first, last = octaves.min() + 1.0, octaves.max() - 1.0
+    if last - first < 1.0:
+        return np.full(len(rows), -1, dtype=np.intp)
+    return np.where(octaves <= first, 0, np.where(octaves >= last, 1, -1)).astype(np.intp)

@@ -1,15 +1,20 @@
 """What a calibration's own rows say, and how sure they are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cost_models import (
+    CALIBRATION,
     WITHOUT_TRACE,
     fitted,
     gemm,
 )
+from made_up_rows import made_up
 
 from hardware_profiles.schema import load_gpu
 from simulator.hardware.costs import NotCalibrated
+from simulator.hardware.kernels.families import operator_of
 from simulator.hardware.kernels.roofline import batch_of, least_seconds
 
 H800 = load_gpu("h800_sxm")
@@ -19,13 +24,13 @@ def test_intervals_between_rows_and_beyond_them_hold_what_the_calibration_says()
     # The 80% quantile of held-out errors over the deviation of the process, times the deviation.
     family = ("gemm", "fp8_e4m3", "bfloat16", False)
     model = WITHOUT_TRACE.kernels_.own.families[False, family]
-    (inside, outside), *_ = model.scales
+    scales, *_ = model.scales
     fit = next(
         fit
         for fit in WITHOUT_TRACE.calibration.fits
         if (fit.kind, fit.kernel_set) == ("gemm", "infersim")
     )
-    assert (inside, outside) == fit.widths
+    assert scales == fit.widths
     told = {
         name: WITHOUT_TRACE.predict([op], sms=132, overlapped=False)
         for name, op in (
@@ -85,6 +90,19 @@ def test_a_type_that_the_measured_gpu_does_not_multiply_takes_what_its_class_rea
     waves = 2 * 128 * 28 * (128 + 32) * 8192 / (9e15 / 148)
     floor = b200.calibration.kernel_floor.value
     assert told.seconds[0] == pytest.approx(reached * (waves + floor), rel=1e-9)
+
+
+def test_a_measured_time_may_be_off_by_what_timing_it_again_makes_of_it():
+    """The row has no repeats, its class a spread of 3%: 1.2816 sqrt(3%^2 + 1.65%^2)."""
+    rows = [replace(row, spread=0.03) for row in made_up()]
+    calibration = CALIBRATION.model_copy(update={"kernel_sets": ("made_up",), "fits": ()})
+    told = fitted(calibration=calibration, rows=rows).predict(
+        [operator_of(rows[0])], sms=132, overlapped=False
+    )
+
+    assert told.provenance_names() == ["measured"]
+    width = float(np.log(told.high / told.seconds)[0])
+    assert width == pytest.approx(1.2816 * (0.03**2 + 0.0165**2) ** 0.5, rel=1e-4)
 
 
 def test_a_table_without_the_named_kernel_sets_says_so():
