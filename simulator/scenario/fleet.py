@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from hardware_profiles.fields import BandwidthValue, DataValue, FrequencyValue, Profile, TimeValue
-from simulator.scenario.inputs import SpeculativeDecoding
+from simulator.scenario.inputs import ServingRecipe, SpeculativeDecoding
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Hourly = Annotated[tuple[PositiveFloat, ...], Field(min_length=24, max_length=24)]
@@ -369,6 +369,8 @@ class FleetJob(Profile):
     prefill: PoolSpec | None = None
     decode: PoolSpec | None = None
     colocated: PoolSpec | None = None
+    recipe: ServingRecipe = None
+    """That of all steps; by default each step's own, else that of the model."""
     kv_bytes_per_token: DataValue | None = None
     """What transfers and prefix caches move; by default that of the KV caches of the named steps,
     or where none is named of the model in BF16."""

@@ -165,7 +165,8 @@ def _model(
 ) -> ServingModel:
     """Make the deployment of a step scenario ready, after checking that it is the pool's.
 
-    Its model and nodes are the fleet's, whatever its own file names.
+    Its model and nodes are the fleet's, whatever its own file names, and so is the recipe where the
+    fleet states one.
     """
     scenario = load_scenario(named.scenario, named.changes)
     of_fleet = {
@@ -173,6 +174,7 @@ def _model(
         "cluster.node": (scenario.resolved["cluster"]["node"], fleet.resolved["cluster"]["node"]),
     }
     other = [f"{path}={_as_yaml(value)}" for path, (own, value) in of_fleet.items() if own != value]
+    other += [] if job.recipe is None else [f"recipe={job.recipe}"]
     if other:
         scenario = load_scenario(named.scenario, [*named.changes, *other])
     step = scenario.job

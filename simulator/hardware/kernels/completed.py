@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.schema import CalibrationProfile, GpuProfile
 from hardware_profiles.tables import Measurement
+from reference_model.formats import nearest_type
 from reference_model.trace import Operator
 from simulator.hardware.kernels.calibrated import Answer, CalibratedKernels
 from simulator.hardware.kernels.families import Family, family_of
@@ -239,7 +240,8 @@ class CompletedKernels:
         )
 
     def _answering(self, family: Family) -> CalibratedKernels:
-        """Who predicts a family: whoever has rows of it, else of its kind, else of its class."""
+        """Who predicts a family: whoever has rows of it, else of its kind, first of the type that
+        its own is most like, else of its class."""
         if (False, family) in self.own.families:
             return self.own
         models = (self.own, *self.own.others)
@@ -248,9 +250,12 @@ class CompletedKernels:
             own = [known for _, known in model.families]
             if family in own:
                 return 0
-            if any(known[0] == family[0] for known in own):
+            alike = nearest_type(family[1])
+            if alike != family[1] and any(known[:2] == (family[0], alike) for known in own):
                 return 1
-            return 2 if (False, is_tensor(family[0])) in model.classes else 3
+            if any(known[0] == family[0] for known in own):
+                return 2
+            return 3 if (False, is_tensor(family[0])) in model.classes else 4
 
         return min(models, key=has)
 

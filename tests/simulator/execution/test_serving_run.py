@@ -22,6 +22,42 @@ def step_of(name, *changes):
 """Of 8 tokens per GPU and micro-batch, 64 copies, half stay within the node."""
 
 
+RECIPES = ("fp8", "bf16", "int4")
+
+
+def expert_product(step):
+    """The gate and up projection of a layer's experts."""
+    return next(
+        op for op in step.operators["moe", 0].operators if op.name == "experts.gate_up_proj"
+    )
+
+
+def test_a_decode_step_reads_weights_of_its_recipe_and_takes_as_long():
+    steps = [step_of("decode_tp8_h200", "model=moonlight", f"recipe={r}") for r in RECIPES]
+    # 64 requests of 6 experts each on all 64 of them, an eighth of 2 x 1,408 columns on each GPU.
+    rows, columns, hidden = 64 * 6, 2 * 1408 // 8, 2048
+    counts = 64 * 4
+    assert [expert_product(step).bytes_read for step in steps] == [
+        rows * (hidden + 16 * 4) + 64 * (columns * hidden + 3 * 16 * 4) + counts,
+        2 * (rows * hidden + 64 * columns * hidden) + counts,
+        2 * rows * hidden + 64 * columns * (hidden // 2 + 2 * hidden // 32) + counts,
+    ]
+    fp8, bf16, int4 = (step.step_s for step in steps)
+    assert int4 < fp8 < bf16
+
+
+def test_a_prefill_pass_multiplies_in_the_type_of_its_recipe_and_takes_as_long():
+    steps = [step_of("prefill_ep32_h100", "model=moonlight", f"recipe={r}") for r in RECIPES]
+    assert [expert_product(step).dtype for step in steps] == ["fp8_e4m3", "bfloat16", "w4a16_g32"]
+    # Of 16,384 tokens in two micro-batches, 6 choices each, on 3 experts of 2,816 columns.
+    for step in steps:
+        product = expert_product(step)
+        assert product.flops == 2 * 8192 * 6 * 2816 * 2048
+    fp8, bf16, int4 = (step.step_s for step in steps)
+    assert fp8 < int4
+    assert int4 == pytest.approx(bf16, rel=0.01)
+
+
 def test_few_requests_touch_few_experts():
     step = step_of("mtp_one_node", "speculative_decoding=null")
     assert step.loads.active.mean() < 32 / 2

@@ -159,6 +159,24 @@ def test_steps_have_the_model_and_the_nodes_of_their_fleet() -> None:
     assert seconds == pytest.approx(step["step_time_s"], rel=0.01)
 
 
+def test_steps_have_the_recipe_of_their_fleet() -> None:
+    plain, int4 = (
+        prepare_fleet(load_scenario("azure_conversation", ["requests.limit=5", *changes]))
+        for changes in ([], ["recipe=int4"])
+    )
+    assert {model.recipe for model in plain.models.values()} == {"fp8"}
+    assert {model.recipe for model in int4.models.values()} == {"int4"}
+    # Of one token: 61 layers of 576 BF16 values. What experts of 9/16 of a byte leave free beside
+    # those of 1 + 4 / 128^2, less what attention, dense layers and shared experts take in BF16.
+    experts = 58 * 256 * 3 * 7168 * 2048 // 8
+    attention = 61 * (7168 * 2112 + (1536 * 24576 + 16384 * 7168) // 8)
+    beside = attention + (58 * 3 * 7168 * 2048 + 3 * 3 * 7168 * 18432) // 8
+    fp8 = 1 + 4 / 128**2
+    freed = experts * (fp8 - 9 / 16) - beside * (2 - fp8)
+    held = [fleet.step_times["colocated"].kv_capacity_tokens for fleet in (plain, int4)]
+    assert held[1] - held[0] == pytest.approx(freed / (61 * 576 * 2), rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
