@@ -10,7 +10,6 @@ fleet depends on which requests it then meets.
 from __future__ import annotations
 
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Callable
@@ -85,7 +84,10 @@ def times_lie_within_bounds(name: str, run: Run[Any]) -> bool | None:
             for variant in result.variants:
                 assert np.all(variant.links.utilisation <= 1 + 1e-9)
         case "tpot_limit":
-            assert math.isclose(result.tpot_s, result.transfers * result.transfer_s, rel_tol=1e-9)
+            # A transfer's time here is that of a dispatch and a combine.
+            exchanges, compute = result.transfers / 2, run.scenario.job.compute_per_layer
+            assert result.tpot_s >= exchanges * max(compute, result.transfer_s) * (1 - 1e-12)
+            assert result.tpot_s <= exchanges * (compute + result.transfer_s) * (1 + 1e-12)
         case "offload":
             assert max(result.fixed_s, result.experts_s) <= result.token_s
             assert result.token_s <= (result.fixed_s + result.experts_s) * (1 + 1e-12)
