@@ -25,6 +25,7 @@ from simulator.execution.offload import OffloadStep, offload_step
 from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
+from simulator.hardware.kernels.families import family_of
 from simulator.hardware.prediction import PROVENANCES
 from simulator.scenario.published import PublishedFigure
 from simulator.scenario.serving import OffloadJob, ServingStepJob
@@ -376,7 +377,7 @@ def _kernel_times(step: ServingStep) -> Iterator[tuple[Operator, Seconds]]:
     operators = [op for section in step.model.sections for op in step.operators[section].operators]
     totals = (step.times.seconds * calls).tolist()
     for operator, family, seconds in zip(operators, step.times.family, totals, strict=True):
-        if family == operator.kind:
+        if family == family_of(operator):
             yield operator, seconds
 
 

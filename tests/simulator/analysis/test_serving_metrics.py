@@ -95,6 +95,10 @@ def test_a_skewed_step_that_reads_fewer_weights_is_faster_and_counts_them():
 def test_a_tray_of_an_nvl72_rack_is_a_node_of_four():
     metrics = metrics_of("decode_nvl72")
     assert metrics["kernels"]["basis"] == "measured"
+    # Kernels of the compute stream are all counted; a GB200's decode attention is a B200's.
+    shares = metrics["kernels"]["time_by_calibration"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["b200_sxm"] == pytest.approx(0.350, abs=5e-4)
     assert metrics["transfers"]["link"] == "nvlink"
     ratio = (
         metrics["output_tokens_per_second_per_node"] / metrics["output_tokens_per_second_per_gpu"]
