@@ -30,7 +30,9 @@ from simulator.execution.pipeline import PipelineRun, run_pipeline
 from simulator.execution.training_fabric import StepLoads, copies_of, holders_of
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.roofline import is_tensor
-from simulator.hardware.network.fabric_load import FabricLoad
+from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
+from simulator.hardware.network.groups import Domains
 from simulator.hardware.network.transfers import Collective, Transfers, exchange_sms
 from simulator.hardware.prediction import Prediction
 from simulator.scenario.files import Scenario
@@ -60,7 +62,7 @@ from simulator.workload.schedules import (
     Action,
     Schedule,
 )
-from simulator.workload.task_graph import Stream, TaskGraph
+from simulator.workload.task_graph import COLLECTIVE_SEGMENTS, Stream, TaskGraph
 
 PAIR_LAYERS: Stage = ("moe",) * 4
 """Layers of each chunk in the published profile of one overlapped pair."""
@@ -286,6 +288,7 @@ def cost_graphs(
         overlapped=[task.overlapped and costs.expert_parallel_ranks > 1 for _, task, _ in tasks],
         load=[key.load for key, _, _ in tasks],
     )
+    every = with_collectives(every, [operator for _, _, operator in tasks], costs)
     predictions, start = {}, 0
     for key, graph in graphs.items():
         end = start + len(graph.tasks)
@@ -314,6 +317,30 @@ def task_sms(
         - communication_sms * (keeps or task.overlapped or (lone_keep and is_tensor(operator.kind)))
         for task, operator in zip(graph.tasks, graph.task_operators(), strict=True)
     ]
+
+
+def with_collectives(
+    times: Prediction, operators: Sequence[Operator], costs: KernelCostModel
+) -> Prediction:
+    """The times with those of the exchanges between GPUs that share sequences, which are
+    collectives and no kernels. Failures of the fabric slow none of them."""
+    places = [place for place, op in enumerate(operators) if op.segment in COLLECTIVE_SEGMENTS]
+    if not places:
+        return times
+    ranks = costs.context_parallel_ranks
+    inside = min(ranks, nvlink_domains(costs.cluster, group=ranks).gpus_each)
+    group = Domains(domains=ranks // inside, fewest=inside, most=inside)
+    known = {
+        operator: costs.transfers_.collective(
+            "all_gather" if operator.segment == "gather" else "reduce_scatter",
+            float(operator.bytes_written),
+            form="ring",
+            group=group,
+            load=None if group.domains == 1 else NO_LIMIT,
+        )
+        for operator in {operators[place] for place in places}
+    }
+    return times.with_others({place: known[operators[place]] for place in places})
 
 
 def run_chunks(

@@ -26,7 +26,7 @@ from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.power_state import rows_for
 from simulator.scenario.files import Scenario, by_name, check_names
 from simulator.scenario.training import TrainingJob
-from simulator.workload.chunk import operators_of
+from simulator.workload.context_parallel import check_pieces, operators_of_part
 from simulator.workload.layout import ParallelLayout, explicit_stages, model_layers
 from simulator.workload.load import Load
 from simulator.workload.memory import OPTIMIZERS, MemoryModel, check_fits, layer_memory
@@ -35,6 +35,32 @@ from simulator.workload.schedules import SCHEDULES, build_schedule, held_activat
 
 MOST_CHUNKS = 1_000_000
 """Micro-batches times pipeline ranks that are simulated: a few minutes of work."""
+
+
+def sequences_in_one_round(job: TrainingJob, layout: ParallelLayout) -> int:
+    """Sequences of one micro-batch of every pipeline.
+
+    Raises:
+        ValueError: GPUs that cannot share sequences, or a batch that is no multiple of it.
+    """
+    sharing = job.context_parallel
+    check_pieces(job.sequence_length, sharing)
+    if layout.dp % sharing:
+        raise ValueError(
+            f"training.context_parallel: {sharing} does not divide the {layout.dp} data-parallel "
+            f"ranks ({layout.gpus} GPUs / pp {job.pp}); allowed: a divisor of them"
+        )
+    found = layout.dp // sharing * job.micro_batch_sequences
+    if job.global_batch_sequences % found:
+        ranks = (
+            "data-parallel ranks" if sharing == 1 else f"groups of {sharing} GPUs that share them"
+        )
+        raise ValueError(
+            f"training.global_batch_sequences: {job.global_batch_sequences} is not a multiple of "
+            f"{layout.dp // sharing} {ranks} x {job.micro_batch_sequences} sequences per "
+            f"micro-batch; allowed: a multiple of {found}"
+        )
+    return found
 
 
 def simulate_training(
@@ -69,13 +95,7 @@ def simulate_training(
             f"training.communication_sms: {job.communication_sms} leaves no SM for compute; "
             f"allowed: fewer than the {node.gpu.sms} SMs of {node.gpu.name}"
         )
-    in_one_round = layout.dp * job.micro_batch_sequences
-    if job.global_batch_sequences % in_one_round:
-        raise ValueError(
-            f"training.global_batch_sequences: {job.global_batch_sequences} is not a multiple of "
-            f"{layout.dp} data-parallel ranks x {job.micro_batch_sequences} sequences per "
-            f"micro-batch; allowed: a multiple of {in_one_round}"
-        )
+    in_one_round = sequences_in_one_round(job, layout)
     microbatches = job.global_batch_sequences // in_one_round
     virtual_stages = None if job.virtual_stages == "default" else job.virtual_stages
     if job.pp * microbatches * (virtual_stages or 1) > MOST_CHUNKS:
@@ -110,12 +130,13 @@ def simulate_training(
         )
 
     load = load_at(1.0)
-    operators = operators_of(trace, load)
+    operators = operators_of_part(trace, load, job.context_parallel)
     capacity = node.gpu.hbm_capacity
     costs = build_costs(
         cluster=scenario.cluster,
         calibration=scenario.calibration,
         expert_parallel_ranks=job.ep,
+        context_parallel_ranks=job.context_parallel,
         reach=reach,
         sustained_job=True,
     ).fit(measurements)
@@ -193,6 +214,6 @@ def simulate_training(
         costs=costs,
         step=step(costs),
         without_slowdown=step(costs.without_all_to_all_slowdown()),
-        operators_at=lambda rows: operators_of(trace, load_at(rows)),
+        operators_at=lambda rows: operators_of_part(trace, load_at(rows), job.context_parallel),
         unfold=unfold,
     )

@@ -73,6 +73,7 @@ class KernelCostModel:
         cluster: ClusterProfile,
         calibration: CalibrationProfile,
         expert_parallel_ranks: int,
+        context_parallel_ranks: int = 1,
         reach: Reach | None = None,
         sustained_job: bool = False,
     ) -> None:
@@ -83,12 +84,14 @@ class KernelCostModel:
             calibration: kernel sets to use, and the inputs that no table holds.
             expert_parallel_ranks: GPUs that share a layer's experts; dispatch and combine cross
                 the nodes that hold them.
+            context_parallel_ranks: GPUs that share the tokens of a sequence.
             reach: where the job's tokens go; else as in DeepEP's tests.
             sustained_job: whether the job draws the power limit for its whole length.
         """
         self.cluster = cluster
         self.calibration = calibration
         self.expert_parallel_ranks = expert_parallel_ranks
+        self.context_parallel_ranks = context_parallel_ranks
         self.reach = reach
         self.sustained_job = sustained_job
 

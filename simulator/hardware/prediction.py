@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,17 @@ class Prediction:
             self.family[chosen],
             self.common[:, chosen],
         )
+
+    def with_others(self, others: Mapping[int, Prediction]) -> Prediction:
+        """The same with other single times at some places: {place: its time}."""
+        seconds, low, high = (np.array(ends) for ends in (self.seconds, self.low, self.high))
+        provenance, common = self.provenance.copy(), self.common.copy()
+        family = list(self.family)
+        for place, other in others.items():
+            seconds[place], low[place], high[place] = other.seconds[0], other.low[0], other.high[0]
+            provenance[place], family[place] = other.provenance[0], other.family[0]
+            common[:, place] = other.common[:, 0]
+        return Prediction(seconds, low, high, provenance, tuple(family), common)
 
     def between(self, other: Prediction, share: Array) -> Prediction:
         """Times on the line from `other` (share 0) to these (share 1); same operators but sizes."""

@@ -52,6 +52,9 @@ class TrainingJob(Profile):
     micro_batch_sequences: PositiveInt
     sequence_length: PositiveInt
     """Tokens of one sequence."""
+    context_parallel: PositiveInt = 1
+    """GPUs that share the tokens of a sequence, next to each other; each attends to all tokens
+    before its own."""
     communication_sms: NonNegativeInt
     """SMs that dispatch and combine kernels keep while a chunk overlaps them with compute.
 
@@ -87,7 +90,8 @@ class TrainingJob(Profile):
 
     @property
     def micro_batch_tokens(self) -> int:
-        return self.micro_batch_sequences * self.sequence_length
+        """Of one GPU."""
+        return self.micro_batch_sequences * self.sequence_length // self.context_parallel
 
     @property
     def step_tokens(self) -> int:

@@ -223,13 +223,17 @@ def layer_memory(
 
     def of_kind(kind: str) -> LayerMemory:
         matrices = _by_matrix(operators(kind, WEIGHT_GRAD))
+        kept = {name: kept_bytes(group) for name, group in matrices.items()}
+        # GPUs that share sequences keep operands of all their tokens for some matrices.
+        own = trace.operators(kind, WEIGHT_GRAD, **load.variables())
+        beyond = sum(kept.values()) - kept_bytes(own)
         return LayerMemory(
             parameters=layer_parameters(
                 config, kind, operators(kind, FORWARD), local_experts=load.local_experts
             ),
             saved=trace.saved_bytes(kind, FORWARD, **load.variables()),
-            deferred=trace.saved_bytes(kind, INPUT_GRAD, **load.variables()),
-            kept={name: kept_bytes(group) for name, group in matrices.items()},
+            deferred=trace.saved_bytes(kind, INPUT_GRAD, **load.variables()) + beyond,
+            kept=kept,
             weight_flops={
                 matrix: sum(o.flops for o in group) for matrix, group in matrices.items()
             },

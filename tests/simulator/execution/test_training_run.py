@@ -4,6 +4,7 @@ import pytest
 
 from simulator.analysis.run import simulate
 from simulator.execution.training import training_load
+from simulator.hardware.network.groups import Domains
 from simulator.scenario.files import load_scenario
 from simulator.workload.layout import ParallelLayout, stage_texts
 
@@ -106,3 +107,58 @@ def test_what_cannot_run_is_one_clear_line(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         run(*changes)
     assert len(str(error.value).splitlines()) == 1
+
+
+SHARED = (
+    "training.sequence_length=32768",
+    "training.global_batch_sequences=1920",
+    "training.context_parallel=8",
+)
+"""The 32K extension of DeepSeek-V3 with every sequence shared by the GPUs of a node."""
+
+
+def test_gpus_that_share_sequences_gather_latents_beside_their_share_of_the_work():
+    shared = run(*SHARED)
+    operators = shared.step.pair.log.graph.task_operators()
+    seconds = dict(zip((op.name for op in operators), shared.step.pair.cost.seconds, strict=True))
+
+    # 1,920 sequences on 128 data-parallel ranks, eight of which share each: 120 micro-batches.
+    assert shared.schedule.microbatches == 120
+    assert shared.job.micro_batch_tokens == 4096
+    gathered = shared.costs.transfers_.collective(
+        "all_gather",
+        32_768 * 576 * 2,
+        form="ring",
+        group=Domains(domains=1, fewest=8, most=8),
+        load=None,
+    )
+    assert seconds["attention.kv_latent.gather"] == gathered.seconds[0]
+    # Four layers forward and four backward: a gather each, and a sum each backward.
+    names = [op.name for op in operators]
+    assert names.count("attention.kv_latent.gather") == 8
+    assert names.count("attention.kv_latent.scatter") == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "training.context_parallel=7",
+            "7 GPUs hold two pieces each of sequences of 32768 tokens; allowed: "
+            "training.sequence_length a multiple of 28",
+        ),
+        (
+            "training.context_parallel=256",
+            "256 does not divide the 128 data-parallel ranks (2048 GPUs / pp 16); allowed: a "
+            "divisor of them",
+        ),
+        (
+            "training.micro_batch_sequences=7",
+            "1920 is not a multiple of 16 groups of 8 GPUs that share them x 7 sequences",
+        ),
+    ],
+)
+def test_sequences_that_cannot_be_shared_are_refused(change, message):
+    with pytest.raises(ValueError, match="training") as refused:
+        run(*SHARED, change)
+    assert message in str(refused.value)
