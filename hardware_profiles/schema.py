@@ -805,7 +805,23 @@ def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
     raw = read_yaml(path, where=where)
     if kind in EARLIER_NAMES:
         raw = with_names_of_today(raw, kind, where=where)
-    return _completed(raw) if kind == "calibrations" else raw, where
+    return _completed(files_beside(raw, path)) if kind == "calibrations" else raw, where
+
+
+def files_beside(raw: Raw, path: Path) -> Raw:
+    """A calibration's dict with the files that it names from its own folder (./rows.csv) in full.
+
+    Args:
+        path: of the calibration.
+    """
+
+    def full(name: Any) -> Any:
+        near = isinstance(name, str) and name.startswith(("./", "../"))
+        return str((path.resolve().parent / name).resolve()) if near else name
+
+    tables = raw.get("measurements")
+    rows = {"measurements": [full(name) for name in tables]} if isinstance(tables, list) else {}
+    return raw | rows | {n: full(raw[n]) for n in ("collectives", "normal_kernels") if n in raw}
 
 
 _LATER_FIELDS = (

@@ -9,6 +9,7 @@ from typing import Any
 from hardware_profiles.fields import ROOT, read_yaml
 from hardware_profiles.schema import (
     CalibrationProfile,
+    files_beside,
     known_calibrations,
     load_calibration,
     load_gpu,
@@ -66,8 +67,9 @@ def calibrate_to_file(
     """Fit a calibration and write it; returns the result and the files written.
 
     Args:
-        base: calibration whose other inputs are taken over: the GPU's own where not given, else
-            that of the H800, the only one with a published overlapped pair.
+        base: calibration whose other inputs are taken over, and which answers for kernels without
+            a row: the GPU's own where not given (an engine's kernels, for most), else that of the
+            H800, the only one with a published overlapped pair.
 
     Raises ValueError for sources that cannot be used and an `out` that cannot be written.
     """
@@ -111,7 +113,7 @@ def check_outputs(out: Path, sources: Sequence[Path]) -> None:
     """
     table, beside = _table_to_write(out, sources), _to_write_beside(out)
     way_out = f"allowed: another name, such as --out {out.with_stem(f'{out.stem}_calibration')}"
-    stands = read_yaml(out, where=str(out)) if out.exists() else {}
+    stands = files_beside(read_yaml(out, where=str(out)), out) if out.exists() else {}
     for named, path in beside.items():
         if path.exists() and not _is_own(path, [stands.get(named)]):
             raise ValueError(
@@ -169,6 +171,12 @@ def _to_write_beside(out: Path) -> dict[str, Path]:
     }
 
 
+def _from(out: Path, path: Path) -> str:
+    """What a calibration calls a file: by its name alone where both lie in one folder."""
+    beside = path.resolve().parent == out.resolve().parent
+    return f"./{path.name}" if beside else str(path)
+
+
 def write_calibration(
     result: Calibration, out: Path, *, base_raw: Mapping[str, Any], sources: Sequence[Path]
 ) -> list[Path]:
@@ -196,10 +204,11 @@ def write_calibration(
         if table is None:
             names = [shipped[source.resolve()] for source in sources]
         else:
-            names = [table.stem if at[table] == table_path(out.stem) else str(at[table])]
+            shipped_table = at[table] == table_path(out.stem)
+            names = [table.stem if shipped_table else _from(out, at[table])]
         profile = result.profile.model_copy(update={"measurements": tuple(names)})
         return profile_text(
-            profile, {**base_raw, **{named: str(at[path]) for named, path in places.items()}}
+            profile, {**base_raw, **{named: _from(out, at[path]) for named, path in places.items()}}
         )
 
     write_together(texts, out, text_naming)

@@ -104,6 +104,13 @@ def fit_calibration(
     profile = load_gpu(gpu)
     normal = fit_normal(normal_tables_of(rows, base, profile, nic=NIC))
     kernels = [row for row in rows if normal_key(row) not in normal]
+    turns = sum(row.condition("state") == "sustained" for row in kernels)
+    if turns:
+        kernels = [row for row in kernels if row.condition("state") != "sustained"]
+        warnings.append(
+            f"{turns} rows of operators timed in turns (state=sustained) answer steps that run "
+            "sustained; fits are of bursts alone"
+        )
     fits, held_out = fit_families(
         kernels, gpu=profile, floor=base.kernel_floor.value, tiles=base.tiles
     )

@@ -1,5 +1,6 @@
 """Files of a calibration are complete, load again, and replace nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,46 @@ def test_a_calibration_written_to_a_file_loads_and_predicts(tmp_path):
     truth = 5e-6 + 2 * 3000 * 4096 * 7168 / (0.6 * 1979e12)
     assert predicted.seconds[0] == pytest.approx(truth, rel=0.1)
     assert predicted.provenance_names() == ["interpolated"]
+
+
+def test_a_calibration_names_its_files_from_its_own_folder_and_can_be_moved(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    write_measurements(tmp_path / "rows.csv", made_up())
+    source = tmp_path / "rows.csv"
+    calibrate_to_file([source], gpu="h800_sxm", out=here / "mine.yaml", base=None)
+    assert "- ./mine.csv\n" in (here / "mine.yaml").read_text(encoding="utf-8")
+    here.rename(there)
+    moved = load_calibration(str(there / "mine.yaml"))
+    assert moved.measurements == (str(there / "mine.csv"),)
+    assert len(calibration_measurements(moved)) == 56
+    # Written again, it may replace the table that it rests on.
+    calibrate_to_file([source], gpu="h800_sxm", out=there / "mine.yaml", base=None)
+
+
+def test_rows_timed_in_turns_take_no_part_in_the_fit_of_bursts(tmp_path):
+    bursts = made_up()
+    turns = [
+        replace(
+            row,
+            seconds=2 * row.seconds,
+            conditions=(*row.conditions, ("state", "sustained"), ("job", "prefill")),
+        )
+        for row in bursts
+    ]
+    found = []
+    for name, rows in (("bursts", bursts), ("both", [*bursts, *turns])):
+        write_measurements(tmp_path / f"{name}_rows.csv", rows)
+        result, _ = calibrate_to_file(
+            [tmp_path / f"{name}_rows.csv"],
+            gpu="h800_sxm",
+            out=tmp_path / f"{name}.yaml",
+            base=None,
+        )
+        found.append(result)
+    assert found[0].profile.fits == found[1].profile.fits
+    assert len(found[1].measurements) == 112
+    assert found[1].warnings[0].startswith("56 rows of operators timed in turns")
 
 
 def test_kernels_without_a_row_are_answered_for_by_the_calibration_of_the_gpu(tmp_path):
