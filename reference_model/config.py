@@ -491,7 +491,8 @@ def _check_shape(config: ModelConfig, key_value_heads: Any, source: str) -> None
         )
     if config.topk_group > groups:
         raise ValueError(
-            f"{source}: topk_group = {config.topk_group} must be at most n_group = {groups}"
+            f"{source}: topk_group = {config.topk_group} must be at most n_group = {groups}; "
+            f"set topk_group too, to at most {groups}"
         )
     choices = config.topk_group * (config.n_routed_experts // groups)
     if config.num_experts_per_tok > choices:

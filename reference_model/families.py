@@ -96,12 +96,12 @@ def with_defaults(raw: Fields) -> dict[str, Any]:
 
 def check_family(raw: Fields, source: str) -> None:
     """Raise ValueError, one line with the family's name and what is missing, unless the fields are
-    those of a mixture of experts with multi-head latent attention over the whole context."""
+    those of a mixture of experts with multi-head latent attention, in every layer its own."""
     missing = _missing(raw)
     if missing:
         raise ValueError(
             f"{source}: {_family(raw)} is not modelled: {missing}; allowed: models like "
-            "DeepSeek-V3 (multi-head latent attention over the whole context, mixture of experts)"
+            "DeepSeek-V3 and V3.2 (multi-head latent attention, mixture of experts)"
         )
     if raw.get("index_topk") is not None and _shares_indexers(raw):
         raise ValueError(

@@ -22,6 +22,7 @@ _MOST_QUERIES = 32
 """Queries that a program of index scores takes one after another, its keys in registers."""
 _BLOCK_ROWS = 64
 _BLOCK_SELECTED = 64
+_WARPS, _STAGES = 8, 2
 
 
 # -- indexer ---------------------------------------------------------------------------------------
@@ -342,8 +343,8 @@ def sparse_mla_triton(
         ROPE=width - latent_dim,
         BLOCK_ROWS=_BLOCK_ROWS,
         BLOCK_SELECTED=_BLOCK_SELECTED,
-        num_warps=8,
-        num_stages=2,
+        num_warps=_WARPS,
+        num_stages=_STAGES,
     )
     if splits > 1:
         combine_splits(*parts, out, log_sums)

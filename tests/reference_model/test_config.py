@@ -199,6 +199,7 @@ def test_the_digest_of_shapes_holds_what_fixes_an_operator_and_nothing_else():
         ({"n_group": 7}, "n_group = 7 must divide n_routed_experts = 256"),
         ({"n_group": 256}, "n_group = 256 must divide .* groups of at least 2"),
         ({"topk_group": 9}, "topk_group = 9 must be at most n_group = 8"),
+        ({"n_group": 1}, "topk_group = 4 must be at most n_group = 1; set topk_group too, to at"),
         ({"num_experts_per_tok": 200}, "num_experts_per_tok = 200 must be at most the 128"),
         ({"first_k_dense_replace": 62}, "first_k_dense_replace = 62"),
         ({"num_nextn_predict_layers": 2}, "num_nextn_predict_layers = 2.*0 or 1"),

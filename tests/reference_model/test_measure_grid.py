@@ -1,10 +1,14 @@
 """The operators to time."""
 
+import collections
+
+from hardware_profiles.tables import load_measurements, table_path
 from reference_model.__main__ import main
 from reference_model.config import load_model_config
 from reference_model.measure_grid import (
     ALL_SMS,
     requests,
+    sparse_operators,
     weight_shapes,
 )
 
@@ -38,3 +42,14 @@ def test_no_request_is_made_twice():
     config = load_model_config("deepseek_v3")
     wanted = requests(config, model="deepseek_v3")
     assert len(set(wanted)) == len(wanted)
+
+
+def test_every_kernel_of_sparse_attention_that_is_asked_for_was_timed_on_an_h100():
+    asked = sparse_operators(load_model_config("deepseek_v3_2"))
+    table = load_measurements(table_path("h100_sxm_reference"))
+    timed = {(row.kind, row.sizes, row.dtype) for row in table}
+    assert {(o.kind, o.sizes, o.dtype) for o in asked} <= timed
+    # Scores, selection and core at 27 and 30 pairs of tokens and context, the norm at 9 lengths.
+    counts = collections.Counter(o.kind for o in asked)
+    assert counts == {"index_scores": 30, "sparse_mla": 30, "index_topk": 27, "layernorm": 9}
+    assert sparse_operators(load_model_config("deepseek_v3")) == []
