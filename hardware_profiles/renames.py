@@ -32,6 +32,12 @@ EARLIER_NAMES: Mapping[str, Mapping[str, str]] = {
         "training.weights_at_once": "training.immediate_weights",
         "serving_step.experts.max_mean_load": "serving_step.skew.rows.max_over_mean",
         "serving_step.skew.max_over_mean": "serving_step.skew.rows.max_over_mean",
+        # Values first: the field then moves with them.
+        "serving_step.experts.load=zipf": "serving_step.experts.load=popularity",
+        "serving_step.experts.load=file": "serving_step.experts.load=popularity",
+        "serving_step.experts.load": "serving_step.skew.rows.form",
+        "serving_step.experts.zipf_exponent": "serving_step.skew.rows.zipf_exponent",
+        "serving_step.experts.file": "serving_step.skew.rows.file",
         "serving_step.speculation": "serving_step.speculative_decoding",
         "serving_step.kernel_gap": "serving_step.gap",
         "serving_step.all_to_all.overlapped": "serving_step.all_to_all.beside_compute",

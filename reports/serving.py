@@ -136,10 +136,15 @@ def expert_loads(experts: Mapping[str, Any]) -> str:
             f"{format_seconds(moved['seconds'])}, {moved['share']:.2%} of the time"
         )
     active, even = (experts[f"active_experts_per_gpu_{of}"] for of in ("mean", "balanced"))
-    if even is not None and active < even:
+    if even is not None and f"{active:.1f}" != f"{even:.1f}" and active < even:
         text += (
             f"; a GPU reads the weights of {active:.1f} experts per layer and micro-batch, "
             f"{even:.1f} with balanced loads: what skew saves by leaving experts without tokens"
+        )
+    for policy, balance in experts["placement"].items():
+        text += (
+            f"; {policy.replace('_', ' ')} leaves {balance['placed']:.3f} in the window of the "
+            f"placement, {balance['served']:.3f} in the one served"
         )
     return text
 
@@ -300,14 +305,10 @@ def write_without_events(
 
 
 def task_table(run: ServingRun) -> pd.DataFrame:
-    """Every task of the iteration in issue order, of the rank that ends last."""
+    """Every task of the iteration of ideal ranks, in issue order."""
     import pandas as pd
 
     step = run.step
-    starts, ends = step.log.start_s, step.log.end_s
-    if ends.ndim == 2:
-        slowest = int(ends[-1].argmax())
-        starts, ends = starts[:, slowest], ends[:, slowest]
     graph = step.log.graph
     return pd.DataFrame(
         {
@@ -316,8 +317,8 @@ def task_table(run: ServingRun) -> pd.DataFrame:
             "part": [task.part for task in graph.tasks],
             "name": [operator.name for operator in graph.task_operators()],
             "stream": [str(task.stream) for task in graph.tasks],
-            "start_s": starts,
-            "end_s": ends,
+            "start_s": step.log.start_s,
+            "end_s": step.log.end_s,
         }
     )
 

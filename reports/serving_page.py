@@ -26,9 +26,11 @@ _BUDGET_COLOURS = {
     "embedding, head, sampling": "#a9cfa7",
     "drafts": "#6f6f6f",
     "waiting for transfers": "#b5473c",
-    "waiting for other ranks": "#d98c84",
+    "imbalance": "#d98c84",
+    "slower GPUs": "#e8b7b1",
     "gaps between kernels": "#dededa",
     "host": "#b9b9b4",
+    "uncertain inputs": "#c9c3a5",
 }
 """Keys of time_budget_s."""
 _MEMORY_COLOURS = {

@@ -24,7 +24,7 @@ CHANGED = (
     (MAIN, "training.ep=32", "training.global_batch_sequences=7680"),
     (MAIN, "cluster.failures=['nic:3/1']"),
     (MAIN, "training.skew.rows.max_over_mean=1.3"),
-    ("decode_ep128_profile", "experts.load=zipf", "experts.zipf_exponent=0.5"),
+    ("decode_ep128_profile", "skew.rows.zipf_exponent=0.5"),
     ("decode_ep144_day6", "cluster.node.gpu=h20_sxm"),
     ("prefill_ep32_profile", "skew.rows.max_over_mean=1.2"),
     ("deepep_normal", "cluster.failures=['nic:1/2']"),

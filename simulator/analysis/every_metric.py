@@ -1,8 +1,8 @@
 """Find the metric that a figure of a run is, by its path in the JSON.
 
 A name is the last parts of a figure's path in the JSON of a run: "ranks.forward_s" stands for
-"ranks.3.forward_s", and "step_time_s" for "comparisons.balanced.step_time_s" as well. A name that
-ends before its path does stands for all below it: "memory" for "memory.0.weights".
+"ranks.3.forward_s", and "step_time_s" for "comparisons.ideal_ranks.step_time_s" as well. A name
+that ends before its path does stands for all below it: "memory" for "memory.0.weights".
 """
 
 from __future__ import annotations

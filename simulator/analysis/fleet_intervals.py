@@ -1,15 +1,16 @@
-"""80% intervals of the headline figures of a finished fleet run.
+"""80% intervals of the headline figures of a finished fleet run, and those of ideal ranks.
 
 What is uncertain of a fleet is how long its iterations take; requests, lengths and policies are the
 scenario's. The interval of one iteration of each phase, at the mean load of the run, comes from the
-step model (error_budget). The fleet is run again with all iterations of all phases at the low end,
-and at the high end: one error for all of them, which is wide rather than narrow. Where the scenario
-says so these runs take fewer requests, and the interval is their ratio to a run as short.
+step model, and so does the time of ideal ranks. The fleet is run again with all iterations of all
+phases at the low end, at the high end, and at the time of ideal ranks: one error for all of them,
+which is wide rather than narrow. Where the scenario says so these runs take fewer requests, and the
+interval is their ratio to a run as short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from simulator.execution.fleet.simulation import (
     prefill_iteration,
 )
 from simulator.execution.fleet.step_times import StepTimes
+from simulator.execution.serving_draws import expected_s
 
 FIGURES = (
     "ttft_s.mean",
@@ -68,10 +70,12 @@ class ScaledStepTimes:
 
 
 def fleet_metrics_with_intervals(fleet: ObservedFleet) -> dict[str, Any]:
-    """Figures of a fleet with their intervals, {"interval_80": {path: [low, high]}}, and what
-    `goodput_cliff` says of them."""
+    """Figures of a fleet with their intervals, {"interval_80": {path: [low, high]}}, those of ideal
+    ranks, {"ideal": {path: value}}, and what `goodput_cliff` says of them."""
     metrics = measure_fleet(fleet)
-    metrics["interval_80"] = fleet_intervals(fleet.simulation, metrics)
+    found = fleet_intervals(fleet.simulation, metrics)
+    metrics["interval_80"] = {path: ends for path, (*ends, _) in found.items()}
+    metrics["ideal"] = {path: ideal for path, (_, _, ideal) in found.items()}
     metrics["goodput_cliff"] = goodput_cliff(metrics)
     return metrics
 
@@ -102,7 +106,8 @@ def goodput_cliff(metrics: Mapping[str, Any]) -> str | None:
 def fleet_intervals(
     simulation: FleetSimulation, metrics: Mapping[str, Any]
 ) -> dict[str, list[float]]:
-    """{path: [low, high]} of FIGURES; empty for step times that are coefficients of the scenario.
+    """{path: [low, high, of ideal ranks]} of FIGURES; empty for step times that are coefficients of
+    the scenario.
 
     Args:
         metrics: of the whole run.
@@ -117,22 +122,22 @@ def fleet_intervals(
         source = simulation.job.requests.model_copy(update={"limit": requests})
         shorter = replace(simulation, job=simulation.job.model_copy(update={"requests": source}))
         middle = measure_fleet(observe_fleet(shorter))
-    runs = [_at_end(shorter, ends, end) for end in (0, 1)]
+    runs = [_at_end(shorter, ends, end) for end in range(3)]
     intervals = {}
     for path in FIGURES:
         value, base = metric_at(metrics, path), metric_at(middle, path)
         found = [metric_at(run, path) for run in runs]
         if value is None or not base or any(end is None for end in found):
             continue
-        low, high = sorted(value * (end or 0.0) / base for end in found)
-        intervals[path] = [min(low, value), max(high, value)]
+        *ends_of, ideal = (value * (end or 0.0) / base for end in found)
+        intervals[path] = [min(*ends_of, value), max(*ends_of, value), ideal]
     return intervals
 
 
 def _at_end(
-    simulation: FleetSimulation, ends: Mapping[str, tuple[float, float]], end: int
+    simulation: FleetSimulation, ends: Mapping[str, Sequence[float]], end: int
 ) -> dict[str, Any]:
-    """Figures with all iterations at one end of their interval."""
+    """Figures with all iterations at one end of their interval, or of ideal ranks."""
     factors = {phase: both[end] for phase, both in ends.items()}
     times = {name: ScaledStepTimes(base, factors) for name, base in simulation.step_times.items()}
     return measure_fleet(observe_fleet(replace(simulation, step_times=times)))
@@ -140,9 +145,10 @@ def _at_end(
 
 def _iteration_ends(
     simulation: FleetSimulation, metrics: Mapping[str, Any]
-) -> dict[str, tuple[float, float]]:
-    """{phase: both ends of an iteration's time over the time itself}, at the mean load."""
-    ends: dict[str, tuple[float, float]] = {}
+) -> dict[str, Sequence[float]]:
+    """{phase: ends of an iteration's time, and that of ideal ranks, over the expected time}, at the
+    mean load."""
+    ends: dict[str, Sequence[float]] = {}
     for phase, model in simulation.models.items():
         pool = metrics["pools"].get(phase) or metrics["pools"]["colocated"]
         ranks = (simulation.job.pools.get(phase) or simulation.job.pools["colocated"]).ranks
@@ -156,6 +162,7 @@ def _iteration_ends(
             if not tokens or not attended:
                 return {}
             step = prefill_iteration(model, max(round(tokens / ranks), 1), round(attended))
+        expected = expected_s(step)
         low, high = serving_interval(step, seed=simulation.scenario.file.seed)
-        ends[phase] = (low / step.step_s, high / step.step_s)
+        ends[phase] = [time / expected for time in (low, high, step.step_s)]
     return ends

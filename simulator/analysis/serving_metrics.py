@@ -21,8 +21,11 @@ from simulator.analysis.intervals import serving_interval
 from simulator.analysis.kernels_used import kernels_used, time_by_calibration
 from simulator.analysis.published import beside_published
 from simulator.execution.bounds import TpotLimit
+from simulator.execution.draws import interval, variance_shares
 from simulator.execution.offload import OffloadStep, offload_step
+from simulator.execution.serving_draws import StepDraws
 from simulator.execution.serving_model import ServingModel
+from simulator.execution.serving_rows import placement_balance
 from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
 from simulator.hardware.kernels.families import family_of
@@ -31,31 +34,33 @@ from simulator.scenario.published import PublishedFigure
 from simulator.scenario.serving import OffloadJob, ServingStepJob
 from simulator.workload.task_graph import Stream
 
-CASES = ("without_transfer_slowdown", "balanced", "without_speculation")
-"""Comparisons that a run may hold."""
+CASES = ("ideal_ranks", "without_transfer_slowdown", "without_speculation")
+"""Comparisons that a run may hold; each is of ideal ranks."""
 
 
 def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str, Any]:
-    """The figures of a serving step; None where one does not apply to the phase.
+    """The figures of a serving step, expected ones where its ranks differ; None where one does not
+    apply to the phase.
 
     Args:
         with_intervals: whether to work out 80 % intervals (`analysis.intervals`).
     """
-    job, step = run.job, run.step
-    kv = run.kv
-    figures = headline(job, step, step.model.cluster.node.gpus)
-    intervals = {"interval_80": _intervals(run, figures)} if with_intervals else {}
+    job, step, draws = run.job, run.step, run.draws
+    kv, node = run.kv, run.step.model.cluster.node.gpus
+    step_s = step.step_s if draws is None else draws.expected_s
+    figures, ideal = (headline(job, seconds, node) for seconds in (step_s, step.step_s))
     metrics: dict[str, Any] = {
         "phase": job.phase,
         "tensor_parallel": asdict(job.tensor_parallel),
         **figures,
-        **intervals,
+        **({"interval_80": _intervals(step_s, _ends(run), figures)} if with_intervals else {}),
+        **({} if draws is None else beside_ideal(draws, ideal)),
         "kernels": serving_kernels(step.model)
         | time_by_calibration(step.model.kernels.costs, _kernel_times(step)),
         "error_share": step.error_share(),
-        "time_budget_s": time_budget(step),
+        "time_budget_s": time_budget(step, {} if draws is None else draws.causes_s),
         "exposed_communication_s": step.exposed_communication_s,
-        "waiting_for_ranks_s": float(step.waiting.ranks_s.mean()),
+        "waiting_for_ranks_s": 0.0 if draws is None else float(draws.waited_s.mean()),
         "host_overhead_s": job.host_overhead.value,
         "kv_cache_bytes_per_token": kv.bytes_per_token,
         "kv_cache_tokens_per_gpu": kv.tokens,
@@ -66,10 +71,14 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
         "transfers": transfer_metrics(step),
         "experts": expert_metrics(run),
         "comparisons": {
-            name: headline(job, other, step.model.cluster.node.gpus)
+            name: headline(other.model.job, other.step_s, node)
             for name, other in zip(
                 CASES,
-                (run.without_slowdown, run.balanced, run.without_speculation),
+                (
+                    None if draws is None else step,
+                    run.without_slowdown,
+                    run.without_speculation,
+                ),
                 strict=True,
             )
             if other is not None
@@ -143,10 +152,35 @@ def offload_metrics(
     }
 
 
-def _intervals(run: ServingRun, figures: Mapping[str, Any]) -> dict[str, Any]:
+def beside_ideal(draws: StepDraws, ideal: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands beside the expected figures of a step: those of ideal ranks, what is waited for,
+    and which priors the spread comes from."""
+    flat = {
+        f"{name}.mean" if isinstance(value, Mapping) else name: value["mean"]
+        if isinstance(value, Mapping)
+        else value
+        for name, value in ideal.items()
+        if value is not None
+    }
+    return {
+        "ideal": flat,
+        "waiting": {"by_cause_s": dict(draws.causes_s), "by_rank_s": draws.waited_s.tolist()},
+        "priors": variance_shares(draws.inputs, draws.step_s),
+    }
+
+
+def _ends(run: ServingRun) -> list[Seconds]:
+    """80 % interval of the iteration's time."""
+    if run.draws is None:
+        return serving_interval(run.step, seed=run.scenario.file.seed)
+    return interval(run.draws.step_s, value=run.draws.expected_s)
+
+
+def _intervals(
+    step_s: Seconds, ends: Sequence[Seconds], figures: Mapping[str, Any]
+) -> dict[str, Any]:
     """{name: [low, high]} of the iteration's time and of what follows from it, 80 %."""
-    step_s = run.step.step_s
-    low, high = serving_interval(run.step, seed=run.scenario.file.seed)
+    low, high = ends
     found: dict[str, Any] = {}
     for name, value in figures.items():
         if isinstance(value, Mapping):
@@ -158,9 +192,8 @@ def _intervals(run: ServingRun, figures: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def headline(job: ServingStepJob, step: ServingStep, gpus_per_node: int) -> dict[str, Any]:
-    """Times and rates of one iteration."""
-    seconds = step.step_s
+def headline(job: ServingStepJob, seconds: Seconds, gpus_per_node: int) -> dict[str, Any]:
+    """Times and rates of one iteration that takes so many seconds."""
     # Idle GPUs count: rates are means over the deployment.
     busy = 1 - job.requests.idle_gpus / job.gpus
     rates = dict.fromkeys(
@@ -183,7 +216,7 @@ def headline(job: ServingStepJob, step: ServingStep, gpus_per_node: int) -> dict
             "input_tokens_per_second_per_node": gpus_per_node * mean / seconds,
         }
     batch = job.group_requests / job.attention_tp
-    speculating = step.model.job.speculative_decoding
+    speculating = job.speculative_decoding
     gained = 1.0 if speculating is None else speculating.tokens_per_step
     return result | {
         "step_time_s": seconds,
@@ -229,34 +262,30 @@ _BUDGET_OF_LAYER = {
 }
 
 
-def time_budget(step: ServingStep) -> dict[str, Seconds]:
-    """What the compute stream of the rank that ends last spends the iteration on; sums to its time.
+def time_budget(step: ServingStep, causes_s: Mapping[str, Seconds]) -> dict[str, Seconds]:
+    """What the compute stream spends the iteration on; sums to its time.
 
-    Waiting is for transfers that nothing hides, or for the ranks that one begins with; gaps lie
-    between kernels.
+    Waiting is for transfers that nothing hides; gaps lie between kernels.
+
+    Args:
+        step: of ideal ranks.
+        causes_s: what ranks that differ add, by cause.
     """
     graph = step.log.graph
-    starts, ends = step.log.start_s, step.log.end_s
-    transfers, ranks = step.waiting.transfers_s, step.waiting.ranks_s
-    if ends.ndim == 2:
-        last = int(ends.max(axis=0).argmax())
-        starts, ends = starts[:, last], ends[:, last]
-        transfers, ranks = transfers[last], ranks[last]
     budget = dict.fromkeys((*BUDGET.values(), *_BUDGET_OF_LAYER.values()), 0.0)
-    for number, task in enumerate(graph.tasks):
+    for task, seconds in zip(graph.tasks, step.seconds.tolist(), strict=True):
         if task.stream is not Stream.COMPUTE:
             continue
-        name = _BUDGET_OF_LAYER.get(graph.layers[task.layer], BUDGET[task.part])
-        budget[name] += float(ends[number] - starts[number])
-    span = float(ends.max(initial=0.0))
-    gaps = max(0.0, span - sum(budget.values()) - float(transfers + ranks))
-    rest = {
-        "waiting for transfers": float(transfers),
-        "waiting for other ranks": float(ranks),
-        "gaps between kernels": gaps,
-        "host": step.step_s - span,
+        budget[_BUDGET_OF_LAYER.get(graph.layers[task.layer], BUDGET[task.part])] += seconds
+    transfers = float(step.waiting.transfers_s)
+    budget |= {
+        "waiting for transfers": transfers,
+        "gaps between kernels": max(0.0, step.log.span_s - sum(budget.values()) - transfers),
+        "host": step.step_s - step.log.span_s,
     }
-    return {name: seconds for name, seconds in (budget | rest).items() if seconds > 0.0}
+    for name, seconds in causes_s.items():
+        budget[name] = budget.get(name, 0.0) + seconds
+    return {name: seconds for name, seconds in budget.items() if seconds != 0.0}
 
 
 def transfer_metrics(step: ServingStep) -> dict[str, Any]:
@@ -285,16 +314,19 @@ def transfer_metrics(step: ServingStep) -> dict[str, Any]:
 def expert_metrics(run: ServingRun) -> dict[str, Any]:
     """How uneven expert loads are over GPUs and links, and what rebalancing costs."""
     job, loads = run.job, run.step.loads
-    uneven = loads.max_over_mean
+    uneven = loads.max_over_mean if run.draws is None else run.draws.max_over_mean
     return {
-        "load": job.experts.load,
+        "load": job.skew.rows.form,
         "compute_max_over_mean": uneven,
+        "placement": {
+            policy: asdict(balance) for policy, balance in placement_balance(run.step.model).items()
+        },
         "link_bytes": _link_bytes(run.step, loads.mean_rows, uneven),
         "rows_per_gpu_mean": loads.mean_rows,
-        "active_experts_per_gpu_mean": float(loads.active.mean()),
-        "active_experts_per_gpu_balanced": (
-            None if run.balanced is None else float(run.balanced.loads.active.mean())
-        ),
+        "active_experts_per_gpu_mean": loads.active
+        if run.draws is None
+        else run.draws.active_experts,
+        "active_experts_per_gpu_balanced": None if run.draws is None else loads.active,
         "rebalance": None if run.rebalance is None else asdict(run.rebalance),
     }
 

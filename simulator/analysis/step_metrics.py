@@ -227,7 +227,7 @@ SERVING_STEP = (
         "waiting_for_ranks_s",
         "s",
         "less",
-        "time in which the compute stream waits for other ranks to begin a transfer with",
+        "time in which a rank waits for others, mean over ranks and draws",
     ),
     Metric("host_overhead_s", "s", "less", "time of the host between iterations"),
     Metric("kv_cache_bytes_per_token", "bytes", "less", "KV cache of one token in all layers"),
@@ -288,6 +288,26 @@ SERVING_STEP = (
         None,
         "the same with all experts equally popular",
     ),
+    Metric(
+        "experts.placement",
+        "ratio",
+        "less",
+        "tokens routed to the busiest GPU over the mean, by policy of placement, before chance: in "
+        "the window that experts were placed for, and in the one served",
+    ),
+    Metric(
+        "waiting.by_cause_s",
+        "s",
+        "less",
+        "time beyond that of ideal ranks, by cause",
+    ),
+    Metric(
+        "waiting.by_rank_s",
+        "s",
+        "less",
+        "time in which a rank waits for others, mean over draws, from the rank that waits least",
+    ),
+    Metric("priors", "share", None, "share of the spread that each input explains by itself"),
     Metric(
         "experts.compute_max_over_mean",
         "ratio",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +36,7 @@ from simulator.workload.experts import (
     ExpertPlacement,
     check_slots,
     place_experts,
-    read_popularity,
     uniform_popularity,
-    zipf_popularity,
 )
 from simulator.workload.iteration import (
     WHOLE_BATCH,
@@ -105,13 +102,9 @@ class ServingModel:
     """[tasks], place of each task's operator in those of the graph."""
     sections: tuple[tuple[str, int], ...]
     """(layer kind, micro-batch), in the order of the graph's operators."""
-    popularity: Array | None
-    """[layers, experts], where loads are drawn."""
-    placement: ExpertPlacement
-    """Of one layer where loads are balanced: all layers are alike then."""
     even_skew: float
-    """Rows of the slowest rank over the mean where ranks are folded: what the placement makes of
-    equally popular experts, or the job's skew where that is more."""
+    """Rows of the slowest rank over the mean: what the placement makes of equally popular
+    experts."""
     slot_shares: Array
     """[slots of a rank], share of the rows of that rank that each slot has."""
     tp_loads: Mapping[int, FabricLoad]
@@ -303,27 +296,18 @@ def serving_model(
             "mixed, such as deepep_h100_mixed"
         )
     _check_cache(job, cluster, kernels.calibration)
-    rng = np.random.default_rng(seed)
-    popularity = _popularity(job, config, rng)
     placement, carried = _placed(
-        job,
-        uniform_popularity(1, config.n_routed_experts) if popularity is None else popularity,
-        config=config,
-        cluster=cluster,
+        job, uniform_popularity(1, config.n_routed_experts), config=config, cluster=cluster
     )
-    even_skew, slot_shares = 1.0, np.full(placement.slots_per_gpu, 1.0 / placement.slots_per_gpu)
-    if popularity is None:
-        even_skew = max(job.skew.max_over_mean, placement.max_over_mean(carried))
-        choices = _choices(job, config)
-        most = placement.most_over_mean(choices)
-        if job.skew.max_over_mean > most:
-            raise ValueError(
-                f"skew.rows.max_over_mean {job.skew.max_over_mean:g}: allowed: at most {most:g}, "
-                f"as the {choices} choices of a token are distinct"
-            )
-        slowest = int(placement.gpu_load(carried)[0].argmax())
-        slots = placement.slot_load(carried)[0].reshape(placement.gpus, -1)[slowest]
-        slot_shares = slots / slots.sum()
+    choices = _choices(job, config)
+    most = placement.most_over_mean(choices)
+    if job.skew.max_over_mean > most:
+        raise ValueError(
+            f"skew.rows.max_over_mean {job.skew.max_over_mean:g}: allowed: at most {most:g}, "
+            f"as the {choices} choices of a token are distinct"
+        )
+    slowest = int(placement.gpu_load(carried)[0].argmax())
+    slots = placement.slot_load(carried)[0].reshape(placement.gpus, -1)[slowest]
     graph, sections, places = _ordered(job, config, trace)
     return ServingModel(
         job=job,
@@ -335,12 +319,22 @@ def serving_model(
         graph=graph,
         places=places,
         sections=sections,
-        popularity=popularity,
-        placement=placement,
-        even_skew=even_skew,
-        slot_shares=slot_shares,
+        even_skew=placement.max_over_mean(carried),
+        slot_shares=slots / slots.sum(),
         tp_loads={size: all_to_all_load(cluster, gpus=size, pattern="rail") for size in spanning},
         seed=seed,
+    )
+
+
+def placed_experts(model: ServingModel, popularity: Array | None) -> tuple[ExpertPlacement, Array]:
+    """Experts of a deployment where its policy puts them for a popularity [layers, experts], equal
+    in one layer without, and the rows of each for one token."""
+    experts = model.config.n_routed_experts
+    return _placed(
+        model.job,
+        uniform_popularity(1, experts) if popularity is None else popularity,
+        config=model.config,
+        cluster=model.cluster,
     )
 
 
@@ -401,21 +395,6 @@ def _ordered(
     )
     places = np.array([task.operator for task in graph.tasks], dtype=np.intp)
     return graph, tuple(sections), places
-
-
-def _popularity(job: ServingStepJob, config: ModelConfig, rng: np.random.Generator) -> Array | None:
-    layers, experts = config.num_moe_layers, config.n_routed_experts
-    match job.experts.load:
-        case "balanced":
-            return None
-        case "random":
-            return uniform_popularity(layers, experts)
-        case "zipf":
-            assert job.experts.zipf_exponent is not None
-            return zipf_popularity(layers, experts, exponent=job.experts.zipf_exponent, rng=rng)
-        case "file":
-            assert job.experts.file is not None
-            return read_popularity(Path(job.experts.file), layers=layers, experts=experts)
 
 
 def with_shared(job: ServingStepJob, rows: Array, *, tokens: float) -> Array:

@@ -1,7 +1,7 @@
 """Resolve the names in a serving step's scenario, check its memory and simulate it.
 
-It is compared to the same step without slow-down of transfers, with balanced loads where its own
-are not, and without drafted tokens where it drafts.
+The step of ideal ranks is compared to the same without slow-down of transfers, and without drafted
+tokens where it drafts. Where the job's ranks differ, it is drawn as well.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from hardware_profiles.low_latency_kernels import LowLatencyProfile, load_low_la
 from hardware_profiles.schema import BesideCompute, CalibrationProfile
 from hardware_profiles.units import Seconds
 from reference_model.config import parameter_counts
+from simulator.execution.serving_draws import StepDraws, step_draws
 from simulator.execution.serving_model import (
     KernelSource,
     ServingModel,
     kernel_source,
+    placed_experts,
     serving_model,
 )
+from simulator.execution.serving_rows import windows
 from simulator.execution.serving_step import ServingStep, decode_step, serving_step
 from simulator.hardware.costs import COST_MODELS
 from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.hardware.power_state import rows_for
 from simulator.scenario.files import Scenario, by_name
-from simulator.scenario.inputs import Skew
-from simulator.scenario.serving import ExpertInputs, ServingStepJob
+from simulator.scenario.serving import ServingStepJob
 from simulator.workload.experts import (
     RebalanceCost,
     place_experts,
@@ -63,10 +65,11 @@ class ServingRun:
     scenario: Scenario
     job: ServingStepJob
     step: ServingStep
+    """Of ideal ranks."""
+    draws: StepDraws | None
+    """Of the ranks that the job's skew states; None where they are ideal."""
     without_slowdown: ServingStep
     """The same with transfers beside compute as fast as alone."""
-    balanced: ServingStep | None
-    """The same with all experts equally popular, where the job's loads differ."""
     without_speculation: ServingStep | None
     """The same requests without drafted tokens, where the job drafts."""
     speculation_curve: tuple[SpeculationPoint, ...]
@@ -92,8 +95,8 @@ def simulate_serving_step(scenario: Scenario, trace_of: TraceOf) -> ServingRun:
         scenario=scenario,
         job=job,
         step=step,
+        draws=None if job.skew.is_none else step_draws(step, seed=scenario.file.seed),
         without_slowdown=step if unslowed is model else serving_step(unslowed),
-        balanced=_balanced(model, scenario, trace_of),
         without_speculation=None if plain is None else serving_step(plain),
         speculation_curve=() if plain is None else _speculation_curve(model, plain, kv),
         kv=kv,
@@ -174,20 +177,6 @@ def _without_slowdown(scenario: Scenario, model: ServingModel) -> ServingModel:
     return replace(model, kernels=_kernels(scenario, job, unslowed))
 
 
-def _balanced(model: ServingModel, scenario: Scenario, trace_of: TraceOf) -> ServingStep | None:
-    """The step with all experts equally popular, where the job's loads differ."""
-    job = model.job
-    if job.experts.load == "balanced" and job.skew.max_over_mean == 1.0:
-        return None
-    even = ExpertInputs(
-        redundant=job.experts.redundant,
-        placement=job.experts.placement,
-        shared_expert=job.experts.shared_expert,
-    )
-    changed = job.model_copy(update={"experts": even, "skew": Skew()})
-    return serving_step(prepare_serving(scenario, changed, trace_of, model.kernels))
-
-
 def _without_speculation(
     model: ServingModel, scenario: Scenario, trace_of: TraceOf
 ) -> ServingModel | None:
@@ -230,8 +219,8 @@ def _speculation_curve(
                 step_s=with_draft.step_s,
                 step_without_s=without.step_s,
                 speed_up=gained * without.step_s / with_draft.step_s,
-                active_experts=float(with_draft.loads.active.mean()),
-                active_experts_without=float(without.loads.active.mean()),
+                active_experts=with_draft.loads.active,
+                active_experts_without=without.loads.active,
                 experts_speed_up=gained * without.expert_s / with_draft.expert_s,
             )
         )
@@ -240,15 +229,14 @@ def _speculation_curve(
 
 
 def rebalancing(model: ServingModel, interval: Seconds | None) -> RebalanceCost | None:
-    """Cost of going from a placement that knows nothing of the load to the job's; None where loads
-    are balanced or there is no interval."""
-    config = model.config
-    if model.popularity is None or interval is None:
+    """Cost of going from a placement that knows nothing of the load to the job's; None where
+    experts are equally popular or there is no interval."""
+    if interval is None or model.job.skew.rows.form != "popularity":
         return None
     load = None if model.over_nvlink else NO_LIMIT
-    placement = model.placement
+    placement, _ = placed_experts(model, windows(model)[0])
     before = place_experts(
-        uniform_popularity(config.num_moe_layers, placement.experts),
+        uniform_popularity(len(placement.slots), placement.experts),
         gpus=placement.gpus,
         nodes=1,
         groups=1,
@@ -259,7 +247,7 @@ def rebalancing(model: ServingModel, interval: Seconds | None) -> RebalanceCost 
         before,
         placement,
         # A byte each; block scales, 0.02 %, are left out.
-        expert_bytes=float(parameter_counts(config).expert),
+        expert_bytes=float(parameter_counts(model.config).expert),
         seconds_of=lambda size: model.transfers.payload(size, load=load).seconds.item(),
         interval=interval,
     )

@@ -1,13 +1,12 @@
 """Simulate one serving iteration of a deployment, operator by operator.
 
 Every operator of the recorded layers is a task with a predicted time; tasks run in the published
-orders (workload.iteration), with a gap between kernels. Ranks are folded into one where they do the
-same: with balanced loads the one that stands for all is the slowest that the placement leaves.
-Where expert loads differ by rank and layer, every rank is a column and each transfer waits for its
-slowest. What the model does not know is an input: gap, host overhead, slow-down of
-transfers beside compute, each with an interval. Wires take the share of the NIC or NVLink rate that
-DeepEP's tables achieve, or longer where links between switches or failures allow less
-(fabric_load); traffic of other jobs has no effect on an iteration.
+orders (workload.iteration), with a gap between kernels. Ranks are ideal here, and folded into one:
+all experts are equally popular, and the rank that stands for all is the slowest that the placement
+leaves. What ranks that differ make of it, serving_draws says. What the model does not know is an
+input: gap, host overhead, slow-down of transfers beside compute, each with an interval. Wires take
+the share of the NIC or NVLink rate that DeepEP's tables achieve, or longer where links between
+switches or failures allow less (fabric_load); traffic of other jobs has no effect on an iteration.
 
 Times carry the ends of each kernel's interval; analysis.intervals makes the iteration's of them.
 """
@@ -27,9 +26,8 @@ from simulator.execution.serving_model import (
     ServingModel,
     in_one_micro_batch,
     section_operators,
-    with_shared,
 )
-from simulator.execution.serving_times import expert_times, kernel_times
+from simulator.execution.serving_times import kernel_times
 from simulator.execution.timeline import (
     CriticalPath,
     Log,
@@ -39,42 +37,32 @@ from simulator.execution.timeline import (
     waiting,
 )
 from simulator.hardware.prediction import MODELLED, PROVENANCES, Prediction
-from simulator.workload.experts import draw_rows
 from simulator.workload.iteration import (
     WHOLE_BATCH,
     WIRES,
     LayerOperators,
     joined_operators,
-    section_starts,
 )
 from simulator.workload.load import Load
 
 Array = NDArray[np.float64]
 
-# Parts of a layer whose times differ by rank where expert loads do.
-_BY_EXPERT_ROWS = WIRES | {"dispatch_receive", "experts", "combine_send"}
-
 
 @dataclass(frozen=True, slots=True)
 class ExpertLoads:
-    """Rows that each rank computes in each layer, of one micro-batch."""
+    """Rows that a rank computes in each layer, of one micro-batch; all experts equally popular."""
 
-    rows: Array
-    """[layers, ranks]"""
-    active: Array
-    """[layers, ranks], local experts that have rows."""
+    rows: float
+    """Of the slowest rank."""
+    active: float
+    """Its experts that have rows, expected number."""
     mean_rows: float
-    """Of a rank, all ranks alike; where ranks are folded, `rows` are those of the slowest."""
+    """Of all ranks."""
 
     @property
     def max_over_mean(self) -> float:
-        """Slowest rank over the mean, mean over layers."""
-        return float(self.rows.max(axis=1).mean()) / self.mean_rows
-
-    @property
-    def folded(self) -> bool:
-        """Whether one rank stands for all."""
-        return bool(self.rows.shape[1] == 1)
+        """Slowest rank over the mean, which the placement alone makes."""
+        return self.rows / self.mean_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +80,23 @@ class ServingStep:
     step_s: Seconds
     """Host overhead included."""
     waiting: Waiting
-    """What the compute stream of each rank waits for."""
+    """What the compute stream waits for."""
 
     @property
     def seconds(self) -> Array:
-        """[tasks] or [tasks, ranks]."""
+        """[tasks]"""
         return self.log.end_s - self.log.start_s
 
     @property
     def expert_s(self) -> Seconds:
-        """Time in kernels of routed experts, the slowest rank of each layer; drafts included."""
-        chosen = np.array([task.part == "experts" for task in self.log.graph.tasks])
-        seconds = self.seconds[chosen]
-        return float((seconds if seconds.ndim == 1 else seconds.max(axis=1)).sum())
+        """Time in kernels of routed experts, drafts included."""
+        chosen = [task.part == "experts" for task in self.log.graph.tasks]
+        return float(self.seconds[chosen].sum())
 
     @property
     def exposed_communication_s(self) -> Seconds:
-        """Time in which the compute stream waits for transfers, mean over ranks."""
-        return float(self.waiting.exposed_communication_s.mean())
+        """Time in which the compute stream waits for transfers."""
+        return float(self.waiting.exposed_communication_s)
 
     def path(self) -> CriticalPath:
         """The chain of tasks that the end of the iteration waits for."""
@@ -119,11 +106,10 @@ class ServingStep:
         """Shares of the iteration's time by what the prediction of it rests on, along the critical
         path; gaps and host overhead count as modelled."""
         totals = dict.fromkeys(PROVENANCES, 0.0)
-        seconds = self.seconds if self.seconds.ndim == 1 else self.seconds.max(axis=1)
         path = self.path()
         for task in path.tasks:
             place = self.model.places[task]
-            totals[PROVENANCES[self.times.provenance[place]]] += float(seconds[task])
+            totals[PROVENANCES[self.times.provenance[place]]] += float(self.seconds[task])
         totals[PROVENANCES[MODELLED]] += path.gaps_s + self.model.job.host_overhead.value
         whole = sum(totals.values())
         return {name: value / whole for name, value in totals.items()}
@@ -248,8 +234,6 @@ class _Share:
     group_tokens: int
     """Of the GPUs that share heads, together."""
     group_sequences: int
-    drawn: bool = True
-    """Whether its tokens are those that an iteration's expert loads are drawn for."""
 
     def mean_tokens(self, attention_tp: int) -> float:
         """Tokens of a GPU, mean over those that share heads."""
@@ -257,7 +241,7 @@ class _Share:
 
     def last_tokens(self) -> _Share:
         """One token of each request."""
-        return replace(self, tokens=self.sequences, group_tokens=self.group_sequences, drawn=False)
+        return replace(self, tokens=self.sequences, group_tokens=self.group_sequences)
 
 
 def _iterate(
@@ -281,7 +265,7 @@ def _iterate(
         """Operators where `count` makes the expected number of active experts a whole one."""
         operators = {}
         for section in model.sections:
-            load = _batch_load(model, batch_of[section], loads, busy, count)
+            load = _batch_load(model, batch_of[section], busy, count)
             kind, _ = section
             if (kind, load) not in evaluated:
                 evaluated[kind, load] = section_operators(model.job, model.trace, kind, load)
@@ -296,16 +280,15 @@ def _iterate(
         parts = [
             np.full(
                 len(operators[section].operators),
-                _active_experts(model, batch_of[section], loads, busy) % 1.0,
+                _active_experts(model, batch_of[section], busy) % 1.0,
             )
             for section in model.sections
         ]
         times = times.between(kernel_times(model, fewer), np.concatenate(parts))
     gap = model.job.gap.value
 
-    seconds = _by_rank(model, operators, loads, times.seconds, times)
     graph = replace(model.graph, operators=joined_operators(operators))
-    log = run(graph, seconds, gap, rank_axis=None if loads.folded else 0)
+    log = run(graph, times.seconds[model.places], gap)
     # A low-latency wire is no kernel.
     launched = sum(task.part not in WIRES or model.job.normal_transfers for task in graph.tasks)
     host_s = launched * model.job.host_launch
@@ -321,58 +304,16 @@ def _iterate(
     )
 
 
-def _by_rank(
-    model: ServingModel,
-    operators: Mapping[tuple[str, int], LayerOperators],
-    loads: ExpertLoads,
-    at: Array,
-    times: Prediction,
-) -> Array:
-    """[tasks] where ranks are folded; else [tasks, ranks] with the expert kernels of each rank."""
-    seconds = at[model.places]
-    if loads.folded:
-        return seconds
-    ranks = loads.rows.shape[1]
-    by_rank = np.repeat(seconds[:, None], ranks, axis=1)
-    first_moe = model.graph.layers.index("moe")
-    # Every distinct load is evaluated once.
-    keys = np.stack((np.rint(loads.rows), loads.active), axis=-1).reshape(-1, 2).astype(np.int64)
-    unique, inverse = np.unique(keys, axis=0, return_inverse=True)
-    inverse = inverse.reshape(loads.rows.shape)
-    section = ("moe", 0)
-    base = operators[section]
-    wanted = [place for part in _BY_EXPERT_ROWS for place in base.parts.get(part, ())]
-    table = expert_times(model, base, unique, sorted(wanted))
-    column = {place: number for number, place in enumerate(sorted(wanted))}
-    starts = section_starts(operators)
-    for place, task in enumerate(model.graph.tasks):
-        if task.part in _BY_EXPERT_ROWS and model.graph.layers[task.layer] == "moe":
-            position = task.operator - starts["moe", task.micro_batch]
-            by_rank[place] = table[inverse[task.layer - first_moe], column[position]]
-    return by_rank
-
-
 def _expert_loads(model: ServingModel, tokens: int) -> ExpertLoads:
-    """Rows of each rank and layer of a micro-batch of `tokens` tokens on all GPUs together."""
-    job, config = model.job, model.config
-    ranks = model.expert_ranks
-    mean = tokens * model.choices / ranks
-    if model.popularity is None:
-        rows = mean * model.even_skew
-        active = _distinct(model.slot_shares, rows)
-        return ExpertLoads(np.array([[rows]]), np.array([[active]]), mean)
-    rng = np.random.default_rng(model.seed + 1)
-    drawn = draw_rows(model.popularity, tokens=tokens, top_k=config.num_experts_per_tok, rng=rng)
-    drawn = with_shared(job, drawn, tokens=tokens)
-    slots = model.placement.slot_load(drawn).reshape(len(drawn), ranks, -1)
-    active_slots = (slots > 0).sum(axis=2).astype(float)
-    return ExpertLoads(slots.sum(axis=2), np.maximum(active_slots, 1.0), mean)
+    """Rows of a micro-batch of `tokens` tokens on all GPUs together."""
+    mean = tokens * model.choices / model.expert_ranks
+    rows = mean * model.even_skew
+    return ExpertLoads(rows, distinct_slots(model.slot_shares, rows), mean)
 
 
 def _batch_load(
     model: ServingModel,
     batch: _Share,
-    loads: ExpertLoads,
     busy: int,
     count: Callable[[float], float],
 ) -> Load:
@@ -386,28 +327,25 @@ def _batch_load(
         context=batch.context,
         expert_rows=max(1, round(_expert_rows(model, batch, busy))),
         received_rows=max(1, round(received)),
-        local_experts=int(count(_active_experts(model, batch, loads, busy))),
+        local_experts=int(count(_active_experts(model, batch, busy))),
         group_tokens=batch.group_tokens,
         group_sequences=batch.group_sequences,
     )
 
 
 def _expert_rows(model: ServingModel, batch: _Share, busy: int) -> float:
-    """Rows of the experts of one rank, the slowest where ranks are folded."""
+    """Rows of the experts of the slowest rank."""
     job = model.job
     share = busy / job.gpus * model.even_skew
     return batch.mean_tokens(job.attention_tp) * model.choices * job.expert_tp * share
 
 
-def _active_experts(model: ServingModel, batch: _Share, loads: ExpertLoads, busy: int) -> float:
-    """Local experts of one rank that have rows: those drawn, mean over ranks and layers, or the
-    expected number where experts are equally popular."""
-    if model.popularity is not None and batch.drawn:
-        return float(loads.active.mean())
-    return _distinct(model.slot_shares, _expert_rows(model, batch, busy))
+def _active_experts(model: ServingModel, batch: _Share, busy: int) -> float:
+    """Local experts of one rank that have rows, expected number."""
+    return distinct_slots(model.slot_shares, _expert_rows(model, batch, busy))
 
 
-def _distinct(shares: Array, rows: float) -> float:
+def distinct_slots(shares: Array, rows: float) -> float:
     """Expected number of slots, of these shares, that have any of `rows` rows, at least one: a
     transfer waits for a rank that has rows."""
     return max(1.0, float((1.0 - (1.0 - shares) ** rows).sum()))

@@ -12,7 +12,7 @@ done and the copies of the last sender have come.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,13 @@ def run(
     durations: Any = seconds if axes else seconds.tolist()
     sends: Any = durations if sends_s is None else sends_s
     passed = list(
-        _passed(graph, zip(durations, sends, strict=True), gap_s, axes=axes, rank_axis=rank_axis)
+        in_turn(
+            graph,
+            zip(durations, sends, strict=True),
+            gap_s,
+            axes=axes,
+            ranks=_ranks(graph, rank_axis),
+        )
     )
     shape = (len(graph.tasks), *axes)
     ready_s, start_s, done_s, end_s = (
@@ -113,7 +119,7 @@ def spans(
     """
     # A stream runs one task at a time, so that its last one ends last.
     last: dict[Stream, NDArray[Any]] = {}
-    passed = _passed(graph, durations, gap_s, axes=axes, rank_axis=rank_axis)
+    passed = in_turn(graph, durations, gap_s, axes=axes, ranks=_ranks(graph, rank_axis))
     for task, (_, _, _, end) in zip(graph.tasks, passed, strict=True):
         last[task.stream] = end
     ends: NDArray[Any] = np.zeros(axes, dtype=np.asarray(gap_s).dtype)
@@ -122,15 +128,29 @@ def spans(
     return ends
 
 
-def _passed(
+def _ranks(graph: TaskGraph, rank_axis: int | None) -> list[tuple[int, ...]]:
+    """Of each task the axes over which it waits for others, where one axis is all ranks."""
+    return [
+        (rank_axis,) if task.collective and rank_axis is not None else () for task in graph.tasks
+    ]
+
+
+def in_turn(
     graph: TaskGraph,
     durations: Iterable[tuple[Any, Any]],
     gap_s: float | NDArray[Any],
     *,
     axes: tuple[int, ...],
-    rank_axis: int | None,
+    ranks: Sequence[tuple[int, ...]],
 ) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Ready, start, done and end of each task (see Log)."""
+    """Ready, start, done and end [*axes] of each task in turn (see Log).
+
+    Args:
+        durations: of each task, (seconds, sends_s) as `run` takes them, in the precision of
+            `gap_s`.
+        ranks: of each task, the axes that are the ranks it waits for; none for one that is not
+            collective.
+    """
     later: Any = np.maximum if axes else max
     compute_free: Any = np.zeros(axes, dtype=np.asarray(gap_s).dtype) if axes else 0.0
     communication_free: Any = compute_free
@@ -147,12 +167,11 @@ def _passed(
             if last_use[earlier] == place:
                 ends.pop(earlier, None)
         start = ready
-        together = rank_axis is not None and task.collective
-        if together and task.barrier:
-            start = np.broadcast_to(ready.max(axis=rank_axis, keepdims=True), axes)
+        if ranks[place] and task.barrier:
+            start = np.broadcast_to(ready.max(axis=ranks[place], keepdims=True), axes)
         end = done = start + took
-        if together and not task.barrier:
-            end = later(done, (start + sends).max(axis=rank_axis, keepdims=True))
+        if ranks[place] and not task.barrier:
+            end = later(done, (start + sends).max(axis=ranks[place], keepdims=True))
         yield ready, start, done, end
         if place in last_use:
             ends[place] = end

@@ -236,6 +236,9 @@ def _completed(block: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]
         if isinstance(own, dict) and isinstance(of_setting, dict):
             other = name == "rows" and own.get("form", of_setting["form"]) != of_setting["form"]
             left = {k: v for k, v in of_setting.items() if not (other and k in _OF_FORMS)}
+            if own.get("file") is not None:
+                # A recorded popularity takes the place of the setting's law.
+                left.pop("zipf_exponent", None)
             found[name] = _completed(own, left)
     return found
 

@@ -78,29 +78,14 @@ class StepRequests(Profile):
 class ExpertInputs(Experts):
     """Where routed experts lie and how the tokens choose among them."""
 
-    placement: Literal["hierarchical", "global", "in_order"]
+    placement: Literal["hierarchical", "global", "eplb", "in_order"]
     """Key of simulator.workload.experts.POLICIES. A model without expert groups (n_group 1) has
     nothing to keep within a node: hierarchical is then global."""
-    load: Literal["balanced", "random", "zipf", "file"] = "balanced"
-    """balanced: every expert receives the same rows, and a GPU those of the experts and copies that
-    the placement puts on it. random, zipf, file: rows of every layer are drawn from uniform, Zipf
-    or recorded popularity. The slowest rank of each layer sets the pace."""
-    zipf_exponent: PositiveFloat | None = None
-    file: str | None = None
-    """CSV with the columns layer, expert, rows."""
     shared_expert: Literal["local", "dispatched"] = "local"
     """dispatched: a ninth choice that travels like the routed ones and lies in one of the redundant
     slots (Report, section 3.4.2)."""
     rebalance_interval: TimeValue | None = None
     """Time between two rebalancings; its cost is reported, not part of the step."""
-
-    @model_validator(mode="after")
-    def _says_what_its_load_needs(self) -> Self:
-        if (self.load == "zipf") != (self.zipf_exponent is not None):
-            raise ValueError("zipf_exponent is needed with load zipf, and only then")
-        if (self.load == "file") != (self.file is not None):
-            raise ValueError("file is needed with load file, and only then")
-        return self
 
 
 class AllToAllInputs(Profile):
@@ -172,7 +157,7 @@ class ServingStepJob(Profile):
     requests: StepRequests
     experts: ExpertInputs
     skew: ServingSkew = Skew.model_validate("eplb_with_drift")
-    """With experts.load balanced only; the other loads have their own."""
+    """What makes ranks differ: rows of their experts, clocks, requests and hosts."""
     all_to_all: AllToAllInputs
     speculative_decoding: SpeculativeDecoding | None = None
     memory: ServingMemory
@@ -232,11 +217,6 @@ class ServingStepJob(Profile):
             raise ValueError(
                 f"requests.idle_gpus {self.requests.idle_gpus}: allowed: whole groups of the "
                 f"{self.attention_tp} GPUs that share heads"
-            )
-        if self.experts.load != "balanced" and self.skew.max_over_mean != 1.0:
-            raise ValueError(
-                f"skew.rows.max_over_mean {self.skew.max_over_mean:g} with experts.load "
-                f"{self.experts.load}; allowed: load balanced, as the other loads have their own"
             )
         if self.phase == "prefill" and self.speculative_decoding is not None:
             raise ValueError("speculative_decoding: allowed in phase decode only")

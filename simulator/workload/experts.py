@@ -272,9 +272,15 @@ def zipf_popularity(
 ) -> Rows:
     """[layers, experts], the r-th most popular expert in proportion to r^-exponent; which expert
     that is, is drawn anew in each layer."""
-    ranked = np.arange(1, experts + 1, dtype=np.float64) ** -exponent
-    ranked /= ranked.sum()
+    ranked = ranked_popularity(experts, exponent)
     return np.stack([rng.permutation(ranked) for _ in range(layers)])
+
+
+def ranked_popularity(experts: int, exponent: float) -> Rows:
+    """[experts], most popular first, in proportion to r^-exponent; sums to 1."""
+    ranked: Rows = np.arange(1, experts + 1, dtype=np.float64) ** -exponent
+    ranked /= ranked.sum()
+    return ranked
 
 
 def read_popularity(path: Path, *, layers: int, experts: int) -> Rows:

@@ -1,6 +1,7 @@
 """Prepare the fleet of a scenario for simulation, step times of its pools included.
 
-The times of one iteration come from the one-step serving model, asked at grid points only (powers
+The times of one iteration are those expected of ranks that differ as the step scenario's skew says.
+They come from the one-step serving model, asked at grid points only (powers
 of two of tokens and context; of batches also one and a half times those) and interpolated linearly
 in between; each point is asked once. A pass is asked as equal prompts: the mean number of tokens
 that its tokens attend to fixes their length, and where that is longer than the pass itself, the
@@ -24,6 +25,7 @@ from simulator.execution.fleet.accounts import FleetRun
 from simulator.execution.fleet.fleet import run_fleet
 from simulator.execution.fleet.log import FleetLog
 from simulator.execution.fleet.step_times import AffineStepTimes, InterpolatedStepTimes, StepTimes
+from simulator.execution.serving_draws import expected_s
 from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_run import prepare_serving, rebalancing
 from simulator.execution.serving_step import (
@@ -141,16 +143,16 @@ def _with_pause(pool: PoolSpec, models: Mapping[str, ServingModel], *, where: st
     moved = [cost.seconds for cost in costs if cost is not None]
     if not moved:
         raise ValueError(
-            f"{where}: pause is missing; allowed: a time, or experts.load random, zipf or file in "
-            "the step scenario, whose placement then says what moves"
+            f"{where}: pause is missing; allowed: a time, or skew.rows of form popularity in the "
+            "step scenario, whose placement then says what moves"
         )
     return pool.model_copy(update={"rebalance": rebalance.model_copy(update={"pause": max(moved)})})
 
 
 def _interpolated(models: Mapping[str, ServingModel]) -> StepTimes:
     return InterpolatedStepTimes(
-        lambda batch, context: _decode_s(models["decode"], batch, context),
-        lambda tokens, attended: _prefill_s(models["prefill"], tokens, attended),
+        lambda batch, context: expected_s(decode_iteration(models["decode"], batch, context)),
+        lambda tokens, attended: expected_s(prefill_iteration(models["prefill"], tokens, attended)),
         kv_capacity_tokens=min(_kv_tokens(model) for model in models.values()),
         page_tokens=max(model.job.memory.page_tokens for model in models.values()),
         batches=_BATCHES,
@@ -275,11 +277,3 @@ def prefill_iteration(model: ServingModel, tokens: int, attended: int) -> Servin
         cached=0 if whole else max(attended - tokens // 2, 0),
         group_tokens=tokens,
     )
-
-
-def _decode_s(model: ServingModel, batch: int, context: int) -> float:
-    return decode_iteration(model, batch, context).step_s
-
-
-def _prefill_s(model: ServingModel, tokens: int, attended: int) -> float:
-    return prefill_iteration(model, tokens, attended).step_s

@@ -45,7 +45,7 @@ def test_a_name_has_one_unit_and_one_better_direction_in_all_jobs():
     ("path", "job", "name"),
     [
         ("ranks.3.bubble_s", "training", "bubble_s"),
-        ("comparisons.balanced.tpot_s.mean", "serving_step", "tpot_s"),
+        ("comparisons.ideal_ranks.tpot_s.mean", "serving_step", "tpot_s"),
         ("ttft_s.p99", "fleet", "ttft_s"),
         ("memory[].weights", "training", "memory"),
         ("experts.link_bytes.combine.mean", "serving_step", "experts.link_bytes"),

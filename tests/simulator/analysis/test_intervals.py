@@ -10,7 +10,7 @@ from simulator.scenario.files import load_scenario
 
 @pytest.fixture(scope="module")
 def decode():
-    return simulate(load_scenario("decode_ep128_profile")).result
+    return simulate(load_scenario("decode_ep128_profile", ["skew=none"])).result
 
 
 def test_a_serving_step_has_a_seeded_interval_that_holds_it(decode):
@@ -23,7 +23,7 @@ def test_a_serving_step_has_a_seeded_interval_that_holds_it(decode):
 
 def test_another_gpu_than_the_calibrations_widens_the_interval():
     runs = [
-        simulate(load_scenario("prefill_ep32_profile", changes)).result.step
+        simulate(load_scenario("prefill_ep32_profile", ["skew=none", *changes])).result.step
         for changes in ([], ["cluster.node.gpu=h100_sxm"])
     ]
     ends = [serving_interval(step, seed=0) for step in runs]

@@ -21,7 +21,7 @@ def key(*changes, scenario="decode_ep128_profile"):
 
 
 def of_file(path):
-    return key("experts.load=file", f"experts.file={path}")
+    return key(f"skew={{rows: {{file: {path}}}}}")
 
 
 def test_the_content_of_a_file_that_a_scenario_names_counts(popularity):
@@ -34,7 +34,7 @@ def test_the_content_of_a_file_that_a_scenario_names_counts(popularity):
 def test_so_does_a_file_that_a_named_file_names(popularity, tmp_path):
     fleet = "day6_service"
     step = tmp_path / "step.yaml"
-    step.write_text(f"experts: {{load: file, file: {popularity}}}\n")
+    step.write_text(f"skew: {{rows: {{file: {popularity}}}}}\n")
     change = f"decode.decode_step.scenario={step}"
     before = key(change, scenario=fleet)
     popularity.write_text(POPULARITY + "0,1,1\n")

@@ -39,9 +39,6 @@ def step_of(name, *changes):
         # 320 slots of one: an expert that all tokens choose has 32 copies, which carry as much as
         # the routed experts without a copy, 1 / 32 of the tokens each; the mean is 9 / 320.
         ("decode_ep320_report", [], 320 / 32 / 9),
-        # What the job says counts where it is more than that.
-        ("decode_ep72_h100", ["skew.rows.max_over_mean=1.1"], 4 * 72 / 256),
-        ("decode_ep72_h100", ["skew.rows.max_over_mean=1.5"], 1.5),
     ],
 )
 def test_a_balanced_load_is_what_placement_allows(name, changes, skew):
@@ -66,18 +63,14 @@ def test_the_busiest_gpus_link_carries_what_its_slots_receive():
 
 
 def test_experts_split_over_all_gpus_read_only_those_that_are_drawn():
-    steps = {
-        load: step_of("decode_tp8_h200", "requests.requests_per_gpu=1", f"experts.load={load}")
-        for load in ("random", "balanced")
-    }
-    for step in steps.values():
-        groups = next(
-            op["groups"] for op in step.operators["moe", 0].operators if "groups" in dict(op.sizes)
-        )
-        # 8 tokens choose 8 of 256 experts each: 256 (1 - (31 / 32) ** 8) = 57.4 different ones.
-        assert 54 <= groups <= 60
+    step = step_of("decode_tp8_h200", "requests.requests_per_gpu=1")
+    groups = next(
+        op["groups"] for op in step.operators["moe", 0].operators if "groups" in dict(op.sizes)
+    )
+    # 8 tokens choose 8 of 256 experts each: 256 (1 - (255 / 256) ** 64) = 56.7 different ones.
+    assert groups == 57
     full = step_of("decode_tp8_h200", "requests.requests_per_gpu=32")
-    assert steps["random"].step_s < 0.75 * full.step_s
+    assert step.step_s < 0.75 * full.step_s
 
 
 def test_experts_split_over_all_gpus_move_each_token_once_each_way():
@@ -90,7 +83,7 @@ def test_experts_split_over_all_gpus_move_each_token_once_each_way():
 
 def test_active_experts_grow_smoothly_with_the_rows_of_a_balanced_load():
     model = model_of("decode_ep8_h200")
-    active = [decode_step(model, batch, 4096).loads.active.item() for batch in (1, 2, 4, 8, 64)]
+    active = [decode_step(model, batch, 4096).loads.active for batch in (1, 2, 4, 8, 64)]
     expected = [32 * (1 - (31 / 32) ** (8 * batch)) for batch in (1, 2, 4, 8, 64)]
     assert active == pytest.approx(expected)
     times = [decode_step(model, batch, 4096).step_s for batch in (1, 2, 4, 8)]

@@ -37,6 +37,11 @@ def test_a_word_names_a_setting_and_a_block_takes_from_it_what_it_leaves_out():
 def test_a_field_of_one_form_of_rows_need_not_name_the_form():
     slow = to_profile(Skew, {"rows": {"max_over_mean": 1.3}}, where="f")
     assert (slow.rows.form, slow.max_over_mean) == ("max_over_mean", 1.3)
+    recorded = to_profile(
+        Skew, {"setting": "eplb_with_drift", "rows": {"file": "a.csv"}}, where="f"
+    )
+    assert (recorded.rows.file, recorded.rows.zipf_exponent) == ("a.csv", None)
+    assert recorded.rows.drift is not None
     # The popularity of the setting is not that of another form.
     served = {"setting": "eplb_with_drift", "rows": {"max_over_mean": 1.3}}
     assert to_profile(Skew, served, where="f").rows.zipf_exponent is None

@@ -94,7 +94,7 @@ def test_low_latency_buffers_grow_with_the_batch_of_the_fleet() -> None:
 
 def test_a_rebalancing_pauses_for_the_weights_that_its_placement_moves() -> None:
     changes = ["decode.rebalance={interval: 10 min}"]
-    drawn = "decode.decode_step.changes=[experts.load=zipf, experts.zipf_exponent=0.5]"
+    drawn = "decode.decode_step.changes=[skew.rows.zipf_exponent=0.5]"
     simulation = prepare_fleet(load_scenario("day6_service", [*changes, drawn]))
     assert simulation.job.decode is not None
     assert simulation.job.decode.rebalance is not None
@@ -102,8 +102,7 @@ def test_a_rebalancing_pauses_for_the_weights_that_its_placement_moves() -> None
     step = load_scenario(
         "decode_ep144_day6",
         [
-            "experts.load=zipf",
-            "experts.zipf_exponent=0.5",
+            "skew.rows.zipf_exponent=0.5",
             "experts.rebalance_interval=10 min",
         ],
     )
@@ -115,7 +114,9 @@ def test_a_rebalancing_pauses_for_the_weights_that_its_placement_moves() -> None
     # At most two routed slots of 58 layers change, each of 44 MB, at 43.5 GB/s.
     assert 0.01 < pause < 0.13
     with pytest.raises(ValueError, match="rebalance: pause is missing"):
-        prepare_fleet(load_scenario("day6_service", changes))
+        prepare_fleet(
+            load_scenario("day6_service", [*changes, "decode.decode_step.changes=[skew=none]"])
+        )
 
 
 def test_the_same_scenario_gives_the_same_rows() -> None:

@@ -1,0 +1,573 @@
+"""Run a serving iteration on all of its ranks, which differ, in many draws at once.
+
+A draw is one whole iteration: errors of kernel times, values of the priors of the job's skew, and
+one realisation of what they are the width of: clocks of GPUs, rows of every rank and layer, lengths
+of contexts, pauses of hosts. Ranks and draws are axes of the timeline, so that every rank runs its
+own series of tasks, and at each transfer and collective they wait as its kind says: normal kernels
+begin together, low-latency ones end with the last sender, collectives of tensor parallelism join
+the GPUs of their group.
+
+What lies between waits is one task (task_graph.collapsed), and layers that are alike share what is
+the same on them. Rows of experts come from a table over the rows of a rank, linear in between.
+Times are float32: a step of 4,000 tasks is then right to some hundred-thousandths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.units import Seconds
+from reference_model.trace import ALL_TO_ALL_KINDS
+from simulator.execution import timeline
+from simulator.execution.draws import SAMPLES, Draws, drawn, estimated, scaled_seconds
+from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
+from simulator.execution.serving_rows import BALANCED_LAYERS, rows_over_mean, slot_shares
+from simulator.execution.serving_step import ServingStep, distinct_slots
+from simulator.execution.serving_times import expert_times, kernel_times
+from simulator.hardware.prediction import Prediction
+from simulator.scenario.inputs import Prior, Skew
+from simulator.workload.iteration import WIRES, section_starts
+from simulator.workload.iteration_operators import collective_ranks
+from simulator.workload.skew import Single, clock_times, slow_machines
+from simulator.workload.task_graph import COLLECTIVE_SEGMENTS, Stream, Task, TaskGraph, collapsed
+
+Array = NDArray[np.float64]
+
+TRANSFERS = ALL_TO_ALL_KINDS | {"dispatch_layout"}
+"""Operators that normal dispatch and combine are made of."""
+
+BY_EXPERT_ROWS = WIRES | {"dispatch_receive", "experts", "combine_send"}
+"""Parts of a layer whose times go with the rows of a rank."""
+
+CORES = frozenset({"mla_decode", "attention_forward", "mla_prefill"})
+"""Operators whose work goes with the lengths of a rank's requests."""
+
+NODES = 33
+"""Numbers of rows at which the kernels of the experts are priced."""
+
+ATTRIBUTED = 64
+"""Draws that run again with GPUs that are alike, to tell slower GPUs from the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepDraws:
+    """An iteration in every draw."""
+
+    step_s: Array
+    """[draws]"""
+    ideal_s: Seconds
+    """The same of ideal ranks, every input at its value."""
+    inputs: Mapping[str, Array]
+    """[draws] of what each draw was made with: standard normal numbers of the priors, and
+    "kernels": what their errors alone make of ideal ranks."""
+    waited_s: Array
+    """[ranks], time in which a rank waits for others, mean over draws, least first."""
+    max_over_mean: float
+    """Rows of the busiest rank over the mean, mean over layers, micro-batches and draws."""
+    active_experts: float
+    """Local experts that have rows, mean over ranks, layers, micro-batches and draws."""
+    causes_s: Mapping[str, Seconds]
+    """What the expected time has beyond that of ideal ranks, by cause; empty if not asked for."""
+
+    @property
+    def expected_s(self) -> Seconds:
+        """The median."""
+        return float(np.median(self.step_s))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranks:
+    """One realisation of all ranks in each draw; axes [groups that share heads, GPUs of one,
+    draws]."""
+
+    clock: Single
+    """Time of work that is bound by compute over that of the median GPU."""
+    slow: Single
+    """The same of any kernel."""
+    work: tuple[Single, ...]
+    """Of each micro-batch: attention over the mean, [groups, 1, draws]."""
+    pause_s: Single
+    rows: Sequence[Sequence[Single]]
+    """Rows over the mean, by layer that has experts and micro-batch; empty where each rank has a
+    part of every expert."""
+
+    @property
+    def max_over_mean(self) -> float:
+        """Rows of the busiest rank, mean over layers, micro-batches and draws."""
+        busiest = [float(part.max(axis=(0, 1)).mean()) for layer in self.rows for part in layer]
+        return float(np.mean(busiest)) if busiest else 1.0
+
+    def alike(self, draws: int) -> _Ranks:
+        """The first draws, on GPUs that are alike."""
+        ones = np.ones_like(self.clock[..., :draws])
+        return _Ranks(
+            ones,
+            ones,
+            tuple(work[..., :draws] for work in self.work),
+            self.pause_s[..., :draws],
+            [[rows[..., :draws] for rows in layer] for layer in self.rows],
+        )
+
+
+def priors_of(skew: Skew) -> dict[str, Prior]:
+    """{dotted name below `skew`: prior} of all that is drawn."""
+    found: dict[str, Prior | None] = {
+        "rows.max_over_mean": skew.rows.max_over_mean,
+        "rows.zipf_exponent": skew.rows.zipf_exponent,
+        "rows.drift": skew.rows.drift,
+        "rows_sd": skew.rows_sd,
+        "clock_sd": skew.clock_sd,
+        "work_sd": skew.work_sd,
+        "host_pause.rate": skew.host_pause.rate,
+        "host_pause.seconds": skew.host_pause.seconds,
+        "slow_gpus.share": skew.slow_gpus.share,
+        "slow_gpus.slowdown": skew.slow_gpus.slowdown,
+    }
+    return {name: prior for name, prior in found.items() if prior is not None}
+
+
+def step_draws(
+    step: ServingStep, *, seed: int, samples: int = SAMPLES, attributed: bool = True
+) -> StepDraws:
+    """Draw a serving iteration; the same seed gives the same draws.
+
+    Args:
+        step: of ideal ranks.
+        attributed: whether to say what its time beyond theirs comes from.
+    """
+    model = step.model
+    job = model.job
+    draws = Draws(
+        np.random.default_rng(seed),
+        common_share=model.kernels.calibration.common_share,
+        samples=samples,
+    )
+    scaled = scaled_seconds(step.times, draws)
+    gap, host = estimated(job.gap, draws.gap), estimated(job.host_overhead, draws.host)
+    spans = timeline.run(model.graph, scaled[model.places], gap).spans_s
+    kernels = np.maximum(spans, step.host_s) + host
+    inputs = {"kernels": kernels, "gap": draws.gap, "host_overhead": draws.host}
+    if job.skew.is_none:
+        even = step.loads.max_over_mean
+        active = step.loads.active
+        return StepDraws(kernels, step.step_s, inputs, np.zeros(job.gpus), even, active, {})
+    priors: dict[str, Array] = {}
+    for name, prior in priors_of(job.skew).items():
+        normal = draws.of(("skew", name))
+        priors[name] = drawn(prior, normal)
+        if prior.high > prior.low:
+            inputs[f"skew.{name}"] = normal
+    ranks = _draw_ranks(step, priors, np.random.default_rng((seed, 1)))
+    times = _without_waiting(step)
+    if times is not step.times:
+        scaled = scaled_seconds(times, draws)
+    blocks = _blocks(step, scaled, gap, ranks)
+    ends, waited = _run(blocks, ranks)
+    step_s = np.maximum(ends, step.host_s) + host
+    causes: dict[str, Seconds] = {}
+    if attributed:
+        few = min(samples, ATTRIBUTED)
+        alike, _ = _run(blocks.first(few), ranks.alike(few))
+        causes = _causes(
+            step_s,
+            ideal_s=step.step_s,
+            kernels_s=kernels,
+            slower=1 - float(np.median((alike + host[:few]) / step_s[:few])),
+            paused_s=float(np.median(ranks.pause_s.max(axis=(0, 1)))),
+        )
+    return StepDraws(
+        step_s=step_s,
+        ideal_s=step.step_s,
+        inputs=inputs,
+        waited_s=waited,
+        max_over_mean=ranks.max_over_mean,
+        active_experts=_active_experts(step, ranks),
+        causes_s=causes,
+    )
+
+
+def expected_s(step: ServingStep) -> Seconds:
+    """The median time of a serving iteration, of the ranks that its job's skew states."""
+    if step.model.job.skew.is_none:
+        return step.step_s
+    return step_draws(step, seed=step.model.seed, attributed=False).expected_s
+
+
+def _active_experts(step: ServingStep, ranks: _Ranks) -> float:
+    """Local experts that have rows, mean over ranks, draws and the first layers."""
+    if not ranks.rows:
+        return step.loads.active
+    some = np.concatenate(
+        [part.ravel() for layer in ranks.rows[:BALANCED_LAYERS] for part in layer]
+    )
+    counts = np.linspace(float(some.min()), float(some.max()), NODES)
+    shares = slot_shares(step.model)
+    active = [distinct_slots(shares, rows * step.loads.mean_rows) for rows in counts]
+    return float(np.interp(some, counts, active).mean())
+
+
+def _causes(
+    step_s: Array, *, ideal_s: Seconds, kernels_s: Array, slower: float, paused_s: Seconds
+) -> dict[str, Seconds]:
+    """What the median has beyond the ideal time, by cause.
+
+    Args:
+        slower: share of the time that GPUs that are alike would not take.
+    """
+    expected = float(np.median(step_s))
+    known = {
+        "slower GPUs": expected * slower,
+        "host": paused_s,
+        "uncertain inputs": float(np.median(kernels_s)) - ideal_s,
+    }
+    return {"imbalance": expected - ideal_s - sum(known.values())} | known
+
+
+def _without_waiting(step: ServingStep) -> Prediction:
+    """Times of the iteration's operators with dispatch and combine as of ranks that never wait;
+    what was measured beside compute holds waiting, which is simulated here."""
+    model = step.model
+    freed = model.kernels.calibration.all_to_all.without_waiting
+    if freed is None or not model.job.normal_transfers or model.job.overlap == "none":
+        return step.times
+    known = {
+        key: times for key, times in model.kernels.predicted.items() if key[0].kind not in TRANSFERS
+    }
+    kernels = replace(model.kernels, costs=model.kernels.costs.without_waiting(), predicted=known)
+    return kernel_times(replace(model, kernels=kernels), step.operators)
+
+
+# -- ranks -----------------------------------------------------------------------------------------
+
+
+def _draw_ranks(step: ServingStep, priors: Mapping[str, Array], rng: np.random.Generator) -> _Ranks:
+    model = step.model
+    job = model.job
+    tp = job.attention_tp
+    shape = (job.gpus // tp, tp, len(priors["clock_sd"]))
+    clock = clock_times(priors["clock_sd"], gpus=job.gpus, rng=rng)
+    slow = slow_machines(
+        priors["slow_gpus.share"],
+        priors["slow_gpus.slowdown"],
+        gpus=job.gpus,
+        per_machine=model.cluster.node.gpus,
+        rng=rng,
+    )
+    pauses = np.floor(priors["host_pause.rate"] + rng.random((job.gpus, shape[2])))
+    pause = (pauses * priors["host_pause.seconds"]).astype(np.float32)
+    work = [
+        np.maximum(
+            1 + priors["work_sd"] * rng.standard_normal((shape[0], 1, shape[2])), 0.0
+        ).astype(np.float32)
+        for _ in range(job.micro_batches)
+    ]
+    rows: list[list[Single]] = []
+    if model.expert_ranks == job.gpus > 1:
+        layers = sum(kind in EXPERT_LAYERS for kind in model.graph.layers)
+        drawn_rows = rows_over_mean(
+            model, layers=layers, mean_rows=step.loads.mean_rows, priors=priors, rng=rng
+        )
+        rows = [[part.reshape(shape) for part in layer] for layer in drawn_rows]
+    return _Ranks(
+        clock.reshape(shape),
+        slow.reshape(shape),
+        # Layers that run on the whole batch, micro-batch -1, have what both have.
+        (*work, np.mean(work, axis=0)),
+        pause.reshape(shape),
+        rows,
+    )
+
+
+# -- blocks ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A block of tasks that other layers have too; seconds by draw, of mean rows and work and the
+    median clock."""
+
+    fixed: Single
+    """[draws], transfers, collectives and gaps, which neither clock nor slow GPUs touch."""
+    plain: Single
+    """[draws], other kernels."""
+    clocked: Single
+    """[draws], the part of it that goes with the clock."""
+    cores: Single
+    """[draws], attention cores."""
+    cores_clocked: Single
+    micro_batch: int
+    """Whose attention it is."""
+    on_sms: bool
+    """Whether it runs on the compute stream."""
+    of_rows: Single | None
+    """[NODES, draws], what goes with the rows of a rank, at rows from the fewest to the most."""
+    rows_clocked: Single
+    """[draws], share of that which goes with the clock."""
+    sends: Single | None
+    """[draws], how long a rank's own copies take to leave where all send the same."""
+
+    def first(self, draws: int) -> _Kind:
+        """The first draws."""
+        cut: dict[str, Any] = {
+            name: value[..., :draws]
+            for name in type(self).__slots__
+            if isinstance(value := getattr(self, name), np.ndarray)
+        }
+        return replace(self, **cut)
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """An iteration as its tasks between waits."""
+
+    graph: TaskGraph
+    kinds: tuple[_Kind, ...]
+    kind_of: tuple[int, ...]
+    """[blocks]"""
+    rows_of: tuple[tuple[int, int], ...]
+    """[blocks], layer with experts and micro-batch whose rows it works on."""
+    joins: tuple[tuple[int, ...], ...]
+    """[blocks], axes over which it waits for others."""
+    gap_s: Single
+    """[draws]"""
+    fewest: float
+    """Rows over the mean at the first node of `of_rows`."""
+    nodes_per_row: float
+    """Nodes per rows over the mean."""
+
+    def first(self, draws: int) -> _Blocks:
+        """The first draws."""
+        kinds = tuple(kind.first(draws) for kind in self.kinds)
+        return replace(self, kinds=kinds, gap_s=self.gap_s[:draws])
+
+
+def _blocks(step: ServingStep, scaled: Array, gap: Array, ranks: _Ranks) -> _Blocks:
+    """Args:
+    scaled: [operators, draws] seconds.
+    """
+    model = step.model
+    graph, starts = collapsed(model.graph)
+    tasks = model.graph.tasks
+    ends = [*starts[1:], len(tasks)]
+    fewest = min((float(part.min()) for layer in ranks.rows for part in layer), default=1.0)
+    most = max((float(part.max()) for layer in ranks.rows for part in layer), default=1.0)
+    most = max(most, fewest * (1 + 1e-6))
+    of_kernels = _Kernels(step, scaled, gap, np.linspace(fewest, most, NODES), bool(ranks.rows))
+    layers = [n for n, kind in enumerate(model.graph.layers) if kind in EXPERT_LAYERS]
+    known: dict[tuple[int, ...], int] = {}
+    kinds: list[_Kind] = []
+    kind_of, rows_of, joins = [], [], []
+    for start, end in zip(starts, ends, strict=True):
+        block = tasks[start:end]
+        key = tuple(task.operator for task in block)
+        if key not in known:
+            known[key] = len(kinds)
+            kinds.append(of_kernels.kind(block))
+        kind_of.append(known[key])
+        layer, batch = next(
+            ((task.layer, task.micro_batch) for task in block if of_kernels.varies(task)), (-1, 0)
+        )
+        rows_of.append((layers.index(layer) if layer >= 0 else -1, batch))
+        joins.append(_joined(model, block[0]))
+    return _Blocks(
+        graph=graph,
+        kinds=tuple(kinds),
+        kind_of=tuple(kind_of),
+        rows_of=tuple(rows_of),
+        joins=tuple(joins),
+        gap_s=gap.astype(np.float32),
+        fewest=fewest,
+        nodes_per_row=(NODES - 1) / (most - fewest),
+    )
+
+
+def _joined(model: ServingModel, task: Task) -> tuple[int, ...]:
+    """Axes of the ranks, [groups that share heads, GPUs of one], over which a task waits."""
+    if not task.collective:
+        return ()
+    job = model.job
+    operator = model.graph.operators[task.operator]
+    of_model = operator.segment in COLLECTIVE_SEGMENTS and task.part not in WIRES
+    if of_model and collective_ranks(operator, job.tensor_parallel) == job.attention_tp:
+        return (1,)
+    return (0, 1)
+
+
+class _Kernels:
+    """Prices blocks of an iteration in every draw."""
+
+    def __init__(
+        self, step: ServingStep, scaled: Array, gap: Array, rows: Array, spread: bool
+    ) -> None:
+        """Args:
+        rows: [NODES], over the mean, at which kernels of the experts are priced.
+        spread: whether experts are spread over ranks.
+        """
+        self._step, self._scaled, self._gap, self._spread = step, scaled, gap, spread
+        self._ratios: dict[int, Array] = {}
+        """{operator: [NODES + 1]}, time at these rows, and with none, over that of the step."""
+        model = step.model
+        starts = section_starts(step.operators)
+        for kind in EXPERT_LAYERS:
+            if spread and (kind, 0) in step.operators:
+                ratios = row_ratios(step, kind, rows)
+                for batch in range(model.job.micro_batches):
+                    start = starts[kind, batch]
+                    self._ratios |= {start + place: found for place, found in ratios.items()}
+        sms = model.cluster.node.gpu.sms - model.job.communication_sms
+        operators = step.log.graph.operators
+        self._clocked = model.kernels.costs.clocked_shares(
+            operators, step.times.seconds, sms=[sms] * len(operators)
+        )
+
+    def varies(self, task: Task) -> bool:
+        """Whether a task's time goes with the rows of its rank."""
+        return task.operator in self._ratios
+
+    def kind(self, block: Sequence[Task]) -> _Kind:
+        """The block of these tasks."""
+        draws = self._gap.shape
+        fixed = (len(block) - 1) * self._gap
+        plain, clocked, cores, cores_clocked, rows_clocked, middle = np.zeros((6, *draws))
+        table: Array | None = None
+        sends: Array | None = None
+        batch = -1
+        operators = self._step.log.graph.operators
+        for task in block:
+            seconds, share = self._scaled[task.operator], self._clocked[task.operator]
+            if self.varies(task):
+                ratios = self._ratios[task.operator]
+                of_rows = ratios[:-1, None] * seconds
+                table = of_rows if table is None else table + of_rows
+                rows_clocked = rows_clocked + share * seconds
+                middle = middle + seconds
+                if not task.barrier and task.part == "dispatch_wire":
+                    sends = ratios[-1] * seconds
+            elif task.collective:
+                fixed = fixed + seconds
+            elif operators[task.operator].kind in CORES:
+                batch = task.micro_batch
+                cores, cores_clocked = cores + seconds, cores_clocked + share * seconds
+            else:
+                plain, clocked = plain + seconds, clocked + share * seconds
+        return _Kind(
+            fixed=fixed.astype(np.float32),
+            plain=plain.astype(np.float32),
+            clocked=clocked.astype(np.float32),
+            cores=cores.astype(np.float32),
+            cores_clocked=cores_clocked.astype(np.float32),
+            micro_batch=batch,
+            on_sms=block[0].stream is Stream.COMPUTE,
+            of_rows=None if table is None else table.astype(np.float32),
+            rows_clocked=(rows_clocked / np.where(middle > 0, middle, 1.0)).astype(np.float32),
+            sends=None if sends is None else sends.astype(np.float32),
+        )
+
+
+def row_ratios(step: ServingStep, kind: str, rows: Array) -> dict[int, Array]:
+    """{place in the layer: [rows + 1]}, times of operators that go with the rows of a rank, over
+    those of the step; the last with next to no rows.
+
+    Args:
+        kind: of the layer.
+        rows: over the mean of the ranks.
+    """
+    model = step.model
+    base = step.operators[kind, 0]
+    part_of = base.part_of()
+    wanted = [place for place, part in part_of.items() if part in BY_EXPERT_ROWS]
+    of_step = base.operators[base.parts["experts"][0]]["rows"]
+    counts = np.maximum(np.rint(np.append(rows * of_step / model.even_skew, 1.0)), 1.0)
+    shares = slot_shares(model)
+    active = np.array(
+        [distinct_slots(shares, count) for count in counts]
+        + [distinct_slots(model.slot_shares, of_step)]
+    )
+    counts = np.append(counts, of_step)
+    low, high = np.floor(active), np.ceil(active)
+    asked = np.concatenate((np.stack((counts, low), 1), np.stack((counts, high), 1)))
+    unique, place = np.unique(asked.astype(np.int64), axis=0, return_inverse=True)
+    table = expert_times(model, base, unique, sorted(wanted))[place.reshape(2, -1)]
+    times = table[0] + (active - low)[:, None] * (table[1] - table[0])
+    ratios = times[:-1] / np.where(times[-1] > 0, times[-1], 1.0)
+    return {place: ratios[:, column] for column, place in enumerate(sorted(wanted))}
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def _run(blocks: _Blocks, ranks: _Ranks) -> tuple[Array, Array]:
+    """[draws], the end of the last rank; and [ranks], the time that a rank waits for others, mean
+    over draws, least first."""
+    axes = ranks.clock.shape
+    tasks = blocks.graph.tasks
+    free = np.zeros(axes, dtype=np.float32)
+    last, waited = np.zeros_like(free), np.zeros_like(free)
+    own: dict[int, Single] = {}
+    passed = timeline.in_turn(
+        blocks.graph, _durations(blocks, ranks), blocks.gap_s, axes=axes, ranks=blocks.joins
+    )
+    for place, (task, (ready, start, done, end)) in enumerate(zip(tasks, passed, strict=True)):
+        if task.stream is Stream.COMMUNICATION:
+            # When it would have ended had nobody been waited for.
+            own[place] = done - (start - ready)
+        else:
+            could = free
+            for earlier in task.depends_on:
+                if earlier in own:
+                    could = np.maximum(could, own[earlier])
+            if could is not free or start is not ready:
+                waited += start - could
+            free = end + blocks.gap_s
+        last = np.maximum(last, end)
+    ends = last.max(axis=(0, 1))
+    waited += ends - last
+    by_rank = np.sort(waited.reshape(-1, axes[-1]), axis=0).mean(axis=1)
+    return ends.astype(np.float64), by_rank.astype(np.float64)
+
+
+def _durations(blocks: _Blocks, ranks: _Ranks) -> Iterator[tuple[Single, Single]]:
+    """Seconds of each block in turn, and how long a rank's own copies take to leave; what
+    broadcasts to [groups, GPUs of one, draws]."""
+    slower = ranks.clock - 1
+    draws = np.arange(ranks.clock.shape[-1])
+    same: dict[int, Single] = {}
+    nodes: tuple[tuple[int, int], Single, NDArray[np.intp]] | None = None
+    paused = False
+    for place, number in enumerate(blocks.kind_of):
+        kind = blocks.kinds[number]
+        if number not in same:
+            same[number] = _same_on_layers(kind, ranks, slower)
+        took = same[number]
+        if kind.of_rows is not None:
+            at = blocks.rows_of[place]
+            if nodes is None or nodes[0] != at:
+                beyond = (ranks.rows[at[0]][at[1]] - blocks.fewest) * blocks.nodes_per_row
+                node = np.minimum(beyond.astype(np.intp), NODES - 2)
+                nodes = (at, beyond - node, node * len(draws) + draws)
+            _, share, flat = nodes
+            low, high = kind.of_rows.take(flat), kind.of_rows.take(flat + len(draws))
+            high -= low
+            high *= share
+            high += low
+            if kind.on_sms:
+                high *= 1 + kind.rows_clocked * slower
+                high *= ranks.slow
+            took = took + high
+        if not paused and kind.on_sms:
+            took, paused = took + ranks.pause_s, True
+        yield took, took if kind.sends is None else kind.sends
+
+
+def _same_on_layers(kind: _Kind, ranks: _Ranks, slower: Single) -> Single:
+    """What a block takes on every rank, but for what goes with rows."""
+    if not kind.on_sms:
+        return kind.fixed
+    work = ranks.work[kind.micro_batch]
+    kernels = kind.plain + kind.clocked * slower + work * (kind.cores + kind.cores_clocked * slower)
+    return np.asarray(kind.fixed + kernels * ranks.slow)

@@ -1,0 +1,242 @@
+"""Draw the rows of every rank of a deployment, by layer and micro-batch, over their mean.
+
+Where experts lie makes some of it: 288 slots on 72 GPUs hold no equal shares of equally popular
+experts. The rest is what the job's skew states. Of a popularity, experts are placed for one window
+of it and serve another, each expert's share changed by a lognormal factor (drift). Tokens then
+choose by themselves, so that rows also differ by chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.execution.serving_model import ServingModel, placed_experts, with_shared
+from simulator.workload.experts import (
+    ExpertPlacement,
+    drifted,
+    ranked_popularity,
+    read_popularity,
+    zipf_popularity,
+)
+from simulator.workload.skew import DrawnRows, Single, random_gate_sd
+
+Array = NDArray[np.float64]
+
+STRATA = 8
+"""Values of a popularity's exponent that experts are placed for, of equally many draws each."""
+BALANCED_LAYERS = 8
+"""Layers whose balance is shown, the first ones."""
+ORDERS = 4
+"""Orders of the experts of different layers, where their groups matter to a placement."""
+
+
+def rows_over_mean(
+    model: ServingModel,
+    *,
+    layers: int,
+    mean_rows: float,
+    priors: Mapping[str, Array],
+    rng: np.random.Generator,
+) -> list[list[Single]]:
+    """[layers][micro-batches] of [ranks, draws], rows over the mean of the ranks.
+
+    Args:
+        layers: that have experts.
+        mean_rows: of a rank in one layer and micro-batch.
+        priors: {name: [draws]} of the job's skew.
+    """
+    rows = model.job.skew.rows
+    ranks, batches = model.expert_ranks, model.job.micro_batches
+    sd = np.sqrt(priors["rows_sd"] ** 2 + _chance_sd(model, mean_rows) ** 2)
+    lasting = rows.changes != "micro_batch"
+    if rows.form != "popularity":
+        most = priors.get("rows.max_over_mean")
+        shares = DrawnRows(sd, most).shares(
+            ranks=ranks, cases=(layers, 1 if lasting else batches), rng=rng
+        )
+        placed = _of_equal_experts(model)[:, None, None, None] * shares
+        return [
+            [
+                np.ascontiguousarray(placed[:, layer, 0 if lasting else batch])
+                for batch in range(batches)
+            ]
+            for layer in range(layers)
+        ]
+    found: list[list[Single]] = []
+    served = _served(model, priors, rng)
+    for _ in range(layers):
+        of_layer = [next(served) for _ in range(1 if lasting else batches)]
+        found.append(
+            [_by_chance(of_layer[0 if lasting else batch], sd, rng) for batch in range(batches)]
+        )
+    return found
+
+
+def _chance_sd(model: ServingModel, mean_rows: float) -> float:
+    """Relative sd of rows for the choices of tokens alone, where they choose at random."""
+    if model.job.skew.rows.form not in ("random", "popularity"):
+        return 0.0
+    experts = model.config.n_routed_experts
+    return random_gate_sd(
+        choices=mean_rows,
+        top_k=model.config.num_experts_per_tok,
+        experts=experts,
+        local=max(1, experts // model.expert_ranks),
+    )
+
+
+def _by_chance(shares: Single, sd: Array, rng: np.random.Generator) -> Single:
+    """Shares of ranks with the deviations of chance, larger for ranks with fewer rows."""
+    normal = rng.standard_normal(shares.shape, dtype=np.float32)
+    normal *= sd.astype(np.float32)
+    normal *= np.sqrt(shares)
+    normal += shares
+    np.maximum(normal, 0.0, out=normal)
+    return normal
+
+
+def _of_equal_experts(model: ServingModel) -> Single:
+    """[ranks], rows over the mean that the placement makes of equally popular experts."""
+    placement, carried = placed_experts(model, None)
+    rows = placement.gpu_load(carried)[0]
+    over_mean: Single = (rows / rows.mean()).astype(np.float32)
+    return over_mean
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """What a placement makes of the popularity that it was computed for."""
+
+    popularity: Single
+    """[experts], as served before drift."""
+    slots: NDArray[np.int64]
+    """[slots], the expert in each."""
+    copies: Single
+    """[experts], slots that hold each; a shared expert that travels is the last."""
+
+
+def _window(placement: ExpertPlacement, layer: int, popularity: Array) -> _Window:
+    copies = placement.copies[layer].astype(np.float32)
+    return _Window(popularity.astype(np.float32), placement.slots[layer], copies)
+
+
+def _served(
+    model: ServingModel, priors: Mapping[str, Array], rng: np.random.Generator
+) -> Iterator[Single]:
+    """[ranks, draws] of one layer after the other without end, before chance."""
+    strata = _strata(model, priors, rng)
+    order = np.concatenate([chosen for chosen, _ in strata])
+    back = np.argsort(order)
+    drift = priors.get("rows.drift", np.zeros(len(order)))[order].astype(np.float32)
+    experts, top_k = model.config.n_routed_experts, model.config.num_experts_per_tok
+    layer = 0
+    while True:
+        change = rng.standard_normal((experts, len(order)), dtype=np.float32)
+        change *= drift
+        np.exp(change, out=change)
+        of_strata, start = [], 0
+        for chosen, windows in strata:
+            window = windows[layer % len(windows)]
+            load = change[:, start : start + len(chosen)] * window.popularity[:, None]
+            load *= top_k / load.sum(axis=0)
+            if len(window.copies) > experts:
+                # A shared expert that travels like the routed ones.
+                load = np.concatenate((load, np.ones_like(load[:1])))
+            of_slots = (load / window.copies[:, None])[window.slots]
+            of_strata.append(of_slots.reshape(model.expert_ranks, -1, len(chosen)).sum(axis=1))
+            start += len(chosen)
+        rows = np.concatenate(of_strata, axis=1)[:, back]
+        yield rows / rows.mean(axis=0)
+        layer += 1
+
+
+def _strata(
+    model: ServingModel, priors: Mapping[str, Array], rng: np.random.Generator
+) -> list[tuple[NDArray[np.intp], Sequence[_Window]]]:
+    """Draws that share placements, and these, one for each layer in turn."""
+    exponent = priors.get("rows.zipf_exponent")
+    if exponent is None:
+        before, served = windows(model)
+        placement, _ = placed_experts(model, before)
+        every = np.arange(len(priors["rows_sd"]))
+        return [(every, [_window(placement, n, row) for n, row in enumerate(served)])]
+    experts = model.config.n_routed_experts
+    found: list[tuple[NDArray[np.intp], Sequence[_Window]]] = []
+    for chosen in np.array_split(np.argsort(exponent, kind="stable"), STRATA):
+        if len(chosen):
+            ranked = ranked_popularity(experts, float(np.median(exponent[chosen])))
+            layers = np.stack([rng.permutation(ranked) for _ in range(ORDERS)])
+            placement, _ = placed_experts(model, layers)
+            found.append((chosen, [_window(placement, n, row) for n, row in enumerate(layers)]))
+    return found
+
+
+def windows(model: ServingModel) -> tuple[Array, Array]:
+    """[layers, experts] each: the popularity that experts are placed for, and the one served before
+    drift, of the files that the job names or at the value of its exponent.
+
+    Raises ValueError naming file, line and value.
+    """
+    rows, config = model.job.skew.rows, model.config
+    layers, experts = config.num_moe_layers, config.n_routed_experts
+    if rows.zipf_exponent is not None:
+        rng = np.random.default_rng(model.seed)
+        of_layers = zipf_popularity(layers, experts, exponent=rows.zipf_exponent.value, rng=rng)
+        return of_layers, of_layers
+    assert rows.file is not None, "the form's validator wants an exponent or a file"
+    before, served = (
+        read_popularity(Path(name), layers=layers, experts=experts)
+        for name in (rows.placed_for or rows.file, rows.file)
+    )
+    return before, served
+
+
+def slot_shares(model: ServingModel) -> Array:
+    """[slots of a rank], share of a rank's rows that each of its slots has, heaviest first, mean
+    over ranks: what decides how many of its experts have rows at all."""
+    if model.job.skew.rows.form != "popularity":
+        return model.slot_shares
+    before, served = (window[:BALANCED_LAYERS] for window in windows(model))
+    placement, _ = placed_experts(model, before)
+    carried = with_shared(model.job, served * model.config.num_experts_per_tok, tokens=1)
+    loads = np.sort(placement.slot_load(carried).reshape(-1, placement.slots_per_gpu))[:, ::-1]
+    shares: Array = (loads / np.maximum(loads.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
+    return shares
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Rows of the busiest rank over the mean, mean over layers, before chance."""
+
+    placed: float
+    """In the window that experts were placed for."""
+    served: float
+    """In the window served."""
+
+
+def placement_balance(model: ServingModel) -> dict[str, Balance]:
+    """{policy: balance} of experts of unequal popularity: in order of their number, as the open
+    balancer places them, and as the job's policy does; empty where all are equally popular.
+
+    At the values of the priors, over as many layers as have an order of their own.
+    """
+    rows = model.job.skew.rows
+    if rows.form != "popularity" or model.expert_ranks == 1:
+        return {}
+    before, served = (window[:BALANCED_LAYERS] for window in windows(model))
+    if rows.drift is not None:
+        served = drifted(served, sd=rows.drift.value, rng=np.random.default_rng(model.seed))
+    top_k = model.config.num_experts_per_tok
+    found: dict[str, Balance] = {}
+    for policy in dict.fromkeys(("in_order", "eplb", model.job.experts.placement)):
+        experts = model.job.experts.model_copy(update={"placement": policy})
+        job = model.job.model_copy(update={"experts": experts})
+        placement, carried = placed_experts(replace(model, job=job), before)
+        later = with_shared(job, served * top_k, tokens=1)
+        found[policy] = Balance(placement.max_over_mean(carried), placement.max_over_mean(later))
+    return found

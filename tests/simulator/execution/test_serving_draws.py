@@ -1,0 +1,135 @@
+"""Ranks that differ: what is alike folds, what differs waits, and one seed gives one result."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from simulator.execution.serving_draws import expected_s, step_draws
+from simulator.execution.serving_run import prepare_serving
+from simulator.execution.serving_step import serving_step
+from simulator.scenario.files import load_scenario
+from simulator.workload.recorded import recorded_trace
+from simulator.workload.task_graph import Stream
+
+ALIKE = "skew={setting: none, rows: {form: max_over_mean, max_over_mean: 1.0}}"
+"""Drawn on every rank, though nothing makes ranks differ."""
+
+
+@cache
+def step_of(name, *changes):
+    scenario = load_scenario(name, list(changes))
+    return serving_step(prepare_serving(scenario, scenario.job, recorded_trace))
+
+
+def skewed(**priors):
+    """A change that makes ranks differ in these priors, known exactly, and in nothing else."""
+    fields = ", ".join(f"{name}: {value}" for name, value in priors.items())
+    return f"skew={{setting: none, rows: {{form: max_over_mean, max_over_mean: 1.0}}, {fields}}}"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("decode_ep128_profile", "seed=0"),
+        # 288 slots on 72 GPUs: ranks with fewer rows wait for those with 1.125 of the mean.
+        ("decode_ep72_h100", "seed=0"),
+        ("decode_ep8_h200", "overlap=none"),
+        ("decode_tp8_h200", "seed=0"),
+        # Groups of 4 GPUs share heads, and 80 of them the experts.
+        ("decode_ep320_report", "seed=0"),
+        # Its transfers beside compute hold no waiting that would be taken out.
+        ("prefill_ep32_h100", "calibration.all_to_all.without_waiting=null"),
+        ("mtp_ep128", "seed=0"),
+    ],
+)
+def test_ranks_that_are_alike_are_one_rank(name, change):
+    draws = step_draws(step_of(name, ALIKE, change), seed=0, samples=16)
+    np.testing.assert_allclose(draws.step_s, draws.inputs["kernels"], rtol=3e-5)
+    uneven = name in ("decode_ep72_h100", "decode_ep320_report")
+    assert (draws.waited_s[-1] > 1e-3 * draws.ideal_s) == uneven
+
+
+def test_a_pause_of_every_host_lengthens_the_step_by_itself():
+    one = step_draws(step_of("decode_tp8_h200", ALIKE), seed=0, samples=16)
+    paused = step_of("decode_tp8_h200", skewed(host_pause="{rate: 1.0, seconds: 2 ms}"))
+    two = step_draws(paused, seed=0, samples=16)
+    np.testing.assert_allclose(two.step_s - one.step_s, 2e-3, rtol=1e-3)
+    assert two.causes_s["host"] == pytest.approx(2e-3, rel=1e-6)
+
+
+def test_gpus_that_are_all_a_tenth_slower_take_a_tenth_longer_for_kernels_but_not_for_transfers():
+    """Nothing overlaps with tensor parallelism, so the step is the sum of its tasks and gaps."""
+    slow = step_of("decode_tp8_h200", skewed(slow_gpus="{share: 1.0, slowdown: 0.1}"))
+    one = step_draws(step_of("decode_tp8_h200", ALIKE), seed=0, samples=16)
+    two = step_draws(slow, seed=0, samples=16)
+    fixed = [
+        task.collective or task.stream is Stream.COMMUNICATION for task in slow.log.graph.tasks
+    ]
+    kernels = slow.seconds[~np.array(fixed)].sum()
+    more = np.median(two.step_s - one.step_s)
+    assert more == pytest.approx(0.1 * kernels, rel=0.1)
+    gaps = slow.log.span_s - slow.seconds.sum()
+    assert gaps >= -1e-9
+
+
+def test_one_seed_gives_one_result_and_another_one_another():
+    step = step_of("decode_ep8_h200")
+    first, again, other = (step_draws(step, seed=seed, samples=32).step_s for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert np.all(first != other)
+
+
+@pytest.mark.parametrize("name", ["decode_ep8_h200", "prefill_ep32_h100"])
+@pytest.mark.parametrize("prior", ["rows_sd", "clock_sd", "work_sd"])
+def test_more_skew_is_never_faster(name, prior):
+    """The same random numbers, wider: every draw of the wider one takes at least as long in the
+    median."""
+    times = [
+        np.median(step_draws(step_of(name, skewed(**{prior: sd})), seed=0, samples=32).step_s)
+        for sd in (0.0, 0.05, 0.2)
+    ]
+    assert times == sorted(times)
+    assert times[0] < times[2]
+
+
+def test_popularity_that_leaves_experts_without_rows_reads_fewer_weights():
+    """Of 32 experts per GPU each is left out by 64 tokens with (1 - 8 / 256) ** 64."""
+    few = ("requests.requests_per_gpu=8", "skew.rows.zipf_exponent=1.2")
+    step = step_of("decode_ep8_h200", *few)
+    draws = step_draws(step, seed=0, samples=32)
+    assert step.loads.active == pytest.approx(32 * (1 - (1 - 8 / 256) ** 64), rel=1e-3)
+    assert draws.active_experts < 0.75 * step.loads.active
+
+
+def test_the_expected_time_is_the_median_and_its_causes_sum_to_what_it_has_beyond_the_ideal():
+    step = step_of("decode_ep144_day6")
+    draws = step_draws(step, seed=0)
+    assert draws.expected_s == np.median(draws.step_s)
+    assert len(draws.step_s) >= 200
+    assert sum(draws.causes_s.values()) == pytest.approx(draws.expected_s - step.step_s, rel=1e-9)
+    assert expected_s(step) == draws.expected_s
+    assert {
+        "skew.rows.drift",
+        "skew.rows.zipf_exponent",
+        "skew.clock_sd",
+        "kernels",
+    } <= draws.inputs.keys()
+    assert np.all(np.diff(draws.waited_s) >= 0)
+
+
+def test_ideal_ranks_are_not_drawn():
+    step = step_of("decode_ep8_h200", "skew=none")
+    assert expected_s(step) == step.step_s
+
+
+def test_low_latency_ranks_wait_less_than_behind_a_barrier():
+    """The same step, and the same with a barrier before each transfer."""
+    step = step_of("decode_ep72_h100", skewed(rows_sd=0.2, work_sd=0.2))
+    graph = step.model.graph
+    barred = replace(graph, tasks=tuple(replace(task, barrier=True) for task in graph.tasks))
+    behind = replace(step, model=replace(step.model, graph=barred))
+    free, held = (step_draws(one, seed=0, samples=32).step_s for one in (step, behind))
+    assert np.all(free <= held * (1 + 1e-6))
+    assert np.any(free < held * (1 - 1e-4))
