@@ -72,7 +72,8 @@ Ratio = Annotated[float, Field(strict=True, gt=0)]
 class Profile(BaseModel):
     """Base of every profile: frozen, no unknown fields, no silent conversion between types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Built where first used: a run reads a few of all kinds of files.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     example: ClassVar[str] = ""
     """A file with every field, for messages to who misses one."""
