@@ -141,8 +141,9 @@ def _parsed(text: str, where: str) -> tuple[Any, frozenset[str]]:
 def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
     """Return a copy of ``raw`` with each dotted path set to its value.
 
-    Fields on the way that the file leaves out are made. A path through a value that has no fields
-    is an error here; unknown fields are found by ``to_profile``, which knows the allowed ones.
+    Fields on the way that the file leaves out are made; entries of a list are called by their
+    places, from 0 on. A path through a value that has no fields is an error here; unknown fields
+    are found by ``to_profile``, which knows the allowed ones.
     """
     result = copy.deepcopy(raw)
     for path, value in overrides.items():
@@ -150,22 +151,37 @@ def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
         target: Any = result
         for depth, key in enumerate(parents):
             fields = target
-            if fields.get(key) is None:
-                fields[key] = {}
-            target = fields[key]
-            if not isinstance(target, dict):
+            if isinstance(fields, list):
+                target = fields[_place(key, fields, path, where)]
+            else:
+                if fields.get(key) is None:
+                    fields[key] = {}
+                target = fields[key]
+            if not isinstance(target, dict | list):
                 reached = ".".join(parents[: depth + 1])
+                inside = fields if isinstance(fields, dict) else {}
                 known = _listed(
-                    str(name) for name, value in fields.items() if isinstance(value, dict)
+                    str(name) for name, value in inside.items() if isinstance(value, dict)
                 )
                 raise ValueError(
                     f"{where}: {path}: {reached!r} has no fields to set; "
                     f"known here with fields: {known or 'none'}"
                 )
+        if isinstance(target, list):
+            target[_place(last, target, path, where)] = copy.deepcopy(value)
+            continue
         # Counts keep their type: a key such as 8 of nodes_per_token is a number in the file.
         numeric = last.isdigit() and any(isinstance(key, int) for key in target)
         target[int(last) if numeric else last] = copy.deepcopy(value)
     return result
+
+
+def _place(key: str, entries: list[Any], path: str, where: str) -> int:
+    """The place in a list that a part of a path names."""
+    if not (key.isascii() and key.isdigit() and int(key) < len(entries)):
+        allowed = f"0 to {len(entries) - 1}" if entries else "none, as it is empty"
+        raise ValueError(f"{where}: {path}: {key!r} is no place of a list; allowed: {allowed}")
+    return int(key)
 
 
 def to_profile(model: type[ProfileT], raw: Raw, *, where: str, at: str = "") -> ProfileT:

@@ -61,6 +61,19 @@ def test_an_override_sets_one_value_of_a_copy():
         apply_overrides(raw, {"node.gpus.rate": 1}, where="here")
 
 
+def test_an_entry_of_a_list_is_set_by_its_place():
+    raw = {"phases": [{"tokens": 1}, {"tokens": 2, "changes": ["a"]}]}
+
+    assert apply_overrides(raw, {"phases.1.tokens": 3, "phases.1.changes.0": "b"}, where="x") == {
+        "phases": [{"tokens": 1}, {"tokens": 3, "changes": ["b"]}]
+    }
+    assert raw["phases"][1] == {"tokens": 2, "changes": ["a"]}
+    for path, said in (("phases.2.tokens", "'2'"), ("phases.first.tokens", "'first'")):
+        with pytest.raises(ValueError, match="is no place of a list; allowed: 0 to 1") as refused:
+            apply_overrides(raw, {path: 1}, where="x")
+        assert str(refused.value).startswith(f"x: {path}: {said}")
+
+
 def test_a_field_given_twice_is_an_error():
     with pytest.raises(ValueError, match="here: line 2: not valid YAML"):
         parse_yaml("a: 1\na: 2\n", where="here")

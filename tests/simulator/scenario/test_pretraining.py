@@ -14,7 +14,7 @@ def test_a_shipped_run_reads_as_it_is_written() -> None:
     (phase, *_) = job.phases
     assert phase.tokens == 14.8e12
     assert phase.warm_up is not None
-    assert [point.sequences for point in phase.warm_up.points] == [3072, 4096, 8192]
+    assert [point.sequences for point in phase.warm_up.points] == [3072, 4096]
     assert job.checkpoint is not None
     assert job.checkpoint.interval == 1800.0
     assert job.failures["gpu"].detection == 300.0
