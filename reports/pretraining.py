@@ -45,17 +45,17 @@ CAUSES = {
 }
 """What a cause of time is called, and its colour."""
 
-HEADLINES = (
-    "days",
-    "gpu_hours",
-    "cost_usd",
-    "tokens_per_day",
-    "gpu_hours_per_trillion_tokens",
-    "goodput",
-    "mfu_causal",
-    "interruptions_per_day",
-)
-"""Figures of the first table, in order."""
+HEADLINES = {
+    "days": "days",
+    "gpu_hours": "GPU-hours",
+    "cost_usd": "cost",
+    "tokens_per_day": "tokens per day",
+    "gpu_hours_per_trillion_tokens": "GPU-hours per trillion tokens",
+    "goodput": "goodput",
+    "mfu_causal": "MFU of the whole run (causal)",
+    "interruptions_per_day": "interruptions per day",
+}
+"""Figures of the first table, in order, and what they are called."""
 
 _DAY = unit_factor("d", "time")
 
@@ -68,9 +68,9 @@ def pretraining_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     first.add_column("figure")
     for column in ("expected", "80 % interval", "nothing fails"):
         first.add_column(column, justify="right", no_wrap=True)
-    for path in HEADLINES:
+    for path, label in HEADLINES.items():
         if path in metrics:
-            first.add_row(path, *_headline(path, metrics))
+            first.add_row(label, *_headline(path, metrics))
     first.caption = f"{metrics['runs']} runs of different seeds on {metrics['gpus']:,} GPUs"
     first.caption_justify = "left"
     causes = Table(title="where the time goes", title_justify="left")
@@ -273,7 +273,11 @@ def _page(
         name=run.scenario.name,
         description=run.scenario.file.description,
         metrics=metrics,
-        headlines=[(path, *_headline(path, metrics)) for path in HEADLINES if path in metrics],
+        headlines=[
+            (label, *_headline(path, metrics))
+            for path, label in HEADLINES.items()
+            if path in metrics
+        ],
         causes=[
             (label, metrics["days_by_cause"][cause], metrics["share_by_cause"][cause])
             for cause, (label, _) in CAUSES.items()
