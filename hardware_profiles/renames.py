@@ -63,6 +63,8 @@ EARLIER_NAMES: Mapping[str, Mapping[str, str]] = {
         },
         **{f"calibration.{old}": f"calibration.{new}" for old, new in _CALIBRATION.items()},
     },
+    # Of figures of a run, where users name them.
+    "metrics": {"speculation": "speculative_decoding"},
 }
 """{kind of file: {earlier path: path of today, or "" where nothing took its place}}; "field=value"
 is another name of a value."""

@@ -42,15 +42,16 @@ _HEADLINE = (
 def serving_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     """Headline with its comparisons, the kernels of a mixture-of-experts layer, and what else the
     run is compared to."""
-    gains = () if metrics["speculation"] is None else (_gains(metrics["speculation"]),)
+    drafting = metrics["speculative_decoding"]
+    gains = () if drafting is None else (_gains(drafting),)
     return [_headline(name, metrics), _kernels(metrics), *gains, *_published(metrics)]
 
 
 def _comparisons(metrics: Mapping[str, Any]) -> Iterator[Table]:
     """What a page shows as tables."""
     yield _headline("the iteration and what it is compared to", metrics)
-    if metrics["speculation"] is not None:
-        yield _gains(metrics["speculation"])
+    if metrics["speculative_decoding"] is not None:
+        yield _gains(metrics["speculative_decoding"])
     yield from _published(metrics)
 
 

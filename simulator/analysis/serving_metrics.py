@@ -83,7 +83,7 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
             )
             if other is not None
         },
-        "speculation": speculation_metrics(run),
+        "speculative_decoding": speculation_metrics(run),
         "operators": operator_table(step),
     }
     metrics["published"] = beside_published(run.scenario.file.published, metrics)

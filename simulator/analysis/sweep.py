@@ -15,6 +15,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from hardware_profiles.renames import path_of_today
 from hardware_profiles.units import Dimension, parse_quantity
 from simulator.analysis.every_metric import metric_of
 from simulator.analysis.parallel import Lost, run_all
@@ -258,7 +259,7 @@ class Limit:
             metric, found, value = text.partition(comparison)
             if found and metric.strip():
                 return cls(
-                    metric.strip(),
+                    path_of_today(metric.strip(), "metrics", where="--where"),
                     "<=" if comparison == "<=" else ">=",
                     _number(value.strip(), text),
                     text.strip(),
@@ -292,6 +293,7 @@ class Objective:
             ValueError: any other text.
         """
         direction, colon, metric = text.rpartition(":")
+        metric = path_of_today(metric, "metrics", where="--objective")
         known = metric_of(metric)
         if not colon and known is not None and known.better is not None:
             direction = "min" if known.better == "less" else "max"

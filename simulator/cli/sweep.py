@@ -64,6 +64,7 @@ def sweep_command(
     ] = False,
 ) -> None:
     """Run a scenario at many points: a table, the points inside limits, the best of them."""
+    from hardware_profiles.renames import path_of_today
     from reports.run_directory import check_replaceable
     from reports.sweep import (
         ROWS_FILE,
@@ -80,7 +81,8 @@ def sweep_command(
     axes = tuple(Axis.parse(text) for text in vary)
     limits = tuple(sweeping.Limit.parse(text) for text in where or ())
     objectives = tuple(sweeping.Objective.parse(text) for text in objective or ())
-    asked = [*(metric or ()), *(limit.metric for limit in limits)]
+    asked = [path_of_today(name, "metrics", where="--metric") for name in metric or ()]
+    asked += [limit.metric for limit in limits]
     asked += [goal.metric for goal in objectives]
     base = load_scenario(scenario, changes or ())
     directory = out or (None if as_json else Path("runs") / f"{base.directory_name}-sweep")

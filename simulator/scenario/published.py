@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from hardware_profiles.fields import Profile
+from hardware_profiles.renames import path_of_today
 from hardware_profiles.units import parse_quantity
 
 _OF_TRANSFERS = {
@@ -17,11 +18,15 @@ _OF_TRANSFERS = {
 """{field of a published transfer as older files state it: metric of its operation}"""
 
 
+def _of_today(metric: str) -> str:
+    return path_of_today(metric, "metrics", where="published")
+
+
 class PublishedFigure(Profile):
     """A published number that a run of this scenario is held against."""
 
     name: str
-    metric: str
+    metric: Annotated[str, AfterValidator(_of_today)]
     """Path in the metrics, e.g. "step_time_s", "ranks.0.forward_s" or "rows.mean_gpu_s"."""
     of: dict[str, str | int] = Field(default_factory=dict)
     """What tells its row from others where the path leads to many: {operation: dispatch, gpus: 8}.

@@ -171,7 +171,7 @@ def test_an_interval_names_its_unit_once(path, ends, text):
         ("tflops_per_gpu_causal", 385.0, "385.0 TFLOP/s"),
         ("mfu_causal", 0.3894, "38.94%"),
         ("prefix_hit_rate", 0.5625, "56.25%"),
-        ("speculation.speed_up", 1.8, "1.8"),
+        ("speculative_decoding.speed_up", 1.8, "1.8"),
         ("output_tokens_per_second_per_node", 14_800.0, "14,800 tokens/s"),
     ],
 )

@@ -117,7 +117,7 @@ def test_a_tray_of_an_nvl72_rack_is_a_node_of_four():
 
 def test_speculation_shows_its_gain_by_batch_beside_the_published_one():
     metrics = metrics_of("mtp_one_node")
-    gain = metrics["speculation"]
+    gain = metrics["speculative_decoding"]
     assert gain["tokens_per_step"] == 1.875
     (published,) = metrics["published"]
     assert (published["published"], published["simulated"]) == (1.8, gain["speed_up"])

@@ -248,3 +248,12 @@ def test_the_front_is_what_no_other_row_beats(values):
 def test_rows_with_a_reason_push_nothing_off_the_front():
     rows = [row(x=2), row(reason="outside", x=1)]
     assert front(rows, [Objective.parse("min:x")]) == {0}
+
+
+def test_limits_and_objectives_may_name_a_metric_as_it_was_called_before():
+    note = "speculation is called speculative_decoding now"
+    with pytest.warns(FutureWarning, match=f"^--where: {note}$"):
+        limit = Limit.parse("speculation.speed_up >= 1.5")
+    with pytest.warns(FutureWarning, match=f"^--objective: {note}$"):
+        goal = Objective.parse("max:speculation.speed_up")
+    assert limit.metric == goal.metric == "speculative_decoding.speed_up"

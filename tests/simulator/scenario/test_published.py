@@ -72,3 +72,9 @@ def test_figures_of_a_collective_in_an_older_file_are_read_with_a_note(tmp_path)
         scenario = load_scenario(str(path))
     assert scenario.file.vary == {"operation": {"gpus": [32, 64]}}
     assert scenario.file.published[0].of == {"operation": "all_to_all", "gpus": 64}
+
+
+def test_a_figure_may_name_its_metric_as_it_was_called_before():
+    with pytest.warns(FutureWarning, match="^published: speculation is called speculative_dec"):
+        found = figure(metric="speculation.speed_up", value=1.8)
+    assert found.metric == "speculative_decoding.speed_up"
