@@ -72,7 +72,12 @@ TRAINING = (
         "less",
         "time of the overlapped forward and backward pair of a middle rank",
     ),
-    Metric("peak_memory_bytes", "bytes", "less", "memory of the fullest rank"),
+    Metric(
+        "peak_memory_bytes",
+        "bytes",
+        "less",
+        "memory of the fullest GPU of all pipeline ranks; more where it gets more rows than others",
+    ),
     Metric(
         "bubble_s",
         "s",
@@ -98,6 +103,12 @@ TRAINING = (
         "s",
         "less",
         "waiting before each all-to-all of a pair, slot by slot, mean over ranks",
+    ),
+    Metric(
+        "waiting.pair_notify_ends_s",
+        "s",
+        "less",
+        "80% interval of what one rank waits before an all-to-all of a pair, on average",
     ),
     Metric(
         "waiting.pair_all_to_all_s",

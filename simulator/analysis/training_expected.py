@@ -57,6 +57,7 @@ def waiting_metrics(drawn: TrainingDraws, *, ideal_s: Seconds) -> dict[str, Any]
         "by_cause_s": {name: causes[name] for name in CAUSES[1:]},
         "by_rank_s": drawn.waiting.by_rank_s.tolist(),
         "pair_notify_s": drawn.waiting.notify_s.tolist(),
+        "pair_notify_ends_s": list(drawn.waiting.mean_ends_s),
         "pair_all_to_all_s": drawn.waiting.kernel_s.tolist(),
         "upper_bound_s": float(np.median(drawn.upper_bound_s)),
     }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.units import Seconds, unit_factor
+from hardware_profiles.units import Bytes, Seconds, format_bytes, unit_factor
 from reference_model.config import training_flops_per_token
 from reference_model.trace import Operator
 from simulator.analysis.kernels_used import kernels_used, time_by_calibration
@@ -206,6 +206,17 @@ def uneven_ranks(ranks: Sequence[RankTimes], *, chosen: bool) -> list[str]:
     ]
 
 
+def _too_full(drawn: TrainingDraws, capacity: Bytes) -> list[str]:
+    """A warning where rows that some GPU gets need more than its memory in some draws."""
+    beyond = drawn.memory.max(axis=0) > capacity
+    if not beyond.any():
+        return []
+    return [
+        f"memory: in {beyond.mean():.0%} of the draws the rows of the fullest GPU need more than "
+        f"its {format_bytes(capacity)}; training.skew says how uneven they are"
+    ]
+
+
 def provenance_shares(chunks: Sequence[tuple[ChunkRun, int]]) -> dict[str, float]:
     """Share of kernel time by where the times come from, for chunks with their numbers of runs."""
     seconds = dict.fromkeys(PROVENANCES, 0.0)
@@ -242,11 +253,13 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
     ideal_ranks = rank_times(step)
     skewed = not job.skew.is_none
     drawn = draw_step(run) if skewed or with_intervals else None
-    ideal = _figures(run, step.step_time_s, step.pair.log.span_s, ideal_ranks)
+    memory = max(rank.total for rank in run.memory)
+    ideal = _figures(run, step.step_time_s, step.pair.log.span_s, ideal_ranks, memory)
     figures = ideal
     if drawn is not None and skewed:
         pair_s = float(np.median(drawn.pair_s))
-        figures = _figures(run, drawn.expected_s, pair_s, expected_ranks(step, drawn))
+        memory = float(np.median(drawn.memory.max(axis=0)))
+        figures = _figures(run, drawn.expected_s, pair_s, expected_ranks(step, drawn), memory)
     of_pair = provenance_shares([(step.pair, 1)])
     reproduced = (
         PROFILED_KERNELS in run.scenario.calibration.kernel_sets
@@ -257,10 +270,12 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
     counts = {key: sum(row.count(key) for row in step.keys) for key in step.chunks}
     metrics: dict[str, Any] = figures | {
         "pair_time_kind": "reproduced" if reproduced else "predicted",
-        "peak_memory_bytes": max(rank.total for rank in run.memory),
         "immediate_weights": list(run.immediate),
         "stages": list(stage_texts(run.stages)),
-        "warnings": uneven_ranks(ideal_ranks, chosen=job.stages == "default"),
+        "warnings": [
+            *uneven_ranks(ideal_ranks, chosen=job.stages == "default"),
+            *([] if drawn is None else _too_full(drawn, cluster.node.gpu.hbm_capacity)),
+        ],
         "without_all_to_all_slowdown": {
             "pair_time_s": run.without_slowdown.pair.log.span_s,
             "step_time_s": run.without_slowdown.step_time_s,
@@ -290,9 +305,13 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
 
 
 def _figures(
-    run: TrainingRun, step_s: Seconds, pair_s: Seconds, ranks: Sequence[RankTimes]
+    run: TrainingRun,
+    step_s: Seconds,
+    pair_s: Seconds,
+    ranks: Sequence[RankTimes],
+    memory: Bytes,
 ) -> dict[str, Any]:
-    """Times of a step, and what follows from them."""
+    """Times of a step and what follows from them, and the memory of the fullest GPU."""
     job, cluster, model = run.job, run.scenario.cluster, run.scenario.model
     tokens_per_second = job.step_tokens / step_s
     per_gpu = tokens_per_second / run.layout.gpus
@@ -314,6 +333,7 @@ def _figures(
         "cost_usd_per_trillion_tokens": gpu_hours * _HOUR * cluster.gpu_price,
         "pair_time_s": pair_s,
         "bubble_s": max(rank.bubble_s for rank in ranks),
+        "peak_memory_bytes": memory,
         "ranks": [asdict(rank) for rank in ranks],
     }
 
@@ -360,6 +380,7 @@ def _intervals(drawn: TrainingDraws, metrics: Mapping[str, Any]) -> dict[str, li
     )
     of_ranks = _drawn_ranks(drawn)
     found["bubble_s"] = ends(of_ranks["bubble_s"].max(axis=0))
+    found["peak_memory_bytes"] = ends(drawn.memory.max(axis=0))
     found |= {f"ranks.0.{name}": ends(of_ranks[name][0]) for name in _DRAWN_OF_RANKS}
     for path, (low, high) in found.items():
         value = metric_at(metrics, path)

@@ -5,7 +5,7 @@ what it adds to a chunk of its kind in each work of the schedule, by the kernel 
 and streams of the run itself. A pipeline of those sums sorts them. The first few then run with the
 times of their own chunks, since what an overlapped pair hides depends on both of its chunks. Of
 those that end first, or nearly so, the one with the most even stages is taken. Nothing is drawn or
-tuned: a job has one split.
+tuned: a job has one split, that of ideal ranks.
 """
 
 from __future__ import annotations

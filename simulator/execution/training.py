@@ -175,6 +175,8 @@ class TrainingRun:
     """The same step with dispatch and combine not slowed by the compute beside them."""
     operators_at: Callable[[float], OperatorsOf]
     """Rows of a rank over the mean of its group -> the operators of its layers."""
+    memory_at: Callable[[float], tuple[GpuMemory, ...]]
+    """The same -> memory of a GPU of each pipeline rank, with these rows in all that it holds."""
     unfold: bool
     """Whether the operators of every action are to be listed, beside those of distinct chunks."""
 
@@ -239,10 +241,11 @@ def training_load(
         policy="global",
     )
     most = placement.most_over_mean(top_k)
-    if job.skew.max_over_mean > most:
+    stated = job.skew.rows.max_over_mean
+    if stated is not None and stated.high > most:
         raise ValueError(
-            f"training.skew.rows.max_over_mean: {job.skew.max_over_mean:g}: allowed: at most "
-            f"{most:g}, as the {top_k} choices of a token are distinct"
+            f"training.skew.rows.max_over_mean: {stated.high:g}: allowed: at most {most:g}, as the "
+            f"{top_k} choices of a token are distinct"
         )
     slowest = placement.max_over_mean(equal) * rows_over_mean
     return Load(

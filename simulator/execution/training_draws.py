@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
 from simulator.execution import timeline
-from simulator.execution.draws import Draws, drawn, estimated, scaled_seconds
+from simulator.execution.draws import TAIL, Draws, drawn, estimated, scaled_seconds
 from simulator.execution.pipeline import PipelineRun, run_pipeline
 from simulator.execution.training import (
     ChunkKey,
@@ -38,13 +38,14 @@ from simulator.execution.training_ranks import (
     blocks_of,
     durations,
     group_spans,
+    is_kernel,
     series_of,
 )
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.prediction import NORMAL_80, Prediction
 from simulator.workload.experts import place_experts, read_popularity, uniform_popularity
 from simulator.workload.layout import Stage
-from simulator.workload.schedules import OVERLAPPED, WEIGHT_GRADIENT
+from simulator.workload.schedules import OVERLAPPED, WEIGHT_GRADIENT, held_activations
 from simulator.workload.skew import DrawnRows, clock_times, random_gate_sd, slow_machines
 from simulator.workload.task_graph import Stream, TaskGraph
 
@@ -55,6 +56,13 @@ LEAST_CHANGE = 0.02
 less than a tile of rows says nothing."""
 
 
+WITH_ROWS = ("moe", "mtp")
+"""Kinds of layers with routed experts."""
+
+MOST_HELD = 16
+"""Layers, and replicas, of which rows are drawn to see how much memory they take."""
+
+
 @dataclass(frozen=True, slots=True)
 class PairWaiting:
     """Where the ranks of one group wait in the profiled pair, mean over draws."""
@@ -63,6 +71,8 @@ class PairWaiting:
     """[ranks], sorted."""
     notify_s: Array
     """[slots, all-to-alls of a slot], of a rank before each, mean over ranks."""
+    mean_ends_s: tuple[Seconds, Seconds]
+    """80 % interval of what one rank waits before an all-to-all of its pair, on average."""
     kernel_s: Array
     """Likewise, of the all-to-all itself, the least of its notify kernel inside."""
 
@@ -97,6 +107,8 @@ class TrainingDraws:
     """[pipeline ranks, draws], waiting for sends, mean over replicas."""
     optimizer_s: Array
     """[pipeline ranks, draws]"""
+    memory: Array
+    """[pipeline ranks, draws], bytes on the fullest GPU of each."""
     waiting: PairWaiting | None
     """None without skew."""
 
@@ -236,6 +248,7 @@ class _Drawing:
             works=works,
             sends_s=pipeline.waiting_for_sends_s.mean(axis=1),
             optimizer_s=optimizer,
+            memory=self._memory(),
             waiting=waiting,
         )
 
@@ -311,8 +324,12 @@ class _Drawing:
         """[tasks], share of each time that goes with the SM clock; none of transfers."""
         sms = self.run.scenario.cluster.node.gpu.sms
         on = task_sms(key, graph, sms=sms, communication_sms=self.job.communication_sms)
-        shares = self.costs.clocked_shares(graph.task_operators(), cost.seconds, sms=on)
-        computes = [task.stream is Stream.COMPUTE for task in graph.tasks]
+        operators = graph.task_operators()
+        shares = self.costs.clocked_shares(operators, cost.seconds, sms=on)
+        computes = [
+            task.stream is Stream.COMPUTE and is_kernel(operator)
+            for task, operator in zip(graph.tasks, operators, strict=True)
+        ]
         return np.where(computes, shares, 0.0)
 
     def _levels(self) -> tuple[float, float]:
@@ -409,7 +426,62 @@ class _Drawing:
         each = np.array(sums).reshape(-1, 2)
         slots = len(each) // 4 if len(each) % 4 == 0 and len(each) else 1
         table = each.reshape(slots, -1, 2)
-        return PairWaiting(np.sort(waits[order].sum(axis=0)), table[:, :, 0], table[:, :, 1])
+        alone = (log.start_s - log.ready_s)[order].sum(axis=0) / max(1, len(each))
+        low, high = np.quantile(alone, [TAIL, 1 - TAIL]).tolist()
+        return PairWaiting(
+            by_rank_s=np.sort(waits[order].sum(axis=0)),
+            notify_s=table[:, :, 0],
+            mean_ends_s=(low, high),
+            kernel_s=table[:, :, 1],
+        )
+
+    # -- memory ------------------------------------------------------------------------------------
+
+    def _memory(self) -> Array:
+        """[pipeline ranks, draws], bytes on the fullest GPU of each, linear in the rows that it
+        holds on average and, of its workspace, in the most of one layer."""
+        ideal = self.run.memory
+        found = np.array([np.full(self.samples, rank.total) for rank in ideal])
+        high = self._levels()[1] if self.skewed else 1.0
+        if high == 1.0:
+            return found
+        shares = {
+            layers: self._held_rows(layers) for layers in map(self._held_layers, range(len(ideal)))
+        }
+        for rank, (mean, busy) in enumerate(zip(ideal, self.run.memory_at(high), strict=True)):
+            held, most = shares[self._held_layers(rank)]
+            for before, after, rows in (
+                (mean.activations, busy.activations, held),
+                (mean.workspace, busy.workspace, most),
+            ):
+                assert before is not None, "a training step holds activations"
+                assert after is not None, "a training step holds activations"
+                found[rank] += (after - before) / (high - 1) * (rows - 1)
+        return found
+
+    def _held_layers(self, rank: int) -> int:
+        """Layers with rows of their own whose activations a pipeline rank holds at once."""
+        schedule, stages = self.run.schedule, self.run.stages
+        held = held_activations(schedule, rank)
+        uneven = np.array(
+            [sum(kind in WITH_ROWS for kind in stages[stage]) for stage in held.stages]
+        )
+        if self.job.skew.rows.changes != "micro_batch":
+            return int(uneven.sum())
+        return int((held.whole @ uneven).max(initial=0))
+
+    def _held_rows(self, layers: int) -> tuple[Array, Array]:
+        """[draws], rows over their mean of the GPU that holds most, on average over its layers; and
+        the most that a layer of any GPU has."""
+        if layers == 0:
+            return np.ones(self.samples), np.ones(self.samples)
+        rng = np.random.default_rng([self.seed, 6])
+        replicas = min(self.run.layout.dp // self.job.ep, MOST_HELD)
+        drawn_layers = min(layers, MOST_HELD)
+        shares = self._rows().shares(ranks=self.job.ep, cases=(replicas, drawn_layers), rng=rng)
+        # Means of more layers than are drawn vary less, as means of independent ones do.
+        beyond = (shares.mean(axis=2) - 1) * np.sqrt(drawn_layers / layers)
+        return 1 + beyond.max(axis=(0, 1)), shares.max(axis=(0, 1, 2))
 
     # -- pipeline ----------------------------------------------------------------------------------
 

@@ -27,12 +27,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from reference_model.trace import ALL_TO_ALL_KINDS
+from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution import timeline
 from simulator.execution.timeline import Times
 from simulator.workload.layout import Stage
 from simulator.workload.skew import DrawnRows, Single
-from simulator.workload.task_graph import TaskGraph, collapsed
+from simulator.workload.task_graph import COLLECTIVE_SEGMENTS, TaskGraph, collapsed
 
 Array = NDArray[np.float64]
 KeyT = TypeVar("KeyT", bound=Hashable)
@@ -188,7 +188,7 @@ def durations(
     work: dict[int, Single] = {}
     for number, task in enumerate(blocks.graph.tasks):
         took: Single = seconds[number]
-        if blocks.graph.operators[task.operator].kind not in ALL_TO_ALL_KINDS:
+        if is_kernel(blocks.graph.operators[task.operator]):
             if any_slower:
                 took = slower * (blocks.clocked[number] * took) + took
             if any_slow:
@@ -207,6 +207,11 @@ def durations(
             change += 1
             took = took * change
         yield took
+
+
+def is_kernel(operator: Operator) -> bool:
+    """Whether a GPU by itself decides how long an operator takes: no transfer and no collective."""
+    return operator.kind not in ALL_TO_ALL_KINDS and operator.segment not in COLLECTIVE_SEGMENTS
 
 
 class RowsOfLayers:

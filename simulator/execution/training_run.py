@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from simulator.scenario.training import TrainingJob
 from simulator.workload.context_parallel import check_pieces, operators_of_part
 from simulator.workload.layout import ParallelLayout, explicit_stages, model_layers
 from simulator.workload.load import Load
-from simulator.workload.memory import OPTIMIZERS, MemoryModel, check_fits, layer_memory
+from simulator.workload.memory import OPTIMIZERS, LayerMemory, MemoryModel, check_fits, layer_memory
 from simulator.workload.recipes import TRAINED, check_multiplied
 from simulator.workload.schedules import SCHEDULES, build_schedule, held_activations
 
@@ -129,8 +130,7 @@ def simulate_training(
             rows_over_mean=rows_over_mean,
         )
 
-    load = load_at(1.0)
-    operators = operators_of_part(trace, load, job.context_parallel)
+    operators = operators_of_part(trace, load_at(1.0), job.context_parallel)
     capacity = node.gpu.hbm_capacity
     costs = build_costs(
         cluster=scenario.cluster,
@@ -142,8 +142,13 @@ def simulate_training(
     ).fit(measurements)
     loads = step_loads(scenario.cluster, layout, schedule)
     layers = model_layers(scenario.model)
+
+    def memory_of_layers(load: Load) -> dict[str, LayerMemory]:
+        parts = operators_of_part(trace, load, job.context_parallel)
+        return layer_memory(scenario.model, trace, parts, load, layers)
+
     model = MemoryModel(
-        layers=layer_memory(scenario.model, trace, operators, load, layers),
+        layers=memory_of_layers(load_at(1.0)),
         schedule=schedule,
         in_flight=tuple(held_activations(schedule, rank) for rank in range(schedule.ranks)),
         layout=layout,
@@ -215,5 +220,8 @@ def simulate_training(
         step=step(costs),
         without_slowdown=step(costs.without_all_to_all_slowdown()),
         operators_at=lambda rows: operators_of_part(trace, load_at(rows), job.context_parallel),
+        memory_at=lambda rows: tuple(
+            replace(model, layers=memory_of_layers(load_at(rows))).ranks(stages, immediate)
+        ),
         unfold=unfold,
     )

@@ -1,8 +1,8 @@
 """TrainingJob: the work of one optimizer step, as a scenario file states it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from hardware_profiles.fields import Profile, TimeValue
 from hardware_profiles.schema import TimeEstimate
@@ -87,6 +87,16 @@ class TrainingJob(Profile):
     memory: Memory
     gap: TimeEstimate
     """Idle time between two kernels of one stream; the calibration's where a file has none."""
+
+    @model_validator(mode="after")
+    def _places_experts_once(self) -> Self:
+        rows = self.skew.rows
+        if rows.drift is not None or rows.placed_for is not None:
+            raise ValueError(
+                "skew.rows: drift and placed_for: a training job places its experts once; allowed: "
+                "without them, or another form, as in the setting bias_balanced"
+            )
+        return self
 
     @property
     def micro_batch_tokens(self) -> int:

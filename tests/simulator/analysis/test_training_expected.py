@@ -35,6 +35,7 @@ def made_up(step_s, *, alike_s=None, uneven_s=None, slower_s=None, priors=()):
         works=("F",),
         sends_s=nothing,
         optimizer_s=nothing,
+        memory=nothing,
         waiting=None,
     )
 

@@ -90,6 +90,10 @@ def test_interleaved_stages_are_as_many_as_the_ranks_hold():
             ["training.skew.rows.max_over_mean=32.5"],
             r"training.skew.rows.max_over_mean: 32.5: allowed: at most 32,",
         ),
+        (
+            ["training.skew=eplb_with_drift"],
+            "training: skew.rows: drift and placed_for: a training job places its experts once; ",
+        ),
         (["training.global_batch_sequences=1280000000"], "a product of at most"),
         (
             ["training.pp=128", "training.ep=16", "training.schedule=1f1b"],
