@@ -42,7 +42,8 @@ newest: $(NEWEST)/.installed-newest
 	$(NEWEST)/bin/python -m pytest -q -n $(WORKERS) --benchmark-disable
 
 hour: $(VENV)/.installed-everything
-	HOSTILE_SECONDS=3600 HOSTILE_SEED=$$(date +%s) $(BIN)/python -m pytest -q -s tests/test_fuzz.py
+	HOSTILE_SECONDS=3600 HOSTILE_SEED=$$(date +%s) \
+	  $(BIN)/python -m pytest -q -m slow tests/test_hostile_input.py
 
 lint: $(VENV)/.installed-everything
 	$(BIN)/ruff check .
