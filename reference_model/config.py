@@ -395,7 +395,7 @@ def _rope_scaling(raw: Mapping[str, Any], source: str) -> Mapping[str, Any]:
                 f"{source}: partial_rotary_factor = {share!r} is not supported, allowed: [1, None]"
             )
     length = "original_max_position_embeddings"
-    if kind == "yarn" and raw.get(length, scaling.get(length)) != scaling.get(length):
+    if kind == "yarn" and length in raw and raw[length] != scaling.get(length):
         raise ValueError(
             f"{source}: {length} = {raw[length]!r}, in rope_scaling {scaling.get(length)!r}; "
             "allowed: in rope_scaling only"
@@ -430,9 +430,10 @@ def _yarn(scaling: Mapping[str, Any], theta: float, source: str) -> Yarn | None:
         value = values.get(name)
         if name == "truncate" or (name == "attention_factor" and value is None):
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        number = None if isinstance(value, bool) else value
+        if not isinstance(number, int | float) or not 0 <= number <= _LARGEST:
             raise ValueError(
-                f"{source}: rope_scaling.{name} = {value!r} must be a number, 0 or more"
+                f"{source}: rope_scaling.{name} = {value!r} must be a number, 0 to {_LARGEST:.0e}"
             )
     if values["factor"] < 1:
         raise ValueError(f"{source}: rope_scaling.factor = {values['factor']!r} must be at least 1")

@@ -216,7 +216,12 @@ def test_what_the_model_cannot_compute_is_an_error_that_names_it(raw, change, me
     ("change", "message"),
     [
         ({"truncate": "no"}, "rope_scaling.truncate = 'no' must be true or false"),
-        ({"attention_factor": -1}, "rope_scaling.attention_factor = -1 must be a number, 0 or"),
+        ({"attention_factor": -1}, "rope_scaling.attention_factor = -1 must be a number, 0 to"),
+        ({"factor": float("inf")}, "rope_scaling.factor = inf must be a number, 0 to 1e.12"),
+        (
+            {"original_max_position_embeddings": float("nan")},
+            "original_max_position_embeddings = nan must be a number, 0 to",
+        ),
         ({"beta_fast": 0}, "rope_scaling.beta_fast = 0 must be above 0, or left out"),
         ({"original_max_position_embeddings": 0.5}, "= 0.5 must be a whole number, 1 or more"),
         ({"rope_theta": 500}, "rope_theta = 10000, in rope_parameters 500; allowed: one of them"),

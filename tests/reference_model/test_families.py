@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from reference_model.config import CONFIG_FOLDER, load_model_config, parse_model_config
 
+MODELS = Path(__file__).parents[3] / "shared/models"
 BLOCKS = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
 INT4 = {"num_bits": 4, "type": "int", "group_size": 32, "strategy": "group"}
 
@@ -83,6 +85,26 @@ NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}
 def test_the_recipe_of_a_file_is_that_of_its_quantisation(raw, stored, recipe):
     found = parse_model_config(raw | {"quantization_config": stored}, source="my.json")
     assert found == replace(load_model_config("debug"), recipe=recipe)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("deepseek-ai--DeepSeek-R1", "fp8"),
+        ("deepseek-ai--DeepSeek-V3.2", "fp8"),
+        ("moonshotai--Kimi-K2-Instruct", "fp8"),
+        ("moonshotai--Kimi-K2.5", "int4"),
+        ("nvidia--DeepSeek-V3.1-NVFP4", "nvfp4_o_proj"),
+        ("nvidia--GLM-5-NVFP4", "nvfp4"),
+        ("zai-org--GLM-5", "fp8"),
+    ],
+)
+def test_files_as_people_hold_them_say_their_recipe(name, recipe):
+    file = MODELS / f"{name}_config.json"
+    if not file.is_file():
+        pytest.skip(f"{file} is not part of the project")
+    assert load_model_config(file).recipe == recipe
 
 
 def test_modelopt_says_it_in_a_file_beside_the_config(raw, tmp_path):
