@@ -534,7 +534,7 @@ class ParameterCounts:
     """Parameters of the main model that one token passes through, without the embedding."""
     matrix: int
     """Activated parameters that count in the FLOP rule 6 N: those of matrix products, without
-    embedding, norms and router (the accounting behind Table 4 of arXiv:2505.09343)."""
+    embedding, norms, router and indexer (the accounting behind Table 4 of arXiv:2505.09343)."""
 
 
 def parameter_counts(config: ModelConfig) -> ParameterCounts:

@@ -25,6 +25,7 @@ Loads are rows, one for each (token, expert) pair. Random numbers come from a pa
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ def check_slots(experts: int, redundant: int, gpus: int) -> None:
         raise ValueError(
             f"{experts} routed + {redundant} redundant experts = {slots} slots; {gpus} GPUs do "
             f"not divide them; allowed: {-experts % gpus} redundant experts, or {gpus}, "
-            f"{2 * gpus}, ... more"
+            f"{2 * gpus}, ... more; or {math.gcd(slots, gpus)} GPUs"
         )
 
 
