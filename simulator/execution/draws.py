@@ -60,7 +60,8 @@ class Draws:
 
 def scaled_seconds(times: Prediction, draws: Draws) -> Array:
     """[times, samples] seconds moved within their intervals, each family together."""
-    own = np.stack([draws.of(family) for family in times.family])
+    # A stage without layers has no times.
+    own = np.array([draws.of(family) for family in times.family]).reshape(-1, len(draws.common))
     share = draws.common_share
     shared = np.sqrt(share) * draws.common + np.sqrt(1 - share) * own
     beyond = times.provenance >= EXTRAPOLATED

@@ -15,6 +15,13 @@ def test_a_family_has_one_error():
     assert (draws.of(gemm) != draws.of(("gemm", "bfloat16", "bfloat16", False))).all()
 
 
+def test_a_stage_without_layers_has_no_times_in_any_sample():
+    draws = Draws(np.random.default_rng(0), common_share=0.5, samples=3)
+    none = np.empty(0)
+    nothing = Prediction(none, none, none, np.empty(0, dtype=np.intp), (), np.empty((2, 0)))
+    assert scaled_seconds(nothing, draws).shape == (0, 3)
+
+
 def test_the_parts_of_an_all_to_all_err_together():
     draws = Draws(np.random.default_rng(0), common_share=0.5)
     assert draws.of("dispatch") is draws.of(("combine", "bfloat16", "bfloat16", False))
