@@ -245,29 +245,34 @@ def slim_fly_network(end_ports: int, *, q: int) -> SwitchNetwork:
         link_reverse=position[target, source],
         switch_names=names,
         link_names=link_name,
-        router=partial(_route_slim_fly, _SlimFly(end_ports, ports, position, middle)),
+        router=partial(
+            _route_slim_fly, end_ports=end_ports, ports=ports, position=position, middle=middle
+        ),
         hops=4,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _SlimFly:
-    end_ports: int
-    ports: int
-    position: Indices
-    """[switches, switches], directed link between two, -1 where there is none."""
-    middle: npt.NDArray[np.int16]
-    """[2, switches, switches], first and last common neighbour."""
-
-
 def _route_slim_fly(
-    shape: _SlimFly, source: Integers, destination: Integers, choice: Integers, routing: Routing
+    source: Integers,
+    destination: Integers,
+    choice: Integers,
+    routing: Routing,
+    *,
+    end_ports: int,
+    ports: int,
+    position: Indices,
+    middle: npt.NDArray[np.int16],
 ) -> Indices:
-    end_ports, position = shape.end_ports, shape.position
-    start, end = source // shape.ports, destination // shape.ports
+    """Route packets.
+
+    Args:
+        position: [switches, switches], directed link between two, -1 where there is none.
+        middle: [2, switches, switches], first and last common neighbour.
+    """
+    start, end = source // ports, destination // ports
     way = pick(routing, 2, source=source, destination=destination, choice=choice, salt=1)
     direct = position[start, end]
-    via = shape.middle[way, start, end].astype(np.int64)
+    via = middle[way, start, end].astype(np.int64)
     detours = (start != end) & (direct < 0)
     path = np.full((len(source), 4), -1, dtype=np.int32)
     path[:, 0] = source

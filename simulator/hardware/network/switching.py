@@ -193,7 +193,6 @@ def fat_tree_2(
     leaf = np.repeat(np.arange(leaves), ups)
     spine = leaves + np.tile(np.arange(ups) * spines // max(ups, 1), leaves)
     links = leaves * ups
-    shape = _Tree2(end_ports=end_ports, down=down, up=ups, leaves=leaves, spines=spines)
     ports = np.minimum(np.arange(leaves + 1) * down, end_ports)
     served = np.stack([ports[:-1], ports[1:]], axis=1)
 
@@ -218,46 +217,53 @@ def fat_tree_2(
         bundle_links=np.arange(2 * links, dtype=np.int32),
         bundle_ports=np.concatenate([served, served]).astype(np.int32),
         bundle_names=bundle_name,
-        router=partial(_route_fat_tree_2, shape),
+        router=partial(
+            _route_fat_tree_2,
+            end_ports=end_ports,
+            down=down,
+            up=ups,
+            leaves=leaves,
+            spines=spines,
+        ),
         hops=4,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Tree2:
-    end_ports: int
-    down: int
-    up: int
-    leaves: int
-    spines: int
-
-
 def _route_fat_tree_2(
-    tree: _Tree2, source: Integers, destination: Integers, choice: Integers, routing: Routing
+    source: Integers,
+    destination: Integers,
+    choice: Integers,
+    routing: Routing,
+    *,
+    end_ports: int,
+    down: int,
+    up: int,
+    leaves: int,
+    spines: int,
 ) -> Indices:
     path = np.full((len(source), 4), -1, dtype=np.int32)
     path[:, 0] = source
-    path[:, 3] = tree.end_ports + destination
-    if not tree.spines:
+    path[:, 3] = end_ports + destination
+    if not spines:
         return path
-    from_leaf, to_leaf = source // tree.down, destination // tree.down
+    from_leaf, to_leaf = source // down, destination // down
     crosses = from_leaf != to_leaf
-    links = 2 * tree.end_ports
-    half = tree.leaves * tree.up
+    links = 2 * end_ports
+    half = leaves * up
     if routing == "adaptive":
-        up = links + 2 * half + from_leaf
-        down = links + 2 * half + tree.leaves + to_leaf
+        upward = links + 2 * half + from_leaf
+        downward = links + 2 * half + leaves + to_leaf
     else:
         ways = {"source": source, "destination": destination, "choice": choice}
-        u = pick(routing, tree.up, **ways, salt=1)
-        up = links + from_leaf * tree.up + u
+        u = pick(routing, up, **ways, salt=1)
+        upward = links + from_leaf * up + u
         if routing == "ecmp":
             # The spine hashes again over its parallel links to the destination's leaf.
-            parallel = tree.up // tree.spines
+            parallel = up // spines
             u = u // parallel * parallel + pick(routing, parallel, **ways, salt=2)
-        down = links + half + to_leaf * tree.up + u
-    path[:, 1] = np.where(crosses, up, -1)
-    path[:, 2] = np.where(crosses, down, -1)
+        downward = links + half + to_leaf * up + u
+    path[:, 1] = np.where(crosses, upward, -1)
+    path[:, 2] = np.where(crosses, downward, -1)
     return path
 
 
@@ -284,7 +290,6 @@ def fat_tree_3(end_ports: int, *, switch_ports: int) -> SwitchNetwork:
     upper = pods * cores
     middle = leaves + np.repeat(np.arange(pods * half), half)[:upper]
     core = 2 * leaves + np.tile(np.arange(cores), pods)
-    shape = _Tree3(end_ports=end_ports, half=half, pods=pods, lower=lower, upper=upper)
     names = (
         *(f"pod{i // half}/leaf{i % half}" for i in range(leaves)),
         *(f"pod{i // half}/middle{i % half}" for i in range(leaves)),
@@ -335,33 +340,39 @@ def fat_tree_3(end_ports: int, *, switch_ports: int) -> SwitchNetwork:
         bundle_links=np.arange(2 * (lower + upper), dtype=np.int32),
         bundle_ports=np.concatenate([served[0], served[1], served[1], served[0]]).astype(np.int32),
         bundle_names=bundle_name,
-        router=partial(_route_fat_tree_3, shape),
+        router=partial(
+            _route_fat_tree_3,
+            end_ports=end_ports,
+            half=half,
+            pods=pods,
+            lower=lower,
+            upper=upper,
+        ),
         hops=6,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Tree3:
-    end_ports: int
-    half: int
-    pods: int
-    lower: int
-    upper: int
-
-
 def _route_fat_tree_3(
-    tree: _Tree3, source: Integers, destination: Integers, choice: Integers, routing: Routing
+    source: Integers,
+    destination: Integers,
+    choice: Integers,
+    routing: Routing,
+    *,
+    end_ports: int,
+    half: int,
+    pods: int,
+    lower: int,
+    upper: int,
 ) -> Indices:
-    half, pods = tree.half, tree.pods
     leaves = pods * half
     path = np.full((len(source), 6), -1, dtype=np.int32)
     path[:, 0] = source
-    path[:, 5] = tree.end_ports + destination
+    path[:, 5] = end_ports + destination
     from_leaf, to_leaf = source // half, destination // half
     from_pod, to_pod = source // half**2, destination // half**2
-    links = 2 * tree.end_ports
+    links = 2 * end_ports
     if routing == "adaptive":
-        first = links + 2 * (tree.lower + tree.upper)
+        first = links + 2 * (lower + upper)
         hops = (
             first + from_leaf,
             first + leaves + from_pod,
@@ -379,9 +390,9 @@ def _route_fat_tree_3(
         c = pick(routing, half, **by_leaf, salt=2)
         hops = (
             links + from_leaf * half + a,
-            links + tree.lower + (from_pod * half + a) * half + c,
-            links + tree.lower + tree.upper + (to_pod * half + a) * half + c,
-            links + tree.lower + 2 * tree.upper + to_leaf * half + a,
+            links + lower + (from_pod * half + a) * half + c,
+            links + lower + upper + (to_pod * half + a) * half + c,
+            links + lower + 2 * upper + to_leaf * half + a,
         )
     crosses_leaf, crosses_pod = from_leaf != to_leaf, from_pod != to_pod
     for column, (resource, used) in enumerate(
