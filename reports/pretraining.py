@@ -73,13 +73,6 @@ def pretraining_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
             first.add_row(label, *_headline(path, metrics))
     first.caption = f"{metrics['runs']} runs of different seeds on {metrics['gpus']:,} GPUs"
     first.caption_justify = "left"
-    causes = Table(title="where the time goes", title_justify="left")
-    causes.add_column("cause")
-    for column in ("days", "share"):
-        causes.add_column(column, justify="right")
-    for cause, (label, _) in CAUSES.items():
-        days, share = metrics["days_by_cause"][cause], metrics["share_by_cause"][cause]
-        causes.add_row(label, f"{days:.3f}", f"{share:.2%}")
     phases = Table(title="phases", title_justify="left")
     phases.add_column("phase")
     for column in ("tokens", "steps", "step", "days", "GPU-hours"):
@@ -93,7 +86,7 @@ def pretraining_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
             f"{row['days']:.2f}",
             f"{row['gpu_hours']:,.0f}",
         )
-    tables = [first, causes, phases]
+    tables = [first, causes_table("where the time goes", metrics), phases]
     if metrics["published"]:
         published = Table(title="beside published figures", title_justify="left")
         published.add_column("figure")
@@ -104,6 +97,22 @@ def pretraining_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
             published.add_row(*published_cells(row))
         tables.append(published)
     return tables
+
+
+def causes_table(title: str, metrics: Mapping[str, Any]) -> Table:
+    """Time of the run by cause; the causes sum to it."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("cause")
+    for column in ("days", "share"):
+        table.add_column(column, justify="right")
+    for cause, (label, _) in CAUSES.items():
+        days, share = metrics["days_by_cause"][cause], metrics["share_by_cause"][cause]
+        table.add_row(label, f"{days:.3f}", f"{share:.2%}")
+    table.add_section()
+    table.add_row("the run", f"{metrics['days']:.3f}", "100.00%")
+    return table
 
 
 def _headline(path: str, metrics: Mapping[str, Any]) -> tuple[str, str, str]:

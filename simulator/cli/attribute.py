@@ -12,14 +12,16 @@ from simulator.cli.options import Changes, Json, print_tables, working
 
 def attribute(
     scenario: Annotated[
-        str, typer.Argument(help="A training scenario, or a fleet with counterfactuals.")
+        str,
+        typer.Argument(help="A training scenario, a whole run, or a fleet with counterfactuals."),
     ],
     changes: Changes = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, of a fleet.")] = 2,
     as_json: Json = False,
 ) -> None:
-    """Say what a training step is made of, or how a fleet differs from published figures."""
+    """Say what a training step or run is made of, or how a fleet differs from published figures."""
     from simulator.scenario.files import load_scenario
+    from simulator.scenario.pretraining import PretrainingJob
     from simulator.scenario.training import TrainingJob
 
     loaded = load_scenario(scenario, changes or ())
@@ -36,6 +38,15 @@ def attribute(
                 "step_time_s": metrics["step_time_s"],
                 "published_step_time_s": published_s,
                 "attribution": metrics["attribution"],
+            }
+        elif isinstance(loaded.job, PretrainingJob):
+            from reports.pretraining import causes_table
+            from simulator.analysis.run import simulate
+
+            metrics = simulate(loaded).metrics
+            table = causes_table(loaded.name, metrics)
+            attributed = {
+                name: metrics[name] for name in ("days", "days_by_cause", "share_by_cause")
             }
         else:
             from reports.fleet import attribution_table

@@ -21,3 +21,12 @@ def test_a_training_step_is_attributed_to_causes_that_sum_to_it():
     assert other.returncode == 2
     assert other.stderr.startswith("dsv3sim: ")
     assert other.stderr.count("\n") == 1
+
+
+def test_a_whole_run_is_attributed_to_causes_that_sum_to_it():
+    changes = ("--set", "pretraining.runs=3")
+    done = dsv3sim("attribute", "dense_16k_h100_incidents", *changes)
+    assert done.returncode == 0, done.stderr
+    assert "work done again" in done.stdout
+    read = json.loads(dsv3sim("attribute", "dense_16k_h100_incidents", *changes, "--json").stdout)
+    assert sum(read["days_by_cause"].values()) == pytest.approx(read["days"], rel=1e-12)
