@@ -20,7 +20,7 @@ time of every rank, so the rows sum to it. The last row shows by how much they m
     uncertain inputs the median over what is not known of ideal ranks, against its middle
     imbalance        waiting for ranks with more rows or longer work
     slower GPUs      waiting for GPUs of a lower clock and for slow machines
-    host pauses      waiting for hosts
+    host             waiting for hosts that pause
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _OF_DRAWS = {
     "uncertain inputs": "median over kernel errors, lone chunks' SMs, optimizer; no waiting inside",
     "imbalance": "waiting for ranks with more rows or longer work",
     "slower GPUs": "waiting for GPUs of a lower clock or a slow machine",
-    "host pauses": "waiting for hosts that launch nothing",
+    "host": "waiting for hosts that launch nothing",
 }
 """What lies between ideal ranks and those that are expected."""
 

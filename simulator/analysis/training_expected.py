@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 MIDDLE = 0.2
 """Share of the draws around the median over which parts of a step are averaged."""
 
-CAUSES = ("uncertain inputs", "imbalance", "slower GPUs", "host pauses")
+CAUSES = ("uncertain inputs", "imbalance", "slower GPUs", "host")
 """What lies between the ideal step and the expected one, in the order in which it is told apart."""
 
 
@@ -50,11 +50,12 @@ def cause_seconds(drawn: TrainingDraws, *, ideal_s: Seconds) -> dict[str, Second
 
 
 def waiting_metrics(drawn: TrainingDraws, *, ideal_s: Seconds) -> dict[str, Any]:
-    """What ranks wait for each other, by cause, by rank and before each all-to-all of a pair."""
+    """What lies between ideal and expected by cause, and what ranks wait by rank and before each
+    all-to-all of a pair."""
     causes = cause_seconds(drawn, ideal_s=ideal_s)
     assert drawn.waiting is not None, "only ranks that differ wait"
     return {
-        "by_cause_s": {name: causes[name] for name in CAUSES[1:]},
+        "by_cause_s": causes,
         "by_rank_s": drawn.waiting.by_rank_s.tolist(),
         "pair_notify_s": drawn.waiting.notify_s.tolist(),
         "pair_notify_ends_s": list(drawn.waiting.mean_ends_s),
