@@ -118,7 +118,9 @@ def _shares_indexers(raw: Fields) -> bool:
     if types is not None:
         return not isinstance(types, list) or any(kind != "full" for kind in types)
     if pattern is not None:
-        return not isinstance(pattern, str | list) or any(kind not in "F" for kind in pattern)
+        return not isinstance(pattern, str | list) or any(
+            kind not in ("F", "full") for kind in pattern
+        )
     return raw.get("index_topk_freq") not in (None, 0, 1)
 
 

@@ -53,6 +53,8 @@ COVERAGE_AXES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "attention_backward": ("kv_length", ("sequences", "heads")),
     "mla_decode": ("kv_length", ("sequences",)),
     "mla_prefill": ("kv_length", ("sequences", "heads")),
+    "index_scores": ("kv_length", ("sequences", "query_length")),
+    "sparse_mla": ("kv_length", ("sequences", "query_length")),
     "dispatch": ("rows", ("sms",)),
     "combine": ("rows", ("sms",)),
 }

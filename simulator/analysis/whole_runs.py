@@ -314,7 +314,7 @@ def kernel_group(kind: str) -> str:
     """Which of FAMILIES a kind of operator belongs to."""
     if kind == "optimizer":
         return kind
-    if kind.startswith(("attention", "mla")) and is_tensor(kind):
+    if kind.startswith(("attention", "mla", "sparse_mla", "index_scores")) and is_tensor(kind):
         return "attention"
     if "grouped_gemm" in kind:
         return "expert products"

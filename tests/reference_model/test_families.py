@@ -219,6 +219,7 @@ def test_sparse_attention_is_read_and_without_it_the_model_is_dense(raw, kind, h
         {"index_topk_pattern": "FFS"},
         {"index_topk_freq": 4},
         {"indexer_types": 3},
+        {"index_topk_pattern": [1, "F"]},
     ],
 )
 def test_layers_that_share_an_indexer_are_refused(raw, shared):
