@@ -32,7 +32,7 @@ from hardware_profiles.tables import (
 from hardware_profiles.units import Seconds, unit_factor
 from reference_model.formats import multiplied_as
 from reference_model.trace import KINDS
-from simulator.calibration.table_files import Columns, read_columns
+from simulator.calibration.table_files import MOST_LINES, Columns, every_line_read, read_columns
 from simulator.calibration.table_mappings import (
     Array,
     Lines,
@@ -122,11 +122,12 @@ def import_table(
     """
     path = Path(path)
     profile = load_gpu(gpu)
-    columns = read_columns(path)
+    every = every_line_read(path)
+    columns = read_columns(path, every=every)
     if mapping is None and tuple(columns) == COLUMNS:
-        measured = list(load_measurements(path))
+        measured = list(load_measurements(path))[::every]
         rows, far = _plausible(measured, profile, range(FIRST_LINE, FIRST_LINE + len(measured)))
-        return _imported(path, "measurements", rows, far)
+        return _imported(path, "measurements", rows, far, step=every)
     count = len(next(iter(columns.values())))
     columns = {**columns, **_same_in_every_line(stated or {}, columns, count, path)}
     peaks = {f"peak_{name}": peak for name, peak in profile.peak_compute.items()}
@@ -144,7 +145,7 @@ def import_table(
         )
     if not count:
         raise ValueError(f"{path.name}: the table has columns but no line")
-    return _mapped(rules, with_names_of(rules, columns), peaks, profile, path)
+    return _mapped(rules, with_names_of(rules, columns), peaks, profile, path, every)
 
 
 def _mapped(
@@ -153,13 +154,14 @@ def _mapped(
     peaks: Mapping[str, float],
     gpu: GpuProfile,
     path: Path,
+    every: int,
 ) -> ImportedTable:
-    """The rows of a table whose mapping is known."""
+    """The rows of a table whose mapping is known, of which every so many lines were read."""
     aside: dict[str, list[int]] = defaultdict(list)
     usable, copies = of_this_gpu(columns, gpu, aside)
     if rules.unused:
         aside[rules.unused].extend(_line_numbers(usable))
-        table = _imported(path, rules.name, (), aside)
+        table = _imported(path, rules.name, (), aside, step=every)
         return replace(table, modules=bool(rules.modules))
     for rule in rules.aside:
         if rule.kind is None:
@@ -194,7 +196,7 @@ def _mapped(
     untouched = usable & ~taken
     if untouched.any():
         aside["no kernel of the mapping"].extend(_line_numbers(untouched))
-    table = _imported(path, rules.name, rows, aside, sets=_sets_of(rules, rows, origin))
+    table = _imported(path, rules.name, rows, aside, sets=_sets_of(rules, rows, origin), step=every)
     said = tuple(f"{path.name}: {text}" for text in (*copies, *parts))
     return replace(table, warnings=(*said, *table.warnings))
 
@@ -206,9 +208,11 @@ def _imported(
     aside: Mapping[str, Sequence[int]],
     *,
     sets: Sequence[KernelSet] = (),
+    step: int,
 ) -> ImportedTable:
     """Put rows and what was set aside together, with a warning for each reason."""
-    warnings = []
+    thinned = f"{path.name}: over {MOST_LINES} lines: one of {step} is read, from the first on"
+    warnings = [thinned] if step > 1 else []
     every: set[int] = set()
     counts = {}
     for reason, lines in aside.items():
@@ -217,7 +221,8 @@ def _imported(
             continue
         counts[reason] = len(distinct)
         every.update(distinct)
-        named = ", ".join(map(str, distinct[:LINES_NAMED]))
+        at = ((line - FIRST_LINE) * step + FIRST_LINE for line in distinct[:LINES_NAMED])
+        named = ", ".join(map(str, at))
         more = f" and {len(distinct) - LINES_NAMED} more" if len(distinct) > LINES_NAMED else ""
         warnings.append(f"{path.name}: {len(distinct)} x set aside: {reason}: line {named}{more}")
     return ImportedTable(mapping, tuple(rows), tuple(warnings), len(every), tuple(sets), counts)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hardware_profiles.tables import load_measurements, table_path, write_measurements
+from simulator.calibration import table_files
 from simulator.calibration.table_mappings import load_table_mapping, table_mappings
 from simulator.calibration.tables import import_table
 
@@ -412,3 +413,19 @@ def test_transfers_that_cannot_be_are_set_aside_with_their_lines(tmp_path):
     reasons = " ".join(told.warnings)
     assert "needs bytes (at least 1) and ranks (at least 2): line 2" in reasons
     assert "faster than the peaks of h200_sxm allow (another unit or GPU?): line 5" in reasons
+
+
+def test_of_a_table_of_too_many_lines_every_so_many_is_read_and_named_by_its_own_number(
+    tmp_path, monkeypatch
+):
+    """Of ten lines every third: 2, 5, 8 and 11 of the file; the time of line 8 is none."""
+    monkeypatch.setattr(table_files, "MOST_LINES", 4)
+    path = tmp_path / "gemm.csv"
+    rows = [f"{64 * n},7168,2112,{'x' if n == 7 else 8 + 4 * n},0" for n in range(1, 11)]
+    path.write_text("\n".join(["m,k,n,latency_us,mfu", *rows]))
+    found = import_table(path, gpu="h800_sxm")
+    assert [dict(row.sizes)["m"] // 64 for row in found.measurements] == [1, 4, 10]
+    assert found.warnings[0].endswith("lines: one of 3 is read, from the first on")
+    assert found.warnings[1].endswith("line 8")
+    monkeypatch.setattr(table_files, "MOST_LINES", 10)
+    assert len(import_table(path, gpu="h800_sxm").measurements) == 9
