@@ -16,7 +16,7 @@ count.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import yaml
@@ -24,7 +24,12 @@ import yaml
 from simulator.execution.fleet.accounts import FleetRun
 from simulator.execution.fleet.fleet import run_fleet
 from simulator.execution.fleet.log import FleetLog
-from simulator.execution.fleet.step_times import AffineStepTimes, InterpolatedStepTimes, StepTimes
+from simulator.execution.fleet.step_times import (
+    AffineStepTimes,
+    Grid,
+    InterpolatedStepTimes,
+    StepTimes,
+)
 from simulator.execution.serving_draws import expected_s
 from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_run import prepare_serving, rebalancing
@@ -36,6 +41,7 @@ from simulator.execution.serving_step import (
 )
 from simulator.scenario.files import Scenario, load_scenario
 from simulator.scenario.fleet import FleetJob, PoolSpec, StepScenario
+from simulator.scenario.inputs import NONE
 from simulator.scenario.serving import ServingStepJob, StepRequests
 from simulator.workload.recorded import traces_in
 from simulator.workload.serving_memory import kv_bytes_per_token, kv_capacity, micro_batch_tokens
@@ -45,6 +51,8 @@ _SIZES = tuple(2**n for n in range(18))
 # A decode step grows unevenly where a full batch begins to wait for transfers.
 _BATCHES = tuple(sorted({*_SIZES, *(3 * 2**n for n in range(3, 16))}))
 _PROMPTS = tuple(2**n for n in range(5, 19))
+# A prompt of 2^n tokens attends to 2^(n-1) of them on average.
+_CONTEXTS = tuple(prompt // 2 for prompt in _PROMPTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +159,29 @@ def _with_pause(pool: PoolSpec, models: Mapping[str, ServingModel], *, where: st
 
 def _interpolated(models: Mapping[str, ServingModel]) -> StepTimes:
     return InterpolatedStepTimes(
-        lambda batch, context: expected_s(decode_iteration(models["decode"], batch, context)),
-        lambda tokens, attended: expected_s(prefill_iteration(models["prefill"], tokens, attended)),
+        _expected(lambda batch, context: decode_iteration(models["decode"], batch, context)),
+        _expected(lambda tokens, attended: prefill_iteration(models["prefill"], tokens, attended)),
         kv_capacity_tokens=min(_kv_tokens(model) for model in models.values()),
         page_tokens=max(model.job.memory.page_tokens for model in models.values()),
         batches=_BATCHES,
         tokens=_SIZES,
-        # A prompt of 2^n tokens attends to 2^(n-1) of them on average.
-        contexts=tuple(prompt // 2 for prompt in _PROMPTS),
+        contexts=_CONTEXTS,
     )
+
+
+def _expected(iteration: Callable[[int, int], ServingStep]) -> Callable[[int, int], float]:
+    """Expected seconds of iterations at grid points.
+
+    What ranks that differ make of the time of ideal ones changes slowly, so that it is drawn at
+    powers of two, of contexts at every other, and interpolated in between.
+    """
+
+    def more(size: int, context: int) -> float:
+        step = iteration(size, context)
+        return expected_s(step) / step.step_s
+
+    drawn = Grid(more, _SIZES, _CONTEXTS[::2])
+    return lambda size, context: iteration(size, context).step_s * drawn.at(size, context)
 
 
 def _model(
@@ -222,7 +244,8 @@ def _as_yaml(value: object) -> str:
 
 
 def _at_largest_load(step: ServingStepJob, pool: PoolSpec) -> ServingStepJob:
-    """The deployment with the requests of the largest iteration that the pool runs on it."""
+    """The deployment with the requests of the largest iteration that the pool runs on it, the same
+    on all ranks."""
     if step.phase == "decode":
         largest = StepRequests(
             requests_per_group=pool.max_batch, context_tokens=step.requests.context_tokens
@@ -233,7 +256,9 @@ def _at_largest_load(step: ServingStepJob, pool: PoolSpec) -> ServingStepJob:
             tokens_per_gpu=-(-pool.tokens_per_pass // step.attention_tp),
             prompt_tokens=pool.tokens_per_pass,
         )
-    return step.model_copy(update={"requests": largest})
+    # What requests and contexts of ranks differ by, the fleet simulates.
+    skew = step.skew.model_copy(update={"work_sd": NONE})
+    return step.model_copy(update={"requests": largest, "skew": skew})
 
 
 def _kv_tokens(model: ServingModel) -> int:

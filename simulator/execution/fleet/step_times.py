@@ -87,8 +87,8 @@ class InterpolatedStepTimes:
         """Grid lines rise; ``decode(batch, context)``, ``prefill(tokens, context)`` in seconds."""
         self.kv_capacity_tokens = kv_capacity_tokens
         self.page_tokens = page_tokens
-        self._decode = _Grid(decode, batches, contexts)
-        self._prefill = _Grid(prefill, tokens, contexts)
+        self._decode = Grid(decode, batches, contexts)
+        self._prefill = Grid(prefill, tokens, contexts)
 
     def decode_step_s(self, batch: float, mean_context: float) -> float:
         return self._decode.at(batch, mean_context)
@@ -97,7 +97,7 @@ class InterpolatedStepTimes:
         return self._prefill.at(tokens, context)
 
 
-class _Grid:
+class Grid:
     """A function of two variables, asked at grid points once and bilinear in between."""
 
     def __init__(
@@ -115,6 +115,7 @@ class _Grid:
         self._cells: dict[tuple[int, int], tuple[float, ...]] = {}
 
     def at(self, x: float, y: float) -> float:
+        """The function between its grid points, and beyond the last of them."""
         i = min(max(bisect_right(self._xs, x) - 1, 0), len(self._xs) - 2)
         j = min(max(bisect_right(self._ys, y) - 1, 0), len(self._ys) - 2)
         cell = self._cells.get((i, j)) or self._cell(i, j)

@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from simulator.analysis.fleet_metrics import measure_fleet, observe_fleet
 from simulator.analysis.run import simulate
+from simulator.execution.fleet import simulation as fleet_simulation
 from simulator.execution.fleet.log import CollectedLog
 from simulator.execution.fleet.simulation import prepare_fleet
+from simulator.execution.serving_draws import expected_s
 from simulator.execution.serving_run import ServingRun
 from simulator.execution.serving_step import decode_step, prefill_pass
 from simulator.scenario.files import load_scenario
@@ -39,9 +42,9 @@ def test_step_times_between_grid_points_are_near_those_of_the_model() -> None:
     prefill = simulation.step_times["prefill"]
     # The models behind them, asked directly at points off the grid.
     models = simulation.models
-    direct = decode_step(models["decode"], 88, 4989 + 1).step_s
+    direct = expected_s(decode_step(models["decode"], 88, 4989 + 1))
     assert decode.decode_step_s(88, 4989) == pytest.approx(direct, rel=0.02)
-    direct = prefill_pass(models["prefill"], 12_288, 3072).step_s
+    direct = expected_s(prefill_pass(models["prefill"], 12_288, 3072))
     assert prefill.prefill_pass_s(12_288, 1536) == pytest.approx(direct, rel=0.05)
 
 
@@ -80,6 +83,30 @@ def test_what_the_step_scenario_has_of_requests_does_not_change_a_fleet() -> Non
     assert changed["prefill"].prefill_pass_s(8192, 2048) == usual["prefill"].prefill_pass_s(
         8192, 2048
     )
+
+
+def test_what_ranks_make_of_an_iteration_is_drawn_at_some_grid_points(monkeypatch) -> None:
+    """Ideal ranks take size + context, expected ones 2 + size / 1000 times that, which is linear
+    and so the same between the lines: at 12 of 8 and 16 and 48 of 16 and 64, (12 + 48) x 2.012."""
+    asked = []
+
+    def iteration(size: int, context: int) -> SimpleNamespace:
+        return SimpleNamespace(step_s=float(size + context), size=size)
+
+    def expected(step: SimpleNamespace) -> float:
+        asked.append(step.size)
+        return float(step.step_s * (2 + step.size / 1000))
+
+    monkeypatch.setattr(fleet_simulation, "expected_s", expected)
+    times = fleet_simulation._expected(iteration)
+    assert times(12, 48) == pytest.approx(60 * 2.012, rel=1e-12)
+    assert sorted(set(asked)) == [8, 16]
+
+
+def test_what_requests_of_ranks_differ_by_is_the_fleets_own() -> None:
+    model = prepare_fleet(load_scenario("day6_service")).models["decode"]
+    assert model.job.skew.work_sd.high == 0.0
+    assert model.job.skew.clock_sd.value > 0.0
 
 
 def test_low_latency_buffers_grow_with_the_batch_of_the_fleet() -> None:
