@@ -161,11 +161,6 @@ def format_bandwidth(value: BytesPerSecond, *, digits: int = 4) -> str:
     return format_quantity(value, "bandwidth", digits=digits)
 
 
-def format_flops(value: Flops, *, digits: int = 4) -> str:
-    """Write an amount of arithmetic: ``"249.8 GFLOP"``."""
-    return format_quantity(value, "flops", digits=digits)
-
-
 def format_compute(value: FlopsPerSecond, *, digits: int = 4) -> str:
     """Write a rate of arithmetic: ``"989 TFLOP/s"``."""
     return format_quantity(value, "compute", digits=digits)

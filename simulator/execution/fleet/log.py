@@ -173,9 +173,6 @@ class CollectedLog:
     def all_gaps(self) -> RowBlock:
         return _joined(GapRow._fields, self._blocks["g"])
 
-    def all_samples(self) -> RowBlock:
-        return _joined(SampleRow._fields, self._blocks["s"])
-
 
 def _joined(fields: tuple[str, ...], blocks: list[RowBlock]) -> RowBlock:
     rows = [block.rows for block in blocks] or [np.empty((0, len(fields)))]
