@@ -49,7 +49,16 @@ def run_command(
     started = time.perf_counter()
     from simulator.scenario.files import load_scenario
 
-    loaded = load_scenario(scenario, [*(changes or ()), *(["skew=none"] if ideal else [])])
+    try:
+        loaded = load_scenario(scenario, [*(changes or ()), *(["skew=none"] if ideal else [])])
+    except ValueError:
+        plain = load_scenario(scenario, changes or ()) if ideal else None
+        if plain is None or "skew" in type(plain.job).model_fields:
+            raise
+        raise ValueError(
+            f"{plain.where}: --ideal: a {plain.job_name} job has no skew of its own; allowed: with "
+            "a training or serving_step job"
+        ) from None
     run_and_show(
         loaded,
         out=out,

@@ -90,3 +90,18 @@ def test_without_intervals_a_serving_step_has_none_and_a_job_that_has_none_says_
     bound = dsv3sim("run", "tpot_limit_cx7", "--json", "--no-interval")
     assert bound.returncode == 0, bound.stderr
     assert bound.stderr == "note: --no-interval: a tpot_limit job has no 80 % interval\n"
+
+
+def test_ideal_ranks_are_a_run_without_skew_and_a_job_that_has_none_says_so():
+    ideal = dsv3sim("run", MAIN, "--ideal", "--no-interval", "--json")
+    assert ideal.returncode == 0, ideal.stderr
+    metrics = json.loads(ideal.stdout)
+    assert metrics["scenario"]["changes"] == ["training.skew=none"]
+    assert {"ideal", "waiting", "interval_80"}.isdisjoint(metrics)
+    assert len(metrics["published"]) == 14
+    refused = dsv3sim("run", "all_to_all_64", "--ideal", "--json")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "dsv3sim: scenarios/all_to_all_64.yaml: --ideal: a collective job has no skew of its own; "
+        "allowed: with a training or serving_step job\n"
+    )
