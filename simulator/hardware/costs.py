@@ -54,7 +54,7 @@ from simulator.hardware.kernels.measured_rows import fingerprints
 from simulator.hardware.kernels.roofline import batch_of, batch_of_sizes, clocked_shares
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.groups import Reach
-from simulator.hardware.network.transfers import Transfers, fitted_transfers
+from simulator.hardware.network.transfers import fitted_transfers
 from simulator.hardware.prediction import Prediction
 
 Array = NDArray[np.float64]
@@ -110,7 +110,13 @@ class KernelCostModel:
             self.kernels_.own.rows,
             sustained_job=self.sustained_job,
         )
-        self.transfers_ = self._transfers(self.calibration, self.kernels_.own.rows)
+        self.transfers_ = fitted_transfers(
+            self.kernels_.own.rows,
+            cluster=self.cluster,
+            calibration=self.calibration,
+            ranks=self.expert_parallel_ranks,
+            reach=self.reach,
+        )
         return self
 
     def without_all_to_all_slowdown(self) -> Self:
@@ -135,21 +141,12 @@ class KernelCostModel:
         )
 
     def _with_transfers_of(self, calibration: CalibrationProfile) -> Self:
-        """The same with other inputs of transfers; what was learned of compute kernels is shared,
-        not learned again."""
+        """The same with other slow-downs of transfers; what was learned of compute kernels and of
+        links is shared, not learned again."""
         other = copy(self)
         other.calibration = calibration
-        other.transfers_ = self._transfers(calibration, self.kernels_.own.rows)
+        other.transfers_ = self.transfers_.with_calibration(calibration)
         return other
-
-    def _transfers(self, calibration: CalibrationProfile, rows: Sequence[Measurement]) -> Transfers:
-        return fitted_transfers(
-            rows,
-            cluster=self.cluster,
-            calibration=calibration,
-            ranks=self.expert_parallel_ranks,
-            reach=self.reach,
-        )
 
     def predict(
         self,

@@ -51,6 +51,8 @@ class NormalLaw:
         low, high = np.zeros_like(seconds), seconds
         for _ in range(STEPS):
             middle = (low + high) / 2
+            if ((middle == low) | (middle == high)).all():
+                break
             below = self.seconds(copied, sms, middle) < seconds
             low, high = np.where(below, middle, low), np.where(below, high, middle)
         return low

@@ -17,6 +17,7 @@ Dispatch and combine come in two forms, normal kernels (`all_to_all`) and low-la
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -119,6 +120,13 @@ class Transfers:
     """Dispatch and combine of the job's experts by normal kernels."""
     low_latency: LowLatencyModel | None = None
     """The same by low-latency kernels."""
+
+    def with_calibration(self, calibration: CalibrationProfile) -> Transfers:
+        """The same with the slow-downs of dispatch and combine that another calibration states."""
+        normal = copy(self.normal)
+        if normal is not None:
+            normal.calibration = calibration
+        return replace(self, normal=normal)
 
     def payload(self, size: Bytes, *, load: FabricLoad | None) -> Prediction:
         """Time of the bytes that one GPU sends or receives, without any latency.
