@@ -208,6 +208,8 @@ def _active_experts(step: ServingStep, ranks: _Ranks) -> float:
     counts = np.linspace(float(some.min()), float(some.max()), NODES)
     shares = slot_shares(step.model)
     active = [distinct_slots(shares, rows * step.loads.mean_rows) for rows in counts]
+    if active[0] == active[-1]:
+        return active[0]
     return float(np.interp(some, counts, active).mean())
 
 
@@ -507,7 +509,9 @@ def _run(blocks: _Blocks, ranks: _Ranks) -> tuple[Array, Array]:
     axes = ranks.clock.shape
     tasks = blocks.graph.tasks
     free = np.zeros(axes, dtype=np.float32)
-    last, waited = np.zeros_like(free), np.zeros_like(free)
+    waited = np.zeros_like(free)
+    # A stream runs one task at a time, so that its last one ends last.
+    ends_of: dict[Stream, Single] = {}
     own: dict[int, Single] = {}
     passed = timeline.in_turn(
         blocks.graph, _durations(blocks, ranks), blocks.gap_s, axes=axes, ranks=blocks.joins
@@ -524,7 +528,8 @@ def _run(blocks: _Blocks, ranks: _Ranks) -> tuple[Array, Array]:
             if could is not free or start is not ready:
                 waited += start - could
             free = end + blocks.gap_s
-        last = np.maximum(last, end)
+        ends_of[task.stream] = end
+    last = np.maximum.reduce(list(ends_of.values()))
     ends = last.max(axis=(0, 1))
     waited += ends - last
     by_rank = np.sort(waited.reshape(-1, axes[-1]), axis=0).mean(axis=1)
