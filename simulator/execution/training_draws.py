@@ -202,14 +202,14 @@ class _Drawing:
             worst[key] = dict.fromkeys(users, 0), Series.known(slowest)
         seconds = self._seconds(slower)
         full = self._run(seconds + self._pauses())
-        steps = [
-            *(
-                self._ends(self._run(each))
-                for each in (self._seconds(even), self._seconds(uneven), seconds)
-            ),
-            self._ends(full),
-            self._ends(self._run(self._seconds(worst))),
-        ]
+        cases_s = [self._seconds(even), self._seconds(uneven), seconds, self._seconds(worst)]
+        shape = seconds.shape
+        side_by_side = self._run(
+            np.concatenate([np.broadcast_to(each, shape) for each in cases_s], axis=2),
+            slower_sends=np.tile(self.slower_sends, len(cases_s)),
+        )
+        alike_s, uneven_s, slower_s, worst_s = np.split(self._ends(side_by_side), len(cases_s))
+        steps = [alike_s, uneven_s, slower_s, self._ends(full), worst_s]
         pair_s = group_spans(pair, cases[1:], [self.run.schedule.ranks // 2])[0][0, 0, 0]
         return self._drawn(
             [ends + optimizer.max(axis=0) for ends in steps],
@@ -489,13 +489,12 @@ class _Drawing:
         rng = np.random.default_rng([self.seed, 4])
         return action_seconds(series, self.keys, rng=rng)
 
-    def _run(self, seconds: Array) -> PipelineRun:
+    def _run(self, seconds: Array, *, slower_sends: Array | None = None) -> PipelineRun:
+        slower = self.slower_sends if slower_sends is None else slower_sends
         return run_pipeline(
             self.run.schedule,
             seconds,
-            transfer_s={
-                ranks: took * self.slower_sends for ranks, took in self.ideal.transfers_s.items()
-            },
+            transfer_s={ranks: took * slower for ranks, took in self.ideal.transfers_s.items()},
             blocking_sends=self.job.blocking_sends,
         )
 
