@@ -68,13 +68,26 @@ def test_what_moves_all_kernels_as_one_is_that_of_the_page() -> None:
         assert ends == pytest.approx([scale * value for value in lines[row]]), name
 
 
-def test_the_prior_of_the_clock_follows_from_its_rule() -> None:
-    # Two degrees of freedom at 1.5%, three at 0.66% (GEMM) and 0.70% (attention) of four H200;
-    # chi-square of 5 degrees of freedom: 1.610 and 9.236.
-    squares = 2 * 1.5**2 + 3 * (0.66**2 + 0.70**2) / 2
+@pytest.mark.parametrize(
+    ("gpus", "gemm", "attention", "points", "ends"),
+    [
+        # Four H200 of one host, before the leases; chi-square of 5 degrees of freedom.
+        (4, 0.66, 0.70, (1.610, 9.236), (1.1, 0.8, 1.9)),
+        # Eight of three hosts; chi-square of 9.
+        (8, 1.07, 0.98, (4.168, 14.684), (1.15, 0.9, 1.7)),
+    ],
+)
+def test_the_prior_of_the_clock_follows_from_its_rule(gpus, gemm, attention, points, ends) -> None:
+    """Older sources count as two degrees of freedom at 1.5%."""
+    squares = 2 * 1.5**2 + (gpus - 1) * (gemm**2 + attention**2) / 2
 
-    assert round((squares / 5) ** 0.5, 1) == 1.1
-    assert round((squares / 9.236) ** 0.5, 1) == 0.8
-    assert round((squares / 1.610) ** 0.5, 1) == 1.9
-    clock = SETTINGS["bias_balanced"]["clock_sd"]
-    assert [clock[name] for name in ("value", "low", "high")] == [0.011, 0.008, 0.019]
+    value, low, high = ends
+    assert (squares / (gpus + 1)) ** 0.5 == pytest.approx(value, abs=0.02)
+    assert (squares / points[1]) ** 0.5 == pytest.approx(low, abs=0.02)
+    assert (squares / points[0]) ** 0.5 == pytest.approx(high, abs=0.02)
+
+
+def test_the_clock_has_its_last_prior_in_every_setting() -> None:
+    for setting in SETTINGS.values():
+        ends = [setting["clock_sd"][name] for name in ("value", "low", "high")]
+        assert ends == [0.0115, 0.009, 0.017]
