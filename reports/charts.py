@@ -114,6 +114,21 @@ def attribution_chart(tables: RunTables) -> Chart:
     return {"data": [trace], "layout": layout | {"bargap": 0.25}}
 
 
+def waiting_ranks(tables: RunTables) -> Chart:
+    """How many ranks of an expert-parallel group wait how long for the others."""
+    waits = tables.metrics.get("waiting", {}).get("by_rank_s", [])
+    trace = {
+        "type": "histogram",
+        "x": [float(f"{1e3 * seconds:.5g}") for seconds in waits],
+        "marker": {"color": "#b5473c"},
+        "hovertemplate": "%{y} ranks wait %{x} ms<extra></extra>",
+    }
+    layout = _layout(
+        height=240, x=_axis("waiting of a rank (ms)"), y=_axis("ranks", fixedrange=True)
+    )
+    return {"data": [trace], "layout": layout | {"bargap": 0.05}}
+
+
 def communication(tables: RunTables) -> Chart:
     """All-to-all time of every rank inside its chunks, with and without compute beside it."""
     parts = {
@@ -232,6 +247,7 @@ def pair_timeline(tables: RunTables) -> Chart:
 CHARTS = {
     "pipeline-timeline": pipeline_chart,
     "attribution": attribution_chart,
+    "waiting-ranks": waiting_ranks,
     "time-budget": budget_chart,
     "communication": communication,
     "pair-timeline": pair_timeline,

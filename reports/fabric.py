@@ -20,7 +20,7 @@ from hardware_profiles.units import (
     unit_factor,
 )
 from reports.palette import GRID, INK, MUTED
-from reports.tables import published_cells
+from reports.tables import PUBLISHED_COLUMNS, published_cells, published_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,13 +76,7 @@ def collective_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
         headline.add_row(label, text)
     tables = [headline, _table("operations", columns, rows)]
     if metrics["published"]:
-        tables.append(
-            _table(
-                "beside published figures",
-                PUBLISHED_COLUMNS,
-                [published_cells(row) for row in metrics["published"]],
-            )
-        )
+        tables.append(published_table(metrics["published"]))
     tables.append(_table("hottest links of the last row", LINK_COLUMNS, link_cells(metrics)))
     return tables
 
@@ -101,7 +95,6 @@ OPERATION_COLUMNS = (
 )
 """Columns of the operations; both bandwidths are of one GPU, own share counted or not."""
 
-PUBLISHED_COLUMNS = ("figure", "published", "simulated", "error", "kind")
 LINK_COLUMNS = ("link", "bytes", "use")
 
 

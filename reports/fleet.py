@@ -14,7 +14,13 @@ from hardware_profiles.units import format_seconds
 from reports.page import render_page
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
-from reports.tables import kernels_rows, left_out_note, list_inputs, published_cells
+from reports.tables import (
+    kernels_rows,
+    left_out_note,
+    list_inputs,
+    published_cells,
+    published_table,
+)
 from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
@@ -136,14 +142,7 @@ def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
         bases.add_row(*row)
     tables = [latencies, meanings, single, _pool_table(metrics), bases]
     if metrics["published"]:
-        published = Table(title="beside published figures", title_justify="left")
-        published.add_column("figure")
-        for column in ("published", "simulated", "difference"):
-            published.add_column(column, justify="right")
-        published.add_column("the simulated is")
-        for row in metrics["published"]:
-            published.add_row(*published_cells(row))
-        tables.append(published)
+        tables.append(published_table(metrics["published"]))
     return tables
 
 

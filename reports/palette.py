@@ -80,6 +80,10 @@ CAUSES: Mapping[str, str] = {
     "gradient reduction": "#6f6f6f",
     "optimizer update": "#6f6f6f",
     "parameter gather": "#6f6f6f",
+    "uncertain inputs": "#a8516e",
+    "imbalance": "#a8516e",
+    "slower GPUs": "#a8516e",
+    "host": "#a8516e",
 }
 """Causes of a step's time with the colour of their sort: arithmetic, kernels, expert parallelism,
-pipeline, optimizer."""
+pipeline, optimizer, ranks that differ."""

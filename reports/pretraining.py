@@ -18,7 +18,7 @@ from reports.figures import STYLE
 from reports.page import render_page
 from reports.palette import GRID, INK, MUTED
 from reports.run_directory import write_run
-from reports.tables import format_interval, format_metric, published_cells
+from reports.tables import format_interval, format_metric, published_cells, published_table
 from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
@@ -88,14 +88,7 @@ def pretraining_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
         )
     tables = [first, causes_table("where the time goes", metrics), phases]
     if metrics["published"]:
-        published = Table(title="beside published figures", title_justify="left")
-        published.add_column("figure")
-        for column in ("published", "simulated", "difference"):
-            published.add_column(column, justify="right", no_wrap=True)
-        published.add_column("the simulated is")
-        for row in metrics["published"]:
-            published.add_row(*published_cells(row))
-        tables.append(published)
+        tables.append(published_table(metrics["published"]))
     return tables
 
 

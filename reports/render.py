@@ -18,9 +18,10 @@ from reports.palette import PROVENANCE_COLOURS
 from reports.tables import (
     PHASE_LETTERS,
     RunTables,
-    format_interval,
+    beside_cells,
     format_metric,
     format_published,
+    published_cells,
 )
 from reports.timeline import write_perfetto
 
@@ -103,7 +104,6 @@ def headline_cards(tables: RunTables) -> list[dict[str, str]]:
             "modelled: parameters, and the tensors the recorded model keeps",
         ),
     ]
-    intervals = metrics.get("interval_80", {})
     of_card = {
         "Step time": "step_time_s",
         "Model FLOP/s per GPU": "tflops_per_gpu_causal",
@@ -112,11 +112,13 @@ def headline_cards(tables: RunTables) -> list[dict[str, str]]:
     }
     found = []
     for name, value, note, basis in cards:
-        path = of_card.get(name, "")
-        interval = ""
-        if path in intervals:
-            interval = f"80 % interval {format_interval(path, intervals[path])}; "
-        found.append({"name": name, "value": value, "note": interval + note, "basis": basis})
+        ideal, interval = beside_cells(metrics, of_card.get(name, ""))
+        beside = [
+            f"ideal {ideal}" if ideal else "",
+            f"80 % interval {interval}" if interval else "",
+        ]
+        text = "; ".join(part for part in (*beside, note) if part)
+        found.append({"name": name, "value": value, "note": text, "basis": basis})
     return found
 
 
@@ -130,6 +132,7 @@ def published_rows(tables: RunTables) -> list[dict[str, Any]]:
             dict(row)
             | {
                 "path": path,
+                "cells": published_cells(dict(row) | {"metric": path, "kind": ""}),
                 "published_text": format_published(path, row["published"]),
                 "simulated_text": "none"
                 if simulated is None

@@ -87,22 +87,18 @@ def offload_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
-    from reports.tables import format_metric, kernels_rows
+    from reports.tables import beside_cells, format_metric, kernels_rows
 
     table = Table(title=name, title_justify="left")
     comparisons: Mapping[str, Any] = metrics["comparisons"]
     table.add_column("metric")
-    for column in ("simulated", *comparisons):
+    for column in ("expected", "ideal", "80 % interval", *comparisons):
         table.add_column(column.replace("_", " "), justify="right")
     for path in _HEADLINE:
         values = [_at(metrics, path), *(_at(other, path) for other in comparisons.values())]
         shown = [format_metric(path.split(".")[0], v) for v in values if v is not None]
         if shown:
-            table.add_row(path, *shown)
-    if "interval_80" in metrics:
-        step = "pass_time_s" if metrics["phase"] == "prefill" else "step_time_s"
-        low, high = (format_seconds(end) for end in metrics["interval_80"][step])
-        table.add_row("80 % interval", f"{low} to {high}")
+            table.add_row(path, shown[0], *beside_cells(metrics, path), *shown[1:])
     for path in ("exposed_communication_s", "kv_cache_tokens_per_gpu", "largest_batch_per_gpu"):
         table.add_row(path, format_metric(path, metrics[path]))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in metrics["error_share"].items())
@@ -225,24 +221,10 @@ def _from_batch(batch: int | str) -> str:
 
 
 def _published(metrics: Mapping[str, Any]) -> Iterator[Table]:
-    from rich.table import Table
+    from reports.tables import published_table
 
-    if not metrics["published"]:
-        return
-    from reports.tables import format_published
-
-    table = Table(title="published figures", title_justify="left")
-    table.add_column("figure")
-    for column in ("published", "simulated", "error"):
-        table.add_column(column, justify="right")
-    for row in metrics["published"]:
-        table.add_row(
-            row["name"],
-            format_published(row["metric"], row["published"]),
-            "-" if row["simulated"] is None else format_published(row["metric"], row["simulated"]),
-            "-" if row["error"] is None else f"{row['error']:+.1%}",
-        )
-    yield table
+    if metrics["published"]:
+        yield published_table(metrics["published"])
 
 
 def _at(metrics: Mapping[str, Any], path: str) -> float | None:

@@ -109,13 +109,13 @@ def _render(scenario: Scenario, tables: Sequence[Table], **context: Any) -> str:
 
 def _cards(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     """Headline figures: name, value, a note."""
+    from reports.tables import beside_cells
+
     prefill = metrics["phase"] == "prefill"
     which = "pass_time_s" if prefill else "step_time_s"
-    interval = metrics.get("interval_80")
-    note = "80 % interval not worked out"
-    if interval is not None:
-        low, high = (format_seconds(end) for end in interval[which])
-        note = f"80 % interval {low} to {high}"
+    ideal, interval = beside_cells(metrics, which)
+    note = f"80 % interval {interval}" if interval else "80 % interval not worked out"
+    note = f"ideal {ideal}; {note}" if ideal else note
     way = "input" if prefill else "output"
     node, gpu = (metrics[f"{way}_tokens_per_second_per_{unit}"] for unit in ("node", "gpu"))
     rests = ", ".join(

@@ -6,7 +6,7 @@ same ones that a run directory stores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from hardware_profiles.units import Bytes, format_bandwidth, format_bytes, format_seconds
 from reports.palette import CAUSES
 from simulator.analysis.every_metric import metric_of
+from simulator.analysis.published import beside
 from simulator.scenario.changes import shown
 from simulator.scenario.files import Scenario, write_resolved
 from simulator.workload.recipes import RECIPES
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
 
     from simulator.analysis.training_attribution import Cause
     from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
@@ -305,16 +307,52 @@ def format_published(path: str, value: float) -> str:
     return f"{text} {metric.unit}"
 
 
+PUBLISHED_COLUMNS = ("figure", "published", "expected", "error", "ideal", "80 % interval", "kind")
+"""Heads of `published_cells`."""
+
+
 def published_cells(row: Mapping[str, Any]) -> list[str]:
     """A published figure beside the simulated one, as the cells of a table: name, both values,
-    difference, and what the simulated one is."""
-    known = row["simulated"] is not None
+    difference, the value with equal ranks, interval, and what the simulated one is."""
+    known, path = row["simulated"] is not None, row["metric"]
+    ends = row.get("interval_80")
+    interval = format_interval(path, ends) if ends else ""
+    if ends and not ends[0] <= row["published"] <= ends[1]:
+        interval += ", outside"
     return [
         row["name"],
-        format_published(row["metric"], row["published"]),
-        format_published(row["metric"], row["simulated"]) if known else "-",
+        format_published(path, row["published"]),
+        format_published(path, row["simulated"]) if known else "-",
         f"{row['error']:+.1%}" if known else "-",
+        "" if row.get("ideal") is None else format_metric(path, row["ideal"]),
+        interval,
         row["kind"],
+    ]
+
+
+def published_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Published figures beside those of a run, without columns that are empty in all rows."""
+    from rich.table import Table
+
+    table = Table(title="beside published figures", title_justify="left")
+    cells = [published_cells(row) for row in rows]
+    filled = [any(column) for column in zip(*cells, strict=True)]
+    for name, used in zip(PUBLISHED_COLUMNS, filled, strict=True):
+        if used:
+            left = name in (PUBLISHED_COLUMNS[0], PUBLISHED_COLUMNS[-1])
+            table.add_column(name, justify="left" if left else "right")
+    for row in cells:
+        table.add_row(*(cell for cell, used in zip(row, filled, strict=True) if used))
+    return table
+
+
+def beside_cells(metrics: Mapping[str, Any], path: str) -> list[str]:
+    """What stands beside a metric: its value with equal ranks, and its 80% interval; "" each where
+    the run has none."""
+    ideal, ends = beside(metrics, "ideal", path), beside(metrics, "interval_80", path)
+    return [
+        "" if ideal is None else format_metric(path, ideal),
+        "" if ends is None else format_interval(path, ends),
     ]
 
 

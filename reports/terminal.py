@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from dataclasses import asdict
+from itertools import groupby, zip_longest
 from statistics import mean
 from typing import Any
 
@@ -12,17 +13,19 @@ from rich.table import Table
 from hardware_profiles.units import format_bytes, format_seconds, unit_factor
 from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
 from reports.tables import (
-    format_interval,
+    PUBLISHED_COLUMNS,
+    beside_cells,
     format_metric,
-    format_published,
     kernels_rows,
     list_inputs,
+    published_cells,
+    published_table,
 )
 from simulator.analysis.model_comparison import ModelCost
 from simulator.analysis.predictions import Judged
 from simulator.analysis.published import PublishedRow, metric_at
 from simulator.analysis.stragglers import Slowdown
-from simulator.analysis.validation import median_error
+from simulator.analysis.validation import coverage_of, median_error
 from simulator.analysis.whole_runs import Comparison, Probe
 from simulator.workload.recipes import RECIPES
 from simulator.workload.serving_memory import kv_bytes_per_token, weight_bytes
@@ -84,18 +87,19 @@ COMPARED = (
 
 def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     """Headline, published figures where there are any, and time budget of a training run."""
-    published = [_published(metrics)] if metrics["published"] else []
-    return [_headline(name, metrics), *published, _budget(metrics)]
+    # The pair of the main job is reproduced or predicted depending on its calibration.
+    kinds = {"pair_time_s": {"kind": metrics["pair_time_kind"]}}
+    figures = [row | kinds.get(row["metric"], {}) for row in metrics["published"]]
+    published = [published_table(figures)] if figures else []
+    apart = [_apart(metrics)] if "waiting" in metrics else []
+    return [_headline(name, metrics), *apart, *published, _budget(metrics)]
 
 
 def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     table = Table(title=name, title_justify="left")
     table.add_column("metric", no_wrap=True)
-    table.add_column("simulated", justify="right")
-    table.add_column("80 % interval", justify="right", no_wrap=True)
-    table.add_column("without all-to-all slow-down", justify="right")
-    without = metrics["without_all_to_all_slowdown"]
-    intervals = metrics.get("interval_80", {})
+    for column in ("expected", "ideal", "80 % interval"):
+        table.add_column(column, justify="right", no_wrap=True)
     for path in (
         "step_time_s",
         "pair_time_s",
@@ -108,31 +112,43 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
         "bubble_s",
         "peak_memory_bytes",
     ):
-        other = format_metric(path, without[path]) if path in without else ""
         label = f"{path} ({metrics['pair_time_kind']})" if path == "pair_time_s" else path
-        ends = format_interval(path, intervals[path]) if path in intervals else ""
-        table.add_row(label, format_metric(path, metrics[path]), ends, other)
+        table.add_row(label, format_metric(path, metrics[path]), *beside_cells(metrics, path))
+    notes = [f"{what}: {text}" for what, text in kernels_rows(metrics)]
+    without = metrics["without_all_to_all_slowdown"]
+    faster = (f"{path} {format_metric(path, value)}" for path, value in without.items())
+    notes.append(f"ideal, without all-to-all slow-down: {', '.join(faster)}")
     for of, shares in metrics["kernel_time_share"].items():
         text = ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.005)
-        table.add_row(f"kernel time of the {of}", text)
-    notes = [f"{what}: {text}" for what, text in kernels_rows(metrics)]
+        notes.append(f"kernel time of the {of}: {text}")
     notes += [metrics["idle_nodes"]] if metrics.get("idle_nodes") else []
     table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 
-def _published(metrics: Mapping[str, Any]) -> Table:
-    table = Table(title="beside published figures", title_justify="left")
-    for column in ("figure", "published", "simulated", "error"):
-        table.add_column(column, justify="left" if column == "figure" else "right")
-    for row in metrics["published"]:
-        has = row["simulated"] is not None
-        table.add_row(
-            row["name"],
-            format_published(row["metric"], row["published"]),
-            format_published(row["metric"], row["simulated"]) if has else "-",
-            f"{row['error']:+.1%}" if has else "-",
+def _apart(metrics: Mapping[str, Any]) -> Table:
+    """What ranks that differ cost, and which prior the interval comes from."""
+    waiting, table = metrics["waiting"], Table(title="ranks that differ", title_justify="left")
+    table.add_column("waiting for ranks that")
+    table.add_column("of the step", justify="right")
+    table.add_column("the interval's variance is by")
+    table.add_column("share", justify="right")
+    causes = [(name, format_seconds(value)) for name, value in waiting["by_cause_s"].items()]
+    if waiting.get("upper_bound_s") is not None:
+        causes.append(
+            ("at most, were each chunk its worst", format_seconds(waiting["upper_bound_s"]))
         )
+    shares = [(name, f"{share:.0%}") for name, share in metrics["priors"].items() if share >= 0.005]
+    for left, right in zip_longest(causes, shares, fillvalue=("", "")):
+        table.add_row(*left, *right)
+    found = metrics.get("ridge")
+    if found:
+        more = 1.0 / found["rows_sd_per_clock_sd"]
+        table.caption = (
+            f"1% of rows_sd less and {more:.2f}% of clock_sd more leave the step as it is: "
+            "one step time cannot tell the two apart"
+        )
+        table.caption_justify = "left"
     return table
 
 
@@ -222,26 +238,28 @@ def validation_table(found: Mapping[str, Sequence[PublishedRow]]) -> Table:
     """Published figures by scenario beside the simulated ones; what is no evidence is dimmed."""
     table = Table(title="beside published figures", title_justify="left", caption_justify="left")
     table.add_column("figure", overflow="fold")
-    for column in ("published", "simulated", "error"):
+    for column in PUBLISHED_COLUMNS[1:-1]:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     for scenario, figures in found.items():
         table.add_section()
         table.add_row(scenario, style="bold")
         for row in figures:
-            table.add_row(
-                f"  {row.name}",
-                format_published(row.metric, row.published),
-                "-" if row.simulated is None else format_published(row.metric, row.simulated),
-                "-" if row.error is None else f"{row.error:+.1%}",
-                row.kind,
-                style=None if row.is_evidence else "dim",
-            )
+            name, *cells = published_cells(asdict(row))
+            table.add_row(f"  {name}", *cells, style=None if row.is_evidence else "dim")
     rows = [row for figures in found.values() for row in figures]
     error = median_error(rows)
     if error is not None:
         count = sum(row.is_evidence for row in rows)
         table.caption = f"median error of the {count} predictions: {error:.1%}"
+    held = coverage_of(rows)
+    if held is not None:
+        low, high = held.share_95
+        table.caption = (
+            f"{table.caption or ''}; {held.inside} of {held.trials} lie in their 80% intervals "
+            f"({held.share:.0%}, by chance {low:.0%} to {high:.0%}), whose median width is "
+            f"{held.width:.0%} and interval score {held.score:.2f}"
+        )
     return table
 
 
@@ -362,6 +380,13 @@ def comparison_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
                 text += f" ({value / first:.3f})"
             cells.append(text)
         table.add_row(path, *cells)
+        if path in COMPARED and not path.startswith("ranks."):
+            both = [beside_cells(metrics, path) for _, metrics in runs]
+            for name, column in zip(
+                ("ideal", "80 % interval"), zip(*both, strict=True), strict=True
+            ):
+                if any(column):
+                    table.add_row(f"  {name}", *column, style="dim")
     return table
 
 

@@ -89,7 +89,7 @@ def append_to_ledger(path: Path, lines: Iterable[LedgerLine]) -> None:
 
 
 def scenario_lines(
-    scenario: Scenario, metrics: Mapping[str, Any], *, date: str
+    scenario: Scenario, metrics: Mapping[str, Any], *, date: str, known: bool = False
 ) -> list[LedgerLine]:
     """What a run says of every quantity that has an interval.
 
@@ -99,6 +99,7 @@ def scenario_lines(
     Args:
         metrics: of its run, with intervals.
         date: YYYY-MM-DD.
+        known: whether the author had seen the truth, though the scenario names none of it.
     """
     ideal = metrics.get("ideal", {})
     values = {
@@ -113,7 +114,7 @@ def scenario_lines(
             interval_80=(low, high),
             digest=run_key(scenario),
             date=date,
-            truth_known=bool(scenario.file.published),
+            truth_known=known or bool(scenario.file.published),
             ideal=ideal.get(path, value),
             scenario=_short(write_resolved(scenario)),
             program=program_digest()[:16],

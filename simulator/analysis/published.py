@@ -31,11 +31,23 @@ class PublishedRow:
     kind: str = "predicted"
     """What the simulated figure is, as `PublishedFigure` has it; of a pair of chunks also
     "reproduced", where its kernels are those of the published one."""
+    ideal: float | None = None
+    """The same with equal ranks, where the run says so."""
+    interval_80: Sequence[float] | None = None
+    """Low and high end, where the run has them."""
 
     @property
     def is_evidence(self) -> bool:
         """Whether the model could have got it wrong."""
         return self.kind not in NO_EVIDENCE
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the published value lies in the 80% interval; None without one."""
+        if self.interval_80 is None:
+            return None
+        low, high = self.interval_80
+        return low <= self.published <= high
 
 
 def beside_published(
@@ -52,10 +64,10 @@ def beside_published(
 
 def compare_published(figure: PublishedFigure, metrics: Mapping[str, Any]) -> PublishedRow:
     """A published figure beside the simulated one that its path leads to."""
-    simulated = metric_at(metrics, figure.metric)
+    simulated, path = metric_at(metrics, figure.metric), figure.metric
     if figure.of:
         row = _row_of(figure, metrics) or {}
-        simulated = metric_at(row, figure.metric.partition(".")[2])
+        simulated, path = metric_at(row, figure.metric.partition(".")[2]), ""
     return PublishedRow(
         name=figure.name,
         metric=figure.metric,
@@ -64,7 +76,16 @@ def compare_published(figure: PublishedFigure, metrics: Mapping[str, Any]) -> Pu
         error=None if simulated is None else simulated / figure.si_value - 1,
         source=figure.source,
         kind=figure.kind,
+        ideal=beside(metrics, "ideal", path),
+        interval_80=beside(metrics, "interval_80", path),
     )
+
+
+def beside(metrics: Mapping[str, Any], name: str, path: str) -> Any:
+    """What stands in "ideal" or "interval_80" for the metric at a path; None where nothing does.
+    A distribution's mean stands there under the name of the distribution."""
+    known = metrics.get(name) or {}
+    return known.get(path, known.get(path.removesuffix(".mean")))
 
 
 def _row_of(figure: PublishedFigure, metrics: Mapping[str, Any]) -> Mapping[str, Any] | None:

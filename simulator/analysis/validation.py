@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from simulator.analysis.parallel import run_in_order
 from simulator.analysis.predictions import LedgerLine, scenario_lines
 from simulator.analysis.published import PublishedRow
 from simulator.analysis.run import simulate
+from simulator.calibration.coverage import Coverage, coverage
 from simulator.scenario.files import Scenario, known_scenarios, load_scenario
 from simulator.scenario.fleet import FleetJob
 
@@ -54,22 +55,28 @@ def check_published(
         yield name, figures_of(metrics)
 
 
-def predictions_of(names: Sequence[str], *, date: str, jobs: int = 1) -> list[LedgerLine]:
+def predictions_of(
+    names: Sequence[str], *, date: str, known: Collection[str] = (), jobs: int = 1
+) -> list[LedgerLine]:
     """What the runs of scenarios say, one line per quantity with an interval, in order of `names`;
     none of a job without intervals.
 
     Args:
         date: YYYY-MM-DD.
+        known: scenarios whose truth the author had seen, though they name none of it.
         jobs: processes.
     """
-    found = run_in_order(_predictions, [(name, date) for name in names], jobs=jobs)
+    inputs = [(name, date, name in known) for name in names]
+    found = run_in_order(_predictions, inputs, jobs=jobs)
     return [line for lines in found for line in lines]
 
 
-def _predictions(name: str, date: str) -> list[LedgerLine]:
+def _predictions(name: str, date: str, known: bool) -> list[LedgerLine]:
     scenario = load_scenario(name)
     run = simulate(scenario)
-    return scenario_lines(scenario, run.metrics, date=date) if run.has_intervals else []
+    if not run.has_intervals:
+        return []
+    return scenario_lines(scenario, run.metrics, date=date, known=known)
 
 
 def figures_of(metrics: Mapping[str, Any]) -> list[PublishedRow]:
@@ -80,6 +87,16 @@ def figures_of(metrics: Mapping[str, Any]) -> list[PublishedRow]:
         replace(row, kind=str(metrics["pair_time_kind"])) if row.metric == "pair_time_s" else row
         for row in rows
     ]
+
+
+def coverage_of(figures: Sequence[PublishedRow]) -> Coverage | None:
+    """How often the 80% intervals of figures that are evidence hold the published values; None
+    without any. Figures of one run err together, so that chance makes more of it than it says."""
+    rows = [row for row in figures if row.is_evidence and row.interval_80 is not None]
+    if not rows:
+        return None
+    ends = [row.interval_80 for row in rows if row.interval_80 is not None]
+    return coverage([row.published for row in rows], *zip(*ends, strict=True))
 
 
 def median_error(figures: Sequence[PublishedRow]) -> float | None:

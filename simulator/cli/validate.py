@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,13 @@ def validate(
             "shipped; compares nothing."
         ),
     ] = None,
+    known: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCENARIO",
+            help="With --write-ledger: one whose truth is known, though it names no figure.",
+        ),
+    ] = None,
     stragglers: Annotated[
         Path | None,
         typer.Option(
@@ -51,7 +59,7 @@ def validate(
         _validate_stragglers(stragglers, as_json=as_json)
         return
     if write_ledger:
-        _write_ledger(scenarios, write_ledger, jobs=jobs)
+        _write_ledger(scenarios, write_ledger, known=known or (), jobs=jobs)
         return
     if not whole and (predict or lease or ledger):
         raise ValueError("--predict, --lease and --ledger go with --whole")
@@ -97,7 +105,9 @@ def validate(
     print_tables(validation_table(found))
 
 
-def _write_ledger(scenarios: list[str] | None, ledger: Path, *, jobs: int) -> None:
+def _write_ledger(
+    scenarios: list[str] | None, ledger: Path, *, known: Sequence[str], jobs: int
+) -> None:
     """Add the predictions of scenarios to a ledger, all or none."""
     from datetime import UTC, datetime
 
@@ -107,7 +117,8 @@ def _write_ledger(scenarios: list[str] | None, ledger: Path, *, jobs: int) -> No
 
     names = tuple(scenarios or known_scenarios())
     with working(f"simulating {names[0]}"):
-        lines = predictions_of(names, date=f"{datetime.now(UTC):%Y-%m-%d}", jobs=jobs)
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        lines = predictions_of(names, date=today, known=known, jobs=jobs)
     append_to_ledger(ledger, lines)
     print(f"{len(lines)} predictions added to {ledger}")
 

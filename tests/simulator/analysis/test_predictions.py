@@ -107,6 +107,8 @@ def test_a_scenario_with_published_figures_counts_as_known(name, known):
     (line,) = scenario_lines(scenario, metrics, date="2026-11-28")
 
     assert line.truth_known is known
+    (seen,) = scenario_lines(scenario, metrics, date="2026-11-28", known=True)
+    assert seen.truth_known
 
 
 def test_lines_of_the_last_release_stand_as_they_were():
