@@ -237,10 +237,10 @@ def attribution_comparison(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Tab
 def validation_table(found: Mapping[str, Sequence[PublishedRow]]) -> Table:
     """Published figures by scenario beside the simulated ones; what is no evidence is dimmed."""
     table = Table(title="beside published figures", title_justify="left", caption_justify="left")
-    table.add_column("figure", overflow="fold")
+    table.add_column("figure", overflow="fold", min_width=18)
     for column in PUBLISHED_COLUMNS[1:-1]:
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("kind", no_wrap=True)
+        table.add_column(column, justify="right", no_wrap=column == "error", overflow="fold")
+    table.add_column("kind", overflow="fold")
     for scenario, figures in found.items():
         table.add_section()
         table.add_row(scenario, style="bold")

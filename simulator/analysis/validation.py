@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,6 +54,15 @@ def check_published(
     runs = run_in_order(evaluate, [(name, ()) for name in names], jobs=jobs)
     for name, metrics in zip(names, runs, strict=True):
         yield name, figures_of(metrics)
+
+
+def with_intervals(scenario: str, overrides: Sequence[str]) -> Mapping[str, Any]:
+    """The metrics of a scenario with their 80% intervals; of a fleet, which would be simulated
+    three times for them, without."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        run = simulate(load_scenario(scenario, overrides))
+    return run.quick_metrics if isinstance(run.scenario.job, FleetJob) else run.metrics
 
 
 def predictions_of(

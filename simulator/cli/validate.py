@@ -75,12 +75,12 @@ def validate(
     from dataclasses import asdict
 
     from reports.terminal import validation_table
-    from simulator.analysis.run import metrics_of
     from simulator.analysis.validation import (
         check_figures,
         check_published,
         median_error,
         scenarios_with_figures,
+        with_intervals,
     )
     from simulator.scenario.files import load_scenario
 
@@ -89,7 +89,7 @@ def validate(
         check_figures(load_scenario(name))  # a misspelt name is an error before anything runs
     found = {}
     with working(f"simulating {names[0]}") as status:
-        runs = check_published(names, metrics_of, jobs=jobs)
+        runs = check_published(names, with_intervals, jobs=jobs)
         for number, (name, figures) in enumerate(runs, 1):
             found[name] = figures
             status.update(f"{number} of {len(names)} scenarios")
