@@ -50,6 +50,39 @@ def test_a_field_of_one_form_of_rows_need_not_name_the_form():
     assert (rows.zipf_exponent.value, rows.drift.value) == (0.5, 0.2)
 
 
+POPULARITY = "form popularity needs exactly one of zipf_exponent, file"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"form": "popularity"}, POPULARITY),
+        ({"form": "popularity", "drift": 0.1, "placed_for": "a.csv"}, POPULARITY),
+        ({"form": "popularity", "zipf_exponent": 1.0, "file": "a.csv"}, POPULARITY),
+        ({"form": "max_over_mean"}, "form max_over_mean needs exactly one of max_over_mean"),
+        (
+            {"form": "max_over_mean", "max_over_mean": 1.3, "file": "a.csv"},
+            "file with form max_over_mean; allowed: with form popularity",
+        ),
+        (
+            {"form": "random", "drift": 0.1},
+            "drift with form random; allowed: with form popularity",
+        ),
+        (
+            {"form": "balanced", "zipf_exponent": 1.0},
+            "zipf_exponent with form balanced; allowed: with form popularity",
+        ),
+        (
+            {"form": "popularity", "zipf_exponent": 1.0, "max_over_mean": 1.3},
+            "max_over_mean with form popularity; allowed: with form max_over_mean",
+        ),
+    ],
+)
+def test_a_form_of_rows_says_all_that_it_needs_and_nothing_else(rows, message):
+    with pytest.raises(ValueError, match=f"rows: {message}$"):
+        to_profile(Skew, {"rows": rows}, where="f", at="skew")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -57,12 +90,8 @@ def test_a_field_of_one_form_of_rows_need_not_name_the_form():
         ({"rows": {"max_over_mean": 0.9}}, "skew.rows.max_over_mean.value: 0.9 is not allowed"),
         ({"rows": "popularity"}, "rows: form popularity needs exactly one of zipf_exponent, file"),
         (
-            {"rows": {"form": "random", "drift": 0.1}},
-            "rows: drift with form random; allowed: with form popularity",
-        ),
-        (
             {"setting": "bias_balanced", "clock_sd": {"value": "7%"}},
-            "clock_sd: needs low <= value <= high, found 0.008, 0.07, 0.019; allowed: a value",
+            "clock_sd: needs low <= value <= high, found 0.009, 0.07, 0.017; allowed: a value",
         ),
         ({"clock_sd": "-1%"}, "skew.clock_sd.value: '-1%' is not allowed"),
         ({"host_pause": {"seconds": 3}}, "skew.host_pause.seconds.value: 3 has no unit"),
