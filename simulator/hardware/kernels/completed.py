@@ -2,7 +2,8 @@
 
 Another calibration answers by the ratio of own rows of the same product where there are any, and
 for this GPU. Where nobody has rows of a kernel's kind, a kernel of the same product answers. What
-is said then rises with the rows of a kernel (work_floor.py).
+is said then rises with the rows of a kernel (work_floor.py), but for measured rows whose repeats
+say otherwise.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class CompletedKernels:
         return np.array(seconds), np.array(low), np.array(high), np.array(provenance, dtype=np.intp)
 
     def of_batch(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
-        """Of distinct operators of one family; none takes longer than one of more rows, attention
-        no less than a row with less work.
+        """Of distinct operators of one family; none that was not measured takes longer than one of
+        more rows, attention no less than a row with less work.
 
         A measured row that a larger one beats takes that one's time where its own repeats leave
         room for it, or where it has none, and no longer counts as measured; else it stays.

@@ -3,8 +3,9 @@
 Products, norms, casts and the like. One of fewer rows could be run as one of more, padded with
 zeros, so that it never needs longer. `RisingRows` scans each shape at numbers of rows between which
 no tile begins, and predicts the least of what was found at no fewer: a measured row that a larger
-measured one beats is noise, and what no row was measured at gives way to what one was. Between the
-numbers scanned, time goes as the time at peak does.
+measured one beats counts as noise here, and what no row was measured at gives way to what one was.
+(A row whose own repeats leave no room for that answers for itself alone, in completed.py.) Between
+the numbers scanned, time goes as the time at peak does.
 
 Attention. Measured rows bound from below whatever is larger in every size. Rows are few and lie far
 apart; the efficiency of one sequence and that of sixteen differ so much that a mean of their curves
