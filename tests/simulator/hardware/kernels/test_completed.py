@@ -116,7 +116,7 @@ def test_a_calibration_of_transfers_alone_is_completed_by_another():
 def test_what_work_raises_a_time_by_raises_its_interval_by():
     """2 s of 1 to 4; rows with less work say 3."""
     kernels = SimpleNamespace(
-        _one_by_one=lambda *_: tuple(np.array([x]) for x in (2.0, 1.0, 4.0, MEASURED)),
+        _one_by_one=lambda *_, widths: tuple(np.array([x]) for x in (2.0, 1.0, 4.0, MEASURED)),
         _restated_floor=lambda *_: SimpleNamespace(raise_to=lambda *_: np.log([3.0])),
     )
     found = CompletedKernels.of_batch(kernels, (), None, None, False)
@@ -130,13 +130,13 @@ def test_own_rows_of_a_product_scale_the_completing_ones_and_add_their_doubt(mon
     def model(*answer):
         parts = tuple(np.array([float(x)]) for x in answer)
         return SimpleNamespace(
-            measured_gpu=SimpleNamespace(sms=132), compute=lambda *_: parts, answer=parts
+            measured_gpu=SimpleNamespace(sms=132), compute=lambda *_, widths: parts, answer=parts
         )
 
     own, other = model(6, 3, 18, MEASURED), model(4, 4, 4, MEASURED)
     found = CompletedKernels._in_ratio(
         SimpleNamespace(own=own), model(2, 1, 4, MEASURED).answer, other, (), None,
-        np.array([132.0]), False,
+        np.array([132.0]), False, widths=True,
     )  # fmt: skip
     halves, thirds = np.log(2), np.log(3)
     expected = [
