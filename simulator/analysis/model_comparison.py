@@ -1,10 +1,10 @@
 """Compare models by KV-cache bytes and training FLOPs per token, from their config.json files.
 
-Covers dense models with grouped-query attention and mixtures of experts with multi-head latent
-attention; the fields of the config say which. FLOPs follow the accounting behind Tables 2 and 4 of
-"Insights into DeepSeek-V3" (arXiv 2505.09343): 6 FLOPs for each matrix parameter that a token
-passes through (head included; embedding, norms, router and multi-token prediction not), plus the
-attention core, forward once and backward twice, causal: half the square of the context.
+Covers dense models with grouped-query attention, and models of DeepSeek-V3's family as the
+reference model counts them; the fields of the config say which. FLOPs follow Tables 2
+and 4 of "Insights into DeepSeek-V3" (arXiv 2505.09343): 6 FLOPs for each matrix parameter that a
+token passes through (head included; embedding, norms, router and multi-token prediction not), plus
+the attention core, forward once and backward twice, causal: half the square of the context.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from hardware_profiles.units import Bytes, Flops
-from reference_model.config import read_config_file, shipped_configs
+from reference_model.config import (
+    parameter_counts,
+    parse_model_config,
+    read_config_file,
+    shipped_configs,
+    training_flops_per_token,
+)
 
 FOLDER = Path(__file__).parent / "comparison_models"
 """Published config.json files of models that are not of DeepSeek-V3's family, by name; the fields
@@ -56,17 +62,20 @@ def model_cost(name: str) -> ModelCost:
     """
     path = FOLDER / f"{name}.json"
     raw, source = read_config_file(path if path.is_file() else name)
-    latent = "kv_lora_rank" in raw
+    if "kv_lora_rank" in raw:
+        config = parse_model_config(raw, source=source)
+        cached = config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim)
+        return ModelCost(
+            name=name,
+            kv_cache_bytes=float(cached * KV_BYTES),
+            matrix_parameters=parameter_counts(config).matrix,
+            training_flops=training_flops_per_token(config, context=CONTEXT, causal=True),
+        )
     layers = _field(raw, "num_hidden_layers", source)
-    cached, attention, core = (_latent if latent else _grouped_query)(raw, source)
-    dense, expert = _feed_forward(raw, source)
-    sparse_layers = layers - raw.get("first_k_dense_replace", 0) if expert else 0
-    matrix = (
-        layers * attention
-        + (layers - sparse_layers) * dense
-        + sparse_layers * expert
-        + _field(raw, "vocab_size", source) * _field(raw, "hidden_size", source)
-    )
+    cached, attention, core = _grouped_query(raw, source)
+    hidden = _field(raw, "hidden_size", source)
+    dense = 3 * hidden * _field(raw, "intermediate_size", source)
+    matrix = layers * (attention + dense) + _field(raw, "vocab_size", source) * hidden
     # One multiply-add is 2 FLOPs; half of the context is visible on average.
     per_context = layers * core * CONTEXT
     return ModelCost(
@@ -89,33 +98,6 @@ def _grouped_query(raw: Mapping[str, Any], source: str) -> tuple[int, int, int]:
     width = raw.get("head_dim", hidden // heads)
     attention = 2 * hidden * width * (heads + kv_heads)  # Q and O, K and V
     return 2 * kv_heads * width, attention, 2 * heads * width
-
-
-def _latent(raw: Mapping[str, Any], source: str) -> tuple[int, int, int]:
-    """The same for multi-head latent attention: one latent and one rotary key are cached."""
-    hidden, heads = _field(raw, "hidden_size", source), _field(raw, "num_attention_heads", source)
-    latent, rope = _field(raw, "kv_lora_rank", source), _field(raw, "qk_rope_head_dim", source)
-    key, value = _field(raw, "qk_nope_head_dim", source), _field(raw, "v_head_dim", source)
-    rank = raw.get("q_lora_rank")
-    queries = heads * (key + rope)
-    attention = (
-        (rank * (hidden + queries) if rank else hidden * queries)
-        + hidden * (latent + rope)
-        + latent * heads * (key + value)
-        + heads * value * hidden
-    )
-    return latent + rope, attention, heads * (key + rope + value)
-
-
-def _feed_forward(raw: Mapping[str, Any], source: str) -> tuple[int, int]:
-    """Parameters that a token passes through in a dense layer, and in a mixture of experts (0 where
-    the model has none): gate, up and down projection each."""
-    hidden = _field(raw, "hidden_size", source)
-    dense = 3 * hidden * _field(raw, "intermediate_size", source)
-    if "n_routed_experts" not in raw:
-        return dense, 0
-    active = _field(raw, "num_experts_per_tok", source) + _field(raw, "n_shared_experts", source)
-    return dense, 3 * hidden * active * _field(raw, "moe_intermediate_size", source)
 
 
 def _field(raw: Mapping[str, Any], name: str, source: str) -> int:
