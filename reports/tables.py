@@ -358,7 +358,8 @@ def beside_cells(metrics: Mapping[str, Any], path: str) -> list[str]:
 
 def format_interval(path: str, ends: Sequence[float]) -> str:
     """Both ends of an interval of a metric, their unit once where they share it."""
-    if min(ends) >= _LARGE:
+    metric = metric_of(path)
+    if min(ends) >= _LARGE and (metric is None or metric.unit not in _BY_UNIT):
         return " to ".join(f"{end:.4g}" for end in ends)
     low, high = (format_metric(path, end) for end in ends)
     value, space, unit = low.partition(" ")

@@ -24,6 +24,15 @@ from simulator.workload.layout import layer_counts, stage_texts
 from simulator.workload.memory import layer_parameters
 from simulator.workload.schedules import SCHEDULES
 
+TRAINED_ON = {
+    "h800_sxm": "h800_sxm",
+    "h100_sxm": "h100_sxm_reference",
+    "h200_sxm": "h200_sxm_reference",
+    "h20_sxm": "h20_sxm",
+    "b200_sxm": "b200_sxm_reference",
+    "gb200": "gb200_reference",
+}
+"""{GPU: calibration with kernels of a training step}; an engine's tables hold none of backward."""
 GPUS = ("h800_sxm", "h100_sxm", "h200_sxm", "h20_sxm", "b200_sxm", "gb200")
 BANDWIDTHS = ("node.nic.bandwidth", "node.gpu.nvlink_bandwidth", "node.gpu.hbm_bandwidth")
 TILE_WAVES = 0.002
@@ -59,7 +68,7 @@ def training_jobs(draw):
     return [
         f"cluster.nodes={gpus // 8}",
         f"cluster.node.gpu={gpu}",
-        f"calibration={gpu}",
+        f"calibration={TRAINED_ON[gpu]}",
         f"model.num_hidden_layers={layers}",
         f"training.pp={pp}",
         f"training.ep={ep}",

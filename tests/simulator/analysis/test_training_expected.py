@@ -1,5 +1,7 @@
 """The expected step, its parts, its causes and what moves it, of made-up draws."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from simulator.analysis.training_expected import (
     cause_seconds,
     central_mean,
     ends,
+    interval_metrics,
     prior_shares,
     ridge,
 )
@@ -134,3 +137,16 @@ def test_the_attribution_sums_to_the_expected_step(metrics):
     assert metrics["waiting"]["by_cause_s"] == {name: causes[name] for name in CAUSES}
     assert metrics["waiting"]["upper_bound_s"] > metrics["step_time_s"]
     assert len(metrics["waiting"]["by_rank_s"]) == 64
+
+
+def test_rates_go_against_the_steps_interval_and_costs_with_it():
+    """Steps of 1.5 to 2.5 s, whose 10th and 90th percentile are 1.6 and 2.4: 200 tokens are 83.3 to
+    125 per second, 15 dollars per second 24 to 36."""
+    drawn = SimpleNamespace(step_s=np.linspace(1.5, 2.5, 11), pair_s=np.full(11, 0.1))
+
+    found = interval_metrics(drawn, rates={"tokens": 200.0}, costs={"dollars": 15.0})
+
+    assert found["step_time_s"] == pytest.approx([1.6, 2.4], rel=1e-12)
+    assert found["pair_time_s"] == pytest.approx([0.1, 0.1], rel=1e-12)
+    assert found["tokens"] == pytest.approx([200 / 2.4, 125.0], rel=1e-12)
+    assert found["dollars"] == pytest.approx([24.0, 36.0], rel=1e-12)

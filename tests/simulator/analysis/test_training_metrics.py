@@ -1,11 +1,9 @@
 """Figures of a training step that follow from the times of its ranks."""
 
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import pytest
 
-from simulator.analysis import training_metrics
 from simulator.analysis.training_metrics import RankTimes, transfer_limits, uneven_ranks
 from simulator.hardware.network.fabric_load import FabricLoad
 
@@ -60,20 +58,3 @@ def test_a_transfers_limit_is_that_of_its_slowest_and_narrowest_traffic():
         "dense_parameters": {"nic_stretch": 1.0, "fabric_bytes_per_s": None},
         "experts": {"nic_stretch": 1.0, "fabric_bytes_per_s": None},
     }
-
-
-def test_rates_go_against_the_steps_interval_and_costs_with_it(monkeypatch):
-    """A step of 2 s, of 1.6 to 2.5: 100 tokens a day are 80 to 125, 30 dollars 24 to 37.5."""
-    monkeypatch.setattr(
-        training_metrics,
-        "training_intervals",
-        lambda *_, **__: {"step_time_s": [1.6, 2.5], "pipeline_time_s": [1.0, 2.0]},
-    )
-    run = MagicMock()
-    figures = dict.fromkeys(training_metrics._RATES, 100.0) | dict.fromkeys(
-        training_metrics._COSTS, 30.0
-    )
-    found = training_metrics._intervals(run, {"step_time_s": 2.0, **figures})
-    assert found.pop("step_time_s") == [1.6, 2.5]
-    rates = {name: [80.0, 125.0] for name in training_metrics._RATES}
-    assert found == rates | {name: [24.0, 37.5] for name in training_metrics._COSTS}

@@ -330,11 +330,12 @@ def test_drafting_gains_least_on_a_node_where_it_touches_almost_twice_the_expert
     up_to_64 = {batch: point.speed_up for batch, point in gains.items() if batch <= 64}
     # By hand, weights alone over 4.8 TB/s: 18.2 GB that every step reads and 2.55 GB for each
     # expert that the busiest GPU touches give 1.49 at one request, 1.34 at 8, 1.36 at 16 and 1.73
-    # at 64. Gaps, tiny kernels and latencies, which verification does not double, add to each.
+    # at 64. Gaps, tiny kernels and latencies, which verification does not double, add to each but
+    # the last, where attention, which computes twice for two queries, takes more than they add.
     assert min(up_to_64, key=up_to_64.__getitem__) in (4, 8, 16)
     for batch, by_hand in ((1, 1.49), (8, 1.34), (16, 1.36)):
         assert by_hand < up_to_64[batch] < 0.9 * 1.875
-    assert up_to_64[64] == pytest.approx(1.73, rel=0.05)
+    assert 0.9 * 1.73 < up_to_64[64] < 1.73
     assert gains[8].active_experts > 1.7 * gains[8].active_experts_without
 
 

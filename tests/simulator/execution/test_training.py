@@ -274,8 +274,9 @@ def test_gradients_are_reduced_in_their_type_and_parameters_gathered_in_bfloat16
         gpus=512, gpus_per_domain=8, pp=4, ep=64, routed_experts=256, redundant_experts=0
     )
     costs = SimpleNamespace(predict=lambda ops, **_: SimpleNamespace(seconds=np.array([0.5])))
+    held = HeldParameters(replicated=100, experts=600, quantized=0, cast=0, cast_bytes=0)
     step = optimizer_step(
-        HeldParameters(replicated=100, experts=600, fp8=0), OptimizerTypes(gradients=gradients),
+        held, OptimizerTypes(gradients=gradients),
         layout=layout, holders=(1,), dense=1.0, experts=2.0, transfers=Rings(), costs=costs,
     )  # fmt: skip
     assert step.reduce_s == each * (100 / 1 + 600 / 2)
