@@ -403,7 +403,7 @@ def _balance(options: argparse.Namespace) -> None:
     if options.out is not None:
         print(f"written    {options.out}/{{{','.join(runs)}}}/: {LOSSES}, expert_load.csv,")
         print("           group_imbalance.csv; expert_load.csv is what a serving job of the")
-        print("           simulator takes as `experts: {load: file, file: ...}`")
+        print("           simulator takes as `skew: {rows: {file: ...}}`")
 
 
 # -- generate --------------------------------------------------------------------------------------
