@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from hardware_profiles.units import Seconds
 from simulator.execution import timeline
 from simulator.execution.draws import TAIL, Draws, drawn, estimated, scaled_seconds
+from simulator.execution.optimizer import OptimizerStep
 from simulator.execution.pipeline import PipelineRun, run_pipeline
 from simulator.execution.training import (
     ChunkKey,
-    OptimizerStep,
     TrainingRun,
     cost_graphs,
     lower_key,

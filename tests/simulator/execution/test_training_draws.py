@@ -7,7 +7,7 @@ import pytest
 
 from simulator.analysis.run import simulate
 from simulator.execution import timeline
-from simulator.execution.training import OptimizerStep
+from simulator.execution.optimizer import OptimizerStep
 from simulator.execution.training_draws import _Drawing, draw_step, exchanged
 from simulator.execution.training_ranks import RowsOfLayers, durations
 from simulator.scenario.files import load_scenario
