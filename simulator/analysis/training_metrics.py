@@ -35,7 +35,7 @@ from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.prediction import PROVENANCES
 from simulator.workload.layout import stage_texts
-from simulator.workload.schedules import (
+from simulator.workload.schedules.order import (
     FORWARD,
     FULL_BACKWARD,
     INPUT_BACKWARD,

@@ -11,7 +11,9 @@ import typer
 from simulator.cli.options import Changes, print_tables
 
 if TYPE_CHECKING:
-    from simulator.workload.schedules import IdealTimes
+    from simulator.workload.schedules.known import (
+        IdealTimes,
+    )
 
 show_app = typer.Typer(help="Print what the simulator knows.", no_args_is_help=True)
 
@@ -143,11 +145,13 @@ def show_schedule(
     from reports.terminal import name_table
     from simulator.execution.pipeline import draw_to_scale, run_ideal
     from simulator.scenario.files import by_name
-    from simulator.workload.schedules import (
+    from simulator.workload.schedules.grid import (
+        render_grid,
+    )
+    from simulator.workload.schedules.known import (
         BUBBLE_FORMULAS,
         SCHEDULES,
         build_schedule,
-        render_grid,
     )
 
     if name is None:
@@ -254,7 +258,9 @@ def _first_line(function: object) -> str:
 
 
 def _ideal_times(text: str) -> IdealTimes:
-    from simulator.workload.schedules import IdealTimes
+    from simulator.workload.schedules.known import (
+        IdealTimes,
+    )
 
     try:
         values = [float(part) for part in text.split(",")]

@@ -16,12 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.execution.timeline import Times
-from simulator.workload.schedules import (
-    Action,
+from simulator.workload.schedules.grid import (
+    render_window,
+)
+from simulator.workload.schedules.known import (
     IdealTimes,
+)
+from simulator.workload.schedules.order import (
+    Action,
     Need,
     Schedule,
-    render_window,
 )
 
 

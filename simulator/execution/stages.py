@@ -22,7 +22,7 @@ from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training import ChunkKey, chunk_key
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.workload.layout import Stage, even_splits
-from simulator.workload.schedules import (
+from simulator.workload.schedules.order import (
     FORWARD,
     FULL_BACKWARD,
     OVERLAPPED,

@@ -50,7 +50,7 @@ from simulator.workload.memory import (
     GpuMemory,
     HeldParameters,
 )
-from simulator.workload.schedules import (
+from simulator.workload.schedules.order import (
     FORWARD,
     FULL_BACKWARD,
     INPUT_BACKWARD,
@@ -70,7 +70,7 @@ class ChunkKey:
     """What makes two actions take the same time: the work and the layers it works on."""
 
     work: str
-    """One of simulator.workload.schedules.WORKS."""
+    """One of simulator.workload.schedules.order.WORKS."""
     forward: Stage
     """Layers of the forward chunk, empty where the action has none."""
     backward: Stage

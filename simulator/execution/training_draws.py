@@ -45,7 +45,13 @@ from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.prediction import NORMAL_80, Prediction
 from simulator.workload.experts import place_experts, read_popularity, uniform_popularity
 from simulator.workload.layout import Stage
-from simulator.workload.schedules import OVERLAPPED, WEIGHT_GRADIENT, held_activations
+from simulator.workload.schedules.held import (
+    held_activations,
+)
+from simulator.workload.schedules.order import (
+    OVERLAPPED,
+    WEIGHT_GRADIENT,
+)
 from simulator.workload.skew import DrawnRows, clock_times, random_gate_sd, slow_machines
 from simulator.workload.task_graph import Stream, TaskGraph
 

@@ -32,7 +32,13 @@ from simulator.workload.layout import ParallelLayout, explicit_stages, model_lay
 from simulator.workload.load import Load
 from simulator.workload.memory import OPTIMIZERS, LayerMemory, MemoryModel, check_fits, layer_memory
 from simulator.workload.recipes import TRAINED, check_multiplied
-from simulator.workload.schedules import SCHEDULES, build_schedule, held_activations
+from simulator.workload.schedules.held import (
+    held_activations,
+)
+from simulator.workload.schedules.known import (
+    SCHEDULES,
+    build_schedule,
+)
 
 MOST_CHUNKS = 1_000_000
 """Micro-batches times pipeline ranks that are simulated: a few minutes of work."""

@@ -40,7 +40,7 @@ class TrainingJob(Profile):
     """One optimizer step of a pipeline-, data- and expert-parallel run with ZeRO-1."""
 
     schedule: str
-    """Name in simulator.workload.schedules.SCHEDULES."""
+    """Name in simulator.workload.schedules.known.SCHEDULES."""
     virtual_stages: PositiveInt | Literal["default"] = "default"
     """Pipeline stages on each rank of the interleaved schedules, by default 2."""
     pp: PositiveInt

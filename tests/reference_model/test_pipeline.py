@@ -5,7 +5,15 @@ import pytest
 from reference_model.config import load_model_config
 from reference_model.pipeline import check_pipeline, parse_order
 from reference_model.precision import Recipe
-from simulator.workload.schedules import SCHEDULES, peak_in_flight, render_grid
+from simulator.workload.schedules.grid import (
+    render_grid,
+)
+from simulator.workload.schedules.held import (
+    peak_in_flight,
+)
+from simulator.workload.schedules.known import (
+    SCHEDULES,
+)
 
 DEBUG = load_model_config("debug")
 

@@ -17,19 +17,27 @@ from simulator.execution.pipeline import (
     run_ideal,
     run_pipeline,
 )
-from simulator.workload.schedules import (
+from simulator.workload.schedules.bidirectional import (
+    dualpipe,
+    dualpipev,
+)
+from simulator.workload.schedules.known import (
     BUBBLE_FORMULAS,
     SCHEDULES,
     WITH_VIRTUAL_STAGES,
-    Action,
     IdealTimes,
-    Schedule,
     build_schedule,
-    dualpipe,
-    dualpipev,
+)
+from simulator.workload.schedules.one_f_one_b import (
     interleaved_overlapped,
     one_f_one_b,
+)
+from simulator.workload.schedules.order import (
+    Action,
+    Schedule,
     parse_action,
+)
+from simulator.workload.schedules.zero_bubble import (
     zb1p,
 )
 

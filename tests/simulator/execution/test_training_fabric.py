@@ -26,7 +26,9 @@ from simulator.hardware.network.routing import parse_failure
 from simulator.hardware.network.transfers import Domains
 from simulator.scenario.files import load_scenario
 from simulator.workload.layout import ParallelLayout
-from simulator.workload.schedules import SCHEDULES
+from simulator.workload.schedules.known import (
+    SCHEDULES,
+)
 
 MAIN = "dualpipe_h800_2048"
 STRADDLING = "cluster.fabric.switch_ports=40"

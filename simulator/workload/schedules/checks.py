@@ -3,7 +3,10 @@
 from collections import deque
 from collections.abc import Mapping
 
-from simulator.workload.schedules import (
+from simulator.workload.schedules.grid import (
+    render_window,
+)
+from simulator.workload.schedules.order import (
     FORWARD,
     FULL_BACKWARD,
     OVERLAPPED,
@@ -12,7 +15,6 @@ from simulator.workload.schedules import (
     Chunk,
     Need,
     Schedule,
-    render_window,
 )
 
 

@@ -4,13 +4,21 @@ import dataclasses
 
 import pytest
 
-from simulator.workload.schedule_checks import check_schedule
-from simulator.workload.schedules import (
+from simulator.workload.schedules.bidirectional import (
+    dualpipev,
+)
+from simulator.workload.schedules.checks import (
+    check_schedule,
+)
+from simulator.workload.schedules.one_f_one_b import (
+    one_f_one_b,
+)
+from simulator.workload.schedules.order import (
     Action,
     Schedule,
-    dualpipev,
-    one_f_one_b,
     parse_action,
+)
+from simulator.workload.schedules.zero_bubble import (
     zb1p,
 )
 

@@ -1,0 +1,113 @@
+"""1F1B and what has come of it: interleaved stages, and pairs that overlap all-to-all.
+
+Sources: 1F1B, Narayanan et al. 2021 (arXiv 2104.04473, also the interleaved form); micro-batch
+groups of the interleaved form, NVIDIA/Megatron-LM, `microbatch_group_size_per_vp_stage`; 1F1B in
+pairs, the same repository's `--overlap-moe-expert-parallel-comm` (combined 1F1B: one more forward
+ahead, then each forward under the backward of an earlier micro-batch; Megatron-LM has it for
+interleaved stages and for one rank, here the same rule holds for any number of stages).
+"""
+
+from collections.abc import Iterable, Sequence
+
+from simulator.workload.schedules.order import (
+    FORWARD,
+    FULL_BACKWARD,
+    Action,
+    Chunk,
+    Schedule,
+    require_size,
+)
+
+
+def one_f_one_b(ranks: int, microbatches: int) -> Schedule:
+    """1F1B: each rank alternates forward and full backward once the pipeline is full."""
+    return _alternating("1f1b", ranks, microbatches, virtual_stages=1, pairs=False)
+
+
+def one_f_one_b_overlapped(ranks: int, microbatches: int) -> Schedule:
+    """1F1B in pairs: the forward of one micro-batch under the backward of an earlier one."""
+    return _alternating("1f1b_overlapped", ranks, microbatches, virtual_stages=1, pairs=True)
+
+
+def interleaved(ranks: int, microbatches: int, *, virtual_stages: int = 2) -> Schedule:
+    """Interleaved 1F1B: rank r holds stages r, r + ranks, ..., as many as `virtual_stages`."""
+    return _alternating(
+        "interleaved", ranks, microbatches, virtual_stages=virtual_stages, pairs=False
+    )
+
+
+def interleaved_overlapped(ranks: int, microbatches: int, *, virtual_stages: int = 2) -> Schedule:
+    """Interleaved 1F1B in pairs: a forward under the backward of an earlier micro-batch."""
+    return _alternating(
+        "interleaved_overlapped", ranks, microbatches, virtual_stages=virtual_stages, pairs=True
+    )
+
+
+def _alternating(
+    name: str, ranks: int, microbatches: int, *, virtual_stages: int, pairs: bool
+) -> Schedule:
+    """The 1F1B family: some forwards ahead, then one forward and one backward in turn.
+
+    Micro-batches advance in groups: a group passes one stage of the rank, then the next. Backwards
+    take the same groups with the stages in reverse.
+
+    pairs: whether a forward and the backward that follows it form one action.
+    """
+    require_size(ranks >= 1, name, "ranks", ranks, "at least 1")
+    require_size(virtual_stages >= 1, name, "virtual_stages", virtual_stages, "at least 1")
+    if virtual_stages == 1:
+        require_size(microbatches >= 1, name, "microbatches", microbatches, "at least 1")
+        group = microbatches
+    else:
+        require_size(
+            microbatches >= ranks, name, "microbatches", microbatches, f"at least the {ranks} ranks"
+        )
+        group = _group_size(ranks, microbatches)
+    groups = [
+        range(first, min(first + group, microbatches)) for first in range(0, microbatches, group)
+    ]
+    total = microbatches * virtual_stages
+
+    def chunks(work: str, rank: int, turns: Sequence[int]) -> list[Chunk]:
+        return [
+            Chunk(work, turn * ranks + rank, microbatch)
+            for members in groups
+            for turn in turns
+            for microbatch in members
+        ]
+
+    def order(rank: int) -> Iterable[Action]:
+        forwards = [Action(c) for c in chunks(FORWARD, rank, range(virtual_stages))]
+        backwards = [Action(c) for c in chunks(FULL_BACKWARD, rank, range(virtual_stages)[::-1])]
+        # With one stage a rank is pp-1-r forwards ahead. With more, a round trip takes twice as
+        # long from rank to rank and the first stages of the group come before its last. A round
+        # trip takes as long in pairs, since what a pair makes leaves at its end; and there a rank
+        # is one more forward ahead, or a pair's backward would wait for its own forward.
+        round_trip = 2 if pairs or virtual_stages > 1 else 1
+        lead = round_trip * (ranks - 1 - rank) + (virtual_stages - 1) * group + pairs
+        lead = min(lead, total)
+        yield from forwards[:lead]
+        for forward, backward in zip(forwards[lead:], backwards, strict=False):
+            if pairs:
+                yield Action(forward.chunk, backward.chunk)
+            else:
+                yield from (forward, backward)
+        yield from backwards[total - lead :]
+
+    return Schedule(
+        name=name,
+        microbatches=microbatches,
+        placement=(tuple(stage % ranks for stage in range(ranks * virtual_stages)),),
+        actions=tuple(tuple(order(rank)) for rank in range(ranks)),
+    )
+
+
+def _group_size(ranks: int, microbatches: int) -> int:
+    """Micro-batches that pass one stage of a rank before the rank's next stage begins.
+
+    The smallest number that Megatron-LM accepts: no group, the last one included, is smaller than
+    the ranks, or the first rank would wait for the group to come round again.
+    """
+    return next(
+        size for size in range(ranks, microbatches + 1) if not 0 < microbatches % size < ranks
+    )

@@ -1,0 +1,176 @@
+"""Pipeline schedules as data: the order of every rank's actions.
+
+A schedule holds order only. When an action starts, and how long a rank waits before it, is what
+the simulation finds out (simulator.execution.pipeline). Works, after the zero-bubble papers:
+
+    F    forward of one micro-batch through one stage
+    B    its full backward: input and weight gradients
+    I    its backward for inputs only; the weight gradient is deferred
+    W    a weight gradient that was deferred
+    F&B  a forward and a full backward chunk of two micro-batches, overlapped operator by operator
+
+Text form of a chunk: stage, work, micro-batch ("0F12"); of a pair: "0F12&7B3". Each family of
+schedules has a module of its own beside this one, and `known` names them all.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+FORWARD = "F"
+FULL_BACKWARD = "B"
+INPUT_BACKWARD = "I"
+WEIGHT_GRADIENT = "W"
+OVERLAPPED = "F&B"
+WORKS = (FORWARD, OVERLAPPED, FULL_BACKWARD, INPUT_BACKWARD, WEIGHT_GRADIENT)
+
+
+class Chunk(NamedTuple):
+    """One work of one stage on one micro-batch."""
+
+    work: str
+    """F, B, I or W."""
+    stage: int
+    microbatch: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}{self.work}{self.microbatch}"
+
+
+class Action(NamedTuple):
+    """What a rank does without interruption: one chunk, or a forward and a backward overlapped."""
+
+    chunk: Chunk
+    """The only chunk, or the forward chunk of a pair."""
+    overlapped: Chunk | None = None
+    """The full backward chunk that runs inside the same action."""
+
+    @property
+    def work(self) -> str:
+        """One of WORKS."""
+        return self.chunk.work if self.overlapped is None else OVERLAPPED
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        return (self.chunk,) if self.overlapped is None else (self.chunk, self.overlapped)
+
+    def __str__(self) -> str:
+        return str(self.chunk) if self.overlapped is None else f"{self.chunk}&{self.overlapped}"
+
+
+_CHUNK_TEXT = re.compile(r"(\d+)([FBIW])(\d+)")
+
+
+def parse_action(text: str) -> Action:
+    """Read an action back from its text form: parse_action(str(action)) == action.
+
+    Raises ValueError where the text is not of that form.
+    """
+    matches = [_CHUNK_TEXT.fullmatch(part) for part in text.split("&")]
+    chunks = [Chunk(m[2], int(m[1]), int(m[3])) for m in matches if m is not None]
+    if len(chunks) != len(matches) or len(chunks) > 2:
+        raise ValueError(
+            f"action {text!r}: must be stage, one of F, B, I, W, and micro-batch, such as 0F12, "
+            f"or a pair such as 0F12&7B3"
+        )
+    return Action(*chunks)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The order of actions of every rank of one pipeline."""
+
+    name: str
+    microbatches: int
+    """Micro-batches of one step, over all directions. With two directions the first half of the
+    micro-batches takes direction 0 and the second half direction 1."""
+    placement: tuple[tuple[int, ...], ...]
+    """[direction, stage]: the rank that runs this stage for micro-batches of this direction."""
+    actions: tuple[tuple[Action, ...], ...]
+    """[rank]: actions in order."""
+
+    @property
+    def ranks(self) -> int:
+        return len(self.actions)
+
+    @property
+    def stages(self) -> int:
+        return len(self.placement[0])
+
+    @property
+    def directions(self) -> int:
+        return len(self.placement)
+
+    @cached_property
+    def needs(self) -> list[list[tuple["Need", ...]]]:
+        """`dependencies` of the schedule, worked out once."""
+        return dependencies(self)
+
+    def direction_of(self, microbatch: int) -> int:
+        """Direction in which a micro-batch passes the pipeline."""
+        return microbatch * self.directions // self.microbatches
+
+    def rank_of(self, chunk: Chunk) -> int:
+        """Rank on which a chunk runs."""
+        return self.placement[self.direction_of(chunk.microbatch)][chunk.stage]
+
+    def stages_of(self, rank: int) -> tuple[int, ...]:
+        """Stages whose parameters a rank holds, ascending."""
+        return tuple(
+            stage for stage in range(self.stages) if any(p[stage] == rank for p in self.placement)
+        )
+
+
+class Need(NamedTuple):
+    """One thing an action waits for: the chunk (work, stage) inside an earlier action."""
+
+    rank: int
+    position: int
+    """Position of the earlier action in the order of its rank."""
+    work: str
+    """F: activations. B: gradients, whether a B or an I makes them."""
+    stage: int
+    """Stage of the earlier chunk."""
+
+
+def dependencies(schedule: Schedule) -> list[list[tuple[Need, ...]]]:
+    """What each action waits for: [rank][index].
+
+    F needs the F of the stage before, B and I their own F and the B or I of the stage after, W its
+    I. Chunks that no rank performs are left out; checks.check_schedule reports them.
+    """
+    where: dict[tuple[str, int, int], tuple[int, int]] = {}
+    for rank, actions in enumerate(schedule.actions):
+        for index, action in enumerate(actions):
+            for work, stage, microbatch in action.chunks:
+                made = FULL_BACKWARD if work == INPUT_BACKWARD else work
+                where[made, stage, microbatch] = (rank, index)
+    last = schedule.stages - 1
+
+    def needs(chunk: Chunk) -> Iterable[Need]:
+        work, stage, microbatch = chunk
+        wanted: list[tuple[str, int]] = []
+        if work == FORWARD:
+            if stage > 0:
+                wanted.append((FORWARD, stage - 1))
+        elif work == WEIGHT_GRADIENT:
+            wanted.append((FULL_BACKWARD, stage))
+        else:
+            wanted.append((FORWARD, stage))
+            if stage < last:
+                wanted.append((FULL_BACKWARD, stage + 1))
+        for made, at in wanted:
+            if (made, at, microbatch) in where:
+                yield Need(*where[made, at, microbatch], made, at)
+
+    return [
+        [tuple(need for chunk in action.chunks for need in needs(chunk)) for action in actions]
+        for actions in schedule.actions
+    ]
+
+
+def require_size(condition: bool, schedule: str, field: str, value: int, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"schedule {schedule}: {field} = {value}, must be {allowed}")
