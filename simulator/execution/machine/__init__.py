@@ -1,0 +1,1 @@
+"""Steps on devices that contend, in simulated time: GPUs, their ranks, and the network."""

@@ -1,0 +1,144 @@
+"""Kernels on one GPU of ten SMs and an HBM of 100 bytes/s, by hand."""
+
+import pytest
+import simpy
+
+from simulator.execution.machine.gpu import Gpu, GpuLimits, KernelLaunch, fair_shares
+
+TEN = GpuLimits(sms=10, hbm=100.0)
+
+
+def persistent(seconds, sms, hbm_bytes=0.0):
+    return KernelLaunch(seconds, sms, persistent=True, hbm_bytes=hbm_bytes)
+
+
+def refilling(seconds, hbm_bytes=0.0, cta_seconds=0.0):
+    return KernelLaunch(seconds, 10, persistent=False, hbm_bytes=hbm_bytes, cta_seconds=cta_seconds)
+
+
+def ends(*launches, limits=TEN, held=0, release_at=None):
+    """When each of (launched at, kernel[, priority]) ends, and the GPU."""
+    env = simpy.Environment()
+    gpu = Gpu(env, limits)
+    found = {}
+
+    def launch(number, at, kernel, priority=0):
+        yield env.timeout(at)
+        yield gpu.run(kernel, priority=priority)
+        found[number] = env.now
+
+    def transfer():
+        resident = gpu.hold(held, priority=1)
+        yield resident.done
+        if release_at is not None:
+            yield env.timeout(release_at)
+            gpu.release(resident)
+
+    if held:
+        env.process(transfer())
+    for number, (at, *kernel) in enumerate(launches):
+        env.process(launch(number, at, *kernel))
+    env.run()
+    return [found[number] for number in range(len(launches))], gpu
+
+
+def test_a_kernel_alone_takes_its_time_alone():
+    assert ends((1.0, persistent(3.0, 8)))[0] == [4.0]
+
+
+def test_a_persistent_kernel_runs_the_ctas_that_find_no_sm_in_a_further_wave():
+    """Eight CTAs of 3 s start, two follow: 6 s."""
+    assert ends((0.0, persistent(3.0, 10)), held=2)[0] == [6.0]
+
+
+def test_a_persistent_kernel_launched_for_the_free_sms_is_not_slowed():
+    assert ends((0.0, persistent(3.0, 8)), held=2)[0] == [3.0]
+
+
+def test_a_refilling_kernel_slows_with_its_share_of_the_sms():
+    """8 s of 10 SMs on 8: 10 s."""
+    assert ends((0.0, refilling(8.0)), held=2)[0] == [10.0]
+
+
+def test_a_refilling_kernel_takes_sms_as_soon_as_they_are_free():
+    """On 8 SMs for 5 s it does 4 of its 8 s; on all 10 the rest takes 4 s."""
+    assert ends((0.0, refilling(8.0)), held=2, release_at=5.0)[0] == [9.0]
+
+
+def test_a_launch_that_finds_no_sm_waits_for_the_one_before():
+    assert ends((0.0, persistent(3.0, 10)), (1.0, persistent(2.0, 4)))[0] == [3.0, 5.0]
+
+
+def test_waiting_ctas_go_before_later_kernels():
+    """Six of ten CTAs start beside the four of another; its four free SMs go to the other four of
+    the kernel that came first, so the last one waits for the six."""
+    first, second, third = persistent(2.0, 4), persistent(5.0, 10), persistent(1.0, 2)
+    assert ends((0.0, first), (0.5, second), (1.0, third))[0] == [2.0, 7.0, 6.5]
+
+
+def test_a_higher_priority_takes_sms_when_short_ctas_end():
+    """CTAs of 1 s end at 3 s for a kernel launched at 2 s, which takes 4 SMs until 5 s. The other
+    does 3 of 10 s before, 1.2 s meanwhile, and the remaining 5.8 s on all SMs."""
+    found, _ = ends((0.0, refilling(10.0, cta_seconds=1.0)), (2.0, persistent(2.0, 4), 1))
+    assert found == pytest.approx([10.8, 5.0], rel=1e-12)
+
+
+def test_hbm_is_shared_max_min_fairly():
+    """Both run 4 s alone, one at 90, one at 30 bytes/s: 70 and 30 are given. The second ends at
+    4 s; the first has moved 280 of its 360 bytes and draws 90 for the last 80."""
+    found, gpu = ends((0.0, persistent(4.0, 5, 360.0)), (0.0, persistent(4.0, 5, 120.0)))
+    assert found == pytest.approx([4.0 + 80 / 90, 4.0], rel=1e-12)
+    assert gpu.use.hbm_bytes == pytest.approx(480.0, rel=1e-12)
+    assert gpu.use.oversubscribed_s == pytest.approx(4.0, rel=1e-12)
+
+
+def test_a_kernel_alone_is_never_slowed_by_hbm():
+    """Caches may give it more bytes than HBM has."""
+    assert ends((0.0, persistent(2.0, 10, 900.0)))[0] == [2.0]
+
+
+def test_a_transfer_draws_first():
+    """60 bytes/s are left of 100 for a kernel that draws 80: 4 / 3 of its time."""
+    env = simpy.Environment()
+    gpu = Gpu(env, TEN)
+    gpu.draw(gpu.hold(2, priority=1), 40.0)
+    env.run(until=gpu.run(persistent(3.0, 8, 240.0)))
+    assert env.now == pytest.approx(4.0, rel=1e-12)
+
+
+def test_without_contention_every_kernel_has_all_that_it_asks_for():
+    free = GpuLimits(sms=None, hbm=None)
+    kernels = [(0.0, persistent(3.0, 10, 900.0)), (1.0, refilling(2.0, 900.0))]
+    assert ends(*kernels, limits=free)[0] == [3.0, 3.0]
+
+
+def test_use_is_counted():
+    """2 SMs for 4 s and 8 for 3 s; the second wave of 2 CTAs from 3 to 6 s."""
+    _, gpu = ends((0.0, persistent(3.0, 10)), held=2, release_at=4.0)
+    assert gpu.use.sm_seconds == pytest.approx(2 * 4 + 8 * 3 + 2 * 3, rel=1e-12)
+    assert gpu.use.starved_s == pytest.approx(3.0, rel=1e-12)
+    assert gpu.history[0] == (0.0, 10, 0.0)
+
+
+def test_fair_shares_give_the_rest_to_those_that_want_more():
+    assert fair_shares([10.0, 50.0, 60.0], 100.0) == [10.0, 45.0, 45.0]
+    assert fair_shares([10.0, 50.0], 100.0) == [10.0, 50.0]
+
+
+@pytest.mark.parametrize(
+    ("ctas", "copy_sms", "ratio"),
+    [(132, 4, 2), (132, 20, 2), (124, 8, 1), (124, 20, 2), (112, 20, 1)],
+)
+def test_a_gemm_beside_a_copy_is_as_docs_events_predicts(ctas, copy_sms, ratio):
+    whole = GpuLimits(sms=132, hbm=3.35e12)
+    gemm = KernelLaunch(1.7e-3, ctas, persistent=True, hbm_bytes=5e8)
+    found, _ = ends((0.0, gemm), limits=whole, held=copy_sms)
+    assert found == pytest.approx([1.7e-3 * ratio], rel=1e-9)
+
+
+@pytest.mark.parametrize("copy_sms", [4, 8, 20])
+def test_short_ctas_beside_a_copy_are_as_docs_events_predicts(copy_sms):
+    whole = GpuLimits(sms=132, hbm=3.35e12)
+    kernel = KernelLaunch(2e-4, 132, persistent=False, hbm_bytes=5.4e8)
+    found, _ = ends((0.0, kernel), limits=whole, held=copy_sms)
+    assert found == pytest.approx([2e-4 * 132 / (132 - copy_sms)], rel=1e-9)
