@@ -14,9 +14,9 @@ deviation of the repeats over their mean, empty where unknown; ``conditions`` is
     repeats     launches behind the mean
     kernels     kernels that make one launch of the operator, 1 where absent
     state       "sustained" for an operator timed in turns with the others of a step, at the clock
-                that the step has (`clock_hz`; `burst_clock_hz` is that of other rows); a burst of
-                milliseconds where absent
-    job         kind of step whose operators took their turns, such as "prefill"
+                that the step has (`clock_hz`; `burst_clock_hz` is that of other rows), "in_order"
+                for one timed where it stands in a decode step; a burst of milliseconds where absent
+    job         kind of step among whose operators it was timed, such as "prefill"
     nodes       nodes of the expert-parallel group (dispatch and combine)
     nic         line rate that each GPU had between nodes, with its unit
 """

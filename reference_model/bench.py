@@ -6,8 +6,9 @@ Every run of whole_runs.py is repeated for some seconds, so that clock and power
     host_seconds                time the host takes to launch an eager step; empty where it waits
     timed_operator_seconds      sum of its operators, each timed by itself in the same lease, in
                                 bursts; empty where no table of operators is written
-    sustained_operator_seconds  the same, the operators timed in turns (measure_mix.py), of training
-                                and prefill from a graph; sustained_clock_hz is the clock of that
+    sustained_operator_seconds  the same, the operators of a step from a graph timed among one
+                                another (measure_mix.py): in turns, those of a decode step in its
+                                order; sustained_clock_hz is the clock of that
     kernel_seconds, _count      sum of the kernels' times and their number, in a profile
     outside_share               of that sum, what belongs to no operator of the trace
     untimed_operator_seconds    kernels of the operators that are not timed by themselves: dispatch
@@ -42,7 +43,7 @@ from reference_model.measure import (
     require_hopper,
     seconds_by_request,
 )
-from reference_model.measure_mix import mix_rows, time_mix
+from reference_model.measure_mix import mix_rows, time_in_order, time_mix
 from reference_model.measured_calls import BUILDERS
 from reference_model.precision import Recipe
 from reference_model.recorder import OperatorRecorder
@@ -159,15 +160,15 @@ def timed_cells(
     }
     if table is None:
         return cells | dict.fromkeys(TIMES[5:8], "")
-    counts = _requests(issued, kernels)
-    cells["timed_operator_seconds"] = f"{_time_operators(counts, table):.6g}"
+    requests = _requests(issued, kernels)
+    cells["timed_operator_seconds"] = f"{_time_operators(Counter(requests), table):.6g}"
     del step, eager
     gc.collect()
     torch.cuda.empty_cache()
-    sustained = run.launch == GRAPH and run.job not in (DECODE, STEP)
+    among = run.launch == GRAPH and run.job != STEP
     return cells | (
-        _time_in_turns(counts, run, table, device, duration_s)
-        if sustained
+        _time_among(requests, run, table, device, duration_s)
+        if among
         else dict.fromkeys(TIMES[6:8], "")
     )
 
@@ -188,10 +189,10 @@ def profiled_cells(run: WholeRun, *, kernels: str, device: torch.device) -> dict
     }
 
 
-def _requests(issued: Iterable[Operator], kernels: str) -> dict[TimingRequest, int]:
-    """{operator to time: its launches in the step}, in the step's order."""
+def _requests(issued: Iterable[Operator], kernels: str) -> list[TimingRequest]:
+    """The operators to time, in the step's order."""
     sms = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
-    return Counter(
+    return [
         TimingRequest(
             replace(o, name="", phase="forward", segment="", recompute=False),
             kernels,
@@ -200,7 +201,7 @@ def _requests(issued: Iterable[Operator], kernels: str) -> dict[TimingRequest, i
         )
         for o in issued
         if o.kind in BUILDERS
-    )
+    ]
 
 
 def _time_operators(counts: Mapping[TimingRequest, int], table: Path) -> float:
@@ -211,18 +212,22 @@ def _time_operators(counts: Mapping[TimingRequest, int], table: Path) -> float:
     return sum(count * seconds[request] for request, count in counts.items())
 
 
-def _time_in_turns(
-    counts: Mapping[TimingRequest, int],
+def _time_among(
+    issued: Sequence[TimingRequest],
     run: WholeRun,
     table: Path,
     device: torch.device,
     duration_s: float,
 ) -> dict[str, str]:
-    """What the operators take at the step's clock; their rows go to the table of operators."""
+    """What the operators take among one another; their rows go to the table of operators."""
+    counts = Counter(issued)
     try:
-        timing = time_mix(counts, duration_s=duration_s, device=device)
+        if run.job == DECODE:
+            timing = time_in_order(issued, duration_s=duration_s, device=device)
+        else:
+            timing = time_mix(counts, duration_s=duration_s, device=device)
     except torch.cuda.OutOfMemoryError:
-        print(f"{run_label(run)}: out of memory with all operators at once, none timed in turns")
+        print(f"{run_label(run)}: out of memory with all operators at once, none timed so")
         return dict.fromkeys(("sustained_operator_seconds", "sustained_clock_hz"), "")
     append_rows(mix_rows(timing, counts, job=run.job, source=device_source(device)), table)
     together = sum(count * timing.seconds[request] for request, count in counts.items())

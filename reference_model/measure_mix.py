@@ -8,12 +8,19 @@ replayed one after the other, over and over: the chip works on the step's own mi
 Every graph is timed by the events on either side of it, less what starting a graph takes, which
 graphs of one and of many empty kernels among the others tell. An operator whose launches take too
 little together has no row.
+
+A decode step is short and stays near the highest clock, but its kernels are short too, and each
+begins colder than in a burst: it comes after another one. So its operators are timed where they
+stand (`time_in_order`): launched in the step's order in one graph, each by what the graph loses
+without its launches.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,7 +42,11 @@ from reference_model.measured_calls import build
 
 _LEAST_SECONDS = 1e-4
 """Launches of an operator that take less together are too short for a row of their own."""
+_LARGEST_ERROR = 0.2
+"""Of an operator timed in order, standard error over time: beyond it there is no row."""
 _EMPTY_KERNELS = 101
+_REPLAYS_IN_TURN = 4
+"""Of the graph of a step, and of the same without an operator, one behind the other."""
 _MILLI, _MEGA = 1e-3, 10.0**6
 
 
@@ -46,13 +57,15 @@ class MixTiming:
     seconds: Mapping[TimingRequest, float]
     """One launch each, mean over the second half of the turns; starting a graph is not in it."""
     spread: Mapping[TimingRequest, float]
-    """Standard deviation over mean of the turns."""
+    """Standard deviation over mean: of the turns or, in order, of their mean."""
     turns: int
     """Behind the means."""
     clock_hz: float
     highest_clock_hz: float
     """Of the GPU, which bursts run at."""
     power_w: float
+    together_s: float
+    """All of them in one graph, in the step's order; not a number where they took turns."""
 
 
 def time_mix(
@@ -77,7 +90,6 @@ def time_mix(
         torch.cuda.synchronize()
     kept = marks[len(marks) // 2 :]
     spans = [[a.elapsed_time(b) * _MILLI for a, b in pairwise(turn)] for turn in kept]
-    seen = samples[len(samples) // 2 :]
     for graph in (*empties, *graphs):
         graph.reset()
     start = starting_seconds(
@@ -88,10 +100,71 @@ def time_mix(
         each = [(turn[place] - start) / count for turn in spans]
         seconds[request] = statistics.mean(each)
         spread[request] = statistics.pstdev(each) / statistics.mean(each)
+    return MixTiming(seconds, spread, len(kept), *_clocks(samples), float("nan"))
+
+
+def time_in_order(
+    issued: Sequence[TimingRequest], *, duration_s: float, device: torch.device
+) -> MixTiming:
+    """Replay the operators of a step in its order, and without each of them, for duration_s.
+
+    Args:
+        issued: the operators of the step, in its order.
+    """
+    counts = Counter(issued)
+    calls = {request: iter(_calls(request, count, device)) for request, count in counts.items()}
+    launches = [(request, next(calls[request])) for request in issued]
+    whole = _captured([call for _, call in launches])
+    without = {
+        left_out: _captured([call for request, call in launches if request != left_out])
+        for left_out in counts
+    }
+    # A graph that follows another starts at once; the first of a turn is not counted.
+    turn = [
+        graph for one in without.values() for graph in [whole, one] for _ in range(_REPLAYS_IN_TURN)
+    ]
+    begun = time.monotonic()
+    lost: list[dict[TimingRequest, float]] = []
+    together: list[float] = []
+    with watch() as samples:
+        while len(lost) < 4 or time.monotonic() - begun < duration_s:
+            marks = _replay([whole, *turn])
+            marks[-1].synchronize()
+            spans = [a.elapsed_time(b) * _MILLI for a, b in pairwise(marks)][1:]
+            means = [
+                statistics.mean(spans[place : place + _REPLAYS_IN_TURN])
+                for place in range(0, len(spans), _REPLAYS_IN_TURN)
+            ]
+            together.append(statistics.mean(means[::2]))
+            lost.append(dict(zip(counts, lost_seconds(means), strict=True)))
+    for graph in (whole, *without.values()):
+        graph.reset()
+    kept = lost[len(lost) // 2 :]
+    seconds, spread = {}, {}
+    for request, count in counts.items():
+        each = [turn[request] / count for turn in kept]
+        seconds[request] = statistics.median(each)
+        error = statistics.pstdev(each) / len(each) ** 0.5
+        spread[request] = error / abs(seconds[request])
     return MixTiming(
-        seconds,
-        spread,
-        len(kept),
+        seconds, spread, len(kept), *_clocks(samples), statistics.median(together[len(lost) // 2 :])
+    )
+
+
+def lost_seconds(spans: Sequence[float]) -> list[float]:
+    """What a step loses without each operator: of spans of the step and of the same without one,
+    in turns, each against the step before and, where there is one, the step behind it."""
+    wholes, withouts = [*spans[::2], spans[-2]], spans[1::2]
+    return [
+        (before + behind) / 2 - without
+        for (before, behind), without in zip(pairwise(wholes), withouts, strict=True)
+    ]
+
+
+def _clocks(samples: Sequence[tuple[float, ...]]) -> tuple[float, float, float]:
+    """SM clock and highest SM clock in Hz, power in W, of the second half of the samples."""
+    seen = samples[len(samples) // 2 :]
+    return (
         statistics.median([clock for clock, _ in seen] or [0.0]) * _MEGA,
         float(smi("clocks.max.sm")[0]) * _MEGA,
         statistics.median([power for _, power in seen] or [0.0]),
@@ -108,18 +181,26 @@ def starting_seconds(one: float, many: float) -> float:
 def mix_rows(
     timing: MixTiming, counts: Mapping[TimingRequest, int], *, job: str, source: str
 ) -> list[KernelTiming]:
-    """Rows of the operators whose launches take long enough together.
+    """Rows of the operators that are told apart: whose launches take long enough together in
+    turns, or several times their standard error in order.
 
     Args:
         job: kind of step whose operators took their turns.
     """
     rows = []
+    in_order = math.isfinite(timing.together_s)
     for request, count in counts.items():
-        if count * timing.seconds[request] < _LEAST_SECONDS:
+        together = count * timing.seconds[request]
+        if in_order:
+            told = together > 0 and timing.spread[request] < _LARGEST_ERROR
+        else:
+            told = together >= _LEAST_SECONDS
+        if not told:
             continue
         o = request.operator
-        values = dict(p.split("=") for p in conditions(request, timing="turns").split(";")) | {
-            "state": "sustained",
+        how = "order" if in_order else "turns"
+        values = dict(p.split("=") for p in conditions(request, timing=how).split(";")) | {
+            "state": "in_order" if in_order else "sustained",
             "job": job,
             "statistic": "mean",
             "repeats": str(timing.turns * count),

@@ -35,6 +35,7 @@ from simulator.hardware.kernels.families import (
     calibration_measurements,
     family_of,
 )
+from simulator.hardware.power_state import AMONG_OTHERS
 
 COLLECTIVES = "_collectives"
 """What the name of a calibration's own transport ends in."""
@@ -104,12 +105,12 @@ def fit_calibration(
     profile = load_gpu(gpu)
     normal = fit_normal(normal_tables_of(rows, base, profile, nic=NIC))
     kernels = [row for row in rows if normal_key(row) not in normal]
-    turns = sum(row.condition("state") == "sustained" for row in kernels)
-    if turns:
-        kernels = [row for row in kernels if row.condition("state") != "sustained"]
+    among = sum(row.condition("state") in AMONG_OTHERS for row in kernels)
+    if among:
+        kernels = [row for row in kernels if row.condition("state") not in AMONG_OTHERS]
         warnings.append(
-            f"{turns} rows of operators timed in turns (state=sustained) answer steps that run "
-            "sustained; fits are of bursts alone"
+            f"{among} rows of operators timed among the others of a step (state=sustained, "
+            "in_order) answer such steps; fits are of bursts alone"
         )
     fits, held_out = fit_families(
         kernels, gpu=profile, floor=base.kernel_floor.value, tiles=base.tiles

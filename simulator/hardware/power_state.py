@@ -1,11 +1,13 @@
-"""Choose kernel times of the power state that a job runs in: burst or sustained.
+"""Choose kernel times of the state that a job runs in: burst, sustained or in order.
 
 A table holds operators timed in bursts of milliseconds, at the highest clock, and it may hold some
 of them timed in turns with the other operators of a step (condition ``state=sustained``), when the
 chip has drawn its power limit for seconds and its clock has fallen to what that allows.
 
-The rule: training steps and prefill passes run sustained, decode steps in bursts (a decode step of
-a full batch stays within 2% of the highest clock where it was measured).
+The rule: training steps and prefill passes run sustained, decode steps at the clock of bursts (a
+decode step of a full batch stays within 2% of the highest clock where it was measured). But short
+kernels begin later behind other kernels than behind themselves, so that an operator which was timed
+where it stands in a decode step (condition ``state=in_order``) answers decode steps by that.
 
 An operator that was timed in turns answers a sustained job by those rows, the same kind of job
 first. Any other row is carried over by the clock: the share of its time that compute takes goes
@@ -35,11 +37,15 @@ SUSTAINED_JOBS: frozenset[Job] = frozenset({"train_microbatch", "prefill"})
 """Kinds of steps that draw the power limit for their whole length."""
 
 
+AMONG_OTHERS = ("sustained", "in_order")
+"""States of operators that were timed among the others of a step."""
+
+
 def rows_for(calibration: CalibrationProfile, job: Job) -> tuple[Measurement, ...]:
     """The rows of a calibration's tables as they hold for a kind of job."""
     every = calibration_measurements(calibration)
     turns = [row for row in every if row.condition("state") == "sustained"]
-    bursts = tuple(row for row in every if row.condition("state") != "sustained")
+    bursts = [row for row in every if row.condition("state") not in AMONG_OTHERS]
     of_job = [row for row in turns if row.condition("job") == job]
     ratios = [
         float(row.condition("burst_clock_hz")) / float(row.condition("clock_hz"))
@@ -47,8 +53,12 @@ def rows_for(calibration: CalibrationProfile, job: Job) -> tuple[Measurement, ..
     ]
     if not ratios and calibration.sustained_clock:
         ratios = [1.0 / calibration.sustained_clock.value]
-    if job not in SUSTAINED_JOBS or not ratios:
-        return bursts
+    if job not in SUSTAINED_JOBS:
+        chosen = _merged([row for row in every if row.condition("state") == "in_order"])
+        known = {_key(row) for row in chosen}
+        return (*chosen, *(row for row in bursts if _key(row) not in known))
+    if not ratios:
+        return tuple(bursts)
     gpu, clocks = load_gpu(calibration.gpu), statistics.median(ratios)
     chosen = _merged(of_job)
     known = {_key(row) for row in chosen}

@@ -4,7 +4,7 @@ import pytest
 
 from reference_model import measure
 from reference_model.measure import TimingRequest
-from reference_model.measure_mix import MixTiming, mix_rows, starting_seconds
+from reference_model.measure_mix import MixTiming, lost_seconds, mix_rows, starting_seconds
 from reference_model.trace import Operator
 
 
@@ -27,11 +27,40 @@ def test_operators_that_are_too_short_together_have_no_row(monkeypatch):
     long, short = request(7168), request(512)
     counts = {long: 4, short: 4}
     timing = MixTiming(
-        {long: 30e-6, short: 20e-6}, {long: 0.01, short: 0.02}, 15, 1.7e9, 1.98e9, 695.0
+        {long: 30e-6, short: 20e-6},
+        {long: 0.01, short: 0.02},
+        15,
+        1.7e9,
+        1.98e9,
+        695.0,
+        float("nan"),
     )
     (row,) = mix_rows(timing, counts, job="prefill", source="a test")
     assert row.cells() == (
         "copy", "columns=7168;rows=4096", "bfloat16", "132", "3e-05", "0.01", "a test",
         "burst_clock_hz=1.98e+09;clock_hz=1.7e+09;job=prefill;out_dtype=bfloat16;power_w=695;repeats=60;set=dsv3sim_mixed;"
         "state=sustained;statistic=mean;timing=turns",
+    )  # fmt: skip
+
+
+def test_an_operator_takes_what_the_step_loses_without_it():
+    """Steps of 10, 12 and 11 s around 8, 9 and 10.5: 11 - 8, 11.5 - 9 and, with none behind it,
+    11 - 10.5 s."""
+    assert lost_seconds([10.0, 8.0, 12.0, 9.0, 11.0, 10.5]) == [3.0, 2.5, 0.5]
+
+
+def test_an_operator_timed_in_order_has_a_row_unless_its_error_hides_it(monkeypatch):
+    monkeypatch.setattr(measure, "_multiprocessors", lambda: 132)
+    told, hidden, negative = request(7168), request(512), request(256)
+    timing = MixTiming(
+        {told: 5e-6, hidden: 2e-6, negative: -1e-7},
+        {told: 0.02, hidden: 0.3, negative: 0.1},
+        40, 1.97e9, 1.98e9, 480.0, 1.4e-3,
+    )  # fmt: skip
+    counts = {told: 4, hidden: 4, negative: 4}
+    (row,) = mix_rows(timing, counts, job="decode_step", source="a test")
+    assert row.cells() == (
+        "copy", "columns=7168;rows=4096", "bfloat16", "132", "5e-06", "0.02", "a test",
+        "burst_clock_hz=1.98e+09;clock_hz=1.97e+09;job=decode_step;out_dtype=bfloat16;power_w=480;repeats=160;set=dsv3sim_mixed;"
+        "state=in_order;statistic=mean;timing=order",
     )  # fmt: skip

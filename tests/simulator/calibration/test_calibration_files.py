@@ -72,7 +72,7 @@ def test_rows_timed_in_turns_take_no_part_in_the_fit_of_bursts(tmp_path):
         found.append(result)
     assert found[0].profile.fits == found[1].profile.fits
     assert len(found[1].measurements) == 112
-    assert found[1].warnings[0].startswith("56 rows of operators timed in turns")
+    assert found[1].warnings[0].startswith("56 rows of operators timed among the others of a step")
 
 
 def test_kernels_without_a_row_are_answered_for_by_the_calibration_of_the_gpu(tmp_path):

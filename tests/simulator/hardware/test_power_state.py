@@ -95,3 +95,19 @@ def test_rows_without_turns_go_by_the_clock_that_the_calibration_states(calibrat
     stated = calibration([GEMM], sustained_clock=clock)
     assert rows_for(stated, "prefill")[0].seconds == pytest.approx(11.236e-6, rel=1e-4)
     assert rows_for(calibration([GEMM]), "prefill")[0].seconds == 10e-6
+
+
+def test_a_decode_step_takes_the_rows_timed_where_they_stand_in_one(calibration):
+    """They stand for the burst of the same operator, in decode alone."""
+    table = calibration(
+        [
+            copy(512, 5e-6),
+            copy(512, 5.6e-6, state="in_order", job="decode_step", clock_hz="1.98e9"),
+            copy(1024, 9e-6),
+        ]
+    )
+    assert seconds_of(rows_for(table, "decode_step")) == {
+        ("copy", 512): pytest.approx(5.6e-6),
+        ("copy", 1024): 9e-6,
+    }
+    assert seconds_of(rows_for(table, "prefill")) == {("copy", 512): 5e-6, ("copy", 1024): 9e-6}
