@@ -61,6 +61,9 @@ def _add_pipeline(commands: Any) -> None:
         "--schedule", type=Path, required=True,
         help="file with one line a rank, as `dsv3sim show schedule` prints them",
     )  # fmt: skip
+    pipeline.add_argument(
+        "--backend", default="gloo", help="gloo (CPU) or nccl (GPUs) (default: %(default)s)"
+    )
     pipeline.set_defaults(function=_pipeline)
 
 
@@ -222,12 +225,11 @@ def _node_limited(options: argparse.Namespace) -> None:
 
 
 def _pipeline(options: argparse.Namespace) -> None:
-    import torch
-
     from reference_model.config import load_model_config
     from reference_model.gpu import default_kernels
     from reference_model.pipeline import check_pipeline, parse_order
     from reference_model.precision import Recipe
+    from reference_model.ranks import rank_device
 
     _check_step(options)
     try:
@@ -238,10 +240,13 @@ def _pipeline(options: argparse.Namespace) -> None:
     result = check_pipeline(
         order,
         load_model_config(options.config),
-        recipe=Recipe(options.recipe, options.kernels or default_kernels(torch.device("cpu"))),
+        recipe=Recipe(
+            options.recipe, options.kernels or default_kernels(rank_device(options.backend))
+        ),
         sequences=options.sequences,
         context=options.context,
         seed=options.seed,
+        backend=options.backend,
         timeout_s=options.timeout,
     )
     actions = [action for rank in order.ranks for action in rank]

@@ -13,6 +13,11 @@ is a heading. Which rank runs which stage for which micro-batch follows from the
 performs its actions one after another, waits for what arrives from other ranks, and never for what
 it sends; an order that cannot be performed ends in a timeout. The two chunks of a pair run one
 after the other here: there is no second processor to overlap them on.
+
+What one rank sends another as activations, and what as gradients, goes through a lane of its own, a
+process group of the two. NCCL knows no tags and keeps the order of what it sends in a lane, so
+ranks receive in the order of the sender's actions. It connects two ranks when both are at the same
+send, so all lanes are connected beforehand, in one order.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import ProcessException
 
 from reference_model.config import ModelConfig
+from reference_model.gpu import choose_kernels
 from reference_model.layers import rotary_angles
 from reference_model.model import (
     Embedding,
@@ -41,7 +47,7 @@ from reference_model.model import (
 from reference_model.moe import ExpertRows
 from reference_model.operators import Site
 from reference_model.precision import Recipe
-from reference_model.ranks import run_ranks
+from reference_model.ranks import rank_device, run_ranks
 
 PREDICTION_WEIGHT = 0.3
 
@@ -246,44 +252,68 @@ class Stage:
 # -- one rank --------------------------------------------------------------------------------------
 
 
+Lane = tuple[int, int, str]
+"""From rank, to rank, and F or B."""
+
+
+def lanes(order: Order) -> dict[Lane, list[StageWork]]:
+    """Every lane between two ranks, with what is sent through it, in the sender's order: the works
+    that wait for it, B for I too."""
+    found: dict[Lane, list[StageWork]] = {}
+    for rank, (stage, work, microbatch) in order.chunks:
+        to = stage + 1 if work == "F" else stage - 1
+        if work == "W" or not 0 <= to < order.stages:
+            continue
+        peer, kind = order.rank_of[to, microbatch], "F" if work == "F" else "B"
+        if peer != rank:
+            found.setdefault((rank, peer, kind), []).append(StageWork(to, kind, microbatch))
+    return found
+
+
 class _Mail:
     """Tensors on their way between stages, through other processes or within this one."""
 
-    def __init__(self, order: Order, rank: int) -> None:
+    def __init__(self, order: Order, rank: int, device: torch.device) -> None:
         self.rank_of = order.rank_of
-        self.stages = order.stages
         self.rank = rank
-        self.here: dict[int, Tensor] = {}
+        self.here: dict[StageWork, Tensor] = {}
         self.sent: list[tuple[Any, Tensor]] = []
+        self.lanes = lanes(order)
+        self.arrived = dict.fromkeys(self.lanes, 0)
+        self.groups = {lane: distributed.new_group(sorted(lane[:2])) for lane in self.lanes}
+        for (source, target, _), group in self.groups.items():
+            if rank == source:
+                distributed.send(torch.zeros(1, device=device), target, group=group)
+            elif rank == target:
+                distributed.recv(torch.zeros(1, device=device), source, group=group)
 
-    def send(self, tensor: Tensor, work: str, *, to_stage: int, microbatch: int) -> None:
-        """Post what `work` (F or B) of `to_stage` on the micro-batch needs."""
-        peer, tag = self._address(work, to_stage, microbatch)
+    def send(self, tensor: Tensor, to: StageWork) -> None:
+        """Post what a work, F or B, needs."""
+        peer = self.rank_of[to.stage, to.microbatch]
         if peer == self.rank:
-            self.here[tag] = tensor
+            self.here[to] = tensor
         else:
-            tensor = tensor.contiguous()
-            self.sent.append((distributed.isend(tensor, peer, tag=tag), tensor))
+            tensor, lane = tensor.contiguous(), (self.rank, peer, to.work)
+            # Gloo keeps no order, but has tags.
+            tag = 1 + self.lanes[lane].index(to)
+            sending = distributed.isend(tensor, peer, group=self.groups[lane], tag=tag)
+            self.sent.append((sending, tensor))
 
-    def receive(
-        self, like: Tensor, work: str, *, stage: int, from_stage: int, microbatch: int
-    ) -> Tensor:
-        """Wait for what `work` of `stage` needs; `like` has its shape and type."""
-        peer = self.rank_of[from_stage, microbatch]
-        _, tag = self._address(work, stage, microbatch)
-        if peer == self.rank:
-            return self.here.pop(tag)
-        distributed.recv(like, peer, tag=tag)
-        return like
+    def receive(self, like: Tensor, to: StageWork, *, from_stage: int) -> Tensor:
+        """Wait for what a work needs; `like` has the shape and type of all that comes that way."""
+        peer = self.rank_of[from_stage, to.microbatch]
+        lane = (peer, self.rank, to.work)
+        while to not in self.here:
+            tensor, place = torch.empty_like(like), self.arrived[lane]
+            distributed.recv(tensor, peer, group=self.groups[lane], tag=1 + place)
+            self.here[self.lanes[lane][place]] = tensor
+            self.arrived[lane] += 1
+        return self.here.pop(to)
 
     def finish(self) -> None:
         """Wait until everything sent has been received."""
         for request, _ in self.sent:
             request.wait()
-
-    def _address(self, work: str, stage: int, microbatch: int) -> tuple[int, int]:
-        tag = (microbatch * self.stages + stage) * 2 + (work == "B")
-        return self.rank_of[stage, microbatch], tag
 
 
 def run_rank(
@@ -296,7 +326,7 @@ def run_rank(
         number: Stage(model, stage=number, stages=order.stages, weight=1 / order.microbatches)
         for number in sorted({c.stage for r, c in order.chunks if r == rank})
     }
-    mail = _Mail(order, rank)
+    mail = _Mail(order, rank, tokens.device)
     hidden = model.config.hidden_size
     rows = tokens.shape[1] * (tokens.shape[2] - 1 - model.config.num_nextn_predict_layers)
     losses: dict[int, float] = {}
@@ -308,10 +338,8 @@ def run_rank(
         if work == "F":
             stream = None
             if not stage.first:
-                like = torch.empty((2, rows, hidden), dtype=model.recipe.dtype)
-                both = mail.receive(
-                    like, "F", stage=number, from_stage=number - 1, microbatch=microbatch
-                )
+                like = tokens.new_empty((2, rows, hidden), dtype=model.recipe.dtype)
+                both = mail.receive(like, StageWork(number, "F", microbatch), from_stage=number - 1)
                 stream = ResidualStream(both[0], both[1])
             stream, loss, saved[key] = stage.forward(tokens[microbatch], stream)
             if loss is not None:
@@ -319,19 +347,17 @@ def run_rank(
             else:
                 assert stream.update is not None
                 both = torch.stack((stream.residual, stream.update))
-                mail.send(both, "F", to_stage=number + 1, microbatch=microbatch)
+                mail.send(both, StageWork(number + 1, "F", microbatch))
             most_held = max(most_held, len(saved) + len(put_off))
             continue
         if work in "BI":
             grad = None
             if not stage.last:
-                like = torch.empty((rows, hidden), dtype=model.recipe.dtype)
-                grad = mail.receive(
-                    like, "B", stage=number, from_stage=number + 1, microbatch=microbatch
-                )
+                like = tokens.new_empty((rows, hidden), dtype=model.recipe.dtype)
+                grad = mail.receive(like, StageWork(number, "B", microbatch), from_stage=number + 1)
             grad, put_off[key] = stage.input_grad(saved.pop(key), grad)
             if not stage.first:
-                mail.send(grad, "B", to_stage=number - 1, microbatch=microbatch)
+                mail.send(grad, StageWork(number - 1, "B", microbatch))
         if work in "BW":
             for weight_grad in put_off.pop(key):
                 weight_grad()
@@ -378,10 +404,11 @@ def check_pipeline(
     sequences: int,
     context: int,
     seed: int,
+    backend: str,
     timeout_s: float,
 ) -> PipelineCheck:
-    """Run one step, `sequences` of `context` tokens a micro-batch, by the order's ranks over gloo,
-    and serially.
+    """Run one step, `sequences` of `context` tokens a micro-batch, by the order's ranks, on CPUs
+    over gloo or on GPUs over NCCL, and serially.
 
     Raises ValueError where the model has fewer layers than the order has stages, or the order has
     not been performed in time."""
@@ -393,9 +420,9 @@ def check_pipeline(
     try:
         results = run_ranks(
             _step,
-            (order, config, recipe.name, recipe.kernels, sequences, context, seed),
+            (order, config, recipe.name, recipe.kernels, sequences, context, seed, backend),
             ranks=len(order.ranks),
-            backend="gloo",
+            backend=backend,
             timeout_s=timeout_s,
         )
     except (TimeoutError, ProcessException) as error:
@@ -410,15 +437,17 @@ def check_pipeline(
     for _, parts, _ in results:
         for name, part in parts.items():
             gradients[name] = gradients[name] + part if name in gradients else part
+    device = rank_device(backend)
+    choose_kernels(recipe.kernels, device)
     model, tokens = _model_and_tokens(
-        order, config, recipe, sequences=sequences, context=context, seed=seed
+        order, config, recipe, device, sequences=sequences, context=context, seed=seed
     )
     serial_losses = []
     for microbatch in tokens:
         losses, saved = model.loss(microbatch, prediction_weight=PREDICTION_WEIGHT)
         model.backward(saved, weight=1 / order.microbatches)
         serial_losses.append(float(losses.total))
-    serial = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    serial = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
     assert gradients.keys() == serial.keys()
     ended = {microbatch: loss for losses, _, _ in results for microbatch, loss in losses.items()}
     return PipelineCheck(
@@ -443,21 +472,39 @@ def _step(
     sequences: int,
     context: int,
     seed: int,
+    backend: str,
 ) -> tuple[dict[int, float], dict[str, Tensor], int]:
     """One rank's share of a step, in a process of its own."""
+    device = rank_device(backend)
+    choose_kernels(kernels, device)
     model, tokens = _model_and_tokens(
-        order, config, Recipe(recipe, kernels), sequences=sequences, context=context, seed=seed
+        order,
+        config,
+        Recipe(recipe, kernels),
+        device,
+        sequences=sequences,
+        context=context,
+        seed=seed,
     )
     with torch.no_grad():
-        return run_rank(order, rank, model, tokens)
+        losses, gradients, most_held = run_rank(order, rank, model, tokens)
+    return losses, {name: gradient.cpu() for name, gradient in gradients.items()}, most_held
 
 
 def _model_and_tokens(
-    order: Order, config: ModelConfig, recipe: Recipe, *, sequences: int, context: int, seed: int
+    order: Order,
+    config: ModelConfig,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    sequences: int,
+    context: int,
+    seed: int,
 ) -> tuple[Transformer, Tensor]:
-    """The same weights and micro-batches on every rank."""
+    """The same weights and micro-batches on every rank, drawn on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     model = Transformer(config, recipe=recipe, device=torch.device("cpu"))
     model.initialize(generator)
     shape = (order.microbatches, sequences, context + 1 + config.num_nextn_predict_layers)
-    return model, torch.randint(config.vocab_size, shape, generator=generator)
+    tokens = torch.randint(config.vocab_size, shape, generator=generator)
+    return model.to(device), tokens.to(device)

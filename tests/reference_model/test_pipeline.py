@@ -1,9 +1,10 @@
 """The schedules that are simulated can be executed: gradients equal those of one rank."""
 
 import pytest
+import torch
 
 from reference_model.config import load_model_config
-from reference_model.pipeline import check_pipeline, parse_order
+from reference_model.pipeline import StageWork, check_pipeline, lanes, parse_order
 from reference_model.precision import Recipe
 from simulator.workload.schedules.grid import (
     render_grid,
@@ -25,7 +26,7 @@ def order_of(schedule):
 def check(order, **changes):
     arguments = {
         "recipe": Recipe("float32", "reference"), "sequences": 1, "context": 16, "seed": 0,
-        "timeout_s": 120.0,
+        "backend": "gloo", "timeout_s": 120.0,
     }  # fmt: skip
     return check_pipeline(order, DEBUG, **(arguments | changes))
 
@@ -83,3 +84,33 @@ def test_more_stages_than_layers_are_refused():
     order = order_of(SCHEDULES["1f1b"](8, 8))
     with pytest.raises(ValueError, match="8 stages, the model only 4 layers"):
         check(order)
+
+
+def test_lanes_hold_what_is_sent_in_the_senders_order():
+    """Two stages each way: micro-batch 0 enters on rank 0, micro-batch 1 on rank 1."""
+    order = parse_order("0F0 1F1 1B1 0B0\n0F1 1F0 1B0 0B1", source="both ways")
+    assert lanes(order) == {
+        (0, 1, "F"): [StageWork(1, "F", 0)],
+        (0, 1, "B"): [StageWork(0, "B", 1)],
+        (1, 0, "F"): [StageWork(1, "F", 1)],
+        (1, 0, "B"): [StageWork(0, "B", 0)],
+    }
+
+
+def test_what_arrives_before_it_is_wanted_waits():
+    """Stage 0 sends micro-batches 0 and 1, stage 1 wants 1 first."""
+    order = parse_order("0F0 0F1 0B1 0B0\n1F1 1B1 1F0 1B0", source="turned")
+    result = check(order)
+    assert result.losses == pytest.approx(result.serial_losses, rel=1e-6)
+    assert result.largest_gradient_error < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("name", ["dualpipe", "1f1b"])
+def test_a_step_on_two_gpus_has_the_gradients_of_a_serial_one(name):
+    result = check(
+        order_of(SCHEDULES[name](2, 4)), recipe=Recipe("fp8", "mixed"), context=128, backend="nccl"
+    )
+    assert result.losses == pytest.approx(result.serial_losses, rel=1e-6)
+    assert result.largest_gradient_error < 1e-3
