@@ -503,8 +503,10 @@ def _model_and_tokens(
 ) -> tuple[Transformer, Tensor]:
     """The same weights and micro-batches on every rank, drawn on the CPU."""
     generator = torch.Generator().manual_seed(seed)
-    model = Transformer(config, recipe=recipe, device=torch.device("cpu"))
-    model.initialize(generator)
+    initial = Transformer(config, recipe=recipe, device=torch.device("cpu"))
+    initial.initialize(generator)
+    model = Transformer(config, recipe=recipe, device=device)
+    model.load_state_dict(initial.state_dict())
     shape = (order.microbatches, sequences, context + 1 + config.num_nextn_predict_layers)
     tokens = torch.randint(config.vocab_size, shape, generator=generator)
-    return model.to(device), tokens.to(device)
+    return model, tokens.to(device)
