@@ -4,6 +4,8 @@
 and with the other stream beside it all the time. From them a pair follows by its order, in three
 ways: every task takes what it takes alone; the streams slow each other while both run; and, which
 predicts nothing but shows what the order itself misses, every task takes what it took in the pair.
+In the first two a transfer ends on all ranks when the last is through, of those whose operators the
+table has.
 """
 
 from __future__ import annotations
@@ -59,39 +61,41 @@ def measured_pairs(
         raise ValueError(
             f"no row of kind {PAIR} with communication_sms={communication_sms};tokens={tokens}"
         )
-    return [
-        _measured(graph, rank, whole, operators[rank])
-        for rank, whole in sorted(wholes.items())
-        if rank in operators
-    ]
-
-
-def _measured(
-    graph: TaskGraph, rank: int, whole: Measurement, rows: dict[tuple[str, str, str], Measurement]
-) -> MeasuredPair:
+    timed = {rank: whole for rank, whole in sorted(wholes.items()) if rank in operators}
     keys = [
         (str(task.stream), operator.phase, operator.name)
         for task, operator in zip(graph.tasks, graph.task_operators(), strict=True)
     ]
-    missing = [key for key in keys if key not in rows]
-    if missing:
-        raise ValueError(
-            f"rank {rank}, {dict(whole.sizes)}: no row of operator {missing[0][2]} "
-            f"({missing[0][1]}, {missing[0][0]} stream)"
-        )
+    for rank in timed:
+        missing = [key for key in keys if key not in operators[rank]]
+        if missing:
+            raise ValueError(
+                f"rank {rank}, {dict(sizes)}: no row of operator {missing[0][2]} "
+                f"({missing[0][1]}, {missing[0][0]} stream)"
+            )
 
     def times(condition: str) -> Times:
-        return np.array([float(rows[key].condition(condition, "nan")) for key in keys])
+        return np.array(
+            [
+                [float(operators[rank][key].condition(condition, "nan")) for key in keys]
+                for rank in timed
+            ]
+        )
 
-    alone, beside = times("alone_s"), times("beside_s")
-    return MeasuredPair(
-        rank,
-        whole.seconds,
-        float(whole.condition("exposed_s")),
-        # The gap before an operator is part of its measured time.
-        alone=run(graph, alone, 0.0),
-        side_by_side=None
-        if np.isnan(beside).any()
-        else run_side_by_side(graph, alone_s=alone, beside_s=beside),
-        as_paired=run(graph, np.array([rows[key].seconds for key in keys]), 0.0),
-    )
+    # The gap before an operator is part of its measured time.
+    alone_s, beside_s = times("alone_s"), times("beside_s")
+    alone = run_side_by_side(graph, alone_s=alone_s, beside_s=alone_s)
+    side_by_side: list[Log] | None = None
+    if not np.isnan(beside_s).any():
+        side_by_side = run_side_by_side(graph, alone_s=alone_s, beside_s=beside_s)
+    return [
+        MeasuredPair(
+            rank,
+            whole.seconds,
+            float(whole.condition("exposed_s")),
+            alone=alone[place],
+            side_by_side=None if side_by_side is None else side_by_side[place],
+            as_paired=run(graph, np.array([operators[rank][key].seconds for key in keys]), 0.0),
+        )
+        for place, (rank, whole) in enumerate(timed.items())
+    ]

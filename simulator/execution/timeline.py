@@ -181,49 +181,67 @@ def in_turn(
             communication_free = end + gap_s
 
 
-def run_side_by_side(graph: TaskGraph, *, alone_s: Times, beside_s: Times) -> Log:
-    """Start and end of every task, where the two streams slow each other while both run.
+def run_side_by_side(graph: TaskGraph, *, alone_s: Times, beside_s: Times) -> list[Log]:
+    """Start and end of every task on each rank, where a rank's two streams slow each other while
+    both run.
 
     A task goes on at 1 / alone_s of itself per second while the other stream runs nothing, and at
-    1 / beside_s while it runs something.
+    1 / beside_s while it runs something. A collective task ends on all ranks together, when the
+    last is through; a rank that waits for others runs nothing.
 
     Args:
-        alone_s: [tasks], duration with nothing in the other stream.
-        beside_s: [tasks], duration with something in the other stream all the time.
+        alone_s: [ranks, tasks], duration with nothing in the other stream.
+        beside_s: [ranks, tasks], duration with something in the other stream all the time.
 
     Raises:
         ValueError: not one duration of each for each task.
     """
     tasks = graph.tasks
-    if not len(alone_s) == len(beside_s) == len(tasks):
+    if not alone_s.shape[1] == beside_s.shape[1] == len(tasks):
         raise ValueError(
-            f"{graph.name}: {len(alone_s)} and {len(beside_s)} durations for {len(tasks)} tasks"
+            f"{graph.name}: {alone_s.shape[1]} and {beside_s.shape[1]} durations for "
+            f"{len(tasks)} tasks"
         )
-    waiting = [of_stream(graph, stream).tolist()[::-1] for stream in Stream]
-    running: list[int | None] = [None, None]
-    left = np.ones(len(tasks))
-    start_s, end_s = np.zeros(len(tasks)), np.full(len(tasks), np.inf)
+    ranks = range(len(alone_s))
+    queues = [of_stream(graph, stream).tolist()[::-1] for stream in Stream]
+    waiting = [[list(queue) for queue in queues] for _ in ranks]
+    running: list[list[int | None]] = [[None] * len(queues) for _ in ranks]
+    left = np.ones(alone_s.shape)
+    start_s, end_s = np.zeros(alone_s.shape), np.full(alone_s.shape, np.inf)
     now = 0.0
-    while any(waiting) or running != [None, None]:
-        for stream, queue in enumerate(waiting):
-            if running[stream] is None and queue:
-                ready = (end_s[earlier] <= now for earlier in tasks[queue[-1]].depends_on)
-                if all(ready):
-                    running[stream] = place = queue.pop()
-                    start_s[place] = now
-        active = [place for place in running if place is not None]
-        took = beside_s if len(active) > 1 else alone_s
-        passed = min(float(left[place] * took[place]) for place in active)
+    while np.isinf(end_s).any():
+        for rank in ranks:
+            for stream, queue in enumerate(waiting[rank]):
+                if running[rank][stream] is None and queue:
+                    needs = tasks[queue[-1]].depends_on
+                    if all(end_s[rank, earlier] <= now for earlier in needs):
+                        running[rank][stream] = place = queue.pop()
+                        start_s[rank, place] = now
+        active = [[one for one in of_rank if one is not None] for of_rank in running]
+        active = [
+            [place for place in places if left[rank, place]] for rank, places in enumerate(active)
+        ]
+        took = [beside_s if len(places) > 1 else alone_s for places in active]
+        passed = min(
+            float(left[rank, place] * took[rank][rank, place])
+            for rank in ranks
+            for place in active[rank]
+        )
         now += passed
-        for stream, current in enumerate(running):
-            if current is None:
-                continue
-            remaining = left[current] * took[current] - passed
-            left[current] = remaining / took[current] if remaining > ROUNDING * now else 0.0
-            if not left[current]:
-                end_s[current] = now
-                running[stream] = None
-    return Log(graph, 0.0, start_s, end_s, start_s, end_s)
+        for rank in ranks:
+            for place in active[rank]:
+                whole = took[rank][rank, place]
+                remaining = left[rank, place] * whole - passed
+                left[rank, place] = remaining / whole if remaining > ROUNDING * now else 0.0
+        for rank in ranks:
+            for stream, current in enumerate(running[rank]):
+                if current is None or left[rank, current]:
+                    continue
+                if tasks[current].collective and left[:, current].any():
+                    continue
+                end_s[rank, current] = now
+                running[rank][stream] = None
+    return [Log(graph, 0.0, *times, *times) for times in zip(start_s, end_s, strict=True)]
 
 
 def of_stream(graph: TaskGraph, stream: Stream) -> NDArray[np.intp]:

@@ -35,10 +35,10 @@ def row(kind, seconds, sizes=(), **conditions):
     )  # fmt: skip
 
 
-def of_operator(stream, phase, name, alone, beside, paired=1.0):
+def of_operator(stream, phase, name, alone, beside, paired=1.0, rank="0"):
     return row(
         "gemm", paired, communication_sms="2", tokens="64", stream=stream, phase=phase,
-        operator=name, alone_s=alone, beside_s=beside,
+        operator=name, alone_s=alone, beside_s=beside, rank=rank,
     )  # fmt: skip
 
 
@@ -82,3 +82,16 @@ def test_a_table_without_the_pair_or_an_operator_says_what_it_lacks():
         measured_pairs(GRAPH, ROWS, tokens=64, communication_sms=4)
     with pytest.raises(ValueError, match=r"no row of operator up \(input_grad, compute stream\)"):
         measured_pairs(GRAPH, ROWS[:2], tokens=64, communication_sms=2)
+
+
+def test_a_rank_waits_for_the_transfer_of_a_slower_one():
+    """The other rank's transfer takes 7 s alone: this rank's product behind it ends at 8."""
+    slower = [
+        row("pair", 9.0, WHOLE.sizes, exposed_s="0", rank="1"),
+        of_operator("communication", "forward", "send", "7", "7", rank="1"),
+        of_operator("compute", "input_grad", "up", "1", "2", rank="1"),
+    ]
+    pair, other = measured_pairs(GRAPH, [*ROWS, *slower], tokens=64, communication_sms=2)
+    assert (pair.rank, other.rank) == (0, 1)
+    assert pair.alone.end_s.tolist() == [7.0, 1.0, 8.0]
+    assert other.alone.end_s.tolist() == [7.0, 1.0, 8.0]

@@ -266,8 +266,10 @@ def test_the_critical_path_passes_through_the_slowest_rank():
 def test_two_streams_slow_each_other_only_while_both_run():
     """Compute takes 2 s alone and 4 beside: over at 4. The transfer takes 6 s beside, so that two
     thirds of it are done by then; the rest of its 3 s alone is 1."""
-    log = run_side_by_side(
-        graph(("c", ()), ("m", ())), alone_s=np.array([2.0, 3.0]), beside_s=np.array([4.0, 6.0])
+    (log,) = run_side_by_side(
+        graph(("c", ()), ("m", ())),
+        alone_s=np.array([[2.0, 3.0]]),
+        beside_s=np.array([[4.0, 6.0]]),
     )
     assert log.start_s.tolist() == [0.0, 0.0]
     assert log.end_s.tolist() == [4.0, pytest.approx(5.0)]
@@ -276,10 +278,27 @@ def test_two_streams_slow_each_other_only_while_both_run():
 def test_streams_that_do_not_slow_each_other_run_as_by_their_order():
     tasks = [("m", ()), ("c", ()), ("m", (1,)), ("c", (0,)), ("c", (2,)), ("m", (4,))]
     seconds = np.array([3.0, 1.0, 4.0, 2.0, 1.5, 0.0])
-    log = run_side_by_side(graph(*tasks), alone_s=seconds, beside_s=seconds)
+    (log,) = run_side_by_side(graph(*tasks), alone_s=seconds[None], beside_s=seconds[None])
     assert log.end_s.tolist() == pytest.approx(once(tasks, seconds).end_s.tolist())
 
 
 def test_both_durations_of_every_task_are_needed():
     with pytest.raises(ValueError, match="test: 1 and 2 durations for 2 tasks"):
-        run_side_by_side(graph(("c", ()), ("m", ())), alone_s=np.ones(1), beside_s=np.ones(2))
+        run_side_by_side(
+            graph(("c", ()), ("m", ())), alone_s=np.ones((1, 1)), beside_s=np.ones((1, 2))
+        )
+
+
+def test_a_transfer_ends_on_both_ranks_when_the_slower_is_through():
+    """Rank 0 computes for 2 s, rank 1 for 3; each then sends for 1 s, which ends at 4 on both. The
+    product that runs on rank 0 meanwhile takes 2 s beside its transfer and 1 alone: half of it is
+    done when the transfer is through at 3, the rest takes 0.5."""
+    tasks = graph(("c", ()), ("M", (0,)), ("c", ()))
+    fast, slow = run_side_by_side(
+        tasks,
+        alone_s=np.array([[2.0, 1.0, 1.0], [3.0, 1.0, 1.0]]),
+        beside_s=np.array([[2.0, 1.0, 2.0], [3.0, 1.0, 2.0]]),
+    )
+    assert fast.start_s.tolist() == [0.0, 2.0, 2.0]
+    assert fast.end_s.tolist() == [2.0, 4.0, pytest.approx(3.5)]
+    assert slow.end_s.tolist() == [3.0, 4.0, pytest.approx(4.5)]
