@@ -15,6 +15,7 @@ from reference_model.config import load_model_config, parameter_counts, shipped_
 from reference_model.trace import (
     JOBS,
     LAYER_KINDS,
+    Split,
     save_trace,
     trace_name,
     user_trace_folder,
@@ -49,6 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     trace.add_argument(
         "--out", type=Path, help="folder to write to; default: where the simulator looks for them"
     )
+    for axis, shared in (("tensor", "layers"), ("expert-tensor", "routed experts")):
+        trace.add_argument(
+            f"--{axis}-parallel", type=int, default=1, metavar="GPUS",
+            help=f"GPUs that share {shared} in training (default: 1)",
+        )  # fmt: skip
     trace.set_defaults(function=_trace)
 
     gpu_commands.add_commands(commands)
@@ -141,6 +147,7 @@ def _trace(options: argparse.Namespace) -> None:
     config = load_model_config(options.config)
     recipe = Recipe(options.recipe, options.kernels or PLAIN)
     name = Path(options.config).stem
+    split = Split(options.tensor_parallel, options.expert_tensor_parallel)
     of_shapes = config.shape_digest[:16]
     folder = options.out or user_trace_folder()
     try:
@@ -149,10 +156,10 @@ def _trace(options: argparse.Namespace) -> None:
         raise ValueError(f"--out {folder}: {error.strerror}") from None
     for job in options.jobs:
         if job == "train":
-            trace = record_trace(config, model=name, recipe=recipe)
+            trace = record_trace(config, model=name, recipe=recipe, split=split)
         else:
             trace = record_inference_trace(config, job=job, model=name, recipe=recipe)
-        out = folder / trace_name(of_shapes, job, recipe.name)
+        out = folder / trace_name(of_shapes, job, recipe.name, trace.split)
         save_trace(trace, out)
         operators = sum(len(section) for section in trace.templates.values())
         print(f"{job:<8} {operators:4d} operators of {len(LAYER_KINDS)} kinds of layer: {out}")

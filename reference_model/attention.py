@@ -23,6 +23,8 @@ from reference_model.layers import (
 )
 from reference_model.operators import Site
 from reference_model.precision import Operand, Recipe
+from reference_model.split import WHOLE, Split
+from reference_model.tensor_parallel import tensor_group
 
 _LATENT_EPS = 1e-6
 """Epsilon of the norms of both latents, whatever `rms_norm_eps` says: so DeepSeek's published
@@ -49,11 +51,22 @@ class MultiHeadLatentAttention(nn.Module):
     """Queries, keys and values through low-rank latents; one rotary key is shared by all heads.
 
     With an indexer each query reads the tokens that it selects: here by a mask on dense products,
-    as transformers has it."""
+    as transformers has it.
 
-    def __init__(self, config: ModelConfig, *, recipe: Recipe, device: torch.device) -> None:
+    Where heads are split, a GPU projects its own tokens to the latents and expands those of all
+    into its own heads; T are its own tokens outside, and those of all GPUs between the two."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        recipe: Recipe,
+        device: torch.device,
+        split: Split = WHOLE,
+    ) -> None:
         super().__init__()
         self.config = config
+        self.group = tensor_group(split)
         self.recipe = recipe
         self.scale = attention_scale(config)
 
@@ -66,7 +79,7 @@ class MultiHeadLatentAttention(nn.Module):
             return RMSNorm(f"attention.{name}", columns, eps=_LATENT_EPS, device=device)
 
         c = config
-        heads = c.num_attention_heads
+        heads = self.heads = c.num_attention_heads // split.tensor
         if c.q_lora_rank is None:
             self.q_proj = linear("q_proj", heads * c.qk_head_dim, c.hidden_size)
         else:
@@ -88,6 +101,8 @@ class MultiHeadLatentAttention(nn.Module):
         latent = self.config.q_lora_rank is not None
         query_layer = self.q_a_proj if latent else self.q_proj
         operand = query_layer.quantize_input(x, site)
+        if not latent:
+            operand = self.group.gather_operand(operand, "attention.q_input", site)
         queries = query_layer(operand, site)
         kv_layer = self.kv_a_proj_with_mqa
         kv_latent = kv_layer(kv_layer.quantize_input(x, site), site)
@@ -107,14 +122,13 @@ class MultiHeadLatentAttention(nn.Module):
             out, log_sum = ops.attention_masked_forward(
                 q, k, v, selected, scale=self.scale, site=core
             )
-        flat = out.view(x.shape[0], -1)  # [T, N x V]
+        flat = out.view(out.shape[0] * out.shape[1], -1)  # [T, N x V]
         kept = self.recipe.keep_attention_output(flat, site("attention.core.save_output"))
         # Kept and consumed both in powers of two, so that backward can turn the tiles around
         # without a further error (Report, 3.3.3).
         operand = self.o_proj.quantize_input(flat, site, power_of_two_scales=True)
-        update = self.recipe.scale_attention_output(
-            self.o_proj(operand, site), site("attention.o_proj.scale")
-        )
+        summed = self.group.scatter(self.o_proj(operand, site), "attention.o_proj", site)
+        update = self.recipe.scale_attention_output(summed, site("attention.o_proj.scale"))
         return update, SavedAttention(
             queries=queries if latent else q,
             kv_latent=kv_latent,
@@ -129,8 +143,9 @@ class MultiHeadLatentAttention(nn.Module):
         """Output gradient [T, H] -> gradients of what the layers that read x wrote: query latent
         (or queries) and key-value latent."""
         c = self.config
-        tokens = grad.shape[0]
         grad = self.recipe.scale_attention_output(grad, site("attention.o_proj.scale_grad"))
+        grad = self.group.gather(grad, "attention.o_proj", site)
+        tokens = grad.shape[0]
         out = self.recipe.kept_attention_output(saved.out, site("attention.core.load_output"))
         out_grad, o_weight_grad = self.o_proj.backward(grad, out, site)
 
@@ -175,8 +190,11 @@ class MultiHeadLatentAttention(nn.Module):
             k_grad, v_grad, kv.normed, angles, site
         )
         weight_grads.insert(1, kv_weight_grad)  # the published order: o, kv_b, q_b
+        kv_normed_grad = self.group.scatter(kv_normed_grad, "attention.kv_latent", site)
+        k_rope_grad = self.group.scatter(k_rope_grad, "attention.k_rope", site)
         kv_grad = self.kv_a_layernorm.backward(kv_normed_grad, kv.latent, site)
         if q_normed is not None:
+            q_normed_grad = self.group.scatter(q_normed_grad, "attention.q_latent", site)
             queries_grad = self.q_a_layernorm.backward(q_normed_grad, saved.queries, site)
         kv_latent_grad = ops.concat(kv_grad, k_rope_grad, site=site("attention.kv_latent.concat"))
         return queries_grad, kv_latent_grad, weight_grads
@@ -187,7 +205,11 @@ class MultiHeadLatentAttention(nn.Module):
         """Gradients of what `core_input_grad` returned, and x [T, H] again -> gradient of x."""
         query_layer = self.q_proj if self.config.q_lora_rank is None else self.q_a_proj
         from_kv, kv_weight_grad = self.kv_a_proj_with_mqa.backward(kv_latent_grad, x, site)
+        if self.config.q_lora_rank is None:
+            x = self.group.gather(x, "attention.q_input", site)
         from_q, q_weight_grad = query_layer.backward(queries_grad, x, site)
+        if self.config.q_lora_rank is None:
+            from_q = self.group.scatter(from_q, "attention.q_input", site)
         x_grad = ops.add(from_q, from_kv, site=site("attention.add_input_grads"))
         return x_grad, [kv_weight_grad, q_weight_grad]
 
@@ -200,10 +222,12 @@ class MultiHeadLatentAttention(nn.Module):
         c = self.config
         normed, operand = None, None
         if c.q_lora_rank is not None:
-            normed = self.q_a_layernorm(queries, site)
+            normed = self.group.gather(
+                self.q_a_layernorm(queries, site), "attention.q_latent", site
+            )
             operand = self.q_b_proj.quantize_input(normed, site)
             queries = self.q_b_proj(operand, site)
-        q = queries.view(-1, angles.length, c.num_attention_heads, c.qk_head_dim)
+        q = queries.view(-1, angles.length, self.heads, c.qk_head_dim)
         rotated = q[..., c.qk_nope_head_dim :]
         ops.rope(rotated, *angles, inverse=False, site=site("attention.rope_q"))
         return q, normed, operand
@@ -213,19 +237,20 @@ class MultiHeadLatentAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, "_KeyValueLatent"]:
         """[T, kv_lora_rank + rope] -> keys [S, L, N, QK], values [S, L, N, V], and the latents."""
         c = self.config
-        tokens, heads, nope = kv_latent.shape[0], c.num_attention_heads, c.qk_nope_head_dim
+        tokens, heads, nope = kv_latent.shape[0], self.heads, c.qk_nope_head_dim
         latent = kv_latent.new_empty((tokens, c.kv_lora_rank))
         ops.copy(kv_latent[:, : c.kv_lora_rank], latent, site=site("attention.kv_latent.copy"))
-        normed = self.kv_a_layernorm(latent, site)
+        normed = self.group.gather(self.kv_a_layernorm(latent, site), "attention.kv_latent", site)
         k_rope = kv_latent.new_empty((tokens, c.qk_rope_head_dim))
         ops.copy(kv_latent[:, c.kv_lora_rank :], k_rope, site=site("attention.k_rope.copy"))
+        k_rope = self.group.gather(k_rope, "attention.k_rope", site)
         kv = self.kv_b_proj(self.kv_b_proj.quantize_input(normed, site), site)
         kv = kv.view(-1, angles.length, heads, nope + c.v_head_dim)  # [S, L, N, nope + V]
         by_position = k_rope.view(-1, angles.length, 1, c.qk_rope_head_dim)
         ops.rope(by_position, *angles, inverse=False, site=site("attention.rope_k"))
         k = kv.new_empty((*kv.shape[:3], c.qk_head_dim))
         ops.copy(kv[..., :nope], k[..., :nope], site=site("attention.k_nope.copy"))
-        by_token = k.view(tokens, heads, c.qk_head_dim)
+        by_token = k.view(k_rope.shape[0], heads, c.qk_head_dim)
         ops.broadcast_heads(k_rope, by_token[..., nope:], site=site("attention.k_rope.broadcast"))
         return k, kv[..., nope:], _KeyValueLatent(latent, normed)
 
@@ -235,7 +260,7 @@ class MultiHeadLatentAttention(nn.Module):
         """Gradients of keys and values -> gradients of the normed latent and of the rotary key."""
         c = self.config
         tokens, nope = normed.shape[0], c.qk_nope_head_dim
-        by_token = k_grad.view(tokens, c.num_attention_heads, c.qk_head_dim)
+        by_token = k_grad.view(tokens, self.heads, c.qk_head_dim)
         k_rope_grad = ops.sum_heads(by_token[..., nope:], site=site("attention.k_rope.sum_grads"))
         by_position = k_rope_grad.view(-1, angles.length, 1, c.qk_rope_head_dim)
         rope_site = site("attention.rope_k.input_grad")

@@ -15,6 +15,7 @@ _DTYPES = {
     torch.float8_e4m3fn: "fp8_e4m3",
     torch.bfloat16: "bfloat16",
     torch.float32: "float32",
+    torch.int64: "int64",
 }
 
 
@@ -379,6 +380,32 @@ _DESCRIPTIONS: dict[str, _Description] = {
     "cross_entropy": _Description("cross_entropy", _matrix("logits"), operand="logits"),
     "cross_entropy_backward": _Description(
         "cross_entropy_backward", _matrix("logits"), operand="logits"
+    ),
+    # -- a part of the vocabulary ------------------------------------------------------------------
+    "embedding_part": _Description(
+        "embedding",
+        lambda _, r: {"rows": r[0].shape[0], "columns": r[0].shape[1]},
+        operand="table",
+    ),
+    "embedding_backward_part": _Description(
+        "embedding_backward", _matrix("grad"), operand="grad", result="table_grad", accumulate=True
+    ),
+    "cross_entropy_part": _Description("cross_entropy_part", _matrix("logits"), operand="logits"),
+    "cross_entropy_merged": _Description(
+        "cross_entropy_merged",
+        lambda a, r: {"rows": r[1].shape[0], "parts": a["ranks"]},
+        operand="parts",
+    ),
+    "cross_entropy_backward_part": _Description(
+        "cross_entropy_backward", _matrix("logits"), operand="logits"
+    ),
+    # -- between GPUs that share a layer -----------------------------------------------------------
+    "gather_tokens": _Description(
+        "gather_tokens",
+        lambda a, r: _matrix()(a, r) | {"rows": r[0].shape[0], "ranks": a["ranks"]},
+    ),
+    "scatter_sums": _Description(
+        "scatter_sums", lambda a, r: _matrix()(a, r) | {"ranks": a["ranks"]}
     ),
 }
 """Name of a custom operator -> its trace operator."""

@@ -29,10 +29,10 @@ from reference_model.layers import RMSNorm, rotary_angles
 from reference_model.model import (
     DenseBlock,
     Embedding,
+    Head,
     MoEBlock,
     MultiTokenPrediction,
     ResidualStream,
-    output_head,
 )
 from reference_model.moe import ExpertRows
 from reference_model.precision import Recipe
@@ -126,7 +126,7 @@ class _Layer:
     def _head(self) -> Callable[[], Any]:
         config = self.config
         norm = RMSNorm("head.norm", config.hidden_size, eps=config.rms_norm_eps, device=self.device)
-        head = self._ready(output_head(config, recipe=self.recipe, device=self.device))
+        head = self._ready(Head(config, recipe=self.recipe, device=self.device))
         # Of a prompt, only the last token is followed by one that is not known.
         rows = self.workload.sequences if self.job == "prefill" else self.workload.tokens
         stream = ResidualStream(self._hidden(rows), self._hidden(rows))

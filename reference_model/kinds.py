@@ -21,6 +21,9 @@ PHASES = ("forward", "input_grad", "weight_grad")
 ALL_TO_ALL_KINDS = frozenset({"dispatch", "combine"})
 """Families that exchange tokens between the GPUs that hold their experts."""
 
+COLLECTIVE_KINDS = frozenset({"gather_tokens", "scatter_sums"})
+"""Families that exchange tokens, or sums over parts, between GPUs that share a layer."""
+
 _INT32 = 4
 _INT64 = 8
 _FLOAT32 = 4
@@ -660,6 +663,34 @@ KINDS: dict[str, Kind] = {
         flops=_no_flops,
         bytes_read=lambda o: _dense(o, o.dtype) + o["rows"] * (_INT64 + _FLOAT32),
         bytes_written=lambda o: _dense(o, o.out_dtype),
+    ),
+    # the same of logits of a part of the vocabulary: log-sum-exp and target's logit of each row
+    "cross_entropy_part": Kind(
+        sizes=("rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: _dense(o, o.dtype) + o["rows"] * _INT64,
+        bytes_written=lambda o: 2 * o["rows"] * _FLOAT32,
+    ),
+    # what `parts` GPUs found, joined to the mean loss and the log-sum-exp of each row
+    "cross_entropy_merged": Kind(
+        sizes=("rows", "parts"),
+        flops=_no_flops,
+        bytes_read=lambda o: 2 * o["rows"] * o["parts"] * _FLOAT32,
+        bytes_written=lambda o: (o["rows"] + 1) * _FLOAT32,
+    ),
+    # -- between GPUs that share a layer -----------------------------------------------------------
+    # `rows` are those of all `ranks` together
+    "gather_tokens": Kind(
+        sizes=("rows", "columns", "ranks"),
+        flops=_no_flops,
+        bytes_read=lambda o: _tiled(o.dtype, o["rows"] // o["ranks"], o["columns"]),
+        bytes_written=lambda o: _tiled(o.out_dtype, o["rows"], o["columns"]),
+    ),
+    "scatter_sums": Kind(
+        sizes=("rows", "columns", "ranks"),
+        flops=_no_flops,
+        bytes_read=lambda o: _dense(o, o.dtype),
+        bytes_written=lambda o: _values(o.out_dtype, o["rows"] // o["ranks"], o["columns"]),
     ),
     # -- of other programs -------------------------------------------------------------------------
     # any kernel that reads and writes so many bytes, such as element-wise ones of a profile

@@ -42,6 +42,8 @@ from reference_model.layers import (
 from reference_model.moe import ExpertRows, FeedForward, MoE, SavedMoE
 from reference_model.operators import Site
 from reference_model.precision import Operand, Recipe
+from reference_model.split import WHOLE, Split
+from reference_model.tensor_parallel import tensor_group
 
 
 @dataclass(slots=True)
@@ -84,11 +86,13 @@ class SavedBlockAttention:
 class Block(nn.Module):
     """A transformer layer's first half: norm, attention, and the norm before the feed-forward."""
 
-    def __init__(self, config: ModelConfig, *, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, *, recipe: Recipe, device: torch.device, split: Split = WHOLE
+    ) -> None:
         super().__init__()
         hidden, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm("attention.input_norm", hidden, eps=eps, device=device)
-        self.self_attn = MultiHeadLatentAttention(config, recipe=recipe, device=device)
+        self.self_attn = MultiHeadLatentAttention(config, recipe=recipe, device=device, split=split)
         self.post_attention_layernorm = RMSNorm("mlp_norm", hidden, eps=eps, device=device)
 
     def attention(
@@ -140,10 +144,12 @@ class SavedDenseBlock:
 class DenseBlock(Block):
     """A layer whose feed-forward is dense."""
 
-    def __init__(self, config: ModelConfig, *, recipe: Recipe, device: torch.device) -> None:
-        super().__init__(config, recipe=recipe, device=device)
+    def __init__(
+        self, config: ModelConfig, *, recipe: Recipe, device: torch.device, split: Split = WHOLE
+    ) -> None:
+        super().__init__(config, recipe=recipe, device=device, split=split)
         self.mlp = FeedForward(
-            "mlp", config, config.intermediate_size, recipe=recipe, device=device
+            "mlp", config, config.intermediate_size, recipe=recipe, device=device, split=split
         )
 
     def forward(
@@ -153,7 +159,8 @@ class DenseBlock(Block):
         normed, residual, saved = self.attention(stream, angles, Site("forward", "attention"))
         site = Site("forward", "mlp")
         gate_up_proj = self.mlp.gate_up_proj
-        gate_up = gate_up_proj(gate_up_proj.quantize_input(normed, site), site)
+        x = self.mlp.gather(gate_up_proj.quantize_input(normed, site), "input", site)
+        gate_up = gate_up_proj(x, site)
         update = self.mlp.down(gate_up, site)
         return ResidualStream(residual, update), SavedDenseBlock(
             saved, self.mlp.save(gate_up, site)
@@ -166,9 +173,11 @@ class DenseBlock(Block):
         site = Site("input_grad", "mlp")
         # In powers of two: the weight gradient turns the tiles around (see operators/casts.py).
         operand = self.mlp.down_proj.quantize_grad(grad, site, power_of_two_scales=True)
+        operand = self.mlp.gather(operand, "output", site)
         gate_up_grad, down = self.mlp.down_input_grad(operand, saved.gate_up, site)
         normed, residual = self.recompute_normed(saved.attention, site)
-        normed_grad, gate_up = self.mlp.gate_up_proj.backward(gate_up_grad, normed, site)
+        x = self.mlp.gather(Operand(normed, None), "input", replace(site, recompute=True))
+        normed_grad, gate_up = self.mlp.gate_up_backward(gate_up_grad, x.values, site)
         stream_grad, attention = self.attention_input_grad(
             normed_grad,
             grad,
@@ -192,10 +201,11 @@ class MoEBlock(Block):
     """A layer whose feed-forward is a mixture of experts."""
 
     def __init__(
-        self, config: ModelConfig, local_experts: int, *, recipe: Recipe, device: torch.device
-    ) -> None:
-        super().__init__(config, recipe=recipe, device=device)
-        self.mlp = MoE(config, local_experts, recipe=recipe, device=device)
+        self, config: ModelConfig, local_experts: int, *, recipe: Recipe, device: torch.device,
+        split: Split = WHOLE,
+    ) -> None:  # fmt: skip
+        super().__init__(config, recipe=recipe, device=device, split=split)
+        self.mlp = MoE(config, local_experts, recipe=recipe, device=device, split=split)
 
     def forward(
         self, stream: ResidualStream, angles: Angles, rows: ExpertRows
@@ -269,24 +279,40 @@ class MoEBlock(Block):
 
 
 class Embedding(Weight):
-    """Table of token embeddings, shared with the multi-token prediction module."""
+    """Table of token embeddings, shared with the multi-token prediction module.
 
-    def __init__(self, config: ModelConfig, *, recipe: Recipe, device: torch.device) -> None:
-        super().__init__((config.vocab_size, config.hidden_size), device=device)
+    Of a part of the vocabulary it takes the tokens of all GPUs and returns a GPU's own."""
+
+    def __init__(
+        self, config: ModelConfig, *, recipe: Recipe, device: torch.device, split: Split = WHOLE
+    ) -> None:
+        super().__init__((config.vocab_size // split.tensor, config.hidden_size), device=device)
         self.recipe = recipe
+        self.group = tensor_group(split)
 
     def _make_copy(self) -> Operand:
         return Operand(self.weight.to(self.recipe.dtype), None)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens int64 [T] -> [T, H]."""
-        site = Site("forward", "embedding")("embedding")
-        return ops.embedding(tokens, self.working_copy().values, site=site)
+        site = Site("forward", "embedding")
+        table = self.working_copy().values
+        if self.group.ranks == 1:
+            return ops.embedding(tokens, table, site=site("embedding"))
+        first = self.group.rank() * table.shape[0]
+        mine = ops.embedding_part(tokens, table, first=first, site=site("embedding"))
+        return self.group.scatter(mine, "embedding", site)
 
     def weight_grad(self, grad: Tensor, tokens: Tensor) -> None:
         """Add the gradient of the embeddings [T, H] into the rows of their tokens."""
-        site = Site("weight_grad", "embedding")("embedding.weight_grad")
-        ops.embedding_backward(gradient(self.weight), tokens, grad, site=site)
+        site = Site("weight_grad", "embedding")
+        grad = self.group.gather(grad, "embedding", site)
+        total, name = gradient(self.weight), site("embedding.weight_grad")
+        if self.group.ranks == 1:
+            ops.embedding_backward(total, tokens, grad, site=name)
+        else:
+            first = self.group.rank() * total.shape[0]
+            ops.embedding_backward_part(total, tokens, grad, first=first, site=name)
 
 
 @dataclass(slots=True)
@@ -305,7 +331,7 @@ class SavedHead:
 class HeadWeightGrad:
     """The weight gradient of the head, put off."""
 
-    head: HighPrecisionLinear
+    head: "Head"
     logits_grad: Tensor
     """[T, V]"""
     normed: Tensor
@@ -316,20 +342,62 @@ class HeadWeightGrad:
         self.head.weight_grad(self.logits_grad, self.normed, site)
 
 
+class Head(HighPrecisionLinear):
+    """The projection of the normed stream onto the vocabulary, and the cross-entropy of it.
+
+    Of a part of the vocabulary it takes a GPU's own tokens, and projects those of all."""
+
+    def __init__(
+        self, config: ModelConfig, *, recipe: Recipe, device: torch.device, split: Split = WHOLE
+    ) -> None:
+        super().__init__(
+            "head.proj", config.vocab_size // split.tensor, config.hidden_size,
+            out_dtype=recipe.dtype, recipe=recipe, device=device,
+        )  # fmt: skip
+        self.group = tensor_group(split)
+
+    def gather(self, normed: Tensor, site: Site) -> Tensor:
+        """Own tokens of the normed stream [T, H] -> those of all GPUs."""
+        return self.group.gather(normed, "head", site)
+
+    def loss(self, logits: Tensor, targets: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+        """Logits [T, V] -> mean loss of `targets` [T], log-sum-exp of each row [T]."""
+        if self.group.ranks == 1:
+            return ops.cross_entropy(logits, targets, site=site("cross_entropy"))
+        parts = ops.cross_entropy_part(
+            logits, targets, first=self._first(logits), site=site("cross_entropy")
+        )
+        return ops.cross_entropy_merged(
+            self.group.gather(parts, "cross_entropy", site),
+            ranks=self.group.ranks, site=site("cross_entropy.merged"),
+        )  # fmt: skip
+
+    def loss_backward(self, saved: "SavedHead", site: str, *, weight: float) -> Tensor:
+        """Gradient of `weight` x the mean loss, like the logits."""
+        arguments = (saved.logits, saved.targets, saved.log_sum)
+        if self.group.ranks == 1:
+            return ops.cross_entropy_backward(*arguments, weight=weight, site=site)
+        first = self._first(saved.logits)
+        return ops.cross_entropy_backward_part(*arguments, first=first, weight=weight, site=site)
+
+    def _first(self, logits: Tensor) -> int:
+        return self.group.rank() * logits.shape[1]
+
+
 def head_loss(
-    norm: RMSNorm, head: HighPrecisionLinear, stream: ResidualStream, targets: Tensor
+    norm: RMSNorm, head: Head, stream: ResidualStream, targets: Tensor
 ) -> tuple[Tensor, Tensor, SavedHead]:
     """Norm, head and cross-entropy of `targets` [T] -> mean loss, normed stream [T, H]."""
     site = Site("forward", "head")
     normed, total = norm.add(stream.update, stream.residual, site)
-    logits = head(normed, site)
-    loss, log_sum = ops.cross_entropy(logits, targets, site=site("cross_entropy"))
+    logits = head(head.gather(normed, site), site)
+    loss, log_sum = head.loss(logits, targets, site)
     return loss, normed, SavedHead(total, logits, targets, log_sum)
 
 
 def head_input_grad(
     norm: RMSNorm,
-    head: HighPrecisionLinear,
+    head: Head,
     saved: SavedHead,
     *,
     weight: float,
@@ -338,12 +406,10 @@ def head_input_grad(
     """-> gradient of both parts of the stream [T, H], of `weight` x the mean loss plus whatever
     else reads the normed stream, whose gradient is `normed_grad`."""
     site = Site("input_grad", "head")
-    normed = norm(saved.total, replace(site, recompute=True))
-    logits_grad = ops.cross_entropy_backward(
-        saved.logits, saved.targets, saved.log_sum, weight=weight,
-        site=site("cross_entropy.input_grad"),
-    )  # fmt: skip
-    grad = head.input_grad(logits_grad, site)
+    again = replace(site, recompute=True)
+    normed = head.gather(norm(saved.total, again), again)
+    logits_grad = head.loss_backward(saved, site("cross_entropy.input_grad"), weight=weight)
+    grad = head.group.scatter(head.input_grad(logits_grad, site), "head", site)
     if normed_grad is not None:
         grad = ops.add(grad, normed_grad, site=site("head.add_input_grads"))
     return norm.backward(grad, saved.total, site), HeadWeightGrad(head, logits_grad, normed)
@@ -390,14 +456,15 @@ class MultiTokenPrediction(nn.Module):
     Embedding and head are the main model's and passed in."""
 
     def __init__(
-        self, config: ModelConfig, local_experts: int, *, recipe: Recipe, device: torch.device
-    ) -> None:
+        self, config: ModelConfig, local_experts: int, *, recipe: Recipe, device: torch.device,
+        split: Split = WHOLE,
+    ) -> None:  # fmt: skip
         super().__init__()
         hidden, eps = config.hidden_size, config.rms_norm_eps
         self.enorm = RMSNorm("mtp.embedding_norm", hidden, eps=eps, device=device)
         self.hnorm = RMSNorm("mtp.hidden_norm", hidden, eps=eps, device=device)
         self.eh_proj = Linear("mtp.projection", hidden, 2 * hidden, recipe=recipe, device=device)
-        self.block = MoEBlock(config, local_experts, recipe=recipe, device=device)
+        self.block = MoEBlock(config, local_experts, recipe=recipe, device=device, split=split)
         self.norm = RMSNorm("head.norm", hidden, eps=eps, device=device)
 
     def forward(
@@ -419,7 +486,7 @@ class MultiTokenPrediction(nn.Module):
         targets: Tensor,
         *,
         embedding: Embedding,
-        head: HighPrecisionLinear,
+        head: Head,
         angles: Angles,
         rows: ExpertRows,
     ) -> tuple[Tensor, SavedPrediction]:
@@ -434,7 +501,7 @@ class MultiTokenPrediction(nn.Module):
         self,
         saved: SavedPrediction,
         embedding: Embedding,
-        head: HighPrecisionLinear,
+        head: Head,
         angles: Angles,
         rows: ExpertRows,
         *,
@@ -493,23 +560,26 @@ class Transformer(nn.Module):
     """The model: embedding, layers, norm, head, and a multi-token prediction module that shares
     embedding and head."""
 
-    def __init__(self, config: ModelConfig, *, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, *, recipe: Recipe, device: torch.device, split: Split = WHOLE
+    ) -> None:
         super().__init__()
         self.config = config
         self.recipe = recipe
         self.device = device
+        self.split = split
         experts = config.n_routed_experts
-        self.embed_tokens = Embedding(config, recipe=recipe, device=device)
+        self.embed_tokens = Embedding(config, recipe=recipe, device=device, split=split)
         self.layers = nn.ModuleList(
-            DenseBlock(config, recipe=recipe, device=device)
+            DenseBlock(config, recipe=recipe, device=device, split=split)
             if layer < config.first_k_dense_replace
-            else MoEBlock(config, experts, recipe=recipe, device=device)
+            else MoEBlock(config, experts, recipe=recipe, device=device, split=split)
             for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm("head.norm", config.hidden_size, eps=config.rms_norm_eps, device=device)
-        self.lm_head = output_head(config, recipe=recipe, device=device)
+        self.lm_head = Head(config, recipe=recipe, device=device, split=split)
         self.mtp = (
-            MultiTokenPrediction(config, experts, recipe=recipe, device=device)
+            MultiTokenPrediction(config, experts, recipe=recipe, device=device, split=split)
             if config.num_nextn_predict_layers
             else None
         )
@@ -593,22 +663,14 @@ class Transformer(nn.Module):
                 f"tokens of shape {list(tokens.shape)} are not [sequences, length of at least 1]"
             )
         angles = rotary_angles(self.config, tokens.shape[1], device=self.device)
-        count = tokens.numel()
-        # One device holds every expert: it receives each token once, for all of its choices.
-        rows = ExpertRows(received=count, expanded=count * self.config.num_experts_per_tok)
+        # One device holds every expert, or its part of each: it receives each of its own tokens
+        # once, for all of its choices.
+        count = tokens.numel() // self.split.tensor
+        expanded = self.split.expert_tensor * count * self.config.num_experts_per_tok
+        rows = ExpertRows(received=count, expanded=expanded)
         stream = ResidualStream(self.embed_tokens(tokens.reshape(-1)), None)
         saved = []
         for block in self.blocks:
             stream, saved_block = block(stream, angles, rows)
             saved.append(saved_block)
         return stream, saved, angles, rows
-
-
-def output_head(
-    config: ModelConfig, *, recipe: Recipe, device: torch.device
-) -> HighPrecisionLinear:
-    """The projection of the normed stream onto the vocabulary."""
-    return HighPrecisionLinear(
-        "head.proj", config.vocab_size, config.hidden_size,
-        out_dtype=recipe.dtype, recipe=recipe, device=device,
-    )  # fmt: skip

@@ -21,6 +21,8 @@ from reference_model.layers import (
 )
 from reference_model.operators import Site
 from reference_model.precision import Operand, Recipe
+from reference_model.split import WHOLE, Split
+from reference_model.tensor_parallel import expert_group, tensor_group
 
 
 class ExpertRows(NamedTuple):
@@ -52,16 +54,20 @@ class Layout(NamedTuple):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU feed-forward of every token: a dense layer's, or the shared experts'."""
+    """SwiGLU feed-forward of every token: a dense layer's, or the shared experts'.
+
+    Where its width is split, `gather` brings the tokens of all GPUs to a part of it, and `scatter`
+    the sums of all parts back to a GPU's own tokens."""
 
     def __init__(
         self, name: str, config: ModelConfig, intermediate: int, *, recipe: Recipe,
-        device: torch.device,
+        device: torch.device, split: Split = WHOLE,
     ) -> None:  # fmt: skip
         super().__init__()
         self.name = name
         self.recipe = recipe
-        hidden = config.hidden_size
+        self.group = tensor_group(split)
+        hidden, intermediate = config.hidden_size, intermediate // split.tensor
         self.gate_up_proj = Linear(
             f"{name}.gate_up_proj", 2 * intermediate, hidden, recipe=recipe, device=device
         )
@@ -72,8 +78,11 @@ class FeedForward(nn.Module):
     def down(self, gate_up: Tensor, site: Site) -> Tensor:
         """Gate and up projections [T, 2 I] -> output [T, H]."""
         activated = self.recipe.swiglu(gate_up, site(f"{self.name}.swiglu"))
-        out: Tensor = self.down_proj(activated, site)
-        return out
+        return self.group.scatter(self.down_proj(activated, site), self.name, site)
+
+    def gather(self, x: Operand, name: str, site: Site) -> Operand:
+        """Own tokens [T, H] as a product reads them -> those of all GPUs."""
+        return self.group.gather_operand(x, f"{self.name}.{name}", site)
 
     def save(self, gate_up: Tensor, site: Site) -> Operand:
         """Gate and up projections as backward finds them."""
@@ -104,7 +113,14 @@ class FeedForward(nn.Module):
         """Gradient of the gate and up projections [T, 2 I], and the input as the forward GEMM read
         it -> gradient of the input [T, H]."""
         values = self.recipe.dequantize(x, site(f"{self.gate_up_proj.name}.dequantize_input"))
-        return self.gate_up_proj.backward(gate_up_grad, values, site)
+        return self.gate_up_backward(gate_up_grad, values, site)
+
+    def gate_up_backward(
+        self, gate_up_grad: Tensor, x: Tensor, site: Site
+    ) -> tuple[Tensor, LinearWeightGrad]:
+        """The same of an input x [T, H] that no product has read."""
+        x_grad, weight_grad = self.gate_up_proj.backward(gate_up_grad, x, site)
+        return self.group.scatter(x_grad, f"{self.name}.input", site), weight_grad
 
 
 class Gate(nn.Module):
@@ -186,12 +202,14 @@ class Expert(nn.Module):
     """The routed experts of this rank, as grouped GEMMs over rows sorted by expert."""
 
     def __init__(
-        self, config: ModelConfig, local_experts: int, *, recipe: Recipe, device: torch.device
-    ) -> None:
+        self, config: ModelConfig, local_experts: int, *, recipe: Recipe, device: torch.device,
+        split: Split = WHOLE,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.recipe = recipe
         self.local_experts = local_experts
-        hidden, intermediate = config.hidden_size, config.moe_intermediate_size
+        hidden = config.hidden_size
+        intermediate = config.moe_intermediate_size // split.expert_tensor
         self.gate_up_proj = GroupedLinear(
             "experts.gate_up_proj", local_experts, 2 * intermediate, hidden,
             recipe=recipe, device=device,
@@ -344,19 +362,24 @@ class SavedMoE:
 
 
 class MoE(nn.Module):
-    """Routed and shared experts, in the segments that a schedule overlaps. No token is dropped."""
+    """Routed and shared experts, in the segments that a schedule overlaps. No token is dropped.
+
+    Where the width of experts is split, GPUs that share them gather what each has received, and D
+    are the rows of all of them between `mlp`'s ends."""
 
     def __init__(
-        self, config: ModelConfig, local_experts: int, *, recipe: Recipe, device: torch.device
-    ) -> None:
+        self, config: ModelConfig, local_experts: int, *, recipe: Recipe, device: torch.device,
+        split: Split = WHOLE,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.config = config
         self.recipe = recipe
+        self.group = expert_group(split)
         self.gate = Gate(config, recipe=recipe, device=device)
-        self.experts = Expert(config, local_experts, recipe=recipe, device=device)
+        self.experts = Expert(config, local_experts, recipe=recipe, device=device, split=split)
         self.shared_experts = FeedForward(
             "shared_experts", config, config.n_shared_experts * config.moe_intermediate_size,
-            recipe=recipe, device=device,
+            recipe=recipe, device=device, split=split,
         )  # fmt: skip
 
     def route(self, x: Tensor, site: Site) -> Routed:
@@ -385,7 +408,9 @@ class MoE(nn.Module):
     def shared_gate_up(self, routed: Routed) -> Tensor:
         """Segment mlp, as far as it needs no dispatched tokens: gate and up projections of the
         shared experts [T, 2 I]."""
-        gate_up: Tensor = self.shared_experts.gate_up_proj(routed.x, Site("forward", "mlp"))
+        site = Site("forward", "mlp")
+        x = self.shared_experts.gather(routed.x, "input", site)
+        gate_up: Tensor = self.shared_experts.gate_up_proj(x, site)
         return gate_up
 
     def mlp(
@@ -394,7 +419,10 @@ class MoE(nn.Module):
         """The rest of segment mlp: outputs of received tokens [D, H], and of the shared experts
         [T, H]."""
         site = Site("forward", "mlp")
-        out, gate_up, saved_experts = self.experts(received, received.rows, site)
+        out, gate_up, saved_experts = self.experts(
+            self._of_group(received, site), received.rows, site
+        )
+        out = self.group.scatter(out, "experts", site)
         shared_out = self.shared_experts.down(shared_gate_up, site)
         saved_experts.gate_up = self.experts.save(gate_up, site)
         saved = SavedMoE(
@@ -406,6 +434,15 @@ class MoE(nn.Module):
             layout=received.layout,
         )
         return out, shared_out, saved
+
+    def _of_group(self, received: Received, site: Site) -> Received:
+        """Tokens that all GPUs have received that share experts, with their choices."""
+        gather = self.group.gather
+        return received._replace(
+            x=self.group.gather_operand(received.x, "experts.received", site),
+            indices=gather(received.indices, "experts.choices", site),
+            weights=gather(received.weights, "experts.weights", site),
+        )
 
     def combine(self, out: Tensor, shared_out: Tensor, layout: Layout | None) -> Tensor:
         """Segment combine: outputs back at their tokens, summed [T, H]."""
@@ -433,9 +470,14 @@ class MoE(nn.Module):
         [T, H], and gradients of routing weights [D, K]."""
         site = Site("input_grad", "mlp")
         shared = self.shared_experts
+        grad = shared.gather(grad, "output", site)
         shared_grad, shared_down = shared.down_input_grad(grad, saved.shared_gate_up, site)
+        received_grad = self.group.gather_operand(received_grad, "experts.received", site)
         x_grad, weights_grad, routed = self.experts.input_grad(received_grad, saved.experts, site)
-        x_cast = self.quantize_input(x, replace(site, recompute=True))
+        x_grad = self.group.scatter(x_grad, "experts", site)
+        weights_grad = self.group.scatter(weights_grad, "experts.weights", site)
+        again = replace(site, recompute=True)
+        x_cast = shared.gather(self.quantize_input(x, again), "input", again)
         shared_x_grad, shared_gate_up = shared.gate_up_input_grad(shared_grad, x_cast, site)
         return x_grad, shared_x_grad, weights_grad, [shared_down, routed, shared_gate_up]
 

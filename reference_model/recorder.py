@@ -22,16 +22,17 @@ from reference_model.layers import RMSNorm, Weight, gradient, rotary_angles
 from reference_model.model import (
     DenseBlock,
     Embedding,
+    Head,
     MoEBlock,
     MultiTokenPrediction,
     ResidualStream,
     head_input_grad,
     head_loss,
-    output_head,
 )
 from reference_model.moe import ExpertRows
 from reference_model.operators import NAMESPACE, Site
 from reference_model.precision import Recipe
+from reference_model.split import WHOLE, Split, part_of
 from reference_model.trace import (
     LAYER_KINDS,
     PHASES,
@@ -93,14 +94,21 @@ class LayerRecord(NamedTuple):
 
 
 def record_layer(
-    config: ModelConfig, layer_kind: str, workload: Workload, *, recipe: Recipe
+    config: ModelConfig,
+    layer_kind: str,
+    workload: Workload,
+    *,
+    recipe: Recipe,
+    split: Split = WHOLE,
 ) -> LayerRecord:
     """Run one layer of `layer_kind` on the meta device and record what it issues.
+
+    Where it is split, tokens and received rows of the workload are those of one GPU.
 
     The layer is one within the model: its residual stream comes with an update to add, which only
     the very first layer's does not. Sizes are those of the config; values do not exist."""
     meta = torch.device("meta")
-    layer = LAYERS[layer_kind](config, workload, recipe, meta)
+    layer = LAYERS[layer_kind](config, workload, recipe, meta, split)
     prepare_weights(layer)
     with torch.no_grad(), OperatorRecorder() as recorder:
         saved = layer.run()
@@ -122,15 +130,24 @@ class Layer(nn.Module):
     """A layer and what enters it; `run` takes it through its passes."""
 
     def __init__(
-        self, config: ModelConfig, workload: Workload, recipe: Recipe, device: torch.device
+        self,
+        config: ModelConfig,
+        workload: Workload,
+        recipe: Recipe,
+        device: torch.device,
+        split: Split = WHOLE,
     ) -> None:
         super().__init__()
         self.config = config
         self.recipe = recipe
         self.device = device
+        self.split = split
+        self.own_tokens = workload.tokens
         self.angles = rotary_angles(config, workload.context, device=device)
         self.rows = ExpertRows(received=workload.received_rows, expanded=workload.expert_rows)
-        self.tokens = torch.empty((workload.tokens,), dtype=torch.int64, device=device)
+        # Every GPU knows the tokens of all that share its layers.
+        every = split.tensor * workload.tokens
+        self.tokens = torch.empty((every,), dtype=torch.int64, device=device)
         self.build(workload.local_experts)
 
     def build(self, local_experts: int) -> None:
@@ -143,13 +160,15 @@ class Layer(nn.Module):
 
     def hidden(self) -> Tensor:
         """Hidden states, or their gradient [T, H]."""
-        shape = (self.tokens.shape[0], self.config.hidden_size)
+        shape = (self.own_tokens, self.config.hidden_size)
         return torch.empty(shape, dtype=self.recipe.dtype, device=self.device)
 
 
 class _EmbeddingLayer(Layer):
     def build(self, local_experts: int) -> None:
-        self.embedding = Embedding(self.config, recipe=self.recipe, device=self.device)
+        self.embedding = Embedding(
+            self.config, recipe=self.recipe, device=self.device, split=self.split
+        )
 
     def run(self) -> dict[str, int]:
         self.embedding(self.tokens)
@@ -172,21 +191,27 @@ class _BlockLayer(Layer):
 
 class _DenseLayer(_BlockLayer):
     def build(self, local_experts: int) -> None:
-        self.block = DenseBlock(self.config, recipe=self.recipe, device=self.device)
+        self.block = DenseBlock(
+            self.config, recipe=self.recipe, device=self.device, split=self.split
+        )
 
 
 class _MoELayer(_BlockLayer):
     def build(self, local_experts: int) -> None:
-        self.block = MoEBlock(self.config, local_experts, recipe=self.recipe, device=self.device)
+        self.block = MoEBlock(
+            self.config, local_experts, recipe=self.recipe, device=self.device, split=self.split
+        )
 
 
 class _PredictionLayer(Layer):
     def build(self, local_experts: int) -> None:
         self.mtp = MultiTokenPrediction(
-            self.config, local_experts, recipe=self.recipe, device=self.device
+            self.config, local_experts, recipe=self.recipe, device=self.device, split=self.split
         )
-        self.embedding = Embedding(self.config, recipe=self.recipe, device=self.device)
-        self.head = output_head(self.config, recipe=self.recipe, device=self.device)
+        self.embedding = Embedding(
+            self.config, recipe=self.recipe, device=self.device, split=self.split
+        )
+        self.head = Head(self.config, recipe=self.recipe, device=self.device, split=self.split)
 
     def run(self) -> dict[str, int]:
         _, saved = self.mtp.loss(
@@ -213,7 +238,7 @@ class _HeadLayer(Layer):
         self.norm = RMSNorm(
             "head.norm", config.hidden_size, eps=config.rms_norm_eps, device=self.device
         )
-        self.head = output_head(config, recipe=self.recipe, device=self.device)
+        self.head = Head(config, recipe=self.recipe, device=self.device, split=self.split)
 
     def run(self) -> dict[str, int]:
         stream = ResidualStream(self.hidden(), self.hidden())
@@ -276,20 +301,39 @@ UNSEEN = Workload(1920, 640, 3, 4352, 1664, 5)
 """The workload at which the solution is checked."""
 
 
-def record_trace(config: ModelConfig, *, model: str, recipe: Recipe) -> OperatorTrace:
+def workloads(split: Split) -> tuple[list[Workload], Workload]:
+    """`POINTS` and `UNSEEN` where layers are split: sequences are those of all GPUs that share a
+    layer, so that as many are longer by as much."""
+    *points, unseen = (
+        point._replace(context=split.tensor * point.context) for point in (*POINTS, UNSEEN)
+    )
+    return points, unseen
+
+
+def record_trace(
+    config: ModelConfig, *, model: str, recipe: Recipe, split: Split = WHOLE
+) -> OperatorTrace:
     """Record one training micro-batch of every kind of layer, on the meta device.
+
+    Where layers are split, the variables tokens and received_rows are those of one GPU.
 
     Kinds of which the config has no layer are recorded too, so that one recording serves all models
     of these shapes.
 
     `model` names the config in the trace. Raises ValueError where a size is not an affine function
-    of the workload variables."""
+    of the workload variables, and for GPUs that do not divide what they share."""
+    part_of(config, split)
+    points, unseen_point = workloads(split)
     templates: dict[tuple[str, str], tuple[OperatorTemplate, ...]] = {}
     saved: dict[tuple[str, str], Affine] = {}
     for kind in LAYER_KINDS:
-        records = [record_layer(config, kind, point, recipe=recipe) for point in POINTS]
-        unseen = record_layer(config, kind, UNSEEN, recipe=recipe)
-        solved = solve_layer(kind, [record.recorded for record in records], unseen.recorded)
+        *records, unseen = (
+            record_layer(config, kind, point, recipe=recipe, split=split)
+            for point in (*points, unseen_point)
+        )
+        solved = solve_layer(
+            kind, [record.recorded for record in records], unseen.recorded, split=split
+        )
         for phase in PHASES:
             section = tuple(template for template in solved if template.phase == phase)
             if section:
@@ -299,19 +343,25 @@ def record_trace(config: ModelConfig, *, model: str, recipe: Recipe) -> Operator
                 [record.saved[phase] for record in records],
                 unseen.saved[phase],
                 what=f"bytes that layer {kind} keeps after {phase}",
+                split=split,
             )
     return OperatorTrace(
         model=model,
         shape_digest=config.shape_digest,
         job="train",
         recipe=recipe.name,
+        split=split,
         templates=templates,
         saved=saved,
     )
 
 
 def solve_layer(
-    kind: str, points: Sequence[Sequence[Recorded]], unseen: Sequence[Recorded]
+    kind: str,
+    points: Sequence[Sequence[Recorded]],
+    unseen: Sequence[Recorded],
+    *,
+    split: Split = WHOLE,
 ) -> list[OperatorTemplate]:
     templates = []
     for *calls, check in zip(*points, unseen, strict=True):
@@ -326,6 +376,7 @@ def solve_layer(
                     [call.operator[name] for call in calls],
                     check.operator[name],
                     what=f"{what}, size {name}",
+                    split=split,
                 ),
             )
             for name, _ in first.sizes
@@ -344,12 +395,13 @@ def _identity(operator: Operator) -> dict[str, Any]:
     }
 
 
-def solve_affine(values: Sequence[int], unseen: int, *, what: str) -> Affine:
+def solve_affine(values: Sequence[int], unseen: int, *, what: str, split: Split = WHOLE) -> Affine:
     """The affine function of the workload variables that takes `values` at the workloads recorded,
     checked against the value `unseen` at one more. ValueError, naming `what`, if there is none."""
+    points, unseen_point = workloads(split)
     rows = [
         [Fraction(1), *map(Fraction, point), Fraction(value)]
-        for point, value in zip(POINTS, values, strict=True)
+        for point, value in zip(points, values, strict=True)
     ]
     solution = _eliminate(rows)
     if any(coefficient.denominator != 1 for coefficient in solution):
@@ -361,10 +413,10 @@ def solve_affine(values: Sequence[int], unseen: int, *, what: str) -> Affine:
             sorted((name, c) for name, c in zip(VARIABLES, coefficients, strict=True) if c)
         ),
     )
-    predicted = affine.at(UNSEEN._asdict())
+    predicted = affine.at(unseen_point._asdict())
     if predicted != unseen:
         raise ValueError(
-            f"{what}: {unseen} at {UNSEEN}, where the affine function through the other"
+            f"{what}: {unseen} at {unseen_point}, where the affine function through the other"
             f" workloads gives {predicted}"
         )
     return affine

@@ -27,15 +27,18 @@ from typing import Any
 from reference_model.formats import BITS, TILE
 from reference_model.kinds import (
     ALL_TO_ALL_KINDS,
+    COLLECTIVE_KINDS,
     KINDS,
     PHASES,
     Kind,
     Operator,
 )
+from reference_model.split import WHOLE, Split, part_of
 
 # What a reader of traces needs, operators included, comes from here.
 __all__ = [
     "ALL_TO_ALL_KINDS",
+    "COLLECTIVE_KINDS",
     "FORMAT",
     "JOBS",
     "KINDS",
@@ -45,13 +48,17 @@ __all__ = [
     "TILE",
     "TRACE_FOLDER",
     "VARIABLES",
+    "WHOLE",
     "Affine",
     "Kind",
     "Operator",
     "OperatorTemplate",
     "OperatorTrace",
+    "Split",
     "load_trace",
+    "part_of",
     "save_trace",
+    "split_of",
     "trace_header",
     "trace_name",
     "user_trace_folder",
@@ -75,11 +82,14 @@ TRACE_FOLDER = Path(__file__).parent / "traces"
 JOBS = ("train", "prefill", "decode")
 
 
-def trace_name(model: str, job: str, recipe: str) -> str:
-    """Name of the file of a trace: <model>.<job>.jsonl in FP8, with the recipe where it is another.
+def trace_name(model: str, job: str, recipe: str, split: Split = WHOLE) -> str:
+    """Name of the file of a trace: <model>.<job>.jsonl in FP8, with the recipe where it is another,
+    and with the GPUs that share a layer: <model>.tp2.train.jsonl, <model>.tp4etp2.train.jsonl.
 
     The model is that of a shipped config, or a digest of shapes (`user_trace_folder`)."""
-    return f"{model}.{job}.jsonl" if recipe == "fp8" else f"{model}.{job}.{recipe}.jsonl"
+    experts = f"etp{split.expert_tensor}" if split.expert_tensor > 1 else ""
+    parts = "" if split == WHOLE else f".tp{split.tensor}{experts}"
+    return f"{model}{parts}.{job}{'' if recipe == 'fp8' else f'.{recipe}'}.jsonl"
 
 
 def user_trace_folder() -> Path:
@@ -144,6 +154,8 @@ class OperatorTrace:
     """What was recorded: "train", "prefill" or "decode"."""
     recipe: str
     """Precision recipe: "fp8", "bfloat16" or "float32"."""
+    split: Split = WHOLE
+    """GPUs that share a layer; tokens and received rows are those of one of them."""
     templates: Mapping[tuple[str, str], tuple[OperatorTemplate, ...]] = field(default_factory=dict)
     """(layer kind, phase) -> operators in issue order."""
     saved: Mapping[tuple[str, str], Affine] = field(default_factory=dict)
@@ -234,6 +246,7 @@ def save_trace(trace: OperatorTrace, path: Path) -> None:
         "job": trace.job,
         "recipe": trace.recipe,
         "variables": list(VARIABLES),
+        **({} if trace.split == WHOLE else trace.split._asdict()),
     }
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with draft.open("w", encoding="utf-8") as file:
@@ -265,20 +278,26 @@ def load_trace(path: Path) -> OperatorTrace:
         shape_digest=header["shape_digest"],
         job=header["job"],
         recipe=header["recipe"],
+        split=split_of(header),
         templates={key: tuple(templates) for key, templates in sections.items()},
         saved=saved,
     )
 
 
-def trace_header(path: Path) -> dict[str, str]:
-    """What a trace says it is of: model, shape_digest, job and recipe.
+def split_of(header: Mapping[str, Any]) -> Split:
+    """The GPUs that share a layer, of a trace with this header; one where it names none."""
+    return Split(**{name: header.get(name, 1) for name in Split._fields})
+
+
+def trace_header(path: Path) -> dict[str, Any]:
+    """What a trace says it is of: model, shape_digest, job, recipe and the GPUs of `Split`.
 
     Raises ValueError where the file is no trace."""
     with path.open(encoding="utf-8") as file:
         return _header(path, file.readline() or "{}")
 
 
-def _header(path: Path, line: str) -> dict[str, str]:
+def _header(path: Path, line: str) -> dict[str, Any]:
     header = _parse(path, 1, line)
     if header.get("format") != FORMAT:
         raise ValueError(f"{path}: format {header.get('format')!r} is not {FORMAT!r}")

@@ -73,6 +73,7 @@ from reference_model.operators.routing import (
     topk_weight_grad,
     unpermute,
 )
+from reference_model.operators.sharing import gather_tokens, scatter_sums
 from reference_model.operators.sparse import (
     append_index,
     attention_masked_backward,
@@ -86,8 +87,13 @@ from reference_model.operators.sparse import (
 from reference_model.operators.vocabulary import (
     cross_entropy,
     cross_entropy_backward,
+    cross_entropy_backward_part,
+    cross_entropy_merged,
+    cross_entropy_part,
     embedding,
     embedding_backward,
+    embedding_backward_part,
+    embedding_part,
 )
 
 __all__ = [
@@ -108,6 +114,9 @@ __all__ = [
     "copy",
     "cross_entropy",
     "cross_entropy_backward",
+    "cross_entropy_backward_part",
+    "cross_entropy_merged",
+    "cross_entropy_part",
     "dequantize",
     "dequantize_e5m6",
     "dispatch",
@@ -115,9 +124,12 @@ __all__ = [
     "dispatch_layout",
     "embedding",
     "embedding_backward",
+    "embedding_backward_part",
+    "embedding_part",
     "expert_mapping",
     "gate",
     "gate_backward",
+    "gather_tokens",
     "gemm",
     "gemm_weight_grad",
     "grouped_gemm",
@@ -138,6 +150,7 @@ __all__ = [
     "rope",
     "rope_index",
     "scale",
+    "scatter_sums",
     "sparse_mla",
     "sum_heads",
     "swiglu",

@@ -1,8 +1,9 @@
 """Find the operator trace of a model, or record one.
 
-A recording belongs to the shapes of a model's layers, a job and a precision recipe, so that models
-that differ in nothing else share it. Shipped ones are looked at first, then those of the user;
-where there is none and torch is installed, one is recorded in seconds and kept for the next run.
+A recording belongs to the shapes of a model's layers, a job, a precision recipe and how many GPUs
+share a layer, so that models that differ in nothing else share it. Shipped ones are looked at
+first, then those of the user; where there is none and torch is installed, one is recorded in
+seconds and kept for the next run.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from hardware_profiles.whole_files import write_whole
 from reference_model.config import ModelConfig
 from reference_model.trace import (
     TRACE_FOLDER,
+    WHOLE,
     OperatorTrace,
+    Split,
     load_trace,
+    part_of,
+    split_of,
     trace_header,
     trace_name,
     user_trace_folder,
@@ -40,45 +45,55 @@ def traces_in(folder: str | None) -> TraceOf:
 
 
 def recorded_trace(
-    model: ModelConfig, job: str, recipe: RecipeName = "fp8", *, folder: Path | None = None
+    model: ModelConfig,
+    job: str,
+    recipe: RecipeName = "fp8",
+    split: Split = WHOLE,
+    *,
+    folder: Path | None = None,
 ) -> OperatorTrace:
     """The operator trace of a model's layers, a job and a recipe.
 
     Args:
+        split: GPUs that share a layer, in training.
         folder: with recordings of the user; by default `user_trace_folder()`. What is recorded now
             is written there.
 
     Raises:
-        ValueError: it is neither at hand nor can be recorded here; the line says how to.
+        ValueError: it is neither at hand nor can be recorded here, and the line says how to; or
+            GPUs that do not divide what they share.
     """
+    part_of(model, split)
     own = folder or user_trace_folder()
     base = recorded_as(recipe, job)
-    wanted = (model.shape_digest, job, base)
+    wanted = (model.shape_digest, job, base, split)
     path = next((path for path in _candidates(own, *wanted) if _is_of(path) == wanted), None)
-    path = path or _record(model, job, base, own)
+    path = path or _record(model, job, base, split, own)
     trace = in_recipe(load_trace(path), recipe)
     return trace if model.num_nextn_predict_layers else trace.without_mtp()
 
 
-def _candidates(own: Path, digest: str, job: str, recipe: str) -> Iterator[Path]:
+def _candidates(own: Path, digest: str, job: str, recipe: str, split: Split) -> Iterator[Path]:
     """Files that may hold the trace: a name narrows the search only."""
-    yield from sorted(TRACE_FOLDER.glob(trace_name("*", job, recipe)))
-    recording = own / trace_name(digest[:16], job, recipe)
+    yield from sorted(TRACE_FOLDER.glob(trace_name("*", job, recipe, split)))
+    recording = own / trace_name(digest[:16], job, recipe, split)
     if recording.is_file():
         yield recording
 
 
-def _is_of(path: Path) -> tuple[str, str, str]:
+def _is_of(path: Path) -> tuple[str, str, str, Split]:
     header = trace_header(path)
-    return header["shape_digest"], header["job"], header["recipe"]
+    return header["shape_digest"], header["job"], header["recipe"], split_of(header)
 
 
-def _record(model: ModelConfig, job: str, recipe: str, folder: Path) -> Path:
+def _record(model: ModelConfig, job: str, recipe: str, split: Split, folder: Path) -> Path:
     """Record a trace in a process of its own, since only the reference model imports torch."""
     config = folder / f"{model.shape_digest[:16]}.json"
     command = [
         "python", "-m", "reference_model", "trace", "--config", str(config),
         "--jobs", job, "--recipe", recipe, "--out", str(folder),
+        *(f"--{axis.replace('_', '-')}-parallel={ranks}"
+          for axis, ranks in split._asdict().items() if ranks > 1),
     ]  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,4 +116,4 @@ def _record(model: ModelConfig, job: str, recipe: str, folder: Path) -> Path:
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ValueError(f"model: its {job} operators cannot be recorded: {reason}")
-    return folder / trace_name(model.shape_digest[:16], job, recipe)
+    return folder / trace_name(model.shape_digest[:16], job, recipe, split)

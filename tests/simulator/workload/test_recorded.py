@@ -7,7 +7,7 @@ import pytest
 
 from reference_model import __main__ as reference_model
 from reference_model.config import load_model_config, read_config_file, shipped_configs
-from reference_model.trace import load_trace, save_trace, trace_name
+from reference_model.trace import Split, load_trace, save_trace, trace_name
 from simulator.scenario.files import load_scenario
 from simulator.workload import recorded
 from simulator.workload.recorded import recorded_trace
@@ -22,6 +22,22 @@ DIGEST = OTHER.shape_digest[:16]
 def test_each_recipe_has_its_own_trace():
     assert recorded_trace(DEBUG, "train").recipe == "fp8"
     assert recorded_trace(DEBUG, "train", "bfloat16").recipe == "bfloat16"
+
+
+def test_layers_that_gpus_share_have_traces_of_their_own(tmp_path):
+    model = load_model_config("deepseek_v3")
+    assert recorded_trace(model, "train", "fp8", Split(8)).split == Split(8)
+    assert recorded_trace(model, "train").split == Split(1)
+    with pytest.warns(UserWarning, match="recording one"):
+        recorded_trace(DEBUG, "train", "fp8", Split(2, 2), folder=tmp_path)
+    named = tmp_path / f"{DEBUG.shape_digest[:16]}.tp2etp2.train.jsonl"
+    assert load_trace(named).split == Split(2, 2)
+
+
+def test_gpus_that_do_not_divide_the_heads_are_refused_before_anything_is_recorded(tmp_path):
+    with pytest.raises(ValueError, match="tensor_parallel: 3 does not divide num_attention_heads"):
+        recorded_trace(DEBUG, "train", "fp8", Split(3), folder=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_trace_of_another_recipe_is_not_taken_for_the_name_of_its_file(tmp_path):
