@@ -187,8 +187,9 @@ def action_table(step: TrainingStep) -> pd.DataFrame:
     frame = pd.DataFrame(step.pipeline.columns())
     frame["chunk"] = [str(key) for row in step.keys for key in row]
     rows = []
+    ends = step.pipeline.begin_s + step.pipeline.makespan_s
     for rank, optimizer in enumerate(step.optimizer):
-        start, index = step.pipeline.makespan_s, len(step.keys[rank])
+        start, index = float(ends[rank]), len(step.keys[rank])
         for label, seconds in (
             ("reduce gradients", optimizer.reduce_s),
             ("update parameters", optimizer.update_s),

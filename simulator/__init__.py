@@ -2,7 +2,7 @@
 
     from simulator import load_scenario, simulate
 
-    run = simulate(load_scenario("dualpipe_h800_2048", ["training.schedule=zb1p"]))
+    run = simulate(load_scenario("dualpipe_h800_2048", ["training.schedule=zb_h1"]))
     print(run.metrics["step_time_s"])
 
 load_scenario   read a shipped scenario or a file, with changes "path=value"

@@ -15,7 +15,7 @@ from simulator import Metric, Run, load_scenario, simulate
 from simulator.analysis.every_metric import METRICS
 
 SCENARIO = "dualpipe_h800_2048"
-SCHEDULES = ("1f1b", "zb1p", "dualpipe")
+SCHEDULES = ("1f1b", "zb_h1", "dualpipe")
 SHOWN = ("step_time_s", "bubble_s", "mfu_causal")
 
 

@@ -29,12 +29,8 @@ from numpy.typing import NDArray
 from hardware_profiles.units import Seconds
 from simulator.execution import timeline
 from simulator.execution.pipeline import run_pipeline
-from simulator.workload.schedules.one_f_one_b import (
-    one_f_one_b,
-)
-from simulator.workload.schedules.order import (
-    FORWARD,
-)
+from simulator.workload.schedules.one_f_one_b import one_f_one_b
+from simulator.workload.schedules.order import FORWARD
 from simulator.workload.task_graph import Stream, Task, TaskGraph
 
 Array = NDArray[np.float64]

@@ -102,6 +102,7 @@ def attribute_step(run: TrainingRun, drawn: TrainingDraws | None) -> list[Cause]
             durations,
             transfer_s=transfers_s,
             blocking_sends=run.job.blocking_sends,
+            staggered=run.job.optimizer.post_validation,
         ).makespan_s
         for transfers_s in (dict.fromkeys(step.transfers_s, 0.0), step.transfers_s)
     )

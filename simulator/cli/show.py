@@ -11,9 +11,7 @@ import typer
 from simulator.cli.options import Changes, print_tables
 
 if TYPE_CHECKING:
-    from simulator.workload.schedules.known import (
-        IdealTimes,
-    )
+    from simulator.workload.schedules.bubbles import IdealTimes
 
 show_app = typer.Typer(help="Print what the simulator knows.", no_args_is_help=True)
 
@@ -131,7 +129,7 @@ def show_schedule(
     microbatches: Annotated[int, typer.Option(help="Micro-batches of one step.")] = 20,
     virtual_stages: Annotated[
         int | None,
-        typer.Option(help="Stages on each rank of an interleaved schedule, 2 by default."),
+        typer.Option(help="Stages on each rank: interleaved schedules (default 2), zb_h1 (1)."),
     ] = None,
     times: Annotated[
         str | None,
@@ -145,14 +143,10 @@ def show_schedule(
     from reports.terminal import name_table
     from simulator.execution.pipeline import draw_to_scale, run_ideal
     from simulator.scenario.files import by_name
-    from simulator.workload.schedules.grid import (
-        render_grid,
-    )
-    from simulator.workload.schedules.known import (
-        BUBBLE_FORMULAS,
-        SCHEDULES,
-        build_schedule,
-    )
+    from simulator.scenario.training import schedule_name
+    from simulator.workload.schedules.bubbles import BUBBLE_FORMULAS, STAGGERED_BUBBLE_FORMULAS
+    from simulator.workload.schedules.grid import render_grid
+    from simulator.workload.schedules.known import SCHEDULES, build_schedule
 
     if name is None:
         print_tables(
@@ -160,6 +154,7 @@ def show_schedule(
         )
         return
     ideal = _ideal_times(times) if times is not None else None
+    name = schedule_name(name)
     by_name(SCHEDULES, name, "schedule")
     if ranks * microbatches > MOST_CELLS:
         raise ValueError(
@@ -173,8 +168,15 @@ def show_schedule(
         print(draw_to_scale(result))
         print(
             f"bubble, largest of a rank: {max(result.bubble_s):g}; "
-            f"closed form: {BUBBLE_FORMULAS[name](ranks, ideal):g}"
+            f"closed form: {BUBBLE_FORMULAS[name](schedule, ideal):g}"
         )
+        if STAGGERED_BUBBLE_FORMULAS[name] is not BUBBLE_FORMULAS[name]:
+            staggered = run_ideal(schedule, ideal, staggered=True)
+            print(
+                "the same where each rank begins its next step at once: "
+                f"{max(staggered.bubble_s):g}; "
+                f"closed form: {STAGGERED_BUBBLE_FORMULAS[name](schedule, ideal):g}"
+            )
 
 
 @show_app.command("pair")
@@ -258,9 +260,7 @@ def _first_line(function: object) -> str:
 
 
 def _ideal_times(text: str) -> IdealTimes:
-    from simulator.workload.schedules.known import (
-        IdealTimes,
-    )
+    from simulator.workload.schedules.bubbles import IdealTimes
 
     try:
         values = [float(part) for part in text.split(",")]

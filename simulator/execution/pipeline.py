@@ -16,17 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.execution.timeline import Times
-from simulator.workload.schedules.grid import (
-    render_window,
-)
-from simulator.workload.schedules.known import (
-    IdealTimes,
-)
-from simulator.workload.schedules.order import (
-    Action,
-    Need,
-    Schedule,
-)
+from simulator.workload.schedules.bubbles import IdealTimes
+from simulator.workload.schedules.grid import render_window
+from simulator.workload.schedules.order import Action, Need, Schedule
 
 
 class Deadlock(RuntimeError):
@@ -48,16 +40,28 @@ class PipelineRun:
     produced_s: Times
     """[actions, *axes], when other ranks had produced all that an action needs of them; 0 where it
     needs nothing."""
+    staggered: bool = False
+    """Whether each rank begins its next step as soon as it has ended this one. A step then takes
+    what its busiest rank takes from its own first action on: one step after another as they are
+    here, each later by that time, is an order that all ranks can keep. Otherwise they begin every
+    step together, at time 0."""
+
+    @property
+    def begin_s(self) -> Times:
+        """[rank, *axes], when the step of each rank begins."""
+        starts = self.start_s[self.index == 0]
+        return starts if self.staggered else np.zeros_like(starts)
 
     @property
     def makespans_s(self) -> Times:
-        """[*axes], from time 0 to the end of the last action of any rank."""
-        return np.asarray(self.end_s.max(axis=0, initial=0.0))
+        """[*axes], from the begin of any rank's step to the end of its last action, at most."""
+        ends = self.end_s[np.append(self.index[1:] == 0, True)]
+        return np.asarray((ends - self.begin_s).max(axis=0, initial=0.0))
 
     @property
     def makespan_s(self) -> float:
         """The longest of the makespans."""
-        return float(self.end_s.max(initial=0.0))
+        return float(self.makespans_s.max(initial=0.0))
 
     @property
     def busy_s(self) -> Times:
@@ -81,13 +85,13 @@ class PipelineRun:
         next action needs, or have yet to end."""
         waits = self._by_rank(np.clip(self.produced_s, self._free_s, self.start_s) - self._free_s)
         last = np.append(self.index[1:] == 0, True)
-        return np.asarray(waits + self.makespans_s - self.end_s[last])
+        return np.asarray(waits + self.makespans_s - (self.end_s[last] - self.begin_s))
 
     @property
     def _free_s(self) -> Times:
-        """[actions, *axes], end of the action before on the same rank."""
+        """[actions, *axes], end of the action before on the same rank, or when its step begins."""
         ends = np.concatenate((np.zeros_like(self.end_s[:1]), self.end_s[:-1]))
-        ends[self.index == 0] = 0.0
+        ends[self.index == 0] = self.begin_s
         return ends
 
     def _by_rank(self, seconds: Times) -> Times:
@@ -129,6 +133,7 @@ def run_pipeline(
     *,
     transfer_s: Mapping[tuple[int, int], float | Times],
     blocking_sends: bool,
+    staggered: bool = False,
 ) -> PipelineRun:
     """Perform a schedule.
 
@@ -139,6 +144,7 @@ def run_pipeline(
             one action leaves one after the other.
         blocking_sends: a rank waits for its sends before its next action, as the published DualPipe
             code does; otherwise sends run beside the next action.
+        staggered: as of PipelineRun.
 
     Raises:
         ValueError: a negative or undefined time.
@@ -193,6 +199,7 @@ def run_pipeline(
         start_s=np.array(start_s).reshape(len(durations), *axes),
         end_s=np.array(end_s).reshape(len(durations), *axes),
         produced_s=np.array(produced_s).reshape(len(durations), *axes),
+        staggered=staggered,
     )
 
 
@@ -236,13 +243,18 @@ def _possible_order(
                 position[rank] += 1
 
 
-def run_ideal(schedule: Schedule, times: IdealTimes) -> PipelineRun:
-    """Perform a schedule with the same times on every rank and transfers that take no time."""
+def run_ideal(schedule: Schedule, times: IdealTimes, *, staggered: bool = False) -> PipelineRun:
+    """Perform a schedule with the same times on every rank and transfers that take no time.
+
+    Args:
+        staggered: as of PipelineRun.
+    """
     return run_pipeline(
         schedule,
         np.array([float(times.of(action)) for row in schedule.actions for action in row]),
         transfer_s=defaultdict(float),
         blocking_sends=False,
+        staggered=staggered,
     )
 
 
@@ -260,7 +272,7 @@ def draw_to_scale(run: PipelineRun) -> str:
         ((len(text) + 2) / length for text, length in zip(texts, lengths, strict=True) if length),
         default=1.0,
     )
-    columns = round(run.makespan_s * scale)
+    columns = round(run.end_s.max(initial=0.0) * scale)
     rows = [["."] * columns for _ in range(run.schedule.ranks)]
     spans = zip(run.rank, run.start_s * scale, run.end_s * scale, texts, strict=True)
     for rank, start, end, text in spans:

@@ -22,13 +22,7 @@ from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training import ChunkKey, chunk_key
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.workload.layout import Stage, even_splits
-from simulator.workload.schedules.order import (
-    FORWARD,
-    FULL_BACKWARD,
-    OVERLAPPED,
-    Action,
-    Schedule,
-)
+from simulator.workload.schedules.order import FORWARD, FULL_BACKWARD, OVERLAPPED, Action, Schedule
 
 SHORTLIST = 8
 """Splits that run with the times of their own chunks."""
@@ -68,6 +62,8 @@ class PipelineTimes:
     """{(rank that sends, rank that receives): of the activations of one micro-batch}"""
     blocking_sends: bool
     """Whether a rank waits for its sends before its next action."""
+    staggered: bool
+    """As of PipelineRun."""
 
     def of_own_chunks(self, splits: Sequence[Split]) -> list[Seconds]:
         """End of the pipeline of every split, each distinct chunk run operator by operator."""
@@ -146,6 +142,7 @@ class PipelineTimes:
             ),
             transfer_s=self.transfers_s,
             blocking_sends=self.blocking_sends,
+            staggered=self.staggered,
         )
         found: list[Seconds] = run.makespans_s.tolist()
         return found

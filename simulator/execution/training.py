@@ -128,7 +128,8 @@ class TrainingStep:
 
     @property
     def step_time_s(self) -> Seconds:
-        """The optimizer starts together on all ranks, since the gradient norm needs every one."""
+        """The optimizer starts together on all ranks, since the gradient norm needs every one; with
+        post-validation the pipeline's time is that of the rank that takes longest."""
         return self.pipeline_time_s + max(step.total_s for step in self.optimizer)
 
 
@@ -414,6 +415,7 @@ def simulate_step(
         np.array([chunks[key].log.span_s for row in keys for key in row]),
         transfer_s=transfers_s,
         blocking_sends=job.blocking_sends,
+        staggered=job.optimizer.post_validation,
     )
     optimizer = tuple(
         optimizer_step(

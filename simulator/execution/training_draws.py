@@ -45,13 +45,8 @@ from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.prediction import NORMAL_80, Prediction
 from simulator.workload.experts import place_experts, read_popularity, uniform_popularity
 from simulator.workload.layout import Stage
-from simulator.workload.schedules.held import (
-    held_activations,
-)
-from simulator.workload.schedules.order import (
-    OVERLAPPED,
-    WEIGHT_GRADIENT,
-)
+from simulator.workload.schedules.held import held_activations
+from simulator.workload.schedules.order import OVERLAPPED, WEIGHT_GRADIENT
 from simulator.workload.skew import DrawnRows, clock_times, random_gate_sd, slow_machines
 from simulator.workload.task_graph import Stream, TaskGraph
 
@@ -502,6 +497,7 @@ class _Drawing:
             seconds,
             transfer_s={ranks: took * slower for ranks, took in self.ideal.transfers_s.items()},
             blocking_sends=self.job.blocking_sends,
+            staggered=self.job.optimizer.post_validation,
         )
 
     def _ends(self, pipeline: PipelineRun) -> Array:

@@ -44,9 +44,7 @@ from simulator.hardware.network.fabric_load import (
 from simulator.hardware.network.groups import Domains
 from simulator.hardware.network.routing import parse_failure
 from simulator.workload.layout import ParallelLayout
-from simulator.workload.schedules.order import (
-    Schedule,
-)
+from simulator.workload.schedules.order import Schedule
 
 Gpus = NDArray[np.int64]
 

@@ -32,13 +32,8 @@ from simulator.workload.layout import ParallelLayout, explicit_stages, model_lay
 from simulator.workload.load import Load
 from simulator.workload.memory import OPTIMIZERS, LayerMemory, MemoryModel, check_fits, layer_memory
 from simulator.workload.recipes import TRAINED, check_multiplied
-from simulator.workload.schedules.held import (
-    held_activations,
-)
-from simulator.workload.schedules.known import (
-    SCHEDULES,
-    build_schedule,
-)
+from simulator.workload.schedules.held import held_activations
+from simulator.workload.schedules.known import SCHEDULES, build_schedule
 
 MOST_CHUNKS = 1_000_000
 """Micro-batches times pipeline ranks that are simulated: a few minutes of work."""
@@ -187,7 +182,14 @@ def simulate_training(
         )
         stages = choose_stages(
             layers,
-            PipelineTimes(schedule, spans_of, loads.all_to_all, transfers_s, job.blocking_sends),
+            PipelineTimes(
+                schedule,
+                spans_of,
+                loads.all_to_all,
+                transfers_s,
+                blocking_sends=job.blocking_sends,
+                staggered=job.optimizer.post_validation,
+            ),
             rank_bytes=lambda rank, split: model.rank(rank, split, least_deferred).total,
             capacity=capacity,
         )

@@ -185,7 +185,7 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
     """Load a scenario by shipped name or by path to a YAML file.
 
     Args:
-        overrides: texts "path=value", value read as YAML: "training.schedule=zb1p",
+        overrides: texts "path=value", value read as YAML: "training.schedule=zb_h1",
             "cluster.node.nic.bandwidth=200 Gbit/s", "cluster=h100_2048".
 
     Raises:
@@ -484,7 +484,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """Read "path=value", the value as YAML. Raises ValueError for any other text."""
     path, equals, value = text.partition("=")
     if not equals or not path:
-        raise ValueError(f"--set {text!r}: allowed: path=value, such as training.schedule=zb1p")
+        raise ValueError(f"--set {text!r}: allowed: path=value, such as training.schedule=zb_h1")
     return path, parse_yaml(value, where=f"--set {text!r}")
 
 

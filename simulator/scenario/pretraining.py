@@ -23,7 +23,7 @@ class BatchPoint(Profile):
     sequences: PositiveInt
     """Of one step, over all pipelines."""
     changes: tuple[str, ...] = ()
-    """Texts "path=value" that this size needs, such as "training.schedule=zb1p"."""
+    """Texts "path=value" that this size needs, such as "training.schedule=zb_h1"."""
 
 
 class WarmUp(Profile):

@@ -2,7 +2,14 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 from hardware_profiles.fields import Profile, TimeValue
 from hardware_profiles.schema import TimeEstimate
@@ -14,6 +21,12 @@ from simulator.scenario.inputs import (
     TrainingSkew,
     full_recipe_name,
 )
+
+
+def schedule_name(name: str) -> str:
+    """The name of a schedule that DeepSeek's papers call otherwise: ZB1P is ZB-H1."""
+    return "zb_h1" if name == "zb1p" else name
+
 
 Float = Literal["float32", "bfloat16"]
 
@@ -30,6 +43,11 @@ class OptimizerTypes(Profile):
     """As accumulated over a step's micro-batches and reduced over its ranks."""
     moments: Float = "bfloat16"
     """Of its moments, AdamW's first and second."""
+    post_validation: bool = False
+    """Whether each rank updates as soon as its own gradients are reduced and checks the norm of all
+    afterwards, undoing a step that should have been clipped (arXiv 2401.10241, section 4). Ranks
+    then need not begin a step together, which ZB-H2 and ZBV gain from; steps undone are not
+    counted. Otherwise every rank waits for the norm."""
     efficiency: Prior = Prior(
         value=0.8, low=0.6, high=1.0, source="own optimizer and element-wise kernels on an H200"
     )
@@ -39,10 +57,11 @@ class OptimizerTypes(Profile):
 class TrainingJob(Profile):
     """One optimizer step of a pipeline-, data- and expert-parallel run with ZeRO-1."""
 
-    schedule: str
-    """Name in simulator.workload.schedules.known.SCHEDULES."""
+    schedule: Annotated[str, AfterValidator(schedule_name)]
+    """Name in simulator.workload.schedules.known.SCHEDULES; "zb1p" is read as zb_h1."""
     virtual_stages: PositiveInt | Literal["default"] = "default"
-    """Pipeline stages on each rank of the interleaved schedules, by default 2."""
+    """Pipeline stages on each rank of the interleaved schedules, by default 2, and of zb_h1, by
+    default 1."""
     pp: PositiveInt
     """Ranks of a pipeline."""
     ep: PositiveInt

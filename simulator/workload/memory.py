@@ -28,12 +28,8 @@ from simulator.workload.chunk import (
 from simulator.workload.layout import ParallelLayout, Stage, stage_texts
 from simulator.workload.load import Load
 from simulator.workload.recipes import weight_bytes_of
-from simulator.workload.schedules.held import (
-    HeldActivations,
-)
-from simulator.workload.schedules.order import (
-    Schedule,
-)
+from simulator.workload.schedules.held import HeldActivations
+from simulator.workload.schedules.order import Schedule
 
 BF16_BYTES = 2
 _COPIES = {"fp8_e4m3": 1, "mxfp8_e4m3": 2}

@@ -6,12 +6,8 @@ import pytest
 
 from reference_model.__main__ import main
 from reference_model.config import CONFIG_FOLDER
-from simulator.workload.schedules.bidirectional import (
-    dualpipe,
-)
-from simulator.workload.schedules.grid import (
-    render_grid,
-)
+from simulator.workload.schedules.bidirectional import dualpipe
+from simulator.workload.schedules.grid import render_grid
 from tests.reference_model.test_pair import text
 
 

@@ -6,15 +6,9 @@ import torch
 from reference_model.config import load_model_config
 from reference_model.pipeline import StageWork, check_pipeline, lanes, parse_order
 from reference_model.precision import Recipe
-from simulator.workload.schedules.grid import (
-    render_grid,
-)
-from simulator.workload.schedules.held import (
-    peak_in_flight,
-)
-from simulator.workload.schedules.known import (
-    SCHEDULES,
-)
+from simulator.workload.schedules.grid import render_grid
+from simulator.workload.schedules.held import peak_in_flight
+from simulator.workload.schedules.known import SCHEDULES
 
 DEBUG = load_model_config("debug")
 
@@ -33,7 +27,7 @@ def check(order, **changes):
 
 @pytest.mark.parametrize(
     ("name", "ranks", "microbatches"),
-    [("dualpipe", 4, 8), ("dualpipev", 2, 4), ("zb1p", 2, 2), ("interleaved_overlapped", 2, 3)],
+    [("dualpipe", 4, 8), ("dualpipev", 2, 4), ("zb_h1", 2, 2), ("interleaved_overlapped", 2, 3)],
 )
 def test_a_step_in_the_order_of_a_schedule_has_the_gradients_of_a_serial_one(
     name, ranks, microbatches

@@ -7,12 +7,8 @@ import pytest
 
 from reports.tables import Input, RunTables
 from simulator.execution.pipeline import run_ideal
-from simulator.workload.schedules.bidirectional import (
-    dualpipe,
-)
-from simulator.workload.schedules.known import (
-    IdealTimes,
-)
+from simulator.workload.schedules.bidirectional import dualpipe
+from simulator.workload.schedules.bubbles import IdealTimes
 
 PAIR = "F&B 2 moe & 2 moe"
 TIMES = IdealTimes(0.06, 0.08, 0.03, 0.129)

@@ -22,9 +22,7 @@ from simulator.execution.training_draws import draw_step
 from simulator.scenario.files import load_scenario
 from simulator.workload.layout import layer_counts, stage_texts
 from simulator.workload.memory import layer_parameters
-from simulator.workload.schedules.known import (
-    SCHEDULES,
-)
+from simulator.workload.schedules.known import SCHEDULES
 
 TRAINED_ON = {
     "h800_sxm": "h800_sxm",

@@ -3,9 +3,7 @@
 from collections import deque
 from collections.abc import Mapping
 
-from simulator.workload.schedules.grid import (
-    render_window,
-)
+from simulator.workload.schedules.grid import render_window
 from simulator.workload.schedules.order import (
     FORWARD,
     FULL_BACKWARD,

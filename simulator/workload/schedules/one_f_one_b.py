@@ -7,7 +7,7 @@ ahead, then each forward under the backward of an earlier micro-batch; Megatron-
 interleaved stages and for one rank, here the same rule holds for any number of stages).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from simulator.workload.schedules.order import (
     FORWARD,
@@ -53,28 +53,17 @@ def _alternating(
 
     pairs: whether a forward and the backward that follows it form one action.
     """
-    require_size(ranks >= 1, name, "ranks", ranks, "at least 1")
-    require_size(virtual_stages >= 1, name, "virtual_stages", virtual_stages, "at least 1")
-    if virtual_stages == 1:
-        require_size(microbatches >= 1, name, "microbatches", microbatches, "at least 1")
-        group = microbatches
-    else:
-        require_size(
-            microbatches >= ranks, name, "microbatches", microbatches, f"at least the {ranks} ranks"
-        )
-        group = _group_size(ranks, microbatches)
-    groups = [
-        range(first, min(first + group, microbatches)) for first in range(0, microbatches, group)
-    ]
+    for field, value in (
+        ("ranks", ranks),
+        ("virtual_stages", virtual_stages),
+        ("microbatches", microbatches),
+    ):
+        require_size(value >= 1, name, field, value, "at least 1")
+    group = group_size(ranks, microbatches, virtual_stages)
     total = microbatches * virtual_stages
 
-    def chunks(work: str, rank: int, turns: Sequence[int]) -> list[Chunk]:
-        return [
-            Chunk(work, turn * ranks + rank, microbatch)
-            for members in groups
-            for turn in turns
-            for microbatch in members
-        ]
+    def chunks(work: str, rank: int, turns: range) -> list[Chunk]:
+        return chunks_in_groups(work, rank, turns, ranks, microbatches, group)
 
     def order(rank: int) -> Iterable[Action]:
         forwards = [Action(c) for c in chunks(FORWARD, rank, range(virtual_stages))]
@@ -102,12 +91,31 @@ def _alternating(
     )
 
 
-def _group_size(ranks: int, microbatches: int) -> int:
+def group_size(ranks: int, microbatches: int, virtual_stages: int) -> int:
     """Micro-batches that pass one stage of a rank before the rank's next stage begins.
 
     The smallest number that Megatron-LM accepts: no group, the last one included, is smaller than
-    the ranks, or the first rank would wait for the group to come round again.
+    the ranks, or the first rank would wait for the group to come round again. Fewer micro-batches
+    than ranks are one group, which waits, as in torch.distributed.pipelining; and so are all where
+    a rank has one stage.
     """
-    return next(
-        size for size in range(ranks, microbatches + 1) if not 0 < microbatches % size < ranks
-    )
+    if virtual_stages == 1:
+        return microbatches
+    sizes = range(ranks, microbatches + 1)
+    return next((size for size in sizes if not 0 < microbatches % size < ranks), microbatches)
+
+
+def chunks_in_groups(
+    work: str, rank: int, turns: range, ranks: int, microbatches: int, group: int
+) -> list[Chunk]:
+    """One work of a rank in order: a group of micro-batches passes one stage, then the next.
+
+    Args:
+        turns: the rank's stages in the order in which a group passes them, by number on the rank.
+    """
+    return [
+        Chunk(work, turn * ranks + rank, microbatch)
+        for first in range(0, microbatches, group)
+        for turn in turns
+        for microbatch in range(first, min(first + group, microbatches))
+    ]

@@ -13,7 +13,7 @@ from command_line import MAIN, dsv3sim
     [
         (["run", "nope"], "unknown scenario 'nope'; known: "),
         (["run", MAIN, "--set", "cluster=h900"], "unknown cluster 'h900'; known: "),
-        (["run", MAIN, "--set", "training.schedule=gpipe"], "unknown name 'gpipe'; known: "),
+        (["run", MAIN, "--set", "training.schedule=hanayo"], "unknown name 'hanayo'; known: "),
         (["run", MAIN, "--set", "training.pipeline=1"], "unknown field; known: "),
         (["run", MAIN, "--set", "training.pp=4"], "bytes"),
         (["run", "broken.yaml"], "broken.yaml: line 3: not valid YAML"),
@@ -23,8 +23,8 @@ from command_line import MAIN, dsv3sim
         (["show", "gpu", "h900"], "unknown GPU 'h900'; known: "),
         (["show", "schedule", "dualpipe", "--microbatches", "7"], "microbatches = 7, must be even"),
         (
-            ["show", "schedule", "zb1p", "--virtual-stages", "2"],
-            "must be left out; interleaved and",
+            ["show", "schedule", "zb_h2", "--virtual-stages", "2"],
+            "must be left out; interleaved, ",
         ),
         (["show", "schedule", "dualpipe", "--times", "1,2"], "allowed: four positive numbers"),
         (["show", "schedule", "1f1b", "--ranks", "100000"], "at most 100,000 micro-batches times"),

@@ -38,14 +38,14 @@ def test_brackets_in_names_are_no_markup(tmp_path):
 
 
 def test_a_resolved_scenario_runs_to_the_same_result(tmp_path):
-    changes = ("--set", "training.schedule=zb1p")
+    changes = ("--set", "training.schedule=zb_h1")
     (tmp_path / "whole.yaml").write_text(dsv3sim("show", "scenario", MAIN, *changes).stdout)
     runs = [
         json.loads(dsv3sim("run", *arguments, "--json", cwd=tmp_path).stdout)
         for arguments in ([MAIN, *changes], ["whole.yaml"])
     ]
     for metrics in runs:
-        # Named by their files: "dualpipe_h800_2048 with training.schedule=zb1p" and "whole".
+        # Named by their files: "dualpipe_h800_2048 with training.schedule=zb_h1" and "whole".
         del metrics["wall_clock_s"], metrics["scenario"]
     assert runs[0] == runs[1]
 

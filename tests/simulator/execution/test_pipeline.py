@@ -1,4 +1,4 @@
-"""Bubbles against their closed forms, transfers, deadlocks and the drawing of a pipeline run."""
+"""Transfers, deadlocks and the drawing of a pipeline run."""
 
 import dataclasses
 import re
@@ -17,122 +17,13 @@ from simulator.execution.pipeline import (
     run_ideal,
     run_pipeline,
 )
-from simulator.workload.schedules.bidirectional import (
-    dualpipe,
-    dualpipev,
-)
-from simulator.workload.schedules.known import (
-    BUBBLE_FORMULAS,
-    SCHEDULES,
-    WITH_VIRTUAL_STAGES,
-    IdealTimes,
-    build_schedule,
-)
-from simulator.workload.schedules.one_f_one_b import (
-    interleaved_overlapped,
-    one_f_one_b,
-)
-from simulator.workload.schedules.order import (
-    Action,
-    Schedule,
-    parse_action,
-)
-from simulator.workload.schedules.zero_bubble import (
-    zb1p,
-)
+from simulator.workload.schedules.bidirectional import dualpipev
+from simulator.workload.schedules.bubbles import IdealTimes
+from simulator.workload.schedules.known import SCHEDULES
+from simulator.workload.schedules.one_f_one_b import one_f_one_b
+from simulator.workload.schedules.order import Action, Schedule, parse_action
 
 EQUAL = IdealTimes(forward=1, input_backward=1, weight_gradient=1, overlapped=3)
-SIZES = [(2, 4), (4, 8), (4, 12), (8, 16), (8, 40), (16, 32), (16, 128)]
-
-
-def test_every_bubble_formula_belongs_to_a_schedule() -> None:
-    assert BUBBLE_FORMULAS.keys() == SCHEDULES.keys()
-
-
-@pytest.mark.parametrize(("ranks", "microbatches"), SIZES)
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_bubble_equals_its_closed_form_where_all_works_take_one_unit(
-    name: str, ranks: int, microbatches: int
-) -> None:
-    run = run_ideal(SCHEDULES[name](ranks, microbatches), EQUAL)
-    assert run.bubble_s.max() == pytest.approx(BUBBLE_FORMULAS[name](ranks, EQUAL))
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    size=st.sampled_from(SIZES),
-    forward=st.integers(1, 9),
-    input_backward=st.integers(1, 9),
-    weight_gradient=st.integers(1, 9),
-)
-def test_1f1b_and_zb1p_equal_their_closed_forms_at_other_ratios(
-    size: tuple[int, int], forward: int, input_backward: int, weight_gradient: int
-) -> None:
-    ranks, microbatches = size
-    weight_gradient = min(weight_gradient, forward, input_backward)
-    times = IdealTimes(forward, input_backward, weight_gradient, overlapped=0)
-    for name in ("1f1b", "zb1p"):
-        run = run_ideal(SCHEDULES[name](ranks, microbatches), times)
-        assert run.bubble_s.max() == pytest.approx(BUBBLE_FORMULAS[name](ranks, times)), name
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    ranks=st.integers(1, 8),
-    more=st.integers(0, 30),
-    virtual_stages=st.integers(1, 5),
-    forward=st.integers(1, 9),
-    backward=st.integers(1, 9),
-    shorter=st.integers(0, 9),
-)
-def test_interleaved_and_pairs_equal_their_closed_forms_for_any_size_and_ratio(
-    ranks: int, more: int, virtual_stages: int, forward: int, backward: int, shorter: int
-) -> None:
-    """A pair lasts as long as the longer of its chunks at least, as long as both at most."""
-    pair = forward + backward - min(shorter, forward, backward)
-    times = IdealTimes(forward, backward / 2, backward / 2, pair)
-    for name in WITH_VIRTUAL_STAGES:
-        schedule = build_schedule(name, ranks, ranks + more, virtual_stages=virtual_stages)
-        bubble = run_ideal(schedule, times).bubble_s.max()
-        assert bubble == pytest.approx((ranks - 1) * (forward + backward)), name
-        assert bubble == pytest.approx(BUBBLE_FORMULAS[name](ranks, times)), name
-
-
-@pytest.mark.parametrize("virtual_stages", [1, 2, 3])
-def test_ranks_with_fewer_pairs_wait_less(virtual_stages: int) -> None:
-    """F 2, B 4, F&B 5, 4 ranks: the last waits 3 x 6; each rank before it has two pairs fewer,
-    and works 2 x (6 - 5) longer. Pairs of one stage save (12 - 1) x 1 of 18 + 12 x 6."""
-    times = IdealTimes(2, 2, 2, 5)
-    pairs = run_ideal(interleaved_overlapped(4, 12, virtual_stages=virtual_stages), times)
-    assert pairs.bubble_s.tolist() == [12, 14, 16, 18]
-    if virtual_stages == 1:
-        assert run_ideal(one_f_one_b(4, 12), times).makespan_s == 90
-        assert pairs.makespan_s == 79
-
-
-@pytest.mark.parametrize(
-    ("ranks", "microbatches", "times", "first", "middle"),
-    [
-        (8, 20, IdealTimes(1, 1, 1, 2.6), 4.0, 4.8),
-        (16, 120, IdealTimes(1, 1.2, 0.8, 2.7), 13.3, 15.1),
-        (16, 120, IdealTimes(60, 80, 30, 129), 737, 983),
-    ],
-)
-def test_dualpipe_bubble_stays_below_its_formula_at_other_ratios(
-    ranks: int, microbatches: int, times: IdealTimes, first: float, middle: float
-) -> None:
-    """Bubbles of the first and a middle rank as an independent simulation of the published code
-    gives them; pairs shorter than F + B make the formula an upper value."""
-    bubble = run_ideal(dualpipe(ranks, microbatches), times).bubble_s
-    assert bubble[0] == pytest.approx(first)
-    assert bubble[ranks // 2 - 1] == pytest.approx(middle)
-    assert bubble.max() <= BUBBLE_FORMULAS["dualpipe"](ranks, times) + 1e-9
-
-
-def test_1f1b_and_zb1p_bubbles_at_the_times_of_the_h800_pair() -> None:
-    times = IdealTimes(60, 80, 30, 129)
-    assert run_ideal(one_f_one_b(16, 120), times).bubble_s == pytest.approx(np.full(16, 2550))
-    assert run_ideal(zb1p(16, 120), times).bubble_s == pytest.approx(np.full(16, 1650))
 
 
 def each(schedule: Schedule, duration: Callable[[int, Action], float | np.ndarray]) -> np.ndarray:

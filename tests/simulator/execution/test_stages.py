@@ -11,12 +11,8 @@ from simulator.execution import training_run
 from simulator.execution.stages import choose_stages
 from simulator.scenario.files import load_scenario
 from simulator.workload.layout import stage_texts
-from simulator.workload.schedules.known import (
-    SCHEDULES,
-)
-from simulator.workload.schedules.one_f_one_b import (
-    one_f_one_b,
-)
+from simulator.workload.schedules.known import SCHEDULES
+from simulator.workload.schedules.one_f_one_b import one_f_one_b
 
 MAIN = "dualpipe_h800_2048"
 

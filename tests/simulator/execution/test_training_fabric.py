@@ -26,9 +26,7 @@ from simulator.hardware.network.routing import parse_failure
 from simulator.hardware.network.transfers import Domains
 from simulator.scenario.files import load_scenario
 from simulator.workload.layout import ParallelLayout
-from simulator.workload.schedules.known import (
-    SCHEDULES,
-)
+from simulator.workload.schedules.known import SCHEDULES
 
 MAIN = "dualpipe_h800_2048"
 STRADDLING = "cluster.fabric.switch_ports=40"
@@ -55,7 +53,7 @@ PIPELINES = [
     ("1f1b", 8, 128),
     ("1f1b", 1, 256),
     ("interleaved", 16, 64),
-    ("zb1p", 16, 8),
+    ("zb_h1", 16, 8),
     ("dualpipe", 16, 64),
     ("dualpipe", 16, 4),
     ("dualpipev", 8, 128),

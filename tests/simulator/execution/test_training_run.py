@@ -39,7 +39,10 @@ def test_interleaved_stages_are_as_many_as_the_ranks_hold():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["training.schedule=gpipe"], "training.schedule: unknown name 'gpipe'; known: .*dualpipe"),
+        (
+            ["training.schedule=hanayo"],
+            "training.schedule: unknown name 'hanayo'; known: .*dualpipe",
+        ),
         (
             ["training.optimizer.name=adam"],
             "training.optimizer.name: unknown name 'adam'; known: adamw, lion",
@@ -47,11 +50,11 @@ def test_interleaved_stages_are_as_many_as_the_ranks_hold():
         (["cost_model=guess"], "cost_model: unknown name 'guess'; known: "),
         (["training.global_batch_sequences=1280"], "microbatches = 10, must be even and at least"),
         (
-            ["training.schedule=interleaved", "training.global_batch_sequences=1920"],
+            ["training.schedule=zb_h2", "training.global_batch_sequences=1920"],
             r"15 micro-batches of 128 sequences \(global_batch_sequences\) on 16 ranks \(pp\): "
-            "schedule interleaved: microbatches = 15, must be at least the 16 ranks",
+            "schedule zb_h2: microbatches = 15, must be at least 2 x 16 ranks - 1 = 31",
         ),
-        (["training.virtual_stages=2"], "virtual_stages = 2, must be left out; interleaved and"),
+        (["training.virtual_stages=2"], "virtual_stages = 2, must be left out; interleaved, "),
         (
             ["training.schedule=interleaved", "training.virtual_stages=5"],
             "has 80 stages and the model 64 layers .*; allowed: at most one stage per layer",

@@ -34,14 +34,14 @@ def test_overrides_reach_the_job_the_cluster_the_model_and_the_calibration():
     scenario = load_scenario(
         MAIN,
         [
-            "training.schedule=zb1p",
+            "training.schedule=zb_h1",
             "cluster.node.nic.bandwidth=200 Gbit/s",
             "cluster.node.gpu.sms=100",
             "model.num_hidden_layers=60",
             "calibration.gap.value=1 us",
         ],
     )
-    assert scenario.job.schedule == "zb1p"
+    assert scenario.job.schedule == "zb_h1"
     assert scenario.cluster.node.nic.bandwidth == 25e9
     assert scenario.cluster.node.gpu.sms == 100
     assert scenario.model.num_hidden_layers == 60

@@ -20,3 +20,10 @@ def test_bf16_is_read_as_bfloat16():
     job = load_scenario("dualpipe_h800_2048", ["training.recipe=bf16"]).job
     assert job is not None
     assert job.recipe == "bfloat16"
+
+
+def test_zb1p_is_read_as_zb_h1():
+    """DeepSeek's papers and those of the zero bubble have a name each."""
+    job = load_scenario("dualpipe_h800_2048", ["training.schedule=zb1p"]).job
+    assert isinstance(job, TrainingJob)
+    assert job.schedule == "zb_h1"

@@ -9,12 +9,8 @@ from simulator.workload.layout import ParallelLayout
 from simulator.workload.load import Load
 from simulator.workload.memory import GpuMemory, MemoryModel, layer_memory
 from simulator.workload.recorded import recorded_trace
-from simulator.workload.schedules.held import (
-    held_activations,
-)
-from simulator.workload.schedules.one_f_one_b import (
-    one_f_one_b,
-)
+from simulator.workload.schedules.held import held_activations
+from simulator.workload.schedules.one_f_one_b import one_f_one_b
 
 V3 = load_model_config("deepseek_v3")
 LOAD = Load(

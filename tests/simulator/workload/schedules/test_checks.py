@@ -4,23 +4,11 @@ import dataclasses
 
 import pytest
 
-from simulator.workload.schedules.bidirectional import (
-    dualpipev,
-)
-from simulator.workload.schedules.checks import (
-    check_schedule,
-)
-from simulator.workload.schedules.one_f_one_b import (
-    one_f_one_b,
-)
-from simulator.workload.schedules.order import (
-    Action,
-    Schedule,
-    parse_action,
-)
-from simulator.workload.schedules.zero_bubble import (
-    zb1p,
-)
+from simulator.workload.schedules.bidirectional import dualpipev
+from simulator.workload.schedules.checks import check_schedule
+from simulator.workload.schedules.one_f_one_b import one_f_one_b
+from simulator.workload.schedules.order import Action, Schedule, parse_action
+from simulator.workload.schedules.zero_bubble import zb_h1
 
 
 def _edited(schedule: Schedule, rank: int, actions: list[Action]) -> Schedule:
@@ -53,10 +41,10 @@ def _swapped(schedule: Schedule, rank: int, first: str, second: str) -> Schedule
             "1B2",
         ),
         (_without(one_f_one_b(2, 3), 1, "1B2"), "must have one backward", "1F2"),
-        (_without(zb1p(2, 3), 0, "0W2"), "has an I without its W, must have a B or both", "0I2"),
-        (_without(zb1p(2, 3), 0, "0I2"), "must have one backward", "0F2"),
+        (_without(zb_h1(2, 3), 0, "0W2"), "has an I without its W, must have a B or both", "0I2"),
+        (_without(zb_h1(2, 3), 0, "0I2"), "must have one backward", "0F2"),
         (
-            _swapped(zb1p(2, 3), 0, "0I1", "0W1"),
+            _swapped(zb_h1(2, 3), 0, "0I1", "0W1"),
             "has its W before its I, must have it after",
             "0W1",
         ),

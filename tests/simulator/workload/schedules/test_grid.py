@@ -1,12 +1,7 @@
 """A schedule prints one row for each rank."""
 
-from simulator.workload.schedules.bidirectional import (
-    dualpipe,
-    dualpipev,
-)
-from simulator.workload.schedules.grid import (
-    render_grid,
-)
+from simulator.workload.schedules.bidirectional import dualpipe, dualpipev
+from simulator.workload.schedules.grid import render_grid
 
 
 def test_printed_grid_has_one_row_a_rank_and_one_cell_an_action() -> None:

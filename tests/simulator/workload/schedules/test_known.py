@@ -4,21 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.workload.schedules.checks import (
-    check_schedule,
-)
-from simulator.workload.schedules.held import (
-    held_activations,
-)
-from simulator.workload.schedules.known import (
-    SCHEDULES,
-    WITH_VIRTUAL_STAGES,
-    build_schedule,
-)
-from simulator.workload.schedules.order import (
-    Schedule,
-    parse_action,
-)
+from simulator.workload.schedules.checks import check_schedule
+from simulator.workload.schedules.held import held_activations
+from simulator.workload.schedules.known import SCHEDULES, WITH_VIRTUAL_STAGES, build_schedule
+from simulator.workload.schedules.order import Schedule, parse_action
 
 
 @st.composite
@@ -34,7 +23,9 @@ def schedules(draw: st.DrawFn) -> Schedule:
             microbatches = 2 * ranks + 2 * more
         case "dualpipev":
             microbatches = 2 * ranks + more
-        case "interleaved" | "interleaved_overlapped" | "zb1p":
+        case "zb_h2" | "zbv":
+            microbatches = 2 * ranks - 1 + more
+        case "zb_h1" if virtual_stages != 1:
             microbatches = ranks + more
         case _:
             microbatches = 1 + more
@@ -71,9 +62,12 @@ def test_a_rank_holds_no_activations_after_its_last_action(schedule: Schedule) -
         ("1f1b", 0, 4, "ranks = 0, must be at least 1"),
         ("1f1b", 4, 0, "microbatches = 0, must be at least 1"),
         ("1f1b_overlapped", 4, 0, "microbatches = 0, must be at least 1"),
-        ("interleaved", 4, 3, "microbatches = 3, must be at least the 4 ranks"),
-        ("interleaved_overlapped", 4, 3, "microbatches = 3, must be at least the 4 ranks"),
-        ("zb1p", 8, 7, "microbatches = 7, must be at least the 8 ranks"),
+        ("gpipe", 4, 0, "microbatches = 0, must be at least 1"),
+        ("interleaved", 4, 0, "microbatches = 0, must be at least 1"),
+        ("interleaved_overlapped", 4, 0, "microbatches = 0, must be at least 1"),
+        ("zb_h1", 8, 0, "microbatches = 0, must be at least 1"),
+        ("zb_h2", 8, 14, "microbatches = 14, must be at least 2 x 8 ranks - 1 = 15"),
+        ("zbv", 8, 14, "microbatches = 14, must be at least 2 x 8 ranks - 1 = 15"),
         ("dualpipe", 7, 20, "ranks = 7, must be even and at least 2"),
         ("dualpipe", 8, 21, "microbatches = 21, must be even and at least 2 x 8 ranks = 16"),
         ("dualpipe", 8, 14, "microbatches = 14, must be even and at least 2 x 8 ranks = 16"),
@@ -92,7 +86,10 @@ def test_a_size_that_a_schedule_cannot_take_is_one_clear_line(
 def test_only_interleaved_schedules_take_a_number_of_virtual_stages() -> None:
     assert build_schedule("interleaved", 2, 4, virtual_stages=None).stages == 4
     assert build_schedule("interleaved_overlapped", 2, 4, virtual_stages=5).stages == 10
-    with pytest.raises(ValueError, match="schedule zb1p: virtual_stages = 2, must be left out; "):
-        build_schedule("zb1p", 2, 4, virtual_stages=2)
+    assert build_schedule("zb_h1", 2, 4, virtual_stages=3).stages == 6
+    with pytest.raises(ValueError, match="schedule zb_h2: virtual_stages = 2, must be left out; "):
+        build_schedule("zb_h2", 2, 4, virtual_stages=2)
+    with pytest.raises(ValueError, match="microbatches = 3, must be at least the 4 ranks"):
+        build_schedule("zb_h1", 4, 3, virtual_stages=2)
     with pytest.raises(ValueError, match="virtual_stages = 0, must be at least 1"):
         build_schedule("interleaved", 2, 4, virtual_stages=0)

@@ -2,9 +2,7 @@
 
 import pytest
 
-from simulator.workload.schedules.grid import (
-    render_grid,
-)
+from simulator.workload.schedules.grid import render_grid
 from simulator.workload.schedules.one_f_one_b import (
     interleaved,
     interleaved_overlapped,
@@ -24,7 +22,7 @@ def test_interleaved_with_one_stage_on_each_rank_is_1f1b() -> None:
 @pytest.mark.parametrize(
     ("ranks", "microbatches", "group"),
     # Of 120 groups of 16 would leave 8 over, of 17 one, of 18 twelve, of 19 six; of 20 none.
-    [(16, 128, 16), (16, 120, 20), (16, 31, 31), (4, 11, 6), (2, 5, 3)],
+    [(16, 128, 16), (16, 120, 20), (16, 31, 31), (4, 11, 6), (2, 5, 3), (4, 3, 3)],
 )
 def test_groups_of_microbatches_are_the_smallest_without_a_last_one_below_the_ranks(
     ranks: int, microbatches: int, group: int

@@ -2,13 +2,8 @@
 
 import pytest
 
-from simulator.workload.schedules.bidirectional import (
-    dualpipe,
-)
-from simulator.workload.schedules.order import (
-    Chunk,
-    parse_action,
-)
+from simulator.workload.schedules.bidirectional import dualpipe
+from simulator.workload.schedules.order import Chunk, parse_action
 
 
 @pytest.mark.parametrize("text", ["", "0F", "F1", "0X1", "0F1&", "0F1&1B0&2B0", "-1F0"])
