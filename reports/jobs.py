@@ -35,7 +35,7 @@ def _training() -> JobReport:
     def write(run: Run[Any], metrics: Metrics, directory: Path) -> None:
         from reports.training import write_training_run  # pandas: only for a directory
 
-        write_training_run(run.result, metrics, directory)
+        write_training_run(run.result, metrics, directory, events=run.events)
 
     return JobReport(training_run_tables, write)
 

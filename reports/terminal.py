@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hardware_profiles.units import format_bytes, format_seconds, unit_factor
 from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
+from reports.events import events_tables
 from reports.tables import (
     PUBLISHED_COLUMNS,
     beside_cells,
@@ -92,7 +93,13 @@ def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     figures = [row | kinds.get(row["metric"], {}) for row in metrics["published"]]
     published = [published_table(figures)] if figures else []
     apart = [_apart(metrics)] if "waiting" in metrics else []
-    return [_headline(name, metrics), *apart, *published, _budget(metrics)]
+    return [
+        _headline(name, metrics),
+        *apart,
+        *published,
+        _budget(metrics),
+        *events_tables(metrics),
+    ]
 
 
 def _headline(name: str, metrics: Mapping[str, Any]) -> Table:

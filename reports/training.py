@@ -9,13 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reports.events import write_ranks_trace
 from reports.render import REPORTS
 from reports.run_directory import write_run
 from reports.tables import training_tables
+from simulator.execution.machine.group import GroupRun
 from simulator.execution.training import TrainingRun
 
 
-def write_training_run(run: TrainingRun, metrics: Mapping[str, Any], directory: Path) -> None:
+def write_training_run(
+    run: TrainingRun,
+    metrics: Mapping[str, Any],
+    directory: Path,
+    *,
+    events: GroupRun | None = None,
+) -> None:
     """Write scenario, metrics, events and all reports; the directory appears whole or not at all.
 
     events.parquet holds every action of every rank, operators.parquet the operators of each
@@ -29,6 +37,8 @@ def write_training_run(run: TrainingRun, metrics: Mapping[str, Any], directory: 
     def write_reports(draft: Path) -> None:
         for write in REPORTS.values():
             write(tables, draft)
+        if events is not None:
+            write_ranks_trace(events, draft)
 
     write_run(
         directory,

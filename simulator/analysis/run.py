@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from simulator.analysis.profile_replay import Replay
     from simulator.execution.bounds import TpotLimit
     from simulator.execution.collective import CollectiveResult
+    from simulator.execution.machine.group import GroupRun
     from simulator.execution.offload import OffloadStep
     from simulator.execution.serving_run import ServingRun
     from simulator.execution.training import TrainingRun
@@ -57,6 +58,8 @@ class Run(Generic[Result_co]):
     measure: Callable[[bool], Metrics] = field(repr=False)
     """The metrics of the result, with 80 % intervals or without."""
     has_intervals: bool = True
+    events: GroupRun | None = field(default=None, repr=False)
+    """The ranks of a group on contending devices, of a step with fidelity events."""
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -148,7 +151,25 @@ def _training(scenario: Scenario, unfold: bool) -> Run[TrainingRun]:
     from simulator.execution.training_run import simulate_training
 
     result = simulate_training(scenario, traces_in(scenario.file.traces), unfold=unfold)
-    return Run(scenario, result, lambda wide: training_metrics(result, with_intervals=wide))
+    events, measure = _events(scenario, result)
+    return Run(
+        scenario,
+        result,
+        lambda wide: training_metrics(result, with_intervals=wide) | measure(),
+        events=events,
+    )
+
+
+def _events(scenario: Scenario, result: Any) -> tuple[GroupRun | None, Callable[[], Metrics]]:
+    """The step on contending devices, and its metrics; neither of a run on the timeline."""
+    if scenario.file.fidelity == "timeline":
+        return None, dict
+    from simulator.analysis.events_metrics import events_metrics
+    from simulator.execution.machine.training import contending_pair
+
+    group = contending_pair(result)
+    gpu = scenario.cluster.node.gpu
+    return group, lambda: {"events": events_metrics(group, gpu, result.costs)}
 
 
 def _pretraining(scenario: Scenario, _: bool) -> Run[PretrainingRun]:

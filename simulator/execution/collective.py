@@ -176,7 +176,7 @@ def _run_variant(scenario: Scenario, transport: TransportProfile) -> VariantResu
             chains[-1].append(work)
         else:
             chains.append([work])
-    processes = [env.process(_perform(env, network, chain)) for chain in chains]
+    processes = [env.process(perform(env, network, chain)) for chain in chains]
     finished = env.all_of(processes)
     while not finished.triggered and env.peek() < np.inf:
         env.step()
@@ -199,7 +199,7 @@ def _strike_later(
     network.strike(failure)
 
 
-def _perform(
+def perform(
     env: simpy.Environment, network: Network, chain: list[Work]
 ) -> Generator[simpy.Event, Any, None]:
     """Run operations that follow each other, each as often as it says, phase by phase."""

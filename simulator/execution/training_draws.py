@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +35,7 @@ from simulator.execution.training_ranks import (
     Series,
     action_seconds,
     blocks_of,
+    drawn_rows,
     durations,
     group_spans,
     is_kernel,
@@ -43,11 +43,10 @@ from simulator.execution.training_ranks import (
 )
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.prediction import NORMAL_80, Prediction
-from simulator.workload.experts import place_experts, read_popularity, uniform_popularity
 from simulator.workload.layout import Stage
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.order import OVERLAPPED, WEIGHT_GRADIENT
-from simulator.workload.skew import DrawnRows, clock_times, random_gate_sd, slow_machines
+from simulator.workload.skew import clock_times, slow_machines
 from simulator.workload.task_graph import Stream, TaskGraph
 
 Array = NDArray[np.float64]
@@ -336,7 +335,7 @@ class _Drawing:
     def _levels(self) -> tuple[float, float]:
         """Rows over the mean of the least and the busiest rank of a group, in the usual draw."""
         rng = np.random.default_rng([self.seed, 2])
-        shares = self._rows().shares(ranks=self.job.ep, cases=(1,), rng=rng)
+        shares = drawn_rows(self.run, self.priors).shares(ranks=self.job.ep, cases=(1,), rng=rng)
         most = float(np.median(shares.max(axis=0)))
         least = float(np.median(shares.min(axis=0)))
         if not most > 1.0:
@@ -344,43 +343,6 @@ class _Drawing:
         return min(least, 1 - LEAST_CHANGE), max(most, 1 + LEAST_CHANGE)
 
     # -- ranks -------------------------------------------------------------------------------------
-
-    def _rows(self) -> DrawnRows:
-        """How rows are drawn, by the form that the job states."""
-        job, rows, layout = self.job, self.job.skew.rows, self.run.layout
-        model = self.run.scenario.model
-        sd = self.priors["skew.rows_sd"]
-        if rows.form in ("random", "popularity"):
-            top_k = model.num_experts_per_tok
-            gate = random_gate_sd(
-                choices=job.micro_batch_tokens * top_k,
-                top_k=top_k,
-                experts=layout.routed_experts,
-                local=layout.routed_experts // layout.ep,
-            )
-            sd = np.hypot(sd, gate)
-        popularity = placement = None
-        if rows.form == "popularity":
-            placement = place_experts(
-                uniform_popularity(1, layout.routed_experts),
-                gpus=layout.ep,
-                nodes=1,
-                groups=1,
-                redundant=layout.redundant_experts,
-                policy="global",
-            )
-        if rows.file is not None:
-            layers = model.num_hidden_layers - model.first_k_dense_replace
-            popularity = read_popularity(
-                Path(rows.file), layers=layers, experts=layout.routed_experts
-            )
-        return DrawnRows(
-            sd,
-            most=self.priors.get("skew.rows.max_over_mean"),
-            popularity=popularity,
-            zipf_exponent=self.priors.get("skew.rows.zipf_exponent"),
-            placement=placement,
-        )
 
     def _ranks(self) -> Ranks:
         layout, priors = self.run.layout, self.priors
@@ -397,7 +359,7 @@ class _Drawing:
         return Ranks(
             clock=clock.reshape(shape),
             slow=slow.reshape(shape),
-            rows=self._rows(),
+            rows=drawn_rows(self.run, self.priors),
             lasting=self.job.skew.rows.changes != "micro_batch",
             work_sd=priors["skew.work_sd"],
             seed=self.seed,
@@ -479,7 +441,9 @@ class _Drawing:
         rng = np.random.default_rng([self.seed, 6])
         replicas = min(self.run.layout.dp // self.job.ep, MOST_HELD)
         drawn_layers = min(layers, MOST_HELD)
-        shares = self._rows().shares(ranks=self.job.ep, cases=(replicas, drawn_layers), rng=rng)
+        shares = drawn_rows(self.run, self.priors).shares(
+            ranks=self.job.ep, cases=(replicas, drawn_layers), rng=rng
+        )
         # Means of more layers than are drawn vary less, as means of independent ones do.
         beyond = (shares.mean(axis=2) - 1) * np.sqrt(drawn_layers / layers)
         return 1 + beyond.max(axis=(0, 1)), shares.max(axis=(0, 1, 2))

@@ -22,6 +22,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -30,8 +31,10 @@ from numpy.typing import NDArray
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution import timeline
 from simulator.execution.timeline import Times
+from simulator.execution.training import TrainingRun
+from simulator.workload.experts import place_experts, read_popularity, uniform_popularity
 from simulator.workload.layout import Stage
-from simulator.workload.skew import DrawnRows, Single
+from simulator.workload.skew import DrawnRows, Single, random_gate_sd
 from simulator.workload.task_graph import COLLECTIVE_SEGMENTS, TaskGraph, collapsed
 
 Array = NDArray[np.float64]
@@ -240,6 +243,46 @@ class RowsOfLayers:
             for place in self._places
         ]
         return np.stack(each, axis=1)
+
+
+def drawn_rows(run: TrainingRun, priors: Mapping[str, Array]) -> DrawnRows:
+    """How the rows of ranks are drawn, by the form that the job states.
+
+    Args:
+        priors: {path below `training` of a prior: [draws] values}.
+    """
+    job, rows, layout = run.job, run.job.skew.rows, run.layout
+    model = run.scenario.model
+    sd = priors["skew.rows_sd"]
+    if rows.form in ("random", "popularity"):
+        top_k = model.num_experts_per_tok
+        gate = random_gate_sd(
+            choices=job.micro_batch_tokens * top_k,
+            top_k=top_k,
+            experts=layout.routed_experts,
+            local=layout.routed_experts // layout.ep,
+        )
+        sd = np.hypot(sd, gate)
+    popularity = placement = None
+    if rows.form == "popularity":
+        placement = place_experts(
+            uniform_popularity(1, layout.routed_experts),
+            gpus=layout.ep,
+            nodes=1,
+            groups=1,
+            redundant=layout.redundant_experts,
+            policy="global",
+        )
+    if rows.file is not None:
+        layers = model.num_hidden_layers - model.first_k_dense_replace
+        popularity = read_popularity(Path(rows.file), layers=layers, experts=layout.routed_experts)
+    return DrawnRows(
+        sd,
+        most=priors.get("skew.rows.max_over_mean"),
+        popularity=popularity,
+        zipf_exponent=priors.get("skew.rows.zipf_exponent"),
+        placement=placement,
+    )
 
 
 def _rng(seed: int, *what: object) -> np.random.Generator:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import yaml
 from pydantic import Field, NonNegativeInt
@@ -45,6 +45,7 @@ from simulator.scenario.changes import (
     shown,
 )
 from simulator.scenario.collective import CollectiveJob
+from simulator.scenario.events import EventsInputs
 from simulator.scenario.fleet import FleetJob
 from simulator.scenario.pretraining import PretrainingJob
 from simulator.scenario.published import PublishedFigure
@@ -77,6 +78,10 @@ class ScenarioFile(Profile):
     vary: dict[str, Any] = Field(default_factory=dict)
     """Of a collective: {field of the scenario: values that it takes in turn}, nested as fields."""
     analysis: AnalysisInputs = AnalysisInputs()
+    fidelity: Literal["timeline", "events"] = "timeline"
+    """Of a training or serving step: durations known beforehand, or devices that contend."""
+    events: EventsInputs = EventsInputs()
+    """Of a step with fidelity events."""
 
 
 NAMED = ("model", "cluster", "gpu", "calibration")
@@ -262,6 +267,13 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
     for field, job in (("analysis", "fleet"), ("vary", "collective")):
         if raw.get(field) and jobs != [job]:
             raise ValueError(f"{where}: {field}: allowed with a {job} job only, not {jobs[0]}")
+    if file.fidelity == "events" and jobs[0] not in ("training", "serving_step"):
+        raise ValueError(
+            f"{where}: fidelity: events: a {jobs[0]} job runs in one way only; allowed with it: "
+            "timeline"
+        )
+    if file.events != EventsInputs() and file.fidelity != "events":
+        raise ValueError(f"{where}: events: allowed with fidelity: events, not {file.fidelity}")
     model, cluster, gpu, calibration = (raw.get(root) for root in NAMED)
     if gpu is not None and jobs[0] != "replay":
         raise ValueError(f"{where}: gpu: a {jobs[0]} job runs on cluster.node.gpu; set that")
@@ -386,11 +398,13 @@ def _without_figures_of(own: Scenario, scenario: Scenario, changed: Sequence[str
     # The trace that synthetic requests stand for, and they, are one source of requests.
     published = isinstance(job, FleetJob) and job.requests.as_published
     same = ("file", "format") if published else ()
+    # How a step is run is no input of it.
+    way = ("fidelity", "events.")
     apart = {f"fleet.requests.{name}" for name in same}
     # What a published run was stays what it was: a run of ideal ranks says what those would take.
     ideal = isinstance(job, TrainingJob | ServingStepJob) and job.skew.is_none
     skew = f"{scenario.job_name}.skew." if ideal else "none of these"
-    inputs = [path for path in changed if path not in apart and not path.startswith(skew)]
+    inputs = [path for path in changed if path not in apart and not path.startswith((skew, *way))]
     left_out: list[str] = []
     because: list[str] = []
 

@@ -38,6 +38,8 @@ class KernelLaunch:
     hbm_bytes: Bytes
     cta_seconds: Seconds = 0.0
     """Of one of many short CTAs, after which an SM can go to a kernel of higher priority."""
+    beside_transfer: float = 1.0
+    """Time over that alone while a transfer moves bytes, beyond what SMs and HBM explain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,12 +273,14 @@ class Gpu:
             alone = alone if capacity is None else min(alone, capacity)
             wanted.append(alone * resident.held / resident.launch.sms)
         left = None if capacity is None else max(capacity - drawn, 0.0)
+        moving = drawn > 0
         given = wanted if left is None else fair_shares(wanted, left)
         self._over = left is not None and sum(wanted) > left * (1 + ROUNDING)
         self._rate = drawn + sum(given)
         for resident, want, have in zip(running, wanted, given, strict=True):
             assert resident.launch is not None
             share = have / want if want else 1.0
+            share = share / resident.launch.beside_transfer if moving else share
             for wave in resident.waves:
                 wave.speed = share * (wave.sms / resident.launch.sms if resident.refills else 1.0)
 

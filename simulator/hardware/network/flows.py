@@ -11,8 +11,9 @@ is then handed to others only at the last one's, so that times are at most ``win
 never early, and bytes are exact. Zero is exact.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +93,10 @@ def make_flows(
     return Flows(source, destination, *full, rdma=rdma)
 
 
+Arrived: TypeAlias = Callable[["FlowBatch", Integers, Floats], None]
+"""(batch, rows that are sent completely, when the last byte of each arrives, at the soonest now)"""
+
+
 @dataclass(slots=True)
 class FlowBatch:
     """A batch of flows under way; the value of the event that ``Network.transfer`` returns."""
@@ -104,6 +109,8 @@ class FlowBatch:
     done: simpy.Event = field(repr=False)
     waiting: int = 0
     """Rows not yet sent completely."""
+    arrived: Arrived | None = field(default=None, repr=False)
+    """Told of rows as they are sent completely."""
 
     @property
     def seconds(self) -> float:
@@ -166,10 +173,13 @@ class Network:
 
     # --- what callers use
 
-    def transfer(self, flows: Flows, *, priority: int = 0) -> simpy.Event:
+    def transfer(
+        self, flows: Flows, *, priority: int = 0, arrived: Arrived | None = None
+    ) -> simpy.Event:
         """Start ``flows`` now; the event fires with the ``FlowBatch`` when the last byte is there.
 
         Higher ``priority`` is a traffic class served first: lower ones share what it leaves.
+        ``arrived`` is told of rows as they are sent completely.
         Raises ValueError where the fabric, as it is now, does not join a source to a destination.
         """
         transfer = FlowBatch(
@@ -179,6 +189,7 @@ class Network:
             priority=priority,
             done=self.env.event(),
             waiting=len(flows),
+            arrived=arrived,
         )
         if not len(flows):
             transfer.done.succeed(transfer)
@@ -501,6 +512,8 @@ class Network:
         else:
             transfer.finish[rows] = times
         transfer.waiting -= len(rows)
+        if transfer.arrived is not None:
+            transfer.arrived(transfer, rows, times)
         if not transfer.waiting:
             self._fire(transfer, float(transfer.finish.max()) - self.env.now)
 

@@ -1,0 +1,119 @@
+"""Show a step on contending devices: tables for the terminal, and a trace of all ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hardware_profiles.units import format_seconds, unit_factor
+from simulator.execution.machine.group import GroupRun
+from simulator.workload.task_graph import Stream
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TRACE_FILE = "ranks_trace.json"
+_MICROSECOND = unit_factor("us", "time")
+
+
+def events_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """Ratios that come out beside the measured ones, and the run beside the timeline; none of a run
+    on the timeline."""
+    events = metrics.get("events")
+    if events is None:
+        return []
+    from rich.table import Table
+
+    ratios = Table(title="events: time beside what contends over time alone", title_justify="left")
+    for column in ("", "simulated", "from", "to", "measured", "unexplained", "kernels"):
+        ratios.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for row in events["beside"]:
+        measured, left = row["measured"], row["unexplained"]
+        ratios.add_row(
+            row["effect"],
+            f"{row['ratio']:.3f}",
+            f"{row['low']:.3f}",
+            f"{row['high']:.3f}",
+            "" if measured is None else f"{measured:.3f}",
+            "" if left is None else f"x {left:.3f}",
+            str(row["kernels"]),
+        )
+    sources = {row["source"] for row in events["beside"] if row["source"]}
+    ratios.caption, ratios.caption_justify = "\n".join(sorted(sources)), "left"
+    return [ratios, _beside_timeline(events)]
+
+
+def _beside_timeline(events: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+
+    what = f"events: {events['of']} on {events['ranks']} ranks"
+    table = Table(title=what, title_justify="left")
+    for column in ("", "events", "timeline, same ranks"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    table.add_row(
+        "end of the last rank",
+        format_seconds(events["span_s"]),
+        format_seconds(events["timeline_span_s"]),
+    )
+    names = {
+        "exposed_communication_s": "exposed communication, mean of ranks",
+        "for_ranks_s": "waiting for other ranks, mean of ranks",
+        "before_a_collective_s": "waiting before a transfer, mean",
+    }
+    for name, label in names.items():
+        here, there = events["waiting"][name], events["timeline_waiting"][name]
+        table.add_row(label, format_seconds(here), format_seconds(there))
+    devices = events["devices"]
+    table.add_row("SMs in use", f"{devices['sm_share']:.1%}", "")
+    table.add_row("a kernel lacks SMs", format_seconds(devices["sm_starved_s"]), "")
+    table.add_row("HBM in use", f"{devices['hbm_share']:.1%}", "")
+    table.add_row("HBM over-subscribed", format_seconds(devices["hbm_oversubscribed_s"]), "")
+    if "busiest_link" in devices:
+        share = f"{devices['busiest_link_share']:.1%}"
+        table.add_row(f"busiest link, {devices['busiest_link']}", share, "")
+    for channel, span in events["without"].items():
+        table.add_row(f"end without {channel}", format_seconds(span), "")
+    table.caption = f"{events['events']} events, {events['solves']} solves of the network"
+    table.caption_justify = "left"
+    return table
+
+
+def write_ranks_trace(group: GroupRun, directory: Path) -> None:
+    """Write the trace of all ranks for Perfetto, with counters of SMs, HBM and links."""
+    trace = {"displayTimeUnit": "ms", "traceEvents": list(rank_events(group))}
+    text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
+    (directory / TRACE_FILE).write_text(text, encoding="utf-8")
+
+
+def rank_events(group: GroupRun) -> Iterator[dict[str, Any]]:
+    """A process per rank with a track per stream, waiting before a transfer apart, and counters."""
+    log = group.machine.log
+    operators, streams = log.graph.task_operators(), list(Stream)
+    for rank, gpu in enumerate(group.machine.gpus):
+        yield {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}"}}
+        for thread, stream in enumerate(streams):
+            of_stream = {"name": stream.value}
+            yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": thread, "args": of_stream}
+        for place, task in enumerate(log.graph.tasks):
+            thread, name = streams.index(task.stream), operators[place].name
+            ready, start, end = (
+                round(float(times[place, rank]) / _MICROSECOND, 3)
+                for times in (log.ready_s, log.start_s, log.end_s)
+            )
+            spans = [("waiting for ranks", ready, start)] if start > ready else []
+            for label, first, last in (*spans, (name, start, end)):
+                yield {
+                    "ph": "X", "pid": rank, "tid": thread, "name": label, "ts": first,
+                    "dur": round(last - first, 3),
+                }  # fmt: skip
+        for at, sms, rate in gpu.history:
+            ts = round(float(at) / _MICROSECOND, 3)
+            for counter, value in (("SMs in use", sms), ("HBM bytes/s", float(rate))):
+                yield {"ph": "C", "pid": rank, "name": counter, "ts": ts, "args": {"value": value}}
+    for link, at, rate in group.machine.link_rates:
+        yield {
+            "ph": "C", "pid": len(group.machine.gpus), "name": f"{link} bytes/s",
+            "ts": round(at / _MICROSECOND, 3), "args": {"value": rate},
+        }  # fmt: skip

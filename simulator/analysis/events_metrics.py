@@ -1,0 +1,141 @@
+"""What a step on contending devices says, beside what the timeline assumes and what was measured.
+
+No figure here is an input of the run: ratios measured in the public trace of one rank of a training
+pair on H800 (deepseek-ai/profile-data, train.json) stand beside those that come out, and what is
+left between the two is printed as unexplained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hardware_profiles.schema import GpuProfile
+from simulator.execution import timeline
+from simulator.execution.machine.gpu import GpuLimits
+from simulator.execution.machine.group import Effect, GroupRun
+from simulator.execution.machine.launches import hbm_rate
+from simulator.execution.timeline import waiting
+from simulator.hardware.costs import KernelCostModel
+
+
+class MeasuredRatio(NamedTuple):
+    """Time beside a transfer over that alone, or of a transfer beside compute over that alone."""
+
+    ratio: float
+    source: str
+
+
+_TRACE = "public trace of a training pair on H800"
+MEASURED_BESIDE: Mapping[Effect, MeasuredRatio] = {
+    Effect.GEMM: MeasuredRatio(1.045, f"{_TRACE}: FP8 on 112 CTAs, +3 to +7 %, median"),
+    Effect.MEMORY_BOUND: MeasuredRatio(1.15, f"{_TRACE}: many CTAs, +6 to +20 %, median"),
+    Effect.NORM: MeasuredRatio(1.65, f"{_TRACE}: grids of 3 x 132 CTAs, +63 to +69 %"),
+    Effect.CAST: MeasuredRatio(6.5, f"{_TRACE}: 52 us, and 334 to 349 us under a GEMM"),
+    Effect.DISPATCH_FORWARD: MeasuredRatio(1.84, f"{_TRACE}, over DeepEP alone; skew inside"),
+    Effect.DISPATCH_GRADIENT: MeasuredRatio(1.44, f"{_TRACE}, over DeepEP alone; skew inside"),
+    Effect.COMBINE_FORWARD: MeasuredRatio(1.29, f"{_TRACE}, over DeepEP alone; skew inside"),
+    Effect.COMBINE_GRADIENT: MeasuredRatio(1.37, f"{_TRACE}, over DeepEP alone; skew inside"),
+}
+
+_TIMELINE_FIELDS = {
+    "overlap.gemm": (Effect.GEMM,),
+    "overlap.attention": (Effect.ATTENTION,),
+    "overlap.memory_bound": (Effect.MEMORY_BOUND, Effect.NORM),
+    "all_to_all.beside_compute.dispatch": (Effect.DISPATCH_FORWARD, Effect.DISPATCH_GRADIENT),
+    "all_to_all.beside_compute.combine": (Effect.COMBINE_FORWARD, Effect.COMBINE_GRADIENT),
+    "all_to_all.without_waiting.dispatch": (Effect.DISPATCH_FORWARD, Effect.DISPATCH_GRADIENT),
+    "all_to_all.without_waiting.combine": (Effect.COMBINE_FORWARD, Effect.COMBINE_GRADIENT),
+}
+"""{field of a calibration: effects whose mean ratio it takes}"""
+
+
+def events_metrics(group: GroupRun, gpu: GpuProfile, costs: KernelCostModel) -> dict[str, Any]:
+    """Everything that a run prints of its ranks; SI units."""
+    limits = GpuLimits(gpu.sms, hbm_rate(gpu, costs))
+    log = group.machine.log
+    return {
+        "of": group.name,
+        "ranks": log.end_s.shape[1],
+        "contention": list(group.channels),
+        "span_s": group.span_s,
+        "timeline_span_s": group.timeline.span_s,
+        "events": group.machine.events,
+        "solves": 0 if group.machine.network is None else group.machine.network.solves,
+        "beside": _classes(group),
+        "waiting": _waiting(log),
+        "timeline_waiting": _waiting(group.timeline),
+        "devices": _devices(group, limits),
+        "without": dict(group.without),
+        "timeline_inputs": timeline_inputs(group),
+    }
+
+
+def _classes(group: GroupRun) -> list[dict[str, Any]]:
+    """Ratios that come out, by effect, the measured ones, and what is left between them."""
+    rows = []
+    for effect, ratios in group.ratios().items():
+        measured, median = MEASURED_BESIDE.get(effect), float(np.median(ratios))
+        rows.append(
+            {
+                "effect": effect.value,
+                "ratio": median,
+                "low": float(ratios.min()),
+                "high": float(ratios.max()),
+                "kernels": len(ratios),
+                "measured": None if measured is None else measured.ratio,
+                "unexplained": None if measured is None else measured.ratio / median,
+                "source": None if measured is None else measured.source,
+            }
+        )
+    return rows
+
+
+def _waiting(log: timeline.Log) -> dict[str, Any]:
+    """Seconds, mean over ranks, and before each collective."""
+    found = waiting(log)
+    meets = [place for place, task in enumerate(log.graph.tasks) if task.collective]
+    before = (log.start_s - log.ready_s)[meets]
+    ranks = log.end_s.shape[1:]
+    return {
+        "exposed_communication_s": float(np.mean(found.exposed_communication_s)),
+        "for_ranks_s": float(np.mean(found.ranks_s)),
+        "before_a_collective_s": float(before.mean()) if before.size else 0.0,
+        "by_rank_s": np.sort(before.sum(axis=0).ravel()).tolist() if ranks else [],
+    }
+
+
+def _devices(group: GroupRun, limits: GpuLimits) -> dict[str, Any]:
+    """Use of SMs, HBM and links over the run."""
+    uses, span = [gpu.use for gpu in group.machine.gpus], group.span_s
+    sms = span * (limits.sms or 1)
+    hbm = span * (limits.hbm or np.inf)
+    found: dict[str, Any] = {
+        "sm_share": float(np.mean([use.sm_seconds for use in uses]) / sms) if sms else 0.0,
+        "sm_starved_s": float(np.mean([use.starved_s for use in uses])),
+        "hbm_share": float(np.mean([use.hbm_bytes for use in uses]) / hbm) if hbm else 0.0,
+        "hbm_oversubscribed_s": float(np.mean([use.oversubscribed_s for use in uses])),
+    }
+    network = group.machine.network
+    if network is not None and span:
+        use = network.link_bytes() / np.maximum(network.fabric.capacity * span, 1e-300)
+        busiest = int(use.argmax())
+        found |= {
+            "busiest_link": network.fabric.resource_name(busiest),
+            "busiest_link_share": float(use[busiest]),
+        }
+    return found
+
+
+def timeline_inputs(group: GroupRun) -> dict[str, float]:
+    """{path: value} of the ratios that the timeline takes as inputs, as they come out here."""
+    ratios = group.ratios()
+    found: dict[str, float] = {}
+    for path, effects in _TIMELINE_FIELDS.items():
+        values = [ratios[effect] for effect in effects if effect in ratios]
+        if values:
+            mean = float(np.concatenate(values).mean())
+            found |= {f"calibration.{path}.{end}": mean for end in ("value", "low", "high")}
+    return found

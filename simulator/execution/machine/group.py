@@ -1,0 +1,137 @@
+"""What came of a graph on ranks that contend, beside the same ranks on the timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.units import Seconds
+from reference_model.trace import ALL_TO_ALL_KINDS, Operator
+from simulator.execution import timeline
+from simulator.execution.machine.launches import ONE_WAVE, is_product
+from simulator.execution.machine.ranks import MachineLog
+from simulator.hardware.kernels.roofline import is_tensor
+from simulator.scenario.events import Channel
+from simulator.workload.task_graph import COLLECTIVE_SEGMENTS, Stream, Task, TaskGraph
+
+Array = NDArray[np.float64]
+
+BESIDE = 0.9
+"""Least share of a kernel's time with a transfer of its rank, to count as beside it."""
+
+
+class Effect(StrEnum):
+    """Kernels and transfers that slow each other in the same way."""
+
+    GEMM = "GEMM"
+    ATTENTION = "attention core"
+    NORM = "norm"
+    MEMORY_BOUND = "memory-bound"
+    CAST = "cast on the communication stream"
+    DISPATCH_FORWARD = "dispatch, forward"
+    DISPATCH_GRADIENT = "dispatch, gradient"
+    COMBINE_FORWARD = "combine, forward"
+    COMBINE_GRADIENT = "combine, gradient"
+
+
+_TRANSFERS = {
+    ("dispatch", True): Effect.DISPATCH_FORWARD,
+    ("dispatch", False): Effect.DISPATCH_GRADIENT,
+    ("combine", True): Effect.COMBINE_FORWARD,
+    ("combine", False): Effect.COMBINE_GRADIENT,
+}
+"""{(kind, whether it is of a forward pass): its effect}"""
+
+
+def effect_of(task: Task, operator: Operator) -> Effect | None:
+    """Which of them a task is; None of what only counts tokens, and of collectives."""
+    kind = operator.kind
+    if kind in ALL_TO_ALL_KINDS:
+        return _TRANSFERS[kind, operator.phase not in ("input_grad", "weight_grad")]
+    if kind == "dispatch_layout" or operator.segment in COLLECTIVE_SEGMENTS:
+        return None
+    if task.stream is Stream.COMMUNICATION:
+        return Effect.CAST
+    if is_tensor(kind):
+        return Effect.GEMM if is_product(kind) else Effect.ATTENTION
+    return Effect.NORM if kind in ONE_WAVE else Effect.MEMORY_BOUND
+
+
+@dataclass(frozen=True, slots=True)
+class RankFactors:
+    """What a rank's tasks take over those of the mean rank; arrays [tasks, ranks]."""
+
+    work: Array
+    """For its rows and its attention work, to which bytes go as well."""
+    speed: Array
+    """For its clock and its machine."""
+    rows: Array
+    """[layers of the graph, ranks], rows over their mean."""
+
+
+def alike(graph: TaskGraph, *, ranks: int) -> RankFactors:
+    """Ranks that do not differ."""
+    same = np.ones((len(graph.tasks), ranks))
+    return RankFactors(same, same, np.ones((len(graph.layers), ranks)))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRun:
+    """A graph on the ranks of a group, and the same on the timeline."""
+
+    name: str
+    machine: MachineLog
+    alone_s: Array
+    """[tasks, ranks], kernels with nothing beside them on their rank; transfers between ranks that
+    are alike, without what comes before the first byte."""
+    before_s: Array
+    """[tasks], what comes before the first byte of a transfer, once all ranks are there."""
+    timeline: timeline.Log
+    """The same ranks with the timeline's prices."""
+    channels: tuple[Channel, ...]
+    without: Mapping[Channel, Seconds] = field(default_factory=dict)
+    """{channel: the end of the last rank without it}, where it was asked for."""
+
+    @property
+    def span_s(self) -> Seconds:
+        """The end of the last rank."""
+        return self.machine.log.span_s
+
+    def ratios(self) -> dict[Effect, Array]:
+        """{effect: time over that alone of each kernel and rank} of kernels beside a transfer, and
+        of transfers."""
+        log = self.machine.log
+        took = log.end_s - log.start_s - self.before_s[:, None]
+        operators = log.graph.task_operators()
+        exchanges = [
+            place for place, operator in enumerate(operators) if operator.kind in ALL_TO_ALL_KINDS
+        ]
+        beside = self._beside(exchanges)
+        found: dict[Effect, list[Array]] = {}
+        for place, (task, operator) in enumerate(zip(log.graph.tasks, operators, strict=True)):
+            effect = effect_of(task, operator)
+            if effect is None:
+                continue
+            chosen = self.alone_s[place] > 0
+            if task.stream is Stream.COMPUTE:
+                chosen &= beside[place] >= BESIDE
+            if chosen.any():
+                ratio = took[place, chosen] / self.alone_s[place, chosen]
+                found.setdefault(effect, []).append(ratio)
+        return {effect: np.concatenate(found[effect]) for effect in Effect if effect in found}
+
+    def _beside(self, exchanges: list[int]) -> Array:
+        """[tasks, ranks], share of each task's time in which its rank's transfer holds SMs."""
+        log = self.machine.log
+        shares = np.zeros(log.end_s.shape)
+        length = np.maximum(log.end_s - log.start_s, np.finfo(float).tiny)
+        for place in exchanges:
+            overlap = np.minimum(log.end_s, log.end_s[place]) - np.maximum(
+                log.start_s, log.ready_s[place]
+            )
+            shares += np.maximum(overlap, 0.0) / length
+        return shares

@@ -1,0 +1,40 @@
+"""How a step runs as events, on devices that contend."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BeforeValidator, Field
+
+from hardware_profiles.fields import Profile
+from simulator.scenario.collective import Operation
+
+Channel = Literal["sms", "hbm", "nvlink", "nic", "links", "skew"]
+"""What ranks, kernels and transfers contend for, or differ in."""
+
+CHANNELS: tuple[Channel, ...] = get_args(Channel)
+
+
+def _channels(given: object) -> object:
+    """YAML reads a bare `off` or `on` as a truth value."""
+    words = {False: (), "off": (), True: CHANNELS, "on": CHANNELS}
+    return words.get(given, given) if isinstance(given, bool | str) else given
+
+
+class EventsInputs(Profile):
+    """What a step with `fidelity: events` runs with."""
+
+    contention: Annotated[tuple[Channel, ...], BeforeValidator(_channels)] = CHANNELS
+    """What contends: on, off, or a list of channels. Off: kernels and transfers take the timeline's
+    times, on ranks that are alike."""
+    ablation: bool = False
+    """Whether to run once more for each channel, without it."""
+    window: Annotated[float, Field(ge=0, le=0.05)] = 0.002
+    """Completions of flows closer than this share of the shortest transfer are one instant, so that
+    each is at most so much late; 0 is exact."""
+    l2_and_power: Literal["none", "measured"] = "none"
+    """Slow-down of tensor-core kernels beside a transfer that no device here explains: none, or the
+    ratio that the calibration's rows hold."""
+    beside: tuple[Operation, ...] = ()
+    """Traffic of other jobs on the same fabric while the ranks run."""
+    failures: tuple[str, ...] = ()
+    """What fails or becomes slow while they run: nic:node3/nic1@40ms,
+    slow:node3/nic1/up=0.5@40ms."""
