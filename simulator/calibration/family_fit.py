@@ -54,7 +54,9 @@ LEAST_ROWS = 5
 LEAST_ROWS_FOR_LENGTHS = 16
 """Fewer say too little of how far a family's rows differ over each feature."""
 SEARCHED_ROWS = 300
-"""Rows that lengths are chosen on, drawn at random; all others take part in predicting them."""
+"""Rows that lengths are chosen on, drawn at random."""
+SEARCHED_AMONG = 8192
+"""Rows that take part in predicting those: all, or of more so many at random."""
 JUDGED_ROWS = 4000
 """Rows that are left out and judged; of more, so many at random."""
 STEPS = (1.2, 0.6)
@@ -192,18 +194,20 @@ def fit_rows(
     )
     if len(table) < LEAST_ROWS_FOR_LENGTHS or len(np.unique(groups)) == 1:
         return fit, table
-    fit = _with_lengths(table, groups, fit)
+    among = _some(len(table), SEARCHED_AMONG)
+    searched, groups = table.take(among), groups[among]
+    fit = _with_lengths(searched, groups, fit)
     if family[0] not in TILED or len(table) < LEAST_ROWS_FOR_TILES:
         return fit, table
-    least = CLEARLY_BETTER * _score(table, groups, fit)
+    least = CLEARLY_BETTER * _score(searched, groups, fit)
     for candidate in OTHER_TILES:
-        rival = with_tiles(table, gpu, candidate)
+        rival = with_tiles(searched, gpu, candidate)
         error = _score(rival, groups, fit)
         if error < least:
-            table, least, fit = rival, error, fit.model_copy(update={"tiles": candidate})
-    if fit.tiles is not None:
-        fit = _with_lengths(table, groups, fit)
-    return fit, table
+            searched, least, fit = rival, error, fit.model_copy(update={"tiles": candidate})
+    if fit.tiles is None:
+        return fit, table
+    return _with_lengths(searched, groups, fit), with_tiles(table, gpu, fit.tiles)
 
 
 def _with_lengths(table: Rows, groups: Index, fit: FitProfile) -> FitProfile:
@@ -243,13 +247,10 @@ def _with_lengths(table: Rows, groups: Index, fit: FitProfile) -> FitProfile:
 
 def _score(table: Rows, groups: Index, fit: FitProfile) -> float:
     """Mean absolute log error of rows left out alone and with their group, outliers clipped."""
-    both = (_held_out(table, out, fit, SEARCHED_ROWS)[0] for out in (np.arange(len(table)), groups))
-    return float(np.mean([np.minimum(np.abs(errors), CLIPPED).mean() for errors in both]))
-
-
-def _held_out(table: Rows, groups: Index, fit: FitProfile, most: int) -> tuple[Array, Array]:
-    """Log errors of some rows without those of their group, and the model's deviation."""
-    return _process(table, fit).held_out(groups, _some(len(table), most))
+    both = _process(table, fit).held_out(
+        np.arange(len(table)), groups, chosen=_some(len(table), SEARCHED_ROWS)
+    )
+    return float(np.mean([np.minimum(np.abs(errors), CLIPPED).mean() for errors, _ in both]))
 
 
 def _process(table: Rows, fit: FitProfile) -> Process:
@@ -283,16 +284,15 @@ def _judged(
     fit: FitProfile,
 ) -> tuple[FitProfile, list[HeldOutRow]]:
     judged = _some(len(table), JUDGED_ROWS)
-    errors, deviation = _held_out(table, np.arange(len(table)), fit, JUDGED_ROWS)
+    asked = [np.arange(len(table)), *([groups] if groups.max() > 0 else [])]
+    (errors, deviation), *regions = _process(table, fit).held_out(*asked, chosen=judged)
     edge = at_edge(table)[judged]
     predicted = np.exp(table.log_seconds[judged] - errors)
     held_out = [
         HeldOutRow(rows[place], float(seconds), bool(outside))
         for place, seconds, outside in zip(judged, predicted, edge, strict=True)
     ]
-    left, left_deviation = np.empty(0), np.empty(0)
-    if groups.max() > 0:
-        left, left_deviation = _held_out(table, groups, fit, JUDGED_ROWS)
+    left, left_deviation = regions[0] if regions else (np.empty(0), np.empty(0))
     sizes = dict(zip(table.batch.names, table.batch.sizes.T, strict=True))
     varying = {name for name, values in sizes.items() if values.min() < values.max()}
     if table.sms.min() < table.sms.max():
@@ -323,7 +323,8 @@ def _width_at_ends(table: Rows, fit: FitProfile) -> float | None:
     places = places[_some(len(places), JUDGED_ROWS)]
     if not len(places):
         return None
-    return held_out_width(*_process(table, fit).held_out(ends, places))
+    ((errors, deviation),) = _process(table, fit).held_out(ends, chosen=places)
+    return held_out_width(errors, deviation)
 
 
 def held_out_width(errors: Array, deviation: Array) -> float | None:

@@ -191,9 +191,9 @@ def _errors_of(
         table = with_tiles(table, profile, fit.tiles)
     process = process_of(table, table.log_seconds - table.ideal.log_seconds, fit)
     some = _some(learned)
-    width = held_out_width(*process.held_out(groups, some))
+    width = held_out_width(*process.held_out(groups, chosen=some)[0])
     judged = _some(np.flatnonzero(groups % 2 == 1))
-    errors, deviation = process.held_out(groups, judged)
+    ((errors, deviation),) = process.held_out(groups, chosen=judged)
     name = f"{family[0]} {family[1]} -> {family[2]}"
     scales = held_out_scales(process, table, some)
     rng = np.random.default_rng(2)
@@ -212,7 +212,7 @@ def _errors_of(
         )
 
     alone = judged[_first_of(groups[judged], rng)]
-    errors_alone, deviation_alone = process.held_out(np.arange(len(table)), alone)
+    ((errors_alone, deviation_alone),) = process.held_out(np.arange(len(table)), chosen=alone)
     every = np.arange(len(alone))
     reach = reach_of(table, np.arange(len(table)), alone)
     yield told("a row", len(alone), errors_alone, deviation_alone, every, reach)

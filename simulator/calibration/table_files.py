@@ -100,7 +100,8 @@ def read_columns(path: Path, *, every: int = 1) -> Columns:
         # pandas' parser errors are ValueErrors, some over several lines.
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not a CSV table: {reason}") from None
-    frame = frame.iloc[::every]
+    if every > 1:
+        frame = frame.iloc[::every].copy()  # lets go of the lines that are not read
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(f"{path}: not a CSV table: lines have more cells than the header")
     with path.open(encoding="utf-8-sig", newline="") as text:

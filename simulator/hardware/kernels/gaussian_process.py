@@ -17,7 +17,7 @@ nearest rows alone: Vecchia 1988.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,9 @@ DEFAULT_LENGTH, DEFAULT_NOISE = 4.0, 0.03
 to find their own."""
 LEAST_SECONDS = 1e-12
 CHUNK = 512
-"""Predictions made at once: bounds memory."""
+"""Predictions made at once, unless rows are so many that these would have over MOST_DISTANCES."""
+MOST_DISTANCES = 2**21
+"""Of predictions to rows, held at once: bounds memory."""
 FAR = 1e12
 """Squared distance of rows that are left out."""
 
@@ -106,17 +108,21 @@ class Process:
         places = features / self._lengths
         if not widths:
             return self._means(places[:, self._varies]), np.zeros(len(features))
-        mean, deviation = self._predict(places[:, self._varies], None)
+        ((mean, deviation),) = self._predict(places[:, self._varies], [None])
         beyond = places[:, ~self._varies] - self._first[~self._varies]
         apart = 2.0 * (1.0 - _matern((beyond**2).sum(axis=1)))
         return mean, np.sqrt(deviation**2 + apart)
 
     def _means(self, places: Array) -> Array:
         means = np.empty(len(places))
-        for start in range(0, len(places), CHUNK):
-            some = slice(start, start + CHUNK)
+        for some in self._chunks(len(places)):
             means[some] = self._means_of(places[some])
         return means + self._typical
+
+    def _chunks(self, count: int) -> Iterator[slice]:
+        """Slices of so many places, each few enough for the memory."""
+        size = max(1, min(CHUNK, MOST_DISTANCES // len(self)))
+        return (slice(start, start + size) for start in range(0, count, size))
 
     def _means_of(self, places: Array) -> Array:
         squared = _squared_distances(places, self._places)
@@ -140,32 +146,38 @@ class Process:
         covariance[:, diagonal, diagonal] += self._noise
         return np.linalg.solve(covariance, self._ratios[nearest][..., None])[..., 0]
 
-    def held_out(self, groups: Index, chosen: Index | None = None) -> tuple[Array, Array]:
+    def held_out(self, *groupings: Index, chosen: Index | None = None) -> list[tuple[Array, Array]]:
         """Log measured minus log predicted of rows without those of their group, and deviations.
 
         Args:
-            groups: [rows] number of each row's group.
+            groupings: of each question, [rows] number of each row's group.
             chosen: rows to judge; all where not given.
+
+        Returns one pair for each grouping.
         """
         rows = np.arange(len(self)) if chosen is None else chosen
-        mean, deviation = self._predict(self._places[rows], (groups, groups[rows]))
-        return self._ratios[rows] + self._typical - mean, deviation
+        asked = [(groups, groups[rows]) for groups in groupings]
+        return [
+            (self._ratios[rows] + self._typical - mean, deviation)
+            for mean, deviation in self._predict(self._places[rows], asked)
+        ]
 
-    def _predict(self, places: Array, left_out: tuple[Index, Index] | None) -> tuple[Array, Array]:
-        """Args:
-        left_out: groups of all rows, and the group that each place does without.
-        """
-        mean, variance = np.empty(len(places)), np.empty(len(places))
-        for start in range(0, len(places), CHUNK):
-            some = slice(start, start + CHUNK)
-            out = None if left_out is None else left_out[1][some, None] == left_out[0]
-            mean[some], variance[some] = self._from_nearest(places[some], out)
-        return mean + self._typical, np.sqrt(variance + self._noise)
+    def _predict(
+        self, places: Array, left_out: Sequence[tuple[Index, Index] | None]
+    ) -> list[tuple[Array, Array]]:
+        """Mean and deviation at some places, once for each entry of `left_out`: None, or groups of
+        all rows and the group that each place does without."""
+        found = np.empty((len(left_out), 2, len(places)))
+        for some in self._chunks(len(places)):
+            squared = _squared_distances(places[some], self._places)
+            for number, groups in enumerate(left_out):
+                out = None if groups is None else groups[1][some, None] == groups[0]
+                found[number, :, some] = self._from_nearest(squared, out)
+        return [(mean + self._typical, np.sqrt(left + self._noise)) for mean, left in found]
 
-    def _from_nearest(self, places: Array, out: NDArray[np.bool_] | None) -> tuple[Array, Array]:
-        squared = _squared_distances(places, self._places)
+    def _from_nearest(self, squared: Array, out: NDArray[np.bool_] | None) -> tuple[Array, Array]:
         if out is not None:
-            squared[out] = FAR
+            squared = np.where(out, FAR, squared)
         if len(self) <= NEAREST and out is None:
             covariance = _matern(_squared_distances(self._places, self._places))
             covariance[np.diag_indices(len(self))] += self._noise

@@ -355,7 +355,7 @@ def held_out_scales(process: Process, rows: Rows, some: Index | None = None) -> 
         if len(chosen) < ENOUGH_RESIDUALS or len(np.unique(groups)) == 1:
             found.append(None)
             continue
-        errors, deviation = process.held_out(groups, chosen)
+        ((errors, deviation),) = process.held_out(groups, chosen=chosen)
         found.append(float(np.quantile(np.abs(errors) / deviation, QUANTILE)))
     return found[0], found[1], found[2]
 

@@ -4,6 +4,7 @@ import pytest
 from made_up_rows import BASE, made_up, row
 
 from hardware_profiles.schema import load_gpu
+from simulator.calibration import family_fit
 from simulator.calibration.family_fit import fit_families
 
 H800 = load_gpu("h800_sxm")
@@ -34,6 +35,24 @@ def test_the_noise_floor_is_how_far_rows_of_one_tile_lie_apart():
     assert fit.noise.rows == 5
     assert fit.noise.worst == pytest.approx(1 / 3, abs=0.2)
     assert fit.noise.median == 0
+
+
+def test_of_very_many_rows_lengths_are_chosen_among_some_and_all_are_judged(monkeypatch):
+    def fit():
+        (found,), held_out = fit_families(made_up(), gpu=H800, floor=FLOOR, tiles=BASE.tiles)
+        return found, len(held_out)
+
+    (of_all, judged), asked = fit(), []
+    assert judged == 56
+    monkeypatch.setattr(family_fit, "SEARCHED_AMONG", 56)
+    assert fit() == (of_all, 56)
+    monkeypatch.setattr(family_fit, "SEARCHED_AMONG", 40)
+    score = family_fit._score
+    monkeypatch.setattr(
+        family_fit, "_score", lambda table, *rest: asked.append(len(table)) or score(table, *rest)
+    )
+    of_some, judged = fit()
+    assert (set(asked), judged, of_some.rows) == ({40}, 56, 56)
 
 
 def test_versions_of_a_kernel_never_share_a_fit():

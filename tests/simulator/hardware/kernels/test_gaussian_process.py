@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from reference_model.trace import Operator
+from simulator.hardware.kernels import gaussian_process
 from simulator.hardware.kernels.gaussian_process import (
     NEAREST,
     Process,
@@ -77,11 +78,35 @@ def test_rows_without_noise_are_met_and_what_lies_between_is_between():
 
 def test_a_row_left_out_with_its_group_is_predicted_from_the_others_alone():
     ratios = np.array([0.0, 1.0, 4.0, 2.0, 2.0])
-    errors, _ = Process(ONE_AXIS, ratios, [3.0]).held_out(np.array([0, 0, 1, 2, 2]))
+    ((errors, _),) = Process(ONE_AXIS, ratios, [3.0]).held_out(np.array([0, 0, 1, 2, 2]))
     others = [2, 3, 4]
     rest = Process(ONE_AXIS[others], ratios[others], [3.0])
     # The typical ratio, from which the level starts, is that of all rows: 2 here as there.
     assert ratios[:2] - errors[:2] == pytest.approx(rest.predict(ONE_AXIS[:2])[0])
+
+
+def test_several_groupings_at_once_give_what_each_gives_alone():
+    ratios = np.array([0.0, 1.0, 4.0, 2.0, 2.0])
+    process = Process(ONE_AXIS, ratios, [3.0])
+    pairs, alone, some = np.array([0, 0, 1, 2, 2]), np.arange(5), np.array([1, 3])
+    both = process.held_out(pairs, alone, chosen=some)
+    for groups, (errors, deviation) in zip((pairs, alone), both, strict=True):
+        ((own_errors, own_deviation),) = process.held_out(groups, chosen=some)
+        assert errors.tolist() == own_errors.tolist()
+        assert deviation.tolist() == own_deviation.tolist()
+
+
+@pytest.mark.parametrize("widths", [True, False])
+def test_predictions_made_a_few_at_a_time_for_the_memory_are_the_same(monkeypatch, widths):
+    """Room for 1,000 distances to 192 rows: five places at once."""
+    rng = np.random.default_rng(0)
+    process = Process(rng.normal(size=(4 * NEAREST, 3)), rng.normal(size=4 * NEAREST))
+    asked = rng.normal(size=(12, 3))
+    at_once = process.predict(asked, widths=widths)
+    monkeypatch.setattr(gaussian_process, "MOST_DISTANCES", 1000)
+    assert [some.stop - some.start for some in process._chunks(12)] == [5, 5, 5]
+    for values, few in zip(at_once, process.predict(asked, widths=widths), strict=True):
+        assert few == pytest.approx(values, rel=1e-9)
 
 
 def test_predictions_from_the_nearest_rows_do_not_depend_on_the_company():
