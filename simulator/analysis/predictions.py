@@ -27,11 +27,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
+from hardware_profiles.whole_files import read_text, write_whole
 from simulator.analysis.published import metric_at
 from simulator.analysis.run_key import program_digest, run_key
 from simulator.scenario.files import Scenario, write_resolved
@@ -62,30 +64,68 @@ def read_ledger(path: Path) -> list[LedgerLine]:
 
     Raises ValueError naming file and line where one is no prediction."""
     found = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(read_text(path, where=str(path)).splitlines(), start=1):
         try:
             found.append(_line(json.loads(text)))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: line {number} is no prediction: {error}") from None
     return found
 
 
-def _line(values: dict[str, Any]) -> LedgerLine:
-    known = {field.name for field in fields(LedgerLine)}
-    unknown = sorted(set(values) - known)
+def check_ledger(path: Path) -> None:
+    """Raise ValueError where predictions cannot be added to a file, before they are made."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: cannot be written: no such directory: {path.parent}")
+    if path.exists():
+        read_ledger(path)
+
+
+def _line(values: Any) -> LedgerLine:
+    if not isinstance(values, dict):
+        raise ValueError(f"{values!r} is no object with fields")
+    known = {field.name: str(field.type) for field in fields(LedgerLine)}
+    unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(f"field {unknown[0]!r} is unknown; allowed: {', '.join(sorted(known))}")
+    missing = sorted(NEEDED - set(values))
+    if missing:
+        raise ValueError(f"field {missing[0]!r} is missing")
+    for name, value in values.items():
+        if not VALUES[known[name]](value):
+            raise ValueError(f"field {name!r}: {value!r}; allowed: {known[name]}")
     low, high = values["interval_80"]
     if not low <= values["predicted"] <= high:
         raise ValueError(f"{values['predicted']} is not within {low} and {high}")
     return LedgerLine(**{**values, "interval_80": (low, high)})
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= float_info.max
+
+
+NEEDED = {field.name for field in fields(LedgerLine) if field.default is MISSING}
+VALUES: Mapping[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "float": _is_number,
+    "float | None": lambda value: value is None or _is_number(value),
+    "tuple[float, float]": lambda value: (
+        isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    ),
+}
+"""{type of a field: whether a value read from JSON is of it}"""
+
+
 def append_to_ledger(path: Path, lines: Iterable[LedgerLine]) -> None:
-    """Add predictions at the end of a file; what stands there stays as it is."""
+    """Add predictions at the end of a file, all or none; what stands there stays as it is.
+
+    Raises ValueError where what stands there is no ledger, or the file cannot be written."""
+    check_ledger(path)
+    former = read_text(path, where=str(path)) if path.exists() else ""
+    if former and not former.endswith("\n"):
+        former += "\n"
     text = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
+    write_whole(path, former + text)
 
 
 def scenario_lines(

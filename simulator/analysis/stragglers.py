@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from hardware_profiles.fields import read_yaml
 from hardware_profiles.units import Seconds
+from hardware_profiles.whole_files import read_text
+from simulator.calibration.table_files import Columns, read_columns
 from simulator.execution import timeline
 from simulator.execution.pipeline import run_pipeline
 from simulator.workload.schedules.one_f_one_b import one_f_one_b
@@ -53,6 +55,12 @@ MEANS = (FORWARD_COMPUTE, BACKWARD_COMPUTE, "gc", "optimizer")
 ONWARDS: Mapping[str, int] = {"forward": 1, "backward": -1}
 """{direction of a send: stages from who sends to who receives}"""
 AS_RUN, EVEN = "as run", "even"
+MOST_SECONDS = 1e9
+"""Thirty years, of a time in a trace."""
+MOST_NAMED = 20
+"""Steps or causes that a message lists."""
+MOST_DIGITS = 19
+"""Of the number of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +99,55 @@ def read_recorded_job(folder: Path, name: str) -> StragglerTrace:
     """The trace of a job: trace-NAME.parquet and meta-NAME.yaml.
 
     Raises ValueError naming the file where its job is none that this module knows."""
-    from pyarrow import parquet
-
-    meta = yaml.safe_load((folder / f"meta-{name}.yaml").read_text())
+    described = folder / f"meta-{name}.yaml"
+    meta = read_yaml(described, where=str(described))
+    for field in ("vpp_size", "pp_size", "dp_size"):
+        if type(meta.get(field)) is not int or meta[field] < 1:
+            raise ValueError(
+                f"{described}: {field}: {meta.get(field)!r}; allowed: a whole number from 1"
+            )
     path = folder / f"trace-{name}.parquet"
     if meta["vpp_size"] != 1 or meta["pp_size"] < 2:
         raise ValueError(f"{path}: allowed: one stage per rank and at least two stages")
-    table = parquet.read_table(path)
-    columns = {key: np.asarray(table[key].to_pylist()) for key in table.column_names}
-    return arranged(columns, stages=meta["pp_size"], replicas=meta["dp_size"])
+    columns = read_columns(path)
+    limits = {"stage": meta["pp_size"], "dp_rank": meta["dp_size"], "seq_id": None, "step": None}
+    try:
+        return arranged(
+            {"optype": _column(columns, "optype")}
+            | {name: _places(_column(columns, name), name, most) for name, most in limits.items()}
+            | {name: _seconds(_column(columns, name), name) for name in ("start_ts", "duration")},
+            stages=meta["pp_size"],
+            replicas=meta["dp_size"],
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _column(columns: Columns, name: str) -> NDArray[Any]:
+    if name not in columns:
+        raise ValueError(f"column {name!r} is missing")
+    return np.asarray(columns[name])
+
+
+def _seconds(values: NDArray[Any], name: str) -> Array:
+    """Times of a column; those of durations are not negative."""
+    least = -MOST_SECONDS if name == "start_ts" else 0.0
+    try:
+        seconds = values.astype(np.float64)
+    except (TypeError, ValueError):
+        seconds = np.array([np.nan])
+    if not np.all((seconds >= least) & (seconds <= MOST_SECONDS)):
+        raise ValueError(f"column {name!r}; allowed: seconds from {least:g} to {MOST_SECONDS:g}")
+    return seconds
+
+
+def _places(values: NDArray[Any], name: str, most: int | None) -> NDArray[np.int64]:
+    """Whole numbers from 0 of a column, below `most`."""
+    if values.dtype.kind not in "iu" or np.any(values < 0) or (most and np.any(values >= most)):
+        raise ValueError(
+            f"column {name!r}; allowed: whole numbers from 0" + (f" to {most - 1}" if most else "")
+        )
+    return values.astype(np.int64)
 
 
 def arranged(columns: Mapping[str, NDArray[Any]], *, stages: int, replicas: int) -> StragglerTrace:
@@ -109,15 +157,21 @@ def arranged(columns: Mapping[str, NDArray[Any]], *, stages: int, replicas: int)
         columns: one value per operation: optype, stage, dp_rank, step, seq_id (number of its kind
             on its stage), start_ts and duration in seconds.
 
-    Raises ValueError where a stage lacks a micro-batch."""
+    Raises ValueError where a stage lacks a micro-batch, or takes no time."""
     steps, step = np.unique(columns["step"], return_inverse=True)
     starts = columns["start_ts"].astype(np.float64)
     ends = starts + columns["duration"].astype(np.float64)
     places = [columns[name].astype(np.intp) for name in ("stage", "seq_id", "dp_rank")]
+    forwards = columns["optype"] == FORWARD_COMPUTE
+    micro_batches = int(places[1][forwards].max(initial=-1)) + 1
+    if not 0 < micro_batches * stages * replicas * len(steps) <= np.count_nonzero(forwards):
+        raise ValueError("a stage does not compute every micro-batch of every step")
 
     def spans(kind: str, count: int) -> tuple[Array, Array]:
         """Start and end of one kind, [stages, count, replicas, steps]; NaN where there is none."""
         chosen = columns["optype"] == kind
+        if np.any(places[1][chosen] >= count):
+            raise ValueError(f"{kind!r} happens more than {count} times on a stage in a step")
         place = (*(part[chosen] for part in places), step[chosen])
         found = []
         for values in (starts, ends):
@@ -126,13 +180,14 @@ def arranged(columns: Mapping[str, NDArray[Any]], *, stages: int, replicas: int)
             found.append(array)
         return found[0], found[1]
 
-    micro_batches = int(places[1][columns["optype"] == FORWARD_COMPUTE].max()) + 1
     work = {}
     for kind in (FORWARD_COMPUTE, BACKWARD_COMPUTE):
         begun, done = spans(kind, micro_batches)
         work[kind] = done - begun
     if any(np.isnan(seconds).any() for seconds in work.values()):
         raise ValueError("a stage does not compute every micro-batch of every step")
+    if any(not seconds.any(axis=(0, 1, 2)).all() for seconds in work.values()):
+        raise ValueError("a step whose computations take no time")
 
     sends = {}
     for direction, onwards in ONWARDS.items():
@@ -144,7 +199,7 @@ def arranged(columns: Mapping[str, NDArray[Any]], *, stages: int, replicas: int)
     once = {}
     for kind, shared in ONCE.items():
         begun, done = spans(kind, 1)
-        there = np.nanmax(begun, axis=shared, keepdims=True) if shared else begun
+        there = np.fmax.reduce(begun, axis=shared, keepdims=True) if shared else begun
         once[kind] = np.nan_to_num(np.maximum(done - there, 0.0))
     return StragglerTrace(tuple(steps.tolist()), work, sends, once)
 
@@ -272,13 +327,59 @@ def straggler_cost(trace: StragglerTrace) -> Slowdown:
     )
 
 
+def held_against_published(folder: Path, name: str) -> tuple[Slowdown, Slowdown]:
+    """What slow ranks cost a recorded job: simulated, and as its authors found.
+
+    Raises ValueError naming the file that cannot be read, or is of another job."""
+    simulated = straggler_cost(read_recorded_job(folder, name))
+    published = published_cost(folder, name)
+    known = {"step": list(map(str, simulated.steps_s))} | {
+        what: list(causes) for what, causes in simulated.causes.items()
+    }
+    for what, which in (
+        *(("step", str(step)) for step in (*published.steps_s, *published.even_s)),
+        *((what, which) for what, causes in published.causes.items() for which in causes),
+    ):
+        if which not in known[what]:
+            raise ValueError(
+                f"{folder / f'result-{name}.json'}: {what} {which!r} is not in the trace; "
+                f"known: {', '.join(known[what][:MOST_NAMED])}"
+            )
+    return simulated, published
+
+
 def published_cost(folder: Path, name: str) -> Slowdown:
-    """What the authors of a trace found, from result-NAME.json."""
-    found = json.loads((folder / f"result-{name}.json").read_text())
+    """What the authors of a trace found, from result-NAME.json.
+
+    Raises ValueError naming the file where a figure is missing or is none."""
+    path = folder / f"result-{name}.json"
+    try:
+        found = json.loads(read_text(path, where=str(path)))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+    def figure(value: Any, field: str) -> float:
+        if type(value) not in (int, float) or not 0 < value <= MOST_SECONDS:
+            raise ValueError(f"{path}: {field}: {value!r}; allowed: over 0, up to {MOST_SECONDS:g}")
+        return float(value)
+
+    def figures(field: str) -> dict[str, float]:
+        values = found.get(field) if isinstance(found, dict) else None
+        if not isinstance(values, dict) or not values:
+            raise ValueError(f"{path}: {field}: allowed: one number per name")
+        return {name: figure(value, f"{field}.{name}") for name, value in values.items()}
+
+    def of_steps(field: str) -> dict[int, float]:
+        values = figures(field)
+        wrong = [name for name in values if not (name.isdecimal() and len(name) < MOST_DIGITS)]
+        if wrong:
+            raise ValueError(f"{path}: {field}: {wrong[0]!r}; allowed: numbers of steps")
+        return {int(step): seconds for step, seconds in values.items()}
+
     named = {"kind": "optype", "stage": "stage", "replica": "dp_rank"}
     return Slowdown(
-        steps_s={int(step): seconds for step, seconds in found["step_t_nodelay"].items()},
-        even_s={int(step): seconds for step, seconds in found["step_t_noblk"].items()},
-        slowdown=found["blocking_slowdown"],
-        causes={what: found[f"blocking_decompose_by_{theirs}"] for what, theirs in named.items()},
+        steps_s=of_steps("step_t_nodelay"),
+        even_s=of_steps("step_t_noblk"),
+        slowdown=figure(found.get("blocking_slowdown"), "blocking_slowdown"),
+        causes={what: figures(f"blocking_decompose_by_{theirs}") for what, theirs in named.items()},
     )

@@ -111,10 +111,11 @@ def _write_ledger(
     """Add the predictions of scenarios to a ledger, all or none."""
     from datetime import UTC, datetime
 
-    from simulator.analysis.predictions import append_to_ledger
+    from simulator.analysis.predictions import append_to_ledger, check_ledger
     from simulator.analysis.validation import predictions_of
     from simulator.scenario.files import known_scenarios
 
+    check_ledger(ledger)
     names = tuple(scenarios or known_scenarios())
     with working(f"simulating {names[0]}"):
         today = f"{datetime.now(UTC):%Y-%m-%d}"
@@ -127,9 +128,10 @@ def _predict(lease: str | None, ledger: Path) -> None:
     """Add predictions of a lease that is still to come to a ledger."""
     from datetime import UTC, datetime
 
-    from simulator.analysis.predictions import append_to_ledger
+    from simulator.analysis.predictions import append_to_ledger, check_ledger
     from simulator.analysis.whole_runs import ledger_lines
 
+    check_ledger(ledger)
     if lease is None:
         raise ValueError("--predict needs --lease, the name of the one to come: h200_sxm_3")
     with working(f"predicting {lease}"):
@@ -186,17 +188,9 @@ def _validate_stragglers(folder: Path, *, as_json: bool) -> None:
     from dataclasses import asdict
 
     from reports.terminal import stragglers_table
-    from simulator.analysis.stragglers import (
-        published_cost,
-        read_recorded_job,
-        recorded_jobs,
-        straggler_cost,
-    )
+    from simulator.analysis.stragglers import held_against_published, recorded_jobs
 
-    found = {
-        name: (straggler_cost(read_recorded_job(folder, name)), published_cost(folder, name))
-        for name in recorded_jobs(folder)
-    }
+    found = {name: held_against_published(folder, name) for name in recorded_jobs(folder)}
     if as_json:
         shown = {
             name: {"simulated": asdict(mine), "published": asdict(theirs)}

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import re
 import subprocess
 from pathlib import Path
 
@@ -64,6 +66,12 @@ def test_a_ledger_that_lost_or_changed_a_line_is_told_from_one_that_grew():
     [
         ({"predicted": 0.05}, "0.05 is not within 0.029 and 0.033"),
         ({"measured": 0.03}, "field 'measured' is unknown"),
+        ({"predicted": "0.03"}, "field 'predicted': '0.03'; allowed: float"),
+        ({"predicted": 10**400}, "field 'predicted': 1000"),
+        ({"ideal": math.nan}, "field 'ideal': nan; allowed: float | None"),
+        ({"interval_80": [0.02]}, "field 'interval_80': [0.02]; allowed: tuple[float, float]"),
+        ({"truth_known": "no"}, "field 'truth_known': 'no'; allowed: bool"),
+        ({"about": None}, "field 'about': None; allowed: str"),
     ],
 )
 def test_a_line_that_is_no_prediction_is_named(tmp_path, change, says):
@@ -74,6 +82,35 @@ def test_a_line_that_is_no_prediction_is_named(tmp_path, change, says):
     with pytest.raises(ValueError, match="line 1 is no prediction") as error:
         read_ledger(path)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("[1]\n", "[1] is no object with fields"), ('{"about": "a"}\n', "field 'date' is missing")],
+)
+def test_a_line_without_the_fields_of_a_prediction_is_named(tmp_path, text, says):
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(f"line 1 is no prediction: {says}")):
+        read_ledger(path)
+
+
+def test_a_ledger_that_cannot_be_added_to_stays_as_it_is(tmp_path):
+    other = tmp_path / "notes.txt"
+    other.write_text("what I think\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"notes\.txt: line 1 is no prediction"):
+        append_to_ledger(other, [LINE])
+    assert other.read_text(encoding="utf-8") == "what I think\n"
+    with pytest.raises(ValueError, match=r"gone/a\.jsonl: cannot be written: no such directory"):
+        append_to_ledger(tmp_path / "gone" / "a.jsonl", [LINE])
+
+
+def test_a_last_line_that_does_not_end_is_ended_before_others_follow(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    append_to_ledger(path, [LINE])
+    path.write_text(path.read_text(encoding="utf-8").rstrip("\n"), encoding="utf-8")
+    append_to_ledger(path, [LINE])
+    assert read_ledger(path) == [LINE, LINE]
 
 
 def test_the_ledger_that_comes_with_the_project_reads():

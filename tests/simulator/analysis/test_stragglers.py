@@ -1,14 +1,19 @@
 """Slow ranks of a recorded job: by hand on two stages and two replicas, and as others found it."""
 
+import io
 import math
+import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from simulator.analysis.stragglers import (
+    ONCE,
     StragglerTrace,
     arranged,
+    held_against_published,
     published_cost,
     read_recorded_job,
     straggler_cost,
@@ -100,6 +105,75 @@ def test_a_trace_that_lacks_a_micro_batch_is_refused() -> None:
 
     with pytest.raises(ValueError, match="a stage does not compute every micro-batch"):
         arranged(columns, stages=2, replicas=1)
+
+
+TRACE = "optype,stage,dp_rank,step,seq_id,start_ts,duration\n" + "".join(
+    f"{kind},{stage},0,7,0,{start},{duration}\n"
+    for kind, stage, start, duration in (
+        ("forward-compute", 0, 0.0, 1.0), ("forward-send", 0, 1.0, 0.5),
+        ("forward-recv", 1, 0.0, 1.5), ("forward-compute", 1, 1.5, 1.0),
+        ("backward-compute", 1, 2.5, 2.0), ("backward-send", 1, 4.5, 0.5),
+        ("backward-recv", 0, 1.0, 4.0), ("backward-compute", 0, 5.0, 2.0),
+        *((kind, stage, 7.0, 1.0) for kind in ONCE for stage in (0, 1)),
+    )
+)  # fmt: skip
+META = "{dp_size: 1, pp_size: 2, vpp_size: 1}\n"
+RESULT = (
+    '{"step_t_nodelay": {"7": 14.0}, "step_t_noblk": {"7": 14.0}, "blocking_slowdown": 1.0,'
+    ' "blocking_decompose_by_optype": {"gc": 1.0}, "blocking_decompose_by_stage": {"0": 1.0},'
+    ' "blocking_decompose_by_dp_rank": {"0": 1.0}}'
+)
+
+
+def job(folder: Path, *, trace: str = TRACE, meta: str = META, result: str = RESULT) -> Path:
+    """A folder with one recorded job, "a"."""
+    pd.read_csv(io.StringIO(trace)).to_parquet(folder / "trace-a.parquet")
+    (folder / "meta-a.yaml").write_text(meta)
+    (folder / "result-a.json").write_text(result)
+    return folder
+
+
+def test_a_recorded_job_is_read_from_its_files(tmp_path: Path) -> None:
+    """Gather 1; forwards 1 and 1 after 0.5 s, backwards 2 and 2 after 0.5 s: 8 s; gc, layer norms,
+    embeddings, gradients, clip and optimizer 1 s each."""
+    simulated, published = held_against_published(job(tmp_path), "a")
+
+    assert simulated.steps_s == published.steps_s == {7: 14.0}
+    assert simulated.slowdown == published.slowdown == 1.0
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"meta": "dp_size: 1\n"}, "meta-a.yaml: vpp_size: None; allowed: a whole number from 1"),
+        ({"meta": "{"}, "meta-a.yaml: line 2: not valid YAML"),
+        ({"meta": META.replace("2", "2.5")}, "meta-a.yaml: pp_size: 2.5; allowed: a whole number"),
+        ({"meta": META.replace("2", "1")}, "trace-a.parquet: allowed: one stage per rank"),
+        ({"meta": META.replace("2", "1000000000")}, "a stage does not compute every micro-batch"),
+        ({"trace": TRACE.replace("optype", "kind")}, "trace-a.parquet: column 'optype' is missing"),
+        (
+            {"trace": TRACE.replace(",1,0,7", ",2,0,7")},
+            "column 'stage'; allowed: whole numbers",
+        ),
+        ({"trace": TRACE.replace(",0.5", ",-1")}, "column 'duration'; allowed: seconds from 0 to"),
+        ({"trace": TRACE.replace(",0.5", ",x")}, "column 'duration'; allowed: seconds from 0 to"),
+        ({"trace": TRACE.replace("gc,0,0,7,0", "gc,0,0,7,1")}, "'gc' happens more than 1 times"),
+        (
+            {"trace": TRACE.replace(",0.0,1.0\n", ",0,0\n").replace(",1.5,1.0\n", ",1,0\n")},
+            "a step whose computations take no time",
+        ),
+        ({"result": "[]"}, "result-a.json: step_t_nodelay: allowed: one number per name"),
+        ({"result": "{"}, "result-a.json: not JSON"),
+        ({"result": RESULT.replace("14.0}", "-1}", 1)}, "step_t_nodelay.7: -1; allowed: over 0"),
+        ({"result": RESULT.replace('"7"', '"x"', 1)}, "step_t_nodelay: 'x'; allowed: numbers of s"),
+        ({"result": RESULT.replace('"gc"', '"gd"')}, "kind 'gd' is not in the trace; known: "),
+    ],
+)
+def test_a_file_of_a_job_that_says_nothing_of_it_is_named(
+    tmp_path: Path, files: dict[str, str], says: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        held_against_published(job(tmp_path, **files), "a")
 
 
 @pytest.mark.shared
