@@ -58,6 +58,8 @@ TRANSFER_SIZES = ("bytes", "ranks")
 """Their sizes: the larger of a rank's send and receive buffers, as nccl-tests have it, and GPUs."""
 
 COLUMNS = ("kind", "sizes", "dtype", "sms", "seconds", "spread", "source", "conditions")
+NUMBERS = frozenset({"burst_clock_hz", "clock_hz", "kernels", "nodes", "repeats"})
+"""Conditions that are positive numbers."""
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -202,6 +204,11 @@ def _row(file: str, line: int, cells: list[str]) -> Measurement:
         share = float(stated.get("all_to_all", "0"))
         if not 0 <= share <= 1:
             raise ValueError(f"all_to_all={share} is not a share between 0 and 1")
+        for name in NUMBERS & stated.keys():
+            if not 0 < float(stated[name]) < math.inf:
+                raise ValueError(f"{name}={stated[name]} is not a positive number")
+        if not stated.get("nodes", "1").isdecimal():
+            raise ValueError(f"nodes={stated['nodes']} is not a whole number")
     except ValueError as error:
         raise ValueError(f"{file}: line {line}: {column}: {error}") from None
     return Measurement(

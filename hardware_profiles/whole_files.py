@@ -98,6 +98,9 @@ def write_together(
 def _draft(path: Path, text: str) -> Path:
     """A file beside `path` that holds the text, on the disk; removed again where it cannot."""
     try:
+        if path.exists() and not path.is_file():
+            # Root may move a file to the place of a device, which is gone then.
+            raise ValueError(f"{path}: cannot be written: not a file")
         number, name = tempfile.mkstemp(prefix=draft_prefix(path), dir=path.parent)
     except OSError as error:
         raise ValueError(f"{path}: cannot be written: {error.strerror}") from None

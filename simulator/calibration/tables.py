@@ -27,11 +27,12 @@ from hardware_profiles.tables import (
     TRANSFER_KINDS,
     TRANSFER_SIZES,
     Measurement,
+    format_pairs,
     load_measurements,
 )
 from hardware_profiles.units import Seconds, unit_factor
 from reference_model.formats import multiplied_as
-from reference_model.trace import KINDS
+from reference_model.trace import ALL_TO_ALL_KINDS, KINDS
 from simulator.calibration.table_files import MOST_LINES, Columns, every_line_read, read_columns
 from simulator.calibration.table_mappings import (
     Array,
@@ -46,7 +47,7 @@ from simulator.calibration.table_mappings import (
     shipped_table_mappings,
     with_names_of,
 )
-from simulator.hardware.kernels.families import batch_of_rows
+from simulator.hardware.kernels.families import batch_of_rows, check_row
 from simulator.hardware.kernels.roofline import (
     DEEPGEMM_TILES,
     ideal_batch_seconds,
@@ -126,6 +127,9 @@ def import_table(
     columns = read_columns(path, every=every)
     if mapping is None and tuple(columns) == COLUMNS:
         measured = list(load_measurements(path))[::every]
+        for row in measured:
+            if row.kind not in TRANSFER_KINDS:
+                _check_own(row, path)
         rows, far = _plausible(measured, profile, range(FIRST_LINE, FIRST_LINE + len(measured)))
         return _imported(path, "measurements", rows, far, step=every)
     count = len(next(iter(columns.values())))
@@ -146,6 +150,19 @@ def import_table(
     if not count:
         raise ValueError(f"{path.name}: the table has columns but no line")
     return _mapped(rules, with_names_of(rules, columns), peaks, profile, path, every)
+
+
+def _check_own(row: Measurement, path: Path) -> None:
+    """Raise ValueError, naming the file, for a row that is of no known kernel."""
+    try:
+        check_row(row)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    if row.kind in ALL_TO_ALL_KINDS and not all(size for _, size in row.sizes):
+        raise ValueError(
+            f"{path.name}: measurement of {row.source}: sizes: {format_pairs(row.sizes)}; "
+            f"allowed: from 1, of {row.kind}"
+        )
 
 
 def _mapped(

@@ -31,6 +31,15 @@ def test_a_directory_that_is_not_there_is_one_line(tmp_path):
         write_whole(tmp_path / "gone" / "a.yaml", "x")
 
 
+def test_a_place_that_is_no_file_keeps_what_is_there(tmp_path):
+    """Moving a file to the place of a device, as root may, would be the end of the device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=r"pipe: cannot be written: not a file"):
+        write_whole(pipe, "x")
+    assert pipe.is_fifo()
+
+
 def test_a_write_that_fails_leaves_what_stood_there_and_nothing_else(tmp_path):
     path = tmp_path / "a.yaml"
     write_whole(path, "old\n")

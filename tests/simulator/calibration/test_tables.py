@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -413,6 +414,26 @@ def test_transfers_that_cannot_be_are_set_aside_with_their_lines(tmp_path):
     reasons = " ".join(told.warnings)
     assert "needs bytes (at least 1) and ranks (at least 2): line 2" in reasons
     assert "faster than the peaks of h200_sxm allow (another unit or GPU?): line 5" in reasons
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "says"),
+    [
+        ("gemn", "k=1;m=1;n=1", "own.csv: measurement of s: kind: 'gemn' is unknown; known: "),
+        ("gemm", "k=1;m=1", "own.csv: measurement of s: sizes: gemm needs k, m, n; found k, m"),
+        (
+            "combine",
+            "hidden=7168;rows=8;tokens=0;top_k=8",
+            "sizes: hidden=7168;rows=8;tokens=0;top_k=8; allowed: from 1, of combine",
+        ),
+    ],
+)
+def test_a_row_of_a_table_of_our_own_that_is_of_no_kernel_is_named(tmp_path, kind, sizes, says):
+    path = tmp_path / "own.csv"
+    line = f"{kind},{sizes},fp8_e4m3,24,1e-3,,s,nodes=1"
+    path.write_text(f"kind,sizes,dtype,sms,seconds,spread,source,conditions\n{line}\n")
+    with pytest.raises(ValueError, match=re.escape(says)):
+        import_table(path, gpu="h800_sxm")
 
 
 def test_of_a_table_of_too_many_lines_every_so_many_is_read_and_named_by_its_own_number(
