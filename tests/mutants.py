@@ -2,10 +2,10 @@
 
     python tests/mutants.py [--seed 0] [--count 60] [--nearest] [MODULE ...]
 
-Each mutant changes one operator, comparison, number or condition of one module, chosen by the seed,
-in a copy of the tree. The module's own tests run first, then the goldens of shipped runs, then all
-tests of its folder; with --nearest the module's own tests alone. A mutant that none of them notices
-is printed: a formula that no test holds.
+Each mutant changes one operator, comparison, number or condition of one module, chosen by the seed
+with every module in its turn, in a copy of the tree. The module's own tests run first, then the
+goldens of shipped runs, then all tests of its folder; with --nearest the module's own tests alone.
+A mutant that none of them notices is printed: a formula that no test holds.
 """
 
 import argparse
@@ -17,25 +17,32 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import islice, zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("hardware_profiles", "reference_model", "simulator", "reports")
 DECIDE = (
     "simulator/hardware/costs.py",
-    "simulator/hardware/kernels/completed.py",
     "simulator/hardware/kernels/calibrated.py",
     "simulator/hardware/kernels/completed.py",
     "simulator/hardware/network/transfers.py",
     "simulator/workload/memory.py",
     "simulator/workload/serving_memory.py",
+    "simulator/workload/context_parallel.py",
+    "simulator/workload/skew.py",
     "simulator/execution/timeline.py",
     "simulator/execution/pipeline.py",
+    "simulator/execution/draws.py",
+    "simulator/execution/training_draws.py",
+    "simulator/execution/serving_draws.py",
+    "simulator/execution/pretraining.py",
     "simulator/execution/fleet/decode_batch.py",
     "simulator/execution/fleet/kv_cache.py",
     "simulator/execution/fleet/prefill_queue.py",
     "simulator/analysis/training_metrics.py",
     "simulator/analysis/serving_metrics.py",
+    "simulator/analysis/pretraining_metrics.py",
 )
 """Modules whose formulas decide the numbers."""
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
@@ -109,12 +116,13 @@ def main() -> int:
     parser.add_argument("--nearest", action="store_true", help="the module's own tests alone")
     parser.add_argument("modules", nargs="*", default=DECIDE)
     options = parser.parse_args()
-    choices = [
-        (module, number, change)
-        for module in options.modules
-        for number, change in places(ast.parse((ROOT / module).read_text(encoding="utf-8")))
-    ]
-    chosen = random.Random(options.seed).sample(choices, min(options.count, len(choices)))
+    rng = random.Random(options.seed)
+    shuffled = []
+    for module in options.modules:
+        found = list(places(ast.parse((ROOT / module).read_text(encoding="utf-8"))))
+        shuffled.append([(module, *place) for place in rng.sample(found, len(found))])
+    in_turns = (place for turn in zip_longest(*shuffled) for place in turn if place)
+    chosen = list(islice(in_turns, options.count))
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "tree"

@@ -13,9 +13,11 @@ import random
 import re
 import signal
 import time
+import traceback
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from invariants import SHORT
 
@@ -118,6 +120,53 @@ PROFILE = {
 }  # fmt: skip
 
 
+NCCL = """\
+# nccl-tests version 2.17.6 nccl-headers=22807 nccl-library=22807
+# Collective test starting: alltoall_perf
+# nThread 1 nGpus 2 minBytes 1048576 maxBytes 2097152 step: 2(factor) warmup iters: 5 iters: 20
+#  Rank  0 Group  0 Pid  15784 on  host-a device  0 [0000:1b:00] NVIDIA H200
+#  Rank  1 Group  0 Pid  15784 on  host-a device  1 [0000:43:00] NVIDIA H200
+#       size         count      type   redop    root     time   algbw   busbw #wrong     time
+     1048576        131072     float    none      -1    19.41   54.02   27.01      0    19.30
+     2097152        262144     float    none      -1    22.80   91.98   45.99      0    22.61
+"""
+POPULARITY = "layer,expert,rows\n" + "".join(
+    f"{layer},{expert},{1 + expert % 7}\n" for layer in range(58) for expert in range(256)
+)
+PREDICTION = {
+    "about": "a step", "quantity": "step time", "predicted": 0.02, "interval_80": [0.01, 0.03],
+    "digest": "0123456789abcdef", "date": "2026-11-28", "truth_known": False,
+}  # fmt: skip
+OPERATIONS = "optype,stage,dp_rank,step,seq_id,start_ts,duration\n" + "".join(
+    f"{kind},{stage},{replica},7,0,{start},{duration}\n"
+    for stage in range(2)
+    for replica in range(2)
+    for kind, start, duration in (
+        ("params-all-gather", 0, 0.25), ("gc", 8, 0.01), ("layernorm-grads-all-reduce", 10, 0.01),
+        ("grads-reduce-scatter", 10.75, 3), ("optimizer-clip-main-grad", 13.75, 0.25),
+        ("optimizer", 14, 1), ("forward-compute", 0.25 + 1.5 * stage, 1 + stage),
+        ("backward-compute", 8.25 - 4.5 * stage, 2 + 2 * stage),
+        ("embedding-grads-all-reduce", 10.25, 0.5), ("forward-recv", 0.25, 1.5),
+        ("forward-send", 1.25, 0.5), ("backward-recv", 1.25, 7), ("backward-send", 7.75, 0.5),
+    )
+)  # fmt: skip
+FOUND = {
+    "step_t_nodelay": {"7": 15.0}, "step_t_noblk": {"7": 14.0}, "blocking_slowdown": 1.1,
+    "blocking_decompose_by_optype": {"gc": 1.0}, "blocking_decompose_by_stage": {"0": 1.0},
+    "blocking_decompose_by_dp_rank": {"0": 1.0},
+}  # fmt: skip
+
+
+def recorded_job(path):
+    """Table of operations as the Parquet file of a recorded job; what is no table as it is."""
+    parquet = Path(path).with_suffix(".parquet")
+    try:
+        pd.read_csv(path).to_parquet(parquet)
+    except Exception:
+        parquet.write_bytes(Path(path).read_bytes())
+    return ["validate", "--json", "--stragglers", str(parquet.parent)]
+
+
 def shipped(path, lines=None):
     return "\n".join((ROOT / path).read_text(encoding="utf-8").splitlines()[:lines]) + "\n"
 
@@ -173,12 +222,62 @@ FORMATS = {
         shipped("hardware_profiles/clusters/h200_8.yaml"),
         lambda path: ["run", "decode_ep8_h200", "--set", f"cluster={path}", *QUICK],
     ),
+    "nccl.txt": (
+        NCCL,
+        lambda path: ["calibrate", path, "--gpu", "h200_sxm", "--explain"],
+    ),
+    "columns.yaml": (
+        shipped("hardware_profiles/mappings/infersim_gemm.yaml"),
+        lambda path: ["calibrate", "gemm.csv", "--gpu", "h800_sxm", "--explain",
+                      "--mapping", path],
+    ),
+    "kernels.yaml": (
+        shipped("hardware_profiles/mappings/pytorch_profile.yaml"),
+        lambda path: ["replay", "profile.json", "--gpu", "h800_sxm", "--json", "--mapping", path],
+    ),
+    "transport.yaml": (
+        shipped("hardware_profiles/transports/nccl_h100_sxm.yaml"),
+        lambda path: ["run", "deepep_normal", "--set", f"transport={path}", *QUICK],
+    ),
+    "low_latency.yaml": (
+        shipped("hardware_profiles/low_latency/deepep_h800_rdma.yaml"),
+        lambda path: ["run", "decode_ep320_report", "--set",
+                      f"all_to_all.low_latency={path}", *QUICK],
+    ),
+    "server.yaml": (
+        shipped("hardware_profiles/servers/ktransformers_4090d.yaml"),
+        lambda path: ["run", "offload_ktransformers", "--set", f"server={path}", *QUICK],
+    ),
+    "popularity.csv": (
+        POPULARITY,
+        lambda path: ["run", "decode_ep8_h200", "--set", "skew.rows.form=popularity",
+                      "--set", f"skew.rows.file={path}", *QUICK],
+    ),
+    "ledger.jsonl": (
+        json.dumps(PREDICTION) + "\n",
+        lambda path: ["validate", "--whole", "--json", "--ledger", path],
+    ),
+    "trace-a.csv": (OPERATIONS, recorded_job),
+    "meta-a.yaml": (
+        "dp_size: 2\npp_size: 2\nvpp_size: 1\n",
+        lambda path: recorded_job(Path(path).with_name("trace-a.csv")),
+    ),
+    "result-a.json": (
+        json.dumps(FOUND),
+        lambda path: recorded_job(Path(path).with_name("trace-a.csv")),
+    ),
     "metrics.json": (
         '{"step_s": 0.03, "kernels": {"prefill": 1}, "interval_80": {"step_s": [0.02, 0.04]}}',
         lambda path: ["compare", str(Path(path).parent), str(Path(path).parent)],
     ),
 }  # fmt: skip
 """Name of a file -> its text before it is broken, and the command that reads it."""
+
+
+def write_whole_files(folder):
+    """One file of every format, unbroken: commands read some beside the one that is broken."""
+    for name, (text, _) in FORMATS.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def broken(text, rng):
@@ -214,6 +313,7 @@ def check_file(name, seed, count, folder, capsys, monkeypatch):
     rng = random.Random(f"{name} {seed}")
     text, command = FORMATS[name]
     path = folder / name
+    write_whole_files(folder)
     for _ in range(count):
         path.write_text(broken(text, rng), encoding="utf-8")
         check(command(str(path)), capsys, monkeypatch)
@@ -230,10 +330,25 @@ COMMANDS = (
     ("sweep", "all_to_all_64", "--json", "--vary", "seed=1,2", "--objective", "{}"),
     ("sweep", "all_to_all_64", "--json", "--vary", "seed=1,2", "--metric", "{}"),
     ("sweep", "all_to_all_64", "--json", "--vary", "seed=1", "--jobs", "{}"),
+    ("sweep", "all_to_all_64", "--json", "--vary", "seed=1", "--set", "{}"),
+    ("sweep", "all_to_all_64", "--vary", "seed=1", "--out", "{}"),
+    ("run", "decode_ep8_h200", "--json", "--ideal", "--set", "{}"),
+    ("run", "decode_ep8_h200", "--json", "--set", "skew={}"),
     ("compare", "{}", "{}"),
     ("attribute", "{}"),
+    ("attribute", "dualpipe_h800_2048", "--json", "--set", "{}"),
     ("validate", "{}"),
+    ("validate", "--whole", "--json", "--lease", "{}"),
+    ("validate", "--whole", "--json", "--ledger", "{}"),
+    ("validate", "--whole", "--lease", "h200_sxm_1", "--predict", "{}"),
+    ("validate", "all_to_all_64", "--write-ledger", "{}"),
+    ("validate", "{}", "--write-ledger", "ledger.jsonl"),
+    ("validate", "all_to_all_64", "--write-ledger", "ledger.jsonl", "--known", "{}"),
+    ("validate", "--json", "--stragglers", "{}"),
     ("replay", "{}", "--json"),
+    ("replay", "profile.json", "--json", "--set", "{}"),
+    ("replay", "profile.json", "--out", "{}"),
+    ("replay", "profile.json", "--json", "--recorded-gpu", "{}"),
     ("replay", "profile.json", "--json", "--gpu", "{}"),
     ("replay", "profile.json", "--json", "--mapping", "{}"),
     ("calibrate", "{}", "--gpu", "h800_sxm", "--out", "mine.yaml"),
@@ -243,23 +358,34 @@ COMMANDS = (
     ("calibrate", "gemm.csv", "--gpu", "h800_sxm", "--out", "mine.yaml", "--base", "{}"),
     ("calibrate", "gemm.csv", "--gpu", "h800_sxm", "--out", "mine.yaml", "--sets", "{}"),
     ("calibrate", "gemm.csv", "--gpu", "h800_sxm", "--explain", "--column", "{}"),
+    ("calibrate", "gemm.csv", "--gpu", "h800_sxm", "--out", "mine.yaml", "--report", "{}"),
+    ("show", "calibration", "{}"),
+    ("show", "restatement", "{}", "h200_8", "h200_sxm"),
+    ("show", "restatement", "h800_sxm", "{}", "h200_sxm"),
+    ("show", "restatement", "h800_sxm", "h200_8", "{}"),
     ("show", "gpu", "{}"),
     ("show", "cluster", "{}"),
     ("show", "model", "{}"),
+    ("show", "model", "deepseek_v3", "{}"),
+    ("show", "model", "deepseek_v3", "--context", "{}"),
+    ("show", "model", "deepseek_v3", "--gpus", "{}"),
     ("show", "scenario", "{}"),
+    ("show", "scenario", "decode_ep8_h200", "--set", "{}"),
     ("show", "schedule", "{}"),
     ("show", "schedule", "1f1b", "--ranks", "{}"),
     ("show", "schedule", "1f1b", "--microbatches", "{}"),
     ("show", "schedule", "1f1b", "--times", "{}"),
+    ("show", "schedule", "interleaved", "--virtual-stages", "{}"),
     ("show", "pair", "{}"),
+    ("show", "pair", "dualpipe_h800_2048", "--order", "{}"),
+    ("show", "pair", "dualpipe_h800_2048", "--measured", "{}"),
 )
 """Every command, with a place for a hostile value in each argument and option."""
 
 
 def check_command(command, value, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
-    for name in ("profile.json", "gemm.csv"):
-        (folder / name).write_text(FORMATS[name][0], encoding="utf-8")
+    write_whole_files(folder)
     check([part.format(value) for part in command], capsys, monkeypatch)
 
 
@@ -292,26 +418,39 @@ def test_hostile_input_of_all_kinds_for_ten_minutes_or_an_hour(tmp_path, capsys,
     until = time.monotonic() + float(os.environ.get("HOSTILE_SECONDS", "600"))
     fields = [(name, path) for name in known_scenarios() for path in paths_of(name)]
     rng.shuffle(fields)
-    tried = 0
+    tried, faults = 0, []
+
+    def one(checked, *arguments):
+        """Try one input; a fault is written down and the next is tried."""
+        nonlocal tried
+        tried += 1
+        try:
+            checked(*arguments, capsys, monkeypatch)
+        except (Exception, Hang) as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            faults.append(f"{arguments}: {error!r:.600} at {last.filename}:{last.lineno}")
+            with capsys.disabled():
+                print(f"\n{faults[-1]}", flush=True)
+
     for name, path in itertools.cycle(fields):
         if time.monotonic() > until:
             break
         changes = (*SHORT.get(name, ()), f"{path}={rng.choice(HOSTILE)}")
         options = [part for change in changes for part in ("--set", change)]
-        check(["run", name, *options, *QUICK], capsys, monkeypatch)
+        one(check, ["run", name, *options, *QUICK])
         seed = rng.randrange(10**9)
-        check_file(rng.choice(list(FORMATS)), seed, 1, tmp_path, capsys, monkeypatch)
-        check_command(rng.choice(COMMANDS), rng.choice(HOSTILE), tmp_path, capsys, monkeypatch)
-        tried += 3
+        one(check_file, rng.choice(list(FORMATS)), seed, 1, tmp_path)
+        one(check_command, rng.choice(COMMANDS), rng.choice(HOSTILE), tmp_path)
     with capsys.disabled():
-        print(f"\n{tried} inputs, {len(fields)} fields: no traceback, no hang, no NaN")
+        print(f"\n{tried} inputs, {len(fields)} fields: {len(faults)} tracebacks, hangs or NaN")
+    assert not faults
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_files_that_are_broken_are_read_when_they_are_whole(name, tmp_path, monkeypatch):
     """Else every one of them would be refused for another reason."""
-    text, command = FORMATS[name]
-    (tmp_path / name).write_text(text, encoding="utf-8")
+    _, command = FORMATS[name]
+    write_whole_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["dsv3sim", *command(str(tmp_path / name))])
     with pytest.raises(SystemExit) as ended:
