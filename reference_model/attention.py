@@ -5,7 +5,6 @@ model.py; QK and V are the query-key and the value dimension of a head.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from reference_model.indexer import Indexer
 from reference_model.layers import (
     Angles,
     Linear,
-    LinearWeightGrad,
     RMSNorm,
     WeightGrad,
     attention_scale,
@@ -107,7 +105,7 @@ class MultiHeadLatentAttention(nn.Module):
         kv_layer = self.kv_a_proj_with_mqa
         kv_latent = kv_layer(kv_layer.quantize_input(x, site), site)
         q, _, q_operand = self._expand_queries(queries, angles, site)
-        k, v, _ = self._expand_keys_values(kv_latent, angles, site)
+        k, v, *_ = self._expand_keys_values(kv_latent, angles, site)
         selected = None
         if self.indexer is not None and q_operand is not None:
             index_queries = self.indexer.queries(q_operand, x, angles, site)
@@ -154,7 +152,7 @@ class MultiHeadLatentAttention(nn.Module):
             q, q_normed = saved.queries, None
         else:
             q, q_normed, _ = self._expand_queries(saved.queries, angles, again)
-        k, v, kv = self._expand_keys_values(saved.kv_latent, angles, again)
+        k, v, kv, kv_normed = self._expand_keys_values(saved.kv_latent, angles, again)
 
         by_head = (*q.shape[:3], c.v_head_dim)
         delta, q_grad_total = ops.attention_backward_preprocess(
@@ -187,12 +185,12 @@ class MultiHeadLatentAttention(nn.Module):
             q_normed_grad, q_weight_grad = self.q_b_proj.backward(queries_grad, q_normed, site)
             weight_grads.append(q_weight_grad)
         kv_normed_grad, kv_weight_grad, k_rope_grad = self._keys_values_input_grad(
-            k_grad, v_grad, kv.normed, angles, site
+            k_grad, v_grad, kv_normed, angles, site
         )
         weight_grads.insert(1, kv_weight_grad)  # the published order: o, kv_b, q_b
         kv_normed_grad = self.group.scatter(kv_normed_grad, "attention.kv_latent", site)
         k_rope_grad = self.group.scatter(k_rope_grad, "attention.k_rope", site)
-        kv_grad = self.kv_a_layernorm.backward(kv_normed_grad, kv.latent, site)
+        kv_grad = self.kv_a_layernorm.backward(kv_normed_grad, kv, site)
         if q_normed is not None:
             q_normed_grad = self.group.scatter(q_normed_grad, "attention.q_latent", site)
             queries_grad = self.q_a_layernorm.backward(q_normed_grad, saved.queries, site)
@@ -234,8 +232,9 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _expand_keys_values(
         self, kv_latent: Tensor, angles: Angles, site: Site
-    ) -> tuple[Tensor, Tensor, "_KeyValueLatent"]:
-        """[T, kv_lora_rank + rope] -> keys [S, L, N, QK], values [S, L, N, V], and the latents."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[T, kv_lora_rank + rope] -> keys [S, L, N, QK], values [S, L, N, V], and the latent
+        [T, kv_lora_rank] as it is and normed."""
         c = self.config
         tokens, heads, nope = kv_latent.shape[0], self.heads, c.qk_nope_head_dim
         latent = kv_latent.new_empty((tokens, c.kv_lora_rank))
@@ -252,11 +251,11 @@ class MultiHeadLatentAttention(nn.Module):
         ops.copy(kv[..., :nope], k[..., :nope], site=site("attention.k_nope.copy"))
         by_token = k.view(k_rope.shape[0], heads, c.qk_head_dim)
         ops.broadcast_heads(k_rope, by_token[..., nope:], site=site("attention.k_rope.broadcast"))
-        return k, kv[..., nope:], _KeyValueLatent(latent, normed)
+        return k, kv[..., nope:], latent, normed
 
     def _keys_values_input_grad(
         self, k_grad: Tensor, v_grad: Tensor, normed: Tensor, angles: Angles, site: Site
-    ) -> tuple[Tensor, LinearWeightGrad, Tensor]:
+    ) -> tuple[Tensor, WeightGrad, Tensor]:
         """Gradients of keys and values -> gradients of the normed latent and of the rotary key."""
         c = self.config
         tokens, nope = normed.shape[0], c.qk_nope_head_dim
@@ -270,9 +269,3 @@ class MultiHeadLatentAttention(nn.Module):
         ops.copy(v_grad, kv_grad[..., nope:], site=site("attention.v.copy_grad"))
         normed_grad, weight_grad = self.kv_b_proj.backward(kv_grad.view(tokens, -1), normed, site)
         return normed_grad, weight_grad, k_rope_grad
-
-
-class _KeyValueLatent(NamedTuple):
-    latent: Tensor
-    """[T, kv_lora_rank]"""
-    normed: Tensor

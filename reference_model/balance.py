@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from reference_model.config import ModelConfig
-from reference_model.model import MoEBlock, SavedMoEBlock, SavedStep, Transformer
-from reference_model.moe import Gate
+from reference_model.model import MoEBlock, SavedStep, Transformer
+from reference_model.moe import Gate, SavedMoE
 from reference_model.operators import Site
 from reference_model.operators.routing import gate_scores, gate_scores_backward
 
@@ -30,16 +30,18 @@ def moe_blocks(model: Transformer) -> list[MoEBlock]:
     return blocks if model.mtp is None else [*blocks, model.mtp.block]
 
 
-def saved_choices(saved: SavedStep) -> list[SavedMoEBlock]:
-    """What the layers of `moe_blocks` kept of a micro-batch, in the same order."""
-    blocks = [block for block in saved.blocks if isinstance(block, SavedMoEBlock)]
-    return blocks if saved.prediction is None else [*blocks, saved.prediction.block]
+def saved_choices(saved: SavedStep) -> list[SavedMoE]:
+    """What the experts of `moe_blocks` kept of a micro-batch, in the same order."""
+    kept = [block.feed_forward for block in saved.blocks]
+    if saved.prediction is not None:
+        kept.append(saved.prediction.block.feed_forward)
+    return [experts for experts in kept if isinstance(experts, SavedMoE)]
 
 
 def expert_load(saved: SavedStep, *, experts: int) -> Tensor:
     """Tokens of a micro-batch that chose each expert, int64 [layers, experts]."""
     # Not bincount: on a GPU the host would wait for the largest choice.
-    choices = torch.stack([block.moe.indices.flatten() for block in saved_choices(saved)])
+    choices = torch.stack([moe.indices.flatten() for moe in saved_choices(saved)])
     load = choices.new_zeros((choices.shape[0], experts))
     return load.scatter_add_(1, choices, torch.ones_like(choices))
 

@@ -6,9 +6,9 @@ micro-batch. Shapes: T tokens, R expert rows, E local experts.
 """
 
 import math
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,9 @@ def gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-class WeightGrad(Protocol):
-    """A weight gradient put off; it holds the tensors that it needs."""
-
-    def run(self, site: Site) -> None:
-        """Add it into the gradients of the weights."""
-        ...
+WeightGrad: TypeAlias = Callable[[Site], None]
+"""A weight gradient put off: a layer's `weight_grad` with the tensors that it needs, which adds it
+into the gradients of the weights when it is called."""
 
 
 class Weight(nn.Module):
@@ -107,38 +104,26 @@ class Linear(Weight):
         weight = self.recipe.transpose(self.working_copy(), site(f"{self.name}.transpose_weight"))
         return self.recipe.gemm(grad, weight, site(f"{self.name}.input_grad"))
 
-    def keep_for_weight_grad(self, grad: Operand, x: Operand, site: Site) -> "LinearWeightGrad":
+    def put_off_weight_grad(self, grad: Operand, x: Operand, site: Site) -> WeightGrad:
         """Transpose output gradient [T, out] and input [T, in] for the weight gradient."""
-        return LinearWeightGrad(
-            layer=self,
-            grad=self.recipe.quantize_transposed(grad, site(f"{self.name}.transpose_grad")),
-            x=self.recipe.quantize_transposed(x, site(f"{self.name}.transpose_input")),
+        return partial(
+            self.weight_grad,
+            self.recipe.quantize_transposed(grad, site(f"{self.name}.transpose_grad")),
+            self.recipe.quantize_transposed(x, site(f"{self.name}.transpose_input")),
         )
 
-    def backward(self, grad: Tensor, x: Tensor, site: Site) -> tuple[Tensor, "LinearWeightGrad"]:
+    def weight_grad(self, grad: Operand, x: Operand, site: Site) -> None:
+        """Add the product of output gradient [out, T] and input [in, T] into the gradient."""
+        self.recipe.gemm_weight_grad(
+            gradient(self.weight), grad, x, site(f"{self.name}.weight_grad")
+        )
+
+    def backward(self, grad: Tensor, x: Tensor, site: Site) -> tuple[Tensor, WeightGrad]:
         """Output gradient [T, out] and input [T, in] -> input gradient, and the weight gradient
         still to do."""
         x_grad = self.input_grad(self.quantize_grad(grad, site), site)
-        deferred = self.keep_for_weight_grad(Operand(grad, None), Operand(x, None), site)
+        deferred = self.put_off_weight_grad(Operand(grad, None), Operand(x, None), site)
         return x_grad, deferred
-
-
-@dataclass(slots=True)
-class LinearWeightGrad:
-    """The weight gradient of a linear layer, put off until it is run."""
-
-    layer: Linear
-    grad: Operand
-    """[out, T]"""
-    x: Operand
-    """[in, T]"""
-
-    def run(self, site: Site) -> None:
-        """Add it into the weight's gradient."""
-        layer = self.layer
-        layer.recipe.gemm_weight_grad(
-            gradient(layer.weight), self.grad, self.x, site(f"{layer.name}.weight_grad")
-        )
 
 
 class HighPrecisionLinear(Weight):

@@ -20,7 +20,8 @@ Shape legend
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,6 @@ from reference_model.layers import (
     Angles,
     HighPrecisionLinear,
     Linear,
-    LinearWeightGrad,
     RMSNorm,
     Weight,
     WeightGrad,
@@ -48,16 +48,16 @@ from reference_model.tensor_parallel import tensor_group
 
 @dataclass(slots=True)
 class WeightGrads:
-    """The weight gradients of one layer and micro-batch, by segment, in the order to run them."""
+    """The weight gradients of one layer and micro-batch, put off."""
 
-    mlp: list[WeightGrad]
-    attention: list[WeightGrad]
+    of_segment: dict[str, list[WeightGrad]]
+    """By segment, in the order to run them."""
 
     def run(self) -> None:
         """Run all of them."""
-        for segment, pending in (("mlp", self.mlp), ("attention", self.attention)):
+        for segment, pending in self.of_segment.items():
             for weight_grad in pending:
-                weight_grad.run(Site("weight_grad", segment))
+                weight_grad(Site("weight_grad", segment))
 
 
 # -- layers ----------------------------------------------------------------------------------------
@@ -81,6 +81,18 @@ class SavedBlockAttention:
     update: Tensor
     """What attention added to it [T, H]."""
     attention: SavedAttention
+
+
+FeedForwardT = TypeVar("FeedForwardT")
+
+
+@dataclass(slots=True)
+class SavedBlock(Generic[FeedForwardT]):
+    """What the backward of a layer needs."""
+
+    attention: SavedBlockAttention
+    feed_forward: FeedForwardT
+    """Gate and up projections of a dense one, `SavedMoE` of a mixture of experts."""
 
 
 class Block(nn.Module):
@@ -133,14 +145,6 @@ class Block(nn.Module):
         return stream_grad, up_grads + down_grads
 
 
-@dataclass(slots=True)
-class SavedDenseBlock:
-    """What the backward of a dense layer needs."""
-
-    attention: SavedBlockAttention
-    gate_up: Operand
-
-
 class DenseBlock(Block):
     """A layer whose feed-forward is dense."""
 
@@ -154,7 +158,7 @@ class DenseBlock(Block):
 
     def forward(
         self, stream: ResidualStream, angles: Angles, rows: ExpertRows
-    ) -> tuple[ResidualStream, SavedDenseBlock]:
+    ) -> tuple[ResidualStream, SavedBlock[Operand]]:
         """One layer; `rows` matter to mixture-of-experts layers only."""
         normed, residual, saved = self.attention(stream, angles, Site("forward", "attention"))
         site = Site("forward", "mlp")
@@ -162,19 +166,17 @@ class DenseBlock(Block):
         x = self.mlp.gather(gate_up_proj.quantize_input(normed, site), "input", site)
         gate_up = gate_up_proj(x, site)
         update = self.mlp.down(gate_up, site)
-        return ResidualStream(residual, update), SavedDenseBlock(
-            saved, self.mlp.save(gate_up, site)
-        )
+        return ResidualStream(residual, update), SavedBlock(saved, self.mlp.save(gate_up, site))
 
     def input_grad(
-        self, grad: Tensor, saved: SavedDenseBlock, angles: Angles, rows: ExpertRows
+        self, grad: Tensor, saved: SavedBlock[Operand], angles: Angles, rows: ExpertRows
     ) -> tuple[Tensor, WeightGrads]:
         """Gradient of both parts of the stream [T, H] -> that of the stream that entered."""
         site = Site("input_grad", "mlp")
         # In powers of two: the weight gradient turns the tiles around (see operators/casts.py).
         operand = self.mlp.down_proj.quantize_grad(grad, site, power_of_two_scales=True)
         operand = self.mlp.gather(operand, "output", site)
-        gate_up_grad, down = self.mlp.down_input_grad(operand, saved.gate_up, site)
+        gate_up_grad, down = self.mlp.down_input_grad(operand, saved.feed_forward, site)
         normed, residual = self.recompute_normed(saved.attention, site)
         x = self.mlp.gather(Operand(normed, None), "input", replace(site, recompute=True))
         normed_grad, gate_up = self.mlp.gate_up_backward(gate_up_grad, x.values, site)
@@ -186,15 +188,7 @@ class DenseBlock(Block):
             angles=angles,
             site=Site("input_grad", "attention"),
         )
-        return stream_grad, WeightGrads(mlp=[down, gate_up], attention=attention)
-
-
-@dataclass(slots=True)
-class SavedMoEBlock:
-    """What the backward of a mixture-of-experts layer needs."""
-
-    attention: SavedBlockAttention
-    moe: SavedMoE
+        return stream_grad, WeightGrads({"mlp": [down, gate_up], "attention": attention})
 
 
 class MoEBlock(Block):
@@ -209,17 +203,17 @@ class MoEBlock(Block):
 
     def forward(
         self, stream: ResidualStream, angles: Angles, rows: ExpertRows
-    ) -> tuple[ResidualStream, SavedMoEBlock]:
+    ) -> tuple[ResidualStream, SavedBlock[SavedMoE]]:
         """One layer, its segments one after another."""
         *_, (stream, saved) = self.forward_segments(stream, angles, rows)
         return stream, saved
 
     def input_grad(
-        self, grad: Tensor, saved: SavedMoEBlock, angles: Angles, rows: ExpertRows
+        self, grad: Tensor, saved: SavedBlock[SavedMoE], angles: Angles, rows: ExpertRows
     ) -> tuple[Tensor, WeightGrads]:
         """Gradient of both parts of the stream [T, H] -> that of the stream that entered."""
         _, mlp, _, (stream_grad, attention) = self.input_grad_segments(grad, saved, angles)
-        return stream_grad, WeightGrads(mlp=mlp, attention=attention)
+        return stream_grad, WeightGrads({"mlp": mlp, "attention": attention})
 
     def forward_segments(
         self, stream: ResidualStream, angles: Angles, rows: ExpertRows
@@ -239,30 +233,30 @@ class MoEBlock(Block):
         out, shared_out, saved_moe = self.mlp.mlp(routed, shared_gate_up, received)
         yield None
         update = self.mlp.combine(out, shared_out, received.layout)
-        yield ResidualStream(residual, update), SavedMoEBlock(saved, saved_moe)
+        yield ResidualStream(residual, update), SavedBlock(saved, saved_moe)
 
     def input_grad_segments(
-        self, grad: Tensor, saved: SavedMoEBlock, angles: Angles
+        self, grad: Tensor, saved: SavedBlock[SavedMoE], angles: Angles
     ) -> Iterator[Any]:
         """The input gradient likewise: combine, mlp, dispatch, attention.
 
         Yields the weight gradients of mlp after that part, at last the gradient of the stream that
         entered [T, H] and the weight gradients of attention, and None otherwise."""
         cast = self.mlp.quantize_grad(grad)
-        received_grad = self.mlp.combine_input_grad(cast, saved.moe)
+        received_grad = self.mlp.combine_input_grad(cast, saved.feed_forward)
         yield None
         normed, residual = self.recompute_normed(saved.attention, Site("input_grad", "mlp"))
         x_grad, shared_x_grad, received_weights_grad, mlp = self.mlp.mlp_input_grad(
-            cast, received_grad, normed, saved.moe
+            cast, received_grad, normed, saved.feed_forward
         )
         yield mlp
         moe_grad, weights_grad = self.mlp.dispatch_input_grad(
-            x_grad, shared_x_grad, received_weights_grad, saved.moe
+            x_grad, shared_x_grad, received_weights_grad, saved.feed_forward
         )
         yield None
         site = Site("input_grad", "attention")
         gate_grad = self.mlp.gate.input_grad(
-            weights_grad, saved.moe.logits, saved.moe.indices, normed, site
+            weights_grad, saved.feed_forward.logits, saved.feed_forward.indices, normed, site
         )
         normed_grad = ops.add(moe_grad, gate_grad, site=site("moe.add_input_grads"))
         yield self.attention_input_grad(
@@ -303,9 +297,8 @@ class Embedding(Weight):
         mine = ops.embedding_part(tokens, table, first=first, site=site("embedding"))
         return self.group.scatter(mine, "embedding", site)
 
-    def weight_grad(self, grad: Tensor, tokens: Tensor) -> None:
+    def weight_grad(self, grad: Tensor, tokens: Tensor, site: Site) -> None:
         """Add the gradient of the embeddings [T, H] into the rows of their tokens."""
-        site = Site("weight_grad", "embedding")
         grad = self.group.gather(grad, "embedding", site)
         total, name = gradient(self.weight), site("embedding.weight_grad")
         if self.group.ranks == 1:
@@ -325,21 +318,6 @@ class SavedHead:
     """[T, V]"""
     targets: Tensor
     log_sum: Tensor
-
-
-@dataclass(slots=True)
-class HeadWeightGrad:
-    """The weight gradient of the head, put off."""
-
-    head: "Head"
-    logits_grad: Tensor
-    """[T, V]"""
-    normed: Tensor
-    """[T, H]"""
-
-    def run(self, site: Site) -> None:
-        """Add it into the gradient of the head."""
-        self.head.weight_grad(self.logits_grad, self.normed, site)
 
 
 class Head(HighPrecisionLinear):
@@ -402,9 +380,10 @@ def head_input_grad(
     *,
     weight: float,
     normed_grad: Tensor | None,
-) -> tuple[Tensor, HeadWeightGrad]:
+) -> tuple[Tensor, WeightGrad]:
     """-> gradient of both parts of the stream [T, H], of `weight` x the mean loss plus whatever
-    else reads the normed stream, whose gradient is `normed_grad`."""
+    else reads the normed stream, whose gradient is `normed_grad`; and the head's weight gradient.
+    """
     site = Site("input_grad", "head")
     again = replace(site, recompute=True)
     normed = head.gather(norm(saved.total, again), again)
@@ -412,7 +391,8 @@ def head_input_grad(
     grad = head.group.scatter(head.input_grad(logits_grad, site), "head", site)
     if normed_grad is not None:
         grad = ops.add(grad, normed_grad, site=site("head.add_input_grads"))
-    return norm.backward(grad, saved.total, site), HeadWeightGrad(head, logits_grad, normed)
+    weight_grad = partial(head.weight_grad, logits_grad, normed)
+    return norm.backward(grad, saved.total, site), weight_grad
 
 
 # -- multi-token prediction ------------------------------------------------------------------------
@@ -427,27 +407,8 @@ class SavedPrediction:
     embedded: Tensor
     """Embeddings of the next tokens [T, H]."""
     tokens: Tensor
-    block: SavedMoEBlock
+    block: SavedBlock[SavedMoE]
     head: SavedHead
-
-
-@dataclass(slots=True)
-class PredictionWeightGrads:
-    """The weight gradients of the multi-token prediction module, put off."""
-
-    projection: LinearWeightGrad
-    block: WeightGrads
-    head: HeadWeightGrad
-    embedding: Embedding
-    embedded_grad: Tensor
-    tokens: Tensor
-
-    def run(self) -> None:
-        """Run all of them."""
-        self.head.run(Site("weight_grad", "head"))
-        self.block.run()
-        self.projection.run(Site("weight_grad", "mtp"))
-        self.embedding.weight_grad(self.embedded_grad, self.tokens)
 
 
 class MultiTokenPrediction(nn.Module):
@@ -469,7 +430,7 @@ class MultiTokenPrediction(nn.Module):
 
     def forward(
         self, hidden: Tensor, embedded: Tensor, angles: Angles, rows: ExpertRows
-    ) -> tuple[ResidualStream, SavedMoEBlock]:
+    ) -> tuple[ResidualStream, SavedBlock[SavedMoE]]:
         """Normed stream [T, H] of the main model, embeddings of the next tokens [T, H] -> the
         stream that `norm` and the shared head turn into logits of the tokens after those."""
         site = Site("forward", "mtp")
@@ -506,7 +467,7 @@ class MultiTokenPrediction(nn.Module):
         rows: ExpertRows,
         *,
         weight: float,
-    ) -> tuple[Tensor, PredictionWeightGrads]:
+    ) -> tuple[Tensor, WeightGrads]:
         """-> gradient of the main model's normed stream [T, H], of `weight` x the mean loss."""
         grad, head_grad = head_input_grad(
             self.norm, head, saved.head, weight=weight, normed_grad=None
@@ -518,8 +479,13 @@ class MultiTokenPrediction(nn.Module):
         columns = saved.hidden.shape[1]
         embedded_grad = self.enorm.backward(joined_grad[:, :columns], saved.embedded, site)
         hidden_grad = self.hnorm.backward(joined_grad[:, columns:], saved.hidden, site)
-        return hidden_grad, PredictionWeightGrads(
-            projection, block_grads, head_grad, embedding, embedded_grad, saved.tokens
+        return hidden_grad, WeightGrads(
+            {"head": [head_grad]}
+            | block_grads.of_segment
+            | {
+                "mtp": [projection],
+                "embedding": [partial(embedding.weight_grad, embedded_grad, saved.tokens)],
+            }
         )
 
     def _joined(self, hidden: Tensor, embedded: Tensor, site: Site) -> Tensor:
@@ -545,11 +511,13 @@ class Losses(NamedTuple):
 
 @dataclass(slots=True)
 class SavedStep:
-    """What the backward of a micro-batch needs."""
+    """What the backward of a micro-batch needs, of the whole model or of one pipeline stage."""
 
     tokens: Tensor
-    blocks: list[SavedDenseBlock | SavedMoEBlock]
-    head: SavedHead
+    """Those that the embedding read [T]."""
+    blocks: list[SavedBlock[Operand] | SavedBlock[SavedMoE]]
+    head: SavedHead | None
+    """None where another stage has it."""
     prediction: SavedPrediction | None
     prediction_weight: float
     angles: Angles
@@ -641,14 +609,15 @@ class Transformer(nn.Module):
                 weight=weight * saved.prediction_weight,
             )  # fmt: skip
             prediction_grads.run()
+        assert saved.head is not None, "the whole model has it"
         grad, head_grad = head_input_grad(
             self.norm, self.lm_head, saved.head, weight=weight, normed_grad=normed_grad
         )
-        head_grad.run(Site("weight_grad", "head"))
+        head_grad(Site("weight_grad", "head"))
         for block, saved_block in zip(self.blocks[::-1], saved.blocks[::-1], strict=True):
             grad, weight_grads = block.input_grad(grad, saved_block, angles, rows)
             weight_grads.run()
-        self.embed_tokens.weight_grad(grad, saved.tokens)
+        self.embed_tokens.weight_grad(grad, saved.tokens, Site("weight_grad", "embedding"))
 
     @property
     def blocks(self) -> list[Any]:
@@ -657,7 +626,9 @@ class Transformer(nn.Module):
 
     def _run_layers(
         self, tokens: Tensor
-    ) -> tuple[ResidualStream, list[SavedDenseBlock | SavedMoEBlock], Angles, ExpertRows]:
+    ) -> tuple[
+        ResidualStream, list[SavedBlock[Operand] | SavedBlock[SavedMoE]], Angles, ExpertRows
+    ]:
         if tokens.dim() != 2 or tokens.shape[1] < 1:
             raise ValueError(
                 f"tokens of shape {list(tokens.shape)} are not [sequences, length of at least 1]"

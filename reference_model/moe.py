@@ -5,6 +5,7 @@ model.py. `MoE` offers its passes in the segments that DualPipe schedules.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,13 +13,7 @@ from torch import Tensor, nn
 
 from reference_model import operators as ops
 from reference_model.config import ModelConfig
-from reference_model.layers import (
-    GroupedLinear,
-    HighPrecisionLinear,
-    Linear,
-    LinearWeightGrad,
-    WeightGrad,
-)
+from reference_model.layers import GroupedLinear, HighPrecisionLinear, Linear, WeightGrad
 from reference_model.operators import Site
 from reference_model.precision import Operand, Recipe
 from reference_model.split import WHOLE, Split
@@ -90,17 +85,15 @@ class FeedForward(nn.Module):
 
     def down_input_grad(
         self, grad: Operand, saved: Operand, site: Site
-    ) -> tuple[Tensor, LinearWeightGrad]:
+    ) -> tuple[Tensor, WeightGrad]:
         """Output gradient [T, H] -> gradient of the gate and up projections [T, 2 I]."""
         gate_up = self.recipe.dequantize(saved, site(f"{self.name}.load_gate_up"))
         activated_grad = self.down_proj.input_grad(grad, site)
         again = replace(site, recompute=True)
-        weight_grad = LinearWeightGrad(
-            layer=self.down_proj,
-            grad=self.recipe.quantize_transposed(
-                grad, site(f"{self.down_proj.name}.transpose_grad")
-            ),
-            x=self.recipe.swiglu_transposed(gate_up, again(f"{self.name}.swiglu")),
+        weight_grad = partial(
+            self.down_proj.weight_grad,
+            self.recipe.quantize_transposed(grad, site(f"{self.down_proj.name}.transpose_grad")),
+            self.recipe.swiglu_transposed(gate_up, again(f"{self.name}.swiglu")),
         )
         gate_up_grad = ops.swiglu_backward(
             gate_up, activated_grad, site=site(f"{self.name}.swiglu.input_grad")
@@ -109,7 +102,7 @@ class FeedForward(nn.Module):
 
     def gate_up_input_grad(
         self, gate_up_grad: Tensor, x: Operand, site: Site
-    ) -> tuple[Tensor, LinearWeightGrad]:
+    ) -> tuple[Tensor, WeightGrad]:
         """Gradient of the gate and up projections [T, 2 I], and the input as the forward GEMM read
         it -> gradient of the input [T, H]."""
         values = self.recipe.dequantize(x, site(f"{self.gate_up_proj.name}.dequantize_input"))
@@ -117,7 +110,7 @@ class FeedForward(nn.Module):
 
     def gate_up_backward(
         self, gate_up_grad: Tensor, x: Tensor, site: Site
-    ) -> tuple[Tensor, LinearWeightGrad]:
+    ) -> tuple[Tensor, WeightGrad]:
         """The same of an input x [T, H] that no product has read."""
         x_grad, weight_grad = self.gate_up_proj.backward(gate_up_grad, x, site)
         return self.group.scatter(x_grad, f"{self.name}.input", site), weight_grad
@@ -251,7 +244,7 @@ class Expert(nn.Module):
 
     def input_grad(
         self, grad: Operand, saved: SavedExperts, site: Site
-    ) -> tuple[Tensor, Tensor, "ExpertWeightGrad"]:
+    ) -> tuple[Tensor, Tensor, WeightGrad]:
         """Output gradient of received tokens [D, H] -> their input gradient [D, H] and that of
         their routing weights [D, K]."""
         r = self.recipe
@@ -275,8 +268,8 @@ class Expert(nn.Module):
         gate_up_grad_t = r.quantize_rows_transposed(
             gate_up_grad, sizes, site("experts.gate_up_proj.transpose_grad")
         )
-        weight_grad = ExpertWeightGrad(
-            experts=self,
+        weight_grad = partial(
+            self.weight_grad,
             grad=grad,
             x=saved.received,
             activated=activated_t,
@@ -286,39 +279,32 @@ class Expert(nn.Module):
         )
         return summed, weights_grad, weight_grad
 
+    def weight_grad(
+        self,
+        site: Site,
+        *,
+        grad: Operand,
+        x: Operand,
+        activated: Operand,
+        gate_up_grad: Operand,
+        row_source: Tensor,
+        group_sizes: Tensor,
+    ) -> None:
+        """Add the gradients of both weights. Received tokens x and output gradients [D, H] were
+        kept as they travelled and are expanded to rows only here, which saves their memory till
+        then; the others are transposed already, [I, R] and [2 I, R]."""
+        output_grad = self.recipe.gather_transposed(
+            grad, row_source, group_sizes, site("experts.down_proj.transpose_grad")
+        )
+        self.down_proj.weight_grad(output_grad, activated, group_sizes, site)
+        rows = self.recipe.gather_transposed(
+            x, row_source, group_sizes, site("experts.gate_up_proj.transpose_input")
+        )
+        self.gate_up_proj.weight_grad(gate_up_grad, rows, group_sizes, site)
+
     def _permute(self, x: Operand, row_source: Tensor, site: str) -> Operand:
         values, scales = ops.permute(x.values, x.scales, row_source, site=site)
         return Operand(values, None if x.scales is None else scales)
-
-
-@dataclass(slots=True)
-class ExpertWeightGrad:
-    """The weight gradients of the routed experts. Received tokens and gradients are kept as they
-    travelled and expanded to rows only here, which saves their memory till then."""
-
-    experts: Expert
-    grad: Operand
-    """Output gradient of received tokens [D, H]."""
-    x: Operand
-    """Received tokens [D, H]."""
-    activated: Operand
-    """[I, R]"""
-    gate_up_grad: Operand
-    """[2 I, R]"""
-    row_source: Tensor
-    group_sizes: Tensor
-
-    def run(self, site: Site) -> None:
-        """Add them into the gradients of the experts' weights."""
-        experts, sizes = self.experts, self.group_sizes
-        grad = experts.recipe.gather_transposed(
-            self.grad, self.row_source, sizes, site("experts.down_proj.transpose_grad")
-        )
-        experts.down_proj.weight_grad(grad, self.activated, sizes, site)
-        x = experts.recipe.gather_transposed(
-            self.x, self.row_source, sizes, site("experts.gate_up_proj.transpose_input")
-        )
-        experts.gate_up_proj.weight_grad(self.gate_up_grad, x, sizes, site)
 
 
 class Routed(NamedTuple):

@@ -32,8 +32,8 @@ from reference_model.config import ModelConfig
 from reference_model.expert_parallel import ExpertParallelBlock
 from reference_model.gpu import choose_kernels
 from reference_model.layers import Angles, rotary_angles
-from reference_model.model import MoEBlock, ResidualStream, SavedMoEBlock, WeightGrads
-from reference_model.moe import ExpertRows
+from reference_model.model import MoEBlock, ResidualStream, SavedBlock, WeightGrads
+from reference_model.moe import ExpertRows, SavedMoE
 from reference_model.operators import Site
 from reference_model.precision import Recipe
 from reference_model.ranks import rank_device, run_ranks
@@ -163,7 +163,7 @@ class PairResult:
 
     stream: ResidualStream
     """Of the forward micro-batch, behind the last layer."""
-    saved: list[SavedMoEBlock]
+    saved: list[SavedBlock[SavedMoE]]
     """Of its layers."""
     grad: Tensor
     """Of the stream that entered the first layer, of the backward micro-batch [T, H]."""
@@ -177,7 +177,7 @@ def run_pair(
     *,
     stream: ResidualStream,
     grad: Tensor,
-    saved: Sequence[SavedMoEBlock],
+    saved: Sequence[SavedBlock[SavedMoE]],
     angles: Angles,
     streams: Streams,
     each: Callable[[int, Part], None] = lambda _number, _part: None,
@@ -194,7 +194,7 @@ def run_pair(
     forward: list[Iterator[Any]] = []
     backward: list[Iterator[Any]] = []
     late: dict[tuple[int, str], list[Any]] = {}
-    kept: list[SavedMoEBlock] = []
+    kept: list[SavedBlock[SavedMoE]] = []
     for number, part in enumerate(order):
         with streams.part(number, part):
             each(number, part)
@@ -216,7 +216,7 @@ def run_pair(
                     grad, late[part.layer, "attention"] = result
             else:
                 for weight_grad in late.pop((part.layer, part.segment)):
-                    weight_grad.run(Site(WEIGHT_GRAD, part.segment))
+                    weight_grad(Site(WEIGHT_GRAD, part.segment))
     streams.join()
     return PairResult(stream, kept, grad, forward + backward)
 
@@ -227,7 +227,7 @@ def run_forward(
     angles: Angles,
     *,
     rows: ExpertRows = UNKNOWN,
-) -> tuple[ResidualStream, list[SavedMoEBlock]]:
+) -> tuple[ResidualStream, list[SavedBlock[SavedMoE]]]:
     """A forward chunk that runs alone."""
     saved = []
     for layer in layers:
@@ -237,7 +237,7 @@ def run_forward(
 
 
 def run_backward(
-    layers: Sequence[MoEBlock], grad: Tensor, saved: Sequence[SavedMoEBlock], angles: Angles
+    layers: Sequence[MoEBlock], grad: Tensor, saved: Sequence[SavedBlock[SavedMoE]], angles: Angles
 ) -> Tensor:
     """A backward chunk that runs alone, its weight gradients included."""
     for layer, saved_block in zip(reversed(layers), reversed(saved), strict=True):

@@ -26,6 +26,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -38,8 +39,7 @@ from reference_model.layers import rotary_angles
 from reference_model.model import (
     Embedding,
     ResidualStream,
-    SavedHead,
-    SavedPrediction,
+    SavedStep,
     Transformer,
     head_input_grad,
     head_loss,
@@ -144,16 +144,6 @@ def _check_complete(order: Order, source: str) -> None:
 # -- one stage -------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class SavedStage:
-    """What the backward of one micro-batch through one stage needs."""
-
-    tokens: Tensor
-    blocks: list[Any]
-    head: SavedHead | None
-    prediction: SavedPrediction | None
-
-
 class Stage:
     """Some consecutive layers of a model; the first stage has the embedding as well, the last one
     norm, head and the multi-token prediction module, with an embedding that it shares."""
@@ -186,13 +176,13 @@ class Stage:
 
     def forward(
         self, tokens: Tensor, stream: ResidualStream | None
-    ) -> tuple[ResidualStream, float | None, SavedStage]:
+    ) -> tuple[ResidualStream, float | None, SavedStep]:
         """Sequences [S, .] of a micro-batch, and the stream that entered (none enters the first
         stage) -> the stream that leaves, and in the last stage the total loss."""
         inputs, angles, rows = self._inputs(tokens)
         if stream is None:
             stream = ResidualStream(self.embedding(inputs), None)
-        saved = SavedStage(tokens, [], None, None)
+        saved = SavedStep(inputs, [], None, None, PREDICTION_WEIGHT, angles, rows)
         for block in self.blocks:
             stream, saved_block = block(stream, angles, rows)
             saved.blocks.append(saved_block)
@@ -206,15 +196,15 @@ class Stage:
             predicted, saved.prediction = self.mtp.loss(
                 normed, *targets, embedding=self.embedding, head=self.head, angles=angles, rows=rows
             )
-            total += PREDICTION_WEIGHT * float(predicted)
+            total += saved.prediction_weight * float(predicted)
         return stream, total, saved
 
     def input_grad(
-        self, saved: SavedStage, grad: Tensor | None
+        self, saved: SavedStep, grad: Tensor | None
     ) -> tuple[Tensor, list[Callable[[], None]]]:
         """Gradient of the stream that left (none comes to the last stage) -> that of the stream
         that entered [T, H], and the weight gradients, to be run in order."""
-        inputs, angles, rows = self._inputs(saved.tokens)
+        angles, rows = saved.angles, saved.rows
         put_off: list[Callable[[], None]] = []
         if self.last:
             normed_grad = None
@@ -222,21 +212,21 @@ class Stage:
                 assert saved.prediction is not None
                 normed_grad, prediction = self.mtp.input_grad(
                     saved.prediction, self.embedding, self.head, angles, rows,
-                    weight=self.weight * PREDICTION_WEIGHT,
+                    weight=self.weight * saved.prediction_weight,
                 )  # fmt: skip
                 put_off.append(prediction.run)
             assert saved.head is not None
             grad, head = head_input_grad(
                 self.norm, self.head, saved.head, weight=self.weight, normed_grad=normed_grad
             )
-            put_off.append(lambda: head.run(Site("weight_grad", "head")))
+            put_off.append(partial(head, Site("weight_grad", "head")))
         assert grad is not None
         for block, saved_block in zip(self.blocks[::-1], saved.blocks[::-1], strict=True):
             grad, weight_grads = block.input_grad(grad, saved_block, angles, rows)
             put_off.append(weight_grads.run)
         if self.first:
-            entered = grad
-            put_off.append(lambda: self.embedding.weight_grad(entered, inputs))
+            site = Site("weight_grad", "embedding")
+            put_off.append(partial(self.embedding.weight_grad, grad, saved.tokens, site))
         return grad, put_off
 
     def _inputs(self, tokens: Tensor) -> tuple[Tensor, Any, ExpertRows]:
@@ -330,7 +320,7 @@ def run_rank(
     hidden = model.config.hidden_size
     rows = tokens.shape[1] * (tokens.shape[2] - 1 - model.config.num_nextn_predict_layers)
     losses: dict[int, float] = {}
-    saved: dict[tuple[int, int], SavedStage] = {}
+    saved: dict[tuple[int, int], SavedStep] = {}
     put_off: dict[tuple[int, int], list[Callable[[], None]]] = {}
     most_held = 0
     for number, work, microbatch in (chunk for action in order.ranks[rank] for chunk in action):

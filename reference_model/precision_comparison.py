@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,22 +35,6 @@ PRODUCT_VARIANTS = {
     "fp8 no promotion": "no_promotion",
 }
 """Variant of the FP8 recipe -> its kernels. The first is the whole recipe."""
-
-
-@dataclass(frozen=True, slots=True)
-class ComparedRun:
-    """One run beside the BF16 run of the first seed."""
-
-    name: str
-    losses: NDArray[np.float64]
-    """[steps], of the next token."""
-    held_out: float
-    mean_error: float
-    """|smoothed loss / that of the BF16 run - 1|, averaged over the last half of the steps."""
-    largest_error: float
-    """The largest of these."""
-    mean_signed_error: float
-    """The same average with its sign: what is left when noise of both signs cancels."""
 
 
 def smoothed(losses: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -108,33 +92,21 @@ def compare_precisions(
     *,
     seeds: int,
     kernels: Sequence[str],
-    window: int,
     held_out_batches: int,
     processes: int,
     on_trained: Callable[[str, TrainedRun], None],
-) -> list[ComparedRun]:
-    """Train all of `compared_settings`, `processes` at a time; the first is the baseline."""
+) -> dict[str, TrainedRun]:
+    """Train all of `compared_settings`, `processes` at a time, by their names."""
     if seeds < 2:
         raise ValueError(f"seeds = {seeds} must be at least 2: one spread needs two runs")
     if processes < 1:
         raise ValueError(f"processes = {processes} must be at least 1")
-    results: list[ComparedRun] = []
+    results: dict[str, TrainedRun] = {}
     runs = compared_settings(settings, seeds=seeds, kernels=kernels)
     trained = _trained(list(runs.values()), held_out_batches, processes)
     for name, run in zip(runs, trained, strict=True):
         on_trained(name, run)
-        baseline = results[0].losses if results else run.losses
-        errors = relative_errors(run.losses, baseline, window=window)
-        results.append(
-            ComparedRun(
-                name=name,
-                losses=run.losses,
-                held_out=run.held_out,
-                mean_error=float(np.abs(errors).mean()),
-                largest_error=float(np.abs(errors).max()),
-                mean_signed_error=float(errors.mean()),
-            )
-        )
+        results[name] = run
     return results
 
 
@@ -251,32 +223,33 @@ def _first_gradient(
     _, saved = training.model.loss(tokens, prediction_weight=0.3)
     training.model.backward(saved)
     gradients = {n: p.grad for n, p in training.model.named_parameters() if p.grad is not None}
-    chosen = [block.moe.indices.sort(dim=1).values for block in saved_choices(saved)]
+    chosen = [moe.indices.sort(dim=1).values for moe in saved_choices(saved)]
     return gradients, torch.cat(chosen)
 
 
-def write_comparison(runs: Sequence[ComparedRun], path: Path) -> None:
+def write_comparison(runs: Mapping[str, TrainedRun], path: Path) -> None:
     """Write the losses of all runs as CSV, one column a run."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["step", *(run.name for run in runs)])
-        columns = [run.losses.tolist() for run in runs]
+        writer.writerow(["step", *runs])
+        columns = [run.losses.tolist() for run in runs.values()]
         writer.writerows((step, *row) for step, row in enumerate(zip(*columns, strict=True)))
 
 
 def plot_comparison(
-    runs: Sequence[ComparedRun], path: Path, *, window: int, floor: float | None
+    runs: Mapping[str, TrainedRun], path: Path, *, window: int, floor: float | None
 ) -> None:
     """Draw the smoothed losses, and below them their relative difference to the first run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    baseline = smoothed(runs[0].losses, window)
-    for run in runs:
+    first = next(iter(runs))
+    baseline = smoothed(runs[first].losses, window)
+    for name, run in runs.items():
         loss = smoothed(run.losses, window)
-        style = "-" if run.name.startswith("fp8") else "--"
-        above.plot(loss, style, label=run.name, linewidth=1)
+        style = "-" if name.startswith("fp8") else "--"
+        above.plot(loss, style, label=name, linewidth=1)
         below.plot(100 * (loss / baseline - 1), style, linewidth=1)
     if floor is not None:
         above.axhline(floor, color="black", linewidth=0.8, label="entropy of the source")
@@ -284,6 +257,6 @@ def plot_comparison(
     above.legend(fontsize=8)
     below.axhspan(-100 * PUBLISHED_BOUND, 100 * PUBLISHED_BOUND, color="grey", alpha=0.3)
     below.set_ylim(-2, 2)
-    below.set_ylabel(f"difference to {runs[0].name} (%)")
+    below.set_ylabel(f"difference to {first} (%)")
     below.set_xlabel("step (grey: the published bound, 0.25%)")
     figure.savefig(path, dpi=150)

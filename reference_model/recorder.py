@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -172,7 +173,8 @@ class _EmbeddingLayer(Layer):
 
     def run(self) -> dict[str, int]:
         self.embedding(self.tokens)
-        self.embedding.weight_grad(self.hidden(), self.tokens)
+        site = Site("weight_grad", "embedding")
+        self.embedding.weight_grad(self.hidden(), self.tokens, site)
         return {"forward": _kept(self.tokens)}
 
 
@@ -249,7 +251,7 @@ class _HeadLayer(Layer):
         mtp = self.hidden()
         _, weight_grad = head_input_grad(self.norm, self.head, saved, weight=1.0, normed_grad=mtp)
         after_input_grad = _kept(weight_grad)
-        weight_grad.run(Site("weight_grad", "head"))
+        weight_grad(Site("weight_grad", "head"))
         return {"forward": after_forward, "input_grad": after_input_grad}
 
 
@@ -279,8 +281,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value):
         for item in dataclasses.fields(value):
             yield from _tensors(getattr(value, item.name))
-    elif isinstance(value, list | tuple):
-        for item in value:
+    elif isinstance(value, partial):
+        yield from _tensors((value.args, value.keywords))
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _tensors(item)
 
 

@@ -255,12 +255,12 @@ class Training:
     def _balance(self, saved: SavedStep) -> Tensor:
         values = [
             balance_loss(
-                block.moe.logits,
-                block.moe.indices,
+                moe.logits,
+                moe.indices,
                 length=self.settings.context,
                 scoring=self.config.scoring_func,
             )[0]
-            for block in saved_choices(saved)
+            for moe in saved_choices(saved)
         ]
         return torch.stack(values).mean()
 
