@@ -14,10 +14,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from hardware_profiles.units import Bytes, Seconds, format_bytes, format_seconds, unit_factor
+from hardware_profiles.units import Bytes, Seconds, format_bytes, format_seconds
 from reference_model.config import parameter_counts
 from simulator.execution.pretraining import (
-    FailureRate,
     Plan,
     RunLog,
     checkpoint_ends,
@@ -26,14 +25,12 @@ from simulator.execution.pretraining import (
 )
 from simulator.hardware.prediction import NORMAL_80
 from simulator.scenario.files import Scenario, load_scenario
-from simulator.scenario.pretraining import PretrainingJob, StatedStep, TrainingPhase
+from simulator.scenario.pretraining import HOUR, PretrainingJob, StatedStep, TrainingPhase
 from simulator.scenario.training import TrainingJob
 from simulator.workload.batch_schedule import batch_sizes, step_seconds
 from simulator.workload.memory import master_and_moments_bytes
 
 Array = NDArray[np.float64]
-
-_HOUR = unit_factor("h", "time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,11 +261,6 @@ def _plan(
             f"{scenario.where}: pretraining.spares.nodes: {spares.nodes} is not allowed: "
             f"fewer than the {nodes:g} nodes of the run"
         )
-    per_second = gpus / _HOUR
-    kinds = {
-        name: FailureRate(per_second / kind.gpu_hours_between, kind.detection, kind.replaces_node)
-        for name, kind in job.failures.items()
-    }
     parts = min(phase.step.parts for phase in phases)
     saved = job.checkpoint
     stall = write = reload = 0.0
@@ -281,7 +273,7 @@ def _plan(
             stall, write = size / (gpus * saved.copy_bandwidth_per_gpu), written
         read = saved.read_bandwidth_per_node or saved.write_bandwidth_per_node
         reload = size / (nodes * read)
-        total_rate = sum(kind.rate for kind in kinds.values())
+        total_rate = sum(kind.rate(gpus) for kind in job.failures.values())
         if saved.interval == "optimal":
             between = 1 / total_rate if total_rate else math.inf
             interval = max(optimal_interval(stall, between), write)
@@ -300,8 +292,9 @@ def _plan(
         write_s=write,
         reload_s=reload,
         restart_s=job.restart,
-        kinds=kinds,
-        slow_rate=per_second / slow.gpu_hours_between if slow else 0.0,
+        kinds=job.failures,
+        gpus=gpus,
+        slow_rate=gpus / HOUR / slow.gpu_hours_between if slow else 0.0,
         slowdown=slow.slowdown if slow else 1.0,
         found_after_s=slow.found_after if slow else 0.0,
         spares=spares.nodes if spares else 0,

@@ -17,7 +17,7 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ import simpy
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
+from simulator.scenario.pretraining import FailureKind
 
 Array = NDArray[np.float64]
 
@@ -44,16 +45,6 @@ missing parts add to them, stalls for checkpoints that are kept, everything that
 what follows a failure, in order. They sum to its wall-clock time."""
 
 
-@dataclass(frozen=True, slots=True)
-class FailureRate:
-    """A kind of failure of the whole run."""
-
-    rate: float
-    """Per second, of all GPUs."""
-    detection_s: Seconds
-    replaces_node: bool
-
-
 @dataclass(frozen=True)
 class Plan:
     """All that a run needs to know beforehand; the same for every seed."""
@@ -67,7 +58,9 @@ class Plan:
     """From the end of the stall until the checkpoint can be read; 0 where training waits for it."""
     reload_s: Seconds
     restart_s: Seconds
-    kinds: Mapping[str, FailureRate]
+    kinds: Mapping[str, FailureKind]
+    gpus: int
+    """That can fail."""
     slow_rate: float = 0.0
     """Slow nodes per second."""
     slowdown: float = 1.0
@@ -169,14 +162,17 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A time in which a run trained and was not thrown back behind it."""
+    """A time in which a run trained at one speed."""
 
     from_s: Seconds
-    to_s: Seconds
     position: float
     """At which it began."""
     speed: float
     """Training at the usual speed per second."""
+    held_up: float
+    """Time of a step over that of this run without slow nodes and missing parts."""
+    to_s: Seconds = math.inf
+    """Endless while it lasts."""
 
 
 @dataclass(slots=True)
@@ -187,6 +183,7 @@ class RunLog:
     """{one of CAUSES: wall-clock time}"""
     incidents: list[Incident] = field(default_factory=list)
     stretches: list[Stretch] = field(default_factory=list)
+    """Those that the run was not thrown back behind."""
     states: list[tuple[Seconds, Seconds, str]] = field(default_factory=list)
     """(from, to, "training" or one of CAUSES after "lost"), in order."""
 
@@ -223,7 +220,7 @@ def run_once(plan: Plan, *, slower: float, seed: np.random.SeedSequence) -> RunL
         plan,
         slower=slower,
         failures={
-            name: _waits(kind.rate, rng)
+            name: _waits(kind.rate(plan.gpus), rng)
             for (name, kind), rng in zip(plan.kinds.items(), of_kinds, strict=True)
         },
         slow_nodes=_waits(plan.slow_rate, of_slow) if plan.slow_rate else (),
@@ -259,18 +256,6 @@ def _waits(rate: float, rng: np.random.Generator) -> Iterator[Seconds]:
         yield float(rng.exponential(1 / rate))
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Training at one speed since a moment."""
-
-    from_s: Seconds
-    position: float
-    speed: float
-    """Training at the usual speed per second."""
-    held_up: float
-    """Time of a step over that of this run without slow nodes and missing parts."""
-
-
 _Event = Literal["failure", "speed", "pause"]
 
 
@@ -299,39 +284,39 @@ class _Job:
     # -- the run ---------------------------------------------------------------------------------
 
     def run(self) -> Generator[simpy.Event, Any, None]:
-        pieces = [self._piece()]
+        stretches = [self._stretch()]
         while True:
             self._training = True
             try:
-                yield self.env.timeout(self._left(pieces[-1]))
-                self._keep(pieces, self.plan.end, self.env.now)
+                yield self.env.timeout(self._left(stretches[-1]))
+                self._keep(stretches, self.plan.end, self.env.now)
                 return
             except simpy.Interrupt as interrupt:
                 self._training = False
                 event, name = _cause(interrupt)
-            self._position = self._reached(pieces[-1])
+            self._position = self._reached(stretches[-1])
             if event == "speed":
                 self.log.incidents.append(Incident(self.env.now, name, 0.0, self._position))
-                pieces.append(self._piece())
+                stretches.append(self._stretch())
                 continue
             if event == "failure":
-                self._go_back(pieces, name)
-                yield from self._recover(self.plan.kinds[name].detection_s)
+                self._go_back(stretches, name)
+                yield from self._recover(self.plan.kinds[name].detection)
             else:
-                yield from self._pause(pieces, name)
-            pieces = [self._piece()]
+                yield from self._pause(stretches, name)
+            stretches = [self._stretch()]
 
-    def _pause(self, pieces: list[_Piece], name: str) -> Generator[simpy.Event, Any, None]:
+    def _pause(self, stretches: list[Stretch], name: str) -> Generator[simpy.Event, Any, None]:
         """Write a checkpoint now, and start again with other nodes."""
         since = self.env.now
         try:
             yield self.env.timeout(self.plan.stall_s + self.plan.write_s)
         except simpy.Interrupt as interrupt:
             _, failure = _cause(interrupt)
-            self._go_back(pieces, failure)
-            yield from self._recover(self.plan.kinds[failure].detection_s)
+            self._go_back(stretches, failure)
+            yield from self._recover(self.plan.kinds[failure].detection)
             return
-        self._keep(pieces, self._position, since)
+        self._keep(stretches, self._position, since)
         self._spend("checkpoints", since)
         self.log.incidents.append(Incident(since, name, 0.0, self._position))
         yield from self._recover(0.0)
@@ -359,7 +344,7 @@ class _Job:
                 self._spend(cause, began)
                 _, name = _cause(interrupt)
                 self.log.incidents.append(Incident(self.env.now, name, 0.0, self._position))
-                detection_s = self.plan.kinds[name].detection_s
+                detection_s = self.plan.kinds[name].detection
 
     def _spend(self, cause: str, began: Seconds) -> None:
         if self.env.now > began:
@@ -368,66 +353,69 @@ class _Job:
 
     # -- positions -------------------------------------------------------------------------------
 
-    def _piece(self) -> _Piece:
+    def _stretch(self) -> Stretch:
         parts = self.plan.parts
         shrunk = parts / (parts - 1) if self._missing else 1.0
         held_up = shrunk * (self.plan.slowdown if self._slow else 1.0)
-        return _Piece(self.env.now, self._position, 1 / (self._slower * held_up), held_up)
+        return Stretch(self.env.now, self._position, 1 / (self._slower * held_up), held_up)
 
-    def _left(self, piece: _Piece) -> Seconds:
-        ends = (self.plan.passed(at, piece.speed) for at in (piece.position, self.plan.end))
+    def _left(self, stretch: Stretch) -> Seconds:
+        ends = (self.plan.passed(at, stretch.speed) for at in (stretch.position, self.plan.end))
         begun, end = ends
         return max(0.0, end - begun)
 
-    def _reached(self, piece: _Piece) -> float:
+    def _reached(self, stretch: Stretch) -> float:
         """Position now."""
-        passed = self.plan.passed(piece.position, piece.speed) + self.env.now - piece.from_s
-        return self.plan.position_at(passed, piece.speed)
+        passed = self.plan.passed(stretch.position, stretch.speed) + self.env.now - stretch.from_s
+        return self.plan.position_at(passed, stretch.speed)
 
-    def _when(self, pieces: list[_Piece], position: float) -> Seconds:
-        """Wall-clock time at which the pieces came to a position."""
-        piece = next(piece for piece in reversed(pieces) if piece.position <= position)
-        begun = self.plan.passed(piece.position, piece.speed)
-        return piece.from_s + self.plan.passed(position, piece.speed) - begun
+    def _when(self, stretches: list[Stretch], position: float) -> Seconds:
+        """Wall-clock time at which the stretches came to a position."""
+        stretch = next(stretch for stretch in reversed(stretches) if stretch.position <= position)
+        begun = self.plan.passed(stretch.position, stretch.speed)
+        return stretch.from_s + self.plan.passed(position, stretch.speed) - begun
 
-    def _go_back(self, pieces: list[_Piece], kind: str) -> None:
-        """To the last checkpoint that can be read, or where the pieces began."""
+    def _go_back(self, stretches: list[Stretch], kind: str) -> None:
+        """To the last checkpoint that can be read, or where the stretches began."""
         now, stall = self.env.now, self.plan.stall_s
         begun = self.plan.stalls_begun(self._position)
-        back_to, since = pieces[0].position, pieces[0].from_s
+        back_to, since = stretches[0].position, stretches[0].from_s
         for place in range(begun - 1, -1, -1):
             saved = float(self.plan.starts[place]) + stall
-            if saved <= pieces[0].position:
+            if saved <= stretches[0].position:
                 break
             if saved > self._position:
                 continue
-            when = self._when(pieces, saved)
+            when = self._when(stretches, saved)
             if when + self.plan.write_s <= now:
                 back_to, since = saved, when
                 break
-        self._keep(pieces, back_to, since)
+        self._keep(stretches, back_to, since)
         self.log.seconds["lost"] += now - since
         if now > since:
             self.log.states.append((since, now, "lost"))
         self.log.incidents.append(Incident(now, kind, now - since, back_to))
         self._position = back_to
 
-    def _keep(self, pieces: list[_Piece], position: float, until_s: Seconds) -> None:
-        """Account for what the pieces did up to a position."""
+    def _keep(self, stretches: list[Stretch], position: float, until_s: Seconds) -> None:
+        """Account for what the stretches did up to a position."""
         seconds = self.log.seconds
-        ends = [*((piece.from_s, piece.position) for piece in pieces[1:]), (until_s, position)]
-        for piece, (ended_s, ended_at) in zip(pieces, ends, strict=True):
+        ends = [
+            *((stretch.from_s, stretch.position) for stretch in stretches[1:]),
+            (until_s, position),
+        ]
+        for stretch, (ended_s, ended_at) in zip(stretches, ends, strict=True):
             to_s, to = min(ended_s, until_s), min(ended_at, position)
-            if to_s <= piece.from_s:
+            if to_s <= stretch.from_s:
                 continue
-            begun, done = self.plan.trained(piece.position), self.plan.trained(to)
+            begun, done = self.plan.trained(stretch.position), self.plan.trained(to)
             usual = (done - begun) * self._slower
-            stalls = (to - piece.position) - (done - begun)
+            stalls = (to - stretch.position) - (done - begun)
             seconds["training"] += usual
             seconds["checkpoints"] += stalls
-            seconds["slow"] += usual * (piece.held_up - 1)
-            self.log.stretches.append(Stretch(piece.from_s, to_s, piece.position, piece.speed))
-            self.log.states.append((piece.from_s, to_s, "training"))
+            seconds["slow"] += usual * (stretch.held_up - 1)
+            self.log.stretches.append(replace(stretch, to_s=to_s))
+            self.log.states.append((stretch.from_s, to_s, "training"))
 
     # -- what happens to it ----------------------------------------------------------------------
 

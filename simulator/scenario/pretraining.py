@@ -12,9 +12,13 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from hardware_profiles.fields import BandwidthValue, DataValue, Profile, TimeValue
 from hardware_profiles.schema import TimeEstimate
+from hardware_profiles.units import unit_factor
 
 Tokens = Annotated[float, Field(gt=0.0)]
 GpuHours = Annotated[float, Field(gt=0.0)]
+
+HOUR = unit_factor("h", "time")
+"""Seconds."""
 
 
 class BatchPoint(Profile):
@@ -91,6 +95,10 @@ class FailureKind(Profile):
     """From the failure until the run is stopped."""
     replaces_node: bool
     """Whether a node is taken out and repaired."""
+
+    def rate(self, gpus: int) -> float:
+        """Of a run on so many GPUs, per second."""
+        return gpus / HOUR / self.gpu_hours_between
 
 
 class SlowNodes(Profile):

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from simulator.execution.pretraining import (
     CAUSES,
-    FailureRate,
     Plan,
     checkpoint_ends,
     optimal_interval,
     run_once,
     run_with,
 )
+from simulator.scenario.pretraining import FailureKind
 
-GPU = {"gpu": FailureRate(rate=1.0, detection_s=3.0, replaces_node=True)}
+GPU = {"gpu": FailureKind(gpu_hours_between=1 / 3600, detection="3 s", replaces_node=True)}
 
 
 def plan(**changes: object) -> Plan:
@@ -29,6 +29,7 @@ def plan(**changes: object) -> Plan:
         "reload_s": 7.0,
         "restart_s": 11.0,
         "kinds": GPU,
+        "gpus": 1,
         "spares": 4,
         "repair_s": 1e6,
     }
@@ -188,7 +189,12 @@ def _runs(interval_s: float) -> tuple[np.ndarray, int]:
         write_s=0.0,
         reload_s=100.0,
         restart_s=100.0,
-        kinds={"gpu": FailureRate(1 / BETWEEN, 100.0, replaces_node=False)},
+        kinds={
+            "gpu": FailureKind(
+                gpu_hours_between=BETWEEN / 3600, detection="100 s", replaces_node=False
+            )
+        },
+        gpus=1,
     )
     seeds = np.random.SeedSequence(7).spawn(200)
     logs = [run_once(saved, slower=1.0, seed=seed) for seed in seeds]
