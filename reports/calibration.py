@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,11 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
 from simulator.calibration.collective_fit import FittedTransport
-from simulator.calibration.explain import Explanation
-from simulator.calibration.kernel_choice import RULE
+from simulator.calibration.kernel_choice import RULE, Choice, kernel_of, kernel_text
 from simulator.calibration.modules import ModuleError
 from simulator.calibration.normal_fit import FittedLaw
 from simulator.calibration.restated_errors import RestatedError
+from simulator.calibration.sources import Sources
 from simulator.hardware.kernels.families import Family
 
 if TYPE_CHECKING:
@@ -88,20 +89,21 @@ def normal_table(fitted: Mapping[tuple[str, int], FittedLaw]) -> Table:
     return table
 
 
-def explained_tables(found: Explanation) -> list[Table]:
-    """What sources would be read as, which kernels would be taken of them, and what set aside."""
+def explained_tables(read: Sources, choice: Choice) -> list[Table]:
+    """What sources were read as, which kernels are taken of them, and what is set aside."""
     sources = Table("sources, read by", title_justify="left")
-    for line in found.read_by:
+    for line in read.mappings:
         sources.add_row(line)
+    taken = {(kernel_of(row), row.kernel_set) for row in choice.rows}
+    counts = Counter((kernel_of(row), row.kernel_set) for row in read.measurements)
     kernels = Table("kernel", "kernel set", "taken", title_justify="left", caption_justify="left")
     kernels.add_column("rows", justify="right")
-    for read in found.kernels:
-        kernels.add_row(
-            read.kernel, read.kernel_set, "yes" if read.taken else "no", f"{read.rows:,}"
-        )
+    for (kernel, name), rows in sorted(counts.items()):
+        chosen = "yes" if (kernel, name) in taken else "no"
+        kernels.add_row(kernel_text(kernel), name, chosen, f"{rows:,}")
     kernels.caption = f"of one kernel in several sets: {RULE}"
     aside = Table("set aside", title_justify="left")
-    for line in found.aside or ("nothing",):
+    for line in (*read.warnings, *choice.warnings, *read.unmapped) or ("nothing",):
         aside.add_row(line)
     return [sources, kernels, aside]
 

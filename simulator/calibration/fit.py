@@ -100,7 +100,7 @@ def fit_calibration(
         )
     choice = choose_versions(read.measurements, read.sets, named=(*sets, *base.kernel_sets))
     rows = list(choice.rows)
-    warnings += [f"{count} rows set aside: {reason}" for reason, count in choice.aside.items()]
+    warnings += choice.warnings
     progress(f"fitting {len(rows):,} rows")
     profile = load_gpu(gpu)
     normal = fit_normal(normal_tables_of(rows, base, profile, nic=NIC))

@@ -35,6 +35,11 @@ class Choice:
     aside: Mapping[str, int]
     """{reason: rows that were set aside}"""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was set aside, a line for each reason."""
+        return tuple(f"{count} rows set aside: {reason}" for reason, count in self.aside.items())
+
 
 def choose_versions(
     rows: Iterable[Measurement], ranked: Iterable[KernelSet], *, named: Sequence[str]

@@ -74,25 +74,25 @@ def calibrate(
     )
     from reports.calibration_report import POOLED_ROWS, write_calibration_run
     from reports.run_directory import check_replaceable
-    from simulator.calibration.calibration_files import calibrate_to_file
-    from simulator.calibration.explain import explain_sources
-    from simulator.calibration.kernel_choice import RULE
+    from simulator.calibration.calibration_files import base_of, calibrate_to_file
+    from simulator.calibration.kernel_choice import RULE, choose_versions
     from simulator.calibration.modules import module_errors
+    from simulator.calibration.sources import read_sources
 
     stated = _stated(column or ())
     preferred = sets.split(",") if sets else ()
     if explain:
         with working("reading") as status:
-            found = explain_sources(
+            read = read_sources(
                 sources,
                 gpu=gpu,
                 mappings=mapping or (),
-                sets=preferred,
-                base=base,
                 stated=stated,
                 progress=lambda text: status.update(Text(text)),
             )
-        print_tables(*explained_tables(found))
+            named = (*preferred, *load_calibration(base_of(gpu, base)).kernel_sets)
+            choice = choose_versions(read.measurements, read.sets, named=named)
+        print_tables(*explained_tables(read, choice))
         return
     if out is None:
         raise ValueError("--out is missing: the calibration to write, .yaml; or --explain")

@@ -9,13 +9,18 @@ from hardware_profiles.schema import known_calibrations, load_calibration
 from reports.calibration import (
     calibration_tables,
     collective_table,
+    explained_tables,
     normal_table,
     pooled_table,
 )
 from reports.calibration_report import PooledError
 from simulator.calibration.collective_fit import CollectiveErrors, FittedTransport
+from simulator.calibration.kernel_choice import choose_versions
 from simulator.calibration.normal_fit import FittedLaw
+from simulator.calibration.sources import read_sources
 from simulator.hardware.network.normal_law import NormalLaw
+
+GEMM = "m,k,n,latency_us,mfu\n64,7168,1536,10.9,0.065\n4096,7168,1536,0.01,0.58\n"
 
 
 def cells(table, column):
@@ -126,3 +131,19 @@ def test_normal_kernels_are_shown_by_direction_and_nodes():
         ["3.0% / 3.8%"],
         ["10.0% / 10.0%"],
     ]
+
+
+def test_files_kernels_and_what_is_set_aside_are_named(tmp_path):
+    (tmp_path / "0.1").mkdir()
+    (tmp_path / "0.1" / "gemm.csv").write_text(GEMM, encoding="utf-8")
+    (tmp_path / "notes.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    read = read_sources([tmp_path], gpu="h800_sxm")
+    sources, kernels, aside = explained_tables(
+        read, choose_versions(read.measurements, read.sets, named=())
+    )
+    assert cells(sources, 0) == ["0.1/gemm.csv: infersim_gemm, 1 rows"]
+    found = [cells(kernels, column) for column in range(4)]
+    assert found == [["gemm fp8_e4m3 -> bfloat16"], ["infersim"], ["yes"], ["1"]]
+    too_fast, unknown = cells(aside, 0)
+    assert "faster than the peaks of h800_sxm allow" in too_fast
+    assert unknown.startswith("notes.csv: not read: no mapping knows the columns a, b")
