@@ -303,13 +303,12 @@ def link_table(variant: VariantResult) -> pd.DataFrame:
     """Bytes and use of every link that carried anything, hottest first."""
     import pandas as pd
 
-    links = variant.links
     frame = pd.DataFrame(
         {
-            "link": links.names,
-            "size_bytes": links.bytes,
-            "capacity_bytes_per_s": variant.fabric.capacity[links.resource],
-            "utilisation": links.utilisation,
+            "link": variant.link_names,
+            "size_bytes": variant.link_bytes,
+            "capacity_bytes_per_s": variant.fabric.capacity[variant.links],
+            "utilisation": variant.link_utilisation,
         }
     )
     return frame.sort_values("utilisation", ascending=False, kind="stable", ignore_index=True)
@@ -323,7 +322,7 @@ def plane_heat(variant: VariantResult, plane: int) -> tuple[list[str], np.ndarra
     fabric = variant.fabric
     network = fabric.planes[plane]
     use = np.zeros(fabric.resources)
-    use[variant.links.resource] = variant.links.utilisation
+    use[variant.links] = variant.link_utilisation
     first = int(fabric.plane_start[plane]) + 2 * network.end_ports
     of_link = use[first : first + network.links]
     degree = np.bincount(network.link_source, minlength=network.switches)
@@ -342,7 +341,7 @@ def nic_heat(variant: VariantResult) -> np.ndarray:
     """Use of each NIC's link into the network, [nics, nodes]."""
     fabric = variant.fabric
     use = np.zeros(fabric.resources)
-    use[variant.links.resource] = variant.links.utilisation
+    use[variant.links] = variant.link_utilisation
     nics = range(fabric.inputs.nics_per_node)
     starts = fabric.plane_start[fabric.nic_plane]
     return np.array([use[starts[nic] + fabric.end_port[:, nic]] for nic in nics])

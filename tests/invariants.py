@@ -82,7 +82,7 @@ def times_lie_within_bounds(name: str, run: Run[Any]) -> bool | None:
             check_step(result.step)
         case "collective":
             for variant in result.variants:
-                assert np.all(variant.links.utilisation <= 1 + 1e-9)
+                assert np.all(variant.link_utilisation <= 1 + 1e-9)
         case "tpot_limit":
             # A transfer's time here is that of a dispatch and a combine.
             exchanges, compute = result.transfers / 2, run.scenario.job.compute_per_layer
@@ -106,7 +106,7 @@ def all_that_is_sent_arrives(name: str, run: Run[Any]) -> bool:
         for variant in run.result.variants:
             for operation in variant.operations:
                 assert operation.bytes_total >= 0
-                assert operation.bytes_total == 0 or variant.links.bytes.sum() > 0
+                assert operation.bytes_total == 0 or variant.link_bytes.sum() > 0
         return True
     if run.scenario.job_name == "fleet":
         log = CollectedLog()

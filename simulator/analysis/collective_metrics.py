@@ -28,7 +28,7 @@ def collective_metrics(
     last = result.last
     main = [operation for operation in last.operations if operation.start_s >= 0]
     done = [operation.completion_s for operation in main]
-    order = np.argsort(-last.links.utilisation, kind="stable")[:links]
+    order = np.argsort(-last.link_utilisation, kind="stable")[:links]
     rows = _rows(result.variants)
     return {
         "completion_s": None if None in done else last.end_s,
@@ -44,9 +44,9 @@ def collective_metrics(
         "published": beside_published(figures, {"rows": rows}),
         "links": [
             {
-                "name": last.links.names[link],
-                "bytes": float(last.links.bytes[link]),
-                "utilisation": float(last.links.utilisation[link]),
+                "name": last.link_names[link],
+                "bytes": float(last.link_bytes[link]),
+                "utilisation": float(last.link_utilisation[link]),
             }
             for link in order.tolist()
         ],

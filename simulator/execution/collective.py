@@ -84,22 +84,16 @@ class OperationResult:
 
 
 @dataclass(slots=True)
-class LinkUse:
-    """Traffic over the links of one variant; arrays over the links that carried any."""
-
-    resource: Integers
-    names: list[str]
-    bytes: Floats
-    utilisation: Floats
-    """Bytes over capacity times the run's length."""
-
-
-@dataclass(slots=True)
 class VariantResult:
-    """One simulation."""
+    """One simulation; arrays over the links that carried any traffic."""
 
     operations: list[OperationResult]
-    links: LinkUse
+    links: Integers
+    """Their numbers among the resources of the fabric."""
+    link_names: list[str]
+    link_bytes: Floats
+    link_utilisation: Floats
+    """Bytes over capacity times the run's length."""
     fabric: Fabric
     end_s: float
     solves: int
@@ -182,9 +176,15 @@ def _run_variant(scenario: Scenario, transport: TransportProfile) -> VariantResu
         env.step()
     end = max((t.finish.max() for w in works for t in w.transfers if len(t.finish)), default=0.0)
     end_s = float(end) if not network.stalled else float(env.now)
+    carried = network.link_bytes()
+    used = np.flatnonzero(carried)
+    capacity = fabric.capacity[used] * max(end_s, np.finfo(float).tiny)
     return VariantResult(
         operations=[_outcome(work, fabric) for work in works],
-        links=_link_use(network, fabric, end_s),
+        links=used,
+        link_names=fabric.resource_names(used),
+        link_bytes=carried[used],
+        link_utilisation=carried[used] / capacity,
         fabric=fabric,
         end_s=end_s,
         solves=network.solves,
@@ -250,16 +250,4 @@ def _outcome(work: Work, fabric: Fabric) -> OperationResult:
         ),
         sms=work.operation.sms if forwards else None,
         measured=work.measured,
-    )
-
-
-def _link_use(network: Network, fabric: Fabric, seconds: float) -> LinkUse:
-    carried = network.link_bytes()
-    used = np.flatnonzero(carried)
-    capacity = fabric.capacity[used] * max(seconds, np.finfo(float).tiny)
-    return LinkUse(
-        resource=used,
-        names=fabric.resource_names(used),
-        bytes=carried[used],
-        utilisation=carried[used] / capacity,
     )

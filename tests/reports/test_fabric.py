@@ -58,9 +58,9 @@ def test_columns_that_are_the_same_everywhere_move_to_the_headline():
 
 def test_the_byte_table_holds_every_link_that_carried_anything(run):
     frame = link_table(run.result.last)
-    assert len(frame) == len(run.result.last.links.names)
+    assert len(frame) == len(run.result.last.link_names)
     assert frame["utilisation"].is_monotonic_decreasing
-    assert frame["size_bytes"].sum() == pytest.approx(run.result.last.links.bytes.sum())
+    assert frame["size_bytes"].sum() == pytest.approx(run.result.last.link_bytes.sum())
 
 
 def test_heat_maps_show_each_cable_once(run):

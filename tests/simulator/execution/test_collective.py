@@ -28,22 +28,15 @@ def made(job, cluster):
 
 def check_bytes(result):
     """What leaves the NICs and NVLink ports is what enters them."""
-    links = result.last.links
-    up = sum(
-        b
-        for n, b in zip(links.names, links.bytes, strict=True)
-        if n.endswith("/up") and "/nic" in n
-    )
-    down = sum(
-        b
-        for n, b in zip(links.names, links.bytes, strict=True)
-        if n.endswith("/down") and "/nic" in n
-    )
-    out = sum(b for n, b in zip(links.names, links.bytes, strict=True) if n.endswith("nvlink_out"))
-    into = sum(b for n, b in zip(links.names, links.bytes, strict=True) if n.endswith("nvlink_in"))
+    last = result.last
+    carried = list(zip(last.link_names, last.link_bytes, strict=True))
+    up = sum(size for name, size in carried if name.endswith("/up") and "/nic" in name)
+    down = sum(size for name, size in carried if name.endswith("/down") and "/nic" in name)
+    out = sum(size for name, size in carried if name.endswith("nvlink_out"))
+    into = sum(size for name, size in carried if name.endswith("nvlink_in"))
     assert up == pytest.approx(down)
     assert out == pytest.approx(into)
-    assert (links.utilisation <= 1 + 1e-9).all()
+    assert (last.link_utilisation <= 1 + 1e-9).all()
 
 
 def test_64_gpus_take_the_ideal_time_plus_latency():
@@ -77,7 +70,7 @@ def test_merging_completions_of_hot_experts_costs_under_two_percent():
     assert merged.last.solves < exact.last.solves / 3
     error = merged.last.end_s / exact.last.end_s - 1
     assert 0 <= error < 0.02
-    np.testing.assert_allclose(merged.last.links.bytes, exact.last.links.bytes)
+    np.testing.assert_allclose(merged.last.link_bytes, exact.last.link_bytes)
 
 
 def test_the_papers_all_to_all_bounds_fall_out():
@@ -126,7 +119,7 @@ def test_low_latency_across_planes_is_forwarded_at_a_cost_or_refused():
     changes = ("cluster=h800_2048", "vary.operation.gpus=[64]")
     rails = run("deepep_low_latency", "vary.operation.gpus=[64]").last.operations[0]
     planes = run("deepep_low_latency", *changes)
-    names = dict(zip(planes.last.links.names, planes.last.links.bytes, strict=True))
+    names = dict(zip(planes.last.link_names, planes.last.link_bytes, strict=True))
     assert sum(b for name, b in names.items() if name.endswith("nvlink_out")) > 0
     # The copies inside a node leave the NICs for NVLink, so the NICs have less to do here.
     assert planes.last.operations[0].mean_gpu_s < rails.mean_gpu_s

@@ -25,7 +25,7 @@ def test_node_limited_routing_saves_what_the_gate_says():
     # to other nodes.
     sent = sum(
         b
-        for n, b in zip(result.last.links.names, result.last.links.bytes, strict=True)
+        for n, b in zip(result.last.link_names, result.last.link_bytes, strict=True)
         if "/nic" in n and n.endswith("/up")
     )
     per_token = sent / (64 * 1024 * (7392 + 14336))
