@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -44,26 +44,15 @@ FITTED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Restatement:
-    """How a calibration without rows follows from another."""
-
-    gpu: str
-    basis: Literal["restated", "datasheet"]
-    reason: str
-    """Source text of `restated_from`."""
-
-
 _NO_DECOMPRESSED = "; no row of decompressed prefill attention"
-_ANOTHER_ARCHITECTURE = "another architecture: shares of the ceilings as on an H200"
 RESTATED_FROM = "h200_sxm_reference"
-RESTATED: Mapping[str, Restatement] = {
-    "h20_sxm": Restatement("h20_sxm", "datasheet", "shares of the ceilings as on an H200"),
-    "b200_sxm_reference": Restatement("b200_sxm", "datasheet", _ANOTHER_ARCHITECTURE),
-    "gb200_reference": Restatement("gb200", "datasheet", _ANOTHER_ARCHITECTURE),
-    "rtx_4090": Restatement("rtx_4090", "datasheet", _ANOTHER_ARCHITECTURE),
+RESTATED = {
+    "h20_sxm": "h20_sxm",
+    "b200_sxm_reference": "b200_sxm",
+    "gb200_reference": "gb200",
+    "rtx_4090": "rtx_4090",
 }
-"""{calibration: how it follows from `RESTATED_FROM`}"""
+"""{calibration: GPU, whose datasheet it follows from `RESTATED_FROM` by}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,25 +164,27 @@ def _fitted(name: str) -> str:
 
 
 def _restated(name: str) -> str:
-    how = RESTATED[name]
+    gpu, measured = load_gpu(RESTATED[name]), load_gpu(load_calibration(RESTATED_FROM).gpu)
+    reason = "shares of the ceilings as on an H200"
+    if gpu.architecture != measured.architecture:
+        reason = f"another architecture: {reason}"
     raw, _ = read_profile("calibrations", RESTATED_FROM)
     sources = {key: text for key, text in raw["sources"].items() if key != "kernel_sets"}
     raw |= {
         "name": name,
-        "gpu": how.gpu,
+        "gpu": gpu.name,
         "measurements": [],
         "kernel_sets": [],
         "restated_from": [RESTATED_FROM],
-        "basis": how.basis,
-        "sources": sources | {"restated_from": how.reason},
+        "basis": "datasheet",
+        "sources": sources | {"restated_from": reason},
+        "restatement": dict(UNMEASURED),
     }
-    _copies_of(how.gpu, raw, same_sms=how.basis == "restated")
-    if how.basis == "datasheet":
-        raw["restatement"] = dict(UNMEASURED)
+    _copies_of(gpu.name, raw, same_sms=False)
     del raw["fits"]
     to_profile(CalibrationProfile, override_calibration(raw, {}, where=name), where=name)
     title = (
-        f"# {name}: kernel times from an H200 by the ceilings of both datasheets ({how.basis}).\n"
+        f"# {name}: kernel times from an H200 by the ceilings of both datasheets (datasheet).\n"
         "# Written by `python -m simulator.calibration.shipping.calibrations`.\n"
     )
     return title + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=100)
