@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.schema import Estimate
 from hardware_profiles.units import Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.execution import timeline
@@ -30,7 +31,7 @@ from simulator.execution.serving_rows import BALANCED_LAYERS, rows_over_mean, sl
 from simulator.execution.serving_step import ServingStep, distinct_slots
 from simulator.execution.serving_times import expert_times, kernel_times
 from simulator.hardware.prediction import Prediction
-from simulator.scenario.inputs import Prior, Skew
+from simulator.scenario.inputs import Skew
 from simulator.workload.iteration import WIRES, section_starts
 from simulator.workload.iteration_operators import collective_ranks
 from simulator.workload.skew import Single, clock_times, slow_machines
@@ -114,9 +115,9 @@ class _Ranks:
         )
 
 
-def priors_of(skew: Skew) -> dict[str, Prior]:
+def priors_of(skew: Skew) -> dict[str, Estimate]:
     """{dotted name below `skew`: prior} of all that is drawn."""
-    found: dict[str, Prior | None] = {
+    found: dict[str, Estimate | None] = {
         "rows.max_over_mean": skew.rows.max_over_mean,
         "rows.zipf_exponent": skew.rows.zipf_exponent,
         "rows.drift": skew.rows.drift,

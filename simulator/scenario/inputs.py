@@ -8,9 +8,17 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
-from hardware_profiles.fields import DataValue, Profile, TimeValue, read_yaml
+from hardware_profiles.fields import DataValue, Profile, read_yaml
+from hardware_profiles.schema import Estimate, TimeEstimate
 
 SETTINGS = Path(__file__).with_name("skew_settings.yaml")
 """The named settings of `skew`; every value is that of docs/priors.md."""
@@ -29,7 +37,13 @@ ShareValue = Annotated[float, BeforeValidator(_share), Field(ge=0.0)]
 """A share or a relative deviation, as a number or as text with a percent sign."""
 
 
-class Prior(Profile):
+def _known_exactly(given: object) -> object:
+    if isinstance(given, dict | Profile):
+        return given
+    return {"value": given, "low": given, "high": given, "source": "stated by the job"}
+
+
+class Prior(Estimate):
     """An input that is drawn anew in every sample: its median, and the ends of its 80% interval.
 
     A bare value is known exactly.
@@ -38,41 +52,21 @@ class Prior(Profile):
     value: ShareValue
     low: ShareValue
     high: ShareValue
-    source: str
 
     @model_validator(mode="before")
     @classmethod
-    def _known_exactly(cls, given: object) -> object:
-        if isinstance(given, dict | Profile):
-            return given
-        return {"value": given, "low": given, "high": given, "source": "stated by the job"}
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low <= self.value <= self.high:
-            end = "low" if self.value < self.low else "high"
-            raise ValueError(
-                f"needs low <= value <= high, found {self.low:g}, {self.value:g}, {self.high:g}; "
-                f"allowed: a value between them, another {end} with it, or the value alone, which "
-                "is then known exactly"
-            )
-        return self
+    def _has_an_interval(cls, given: object) -> object:
+        return _known_exactly(given)
 
 
-class TimePrior(Prior):
-    """A duration that is drawn anew in every sample."""
-
-    value: TimeValue
-    low: TimeValue
-    high: TimeValue
+def _at_least_one(prior: Prior) -> Prior:
+    if prior.low < 1.0:
+        raise ValueError(f"low {prior.low:g} is not allowed; allowed: at least 1")
+    return prior
 
 
-class RatioPrior(Prior):
-    """A ratio of at least one that is drawn anew in every sample."""
-
-    value: float = Field(ge=1.0)
-    low: float = Field(ge=1.0)
-    high: float = Field(ge=1.0)
+RatioPrior = Annotated[Prior, AfterValidator(_at_least_one)]
+TimePrior = Annotated[TimeEstimate, BeforeValidator(_known_exactly)]
 
 
 NONE = Prior(value=0.0, low=0.0, high=0.0, source="no skew")
@@ -129,7 +123,7 @@ class HostPause(Profile):
 
     rate: Prior = NONE
     """Pauses of a GPU in a step, mean."""
-    seconds: TimePrior = TimePrior.model_validate("0 s")
+    seconds: TimePrior = Field(default="0 s", validate_default=True)
     """Of one pause."""
 
 

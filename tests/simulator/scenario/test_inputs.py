@@ -87,7 +87,10 @@ def test_a_form_of_rows_says_all_that_it_needs_and_nothing_else(rows, message):
     ("given", "message"),
     [
         ({"setting": "good"}, " setting: 'good' is not known; allowed: none, forced_balance"),
-        ({"rows": {"max_over_mean": 0.9}}, "skew.rows.max_over_mean.value: 0.9 is not allowed"),
+        (
+            {"rows": {"max_over_mean": 0.9}},
+            "skew.rows.max_over_mean: low 0.9 is not allowed; allowed: at least 1",
+        ),
         ({"rows": "popularity"}, "rows: form popularity needs exactly one of zipf_exponent, file"),
         (
             {"setting": "bias_balanced", "clock_sd": {"value": "7%"}},
