@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
+from hardware_profiles.estimates import TimeEstimate
 from hardware_profiles.fields import (
     ROOT,
     BandwidthValue,
@@ -28,7 +29,6 @@ from hardware_profiles.fields import (
     read_yaml,
     to_profile,
 )
-from hardware_profiles.schema import TimeEstimate
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 
 FOLDER = ROOT / "low_latency"

@@ -4,14 +4,22 @@ Bandwidths are per direction, arithmetic peaks dense; datasheet values stay unto
 fractions come from measurements. How a file's fields are read and checked stands in fields.py.
 """
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from hardware_profiles.calibration_parts import (
+    AllToAllProfile,
+    BesideCompute,
+    FitProfile,
+    KernelsProfile,
+    OverlapProfile,
+    TilesProfile,
+    TransferProfile,
+)
+from hardware_profiles.estimates import Estimate, TimeEstimate
 from hardware_profiles.fields import (
     ROOT,
     BandwidthValue,
@@ -27,11 +35,10 @@ from hardware_profiles.fields import (
     Raw,
     TimeValue,
     apply_overrides,
-    read_yaml,
     to_profile,
 )
 from hardware_profiles.measured_collectives import MeasuredCollectives
-from hardware_profiles.renames import EARLIER_NAMES, file_of_today, with_names_of_today
+from hardware_profiles.profile_files import known_profiles, read_profile
 
 Dtype = Literal[
     "fp8_e4m3",
@@ -223,279 +230,6 @@ class ClusterProfile(Profile):
         return self.nodes * self.node.gpus
 
 
-class Estimate(Profile):
-    """An input that is known only within an interval; a ratio or share."""
-
-    value: Ratio
-    low: Ratio
-    high: Ratio
-    source: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_an_interval(cls, given: object) -> object:
-        if isinstance(given, int | float | str):
-            raise ValueError(
-                f"{given!r} has no interval; allowed: value, low, high and source, such as "
-                f"{{value: {given}, low: {given}, high: {given}, source: where it comes from}}"
-            )
-        return given
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low <= self.value <= self.high:
-            end = "low" if self.value < self.low else "high"
-            raise ValueError(
-                f"needs low <= value <= high, found {self.low:g}, {self.value:g}, {self.high:g}; "
-                f"allowed: a value between them, or another {end} with it"
-            )
-        return self
-
-
-class TimeEstimate(Estimate):
-    """A duration that is known only within an interval."""
-
-    value: TimeValue
-    low: TimeValue
-    high: TimeValue
-
-
-class SlowdownEstimate(Estimate):
-    """How much slower kernels run beside an all-to-all than alone: a time ratio."""
-
-    in_rows: Ratio | None = None
-    """Ratio that rows measured beside an all-to-all hold; `value` where not given. A larger value
-    slows predictions, what was measured stays what it is."""
-
-    @property
-    def of_rows(self) -> float:
-        """Ratio by which rows measured beside an all-to-all are slower than alone."""
-        return self.value if self.in_rows is None else self.in_rows
-
-
-class OverlapProfile(Profile):
-    """How much slower kernels run while an all-to-all is in flight beside them: time ratios."""
-
-    gemm: SlowdownEstimate
-    """Persistent tensor-core GEMMs, beyond the SMs they lose."""
-    attention: SlowdownEstimate
-    """Attention cores, beyond the SMs they lose."""
-    memory_bound: SlowdownEstimate
-    """Kernels that fill every free SM, the loss of ``reference_communication_sms`` included."""
-    reference_communication_sms: Count
-    """Communication SMs at which ``memory_bound`` was observed."""
-
-
-class BesideCompute(Profile):
-    """How much longer an all-to-all takes beside compute than alone: time ratios, rank skew inside.
-
-    A file may give one estimate, which then holds for both.
-    """
-
-    dispatch: Estimate
-    combine: Estimate
-
-    @model_validator(mode="before")
-    @classmethod
-    def _both(cls, given: object) -> object:
-        bare = isinstance(given, int | float | str)  # Estimate says that an interval is missing
-        if bare or (isinstance(given, dict) and "value" in given):
-            return {"dispatch": given, "combine": given}
-        return given
-
-    @classmethod
-    def none(cls, source: str) -> Self:
-        """Beside compute as alone."""
-        alone = Estimate(value=1.0, low=1.0, high=1.0, source=source)
-        return cls(dispatch=alone, combine=alone)
-
-    def of(self, kind: str) -> Estimate:
-        """The ratio of a dispatch or a combine."""
-        return self.dispatch if kind == "dispatch" else self.combine
-
-
-class WithoutWaiting(Profile):
-    """Of an all-to-all beside compute, what is left once ranks that wait for others are simulated:
-    by the samples that waited least."""
-
-    notify: TimeEstimate
-    dispatch: Estimate
-    combine: Estimate
-
-
-class CopyRates(Profile):
-    """What one communication SM moves over NVLink while SMs, not links, are the limit.
-
-    A combined token has about twice the bytes of a dispatched one, so it takes about twice the SMs.
-    """
-
-    dispatch: BandwidthValue
-    combine: BandwidthValue
-    """In a group that one node holds."""
-    forwarded_dispatch: BandwidthValue
-    forwarded_combine: BandwidthValue
-    """Between nodes, of the SM of each channel that forwards between network and NVLink."""
-    gpu: str = ""
-    """The GPU on which the rates were measured, where it is not the calibration's own; those of
-    another generation are an assumption."""
-
-    def of(self, kind: str, *, forwarded: bool) -> float:
-        """Bytes/s of one SM that copies in a dispatch or combine."""
-        if kind == "dispatch":
-            return self.forwarded_dispatch if forwarded else self.dispatch
-        return self.forwarded_combine if forwarded else self.combine
-
-
-def _every_way(value: object) -> object:
-    """One rate, as older files have it, holds for all copies."""
-    if isinstance(value, dict):
-        return value
-    return dict.fromkeys(set(CopyRates.model_fields) - {"gpu", "sources"}, value)
-
-
-class AllToAllProfile(Profile):
-    """What expert-parallel dispatch and combine move, and what they wait for."""
-
-    nodes_per_token: dict[int, Ratio]
-    """{nodes of the expert-parallel group: distinct nodes a token reaches, own included}."""
-    ranks_per_token: dict[int, Ratio]
-    """{nodes of the expert-parallel group: distinct GPUs a token reaches, own included}."""
-    copy_bandwidth_per_sm: Annotated[CopyRates, BeforeValidator(_every_way)]
-    sms_per_channel: Count
-    """SMs of a channel between nodes, of which one forwards between network and NVLink."""
-    limited_by_nvlink: Ratio
-    """A measured time of which NVLink explains at least this share says nothing about the NIC."""
-    layout: TimeEstimate
-    """Kernel that counts tokens per rank before a dispatch whose layout is not cached."""
-    notify_alone: TimeEstimate
-    """Count exchange and barrier before a dispatch or combine, nothing else running."""
-    notify_overlapped: TimeEstimate
-    """The same between the kernels of an overlapped pair."""
-    beside_compute: BesideCompute
-    without_waiting: WithoutWaiting | None = None
-    """The same of ranks that wait for nobody; None where what was measured holds no waiting."""
-    nvlink_latency: TimeValue
-    """Between two GPUs of a node of the machine that these times belong to, 64 bytes; what another
-    machine's differs by is added."""
-    network_latency: TimeValue
-    """The same between nodes, across leaves."""
-
-    @model_validator(mode="after")
-    def _knows_one_node(self) -> "AllToAllProfile":
-        if 1 not in self.ranks_per_token:
-            raise ValueError(
-                "ranks_per_token has no entry for 1 node; allowed: {1: GPUs, ...}, as rows of one "
-                "node are read by it"
-            )
-        return self
-
-
-class TransferProfile(Profile):
-    """What transfers achieve: payload over a link's datasheet rate, at most 1."""
-
-    nic: Estimate
-    nvlink: Estimate
-    nic_by_mean: Estimate | None = None
-    """The same of the mean bytes of a NIC in a normal all-to-all, whose busiest NIC has more; as
-    `nic` where not given."""
-
-    @model_validator(mode="after")
-    def _at_most_all(self) -> "TransferProfile":
-        for field in ("nic", "nvlink", "nic_by_mean"):
-            share = getattr(self, field)
-            if share is not None and share.high > 1:
-                raise ValueError(f"{field} must be at most 1, found {share.high:g}")
-        return self
-
-
-class TilesProfile(Profile):
-    """Tiles that a set of kernels cuts matrix products into; each is 128 rows high at most."""
-
-    narrowest: Annotated[int, Field(strict=True, ge=8, le=128, multiple_of=8)]
-    """Columns of the narrowest tile; a kernel takes the width, a multiple of 8 up to 128, that
-    leaves the least work to the busiest SM."""
-    overhead: Annotated[int, Field(strict=True, ge=0)]
-    """Columns' worth of work that a tile costs beyond its own: filling the pipeline, narrow
-    operands, storing."""
-    half_height_rows: Annotated[int, Field(strict=True, ge=0)]
-    """Most rows for which tiles are 64 rows high; 0 for kernels whose tiles never are."""
-
-
-class HeldOutError(Profile):
-    """Relative errors of rows predicted without themselves, |predicted / measured - 1|."""
-
-    rows: Count
-    median: float
-    p90: float
-    worst: float
-    bias: float
-    """Median signed error."""
-    quantile_80: float
-    """80 % quantile of the absolute log error: the half-width of an interval."""
-
-
-class FitProfile(Profile):
-    """What calibrate found out about one kernel family in one kernel set."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_this_model(cls, raw: object) -> object:
-        """Refuse what an earlier release found out for models that are gone."""
-        fields = raw if isinstance(raw, dict) else {}
-        gone = [name for name in ("estimator", "stiffness", "falls") if name in fields]
-        if gone:
-            raise ValueError(
-                f"{gone[0]} belongs to an earlier release's models of kernels; write the file anew "
-                "with `dsv3sim calibrate`, or leave `fits` out"
-            )
-        return raw
-
-    kind: str
-    dtype: str
-    out_dtype: str
-    accumulate: bool
-    kernel_set: str
-    rows: Count
-    lengths: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """{feature: octaves by which rows of this family differ as much as at all}; empty where there
-    are too few rows to find them."""
-    noise_share: Annotated[float, Field(gt=0)] | None = None
-    """Variance of a row's noise over that between rows far apart."""
-    widths: (
-        tuple[float | None, float | None] | tuple[float | None, float | None, float | None] | None
-    ) = None
-    """80 % quantiles of the log error of held-out rows over the deviation of the model: of rows
-    left out one by one, of whole shapes left out, and of the ends of the range of load."""
-    tiles: TilesProfile | None = None
-    """Of matrix products, where others than the calibration's fit left-out rows better."""
-    noise: HeldOutError | None = None
-    """Rows of equal work against the median of the others: what no model gets below."""
-    interpolated: HeldOutError | None = None
-    """Rows left out one by one, between other rows of their shape."""
-    edge: HeldOutError | None = None
-    """The same, first and last rows of a shape."""
-    regions: HeldOutError | None = None
-    """Whole shapes, or ranges of size where there is one shape, left out."""
-    coverage: dict[str, tuple[int, int]] = Field(default_factory=dict)
-    """{size: its range in the table}; beyond it everything is extrapolated."""
-    worst: tuple[str, ...] = ()
-    """Rows with the largest errors, sizes and error each."""
-
-
-class KernelsProfile(Profile):
-    """Whose kernels a calibration's times are."""
-
-    kind: Literal["engine", "reference"]
-    """engine: kernels that training frameworks and inference engines run. reference: those of the
-    reference model, which are right but not the fastest."""
-    name: str
-    """Libraries or tables, most preferred first."""
-    date: str
-    """Months in which they were published or measured."""
-    jobs: tuple[Literal["training", "prefill", "decode"], ...]
-    """What these kernels are those of: engines train, prefill and decode with different ones."""
-
-
 def _of_kernels(fits: Any) -> Any:
     """Fits without those of transfers, which calibrations of earlier versions hold."""
     if not isinstance(fits, list | tuple):
@@ -616,22 +350,6 @@ class TransportProfile(Profile):
     measured: MeasuredCollectives | None = None
     """Times of collective operations within an NVLink domain; for those that it lacks, links at the
     achieved rates decide."""
-
-
-Kind = Literal["gpus", "clusters", "calibrations", "transports"]
-"""Folders of shipped profiles."""
-
-_FIELD_OF_FOLDER = {
-    "gpus": "GPU",
-    "clusters": "cluster",
-    "calibrations": "calibration",
-    "transports": "transport",
-}
-
-
-def known_profiles(kind: Kind) -> tuple[str, ...]:
-    """Names of the shipped profiles of one kind, sorted."""
-    return tuple(sorted(path.stem for path in (ROOT / kind).glob("*.yaml")))
 
 
 def known_gpus() -> tuple[str, ...]:
@@ -784,84 +502,3 @@ def _at(raw: Any, keys: Sequence[str]) -> Any:
     for key in keys:
         raw = raw.get(key) if isinstance(raw, dict) else None
     return raw
-
-
-def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
-    """Read one YAML file as a plain dict, and say what to call it in messages.
-
-    A text with a slash or the ending .yaml is a path; anything else names a shipped profile.
-    """
-    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        path, where = Path(name_or_path), name_or_path
-    else:
-        name_or_path = file_of_today(name_or_path, kind)
-        path, where = ROOT / kind / f"{name_or_path}.yaml", f"{kind}/{name_or_path}.yaml"
-        if name_or_path not in known_profiles(kind):
-            raise ValueError(
-                f"unknown {_FIELD_OF_FOLDER[kind]} {name_or_path!r}; "
-                f"known: {', '.join(known_profiles(kind))}; or give a path to a .yaml file"
-            )
-        return read_yaml(path, where=where), where
-    raw = read_yaml(path, where=where)
-    if kind in EARLIER_NAMES:
-        raw = with_names_of_today(raw, kind, where=where)
-    return _completed(files_beside(raw, path)) if kind == "calibrations" else raw, where
-
-
-def files_beside(raw: Raw, path: Path) -> Raw:
-    """A calibration's dict with the files that it names from its own folder (./rows.csv) in full.
-
-    Args:
-        path: of the calibration.
-    """
-
-    def full(name: Any) -> Any:
-        near = isinstance(name, str) and name.startswith(("./", "../"))
-        return str((path.resolve().parent / name).resolve()) if near else name
-
-    tables = raw.get("measurements")
-    rows = {"measurements": [full(name) for name in tables]} if isinstance(tables, list) else {}
-    return raw | rows | {n: full(raw[n]) for n in ("collectives", "normal_kernels") if n in raw}
-
-
-_LATER_FIELDS = (
-    "tiles",
-    "other_gpu",
-    "common_share",
-    "all_to_all.sms_per_channel",
-    "all_to_all.limited_by_nvlink",
-    "all_to_all.nvlink_latency",
-    "all_to_all.network_latency",
-)
-"""Fields of calibrations that files written before these were fields lack."""
-
-
-def _completed(raw: Raw) -> Raw:
-    """A user's calibration with the fields that older files lack, from its GPU's shipped one.
-
-    Until they became fields, every calibration was used with just these values. The source of each
-    says where it comes from; a GPU without a shipped calibration leaves the file as it is.
-    """
-    gpu = raw.get("gpu")
-    if not isinstance(gpu, str) or gpu not in known_calibrations():
-        return raw
-    shipped, _ = read_profile("calibrations", gpu)
-    taken = f"as in the shipped calibration {gpu}, because this file does not state it: "
-    completed = copy.deepcopy(raw)
-    for path in _LATER_FIELDS:
-        *parents, field = path.split(".")
-        into, of = completed, shipped
-        for parent in parents:
-            into, of = into.get(parent, {}), of[parent]
-        if not isinstance(into, dict) or field in into:
-            continue
-        value = into[field] = copy.deepcopy(of[field])
-        if isinstance(value, dict) and "source" in value:
-            value["source"] = taken + value["source"]
-        elif isinstance(value, dict):
-            value["sources"] = {name: taken + text for name, text in value["sources"].items()}
-        else:
-            sources = into["sources"] = into.get("sources") or {}
-            if isinstance(sources, dict):
-                sources[field] = taken + of["sources"][field]
-    return completed

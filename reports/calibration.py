@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from hardware_profiles.fields import Profile
-from hardware_profiles.schema import (
-    CalibrationProfile,
-    Estimate,
+from hardware_profiles.calibration_parts import (
     FitProfile,
     HeldOutError,
     KernelsProfile,
-    TimeEstimate,
 )
+from hardware_profiles.estimates import Estimate, TimeEstimate
+from hardware_profiles.fields import Profile
+from hardware_profiles.schema import CalibrationProfile
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
 from simulator.calibration.collective_fit import FittedTransport
 from simulator.calibration.kernel_choice import RULE, Choice, kernel_of, kernel_text

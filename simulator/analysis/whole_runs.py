@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from hardware_profiles.estimates import Estimate
 from hardware_profiles.fields import ROOT
-from hardware_profiles.schema import Estimate, load_calibration
+from hardware_profiles.schema import load_calibration
 from hardware_profiles.tables import Measurement, format_pairs, load_measurements
 from hardware_profiles.units import Seconds
 from reference_model.config import CONFIG_FOLDER

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hardware_profiles.fields import ROOT, read_yaml
+from hardware_profiles.profile_files import files_beside, read_profile
 from hardware_profiles.schema import (
     CalibrationProfile,
-    files_beside,
     known_calibrations,
     load_calibration,
     load_gpu,
-    read_profile,
 )
 from hardware_profiles.tables import table_path, table_text
 from hardware_profiles.whole_files import is_draft_of, write_together

@@ -33,11 +33,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.calibration_parts import FitProfile, HeldOutError
 from hardware_profiles.fields import ROOT
 from hardware_profiles.schema import (
     CalibrationProfile,
-    FitProfile,
-    HeldOutError,
     load_calibration,
     load_cluster,
     load_gpu,

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hardware_profiles.schema import Estimate, TransportProfile, load_transport
+from hardware_profiles.estimates import Estimate
+from hardware_profiles.schema import TransportProfile, load_transport
 from simulator.execution.collective import OperationResult, run_variants
 from simulator.execution.traffic import form_of, low_latency_start
 from simulator.hardware.network.collectives import EXCHANGES

@@ -225,7 +225,8 @@ def show_pair(
 
 
 def _show_profile(kind: Literal["gpus", "clusters"], name: str | None) -> None:
-    from hardware_profiles.schema import known_profiles, load_cluster, load_gpu, read_profile
+    from hardware_profiles.profile_files import known_profiles, read_profile
+    from hardware_profiles.schema import load_cluster, load_gpu
     from reports.terminal import name_table, profile_table
 
     if name is None:

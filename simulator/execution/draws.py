@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import TimeEstimate
+from hardware_profiles.estimates import TimeEstimate
 from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.hardware.prediction import EXTRAPOLATED, NORMAL_80, Prediction
 

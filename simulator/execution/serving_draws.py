@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import Estimate
+from hardware_profiles.estimates import Estimate
 from hardware_profiles.units import Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.execution import timeline

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.estimates import Estimate
 from hardware_profiles.low_latency_kernels import (
     LowLatencyProfile,
     MoeOperation,
     message_bytes,
 )
-from hardware_profiles.schema import CalibrationProfile, ClusterProfile, Estimate
+from hardware_profiles.schema import CalibrationProfile, ClusterProfile
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, Seconds
 from reference_model.config import ModelConfig

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from hardware_profiles.calibration_parts import BesideCompute
 from hardware_profiles.low_latency_kernels import LowLatencyProfile, load_low_latency
-from hardware_profiles.schema import BesideCompute, CalibrationProfile
+from hardware_profiles.schema import CalibrationProfile
 from hardware_profiles.units import Seconds
 from reference_model.config import parameter_counts
 from simulator.execution.serving_draws import StepDraws, step_draws

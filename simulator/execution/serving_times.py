@@ -13,8 +13,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.calibration_parts import BesideCompute
+from hardware_profiles.estimates import Estimate
 from hardware_profiles.low_latency_kernels import MoeOperation
-from hardware_profiles.schema import BesideCompute, Estimate
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
 from simulator.hardware.kernels.families import family_of

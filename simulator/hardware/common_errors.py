@@ -19,8 +19,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.estimates import Estimate
 from hardware_profiles.fields import ROOT, Profile, read_yaml, to_profile
-from hardware_profiles.schema import CalibrationProfile, Estimate, GpuProfile
+from hardware_profiles.schema import CalibrationProfile, GpuProfile
 from hardware_profiles.tables import Measurement
 from simulator.hardware.kernels.roofline import Batch, is_tensor
 from simulator.hardware.prediction import NORMAL_80

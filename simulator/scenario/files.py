@@ -23,6 +23,7 @@ from hardware_profiles.fields import (
     read_yaml,
     to_profile,
 )
+from hardware_profiles.profile_files import read_profile
 from hardware_profiles.renames import path_of_today, with_names_of_today
 from hardware_profiles.schema import (
     CalibrationProfile,
@@ -30,7 +31,6 @@ from hardware_profiles.schema import (
     GpuProfile,
     override_calibration,
     override_gpu,
-    read_profile,
     resolve_cluster,
 )
 from reference_model.config import ModelConfig, parse_model_config, read_config_file

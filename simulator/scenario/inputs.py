@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from hardware_profiles.estimates import Estimate, TimeEstimate
 from hardware_profiles.fields import DataValue, Profile, read_yaml
-from hardware_profiles.schema import Estimate, TimeEstimate
 
 SETTINGS = Path(__file__).with_name("skew_settings.yaml")
 """The named settings of `skew`; every value is that of docs/priors.md."""

@@ -10,8 +10,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from hardware_profiles.estimates import TimeEstimate
 from hardware_profiles.fields import BandwidthValue, DataValue, Profile, TimeValue
-from hardware_profiles.schema import TimeEstimate
 from hardware_profiles.units import unit_factor
 
 Tokens = Annotated[float, Field(gt=0.0)]

@@ -12,8 +12,9 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from hardware_profiles.calibration_parts import BesideCompute
+from hardware_profiles.estimates import TimeEstimate
 from hardware_profiles.fields import DataValue, Profile, TimeValue
-from hardware_profiles.schema import BesideCompute, TimeEstimate
 from simulator.scenario.inputs import (
     Experts,
     Memory,

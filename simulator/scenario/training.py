@@ -11,8 +11,8 @@ from pydantic import (
     model_validator,
 )
 
+from hardware_profiles.estimates import TimeEstimate
 from hardware_profiles.fields import Profile, TimeValue
-from hardware_profiles.schema import TimeEstimate
 from simulator.scenario.inputs import (
     Experts,
     Memory,

@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
-from hardware_profiles.schema import GpuProfile, known_profiles, load_gpu
+from hardware_profiles.profile_files import known_profiles
+from hardware_profiles.schema import GpuProfile, load_gpu
 from reference_model.config import ModelConfig
 from reference_model.formats import multiplied_as, weights_of
 from reference_model.trace import OperatorTemplate, OperatorTrace

@@ -5,13 +5,13 @@ import warnings
 
 import pytest
 
+from hardware_profiles.profile_files import read_profile
 from hardware_profiles.renames import EARLIER_NAMES, path_of_today, with_names_of_today
 from hardware_profiles.schema import (
     CalibrationProfile,
     TransportProfile,
     load_calibration,
     load_transport,
-    read_profile,
 )
 from simulator.scenario.axes import file_axes
 

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import ValidationError
 
 from hardware_profiles.fields import ROOT, read_yaml, to_profile
+from hardware_profiles.profile_files import read_profile
 from hardware_profiles.schema import (
-    BesideCompute,
     CalibrationProfile,
     ClusterProfile,
     GpuProfile,
@@ -19,7 +18,6 @@ from hardware_profiles.schema import (
     load_calibration,
     load_cluster,
     load_gpu,
-    read_profile,
     resolve_cluster,
 )
 
@@ -181,24 +179,6 @@ def test_a_missing_field_is_named():
         to_profile(GpuProfile, raw, where="mine.yaml")
 
 
-def test_an_interval_must_contain_its_value():
-    message = (
-        r"beside_compute\.dispatch: needs low <= value <= high, found .*, or another high with it$"
-    )
-    with pytest.raises(ValueError, match=message):
-        load_calibration("h800_sxm", {"all_to_all.beside_compute.dispatch.value": 3.0})
-    wider = {
-        "all_to_all.beside_compute.dispatch.value": 3.0,
-        "all_to_all.beside_compute.dispatch.high": 3.5,
-    }
-    assert load_calibration("h800_sxm", wider).all_to_all.beside_compute.dispatch.value == 3.0
-
-
-def test_gpus_that_a_token_reaches_on_one_node_are_needed():
-    with pytest.raises(ValueError, match="all_to_all: ranks_per_token has no entry for 1 node"):
-        load_calibration("h800_sxm", {"all_to_all.ranks_per_token": {8: 3.0}})
-
-
 def test_the_all_to_all_ratio_can_be_taken_out():
     calibration = load_calibration("h800_sxm")
     assert calibration.all_to_all.beside_compute.dispatch.value > 1
@@ -276,85 +256,6 @@ def test_a_field_that_is_there_to_be_merged_is_no_field_of_the_file(tmp_path):
         "used": {"deep": [{"x": 1}, {"y": 2, "w": 4}]},
     }
     assert set(read_yaml(path, where="merged")) == {"one", "two", "spare", "kept", "used"}
-
-
-def test_a_path_that_is_not_there_is_one_line():
-    with pytest.raises(ValueError, match=r"^gone/gpu\.yaml: cannot be read: No such file"):
-        load_gpu("gone/gpu.yaml")
-
-
-def older_calibration(tmp_path, **changes):
-    """A user's file from before tiles and six other inputs were fields."""
-    raw = read_profile("calibrations", "h800_sxm")[0]
-    for field in ("tiles", "other_gpu", "common_share", "fits"):
-        del raw[field]
-    del raw["sources"]["common_share"]
-    for field in ("sms_per_channel", "limited_by_nvlink", "nvlink_latency", "network_latency"):
-        del raw["all_to_all"][field]
-        del raw["all_to_all"]["sources"][field]
-    path = tmp_path / "older.yaml"
-    path.write_text(yaml.safe_dump(raw | {"name": "older"} | changes), encoding="utf-8")
-    return path
-
-
-def test_an_older_calibration_takes_later_fields_from_the_shipped_one_of_its_gpu(tmp_path):
-    older = load_calibration(str(older_calibration(tmp_path)), {"tiles.overhead": 16})
-    shipped = load_calibration("h800_sxm")
-    assert older.tiles.overhead == 16
-    assert older.tiles.narrowest == shipped.tiles.narrowest
-    assert older.common_share == shipped.common_share
-    assert older.all_to_all.sms_per_channel == shipped.all_to_all.sms_per_channel
-    for text in (
-        older.other_gpu.source,
-        older.sources["common_share"],
-        older.tiles.sources["narrowest"],
-        older.all_to_all.sources["limited_by_nvlink"],
-    ):
-        assert text.startswith("as in the shipped calibration h800_sxm, because this file does not")
-
-
-def test_earlier_names_of_a_calibration_are_read_with_a_note(tmp_path):
-    raw, _ = read_profile("calibrations", "b200_sxm_reference")
-    earlier = dict(raw) | {"name": "earlier"}
-    earlier["transfer_from"] = earlier.pop("restated_from")
-    earlier["carried_over"] = earlier.pop("restatement")
-    path = tmp_path / "earlier.yaml"
-    path.write_text(yaml.safe_dump(earlier), encoding="utf-8")
-    note = (
-        r"earlier\.yaml: transfer_from is called restated_from now, "
-        r"carried_over is called restatement now"
-    )
-    with pytest.warns(FutureWarning, match=note):
-        read = load_calibration(str(path))
-    shipped = load_calibration("b200_sxm_reference")
-    assert read.restated_from == shipped.restated_from == ("h200_sxm_reference",)
-    assert read.restatement == shipped.restatement
-
-
-def test_a_field_that_no_shipped_calibration_can_give_is_named_with_a_file_that_has_it(tmp_path):
-    path = older_calibration(tmp_path, gpu="mine")
-    with pytest.raises(ValueError, match=r"is missing; hardware_profiles/calibrations/h800_sxm"):
-        load_calibration(str(path))
-
-
-def test_one_estimate_of_the_slow_down_beside_compute_holds_for_both_exchanges():
-    one = {"value": 1.2, "low": 1.0, "high": 1.5, "source": "a measurement"}
-    both = BesideCompute.model_validate(one)
-    assert (both.dispatch.high, both.combine.high) == (1.5, 1.5)
-    apart = BesideCompute.model_validate({"dispatch": one, "combine": one | {"value": 1.1}})
-    assert (apart.of("dispatch").value, apart.of("combine").value) == (1.2, 1.1)
-    assert BesideCompute.none("nothing").of("combine").value == 1.0
-
-
-def test_a_number_alone_beside_compute_is_refused_with_the_form_that_has_an_interval():
-    with pytest.raises(ValidationError) as caught:
-        BesideCompute.model_validate(1.1)
-    message = (
-        "Value error, 1.1 has no interval; allowed: value, low, high and source, such as "
-        "{value: 1.1, low: 1.1, high: 1.1, source: where it comes from}"
-    )
-    found = [(error["loc"], error["msg"]) for error in caught.value.errors()]
-    assert found == [(("dispatch",), message), (("combine",), message)]
 
 
 def test_fits_of_transfers_in_an_earlier_calibration_are_passed_over(tmp_path):

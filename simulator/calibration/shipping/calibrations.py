@@ -21,12 +21,12 @@ from typing import Any
 import yaml
 
 from hardware_profiles.fields import ROOT, to_profile
+from hardware_profiles.profile_files import read_profile
 from hardware_profiles.schema import (
     CalibrationProfile,
     load_calibration,
     load_gpu,
     override_calibration,
-    read_profile,
 )
 from hardware_profiles.tables import load_measurements, table_path
 from hardware_profiles.whole_files import write_whole

@@ -14,11 +14,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.calibration_parts import FitProfile, TilesProfile
 from hardware_profiles.schema import (
     CalibrationProfile,
-    FitProfile,
     GpuProfile,
-    TilesProfile,
     load_calibration,
     load_gpu,
 )

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import GpuProfile, OverlapProfile, SlowdownEstimate, TilesProfile
+from hardware_profiles.calibration_parts import OverlapProfile, TilesProfile
+from hardware_profiles.estimates import SlowdownEstimate
+from hardware_profiles.schema import GpuProfile
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds
 from simulator.hardware.kernels.families import batch_of_rows

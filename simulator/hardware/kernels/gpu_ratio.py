@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import GpuProfile, TilesProfile
+from hardware_profiles.calibration_parts import TilesProfile
+from hardware_profiles.schema import GpuProfile
 from hardware_profiles.tables import Measurement
 from reference_model.formats import multiplied_as
 from simulator.hardware.kernels.families import Family, batch_of_rows, family_of

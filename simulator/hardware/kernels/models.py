@@ -15,7 +15,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import FitProfile, GpuProfile, TilesProfile
+from hardware_profiles.calibration_parts import FitProfile, TilesProfile
+from hardware_profiles.schema import GpuProfile
 from simulator.hardware.kernels.gaussian_process import (
     DEFAULT_NOISE,
     Process,

@@ -21,7 +21,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import GpuProfile, TilesProfile
+from hardware_profiles.calibration_parts import TilesProfile
+from hardware_profiles.schema import GpuProfile
 from reference_model.formats import multiplied_as
 from reference_model.kinds import selected_pairs
 from reference_model.trace import Operator

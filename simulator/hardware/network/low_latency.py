@@ -15,6 +15,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.estimates import Estimate
 from hardware_profiles.low_latency_kernels import (
     End,
     LowLatencyProfile,
@@ -22,7 +23,7 @@ from hardware_profiles.low_latency_kernels import (
     kernel_time,
     wire_time,
 )
-from hardware_profiles.schema import ClusterProfile, Estimate
+from hardware_profiles.schema import ClusterProfile
 from hardware_profiles.units import Bytes, Seconds
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, Prediction

@@ -24,13 +24,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.calibration_parts import TransferProfile
+from hardware_profiles.estimates import Estimate
 from hardware_profiles.low_latency_kernels import LowLatencyProfile, MoeOperation
-from hardware_profiles.schema import (
-    CalibrationProfile,
-    ClusterProfile,
-    Estimate,
-    TransferProfile,
-)
+from hardware_profiles.schema import CalibrationProfile, ClusterProfile
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator

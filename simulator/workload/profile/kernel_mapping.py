@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hardware_profiles.estimates import TimeEstimate
 from hardware_profiles.fields import ROOT, Profile, apply_overrides, read_yaml, to_profile
 from hardware_profiles.renames import with_names_of_today
-from hardware_profiles.schema import TimeEstimate
 from reference_model.formats import BITS
 from reference_model.trace import KINDS
 from simulator.workload.profile.expressions import Size, check_expression

@@ -2,7 +2,8 @@
 
 import pytest
 
-from hardware_profiles.schema import Estimate, load_calibration, load_gpu
+from hardware_profiles.estimates import Estimate
+from hardware_profiles.schema import load_calibration, load_gpu
 from hardware_profiles.tables import Measurement, write_measurements
 from simulator.hardware.power_state import rows_for, slowdown
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hardware_profiles.schema import TimeEstimate
+from hardware_profiles.estimates import TimeEstimate
 from simulator.scenario.changes import differences, directory_name, effective, matters, shown
 
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from hardware_profiles.fields import ROOT
+from hardware_profiles.profile_files import known_profiles
 from hardware_profiles.schema import (
-    known_profiles,
     load_calibration,
     load_gpu,
     load_transport,

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hardware_profiles.schema import TilesProfile, load_gpu
+from hardware_profiles.calibration_parts import TilesProfile
+from hardware_profiles.schema import load_gpu
 from hardware_profiles.tables import Measurement
 from simulator.hardware.kernels.families import batch_of_rows
 from simulator.hardware.kernels.gpu_ratio import (

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardware_profiles.schema import TilesProfile, load_gpu
+from hardware_profiles.calibration_parts import TilesProfile
+from hardware_profiles.schema import load_gpu
 from reference_model.trace import Operator
 from simulator.hardware.kernels.roofline import DEEPGEMM_TILES, batch_of, waves_and_bytes
 

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from hardware_profiles.estimates import Estimate
 from hardware_profiles.low_latency_kernels import load_low_latency
-from hardware_profiles.schema import Estimate, load_cluster
+from hardware_profiles.schema import load_cluster
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.network.low_latency import LowLatencyModel
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from cost_models import combine, dispatch
 
-from hardware_profiles.schema import Estimate, TransferProfile, load_cluster
+from hardware_profiles.calibration_parts import TransferProfile
+from hardware_profiles.estimates import Estimate
+from hardware_profiles.schema import load_cluster
 from simulator.hardware.network.collective_times import measured_collectives
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.network.groups import Domains

@@ -1,0 +1,57 @@
+"""Inputs that are known only within an interval, with where they come from."""
+
+from typing import Self
+
+from pydantic import model_validator
+
+from hardware_profiles.fields import Profile, Ratio, TimeValue
+
+
+class Estimate(Profile):
+    """An input that is known only within an interval; a ratio or share."""
+
+    value: Ratio
+    low: Ratio
+    high: Ratio
+    source: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_an_interval(cls, given: object) -> object:
+        if isinstance(given, int | float | str):
+            raise ValueError(
+                f"{given!r} has no interval; allowed: value, low, high and source, such as "
+                f"{{value: {given}, low: {given}, high: {given}, source: where it comes from}}"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            end = "low" if self.value < self.low else "high"
+            raise ValueError(
+                f"needs low <= value <= high, found {self.low:g}, {self.value:g}, {self.high:g}; "
+                f"allowed: a value between them, or another {end} with it"
+            )
+        return self
+
+
+class TimeEstimate(Estimate):
+    """A duration that is known only within an interval."""
+
+    value: TimeValue
+    low: TimeValue
+    high: TimeValue
+
+
+class SlowdownEstimate(Estimate):
+    """How much slower kernels run beside an all-to-all than alone: a time ratio."""
+
+    in_rows: Ratio | None = None
+    """Ratio that rows measured beside an all-to-all hold; `value` where not given. A larger value
+    slows predictions, what was measured stays what it is."""
+
+    @property
+    def of_rows(self) -> float:
+        """Ratio by which rows measured beside an all-to-all are slower than alone."""
+        return self.value if self.in_rows is None else self.in_rows

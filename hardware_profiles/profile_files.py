@@ -1,0 +1,104 @@
+"""Files of profiles: shipped ones by name, a user's by path, older ones as those of today."""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+from hardware_profiles.fields import ROOT, Raw, read_yaml
+from hardware_profiles.renames import EARLIER_NAMES, file_of_today, with_names_of_today
+
+Kind = Literal["gpus", "clusters", "calibrations", "transports"]
+"""Folders of shipped profiles."""
+
+_FIELD_OF_FOLDER = {
+    "gpus": "GPU",
+    "clusters": "cluster",
+    "calibrations": "calibration",
+    "transports": "transport",
+}
+
+
+def known_profiles(kind: Kind) -> tuple[str, ...]:
+    """Names of the shipped profiles of one kind, sorted."""
+    return tuple(sorted(path.stem for path in (ROOT / kind).glob("*.yaml")))
+
+
+def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
+    """Read one YAML file as a plain dict, and say what to call it in messages.
+
+    A text with a slash or the ending .yaml is a path; anything else names a shipped profile.
+    """
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        path, where = Path(name_or_path), name_or_path
+    else:
+        name_or_path = file_of_today(name_or_path, kind)
+        path, where = ROOT / kind / f"{name_or_path}.yaml", f"{kind}/{name_or_path}.yaml"
+        if name_or_path not in known_profiles(kind):
+            raise ValueError(
+                f"unknown {_FIELD_OF_FOLDER[kind]} {name_or_path!r}; "
+                f"known: {', '.join(known_profiles(kind))}; or give a path to a .yaml file"
+            )
+        return read_yaml(path, where=where), where
+    raw = read_yaml(path, where=where)
+    if kind in EARLIER_NAMES:
+        raw = with_names_of_today(raw, kind, where=where)
+    return _completed(files_beside(raw, path)) if kind == "calibrations" else raw, where
+
+
+def files_beside(raw: Raw, path: Path) -> Raw:
+    """A calibration's dict with the files that it names from its own folder (./rows.csv) in full.
+
+    Args:
+        path: of the calibration.
+    """
+
+    def full(name: Any) -> Any:
+        near = isinstance(name, str) and name.startswith(("./", "../"))
+        return str((path.resolve().parent / name).resolve()) if near else name
+
+    tables = raw.get("measurements")
+    rows = {"measurements": [full(name) for name in tables]} if isinstance(tables, list) else {}
+    return raw | rows | {n: full(raw[n]) for n in ("collectives", "normal_kernels") if n in raw}
+
+
+_LATER_FIELDS = (
+    "tiles",
+    "other_gpu",
+    "common_share",
+    "all_to_all.sms_per_channel",
+    "all_to_all.limited_by_nvlink",
+    "all_to_all.nvlink_latency",
+    "all_to_all.network_latency",
+)
+"""Fields of calibrations that files written before these were fields lack."""
+
+
+def _completed(raw: Raw) -> Raw:
+    """A user's calibration with the fields that older files lack, from its GPU's shipped one.
+
+    Until they became fields, every calibration was used with just these values. The source of each
+    says where it comes from; a GPU without a shipped calibration leaves the file as it is.
+    """
+    gpu = raw.get("gpu")
+    if not isinstance(gpu, str) or gpu not in known_profiles("calibrations"):
+        return raw
+    shipped, _ = read_profile("calibrations", gpu)
+    taken = f"as in the shipped calibration {gpu}, because this file does not state it: "
+    completed = copy.deepcopy(raw)
+    for path in _LATER_FIELDS:
+        *parents, field = path.split(".")
+        into, of = completed, shipped
+        for parent in parents:
+            into, of = into.get(parent, {}), of[parent]
+        if not isinstance(into, dict) or field in into:
+            continue
+        value = into[field] = copy.deepcopy(of[field])
+        if isinstance(value, dict) and "source" in value:
+            value["source"] = taken + value["source"]
+        elif isinstance(value, dict):
+            value["sources"] = {name: taken + text for name, text in value["sources"].items()}
+        else:
+            sources = into["sources"] = into.get("sources") or {}
+            if isinstance(sources, dict):
+                sources[field] = taken + of["sources"][field]
+    return completed

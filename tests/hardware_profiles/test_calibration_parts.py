@@ -1,0 +1,32 @@
+"""Blocks of a calibration hold what they must, and say what is missing."""
+
+import pytest
+from pydantic import ValidationError
+
+from hardware_profiles.calibration_parts import BesideCompute
+from hardware_profiles.schema import load_calibration
+
+
+def test_gpus_that_a_token_reaches_on_one_node_are_needed():
+    with pytest.raises(ValueError, match="all_to_all: ranks_per_token has no entry for 1 node"):
+        load_calibration("h800_sxm", {"all_to_all.ranks_per_token": {8: 3.0}})
+
+
+def test_one_estimate_of_the_slow_down_beside_compute_holds_for_both_exchanges():
+    one = {"value": 1.2, "low": 1.0, "high": 1.5, "source": "a measurement"}
+    both = BesideCompute.model_validate(one)
+    assert (both.dispatch.high, both.combine.high) == (1.5, 1.5)
+    apart = BesideCompute.model_validate({"dispatch": one, "combine": one | {"value": 1.1}})
+    assert (apart.of("dispatch").value, apart.of("combine").value) == (1.2, 1.1)
+    assert BesideCompute.none("nothing").of("combine").value == 1.0
+
+
+def test_a_number_alone_beside_compute_is_refused_with_the_form_that_has_an_interval():
+    with pytest.raises(ValidationError) as caught:
+        BesideCompute.model_validate(1.1)
+    message = (
+        "Value error, 1.1 has no interval; allowed: value, low, high and source, such as "
+        "{value: 1.1, low: 1.1, high: 1.1, source: where it comes from}"
+    )
+    found = [(error["loc"], error["msg"]) for error in caught.value.errors()]
+    assert found == [(("dispatch",), message), (("combine",), message)]
