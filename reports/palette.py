@@ -75,6 +75,7 @@ CAUSES: Mapping[str, str] = {
     "SMs and memory shared": "#d9813b",
     "exposed all-to-all": "#d9813b",
     "all-to-all slow-down": "#d9813b",
+    "state in chunks": "#6f6f6f",
     "bubble": "#8d86b8",
     "pipeline transfers": "#8d86b8",
     "gradient reduction": "#6f6f6f",

@@ -28,7 +28,7 @@ from simulator.scenario.files import Scenario, load_scenario
 from simulator.scenario.pretraining import HOUR, PretrainingJob, StatedStep, TrainingPhase
 from simulator.scenario.training import TrainingJob
 from simulator.workload.batch_schedule import batch_sizes, step_seconds
-from simulator.workload.memory import master_and_moments_bytes
+from simulator.workload.sharding import master_and_moments_bytes
 
 Array = NDArray[np.float64]
 

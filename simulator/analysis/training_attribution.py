@@ -14,6 +14,7 @@ time of every rank, so the rows sum to it. The last row shows by how much they m
     SMs, contention  the SMs that communication keeps, and memory shared with it
     exposed          dispatch and combine where nothing hides them, at the speed they have alone
     slow-down        their slow-down beside compute
+    state in chunks  parameters gathered and gradients reduced by layer, where nothing hides it
     bubble           waiting for other ranks, transfers between them free
     transfers        activations sent between pipeline ranks
     optimizer        gradient reduction, update and gather on the slowest rank
@@ -39,7 +40,8 @@ from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
 from simulator.execution.training_draws import TrainingDraws
 from simulator.hardware.kernels.roofline import ideal_seconds, is_tensor
-from simulator.workload.memory import OPTIMIZERS
+from simulator.workload.sharding import OPTIMIZERS
+from simulator.workload.state_tasks import STATE
 from simulator.workload.task_graph import Stream
 
 Array = NDArray[np.float64]
@@ -56,6 +58,11 @@ CHUNK_CAUSES = (
     ("all-to-all slow-down", "dispatch and combine slower beside compute"),
 )
 """Causes inside the chunks with what each adds, in order."""
+STATE_CAUSE = (
+    "state in chunks",
+    "gathering parameters and reducing gradients layer by layer, what nothing hides",
+)
+"""The last of them, where chunks hold any of it."""
 _GAPS = 5
 """Place of the first counterfactual with gaps."""
 
@@ -93,7 +100,7 @@ def attribute_step(run: TrainingRun, drawn: TrainingDraws | None) -> list[Cause]
     effects = np.diff(cumulated, prepend=0.0)
     causes = [
         Cause(name, meaning, float(effect))
-        for (name, meaning), effect in zip(CHUNK_CAUSES, effects, strict=True)
+        for (name, meaning), effect in zip(_chunk_causes(run), effects, strict=True)
     ]
     durations = np.array([of_chunk[key][-1] for row in step.keys for key in row])
     free, sent = (
@@ -122,6 +129,12 @@ def attribute_step(run: TrainingRun, drawn: TrainingDraws | None) -> list[Cause]
         total = drawn.expected_s
     remainder = total - sum(cause.seconds for cause in causes)
     return [*causes, Cause("remainder", "what the rows above miss", remainder)]
+
+
+def _chunk_causes(run: TrainingRun) -> tuple[tuple[str, str], ...]:
+    """CHUNK_CAUSES, with STATE_CAUSE where a chunk has it."""
+    state = any(key.state is not None for key in run.step.chunks)
+    return (*CHUNK_CAUSES, *((STATE_CAUSE,) if state else ()))
 
 
 def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
@@ -158,8 +171,11 @@ def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
         other = run.without_slowdown.chunks[chunk.key]
         part = slice(start, end)
         seconds = _counterfactuals(chunk, places, alone[part], bounds[:, part], other)
-        gaps = np.where(np.arange(len(CHUNK_CAUSES)) < _GAPS, 0.0, gap_s)
-        found[chunk.key] = timeline.run(chunk.log.graph, seconds, gaps).spans_s
+        seconds = seconds[:, : len(_chunk_causes(run))]
+        gaps = np.where(np.arange(seconds.shape[1]) < _GAPS, 0.0, gap_s)
+        spans = timeline.run(chunk.log.graph, seconds, gaps).spans_s
+        spans[-1] -= sum(chunk.outside_s)
+        found[chunk.key] = spans
         start = end
     return found
 
@@ -167,7 +183,8 @@ def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
 def _counterfactuals(
     chunk: ChunkRun, computes: list[int], alone: Array, bounds: Array, without_slowdown: ChunkRun
 ) -> Array:
-    """[tasks, causes] durations of a chunk's tasks with each cause and all those before it.
+    """[tasks, causes] durations of a chunk's tasks with each cause and all those before it, the
+    collectives of its state last.
 
     Args:
         computes: places of the compute tasks; the others exchange tokens.
@@ -189,10 +206,13 @@ def _counterfactuals(
         actual[computes],
         actual[computes],
         actual[computes],
+        actual[computes],
     ]
     seconds = np.zeros((len(operators), len(columns)))
     seconds[computes] = np.stack(columns, axis=1)
     exchanges = sorted(set(range(len(operators))) - set(computes))
-    seconds[exchanges, -2] = without_slowdown.cost.seconds[exchanges]
+    tokens = [place for place in exchanges if operators[place].segment != STATE]
+    seconds[tokens, -3] = without_slowdown.cost.seconds[tokens]
+    seconds[tokens, -2] = actual[tokens]
     seconds[exchanges, -1] = actual[exchanges]
     return seconds

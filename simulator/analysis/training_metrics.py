@@ -123,7 +123,7 @@ _FIELD_OF_WORK = {
 
 def rank_times(step: TrainingStep) -> list[RankTimes]:
     """Time budget of every pipeline rank."""
-    spans = {key: chunk.log.span_s for key, chunk in step.chunks.items()}
+    spans = {key: chunk.in_pipeline_s for key, chunk in step.chunks.items()}
     logs = {key: chunk.log for key, chunk in step.chunks.items()}
     hidden_of = {key: float(hidden_communication(log)) for key, log in logs.items()}
     exposed_of = {key: float(waiting(log).exposed_communication_s) for key, log in logs.items()}

@@ -1,28 +1,117 @@
-"""What follows a step's last micro-batch: reduce gradients, update a shard, gather parameters."""
+"""What follows a step's last micro-batch, and which collectives of parameters and gradients do not.
+
+By default gradients are reduced after the last micro-batch, the optimizer steps on its shard and
+the parameters are gathered, one after the other and beside nothing. What overlaps moves into the
+chunks (simulator.workload.state_tasks) and takes there what the timeline makes of it:
+
+    stage of ZeRO     gradients reduced                  parameters gathered
+    0, 1              overlapped: in the last backward   overlapped, from 1 on: in the first
+                      of each stage, layer by layer      forward of each stage, of the next step
+    2                 in every backward                  the same
+    3                 in every backward                  in every forward and backward
+
+Of a step's one reduction and one gather (stages 0 to 2) the pipeline feels only what slows the
+chunk's kernels. What is left of the reduction when a rank's last kernels end goes on while other
+ranks still work, and a gather begins when the step does: what sticks out of the pipeline counts as
+the rank's reduce_s and gather_s. Both are lower bounds. Groups that reduce together end their last
+backward at different times where two directions of a pipeline hold the same stages, and each rank's
+reduction counts from its own; the gathers of several stages of a rank do not wait for each other.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds
 from reference_model.trace import Operator
-from simulator.execution.training_fabric import copies_of
+from simulator.execution.training_fabric import StepLoads, copies_of
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.network.fabric_load import FabricLoad
+from simulator.hardware.network.groups import Domains
 from simulator.hardware.network.transfers import Collective, Transfers
-from simulator.scenario.training import OptimizerTypes
-from simulator.workload.chunk import WEIGHT_GRAD
+from simulator.hardware.prediction import Prediction
 from simulator.workload.layout import ParallelLayout
-from simulator.workload.memory import (
+from simulator.workload.schedules.order import (
+    FORWARD,
+    INPUT_BACKWARD,
+    WEIGHT_GRADIENT,
+    Action,
+    Schedule,
+)
+from simulator.workload.sharding import (
     BF16_BYTES,
     HeldParameters,
+    Sharding,
     master_and_moments_bytes,
     type_bytes,
 )
+from simulator.workload.state_tasks import (
+    StateTasks,
+    addition,
+    collective_of,
+    is_state_collective,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rings:
+    """Rings over the copies of a pipeline rank's parameters, and what the fabric makes of them."""
+
+    dense: Domains
+    """Copies of what every data-parallel rank holds."""
+    experts: Domains
+    """Copies of the experts at one place of a group."""
+    dense_load: FabricLoad
+    experts_load: FabricLoad
+
+    @classmethod
+    def of(
+        cls, layout: ParallelLayout, loads: StepLoads, *, rank: int, holders: Sequence[int]
+    ) -> Rings:
+        """Those of one pipeline rank.
+
+        Args:
+            holders: pipeline ranks that hold the same stages, this one among them.
+        """
+        return cls(
+            copies_of(layout, holders, experts=False),
+            copies_of(layout, holders, experts=True),
+            loads.dense[rank],
+            loads.experts[rank],
+        )
+
+    def seconds(
+        self, transfers: Transfers, operation: Collective, size: Bytes, *, experts: bool
+    ) -> Prediction:
+        """Time of a collective over the copies: a ring of two levels.
+
+        Args:
+            size: bytes that the whole group holds once they are gathered.
+        """
+        return transfers.collective(
+            operation,
+            size,
+            form="ring",
+            group=self.experts if experts else self.dense,
+            load=self.experts_load if experts else self.dense_load,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkState:
+    """Collectives of parameters and gradients of a chunk, and the rings that carry them."""
+
+    tasks: StateTasks
+    rings: Rings
+    once: tuple[bool, bool] = (False, False)
+    """Whether its gather, and its reduction, is the one of the whole step. Then what comes before
+    the chunk's first kernel runs before the pipeline needs the chunk, and what follows its last
+    kernel delays no other rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +119,12 @@ class OptimizerStep:
     """What follows the last micro-batch on one pipeline rank, in order."""
 
     reduce_s: Seconds
-    """Reduce-scatter of the gradients over all copies of the parameters."""
+    """Reduce-scatter of the gradients over all copies of the parameters, or their all-reduce; none
+    where chunks hold it."""
     update_s: Seconds
     """Gradient norm, update of this rank's shard, and clearing the gradients: HBM traffic."""
     gather_s: Seconds
-    """All-gather of the BF16 parameters."""
+    """All-gather of the BF16 parameters; none where chunks hold it."""
     exchange_ends_s: tuple[Seconds, Seconds]
     """Ends of the 80 % interval of both exchanges together."""
 
@@ -44,82 +134,177 @@ class OptimizerStep:
         return self.reduce_s + self.update_s + self.gather_s
 
 
+def state_of_actions(
+    schedule: Schedule,
+    sharding: Sharding,
+    *,
+    overlapped: tuple[bool, bool],
+    with_mtp: Sequence[tuple[str, ...]],
+    rings: Sequence[Rings],
+) -> list[list[ChunkState | None]]:
+    """[rank][action], the collectives of parameters and gradients inside it; None for none.
+
+    Args:
+        overlapped: whether gradients are reduced, and parameters gathered, beside compute.
+        with_mtp: [rank], kinds that it holds for multi-token prediction alone.
+        rings: [rank]
+    """
+    if max(sharding.copies, sharding.expert_copies) == 1:
+        return [[None] * len(actions) for actions in schedule.actions]
+    reduces_last, gathers_first = (
+        overlapped[0] and sharding.zero < 2,
+        overlapped[1] and sharding.zero in (1, 2),
+    )
+    found: list[list[ChunkState | None]] = []
+    for actions, alone, of_rank in zip(schedule.actions, with_mtp, rings, strict=True):
+        first_forward: dict[int, int] = {}
+        last_weights: dict[int, int] = {}
+        for place, action in enumerate(actions):
+            for chunk in action.chunks:
+                if chunk.work == FORWARD:
+                    first_forward.setdefault(chunk.stage, place)
+                elif chunk.work != INPUT_BACKWARD:
+                    last_weights[chunk.stage] = place
+        row: list[ChunkState | None] = []
+        for place, action in enumerate(actions):
+            forward, backward = _stages_of(action)
+            weights = backward is not None and action.chunk.work != INPUT_BACKWARD
+            tasks = StateTasks(
+                gather_forward=forward is not None
+                and (sharding.zero == 3 or (gathers_first and first_forward[forward] == place)),
+                gather_backward=sharding.zero == 3
+                and backward is not None
+                and action.chunk.work != WEIGHT_GRADIENT,
+                reduce=weights
+                and (
+                    sharding.zero >= 2
+                    or (reduces_last and backward is not None and last_weights[backward] == place)
+                ),
+                ahead=overlapped[1],
+                beside=overlapped[0],
+                with_mtp=alone,
+            )
+            any_task = tasks.gather_forward or tasks.gather_backward or tasks.reduce
+            once = tasks.gather_forward and sharding.zero < 3, tasks.reduce and sharding.zero < 2
+            row.append(ChunkState(tasks, of_rank, once) if any_task else None)
+        found.append(row)
+    return found
+
+
+def _stages_of(action: Action) -> tuple[int | None, int | None]:
+    """Stages of an action's forward and of its backward chunk."""
+    forward = [chunk.stage for chunk in action.chunks if chunk.work == FORWARD]
+    backward = [chunk.stage for chunk in action.chunks if chunk.work != FORWARD]
+    return (forward[0] if forward else None), (backward[0] if backward else None)
+
+
+def with_state_collectives(
+    times: Prediction,
+    operators: Sequence[Operator],
+    states: Sequence[ChunkState | None],
+    transfers: Transfers,
+) -> Prediction:
+    """The times with those of collectives of parameters and gradients, which are no kernels.
+
+    Args:
+        states: [operators], of the chunk that each is of.
+    """
+    known: dict[tuple[Operator, Rings], Prediction] = {}
+    found: dict[int, Prediction] = {}
+    for place, (operator, state) in enumerate(zip(operators, states, strict=True)):
+        if state is None or not is_state_collective(operator):
+            continue
+        key = operator, state.rings
+        if key not in known:
+            name, experts = collective_of(operator)
+            operation = next(each for each in get_args(Collective) if each == name)
+            known[key] = state.rings.seconds(
+                transfers, operation, float(operator.bytes_written), experts=experts
+            )
+        found[place] = known[key]
+    return times.with_others(found) if found else times
+
+
+def with_exposed(
+    step: OptimizerStep, exposed: Sequence[tuple[Seconds, Seconds, Prediction]]
+) -> OptimizerStep:
+    """The optimizer step with what the pipeline leaves exposed of the collectives in its chunks.
+
+    Args:
+        exposed: (reduction, gather, collectives) of each chunk that holds the step's own.
+    """
+    if not exposed:
+        return step
+    reduce_s = max(reduction for reduction, _, _ in exposed)
+    gather_s = max(gather for _, gather, _ in exposed)
+    low, high = step.exchange_ends_s
+    _, _, times = max(exposed, key=lambda each: each[0] + each[1])
+    whole = float(times.seconds.sum())
+    return replace(
+        step,
+        reduce_s=step.reduce_s + reduce_s,
+        gather_s=step.gather_s + gather_s,
+        exchange_ends_s=(
+            low + (reduce_s + gather_s) * float(times.low.sum()) / whole,
+            high + (reduce_s + gather_s) * float(times.high.sum()) / whole,
+        ),
+    )
+
+
 def optimizer_step(
     held: HeldParameters,
-    types: OptimizerTypes,
+    sharding: Sharding,
     *,
-    layout: ParallelLayout,
-    holders: Sequence[int],
-    dense: FabricLoad,
-    experts: FabricLoad,
+    overlapped: tuple[bool, bool],
+    rings: Rings,
     transfers: Transfers,
     costs: KernelCostModel,
 ) -> OptimizerStep:
-    """Time of the ZeRO-1 optimizer step on one rank.
-
-    Reduce-scatter and all-gather are rings of two levels. Replicated parameters have all
-    data-parallel ranks as copies, experts only those of other expert groups; both times the ranks
-    of the pipeline that hold the same stages.
+    """Time of the optimizer step on one rank, without what its chunks already hold.
 
     The update reads gradient, master weight and moments, writes all but the gradient, and writes
-    the BF16 parameter; before it the norm reads the shard's gradients, after it all gradients are
-    cleared, and the gathered matrices cast to the copies that compute. That traffic runs at the
-    rate which element-wise additions achieve.
+    the BF16 parameter; before it the norm reads the gradients that it updates with, after it all
+    gradients are cleared, and the matrices that no chunk gathers cast to the copies that compute.
+    That traffic runs at the rate which element-wise additions achieve.
 
     Args:
-        holders: pipeline ranks that hold the same stages, this one among them.
-        dense: what the fabric makes of the rings over replicated parameters.
-        experts: the same of the rings over experts.
+        overlapped: whether gradients are reduced, and parameters gathered, beside compute.
     """
-    replicas = layout.dp * len(holders)
-    expert_replicas = layout.expert_replicas * len(holders)
-    of_dense = copies_of(layout, holders, experts=False)
-    of_experts = copies_of(layout, holders, experts=True)
 
-    def rings(operation: Collective, bytes_each: Bytes) -> NDArray[np.float64]:
+    def over_copies(operation: Collective, bytes_each: Bytes) -> NDArray[np.float64]:
         """[value, low, high], seconds of one exchange of all parameters."""
-        parts = ((held.replicated, of_dense, dense), (held.experts, of_experts, experts))
         found = [
-            transfers.collective(
-                operation, parameters * bytes_each, form="ring", group=group, load=load
-            )
-            for parameters, group, load in parts
+            rings.seconds(transfers, operation, part.count * bytes_each, experts=experts)
+            for part, experts in ((held.replicated, False), (held.experts, True))
         ]
         each = [np.concatenate([time.seconds, time.low, time.high]) for time in found]
         total: NDArray[np.float64] = np.sum(each, axis=0)
         return total
 
-    shard = held.replicated / replicas + held.experts / expert_replicas
+    types, zero = sharding.types, sharding.zero
     gradient, state = type_bytes(types.gradients), master_and_moments_bytes(types)
+    gathered_in_chunks = zero == 3 or (zero > 0 and overlapped[1])
     norm = gradient
     updating = gradient + 2 * state + BF16_BYTES
-    cast = held.quantized * BF16_BYTES + held.cast  # a byte each, scales left out
-    traffic = shard * (norm + updating) + held.total * gradient + cast
+    added_up = held.every.count if zero < 2 else sharding.shard(held)
+    cast = (sharding.alone(held) if gathered_in_chunks else held.every).cast_traffic
+    traffic = sharding.updated(held) * (norm + updating) + added_up * gradient + cast
     update = costs.predict(
-        [_addition(traffic)], sms=transfers.cluster.node.gpu.sms, overlapped=False
+        [addition("optimizer.update", traffic)],
+        sms=transfers.cluster.node.gpu.sms,
+        overlapped=False,
     )
-    reduced, gathered = rings("reduce_scatter", gradient), rings("all_gather", BF16_BYTES)
+    reduced, gathered = np.zeros(3), np.zeros(3)
+    if zero < 2 and not overlapped[0]:
+        reduced = over_copies("reduce_scatter", gradient)
+        if not zero:
+            reduced = reduced + over_copies("all_gather", gradient)
+    if zero and not gathered_in_chunks:
+        gathered = over_copies("all_gather", BF16_BYTES)
     _, low, high = (reduced + gathered).tolist()
     return OptimizerStep(
         reduce_s=float(reduced[0]),
         update_s=float(update.seconds[0]),
         gather_s=float(gathered[0]),
         exchange_ends_s=(low, high),
-    )
-
-
-def _addition(traffic: Bytes) -> Operator:
-    """An element-wise addition that reads and writes `traffic` bytes."""
-    columns = 1024
-    rows = max(1, round(traffic / (3 * BF16_BYTES * columns)))
-    return Operator(
-        name="optimizer.update",
-        kind="add",
-        phase=WEIGHT_GRAD,
-        segment="optimizer",
-        dtype="bfloat16",
-        out_dtype="bfloat16",
-        sizes=(("columns", columns), ("rows", rows)),
-        recompute=False,
-        accumulate=False,
     )

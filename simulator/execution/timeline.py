@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
+from simulator.workload.state_tasks import is_state_collective
 from simulator.workload.task_graph import Stream, TaskGraph
 
 Times = NDArray[np.float64]
@@ -110,16 +111,21 @@ def spans(
     *,
     axes: tuple[int, ...],
     rank_axis: int,
+    replica_axis: int | None = None,
 ) -> NDArray[Any]:
     """[*axes], the end of the last task, of durations too many to hold at once.
 
     Args:
         durations: of each task in turn, (seconds, sends_s) as `run` takes them, in the precision
             of `gap_s`.
+        replica_axis: which of the axes are groups whose ranks all meet in collectives of parameters
+            and gradients; without it each group is a run of its own.
     """
     # A stream runs one task at a time, so that its last one ends last.
     last: dict[Stream, NDArray[Any]] = {}
-    passed = in_turn(graph, durations, gap_s, axes=axes, ranks=_ranks(graph, rank_axis))
+    passed = in_turn(
+        graph, durations, gap_s, axes=axes, ranks=_ranks(graph, rank_axis, replica_axis)
+    )
     for task, (_, _, _, end) in zip(graph.tasks, passed, strict=True):
         last[task.stream] = end
     ends: NDArray[Any] = np.zeros(axes, dtype=np.asarray(gap_s).dtype)
@@ -128,10 +134,20 @@ def spans(
     return ends
 
 
-def _ranks(graph: TaskGraph, rank_axis: int | None) -> list[tuple[int, ...]]:
+def _ranks(
+    graph: TaskGraph, rank_axis: int | None, replica_axis: int | None = None
+) -> list[tuple[int, ...]]:
     """Of each task the axes over which it waits for others, where one axis is all ranks."""
+    if rank_axis is None:
+        return [()] * len(graph.tasks)
+    every = (rank_axis,) if replica_axis is None else (rank_axis, replica_axis)
     return [
-        (rank_axis,) if task.collective and rank_axis is not None else () for task in graph.tasks
+        ()
+        if not task.collective
+        else every
+        if is_state_collective(graph.operators[task.operator])
+        else (rank_axis,)
+        for task in graph.tasks
     ]
 
 

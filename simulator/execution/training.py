@@ -8,8 +8,8 @@ the ideal step, and training_draws runs it on ranks that differ. Where the
 fabric is slower for some groups than for others, a pipeline rank stands for its slowest group, for
 the optimizer waits for every replica (training_fabric).
 
-After the last micro-batch the gradients are reduced, the optimizer steps on its shard (ZeRO-1) and
-the parameters are gathered; none of that overlaps the pipeline.
+After the last micro-batch the gradients are reduced, the optimizer steps on its shard and the
+parameters are gathered, but for what the chunks already hold of it (optimizer.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from hardware_profiles.units import Seconds, format_bandwidth
 from reference_model.config import ModelConfig
 from reference_model.trace import Operator
 from simulator.execution import timeline
-from simulator.execution.optimizer import OptimizerStep, optimizer_step
+from simulator.execution.optimizer import (
+    ChunkState,
+    OptimizerStep,
+    Rings,
+    optimizer_step,
+    state_of_actions,
+    with_exposed,
+    with_state_collectives,
+)
 from simulator.execution.pipeline import PipelineRun, run_pipeline
 from simulator.execution.training_fabric import StepLoads, holders_of
 from simulator.hardware.costs import KernelCostModel
@@ -45,11 +53,7 @@ from simulator.workload.chunk import (
 from simulator.workload.experts import place_experts, uniform_popularity
 from simulator.workload.layout import ParallelLayout, Stage, stage_text
 from simulator.workload.load import Load
-from simulator.workload.memory import (
-    BF16_BYTES,
-    GpuMemory,
-    HeldParameters,
-)
+from simulator.workload.memory import GpuMemory, mtp_alone
 from simulator.workload.schedules.order import (
     FORWARD,
     FULL_BACKWARD,
@@ -59,6 +63,8 @@ from simulator.workload.schedules.order import (
     Action,
     Schedule,
 )
+from simulator.workload.sharding import BF16_BYTES, HeldParameters, Sharding
+from simulator.workload.state_tasks import STATE, is_state_collective
 from simulator.workload.task_graph import COLLECTIVE_SEGMENTS, Stream, TaskGraph
 
 PAIR_LAYERS: Stage = ("moe",) * 4
@@ -77,10 +83,13 @@ class ChunkKey:
     """Layers whose gradients are computed, empty where the action has none."""
     load: FabricLoad
     """What the fabric makes of dispatch and combine on the action's rank."""
+    state: ChunkState | None = None
+    """Collectives of parameters and gradients inside it."""
 
     def __str__(self) -> str:
         layers = [stage_text(stage) for stage in (self.forward, self.backward) if stage]
-        return f"{self.work} {' & '.join(layers)}{_limits(self.load)}"
+        exchanges = "" if self.state is None else str(self.state.tasks)
+        return f"{self.work} {' & '.join(layers)}{_limits(self.load)}{exchanges}"
 
 
 def _limits(load: FabricLoad) -> str:
@@ -98,6 +107,40 @@ class ChunkRun:
     log: timeline.Log
     cost: Prediction
     """Predicted duration of each task, with interval and provenance."""
+
+    @property
+    def outside_s(self) -> tuple[Seconds, Seconds]:
+        """How long it gathers before its first kernel and reduces after its last, where the step
+        does so once (ChunkState.once)."""
+        if self.key.state is None:
+            return 0.0, 0.0
+        graph = self.log.graph
+        rest = [
+            place
+            for place, operator in enumerate(graph.task_operators())
+            if operator.segment != STATE
+        ]
+        gathers, reduces = self.key.state.once
+        return (
+            float(self.log.start_s[rest].min()) if gathers else 0.0,
+            self.log.span_s - float(self.log.end_s[rest].max()) if reduces else 0.0,
+        )
+
+    @property
+    def in_pipeline_s(self) -> Seconds:
+        """How long its rank is busy with it."""
+        return self.log.span_s - sum(self.outside_s)
+
+    @property
+    def state_times(self) -> Prediction:
+        """Of its collectives of parameters and gradients."""
+        return self.cost.at(
+            [
+                place
+                for place, operator in enumerate(self.log.graph.task_operators())
+                if is_state_collective(operator)
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +203,15 @@ class TrainingRun:
     """Whether the operators of every action are to be listed, beside those of distinct chunks."""
 
 
-def chunk_key(schedule_stages: tuple[Stage, ...], action: Action, *, load: FabricLoad) -> ChunkKey:
-    """The layers that an action works on, and what the fabric makes of their all-to-all."""
+def chunk_key(
+    schedule_stages: tuple[Stage, ...],
+    action: Action,
+    *,
+    load: FabricLoad,
+    state: ChunkState | None = None,
+) -> ChunkKey:
+    """The layers that an action works on, what the fabric makes of their all-to-all, and which of
+    their parameters and gradients it exchanges."""
     forward: Stage = ()
     backward: Stage = ()
     for chunk in action.chunks:
@@ -170,13 +220,14 @@ def chunk_key(schedule_stages: tuple[Stage, ...], action: Action, *, load: Fabri
             forward = layers
         else:
             backward = layers
-    return ChunkKey(action.work, forward, backward, load)
+    return ChunkKey(action.work, forward, backward, load, state)
 
 
 def lower_key(key: ChunkKey, operators: OperatorsOf, *, immediate: Collection[str]) -> TaskGraph:
     """The tasks of a distinct chunk or pair."""
+    state = None if key.state is None else key.state.tasks
     if key.work == WEIGHT_GRADIENT:
-        return lower_weights(str(key), operators, key.backward, immediate=immediate)
+        return lower_weights(str(key), operators, key.backward, immediate=immediate, state=state)
     if key.work not in (FORWARD, FULL_BACKWARD, INPUT_BACKWARD, OVERLAPPED):
         raise ValueError(f"work {key.work!r} has no lowering")
     return lower_chunk(
@@ -186,6 +237,7 @@ def lower_key(key: ChunkKey, operators: OperatorsOf, *, immediate: Collection[st
         backward=key.backward,
         defer_weights=key.work == INPUT_BACKWARD,
         immediate=immediate,
+        state=state,
     )
 
 
@@ -266,11 +318,22 @@ def cost_graphs(
                 key, graph, sms=sms, communication_sms=communication_sms, lone_keep=lone_keep
             )
         ],
-        # A GPU that holds every expert exchanges nothing, so nothing runs beside its kernels.
-        overlapped=[task.overlapped and costs.expert_parallel_ranks > 1 for _, task, _ in tasks],
+        # A GPU that holds every expert exchanges no tokens, so none travel beside its kernels.
+        overlapped=[
+            task.overlapped
+            and (
+                costs.expert_parallel_ranks > 1
+                or (key.state is not None and key.state.tasks.beside_compute)
+            )
+            for key, task, _ in tasks
+        ],
         load=[key.load for key, _, _ in tasks],
     )
-    every = with_collectives(every, [operator for _, _, operator in tasks], costs)
+    of_tasks = [operator for _, _, operator in tasks]
+    every = with_collectives(every, of_tasks, costs)
+    every = with_state_collectives(
+        every, of_tasks, [key.state for key, _, _ in tasks], costs.transfers_
+    )
     predictions, start = {}, 0
     for key, graph in graphs.items():
         end = start + len(graph.tasks)
@@ -365,6 +428,26 @@ def send_seconds(
     }
 
 
+def _exposed(
+    pipeline: PipelineRun, rank: int, chunks: Sequence[ChunkRun]
+) -> list[tuple[Seconds, Seconds, Prediction]]:
+    """What the pipeline leaves exposed of the step's own reduction and gather in a rank's chunks:
+    (reduction, gather, times of the collectives) of each chunk that holds any.
+
+    Args:
+        chunks: [actions of the rank]
+    """
+    places = np.flatnonzero(pipeline.rank == rank).tolist()
+    found = []
+    for place, chunk in zip(places, chunks, strict=True):
+        if chunk.key.state is not None and any(chunk.key.state.once):
+            gathers, reduces = chunk.outside_s
+            late = float(pipeline.end_s[place]) + reduces - pipeline.makespan_s
+            early = gathers - float(pipeline.start_s[place])
+            found.append((max(late, 0.0), max(early, 0.0), chunk.state_times))
+    return found
+
+
 def simulate_step(
     model: ModelConfig,
     *,
@@ -374,6 +457,7 @@ def simulate_step(
     schedule: Schedule,
     stages: tuple[Stage, ...],
     held: Sequence[HeldParameters],
+    sharding: Sharding,
     operators: OperatorsOf,
     costs: KernelCostModel,
     calibration: CalibrationProfile,
@@ -384,17 +468,31 @@ def simulate_step(
 
     Args:
         held: [rank], parameters on a GPU.
+        sharding: how copies share their state.
         immediate: matrices whose weight gradient is never deferred.
         loads: what the fabric makes of the step's transfers.
     """
     gpu = cluster.node.gpu
     gap_s = job.gap.value
-    keys = tuple(
-        tuple(chunk_key(stages, action, load=load) for action in actions)
-        for actions, load in zip(schedule.actions, loads.all_to_all, strict=True)
-    )
-
     transfers = costs.transfers_
+    holders = {rank: ranks for ranks in holders_of(schedule) for rank in ranks}
+    rings = [
+        Rings.of(layout, loads, rank=rank, holders=holders[rank]) for rank in range(schedule.ranks)
+    ]
+    states = state_of_actions(
+        schedule,
+        sharding,
+        overlapped=job.state_overlapped,
+        with_mtp=[mtp_alone(stages, schedule.stages_of(rank)) for rank in range(schedule.ranks)],
+        rings=rings,
+    )
+    keys = tuple(
+        tuple(
+            chunk_key(stages, action, load=load, state=state)
+            for action, state in zip(actions, of_rank, strict=True)
+        )
+        for actions, of_rank, load in zip(schedule.actions, states, loads.all_to_all, strict=True)
+    )
     slowest = max(
         loads.all_to_all, key=lambda load: transfers.payload(1.0, load=load).seconds.item()
     )
@@ -409,24 +507,24 @@ def simulate_step(
         immediate=immediate,
     )
     transfers_s = send_seconds(job, model, transfers=transfers, loads=loads)
-    holders = {rank: ranks for ranks in holders_of(schedule) for rank in ranks}
     pipeline = run_pipeline(
         schedule,
-        np.array([chunks[key].log.span_s for row in keys for key in row]),
+        np.array([chunks[key].in_pipeline_s for row in keys for key in row]),
         transfer_s=transfers_s,
         blocking_sends=job.blocking_sends,
         staggered=job.optimizer.post_validation,
     )
     optimizer = tuple(
-        optimizer_step(
-            held[rank],
-            job.optimizer,
-            layout=layout,
-            holders=holders[rank],
-            dense=loads.dense[rank],
-            experts=loads.experts[rank],
-            transfers=transfers,
-            costs=costs,
+        with_exposed(
+            optimizer_step(
+                held[rank],
+                sharding,
+                overlapped=job.state_overlapped,
+                rings=rings[rank],
+                transfers=transfers,
+                costs=costs,
+            ),
+            _exposed(pipeline, rank, [chunks[key] for key in keys[rank]]),
         )
         for rank in range(schedule.ranks)
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ from simulator.hardware.prediction import NORMAL_80, Prediction
 from simulator.workload.layout import Stage
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.order import OVERLAPPED, WEIGHT_GRADIENT
-from simulator.workload.skew import clock_times, slow_machines
+from simulator.workload.skew import Single, clock_times, slow_machines
 from simulator.workload.task_graph import Stream, TaskGraph
 
 Array = NDArray[np.float64]
@@ -143,6 +144,11 @@ class _Drawing:
             key: [rank for rank, row in enumerate(self.keys) if key in row]
             for key in self.ideal.chunks
         }
+        layout = self.run.layout
+        self.in_step = self.job.zero >= 2 and layout.dp > 1
+        """Whether replicas exchange gradients in every micro-batch."""
+        self.meeting = layout.dp if self.in_step else layout.ep
+        """GPUs of a pipeline rank that take the same time, since they wait for each other."""
         achieved = calibration.transfers.nic
         self.normal = self.draws.of("transfers") / NORMAL_80
         ends = np.where(
@@ -176,7 +182,9 @@ class _Drawing:
         blocks = self._blocks()
         pair = blocks[self.ideal.pair.key]
         alike = {
-            key: timeline.run(one.graph, one.seconds, self.gap_s).spans_s[None, None]
+            key: self._in_pipeline(
+                key, timeline.run(one.graph, one.seconds, self.gap_s).spans_s[None, None]
+            )
             for key, one in blocks.items()
         }
         optimizer = self._optimizer()
@@ -195,7 +203,10 @@ class _Drawing:
         worst = {}
         for key, users in self.users.items():
             places = {rank: place for place, rank in enumerate(users)}
-            rows_only, both = group_spans(blocks[key], cases, users)
+            rows_only, both = (
+                self._in_pipeline(key, self._together(spans))
+                for spans in group_spans(blocks[key], cases, users)
+            )
             uneven[key] = places, series_of(rows_only)
             slower[key] = places, series_of(both)
             slowest = both.max(axis=(0, 1, 2)).astype(np.float64)[None, None]
@@ -218,6 +229,17 @@ class _Drawing:
             optimizer,
             waiting=self._waiting(pair, ranks),
         )
+
+    def _in_pipeline(self, key: ChunkKey, spans: NDArray[Any]) -> NDArray[Any]:
+        """The spans of a chunk without what lies outside the pipeline, as long as in the ideal
+        step."""
+        chunk = self.ideal.chunks.get(key)
+        outside = 0.0 if chunk is None else sum(chunk.outside_s)
+        return spans - spans.dtype.type(outside) if outside else spans
+
+    def _together(self, spans: Single) -> Single:
+        """The spans of groups; of the slowest where every micro-batch makes all of them meet."""
+        return spans.max(axis=1, keepdims=True) if self.in_step else spans
 
     def _drawn(
         self,
@@ -473,8 +495,8 @@ class _Drawing:
         rate, seconds = self.priors["skew.host_pause.rate"], self.priors["skew.host_pause.seconds"]
         rng = np.random.default_rng([self.seed, 5])
         counts = np.array([len(row) for row in self.keys for _ in row])
-        shape = (len(counts), self.run.layout.dp // self.job.ep, self.samples)
-        mean = self.job.ep * rate / counts[:, None, None]
+        shape = (len(counts), self.run.layout.dp // self.meeting, self.samples)
+        mean = self.meeting * rate / counts[:, None, None]
         return np.asarray(rng.poisson(np.broadcast_to(mean, shape)) * seconds)
 
     def _optimizer(self) -> Array:

@@ -12,6 +12,9 @@ patterns of rows, which tell what all of its chunks have in common from what dif
 Of the mean of both the part that is chance is taken out, by the difference between both; each
 action then gets chance of its own of the same size.
 
+Replicas whose chunks exchange parameters or gradients wait for each other as well, and where every
+micro-batch does, all replicas are one series of chunks.
+
 Simplifications. Ranks start a chunk together, when the last of their group has ended the one
 before, which is later than they would: test_training_ranks states by how much. Rows that stay for a
 step are drawn for each group by itself, though replicas have the same experts.
@@ -35,6 +38,7 @@ from simulator.execution.training import TrainingRun
 from simulator.workload.experts import place_experts, read_popularity, uniform_popularity
 from simulator.workload.layout import Stage
 from simulator.workload.skew import DrawnRows, Single, random_gate_sd
+from simulator.workload.state_tasks import is_state_collective
 from simulator.workload.task_graph import COLLECTIVE_SEGMENTS, TaskGraph, collapsed
 
 Array = NDArray[np.float64]
@@ -145,13 +149,17 @@ def group_spans(
     """Seconds of a chunk on each group of some pipeline ranks, from the common start of its ranks
     to the end of the last; [pipeline ranks, replicas, patterns, draws] of each case.
 
+    Replicas that exchange parameters or gradients inside the chunk start together, and wait for
+    each other there.
+
     Args:
         cases: ranks that have the same rows.
     """
     _, replicas, group, draws = cases[0].clock.shape
     patterns = cases[0].patterns
     places = [(rank, replica) for rank in pipeline_ranks for replica in range(replicas)]
-    once = max(1, AT_ONCE // (group * patterns * draws))
+    meet = any(map(is_state_collective, blocks.graph.task_operators()))
+    once = replicas if meet else max(1, AT_ONCE // (group * patterns * draws))
     found: list[list[Single]] = [[] for _ in cases]
     for start in range(0, len(places), once):
         some = places[start : start + once]
@@ -163,6 +171,7 @@ def group_spans(
                 blocks.gap_s,
                 axes=(group, len(some), patterns, draws),
                 rank_axis=0,
+                replica_axis=1 if meet else None,
             )
             parts.append(np.asarray(ends.max(axis=0), dtype=np.float32))
     shape = (len(pipeline_ranks), replicas, patterns, draws)
@@ -214,7 +223,11 @@ def durations(
 
 def is_kernel(operator: Operator) -> bool:
     """Whether a GPU by itself decides how long an operator takes: no transfer and no collective."""
-    return operator.kind not in ALL_TO_ALL_KINDS and operator.segment not in COLLECTIVE_SEGMENTS
+    return not (
+        operator.kind in ALL_TO_ALL_KINDS
+        or operator.segment in COLLECTIVE_SEGMENTS
+        or is_state_collective(operator)
+    )
 
 
 class RowsOfLayers:

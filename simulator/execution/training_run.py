@@ -27,13 +27,23 @@ from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.power_state import rows_for
 from simulator.scenario.files import Scenario, by_name, check_names
 from simulator.scenario.training import TrainingJob
+from simulator.workload.chunk import OperatorsOf, with_state
 from simulator.workload.context_parallel import check_pieces, operators_of_part
 from simulator.workload.layout import ParallelLayout, explicit_stages, model_layers
 from simulator.workload.load import Load
-from simulator.workload.memory import OPTIMIZERS, LayerMemory, MemoryModel, check_fits, layer_memory
+from simulator.workload.memory import (
+    LayerMemory,
+    MemoryModel,
+    check_fits,
+    layer_memory,
+    parameter_copies,
+)
 from simulator.workload.recipes import TRAINED, check_multiplied
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.known import SCHEDULES, build_schedule
+from simulator.workload.schedules.order import OVERLAPPED, WEIGHT_GRADIENT, Schedule
+from simulator.workload.sharding import OPTIMIZERS, Sharding
+from simulator.workload.state_tasks import state_operators
 
 MOST_CHUNKS = 1_000_000
 """Micro-batches times pipeline ranks that are simulated: a few minutes of work."""
@@ -65,6 +75,33 @@ def sequences_in_one_round(job: TrainingJob, layout: ParallelLayout) -> int:
     return found
 
 
+def sharding_of(job: TrainingJob, layout: ParallelLayout, schedule: Schedule) -> Sharding:
+    """How copies share the state of their parameters.
+
+    Raises:
+        ValueError: gradients that are shared and put off at once.
+    """
+    works = {action.work for row in schedule.actions for action in row}
+    if job.zero >= 2 and WEIGHT_GRADIENT in works:
+        raise ValueError(
+            f"training.zero: {job.zero}: shares each micro-batch's gradients as its backward ends, "
+            f"and the schedule {job.schedule} puts weight gradients off, so that a layer would "
+            "exchange its parameters twice; allowed: zero 0 or 1, or a schedule that computes "
+            "gradients at once, such as 1f1b or interleaved_overlapped"
+        )
+    copies = parameter_copies(schedule)
+    reduces, gathers = job.state_overlapped
+    return Sharding(
+        zero=job.zero,
+        types=job.optimizer,
+        copies=layout.dp * copies,
+        expert_copies=layout.expert_replicas * copies,
+        gathers_ahead=gathers,
+        reduces_beside=reduces,
+        pairs=OVERLAPPED in works,
+    )
+
+
 def simulate_training(
     scenario: Scenario, trace_of: Callable[[ModelConfig, str, str], OperatorTrace], *, unfold: bool
 ) -> TrainingRun:
@@ -83,7 +120,6 @@ def simulate_training(
     check_multiplied(job.recipe, node.gpu, field="training.recipe", allowed=TRAINED)
     by_name(OPTIMIZERS, job.optimizer.name, "training.optimizer.name")
     build_costs = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")
-    measurements = rows_for(scenario.calibration, "train_microbatch")
     layout = ParallelLayout(
         gpus=scenario.cluster.gpus,
         gpus_per_domain=nvlink_domains(scenario.cluster, group=job.ep).gpus_each,
@@ -131,7 +167,6 @@ def simulate_training(
             rows_over_mean=rows_over_mean,
         )
 
-    operators = operators_of_part(trace, load_at(1.0), job.context_parallel)
     capacity = node.gpu.hbm_capacity
     costs = build_costs(
         cluster=scenario.cluster,
@@ -140,9 +175,10 @@ def simulate_training(
         context_parallel_ranks=job.context_parallel,
         reach=reach,
         sustained_job=True,
-    ).fit(measurements)
+    ).fit(rows_for(scenario.calibration, "train_microbatch"))
     loads = step_loads(scenario.cluster, layout, schedule)
     layers = model_layers(scenario.model)
+    sharding = sharding_of(job, layout, schedule)
 
     def memory_of_layers(load: Load) -> dict[str, LayerMemory]:
         parts = operators_of_part(trace, load, job.context_parallel)
@@ -152,10 +188,19 @@ def simulate_training(
         layers=memory_of_layers(load_at(1.0)),
         schedule=schedule,
         in_flight=tuple(held_activations(schedule, rank) for rank in range(schedule.ranks)),
-        layout=layout,
-        optimizer=job.optimizer,
+        sharding=sharding,
         reserved=job.memory.reserved,
     )
+    state = state_operators(
+        {kind: layer.parameters for kind, layer in model.layers.items()},
+        sharding,
+        accumulates=job.zero >= 2 and microbatches > 1,
+    )
+
+    def operators_at(load: Load) -> OperatorsOf:
+        return with_state(operators_of_part(trace, load, job.context_parallel), state)
+
+    operators = operators_at(load_at(1.0))
     if job.immediate_weights != "fitting":
         check_names(job.immediate_weights, model.matrices(), "training.immediate_weights")
     fitting = job.immediate_weights == "fitting"
@@ -209,6 +254,7 @@ def simulate_training(
             schedule=schedule,
             stages=stages,
             held=held,
+            sharding=sharding,
             operators=operators,
             costs=costs,
             calibration=scenario.calibration,
@@ -227,7 +273,7 @@ def simulate_training(
         costs=costs,
         step=step(costs),
         without_slowdown=step(costs.without_all_to_all_slowdown()),
-        operators_at=lambda rows: operators_of_part(trace, load_at(rows), job.context_parallel),
+        operators_at=lambda rows: operators_at(load_at(rows)),
         memory_at=lambda rows: tuple(
             replace(model, layers=memory_of_layers(load_at(rows))).ranks(stages, immediate)
         ),

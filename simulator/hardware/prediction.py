@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +45,20 @@ class Prediction:
         above = np.hypot(np.log(np.maximum(self.high, value) / value), self.common[1])
         return self.seconds * np.exp(-below), self.seconds * np.exp(above)
 
-    def part(self, chosen: slice) -> Prediction:
+    def at(self, places: Sequence[int]) -> Prediction:
         """The predictions at some places."""
+        chosen = list(places)
+        return Prediction(
+            self.seconds[chosen],
+            self.low[chosen],
+            self.high[chosen],
+            self.provenance[chosen],
+            tuple(self.family[place] for place in chosen),
+            self.common[:, chosen],
+        )
+
+    def part(self, chosen: slice) -> Prediction:
+        """The predictions of a slice."""
         return Prediction(
             self.seconds[chosen],
             self.low[chosen],

@@ -55,7 +55,7 @@ class OptimizerTypes(Profile):
 
 
 class TrainingJob(Profile):
-    """One optimizer step of a pipeline-, data- and expert-parallel run with ZeRO-1."""
+    """One optimizer step of a pipeline-, data- and expert-parallel run."""
 
     schedule: Annotated[str, AfterValidator(schedule_name)]
     """Name in simulator.workload.schedules.known.SCHEDULES; "zb1p" is read as zb_h1."""
@@ -86,6 +86,16 @@ class TrainingJob(Profile):
     """Precision of the products and of what they keep: one of simulator.workload.recipes.RECIPES;
     "bf16" is read as bfloat16."""
     optimizer: OptimizerTypes = OptimizerTypes()
+    zero: Literal[0, 1, 2, 3] = 1
+    """Stage of ZeRO: what GPUs with the same parameters share out. 0: nothing. 1: master weights
+    and moments. 2: and gradients, then reduced in every micro-batch. 3 (FSDP): and parameters, then
+    gathered in every forward and backward."""
+    gradient_reduction: Literal["exposed", "overlapped"] = "exposed"
+    """exposed: after the last micro-batch, or from stage 2 on after each layer, beside nothing.
+    overlapped: of a layer while the next one computes its backward."""
+    parameter_gather: Literal["exposed", "overlapped"] = "exposed"
+    """exposed: after the update, or in stage 3 before each layer, beside nothing. overlapped: of a
+    layer while the one before computes; in stages 1 and 2 in the next step's first forward."""
     stages: tuple[str, ...] | Literal["default"] = "default"
     """Layers of each stage of the schedule, e.g. "embedding + 3 dense + 1 moe", "14 x (4 moe)".
     "default": the split whose step is shortest of those that fit memory."""
@@ -116,6 +126,20 @@ class TrainingJob(Profile):
                 "without them, or another form, as in the setting bias_balanced"
             )
         return self
+
+    @model_validator(mode="after")
+    def _gathers_what_is_shared(self) -> Self:
+        if self.zero == 0 and self.parameter_gather == "overlapped":
+            raise ValueError(
+                "parameter_gather: overlapped: with zero 0 every GPU updates all of its parameters "
+                "and gathers none; allowed: exposed, or zero from 1 to 3"
+            )
+        return self
+
+    @property
+    def state_overlapped(self) -> tuple[bool, bool]:
+        """Whether gradients are reduced, and parameters gathered, beside compute."""
+        return self.gradient_reduction == "overlapped", self.parameter_gather == "overlapped"
 
     @property
     def micro_batch_tokens(self) -> int:

@@ -17,11 +17,18 @@ keeps the waits and loses the other chunk's cover.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from reference_model.trace import Operator, OperatorTrace
 from simulator.workload.layout import Stage
 from simulator.workload.load import Load
+from simulator.workload.state_tasks import (
+    GRADIENTS,
+    PARAMETERS,
+    StateLowering,
+    StateTasks,
+    is_state_collective,
+)
 from simulator.workload.task_graph import GraphBuilder, Stream, TaskGraph
 
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = "forward", "input_grad", "weight_grad"
@@ -30,6 +37,20 @@ Operators = Sequence[Operator]
 
 OperatorsOf = Callable[[str, str], Operators]
 """(layer kind, phase) -> the operators of one layer in issue order."""
+
+
+def with_state(operators: OperatorsOf, state: Mapping[tuple[str, str], Operators]) -> OperatorsOf:
+    """The operators with those that exchange and cast a layer's state.
+
+    Args:
+        state: as `state_tasks.state_operators` gives them.
+    """
+
+    def lookup(layer_kind: str, phase: str) -> Operators:
+        own = state.get((layer_kind, phase))
+        return operators(layer_kind, phase) if own is None else own
+
+    return lookup
 
 
 def operators_of(trace: OperatorTrace, load: Load) -> OperatorsOf:
@@ -45,7 +66,16 @@ def operators_of(trace: OperatorTrace, load: Load) -> OperatorsOf:
     return lookup
 
 
-def _units(stage: Stage) -> list[tuple[str, ...]]:
+def exchanged_kinds(unit: Sequence[str], alone: Sequence[str]) -> tuple[str, ...]:
+    """Kinds whose parameters are exchanged with those of the layers that share a slot.
+
+    Args:
+        alone: held for multi-token prediction alone.
+    """
+    return (*unit, *(alone if "mtp" in unit else ()))
+
+
+def units_of(stage: Stage) -> list[tuple[str, ...]]:
     """What shares a slot of a pair: one layer, the embedding joined with the layer after it."""
     units: list[tuple[str, ...]] = []
     for kind in stage:
@@ -141,6 +171,7 @@ def lower_chunk(
     backward: Stage = (),
     defer_weights: bool = False,
     immediate: Collection[str] = (),
+    state: StateTasks | None = None,
 ) -> TaskGraph:
     """The tasks of a forward chunk, a backward chunk, or both as an overlapped pair.
 
@@ -150,6 +181,8 @@ def lower_chunk(
         defer_weights: whether the backward chunk leaves its weight gradients to a W chunk (I)
             or computes them (B).
         immediate: matrices whose weight gradient is not deferred even so.
+        state: collectives of parameters and gradients inside it, if any; their operators are then
+            among `operators`.
     """
 
     def weights(kind: str) -> Operators:
@@ -164,7 +197,7 @@ def lower_chunk(
     """Last combine(F): the next layer's forward input."""
     returned: int | None = None
     """Last attn(B): the next (lower) layer's output gradient."""
-    units_f, units_b = _units(forward), _units(backward)[::-1]
+    units_f, units_b = units_of(forward), units_of(backward)[::-1]
 
     def communicates(units: list[tuple[str, ...]]) -> list[bool]:
         return [
@@ -172,9 +205,32 @@ def lower_chunk(
             for unit in units
         ]
 
-    for at_f, at_b in pair_slots(communicates(units_f), communicates(units_b)):
-        forward_unit = () if at_f is None else units_f[at_f]
-        backward_unit = () if at_b is None else units_b[at_b]
+    slots = [
+        (at_f, at_b, () if at_f is None else units_f[at_f], () if at_b is None else units_b[at_b])
+        for at_f, at_b in pair_slots(communicates(units_f), communicates(units_b))
+    ]
+    tasks = state or StateTasks()
+
+    def of_state(units: Sequence[tuple[str, ...]], what: str, wanted: bool) -> list[list[Operator]]:
+        return [_state_of(operators, unit, what, tasks) if wanted else [] for unit in units]
+
+    in_slots_f, in_slots_b = [slot[2] for slot in slots], [slot[3] for slot in slots]
+    gathered_f = of_state(in_slots_f, PARAMETERS, tasks.gather_forward)
+    gathered_b = of_state(in_slots_b, PARAMETERS, tasks.gather_backward)
+    exchange = StateLowering(
+        build,
+        tasks,
+        [
+            [operator for operator in (*ahead, *back) if is_state_collective(operator)]
+            for ahead, back in zip(gathered_f, gathered_b, strict=True)
+        ],
+        of_state(in_slots_b, GRADIENTS, tasks.reduce),
+    )
+
+    def casts(operators: Operators) -> list[Operator]:
+        return [operator for operator in operators if not is_state_collective(operator)]
+
+    for slot, (at_f, at_b, forward_unit, backward_unit) in enumerate(slots):
         both = pair and bool(forward_unit) and bool(backward_unit)
         ahead = [_segments(operators(kind, FORWARD)) for kind in forward_unit]
         back = [_segments(operators(kind, INPUT_GRAD)) for kind in reversed(backward_unit)]
@@ -189,6 +245,8 @@ def lower_chunk(
         def gather(parts: list[dict[str, list[Operator]]], segment: str) -> list[Operator]:
             return [operator for part in parts for operator in part[segment]]
 
+        layer = layer_b if layer_f is None else layer_f
+        ready = exchange.begin(slot, layer)
         communicates_b = bool(gather(back, COMBINE))
         communicates_f = bool(gather(ahead, DISPATCH))
         # Communication is covered when the other chunk computes meanwhile, or when this chunk's
@@ -201,12 +259,13 @@ def lower_chunk(
             after=(returned,),
             overlapped=both,
         )
+        exchange.alongside(slot, layer)
         attended = build.add(
-            build.block(gather(ahead, ATTENTION)),
+            build.block([*casts(gathered_f[slot]), *gather(ahead, ATTENTION)]),
             Stream.COMPUTE,
             layer_f,
             micro_batch=0,
-            after=(combined,),
+            after=(combined, *ready),
             overlapped=both and communicates_b,
         )
         sent = build.add(
@@ -218,11 +277,11 @@ def lower_chunk(
             overlapped=both,
         )
         computed_b = build.add(
-            build.block(gather(back, MLP)),
+            build.block([*casts(gathered_b[slot]), *gather(back, MLP)]),
             Stream.COMPUTE,
             layer_b,
             micro_batch=backward_number,
-            after=(carried,),
+            after=(carried, *ready),
             overlapped=both and communicates_f,
         )
         received = build.add(
@@ -281,21 +340,48 @@ def lower_chunk(
             micro_batch=backward_number,
             overlapped=communicates_b and both,
         )
+        exchange.end(slot, layer)
     return build.graph(name)
 
 
+def _state_of(
+    operators: OperatorsOf, unit: Sequence[str], what: str, tasks: StateTasks
+) -> list[Operator]:
+    """What exchanges the parameters or gradients of the layers that share a slot."""
+    kinds = exchanged_kinds(unit, tasks.with_mtp)
+    return [operator for kind in kinds for operator in operators(kind, what)]
+
+
 def lower_weights(
-    name: str, operators: OperatorsOf, stage: Stage, *, immediate: Collection[str]
+    name: str,
+    operators: OperatorsOf,
+    stage: Stage,
+    *,
+    immediate: Collection[str],
+    state: StateTasks | None = None,
 ) -> TaskGraph:
     """The tasks of a W chunk: weight gradients deferred by an input-only backward chunk, layers in
-    the order in which the backward chunk met them, compute only."""
+    the order in which the backward chunk met them; compute, and the reductions of `state`."""
     build = GraphBuilder()
-    for number, kind in enumerate(reversed(stage)):
+    tasks = state or StateTasks()
+    kinds = stage[::-1]
+    exchange = StateLowering(
+        build,
+        tasks,
+        (),
+        [_state_of(operators, (kind,), GRADIENTS, tasks) for kind in kinds if tasks.reduce],
+    )
+    for number, kind in enumerate(kinds):
+        layer = build.layer(f"{kind} W{number}")
+        ready = exchange.begin(number, layer)
+        exchange.alongside(number, layer)
         build.add(
             build.block(deferred(operators(kind, WEIGHT_GRAD), immediate)),
             Stream.COMPUTE,
-            build.layer(f"{kind} W{number}"),
+            layer,
             micro_batch=0,
+            after=ready,
             overlapped=False,
         )
+        exchange.end(number, layer)
     return build.graph(name)

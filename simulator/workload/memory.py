@@ -2,8 +2,8 @@
 
 Weights are held once for computing, in the type of their product where that is quantised (MXFP8
 twice, as its blocks lie along either dimension) and in BF16 for the rest, gradients for every
-parameter held, and the optimizer's master weights and moments only for this rank's shard (ZeRO-1;
-Report, sections 3.2 and 3.3.3).
+parameter held, and the optimizer's master weights and moments only for this rank's shard (Report,
+sections 3.2 and 3.3.3), or what another stage of ZeRO makes of the three (sharding.py).
 Activations are what the recorded model keeps after each phase, times the micro-batches that the
 schedule has in flight. A forward or backward in progress also needs room for its largest operator.
 """
@@ -15,86 +15,29 @@ from dataclasses import dataclass, fields
 
 from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig, parameter_counts
-from reference_model.formats import BITS
 from reference_model.trace import Operator, OperatorTrace
-from simulator.scenario.training import OptimizerTypes
 from simulator.workload.chunk import (
     FORWARD,
     INPUT_GRAD,
     WEIGHT_GRAD,
     OperatorsOf,
+    exchanged_kinds,
     matrix_of,
+    units_of,
 )
-from simulator.workload.layout import ParallelLayout, Stage, stage_texts
+from simulator.workload.layout import Stage, stage_texts
 from simulator.workload.load import Load
 from simulator.workload.recipes import weight_bytes_of
 from simulator.workload.schedules.held import HeldActivations
 from simulator.workload.schedules.order import Schedule
+from simulator.workload.sharding import HeldParameters, Parameters, Sharding
 
-BF16_BYTES = 2
 _COPIES = {"fp8_e4m3": 1, "mxfp8_e4m3": 2}
 """{type of quantised products: working copies of their weights}"""
 
 
-def type_bytes(name: str) -> int:
-    """Bytes of one value: 2 of "bfloat16"."""
-    return BITS[name] // 8
-
-
-@dataclass(frozen=True, slots=True)
-class Optimizer:
-    """What an optimizer keeps between steps, which each step reads and writes once."""
-
-    label: str
-    """As texts name it."""
-    moments: int
-    """Values for each parameter, beside its master weight."""
-
-
-OPTIMIZERS: Mapping[str, Optimizer] = {
-    "adamw": Optimizer("AdamW", moments=2),
-    # One momentum, and an update by its sign (arXiv 2302.06675, algorithm 2).
-    "lion": Optimizer("Lion", moments=1),
-}
-"""Optimizers by the name that a scenario's training.optimizer gives."""
-
-
-def master_and_moments_bytes(types: OptimizerTypes) -> int:
-    """Bytes that the optimizer keeps for one parameter."""
-    return type_bytes(types.master) + OPTIMIZERS[types.name].moments * type_bytes(types.moments)
-
-
 class Infeasible(ValueError):
     """A layout that does not fit the memory of its GPUs."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeldParameters:
-    """Parameters of the layers on one GPU, by how they are shared and stored."""
-
-    replicated: int
-    """Every data-parallel rank holds them."""
-    experts: int
-    """Of this GPU's routed experts."""
-    quantized: int
-    """Of both, those whose products are quantised; the others are kept in BF16."""
-    cast: int
-    """Values of their working copies."""
-    cast_bytes: Bytes
-    """Of the same, scales included."""
-
-    @property
-    def total(self) -> int:
-        return self.replicated + self.experts
-
-    def __add__(self, other: HeldParameters) -> HeldParameters:
-        return HeldParameters(
-            self.replicated + other.replicated,
-            self.experts + other.experts,
-            self.quantized + other.quantized,
-            self.cast + other.cast,
-            self.cast_bytes + other.cast_bytes,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,27 +79,36 @@ def layer_parameters(
         forward: the operators of its forward, which say what is quantised.
     """
     counts = parameter_counts(config)
-    weights = [(op.dtype, _weights(op)) for op in forward if op.dtype in _COPIES]
-    cast = (
+    operators = tuple(forward)
+    routed = _stored(operators, local_experts * counts.expert, "grouped_gemm")
+    moe = counts.attention + counts.layer_norms + counts.router + counts.shared_experts
+    match kind:
+        case "embedding":
+            own, experts = counts.embedding, Parameters()
+        case "head":
+            own, experts = counts.head + counts.final_norm, Parameters()
+        case "dense":
+            own = counts.attention + counts.layer_norms + counts.dense_feed_forward
+            experts = Parameters()
+        case "moe":
+            own, experts = moe, routed
+        case _:
+            # The module's own layer, and what it adds to one: projection and norms.
+            own, experts = moe + counts.mtp - counts.moe_layer, routed
+    return HeldParameters(_stored(operators, own, "gemm"), experts)
+
+
+def _stored(operators: Iterable[Operator], count: int, kind: str) -> Parameters:
+    """So many parameters, with what products of a kind keep of their weights."""
+    weights = [
+        (op.dtype, _weights(op)) for op in operators if op.kind == kind and op.dtype in _COPIES
+    ]
+    return Parameters(
+        count,
         sum(values for _, values in weights),
         sum(_COPIES[dtype] * values for dtype, values in weights),
         sum(_COPIES[dtype] * values * weight_bytes_of(dtype) for dtype, values in weights),
     )
-    experts = local_experts * counts.expert
-    moe = counts.attention + counts.layer_norms + counts.router + counts.shared_experts
-    match kind:
-        case "embedding":
-            return HeldParameters(counts.embedding, 0, *cast)
-        case "head":
-            return HeldParameters(counts.head + counts.final_norm, 0, *cast)
-        case "dense":
-            dense = counts.attention + counts.layer_norms + counts.dense_feed_forward
-            return HeldParameters(dense, 0, *cast)
-        case "moe":
-            return HeldParameters(moe, experts, *cast)
-        case _:
-            # The module's own layer, and what it adds to one: projection and norms.
-            return HeldParameters(moe + counts.mtp - counts.moe_layer, experts, *cast)
 
 
 def _weights(operator: Operator) -> int:
@@ -171,15 +123,20 @@ def _weights(operator: Operator) -> int:
 
 
 def held_kinds(stages: Sequence[Stage], held: Sequence[int]) -> list[str]:
-    """The kinds of all layers whose parameters the stages with the indices `held` put on a GPU.
+    """The kinds of all layers whose parameters the stages with the indices `held` put on a GPU."""
+    return [*(kind for stage in held for kind in stages[stage]), *mtp_alone(stages, held)]
 
-    Multi-token prediction looks tokens up and predicts them too: a rank that holds it without the
-    embedding or without the head keeps a copy of those.
+
+def mtp_alone(stages: Sequence[Stage], held: Sequence[int]) -> tuple[str, ...]:
+    """Kinds that a GPU holds a copy of for multi-token prediction alone.
+
+    It looks tokens up and predicts them too: a rank that holds it without the embedding or without
+    the head keeps a copy of those.
     """
-    kinds = [kind for stage in held for kind in stages[stage]]
-    if "mtp" in kinds:
-        kinds += [shared for shared in ("embedding", "head") if shared not in kinds]
-    return kinds
+    kinds = {kind for stage in held for kind in stages[stage]}
+    if "mtp" not in kinds:
+        return ()
+    return tuple(shared for shared in ("embedding", "head") if shared not in kinds)
 
 
 def parameter_copies(schedule: Schedule) -> int:
@@ -256,8 +213,7 @@ class MemoryModel:
     schedule: Schedule
     in_flight: Sequence[HeldActivations]
     """[rank], the micro-batches whose activations the schedule keeps."""
-    layout: ParallelLayout
-    optimizer: OptimizerTypes
+    sharding: Sharding
     reserved: Bytes
 
     def ranks(self, stages: Sequence[Stage], immediate: Collection[str]) -> list[GpuMemory]:
@@ -288,10 +244,10 @@ class MemoryModel:
 
     def held(self, rank: int, stages: Sequence[Stage]) -> HeldParameters:
         """Parameters on a GPU of one pipeline rank."""
-        kinds = held_kinds(stages, self.in_flight[rank].stages)
-        return sum(
-            (self.layers[kind].parameters for kind in kinds), HeldParameters(0, 0, 0, 0, 0.0)
-        )
+        return self._sum(held_kinds(stages, self.in_flight[rank].stages))
+
+    def _sum(self, kinds: Iterable[str]) -> HeldParameters:
+        return sum((self.layers[kind].parameters for kind in kinds), HeldParameters())
 
     def rank(self, rank: int, stages: Sequence[Stage], immediate: Collection[str]) -> GpuMemory:
         """Memory of a GPU of one pipeline rank.
@@ -305,14 +261,15 @@ class MemoryModel:
         whole = [sum(layer.saved for layer in stage) for stage in layers]
         left = [sum(_left(layer, immediate) for layer in stage) for stage in layers]
         held = self.held(rank, stages)
-        copies = parameter_copies(self.schedule)
-        shards = self.layout.dp * copies
-        expert_shards = self.layout.expert_replicas * copies
+        alone = mtp_alone(stages, in_flight.stages)
+        exchanged = [
+            [self._sum(exchanged_kinds(unit, alone)) for unit in units_of(stages[stage])]
+            for stage in in_flight.stages
+        ]
         return GpuMemory(
-            weights=held.cast_bytes + (held.total - held.quantized) * BF16_BYTES,
-            gradients=held.total * type_bytes(self.optimizer.gradients),
-            optimizer=(held.replicated / shards + held.experts / expert_shards)
-            * master_and_moments_bytes(self.optimizer),
+            weights=self.sharding.weight_bytes(held, exchanged),
+            gradients=self.sharding.gradient_bytes(held, exchanged),
+            optimizer=self.sharding.optimizer_bytes(held),
             activations=float((in_flight.whole @ whole + in_flight.deferred @ left).max(initial=0)),
             workspace=max((layer.workspace for stage in layers for layer in stage), default=0),
             reserved=self.reserved,

@@ -1,37 +1,173 @@
-"""The optimizer step: what is reduced, updated and gathered on one rank."""
+"""The optimizer step: what is reduced, updated and gathered on one rank, and what chunks hold."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from simulator.execution.optimizer import optimizer_step
+from simulator.analysis.run import simulate
+from simulator.execution.optimizer import (
+    ChunkState,
+    OptimizerStep,
+    Rings,
+    optimizer_step,
+    state_of_actions,
+    with_exposed,
+)
 from simulator.hardware.prediction import one_time
+from simulator.scenario.files import SCENARIOS, load_scenario
 from simulator.scenario.training import OptimizerTypes
-from simulator.workload.layout import ParallelLayout
-from simulator.workload.memory import HeldParameters
+from simulator.workload.schedules.known import build_schedule
+from simulator.workload.sharding import HeldParameters, Parameters, Sharding
+from simulator.workload.state_tasks import StateTasks
+
+HELD = HeldParameters(Parameters(4 * 6144), Parameters(6 * 6144, 6 * 6144, 6 * 6144, 0.0))
+SHARDED = Sharding(
+    zero=1, types=OptimizerTypes(), copies=2, expert_copies=3, gathers_ahead=False,
+    reduces_beside=False, pairs=False,
+)  # fmt: skip
+RINGS = Rings("dense", "experts", 1.0, 2.0)
+"""Rings of 1 byte per second for dense parameters and 2 for experts."""
+
+
+class BytesOverLoad:
+    """Transfers that take a second for each byte, over what the fabric makes of them."""
+
+    cluster = SimpleNamespace(node=SimpleNamespace(gpu=SimpleNamespace(sms=132)))
+
+    def collective(self, operation, transferred, *, form, group, load):
+        seconds = transferred / load
+        return one_time(seconds, seconds / 2, seconds * 2, provenance=0, family=operation)
+
+
+class BytesOfKernels:
+    """Kernels that take a second for each byte that they read and write."""
+
+    def predict(self, operators, *, sms, overlapped):
+        moved = [operator.bytes_read + operator.bytes_written for operator in operators]
+        return SimpleNamespace(seconds=np.array(moved, dtype=float))
+
+
+def step_of(sharding, *, overlapped=(False, False)):
+    return optimizer_step(
+        HELD, sharding, overlapped=overlapped, rings=RINGS, transfers=BytesOverLoad(),
+        costs=BytesOfKernels(),
+    )  # fmt: skip
+
+
+RING = 6144 * (4 / 1 + 6 / 2)
+"""Seconds to exchange a byte of every parameter."""
+WHOLE, SHARD, CAST = 6144 * 10, 6144 * (4 / 2 + 6 / 3), 6144 * 6 * (2 + 1)
 
 
 @pytest.mark.parametrize(("gradients", "each"), [("float32", 4), ("bfloat16", 2)])
 def test_gradients_are_reduced_in_their_type_and_parameters_gathered_in_bfloat16(gradients, each):
-    """With rings of 1 byte per second for dense parameters and 2 for experts."""
+    step = step_of(replace(SHARDED, types=OptimizerTypes(gradients=gradients)))
+    assert step.reduce_s == each * RING
+    assert step.gather_s == 2 * RING
+    assert step.exchange_ends_s == ((each + 2) * RING / 2, (each + 2) * RING * 2)
+    # Of its shard a GPU reads the gradient twice, reads and writes 8 bytes of master weight and
+    # moments, and writes two; it clears all gradients, and casts all experts.
+    assert step.update_s == SHARD * (2 * each + 2 * 8 + 2) + WHOLE * each + CAST
 
-    class Rings:
-        cluster = SimpleNamespace(node=SimpleNamespace(gpu=SimpleNamespace(sms=132)))
 
-        def collective(self, operation, transferred, *, form, group, load):
-            seconds = transferred / load
-            return one_time(seconds, seconds, seconds, provenance=0, family=operation)
+def test_every_stage_communicates_and_updates_what_it_shares():
+    of = {zero: step_of(replace(SHARDED, zero=zero)) for zero in range(4)}
+    assert [(s.reduce_s, s.gather_s) for s in of.values()] == [
+        (8 * RING, 0.0),  # an all-reduce of FP32 gradients
+        (4 * RING, 2 * RING),
+        (0.0, 2 * RING),
+        (0.0, 0.0),
+    ]
+    assert [s.update_s for s in of.values()] == [
+        WHOLE * 26 + WHOLE * 4 + CAST,
+        SHARD * 26 + WHOLE * 4 + CAST,
+        SHARD * 26 + SHARD * 4 + CAST,
+        SHARD * 26 + SHARD * 4,  # chunks cast what they gather
+    ]
 
-    layout = ParallelLayout(
-        gpus=512, gpus_per_domain=8, pp=4, ep=64, routed_experts=256, redundant_experts=0
-    )
-    costs = SimpleNamespace(predict=lambda ops, **_: SimpleNamespace(seconds=np.array([0.5])))
-    held = HeldParameters(replicated=100, experts=600, quantized=0, cast=0, cast_bytes=0)
-    step = optimizer_step(
-        held, OptimizerTypes(gradients=gradients),
-        layout=layout, holders=(1,), dense=1.0, experts=2.0, transfers=Rings(), costs=costs,
+
+def test_an_all_reduce_moves_what_reducing_gradients_and_gathering_parameters_of_one_type_does():
+    types = OptimizerTypes(gradients="bfloat16")
+    whole, shared = (step_of(replace(SHARDED, zero=zero, types=types)) for zero in (0, 1))
+    assert whole.reduce_s == shared.reduce_s + shared.gather_s == 4 * RING
+
+
+def test_what_chunks_hold_is_not_in_the_optimizer_step():
+    step = step_of(SHARDED, overlapped=(True, True))
+    assert (step.reduce_s, step.gather_s, step.exchange_ends_s) == (0.0, 0.0, (0.0, 0.0))
+    assert step.update_s == SHARD * 26 + WHOLE * 4
+
+
+def test_what_sticks_out_of_the_pipeline_has_the_interval_of_its_collectives():
+    step = OptimizerStep(reduce_s=0.0, update_s=7.0, gather_s=1.0, exchange_ends_s=(0.5, 2.0))
+    times = one_time(4.0, 2.0, 12.0, provenance=0, family="transfers")
+    found = with_exposed(step, [(0.0, 0.0, times), (3.0, 0.5, times)])
+    assert (found.reduce_s, found.update_s, found.gather_s) == (3.0, 7.0, 1.5)
+    assert found.exchange_ends_s == (0.5 + 3.5 / 2, 2.0 + 3.5 * 3)
+    assert with_exposed(step, []) is step
+
+
+def tasks_of(schedule, sharding, overlapped):
+    """[rank][action], what each chunk holds: g(ather), r(eduction), and G, R those of the step."""
+    found = state_of_actions(
+        schedule, sharding, overlapped=overlapped, with_mtp=[()] * schedule.ranks,
+        rings=[RINGS] * schedule.ranks,
     )  # fmt: skip
-    assert step.reduce_s == each * (100 / 1 + 600 / 2)
-    assert step.gather_s == 2 * (100 / 1 + 600 / 2)
-    assert step.update_s == 0.5
+
+    def word(state):
+        if state is None:
+            return "."
+        gathers = state.tasks.gather_forward or state.tasks.gather_backward
+        return ("G" if state.once[0] else "g" if gathers else "") + (
+            "R" if state.once[1] else "r" if state.tasks.reduce else ""
+        )
+
+    return [" ".join(map(word, row)) for row in found]
+
+
+@pytest.mark.parametrize(
+    ("zero", "overlapped", "words"),
+    [
+        (1, (False, False), [". . . . . .", ". . . . . ."]),
+        (0, (True, False), [". . . . . R", ". . . . . R"]),
+        (1, (True, True), ["G . . . . R", "G . . . . R"]),
+        (2, (False, True), ["G . r . r r", "G r . r . r"]),
+        (3, (False, False), ["g g gr g gr gr", "g gr g gr g gr"]),
+    ],
+)
+def test_chunks_hold_what_each_stage_exchanges_inside_them(zero, overlapped, words):
+    """1F1B of 3 micro-batches on 2 ranks: F F B F B B, and F B F B F B."""
+    schedule = build_schedule("1f1b", 2, 3, virtual_stages=None)
+    assert tasks_of(schedule, replace(SHARDED, zero=zero), overlapped) == words
+
+
+def test_gradients_put_off_are_reduced_after_the_last_of_a_stage():
+    schedule = build_schedule("zb1p", 2, 4, virtual_stages=None)
+    of_rank = [[str(action) for action in row] for row in schedule.actions]
+    for row, words in zip(of_rank, tasks_of(schedule, SHARDED, (True, False)), strict=True):
+        reduced = [name for name, word in zip(row, words.split(), strict=True) if word == "R"]
+        assert reduced == [name for name in row if "W" in name][-1:]
+
+
+def test_without_copies_no_chunk_exchanges_anything():
+    alone = replace(SHARDED, zero=3, copies=1, expert_copies=1)
+    assert (
+        tasks_of(build_schedule("1f1b", 2, 2, virtual_stages=None), alone, (True, True))
+        == [". . . ."] * 2
+    )
+
+
+ONE_GPU = str(SCENARIOS.parent / "whole" / "train.yaml")
+
+
+def test_on_one_gpu_every_stage_takes_the_same_time_and_memory():
+    runs = [simulate(load_scenario(ONE_GPU, [f"zero={zero}"])).result for zero in range(4)]
+    assert len({run.step.step_time_s for run in runs}) == 1
+    assert len({run.memory for run in runs}) == 1
+
+
+def test_a_chunk_says_what_it_exchanges():
+    assert str(StateTasks(gather_backward=True, reduce=True)) == ", gather, reduction"
+    assert str(ChunkState(StateTasks(reduce=True), RINGS).tasks) == ", reduction"

@@ -5,12 +5,12 @@ import pytest
 from reference_model.config import load_model_config
 from simulator.scenario.training import OptimizerTypes
 from simulator.workload.chunk import operators_of
-from simulator.workload.layout import ParallelLayout
 from simulator.workload.load import Load
 from simulator.workload.memory import GpuMemory, MemoryModel, layer_memory
 from simulator.workload.recorded import recorded_trace
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.one_f_one_b import one_f_one_b
+from simulator.workload.sharding import Sharding
 
 V3 = load_model_config("deepseek_v3")
 LOAD = Load(
@@ -34,10 +34,16 @@ def memory_model(recipe, types=None):
         layers=layer_memory(V3, trace, operators_of(trace, LOAD), LOAD, KINDS),
         schedule=SCHEDULE,
         in_flight=[held_activations(SCHEDULE, rank) for rank in range(4)],
-        layout=ParallelLayout(
-            gpus=512, gpus_per_domain=8, pp=4, ep=64, routed_experts=256, redundant_experts=0
+        # 512 GPUs, 4 pipeline ranks, 64 GPUs that share the experts: 128 copies, 2 of an expert.
+        sharding=Sharding(
+            zero=1,
+            types=types or OptimizerTypes(),
+            copies=128,
+            expert_copies=2,
+            gathers_ahead=False,
+            reduces_beside=False,
+            pairs=False,
         ),
-        optimizer=types or OptimizerTypes(),
         reserved=0.0,
     )
 
@@ -100,8 +106,8 @@ def test_multi_token_prediction_on_a_rank_of_its_own_keeps_copies_of_embedding_a
     # Its layer, a projection of 2 x 7,168 that runs in FP8, three norms, and what it shares.
     projection, vocabulary = 2 * 7168 * 7168, 129280 * 7168
     own = MATRICES + projection + ROUTER_AND_NORMS + 3 * 7168
-    assert model.held(3, STAGES).total == own + vocabulary + vocabulary + 7168
-    assert model.held(3, STAGES).quantized == MATRICES + projection
+    assert model.held(3, STAGES).every.count == own + vocabulary + vocabulary + 7168
+    assert model.held(3, STAGES).every.quantized == MATRICES + projection
     beside = (*STAGES[:3], ("embedding", "head", "mtp"))
     assert model.held(3, beside) == model.held(3, STAGES)
 
@@ -117,7 +123,7 @@ def test_a_dense_layer_holds_attention_norms_and_its_feed_forward():
     dense = ATTENTION + 1536 + 512 + 2 * 7168 + 3 * 7168 * 18432
     assert dense == 583_483_392
     moe = MATRICES + ROUTER_AND_NORMS
-    assert memory_model("fp8").held(0, STAGES).total == 129280 * 7168 + dense + moe
+    assert memory_model("fp8").held(0, STAGES).every.count == 129280 * 7168 + dense + moe
 
 
 def test_weight_gradients_are_computed_at_once_until_the_fullest_rank_fits():

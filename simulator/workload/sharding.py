@@ -1,0 +1,197 @@
+"""Say which part of the state of its parameters a GPU holds, by stage of ZeRO.
+
+GPUs that hold the same parameters are copies of each other: all data-parallel ranks for what every
+rank holds, those of other expert groups for experts, and in both cases the ranks of the other
+direction of a pipeline that has two. Copies share out, by stage (arXiv 1910.02054, section 5):
+
+    0   nothing
+    1   master weights and moments
+    2   and gradients: those of a micro-batch are reduced layer by layer and added up where they lie
+    3   and parameters: gathered layer by layer, in forward and again in backward
+
+A stage that shares gradients reduces them in every micro-batch, since adding up whole ones is what
+it does without. Parameters that have no copy are held as without ZeRO, in every stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from hardware_profiles.units import Bytes
+from reference_model.formats import BITS
+from simulator.scenario.training import OptimizerTypes
+
+BF16_BYTES = 2
+
+
+def type_bytes(name: str) -> int:
+    """Bytes of one value: 2 of "bfloat16"."""
+    return BITS[name] // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """What an optimizer keeps between steps, which each step reads and writes once."""
+
+    label: str
+    """As texts name it."""
+    moments: int
+    """Values for each parameter, beside its master weight."""
+
+
+OPTIMIZERS: Mapping[str, Optimizer] = {
+    "adamw": Optimizer("AdamW", moments=2),
+    # One momentum, and an update by its sign (arXiv 2302.06675, algorithm 2).
+    "lion": Optimizer("Lion", moments=1),
+}
+"""Optimizers by the name that a scenario's training.optimizer gives."""
+
+
+def master_and_moments_bytes(types: OptimizerTypes) -> int:
+    """Bytes that the optimizer keeps for one parameter."""
+    return type_bytes(types.master) + OPTIMIZERS[types.name].moments * type_bytes(types.moments)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Parameters on one GPU that have the same copies."""
+
+    count: int = 0
+    quantized: int = 0
+    """Of them, those whose products are quantised; the others compute in BF16."""
+    cast: int = 0
+    """Values of their working copies."""
+    cast_bytes: Bytes = 0.0
+    """Of the same, scales included."""
+
+    @property
+    def working_bytes(self) -> Bytes:
+        """What computes: working copies, and BF16 of the rest."""
+        return self.cast_bytes + (self.count - self.quantized) * BF16_BYTES
+
+    @property
+    def cast_traffic(self) -> Bytes:
+        """Reading BF16 parameters and writing working copies, a byte each, scales left out."""
+        return self.quantized * BF16_BYTES + self.cast
+
+    def __add__(self, other: Parameters) -> Parameters:
+        return Parameters(
+            self.count + other.count,
+            self.quantized + other.quantized,
+            self.cast + other.cast,
+            self.cast_bytes + other.cast_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HeldParameters:
+    """Parameters of the layers on one GPU, by how they are shared."""
+
+    replicated: Parameters = Parameters()
+    """Every data-parallel rank holds them."""
+    experts: Parameters = Parameters()
+    """Of this GPU's routed experts."""
+
+    @property
+    def every(self) -> Parameters:
+        """Both."""
+        return self.replicated + self.experts
+
+    def __add__(self, other: HeldParameters) -> HeldParameters:
+        return HeldParameters(self.replicated + other.replicated, self.experts + other.experts)
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """How copies share their parameters' state, and how long a layer's whole one is there."""
+
+    zero: int
+    """Stage of ZeRO, 0 to 3."""
+    types: OptimizerTypes
+    copies: int
+    """GPUs that hold what every data-parallel rank holds."""
+    expert_copies: int
+    """GPUs that hold the same experts."""
+    gathers_ahead: bool
+    """Whether a layer's parameters are gathered while the layer before computes."""
+    reduces_beside: bool
+    """Whether a layer's gradients are reduced while the next one computes."""
+    pairs: bool
+    """Whether a forward and a backward chunk run side by side."""
+
+    def shared(self, held: HeldParameters) -> Parameters:
+        """Parameters that other GPUs hold as well."""
+        parts = ((held.replicated, self.copies), (held.experts, self.expert_copies))
+        return sum((part for part, copies in parts if copies > 1), Parameters())
+
+    def alone(self, held: HeldParameters) -> Parameters:
+        """Parameters that no other GPU holds."""
+        parts = ((held.replicated, self.copies), (held.experts, self.expert_copies))
+        return sum((part for part, copies in parts if copies == 1), Parameters())
+
+    def shard(self, held: HeldParameters) -> float:
+        """Parameters that one GPU has to itself once copies share them out."""
+        return held.replicated.count / self.copies + held.experts.count / self.expert_copies
+
+    def updated(self, held: HeldParameters) -> float:
+        """Parameters that one GPU's optimizer updates."""
+        return self.shard(held) if self.zero else float(held.every.count)
+
+    def optimizer_bytes(self, held: HeldParameters) -> Bytes:
+        """Master weights and moments."""
+        return self.updated(held) * master_and_moments_bytes(self.types)
+
+    def gradient_bytes(
+        self, held: HeldParameters, stages: Sequence[Sequence[HeldParameters]]
+    ) -> Bytes:
+        """Gradients as added up, and whole ones of layers on their way.
+
+        Args:
+            stages: [stages][layers], what each layer that is exchanged at once holds.
+        """
+        each = type_bytes(self.types.gradients)
+        if self.zero < 2:
+            return held.every.count * each
+        whole = [[self.shared(layer).count * each for layer in stage] for stage in stages]
+        return self.shard(held) * each + _most_at_once(whole, whole, both=self.reduces_beside)
+
+    def weight_bytes(
+        self, held: HeldParameters, stages: Sequence[Sequence[HeldParameters]]
+    ) -> Bytes:
+        """Parameters that compute; of shared ones in stage 3 a shard in BF16, the gathered layers,
+        and working copies of the layer that computes. Arguments as of `gradient_bytes`."""
+        if self.zero < 3:
+            return held.every.working_bytes
+        shared = [[self.shared(layer) for layer in stage] for stage in stages]
+        gathered = [[float(part.count * BF16_BYTES) for part in stage] for stage in shared]
+        computing = [
+            [part.count * BF16_BYTES + part.cast_bytes for part in stage] for stage in shared
+        ]
+        sharded = self.shard(held) - self.alone(held).count
+        once = _most_at_once(computing, gathered, both=self.gathers_ahead)
+        return (
+            self.alone(held).working_bytes + sharded * BF16_BYTES + once * (2 if self.pairs else 1)
+        )
+
+
+def _most_at_once(
+    first: Sequence[Sequence[Bytes]], second: Sequence[Sequence[Bytes]], *, both: bool
+) -> Bytes:
+    """The most that a layer takes, with that of its neighbour on either side where `both`.
+
+    Args:
+        first: [stages][layers], of the layer itself.
+        second: the same, of a neighbour.
+    """
+    most = max((each for stage in first for each in stage), default=0.0)
+    if not both:
+        return most
+    pairs = [
+        found
+        for own, other in zip(first, second, strict=True)
+        for (own_a, other_a), (own_b, other_b) in pairwise(zip(own, other, strict=True))
+        for found in (own_a + other_b, own_b + other_a)
+    ]
+    return max([most, *pairs])

@@ -1,0 +1,85 @@
+"""Shares of weights, gradients and optimizer state by stage of ZeRO, byte by byte."""
+
+import pytest
+
+from simulator.scenario.training import OptimizerTypes
+from simulator.workload.sharding import HeldParameters, Parameters, Sharding
+
+# Two layers in FP8: 800 and 1,600 replicated parameters, 600 and 6,000 of experts, all quantised
+# but 100 of each layer; a working copy takes a byte each, scales left out.
+SMALL = HeldParameters(Parameters(800, 700, 700, 700.0), Parameters(600, 600, 600, 600.0))
+LARGE = HeldParameters(Parameters(1600, 1500, 1500, 1500.0), Parameters(6000, 6000, 6000, 6000.0))
+HELD = SMALL + LARGE
+STAGES = [[SMALL, LARGE]]
+
+
+def sharding(zero, **changes):
+    given = {
+        "types": OptimizerTypes(), "copies": 8, "expert_copies": 2,
+        "gathers_ahead": False, "reduces_beside": False, "pairs": False,
+    }  # fmt: skip
+    return Sharding(zero=zero, **(given | changes))
+
+
+def of_stage(zero, **changes):
+    """Bytes of weights, gradients and optimizer state."""
+    of = sharding(zero, **changes)
+    return (
+        of.weight_bytes(HELD, STAGES),
+        of.gradient_bytes(HELD, STAGES),
+        of.optimizer_bytes(HELD),
+    )
+
+
+WEIGHTS = 700 + 600 + 1500 + 6000 + 2 * 200
+"""A byte for each quantised parameter, two for the rest."""
+SHARD = 2400 / 8 + 6600 / 2
+
+
+@pytest.mark.parametrize(
+    ("zero", "weights", "gradients", "optimizer"),
+    [
+        (0, WEIGHTS, 4 * 9000, 8 * 9000),
+        (1, WEIGHTS, 4 * 9000, 8 * SHARD),
+        # Beside its shard a GPU has the gradients of the layer that it reduces, 7,600 at most.
+        (2, WEIGHTS, 4 * SHARD + 4 * 7600, 8 * SHARD),
+        # And the layer that computes in BF16 with its working copies, beside a shard in BF16.
+        (3, 2 * SHARD + 2 * 7600 + 7500, 4 * SHARD + 4 * 7600, 8 * SHARD),
+    ],
+)
+def test_every_stage_shares_what_it_is_named_for(zero, weights, gradients, optimizer):
+    assert of_stage(zero) == (weights, gradients, optimizer)
+
+
+def test_what_is_exchanged_beside_compute_is_there_of_two_layers():
+    weights, gradients, optimizer = of_stage(3, gathers_ahead=True, reduces_beside=True)
+    # The large layer computes while the small one is gathered, and both reduce.
+    assert weights == 2 * SHARD + (2 * 7600 + 7500) + 2 * 1400
+    assert gradients == 4 * SHARD + 4 * (7600 + 1400)
+    assert optimizer == 8 * SHARD
+
+
+def test_two_chunks_side_by_side_gather_a_layer_each():
+    weights, *_ = of_stage(3, pairs=True)
+    assert weights == 2 * SHARD + 2 * (2 * 7600 + 7500)
+
+
+def test_experts_without_a_copy_are_held_as_without_sharing():
+    weights, gradients, optimizer = of_stage(3, expert_copies=1)
+    shard = 2400 / 8
+    # Working copies of all experts; of the replicated a shard, and the larger layer gathered.
+    assert weights == 6600 + 2 * shard + 2 * 1600 + 1500
+    assert gradients == 4 * (shard + 6600) + 4 * 1600
+    assert optimizer == 8 * (shard + 6600)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_without_copies_every_stage_holds_the_same(zero):
+    alone = of_stage(zero, copies=1, expert_copies=1)
+    assert alone == (WEIGHTS, 4 * 9000, 8 * 9000)
+
+
+def test_bfloat16_gradients_and_float32_moments_count_by_their_types():
+    types = OptimizerTypes(gradients="bfloat16", moments="float32")
+    assert of_stage(0, types=types) == (WEIGHTS, 2 * 9000, (4 + 2 * 4) * 9000)
+    assert of_stage(2, types=types)[1:] == (2 * SHARD + 2 * 7600, 12 * SHARD)
