@@ -80,6 +80,7 @@ CAUSES: Mapping[str, str] = {
     "pipeline transfers": "#8d86b8",
     "gradient reduction": "#6f6f6f",
     "optimizer update": "#6f6f6f",
+    "orthogonalization": "#6f6f6f",
     "parameter gather": "#6f6f6f",
     "uncertain inputs": "#a8516e",
     "imbalance": "#a8516e",

@@ -192,6 +192,7 @@ def action_table(step: TrainingStep) -> pd.DataFrame:
         start, index = float(ends[rank]), len(step.keys[rank])
         for label, seconds in (
             ("reduce gradients", optimizer.reduce_s),
+            *([("orthogonalize", optimizer.orthogonalize_s)] if optimizer.products else []),
             ("update parameters", optimizer.update_s),
             ("gather parameters", optimizer.gather_s),
         ):

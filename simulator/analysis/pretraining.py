@@ -23,12 +23,17 @@ from simulator.execution.pretraining import (
     optimal_interval,
     run_once,
 )
+from simulator.execution.training import TrainingRun
 from simulator.hardware.prediction import NORMAL_80
 from simulator.scenario.files import Scenario, load_scenario
 from simulator.scenario.pretraining import HOUR, PretrainingJob, StatedStep, TrainingPhase
 from simulator.scenario.training import TrainingJob
 from simulator.workload.batch_schedule import batch_sizes, step_seconds
-from simulator.workload.sharding import master_and_moments_bytes
+from simulator.workload.chunk import FORWARD
+from simulator.workload.layout import model_layers
+from simulator.workload.memory import layer_parameters
+from simulator.workload.muon import values
+from simulator.workload.sharding import OPTIMIZERS, master_and_moments_bytes
 
 Array = NDArray[np.float64]
 
@@ -205,10 +210,10 @@ def _simulated(
     except ValueError as error:
         raise ValueError(f"{where} ({phase.name}): {error}") from None
     job = training.job_as(TrainingJob)
+    assert isinstance(found.result, TrainingRun), "a phase's scenario is a training step"
     seconds = float(metrics["step_time_s"])
     low, high = metrics.get("interval_80", {}).get("step_time_s", (seconds, seconds))
     peak = training.cluster.node.gpu.peak("bfloat16") * training.cluster.gpus
-    counts = parameter_counts(training.model)
     return SimulatedStep(
         seconds=seconds,
         ideal_s=float(metrics.get("ideal", metrics)["step_time_s"]),
@@ -217,9 +222,27 @@ def _simulated(
         sequences=job.global_batch_sequences,
         sequence_length=job.sequence_length,
         flops=metrics["mfu_causal"] * peak * seconds,
-        state=float((counts.total + counts.mtp) * master_and_moments_bytes(job.optimizer)),
+        state=whole_state_bytes(found.result),
         parts=training.cluster.gpus // (job.pp * job.ep),
     )
+
+
+def whole_state_bytes(run: TrainingRun) -> Bytes:
+    """Master weights and optimizer state of the whole model, each parameter once."""
+    model, types, layout = run.scenario.model, run.job.optimizer, run.layout
+    counts = parameter_counts(model)
+    matrices = 0
+    if OPTIMIZERS[types.name].of_matrices is not None:
+        operators = run.operators_at(1.0)
+        for kind in model_layers(model):
+            held = layer_parameters(
+                model, kind, operators(kind, FORWARD), local_experts=layout.local_experts
+            )
+            of_expert = values(held.experts.matrices) // layout.local_experts
+            matrices += values(held.replicated.matrices) + of_expert * layout.routed_experts
+    each = master_and_moments_bytes(types)
+    of_matrices = master_and_moments_bytes(types, orthogonalized=True)
+    return float((counts.total + counts.mtp - matrices) * each + matrices * of_matrices)
 
 
 def _as_yaml(value: object) -> str:

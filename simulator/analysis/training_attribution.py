@@ -17,7 +17,7 @@ time of every rank, so the rows sum to it. The last row shows by how much they m
     state in chunks  parameters gathered and gradients reduced by layer, where nothing hides it
     bubble           waiting for other ranks, transfers between them free
     transfers        activations sent between pipeline ranks
-    optimizer        gradient reduction, update and gather on the slowest rank
+    optimizer        gradient reduction, update, orthogonalization and gather on the slowest rank
     uncertain inputs the median over what is not known of ideal ranks, against its middle
     imbalance        waiting for ranks with more rows or longer work
     slower GPUs      waiting for GPUs of a lower clock and for slow machines
@@ -63,6 +63,11 @@ STATE_CAUSE = (
     "gathering parameters and reducing gradients layer by layer, what nothing hides",
 )
 """The last of them, where chunks hold any of it."""
+ORTHOGONALIZE = (
+    "orthogonalization",
+    "products of Newton and Schulz on the busiest owner's matrices",
+)
+"""Of an optimizer of whole matrices."""
 _GAPS = 5
 """Place of the first counterfactual with gaps."""
 
@@ -120,6 +125,7 @@ def attribute_step(run: TrainingRun, drawn: TrainingDraws | None) -> list[Cause]
         Cause("pipeline transfers", "activations sent between ranks", sent - free),
         Cause("gradient reduction", "reduce-scatter over all copies", slowest.reduce_s),
         Cause("optimizer update", f"norm, {optimizer} on the shard, casts", slowest.update_s),
+        *([Cause(*ORTHOGONALIZE, slowest.orthogonalize_s)] if slowest.products is not None else []),
         Cause("parameter gather", "all-gather of the BF16 parameters", slowest.gather_s),
     ]
     total = step.step_time_s

@@ -36,6 +36,7 @@ from simulator.hardware.network.groups import Domains
 from simulator.hardware.network.transfers import Collective, Transfers
 from simulator.hardware.prediction import Prediction
 from simulator.workload.layout import ParallelLayout
+from simulator.workload.muon import newton_schulz
 from simulator.workload.schedules.order import (
     FORWARD,
     INPUT_BACKWARD,
@@ -47,7 +48,6 @@ from simulator.workload.sharding import (
     BF16_BYTES,
     HeldParameters,
     Sharding,
-    master_and_moments_bytes,
     type_bytes,
 )
 from simulator.workload.state_tasks import (
@@ -127,11 +127,18 @@ class OptimizerStep:
     """All-gather of the BF16 parameters; none where chunks hold it."""
     exchange_ends_s: tuple[Seconds, Seconds]
     """Ends of the 80 % interval of both exchanges together."""
+    products: Prediction | None = None
+    """Times of the products with which the busiest owner orthogonalises its matrices, if any."""
+
+    @property
+    def orthogonalize_s(self) -> Seconds:
+        """All those products."""
+        return 0.0 if self.products is None else float(self.products.seconds.sum())
 
     @property
     def total_s(self) -> Seconds:
-        """All three, one after the other."""
-        return self.reduce_s + self.update_s + self.gather_s
+        """All of it, one after the other."""
+        return self.reduce_s + self.orthogonalize_s + self.update_s + self.gather_s
 
 
 def state_of_actions(
@@ -265,7 +272,8 @@ def optimizer_step(
     The update reads gradient, master weight and moments, writes all but the gradient, and writes
     the BF16 parameter; before it the norm reads the gradients that it updates with, after it all
     gradients are cleared, and the matrices that no chunk gathers cast to the copies that compute.
-    That traffic runs at the rate which element-wise additions achieve.
+    That traffic runs at the rate which element-wise additions achieve. An optimizer of matrices
+    orthogonalises its own in between, by products that kernel times price like any other.
 
     Args:
         overlapped: whether gradients are reduced, and parameters gathered, beside compute.
@@ -282,18 +290,24 @@ def optimizer_step(
         return total
 
     types, zero = sharding.types, sharding.zero
-    gradient, state = type_bytes(types.gradients), master_and_moments_bytes(types)
+    gradient = type_bytes(types.gradients)
     gathered_in_chunks = zero == 3 or (zero > 0 and overlapped[1])
     norm = gradient
-    updating = gradient + 2 * state + BF16_BYTES
-    added_up = held.every.count if zero < 2 else sharding.shard(held)
+    updating = gradient + BF16_BYTES
+    updated = sharding.updated(held)
+    added_up = held.every.count if zero < 2 else sharding.shard(held).count
     cast = (sharding.alone(held) if gathered_in_chunks else held.every).cast_traffic
-    traffic = sharding.updated(held) * (norm + updating) + added_up * gradient + cast
-    update = costs.predict(
-        [addition("optimizer.update", traffic)],
-        sms=transfers.cluster.node.gpu.sms,
-        overlapped=False,
+    traffic = (
+        updated.count * (norm + updating)
+        + 2 * sharding.optimizer_bytes(held)
+        + added_up * gradient
+        + cast
     )
+    matrices = sharding.orthogonalized(held)
+    iterations = types.iterations
+    products = [o for matrix in matrices for o in newton_schulz(matrix, iterations=iterations)]
+    sms = transfers.cluster.node.gpu.sms
+    update = costs.predict([addition("optimizer.update", traffic)], sms=sms, overlapped=False)
     reduced, gathered = np.zeros(3), np.zeros(3)
     if zero < 2 and not overlapped[0]:
         reduced = over_copies("reduce_scatter", gradient)
@@ -307,4 +321,5 @@ def optimizer_step(
         update_s=float(update.seconds[0]),
         gather_s=float(gathered[0]),
         exchange_ends_s=(low, high),
+        products=costs.predict(products, sms=sms, overlapped=False) if products else None,
     )

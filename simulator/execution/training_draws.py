@@ -502,12 +502,14 @@ class _Drawing:
     def _optimizer(self) -> Array:
         """[pipeline ranks, draws]"""
         slower = 1 / self.priors["optimizer.efficiency"] if self.skewed else 1.0
-        return np.array(
-            [
-                np.broadcast_to(exchanged(part, self.normal) + part.update_s * slower, self.samples)
-                for part in self.ideal.optimizer
-            ]
-        )
+
+        def drawn_step(part: OptimizerStep) -> Array:
+            found = exchanged(part, self.normal) + part.update_s * slower
+            if part.products is not None:
+                found = found + scaled_seconds(part.products, self.draws).sum(axis=0)
+            return np.broadcast_to(found, self.samples)
+
+        return np.array([drawn_step(part) for part in self.ideal.optimizer])
 
 
 def exchanged(part: OptimizerStep, normal: Array) -> Array:

@@ -36,7 +36,7 @@ class OptimizerTypes(Profile):
     3.3.3."""
 
     name: str = "adamw"
-    """Key of simulator.workload.memory.OPTIMIZERS."""
+    """Key of simulator.workload.sharding.OPTIMIZERS."""
     master: Float = "float32"
     """Of the weights that the optimizer updates, beside those that compute."""
     gradients: Float = "float32"
@@ -48,6 +48,8 @@ class OptimizerTypes(Profile):
     afterwards, undoing a step that should have been clipped (arXiv 2401.10241, section 4). Ranks
     then need not begin a step together, which ZB-H2 and ZBV gain from; steps undone are not
     counted. Otherwise every rank waits for the norm."""
+    iterations: PositiveInt = 5
+    """Of Newton and Schulz, with which Muon orthogonalises a matrix."""
     efficiency: Prior = Prior(
         value=0.8, low=0.6, high=1.0, source="own optimizer and element-wise kernels on an H200"
     )
@@ -129,6 +131,11 @@ class TrainingJob(Profile):
 
     @model_validator(mode="after")
     def _gathers_what_is_shared(self) -> Self:
+        if self.zero == 3 and self.optimizer.name == "muon":
+            raise ValueError(
+                "zero: 3: cuts every matrix into shards, and optimizer.name muon updates whole "
+                "ones on their owners; allowed: zero from 0 to 2, or another optimizer"
+            )
         if self.zero == 0 and self.parameter_gather == "overlapped":
             raise ValueError(
                 "parameter_gather: overlapped: with zero 0 every GPU updates all of its parameters "

@@ -100,14 +100,19 @@ def layer_parameters(
 
 def _stored(operators: Iterable[Operator], count: int, kind: str) -> Parameters:
     """So many parameters, with what products of a kind keep of their weights."""
-    weights = [
-        (op.dtype, _weights(op)) for op in operators if op.kind == kind and op.dtype in _COPIES
-    ]
+    own = [op for op in operators if op.kind == kind]
+    weights = [(op.dtype, _weights(op)) for op in own if op.dtype in _COPIES]
     return Parameters(
         count,
         sum(values for _, values in weights),
         sum(_COPIES[dtype] * values for dtype, values in weights),
         sum(_COPIES[dtype] * values * weight_bytes_of(dtype) for dtype, values in weights),
+        tuple(
+            (op["n"], op["k"])
+            for op in own
+            if not op.name.startswith("head.")
+            for _ in range(op["groups"] if kind == "grouped_gemm" else 1)
+        ),
     )
 
 

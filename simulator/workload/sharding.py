@@ -22,6 +22,7 @@ from itertools import pairwise
 from hardware_profiles.units import Bytes
 from reference_model.formats import BITS
 from simulator.scenario.training import OptimizerTypes
+from simulator.workload.muon import Matrix, busiest, owned, values
 
 BF16_BYTES = 2
 
@@ -39,19 +40,29 @@ class Optimizer:
     """As texts name it."""
     moments: int
     """Values for each parameter, beside its master weight."""
+    of_matrices: int | None = None
+    """The same for each parameter of a matrix that it orthogonalises; None where it does not."""
 
 
 OPTIMIZERS: Mapping[str, Optimizer] = {
     "adamw": Optimizer("AdamW", moments=2),
+    "muon": Optimizer("Muon", moments=2, of_matrices=1),
     # One momentum, and an update by its sign (arXiv 2302.06675, algorithm 2).
     "lion": Optimizer("Lion", moments=1),
 }
 """Optimizers by the name that a scenario's training.optimizer gives."""
 
 
-def master_and_moments_bytes(types: OptimizerTypes) -> int:
-    """Bytes that the optimizer keeps for one parameter."""
-    return type_bytes(types.master) + OPTIMIZERS[types.name].moments * type_bytes(types.moments)
+def master_and_moments_bytes(types: OptimizerTypes, *, orthogonalized: bool = False) -> int:
+    """Bytes that the optimizer keeps for one parameter.
+
+    Args:
+        orthogonalized: whether it is of a matrix that the optimizer orthogonalises.
+    """
+    optimizer = OPTIMIZERS[types.name]
+    of_matrices = optimizer.moments if optimizer.of_matrices is None else optimizer.of_matrices
+    moments = of_matrices if orthogonalized else optimizer.moments
+    return type_bytes(types.master) + moments * type_bytes(types.moments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,8 @@ class Parameters:
     """Values of their working copies."""
     cast_bytes: Bytes = 0.0
     """Of the same, scales included."""
+    matrices: tuple[Matrix, ...] = ()
+    """Of them, those that Muon orthogonalises."""
 
     @property
     def working_bytes(self) -> Bytes:
@@ -82,7 +95,22 @@ class Parameters:
             self.quantized + other.quantized,
             self.cast + other.cast,
             self.cast_bytes + other.cast_bytes,
+            self.matrices + other.matrices,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """Parameters that one GPU's optimizer updates."""
+
+    each: float
+    """One by one, an even share; on average where copies share them out."""
+    matrices: float
+    """In matrices that it orthogonalises, on the GPU that owns most."""
+
+    @property
+    def count(self) -> float:
+        return self.each + self.matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,25 +151,55 @@ class Sharding:
 
     def shared(self, held: HeldParameters) -> Parameters:
         """Parameters that other GPUs hold as well."""
-        parts = ((held.replicated, self.copies), (held.experts, self.expert_copies))
-        return sum((part for part, copies in parts if copies > 1), Parameters())
+        return sum((part for part, copies in self._parts(held) if copies > 1), Parameters())
 
     def alone(self, held: HeldParameters) -> Parameters:
         """Parameters that no other GPU holds."""
-        parts = ((held.replicated, self.copies), (held.experts, self.expert_copies))
-        return sum((part for part, copies in parts if copies == 1), Parameters())
+        return sum((part for part, copies in self._parts(held) if copies == 1), Parameters())
 
-    def shard(self, held: HeldParameters) -> float:
+    def shard(self, held: HeldParameters) -> Updated:
         """Parameters that one GPU has to itself once copies share them out."""
-        return held.replicated.count / self.copies + held.experts.count / self.expert_copies
+        each, matrices = 0.0, 0.0
+        for part, copies in self._parts(held):
+            owners = owned(part.matrices, copies) if self.orthogonalizes else []
+            matrices += max((values(own) for own in owners), default=0)
+            each += (part.count - sum(map(values, owners))) / copies
+        return Updated(each, matrices)
 
-    def updated(self, held: HeldParameters) -> float:
+    def updated(self, held: HeldParameters) -> Updated:
         """Parameters that one GPU's optimizer updates."""
-        return self.shard(held) if self.zero else float(held.every.count)
+        if self.zero:
+            return self.shard(held)
+        matrices = values(held.every.matrices) if self.orthogonalizes else 0
+        return Updated(float(held.every.count - matrices), float(matrices))
+
+    def orthogonalized(self, held: HeldParameters) -> list[Matrix]:
+        """Matrices that the busiest GPU's optimizer orthogonalises: of a GPU that owns most work of
+        what all ranks hold, and of experts."""
+        if not self.orthogonalizes:
+            return []
+        if not self.zero:
+            return list(held.every.matrices)
+        return [
+            matrix
+            for part, copies in self._parts(held)
+            for matrix in busiest(owned(part.matrices, copies))
+        ]
+
+    @property
+    def orthogonalizes(self) -> bool:
+        """Whether the optimizer works on whole matrices."""
+        return OPTIMIZERS[self.types.name].of_matrices is not None
+
+    def _parts(self, held: HeldParameters) -> tuple[tuple[Parameters, int], ...]:
+        return (held.replicated, self.copies), (held.experts, self.expert_copies)
 
     def optimizer_bytes(self, held: HeldParameters) -> Bytes:
         """Master weights and moments."""
-        return self.updated(held) * master_and_moments_bytes(self.types)
+        updated = self.updated(held)
+        return updated.each * master_and_moments_bytes(
+            self.types
+        ) + updated.matrices * master_and_moments_bytes(self.types, orthogonalized=True)
 
     def gradient_bytes(
         self, held: HeldParameters, stages: Sequence[Sequence[HeldParameters]]
@@ -155,7 +213,7 @@ class Sharding:
         if self.zero < 2:
             return held.every.count * each
         whole = [[self.shared(layer).count * each for layer in stage] for stage in stages]
-        return self.shard(held) * each + _most_at_once(whole, whole, both=self.reduces_beside)
+        return self.shard(held).count * each + _most_at_once(whole, whole, both=self.reduces_beside)
 
     def weight_bytes(
         self, held: HeldParameters, stages: Sequence[Sequence[HeldParameters]]
@@ -169,7 +227,7 @@ class Sharding:
         computing = [
             [part.count * BF16_BYTES + part.cast_bytes for part in stage] for stage in shared
         ]
-        sharded = self.shard(held) - self.alone(held).count
+        sharded = self.shard(held).count - self.alone(held).count
         once = _most_at_once(computing, gathered, both=self.gathers_ahead)
         return (
             self.alone(held).working_bytes + sharded * BF16_BYTES + once * (2 if self.pairs else 1)

@@ -80,7 +80,7 @@ def state_operators(
         if shared.cast_traffic:
             gathers.append(addition("parameters.cast", shared.cast_traffic))
         if accumulates and reductions:
-            own = sharding.shard(held) - sharding.alone(held).count
+            own = sharding.shard(held).count - sharding.alone(held).count
             reductions.append(addition("gradients.add", 3 * own * type_bytes(gradients)))
         found[kind, PARAMETERS] = tuple(gathers)
         found[kind, GRADIENTS] = tuple(reductions)

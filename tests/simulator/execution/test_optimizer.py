@@ -109,6 +109,22 @@ def test_what_sticks_out_of_the_pipeline_has_the_interval_of_its_collectives():
     assert with_exposed(step, []) is step
 
 
+def test_muon_adds_the_products_of_the_busiest_owner():
+    """Of two 64 x 64 matrices on two copies one: two products of 64 x 64 x 64, and one more, each
+    5 times, read 2 x 8,192 bytes and write 8,192."""
+    held = HeldParameters(Parameters(2 * 64 * 64 + 4096, matrices=((64, 64),) * 2))
+    of_muon = replace(SHARDED, types=OptimizerTypes(name="muon"))
+    step = optimizer_step(
+        held, of_muon, overlapped=(False, False), rings=RINGS, transfers=BytesOverLoad(),
+        costs=BytesOfKernels(),
+    )  # fmt: skip
+    assert step.orthogonalize_s == 5 * 3 * 3 * 8192
+    assert step.total_s == step.reduce_s + step.orthogonalize_s + step.update_s + step.gather_s
+    # 2,048 parameters with two moments and 4,096 with one; 12,288 gradients are cleared.
+    traffic = 6144 * (4 + 4 + 2) + 2 * (2048 * 8 + 4096 * 6) + 12288 * 4
+    assert step.update_s == round(traffic / 6144) * 6144
+
+
 def tasks_of(schedule, sharding, overlapped):
     """[rank][action], what each chunk holds: g(ather), r(eduction), and G, R those of the step."""
     found = state_of_actions(

@@ -101,6 +101,18 @@ def test_gradients_and_optimizer_state_have_the_types_of_the_job(types, gradient
     assert rank.optimizer == 4 * state * (232_997_120 / 128 + 176_160_768 / 2)
 
 
+def test_the_matrices_of_a_layer_are_those_that_it_multiplies_by():
+    held = memory_model("fp8").layers["moe"].parameters
+    assert sorted(held.replicated.matrices) == sorted(
+        [
+            (1536, 7168), (576, 7168), (24576, 1536), (32768, 512), (7168, 16384), (256, 7168),
+            (4096, 7168), (7168, 2048),
+        ]
+    )  # fmt: skip
+    assert sorted(held.experts.matrices) == [(4096, 7168)] * 4 + [(7168, 2048)] * 4
+    assert memory_model("fp8").layers["head"].parameters.replicated.matrices == ()
+
+
 def test_multi_token_prediction_on_a_rank_of_its_own_keeps_copies_of_embedding_and_head():
     model = memory_model("fp8")
     # Its layer, a projection of 2 x 7,168 that runs in FP8, three norms, and what it shares.

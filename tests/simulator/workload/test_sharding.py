@@ -83,3 +83,30 @@ def test_bfloat16_gradients_and_float32_moments_count_by_their_types():
     types = OptimizerTypes(gradients="bfloat16", moments="float32")
     assert of_stage(0, types=types) == (WEIGHTS, 2 * 9000, (4 + 2 * 4) * 9000)
     assert of_stage(2, types=types)[1:] == (2 * SHARD + 2 * 7600, 12 * SHARD)
+
+
+MUON = OptimizerTypes(name="muon")
+OF_MATRICES = HeldParameters(
+    Parameters(2 * 64 * 64 + 100, matrices=((64, 64),) * 2),
+    Parameters(3 * 16 * 16, matrices=((16, 16),) * 3),
+)
+
+
+def test_muon_keeps_one_moment_of_whole_matrices_on_the_owner_of_most():
+    """Four copies of the 64 x 64 matrices, two of the 16 x 16 ones: one, and two of three."""
+    of = sharding(1, types=MUON, copies=4)
+    updated = of.updated(OF_MATRICES)
+    assert (updated.each, updated.matrices) == (100 / 4, 64 * 64 + 2 * 16 * 16)
+    # The rest takes AdamW: 4 bytes of master weight, and 2 for each moment.
+    assert of.optimizer_bytes(OF_MATRICES) == 25 * (4 + 2 * 2) + 4608 * (4 + 2)
+    assert of.orthogonalized(OF_MATRICES) == [(64, 64), (16, 16), (16, 16)]
+
+
+def test_without_sharing_every_gpu_orthogonalises_all_matrices():
+    of = sharding(0, types=MUON, copies=4)
+    assert of.orthogonalized(OF_MATRICES) == [(64, 64)] * 2 + [(16, 16)] * 3
+    assert of.optimizer_bytes(OF_MATRICES) == 100 * 8 + (8192 + 768) * 6
+
+
+def test_other_optimizers_orthogonalise_nothing():
+    assert sharding(1).orthogonalized(OF_MATRICES) == []
