@@ -309,6 +309,8 @@ def cost_graphs(
         for key, graph in graphs.items()
         for task, operator in zip(graph.tasks, graph.task_operators(), strict=True)
     ]
+    # A GPU that holds every expert exchanges no tokens, so none travel beside its kernels.
+    beside_tokens = [task.overlapped and costs.expert_parallel_ranks > 1 for _, task, _ in tasks]
     every = costs.predict(
         [operator for _, _, operator in tasks],
         sms=[
@@ -318,15 +320,7 @@ def cost_graphs(
                 key, graph, sms=sms, communication_sms=communication_sms, lone_keep=lone_keep
             )
         ],
-        # A GPU that holds every expert exchanges no tokens, so none travel beside its kernels.
-        overlapped=[
-            task.overlapped
-            and (
-                costs.expert_parallel_ranks > 1
-                or (key.state is not None and key.state.tasks.beside_compute)
-            )
-            for key, task, _ in tasks
-        ],
+        overlapped=beside_tokens,
         load=[key.load for key, _, _ in tasks],
     )
     of_tasks = [operator for _, _, operator in tasks]
@@ -334,12 +328,59 @@ def cost_graphs(
     every = with_state_collectives(
         every, of_tasks, [key.state for key, _, _ in tasks], costs.transfers_
     )
+    alone = [
+        task.stream is Stream.COMPUTE and not beside
+        for (_, task, _), beside in zip(tasks, beside_tokens, strict=True)
+    ]
+    every = beside_state(
+        every,
+        [(key, operator) for key, _, operator in tasks],
+        alone,
+        costs,
+        sms=sms - communication_sms,
+    )
     predictions, start = {}, 0
     for key, graph in graphs.items():
         end = start + len(graph.tasks)
         predictions[key] = every.part(slice(start, end))
         start = end
     return predictions
+
+
+def beside_state(
+    times: Prediction,
+    tasks: Sequence[tuple[ChunkKey, Operator]],
+    alone: Sequence[bool],
+    costs: KernelCostModel,
+    *,
+    sms: int,
+) -> Prediction:
+    """The times with collectives of parameters and gradients beside the kernels of a chunk.
+
+    A kernel beside one runs as beside an all-to-all, on the SMs that communication leaves. They are
+    in flight for a share of a chunk's compute, and so long each kernel runs beside them.
+
+    Args:
+        alone: [tasks], whether it is a kernel with no all-to-all beside it.
+        sms: that communication leaves.
+    """
+    collectives: dict[ChunkKey, Seconds] = {}
+    kernels: dict[ChunkKey, list[int]] = {}
+    for place, (key, operator) in enumerate(tasks):
+        if key.state is None or not key.state.tasks.beside_compute:
+            continue
+        if is_state_collective(operator):
+            collectives[key] = collectives.get(key, 0.0) + float(times.seconds[place])
+        elif alone[place]:
+            kernels.setdefault(key, []).append(place)
+    found = times
+    for key, places in kernels.items():
+        before = times.at(places)
+        beside = costs.predict([tasks[place][1] for place in places], sms=sms, overlapped=True)
+        share = min(1.0, collectives.get(key, 0.0) / float(before.seconds.sum()))
+        mixed = beside.between(before, np.full(len(places), share))
+        found = found.with_others({place: mixed.at([n]) for n, place in enumerate(places)})
+    return found
 
 
 def task_sms(

@@ -10,14 +10,13 @@ chunk: one layer, the embedding with the layer after it.
     reduced as computed   the next layer waits for the reduction
     reduced beside        the next layer's backward, after its combine(B), which nothing may delay
 
-A chunk's first gather and last reduction have nothing of the same chunk beside them. Kernels beside
-a collective run as they do beside an all-to-all, on the SMs that communication leaves.
+A chunk's first gather and last reduction have nothing of the same chunk beside them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hardware_profiles.units import Bytes
 from reference_model.trace import Operator
@@ -174,11 +173,6 @@ class StateLowering:
         last = slot + 1 == max(len(self.gathers), len(self.reductions))
         if not self.tasks.beside or last:
             self._reduced = self._reduce(slot, layer)
-        if last and self.tasks.beside_compute:
-            self.build.tasks[:] = [
-                replace(task, overlapped=task.overlapped or task.stream is Stream.COMPUTE)
-                for task in self.build.tasks
-            ]
 
     def _end(self, slot: int) -> int | None:
         return self._ends[slot] if slot >= 0 else None

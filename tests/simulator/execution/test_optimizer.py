@@ -160,7 +160,7 @@ def test_chunks_hold_what_each_stage_exchanges_inside_them(zero, overlapped, wor
 
 
 def test_gradients_put_off_are_reduced_after_the_last_of_a_stage():
-    schedule = build_schedule("zb1p", 2, 4, virtual_stages=None)
+    schedule = build_schedule("zb_h1", 2, 4, virtual_stages=None)
     of_rank = [[str(action) for action in row] for row in schedule.actions]
     for row, words in zip(of_rank, tasks_of(schedule, SHARDED, (True, False)), strict=True):
         reduced = [name for name, word in zip(row, words.split(), strict=True) if word == "R"]

@@ -1,13 +1,22 @@
 """A training step: bounds, invariants and what each input moves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import rank_times, training_metrics
+from simulator.execution.optimizer import ChunkState
 from simulator.execution.timeline import waiting
+from simulator.execution.training import ChunkKey, beside_state
+from simulator.hardware.network.fabric_load import NO_LIMIT
+from simulator.hardware.prediction import Prediction
 from simulator.scenario.files import SCENARIOS, load_scenario
+from simulator.scenario.training import OptimizerTypes
 from simulator.workload.schedules.known import SCHEDULES
+from simulator.workload.sharding import HeldParameters, Parameters, Sharding
+from simulator.workload.state_tasks import PARAMETERS, StateTasks, addition, state_operators
 from simulator.workload.task_graph import Stream
 
 MAIN = "dualpipe_h800_2048"
@@ -274,3 +283,42 @@ def test_with_post_validation_a_step_takes_what_its_busiest_rank_takes_from_its_
     assert staggered.makespan_s == max(own) == own[0] == together.makespan_s
     assert staggered.begin_s.tolist() == begin.tolist()
     assert together.begin_s.tolist() == [0.0] * 16
+
+
+def test_kernels_run_beside_collectives_of_state_as_long_as_those_are_in_flight():
+    """Kernels of 3 and 1 s, twice as slow beside 2 s of a collective: half of them is beside it."""
+    parameters = {"moe": HeldParameters(Parameters(1024))}
+    sharding = Sharding(
+        zero=3, types=OptimizerTypes(), copies=8, expert_copies=1, gathers_ahead=True,
+        reduces_beside=True, pairs=False,
+    )  # fmt: skip
+    of_state = state_operators(parameters, sharding, accumulates=False)
+    (gather,) = of_state["moe", PARAMETERS]
+    kernel = addition("kernel", 6144.0)
+    seconds = {"parameters.all_gather.replicated": 2.0, "kernel": 3.0, "other": 1.0}
+
+    class TwiceAsSlow:
+        def predict(self, operators, *, sms, overlapped):
+            assert (sms, overlapped) == (112, True)
+            return predictions([2 * seconds[operator.name] for operator in operators])
+
+    def predictions(values):
+        ends = np.array(values)
+        return Prediction(
+            ends, ends / 2, ends * 2, np.zeros(len(values), dtype=np.intp), ("f",) * len(values),
+            np.zeros((2, len(values))),
+        )  # fmt: skip
+
+    def beside(tasks, operators, alone):
+        key = ChunkKey("F", ("moe",), (), NO_LIMIT, tasks and ChunkState(tasks, None))
+        times = predictions([seconds[operator.name] for operator in operators])
+        of_keys = [(key, operator) for operator in operators]
+        return beside_state(times, of_keys, alone, TwiceAsSlow(), sms=112).seconds.tolist()
+
+    every = [gather, kernel, replace(kernel, name="other")]
+    ahead = StateTasks(gather_forward=True, ahead=True)
+    assert beside(ahead, every, [False, True, True]) == [2.0, 4.5, 1.5]
+    # 1 s of kernels has a collective beside it all the time.
+    assert beside(ahead, every, [False, False, True]) == [2.0, 3.0, 2.0]
+    assert beside(StateTasks(gather_forward=True), every, [False, True, True]) == [2.0, 3.0, 1.0]
+    assert beside(None, every, [False, True, True]) == [2.0, 3.0, 1.0]

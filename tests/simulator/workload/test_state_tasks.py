@@ -129,7 +129,6 @@ def test_a_backward_gathers_again_and_its_collectives_run_one_after_the_other():
     tasks = StateTasks(gather_backward=True, reduce=True, ahead=True, beside=True)
     graph = lower_chunk("B", OPERATORS, backward=("dense",) * 2, state=tasks)
     assert span(graph) == 3 + 10 + 10 + 4
-    assert all(task.overlapped for task in graph.tasks)
     exposed = StateTasks(gather_backward=True, reduce=True)
     alone = lower_chunk("B", OPERATORS, backward=("dense",) * 2, state=exposed)
     assert span(alone) == 2 * (3 + 10 + 4)
