@@ -56,7 +56,7 @@ def _serving_step() -> JobReport:
     from reports.serving import serving_tables, write_serving_run
 
     def write(run: Run[Any], metrics: Metrics, directory: Path) -> None:
-        write_serving_run(run.result, metrics, directory)
+        write_serving_run(run.result, metrics, directory, events=run.events)
 
     return JobReport(serving_tables, write)
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
+from reports.events import events_tables, write_ranks_trace
 from reports.run_directory import write_run
 from reports.serving_page import interval_text, plain_page, step_page
+from simulator.execution.machine.group import GroupRun
 from simulator.execution.serving_run import ServingRun
 from simulator.scenario.files import Scenario, write_resolved
 
@@ -44,7 +46,13 @@ def serving_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     run is compared to."""
     drafting = metrics["speculative_decoding"]
     gains = () if drafting is None else (_gains(drafting),)
-    return [_headline(name, metrics), _kernels(metrics), *gains, *_published(metrics)]
+    return [
+        _headline(name, metrics),
+        _kernels(metrics),
+        *gains,
+        *_published(metrics),
+        *events_tables(metrics),
+    ]
 
 
 def _comparisons(metrics: Mapping[str, Any]) -> Iterator[Table]:
@@ -240,7 +248,13 @@ def _at(metrics: Mapping[str, Any], path: str) -> float | None:
 REPORT_FILE = "report.html"
 
 
-def write_serving_run(run: ServingRun, metrics: Mapping[str, Any], directory: Path) -> None:
+def write_serving_run(
+    run: ServingRun,
+    metrics: Mapping[str, Any],
+    directory: Path,
+    *,
+    events: GroupRun | None = None,
+) -> None:
     """Write the run directory of a serving step; it appears whole or not at all."""
     import pandas as pd
 
@@ -260,6 +274,8 @@ def write_serving_run(run: ServingRun, metrics: Mapping[str, Any], directory: Pa
             for sizes in kernels["sizes"]
         ]
         write_csv(kernels, draft / "kernels.csv")
+        if events is not None:
+            write_ranks_trace(events, draft)
 
     write_run(
         directory,

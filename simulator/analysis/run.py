@@ -7,9 +7,9 @@ so that a run loads only what its own job needs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from simulator.scenario.collective import CollectiveJob
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from simulator.execution.offload import OffloadStep
     from simulator.execution.serving_run import ServingRun
     from simulator.execution.training import TrainingRun
+    from simulator.hardware.costs import KernelCostModel
+    from simulator.scenario.events import Channel
 
     AnyResult: TypeAlias = (
         TrainingRun
@@ -148,10 +150,11 @@ def metrics_of(scenario: str, overrides: Sequence[str]) -> Metrics:
 
 def _training(scenario: Scenario, unfold: bool) -> Run[TrainingRun]:
     from simulator.analysis.training_metrics import training_metrics
+    from simulator.execution.machine.training import run_group
     from simulator.execution.training_run import simulate_training
 
     result = simulate_training(scenario, traces_in(scenario.file.traces), unfold=unfold)
-    events, measure = _events(scenario, result)
+    events, measure = _events(scenario, result.costs, partial(run_group, result, result.step.pair))
     return Run(
         scenario,
         result,
@@ -160,16 +163,19 @@ def _training(scenario: Scenario, unfold: bool) -> Run[TrainingRun]:
     )
 
 
-def _events(scenario: Scenario, result: Any) -> tuple[GroupRun | None, Callable[[], Metrics]]:
+def _events(
+    scenario: Scenario,
+    costs: KernelCostModel,
+    run_with: Callable[[Collection[Channel]], GroupRun],
+) -> tuple[GroupRun | None, Callable[[], Metrics]]:
     """The step on contending devices, and its metrics; neither of a run on the timeline."""
     if scenario.file.fidelity == "timeline":
         return None, dict
     from simulator.analysis.events_metrics import events_metrics
-    from simulator.execution.machine.training import contending_pair
+    from simulator.execution.machine.group import contending
 
-    group = contending_pair(result)
-    gpu = scenario.cluster.node.gpu
-    return group, lambda: {"events": events_metrics(group, gpu, result.costs)}
+    group, gpu = contending(run_with, scenario.file.events), scenario.cluster.node.gpu
+    return group, lambda: {"events": events_metrics(group, gpu, costs)}
 
 
 def _pretraining(scenario: Scenario, _: bool) -> Run[PretrainingRun]:
@@ -182,10 +188,19 @@ def _pretraining(scenario: Scenario, _: bool) -> Run[PretrainingRun]:
 
 def _serving_step(scenario: Scenario, _: bool) -> Run[ServingRun]:
     from simulator.analysis.serving_metrics import serving_metrics
+    from simulator.execution.machine.serving import run_layers
     from simulator.execution.serving_run import simulate_serving_step
 
     result = simulate_serving_step(scenario, traces_in(scenario.file.traces))
-    return Run(scenario, result, lambda wide: serving_metrics(result, with_intervals=wide))
+    costs = result.step.model.kernels.costs
+    run_with = partial(run_layers, result.step, scenario.file.events)
+    events, measure = _events(scenario, costs, run_with)
+    return Run(
+        scenario,
+        result,
+        lambda wide: serving_metrics(result, with_intervals=wide) | measure(),
+        events=events,
+    )
 
 
 def _fleet(scenario: Scenario, _: bool) -> Run[ObservedFleet]:

@@ -82,7 +82,7 @@ class StepDraws:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ranks:
+class ServingRanks:
     """One realisation of all ranks in each draw; axes [groups that share heads, GPUs of one,
     draws]."""
 
@@ -103,10 +103,10 @@ class _Ranks:
         busiest = [float(part.max(axis=(0, 1)).mean()) for layer in self.rows for part in layer]
         return float(np.mean(busiest)) if busiest else 1.0
 
-    def alike(self, draws: int) -> _Ranks:
+    def alike(self, draws: int) -> ServingRanks:
         """The first draws, on GPUs that are alike."""
         ones = np.ones_like(self.clock[..., :draws])
-        return _Ranks(
+        return ServingRanks(
             ones,
             ones,
             tuple(work[..., :draws] for work in self.work),
@@ -163,8 +163,8 @@ def step_draws(
         priors[name] = drawn(prior, normal)
         if prior.high > prior.low:
             inputs[f"skew.{name}"] = normal
-    ranks = _draw_ranks(step, priors, np.random.default_rng((seed, 1)))
-    times = _without_waiting(step)
+    ranks = draw_ranks(step, priors, np.random.default_rng((seed, 1)))
+    times = times_without_waiting(step)
     if times is not step.times:
         scaled = scaled_seconds(times, draws)
     blocks = _blocks(step, scaled, gap, ranks)
@@ -199,7 +199,7 @@ def expected_s(step: ServingStep) -> Seconds:
     return step_draws(step, seed=step.model.seed, attributed=False).expected_s
 
 
-def _active_experts(step: ServingStep, ranks: _Ranks) -> float:
+def _active_experts(step: ServingStep, ranks: ServingRanks) -> float:
     """Local experts that have rows, mean over ranks, draws and the first layers."""
     if not ranks.rows:
         return step.loads.active
@@ -231,7 +231,7 @@ def _causes(
     return {"imbalance": expected - ideal_s - sum(known.values())} | known
 
 
-def _without_waiting(step: ServingStep) -> Prediction:
+def times_without_waiting(step: ServingStep) -> Prediction:
     """Times of the iteration's operators with dispatch and combine as of ranks that never wait;
     what was measured beside compute holds waiting, which is simulated here."""
     model = step.model
@@ -248,7 +248,10 @@ def _without_waiting(step: ServingStep) -> Prediction:
 # -- ranks -----------------------------------------------------------------------------------------
 
 
-def _draw_ranks(step: ServingStep, priors: Mapping[str, Array], rng: np.random.Generator) -> _Ranks:
+def draw_ranks(
+    step: ServingStep, priors: Mapping[str, Array], rng: np.random.Generator
+) -> ServingRanks:
+    """One realisation of the ranks of a deployment for each draw of the priors."""
     model = step.model
     job = model.job
     tp = job.attention_tp
@@ -276,7 +279,7 @@ def _draw_ranks(step: ServingStep, priors: Mapping[str, Array], rng: np.random.G
             model, layers=layers, mean_rows=step.loads.mean_rows, priors=priors, rng=rng
         )
         rows = [[part.reshape(shape) for part in layer] for layer in drawn_rows]
-    return _Ranks(
+    return ServingRanks(
         clock.reshape(shape),
         slow.reshape(shape),
         # Layers that run on the whole batch, micro-batch -1, have what both have.
@@ -349,7 +352,7 @@ class _Blocks:
         return replace(self, kinds=kinds, gap_s=self.gap_s[:draws])
 
 
-def _blocks(step: ServingStep, scaled: Array, gap: Array, ranks: _Ranks) -> _Blocks:
+def _blocks(step: ServingStep, scaled: Array, gap: Array, ranks: ServingRanks) -> _Blocks:
     """Args:
     scaled: [operators, draws] seconds.
     """
@@ -376,7 +379,7 @@ def _blocks(step: ServingStep, scaled: Array, gap: Array, ranks: _Ranks) -> _Blo
             ((task.layer, task.micro_batch) for task in block if of_kernels.varies(task)), (-1, 0)
         )
         rows_of.append((layers.index(layer) if layer >= 0 else -1, batch))
-        joins.append(_joined(model, block[0]))
+        joins.append(meets(model, block[0]))
     return _Blocks(
         graph=graph,
         kinds=tuple(kinds),
@@ -389,7 +392,7 @@ def _blocks(step: ServingStep, scaled: Array, gap: Array, ranks: _Ranks) -> _Blo
     )
 
 
-def _joined(model: ServingModel, task: Task) -> tuple[int, ...]:
+def meets(model: ServingModel, task: Task) -> tuple[int, ...]:
     """Axes of the ranks, [groups that share heads, GPUs of one], over which a task waits."""
     if not task.collective:
         return ()
@@ -504,7 +507,7 @@ def row_ratios(step: ServingStep, kind: str, rows: Array) -> dict[int, Array]:
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def _run(blocks: _Blocks, ranks: _Ranks) -> tuple[Array, Array]:
+def _run(blocks: _Blocks, ranks: ServingRanks) -> tuple[Array, Array]:
     """[draws], the end of the last rank; and [ranks], the time that a rank waits for others, mean
     over draws, least first."""
     axes = ranks.clock.shape
@@ -537,7 +540,7 @@ def _run(blocks: _Blocks, ranks: _Ranks) -> tuple[Array, Array]:
     return ends.astype(np.float64), by_rank.astype(np.float64)
 
 
-def _durations(blocks: _Blocks, ranks: _Ranks) -> Iterator[tuple[Single, Single]]:
+def _durations(blocks: _Blocks, ranks: ServingRanks) -> Iterator[tuple[Single, Single]]:
     """Seconds of each block in turn, and how long a rank's own copies take to leave; what
     broadcasts to [groups, GPUs of one, draws]."""
     slower = ranks.clock - 1
@@ -570,7 +573,7 @@ def _durations(blocks: _Blocks, ranks: _Ranks) -> Iterator[tuple[Single, Single]
         yield took, took if kind.sends is None else kind.sends
 
 
-def _same_on_layers(kind: _Kind, ranks: _Ranks, slower: Single) -> Single:
+def _same_on_layers(kind: _Kind, ranks: ServingRanks, slower: Single) -> Single:
     """What a block takes on every rank, but for what goes with rows."""
     if not kind.on_sms:
         return kind.fixed

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from hardware_profiles.fields import Profile
 from simulator.scenario.collective import Operation
@@ -33,6 +33,8 @@ class EventsInputs(Profile):
     l2_and_power: Literal["none", "measured"] = "none"
     """Slow-down of tensor-core kernels beside a transfer that no device here explains: none, or the
     ratio that the calibration's rows hold."""
+    layers: PositiveInt = 2
+    """Layers with experts of a serving step that run on all ranks, from its middle."""
     beside: tuple[Operation, ...] = ()
     """Traffic of other jobs on the same fabric while the ranks run."""
     failures: tuple[str, ...] = ()

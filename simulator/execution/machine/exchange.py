@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.low_latency_kernels import MoeOperation
 from hardware_profiles.units import Bytes, Seconds
 from reference_model.trace import Operator
 from simulator.execution.machine.ranks import GroupTransfer
@@ -19,6 +20,7 @@ from simulator.hardware.network.collectives import (
     Messages,
     TokenExchange,
     forwarded_flows,
+    low_latency_flows,
 )
 from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.hardware.network.flows import Flows
@@ -97,6 +99,63 @@ def normal_transfer(
         hbm_bytes=(operator.bytes_read + operator.bytes_written) * shares,
         alone_s=alone * longer,
         delay_s=time.notify_s,
+    )
+
+
+def low_latency_transfer(
+    transfers: Transfers,
+    operation: MoeOperation,
+    seconds: Seconds,
+    *,
+    tokens: float,
+    shares: Array,
+    fabric: Fabric,
+    token_bytes: Bytes,
+    hbm_bytes: Bytes,
+) -> GroupTransfer:
+    """The wires of one dispatch or combine by low-latency kernels: a copy per token and expert
+    straight to its GPU, between the cluster's first GPUs.
+
+    Args:
+        seconds: that they take alone, between ranks that are alike.
+        tokens: copies that a rank sends.
+        shares: [ranks], rows that a rank receives over their mean.
+        hbm_bytes: that move over the HBM of a mean rank.
+    """
+    ranks, back = len(shares), operation == "combine"
+    copies = np.tile(tokens / ranks * shares, (ranks, 1))
+    exchange = TokenExchange(
+        fabric=fabric,
+        token_bytes=token_bytes,
+        messages=Messages(0.0, fabric.inputs.nic_bandwidth),
+        chunks=1.0,
+        back=back,
+    )
+    everyone = np.arange(ranks)
+    nics_inside = transfers.nics_inside and bool(fabric.planes)
+
+    def flows_of(counts: Array) -> Flows:
+        found = Copies(counts, counts, counts, tokens=round(tokens))
+        return low_latency_flows(found, everyone, exchange, nics_inside=nics_inside)[0].flows
+
+    even, flows = flows_of(np.full((ranks, ranks), tokens / ranks)), flows_of(copies)
+    per_node, inputs = fabric.inputs.gpus_per_node, fabric.inputs
+    beyond = even.source // per_node != even.destination // per_node
+    over_nics = beyond | nics_inside
+    first = even.source == even.source[0] if len(even) else beyond
+    latency = inputs.cross_leaf_latency if over_nics.any() else inputs.nvlink_latency
+    busiest = max(
+        float(even.wire[first & over_nics].sum()) / inputs.nic_bandwidth,
+        float(even.wire[first & ~over_nics].sum()) / (inputs.nvlink_bandwidth or np.inf),
+    )
+    stretch = max(seconds - latency, 0.0) / busiest if busiest else 1.0
+    flows.wire = flows.wire * stretch
+    return GroupTransfer(
+        flows=flows,
+        first_gpu=0,
+        hbm_bytes=hbm_bytes * shares,
+        alone_s=seconds,
+        delay_s=0.0,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -15,7 +15,8 @@ from simulator.execution import timeline
 from simulator.execution.machine.launches import ONE_WAVE, is_product
 from simulator.execution.machine.ranks import MachineLog
 from simulator.hardware.kernels.roofline import is_tensor
-from simulator.scenario.events import Channel
+from simulator.scenario.events import Channel, EventsInputs
+from simulator.workload.iteration import WIRES
 from simulator.workload.task_graph import COLLECTIVE_SEGMENTS, Stream, Task, TaskGraph
 
 Array = NDArray[np.float64]
@@ -49,9 +50,11 @@ _TRANSFERS = {
 
 def effect_of(task: Task, operator: Operator) -> Effect | None:
     """Which of them a task is; None of what only counts tokens, and of collectives."""
-    kind = operator.kind
+    kind, forward = operator.kind, operator.phase not in ("input_grad", "weight_grad")
     if kind in ALL_TO_ALL_KINDS:
-        return _TRANSFERS[kind, operator.phase not in ("input_grad", "weight_grad")]
+        return _TRANSFERS[kind, forward]
+    if task.part in WIRES and kind == "copy":
+        return _TRANSFERS[task.part.removesuffix("_wire"), forward]
     if kind == "dispatch_layout" or operator.segment in COLLECTIVE_SEGMENTS:
         return None
     if task.stream is Stream.COMMUNICATION:
@@ -77,6 +80,19 @@ def alike(graph: TaskGraph, *, ranks: int) -> RankFactors:
     """Ranks that do not differ."""
     same = np.ones((len(graph.tasks), ranks))
     return RankFactors(same, same, np.ones((len(graph.layers), ranks)))
+
+
+def meeting_in_transfers(graph: TaskGraph, kernel: Sequence[bool]) -> TaskGraph:
+    """The same graph; kernels on its communication stream meet nobody.
+
+    Args:
+        kernel: [tasks], whether each is one.
+    """
+    tasks = (
+        replace(task, collective=task.collective and not is_one)
+        for task, is_one in zip(graph.tasks, kernel, strict=True)
+    )
+    return replace(graph, tasks=tuple(tasks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +151,17 @@ class GroupRun:
             )
             shares += np.maximum(overlap, 0.0) / length
         return shares
+
+
+def contending(
+    run_with: Callable[[Collection[Channel]], GroupRun], inputs: EventsInputs
+) -> GroupRun:
+    """Run with what the scenario lets contend, and without each channel where it asks for that."""
+    found = run_with(inputs.contention)
+    if not inputs.ablation:
+        return found
+    without = {
+        channel: run_with([other for other in inputs.contention if other != channel]).span_s
+        for channel in inputs.contention
+    }
+    return replace(found, without=without)

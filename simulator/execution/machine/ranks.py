@@ -65,6 +65,9 @@ class RankWork:
     """[tasks], SMs that a collective holds; none where nothing contends."""
     joins: Sequence[int] = ()
     """[tasks], ranks that meet in a collective, neighbours; all of them where not given."""
+    start_window_s: Seconds = 0.0
+    """Flows of a task without barrier begin at whole multiples of it, so that fewer networks are
+    solved; each is at most so much late."""
     sends_s: Times | None = None
     """[tasks, ranks], how long a rank's own copies take to leave in a task without barrier, where
     that is not its time."""
@@ -295,8 +298,11 @@ class _Run:
         env, transfer = self.env, self.work.transfers[place]
         assert self.network is not None, "flows need a network"
         arrivals = self._arrivals_of(place)
+        window = self.work.start_window_s
         if transfer.delay_s:
             yield env.timeout(transfer.delay_s)
+        if window and not self.graph.tasks[place].barrier:
+            yield env.timeout(np.ceil(env.now / window) * window - env.now)
         gpu = self.gpus[rank]
         drawing = held or gpu.hold(0, priority=TRANSFERS_FIRST)
         if transfer.alone_s > 0:

@@ -9,50 +9,38 @@ read. The same ranks also run on the timeline, with its own prices.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import TransportProfile, load_transport
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution import timeline
-from simulator.execution.collective import perform
 from simulator.execution.machine.exchange import normal_transfer
 from simulator.execution.machine.gpu import GpuLimits
-from simulator.execution.machine.group import GroupRun, RankFactors, alike
+from simulator.execution.machine.group import GroupRun, RankFactors, alike, meeting_in_transfers
 from simulator.execution.machine.launches import (
     hbm_rate,
     kernel_launches,
     launch_sms,
 )
 from simulator.execution.machine.ranks import (
-    Beside,
     GroupTransfer,
     RankWork,
     run_on_ranks,
 )
-from simulator.execution.traffic import prepare
+from simulator.execution.machine.surroundings import shared_fabric, surroundings
 from simulator.execution.training import ChunkRun, TrainingRun, cost_graphs, lower_key
 from simulator.execution.training_ranks import drawn_rows, is_kernel
 from simulator.hardware.kernels.roofline import is_tensor
-from simulator.hardware.network.clusters import cluster_fabric
 from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.hardware.network.flows import Network
-from simulator.hardware.network.routing import parse_failure, struck_resources
-from simulator.hardware.network.topology import Fabric
 from simulator.hardware.prediction import Prediction
 from simulator.scenario.events import CHANNELS, Channel
 from simulator.workload.schedules.order import OVERLAPPED
 from simulator.workload.skew import clock_times, slow_machines
-from simulator.workload.task_graph import TaskGraph
 
 Array = NDArray[np.float64]
-
-WIDE = 1e6
-"""Times the rate of a link that nothing contends for."""
 
 
 def run_group(
@@ -65,22 +53,6 @@ def run_group(
     """
     kept = tuple(channel for channel in CHANNELS if channel in channels)
     return _contending(run, chunk, kept) if kept else _as_the_timeline(run, chunk)
-
-
-def contending_pair(run: TrainingRun) -> GroupRun:
-    """The profiled pair with what the scenario lets contend, and without each channel where it asks
-    for that."""
-    inputs = run.scenario.file.events
-    found = run_group(run, run.step.pair, inputs.contention)
-    if not inputs.ablation:
-        return found
-    without = {
-        channel: run_group(
-            run, run.step.pair, [other for other in inputs.contention if other != channel]
-        ).span_s
-        for channel in inputs.contention
-    }
-    return replace(found, without=without)
 
 
 def _as_the_timeline(run: TrainingRun, chunk: ChunkRun) -> GroupRun:
@@ -114,7 +86,9 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
         work=factors.work,
         beside_transfer=[ratio if is_tensor(one.kind) else 1.0 for one in operators],
     )
-    fabric = fabric_of(run, channels)
+    scenario = run.scenario
+    cluster, calibration = scenario.cluster, scenario.calibration
+    fabric = shared_fabric(cluster, calibration, channels, group=job.ep)
     transfers: dict[int, GroupTransfer] = {}
     for place, (task, operator) in enumerate(zip(graph.tasks, operators, strict=True)):
         if operator.kind in ALL_TO_ALL_KINDS and job.ep > 1:
@@ -129,7 +103,7 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
             seconds[place] = transfers[place].alone_s
     shortest = min((one.alone_s for one in transfers.values()), default=0.0)
     machine = run_on_ranks(
-        _meeting_in_transfers(graph, kernel),
+        meeting_in_transfers(graph, kernel),
         RankWork(
             seconds,
             [one if is_one else [None] * job.ep for one, is_one in zip(asked, kernel, strict=True)],
@@ -145,7 +119,9 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
         ),
         after_wait_s=gap,
         network_of=lambda env: Network(env, fabric, window=inputs.window * shortest),
-        beside=_beside(run, fabric),
+        beside=surroundings(
+            inputs, fabric, cluster=cluster, calibration=calibration, seed=scenario.file.seed
+        ),
     )
     before = np.zeros(len(kernel))
     for place, transfer in transfers.items():
@@ -166,38 +142,6 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
         timeline=timeline.run(graph, of_timeline, gap, rank_axis=0),
         channels=channels,
     )
-
-
-def _meeting_in_transfers(graph: TaskGraph, kernel: Sequence[bool]) -> TaskGraph:
-    """The same graph; kernels on its communication stream meet nobody."""
-    tasks = (
-        replace(task, collective=task.collective and not is_one)
-        for task, is_one in zip(graph.tasks, kernel, strict=True)
-    )
-    return replace(graph, tasks=tuple(tasks))
-
-
-def _beside(run: TrainingRun, fabric: Fabric) -> Beside:
-    """Traffic of other jobs, and what fails from the start or while the ranks run."""
-    inputs, cluster = run.scenario.file.events, run.scenario.cluster
-    failures = [parse_failure(text) for text in (*cluster.failures, *inputs.failures)]
-    for failure in failures:
-        struck_resources(fabric, failure)  # names that do not exist are found before the run
-    rng = np.random.default_rng([run.scenario.file.seed, 8])
-    chains = [
-        prepare(operation, fabric, _transport(run), times=None, rng=rng)
-        for operation in inputs.beside
-    ]
-    return Beside(
-        processes=tuple(partial(perform, chain=chain) for chain in chains),
-        failures=tuple(sorted(failures, key=lambda failure: failure.at)),
-    )
-
-
-def _transport(run: TrainingRun) -> TransportProfile:
-    """Links at the rates that transfers achieve."""
-    achieved = run.scenario.calibration.transfers
-    return load_transport("ideal").model_copy(update={"achieved": achieved})
 
 
 def _alone(run: TrainingRun, chunk: ChunkRun, operators: list[Operator]) -> tuple[Array, list[int]]:
@@ -221,25 +165,6 @@ def _alone(run: TrainingRun, chunk: ChunkRun, operators: list[Operator]) -> tupl
         if not is_kernel(operator) and operator.kind not in ALL_TO_ALL_KINDS:
             seconds[place] = chunk.cost.seconds[place]
     return seconds, sms
-
-
-def fabric_of(run: TrainingRun, channels: Collection[Channel]) -> Fabric:
-    """The cluster's fabric at the rates that kernels achieve, with links that nothing contends for
-    wide open."""
-    fabric = cluster_fabric(run.scenario.cluster, _transport(run), group=run.job.ep)
-    capacity = fabric.capacity.copy()
-    ports = 2 * fabric.gpus
-    if "nvlink" not in channels:
-        capacity[:ports] *= WIDE
-    for plane, network in enumerate(fabric.planes):
-        first = int(fabric.plane_start[plane])
-        last = int(fabric.plane_start[plane + 1])
-        nics = first + 2 * network.end_ports
-        if "nic" not in channels:
-            capacity[first:nics] *= WIDE
-        if "links" not in channels:
-            capacity[nics:last] *= WIDE
-    return replace(fabric, capacity=capacity)
 
 
 def _factors(run: TrainingRun, chunk: ChunkRun, alone: Array, sms: list[int]) -> RankFactors:

@@ -255,6 +255,11 @@ class Transfers:
         """
         return self._low_latency().wire(operation, copies, beside=beside)
 
+    @property
+    def nics_inside(self) -> bool:
+        """Whether low-latency copies within a node go through NICs, as pure RDMA kernels do."""
+        return self._low_latency().profile.link == "nic"
+
     def _normal(self) -> AllToAllModel:
         if self.normal is None:
             raise ValueError("dispatch and combine: the transfers are of no group of experts")

@@ -5,9 +5,13 @@ import pytest
 import simpy
 
 from reference_model.trace import Operator
+from simulator.analysis.run import simulate
 from simulator.execution.machine.exchange import expected_copies, normal_transfer
+from simulator.execution.machine.surroundings import shared_fabric
 from simulator.hardware.network.flows import Network
 from simulator.hardware.network.groups import Reach
+from simulator.scenario.events import CHANNELS
+from simulator.scenario.files import load_scenario
 
 REACH = Reach(parts=(4, 4), reached=(0.75, 0.75), gpus=4.0)
 """Of a token: 1.5 of two nodes of 4 GPUs, and half of the 8 GPUs."""
@@ -28,19 +32,15 @@ def test_a_token_reaches_a_node_at_most_once():
 
 @pytest.fixture(scope="module")
 def job():
-    from simulator.analysis.run import simulate
-    from simulator.scenario.files import load_scenario
-
     return simulate(load_scenario("dualpipe_h800_2048")).result
 
 
 @pytest.mark.parametrize("kind", ["dispatch", "combine"])
 def test_flows_take_the_time_alone(job, kind):
-    from simulator.execution.machine.training import fabric_of
-
     operator = next(one for one in job.step.pair.log.graph.task_operators() if one.kind == kind)
     assert isinstance(operator, Operator)
-    fabric = fabric_of(job, ("nic", "nvlink", "links"))
+    scenario = job.scenario
+    fabric = shared_fabric(scenario.cluster, scenario.calibration, CHANNELS, group=64)
     transfer = normal_transfer(
         job.costs.transfers_, operator, sms=20, shares=np.ones(64), fabric=fabric, first_gpu=0
     )

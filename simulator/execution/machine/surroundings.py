@@ -1,0 +1,84 @@
+"""The fabric that a group's transfers share, what other jobs send over it, and what fails when."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from hardware_profiles.schema import (
+    CalibrationProfile,
+    ClusterProfile,
+    TransportProfile,
+    load_transport,
+)
+from simulator.execution.collective import perform
+from simulator.execution.machine.ranks import Beside
+from simulator.execution.traffic import prepare
+from simulator.hardware.network.clusters import cluster_fabric
+from simulator.hardware.network.routing import parse_failure, struck_resources
+from simulator.hardware.network.topology import Fabric
+from simulator.scenario.events import Channel, EventsInputs
+
+WIDE = 1e6
+"""Times the rate of a link that nothing contends for."""
+
+
+def shared_fabric(
+    cluster: ClusterProfile,
+    calibration: CalibrationProfile,
+    channels: Collection[Channel],
+    *,
+    group: int,
+) -> Fabric:
+    """A cluster's fabric at the rates that kernels achieve; links that nothing contends for are
+    wide open.
+
+    Args:
+        group: GPUs of the expert-parallel group.
+    """
+    fabric = cluster_fabric(cluster, _transport(calibration), group=group)
+    capacity = fabric.capacity.copy()
+    if "nvlink" not in channels:
+        capacity[: 2 * fabric.gpus] *= WIDE
+    for plane, network in enumerate(fabric.planes):
+        first, last = int(fabric.plane_start[plane]), int(fabric.plane_start[plane + 1])
+        switches = first + 2 * network.end_ports
+        if "nic" not in channels:
+            capacity[first:switches] *= WIDE
+        if "links" not in channels:
+            capacity[switches:last] *= WIDE
+    return replace(fabric, capacity=capacity)
+
+
+def surroundings(
+    inputs: EventsInputs,
+    fabric: Fabric,
+    *,
+    cluster: ClusterProfile,
+    calibration: CalibrationProfile,
+    seed: int,
+) -> Beside:
+    """Traffic of other jobs, and what fails from the start or while the ranks run.
+
+    Raises ValueError, one line, for traffic or failures that the cluster cannot have.
+    """
+    failures = [parse_failure(text) for text in (*cluster.failures, *inputs.failures)]
+    for failure in failures:
+        struck_resources(fabric, failure)  # names that do not exist are found before the run
+    rng = np.random.default_rng([seed, 8])
+    transport = _transport(calibration)
+    return Beside(
+        processes=tuple(
+            partial(perform, chain=prepare(one, fabric, transport, times=None, rng=rng))
+            for one in inputs.beside
+        ),
+        failures=tuple(sorted(failures, key=lambda failure: failure.at)),
+    )
+
+
+def _transport(calibration: CalibrationProfile) -> TransportProfile:
+    """Links at the rates that transfers achieve."""
+    return load_transport("ideal").model_copy(update={"achieved": calibration.transfers})
