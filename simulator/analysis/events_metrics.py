@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hardware_profiles.schema import GpuProfile
+from hardware_profiles.units import BytesPerSecond
 from simulator.execution import timeline
 from simulator.execution.machine.gpu import GpuLimits
 from simulator.execution.machine.group import Effect, GroupRun
-from simulator.execution.machine.launches import hbm_rate
 from simulator.execution.timeline import waiting
-from simulator.hardware.costs import KernelCostModel
 
 
 class MeasuredRatio(NamedTuple):
@@ -52,9 +51,13 @@ _TIMELINE_FIELDS = {
 """{field of a calibration: effects whose mean ratio it takes}"""
 
 
-def events_metrics(group: GroupRun, gpu: GpuProfile, costs: KernelCostModel) -> dict[str, Any]:
-    """Everything that a run prints of its ranks; SI units."""
-    limits = GpuLimits(gpu.sms, hbm_rate(gpu, costs))
+def events_metrics(group: GroupRun, gpu: GpuProfile, hbm: BytesPerSecond) -> dict[str, Any]:
+    """Everything that a run prints of its ranks; SI units.
+
+    Args:
+        hbm: rate of one GPU's HBM.
+    """
+    limits = GpuLimits(gpu.sms, hbm)
     log = group.machine.log
     return {
         "of": group.name,

@@ -173,9 +173,11 @@ def _events(
         return None, dict
     from simulator.analysis.events_metrics import events_metrics
     from simulator.execution.machine.group import contending
+    from simulator.execution.machine.launches import hbm_limits
 
-    group, gpu = contending(run_with, scenario.file.events), scenario.cluster.node.gpu
-    return group, lambda: {"events": events_metrics(group, gpu, costs)}
+    inputs, gpu = scenario.file.events, scenario.cluster.node.gpu
+    group, hbm = contending(run_with, inputs), hbm_limits(gpu, costs, inputs)
+    return group, lambda: {"events": events_metrics(group, gpu, hbm.rate)}
 
 
 def _pretraining(scenario: Scenario, _: bool) -> Run[PretrainingRun]:

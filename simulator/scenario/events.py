@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from hardware_profiles.fields import Profile
+from hardware_profiles.fields import BandwidthValue, Profile
 from simulator.scenario.collective import Operation
 
 Channel = Literal["sms", "hbm", "nvlink", "nic", "links", "skew"]
@@ -33,6 +33,9 @@ class EventsInputs(Profile):
     l2_and_power: Literal["none", "measured"] = "none"
     """Slow-down of tensor-core kernels beside a transfer that no device here explains: none, or the
     ratio that the calibration's rows hold."""
+    sm_bandwidth: BandwidthValue = 90e9
+    """Bytes/s over HBM that one SM moves by itself, both ways: own measurement of copies of 8 and
+    20 SMs of an H200 (docs/events.md). Says how many SMs fill HBM."""
     layers: PositiveInt = 2
     """Layers with experts of a serving step that run on all ranks, from its middle."""
     beside: tuple[Operation, ...] = ()

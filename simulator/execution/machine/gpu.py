@@ -6,9 +6,9 @@ are left run in a further wave. Any other kernel is many short CTAs, which take 
 refill it, so that its speed goes with its SMs. A kernel that finds no SM waits; one of a higher
 priority takes those whose short CTAs end. Who came first is served first.
 
-HBM is one rate, shared max-min fairly over what each kernel can draw, which is its bytes over its
-time alone. A kernel goes on as fast as its share of what it draws alone. Transfers draw first: they
-need little, and links set their pace.
+HBM is one rate. SMs share it max-min fairly, so that kernels do by the SMs that they hold, each up
+to what it draws alone, which is its bytes over its time; a kernel goes on as fast as its share of
+that. Transfers draw first: they need little, and links set their pace.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class KernelLaunch:
     hbm_bytes: Bytes
     cta_seconds: Seconds = 0.0
     """Of one of many short CTAs, after which an SM can go to a kernel of higher priority."""
+    enough_sms: int | None = None
+    """SMs on which short CTAs are as fast as on all, where HBM binds them; None: no fewer."""
     beside_transfer: float = 1.0
     """Time over that alone while a transfer moves bytes, beyond what SMs and HBM explain."""
 
@@ -271,10 +273,11 @@ class Gpu:
             assert resident.launch is not None
             alone = resident.launch.hbm_bytes / resident.launch.seconds
             alone = alone if capacity is None else min(alone, capacity)
-            wanted.append(alone * resident.held / resident.launch.sms)
+            wanted.append(alone * _filled(resident))
         left = None if capacity is None else max(capacity - drawn, 0.0)
         moving = drawn > 0
-        given = wanted if left is None else fair_shares(wanted, left)
+        held = [one.held for one in running]
+        given = wanted if left is None else fair_shares(wanted, left, held)
         self._over = left is not None and sum(wanted) > left * (1 + ROUNDING)
         self._rate = drawn + sum(given)
         for resident, want, have in zip(running, wanted, given, strict=True):
@@ -282,7 +285,16 @@ class Gpu:
             share = have / want if want else 1.0
             share = share / resident.launch.beside_transfer if moving else share
             for wave in resident.waves:
-                wave.speed = share * (wave.sms / resident.launch.sms if resident.refills else 1.0)
+                wave.speed = share * (_filled(resident) if resident.refills else 1.0)
+
+
+def _filled(resident: Resident) -> float:
+    """Share of its speed alone that the SMs of a kernel allow."""
+    launch = resident.launch
+    assert launch is not None
+    if launch.persistent:
+        return resident.held / launch.sms
+    return min(1.0, resident.held / (launch.enough_sms or launch.sms))
 
 
 def _take(resident: Resident, sms: int) -> None:
@@ -295,14 +307,19 @@ def _take(resident: Resident, sms: int) -> None:
         resident.pending -= sms
 
 
-def fair_shares(wanted: Sequence[float], capacity: float) -> list[float]:
-    """Max-min fair shares of one capacity: who wants less than an equal share gets it all."""
+def fair_shares(wanted: Sequence[float], capacity: float, weights: Sequence[float]) -> list[float]:
+    """Max-min fair shares of one capacity by weight: who wants less than its part gets it all.
+
+    Args:
+        weights: above zero, of those that want anything.
+    """
     if sum(wanted) <= capacity:
         return list(wanted)
     shares = [0.0] * len(wanted)
-    left, others = capacity, len(wanted)
-    for place in sorted(range(len(wanted)), key=lambda place: wanted[place]):
-        shares[place] = min(wanted[place], left / others)
+    left, others = capacity, sum(weights)
+    some = [place for place in range(len(wanted)) if weights[place]]
+    for place in sorted(some, key=lambda place: wanted[place] / weights[place]):
+        shares[place] = min(wanted[place], left * weights[place] / others)
         left -= shares[place]
-        others -= 1
+        others -= weights[place]
     return shares

@@ -7,16 +7,20 @@ CTAs, which take what is free.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.schema import GpuProfile
+from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 from reference_model.trace import Operator
 from simulator.execution.machine.gpu import KernelLaunch
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.roofline import batch_of, is_tensor, needed_bytes
+from simulator.scenario.events import EventsInputs
 
 Array = NDArray[np.float64]
 
@@ -29,6 +33,10 @@ H800 of 132 SMs, in the public trace of a training pair (deepseek-ai/profile-dat
 SHORT_WAVES = 8
 """Waves of CTAs of a kernel that only moves bytes, assumed: grids of 4,096 CTAs are common in the
 same trace, and an SM of an H800 holds four of 512 threads. Decides when a transfer gets its SMs."""
+
+
+HBM_BOUND = 0.95
+"""Share of what the fastest kernel draws, from which on HBM and not SMs bind a kernel; assumed."""
 
 
 def is_product(kind: str) -> bool:
@@ -53,6 +61,7 @@ def kernel_launches(
     *,
     sms: Sequence[int],
     work: Array,
+    hbm: HbmLimits,
     beside_transfer: Sequence[float],
 ) -> list[list[KernelLaunch]]:
     """[operators][ranks] what each asks of its GPU.
@@ -60,6 +69,7 @@ def kernel_launches(
     Args:
         seconds: [operators, ranks] alone, on `sms` [operators] SMs.
         work: [operators, ranks], what a rank has to do over the mean, to which bytes go.
+        hbm: that binds kernels of short CTAs which nearly reach it.
         beside_transfer: [operators], as of KernelLaunch.
     """
     needed: dict[tuple[object, ...], float] = {}
@@ -77,6 +87,7 @@ def kernel_launches(
                     sms=sms[place],
                     persistent=stays,
                     hbm_bytes=needed[key] * share,
+                    enough_sms=None if stays else hbm.enough_sms(needed[key] * share, took),
                     cta_seconds=0.0 if stays else took / short_waves(operator, sms[place]),
                     beside_transfer=beside_transfer[place],
                 )
@@ -95,6 +106,22 @@ def short_waves(operator: Operator, sms: int) -> int:
     return max(1, -(-blocks // sms))
 
 
-def hbm_rate(gpu: GpuProfile, costs: KernelCostModel) -> float:
-    """Bytes/s that kernels of a GPU share: the share of its HBM that the fastest one reaches."""
-    return gpu.hbm_bandwidth * costs.kernels_.own.memory_share
+@dataclass(frozen=True, slots=True)
+class HbmLimits:
+    """What HBM gives, to all kernels of a GPU together and to one SM; bytes/s."""
+
+    rate: BytesPerSecond
+    """That the fastest kernel reaches."""
+    per_sm: BytesPerSecond
+    """That one SM moves by itself."""
+
+    def enough_sms(self, moved: Bytes, seconds: Seconds) -> int | None:
+        """SMs that fill HBM as a kernel does which it binds; None of one that it does not bind."""
+        rate = moved / seconds if seconds > 0 else 0.0
+        return math.ceil(rate / self.per_sm) if rate >= HBM_BOUND * self.rate else None
+
+
+def hbm_limits(gpu: GpuProfile, costs: KernelCostModel, inputs: EventsInputs) -> HbmLimits:
+    """Limits of a GPU: of its HBM, the share that the fastest kernel reaches."""
+    rate = gpu.hbm_bandwidth * costs.kernels_.own.memory_share
+    return HbmLimits(rate, inputs.sm_bandwidth)

@@ -20,7 +20,7 @@ from simulator.execution import timeline
 from simulator.execution.machine.exchange import low_latency_transfer, normal_transfer
 from simulator.execution.machine.gpu import GpuLimits
 from simulator.execution.machine.group import GroupRun, RankFactors, alike, meeting_in_transfers
-from simulator.execution.machine.launches import hbm_rate, kernel_launches, launch_sms
+from simulator.execution.machine.launches import hbm_limits, kernel_launches, launch_sms
 from simulator.execution.machine.ranks import (
     GroupTransfer,
     RankWork,
@@ -136,11 +136,13 @@ class _Layers:
         alone, sms = self._alone(priced)
         factors = self._factors(alone, sms)
         seconds = alone[:, None] * factors.work * factors.speed
+        hbm = hbm_limits(gpu, costs, self.inputs)
         asked = kernel_launches(
             self.operators,
             seconds,
             sms=sms,
             work=factors.work,
+            hbm=hbm,
             beside_transfer=[
                 costs.calibration.overlap.gemm.of_rows
                 if self.inputs.l2_and_power == "measured" and is_tensor(one.kind)
@@ -177,7 +179,7 @@ class _Layers:
             gap,
             limits=GpuLimits(
                 sms=gpu.sms if "sms" in self.channels else None,
-                hbm=hbm_rate(gpu, costs) if "hbm" in self.channels else None,
+                hbm=hbm.rate if "hbm" in self.channels else None,
             ),
             after_wait_s=gap,
             network_of=lambda env: Network(env, fabric, window=window),

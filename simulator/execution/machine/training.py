@@ -20,7 +20,7 @@ from simulator.execution.machine.exchange import normal_transfer
 from simulator.execution.machine.gpu import GpuLimits
 from simulator.execution.machine.group import GroupRun, RankFactors, alike, meeting_in_transfers
 from simulator.execution.machine.launches import (
-    hbm_rate,
+    hbm_limits,
     kernel_launches,
     launch_sms,
 )
@@ -79,11 +79,13 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
     factors = _factors(run, chunk, alone, sms) if skewed else alike(graph, ranks=job.ep)
     seconds = alone[:, None] * factors.work * factors.speed
     ratio = costs.calibration.overlap.gemm.of_rows if inputs.l2_and_power == "measured" else 1.0
+    hbm = hbm_limits(gpu, costs, inputs)
     asked = kernel_launches(
         operators,
         seconds,
         sms=sms,
         work=factors.work,
+        hbm=hbm,
         beside_transfer=[ratio if is_tensor(one.kind) else 1.0 for one in operators],
     )
     scenario = run.scenario
@@ -115,7 +117,7 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
         gap,
         limits=GpuLimits(
             sms=gpu.sms if "sms" in channels else None,
-            hbm=hbm_rate(gpu, costs) if "hbm" in channels else None,
+            hbm=hbm.rate if "hbm" in channels else None,
         ),
         after_wait_s=gap,
         network_of=lambda env: Network(env, fabric, window=inputs.window * shortest),

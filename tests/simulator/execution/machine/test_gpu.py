@@ -121,8 +121,31 @@ def test_use_is_counted():
 
 
 def test_fair_shares_give_the_rest_to_those_that_want_more():
-    assert fair_shares([10.0, 50.0, 60.0], 100.0) == [10.0, 45.0, 45.0]
-    assert fair_shares([10.0, 50.0], 100.0) == [10.0, 50.0]
+    assert fair_shares([10.0, 50.0, 60.0], 100.0, [1, 1, 1]) == [10.0, 45.0, 45.0]
+    assert fair_shares([10.0, 50.0], 100.0, [1, 1]) == [10.0, 50.0]
+
+
+def test_fair_shares_go_by_weight():
+    """Of 132 the first could have 112 and the second 20; the first wants 100, so 32 are left."""
+    assert fair_shares([200.0, 200.0], 132.0, [112, 20]) == [112.0, 20.0]
+    assert fair_shares([100.0, 200.0], 132.0, [112, 20]) == [100.0, 32.0]
+
+
+def test_a_kernel_that_hbm_binds_needs_no_more_sms_than_fill_it():
+    """Six of ten SMs do: on eight it takes its time alone, on five 6/5 of it."""
+    kernel = KernelLaunch(4.0, 10, persistent=False, hbm_bytes=0.0, enough_sms=6)
+    assert ends((0.0, kernel), held=2)[0] == [4.0]
+    assert ends((0.0, kernel), held=5)[0] == pytest.approx([4.8])
+
+
+def test_hbm_goes_by_the_sms_that_kernels_hold():
+    """A copy of 2 SMs draws 60 bytes/s alone and a kernel of short CTAs 90; of 100 both want more
+    than their part, 20 and 80, until the copy of 120 bytes has 20 bytes/s for 6 s."""
+    copy = persistent(2.0, 2, 120.0)
+    other = KernelLaunch(10.0, 10, persistent=False, hbm_bytes=900.0, enough_sms=5)
+    found, _ = ends((0.0, copy), (0.0, other))
+    assert found[0] == pytest.approx(6.0)
+    assert found[1] == pytest.approx(6.0 + (900 - 480) / 90)
 
 
 @pytest.mark.parametrize(
@@ -142,3 +165,16 @@ def test_short_ctas_beside_a_copy_are_as_docs_events_predicts(copy_sms):
     kernel = KernelLaunch(2e-4, 132, persistent=False, hbm_bytes=5.4e8)
     found, _ = ends((0.0, kernel), limits=whole, held=copy_sms)
     assert found == pytest.approx([2e-4 * 132 / (132 - copy_sms)], rel=1e-9)
+
+
+def test_a_copy_beside_a_kernel_that_fills_hbm_is_as_docs_events_predicts():
+    """On 20 SMs it draws 1.8 TB/s alone and 20 of 132 parts of 3.9 beside the kernel: 3.05 times
+    as long, while the kernel takes 132/112 of its time alone."""
+    whole = GpuLimits(sms=132, hbm=3.9e12)
+    kernel = KernelLaunch(1e-3, 132, persistent=False, hbm_bytes=3.9e9, enough_sms=44)
+    copy = KernelLaunch(1e-2, 20, persistent=True, hbm_bytes=1.8e10)
+    assert ends((0.0, copy), (0.0, kernel), limits=whole)[0][1] == pytest.approx(1e-3 * 132 / 112)
+    long = KernelLaunch(1e-1, 132, persistent=False, hbm_bytes=3.9e11, enough_sms=44)
+    slowed = 1.8 / (3.9 * 20 / 132)
+    assert slowed == pytest.approx(3.05, abs=0.005)
+    assert ends((0.0, copy), (0.0, long), limits=whole)[0][0] == pytest.approx(1e-2 * slowed)

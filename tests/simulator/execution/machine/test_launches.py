@@ -5,6 +5,7 @@ import pytest
 
 from reference_model.trace import Operator
 from simulator.execution.machine.launches import (
+    HbmLimits,
     is_product,
     kernel_launches,
     launch_sms,
@@ -20,6 +21,7 @@ def operator(kind, **sizes):
     )  # fmt: skip
 
 
+HBM = HbmLimits(rate=3e12, per_sm=90e9)
 GEMM = operator("gemm", m=4096, n=7168, k=2048)
 NORM = operator("rmsnorm", rows=4096, columns=7168)
 COPY = operator("copy", rows=4096, columns=7168)
@@ -51,7 +53,17 @@ def test_a_launch_says_time_ctas_and_bytes_of_each_rank():
     """A copy reads and writes 4,096 x 7,168 x 2 bytes: 117.4 MB; a rank with half more rows moves
     half more."""
     seconds, work = np.array([[8e-5, 1.2e-4]]), np.array([[1.0, 1.5]])
-    (found,) = kernel_launches([COPY], seconds, sms=[132], work=work, beside_transfer=[1.0])
+    (found,) = kernel_launches(
+        [COPY], seconds, sms=[132], work=work, hbm=HBM, beside_transfer=[1.0]
+    )
     assert [one.hbm_bytes for one in found] == [117_440_512, 176_160_768]
     assert [one.cta_seconds for one in found] == pytest.approx([1e-5, 1.5e-5])
     assert [(one.sms, one.persistent) for one in found] == [(132, False)] * 2
+    assert [one.enough_sms for one in found] == [None, None]
+
+
+def test_a_kernel_at_the_rate_of_hbm_fills_it_with_fewer_sms():
+    """117.4 MB in 40 us is 2.94 TB/s, 98 % of what HBM gives: 33 SMs of 90 GB/s do it. In 50 us it
+    is 78 %."""
+    assert HBM.enough_sms(117_440_512, 4e-5) == 33
+    assert HBM.enough_sms(117_440_512, 5e-5) is None
