@@ -139,12 +139,16 @@ def show_schedule(
         ),
     ] = None,
 ) -> None:
-    """Schedules: one row per rank, one cell per action in order, or drawn to scale."""
+    """Schedules: one row per rank, one cell per action in order, or drawn to scale.
+
+    A name, or the path of a file in the same form, whose sizes are its own.
+    """
     from reports.terminal import name_table
     from simulator.execution.pipeline import draw_to_scale, run_ideal
     from simulator.scenario.files import by_name
     from simulator.scenario.training import schedule_name
     from simulator.workload.schedules.bubbles import BUBBLE_FORMULAS, STAGGERED_BUBBLE_FORMULAS
+    from simulator.workload.schedules.files import is_schedule_file, read_schedule
     from simulator.workload.schedules.grid import render_grid
     from simulator.workload.schedules.known import SCHEDULES, build_schedule
 
@@ -155,17 +159,23 @@ def show_schedule(
         return
     ideal = _ideal_times(times) if times is not None else None
     name = schedule_name(name)
-    by_name(SCHEDULES, name, "schedule")
     if ranks * microbatches > MOST_CELLS:
         raise ValueError(
             f"--ranks {ranks} --microbatches {microbatches}: too many to print; allowed: at most "
             f"{MOST_CELLS:,} micro-batches times ranks"
         )
-    schedule = build_schedule(name, ranks, microbatches, virtual_stages=virtual_stages)
+    if is_schedule_file(name):
+        schedule = read_schedule(Path(name))
+    else:
+        by_name(SCHEDULES, name, "schedule")
+        schedule = build_schedule(name, ranks, microbatches, virtual_stages=virtual_stages)
     print(render_grid(schedule))
     if ideal is not None:
         result = run_ideal(schedule, ideal)
         print(draw_to_scale(result))
+        if name not in BUBBLE_FORMULAS:
+            print(f"bubble, largest of a rank: {max(result.bubble_s):g}")
+            return
         print(
             f"bubble, largest of a rank: {max(result.bubble_s):g}; "
             f"closed form: {BUBBLE_FORMULAS[name](schedule, ideal):g}"

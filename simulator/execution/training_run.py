@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from hardware_profiles.schema import GpuProfile
 from hardware_profiles.units import Seconds
 from reference_model.config import ModelConfig
 from reference_model.trace import OperatorTrace
 from simulator.execution.expert_reach import expert_reach
+from simulator.execution.other_schedules import fitting_schedules
 from simulator.execution.stages import PipelineTimes, choose_stages
 from simulator.execution.training import (
     ChunkKey,
@@ -32,6 +34,7 @@ from simulator.workload.context_parallel import check_pieces, operators_of_part
 from simulator.workload.layout import ParallelLayout, explicit_stages, model_layers
 from simulator.workload.load import Load
 from simulator.workload.memory import (
+    Infeasible,
     LayerMemory,
     MemoryModel,
     check_fits,
@@ -39,6 +42,7 @@ from simulator.workload.memory import (
     parameter_copies,
 )
 from simulator.workload.recipes import TRAINED, check_multiplied
+from simulator.workload.schedules.files import is_schedule_file
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.known import SCHEDULES, build_schedule
 from simulator.workload.schedules.order import OVERLAPPED, WEIGHT_GRADIENT, Schedule
@@ -102,6 +106,36 @@ def sharding_of(job: TrainingJob, layout: ParallelLayout, schedule: Schedule) ->
     )
 
 
+def _check_names(job: TrainingJob, gpu: GpuProfile) -> None:
+    """Raise ValueError for a schedule, recipe or optimizer that does not exist, or a GPU without
+    SMs left."""
+    if not is_schedule_file(job.schedule):
+        by_name(SCHEDULES, job.schedule, "training.schedule")
+    check_multiplied(job.recipe, gpu, field="training.recipe", allowed=TRAINED)
+    by_name(OPTIMIZERS, job.optimizer.name, "training.optimizer.name")
+    if job.communication_sms >= gpu.sms:
+        raise ValueError(
+            f"training.communication_sms: {job.communication_sms} leaves no SM for compute; "
+            f"allowed: fewer than the {gpu.sms} SMs of {gpu.name}"
+        )
+
+
+def _virtual_stages(job: TrainingJob, microbatches: int) -> int | None:
+    """Stages on each rank, None for the schedule's default.
+
+    Raises:
+        ValueError: more chunks than are simulated.
+    """
+    found = None if job.virtual_stages == "default" else job.virtual_stages
+    if job.pp * microbatches * (found or 1) > MOST_CHUNKS:
+        raise ValueError(
+            f"training.global_batch_sequences: {job.global_batch_sequences} makes {microbatches} "
+            f"micro-batches on {job.pp * (found or 1)} pipeline stages; allowed: a product of at "
+            f"most {MOST_CHUNKS}"
+        )
+    return found
+
+
 def simulate_training(
     scenario: Scenario, trace_of: Callable[[ModelConfig, str, str], OperatorTrace], *, unfold: bool
 ) -> TrainingRun:
@@ -116,9 +150,7 @@ def simulate_training(
     """
     job = scenario.job_as(TrainingJob)
     node = scenario.cluster.node
-    by_name(SCHEDULES, job.schedule, "training.schedule")
-    check_multiplied(job.recipe, node.gpu, field="training.recipe", allowed=TRAINED)
-    by_name(OPTIMIZERS, job.optimizer.name, "training.optimizer.name")
+    _check_names(job, node.gpu)
     build_costs = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")
     layout = ParallelLayout(
         gpus=scenario.cluster.gpus,
@@ -128,27 +160,9 @@ def simulate_training(
         routed_experts=scenario.model.n_routed_experts,
         redundant_experts=job.experts.redundant,
     )
-    if job.communication_sms >= node.gpu.sms:
-        raise ValueError(
-            f"training.communication_sms: {job.communication_sms} leaves no SM for compute; "
-            f"allowed: fewer than the {node.gpu.sms} SMs of {node.gpu.name}"
-        )
     in_one_round = sequences_in_one_round(job, layout)
     microbatches = job.global_batch_sequences // in_one_round
-    virtual_stages = None if job.virtual_stages == "default" else job.virtual_stages
-    if job.pp * microbatches * (virtual_stages or 1) > MOST_CHUNKS:
-        raise ValueError(
-            f"training.global_batch_sequences: {job.global_batch_sequences} makes {microbatches} "
-            f"micro-batches on {job.pp * (virtual_stages or 1)} pipeline stages; allowed: a "
-            f"product of at most {MOST_CHUNKS}"
-        )
-    try:
-        schedule = build_schedule(job.schedule, job.pp, microbatches, virtual_stages=virtual_stages)
-    except ValueError as error:
-        raise ValueError(
-            f"training: {microbatches} micro-batches of {in_one_round} sequences "
-            f"(global_batch_sequences) on {job.pp} ranks (pp): {error}"
-        ) from None
+    virtual_stages = _virtual_stages(job, microbatches)
     trace = trace_of(scenario.model, "train", job.recipe)
     experts = scenario.model.n_routed_experts
     reach = expert_reach(
@@ -168,6 +182,46 @@ def simulate_training(
         )
 
     capacity = node.gpu.hbm_capacity
+    layers = model_layers(scenario.model)
+
+    def memory_of_layers(load: Load) -> dict[str, LayerMemory]:
+        parts = operators_of_part(trace, load, job.context_parallel)
+        return layer_memory(scenario.model, trace, parts, load, layers)
+
+    usual_layers = memory_of_layers(load_at(1.0))
+
+    def memory_with(schedule: Schedule) -> MemoryModel:
+        return MemoryModel(
+            layers=usual_layers,
+            schedule=schedule,
+            in_flight=tuple(held_activations(schedule, rank) for rank in range(schedule.ranks)),
+            sharding=sharding_of(job, layout, schedule),
+            reserved=job.memory.reserved,
+        )
+
+    def way_out() -> str:
+        """Of the schedules, those that the job fits as it is otherwise."""
+        found = fitting_schedules(
+            layers,
+            ranks=job.pp,
+            microbatches=microbatches,
+            model_of=memory_with,
+            capacity=capacity,
+        )
+        return (
+            f"; with this batch and memory training.schedule={found[0]} fits"
+            + (f", and so do {', '.join(found[1:])}" if found[1:] else "")
+            if found
+            else ""
+        )
+
+    try:
+        schedule = build_schedule(job.schedule, job.pp, microbatches, virtual_stages=virtual_stages)
+    except ValueError as error:
+        raise ValueError(
+            f"training: {microbatches} micro-batches of {in_one_round} sequences "
+            f"(global_batch_sequences) on {job.pp} ranks (pp): {error}{way_out()}"
+        ) from None
     costs = build_costs(
         cluster=scenario.cluster,
         calibration=scenario.calibration,
@@ -177,23 +231,10 @@ def simulate_training(
         sustained_job=True,
     ).fit(rows_for(scenario.calibration, "train_microbatch"))
     loads = step_loads(scenario.cluster, layout, schedule)
-    layers = model_layers(scenario.model)
-    sharding = sharding_of(job, layout, schedule)
-
-    def memory_of_layers(load: Load) -> dict[str, LayerMemory]:
-        parts = operators_of_part(trace, load, job.context_parallel)
-        return layer_memory(scenario.model, trace, parts, load, layers)
-
-    model = MemoryModel(
-        layers=memory_of_layers(load_at(1.0)),
-        schedule=schedule,
-        in_flight=tuple(held_activations(schedule, rank) for rank in range(schedule.ranks)),
-        sharding=sharding,
-        reserved=job.memory.reserved,
-    )
+    model = memory_with(schedule)
     state = state_operators(
         {kind: layer.parameters for kind, layer in model.layers.items()},
-        sharding,
+        model.sharding,
         accumulates=job.zero >= 2 and microbatches > 1,
     )
 
@@ -219,19 +260,13 @@ def simulate_training(
         return {key: chunk.log.span_s for key, chunk in chunks.items()}
 
     if job.stages == "default":
-        transfers_s = send_seconds(
-            job,
-            scenario.model,
-            transfers=costs.transfers_,
-            loads=loads,
-        )
         stages = choose_stages(
             layers,
             PipelineTimes(
                 schedule,
                 spans_of,
                 loads.all_to_all,
-                transfers_s,
+                send_seconds(job, scenario.model, transfers=costs.transfers_, loads=loads),
                 blocking_sends=job.blocking_sends,
                 staggered=job.optimizer.post_validation,
             ),
@@ -243,7 +278,10 @@ def simulate_training(
     immediate = model.fitting(stages, capacity) if fitting else tuple(job.immediate_weights)
     memory = model.ranks(stages, immediate)
     held = [model.held(rank, stages) for rank in range(schedule.ranks)]
-    check_fits(memory, stages, capacity, chosen=job.stages == "default")
+    try:
+        check_fits(memory, stages, capacity, chosen=job.stages == "default")
+    except Infeasible as error:
+        raise Infeasible(f"{error}{way_out()}") from None
 
     def step(costs: KernelCostModel) -> TrainingStep:
         return simulate_step(
@@ -254,7 +292,7 @@ def simulate_training(
             schedule=schedule,
             stages=stages,
             held=held,
-            sharding=sharding,
+            sharding=model.sharding,
             operators=operators,
             costs=costs,
             calibration=scenario.calibration,

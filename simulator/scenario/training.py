@@ -28,6 +28,11 @@ def schedule_name(name: str) -> str:
     return "zb_h1" if name == "zb1p" else name
 
 
+def _one_layout(given: object) -> object:
+    """A text that names every stage by itself."""
+    return (given,) if isinstance(given, str) and "|" in given else given
+
+
 Float = Literal["float32", "bfloat16"]
 
 
@@ -60,7 +65,8 @@ class TrainingJob(Profile):
     """One optimizer step of a pipeline-, data- and expert-parallel run."""
 
     schedule: Annotated[str, AfterValidator(schedule_name)]
-    """Name in simulator.workload.schedules.known.SCHEDULES; "zb1p" is read as zb_h1."""
+    """Name in simulator.workload.schedules.known.SCHEDULES, or the path of a file in the form that
+    `dsv3sim show schedule` prints; "zb1p" is read as zb_h1."""
     virtual_stages: PositiveInt | Literal["default"] = "default"
     """Pipeline stages on each rank of the interleaved schedules, by default 2, and of zb_h1, by
     default 1."""
@@ -98,9 +104,12 @@ class TrainingJob(Profile):
     parameter_gather: Literal["exposed", "overlapped"] = "exposed"
     """exposed: after the update, or in stage 3 before each layer, beside nothing. overlapped: of a
     layer while the one before computes; in stages 1 and 2 in the next step's first forward."""
-    stages: tuple[str, ...] | Literal["default"] = "default"
-    """Layers of each stage of the schedule, e.g. "embedding + 3 dense + 1 moe", "14 x (4 moe)".
-    "default": the split whose step is shortest of those that fit memory."""
+    stages: Annotated[tuple[str, ...] | Literal["default"], BeforeValidator(_one_layout)] = (
+        "default"
+    )
+    """Layers of each stage of the schedule, e.g. "embedding + 3 dense + 1 moe", "14 x (4 moe)", or
+    one text as Megatron-LM's pipeline layout: "Et*3|(tt|)*29,m|L". "default": the split whose step
+    is shortest of those that fit memory."""
     experts: Experts = Experts()
     """Redundant ones are further copies of the first routed experts."""
     skew: TrainingSkew = Skew.model_validate("bias_balanced")

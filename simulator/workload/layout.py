@@ -54,13 +54,66 @@ def parse_stage(text: str) -> list[Stage]:
     return [tuple(layers)] * times
 
 
+_OF_LETTER = {"E": "embedding", "t": "layer", "m": "mtp", "L": "head"}
+"""Layers as Megatron-LM's `--pipeline-model-parallel-layout` writes them; t is dense or MoE."""
+
+
+_MOST_LETTERS = 10_000
+"""Of a part of such a text, which no model needs."""
+
+
+def megatron_stages(text: str, config: ModelConfig) -> list[Stage]:
+    """Read a pipeline layout of Megatron-LM: "Et*3|(tt|)*29,m|L".
+
+    A bar ends a stage, x*3 is xxx, brackets group, and commas say nothing. Stages are in the order
+    in which a micro-batch passes them.
+
+    Raises:
+        ValueError: the text has another form, a stage is empty, or the model has fewer layers.
+    """
+    flat = re.sub(r"[\s,]", "", text)
+    while (grouped := re.sub(r"\(([^()]*)\)(?:\*(\d+))?", _repeated, flat)) != flat:
+        flat = grouped
+    flat = re.sub(r"([EtmL|])\*(\d+)", _repeated, flat)
+    unread = re.search(r"[^EtmL|]", flat)
+    if unread is not None:
+        raise ValueError(
+            f"stages: {text!r}: cannot read {unread[0]!r}; allowed: the letters E, t, m and L of "
+            "Megatron-LM's pipeline layout, bars, brackets and *number"
+        )
+    kinds = iter(["dense"] * config.first_k_dense_replace + ["moe"] * len(flat))
+    stages = [
+        tuple(next(kinds) if letter == "t" else _OF_LETTER[letter] for letter in stage)
+        for stage in flat.split("|")
+    ]
+    if () in stages:
+        raise ValueError(
+            f"stages: {text!r}: stage {stages.index(())} is empty; allowed: a layer in every stage"
+        )
+    return stages
+
+
+def _repeated(found: re.Match[str]) -> str:
+    if len(found[1]) * int(found[2] or 1) > _MOST_LETTERS:
+        raise ValueError(
+            f"stages: {found[0]!r} stands for more than {_MOST_LETTERS} letters; allowed: fewer"
+        )
+    return found[1] * int(found[2] or 1)
+
+
 def explicit_stages(texts: Sequence[str], *, config: ModelConfig, stages: int) -> list[Stage]:
     """The stages that a scenario spells out, checked to hold the whole model once, in order.
+
+    Args:
+        texts: of `parse_stage`, or one text of `megatron_stages`.
 
     Raises:
         ValueError: wrong number of stages, or layers missing, superfluous or out of order.
     """
-    layout = [stage for text in texts for stage in parse_stage(text)]
+    if len(texts) == 1 and "|" in texts[0]:
+        layout = megatron_stages(texts[0], config)
+    else:
+        layout = [stage for text in texts for stage in parse_stage(text)]
     if len(layout) != stages:
         raise ValueError(
             f"stages: {len(layout)} are listed; the pipeline has {stages}; "

@@ -7,8 +7,10 @@ one through checks.check_schedule.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from simulator.workload.schedules.bidirectional import dualpipe, dualpipev
+from simulator.workload.schedules.files import is_schedule_file, read_schedule
 from simulator.workload.schedules.gpipe import gpipe
 from simulator.workload.schedules.one_f_one_b import (
     interleaved,
@@ -40,10 +42,26 @@ WITH_VIRTUAL_STAGES = ("interleaved", "interleaved_overlapped", "zb_h1")
 def build_schedule(
     name: str, ranks: int, microbatches: int, *, virtual_stages: int | None
 ) -> Schedule:
-    """The schedule of a known name; without `virtual_stages` with as many as it has by default.
+    """The schedule of a known name, or of a file; without `virtual_stages` with as many as it has
+    by default.
 
     Raises ValueError where the schedule cannot have these sizes.
     """
+    if is_schedule_file(name):
+        read = read_schedule(Path(name))
+        stages = read.stages // read.ranks if virtual_stages is None else virtual_stages
+        for field, found, asked in (
+            ("ranks", read.ranks, ranks),
+            ("microbatches", read.microbatches, microbatches),
+            ("virtual_stages", read.stages // read.ranks, stages),
+        ):
+            if found != asked:
+                raise ValueError(f"{name}: {field} = {asked}, must be {found}, as in the file")
+        return read
+    if name not in SCHEDULES:
+        raise ValueError(
+            f"unknown name {name!r}; known: {', '.join(sorted(SCHEDULES))}, or a path to a file"
+        )
     if virtual_stages is None:
         return SCHEDULES[name](ranks, microbatches)
     require_size(

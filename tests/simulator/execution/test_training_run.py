@@ -7,6 +7,7 @@ from simulator.execution.training import training_load
 from simulator.hardware.network.groups import Domains
 from simulator.scenario.files import load_scenario
 from simulator.workload.layout import ParallelLayout, stage_texts
+from simulator.workload.schedules.grid import render_grid
 
 MAIN = "dualpipe_h800_2048"
 
@@ -36,6 +37,19 @@ def test_interleaved_stages_are_as_many_as_the_ranks_hold():
     assert stage_texts(cut.stages)[-2:] == ("moe + head", "mtp")
 
 
+def test_a_layout_of_megatron_and_a_schedule_from_a_file_run_as_what_they_say(tmp_path):
+    layout = "training.stages='Et*3|(tt|)*29,m|L'"
+    changes = ("skew=none", "training.global_batch_sequences=2048", layout)
+    named = run(*changes, "training.schedule=interleaved")
+    assert stage_texts(named.stages) == ("embedding + 3 dense", "29 x (2 moe)", "mtp", "head")
+    path = tmp_path / "mine.txt"
+    path.write_text(render_grid(named.schedule), encoding="utf-8")
+    read = run(*changes, f"training.schedule={path}")
+    assert read.schedule.name == "mine"
+    assert read.step.step_time_s == named.step.step_time_s
+    assert read.memory == named.memory
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -47,8 +61,14 @@ def test_interleaved_stages_are_as_many_as_the_ranks_hold():
             ["training.optimizer.name=adam"],
             "training.optimizer.name: unknown name 'adam'; known: adamw, lion",
         ),
+        (["training.schedule=./no.txt"], "no.txt: No such file or directory; allowed: a schedule"),
         (["cost_model=guess"], "cost_model: unknown name 'guess'; known: "),
         (["training.global_batch_sequences=1280"], "microbatches = 10, must be even and at least"),
+        (
+            ["training.global_batch_sequences=3840"],
+            "microbatches = 30, must be even and at least 2 x 16 ranks = 32; with this batch and "
+            "memory training.schedule=1f1b fits, and so do ",
+        ),
         (
             ["training.schedule=zb_h2", "training.global_batch_sequences=1920"],
             r"15 micro-batches of 128 sequences \(global_batch_sequences\) on 16 ranks \(pp\): "
@@ -69,6 +89,10 @@ def test_interleaved_stages_are_as_many_as_the_ranks_hold():
         ),
         (["training.experts.redundant=8"], "256 routed . 8 redundant experts"),
         (["training.pp=4"], r"pipeline rank \d+ needs .* bytes .* more than its"),
+        (
+            ["training.schedule=gpipe"],
+            r"more than its .* training.schedule=1f1b fits, and so do .*zb_h1",
+        ),
         (["training.communication_sms=132"], "leaves no SM for compute"),
         (["training.stages=[58 moe]"], "stages: 1 are listed"),
         (

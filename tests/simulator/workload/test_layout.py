@@ -11,6 +11,7 @@ from simulator.workload.layout import (
     ParallelLayout,
     even_splits,
     explicit_stages,
+    megatron_stages,
     model_layers,
     parse_stage,
     stage_texts,
@@ -165,3 +166,34 @@ def test_the_published_run_has_128_replicas_of_4_local_experts_on_8_nodes():
 def test_groups_that_do_not_divide_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         layout(**changes)
+
+
+def test_a_layout_of_megatron_is_read_stage_by_stage():
+    """V3 on 16 ranks of two stages: embedding with the dense layers, 29 pairs, and the module and
+    the head each by itself."""
+    found = explicit_stages(["Et*3|(tt|)*29,m|L"], config=V3, stages=32)
+    assert stage_texts(found) == ("embedding + 3 dense", "29 x (2 moe)", "mtp", "head")
+    assert megatron_stages("E|(t|t)*2,|mL", V3) == [
+        ("embedding",),
+        ("dense",),
+        ("dense", "dense"),
+        ("moe",),
+        ("mtp", "head"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Et*3|(tt|)*29,m|X", "cannot read 'X'; allowed: the letters E, t, m and L of Megatron-LM"),
+        ("Et*3||(tt|)*29,m|L", "stage 1 is empty; allowed: a layer in every stage"),
+        ("Et*4|(tt|)*29,m|L", "stages: 59 moe layers listed; allowed: all 58 of the model"),
+        ("Et*3|(tt|)*29,L|m*2", "stages: 2 mtp layers listed; allowed: all 1 of the model"),
+        ("E(t|)*999999999L", "stands for more than 10000 letters; allowed: fewer"),
+        ("EL|(tt|)*29,mt*3", "stages: layers out of order"),
+    ],
+)
+def test_a_layout_of_megatron_that_cannot_be_is_refused_in_one_line(text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        explicit_stages([text], config=V3, stages=32 if "Et" in text else 31)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,51 @@
+"""Name the schedules that fit, for a job whose own does not take its micro-batches or memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hardware_profiles.units import Bytes
+from simulator.workload.layout import Stage, even_splits
+from simulator.workload.memory import MemoryModel
+from simulator.workload.schedules.known import SCHEDULES, build_schedule
+from simulator.workload.schedules.order import Schedule
+
+
+def fitting_schedules(
+    layers: Stage,
+    *,
+    ranks: int,
+    microbatches: int,
+    model_of: Callable[[Schedule], MemoryModel],
+    capacity: Bytes,
+) -> list[str]:
+    """Schedules that take so many micro-batches on so many ranks and leave every GPU room, with as
+    many stages as they have by default and some split of the layers.
+
+    Args:
+        layers: every layer of the model in forward order.
+        model_of: the memory of a job with another schedule.
+        capacity: memory of a GPU.
+    """
+
+    def fits(name: str) -> bool:
+        try:
+            schedule = build_schedule(name, ranks, microbatches, virtual_stages=None)
+            return _has_room(layers, model_of(schedule), capacity)
+        except ValueError:  # Sizes that it does not take, or more stages than layers.
+            return False
+
+    return [name for name in SCHEDULES if fits(name)]
+
+
+def _has_room(layers: Stage, model: MemoryModel, capacity: Bytes) -> bool:
+    """Whether any even split fits with every weight gradient computed at once."""
+    schedule, immediate = model.schedule, tuple(model.matrices())
+
+    def room(stage: int, split: Sequence[Stage]) -> bool:
+        ranks = {placed[stage] for placed in schedule.placement}
+        return all(model.rank(rank, split, immediate).total <= capacity for rank in ranks)
+
+    held = tuple(dict.fromkeys(schedule.stages_of(rank) for rank in range(schedule.ranks)))
+    saved = {kind: float(layer.saved) for kind, layer in model.layers.items()}
+    return bool(even_splits(layers, held, saved, room))

@@ -1,0 +1,59 @@
+"""Which schedules fit is a matter of their micro-batches and of what they keep."""
+
+from simulator.execution.other_schedules import fitting_schedules
+from simulator.scenario.training import OptimizerTypes
+from simulator.workload.memory import HeldParameters, LayerMemory, MemoryModel
+from simulator.workload.schedules.held import held_activations
+from simulator.workload.sharding import Sharding
+
+SHARDING = Sharding(
+    zero=1,
+    types=OptimizerTypes(),
+    copies=1,
+    expert_copies=1,
+    gathers_ahead=False,
+    reduces_beside=False,
+    pairs=False,
+)
+LAYER = LayerMemory(
+    parameters=HeldParameters(),
+    saved=10.0,
+    deferred=0.0,
+    kept={},
+    weight_flops={},
+    workspace=0.0,
+)
+
+
+def fitting(capacity, microbatches=4):
+    return fitting_schedules(
+        ("moe",) * 4,
+        ranks=2,
+        microbatches=microbatches,
+        model_of=lambda schedule: MemoryModel(
+            layers={"moe": LAYER},
+            schedule=schedule,
+            in_flight=tuple(held_activations(schedule, rank) for rank in range(schedule.ranks)),
+            sharding=SHARDING,
+            reserved=0.0,
+        ),
+        capacity=capacity,
+    )
+
+
+def test_the_most_that_a_rank_keeps_decides():
+    """Ten bytes per layer. 1F1B keeps two micro-batches on its first rank and one on its last, so
+    one layer and three need 20 and 30; GPipe keeps four on both, of two layers each."""
+    assert "1f1b" in fitting(30.0)
+    assert "1f1b" not in fitting(29.0)
+    assert "gpipe" in fitting(80.0)
+    assert "gpipe" not in fitting(79.0)
+    assert fitting(0.0) == []
+
+
+def test_a_schedule_that_does_not_take_the_micro_batches_is_left_out():
+    """DualPipe takes an even number, of at least twice the ranks."""
+    assert "dualpipe" in fitting(1e9, microbatches=4)
+    assert "dualpipe" not in fitting(1e9, microbatches=5)
+    assert {"zb_h2", "zbv"} <= set(fitting(1e9, microbatches=3))
+    assert not {"zb_h2", "zbv"} & set(fitting(1e9, microbatches=2))
