@@ -1,9 +1,9 @@
 """The backend "mixed": cuBLAS for dense products, Triton for grouped ones and for quantisation.
 
 cuBLAS has no grouped product with these scales: a grouped GEMM is one call for each group, so the
-host has to know the sizes of the groups and waits for the GPU in every layer. Triton's grouped
-kernels read the sizes on the device and take longer for the same rows. With this backend the host
-waits for nothing, shapes do not depend on the routing, and a whole step can be captured.
+host has to know the sizes of the groups and waits for the GPU in every layer. Triton's and Gluon's
+grouped kernels read the sizes on the device. With this backend the host waits for nothing, shapes
+do not depend on the routing, and a whole step can be captured.
 """
 
 from reference_model.kernels.library import LibraryKernels

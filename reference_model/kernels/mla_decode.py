@@ -24,6 +24,9 @@ _BLOCK_ROWS = 64
 """(query, head) pairs of one program; the least that Hopper's matrix instruction takes."""
 _BLOCK_KV = 64
 """Cached tokens read at a time."""
+GLUON_WIDTHS = (512, 576)
+"""Latent part and whole width of a cached token, of DeepSeek-V2 and all that follow it, for which
+gluon_decode.py has a kernel that is faster on Hopper."""
 
 
 def mla_decode_reference(
@@ -133,8 +136,9 @@ def _combine_kernel(
 def mla_decode_triton(
     q: Tensor, cache: Tensor, lengths: Tensor, *, latent_dim: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The core as two Triton kernels: each sequence's cache in splits, then their combination.
+    """The core as two kernels: each sequence's cache in splits, then their combination.
 
+    On a GPU the first is Gluon's where values are BF16 and the widths DeepSeek's. Elsewhere
     latent_dim and the rotary width must be powers of two of at least 16; lengths stay on the
     device, so the number of splits follows from the shapes alone."""
     check_device(q)
@@ -145,26 +149,31 @@ def mla_decode_triton(
     splits = splits_of(q, row_blocks * sequences, capacity)
     partial_out = q.new_empty((sequences, rows, splits, latent_dim), dtype=torch.float32)
     partial_sum = q.new_empty((sequences, rows, splits), dtype=torch.float32)
-    _decode_kernel[row_blocks, sequences, splits](
-        q.contiguous(),
-        TensorDescriptor.from_tensor(tokens, [_BLOCK_KV, latent_dim]),
-        TensorDescriptor.from_tensor(tokens, [_BLOCK_KV, width - latent_dim]),
-        lengths,
-        partial_out,
-        partial_sum,
-        rows,
-        heads,
-        query_length,
-        capacity,
-        splits,
-        scale,
-        LATENT=latent_dim,
-        ROPE=width - latent_dim,
-        BLOCK_ROWS=_BLOCK_ROWS,
-        BLOCK_KV=_BLOCK_KV,
-        num_warps=8,
-        num_stages=2,
-    )
+    if q.is_cuda and q.dtype == torch.bfloat16 and (latent_dim, width) == GLUON_WIDTHS:
+        from reference_model.kernels.gluon_decode import decode_splits
+
+        decode_splits(q, cache, lengths, partial_out, partial_sum, scale=scale)
+    else:
+        _decode_kernel[row_blocks, sequences, splits](
+            q.contiguous(),
+            TensorDescriptor.from_tensor(tokens, [_BLOCK_KV, latent_dim]),
+            TensorDescriptor.from_tensor(tokens, [_BLOCK_KV, width - latent_dim]),
+            lengths,
+            partial_out,
+            partial_sum,
+            rows,
+            heads,
+            query_length,
+            capacity,
+            splits,
+            scale,
+            LATENT=latent_dim,
+            ROPE=width - latent_dim,
+            BLOCK_ROWS=_BLOCK_ROWS,
+            BLOCK_KV=_BLOCK_KV,
+            num_warps=8,
+            num_stages=2,
+        )
     out = q.new_empty((sequences, query_length, heads, latent_dim))
     log_sums = q.new_empty((sequences, query_length, heads), dtype=torch.float32)
     combine_splits(partial_out, partial_sum, out, log_sums)

@@ -10,7 +10,8 @@ has the tensor cores. This ran faster on an H200 than one program with tiles of 
 tensor cores wait for every promotion. Operand tiles arrive through the bulk tensor copy engine,
 which fills what lies outside the matrix with zeros, so no size needs padding. It takes columns
 from multiples of 16 bytes on: where experts' rows are columns, in their weight gradients, they are
-copied to such places first.
+copied to such places first. Grouped products of rows that lie close together go to
+gluon_products.py on a GPU; what is here computes them where they are interpreted.
 """
 
 import torch
@@ -447,6 +448,14 @@ def _grouped_gemm(
     out = a.new_empty((rows, n), dtype=out_dtype)
     if not rows:
         return out
+    if a.is_cuda and capacity is None:
+        from reference_model.kernels.gluon_products import multiply_groups
+
+        multiply_groups(
+            a, a_scales[0], b, b_scales, group_sizes=group_sizes, out=out,
+            processors=_processors(a),
+        )  # fmt: skip
+        return out
     most_tiles = (triton.cdiv(rows, _BLOCK_M) + groups) * triton.cdiv(n, _BLOCK_N)
     _grouped_gemm_kernel[(_programs(a, most_tiles),)](
         TensorDescriptor.from_tensor(a, [_BLOCK_M, TILE]),
@@ -501,11 +510,13 @@ def _programs(x: Tensor, tiles: int) -> int:
     """Programs to launch: three for each multiprocessor that matrix products may use.
 
     torch's SM carveout, which cuBLAS obeys as well, sets multiprocessors aside."""
-    if not x.is_cuda:
-        return min(tiles, _PROGRAMS_PER_SM)
+    return min(tiles, _PROGRAMS_PER_SM * (_processors(x) if x.is_cuda else 1))
+
+
+def _processors(x: Tensor) -> int:
+    """Multiprocessors that matrix products may use."""
     set_aside = torch._C._get_sm_carveout_experimental() or 0
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count - set_aside
-    return min(tiles, _PROGRAMS_PER_SM * processors)
+    return torch.cuda.get_device_properties(x.device).multi_processor_count - set_aside
 
 
 def _column_major(scales: Tensor) -> Tensor:
