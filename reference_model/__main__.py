@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from reference_model import gpu_commands, parallel_commands, work_commands
-from reference_model.config import load_model_config, parameter_counts, shipped_configs
+from reference_model.config import load_model_config, shipped_configs
+from reference_model.parameter_counts import parameter_counts
 from reference_model.trace import (
     JOBS,
     LAYER_KINDS,

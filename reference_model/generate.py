@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from reference_model.captured import Captured, can_capture
-from reference_model.config import ModelConfig, parameter_counts
+from reference_model.config import ModelConfig
 from reference_model.decode import (
     HEAD,
     DecodeRows,
@@ -35,6 +35,7 @@ from reference_model.decode import (
 from reference_model.layers import RMSNorm, rotary_angles
 from reference_model.model import ResidualStream, Transformer
 from reference_model.moe import ExpertRows
+from reference_model.parameter_counts import parameter_counts
 
 _T = TypeVar("_T")
 

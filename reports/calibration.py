@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from hardware_profiles.calibration_parts import (
-    FitProfile,
-    HeldOutError,
-    KernelsProfile,
-)
+from hardware_profiles.calibration_parts import FitProfile, HeldOutError, KernelsProfile
 from hardware_profiles.estimates import Estimate, TimeEstimate
 from hardware_profiles.fields import Profile
 from hardware_profiles.schema import CalibrationProfile

@@ -11,7 +11,8 @@ from typing import Any
 from rich.table import Table
 
 from hardware_profiles.units import format_bytes, format_seconds, unit_factor
-from reference_model.config import ModelConfig, parameter_counts, training_flops_per_token
+from reference_model.config import ModelConfig
+from reference_model.parameter_counts import parameter_counts, training_flops_per_token
 from reports.events import events_tables
 from reports.tables import (
     PUBLISHED_COLUMNS,

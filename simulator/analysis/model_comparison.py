@@ -15,13 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hardware_profiles.units import Bytes, Flops
-from reference_model.config import (
-    parameter_counts,
-    parse_model_config,
-    read_config_file,
-    shipped_configs,
-    training_flops_per_token,
-)
+from reference_model.config import parse_model_config, read_config_file, shipped_configs
+from reference_model.parameter_counts import parameter_counts, training_flops_per_token
 
 FOLDER = Path(__file__).parent / "comparison_models"
 """Published config.json files of models that are not of DeepSeek-V3's family, by name; the fields

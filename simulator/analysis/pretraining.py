@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds, format_bytes, format_seconds
-from reference_model.config import parameter_counts
+from reference_model.parameter_counts import parameter_counts
 from simulator.execution.pretraining import (
     Plan,
     RunLog,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds, format_bytes, unit_factor
-from reference_model.config import training_flops_per_token
+from reference_model.parameter_counts import training_flops_per_token
 from reference_model.trace import Operator
 from simulator.analysis.kernels_used import kernels_used, time_by_calibration
 from simulator.analysis.published import beside_published, metric_at

@@ -26,11 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.calibration_parts import (
-    FitProfile,
-    HeldOutError,
-    TilesProfile,
-)
+from hardware_profiles.calibration_parts import FitProfile, HeldOutError, TilesProfile
 from hardware_profiles.schema import GpuProfile
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement, format_pairs
 from simulator.hardware.kernels.families import Family, batch_of_rows, check_row, family_of

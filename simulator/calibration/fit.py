@@ -12,11 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hardware_profiles.schema import (
-    CalibrationProfile,
-    load_calibration,
-    load_gpu,
-)
+from hardware_profiles.schema import CalibrationProfile, load_calibration, load_gpu
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement
 from simulator.calibration.collective_fit import KINDS, FittedTransport, fitted_transport
 from simulator.calibration.family_fit import LEAST_ROWS, HeldOutRow, fit_families

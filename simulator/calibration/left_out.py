@@ -35,12 +35,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.calibration_parts import FitProfile, HeldOutError
 from hardware_profiles.fields import ROOT
-from hardware_profiles.schema import (
-    CalibrationProfile,
-    load_calibration,
-    load_cluster,
-    load_gpu,
-)
+from hardware_profiles.schema import CalibrationProfile, load_calibration, load_cluster, load_gpu
 from hardware_profiles.tables import (
     TRANSFER_KINDS,
     Measurement,

@@ -30,9 +30,10 @@ from hardware_profiles.tables import (
     format_pairs,
     load_measurements,
 )
-from hardware_profiles.units import Seconds, unit_factor
+from hardware_profiles.units import unit_factor
 from reference_model.formats import multiplied_as
 from reference_model.trace import ALL_TO_ALL_KINDS, KINDS
+from simulator.calibration.module_shares import ReadKernel, aside_text, shared_out
 from simulator.calibration.table_files import MOST_LINES, Columns, every_line_read, read_columns
 from simulator.calibration.table_mappings import (
     Array,
@@ -195,11 +196,11 @@ def _mapped(
     taken = np.zeros_like(usable)
     rows: list[Measurement] = []
     parts: list[str] = []
-    shared = _shared_out(rules, read, gpu)
+    shared = shared_out(rules, read, gpu)
     for kernel, whole, answers in zip(rules.kernels, read, shared, strict=True):
         taken |= answers.chosen
         if kernel.aside is not None:
-            parts += _aside_text(kernel.aside, whole, answers)
+            parts += aside_text(kernel.aside, whole, answers)
             continue
         kept, far = _plausible(answers.rows, gpu, answers.lines)
         rows.extend(kept)
@@ -341,19 +342,6 @@ def _looked_up(rules: TableMapping, columns: Columns) -> dict[str, Array]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _ReadKernel:
-    """What one kernel of a mapping reads."""
-
-    rows: list[Measurement]
-    lines: list[int]
-    """Line number of each row."""
-    problems: dict[str, list[int]]
-    """{reason: lines}"""
-    chosen: Lines
-    """[lines of the table] that the kernel speaks for."""
-
-
 def _read_kernel(
     kernel: TimedKernel,
     rules: TableMapping,
@@ -362,7 +350,7 @@ def _read_kernel(
     usable_lines: Lines,
     origin: _Origin,
     gpu: GpuProfile,
-) -> _ReadKernel:
+) -> ReadKernel:
     """Rows of one kernel, their line numbers, problems by reason, and the lines it speaks for."""
     chosen = usable_lines & lines_where(columns, kernel.where)
     wanted = chosen.copy()
@@ -434,7 +422,7 @@ def _read_kernel(
             )
         )
         lines.append(int(places[number]) + FIRST_LINE)
-    return _ReadKernel(rows, lines, dict(problems), chosen)
+    return ReadKernel(rows, lines, dict(problems), chosen)
 
 
 def _time_of(kernel: TimedKernel, columns: Columns) -> tuple[str, str]:
@@ -473,79 +461,6 @@ def _texts_of(kernel: TimedKernel, rules: TableMapping, columns: Columns, origin
         return made[key]
 
     return at
-
-
-def _shared_out(
-    rules: TableMapping, read: Sequence[_ReadKernel], gpu: GpuProfile
-) -> list[_ReadKernel]:
-    """The kernels of a mapping, the one time of a module shared out by their times at peak, each
-    with a launch.
-
-    A line that cannot give every kernel of its module gives none.
-    """
-    shared = list(read)
-    for module in dict.fromkeys(k.part_of for k in rules.kernels if k.part_of):
-        for members in _together(rules, module):
-            ideal = {
-                number: dict(
-                    zip(
-                        read[number].lines,
-                        _at_peak(
-                            read[number].rows, gpu, rules.launch * rules.kernels[number].launches
-                        ),
-                        strict=True,
-                    )
-                )
-                for number in members
-            }
-            whole = set.intersection(*(set(of) for of in ideal.values()))
-            for number in members:
-                found = read[number]
-                kept = [
-                    (
-                        replace(
-                            row,
-                            seconds=row.seconds
-                            * ideal[number][line]
-                            / sum(ideal[other][line] for other in members),
-                        ),
-                        line,
-                    )
-                    for row, line in zip(found.rows, found.lines, strict=True)
-                    if line in whole
-                ]
-                shared[number] = replace(
-                    found, rows=[row for row, _ in kept], lines=[line for _, line in kept]
-                )
-    return shared
-
-
-def _aside_text(reason: str, whole: _ReadKernel, part: _ReadKernel) -> list[str]:
-    """Says which share of the time of some lines is no row; nothing without a line."""
-    if not part.rows:
-        return []
-    times = dict(zip(whole.lines, (row.seconds for row in whole.rows), strict=True))
-    share = sum(row.seconds for row in part.rows) / sum(times[line] for line in part.lines)
-    return [f"{share:.1%} of the time of {len(part.lines)} lines is no row: {reason}"]
-
-
-def _together(rules: TableMapping, module: str) -> list[list[int]]:
-    """Numbers of the kernels of a module that share a line: those of the same conditions."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for number, kernel in enumerate(rules.kernels):
-        if kernel.part_of == module:
-            groups[repr(sorted(kernel.where.items()))].append(number)
-    return list(groups.values())
-
-
-def _at_peak(rows: Sequence[Measurement], gpu: GpuProfile, launch: Seconds) -> list[Seconds]:
-    """Seconds of each row at the GPU's peaks after its launches; all of one kind and types."""
-    if not rows:
-        return []
-    sms = np.array([row.sms for row in rows], dtype=np.float64)
-    ideal = ideal_batch_seconds(batch_of_rows(rows), sms, gpu, DEEPGEMM_TILES)
-    seconds: list[Seconds] = (ideal + launch).tolist()
-    return seconds
 
 
 def _sets_of(

@@ -88,7 +88,8 @@ def show_model(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the routed experts.")] = 8,
 ) -> None:
     """Models side by side: parameters, FLOPs and KV cache per token, weights per GPU."""
-    from reference_model.config import load_model_config, parameter_counts, shipped_configs
+    from reference_model.config import load_model_config, shipped_configs
+    from reference_model.parameter_counts import parameter_counts
     from reports.terminal import model_table, name_table, token_cost_table
     from simulator.analysis.model_comparison import compare_models, known_models
 

@@ -15,7 +15,8 @@ from math import isclose
 
 from hardware_profiles.offload_servers import OffloadServerProfile
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, format_bytes
-from reference_model.config import ModelConfig, parameter_counts
+from reference_model.config import ModelConfig
+from reference_model.parameter_counts import parameter_counts
 from simulator.scenario.serving import OffloadJob
 from simulator.workload.memory import Infeasible
 

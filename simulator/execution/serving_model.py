@@ -25,17 +25,21 @@ from reference_model.config import ModelConfig
 from reference_model.formats import ACTIVATIONS
 from reference_model.trace import Operator, OperatorTrace
 from simulator.execution.expert_reach import expert_reach
+from simulator.execution.serving_checks import (
+    check_cache_type,
+    check_serving_failures,
+    check_serving_job,
+    joined_gpus,
+)
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import FabricLoad, Pattern, all_to_all_load
 from simulator.hardware.network.groups import Reach
-from simulator.hardware.network.routing import parse_failure
 from simulator.hardware.network.transfers import Transfers
 from simulator.scenario.inputs import RecipeName
 from simulator.scenario.serving import ServingStepJob
 from simulator.workload.experts import (
     ExpertPlacement,
-    check_slots,
     place_experts,
     uniform_popularity,
 )
@@ -49,8 +53,7 @@ from simulator.workload.iteration import (
 from simulator.workload.iteration_operators import layer_operators
 from simulator.workload.layout import domain_parts
 from simulator.workload.load import Load
-from simulator.workload.recipes import RECIPES, check_multiplied, recipe_name
-from simulator.workload.serving_memory import micro_batch_tokens
+from simulator.workload.recipes import RECIPES, recipe_name
 from simulator.workload.task_graph import TaskGraph
 
 Array = NDArray[np.float64]
@@ -198,7 +201,7 @@ def kernel_source(
 
     Raises ValueError for sizes that do not fit together.
     """
-    _check(job, config=config, cluster=cluster)
+    check_serving_job(job, config=config, cluster=cluster)
     rng = np.random.default_rng(seed)
     ranks = job.gpus // job.expert_tp
     rows = [
@@ -283,20 +286,20 @@ def serving_model(
 
     Raises ValueError for sizes that do not fit together.
     """
-    _check(job, config=config, cluster=cluster)
-    domain = _nvlink_domain(cluster)
+    check_serving_job(job, config=config, cluster=cluster)
+    domain = joined_gpus(cluster)
     if low_latency is not None and job.gpus <= domain:
         low_latency = low_latency.within or low_latency
     over_nvlink = _over_nvlink(job, cluster, low_latency)
     spanning = [size for size in job.tensor_parallel.groups if size > domain]
-    _check_failures(cluster, over_nvlink=(over_nvlink or job.expert_tp > 1) and not spanning)
+    check_serving_failures(cluster, over_nvlink=(over_nvlink or job.expert_tp > 1) and not spanning)
     if low_latency is not None and over_nvlink and job.gpus > domain:
         raise ValueError(
             f"all_to_all.low_latency {low_latency.name}: its copies go over NVLink, which joins "
             f"{domain} GPUs of {cluster.name}, not {job.gpus}; allowed: a profile of link nic or "
             "mixed, such as deepep_h100_mixed"
         )
-    _check_cache(job, cluster, kernels.calibration)
+    check_cache_type(job, cluster, kernels.calibration)
     placement, carried = _placed(
         job, uniform_popularity(1, config.n_routed_experts), config=config, cluster=cluster
     )
@@ -452,102 +455,9 @@ def _nodes(ranks: int, cluster: ClusterProfile) -> int:
     return max(1, -(-ranks // nvlink_domains(cluster, group=ranks).gpus_each))
 
 
-def _nvlink_domain(cluster: ClusterProfile) -> int:
-    """GPUs that NVLink joins at most."""
-    return min(cluster.gpus, cluster.fabric.nvlink_domain_nodes * cluster.node.gpus)
-
-
 def _over_nvlink(
     job: ServingStepJob, cluster: ClusterProfile, low_latency: LowLatencyProfile | None
 ) -> bool:
     if low_latency is None:
-        return job.gpus <= _nvlink_domain(cluster)
+        return job.gpus <= joined_gpus(cluster)
     return low_latency.link == "nvlink"
-
-
-def _check(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile) -> None:
-    _check_sizes(job, config=config, cluster=cluster)
-    _check_kernels(job, config=config, cluster=cluster)
-
-
-def _check_sizes(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile) -> None:
-    if job.gpus > cluster.gpus:
-        raise ValueError(
-            f"gpus {job.gpus}: allowed: at most the {cluster.gpus} of cluster {cluster.name}"
-        )
-    domain = _nvlink_domain(cluster)
-    for name in ("attention_tp", "expert_tp"):
-        size = getattr(job, name)
-        if size > domain and size % nvlink_domains(cluster, group=size).gpus_each:
-            raise ValueError(
-                f"{name} {size}: allowed: at most the {domain} GPUs that NVLink "
-                "joins, or a multiple of them"
-            )
-    if job.expert_tp not in (1, job.gpus):
-        raise ValueError(
-            f"expert_tp {job.expert_tp}: allowed: 1, or all {job.gpus} GPUs of the deployment"
-        )
-    check_slots(config.n_routed_experts, job.experts.redundant, job.gpus // job.expert_tp)
-    if job.experts.shared_expert == "dispatched" and not job.experts.redundant:
-        raise ValueError(
-            "experts.shared_expert dispatched: allowed with experts.redundant of at least 1, the "
-            "slot in which it lies"
-        )
-
-
-def _check_failures(cluster: ClusterProfile, *, over_nvlink: bool) -> None:
-    """Refuse failures that an iteration would ignore."""
-    for text in cluster.failures:
-        if over_nvlink:
-            raise ValueError(
-                f"cluster.failures: {text}: this serving step's transfers go over NVLink, whose "
-                "failures are not simulated; allowed: none"
-            )
-        if parse_failure(text).at > 0:
-            raise ValueError(
-                f"cluster.failures: {text}: a serving step knows what is broken from the start "
-                "only; allowed: without a time"
-            )
-
-
-def _check_cache(
-    job: ServingStepJob, cluster: ClusterProfile, calibration: CalibrationProfile
-) -> None:
-    """Refuse to decode over an FP8 cache in the time of a BF16 one."""
-    architecture = cluster.node.gpu.architecture
-    if job.phase == "prefill" or job.memory.kv_cache == "bfloat16":
-        return
-    if architecture not in calibration.fp8_cache:
-        stated = ", ".join(sorted(calibration.fp8_cache)) or "none"
-        raise ValueError(
-            f"memory.kv_cache fp8_e4m3: calibration {calibration.name} does not say what the "
-            f"attention core takes over an FP8 cache on {architecture} (fp8_cache: {stated}); "
-            "allowed: memory.kv_cache=bfloat16, or calibration.fp8_cache."
-            f"{architecture}={{value: ..., low: ..., high: ..., source: ...}}"
-        )
-
-
-def _check_kernels(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile) -> None:
-    sms = cluster.node.gpu.sms
-    field = "model: quantization_config is" if job.recipe is None else "recipe"
-    name = recipe_name(job.recipe, config)
-    check_multiplied(name, cluster.node.gpu, field=field, allowed=tuple(RECIPES))
-    if job.communication_sms >= sms:
-        raise ValueError(
-            f"communication_sms {job.communication_sms}: allowed: fewer than the {sms} SMs of "
-            f"{cluster.node.gpu.name}"
-        )
-    if job.all_to_all.kernels == "low_latency" and job.phase != "decode":
-        raise ValueError("all_to_all.kernels low_latency: allowed in phase decode only")
-    if job.speculative_decoding is not None and not config.num_nextn_predict_layers:
-        raise ValueError(
-            "speculative_decoding: allowed: null, as the model has no multi-token prediction module"
-        )
-    if job.phase == "decode":
-        largest = micro_batch_tokens(job)
-        room = job.memory.buffer_tokens
-        if room is not None and largest > room:
-            raise ValueError(
-                f"memory.buffer_tokens {room}: a micro-batch has {largest} tokens per GPU; "
-                "allowed: at least as many, or null for the micro-batch's own"
-            )

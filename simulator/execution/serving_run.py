@@ -12,7 +12,7 @@ from hardware_profiles.calibration_parts import BesideCompute
 from hardware_profiles.low_latency_kernels import LowLatencyProfile, load_low_latency
 from hardware_profiles.schema import CalibrationProfile
 from hardware_profiles.units import Seconds
-from reference_model.config import parameter_counts
+from reference_model.parameter_counts import parameter_counts
 from simulator.execution.serving_draws import StepDraws, step_draws
 from simulator.execution.serving_model import (
     KernelSource,

@@ -14,7 +14,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from hardware_profiles.units import Bytes, format_bytes
-from reference_model.config import ModelConfig, parameter_counts
+from reference_model.config import ModelConfig
+from reference_model.parameter_counts import parameter_counts
 from reference_model.trace import Operator, OperatorTrace
 from simulator.workload.chunk import (
     FORWARD,

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from hardware_profiles.low_latency_kernels import LowLatencyProfile
 from hardware_profiles.schema import ClusterProfile, GpuProfile
 from hardware_profiles.units import Bytes, format_bytes
-from reference_model.config import ModelConfig, parameter_counts
+from reference_model.config import ModelConfig
 from reference_model.formats import BITS, TILE
+from reference_model.parameter_counts import parameter_counts
 from reference_model.trace import Operator
 from simulator.scenario.serving import ServingStepJob, TensorParallel
 from simulator.workload.memory import GpuMemory, Infeasible

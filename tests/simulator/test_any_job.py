@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from serving_checks import check_step
 
-from reference_model.config import parameter_counts
+from reference_model.parameter_counts import parameter_counts
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import rank_times
 from simulator.execution.training_draws import draw_step

@@ -15,12 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.calibration_parts import FitProfile, TilesProfile
-from hardware_profiles.schema import (
-    CalibrationProfile,
-    GpuProfile,
-    load_calibration,
-    load_gpu,
-)
+from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibration, load_gpu
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement
 from reference_model.formats import multiplied_as, nearest_type
 from reference_model.trace import ALL_TO_ALL_KINDS

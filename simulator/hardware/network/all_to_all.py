@@ -28,11 +28,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.estimates import Estimate
 from hardware_profiles.normal_kernels import NormalLawProfile, load_normal_kernels
-from hardware_profiles.schema import (
-    CalibrationProfile,
-    ClusterProfile,
-    load_gpu,
-)
+from hardware_profiles.schema import CalibrationProfile, ClusterProfile, load_gpu
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator

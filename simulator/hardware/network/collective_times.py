@@ -26,11 +26,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.measured_collectives import MeasuredCollectives, OperationCurves
 from hardware_profiles.profile_files import known_profiles
-from hardware_profiles.schema import (
-    NCCL,
-    GpuProfile,
-    load_transport,
-)
+from hardware_profiles.schema import NCCL, GpuProfile, load_transport
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 from simulator.hardware.prediction import (
     EXTRAPOLATED,

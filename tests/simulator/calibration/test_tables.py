@@ -257,34 +257,6 @@ def test_the_version_of_the_folder_counts_before_the_column(tmp_path):
     assert [(known.name, known.version) for known in table.sets] == [("nccl_2.27.3", (2, 27, 3))]
 
 
-MOE = ["op_name", "kernel_source", "moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk",
-       "num_experts", "moe_ep_size", "distribution", "latency"]  # fmt: skip
-
-
-def test_the_one_time_of_a_module_is_shared_out_by_the_times_at_peak(tmp_path):
-    # 512 tokens of the group at EP8 are 512 rows on this GPU's 32 experts. Weights decide: gate and
-    # up read twice the bytes of down, and so take twice its time but for the activations.
-    lines = [
-        ["moe_generation", "deepepmoe", "fp8_block", "512", "7168", "2048", "8", "256", "8",
-         "uniform", "0.5"],
-        ["moe_generation", "deepepmoe", "fp8_block", "512", "7168", "2048", "8", "256", "8",
-         "power_law_1.2", "0.7"],
-        ["moe_context", "deepepmoe", "fp8_block", "512", "7168", "2048", "8", "256", "8",
-         "uniform", "0.4"],
-    ]  # fmt: skip
-    table = import_table(write(tmp_path / "moe.csv", MOE, lines), gpu="h100_sxm")
-    up, swiglu, down = table.measurements
-    assert (up.kind, swiglu.kind, down.kind) == (
-        "masked_grouped_gemm", "swiglu", "masked_grouped_gemm",
-    )  # fmt: skip
-    assert dict(up.sizes) == {"rows": 512, "n": 4096, "k": 7168, "groups": 32}
-    assert dict(down.sizes) == {"rows": 512, "n": 7168, "k": 2048, "groups": 32}
-    assert up.seconds + swiglu.seconds + down.seconds == pytest.approx(0.5e-3, rel=1e-12)
-    assert up.seconds / down.seconds == pytest.approx(2.0, rel=0.02)
-    assert sorted(table.aside.values()) == [1, 1]
-    assert table.set_aside == 2
-
-
 PRODUCTS = ["kernel_source", "gemm_dtype", "m", "n", "k", "version", "latency"]
 LAUNCH_US = 1.2
 # 64 x 2048 by 7168 x 2048 in FP8 with a scale of 4 bytes for 128 values or a block of 128 by 128,

@@ -6,7 +6,8 @@ import pytest
 
 from hardware_profiles.low_latency_kernels import load_low_latency
 from hardware_profiles.schema import load_cluster
-from reference_model.config import load_model_config, parameter_counts
+from reference_model.config import load_model_config
+from reference_model.parameter_counts import parameter_counts
 from reference_model.trace import Operator
 from simulator.scenario.files import load_scenario
 from simulator.workload.memory import Infeasible

@@ -8,11 +8,7 @@ import yaml
 
 from hardware_profiles.fields import ROOT
 from hardware_profiles.profile_files import known_profiles
-from hardware_profiles.schema import (
-    load_calibration,
-    load_gpu,
-    load_transport,
-)
+from hardware_profiles.schema import load_calibration, load_gpu, load_transport
 from hardware_profiles.tables import load_measurements, table_path
 from simulator.calibration.collective_fit import fit_collectives
 from simulator.calibration.normal_fit import NIC, fit_normal, normal_tables_of
