@@ -439,15 +439,16 @@ def watch(
     *fields: str, gpu: str | None = None, every_ms: int = 50
 ) -> Iterator[list[tuple[float, ...]]]:
     """Sample fields of nvidia-smi, by default (SM clock in MHz, power in W), while the block runs,
-    of all GPUs or of the one with this UUID."""
+    of the current GPU or of the one with this UUID."""
+    if gpu is None:
+        gpu = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
     command = [
         "nvidia-smi",
         f"--query-gpu={','.join(fields or ('clocks.sm', 'power.draw.instant'))}",
         "--format=csv,noheader,nounits",
         f"--loop-ms={every_ms}",
+        f"--id={gpu}",
     ]
-    if gpu is not None:
-        command.append(f"--id={gpu}")
     samples: list[tuple[float, ...]] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
