@@ -232,8 +232,8 @@ def _possible_order(
     Args:
         position: [rank], zeros; counted up to the actions that have been done.
     """
-    done = -1
-    while done < sum(position):
+    done: int | None = None
+    while done != sum(position):
         done = sum(position)
         for rank, row in enumerate(needs):
             while position[rank] < len(row) and all(

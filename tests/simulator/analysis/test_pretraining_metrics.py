@@ -38,6 +38,17 @@ def test_a_run_that_never_fails_costs_its_steps() -> None:
     assert "mfu_causal" not in metrics  # nothing says how much a stated step computes
 
 
+def test_every_full_interval_of_training_ends_in_a_checkpoint() -> None:
+    """1.8 million seconds of steps are 500 hours, the last of which ends with the run."""
+    hourly = (
+        "pretraining.checkpoint={interval: 1 h, size: 4 TB, write_bandwidth_per_node: 1 GB/s, "
+        "overlapped: false}"
+    )
+    changes = (*STATED, "pretraining.failures={}", hourly)
+    checkpoint = simulate(load_scenario("dense_16k_h100_incidents", changes)).metrics["checkpoint"]
+    assert (checkpoint["interval_s"], checkpoint["count"]) == (3600.0, 499)
+
+
 def test_causes_and_phases_sum_to_the_run() -> None:
     metrics = simulate(load_scenario("dense_16k_h100_incidents", [*STATED, "seed=3"])).metrics
 

@@ -1,6 +1,7 @@
 """The JSON of a serving step has the promised names, and its figures agree with one another."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -38,6 +39,24 @@ def test_a_decode_step_has_every_name_and_its_rates_agree():
     assert sum(metrics["error_share"].values()) == pytest.approx(1.0)
     alone = metrics["comparisons"]["without_transfer_slowdown"]
     assert alone["step_time_s"] <= step
+
+
+def test_gpus_without_requests_count_in_every_rate():
+    """Of 8 GPUs with 32 requests each 2 have none: 24 per GPU of the node."""
+    metrics = metrics_of("decode_ep8_h200", "skew=none", "requests.idle_gpus=2")
+    step = metrics["step_time_s"]
+    assert metrics["output_tokens_per_second_per_gpu"] * step == pytest.approx(24)
+    assert metrics["output_tokens_per_second_per_node"] * step == pytest.approx(192)
+
+
+def test_a_tokens_own_gpu_is_one_of_those_that_it_need_not_be_sent_to():
+    """Its 8 experts lie on 8 (1 - C(224, 8) / C(256, 8)) = 5.29 of 8 GPUs, 7 of which are others;
+    a row is 7168 bytes in FP8 with 56 scales of 4."""
+    one_node = ("skew=none", "cluster=h200_8", "calibration=h200_sxm", "gpus=8")
+    sent = metrics_of("prefill_ep32_h100", *one_node)["experts"]["link_bytes"]
+    others = 8 * (1 - math.comb(224, 8) / math.comb(256, 8)) * 7 / 8
+    assert sent["dispatch"]["mean"] == pytest.approx(8192 * others * (7168 + 224), rel=5e-3)
+    assert sent["combine"]["mean"] == pytest.approx(8192 * others * 2 * 7168, rel=5e-3)
 
 
 def test_the_operator_table_holds_each_kernel_with_its_time_and_where_it_comes_from():

@@ -4,8 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from simulator.analysis.training_metrics import RankTimes, transfer_limits, uneven_ranks
+from simulator.analysis.run import simulate
+from simulator.analysis.training_metrics import (
+    RankTimes,
+    training_metrics,
+    transfer_limits,
+    uneven_ranks,
+)
 from simulator.hardware.network.fabric_load import FabricLoad
+from simulator.scenario.files import load_scenario
 
 
 def busy(seconds):
@@ -34,6 +41,17 @@ def test_a_rank_that_keeps_the_others_waiting_is_named_with_its_share(chosen, wa
 @pytest.mark.parametrize("seconds", [(9.6, 9.6, 10.8), (1.0,)])
 def test_a_tenth_over_the_mean_is_what_whole_layers_leave(seconds):
     assert uneven_ranks([busy(each) for each in seconds], chosen=True) == []
+
+
+def test_rates_are_per_gpu_the_bubble_is_the_largest_and_ranks_differ_without_intervals_too():
+    """15,360 sequences of 4,096 tokens on 2,048 GPUs."""
+    run = simulate(load_scenario("dualpipe_h800_2048")).result
+    metrics = training_metrics(run, with_intervals=False)
+    step = metrics["step_time_s"]
+    assert metrics["tokens_per_second_per_gpu"] == pytest.approx(15360 * 4096 / step / 2048)
+    bubbles = [rank["bubble_s"] for rank in metrics["ranks"]]
+    assert metrics["bubble_s"] == max(bubbles) > min(bubbles)
+    assert step > metrics["ideal"]["step_time_s"] == run.step.step_time_s
 
 
 def test_a_transfers_limit_is_that_of_its_slowest_and_narrowest_traffic():

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from simulator.execution.serving_draws import expected_s, step_draws
+from simulator.execution.serving_draws import CORES, NODES, _Kernels, expected_s, step_draws
 from simulator.execution.serving_run import prepare_serving
 from simulator.execution.serving_step import serving_step
 from simulator.scenario.files import load_scenario
@@ -72,6 +72,20 @@ def test_gpus_that_are_all_a_tenth_slower_take_a_tenth_longer_for_kernels_but_no
     assert more == pytest.approx(0.1 * kernels, rel=0.1)
     gaps = slow.log.span_s - slow.seconds.sum()
     assert gaps >= -1e-9
+
+
+def test_a_lower_clock_slows_the_share_of_attentions_core_that_goes_with_it():
+    """Two of 3 s each make 6 s."""
+    step = step_of("decode_tp8_h200", ALIKE)
+    operators = step.log.graph.operators
+    core = next(task for task in step.log.graph.tasks if operators[task.operator].kind in CORES)
+    scaled, gap = np.full((len(operators), 2), 3.0), np.zeros(2)
+    kernels = _Kernels(step, scaled, gap, np.ones(NODES), spread=False)
+    share = float(kernels._clocked[core.operator])
+    assert 0 < share <= 1
+    found = kernels.kind([core, core])
+    assert found.cores.tolist() == [6.0, 6.0]
+    assert found.cores_clocked.tolist() == pytest.approx([6 * share] * 2)
 
 
 def test_one_seed_gives_one_result_and_another_one_another():

@@ -1,6 +1,7 @@
 """Kernel costs: what was measured is met, what was not obeys physics, and each says which it is."""
 
 import dataclasses
+from contextlib import nullcontext
 from functools import cache
 from operator import attrgetter
 
@@ -64,6 +65,15 @@ DECODE_OPERATORS = operators_of(
         "local_experts": 9,
     },
 )
+
+
+@pytest.mark.parametrize(("sms", "possible"), [(0, False), (1, True), (132, True), (133, False)])
+def test_a_kernel_runs_on_one_sm_up_to_all(sms, possible):
+    sizes = {"m": np.array([64]), "n": np.array([7168]), "k": np.array([2048])}
+    types = {"dtype": "fp8_e4m3", "out_dtype": "bfloat16"}
+    with nullcontext() if possible else pytest.raises(ValueError, match="allowed: 1 to 132"):
+        told = COSTS.predict_sizes("gemm", sizes, **types, sms=sms, overlapped=False)
+        assert told.seconds.shape == (1,)
 
 
 @pytest.mark.parametrize("name", sorted(COST_MODELS))

@@ -1,6 +1,7 @@
 """A sequence over several GPUs: the work of all of them is that of one, but what each repeats."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,13 @@ def test_two_pieces_of_each_gpu_attend_to_as_much_as_an_equal_share_of_the_whole
     assert RANKS * part.flops == whole.flops
     backward = [named(of("moe", "input_grad"), "attention.core.input_grad") for of in split]
     assert RANKS * backward[1].flops == backward[0].flops
+
+
+def test_every_sequence_has_two_pieces_on_each_gpu():
+    trace = recorded_trace(load_model_config("deepseek_v3"), "train")
+    two = replace(load(2 * CONTEXT // RANKS), sequences=2, group_sequences=2)
+    core = named(operators_of_part(trace, two, RANKS)("moe", "forward"), "attention.core")
+    assert (core["sequences"], core["query_length"]) == (4, 2048)
 
 
 def test_every_gpu_expands_the_latents_of_all_tokens(split):

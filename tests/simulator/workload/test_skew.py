@@ -30,6 +30,21 @@ def test_gpus_of_one_machine_are_slow_together():
     assert 400 < (of_machines[:, 0] > 1).sum() < 600
 
 
+def test_a_machine_is_drawn_for_every_four_gpus_and_one_for_the_rest():
+    """So that what is drawn next is the same whichever GPUs of the last machine there are."""
+    drawn, expected = rng(), rng()
+    slow_machines(np.array([0.5]), np.array([0.1]), gpus=6, per_machine=4, rng=drawn)
+    expected.random((2, 1), dtype=np.float32)
+    assert drawn.random() == expected.random()
+
+
+def test_two_ranks_deviate_by_the_sd_though_what_one_gets_the_other_does_not():
+    shares = DrawnRows(np.array([0.1])).shares(ranks=2, cases=(20_000,), rng=rng())
+    assert shares[0] + shares[1] == pytest.approx(2.0)
+    # 20,000 deviations of one rank: within 3 x 0.1 / sqrt(40,000).
+    assert shares[0].std() == pytest.approx(0.1, abs=1.5e-3)
+
+
 def test_a_random_gate_leaves_what_different_choices_leave():
     # 64 ranks of 4 of 256 experts, 8 choices of 4,096 tokens: variance of a hypergeometric number.
     expected = ((1 - 4 / 256) * (256 - 8) / (256 - 1) / 32768) ** 0.5

@@ -83,6 +83,18 @@ def test_the_heaviest_rank_depends_on_what_requests_and_tokens_cost() -> None:
     assert batch.heaviest_rank(1.0, 1.0) == 0
 
 
+def test_two_requests_that_grow_outweigh_one_that_began_larger() -> None:
+    """100 + 50 tokens against 20 + 2 x 50 after 50 steps, 200 against 220 after 100."""
+    batch = DecodeBatch(2, 1.0, slack=0)
+    batch.join(live(100, 1000, rank=0))
+    for index in (0, 1):
+        batch.join(live(10, 1000, rank=1, index=index))
+    batch.advance(50)
+    assert batch.heaviest_rank(0.0, 1.0) == 0
+    batch.advance(50)
+    assert batch.heaviest_rank(0.0, 1.0) == 1
+
+
 def test_the_latest_of_the_least_urgent_is_preempted_first() -> None:
     batch = DecodeBatch(1, 1.0, slack=0)
     urgent = LiveRequest(Request(5, 0.0, 10, 10, priority=0), generated=1)

@@ -120,6 +120,16 @@ def test_a_ranks_load_is_its_use_of_the_cache_plus_that_of_the_batch(
     assert cache.loads() == [in_use / 100 + 2 / 4, 0.0]
 
 
+def test_the_steps_that_free_cache_allows_are_shared_by_all_requests_of_a_rank() -> None:
+    """Of 100 tokens two requests hold 20 each and a newcomer 9: 51 are left for 2 per step."""
+    cache = cache_of(100)
+    other = LiveRequest(Request(1, 0.0, 20, 10), generated=1)
+    other.rank = 0
+    cache._batch.join(other)
+    cache.take(LiveRequest(Request(2, 0.0, 9, 10), generated=0), 0, 9)
+    assert cache.steps_of_room_on(0) == 25
+
+
 def test_a_cache_without_room_is_loaded_by_what_it_holds() -> None:
     cache = cache_of(0)
     cache.take(LiveRequest(Request(1, 0.0, 3, 10), generated=0), 1, 3)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cost_models import (
     CALIBRATION,
+    COSTS,
     WITHOUT_TRACE,
     fitted,
     gemm,
@@ -41,6 +42,9 @@ def test_intervals_between_rows_and_beyond_them_hold_what_the_calibration_says()
     }
     widths = [float(np.log(each.high / each.seconds)[0]) for each in told.values()]
     assert widths == sorted(widths)
+    # One kernel set alone: no other lies beyond an end.
+    between = told["between"]
+    assert np.log(between.seconds / between.low)[0] == pytest.approx(widths[0])
     assert [each.provenance_names()[0] for each in told.values()] == [
         "interpolated",
         "extrapolated",
@@ -79,6 +83,17 @@ def test_products_of_a_type_without_rows_are_modelled_by_their_own_roofline():
     # 9 of 16, 16 and 32 of 16 bits for a weight.
     assert seconds["w4a16_g32"] < seconds["fp8_e4m3"] < seconds["bfloat16"]
     assert seconds["fp8_e4m3_tensor"] == pytest.approx(seconds["fp8_e4m3"], rel=2e-3)
+
+
+def test_products_of_a_type_without_rows_are_as_uncertain_as_their_class_besides():
+    own, other = (
+        COSTS.predict([gemm(3000, 1536, 7168, dtype=dtype)], sms=132, overlapped=False)
+        for dtype in ("fp8_e4m3", "fp8_e4m3_tensor")
+    )
+    of_class = COSTS.kernels_.own.classes[False, True].modelled_width
+    width, wider = (float(np.log(told.high / told.seconds)[0]) for told in (own, other))
+    assert of_class > width
+    assert wider == pytest.approx(np.hypot(width, of_class), rel=1e-2)
 
 
 def test_a_type_that_the_measured_gpu_does_not_multiply_takes_what_its_class_reaches():
