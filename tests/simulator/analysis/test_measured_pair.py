@@ -2,9 +2,12 @@
 
 import pytest
 
-from hardware_profiles.tables import Measurement
+from hardware_profiles.tables import Measurement, load_measurements, table_path
 from reference_model.trace import Operator
 from simulator.analysis.measured_pair import measured_pairs
+from simulator.analysis.run import simulate
+from simulator.execution.timeline import waiting
+from simulator.scenario.files import load_scenario
 from simulator.workload.task_graph import Stream, Task, TaskGraph
 
 
@@ -95,3 +98,22 @@ def test_a_rank_waits_for_the_transfer_of_a_slower_one():
     assert (pair.rank, other.rank) == (0, 1)
     assert pair.alone.end_s.tolist() == [7.0, 1.0, 8.0]
     assert other.alone.end_s.tolist() == [7.0, 1.0, 8.0]
+
+
+def test_two_gpus_expose_what_both_their_operators_say():
+    """Measured pairs of two H200: error of the exposed communication in ms, GPU 0 and 1, at 2, 8
+    and 20 SMs; of 14.2 and 14.0, none, and 0.37 and none."""
+    graph = simulate(load_scenario("pair_two_h200")).result.step.pair.log.graph
+    table = load_measurements(table_path("host/h200_sxm_pair_both"))
+    errors = {
+        sms: [
+            1e3 * (float(waiting(pair.side_by_side).exposed_communication_s) - pair.exposed_s)
+            for pair in measured_pairs(graph, table, tokens=4096, communication_sms=sms)
+        ]
+        for sms in (2, 8, 20)
+    }
+    assert errors == {
+        2: pytest.approx([-0.113, -0.234], abs=1e-3),
+        8: pytest.approx([-0.001, -0.002], abs=1e-3),
+        20: pytest.approx([-0.373, -0.001], abs=1e-3),
+    }
