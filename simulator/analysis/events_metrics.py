@@ -7,13 +7,17 @@ left between the two is printed as unexplained.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hardware_profiles.schema import GpuProfile
+from hardware_profiles.schema import CalibrationProfile, GpuProfile
 from hardware_profiles.units import BytesPerSecond
+from hardware_profiles.whole_files import read_text
+from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.execution import timeline
 from simulator.execution.machine.gpu import GpuLimits
 from simulator.execution.machine.group import Effect, GroupRun
@@ -39,19 +43,21 @@ MEASURED_BESIDE: Mapping[Effect, MeasuredRatio] = {
     Effect.COMBINE_GRADIENT: MeasuredRatio(1.37, f"{_TRACE}, over DeepEP alone; skew inside"),
 }
 
-_TIMELINE_FIELDS = {
-    "overlap.gemm": (Effect.GEMM,),
-    "overlap.attention": (Effect.ATTENTION,),
-    "overlap.memory_bound": (Effect.MEMORY_BOUND, Effect.NORM),
-    "all_to_all.beside_compute.dispatch": (Effect.DISPATCH_FORWARD, Effect.DISPATCH_GRADIENT),
-    "all_to_all.beside_compute.combine": (Effect.COMBINE_FORWARD, Effect.COMBINE_GRADIENT),
-    "all_to_all.without_waiting.dispatch": (Effect.DISPATCH_FORWARD, Effect.DISPATCH_GRADIENT),
-    "all_to_all.without_waiting.combine": (Effect.COMBINE_FORWARD, Effect.COMBINE_GRADIENT),
+_OVERLAP_FIELDS = {
+    "gemm": (Effect.GEMM,),
+    "attention": (Effect.ATTENTION,),
+    "memory_bound": (Effect.MEMORY_BOUND, Effect.NORM),
 }
-"""{field of a calibration: effects whose mean ratio it takes}"""
+"""{field of a calibration's overlap: effects whose mean ratio it takes}"""
+_EXCHANGE_FIELDS = {
+    "dispatch": (Effect.DISPATCH_FORWARD, Effect.DISPATCH_GRADIENT),
+    "combine": (Effect.COMBINE_FORWARD, Effect.COMBINE_GRADIENT),
+}
 
 
-def events_metrics(group: GroupRun, gpu: GpuProfile, hbm: BytesPerSecond) -> dict[str, Any]:
+def events_metrics(
+    group: GroupRun, gpu: GpuProfile, hbm: BytesPerSecond, calibration: CalibrationProfile
+) -> dict[str, Any]:
     """Everything that a run prints of its ranks; SI units.
 
     Args:
@@ -72,7 +78,7 @@ def events_metrics(group: GroupRun, gpu: GpuProfile, hbm: BytesPerSecond) -> dic
         "timeline_waiting": _waiting(group.timeline),
         "devices": _devices(group, limits),
         "without": dict(group.without),
-        "timeline_inputs": timeline_inputs(group),
+        "timeline_inputs": timeline_inputs(group, calibration),
     }
 
 
@@ -132,13 +138,56 @@ def _devices(group: GroupRun, limits: GpuLimits) -> dict[str, Any]:
     return found
 
 
-def timeline_inputs(group: GroupRun) -> dict[str, float]:
+def timeline_inputs(group: GroupRun, calibration: CalibrationProfile) -> dict[str, Any]:
     """{path: value} of the ratios that the timeline takes as inputs, as they come out here."""
     ratios = group.ratios()
-    found: dict[str, float] = {}
-    for path, effects in _TIMELINE_FIELDS.items():
+
+    def mean(effects: tuple[Effect, ...]) -> float | None:
         values = [ratios[effect] for effect in effects if effect in ratios]
-        if values:
-            mean = float(np.concatenate(values).mean())
-            found |= {f"calibration.{path}.{end}": mean for end in ("value", "low", "high")}
+        return float(np.concatenate(values).mean()) if values else None
+
+    found: dict[str, Any] = {}
+    for kind, effects in _OVERLAP_FIELDS.items():
+        value = mean(effects)
+        if value is not None:
+            path = f"calibration.overlap.{kind}"
+            found |= {f"{path}.{name}": part for name, part in _estimate(value).items()}
+    exchanges = {name: mean(effects) for name, effects in _EXCHANGE_FIELDS.items()}
+    if None in exchanges.values():
+        return found
+    beside = {name: _estimate(value) for name, value in exchanges.items() if value is not None}
+    operators = group.machine.log.graph.task_operators()
+    if not any(operator.kind in ALL_TO_ALL_KINDS for operator in operators):
+        return found | {"serving_step.all_to_all.beside_compute": beside}
+    found["calibration.all_to_all.beside_compute"] = beside
+    if calibration.all_to_all.without_waiting is not None:
+        path = "calibration.all_to_all.without_waiting"
+        found |= {f"{path}.{name}": estimate for name, estimate in beside.items()}
     return found
+
+
+def _estimate(value: float) -> dict[str, Any]:
+    return {"value": value, "low": value, "high": value, "source": "came out of a run of events"}
+
+
+def changes_from(run: Path) -> list[str]:
+    """Texts "path=value" that let a step on the timeline take what a run of events came to.
+
+    Args:
+        run: its directory, or a file with its JSON.
+
+    Raises ValueError, one line, for anything else.
+    """
+    path = run / "metrics.json" if run.is_dir() else run
+    where = f"--from-events {run}"
+    try:
+        metrics = json.loads(read_text(path, where=where))
+    except ValueError as error:
+        raise ValueError(f"{where}: no run of events: {error}".replace("\n", " ")) from None
+    inputs = (metrics.get("events") or {}).get("timeline_inputs") if metrics else None
+    if not isinstance(inputs, dict):
+        raise ValueError(
+            f"{where}: not a run with fidelity: events; allowed: the directory or the JSON of "
+            "`dsv3sim run SCENARIO --set fidelity=events`"
+        )
+    return [f"{name}={json.dumps(value)}" for name, value in inputs.items()]

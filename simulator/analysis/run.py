@@ -177,7 +177,7 @@ def _events(
 
     inputs, gpu = scenario.file.events, scenario.cluster.node.gpu
     group, hbm = contending(run_with, inputs), hbm_limits(gpu, costs, inputs)
-    return group, lambda: {"events": events_metrics(group, gpu, hbm.rate)}
+    return group, lambda: {"events": events_metrics(group, gpu, hbm.rate, scenario.calibration)}
 
 
 def _pretraining(scenario: Scenario, _: bool) -> Run[PretrainingRun]:

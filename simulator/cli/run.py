@@ -37,6 +37,14 @@ def run_command(
             help="Ideal ranks: equal rows, equal GPUs, no waiting. The same as --set skew=none.",
         ),
     ] = False,
+    from_events: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Directory or JSON of a run with fidelity=events, whose slow-downs the timeline "
+            "takes in the place of the calibration's.",
+        ),
+    ] = None,
     no_interval: Annotated[
         bool,
         typer.Option(
@@ -49,6 +57,10 @@ def run_command(
     started = time.perf_counter()
     from simulator.scenario.files import load_scenario
 
+    if from_events is not None:
+        from simulator.analysis.events_metrics import changes_from
+
+        changes = [*changes_from(from_events), *(changes or ())]
     try:
         loaded = load_scenario(scenario, [*(changes or ()), *(["skew=none"] if ideal else [])])
     except ValueError:

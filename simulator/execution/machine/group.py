@@ -119,10 +119,13 @@ class GroupRun:
 
     def ratios(self) -> dict[Effect, Array]:
         """{effect: time over that alone of each kernel and rank} of kernels beside a transfer, and
-        of transfers."""
+        of transfers, those without barrier from when the last rank began."""
         log = self.machine.log
-        took = log.end_s - log.start_s - self.before_s[:, None]
         operators = log.graph.task_operators()
+        took = log.end_s - log.start_s - self.before_s[:, None]
+        for place, task in enumerate(log.graph.tasks):
+            if task.collective and not task.barrier:
+                took[place] = np.maximum(log.end_s[place] - log.start_s[place].max(), 0.0)
         exchanges = [
             place for place, operator in enumerate(operators) if operator.kind in ALL_TO_ALL_KINDS
         ]

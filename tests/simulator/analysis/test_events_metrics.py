@@ -1,7 +1,10 @@
 """A run with fidelity events prints its ranks beside the timeline and the published trace."""
 
+import json
+
 import pytest
 
+from simulator.analysis.events_metrics import changes_from
 from simulator.analysis.run import simulate
 from simulator.scenario.files import load_scenario
 
@@ -33,13 +36,36 @@ def test_ratios_come_out_as_the_timeline_takes_them(events):
     inputs = events["timeline_inputs"]
     assert inputs["calibration.overlap.gemm.value"] == pytest.approx(1.0)
     means = {row["effect"]: row for row in events["beside"]}
-    dispatch = inputs["calibration.all_to_all.beside_compute.dispatch.value"]
-    assert means["dispatch, forward"]["low"] < dispatch < means["dispatch, gradient"]["high"]
+    beside = inputs["calibration.all_to_all.beside_compute"]
     assert (
-        inputs["calibration.overlap.memory_bound.low"]
-        == inputs["calibration.overlap.memory_bound.high"]
+        means["dispatch, forward"]["low"]
+        < beside["dispatch"]["value"]
+        < means["dispatch, gradient"]["high"]
     )
+    assert inputs["calibration.all_to_all.without_waiting.dispatch"] == beside["dispatch"]
 
 
 def test_a_run_on_the_timeline_prints_none_of_it():
     assert "events" not in simulate(load_scenario("pair_two_h200")).quick_metrics
+
+
+def test_the_timeline_takes_what_came_out(events, tmp_path):
+    """Products as fast beside a transfer as alone, and transfers as the mean of all of them."""
+    run = tmp_path / "metrics.json"
+    run.write_text(json.dumps({"events": events}))
+    loaded = load_scenario("dualpipe_h800_2048", changes_from(run))
+    assert loaded.calibration.overlap.gemm.value == pytest.approx(1.0)
+    assert loaded.calibration.overlap.gemm.of_rows == 1.045
+    inputs = events["timeline_inputs"]["calibration.all_to_all.beside_compute"]
+    assert (
+        loaded.calibration.all_to_all.beside_compute.dispatch.value == (inputs["dispatch"]["value"])
+    )
+
+
+def test_another_run_is_refused_with_a_line(tmp_path):
+    run = tmp_path / "metrics.json"
+    run.write_text("{}")
+    with pytest.raises(ValueError, match="not a run with fidelity: events"):
+        changes_from(run)
+    with pytest.raises(ValueError, match="--from-events"):
+        changes_from(tmp_path / "missing.json")

@@ -59,3 +59,15 @@ def test_ranks_that_are_alike_take_what_the_mean_rank_does():
     graph = TaskGraph("test", ("moe F0",), (operator("copy"),), (task(0, Stream.COMPUTE),))
     found = alike(graph, ranks=3)
     assert (found.work.tolist(), found.rows.tolist()) == ([[1.0] * 3], [[1.0] * 3])
+
+
+def test_a_wire_counts_from_when_the_last_rank_began():
+    """Ranks begin at 1 and 3 s and both end at 5 s: 2 s after the last began, over 2 s alone."""
+    wire = Task(1, Stream.COMMUNICATION, 0, 0, "dispatch_wire", True, True, (0,), barrier=False)
+    graph = TaskGraph(
+        "test", ("moe",), (operator("gemm"), operator("copy")), (task(0, Stream.COMPUTE), wire)
+    )
+    seconds = np.array([[1.0, 3.0], [2.0, 2.0]])
+    machine = run_on_ranks(graph, RankWork(seconds, ()), 0.0, limits=GpuLimits(None, None))
+    found = GroupRun("test", machine, seconds, np.zeros(2), machine.log, ("skew",)).ratios()
+    assert found[Effect.DISPATCH_FORWARD].tolist() == [1.0, 1.0]
