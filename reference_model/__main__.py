@@ -16,6 +16,7 @@ from reference_model.parameter_counts import parameter_counts
 from reference_model.trace import (
     JOBS,
     LAYER_KINDS,
+    RECOMPUTATIONS,
     Split,
     save_trace,
     trace_name,
@@ -48,6 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     trace.add_argument(
         "--jobs", nargs="+", choices=JOBS, default=JOBS, help="what to record (default: all)"
     )
+    trace.add_argument(
+        "--recompute", choices=RECOMPUTATIONS, default=RECOMPUTATIONS[0],
+        help="what a training backward computes again (default: %(default)s)",
+    )  # fmt: skip
     trace.add_argument(
         "--out", type=Path, help="folder to write to; default: where the simulator looks for them"
     )
@@ -157,10 +162,12 @@ def _trace(options: argparse.Namespace) -> None:
         raise ValueError(f"--out {folder}: {error.strerror}") from None
     for job in options.jobs:
         if job == "train":
-            trace = record_trace(config, model=name, recipe=recipe, split=split)
+            trace = record_trace(
+                config, model=name, recipe=recipe, split=split, recompute=options.recompute
+            )
         else:
             trace = record_inference_trace(config, job=job, model=name, recipe=recipe)
-        out = folder / trace_name(of_shapes, job, recipe.name, trace.split)
+        out = folder / trace_name(of_shapes, job, recipe.name, trace.split, trace.recompute)
         save_trace(trace, out)
         operators = sum(len(section) for section in trace.templates.values())
         print(f"{job:<8} {operators:4d} operators of {len(LAYER_KINDS)} kinds of layer: {out}")

@@ -5,6 +5,7 @@ model.py; QK and V are the query-key and the value dimension of a head.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +36,14 @@ class SavedAttention:
 
     queries: Tensor
     """The query latent [T, q_lora_rank], or rotated queries [S, L, N, QK] where there is none."""
-    kv_latent: Tensor
-    """[T, kv_lora_rank + rope], before norm and rotation."""
-    out: Operand
-    """Attention output [T, N x V], in E5M6 in the FP8 recipe."""
-    log_sum: Tensor
-    """Log-sum-exp of the scores [S, N, L]."""
+    kv_latent: Tensor | None
+    """[T, kv_lora_rank + rope], before norm and rotation; None where `heads` are kept."""
+    heads: "_Heads | None"
+    """Queries, keys and values of all heads; None where the up-projection is recomputed."""
+    out: Operand | None
+    """Attention output [T, N x V], in E5M6 in the FP8 recipe; None where it is recomputed."""
+    log_sum: Tensor | None
+    """Log-sum-exp of the scores [S, N, L]; None likewise."""
     selected: Tensor | None
     """Positions that each query reads, int32 [S, L, top_k], with sparse attention."""
 
@@ -94,8 +97,21 @@ class MultiHeadLatentAttention(nn.Module):
         self.o_proj = linear("o_proj", c.hidden_size, heads * c.v_head_dim)
         self.indexer = None if c.indexer is None else Indexer(config, recipe=recipe, device=device)
 
-    def forward(self, x: Tensor, angles: Angles, site: Site) -> tuple[Tensor, SavedAttention]:
-        """Normed hidden states [T, H] -> output [T, H]."""
+    def forward(
+        self,
+        x: Tensor,
+        angles: Angles,
+        site: Site,
+        *,
+        keep_heads: bool = False,
+        keep_out: bool = True,
+    ) -> tuple[Tensor, SavedAttention]:
+        """Normed hidden states [T, H] -> output [T, H].
+
+        Args:
+            keep_heads: queries, keys and values for backward, which else expands latents again.
+            keep_out: the output of the core for backward, which else computes it again.
+        """
         latent = self.config.q_lora_rank is not None
         query_layer = self.q_a_proj if latent else self.q_proj
         operand = query_layer.quantize_input(x, site)
@@ -104,8 +120,8 @@ class MultiHeadLatentAttention(nn.Module):
         queries = query_layer(operand, site)
         kv_layer = self.kv_a_proj_with_mqa
         kv_latent = kv_layer(kv_layer.quantize_input(x, site), site)
-        q, _, q_operand = self._expand_queries(queries, angles, site)
-        k, v, *_ = self._expand_keys_values(kv_latent, angles, site)
+        q, q_normed, q_operand = self._expand_queries(queries, angles, site)
+        k, v, kv, kv_normed = self._expand_keys_values(kv_latent, angles, site)
         selected = None
         if self.indexer is not None and q_operand is not None:
             index_queries = self.indexer.queries(q_operand, x, angles, site)
@@ -113,15 +129,11 @@ class MultiHeadLatentAttention(nn.Module):
             selected = self.indexer.select(
                 index_queries, self.indexer.quantize_keys(keys, angles.length, site), None, site
             )
-        core = site("attention.core")
-        if selected is None:
-            out, log_sum = ops.attention_forward(q, k, v, scale=self.scale, site=core)
-        else:
-            out, log_sum = ops.attention_masked_forward(
-                q, k, v, selected, scale=self.scale, site=core
-            )
+        out, log_sum = self._core(q, k, v, selected, site)
         flat = out.view(out.shape[0] * out.shape[1], -1)  # [T, N x V]
-        kept = self.recipe.keep_attention_output(flat, site("attention.core.save_output"))
+        kept = None
+        if keep_out:
+            kept = self.recipe.keep_attention_output(flat, site("attention.core.save_output"))
         # Kept and consumed both in powers of two, so that backward can turn the tiles around
         # without a further error (Report, 3.3.3).
         operand = self.o_proj.quantize_input(flat, site, power_of_two_scales=True)
@@ -129,11 +141,32 @@ class MultiHeadLatentAttention(nn.Module):
         update = self.recipe.scale_attention_output(summed, site("attention.o_proj.scale"))
         return update, SavedAttention(
             queries=queries if latent else q,
-            kv_latent=kv_latent,
+            kv_latent=None if keep_heads else kv_latent,
+            heads=_Heads(q, q_normed, k, v, kv, kv_normed) if keep_heads else None,
             out=kept,
-            log_sum=log_sum,
+            log_sum=log_sum if keep_out else None,
             selected=selected,
         )
+
+    def _core(
+        self, q: Tensor, k: Tensor, v: Tensor, selected: Tensor | None, site: Site
+    ) -> tuple[Tensor, Tensor]:
+        """Queries, keys and values -> output [S, L, N, V], log-sum-exp of the scores [S, N, L]."""
+        core = site("attention.core")
+        if selected is None:
+            return ops.attention_forward(q, k, v, scale=self.scale, site=core)
+        return ops.attention_masked_forward(q, k, v, selected, scale=self.scale, site=core)
+
+    def _heads_again(self, saved: SavedAttention, angles: Angles, site: Site) -> "_Heads":
+        """Queries, keys and values of all heads, as kept or expanded once more."""
+        if saved.heads is not None:
+            return saved.heads
+        assert saved.kv_latent is not None
+        if self.config.q_lora_rank is None:
+            q, q_normed = saved.queries, None
+        else:
+            q, q_normed, _ = self._expand_queries(saved.queries, angles, site)
+        return _Heads(q, q_normed, *self._expand_keys_values(saved.kv_latent, angles, site))
 
     def core_input_grad(
         self, grad: Tensor, saved: SavedAttention, angles: Angles, site: Site
@@ -144,15 +177,18 @@ class MultiHeadLatentAttention(nn.Module):
         grad = self.recipe.scale_attention_output(grad, site("attention.o_proj.scale_grad"))
         grad = self.group.gather(grad, "attention.o_proj", site)
         tokens = grad.shape[0]
-        out = self.recipe.kept_attention_output(saved.out, site("attention.core.load_output"))
-        out_grad, o_weight_grad = self.o_proj.backward(grad, out, site)
-
         again = replace(site, recompute=True)
-        if c.q_lora_rank is None:
-            q, q_normed = saved.queries, None
+        if saved.out is None:
+            q, q_normed, k, v, kv, kv_normed = self._heads_again(saved, angles, again)
+            core_out, log_sum = self._core(q, k, v, saved.selected, again)
+            out = core_out.view(tokens, -1)
+            out_grad, o_weight_grad = self.o_proj.backward(grad, out, site)
         else:
-            q, q_normed, _ = self._expand_queries(saved.queries, angles, again)
-        k, v, kv, kv_normed = self._expand_keys_values(saved.kv_latent, angles, again)
+            assert saved.log_sum is not None
+            log_sum = saved.log_sum
+            out = self.recipe.kept_attention_output(saved.out, site("attention.core.load_output"))
+            out_grad, o_weight_grad = self.o_proj.backward(grad, out, site)
+            q, q_normed, k, v, kv, kv_normed = self._heads_again(saved, angles, again)
 
         by_head = (*q.shape[:3], c.v_head_dim)
         delta, q_grad_total = ops.attention_backward_preprocess(
@@ -162,7 +198,7 @@ class MultiHeadLatentAttention(nn.Module):
             site=site("attention.core.preprocess_grad"),
         )
         core = site("attention.core.input_grad")
-        gradients = (out_grad.view(by_head), saved.log_sum, delta)
+        gradients = (out_grad.view(by_head), log_sum, delta)
         if saved.selected is None:
             k_grad, v_grad = ops.attention_backward(
                 q_grad_total, q, k, v, *gradients, scale=self.scale, site=core
@@ -269,3 +305,19 @@ class MultiHeadLatentAttention(nn.Module):
         ops.copy(v_grad, kv_grad[..., nope:], site=site("attention.v.copy_grad"))
         normed_grad, weight_grad = self.kv_b_proj.backward(kv_grad.view(tokens, -1), normed, site)
         return normed_grad, weight_grad, k_rope_grad
+
+
+class _Heads(NamedTuple):
+    """Queries, keys and values of all heads, with what their backward needs."""
+
+    q: Tensor
+    """[S, L, N, QK]"""
+    q_normed: Tensor | None
+    """[T, q_lora_rank]"""
+    k: Tensor
+    """[S, L, N, QK]"""
+    v: Tensor
+    """[S, L, N, V]"""
+    kv: Tensor
+    """Their latent [T, kv_lora_rank]."""
+    kv_normed: Tensor

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from reference_model.config import ModelConfig
-from reference_model.model import MoEBlock, SavedStep, Transformer
+from reference_model.model import MoEBlock, SavedBlock, SavedStep, Transformer
 from reference_model.moe import Gate, SavedMoE
 from reference_model.operators import Site
 from reference_model.operators.routing import gate_scores, gate_scores_backward
@@ -32,9 +32,9 @@ def moe_blocks(model: Transformer) -> list[MoEBlock]:
 
 def saved_choices(saved: SavedStep) -> list[SavedMoE]:
     """What the experts of `moe_blocks` kept of a micro-batch, in the same order."""
-    kept = [block.feed_forward for block in saved.blocks]
-    if saved.prediction is not None:
-        kept.append(saved.prediction.block.feed_forward)
+    blocks = saved.blocks
+    blocks = blocks if saved.prediction is None else [*blocks, saved.prediction.block]
+    kept = [block.feed_forward for block in blocks if isinstance(block, SavedBlock)]
     return [experts for experts in kept if isinstance(experts, SavedMoE)]
 
 

@@ -307,7 +307,7 @@ class InferenceExperts:
         moe, recipe = self.moe, self.recipe
         routed = moe.route(x, ATTENTION)
         shared = feed_forward(moe.shared_experts, routed.x)
-        received = moe.dispatch(routed, rows)
+        received = moe.dispatch(routed, rows, Site("forward", "dispatch"))
         row_source, row_weights, choice_rows, group_sizes = ops.expert_mapping(
             received.indices, received.weights,
             rows=received.rows.expanded, local_experts=self.local_experts,

@@ -78,9 +78,8 @@ class PeerMoE(MoE):
         self.layout: Layout | None = None
         """Of all micro-batches, where it is known beforehand: then no rank asks the others."""
 
-    def dispatch(self, routed: Routed, rows: ExpertRows) -> Received:
+    def dispatch(self, routed: Routed, rows: ExpertRows, site: Site) -> Received:
         """Segment dispatch; how many rows arrive is known only once counts are exchanged."""
-        site = Site("forward", "dispatch")
         layout = self.layout or exchange_layout(
             routed.indices, local_experts=self.local_experts, ranks=distributed.get_world_size()
         )

@@ -16,7 +16,8 @@ from typing import Any
 
 from reference_model.formats import ACTIVATIONS, BITS, weights_of
 
-PHASES = ("forward", "input_grad", "weight_grad")
+PHASES = ("forward", "recompute", "input_grad", "weight_grad")
+"""Passes through a layer in order; "recompute" is its forward once more, before its backward."""
 
 ALL_TO_ALL_KINDS = frozenset({"dispatch", "combine"})
 """Families that exchange tokens between the GPUs that hold their experts."""

@@ -229,8 +229,10 @@ class PeerExperts(InferenceExperts):
         moe = self.moe
         routed = moe.route(x, Site("forward", "attention"))
         # How many rows arrive is known only once the ranks have told each other.
-        received = moe.dispatch(routed, ExpertRows(received=0, expanded=0))
-        out, shared_out, _ = moe.mlp(routed, moe.shared_gate_up(routed), received)
+        unknown = ExpertRows(received=0, expanded=0)
+        received = moe.dispatch(routed, unknown, Site("forward", "dispatch"))
+        mlp = Site("forward", "mlp")
+        out, shared_out, _ = moe.mlp(routed, moe.shared_gate_up(routed, mlp), received, mlp)
         return moe.combine(out, shared_out, received.layout)
 
 

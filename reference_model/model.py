@@ -2,8 +2,8 @@
 
 Readable first and on one device, which holds every expert; on the meta device the same code shows
 what one rank of an expert-parallel group issues. Each layer has three passes, written out kernel by
-kernel: `forward`, `input_grad` (which recomputes norms, the MLA up-projection and SwiGLU), and the
-weight gradients, which `input_grad` returns as objects to run at once or later. The passes of a
+kernel: `forward`, `input_grad` (which recomputes what `Block.recompute` says), and the weight
+gradients, which `input_grad` returns as objects to run at once or later. The passes of a
 mixture-of-experts layer fall into the segments that DualPipe schedules:
 
     forward      attention -> dispatch -> mlp -> combine
@@ -72,15 +72,28 @@ class ResidualStream(NamedTuple):
     """What the last layer adds [T, H]; None where nothing is to be added."""
 
 
+class Normed(NamedTuple):
+    """What both norms of a layer wrote [T, H]."""
+
+    attention: Tensor
+    """Input of attention."""
+    feed_forward: Tensor
+    """Input of the feed-forward."""
+    residual: Tensor
+    """Residual stream before the feed-forward."""
+
+
 @dataclass(slots=True)
 class SavedBlockAttention:
     """What the backward of a layer's first half needs."""
 
     residual: Tensor
     """Residual stream that entered the layer [T, H]."""
-    update: Tensor
-    """What attention added to it [T, H]."""
+    update: Tensor | None
+    """What attention added to it [T, H]; None where `normed` is kept."""
     attention: SavedAttention
+    normed: Normed | None
+    """None where norms are recomputed."""
 
 
 FeedForwardT = TypeVar("FeedForwardT")
@@ -95,8 +108,15 @@ class SavedBlock(Generic[FeedForwardT]):
     """Gate and up projections of a dense one, `SavedMoE` of a mixture of experts."""
 
 
+SavedLayer = SavedBlock[Operand] | SavedBlock[SavedMoE] | Tensor
+"""The same of any layer; of one that is recomputed whole the stream that entered it [T, H]."""
+
+
 class Block(nn.Module):
     """A transformer layer's first half: norm, attention, and the norm before the feed-forward."""
+
+    recompute = "published"
+    """What backward computes again, one of trace.RECOMPUTATIONS."""
 
     def __init__(
         self, config: ModelConfig, *, recipe: Recipe, device: torch.device, split: Split = WHOLE
@@ -112,12 +132,21 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor, SavedBlockAttention]:
         """-> the feed-forward's normed input [T, H], and the residual stream [T, H]."""
         x, residual = self.input_layernorm.add(stream.update, stream.residual, site)
-        update, saved = self.self_attn(x, angles, site)
+        keeps = self.recompute in ("none", "layer")
+        update, saved = self.self_attn(
+            x, angles, site, keep_heads=keeps, keep_out=self.recompute != "attention"
+        )
         normed, total = self.post_attention_layernorm.add(update, residual, site)
-        return normed, total, SavedBlockAttention(residual, update, saved)
+        if keeps:
+            kept = SavedBlockAttention(residual, None, saved, Normed(x, normed, total))
+        else:
+            kept = SavedBlockAttention(residual, update, saved, None)
+        return normed, total, kept
 
-    def recompute_normed(self, saved: SavedBlockAttention, site: Site) -> tuple[Tensor, Tensor]:
-        """The feed-forward's normed input [T, H] again, and the residual stream before it."""
+    def feed_forward_input(self, saved: SavedBlockAttention, site: Site) -> tuple[Tensor, Tensor]:
+        """The feed-forward's normed input [T, H], and the residual stream before it."""
+        if saved.normed is not None:
+            return saved.normed.feed_forward, saved.normed.residual
         again = replace(site, recompute=True)
         return self.post_attention_layernorm.add(saved.update, saved.residual, again)
 
@@ -139,7 +168,10 @@ class Block(nn.Module):
         queries_grad, kv_latent_grad, up_grads = self.self_attn.core_input_grad(
             grad, saved.attention, angles, site
         )
-        x = self.input_layernorm(saved.residual, replace(site, recompute=True))
+        if saved.normed is None:
+            x = self.input_layernorm(saved.residual, replace(site, recompute=True))
+        else:
+            x = saved.normed.attention
         x_grad, down_grads = self.self_attn.latent_input_grad(queries_grad, kv_latent_grad, x, site)
         stream_grad = self.input_layernorm.add_backward(x_grad, grad, saved.residual, site)
         return stream_grad, up_grads + down_grads
@@ -158,26 +190,43 @@ class DenseBlock(Block):
 
     def forward(
         self, stream: ResidualStream, angles: Angles, rows: ExpertRows
-    ) -> tuple[ResidualStream, SavedBlock[Operand]]:
+    ) -> tuple[ResidualStream, SavedBlock[Operand] | Tensor]:
         """One layer; `rows` matter to mixture-of-experts layers only."""
-        normed, residual, saved = self.attention(stream, angles, Site("forward", "attention"))
-        site = Site("forward", "mlp")
+        stream, saved = self._run(stream, angles, "forward")
+        whole = self.recompute == "layer"
+        return stream, saved.attention.residual if whole else saved
+
+    def _run(
+        self, stream: ResidualStream, angles: Angles, phase: str
+    ) -> tuple[ResidualStream, SavedBlock[Operand]]:
+        normed, residual, saved = self.attention(stream, angles, Site.of(phase, "attention"))
+        site = Site.of(phase, "mlp")
         gate_up_proj = self.mlp.gate_up_proj
         x = self.mlp.gather(gate_up_proj.quantize_input(normed, site), "input", site)
         gate_up = gate_up_proj(x, site)
         update = self.mlp.down(gate_up, site)
         return ResidualStream(residual, update), SavedBlock(saved, self.mlp.save(gate_up, site))
 
+    def recomputed(
+        self, saved: SavedBlock[Operand] | Tensor, angles: Angles, rows: ExpertRows
+    ) -> SavedBlock[Operand]:
+        """What backward needs, from the layer's forward once more where all that was kept is the
+        stream that entered it."""
+        if isinstance(saved, SavedBlock):
+            return saved
+        return self._run(ResidualStream(saved, None), angles, "recompute")[1]
+
     def input_grad(
-        self, grad: Tensor, saved: SavedBlock[Operand], angles: Angles, rows: ExpertRows
+        self, grad: Tensor, saved: SavedBlock[Operand] | Tensor, angles: Angles, rows: ExpertRows
     ) -> tuple[Tensor, WeightGrads]:
         """Gradient of both parts of the stream [T, H] -> that of the stream that entered."""
+        saved = self.recomputed(saved, angles, rows)
         site = Site("input_grad", "mlp")
         # In powers of two: the weight gradient turns the tiles around (see operators/casts.py).
         operand = self.mlp.down_proj.quantize_grad(grad, site, power_of_two_scales=True)
         operand = self.mlp.gather(operand, "output", site)
         gate_up_grad, down = self.mlp.down_input_grad(operand, saved.feed_forward, site)
-        normed, residual = self.recompute_normed(saved.attention, site)
+        normed, residual = self.feed_forward_input(saved.attention, site)
         x = self.mlp.gather(Operand(normed, None), "input", replace(site, recompute=True))
         normed_grad, gate_up = self.mlp.gate_up_backward(gate_up_grad, x.values, site)
         stream_grad, attention = self.attention_input_grad(
@@ -203,37 +252,61 @@ class MoEBlock(Block):
 
     def forward(
         self, stream: ResidualStream, angles: Angles, rows: ExpertRows
-    ) -> tuple[ResidualStream, SavedBlock[SavedMoE]]:
+    ) -> tuple[ResidualStream, SavedBlock[SavedMoE] | Tensor]:
         """One layer, its segments one after another."""
         *_, (stream, saved) = self.forward_segments(stream, angles, rows)
-        return stream, saved
+        whole = self.recompute == "layer"
+        return stream, saved.attention.residual if whole else saved
+
+    def recomputed(
+        self, saved: SavedBlock[SavedMoE] | Tensor, angles: Angles, rows: ExpertRows
+    ) -> SavedBlock[SavedMoE]:
+        """What backward needs, from the layer's forward once more where all that was kept is the
+        stream that entered it; the combine is not repeated, as nothing needs its result."""
+        if isinstance(saved, SavedBlock):
+            return saved
+        stream = ResidualStream(saved, None)
+        found: SavedBlock[SavedMoE]
+        *_, found = self.forward_segments(stream, angles, rows, "recompute")
+        return found
 
     def input_grad(
-        self, grad: Tensor, saved: SavedBlock[SavedMoE], angles: Angles, rows: ExpertRows
+        self, grad: Tensor, saved: SavedBlock[SavedMoE] | Tensor, angles: Angles, rows: ExpertRows
     ) -> tuple[Tensor, WeightGrads]:
         """Gradient of both parts of the stream [T, H] -> that of the stream that entered."""
+        saved = self.recomputed(saved, angles, rows)
         _, mlp, _, (stream_grad, attention) = self.input_grad_segments(grad, saved, angles)
         return stream_grad, WeightGrads({"mlp": mlp, "attention": attention})
 
     def forward_segments(
-        self, stream: ResidualStream, angles: Angles, rows: ExpertRows
+        self, stream: ResidualStream, angles: Angles, rows: ExpertRows, phase: str = "forward"
     ) -> Iterator[Any]:
         """One layer as the parts that a schedule places, each issued when asked for: attention,
         dispatch, mlp as far as it needs no dispatched tokens, the rest of it, combine.
 
-        Yields None, and at last what `forward` returns. Until it is dropped, it keeps every tensor
-        that goes from one part to another: parts may run on different streams."""
-        normed, residual, saved = self.attention(stream, angles, Site("forward", "attention"))
-        routed = self.mlp.route(normed, Site("forward", "attention"))
+        Yields None, and at last what `forward` returns; before a backward, which does not need the
+        stream that leaves, what backward needs, after mlp. Until it is dropped, it keeps every
+        tensor that goes from one part to another: parts may run on different streams."""
+        site = Site.of(phase, "attention")
+        normed, residual, saved = self.attention(stream, angles, site)
+        routed = self.mlp.route(normed, site)
         yield None
-        received = self.mlp.dispatch(routed, rows)
+        received = self.mlp.dispatch(routed, rows, Site.of(phase, "dispatch"))
         yield None
-        shared_gate_up = self.mlp.shared_gate_up(routed)
+        shared_gate_up = self.mlp.shared_gate_up(routed, Site.of(phase, "mlp"))
         yield None
-        out, shared_out, saved_moe = self.mlp.mlp(routed, shared_gate_up, received)
+        out, shared_out, saved_moe = self.mlp.mlp(
+            routed, shared_gate_up, received, Site.of(phase, "mlp")
+        )
+        if saved.normed is not None:
+            saved_moe.x = routed.x
+        kept = SavedBlock(saved, saved_moe)
+        if phase == "recompute":
+            yield kept
+            return
         yield None
         update = self.mlp.combine(out, shared_out, received.layout)
-        yield ResidualStream(residual, update), SavedBlock(saved, saved_moe)
+        yield ResidualStream(residual, update), kept
 
     def input_grad_segments(
         self, grad: Tensor, saved: SavedBlock[SavedMoE], angles: Angles
@@ -245,7 +318,7 @@ class MoEBlock(Block):
         cast = self.mlp.quantize_grad(grad)
         received_grad = self.mlp.combine_input_grad(cast, saved.feed_forward)
         yield None
-        normed, residual = self.recompute_normed(saved.attention, Site("input_grad", "mlp"))
+        normed, residual = self.feed_forward_input(saved.attention, Site("input_grad", "mlp"))
         x_grad, shared_x_grad, received_weights_grad, mlp = self.mlp.mlp_input_grad(
             cast, received_grad, normed, saved.feed_forward
         )
@@ -314,6 +387,8 @@ class SavedHead:
 
     total: Tensor
     """Residual stream [T, H]."""
+    normed: Tensor | None
+    """The same normed [T, H]; None where norms are recomputed."""
     logits: Tensor
     """[T, V]"""
     targets: Tensor
@@ -363,14 +438,20 @@ class Head(HighPrecisionLinear):
 
 
 def head_loss(
-    norm: RMSNorm, head: Head, stream: ResidualStream, targets: Tensor
+    norm: RMSNorm,
+    head: Head,
+    stream: ResidualStream,
+    targets: Tensor,
+    *,
+    recompute: str = "published",
 ) -> tuple[Tensor, Tensor, SavedHead]:
     """Norm, head and cross-entropy of `targets` [T] -> mean loss, normed stream [T, H]."""
     site = Site("forward", "head")
     normed, total = norm.add(stream.update, stream.residual, site)
     logits = head(head.gather(normed, site), site)
     loss, log_sum = head.loss(logits, targets, site)
-    return loss, normed, SavedHead(total, logits, targets, log_sum)
+    kept = normed if recompute == "none" else None
+    return loss, normed, SavedHead(total, kept, logits, targets, log_sum)
 
 
 def head_input_grad(
@@ -386,7 +467,8 @@ def head_input_grad(
     """
     site = Site("input_grad", "head")
     again = replace(site, recompute=True)
-    normed = head.gather(norm(saved.total, again), again)
+    own = norm(saved.total, again) if saved.normed is None else saved.normed
+    normed = head.gather(own, again)
     logits_grad = head.loss_backward(saved, site("cross_entropy.input_grad"), weight=weight)
     grad = head.group.scatter(head.input_grad(logits_grad, site), "head", site)
     if normed_grad is not None:
@@ -406,8 +488,10 @@ class SavedPrediction:
     """Normed stream of the main model [T, H]."""
     embedded: Tensor
     """Embeddings of the next tokens [T, H]."""
+    joined: Tensor | None
+    """Both normed, side by side [T, 2 H]; None where norms are recomputed."""
     tokens: Tensor
-    block: SavedBlock[SavedMoE]
+    block: SavedBlock[SavedMoE] | Tensor
     head: SavedHead
 
 
@@ -430,15 +514,16 @@ class MultiTokenPrediction(nn.Module):
 
     def forward(
         self, hidden: Tensor, embedded: Tensor, angles: Angles, rows: ExpertRows
-    ) -> tuple[ResidualStream, SavedBlock[SavedMoE]]:
+    ) -> tuple[ResidualStream, SavedBlock[SavedMoE] | Tensor, Tensor]:
         """Normed stream [T, H] of the main model, embeddings of the next tokens [T, H] -> the
-        stream that `norm` and the shared head turn into logits of the tokens after those."""
+        stream that `norm` and the shared head turn into logits of the tokens after those, what
+        backward needs, and both inputs normed, side by side."""
         site = Site("forward", "mtp")
         joined = self._joined(hidden, embedded, site)
         projected = self.eh_proj(self.eh_proj.quantize_input(joined, site), site)
         stream: ResidualStream
         stream, saved = self.block(ResidualStream(projected, None), angles, rows)
-        return stream, saved
+        return stream, saved, joined
 
     def loss(
         self,
@@ -454,9 +539,11 @@ class MultiTokenPrediction(nn.Module):
         """Mean loss of `targets` [T], the tokens after `tokens` [T], which follow those of
         `hidden` [T, H]."""
         embedded = embedding(tokens)
-        stream, saved_block = self.forward(hidden, embedded, angles, rows)
-        loss, _, saved_head = head_loss(self.norm, head, stream, targets)
-        return loss, SavedPrediction(hidden, embedded, tokens, saved_block, saved_head)
+        stream, saved_block, joined = self.forward(hidden, embedded, angles, rows)
+        recompute = self.block.recompute
+        loss, _, saved_head = head_loss(self.norm, head, stream, targets, recompute=recompute)
+        kept = joined if recompute == "none" else None
+        return loss, SavedPrediction(hidden, embedded, kept, tokens, saved_block, saved_head)
 
     def input_grad(
         self,
@@ -474,7 +561,9 @@ class MultiTokenPrediction(nn.Module):
         )
         grad, block_grads = self.block.input_grad(grad, saved.block, angles, rows)
         site = Site("input_grad", "mtp")
-        joined = self._joined(saved.hidden, saved.embedded, replace(site, recompute=True))
+        joined = saved.joined
+        if joined is None:
+            joined = self._joined(saved.hidden, saved.embedded, replace(site, recompute=True))
         joined_grad, projection = self.eh_proj.backward(grad, joined, site)
         columns = saved.hidden.shape[1]
         embedded_grad = self.enorm.backward(joined_grad[:, :columns], saved.embedded, site)
@@ -515,7 +604,7 @@ class SavedStep:
 
     tokens: Tensor
     """Those that the embedding read [T]."""
-    blocks: list[SavedBlock[Operand] | SavedBlock[SavedMoE]]
+    blocks: list[SavedLayer]
     head: SavedHead | None
     """None where another stage has it."""
     prediction: SavedPrediction | None
@@ -627,7 +716,10 @@ class Transformer(nn.Module):
     def _run_layers(
         self, tokens: Tensor
     ) -> tuple[
-        ResidualStream, list[SavedBlock[Operand] | SavedBlock[SavedMoE]], Angles, ExpertRows
+        ResidualStream,
+        list[SavedLayer],
+        Angles,
+        ExpertRows,
     ]:
         if tokens.dim() != 2 or tokens.shape[1] < 1:
             raise ValueError(

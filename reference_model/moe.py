@@ -345,6 +345,8 @@ class SavedMoE:
     """[T, 2 I of the shared experts]"""
     rows: ExpertRows
     layout: Layout | None
+    x: Operand | None = None
+    """Input as it was dispatched [T, H]; None where it is cast again."""
 
 
 class MoE(nn.Module):
@@ -378,9 +380,8 @@ class MoE(nn.Module):
         """x [T, H] as it is dispatched: with powers of two as scales (Report, 3.3.3)."""
         return self.recipe.quantize(x, site("moe.quantize_input"), power_of_two_scales=True)
 
-    def dispatch(self, routed: Routed, rows: ExpertRows) -> Received:
+    def dispatch(self, routed: Routed, rows: ExpertRows, site: Site) -> Received:
         """Segment dispatch: send tokens to the ranks of their experts."""
-        site = Site("forward", "dispatch")
         ops.dispatch_layout(
             routed.indices, experts=self.config.n_routed_experts, site=site("moe.dispatch_layout")
         )
@@ -391,20 +392,18 @@ class MoE(nn.Module):
         values = Operand(x, None if routed.x.scales is None else scales)
         return Received(values, indices, weights, rows, layout=None)
 
-    def shared_gate_up(self, routed: Routed) -> Tensor:
+    def shared_gate_up(self, routed: Routed, site: Site) -> Tensor:
         """Segment mlp, as far as it needs no dispatched tokens: gate and up projections of the
         shared experts [T, 2 I]."""
-        site = Site("forward", "mlp")
         x = self.shared_experts.gather(routed.x, "input", site)
         gate_up: Tensor = self.shared_experts.gate_up_proj(x, site)
         return gate_up
 
     def mlp(
-        self, routed: Routed, shared_gate_up: Tensor, received: Received
+        self, routed: Routed, shared_gate_up: Tensor, received: Received, site: Site
     ) -> tuple[Tensor, Tensor, SavedMoE]:
         """The rest of segment mlp: outputs of received tokens [D, H], and of the shared experts
         [T, H]."""
-        site = Site("forward", "mlp")
         out, gate_up, saved_experts = self.experts(
             self._of_group(received, site), received.rows, site
         )
@@ -463,7 +462,8 @@ class MoE(nn.Module):
         x_grad = self.group.scatter(x_grad, "experts", site)
         weights_grad = self.group.scatter(weights_grad, "experts.weights", site)
         again = replace(site, recompute=True)
-        x_cast = shared.gather(self.quantize_input(x, again), "input", again)
+        own = self.quantize_input(x, again) if saved.x is None else saved.x
+        x_cast = shared.gather(own, "input", again)
         shared_x_grad, shared_gate_up = shared.gate_up_input_grad(shared_grad, x_cast, site)
         return x_grad, shared_x_grad, weights_grad, [shared_down, routed, shared_gate_up]
 

@@ -21,6 +21,7 @@ from reference_model.calls import Recorded, describe_call
 from reference_model.config import ModelConfig
 from reference_model.layers import RMSNorm, Weight, gradient, rotary_angles
 from reference_model.model import (
+    Block,
     DenseBlock,
     Embedding,
     Head,
@@ -101,6 +102,7 @@ def record_layer(
     *,
     recipe: Recipe,
     split: Split = WHOLE,
+    recompute: str = "published",
 ) -> LayerRecord:
     """Run one layer of `layer_kind` on the meta device and record what it issues.
 
@@ -110,10 +112,19 @@ def record_layer(
     the very first layer's does not. Sizes are those of the config; values do not exist."""
     meta = torch.device("meta")
     layer = LAYERS[layer_kind](config, workload, recipe, meta, split)
+    layer.recompute = recompute
+    choose_recomputation(layer, recompute)
     prepare_weights(layer)
     with torch.no_grad(), OperatorRecorder() as recorder:
         saved = layer.run()
     return LayerRecord(recorder.recorded, recorder.others, saved)
+
+
+def choose_recomputation(module: nn.Module, recompute: str) -> None:
+    """Choose what the backward of every layer computes again, one of RECOMPUTATIONS."""
+    for child in module.modules():
+        if isinstance(child, Block):
+            child.recompute = recompute
 
 
 def prepare_weights(module: nn.Module) -> None:
@@ -129,6 +140,8 @@ def prepare_weights(module: nn.Module) -> None:
 
 class Layer(nn.Module):
     """A layer and what enters it; `run` takes it through its passes."""
+
+    recompute = "published"
 
     def __init__(
         self,
@@ -184,11 +197,14 @@ class _BlockLayer(Layer):
     def run(self) -> dict[str, int]:
         stream = ResidualStream(self.hidden(), self.hidden())
         _, saved = self.block(stream, self.angles, self.rows)
-        after_forward = _kept(saved)
+        kept = {"forward": _kept(saved)}
+        if self.recompute == "layer":
+            saved = self.block.recomputed(saved, self.angles, self.rows)
+            kept["recompute"] = _kept(saved)
         _, weight_grads = self.block.input_grad(self.hidden(), saved, self.angles, self.rows)
-        after_input_grad = _kept(weight_grads)
+        kept["input_grad"] = _kept(weight_grads)
         weight_grads.run()
-        return {"forward": after_forward, "input_grad": after_input_grad}
+        return kept
 
 
 class _DenseLayer(_BlockLayer):
@@ -225,13 +241,16 @@ class _PredictionLayer(Layer):
             angles=self.angles,
             rows=self.rows,
         )
-        after_forward = _kept(saved)
+        kept = {"forward": _kept(saved)}
+        if self.recompute == "layer":
+            saved.block = self.mtp.block.recomputed(saved.block, self.angles, self.rows)
+            kept["recompute"] = _kept(saved)
         _, weight_grads = self.mtp.input_grad(
             saved, self.embedding, self.head, self.angles, self.rows, weight=1.0
         )
-        after_input_grad = _kept(weight_grads)
+        kept["input_grad"] = _kept(weight_grads)
         weight_grads.run()
-        return {"forward": after_forward, "input_grad": after_input_grad}
+        return kept
 
 
 class _HeadLayer(Layer):
@@ -244,7 +263,7 @@ class _HeadLayer(Layer):
 
     def run(self) -> dict[str, int]:
         stream = ResidualStream(self.hidden(), self.hidden())
-        _, _, saved = head_loss(self.norm, self.head, stream, self.tokens)
+        _, _, saved = head_loss(self.norm, self.head, stream, self.tokens, recompute=self.recompute)
         after_forward = _kept(saved)
         # A multi-token prediction module reads the normed stream too and returns its gradient. A
         # model without one issues the same less the addition (trace.py, `MTP_ALONE`).
@@ -315,7 +334,12 @@ def workloads(split: Split) -> tuple[list[Workload], Workload]:
 
 
 def record_trace(
-    config: ModelConfig, *, model: str, recipe: Recipe, split: Split = WHOLE
+    config: ModelConfig,
+    *,
+    model: str,
+    recipe: Recipe,
+    split: Split = WHOLE,
+    recompute: str = "published",
 ) -> OperatorTrace:
     """Record one training micro-batch of every kind of layer, on the meta device.
 
@@ -332,7 +356,7 @@ def record_trace(
     saved: dict[tuple[str, str], Affine] = {}
     for kind in LAYER_KINDS:
         *records, unseen = (
-            record_layer(config, kind, point, recipe=recipe, split=split)
+            record_layer(config, kind, point, recipe=recipe, split=split, recompute=recompute)
             for point in (*points, unseen_point)
         )
         solved = solve_layer(
@@ -355,6 +379,7 @@ def record_trace(
         job="train",
         recipe=recipe.name,
         split=split,
+        recompute=recompute,
         templates=templates,
         saved=saved,
     )

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ __all__ = [
     "LAYER_KINDS",
     "MTP_ALONE",
     "PHASES",
+    "RECOMPUTATIONS",
     "TILE",
     "TRACE_FOLDER",
     "VARIABLES",
@@ -76,20 +77,34 @@ LAYER_KINDS = ("embedding", "dense", "moe", "mtp", "head")
 MTP_ALONE = ("head.add_input_grads",)
 """Operators of other layers that are there for multi-token prediction alone: the head adds the
 gradient that its module returns."""
+RECOMPUTATIONS = ("published", "none", "attention", "layer")
+"""What the backward of a layer computes again in the place of keeping it.
+
+published   norms, the MLA up-projection (queries, keys and values of all heads) and SwiGLU (Report,
+            3.2.3)
+none        nothing of it but SwiGLU, whose backward kernels work it out in any case
+attention   what the Report does, and the output of the attention core
+layer       all of the layer's forward but the combine that ends it, from the residual stream
+"""
 FORMAT = "dsv3sim-operator-trace-2"
 TRACE_FOLDER = Path(__file__).parent / "traces"
 """Traces of the shipped configs, named as `trace_name` has it."""
 JOBS = ("train", "prefill", "decode")
 
 
-def trace_name(model: str, job: str, recipe: str, split: Split = WHOLE) -> str:
-    """Name of the file of a trace: <model>.<job>.jsonl in FP8, with the recipe where it is another,
-    and with the GPUs that share a layer: <model>.tp2.train.jsonl, <model>.tp4etp2.train.jsonl.
+def trace_name(
+    model: str, job: str, recipe: str, split: Split = WHOLE, recompute: str = "published"
+) -> str:
+    """Name of the file of a trace: <model>.<job>.jsonl, with the recipe where it is not FP8, with
+    the GPUs that share a layer (<model>.tp4etp2.train.jsonl), and with what is recomputed where
+    that is not the published selection (<model>.train.recompute_layer.jsonl).
 
     The model is that of a shipped config, or a digest of shapes (`user_trace_folder`)."""
     experts = f"etp{split.expert_tensor}" if split.expert_tensor > 1 else ""
-    parts = "" if split == WHOLE else f".tp{split.tensor}{experts}"
-    return f"{model}{parts}.{job}{'' if recipe == 'fp8' else f'.{recipe}'}.jsonl"
+    parts = [] if split == WHOLE else [f"tp{split.tensor}{experts}"]
+    others = [recipe] if recipe != "fp8" else []
+    others += [f"recompute_{recompute}"] if recompute != "published" else []
+    return ".".join([model, *parts, job, *others, "jsonl"])
 
 
 def user_trace_folder() -> Path:
@@ -156,11 +171,14 @@ class OperatorTrace:
     """Precision recipe: "fp8", "bfloat16" or "float32"."""
     split: Split = WHOLE
     """GPUs that share a layer; tokens and received rows are those of one of them."""
+    recompute: str = "published"
+    """What backward computes again, one of RECOMPUTATIONS."""
     templates: Mapping[tuple[str, str], tuple[OperatorTemplate, ...]] = field(default_factory=dict)
     """(layer kind, phase) -> operators in issue order."""
     saved: Mapping[tuple[str, str], Affine] = field(default_factory=dict)
     """(layer kind, phase) -> bytes that one layer keeps once the phase is over: after "forward"
-    what the input gradient needs, after "input_grad" what the weight gradient still needs."""
+    what it keeps till its backward, after "recompute" what the input gradient needs where that is
+    more, after "input_grad" what the weight gradient still needs."""
 
     def operators(
         self,
@@ -214,6 +232,17 @@ class OperatorTrace:
             }
         )
 
+    def beside(self, others: Iterable[OperatorTrace]) -> OperatorTrace:
+        """This trace with the layers of others that recompute something else, as kinds of their
+        own: "moe/layer" is a mixture-of-experts layer that recomputes all of itself."""
+        templates, saved = dict(self.templates), dict(self.saved)
+        for other in others:
+            for (kind, phase), section in other.templates.items():
+                templates[f"{kind}/{other.recompute}", phase] = section
+            for (kind, phase), size in other.saved.items():
+                saved[f"{kind}/{other.recompute}", phase] = size
+        return replace(self, templates=templates, saved=saved)
+
     def without_mtp(self) -> OperatorTrace:
         """What a model of the same shapes without multi-token prediction issues."""
         templates = {
@@ -245,6 +274,7 @@ def save_trace(trace: OperatorTrace, path: Path) -> None:
         "shape_digest": trace.shape_digest,
         "job": trace.job,
         "recipe": trace.recipe,
+        **({"recompute": trace.recompute} if trace.recompute != "published" else {}),
         "variables": list(VARIABLES),
         **({} if trace.split == WHOLE else trace.split._asdict()),
     }
@@ -279,6 +309,7 @@ def load_trace(path: Path) -> OperatorTrace:
         job=header["job"],
         recipe=header["recipe"],
         split=split_of(header),
+        recompute=header.get("recompute", "published"),
         templates={key: tuple(templates) for key, templates in sections.items()},
         saved=saved,
     )
@@ -290,7 +321,8 @@ def split_of(header: Mapping[str, Any]) -> Split:
 
 
 def trace_header(path: Path) -> dict[str, Any]:
-    """What a trace says it is of: model, shape_digest, job, recipe and the GPUs of `Split`.
+    """What a trace says it is of: model, shape_digest, job, recipe, the GPUs of `Split` and what
+    is recomputed.
 
     Raises ValueError where the file is no trace."""
     with path.open(encoding="utf-8") as file:

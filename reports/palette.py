@@ -23,6 +23,7 @@ WORK_COLOURS: Mapping[str, str] = {
 
 PHASES: Mapping[str, str] = {
     "forward": "forward (F)",
+    "recompute": "forward again",
     "input_grad": "input gradient (B)",
     "weight_grad": "weight gradient (W)",
 }
@@ -30,6 +31,7 @@ PHASES: Mapping[str, str] = {
 
 PHASE_COLOURS: Mapping[str, str] = {
     "forward": WORK_COLOURS["F"],
+    "recompute": "#9dbad9",
     "input_grad": WORK_COLOURS["B"],
     "weight_grad": WORK_COLOURS["W"],
 }

@@ -21,11 +21,16 @@ class Site:
     """Where operators are called from: `site("q_a_proj")` names one call."""
 
     phase: str
-    """forward, input_grad or weight_grad: the pass that issues the operator."""
+    """The pass that issues the operator, one of kinds.PHASES."""
     segment: str
     """The schedulable part of the layer."""
     recompute: bool = False
     """True in a backward that repeats a forward operator."""
+
+    @classmethod
+    def of(cls, phase: str, segment: str) -> "Site":
+        """In a forward, the first time or again before the backward of a layer."""
+        return cls(phase, segment, recompute=phase == "recompute")
 
     def __call__(self, name: str) -> str:
         return f"{self.phase}:{self.segment}:{name}{':recompute' if self.recompute else ''}"

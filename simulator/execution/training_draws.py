@@ -44,7 +44,7 @@ from simulator.execution.training_ranks import (
 )
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.prediction import NORMAL_80, Prediction
-from simulator.workload.layout import Stage
+from simulator.workload.layout import Stage, kind_of
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.order import OVERLAPPED, WEIGHT_GRADIENT
 from simulator.workload.skew import Single, clock_times, slow_machines
@@ -449,7 +449,7 @@ class _Drawing:
         schedule, stages = self.run.schedule, self.run.stages
         held = held_activations(schedule, rank)
         uneven = np.array(
-            [sum(kind in WITH_ROWS for kind in stages[stage]) for stage in held.stages]
+            [sum(kind_of(layer) in WITH_ROWS for layer in stages[stage]) for stage in held.stages]
         )
         if self.job.skew.rows.changes != "micro_batch":
             return int(uneven.sum())

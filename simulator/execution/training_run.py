@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from hardware_profiles.schema import GpuProfile
 from hardware_profiles.units import Seconds
-from reference_model.config import ModelConfig
 from reference_model.trace import OperatorTrace
 from simulator.execution.expert_reach import expert_reach
 from simulator.execution.other_schedules import fitting_schedules
@@ -31,7 +30,13 @@ from simulator.scenario.files import Scenario, by_name, check_names
 from simulator.scenario.training import TrainingJob
 from simulator.workload.chunk import OperatorsOf, with_state
 from simulator.workload.context_parallel import check_pieces, operators_of_part
-from simulator.workload.layout import ParallelLayout, explicit_stages, model_layers
+from simulator.workload.layout import (
+    ParallelLayout,
+    explicit_stages,
+    model_layers,
+    parse_stage,
+    recomputations_of,
+)
 from simulator.workload.load import Load
 from simulator.workload.memory import (
     Infeasible,
@@ -42,6 +47,7 @@ from simulator.workload.memory import (
     parameter_copies,
 )
 from simulator.workload.recipes import TRAINED, check_multiplied
+from simulator.workload.recorded import TraceOf
 from simulator.workload.schedules.files import is_schedule_file
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.known import SCHEDULES, build_schedule
@@ -136,9 +142,23 @@ def _virtual_stages(job: TrainingJob, microbatches: int) -> int | None:
     return found
 
 
-def simulate_training(
-    scenario: Scenario, trace_of: Callable[[ModelConfig, str, str], OperatorTrace], *, unfold: bool
-) -> TrainingRun:
+def layers_of_job(
+    scenario: Scenario, job: TrainingJob, trace_of: TraceOf
+) -> tuple[OperatorTrace, list[str]]:
+    """The trace of the job's layers, and those among them that stages say recompute something of
+    their own."""
+    texts = () if isinstance(job.stages, str) else job.stages
+    listed = [stage for text in texts if "|" not in text for stage in parse_stage(text)]
+    others = recomputations_of(listed)
+    usual, *own = (
+        trace_of(scenario.model, "train", job.recipe, recompute=choice)
+        for choice in (job.recompute, *others)
+    )
+    layers = dict.fromkeys(layer for stage in listed for layer in stage if "/" in layer)
+    return usual.beside(own), list(layers)
+
+
+def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) -> TrainingRun:
     """Simulate one optimizer step.
 
     Args:
@@ -163,7 +183,7 @@ def simulate_training(
     in_one_round = sequences_in_one_round(job, layout)
     microbatches = job.global_batch_sequences // in_one_round
     virtual_stages = _virtual_stages(job, microbatches)
-    trace = trace_of(scenario.model, "train", job.recipe)
+    trace, of_stages = layers_of_job(scenario, job, trace_of)
     experts = scenario.model.n_routed_experts
     reach = expert_reach(
         np.arange(experts + job.experts.redundant) % experts,
@@ -186,7 +206,7 @@ def simulate_training(
 
     def memory_of_layers(load: Load) -> dict[str, LayerMemory]:
         parts = operators_of_part(trace, load, job.context_parallel)
-        return layer_memory(scenario.model, trace, parts, load, layers)
+        return layer_memory(scenario.model, trace, parts, load, [*layers, *of_stages])
 
     usual_layers = memory_of_layers(load_at(1.0))
 

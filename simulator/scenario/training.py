@@ -93,6 +93,9 @@ class TrainingJob(Profile):
     )
     """Precision of the products and of what they keep: one of simulator.workload.recipes.RECIPES;
     "bf16" is read as bfloat16."""
+    recompute: Literal["published", "none", "attention", "layer"] = "published"
+    """What the backward of a layer computes again in the place of keeping it: one of
+    reference_model.trace.RECOMPUTATIONS. A layer of `stages` may say otherwise: "4 moe/layer"."""
     optimizer: OptimizerTypes = OptimizerTypes()
     zero: Literal[0, 1, 2, 3] = 1
     """Stage of ZeRO: what GPUs with the same parameters share out. 0: nothing. 1: master weights

@@ -12,15 +12,17 @@ output gradients to the experts and dispatch(B) the input gradients back. Waits:
     dispatch(B) for mlp(B)               attn(B) for dispatch(B)
 
 The input gradient of a head, which has no mlp, takes the place of mlp(B). A chunk that runs alone
-keeps the waits and loses the other chunk's cover.
+keeps the waits and loses the other chunk's cover. A layer that is recomputed whole passes through
+attention, dispatch and mlp once more before its combine(B), with nothing of the other chunk beside
+its dispatch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from reference_model.trace import Operator, OperatorTrace
-from simulator.workload.layout import Stage
+from reference_model.trace import PHASES, Operator, OperatorTrace
+from simulator.workload.layout import Stage, kind_of
 from simulator.workload.load import Load
 from simulator.workload.state_tasks import (
     GRADIENTS,
@@ -31,7 +33,7 @@ from simulator.workload.state_tasks import (
 )
 from simulator.workload.task_graph import GraphBuilder, Stream, TaskGraph
 
-FORWARD, INPUT_GRAD, WEIGHT_GRAD = "forward", "input_grad", "weight_grad"
+FORWARD, RECOMPUTE, INPUT_GRAD, WEIGHT_GRAD = PHASES
 
 Operators = Sequence[Operator]
 
@@ -72,7 +74,7 @@ def exchanged_kinds(unit: Sequence[str], alone: Sequence[str]) -> tuple[str, ...
     Args:
         alone: held for multi-token prediction alone.
     """
-    return (*unit, *(alone if "mtp" in unit else ()))
+    return (*unit, *(alone if "mtp" in map(kind_of, unit) else ()))
 
 
 def units_of(stage: Stage) -> list[tuple[str, ...]]:
@@ -227,9 +229,6 @@ def lower_chunk(
         of_state(in_slots_b, GRADIENTS, tasks.reduce),
     )
 
-    def casts(operators: Operators) -> list[Operator]:
-        return [operator for operator in operators if not is_state_collective(operator)]
-
     for slot, (at_f, at_b, forward_unit, backward_unit) in enumerate(slots):
         both = pair and bool(forward_unit) and bool(backward_unit)
         ahead = [_segments(operators(kind, FORWARD)) for kind in forward_unit]
@@ -242,26 +241,28 @@ def lower_chunk(
         layer_b = build.layer(f"{'+'.join(backward_unit)} B{at_b}") if backward_unit else None
         layer_f = build.layer(f"{'+'.join(forward_unit)} F{at_f}") if forward_unit else None
 
-        def gather(parts: list[dict[str, list[Operator]]], segment: str) -> list[Operator]:
-            return [operator for part in parts for operator in part[segment]]
-
         layer = layer_b if layer_f is None else layer_f
         ready = exchange.begin(slot, layer)
-        communicates_b = bool(gather(back, COMBINE))
-        communicates_f = bool(gather(ahead, DISPATCH))
+        communicates_b = bool(_gather(back, COMBINE))
+        communicates_f = bool(_gather(ahead, DISPATCH))
         # Communication is covered when the other chunk computes meanwhile, or when this chunk's
         # own weight gradients run under its transfers.
+        again = [o for kind in reversed(backward_unit) for o in operators(kind, RECOMPUTE)]
+        stored = _casts(gathered_b[slot])
+        recomputed = _again(
+            build, again, stored, layer_b, micro_batch=backward_number, after=(returned, *ready)
+        )
         carried = build.add(
-            build.block(gather(back, COMBINE)),
+            build.block(_gather(back, COMBINE)),
             Stream.COMMUNICATION,
             layer_b,
             micro_batch=backward_number,
-            after=(returned,),
+            after=(returned, recomputed),
             overlapped=both,
         )
         exchange.alongside(slot, layer)
         attended = build.add(
-            build.block([*casts(gathered_f[slot]), *gather(ahead, ATTENTION)]),
+            build.block([*_casts(gathered_f[slot]), *_gather(ahead, ATTENTION)]),
             Stream.COMPUTE,
             layer_f,
             micro_batch=0,
@@ -269,7 +270,7 @@ def lower_chunk(
             overlapped=both and communicates_b,
         )
         sent = build.add(
-            build.block(gather(ahead, DISPATCH)),
+            build.block(_gather(ahead, DISPATCH)),
             Stream.COMMUNICATION,
             layer_f,
             micro_batch=0,
@@ -277,7 +278,7 @@ def lower_chunk(
             overlapped=both,
         )
         computed_b = build.add(
-            build.block([*casts(gathered_b[slot]), *gather(back, MLP)]),
+            build.block([*([] if again else stored), *_gather(back, MLP)]),
             Stream.COMPUTE,
             layer_b,
             micro_batch=backward_number,
@@ -285,21 +286,21 @@ def lower_chunk(
             overlapped=both and communicates_f,
         )
         received = build.add(
-            build.block(gather(back, DISPATCH)),
+            build.block(_gather(back, DISPATCH)),
             Stream.COMMUNICATION,
             layer_b,
             micro_batch=backward_number,
             after=(computed_b,),
-            overlapped=both or bool(gather(late, MLP)),
+            overlapped=both or bool(_gather(late, MLP)),
         )
         build.add(
-            build.block(gather(late, MLP)),
+            build.block(_gather(late, MLP)),
             Stream.COMPUTE,
             layer_b,
             micro_batch=backward_number,
             overlapped=communicates_b,
         )
-        mlp = gather(ahead, MLP)
+        mlp = _gather(ahead, MLP)
         own = _routed_start(mlp) if communicates_f else 0
         build.add(
             build.block(mlp[:own]),
@@ -318,7 +319,7 @@ def lower_chunk(
             overlapped=both and communicates_b,
         )
         combined = build.add(
-            build.block(gather(ahead, COMBINE)),
+            build.block(_gather(ahead, COMBINE)),
             Stream.COMMUNICATION,
             layer_f,
             micro_batch=0,
@@ -326,7 +327,7 @@ def lower_chunk(
             overlapped=both,
         )
         returned = build.add(
-            build.block(gather(back, ATTENTION)),
+            build.block(_gather(back, ATTENTION)),
             Stream.COMPUTE,
             layer_b,
             micro_batch=backward_number,
@@ -334,7 +335,7 @@ def lower_chunk(
             overlapped=both and communicates_f,
         )
         build.add(
-            build.block(gather(late, ATTENTION)),
+            build.block(_gather(late, ATTENTION)),
             Stream.COMPUTE,
             layer_b,
             micro_batch=backward_number,
@@ -350,6 +351,47 @@ def _state_of(
     """What exchanges the parameters or gradients of the layers that share a slot."""
     kinds = exchanged_kinds(unit, tasks.with_mtp)
     return [operator for kind in kinds for operator in operators(kind, what)]
+
+
+def _gather(parts: Sequence[Mapping[str, list[Operator]]], segment: str) -> list[Operator]:
+    """The operators of a segment, layer after layer."""
+    return [operator for part in parts for operator in part[segment]]
+
+
+def _casts(operators: Operators) -> list[Operator]:
+    """Of what exchanges and casts a layer's state, the casts."""
+    return [operator for operator in operators if not is_state_collective(operator)]
+
+
+def _again(
+    build: GraphBuilder,
+    operators: Operators,
+    stored: Operators,
+    layer: int | None,
+    *,
+    micro_batch: int,
+    after: Sequence[int | None],
+) -> int | None:
+    """The forward of layers once more, part by part, after the casts of weights that it reads; the
+    last of its tasks, None where nothing is repeated."""
+    parts = _segments(operators)
+    parts[ATTENTION] = [*stored, *parts[ATTENTION]]
+    done = None
+    for segment, stream in (
+        (ATTENTION, Stream.COMPUTE),
+        (DISPATCH, Stream.COMMUNICATION),
+        (MLP, Stream.COMPUTE),
+    )[: 3 if operators else 0]:
+        done = build.add(
+            build.block(parts[segment]),
+            stream,
+            layer,
+            micro_batch=micro_batch,
+            after=after,
+            overlapped=False,
+        )
+        after = (done,)
+    return done
 
 
 def lower_weights(

@@ -1,25 +1,38 @@
 """Map layers to pipeline stages, and ranks to pipeline, data and expert groups.
 
-A stage is a tuple of layer kinds in forward order, e.g. ("embedding", "dense", "moe"). A scenario
-spells the stages out, or leaves the choice to execution.stages, which looks among the splits that
-`even_splits` finds for the one whose step is shortest.
+A stage is a tuple of layers in forward order, each a layer kind, e.g. ("embedding", "dense",
+"moe"), with a slash and what it recomputes where that is not the job's choice: "moe/layer". A
+scenario spells the stages out, or leaves the choice to execution.stages, which looks among the
+splits that `even_splits` finds for the one whose step is shortest.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import groupby, pairwise, product
 
 from reference_model.config import ModelConfig
+from reference_model.trace import RECOMPUTATIONS
 from simulator.workload.experts import check_slots
 
 LAYER_KINDS = ("embedding", "dense", "moe", "mtp", "head")
 
 Stage = tuple[str, ...]
+
+
+def kind_of(layer: str) -> str:
+    """The kind of a layer of a stage: "moe" of "moe/layer"."""
+    return layer.partition("/")[0]
+
+
+def recomputations_of(stages: Iterable[Stage]) -> tuple[str, ...]:
+    """What layers of the stages recompute that say so: "layer" of "moe/layer"."""
+    found = (layer.partition("/")[2] for stage in stages for layer in stage)
+    return tuple(dict.fromkeys(choice for choice in found if choice))
 
 
 def layer_counts(config: ModelConfig) -> dict[str, int]:
@@ -41,16 +54,24 @@ def parse_stage(text: str) -> list[Stage]:
         ValueError: the text has another form or names an unknown layer kind.
     """
     allowed = (
-        f'allowed: "N kind + N kind", optionally "N x (...)", of the kinds {", ".join(LAYER_KINDS)}'
+        f'allowed: "N kind + N kind", optionally "N x (...)", of the kinds '
+        f"{', '.join(LAYER_KINDS)}; after dense, moe and mtp optionally what the layer recomputes: "
+        f'"moe/layer", of {", ".join(RECOMPUTATIONS)}'
     )
     repeated = re.fullmatch(r"\s*(\d+)\s*x\s*\((.*)\)\s*", text)
     times, body = (int(repeated[1]), repeated[2]) if repeated else (1, text)
     layers: list[str] = []
     for part in body.split("+"):
-        matched = re.fullmatch(r"\s*(?:(\d+)\s+)?([a-z]+)\s*", part)
-        if matched is None or matched[2] not in LAYER_KINDS:
+        matched = re.fullmatch(r"\s*(?:(\d+)\s+)?([a-z]+)(?:/([a-z]+))?\s*", part)
+        if (
+            matched is None
+            or matched[2] not in LAYER_KINDS
+            or (matched[3] and matched[2] not in ("dense", "moe", "mtp"))
+            or (matched[3] and matched[3] not in RECOMPUTATIONS)
+        ):
             raise ValueError(f"stage {text!r}: cannot read {part.strip()!r}; {allowed}")
-        layers += [matched[2]] * int(matched[1] or 1)
+        layer = f"{matched[2]}/{matched[3]}" if matched[3] else matched[2]
+        layers += [layer] * int(matched[1] or 1)
     return [tuple(layers)] * times
 
 
@@ -119,7 +140,8 @@ def explicit_stages(texts: Sequence[str], *, config: ModelConfig, stages: int) -
             f"stages: {len(layout)} are listed; the pipeline has {stages}; "
             "stages=default chooses them"
         )
-    found, wanted = Counter(kind for stage in layout for kind in stage), layer_counts(config)
+    placed = [kind_of(layer) for stage in layout for layer in stage]
+    found, wanted = Counter(placed), layer_counts(config)
     for kind, count in wanted.items():
         if found[kind] != count:
             raise ValueError(
@@ -127,7 +149,7 @@ def explicit_stages(texts: Sequence[str], *, config: ModelConfig, stages: int) -
                 "stages=default places them"
             )
     rank_of = {"embedding": 0, "dense": 1, "moe": 2, "head": 3, "mtp": 3}
-    order = [rank_of[kind] for stage in layout for kind in stage]
+    order = [rank_of[kind] for kind in placed]
     if order != sorted(order):
         raise ValueError(
             "stages: layers out of order; allowed: embedding, dense, moe, then head and mtp"

@@ -20,13 +20,14 @@ from reference_model.trace import Operator, OperatorTrace
 from simulator.workload.chunk import (
     FORWARD,
     INPUT_GRAD,
+    RECOMPUTE,
     WEIGHT_GRAD,
     OperatorsOf,
     exchanged_kinds,
     matrix_of,
     units_of,
 )
-from simulator.workload.layout import Stage, stage_texts
+from simulator.workload.layout import Stage, kind_of, stage_texts
 from simulator.workload.load import Load
 from simulator.workload.recipes import weight_bytes_of
 from simulator.workload.schedules.held import HeldActivations
@@ -83,7 +84,7 @@ def layer_parameters(
     operators = tuple(forward)
     routed = _stored(operators, local_experts * counts.expert, "grouped_gemm")
     moe = counts.attention + counts.layer_norms + counts.router + counts.shared_experts
-    match kind:
+    match kind_of(kind):
         case "embedding":
             own, experts = counts.embedding, Parameters()
         case "head":
@@ -129,7 +130,7 @@ def _weights(operator: Operator) -> int:
 
 
 def held_kinds(stages: Sequence[Stage], held: Sequence[int]) -> list[str]:
-    """The kinds of all layers whose parameters the stages with the indices `held` put on a GPU."""
+    """All layers whose parameters the stages with the indices `held` put on a GPU."""
     return [*(kind for stage in held for kind in stages[stage]), *mtp_alone(stages, held)]
 
 
@@ -139,7 +140,7 @@ def mtp_alone(stages: Sequence[Stage], held: Sequence[int]) -> tuple[str, ...]:
     It looks tokens up and predicts them too: a rank that holds it without the embedding or without
     the head keeps a copy of those.
     """
-    kinds = {kind for stage in held for kind in stages[stage]}
+    kinds = {kind_of(layer) for stage in held for layer in stages[stage]}
     if "mtp" not in kinds:
         return ()
     return tuple(shared for shared in ("embedding", "head") if shared not in kinds)
@@ -173,7 +174,8 @@ class LayerMemory:
     weight_flops: Mapping[str, float]
     """{matrix: FLOPs of its weight gradient}"""
     workspace: Bytes
-    """What the largest operator of a forward or backward reads and writes."""
+    """What the largest operator of a forward or backward reads and writes, and what a layer that is
+    recomputed whole keeps till the end of its backward."""
 
 
 def layer_memory(
@@ -191,11 +193,13 @@ def layer_memory(
         # GPUs that share sequences keep operands of all their tokens for some matrices.
         own = trace.operators(kind, WEIGHT_GRAD, **load.variables())
         beyond = sum(kept.values()) - kept_bytes(own)
+        saved = trace.saved_bytes(kind, FORWARD, **load.variables())
+        again = trace.saved_bytes(kind, RECOMPUTE, **load.variables())
         return LayerMemory(
             parameters=layer_parameters(
                 config, kind, operators(kind, FORWARD), local_experts=load.local_experts
             ),
-            saved=trace.saved_bytes(kind, FORWARD, **load.variables()),
+            saved=saved,
             deferred=trace.saved_bytes(kind, INPUT_GRAD, **load.variables()) + beyond,
             kept=kept,
             weight_flops={
@@ -205,7 +209,8 @@ def layer_memory(
                 operator.bytes_read + operator.bytes_written
                 for phase in (FORWARD, INPUT_GRAD)
                 for operator in operators(kind, phase)
-            ),
+            )
+            + max(0, again - saved),
         )
 
     return {kind: of_kind(kind) for kind in dict.fromkeys(kinds)}
@@ -315,5 +320,5 @@ def check_fits(
                 else "training.stages=default looks for a split that fits"
             )
             + "; more ranks in training.pp or training.ep hold fewer parameters each, shorter "
-            "micro-batches fewer activations"
+            "micro-batches fewer activations, as does training.recompute=layer"
         )

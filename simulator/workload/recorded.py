@@ -49,6 +49,7 @@ def recorded_trace(
     job: str,
     recipe: RecipeName = "fp8",
     split: Split = WHOLE,
+    recompute: str = "published",
     *,
     folder: Path | None = None,
 ) -> OperatorTrace:
@@ -56,6 +57,7 @@ def recorded_trace(
 
     Args:
         split: GPUs that share a layer, in training.
+        recompute: what the backward of training recomputes, one of RECOMPUTATIONS.
         folder: with recordings of the user; by default `user_trace_folder()`. What is recorded now
             is written there.
 
@@ -65,33 +67,37 @@ def recorded_trace(
     """
     part_of(model, split)
     own = folder or user_trace_folder()
-    base = recorded_as(recipe, job)
-    wanted = (model.shape_digest, job, base, split)
+    wanted = (model.shape_digest, job, recorded_as(recipe, job), split, recompute)
     path = next((path for path in _candidates(own, *wanted) if _is_of(path) == wanted), None)
-    path = path or _record(model, job, base, split, own)
+    path = path or _record(model, *wanted[1:], own)
     trace = in_recipe(load_trace(path), recipe)
     return trace if model.num_nextn_predict_layers else trace.without_mtp()
 
 
-def _candidates(own: Path, digest: str, job: str, recipe: str, split: Split) -> Iterator[Path]:
+def _candidates(
+    own: Path, digest: str, job: str, recipe: str, split: Split, recompute: str
+) -> Iterator[Path]:
     """Files that may hold the trace: a name narrows the search only."""
-    yield from sorted(TRACE_FOLDER.glob(trace_name("*", job, recipe, split)))
-    recording = own / trace_name(digest[:16], job, recipe, split)
+    yield from sorted(TRACE_FOLDER.glob(trace_name("*", job, recipe, split, recompute)))
+    recording = own / trace_name(digest[:16], job, recipe, split, recompute)
     if recording.is_file():
         yield recording
 
 
-def _is_of(path: Path) -> tuple[str, str, str, Split]:
+def _is_of(path: Path) -> tuple[str, str, str, Split, str]:
     header = trace_header(path)
-    return header["shape_digest"], header["job"], header["recipe"], split_of(header)
+    recompute = header.get("recompute", "published")
+    return header["shape_digest"], header["job"], header["recipe"], split_of(header), recompute
 
 
-def _record(model: ModelConfig, job: str, recipe: str, split: Split, folder: Path) -> Path:
+def _record(
+    model: ModelConfig, job: str, recipe: str, split: Split, recompute: str, folder: Path
+) -> Path:
     """Record a trace in a process of its own, since only the reference model imports torch."""
     config = folder / f"{model.shape_digest[:16]}.json"
     command = [
         "python", "-m", "reference_model", "trace", "--config", str(config),
-        "--jobs", job, "--recipe", recipe, "--out", str(folder),
+        "--jobs", job, "--recipe", recipe, "--recompute", recompute, "--out", str(folder),
         *(f"--{axis.replace('_', '-')}-parallel={ranks}"
           for axis, ranks in split._asdict().items() if ranks > 1),
     ]  # fmt: skip
@@ -116,4 +122,4 @@ def _record(model: ModelConfig, job: str, recipe: str, split: Split, folder: Pat
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ValueError(f"model: its {job} operators cannot be recorded: {reason}")
-    return folder / trace_name(model.shape_digest[:16], job, recipe, split)
+    return folder / trace_name(model.shape_digest[:16], job, recipe, split, recompute)

@@ -50,6 +50,34 @@ def test_a_layout_of_megatron_and_a_schedule_from_a_file_run_as_what_they_say(tm
     assert read.memory == named.memory
 
 
+def test_a_stage_says_what_its_layers_recompute():
+    """What they compute again is what a job computes again whose every layer does."""
+    stages = "[embedding + 3 dense + moe, 13 x (4 moe), 4 moe/layer, moe + head + mtp]"
+    here, usual, everywhere = (
+        run("training.schedule=1f1b", f"training.stages={text}", f"training.recompute={choice}")
+        for text, choice in (
+            (stages, "published"),
+            (stages.replace("/layer", ""), "published"),
+            (stages.replace("/layer", ""), "layer"),
+        )
+    )
+    spans = [
+        {
+            (work, rank): run.step.chunks[run.step.keys[rank][place]].log.span_s
+            for rank in (13, 14)
+            for place, work in ((0, "F"), (-1, "B"))
+        }
+        for run in (here, usual, everywhere)
+    ]
+    assert spans[0]["F", 14] == spans[1]["F", 14]
+    assert spans[0]["B", 14] == pytest.approx(spans[2]["B", 14], rel=1e-12)
+    assert spans[0]["B", 14] > spans[1]["B", 14]
+    assert spans[0]["B", 13] == spans[1]["B", 13]
+    assert here.memory[14].activations == everywhere.memory[14].activations
+    assert here.memory[13] == usual.memory[13]
+    assert stage_texts(here.stages)[2] == "4 moe/layer"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -93,6 +121,19 @@ def test_a_layout_of_megatron_and_a_schedule_from_a_file_run_as_what_they_say(tm
             ["training.schedule=gpipe"],
             r"more than its .* training.schedule=1f1b fits, and so do .*zb_h1",
         ),
+        (
+            ["training.recompute=none"],
+            r"more than its 79.11 GiB: activations .*, as does training.recompute=layer",
+        ),
+        (
+            ["training.recompute=everything"],
+            "training.recompute: 'everything' is not allowed: input should be 'published', 'none', "
+            "'attention' or 'layer'",
+        ),
+        (
+            ["training.stages=[embedding + 3 dense + 1 moe/all, 14 x (4 moe), moe + head + mtp]"],
+            "cannot read '1 moe/all'; allowed: .*\"moe/layer\", of published, none, attention",
+        ),
         (["training.communication_sms=132"], "leaves no SM for compute"),
         (["training.stages=[58 moe]"], "stages: 1 are listed"),
         (
@@ -110,7 +151,7 @@ def test_a_layout_of_megatron_and_a_schedule_from_a_file_run_as_what_they_say(tm
         ),
         (
             ["training.skew.rows.max_over_mean=0.5"],
-            "max_over_mean.value: 0.5 is not allowed",
+            "max_over_mean: low 0.5 is not allowed; allowed: at least 1",
         ),
         # Each token gives a rank of 4 experts at most 4 of its 8 rows, where the mean is 8/64.
         (

@@ -12,6 +12,7 @@ from simulator.execution.timeline import hidden_communication, run, waiting
 from simulator.workload.chunk import (
     FORWARD,
     INPUT_GRAD,
+    RECOMPUTE,
     WEIGHT_GRAD,
     deferred,
     lower_chunk,
@@ -187,6 +188,8 @@ def one_operator_each(operators):
 
     def lookup(kind, phase):
         left_out = {WEIGHT_GRAD: ("dispatch", "combine"), INPUT_GRAD: ("embedding",)}
+        if phase == RECOMPUTE:
+            return []
         segments = [s for s in SEGMENTS[kind] if s not in left_out.get(phase, ())]
         return [replace(some, name=f"{kind}.{s}", phase=phase, segment=s) for s in segments]
 
@@ -260,3 +263,35 @@ def test_a_chunk_alone_is_overlapped_only_under_its_own_transfers(operators):
     assert not any(task.overlapped for task in inputs.tasks)
     weights = lower_weights("W", operators, MIDDLE, immediate=())
     assert not any(task.overlapped for task in weights.tasks)
+
+
+def test_a_layer_that_is_recomputed_runs_its_forward_before_its_backward(operators):
+    whole = operators_of(
+        recorded_trace(load_model_config("deepseek_v3"), "train", recompute="layer"), LOAD
+    )
+    graph = lower_chunk("pair", whole, forward=("moe",), backward=("moe",))
+    order = [(o.phase, o.segment) for o in graph.task_operators() if o.phase != FORWARD]
+    assert list(dict.fromkeys(order)) == [
+        ("recompute", "attention"), ("recompute", "dispatch"), ("recompute", "mlp"),
+        ("input_grad", "combine"), ("input_grad", "mlp"), ("input_grad", "dispatch"),
+        ("weight_grad", "mlp"), ("input_grad", "attention"), ("weight_grad", "attention"),
+    ]  # fmt: skip
+    tasks = pairs(graph)
+    first = {
+        phase: next(i for i, (_, o) in enumerate(tasks) if (o.phase, o.segment) == phase)
+        for phase in dict.fromkeys(order)
+    }
+    last = {
+        phase: max(i for i, (_, o) in enumerate(tasks) if (o.phase, o.segment) == phase)
+        for phase in dict.fromkeys(order)
+    }
+    for before, after in (
+        (("recompute", "attention"), ("recompute", "dispatch")),
+        (("recompute", "dispatch"), ("recompute", "mlp")),
+        (("recompute", "mlp"), ("input_grad", "combine")),
+    ):
+        assert last[before] in tasks[first[after]][0].depends_on
+    assert not any(task.overlapped for task, o in tasks if o.phase == "recompute")
+    assert not any(
+        o.phase == "recompute" for _, o in pairs(lower_chunk("F", whole, forward=("moe",)))
+    )

@@ -28,10 +28,12 @@ MATRICES = ATTENTION + EXPERT + 4 * EXPERT
 ROUTER_AND_NORMS = 256 * 7168 + 256 + 1536 + 512 + 2 * 7168
 
 
-def memory_model(recipe, types=None):
-    trace = recorded_trace(V3, "train", recipe)
+def memory_model(recipe, types=None, recompute="published"):
+    trace = recorded_trace(V3, "train", recipe, recompute=recompute)
+    trace = trace.beside([recorded_trace(V3, "train", recipe, recompute="layer")])
+    kinds = (*KINDS, "moe/layer")
     return MemoryModel(
-        layers=layer_memory(V3, trace, operators_of(trace, LOAD), LOAD, KINDS),
+        layers=layer_memory(V3, trace, operators_of(trace, LOAD), LOAD, kinds),
         schedule=SCHEDULE,
         in_flight=[held_activations(SCHEDULE, rank) for rank in range(4)],
         # 512 GPUs, 4 pipeline ranks, 64 GPUs that share the experts: 128 copies, 2 of an expert.
@@ -46,6 +48,35 @@ def memory_model(recipe, types=None):
         ),
         reserved=0.0,
     )
+
+
+STREAM = 2 * 7168 * 4096
+"""Bytes of a residual stream."""
+
+
+def test_recomputed_layers_keep_their_stream_and_one_of_them_its_forward_at_a_time():
+    """Rank 1 of four has 3 micro-batches in flight, of 4 layers each."""
+    stages = (STAGES[0], ("moe/layer",) * 4, *STAGES[2:])
+    model = memory_model("fp8")
+    whole, usual = (model.rank(1, split, immediate=()) for split in (stages, STAGES))
+    saved = 4232 * 32768 + 4 * 4 + 7424 * 30000 + 63808 * 4096
+    assert usual.activations == 3 * 4 * saved
+    assert whole.activations == 3 * 4 * STREAM
+    assert whole.workspace - usual.workspace == saved + 203_872 * 4096 - STREAM
+    assert (whole.weights, whole.gradients, whole.optimizer) == (
+        usual.weights, usual.gradients, usual.optimizer,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recompute", "per_token"),
+    [("none", 63808 + 203_872), ("published", 63808), ("attention", 63808 - 25_600)],
+)
+def test_activations_of_a_rank_by_what_is_recomputed(recompute, per_token):
+    """3 micro-batches of 4 layers; the parts by hand in test_recomputation of the model."""
+    memory = memory_model("fp8", recompute=recompute).rank(1, STAGES, immediate=())
+    layer = 4232 * 32768 + 4 * 4 + 7424 * 30000 + per_token * 4096
+    assert memory.activations == 3 * 4 * layer
 
 
 def test_the_matrices_of_a_layer_are_what_the_config_says():
