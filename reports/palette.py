@@ -85,6 +85,7 @@ CAUSES: Mapping[str, str] = {
     "orthogonalization": "#6f6f6f",
     "parameter gather": "#6f6f6f",
     "uncertain inputs": "#a8516e",
+    "documents": "#a8516e",
     "imbalance": "#a8516e",
     "slower GPUs": "#a8516e",
     "host": "#a8516e",

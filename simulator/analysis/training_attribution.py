@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
 from reference_model.formats import multiplied_as
-from simulator.analysis.training_expected import CAUSES, cause_seconds
+from simulator.analysis.training_expected import DOCUMENTS, cause_seconds
 from simulator.execution import timeline
 from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
@@ -75,6 +75,7 @@ _GAPS = 5
 _OF_DRAWS = {
     "uncertain inputs": "median over kernel errors, lone chunks' SMs, optimizer; no waiting inside",
     "imbalance": "waiting for ranks with more rows or longer work",
+    DOCUMENTS: "waiting for micro-batches whose documents take more attention",
     "slower GPUs": "waiting for GPUs of a lower clock or a slow machine",
     "host": "waiting for hosts that launch nothing",
 }
@@ -131,7 +132,7 @@ def attribute_step(run: TrainingRun, drawn: TrainingDraws | None) -> list[Cause]
     total = step.step_time_s
     if drawn is not None and not run.job.skew.is_none:
         added = cause_seconds(drawn, ideal_s=total)
-        causes += [Cause(name, _OF_DRAWS[name], added[name]) for name in CAUSES]
+        causes += [Cause(name, _OF_DRAWS[name], seconds) for name, seconds in added.items()]
         total = drawn.expected_s
     remainder = total - sum(cause.seconds for cause in causes)
     return [*causes, Cause("remainder", "what the rows above miss", remainder)]

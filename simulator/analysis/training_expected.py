@@ -24,6 +24,9 @@ MIDDLE = 0.2
 CAUSES = ("uncertain inputs", "imbalance", "slower GPUs", "host")
 """What lies between the ideal step and the expected one, in the order in which it is told apart."""
 
+DOCUMENTS = "documents"
+"""After imbalance, of a job that packs documents."""
+
 
 def central_mean(drawn: TrainingDraws, values: Array) -> Array:
     """[...], mean of [..., draws] over the draws around the median step, scaled to that step."""
@@ -42,11 +45,15 @@ def ends(values: Array) -> list[float]:
 
 
 def cause_seconds(drawn: TrainingDraws, *, ideal_s: Seconds) -> dict[str, Seconds]:
-    """{cause: what it adds to the step}, of CAUSES; they sum to the expected step less the ideal
-    one."""
-    steps = (drawn.alike_s, drawn.uneven_s, drawn.slower_s, drawn.step_s)
+    """{cause: what it adds to the step}, of CAUSES and DOCUMENTS; they sum to the expected step
+    less the ideal one."""
+    names, steps = list(CAUSES), [drawn.alike_s, drawn.uneven_s, drawn.slower_s, drawn.step_s]
+    if drawn.equal_documents_s is not None:
+        after = names.index("imbalance")
+        names.insert(after + 1, DOCUMENTS)
+        steps.insert(after, drawn.equal_documents_s)
     medians = [ideal_s, *(float(np.median(step)) for step in steps)]
-    return dict(zip(CAUSES, np.diff(medians).tolist(), strict=True))
+    return dict(zip(names, np.diff(medians).tolist(), strict=True))
 
 
 def waiting_metrics(drawn: TrainingDraws, *, ideal_s: Seconds) -> dict[str, Any]:

@@ -316,8 +316,10 @@ def _figures(
     tokens_per_second = job.step_tokens / step_s
     per_gpu = tokens_per_second / run.layout.gpus
     peak = cluster.node.gpu.peak("bfloat16")
+    share = 1.0 if run.documents is None else run.documents.share
+    attended = round(job.sequence_length * share)
     causal, full = (
-        per_gpu * training_flops_per_token(model, context=job.sequence_length, causal=causal)
+        per_gpu * training_flops_per_token(model, context=attended, causal=causal)
         for causal in (True, False)
     )
     gpu_hours = _TRILLION_TOKENS / per_gpu / _HOUR

@@ -50,6 +50,7 @@ from simulator.workload.chunk import (
     lower_chunk,
     lower_weights,
 )
+from simulator.workload.documents import PackedWork
 from simulator.workload.experts import place_experts, uniform_popularity
 from simulator.workload.layout import ParallelLayout, Stage, stage_text
 from simulator.workload.load import Load
@@ -188,6 +189,8 @@ class TrainingRun:
     """Layers of each stage of the schedule, those of a rank's virtual stages one by one."""
     immediate: tuple[str, ...]
     """Matrices whose weight gradient an input-only backward computes immediately, to fit memory."""
+    documents: PackedWork | None
+    """Attention of packed documents; None where a token attends to its whole sequence."""
     memory: tuple[GpuMemory, ...]
     """[rank]"""
     costs: KernelCostModel

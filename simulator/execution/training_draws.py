@@ -100,6 +100,9 @@ class TrainingDraws:
     """The profiled pair on one group."""
     upper_bound_s: Array
     """Step time if every chunk took what it takes on the slowest group of all that run it."""
+    equal_documents_s: Array | None
+    """Step time with rows that differ, on GPUs that are alike, before documents differ; None
+    without documents."""
     actions_s: Array
     """[pipeline ranks, works, draws], seconds of the actions of each kind, mean over replicas."""
     works: tuple[str, ...]
@@ -198,32 +201,38 @@ class _Drawing:
             pair_s = alike[self.ideal.pair.key][0, 0]
             return self._drawn([step_s] * 5, full, pair_s, optimizer, waiting=None)
         ranks = self._ranks()
-        cases = (ranks.without_slower_gpus(), ranks)
-        uneven, slower = {}, {}
+        cases = [ranks.without_slower_gpus(), ranks]
+        if ranks.documents is not None:
+            cases.insert(0, cases[0].with_equal_documents())
+        of_cases: list[dict[ChunkKey, tuple[dict[int, int], Series]]] = [{} for _ in cases]
         worst = {}
         for key, users in self.users.items():
             places = {rank: place for place, rank in enumerate(users)}
-            rows_only, both = (
+            spans = [
                 self._in_pipeline(key, self._together(spans))
                 for spans in group_spans(blocks[key], cases, users)
-            )
-            uneven[key] = places, series_of(rows_only)
-            slower[key] = places, series_of(both)
-            slowest = both.max(axis=(0, 1, 2)).astype(np.float64)[None, None]
+            ]
+            for found, of_case in zip(spans, of_cases, strict=True):
+                of_case[key] = places, series_of(found)
+            slowest = spans[-1].max(axis=(0, 1, 2)).astype(np.float64)[None, None]
             worst[key] = dict.fromkeys(users, 0), Series.known(slowest)
-        seconds = self._seconds(slower)
+        in_order = [self._seconds(of_case) for of_case in of_cases]
+        seconds = in_order[-1]
         full = self._run(seconds + self._pauses())
-        cases_s = [self._seconds(even), self._seconds(uneven), seconds, self._seconds(worst)]
+        cases_s = [self._seconds(even), *in_order, self._seconds(worst)]
         shape = seconds.shape
         side_by_side = self._run(
             np.concatenate([np.broadcast_to(each, shape) for each in cases_s], axis=2),
             slower_sends=np.tile(self.slower_sends, len(cases_s)),
         )
-        alike_s, uneven_s, slower_s, worst_s = np.split(self._ends(side_by_side), len(cases_s))
+        ends = np.split(self._ends(side_by_side), len(cases_s))
+        alike_s, (uneven_s, slower_s, worst_s) = ends[0], ends[-3:]
         steps = [alike_s, uneven_s, slower_s, self._ends(full), worst_s]
-        pair_s = group_spans(pair, cases[1:], [self.run.schedule.ranks // 2])[0][0, 0, 0]
+        if ranks.documents is not None:
+            steps.append(ends[1])
+        pair_s = group_spans(pair, cases[-1:], [self.run.schedule.ranks // 2])[0][0, 0, 0]
         return self._drawn(
-            [ends + optimizer.max(axis=0) for ends in steps],
+            [end + optimizer.max(axis=0) for end in steps],
             full,
             pair_s.astype(np.float64),
             optimizer,
@@ -266,6 +275,7 @@ class _Drawing:
             host_s=self._ends(pipeline) - pipeline.makespans_s.max(axis=0),
             pair_s=pair_s,
             upper_bound_s=steps[4],
+            equal_documents_s=steps[5] if len(steps) > 5 else None,
             actions_s=sums,
             works=works,
             sends_s=pipeline.waiting_for_sends_s.mean(axis=1),
@@ -385,6 +395,8 @@ class _Drawing:
             lasting=self.job.skew.rows.changes != "micro_batch",
             work_sd=priors["skew.work_sd"],
             seed=self.seed,
+            documents=None if self.run.documents is None else self.run.documents.relative,
+            sharing=self.job.context_parallel,
         )
 
     def _waiting(self, pair: Blocks, ranks: Ranks) -> PairWaiting:

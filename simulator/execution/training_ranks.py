@@ -131,11 +131,20 @@ class Ranks:
     work_sd: Array
     """[draws], of attention work of a rank's micro-batch, relative."""
     seed: int
+    documents: Single | None = None
+    """[micro-batches], attention work of packed documents over its mean; each micro-batch of each
+    rank is one of them. None where all have the same."""
+    sharing: int = 1
+    """Ranks next to each other that share sequences, and so documents."""
 
     @property
     def patterns(self) -> int:
         """Patterns of rows of a chunk: one where nothing changes within a step."""
         return 1 if self.lasting else PATTERNS
+
+    def with_equal_documents(self) -> Ranks:
+        """The same ranks where every micro-batch has the same attention work."""
+        return replace(self, documents=None)
 
     def without_slower_gpus(self) -> Ranks:
         """The same ranks on GPUs that are alike."""
@@ -205,11 +214,11 @@ def durations(
                 took = slower * (blocks.clocked[number] * took) + took
             if any_slow:
                 took = took * slow
-            if ranks.work_sd.any() and blocks.attention[number].any():
+            differs = ranks.work_sd.any() or ranks.documents is not None
+            if differs and blocks.attention[number].any():
                 if task.micro_batch not in work:
                     shape = (*slower.shape[:2], ranks.patterns, slower.shape[3])
-                    normal = rng.standard_normal(shape, dtype=np.float32)
-                    work[task.micro_batch] = normal * ranks.work_sd.astype(np.float32)
+                    work[task.micro_batch] = _more_work(ranks, shape, rng)
                 took = took * np.maximum(1 + blocks.attention[number] * work[task.micro_batch], 0)
         if blocks.more[number].any() or blocks.fewer[number].any():
             above, below = rows.of(task.layer)
@@ -219,6 +228,22 @@ def durations(
             change += 1
             took = took * change
         yield took
+
+
+def _more_work(ranks: Ranks, shape: tuple[int, ...], rng: np.random.Generator) -> Single:
+    """Attention work of one micro-batch of each rank, relative, less 1.
+
+    Args:
+        shape: [ranks of a group, groups, patterns, draws].
+    """
+    beyond: Single = np.zeros(shape, dtype=np.float32)
+    if ranks.work_sd.any():
+        beyond += rng.standard_normal(shape, dtype=np.float32) * ranks.work_sd.astype(np.float32)
+    if ranks.documents is not None:
+        groups = -(-shape[0] // ranks.sharing)
+        chosen = rng.integers(len(ranks.documents), size=(groups, *shape[1:]))
+        beyond += np.repeat(ranks.documents[chosen] - 1, ranks.sharing, axis=0)[: shape[0]]
+    return beyond
 
 
 def is_kernel(operator: Operator) -> bool:

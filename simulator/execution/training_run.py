@@ -30,6 +30,7 @@ from simulator.scenario.files import Scenario, by_name, check_names
 from simulator.scenario.training import TrainingJob
 from simulator.workload.chunk import OperatorsOf, with_state
 from simulator.workload.context_parallel import check_pieces, operators_of_part
+from simulator.workload.documents import PackedWork, packed_work, with_documents
 from simulator.workload.layout import (
     ParallelLayout,
     explicit_stages,
@@ -158,6 +159,18 @@ def layers_of_job(
     return usual.beside(own), list(layers)
 
 
+def _documents(job: TrainingJob, *, seed: int) -> PackedWork | None:
+    """The attention of the documents that the job packs."""
+    if job.documents is None:
+        return None
+    return packed_work(
+        job.documents,
+        sequence_length=job.sequence_length,
+        sequences=job.micro_batch_sequences,
+        rng=np.random.default_rng([seed, 7]),
+    )
+
+
 def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) -> TrainingRun:
     """Simulate one optimizer step.
 
@@ -171,7 +184,6 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     job = scenario.job_as(TrainingJob)
     node = scenario.cluster.node
     _check_names(job, node.gpu)
-    build_costs = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")
     layout = ParallelLayout(
         gpus=scenario.cluster.gpus,
         gpus_per_domain=nvlink_domains(scenario.cluster, group=job.ep).gpus_each,
@@ -184,9 +196,8 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     microbatches = job.global_batch_sequences // in_one_round
     virtual_stages = _virtual_stages(job, microbatches)
     trace, of_stages = layers_of_job(scenario, job, trace_of)
-    experts = scenario.model.n_routed_experts
     reach = expert_reach(
-        np.arange(experts + job.experts.redundant) % experts,
+        np.arange(layout.routed_experts + layout.redundant_experts) % layout.routed_experts,
         config=scenario.model,
         parts=layout.expert_parts,
         rng=np.random.default_rng(scenario.file.seed),
@@ -242,7 +253,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
             f"training: {microbatches} micro-batches of {in_one_round} sequences "
             f"(global_batch_sequences) on {job.pp} ranks (pp): {error}{way_out()}"
         ) from None
-    costs = build_costs(
+    costs = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")(
         cluster=scenario.cluster,
         calibration=scenario.calibration,
         expert_parallel_ranks=job.ep,
@@ -251,6 +262,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         sustained_job=True,
     ).fit(rows_for(scenario.calibration, "train_microbatch"))
     loads = step_loads(scenario.cluster, layout, schedule)
+    documents = _documents(job, seed=scenario.file.seed)
     model = memory_with(schedule)
     state = state_operators(
         {kind: layer.parameters for kind, layer in model.layers.items()},
@@ -259,7 +271,8 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     )
 
     def operators_at(load: Load) -> OperatorsOf:
-        return with_state(operators_of_part(trace, load, job.context_parallel), state)
+        own = with_state(operators_of_part(trace, load, job.context_parallel), state)
+        return own if documents is None else with_documents(own, documents.share)
 
     operators = operators_at(load_at(1.0))
     if job.immediate_weights != "fitting":
@@ -327,6 +340,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         schedule=schedule,
         stages=stages,
         immediate=immediate,
+        documents=documents,
         memory=tuple(memory),
         costs=costs,
         step=step(costs),

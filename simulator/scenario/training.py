@@ -13,6 +13,7 @@ from pydantic import (
 
 from hardware_profiles.estimates import TimeEstimate
 from hardware_profiles.fields import Profile, TimeValue
+from simulator.scenario.documents import Documents
 from simulator.scenario.inputs import (
     Experts,
     Memory,
@@ -79,6 +80,9 @@ class TrainingJob(Profile):
     micro_batch_sequences: PositiveInt
     sequence_length: PositiveInt
     """Tokens of one sequence."""
+    documents: Documents | None = None
+    """Lengths of the documents that sequences are packed from, where attention keeps to them. Its
+    work is theirs on average; ranks wait for each other's documents where there is skew."""
     context_parallel: PositiveInt = 1
     """GPUs that share the tokens of a sequence, next to each other; each attends to all tokens
     before its own."""

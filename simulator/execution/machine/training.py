@@ -208,6 +208,10 @@ def _factors(run: TrainingRun, chunk: ChunkRun, alone: Array, sms: list[int]) ->
     for batch in {task.micro_batch for task in graph.tasks}:
         mine = attention & np.array([task.micro_batch == batch for task in graph.tasks])
         normal = rng.standard_normal(ranks) * value(skew.work_sd)
+        if run.documents is not None:
+            sharing = run.job.context_parallel
+            own = rng.choice(run.documents.relative, size=-(-ranks // sharing))
+            normal += np.repeat(own - 1, sharing)[:ranks]
         work[mine] *= np.maximum(1 + normal, 0.0)
     return RankFactors(work, speed, layers)
 

@@ -20,10 +20,12 @@ from simulator.execution.training_draws import TrainingDraws
 from simulator.scenario.files import load_scenario
 
 
-def made_up(step_s, *, alike_s=None, uneven_s=None, slower_s=None, priors=()):
+def made_up(
+    step_s, *, alike_s=None, uneven_s=None, slower_s=None, equal_documents_s=None, priors=()
+):
     step_s = np.asarray(step_s, dtype=float)
     nothing = np.zeros((1, len(step_s)))
-    given = [step_s if each is None else each for each in (alike_s, uneven_s, slower_s)]
+    given = [step_s if each is None else np.asarray(each) for each in (alike_s, uneven_s, slower_s)]
     return TrainingDraws(
         priors=dict(priors),
         alike_s=given[0],
@@ -34,6 +36,7 @@ def made_up(step_s, *, alike_s=None, uneven_s=None, slower_s=None, priors=()):
         host_s=nothing[0],
         pair_s=step_s,
         upper_bound_s=step_s,
+        equal_documents_s=None if equal_documents_s is None else np.asarray(equal_documents_s),
         actions_s=nothing[None],
         works=("F",),
         sends_s=nothing,
@@ -65,6 +68,19 @@ def test_causes_lie_between_the_ideal_step_and_the_expected_one():
     causes = cause_seconds(drawn, ideal_s=10.5)
     assert causes == dict(zip(CAUSES, [0.5, 2.0, 1.5, 0.5], strict=True))
     assert 10.5 + sum(causes.values()) == drawn.expected_s
+
+
+def test_documents_are_a_cause_of_their_own_between_imbalance_and_slower_gpus():
+    drawn = made_up(
+        [15.0], alike_s=[11.0], equal_documents_s=[12.0], uneven_s=[14.0], slower_s=[14.5]
+    )
+    assert cause_seconds(drawn, ideal_s=10.0) == {
+        "uncertain inputs": 1.0,
+        "imbalance": 1.0,
+        "documents": 2.0,
+        "slower GPUs": 0.5,
+        "host": 0.5,
+    }
 
 
 def test_the_variance_is_shared_among_what_moves_the_step():

@@ -69,6 +69,31 @@ def test_ranks_that_are_alike_take_what_one_of_them_takes():
     assert found.slower_s == pytest.approx(found.uneven_s, rel=1e-6)
 
 
+WHOLE = "training.documents={lengths: [{tokens: 4096, share: 1}]}"
+MIXED = "training.documents={lengths: [{tokens: 512, share: 8}, {tokens: 4096, share: 1}]}"
+
+
+def test_documents_as_long_as_sequences_are_no_documents_exactly():
+    plain, whole = (draw_step(run(*SMALL, *change)) for change in ((), (WHOLE,)))
+    assert np.array_equal(plain.step_s, whole.step_s)
+    assert whole.equal_documents_s is not None
+    assert np.array_equal(whole.equal_documents_s, whole.uneven_s)
+    assert plain.equal_documents_s is None
+
+
+def test_documents_make_attention_shorter_and_otherwise_equal_ranks_wait():
+    """Half of the tokens in documents of 512, half of 4,096, cut by sequences: less attention on
+    average, and another amount in each micro-batch of each rank."""
+    plain, mixed = (run(*SMALL, *KNOWN, *ALIKE, *change) for change in ((), (MIXED,)))
+    assert mixed.documents is not None
+    assert 0.2 < mixed.documents.share < 0.5
+    assert mixed.step.step_time_s < plain.step.step_time_s
+    drawn = draw_step(mixed)
+    assert drawn.equal_documents_s == pytest.approx(drawn.alike_s, rel=1e-6)
+    assert (drawn.uneven_s > drawn.equal_documents_s).all()
+    assert drawn.slower_s == pytest.approx(drawn.uneven_s, rel=1e-6)
+
+
 def test_without_skew_only_kernel_times_and_gaps_are_drawn():
     found = run("skew=none")
     drawn = draw_step(found)
