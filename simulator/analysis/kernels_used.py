@@ -80,23 +80,19 @@ def other_calibration(scenario: Scenario) -> CalibrationProfile | None:
     job = scenario.job.phase if isinstance(scenario.job, ServingStepJob) else "training"
     gpu = scenario.cluster.node.gpu
 
-    def distance(calibration: CalibrationProfile) -> tuple[bool, bool, bool, str]:
-        of = load_gpu(calibration.gpu)
-        return (
-            of.name != gpu.name,
-            of.architecture != gpu.architecture,
-            of.sms != gpu.sms,
-            calibration.name,
-        )
-
-    others = [
-        calibration
-        for calibration in map(load_calibration, known_calibrations())
-        if calibration.kernels is not None
-        and calibration.kernels.kind != whose.kind
-        and job in calibration.kernels.jobs
-    ]
-    return min(others, key=distance, default=None)
+    nearest: tuple[tuple[bool, bool, str], CalibrationProfile] | None = None
+    for name in known_calibrations():
+        found = load_calibration(name)
+        other = found.kernels
+        if other is None or other.kind == whose.kind or job not in other.jobs:
+            continue
+        if found.gpu == gpu.name:
+            return found
+        of = load_gpu(found.gpu)
+        distance = (of.architecture != gpu.architecture, of.sms != gpu.sms, name)
+        if nearest is None or distance < nearest[0]:
+            nearest = distance, found
+    return None if nearest is None else nearest[1]
 
 
 def difference_in_kind(runs: Iterable[Mapping[str, Any]]) -> str:
