@@ -106,7 +106,7 @@ class MultiHeadLatentAttention(nn.Module):
         keep_heads: bool = False,
         keep_out: bool = True,
     ) -> tuple[Tensor, SavedAttention]:
-        """Normed hidden states [T, H] -> output [T, H].
+        """Attend from normed hidden states [T, H]; returns the output [T, H].
 
         Args:
             keep_heads: queries, keys and values for backward, which else expands latents again.
@@ -171,8 +171,8 @@ class MultiHeadLatentAttention(nn.Module):
     def core_input_grad(
         self, grad: Tensor, saved: SavedAttention, angles: Angles, site: Site
     ) -> tuple[Tensor, Tensor, list[WeightGrad]]:
-        """Output gradient [T, H] -> gradients of what the layers that read x wrote: query latent
-        (or queries) and key-value latent."""
+        """Turn the output gradient [T, H] into the gradients of what the layers that read x wrote:
+        query latent (or queries) and key-value latent."""
         c = self.config
         grad = self.recipe.scale_attention_output(grad, site("attention.o_proj.scale_grad"))
         grad = self.group.gather(grad, "attention.o_proj", site)
@@ -236,7 +236,8 @@ class MultiHeadLatentAttention(nn.Module):
     def latent_input_grad(
         self, queries_grad: Tensor, kv_latent_grad: Tensor, x: Tensor, site: Site
     ) -> tuple[Tensor, list[WeightGrad]]:
-        """Gradients of what `core_input_grad` returned, and x [T, H] again -> gradient of x."""
+        """Turn the gradients that `core_input_grad` returned, and x [T, H] again, into the gradient
+        of x."""
         query_layer = self.q_proj if self.config.q_lora_rank is None else self.q_a_proj
         from_kv, kv_weight_grad = self.kv_a_proj_with_mqa.backward(kv_latent_grad, x, site)
         if self.config.q_lora_rank is None:

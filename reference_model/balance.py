@@ -98,7 +98,7 @@ def add_balance_loss(model: Transformer, *, alpha: float, length: int) -> None:
 def balance_loss(
     logits: Tensor, indices: Tensor, *, length: int, scoring: str
 ) -> tuple[Tensor, Tensor]:
-    """Mean over sequences of sum_i f_i P_i -> the loss, and its gradient like logits.
+    """The balance loss, the mean over sequences of sum_i f_i P_i, and its gradient like logits.
 
     logits [T, experts] and chosen experts [T, K] of sequences of `length` tokens. f_i is the share
     of an expert among the choices of the sequence, 1 where all are equal, and has no gradient; P_i

@@ -423,7 +423,7 @@ class Recorded(NamedTuple):
 def describe_call(
     func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
 ) -> Recorded:
-    """A custom operator (`func`, an OpOverload), its arguments and result -> a trace operator."""
+    """Describe a call of a custom operator (`func`, an OpOverload) as an operator of a trace."""
     schema = func._schema.arguments
     arguments = dict(zip((argument.name for argument in schema), args, strict=False)) | dict(kwargs)
     results: list[Tensor] = []

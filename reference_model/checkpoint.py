@@ -14,7 +14,7 @@ from reference_model.moe import FeedForward
 
 
 def export_weights(model: Transformer) -> dict[str, Tensor]:
-    """Checkpoint name -> a copy of the float32 master weight, each [out, in]."""
+    """Copies of the float32 master weights, each [out, in], by their names in a checkpoint."""
     named = {name: view.detach().clone() for name, view in _named_views(model)}
     if model.mtp is not None:
         prefix = f"model.layers.{model.config.num_hidden_layers}"

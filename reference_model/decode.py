@@ -138,8 +138,8 @@ class InferenceAttention:
     def prefill(
         self, stream: ResidualStream, angles: Angles, index: Tensor, cache: LatentCache
     ) -> tuple[Tensor, Tensor]:
-        """Whole prompts [T, H] at positions `index` = 0 .. L-1 [S, L] -> attention output and
-        residual stream [T, H]."""
+        """Attend within whole prompts [T, H] at positions `index` = 0 .. L-1 [S, L]; returns
+        attention output and residual stream [T, H]."""
         c, site = self.config, ATTENTION
         latents = self._latents(stream)
         if cache.index is not None:
@@ -164,7 +164,8 @@ class InferenceAttention:
     def decode(
         self, stream: ResidualStream, positions: Positions, cache: LatentCache
     ) -> tuple[Tensor, Tensor]:
-        """The next Q tokens of every sequence [S x Q, H] -> attention output and residual."""
+        """Attend from the next Q tokens of every sequence [S x Q, H]; returns attention output and
+        residual."""
         latents = self._latents(stream)
         angles, index, lengths = positions.angles, positions.index, positions.lengths
         if cache.index is not None:
@@ -303,7 +304,7 @@ class InferenceExperts:
         self.down = self.recipe.weight(experts.down_proj.weight)
 
     def prefill(self, x: Tensor, rows: ExpertRows) -> Tensor:
-        """x [T, H] -> [T, H], through normal dispatch and combine."""
+        """Send x [T, H] through the experts by normal dispatch and combine; returns [T, H]."""
         moe, recipe = self.moe, self.recipe
         routed = moe.route(x, ATTENTION)
         shared = feed_forward(moe.shared_experts, routed.x)
@@ -326,7 +327,7 @@ class InferenceExperts:
         return moe.combine(summed, shared, received.layout)
 
     def decode(self, x: Tensor, rows: DecodeRows) -> Tensor:
-        """x [T, H] -> [T, H], through low-latency dispatch and combine."""
+        """Send x [T, H] through the experts by low-latency dispatch and combine; returns [T, H]."""
         moe, recipe = self.moe, self.recipe
         _, indices, weights = moe.gate(x, ATTENTION)
         dispatch = Site("forward", "dispatch")
@@ -375,7 +376,7 @@ class InferenceExperts:
 
 
 def feed_forward(layer: FeedForward, x: Operand) -> Tensor:
-    """x [T, H], as the product reads it -> [T, H]."""
+    """Run a dense feed-forward on x [T, H], as the product reads it; returns [T, H]."""
     return layer.down(layer.gate_up_proj(x, MLP), MLP)
 
 
@@ -420,8 +421,8 @@ class InferenceBlock:
 
 
 def next_tokens(norm: RMSNorm, head: nn.Module, stream: ResidualStream) -> tuple[Tensor, Tensor]:
-    """Norm, output head and greedy sampling of the stream's rows [T, H] -> logits [T, V] and the
-    likeliest token of each, int64 [T]."""
+    """Norm the stream's rows [T, H], apply the output head and sample greedily; returns logits
+    [T, V] and the likeliest token of each, int64 [T]."""
     normed, _ = norm.add(stream.update, stream.residual, HEAD)
     logits: Tensor = head(normed, HEAD)
     return logits, decode_ops.sample(logits, site=HEAD("head.sample"))
@@ -461,7 +462,7 @@ class InferenceModel:
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, caches: list[LatentCache]) -> Tensor:
-        """Prompts int64 [S, L] -> logits of the token after each prompt [S, V]."""
+        """Read prompts int64 [S, L]; returns logits of the token after each prompt [S, V]."""
         sequences, length = tokens.shape
         angles = rotary_angles(self.config, length, device=self.model.device)
         rows = ExpertRows(
@@ -478,8 +479,8 @@ class InferenceModel:
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, lengths: Tensor, caches: list[LatentCache]) -> Tensor:
-        """The next Q tokens of each sequence, int64 [S, Q], after `lengths` int [S] cached ones
-        -> logits of the token after each [S, Q, V]."""
+        """Read the next Q tokens of each sequence, int64 [S, Q], after `lengths` int [S] cached
+        ones; returns logits of the token after each [S, Q, V]."""
         count = tokens.numel()
         rows = DecodeRows(filled=count * self.config.num_experts_per_tok, room=count)
         capacity = caches[0].values.shape[1]

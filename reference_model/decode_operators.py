@@ -16,8 +16,8 @@ from reference_model.operators.registration import operator
 
 @operator(fake=None, mutates=("out",))
 def batched_gemm_into(a: Tensor, b: Tensor, out: Tensor, *, site: str) -> None:
-    """a [batch, m, k] times b [batch, n, k] transposed into out [batch, m, n], one product a head;
-    all of them may be strided."""
+    """Multiply a [batch, m, k] by b [batch, n, k] transposed into out [batch, m, n], one product
+    per head; all of them may be strided."""
     out.copy_(torch.bmm(a.float(), b.float().mT))
 
 
@@ -83,8 +83,8 @@ def _dispatch_send_fake(
 def dispatch_send(
     x: Tensor, indices: Tensor, *, fp8: bool, kernels: str, site: str
 ) -> tuple[Tensor, Tensor]:
-    """Cast tokens x [T, H] once and post one message for each choice in indices [T, K] -> the send
-    buffer: values [T, H] and scales [T, tiles] (no tiles where the message is not FP8)."""
+    """Cast tokens x [T, H] once and post one message for each choice in indices [T, K]; returns the
+    send buffer: values [T, H] and scales [T, tiles] (no tiles where the message is not FP8)."""
     if not fp8:
         return x.clone(), torch.empty((x.shape[0], 0), dtype=torch.float32, device=x.device)
     return load_backend(kernels).quantize_tiles(x, power_of_two_scales=True)
@@ -130,7 +130,7 @@ def dispatch_receive(
     local_experts: int,
     site: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pack the `rows` messages that arrived by local expert -> values [E, P, H], scales
+    """Pack the `rows` messages that arrived by local expert; returns values [E, P, H], scales
     [E, P, tiles], rows of each expert int32 [E], and the (token, choice) each row came from, int32
     [E, P]. One device holds every expert: its own send buffer is what arrives."""
     check_received(indices, rows=rows, room=room)
@@ -169,8 +169,8 @@ def masked_grouped_gemm(
     kernels: str,
     site: str,
 ) -> Tensor:
-    """The first group_rows[e] of a [E, P, k] times b [E, n, k] of their expert transposed
-    -> [E, P, n]; `rows` of all experts together are filled."""
+    """Multiply the first group_rows[e] rows of a [E, P, k] by b [E, n, k] of their expert
+    transposed; returns [E, P, n], of which `rows` of all experts together are filled."""
     if a_scales is not None and b_scales is not None:
         return load_backend(kernels).masked_grouped_gemm_fp8(
             a, a_scales, b, b_scales, group_rows=group_rows, out_dtype=out_dtype
@@ -198,8 +198,8 @@ def _masked_swiglu_fake(
 def masked_swiglu(
     gate_up: Tensor, group_rows: Tensor, *, rows: int, fp8: bool, kernels: str, site: str
 ) -> tuple[Tensor, Tensor]:
-    """SwiGLU of the filled rows of gate_up [E, P, 2 columns], quantised in the same pass where the
-    next product is FP8 -> values [E, P, columns] and scales [E, P, tiles]."""
+    """Apply SwiGLU to the filled rows of gate_up [E, P, 2 columns], quantised in the same pass
+    where the next product is FP8; returns values [E, P, columns] and scales [E, P, tiles]."""
     values, scales = _masked_swiglu_fake(
         gate_up, group_rows, rows=rows, fp8=fp8, kernels=kernels, site=site
     )
@@ -223,7 +223,7 @@ def masked_swiglu(
 @operator(fake=lambda x, _counts, **_: x.new_empty((x.shape[0], x.shape[1], x.shape[2])))
 def combine_send(x: Tensor, group_rows: Tensor, *, rows: int, site: str) -> Tensor:
     """Copy the filled rows of x [E, P, H] into the send buffer and post them to the ranks of their
-    tokens -> the buffer."""
+    tokens; returns the buffer."""
     return x.clone()
 
 
@@ -233,7 +233,7 @@ def combine_send(x: Tensor, group_rows: Tensor, *, rows: int, site: str) -> Tens
 def combine_receive(
     x: Tensor, source: Tensor, weights: Tensor, group_rows: Tensor, *, site: str
 ) -> Tensor:
-    """Sum what returned, x [E, P, H], weighted by the routing weights [T, K] -> [T, H]."""
+    """Sum what returned, x [E, P, H], weighted by the routing weights [T, K]; returns [T, H]."""
     tokens, choices = weights.shape
     total = torch.zeros((tokens, x.shape[2]), dtype=torch.float32, device=x.device)
     flat = weights.flatten()
@@ -245,5 +245,5 @@ def combine_receive(
 
 @operator(fake=lambda logits, **_: logits.new_empty((logits.shape[0],), dtype=torch.int64))
 def sample(logits: Tensor, *, site: str) -> Tensor:
-    """logits [T, V] -> the most likely token of each, int64 [T]."""
+    """The most likely token of each row of logits [T, V], int64 [T]."""
     return logits.argmax(dim=1)

@@ -15,8 +15,8 @@ _DROPPED = 4  # float16 has 10 mantissa bits, E5M6 has 6
 
 
 def pack_e5m6(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [rows, columns], columns even -> packed uint8 [rows, 3 columns / 2] and its scales,
-    float32 [rows, ceil(columns / 128)]."""
+    """Pack x [rows, columns], columns even; returns packed uint8 [rows, 3 columns / 2] and its
+    scales, float32 [rows, ceil(columns / 128)]."""
     rows, columns = x.shape
     tiles = torch.nn.functional.pad(x.float(), (0, -columns % TILE)).view(rows, -1, TILE)
     largest = tiles.abs().amax(dim=2).clamp(min=2.0**-100)
@@ -34,7 +34,7 @@ def pack_e5m6(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unpack_e5m6(packed: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """Undo `pack_e5m6`: -> [rows, columns] of `dtype`."""
+    """Undo `pack_e5m6`; returns [rows, columns] of `dtype`."""
     rows = packed.shape[0]
     low, middle, high = packed.view(rows, -1, 3).int().unbind(dim=2)
     first = low | (middle & 0xF) << 8

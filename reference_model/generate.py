@@ -90,8 +90,8 @@ class Decoder:
 
     @torch.no_grad()
     def prefill(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """Prompts [S, L] -> logits of the token after each [S, V], and the normed stream of every
-        prompt token [S, L, H]."""
+        """Read prompts [S, L]; returns logits of the token after each [S, V], and the normed stream
+        of every prompt token [S, L, H]."""
         stream = ResidualStream(self.model.embed_tokens(prompts.reshape(-1)), None)
         stream = self._whole(self.blocks, stream, self.caches, prompts)
         logits, normed = self._head(self.model.norm, stream, prompts)
@@ -99,8 +99,8 @@ class Decoder:
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The next tokens [S, Q] after `lengths` [S] cached ones -> logits of the token after each
-        [S, Q, V], and their normed stream [S, Q, H].
+        """Read the next tokens [S, Q] after `lengths` [S] cached ones; returns logits of the token
+        after each [S, Q, V], and their normed stream [S, Q, H].
 
         An FP8 step on a GPU is captured in a CUDA graph and replayed; its results are then valid
         until the next step."""
@@ -123,8 +123,8 @@ class Decoder:
 
     @torch.no_grad()
     def draft_prefill(self, hidden: Tensor, following: Tensor) -> Tensor:
-        """Normed stream of the prompts [S, L, H], and the token that follows each [S, L] -> the
-        token drafted to come after the last of those, int64 [S]."""
+        """Draft from the normed stream of the prompts [S, L, H], and the token that follows each
+        [S, L], the token to come after the last of those, int64 [S]."""
         stream = self._whole(
             [self._mtp], self._draft_input(hidden, following), [self.mtp_cache], following
         )
@@ -132,8 +132,8 @@ class Decoder:
 
     @torch.no_grad()
     def draft(self, hidden: Tensor, following: Tensor, lengths: Tensor) -> Tensor:
-        """Normed stream of a step's tokens [S, Q, H], and the token that follows each [S, Q] -> the
-        token drafted to come after each of those, int64 [S, Q]."""
+        """Draft from the normed stream of a step's tokens [S, Q, H], and the token that follows
+        each [S, Q], the token to come after each of those, int64 [S, Q]."""
         return self._step(self._draft, hidden, following, lengths)
 
     def _draft(self, hidden: Tensor, following: Tensor, lengths: Tensor) -> Tensor:

@@ -129,8 +129,8 @@ def _fast_kernels() -> list[tuple[Any, Callable[..., Any]]]:
 def cudnn_attention_forward(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, site: str
 ) -> tuple[Tensor, Tensor]:
-    """operators.attention_forward by cuDNN's fused kernel, which has no float32 form: its own body
-    computes that."""
+    """Run operators.attention_forward by cuDNN's fused kernel, which has no float32 form: its own
+    body computes that."""
     if q.dtype == torch.float32:
         plain: Any = ops.attention_forward
         wide, sums = plain._init_fn(q, k, v, scale=scale, site=site)
@@ -153,7 +153,7 @@ def cudnn_attention_backward(
     scale: float,
     site: str,
 ) -> tuple[Tensor, Tensor]:
-    """operators.attention_backward by cuDNN's fused kernel, float32 by its own body.
+    """Run operators.attention_backward by cuDNN's fused kernel, float32 by its own body.
 
     It wants the attention output, of which it uses only the row sums of O x dO: delta. Any O with
     these sums will do, so it gets the shortest one, a multiple of dO."""
@@ -174,7 +174,8 @@ def cudnn_attention_backward(
 def attention_gradients(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, out_grad: Tensor, log_sum: Tensor, *, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ, dK and dV in bfloat16 of causal attention, cuDNN's kernels alone; shapes as above."""
+    """Gradients of causal attention dQ, dK and dV in bfloat16, by cuDNN's kernels alone; shapes as
+    above."""
     seed = _unused_seed(q.device)
     q_grad, k_grad, v_grad = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
         *(x.transpose(1, 2) for x in (out_grad, q, k, v, out)),
@@ -202,7 +203,7 @@ def _unused_seed(device: torch.device) -> Tensor:
 def _mla_decode(
     q: Tensor, cache: Tensor, lengths: Tensor, *, latent_dim: int, scale: float, site: str
 ) -> tuple[Tensor, Tensor]:
-    """decode_operators.mla_decode by the Triton kernel, whose products would round float32 to
+    """Run decode_operators.mla_decode by the Triton kernel, whose products would round float32 to
     TF32: its own body computes that."""
     from reference_model.kernels.mla_decode import mla_decode_triton
 
@@ -214,7 +215,7 @@ def _mla_decode(
 
 
 def _batched_gemm_into(a: Tensor, b: Tensor, out: Tensor, *, site: str) -> None:
-    """decode_operators.batched_gemm_into by cuBLAS in the operands' type; it writes strided
+    """Run decode_operators.batched_gemm_into by cuBLAS in the operands' type; it writes strided
     matrices where they lie."""
     torch.bmm(a, b.mT, out=out)
 
@@ -222,7 +223,7 @@ def _batched_gemm_into(a: Tensor, b: Tensor, out: Tensor, *, site: str) -> None:
 def _masked_swiglu(
     gate_up: Tensor, group_rows: Tensor, *, rows: int, fp8: bool, kernels: str, site: str
 ) -> tuple[Tensor, Tensor]:
-    """decode_operators.masked_swiglu by the Triton kernel where the result is FP8."""
+    """Run decode_operators.masked_swiglu by the Triton kernel where the result is FP8."""
     from reference_model.kernels.triton_quantize import masked_swiglu_quantize
 
     if fp8:

@@ -48,7 +48,7 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, site: Site) -> Tensor:
-        """x [T, columns] -> its norm."""
+        """Norm x [T, columns]."""
         return ops.layernorm(x, self.weight, self.bias, eps=self.eps, site=site(self.name))
 
 
@@ -78,7 +78,8 @@ class Indexer(nn.Module):
         )  # fmt: skip
 
     def queries(self, latent: Operand, x: Tensor, angles: Angles, site: Site) -> IndexQueries:
-        """The normed query latent as products read it, hidden states x [T, H] -> queries."""
+        """Make queries of the normed query latent, as products read it, and of hidden states x
+        [T, H]."""
         shape = (-1, angles.length, self.sizes.heads)  # [S, Q, I]
         values = self.wq_b(latent, site).view(*shape, self.sizes.dim)
         self._rotate(values, angles, site("attention.indexer.rope_q"))
@@ -92,14 +93,14 @@ class Indexer(nn.Module):
         return IndexQueries(rows.values.view(values.shape), scales, weights)
 
     def keys(self, x: Operand, angles: Angles, site: Site) -> Tensor:
-        """Hidden states as products read them -> normed and rotated keys [T, D]."""
+        """Make normed and rotated keys [T, D] of hidden states as products read them."""
         keys: Tensor = self.k_norm(self.wk(x, site), site)
         by_position = keys.view(-1, angles.length, 1, self.sizes.dim)
         self._rotate(by_position, angles, site("attention.indexer.rope_k"))
         return keys
 
     def quantize_keys(self, keys: Tensor, length: int, site: Site) -> Operand:
-        """Keys [T, D] of whole sequences -> [S, length, D] as scores read them."""
+        """Bring keys [T, D] of whole sequences into the form [S, length, D] that scores read."""
         rows = self.recipe.quantize(
             keys, site("attention.indexer.quantize_k"), power_of_two_scales=True
         )
@@ -109,7 +110,7 @@ class Indexer(nn.Module):
     def select(
         self, queries: IndexQueries, keys: Operand, lengths: Tensor | None, site: Site
     ) -> Tensor:
-        """Keys [S, length, D] -> positions that each query reads, int32 [S, Q, top_k]; queries are
+        """Positions of keys [S, length, D] that each query reads, int32 [S, Q, top_k]; queries are
         the last of the tokens, of lengths int32 [S] or of all keys."""
         scores = ops.index_scores(
             *queries[:2], queries.weights, keys.values, keys.scales, lengths,

@@ -61,7 +61,7 @@ class Weight(nn.Module):
 
 
 class Linear(Weight):
-    """y = x W^T with W [out, in], in the recipe's GEMM format."""
+    """A linear layer y = x W^T with W [out, in], in the recipe's GEMM format."""
 
     def __init__(
         self,
@@ -82,13 +82,13 @@ class Linear(Weight):
     def quantize_input(
         self, x: Tensor, site: Site, *, power_of_two_scales: bool = False
     ) -> Operand:
-        """x [T, in] as this layer's left operand."""
+        """Quantise x [T, in] as this layer's left operand."""
         return self.recipe.quantize(
             x, site(f"{self.name}.quantize_input"), power_of_two_scales=power_of_two_scales
         )
 
     def forward(self, x: Operand, site: Site) -> Tensor:
-        """x [T, in] -> [T, out]."""
+        """Project x [T, in]; returns [T, out]."""
         return self.recipe.gemm(x, self.working_copy(), site(self.name))
 
     def quantize_grad(
@@ -100,7 +100,7 @@ class Linear(Weight):
         )
 
     def input_grad(self, grad: Operand, site: Site) -> Tensor:
-        """Output gradient [T, out] -> input gradient [T, in]."""
+        """Turn the output gradient [T, out] into the input gradient [T, in]."""
         weight = self.recipe.transpose(self.working_copy(), site(f"{self.name}.transpose_weight"))
         return self.recipe.gemm(grad, weight, site(f"{self.name}.input_grad"))
 
@@ -119,8 +119,8 @@ class Linear(Weight):
         )
 
     def backward(self, grad: Tensor, x: Tensor, site: Site) -> tuple[Tensor, WeightGrad]:
-        """Output gradient [T, out] and input [T, in] -> input gradient, and the weight gradient
-        still to do."""
+        """Turn the output gradient [T, out] and the input [T, in] into the input gradient, and the
+        weight gradient still to do."""
         x_grad = self.input_grad(self.quantize_grad(grad, site), site)
         deferred = self.put_off_weight_grad(Operand(grad, None), Operand(x, None), site)
         return x_grad, deferred
@@ -148,11 +148,12 @@ class HighPrecisionLinear(Weight):
         return Operand(self.weight.to(self.recipe.dtype), None)
 
     def forward(self, x: Tensor, site: Site) -> Tensor:
-        """x [T, in] -> [T, out] of `out_dtype`."""
+        """Project x [T, in]; returns [T, out] of `out_dtype`."""
         return self._gemm(x, self.working_copy().values, self.out_dtype, site(self.name))
 
     def input_grad(self, grad: Tensor, site: Site) -> Tensor:
-        """Output gradient [T, out] of the recipe's dtype -> input gradient [T, in]."""
+        """Turn the output gradient [T, out] of the recipe's dtype into the input gradient
+        [T, in]."""
         weight = self.working_copy().values.t()
         return self._gemm(grad, weight, self.recipe.dtype, site(f"{self.name}.input_grad"))
 
@@ -195,12 +196,12 @@ class GroupedLinear(Weight):
         return self.recipe.weight(self.weight.mT)  # [E, in, out]
 
     def forward(self, rows: Operand, group_sizes: Tensor, site: Site) -> Tensor:
-        """rows [R, in] -> [R, out]."""
+        """Project rows [R, in]; returns [R, out]."""
         weight = self.recipe.transpose(self.working_copy(), site(f"{self.name}.transpose_weight"))
         return self.recipe.grouped_gemm(rows, weight, group_sizes, site(self.name))
 
     def input_grad(self, grad: Operand, group_sizes: Tensor, site: Site) -> Tensor:
-        """Output gradient [R, out] -> input gradient [R, in]."""
+        """Turn the output gradient [R, out] into the input gradient [R, in]."""
         return self.recipe.grouped_gemm(
             grad, self.working_copy(), group_sizes, site(f"{self.name}.input_grad")
         )
@@ -213,7 +214,7 @@ class GroupedLinear(Weight):
 
 
 class RMSNorm(nn.Module):
-    """x / root mean square of its columns x weight; the weight stays float32."""
+    """A norm: x over the root mean square of its columns, times weight, which stays float32."""
 
     def __init__(self, name: str, columns: int, *, eps: float, device: torch.device) -> None:
         super().__init__()
@@ -222,7 +223,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, site: Site) -> Tensor:
-        """x [T, columns] -> its norm."""
+        """Norm x [T, columns]."""
         return ops.rmsnorm(x, self.weight, eps=self.eps, site=site(self.name))
 
     def add(self, update: Tensor | None, residual: Tensor, site: Site) -> tuple[Tensor, Tensor]:
@@ -234,7 +235,7 @@ class RMSNorm(nn.Module):
         )
 
     def backward(self, grad: Tensor, x: Tensor, site: Site) -> Tensor:
-        """Gradient of the norm, and its input -> gradient of the input."""
+        """Turn the gradient of the norm, and its input, into the gradient of the input."""
         return ops.rmsnorm_backward(
             grad,
             x,
@@ -247,7 +248,8 @@ class RMSNorm(nn.Module):
     def add_backward(
         self, grad: Tensor, residual_grad: Tensor, total: Tensor, site: Site
     ) -> Tensor:
-        """Gradients of the norm and of the sum, and the sum -> gradient of both its terms."""
+        """Turn the gradients of the norm and of the sum, and the sum, into the gradient of both its
+        terms."""
         return ops.rmsnorm_residual_backward(
             grad,
             residual_grad,

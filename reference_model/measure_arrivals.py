@@ -102,7 +102,8 @@ class LayerTransfer(NamedTuple):
 
 
 def planned_choices(config: ModelConfig, *, tokens: int, skew: float, seed: int) -> Tensor:
-    """int64 [tokens, K], each token's experts, without replacement; groups are not looked at."""
+    """Each token's experts, int64 [tokens, K], drawn without replacement; groups are not looked
+    at."""
     generator = torch.Generator().manual_seed(seed)
     experts = config.n_routed_experts
     uniform = torch.rand((tokens, experts), generator=generator, dtype=torch.float64)
@@ -225,7 +226,7 @@ class PeerExperts(InferenceExperts):
     """The mixture of experts of a decode step whose experts are spread over ranks."""
 
     def decode(self, x: Tensor, rows: DecodeRows) -> Tensor:
-        """x [T, H] -> [T, H]."""
+        """Send x [T, H] through the experts of all ranks; returns [T, H]."""
         moe = self.moe
         routed = moe.route(x, Site("forward", "attention"))
         # How many rows arrive is known only once the ranks have told each other.

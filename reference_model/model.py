@@ -130,7 +130,8 @@ class Block(nn.Module):
     def attention(
         self, stream: ResidualStream, angles: Angles, site: Site
     ) -> tuple[Tensor, Tensor, SavedBlockAttention]:
-        """-> the feed-forward's normed input [T, H], and the residual stream [T, H]."""
+        """Run the first half; returns the feed-forward's normed input [T, H], and the residual
+        stream [T, H]."""
         x, residual = self.input_layernorm.add(stream.update, stream.residual, site)
         keeps = self.recompute in ("none", "layer")
         update, saved = self.self_attn(
@@ -160,8 +161,8 @@ class Block(nn.Module):
         angles: Angles,
         site: Site,
     ) -> tuple[Tensor, list[WeightGrad]]:
-        """Gradients of what `attention` returned, and its residual stream again -> gradient of
-        both parts of the stream that entered the layer [T, H]."""
+        """Turn the gradients of what `attention` returned, and its residual stream again, into the
+        gradient of both parts of the stream that entered the layer [T, H]."""
         grad = self.post_attention_layernorm.add_backward(
             normed_grad, residual_grad, residual, site
         )
@@ -219,7 +220,8 @@ class DenseBlock(Block):
     def input_grad(
         self, grad: Tensor, saved: SavedBlock[Operand] | Tensor, angles: Angles, rows: ExpertRows
     ) -> tuple[Tensor, WeightGrads]:
-        """Gradient of both parts of the stream [T, H] -> that of the stream that entered."""
+        """Turn the gradient of both parts of the stream [T, H] into that of the stream that
+        entered."""
         saved = self.recomputed(saved, angles, rows)
         site = Site("input_grad", "mlp")
         # In powers of two: the weight gradient turns the tiles around (see operators/casts.py).
@@ -273,7 +275,8 @@ class MoEBlock(Block):
     def input_grad(
         self, grad: Tensor, saved: SavedBlock[SavedMoE] | Tensor, angles: Angles, rows: ExpertRows
     ) -> tuple[Tensor, WeightGrads]:
-        """Gradient of both parts of the stream [T, H] -> that of the stream that entered."""
+        """Turn the gradient of both parts of the stream [T, H] into that of the stream that
+        entered."""
         saved = self.recomputed(saved, angles, rows)
         _, mlp, _, (stream_grad, attention) = self.input_grad_segments(grad, saved, angles)
         return stream_grad, WeightGrads({"mlp": mlp, "attention": attention})
@@ -361,7 +364,7 @@ class Embedding(Weight):
         return Operand(self.weight.to(self.recipe.dtype), None)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens int64 [T] -> [T, H]."""
+        """Look up tokens int64 [T]; returns [T, H]."""
         site = Site("forward", "embedding")
         table = self.working_copy().values
         if self.group.ranks == 1:
@@ -410,11 +413,12 @@ class Head(HighPrecisionLinear):
         self.group = tensor_group(split)
 
     def gather(self, normed: Tensor, site: Site) -> Tensor:
-        """Own tokens of the normed stream [T, H] -> those of all GPUs."""
+        """Gather the tokens of all GPUs from own tokens of the normed stream [T, H]."""
         return self.group.gather(normed, "head", site)
 
     def loss(self, logits: Tensor, targets: Tensor, site: Site) -> tuple[Tensor, Tensor]:
-        """Logits [T, V] -> mean loss of `targets` [T], log-sum-exp of each row [T]."""
+        """Compute of logits [T, V] the mean loss of `targets` [T], and the log-sum-exp of each row
+        [T]."""
         if self.group.ranks == 1:
             return ops.cross_entropy(logits, targets, site=site("cross_entropy"))
         parts = ops.cross_entropy_part(
@@ -445,7 +449,8 @@ def head_loss(
     *,
     recompute: str = "published",
 ) -> tuple[Tensor, Tensor, SavedHead]:
-    """Norm, head and cross-entropy of `targets` [T] -> mean loss, normed stream [T, H]."""
+    """Apply norm, head and cross-entropy of `targets` [T]; returns mean loss and normed stream
+    [T, H]."""
     site = Site("forward", "head")
     normed, total = norm.add(stream.update, stream.residual, site)
     logits = head(head.gather(normed, site), site)
@@ -462,9 +467,9 @@ def head_input_grad(
     weight: float,
     normed_grad: Tensor | None,
 ) -> tuple[Tensor, WeightGrad]:
-    """-> gradient of both parts of the stream [T, H], of `weight` x the mean loss plus whatever
-    else reads the normed stream, whose gradient is `normed_grad`; and the head's weight gradient.
-    """
+    """Compute the gradient of both parts of the stream [T, H], of `weight` x the mean loss plus
+    whatever else reads the normed stream, whose gradient is `normed_grad`; and the head's weight
+    gradient."""
     site = Site("input_grad", "head")
     again = replace(site, recompute=True)
     own = norm(saved.total, again) if saved.normed is None else saved.normed
@@ -515,9 +520,9 @@ class MultiTokenPrediction(nn.Module):
     def forward(
         self, hidden: Tensor, embedded: Tensor, angles: Angles, rows: ExpertRows
     ) -> tuple[ResidualStream, SavedBlock[SavedMoE] | Tensor, Tensor]:
-        """Normed stream [T, H] of the main model, embeddings of the next tokens [T, H] -> the
-        stream that `norm` and the shared head turn into logits of the tokens after those, what
-        backward needs, and both inputs normed, side by side."""
+        """Join the normed stream [T, H] of the main model with embeddings of the next tokens
+        [T, H] into the stream that `norm` and the shared head turn into logits of the tokens
+        after those."""
         site = Site("forward", "mtp")
         joined = self._joined(hidden, embedded, site)
         projected = self.eh_proj(self.eh_proj.quantize_input(joined, site), site)
@@ -555,7 +560,8 @@ class MultiTokenPrediction(nn.Module):
         *,
         weight: float,
     ) -> tuple[Tensor, WeightGrads]:
-        """-> gradient of the main model's normed stream [T, H], of `weight` x the mean loss."""
+        """Compute the gradient of the main model's normed stream [T, H], of `weight` x the mean
+        loss."""
         grad, head_grad = head_input_grad(
             self.norm, head, saved.head, weight=weight, normed_grad=None
         )
@@ -652,7 +658,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens int64 [S, L] -> logits [S, L, V] of the token after each."""
+        """Read tokens int64 [S, L]; returns logits [S, L, V] of the token after each."""
         stream, _, _, _ = self._run_layers(tokens)
         site = Site("forward", "head")
         normed, _ = self.norm.add(stream.update, stream.residual, site)

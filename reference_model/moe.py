@@ -71,12 +71,12 @@ class FeedForward(nn.Module):
         )
 
     def down(self, gate_up: Tensor, site: Site) -> Tensor:
-        """Gate and up projections [T, 2 I] -> output [T, H]."""
+        """Turn gate and up projections [T, 2 I] into the output [T, H]."""
         activated = self.recipe.swiglu(gate_up, site(f"{self.name}.swiglu"))
         return self.group.scatter(self.down_proj(activated, site), self.name, site)
 
     def gather(self, x: Operand, name: str, site: Site) -> Operand:
-        """Own tokens [T, H] as a product reads them -> those of all GPUs."""
+        """Gather the tokens of all GPUs from own tokens [T, H], as a product reads them."""
         return self.group.gather_operand(x, f"{self.name}.{name}", site)
 
     def save(self, gate_up: Tensor, site: Site) -> Operand:
@@ -86,7 +86,8 @@ class FeedForward(nn.Module):
     def down_input_grad(
         self, grad: Operand, saved: Operand, site: Site
     ) -> tuple[Tensor, WeightGrad]:
-        """Output gradient [T, H] -> gradient of the gate and up projections [T, 2 I]."""
+        """Turn the output gradient [T, H] into the gradient of the gate and up projections
+        [T, 2 I]."""
         gate_up = self.recipe.dequantize(saved, site(f"{self.name}.load_gate_up"))
         activated_grad = self.down_proj.input_grad(grad, site)
         again = replace(site, recompute=True)
@@ -103,8 +104,8 @@ class FeedForward(nn.Module):
     def gate_up_input_grad(
         self, gate_up_grad: Tensor, x: Operand, site: Site
     ) -> tuple[Tensor, WeightGrad]:
-        """Gradient of the gate and up projections [T, 2 I], and the input as the forward GEMM read
-        it -> gradient of the input [T, H]."""
+        """Turn the gradient of the gate and up projections [T, 2 I], and the input as the forward
+        GEMM read it, into the gradient of the input [T, H]."""
         values = self.recipe.dequantize(x, site(f"{self.gate_up_proj.name}.dequantize_input"))
         return self.gate_up_backward(gate_up_grad, values, site)
 
@@ -137,7 +138,8 @@ class Gate(nn.Module):
         self.e_score_correction_bias: Tensor | None
 
     def forward(self, x: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
-        """x [T, H] -> logits [T, experts], chosen experts [T, K] and their weights [T, K]."""
+        """Score x [T, H]; returns logits [T, experts], chosen experts [T, K] and their weights
+        [T, K]."""
         c = self.config
         logits = self.proj(x, site)
         indices, weights = ops.gate(
@@ -156,8 +158,8 @@ class Gate(nn.Module):
     def input_grad(
         self, weights_grad: Tensor, logits: Tensor, indices: Tensor, x: Tensor, site: Site
     ) -> Tensor:
-        """Gradient of the weights [T, K] -> gradient of x [T, H]. The gate's weight gradient is
-        small and not put off: it belongs to this pass, as in the published trace."""
+        """Turn the gradient of the weights [T, K] into the gradient of x [T, H]. The gate's weight
+        gradient is small and not put off: it belongs to this pass, as in the published trace."""
         logits_grad = ops.gate_backward(
             logits,
             indices,
@@ -214,8 +216,9 @@ class Expert(nn.Module):
     def forward(
         self, received: "Received", rows: ExpertRows, site: Site
     ) -> tuple[Tensor, Tensor, SavedExperts]:
-        """Received tokens [D, H] -> their outputs, summed over local experts [D, H]; the gate and
-        up projections [R, 2 I]; and what backward needs, those projections not yet saved."""
+        """Run the experts on received tokens [D, H]; returns their outputs, summed over local
+        experts [D, H]; the gate and up projections [R, 2 I]; and what backward needs, those
+        projections not yet saved."""
         row_source, row_weights, choice_rows, group_sizes = ops.expert_mapping(
             received.indices,
             received.weights,
@@ -245,8 +248,8 @@ class Expert(nn.Module):
     def input_grad(
         self, grad: Operand, saved: SavedExperts, site: Site
     ) -> tuple[Tensor, Tensor, WeightGrad]:
-        """Output gradient of received tokens [D, H] -> their input gradient [D, H] and that of
-        their routing weights [D, K]."""
+        """Turn the output gradient of received tokens [D, H] into their input gradient [D, H] and
+        that of their routing weights [D, K]."""
         r = self.recipe
         sizes = saved.group_sizes
         gate_up = r.dequantize(saved.gate_up, site("experts.load_gate_up"))
@@ -377,7 +380,7 @@ class MoE(nn.Module):
         return Routed(self.quantize_input(x, site), logits, indices, weights)
 
     def quantize_input(self, x: Tensor, site: Site) -> Operand:
-        """x [T, H] as it is dispatched: with powers of two as scales (Report, 3.3.3)."""
+        """Quantise x [T, H] as it is dispatched: with powers of two as scales (Report, 3.3.3)."""
         return self.recipe.quantize(x, site("moe.quantize_input"), power_of_two_scales=True)
 
     def dispatch(self, routed: Routed, rows: ExpertRows, site: Site) -> Received:
@@ -450,8 +453,8 @@ class MoE(nn.Module):
     def mlp_input_grad(
         self, grad: Operand, received_grad: Operand, x: Tensor, saved: SavedMoE
     ) -> tuple[Tensor, Tensor, Tensor, list[WeightGrad]]:
-        """Segment mlp, backward: output gradients of tokens [T, H] and received tokens [D, H], and
-        x [T, H] again -> input gradients of received tokens [D, H] and of the shared experts
+        """Segment mlp, backward: turn output gradients of tokens [T, H] and received tokens [D, H],
+        and x [T, H] again, into input gradients of received tokens [D, H] and of the shared experts
         [T, H], and gradients of routing weights [D, K]."""
         site = Site("input_grad", "mlp")
         shared = self.shared_experts

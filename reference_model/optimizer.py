@@ -82,7 +82,8 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> float:
-        """Clip the gradients, change the weights, clear the gradients -> norm before clipping.
+        """Clip the gradients, change the weights, clear the gradients; returns the norm before
+        clipping.
 
         On CUDA the gradients stay where they are, filled with zeros, and one kernel does it all."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]

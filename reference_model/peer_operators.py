@@ -88,9 +88,9 @@ def dispatch_to_peers(
     local_experts: int,
     site: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Send tokens x [T, H] to every rank that holds an expert among their choices [T, K] -> values
-    [D, H], scales [D, tiles], choices and weights [D, K]. Choices arrive counted from the first
-    expert of the receiving rank."""
+    """Send tokens x [T, H] to every rank that holds an expert among their choices [T, K]; returns
+    values [D, H], scales [D, tiles], choices and weights [D, K]. Choices arrive counted from the
+    first expert of the receiving rank."""
     peers = torch.arange(len(sent), device=source.device)
     shift = peers.repeat_interleave(torch.tensor(sent, device=source.device)) * local_experts
     payload = [

@@ -93,7 +93,7 @@ class Order:
 
     @property
     def rank_of(self) -> dict[tuple[int, int], int]:
-        """(stage, micro-batch) -> rank."""
+        """The rank of each (stage, micro-batch)."""
         return {(c.stage, c.microbatch): rank for rank, c in self.chunks if c.work == "F"}
 
 
@@ -177,8 +177,8 @@ class Stage:
     def forward(
         self, tokens: Tensor, stream: ResidualStream | None
     ) -> tuple[ResidualStream, float | None, SavedStep]:
-        """Sequences [S, .] of a micro-batch, and the stream that entered (none enters the first
-        stage) -> the stream that leaves, and in the last stage the total loss."""
+        """Take sequences [S, .] of a micro-batch, and the stream that entered (none enters the
+        first stage), to the stream that leaves, and in the last stage the total loss."""
         inputs, angles, rows = self._inputs(tokens)
         if stream is None:
             stream = ResidualStream(self.embedding(inputs), None)
@@ -202,8 +202,8 @@ class Stage:
     def input_grad(
         self, saved: SavedStep, grad: Tensor | None
     ) -> tuple[Tensor, list[Callable[[], None]]]:
-        """Gradient of the stream that left (none comes to the last stage) -> that of the stream
-        that entered [T, H], and the weight gradients, to be run in order."""
+        """Turn the gradient of the stream that left (none comes to the last stage) into that of the
+        stream that entered [T, H], and the weight gradients, to be run in order."""
         angles, rows = saved.angles, saved.rows
         put_off: list[Callable[[], None]] = []
         if self.last:
@@ -310,8 +310,9 @@ def run_rank(
     order: Order, rank: int, model: Transformer, tokens: Tensor
 ) -> tuple[dict[int, float], dict[str, Tensor], int]:
     """Perform the actions of `rank` on tokens [micro-batch, sequence, .]; the process group has the
-    order's ranks -> loss of each micro-batch that ended here, gradients of the stages that this
-    rank has, under the model's names, and the most chunks whose activations were held at once."""
+    order's ranks. Returns the loss of each micro-batch that ended here, gradients of the stages
+    that this rank has, under the model's names, and the most chunks whose activations were held at
+    once."""
     held = {
         number: Stage(model, stage=number, stages=order.stages, weight=1 / order.microbatches)
         for number in sorted({c.stage for r, c in order.chunks if r == rank})

@@ -70,7 +70,7 @@ class Recipe:
     # -- operands ----------------------------------------------------------------------------------
 
     def quantize(self, x: Tensor, site: str, *, power_of_two_scales: bool = False) -> Operand:
-        """x [rows, columns] as the left operand of a forward or input-gradient GEMM."""
+        """Quantise x [rows, columns] as the left operand of a forward or input-gradient GEMM."""
         if not self.fp8:
             return Operand(x, None)
         values, scales = ops.quantize(
@@ -92,7 +92,8 @@ class Recipe:
         return Operand(ops.transpose(weight.values, site=site), turned)
 
     def quantize_transposed(self, x: Operand, site: str) -> Operand:
-        """x [rows, columns], quantised or not, as a weight-gradient operand [columns, rows]."""
+        """Bring x [rows, columns], quantised or not, into a weight-gradient operand
+        [columns, rows]."""
         if not self.fp8:
             return Operand(x.values.t(), None)
         return Operand(*ops.quantize_transpose(x.values, x.scales, kernels=self.kernels, site=site))
@@ -121,7 +122,7 @@ class Recipe:
     # -- matrix products ---------------------------------------------------------------------------
 
     def gemm(self, x: Operand, weight: Operand, site: str) -> Tensor:
-        """x [T, in] times weight [out, in] transposed -> [T, out]."""
+        """Multiply x [T, in] by weight [out, in] transposed; returns [T, out]."""
         return ops.gemm(
             x.values,
             weight.values,
@@ -133,7 +134,7 @@ class Recipe:
         )
 
     def gemm_weight_grad(self, total: Tensor, grad: Operand, x: Operand, site: str) -> None:
-        """total [out, in] += grad [out, T] times x [in, T] transposed."""
+        """Add grad [out, T] times x [in, T] transposed into total [out, in]."""
         ops.gemm_weight_grad(
             total,
             grad.values,
@@ -147,7 +148,8 @@ class Recipe:
     def grouped_gemm(
         self, rows: Operand, weight: Operand, group_sizes: Tensor, site: str
     ) -> Tensor:
-        """rows [R, in] times weight [E, out, in] of their expert transposed -> [R, out]."""
+        """Multiply rows [R, in] by weight [E, out, in] of their expert transposed; returns
+        [R, out]."""
         return ops.grouped_gemm(
             rows.values,
             weight.values,
@@ -162,7 +164,8 @@ class Recipe:
     def grouped_gemm_weight_grad(
         self, total: Tensor, grad: Operand, x: Operand, group_sizes: Tensor, site: str
     ) -> None:
-        """total [E, out, in] += grad [out, R] times x [in, R] transposed, expert by expert."""
+        """Add grad [out, R] times x [in, R] transposed into total [E, out, in], expert by
+        expert."""
         ops.grouped_gemm_weight_grad(
             total,
             grad.values,

@@ -58,9 +58,9 @@ def relative_errors(
 def compared_settings(
     settings: TrainingSettings, *, seeds: int, kernels: Sequence[str]
 ) -> dict[str, TrainingSettings]:
-    """Name -> settings of the runs: BF16 with `seeds` initial weights, and with the first of them
-    FP32 and FP8 in each of `kernels`. With several GPUs at hand, runs on "cuda" take them in turn.
-    """
+    """Settings of the runs by name: BF16 with `seeds` initial weights, and with the first of
+    them FP32 and FP8 in each of `kernels`. With several GPUs at hand, runs on "cuda" take them
+    in turn."""
     first = settings.seed
     runs = {
         f"bf16 seed {seed}": replace(settings, precision="bf16", seed=seed)

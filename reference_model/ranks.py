@@ -39,7 +39,7 @@ def run_ranks(
     backend: str,
     timeout_s: float,
 ) -> list[_T]:
-    """Call function(rank, ranks, *arguments) in `ranks` processes -> their results, by rank.
+    """Call function(rank, ranks, *arguments) in `ranks` processes; returns their results, by rank.
 
     The function has to be importable, its results are tensors and plain containers of them. Raises
     ValueError where the backend is not there for so many ranks, TimeoutError where a rank has not

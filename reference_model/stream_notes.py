@@ -104,7 +104,7 @@ def operator_seconds(notes: Sequence[Note], times: Sequence[int]) -> list[tuple[
 def medians(
     notes: Sequence[Note], times: Sequence[Sequence[int]], *, while_both: bool = False
 ) -> dict[tuple[str, str, str], tuple[float, str, str, str]]:
-    """(stream, name, phase) -> median seconds over layers and replays, kind, sizes and type.
+    """Median seconds over layers and replays, kind, sizes and type by (stream, name, phase).
 
     while_both: only what ends while compute and unhindered transfers both run counts, and of
     transfers only the unhindered ones: those of the pair beside them move nothing."""

@@ -40,7 +40,7 @@ class Group:
         return distributed.get_rank() if distributed.is_initialized() else 0
 
     def gather(self, x: Tensor, name: str, site: Site) -> Tensor:
-        """x [rows, columns] of all ranks."""
+        """Gather x [rows, columns] of all ranks."""
         return self.gather_operand(Operand(x, None), name, site).values
 
     def gather_operand(self, x: Operand, name: str, site: Site) -> Operand:

@@ -117,7 +117,7 @@ def user_trace_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """constant + sum of coefficient x variable, in whole numbers."""
+    """A constant plus a sum of coefficient x variable, in whole numbers."""
 
     constant: int
     coefficients: tuple[tuple[str, int], ...] = ()

@@ -26,7 +26,7 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse((ROOT / path).read_text(encoding="utf-8"))
 
 
-def public(tree: ast.Module) -> list[ast.ClassDef | ast.FunctionDef]:
+def public(tree: ast.Module | ast.ClassDef) -> list[ast.ClassDef | ast.FunctionDef]:
     return [
         node
         for node in tree.body
@@ -59,8 +59,12 @@ def test_first_lines_are_sentences(path):
     assert re.fullmatch(r"(dsv3sim|[A-Z0-9]).*[.:]", first), f"{path}: {first!r}"
     texts = {"the module": first}
     for node in public(tree_of(path)):
-        texts[node.name] = (ast.get_docstring(node) or "").split("\n")[0]
-    in_and_out = {
-        name: text for name, text in texts.items() if re.search(r"\bin[,;] .*\bout\b\.?$", text)
+        members = public(node) if isinstance(node, ast.ClassDef) else []
+        for of, name in ((node, ""), *((member, f".{member.name}") for member in members)):
+            texts[node.name + name] = (ast.get_docstring(of) or "").split("\n")[0]
+    telegraphic = {
+        name: text
+        for name, text in texts.items()
+        if re.search(r"\bin[,;] .*\bout\b\.?$|->|^(?!dsv3sim )[a-z]", text)
     }
-    assert in_and_out == {}
+    assert telegraphic == {}

@@ -25,7 +25,8 @@ class NoPromotionKernels(ReferenceKernels):
     def gemm_fp8(
         self, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype
     ) -> Tensor:
-        """A [m, k] in 1x128 tiles times B [n, k] in 128x128 blocks transposed -> [m, n]."""
+        """Multiply A [m, k] in 1x128 tiles by B [n, k] in 128x128 blocks transposed; returns
+        [m, n]."""
         left = self.dequantize_tiles(a, a_scales, dtype=torch.float32)
         return _accumulated(left, self.dequantize_blocks(b, b_scales, dtype=torch.float32)).to(
             out_dtype
@@ -34,7 +35,7 @@ class NoPromotionKernels(ReferenceKernels):
     def gemm_fp8_weight_grad(
         self, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, gradient: Tensor
     ) -> None:
-        """gradient [m, n] += A [m, k] B [n, k]^T, both in 1x128 tiles."""
+        """Add A [m, k] B [n, k]^T, both in 1x128 tiles, into gradient [m, n]."""
         left = self.dequantize_tiles(a, a_scales, dtype=torch.float32)
         gradient += _accumulated(left, self.dequantize_tiles(b, b_scales, dtype=torch.float32))
 

@@ -18,7 +18,8 @@ class PerTensorKernels(ReferenceKernels):
     """The reference's kernels with other casts."""
 
     def quantize_tiles(self, x: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
-        """x [rows, columns] -> E4M3, and its scale as [rows, ceil(columns / 128)]."""
+        """Quantise x [rows, columns] to E4M3 with one scale, given as
+        [rows, ceil(columns / 128)]."""
         rows, columns = x.shape
         values, scale = _quantize(x, (0, 1), power_of_two_scales=power_of_two_scales)
         return values, scale.expand(-(-columns // TILE), rows).contiguous().t()
@@ -26,14 +27,16 @@ class PerTensorKernels(ReferenceKernels):
     def quantize_tiles_transposed(
         self, x: Tensor, *, group_sizes: Tensor | None, power_of_two_scales: bool
     ) -> tuple[Tensor, Tensor]:
-        """x [rows, columns] -> E4M3 [columns, rows], one scale for the rows of all groups."""
+        """Quantise x [rows, columns] to E4M3 [columns, rows], one scale for the rows of all
+        groups."""
         rows, columns = x.shape
         values, scale = _quantize(x.t(), (0, 1), power_of_two_scales=power_of_two_scales)
         tiles = -(-rows // TILE) + (0 if group_sizes is None else group_sizes.shape[0] - 1)
         return values, scale.expand(tiles, columns).contiguous().t()
 
     def quantize_blocks(self, w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
-        """w [..., rows, columns] -> E4M3 like w, and the scale of each matrix as block scales."""
+        """Quantise w [..., rows, columns] to E4M3 like w, with the scale of each matrix as block
+        scales."""
         rows, columns = w.shape[-2:]
         values, scale = _quantize(w, (-2, -1), power_of_two_scales=power_of_two_scales)
         return values, scale.expand(

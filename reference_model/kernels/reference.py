@@ -61,7 +61,8 @@ class ReferenceKernels:
     """The FP8 kernels in plain torch; what each computes, every backend computes."""
 
     def quantize_tiles(self, x: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
-        """Quantise x [rows, columns] in 1x128 tiles -> E4M3 [rows, columns], scales as above."""
+        """Quantise x [rows, columns] in 1x128 tiles; returns E4M3 [rows, columns], scales as
+        above."""
         rows, columns = x.shape
         tiles = _tiled(x.float())  # [rows, tiles, 128]
         scales = scale_of(tiles.abs().amax(dim=2), power_of_two_scales=power_of_two_scales)
@@ -72,7 +73,8 @@ class ReferenceKernels:
     def quantize_tiles_transposed(
         self, x: Tensor, *, group_sizes: Tensor | None, power_of_two_scales: bool
     ) -> tuple[Tensor, Tensor]:
-        """Quantise x [rows, columns] in 128x1 tiles -> E4M3 x^T [columns, rows] and its scales.
+        """Quantise x [rows, columns] in 128x1 tiles; returns E4M3 x^T [columns, rows] and its
+        scales.
 
         A weight gradient contracts over rows, so its operands are tiled along them. Rows are sorted
         by group (expert) and tiles restart at each group, whatever its size; group_sizes is int32
@@ -106,7 +108,8 @@ class ReferenceKernels:
         group_sizes: Tensor | None,
         power_of_two_scales: bool,
     ) -> tuple[Tensor, Tensor]:
-        """quantize_tiles_transposed of what quantize_tiles gave: q [tokens, columns], its scales.
+        """Apply quantize_tiles_transposed to what quantize_tiles gave: q [tokens, columns], its
+        scales.
 
         Row r of the input is q[row_source[r]], int32 [rows], or q[r] if None: expanding received
         tokens to rows of experts, transposing and quantising along rows are one pass over memory.
@@ -119,7 +122,8 @@ class ReferenceKernels:
         )
 
     def quantize_blocks(self, w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
-        """Quantise w [..., rows, columns] in 128x128 blocks -> E4M3 like w, block scales."""
+        """Quantise w [..., rows, columns] in 128x128 blocks; returns E4M3 like w, and block
+        scales."""
         rows, columns = w.shape[-2:]
         padded = functional.pad(w.float(), (0, -columns % TILE, 0, -rows % TILE))
         row_blocks, column_blocks = padded.shape[-2] // TILE, padded.shape[-1] // TILE
@@ -130,18 +134,20 @@ class ReferenceKernels:
         return quantized.to(torch.float8_e4m3fn), aligned_scale_rows(scales)
 
     def dequantize_tiles(self, q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
-        """Undo quantize_tiles: q [rows, columns], scales [rows, ceil(columns / 128)] -> dtype."""
+        """Undo quantize_tiles of q [rows, columns], scales [rows, ceil(columns / 128)]; returns
+        dtype."""
         return (q.float() * _spread(scales, 1, q.shape[1])).to(dtype)
 
     def dequantize_blocks(self, q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
-        """Undo quantize_blocks: q [..., rows, columns] and its block scales -> dtype."""
+        """Undo quantize_blocks of q [..., rows, columns] and its block scales; returns dtype."""
         spread = _spread(_spread(scales, -1, q.shape[-1]), -2, q.shape[-2])
         return (q.float() * spread).to(dtype)
 
     def gemm_fp8(
         self, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, out_dtype: torch.dtype
     ) -> Tensor:
-        """D = A B^T: A [m, k] in 1x128 tiles, B [n, k] in 128x128 blocks -> D [m, n].
+        """Multiply D = A B^T: A [m, k] in 1x128 tiles, B [n, k] in 128x128 blocks; returns D
+        [m, n].
 
         Forward: A is the activation, B the weight. Input gradient: A is the output gradient, B the
         transposed weight (its block scales transposed with it).
@@ -151,7 +157,8 @@ class ReferenceKernels:
     def gemm_fp8_weight_grad(
         self, a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *, gradient: Tensor
     ) -> None:
-        """gradient [m, n] += A B^T in float32; A [m, k], B [n, k], both in 1x128 tiles along k.
+        """Add A B^T into gradient [m, n] in float32; A [m, k], B [n, k], both in 1x128 tiles along
+        k.
 
         m are output features, n input features and k tokens: A and B come from
         quantize_tiles_transposed of the output gradient and of the input.
@@ -168,7 +175,7 @@ class ReferenceKernels:
         group_sizes: Tensor,
         out_dtype: torch.dtype,
     ) -> Tensor:
-        """Contiguous grouped GEMM: rows of A [rows, k] by group, times B[group]^T -> [rows, n].
+        """Multiply rows of A [rows, k], contiguous by group, by B[group]^T; returns [rows, n].
 
         B is [groups, n, k] in 128x128 blocks, scales [groups, ceil(n / 128), ceil(k / 128)];
         group_sizes is int32 [groups] and sums to rows. Groups need no padding.
@@ -225,7 +232,8 @@ class ReferenceKernels:
         group_sizes: Tensor,
         gradient: Tensor,
     ) -> None:
-        """gradient[g] [m, n] += A[:, rows of g] B[:, rows of g]^T in float32, for every group g.
+        """Add A[:, rows of g] B[:, rows of g]^T into gradient[g] [m, n] in float32, for every group
+        g.
 
         A [m, rows], B [n, rows] and their scales come from quantize_tiles_transposed with the same
         group_sizes; gradient is float32 [groups, m, n].
@@ -276,7 +284,7 @@ def aligned_scale_rows(scales: Tensor) -> Tensor:
 
 
 def swiglu_float32(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up in float32, of gate_up [rows, 2 * intermediate], gate first."""
+    """Compute silu(gate) * up in float32, of gate_up [rows, 2 * intermediate], gate first."""
     gate, up = gate_up.float().chunk(2, dim=1)
     return functional.silu(gate) * up
 

@@ -53,7 +53,7 @@ def _append_cache_kernel(
 def launch_append_cache(
     latent: Tensor, key: Tensor, positions: Tensor, cache: Tensor, *, site: str
 ) -> None:
-    """decode_operators.append_cache; the columns of each operand must be adjacent in memory."""
+    """Run decode_operators.append_cache; the columns of each operand must be adjacent in memory."""
     latents, rope = latent.shape[1], key.shape[1]
     _append_cache_kernel[(latent.shape[0],)](
         latent, key, positions, cache, positions.shape[1], latents, rope,
@@ -116,7 +116,8 @@ def launch_dispatch_receive(
     local_experts: int,
     site: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """decode_operators.dispatch_receive: zeroed counts, and one kernel that places and copies."""
+    """Run decode_operators.dispatch_receive: zeroed counts, and one kernel that places and
+    copies."""
     check_received(indices, rows=rows, room=room)
     values, tiles = values.contiguous(), scales.shape[1]
     packed = values.new_empty((local_experts, room, values.shape[1]))
@@ -144,7 +145,7 @@ def _copy_filled_kernel(x, out, counts, room, words, BLOCK: tl.constexpr):
 
 
 def launch_combine_send(x: Tensor, group_rows: Tensor, *, rows: int, site: str) -> Tensor:
-    """decode_operators.combine_send; copies the filled rows only."""
+    """Run decode_operators.combine_send; it copies the filled rows only."""
     x = x.contiguous()
     out = torch.empty_like(x)
     words = as_words(x.flatten(0, 1))
@@ -166,7 +167,7 @@ def _rows_of_choices_kernel(source, counts, choice_rows, room, slots, BLOCK: tl.
 def launch_combine_receive(
     x: Tensor, source: Tensor, weights: Tensor, group_rows: Tensor, *, site: str
 ) -> Tensor:
-    """decode_operators.combine_receive in two kernels: the row of each choice, and the sums."""
+    """Run decode_operators.combine_receive in two kernels: the row of each choice, and the sums."""
     room, slots = source.shape[1], source.numel()
     choice_rows = source.new_empty(weights.shape)
     _rows_of_choices_kernel[(triton.cdiv(slots, 256),)](

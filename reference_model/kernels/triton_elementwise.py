@@ -53,7 +53,7 @@ def _rmsnorm_kernel(
 
 
 def launch_rmsnorm(x: Tensor, weight: Tensor, *, eps: float, site: str) -> Tensor:
-    """operators.rmsnorm."""
+    """Run operators.rmsnorm."""
     x = _adjacent_columns(x)
     out = x.new_empty(x.shape)
     rows, columns = x.shape
@@ -67,7 +67,7 @@ def launch_rmsnorm(x: Tensor, weight: Tensor, *, eps: float, site: str) -> Tenso
 def launch_rmsnorm_residual(
     update: Tensor, residual: Tensor, weight: Tensor, *, eps: float, site: str
 ) -> tuple[Tensor, Tensor]:
-    """operators.rmsnorm_residual."""
+    """Run operators.rmsnorm_residual."""
     update, residual = update.contiguous(), residual.contiguous()
     out, total = torch.empty_like(update), torch.empty_like(update)
     rows, columns = update.shape
@@ -137,7 +137,7 @@ def _add_partial_sums_kernel(
 def launch_rmsnorm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, weight_grad: Tensor, *, eps: float, site: str
 ) -> Tensor:
-    """operators.rmsnorm_backward; two kernels, as partial sums are added up."""
+    """Run operators.rmsnorm_backward; two kernels, as partial sums are added up."""
     return _rmsnorm_backward(grad, None, x, weight, weight_grad, eps=eps)
 
 
@@ -151,7 +151,7 @@ def launch_rmsnorm_residual_backward(
     eps: float,
     site: str,
 ) -> Tensor:
-    """operators.rmsnorm_residual_backward; two kernels, as partial sums are added up."""
+    """Run operators.rmsnorm_residual_backward; two kernels, as partial sums are added up."""
     return _rmsnorm_backward(grad, residual_grad, total, weight, weight_grad, eps=eps)
 
 
@@ -241,17 +241,17 @@ def _rope_kernel(
 
 
 def launch_rope(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool, site: str) -> None:
-    """operators.rope; dim must be a power of two and its values adjacent in memory."""
+    """Run operators.rope; dim must be a power of two and its values adjacent in memory."""
     _rope(x, cos, sin, x, inverse=inverse, halves=False)
 
 
 def launch_rope_into(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, site: str) -> None:
-    """decode_operators.rope_into; dim as above."""
+    """Run decode_operators.rope_into; dim as above."""
     _rope(x, cos, sin, out, inverse=False, halves=False)
 
 
 def launch_rope_index(x: Tensor, cos: Tensor, sin: Tensor, *, halves: bool, site: str) -> None:
-    """operators.rope_index; dim as above."""
+    """Run operators.rope_index; dim as above."""
     _rope(x, cos, sin, x, inverse=False, halves=halves)
 
 
@@ -290,7 +290,7 @@ def _broadcast_heads_kernel(
 
 
 def launch_broadcast_heads(x: Tensor, out: Tensor, *, site: str) -> None:
-    """operators.broadcast_heads; the values of a head must be adjacent in memory."""
+    """Run operators.broadcast_heads; the values of a head must be adjacent in memory."""
     rows, heads, dim = out.shape
     block = min(_HEADS, triton.next_power_of_2(heads))
     _broadcast_heads_kernel[rows, triton.cdiv(heads, block)](
@@ -322,7 +322,8 @@ def _copy_heads_kernel(
 
 
 def launch_copy(x: Tensor, out: Tensor, *, site: str) -> None:
-    """operators.copy; parts of wider rows or heads by a kernel, what is contiguous by torch's."""
+    """Run operators.copy; parts of wider rows or heads by a kernel, what is contiguous by
+    torch's."""
     source, target = _by_row_and_head(x), _by_row_and_head(out)
     whole = x.is_contiguous() and out.is_contiguous()
     if whole or source is None or target is None or x.dtype != out.dtype:
@@ -373,7 +374,7 @@ def _sum_heads_kernel(
 
 
 def launch_sum_heads(x: Tensor, *, site: str) -> Tensor:
-    """operators.sum_heads; the values of a head must be adjacent in memory."""
+    """Run operators.sum_heads; the values of a head must be adjacent in memory."""
     rows, heads, dim = x.shape
     out = x.new_empty((rows, dim))
     _sum_heads_kernel[(rows,)](
@@ -403,7 +404,7 @@ def _transpose_kernel(
 
 
 def launch_transpose(x: Tensor, *, site: str) -> Tensor:
-    """operators.transpose, tile by tile."""
+    """Run operators.transpose, tile by tile."""
     x = x.contiguous()
     rows, columns = x.shape[-2:]
     out = x.new_empty((*x.shape[:-2], columns, rows))
@@ -447,7 +448,7 @@ def _attention_preprocess_kernel(
 def launch_attention_backward_preprocess(
     output: Tensor, out_grad: Tensor, *, qk_dim: int, site: str
 ) -> tuple[Tensor, Tensor]:
-    """operators.attention_backward_preprocess in one kernel."""
+    """Run operators.attention_backward_preprocess in one kernel."""
     output, out_grad = output.contiguous(), out_grad.contiguous()
     sequences, length, heads, v_dim = output.shape
     delta = output.new_empty((sequences, heads, length), dtype=torch.float32)
@@ -517,7 +518,7 @@ def _embedding_backward_kernel(table_grad, tokens, grad, columns, BLOCK: tl.cons
 def launch_embedding_backward(
     table_grad: Tensor, tokens: Tensor, grad: Tensor, *, site: str
 ) -> None:
-    """operators.embedding_backward in one kernel; tokens add in no particular order."""
+    """Run operators.embedding_backward in one kernel; tokens add in no particular order."""
     rows, columns = grad.shape
     _embedding_backward_kernel[rows, triton.cdiv(columns, _BLOCK)](
         table_grad, tokens.contiguous(), grad.contiguous(), columns, BLOCK=_BLOCK, num_warps=4
@@ -549,12 +550,12 @@ def _swiglu_kernel(
 
 
 def launch_swiglu(gate_up: Tensor, *, site: str) -> Tensor:
-    """operators.swiglu."""
+    """Run operators.swiglu."""
     return _swiglu(gate_up, None)
 
 
 def launch_weighted_swiglu(gate_up: Tensor, row_weights: Tensor, *, site: str) -> Tensor:
-    """operators.weighted_swiglu."""
+    """Run operators.weighted_swiglu."""
     return _swiglu(gate_up, row_weights)
 
 
@@ -602,7 +603,7 @@ def _swiglu_backward_kernel(
 
 
 def launch_swiglu_backward(gate_up: Tensor, grad: Tensor, *, site: str) -> Tensor:
-    """operators.swiglu_backward."""
+    """Run operators.swiglu_backward."""
     gate_up, grad = gate_up.contiguous(), grad.contiguous()
     out = torch.empty_like(gate_up)
     rows, columns = grad.shape
@@ -615,7 +616,7 @@ def launch_swiglu_backward(gate_up: Tensor, grad: Tensor, *, site: str) -> Tenso
 def launch_weighted_swiglu_forward_backward(
     gate_up: Tensor, row_weights: Tensor, grad: Tensor, *, site: str
 ) -> tuple[Tensor, Tensor]:
-    """operators.weighted_swiglu_forward_backward."""
+    """Run operators.weighted_swiglu_forward_backward."""
     gate_up, grad = gate_up.contiguous(), grad.contiguous()
     out, activated = torch.empty_like(gate_up), torch.empty_like(grad)
     rows, columns = grad.shape
@@ -656,7 +657,7 @@ def _unpermute_kernel(
 
 
 def launch_unpermute(x: Tensor, choice_rows: Tensor, *, site: str) -> Tensor:
-    """operators.unpermute; rows of other ranks' choices are not read."""
+    """Run operators.unpermute; rows of other ranks' choices are not read."""
     return sum_rows(x, choice_rows, None)
 
 
@@ -713,7 +714,7 @@ def _quantize_e5m6_kernel(
 
 
 def launch_quantize_e5m6(x: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
-    """operators.quantize_e5m6; columns must be a multiple of 8."""
+    """Run operators.quantize_e5m6; columns must be a multiple of 8."""
     x = x.contiguous()
     rows, columns = x.shape
     _check_packed(columns)
@@ -764,7 +765,7 @@ def _dequantize_e5m6_kernel(
 def launch_dequantize_e5m6(
     packed: Tensor, scales: Tensor, *, dtype: torch.dtype, site: str
 ) -> Tensor:
-    """operators.dequantize_e5m6; columns must be a multiple of 8."""
+    """Run operators.dequantize_e5m6; columns must be a multiple of 8."""
     rows, columns = packed.shape[0], packed.shape[1] * 2 // 3
     _check_packed(columns)
     out = packed.new_empty((rows, columns), dtype=dtype)
@@ -804,7 +805,7 @@ def _log_sum_kernel(logits, targets, log_sum, losses, columns, BLOCK: tl.constex
 
 
 def launch_cross_entropy(logits: Tensor, targets: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
-    """operators.cross_entropy; a second kernel averages the rows' losses."""
+    """Run operators.cross_entropy; a second kernel averages the rows' losses."""
     logits = logits.contiguous()
     rows, columns = logits.shape
     log_sum, losses = logits.new_empty((2, rows), dtype=torch.float32)
@@ -830,7 +831,7 @@ def _cross_entropy_backward_kernel(
 def launch_cross_entropy_backward(
     logits: Tensor, targets: Tensor, log_sum: Tensor, *, weight: float, site: str
 ) -> Tensor:
-    """operators.cross_entropy_backward."""
+    """Run operators.cross_entropy_backward."""
     logits = logits.contiguous()
     rows, columns = logits.shape
     out = torch.empty_like(logits)

@@ -322,8 +322,8 @@ class TritonCasts:
 def masked_swiglu_quantize(
     gate_up: Tensor, *, group_rows: Tensor, power_of_two_scales: bool
 ) -> tuple[Tensor, Tensor]:
-    """swiglu_quantize of the first group_rows[g] of gate_up [groups, capacity, 2 columns] ->
-    [groups, capacity, columns] and [groups, capacity, tiles]; the rest is unspecified."""
+    """Run swiglu_quantize on the first group_rows[g] of gate_up [groups, capacity, 2 columns];
+    returns [groups, capacity, columns] and [groups, capacity, tiles]; the rest is unspecified."""
     groups, capacity, _ = gate_up.shape
     values, scales = _quantize_rows(
         gate_up.flatten(0, 1),

@@ -104,7 +104,7 @@ def launch_gate(
     scaling: float,
     site: str,
 ) -> tuple[Tensor, Tensor]:
-    """operators.gate in one kernel."""
+    """Run operators.gate in one kernel."""
     logits = logits.contiguous()
     tokens, experts = logits.shape
     indices = logits.new_empty((tokens, top_k), dtype=torch.int64)
@@ -168,7 +168,7 @@ def launch_gate_backward(
     dtype: torch.dtype,
     site: str,
 ) -> Tensor:
-    """operators.gate_backward in one kernel."""
+    """Run operators.gate_backward in one kernel."""
     logits = logits.contiguous()
     tokens, experts = logits.shape
     out = torch.empty_like(logits, dtype=dtype)
@@ -194,7 +194,7 @@ def _dispatch_layout_kernel(indices, counts, choices, BLOCK: tl.constexpr):
 
 
 def launch_dispatch_layout(indices: Tensor, *, experts: int, site: str) -> Tensor:
-    """operators.dispatch_layout: zeros, and a kernel that counts into them."""
+    """Run operators.dispatch_layout: zeros, and a kernel that counts into them."""
     counts = indices.new_zeros((experts,), dtype=torch.int32)
     flat = indices.reshape(-1)
     if flat.shape[0]:
@@ -257,7 +257,8 @@ def _place_kernel(
 def launch_expert_mapping(
     indices: Tensor, weights: Tensor, *, rows: int, local_experts: int, site: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """operators.expert_mapping in three kernels: counts by block, their running sum, and places.
+    """Run operators.expert_mapping in three kernels: counts by block, their running sum, and
+    places.
 
     A number of local choices other than `rows` goes unnoticed: it is known on the device only."""
     choices, top_k = indices.numel(), indices.shape[1]
@@ -320,7 +321,7 @@ _TILES = 8
 def launch_permute(
     x: Tensor, scales: Tensor | None, row_source: Tensor, *, site: str
 ) -> tuple[Tensor, Tensor]:
-    """operators.permute in one kernel, values and scales."""
+    """Run operators.permute in one kernel, values and scales."""
     x = x.contiguous()
     rows = row_source.shape[0]
     out = x.new_empty((rows, x.shape[1]))
@@ -376,7 +377,7 @@ def _topk_weight_grad_kernel(
 def launch_topk_weight_grad(
     activated: Tensor, grad: Tensor, row_weights: Tensor, choice_rows: Tensor, *, site: str
 ) -> Tensor:
-    """operators.topk_weight_grad in one kernel; rows of other ranks' choices are not read."""
+    """Run operators.topk_weight_grad in one kernel; rows of other ranks' choices are not read."""
     activated, grad, choice_rows = (x.contiguous() for x in (activated, grad, choice_rows))
     out = row_weights.new_empty(choice_rows.shape)
     _topk_weight_grad_kernel[(choice_rows.numel(),)](

@@ -41,7 +41,7 @@ def _layernorm_kernel(x, weight, bias, out, columns, row_stride, eps, BLOCK: tl.
 
 
 def launch_layernorm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, site: str) -> Tensor:
-    """operators.layernorm; a row's values must be adjacent in memory."""
+    """Run operators.layernorm; a row's values must be adjacent in memory."""
     rows, columns = x.shape
     out = x.new_empty((rows, columns))
     _layernorm_kernel[(rows,)](
@@ -81,7 +81,7 @@ def _append_index_kernel(
 def launch_append_index(
     keys: Tensor, positions: Tensor, cache: Tensor, cache_scales: Tensor, *, site: str
 ) -> None:
-    """operators.append_index; a key's values must be adjacent in memory."""
+    """Run operators.append_index; a key's values must be adjacent in memory."""
     tokens, columns = keys.shape
     _append_index_kernel[(tokens,)](
         keys, positions, cache, cache_scales, positions.shape[1], columns,
@@ -153,8 +153,8 @@ def launch_index_scores(
     scale: float,
     site: str,
 ) -> Tensor:
-    """operators.index_scores; heads and dim must be powers of two of at least 16. Products would
-    round float32 to TF32: its own body computes that."""
+    """Run operators.index_scores; heads and dim must be powers of two of at least 16. Products
+    would round float32 to TF32: its own body computes that."""
     if q.dtype == torch.float32:
         plain: Any = ops.index_scores
         return plain._init_fn(
@@ -223,8 +223,8 @@ def _positions_kernel(
 
 
 def launch_index_topk(scores: Tensor, *, top_k: int, site: str) -> Tensor:
-    """operators.index_topk by torch's selection, whose results one kernel narrows and fills up. A
-    radix selection of one Triton program a row took 1.3 to 5.7 times as long on an H100."""
+    """Run operators.index_topk by torch's selection, whose results one kernel narrows and fills up.
+    A radix selection of one Triton program a row took 1.3 to 5.7 times as long on an H100."""
     found = min(top_k, scores.shape[2])
     values, indices = scores.topk(found, dim=2, sorted=False)
     out = scores.new_empty((*scores.shape[:2], top_k), dtype=torch.int32)
@@ -303,7 +303,8 @@ def _sparse_kernel(
 def launch_sparse_mla(
     q: Tensor, cache: Tensor, selected: Tensor, *, latent_dim: int, scale: float, site: str
 ) -> tuple[Tensor, Tensor]:
-    """operators.sparse_mla; products would round float32 to TF32: its own body computes that."""
+    """Run operators.sparse_mla; products would round float32 to TF32: its own body computes
+    that."""
     if q.dtype == torch.float32:
         plain: Any = ops.sparse_mla
         return plain._init_fn(q, cache, selected, latent_dim=latent_dim, scale=scale, site=site)

@@ -9,7 +9,7 @@ from reference_model.operators.registration import operator
 
 
 def causal_scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Causal scores of one sequence, float32: q, k [length, heads, dim] -> [heads, query, key]."""
+    """Causal scores of one sequence, float32 [heads, query, key], of q, k [length, heads, dim]."""
     scores = torch.einsum("qhd,khd->hqk", q.float(), k.float()) * scale
     visible = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device)
     visible = visible.tril(scores.shape[2] - scores.shape[1])  # queries are the last of the keys
@@ -26,8 +26,8 @@ def attention_forward_fake(q: Tensor, k: Tensor, v: Tensor, **_: object) -> tupl
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, site: str
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention: q, k [sequences, length, heads, qk_dim], v [..., v_dim] -> like v, and the
-    log-sum-exp of each row, float32 [sequences, heads, length]."""
+    """Causal attention of q, k [sequences, length, heads, qk_dim], v [..., v_dim]; returns a tensor
+    like v, and the log-sum-exp of each row, float32 [sequences, heads, length]."""
     return attention_of_scores(
         (causal_scores(q_s, k_s, scale) for q_s, k_s in zip(q, k, strict=True)), v
     )

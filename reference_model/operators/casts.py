@@ -27,7 +27,7 @@ def quantize_fake(x: Tensor, **_: object) -> tuple[Tensor, Tensor]:
 def quantize(
     x: Tensor, *, power_of_two_scales: bool, kernels: str, site: str
 ) -> tuple[Tensor, Tensor]:
-    """x [rows, columns] -> E4M3 and scales [rows, ceil(columns / 128)]."""
+    """Quantise x [rows, columns] to E4M3 and scales [rows, ceil(columns / 128)]."""
     return load_backend(kernels).quantize_tiles(x, power_of_two_scales=power_of_two_scales)
 
 
@@ -41,7 +41,8 @@ def _quantize_transpose_fake(
 def quantize_transpose(
     x: Tensor, scales: Tensor | None, *, kernels: str, site: str
 ) -> tuple[Tensor, Tensor]:
-    """x [rows, columns], bfloat16 or E4M3 with scales -> E4M3 [columns, rows], tiled along rows."""
+    """Quantise x [rows, columns], bfloat16 or E4M3 with scales, to E4M3 [columns, rows], tiled
+    along rows."""
     backend = load_backend(kernels)
     if scales is None:
         return backend.quantize_tiles_transposed(x, group_sizes=None, power_of_two_scales=True)
@@ -65,7 +66,8 @@ def _transposed_rows(x: Tensor, rows: int, groups: int) -> tuple[Tensor, Tensor]
 def grouped_quantize_transpose(
     x: Tensor, group_sizes: Tensor, *, kernels: str, site: str
 ) -> tuple[Tensor, Tensor]:
-    """x [R, columns] sorted by expert -> E4M3 [columns, R], tiles restarting at each expert."""
+    """Quantise x [R, columns] sorted by expert to E4M3 [columns, R], tiles restarting at each
+    expert."""
     return load_backend(kernels).quantize_tiles_transposed(
         x, group_sizes=group_sizes, power_of_two_scales=True
     )
@@ -93,7 +95,7 @@ def quantize_transpose_gather(
 
 @operator(fake=lambda x, _s, *, dtype, **_: torch.empty_like(x, dtype=dtype))
 def dequantize(x: Tensor, scales: Tensor, *, dtype: torch.dtype, kernels: str, site: str) -> Tensor:
-    """E4M3 x [rows, columns] and its tile scales -> dtype."""
+    """Restore dtype from E4M3 x [rows, columns] and its tile scales."""
     return load_backend(kernels).dequantize_tiles(x, scales, dtype=dtype)
 
 
@@ -105,7 +107,7 @@ def _quantize_e5m6_fake(x: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
 
 @operator(fake=_quantize_e5m6_fake)
 def quantize_e5m6(x: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
-    """x [rows, columns] -> packed 12-bit floats and power-of-two scales (see e5m6.py)."""
+    """Pack x [rows, columns] as 12-bit floats with power-of-two scales (see e5m6.py)."""
     return e5m6.pack_e5m6(x)
 
 
@@ -115,54 +117,54 @@ def quantize_e5m6(x: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
     )
 )
 def dequantize_e5m6(packed: Tensor, scales: Tensor, *, dtype: torch.dtype, site: str) -> Tensor:
-    """Packed 12-bit floats [rows, 3 columns / 2] -> [rows, columns]."""
+    """Unpack 12-bit floats [rows, 3 columns / 2] to [rows, columns]."""
     return e5m6.unpack_e5m6(packed, scales, dtype=dtype)
 
 
 @operator(fake=lambda x, **_: torch.empty_like(x.mT, memory_format=torch.contiguous_format))
 def transpose(x: Tensor, *, site: str) -> Tensor:
-    """E4M3 values of a weight [..., rows, columns] -> [..., columns, rows]."""
+    """Transpose the E4M3 values of a weight [..., rows, columns] to [..., columns, rows]."""
     # Moved as bytes: not every torch has copy kernels for FP8.
     return x.view(torch.uint8).mT.contiguous().view(x.dtype)
 
 
 @operator(fake=lambda x, *, dtype, **_: torch.empty_like(x, dtype=dtype))
 def cast(x: Tensor, *, dtype: torch.dtype, site: str) -> Tensor:
-    """x in another type."""
+    """Convert x to another type."""
     return x.to(dtype, copy=True)
 
 
 @operator(fake=None, mutates=("out",))
 def copy(x: Tensor, out: Tensor, *, site: str) -> None:
-    """x into out, a view of the same shape."""
+    """Copy x into out, a view of the same shape."""
     out.copy_(x)
 
 
 @operator(fake=None, mutates=("out",))
 def broadcast_heads(x: Tensor, out: Tensor, *, site: str) -> None:
-    """x [T, dim] into every head of out [T, heads, dim]."""
+    """Copy x [T, dim] into every head of out [T, heads, dim]."""
     out.copy_(x[:, None, :].expand_as(out))
 
 
 @operator(fake=lambda x, **_: x.new_empty((x.shape[0], x.shape[2])))
 def sum_heads(x: Tensor, *, site: str) -> Tensor:
-    """x [T, heads, dim] -> sum over heads [T, dim], accumulated in float32."""
+    """Sum x [T, heads, dim] over heads to [T, dim], accumulated in float32."""
     return x.sum(dim=1, dtype=torch.float32).to(x.dtype)
 
 
 @operator(fake=lambda a, b, **_: a.new_empty((a.shape[0], a.shape[1] + b.shape[1])))
 def concat(a: Tensor, b: Tensor, *, site: str) -> Tensor:
-    """a [T, n], b [T, m] -> [T, n + m]."""
+    """Join a [T, n] and b [T, m] to [T, n + m]."""
     return torch.cat((a, b), dim=1)
 
 
 @operator(fake=like_first)
 def add(a: Tensor, b: Tensor, *, site: str) -> Tensor:
-    """a + b of equal shapes."""
+    """Add a and b of equal shapes."""
     return a + b
 
 
 @operator(fake=like_first)
 def scale(x: Tensor, *, factor: float, site: str) -> Tensor:
-    """factor x."""
+    """Multiply x by a factor."""
     return x * factor

@@ -16,7 +16,8 @@ def _normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @operator(fake=like_first)
 def rmsnorm(x: Tensor, weight: Tensor, *, eps: float, site: str) -> Tensor:
-    """x [T, columns] / root mean square x weight (float32) -> like x, contiguous."""
+    """Divide x [T, columns] by its root mean square and multiply it by weight (float32); returns a
+    contiguous tensor like x."""
     return _normalise(x, weight, eps)
 
 
@@ -89,7 +90,7 @@ def _half(x: Tensor, *_: object, **__: object) -> Tensor:
 
 @operator(fake=_half)
 def swiglu(gate_up: Tensor, *, site: str) -> Tensor:
-    """silu(gate) x up of gate_up [rows, 2 columns] -> [rows, columns]."""
+    """Compute silu(gate) x up of gate_up [rows, 2 columns]; returns [rows, columns]."""
     activated, _, up = _silu_parts(gate_up)
     return (activated * up).to(gate_up.dtype)
 
@@ -103,7 +104,7 @@ def weighted_swiglu(gate_up: Tensor, row_weights: Tensor, *, site: str) -> Tenso
 
 @operator(fake=lambda gate_up, **_: quantize_fake(_half(gate_up)))
 def swiglu_quantize(gate_up: Tensor, *, kernels: str, site: str) -> tuple[Tensor, Tensor]:
-    """SwiGLU, quantised in the same pass -> E4M3 [rows, columns] and scales."""
+    """Apply SwiGLU and quantise in the same pass; returns E4M3 [rows, columns] and scales."""
     return load_backend(kernels).swiglu_quantize(gate_up, power_of_two_scales=False)
 
 

@@ -31,7 +31,7 @@ def gemm(
     kernels: str,
     site: str,
 ) -> Tensor:
-    """a [m, k] (1x128 tiles) times b [n, k] (128x128 blocks) transposed -> [m, n]."""
+    """Multiply a [m, k] (1x128 tiles) by b [n, k] (128x128 blocks) transposed; returns [m, n]."""
     if a_scales is None or b_scales is None:
         return _product(a, b, out_dtype)
     return load_backend(kernels).gemm_fp8(a, a_scales, b, b_scales, out_dtype=out_dtype)
@@ -48,7 +48,7 @@ def gemm_weight_grad(
     kernels: str,
     site: str,
 ) -> None:
-    """accumulator [m, n] float32 += a [m, T] b [n, T]^T; both operands tiled along tokens."""
+    """Add a [m, T] b [n, T]^T into accumulator [m, n] float32; both operands tiled along tokens."""
     if a_scales is None or b_scales is None:
         accumulator += _product(a, b, torch.float32)
     else:
@@ -71,7 +71,8 @@ def grouped_gemm(
     kernels: str,
     site: str,
 ) -> Tensor:
-    """a [R, k], sorted by expert, times b [E, n, k] of each row's expert transposed -> [R, n]."""
+    """Multiply a [R, k], sorted by expert, by b [E, n, k] of each row's expert transposed; returns
+    [R, n]."""
     if a_scales is not None and b_scales is not None:
         return load_backend(kernels).grouped_gemm_fp8(
             a, a_scales, b, b_scales, group_sizes=group_sizes, out_dtype=out_dtype
@@ -92,7 +93,7 @@ def grouped_gemm_weight_grad(
     kernels: str,
     site: str,
 ) -> None:
-    """accumulator [E, m, n] float32 += a [m, R] b [n, R]^T over the rows of each expert.
+    """Add a [m, R] b [n, R]^T over the rows of each expert into accumulator [E, m, n] float32.
 
     The published recipe launches one GEMM an expert, alternating between two streams; they are one
     operator here, as they share their operands and only their sum of rows is known beforehand."""

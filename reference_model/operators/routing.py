@@ -40,7 +40,8 @@ def gate(
     scaling: float,
     site: str,
 ) -> tuple[Tensor, Tensor]:
-    """Choose experts: logits float32 [T, experts] -> indices int64 and weights float32 [T, K].
+    """Choose experts by logits float32 [T, experts]; returns indices int64 and weights float32
+    [T, K].
 
     Groups are ranked by the sum of their two best biased scores (Technical Report, section 2.1.2),
     or, where scores are a softmax, by their best one (DeepSeek-V2, arXiv:2405.04434, section
@@ -85,7 +86,7 @@ def gate_backward(
 
 @operator(fake=lambda i, *, experts, **_: i.new_empty((experts,), dtype=torch.int32))
 def dispatch_layout(indices: Tensor, *, experts: int, site: str) -> Tensor:
-    """Choices [T, K] -> tokens bound for each expert, int32 [experts]."""
+    """Count the tokens bound for each expert, int32 [experts], of choices [T, K]."""
     return torch.bincount(indices.flatten(), minlength=experts).int()
 
 
@@ -141,8 +142,9 @@ def dispatch(
     rows: int,
     site: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Send tokens x [T, hidden] to the ranks of their experts -> what this rank receives: values
-    [D, hidden], scales [D, tiles] (no tiles if not quantised), choices and weights [D, K]."""
+    """Send tokens x [T, hidden] to the ranks of their experts; returns what this rank receives:
+    values [D, hidden], scales [D, tiles] (no tiles if not quantised), choices and weights
+    [D, K]."""
     received_scales = _no_scales(x) if scales is None else _received(scales, rows)
     return _received(x, rows), received_scales, _received(indices, rows), _received(weights, rows)
 
@@ -232,7 +234,7 @@ def permute(
 
 @operator(fake=lambda x, choice_rows, **_: x.new_empty((choice_rows.shape[0], x.shape[1])))
 def unpermute(x: Tensor, choice_rows: Tensor, *, site: str) -> Tensor:
-    """Sum the rows [R, columns] of each received token -> [D, columns], in float32."""
+    """Sum the rows [R, columns] of each received token to [D, columns], in float32."""
     total = torch.zeros((choice_rows.shape[0], x.shape[1]), dtype=torch.float32, device=x.device)
     for rows in choice_rows.long().unbind(dim=1):
         total += x[rows.clamp(min=0)] * (rows >= 0)[:, None]

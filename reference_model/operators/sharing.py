@@ -22,7 +22,8 @@ def _gather_fake(x: Tensor, scales: Tensor | None, *, ranks: int, **_: object) -
 
 @operator(fake=_gather_fake)
 def gather_tokens(x: Tensor, scales: Tensor | None, *, ranks: int, site: str) -> list[Tensor]:
-    """x [rows, columns] of every rank, one after the other, and its scales where it has some."""
+    """Gather x [rows, columns] of every rank, one after the other, and its scales where it has
+    some."""
     parts = [x] if scales is None else [x, scales]
     found = []
     for part in parts:

@@ -23,7 +23,8 @@ from reference_model.operators.registration import like_first, operator
 
 @operator(fake=like_first)
 def layernorm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, site: str) -> Tensor:
-    """x [T, columns] less its mean / its standard deviation x weight + bias (float32) -> like x."""
+    """Norm x [T, columns]: less its mean, over its standard deviation, times weight plus bias
+    (float32)."""
     wide = torch.nn.functional.layer_norm(x.float(), x.shape[1:], weight, bias, eps)
     return wide.to(x.dtype)
 
@@ -72,7 +73,7 @@ def index_scores(
     scale: float,
     site: str,
 ) -> Tensor:
-    """q [S, Q, I, D], weights float32 [S, Q, I], keys [S, length, D] -> scores float32
+    """Score q [S, Q, I, D], weights float32 [S, Q, I], against keys [S, length, D]; returns float32
     [S, Q, length], -inf of tokens that a query may not see; of E4M3 operands scales float32
     [S, Q, I] and [S, length].
 
@@ -96,7 +97,7 @@ def index_scores(
     )
 )
 def index_topk(scores: Tensor, *, top_k: int, site: str) -> Tensor:
-    """scores [S, Q, length] -> positions of the `top_k` largest of each query, int32
+    """Choose the positions of the `top_k` largest scores [S, Q, length] of each query, int32
     [S, Q, top_k] in any order, -1 in the place of those that are -inf or do not exist."""
     found = scores.topk(min(top_k, scores.shape[2]), dim=2, sorted=False)
     positions = found.indices.masked_fill(found.values == float("-inf"), -1).int()
@@ -115,9 +116,9 @@ def _sparse_mla_fake(
 def sparse_mla(
     q: Tensor, cache: Tensor, selected: Tensor, *, latent_dim: int, scale: float, site: str
 ) -> tuple[Tensor, Tensor]:
-    """decode_operators.mla_decode over the positions of each query, selected int32 [S, Q, top_k]:
-    q [S, Q, N, latent + rope]; cache [S, length, latent + rope] -> [S, Q, N, latent] and the
-    log-sum-exp of the scores, float32 [S, Q, N]."""
+    """Run decode_operators.mla_decode over the positions of each query, selected int32
+    [S, Q, top_k]: of q [S, Q, N, latent + rope] and cache [S, length, latent + rope]; returns
+    [S, Q, N, latent] and the log-sum-exp of the scores, float32 [S, Q, N]."""
     outs, sums = [], []
     for q_s, cache_s, selected_s in zip(q, cache, selected, strict=True):
         entries = cache_s[selected_s.clamp(min=0).long()].float()  # [Q, top_k, latent + rope]
@@ -144,7 +145,7 @@ def _masked_scores(q: Tensor, k: Tensor, selected: Tensor, scale: float) -> Tens
 def attention_masked_forward(
     q: Tensor, k: Tensor, v: Tensor, selected: Tensor, *, scale: float, site: str
 ) -> tuple[Tensor, Tensor]:
-    """operators.attention_forward over the positions of each query, selected int32
+    """Run operators.attention_forward over the positions of each query, selected int32
     [sequences, length, top_k], which hold none after its own."""
     scores = (_masked_scores(*one, scale) for one in zip(q, k, selected, strict=True))
     return attention_of_scores(scores, v)
@@ -167,7 +168,7 @@ def attention_masked_backward(
     scale: float,
     site: str,
 ) -> tuple[Tensor, Tensor]:
-    """operators.attention_backward of attention_masked_forward; the choice has no gradient."""
+    """Run operators.attention_backward of attention_masked_forward; the choice has no gradient."""
     scores = (_masked_scores(*one, scale) for one in zip(q, k, selected, strict=True))
     return gradients_of_scores(
         scores, q_grad, q, k, v, out_grad=out_grad, log_sum=log_sum, delta=delta, scale=scale

@@ -29,7 +29,8 @@ def embedding_backward(table_grad: Tensor, tokens: Tensor, grad: Tensor, *, site
     )
 )
 def cross_entropy(logits: Tensor, targets: Tensor, *, site: str) -> tuple[Tensor, Tensor]:
-    """logits [T, vocabulary], targets int64 [T] -> mean loss [], log-sum-exp of each row [T]."""
+    """Compute of logits [T, vocabulary] and targets int64 [T] the mean loss [], and the log-sum-exp
+    of each row [T]."""
     wide = logits.float()
     log_sum = wide.logsumexp(dim=1)
     return (log_sum - wide.gather(1, targets[:, None])[:, 0]).mean(), log_sum
@@ -73,8 +74,8 @@ def embedding_backward_part(
 
 @operator(fake=lambda logits, _t, **_: logits.new_empty((logits.shape[0], 2), dtype=torch.float32))
 def cross_entropy_part(logits: Tensor, targets: Tensor, *, first: int, site: str) -> Tensor:
-    """logits [T, part of the vocabulary], targets int64 [T] -> of each row the log-sum-exp and the
-    target's logit, 0 where another part has it [T, 2]."""
+    """Compute of logits [T, part of the vocabulary] and targets int64 [T] each row's log-sum-exp
+    and the target's logit, 0 where another part has it [T, 2]."""
     place, inside = _mine(targets, first, logits.shape[1])
     wide = logits.float()
     target = wide.gather(1, place[:, None])[:, 0] * inside
@@ -88,8 +89,8 @@ def cross_entropy_part(logits: Tensor, targets: Tensor, *, first: int, site: str
     )
 )
 def cross_entropy_merged(parts: Tensor, *, ranks: int, site: str) -> tuple[Tensor, Tensor]:
-    """What `cross_entropy_part` returned on all ranks, one after the other [ranks x T, 2] -> mean
-    loss [], log-sum-exp of each row [T]."""
+    """Merge what `cross_entropy_part` returned on all ranks, one after the other [ranks x T, 2],
+    into the mean loss [] and the log-sum-exp of each row [T]."""
     log_sums, targets = parts.view(ranks, -1, 2).unbind(dim=2)
     log_sum = log_sums.logsumexp(dim=0)
     return (log_sum - targets.sum(dim=0)).mean(), log_sum

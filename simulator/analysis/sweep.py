@@ -174,7 +174,7 @@ def run_sweep(
 
 
 def read_rows(path: Path) -> dict[str, Point]:
-    """digest -> row of a file of rows, where there is one.
+    """The rows of a file of rows by their digests, where there is one.
 
     Rows that are not as they were written, cut short or damaged in a byte, are left out, and so are
     points that did not run: what was in their way may be gone.

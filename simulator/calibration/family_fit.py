@@ -88,7 +88,7 @@ class HeldOutRow:
 
     @property
     def error(self) -> float:
-        """predicted / measured - 1."""
+        """Predicted over measured time, less 1."""
         return self.predicted_s / self.measurement.seconds - 1
 
 

@@ -59,7 +59,7 @@ class LayerOperators:
     """Part -> positions in `operators`."""
 
     def part_of(self) -> dict[int, str]:
-        """Position -> part."""
+        """The part that each position belongs to."""
         return {place: part for part, places in self.parts.items() for place in places}
 
 
