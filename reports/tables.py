@@ -104,7 +104,9 @@ def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
             "cluster": f"{layout.gpus:,} of {cluster.nodes * cluster.node.gpus:,} GPUs, "
             f"{cluster.name} ({cluster.node.gpu.name})"
             + (f"; {idle}" if (idle := metrics["idle_nodes"]) else ""),
-            "layout": f"PP{job.pp}, DP{layout.dp}, EP{job.ep}",
+            "layout": layout.name,
+            "NVLink domains": f"of {layout.gpus_per_domain} GPUs each, filled by "
+            f"{', '.join(layout.axes)}: {layout}",
             "schedule": f"{run.schedule.name}, {run.schedule.microbatches} micro-batches of "
             f"{job.micro_batch_tokens:,} tokens",
             "stages": ", ".join(metrics["stages"]),

@@ -14,6 +14,7 @@ time of every rank, so the rows sum to it. The last row shows by how much they m
     SMs, contention  the SMs that communication keeps, and memory shared with it
     exposed          dispatch and combine where nothing hides them, at the speed they have alone
     slow-down        their slow-down beside compute
+    shared layers    gathers and scatters among GPUs that share layers or sequences, by axis
     state in chunks  parameters gathered and gradients reduced by layer, where nothing hides it
     bubble           waiting for other ranks, transfers between them free
     transfers        activations sent between pipeline ranks
@@ -26,7 +27,7 @@ time of every rank, so the rows sum to it. The last row shows by how much they m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,7 @@ from simulator.hardware.kernels.roofline import ideal_seconds, is_tensor
 from simulator.workload.sharding import OPTIMIZERS
 from simulator.workload.state_tasks import STATE
 from simulator.workload.task_graph import Stream
+from simulator.workload.tensor_parallel import SHARED_AXES, shared_axis
 
 Array = NDArray[np.float64]
 
@@ -139,9 +141,19 @@ def attribute_step(run: TrainingRun, drawn: TrainingDraws | None) -> list[Cause]
 
 
 def _chunk_causes(run: TrainingRun) -> tuple[tuple[str, str], ...]:
-    """CHUNK_CAUSES, with STATE_CAUSE where a chunk has it."""
+    """CHUNK_CAUSES, with one for each axis whose GPUs share layers or sequences, and STATE_CAUSE
+    where a chunk has it."""
+    shared = [
+        (SHARED_AXES[axis], "tokens gathered and sums scattered inside layers, beside nothing")
+        for axis in _axes(run)
+    ]
     state = any(key.state is not None for key in run.step.chunks)
-    return (*CHUNK_CAUSES, *((STATE_CAUSE,) if state else ()))
+    return (*CHUNK_CAUSES, *shared, *((STATE_CAUSE,) if state else ()))
+
+
+def _axes(run: TrainingRun) -> list[str]:
+    """Axes whose GPUs share layers or sequences, in the order of their causes."""
+    return [axis for axis in SHARED_AXES if axis in run.costs.sharing]
 
 
 def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
@@ -177,8 +189,9 @@ def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
         end = start + len(places)
         other = run.without_slowdown.chunks[chunk.key]
         part = slice(start, end)
-        seconds = _counterfactuals(chunk, places, alone[part], bounds[:, part], other)
-        seconds = seconds[:, : len(_chunk_causes(run))]
+        seconds = _counterfactuals(chunk, places, alone[part], bounds[:, part], other, _axes(run))[
+            :, : len(_chunk_causes(run))
+        ]
         gaps = np.where(np.arange(seconds.shape[1]) < _GAPS, 0.0, gap_s)
         spans = timeline.run(chunk.log.graph, seconds, gaps).spans_s
         spans[-1] -= sum(chunk.outside_s)
@@ -188,14 +201,20 @@ def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
 
 
 def _counterfactuals(
-    chunk: ChunkRun, computes: list[int], alone: Array, bounds: Array, without_slowdown: ChunkRun
+    chunk: ChunkRun,
+    computes: list[int],
+    alone: Array,
+    bounds: Array,
+    without_slowdown: ChunkRun,
+    axes: Sequence[str],
 ) -> Array:
     """[tasks, causes] durations of a chunk's tasks with each cause and all those before it, the
-    collectives of its state last.
+    collectives of its layers and those of its state last.
 
     Args:
         computes: places of the compute tasks; the others exchange tokens.
         alone: [compute tasks] kernel times on all SMs with nothing beside.
+        axes: whose GPUs share layers or sequences; each is a cause.
         bounds: [2, compute tasks] time at peak, and of tiles and bytes; zero off the tensor cores.
     """
     operators = chunk.log.graph.task_operators()
@@ -210,16 +229,18 @@ def _counterfactuals(
         np.where(tensor, alone, 0.0),
         alone,
         alone,
-        actual[computes],
-        actual[computes],
-        actual[computes],
-        actual[computes],
+        *[actual[computes]] * (4 + len(axes)),
     ]
     seconds = np.zeros((len(operators), len(columns)))
     seconds[computes] = np.stack(columns, axis=1)
+    first = len(columns) - 1 - len(axes)
+    for place in computes:
+        axis = shared_axis(operators[place])
+        if axis is not None:
+            seconds[place, : first + axes.index(axis)] = 0.0
     exchanges = sorted(set(range(len(operators))) - set(computes))
     tokens = [place for place in exchanges if operators[place].segment != STATE]
-    seconds[tokens, -3] = without_slowdown.cost.seconds[tokens]
-    seconds[tokens, -2] = actual[tokens]
+    seconds[tokens, first - 2] = without_slowdown.cost.seconds[tokens]
+    seconds[tokens, first - 1 :] = actual[tokens][:, None]
     seconds[exchanges, -1] = actual[exchanges]
     return seconds

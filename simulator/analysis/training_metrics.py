@@ -42,6 +42,7 @@ from simulator.workload.schedules.order import (
     OVERLAPPED,
     WEIGHT_GRADIENT,
 )
+from simulator.workload.tensor_parallel import straddling
 
 _DAY = unit_factor("d", "time")
 _HOUR = unit_factor("h", "time")
@@ -274,6 +275,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
         "stages": list(stage_texts(run.stages)),
         "warnings": [
             *uneven_ranks(ideal_ranks, chosen=job.stages == "default"),
+            *straddling({axis: run.layout.parts_of(axis) for axis in run.costs.sharing}),
             *([] if drawn is None else _too_full(drawn, cluster.node.gpu.hbm_capacity)),
         ],
         "without_all_to_all_slowdown": {

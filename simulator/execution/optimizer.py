@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds
 from reference_model.trace import Operator
-from simulator.execution.training_fabric import StepLoads, copies_of
+from simulator.execution.training_fabric import StepLoads, collective_groups, copies_of
 from simulator.hardware.costs import KernelCostModel
-from simulator.hardware.network.fabric_load import FabricLoad
+from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.network.groups import Domains
 from simulator.hardware.network.transfers import Collective, Transfers
 from simulator.hardware.prediction import Prediction
@@ -68,6 +68,8 @@ class Rings:
     """Copies of the experts at one place of a group."""
     dense_load: FabricLoad
     experts_load: FabricLoad
+    tensor: Domains | None = None
+    """GPUs that share its layers; None where none do."""
 
     @classmethod
     def of(
@@ -83,7 +85,27 @@ class Rings:
             copies_of(layout, holders, experts=True),
             loads.dense[rank],
             loads.experts[rank],
+            collective_groups(layout).get("tensor"),
         )
+
+    def sum_of_duplicates(self, transfers: Transfers, size: Bytes) -> NDArray[np.float64]:
+        """[value, low, high], seconds to sum the gradients of what all GPUs hold that share layers:
+        a reduce-scatter and an all-gather, as a ring does it.
+
+        Args:
+            size: bytes of the gradients.
+        """
+        if self.tensor is None:
+            return np.zeros(3)
+        load = None if self.tensor.domains == 1 else NO_LIMIT
+        halves = [
+            transfers.collective(operation, size, form="ring", group=self.tensor, load=load)
+            for operation in get_args(Collective)
+        ]
+        total: NDArray[np.float64] = np.sum(
+            [np.concatenate([time.seconds, time.low, time.high]) for time in halves], axis=0
+        )
+        return total
 
     def seconds(
         self, transfers: Transfers, operation: Collective, size: Bytes, *, experts: bool
@@ -120,7 +142,7 @@ class OptimizerStep:
 
     reduce_s: Seconds
     """Reduce-scatter of the gradients over all copies of the parameters, or their all-reduce; none
-    where chunks hold it."""
+    where chunks hold it. And the sum of those that GPUs have in common that share layers."""
     update_s: Seconds
     """Gradient norm, update of this rank's shard, and clearing the gradients: HBM traffic."""
     gather_s: Seconds
@@ -313,6 +335,9 @@ def optimizer_step(
         reduced = over_copies("reduce_scatter", gradient)
         if not zero:
             reduced = reduced + over_copies("all_gather", gradient)
+    # Summed where they have been added up: over a step, and in shards where these are all there is.
+    shards = sharding.copies if zero >= 2 else 1
+    reduced = reduced + rings.sum_of_duplicates(transfers, held.duplicated / shards * gradient)
     if zero and not gathered_in_chunks:
         gathered = over_copies("all_gather", BF16_BYTES)
     _, low, high = (reduced + gathered).tolist()

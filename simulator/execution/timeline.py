@@ -12,7 +12,7 @@ done and the copies of the last sender have come.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from hardware_profiles.units import Seconds
 from simulator.workload.state_tasks import is_state_collective
 from simulator.workload.task_graph import Stream, TaskGraph
+from simulator.workload.tensor_parallel import shared_axis
 
 Times = NDArray[np.float64]
 
@@ -66,6 +67,7 @@ def run(
     *,
     rank_axis: int | None = None,
     sends_s: Times | None = None,
+    teams: Mapping[str, int] | None = None,
 ) -> Log:
     """Start and end of every task.
 
@@ -74,6 +76,8 @@ def run(
         gap_s: between the end of a task and the earliest start of the next in its stream; one for
             all or [*axes].
         rank_axis: which of the axes are ranks of one group; without it each is a run of its own.
+        teams: {axis whose GPUs share layers: how many of neighbouring ranks meet in its
+            collectives}; of an axis that it does not name, all ranks.
         sends_s: like seconds; how long a rank's own copies take to leave in tasks without barrier,
             where that is not their duration.
 
@@ -93,6 +97,7 @@ def run(
             gap_s,
             axes=axes,
             ranks=_ranks(graph, rank_axis),
+            teams=_teams(graph, teams),
         )
     )
     shape = (len(graph.tasks), *axes)
@@ -112,6 +117,7 @@ def spans(
     axes: tuple[int, ...],
     rank_axis: int,
     replica_axis: int | None = None,
+    teams: Mapping[str, int] | None = None,
 ) -> NDArray[Any]:
     """[*axes], the end of the last task, of durations too many to hold at once.
 
@@ -120,11 +126,17 @@ def spans(
             of `gap_s`.
         replica_axis: which of the axes are groups whose ranks all meet in collectives of parameters
             and gradients; without it each group is a run of its own.
+        teams: as of `run`.
     """
     # A stream runs one task at a time, so that its last one ends last.
     last: dict[Stream, NDArray[Any]] = {}
     passed = in_turn(
-        graph, durations, gap_s, axes=axes, ranks=_ranks(graph, rank_axis, replica_axis)
+        graph,
+        durations,
+        gap_s,
+        axes=axes,
+        ranks=_ranks(graph, rank_axis, replica_axis),
+        teams=_teams(graph, teams),
     )
     for task, (_, _, _, end) in zip(graph.tasks, passed, strict=True):
         last[task.stream] = end
@@ -151,6 +163,25 @@ def _ranks(
     ]
 
 
+def _teams(graph: TaskGraph, teams: Mapping[str, int] | None) -> list[int | None] | None:
+    """Of each task, how many neighbouring ranks meet in it; None for all."""
+    if not teams or max(teams.values()) == 1:
+        return None
+    axes = (shared_axis(graph.operators[task.operator]) for task in graph.tasks)
+    return [None if axis is None else teams.get(axis) for axis in axes]
+
+
+def _last_ready(ready: Any, ranks: tuple[int, ...], team: int | None) -> Any:
+    """When the last of those is ready that meet; what broadcasts to `ready`."""
+    if team is None:
+        return ready.max(axis=ranks, keepdims=True)
+    (axis,) = ranks
+    shape = ready.shape
+    teams = ready.reshape(*shape[:axis], shape[axis] // team, team, *shape[axis + 1 :])
+    latest = np.broadcast_to(teams.max(axis=axis + 1, keepdims=True), teams.shape)
+    return latest.reshape(shape)
+
+
 def in_turn(
     graph: TaskGraph,
     durations: Iterable[tuple[Any, Any]],
@@ -158,6 +189,7 @@ def in_turn(
     *,
     axes: tuple[int, ...],
     ranks: Sequence[tuple[int, ...]],
+    teams: Sequence[int | None] | None = None,
 ) -> Iterator[tuple[Any, Any, Any, Any]]:
     """Ready, start, done and end [*axes] of each task in turn (see Log).
 
@@ -166,6 +198,7 @@ def in_turn(
             `gap_s`.
         ranks: of each task, the axes that are the ranks it waits for; none for one that is not
             collective.
+        teams: of each task, how many neighbouring ranks meet in it; None for all.
     """
     later: Any = np.maximum if axes else max
     compute_free: Any = np.zeros(axes, dtype=np.asarray(gap_s).dtype) if axes else 0.0
@@ -184,7 +217,8 @@ def in_turn(
                 ends.pop(earlier, None)
         start = ready
         if ranks[place] and task.barrier:
-            start = np.broadcast_to(ready.max(axis=ranks[place], keepdims=True), axes)
+            team = None if teams is None else teams[place]
+            start = np.broadcast_to(_last_ready(ready, ranks[place], team), axes)
         end = done = start + took
         if ranks[place] and not task.barrier:
             end = later(done, (start + sends).max(axis=ranks[place], keepdims=True))

@@ -38,9 +38,7 @@ from simulator.execution.pipeline import PipelineRun, run_pipeline
 from simulator.execution.training_fabric import StepLoads, holders_of
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.roofline import is_tensor
-from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
-from simulator.hardware.network.groups import Domains
 from simulator.hardware.network.transfers import Transfers, exchange_sms
 from simulator.hardware.prediction import Prediction
 from simulator.scenario.files import Scenario
@@ -66,7 +64,8 @@ from simulator.workload.schedules.order import (
 )
 from simulator.workload.sharding import BF16_BYTES, HeldParameters, Sharding
 from simulator.workload.state_tasks import STATE, is_state_collective
-from simulator.workload.task_graph import COLLECTIVE_SEGMENTS, Stream, TaskGraph
+from simulator.workload.task_graph import Stream, TaskGraph
+from simulator.workload.tensor_parallel import gathered_bytes, shared_axis
 
 PAIR_LAYERS: Stage = ("moe",) * 4
 """Layers of each chunk in the published profile of one overlapped pair."""
@@ -286,7 +285,8 @@ def training_load(
         tokens=tokens,
         context=job.sequence_length,
         sequences=job.micro_batch_sequences,
-        expert_rows=round(tokens * top_k * slowest),
+        # Of all GPUs that share an expert's width, each of which works on the rows of all.
+        expert_rows=round(layout.etp * tokens * top_k * slowest),
         received_rows=round(tokens * ranks_reached * slowest),
         local_experts=layout.local_experts,
         group_tokens=tokens,
@@ -411,25 +411,22 @@ def task_sms(
 def with_collectives(
     times: Prediction, operators: Sequence[Operator], costs: KernelCostModel
 ) -> Prediction:
-    """The times with those of the exchanges between GPUs that share sequences, which are
+    """The times with those of the exchanges between GPUs that share layers or sequences, which are
     collectives and no kernels. Failures of the fabric slow none of them."""
-    places = [place for place, op in enumerate(operators) if op.segment in COLLECTIVE_SEGMENTS]
-    if not places:
-        return times
-    ranks = costs.context_parallel_ranks
-    inside = min(ranks, nvlink_domains(costs.cluster, group=ranks).gpus_each)
-    group = Domains(domains=ranks // inside, fewest=inside, most=inside)
+    axes = {op: axis for op in set(operators) if (axis := shared_axis(op)) is not None}
     known = {
         operator: costs.transfers_.collective(
-            "all_gather" if operator.segment == "gather" else "reduce_scatter",
-            float(operator.bytes_written),
+            "all_gather" if operator.kind == "gather_tokens" else "reduce_scatter",
+            float(gathered_bytes(operator)),
             form="ring",
-            group=group,
-            load=None if group.domains == 1 else NO_LIMIT,
+            group=costs.sharing[axis],
+            load=None if costs.sharing[axis].domains == 1 else NO_LIMIT,
         )
-        for operator in {operators[place] for place in places}
+        for operator, axis in axes.items()
     }
-    return times.with_others({place: known[operators[place]] for place in places})
+    return times.with_others(
+        {place: known[operator] for place, operator in enumerate(operators) if operator in known}
+    )
 
 
 def run_chunks(

@@ -148,9 +148,9 @@ class _Drawing:
             for key in self.ideal.chunks
         }
         layout = self.run.layout
-        self.in_step = self.job.zero >= 2 and layout.dp > 1
+        self.in_step = self.job.zero >= 2 and layout.stage_gpus > 1
         """Whether replicas exchange gradients in every micro-batch."""
-        self.meeting = layout.dp if self.in_step else layout.ep
+        self.meeting = layout.stage_gpus if self.in_step else layout.group
         """GPUs of a pipeline rank that take the same time, since they wait for each other."""
         achieved = calibration.transfers.nic
         self.normal = self.draws.of("transfers") / NORMAL_80
@@ -379,7 +379,7 @@ class _Drawing:
     def _ranks(self) -> Ranks:
         layout, priors = self.run.layout, self.priors
         rng = np.random.default_rng([self.seed, 3])
-        shape = (layout.pp, layout.dp // layout.ep, layout.ep, self.samples)
+        shape = (layout.pp, layout.groups, layout.group, self.samples)
         clock = clock_times(priors["skew.clock_sd"], gpus=layout.gpus, rng=rng)
         slow = slow_machines(
             priors["skew.slow_gpus.share"],
@@ -395,17 +395,19 @@ class _Drawing:
             lasting=self.job.skew.rows.changes != "micro_batch",
             work_sd=priors["skew.work_sd"],
             seed=self.seed,
+            places=layout.ep,
+            teams={"tensor": layout.tp, "expert_tensor": layout.etp},
             documents=None if self.run.documents is None else self.run.documents.relative,
             sharing=self.job.context_parallel,
         )
 
     def _waiting(self, pair: Blocks, ranks: Ranks) -> PairWaiting:
         place = (self.run.schedule.ranks // 2, 0)
-        axes = (self.job.ep, 1, ranks.patterns, self.samples)
+        axes = (self.run.layout.group, 1, ranks.patterns, self.samples)
         rows = RowsOfLayers(pair, ranks, [place])
         took = durations(pair, ranks, [place], rows)
         seconds = np.array([np.broadcast_to(each, axes) for each in took])
-        log = timeline.run(pair.graph, seconds, pair.gap_s, rank_axis=0)
+        log = timeline.run(pair.graph, seconds, pair.gap_s, rank_axis=0, teams=ranks.teams)
         waits = (log.start_s - log.ready_s).mean(axis=(2, 3, 4))
         lasted = (log.end_s - log.start_s).mean(axis=(2, 3, 4))
         order = timeline.of_stream(pair.graph, Stream.COMMUNICATION)
@@ -473,7 +475,7 @@ class _Drawing:
         if layers == 0:
             return np.ones(self.samples), np.ones(self.samples)
         rng = np.random.default_rng([self.seed, 6])
-        replicas = min(self.run.layout.dp // self.job.ep, MOST_HELD)
+        replicas = min(self.run.layout.expert_replicas, MOST_HELD)
         drawn_layers = min(layers, MOST_HELD)
         shares = drawn_rows(self.run, self.priors).shares(
             ranks=self.job.ep, cases=(replicas, drawn_layers), rng=rng
@@ -507,7 +509,7 @@ class _Drawing:
         rate, seconds = self.priors["skew.host_pause.rate"], self.priors["skew.host_pause.seconds"]
         rng = np.random.default_rng([self.seed, 5])
         counts = np.array([len(row) for row in self.keys for _ in row])
-        shape = (len(counts), self.run.layout.dp // self.meeting, self.samples)
+        shape = (len(counts), self.run.layout.stage_gpus // self.meeting, self.samples)
         mean = self.meeting * rate / counts[:, None, None]
         return np.asarray(rng.poisson(np.broadcast_to(mean, shape)) * seconds)
 

@@ -1,14 +1,14 @@
 """The limits that the fabric puts on a training step's transfers.
 
 Every rank's expert-parallel group, pipeline peer and gradient ring is routed where ParallelLayout
-puts it: GPU = (pipeline rank, data rank), NVLink domains (nodes, or racks) filled in order. What
+puts it, NVLink domains (nodes, or racks) filled in order. What
 stays inside a domain goes over NVLink and takes no NIC. A group that straddles two leaves, or owns
 the NIC that is broken, gets its own limits; ranks whose limits are equal stay folded. Four kinds of
 transfers, of each kind all that run at the same stage of a step at once:
 
     dispatch, combine   each GPU to the GPU of its own number in the other domains of its group, all
                         groups of the cluster at once
-    pipeline sends      each GPU to the GPU of its own data rank on the rank before or after, all
+    pipeline sends      each GPU to the GPU of its own place on the rank before or after, all
                         ranks in one direction at once
     dense gradients,    a ring over the domains of all ranks that hold the same stages, for each
     parameters          GPU of a domain its own, all rings at once
@@ -18,6 +18,9 @@ transfers, of each kind all that run at the same stage of a step at once:
 Of the groups of one pipeline rank the worst figures count: replicas meet only at the gradients, and
 the optimizer waits for the slowest of them. That is exact where one group is slower than the
 others, and pessimistic where several are, in different replicas on different ranks.
+
+Groups that share layers or sequences take their links' own rates (`collective_groups`): nothing of
+theirs is routed, and no failure slows them.
 
 Left out: transfers of different kinds share no link (all-to-all beside a pipeline send), a send and
 one the other way do not share, and a ring keeps its order of domains whatever fails. What NVLink
@@ -138,14 +141,13 @@ def check_failures(cluster: ClusterProfile) -> None:
 def expert_flows(layout: ParallelLayout) -> EqualFlows:
     """Dispatch of every expert-parallel group: each GPU to that of its own number in every other
     domain of its group. None where a group lies inside a domain."""
-    groups = np.arange(layout.gpus).reshape(-1, layout.ep)
-    source, destination = rail_pairs(groups, per_domain=layout.gpus_per_domain)
+    source, destination = rail_pairs(layout.groups_of("expert"), per_domain=layout.gpus_per_domain)
     return _flows(layout, source, destination)
 
 
 def send_flows(layout: ParallelLayout, schedule: Schedule) -> dict[int, EqualFlows]:
-    """Pipeline sends that run at once, {ranks further on: flows}: each GPU to that of its own data
-    rank where the next stage, or the one before, of one of the directions lies."""
+    """Pipeline sends that run at once, {ranks further on: flows}: each GPU to that of its own
+    place where the next stage, or the one before, of one of the directions lies."""
     neighbours = {
         pair
         for placement in schedule.placement
@@ -156,7 +158,7 @@ def send_flows(layout: ParallelLayout, schedule: Schedule) -> dict[int, EqualFlo
     by_distance: dict[int, list[tuple[int, int]]] = {}
     for start, end in sorted(neighbours):
         by_distance.setdefault(end - start, []).append((start, end))
-    of_rank = np.arange(layout.gpus).reshape(layout.pp, -1)
+    of_rank = layout.dense_grid.reshape(layout.pp, -1)
     return {
         distance: _flows(
             layout,
@@ -168,17 +170,27 @@ def send_flows(layout: ParallelLayout, schedule: Schedule) -> dict[int, EqualFlo
 
 
 def copies_of(layout: ParallelLayout, holders: Sequence[int], *, experts: bool) -> Domains:
-    """How copies lie in domains, at the worst place of an expert-parallel group.
+    """How copies lie in domains, at the worst place of a group that shares parameters out.
 
     Args:
         holders: pipeline ranks that hold the same stages.
         experts: copies of the experts at one place of a group; else of what every rank holds.
     """
-    found = [
-        [len(part) for part in parts] for parts in _by_domain(layout, holders, experts=experts)
-    ]
+    return _spread(
+        [[len(part) for part in parts] for parts in _by_domain(layout, holders, experts=experts)]
+    )
+
+
+def collective_groups(layout: ParallelLayout) -> dict[str, Domains]:
+    """{axis: how its GPUs lie in domains}, of the axes whose GPUs share layers or sequences."""
+    sizes = {"tensor": layout.tp, "expert_tensor": layout.etp, "context": layout.cp}
+    return {axis: _spread([layout.parts_of(axis)]) for axis, size in sizes.items() if size > 1}
+
+
+def _spread(parts: Sequence[Sequence[int]]) -> Domains:
+    """How groups with so many GPUs in each of their domains lie, at the worst."""
     return Domains(
-        domains=max(map(len, found)), fewest=min(map(min, found)), most=max(map(max, found))
+        domains=max(map(len, parts)), fewest=min(map(min, parts)), most=max(map(max, parts))
     )
 
 
@@ -204,10 +216,11 @@ def ring_flows(layout: ParallelLayout, schedule: Schedule, *, experts: bool) -> 
 def _by_domain(
     layout: ParallelLayout, holders: Sequence[int], *, experts: bool
 ) -> list[list[Gpus]]:
-    """GPUs that hold the same parameters, split by domain; for every place of an expert-parallel
-    group, or once for what every rank holds."""
-    gpus = np.arange(layout.gpus).reshape(layout.pp, -1)[sorted(holders)].ravel()
-    held = gpus.reshape(-1, layout.ep if experts else 1)
+    """GPUs that hold the same parameters, split by domain; for every place of a group that shares
+    experts out, or that shares layers."""
+    grid = layout.expert_grid if experts else layout.dense_grid
+    shared = layout.ep * layout.etp if experts else layout.tp
+    held = np.sort(grid[sorted(holders)].reshape(-1, shared), axis=0)
     ends = np.diff(held // layout.gpus_per_domain, axis=0)
     return [
         np.split(held[:, place], np.flatnonzero(ends[:, place]) + 1)
@@ -224,7 +237,9 @@ def holders_of(schedule: Schedule) -> list[list[int]]:
 
 
 def _flows(layout: ParallelLayout, source: Gpus, destination: Gpus) -> EqualFlows:
-    return EqualFlows(source, destination, source // layout.dp)
+    rank_of = np.empty(layout.gpus, dtype=np.int64)
+    rank_of[layout.dense_grid.reshape(layout.pp, -1)] = np.arange(layout.pp)[:, None]
+    return EqualFlows(source, destination, rank_of[source])
 
 
 def _of_ranks(
@@ -240,7 +255,7 @@ def _of_ranks(
         group=group,
         divided=divided,
         rdma=False,
-        experts_on=layout.ep,
+        experts_on=layout.group,
     )
     for rank, load in zip(senders.tolist(), found, strict=True):
         loads[rank] = load

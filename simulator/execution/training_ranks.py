@@ -31,7 +31,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from reference_model.trace import ALL_TO_ALL_KINDS, Operator
+from reference_model.trace import ALL_TO_ALL_KINDS, COLLECTIVE_KINDS, Operator
 from simulator.execution import timeline
 from simulator.execution.timeline import Times
 from simulator.execution.training import TrainingRun
@@ -39,7 +39,7 @@ from simulator.workload.experts import place_experts, read_popularity, uniform_p
 from simulator.workload.layout import Stage
 from simulator.workload.skew import DrawnRows, Single, random_gate_sd
 from simulator.workload.state_tasks import is_state_collective
-from simulator.workload.task_graph import COLLECTIVE_SEGMENTS, TaskGraph, collapsed
+from simulator.workload.task_graph import TaskGraph, collapsed
 
 Array = NDArray[np.float64]
 KeyT = TypeVar("KeyT", bound=Hashable)
@@ -66,6 +66,8 @@ class Blocks:
     """What it loses for rows below the mean, likewise."""
     attention: Single
     """Share of the attention cores."""
+    kernels: Single
+    """Share of the kernels of a block that begins with a collective."""
     gap_s: Single
     """[draws]"""
     layers: tuple[tuple[Stage, int] | None, ...]
@@ -111,6 +113,7 @@ def blocks_of(
         more=share(more),
         fewer=share(fewer),
         attention=share(attention.astype(np.float64)),
+        kernels=share(np.array([float(is_kernel(operator)) for operator in operators])),
         gap_s=np.asarray(gap_s, dtype=np.float32),
         layers=tuple(layers),
     )
@@ -131,11 +134,16 @@ class Ranks:
     work_sd: Array
     """[draws], of attention work of a rank's micro-batch, relative."""
     seed: int
+    places: int
+    """Of a group, those with rows of their own; ranks that share experts share the rows as well."""
+    teams: Mapping[str, int]
+    """{axis whose GPUs share layers: how many, next to each other}"""
     documents: Single | None = None
     """[micro-batches], attention work of packed documents over its mean; each micro-batch of each
     rank is one of them. None where all have the same."""
     sharing: int = 1
-    """Ranks next to each other that share sequences, and so documents."""
+    """Ranks next to each other that share sequences, and so documents, those that share layers
+    counted once."""
 
     @property
     def patterns(self) -> int:
@@ -181,6 +189,7 @@ def group_spans(
                 axes=(group, len(some), patterns, draws),
                 rank_axis=0,
                 replica_axis=1 if meet else None,
+                teams=ranks.teams,
             )
             parts.append(np.asarray(ends.max(axis=0), dtype=np.float32))
     shape = (len(pipeline_ranks), replicas, patterns, draws)
@@ -209,16 +218,21 @@ def durations(
     work: dict[int, Single] = {}
     for number, task in enumerate(blocks.graph.tasks):
         took: Single = seconds[number]
-        if is_kernel(blocks.graph.operators[task.operator]):
+        own = is_kernel(blocks.graph.operators[task.operator])
+        share = blocks.kernels[number]
+        if own or share.any():
             if any_slower:
                 took = slower * (blocks.clocked[number] * took) + took
             if any_slow:
-                took = took * slow
+                took = took * (slow if own else 1 + (slow - 1) * share)
             differs = ranks.work_sd.any() or ranks.documents is not None
             if differs and blocks.attention[number].any():
                 if task.micro_batch not in work:
-                    shape = (*slower.shape[:2], ranks.patterns, slower.shape[3])
-                    work[task.micro_batch] = _more_work(ranks, shape, rng)
+                    # GPUs that share layers work on the same tokens.
+                    team = ranks.teams.get("tensor", 1)
+                    ways, groups, _, draws = slower.shape
+                    shape = (ways // team, groups, ranks.patterns, draws)
+                    work[task.micro_batch] = np.repeat(_more_work(ranks, shape, rng), team, axis=0)
                 took = took * np.maximum(1 + blocks.attention[number] * work[task.micro_batch], 0)
         if blocks.more[number].any() or blocks.fewer[number].any():
             above, below = rows.of(task.layer)
@@ -234,7 +248,7 @@ def _more_work(ranks: Ranks, shape: tuple[int, ...], rng: np.random.Generator) -
     """Attention work of one micro-batch of each rank, relative, less 1.
 
     Args:
-        shape: [ranks of a group, groups, patterns, draws].
+        shape: [ranks of a group, groups, patterns, draws], those that share layers once.
     """
     beyond: Single = np.zeros(shape, dtype=np.float32)
     if ranks.work_sd.any():
@@ -250,7 +264,7 @@ def is_kernel(operator: Operator) -> bool:
     """Whether a GPU by itself decides how long an operator takes: no transfer and no collective."""
     return not (
         operator.kind in ALL_TO_ALL_KINDS
-        or operator.segment in COLLECTIVE_SEGMENTS
+        or operator.kind in COLLECTIVE_KINDS
         or is_state_collective(operator)
     )
 
@@ -271,15 +285,10 @@ class RowsOfLayers:
 
     def _shares(self, layer: int) -> Single:
         ranks, where = self._ranks, self._blocks.layers[layer]
-        group = ranks.clock.shape[2]
         if not ranks.lasting:
             rng = _rng(ranks.seed, self._blocks.graph.name, self._places[0], layer)
-            cases = (len(self._places), ranks.patterns)
-            return ranks.rows.shares(ranks=group, cases=cases, rng=rng)
-        each = [
-            ranks.rows.shares(ranks=group, cases=(1,), rng=_rng(ranks.seed, place, where))
-            for place in self._places
-        ]
+            return _spread(ranks, (len(self._places), ranks.patterns), rng)
+        each = [_spread(ranks, (1,), _rng(ranks.seed, place, where)) for place in self._places]
         return np.stack(each, axis=1)
 
 
@@ -295,7 +304,7 @@ def drawn_rows(run: TrainingRun, priors: Mapping[str, Array]) -> DrawnRows:
     if rows.form in ("random", "popularity"):
         top_k = model.num_experts_per_tok
         gate = random_gate_sd(
-            choices=job.micro_batch_tokens * top_k,
+            choices=layout.etp * job.micro_batch_tokens * top_k,
             top_k=top_k,
             experts=layout.routed_experts,
             local=layout.routed_experts // layout.ep,
@@ -321,6 +330,15 @@ def drawn_rows(run: TrainingRun, priors: Mapping[str, Array]) -> DrawnRows:
         zipf_exponent=priors.get("skew.rows.zipf_exponent"),
         placement=placement,
     )
+
+
+def _spread(ranks: Ranks, cases: tuple[int, ...], rng: np.random.Generator) -> Single:
+    """[ranks of a group, *cases, draws], rows over their mean where each place of an
+    expert-parallel group has its own, and all ranks that share its experts have the same."""
+    group, sharing = ranks.clock.shape[2], ranks.teams.get("expert_tensor", 1)
+    several = group // (ranks.places * sharing)
+    shares = ranks.rows.shares(ranks=ranks.places, cases=(several, *cases), rng=rng)
+    return np.repeat(shares.swapaxes(0, 1), sharing, axis=1).reshape(group, *cases, -1)
 
 
 def _rng(seed: int, *what: object) -> np.random.Generator:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from math import lcm
 
 import numpy as np
 
 from hardware_profiles.schema import GpuProfile
 from hardware_profiles.units import Seconds
-from reference_model.trace import OperatorTrace
+from reference_model.trace import OperatorTrace, Split, part_of
 from simulator.execution.expert_reach import expert_reach
 from simulator.execution.other_schedules import fitting_schedules
 from simulator.execution.stages import PipelineTimes, choose_stages
@@ -22,7 +23,7 @@ from simulator.execution.training import (
     simulate_step,
     training_load,
 )
-from simulator.execution.training_fabric import step_loads
+from simulator.execution.training_fabric import collective_groups, step_loads
 from simulator.hardware.costs import COST_MODELS, KernelCostModel
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.power_state import rows_for
@@ -55,6 +56,7 @@ from simulator.workload.schedules.known import SCHEDULES, build_schedule
 from simulator.workload.schedules.order import OVERLAPPED, WEIGHT_GRADIENT, Schedule
 from simulator.workload.sharding import OPTIMIZERS, Sharding
 from simulator.workload.state_tasks import state_operators
+from simulator.workload.tensor_parallel import check_tokens
 
 MOST_CHUNKS = 1_000_000
 """Micro-batches times pipeline ranks that are simulated: a few minutes of work."""
@@ -64,26 +66,48 @@ def sequences_in_one_round(job: TrainingJob, layout: ParallelLayout) -> int:
     """Sequences of one micro-batch of every pipeline.
 
     Raises:
-        ValueError: GPUs that cannot share sequences, or a batch that is no multiple of it.
+        ValueError: a batch that is no multiple of it.
     """
-    sharing = job.context_parallel
-    check_pieces(job.sequence_length, sharing)
-    if layout.dp % sharing:
-        raise ValueError(
-            f"training.context_parallel: {sharing} does not divide the {layout.dp} data-parallel "
-            f"ranks ({layout.gpus} GPUs / pp {job.pp}); allowed: a divisor of them"
-        )
-    found = layout.dp // sharing * job.micro_batch_sequences
+    sharing = job.context_parallel * job.tensor_parallel
+    found = layout.dp * job.micro_batch_sequences
     if job.global_batch_sequences % found:
         ranks = (
             "data-parallel ranks" if sharing == 1 else f"groups of {sharing} GPUs that share them"
         )
         raise ValueError(
             f"training.global_batch_sequences: {job.global_batch_sequences} is not a multiple of "
-            f"{layout.dp // sharing} {ranks} x {job.micro_batch_sequences} sequences per "
+            f"{layout.dp} {ranks} x {job.micro_batch_sequences} sequences per "
             f"micro-batch; allowed: a multiple of {found}"
         )
     return found
+
+
+def layout_of(scenario: Scenario, job: TrainingJob) -> ParallelLayout:
+    """The GPUs of a job by what they work on.
+
+    Raises:
+        ValueError: GPUs that do not divide what they share.
+    """
+    split = Split(job.tensor_parallel, job.expert_tensor_parallel)
+    try:
+        part_of(scenario.model, split)
+    except ValueError as error:
+        raise ValueError(f"training.{error}") from None
+    check_pieces(job.sequence_length, job.context_parallel)
+    check_tokens(job.sequence_length, tensor=job.tensor_parallel, context=job.context_parallel)
+    group = lcm(split.tensor, job.ep * split.expert_tensor)
+    return ParallelLayout(
+        gpus=scenario.cluster.gpus,
+        gpus_per_domain=nvlink_domains(scenario.cluster, group=group).gpus_each,
+        pp=job.pp,
+        ep=job.ep,
+        routed_experts=scenario.model.n_routed_experts,
+        redundant_experts=job.experts.redundant,
+        tp=split.tensor,
+        cp=job.context_parallel,
+        etp=split.expert_tensor,
+        axes=job.axes,
+    )
 
 
 def sharding_of(job: TrainingJob, layout: ParallelLayout, schedule: Schedule) -> Sharding:
@@ -105,7 +129,7 @@ def sharding_of(job: TrainingJob, layout: ParallelLayout, schedule: Schedule) ->
     return Sharding(
         zero=job.zero,
         types=job.optimizer,
-        copies=layout.dp * copies,
+        copies=layout.dense_copies * copies,
         expert_copies=layout.expert_replicas * copies,
         gathers_ahead=gathers,
         reduces_beside=reduces,
@@ -151,8 +175,9 @@ def layers_of_job(
     texts = () if isinstance(job.stages, str) else job.stages
     listed = [stage for text in texts if "|" not in text for stage in parse_stage(text)]
     others = recomputations_of(listed)
+    split = Split(job.tensor_parallel, job.expert_tensor_parallel)
     usual, *own = (
-        trace_of(scenario.model, "train", job.recipe, recompute=choice)
+        trace_of(scenario.model, "train", job.recipe, split, recompute=choice)
         for choice in (job.recompute, *others)
     )
     layers = dict.fromkeys(layer for stage in listed for layer in stage if "/" in layer)
@@ -175,7 +200,8 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     """Simulate one optimizer step.
 
     Args:
-        trace_of: the operator trace of a model, a job ("train") and a recipe.
+        trace_of: the operator trace of a model, a job ("train"), a recipe and the GPUs that share
+            a layer.
         unfold: list every operator of every rank too.
 
     Raises:
@@ -184,14 +210,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     job = scenario.job_as(TrainingJob)
     node = scenario.cluster.node
     _check_names(job, node.gpu)
-    layout = ParallelLayout(
-        gpus=scenario.cluster.gpus,
-        gpus_per_domain=nvlink_domains(scenario.cluster, group=job.ep).gpus_each,
-        pp=job.pp,
-        ep=job.ep,
-        routed_experts=scenario.model.n_routed_experts,
-        redundant_experts=job.experts.redundant,
-    )
+    layout = layout_of(scenario, job)
     in_one_round = sequences_in_one_round(job, layout)
     microbatches = job.global_batch_sequences // in_one_round
     virtual_stages = _virtual_stages(job, microbatches)
@@ -257,7 +276,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         cluster=scenario.cluster,
         calibration=scenario.calibration,
         expert_parallel_ranks=job.ep,
-        context_parallel_ranks=job.context_parallel,
+        sharing=collective_groups(layout),
         reach=reach,
         sustained_job=True,
     ).fit(rows_for(scenario.calibration, "train_microbatch"))

@@ -53,7 +53,7 @@ from simulator.hardware.kernels.families import Family, family_of
 from simulator.hardware.kernels.measured_rows import fingerprints
 from simulator.hardware.kernels.roofline import batch_of, batch_of_sizes, clocked_shares
 from simulator.hardware.network.fabric_load import FabricLoad
-from simulator.hardware.network.groups import Reach
+from simulator.hardware.network.groups import Domains, Reach
 from simulator.hardware.network.transfers import fitted_transfers
 from simulator.hardware.prediction import Prediction
 
@@ -73,7 +73,7 @@ class KernelCostModel:
         cluster: ClusterProfile,
         calibration: CalibrationProfile,
         expert_parallel_ranks: int,
-        context_parallel_ranks: int = 1,
+        sharing: Mapping[str, Domains] | None = None,
         reach: Reach | None = None,
         sustained_job: bool = False,
     ) -> None:
@@ -84,14 +84,14 @@ class KernelCostModel:
             calibration: kernel sets to use, and the inputs that no table holds.
             expert_parallel_ranks: GPUs that share a layer's experts; dispatch and combine cross
                 the nodes that hold them.
-            context_parallel_ranks: GPUs that share the tokens of a sequence.
+            sharing: {axis: how the GPUs lie that share layers or sequences}; none where none do.
             reach: where the job's tokens go; else as in DeepEP's tests.
             sustained_job: whether the job draws the power limit for its whole length.
         """
         self.cluster = cluster
         self.calibration = calibration
         self.expert_parallel_ranks = expert_parallel_ranks
-        self.context_parallel_ranks = context_parallel_ranks
+        self.sharing = sharing or {}
         self.reach = reach
         self.sustained_job = sustained_job
 

@@ -35,6 +35,7 @@ def _one_layout(given: object) -> object:
 
 
 Float = Literal["float32", "bfloat16"]
+Axis = Literal["tensor", "context", "expert", "data", "pipeline"]
 
 
 class OptimizerTypes(Profile):
@@ -84,8 +85,15 @@ class TrainingJob(Profile):
     """Lengths of the documents that sequences are packed from, where attention keeps to them. Its
     work is theirs on average; ranks wait for each other's documents where there is skew."""
     context_parallel: PositiveInt = 1
-    """GPUs that share the tokens of a sequence, next to each other; each attends to all tokens
-    before its own."""
+    """GPUs that share the tokens of a sequence; each attends to all tokens before its own."""
+    tensor_parallel: PositiveInt = 1
+    """GPUs that share the heads, feed-forwards and vocabulary of each layer, and between those the
+    tokens (sequence parallelism)."""
+    expert_tensor_parallel: PositiveInt = 1
+    """GPUs that share the width of each routed expert."""
+    axes: tuple[Axis, ...] = ("tensor", "context", "expert", "data", "pipeline")
+    """Which GPUs lie next to each other, and so in one NVLink domain: those of the first axis are
+    consecutive, those of the last are farthest apart."""
     communication_sms: NonNegativeInt
     """SMs that dispatch and combine kernels keep while a chunk overlaps them with compute.
 
@@ -166,8 +174,9 @@ class TrainingJob(Profile):
 
     @property
     def micro_batch_tokens(self) -> int:
-        """Of one GPU."""
-        return self.micro_batch_sequences * self.sequence_length // self.context_parallel
+        """Of one GPU, between what is split over GPUs that share layers."""
+        sharing = self.context_parallel * self.tensor_parallel
+        return self.micro_batch_sequences * self.sequence_length // sharing
 
     @property
     def step_tokens(self) -> int:

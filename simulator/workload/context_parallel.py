@@ -6,6 +6,9 @@ latent attention keeps of them, 576 numbers per token in DeepSeek-V3 where keys 
 heads are 40,960; every GPU then expands the latents of all tokens itself. Backward does the same
 in reverse: gradients of all tokens' latents are summed over the GPUs, each of which keeps those of
 its own tokens. Nothing overlaps the two.
+
+Where GPUs share layers too, each of these gathers and expands the latents of its own share of the
+tokens, and tensor parallelism gathers those of all, heads being split.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ _SUMMED_AFTER = "attention.kv_latent.concat"
 
 def check_pieces(sequence_length: int, ranks: int) -> None:
     """Raise ValueError where a sequence has no equal pieces of whole tokens for each GPU."""
-    if sequence_length % (4 * ranks):
+    if ranks > 1 and sequence_length % (4 * ranks):
         raise ValueError(
             f"training.context_parallel: {ranks} GPUs hold two pieces each of sequences of "
             f"{sequence_length} tokens; allowed: training.sequence_length a multiple of {4 * ranks}"
@@ -88,7 +91,7 @@ def _split(
                 "sequences; allowed: 1 for this model"
             )
         if mine.name == _GATHERED_FOR:
-            found.append(_exchange(every, "gather", own))
+            found.append(_exchange(every, "gather", own, ranks))
         if mine.name.startswith(_OF_ALL_TOKENS):
             found.append(every)
         elif mine.name.startswith("attention.core") and dict(mine.sizes).get("query_length"):
@@ -96,7 +99,7 @@ def _split(
         else:
             found.append(mine)
         if mine.name == _SUMMED_AFTER:
-            found.append(_exchange(every, "scatter", own))
+            found.append(_exchange(every, "scatter", own, ranks))
     return found
 
 
@@ -116,17 +119,17 @@ def _pieces(core: Operator, context: int, ranks: int) -> Operator:
     return replace(core, sizes=tuple(sorted(sizes.items())))
 
 
-def _exchange(beside: Operator, segment: str, own: Sequence[Operator]) -> Operator:
+def _exchange(beside: Operator, what: str, own: Sequence[Operator], ranks: int) -> Operator:
     """All-gather or reduce-scatter of the BF16 latents of all tokens, with their rotary key."""
     latent = next(op["columns"] for op in own if op.name == _GATHERED_FOR)
     rotary = next(op["columns"] for op in own if op.name == "attention.k_rope.copy")
+    kind = "gather_tokens" if what == "gather" else "scatter_sums"
     return replace(
         beside,
-        name=f"attention.kv_latent.{segment}",
-        kind="copy",
-        segment=segment,
+        name=f"attention.kv_latent.context_{what}",
+        kind=kind,
         dtype="bfloat16",
         out_dtype="bfloat16",
         recompute=False,
-        sizes=(("columns", latent + rotary), ("rows", beside["rows"])),
+        sizes=(("columns", latent + rotary), ("ranks", ranks), ("rows", beside["rows"])),
     )

@@ -14,6 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import groupby, pairwise, product
+from math import lcm
+
+import numpy as np
+from numpy.typing import NDArray
 
 from reference_model.config import ModelConfig
 from reference_model.trace import RECOMPUTATIONS
@@ -335,9 +339,20 @@ def domain_parts(gpus: int, per_domain: int, *, first: int = 0) -> tuple[int, ..
     return tuple(end - start for start, end in pairwise(edges))
 
 
+AXES = ("tensor", "context", "expert", "data", "pipeline")
+"""Axes of a layout, by default from those whose GPUs are next to each other outwards."""
+
+Gpus = NDArray[np.int64]
+
+
 @dataclass(frozen=True, slots=True)
 class ParallelLayout:
-    """How many GPUs work on what; GPU = (pipeline rank, data rank), the data rank varying fastest.
+    """How many GPUs work on what, and which of them.
+
+    The GPUs are laid out twice. For what is not a routed expert they are pipeline ranks x data x
+    context x tensor ranks, and for the experts pipeline ranks x copies x expert x expert-tensor
+    ranks, of the same GPUs for each pipeline rank (Megatron-LM's parallel folding). `axes` says
+    which lie next to each other: those of the first axis are consecutive GPUs.
 
     Consecutive GPUs fill the NVLink domains (nodes, or racks), so that an expert-parallel group of
     64 is 8 whole nodes of 8 GPUs (Report, section 3.2). Pipeline ranks may share a domain, and a
@@ -352,40 +367,150 @@ class ParallelLayout:
     """GPUs over which the routed experts of a layer are spread."""
     routed_experts: int
     redundant_experts: int
+    tp: int = 1
+    """GPUs that share heads, feed-forwards and vocabulary, and the tokens between them."""
+    cp: int = 1
+    """GPUs that share sequences, each for its tp GPUs."""
+    etp: int = 1
+    """GPUs that share the width of each routed expert."""
+    axes: tuple[str, ...] = AXES
+    """From the innermost out; "tensor" stands for expert tensor ranks among the experts' axes."""
 
     def __post_init__(self) -> None:
-        for name in ("pp", "ep"):
+        for name in ("pp", "ep", "tp", "cp", "etp"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed: 1 or more")
         if self.gpus % self.pp:
             raise ValueError(
                 f"pp={self.pp}: does not divide the {self.gpus} GPUs; allowed: a divisor of them"
             )
-        if self.dp % self.ep:
+        stage = f"{self.stage_gpus} GPUs of a pipeline rank ({self.gpus} GPUs / pp {self.pp})"
+        if self.stage_gpus % self.tp:
             raise ValueError(
-                f"ep={self.ep}: does not divide the {self.dp} data-parallel ranks "
-                f"({self.gpus} GPUs / pp {self.pp}); allowed: a divisor of them"
+                f"training.tensor_parallel: {self.tp} does not divide the {stage}; allowed: a "
+                "divisor of them, or another training.pp"
             )
+        if self.stage_gpus % (self.tp * self.cp):
+            raise ValueError(
+                f"training.context_parallel: {self.cp} does not divide the "
+                f"{self.stage_gpus // self.tp} data-parallel ranks ({self.gpus} GPUs / pp {self.pp}"
+                f"{f' / tp {self.tp}' if self.tp > 1 else ''}); allowed: a divisor of them"
+            )
+        if self.stage_gpus % (self.ep * self.etp):
+            what = f"ep={self.ep}" + (f" x expert_tensor_parallel={self.etp}" * (self.etp > 1))
+            raise ValueError(f"{what}: does not divide the {stage}; allowed: a divisor of them")
         check_slots(self.routed_experts, self.redundant_experts, self.ep)
+        if sorted(self.axes) != sorted(AXES):
+            raise ValueError(
+                f"training.axes: {', '.join(self.axes)}: allowed: each of {', '.join(AXES)} once"
+            )
+        dense, experts = (
+            np.sort(grid.reshape(self.pp, -1)) for grid in (self.dense_grid, self.expert_grid)
+        )
+        if not np.array_equal(dense, experts):
+            raise ValueError(
+                f"training.axes: {', '.join(self.axes)}: puts the experts of a pipeline rank on "
+                "other GPUs than the rest of its layers; allowed: pipeline first or last, or "
+                "equal numbers of GPUs in the axes before it"
+            )
 
     @property
-    def dp(self) -> int:
+    def stage_gpus(self) -> int:
+        """GPUs of a pipeline rank."""
         return self.gpus // self.pp
 
     @property
-    def local_experts(self) -> int:
-        """Routed and redundant experts of one layer on one GPU."""
-        return (self.routed_experts + self.redundant_experts) // self.ep
+    def dp(self) -> int:
+        """Pipelines that work on sequences of their own."""
+        return self.stage_gpus // (self.tp * self.cp)
 
     @property
-    def expert_parts(self) -> tuple[int, ...]:
-        """GPUs that an expert-parallel group has in each of its domains; of groups that lie
-        differently, the one with the smallest part, whose NICs receive most."""
-        starts = {first % self.gpus_per_domain for first in range(0, self.gpus, self.ep)}
-        parts = [domain_parts(self.ep, self.gpus_per_domain, first=first) for first in starts]
-        return min(parts, key=min)
+    def dense_copies(self) -> int:
+        """GPUs of a pipeline rank that hold the same parameters outside the experts."""
+        return self.stage_gpus // self.tp
 
     @property
     def expert_replicas(self) -> int:
-        """Data-parallel copies of an expert within one pipeline direction."""
-        return self.dp // self.ep
+        """GPUs of a pipeline rank that hold the same experts."""
+        return self.stage_gpus // (self.ep * self.etp)
+
+    @property
+    def group(self) -> int:
+        """GPUs that wait for each other inside a layer: an expert-parallel group, with all that
+        share layers with its members."""
+        return lcm(self.tp, self.ep * self.etp)
+
+    @property
+    def groups(self) -> int:
+        """Such groups of a pipeline rank."""
+        return self.stage_gpus // self.group
+
+    @property
+    def local_experts(self) -> int:
+        """Routed and redundant experts of one layer of which a GPU holds some or all columns."""
+        return (self.routed_experts + self.redundant_experts) // self.ep
+
+    @property
+    def dense_grid(self) -> Gpus:
+        """[pp, dp, cp, tp], the GPU at each place outside the experts."""
+        sizes = {"pipeline": self.pp, "data": self.dp, "context": self.cp, "tensor": self.tp}
+        return self._grid(sizes)
+
+    @property
+    def expert_grid(self) -> Gpus:
+        """[pp, copies, ep, etp], the GPU at each place of the experts."""
+        return self._grid(
+            {"pipeline": self.pp, "data": self.expert_replicas, "expert": self.ep}
+            | {"tensor": self.etp}
+        )
+
+    def _grid(self, sizes: Mapping[str, int]) -> Gpus:
+        """The GPUs by the axes of `sizes`, in their order."""
+        outwards = [axis for axis in self.axes if axis in sizes]
+        inwards = outwards[::-1]
+        grid = np.arange(self.gpus).reshape([sizes[axis] for axis in inwards])
+        return grid.transpose([inwards.index(axis) for axis in sizes])
+
+    def groups_of(self, axis: str) -> Gpus:
+        """[groups, ranks], the GPUs of each group of an axis: one of AXES, or "expert_tensor"."""
+        experts = axis in ("expert", "expert_tensor")
+        grid = self.expert_grid if experts else self.dense_grid
+        order = ("pipeline", "data", "expert", "expert_tensor")
+        place = (order if experts else ("pipeline", "data", "context", "tensor")).index(axis)
+        return np.moveaxis(grid, place, -1).reshape(-1, grid.shape[place])
+
+    def parts_of(self, axis: str) -> tuple[int, ...]:
+        """GPUs that a group of an axis has in each of its NVLink domains; of groups that lie
+        differently, the one with the smallest part, whose NICs receive most."""
+        shapes = {
+            tuple(np.unique(domains, return_counts=True)[1].tolist())
+            for domains in np.unique(self.groups_of(axis) // self.gpus_per_domain, axis=0)
+        }
+        return min(sorted(shapes), key=min)
+
+    @property
+    def expert_parts(self) -> tuple[int, ...]:
+        """The same of an expert-parallel group."""
+        return self.parts_of("expert")
+
+    @property
+    def name(self) -> str:
+        """ "PP16, DP128, EP64", with what else has more than one GPU."""
+        inner = {"TP": self.tp, "CP": self.cp}
+        sizes = {"PP": self.pp, **{name: size for name, size in inner.items() if size > 1}}
+        sizes |= {"DP": self.dp, "EP": self.ep}
+        sizes |= {"ETP": self.etp} if self.etp > 1 else {}
+        return ", ".join(f"{name}{size}" for name, size in sizes.items())
+
+    def __str__(self) -> str:
+        """Which axes lie in an NVLink domain: "tensor 2 of 2, expert 8 of 64 ..."."""
+        sizes = {"tensor": self.tp, "context": self.cp, "expert": self.ep}
+        sizes |= {"data": self.dp, "pipeline": self.pp}
+        found = [
+            f"{axis} {max(self.parts_of(axis))} of {sizes[axis]}"
+            for axis in self.axes
+            if sizes[axis] > 1
+        ]
+        if self.etp > 1:
+            found.append(f"expert tensor {max(self.parts_of('expert_tensor'))} of {self.etp}")
+        return ", ".join(found) or "one GPU"

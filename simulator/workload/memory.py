@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig
 from reference_model.parameter_counts import parameter_counts
-from reference_model.trace import Operator, OperatorTrace
+from reference_model.trace import WHOLE, Operator, OperatorTrace, Split, part_of
 from simulator.workload.chunk import (
     FORWARD,
     INPUT_GRAD,
@@ -73,31 +73,48 @@ class GpuMemory:
 
 
 def layer_parameters(
-    config: ModelConfig, kind: str, forward: Iterable[Operator], *, local_experts: int
+    config: ModelConfig,
+    kind: str,
+    forward: Iterable[Operator],
+    *,
+    local_experts: int,
+    split: Split = WHOLE,
 ) -> HeldParameters:
     """What one layer of `kind` puts on a GPU that holds `local_experts` of its routed experts.
 
     Args:
         forward: the operators of its forward, which say what is quantised.
+        split: GPUs that share the layer, and the width of each expert.
     """
-    counts = parameter_counts(config)
     operators = tuple(forward)
-    routed = _stored(operators, local_experts * counts.expert, "grouped_gemm")
-    moe = counts.attention + counts.layer_norms + counts.router + counts.shared_experts
+    expert = parameter_counts(config).expert // split.expert_tensor
+    experts = Parameters()
+    if kind_of(kind) in ("moe", "mtp"):
+        experts = _stored(operators, local_experts * expert, "grouped_gemm")
+    own, whole = (_outside_experts(config, kind, ranks) for ranks in (split.tensor, 1))
+    # Each GPU has all of what is not split, and its part of the rest.
+    ranks = split.tensor
+    duplicated = (ranks * own - whole) // (ranks - 1) if ranks > 1 else 0
+    return HeldParameters(_stored(operators, own, "gemm"), experts, duplicated)
+
+
+def _outside_experts(config: ModelConfig, kind: str, ranks: int) -> int:
+    """Parameters of one layer but its routed experts, on one of the GPUs that share it."""
+    counts = parameter_counts(part_of(config, Split(ranks)))
+    shared = parameter_counts(config).shared_experts // ranks
+    moe = counts.attention + counts.layer_norms + counts.router + shared
     match kind_of(kind):
         case "embedding":
-            own, experts = counts.embedding, Parameters()
+            return counts.embedding
         case "head":
-            own, experts = counts.head + counts.final_norm, Parameters()
+            return counts.head + counts.final_norm
         case "dense":
-            own = counts.attention + counts.layer_norms + counts.dense_feed_forward
-            experts = Parameters()
+            return counts.attention + counts.layer_norms + counts.dense_feed_forward
         case "moe":
-            own, experts = moe, routed
+            return moe
         case _:
             # The module's own layer, and what it adds to one: projection and norms.
-            own, experts = moe + counts.mtp - counts.moe_layer, routed
-    return HeldParameters(_stored(operators, own, "gemm"), experts)
+            return moe + counts.mtp - counts.moe_layer
 
 
 def _stored(operators: Iterable[Operator], count: int, kind: str) -> Parameters:
@@ -197,7 +214,11 @@ def layer_memory(
         again = trace.saved_bytes(kind, RECOMPUTE, **load.variables())
         return LayerMemory(
             parameters=layer_parameters(
-                config, kind, operators(kind, FORWARD), local_experts=load.local_experts
+                config,
+                kind,
+                operators(kind, FORWARD),
+                local_experts=load.local_experts,
+                split=trace.split,
             ),
             saved=saved,
             deferred=trace.saved_bytes(kind, INPUT_GRAD, **load.variables()) + beyond,
@@ -319,6 +340,7 @@ def check_fits(
                 if chosen
                 else "training.stages=default looks for a split that fits"
             )
-            + "; more ranks in training.pp or training.ep hold fewer parameters each, shorter "
-            "micro-batches fewer activations, as does training.recompute=layer"
+            + "; more ranks in training.pp, training.ep or training.tensor_parallel hold fewer "
+            "parameters each, shorter micro-batches fewer activations, as does "
+            "training.recompute=layer"
         )

@@ -121,6 +121,9 @@ class HeldParameters:
     """Every data-parallel rank holds them."""
     experts: Parameters = Parameters()
     """Of this GPU's routed experts."""
+    duplicated: int = 0
+    """Of the replicated ones, those that all GPUs hold that share a layer's others: each has the
+    gradients of its own tokens, whose sum is theirs."""
 
     @property
     def every(self) -> Parameters:
@@ -128,7 +131,11 @@ class HeldParameters:
         return self.replicated + self.experts
 
     def __add__(self, other: HeldParameters) -> HeldParameters:
-        return HeldParameters(self.replicated + other.replicated, self.experts + other.experts)
+        return HeldParameters(
+            self.replicated + other.replicated,
+            self.experts + other.experts,
+            self.duplicated + other.duplicated,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from reference_model.trace import Operator
+from reference_model.trace import COLLECTIVE_KINDS, Operator
 
 COLLECTIVE_SEGMENTS = frozenset({"gather", "scatter"})
-"""Segments of operators that are collectives of tensor parallelism."""
+"""Segments of operators that are collectives of tensor parallelism in serving."""
 
 
 class Stream(StrEnum):
@@ -150,7 +150,7 @@ class GraphBuilder:
         last = max(waits, default=None)
         for place, part in block:
             assert layer is not None
-            segment = self.operators[place].segment
+            operator = self.operators[place]
             last = len(self.tasks)
             self.tasks.append(
                 Task(
@@ -160,7 +160,9 @@ class GraphBuilder:
                     micro_batch=micro_batch,
                     part=part,
                     overlapped=overlapped,
-                    collective=stream is Stream.COMMUNICATION or segment in COLLECTIVE_SEGMENTS,
+                    collective=stream is Stream.COMMUNICATION
+                    or operator.segment in COLLECTIVE_SEGMENTS
+                    or operator.kind in COLLECTIVE_KINDS,
                     depends_on=waits,
                     barrier=barrier,
                 )

@@ -134,7 +134,8 @@ def check_conservation(result):
     assert {kind: layers.count(kind) for kind in counts} == counts
     experts = model.n_routed_experts + result.job.experts.redundant
     held = sum(
-        (layer_parameters(model, kind, (), local_experts=experts).total for kind in layers), 0
+        (layer_parameters(model, kind, (), local_experts=experts).every.count for kind in layers),
+        0,
     )
     spare = counts["moe"] + counts["mtp"]
     extra = (experts - model.n_routed_experts) * parameter_counts(model).expert * spare

@@ -50,7 +50,17 @@ def run_group(
 
     Args:
         channels: what contends or differs; none for the timeline's own prices and ideal ranks.
+
+    Raises:
+        ValueError: GPUs that share layers, whose collectives are not simulated by events.
     """
+    for axis, ranks in (("tensor", run.layout.tp), ("expert_tensor", run.layout.etp)):
+        if ranks > 1:
+            raise ValueError(
+                f"fidelity: events: the collectives of {ranks} GPUs that share layers "
+                f"(training.{axis}_parallel) are not simulated by events; allowed: timeline, or "
+                f"training.{axis}_parallel 1"
+            )
     kept = tuple(channel for channel in CHANNELS if channel in channels)
     return _contending(run, chunk, kept) if kept else _as_the_timeline(run, chunk)
 

@@ -101,15 +101,17 @@ def rail_pairs(
     (sources, destinations); where a domain holds fewer GPUs of the group, they take turns.
 
     Args:
-        groups: [groups, GPUs], consecutive GPUs each.
+        groups: [groups, GPUs], in ascending order each.
         per_domain: GPUs of a domain.
     """
     place = np.arange(groups.shape[1])
     source, destination = [groups[:0, 0]], [groups[:0, 0]]
-    offset = groups[:, 0] % per_domain
-    for first in np.unique(offset).tolist():
-        alike = groups[offset == first]
-        parts = np.split(place, np.flatnonzero(np.diff((place + first) // per_domain)) + 1)
+    domains = groups // per_domain
+    domains -= domains[:, :1]
+    shapes, shape_of = np.unique(domains, axis=0, return_inverse=True)
+    for number, shape in enumerate(shapes):
+        alike = groups[shape_of.ravel() == number]
+        parts = np.split(place, np.flatnonzero(np.diff(shape)) + 1)
         for here in parts:
             for there in parts:
                 if here is not there:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from reference_model.trace import COLLECTIVE_KINDS
 from simulator.analysis.run import simulate
 from simulator.analysis.training_attribution import CHUNK_CAUSES, attribute_step
 from simulator.hardware.kernels.roofline import is_tensor
@@ -60,3 +61,26 @@ def test_faster_nics_leave_everything_but_communication(shipped):
         assert causes[name] == pytest.approx(shipped[1][name])
     assert causes["exposed all-to-all"] < shipped[1]["exposed all-to-all"]
     assert causes["pipeline transfers"] < shipped[1]["pipeline transfers"]
+
+
+def test_sharing_layers_and_experts_are_causes_of_their_own(shipped):
+    run, causes = attributed("training.tensor_parallel=2")
+    assert sum(causes.values()) == pytest.approx(run.step.step_time_s, rel=1e-12)
+    shared = causes["tensor-parallel communication"]
+    ranks = [
+        sum(
+            seconds
+            for key in row
+            for operator, seconds in zip(
+                run.step.chunks[key].log.graph.task_operators(),
+                run.step.chunks[key].cost.seconds.tolist(),
+                strict=True,
+            )
+            if operator.kind in COLLECTIVE_KINDS
+        )
+        for row in run.step.keys
+    ]
+    # Beside nothing, so that all of it is exposed, but where a wait for an all-to-all gets shorter.
+    assert 0.5 * sum(ranks) / len(ranks) < shared <= sum(ranks) / len(ranks)
+    assert "tensor-parallel communication" not in shipped[1]
+    assert causes["arithmetic"] == pytest.approx(shipped[1]["arithmetic"])

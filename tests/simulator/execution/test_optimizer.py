@@ -15,6 +15,8 @@ from simulator.execution.optimizer import (
     state_of_actions,
     with_exposed,
 )
+from simulator.hardware.network.fabric_load import NO_LIMIT
+from simulator.hardware.network.groups import Domains
 from simulator.hardware.prediction import one_time
 from simulator.scenario.files import SCENARIOS, load_scenario
 from simulator.scenario.training import OptimizerTypes
@@ -187,3 +189,27 @@ def test_on_one_gpu_every_stage_takes_the_same_time_and_memory():
 def test_a_chunk_says_what_it_exchanges():
     assert str(StateTasks(gather_backward=True, reduce=True)) == ", gather, reduction"
     assert str(ChunkState(StateTasks(reduce=True), RINGS).tasks) == ", reduction"
+
+
+def test_gradients_of_what_all_gpus_hold_that_share_layers_are_summed_among_them():
+    """1,000 parameters, FP32 gradients, a reduce-scatter and an all-gather of 4,000 bytes over the
+    fabric of two nodes; of stage 2 what each of two copies has."""
+    rings = replace(RINGS, tensor=Domains(domains=2, fewest=1, most=1))
+    held = replace(HELD, duplicated=1000)
+    transfers = BytesOverNothing()
+    found = [
+        optimizer_step(
+            held, replace(SHARDED, zero=zero), overlapped=(True, True), rings=rings,
+            transfers=transfers, costs=BytesOfKernels(),
+        ).reduce_s
+        for zero in (1, 2)
+    ]  # fmt: skip
+    assert found == [2 * 4000.0, 2 * 2000.0]
+
+
+class BytesOverNothing(BytesOverLoad):
+    """Transfers that take a second for each byte, through NICs that nothing limits."""
+
+    def collective(self, operation, transferred, *, form, group, load):
+        assert (form, group.domains, load) == ("ring", 2, NO_LIMIT)
+        return one_time(transferred, transferred, transferred, provenance=0, family=operation)

@@ -1,5 +1,7 @@
 """Streams run their tasks in order, wait for what they depend on, and overlap each other."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -120,6 +122,26 @@ def test_a_collective_task_starts_on_all_ranks_when_the_last_is_ready():
 
 THREE = np.array([[1.0, 2.0, 4.0], [2.0, 2.0, 2.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
 """Three ranks compute 1, 2 and 4 s, send for 2 s, compute 1 s beside it and 1 s on what came."""
+
+
+def test_neighbours_that_share_a_layer_wait_for_each_other_alone():
+    """Four ranks, two of which share a layer: after 1, 2, 3 and 4 s a gather of 1 s."""
+    gather = replace(COPY, name="attention.o_proj.tensor_gather", kind="gather_tokens")
+    tasks = (
+        Task(0, Stream.COMPUTE, 0, 0, "attention", False, False),
+        Task(1, Stream.COMPUTE, 0, 0, "attention", False, True),
+    )
+    shared = TaskGraph("shared", ("layer",), (COPY, gather), tasks)
+    seconds = np.array([[1.0, 2.0, 3.0, 4.0], [1.0] * 4])
+    log = run(shared, seconds, 0.0, rank_axis=0, teams={"tensor": 2})
+    assert log.end_s[1].tolist() == [3.0, 3.0, 5.0, 5.0]
+    ends = spans(
+        shared, ((took, took) for took in seconds), np.float64(0.0), axes=(4,), rank_axis=0,
+        teams={"tensor": 2},
+    )  # fmt: skip
+    assert ends.tolist() == [3.0, 3.0, 5.0, 5.0]
+    every = run(shared, seconds, 0.0, rank_axis=0)
+    assert every.end_s[1].tolist() == [5.0] * 4
 
 
 def test_three_ranks_with_a_barrier_all_begin_to_send_with_the_last():

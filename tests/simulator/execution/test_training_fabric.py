@@ -13,6 +13,7 @@ from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import training_metrics
 from simulator.execution.training_fabric import (
     StepLoads,
+    collective_groups,
     copies_of,
     expert_flows,
     ring_flows,
@@ -454,3 +455,44 @@ def test_a_step_computes_on_the_sms_that_its_transfers_leave(kept, left):
                 [operator], sms=sms, overlapped=task.overlapped, load=pair.key.load
             )
             assert pair.cost.seconds[place] == pytest.approx(alike.seconds[0], rel=1e-12)
+
+
+def shared(**changes):
+    """64 GPUs in nodes of 8: two pipeline ranks of 32, two GPUs share each layer."""
+    fields = {"gpus": 64, "gpus_per_domain": 8, "pp": 2, "ep": 8, "tp": 2} | changes
+    return ParallelLayout(routed_experts=256, redundant_experts=0, **fields)
+
+
+def test_rings_of_a_shared_layer_run_over_the_gpus_that_hold_the_same_part():
+    """Of a pipeline rank's four nodes each has four copies of either half."""
+    assert copies_of(shared(), [0], experts=False) == Domains(domains=4, fewest=4, most=4)
+    assert copies_of(shared(), [0], experts=True) == Domains(domains=4, fewest=1, most=1)
+    assert copies_of(shared(etp=2), [0], experts=True) == Domains(domains=2, fewest=1, most=1)
+    rings = ring_flows(shared(), schedule("1f1b", 2), experts=False)
+    # GPU 0 holds an even part, as does the first of the next node.
+    assert rings.destination[rings.source == 0].tolist() == [8]
+    assert rings.destination[rings.source == 25].tolist() == [1]
+
+
+def test_groups_that_share_layers_or_sequences_lie_in_domains_by_their_axes():
+    assert collective_groups(shared()) == {"tensor": Domains(domains=1, fewest=2, most=2)}
+    apart = shared(tp=4, cp=4, axes=("data", "context", "expert", "tensor", "pipeline"))
+    # Two pipelines, then four GPUs of a sequence fill a node; those of a layer are a node apart.
+    assert collective_groups(apart) == {
+        "tensor": Domains(domains=4, fewest=1, most=1),
+        "context": Domains(domains=1, fewest=4, most=4),
+    }
+    assert collective_groups(layout()) == {}
+
+
+def test_pipeline_sends_go_to_the_gpu_of_the_same_part():
+    (forward, backward) = send_flows(shared(), schedule("1f1b", 2)).values()
+    ends = {*zip(forward.source.tolist(), forward.destination.tolist(), strict=True)}
+    ends |= {*zip(backward.destination.tolist(), backward.source.tolist(), strict=True)}
+    assert ends == {(gpu, gpu + 32) for gpu in range(32)}
+
+
+def test_experts_that_are_two_gpus_wide_dispatch_to_every_other_gpu():
+    flows = expert_flows(shared(etp=2))
+    # Eight places of two GPUs: four places in each of two nodes.
+    assert flows.destination[flows.source == 3].tolist() == [11]

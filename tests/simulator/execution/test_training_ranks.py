@@ -1,5 +1,7 @@
 """Ranks wait at every all-to-all for the last of their group; worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,9 +9,11 @@ from reference_model.trace import Operator
 from simulator.execution import timeline
 from simulator.execution.training_ranks import (
     Ranks,
+    RowsOfLayers,
     Series,
     action_seconds,
     blocks_of,
+    durations,
     group_spans,
     series_of,
 )
@@ -60,7 +64,16 @@ def ranks(clock, *, sd=0.0, most=None, lasting=False, work_sd=0.0, draws=1):
     clock = np.array(clock, dtype=np.float32).reshape(1, 1, -1, 1)
     clock = np.broadcast_to(clock, (*clock.shape[:3], draws))
     rows = DrawnRows(np.full(draws, sd), most=None if most is None else np.full(draws, most))
-    return Ranks(clock, np.ones_like(clock), rows, lasting, np.full(draws, work_sd), seed=0)
+    return Ranks(
+        clock,
+        np.ones_like(clock),
+        rows,
+        lasting,
+        np.full(draws, work_sd),
+        seed=0,
+        places=clock.shape[2],
+        teams={},
+    )
 
 
 def span(one, group):
@@ -94,7 +107,7 @@ def test_a_slow_machine_slows_kernels_and_no_transfer():
     work = blocks(chain(GEMM, DISPATCH), [1.0, 2.0], clocked=[0.5, 0.0])
     group = ranks([1.0, 1.0])
     slow = np.array([1.0, 1.1], dtype=np.float32).reshape(1, 1, 2, 1)
-    slower = Ranks(group.clock, slow, group.rows, False, group.work_sd, 0)
+    slower = replace(group, slow=slow, lasting=False)
     assert span(work, slower)[:, 0] == pytest.approx([3.1, 3.1], rel=1e-6)
     assert span(work, slower.without_slower_gpus())[:, 0] == pytest.approx([3.0, 3.0], rel=1e-6)
 
@@ -160,3 +173,40 @@ def test_every_action_takes_its_chunks_time_more_or_less():
     assert 60 < (seconds[:200] == 9.0).sum() < 140
     assert seconds[200, 0, 0] in (19.0, 21.0)
     assert seconds[201, 0, 0] == 10.0
+
+
+def test_gpus_that_share_experts_share_their_rows_and_those_that_share_layers_their_work():
+    """Eight ranks: two groups of two places of experts, each two GPUs wide."""
+    group = replace(ranks([1.0] * 8, sd=0.1, work_sd=0.1), places=2, teams={"expert_tensor": 2})
+    work = blocks(chain(GEMM, DISPATCH), [1.0, 1.0], more=1.0, fewer=1.0)
+    above, below = RowsOfLayers(work, group, [(0, 0)]).of(0)
+    rows = (above + below)[:, 0, 0, 0]
+    assert rows[0::2].tolist() == rows[1::2].tolist()
+    # What one place of a group gets, the other does not.
+    assert (rows[0] + rows[2], rows[4] + rows[6]) == pytest.approx((0.0, 0.0), abs=1e-6)
+    assert rows[0] != rows[4]
+
+    pairs = replace(group, teams={"tensor": 2})
+    attention = blocks(chain(ATTENTION), [1.0])
+    rows = RowsOfLayers(attention, pairs, [(0, 0)])
+    (took,) = durations(attention, pairs, [(0, 0)], rows)
+    of_rank = took[:, 0, 0, 0].tolist()
+    assert of_rank[0::2] == of_rank[1::2]
+    assert len(set(of_rank)) == 4
+
+
+def test_a_block_that_begins_with_a_collective_is_slower_by_its_kernels_alone():
+    """A gather of 3 s and a product of 1 s, half of whose time goes with the clock."""
+    gather = replace(GEMM, name="attention.q_latent.tensor_gather", kind="gather_tokens")
+    graph = TaskGraph(
+        "chain", ("moe F0",), (gather, GEMM),
+        (Task(0, Stream.COMPUTE, 0, 0, "attention", False, True),
+         Task(1, Stream.COMPUTE, 0, 0, "attention", False, False)),
+    )  # fmt: skip
+    work = blocks(graph, [3.0, 1.0], clocked=[0.0, 0.5])
+    assert len(work.graph.tasks) == 1
+    slower = ranks([1.2, 1.0])
+    assert span(work, slower)[:, 0] == pytest.approx([4.1, 4.1], rel=1e-6)
+    slow = replace(slower, slow=np.full((1, 1, 2, 1), 1.5, dtype=np.float32))
+    # (3 + 1 + 0.2 x 0.5) s, of which a quarter, the kernels' share, takes half as long again.
+    assert span(work, slow)[:, 0] == pytest.approx([4.1 * 1.125] * 2, rel=1e-6)

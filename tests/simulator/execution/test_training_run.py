@@ -2,8 +2,10 @@
 
 import pytest
 
+from reference_model.trace import COLLECTIVE_KINDS
 from simulator.analysis.run import simulate
 from simulator.execution.training import training_load
+from simulator.execution.training_run import layout_of
 from simulator.hardware.network.groups import Domains
 from simulator.scenario.files import load_scenario
 from simulator.workload.layout import ParallelLayout, stage_texts
@@ -204,11 +206,11 @@ def test_gpus_that_share_sequences_gather_latents_beside_their_share_of_the_work
         group=Domains(domains=1, fewest=8, most=8),
         load=None,
     )
-    assert seconds["attention.kv_latent.gather"] == gathered.seconds[0]
+    assert seconds["attention.kv_latent.context_gather"] == gathered.seconds[0]
     # Four layers forward and four backward: a gather each, and a sum each backward.
     names = [op.name for op in operators]
-    assert names.count("attention.kv_latent.gather") == 8
-    assert names.count("attention.kv_latent.scatter") == 4
+    assert names.count("attention.kv_latent.context_gather") == 8
+    assert names.count("attention.kv_latent.context_scatter") == 4
 
 
 @pytest.mark.parametrize(
@@ -234,3 +236,101 @@ def test_sequences_that_cannot_be_shared_are_refused(change, message):
     with pytest.raises(ValueError, match="training") as refused:
         run(*SHARED, change)
     assert message in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def of_two():
+    """The shipped step with two GPUs to each layer: half as many pipelines, twice the batches."""
+    return run("training.tensor_parallel=2")
+
+
+def test_two_gpus_that_share_layers_gather_and_scatter_beside_half_of_the_work(of_two):
+    assert (of_two.layout.dp, of_two.schedule.microbatches) == (64, 240)
+    assert of_two.job.micro_batch_tokens == 2048
+    operators = of_two.step.pair.log.graph.task_operators()
+    seconds = dict(zip((op.name for op in operators), of_two.step.pair.cost.seconds, strict=True))
+    scattered = of_two.costs.transfers_.collective(
+        "reduce_scatter",
+        4096 * 7168 * 2,
+        form="ring",
+        group=Domains(domains=1, fewest=2, most=2),
+        load=None,
+    )
+    assert seconds["attention.o_proj.tensor_scatter"] == scattered.seconds[0]
+    # Three gathers and two scatters of attention and shared experts, forward; three gathers again
+    # and eight collectives backward. Four layers each way.
+    names = [op.name for op in operators if op.kind in COLLECTIVE_KINDS]
+    assert len(names) == 4 * (4 + 2) + 4 * (6 + 4)
+
+
+def test_pipeline_sends_and_dispatch_are_of_a_gpus_own_tokens(of_two):
+    ranks, load = next(iter(of_two.step.loads.sends.items()))
+    sent = of_two.costs.transfers_.send(2048 * 7168 * 2, load=load)
+    assert of_two.step.transfers_s[ranks] == sent.seconds[0]
+    dispatch = next(op for op in of_two.step.pair.log.graph.operators if op.name == "moe.dispatch")
+    assert dispatch["tokens"] == 2048
+
+
+def test_memory_of_a_rank_that_shares_its_layers_by_hand(of_two):
+    """Rank 8 of 16 holds four MoE layers of two stages each; weights, gradients and optimizer to
+    the byte."""
+    memory = of_two.memory[8]
+    down = 7168 * 1536 + 7168 * 576
+    rest = 1536 + 512 + 2 * 7168 + 256 * 7168 + 256
+    halves = (1536 * 24_576 + 512 * 32_768 + 16_384 * 7168 + 3 * 7168 * 2048) // 2
+    experts = 4 * 3 * 7168 * 2048
+    matrices = down + halves + experts
+    assert memory.weights == 8 * (matrices * (1 + 4 / 128**2) + rest * 2)
+    assert memory.gradients == 8 * 4 * (matrices + rest)
+    # 64 GPUs of a pipeline rank hold the same half, and as many of the other direction; an expert
+    # has two copies in each.
+    replicated = down + halves + rest
+    assert memory.optimizer == 8 * 8 * (replicated / (64 * 2) + experts / (2 * 2))
+
+
+def test_one_gpu_to_a_layer_is_no_tensor_parallelism():
+    one = load_scenario(MAIN, ["training.tensor_parallel=1", "training.expert_tensor_parallel=1"])
+    assert one.job == load_scenario(MAIN).job
+    assert layout_of(one, one.job) == ParallelLayout(
+        gpus=2048, gpus_per_domain=8, pp=16, ep=64, routed_experts=256, redundant_experts=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["training.tensor_parallel=3"],
+            "training.tensor_parallel: 3 does not divide num_attention_heads 128 of the model; "
+            "allowed: 1, 2, 4, 8, 16, 32, 64",
+        ),
+        (
+            ["training.expert_tensor_parallel=3"],
+            "training.expert_tensor_parallel: 3 does not divide moe_intermediate_size 2048",
+        ),
+        (
+            ["training.tensor_parallel=2", "training.sequence_length=4095"],
+            "training.tensor_parallel: 2 GPUs share the tokens of sequences of 4095 tokens on "
+            "each; allowed: training.sequence_length a multiple of 2",
+        ),
+        (
+            ["model=deepseek_v3_2", "training.tensor_parallel=2"],
+            "training.tensor_parallel: 2: the indexer of sparse attention is not split; allowed: 1",
+        ),
+        (
+            ["training.axes=[tensor, context]"],
+            "training.axes: tensor, context: allowed: each of tensor, context, expert, data, "
+            "pipeline once",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_shared_are_refused(changes, message):
+    with pytest.raises(ValueError, match="training") as refused:
+        run(*changes)
+    assert message in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_events_refuse_gpus_that_share_layers():
+    with pytest.raises(ValueError, match=r"fidelity: events: the collectives of 2 GPUs that share"):
+        simulate(load_scenario(MAIN, ["training.tensor_parallel=2", "fidelity=events"]))

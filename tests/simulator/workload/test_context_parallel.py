@@ -76,17 +76,21 @@ def test_every_gpu_expands_the_latents_of_all_tokens(split):
 def test_latents_are_gathered_before_and_their_gradients_summed_after(split):
     forward, backward = (split[1]("moe", phase) for phase in ("forward", "input_grad"))
     names = [op.name for op in forward]
-    gather = named(forward, "attention.kv_latent.gather")
+    gather = named(forward, "attention.kv_latent.context_gather")
 
-    assert names.index("attention.kv_latent.gather") + 1 == names.index("attention.kv_latent.copy")
+    assert names.index("attention.kv_latent.context_gather") + 1 == names.index(
+        "attention.kv_latent.copy"
+    )
     # 512 of the latent and 64 of the rotary key, BF16, of 32,768 tokens.
     assert gather.bytes_written == 32_768 * 576 * 2
     names = [op.name for op in backward]
-    assert names.index("attention.kv_latent.gather") + 1 == names.index("attention.kv_latent.copy")
-    assert names.index("attention.kv_latent.concat") + 1 == names.index(
-        "attention.kv_latent.scatter"
+    assert names.index("attention.kv_latent.context_gather") + 1 == names.index(
+        "attention.kv_latent.copy"
     )
-    assert named(backward, "attention.kv_latent.scatter").bytes_written == 32_768 * 576 * 2
+    assert names.index("attention.kv_latent.concat") + 1 == names.index(
+        "attention.kv_latent.context_scatter"
+    )
+    assert named(backward, "attention.kv_latent.context_scatter").bytes_read == 32_768 * 576 * 2
 
 
 def test_layers_without_attention_are_as_they_were(split):

@@ -158,7 +158,7 @@ def test_the_published_run_has_128_replicas_of_4_local_experts_on_8_nodes():
     ("changes", "message"),
     [
         ({"pp": 15}, "pp=15: does not divide the 2048 GPUs"),
-        ({"ep": 48}, "ep=48: does not divide the 128 data-parallel ranks"),
+        ({"ep": 48}, "ep=48: does not divide the 128 GPUs of a pipeline rank"),
         ({"redundant_experts": 8}, "256 routed . 8 redundant experts = 264"),
         ({"ep": 0}, "ep=0"),
     ],
@@ -197,3 +197,68 @@ def test_a_layout_of_megatron_that_cannot_be_is_refused_in_one_line(text, messag
     with pytest.raises(ValueError, match=message) as error:
         explicit_stages([text], config=V3, stages=32 if "Et" in text else 31)
     assert "\n" not in str(error.value)
+
+
+SHARED = {"gpus": 1024, "pp": 8, "ep": 64, "tp": 2}
+
+
+def test_gpus_that_share_layers_are_fewer_pipelines_and_no_fewer_experts():
+    """1,024 GPUs as TP2 PP8 EP64: 128 GPUs per pipeline rank."""
+    run = layout(**SHARED)
+    assert (run.stage_gpus, run.dp, run.dense_copies, run.expert_replicas) == (128, 64, 64, 2)
+    assert (run.group, run.groups) == (64, 2)
+    assert run.name == "PP8, TP2, DP64, EP64"
+    assert str(run) == "tensor 2 of 2, expert 8 of 64, data 4 of 64, pipeline 1 of 8"
+
+
+def test_experts_split_in_width_leave_fewer_copies():
+    run = layout(**SHARED, etp=2)
+    assert (run.expert_replicas, run.group, run.local_experts) == (1, 128, 4)
+    # Of 64 places of experts, each two GPUs wide, four lie in a node of eight.
+    assert run.parts_of("expert") == (4,) * 16
+    assert run.parts_of("expert_tensor") == (2,)
+    assert run.name == "PP8, TP2, DP64, EP64, ETP2"
+
+
+def test_gpus_lie_by_the_order_of_axes():
+    run = layout(gpus=16, pp=2, ep=4, tp=2, cp=2, etp=1)
+    assert run.dense_grid[1, 0].tolist() == [[8, 9], [10, 11]]
+    assert run.expert_grid[0, :, :, 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert run.groups_of("context").tolist() == [
+        [0, 2], [1, 3], [4, 6], [5, 7], [8, 10], [9, 11], [12, 14], [13, 15],
+    ]  # fmt: skip
+    inside_out = layout(
+        gpus=16, pp=2, ep=4, tp=2, axes=("pipeline", "data", "expert", "context", "tensor")
+    )
+    # Pipeline ranks alternate, and the GPUs that share a layer are farthest apart.
+    assert inside_out.groups_of("tensor").tolist()[:2] == [[0, 8], [2, 10]]
+    assert inside_out.groups_of("pipeline").tolist()[:2] == [[0, 1], [8, 9]]
+    assert inside_out.groups_of("expert").tolist()[0] == [0, 4, 8, 12]
+
+
+def test_a_wide_group_straddles_the_domains_that_it_does_not_fill():
+    assert layout(gpus=64, pp=2, ep=16, tp=16).parts_of("tensor") == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tp": 3}, r"training.tensor_parallel: 3 does not divide the 128 GPUs of a pipeline rank"),
+        (
+            {"tp": 2, "cp": 128},
+            "context_parallel: 128 does not divide the 64 data-parallel ranks",
+        ),
+        (
+            {"etp": 4},
+            "ep=64 x expert_tensor_parallel=4: does not divide the 128 GPUs of a",
+        ),
+        ({"axes": ("tensor",) * 5}, "training.axes: .*: allowed: each of tensor, context, expert"),
+        (
+            {"tp": 2, "axes": ("tensor", "pipeline", "context", "expert", "data")},
+            "puts the experts of a pipeline rank on other GPUs than the rest .* pipeline first or",
+        ),
+    ],
+)
+def test_axes_that_do_not_fit_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        layout(**changes)
