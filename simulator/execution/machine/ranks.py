@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from simulator.execution import timeline
 from simulator.execution.machine.gpu import Gpu, GpuLimits, KernelLaunch, Resident
 from simulator.hardware.network.flows import FlowBatch, Flows, Network
 from simulator.hardware.network.routing import Failure
+from simulator.hardware.network.topology import Fabric
 from simulator.workload.task_graph import Stream, TaskGraph
 
 Times = NDArray[np.float64]
@@ -141,9 +143,12 @@ def run_on_ranks(
     for gpu in run.gpus:
         gpu.settle()
     log = timeline.Log(graph, gap_s, run.start, run.end, run.ready, run.done)
-    found = MachineLog(log, tuple(run.gpus), network, events)
     check_times(log)
-    return found
+    rates: list[tuple[str, Seconds, BytesPerSecond]] = []
+    if network is not None:
+        check_bytes(network)
+        rates = _rates(network.fabric, [*run.carried, (env.now, network.link_bytes())])
+    return MachineLog(log, tuple(run.gpus), network, events, tuple(rates))
 
 
 def check_times(log: timeline.Log) -> None:
@@ -160,6 +165,37 @@ def check_times(log: timeline.Log) -> None:
     gaps = 2 * len(log.graph.tasks) * log.gap_s
     assert (of_stream.max(axis=0) <= spans + rounding).all(), "a rank is shorter than a stream"
     assert (spans <= of_stream.sum(axis=0) + gaps + rounding).all(), "a rank idles for nothing"
+
+
+def check_bytes(network: Network) -> None:
+    """Hold what GPUs received over NVLink, and NICs over the fabric, to what was sent.
+
+    Raises AssertionError, as no input may break it.
+    """
+    fabric, carried = network.fabric, network.link_bytes()
+    sent, received = carried[: fabric.gpus].sum(), carried[fabric.gpus : 2 * fabric.gpus].sum()
+    assert np.isclose(sent, received, rtol=1e-9), "NVLink lost bytes"
+    for plane, inside in enumerate(fabric.planes):
+        first, ports = int(fabric.plane_start[plane]), inside.end_ports
+        up, down = carried[first:][:ports].sum(), carried[first + ports :][:ports].sum()
+        assert np.isclose(up, down, rtol=1e-9), "the fabric lost bytes"
+
+
+def _rates(
+    fabric: Fabric, carried: Sequence[tuple[Seconds, Times]]
+) -> list[tuple[str, Seconds, BytesPerSecond]]:
+    """(link, from when on, bytes/s until the next) of every link that carried anything.
+
+    Args:
+        carried: (when, bytes of each link until then), in order.
+    """
+    used = np.flatnonzero(carried[-1][1])
+    names, found = fabric.resource_names(used), []
+    for (since, before), (until, after) in pairwise(carried):
+        if until > since:
+            rates = (after[used] - before[used]) / (until - since)
+            found += [(name, since, rate) for name, rate in zip(names, rates.tolist(), strict=True)]
+    return found
 
 
 def _strike(env: simpy.Environment, network: Network, failure: Failure) -> Processes:
@@ -188,6 +224,7 @@ class _Arrivals:
     last_s: Times
     """[ranks], arrival of the last flow so far."""
     done: list[simpy.Event]
+    ranks_left: int
 
 
 class _Run:
@@ -208,6 +245,8 @@ class _Run:
         shape = work.seconds.shape
         self.ready, self.start, self.done, self.end = np.full((4, *shape), np.nan)
         self.gpus = [Gpu(env, limits) for _ in range(shape[1])]
+        self.carried: list[tuple[Seconds, Times]] = []
+        """(when, bytes of each link until then)"""
         self._ranks = shape[1]
         self._ended: dict[tuple[int, int], simpy.Event] = {}
         self._meetings: dict[tuple[int, int], _Meeting] = {}
@@ -319,6 +358,14 @@ class _Run:
             gpu.release(drawing)
         else:
             gpu.draw(drawing, 0.0)
+        arrivals.ranks_left -= 1
+        if not arrivals.ranks_left:
+            self._count_bytes()
+
+    def _count_bytes(self) -> None:
+        """Note what links have carried as a transfer begins or has ended on all ranks."""
+        assert self.network is not None
+        self.carried.append((self.env.now, self.network.link_bytes()))
 
     def _arrivals_of(self, place: int) -> _Arrivals:
         if place not in self._arrivals:
@@ -331,7 +378,9 @@ class _Run:
                 flows_left=sends + np.bincount(destination, minlength=ranks),
                 last_s=np.zeros(ranks),
                 done=[self.env.event() for _ in range(ranks)],
+                ranks_left=ranks,
             )
+            self._count_bytes()
         return self._arrivals[place]
 
     def _arrived(self, place: int, batch: FlowBatch, rows: NDArray[np.int64], at: Times) -> None:

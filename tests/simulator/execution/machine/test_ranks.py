@@ -1,5 +1,7 @@
 """Ranks of a group run one graph: as the timeline where nothing contends, later where it does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fabrics import BARE
@@ -7,7 +9,14 @@ from fabrics import BARE
 from reference_model.trace import Operator
 from simulator.execution import timeline
 from simulator.execution.machine.gpu import GpuLimits, KernelLaunch
-from simulator.execution.machine.ranks import Beside, GroupTransfer, RankWork, run_on_ranks
+from simulator.execution.machine.ranks import (
+    Beside,
+    GroupTransfer,
+    RankWork,
+    check_bytes,
+    check_times,
+    run_on_ranks,
+)
 from simulator.hardware.network.flows import Network, make_flows
 from simulator.hardware.network.routing import parse_failure
 from simulator.hardware.network.topology import build_fabric
@@ -115,6 +124,27 @@ def test_bytes_over_the_links_are_those_of_the_flows():
     fabric = found.network.fabric
     up = [fabric.nic_link(node, 0, "up") for node in (0, 1)]
     assert found.network.link_bytes()[up].tolist() == [1.0, 2.0]
+
+
+def test_rates_of_links_are_noted_from_transfer_to_transfer():
+    """1 byte from node 0 and 2 from node 1, both sent in the 2 s of the transfer."""
+    rates = {(name, at): rate for name, at, rate in exchanged(sizes=(1.0, 2.0)).link_rates}
+    assert rates["node0/nic0/up", 0.0] == pytest.approx(0.5)
+    assert rates["node1/nic0/up", 0.0] == pytest.approx(1.0)
+    assert rates["node0/nic0/down", 0.0] == pytest.approx(1.0)
+
+
+def test_bytes_that_are_lost_end_the_run():
+    network = exchanged().network
+    network.carried[network.fabric.nic_link(0, 0, "up")] += 1.0
+    with pytest.raises(AssertionError, match="the fabric lost bytes"):
+        check_bytes(network)
+
+
+def test_a_rank_that_takes_longer_than_all_its_tasks_ends_the_run():
+    log = timed([("c", ())], [[1.0]])
+    with pytest.raises(AssertionError, match="a rank idles for nothing"):
+        check_times(replace(log, ready_s=log.ready_s + 0.5, start_s=log.start_s + 0.5))
 
 
 def test_a_transfer_holds_its_sms_from_when_its_rank_is_ready():
