@@ -15,17 +15,9 @@ from hardware_profiles.fields import (
     read_yaml,
     to_profile,
 )
+from hardware_profiles.schema import CpuProfile
 
 FOLDER = ROOT / "servers"
-
-
-class CpuProfile(Profile):
-    """One socket."""
-
-    name: str
-    cores: Count
-    memory_bandwidth: BandwidthValue
-    """Peak of all memory channels of the socket, read plus write."""
 
 
 class OffloadGpuProfile(Profile):

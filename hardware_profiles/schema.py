@@ -127,6 +127,29 @@ class NicProfile(Profile):
     """Line rate, per direction."""
 
 
+class CpuProfile(Profile):
+    """One socket."""
+
+    name: str
+    cores: Count
+    memory_bandwidth: BandwidthValue
+    """Peak of all memory channels of the socket, read plus write."""
+
+
+class HostProfile(Profile):
+    """The CPUs of a node with their memory."""
+
+    cpu: CpuProfile
+    sockets: Count
+    memory: DataValue
+    """Of all sockets."""
+
+    @property
+    def memory_bandwidth(self) -> float:
+        """Peak of all sockets, bytes/s, read plus write."""
+        return self.cpu.memory_bandwidth * self.sockets
+
+
 class NodeProfile(Profile):
     """One server: GPUs joined by NVLink, and the NICs that serve them."""
 
@@ -137,6 +160,8 @@ class NodeProfile(Profile):
     """NICs for the compute fabric; each GPU has nics / gpus of them."""
     nvlink_latency: TimeValue
     """64-byte latency between two GPUs that NVLink joins, end to end."""
+    host: HostProfile | None = None
+    """What optimizer state in CPU memory needs to know; nothing else asks for it."""
 
     @property
     def nic_bandwidth_per_gpu(self) -> float:

@@ -83,6 +83,8 @@ CAUSES: Mapping[str, str] = {
     "gradient reduction": "#6f6f6f",
     "optimizer update": "#6f6f6f",
     "orthogonalization": "#6f6f6f",
+    "PCIe": "#6f6f6f",
+    "update on the CPU": "#6f6f6f",
     "parameter gather": "#6f6f6f",
     "uncertain inputs": "#a8516e",
     "documents": "#a8516e",

@@ -17,6 +17,7 @@ from simulator.analysis.every_metric import metric_of
 from simulator.analysis.published import beside
 from simulator.scenario.changes import shown
 from simulator.scenario.files import Scenario, write_resolved
+from simulator.scenario.training import TrainingJob
 from simulator.workload.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
             "step": f"{job.step_tokens:,} tokens",
             "precision": f"{job.recipe} products; {job.optimizer.gradients} gradients, "
             f"{job.optimizer.master} master weights, {job.optimizer.moments} moments",
+            **state_rows(job, metrics),
             "operator times": f"{run.scenario.file.cost_model} cost model, "
             f"calibration {run.scenario.calibration.name}",
             **dict(kernels_rows(metrics)),
@@ -132,6 +134,25 @@ def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
         inputs=tuple(list_inputs(run.scenario.resolved)),
         scenario=write_resolved(run.scenario),
     )
+
+
+def state_rows(job: TrainingJob, metrics: Mapping[str, Any]) -> dict[str, str]:
+    """{name: text} of how the state of parameters is shared, and of what lies in CPU memory."""
+    when = {"exposed": "beside nothing", "overlapped": "beside compute"}
+    shared = f"ZeRO-{job.zero}, gradients reduced {when[job.gradient_reduction]}"
+    if job.zero:
+        shared += f", parameters gathered {when[job.parameter_gather]}"
+    rows = {"state": shared}
+    if "cpu_memory" in metrics:
+        found = metrics["cpu_memory"]
+        rows["CPU memory"] = (
+            f"{format_bytes(found['node_bytes'])} per node; per GPU optimizer "
+            f"{format_bytes(found['optimizer_bytes'])}, moving averages "
+            f"{format_bytes(found['averages_bytes'])} ({format_seconds(found['averages_s'])} "
+            f"beside the next step); over PCIe {format_bytes(found['to_cpu_bytes'])} to the CPU, "
+            f"{format_bytes(found['to_gpu_bytes'])} back"
+        )
+    return rows
 
 
 def kernels_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -196,6 +217,14 @@ def action_table(step: TrainingStep) -> pd.DataFrame:
             ("reduce gradients", optimizer.reduce_s),
             *([("orthogonalize", optimizer.orthogonalize_s)] if optimizer.products else []),
             ("update parameters", optimizer.update_s),
+            *(
+                [
+                    ("copy over PCIe", optimizer.offloaded.copies_s),
+                    ("update on the CPU", optimizer.offloaded.cpu_s),
+                ]
+                if optimizer.offloaded
+                else []
+            ),
             ("gather parameters", optimizer.gather_s),
         ):
             rows.append(

@@ -186,6 +186,23 @@ TRAINING = (
         "all-to-all time inside the chunks with a compute kernel running",
     ),
     Metric("memory", "bytes", "less", "memory of a pipeline rank by what it holds"),
+    Metric(
+        "cpu_memory.optimizer_bytes",
+        "bytes",
+        "less",
+        "CPU memory of the fullest GPU's offloaded optimizer state, gradients and parameters on"
+        " their way",
+    ),
+    Metric("cpu_memory.averages_bytes", "bytes", "less", "CPU memory of a GPU's moving averages"),
+    Metric("cpu_memory.node_bytes", "bytes", "less", "of all GPUs of a node together"),
+    Metric("cpu_memory.to_cpu_bytes", "bytes", "less", "what a GPU sends over PCIe in a step"),
+    Metric("cpu_memory.to_gpu_bytes", "bytes", "less", "what it gets back"),
+    Metric(
+        "cpu_memory.averages_s",
+        "s",
+        "less",
+        "copying to the CPU and averaging there, beside the next step",
+    ),
     Metric("nic_bytes_per_s", "bytes/s", "more", "rate of the NICs per GPU"),
     Metric(
         "nic_stretch",

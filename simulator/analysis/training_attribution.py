@@ -37,6 +37,7 @@ from hardware_profiles.units import Seconds
 from reference_model.formats import multiplied_as
 from simulator.analysis.training_expected import DOCUMENTS, cause_seconds
 from simulator.execution import timeline
+from simulator.execution.optimizer import OptimizerStep
 from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
 from simulator.execution.training_draws import TrainingDraws
@@ -70,6 +71,11 @@ ORTHOGONALIZE = (
     "products of Newton and Schulz on the busiest owner's matrices",
 )
 """Of an optimizer of whole matrices."""
+ON_CPU = (
+    ("PCIe", "gradients to the CPU and parameters back"),
+    ("update on the CPU", "at the peak of its memory"),
+)
+"""Of an optimizer that is offloaded."""
 _GAPS = 5
 """Place of the first counterfactual with gaps."""
 
@@ -128,7 +134,7 @@ def attribute_step(run: TrainingRun, drawn: TrainingDraws | None) -> list[Cause]
         Cause("pipeline transfers", "activations sent between ranks", sent - free),
         Cause("gradient reduction", "reduce-scatter over all copies", slowest.reduce_s),
         Cause("optimizer update", f"norm, {optimizer} on the shard, casts", slowest.update_s),
-        *([Cause(*ORTHOGONALIZE, slowest.orthogonalize_s)] if slowest.products is not None else []),
+        *_of_some_optimizers(slowest),
         Cause("parameter gather", "all-gather of the BF16 parameters", slowest.gather_s),
     ]
     total = step.step_time_s
@@ -138,6 +144,17 @@ def attribute_step(run: TrainingRun, drawn: TrainingDraws | None) -> list[Cause]
         total = drawn.expected_s
     remainder = total - sum(cause.seconds for cause in causes)
     return [*causes, Cause("remainder", "what the rows above miss", remainder)]
+
+
+def _of_some_optimizers(slowest: OptimizerStep) -> list[Cause]:
+    """Rows that only some optimizers have."""
+    found = []
+    if slowest.products is not None:
+        found.append(Cause(*ORTHOGONALIZE, slowest.orthogonalize_s))
+    if slowest.offloaded is not None:
+        found.append(Cause(*ON_CPU[0], slowest.offloaded.copies_s))
+        found.append(Cause(*ON_CPU[1], slowest.offloaded.cpu_s))
+    return found
 
 
 def _chunk_causes(run: TrainingRun) -> tuple[tuple[str, str], ...]:

@@ -85,7 +85,7 @@ def prior_shares(drawn: TrainingDraws) -> dict[str, float]:
     return shares | {"chance and rest": max(0.0, 1 - sum(shares.values()))}
 
 
-_OF_ALIKE = ("optimizer.efficiency", "lone_chunks_keep_sms")
+_OF_ALIKE = ("optimizer.efficiency", "optimizer.cpu_efficiency", "lone_chunks_keep_sms")
 """Priors that move a step of ranks that are alike."""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.units import Bytes, Seconds, format_bytes, unit_factor
+from hardware_profiles.units import Bytes, Seconds, format_bytes, format_seconds, unit_factor
 from reference_model.parameter_counts import training_flops_per_token
 from reference_model.trace import Operator
 from simulator.analysis.kernels_used import kernels_used, time_by_calibration
@@ -28,6 +28,7 @@ from simulator.analysis.training_expected import (
     ridge,
     waiting_metrics,
 )
+from simulator.execution.host_state import averaging_seconds
 from simulator.execution.timeline import hidden_communication, waiting
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun, TrainingStep
 from simulator.execution.training_draws import TrainingDraws, draw_step
@@ -207,6 +208,31 @@ def uneven_ranks(ranks: Sequence[RankTimes], *, chosen: bool) -> list[str]:
     ]
 
 
+def _cpu_memory(run: TrainingRun) -> dict[str, float]:
+    """What the GPU with most of it keeps in CPU memory, and sends over PCIe in a step."""
+    state = max(run.host, key=lambda state: state.total)
+    return {
+        "optimizer_bytes": state.optimizer,
+        "averages_bytes": state.averages,
+        "node_bytes": state.total * run.scenario.cluster.node.gpus,
+        "to_cpu_bytes": state.gradients + state.copied,
+        "to_gpu_bytes": state.parameters,
+        "averages_s": averaging_seconds(state, run.scenario.cluster),
+    }
+
+
+def _slow_averages(run: TrainingRun) -> list[str]:
+    """A warning where moving averages take longer than the step beside which they are updated."""
+    took = max(averaging_seconds(state, run.scenario.cluster) for state in run.host)
+    if took <= run.step.step_time_s:
+        return []
+    return [
+        f"ema: copying and averaging take {format_seconds(took)}, longer than the step of "
+        f"{format_seconds(run.step.step_time_s)} beside which they run; training.ema=bfloat16 "
+        "halves them"
+    ]
+
+
 def _too_full(drawn: TrainingDraws, capacity: Bytes) -> list[str]:
     """A warning where rows that some GPU gets need more than its memory in some draws."""
     beyond = drawn.memory.max(axis=0) > capacity
@@ -277,6 +303,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
             *uneven_ranks(ideal_ranks, chosen=job.stages == "default"),
             *straddling({axis: run.layout.parts_of(axis) for axis in run.costs.sharing}),
             *([] if drawn is None else _too_full(drawn, cluster.node.gpu.hbm_capacity)),
+            *_slow_averages(run),
         ],
         "without_all_to_all_slowdown": {
             "pair_time_s": run.without_slowdown.pair.log.span_s,
@@ -293,6 +320,8 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
         "attribution": [asdict(cause) for cause in attribute_step(run, drawn)],
         "memory": [rank.parts | {"total": rank.total} for rank in run.memory],
     }
+    if any(state.total for state in run.host):
+        metrics["cpu_memory"] = _cpu_memory(run)
     shares = metrics["kernel_time_share"]
     metrics["error_share"] = {"step_time_s": shares["step"], "pair_time_s": shares["pair"]}
     if drawn is not None and skewed:

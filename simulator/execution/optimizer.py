@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds
 from reference_model.trace import Operator
+from simulator.execution.host_state import OffloadedUpdate, host_state, offloaded_update
 from simulator.execution.training_fabric import StepLoads, collective_groups, copies_of
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
@@ -151,6 +152,8 @@ class OptimizerStep:
     """Ends of the 80 % interval of both exchanges together."""
     products: Prediction | None = None
     """Times of the products with which the busiest owner orthogonalises its matrices, if any."""
+    offloaded: OffloadedUpdate | None = None
+    """The update on the CPU, where it is there."""
 
     @property
     def orthogonalize_s(self) -> Seconds:
@@ -160,7 +163,9 @@ class OptimizerStep:
     @property
     def total_s(self) -> Seconds:
         """All of it, one after the other."""
-        return self.reduce_s + self.orthogonalize_s + self.update_s + self.gather_s
+        off = self.offloaded
+        on_cpu = 0.0 if off is None else off.copies_s + off.cpu_s
+        return self.reduce_s + self.orthogonalize_s + self.update_s + on_cpu + self.gather_s
 
 
 def state_of_actions(
@@ -295,7 +300,8 @@ def optimizer_step(
     the BF16 parameter; before it the norm reads the gradients that it updates with, after it all
     gradients are cleared, and the matrices that no chunk gathers cast to the copies that compute.
     That traffic runs at the rate which element-wise additions achieve. An optimizer of matrices
-    orthogonalises its own in between, by products that kernel times price like any other.
+    orthogonalises its own in between, by products that kernel times price like any other. One that
+    is offloaded leaves the GPU the norm, the clearing and the casts.
 
     Args:
         overlapped: whether gradients are reduced, and parameters gathered, beside compute.
@@ -319,8 +325,9 @@ def optimizer_step(
     updated = sharding.updated(held)
     added_up = held.every.count if zero < 2 else sharding.shard(held).count
     cast = (sharding.alone(held) if gathered_in_chunks else held.every).cast_traffic
+    offloaded = types.offload == "cpu"
     traffic = (
-        updated.count * (norm + updating)
+        updated.count * (norm + (0 if offloaded else updating))
         + 2 * sharding.optimizer_bytes(held)
         + added_up * gradient
         + cast
@@ -347,4 +354,7 @@ def optimizer_step(
         gather_s=float(gathered[0]),
         exchange_ends_s=(low, high),
         products=costs.predict(products, sms=sms, overlapped=False) if products else None,
+        offloaded=offloaded_update(host_state(held, sharding, ema="none"), transfers.cluster)
+        if offloaded
+        else None,
     )

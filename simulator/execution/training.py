@@ -25,6 +25,7 @@ from hardware_profiles.units import Seconds, format_bandwidth
 from reference_model.config import ModelConfig
 from reference_model.trace import Operator
 from simulator.execution import timeline
+from simulator.execution.host_state import HostState
 from simulator.execution.optimizer import (
     ChunkState,
     OptimizerStep,
@@ -192,6 +193,8 @@ class TrainingRun:
     """Attention of packed documents; None where a token attends to its whole sequence."""
     memory: tuple[GpuMemory, ...]
     """[rank]"""
+    host: tuple[HostState, ...]
+    """[rank], what a GPU keeps in CPU memory."""
     costs: KernelCostModel
     """Fitted kernel times of the step."""
     step: TrainingStep

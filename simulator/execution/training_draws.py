@@ -173,6 +173,8 @@ class _Drawing:
             "skew.rows.zipf_exponent": skew.rows.zipf_exponent,
             "optimizer.efficiency": optimizer.efficiency,
         }
+        if optimizer.offload == "cpu":
+            every["optimizer.cpu_efficiency"] = optimizer.cpu_efficiency
         normals = {name: rng.standard_normal(self.samples) for name in every}
         found = {
             name: drawn(prior, normals[name]) for name, prior in every.items() if prior is not None
@@ -521,6 +523,9 @@ class _Drawing:
             found = exchanged(part, self.normal) + part.update_s * slower
             if part.products is not None:
                 found = found + scaled_seconds(part.products, self.draws).sum(axis=0)
+            if part.offloaded is not None:
+                on_cpu = 1 / self.priors["optimizer.cpu_efficiency"] if self.skewed else 1.0
+                found = found + part.offloaded.copies_s + part.offloaded.cpu_s * on_cpu
             return np.broadcast_to(found, self.samples)
 
         return np.array([drawn_step(part) for part in self.ideal.optimizer])

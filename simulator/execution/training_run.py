@@ -12,6 +12,7 @@ from hardware_profiles.schema import GpuProfile
 from hardware_profiles.units import Seconds
 from reference_model.trace import OperatorTrace, Split, part_of
 from simulator.execution.expert_reach import expert_reach
+from simulator.execution.host_state import host_states
 from simulator.execution.other_schedules import fitting_schedules
 from simulator.execution.stages import PipelineTimes, choose_stages
 from simulator.execution.training import (
@@ -334,6 +335,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         check_fits(memory, stages, capacity, chosen=job.stages == "default")
     except Infeasible as error:
         raise Infeasible(f"{error}{way_out()}") from None
+    host = host_states(held, model.sharding, ema=job.ema, cluster=scenario.cluster)
 
     def step(costs: KernelCostModel) -> TrainingStep:
         return simulate_step(
@@ -361,6 +363,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         immediate=immediate,
         documents=documents,
         memory=tuple(memory),
+        host=host,
         costs=costs,
         step=step(costs),
         without_slowdown=step(costs.without_all_to_all_slowdown()),

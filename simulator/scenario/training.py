@@ -57,6 +57,18 @@ class OptimizerTypes(Profile):
     counted. Otherwise every rank waits for the norm."""
     iterations: PositiveInt = 5
     """Of Newton and Schulz, with which Muon orthogonalises a matrix."""
+    offload: Literal["none", "cpu"] = "none"
+    """cpu: master weights and moments lie in CPU memory. Gradients of a GPU's shard go there over
+    PCIe, the CPU updates, and BF16 parameters come back (arXiv 2101.06840, section 4)."""
+    cpu_efficiency: Prior = Prior(
+        value=0.46,
+        low=0.35,
+        high=0.8,
+        source="arXiv 2101.06840, table 4, from memory: CPU-Adam updates 10 billion parameters in "
+        "2.57 s, 30 bytes each, on two Xeon 8168 with 256 GB/s together; ends assumed",
+    )
+    """Rate at which the CPU moves the bytes of an update over the peak of its memory; 1 without
+    skew."""
     efficiency: Prior = Prior(
         value=0.8, low=0.6, high=1.0, source="own optimizer and element-wise kernels on an H200"
     )
@@ -109,6 +121,9 @@ class TrainingJob(Profile):
     """What the backward of a layer computes again in the place of keeping it: one of
     reference_model.trace.RECOMPUTATIONS. A layer of `stages` may say otherwise: "4 moe/layer"."""
     optimizer: OptimizerTypes = OptimizerTypes()
+    ema: Literal["none", "float32", "bfloat16"] = "none"
+    """Type of the exponential moving average of the parameters that CPU memory keeps; the CPU
+    updates it while the next step runs (arXiv 2412.19437, section 3.2.3)."""
     zero: Literal[0, 1, 2, 3] = 1
     """Stage of ZeRO: what GPUs with the same parameters share out. 0: nothing. 1: master weights
     and moments. 2: and gradients, then reduced in every micro-batch. 3 (FSDP): and parameters, then
@@ -155,6 +170,11 @@ class TrainingJob(Profile):
 
     @model_validator(mode="after")
     def _gathers_what_is_shared(self) -> Self:
+        if self.optimizer.offload == "cpu" and self.optimizer.name == "muon":
+            raise ValueError(
+                "optimizer.offload: cpu: products of optimizer.name muon are simulated on GPUs "
+                "only; allowed: none, or another optimizer"
+            )
         if self.zero == 3 and self.optimizer.name == "muon":
             raise ValueError(
                 "zero: 3: cuts every matrix into shards, and optimizer.name muon updates whole "

@@ -202,7 +202,11 @@ class Sharding:
         return (held.replicated, self.copies), (held.experts, self.expert_copies)
 
     def optimizer_bytes(self, held: HeldParameters) -> Bytes:
-        """Master weights and moments."""
+        """Master weights and moments in the GPU's memory."""
+        return 0.0 if self.types.offload == "cpu" else self.state_bytes(held)
+
+    def state_bytes(self, held: HeldParameters) -> Bytes:
+        """Master weights and moments, wherever they lie."""
         updated = self.updated(held)
         return updated.each * master_and_moments_bytes(
             self.types

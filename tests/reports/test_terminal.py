@@ -8,7 +8,7 @@ from reports.palette import CAUSES
 from reports.tables import RunTables
 from reports.terminal import attribution_comparison, step_attribution_table, stragglers_table
 from simulator.analysis.stragglers import Slowdown
-from simulator.analysis.training_attribution import CHUNK_CAUSES, STATE_CAUSE
+from simulator.analysis.training_attribution import CHUNK_CAUSES, ON_CPU, ORTHOGONALIZE, STATE_CAUSE
 
 
 def text_of(table) -> str:
@@ -17,7 +17,9 @@ def text_of(table) -> str:
 
 
 def test_every_cause_of_a_chunk_has_a_colour():
-    assert {name for name, _ in (*CHUNK_CAUSES, STATE_CAUSE)} <= CAUSES.keys()
+    assert {
+        name for name, _ in (*CHUNK_CAUSES, STATE_CAUSE, ORTHOGONALIZE, *ON_CPU)
+    } <= CAUSES.keys()
 
 
 def test_the_bars_stand_on_one_another_and_end_at_the_step(tables: RunTables):

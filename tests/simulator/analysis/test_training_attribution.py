@@ -4,7 +4,13 @@ import pytest
 
 from reference_model.trace import COLLECTIVE_KINDS
 from simulator.analysis.run import simulate
-from simulator.analysis.training_attribution import CHUNK_CAUSES, attribute_step
+from simulator.analysis.training_attribution import (
+    CHUNK_CAUSES,
+    ON_CPU,
+    ORTHOGONALIZE,
+    STATE_CAUSE,
+    attribute_step,
+)
 from simulator.hardware.kernels.roofline import is_tensor
 from simulator.scenario.files import load_scenario
 
@@ -84,3 +90,28 @@ def test_sharing_layers_and_experts_are_causes_of_their_own(shipped):
     assert 0.5 * sum(ranks) / len(ranks) < shared <= sum(ranks) / len(ranks)
     assert "tensor-parallel communication" not in shipped[1]
     assert causes["arithmetic"] == pytest.approx(shipped[1]["arithmetic"])
+
+
+EIGHT = ("fsdp_b200_256", "cluster.nodes=1", "model.num_hidden_layers=4", "ep=8", "skew=none")
+"""Eight GPUs and four layers, in a second."""
+AFTER = ("zero=1", "gradient_reduction=exposed", "parameter_gather=exposed")
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ((), {"state in chunks"}),
+        (AFTER, set()),
+        (("optimizer.offload=cpu",), {"state in chunks", "PCIe", "update on the CPU"}),
+        ((*AFTER, "optimizer.name=muon"), {"orthogonalization"}),
+    ],
+)
+def test_causes_of_every_way_to_keep_state_sum_to_the_step(changes, rows):
+    run = simulate(load_scenario(EIGHT[0], [*EIGHT[1:], *changes])).result
+    causes = {cause.name: cause.seconds for cause in attribute_step(run, None)}
+    assert sum(causes.values()) == pytest.approx(run.step.step_time_s, rel=1e-12)
+    assert causes["remainder"] == pytest.approx(0.0, abs=1e-9)
+    assert rows == causes.keys() & {
+        STATE_CAUSE[0], ORTHOGONALIZE[0], *(name for name, _ in ON_CPU)
+    }  # fmt: skip
+    assert all(causes[name] > 0 for name in rows)
