@@ -29,7 +29,7 @@ from simulator.analysis.training_expected import (
     waiting_metrics,
 )
 from simulator.execution.host_state import averaging_seconds
-from simulator.execution.timeline import hidden_communication, waiting
+from simulator.execution.timeline import ROUNDING, hidden_communication, waiting
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun, TrainingStep
 from simulator.execution.training_draws import TrainingDraws, draw_step
 from simulator.hardware.network.clusters import nvlink_domains
@@ -109,9 +109,10 @@ class RankTimes:
     """Of the bubble, for the host, where launching all kernels outlasts the pipeline."""
     exposed_communication_s: Seconds
     """Time inside the chunks in which the compute stream runs nothing because it waits for an
-    all-to-all. Gaps between kernels are no such time."""
+    all-to-all, or a collective of parameters or gradients. Gaps between kernels are no such
+    time."""
     hidden_communication_s: Seconds
-    """All-to-all time inside the chunks with a compute kernel running."""
+    """Time of the same inside the chunks with a compute kernel running."""
 
 
 _FIELD_OF_WORK = {
@@ -176,6 +177,7 @@ def _drawn_ranks(drawn: TrainingDraws) -> dict[str, NDArray[np.float64]]:
     for number, work in enumerate(drawn.works):
         found[_FIELD_OF_WORK[work]] += drawn.actions_s[:, number]
     bubble = drawn.step_s - sum(found.values()) - drawn.optimizer_s
+    bubble = np.where(np.abs(bubble) > ROUNDING * drawn.step_s, bubble, 0.0)
     host = np.broadcast_to(drawn.host_s, bubble.shape)
     return found | {
         "bubble_s": bubble,

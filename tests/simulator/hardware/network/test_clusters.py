@@ -78,6 +78,7 @@ def test_rails_of_domains_are_refused():
 @pytest.mark.parametrize(
     ("name", "gpus", "domain"),
     [
+        ("b200_256", 256, 8),
         ("h100_512", 512, 8),
         ("h100_2048", 2048, 8),
         ("h200_2048", 2048, 8),
