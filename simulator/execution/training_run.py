@@ -197,6 +197,18 @@ def _documents(job: TrainingJob, *, seed: int) -> PackedWork | None:
     )
 
 
+def _least_deferred(job: TrainingJob, model: MemoryModel) -> tuple[str, ...]:
+    """Matrices whose weight gradient no rank puts off: those that are named, or as many as can be.
+
+    Raises:
+        ValueError: a name that no matrix has.
+    """
+    if job.immediate_weights == "fitting":
+        return tuple(model.matrices())
+    check_names(job.immediate_weights, model.matrices(), "training.immediate_weights")
+    return tuple(job.immediate_weights)
+
+
 def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) -> TrainingRun:
     """Simulate one optimizer step.
 
@@ -295,10 +307,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         return own if documents is None else with_documents(own, documents.share)
 
     operators = operators_at(load_at(1.0))
-    if job.immediate_weights != "fitting":
-        check_names(job.immediate_weights, model.matrices(), "training.immediate_weights")
-    fitting = job.immediate_weights == "fitting"
-    least_deferred = tuple(model.matrices() if fitting else job.immediate_weights)
+    least_deferred = _least_deferred(job, model)
 
     def spans_of(keys: Iterable[ChunkKey]) -> dict[ChunkKey, Seconds]:
         chunks = run_chunks(
@@ -328,7 +337,8 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         )
     else:
         stages = tuple(explicit_stages(job.stages, config=scenario.model, stages=schedule.stages))
-    immediate = model.fitting(stages, capacity) if fitting else tuple(job.immediate_weights)
+    fitting = job.immediate_weights == "fitting"
+    immediate = model.fitting(stages, capacity) if fitting else least_deferred
     memory = model.ranks(stages, immediate)
     held = [model.held(rank, stages) for rank in range(schedule.ranks)]
     try:

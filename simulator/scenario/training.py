@@ -175,6 +175,11 @@ class TrainingJob(Profile):
                 "optimizer.offload: cpu: products of optimizer.name muon are simulated on GPUs "
                 "only; allowed: none, or another optimizer"
             )
+        if self.optimizer.name == "muon" and self.tensor_parallel * self.expert_tensor_parallel > 1:
+            raise ValueError(
+                "optimizer.name: muon: updates whole matrices, and tensor_parallel and "
+                "expert_tensor_parallel cut them; allowed: both 1, or another optimizer"
+            )
         if self.zero == 3 and self.optimizer.name == "muon":
             raise ValueError(
                 "zero: 3: cuts every matrix into shards, and optimizer.name muon updates whole "

@@ -81,7 +81,7 @@ SECONDS = {"add": 5.0, "all_gather": 3.0, "reduce_scatter": 4.0}
 
 
 def compute(kind, phase):
-    return () if kind == "embedding" else (_kernel(kind, phase),)
+    return () if phase == "recompute" else (_kernel(kind, phase),)
 
 
 def _kernel(kind, phase):
