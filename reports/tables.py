@@ -106,8 +106,7 @@ def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
             f"{cluster.name} ({cluster.node.gpu.name})"
             + (f"; {idle}" if (idle := metrics["idle_nodes"]) else ""),
             "layout": layout.name,
-            "NVLink domains": f"of {layout.gpus_per_domain} GPUs each, filled by "
-            f"{', '.join(layout.axes)}: {layout}",
+            "NVLink domains": layout.in_domains,
             "schedule": f"{run.schedule.name}, {run.schedule.microbatches} micro-batches of "
             f"{job.micro_batch_tokens:,} tokens",
             "stages": ", ".join(metrics["stages"]),

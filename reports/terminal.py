@@ -171,7 +171,11 @@ def _budget(metrics: Mapping[str, Any]) -> Table:
     for column in (*_BUDGET, "memory"):
         table.add_column(column, justify="right")
     table.caption = "\n".join(
-        [f"stages: {', '.join(metrics['stages'])}", *map("warning: {}".format, metrics["warnings"])]
+        [
+            f"stages: {', '.join(metrics['stages'])}",
+            *([f"NVLink domains {domains}"] if (domains := metrics.get("nvlink_domains")) else []),
+            *map("warning: {}".format, metrics["warnings"]),
+        ]
     )
     gibibyte = unit_factor("GiB", "data")
     for rank, times in enumerate(metrics["ranks"]):

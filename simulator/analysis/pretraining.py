@@ -223,7 +223,7 @@ def _simulated(
         sequence_length=job.sequence_length,
         flops=metrics["mfu_causal"] * peak * seconds,
         state=whole_state_bytes(found.result),
-        parts=training.cluster.gpus // (job.pp * job.ep),
+        parts=found.result.layout.expert_replicas,
     )
 
 

@@ -36,6 +36,12 @@ EVERY_JOB = (
     ),
     Metric("wall_clock_s", "s", "less", "how long the simulation itself took"),
     Metric("idle_nodes", "nodes", None, "nodes outside whole NVLink domains; none where all count"),
+    Metric(
+        "nvlink_domains",
+        "GPUs",
+        None,
+        "GPUs of each axis in an NVLink domain; none where no GPUs share layers or sequences",
+    ),
 )
 TRAINING = (
     Metric("tokens_per_day", "tokens/d", "more", "tokens that all GPUs train on per day"),

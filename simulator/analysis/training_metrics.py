@@ -318,6 +318,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
             "step": provenance_shares([(step.chunks[key], n) for key, n in counts.items()]),
         },
         "idle_nodes": str(domains) if domains.idle_nodes else None,
+        "nvlink_domains": run.layout.in_domains if run.costs.sharing else None,
         "transfers": transfer_limits(run),
         "attribution": [asdict(cause) for cause in attribute_step(run, drawn)],
         "memory": [rank.parts | {"total": rank.total} for rank in run.memory],

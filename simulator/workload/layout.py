@@ -502,8 +502,9 @@ class ParallelLayout:
         sizes |= {"ETP": self.etp} if self.etp > 1 else {}
         return ", ".join(f"{name}{size}" for name, size in sizes.items())
 
-    def __str__(self) -> str:
-        """Which axes lie in an NVLink domain: "tensor 2 of 2, expert 8 of 64 ..."."""
+    @property
+    def in_domains(self) -> str:
+        """Which axes lie in an NVLink domain: "tensor 2 of 2, expert 8 of 64"."""
         sizes = {"tensor": self.tp, "context": self.cp, "expert": self.ep}
         sizes |= {"data": self.dp, "pipeline": self.pp}
         found = [
@@ -513,4 +514,7 @@ class ParallelLayout:
         ]
         if self.etp > 1:
             found.append(f"expert tensor {max(self.parts_of('expert_tensor'))} of {self.etp}")
-        return ", ".join(found) or "one GPU"
+        return (
+            f"of {self.gpus_per_domain} GPUs each, filled by {', '.join(self.axes)}: "
+            f"{', '.join(found) or 'one GPU'}"
+        )

@@ -208,7 +208,10 @@ def test_gpus_that_share_layers_are_fewer_pipelines_and_no_fewer_experts():
     assert (run.stage_gpus, run.dp, run.dense_copies, run.expert_replicas) == (128, 64, 64, 2)
     assert (run.group, run.groups) == (64, 2)
     assert run.name == "PP8, TP2, DP64, EP64"
-    assert str(run) == "tensor 2 of 2, expert 8 of 64, data 4 of 64, pipeline 1 of 8"
+    assert run.in_domains == (
+        "of 8 GPUs each, filled by tensor, context, expert, data, pipeline: tensor 2 of 2, "
+        "expert 8 of 64, data 4 of 64, pipeline 1 of 8"
+    )
 
 
 def test_experts_split_in_width_leave_fewer_copies():
