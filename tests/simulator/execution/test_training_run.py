@@ -340,3 +340,95 @@ def test_layers_that_cannot_be_shared_are_refused(changes, message):
 def test_events_refuse_gpus_that_share_layers():
     with pytest.raises(ValueError, match=r"fidelity: events: the collectives of 2 GPUs that share"):
         simulate(load_scenario(MAIN, ["training.tensor_parallel=2", "fidelity=events"]))
+
+
+# -- weights, gradients and optimizer of three layouts, byte by byte -------------------------------
+
+VOCABULARY = 129280 * 7168
+OF_ATTENTION = 7168 * 1536 + 7168 * 576 + 1536 * 24576 + 512 * 32768 + 16384 * 7168
+NORMS = 1536 + 512 + 2 * 7168
+OF_EXPERT = 3 * 7168 * 2048
+OF_DENSE = OF_ATTENTION + 3 * 7168 * 18432
+"""Matrices of a dense layer."""
+OUTSIDE_EXPERTS = OF_ATTENTION + OF_EXPERT
+"""Those of an MoE layer but for its routed experts, with one shared expert."""
+ROUTER = 256 * 7168 + 256
+PROJECTION = 2 * 7168 * 7168
+"""Of multi-token prediction, which has three norms more than a layer."""
+IN_FP8 = 1 + 4 / (128 * 128)
+"""Bytes of a quantised value with its share of a scale."""
+
+
+def test_memory_of_dualpipe_by_hand():
+    """Rank 0 of 16 holds the first and the last stage. Its parameters have 256 copies, 128 GPUs in
+    each direction, and an expert four; ZeRO-1 shares master weights and two moments out."""
+    memory = run("skew=none").memory[0]
+    matrices = 3 * OF_DENSE + 3 * OUTSIDE_EXPERTS + PROJECTION
+    rest = 2 * VOCABULARY + 7168 + 6 * NORMS + 3 * ROUTER + 3 * 7168
+    experts = 3 * 4 * OF_EXPERT
+    assert memory.weights == (matrices + experts) * IN_FP8 + 2 * rest == 6_793_812_640
+    assert memory.gradients == 4 * (matrices + rest + experts) == 19_736_284_160
+    assert memory.optimizer == 8 * ((matrices + rest) / 256 + experts / 4) == 1_194_639_256
+
+
+def test_memory_of_sharded_parameters_by_hand():
+    """256 GPUs without a pipeline, four experts of each layer on each: 256 copies, and four of an
+    expert. Beside its shards a GPU holds the two neighbours that are largest, the embedding with
+    the first dense layer and the second one: gathered in BF16, their gradients in FP32, and working
+    copies in FP8 of the one that computes."""
+    changes = ["skew=none", "global_batch_sequences=512"]
+    memory = simulate(load_scenario("fsdp_b200_256", changes)).result.memory[0]
+    of_moe = OUTSIDE_EXPERTS + ROUTER + NORMS
+    replicated = (
+        2 * VOCABULARY + 7168 + 3 * (OF_DENSE + NORMS) + 59 * of_moe + PROJECTION + 3 * 7168
+    )
+    shard = replicated / 256 + 59 * 4 * OF_EXPERT / 4
+    largest = VOCABULARY + 2 * (OF_DENSE + NORMS)
+    assert largest == 2_093_645_824
+    assert memory.weights == 2 * shard + 2 * largest + OF_DENSE * IN_FP8
+    assert memory.gradients == 4 * shard + 4 * largest
+    assert memory.optimizer == 8 * shard == 21_332_390_232
+
+
+def test_memory_of_four_layers_in_bfloat16_by_hand():
+    """Eight GPUs hold three dense layers, one with experts and multi-token prediction; 32 experts
+    of a layer lie on each, and have no copy."""
+    changes = [
+        "skew=none", "cluster.nodes=1", "model.num_hidden_layers=4", "ep=8", "recipe=bf16",
+        "zero=1", "global_batch_sequences=16",
+    ]  # fmt: skip
+    memory = simulate(load_scenario("fsdp_b200_256", changes)).result.memory[0]
+    of_moe = OUTSIDE_EXPERTS + ROUTER + NORMS
+    replicated = 2 * VOCABULARY + 7168 + 3 * (OF_DENSE + NORMS) + 2 * of_moe + PROJECTION + 3 * 7168
+    experts = 2 * 32 * OF_EXPERT
+    assert memory.weights == 2 * (replicated + experts) == 13_982_327_808
+    assert memory.gradients == 4 * (replicated + experts) == 27_964_655_616
+    assert memory.optimizer == 8 * (replicated / 8 + experts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["zero=2"],
+            "training.zero: 2: shares each micro-batch's gradients as its backward ends, and the "
+            "schedule dualpipe puts weight gradients off.*allowed: zero 0 or 1, or a schedule that "
+            "computes gradients at once, such as 1f1b",
+        ),
+        (["zero=3", "schedule=zb_h1"], "the schedule zb_h1 puts weight gradients off"),
+        (
+            ["zero=0", "parameter_gather=overlapped"],
+            "with zero 0 every GPU updates all of its parameters.*allowed: exposed, or zero from 1",
+        ),
+        (
+            ["optimizer.name=muon", "zero=3", "schedule=1f1b"],
+            "zero: 3: cuts every matrix into shards.*allowed: zero from 0 to 2, or another",
+        ),
+        (["optimizer.name=muon", "tensor_parallel=2"], "tensor_parallel.*cut them; allowed: both"),
+        (["optimizer={name: muon, offload: cpu}"], "offload: cpu.*allowed: none, or another"),
+        (["optimizer.offload=cpu"], "cluster.node.host: h800_2048 states no CPUs.*offload=none"),
+    ],
+)
+def test_state_that_cannot_be_kept_so_is_refused_with_a_way_out(changes, message):
+    with pytest.raises(ValueError, match=message):
+        run("skew=none", *changes)
