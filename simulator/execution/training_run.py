@@ -115,18 +115,8 @@ def sharding_of(job: TrainingJob, layout: ParallelLayout, schedule: Schedule) ->
     """How copies share the state of their parameters.
 
     Raises:
-        ValueError: gradients that are shared and put off at once, or an optimizer that needs whole
-            matrices of which a GPU has a part.
+        ValueError: gradients that are shared and put off at once.
     """
-    split = max(layout.tp, layout.etp)
-    if split > 1 and OPTIMIZERS[job.optimizer.name].of_matrices is not None:
-        whole = [name for name, one in OPTIMIZERS.items() if one.of_matrices is None]
-        axis = "tensor_parallel" if layout.tp > 1 else "expert_tensor_parallel"
-        raise ValueError(
-            f"training.optimizer.name: {job.optimizer.name}: works on whole matrices, of which "
-            f"training.{axis} {split} leaves a GPU a part, and gathering them is not simulated; "
-            f"allowed: {', '.join(whole)}, or training.{axis} 1"
-        )
     works = {action.work for row in schedule.actions for action in row}
     if job.zero >= 2 and WEIGHT_GRADIENT in works:
         raise ValueError(

@@ -314,12 +314,6 @@ def test_one_gpu_to_a_layer_is_no_tensor_parallelism():
             "each; allowed: training.sequence_length a multiple of 2",
         ),
         (
-            ["training.tensor_parallel=2", "training.optimizer.name=muon"],
-            "training.optimizer.name: muon: works on whole matrices, of which "
-            "training.tensor_parallel 2 leaves a GPU a part, and gathering them is not simulated; "
-            "allowed: adamw, lion, or training.tensor_parallel 1",
-        ),
-        (
             ["model=deepseek_v3_2", "training.tensor_parallel=2"],
             "training.tensor_parallel: 2: the indexer of sparse attention is not split; allowed: 1",
         ),
