@@ -57,6 +57,12 @@ def _beside_timeline(events: Mapping[str, Any]) -> Table:
         format_seconds(events["span_s"]),
         format_seconds(events["timeline_span_s"]),
     )
+    if "step_time_s" in events:
+        table.add_row(
+            "step, timeline of ideal ranks",
+            format_seconds(events["step_time_s"]),
+            format_seconds(events["timeline_step_time_s"]),
+        )
     names = {
         "exposed_communication_s": "exposed communication, mean of ranks",
         "for_ranks_s": "waiting for other ranks, mean of ranks",

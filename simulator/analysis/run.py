@@ -150,11 +150,16 @@ def metrics_of(scenario: str, overrides: Sequence[str]) -> Metrics:
 
 def _training(scenario: Scenario, unfold: bool) -> Run[TrainingRun]:
     from simulator.analysis.training_metrics import training_metrics
-    from simulator.execution.machine.training import run_group
+    from simulator.execution.machine.training import contending_step_s, run_group
     from simulator.execution.training_run import simulate_training
 
     result = simulate_training(scenario, traces_in(scenario.file.traces), unfold=unfold)
     events, measure = _events(scenario, result.costs, partial(run_group, result, result.step.pair))
+    if scenario.file.events.of == "step":
+        known = measure()["events"]
+        known["step_time_s"] = contending_step_s(result, scenario.file.events.contention)
+        known["timeline_step_time_s"] = result.step.step_time_s
+        measure = partial(dict, events=known)
     return Run(
         scenario,
         result,

@@ -25,6 +25,9 @@ class EventsInputs(Profile):
     contention: Annotated[tuple[Channel, ...], BeforeValidator(_channels)] = CHANNELS
     """What contends: on, off, or a list of channels. Off: kernels and transfers take the timeline's
     times, on ranks that are alike."""
+    of: Literal["pair", "step"] = "pair"
+    """Of a training step: the profiled pair alone, or every distinct chunk and the schedule with
+    their durations too."""
     ablation: bool = False
     """Whether to run once more for each channel, without it."""
     window: Annotated[float, Field(ge=0, le=0.05)] = 0.002

@@ -274,6 +274,8 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         )
     if file.events != EventsInputs() and file.fidelity != "events":
         raise ValueError(f"{where}: events: allowed with fidelity: events, not {file.fidelity}")
+    if file.events.of == "step" and jobs[0] != "training":
+        raise ValueError(f"{where}: events.of: step: allowed with a training job, not {jobs[0]}")
     model, cluster, gpu, calibration = (raw.get(root) for root in NAMED)
     if gpu is not None and jobs[0] != "replay":
         raise ValueError(f"{where}: gpu: a {jobs[0]} job runs on cluster.node.gpu; set that")

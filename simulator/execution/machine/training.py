@@ -10,10 +10,12 @@ read. The same ranks also run on the timeline, with its own prices.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.units import Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution import timeline
 from simulator.execution.machine.exchange import normal_transfer
@@ -30,6 +32,7 @@ from simulator.execution.machine.ranks import (
     run_on_ranks,
 )
 from simulator.execution.machine.surroundings import shared_fabric, surroundings
+from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training import ChunkRun, TrainingRun, cost_graphs, lower_key
 from simulator.execution.training_ranks import drawn_rows, is_kernel
 from simulator.hardware.kernels.roofline import is_tensor
@@ -39,6 +42,7 @@ from simulator.hardware.prediction import Prediction
 from simulator.scenario.events import CHANNELS, Channel
 from simulator.workload.schedules.order import OVERLAPPED
 from simulator.workload.skew import clock_times, slow_machines
+from simulator.workload.tensor_parallel import shared_axis
 
 Array = NDArray[np.float64]
 
@@ -52,17 +56,40 @@ def run_group(
         channels: what contends or differs; none for the timeline's own prices and ideal ranks.
 
     Raises:
-        ValueError: GPUs that share layers, whose collectives are not simulated by events.
+        ValueError: GPUs that share experts, whose transfers are no flows here.
     """
-    for axis, ranks in (("tensor", run.layout.tp), ("expert_tensor", run.layout.etp)):
-        if ranks > 1:
-            raise ValueError(
-                f"fidelity: events: the collectives of {ranks} GPUs that share layers "
-                f"(training.{axis}_parallel) are not simulated by events; allowed: timeline, or "
-                f"training.{axis}_parallel 1"
-            )
+    shared = run.layout.etp
+    if channels and shared > 1:
+        raise ValueError(
+            f"fidelity: events: dispatch to {shared} GPUs that share each expert "
+            "(training.expert_tensor_parallel) is not simulated by flows; allowed: "
+            "training.expert_tensor_parallel=1, or events.contention=off"
+        )
     kept = tuple(channel for channel in CHANNELS if channel in channels)
     return _contending(run, chunk, kept) if kept else _as_the_timeline(run, chunk)
+
+
+def contending_step_s(run: TrainingRun, channels: Collection[Channel]) -> Seconds:
+    """Time of the whole step, each distinct chunk as long as on the ranks of its first group.
+
+    The schedule runs with these durations on all pipeline ranks, its sends and the optimizer as on
+    the timeline. Groups are alike: each repeats the chunks of one realisation of the ranks.
+    """
+    step, job = run.step, run.job
+    longer = {
+        key: run_group(run, chunk, channels).span_s - chunk.log.span_s
+        for key, chunk in step.chunks.items()
+    }
+    pipeline = run_pipeline(
+        run.schedule,
+        np.array(
+            [step.chunks[key].in_pipeline_s + longer[key] for row in step.keys for key in row]
+        ),
+        transfer_s=step.transfers_s,
+        blocking_sends=job.blocking_sends,
+        staggered=job.optimizer.post_validation,
+    )
+    return replace(step, pipeline=pipeline).step_time_s
 
 
 def _as_the_timeline(run: TrainingRun, chunk: ChunkRun) -> GroupRun:
@@ -123,6 +150,10 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
             transfer_sms=[
                 job.communication_sms if place in transfers else 0 for place in range(len(kernel))
             ],
+            joins=[
+                run.layout.tp if shared_axis(operator) == "tensor" else job.ep
+                for operator in operators
+            ],
         ),
         gap,
         limits=GpuLimits(
@@ -151,7 +182,9 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
         machine=machine,
         alone_s=seconds,
         before_s=before,
-        timeline=timeline.run(graph, of_timeline, gap, rank_axis=0),
+        timeline=timeline.run(
+            graph, of_timeline, gap, rank_axis=0, teams={"tensor": run.layout.tp}
+        ),
         channels=channels,
     )
 
@@ -217,7 +250,9 @@ def _factors(run: TrainingRun, chunk: ChunkRun, alone: Array, sms: list[int]) ->
     attention = np.array([operator.kind.startswith("attention") for operator in operators])
     for batch in {task.micro_batch for task in graph.tasks}:
         mine = attention & np.array([task.micro_batch == batch for task in graph.tasks])
-        normal = rng.standard_normal(ranks) * value(skew.work_sd)
+        # GPUs that share layers work on the same sequences.
+        normal = np.repeat(rng.standard_normal(-(-ranks // run.layout.tp)), run.layout.tp)[:ranks]
+        normal *= value(skew.work_sd)
         if run.documents is not None:
             sharing = run.job.context_parallel
             own = rng.choice(run.documents.relative, size=-(-ranks // sharing))

@@ -27,6 +27,12 @@ def test_inputs_of_events_need_events():
         load_scenario("dualpipe_h800_2048", ["events.window=0"])
 
 
+def test_only_a_training_step_runs_as_a_whole():
+    assert events("events.of=step").of == "step"
+    with pytest.raises(ValueError, match=r"events\.of: step: allowed with a training job"):
+        events("events.of=step", name="decode_ep8_h200")
+
+
 def test_figures_stay_whatever_way_a_step_is_run():
     loaded = load_scenario("dualpipe_h800_2048", ["fidelity=events", "events.window=0"])
     assert loaded.figures_left_out == ()

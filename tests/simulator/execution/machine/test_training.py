@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from simulator.analysis.run import simulate
-from simulator.execution.machine.training import run_group
+from simulator.execution.machine.training import contending_step_s, run_group
 from simulator.scenario.files import JOBS, known_scenarios, load_scenario
 from simulator.scenario.training import TrainingJob
 
@@ -82,3 +82,23 @@ def test_a_nic_that_drops_to_half_its_rate_lengthens_the_pair(pair):
     changes = ["fidelity=events", "events.failures=[slow:node3/nic1/up=0.5@40ms]"]
     slow = simulate(load_scenario(MAIN, changes)).events
     assert slow.span_s > pair.span_s + 1e-3
+
+
+SMALL = (
+    "cluster.nodes=4", "training.pp=2", "training.ep=16", "training.global_batch_sequences=128",
+    "model.num_hidden_layers=6", "cluster.node.gpu.hbm_capacity=192 GB",
+)  # fmt: skip
+
+
+def test_a_step_without_contention_is_that_of_the_timeline():
+    run = result(*SMALL)
+    assert contending_step_s(run, ()) == pytest.approx(run.step.step_time_s, rel=1e-9)
+
+
+def test_a_step_without_skew_has_the_durations_of_its_chunks():
+    """Kernels and transfers contend, ranks are alike: the step of events that the run prints."""
+    changes = ["fidelity=events", "events.of=step", "events.contention=[sms]", *SMALL]
+    events = simulate(load_scenario(MAIN, changes)).quick_metrics["events"]
+    run = result(*SMALL)
+    assert events["timeline_step_time_s"] == pytest.approx(run.step.step_time_s, rel=1e-12)
+    assert events["step_time_s"] == pytest.approx(contending_step_s(run, ("sms",)), rel=1e-12)
