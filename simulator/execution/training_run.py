@@ -83,7 +83,7 @@ def sequences_in_one_round(job: TrainingJob, layout: ParallelLayout) -> int:
     return found
 
 
-def layout_of(scenario: Scenario, job: TrainingJob) -> ParallelLayout:
+def training_layout(scenario: Scenario, job: TrainingJob) -> ParallelLayout:
     """The GPUs of a job by what they work on.
 
     Raises:
@@ -223,7 +223,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     job = scenario.job_as(TrainingJob)
     node = scenario.cluster.node
     _check_names(job, node.gpu)
-    layout = layout_of(scenario, job)
+    layout = training_layout(scenario, job)
     in_one_round = sequences_in_one_round(job, layout)
     microbatches = job.global_batch_sequences // in_one_round
     virtual_stages = _virtual_stages(job, microbatches)

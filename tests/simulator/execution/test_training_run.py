@@ -5,7 +5,7 @@ import pytest
 from reference_model.trace import COLLECTIVE_KINDS
 from simulator.analysis.run import simulate
 from simulator.execution.training import training_load
-from simulator.execution.training_run import layout_of
+from simulator.execution.training_run import training_layout
 from simulator.hardware.network.groups import Domains
 from simulator.scenario.files import load_scenario
 from simulator.workload.layout import ParallelLayout, stage_texts
@@ -291,7 +291,7 @@ def test_memory_of_a_rank_that_shares_its_layers_by_hand(of_two):
 def test_one_gpu_to_a_layer_is_no_tensor_parallelism():
     one = load_scenario(MAIN, ["training.tensor_parallel=1", "training.expert_tensor_parallel=1"])
     assert one.job == load_scenario(MAIN).job
-    assert layout_of(one, one.job) == ParallelLayout(
+    assert training_layout(one, one.job) == ParallelLayout(
         gpus=2048, gpus_per_domain=8, pp=16, ep=64, routed_experts=256, redundant_experts=0
     )
 
