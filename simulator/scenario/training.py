@@ -169,7 +169,7 @@ class TrainingJob(Profile):
         return self
 
     @model_validator(mode="after")
-    def _gathers_what_is_shared(self) -> Self:
+    def _keeps_state_as_can_be(self) -> Self:
         if self.optimizer.offload == "cpu" and self.optimizer.name == "muon":
             raise ValueError(
                 "optimizer.offload: cpu: products of optimizer.name muon are simulated on GPUs "
