@@ -48,8 +48,14 @@ def run_of(name: str, *changes: str) -> Run[Any]:
 
 
 def time_of(metrics: Any) -> float | None:
-    """The time that a job is about."""
+    """The time that a job is about, of ranks that are alike where there is such a figure.
+
+    What is expected of ranks that differ also holds what is not known: kernels of a part that
+    nobody measured are less certain, and ranks wait for the worst of them.
+    """
     for path in TIMES:
+        if path in metrics.get("ideal", {}):
+            return float(metrics["ideal"][path])
         value = metrics
         for part in path.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -132,7 +138,7 @@ def figures_alone(value: Any) -> Any:
 
 
 def a_faster_part_slows_nothing(name: str, run: Run[Any]) -> bool:
-    """With twice the bandwidth of NICs, NVLink or HBM a job takes no longer."""
+    """With twice the bandwidth of NICs, NVLink or HBM a job takes no longer on ideal ranks."""
     before = time_of(run.quick_metrics)
     cluster = run.scenario.named_cluster
     if run.scenario.job_name in ("fleet", "pretraining") or before is None or cluster is None:

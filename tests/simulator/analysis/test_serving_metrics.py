@@ -49,6 +49,14 @@ def test_gpus_without_requests_count_in_every_rate():
     assert metrics["output_tokens_per_second_per_node"] * step == pytest.approx(192)
 
 
+def test_gpus_without_prompts_count_in_every_rate():
+    """Of 32 GPUs with 16,384 tokens each 8 have none: 12,288 per GPU."""
+    metrics = metrics_of("prefill_ep32_h100", "skew=none", "requests.idle_gpus=8")
+    seconds = metrics["pass_time_s"]
+    assert metrics["input_tokens_per_second_per_gpu"] * seconds == pytest.approx(12_288)
+    assert metrics["input_tokens_per_second_per_node"] * seconds == pytest.approx(8 * 12_288)
+
+
 def test_a_tokens_own_gpu_is_one_of_those_that_it_need_not_be_sent_to():
     """Its 8 experts lie on 8 (1 - C(224, 8) / C(256, 8)) = 5.29 of 8 GPUs, 7 of which are others;
     a row is 7168 bytes in FP8 with 56 scales of 4."""

@@ -1,5 +1,6 @@
 """Figures of a training step that follow from the times of its ranks."""
 
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import (
     RankTimes,
+    rank_times,
     training_metrics,
     transfer_limits,
     uneven_ranks,
@@ -52,6 +54,18 @@ def test_rates_are_per_gpu_the_bubble_is_the_largest_and_ranks_differ_without_in
     bubbles = [rank["bubble_s"] for rank in metrics["ranks"]]
     assert metrics["bubble_s"] == max(bubbles) > min(bubbles)
     assert step > metrics["ideal"]["step_time_s"] == run.step.step_time_s
+    assert "interval_80" not in metrics
+
+
+def test_the_times_of_a_rank_are_all_of_the_step_and_its_waits_all_of_its_bubble():
+    run = simulate(load_scenario("dualpipe_h800_2048")).result
+    work = ("forward_s", "backward_s", "weight_s", "overlapped_s")
+    for rank in (asdict(rank) for rank in rank_times(run.step)):
+        busy = sum(rank[name] for name in work) + rank["optimizer_s"]
+        assert busy + rank["bubble_s"] == pytest.approx(run.step.step_time_s)
+    for rank in training_metrics(run, with_intervals=False)["ranks"]:
+        waits = sum(rank[f"waiting_for_{what}_s"] for what in ("ranks", "sends", "host"))
+        assert waits == pytest.approx(rank["bubble_s"])
 
 
 def test_a_transfers_limit_is_that_of_its_slowest_and_narrowest_traffic():

@@ -6,7 +6,14 @@ from functools import cache
 import numpy as np
 import pytest
 
-from simulator.execution.serving_draws import CORES, NODES, _Kernels, expected_s, step_draws
+from simulator.execution.serving_draws import (
+    CORES,
+    NODES,
+    _Kernels,
+    expected_s,
+    step_draws,
+    times_without_waiting,
+)
 from simulator.execution.serving_run import prepare_serving
 from simulator.execution.serving_step import serving_step
 from simulator.scenario.files import load_scenario
@@ -86,6 +93,20 @@ def test_a_lower_clock_slows_the_share_of_attentions_core_that_goes_with_it():
     found = kernels.kind([core, core])
     assert found.cores.tolist() == [6.0, 6.0]
     assert found.cores_clocked.tolist() == pytest.approx([6 * share] * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "same"),
+    [
+        ("prefill_ep32_profile", (), False),
+        ("prefill_ep32_profile", ("overlap=none", "micro_batches=1"), True),
+        ("prefill_ep32_profile", ("calibration.all_to_all.without_waiting=null",), True),
+        ("decode_ep128_profile", (), True),
+    ],
+)
+def test_times_measured_beside_compute_alone_are_freed_of_waiting(name, changes, same):
+    step = step_of(name, *changes)
+    assert (times_without_waiting(step) is step.times) == same
 
 
 def test_one_seed_gives_one_result_and_another_one_another():

@@ -5,11 +5,12 @@ import pytest
 from reference_model.trace import COLLECTIVE_KINDS
 from simulator.analysis.run import simulate
 from simulator.execution.training import training_load
-from simulator.execution.training_run import training_layout
+from simulator.execution.training_run import sharding_of, training_layout
 from simulator.hardware.network.groups import Domains
 from simulator.scenario.files import load_scenario
 from simulator.workload.layout import ParallelLayout, stage_texts
 from simulator.workload.schedules.grid import render_grid
+from simulator.workload.schedules.known import build_schedule
 
 MAIN = "dualpipe_h800_2048"
 
@@ -29,6 +30,18 @@ def test_redundant_experts_that_placement_cannot_even_out_bring_the_slowest_rank
     assert (busier.expert_rows, busier.received_rows) == (36864 * 3 // 2, 18432 * 3 // 2)
     even = ParallelLayout(ep=8, redundant_experts=0, **sizes)
     assert training_load(job, even, top_k=8, ranks_reached=4.0).expert_rows == 4096 * 8
+
+
+def test_copies_of_parameters_share_the_state_of_the_optimizer():
+    """2,048 GPUs of 16 pipeline ranks, each stage on two of them, 64 GPUs to the experts."""
+    job = load_scenario(MAIN).job
+    layout = ParallelLayout(
+        gpus=2048, gpus_per_domain=8, pp=16, ep=64, routed_experts=256, redundant_experts=0
+    )
+    found = sharding_of(job, layout, build_schedule("dualpipe", 16, 120, virtual_stages=None))
+    assert (found.copies, found.expert_copies) == (256, 4)
+    found = sharding_of(job, layout, build_schedule("1f1b", 16, 120, virtual_stages=None))
+    assert (found.copies, found.expert_copies) == (128, 2)
 
 
 def test_interleaved_stages_are_as_many_as_the_ranks_hold():

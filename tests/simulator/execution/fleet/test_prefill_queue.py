@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.execution.fleet.live_request import LiveRequest
-from simulator.execution.fleet.prefill_queue import PrefillPass, PrefillQueue
+from simulator.execution.fleet.prefill_queue import PrefillPass, PrefillQueue, _marginal_costs
 from simulator.workload.requests import Request
 
 
@@ -116,6 +116,28 @@ def test_new_prompts_go_to_the_rank_with_least_work() -> None:
     only = form(queue, ranks=3)
     assert only is not None
     assert [request.rank for request in only.started] == [0, 1, 2, 2]
+
+
+def test_a_pass_of_even_ranks_would_take_the_mean_of_their_tokens() -> None:
+    """400 tokens that attend to 200.5 each and 200 to 100.5: 300 per rank to 167.2 on average."""
+    queue = make_queue(ranks=2)
+    for index, prompt in enumerate((400, 200)):
+        queue.push(live(prompt, index))
+    both = form(queue, ranks=2)
+    assert both is not None
+    assert both.duration_s == pytest.approx(0.001 + 400 * (10e-6 + 200.5 * 10e-9))
+    attended = (400 * 200.5 + 200 * 100.5) / 600
+    assert both.even_s == pytest.approx(0.001 + 300 * (10e-6 + attended * 10e-9))
+
+
+def test_what_one_more_token_costs_is_told_between_half_a_pass_and_a_whole_one() -> None:
+    """1 ns t^2 + 10 ns t c: from 500 tokens to 1,000 a token costs (1 - 0.25) ms / 500."""
+
+    class Curved(Times):
+        def prefill_pass_s(self, tokens: float, context: float) -> float:
+            return 1e-9 * tokens**2 + 1e-8 * tokens * context
+
+    assert _marginal_costs(Curved(), 1000) == pytest.approx((1.5e-6, 1e-8))
 
 
 def test_a_long_prompt_does_not_hold_up_the_other_ranks() -> None:
