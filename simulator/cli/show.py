@@ -19,7 +19,7 @@ MOST_DRAWN = 50
 """Longest action over the shortest that a drawing in text can hold."""
 
 MOST_CELLS = 100_000
-"""Micro-batches times ranks that a grid in text can show."""
+"""Micro-batches times ranks and their stages that a grid in text can show."""
 
 Name = Annotated[str | None, typer.Argument(help="Without a name: list what there is.")]
 
@@ -160,10 +160,11 @@ def show_schedule(
         return
     ideal = _ideal_times(times) if times is not None else None
     name = schedule_name(name)
-    if ranks * microbatches > MOST_CELLS:
+    if ranks * microbatches * max(virtual_stages or 1, 1) > MOST_CELLS:
+        stages = "" if virtual_stages is None else f" --virtual-stages {virtual_stages}"
         raise ValueError(
-            f"--ranks {ranks} --microbatches {microbatches}: too many to print; allowed: at most "
-            f"{MOST_CELLS:,} micro-batches times ranks"
+            f"--ranks {ranks} --microbatches {microbatches}{stages}: too many to print; allowed: "
+            f"at most {MOST_CELLS:,} micro-batches times ranks and stages on each"
         )
     if is_schedule_file(name):
         schedule = read_schedule(Path(name))

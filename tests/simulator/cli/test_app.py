@@ -28,6 +28,10 @@ from command_line import MAIN, dsv3sim
         ),
         (["show", "schedule", "dualpipe", "--times", "1,2"], "allowed: four positive numbers"),
         (["show", "schedule", "1f1b", "--ranks", "100000"], "at most 100,000 micro-batches times"),
+        (
+            ["show", "schedule", "interleaved", "--virtual-stages", "1000000000000"],
+            "--ranks 8 --microbatches 20 --virtual-stages 1000000000000: too many to print",
+        ),
         (["run", MAIN, "--out", "a" * 300], f"{'a' * 60}...{'a' * 59}: File name too long"),
         (["show", "model", "big.json"], "hidden_size = 1000000"),
     ],
