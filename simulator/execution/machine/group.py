@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
-from reference_model.trace import ALL_TO_ALL_KINDS, Operator
+from reference_model.trace import ALL_TO_ALL_KINDS, COLLECTIVE_KINDS, Operator
 from simulator.execution import timeline
 from simulator.execution.machine.launches import ONE_WAVE, is_product
 from simulator.execution.machine.ranks import MachineLog
@@ -55,7 +55,11 @@ def effect_of(task: Task, operator: Operator) -> Effect | None:
         return _TRANSFERS[kind, forward]
     if task.part in WIRES and kind == "copy":
         return _TRANSFERS[task.part.removesuffix("_wire"), forward]
-    if kind == "dispatch_layout" or operator.segment in COLLECTIVE_SEGMENTS:
+    if (
+        kind == "dispatch_layout"
+        or kind in COLLECTIVE_KINDS
+        or operator.segment in COLLECTIVE_SEGMENTS
+    ):
         return None
     if task.stream is Stream.COMMUNICATION:
         return Effect.CAST

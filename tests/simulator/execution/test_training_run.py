@@ -344,11 +344,6 @@ def test_layers_that_cannot_be_shared_are_refused(changes, message):
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_events_refuse_gpus_that_share_layers():
-    with pytest.raises(ValueError, match=r"fidelity: events: the collectives of 2 GPUs that share"):
-        simulate(load_scenario(MAIN, ["training.tensor_parallel=2", "fidelity=events"]))
-
-
 # -- weights, gradients and optimizer of three layouts, byte by byte -------------------------------
 
 VOCABULARY = 129280 * 7168

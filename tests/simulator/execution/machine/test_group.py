@@ -28,6 +28,8 @@ def task(place, stream, *, collective=False):
         (Stream.COMPUTE, "attention_forward", "forward", Effect.ATTENTION),
         (Stream.COMPUTE, "rmsnorm", "forward", Effect.NORM),
         (Stream.COMPUTE, "quantize", "forward", Effect.MEMORY_BOUND),
+        (Stream.COMPUTE, "gather_tokens", "forward", None),
+        (Stream.COMPUTE, "scatter_sums", "input_grad", None),
         (Stream.COMMUNICATION, "quantize", "input_grad", Effect.CAST),
         (Stream.COMMUNICATION, "dispatch_layout", "forward", None),
         (Stream.COMMUNICATION, "dispatch", "input_grad", Effect.DISPATCH_GRADIENT),
