@@ -180,11 +180,13 @@ def changes_from(run: Path) -> list[str]:
     """
     path = run / "metrics.json" if run.is_dir() else run
     where = f"--from-events {run}"
+    text = read_text(path, where=where)
     try:
-        metrics = json.loads(read_text(path, where=where))
+        metrics = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{where}: no run of events: {error}".replace("\n", " ")) from None
-    inputs = (metrics.get("events") or {}).get("timeline_inputs") if metrics else None
+        raise ValueError(f"{where}: no JSON: {error}") from None
+    events = metrics.get("events") if isinstance(metrics, dict) else None
+    inputs = events.get("timeline_inputs") if isinstance(events, dict) else None
     if not isinstance(inputs, dict):
         raise ValueError(
             f"{where}: not a run with fidelity: events; allowed: the directory or the JSON of "

@@ -65,16 +65,22 @@ def surroundings(
 
     Raises ValueError, one line, for traffic or failures that the cluster cannot have.
     """
-    failures = [parse_failure(text) for text in (*cluster.failures, *inputs.failures)]
-    for failure in failures:
-        struck_resources(fabric, failure)  # names that do not exist are found before the run
+    failures = []
+    for field, texts in (("cluster", cluster.failures), ("events", inputs.failures)):
+        for text in texts:
+            try:
+                failures.append(parse_failure(text))
+                struck_resources(fabric, failures[-1])  # names that do not exist are found here
+            except ValueError as error:
+                raise ValueError(f"{field}.failures: {error}") from None
     rng = np.random.default_rng([seed, 8])
     transport = _transport(calibration)
+    try:
+        chains = [prepare(one, fabric, transport, times=None, rng=rng) for one in inputs.beside]
+    except ValueError as error:
+        raise ValueError(f"events.beside: {error}") from None
     return Beside(
-        processes=tuple(
-            partial(perform, chain=prepare(one, fabric, transport, times=None, rng=rng))
-            for one in inputs.beside
-        ),
+        processes=tuple(partial(perform, chain=chain) for chain in chains),
         failures=tuple(sorted(failures, key=lambda failure: failure.at)),
     )
 

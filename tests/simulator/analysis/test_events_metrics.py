@@ -67,5 +67,8 @@ def test_another_run_is_refused_with_a_line(tmp_path):
     run.write_text("{}")
     with pytest.raises(ValueError, match="not a run with fidelity: events"):
         changes_from(run)
-    with pytest.raises(ValueError, match="--from-events"):
+    run.write_text("half")
+    with pytest.raises(ValueError, match="no JSON"):
+        changes_from(run)
+    with pytest.raises(ValueError, match=r"--from-events .* cannot be read"):
         changes_from(tmp_path / "missing.json")

@@ -44,10 +44,15 @@ def test_what_fails_is_sorted_by_time():
 
 
 def test_a_failure_of_something_unknown_is_found_before_the_run():
-    with pytest.raises(ValueError, match="known: node0 to node15"):
+    with pytest.raises(ValueError, match=r"events\.failures: .*known: node0 to node15"):
         around(failures=("nic:node300/nic1@40ms",))
 
 
 def test_traffic_of_another_job_is_a_process_of_its_own():
     other = {"name": "send", "gpus": 16, "first_gpu": 64, "bytes_per_gpu": "1 GB"}
     assert len(around(beside=(other,)).processes) == 1
+
+
+def test_traffic_that_the_cluster_cannot_have_is_found_before_the_run():
+    with pytest.raises(ValueError, match=r"events\.beside: send on GPUs 64 to 263"):
+        around(beside=({"name": "send", "gpus": 200, "first_gpu": 64, "bytes_per_gpu": "1 GB"},))
