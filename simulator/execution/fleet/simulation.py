@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import yaml
 
@@ -173,8 +174,10 @@ def _expected(iteration: Callable[[int, int], ServingStep]) -> Callable[[int, in
     """Expected seconds of iterations at grid points.
 
     What ranks that differ make of the time of ideal ones changes slowly, so that it is drawn at
-    powers of two, of contexts at every other, and interpolated in between.
+    powers of two, of contexts at every other, and interpolated in between. Those points are grid
+    points of the times too, and are simulated once.
     """
+    iteration = cache(iteration)
 
     def more(size: int, context: int) -> float:
         step = iteration(size, context)
