@@ -139,7 +139,8 @@ def step_draws(
 
     Args:
         step: of ideal ranks.
-        attributed: whether to say what its time beyond theirs comes from.
+        attributed: whether to say what its time beyond theirs comes from: its causes, what errors
+            of kernels alone make of ideal ranks, and the experts that are active.
     """
     model = step.model
     job = model.job
@@ -150,9 +151,11 @@ def step_draws(
     )
     scaled = scaled_seconds(step.times, draws)
     gap, host = estimated(job.gap, draws.gap), estimated(job.host_overhead, draws.host)
-    spans = timeline.run(model.graph, scaled[model.places], gap).spans_s
-    kernels = np.maximum(spans, step.host_s) + host
-    inputs = {"kernels": kernels, "gap": draws.gap, "host_overhead": draws.host}
+    inputs = {"gap": draws.gap, "host_overhead": draws.host}
+    if attributed or job.skew.is_none:
+        spans = timeline.run(model.graph, scaled[model.places], gap).spans_s
+        kernels = np.maximum(spans, step.host_s) + host
+        inputs = {"kernels": kernels} | inputs
     if job.skew.is_none:
         even = step.loads.max_over_mean
         active = step.loads.active
@@ -177,7 +180,7 @@ def step_draws(
         causes = _causes(
             step_s,
             ideal_s=step.step_s,
-            kernels_s=kernels,
+            kernels_s=inputs["kernels"],
             slower=1 - float(np.median((alike + host[:few]) / step_s[:few])),
             paused_s=float(np.median(ranks.pause_s.max(axis=(0, 1)))),
         )
@@ -187,7 +190,7 @@ def step_draws(
         inputs=inputs,
         waited_s=waited,
         max_over_mean=ranks.max_over_mean,
-        active_experts=_active_experts(step, ranks),
+        active_experts=_active_experts(step, ranks) if attributed else step.loads.active,
         causes_s=causes,
     )
 
