@@ -28,6 +28,7 @@ import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -111,12 +112,26 @@ def place_experts(
     check_slots(experts, redundant, gpus)
     if redundant < 0 or not np.all(load >= 0):
         raise ValueError("redundant experts and loads must not be negative")
-    place = POLICIES[policy]
+    rows = np.ascontiguousarray(load, dtype=np.float64)
     return ExpertPlacement(
         gpus=gpus,
         experts=experts,
-        slots=np.stack([place(load[layer], slots, gpus, nodes, groups) for layer in range(layers)]),
+        slots=np.stack(
+            [
+                _placed_layer(policy, rows[layer].tobytes(), slots, gpus, nodes, groups)
+                for layer in range(layers)
+            ]
+        ),
     )
+
+
+@lru_cache(maxsize=1024)
+def _placed_layer(
+    policy: str, load: bytes, slots: int, gpus: int, nodes: int, groups: int
+) -> Indices:
+    """The expert in each slot of one layer; the grid points of a fleet, which draw the same
+    popularity, place it once."""
+    return POLICIES[policy](np.frombuffer(load, dtype=np.float64), slots, gpus, nodes, groups)
 
 
 def check_slots(experts: int, redundant: int, gpus: int) -> None:
