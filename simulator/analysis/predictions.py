@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from sys import float_info
@@ -129,17 +129,23 @@ def append_to_ledger(path: Path, lines: Iterable[LedgerLine]) -> None:
 
 
 def scenario_lines(
-    scenario: Scenario, metrics: Mapping[str, Any], *, date: str, known: bool = False
+    scenario: Scenario,
+    metrics: Mapping[str, Any],
+    *,
+    date: str,
+    known: bool = False,
+    changes: Sequence[str] = (),
 ) -> list[LedgerLine]:
     """What a run says of every quantity that has an interval.
 
     A scenario with published figures counts as known in all of its quantities: they follow from
-    one another.
+    one another. With changes it is another job, of which they say nothing.
 
     Args:
         metrics: of its run, with intervals.
         date: YYYY-MM-DD.
         known: whether the author had seen the truth, though the scenario names none of it.
+        changes: that the scenario was loaded with, "path=value".
     """
     ideal = metrics.get("ideal", {})
     values = {
@@ -148,13 +154,13 @@ def scenario_lines(
     }
     return [
         LedgerLine(
-            about=scenario.name,
+            about=" --set ".join([scenario.name, *changes]),
             quantity=path,
             predicted=value,
             interval_80=(low, high),
             digest=run_key(scenario),
             date=date,
-            truth_known=known or bool(scenario.file.published),
+            truth_known=known or (bool(scenario.file.published) and not changes),
             ideal=ideal.get(path, value),
             scenario=_short(write_resolved(scenario)),
             program=program_digest()[:16],

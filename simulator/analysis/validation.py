@@ -66,7 +66,12 @@ def with_intervals(scenario: str, overrides: Sequence[str]) -> Mapping[str, Any]
 
 
 def predictions_of(
-    names: Sequence[str], *, date: str, known: Collection[str] = (), jobs: int = 1
+    names: Sequence[str],
+    *,
+    date: str,
+    known: Collection[str] = (),
+    changes: Sequence[str] = (),
+    jobs: int = 1,
 ) -> list[LedgerLine]:
     """What the runs of scenarios say, one line per quantity with an interval, in order of `names`;
     none of a job without intervals.
@@ -74,19 +79,20 @@ def predictions_of(
     Args:
         date: YYYY-MM-DD.
         known: scenarios whose truth the author had seen, though they name none of it.
+        changes: to every one of them, "path=value".
         jobs: processes.
     """
-    inputs = [(name, date, name in known) for name in names]
+    inputs = [(name, tuple(changes), date, name in known) for name in names]
     found = run_in_order(_predictions, inputs, jobs=jobs)
     return [line for lines in found for line in lines]
 
 
-def _predictions(name: str, date: str, known: bool) -> list[LedgerLine]:
-    scenario = load_scenario(name)
+def _predictions(name: str, changes: Sequence[str], date: str, known: bool) -> list[LedgerLine]:
+    scenario = load_scenario(name, changes)
     run = simulate(scenario)
     if not run.has_intervals:
         return []
-    return scenario_lines(scenario, run.metrics, date=date, known=known)
+    return scenario_lines(scenario, run.metrics, date=date, known=known, changes=changes)
 
 
 def figures_of(metrics: Mapping[str, Any]) -> list[PublishedRow]:

@@ -47,6 +47,12 @@ def validate(
             help="With --write-ledger: one whose truth is known, though it names no figure.",
         ),
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="With --write-ledger: change a value; repeatable."
+        ),
+    ] = None,
     stragglers: Annotated[
         Path | None,
         typer.Option(
@@ -59,8 +65,13 @@ def validate(
         _validate_stragglers(stragglers, as_json=as_json)
         return
     if write_ledger:
-        _write_ledger(scenarios, write_ledger, known=known or (), jobs=jobs)
+        _write_ledger(scenarios, write_ledger, known=known or (), changes=changes or (), jobs=jobs)
         return
+    if changes:
+        raise ValueError(
+            "--set goes with --write-ledger: figures are published of scenarios as they are; "
+            "dsv3sim run takes changes"
+        )
     if not whole and (predict or lease or ledger):
         raise ValueError("--predict, --lease and --ledger go with --whole")
     if predict:
@@ -106,7 +117,12 @@ def validate(
 
 
 def _write_ledger(
-    scenarios: list[str] | None, ledger: Path, *, known: Sequence[str], jobs: int
+    scenarios: list[str] | None,
+    ledger: Path,
+    *,
+    known: Sequence[str],
+    changes: Sequence[str],
+    jobs: int,
 ) -> None:
     """Add the predictions of scenarios to a ledger, all or none."""
     from datetime import UTC, datetime
@@ -119,7 +135,7 @@ def _write_ledger(
     names = tuple(scenarios or known_scenarios())
     with working(f"simulating {names[0]}"):
         today = f"{datetime.now(UTC):%Y-%m-%d}"
-        lines = predictions_of(names, date=today, known=known, jobs=jobs)
+        lines = predictions_of(names, date=today, known=known, changes=changes, jobs=jobs)
     append_to_ledger(ledger, lines)
     print(f"{len(lines)} predictions added to {ledger}")
 

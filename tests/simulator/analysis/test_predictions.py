@@ -148,6 +148,17 @@ def test_a_scenario_with_published_figures_counts_as_known(name, known):
     assert seen.truth_known
 
 
+def test_a_changed_scenario_is_another_job_and_named_by_its_command():
+    changes = ("training.pp=8", "training.ep=32")
+    metrics = {"step_time_s": 1.0, "interval_80": {"step_time_s": [0.9, 1.2]}}
+    scenario = load_scenario("dualpipe_h800_2048", changes)
+
+    (line,) = scenario_lines(scenario, metrics, date="2026-11-28", changes=changes)
+
+    assert line.about == "dualpipe_h800_2048 --set training.pp=8 --set training.ep=32"
+    assert not line.truth_known
+
+
 def test_lines_of_the_last_release_stand_as_they_were():
     """The first 64, of November 2026, byte for byte."""
     lines = LEDGER.read_bytes().splitlines(keepends=True)[:64]

@@ -63,3 +63,9 @@ def test_a_folder_without_recorded_jobs_is_refused(tmp_path):
 
     assert done.returncode == 2
     assert "--stragglers .: no trace; allowed: a folder of trace-NAME.parquet" in done.stderr
+
+
+def test_changes_go_with_a_ledger_alone(tmp_path):
+    done = dsv3sim("validate", "tpot_limit_cx7", "--set", "seed=1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--set goes with --write-ledger" in done.stderr
