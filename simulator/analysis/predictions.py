@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from sys import float_info
@@ -129,23 +129,17 @@ def append_to_ledger(path: Path, lines: Iterable[LedgerLine]) -> None:
 
 
 def scenario_lines(
-    scenario: Scenario,
-    metrics: Mapping[str, Any],
-    *,
-    date: str,
-    known: bool = False,
-    changes: Sequence[str] = (),
+    scenario: Scenario, metrics: Mapping[str, Any], *, date: str, known: bool = False
 ) -> list[LedgerLine]:
     """What a run says of every quantity that has an interval.
 
     A scenario with published figures counts as known in all of its quantities: they follow from
-    one another. With changes it is another job, of which they say nothing.
+    one another. Changed, it is another job, of which they say nothing.
 
     Args:
         metrics: of its run, with intervals.
         date: YYYY-MM-DD.
         known: whether the author had seen the truth, though the scenario names none of it.
-        changes: that the scenario was loaded with, "path=value".
     """
     ideal = metrics.get("ideal", {})
     values = {
@@ -154,13 +148,13 @@ def scenario_lines(
     }
     return [
         LedgerLine(
-            about=" --set ".join([scenario.name, *changes]),
+            about=scenario.name,
             quantity=path,
             predicted=value,
             interval_80=(low, high),
             digest=run_key(scenario),
             date=date,
-            truth_known=known or (bool(scenario.file.published) and not changes),
+            truth_known=known or (bool(scenario.file.published) and not scenario.changes),
             ideal=ideal.get(path, value),
             scenario=_short(write_resolved(scenario)),
             program=program_digest()[:16],

@@ -92,7 +92,7 @@ def _predictions(name: str, changes: Sequence[str], date: str, known: bool) -> l
     run = simulate(scenario)
     if not run.has_intervals:
         return []
-    return scenario_lines(scenario, run.metrics, date=date, known=known, changes=changes)
+    return scenario_lines(scenario, run.metrics, date=date, known=known)
 
 
 def figures_of(metrics: Mapping[str, Any]) -> list[PublishedRow]:
