@@ -76,6 +76,17 @@ def test_a_kernel_runs_on_one_sm_up_to_all(sms, possible):
         assert told.seconds.shape == (1,)
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("gemn", "mnk"), ("gemm", "mn"), ("dispatch", ("tokens", "rows", "hidden", "top_k"))],
+)
+def test_sizes_of_what_is_no_compute_kernel_of_theirs_are_refused(kind, names):
+    sizes = {name: np.array([64]) for name in names}
+    types = {"dtype": "fp8_e4m3", "out_dtype": "bfloat16"}
+    with pytest.raises(ValueError, match="allowed: a compute kernel and the sizes of its kind"):
+        COSTS.predict_sizes(kind, sizes, **types, sms=132, overlapped=False)
+
+
 @pytest.mark.parametrize("name", sorted(COST_MODELS))
 @pytest.mark.parametrize(("sms", "overlapped"), [(112, True), (132, False), (108, True)])
 def test_every_operator_of_the_model_gets_a_time_an_interval_and_a_provenance(

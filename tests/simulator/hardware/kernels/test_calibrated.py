@@ -1,6 +1,7 @@
 """What a calibration's own rows say, and how sure they are."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from made_up_rows import made_up
 
 from hardware_profiles.schema import load_gpu
 from simulator.hardware.costs import NotCalibrated
+from simulator.hardware.kernels.calibrated import CalibratedKernels
 from simulator.hardware.kernels.families import operator_of
 from simulator.hardware.kernels.roofline import batch_of, least_seconds
 
@@ -123,3 +125,14 @@ def test_a_measured_time_may_be_off_by_what_timing_it_again_makes_of_it():
 def test_a_table_without_the_named_kernel_sets_says_so():
     with pytest.raises(NotCalibrated, match="h800_sxm: no measured compute kernel"):
         fitted(rows=[])
+
+
+def test_a_type_without_rows_borrows_from_the_type_that_it_is_most_like():
+    """Four-bit weights are multiplied in BF16, though there are more rows in FP8."""
+    families = {
+        (False, ("gemm", dtype, "bfloat16", False)): SimpleNamespace(rows=rows)
+        for dtype, rows in (("fp8_e4m3", 100), ("bfloat16", 10))
+    }
+    asked = ("gemm", "w4a16_g32", "bfloat16", False)
+    model, borrowed = CalibratedKernels.model(SimpleNamespace(families=families), asked, False)
+    assert (model.rows, borrowed) == (10, True)

@@ -184,3 +184,25 @@ def test_a_measured_row_is_changed_within_its_repeats_alone(spread, microseconds
     ).seconds
     assert (np.diff(between) >= 0).all()
     assert between[2] == pytest.approx(36e-6, rel=1e-9)
+
+
+def test_a_restated_time_is_uncertain_by_its_own_and_by_the_other_gpus_error():
+    """2 s between 1.6 and 2.5, restated within 0.9 and 1.2: logarithms add as sides do."""
+    error = SimpleNamespace(value=1.0, low=0.9, high=1.2)
+    calibration = SimpleNamespace(basis="measured", restatement=None, other_gpu=error)
+    own = SimpleNamespace(calibration=calibration, gpu=H800, memory_share=1.0)
+    told = tuple(np.array([value]) for value in (2.0, 1.6, 2.5, MEASURED))
+    seconds, low, high, provenance = CompletedKernels._restate(
+        SimpleNamespace(own=own), told, batch_of([HEAD]), np.array([132.0]), foreign=True
+    )
+    assert seconds[0] == 2.0
+    assert np.log(low[0] / 2) == pytest.approx(-np.hypot(np.log(1 / 0.8), np.log(1 / 0.9)))
+    assert np.log(high[0] / 2) == pytest.approx(np.hypot(np.log(1.25), np.log(1.2)))
+    assert provenance[0] == EXTRAPOLATED
+
+
+def test_a_family_that_nobody_has_is_left_to_whoever_knows_its_class():
+    other = SimpleNamespace(families={}, classes={(False, True): "products"})
+    own = SimpleNamespace(families={}, classes={(False, False): "copies"}, others=[other])
+    family = ("gemm", "fp8_e4m3", "bfloat16", False)
+    assert CompletedKernels._answering(SimpleNamespace(own=own), family) is other
