@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby, zip_longest
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -28,9 +28,11 @@ from simulator.analysis.predictions import Judged
 from simulator.analysis.published import PublishedRow, metric_at
 from simulator.analysis.stragglers import Slowdown
 from simulator.analysis.validation import coverage_of, median_error
-from simulator.analysis.whole_runs import Comparison, Probe
 from simulator.workload.recipes import RECIPES
 from simulator.workload.serving_memory import kv_bytes_per_token, weight_bytes
+
+if TYPE_CHECKING:
+    from simulator.analysis.whole_runs import Comparison, Probe
 
 _BUDGET = {
     "F": "forward_s",

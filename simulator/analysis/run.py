@@ -150,12 +150,19 @@ def metrics_of(scenario: str, overrides: Sequence[str]) -> Metrics:
 
 def _training(scenario: Scenario, unfold: bool) -> Run[TrainingRun]:
     from simulator.analysis.training_metrics import training_metrics
-    from simulator.execution.machine.training import contending_step_s, run_group
     from simulator.execution.training_run import simulate_training
 
     result = simulate_training(scenario, traces_in(scenario.file.traces), unfold=unfold)
-    events, measure = _events(scenario, result.costs, partial(run_group, result, result.step.pair))
+
+    def run_with(channels: Collection[Channel]) -> GroupRun:
+        from simulator.execution.machine.training import run_group
+
+        return run_group(result, result.step.pair, channels)
+
+    events, measure = _events(scenario, result.costs, run_with)
     if scenario.file.events.of == "step":
+        from simulator.execution.machine.training import contending_step_s
+
         known = measure()["events"]
         known["step_time_s"] = contending_step_s(result, scenario.file.events.contention)
         known["timeline_step_time_s"] = result.step.step_time_s
@@ -195,12 +202,16 @@ def _pretraining(scenario: Scenario, _: bool) -> Run[PretrainingRun]:
 
 def _serving_step(scenario: Scenario, _: bool) -> Run[ServingRun]:
     from simulator.analysis.serving_metrics import serving_metrics
-    from simulator.execution.machine.serving import run_layers
     from simulator.execution.serving_run import simulate_serving_step
 
     result = simulate_serving_step(scenario, traces_in(scenario.file.traces))
     costs = result.step.model.kernels.costs
-    run_with = partial(run_layers, result.step, scenario.file.events)
+
+    def run_with(channels: Collection[Channel]) -> GroupRun:
+        from simulator.execution.machine.serving import run_layers
+
+        return run_layers(result.step, scenario.file.events, channels)
+
     events, measure = _events(scenario, costs, run_with)
     return Run(
         scenario,
