@@ -36,7 +36,7 @@ def test_a_checkpoint_takes_its_size_over_what_all_nodes_write() -> None:
     assert run.plan.write_s == 0.0
     interval = optimal_interval(seconds, 1 / rate)
     assert run.plan.ends_s[0] == pytest.approx(math.ceil(interval / 6.5) * 6.5, rel=1e-12)
-    assert run.plan.kinds["gpu"].rate == pytest.approx(16384 / 79.2e3 / 3600, rel=1e-12)
+    assert run.plan.kinds["gpu"].rate(16384) == pytest.approx(16384 / 79.2e3 / 3600, rel=1e-12)
 
 
 def test_an_overlapped_checkpoint_stops_training_for_the_copy_alone() -> None:
