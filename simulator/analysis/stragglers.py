@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from hardware_profiles.fields import read_yaml
 from hardware_profiles.units import Seconds
 from hardware_profiles.whole_files import read_text
+from reference_model.trace import Operator
 from simulator.calibration.table_files import Columns, read_columns
 from simulator.execution import timeline
 from simulator.execution.pipeline import run_pipeline
@@ -275,7 +276,19 @@ def step_times(seconds: Mapping[str, Array]) -> Array:
 _EXCHANGE = TaskGraph(
     "exchange",
     layers=("step",),
-    operators=(),
+    operators=(
+        Operator(
+            name="exchange",
+            kind="copy",
+            phase="forward",
+            segment="",
+            dtype="bfloat16",
+            out_dtype="bfloat16",
+            sizes=(("columns", 1), ("rows", 1)),
+            recompute=False,
+            accumulate=False,
+        ),
+    ),
     tasks=tuple(
         Task(0, Stream.COMPUTE, 0, -1, part, overlapped=False, collective=collective)
         for part, collective in (("ready", False), ("exchange", True))
