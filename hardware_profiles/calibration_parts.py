@@ -169,6 +169,11 @@ class HeldOutError(Profile):
     """80 % quantile of the absolute log error: the half-width of an interval."""
 
 
+Reach = Literal["between", "shape", "size", "gap", "beyond"]
+"""How far from the rows of a kernel's family: between rows of its shape; in a shape without such
+rows; with a size of no row; in a gap between loads; beyond all loads."""
+
+
 class FitProfile(Profile):
     """What calibrate found out about one kernel family in one kernel set."""
 
@@ -183,6 +188,12 @@ class FitProfile(Profile):
                 f"{gone[0]} belongs to an earlier release's models of kernels; write the file anew "
                 "with `dsv3sim calibrate`, or leave `fits` out"
             )
+        widths = fields.get("widths")
+        if isinstance(widths, list | tuple) and 2 <= len(widths) <= 3:
+            # Files of earlier releases: rows left out alone, whole shapes, and the ends.
+            named = zip(("between", "shape", "beyond"), (*widths[:2], widths[-1]), strict=True)
+            known = {name: width for name, width in named if width is not None}
+            return {**fields, "widths": known}
         return raw
 
     kind: str
@@ -196,11 +207,9 @@ class FitProfile(Profile):
     are too few rows to find them."""
     noise_share: Annotated[float, Field(gt=0)] | None = None
     """Variance of a row's noise over that between rows far apart."""
-    widths: (
-        tuple[float | None, float | None] | tuple[float | None, float | None, float | None] | None
-    ) = None
-    """80 % quantiles of the log error of held-out rows over the deviation of the model: of rows
-    left out one by one, of whole shapes left out, and of the ends of the range of load."""
+    widths: dict[Reach, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """{how far from rows: 80 % quantile of the log error of rows left out so far from the others,
+    over the deviation of the model}; of what too few rows tell, nothing."""
     tiles: TilesProfile | None = None
     """Of matrix products, where others than the calibration's fit left-out rows better."""
     noise: HeldOutError | None = None

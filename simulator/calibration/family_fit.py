@@ -38,7 +38,8 @@ from simulator.hardware.kernels.gaussian_process import (
     features_of,
 )
 from simulator.hardware.kernels.measured_rows import Rows, shapes_of
-from simulator.hardware.kernels.models import ENOUGH_RESIDUALS, QUANTILE, ends_of, process_of
+from simulator.hardware.kernels.models import process_of
+from simulator.hardware.kernels.reach import QUANTILE, held_out_scales
 from simulator.hardware.kernels.roofline import SMALL_TILE_ROWS, Ideal, waves_and_bytes
 
 Array = NDArray[np.float64]
@@ -53,7 +54,7 @@ SEARCHED_ROWS = 300
 """Rows that lengths are chosen on, drawn at random."""
 SEARCHED_AMONG = 8192
 """Rows that take part in predicting those: all, or of more so many at random."""
-JUDGED_ROWS = 4000
+JUDGED_ROWS = 3000
 """Rows that are left out and judged; of more, so many at random."""
 STEPS = (1.2, 0.6)
 """Of the search, in logarithms of lengths and noise: each is gone through once for every step."""
@@ -281,14 +282,14 @@ def _judged(
 ) -> tuple[FitProfile, list[HeldOutRow]]:
     judged = _some(len(table), JUDGED_ROWS)
     asked = [np.arange(len(table)), *([groups] if groups.max() > 0 else [])]
-    (errors, deviation), *regions = _process(table, fit).held_out(*asked, chosen=judged)
+    (errors, _), *regions = _process(table, fit).held_out(*asked, chosen=judged)
     edge = at_edge(table)[judged]
     predicted = np.exp(table.log_seconds[judged] - errors)
     held_out = [
         HeldOutRow(rows[place], float(seconds), bool(outside))
         for place, seconds, outside in zip(judged, predicted, edge, strict=True)
     ]
-    left, left_deviation = regions[0] if regions else (np.empty(0), np.empty(0))
+    left = regions[0][0] if regions else np.empty(0)
     sizes = dict(zip(table.batch.names, table.batch.sizes.T, strict=True))
     varying = {name for name, values in sizes.items() if values.min() < values.max()}
     if table.sms.min() < table.sms.max():
@@ -298,11 +299,10 @@ def _judged(
         "interpolated": summary(errors[~edge]),
         "edge": summary(errors[edge]),
         "regions": summary(left),
-        "widths": (
-            held_out_width(errors, deviation),
-            held_out_width(left, left_deviation),
-            _width_at_ends(table, fit),
-        ),
+        "widths": {
+            reach: _short(scale)
+            for reach, scale in held_out_scales(_process(table, fit), table).items()
+        },
         "coverage": {
             **{name: (int(values.min()), int(values.max())) for name, values in sizes.items()},
             "sms": (int(table.sms.min()), int(table.sms.max())),
@@ -310,24 +310,6 @@ def _judged(
         "worst": _worst(held_out, varying),
     }
     return fit.model_copy(update=found), held_out
-
-
-def _width_at_ends(table: Rows, fit: FitProfile) -> float | None:
-    """`held_out_width` of the first and the last octave of load, each left out as a whole."""
-    ends = ends_of(table)
-    places = np.flatnonzero(ends >= 0)
-    places = places[_some(len(places), JUDGED_ROWS)]
-    if not len(places):
-        return None
-    ((errors, deviation),) = _process(table, fit).held_out(ends, chosen=places)
-    return held_out_width(errors, deviation)
-
-
-def held_out_width(errors: Array, deviation: Array) -> float | None:
-    """80% quantile of log errors over the model's deviation; None where too few say so."""
-    if len(errors) < ENOUGH_RESIDUALS:
-        return None
-    return _short(np.quantile(np.abs(errors) / deviation, QUANTILE))
 
 
 def _worst(held_out: Sequence[HeldOutRow], varying: Collection[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ On another GPU than the calibration's, times that are not restated by an error o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -41,14 +41,17 @@ class CommonErrors(Profile):
     sustained: Estimate
     """Time that tiles bind under load for seconds over its time in a burst."""
     repeat_compute: Estimate
-    """Standard deviation of a tensor-core kernel's time, timed again minutes later: of each row by
-    itself, and more than the repeats of one run scatter."""
+    """Standard deviation of a tensor-core kernel's time, timed again on another GPU of the type: of
+    each row by itself, and more than the repeats of one run scatter."""
     repeat_memory: Estimate
     """The same of a memory-bound one."""
+    repeat_of: Mapping[str, Estimate]
+    """{kernel kind: the same}, of those with rows enough of their own."""
 
-    def repeat(self, *, tensor: bool) -> float:
-        """Of a row's time, by the class of its kernel."""
-        return (self.repeat_compute if tensor else self.repeat_memory).value
+    def repeat(self, kind: str) -> float:
+        """Of a row's time, by its kernel's kind, else by the class of that."""
+        of_class = self.repeat_compute if is_tensor(kind) else self.repeat_memory
+        return self.repeat_of.get(kind, of_class).value
 
 
 @cache

@@ -57,15 +57,20 @@ def test_what_moves_all_kernels_as_one_is_that_of_the_page() -> None:
         if len(cells) == 8 and re.match(r"\s*[\d.]+\s*$", cells[4])
     }
 
-    for name, row, scale in (
-        ("compute", "device", 1e-2),
-        ("memory", "device, memory-bound", 1e-2),
-        ("sustained", "sustained load", 1.0),
-        ("repeat_compute", "repeat", 1e-2),
-        ("repeat_memory", "repeat, memory-bound", 1e-2),
+    kinds = data["repeat_of"]
+    assert sorted(kinds) == sorted(
+        row.removeprefix("repeat of ") for row in lines if row.startswith("repeat of ")
+    )
+    for stated, row, scale in (
+        (data["compute"], "device", 1e-2),
+        (data["memory"], "device, memory-bound", 1e-2),
+        (data["sustained"], "sustained load", 1.0),
+        (data["repeat_compute"], "repeat", 1e-2),
+        (data["repeat_memory"], "repeat, memory-bound", 1e-2),
+        *((kinds[kind], f"repeat of {kind}", 1e-2) for kind in kinds),
     ):
-        ends = [data[name][end] for end in ("value", "low", "high")]
-        assert ends == pytest.approx([scale * value for value in lines[row]]), name
+        ends = [stated[end] for end in ("value", "low", "high")]
+        assert ends == pytest.approx([scale * value for value in lines[row]]), row
 
 
 @pytest.mark.parametrize(

@@ -334,7 +334,7 @@ class CalibratedKernels:
         the condition, never less; of products of another type that of their class as well.
         """
         known = np.where(np.isnan(told.spread), achieved.spread, told.spread)
-        again = common_errors().repeat(tensor=is_tensor(model.kind))
+        again = common_errors().repeat(model.kind)
         measured = NORMAL_80 * np.hypot(np.maximum(known, achieved.spread / 2), again)
         ratio = self._conditions.ratio(model.kind)
         converted = np.hypot(told.width, np.log(ratio.high / ratio.low) / 2)

@@ -19,7 +19,6 @@ from reference_model.formats import nearest_type
 from reference_model.trace import Operator
 from simulator.hardware.kernels.calibrated import Answer, CalibratedKernels
 from simulator.hardware.kernels.families import Family, family_of
-from simulator.hardware.kernels.models import ENOUGH_RESIDUALS
 from simulator.hardware.kernels.related import RELATED_KINDS, related_batch, related_family
 from simulator.hardware.kernels.roofline import Batch, ideal_batch_seconds, is_tensor, least_seconds
 from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, PADDED, RisingRows, WorkFloor
@@ -28,6 +27,8 @@ from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, 
 Array = NDArray[np.float64]
 _Time = tuple[float, float, float, int]
 
+FEW_ROWS = 5
+"""Fewer of a family say nothing of other shapes."""
 ROUNDING = 1e-9
 """Times that differ by less than this share are the same."""
 
@@ -269,7 +270,7 @@ class CompletedKernels:
         if not is_tensor(family[0]) or (False, family) not in self.own.families:
             return None
         rows = self.own.families[False, family].rows
-        if rows >= ENOUGH_RESIDUALS:
+        if rows >= FEW_ROWS:
             return None
         for other in self.own.others:
             if (False, family) in other.families and other.families[False, family].rows > rows:

@@ -92,11 +92,16 @@ def fingerprints(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return total.view(np.int64)
 
 
+def shape_sizes(batch: Batch) -> tuple[str, ...]:
+    """Names of the sizes that no load changes."""
+    loaded = _LOADED[batch.kind] if is_tensor(batch.kind) else batch.names
+    return tuple(name for name in batch.names if name not in loaded)
+
+
 def shapes_of(batch: Batch) -> list[tuple[Shape, Index]]:
     """Distinct shapes, each with the positions of its operators; of kernels that only move bytes
     there is one."""
-    loaded = _LOADED[batch.kind] if is_tensor(batch.kind) else batch.names
-    sizes = batch.sizes[:, [name not in loaded for name in batch.names]]
+    sizes = batch.sizes[:, [batch.names.index(name) for name in shape_sizes(batch)]]
     if not sizes.shape[1]:
         return [((), np.arange(len(batch)))]
     _, first, which = np.unique(fingerprints(sizes), return_index=True, return_inverse=True)

@@ -30,25 +30,21 @@ from simulator.hardware.kernels.measured_rows import (
     fingerprints,
     shapes_of,
 )
+from simulator.hardware.kernels.reach import (
+    BETWEEN,
+    QUANTILE,
+    REACHES,
+    SHAPE,
+    Known,
+    Scales,
+    held_out_scales,
+)
 from simulator.hardware.kernels.roofline import Batch, Ideal, is_tensor, waves_and_bytes
 from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, WorkFloor
 from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
-
-QUANTILE = 0.8
-"""Share of the truth that an interval should hold."""
-ENOUGH_RESIDUALS = 5
-"""Fewer held-out rows than this say nothing about a quantile; the class answers instead."""
-
-
-BETWEEN, ELSEWHERE, BEYOND = range(3)
-"""Where an operator lies: between rows of its shape, in a shape without rows, or beyond the rows of
-its shape."""
-Scales = tuple[float | None, float | None, float | None]
-"""Of rows left out one by one, of whole shapes left out, and of the first and the last octave of
-load left out; None where too few say so."""
 
 
 def process_of(rows: Rows, log_ratios: Array, fit: FitProfile | None) -> Process:
@@ -133,12 +129,11 @@ class FamilyModel:
             achieved: the family's class, for widths where its own rows are too few; without it
                 only seconds and provenance are told.
         """
-        provenance, exact = self._provenance(batch, sms)
+        provenance, exact, reach = self._provenance(batch, sms)
         widths = achieved is not None
         base, deviation = self._on_base(batch, sms, ideal, widths=widths)
-        width, reach = deviation, np.empty(0, dtype=np.intp)
+        width = deviation
         if achieved is not None:
-            reach = np.where(provenance != EXTRAPOLATED, BETWEEN, self._reach(batch))
             width = deviation * self._scale(0, reach, achieved)
         log_seconds = base
         if self._own is not None:
@@ -169,7 +164,7 @@ class FamilyModel:
 
     def repeated(self, batch: Batch, sms: Array) -> NDArray[np.bool_]:
         """[operators] whether each has a row of the preferred set that states its spread."""
-        _, exact = self._provenance(batch, sms)
+        _, exact, _ = self._provenance(batch, sms)
         return (exact >= 0) & ~np.isnan(self._preferred.spread[exact])
 
     def covers(self, batch: Batch) -> NDArray[np.bool_]:
@@ -218,10 +213,9 @@ class FamilyModel:
         """80% quantiles of the log error of held-out rows over the deviation of the process.
 
         Of the set with most rows, and of what the preferred set adds to it. Those of the
-        calibration where it states them; the ends are as shapes where it states two.
+        calibration where it states them.
         """
-        base = self._fit.widths if self._fit is not None else None
-        stated = None if base is None else (*base[:2], base[-1])
+        stated = None if self._fit is None else self._fit.widths
         found = [stated or held_out_scales(self._process, self._base)]
         if self._own is not None:
             found.append(held_out_scales(self._own, self._preferred))
@@ -281,26 +275,19 @@ class FamilyModel:
         parts = waves_and_bytes(batch, near, self._gpu, self.tiles)
         return features_of(batch, near, Ideal(*parts, self.floor))
 
-    def _reach(self, batch: Batch) -> Index:
-        """[operators] BEYOND the rows of a shape that has some, else ELSEWHERE."""
-        found = np.full(len(batch), ELSEWHERE, dtype=np.intp)
-        beyond = ~self.covers(batch)
-        for shape, numbers in shapes_of(batch):
-            if shape in self._ranges:
-                found[numbers[beyond[numbers]]] = BEYOND
-        return found
+    @cached_property
+    def _known(self) -> tuple[Known, ...]:
+        """Where the rows of each kernel set lie."""
+        return tuple(Known(rows.batch) for rows in self._sets.values())
 
     def _scale(self, number: int, reach: Index, achieved: ClassModel) -> Array:
-        """[operators] of `scales`, by BETWEEN, ELSEWHERE or BEYOND; those of the class where there
-        is none. What is reached less is never known better."""
-        known = [
-            other if own is None else own
-            for own, other in zip(self.scales[number], achieved.scales, strict=True)
-        ]
-        return np.asarray(np.maximum.accumulate(known)[reach])
+        """[operators] of `scales`, by place in REACHES; of the class where there is none."""
+        known = {**achieved.scales, **self.scales[number]}
+        return np.array([known[name] for name in REACHES])[reach]
 
-    def _provenance(self, batch: Batch, sms: Array) -> tuple[NDArray[np.intp], Index]:
-        """Provenance, and the row of the preferred set with these sizes and SMs, -1 without one."""
+    def _provenance(self, batch: Batch, sms: Array) -> tuple[NDArray[np.intp], Index, Index]:
+        """Provenance, the row of the preferred set with these sizes and SMs, -1 without one, and
+        how far from rows each operator lies; on SMs beyond those of rows, in another shape."""
         rows = self._preferred
         asked = fingerprints(np.column_stack([batch.sizes, sms.astype(np.int64)]))
         known, order, sizes = self._marks
@@ -308,10 +295,13 @@ class FamilyModel:
         exact = np.where(known[place] == asked, order[place], -1)
         same_sizes = np.isin(fingerprints(batch.sizes), sizes)
         low, high = self._sms_range
-        between = (self.covers(batch) | same_sizes) & (low <= sms) & (sms <= high)
-        provenance = np.where((exact >= 0) | between, INTERPOLATED, EXTRAPOLATED)
+        reach = np.minimum.reduce([known.reach(batch) for known in self._known])
+        between = ((reach == BETWEEN) | same_sizes) & (low <= sms) & (sms <= high)
+        inside = (exact >= 0) | between
+        reach = np.where(inside, BETWEEN, np.maximum(reach, SHAPE))
+        provenance = np.where(inside, INTERPOLATED, EXTRAPOLATED)
         measured = (exact >= 0) & rows.direct[exact]
-        return np.where(measured, MEASURED, provenance).astype(np.intp), exact
+        return np.where(measured, MEASURED, provenance).astype(np.intp), exact, reach
 
 
 class ClassModel:
@@ -327,44 +317,16 @@ class ClassModel:
         spreads = np.concatenate([member._preferred.spread for member in members])
         known = spreads[~np.isnan(spreads)]
         # Without a single repeat, what rows between others scatter by has to stand in.
-        self.spread = float(np.median(known)) if len(known) else self.scales[0] * DEFAULT_NOISE
+        stand_in = self.scales[REACHES[BETWEEN]] * DEFAULT_NOISE
+        self.spread = float(np.median(known)) if len(known) else stand_in
         """Median spread of repeats."""
 
     @cached_property
-    def scales(self) -> tuple[float, ...]:
+    def scales(self) -> Scales:
         """Median over the families of what `FamilyModel.scales` says of them."""
         stated = [scales for member in self._members for scales in member.scales]
-        known = (
-            [scale for scale in each if scale is not None] for each in zip(*stated, strict=True)
-        )
-        return tuple(float(np.median(each)) if each else self.modelled_width for each in known)
-
-
-def held_out_scales(process: Process, rows: Rows, some: Index | None = None) -> Scales:
-    """`FamilyModel.scales` of one process.
-
-    Args:
-        some: rows to judge; all where not given.
-    """
-    shapes = np.empty(len(rows), dtype=np.intp)
-    for number, (_, members) in enumerate(shapes_of(rows.batch)):
-        shapes[members] = number
-    judged = np.arange(len(rows)) if some is None else some
-    found: list[float | None] = []
-    for groups in (np.arange(len(rows)), shapes, ends_of(rows)):
-        chosen = judged[groups[judged] >= 0]
-        if len(chosen) < ENOUGH_RESIDUALS or len(np.unique(groups)) == 1:
-            found.append(None)
-            continue
-        ((errors, deviation),) = process.held_out(groups, chosen=chosen)
-        found.append(float(np.quantile(np.abs(errors) / deviation, QUANTILE)))
-    return found[0], found[1], found[2]
-
-
-def ends_of(rows: Rows) -> Index:
-    """[rows] 0 within an octave of the least load of the family, 1 of the most, -1 between."""
-    octaves = np.log2(np.maximum(extents_of(rows.batch), 1.0))
-    first, last = octaves.min() + 1.0, octaves.max() - 1.0
-    if last - first < 1.0:
-        return np.full(len(rows), -1, dtype=np.intp)
-    return np.where(octaves <= first, 0, np.where(octaves >= last, 1, -1)).astype(np.intp)
+        known = {name: [each[name] for each in stated if name in each] for name in REACHES}
+        return {
+            name: float(np.median(found)) if found else self.modelled_width
+            for name, found in known.items()
+        }
