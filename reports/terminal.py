@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from hardware_profiles.units import format_bytes, format_seconds, unit_factor
-from reference_model.config import ModelConfig
 from reference_model.parameter_counts import parameter_counts, training_flops_per_token
-from reports.events import events_tables
 from reports.tables import (
     PUBLISHED_COLUMNS,
     beside_cells,
@@ -23,15 +21,16 @@ from reports.tables import (
     published_cells,
     published_table,
 )
-from simulator.analysis.model_comparison import ModelCost
-from simulator.analysis.predictions import Judged
 from simulator.analysis.published import PublishedRow, metric_at
-from simulator.analysis.stragglers import Slowdown
 from simulator.analysis.validation import coverage_of, median_error
 from simulator.workload.recipes import RECIPES
 from simulator.workload.serving_memory import kv_bytes_per_token, weight_bytes
 
 if TYPE_CHECKING:
+    from reference_model.config import ModelConfig
+    from simulator.analysis.model_comparison import ModelCost
+    from simulator.analysis.predictions import Judged
+    from simulator.analysis.stragglers import Slowdown
     from simulator.analysis.whole_runs import Comparison, Probe
 
 _BUDGET = {
@@ -96,13 +95,12 @@ def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     figures = [row | kinds.get(row["metric"], {}) for row in metrics["published"]]
     published = [published_table(figures)] if figures else []
     apart = [_apart(metrics)] if "waiting" in metrics else []
-    return [
-        _headline(name, metrics),
-        *apart,
-        *published,
-        _budget(metrics),
-        *events_tables(metrics),
-    ]
+    tables = [_headline(name, metrics), *apart, *published, _budget(metrics)]
+    if "events" in metrics:
+        from reports.events import events_tables
+
+        tables += events_tables(metrics)
+    return tables
 
 
 def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
