@@ -272,7 +272,9 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
             capacity=capacity,
         )
         return (
-            f"; with this batch and memory training.schedule={found[0]} fits"
+            f"; with this batch and memory training.schedule={found[0]}"
+            + (" training.virtual_stages=default" if virtual_stages is not None else "")
+            + " fits"
             + (f", and so do {', '.join(found[1:])}" if found[1:] else "")
             if found
             else ""
@@ -344,7 +346,8 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     try:
         check_fits(memory, stages, capacity, chosen=job.stages == "default")
     except Infeasible as error:
-        raise Infeasible(f"{error}{way_out()}") from None
+        recomputed = "" if job.recompute == "layer" else ", as does training.recompute=layer"
+        raise Infeasible(f"{error}{recomputed}{way_out()}") from None
     host = host_states(held, model.sharding, ema=job.ema, cluster=scenario.cluster)
 
     def step(costs: KernelCostModel) -> TrainingStep:

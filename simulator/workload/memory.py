@@ -341,6 +341,5 @@ def check_fits(
                 else "training.stages=default looks for a split that fits"
             )
             + "; more ranks in training.pp, training.ep or training.tensor_parallel hold fewer "
-            "parameters each, shorter micro-batches fewer activations, as does "
-            "training.recompute=layer"
+            "parameters each, shorter micro-batches fewer activations"
         )

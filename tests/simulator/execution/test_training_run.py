@@ -117,7 +117,12 @@ def test_a_stage_says_what_its_layers_recompute():
             r"15 micro-batches of 128 sequences \(global_batch_sequences\) on 16 ranks \(pp\): "
             "schedule zb_h2: microbatches = 15, must be at least 2 x 16 ranks - 1 = 31",
         ),
-        (["training.virtual_stages=2"], "virtual_stages = 2, must be left out; interleaved, "),
+        (
+            ["training.virtual_stages=2"],
+            "virtual_stages = 2, must be left out; interleaved, interleaved_overlapped, zb_h1 take "
+            "it; with this batch and memory training.schedule=1f1b training.virtual_stages=default "
+            "fits, and so do 1f1b_overlapped",
+        ),
         (
             ["training.schedule=interleaved", "training.virtual_stages=5"],
             "has 80 stages and the model 64 layers .*; allowed: at most one stage per layer",
@@ -139,6 +144,12 @@ def test_a_stage_says_what_its_layers_recompute():
         (
             ["training.recompute=none"],
             r"more than its 79.11 GiB: activations .*, as does training.recompute=layer",
+        ),
+        (
+            ["training.recompute=layer", "training.ep=1"],
+            # What is done already is no way out.
+            "training.tensor_parallel hold fewer parameters each, shorter micro-batches fewer "
+            "activations$",
         ),
         (
             ["training.recompute=everything"],
