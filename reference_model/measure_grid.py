@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reference_model.config import ModelConfig
 from reference_model.measure import TimingRequest
-from reference_model.trace import TRACE_FOLDER, Operator, OperatorTrace, load_trace
+from reference_model.trace import TRACE_FOLDER, WHOLE, Operator, OperatorTrace, load_trace
 
 ROWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """Rows (tokens) of the dense grid."""
@@ -175,11 +175,14 @@ def _request(o: Operator, kernels: str, sms: int) -> TimingRequest:
 
 
 def trace_operators(model: str) -> list[Operator]:
-    """The distinct operators of every shipped trace of a model, at its workload."""
+    """The distinct operators of a model's shipped traces, at their workloads.
+
+    Layers are whole on a GPU there, and recompute what is published."""
     operators: list[Operator] = []
     for path in sorted(Path(TRACE_FOLDER).glob(f"{model}.*.jsonl")):
         trace = load_trace(path)
-        if trace.job in WORKLOADS:
+        whole = trace.split == WHOLE and trace.recompute == "published"
+        if trace.job in WORKLOADS and whole:
             operators += _at_workload(trace, WORKLOADS[trace.job])
     return distinct(o for o in operators if o.kind not in _NOT_MEASURED)
 
