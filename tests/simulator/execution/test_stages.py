@@ -36,10 +36,13 @@ def asked(monkeypatch):
     return calls
 
 
+TWO_ON_EACH = ("interleaved", "interleaved_overlapped", "zbv", "dualpipev")
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_no_contiguous_split_of_a_small_model_is_much_faster(schedule, asked):
     # Four stages: one on each of four ranks, or two on each of two.
-    ranks = 2 if schedule in ("interleaved", "interleaved_overlapped", "dualpipev") else 4
+    ranks = 2 if schedule in TWO_ON_EACH else 4
     run = simulate(
         load_scenario(
             MAIN,
