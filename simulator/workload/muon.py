@@ -16,7 +16,8 @@ twice, and the busiest owner sets the pace. Gradients and parameters are exchang
 would be: as many bytes leave and reach all owners together.
 
 Matrices are those that the model multiplies by, gate and up of a feed-forward as one. Embedding,
-output head, norms and biases take AdamW, as in arXiv 2502.16982, section 2.2.
+output head, norms and biases take AdamW, as in arXiv 2502.16982, section 2.2. Numbers of sections
+are from memory.
 """
 
 from __future__ import annotations
