@@ -1,8 +1,9 @@
-"""The commands of README.md: find them, run them, and write their output back.
+"""The commands of README.md and docs/: find them, run them, and write their output back.
 
 A console block holds commands after "$ ", each followed by what it prints; "..." stands for lines
-that are left out. `python tests/readme_blocks.py` runs every command and puts its output in place,
-shortened as it was before: an output that had an ellipsis keeps its first and last lines.
+that are left out. `python tests/doc_commands.py [PAGE...]` runs every command of the pages (of all,
+where none is named) and puts its output in place, shortened as it was before: an output that had
+an ellipsis keeps its first and last lines. The commands of a page run in one directory, in order.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ELLIPSIS = "..."
 
@@ -25,7 +27,7 @@ class Command:
     """One command of a console block."""
 
     written: str
-    """As the README writes it, "$ " and continued lines included."""
+    """As the page writes it, "$ " and continued lines included."""
     line: str
     output: str
 
@@ -38,7 +40,7 @@ class Command:
 
 
 def commands(text: str) -> list[Command]:
-    """Every command of a README with the output that it shows."""
+    """Every command of a page with the output that it shows."""
     found = []
     for block in _BLOCK.findall(text):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -79,15 +81,16 @@ def shown(printed: str, before: str) -> str:
     return "\n".join([*now[:place], ELLIPSIS, *now[len(now) - tail :]]) + "\n"
 
 
-def update(directory: Path) -> None:
-    """Run every command of the README in `directory` and write its output in place."""
-    text = README.read_text(encoding="utf-8")
-    for command in commands(text):
-        new = shown(run(command.line, directory), command.output)
-        text = text.replace(command.written + command.output, command.written + new, 1)
-    README.write_text(text, encoding="utf-8")
+def update(page: Path) -> None:
+    """Run every command of a page in a directory of its own and write its output in place."""
+    text = page.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as place:
+        for command in commands(text):
+            new = shown(run(command.line, Path(place)), command.output)
+            text = text.replace(command.written + command.output, command.written + new, 1)
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        update(Path(place))
+    for page in [Path(name) for name in sys.argv[1:]] or PAGES:
+        update(page)

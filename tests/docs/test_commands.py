@@ -1,14 +1,18 @@
-"""Every command of the README prints what the README shows."""
+"""Every command of the README and of docs/ prints what the page shows."""
 
 import doctest
 import re
 from pathlib import Path
 
 import pytest
-from readme_blocks import README, commands, run
+from doc_commands import PAGES, ROOT, commands, run
 
-COMMANDS = commands(README.read_text(encoding="utf-8"))
-SHARED = README.parents[1] / "shared"
+SHOWN = {
+    str(page.relative_to(ROOT)): found
+    for page in PAGES
+    if (found := commands(page.read_text(encoding="utf-8")))
+}
+SHARED = ROOT.parent / "shared"
 # What differs from run to run and machine to machine.
 _VARIES = re.compile(r'("?wall_clock_s"?:?\s+)[0-9.]+')
 
@@ -17,10 +21,10 @@ def steady(text: str) -> str:
     return _VARIES.sub(r"\1TIME", text)
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
+@pytest.fixture
+def directory(tmp_path):
     """A checkout's place: commands write runs/ here and find the shared data beside it."""
-    place = tmp_path_factory.mktemp("readme") / "main"
+    place = tmp_path / "main"
     place.mkdir()
     if SHARED.is_dir():
         (place.parent / "shared").symlink_to(SHARED)
@@ -28,14 +32,15 @@ def directory(tmp_path_factory):
 
 
 def test_the_readme_has_commands():
-    assert len(COMMANDS) >= 3
+    assert len(SHOWN["README.md"]) >= 2
 
 
-def test_the_commands_print_what_the_readme_shows(directory: Path):
+@pytest.mark.parametrize("page", SHOWN)
+def test_the_commands_print_what_the_page_shows(page: str, directory: Path):
     checker = doctest.OutputChecker()
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     wrong = []
-    for command in COMMANDS:
+    for command in SHOWN[page]:
         if command.needs == "shared" and not SHARED.is_dir():
             continue
         printed = run(command.line, directory)
