@@ -42,6 +42,8 @@ def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
     raw = read_yaml(path, where=where)
     if kind in EARLIER_NAMES:
         raw = with_names_of_today(raw, kind, where=where)
+    if kind == "clusters":
+        return _gpu_beside(raw, path), where
     return _completed(files_beside(raw, path)) if kind == "calibrations" else raw, where
 
 
@@ -53,12 +55,25 @@ def files_beside(raw: Raw, path: Path) -> Raw:
     """
 
     def full(name: Any) -> Any:
-        near = isinstance(name, str) and name.startswith(("./", "../"))
-        return str((path.resolve().parent / name).resolve()) if near else name
+        return _full(name, path)
 
     tables = raw.get("measurements")
     rows = {"measurements": [full(name) for name in tables]} if isinstance(tables, list) else {}
     return raw | rows | {n: full(raw[n]) for n in ("collectives", "normal_kernels") if n in raw}
+
+
+def _gpu_beside(raw: Raw, path: Path) -> Raw:
+    """A cluster's dict with the GPU that it names from its own folder (./gpu.yaml) in full."""
+    node = raw.get("node")
+    if not isinstance(node, dict) or "gpu" not in node:
+        return raw
+    return raw | {"node": node | {"gpu": _full(node["gpu"], path)}}
+
+
+def _full(name: Any, path: Path) -> Any:
+    """A path beside a file (./rows.csv) in full; any other value as it is."""
+    near = isinstance(name, str) and name.startswith(("./", "../"))
+    return str((path.resolve().parent / name).resolve()) if near else name
 
 
 _LATER_FIELDS = (

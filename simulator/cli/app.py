@@ -1,4 +1,4 @@
-"""The command line: dsv3sim run, sweep, validate, attribute, compare, replay, calibrate, show.
+"""The command line: dsv3sim run, sweep, validate, attribute, compare, replay, init, show.
 
 One module per command holds it; this one puts them together. Nothing else of the package prints.
 
@@ -19,6 +19,7 @@ import typer
 from simulator.cli.attribute import attribute
 from simulator.cli.calibrate import calibrate
 from simulator.cli.compare import compare
+from simulator.cli.init import init_app
 from simulator.cli.options import Stopped, stoppable
 from simulator.cli.replay import replay
 from simulator.cli.run import run_command
@@ -36,6 +37,7 @@ app.command("run")(run_command)
 app.command("sweep")(sweep_command)
 for command in (validate, attribute, compare, replay, calibrate):
     app.command()(command)
+app.add_typer(init_app, name="init")
 app.add_typer(show_app, name="show")
 
 BAD_INPUT = 2

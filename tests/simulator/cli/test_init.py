@@ -1,0 +1,41 @@
+"""dsv3sim init."""
+
+from command_line import dsv3sim
+
+from hardware_profiles.schema import load_cluster
+
+
+def test_a_gpu_and_a_cluster_of_it_are_written_and_carry_a_job(tmp_path):
+    made = dsv3sim(
+        "init", "gpu", "wide.yaml", "--like", "h800_sxm", "--hbm", "6.7 TB/s", cwd=tmp_path
+    )
+    assert made.returncode == 0, made.stderr
+    made = dsv3sim(
+        "init", "cluster", "wide_32.yaml", "--gpu", "wide.yaml", "--gpus", "32", cwd=tmp_path
+    )
+    assert made.stdout == "wide_32.yaml: run any job on it with --set cluster=wide_32.yaml\n"
+    assert load_cluster(str(tmp_path / "wide_32.yaml")).node.gpu.hbm_bandwidth == 6.7e12
+    run = dsv3sim(
+        "run", "prefill_ep32_report", "--set", "cluster=wide_32.yaml", "--ideal", "--no-interval",
+        "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert '"pass_time_s"' in run.stdout
+
+
+def test_a_file_that_exists_is_left_as_it_is(tmp_path):
+    (tmp_path / "mine.yaml").write_text("mine")
+    done = dsv3sim("init", "cluster", "mine.yaml", "--gpu", "h100", "--gpus", "8", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "dsv3sim: init: mine.yaml exists and is left as it is; allowed: a new file's name\n"
+    )
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+
+
+def test_a_network_that_cannot_be_built_leaves_no_file(tmp_path):
+    done = dsv3sim("init", "cluster", "big.yaml", "--gpu", "h100", "--gpus", "4096", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "2048" in done.stderr
+    assert list(tmp_path.iterdir()) == []
