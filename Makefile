@@ -1,6 +1,7 @@
 # make run    set up without torch, then predict the training step of the main job
 # make test   set up everything, then lint, type-check and test
 # make slow   the tests that simulate whole fleets or search at length
+# make docs   the pages of docs/ as a site, in runs/docs
 # make mutants  break lines that decide numbers, one at a time; a test must notice each
 # make goldens  write down the metrics of every shipped run again
 # make constraints  install the newest of everything and write down its versions
@@ -16,7 +17,7 @@ WORKERS ?= 2
 # Of what a build needs too, which an option of pip install does not reach.
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 
-.PHONY: run test slow mutants goldens constraints newest hour lint clean
+.PHONY: run test slow docs mutants goldens constraints newest hour lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/dsv3sim run dualpipe_h800_2048
@@ -26,6 +27,9 @@ test: $(VENV)/.installed-everything lint
 
 slow: $(VENV)/.installed-everything
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow
+
+docs: $(VENV)/.installed-everything
+	$(BIN)/mkdocs build --strict --config-file .mkdocs.yml
 
 mutants: $(VENV)/.installed-everything
 	$(BIN)/python tests/mutants.py
@@ -60,14 +64,14 @@ $(VENV)/.created:
 $(NEWEST)/.installed-newest:
 	rm -rf $(NEWEST)
 	$(PYTHON) -m venv $(NEWEST)
-	PIP_CONSTRAINT= $(NEWEST)/bin/pip install --quiet -e '.[reference,cluster,dev]' hatchling
+	PIP_CONSTRAINT= $(NEWEST)/bin/pip install --quiet -e '.[reference,cluster,dev,docs]' hatchling
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.created
 	$(BIN)/pip install --quiet -e .
 	touch $@
 
 $(VENV)/.installed-everything: pyproject.toml constraints.txt $(VENV)/.created
-	$(BIN)/pip install --quiet -e '.[reference,cluster,dev]'
+	$(BIN)/pip install --quiet -e '.[reference,cluster,dev,docs]'
 	touch $@ $(VENV)/.installed
 
 clean:
