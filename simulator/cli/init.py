@@ -121,3 +121,67 @@ def init_cluster(
     cluster_fabric(cluster, load_transport("ideal"))  # raises where switches have no such room
     write_new(path, text)
     print(f"{path}: run any job on it with --set cluster={path}")
+
+
+@init_app.command("training")
+def init_training(
+    path: NewFile,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences of one optimizer step.")],
+    model: Annotated[
+        str, typer.Option(help="A shipped model, or a path to its config.json.")
+    ] = "deepseek_v3",
+    sequence: Annotated[int, typer.Option(min=1, help="Tokens of one sequence.")] = 4096,
+    gpu: Annotated[str | None, typer.Option(help="A shipped GPU, h100 for short, a path.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Of the whole job.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="A shipped cluster or a path, in the place of --gpu.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Kernel times. Default: of the nearest GPU.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="fp8, bfloat16 or mxfp8.")] = "fp8",
+    pp: Annotated[int | None, typer.Option(min=1, help="GPUs of a pipeline.")] = None,
+    ep: Annotated[int | None, typer.Option(min=1, help="GPUs that share experts.")] = None,
+    tp: Annotated[int | None, typer.Option(min=1, help="GPUs that share a layer.")] = None,
+    cp: Annotated[int | None, typer.Option(min=1, help="GPUs that share a sequence.")] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Sequences of one pass through the pipeline.")
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help="Such as 1f1b or dualpipe.")] = None,
+    zero: Annotated[int | None, typer.Option(min=0, max=3, help="Stage of ZeRO.")] = None,
+    recompute: Annotated[
+        str | None, typer.Option(help="published, none, attention or layer.")
+    ] = None,
+) -> None:
+    """A training step: model, GPUs, batch and layout."""
+    from simulator.execution.training_run import sequences_in_one_round, training_layout
+    from simulator.scenario.starting_training import TrainingWish, starting_training
+    from simulator.scenario.training import TrainingJob
+
+    check_new(path)
+    given = {
+        "schedule": schedule,
+        "pp": pp,
+        "ep": ep,
+        "tensor_parallel": tp,
+        "context_parallel": cp,
+        "micro_batch_sequences": micro_batch,
+        "zero": zero,
+        "recompute": recompute,
+    }
+    wish = TrainingWish(
+        model=model,
+        batch=batch,
+        sequence=sequence,
+        gpu=gpu,
+        gpus=gpus,
+        cluster=cluster,
+        calibration=calibration,
+        recipe=recipe,
+        layout={name: value for name, value in given.items() if value is not None},
+    )
+    text, scenario = starting_training(wish, where="init training")
+    job = scenario.job_as(TrainingJob)
+    sequences_in_one_round(job, training_layout(scenario, job))  # raises where GPUs do not divide
+    write_new(path, text)
+    print(f"{path}: dsv3sim run {path}, or dsv3sim plan training --from {path} for its layout")

@@ -100,8 +100,8 @@ def _apart(one: GpuProfile, other: GpuProfile) -> float:
 
 
 def nearest_gpu(gpu: GpuProfile) -> str:
-    """The shipped GPU whose rates are nearest."""
-    return min(known_gpus(), key=lambda name: (_apart(load_gpu(name), gpu), name))
+    """The shipped GPU whose rates are nearest; of equal ones the GPU itself."""
+    return min(known_gpus(), key=lambda name: (_apart(load_gpu(name), gpu), name != gpu.name, name))
 
 
 def starting_gpu(
@@ -164,7 +164,7 @@ def starting_gpu(
         "peak_compute:  # operand types that it multiplies, dense",
         *(f"  {each}: {value}" for each, value in peaks.items()),
         "sources:",
-        *(f"  {field}: {_quoted(text)}" for field, text in sources.items()),
+        *(f"  {field}: {quoted(text)}" for field, text in sources.items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -205,7 +205,7 @@ def starting_cluster(
         ValueError: GPUs that fill no nodes, or values that no cluster can have.
     """
     named = gpu_named(gpu)
-    base_name = like or _nearest_cluster(load_gpu(named), gpus)
+    base_name = like or nearest_cluster(load_gpu(named), gpus)
     base = read_profile("clusters", base_name)[0]
     changes = {name: value for name, value in given.items() if name != "domain"}
     node = base["node"]
@@ -243,7 +243,7 @@ def starting_cluster(
     return "\n".join(lines) + "\n", cluster
 
 
-def _nearest_cluster(gpu: GpuProfile, gpus: int) -> str:
+def nearest_cluster(gpu: GpuProfile, gpus: int) -> str:
     """The shipped cluster of the nearest GPU: the smallest that is as large, or else the largest;
     clusters that bear the GPU's name before those of a network."""
     shipped = nearest_gpu(gpu)
@@ -293,7 +293,7 @@ def _written(block: Raw, at: str, changes: Mapping[str, object], base: str) -> l
     }
     if own or kept:
         found.append(f"{depth}sources:")
-        found += [f"{depth}  {field}: {_quoted(text)}" for field, text in (own | kept).items()]
+        found += [f"{depth}  {field}: {quoted(text)}" for field, text in (own | kept).items()]
     return found
 
 
@@ -306,7 +306,7 @@ def _line(field: str, value: object, what: str) -> str:
     return f"{text}  # {what}" if what else text
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Text as YAML reads it back, in double quotes."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

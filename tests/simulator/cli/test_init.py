@@ -3,6 +3,7 @@
 from command_line import dsv3sim
 
 from hardware_profiles.schema import load_cluster
+from simulator.scenario.files import load_scenario
 
 
 def test_a_gpu_and_a_cluster_of_it_are_written_and_carry_a_job(tmp_path):
@@ -39,3 +40,17 @@ def test_a_network_that_cannot_be_built_leaves_no_file(tmp_path):
     assert done.stderr.count("\n") == 1
     assert "2048" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_scenario_is_written_and_its_layout_is_checked(tmp_path):
+    flags = ("--gpus", "512", "--gpu", "h100", "--ep", "32", "--batch", "3840")
+    done = dsv3sim("init", "training", "own.yaml", *flags, "--pp", "8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    job = load_scenario(str(tmp_path / "own.yaml")).job
+    assert (job.pp, job.ep, job.global_batch_sequences) == (8, 32, 3840)
+    done = dsv3sim("init", "training", "other.yaml", *flags, "--pp", "7", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "dsv3sim: pp=7: does not divide the 512 GPUs; allowed: a divisor of them\n"
+    )
+    assert not (tmp_path / "other.yaml").exists()
