@@ -20,6 +20,7 @@ from simulator.cli.attribute import attribute
 from simulator.cli.calibrate import calibrate
 from simulator.cli.compare import compare
 from simulator.cli.init import init_app
+from simulator.cli.init_serving import init_serving
 from simulator.cli.options import Stopped, stoppable
 from simulator.cli.replay import replay
 from simulator.cli.run import run_command
@@ -37,6 +38,7 @@ app.command("run")(run_command)
 app.command("sweep")(sweep_command)
 for command in (validate, attribute, compare, replay, calibrate):
     app.command()(command)
+init_app.command("serving")(init_serving)
 app.add_typer(init_app, name="init")
 app.add_typer(show_app, name="show")
 

@@ -1,0 +1,76 @@
+"""Options that say what a service is: its model, machine, requests and limits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from simulator.scenario.starting_serving import Service, ServingMachine
+
+Model = Annotated[str, typer.Option(help="A shipped model, or a path to its config.json.")]
+Rate = Annotated[float | None, typer.Option(help="Requests per second, Poisson.")]
+Prompt = Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")]
+Output = Annotated[int, typer.Option(min=1, help="Tokens of an answer.")]
+LengthCv = Annotated[
+    float,
+    typer.Option(
+        min=0.0, help="Spread of both lengths, standard deviation over mean; 0: all are alike."
+    ),
+]
+Cached = Annotated[
+    float, typer.Option(min=0.0, max=0.99, help="Share of every prompt that a prefix cache holds.")
+]
+Ttft = Annotated[str, typer.Option(help="Limit of the time to the first token.")]
+Tpot = Annotated[str, typer.Option(help="Limit of the time per token after it.")]
+Recipe = Annotated[
+    str | None, typer.Option(help="Types of weights and products; default: the model's own.")
+]
+KvCache = Annotated[str, typer.Option(help="bfloat16 or fp8_e4m3.")]
+
+
+def service_of(
+    machine: ServingMachine,
+    *,
+    model: str,
+    rate: float | None,
+    prompt: int,
+    output: int,
+    length_cv: float,
+    cached: float,
+    ttft: str,
+    tpot: str,
+    recipe: str | None,
+    kv_cache: str,
+) -> Service:
+    """The service that the options say.
+
+    Raises:
+        ValueError: an unknown model, a limit that is no time, or no rate.
+    """
+    from hardware_profiles.units import parse_quantity
+    from reference_model.config import load_model_config
+    from simulator.scenario.starting_serving import service_by_flags
+
+    if rate is None or not 0 < rate < float("inf"):
+        raise ValueError(f"--rate {rate}: allowed: requests per second, more than 0")
+    limits = {"--ttft": ttft, "--tpot": tpot}
+    seconds = {name: parse_quantity(text, "time", name) for name, text in limits.items()}
+    for name, value in seconds.items():
+        if value <= 0:
+            raise ValueError(f"{name} {limits[name]}: allowed: more than 0, such as '50 ms'")
+    return service_by_flags(
+        model=model,
+        config=load_model_config(model),
+        machine=machine,
+        rate=rate,
+        prompt=prompt,
+        output=output,
+        length_cv=length_cv,
+        cached=cached,
+        ttft_s=seconds["--ttft"],
+        tpot_s=seconds["--tpot"],
+        recipe=recipe,
+        kv_cache=kv_cache,
+    )
