@@ -16,6 +16,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from simulator.cli.progress import PREFIX
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -65,7 +67,9 @@ def run(line: str, directory: Path) -> str:
         line, shell=True, cwd=directory, env=environment, text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    return "\n".join(text.rstrip() for text in done.stdout.splitlines()) + "\n"
+    # Lines of progress come with time, not with what is worked out.
+    lines = (text for text in done.stdout.splitlines() if not text.startswith(PREFIX))
+    return "\n".join(map(str.rstrip, lines)) + "\n"
 
 
 def shown(printed: str, before: str) -> str:

@@ -22,6 +22,7 @@ import pytest
 from invariants import SHORT
 
 from simulator.cli.app import main
+from simulator.cli.progress import PREFIX
 from simulator.scenario.files import known_scenarios, load_scenario
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +65,7 @@ def check(arguments, capsys, monkeypatch):
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
     shown = capsys.readouterr()
-    lines = [line for line in shown.err.splitlines() if not line.startswith("note: ")]
+    lines = [line for line in shown.err.splitlines() if not line.startswith(("note: ", PREFIX))]
     assert ended.value.code in (0, 2), arguments
     if ended.value.code == 2:
         assert len(lines) == 1, (arguments, lines)

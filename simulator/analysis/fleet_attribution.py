@@ -12,7 +12,7 @@ hours; of a user's tokens, over all tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from simulator.analysis.parallel import run_in_order
 from simulator.analysis.published import metric_at
 from simulator.analysis.run import metrics_of
+from simulator.execution.progress import HowFar, Watch, unwatched
 from simulator.scenario.analysis_inputs import LoadOfDay
 from simulator.scenario.files import Scenario, load_scenario
 from simulator.scenario.fleet import FleetJob
@@ -59,11 +60,13 @@ def attribute_fleet(
     *,
     measure: Measure = metrics_of,
     processes: int = 1,
+    watch: Watch = unwatched,
 ) -> tuple[tuple[PublishedFigure, ...], list[AttributionRow]]:
     """Run a fleet and its counterfactuals.
 
     Args:
         processes: runs at the same time; the rows do not depend on it.
+        watch: told after every run how many have ended.
 
     Returns:
         The published figures that are not inputs, and the rows: the scenario as it is, its
@@ -98,7 +101,7 @@ def attribute_fleet(
             runs = _levels(load_scenario(name_or_path, changes), changes, day)
         named.append((step.name, step.source, runs))
     calls = [(name_or_path, run.overrides) for _, _, runs in named for run in runs]
-    measured = run_in_order(measure, calls, jobs=processes)
+    measured = _counted(run_in_order(measure, calls, jobs=processes), len(calls), watch)
     rows: list[AttributionRow] = []
     for name, source, runs in named:
         levels = [(run.replicas, next(measured)) for run in runs]
@@ -114,6 +117,14 @@ def attribute_fleet(
         )
     )
     return figures, rows
+
+
+def _counted(
+    runs: Iterator[Mapping[str, Any]], of: int, watch: Watch
+) -> Iterator[Mapping[str, Any]]:
+    for number, run in enumerate(runs, 1):
+        watch(HowFar(number / of, number, "runs"))
+        yield run
 
 
 def attribution_json(

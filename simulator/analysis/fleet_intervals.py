@@ -24,6 +24,7 @@ from simulator.execution.fleet.simulation import (
     prefill_iteration,
 )
 from simulator.execution.fleet.step_times import StepTimes
+from simulator.execution.progress import Watch, unwatched, watch_part
 from simulator.execution.serving_draws import expected_s
 
 FIGURES = (
@@ -69,11 +70,11 @@ class ScaledStepTimes:
         return self.factors["prefill"] * self.base.prefill_pass_s(tokens, context)
 
 
-def fleet_metrics_with_intervals(fleet: ObservedFleet) -> dict[str, Any]:
+def fleet_metrics_with_intervals(fleet: ObservedFleet, watch: Watch = unwatched) -> dict[str, Any]:
     """Figures of a fleet with their intervals, {"interval_80": {path: [low, high]}}, those of ideal
     ranks, {"ideal": {path: value}}, and what `goodput_cliff` says of them."""
     metrics = measure_fleet(fleet)
-    found = fleet_intervals(fleet.simulation, metrics)
+    found = fleet_intervals(fleet.simulation, metrics, watch)
     metrics["interval_80"] = {path: ends for path, (*ends, _) in found.items()}
     metrics["ideal"] = {path: ideal for path, (_, _, ideal) in found.items()}
     metrics["goodput_cliff"] = goodput_cliff(metrics)
@@ -104,13 +105,14 @@ def goodput_cliff(metrics: Mapping[str, Any]) -> str | None:
 
 
 def fleet_intervals(
-    simulation: FleetSimulation, metrics: Mapping[str, Any]
+    simulation: FleetSimulation, metrics: Mapping[str, Any], watch: Watch = unwatched
 ) -> dict[str, list[float]]:
     """{path: [low, high, of ideal ranks]} of FIGURES; empty for step times that are coefficients of
     the scenario.
 
     Args:
         metrics: of the whole run.
+        watch: told how far the further runs have come.
     """
     ends = _iteration_ends(simulation, metrics)
     if not ends:
@@ -121,8 +123,11 @@ def fleet_intervals(
     if requests is not None and requests < metrics["requests"]["arrived"]:
         source = simulation.job.requests.model_copy(update={"limit": requests})
         shorter = replace(simulation, job=simulation.job.model_copy(update={"requests": source}))
-        middle = measure_fleet(observe_fleet(shorter))
-    runs = [_at_end(shorter, ends, end) for end in range(3)]
+        middle = measure_fleet(observe_fleet(shorter, watch_part(watch, 0, 4)))
+    first = int(shorter is not simulation)
+    runs = [
+        _at_end(shorter, ends, end, watch_part(watch, first + end, first + 3)) for end in range(3)
+    ]
     intervals = {}
     for path in FIGURES:
         value, base = metric_at(metrics, path), metric_at(middle, path)
@@ -135,12 +140,12 @@ def fleet_intervals(
 
 
 def _at_end(
-    simulation: FleetSimulation, ends: Mapping[str, Sequence[float]], end: int
+    simulation: FleetSimulation, ends: Mapping[str, Sequence[float]], end: int, watch: Watch
 ) -> dict[str, Any]:
     """Figures with all iterations at one end of their interval, or of ideal ranks."""
     factors = {phase: both[end] for phase, both in ends.items()}
     times = {name: ScaledStepTimes(base, factors) for name, base in simulation.step_times.items()}
-    return measure_fleet(observe_fleet(replace(simulation, step_times=times)))
+    return measure_fleet(observe_fleet(replace(simulation, step_times=times), watch))
 
 
 def _iteration_ends(

@@ -27,6 +27,7 @@ from simulator.analysis.streaming import Floats
 from simulator.execution.fleet.accounts import FleetRun
 from simulator.execution.fleet.simulation import FleetSimulation
 from simulator.execution.fleet.step_times import StepTimes
+from simulator.execution.progress import Watch, unwatched
 from simulator.scenario.analysis_inputs import VerdictRules
 from simulator.scenario.fleet import FleetJob
 
@@ -87,14 +88,17 @@ class ObservedFleet:
     statistics: FleetStatistics
 
 
-def observe_fleet(simulation: FleetSimulation) -> ObservedFleet:
+def observe_fleet(simulation: FleetSimulation, watch: Watch = unwatched) -> ObservedFleet:
     """Run a fleet and count what happens.
+
+    Args:
+        watch: told how far the run has come.
 
     Raises:
         ValueError: no request that arrives after the warm-up finishes, so nothing is measured.
     """
     statistics = FleetStatistics(simulation.job)
-    run = simulation.run(statistics)
+    run = simulation.run(statistics, watch)
     if not statistics.counted:
         raise ValueError(f"fleet: nothing is measured: {_why_nothing(simulation.job, run)}")
     return ObservedFleet(simulation, run, statistics)

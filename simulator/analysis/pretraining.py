@@ -23,6 +23,7 @@ from simulator.execution.pretraining import (
     optimal_interval,
     run_once,
 )
+from simulator.execution.progress import HowFar, Watch, unwatched
 from simulator.execution.training import TrainingRun
 from simulator.hardware.prediction import NORMAL_80
 from simulator.scenario.files import Scenario, load_scenario
@@ -96,8 +97,11 @@ class PretrainingRun:
         return float(self.plan.ends_s[-1])
 
 
-def simulate_pretraining(scenario: Scenario) -> PretrainingRun:
+def simulate_pretraining(scenario: Scenario, watch: Watch = unwatched) -> PretrainingRun:
     """Simulate the step of every phase, and the run for every seed.
+
+    Args:
+        watch: told after every run how far it has come.
 
     Raises:
         ValueError: a phase that cannot run, or a checkpoint that its interval cannot hold.
@@ -111,11 +115,11 @@ def simulate_pretraining(scenario: Scenario) -> PretrainingRun:
     seeds = np.random.SeedSequence(scenario.file.seed).spawn(job.runs)
     longest = max(phases, key=lambda phase: float(phase.seconds.sum())).step
     slower = np.array([_slower(longest, seed) for seed in seeds])
-    logs = tuple(
-        run_once(plan, slower=float(factor), seed=seed)
-        for factor, seed in zip(slower, seeds, strict=True)
-    )
-    return PretrainingRun(scenario, job, gpus, phases, plan, size, slower, logs)
+    logs = []
+    for factor, seed in zip(slower, seeds, strict=True):
+        logs.append(run_once(plan, slower=float(factor), seed=seed))
+        watch(HowFar(len(logs) / job.runs, len(logs), "runs"))
+    return PretrainingRun(scenario, job, gpus, phases, plan, size, slower, tuple(logs))
 
 
 def _gpus(scenario: Scenario, job: PretrainingJob) -> int:

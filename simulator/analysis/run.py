@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
+from simulator.execution.progress import Watch, unwatched
 from simulator.scenario.collective import CollectiveJob
 from simulator.scenario.files import Scenario, load_scenario
 from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
@@ -112,12 +113,15 @@ class Run(Generic[Result_co]):
         return named | {"metric": path, "seconds": found[path], "ratio": found[path] / known[path]}
 
 
-def simulate(scenario: Scenario, *, unfold: bool = False) -> Run[AnyResult]:
+def simulate(
+    scenario: Scenario, *, unfold: bool = False, watch: Watch = unwatched
+) -> Run[AnyResult]:
     """Run the job of a scenario; the same scenario gives the same run.
 
     Args:
         unfold: list every operator of every rank, not only those of each distinct chunk; of a
             training step only.
+        watch: told how far a simulation that takes long has come.
 
     Raises:
         ValueError: anything that the user can mend.
@@ -131,7 +135,7 @@ def simulate(scenario: Scenario, *, unfold: bool = False) -> Run[AnyResult]:
             f"{scenario.where}: cluster.failures: {', '.join(cluster.failures)}: a "
             f"{scenario.job_name} job does not simulate failures of the fabric; allowed: none"
         )
-    return SIMULATED[scenario.job_name](scenario, unfold)
+    return SIMULATED[scenario.job_name](scenario, unfold, watch)
 
 
 def metrics_of(scenario: str, overrides: Sequence[str]) -> Metrics:
@@ -148,7 +152,7 @@ def metrics_of(scenario: str, overrides: Sequence[str]) -> Metrics:
         return simulate(load_scenario(scenario, overrides)).quick_metrics
 
 
-def _training(scenario: Scenario, unfold: bool) -> Run[TrainingRun]:
+def _training(scenario: Scenario, unfold: bool, _: Watch) -> Run[TrainingRun]:
     from simulator.analysis.training_metrics import training_metrics
     from simulator.execution.training_run import simulate_training
 
@@ -192,15 +196,15 @@ def _events(
     return group, lambda: {"events": events_metrics(group, gpu, hbm.rate, scenario.calibration)}
 
 
-def _pretraining(scenario: Scenario, _: bool) -> Run[PretrainingRun]:
+def _pretraining(scenario: Scenario, _: bool, watch: Watch) -> Run[PretrainingRun]:
     from simulator.analysis.pretraining import simulate_pretraining
     from simulator.analysis.pretraining_metrics import pretraining_metrics
 
-    result = simulate_pretraining(scenario)
+    result = simulate_pretraining(scenario, watch)
     return Run(scenario, result, lambda _: pretraining_metrics(result))
 
 
-def _serving_step(scenario: Scenario, _: bool) -> Run[ServingRun]:
+def _serving_step(scenario: Scenario, _unfold: bool, _: Watch) -> Run[ServingRun]:
     from simulator.analysis.serving_metrics import serving_metrics
     from simulator.execution.serving_run import simulate_serving_step
 
@@ -221,20 +225,20 @@ def _serving_step(scenario: Scenario, _: bool) -> Run[ServingRun]:
     )
 
 
-def _fleet(scenario: Scenario, _: bool) -> Run[ObservedFleet]:
+def _fleet(scenario: Scenario, _: bool, watch: Watch) -> Run[ObservedFleet]:
     from simulator.analysis.fleet_intervals import fleet_metrics_with_intervals
     from simulator.analysis.fleet_metrics import measure_fleet, observe_fleet
     from simulator.execution.fleet.simulation import prepare_fleet
 
-    result = observe_fleet(prepare_fleet(scenario))
+    result = observe_fleet(prepare_fleet(scenario, watch), watch)
     return Run(
         scenario,
         result,
-        lambda wide: fleet_metrics_with_intervals(result) if wide else measure_fleet(result),
+        lambda wide: fleet_metrics_with_intervals(result, watch) if wide else measure_fleet(result),
     )
 
 
-def _collective(scenario: Scenario, _: bool) -> Run[CollectiveResult]:
+def _collective(scenario: Scenario, _unfold: bool, _: Watch) -> Run[CollectiveResult]:
     from simulator.analysis.collective_metrics import collective_metrics
     from simulator.execution.collective import run_collective
 
@@ -242,7 +246,7 @@ def _collective(scenario: Scenario, _: bool) -> Run[CollectiveResult]:
     return Run(scenario, result, lambda _: collective_metrics(result, figures), has_intervals=False)
 
 
-def _tpot_limit(scenario: Scenario, _: bool) -> Run[TpotLimit]:
+def _tpot_limit(scenario: Scenario, _unfold: bool, _: Watch) -> Run[TpotLimit]:
     from simulator.analysis.serving_metrics import limit_metrics
     from simulator.execution.bounds import tpot_limit
 
@@ -252,7 +256,7 @@ def _tpot_limit(scenario: Scenario, _: bool) -> Run[TpotLimit]:
     return Run(scenario, result, lambda _: limit_metrics(result, figures), has_intervals=False)
 
 
-def _offload(scenario: Scenario, _: bool) -> Run[OffloadStep]:
+def _offload(scenario: Scenario, _unfold: bool, _: Watch) -> Run[OffloadStep]:
     from hardware_profiles.offload_servers import load_server
     from simulator.analysis.serving_metrics import offload_metrics
     from simulator.execution.offload import offload_step
@@ -268,14 +272,14 @@ def _offload(scenario: Scenario, _: bool) -> Run[OffloadStep]:
     )
 
 
-def _replay(scenario: Scenario, _: bool) -> Run[Replay]:
+def _replay(scenario: Scenario, _unfold: bool, _: Watch) -> Run[Replay]:
     from simulator.analysis.profile_replay import replay_metrics, run_replay
 
     result = run_replay(scenario)
     return Run(scenario, result, lambda _: replay_metrics(result), has_intervals=False)
 
 
-SIMULATED: Mapping[str, Callable[[Scenario, bool], Run[AnyResult]]] = {
+SIMULATED: Mapping[str, Callable[[Scenario, bool, Watch], Run[AnyResult]]] = {
     "training": _training,
     "pretraining": _pretraining,
     "collective": _collective,
@@ -285,4 +289,4 @@ SIMULATED: Mapping[str, Callable[[Scenario, bool], Run[AnyResult]]] = {
     "fleet": _fleet,
     "replay": _replay,
 }
-"""Job -> (scenario, whether to unfold) -> its run."""
+"""Job -> (scenario, whether to unfold, who watches) -> its run."""

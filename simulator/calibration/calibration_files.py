@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hardware_profiles.whole_files import is_draft_of, write_together
 from simulator.calibration.collective_fit import beside_text
 from simulator.calibration.fit import COLLECTIVES, Calibration, fit_calibration
 from simulator.calibration.normal_fit import SOURCE, normal_kernels
+from simulator.execution.progress import Watch, unwatched
 
 DEFAULT_BASE = "h800_sxm"
 
@@ -61,7 +62,7 @@ def calibrate_to_file(
     base: str | None,
     sets: Sequence[str] = (),
     stated: Mapping[str, str] | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    watch: Watch = unwatched,
 ) -> tuple[Calibration, list[Path]]:
     """Fit a calibration and write it; returns the result and the files written.
 
@@ -94,7 +95,7 @@ def calibrate_to_file(
         mappings=mappings,
         sets=sets,
         stated=stated,
-        progress=progress,
+        watch=watch,
     )
     return result, write_calibration(result, out, base_raw=raw, sources=sources)
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from hardware_profiles.calibration_parts import FitProfile, HeldOutError, TilesProfile
 from hardware_profiles.schema import GpuProfile
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement, format_pairs
+from simulator.execution.progress import HowFar, Watch, unwatched
 from simulator.hardware.kernels.families import Family, batch_of_rows, check_row, family_of
 from simulator.hardware.kernels.gaussian_process import (
     DEFAULT_LENGTH,
@@ -99,12 +100,14 @@ def fit_families(
     gpu: GpuProfile,
     floor: float,
     tiles: TilesProfile,
+    watch: Watch = unwatched,
 ) -> tuple[list[FitProfile], list[HeldOutRow]]:
     """Judge every family of every kernel set with at least `LEAST_ROWS` distinct sizes.
 
     Args:
         floor: added to times at peak: what a kernel takes that does nothing.
         tiles: of matrix products, unless others fit a kernel set better.
+        watch: told after every family how many rows have been judged.
     """
     groups: dict[tuple[Family, str], list[Measurement]] = defaultdict(list)
     rows = list(rows)
@@ -116,7 +119,10 @@ def fit_families(
         groups[family, row.kernel_set].append(row)
     fits: list[FitProfile] = []
     held_out: list[HeldOutRow] = []
+    judged, of = 0, sum(map(len, groups.values()))
     for (family, kernel_set), members in sorted(groups.items(), key=lambda entry: str(entry[0])):
+        watch(HowFar(judged / of, judged, "rows", what="fitting"))
+        judged += len(members)
         distinct = averaged(members)
         if len(distinct) < LEAST_ROWS:
             continue

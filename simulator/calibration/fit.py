@@ -8,7 +8,7 @@ GPUs are no kernels; `collective_fit` makes a transport of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from simulator.calibration.normal_fit import (
 )
 from simulator.calibration.sources import read_sources
 from simulator.calibration.tables import kernel_sets
+from simulator.execution.progress import Watch, unwatched
 from simulator.hardware.kernels.families import (
     calibration_measurements,
     family_of,
@@ -69,7 +70,7 @@ def fit_calibration(
     sets: Sequence[str] = (),
     completed_by: Sequence[str] = (),
     stated: Mapping[str, str] | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    watch: Watch = unwatched,
 ) -> Calibration:
     """Read sources, fit every family and judge the fits.
 
@@ -82,11 +83,11 @@ def fit_calibration(
             empty, those of the base, else the newest version (kernel_choice.py).
         completed_by: calibrations that answer for kernels without a row.
         stated: {column that tables lack: its value in every line}
-        progress: told what is being done.
+        watch: told what is being done.
 
     Raises ValueError, one line, for a source that cannot be used or sources without a row.
     """
-    read = read_sources(sources, gpu=gpu, mappings=mappings, stated=stated, progress=progress)
+    read = read_sources(sources, gpu=gpu, mappings=mappings, stated=stated, watch=watch)
     warnings = list(read.warnings)
     unknown = [name for name in sets if name not in kernel_sets(read.measurements)]
     if unknown:
@@ -97,7 +98,6 @@ def fit_calibration(
     choice = choose_versions(read.measurements, read.sets, named=(*sets, *base.kernel_sets))
     rows = list(choice.rows)
     warnings += choice.warnings
-    progress(f"fitting {len(rows):,} rows")
     profile = load_gpu(gpu)
     normal = fit_normal(normal_tables_of(rows, base, profile, nic=NIC))
     kernels = [row for row in rows if normal_key(row) not in normal]
@@ -109,7 +109,7 @@ def fit_calibration(
             "in_order) answer such steps; fits are of bursts alone"
         )
     fits, held_out = fit_families(
-        kernels, gpu=profile, floor=base.kernel_floor.value, tiles=base.tiles
+        kernels, gpu=profile, floor=base.kernel_floor.value, tiles=base.tiles, watch=watch
     )
     judged = {(fit.kind, fit.dtype, fit.out_dtype, fit.kernel_set) for fit in fits}
     unused = [row.kind for row in rows if row.kind in TRANSFER_KINDS - KINDS]

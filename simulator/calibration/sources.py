@@ -13,7 +13,7 @@ its columns, and a profile's is the one that names most of its kernel time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from simulator.calibration.table_files import ENDINGS
 from simulator.calibration.table_mappings import table_mappings
 from simulator.calibration.tables import KernelSet, import_table
 from simulator.calibration.traces import import_trace
+from simulator.execution.progress import HowFar, Watch, unwatched
 from simulator.workload.profile.kernel_mapping import known_mappings, mapping_file
 
 TRACE_ENDINGS = (".json", ".json.gz")
@@ -52,13 +53,13 @@ def read_sources(
     gpu: str,
     mappings: Sequence[str] = (),
     stated: Mapping[str, str] | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    watch: Watch = unwatched,
 ) -> Sources:
     """Read every source by its own mapping.
 
     Args:
         stated: {column that tables lack: its value in every line}
-        progress: told what is read, file by file.
+        watch: told what is read, file by file.
 
     Raises ValueError, one line, for a source that cannot be used, a mapping that is not known or
     that none of the sources takes, and sources without a row.
@@ -71,8 +72,8 @@ def read_sources(
     used: list[str] = []
     modules: list[Path] = []
     sets: dict[tuple[str, int], KernelSet] = {}
-    for number, (source, shown) in enumerate(files.items(), start=1):
-        progress(f"reading {shown} ({number} of {len(files)})")
+    for number, (source, shown) in enumerate(files.items()):
+        watch(HowFar(number / len(files), number, "files", what=f"reading {shown}"))
         try:
             if is_trace(source):
                 trace = import_trace(source, mapping=chosen.get(source), gpu=gpu)

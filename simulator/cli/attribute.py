@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from simulator.cli.options import Changes, Json, print_tables, working
+from simulator.cli.options import Changes, Json, print_tables
+from simulator.cli.progress import progress
 
 
 def attribute(
@@ -25,7 +26,7 @@ def attribute(
     from simulator.scenario.training import TrainingJob
 
     loaded = load_scenario(scenario, changes or ())
-    with working(f"simulating counterfactuals of {scenario}"):
+    with progress(f"simulating counterfactuals of {scenario}", unit="runs") as shown:
         if isinstance(loaded.job, TrainingJob):
             from reports.terminal import step_attribution_table
             from simulator.analysis.run import simulate
@@ -43,7 +44,7 @@ def attribute(
             from reports.pretraining import causes_table
             from simulator.analysis.run import simulate
 
-            metrics = simulate(loaded).metrics
+            metrics = simulate(loaded, watch=shown.watch).metrics
             table = causes_table(loaded.name, metrics)
             attributed = {
                 name: metrics[name] for name in ("days", "days_by_cause", "share_by_cause")
@@ -53,7 +54,7 @@ def attribute(
             from simulator.analysis import fleet_attribution
 
             figures, rows = fleet_attribution.attribute_fleet(
-                scenario, changes or (), processes=jobs
+                scenario, changes or (), processes=jobs, watch=shown.watch
             )
             table = attribution_table(loaded.name, figures, rows)
             attributed = fleet_attribution.attribution_json(figures, rows)

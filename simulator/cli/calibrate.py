@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from simulator.cli.options import print_tables, working
+from simulator.cli.options import print_tables
+from simulator.cli.progress import progress
 
 
 def calibrate(
@@ -61,8 +62,6 @@ def calibrate(
     ] = None,
 ) -> None:
     """Fit kernel times to measurements and report the error of left-out rows."""
-    from rich.text import Text
-
     from hardware_profiles.schema import load_calibration
     from reports.calibration import (
         calibration_tables,
@@ -82,13 +81,13 @@ def calibrate(
     stated = _stated(column or ())
     preferred = sets.split(",") if sets else ()
     if explain:
-        with working("reading") as status:
+        with progress("reading") as shown:
             read = read_sources(
                 sources,
                 gpu=gpu,
                 mappings=mapping or (),
                 stated=stated,
-                progress=lambda text: status.update(Text(text)),
+                watch=shown.watch,
             )
             named = (*preferred, *load_calibration(base_of(gpu, base)).kernel_sets)
             choice = choose_versions(read.measurements, read.sets, named=named)
@@ -98,7 +97,7 @@ def calibrate(
         raise ValueError("--out is missing: the calibration to write, .yaml; or --explain")
     directory = report or Path("runs") / f"calibration_{out.stem}"
     check_replaceable(directory)
-    with working("calibrating") as status:
+    with progress("calibrating") as shown:
         result, written = calibrate_to_file(
             sources,
             gpu=gpu,
@@ -107,7 +106,7 @@ def calibrate(
             base=base,
             sets=preferred,
             stated=stated,
-            progress=lambda text: status.update(Text(text)),
+            watch=shown.watch,
         )
         inputs = {
             "sources": [str(source) for source in sources],
@@ -118,7 +117,7 @@ def calibrate(
             "columns": column or [],
             "out": str(out),
         }
-        status.update("holding whole modules against their kernels")
+        shown.says("holding whole modules against their kernels")
         modules, cancelling = module_errors(result.modules, load_calibration(str(out)))
         pooled = write_calibration_run(result, directory, inputs=inputs)
     errors = [pooled_table(pooled, POOLED_ROWS)] if result.profile.fits else []

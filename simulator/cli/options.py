@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.status import Status
     from rich.table import Table
 
 PIPE_COLUMNS = 100
@@ -61,11 +60,3 @@ def print_tables(*tables: Table) -> None:
     console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, markup=False)
     for table in tables:
         console.print(table)
-
-
-def working(text: str) -> Status:
-    """A spinner on standard error that says what is being done, brackets in names as they are."""
-    from rich.console import Console
-    from rich.text import Text
-
-    return Console(stderr=True).status(Text(text))

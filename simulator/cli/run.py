@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator.cli.options import Changes, Json, print_tables, working
+from simulator.cli.options import Changes, Json, print_tables
+from simulator.cli.progress import progress
 
 if TYPE_CHECKING:
     from simulator.scenario.files import Scenario
@@ -96,8 +97,6 @@ def run_and_show(
         out: directory of the run; None for the usual one, or for none with JSON.
         started: time.perf_counter() from which on the command has worked.
     """
-    from rich.text import Text
-
     from reports.jobs import JOB_REPORTS
     from reports.tables import left_out_note
     from simulator.analysis.run import simulate
@@ -107,17 +106,17 @@ def run_and_show(
         from reports.run_directory import check_replaceable
 
         check_replaceable(directory)
-    with working(f"simulating {loaded.name}") as status:
-        result = simulate(loaded, unfold=unfold)
+    with progress(f"simulating {loaded.name}") as shown:
+        result = simulate(loaded, unfold=unfold, watch=shown.watch)
         if not intervals and not result.has_intervals:
             note = f"note: --no-interval: a {loaded.job_name} job has no 80 % interval"
             print(note, file=sys.stderr)
-        status.update(Text(f"measuring {loaded.name}"))
+        shown.says(f"measuring {loaded.name}")
         metrics = result.to_json(intervals=intervals)
         metrics["wall_clock_s"] = time.perf_counter() - started
         report = JOB_REPORTS[loaded.job_name]()
         if directory is not None:
-            status.update(Text(f"writing {directory}"))
+            shown.says(f"writing {directory}")
             report.write(result, metrics, directory)
     if as_json:
         print(json.dumps(metrics, allow_nan=False))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator.cli.options import Changes, Json, Stopped, print_tables
+from simulator.cli.options import Changes, Json, print_tables
+from simulator.cli.progress import progress
 
 if TYPE_CHECKING:
     from simulator.analysis.sweep import Point
@@ -129,41 +130,34 @@ def _run(
     jobs: int,
     dask: str | None,
 ) -> list[Point]:
-    """Run the points under a bar on standard error; when stopped, say how many are kept."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
+    """Run the points; when stopped, say how many are kept."""
     from simulator.analysis.run import metrics_of
     from simulator.analysis.sweep import check_metrics, run_sweep
 
     ended = 0
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("points", total=len(points))
+
+    def what_is_kept() -> str:
+        if kept is None:
+            return "no point is kept without a directory (--out)"
+        return f"{ended} of {len(points)} points are kept; the same command goes on from there"
+
+    with progress(
+        f"simulating {scenario}", total=len(points), unit="points", kept=what_is_kept
+    ) as shown:
 
         def finished(row: Point) -> None:
             nonlocal ended
             check_metrics(asked, row)  # at the first row, not after hours of runs
             ended += bool(row.metrics)
-            progress.advance(task)
+            shown.advance(taken_over=row.digest in known or not row.digest)
 
-        try:
-            return run_sweep(
-                points,
-                scenario,
-                metrics_of,
-                kept=kept,
-                known=known,
-                jobs=jobs,
-                dask=dask,
-                done=finished,
-            )
-        except Stopped as stop:
-            stop.kept = "no point is kept without a directory (--out)"
-            if kept is not None:
-                stop.kept = (
-                    f"{ended} of {len(points)} points are kept; the same command goes on from there"
-                )
-            raise
+        return run_sweep(
+            points,
+            scenario,
+            metrics_of,
+            kept=kept,
+            known=known,
+            jobs=jobs,
+            dask=dask,
+            done=finished,
+        )

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from simulator.cli.options import Json, print_tables, working
+from simulator.cli.options import Json, print_tables
+from simulator.cli.progress import progress
 
 
 def validate(
@@ -99,19 +100,18 @@ def validate(
     for name in names:
         check_figures(load_scenario(name))  # a misspelt name is an error before anything runs
     found = {}
-    with working(f"simulating {names[0]}") as status:
-        runs = check_published(names, with_intervals, jobs=jobs)
-        for number, (name, figures) in enumerate(runs, 1):
+    with progress("simulating", total=len(names), unit="scenarios") as shown:
+        for name, figures in check_published(names, with_intervals, jobs=jobs):
             found[name] = figures
-            status.update(f"{number} of {len(names)} scenarios")
+            shown.advance()
     if as_json:
         rows = [row for figures in found.values() for row in figures]
-        shown = [
+        listed = [
             {"scenario": name, **asdict(row), "is_evidence": row.is_evidence}
             for name, figures in found.items()
             for row in figures
         ]
-        print(json.dumps({"figures": shown, "median_error": median_error(rows)}, allow_nan=False))
+        print(json.dumps({"figures": listed, "median_error": median_error(rows)}, allow_nan=False))
         return
     print_tables(validation_table(found))
 
@@ -133,7 +133,7 @@ def _write_ledger(
 
     check_ledger(ledger)
     names = tuple(scenarios or known_scenarios())
-    with working(f"simulating {names[0]}"):
+    with progress("simulating"):
         today = f"{datetime.now(UTC):%Y-%m-%d}"
         lines = predictions_of(names, date=today, known=known, changes=changes, jobs=jobs)
     append_to_ledger(ledger, lines)
@@ -150,7 +150,7 @@ def _predict(lease: str | None, ledger: Path) -> None:
     check_ledger(ledger)
     if lease is None:
         raise ValueError("--predict needs --lease, the name of the one to come: h200_sxm_3")
-    with working(f"predicting {lease}"):
+    with progress(f"predicting {lease}"):
         lines = ledger_lines(lease, date=f"{datetime.now(UTC):%Y-%m-%d}")
     append_to_ledger(ledger, lines)
     print(f"{len(lines)} predictions added to {ledger}")
@@ -184,7 +184,7 @@ def _validate_whole(lease: str | None, *, as_json: bool) -> None:
 
     if lease is not None:
         check_lease(lease)
-    with working("simulating whole steps"):
+    with progress("simulating whole steps"):
         found = comparisons(lease)
     pairs = dict.fromkeys((one.step.lease, one.other_lease) for one in found)
     probes = {pair: probed for pair in pairs if (probed := probe_leases(*pair))}

@@ -115,6 +115,21 @@ def generate_requests(
         )
 
 
+def expected_requests(source: RequestSource) -> int | None:
+    """About as many requests as a source gives; None where nobody knows without reading it."""
+    whole = None
+    if source.window is None and source.file is not None:
+        try:
+            with Path(source.file).open("rb") as file:
+                whole = max(sum(1 for _ in file), 1)
+        except OSError:
+            return None  # Reading it says what is wrong.
+    elif source.window is None and source.synthetic is not None:
+        whole = source.synthetic.count if source.synthetic.sessions is None else None
+    known = [count for count in (whole, source.limit) if count is not None]
+    return min(known, default=None)
+
+
 def read_trace(
     path: Path, trace_format: TraceFormat, *, skip_malformed: bool, counts: ReadCounts
 ) -> Iterator[Request]:

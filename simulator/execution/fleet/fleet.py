@@ -26,8 +26,14 @@ from simulator.execution.fleet.live_request import LiveRequest
 from simulator.execution.fleet.log import FleetLog, LogWriter, Outcome, SampleRow
 from simulator.execution.fleet.router import Router
 from simulator.execution.fleet.step_times import StepTimes
+from simulator.execution.progress import HowFar, Watch, unwatched
 from simulator.scenario.fleet import FleetJob, InstanceFailure
-from simulator.workload.requests import ReadCounts, Request, generate_requests
+from simulator.workload.requests import (
+    ReadCounts,
+    Request,
+    expected_requests,
+    generate_requests,
+)
 
 MOST_SAMPLES = 1_000_000
 """Looks at the queues of one run; that many take some ten seconds."""
@@ -40,6 +46,7 @@ def run_fleet(
     *,
     seed: int,
     log: FleetLog,
+    watch: Watch = unwatched,
 ) -> FleetRun:
     """Simulate a fleet.
 
@@ -47,6 +54,7 @@ def run_fleet(
         step_times: of each pool of the job, {"prefill": ..., "decode": ...} or {"colocated": ...}.
         seed: equal seeds give equal logs.
         log: takes the rows while the simulation runs.
+        watch: told at every look at the queues how far it has come.
 
     Raises:
         ValueError: more GPUs than the cluster has, a pool without step times, a bad trace.
@@ -54,7 +62,7 @@ def run_fleet(
     missing = sorted(set(job.pools) - set(step_times))
     if missing:
         raise ValueError(f"fleet: no step times for the pool {missing[0]}")
-    return _Fleet(job, step_times, cluster, seed=seed, log=log).run()
+    return _Fleet(job, step_times, cluster, seed=seed, log=log, watch=watch).run()
 
 
 class _Fleet:
@@ -68,10 +76,13 @@ class _Fleet:
         *,
         seed: int,
         log: FleetLog,
+        watch: Watch,
     ) -> None:
         self._env = simpy.Environment()
         self._job = job
         self._log = LogWriter(log)
+        self._watch = watch
+        self._requests = expected_requests(job.requests)
         requests, thinking = np.random.default_rng(seed).spawn(2)
         self._read = ReadCounts()
         self._stream = generate_requests(job.requests, requests, counts=self._read)
@@ -220,6 +231,7 @@ class _Fleet:
                     ended=self._accounts.ended,
                 )
             )
+            self._watch(self._progress())
             if self._job.horizon is None and self._stuck() and not self._accounts.done.triggered:
                 self._accounts.done.succeed()
             yield self._env.timeout(self._job.sample_interval)
@@ -228,6 +240,16 @@ class _Fleet:
             f"{MOST_SAMPLES:,} looks, {self._env.now:g} s; allowed: an interval of which the run "
             "needs fewer, such as '1 s'"
         )
+
+    def _progress(self) -> HowFar:
+        """How far the run has come: by its end where that is set, else by its requests."""
+        now_s, ended = self._env.now, self._accounts.ended
+        share = None
+        if self._job.horizon is not None:
+            share = min(now_s / self._job.horizon, 1.0)
+        elif self._requests is not None:
+            share = min(ended / self._requests, 1.0)
+        return HowFar(share, ended, "requests", now_s)
 
     def _stuck(self) -> bool:
         """Whether the requests inside can never end: what they need is down for good."""

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 
 import yaml
 
@@ -31,6 +32,7 @@ from simulator.execution.fleet.step_times import (
     InterpolatedStepTimes,
     StepTimes,
 )
+from simulator.execution.progress import HowFar, Watch, unwatched
 from simulator.execution.serving_draws import expected_s
 from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_run import prepare_serving, rebalancing
@@ -72,7 +74,7 @@ class FleetSimulation:
         """What the step times of each pool rest on, in words."""
         return {name: _basis(pool) for name, pool in self.job.pools.items()}
 
-    def run(self, log: FleetLog) -> FleetRun:
+    def run(self, log: FleetLog, watch: Watch = unwatched) -> FleetRun:
         """Simulate the fleet; the same scenario gives the same rows."""
         return run_fleet(
             self.job,
@@ -80,6 +82,7 @@ class FleetSimulation:
             self.scenario.cluster,
             seed=self.scenario.file.seed,
             log=log,
+            watch=watch,
         )
 
 
@@ -94,8 +97,11 @@ def _basis(pool: PoolSpec) -> str:
     return f"one-step model of {named}, interpolated between grid points"
 
 
-def prepare_fleet(scenario: Scenario) -> FleetSimulation:
+def prepare_fleet(scenario: Scenario, watch: Watch = unwatched) -> FleetSimulation:
     """Resolve the step times of every pool.
+
+    Args:
+        watch: told of every iteration whose time is worked out, while the fleet runs.
 
     Raises:
         ValueError: an unknown name, a deployment that is not the pool's, or Infeasible.
@@ -115,7 +121,7 @@ def prepare_fleet(scenario: Scenario) -> FleetSimulation:
             for phase, step in steps.items()
             if step is not None
         }
-        times[name] = _interpolated(of_pool)
+        times[name] = _interpolated(of_pool, watch)
         models |= of_pool
         pauses[name] = _with_pause(pool, of_pool, where=f"fleet.{name}.rebalance")
     filled = pauses | {"kv_bytes_per_token": _kv_bytes_per_token(scenario, job, models)}
@@ -158,16 +164,43 @@ def _with_pause(pool: PoolSpec, models: Mapping[str, ServingModel], *, where: st
     return pool.model_copy(update={"rebalance": rebalance.model_copy(update={"pause": max(moved)})})
 
 
-def _interpolated(models: Mapping[str, ServingModel]) -> StepTimes:
+def _interpolated(models: Mapping[str, ServingModel], watch: Watch) -> StepTimes:
     return InterpolatedStepTimes(
-        _expected(lambda batch, context: decode_iteration(models["decode"], batch, context)),
-        _expected(lambda tokens, attended: prefill_iteration(models["prefill"], tokens, attended)),
+        _expected(
+            _told(
+                lambda batch, context: decode_iteration(models["decode"], batch, context),
+                watch,
+                "decode",
+                "steps",
+            )
+        ),
+        _expected(
+            _told(
+                lambda tokens, attended: prefill_iteration(models["prefill"], tokens, attended),
+                watch,
+                "prefill",
+                "passes",
+            )
+        ),
         kv_capacity_tokens=min(_kv_tokens(model) for model in models.values()),
         page_tokens=max(model.job.memory.page_tokens for model in models.values()),
         batches=_BATCHES,
         tokens=_SIZES,
         contexts=_CONTEXTS,
     )
+
+
+def _told(
+    iteration: Callable[[int, int], ServingStep], watch: Watch, phase: str, unit: str
+) -> Callable[[int, int], ServingStep]:
+    """The same iterations; who watches is told of each before it is simulated."""
+    number = count(1)
+
+    def told(size: int, context: int) -> ServingStep:
+        watch(HowFar(None, next(number), unit, what=f"working out times of {phase} {unit}"))
+        return iteration(size, context)
+
+    return told
 
 
 def _expected(iteration: Callable[[int, int], ServingStep]) -> Callable[[int, int], float]:

@@ -12,6 +12,7 @@ from simulator.scenario.fleet import Distribution, RequestSource, SyntheticReque
 from simulator.workload.requests import (
     ReadCounts,
     Request,
+    expected_requests,
     generate_requests,
     ideal_hit_rate,
     sample_token_counts,
@@ -314,3 +315,38 @@ def test_the_ideal_hit_rates_are_the_published_ones(trace: str, rate: float) -> 
         pytest.skip(f"{path.name} is not beside the checkout")
     requests, _ = read(path, "mooncake")
     assert ideal_hit_rate(iter(requests)) == pytest.approx(rate, abs=0.0005)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 600),
+        ({"limit": 50}, 50),
+        ({"limit": 5000}, 600),
+        ({"window": {"start": "0 s", "end": "5 s"}}, None),
+        ({"window": {"start": "0 s", "end": "5 s"}, "limit": 7}, 7),
+    ],
+)
+def test_a_synthetic_source_gives_its_count_or_its_limit_and_of_a_window_nobody_knows(
+    changes, expected
+):
+    tokens = {"kind": "constant", "mean": 5}
+    synthetic = {
+        "arrivals": "poisson",
+        "count": 600,
+        "rate": "5 Hz",
+        "prompt_tokens": tokens,
+        "output_tokens": tokens,
+    }
+    source = RequestSource.model_validate({"synthetic": synthetic} | changes)
+    assert expected_requests(source) == expected
+
+
+def test_a_file_is_expected_to_hold_a_request_per_line(tmp_path: Path) -> None:
+    path = tmp_path / "azure.csv"
+    path.write_text(AZURE)
+    named = {"file": str(path), "format": "azure"}
+    # Three requests and the header.
+    assert expected_requests(RequestSource.model_validate(named)) == 4
+    missing = RequestSource.model_validate(named | {"file": "nowhere.csv"})
+    assert expected_requests(missing) is None
