@@ -44,7 +44,7 @@ def check(names, runs):
 
 
 def test_two_runs_with_other_hashes_threads_and_orders_are_equal_byte_by_byte():
-    check(["all_to_all_64", "decode_ep8_h200"], RUNS[:2])
+    check(["all_to_all_64", "decode_ep8_h200", "dualpipe_h800_2048"], RUNS[:2])
 
 
 @pytest.mark.slow

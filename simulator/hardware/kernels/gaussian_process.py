@@ -18,10 +18,12 @@ nearest rows alone: Vecchia 1988.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from simulator.hardware.kernels.roofline import Batch, Ideal, is_tensor
 
@@ -65,6 +67,13 @@ def features_of(batch: Batch, sms: Array, ideal: Ideal) -> Array:
     return features
 
 
+@cache
+def _numerical_libraries() -> ThreadpoolController:
+    """What numpy calls for products and solves: its sums are grouped by threads, so that their last
+    digit goes with how many there are. On one thread it is the same on any number of cores."""
+    return ThreadpoolController()
+
+
 class Process:
     """Log ratios of rows, as a function of their features."""
 
@@ -106,9 +115,10 @@ class Process:
                 nearest rows share the work of solving for them.
         """
         places = features / self._lengths
-        if not widths:
-            return self._means(places[:, self._varies]), np.zeros(len(features))
-        ((mean, deviation),) = self._predict(places[:, self._varies], [None])
+        with _numerical_libraries().limit(limits=1, user_api="blas"):
+            if not widths:
+                return self._means(places[:, self._varies]), np.zeros(len(features))
+            ((mean, deviation),) = self._predict(places[:, self._varies], [None])
         beyond = places[:, ~self._varies] - self._first[~self._varies]
         apart = 2.0 * (1.0 - _matern((beyond**2).sum(axis=1)))
         return mean, np.sqrt(deviation**2 + apart)
