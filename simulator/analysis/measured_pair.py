@@ -5,7 +5,7 @@ and with the other stream beside it all the time. From them a pair follows by it
 ways: every task takes what it takes alone; the streams slow each other while both run; and, which
 predicts nothing but shows what the order itself misses, every task takes what it took in the pair.
 In the first two a transfer ends on all ranks when the last is through, of those whose operators the
-table has.
+table has, and the pair is replayed as it was when it was measured.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds
-from simulator.execution.timeline import Log, Times, run, run_side_by_side
+from simulator.execution.timeline import Log, Times, replay_side_by_side, run
 from simulator.workload.task_graph import TaskGraph
 
 PAIR = "pair"
@@ -84,10 +84,10 @@ def measured_pairs(
 
     # The gap before an operator is part of its measured time.
     alone_s, beside_s = times("alone_s"), times("beside_s")
-    alone = run_side_by_side(graph, alone_s=alone_s, beside_s=alone_s)
+    alone = replay_side_by_side(graph, alone_s=alone_s, beside_s=alone_s)
     side_by_side: list[Log] | None = None
     if not np.isnan(beside_s).any():
-        side_by_side = run_side_by_side(graph, alone_s=alone_s, beside_s=beside_s)
+        side_by_side = replay_side_by_side(graph, alone_s=alone_s, beside_s=beside_s)
     return [
         MeasuredPair(
             rank,

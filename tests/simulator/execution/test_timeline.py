@@ -9,6 +9,7 @@ from reference_model.trace import Operator
 from simulator.execution.timeline import (
     critical_path,
     hidden_communication,
+    replay_side_by_side,
     run,
     run_side_by_side,
     spans,
@@ -324,3 +325,17 @@ def test_a_transfer_ends_on_both_ranks_when_the_slower_is_through():
     assert fast.start_s.tolist() == [0.0, 2.0, 2.0]
     assert fast.end_s.tolist() == [2.0, 4.0, pytest.approx(3.5)]
     assert slow.end_s.tolist() == [3.0, 4.0, pytest.approx(4.5)]
+
+
+def test_a_rank_that_gains_in_each_replay_waits_for_what_it_gained():
+    """Rank 0 computes for 2 s, rank 1 for 3, each then for 5 s beside a transfer of 1 s. Rank 0
+    begins each replay a second earlier against rank 1 than the one before, until 4 s earlier: then
+    its transfer, issued at 2, ends at 8 with rank 1's, and no longer beside its compute, over at
+    7."""
+    fast, slow = replay_side_by_side(
+        graph(("c", ()), ("M", (0,)), ("c", ())),
+        alone_s=(seconds := np.array([[2.0, 1.0, 5.0], [3.0, 1.0, 5.0]])),
+        beside_s=seconds,
+    )
+    assert (fast.start_s.tolist(), fast.end_s.tolist()) == ([0.0, 2.0, 2.0], [2.0, 8.0, 7.0])
+    assert (slow.start_s.tolist(), slow.end_s.tolist()) == ([0.0, 3.0, 3.0], [3.0, 4.0, 8.0])
