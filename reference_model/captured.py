@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from reference_model.gpu import CAPTURABLE
 from reference_model.layers import Weight
 from reference_model.model import Losses, SavedStep, Transformer
+from reference_model.moments import wait_for_device
 from reference_model.precision import Recipe
 from reference_model.recorder import prepare_weights
 
@@ -50,6 +51,31 @@ class Captured(Generic[_T]):
             mine.copy_(given)
         self.graph.replay()
         return self.result
+
+
+class RankStep:
+    """A step that all ranks run together: captured where that is possible, and replayed."""
+
+    def __init__(self, run: Callable[[], object], device: torch.device) -> None:
+        """Runs it once, which compiles its kernels, and captures it."""
+        self.device = device
+        kept = run()
+        wait_for_device(device)
+        del kept
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.run = run
+        if device.type == "cuda":
+            distributed.barrier()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                run()
+
+    def __call__(self) -> None:
+        """Run or replay it."""
+        if self.graph is None:
+            self.run()
+        else:
+            self.graph.replay()
 
 
 class CapturedMicroBatch:

@@ -54,6 +54,8 @@ class HostRun:
     """Expert-parallel steps."""
     repeats: int
     """Of each."""
+    programs: int
+    """SMs that move tokens in them."""
     pairs: PairRuns | None
     """None leaves the part out."""
 
@@ -111,7 +113,7 @@ def measure_host(
         else:
             measure_arrivals(
                 run.config, run.jobs, model=run.model, ranks=count, backend=backend,
-                repeats=run.repeats, out=table, timeout_s=min(left, 600.0),
+                repeats=run.repeats, programs=run.programs, out=table, timeout_s=min(left, 600.0),
             )  # fmt: skip
 
 

@@ -1,24 +1,20 @@
 """Measure which ranks wait for which in expert-parallel steps on one host, layer by layer.
 
 The clocks of two GPUs have nothing in common, so what a rank waits is measured where it waits: each
-rank joins an all-reduce of one element as soon as it is ready for a transfer, and times it. The
-rank that comes last waits for nobody, so the shortest of these times is the all-reduce itself, and
-what a rank's own takes beyond that is the time by which it came earlier than the last. The parts of
-a transfer, in order:
+rank joins a barrier as soon as it is ready for a transfer, and times it. The rank that comes last
+waits for nobody, so the shortest of these times is the barrier itself, and what a rank's own takes
+beyond that is the time by which it came earlier than the last. The parts of a transfer, in order:
 
     compute_s   from the end of the last transfer until the rank is ready for this one
     waiting_s   until the last rank is
-    layout_s    from there to the transfer: counts are exchanged before a dispatch, and the host
-                reads them
-    seconds     of the transfer's operator (see peer_operators.py): packing, all-to-all, sums
+    seconds     of the transfer's operator: copies, a barrier, sums
 
-`barrier_s` is the shortest all-reduce. Medians over repeats of the same step; deviation_s is the
+`barrier_s` is the shortest barrier. Medians over repeats of the same step; deviation_s is the
 standard deviation of the waiting.
 
-Which experts a token chooses is planned: drawn from a popularity that falls by exp(-skew) from the
-first expert to the last, by a seed that is known beforehand, so that the rows of each rank, and
-what they should take, can be worked out before a step runs (`planned_rows`). The gate computes its
-own choice all the same. Steps are launched kernel by kernel, by one process per GPU.
+Which experts a token chooses is planned (planned_routing.py). On GPUs a step is one captured graph,
+so that no host is waited for, tokens travel through memory that the GPUs share (peer_memory.py) by
+a stated number of SMs, and the replays that count follow some that do not.
 
     train    a micro-batch: forward, loss, backward; no sum of gradients, no optimizer
     decode   a step of `sequences` sequences that have `context` tokens cached, through the kernels
@@ -29,14 +25,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reference_model.captured import RankStep
 from reference_model.config import ModelConfig
 from reference_model.decode import DecodeRows, InferenceExperts, InferenceModel
 from reference_model.expert_parallel import ExpertParallelBlock, spread_experts
@@ -49,15 +47,23 @@ from reference_model.measure import (
     pairs_text,
 )
 from reference_model.model import Transformer
-from reference_model.moe import ExpertRows, Gate
-from reference_model.moments import Moment, moment, seconds_between
 from reference_model.operators import NAMESPACE, Site
+from reference_model.pair import UNKNOWN
+from reference_model.planned_routing import LayerRows, plan_layer, plan_routing
 from reference_model.precision import Recipe
 from reference_model.ranks import rank_device, run_ranks
+from reference_model.recorder import prepare_weights
+from reference_model.stream_notes import write_time
+
+if TYPE_CHECKING:
+    from reference_model.peer_memory import PeerMemory
 
 TRAIN, DECODE = "train", "decode"
-_WARM = 2
-"""Steps before those that count."""
+_WARM = 20
+"""Replays before those that count, so that clock and power are those of a loop."""
+_ROOM = 1 << 12
+_PER_SECOND = 1_000_000_000
+"""The clock counts nanoseconds."""
 
 
 class Job(NamedTuple):
@@ -83,7 +89,6 @@ class Parts(NamedTuple):
 
     compute: float
     barrier: float
-    layout: float
     payload: float
 
 
@@ -98,88 +103,23 @@ class LayerTransfer(NamedTuple):
     """Among the mixture-of-experts layers."""
 
 
-# -- routing that is known beforehand --------------------------------------------------------------
-
-
-def planned_choices(config: ModelConfig, *, tokens: int, skew: float, seed: int) -> Tensor:
-    """Each token's experts, int64 [tokens, K], drawn without replacement; groups are not looked
-    at."""
-    generator = torch.Generator().manual_seed(seed)
-    experts = config.n_routed_experts
-    uniform = torch.rand((tokens, experts), generator=generator, dtype=torch.float64)
-    popularity = -skew * torch.arange(experts, dtype=torch.float64) / (experts - 1)
-    # The largest of these are a draw in proportion to exp(popularity): the Gumbel trick.
-    return (popularity - torch.log(-torch.log(uniform))).topk(config.num_experts_per_tok).indices
-
-
-def _plan(config: ModelConfig, job: Job, *, rank: int, layer: int) -> Tensor:
-    return planned_choices(config, tokens=job.tokens, skew=job.skew, seed=1000 * layer + rank)
-
-
-class LayerRows(NamedTuple):
-    """Rows of one layer."""
-
-    sent: Tensor
-    """int64 [from rank, to rank], tokens that travel in dispatch."""
-    expanded: Tensor
-    """int64 [rank], rows of its experts: one a choice."""
-
-
-def planned_rows(config: ModelConfig, job: Job, *, ranks: int, layer: int) -> LayerRows:
-    """What the plan means for every rank."""
-    local = config.n_routed_experts // ranks
-    sent, expanded = [], torch.zeros(ranks, dtype=torch.int64)
-    for rank in range(ranks):
-        homes = _plan(config, job, rank=rank, layer=layer) // local
-        reached = torch.zeros((job.tokens, ranks), dtype=torch.bool).scatter_(1, homes, True)
-        sent.append(reached.sum(dim=0))
-        expanded += homes.flatten().bincount(minlength=ranks)
-    return LayerRows(torch.stack(sent), expanded)
-
-
-class PlannedGate(Gate):
-    """A gate that computes its choice and then takes the planned one."""
-
-    def __init__(self, gate: Gate, choices: Tensor, *, chosen: Callable[[], None]) -> None:
-        """`chosen` is called where a rank has chosen: it is ready for dispatch."""
-        super().__init__(gate.config, recipe=gate.recipe, device=choices.device)
-        self.proj = gate.proj
-        self.choices = choices
-        self.chosen = chosen
-
-    def forward(self, x: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
-        """See Gate."""
-        logits, _, weights = super().forward(x, site)
-        self.chosen()
-        return logits, self.choices, weights
-
-
-# -- a step and its transfers ----------------------------------------------------------------------
-
-
 class Arrivals(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Times every transfer between peers that runs inside it."""
+    """Times every transfer between peers that is issued inside it, also in replays of it."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, meet: Callable[[], object]) -> None:
+        """`meet` holds this rank until all have come as far."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self.device = device
-        self.one = torch.zeros(1, device=device)
-        self.marks: list[tuple[str, tuple[Moment, Moment, Moment, Moment, Moment]]] = []
-        """Site of each transfer, and: last one over, ready, all ready, begun, over."""
-        self._over: Moment = 0.0
-        self._ready: tuple[Moment, Moment] | None = None
+        self.meet = meet
+        self.times = torch.zeros(_ROOM, dtype=torch.int64, device=device)
+        self.sites: list[str] = []
+        """Of the transfers of a step. Each has three times, behind that of the begin: ready, all
+        ready, over."""
 
     def begin(self) -> None:
         """A step begins for all ranks."""
-        distributed.all_reduce(self.one)
-        self.marks = []
-        self._over, self._ready = moment(self.device), None
-
-    def arrive(self) -> None:
-        """This rank is ready for its next transfer."""
-        ready = moment(self.device)
-        distributed.all_reduce(self.one)
-        self._ready = (ready, moment(self.device))
+        self.sites = []
+        self.meet()
+        write_time(self.times, 0)
 
     def __torch_dispatch__(
         self,
@@ -191,27 +131,26 @@ class Arrivals(TorchDispatchMode):  # type: ignore[no-untyped-call]
         named = dict(kwargs or {})
         if func.namespace != NAMESPACE or "sent" not in named:
             return func(*args, **named)
-        if self._ready is None:
-            self.arrive()
-        assert self._ready is not None
-        begun = moment(self.device)
+        place = 3 * len(self.sites) + 1
+        write_time(self.times, place)
+        self.meet()
+        write_time(self.times, place + 1)
         result = func(*args, **named)
-        over = moment(self.device)
-        self.marks.append((named["site"], (self._over, *self._ready, begun, over)))
-        self._over, self._ready = over, None
+        write_time(self.times, place + 2)
+        self.sites.append(named["site"])
         return result
 
     def parts(self) -> list[Parts]:
-        """Of the transfers since `begin`, in order."""
-        return [
-            Parts(*(seconds_between(a, b) for a, b in pairwise(marks))) for _, marks in self.marks
-        ]
+        """Of the transfers of the last step, in order; waits for it."""
+        times = self.times[: 3 * len(self.sites) + 1].tolist()
+        seconds = [(b - a) / _PER_SECOND for a, b in pairwise(times)]
+        return [Parts(*seconds[at : at + 3]) for at in range(0, len(seconds), 3)]
 
     def transfers(self) -> list[LayerTransfer]:
         """What they are. Backward goes through the layers from the last to the first."""
         seen: dict[tuple[str, str], int] = {}
         found = []
-        for site, _ in self.marks:
+        for site in self.sites:
             phase, kind = site.split(":")[:2]
             number = seen.get((phase, kind), 0)
             seen[phase, kind] = number + 1
@@ -229,9 +168,7 @@ class PeerExperts(InferenceExperts):
         """Send x [T, H] through the experts of all ranks; returns [T, H]."""
         moe = self.moe
         routed = moe.route(x, Site("forward", "attention"))
-        # How many rows arrive is known only once the ranks have told each other.
-        unknown = ExpertRows(received=0, expanded=0)
-        received = moe.dispatch(routed, unknown, Site("forward", "dispatch"))
+        received = moe.dispatch(routed, UNKNOWN, Site("forward", "dispatch"))
         mlp = Site("forward", "mlp")
         out, shared_out, _ = moe.mlp(routed, moe.shared_gate_up(routed, mlp), received, mlp)
         return moe.combine(out, shared_out, received.layout)
@@ -244,34 +181,47 @@ def _experts(model: Transformer) -> list[ExpertParallelBlock]:
 
 
 def _run_steps(
-    rank: int, ranks: int, config: ModelConfig, jobs: Sequence[Job], backend: str, repeats: int
-) -> dict[str, Any]:
+    rank: int, ranks: int, config: ModelConfig, jobs: Sequence[Job], backend: str, repeats: int,
+    programs: int,
+) -> dict[str, Any]:  # fmt: skip
     """All steps of one process: for each job [repeat][transfer], the parts; and the transfers."""
     device = rank_device(backend)
     recipe = Recipe("fp8", choose_kernels(None, device))
     model = Transformer(config, recipe=recipe, device=device)
     model.initialize(torch.Generator(device).manual_seed(0))
     spread_experts(model, rank=rank, ranks=ranks)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    gates = [block.mlp.gate for block in _experts(model)]
-    arrivals = Arrivals(device)
+    prepare_weights(model)
+    layers = _experts(model)
+    memory = peer_memory(
+        config, layers=len(layers), tokens=max(job.tokens for job in jobs), ranks=ranks,
+        programs=programs, device=device,
+    )  # fmt: skip
+    one = torch.zeros(1, device=device)
+    meet = partial(distributed.all_reduce, one) if memory is None else memory.barrier
+    arrivals = Arrivals(device, meet=meet)
+    warm = _WARM if device.type == "cuda" else 0
     results, transfers = [], []
     for job in jobs:
-        for layer, (block, gate) in enumerate(zip(_experts(model), gates, strict=True)):
-            choices = _plan(config, job, rank=rank, layer=layer).to(device)
-            block.mlp.gate = PlannedGate(gate, choices, chosen=arrivals.arrive)
+        plan_routing(layers, tokens=job.tokens, skew=job.skew, rank=rank, ranks=ranks)
         step = _train_step(model, job) if job.name == TRAIN else _decode_step(model, job)
-        steps = []
-        with torch.no_grad(), arrivals:
-            for _ in range(_WARM + repeats):
+
+        def timed(step: Callable[[], object] = step) -> object:
+            if memory is not None:
+                memory.rewind(0)
+            with torch.no_grad(), arrivals:
                 arrivals.begin()
-                step()
-                steps.append([tuple(parts) for parts in arrivals.parts()])
-        results.append(steps[_WARM:])
+                return step()
+
+        replayed = RankStep(timed, device)
+        steps = []
+        for _ in range(warm + repeats):
+            replayed()
+            steps.append([tuple(parts) for parts in arrivals.parts()])
+        results.append(steps[warm:])
         transfers.append([tuple(transfer) for transfer in arrivals.transfers()])
         if rank == 0:
             print(f"{_job_label(job)}: {repeats} steps done", flush=True)
+        del replayed, step, timed
     sms = 1
     if device.type == "cuda":
         sms = torch.cuda.get_device_properties(device).multi_processor_count
@@ -282,6 +232,29 @@ def _run_steps(
         "kernels": recipe.kernels,
         "sms": sms,
     }
+
+
+def peer_memory(
+    config: ModelConfig, *, layers: int, tokens: int, ranks: int, programs: int,
+    device: torch.device,
+) -> PeerMemory | None:  # fmt: skip
+    """Memory for the transfers of `layers` layers of up to `tokens` tokens a rank, in use from here
+    on; None on CPUs, where the process group moves tokens.
+
+    It has room for a forward chunk and a pair, with a quarter over: in each layer three times
+    dispatch, once of gradients, and combine, each with room for all ranks' tokens, and what combine
+    adds up."""
+    if device.type != "cuda":
+        return None
+    from reference_model.peer_memory import share_memory, use_peer_memory
+
+    row = config.hidden_size + config.hidden_size // 32 * 2 + 16 * config.num_experts_per_tok
+    back = 2 * config.hidden_size + 8 * config.num_experts_per_tok
+    per_layer = 3 * row * ranks + 3 * back * (ranks + 1)
+    torch.cuda.empty_cache()
+    memory = share_memory(tokens * layers * per_layer * 5 // 4, programs=programs)
+    use_peer_memory(memory)
+    return memory
 
 
 def _train_step(model: Transformer, job: Job) -> Any:
@@ -329,6 +302,7 @@ def measure_arrivals(
     ranks: int,
     backend: str,
     repeats: int,
+    programs: int,
     out: Path,
     timeout_s: float,
 ) -> None:
@@ -349,7 +323,7 @@ def measure_arrivals(
         return
     ran = run_ranks(
         _run_steps,
-        (config, lacking, backend, repeats),
+        (config, lacking, backend, repeats, programs),
         ranks=ranks,
         backend=backend,
         timeout_s=timeout_s,
@@ -362,7 +336,8 @@ def measure_arrivals(
                 [[Parts(*parts) for parts in step] for step in result["results"][number]]
                 for result in ran
             ],
-            kernels=ran[0]["kernels"], sms=ran[0]["sms"],
+            kernels=ran[0]["kernels"], sms=ran[0]["sms"], programs=programs,
+            launch="graph" if backend == "nccl" else "eager",
             sources=[result["source"] for result in ran],
         )  # fmt: skip
         append_rows(rows, out)
@@ -385,6 +360,8 @@ def arrival_rows(
     parts: Sequence[Sequence[Sequence[Parts]]],
     kernels: str,
     sms: int,
+    programs: int,
+    launch: str,
     sources: Sequence[str],
 ) -> list[KernelTiming]:
     """Parts [rank][repeat][transfer] as rows, one for each transfer and rank."""
@@ -394,7 +371,9 @@ def arrival_rows(
     for number, transfer in enumerate(transfers):
         layer = transfer.layer
         if layer not in planned:
-            planned[layer] = planned_rows(config, job, ranks=ranks, layer=layer)
+            planned[layer] = plan_layer(
+                config, tokens=job.tokens, skew=job.skew, ranks=ranks, layer=layer
+            ).rows
         plan = planned[layer]
         seen = [[step[number] for step in steps] for steps in parts]  # [rank][repeat]
         shortest = [min(p.barrier for p in at_once) for at_once in zip(*seen, strict=True)]
@@ -412,7 +391,7 @@ def arrival_rows(
                             ("hidden", config.hidden_size),
                             ("tokens", job.tokens),
                             ("ranks", ranks),
-                            ("expert_rows", int(plan.expanded[rank])),
+                            ("expert_rows", int(plan.expanded[:, rank].sum())),
                             ("rows_sent", int(away[rank].sum() - away[rank, rank])),
                             ("rows_received", int(away[:, rank].sum() - away[rank, rank])),
                         ]
@@ -426,8 +405,9 @@ def arrival_rows(
                         [
                             ("set", f"dsv3sim_{kernels}"),
                             ("statistic", "median"),
-                            ("timing", "events"),
-                            ("launch", "eager"),
+                            ("timing", "clock"),
+                            ("launch", launch),
+                            ("communication_sms", programs),
                             ("repeats", len(mine)),
                             ("model", model),
                             ("job", job.name),
@@ -441,7 +421,6 @@ def arrival_rows(
                             ("waiting_s", _seconds(waiting)),
                             ("deviation_s", f"{statistics.pstdev(waiting):.4g}"),
                             ("barrier_s", _seconds(shortest)),
-                            ("layout_s", _seconds(p.layout for p in mine)),
                         ]
                     ),
                 )

@@ -1,7 +1,7 @@
 """Measure overlapped pairs on GPUs of one host: alone, beside communication, and what it hides.
 
 Both micro-batches of a pair have the same planned routing, so that rows are known beforehand, no
-rank asks another how many come, and the whole pair is one captured graph (see measure_arrivals.py
+rank asks another how many come, and the whole pair is one captured graph (see planned_routing.py
 for the plan and pair.py for the order). Of every number of tokens and of communication SMs:
 
     pair             the two streams together
@@ -37,8 +37,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed
 
+from reference_model.captured import RankStep
 from reference_model.config import ModelConfig
-from reference_model.expert_parallel import ExpertParallelBlock, layout_of
+from reference_model.expert_parallel import ExpertParallelBlock
 from reference_model.gpu import choose_kernels
 from reference_model.layers import rotary_angles
 from reference_model.measure import (
@@ -49,7 +50,7 @@ from reference_model.measure import (
     limited_sms,
     pairs_text,
 )
-from reference_model.measure_arrivals import PlannedGate, planned_choices
+from reference_model.measure_arrivals import peer_memory
 from reference_model.model import ResidualStream
 from reference_model.moments import moment, seconds_between, wait_for_device
 from reference_model.pair import (
@@ -63,6 +64,7 @@ from reference_model.pair import (
     run_pair,
     two_streams,
 )
+from reference_model.planned_routing import plan_routing
 from reference_model.precision import Recipe
 from reference_model.ranks import rank_device, run_ranks
 from reference_model.stream_notes import UNHINDERED, Note, Notes, idle_seconds, medians
@@ -132,65 +134,10 @@ class OperatorTime(NamedTuple):
     """With the other stream beside it all the time; not a number where that was not measured."""
 
 
-# -- routing that is known beforehand --------------------------------------------------------------
-
-
-def plan_routing(
-    layers: Sequence[ExpertParallelBlock], *, tokens: int, rank: int, ranks: int
-) -> None:
-    """Let every layer's gate choose as planned, evenly at random, and tell it the layout."""
-    for number, layer in enumerate(layers):
-        config = layer.mlp.config
-        local = config.n_routed_experts // ranks
-        chosen = [
-            planned_choices(config, tokens=tokens, skew=0.0, seed=1000 * number + peer)
-            for peer in range(ranks)
-        ]
-        homes = [choices // local for choices in chosen]
-        reached = [
-            torch.zeros((tokens, ranks), dtype=torch.bool).scatter_(1, home, True) for home in homes
-        ]
-        layout = layout_of(
-            reached[rank],
-            [of_rank.sum(dim=0).tolist() for of_rank in reached],
-            [home.flatten().bincount(minlength=ranks).tolist() for home in homes],
-            rank=rank,
-        )
-        device = layer.mlp.gate.proj.weight.device
-        layer.mlp.layout = layout._replace(
-            source=layout.source.to(device), token_rows=layout.token_rows.to(device)
-        )
-        layer.mlp.gate = PlannedGate(layer.mlp.gate, chosen[rank].to(device), chosen=lambda: None)
-
-
 # -- one rank --------------------------------------------------------------------------------------
 
 
-class _Step:
-    """What is timed: captured where that is possible, and replayed."""
-
-    def __init__(self, run: Callable[[], Any], device: torch.device) -> None:
-        """Runs it once, which compiles its kernels, and captures it."""
-        self.device = device
-        kept = run()
-        wait_for_device(device)
-        del kept
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.run = run
-        if device.type == "cuda":
-            distributed.barrier()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                run()
-
-    def __call__(self) -> None:
-        if self.graph is None:
-            self.run()
-        else:
-            self.graph.replay()
-
-
-def _time(step: _Step, seconds: float) -> tuple[float, float]:
+def _time(step: RankStep, seconds: float) -> tuple[float, float]:
     """Median and relative deviation of the second half of some replays, as many on every rank."""
     device = step.device
     step()
@@ -219,7 +166,7 @@ def _noted(run: Callable[[Notes], Any], device: torch.device) -> tuple[list[Note
         notes.notes = []
         return run(notes)
 
-    step = _Step(once, device)
+    step = RankStep(once, device)
     taken = []
     for replay in range(_SETTLING_REPLAYS * (device.type == "cuda") + _NOTED_REPLAYS):
         step()
@@ -239,19 +186,15 @@ def _measure(
     layers = build_layers(
         config, layers_of(order), recipe=recipe, device=device, rank=rank, ranks=ranks, seed=_SEED
     )
-    memory: Any = None
-    if device.type == "cuda":
-        from reference_model.peer_memory import share_memory, use_peer_memory
-
-        torch.cuda.empty_cache()
-        most = max(sequences * context for sequences, context in sizes)
-        memory = share_memory(_memory_bytes(config, len(layers), most, ranks), programs=1)
-        use_peer_memory(memory)
+    memory = peer_memory(
+        config, layers=len(layers), tokens=max(PairSize(*size).tokens for size in sizes),
+        ranks=ranks, programs=max(programs), device=device,
+    )  # fmt: skip
     wholes: list[Whole] = []
     operators: list[OperatorTime] = []
     with torch.no_grad():
         for size in (PairSize(*size) for size in sizes):
-            plan_routing(layers, tokens=size.tokens, rank=rank, ranks=ranks)
+            plan_routing(layers, tokens=size.tokens, skew=0.0, rank=rank, ranks=ranks)
             if memory is not None:
                 memory.programs = max(programs)
                 memory.rewind(0)
@@ -327,18 +270,18 @@ def _one(
     alone_notes, alone_times = _noted(lambda notes: pair(notes, moving=memory is None), device)
     still = statistics.median([idle_seconds(alone_notes, taken) for taken in alone_times])
     exposed = statistics.median([idle_seconds(notes, taken) for taken in times]) - still
-    together = _time(_Step(pair, device), seconds)
+    together = _time(RankStep(pair, device), seconds)
     wholes = [Whole(PAIR, tokens, programs, *together, exposed)]
     alone, beside = medians(alone_notes, alone_times), {}
     if memory is not None:
-        apart = _time(_Step(lambda: pair(moving=False), device), seconds)
+        apart = _time(RankStep(lambda: pair(moving=False), device), seconds)
         wholes.append(Whole(COMPUTE, tokens, programs, *apart, 0.0))
         # What the transfers read has to be there: they are those of a pair that is kept.
         kept = pair()
         wait_for_device(device)
         transfers = list(memory.transfers)
         communicate = partial(_communicate, transfers)
-        of_transfers = _time(_Step(communicate, device), seconds)
+        of_transfers = _time(RankStep(communicate, device), seconds)
         wholes.append(Whole(COMMUNICATION, tokens, programs, *of_transfers, math.nan))
         alone |= medians(*_noted(communicate, device))
         turns = torch.tensor(math.ceil(apart[0] / of_transfers[0]) + 1, device=device)
@@ -392,16 +335,6 @@ def _unhindered(
 @cache
 def _third_stream() -> torch.cuda.Stream:
     return torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
-
-
-def _memory_bytes(config: ModelConfig, layers: int, tokens: int, ranks: int) -> int:
-    """What the windows of a forward chunk and of a pair need, with a quarter over: in each layer
-    three times dispatch, once of gradients, and combine, each with room for all ranks' tokens, and
-    what combine adds up."""
-    row = config.hidden_size + config.hidden_size // 32 * 2 + 16 * config.num_experts_per_tok
-    back = 2 * config.hidden_size + 8 * config.num_experts_per_tok
-    per_layer = 3 * row * ranks + 3 * back * (ranks + 1)
-    return tokens * layers * per_layer * 5 // 4
 
 
 # -- the table -------------------------------------------------------------------------------------

@@ -99,13 +99,15 @@ def _add_host(commands: Any) -> None:
     )
     host.add_argument("--out", type=Path, required=True, help="folder of tables, to go on with")
     host.add_argument(
-        "--config", help="default: deepseek_v3 of three layers, two with 32 routed experts"
+        "--config",
+        help="default: deepseek_v3 of three layers, two with 32 routed experts, and of the part"
+        " pair one with 16",
     )
     host.add_argument("--parts", nargs="+", metavar="PART", help="only these")
     host.add_argument("--order", type=Path, help="of the part pair; see the command pair")
     host.add_argument(
         "--communication-sms", type=int, nargs="+", default=[2, 8, 20], metavar="N",
-        help="of the part pair (default: 2 8 20)",
+        help="of the part pair; the most of them in the other steps (default: 2 8 20)",
     )  # fmt: skip
     host.add_argument("--ranks", type=int, help="processes (default: one for each GPU)")
     host.add_argument("--backend", default="nccl", help="nccl or gloo (default: %(default)s)")
@@ -113,7 +115,7 @@ def _add_host(commands: Any) -> None:
         ("tokens", 4096, "of a training micro-batch, and of the loop's kernels"),
         ("sequences", 128, "of a decode step, on each GPU"),
         ("context", 4096, "that each of them has cached"),
-        ("repeats", 12, "of each step"),
+        ("repeats", 40, "of each step"),
         ("smallest", 2**16, "bytes of a collective"),
         ("largest", 2**30, "bytes of a collective"),
     ):
@@ -338,7 +340,7 @@ def _host(options: argparse.Namespace) -> None:
     from reference_model.host import PARTS, HostRun, measure_host, sizes_between
     from reference_model.measure_arrivals import DECODE, TRAIN, Job
     from reference_model.measure_pair import PairRuns, PairSize
-    from reference_model.whole_runs import MANY_EXPERTS
+    from reference_model.whole_runs import MANY_EXPERTS, OVERLAPPED_PAIR
 
     for name in ("tokens", "sequences", "context", "repeats", "smallest"):
         if getattr(options, name) < 1:
@@ -358,11 +360,12 @@ def _host(options: argparse.Namespace) -> None:
     ]
     pairs = None
     if options.order is not None:
+        paired = options.config or OVERLAPPED_PAIR
         pairs = PairRuns(
-            config=config,
-            model=model,
+            config=load_model_config(paired),
+            model=paired,
             order=_read_pair_order(options),
-            sizes=(PairSize(1, options.tokens),),
+            sizes=(PairSize(4, max(options.tokens // 4, 1)),),
             programs=tuple(options.communication_sms),
             seconds=2.0,
         )
@@ -377,6 +380,7 @@ def _host(options: argparse.Namespace) -> None:
             sizes=sizes_between(options.smallest, options.largest),
             jobs=list(dict.fromkeys(jobs)),
             repeats=options.repeats,
+            programs=max(options.communication_sms),
             pairs=pairs,
         ),
         parts=options.parts or [part for part in PARTS if pairs is not None or part != "pair"],

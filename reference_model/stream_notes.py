@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reference_model.calls import describe_call
@@ -24,6 +25,16 @@ UNHINDERED = "transfers"
 """Stream of transfers that wait for nothing but one another."""
 _NANO = 1e-9
 """The clock counts nanoseconds."""
+
+
+def write_time(times: Tensor, place: int) -> None:
+    """Write the time in ns to times[place], int64, when the current stream has come here."""
+    if times.device.type == "cuda":
+        from reference_model.kernels import triton_peer
+
+        triton_peer.note_time(times, place)
+    else:
+        times[place] = time.perf_counter_ns()
 
 
 class Note(NamedTuple):
@@ -68,12 +79,7 @@ class Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         number, stream = self.part
         place = len(self.notes)
         self.notes.append(Note(stream, number, operator))
-        if self.device.type == "cuda":
-            from reference_model.kernels.triton_peer import note_time
-
-            note_time(self.times, place)
-        else:
-            self.times[place] = time.perf_counter_ns()
+        write_time(self.times, place)
 
     def read(self) -> list[int]:
         """Nanoseconds, by note."""

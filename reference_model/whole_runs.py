@@ -38,6 +38,8 @@ FOUR_LAYERS, MANY_EXPERTS, OFF_THE_GRID = (
 )  # fmt: skip
 """Configs of DeepSeek-V3 cut down to one GPU: four layers whose tokens choose all 8 experts; three
 with 32 experts, whose rows are uneven; and three with sizes that no measured table holds."""
+OVERLAPPED_PAIR = "whole/overlapped_pair"
+"""Of pairs on several GPUs: little compute for the bytes that travel."""
 
 _MILLI = 1e-3
 _FEWEST = 5

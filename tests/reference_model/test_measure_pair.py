@@ -3,35 +3,17 @@
 import csv
 
 import pytest
-import torch
 
 from reference_model.config import load_model_config
-from reference_model.measure_arrivals import planned_choices
 from reference_model.measure_pair import (
     PairRuns,
     PairSize,
     measure_pair,
     pair_rows,
-    plan_routing,
 )
-from reference_model.pair import build_layers
-from reference_model.precision import Recipe
 from tests.reference_model.test_pair import order
 
 DEBUG = load_model_config("debug")
-
-
-def test_planned_routing_gives_every_rank_the_layout_of_its_plan():
-    recipe, cpu = Recipe("float32", "reference"), torch.device("cpu")
-    layers = build_layers(DEBUG, 1, recipe=recipe, device=cpu, rank=1, ranks=2, seed=0)
-    plan_routing(layers, tokens=16, rank=1, ranks=2)
-    chosen = [planned_choices(DEBUG, tokens=16, skew=0.0, seed=peer) for peer in range(2)]
-    layout = layers[0].mlp.layout
-    local = DEBUG.n_routed_experts // 2
-    assert layout.sent == [int((chosen[1] // local == peer).any(dim=1).sum()) for peer in range(2)]
-    assert layout.received == [int((c // local == 1).any(dim=1).sum()) for c in chosen]
-    assert layout.expanded == sum(int((c // local == 1).sum()) for c in chosen)
-    assert torch.equal(layers[0].mlp.gate.choices, chosen[1])
 
 
 def test_a_pair_on_two_cpus_fills_a_table(tmp_path):
