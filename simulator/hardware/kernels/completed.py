@@ -9,16 +9,17 @@ say otherwise.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import CalibrationProfile, GpuProfile
+from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibration
 from hardware_profiles.tables import Measurement
 from reference_model.formats import nearest_type
 from reference_model.trace import Operator
 from simulator.hardware.kernels.calibrated import Answer, CalibratedKernels
-from simulator.hardware.kernels.families import Family, family_of
+from simulator.hardware.kernels.families import Family, calibration_measurements, family_of
 from simulator.hardware.kernels.related import RELATED_KINDS, related_batch, related_family
 from simulator.hardware.kernels.roofline import Batch, ideal_batch_seconds, is_tensor, least_seconds
 from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, PADDED, RisingRows, WorkFloor
@@ -45,6 +46,23 @@ class CompletedKernels:
         self._answers: dict[tuple[bool, Family], dict[tuple[tuple[int, ...], float], _Time]] = {}
         self._restated_floors: dict[tuple[bool, Family], WorkFloor] = {}
 
+    @cached_property
+    def _completing(self) -> CompletedKernels | None:
+        """The first calibration that completes this one, if of the same GPU: it answers for what
+        has nothing to do with own rows as it does by itself."""
+        names = self.own.calibration.completed_by
+        other = load_calibration(names[0]) if names else None
+        if other is None or other.gpu != self.own.calibration.gpu:
+            return None
+        on_this = other.model_copy(update={"overlap": self.own.calibration.overlap})
+        return CompletedKernels(on_this, self.own.gpu, calibration_measurements(other))
+
+    def _elsewhere(self, family: Family) -> CompletedKernels | None:
+        """Who answers for a family that no own row says anything of."""
+        family = self._stand_in(family) or family
+        mine = self._answering(family) is self.own or self._related(family) is not None
+        return None if mine else self._completing
+
     def asked_again(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
         """`of_batch`, worked out once for each operator: a step without the slow-down of its
         all-to-all and the attribution of a step ask for the same compute kernels."""
@@ -65,6 +83,9 @@ class CompletedKernels:
         A measured row that a larger one beats takes that one's time where its own repeats leave
         room for it, or where it has none, and no longer counts as measured; else it stays.
         """
+        elsewhere = self._elsewhere(family)
+        if elsewhere is not None:
+            return elsewhere.of_batch(family, batch, sms, overlapped)
         answer = self._one_by_one(family, batch, sms, overlapped, widths=True)
         alone, low, high, provenance = answer
         floor = self._restated_floor(family, overlapped)
@@ -91,6 +112,9 @@ class CompletedKernels:
     def answered_by(self, operator: Operator) -> str:
         """Name of the calibration whose rows a compute kernel's time rests on."""
         family = family_of(operator)
+        elsewhere = self._elsewhere(family)
+        if elsewhere is not None:
+            return elsewhere.answered_by(operator)
         family = self._stand_in(family) or family
         answering = self._answering(family).calibration.name
         if self._related(family) is None:

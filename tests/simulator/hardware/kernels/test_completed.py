@@ -103,6 +103,38 @@ def test_a_kernel_that_nobody_timed_is_as_far_above_its_peak_as_one_of_the_same_
     assert COSTS.answered_by(sparse) == COSTS.answered_by(dense)
 
 
+def test_what_own_rows_say_nothing_of_is_what_the_shipped_calibration_says_by_itself():
+    shipped = load_calibration("h200_sxm")
+    hopper = {"node.gpu": "h200_sxm"}
+    engine = fitted(hopper, calibration=shipped, rows=calibration_measurements(shipped))
+    product = next(
+        row
+        for row in calibration_measurements(shipped)
+        if (row.kind, row.dtype, dict(row.sizes)["m"]) == ("gemm", "fp8_e4m3", 128)
+    )
+    mine = shipped.model_copy(
+        update={
+            "name": "mine",
+            "kernel_sets": (product.kernel_set,),
+            "fits": (),
+            "completed_by": ("h200_sxm", *shipped.completed_by),
+        }
+    )
+    own = fitted(hopper, calibration=mine, rows=[product])
+    gate = gemm(128, 256, 7168, dtype="bfloat16", out_dtype="float32")
+    head = gemm(128, 129280, 7168, dtype="bfloat16")
+    norm = operator("rmsnorm", dtype="bfloat16", rows=128, columns=7168)
+    for op in (gate, head, norm):
+        assert one(own, op, sms=132, overlapped=False) == one(engine, op, sms=132, overlapped=False)
+        assert own.answered_by(op) == engine.answered_by(op)
+    assert own.answered_by(gate) == "h200_sxm in the ratio of h200_sxm_reference"
+    own_product = gemm(**dict(product.sizes))
+    seconds, provenance = one(own, own_product, sms=132, overlapped=False)
+    assert seconds == pytest.approx(product.seconds, rel=1e-12)
+    assert provenance == "measured"
+    assert own.answered_by(own_product) == "mine"
+
+
 def test_a_calibration_of_transfers_alone_is_completed_by_another():
     transfers = [row for row in ROWS if row.kind in ("dispatch", "combine")]
     completed = CALIBRATION.model_copy(update={"completed_by": ("h200_sxm_reference",)})
@@ -118,6 +150,7 @@ def test_what_work_raises_a_time_by_raises_its_interval_by():
     kernels = SimpleNamespace(
         _one_by_one=lambda *_, widths: tuple(np.array([x]) for x in (2.0, 1.0, 4.0, MEASURED)),
         _restated_floor=lambda *_: SimpleNamespace(raise_to=lambda *_: np.log([3.0])),
+        _elsewhere=lambda _: None,
     )
     found = CompletedKernels.of_batch(kernels, (), None, None, False)
     assert [float(part[0]) for part in found] == pytest.approx([3.0, 1.5, 6.0, MEASURED])
