@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from shipped_scenarios import with_job
 
 from reports.tables import left_out_note
 from simulator.scenario.files import JOBS, known_scenarios, load_scenario, write_resolved
@@ -22,6 +23,12 @@ def test_every_shipped_scenario_loads_and_reads_back_from_its_resolved_form(name
     assert again.named_model == scenario.named_model
     assert again.named_cluster == scenario.named_cluster
     assert again.named_calibration == scenario.named_calibration
+
+
+def test_a_shipped_scenario_names_its_job_in_its_text():
+    loaded = {name: load_scenario(name).job_name for name in known_scenarios()}
+    for job in JOBS:
+        assert with_job(job) == [name for name, found in loaded.items() if found == job]
 
 
 def test_a_job_that_needs_what_the_scenario_does_not_name_says_so():

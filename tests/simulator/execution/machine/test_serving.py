@@ -3,20 +3,19 @@ ones, and two layers on all ranks where they do."""
 
 import numpy as np
 import pytest
+from shipped_scenarios import with_job
 
 from simulator.execution.machine.group import Effect
 from simulator.execution.machine.serving import middle_layers, part_of_graph, run_layers
 from simulator.execution.serving_run import prepare_serving
 from simulator.execution.serving_step import serving_step
 from simulator.scenario.events import CHANNELS, EventsInputs
-from simulator.scenario.files import known_scenarios, load_scenario
+from simulator.scenario.files import load_scenario
 from simulator.scenario.serving import ServingStepJob
 from simulator.workload.recorded import traces_in
 from simulator.workload.task_graph import Stream, Task, TaskGraph
 
-SERVING = [
-    name for name in known_scenarios() if isinstance(load_scenario(name).job, ServingStepJob)
-]
+SERVING = with_job("serving_step")
 
 
 def step_of(name):

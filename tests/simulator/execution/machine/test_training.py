@@ -3,14 +3,13 @@ contends, and with no ratio of the calibration as input where they do."""
 
 import numpy as np
 import pytest
+from shipped_scenarios import with_job
 
 from simulator.analysis.run import simulate
 from simulator.execution.machine.training import contending_step_s, run_group
-from simulator.scenario.files import JOBS, known_scenarios, load_scenario
-from simulator.scenario.training import TrainingJob
+from simulator.scenario.files import load_scenario
 
-assert JOBS["training"] is TrainingJob
-TRAINING = [name for name in known_scenarios() if isinstance(load_scenario(name).job, TrainingJob)]
+TRAINING = with_job("training")
 MAIN = "dualpipe_h800_2048"
 FACTOR_2 = "{value: 2.0, low: 2.0, high: 2.0, source: test, in_rows: %s}"
 

@@ -12,13 +12,12 @@ import pytest
 from simulator.workload.schedules.known import build_schedule
 from simulator.workload.schedules.order import Schedule
 
-torch_schedules: Any = pytest.importorskip(
-    "torch.distributed.pipelining.schedules", reason="the orders are torch's own"
-)
-
 
 def order_of_torch(name: str, *, ranks: int, microbatches: int, on_each: int) -> list[list[str]]:
     """[rank], texts of the actions of a schedule class of torch, in this project's form."""
+    torch_schedules = pytest.importorskip(
+        "torch.distributed.pipelining.schedules", reason="the orders are torch's own"
+    )
     maker = getattr(torch_schedules, name)
     made = maker.__new__(maker)
     rounds = max(1, microbatches // ranks)
