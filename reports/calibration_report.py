@@ -1,7 +1,6 @@
 """Write the run directory of `calibrate`: page, figures and held-out measurements.
 
-report.html holds everything and opens without a network; figures/*.png and *.svg show the same
-parity plots and coverage maps, held_out.parquet every left-out row with its prediction.
+held_out.parquet holds every left-out row with its prediction.
 """
 
 from __future__ import annotations
@@ -18,23 +17,14 @@ import yaml
 
 from hardware_profiles.tables import format_pairs
 from reports.calibration import family_name, fit_family
-from reports.calibration_charts import (
-    MOST_POINTS,
-    PANELS,
-    Panel,
-    coverage_chart,
-    panel_figure,
-    panels_of,
-    parity_chart,
-    table_key,
-)
-from reports.page import render_page
+from reports.calibration_charts import panels_of, table_key
+from reports.calibration_page import calibration_page
+from reports.page import write_page
 from reports.run_directory import write_run
 from simulator.calibration.family_fit import HeldOutRow, noise
 from simulator.calibration.fit import Calibration
 from simulator.hardware.kernels.families import Family
 
-REPORT_FILE, FIGURES_DIRECTORY = "report.html", "figures"
 POOLED_ROWS = 40
 """Fewest rows of a table whose errors are pooled."""
 SUSPECT = 0.5
@@ -74,13 +64,7 @@ def write_calibration_run(
     pooled = pooled_errors(result)
 
     def write_report(draft: Path) -> None:
-        (draft / REPORT_FILE).write_text(_page(result, panels, pooled), encoding="utf-8")
-        folder = draft / FIGURES_DIRECTORY
-        folder.mkdir()
-        for name, draw in PANELS.items():
-            figure = panel_figure(panels, draw)
-            figure.savefig(folder / f"{name}.png", dpi=130)
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        write_page(calibration_page(result, panels, pooled, POOLED_ROWS), draft)
 
     write_run(
         directory,
@@ -170,34 +154,3 @@ def held_out_table(rows: Sequence[HeldOutRow]) -> pd.DataFrame:
             "source": [row.source for row in timed],
         }
     )
-
-
-# -- page ------------------------------------------------------------------------------------------
-
-
-def _page(result: Calibration, panels: Sequence[Panel], pooled: Sequence[PooledError]) -> str:
-    """The self-contained page."""
-    return render_page(
-        "calibration.html.j2",
-        charts={
-            str(number): {"parity": parity_chart(panel), "coverage": coverage_chart(panel)}
-            for number, panel in enumerate(panels)
-        },
-        filters={"percent": _percent},
-        profile=result.profile,
-        measurements=len(result.measurements),
-        read_by=result.read_by,
-        pooled=pooled,
-        pooled_rows=POOLED_ROWS,
-        fits=[(family_name(fit_family(fit)), fit) for fit in result.profile.fits],
-        names=[f"{panel.name}, {panel.kernel_set} ({len(panel.rows):,} rows)" for panel in panels],
-        most_points=MOST_POINTS,
-        unmapped=result.unmapped,
-        warnings=result.warnings,
-    )
-
-
-def _percent(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f} %" if value < 1 else f"{100 * value:.0f} %"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardware_profiles.units import format_seconds, unit_factor
+from hardware_profiles.units import format_seconds
+from reports.perfetto import counter, name_process, name_thread, slice_of, write_trace
 from simulator.execution.machine.group import GroupRun
 from simulator.workload.task_graph import Stream
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TRACE_FILE = "ranks_trace.json"
-_MICROSECOND = unit_factor("us", "time")
 
 
 def events_tables(metrics: Mapping[str, Any]) -> list[Table]:
@@ -88,9 +87,7 @@ def _beside_timeline(events: Mapping[str, Any]) -> Table:
 
 def write_ranks_trace(group: GroupRun, directory: Path) -> None:
     """Write the trace of all ranks for Perfetto, with counters of SMs, HBM and links."""
-    trace = {"displayTimeUnit": "ms", "traceEvents": list(rank_events(group))}
-    text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
-    (directory / TRACE_FILE).write_text(text, encoding="utf-8")
+    write_trace(rank_events(group), directory / TRACE_FILE)
 
 
 def rank_events(group: GroupRun) -> Iterator[dict[str, Any]]:
@@ -98,28 +95,22 @@ def rank_events(group: GroupRun) -> Iterator[dict[str, Any]]:
     log = group.machine.log
     operators, streams = log.graph.task_operators(), list(Stream)
     for rank, gpu in enumerate(group.machine.gpus):
-        yield {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}"}}
+        yield from name_process(rank, f"rank {rank}")
         for thread, stream in enumerate(streams):
-            of_stream = {"name": stream.value}
-            yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": thread, "args": of_stream}
+            yield from name_thread((rank, thread), stream.value)
         for place, task in enumerate(log.graph.tasks):
-            thread, name = streams.index(task.stream), operators[place].name
+            track, name = (rank, streams.index(task.stream)), operators[place].name
             ready, start, end = (
-                round(float(times[place, rank]) / _MICROSECOND, 3)
-                for times in (log.ready_s, log.start_s, log.end_s)
+                float(times[place, rank]) for times in (log.ready_s, log.start_s, log.end_s)
             )
-            spans = [("waiting for ranks", ready, start)] if start > ready else []
-            for label, first, last in (*spans, (name, start, end)):
-                yield {
-                    "ph": "X", "pid": rank, "tid": thread, "name": label, "ts": first,
-                    "dur": round(last - first, 3),
-                }  # fmt: skip
+            if start > ready:
+                yield slice_of(track, "waiting for ranks", (ready, start))
+            yield slice_of(track, name, (start, end))
         for at, sms, rate in gpu.history:
-            ts = round(float(at) / _MICROSECOND, 3)
-            for counter, value in (("SMs in use", sms), ("HBM bytes/s", float(rate))):
-                yield {"ph": "C", "pid": rank, "name": counter, "ts": ts, "args": {"value": value}}
+            yield counter(rank, "SMs in use", at, {"SMs": sms})
+            yield counter(rank, "HBM (bytes/s)", at, {"bytes/s": rate})
+    links = len(group.machine.gpus)
+    if group.machine.link_rates:
+        yield from name_process(links, "links")
     for link, at, rate in group.machine.link_rates:
-        yield {
-            "ph": "C", "pid": len(group.machine.gpus), "name": f"{link} bytes/s",
-            "ts": round(at / _MICROSECOND, 3), "args": {"value": rate},
-        }  # fmt: skip
+        yield counter(links, f"{link} (bytes/s)", at, {"bytes/s": rate})

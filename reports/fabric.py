@@ -6,7 +6,7 @@ the byte table of every link that carried anything. Cluster: a drawing in text, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +17,17 @@ from hardware_profiles.units import (
     format_bytes,
     format_quantity,
     format_seconds,
-    unit_factor,
 )
-from reports.palette import GRID, INK, MUTED
-from reports.tables import PUBLISHED_COLUMNS, published_cells, published_table
+from reports.perfetto import PERFETTO_FILE, name_process, name_thread, slice_of, write_trace
+from reports.tables import published_table
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
     from rich.table import Table
 
     from hardware_profiles.schema import ClusterProfile
     from simulator.analysis.run import Run
     from simulator.execution.collective import CollectiveResult, VariantResult
-
-REPORT_FILE, FIGURES_DIRECTORY = "report.html", "figures"
 
 HOTTEST = 12
 """Links in the table of the hottest."""
@@ -50,14 +46,6 @@ SHORT_NAMES: Mapping[str, str] = {
 _ROWS_DRAWN = 128
 """Switches of a plane in a heat map; of larger planes the busiest."""
 
-_COLOURS = ("#3f72af", "#d9813b", "#6aa568", "#8d86b8", "#b5473c", "#6f6f6f")
-IDLE_TO_FULL = (
-    "#ffffcc", "#ffeda0", "#fed976", "#feb24c", "#fd8d3c",
-    "#fc4e2a", "#e31a1c", "#bd0026", "#800026",
-)  # fmt: skip
-"""Colours of a link's use from 0 to 1, light to dark, on the page and in the figures: plotly and
-matplotlib run scales of one name (YlOrRd) in opposite directions."""
-
 
 # --- terminal
 
@@ -69,7 +57,7 @@ def collective_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     headline = Table(title=name, title_justify="left")
     headline.add_column("figure")
     headline.add_column("simulated", justify="right")
-    for label, text in _headline(metrics):
+    for label, text in headline_rows(metrics):
         headline.add_row(label, text)
     same, columns, rows = what_varies(OPERATION_COLUMNS, operation_cells(metrics))
     for label, text in same:
@@ -146,7 +134,7 @@ def link_cells(metrics: Mapping[str, Any], count: int = HOTTEST) -> list[list[st
     ]
 
 
-def _headline(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+def headline_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("completion", _or_dash(metrics["completion_s"], format_seconds)),
         ("bytes", format_bytes(metrics["bytes_total"])),
@@ -283,12 +271,14 @@ def write_collective_run(
     """Write scenario, metrics, byte tables and report; all of it appears or nothing does."""
     import pandas as pd
 
+    from reports.fabric_page import collective_page
+    from reports.page import write_page
     from reports.run_directory import write_run
     from simulator.scenario.files import write_resolved
 
     def write_report(draft: Path) -> None:
-        (draft / REPORT_FILE).write_text(fabric_page(run, metrics), encoding="utf-8")
-        _write_figures(run, metrics, draft / FIGURES_DIRECTORY)
+        write_page(collective_page(run, metrics), draft)
+        write_trace(collective_events(run.result), draft / PERFETTO_FILE)
 
     write_run(
         directory,
@@ -297,6 +287,18 @@ def write_collective_run(
         tables={"links": link_table(run.result.last), "operations": pd.DataFrame(metrics["rows"])},
         write_report=write_report,
     )
+
+
+def collective_events(result: CollectiveResult) -> Iterator[dict[str, Any]]:
+    """A process per variant with a slice per operation, and what its links carried as counters."""
+    for process, variant in enumerate(result.variants, 1):
+        yield from name_process(process, f"variant {process}")
+        for thread, operation in enumerate(variant.operations):
+            yield from name_thread((process, thread), operation.name)
+            end = variant.end_s if operation.completion_s is None else (
+                operation.start_s + operation.completion_s
+            )  # fmt: skip
+            yield slice_of((process, thread), operation.name, (operation.start_s, end))
 
 
 def link_table(variant: VariantResult) -> pd.DataFrame:
@@ -356,194 +358,3 @@ def time_against_gpus(metrics: Mapping[str, Any]) -> dict[str, list[tuple[int, f
             name = f"{row['operation']}, {SHORT_NAMES[row['topology']]}, {row['routing']}{size}"
             lines.setdefault(name, []).append((row["gpus"], row["completion_s"]))
     return {name: sorted(points) for name, points in lines.items() if len(points) > 1}
-
-
-def fabric_page(run: Run[CollectiveResult], metrics: Mapping[str, Any]) -> str:
-    """The self-contained page."""
-    from reports.page import render_page
-    from reports.tables import left_out_note, list_inputs
-    from simulator.scenario.files import write_resolved
-
-    published = [(*published_cells(row), row["source"]) for row in metrics["published"]]
-    tables = [
-        ("Operations", OPERATION_COLUMNS, operation_cells(metrics)),
-        ("Beside published figures", (*PUBLISHED_COLUMNS, "source"), published),
-        ("Hottest links", LINK_COLUMNS, link_cells(metrics, 2 * HOTTEST)),
-    ]
-    return render_page(
-        "fabric.html.j2",
-        charts=fabric_charts(run, metrics),
-        name=run.scenario.name,
-        description=run.scenario.file.description,
-        left_out=left_out_note(run.scenario),
-        headline=_headline(metrics),
-        drawing="\n".join(draw_fabric(run.scenario.cluster)),
-        tables=[table for table in tables if table[2]],
-        inputs=list(list_inputs(run.scenario.resolved)),
-        scenario=write_resolved(run.scenario),
-    )
-
-
-def fabric_charts(run: Run[CollectiveResult], metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Interactive charts for plotly: a heat map a plane, one of the NICs, time against GPUs."""
-    last = run.result.last
-    result: dict[str, Any] = {}
-    lines = time_against_gpus(metrics)
-    if lines:
-        result["Time against GPUs"] = {
-            "data": [
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers",
-                    "name": name,
-                    "x": [gpus for gpus, _ in points],
-                    "y": [seconds for _, seconds in points],
-                }
-                for name, points in lines.items()
-            ],
-            "layout": _layout("GPUs", "time (s)", height=380)
-            | {"xaxis": {"title": {"text": "GPUs"}, "type": "log", "gridcolor": GRID}},
-        }
-    if last.fabric.planes:
-        nodes = last.fabric.inputs.nodes
-        result["NICs: use of the link into the network"] = _heat_chart(
-            nic_heat(last),
-            [f"nic{nic}" for nic in range(last.fabric.inputs.nics_per_node)],
-            x=f"node, 0 to {nodes - 1}",
-        )
-    for plane in range(len(last.fabric.planes)):
-        switches, heat = plane_heat(last, plane)
-        if heat.size and np.nansum(heat) > 0:
-            result[f"Plane {plane}: use of the cables out of each switch"] = _heat_chart(
-                heat, switches, x="cable of the switch"
-            )
-    return result
-
-
-def _heat_chart(heat: np.ndarray, rows: Sequence[str], *, x: str) -> dict[str, Any]:
-    shown = [[None if np.isnan(v) else round(float(v), 4) for v in row] for row in heat]
-    return {
-        "data": [
-            {
-                "type": "heatmap",
-                "z": shown,
-                "y": list(rows),
-                "zmin": 0,
-                "zmax": 1,
-                "colorscale": [
-                    [place / (len(IDLE_TO_FULL) - 1), colour]
-                    for place, colour in enumerate(IDLE_TO_FULL)
-                ],
-                "colorbar": {"title": {"text": "use"}, "tickformat": ".0%"},
-                "hovertemplate": "%{y}, %{x}: %{z:.1%}<extra></extra>",
-            }
-        ],
-        "layout": _layout(x, "", height=180 + 12 * len(rows)),
-    }
-
-
-def _layout(x: str, y: str, *, height: int) -> dict[str, Any]:
-    return {
-        "height": height,
-        "margin": {"l": 130, "r": 16, "t": 30, "b": 48},
-        "font": {"family": "system-ui, sans-serif", "size": 12, "color": INK},
-        "plot_bgcolor": "white",
-        "xaxis": {"title": {"text": x}, "gridcolor": GRID},
-        "yaxis": {"title": {"text": y}, "gridcolor": GRID},
-        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
-        "showlegend": True,
-    }
-
-
-def _write_figures(run: Run[CollectiveResult], metrics: Mapping[str, Any], directory: Path) -> None:
-    """Write heat maps, hottest links and time against GPUs as PNG and SVG into ``directory``."""
-    import matplotlib
-
-    directory.mkdir()
-    last = run.result.last
-    figures = {"hottest_links": hottest_figure(metrics)}
-    if last.fabric.planes:
-        figures["link_use"] = heat_figure(last)
-    if time_against_gpus(metrics):
-        figures["time_against_gpus"] = time_figure(metrics)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dsv3sim"}):
-        for name, figure in figures.items():
-            figure.savefig(directory / f"{name}.png", dpi=150)
-            figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
-
-
-def heat_figure(variant: VariantResult) -> Figure:
-    """Use of the NICs' links, and of the cables of every plane."""
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
-
-    scale = LinearSegmentedColormap.from_list("idle_to_full", IDLE_TO_FULL)
-    panels = [("NICs, link into the network", nic_heat(variant))]
-    panels += [
-        (f"plane {plane}, cables out of each switch", heat)
-        for plane in range(len(variant.fabric.planes))
-        for _, heat in [plane_heat(variant, plane)]
-        if heat.size
-    ]
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.0 * rows), layout="constrained")
-    all_axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    image = None
-    for axes, (title, heat) in zip(all_axes, panels, strict=False):
-        image = axes.imshow(heat, aspect="auto", cmap=scale, vmin=0, vmax=1, interpolation="none")
-        axes.set_title(title, loc="left", fontsize=9)
-        is_nic = title.startswith("NIC")
-        axes.set_xlabel("node" if is_nic else "cable", fontsize=8)
-        axes.set_ylabel("NIC" if is_nic else "switch", fontsize=8)
-        axes.tick_params(colors=MUTED, labelsize=7)
-    for axes in all_axes[len(panels) :]:
-        axes.set_visible(False)
-    if image is not None:
-        figure.colorbar(image, ax=list(all_axes), label="share of capacity used", shrink=0.8)
-    return figure
-
-
-def hottest_figure(metrics: Mapping[str, Any]) -> Figure:
-    """The hottest links as bars."""
-    from matplotlib.figure import Figure
-
-    links = metrics["links"][: 2 * HOTTEST]
-    figure = Figure(figsize=(7.5, 1.2 + 0.22 * max(len(links), 1)), layout="constrained")
-    axes = figure.subplots()
-    axes.barh(
-        [link["name"] for link in links], [link["utilisation"] for link in links], color=_COLOURS[0]
-    )
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("share of capacity used over the run")
-    axes.tick_params(labelsize=7)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def time_figure(metrics: Mapping[str, Any]) -> Figure:
-    """Time against the number of GPUs."""
-    from matplotlib.figure import Figure
-
-    microsecond = unit_factor("us", "time")
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for number, (name, points) in enumerate(time_against_gpus(metrics).items()):
-        axes.plot(
-            [gpus for gpus, _ in points],
-            [seconds / microsecond for _, seconds in points],
-            marker="o",
-            markersize=3,
-            linestyle="-" if number % 2 == 0 else "--",
-            color=_COLOURS[number % len(_COLOURS)],
-            label=name,
-        )
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xlabel("GPUs")
-    axes.set_ylabel("time (us)")
-    axes.grid(color=GRID, linewidth=0.7)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from reports.page import Page
     from simulator.analysis.run import Run
 
 Metrics = Mapping[str, Any]
@@ -35,7 +36,7 @@ def _training() -> JobReport:
     def write(run: Run[Any], metrics: Metrics, directory: Path) -> None:
         from reports.training import write_training_run  # pandas: only for a directory
 
-        write_training_run(run.result, metrics, directory, events=run.events)
+        write_training_run(run, metrics, directory)
 
     return JobReport(training_run_tables, write)
 
@@ -55,32 +56,50 @@ def _collective() -> JobReport:
 def _serving_step() -> JobReport:
     from reports.serving import serving_tables, write_serving_run
 
-    def write(run: Run[Any], metrics: Metrics, directory: Path) -> None:
-        write_serving_run(run.result, metrics, directory, events=run.events)
-
-    return JobReport(serving_tables, write)
+    return JobReport(serving_tables, write_serving_run)
 
 
 def _tpot_limit() -> JobReport:
     from reports.serving import limit_tables
 
-    return _without_events(limit_tables)
+    def page(run: Run[Any], metrics: Metrics) -> Page:
+        from reports.serving_page import limit_page
+
+        return limit_page(run.scenario, metrics)
+
+    return JobReport(limit_tables, _page_alone(page))
 
 
 def _offload() -> JobReport:
     from reports.serving import offload_tables
 
-    return _without_events(offload_tables)
+    def page(run: Run[Any], metrics: Metrics) -> Page:
+        from reports.serving_page import offload_page
+
+        return offload_page(run.scenario, metrics)
+
+    return JobReport(offload_tables, _page_alone(page))
 
 
-def _without_events(tables: Callable[[str, Metrics], list[Table]]) -> JobReport:
+def _page_alone(
+    page: Callable[[Run[Any], Metrics], Page],
+) -> Callable[[Run[Any], Metrics, Path], None]:
+    """Write the run directory of a job without events: its page, metrics and scenario."""
+
     def write(run: Run[Any], metrics: Metrics, directory: Path) -> None:
-        from reports.serving import write_without_events
+        from reports.page import write_page
+        from reports.run_directory import write_run
+        from simulator.scenario.files import write_resolved
 
-        shown = tables(run.scenario.name, metrics)
-        write_without_events(run.scenario, metrics, shown, directory)
+        write_run(
+            directory,
+            scenario=write_resolved(run.scenario),
+            metrics=metrics,
+            tables={},
+            write_report=lambda draft: write_page(page(run, metrics), draft),
+        )
 
-    return JobReport(tables, write)
+    return write
 
 
 def _fleet() -> JobReport:

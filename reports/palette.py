@@ -1,96 +1,162 @@
-"""Colours and names that all figures share."""
+"""One palette: a few hues that tell apart for every eye, and the role that each plays.
+
+Charts name hues, never colours: a page fills them in for light and for dark, a figure of its own
+for light.
+"""
 
 from collections.abc import Mapping
 
-WORKS: Mapping[str, str] = {
-    "F": "forward",
-    "F&B": "forward and backward, overlapped",
-    "B": "full backward",
-    "I": "backward for inputs",
-    "W": "weight gradient",
-    "optimizer": "optimizer",
+HUES: Mapping[str, tuple[str, str]] = {
+    "blue": ("#114e7e", "#3f8aec"),
+    "sky": ("#2d96e5", "#3fbff3"),
+    "orange": ("#dd7826", "#f59b55"),
+    "amber": ("#533b08", "#f8ba02"),
+    "green": ("#04a873", "#27dd9c"),
+    "purple": ("#7c1fd3", "#8733f7"),
+    "red": ("#e62e4e", "#d60435"),
+    "grey": ("#76808b", "#939aa0"),
+    "pale": ("#c3c8d0", "#4a515c"),
+    "ink": ("#1c2026", "#e8eaee"),
 }
-"""Works of an action in the order of legends, with their names."""
+"""Hue -> (on light, on dark). All but pale, which is room that nothing fills, stand out from the
+background by 3:1."""
 
-WORK_COLOURS: Mapping[str, str] = {
-    "F": "#3f72af",
-    "F&B": "#8d86b8",
-    "B": "#d9813b",
-    "I": "#efb884",
-    "W": "#6aa568",
-    "optimizer": "#6f6f6f",
-}
+BACKGROUND = ("#ffffff", "#14171c")
+SOFT = ("#f4f5f7", "#1d2128")
+"""Behind heads of tables, code and the answer."""
+MUTED = ("#59616d", "#a6afbb")
+"""Words of second rank, axes and their ticks."""
+GRID = ("#e3e6ea", "#2c323b")
+LINK = ("#0b5cad", "#7fbcff")
 
-PHASES: Mapping[str, str] = {
-    "forward": "forward (F)",
-    "recompute": "forward again",
-    "input_grad": "input gradient (B)",
-    "weight_grad": "weight gradient (W)",
-}
-"""Phases of an operator in the order of legends, with their names."""
+_SLOPE, _BEND = 12.92, 0.04045
+"""Of sRGB's curve near black, and where that ends."""
 
-PHASE_COLOURS: Mapping[str, str] = {
-    "forward": WORK_COLOURS["F"],
-    "recompute": "#9dbad9",
-    "input_grad": WORK_COLOURS["B"],
-    "weight_grad": WORK_COLOURS["W"],
+
+def luminance(colour: str) -> float:
+    """Relative luminance of a hexadecimal colour, from 0 to 1, as WCAG 2 defines it."""
+
+    def linear(part: str) -> float:
+        value = int(part, 16) / 255
+        return value / _SLOPE if value <= _BEND else float(((value + 0.055) / 1.055) ** 2.4)
+
+    red, green, blue = (linear(colour[at : at + 2]) for at in (1, 3, 5))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    """How far two colours stand apart, from 1 to 21, as WCAG 2 defines it."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def words_on(hue: str, theme: int) -> str:
+    """The colour of words on a hue: black or white, whichever stands out more."""
+    return max(("#000000", "#ffffff"), key=lambda colour: contrast(colour, HUES[hue][theme]))
+
+
+COLOURS: Mapping[str, tuple[str, str]] = {
+    **HUES,
+    "muted": MUTED,
+    "grid": GRID,
+    "paper": BACKGROUND,
+    "soft": SOFT,
+    "link": LINK,
 }
+"""Every name that charts and pages may fill in."""
+
+USE = (
+    "#fff3c4", "#ffe08a", "#ffc65c", "#fca63f", "#f4822f",
+    "#e25d2b", "#c43c33", "#9c2340", "#6d1446",
+)  # fmt: skip
+"""A link's use from 0 to 1, light to dark, the same on both backgrounds."""
+
+SERIES = ("blue", "orange", "green", "purple", "red", "amber", "grey", "sky")
+"""Hues of series that play no role of their own, in order."""
+
+WORKS: Mapping[str, tuple[str, str]] = {
+    "F": ("forward", "blue"),
+    "F&B": ("forward and backward, overlapped", "purple"),
+    "B": ("full backward", "orange"),
+    "I": ("backward for inputs", "amber"),
+    "W": ("weight gradient", "green"),
+    "optimizer": ("optimizer", "grey"),
+}
+"""Works of an action in the order of legends: (name, hue)."""
+
+PHASES: Mapping[str, tuple[str, str]] = {
+    "forward": ("forward (F)", "blue"),
+    "recompute": ("forward again", "sky"),
+    "input_grad": ("input gradient (B)", "orange"),
+    "weight_grad": ("weight gradient (W)", "green"),
+}
+"""Phases of an operator in the order of legends."""
 
 BUDGET: Mapping[str, tuple[str, str]] = {
-    "forward_s": ("forward", WORK_COLOURS["F"]),
-    "backward_s": ("backward", WORK_COLOURS["B"]),
-    "weight_s": ("weight gradient", WORK_COLOURS["W"]),
-    "overlapped_s": ("overlapped pairs", WORK_COLOURS["F&B"]),
-    "bubble_s": ("bubble", "#dededa"),
-    "optimizer_s": ("optimizer", WORK_COLOURS["optimizer"]),
+    "forward_s": ("forward", "blue"),
+    "backward_s": ("backward", "orange"),
+    "weight_s": ("weight gradient", "green"),
+    "overlapped_s": ("overlapped pairs", "purple"),
+    "bubble_s": ("bubble", "pale"),
+    "optimizer_s": ("optimizer", "grey"),
 }
-"""Parts of a rank's step in the order of stacking: metric -> (name, colour)."""
+"""Parts of a rank's step in the order of stacking, by metric."""
 
 MEMORY: Mapping[str, tuple[str, str]] = {
-    "weights": ("weights", "#3f72af"),
-    "gradients": ("gradients", "#d9813b"),
-    "optimizer": ("optimizer shard", "#6aa568"),
-    "activations": ("activations", "#8d86b8"),
-    "workspace": ("workspace", "#b9b9b4"),
-    "reserved": ("reserved", "#dededa"),
+    "weights": ("weights", "blue"),
+    "gradients": ("gradients", "orange"),
+    "optimizer": ("optimizer shard", "green"),
+    "activations": ("activations", "purple"),
+    "all_to_all_buffers": ("all-to-all buffers", "purple"),
+    "expert_buffers": ("expert buffers", "amber"),
+    "workspace": ("workspace", "grey"),
+    "reserved": ("reserved", "pale"),
+    "KV cache": ("KV cache", "green"),
 }
-"""Parts of a GPU's memory in the order of stacking: metric -> (name, colour)."""
+"""Parts of a GPU's memory in the order of stacking, by metric."""
 
-PROVENANCE_COLOURS: Mapping[str, str] = {
-    "measured": "#2f7d62",
-    "interpolated": "#86bfa4",
-    "extrapolated": "#e0b458",
-    "modelled": "#c8714f",
+PROVENANCE: Mapping[str, str] = {
+    "measured": "green",
+    "interpolated": "blue",
+    "extrapolated": "amber",
+    "modelled": "orange",
 }
-
-INK = "#222222"
-MUTED = "#6b6b6b"
-GRID = "#e6e6e2"
+"""How a time was found."""
 
 CAUSES: Mapping[str, str] = {
-    "arithmetic": "#2f7d62",
-    "recomputation": "#3f72af",
-    "tiles and HBM": "#3f72af",
-    "kernel efficiency": "#3f72af",
-    "other kernels": "#3f72af",
-    "gaps between kernels": "#3f72af",
-    "SMs and memory shared": "#d9813b",
-    "exposed all-to-all": "#d9813b",
-    "all-to-all slow-down": "#d9813b",
-    "state in chunks": "#6f6f6f",
-    "bubble": "#8d86b8",
-    "pipeline transfers": "#8d86b8",
-    "gradient reduction": "#6f6f6f",
-    "optimizer update": "#6f6f6f",
-    "orthogonalization": "#6f6f6f",
-    "PCIe": "#6f6f6f",
-    "update on the CPU": "#6f6f6f",
-    "parameter gather": "#6f6f6f",
-    "uncertain inputs": "#a8516e",
-    "documents": "#a8516e",
-    "imbalance": "#a8516e",
-    "slower GPUs": "#a8516e",
-    "host": "#a8516e",
+    "arithmetic": "green",
+    "recomputation": "blue",
+    "tiles and HBM": "blue",
+    "kernel efficiency": "blue",
+    "other kernels": "blue",
+    "gaps between kernels": "blue",
+    "SMs and memory shared": "orange",
+    "exposed all-to-all": "orange",
+    "all-to-all slow-down": "orange",
+    "state in chunks": "grey",
+    "bubble": "purple",
+    "pipeline transfers": "purple",
+    "gradient reduction": "grey",
+    "optimizer update": "grey",
+    "orthogonalization": "grey",
+    "PCIe": "grey",
+    "update on the CPU": "grey",
+    "parameter gather": "grey",
+    "uncertain inputs": "red",
+    "documents": "red",
+    "imbalance": "red",
+    "slower GPUs": "red",
+    "host": "red",
 }
-"""Causes of a step's time with the colour of their sort: arithmetic, kernels, expert parallelism,
-pipeline, optimizer, ranks that differ."""
+"""Causes of a step's time by their sort: arithmetic, kernels, expert parallelism, pipeline,
+optimizer, ranks that differ."""
+
+SORTS: Mapping[str, str] = {
+    "arithmetic": "green",
+    "kernels": "blue",
+    "expert parallelism": "orange",
+    "pipeline": "purple",
+    "optimizer": "grey",
+    "ranks that differ": "red",
+}
+"""What the hues of causes mean."""

@@ -1,30 +1,28 @@
 """Tables and files of serving steps, of bounds on TPOT and of the offload server.
 
 A run directory of a serving step holds scenario, metrics, every task with start and end as parquet,
-the kernels of each layer kind as CSV, a Perfetto trace of the iteration and a self-contained page;
-those of the other two jobs hold scenario, metrics and page.
+the kernels of each layer kind as CSV, a Perfetto trace of the iteration and a page; those of the
+other two jobs hold scenario, metrics and page.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
+from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds
 from reports.events import events_tables, write_ranks_trace
+from reports.perfetto import PERFETTO_FILE, name_process, name_thread, slice_of, write_trace
 from reports.run_directory import write_run
-from reports.serving_page import interval_text, plain_page, step_page
-from simulator.execution.machine.group import GroupRun
 from simulator.execution.serving_run import ServingRun
-from simulator.scenario.files import Scenario, write_resolved
+from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-_MICROSECOND = unit_factor("us", "time")
+    from simulator.analysis.run import Run
 
 _HEADLINE = (
     "step_time_s",
@@ -53,14 +51,6 @@ def serving_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
         *_published(metrics),
         *events_tables(metrics),
     ]
-
-
-def _comparisons(metrics: Mapping[str, Any]) -> Iterator[Table]:
-    """What a page shows as tables."""
-    yield _headline("the iteration and what it is compared to", metrics)
-    if metrics["speculative_decoding"] is not None:
-        yield _gains(metrics["speculative_decoding"])
-    yield from _published(metrics)
 
 
 def limit_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
@@ -113,7 +103,7 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     table.add_row("time that rests on", shares)
     for row in kernels_rows(metrics):
         table.add_row(*row)
-    table.add_row("transfers", _transfers(metrics["transfers"]))
+    table.add_row("transfers", transfers_text(metrics["transfers"]))
     split = [
         f"{part.replace('_', ' ')} over {gpus}"
         for part, gpus in metrics["tensor_parallel"].items()
@@ -154,7 +144,7 @@ def expert_loads(experts: Mapping[str, Any]) -> str:
     return text
 
 
-def _transfers(transfers: Mapping[str, Any]) -> str:
+def transfers_text(transfers: Mapping[str, Any]) -> str:
     """What carries dispatch and combine, and what bounds them."""
     form = f"{transfers['low_latency']}, " if "low_latency" in transfers else ""
     if transfers["link"] == "nvlink":
@@ -175,6 +165,8 @@ def _kernels(metrics: Mapping[str, Any]) -> Table:
     """Kernels of one micro-batch of one mixture-of-experts layer."""
     from rich import box
     from rich.table import Table
+
+    from reports.tables import interval_text
 
     table = Table(
         title="one expert layer, one micro-batch", title_justify="left", box=box.SIMPLE_HEAD
@@ -245,60 +237,33 @@ def _at(metrics: Mapping[str, Any], path: str) -> float | None:
 # -- files -----------------------------------------------------------------------------------------
 
 
-REPORT_FILE = "report.html"
-
-
-def write_serving_run(
-    run: ServingRun,
-    metrics: Mapping[str, Any],
-    directory: Path,
-    *,
-    events: GroupRun | None = None,
-) -> None:
+def write_serving_run(run: Run[ServingRun], metrics: Mapping[str, Any], directory: Path) -> None:
     """Write the run directory of a serving step; it appears whole or not at all."""
     import pandas as pd
 
+    from reports.page import write_page
+    from reports.serving_page import step_page
     from reports.tables import write_csv
 
-    tasks = task_table(run)
+    tasks = task_table(run.result)
 
     def write_report(draft: Path) -> None:
-        page = step_page(run.scenario, metrics, list(_comparisons(metrics)), tasks)
-        (draft / REPORT_FILE).write_text(page, encoding="utf-8")
-        trace = {"displayTimeUnit": "ms", "traceEvents": list(serving_events(tasks))}
-        text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
-        (draft / "trace.json").write_text(text, encoding="utf-8")
+        write_page(step_page(run.scenario, metrics, tasks), draft)
+        write_trace(serving_events(run.result), draft / PERFETTO_FILE)
         kernels = pd.DataFrame(metrics["operators"])
         kernels["sizes"] = [
             ";".join(f"{size}={value}" for size, value in sizes.items())
             for sizes in kernels["sizes"]
         ]
         write_csv(kernels, draft / "kernels.csv")
-        if events is not None:
-            write_ranks_trace(events, draft)
+        if run.events is not None:
+            write_ranks_trace(run.events, draft)
 
     write_run(
         directory,
         scenario=write_resolved(run.scenario),
         metrics=metrics,
         tables={"events": tasks},
-        write_report=write_report,
-    )
-
-
-def write_without_events(
-    scenario: Scenario, metrics: Mapping[str, Any], tables: Sequence[Table], directory: Path
-) -> None:
-    """Write the run directory of a job without a timeline: its tables make the page."""
-
-    def write_report(draft: Path) -> None:
-        (draft / REPORT_FILE).write_text(plain_page(scenario, tables), encoding="utf-8")
-
-    write_run(
-        directory,
-        scenario=write_resolved(scenario),
-        metrics=metrics,
-        tables={},
         write_report=write_report,
     )
 
@@ -322,22 +287,16 @@ def task_table(run: ServingRun) -> pd.DataFrame:
     )
 
 
-def serving_events(tasks: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def serving_events(run: ServingRun) -> Iterator[dict[str, Any]]:
     """Slices of the iteration: one track per stream, one slice per task."""
+    tasks = task_table(run)
     streams = list(dict.fromkeys(tasks["stream"]))
+    yield from name_process(1, f"{run.job.phase} of one rank")
     for thread, stream in enumerate(streams):
-        yield {"ph": "M", "pid": 1, "tid": thread, "name": "thread_name", "args": {"name": stream}}
+        yield from name_thread((1, thread), stream)
     columns = ("stream", "name", "layer", "micro_batch", "part", "start_s", "end_s")
     for stream, name, layer, number, part, start, end in zip(
         *(tasks[column].tolist() for column in columns), strict=True
     ):
-        first, last = (round(instant / _MICROSECOND, 3) for instant in (start, end))
-        yield {
-            "ph": "X",
-            "pid": 1,
-            "tid": streams.index(stream),
-            "name": name,
-            "ts": first,
-            "dur": round(last - first, 3),
-            "args": {"layer": layer, "micro_batch": number, "part": part},
-        }
+        arguments = {"layer": layer, "micro_batch": number, "part": part}
+        yield slice_of((1, streams.index(stream)), name, (start, end), arguments)

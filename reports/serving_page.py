@@ -1,48 +1,53 @@
-"""The self-contained HTML page of a serving job."""
+"""The pages of a serving step, of a bound on TPOT and of the offload server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hardware_profiles.units import format_bytes, format_seconds
-from reports.palette import PROVENANCE_COLOURS
+from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds
+from reports.charts import ChartAxis, Columns, Curve, Lines, Reference, Span, Spans, shown_in
+from reports.page import (
+    Answer,
+    Cell,
+    Figure,
+    Page,
+    Section,
+    Shares,
+    Table,
+    published_section,
+    scenario_page,
+    shares_of,
+)
+from reports.palette import MEMORY, PROVENANCE
+from reports.tables import beside_cells, changed_text, format_metric, interval_text, kernels_rows
+from simulator.analysis.metric import label_of
 from simulator.scenario.files import Scenario
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
 
-MICRO_BATCHES = ("#c98b2b", "#3b6ea8", "#8a8a86")
-"""Colours of micro-batch 0, micro-batch 1, and layers that run on the whole batch (number -1)."""
-_BUDGET_COLOURS = {
-    "collectives of tensor parallelism": "#5d5d7a",
-    "attention projections": "#3f72af",
-    "attention core, output, gate": "#7fa3cf",
-    "shared expert": "#8d86b8",
-    "routed experts": "#d9813b",
-    "dense feed-forward": "#efb884",
-    "send, receive and add kernels": "#6aa568",
-    "embedding, head, sampling": "#a9cfa7",
-    "drafts": "#6f6f6f",
-    "waiting for transfers": "#b5473c",
-    "imbalance": "#d98c84",
-    "slower GPUs": "#e8b7b1",
-    "gaps between kernels": "#dededa",
-    "host": "#b9b9b4",
-    "uncertain inputs": "#c9c3a5",
+MICRO_BATCHES = ("blue", "orange", "grey")
+"""Hues of micro-batch 0, micro-batch 1, and layers that run on the whole batch (number -1)."""
+_BUDGET = {
+    "collectives of tensor parallelism": "sky",
+    "attention projections": "blue",
+    "attention core, output, gate": "sky",
+    "shared expert": "purple",
+    "routed experts": "orange",
+    "dense feed-forward": "amber",
+    "send, receive and add kernels": "green",
+    "embedding, head, sampling": "grey",
+    "drafts": "ink",
+    "waiting for transfers": "red",
+    "imbalance": "red",
+    "slower GPUs": "amber",
+    "gaps between kernels": "pale",
+    "host": "pale",
+    "uncertain inputs": "grey",
 }
-"""Keys of time_budget_s."""
-_MEMORY_COLOURS = {
-    "weights": "#3f72af",
-    "all to all buffers": "#8d86b8",
-    "expert buffers": "#efb884",
-    "workspace": "#b9b9b4",
-    "reserved": "#dededa",
-    "KV cache": "#6aa568",
-}
+"""Hues of the keys of time_budget_s."""
 _LAYERS_SHOWN = 2
-_WIDTH = 1200
 _LAYER_TITLES = {
     "embedding": "Embedding",
     "dense": "A dense layer, all tokens of the GPU",
@@ -52,185 +57,156 @@ _LAYER_TITLES = {
     "mtp_next": "Further drafts: one token of each request, one micro-batch",
     "mtp_head": "Head of a draft: one token of each request",
 }
-
-
 _WHOLE = frozenset({"embedding", "head", "mtp_head"})
 """Layer kinds of one part."""
+_TOLD = 3
+"""Parts of the budget that the answer names."""
+
+STEP_FILES = (
+    ("perfetto.json", "the whole iteration; opens in Perfetto"),
+    ("events.parquet", "every task of the iteration"),
+    ("kernels.csv", "the kernels of each layer kind"),
+)
 
 
-def step_page(
-    scenario: Scenario,
-    metrics: Mapping[str, Any],
-    tables: Sequence[Table],
-    tasks: pd.DataFrame,
-) -> str:
-    """The page of a serving step.
+def step_page(scenario: Scenario, metrics: Mapping[str, Any], tasks: pd.DataFrame) -> Page:
+    """All that the page of a serving step shows.
 
     Args:
-        tables: shown as they are, beside what the page makes of the metrics.
         tasks: every task of the iteration with start and end.
     """
-    shown = _middle(tasks)
-    return _render(
+    budget = {name: s for name, s in metrics["time_budget_s"].items() if s > 0}
+    drafts = metrics["speculative_decoding"]
+    sections = [
+        Section(
+            "Where the time goes",
+            (
+                time_budget_chart(budget),
+                layers_chart(_middle(tasks)),
+            ),
+            "The compute stream of the rank that ends last. Transfers that compute hides do not "
+            "show; what it waits for, slower ranks included, does.",
+        ),
+        *([_drafting(drafts)] if drafts is not None else []),
+        Section("Memory of a GPU", (_memory(metrics),), f"{metrics['limited_by']}."),
+        Section("Compared with", (_comparisons(metrics),)),
+        Section("Every kernel", tuple(_kernels(metrics)), _KERNELS_NOTE),
+    ]
+    return scenario_page(
         scenario,
-        tables,
-        cards=_cards(metrics),
-        budget=_shares(metrics["time_budget_s"], _BUDGET_COLOURS, format_seconds),
-        memory=_memory(metrics),
-        limited_by=metrics["limited_by"],
-        streams=sorted(set(shown["stream"]), reverse=True),
-        bars=list(_bars(shown)),
-        micro_batches=MICRO_BATCHES[: shown["micro_batch"].max() + 1],
-        span=format_seconds(float(shown["end_s"].max() - shown["start_s"].min())),
-        layers=list(_layers(metrics)),
+        kind="Prefill pass" if metrics["phase"] == "prefill" else "Decode step",
+        answer=_answer(scenario, metrics),
+        beside=published_section(metrics["published"]),
+        sections=sections,
+        provenance=[_provenance(metrics)],
+        files=STEP_FILES,
     )
 
 
-def plain_page(scenario: Scenario, tables: Sequence[Table]) -> str:
-    """The page of a job without events: its tables and inputs."""
-    return _render(scenario, tables, cards=[], budget=[], memory=[], bars=[], layers=[])
+_KERNELS_NOTE = (
+    "Time of one run with its 80% interval, runs in the iteration, and all of them together over "
+    "the iteration's time. Pale rows are wires: they run beside compute, so their shares add to "
+    "more than is seen."
+)
 
 
-def _render(scenario: Scenario, tables: Sequence[Table], **context: Any) -> str:
-    from reports.page import render_page
-    from reports.tables import left_out_note, list_inputs
-
-    return render_page(
-        "serving.html.j2",
-        name=scenario.name,
-        description=scenario.file.description,
-        left_out=left_out_note(scenario),
-        tables=[_cells(table) for table in tables],
-        inputs=list(list_inputs(scenario.resolved)),
-        provenances=PROVENANCE_COLOURS,
-        **context,
-    )
-
-
-def _cards(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Headline figures: name, value, a note."""
-    from reports.tables import beside_cells
-
+def _answer(scenario: Scenario, metrics: Mapping[str, Any]) -> Answer:
     prefill = metrics["phase"] == "prefill"
-    which = "pass_time_s" if prefill else "step_time_s"
-    ideal, interval = beside_cells(metrics, which)
-    note = f"80 % interval {interval}" if interval else "80 % interval not worked out"
-    note = f"ideal {ideal}; {note}" if ideal else note
+    path = "pass_time_s" if prefill else "step_time_s"
+    ideal, interval = beside_cells(metrics, path)
     way = "input" if prefill else "output"
-    node, gpu = (metrics[f"{way}_tokens_per_second_per_{unit}"] for unit in ("node", "gpu"))
-    rests = ", ".join(
-        f"{name} {share:.0%}" for name, share in metrics["error_share"].items() if share >= 0.005
-    )
-    cards = [
-        {
-            "name": "Prefill pass" if prefill else "Decode step",
-            "value": format_seconds(metrics[which]),
-            "note": note,
-        },
-        {
-            "name": f"{way.capitalize()} tokens per second per node",
-            "value": f"{node:,.0f}",
-            "note": f"{gpu:,.0f} a GPU",
-        },
-    ]
+    figures = [
+        _figure(f"{way.capitalize()} tokens per second per node",
+                f"{way}_tokens_per_second_per_node", metrics),
+        _figure(f"{way.capitalize()} tokens per second per GPU",
+                f"{way}_tokens_per_second_per_gpu", metrics),
+    ]  # fmt: skip
     if not prefill:
-        cards.append(
-            {
-                "name": "Time per output token",
-                "value": format_seconds(metrics["tpot_s"]["mean"]),
-                "note": f"{metrics['tokens_per_second_per_user']:.1f} tokens per second per user",
-            }
+        figures += [
+            _figure("Time per output token", "tpot_s.mean", metrics),
+            _figure("Tokens per second per user", "tokens_per_second_per_user", metrics),
+        ]
+    exposed = metrics["exposed_communication_s"]
+    figures += [
+        Figure("Communication that nothing hides", format_seconds(exposed),
+               note=f"{exposed / metrics[path]:.1%} of the time"),
+        Figure("Largest batch per GPU", f"{metrics['largest_batch_per_gpu']:,} requests",
+               note=f"KV cache of {metrics['kv_cache_tokens_per_gpu']:,} tokens fits, "
+               f"{metrics['kv_cache_tokens_needed_per_gpu']:,} needed"),
+    ]  # fmt: skip
+    budget = sorted(metrics["time_budget_s"].items(), key=lambda part: -part[1])[:_TOLD]
+    whole = sum(metrics["time_budget_s"].values())
+    named = ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in budget)
+    return Answer(
+        Figure(
+            "Prefill pass" if prefill else "Decode step",
+            format_seconds(metrics[path]),
+            interval,
+            f"ideal ranks {ideal}" if ideal else "",
+        ),
+        tuple(figures),
+        limits=f"{named[:1].upper()}{named[1:]} of the time. The batch: {metrics['limited_by']}.",
+        changed=changed_text(scenario),
+    )
+
+
+def _figure(label: str, path: str, metrics: Mapping[str, Any]) -> Figure:
+    ideal, interval = beside_cells(metrics, path)
+    value: Any = metrics
+    for part in path.split("."):
+        value = value[part]
+    note = f"ideal ranks {ideal}" if ideal else ""
+    return Figure(label, format_metric(path, value), interval, note)
+
+
+def time_budget_chart(budget: Mapping[str, float]) -> Spans:
+    """Parts of the iteration, each after those before it, so that they add up to it."""
+    whole, reached, spans, notes = sum(budget.values()), 0.0, [], []
+    for lane, (name, seconds) in enumerate(budget.items()):
+        tip = f"{name}: {format_seconds(seconds)}, {seconds / whole:.1%}"
+        spans.append(Span(lane, reached, reached + seconds, _BUDGET.get(name, "grey"), tip))
+        notes.append(f"{format_seconds(seconds, digits=3)}, {seconds / whole:.1%}")
+        reached += seconds
+    return Spans(
+        "Time budget",
+        "Each bar begins where the one above it ends; together they are the iteration.",
+        shown_in("time", "time", whole, low=0.0, high=whole),
+        tuple(budget),
+        tuple(spans),
+        notes=tuple(notes),
+    )
+
+
+def layers_chart(tasks: pd.DataFrame) -> Spans:
+    """Tasks of a few layers in the middle of the iteration on their streams."""
+    origin = float(tasks["start_s"].min())
+    streams = sorted(set(tasks["stream"]), reverse=True)
+    columns = ("stream", "micro_batch", "layer", "name", "part", "start_s", "end_s")
+    spans = [
+        Span(streams.index(stream), start - origin, end - origin, MICRO_BATCHES[number],
+             f"{name}\n{layer}, {_whose(number)}, {part.replace('_', ' ')}\n"
+             f"{format_seconds(end - start)}", name)
+        for stream, number, layer, name, part, start, end in zip(
+            *(tasks[column].tolist() for column in columns), strict=True
         )
-    return [
-        *cards,
-        {
-            "name": "Communication that nothing hides",
-            "value": format_seconds(metrics["exposed_communication_s"]),
-            "note": f"{metrics['exposed_communication_s'] / metrics[which]:.1%} of the time",
-        },
-        {
-            "name": "KV cache that fits a GPU",
-            "value": f"{metrics['kv_cache_tokens_per_gpu']:,} tokens",
-            "note": f"{metrics['kv_cache_tokens_needed_per_gpu']:,} needed; largest batch "
-            f"{metrics['largest_batch_per_gpu']:,} requests per GPU",
-        },
-        {"name": "Where kernel times come from", "value": "", "note": rests},
-    ]
+    ]  # fmt: skip
+    numbers = sorted({int(number) for number in tasks["micro_batch"]} - {-1})
+    return Spans(
+        "Layers in the middle of the iteration",
+        f"Two expert layers on {len(streams)} streams, kernel by kernel. perfetto.json holds the "
+        "whole iteration. Drag over a part or press + to zoom.",
+        shown_in("time", "time", float(tasks["end_s"].max()) - origin, low=0.0,
+                 high=float(tasks["end_s"].max()) - origin),
+        tuple(streams),
+        tuple(spans),
+        legend=tuple((f"micro-batch {number}", MICRO_BATCHES[number]) for number in numbers),
+        lane_height=44.0,
+        zoom="layers",
+    )  # fmt: skip
 
 
-def _shares(
-    parts: Mapping[str, float], colours: Mapping[str, str], written: Callable[[float], str]
-) -> list[dict[str, Any]]:
-    whole = sum(parts.values())
-    return [
-        {"name": name, "value": written(value), "share": value / whole, "colour": colours[name]}
-        for name, value in parts.items()
-        if value > 0.0
-    ]
-
-
-def _memory(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Parts of the GPU's memory; what they leave is KV cache."""
-    parts = dict(metrics["memory_bytes"])
-    capacity = parts.pop("capacity")
-    parts["KV cache"] = capacity - sum(parts.values())
-    named = {name.replace("_", " "): value for name, value in parts.items()}
-    return _shares(named, _MEMORY_COLOURS, format_bytes)
-
-
-def _layers(metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Kernels of each layer kind, micro-batch 0, with what all their runs take together."""
-    whole = metrics["step_time_s"] or metrics["pass_time_s"]
-    for kind, title in _LAYER_TITLES.items():
-        rows = [row for row in metrics["operators"] if row["layer"] == kind]
-        first = [row for row in rows if row["micro_batch"] == 0]
-        if not first:
-            continue
-        totals: dict[tuple[str, str], float] = {}
-        for row in rows:
-            key = (row["part"], row["name"])
-            totals[key] = totals.get(key, 0.0) + row["total_s"]
-        yield {
-            "title": title,
-            "rows": [
-                {
-                    "part": kind if kind in _WHOLE else row["part"].replace("_", " "),
-                    "name": row["name"],
-                    "sizes": " ".join(f"{name}={value}" for name, value in row["sizes"].items()),
-                    "time": format_seconds(row["seconds"]),
-                    "interval": interval_text(row["low_s"], row["high_s"]),
-                    "runs": row["calls"] * len({other["micro_batch"] for other in rows}),
-                    "total": format_seconds(totals[row["part"], row["name"]], digits=3),
-                    "share": f"{totals[row['part'], row['name']] / whole:.1%}",
-                    "wire": row["part"].endswith("_wire"),
-                    "provenance": row["provenance"],
-                }
-                for row in first
-            ],
-        }
-
-
-def interval_text(low: float, high: float) -> str:
-    """Both ends, their unit once where they share it."""
-    ends = [format_seconds(end, digits=3) for end in (low, high)]
-    value, _, unit = ends[0].partition(" ")
-    if ends[1].endswith(f" {unit}"):
-        ends[0] = value
-    return " to ".join(ends)
-
-
-def _cells(table: Table) -> dict[str, Any]:
-    """A terminal table as plain text cells."""
-    columns = [list(column.cells) for column in table.columns]
-    return {
-        "title": str(table.title),
-        "caption": "" if table.caption is None else str(table.caption),
-        "columns": [
-            {"name": str(column.header), "right": column.justify == "right"}
-            for column in table.columns
-        ],
-        "rows": [list(row) for row in zip(*columns, strict=True)],
-    }
+def _whose(micro_batch: int) -> str:
+    return "all tokens" if micro_batch < 0 else f"micro-batch {micro_batch}"
 
 
 def _middle(tasks: pd.DataFrame) -> pd.DataFrame:
@@ -252,22 +228,252 @@ def _middle(tasks: pd.DataFrame) -> pd.DataFrame:
     return within
 
 
-def _bars(tasks: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    origin = tasks["start_s"].min()
-    scale = _WIDTH / (tasks["end_s"].max() - origin)
-    streams = sorted(set(tasks["stream"]), reverse=True)
-    columns = ("stream", "micro_batch", "layer", "name", "part", "start_s", "end_s")
-    for stream, number, layer, name, part, start, end in zip(
-        *(tasks[column].tolist() for column in columns), strict=True
-    ):
-        yield {
-            "row": streams.index(stream),
-            "x": round((start - origin) * scale, 2),
-            "width": round(max((end - start) * scale, 0.3), 2),
-            "colour": MICRO_BATCHES[number],
-            "title": f"{layer}, {_whose(number)}, {part}: {name}, {format_seconds(end - start)}",
-        }
+def _memory(metrics: Mapping[str, Any]) -> Shares:
+    """Parts of the GPU's memory; what they leave is KV cache."""
+    parts = dict(metrics["memory_bytes"])
+    capacity = parts.pop("capacity")
+    parts["KV cache"] = capacity - sum(parts.values())
+    named = {MEMORY.get(name, (name, ""))[0]: value for name, value in parts.items()}
+    hues = dict(MEMORY.values())
+    return shares_of(f"Of {format_bytes(capacity)}", named, hues, format_bytes)
 
 
-def _whose(micro_batch: int) -> str:
-    return "all tokens" if micro_batch < 0 else f"micro-batch {micro_batch}"
+def _drafting(drafts: Mapping[str, Any]) -> Section:
+    points = drafts["by_batch"]
+    batches = tuple(float(point["batch"]) for point in points)
+    chart = Lines(
+        "Speed-up by requests of the deployment",
+        f"Best gain at {drafts['batch_of_best_gain']} requests, least at "
+        f"{drafts['batch_of_least_gain']}; stops paying "
+        f"{_from(drafts['stops_paying_from_batch'])}.",
+        ChartAxis("requests of the deployment", log=True),
+        ChartAxis("speed-up", "x"),
+        (
+            Curve("whole step", "blue", batches, tuple(p["speed_up"] for p in points), dots=True),
+            Curve("experts alone", "orange", batches,
+                   tuple(p["experts_speed_up"] for p in points), dots=True, dashed=True),
+        ),
+        across=(Reference(1.0, "no gain"),),
+    )  # fmt: skip
+    table = Table(
+        ("|requests", "|step", "|step without", "|speed-up", "|speed-up of experts alone",
+         "|experts touched", "|without"),
+        tuple(
+            (f"{p['batch']:,}", format_seconds(p["step_s"]), format_seconds(p["step_without_s"]),
+             f"{p['speed_up']:.3f}", f"{p['experts_speed_up']:.3f}", f"{p['active_experts']:.1f}",
+             f"{p['active_experts_without']:.1f}")
+            for p in points
+        ),
+        "",
+    )  # fmt: skip
+    return Section("What drafting gains", (chart, table))
+
+
+def _from(batch: int | str) -> str:
+    return batch if isinstance(batch, str) else f"from {batch} requests on"
+
+
+def _comparisons(metrics: Mapping[str, Any]) -> Table:
+    """The iteration beside the same one under other conditions."""
+    others: Mapping[str, Any] = metrics["comparisons"]
+    rows = []
+    for path in (
+        "step_time_s", "pass_time_s", "tpot_s.mean", "output_tokens_per_second_per_node",
+        "input_tokens_per_second_per_node", "output_tokens_per_second_per_gpu",
+        "input_tokens_per_second_per_gpu", "tokens_per_second_per_user",
+    ):  # fmt: skip
+        values = [_at(metrics, path), *(_at(other, path) for other in others.values())]
+        if any(value is not None for value in values):
+            shown = ("-" if value is None else format_metric(path, value) for value in values)
+            rows.append((label_of(path.removesuffix(".mean")), *shown))
+    heads = ("figure", "|this run", *(f"|{name.replace('_', ' ')}" for name in others))
+    return Table(heads, tuple(rows), "The same iteration, one thing changed.")
+
+
+def _at(metrics: Mapping[str, Any], path: str) -> float | None:
+    value: Any = metrics
+    for name in path.split("."):
+        value = None if value is None else value[name]
+    return value if value is None else float(value)
+
+
+def _kernels(metrics: Mapping[str, Any]) -> Iterator[Table]:
+    """Kernels of each layer kind, micro-batch 0, with what all their runs take together."""
+    whole = metrics["step_time_s"] or metrics["pass_time_s"]
+    for kind, title in _LAYER_TITLES.items():
+        rows = [row for row in metrics["operators"] if row["layer"] == kind]
+        first = [row for row in rows if row["micro_batch"] == 0]
+        if not first:
+            continue
+        totals: dict[tuple[str, str], float] = {}
+        for row in rows:
+            key = (row["part"], row["name"])
+            totals[key] = totals.get(key, 0.0) + row["total_s"]
+        batches = len({other["micro_batch"] for other in rows})
+        yield Table(
+            ("part", "kernel", "sizes", "|time", "|80% interval", "|runs", "|together", "|share",
+             "found"),
+            tuple(
+                (
+                    kind if kind in _WHOLE else row["part"].replace("_", " "),
+                    row["name"],
+                    " ".join(f"{name}={value}" for name, value in row["sizes"].items()),
+                    Cell(format_seconds(row["seconds"]), row["seconds"]),
+                    interval_text(row["low_s"], row["high_s"]),
+                    Cell(f"{row['calls'] * batches:,}", row["calls"]),
+                    Cell(format_seconds(total, digits=3), total),
+                    Cell(f"{total / whole:.1%}", total),
+                    Cell(row["provenance"], hue=PROVENANCE[row["provenance"]]),
+                )
+                for row in first
+                for total in [totals[row["part"], row["name"]]]
+            ),
+            title,
+            sortable=True,
+            pale=frozenset(n for n, row in enumerate(first) if row["part"].endswith("_wire")),
+        )  # fmt: skip
+
+
+def _provenance(metrics: Mapping[str, Any]) -> Section:
+    from reports.serving import expert_loads, transfers_text
+
+    split = [
+        f"{part.replace('_', ' ')} over {gpus}"
+        for part, gpus in metrics["tensor_parallel"].items()
+        if gpus > 1
+    ]
+    rows = [
+        *kernels_rows(metrics),
+        ("transfers", transfers_text(metrics["transfers"])),
+        *([("split over GPUs", ", ".join(split))] if split else []),
+        ("expert loads", expert_loads(metrics["experts"])),
+    ]
+    shares = shares_of(
+        "Time of compute kernels", metrics["error_share"], PROVENANCE, lambda s: f"{s:.1%}"
+    )
+    return Section(
+        "Where the times come from",
+        (shares, Table(("what", "which"), tuple(rows), "")),
+        "Measured: a timing of this kernel at this size; interpolated: between timings; "
+        "extrapolated: outside them; modelled: from FLOPs, bytes and link rates.",
+    )
+
+
+# -- closed forms ----------------------------------------------------------------------------------
+
+
+def limit_page(scenario: Scenario, metrics: Mapping[str, Any]) -> Page:
+    """All that the page of a bound on TPOT shows."""
+    bound = metrics["tpot_s"]["mean"]
+    known = [item for item in metrics["idealisations"] if item["tpot_s"] is not None]
+    order = sorted(known, key=lambda item: -item["tpot_s"])
+    worst = order[0] if order else None
+    spans = [Span(0, 0.0, bound, "ink", f"none given up: {format_seconds(bound)}")]
+    spans += [
+        Span(lane, 0.0, item["tpot_s"], "orange" if item["tpot_s"] > bound else "green",
+             f"{_words(item['name'])}: {item['assumed']}, instead {item['instead']}\n"
+             f"{format_seconds(item['tpot_s'])}")
+        for lane, item in enumerate(order, 1)
+    ]  # fmt: skip
+    longest = max(bound, *(item["tpot_s"] for item in order)) if order else bound
+    chart = Spans(
+        "TPOT without each idealisation",
+        "One idealisation at a time gives way to what model or network say.",
+        shown_in("TPOT", "time", longest, low=0.0),
+        ("none given up", *(_words(item["name"]) for item in order)),
+        tuple(spans),
+        legend=(("the bound", "ink"), ("slower without it", "orange"),
+                ("faster without it", "green")),
+        notes=(format_seconds(bound), *(format_seconds(item["tpot_s"]) for item in order)),
+    )  # fmt: skip
+    table = Table(
+        ("idealisation", "assumed", "instead", "|TPOT then"),
+        tuple(
+            (_words(item["name"]), item["assumed"], item["instead"] or "",
+             "" if item["tpot_s"] is None else format_seconds(item["tpot_s"]))
+            for item in metrics["idealisations"]
+        ),
+        "Those without a value in the last column have nothing to give way to here.",
+    )  # fmt: skip
+    wire = f"{metrics['transfers']:,} transfers of {format_seconds(metrics['transfer_s'])} each"
+    limits = f"The network alone: {wire}; compute and latency are taken for nothing."
+    if worst is not None and worst["tpot_s"] > bound:
+        limits += (
+            f" What would lengthen it most is {_words(worst['name'])}: "
+            f"{format_seconds(worst['tpot_s'])}."
+        )
+    return scenario_page(
+        scenario,
+        kind="Bound on TPOT",
+        answer=Answer(
+            Figure("Time per output token, at best", format_seconds(bound)),
+            (
+                Figure("Tokens per second per user, at most",
+                       f"{metrics['tokens_per_second_per_user']:,.1f}"),
+                Figure("Bytes of a transfer", format_bytes(metrics["transfer_bytes"])),
+                Figure("Link", format_bandwidth(metrics["link_bandwidth_bytes_per_s"])),
+            ),
+            limits=limits,
+            changed=changed_text(scenario),
+        ),
+        beside=published_section(metrics["published"]),
+        sections=[Section("What the bound assumes", (chart, table))],
+    )  # fmt: skip
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def offload_page(scenario: Scenario, metrics: Mapping[str, Any]) -> Page:
+    """All that the page of the offload server shows."""
+    token = metrics["tpot_s"]["mean"]
+    parts = {"experts_s": ("experts on the CPU", "orange"),
+             "fixed_s": ("everything else", "blue")}  # fmt: skip
+    shares = Shares(
+        f"Of {format_seconds(token)} per token",
+        tuple((name, format_seconds(metrics[path]), metrics[path] / token, hue)
+              for path, (name, hue) in parts.items()),
+    )  # fmt: skip
+    rows = metrics["published"]
+    charts = []
+    if rows:
+        charts.append(
+            Columns(
+                "Published and simulated",
+                "Tokens per second of one request; fitted rows were inputs, held-out ones not.",
+                ChartAxis("tokens per second"),
+                "row",
+                tuple(row["name"] for row in rows for _ in range(2)),
+                (
+                    ("published", "grey", tuple(
+                        v for row in rows for v in (row["published"], 0.0))),
+                    ("simulated", "blue", tuple(
+                        v for row in rows for v in (0.0, row["simulated"] or 0.0))),
+                ),
+                height=200.0,
+            )
+        )  # fmt: skip
+    peak = metrics["cpu_expert_share_of_peak"]
+    more = max(parts, key=lambda path: metrics[path])
+    return scenario_page(
+        scenario,
+        kind="Offload server",
+        answer=Answer(
+            Figure("Time per output token", format_seconds(token)),
+            (
+                Figure("Tokens per second per user",
+                       f"{metrics['tokens_per_second_per_user']:,.1f}"),
+                Figure("CPU memory reads experts at",
+                       format_bandwidth(metrics["cpu_expert_bytes_per_s"]),
+                       note=f"{peak:.0%} of its peak"),
+                Figure("GPU reads its weights in", format_seconds(metrics["gpu_weights_read_s"])),
+                Figure("Resident on the GPU", format_bytes(metrics["gpu_resident_bytes"])),
+            ),
+            limits=f"{parts[more][0].capitalize()}: {metrics[more] / token:.0%} of a token's time; "
+            f"the CPU's memory runs at {peak:.0%} of its peak.",
+            changed=changed_text(scenario),
+        ),
+        beside=published_section(rows),
+        sections=[Section("Where the time of a token goes", (shares, *charts))],
+    )  # fmt: skip

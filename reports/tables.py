@@ -81,8 +81,8 @@ class RunTables:
     metrics: Mapping[str, Any]
     published: tuple[str, ...]
     """Paths in the metrics of the rows of metrics["published"], in their order."""
-    left_out: str
-    """Which published figures are of other inputs; empty where none are."""
+    changed: str
+    """What was changed of the scenario, a sentence, and which published figures that leaves out."""
     memory_capacity: Bytes
     """Memory of one GPU."""
     inputs: tuple[Input, ...]
@@ -128,7 +128,7 @@ def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
         ),
         metrics=metrics,
         published=tuple(figure.metric for figure in run.scenario.file.published),
-        left_out=left_out_note(run.scenario),
+        changed=changed_text(run.scenario),
         memory_capacity=cluster.node.gpu.hbm_capacity,
         inputs=tuple(list_inputs(run.scenario.resolved)),
         scenario=write_resolved(run.scenario),
@@ -200,6 +200,12 @@ def left_out_note(scenario: Scenario) -> str:
     paths, others = scenario.other_inputs[:_FEW_PATHS], scenario.other_inputs[_FEW_PATHS:]
     listed = shown(scenario.changes or (*paths, *(("...",) if others else ())))
     return f"{figures} left out, being for other inputs (changed: {listed})."
+
+
+def changed_text(scenario: Scenario) -> str:
+    """What was changed of a scenario as it is written, a sentence."""
+    changes = ", ".join(scenario.changes) or "Nothing: the scenario as it is written"
+    return f"{changes}. {left_out_note(scenario)}".strip()
 
 
 def action_table(step: TrainingStep) -> pd.DataFrame:
@@ -398,6 +404,15 @@ def format_interval(path: str, ends: Sequence[float]) -> str:
     if space and high.endswith(f" {unit}"):
         low = value
     return f"{low} to {high}"
+
+
+def interval_text(low: float, high: float) -> str:
+    """Both ends of an interval of a time, their unit once where they share it."""
+    ends = [format_seconds(end, digits=3) for end in (low, high)]
+    value, _, unit = ends[0].partition(" ")
+    if ends[1].endswith(f" {unit}"):
+        ends[0] = value
+    return " to ".join(ends)
 
 
 def _percent(value: float) -> str:

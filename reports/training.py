@@ -10,35 +10,32 @@ import numpy as np
 import pandas as pd
 
 from reports.events import write_ranks_trace
-from reports.render import REPORTS
+from reports.page import write_page
+from reports.perfetto import PERFETTO_FILE, write_trace
 from reports.run_directory import write_run
 from reports.tables import training_tables
-from simulator.execution.machine.group import GroupRun
+from reports.timeline import trace_events
+from reports.training_page import training_page
+from simulator.analysis.run import Run
 from simulator.execution.training import TrainingRun
 
 
-def write_training_run(
-    run: TrainingRun,
-    metrics: Mapping[str, Any],
-    directory: Path,
-    *,
-    events: GroupRun | None = None,
-) -> None:
+def write_training_run(run: Run[TrainingRun], metrics: Mapping[str, Any], directory: Path) -> None:
     """Write scenario, metrics, events and all reports; the directory appears whole or not at all.
 
     events.parquet holds every action of every rank, operators.parquet the operators of each
     distinct chunk once, and unfolded.parquet, of a run to unfold, those of every action.
     """
-    tables = training_tables(run, metrics)
+    tables = training_tables(run.result, metrics)
     frames = {"events": tables.actions, "operators": tables.operators}
-    if run.unfold:
-        frames["unfolded"] = unfolded_table(run)
+    if run.result.unfold:
+        frames["unfolded"] = unfolded_table(run.result)
 
     def write_reports(draft: Path) -> None:
-        for write in REPORTS.values():
-            write(tables, draft)
-        if events is not None:
-            write_ranks_trace(events, draft)
+        write_page(training_page(tables), draft)
+        write_trace(trace_events(tables), draft / PERFETTO_FILE)
+        if run.events is not None:
+            write_ranks_trace(run.events, draft)
 
     write_run(
         directory,

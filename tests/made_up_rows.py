@@ -6,6 +6,7 @@ import numpy as np
 
 from hardware_profiles.schema import load_calibration
 from hardware_profiles.tables import Measurement
+from simulator.calibration.family_fit import HeldOutRow
 
 BASE = load_calibration("h800_sxm")
 
@@ -36,3 +37,14 @@ def made_up(*, noise=0.0, seed=0, kernel_set="made_up", slower=1.0):
         for n in (1536, 4096, 7168, 24576)
         for k in (2048, 7168)
     ]  # fmt: skip
+
+
+def held_out():
+    """Two shapes of 30 rows each, 1 % too slow, but one row by half; ends of a shape are edges."""
+    made = []
+    for n in (4096, 7168):
+        for number in range(30):
+            timed = row(64 * (number + 1), n, 2048, 1e-5 * (number + 1))
+            wrong = 1.5 if (n, number) == (4096, 7) else 1.01
+            made.append(HeldOutRow(timed, wrong * timed.seconds, number in (0, 29)))
+    return made

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from simulator.analysis.metric import Metric
+from simulator.analysis.metric import STATISTICS, Metric
 from simulator.analysis.step_metrics import EVERY_JOB, OFFLOAD, SERVING_STEP, TPOT_LIMIT, TRAINING
 from simulator.analysis.system_metrics import COLLECTIVE, FLEET, PRETRAINING, REPLAY
-
-STATISTICS = frozenset({"mean", "p50", "p90", "p95", "p99"})
-"""Last parts of a path that are of the figure before them: "ttft_s.mean"."""
 
 METRICS: Mapping[str, Mapping[str, Metric]] = {
     job: {metric.name: metric for metric in (*EVERY_JOB, *own)}

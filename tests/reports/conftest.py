@@ -1,12 +1,15 @@
-"""A small run to report: 4 ranks of DualPipe, one pair of two layers on two streams."""
+"""Small runs to report: 4 ranks of DualPipe with a pair of two layers on two streams; a sweep."""
 
 from itertools import pairwise
 
 import pandas as pd
 import pytest
 
+from reports.sweep import Sweep
 from reports.tables import Input, RunTables
+from simulator.analysis.sweep import Axis, Limit, Objective, Point
 from simulator.execution.pipeline import run_ideal
+from simulator.scenario.files import load_scenario
 from simulator.workload.schedules.bidirectional import dualpipe
 from simulator.workload.schedules.bubbles import IdealTimes
 
@@ -155,8 +158,32 @@ def tables() -> RunTables:
         stages=tuple(", ".join(str(s) for s in schedule.stages_of(rank)) for rank in range(4)),
         metrics=metrics,
         published=("pair_time_s", "step_time_s", "no_such_metric"),
-        left_out="1 published figure is left out, being for other inputs (changed: training.pp=4).",
+        changed="training.pp=4.",
         memory_capacity=2.0**36,
         inputs=(Input("training.stages", "default", "", "assumed", "assumed: evenly"),),
         scenario="name: small\n",
+    )
+
+
+AXES = (Axis.parse("seed=1,2,3"), Axis.parse("collective.merge_share=0,0.01"))
+
+
+@pytest.fixture
+def swept() -> Sweep:
+    """Six points: a time that grows with the seed, a rate that falls, one point that failed."""
+    rows = []
+    for seed in (1, 2, 3):
+        for merge in (0, 0.01):
+            settings = {"seed": seed, "collective.merge_share": merge}
+            failed = seed == 2 and merge == 0
+            metrics = {"completion_s": seed * 1e-3, "rate": seed + merge, "wall_clock_s": 9.0}
+            reason = "does not fit </script>" if failed else None
+            rows.append(Point(settings, f"{seed}-{merge}", {} if failed else metrics, reason))
+    return Sweep(
+        scenario=load_scenario("all_to_all_64"),
+        axes=AXES,
+        ran=tuple(rows),
+        metrics=("completion_s", "rate"),
+        limits=(Limit.parse("completion_s<=2.5 ms"),),
+        objectives=(Objective.parse("min:completion_s"), Objective.parse("max:rate")),
     )

@@ -1,36 +1,121 @@
-"""The interactive charts of a training run."""
-
-import json
+"""Where charts draw what they are told."""
 
 import pytest
 
-from reports.charts import CHARTS, budget_chart, pair_timeline, pipeline_chart
-from reports.tables import RunTables
+from reports.charts import (
+    WIDTH,
+    ChartAxis,
+    Columns,
+    Curve,
+    Heat,
+    Lines,
+    Reference,
+    Span,
+    Spans,
+    draw,
+    merged,
+    share_axis,
+    shown_in,
+    tick_text,
+    ticks,
+)
+from reports.drawing import Box, Dot, Line, Picture, Words
+from reports.palette import USE
+
+MS = ChartAxis("time", "ms", 1e-3, low=0.0, high=0.2)
 
 
-@pytest.mark.parametrize("name", CHARTS)
-def test_every_chart_is_plain_json_with_units_on_its_axes(name: str, tables: RunTables) -> None:
-    chart = CHARTS[name](tables)
-    json.dumps(chart, allow_nan=False)
-    titles = [chart["layout"][axis]["title"]["text"] for axis in ("xaxis", "yaxis")]
-    assert any(unit in " ".join(titles) for unit in ("(s)", "(ms)", "(GiB)"))
+def of_kind(marks, kind):
+    return [mark for mark in marks if isinstance(mark, kind)]
 
 
-def test_time_budget_chart_stacks_to_the_step_time(tables: RunTables) -> None:
-    traces = budget_chart(tables)["data"]
-    for rank in range(4):
-        total = sum(trace["y"][rank] for trace in traces)
-        assert total == pytest.approx(tables.metrics["step_time_s"], rel=1e-4)
+def texts(sheet):
+    return [mark.text for mark in of_kind(sheet.frame, Words)]
 
 
-def test_pipeline_chart_has_one_trace_a_work_and_every_action(tables: RunTables) -> None:
-    traces = pipeline_chart(tables)["data"]
-    assert len(traces) == tables.actions["work"].nunique()
-    assert sum(len(trace["x"]) for trace in traces) == len(tables.actions)
+def test_an_axis_shows_values_in_its_unit():
+    assert shown_in("time", "time", 0.129).unit == "ms"
+    assert shown_in("memory", "data", 5 * 2.0**30).text(2.0**31) == "2 GiB"
+    assert share_axis("use").text(0.973) == "97.3%"
+    assert ChartAxis("tokens", "tokens/s").text(14800.4) == "14,800 tokens/s"
 
 
-def test_pair_chart_shows_blocks_with_and_operators_without_text(tables: RunTables) -> None:
-    traces = pair_timeline(tables)["data"]
-    texts = [text for trace in traces for text in trace["text"]]
-    assert texts.count("") == len(tables.pair_operators)
-    assert texts.count("attn(B)") == 2
+def test_ticks_are_round_and_inside():
+    assert ticks(0.0, 19.3, log=False) == pytest.approx([0, 5, 10, 15])
+    assert ticks(3.0, 3000.0, log=True) == [10.0, 100.0, 1000.0]
+    assert ticks(10.0, 100.0, log=True) == [10.0, 20.0, 50.0, 100.0]
+    assert [tick_text(v) for v in (0.25, 5.0, 15000.0, 2.5e6, 3e12)] == [
+        "0.25", "5", "15,000", "2.5M", "3T",
+    ]  # fmt: skip
+
+
+def test_spans_lie_on_their_lanes_in_proportion_to_time():
+    chart = Spans("t", "", MS, ("a", "b"),
+                  (Span(0, 0.0, 0.1, "blue"), Span(1, 0.05, 0.15, "blue", "tip")))  # fmt: skip
+    sheet = draw(chart)
+    left, _, width, _ = sheet.area
+    first, second = of_kind(sheet.plot, Box)
+    assert first.x == left
+    assert first.x + first.width == pytest.approx(left + width / 2 - 0.7)
+    assert second.x == pytest.approx(left + width / 4)
+    assert second.y - first.y == chart.lane_height
+    assert "time (ms)" in texts(sheet)
+
+
+def test_a_chart_that_zooms_says_its_ends_in_the_unit_shown():
+    sheet = draw(Spans("t", "", MS, ("a",), (Span(0, 0.0, 0.1, "blue"),), zoom="step"))
+    assert sheet.zoom is not None
+    assert (sheet.zoom.low, sheet.zoom.high, sheet.zoom.group) == (0.0, 200.0, "step")
+
+
+def test_columns_stack_to_their_sum_and_a_capacity_is_a_dashed_line():
+    parts = (("one", "blue", (1.0, 2.0)), ("two", "orange", (3.0, 0.0)))
+    sheet = draw(
+        Columns("t", "", ChartAxis("y"), "rank", ("0", "1"), parts, (Reference(4.0, "cap"),))
+    )
+    boxes = of_kind(sheet.plot, Box)
+    assert [box.tip for box in boxes] == ["rank 0, one: 1", "rank 1, one: 2", "rank 0, two: 3"]
+    (line,) = of_kind(sheet.plot, Line)
+    assert line.dashed
+    top = min(box.y for box in boxes)
+    assert line.points[0][1] == pytest.approx(top)
+    assert boxes[1].x + boxes[1].width < WIDTH
+
+
+def test_a_line_breaks_where_there_is_no_value():
+    series = Curve("s", "blue", (0.0, 1.0, 2.0, 3.0), (1.0, None, 2.0, 3.0), dots=True)
+    sheet = draw(
+        Lines("t", "", ChartAxis("x"), ChartAxis("y"), (series,), across=(Reference(2.0, "SLO"),))
+    )
+    limit, *parts = of_kind(sheet.plot, Line)
+    assert limit.dashed
+    assert [len(part.points) for part in parts] == [1, 2]
+    assert len(of_kind(sheet.plot, Dot)) == 3
+    assert limit.points[0][1] == pytest.approx(parts[1].points[0][1])
+    assert "SLO" in texts(sheet)
+
+
+def test_zero_has_no_place_on_a_logarithmic_axis():
+    series = Curve("s", "blue", (0.0, 1.0, 10.0), (1.0, 1.0, 1.0), line=False, dots=True)
+    sheet = draw(Lines("t", "", ChartAxis("x", log=True), ChartAxis("y"), (series,)))
+    left, _, width, _ = sheet.area
+    assert [dot.x for dot in of_kind(sheet.plot, Dot)] == pytest.approx([left, left + width])
+
+
+def test_an_idle_link_is_light_and_a_full_one_dark():
+    sheet = draw(Heat("t", "", "cable", ("leaf0",), [[0.0, 1.0, None]]))
+    (grid,) = of_kind(sheet.plot, Picture)
+    assert grid.colours == ((USE[0], USE[-1], ""),)
+    (row,) = of_kind(sheet.plot, Box)
+    assert row.tip == "leaf0: mean 50.0%, most 100.0%"
+
+
+def test_neighbours_too_thin_to_be_seen_are_drawn_as_one():
+    spans = [Span(0, 0.0, 1.0, "blue"), Span(0, 1.0, 2.0, "blue"), Span(0, 2.0, 3.0, "red"),
+             Span(0, 3.0, 20.0, "blue")]  # fmt: skip
+    found = merged(spans, width=2.5, told=lambda count: f"{count} kernels")
+    assert [(one.start, one.end, one.hue, one.tip) for one in found] == [
+        (0.0, 2.0, "blue", "2 kernels"),
+        (2.0, 3.0, "red", ""),
+        (3.0, 20.0, "blue", ""),
+    ]

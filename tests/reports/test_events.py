@@ -48,11 +48,11 @@ def test_every_rank_is_a_process_with_its_kernels_and_waits(trace):
 
 def test_sms_and_hbm_are_counters(trace):
     counters = [
-        (e["name"], e["ts"], e["args"]["value"]) for e in trace if e["ph"] == "C" and e["pid"] == 0
+        (e["name"], e["ts"], *e["args"].values()) for e in trace if e["ph"] == "C" and e["pid"] == 0
     ]
     assert counters == [
-        ("SMs in use", 0.0, 10), ("HBM bytes/s", 0.0, 20.0),
-        ("SMs in use", 1e6, 0), ("HBM bytes/s", 1e6, 0.0),
+        ("SMs in use", 0.0, 10), ("HBM (bytes/s)", 0.0, 20.0),
+        ("SMs in use", 1e6, 0), ("HBM (bytes/s)", 1e6, 0.0),
     ]  # fmt: skip
 
 

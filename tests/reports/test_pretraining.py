@@ -32,9 +32,7 @@ def test_a_directory_holds_page_figures_incidents_and_runs(written: Path) -> Non
     names = {path.name for path in written.iterdir()}
     assert {
         "report.html",
-        "timeline.svg",
-        "causes.png",
-        "days.svg",
+        "figures",
         "incidents.parquet",
         "runs.parquet",
         "metrics.json",
@@ -45,7 +43,7 @@ def test_a_directory_holds_page_figures_incidents_and_runs(written: Path) -> Non
     runs = pd.read_parquet(written / "runs.parquet")
     assert runs["wall_s"].mean() == pytest.approx(metrics["days"] * 86400, rel=1e-12)
     page = (written / "report.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<figure") == 4
     assert "work done again" in page
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from reports.replay import kernel_table, replay_events, timeline_chart, write_replay_run
+from reports.replay import kernel_table, replay_events, write_replay_run
+from reports.replay_page import timeline_chart
 from simulator.analysis.profile_replay import Replay, replay_scenario
 from simulator.analysis.run import Run, simulate
 
@@ -50,13 +51,13 @@ def test_one_perfetto_file_holds_the_measured_and_the_simulated_tracks(run: Run[
 
 def test_the_chart_shows_each_stream_measured_above_simulated(run: Run[Replay]) -> None:
     chart = timeline_chart(kernel_table(run.result))
-    assert chart["layout"]["yaxis"]["categoryarray"] == [
+    assert chart.lanes == (
         "stream 7, measured",
         "stream 7, simulated",
         "stream 27, measured",
         "stream 27, simulated",
-    ]
-    assert sum(len(trace["y"]) for trace in chart["data"]) == 4
+    )
+    assert len(chart.spans) == 4
 
 
 def test_the_run_directory_is_complete_and_its_page_opens_offline(
@@ -70,8 +71,7 @@ def test_the_run_directory_is_complete_and_its_page_opens_offline(
         "kernels.parquet",
         "report.html",
         "perfetto.json",
-        "timeline.png",
-        "timeline.svg",
+        "figures",
     }
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["span_s"] == pytest.approx(run.result.span_s)

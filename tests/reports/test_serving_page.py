@@ -1,4 +1,4 @@
-"""The page of a serving job."""
+"""The pages of serving jobs."""
 
 import pytest
 

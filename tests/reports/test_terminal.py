@@ -1,33 +1,15 @@
-"""The attribution of a training step in terminal, chart and comparison."""
+"""The attribution of a training step in terminal and comparison."""
 
-import pytest
 from rich.console import Console
 
-from reports.charts import attribution_chart
-from reports.palette import CAUSES
 from reports.tables import RunTables
 from reports.terminal import attribution_comparison, step_attribution_table, stragglers_table
 from simulator.analysis.stragglers import Slowdown
-from simulator.analysis.training_attribution import CHUNK_CAUSES, ON_CPU, ORTHOGONALIZE, STATE_CAUSE
 
 
 def text_of(table) -> str:
     console = Console(width=120)
     return "".join(segment.text for segment in console.render(table))
-
-
-def test_every_cause_of_a_chunk_has_a_colour():
-    assert {
-        name for name, _ in (*CHUNK_CAUSES, STATE_CAUSE, ORTHOGONALIZE, *ON_CPU)
-    } <= CAUSES.keys()
-
-
-def test_the_bars_stand_on_one_another_and_end_at_the_step(tables: RunTables):
-    (trace,) = attribution_chart(tables)["data"]
-    step = tables.metrics["step_time_s"]
-    assert trace["y"] == ["arithmetic", "bubble", "step"]
-    assert trace["base"] == pytest.approx([0.0, 0.7 * step, 0.0], rel=1e-5)
-    assert trace["x"] == pytest.approx([0.7 * step, 0.3 * step, step], rel=1e-5)
 
 
 def test_the_table_says_what_a_published_step_takes_on_top(tables: RunTables):

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from reports.perfetto import write_trace
 from reports.tables import RunTables
-from reports.timeline import write_perfetto
+from reports.timeline import trace_events
 
 Event = dict[str, Any]
 
@@ -16,7 +17,7 @@ Event = dict[str, Any]
 @pytest.fixture(scope="module")
 def events(tables: RunTables, tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
     path: Path = tmp_path_factory.mktemp("trace") / "perfetto.json"
-    write_perfetto(tables, path)
+    write_trace(trace_events(tables), path)
     loaded: list[Event] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     return loaded
 
