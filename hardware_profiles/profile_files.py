@@ -1,10 +1,9 @@
 """Files of profiles: shipped ones by name, a user's by path, older ones as those of today."""
 
-import copy
 from pathlib import Path
 from typing import Any, Literal
 
-from hardware_profiles.fields import ROOT, Raw, read_yaml
+from hardware_profiles.fields import ROOT, Raw, plain_copy, read_yaml
 from hardware_profiles.renames import EARLIER_NAMES, file_of_today, with_names_of_today
 
 Kind = Literal["gpus", "clusters", "calibrations", "transports"]
@@ -99,7 +98,7 @@ def _completed(raw: Raw) -> Raw:
         return raw
     shipped, _ = read_profile("calibrations", gpu)
     taken = f"as in the shipped calibration {gpu}, because this file does not state it: "
-    completed = copy.deepcopy(raw)
+    completed = plain_copy(raw)
     for path in _LATER_FIELDS:
         *parents, field = path.split(".")
         into, of = completed, shipped
@@ -107,7 +106,7 @@ def _completed(raw: Raw) -> Raw:
             into, of = into.get(parent, {}), of[parent]
         if not isinstance(into, dict) or field in into:
             continue
-        value = into[field] = copy.deepcopy(of[field])
+        value = into[field] = plain_copy(of[field])
         if isinstance(value, dict) and "source" in value:
             value["source"] = taken + value["source"]
         elif isinstance(value, dict):

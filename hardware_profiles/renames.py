@@ -6,10 +6,11 @@ says once which name took its place. What a later release no longer reads leaves
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from hardware_profiles.fields import plain_copy
 
 _CALIBRATION = {
     "transfer_from": "restated_from",
@@ -94,7 +95,7 @@ def with_names_of_today(raw: dict[str, Any], kind: str, *, where: str) -> dict[s
     Raises:
         ValueError: a file has both names of one field.
     """
-    renamed = copy.deepcopy(raw)
+    renamed = plain_copy(raw)
     moved = [names for names in EARLIER_NAMES[kind].items() if _move(renamed, *names, where=where)]
     _say(moved, where)
     return renamed if moved else raw

@@ -120,11 +120,17 @@ def table_path(name: str) -> Path:
 
 def load_measurements(path: Path) -> tuple[Measurement, ...]:
     """Read a table. Raises ValueError naming file, line and column of the first bad value."""
-    reader = csv.reader(io.StringIO(read_text(path, where=str(path)), newline=""))
+    return _rows(path.name, read_text(path, where=str(path)))
+
+
+@lru_cache(maxsize=32)
+def _rows(file: str, text: str) -> tuple[Measurement, ...]:
+    """Rows of the text of a table, the same objects for the same text."""
+    reader = csv.reader(io.StringIO(text, newline=""))
     header = next(reader, [])
     if tuple(header) != COLUMNS:
-        raise ValueError(f"{path.name}: columns are {header}, allowed: {list(COLUMNS)}")
-    return tuple(_row(path.name, reader.line_num, row) for row in reader)
+        raise ValueError(f"{file}: columns are {header}, allowed: {list(COLUMNS)}")
+    return tuple(_row(file, reader.line_num, row) for row in reader)
 
 
 def write_measurements(path: Path, rows: Iterable[Measurement]) -> None:

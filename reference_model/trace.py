@@ -21,6 +21,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +236,11 @@ class OperatorTrace:
     def beside(self, others: Iterable[OperatorTrace]) -> OperatorTrace:
         """This trace with the layers of others that recompute something else, as kinds of their
         own: "moe/layer" is a mixture-of-experts layer that recomputes all of itself."""
+        every = list(others)
+        if not every:
+            return self
         templates, saved = dict(self.templates), dict(self.saved)
-        for other in others:
+        for other in every:
             for (kind, phase), section in other.templates.items():
                 templates[f"{kind}/{other.recompute}", phase] = section
             for (kind, phase), size in other.saved.items():
@@ -289,12 +293,18 @@ def load_trace(path: Path) -> OperatorTrace:
     """Read a trace that `save_trace` wrote.
 
     Raises ValueError naming file, line and field where the file is not such a trace."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    return _trace(path, path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=32)
+def _trace(path: Path, text: str) -> OperatorTrace:
+    """The trace of a text, the same object for the same text."""
+    lines = text.splitlines()
     header = _header(path, lines[0] if lines else "{}")
     sections: dict[tuple[str, str], list[OperatorTemplate]] = {}
     saved: dict[tuple[str, str], Affine] = {}
-    for number, text in enumerate(lines[1:], start=2):
-        line = _parse(path, number, text)
+    for number, entry in enumerate(lines[1:], start=2):
+        line = _parse(path, number, entry)
         try:
             key = (line["layer"], line["phase"])
             if "saved_bytes" in line:

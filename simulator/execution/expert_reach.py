@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,11 +16,7 @@ ROUTED_TOKENS = 8192
 
 
 def expert_reach(
-    slots: NDArray[np.int64],
-    *,
-    config: ModelConfig,
-    parts: tuple[int, ...],
-    rng: np.random.Generator,
+    slots: NDArray[np.int64], *, config: ModelConfig, parts: tuple[int, ...], seed: int
 ) -> Reach:
     """Count the nodes and GPUs that tokens reach through the model's gate on random scores.
 
@@ -27,7 +25,16 @@ def expert_reach(
     Args:
         slots: [slots], the expert in each; a GPU's slots are neighbours.
         parts: GPUs of the expert-parallel group in each node, or NVLink domain.
+        seed: of the scores.
     """
+    return _expert_reach(tuple(slots.tolist()), config, parts, seed)
+
+
+@lru_cache(maxsize=256)
+def _expert_reach(
+    expert_of_slot: tuple[int, ...], config: ModelConfig, parts: tuple[int, ...], seed: int
+) -> Reach:
+    slots = np.array(expert_of_slot, dtype=np.int64)
     gpus = sum(parts)
     gpu = np.arange(len(slots)) * gpus // len(slots)
     node = np.repeat(np.arange(len(parts)), parts)[gpu]
@@ -40,7 +47,7 @@ def expert_reach(
         group_score="two_best" if config.topk_method == "noaux_tc" else "maximum",
         destinations=(node, gpu),
         tokens=ROUTED_TOKENS,
-        rng=rng,
+        rng=np.random.default_rng(seed),
     )
     size = np.array(parts)
     return Reach(

@@ -6,10 +6,8 @@ that of the actions are samples, or other times for the same order, which all ru
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from simulator.execution.timeline import Times
 from simulator.workload.schedules.bubbles import IdealTimes
 from simulator.workload.schedules.grid import render_window
-from simulator.workload.schedules.order import Action, Need, Schedule
+from simulator.workload.schedules.order import Action, Schedule
 
 
 class Deadlock(RuntimeError):
@@ -150,21 +148,10 @@ def run_pipeline(
         ValueError: a negative or undefined time.
         Deadlock: the order cannot be finished.
     """
-    needs = schedule.needs
-    counts = [len(row) for row in needs]
-    first = list(accumulate(counts, initial=0))
+    order = schedule.run_order
+    counts = [len(row) for row in schedule.actions]
     _check_durations(schedule, seconds)
-    queue, sent_before = _sends(needs)
-
-    @cache
-    def sending(source: int, destinations: tuple[int, ...]) -> float | Times:
-        total: float | Times = 0.0
-        for destination in destinations:
-            took = transfer_s[source, destination]
-            _check(took, f"transfer from rank {source} to rank {destination}")
-            total = total + took
-        return total
-
+    delays = [_sending(rank, others, transfer_s) for rank, others in order.sends]
     axes = seconds.shape[1:]
     # Plain numbers are several times faster than arrays of no dimension.
     later: Any = np.maximum if axes else max
@@ -174,24 +161,19 @@ def run_pipeline(
     end_s: list[Any] = [zero] * len(durations)
     produced_s: list[Any] = [zero] * len(durations)
     free: list[Any] = [zero] * schedule.ranks
-    position = [0] * schedule.ranks
-    for rank, index in _possible_order(needs, position):
-        row = first[rank] + index
-        start = free[rank]
-        for need in needs[rank][index]:
-            ready = end_s[first[need.rank] + need.position]
-            if need.rank != rank:
-                produced_s[row] = later(produced_s[row], ready)
-                sent = sent_before[need.rank, need.position, rank, index]
-                ready = ready + sending(need.rank, sent)
-            start = later(start, ready)
+    for row, rank, needs, leaving in order.steps:
+        start, produced = free[rank], zero
+        for source, sent in needs:
+            ready = end_s[source]
+            produced = later(produced, ready)
+            start = later(start, ready + delays[sent])
+        produced_s[row] = produced
         start_s[row] = start
         end_s[row] = end = start + durations[row]
-        free[rank] = end + sending(rank, queue[rank, index]) if blocking_sends else end
-    blocked = {r: i for r, i in enumerate(position) if i < counts[r]}
-    if blocked:
+        free[rank] = end + delays[leaving] if blocking_sends else end
+    if order.blocked:
         now = max(float(np.max(end)) for end in end_s)
-        raise Deadlock(_deadlock_message(schedule, blocked, needs, position, now))
+        raise Deadlock(_deadlock_message(schedule, order.blocked, now))
     return PipelineRun(
         schedule=schedule,
         rank=np.repeat(np.arange(schedule.ranks), counts),
@@ -203,44 +185,16 @@ def run_pipeline(
     )
 
 
-_Queue = Mapping[tuple[int, int], tuple[int, ...]]
-"""{(rank, position of an action): ranks that it sends to, one after the other}"""
-
-
-def _sends(
-    needs: list[list[tuple[Need, ...]]],
-) -> tuple[_Queue, Mapping[tuple[int, int, int, int], tuple[int, ...]]]:
-    """What every action sends; and {(rank and position of an action, those of one that needs it):
-    ranks that it has sent to once the latter has what it needs}."""
-    queue: dict[tuple[int, int], tuple[int, ...]] = defaultdict(tuple)
-    sent_before: dict[tuple[int, int, int, int], tuple[int, ...]] = {}
-    for rank, row in enumerate(needs):
-        for index, wanted in enumerate(row):
-            for need in wanted:
-                if need.rank != rank:
-                    queue[need.rank, need.position] += (rank,)
-                    sent = queue[need.rank, need.position]
-                    sent_before[need.rank, need.position, rank, index] = sent
-    return queue, sent_before
-
-
-def _possible_order(
-    needs: list[list[tuple[Need, ...]]], position: list[int]
-) -> Iterator[tuple[int, int]]:
-    """(rank, index) of actions, each after what it needs, until all are done or all are blocked.
-
-    Args:
-        position: [rank], zeros; counted up to the actions that have been done.
-    """
-    done: int | None = None
-    while done != sum(position):
-        done = sum(position)
-        for rank, row in enumerate(needs):
-            while position[rank] < len(row) and all(
-                position[need.rank] > need.position for need in row[position[rank]]
-            ):
-                yield rank, position[rank]
-                position[rank] += 1
+def _sending(
+    source: int, destinations: tuple[int, ...], transfer_s: Mapping[tuple[int, int], float | Times]
+) -> float | Times:
+    """How long a rank takes to send to others, one after the other."""
+    total: float | Times = 0.0
+    for destination in destinations:
+        took = transfer_s[source, destination]
+        _check(took, f"transfer from rank {source} to rank {destination}")
+        total = total + took
+    return total
 
 
 def run_ideal(schedule: Schedule, times: IdealTimes, *, staggered: bool = False) -> PipelineRun:
@@ -300,11 +254,12 @@ def _axis(makespan: float, scale: float, columns: int) -> str:
 
 
 def _check_durations(schedule: Schedule, seconds: Times) -> None:
-    actions = [(rank, action) for rank, row in enumerate(schedule.actions) for action in row]
-    if len(seconds) != len(actions):
-        raise ValueError(f"{schedule.name}: {len(seconds)} durations for {len(actions)} actions")
+    count = sum(map(len, schedule.actions))
+    if len(seconds) != count:
+        raise ValueError(f"{schedule.name}: {len(seconds)} durations for {count} actions")
     if np.isfinite(seconds).all() and seconds.min(initial=0.0) >= 0.0:
         return
+    actions = [(rank, action) for rank, row in enumerate(schedule.actions) for action in row]
     for (rank, action), took in zip(actions, seconds, strict=True):
         _check(took, f"{action} on rank {rank}")
 
@@ -316,11 +271,11 @@ def _check(seconds: float | Times, what: str) -> None:
 
 def _deadlock_message(
     schedule: Schedule,
-    blocked: dict[int, int],
-    needs: list[list[tuple[Need, ...]]],
-    position: list[int],
+    blocked: Mapping[int, int],
     now: float,
 ) -> str:
+    needs = schedule.needs
+    position = [blocked.get(rank, len(row)) for rank, row in enumerate(needs)]
     lines = []
     for rank, index in blocked.items():
         missing = [

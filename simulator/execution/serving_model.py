@@ -202,7 +202,6 @@ def kernel_source(
     Raises ValueError for sizes that do not fit together.
     """
     check_serving_job(job, config=config, cluster=cluster)
-    rng = np.random.default_rng(seed)
     ranks = job.gpus // job.expert_tp
     rows = [
         row
@@ -215,7 +214,7 @@ def kernel_source(
     # DeepEP's published times were taken with its test's gate; this job runs the model's, on
     # experts where its policy places them.
     normal = job.normal_transfers
-    reach = _reach(job, config=config, cluster=cluster, rng=rng) if normal else None
+    reach = _reach(job, config=config, cluster=cluster, seed=seed) if normal else None
     costs = cost_model(
         cluster=cluster,
         calibration=calibration.model_copy(update=own),
@@ -240,7 +239,7 @@ def kernel_source(
 
 
 def _reach(
-    job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile, rng: np.random.Generator
+    job: ServingStepJob, *, config: ModelConfig, cluster: ClusterProfile, seed: int
 ) -> Reach:
     """Where a token goes on random router scores, with experts placed as the job's policy places
     them where all are equally popular."""
@@ -251,7 +250,7 @@ def _reach(
         placement.slots[0],
         config=config,
         parts=domain_parts(job.gpus, nvlink_domains(cluster, group=job.gpus).gpus_each),
-        rng=rng,
+        seed=seed,
     )
 
 

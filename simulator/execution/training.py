@@ -17,9 +17,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
+from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile
 from hardware_profiles.units import Seconds, format_bandwidth
 from reference_model.config import ModelConfig
@@ -64,7 +66,7 @@ from simulator.workload.schedules.order import (
     Schedule,
 )
 from simulator.workload.sharding import BF16_BYTES, HeldParameters, Sharding
-from simulator.workload.state_tasks import STATE, is_state_collective
+from simulator.workload.state_tasks import STATE, StateTasks, is_state_collective
 from simulator.workload.task_graph import Stream, TaskGraph
 from simulator.workload.tensor_parallel import gathered_bytes, shared_axis
 
@@ -229,18 +231,39 @@ def chunk_key(
 
 
 def lower_key(key: ChunkKey, operators: OperatorsOf, *, immediate: Collection[str]) -> TaskGraph:
-    """The tasks of a distinct chunk or pair."""
+    """The tasks of a distinct chunk or pair; of the same operators the same graph."""
     state = None if key.state is None else key.state.tasks
-    if key.work == WEIGHT_GRADIENT:
-        return lower_weights(str(key), operators, key.backward, immediate=immediate, state=state)
-    if key.work not in (FORWARD, FULL_BACKWARD, INPUT_BACKWARD, OVERLAPPED):
-        raise ValueError(f"work {key.work!r} has no lowering")
-    return lower_chunk(
+    return _lowered(
         str(key),
-        operators,
-        forward=key.forward,
-        backward=key.backward,
-        defer_weights=key.work == INPUT_BACKWARD,
+        key.work,
+        key.forward,
+        key.backward,
+        state,
+        tuple(immediate),
+        object_key(operators),
+    )
+
+
+@lru_cache(maxsize=256)
+def _lowered(
+    name: str,
+    work: str,
+    forward: Stage,
+    backward: Stage,
+    state: StateTasks | None,
+    immediate: tuple[str, ...],
+    operators: Keyed[OperatorsOf],
+) -> TaskGraph:
+    if work == WEIGHT_GRADIENT:
+        return lower_weights(name, operators.value, backward, immediate=immediate, state=state)
+    if work not in (FORWARD, FULL_BACKWARD, INPUT_BACKWARD, OVERLAPPED):
+        raise ValueError(f"work {work!r} has no lowering")
+    return lower_chunk(
+        name,
+        operators.value,
+        forward=forward,
+        backward=backward,
+        defer_weights=work == INPUT_BACKWARD,
         immediate=immediate,
         state=state,
     )

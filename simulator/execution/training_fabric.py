@@ -31,11 +31,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.by_content import Keyed, profile_key
 from hardware_profiles.schema import ClusterProfile
 from simulator.hardware.network.fabric_load import (
     NO_LIMIT,
@@ -93,6 +95,28 @@ def step_loads(cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedu
     Raises:
         ValueError: failures that a step does not simulate, or that cut off one of its GPUs.
     """
+    return _step_loads(
+        profile_key(cluster, without=NOT_OF_LINKS), layout, Keyed(schedule.placement, schedule)
+    )
+
+
+NOT_OF_LINKS = {
+    "gpu_price": True,
+    "node": {
+        "gpu": dict.fromkeys(
+            ("peak_compute", "hbm_capacity", "hbm_bandwidth", "l2_capacity", "power"), True
+        )
+    },
+}
+"""Fields of a cluster that no link rests on."""
+
+
+@lru_cache(maxsize=64)
+def _step_loads(
+    of_cluster: Keyed[ClusterProfile], layout: ParallelLayout, placed: Keyed[Schedule]
+) -> StepLoads:
+    """`step_loads`, of which the placement of stages is all that counts of a schedule."""
+    cluster, schedule = of_cluster.value, placed.value
     check_failures(cluster)
     dispatch = expert_flows(layout)
     divided = most_of_a_gpu(dispatch.source, dispatch.destination)
@@ -176,6 +200,11 @@ def copies_of(layout: ParallelLayout, holders: Sequence[int], *, experts: bool) 
         holders: pipeline ranks that hold the same stages.
         experts: copies of the experts at one place of a group; else of what every rank holds.
     """
+    return _copies_of(layout, tuple(holders), experts)
+
+
+@lru_cache(maxsize=1024)
+def _copies_of(layout: ParallelLayout, holders: tuple[int, ...], experts: bool) -> Domains:
     return _spread(
         [[len(part) for part in parts] for parts in _by_domain(layout, holders, experts=experts)]
     )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from math import lcm
 
 import numpy as np
 
+from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.schema import GpuProfile
 from hardware_profiles.units import Seconds
-from reference_model.trace import OperatorTrace, Split, part_of
+from reference_model.trace import Operator, OperatorTrace, Split, part_of
 from simulator.execution.expert_reach import expert_reach
 from simulator.execution.host_state import host_states
 from simulator.execution.other_schedules import fitting_schedules
@@ -185,6 +187,23 @@ def layers_of_job(
     return usual.beside(own), list(layers)
 
 
+@lru_cache(maxsize=64)
+def _operators_of(
+    trace: Keyed[OperatorTrace],
+    load: Load,
+    context_parallel: int,
+    state: tuple[tuple[tuple[str, str], Sequence[Operator]], ...],
+    share: float | None,
+) -> OperatorsOf:
+    """The operators of layers at a load, with those that exchange their state.
+
+    Args:
+        share: of the attention of whole sequences, that of packed documents; None without any.
+    """
+    own = with_state(operators_of_part(trace.value, load, context_parallel), dict(state))
+    return own if share is None else with_documents(own, share)
+
+
 def _documents(job: TrainingJob, *, seed: int) -> PackedWork | None:
     """The attention of the documents that the job packs."""
     if job.documents is None:
@@ -232,7 +251,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         np.arange(layout.routed_experts + layout.redundant_experts) % layout.routed_experts,
         config=scenario.model,
         parts=layout.expert_parts,
-        rng=np.random.default_rng(scenario.file.seed),
+        seed=scenario.file.seed,
     )
 
     def load_at(rows_over_mean: float) -> Load:
@@ -305,8 +324,13 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     )
 
     def operators_at(load: Load) -> OperatorsOf:
-        own = with_state(operators_of_part(trace, load, job.context_parallel), state)
-        return own if documents is None else with_documents(own, documents.share)
+        return _operators_of(
+            object_key(trace),
+            load,
+            job.context_parallel,
+            tuple(state.items()),
+            None if documents is None else documents.share,
+        )
 
     operators = operators_at(load_at(1.0))
     least_deferred = _least_deferred(job, model)

@@ -23,7 +23,7 @@ from hardware_profiles.estimates import Estimate
 from hardware_profiles.fields import ROOT, Profile, read_yaml, to_profile
 from hardware_profiles.schema import CalibrationProfile, GpuProfile
 from hardware_profiles.tables import Measurement
-from simulator.hardware.kernels.roofline import Batch, is_tensor
+from simulator.hardware.kernels.roofline import is_tensor
 from simulator.hardware.prediction import NORMAL_80
 
 Array = NDArray[np.float64]
@@ -71,14 +71,18 @@ class CommonEnds:
     other_gpu: tuple[float, float]
     """The same of all, on another GPU than the calibration's."""
 
-    def of(self, batch: Batch, seconds: Array, gpu: GpuProfile) -> Array:
+    def of(
+        self, moved: Array, seconds: Array, gpu: GpuProfile, *, tensor: NDArray[np.bool_]
+    ) -> Array:
         """[2, operators] below and above of kernels by how much of each time memory takes.
 
         Args:
+            moved: [operators], bytes that each reads and writes.
             seconds: [operators], as predicted.
+            tensor: [operators], whether tiles can bind it.
         """
-        moving = np.minimum(batch.moved_bytes / gpu.hbm_bandwidth / seconds, 1.0)
-        share = 1.0 - moving if is_tensor(batch.kind) else np.zeros_like(moving)
+        moving = np.minimum(moved / gpu.hbm_bandwidth / seconds, 1.0)
+        share = np.where(tensor, 1.0 - moving, 0.0)
         return np.stack(
             [
                 np.hypot(share * tiles + (1.0 - share) * memory, other)

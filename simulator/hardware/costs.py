@@ -48,10 +48,10 @@ from hardware_profiles.tables import Measurement
 from reference_model.trace import ALL_TO_ALL_KINDS, KINDS, Operator
 from simulator.hardware.common_errors import common_ends
 from simulator.hardware.kernels.calibrated import NotCalibrated
-from simulator.hardware.kernels.completed import CompletedKernels
+from simulator.hardware.kernels.completed import PREDICTED_AT_ONCE, completed_kernels
 from simulator.hardware.kernels.families import Family, family_of
 from simulator.hardware.kernels.measured_rows import fingerprints
-from simulator.hardware.kernels.roofline import batch_of, batch_of_sizes, clocked_shares
+from simulator.hardware.kernels.roofline import batch_of_sizes, clocked_shares, is_tensor
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.groups import Domains, Reach
 from simulator.hardware.network.transfers import fitted_transfers
@@ -59,9 +59,6 @@ from simulator.hardware.prediction import Prediction
 
 Array = NDArray[np.float64]
 ValueT = TypeVar("ValueT", int, bool, FabricLoad | None)
-
-CHUNK = 32768
-"""Distinct operators predicted at once: bounds the memory of their distances to all rows."""
 
 
 class KernelCostModel:
@@ -103,7 +100,7 @@ class KernelCostModel:
         once, and `transfers_`, those of the job.
         Raises as `CalibratedKernels` does.
         """
-        self.kernels_ = CompletedKernels(self.calibration, self.cluster.node.gpu, measurements)
+        self.kernels_ = completed_kernels(self.calibration, self.cluster.node.gpu, measurements)
         self.common_ = common_ends(
             self.calibration,
             self.cluster.node.gpu,
@@ -173,7 +170,8 @@ class KernelCostModel:
         # given many times is known by its identity, without comparing its sizes.
         seen: dict[tuple[int, int, bool, int], int] = {}
         index: dict[tuple[object, ...], int] = {}
-        groups: dict[tuple[bool, Family], list[tuple[int, Operator, int]]] = {}
+        kernels: dict[tuple[bool, Family], list[tuple[int, Operator, int]]] = {}
+        exchanges: dict[tuple[bool, Family], list[tuple[int, Operator, int]]] = {}
         families: list[Family] = []
         loads: dict[int, FabricLoad] = {}
         places = np.empty(len(operators), dtype=np.intp)
@@ -210,34 +208,40 @@ class KernelCostModel:
                             "makes of it, NO_LIMIT where NICs and NVLink alone decide"
                         )
                     loads[known] = op_load
-                groups.setdefault((bool(beside), family), []).append((known, op, op_sms))
+                group = exchanges if exchange else kernels
+                group.setdefault((bool(beside), family), []).append((known, op, op_sms))
             places[place] = seen[identity] = known
         answers = np.empty((3, len(index)))
         provenance = np.empty(len(index), dtype=np.intp)
         common = np.zeros((2, len(index)))
-        parts = (
-            (beside, family, members[start : start + CHUNK])
-            for (beside, family), members in groups.items()
-            for start in range(0, len(members), CHUNK)
-        )
-        for beside, family, members in parts:
+        for (beside, _), members in exchanges.items():
             chosen = [number for number, _, _ in members]
-            unique = [op for _, op, _ in members]
-            unique_sms = np.array([count for _, _, count in members], dtype=np.float64)
-            if family[0] in ALL_TO_ALL_KINDS:
-                found = self.transfers_.all_to_all(
-                    unique,
-                    sms=unique_sms.astype(np.int64),
-                    overlapped=beside,
-                    loads=[loads[number] for number in chosen],
-                )
-                answer = found.seconds, found.low, found.high, found.provenance
-            else:
-                batch = batch_of(unique)
-                answer = self.kernels_.asked_again(family, batch, unique_sms, beside)
-                common[:, chosen] = self.common_.of(batch, answer[0], self.cluster.node.gpu)
-            answers[0, chosen], answers[1, chosen], answers[2, chosen] = answer[:3]
-            provenance[chosen] = answer[3]
+            sent = self.transfers_.all_to_all(
+                [op for _, op, _ in members],
+                sms=np.array([count for _, _, count in members], dtype=np.int64),
+                overlapped=beside,
+                loads=[loads[number] for number in chosen],
+            )
+            answers[:, chosen] = sent.seconds, sent.low, sent.high
+            provenance[chosen] = sent.provenance
+        every = [
+            (number, time, is_tensor(family[0]))
+            for (beside, family), members in kernels.items()
+            for (number, _, _), time in zip(
+                members,
+                self.kernels_.times(family, [member[1:] for member in members], beside),
+                strict=True,
+            )
+        ]
+        if every:
+            numbers, times, tensor = zip(*every, strict=True)
+            chosen = list(numbers)
+            *ends, codes, moved = np.array(times).T
+            answers[:, chosen] = ends
+            provenance[chosen] = codes
+            common[:, chosen] = self.common_.of(
+                moved, ends[0], self.cluster.node.gpu, tensor=np.array(tensor)
+            )
         seconds, low, high = answers[:, places]
         return Prediction(
             seconds,
@@ -295,11 +299,11 @@ class KernelCostModel:
         parts = [
             self.kernels_.of_batch(
                 family,
-                batch_of_sizes(like, columns[start : start + CHUNK]),
-                np.full(len(columns[start : start + CHUNK]), float(sms)),
+                batch_of_sizes(like, columns[start : start + PREDICTED_AT_ONCE]),
+                np.full(len(columns[start : start + PREDICTED_AT_ONCE]), float(sms)),
                 overlapped,
             )
-            for start in range(0, len(columns), CHUNK)
+            for start in range(0, len(columns), PREDICTED_AT_ONCE)
         ]
         if not parts:
             nothing, common = np.empty(0), np.empty((2, 0))
@@ -309,8 +313,9 @@ class KernelCostModel:
         )
         provenance = np.concatenate([part[3] for part in parts])[places]
         of_kind = (family,) * len(places)
-        batch = batch_of_sizes(like, columns[places])
-        common = self.common_.of(batch, seconds, self.cluster.node.gpu)
+        moved = batch_of_sizes(like, columns[places]).moved_bytes
+        tensor = np.full(len(places), is_tensor(kind))
+        common = self.common_.of(moved, seconds, self.cluster.node.gpu, tensor=tensor)
         return Prediction(seconds, low, high, provenance, of_kind, common)
 
     def answered_by(self, operator: Operator) -> str:

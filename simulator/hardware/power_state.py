@@ -22,10 +22,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
+from hardware_profiles.by_content import Keyed, profile_key, rows_key
 from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_gpu
 from hardware_profiles.tables import Measurement
 from reference_model.formats import multiplied_as
@@ -43,7 +45,24 @@ AMONG_OTHERS = ("sustained", "in_order")
 
 def rows_for(calibration: CalibrationProfile, job: Job) -> tuple[Measurement, ...]:
     """The rows of a calibration's tables as they hold for a kind of job."""
-    every = calibration_measurements(calibration)
+    clock = calibration.sustained_clock
+    return _rows_for(
+        rows_key(calibration_measurements(calibration)),
+        None if clock is None else clock.value,
+        profile_key(load_gpu(calibration.gpu)),
+        job,
+    )
+
+
+@lru_cache(maxsize=16)
+def _rows_for(
+    rows: Keyed[tuple[Measurement, ...]],
+    sustained_clock: float | None,
+    measured_gpu: Keyed[GpuProfile],
+    job: Job,
+) -> tuple[Measurement, ...]:
+    """`rows_for` of the rows of all tables; the same objects for the same rows."""
+    every = rows.value
     turns = [row for row in every if row.condition("state") == "sustained"]
     bursts = [row for row in every if row.condition("state") not in AMONG_OTHERS]
     of_job = [row for row in turns if row.condition("job") == job]
@@ -51,21 +70,21 @@ def rows_for(calibration: CalibrationProfile, job: Job) -> tuple[Measurement, ..
         float(row.condition("burst_clock_hz")) / float(row.condition("clock_hz"))
         for row in of_job or turns
     ]
-    if not ratios and calibration.sustained_clock:
-        ratios = [1.0 / calibration.sustained_clock.value]
+    if not ratios and sustained_clock:
+        ratios = [1.0 / sustained_clock]
     if job not in SUSTAINED_JOBS:
         chosen = _merged([row for row in every if row.condition("state") == "in_order"])
         known = {_key(row) for row in chosen}
         return (*chosen, *(row for row in bursts if _key(row) not in known))
     if not ratios:
         return tuple(bursts)
-    gpu, clocks = load_gpu(calibration.gpu), statistics.median(ratios)
+    clocks = statistics.median(ratios)
     chosen = _merged(of_job)
     known = {_key(row) for row in chosen}
     chosen += [row for row in _merged(turns) if _key(row) not in known]
     known |= {_key(row) for row in chosen}
     slower = [
-        replace(row, seconds=row.seconds * slowdown(row, gpu, clocks=clocks))
+        replace(row, seconds=row.seconds * slowdown(row, measured_gpu.value, clocks=clocks))
         for row in bursts
         if _key(row) not in known
     ]

@@ -46,6 +46,8 @@ _EXACT = 1e-12
 
 def differences(one: object, other: object, path: str = "") -> Iterator[str]:
     """Dotted paths at which two values differ: profiles, dataclasses, mappings and sequences."""
+    if one is other:
+        return
     inside, others = _parts(one), _parts(other)
     if inside is not None and others is not None:
         for name in dict.fromkeys((*inside, *others)):

@@ -6,7 +6,6 @@ topologies and cost models stay text here; execution.simulation resolves them.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from hardware_profiles.fields import (
     Raw,
     apply_overrides,
     parse_yaml,
+    plain_copy,
     read_yaml,
     to_profile,
 )
@@ -325,7 +325,7 @@ def _with_gap(raw: Raw, *, where: str) -> Raw:
             calibration = raw.get("calibration")
             if not isinstance(calibration, dict):
                 raise ValueError(f"{where}: calibration is missing; a {name} job needs it")
-            raw = raw | {name: stated | {"gap": copy.deepcopy(calibration.get("gap"))}}
+            raw = raw | {name: stated | {"gap": plain_copy(calibration.get("gap"))}}
     return raw
 
 
@@ -417,7 +417,7 @@ def _without_figures_of(own: Scenario, scenario: Scenario, changed: Sequence[str
             because.extend(found)
         return not found
 
-    raw = copy.deepcopy(scenario.resolved)
+    raw = plain_copy(scenario.resolved)
     file = scenario.file
     if file.published:
         raw["published"] = [
@@ -522,7 +522,7 @@ def _expand(raw: Raw, changes: dict[str, Any], *, where: str) -> tuple[Raw, dict
 
     The second result says where each of them came from, for messages.
     """
-    expanded = copy.deepcopy(raw)
+    expanded = plain_copy(raw)
     labels: dict[str, str] = {}
     for root in NAMED:
         value = expanded.get(root)

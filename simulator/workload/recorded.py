@@ -15,9 +15,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
+from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.whole_files import write_whole
 from reference_model.config import ModelConfig
 from reference_model.trace import (
@@ -70,8 +71,13 @@ def recorded_trace(
     wanted = (model.shape_digest, job, recorded_as(recipe, job), split, recompute)
     path = next((path for path in _candidates(own, *wanted) if _is_of(path) == wanted), None)
     path = path or _record(model, *wanted[1:], own)
-    trace = in_recipe(load_trace(path), recipe)
-    return trace if model.num_nextn_predict_layers else trace.without_mtp()
+    return _as_asked(object_key(load_trace(path)), recipe, bool(model.num_nextn_predict_layers))
+
+
+@lru_cache(maxsize=32)
+def _as_asked(recorded: Keyed[OperatorTrace], recipe: RecipeName, with_mtp: bool) -> OperatorTrace:
+    trace = in_recipe(recorded.value, recipe)
+    return trace if with_mtp else trace.without_mtp()
 
 
 def _candidates(

@@ -10,6 +10,7 @@ from hardware_profiles.fields import (
     TimeValue,
     apply_overrides,
     parse_yaml,
+    read_yaml,
     to_profile,
 )
 
@@ -77,3 +78,24 @@ def test_an_entry_of_a_list_is_set_by_its_place():
 def test_a_field_given_twice_is_an_error():
     with pytest.raises(ValueError, match="here: line 2: not valid YAML"):
         parse_yaml("a: 1\na: 2\n", where="here")
+
+
+def test_a_dict_that_says_the_same_is_the_same_profile():
+    link = to_profile(Link, RAW, where="link.yaml")
+    assert to_profile(Link, dict(RAW), where="other.yaml") is link
+    assert to_profile(Link, RAW | {"lanes": 5}, where="link.yaml").lanes == 5
+
+
+def test_what_a_file_said_is_read_anew_once_it_says_something_else(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("lanes: [1, 2]")
+    first = read_yaml(path, where="a.yaml")
+    first["lanes"].append(3)
+    assert read_yaml(path, where="a.yaml") == {"lanes": [1, 2]}
+    path.write_text("lanes: [4]")
+    assert read_yaml(path, where="a.yaml") == {"lanes": [4]}
+
+
+def test_what_an_alias_repeats_is_a_copy_of_its_own():
+    raw = parse_yaml("{a: &same {b: 1}, c: *same}", where="x")
+    assert apply_overrides(raw, {"c.b": 2}, where="x") == {"a": {"b": 1}, "c": {"b": 2}}

@@ -69,3 +69,13 @@ def test_a_table_that_is_not_there_is_one_line(tmp_path):
 
 def test_the_element_types_of_tables_are_those_of_operators():
     assert set(ELEMENT_TYPES) == set(BITS)
+
+
+def test_a_table_is_read_anew_once_its_text_is_another(tmp_path):
+    path = tmp_path / "rows.csv"
+    rows = load_measurements(table_path("h800_sxm"))[:2]
+    write_measurements(path, rows)
+    first = load_measurements(path)
+    assert load_measurements(path) is first
+    write_measurements(path, rows[:1])
+    assert len(load_measurements(path)) == 1

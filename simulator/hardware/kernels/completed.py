@@ -8,30 +8,89 @@ say otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibration
+from hardware_profiles.by_content import Keyed, profile_key, rows_key
+from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibration, load_gpu
 from hardware_profiles.tables import Measurement
 from reference_model.formats import nearest_type
 from reference_model.trace import Operator
 from simulator.hardware.kernels.calibrated import Answer, CalibratedKernels
 from simulator.hardware.kernels.families import Family, calibration_measurements, family_of
 from simulator.hardware.kernels.related import RELATED_KINDS, related_batch, related_family
-from simulator.hardware.kernels.roofline import Batch, ideal_batch_seconds, is_tensor, least_seconds
+from simulator.hardware.kernels.roofline import (
+    Batch,
+    batch_of,
+    ideal_batch_seconds,
+    is_tensor,
+    least_seconds,
+)
 from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, PADDED, RisingRows, WorkFloor
 from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED
 
 Array = NDArray[np.float64]
-_Time = tuple[float, float, float, int]
+Sizes = tuple[tuple[str, int], ...]
+Time = tuple[float, float, float, int, float]
+"""Seconds of a kernel, both ends of its 80% interval, its provenance, and the bytes it moves."""
 
 FEW_ROWS = 5
 """Fewer of a family say nothing of other shapes."""
 ROUNDING = 1e-9
 """Times that differ by less than this share are the same."""
+
+
+NOT_OF_KERNELS = dict.fromkeys(
+    ("all_to_all", "transfers", "collectives", "normal_kernels", "gap"), True
+)
+"""Fields of a calibration that no time of a compute kernel rests on."""
+NOT_OF_COMPUTE = dict.fromkeys(
+    ("hbm_capacity", "nvlink_bandwidth", "pcie_bandwidth", "power"), True
+)
+"""Fields of a GPU likewise."""
+PREDICTED_AT_ONCE = 2**15
+"""Distinct operators predicted at once: bounds the memory of their distances to all rows."""
+MOST_TIMES = 2**18
+"""Kernels of one family whose times are kept: bounds memory."""
+
+
+def completed_kernels(
+    calibration: CalibrationProfile, gpu: GpuProfile, measurements: Iterable[Measurement]
+) -> CompletedKernels:
+    """`CompletedKernels`, learned once from the same inputs: many scenarios differ in others, such
+    as layouts, links or memory."""
+    return _learned(
+        profile_key(calibration, without=NOT_OF_KERNELS),
+        profile_key(gpu, without=NOT_OF_COMPUTE),
+        rows_key(measurements),
+        tuple(_other_files(calibration, frozenset())),
+    )
+
+
+@lru_cache(maxsize=8)
+def _learned(
+    calibration: Keyed[CalibrationProfile],
+    gpu: Keyed[GpuProfile],
+    rows: Keyed[tuple[Measurement, ...]],
+    _other_files: tuple[object, ...],
+) -> CompletedKernels:
+    return CompletedKernels(calibration.value, gpu.value, rows.value)
+
+
+def _other_files(calibration: CalibrationProfile, seen: frozenset[str]) -> Iterator[object]:
+    """What the files say that a calibration names: its GPU, and the calibrations that complete it
+    or that it is restated from, with their GPUs and tables."""
+    yield profile_key(load_gpu(calibration.gpu)).key
+    for name in (*calibration.completed_by, *calibration.restated_from):
+        if name in seen:
+            continue
+        other = load_calibration(name)
+        yield profile_key(other, without=NOT_OF_KERNELS).key
+        yield rows_key(calibration_measurements(other))
+        yield from _other_files(other, seen | {name})
 
 
 class CompletedKernels:
@@ -43,7 +102,7 @@ class CompletedKernels:
         """Learn from a measurement table; raises as `CalibratedKernels` does."""
         self.own = CalibratedKernels(calibration, gpu, measurements)
         self._rising_rows: dict[tuple[bool, Family], RisingRows] = {}
-        self._answers: dict[tuple[bool, Family], dict[tuple[tuple[int, ...], float], _Time]] = {}
+        self._times: dict[tuple[bool, Family], dict[tuple[Sizes, int], Time]] = {}
         self._restated_floors: dict[tuple[bool, Family], WorkFloor] = {}
 
     @cached_property
@@ -55,7 +114,7 @@ class CompletedKernels:
         if other is None or other.gpu != self.own.calibration.gpu:
             return None
         on_this = other.model_copy(update={"overlap": self.own.calibration.overlap})
-        return CompletedKernels(on_this, self.own.gpu, calibration_measurements(other))
+        return completed_kernels(on_this, self.own.gpu, calibration_measurements(other))
 
     def _elsewhere(self, family: Family) -> CompletedKernels | None:
         """Who answers for a family that no own row says anything of."""
@@ -63,18 +122,28 @@ class CompletedKernels:
         mine = self._answering(family) is self.own or self._related(family) is not None
         return None if mine else self._completing
 
-    def asked_again(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
-        """`of_batch`, worked out once for each operator: a step without the slow-down of its
-        all-to-all and the attribution of a step ask for the same compute kernels."""
-        known = self._answers.setdefault((overlapped, family), {})
-        keys = list(zip(map(tuple, batch.sizes.tolist()), sms.tolist(), strict=True))
-        new = [number for number, key in enumerate(keys) if key not in known]
-        if new:
-            found = self.of_batch(family, batch.take(new), sms[new], overlapped)
-            times = zip(*(part.tolist() for part in found), strict=True)
-            known.update(zip((keys[number] for number in new), times, strict=True))
-        seconds, low, high, provenance = zip(*(known[key] for key in keys), strict=True)
-        return np.array(seconds), np.array(low), np.array(high), np.array(provenance, dtype=np.intp)
+    def times(
+        self, family: Family, kernels: Sequence[tuple[Operator, int]], overlapped: bool
+    ) -> list[Time]:
+        """`of_batch`, worked out once for each kernel: a step without the slow-down of its
+        all-to-all, the attribution of a step and other scenarios ask for the same ones.
+
+        Args:
+            kernels: operators of the family, with the SMs that each has.
+        """
+        known = self._times.setdefault((overlapped, family), {})
+        if len(known) > MOST_TIMES:
+            known.clear()
+        new = {(op.sizes, sms): op for op, sms in kernels if (op.sizes, sms) not in known}
+        asked = list(new.items())
+        for start in range(0, len(asked), PREDICTED_AT_ONCE):
+            part = asked[start : start + PREDICTED_AT_ONCE]
+            batch = batch_of([op for _, op in part])
+            on = np.array([sms for (_, sms), _ in part], dtype=np.float64)
+            found = (*self.of_batch(family, batch, on, overlapped), batch.moved_bytes)
+            columns = (column.tolist() for column in found)
+            known.update(zip((key for key, _ in part), zip(*columns, strict=True), strict=True))
+        return [known[op.sizes, sms] for op, sms in kernels]
 
     def of_batch(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
         """Of distinct operators of one family; none that was not measured takes longer than one of

@@ -18,12 +18,10 @@ nearest rows alone: Vecchia 1988.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from simulator.hardware.kernels.roofline import Batch, Ideal, is_tensor
 
@@ -67,13 +65,6 @@ def features_of(batch: Batch, sms: Array, ideal: Ideal) -> Array:
     return features
 
 
-@cache
-def _numerical_libraries() -> ThreadpoolController:
-    """What numpy calls for products and solves: its sums are grouped by threads, so that their last
-    digit goes with how many there are. On one thread it is the same on any number of cores."""
-    return ThreadpoolController()
-
-
 class Process:
     """Log ratios of rows, as a function of their features."""
 
@@ -115,10 +106,9 @@ class Process:
                 nearest rows share the work of solving for them.
         """
         places = features / self._lengths
-        with _numerical_libraries().limit(limits=1, user_api="blas"):
-            if not widths:
-                return self._means(places[:, self._varies]), np.zeros(len(features))
-            ((mean, deviation),) = self._predict(places[:, self._varies], [None])
+        if not widths:
+            return self._means(places[:, self._varies]), np.zeros(len(features))
+        ((mean, deviation),) = self._predict(places[:, self._varies], [None])
         beyond = places[:, ~self._varies] - self._first[~self._varies]
         apart = 2.0 * (1.0 - _matern((beyond**2).sum(axis=1)))
         return mean, np.sqrt(deviation**2 + apart)
@@ -138,7 +128,7 @@ class Process:
         squared = _squared_distances(places, self._places)
         if len(self) <= NEAREST:
             weights = self._solved(np.arange(len(self))[None])[0]
-            alone: Array = _matern(squared) @ weights
+            alone: Array = np.einsum("ij,j->i", _matern(squared), weights)
             return alone
         nearest = np.sort(np.argpartition(squared, NEAREST - 1, axis=1)[:, :NEAREST], axis=1)
         # Sets of rows are told apart by the sum of a random number of 64 bits for each row.
@@ -189,11 +179,13 @@ class Process:
         if out is not None:
             squared = np.where(out, FAR, squared)
         if len(self) <= NEAREST and out is None:
-            covariance = _matern(_squared_distances(self._places, self._places))
+            covariance = self._covariance(np.arange(len(self))[None])[0]
             covariance[np.diag_indices(len(self))] += self._noise
             towards = _matern(squared)
-            weights = np.linalg.solve(covariance, towards.T).T
-            return weights @ self._ratios, _left(weights, towards)
+            weights: NDArray[Any] = np.zeros_like(towards)
+            for row, inverse in zip(towards.T, np.linalg.inv(covariance), strict=True):
+                weights += row[:, None] * inverse
+            return (weights * self._ratios).sum(axis=1), _left(weights, towards)
         count = min(NEAREST, len(self))
         nearest = np.argpartition(squared, count - 1, axis=1)[:, :count]
         towards = _matern(np.take_along_axis(squared, nearest, axis=1))
@@ -217,9 +209,7 @@ class Process:
             covariance: Array = shared[which[:, :, None], which[:, None, :]]
             return covariance
         near = self._places[nearest]
-        length = (near**2).sum(axis=2)
-        squared = length[:, :, None] + length[:, None, :] - 2 * near @ near.transpose(0, 2, 1)
-        return _matern(np.maximum(squared, 0.0))
+        return _matern(_squared_distances(near, near))
 
 
 def _left(weights: NDArray[Any], towards: Array) -> Array:
@@ -229,11 +219,16 @@ def _left(weights: NDArray[Any], towards: Array) -> Array:
 
 
 def _squared_distances(places: Array, others: Array) -> Array:
-    squared: Array = places @ others.T
-    squared *= -2.0
-    squared += (places**2).sum(axis=1)[:, None]
-    squared += (others**2).sum(axis=1)
-    np.maximum(squared, 0.0, out=squared)
+    """[*axes, places, others]
+
+    Feature by feature, so that the distance of two places is the same to the last bit whatever
+    stands beside them and with any number of threads: a prediction must not depend on what else is
+    asked for. A product of matrices would group its sums by both.
+    """
+    squared = np.zeros((*places.shape[:-1], others.shape[-2]))
+    for feature in range(places.shape[-1]):
+        apart = places[..., :, None, feature] - others[..., None, :, feature]
+        squared += np.square(apart, out=apart)
     return squared
 
 

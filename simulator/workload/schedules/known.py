@@ -7,6 +7,7 @@ one through checks.check_schedule.
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from simulator.workload.schedules.bidirectional import dualpipe, dualpipev
@@ -62,6 +63,16 @@ def build_schedule(
         raise ValueError(
             f"unknown name {name!r}; known: {', '.join(sorted(SCHEDULES))}, or a path to a file"
         )
+    if ranks * microbatches > MOST_KEPT:
+        return _built(name, ranks, microbatches, virtual_stages)
+    return _kept(name, ranks, microbatches, virtual_stages)
+
+
+MOST_KEPT = 2**16
+"""Ranks times micro-batches of a schedule that is kept for the next run: bounds memory."""
+
+
+def _built(name: str, ranks: int, microbatches: int, virtual_stages: int | None) -> Schedule:
     if virtual_stages is None:
         return SCHEDULES[name](ranks, microbatches)
     require_size(
@@ -72,3 +83,7 @@ def build_schedule(
         f"left out; {', '.join(WITH_VIRTUAL_STAGES)} take it",
     )
     return SCHEDULES[name](ranks, microbatches, virtual_stages=virtual_stages)
+
+
+_kept = lru_cache(maxsize=16)(_built)
+"""The same schedules, built once: runs that differ in other things than their order share one."""

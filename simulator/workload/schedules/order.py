@@ -14,9 +14,11 @@ schedules has a module of its own beside this one, and `known` names them all.
 """
 
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 FORWARD = "F"
@@ -108,6 +110,12 @@ class Schedule:
         """`dependencies` of the schedule, worked out once."""
         return dependencies(self)
 
+    @cached_property
+    def run_order(self) -> "RunOrder":
+        """`possible_order` of the schedule, worked out once: its times change, its order does
+        not."""
+        return possible_order(self)
+
     def direction_of(self, microbatch: int) -> int:
         """Direction in which a micro-batch passes the pipeline."""
         return microbatch * self.directions // self.microbatches
@@ -169,6 +177,83 @@ def dependencies(schedule: Schedule) -> list[list[tuple[Need, ...]]]:
         [tuple(need for chunk in action.chunks for need in needs(chunk)) for action in actions]
         for actions in schedule.actions
     ]
+
+
+class RunOrder(NamedTuple):
+    """The actions of a schedule in an order in which each follows what it needs. An action's row is
+    its place among those of all ranks, ordered by rank."""
+
+    steps: tuple[tuple[int, int, tuple[tuple[int, int], ...], int], ...]
+    """(row; rank; what it needs of other ranks, as (row, place in `sends` of what had been sent
+    once it had come); place in `sends` of all that it sends itself). What it needs of its own rank
+    has ended before the rank is free."""
+    sends: tuple[tuple[int, tuple[int, ...]], ...]
+    """(rank, ranks that it sends to, one after the other)"""
+    blocked: Mapping[int, int]
+    """{rank: position of the first action that can never run}"""
+
+
+def possible_order(schedule: Schedule) -> RunOrder:
+    """An order in which all actions can run, as far as they can."""
+    needs = schedule.needs
+    first = list(accumulate(map(len, needs), initial=0))
+    queue, sent_before = _sends(needs)
+    sends: dict[tuple[int, tuple[int, ...]], int] = {}
+    steps = []
+    position = [0] * schedule.ranks
+    for rank, index in _in_turn(needs, position):
+        of_others = tuple(
+            (
+                first[need.rank] + need.position,
+                sends.setdefault(
+                    (need.rank, sent_before[need.rank, need.position, rank, index]), len(sends)
+                ),
+            )
+            for need in needs[rank][index]
+            if need.rank != rank
+        )
+        leaving = sends.setdefault((rank, queue.get((rank, index), ())), len(sends))
+        steps.append((first[rank] + index, rank, of_others, leaving))
+    blocked = {rank: at for rank, at in enumerate(position) if at < len(needs[rank])}
+    return RunOrder(tuple(steps), tuple(sends), blocked)
+
+
+_Queue = Mapping[tuple[int, int], tuple[int, ...]]
+"""{(rank, position of an action): ranks that it sends to, one after the other}"""
+
+
+def _sends(
+    needs: list[list[tuple[Need, ...]]],
+) -> tuple[_Queue, Mapping[tuple[int, int, int, int], tuple[int, ...]]]:
+    """What every action sends; and {(rank and position of an action, those of one that needs it):
+    ranks that it has sent to once the latter has what it needs}."""
+    queue: dict[tuple[int, int], tuple[int, ...]] = defaultdict(tuple)
+    sent_before: dict[tuple[int, int, int, int], tuple[int, ...]] = {}
+    for rank, row in enumerate(needs):
+        for index, wanted in enumerate(row):
+            for need in wanted:
+                if need.rank != rank:
+                    queue[need.rank, need.position] += (rank,)
+                    sent = queue[need.rank, need.position]
+                    sent_before[need.rank, need.position, rank, index] = sent
+    return queue, sent_before
+
+
+def _in_turn(needs: list[list[tuple[Need, ...]]], position: list[int]) -> Iterator[tuple[int, int]]:
+    """(rank, index) of actions, each after what it needs, until all are done or all are blocked.
+
+    Args:
+        position: [rank], zeros; counted up to the actions that have been done.
+    """
+    done: int | None = None
+    while done != sum(position):
+        done = sum(position)
+        for rank, row in enumerate(needs):
+            while position[rank] < len(row) and all(
+                position[need.rank] > need.position for need in row[position[rank]]
+            ):
+                yield rank, position[rank]
+                position[rank] += 1
 
 
 def require_size(condition: bool, schedule: str, field: str, value: int, allowed: str) -> None:

@@ -13,9 +13,7 @@ V3 = load_model_config("deepseek_v3")
 
 def reach(parts, *, config=V3, slots=256, seed=0):
     experts = config.n_routed_experts
-    return expert_reach(
-        np.arange(slots) % experts, config=config, parts=parts, rng=np.random.default_rng(seed)
-    )
+    return expert_reach(np.arange(slots) % experts, config=config, parts=parts, seed=seed)
 
 
 def test_a_group_of_one_gpu_or_one_node_sends_nothing_away():

@@ -9,8 +9,6 @@ from made_up_rows import BASE, made_up
 
 from hardware_profiles.schema import load_gpu
 from simulator.hardware.common_errors import CommonEnds, common_ends
-from simulator.hardware.kernels.families import operator_of
-from simulator.hardware.kernels.roofline import batch_of
 from simulator.hardware.prediction import NORMAL_80
 
 H800 = load_gpu("h800_sxm")
@@ -56,14 +54,17 @@ def test_another_type_of_gpu_adds_the_error_of_the_calibration_once():
 
 
 def test_each_kernel_takes_of_both_by_the_share_of_its_time_that_memory_takes():
-    """A product that moves its bytes in a quarter of its time: 0.75 x 0.04 + 0.25 x 0.01."""
-    batch = batch_of([operator_of(made_up()[0])])
-    seconds = 4 * batch.moved_bytes / H800.hbm_bandwidth
-    found = CommonEnds((0.04, 0.08), (0.01, 0.01), (0.0, 0.3)).of(batch, seconds, H800)
+    """A product that moves its bytes in a quarter of its time: 0.75 x 0.04 + 0.25 x 0.01; a kernel
+    without tiles goes by memory alone."""
+    moved = np.array([2.0**30, 2.0**30])
+    at_peak = moved / H800.hbm_bandwidth
+    found = CommonEnds((0.04, 0.08), (0.01, 0.01), (0.0, 0.3)).of(
+        moved, 4 * at_peak, H800, tensor=np.array([True, False])
+    )
 
-    assert found[0] == pytest.approx(0.0325)
-    assert found[1] == pytest.approx(hypot(0.0625, 0.3))
+    assert found[0] == pytest.approx([0.0325, 0.01])
+    assert found[1] == pytest.approx([hypot(0.0625, 0.3), hypot(0.01, 0.3)])
     bound = CommonEnds((0.04, 0.08), (0.01, 0.01), (0.0, 0.0)).of(
-        batch, batch.moved_bytes / H800.hbm_bandwidth, H800
+        moved, at_peak, H800, tensor=np.array([True, False])
     )
     assert np.allclose(bound, 0.01)

@@ -21,8 +21,8 @@ from cost_models import (
 from hardware_profiles.schema import load_calibration, load_gpu
 from hardware_profiles.tables import Measurement
 from simulator.hardware.kernels import completed
-from simulator.hardware.kernels.completed import CompletedKernels
-from simulator.hardware.kernels.families import calibration_measurements
+from simulator.hardware.kernels.completed import CompletedKernels, completed_kernels
+from simulator.hardware.kernels.families import calibration_measurements, family_of
 from simulator.hardware.kernels.roofline import batch_of, least_seconds
 from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.hardware.prediction import EXTRAPOLATED, MEASURED
@@ -239,3 +239,49 @@ def test_a_family_that_nobody_has_is_left_to_whoever_knows_its_class():
     own = SimpleNamespace(families={}, classes={(False, False): "copies"}, others=[other])
     family = ("gemm", "fp8_e4m3", "bfloat16", False)
     assert CompletedKernels._answering(SimpleNamespace(own=own), family) is other
+
+
+def test_what_is_learned_from_the_same_inputs_is_learned_once():
+    of_links = {"transfers": load_calibration("h100_sxm").transfers}
+    learned = completed_kernels(CALIBRATION, H800, ROWS)
+    assert completed_kernels(CALIBRATION.model_copy(update=of_links), H800, ROWS) is learned
+    assert completed_kernels(CALIBRATION, H800.model_copy(update={"power": 1.0}), ROWS) is learned
+
+
+@pytest.mark.parametrize(
+    ("calibration", "gpu", "rows"),
+    [
+        (CALIBRATION.model_copy(update={"kernel_sets": CALIBRATION.kernel_sets[:1]}), H800, ROWS),
+        (CALIBRATION, H800.model_copy(update={"hbm_bandwidth": 4e12}), ROWS),
+        (CALIBRATION, H800, ROWS[1:]),
+    ],
+    ids=["calibration", "GPU", "rows"],
+)
+def test_anything_else_that_times_rest_on_is_learned_anew(calibration, gpu, rows):
+    assert completed_kernels(calibration, gpu, rows) is not completed_kernels(
+        CALIBRATION, H800, ROWS
+    )
+
+
+def test_a_time_is_the_same_whether_known_asked_alone_or_with_others():
+    kernels = [(gemm(m, 1536, 7168), 132) for m in (100, 4096, 5000)]
+    family = family_of(kernels[0][0])
+    fresh = CompletedKernels(CALIBRATION, H800, ROWS)
+    together = fresh.times(family, kernels, False)
+    assert fresh.times(family, kernels[::-1], False) == together[::-1]
+    alone = CompletedKernels(CALIBRATION, H800, ROWS)
+    assert [alone.times(family, [kernel], False)[0] for kernel in kernels] == together
+
+
+def test_each_kernel_is_worked_out_once(monkeypatch):
+    fresh = CompletedKernels(CALIBRATION, H800, ROWS)
+    asked = []
+    of_batch = fresh.of_batch
+    monkeypatch.setattr(
+        fresh, "of_batch", lambda *args: asked.append(len(args[1])) or of_batch(*args)
+    )
+    kernels = [(gemm(m, 1536, 7168), 132) for m in (100, 4096, 100)]
+    family = family_of(kernels[0][0])
+    fresh.times(family, kernels, False)
+    fresh.times(family, [*kernels, (gemm(5000, 1536, 7168), 132)], False)
+    assert asked == [2, 1]

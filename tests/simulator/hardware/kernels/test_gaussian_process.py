@@ -119,3 +119,14 @@ def test_predictions_from_the_nearest_rows_do_not_depend_on_the_company():
     for number, (mean, deviation) in zip((0, 511, 512, 699), alone, strict=True):
         assert mean[0] == pytest.approx(together[0][number], rel=1e-9)
         assert deviation[0] == pytest.approx(together[1][number], rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [20, 200])
+@pytest.mark.parametrize("widths", [False, True])
+def test_a_prediction_is_the_same_to_the_last_bit_whatever_else_is_asked_for(count, widths):
+    rng = np.random.default_rng(0)
+    process = Process(rng.random((count, 3)), rng.random(count), [0.3, 0.5, 0.9])
+    asked = rng.random((70, 3))
+    together = np.stack(process.predict(asked, widths=widths), axis=1)
+    alone = [np.concatenate(process.predict(asked[[n]], widths=widths)) for n in range(70)]
+    assert np.array_equal(together, alone)

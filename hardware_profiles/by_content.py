@@ -1,0 +1,52 @@
+"""Let a cache know what it has worked out by what that was worked out from.
+
+    @lru_cache(maxsize=8)
+    def fitted(calibration: Keyed[CalibrationProfile], rows: Keyed[tuple[Measurement, ...]]): ...
+
+    fitted(profile_key(calibration), rows_key(rows))
+
+A profile holds mappings, so that it has no hash of its own; two that say the same have one key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from hardware_profiles.fields import Profile
+
+NOTHING: Mapping[str, Any] = {}
+
+T = TypeVar("T")
+ProfileT = TypeVar("ProfileT", bound=Profile)
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed(Generic[T]):
+    """A value with the key that stands for it: equal keys, equal results."""
+
+    key: Hashable
+    value: T = field(compare=False, repr=False)
+
+
+def profile_key(profile: ProfileT, *, without: Mapping[str, Any] = NOTHING) -> Keyed[ProfileT]:
+    """A profile by what its fields say.
+
+    Args:
+        without: fields that do not count, {name: True, or the same of the profile in it}.
+    """
+    text = profile.model_dump_json(exclude=dict(without))
+    return Keyed((type(profile), hashlib.sha256(text.encode()).hexdigest()), profile)
+
+
+def object_key(value: T) -> Keyed[T]:
+    """Something that never changes by which object it is; a cache that keeps the key keeps it."""
+    return Keyed(id(value), value)
+
+
+def rows_key(rows: Iterable[T]) -> Keyed[tuple[T, ...]]:
+    """The same of rows: those of one text of a table are the same ones."""
+    every = tuple(rows)
+    return Keyed(tuple(map(id, every)), every)
