@@ -33,6 +33,8 @@ _LEGEND_ROW = 20.0
 _TEXT = 6.0
 """Room between a text and what it belongs to."""
 _TICKS = 6
+_BINS = 20
+_ALIGNED = 92.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,19 @@ def ticks(low: float, high: float, *, log: bool, most: int = _TICKS) -> list[flo
     return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def binned(values: Sequence[float], axis: ChartAxis) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """How many values lie in each of some bins with round ends: (lower ends as text, counts)."""
+    low, high = min(values) / axis.per, max(values) / axis.per
+    ends = ticks(low, high if high > low else low + 1.0, log=False, most=_BINS)
+    step = ends[1] - ends[0]
+    first = math.floor(low / step + 1e-9)
+    last = max(math.floor(value / axis.per / step + 1e-9) for value in values)
+    counts = [0.0] * (last - first + 1)
+    for value in values:
+        counts[math.floor(value / axis.per / step + 1e-9) - first] += 1
+    return tuple(tick_text(n * step) for n in range(first, last + 1)), tuple(counts)
+
+
 def tick_text(value: float) -> str:
     """A round value, thousands and millions short."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
@@ -302,6 +317,11 @@ def _side_width(axis: ChartAxis, scale: _Scale) -> float:
     return 26 + max((text_width(text) for text in texts), default=0.0) + _TEXT
 
 
+def _aligned(zoom: str) -> float:
+    """Where charts begin that zoom together, so that one time lies below the other."""
+    return _ALIGNED if zoom else 0.0
+
+
 def _across(
     references: Sequence[Reference], scale: _Scale, left: float, right: float
 ) -> Iterator[Mark]:
@@ -321,8 +341,9 @@ def _across_words(references: Sequence[Reference], scale: _Scale, right: float) 
 def _spans(chart: Spans) -> Sheet:
     marks, upper = _legend(chart.legend, 4.0)
     left = 10 + max((text_width(name) for name in chart.lanes), default=0.0) + _TEXT
+    left = max(left, _aligned(chart.zoom))
     note = max((text_width(text, 11.5) for text in chart.notes), default=0.0)
-    right = WIDTH - 14 - (note + _TEXT if note else 0.0)
+    right = WIDTH - 16 - (note + _TEXT if note else 0.0)
     lower = upper + len(chart.lanes) * chart.lane_height + 4
     ends = [end for span in chart.spans for end in (span.start, span.end)]
     ends += [value for _, value, _, _ in chart.marks]
@@ -406,7 +427,7 @@ def _columns(chart: Columns) -> Sheet:
 def _lines(chart: Lines) -> Sheet:
     named = [(one.name, one.hue) for one in chart.series if one.name]
     marks, upper = _legend(named if len(chart.series) > 1 else [], 4.0)
-    upper += 8
+    upper += 18 if chart.upright else 8
     lower = upper + chart.height
     ys = [y for one in chart.series for y in one.y if y is not None]
     ys += [reference.value for reference in chart.across]
@@ -414,7 +435,7 @@ def _lines(chart: Lines) -> Sheet:
     if chart.y.high is None and not chart.y.log:
         ys.append(1.06 * top)
     up = _scale(chart.y, ys, lower, upper)
-    left, right = _side_width(chart.y, up), WIDTH - 16
+    left, right = max(_side_width(chart.y, up), _aligned(chart.zoom)), WIDTH - 16
     xs = [x for one in chart.series for x in one.x]
     xs += [reference.value for reference in chart.upright]
     along = _scale(chart.x, xs, left, right)
@@ -426,8 +447,12 @@ def _lines(chart: Lines) -> Sheet:
     for one in chart.series:
         plot += _series(one, chart, along, up)
     frame += _across_words(chart.across, up, right)
-    frame += [Words(along(r.value) + 4, upper + 11, r.label, hue="ink", size=11.5)
-              for r in chart.upright]  # fmt: skip
+    for r in chart.upright:
+        # A word that would run over the right end stands on the other side of its line.
+        x = along(r.value)
+        over = x + 4 + text_width(r.label, 11.5) > right
+        anchor: Anchor = "end" if over else "start"
+        frame.append(Words(x, upper - 4, r.label, anchor, "ink", 11.5))
     zoom = None
     if chart.zoom:
         zoom = Zoom(along.low / chart.x.per, along.high / chart.x.per, chart.zoom)

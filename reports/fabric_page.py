@@ -151,22 +151,27 @@ def _heats(result: CollectiveResult) -> Iterator[Chart]:
     if not last.fabric.planes:
         return
     use = nic_heat(last)
+    reached = int(np.max(np.flatnonzero(use.max(axis=0) > 0), initial=0)) + 1
     yield Heat(
         "Use of the NICs' links into the network",
-        "Each row is a NIC of every node; pointing at a row tells its mean and its most.",
-        f"node, 0 to {last.fabric.inputs.nodes - 1}",
+        "Each row is a NIC of every node; pointing at a row tells its mean and its most. Nodes "
+        f"after the last that sends anything are left out, of {last.fabric.inputs.nodes:,}.",
+        "node",
         tuple(f"nic{nic}" for nic in range(last.fabric.inputs.nics_per_node)),
-        use.tolist(),
+        use[:, :reached].tolist(),
     )
     for plane in range(len(last.fabric.planes)):
         switches, heat = plane_heat(last, plane)
         if heat.size and np.nansum(heat) > 0:
-            cells = [[None if np.isnan(v) else float(v) for v in row] for row in heat]
+            seen = np.flatnonzero(np.nan_to_num(heat).max(axis=1) > 0)
+            ports = int(np.max(np.flatnonzero(np.nan_to_num(heat).max(axis=0) > 0))) + 1
+            cells = [[None if np.isnan(v) else float(v) for v in row] for row in heat[seen, :ports]]
             yield Heat(
                 f"Plane {plane}: use of the cables out of each switch",
-                "Each row is a switch, each column a cable out of it.",
+                "Each row is a switch, each column a cable out of it. Switches that carry nothing, "
+                "and cables after the last that does, are left out.",
                 "cable of the switch",
-                tuple(switches),
+                tuple(switches[place] for place in seen),
                 cells,
             )
 

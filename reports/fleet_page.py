@@ -59,8 +59,8 @@ PANELS: Sequence[tuple[str, ChartAxis, str, Mapping[str, str]]] = (
     ),
     (
         "Batch of a decode instance over time",
-        ChartAxis("requests of a rank"),
-        "Mean over instances and steps.",
+        ChartAxis("requests"),
+        "Requests that one instance decodes at once, mean.",
         {"batch": "batch"},
     ),
     (

@@ -34,6 +34,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 REPORT_FILE, FIGURES_DIRECTORY = "report.html", "figures"
 LONGEST_NAME = 80
 """Characters of the name of a licence."""
+_FULL_BAR = 0.05
+"""Error whose bar is as long as there is room, where no error is larger."""
 _LONG_TABLE = 18
 """Rows from which on a table scrolls in a box of its own."""
 
@@ -86,6 +88,8 @@ class Table:
     """Heads; "|" before one stands its column to the right."""
     rows: tuple[tuple[str | Cell, ...], ...]
     caption: str
+    title: str = ""
+    """Above it, where its section has more than one."""
     sortable: bool = False
     pale: frozenset[int] = frozenset()
     """Rows that stand back."""
@@ -197,7 +201,8 @@ def scenario_page(
     return Page(
         kind=kind,
         name=scenario.name,
-        description=scenario.file.description,
+        # What was changed stands under the answer.
+        description=scenario.file.description.partition("; changed:")[0],
         answer=answer,
         beside=tuple(beside),
         sections=tuple(sections),
@@ -213,11 +218,12 @@ def published_section(rows: Sequence[Mapping[str, Any]], note: str = "") -> list
     """Published figures beside those of the run; none where there are none."""
     if not rows:
         return []
-    reach = max((abs(row["error"]) for row in rows if row["error"] is not None), default=0.0)
+    errors = [abs(row["error"]) for row in rows if row["error"] is not None]
+    reach = max([_FULL_BAR, *errors])
     found: list[tuple[Cell, ...]] = []
     for row in rows:
         name, published, expected, error, ideal, interval, kind = published_cells(row)
-        bar = None if row["error"] is None else row["error"] / (reach or 1.0)
+        bar = None if row["error"] is None else row["error"] / reach
         inside, _, outside = interval.partition(", ")
         found.append(
             (

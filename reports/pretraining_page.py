@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 
 from hardware_profiles.units import format_bytes, format_seconds, unit_factor
-from reports.charts import ChartAxis, Columns, Curve, Lines, Reference, Span, Spans, shown_in
+from reports.charts import (
+    ChartAxis,
+    Columns,
+    Curve,
+    Lines,
+    Reference,
+    Span,
+    Spans,
+    binned,
+    shown_in,
+)
 from reports.page import (
     Answer,
     Block,
@@ -31,7 +41,7 @@ from simulator.analysis.run import Run
 from simulator.execution.pretraining import RunLog
 
 _DAY = unit_factor("d", "time")
-_TRILLION = 10.0**12
+_BILLION, _TRILLION = 10.0**9, 10.0**12
 
 FILES = (
     ("incidents.parquet", "what stopped or slowed every run, and when"),
@@ -91,7 +101,7 @@ def _answer(run: Run[PretrainingRun], metrics: Mapping[str, Any]) -> Answer:
     value, interval, _ = headline_cells("days", metrics)
     alone = metrics["without_failures"]["days"]
     figures = [
-        Figure(label[:1].upper() + label[1:], *headline_cells(path, metrics)[:2])
+        Figure(label[:1].upper() + label[1:], *_short(path, metrics))
         for path, label in HEADLINES.items()
         if path in metrics and path != "days"
     ]
@@ -108,6 +118,15 @@ def _answer(run: Run[PretrainingRun], metrics: Mapping[str, Any]) -> Answer:
         limits=limits,
         changed=changed_text(run.scenario),
     )  # fmt: skip
+
+
+def _short(path: str, metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """A figure and its interval, of many tokens in billions."""
+    value, ends = metrics[path], metrics["interval_80"][path]
+    if path != "tokens_per_day":
+        return headline_cells(path, metrics)[:2]
+    low, middle, high = (f"{at / _BILLION:,.1f}" for at in (ends[0], value, ends[1]))
+    return f"{middle} billion", f"{low} to {high} billion"
 
 
 def progress_chart(run: PretrainingRun, log: RunLog) -> Lines:
@@ -202,15 +221,14 @@ def causes_chart(metrics: Mapping[str, Any]) -> Spans:
 
 def days_chart(logs: Sequence[RunLog]) -> Columns:
     """How long the runs of all seeds are."""
-    days = np.array([log.wall_s for log in logs]) / _DAY
-    counts, edges = np.histogram(days, bins=min(30, max(5, len(days) // 6)))
+    names, counts = binned([log.wall_s for log in logs], ChartAxis("length", "d", _DAY))
     return Columns(
         "Runs by length",
         "Failures, and the interval of the step time.",
         ChartAxis("runs"),
         "length (d), from",
-        tuple(f"{edge:.1f}" for edge in edges[:-1]),
-        (("runs", "blue", tuple(float(count) for count in counts)),),
+        names,
+        (("runs", "blue", counts),),
         height=180.0,
     )
 

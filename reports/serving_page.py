@@ -328,7 +328,8 @@ def _kernels(metrics: Mapping[str, Any]) -> Iterator[Table]:
                 for row in first
                 for total in [totals[row["part"], row["name"]]]
             ),
-            title,
+            "",
+            title=title,
             sortable=True,
             pale=frozenset(n for n, row in enumerate(first) if row["part"].endswith("_wire")),
         )  # fmt: skip
@@ -425,11 +426,17 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
+_OFFLOAD_LIMITS = {
+    "experts_s": "Experts, read from the CPU's memory",
+    "fixed_s": "What no expert takes: attention and dense layers on the GPU, launches, copies",
+}
+
+
 def offload_page(scenario: Scenario, metrics: Mapping[str, Any]) -> Page:
     """All that the page of the offload server shows."""
     token = metrics["tpot_s"]["mean"]
     parts = {"experts_s": ("experts on the CPU", "orange"),
-             "fixed_s": ("everything else", "blue")}  # fmt: skip
+             "fixed_s": ("what no expert takes", "blue")}  # fmt: skip
     shares = Shares(
         f"Of {format_seconds(token)} per token",
         tuple((name, format_seconds(metrics[path]), metrics[path] / token, hue)
@@ -470,7 +477,7 @@ def offload_page(scenario: Scenario, metrics: Mapping[str, Any]) -> Page:
                 Figure("GPU reads its weights in", format_seconds(metrics["gpu_weights_read_s"])),
                 Figure("Resident on the GPU", format_bytes(metrics["gpu_resident_bytes"])),
             ),
-            limits=f"{parts[more][0].capitalize()}: {metrics[more] / token:.0%} of a token's time; "
+            limits=f"{_OFFLOAD_LIMITS[more]}: {metrics[more] / token:.0%} of a token's time; "
             f"the CPU's memory runs at {peak:.0%} of its peak.",
             changed=changed_text(scenario),
         ),

@@ -100,7 +100,7 @@ def training_tables(run: TrainingRun, metrics: Mapping[str, Any]) -> RunTables:
     pair = str(run.step.pair.key)
     return RunTables(
         name=run.scenario.name,
-        description=run.scenario.file.description,
+        description=run.scenario.file.description.partition("; changed:")[0],
         facts={
             "cluster": f"{layout.gpus:,} of {cluster.nodes * cluster.node.gpus:,} GPUs, "
             f"{cluster.name} ({cluster.node.gpu.name})"

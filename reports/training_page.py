@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from hardware_profiles.units import (
@@ -15,7 +14,7 @@ from hardware_profiles.units import (
     format_compute,
     format_seconds,
 )
-from reports.charts import ChartAxis, Columns, Reference, Span, Spans, merged, shown_in
+from reports.charts import ChartAxis, Columns, Reference, Span, Spans, binned, merged, shown_in
 from reports.page import (
     Answer,
     Block,
@@ -46,7 +45,6 @@ _LANES = {
 }
 _TOLD = 3
 """Causes that the answer names."""
-_BINS = 24
 _UNSEEN = 20_000
 """Bars of a timeline at its full length below whose share neighbours are drawn together."""
 
@@ -216,22 +214,22 @@ def _waiting(tables: RunTables) -> Iterator[Section]:
             tuple(
                 (name, format_seconds(value), value / sum(by_cause.values()), hue)
                 for (name, value), hue in zip(
-                    by_cause.items(), ("red", "amber", "purple", "grey", "sky"), strict=False
+                    by_cause.items(), ("grey", "red", "amber", "pale", "purple"), strict=False
                 )
             ),
         ),
         _histogram(waiting["by_rank_s"]),
     ]
     note = "The variance of the step time comes from " + ", ".join(
-        f"{name} {share:.0%}" for name, share in priors.items()
+        f"{name.removeprefix('skew.').replace('_', ' ').replace('.', ', ')} {share:.0%}"
+        for name, share in priors.items()
     )
     yield Section("What ranks wait for each other", tuple(parts), f"{note}.")
 
 
 def _histogram(values: Sequence[float]) -> Columns:
     axis = shown_in("waiting", "time", max(values, default=1.0))
-    counts, edges = np.histogram(np.array(values) / axis.per, bins=_BINS)
-    names = tuple(f"{edge:.3g}" for edge in edges[:-1])
+    names, counts = binned(values, axis)
     return Columns(
         "Waiting of the ranks of a group",
         "Ranks of one expert-parallel group over one pair, mean over the draws: who is slow waits "
@@ -239,7 +237,7 @@ def _histogram(values: Sequence[float]) -> Columns:
         ChartAxis("ranks"),
         f"waiting ({axis.unit}), from",
         names,
-        (("ranks", "red", tuple(float(count) for count in counts)),),
+        (("ranks", "red", counts),),
         height=180.0,
     )
 

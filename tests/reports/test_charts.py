@@ -12,6 +12,7 @@ from reports.charts import (
     Reference,
     Span,
     Spans,
+    binned,
     draw,
     merged,
     share_axis,
@@ -119,3 +120,27 @@ def test_neighbours_too_thin_to_be_seen_are_drawn_as_one():
         (2.0, 3.0, "red", ""),
         (3.0, 20.0, "blue", ""),
     ]
+
+
+def test_a_word_at_the_right_end_stands_before_its_line():
+    chart = Lines("t", "", ChartAxis("x"), ChartAxis("y"),
+                  (Curve("s", "blue", (0.0, 10.0), (1.0, 1.0)),),
+                  upright=(Reference(1.0, "early"), Reference(9.9, "late")))  # fmt: skip
+    words = {mark.text: mark for mark in of_kind(draw(chart).frame, Words)}
+    assert (words["early"].anchor, words["late"].anchor) == ("start", "end")
+
+
+def test_charts_that_zoom_together_have_their_axes_below_each_other():
+    sheets = [
+        draw(Lines("t", "", ChartAxis("x"), ChartAxis("y"),
+                   (Curve("s", "blue", (0.0, 1.0), (0.0, high)),), zoom="fleet"))
+        for high in (1.0, 80000.0)
+    ]  # fmt: skip
+    sheets.append(draw(Spans("t", "", MS, ("a",), (Span(0, 0.0, 0.1, "blue"),), zoom="fleet")))
+    assert len({(sheet.area[0], sheet.area[2]) for sheet in sheets}) == 1
+
+
+def test_bins_have_round_ends_and_hold_every_value():
+    names, counts = binned([0.0307, 0.0308, 0.0321], ChartAxis("waiting", "ms", 1e-3))
+    assert (names[0], names[-1], len(set(names))) == ("30.7", "32.1", len(names))
+    assert (counts[:2], sum(counts)) == ((1.0, 1.0), 3.0)
