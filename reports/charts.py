@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from hardware_profiles.units import UNITS, Dimension
 from reports.drawing import (
+    Anchor,
     Box,
     Dot,
     Hue,
