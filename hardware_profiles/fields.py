@@ -7,6 +7,7 @@ allowed.
 """
 
 import hashlib
+import re
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -25,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from hardware_profiles.suggestions import closest, did_you_mean, meant_or_known
 from hardware_profiles.units import Dimension, parse_quantity
 from hardware_profiles.whole_files import read_text
 
@@ -257,19 +259,26 @@ def _one_line(model: type[Profile], error: ValidationError, where: str, at: str)
     location = _named(model, first["loc"])
     same = [d for d in details if _named(model, d["loc"]) == location]
     field = ".".join(map(str, (at, *location) if at else location)) or model.__name__
+    missing = [d for d in details if d["type"] == "missing"]
     if first["type"] == "extra_forbidden":
         parent = _model_at(model, location[:-1])
-        known = _listed(parent.model_fields) if parent else "none"
-        problem = f"unknown field; known: {known}"
+        known = parent.model_fields if parent else {}
+        problem = f"unknown field; {meant_or_known(str(location[-1]), known)}"
     elif first["type"] == "missing":
-        problem = "is missing"
+        # All at once: who writes a file wants to know what is left to write.
+        same = missing
+        paths = [".".join(map(str, (at, *d["loc"]) if at else d["loc"])) for d in missing]
+        field, problem = ", ".join(paths), "is missing" if len(paths) == 1 else "are missing"
         if model.example:
-            problem += f"; {model.example} shows it"
+            problem += f"; {model.example} shows {'it' if len(paths) == 1 else 'them'}"
     elif first["type"] == "value_error":
         problem = str(first["ctx"]["error"])
     else:
         messages = dict.fromkeys(f"{d['msg'][0].lower()}{d['msg'][1:]}" for d in same)
+        expected = (str(d.get("ctx", {}).get("expected", "")) for d in same)
+        close = closest(str(first["input"]), re.findall(r"'([^']*)'", " ".join(expected)))
         problem = f"{first['input']!r} is not allowed: {', or '.join(messages)}"
+        problem += f"; {did_you_mean(close)}" if close else ""
     more = f" (and {len(details) - len(same)} more)" if len(details) > len(same) else ""
     return f"{where}: {field}: {problem}{more}"
 

@@ -29,6 +29,7 @@ from hardware_profiles.fields import (
     read_yaml,
     to_profile,
 )
+from hardware_profiles.suggestions import meant_or_known
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 
 FOLDER = ROOT / "low_latency"
@@ -218,10 +219,10 @@ def load_low_latency(name_or_path: str) -> LowLatencyProfile:
     else:
         path, where = FOLDER / f"{name_or_path}.yaml", f"low_latency/{name_or_path}.yaml"
         if name_or_path not in known_low_latency():
-            raise ValueError(
-                f"unknown low-latency profile {name_or_path!r}; "
-                f"known: {', '.join(known_low_latency())}; or give a path to a .yaml file"
+            meant = meant_or_known(
+                name_or_path, known_low_latency(), otherwise="a path to a .yaml file"
             )
+            raise ValueError(f"unknown low-latency profile {name_or_path!r}; {meant}")
     raw = read_yaml(path, where=where)
     if isinstance(raw.get("within"), str):
         raw["within"] = load_low_latency(raw["within"])

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from hardware_profiles.fields import ROOT, Raw, plain_copy, read_yaml
 from hardware_profiles.renames import EARLIER_NAMES, file_of_today, with_names_of_today
+from hardware_profiles.suggestions import meant_or_known
 
 Kind = Literal["gpus", "clusters", "calibrations", "transports"]
 """Folders of shipped profiles."""
@@ -33,10 +34,10 @@ def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
         name_or_path = file_of_today(name_or_path, kind)
         path, where = ROOT / kind / f"{name_or_path}.yaml", f"{kind}/{name_or_path}.yaml"
         if name_or_path not in known_profiles(kind):
-            raise ValueError(
-                f"unknown {_FIELD_OF_FOLDER[kind]} {name_or_path!r}; "
-                f"known: {', '.join(known_profiles(kind))}; or give a path to a .yaml file"
+            meant = meant_or_known(
+                name_or_path, known_profiles(kind), otherwise="a path to a .yaml file"
             )
+            raise ValueError(f"unknown {_FIELD_OF_FOLDER[kind]} {name_or_path!r}; {meant}")
         return read_yaml(path, where=where), where
     raw = read_yaml(path, where=where)
     if kind in EARLIER_NAMES:

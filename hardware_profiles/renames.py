@@ -119,6 +119,21 @@ def path_of_today(path: str, kind: str, *, where: str) -> str:
     return path
 
 
+def value_of_today(path: str, value: Any, kind: str, *, where: str) -> Any:
+    """The value of today for one at a dotted path that may use an earlier name of it.
+
+    Args:
+        path: as the user wrote it, of today or earlier.
+        kind: key of `EARLIER_NAMES`.
+    """
+    for old, new in EARLIER_NAMES[kind].items():
+        field, _, named = old.partition("=")
+        if named and field == path and named == value:
+            _say([(old, new)], where)
+            return new.partition("=")[2]
+    return value
+
+
 def _say(moved: Iterable[tuple[str, str]], where: str) -> None:
     texts = [f"{old} is {f'called {new} now' if new else 'read no more'}" for old, new in moved]
     if texts:

@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
+from hardware_profiles.suggestions import did_you_mean
+
 Seconds: TypeAlias = float
 Bytes: TypeAlias = float
 Flops: TypeAlias = float
@@ -124,11 +126,56 @@ def unit_factor(unit: str, dimension: Dimension, *, where: str = "unit") -> floa
     """
     units = UNITS[dimension]
     if unit not in units:
+        meant = _meant(unit, dimension)
+        allowed = did_you_mean(meant) if meant else f"allowed: {', '.join(units)}"
         raise ValueError(
-            f"{where}: unknown unit {unit!r} for {dimension}; "
-            f"allowed: {', '.join(units)}; for example {_EXAMPLES[dimension]}"
+            f"{where}: unknown unit {unit!r} for {dimension}; {allowed}"
+            f"{'' if meant else f'; for example {_EXAMPLES[dimension]}'}"
         )
     return units[unit]
+
+
+def example_of(dimension: Dimension) -> str:
+    """A quantity as files have it: "400 Gbit/s or 3.35 TB/s"."""
+    return _EXAMPLES[dimension]
+
+
+_WORDS = {
+    "s": ("sec", "secs", "second", "seconds"),
+    "ms": ("msec", "millisecond", "milliseconds"),
+    "us": ("usec", "microsecond", "microseconds", "\u00b5s", "\u03bcs"),
+    "ns": ("nsec", "nanosecond", "nanoseconds"),
+    "min": ("m", "mins", "minute", "minutes"),
+    "h": ("hr", "hrs", "hour", "hours"),
+    "d": ("day", "days"),
+    "B": ("byte", "bytes"),
+    "bit": ("bits",),
+    "W": ("watt", "watts"),
+    "USD": ("$", "dollar", "dollars"),
+}
+"""{unit: other words for it}"""
+
+
+def _meant(unit: str, dimension: Dimension) -> list[str]:
+    """The units of a dimension that another spelling may stand for."""
+    units = UNITS[dimension]
+    words = {word: written for written, others in _WORDS.items() for word in others}
+    # "Gbps", "TFLOPS", "GB per second": what is counted, and whether it is a rate.
+    rate = re.fullmatch(r"(.+?)(ps|S|s|/(\w+))", unit.replace(" per ", "/"))
+    counted, per = (rate[1], f"/{words.get(rate[3] or 's', rate[3] or 's')}") if rate else ("", "")
+    # A small b is a bit where the prefix is written as it ought to be.
+    bits = re.sub(r"^([kMGTPE]i?|)b$", r"\1bit", counted or unit)
+    candidates = [
+        words.get(unit.lower(), unit),
+        f"{unit}/s",
+        f"{words.get(counted, bits)}{per}" if rate else bits,
+    ]
+    found = [one for one in candidates if one in units]
+    # Letters of any case: gb/s may be bytes or bits.
+    alike = {text.lower() for text in (unit, counted + per, re.sub("s$", "/s", unit))}
+    if "b" in unit:
+        alike |= {re.sub(r"b(/s)?$", r"bit\1", text) for text in alike}
+    return found[:1] or [one for one in units if one.lower() in alike]
 
 
 def format_quantity(value: float, dimension: Dimension, *, digits: int = 4) -> str:

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from simulator.cli.progress import PREFIX
+
 MAIN = "dualpipe_h800_2048"
 SMALL = (
     "--set", "training.pp=2", "--set", "training.ep=32", "--set", "cluster.nodes=8",
@@ -20,7 +22,11 @@ def started(*arguments, cwd):
 
 
 def dsv3sim(*arguments, cwd=None):
-    return subprocess.run(
+    """What a command gave; what it says of its progress comes with time and is left out."""
+    done = subprocess.run(
         [sys.executable, "-m", "simulator.cli", *arguments],
         capture_output=True, text=True, cwd=cwd, check=False,
     )  # fmt: skip
+    lines = done.stderr.splitlines(keepends=True)
+    done.stderr = "".join(line for line in lines if not line.startswith(PREFIX))
+    return done

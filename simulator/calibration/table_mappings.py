@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hardware_profiles.fields import ROOT, Profile, TimeValue, read_yaml, to_profile
+from hardware_profiles.suggestions import meant_or_known
 from hardware_profiles.tables import TRANSFER_KINDS, TRANSFER_SIZES
 from reference_model.trace import KINDS
 from simulator.calibration.table_files import Columns
@@ -174,10 +175,8 @@ def load_table_mapping(name_or_path: str) -> TableMapping:
         return _mapping(read_yaml(Path(name_or_path), where=name_or_path), name_or_path)
     path, where = ROOT / "mappings" / f"{name_or_path}.yaml", f"mappings/{name_or_path}.yaml"
     if not path.is_file():
-        raise ValueError(
-            f"unknown mapping {name_or_path!r}; known: {', '.join(table_mappings())}; "
-            "or give a path to a .yaml file"
-        )
+        meant = meant_or_known(name_or_path, table_mappings(), otherwise="a path to a .yaml file")
+        raise ValueError(f"unknown mapping {name_or_path!r}; {meant}")
     return _mapping(read_yaml(path, where=where), where)
 
 

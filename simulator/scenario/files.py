@@ -6,16 +6,14 @@ topologies and cost models stay text here; execution.simulation resolves them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import Field, NonNegativeInt
 
 from hardware_profiles.fields import (
-    Profile,
     Raw,
     apply_overrides,
     parse_yaml,
@@ -24,7 +22,7 @@ from hardware_profiles.fields import (
     to_profile,
 )
 from hardware_profiles.profile_files import read_profile
-from hardware_profiles.renames import path_of_today, with_names_of_today
+from hardware_profiles.renames import path_of_today, value_of_today, with_names_of_today
 from hardware_profiles.schema import (
     CalibrationProfile,
     ClusterProfile,
@@ -33,8 +31,8 @@ from hardware_profiles.schema import (
     override_gpu,
     resolve_cluster,
 )
+from hardware_profiles.suggestions import did_you_mean, meant_or_known
 from reference_model.config import ModelConfig, parse_model_config, read_config_file
-from simulator.scenario.analysis_inputs import AnalysisInputs
 from simulator.scenario.axes import file_axes, points
 from simulator.scenario.changes import (
     differences,
@@ -44,13 +42,11 @@ from simulator.scenario.changes import (
     matters,
     shown,
 )
-from simulator.scenario.collective import CollectiveJob
+from simulator.scenario.describe import is_field, paths_meant
 from simulator.scenario.events import EventsInputs
 from simulator.scenario.fleet import FleetJob
-from simulator.scenario.pretraining import PretrainingJob
-from simulator.scenario.published import PublishedFigure
-from simulator.scenario.replay import ReplayJob
-from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
+from simulator.scenario.scenario_file import FIELDS, JOBS, NAMED, Job, JobT, ScenarioFile
+from simulator.scenario.serving import ServingStepJob
 from simulator.scenario.training import TrainingJob
 
 _T = TypeVar("_T")
@@ -59,67 +55,8 @@ SCENARIOS = Path(__file__).parent / "shipped"
 """Folder of the shipped scenarios."""
 
 
-class ScenarioFile(Profile):
-    """The fields of a scenario file beside its job; model, cluster, gpu and calibration are names
-    or fields in full."""
-
-    description: str
-    model: str | dict[str, Any] | None = None
-    cluster: str | dict[str, Any] | None = None
-    gpu: str | dict[str, Any] | None = None
-    """Of a replay; other jobs run on the GPU of their cluster."""
-    calibration: str | dict[str, Any] | None = None
-    traces: str | None = None
-    """Folder with recordings of the model's operators; by default the user's cache folder."""
-    cost_model: str = "measured"
-    """Name in simulator.hardware.costs.COST_MODELS."""
-    seed: NonNegativeInt = 0
-    published: tuple[PublishedFigure, ...] = ()
-    vary: dict[str, Any] = Field(default_factory=dict)
-    """Of a collective: {field of the scenario: values that it takes in turn}, nested as fields."""
-    analysis: AnalysisInputs = AnalysisInputs()
-    fidelity: Literal["timeline", "events"] = "timeline"
-    """Of a training or serving step: durations known beforehand, or devices that contend."""
-    events: EventsInputs = EventsInputs()
-    """Of a step with fidelity events."""
-
-
-NAMED = ("model", "cluster", "gpu", "calibration")
-"""Fields of a scenario that name a file of their own."""
-
 STAGES_ARE_OF = ("model", "training.pp", "training.schedule", "training.virtual_stages")
 """What the stages that a file spells out are written for."""
-
-Job: TypeAlias = (
-    TrainingJob
-    | PretrainingJob
-    | CollectiveJob
-    | ServingStepJob
-    | TpotLimitJob
-    | OffloadJob
-    | FleetJob
-    | ReplayJob
-)
-"""What a scenario asks for."""
-
-JobT = TypeVar("JobT", bound=Profile)
-
-JOBS: dict[str, type[Job]] = {
-    "training": TrainingJob,
-    "pretraining": PretrainingJob,
-    "collective": CollectiveJob,
-    "serving_step": ServingStepJob,
-    "tpot_limit": TpotLimitJob,
-    "offload": OffloadJob,
-    "fleet": FleetJob,
-    "replay": ReplayJob,
-}
-"""{field of a scenario file that holds a job, and so says of which kind: its type}; a file has
-exactly one of them."""
-
-
-_FIELDS = frozenset({*ScenarioFile.model_fields, *JOBS})
-"""All that a scenario file may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +134,7 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         ValueError: one line naming file, field, value and what is allowed.
     """
     path, where = _find(name_or_path)
-    raw = read_yaml(path, where=where, known=_FIELDS)
+    raw = read_yaml(path, where=where, known=FIELDS)
     raw = with_names_of_today(raw, "scenarios", where=where)
     return _changed(path, raw, overrides, where=where)
 
@@ -213,8 +150,13 @@ def _changed(path: Path, raw: Raw, overrides: Sequence[str], *, where: str) -> S
     for text in overrides:
         short, value = parse_override(text)
         full = _full_path(short, raw, where)
+        value = value_of_today(_rooted(short, raw), value, "scenarios", where="--set")
         changes[full], given[full] = value, text.partition("=")[2].strip()
-    scenario = _read(path, raw, changes, where=where)
+    try:
+        scenario = _read(path, raw, changes, where=where)
+    except ValueError:
+        _check_paths(given, raw, where)
+        raise
     for axis in file_axes(scenario.file.vary, where=where):
         for varied in axis.paths:
             if _full_path(varied, raw, where) in given:
@@ -254,9 +196,8 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
     raw = _with_gap(raw, where=where) if stated else raw
     raw = apply_overrides(_with_fields(raw, job_changes), job_changes, where=where)
     for field in raw:
-        if field not in _FIELDS:
-            known = ", ".join(sorted(_FIELDS))
-            raise ValueError(f"{where}: {field}: unknown field; known: {known}")
+        if field not in FIELDS:
+            raise ValueError(f"{where}: {field}: unknown field; {meant_or_known(field, FIELDS)}")
     file = _file(raw, where)
     jobs = [job for job in JOBS if raw.get(job) is not None]
     if len(jobs) != 1:
@@ -477,7 +418,7 @@ def check_names(names: Collection[str], known: Collection[str], field: str) -> N
     """Raise ValueError for the first of `names` that is not among the known ones."""
     for name in names:
         if name not in known:
-            raise ValueError(f"{field}: unknown name {name!r}; known: {', '.join(sorted(known))}")
+            raise ValueError(f"{field}: unknown name {name!r}; {meant_or_known(name, known)}")
 
 
 def write_resolved(scenario: Scenario) -> str:
@@ -489,10 +430,8 @@ def _find(name_or_path: str) -> tuple[Path, str]:
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         return Path(name_or_path), name_or_path
     if name_or_path not in known_scenarios():
-        raise ValueError(
-            f"unknown scenario {name_or_path!r}; known: {', '.join(known_scenarios())}; "
-            "or give a path to a .yaml file"
-        )
+        meant = meant_or_known(name_or_path, known_scenarios(), otherwise="a path to a .yaml file")
+        raise ValueError(f"unknown scenario {name_or_path!r}; {meant}")
     return SCENARIOS / f"{name_or_path}.yaml", f"scenarios/{name_or_path}.yaml"
 
 
@@ -506,15 +445,34 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def _full_path(path: str, raw: Raw, where: str) -> str:
     """The path from the root of the scenario; fields of its job may be given without the job."""
-    root = path.split(".", maxsplit=1)[0]
-    job = next((job for job in JOBS if raw.get(job) is not None), None)
-    of_job = JOBS[job].model_fields if job else {}
-    inside = root not in _FIELDS
-    full = path_of_today(f"{job}.{path}" if inside else path, "scenarios", where="--set")
-    if not inside or not full.startswith(f"{job}.") or full.split(".")[1] in of_job:
+    full = path_of_today(_rooted(path, raw), "scenarios", where="--set")
+    job = _job_of(raw)
+    if full == path or full.split(".")[0] != job or full.split(".")[1] in JOBS[job].model_fields:
         return full
-    known = sorted({*_FIELDS, *of_job})
-    raise ValueError(f"{where}: --set {path}: unknown field {root!r}; known: {', '.join(known)}")
+    meant = paths_meant(path, job)
+    known = sorted({*FIELDS, *JOBS[job].model_fields})
+    raise ValueError(
+        f"{where}: --set {path}: unknown field {path.split('.', maxsplit=1)[0]!r}; "
+        f"{did_you_mean(meant) if meant else 'known: ' + ', '.join(known)}"
+    )
+
+
+def _rooted(path: str, raw: Raw) -> str:
+    """A path that may begin within the job, from the root of the scenario."""
+    job = _job_of(raw)
+    return path if path.split(".", maxsplit=1)[0] in FIELDS or job is None else f"{job}.{path}"
+
+
+def _job_of(raw: Raw) -> str | None:
+    return next((job for job in JOBS if raw.get(job) is not None), None)
+
+
+def _check_paths(paths: Iterable[str], raw: Raw, where: str) -> None:
+    """Raise ValueError for the first path that is no field of a file, where another is meant."""
+    for path in paths:
+        meant = [] if is_field(path) else paths_meant(path, _job_of(raw))
+        if meant:
+            raise ValueError(f"{where}: --set {path}: unknown field; {did_you_mean(meant)}")
 
 
 def _expand(raw: Raw, changes: dict[str, Any], *, where: str) -> tuple[Raw, dict[str, str]]:
@@ -561,7 +519,8 @@ def _check_model_fields(changes: Mapping[str, Any], raw: Raw, where: str) -> Non
     known |= {"quantization_config", *raw}
     for path in changes:
         if path.split(".", maxsplit=1)[0] not in known:
-            raise ValueError(f"{where}: {path}: unknown field; known: {', '.join(sorted(known))}")
+            field = path.split(".", maxsplit=1)[0]
+            raise ValueError(f"{where}: {path}: unknown field; {meant_or_known(field, known)}")
 
 
 def _read_named(root: str, name_or_path: str) -> tuple[Raw, str]:

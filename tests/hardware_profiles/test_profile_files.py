@@ -62,5 +62,8 @@ def test_earlier_names_of_a_calibration_are_read_with_a_note(tmp_path):
 
 def test_a_field_that_no_shipped_calibration_can_give_is_named_with_a_file_that_has_it(tmp_path):
     path = older_calibration(tmp_path, gpu="mine")
-    with pytest.raises(ValueError, match=r"is missing; hardware_profiles/calibrations/h800_sxm"):
+    with pytest.raises(
+        ValueError,
+        match=r"are missing; hardware_profiles/calibrations/h800_sxm.yaml shows",
+    ):
         load_calibration(str(path))

@@ -1,5 +1,7 @@
 """Units: text to SI floats and back."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,3 +101,39 @@ def test_output_picks_the_unit_a_reader_expects():
 def test_a_value_that_is_not_finite_is_not_shown():
     with pytest.raises(ValueError, match="finite"):
         format_seconds(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("text", "dimension", "meant"),
+    [
+        ("400 Gbps", "bandwidth", "Gbit/s"),
+        ("400 Gb/s", "bandwidth", "Gbit/s"),
+        ("50 GBps", "bandwidth", "GB/s"),
+        ("50 gb/s", "bandwidth", "GB/s or Gbit/s"),
+        ("4 TB", "bandwidth", "TB/s"),
+        ("50 GB/sec", "bandwidth", "GB/s"),
+        ("80 gib", "data", "GiB or Gibit"),
+        ("80 Gb", "data", "Gbit"),
+        ("64 KB", "data", "kB"),
+        ("5 sec", "time", "s"),
+        ("5 minutes", "time", "min"),
+        ("5 µs", "time", "us"),
+        ("989 TFLOPS", "compute", "TFLOP/s"),
+        ("989 tflops", "compute", "TFLOP/s"),
+        ("1830 Mhz", "frequency", "MHz"),
+        ("2 $/hour", "price_rate", "USD/h"),
+        ("700 watts", "power", "W"),
+    ],
+)
+def test_a_unit_that_is_spelt_otherwise_brings_the_one_that_is_meant(text, dimension, meant):
+    unit = text.partition(" ")[2]
+    said = f"a: {text!r}: unknown unit {unit!r} for {dimension}; did you mean {meant}?"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        parse_quantity(text, dimension, "a")
+
+
+def test_a_unit_of_something_else_brings_all_that_are_allowed():
+    with pytest.raises(
+        ValueError, match=r"allowed: s, ms, us, ns, min, h, d; for example 2\.8 us$"
+    ):
+        parse_quantity("5 GB", "time", "a.yaml: field")

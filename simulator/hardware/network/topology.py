@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from hardware_profiles.suggestions import meant_or_known
 from simulator.hardware.network import direct_networks, switching
 from simulator.hardware.network.fairness import Floats
 from simulator.hardware.network.switching import Counts, Indices, Integers, Routing, SwitchNetwork
@@ -358,7 +359,7 @@ TOPOLOGIES: Mapping[str, Callable[[FabricInputs], Fabric]] = {
 def build_fabric(topology: str, inputs: FabricInputs) -> Fabric:
     """Build the named topology. Raises ValueError for an unknown name or impossible figures."""
     if topology not in TOPOLOGIES:
-        raise ValueError(f"unknown topology {topology!r}; known: {', '.join(sorted(TOPOLOGIES))}")
+        raise ValueError(f"unknown topology {topology!r}; {meant_or_known(topology, TOPOLOGIES)}")
     if topology != "nvlink_domain" and inputs.nics_per_node < 1:
         raise ValueError(f"topology {topology} needs at least one NIC a node")
     if inputs.planes > 1 and topology != "multi_plane_fat_tree":
@@ -442,7 +443,7 @@ def count_fabric(topology: str, inputs: FabricInputs) -> Counts:
             return direct_networks.count_slim_fly(inputs.order)
         case "nvlink_domain":
             return Counts(inputs.nodes * inputs.gpus_per_node, 0, 0)
-    raise ValueError(f"unknown topology {topology!r}; known: {', '.join(sorted(TOPOLOGIES))}")
+    raise ValueError(f"unknown topology {topology!r}; {meant_or_known(topology, TOPOLOGIES)}")
 
 
 def count_built(fabric: Fabric) -> Counts:

@@ -20,6 +20,7 @@ from pydantic import Field, field_validator, model_validator
 from hardware_profiles.estimates import TimeEstimate
 from hardware_profiles.fields import ROOT, Profile, apply_overrides, read_yaml, to_profile
 from hardware_profiles.renames import with_names_of_today
+from hardware_profiles.suggestions import meant_or_known
 from reference_model.formats import BITS
 from reference_model.trace import KINDS
 from simulator.workload.profile.expressions import Size, check_expression
@@ -177,10 +178,8 @@ def mapping_file(name_or_path: str, known: Sequence[str]) -> tuple[Path, str]:
         return Path(name_or_path), name_or_path
     path = ROOT / "mappings" / f"{name_or_path}.yaml"
     if not path.is_file():
-        raise ValueError(
-            f"unknown mapping {name_or_path!r}; known: {', '.join(known)}; or give a path to a "
-            ".yaml file"
-        )
+        meant = meant_or_known(name_or_path, known, otherwise="a path to a .yaml file")
+        raise ValueError(f"unknown mapping {name_or_path!r}; {meant}")
     return path, f"mappings/{name_or_path}.yaml"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from hardware_profiles.suggestions import meant_or_known
 from simulator.workload.schedules.bidirectional import dualpipe, dualpipev
 from simulator.workload.schedules.files import is_schedule_file, read_schedule
 from simulator.workload.schedules.gpipe import gpipe
@@ -60,9 +61,8 @@ def build_schedule(
                 raise ValueError(f"{name}: {field} = {asked}, must be {found}, as in the file")
         return read
     if name not in SCHEDULES:
-        raise ValueError(
-            f"unknown name {name!r}; known: {', '.join(sorted(SCHEDULES))}, or a path to a file"
-        )
+        meant = meant_or_known(name, SCHEDULES, otherwise="a path to a file")
+        raise ValueError(f"unknown name {name!r}; {meant}")
     if ranks * microbatches > MOST_KEPT:
         return _built(name, ranks, microbatches, virtual_stages)
     return _kept(name, ranks, microbatches, virtual_stages)

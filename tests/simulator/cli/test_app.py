@@ -14,7 +14,10 @@ from command_line import MAIN, dsv3sim
         (["run", "nope"], "unknown scenario 'nope'; known: "),
         (["run", MAIN, "--set", "cluster=h900"], "unknown cluster 'h900'; known: "),
         (["run", MAIN, "--set", "training.schedule=hanayo"], "unknown name 'hanayo'; known: "),
-        (["run", MAIN, "--set", "training.pipeline=1"], "unknown field; known: "),
+        (
+            ["run", MAIN, "--set", "training.pipeline=1"],
+            "unknown field; did you mean training.pp, ",
+        ),
         (["run", MAIN, "--set", "training.pp=4"], "bytes"),
         (["run", "broken.yaml"], "broken.yaml: line 3: not valid YAML"),
         (["run", MAIN, "--out", "thesis"], "is not a run directory"),

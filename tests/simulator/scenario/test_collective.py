@@ -30,7 +30,11 @@ def run(name, *changes):
             "operation.gpus=64",
             "the file varies it; allowed: --set vary.operation.gpus",
         ),
-        ("deepep_normal", "vary.operation.gpu=[8]", "operation.gpu: unknown field; known: .*gpus"),
+        (
+            "deepep_normal",
+            "vary.operation.gpu=[8]",
+            r"operation.gpu: unknown field; did you mean gpus\?$",
+        ),
         ("deepep_normal", "vary.operatio.gpus=[8]", "--set operatio.gpus: unknown field"),
         ("deepep_normal", "vary.operation.gpus=[12]", "whole nodes of 8 GPUs, got 12"),
         ("deepep_normal", "vary.operation.gpus=[48]", "256 experts cannot be divided"),

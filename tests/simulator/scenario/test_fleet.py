@@ -18,7 +18,7 @@ from simulator.scenario.fleet import RequestSource
         (["warm_up=5"], "warm_up: 5 has no unit"),
         (["sample_interval=0 s"], "sample_interval: must be greater than 0"),
         (["prefill.instances=-1"], "prefill.instances: -1 is not allowed"),
-        (["prefill.instnces=1"], "prefill.instnces: unknown field; known: .*instances"),
+        (["prefill.instnces=1"], r"unknown field; did you mean fleet\.prefill\.instances\?$"),
         (["requests.synthetic.rate=3"], "rate: 3 has no unit"),
         (["requests.rate_scale=0"], "rate_scale: 0 is not allowed"),
         (["requests.window={start: 2 s, end: 1 s}"], "end must be later than start"),

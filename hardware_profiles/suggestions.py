@@ -1,0 +1,53 @@
+"""Say which of the known names somebody meant who wrote another one."""
+
+import re
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+
+ALIKE = 0.75
+"""Share of alike characters from which on a name is taken for another misspelt."""
+
+MOST = 3
+"""Names that are suggested at once."""
+
+
+def closest(name: str, known: Collection[str]) -> list[str]:
+    """The known names that a name may stand for, likeliest first, at most three.
+
+    Spelling counts first (h800-2048 for h800_2048), then names that begin with it or hold all of
+    its words (h800 for h800_sxm).
+    """
+    plain = {_plain(one): one for one in known}
+    wanted = _plain(name)
+    if wanted in plain:
+        return [plain[wanted]]
+    alike = get_close_matches(wanted, plain, n=MOST, cutoff=ALIKE)
+    words = set(wanted.split("_"))
+    longer = [one for one in plain if one.startswith(f"{wanted}_") or words <= set(one.split("_"))]
+    if len(longer) > MOST:
+        longer = []  # What all of them begin with tells none from the others.
+    return [plain[one] for one in alike or sorted(longer)]
+
+
+def meant_or_known(name: str, known: Collection[str], *, otherwise: str = "") -> str:
+    """The end of a message about an unknown name: "did you mean h800_sxm?", or where nothing comes
+    near, "known: " and all names.
+
+    Args:
+        otherwise: what may be given in the place of a name: "a path to a .yaml file".
+    """
+    close = closest(name, known)
+    if close:
+        return did_you_mean([*close, *([otherwise] if otherwise else [])])
+    return f"known: {', '.join(sorted(known))}{f'; or give {otherwise}' if otherwise else ''}"
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """The question for one name or several."""
+    *first, last = names
+    return f"did you mean {', '.join(first)}{' or ' if first else ''}{last}?"
+
+
+def _plain(name: str) -> str:
+    """A name without what people write in several ways."""
+    return re.sub(r"[-_. ]+", "_", name.strip().lower())

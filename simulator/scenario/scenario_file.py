@@ -1,0 +1,78 @@
+"""What a scenario file may have: its own fields, and one of eight jobs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from pydantic import Field, NonNegativeInt
+
+from hardware_profiles.fields import Profile
+from simulator.scenario.analysis_inputs import AnalysisInputs
+from simulator.scenario.collective import CollectiveJob
+from simulator.scenario.events import EventsInputs
+from simulator.scenario.fleet import FleetJob
+from simulator.scenario.pretraining import PretrainingJob
+from simulator.scenario.published import PublishedFigure
+from simulator.scenario.replay import ReplayJob
+from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
+from simulator.scenario.training import TrainingJob
+
+
+class ScenarioFile(Profile):
+    """The fields of a scenario file beside its job; model, cluster, gpu and calibration are names
+    or fields in full."""
+
+    description: str
+    model: str | dict[str, Any] | None = None
+    cluster: str | dict[str, Any] | None = None
+    gpu: str | dict[str, Any] | None = None
+    """Of a replay; other jobs run on the GPU of their cluster."""
+    calibration: str | dict[str, Any] | None = None
+    traces: str | None = None
+    """Folder with recordings of the model's operators; by default the user's cache folder."""
+    cost_model: str = "measured"
+    """Name in simulator.hardware.costs.COST_MODELS."""
+    seed: NonNegativeInt = 0
+    published: tuple[PublishedFigure, ...] = ()
+    vary: dict[str, Any] = Field(default_factory=dict)
+    """Of a collective: {field of the scenario: values that it takes in turn}, nested as fields."""
+    analysis: AnalysisInputs = AnalysisInputs()
+    fidelity: Literal["timeline", "events"] = "timeline"
+    """Of a training or serving step: durations known beforehand, or devices that contend."""
+    events: EventsInputs = EventsInputs()
+    """Of a step with fidelity events."""
+
+
+NAMED = ("model", "cluster", "gpu", "calibration")
+"""Fields of a scenario that name a file of their own."""
+
+Job: TypeAlias = (
+    TrainingJob
+    | PretrainingJob
+    | CollectiveJob
+    | ServingStepJob
+    | TpotLimitJob
+    | OffloadJob
+    | FleetJob
+    | ReplayJob
+)
+"""What a scenario asks for."""
+
+JobT = TypeVar("JobT", bound=Profile)
+
+JOBS: dict[str, type[Job]] = {
+    "training": TrainingJob,
+    "pretraining": PretrainingJob,
+    "collective": CollectiveJob,
+    "serving_step": ServingStepJob,
+    "tpot_limit": TpotLimitJob,
+    "offload": OffloadJob,
+    "fleet": FleetJob,
+    "replay": ReplayJob,
+}
+"""{field of a scenario file that holds a job, and so says of which kind: its type}; a file has
+exactly one of them."""
+
+
+FIELDS = frozenset({*ScenarioFile.model_fields, *JOBS})
+"""All that a scenario file may have."""
