@@ -11,7 +11,7 @@ EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "calibrate_own_kerne
 def seconds_of(run, *, products):
     """Time of each operator of a step: its FP8 products, or all others."""
     return {
-        operator["name"]: operator["total_s"]
+        (operator["layer"], operator["name"]): operator["total_s"]
         for operator in run.quick_metrics["operators"]
         if ((operator["kind"], operator["dtype"]) == ("gemm", "fp8_e4m3")) is products
     }
@@ -26,3 +26,6 @@ def test_the_step_is_shorter_by_what_its_products_save(tmp_path):
     assert after == pytest.approx(0.85 * before, rel=1e-3)
     others = seconds_of(shipped, products=False)
     assert seconds_of(own, products=False) == pytest.approx(others, rel=1e-9)
+    # Nothing else of the step changed, and nothing runs beside a product that could hide it.
+    ideals = [run.quick_metrics["ideal"]["step_time_s"] for run in (shipped, own)]
+    assert ideals[0] - ideals[1] == pytest.approx(0.15 * before, abs=1e-6)
