@@ -1,0 +1,139 @@
+"""Write docs/reference from the program itself: commands, scenarios, metrics, the Python interface.
+
+python docs/write_reference.py
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import simulator
+from simulator.analysis.every_metric import METRICS
+from simulator.cli.app import app
+from simulator.scenario.files import known_scenarios, load_scenario
+
+FOLDER = Path(__file__).parent / "reference"
+MADE = "*Written by `python docs/write_reference.py`; a test holds it to the program.*\n"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """The lines of a Markdown table; what is in cells is on one line, with bars escaped."""
+    head = list(head)
+    yield from (f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}")
+    for row in rows:
+        yield f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in row)} |"
+
+
+def commands() -> Iterator[str]:
+    """Every command with its arguments and options."""
+    yield "# Commands\n"
+    yield MADE
+    group = typer.main.get_command(app)
+    for words, command in _leaves(group, ("dsv3sim",)):
+        yield f"\n## {' '.join(words)}\n"
+        yield f"{command.help}\n"
+        with command.context_class(command, info_name=words[-1]) as context:
+            records = [
+                record
+                for parameter in command.get_params(context)
+                if (record := parameter.get_help_record(context)) and "--help" not in record[0]
+            ]
+            yield "```\n" + " ".join((*words, *command.collect_usage_pieces(context))) + "\n```\n"
+        if records:
+            yield from table(("option", "meaning"), ((f"`{name}`", text) for name, text in records))
+
+
+def _leaves(
+    group: typer.core.TyperGroup, words: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], typer.core.TyperCommand]]:
+    for name, command in group.commands.items():
+        if isinstance(command, typer.core.TyperGroup):
+            yield from _leaves(command, (*words, name))
+        else:
+            yield (*words, name), command
+
+
+def scenarios() -> Iterator[str]:
+    """Every shipped scenario: its job and what it is of."""
+    yield "# Scenarios\n"
+    yield "`dsv3sim run NAME`; `dsv3sim show scenario NAME` prints one.\n"
+    yield MADE
+    loaded = [load_scenario(name) for name in known_scenarios()]
+    for job in METRICS:
+        rows = [(f"`{one.name}`", one.file.description) for one in loaded if one.job_name == job]
+        if rows:
+            yield f"\n## {job}\n"
+            yield from table(("scenario", "what it is of"), rows)
+
+
+def metrics() -> Iterator[str]:
+    """Every metric of every job."""
+    yield "# Metrics\n"
+    yield (
+        "Names as in the JSON of `dsv3sim run --json`, in `--where`, `--objective` and `compare`. Some\n"
+        "stand in parts of it: `ranks.3.forward_s`. Where a run has draws, a metric is the expected\n"
+        "value, `ideal.NAME` that of ranks that are alike, `interval_80.NAME` its 80% interval.\n"
+    )
+    yield MADE
+    for job, known in METRICS.items():
+        yield f"\n## {job}\n"
+        yield from table(
+            ("metric", "unit", "better", "meaning"),
+            ((f"`{one.name}`", one.unit, one.better or "", one.meaning) for one in known.values()),
+        )
+
+
+def interface() -> Iterator[str]:
+    """What `import simulator` offers."""
+    yield "# Python\n"
+    yield MADE
+    yield f"```\n{inspect.getdoc(simulator)}\n```\n"
+    for name in sorted(simulator.__all__, key=str.lower):
+        what = getattr(simulator, name)
+        signature = "" if inspect.isclass(what) else _signature(what)
+        yield f"\n## {name}\n"
+        yield f"```\n{name}{signature}\n\n{inspect.getdoc(what)}\n```\n"
+        if inspect.isclass(what):
+            members = [
+                (member, inspect.getdoc(value) or "")
+                for member, value in vars(what).items()
+                if not member.startswith("_") and (callable(value) or hasattr(value, "func"))
+            ]
+            if members:
+                yield from table(("member", "what it is"), ((f"`{m}`", d) for m, d in members))
+
+
+def _signature(what: Callable[..., Any]) -> str:
+    """As it is called: types without quotation marks, a function as a default by its name."""
+    text = str(inspect.signature(what)).replace("'", "")
+    return re.sub(r"<function (\w+) at \w+>", r"\1", text)
+
+
+PAGES = {
+    "commands.md": commands,
+    "scenarios.md": scenarios,
+    "metrics.md": metrics,
+    "python.md": interface,
+}
+
+
+def pages() -> dict[str, str]:
+    """{file name: text} of every page."""
+    return {
+        name: "\n".join(line.rstrip(" ") for line in write()).rstrip() + "\n"
+        for name, write in PAGES.items()
+    }
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+        print(FOLDER / name, file=sys.stderr)
