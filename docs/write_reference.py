@@ -28,7 +28,8 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
     head = list(head)
     yield from (f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}")
     for row in rows:
-        yield f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in row)} |"
+        cells = (" ".join(cell.split()).replace("|", "\\|") for cell in row)
+        yield f"| {' | '.join(cells)} |"
 
 
 def commands() -> Iterator[str]:
@@ -77,9 +78,10 @@ def metrics() -> Iterator[str]:
     """Every metric of every job."""
     yield "# Metrics\n"
     yield (
-        "Names as in the JSON of `dsv3sim run --json`, in `--where`, `--objective` and `compare`. Some\n"
-        "stand in parts of it: `ranks.3.forward_s`. Where a run has draws, a metric is the expected\n"
-        "value, `ideal.NAME` that of ranks that are alike, `interval_80.NAME` its 80% interval.\n"
+        "Names as in the JSON of `dsv3sim run --json`, in `--where`, `--objective` and `compare`.\n"
+        "Some stand in parts of it: `ranks.3.forward_s`. Where a run has draws, a metric is the\n"
+        "expected value, `ideal.NAME` that of ranks that are alike, `interval_80.NAME` its 80%\n"
+        "interval.\n"
     )
     yield MADE
     for job, known in METRICS.items():
