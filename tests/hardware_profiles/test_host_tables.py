@@ -7,7 +7,11 @@ import pytest
 from hardware_profiles.fields import ROOT
 from hardware_profiles.tables import load_measurements, table_path, write_measurements
 
-TABLES = ("h200_sxm_alike", "h200_sxm_collectives", "h200_sxm_expert_parallel", "h200_sxm_pair")
+TABLES = (
+    "h200_sxm_alike", "h200_sxm_alike_hosts", "h200_sxm_collectives", "h200_sxm_collectives_2",
+    "h200_sxm_expert_parallel", "h200_sxm_expert_parallel_graph", "h200_sxm_pair",
+    "h200_sxm_pair_four",
+)  # fmt: skip
 
 
 def rows(name):
@@ -69,6 +73,43 @@ def test_the_gpu_with_the_most_rows_is_waited_for():
         28274: pytest.approx(2.485e-3, rel=1e-3),
         22443: pytest.approx(3.337e-3, rel=1e-3),
     }
+
+
+def waiting(job, skew, kind, layer):
+    """Seconds by the rows of a GPU's experts, forward, steps replayed from graphs."""
+    return {
+        dict(row.sizes)["expert_rows"]: float(row.condition("waiting_s"))
+        for row in rows("h200_sxm_expert_parallel_graph")
+        if row.kind == kind
+        and [row.condition(name) for name in ("job", "phase", "layer", "skew")]
+        == [job, "forward", layer, skew]
+    }
+
+
+def test_in_a_graph_gpus_wait_for_rows_and_for_no_host():
+    """Forward combine of the first layer: uneven training by rows, decode by next to nothing."""
+    assert waiting("train", "1", "combine", "0") == {
+        44604: 0.0,
+        35751: pytest.approx(0.985e-3, rel=1e-3),
+        28274: pytest.approx(1.543e-3, rel=1e-3),
+        22443: pytest.approx(2.196e-3, rel=1e-3),
+    }
+    even = waiting("decode", "0", "combine", "0")
+    assert even[1046] == max(even.values()) == pytest.approx(9.54e-6, rel=1e-3)
+
+
+def test_two_hosts_of_four_gpus_take_the_same_time_for_a_collective():
+    """All-to-all of 1 GiB and 1 MiB between four, launched in advance, in ms."""
+    for size, first, second in ((2**30, 2.405, 2.390), (2**20, 0.01423, 0.01421)):
+        found = [
+            row.seconds * 1e3
+            for name in ("h200_sxm_collectives", "h200_sxm_collectives_2")
+            for row in rows(name)
+            if row.kind == "all_to_all"
+            and dict(row.sizes) == {"bytes": size, "ranks": 4}
+            and row.kernel_set == "dsv3sim_links_queued"
+        ]
+        assert found == pytest.approx([first, second], rel=1e-3)
 
 
 def test_a_pair_that_hides_its_transfers_takes_as_long_as_its_compute_and_a_few_percent():
