@@ -487,11 +487,3 @@ def token_cost_table(models: Sequence[ModelCost]) -> Table:
             f"{model.training_flops / unit_factor('GFLOP', 'flops'):,.1f}",
         )
     return table
-
-
-def name_table(title: str, names: Mapping[str, str]) -> Table:
-    """A list of names with a line on each."""
-    table = Table(title=title, title_justify="left", show_header=False)
-    for name, description in names.items():
-        table.add_row(name, description)
-    return table

@@ -7,8 +7,9 @@ that ends before its path does stands for all below it: "memory" for "memory.0.w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+from hardware_profiles.suggestions import closest, did_you_mean
 from simulator.analysis.metric import STATISTICS, Metric
 from simulator.analysis.step_metrics import EVERY_JOB, OFFLOAD, SERVING_STEP, TPOT_LIMIT, TRAINING
 from simulator.analysis.system_metrics import COLLECTIVE, FLEET, PRETRAINING, REPLAY
@@ -27,6 +28,13 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
     )
 }
 """{job: {name: metric}}"""
+
+
+def unknown_metric(name: str, known: Collection[str]) -> str:
+    """What to say of a name that no metric has."""
+    close = closest(name, known)
+    allowed = did_you_mean(close) if close else "dsv3sim show metrics lists all"
+    return f"metric {name!r}: unknown; {allowed}"
 
 
 def metric_of(path: str, job: str | None = None) -> Metric | None:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, get_args
 
 from hardware_profiles.renames import path_of_today
 from hardware_profiles.units import Dimension, parse_quantity
-from simulator.analysis.every_metric import metric_of
+from simulator.analysis.every_metric import metric_of, unknown_metric
 from simulator.analysis.parallel import Lost, run_all
 from simulator.analysis.run_key import run_key
 from simulator.scenario.axes import Axis, points
@@ -316,8 +316,7 @@ def check_metrics(names: Sequence[str], row: Point) -> None:
     """
     for name in names:
         if row.metrics and name not in row.metrics:
-            known = ", ".join(sorted(row.metrics))
-            raise ValueError(f"metric {name!r}: unknown; known: {known}")
+            raise ValueError(unknown_metric(name, row.metrics))
 
 
 def apply_limits(rows: Sequence[Point], limits: Sequence[Limit]) -> list[Point]:

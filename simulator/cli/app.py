@@ -13,12 +13,15 @@ import os
 import re
 import sys
 import warnings
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
 from simulator.cli.attribute import attribute
 from simulator.cli.calibrate import calibrate
 from simulator.cli.compare import compare
+from simulator.cli.discover import list_names
 from simulator.cli.init import init_app
 from simulator.cli.init_serving import init_serving
 from simulator.cli.options import Stopped, stoppable
@@ -29,16 +32,35 @@ from simulator.cli.sweep import sweep_command
 from simulator.cli.validate import validate
 
 app = typer.Typer(
-    help="Predict how long DeepSeek-V3-class models take on a GPU cluster, and where it goes.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"dsv3sim {version('dsv3sim')}")
+        raise typer.Exit
+
+
+@app.callback()
+def of_every_command(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Predict how long DeepSeek-V3-class models take on a GPU cluster, and where it goes."""
+
+
 app.command("run")(run_command)
 app.command("sweep")(sweep_command)
 for command in (validate, attribute, compare, replay, calibrate):
     app.command()(command)
 init_app.command("serving")(init_serving)
+app.command("list")(list_names)
 app.add_typer(init_app, name="init")
 app.add_typer(show_app, name="show")
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from simulator.cli.discover import scenario_names
 from simulator.cli.options import Changes, Json, print_tables
 from simulator.cli.progress import progress
 
@@ -14,7 +15,10 @@ from simulator.cli.progress import progress
 def attribute(
     scenario: Annotated[
         str,
-        typer.Argument(help="A training scenario, a whole run, or a fleet with counterfactuals."),
+        typer.Argument(
+            help="A training scenario, a whole run, or a fleet with counterfactuals.",
+            autocompletion=scenario_names,
+        ),
     ],
     changes: Changes = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, of a fleet.")] = 2,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from simulator.cli.options import Changes, Json
-from simulator.cli.run import run_and_show
+from simulator.cli.run import Output, run_and_show
 
 
 def replay(
@@ -46,4 +46,11 @@ def replay(
     named = {"gpu": gpu, "recorded_gpu": recorded_gpu, "mapping": mapping}
     asked = [f"{name}={value}" for name, value in named.items() if value is not None]
     scenario = replay_scenario(trace, [*asked, *(changes or ())])
-    run_and_show(scenario, out=out, as_json=as_json, unfold=False, intervals=True, started=started)
+    run_and_show(
+        scenario,
+        out=out,
+        output=Output("json" if as_json else "table"),
+        unfold=False,
+        intervals=True,
+        started=started,
+    )

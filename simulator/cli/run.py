@@ -5,27 +5,62 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
+from simulator.cli.discover import scenario_names
 from simulator.cli.options import Changes, Json, print_tables
 from simulator.cli.progress import progress
+
+Form: TypeAlias = Literal["table", "json", "csv"]
 
 if TYPE_CHECKING:
     from simulator.scenario.files import Scenario
 
 
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a run prints."""
+
+    form: Form
+    names: tuple[str, ...] = ()
+    """Metrics asked for; without them all that the form shows."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the tables of the job are printed, and a directory is written by itself."""
+        return self.form == "table" and not self.names
+
+
 def run_command(
-    scenario: Annotated[str, typer.Argument(help="A shipped scenario or a path to a YAML file.")],
+    scenario: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped scenario or a path to a YAML file.", autocompletion=scenario_names
+        ),
+    ],
     changes: Changes = None,
     as_json: Json = False,
+    form: Annotated[
+        Form | None,
+        typer.Option("--format", help="How the figures are printed; json is the same as --json."),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Print this figure of the run alone; repeatable; `show metrics` lists them.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             help="Directory of the run. Default: runs/SCENARIO with what --set changes of it, none "
-            "with --json."
+            "with --json, --format csv or --metric."
         ),
     ] = None,
     unfold: Annotated[
@@ -55,6 +90,9 @@ def run_command(
     ] = False,
 ) -> None:
     """Simulate a scenario and write its report."""
+    if as_json and form not in (None, "json"):
+        raise ValueError(f"--json --format {form}: two formats; allowed: one of them")
+    output = Output("json" if as_json else form or "table", tuple(metric or ()))
     started = time.perf_counter()
     from simulator.scenario.files import load_scenario
 
@@ -75,7 +113,7 @@ def run_command(
     run_and_show(
         loaded,
         out=out,
-        as_json=as_json,
+        output=output,
         unfold=unfold,
         intervals=not no_interval,
         started=started,
@@ -86,22 +124,26 @@ def run_and_show(
     loaded: Scenario,
     *,
     out: Path | None,
-    as_json: bool,
+    output: Output,
     unfold: bool,
     intervals: bool,
     started: float,
 ) -> None:
-    """Simulate a scenario, write its directory and print its tables or its JSON.
+    """Simulate a scenario, write its directory and print its figures.
 
     Args:
-        out: directory of the run; None for the usual one, or for none with JSON.
+        out: directory of the run; None for the usual one, or for none where only figures are asked
+            for.
         started: time.perf_counter() from which on the command has worked.
     """
+    from reports.chosen import check_asked
     from reports.jobs import JOB_REPORTS
     from reports.tables import left_out_note
     from simulator.analysis.run import simulate
 
-    directory = out or (None if as_json else Path("runs") / loaded.directory_name)
+    check_asked(output.names, loaded.job_name)
+    usual = Path("runs") / loaded.directory_name
+    directory = out or (usual if output.whole else None)
     if directory is not None:
         from reports.run_directory import check_replaceable
 
@@ -118,8 +160,8 @@ def run_and_show(
         if directory is not None:
             shown.says(f"writing {directory}")
             report.write(result, metrics, directory)
-    if as_json:
-        print(json.dumps(metrics, allow_nan=False))
+    if not output.whole:
+        _print_figures(loaded.name, metrics, output)
         return
     print_tables(*report.tables(loaded.name, metrics))
     if loaded.figures_left_out:
@@ -127,3 +169,19 @@ def run_and_show(
     for warning in metrics.get("warnings", ()):
         print(f"warning: {warning}", file=sys.stderr)
     print(f"report: {directory}/report.html")
+
+
+def _print_figures(name: str, metrics: Mapping[str, Any], output: Output) -> None:
+    """Print figures of a run as they were asked for."""
+    from reports.chosen import chosen, chosen_csv, chosen_json, chosen_table
+
+    if output.form == "json" and not output.names:
+        print(json.dumps(metrics, allow_nan=False))
+        return
+    figures = chosen(metrics, output.names)
+    if output.form == "csv":
+        print(chosen_csv(figures), end="")
+    elif output.form == "json":
+        print(json.dumps(chosen_json(figures), allow_nan=False))
+    else:
+        print_tables(chosen_table(name, metrics, figures))

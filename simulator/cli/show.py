@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from simulator.cli.discover import (
+    list_names,
+    scenario_names,
+    show_fields,
+    show_metrics,
+    show_schema,
+)
 from simulator.cli.options import Changes, print_tables
 
 if TYPE_CHECKING:
@@ -21,23 +28,25 @@ MOST_DRAWN = 50
 MOST_CELLS = 100_000
 """Micro-batches times ranks and their stages that a grid in text can show."""
 
+show_app.command("fields")(show_fields)
+show_app.command("metrics")(show_metrics)
+show_app.command("schema")(show_schema)
+
+ScenarioName = Annotated[
+    str | None,
+    typer.Argument(help="Without a name: list what there is.", autocompletion=scenario_names),
+]
 Name = Annotated[str | None, typer.Argument(help="Without a name: list what there is.")]
 
 
 @show_app.command("calibration")
 def show_calibration(name: Name = None) -> None:
     """Calibrations: how wrong their kernel times are, by family, and where they only guess."""
-    from hardware_profiles.schema import known_calibrations, load_calibration
+    from hardware_profiles.schema import load_calibration
     from reports.calibration import calibration_tables
-    from reports.terminal import name_table
 
     if name is None:
-        described = {
-            known: f"{profile.gpu}, {profile.basis}, {len(profile.fits)} families judged"
-            for known in known_calibrations()
-            for profile in [load_calibration(known)]
-        }
-        print_tables(name_table("calibrations", described))
+        list_names("calibrations")
         return
     print_tables(*calibration_tables(load_calibration(name)))
 
@@ -88,39 +97,38 @@ def show_model(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the routed experts.")] = 8,
 ) -> None:
     """Models side by side: parameters, FLOPs and KV cache per token, weights per GPU."""
-    from reference_model.config import load_model_config, shipped_configs
-    from reference_model.parameter_counts import parameter_counts
-    from reports.terminal import model_table, name_table, token_cost_table
+    from reference_model.config import load_model_config
+    from reports.terminal import model_table, token_cost_table
     from simulator.analysis.model_comparison import compare_models, known_models
 
     if not names:
-        described = {}
-        for model in shipped_configs():
-            config = load_model_config(model)
-            counts = parameter_counts(config)
-            described[model] = (
-                f"{config.num_hidden_layers} layers, {counts.total:,} parameters, "
-                f"{counts.activated:,} activated"
-            )
-        print_tables(
-            name_table("models", described), token_cost_table(compare_models(known_models()))
-        )
+        list_names("models")
+        print_tables(token_cost_table(compare_models(known_models())))
     else:
         models = {name: load_model_config(name) for name in names}
         print_tables(model_table(models, context=context, gpus=gpus))
 
 
 @show_app.command("scenario")
-def show_scenario(name: Name = None, changes: Changes = None) -> None:
-    """Scenarios: one in full, with everything it names, as a YAML file that runs."""
-    from reports.terminal import name_table
-    from simulator.scenario.files import known_scenarios, load_scenario, write_resolved
+def show_scenario(
+    name: ScenarioName = None,
+    changes: Changes = None,
+    resolved: Annotated[
+        bool,
+        typer.Option("--resolved", help="With all that it names, changed as --set says."),
+    ] = False,
+) -> None:
+    """Scenarios: one as it is written, or whole (--resolved), as a YAML file that runs."""
+    from simulator.scenario.files import load_scenario, write_resolved, written
 
     if name is None:
-        described = {known: load_scenario(known).file.description for known in known_scenarios()}
-        print_tables(name_table("scenarios", described))
-    else:
+        list_names("scenarios")
+    elif resolved:
         print(write_resolved(load_scenario(name, changes or ())), end="")
+    elif changes:
+        raise ValueError("show scenario: --set changes a scenario as a whole; allowed: --resolved")
+    else:
+        print(written(name), end="")
 
 
 @show_app.command("schedule")
@@ -144,7 +152,6 @@ def show_schedule(
 
     A name, or the path of a file in the same form, whose sizes are its own.
     """
-    from reports.terminal import name_table
     from simulator.execution.pipeline import draw_to_scale, run_ideal
     from simulator.scenario.files import by_name
     from simulator.scenario.training import schedule_name
@@ -154,9 +161,7 @@ def show_schedule(
     from simulator.workload.schedules.known import SCHEDULES, build_schedule
 
     if name is None:
-        print_tables(
-            name_table("schedules", {known: _first_line(SCHEDULES[known]) for known in SCHEDULES})
-        )
+        list_names("schedules")
         return
     ideal = _ideal_times(times) if times is not None else None
     name = schedule_name(name)
@@ -237,39 +242,18 @@ def show_pair(
 
 
 def _show_profile(kind: Literal["gpus", "clusters"], name: str | None) -> None:
-    from hardware_profiles.profile_files import known_profiles, read_profile
+    from hardware_profiles.profile_files import read_profile
     from hardware_profiles.schema import load_cluster, load_gpu
-    from reports.terminal import name_table, profile_table
+    from reports.terminal import profile_table
 
     if name is None:
-        print_tables(
-            name_table(kind, {known: _description(kind, known) for known in known_profiles(kind)})
-        )
+        list_names(kind)
         return
     if kind == "gpus":
         load_gpu(name)
     else:
         load_cluster(name)
     print_tables(profile_table(name, read_profile(kind, name)[0]))
-
-
-def _description(kind: Literal["gpus", "clusters"], name: str) -> str:
-    from hardware_profiles.schema import load_cluster, load_gpu
-    from hardware_profiles.units import format_bandwidth, format_bytes
-
-    if kind == "gpus":
-        gpu = load_gpu(name)
-        return (
-            f"{gpu.sms} SMs, {format_bytes(gpu.hbm_capacity)} at "
-            f"{format_bandwidth(gpu.hbm_bandwidth)}, "
-            f"NVLink {format_bandwidth(gpu.nvlink_bandwidth)}"
-        )
-    cluster = load_cluster(name)
-    return f"{cluster.nodes} nodes x {cluster.node.gpus} {cluster.node.gpu.name}"
-
-
-def _first_line(function: object) -> str:
-    return (function.__doc__ or "").strip().partition("\n")[0]
 
 
 def _ideal_times(text: str) -> IdealTimes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simulator.cli.discover import scenario_names
 from simulator.cli.options import Changes, Json, print_tables
 from simulator.cli.progress import progress
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def sweep_command(
-    scenario: Annotated[str, typer.Argument(help="A shipped scenario or a path to a YAML file.")],
+    scenario: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped scenario or a path to a YAML file.", autocompletion=scenario_names
+        ),
+    ],
     vary: Annotated[
         list[str],
         typer.Option(

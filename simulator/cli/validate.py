@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from simulator.cli.discover import scenario_names
 from simulator.cli.options import Json, print_tables
 from simulator.cli.progress import progress
 
@@ -16,7 +17,10 @@ from simulator.cli.progress import progress
 def validate(
     scenarios: Annotated[
         list[str] | None,
-        typer.Argument(help="Scenarios with published figures. Default: all that are shipped."),
+        typer.Argument(
+            help="Scenarios with published figures. Default: all that are shipped.",
+            autocompletion=scenario_names,
+        ),
     ] = None,
     as_json: Json = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,

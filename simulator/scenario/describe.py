@@ -10,7 +10,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -118,23 +118,28 @@ def _scenario_fields() -> Iterator[Field]:
         if field.path in NAMED_FILES:
             yield from fields_of(NAMED_FILES[field.path], field.path)
     for name, job in JOBS.items():
-        yield Field(name, (ValueKind("fields", block=job),), "", _first_sentence(job))
+        yield Field(name, (ValueKind("fields", block=job),), "", first_sentence(job))
         yield from fields_of(job, name)
 
 
 def fields_of(block: Block, path: str = "") -> Iterator[Field]:
     """Every field of a block and of the blocks in it, but for where values come from (`sources`);
     an estimate's parts are value, low, high and source and stand for themselves."""
-    for name, kinds, default in _own_fields(block):
-        here = f"{path}.{name}" if path else name
-        meaning = _meanings(block).get(name, "")
-        inner = blocks_in(kinds)
-        if not meaning and inner:
-            meaning = _first_sentence(inner[0][1])
-        yield Field(here, kinds, default, meaning or name.replace("_", " "))
-        for below, one in inner:
-            if not issubclass(one, Estimate) and f".{name}." not in f".{path}.":
+    for field in described_fields(block):
+        here = f"{path}.{field.path}" if path else field.path
+        yield replace(field, path=here)
+        for below, one in blocks_in(field.kinds):
+            if not issubclass(one, Estimate):
                 yield from fields_of(one, f"{here}.{below}" if below else here)
+
+
+def described_fields(block: Block) -> Iterator[Field]:
+    """The fields of a block itself, their names in the place of paths."""
+    meanings = _meanings(block)
+    for name, kinds, default in _own_fields(block):
+        inner = blocks_in(kinds)
+        meaning = meanings.get(name) or (first_sentence(inner[0][1]) if inner else "")
+        yield Field(name, kinds, default, meaning or name.replace("_", " "))
 
 
 def find_fields(path: str) -> list[Field]:
@@ -252,7 +257,8 @@ def _unit(dimension: Dimension) -> str:
     return example_of(dimension).split()[1]
 
 
-def _first_sentence(block: Block) -> str:
+def first_sentence(block: Block) -> str:
+    """What a block of fields is, as its docstring begins."""
     return " ".join((inspect.getdoc(block) or "").partition("\n\n")[0].split())
 
 

@@ -6,7 +6,7 @@ Read from the annotations that also check the files, so that neither can say som
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -37,6 +37,8 @@ class ValueKind:
     """What the fields are."""
     inner: tuple[ValueKind, ...] = ()
     """Kinds of the entries of a list or a map."""
+    other_forms: bool = False
+    """Whether it is also read from a word or a bare number."""
 
     @property
     def text(self) -> str:
@@ -64,7 +66,9 @@ def kinds_of(annotation: Any, metadata: Iterable[Any] = ()) -> tuple[ValueKind, 
         return kinds_of(arguments[0], (*arguments[1:], *metadata))
     if origin in (Union, UnionType):
         return tuple(kind for one in arguments for kind in kinds_of(one, metadata))
-    return (_one_kind(annotation, origin, arguments, metadata),)
+    other_forms = any(isinstance(one, BeforeValidator) for one in metadata)
+    kind = _one_kind(annotation, origin, arguments, metadata)
+    return (replace(kind, other_forms=other_forms and kind.dimension is None),)
 
 
 def _one_kind(

@@ -32,6 +32,7 @@ from hardware_profiles.schema import (
     resolve_cluster,
 )
 from hardware_profiles.suggestions import did_you_mean, meant_or_known
+from hardware_profiles.whole_files import read_text
 from reference_model.config import ModelConfig, parse_model_config, read_config_file
 from simulator.scenario.axes import file_axes, points
 from simulator.scenario.changes import (
@@ -424,6 +425,16 @@ def check_names(names: Collection[str], known: Collection[str], field: str) -> N
 def write_resolved(scenario: Scenario) -> str:
     """The scenario as YAML that reads back to the same one, with everything it names inside."""
     return yaml.safe_dump(scenario.resolved, sort_keys=False, allow_unicode=True, width=100)
+
+
+def written(name_or_path: str) -> str:
+    """The text of a scenario's file, as somebody wrote it.
+
+    Raises:
+        ValueError: no such file.
+    """
+    path, where = _find(name_or_path)
+    return read_text(path, where=where)
 
 
 def _find(name_or_path: str) -> tuple[Path, str]:

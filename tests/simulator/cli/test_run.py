@@ -39,7 +39,9 @@ def test_brackets_in_names_are_no_markup(tmp_path):
 
 def test_a_resolved_scenario_runs_to_the_same_result(tmp_path):
     changes = ("--set", "training.schedule=zb_h1")
-    (tmp_path / "whole.yaml").write_text(dsv3sim("show", "scenario", MAIN, *changes).stdout)
+    (tmp_path / "whole.yaml").write_text(
+        dsv3sim("show", "scenario", MAIN, "--resolved", *changes).stdout
+    )
     runs = [
         json.loads(dsv3sim("run", *arguments, "--json", cwd=tmp_path).stdout)
         for arguments in ([MAIN, *changes], ["whole.yaml"])

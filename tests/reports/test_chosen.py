@@ -1,0 +1,69 @@
+"""Single figures of a run, as they are asked for."""
+
+import pytest
+
+from reports.chosen import ChosenFigure, check_asked, chosen, chosen_csv, chosen_json, chosen_table
+
+METRICS = {
+    "step_time_s": 18.0,
+    "ttft_s": {"mean": 0.25, "p99": 1.0},
+    "ranks": [{"forward_s": 4.0}, {"forward_s": 5.0}],
+    "verdict": "keeps up",
+    "nothing": None,
+    "ideal": {"step_time_s": 16.0},
+    "interval_80": {"step_time_s": [17.0, 20.0], "ttft_s": [0.2, 0.3]},
+}
+
+
+def test_a_name_stands_for_all_below_it_and_brings_what_stands_beside_it():
+    assert chosen(METRICS, ["ttft_s", "step_time_s", "ranks.1"]) == [
+        # An interval under the name of a distribution is that of its mean.
+        ChosenFigure("ttft_s.mean", 0.25, "s", None, (0.2, 0.3)),
+        ChosenFigure("ttft_s.p99", 1.0, "s", None, None),
+        ChosenFigure("step_time_s", 18.0, "s", 16.0, (17.0, 20.0)),
+        ChosenFigure("ranks.1.forward_s", 5.0, "s", None, None),
+    ]
+
+
+def test_without_a_name_every_plain_value_is_given_once():
+    assert [one.path for one in chosen(METRICS, ())] == [
+        "step_time_s", "ttft_s.mean", "ttft_s.p99", "ranks.0.forward_s", "ranks.1.forward_s",
+        "verdict",
+    ]  # fmt: skip
+
+
+def test_as_csv_a_figure_is_a_line_with_its_unit():
+    assert chosen_csv(chosen(METRICS, ["step_time_s", "verdict"])) == (
+        "metric,value,unit,ideal,low_80,high_80\n"
+        "step_time_s,18.0,s,16.0,17.0,20.0\n"
+        "verdict,keeps up,,,,\n"
+    )
+
+
+def test_as_json_a_figure_has_its_value_unit_ideal_and_interval():
+    assert chosen_json(chosen(METRICS, ["step_time_s"])) == {
+        "step_time_s": {"value": 18.0, "unit": "s", "ideal": 16.0, "interval_80": (17.0, 20.0)}
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "heads", "cells"),
+    [
+        (["step_time_s"], ["metric", "expected", "ideal", "80 % interval"],
+         ["step_time_s", "18 s", "16 s", "17 to 20 s"]),
+        (["verdict"], ["metric", "value"], ["verdict", "keeps up"]),
+    ],
+)  # fmt: skip
+def test_a_table_has_columns_for_what_there_is(names, heads, cells):
+    table = chosen_table("a run", METRICS, chosen(METRICS, names))
+    assert [column.header for column in table.columns] == heads
+    assert [next(iter(column.cells)) for column in table.columns] == cells
+
+
+def test_an_unknown_name_brings_the_one_that_is_meant_before_and_after_a_run():
+    message = r"^metric 'step_tme_s': unknown; did you mean step_time_s\?$"
+    with pytest.raises(ValueError, match=message):
+        check_asked(["step_tme_s"], "training")
+    with pytest.raises(ValueError, match=message):
+        chosen(METRICS, ["step_tme_s"])
+    check_asked(["step_time_s", "ranks.3.forward_s"], "training")
