@@ -7,6 +7,7 @@ the byte table of every link that carried anything. Cluster: a drawing in text, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,17 @@ from hardware_profiles.units import (
     format_quantity,
     format_seconds,
 )
-from reports.perfetto import PERFETTO_FILE, name_process, name_thread, slice_of, write_trace
+from reports.perfetto import (
+    PERFETTO_FILE,
+    Moment,
+    arrow,
+    counter,
+    name_process,
+    name_thread,
+    slice_of,
+    within,
+    write_trace,
+)
 from reports.tables import published_table
 
 if TYPE_CHECKING:
@@ -290,15 +301,35 @@ def write_collective_run(
 
 
 def collective_events(result: CollectiveResult) -> Iterator[dict[str, Any]]:
-    """A process per variant with a slice per operation, and what its links carried as counters."""
+    """A process per variant: its operations with their phases, an arrow from each phase to the one
+    that waits for it, and counters of what all flows and the hottest links carry."""
+    numbers = count(1)
     for process, variant in enumerate(result.variants, 1):
-        yield from name_process(process, f"variant {process}")
+        first = variant.operations[0]
+        yield from name_process(process, f"{first.topology} of {first.gpus:,} GPUs")
         for thread, operation in enumerate(variant.operations):
-            yield from name_thread((process, thread), operation.name)
-            end = variant.end_s if operation.completion_s is None else (
-                operation.start_s + operation.completion_s
-            )  # fmt: skip
-            yield slice_of((process, thread), operation.name, (operation.start_s, end))
+            track, name = (process, thread), operation.name
+            yield from name_thread(track, name)
+            phases = operation.phases
+            end = max((phase[1] for phase in phases), default=operation.start_s)
+            arguments = {"form": operation.algorithm, "bytes": operation.bytes_total}
+            yield slice_of(track, name, (operation.start_s, end), arguments)
+            for place, (start, last, payload) in enumerate(phases):
+                many = f"phase {place + 1} of {len(phases)}"
+                yield slice_of(track, many, (start, last), {"bytes": payload})
+                if place:
+                    before = within(phases[place - 1][:2], track)
+                    yield from arrow(next(numbers), "waits for", before, Moment(track, start))
+                if last > start:
+                    rate = {"bytes/s": payload / (last - start)}
+                    yield counter(process, f"flows of {name} (bytes/s)", start, rate)
+            yield counter(process, f"flows of {name} (bytes/s)", end, {"bytes/s": 0.0})
+        order = np.argsort(-variant.link_utilisation, kind="stable")[:HOTTEST]
+        for link in order.tolist():
+            named = f"link {variant.link_names[link]} (% of capacity, mean)"
+            use = {"%": 100 * float(variant.link_utilisation[link])}
+            yield counter(process, named, 0.0, use)
+            yield counter(process, named, variant.end_s, {"%": 0.0})
 
 
 def link_table(variant: VariantResult) -> pd.DataFrame:

@@ -1,26 +1,17 @@
-"""Tables, page, figures and parquet files of a fleet run.
-
-Everything shown comes from the metrics: figures with their definitions, time series of equal bins,
-cumulative distributions of the latencies.
-"""
+"""Tables of a fleet run for the terminal, and the cells that its page shares with them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import format_seconds
-from reports.run_directory import write_run
 from reports.tables import kernels_rows, published_table
-from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from simulator.analysis.fleet_attribution import AttributionRow
-    from simulator.analysis.fleet_metrics import ObservedFleet
-    from simulator.analysis.run import Run
     from simulator.scenario.published import PublishedFigure
 
 LATENCIES: Mapping[str, str] = {
@@ -159,42 +150,6 @@ def format_figure(path: str, value: Any) -> str:
     if path == "littles_law_error":
         return f"{value:.1e}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def write_fleet_run(run: Run[ObservedFleet], metrics: Mapping[str, Any], directory: Path) -> None:
-    """Write scenario, metrics, time series and report; all of it appears or nothing does."""
-
-    from reports.fleet_page import fleet_page
-    from reports.page import write_page
-
-    def write_report(draft: Path) -> None:
-        write_columns(metrics["time_series"], draft / "time_series.parquet")
-        write_page(fleet_page(run.scenario, metrics), draft)
-
-    write_run(
-        directory,
-        scenario=write_resolved(run.scenario),
-        metrics=metrics,
-        tables={},
-        write_report=write_report,
-    )
-
-
-def write_columns(columns: Mapping[str, Sequence[float | None]], path: Path) -> None:
-    """Write columns of numbers as parquet; None becomes null."""
-    import numpy as np
-    import pyarrow
-    import pyarrow.parquet
-
-    def array(values: Sequence[float | None]) -> pyarrow.Array:
-        # From buffers: given a list, pyarrow imports pandas, which takes longer than all the rest.
-        known = np.packbits([value is not None for value in values], bitorder="little")
-        numbers = np.array([value or 0.0 for value in values], dtype=np.float64)
-        buffers = [pyarrow.py_buffer(known), pyarrow.py_buffer(numbers)]
-        return pyarrow.Array.from_buffers(pyarrow.float64(), len(values), buffers)
-
-    table = pyarrow.Table.from_arrays([array(values) for values in columns.values()], list(columns))
-    pyarrow.parquet.write_table(table, path)
 
 
 def kernels_of_phases(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from hardware_profiles.units import format_seconds
 from reports.charts import ChartAxis, Curve, Lines, Reference, share_axis, shown_in
 from reports.fleet import (
@@ -31,6 +33,8 @@ from reports.page import (
 )
 from reports.palette import SERIES
 from reports.tables import changed_text
+from simulator.analysis.fleet_records import FleetRecords, tpot_s, ttft_s
+from simulator.execution.fleet.log import Column
 from simulator.scenario.files import Scenario
 
 # Panels over time: title, axis, what it shows, {series: name}.
@@ -71,6 +75,8 @@ PANELS: Sequence[tuple[str, ChartAxis, str, Mapping[str, str]]] = (
     ),
 )
 
+_LATENCY_BINS = 120
+
 FILES = (
     ("time_series.parquet", "the series over time below"),
     ("requests.parquet", "one row per request: arrival, queue, TTFT, TPOT, instances"),
@@ -78,8 +84,14 @@ FILES = (
 )
 
 
-def fleet_page(scenario: Scenario, metrics: Mapping[str, Any]) -> Page:
-    """All that the page of a fleet shows."""
+def fleet_page(
+    scenario: Scenario, metrics: Mapping[str, Any], records: FleetRecords | None = None
+) -> Page:
+    """All that the page of a fleet shows.
+
+    Args:
+        records: every request, for latencies over time; without them they are left out.
+    """
     latencies = Table(
         ("latency", *(f"|{column}" for column in LATENCY_COLUMNS), "what it is"),
         tuple(
@@ -112,7 +124,7 @@ def fleet_page(scenario: Scenario, metrics: Mapping[str, Any]) -> Page:
         beside=published_section(metrics["published"]),
         sections=[
             Section("Latencies", (latency_chart(metrics), latencies)),
-            Section("Over time", tuple(time_charts(metrics)),
+            Section("Over time", tuple(time_charts(metrics, records)),
                     "Means over equal bins. All panels zoom together: drag over a part or press "
                     "+, double-click or press 0 to see all."),
             Section("Figures", (figures, *notes)),
@@ -202,11 +214,12 @@ def latency_chart(metrics: Mapping[str, Any]) -> Lines:
     )
 
 
-def time_charts(metrics: Mapping[str, Any]) -> list[Lines]:
+def time_charts(metrics: Mapping[str, Any], records: FleetRecords | None) -> list[Lines]:
     """One chart per panel, on one axis of time."""
     series = metrics["time_series"]
     times = series["time_s"]
-    x = shown_in("time", "time", max(times, default=1.0), low=0.0, high=max(times, default=1.0))
+    latest = max(times, default=1.0)
+    x = shown_in("time", "time", latest, low=0.0, high=latest)
     charts = [
         Lines(
             title, caption, x, axis,
@@ -216,34 +229,43 @@ def time_charts(metrics: Mapping[str, Any]) -> list[Lines]:
         )
         for title, axis, caption, names in PANELS
     ]  # fmt: skip
-    return [*_latencies_over_time(metrics, x), *charts]
-
-
-def _latencies_over_time(metrics: Mapping[str, Any], x: ChartAxis) -> list[Lines]:
-    """TTFT and TPOT of the requests that arrived at each time, with what was asked for."""
-    found = metrics.get("latency_series")
-    if found is None:
-        return []
-    charts = []
-    for path, name in (("ttft_s", "TTFT"), ("tpot_s", "TPOT")):
-        limit = metrics["service_level"][path]
-        known = [v for key in ("p50", "p90") for v in found[path][key] if v is not None]
-        charts.append(
-            Lines(
-                f"{name} over time",
-                "By arrival of the request. Dashed: the service level.",
-                x,
-                shown_in(name, "time", max([limit, *known])),
-                tuple(
-                    Curve(key, hue, found["time_s"], found[path][key])
-                    for key, hue in (("p50", "blue"), ("p90", "orange"))
-                ),
-                across=(Reference(limit, f"asked for: {format_seconds(limit)}"),),
-                height=170.0,
-                zoom="fleet",
-            )
+    if records is None or not len(times):
+        return charts
+    requests = records.all_requests()
+    latencies = [
+        _latency_over_time(name, requests["arrival_s"], seconds, metrics["service_level"][path], x)
+        for path, name, seconds in (
+            ("ttft_s", "TTFT", ttft_s(requests)),
+            ("tpot_s", "TPOT", tpot_s(requests)),
         )
-    return charts
+    ]
+    return [*latencies, *charts]
+
+
+def _latency_over_time(
+    name: str, arrivals: Column, seconds: Column, limit: float, x: ChartAxis
+) -> Lines:
+    """Median and 90th percentile of a latency by arrival, under what was asked for."""
+    known = np.isfinite(seconds) & (arrivals <= (x.high or np.inf))
+    edges = np.linspace(0.0, float(x.high or 1.0), _LATENCY_BINS + 1)
+    place = np.clip(np.digitize(arrivals[known], edges) - 1, 0, _LATENCY_BINS - 1)
+    groups = [seconds[known][place == number] for number in range(_LATENCY_BINS)]
+    middles = ((edges[:-1] + edges[1:]) / 2).tolist()
+    curves = []
+    for quantile, told, hue in ((0.5, "median", "blue"), (0.9, "90th percentile", "orange")):
+        values = [float(np.quantile(own, quantile)) if len(own) else None for own in groups]
+        curves.append(Curve(told, hue, middles, values))
+    highest = max([limit, *(v for curve in curves for v in curve.y if v is not None)])
+    return Lines(
+        f"{name} over time",
+        "By arrival of the request. Dashed: the service level.",
+        x,
+        shown_in(name, "time", highest),
+        tuple(curves),
+        across=(Reference(limit, f"asked for: {format_seconds(limit)}"),),
+        height=170.0,
+        zoom="fleet",
+    )
 
 
 def _pools(metrics: Mapping[str, Any]) -> Section:

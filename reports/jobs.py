@@ -103,9 +103,14 @@ def _page_alone(
 
 
 def _fleet() -> JobReport:
-    from reports.fleet import fleet_run_tables, write_fleet_run
+    from reports.fleet import fleet_run_tables
 
-    return JobReport(fleet_run_tables, write_fleet_run)
+    def write(run: Run[Any], metrics: Metrics, directory: Path) -> None:
+        from reports.fleet_files import write_fleet_run
+
+        write_fleet_run(run, metrics, directory)
+
+    return JobReport(fleet_run_tables, write)
 
 
 def _replay() -> JobReport:

@@ -45,12 +45,14 @@ def write_run(
 
     Args:
         scenario: the resolved scenario as YAML.
-        tables: file name without ending -> frame, written as parquet.
+        tables: file name without ending -> frame, written as parquet with units in its schema.
         write_report: writes the report's files into the directory it is given.
 
     Raises:
         ValueError: the place exists and is no run directory, or cannot be written.
     """
+    from reports.parquet import write_frame
+
     check_replaceable(directory)
     directory = directory.resolve()
     try:
@@ -64,7 +66,7 @@ def write_run(
         draft.chmod(0o755)
         (draft / SCENARIO_FILE).write_text(scenario, encoding="utf-8")
         for name, frame in tables.items():
-            frame.to_parquet(draft / f"{name}.parquet", index=False)
+            write_frame(frame, draft / f"{name}.parquet")
         write_report(draft)
         # Last, because it marks the directory as a complete run.
         text = json.dumps(metrics, indent=2, allow_nan=False)

@@ -8,12 +8,20 @@ other two jobs hold scenario, metrics and page.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds
 from reports.events import events_tables, write_ranks_trace
-from reports.perfetto import PERFETTO_FILE, name_process, name_thread, slice_of, write_trace
+from reports.perfetto import (
+    PERFETTO_FILE,
+    counter,
+    name_process,
+    name_thread,
+    slice_of,
+    write_trace,
+)
 from reports.run_directory import write_run
 from simulator.execution.serving_run import ServingRun
 from simulator.scenario.files import write_resolved
@@ -288,15 +296,22 @@ def task_table(run: ServingRun) -> pd.DataFrame:
 
 
 def serving_events(run: ServingRun) -> Iterator[dict[str, Any]]:
-    """Slices of the iteration: one track per stream, one slice per task."""
-    tasks = task_table(run)
-    streams = list(dict.fromkeys(tasks["stream"]))
-    yield from name_process(1, f"{run.job.phase} of one rank")
-    for thread, stream in enumerate(streams):
+    """The iteration of one rank: a track per stream with its tasks, arrows where one stream waits
+    for the other, and counters of HBM, transfers, SMs and KV cache."""
+    from reports.timeline import STREAMS, uses_of, waits_of
+
+    tasks, log = task_table(run), run.step.log
+    yield from name_process(1, f"one rank: {run.job.phase}")
+    for thread, stream in enumerate(STREAMS):
         yield from name_thread((1, thread), stream)
     columns = ("stream", "name", "layer", "micro_batch", "part", "start_s", "end_s")
     for stream, name, layer, number, part, start, end in zip(
         *(tasks[column].tolist() for column in columns), strict=True
     ):
         arguments = {"layer": layer, "micro_batch": number, "part": part}
-        yield slice_of((1, streams.index(stream)), name, (start, end), arguments)
+        yield slice_of((1, STREAMS.index(stream)), name, (start, end), arguments)
+    yield from waits_of(log, 1, count(1))
+    yield from uses_of(log, 1, sms=run.job.communication_sms)
+    cache = {"held": float(run.kv.needed_tokens), "free": run.kv.tokens - run.kv.needed_tokens}
+    for at in (0.0, log.span_s):
+        yield counter(1, "KV cache (tokens)", at, cache)

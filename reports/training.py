@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from reports.page import write_page
 from reports.perfetto import PERFETTO_FILE, write_trace
 from reports.run_directory import write_run
 from reports.tables import training_tables
-from reports.timeline import trace_events
+from reports.timeline import trace_events, training_links
 from reports.training_page import training_page
 from simulator.analysis.run import Run
 from simulator.execution.training import TrainingRun
@@ -33,7 +34,8 @@ def write_training_run(run: Run[TrainingRun], metrics: Mapping[str, Any], direct
 
     def write_reports(draft: Path) -> None:
         write_page(training_page(tables), draft)
-        write_trace(trace_events(tables), draft / PERFETTO_FILE)
+        events = chain(trace_events(tables), training_links(run.result))
+        write_trace(events, draft / PERFETTO_FILE)
         if run.events is not None:
             write_ranks_trace(run.events, draft)
 

@@ -21,6 +21,7 @@ import numpy as np
 from hardware_profiles.schema import ClusterProfile
 from hardware_profiles.units import format_seconds
 from simulator.analysis.every_metric import METRICS
+from simulator.analysis.fleet_records import FleetRecords
 from simulator.analysis.fleet_statistics import FleetStatistics
 from simulator.analysis.published import beside_published
 from simulator.analysis.streaming import Floats
@@ -81,27 +82,33 @@ def definitions(job: FleetJob, rules: VerdictRules) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ObservedFleet:
-    """A fleet that has run, and what was counted while it did; its rows are not kept."""
+    """A fleet that has run, and what was counted while it did."""
 
     simulation: FleetSimulation
     run: FleetRun
     statistics: FleetStatistics
+    records: FleetRecords | None = None
+    """Rows of the run, where they were kept."""
 
 
-def observe_fleet(simulation: FleetSimulation, watch: Watch = unwatched) -> ObservedFleet:
+def observe_fleet(
+    simulation: FleetSimulation, watch: Watch = unwatched, *, keep: bool = False
+) -> ObservedFleet:
     """Run a fleet and count what happens.
 
     Args:
         watch: told how far the run has come.
+        keep: also every request, and the iterations of a stretch: some 150 bytes per request.
 
     Raises:
         ValueError: no request that arrives after the warm-up finishes, so nothing is measured.
     """
     statistics = FleetStatistics(simulation.job)
-    run = simulation.run(statistics, watch)
+    records = FleetRecords(statistics, from_s=simulation.job.warm_up) if keep else None
+    run = simulation.run(records or statistics, watch)
     if not statistics.counted:
         raise ValueError(f"fleet: nothing is measured: {_why_nothing(simulation.job, run)}")
-    return ObservedFleet(simulation, run, statistics)
+    return ObservedFleet(simulation, run, statistics, records)
 
 
 def _why_nothing(job: FleetJob, run: FleetRun) -> str:

@@ -230,7 +230,7 @@ def _fleet(scenario: Scenario, _: bool, watch: Watch) -> Run[ObservedFleet]:
     from simulator.analysis.fleet_metrics import measure_fleet, observe_fleet
     from simulator.execution.fleet.simulation import prepare_fleet
 
-    result = observe_fleet(prepare_fleet(scenario, watch), watch)
+    result = observe_fleet(prepare_fleet(scenario, watch), watch, keep=True)
     return Run(
         scenario,
         result,

@@ -57,6 +57,8 @@ class OperationResult:
     sms: int | None = None
     measured: Prediction | None = None
     """Time alone that rows of the operation say, with its interval; None where links make it."""
+    phases: tuple[tuple[float, float, float], ...] = ()
+    """(start, end, payload) of each batch of flows that has arrived, in order."""
 
     @property
     def group_gpus(self) -> int:
@@ -250,4 +252,8 @@ def _outcome(work: Work, fabric: Fabric) -> OperationResult:
         ),
         sms=work.operation.sms if forwards else None,
         measured=work.measured,
+        phases=tuple(
+            (batch.start, float(batch.finish.max(initial=batch.start)), batch.flows.payload)
+            for batch in work.transfers
+        ),
     )

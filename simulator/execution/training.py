@@ -195,6 +195,8 @@ class TrainingRun:
     """Attention of packed documents; None where a token attends to its whole sequence."""
     memory: tuple[GpuMemory, ...]
     """[rank]"""
+    activations: tuple[timeline.Times, ...]
+    """[rank][action], bytes that a GPU keeps for backward during each action."""
     host: tuple[HostState, ...]
     """[rank], what a GPU keeps in CPU memory."""
     costs: KernelCostModel

@@ -400,6 +400,9 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         immediate=immediate,
         documents=documents,
         memory=tuple(memory),
+        activations=tuple(
+            model.activations(rank, stages, immediate) for rank in range(schedule.ranks)
+        ),
         host=host,
         costs=costs,
         step=step(costs),

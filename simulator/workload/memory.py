@@ -13,6 +13,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig
 from reference_model.parameter_counts import parameter_counts
@@ -290,8 +293,6 @@ class MemoryModel:
         """
         in_flight = self.in_flight[rank]
         layers = [[self.layers[kind] for kind in stages[stage]] for stage in in_flight.stages]
-        whole = [sum(layer.saved for layer in stage) for stage in layers]
-        left = [sum(_left(layer, immediate) for layer in stage) for stage in layers]
         held = self.held(rank, stages)
         alone = mtp_alone(stages, in_flight.stages)
         exchanged = [
@@ -302,10 +303,21 @@ class MemoryModel:
             weights=self.sharding.weight_bytes(held, exchanged),
             gradients=self.sharding.gradient_bytes(held, exchanged),
             optimizer=self.sharding.optimizer_bytes(held),
-            activations=float((in_flight.whole @ whole + in_flight.deferred @ left).max(initial=0)),
+            activations=float(self.activations(rank, stages, immediate).max(initial=0)),
             workspace=max((layer.workspace for stage in layers for layer in stage), default=0),
             reserved=self.reserved,
         )
+
+    def activations(
+        self, rank: int, stages: Sequence[Stage], immediate: Collection[str]
+    ) -> NDArray[np.float64]:
+        """[action], bytes that a GPU of one pipeline rank keeps for backward during each action."""
+        in_flight = self.in_flight[rank]
+        layers = [[self.layers[kind] for kind in stages[stage]] for stage in in_flight.stages]
+        whole = [float(sum(layer.saved for layer in stage)) for stage in layers]
+        left = [float(sum(_left(layer, immediate) for layer in stage)) for stage in layers]
+        kept: NDArray[np.float64] = in_flight.whole @ whole + in_flight.deferred @ left
+        return kept
 
 
 def _left(layer: LayerMemory, immediate: Collection[str]) -> Bytes:

@@ -13,8 +13,8 @@ from reports.fleet import (
     LATENCIES,
     fleet_run_tables,
     format_figure,
-    write_fleet_run,
 )
+from reports.fleet_files import write_fleet_run
 from reports.fleet_page import fleet_page
 from simulator.analysis.fleet_metrics import ObservedFleet
 from simulator.analysis.run import Run, simulate
@@ -43,6 +43,8 @@ def test_the_run_directory_holds_everything_and_its_scenario_runs_again(
         "report.html",
         "figures",
         "time_series.parquet",
+        "requests.parquet",
+        "perfetto.json",
         ".dsv3sim-run",
     }
     assert json.loads((directory / "metrics.json").read_text()) == metrics

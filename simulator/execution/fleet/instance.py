@@ -335,7 +335,7 @@ class Instance:
         )
         for live in joined:
             if live.decode_start_s == NEVER:
-                live.decode_start_s = now
+                live.decode_start_s, live.decode_instance = now, self.index
         self._schedule_end(iteration)
 
     def _end(self, _event: simpy.Event) -> None:
@@ -459,5 +459,5 @@ class Instance:
 
     def _begin_prompt(self, live: LiveRequest) -> int:
         if live.prefill_start_s == NEVER:
-            live.prefill_start_s = self.env.now
+            live.prefill_start_s, live.prefill_instance = self.env.now, self.index
         return self._owner.begin_prompt(live, self)

@@ -9,6 +9,8 @@ from simulator.workload.requests import Request
 
 NEVER = -1.0
 """A time that has not come."""
+NOWHERE = -1
+"""The number of no instance."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +40,10 @@ class LiveRequest:
     last_token_s: float = NEVER
     cached_tokens: int = 0
     hit_blocks: int = 0
+    prefill_instance: int = NOWHERE
+    """Number of the instance that computed some of its prompt first."""
+    decode_instance: int = NOWHERE
+    """Number of the instance of its first decode step."""
     preemptions: int = 0
     restarts: int = 0
     order: tuple[int, int] = field(init=False)
@@ -81,4 +87,6 @@ class LiveRequest:
             preemptions=self.preemptions,
             restarts=self.restarts,
             outcome=outcome,
+            prefill_instance=self.prefill_instance,
+            decode_instance=self.decode_instance,
         )

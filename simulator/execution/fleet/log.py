@@ -55,6 +55,9 @@ class RequestRow(NamedTuple):
     restarts: float
     """After failures."""
     outcome: float
+    prefill_instance: float
+    """Number of the instance of its first pass and of its first decode step, -1 for none."""
+    decode_instance: float
 
 
 class IterationRow(NamedTuple):
@@ -165,16 +168,17 @@ class CollectedLog:
 
     def all_requests(self) -> RowBlock:
         """Every RequestRow, in order of their ends."""
-        return _joined(RequestRow._fields, self._blocks["r"])
+        return joined_rows(RequestRow._fields, self._blocks["r"])
 
     def all_iterations(self) -> RowBlock:
-        return _joined(IterationRow._fields, self._blocks["i"])
+        return joined_rows(IterationRow._fields, self._blocks["i"])
 
     def all_gaps(self) -> RowBlock:
-        return _joined(GapRow._fields, self._blocks["g"])
+        return joined_rows(GapRow._fields, self._blocks["g"])
 
 
-def _joined(fields: tuple[str, ...], blocks: list[RowBlock]) -> RowBlock:
+def joined_rows(fields: tuple[str, ...], blocks: list[RowBlock]) -> RowBlock:
+    """Blocks of rows as one."""
     rows = [block.rows for block in blocks] or [np.empty((0, len(fields)))]
     return RowBlock(fields, np.concatenate(rows))
 
