@@ -7,6 +7,7 @@ allowed.
 """
 
 import hashlib
+import pickle
 import re
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from functools import lru_cache, partial
 from math import inf
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -124,16 +125,16 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 def plain_copy(value: PlainT) -> PlainT:
-    """The same nested dicts and lists anew; what lies in them is plain and never changed.
+    """The same nested dicts and lists anew: ten times faster than copy.deepcopy."""
+    copied: PlainT = pickle.loads(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+    return copied
 
-    Ten times faster than copy.deepcopy, and what a file says by an alias is a copy of its own.
-    """
-    copied: Any = value
+
+def _without_aliases(value: Any) -> Any:
+    """The same, what a file says by an alias as a copy of its own."""
     if isinstance(value, dict):
-        copied = {key: plain_copy(item) for key, item in value.items()}
-    elif isinstance(value, list):
-        copied = [plain_copy(item) for item in value]
-    return cast("PlainT", copied)
+        return {key: _without_aliases(item) for key, item in value.items()}
+    return list(map(_without_aliases, value)) if isinstance(value, list) else value
 
 
 def _parsed(text: str, where: str) -> tuple[Any, frozenset[str]]:
@@ -158,7 +159,8 @@ def _document(text: str) -> tuple[Any, frozenset[str]]:
         if _values(root, {}) > MOST_VALUES:
             raise ValueError(f"over {MOST_VALUES} values, aliases written out")
         merged = _merged_fields(root)
-        return None if root is None else loader.construct_document(root), merged
+        value = None if root is None else loader.construct_document(root)
+        return _without_aliases(value), merged
     finally:
         loader.dispose()
 
@@ -239,9 +241,20 @@ class _Content:
 def _validated(model: type[Profile], content: _Content) -> Profile | None:
     """The profile of a dict, the same object for what says the same, since profiles never change;
     None where a number is too large. Raises ValidationError for anything else."""
-    if any(not abs(number) <= LARGEST for _, number in _numbers(content.raw)):
+    if not _within_limits(content.raw):
         return None
     return model.model_validate(content.raw)
+
+
+def _within_limits(value: object) -> bool:
+    """Whether every number in nested mappings and lists is small enough."""
+    if isinstance(value, str):
+        return True
+    if isinstance(value, int | float):
+        return abs(value) <= LARGEST
+    if isinstance(value, Mapping):
+        return all(map(_within_limits, value.values()))
+    return not isinstance(value, list | tuple) or all(map(_within_limits, value))
 
 
 def _numbers(value: object, path: str = "") -> Iterator[tuple[str, int | float]]:

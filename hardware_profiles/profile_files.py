@@ -1,5 +1,6 @@
 """Files of profiles: shipped ones by name, a user's by path, older ones as those of today."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ _FIELD_OF_FOLDER = {
 
 def known_profiles(kind: Kind) -> tuple[str, ...]:
     """Names of the shipped profiles of one kind, sorted."""
-    return tuple(sorted(path.stem for path in (ROOT / kind).glob("*.yaml")))
+    files = os.listdir(ROOT / kind)
+    return tuple(sorted(f.removesuffix(".yaml") for f in files if f.endswith(".yaml")))
 
 
 def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from simulator.execution.progress import Watch, unwatched
 from simulator.scenario.collective import CollectiveJob
@@ -47,6 +47,9 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 Metrics: TypeAlias = dict[str, Any]
 
+Detail: TypeAlias = Literal["plain", "tables", "intervals"]
+"""How much of a run is worked out: its single figures, its tables too, or 80 % intervals too."""
+
 STEP_TIMES = ("step_time_s", "pass_time_s")
 """Metrics of the jobs that kernel times decide: a training or decode step, a prefill pass."""
 
@@ -58,8 +61,8 @@ class Run(Generic[Result_co]):
     scenario: Scenario
     result: Result_co = field(repr=False)
     """Of the job: its log, memory, comparisons; what the metrics are taken from."""
-    measure: Callable[[bool], Metrics] = field(repr=False)
-    """The metrics of the result, with 80 % intervals or without."""
+    measure: Callable[[Detail], Metrics] = field(repr=False)
+    """The metrics of the result."""
     has_intervals: bool = True
     events: GroupRun | None = field(default=None, repr=False)
     """The ranks of a group on contending devices, of a step with fidelity events."""
@@ -67,12 +70,18 @@ class Run(Generic[Result_co]):
     @cached_property
     def metrics(self) -> Metrics:
         """{JSON name: value} in SI units, with 80 % intervals where the job has them."""
-        return self.measure(True) if self.has_intervals else self.quick_metrics
+        return self.measure("intervals") if self.has_intervals else self.quick_metrics
 
     @cached_property
     def quick_metrics(self) -> Metrics:
         """The same without 80 % intervals, for speed."""
-        return self.measure(False)
+        return self.measure("tables")
+
+    @cached_property
+    def plain_metrics(self) -> Metrics:
+        """The same without tables that take runs of their own, such as a step's attribution: every
+        single figure, for rows of a sweep."""
+        return vars(self).get("quick_metrics") or self.measure("plain")
 
     def to_json(self, *, intervals: bool = True) -> Metrics:
         """Everything that `dsv3sim run` prints and writes of this run.
@@ -139,7 +148,7 @@ def simulate(
 
 
 def metrics_of(scenario: str, overrides: Sequence[str]) -> Metrics:
-    """Load and simulate a scenario: its metrics without 80 % intervals.
+    """Load and simulate a scenario: its `plain_metrics`.
 
     Earlier names of fields bring no note here: a command that runs many scenarios has read them
     before, and processes that share its work would each repeat it.
@@ -149,7 +158,7 @@ def metrics_of(scenario: str, overrides: Sequence[str]) -> Metrics:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return simulate(load_scenario(scenario, overrides)).quick_metrics
+        return simulate(load_scenario(scenario, overrides)).plain_metrics
 
 
 def _training(scenario: Scenario, unfold: bool, _: Watch) -> Run[TrainingRun]:
@@ -174,7 +183,12 @@ def _training(scenario: Scenario, unfold: bool, _: Watch) -> Run[TrainingRun]:
     return Run(
         scenario,
         result,
-        lambda wide: training_metrics(result, with_intervals=wide) | measure(),
+        lambda detail: (
+            training_metrics(
+                result, with_intervals=detail == "intervals", with_attribution=detail != "plain"
+            )
+            | measure()
+        ),
         events=events,
     )
 
@@ -220,7 +234,7 @@ def _serving_step(scenario: Scenario, _unfold: bool, _: Watch) -> Run[ServingRun
     return Run(
         scenario,
         result,
-        lambda wide: serving_metrics(result, with_intervals=wide) | measure(),
+        lambda detail: serving_metrics(result, with_intervals=detail == "intervals") | measure(),
         events=events,
     )
 
@@ -234,7 +248,11 @@ def _fleet(scenario: Scenario, _: bool, watch: Watch) -> Run[ObservedFleet]:
     return Run(
         scenario,
         result,
-        lambda wide: fleet_metrics_with_intervals(result, watch) if wide else measure_fleet(result),
+        lambda detail: (
+            fleet_metrics_with_intervals(result, watch)
+            if detail == "intervals"
+            else measure_fleet(result)
+        ),
     )
 
 

@@ -6,6 +6,7 @@ the BF16 dense peak, as DeepSeek counts them (Insights, Table 4).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isclose
@@ -270,13 +271,16 @@ def _kernel_times(
             yield operator, times * seconds
 
 
-def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[str, Any]:
+def training_metrics(
+    run: TrainingRun, *, with_intervals: bool = True, with_attribution: bool = True
+) -> dict[str, Any]:
     """The figures of a training run by their JSON names, plain numbers, lists and mappings.
 
     wall_clock_s is added by whoever measures it.
 
     Args:
         with_intervals: whether to work out 80 % intervals (`analysis.intervals`).
+        with_attribution: whether to split the step into causes, which takes steps of its own.
     """
     step, job, cluster = run.step, run.job, run.scenario.cluster
     ideal_ranks = rank_times(step)
@@ -296,7 +300,7 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
         and of_pair["extrapolated"] + of_pair["modelled"] == 0.0
     )
     domains = nvlink_domains(cluster, group=job.ep)
-    counts = {key: sum(row.count(key) for row in step.keys) for key in step.chunks}
+    counts = Counter(key for row in step.keys for key in row)
     metrics: dict[str, Any] = figures | {
         "pair_time_kind": "reproduced" if reproduced else "predicted",
         "immediate_weights": list(run.immediate),
@@ -320,7 +324,11 @@ def training_metrics(run: TrainingRun, *, with_intervals: bool = True) -> dict[s
         "idle_nodes": str(domains) if domains.idle_nodes else None,
         "nvlink_domains": run.layout.in_domains if run.costs.sharing else None,
         "transfers": transfer_limits(run),
-        "attribution": [asdict(cause) for cause in attribute_step(run, drawn)],
+        **(
+            {"attribution": [asdict(cause) for cause in attribute_step(run, drawn)]}
+            if with_attribution
+            else {}
+        ),
         "memory": [rank.parts | {"total": rank.total} for rank in run.memory],
     }
     if any(state.total for state in run.host):

@@ -200,36 +200,41 @@ def state_of_actions(
                 elif chunk.work != INPUT_BACKWARD:
                     last_weights[chunk.stage] = place
         row: list[ChunkState | None] = []
+        known: dict[tuple[bool, bool, bool], ChunkState | None] = {}
         for place, action in enumerate(actions):
             forward, backward = _stages_of(action)
-            weights = backward is not None and action.chunk.work != INPUT_BACKWARD
-            tasks = StateTasks(
-                gather_forward=forward is not None
-                and (sharding.zero == 3 or (gathers_first and first_forward[forward] == place)),
-                gather_backward=sharding.zero == 3
-                and backward is not None
-                and action.chunk.work != WEIGHT_GRADIENT,
-                reduce=weights
-                and (
-                    sharding.zero >= 2
-                    or (reduces_last and backward is not None and last_weights[backward] == place)
-                ),
-                ahead=overlapped[1],
-                beside=overlapped[0],
-                with_mtp=alone,
+            gathers_forward = forward is not None and (
+                sharding.zero == 3 or (gathers_first and first_forward[forward] == place)
             )
-            any_task = tasks.gather_forward or tasks.gather_backward or tasks.reduce
-            once = tasks.gather_forward and sharding.zero < 3, tasks.reduce and sharding.zero < 2
-            row.append(ChunkState(tasks, of_rank, once) if any_task else None)
+            gathers_backward = (
+                sharding.zero == 3 and backward is not None and action.chunk.work != WEIGHT_GRADIENT
+            )
+            reduces = (
+                backward is not None
+                and action.chunk.work != INPUT_BACKWARD
+                and (sharding.zero >= 2 or (reduces_last and last_weights[backward] == place))
+            )
+            wanted = gathers_forward, gathers_backward, reduces
+            if wanted not in known:
+                tasks = StateTasks(
+                    *wanted, ahead=overlapped[1], beside=overlapped[0], with_mtp=alone
+                )
+                once = gathers_forward and sharding.zero < 3, reduces and sharding.zero < 2
+                known[wanted] = ChunkState(tasks, of_rank, once) if any(wanted) else None
+            row.append(known[wanted])
         found.append(row)
     return found
 
 
 def _stages_of(action: Action) -> tuple[int | None, int | None]:
     """Stages of an action's forward and of its backward chunk."""
-    forward = [chunk.stage for chunk in action.chunks if chunk.work == FORWARD]
-    backward = [chunk.stage for chunk in action.chunks if chunk.work != FORWARD]
-    return (forward[0] if forward else None), (backward[0] if backward else None)
+    forward = backward = None
+    for chunk in action.chunks:
+        if chunk.work == FORWARD:
+            forward = chunk.stage
+        else:
+            backward = chunk.stage
+    return forward, backward
 
 
 def with_state_collectives(

@@ -71,11 +71,13 @@ class PipelineTimes:
         def own(split: Split, rank: int, action: Action) -> ChunkKey:
             return chunk_key(split, action, load=self.loads[rank])
 
-        spans = self.spans_of(
-            own(split, rank, action)
-            for split in splits
+        distinct = {
+            (rank, _works(action)): action
             for rank, row in enumerate(self.schedule.actions)
             for action in row
+        }
+        spans = self.spans_of(
+            own(split, rank, action) for split in splits for (rank, _), action in distinct.items()
         )
         return self._ends(splits, lambda *place: spans[own(*place)])
 
@@ -174,14 +176,23 @@ def choose_stages(
         kind: sum(number * costs[work, kind] for work, number in in_a_step.items())
         for kind in dict.fromkeys(layers)
     }
-    held = tuple(dict.fromkeys(schedule.stages_of(rank) for rank in range(schedule.ranks)))
+    stages_of = [schedule.stages_of(rank) for rank in range(schedule.ranks)]
+    held = tuple(dict.fromkeys(stages_of))
+    known: dict[tuple[object, ...], Bytes] = {}
+
+    def bytes_of(rank: int, split: Sequence[Stage]) -> Bytes:
+        """`rank_bytes`, which rests on a rank's own stages alone."""
+        key = (rank, *(split[stage] for stage in stages_of[rank]))
+        if key not in known:
+            known[key] = rank_bytes(rank, split)
+        return known[key]
 
     def needs(split: Split) -> Bytes:
-        return max(rank_bytes(rank, split) for rank in range(schedule.ranks))
+        return max(bytes_of(rank, split) for rank in range(schedule.ranks))
 
     def has_room(stage: int, split: Sequence[Stage]) -> bool:
         ranks = {placed[stage] for placed in schedule.placement}
-        return all(rank_bytes(rank, split) <= capacity for rank in ranks)
+        return all(bytes_of(rank, split) <= capacity for rank in ranks)
 
     def fastest(splits: Iterable[Split]) -> list[Split]:
         distinct = list(dict.fromkeys(splits))

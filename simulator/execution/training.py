@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from hardware_profiles.by_content import Keyed, object_key
-from hardware_profiles.schema import CalibrationProfile, ClusterProfile
+from hardware_profiles.schema import ClusterProfile
 from hardware_profiles.units import Seconds, format_bandwidth
 from reference_model.config import ModelConfig
-from reference_model.trace import Operator
+from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution import timeline
 from simulator.execution.host_state import HostState
 from simulator.execution.optimizer import (
@@ -40,6 +40,7 @@ from simulator.execution.optimizer import (
 from simulator.execution.pipeline import PipelineRun, run_pipeline
 from simulator.execution.training_fabric import StepLoads, holders_of
 from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.kernels.families import family_of
 from simulator.hardware.kernels.roofline import is_tensor
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.network.transfers import Transfers, exchange_sms
@@ -88,6 +89,15 @@ class ChunkKey:
     """What the fabric makes of dispatch and combine on the action's rank."""
     state: ChunkState | None = None
     """Collectives of parameters and gradients inside it."""
+    _hash: int = field(init=False, repr=False, compare=False)
+    """Worked out once: thousands of actions look up what their chunk takes."""
+
+    def __post_init__(self) -> None:
+        parts = (self.work, self.forward, self.backward, self.load, self.state)
+        object.__setattr__(self, "_hash", hash(parts))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __str__(self) -> str:
         layers = [stage_text(stage) for stage in (self.forward, self.backward) if stage]
@@ -179,7 +189,7 @@ class TrainingStep:
         return self.pipeline_time_s + max(step.total_s for step in self.optimizer)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TrainingRun:
     """A training scenario and what came out of it."""
 
@@ -202,14 +212,19 @@ class TrainingRun:
     costs: KernelCostModel
     """Fitted kernel times of the step."""
     step: TrainingStep
-    without_slowdown: TrainingStep
-    """The same step with dispatch and combine not slowed by the compute beside them."""
+    step_with: Callable[[KernelCostModel], TrainingStep]
+    """The same step at other kernel times."""
     operators_at: Callable[[float], OperatorsOf]
     """Rows of a rank over the mean of its group -> the operators of its layers."""
     memory_at: Callable[[float], tuple[GpuMemory, ...]]
     """The same -> memory of a GPU of each pipeline rank, with these rows in all that it holds."""
     unfold: bool
     """Whether the operators of every action are to be listed, beside those of distinct chunks."""
+
+    @cached_property
+    def without_slowdown(self) -> TrainingStep:
+        """The same step with dispatch and combine not slowed by the compute beside them."""
+        return self.step_with(self.costs.without_all_to_all_slowdown())
 
 
 def chunk_key(
@@ -330,52 +345,127 @@ def cost_graphs(
     communication_sms: int,
     lone_keep: bool = False,
 ) -> dict[ChunkKey, Prediction]:
-    """Duration of every task of every distinct chunk, predicted together.
+    """Duration of every task of every distinct chunk.
 
     Args:
         lone_keep: as of `task_sms`.
     """
-    tasks = [
-        (key, task, operator)
-        for key, graph in graphs.items()
-        for task, operator in zip(graph.tasks, graph.task_operators(), strict=True)
-    ]
-    # A GPU that holds every expert exchanges no tokens, so none travel beside its kernels.
-    beside_tokens = [task.overlapped and costs.expert_parallel_ranks > 1 for _, task, _ in tasks]
-    every = costs.predict(
-        [operator for _, _, operator in tasks],
-        sms=[
-            count
-            for key, graph in graphs.items()
-            for count in task_sms(
-                key, graph, sms=sms, communication_sms=communication_sms, lone_keep=lone_keep
-            )
-        ],
-        overlapped=beside_tokens,
-        load=[key.load for key, _, _ in tasks],
+    of_graphs = _kernels_of(
+        tuple((object_key(graph), key.work == OVERLAPPED) for key, graph in graphs.items()),
+        Keyed((id(costs.kernels_), costs.common_), costs),
+        # A GPU that holds every expert exchanges no tokens, so none travel beside its kernels.
+        exchanges=costs.expert_parallel_ranks > 1,
+        sms=sms,
+        communication_sms=communication_sms,
+        lone_keep=lone_keep,
     )
-    of_tasks = [operator for _, _, operator in tasks]
-    every = with_collectives(every, of_tasks, costs)
-    every = with_state_collectives(
-        every, of_tasks, [key.state for key, _, _ in tasks], costs.transfers_
-    )
-    alone = [
-        task.stream is Stream.COMPUTE and not beside
-        for (_, task, _), beside in zip(tasks, beside_tokens, strict=True)
+    known = dict(zip(graphs, of_graphs, strict=True))
+    sent = [
+        (key, graphs[key].operators[graphs[key].tasks[place].operator], one.sms[place], place)
+        for key, one in known.items()
+        for place in one.exchanges
     ]
-    every = beside_state(
-        every,
-        [(key, operator) for key, _, operator in tasks],
-        alone,
-        costs,
-        sms=sms - communication_sms,
+    moved = costs.predict(
+        [operator for _, operator, _, _ in sent],
+        sms=[count for _, _, count, _ in sent],
+        overlapped=[known[key].beside_tokens[place] for key, _, _, place in sent],
+        load=[key.load for key, _, _, _ in sent],
     )
     predictions, start = {}, 0
-    for key, graph in graphs.items():
-        end = start + len(graph.tasks)
-        predictions[key] = every.part(slice(start, end))
+    for key, one in known.items():
+        end = start + len(one.exchanges)
+        found = one.times.with_at(one.exchanges, moved.part(slice(start, end)))
         start = end
+        of_tasks = graphs[key].task_operators()
+        if one.shared:
+            found = with_collectives(found, of_tasks, costs)
+        if key.state is not None:
+            states = [key.state] * len(of_tasks)
+            found = with_state_collectives(found, of_tasks, states, costs.transfers_)
+            found = beside_state(
+                found,
+                [(key, operator) for operator in of_tasks],
+                one.alone,
+                costs,
+                sms=sms - communication_sms,
+            )
+        predictions[key] = found
     return predictions
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernels:
+    """What a graph's kernels take, whatever its transfers do."""
+
+    times: Prediction
+    """[tasks], zero of dispatch and combine."""
+    exchanges: tuple[int, ...]
+    """Places of these."""
+    shared: bool
+    """Whether GPUs that share layers or sequences exchange anything in it."""
+    sms: tuple[int, ...]
+    """[tasks], as of `task_sms`."""
+    beside_tokens: tuple[bool, ...]
+    """[tasks], whether tokens, or compute, are beside it."""
+    alone: tuple[bool, ...]
+    """[tasks], whether it is a kernel with nothing of that beside it."""
+
+
+@lru_cache(maxsize=128)
+def _kernels_of(
+    graphs: tuple[tuple[Keyed[TaskGraph], bool], ...],
+    costs: Keyed[KernelCostModel],
+    *,
+    exchanges: bool,
+    sms: int,
+    communication_sms: int,
+    lone_keep: bool,
+) -> list[_Kernels]:
+    """Worked out once for the same graphs and kernel times: scenarios differ mostly in links,
+    schedules, or layouts of the same chunks.
+
+    Args:
+        graphs: with whether each is a pair.
+        exchanges: whether tokens travel between GPUs.
+    """
+    found = []
+    asked: list[tuple[Operator, int, bool]] = []
+    for lowered, pair in graphs:
+        graph = lowered.value
+        operators = graph.task_operators()
+        counts = task_sms(
+            graph, pair=pair, sms=sms, communication_sms=communication_sms, lone_keep=lone_keep
+        )
+        beside = [task.overlapped and exchanges for task in graph.tasks]
+        start = len(asked)
+        sent, kernels = [], []
+        for place, operator in enumerate(operators):
+            if operator.kind in ALL_TO_ALL_KINDS:
+                sent.append(place)
+            else:
+                kernels.append(place)
+                asked.append((operator, counts[place], beside[place]))
+        one = _Kernels(
+            Prediction.none([family_of(operator) for operator in operators]),
+            tuple(sent),
+            any(shared_axis(operator) is not None for operator in operators),
+            tuple(counts),
+            tuple(beside),
+            tuple(
+                task.stream is Stream.COMPUTE and not with_tokens
+                for task, with_tokens in zip(graph.tasks, beside, strict=True)
+            ),
+        )
+        found.append((one, kernels, slice(start, len(asked))))
+    times = costs.value.predict(
+        [operator for operator, _, _ in asked],
+        sms=[count for _, count, _ in asked],
+        overlapped=[with_tokens for _, _, with_tokens in asked],
+    )
+    return [
+        replace(one, times=one.times.with_at(kernels, times.part(part)))
+        for one, kernels, part in found
+    ]
 
 
 def beside_state(
@@ -415,7 +505,7 @@ def beside_state(
 
 
 def task_sms(
-    key: ChunkKey, graph: TaskGraph, *, sms: int, communication_sms: int, lone_keep: bool = False
+    graph: TaskGraph, *, pair: bool, sms: int, communication_sms: int, lone_keep: bool = False
 ) -> list[int]:
     """[tasks], SMs that each runs on.
 
@@ -426,12 +516,11 @@ def task_sms(
     Args:
         lone_keep: products of a chunk that runs alone leave the communication SMs free as well.
     """
-    keeps = key.work == OVERLAPPED
     return [
         exchange_sms(operator.kind, kept=communication_sms, free=sms)
         if task.stream is Stream.COMMUNICATION
         else sms
-        - communication_sms * (keeps or task.overlapped or (lone_keep and is_tensor(operator.kind)))
+        - communication_sms * (pair or task.overlapped or (lone_keep and is_tensor(operator.kind)))
         for task, operator in zip(graph.tasks, graph.task_operators(), strict=True)
     ]
 
@@ -517,26 +606,86 @@ def _exposed(
     return found
 
 
+def distinct_chunks(
+    layout: ParallelLayout,
+    schedule: Schedule,
+    stages: tuple[Stage, ...],
+    sharding: Sharding,
+    *,
+    overlapped: tuple[bool, bool],
+    loads: StepLoads,
+) -> tuple[tuple[Rings, ...], tuple[tuple[ChunkKey, ...], ...]]:
+    """[rank] the rings over the copies of its parameters, and [rank][action] which distinct chunk
+    or pair it is.
+
+    Args:
+        overlapped: whether gradients are reduced, and parameters gathered, beside compute.
+    """
+    holders = {rank: ranks for ranks in holders_of(schedule) for rank in ranks}
+    rings = tuple(
+        Rings.of(layout, loads, rank=rank, holders=holders[rank]) for rank in range(schedule.ranks)
+    )
+    # What else a sharding says moves no collective into a chunk or out of it.
+    shared = Keyed((sharding.zero, sharding.copies, sharding.expert_copies), sharding)
+    keys = _keys_of_actions(
+        object_key(schedule), stages, shared, overlapped, rings, loads.all_to_all
+    )
+    return rings, keys
+
+
+@lru_cache(maxsize=8)
+def _keys_of_actions(
+    of_schedule: Keyed[Schedule],
+    stages: tuple[Stage, ...],
+    sharding: Keyed[Sharding],
+    overlapped: tuple[bool, bool],
+    rings: tuple[Rings, ...],
+    all_to_all: tuple[FabricLoad, ...],
+) -> tuple[tuple[ChunkKey, ...], ...]:
+    schedule = of_schedule.value
+    states = state_of_actions(
+        schedule,
+        sharding.value,
+        overlapped=overlapped,
+        with_mtp=[mtp_alone(stages, schedule.stages_of(rank)) for rank in range(schedule.ranks)],
+        rings=rings,
+    )
+    found = []
+    for actions, of_rank, load in zip(schedule.actions, states, all_to_all, strict=True):
+        # Worked out once for each work on the same stages.
+        known: dict[tuple[object, ...], ChunkKey] = {}
+        row = []
+        for action, state in zip(actions, of_rank, strict=True):
+            mark = (*((chunk.work, chunk.stage) for chunk in action.chunks), id(state))
+            key = known.get(mark)
+            if key is None:
+                key = known[mark] = chunk_key(stages, action, load=load, state=state)
+            row.append(key)
+        found.append(tuple(row))
+    return tuple(found)
+
+
 def simulate_step(
     model: ModelConfig,
     *,
     cluster: ClusterProfile,
     job: TrainingJob,
-    layout: ParallelLayout,
     schedule: Schedule,
-    stages: tuple[Stage, ...],
+    keys: tuple[tuple[ChunkKey, ...], ...],
     held: Sequence[HeldParameters],
+    rings: Sequence[Rings],
     sharding: Sharding,
     operators: OperatorsOf,
     costs: KernelCostModel,
-    calibration: CalibrationProfile,
     immediate: Collection[str],
     loads: StepLoads,
 ) -> TrainingStep:
     """Simulate every distinct chunk once, then the pipeline, then the optimizer.
 
     Args:
+        keys: [rank][action], as `distinct_chunks` gives them.
         held: [rank], parameters on a GPU.
+        rings: [rank], likewise.
         sharding: how copies share their state.
         immediate: matrices whose weight gradient is never deferred.
         loads: what the fabric makes of the step's transfers.
@@ -544,30 +693,14 @@ def simulate_step(
     gpu = cluster.node.gpu
     gap_s = job.gap.value
     transfers = costs.transfers_
-    holders = {rank: ranks for ranks in holders_of(schedule) for rank in ranks}
-    rings = [
-        Rings.of(layout, loads, rank=rank, holders=holders[rank]) for rank in range(schedule.ranks)
-    ]
-    states = state_of_actions(
-        schedule,
-        sharding,
-        overlapped=job.state_overlapped,
-        with_mtp=[mtp_alone(stages, schedule.stages_of(rank)) for rank in range(schedule.ranks)],
-        rings=rings,
-    )
-    keys = tuple(
-        tuple(
-            chunk_key(stages, action, load=load, state=state)
-            for action, state in zip(actions, of_rank, strict=True)
-        )
-        for actions, of_rank, load in zip(schedule.actions, states, loads.all_to_all, strict=True)
-    )
+    used = dict.fromkeys(key for row in keys for key in row)
     slowest = max(
-        loads.all_to_all, key=lambda load: transfers.payload(1.0, load=load).seconds.item()
+        dict.fromkeys(loads.all_to_all),
+        key=lambda load: transfers.payload(1.0, load=load).seconds.item(),
     )
     profiled = ChunkKey(OVERLAPPED, PAIR_LAYERS, PAIR_LAYERS, slowest)
     chunks = run_chunks(
-        [*(key for row in keys for key in row), profiled],
+        [*used, profiled],
         operators=operators,
         costs=costs,
         sms=gpu.sms,
@@ -576,28 +709,34 @@ def simulate_step(
         immediate=immediate,
     )
     transfers_s = send_seconds(job, model, transfers=transfers, loads=loads)
+    took = {key: chunks[key].in_pipeline_s for key in used}
     pipeline = run_pipeline(
         schedule,
-        np.array([chunks[key].in_pipeline_s for row in keys for key in row]),
+        np.array([took[key] for row in keys for key in row]),
         transfer_s=transfers_s,
         blocking_sends=job.blocking_sends,
         staggered=job.optimizer.post_validation,
     )
+    # Ranks that hold and share the same take the same time.
+    alone = {
+        of_rank: optimizer_step(
+            of_rank[0],
+            sharding,
+            overlapped=job.state_overlapped,
+            rings=of_rank[1],
+            transfers=transfers,
+            costs=costs,
+        )
+        for of_rank in dict.fromkeys(zip(held, rings, strict=True))
+    }
     optimizer = tuple(
         with_exposed(
-            optimizer_step(
-                held[rank],
-                sharding,
-                overlapped=job.state_overlapped,
-                rings=rings[rank],
-                transfers=transfers,
-                costs=costs,
-            ),
+            alone[held[rank], rings[rank]],
             _exposed(pipeline, rank, [chunks[key] for key in keys[rank]]),
         )
         for rank in range(schedule.ranks)
     )
-    used = dict.fromkeys(key for row in keys for key in row)
+    launched = {key: len(chunks[key].log.graph.tasks) for key in used}
     return TrainingStep(
         chunks={key: chunks[key] for key in used},
         keys=keys,
@@ -606,6 +745,5 @@ def simulate_step(
         optimizer=optimizer,
         transfers_s=transfers_s,
         loads=loads,
-        host_s=job.host_launch
-        * max(sum(len(chunks[key].log.graph.tasks) for key in row) for row in keys),
+        host_s=job.host_launch * max(sum(launched[key] for key in row) for row in keys),
     )

@@ -357,7 +357,12 @@ class _Drawing:
     def _clocked(self, graph: TaskGraph, key: ChunkKey, cost: Prediction) -> Array:
         """[tasks], share of each time that goes with the SM clock; none of transfers."""
         sms = self.run.scenario.cluster.node.gpu.sms
-        on = task_sms(key, graph, sms=sms, communication_sms=self.job.communication_sms)
+        on = task_sms(
+            graph,
+            pair=key.work == OVERLAPPED,
+            sms=sms,
+            communication_sms=self.job.communication_sms,
+        )
         operators = graph.task_operators()
         shares = self.costs.clocked_shares(operators, cost.seconds, sms=on)
         computes = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import lcm
@@ -12,6 +12,7 @@ import numpy as np
 from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.schema import GpuProfile
 from hardware_profiles.units import Seconds
+from reference_model.config import ModelConfig
 from reference_model.trace import Operator, OperatorTrace, Split, part_of
 from simulator.execution.expert_reach import expert_reach
 from simulator.execution.host_state import host_states
@@ -21,6 +22,7 @@ from simulator.execution.training import (
     ChunkKey,
     TrainingRun,
     TrainingStep,
+    distinct_chunks,
     run_chunks,
     send_seconds,
     simulate_step,
@@ -188,6 +190,19 @@ def layers_of_job(
 
 
 @lru_cache(maxsize=64)
+def _memory_of(
+    trace: Keyed[OperatorTrace],
+    model: ModelConfig,
+    load: Load,
+    context_parallel: int,
+    kinds: tuple[str, ...],
+) -> Mapping[str, LayerMemory]:
+    """`layer_memory` of some kinds of layers."""
+    parts = operators_of_part(trace.value, load, context_parallel)
+    return layer_memory(model, trace.value, parts, load, kinds)
+
+
+@lru_cache(maxsize=64)
 def _operators_of(
     trace: Keyed[OperatorTrace],
     load: Load,
@@ -266,9 +281,9 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     capacity = node.gpu.hbm_capacity
     layers = model_layers(scenario.model)
 
-    def memory_of_layers(load: Load) -> dict[str, LayerMemory]:
-        parts = operators_of_part(trace, load, job.context_parallel)
-        return layer_memory(scenario.model, trace, parts, load, [*layers, *of_stages])
+    def memory_of_layers(load: Load) -> Mapping[str, LayerMemory]:
+        kinds = (*layers, *of_stages)
+        return _memory_of(object_key(trace), scenario.model, load, job.context_parallel, kinds)
 
     usual_layers = memory_of_layers(load_at(1.0))
 
@@ -374,19 +389,22 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         raise Infeasible(f"{error}{recomputed}{way_out()}") from None
     host = host_states(held, model.sharding, ema=job.ema, cluster=scenario.cluster)
 
+    rings, keys = distinct_chunks(
+        layout, schedule, stages, model.sharding, overlapped=job.state_overlapped, loads=loads
+    )
+
     def step(costs: KernelCostModel) -> TrainingStep:
         return simulate_step(
             scenario.model,
             cluster=scenario.cluster,
             job=job,
-            layout=layout,
             schedule=schedule,
-            stages=stages,
+            keys=keys,
             held=held,
+            rings=rings,
             sharding=model.sharding,
             operators=operators,
             costs=costs,
-            calibration=scenario.calibration,
             immediate=immediate,
             loads=loads,
         )
@@ -406,7 +424,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         host=host,
         costs=costs,
         step=step(costs),
-        without_slowdown=step(costs.without_all_to_all_slowdown()),
+        step_with=step,
         operators_at=lambda rows: operators_at(load_at(rows)),
         memory_at=lambda rows: tuple(
             replace(model, layers=memory_of_layers(load_at(rows))).ranks(stages, immediate)

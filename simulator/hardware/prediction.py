@@ -68,6 +68,24 @@ class Prediction:
             self.common[:, chosen],
         )
 
+    @classmethod
+    def none(cls, families: Sequence[Hashable]) -> Prediction:
+        """Times that are zero, to be filled in."""
+        zero = np.zeros(len(families))
+        codes = np.zeros(len(families), dtype=np.intp)
+        return cls(zero, zero, zero, codes, tuple(families), np.zeros((2, len(families))))
+
+    def with_at(self, places: Sequence[int], other: Prediction) -> Prediction:
+        """The same with other times of the same families at some places."""
+        if not len(places):
+            return self
+        chosen = list(places)
+        seconds, low, high = (ends.copy() for ends in (self.seconds, self.low, self.high))
+        seconds[chosen], low[chosen], high[chosen] = other.seconds, other.low, other.high
+        provenance, common = self.provenance.copy(), self.common.copy()
+        provenance[chosen], common[:, chosen] = other.provenance, other.common
+        return Prediction(seconds, low, high, provenance, self.family, common)
+
     def with_others(self, others: Mapping[int, Prediction]) -> Prediction:
         """The same with other single times at some places: {place: its time}."""
         seconds, low, high = (np.array(ends) for ends in (self.seconds, self.low, self.high))

@@ -11,7 +11,7 @@ schedule has in flight. A forward or backward in progress also needs room for it
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -250,6 +250,9 @@ class MemoryModel:
     """[rank], the micro-batches whose activations the schedule keeps."""
     sharding: Sharding
     reserved: Bytes
+    _known: dict[tuple[object, ...], _StageMemory] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def ranks(self, stages: Sequence[Stage], immediate: Collection[str]) -> list[GpuMemory]:
         """Memory of every pipeline rank, in rank order; see `rank`."""
@@ -292,19 +295,16 @@ class MemoryModel:
             immediate: matrices whose weight gradient an input-only backward does not defer.
         """
         in_flight = self.in_flight[rank]
-        layers = [[self.layers[kind] for kind in stages[stage]] for stage in in_flight.stages]
-        held = self.held(rank, stages)
         alone = mtp_alone(stages, in_flight.stages)
-        exchanged = [
-            [self._sum(exchanged_kinds(unit, alone)) for unit in units_of(stages[stage])]
-            for stage in in_flight.stages
-        ]
+        each = [self._of_stage(stages[stage], alone, immediate) for stage in in_flight.stages]
+        held = sum((part.held for part in each), HeldParameters()) + self._sum(alone)
+        exchanged = [part.exchanged for part in each]
         return GpuMemory(
             weights=self.sharding.weight_bytes(held, exchanged),
             gradients=self.sharding.gradient_bytes(held, exchanged),
             optimizer=self.sharding.optimizer_bytes(held),
             activations=float(self.activations(rank, stages, immediate).max(initial=0)),
-            workspace=max((layer.workspace for stage in layers for layer in stage), default=0),
+            workspace=max((part.workspace for part in each), default=0),
             reserved=self.reserved,
         )
 
@@ -313,11 +313,42 @@ class MemoryModel:
     ) -> NDArray[np.float64]:
         """[action], bytes that a GPU of one pipeline rank keeps for backward during each action."""
         in_flight = self.in_flight[rank]
-        layers = [[self.layers[kind] for kind in stages[stage]] for stage in in_flight.stages]
-        whole = [float(sum(layer.saved for layer in stage)) for stage in layers]
-        left = [float(sum(_left(layer, immediate) for layer in stage)) for stage in layers]
+        alone = mtp_alone(stages, in_flight.stages)
+        each = [self._of_stage(stages[stage], alone, immediate) for stage in in_flight.stages]
+        whole, left = [float(part.saved) for part in each], [float(part.left) for part in each]
         kept: NDArray[np.float64] = in_flight.whole @ whole + in_flight.deferred @ left
         return kept
+
+    def _of_stage(
+        self, stage: Stage, alone: tuple[str, ...], immediate: Collection[str]
+    ) -> _StageMemory:
+        """What the layers of one stage ask for, worked out once: a search for stages asks for
+        thousands of splits into few different ones."""
+        key = stage, alone, tuple(immediate)
+        if key not in self._known:
+            layers = [self.layers[kind] for kind in stage]
+            self._known[key] = _StageMemory(
+                held=self._sum(stage),
+                exchanged=[self._sum(exchanged_kinds(unit, alone)) for unit in units_of(stage)],
+                saved=sum(layer.saved for layer in layers),
+                left=sum(_left(layer, immediate) for layer in layers),
+                workspace=max((layer.workspace for layer in layers), default=0),
+            )
+        return self._known[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _StageMemory:
+    """What the layers of one stage ask of a GPU."""
+
+    held: HeldParameters
+    exchanged: list[HeldParameters]
+    """[slots], parameters that are exchanged together."""
+    saved: Bytes
+    """Activations of a micro-batch till its backward."""
+    left: Bytes
+    """Those that deferred weight gradients still need."""
+    workspace: Bytes
 
 
 def _left(layer: LayerMemory, immediate: Collection[str]) -> Bytes:

@@ -166,10 +166,7 @@ class StateLowering:
 
     def end(self, slot: int, layer: int | None) -> None:
         """What follows a slot's kernels."""
-        kernels = [
-            place for place, task in enumerate(self.build.tasks) if task.stream is Stream.COMPUTE
-        ]
-        self._ends.append(kernels[-1] if kernels else None)
+        self._ends.append(self.build.last_of(Stream.COMPUTE))
         last = slot + 1 == max(len(self.gathers), len(self.reductions))
         if not self.tasks.beside or last:
             self._reduced = self._reduce(slot, layer)

@@ -170,6 +170,11 @@ class GraphBuilder:
             waits = ()
         return last
 
+    def last_of(self, stream: Stream) -> int | None:
+        """The last task of a stream so far."""
+        places = range(len(self.tasks) - 1, -1, -1)
+        return next((place for place in places if self.tasks[place].stream is stream), None)
+
     def graph(self, name: str) -> TaskGraph:
         """What has been collected."""
         return TaskGraph(name, tuple(self.layers), tuple(self.operators), tuple(self.tasks))

@@ -8,12 +8,14 @@ than the measured one the time on that one is restated.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.by_content import Keyed, profile_key, rows_key
 from hardware_profiles.calibration_parts import FitProfile, TilesProfile
 from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibration, load_gpu
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement
@@ -78,27 +80,74 @@ class OnDemand(Mapping[KeyT, MadeT]):
         return len(self._made)
 
 
-class CalibratedKernels:
-    """Kernel times of one calibration on one GPU."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Operators of one family, and where they run."""
+
+    family: Family
+    batch: Batch
+    on: Array
+    """[operators], SMs that each has."""
+    at: GpuProfile
+    overlapped: bool
+    restated: bool
+    """Whether the answer is for another GPU."""
+    unknown: bool
+    """Whether the measured GPU does not multiply the type."""
+    widths: bool
+    """Whether intervals are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What rows say of some operators; arrays [operators], not to be changed."""
+
+    log_seconds: Array
+    width: Array
+    """Half of their 80% interval, in logarithms."""
+    apart: Array
+    """Log seconds by another kernel set of the same shape, over these."""
+    provenance: NDArray[np.intp]
+    tiles: TilesProfile
+    """That their times at peak go by."""
+
+
+MOST_TOLD = 2**12
+"""Batches of operators whose times on the measured GPU are kept: bounds memory."""
+
+NOT_OF_KERNELS = dict.fromkeys(
+    ("all_to_all", "transfers", "collectives", "normal_kernels", "gap"), True
+)
+"""Fields of a calibration that no time of a compute kernel rests on."""
+
+
+def learned_kernels(
+    calibration: CalibrationProfile, measurements: Iterable[Measurement]
+) -> LearnedKernels:
+    """`LearnedKernels`, learned once from the same inputs."""
+    gpu = profile_key(load_gpu(calibration.gpu)).key
+    key = profile_key(calibration, without=NOT_OF_KERNELS)
+    return _learned(key, rows_key(measurements), gpu)
+
+
+@lru_cache(maxsize=16)
+def _learned(
+    calibration: Keyed[CalibrationProfile],
+    rows: Keyed[tuple[Measurement, ...]],
+    _measured_gpu: object,
+) -> LearnedKernels:
+    return LearnedKernels(calibration.value, rows.value)
+
+
+class LearnedKernels:
+    """What rows say of the kernels of the GPU that they were measured on."""
 
     def __init__(
-        self, calibration: CalibrationProfile, gpu: GpuProfile, measurements: Iterable[Measurement]
+        self, calibration: CalibrationProfile, measurements: Iterable[Measurement]
     ) -> None:
-        """Learn from a measurement table; rows of kernel sets not in the calibration are left out,
-        and so are bulk transfers, which are no kernels of a layer.
-
-        Sets `families` {(overlapped, family): FamilyModel} and `classes` {(overlapped,
-        tensor-core): ClassModel}.
-
-        Args:
-            gpu: that the kernels run on.
-
-        Raises NotCalibrated where no row of a compute kernel belongs to a named kernel set and no
-        calibration completes this one, ValueError for a row of an unknown kind or with other sizes
-        than its kind has.
-        """
+        """Sets `families` {(overlapped, family): FamilyModel} and `classes` {(overlapped,
+        tensor-core): ClassModel}; raises as `CalibratedKernels` does."""
         self.calibration = calibration
-        self.gpu = gpu
         order = self.calibration.kernel_sets
         rows = [
             row
@@ -119,8 +168,7 @@ class CalibratedKernels:
             )
         self.rows = rows
         self.measured_gpu = load_gpu(self.calibration.gpu)
-        self.restated = not same_compute(self.measured_gpu, gpu)
-        self._conditions = Conditions(self.measured_gpu, self.calibration.overlap)
+        self.conditions = Conditions(self.measured_gpu, self.calibration.overlap)
         by_size = sorted(
             grouped.items(), key=lambda entry: -sum(len(rows) for rows in entry[1].values())
         )
@@ -142,7 +190,7 @@ class CalibratedKernels:
             base = max(named, key=lambda name: len({(row.sizes, row.sms) for row in sets[name]}))
             fit = self._fit(family, base)
             tiles = (fit.tiles if fit else None) or self.calibration.tiles
-            both = {name: self._conditions.convert(sets[name], floor, tiles) for name in named}
+            both = {name: self.conditions.convert(sets[name], floor, tiles) for name in named}
             return base, floor, tiles, both
 
         def build_family(key: tuple[bool, Family]) -> FamilyModel:
@@ -175,36 +223,19 @@ class CalibratedKernels:
         known = sorted({is_tensor(family[0]) for family in grouped})
         self.classes = OnDemand([(o, tensor) for o in both for tensor in known], build_class)
 
-    def compute(
-        self, family: Family, batch: Batch, sms: Array, overlapped: bool, *, widths: bool
-    ) -> Answer:
-        """Seconds, interval and provenance of distinct operators of one family.
+        self.told = lru_cache(maxsize=MOST_TOLD)(self._told)
+        """`_told`, worked out once: of another GPU the same is asked, and restated."""
 
-        Args:
-            widths: whether intervals are asked for; else their ends are the seconds.
-        """
-        kind = family[0]
-        gpu = self.gpu
-        tensor = is_tensor(kind)
-        if (overlapped, tensor) not in self.classes:
-            raise NotCalibrated(
-                f"calibration {self.calibration.name}: nothing measured that {kind} "
-                f"({'tensor-core' if tensor else 'memory-bound'}) could be modelled on"
-            )
+    def _told(self, asked: Keyed[Asked]) -> Answered:
+        """Log seconds of some operators of one family on the measured GPU, not restated."""
+        ask = asked.value
+        family, overlapped, batch, on, at = ask.family, ask.overlapped, ask.batch, ask.on, ask.at
+        kind, tensor = family[0], is_tensor(family[0])
         model, borrowed = self.model(family, overlapped)
-        restated = self.restated
-        if tensor and multiplied_as(family[1]) not in self.measured_gpu.peak_compute:
-            # The measured GPU does not multiply this type, so that none of its times say how long
-            # it takes: only what products in general reach of a roofline.
-            model, restated = None, False
+        if ask.unknown:
+            model = None
         floor = self.calibration.kernel_floor.value if model is None else model.floor
         tiles = self.calibration.tiles if model is None else model.tiles
-        # On another GPU: the time on the measured one, restated. A product goes by its SMs'
-        # tiles, a kernel that fills its share of the SMs by that share.
-        at, on = (gpu, sms)
-        if restated:
-            at = self.measured_gpu
-            on = np.minimum(sms, at.sms) if tensor else sms * (at.sms / gpu.sms)
         ideal = Ideal(*waves_and_bytes(batch, on, at, tiles), floor)
         achieved = self.classes[overlapped, tensor]
         if model is None:
@@ -214,58 +245,31 @@ class CalibratedKernels:
             apart = np.zeros(len(batch))
         else:
             room = on if tensor or overlapped else np.full(len(on), float(at.sms))
-            told = model.predict(batch, room, ideal, achieved if widths else None)
+            told = model.predict(batch, room, ideal, achieved if ask.widths else None)
             log_seconds, provenance = told.log_seconds, told.provenance
             if overlapped:
-                more = self._conditions.log_more(kind, told.slowed)
+                more = self.conditions.log_more(kind, told.slowed)
                 log_seconds = log_seconds + more
                 provenance = np.where(more == 0.0, provenance, np.maximum(provenance, INTERPOLATED))
-            if borrowed or restated:
+            if borrowed or ask.restated:
                 provenance = np.full_like(provenance, EXTRAPOLATED)
             if tensor and model.base_rows.batch.like.dtype != family[1]:
                 # Products of another type: their share of the roofline, not their times.
                 provenance = np.full_like(provenance, MODELLED)
-            width = self._width(model, achieved, told, provenance) if widths else told.width
+            width = self._width(model, achieved, told, provenance) if ask.widths else told.width
             # What another kernel set says of the same shape lies inside the interval.
             apart = np.where(provenance == MEASURED, 0.0, told.rival - told.log_seconds)
         if overlapped and not tensor:
             slowdown = self.calibration.overlap.memory_bound.value
-            squeeze = self._conditions.log_squeeze(on, at.sms, slowdown=slowdown)
+            squeeze = self.conditions.log_squeeze(on, at.sms, slowdown=slowdown)
             log_seconds = log_seconds + squeeze
-        if restated:
-            log_seconds = log_seconds + log_restatement(
-                batch,
-                np.exp(log_seconds),
-                on=on,
-                to=sms,
-                source=at,
-                target=gpu,
-                achieved=self.achieved,
-                tiles=tiles,
-            )
-        # Nothing but a row that says so moves its bytes faster than the fastest kernel.
-        share = np.where(provenance == MEASURED, 1.0, self.memory_share)
-        least = least_seconds(batch, sms, gpu, memory_share=share)
-        seconds = np.maximum(np.exp(log_seconds), least)
-        if not widths:
-            return seconds, seconds.copy(), seconds.copy(), provenance
-        low = np.maximum(seconds * np.exp(np.minimum(-width, apart)), least)
-        return seconds, low, seconds * np.exp(np.maximum(width, apart)), provenance
+        return Answered(log_seconds, width, apart, provenance, tiles)
 
     @cached_property
     def achieved(self) -> Achieved:
         """What the fastest rows make of the measured GPU's ceilings."""
         rows = (row for row in self.rows if row.kind not in ALL_TO_ALL_KINDS)
         return achieved_shares(rows, self.measured_gpu)
-
-    @cached_property
-    def memory_share(self) -> float:
-        """Of the HBM rate: what the fastest row moves, of another calibration where the own rows
-        are small; all of it where no row says otherwise."""
-        if self.achieved.memory is not None:
-            return self.achieved.memory
-        known = (model.achieved.memory for model in self.others)
-        return next((share for share in known if share is not None), 1.0)
 
     def _fit(self, family: Family, kernel_set: str) -> FitProfile | None:
         """What calibrate found out about a family in one kernel set."""
@@ -274,32 +278,6 @@ class CalibratedKernels:
             if found == family and fit.kernel_set == kernel_set:
                 return fit
         return None
-
-    @cached_property
-    def others(self) -> tuple[CalibratedKernels, ...]:
-        """Models of the calibrations that complete this one or that it is restated from, fitted
-        when first needed."""
-        restated = [
-            name
-            for name in self.calibration.restated_from
-            if name not in self.calibration.completed_by
-        ]
-        return (
-            *self.completing,
-            *(self._stand_in(load_calibration(name)) for name in restated),
-        )
-
-    @cached_property
-    def completing(self) -> tuple[CalibratedKernels, ...]:
-        """Models of the calibrations that complete this one."""
-        return tuple(
-            self._stand_in(load_calibration(name)) for name in self.calibration.completed_by
-        )
-
-    def _stand_in(self, other: CalibrationProfile) -> CalibratedKernels:
-        """Another calibration's rows on this GPU, under this one's conditions."""
-        on_this = other.model_copy(update={"overlap": self.calibration.overlap})
-        return CalibratedKernels(on_this, self.gpu, calibration_measurements(other))
 
     def model(self, family: Family, overlapped: bool) -> tuple[FamilyModel | None, bool]:
         """The family's model, or that of the same kind with other types (True: borrowed)."""
@@ -336,11 +314,135 @@ class CalibratedKernels:
         known = np.where(np.isnan(told.spread), achieved.spread, told.spread)
         again = common_errors().repeat(model.kind)
         measured = NORMAL_80 * np.hypot(np.maximum(known, achieved.spread / 2), again)
-        ratio = self._conditions.ratio(model.kind)
+        ratio = self.conditions.ratio(model.kind)
         converted = np.hypot(told.width, np.log(ratio.high / ratio.low) / 2)
         converted = np.maximum(measured, converted)
         of_class = np.where(provenance == MODELLED, achieved.modelled_width, 0.0)
         return np.where(provenance == MEASURED, measured, np.hypot(converted, of_class))
+
+
+class CalibratedKernels:
+    """Kernel times of one calibration on one GPU."""
+
+    def __init__(
+        self, calibration: CalibrationProfile, gpu: GpuProfile, measurements: Iterable[Measurement]
+    ) -> None:
+        """Learn from a measurement table; rows of kernel sets not in the calibration are left out,
+        and so are bulk transfers, which are no kernels of a layer.
+
+        Sets `families` {(overlapped, family): FamilyModel} and `classes` {(overlapped,
+        tensor-core): ClassModel}.
+
+        Args:
+            gpu: that the kernels run on.
+
+        Raises NotCalibrated where no row of a compute kernel belongs to a named kernel set and no
+        calibration completes this one, ValueError for a row of an unknown kind or with other sizes
+        than its kind has.
+        """
+        self.calibration = calibration
+        self.gpu = gpu
+        self.learned = learned_kernels(calibration, measurements)
+        self.rows, self.measured_gpu = self.learned.rows, self.learned.measured_gpu
+        self.families, self.classes = self.learned.families, self.learned.classes
+        self.restated = not same_compute(self.measured_gpu, gpu)
+
+    def compute(
+        self, family: Family, batch: Batch, sms: Array, overlapped: bool, *, widths: bool
+    ) -> Answer:
+        """Seconds, interval and provenance of distinct operators of one family.
+
+        Args:
+            widths: whether intervals are asked for; else their ends are the seconds.
+        """
+        kind = family[0]
+        gpu = self.gpu
+        tensor = is_tensor(kind)
+        if (overlapped, tensor) not in self.classes:
+            raise NotCalibrated(
+                f"calibration {self.calibration.name}: nothing measured that {kind} "
+                f"({'tensor-core' if tensor else 'memory-bound'}) could be modelled on"
+            )
+        # The measured GPU may not multiply this type, so that none of its times say how long it
+        # takes: only what products in general reach of a roofline.
+        unknown = tensor and multiplied_as(family[1]) not in self.measured_gpu.peak_compute
+        restated = self.restated and not unknown
+        # On another GPU: the time on the measured one, restated. A product goes by its SMs'
+        # tiles, a kernel that fills its share of the SMs by that share.
+        at, on = (gpu, sms)
+        if restated:
+            at = self.measured_gpu
+            on = np.minimum(sms, at.sms) if tensor else sms * (at.sms / gpu.sms)
+        asked = Asked(family, batch, on, at, overlapped, restated, unknown, widths)
+        key = (family, overlapped, restated, widths, batch.sizes.tobytes(), on.tobytes())
+        # What is known of the measured GPU is the same whatever it is asked for.
+        same = restated or not self.restated
+        told = (self.learned.told if same else self.learned.told.__wrapped__)(Keyed(key, asked))
+        log_seconds, provenance = told.log_seconds, told.provenance.copy()
+        if restated:
+            log_seconds = log_seconds + log_restatement(
+                batch,
+                np.exp(log_seconds),
+                on=on,
+                to=sms,
+                source=at,
+                target=gpu,
+                achieved=self.achieved,
+                tiles=told.tiles,
+            )
+        # Nothing but a row that says so moves its bytes faster than the fastest kernel.
+        share = np.where(provenance == MEASURED, 1.0, self.memory_share)
+        least = least_seconds(batch, sms, gpu, memory_share=share)
+        seconds = np.maximum(np.exp(log_seconds), least)
+        if not widths:
+            return seconds, seconds.copy(), seconds.copy(), provenance
+        low = np.maximum(seconds * np.exp(np.minimum(-told.width, told.apart)), least)
+        high = seconds * np.exp(np.maximum(told.width, told.apart))
+        return seconds, low, high, provenance
+
+    @property
+    def achieved(self) -> Achieved:
+        """What the fastest rows make of the measured GPU's ceilings."""
+        return self.learned.achieved
+
+    def model(self, family: Family, overlapped: bool) -> tuple[FamilyModel | None, bool]:
+        """As `LearnedKernels.model`."""
+        return self.learned.model(family, overlapped)
+
+    @cached_property
+    def memory_share(self) -> float:
+        """Of the HBM rate: what the fastest row moves, of another calibration where the own rows
+        are small; all of it where no row says otherwise."""
+        if self.achieved.memory is not None:
+            return self.achieved.memory
+        known = (model.achieved.memory for model in self.others)
+        return next((share for share in known if share is not None), 1.0)
+
+    @cached_property
+    def others(self) -> tuple[CalibratedKernels, ...]:
+        """Models of the calibrations that complete this one or that it is restated from, fitted
+        when first needed."""
+        restated = [
+            name
+            for name in self.calibration.restated_from
+            if name not in self.calibration.completed_by
+        ]
+        return (
+            *self.completing,
+            *(self._stand_in(load_calibration(name)) for name in restated),
+        )
+
+    @cached_property
+    def completing(self) -> tuple[CalibratedKernels, ...]:
+        """Models of the calibrations that complete this one."""
+        return tuple(
+            self._stand_in(load_calibration(name)) for name in self.calibration.completed_by
+        )
+
+    def _stand_in(self, other: CalibrationProfile) -> CalibratedKernels:
+        """Another calibration's rows on this GPU, under this one's conditions."""
+        on_this = other.model_copy(update={"overlap": self.calibration.overlap})
+        return CalibratedKernels(on_this, self.gpu, calibration_measurements(other))
 
 
 def _kernels(rows: Sequence[Measurement]) -> float:

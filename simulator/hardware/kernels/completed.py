@@ -19,7 +19,7 @@ from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibr
 from hardware_profiles.tables import Measurement
 from reference_model.formats import nearest_type
 from reference_model.trace import Operator
-from simulator.hardware.kernels.calibrated import Answer, CalibratedKernels
+from simulator.hardware.kernels.calibrated import NOT_OF_KERNELS, Answer, CalibratedKernels
 from simulator.hardware.kernels.families import Family, calibration_measurements, family_of
 from simulator.hardware.kernels.related import RELATED_KINDS, related_batch, related_family
 from simulator.hardware.kernels.roofline import (
@@ -43,14 +43,10 @@ ROUNDING = 1e-9
 """Times that differ by less than this share are the same."""
 
 
-NOT_OF_KERNELS = dict.fromkeys(
-    ("all_to_all", "transfers", "collectives", "normal_kernels", "gap"), True
-)
-"""Fields of a calibration that no time of a compute kernel rests on."""
 NOT_OF_COMPUTE = dict.fromkeys(
     ("hbm_capacity", "nvlink_bandwidth", "pcie_bandwidth", "power"), True
 )
-"""Fields of a GPU likewise."""
+"""Fields of a GPU that no time of a compute kernel rests on."""
 PREDICTED_AT_ONCE = 2**15
 """Distinct operators predicted at once: bounds the memory of their distances to all rows."""
 MOST_TIMES = 2**18

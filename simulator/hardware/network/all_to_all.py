@@ -13,19 +13,21 @@ other node that it reaches, and none in a group that one node holds.
 
 Payload of a token of V3: 7,168 bytes and 56 FP32 scales in FP8, 14,336 bytes in BF16. A rank that
 receives more rows than it sends waits for them. Before the payload a notify kernel exchanges counts
-and meets the other ranks; its time is included. Achieved rates are fitted to published DeepEP
+and meets the other ranks; its time is included. AchievedShares rates are fitted to published DeepEP
 times; beside compute, a ratio of the calibration slows the payload.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.by_content import Keyed, profile_key, rows_key
 from hardware_profiles.estimates import Estimate
 from hardware_profiles.normal_kernels import NormalLawProfile, load_normal_kernels
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile, load_gpu
@@ -66,6 +68,30 @@ class AllToAllTime:
         return self.notify_s + (hops if self.kernel_s is None else self.kernel_s) * self.slowdown
 
 
+NOT_OF_SHARES = dict.fromkeys(("fits", "gap", "tiles", "overlap", "sources"), True)
+"""Fields of a calibration that no achieved share rests on."""
+
+
+@dataclass(frozen=True, slots=True)
+class AchievedShares:
+    """What dispatch and combine achieve of links, by kind."""
+
+    nvlink: Mapping[str, tuple[float, float, float]]
+    """[value, low, high] of the NVLink rate."""
+    nic: Mapping[str, tuple[float, float, float]]
+    """The same of the NIC rate."""
+    rows: Mapping[str, tuple[Measurement, ...]]
+    """Rows used."""
+
+
+@lru_cache(maxsize=32)
+def _achieved(
+    model: Keyed[AllToAllModel], measurements: Keyed[tuple[Measurement, ...]]
+) -> AchievedShares:
+    """Learned once from the same inputs."""
+    return model.value.achieved_in(measurements.value)
+
+
 class AllToAllModel:
     """Dispatch and combine among the ranks of one expert-parallel group."""
 
@@ -103,32 +129,45 @@ class AllToAllModel:
         high]}, and `rows_` {kind: rows used}. Kernels timed by SMs over the same links know their
         share; where no row is limited by a link, the calibration's transfers stand in.
         """
+        self._measured_nvlink = load_gpu(self.calibration.gpu).nvlink_bandwidth
+        rests_on = (
+            profile_key(self.calibration, without=NOT_OF_SHARES).key,
+            None if self.kernels is None else profile_key(self.kernels).key,
+            self._measured_nvlink,
+            self.cluster.node.gpu.name,
+            self.nodes,
+        )
+        found = _achieved(Keyed(rests_on, self), rows_key(measurements))
+        self.nvlink_share_, self.nic_share_, self.rows_ = found.nvlink, found.nic, found.rows
+        return self
+
+    def achieved_in(self, measurements: Iterable[Measurement]) -> AchievedShares:
+        """What `fit` learns."""
         alone = [
             row
             for row in measurements
             if row.kind in ALL_TO_ALL_KINDS and row.condition("beside") != "compute"
         ]
         transfers = self.calibration.transfers
-        self._measured_nvlink = load_gpu(self.calibration.gpu).nvlink_bandwidth
-        self.nvlink_share_: dict[str, tuple[float, float, float]] = {}
-        self.nic_share_: dict[str, tuple[float, float, float]] = {}
-        self.rows_: dict[str, tuple[Measurement, ...]] = {}
+        nvlink_share: dict[str, tuple[float, float, float]] = {}
+        nic_share: dict[str, tuple[float, float, float]] = {}
+        used: dict[str, tuple[Measurement, ...]] = {}
         for kind in sorted(ALL_TO_ALL_KINDS):
             of_kind = [row for row in alone if row.kind == kind]
             sets = [
                 s for s in self.calibration.kernel_sets if any(r.kernel_set == s for r in of_kind)
             ]
             by_set = {name: [row for row in of_kind if row.kernel_set == name] for name in sets}
-            self.rows_[kind] = tuple(by_set[sets[0]]) if sets else ()
+            used[kind] = tuple(by_set[sets[0]]) if sets else ()
             nvlink = (self._nvlink_share(rows) for rows in by_set.values())
-            self.nvlink_share_[kind] = self._timed_share(kind, 1) or _first_and_range(
+            nvlink_share[kind] = self._timed_share(kind, 1) or _first_and_range(
                 nvlink, _figures(transfers.nvlink)
             )
-            nic = (self._nic_share(rows, self.nvlink_share_[kind][0]) for rows in by_set.values())
-            self.nic_share_[kind] = self._timed_share(kind, max(2, self.nodes)) or _first_and_range(
+            nic = (self._nic_share(rows, nvlink_share[kind][0]) for rows in by_set.values())
+            nic_share[kind] = self._timed_share(kind, max(2, self.nodes)) or _first_and_range(
                 nic, _figures(transfers.nic_by_mean or transfers.nic)
             )
-        return self
+        return AchievedShares(nvlink_share, nic_share, used)
 
     def _profile_of(self, kind: str, nodes: int) -> NormalLawProfile | None:
         """The timed kernels of the nearest number of nodes; on one node of one alone."""
@@ -302,7 +341,7 @@ class AllToAllModel:
         return added
 
     def _nvlink_share(self, rows: Sequence[Measurement]) -> float | None:
-        """Achieved share of the NVLink rate within one node."""
+        """AchievedShares share of the NVLink rate within one node."""
         inside = [row for row in rows if row.condition("nodes") == "1"]
         if not inside:
             return None

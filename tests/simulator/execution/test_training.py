@@ -10,6 +10,7 @@ from simulator.analysis.training_metrics import rank_times, training_metrics
 from simulator.execution.optimizer import ChunkState
 from simulator.execution.timeline import waiting
 from simulator.execution.training import ChunkKey, beside_state
+from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.hardware.prediction import Prediction
 from simulator.scenario.files import SCENARIOS, load_scenario
@@ -322,3 +323,19 @@ def test_kernels_run_beside_collectives_of_state_as_long_as_those_are_in_flight(
     assert beside(ahead, every, [False, False, True]) == [2.0, 3.0, 2.0]
     assert beside(StateTasks(gather_forward=True), every, [False, True, True]) == [2.0, 3.0, 1.0]
     assert beside(None, every, [False, True, True]) == [2.0, 3.0, 1.0]
+
+
+def test_chunks_of_the_same_graphs_and_kernel_times_are_priced_once(monkeypatch):
+    """Another NIC moves what tokens take, and no kernel."""
+    asked = []
+    predict = KernelCostModel.predict
+
+    def counting(self, operators, **conditions):
+        asked.append({operator.kind for operator in operators})
+        return predict(self, operators, **conditions)
+
+    first = run().step
+    monkeypatch.setattr(KernelCostModel, "predict", counting)
+    second = run("cluster.node.nic.bandwidth=300 Gbit/s").step
+    assert second.step_time_s > first.step_time_s
+    assert set().union(*asked) == {"dispatch", "combine", "add"}

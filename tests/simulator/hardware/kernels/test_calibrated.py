@@ -8,6 +8,7 @@ import pytest
 from cost_models import (
     CALIBRATION,
     COSTS,
+    ROWS,
     WITHOUT_TRACE,
     fitted,
     gemm,
@@ -16,8 +17,8 @@ from made_up_rows import made_up
 
 from hardware_profiles.schema import load_gpu
 from simulator.hardware.costs import NotCalibrated
-from simulator.hardware.kernels.calibrated import CalibratedKernels
-from simulator.hardware.kernels.families import operator_of
+from simulator.hardware.kernels.calibrated import CalibratedKernels, LearnedKernels
+from simulator.hardware.kernels.families import family_of, operator_of
 from simulator.hardware.kernels.roofline import batch_of, least_seconds
 
 H800 = load_gpu("h800_sxm")
@@ -134,5 +135,33 @@ def test_a_type_without_rows_borrows_from_the_type_that_it_is_most_like():
         for dtype, rows in (("fp8_e4m3", 100), ("bfloat16", 10))
     }
     asked = ("gemm", "w4a16_g32", "bfloat16", False)
-    model, borrowed = CalibratedKernels.model(SimpleNamespace(families=families), asked, False)
+    model, borrowed = LearnedKernels.model(SimpleNamespace(families=families), asked, False)
     assert (model.rows, borrowed) == (10, True)
+
+
+def test_another_gpu_is_told_what_the_measured_one_was_and_restates_it():
+    """What rows say is worked out once; only what follows from the ceilings is new."""
+    calibration = CALIBRATION.model_copy(update={"completed_by": ()})
+    faster, fastest = (
+        CalibratedKernels(calibration, H800.model_copy(update={"hbm_bandwidth": rate}), ROWS)
+        for rate in (4e12, 5e12)
+    )
+    assert faster.learned is fastest.learned
+    op = gemm(4097, 1536, 7168)
+    asked = family_of(op), batch_of([op]), np.array([132.0]), False
+    faster.compute(*asked, widths=True)
+    before = faster.learned.told.cache_info()
+    fastest.compute(*asked, widths=True)
+    after = faster.learned.told.cache_info()
+    assert (after.hits - before.hits, after.misses - before.misses) == (1, 0)
+
+
+def test_answers_may_be_changed_and_what_is_known_stays():
+    kernels = CalibratedKernels(CALIBRATION, H800, ROWS)
+    op = gemm(4096, 1536, 7168)
+    asked = family_of(op), batch_of([op]), np.array([132.0]), False
+    first = kernels.compute(*asked, widths=True)
+    values = [part.tolist() for part in first]
+    for part in first:
+        part[:] = 0
+    assert [part.tolist() for part in kernels.compute(*asked, widths=True)] == values
