@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby, zip_longest
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
@@ -246,33 +246,40 @@ def attribution_comparison(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Tab
     return table
 
 
-def validation_table(found: Mapping[str, Sequence[PublishedRow]]) -> Table:
-    """Published figures by scenario beside the simulated ones; what is no evidence is dimmed."""
-    table = Table(title="beside published figures", title_justify="left", caption_justify="left")
+def validation_table(scenario: str, figures: Sequence[PublishedRow]) -> Table:
+    """The published figures of one scenario beside the simulated ones, without columns that have
+    nothing in them; what is no evidence is dimmed."""
+    table = Table(title=scenario, title_justify="left", title_style="bold")
     table.add_column("figure", overflow="fold", min_width=18)
-    for column in PUBLISHED_COLUMNS[1:-1]:
-        table.add_column(column, justify="right", no_wrap=column == "error", overflow="fold")
-    table.add_column("kind", overflow="fold")
-    for scenario, figures in found.items():
-        table.add_section()
-        table.add_row(scenario, style="bold")
-        for row in figures:
-            name, *cells = published_cells(asdict(row))
-            table.add_row(f"  {name}", *cells, style=None if row.is_evidence else "dim")
-    rows = [row for figures in found.values() for row in figures]
+    cells = [published_cells(asdict(row)) for row in figures]
+    told = [place for place in range(1, len(PUBLISHED_COLUMNS)) if any(row[place] for row in cells)]
+    for place in told:
+        name = PUBLISHED_COLUMNS[place]
+        justify: Literal["left", "right"] = "left" if name == "kind" else "right"
+        table.add_column(name, justify=justify, no_wrap=name == "error", overflow="fold")
+    for row, own in zip(figures, cells, strict=True):
+        style = None if row.is_evidence else "dim"
+        table.add_row(own[0], *(own[place] for place in told), style=style)
+    return table
+
+
+def validation_verdict(rows: Sequence[PublishedRow]) -> str:
+    """How far all figures that are evidence are off, and how often their intervals hold them; empty
+    where none is."""
+    found = []
     error = median_error(rows)
     if error is not None:
         count = sum(row.is_evidence for row in rows)
-        table.caption = f"median error of the {count} predictions: {error:.1%}"
+        found.append(f"median error of the {count} predictions: {error:.1%}")
     held = coverage_of(rows)
     if held is not None:
         low, high = held.share_95
-        table.caption = (
-            f"{table.caption or ''}; {held.inside} of {held.trials} lie in their 80% intervals "
+        found.append(
+            f"{held.inside} of {held.trials} lie in their 80% intervals "
             f"({held.share:.0%}, by chance {low:.0%} to {high:.0%}), whose median width is "
             f"{held.width:.0%} and interval score {held.score:.2f}"
         )
-    return table
+    return "; ".join(found)
 
 
 def ledger_table(found: Sequence[Judged]) -> Table:

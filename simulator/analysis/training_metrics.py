@@ -36,6 +36,7 @@ from simulator.execution.training_draws import TrainingDraws, draw_step
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.prediction import PROVENANCES
+from simulator.scenario.training import TrainingJob
 from simulator.workload.layout import stage_texts
 from simulator.workload.schedules.order import (
     FORWARD,
@@ -224,6 +225,16 @@ def _cpu_memory(run: TrainingRun) -> dict[str, float]:
     }
 
 
+def _copy_engines(job: TrainingJob) -> list[str]:
+    """That dispatch and combine without SMs are a what-if, where they are."""
+    if job.communication_sms:
+        return []
+    return [
+        "training.communication_sms: 0: a what-if: no dispatch or combine that keeps no SM was "
+        "measured; links alone limit these, and compute has every SM"
+    ]
+
+
 def _slow_averages(run: TrainingRun) -> list[str]:
     """A warning where moving averages take longer than the step beside which they are updated."""
     took = max(averaging_seconds(state, run.scenario.cluster) for state in run.host)
@@ -310,6 +321,7 @@ def training_metrics(
             *straddling({axis: run.layout.parts_of(axis) for axis in run.costs.sharing}),
             *([] if drawn is None else _too_full(drawn, cluster.node.gpu.hbm_capacity)),
             *_slow_averages(run),
+            *_copy_engines(job),
         ],
         "without_all_to_all_slowdown": {
             "pair_time_s": run.without_slowdown.pair.log.span_s,

@@ -56,7 +56,10 @@ def print_tables(*tables: Table) -> None:
     """Print tables, as wide as the terminal; into a file or a pipe 100 columns wide."""
     from rich.console import Console
 
+    from reports.fit import fitted
+
     # Names come from users: a bracket in one is no markup.
     console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, markup=False)
     for table in tables:
-        console.print(table)
+        for part in fitted(table, console.width):
+            console.print(part)

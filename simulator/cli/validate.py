@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from simulator.cli.discover import scenario_names
 from simulator.cli.options import Json, print_tables
 from simulator.cli.progress import progress
+
+if TYPE_CHECKING:
+    from simulator.analysis.published import PublishedRow
 
 
 def validate(
@@ -90,7 +93,7 @@ def validate(
         return
     from dataclasses import asdict
 
-    from reports.terminal import validation_table
+    from reports.terminal import validation_table, validation_verdict
     from simulator.analysis.validation import (
         check_figures,
         check_published,
@@ -103,21 +106,31 @@ def validate(
     names = tuple(scenarios or scenarios_with_figures())
     for name in names:
         check_figures(load_scenario(name))  # a misspelt name is an error before anything runs
-    found = {}
-    with progress("simulating", total=len(names), unit="scenarios") as shown:
+    found: dict[str, list[PublishedRow]] = {}
+
+    def what_is_kept() -> str:
+        left = " ".join(names[len(found) :])
+        if as_json or not found:
+            return "nothing is kept; the same command runs again"
+        return f"what is printed stands; the rest: dsv3sim validate {left}"
+
+    with progress("simulating", total=len(names), unit="scenarios", kept=what_is_kept) as shown:
         for name, figures in check_published(names, with_intervals, jobs=jobs):
+            if not as_json:
+                with shown.aside():
+                    print_tables(validation_table(name, figures))
             found[name] = figures
             shown.advance()
+    rows = [row for figures in found.values() for row in figures]
     if as_json:
-        rows = [row for figures in found.values() for row in figures]
         listed = [
             {"scenario": name, **asdict(row), "is_evidence": row.is_evidence}
             for name, figures in found.items()
             for row in figures
         ]
         print(json.dumps({"figures": listed, "median_error": median_error(rows)}, allow_nan=False))
-        return
-    print_tables(validation_table(found))
+    elif verdict := validation_verdict(rows):
+        print(verdict)
 
 
 def _write_ledger(

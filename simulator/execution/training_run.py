@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import lcm
+from pathlib import Path
 
 import numpy as np
 
 from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.schema import GpuProfile
+from hardware_profiles.suggestions import meant_or_known
 from hardware_profiles.units import Seconds
 from reference_model.config import ModelConfig
 from reference_model.trace import Operator, OperatorTrace, Split, part_of
@@ -147,6 +149,12 @@ def _check_names(job: TrainingJob, gpu: GpuProfile) -> None:
     SMs left."""
     if not is_schedule_file(job.schedule):
         by_name(SCHEDULES, job.schedule, "training.schedule")
+    elif not Path(job.schedule).is_file():
+        meant = meant_or_known(Path(job.schedule).stem, SCHEDULES)
+        raise ValueError(
+            f"training.schedule: {job.schedule}: no such file; {meant} or a file in the form that "
+            "`dsv3sim show schedule` prints"
+        )
     check_multiplied(job.recipe, gpu, field="training.recipe", allowed=TRAINED)
     by_name(OPTIMIZERS, job.optimizer.name, "training.optimizer.name")
     if job.communication_sms >= gpu.sms:
@@ -308,6 +316,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         return (
             f"; with this batch and memory training.schedule={found[0]}"
             + (" training.virtual_stages=default" if virtual_stages is not None else "")
+            + (" training.stages=default" if job.stages != "default" else "")
             + " fits"
             + (f", and so do {', '.join(found[1:])}" if found[1:] else "")
             if found
@@ -319,7 +328,9 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     except ValueError as error:
         raise ValueError(
             f"training: {microbatches} micro-batches of {in_one_round} sequences "
-            f"(global_batch_sequences) on {job.pp} ranks (pp): {error}{way_out()}"
+            f"(global_batch_sequences) on {job.pp} ranks (pp): {error}"
+            # What is wrong in a file is no matter of memory.
+            f"{'' if is_schedule_file(job.schedule) else way_out()}"
         ) from None
     costs = by_name(COST_MODELS, scenario.file.cost_model, "cost_model")(
         cluster=scenario.cluster,

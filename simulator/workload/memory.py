@@ -375,9 +375,9 @@ def check_fits(
     rank, worst = max(enumerate(ranks), key=lambda pair: pair[1].total)
     if worst.total > capacity:
         raise Infeasible(
-            f"pipeline rank {rank} needs {format_bytes(worst.total)} a GPU, "
-            f"{worst.total - capacity:.0f} bytes ({format_bytes(worst.total - capacity)}) "
-            f"more than its {format_bytes(capacity)}: {worst}; "
+            f"pipeline rank {rank} needs {format_bytes(worst.total)} per GPU, "
+            f"{format_bytes(worst.total - capacity)} more than its {format_bytes(capacity)}: "
+            f"{worst}; "
             + (
                 f"of the splits of layers tried, {', '.join(stage_texts(stages))} needs least"
                 if chosen

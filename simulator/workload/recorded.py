@@ -118,8 +118,8 @@ def _record(
             f"pip install 'dsv3sim[reference]', or run where torch is: {' '.join(command)}"
         )
     warnings.warn(
-        f"no {job} trace of such layers is recorded yet; recording one in {folder}, which takes "
-        "about 20 s, once",
+        f"no {job} trace of such layers is recorded yet; recording one in {folder}, once, "
+        "which takes some ten seconds",
         stacklevel=2,
     )
     done = subprocess.run(
