@@ -1,4 +1,4 @@
-"""Write docs/reference from the program itself: commands, scenarios, metrics, the Python interface.
+"""Write docs/reference from the program: commands, scenarios, fields, metrics, Python interface.
 
 python docs/write_reference.py
 """
@@ -17,6 +17,7 @@ import typer
 import simulator
 from simulator.analysis.every_metric import METRICS
 from simulator.cli.app import app
+from simulator.scenario.describe import Field, scenario_fields
 from simulator.scenario.files import known_scenarios, load_scenario
 
 FOLDER = Path(__file__).parent / "reference"
@@ -74,6 +75,34 @@ def scenarios() -> Iterator[str]:
             yield from table(("scenario", "what it is of"), rows)
 
 
+def fields() -> Iterator[str]:
+    """Every field that a scenario and the files that it names may have."""
+    yield "# Fields\n"
+    yield (
+        "Paths as of `--set`; `N` is a place of a list, `NAME` a name that the file chooses. An\n"
+        "estimate has value, low, high and source. `dsv3sim show fields PATH` prints the same;\n"
+        "`dsv3sim show schema scenario > scenario.schema.json` writes JSON Schema, with which an\n"
+        "editor completes and checks a file that begins with\n"
+        "`# yaml-language-server: $schema=scenario.schema.json`.\n"
+    )
+    yield MADE
+    blocks: dict[str, list[Field]] = {}
+    for field in scenario_fields():
+        blocks.setdefault(field.path.rpartition(".")[0], []).append(field)
+    for block, inside in blocks.items():
+        yield f"\n## {block or 'a scenario file'}\n"
+        rows = (
+            (
+                f"`{one.path.rpartition('.')[2]}`",
+                f"{one.kind}, such as {one.example}" if one.example else one.kind,
+                one.default,
+                one.meaning,
+            )
+            for one in inside
+        )
+        yield from table(("field", "value", "default", "meaning"), rows)
+
+
 def metrics() -> Iterator[str]:
     """Every metric of every job."""
     yield "# Metrics\n"
@@ -121,6 +150,7 @@ def _signature(what: Callable[..., Any]) -> str:
 PAGES = {
     "commands.md": commands,
     "scenarios.md": scenarios,
+    "fields.md": fields,
     "metrics.md": metrics,
     "python.md": interface,
 }

@@ -70,9 +70,11 @@ class GpuProfile(Profile):
     peak_clock: FrequencyValue | None = None
     """Clock that `peak_compute` is stated at; `sm_clock` where not given."""
     hbm_capacity: DataValue
+    """Memory of one GPU."""
     hbm_bandwidth: BandwidthValue
     """Read plus write."""
     l2_capacity: DataValue
+    """Cache that all SMs share."""
     nvlink_bandwidth: BandwidthValue
     """Per direction, all links of one GPU together."""
     pcie_bandwidth: BandwidthValue
@@ -155,6 +157,7 @@ class NodeProfile(Profile):
 
     gpu: GpuProfile
     gpus: Count
+    """GPUs of one node."""
     nic: NicProfile
     nics: Count
     """NICs for the compute fabric; each GPU has nics / gpus of them."""
@@ -191,6 +194,7 @@ class FabricProfile(Profile):
     planes: Count
     """Independent networks; NIC i of a node sits in plane i modulo planes."""
     switch_ports: Count
+    """Ports of one switch, all at the NICs' line rate."""
     same_leaf_latency: TimeValue
     """64-byte latency under one leaf switch (1 switch), host to host."""
     cross_leaf_latency: TimeValue
@@ -225,6 +229,7 @@ class ClusterProfile(Profile):
 
     name: str
     nodes: Count
+    """Nodes of the whole cluster."""
     node: NodeProfile
     fabric: FabricProfile
     gpu_price: PriceRateValue

@@ -23,16 +23,21 @@ class ScenarioFile(Profile):
     or fields in full."""
 
     description: str
+    """One line that lists and reports show."""
     model: str | dict[str, Any] | None = None
+    """A shipped model, a config.json or its folder, or its fields."""
     cluster: str | dict[str, Any] | None = None
+    """A shipped cluster, a path to a YAML file, or its fields."""
     gpu: str | dict[str, Any] | None = None
     """Of a replay; other jobs run on the GPU of their cluster."""
     calibration: str | dict[str, Any] | None = None
+    """Whose kernel times: a shipped calibration, a path to a YAML file, or its fields."""
     traces: str | None = None
     """Folder with recordings of the model's operators; by default the user's cache folder."""
     cost_model: str = "measured"
     """Name in simulator.hardware.costs.COST_MODELS."""
     seed: NonNegativeInt = 0
+    """Of everything that is drawn; equal seeds give equal runs."""
     published: tuple[PublishedFigure, ...] = ()
     vary: dict[str, Any] = Field(default_factory=dict)
     """Of a collective: {field of the scenario: values that it takes in turn}, nested as fields."""

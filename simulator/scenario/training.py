@@ -91,6 +91,7 @@ class TrainingJob(Profile):
     global_batch_sequences: PositiveInt
     """Sequences of one step, over all pipelines."""
     micro_batch_sequences: PositiveInt
+    """Sequences of one micro-batch of one pipeline."""
     sequence_length: PositiveInt
     """Tokens of one sequence."""
     documents: Documents | None = None
