@@ -27,6 +27,7 @@ from simulator.cli.init_serving import init_serving
 from simulator.cli.options import Stopped, stoppable
 from simulator.cli.replay import replay
 from simulator.cli.run import run_command
+from simulator.cli.sensitivity import sensitivity
 from simulator.cli.show import show_app
 from simulator.cli.sweep import sweep_command
 from simulator.cli.validate import validate
@@ -57,7 +58,7 @@ def of_every_command(
 
 app.command("run")(run_command)
 app.command("sweep")(sweep_command)
-for command in (validate, attribute, compare, replay, calibrate):
+for command in (validate, attribute, compare, sensitivity, replay, calibrate):
     app.command()(command)
 init_app.command("serving")(init_serving)
 app.command("list")(list_names)

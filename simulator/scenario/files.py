@@ -249,13 +249,28 @@ def variants(scenario: Scenario) -> list[Scenario]:
     axes = file_axes(scenario.file.vary, where=scenario.where)
     found = [] if axes else [scenario]
     for settings in points(axes) if axes else ():
-        changes = {
-            _full_path(path, scenario.resolved, scenario.where): value
-            for path, value in settings.items()
-        }
-        at = _read(Path(scenario.name), scenario.resolved, changes, where=scenario.where)
-        found.append(replace(scenario, job=at.job, named_cluster=at.named_cluster))
+        found.append(with_changes(scenario, settings))
     return found
+
+
+def with_changes(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
+    """The scenario with other values at some paths, name and published figures as they are.
+
+    Args:
+        changes: {path as of --set: value as a file has it}
+    """
+    full = {
+        _full_path(path, scenario.resolved, scenario.where): value
+        for path, value in changes.items()
+    }
+    at = _read(Path(scenario.name), scenario.resolved, full, where=scenario.where)
+    return replace(
+        scenario,
+        job=at.job,
+        named_model=at.named_model,
+        named_cluster=at.named_cluster,
+        named_calibration=at.named_calibration,
+    )
 
 
 def _with_gap(raw: Raw, *, where: str) -> Raw:

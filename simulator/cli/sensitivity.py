@@ -1,0 +1,67 @@
+"""dsv3sim sensitivity: say what the time of a step depends on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulator.cli.options import Changes, Json, print_tables
+
+
+def sensitivity(
+    scenario: Annotated[str, typer.Argument(help="A training or serving step.")],
+    changes: Changes = None,
+    ideal: Annotated[
+        bool,
+        typer.Option(
+            "--ideal",
+            help="Ideal ranks, many times faster: no waiting, and no inputs of it. The same as "
+            "--set skew=none.",
+        ),
+    ] = False,
+    target: Annotated[
+        float, typer.Option(help="Share of the answer that each input alone is asked to take off.")
+    ] = 0.1,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT", help="Of this input, such as 'HBM bandwidth'; repeatable."),
+    ] = None,
+    as_json: Json = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for the figures and a chart; default: none.")
+    ] = None,
+) -> None:
+    """Say what a step's time depends on: its elasticity to each number of machine and job."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from reports.run_directory import check_replaceable
+    from reports.sensitivity import sensitivity_table, write_sensitivity
+    from simulator.analysis.sensitivity import elasticities
+    from simulator.scenario.files import load_scenario, write_resolved
+
+    loaded = load_scenario(scenario, [*(changes or ()), *(["skew=none"] if ideal else [])])
+    if out is not None:
+        check_replaceable(out)
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("inputs", total=None)
+        found = elasticities(
+            loaded,
+            target=target,
+            only=only or (),
+            done=lambda ended, every: progress.update(task, completed=ended, total=every),
+        ).to_json()
+    if out is not None:
+        write_sensitivity(found, write_resolved(loaded), out)
+    if as_json:
+        print(json.dumps(found, allow_nan=False))
+        return
+    print_tables(sensitivity_table(found))
+    if out is not None:
+        print(f"chart: {out}/tornado.svg")
