@@ -108,12 +108,17 @@ def trace_name(
     return ".".join([model, *parts, job, *others, "jsonl"])
 
 
-def user_trace_folder() -> Path:
-    """Where a user's own recordings are kept: in the cache folder of the XDG specification.
+def user_cache_folder() -> Path:
+    """Where what can be made again is kept for a user: the cache folder of the XDG specification.
 
     Nothing is written into an installed package."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "dsv3sim" / "traces"
+    return Path(cache) / "dsv3sim"
+
+
+def user_trace_folder() -> Path:
+    """Where a user's own recordings are kept."""
+    return user_cache_folder() / "traces"
 
 
 @dataclass(frozen=True, slots=True)

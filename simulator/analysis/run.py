@@ -103,6 +103,14 @@ class Run(Generic[Result_co]):
             shown["other_kernels"] = self.other_kernels()
         return shown
 
+    def keep_kernel_times(self) -> None:
+        """Keep the kernel times of a step, for the next process of the user that asks for them."""
+        result: Any = self.result
+        if isinstance(self.scenario.job, TrainingJob):
+            result.costs.keep_times()
+        elif isinstance(self.scenario.job, ServingStepJob):
+            result.step.model.kernels.costs.keep_times()
+
     def other_kernels(self) -> Metrics | None:
         """What a step takes with kernels of the other kind, of an engine or of the reference model;
         None where no shipped calibration has them for the scenario's job."""

@@ -155,6 +155,7 @@ def run_and_show(
             print(note, file=sys.stderr)
         shown.says(f"measuring {loaded.name}")
         metrics = result.to_json(intervals=intervals)
+        result.keep_kernel_times()
         metrics["wall_clock_s"] = time.perf_counter() - started
         report = JOB_REPORTS[loaded.job_name]()
         if directory is not None:

@@ -318,6 +318,10 @@ class KernelCostModel:
         common = self.common_.of(moved, seconds, self.cluster.node.gpu, tensor=tensor)
         return Prediction(seconds, low, high, provenance, of_kind, common)
 
+    def keep_times(self) -> None:
+        """Keep the kernel times that were asked for, for the user's next process."""
+        self.kernels_.keep_times()
+
     def answered_by(self, operator: Operator) -> str:
         """Name of the calibration whose rows a compute kernel's time rests on."""
         return self.kernels_.answered_by(operator)

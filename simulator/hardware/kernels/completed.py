@@ -8,7 +8,8 @@ say otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -16,11 +17,18 @@ from numpy.typing import NDArray
 
 from hardware_profiles.by_content import Keyed, profile_key, rows_key
 from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibration, load_gpu
-from hardware_profiles.tables import Measurement
+from hardware_profiles.tables import Measurement, table_path
 from reference_model.formats import nearest_type
 from reference_model.trace import Operator
 from simulator.hardware.kernels.calibrated import NOT_OF_KERNELS, Answer, CalibratedKernels
 from simulator.hardware.kernels.families import Family, calibration_measurements, family_of
+from simulator.hardware.kernels.kept_times import (
+    Sizes,
+    Time,
+    read_times,
+    times_digest,
+    write_times,
+)
 from simulator.hardware.kernels.related import RELATED_KINDS, related_batch, related_family
 from simulator.hardware.kernels.roofline import (
     Batch,
@@ -33,10 +41,6 @@ from simulator.hardware.kernels.work_floor import MONOTONE_KINDS, PADDED, Rising
 from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED
 
 Array = NDArray[np.float64]
-Sizes = tuple[tuple[str, int], ...]
-Time = tuple[float, float, float, int, float]
-"""Seconds of a kernel, both ends of its 80% interval, its provenance, and the bytes it moves."""
-
 FEW_ROWS = 5
 """Fewer of a family say nothing of other shapes."""
 ROUNDING = 1e-9
@@ -58,25 +62,27 @@ def completed_kernels(
 ) -> CompletedKernels:
     """`CompletedKernels`, learned once from the same inputs: many scenarios differ in others, such
     as layouts, links or memory."""
-    return _learned(
+    inputs = (
         profile_key(calibration, without=NOT_OF_KERNELS),
         profile_key(gpu, without=NOT_OF_COMPUTE),
-        rows_key(measurements),
-        tuple(_other_files(calibration, frozenset())),
     )
+    others = tuple(_other_files(calibration, frozenset()))
+    return _completed(*inputs, rows_key(measurements), others)
 
 
 @lru_cache(maxsize=8)
-def _learned(
+def _completed(
     calibration: Keyed[CalibrationProfile],
     gpu: Keyed[GpuProfile],
     rows: Keyed[tuple[Measurement, ...]],
-    _other_files: tuple[object, ...],
+    others: tuple[Hashable, ...],
 ) -> CompletedKernels:
-    return CompletedKernels(calibration.value, gpu.value, rows.value)
+    made = CompletedKernels(calibration.value, gpu.value, rows.value)
+    made.begin_with_kept((calibration.key, gpu.key, *others))
+    return made
 
 
-def _other_files(calibration: CalibrationProfile, seen: frozenset[str]) -> Iterator[object]:
+def _other_files(calibration: CalibrationProfile, seen: frozenset[str]) -> Iterator[Hashable]:
     """What the files say that a calibration names: its GPU, and the calibrations that complete it
     or that it is restated from, with their GPUs and tables."""
     yield profile_key(load_gpu(calibration.gpu)).key
@@ -85,7 +91,8 @@ def _other_files(calibration: CalibrationProfile, seen: frozenset[str]) -> Itera
             continue
         other = load_calibration(name)
         yield profile_key(other, without=NOT_OF_KERNELS).key
-        yield rows_key(calibration_measurements(other))
+        for table in other.measurements:
+            yield hashlib.sha256(table_path(table).read_bytes()).hexdigest()
         yield from _other_files(other, seen | {name})
 
 
@@ -100,6 +107,28 @@ class CompletedKernels:
         self._rising_rows: dict[tuple[bool, Family], RisingRows] = {}
         self._times: dict[tuple[bool, Family], dict[tuple[Sizes, int], Time]] = {}
         self._restated_floors: dict[tuple[bool, Family], WorkFloor] = {}
+        self._digest: str | None = None
+        self._kept = 0
+        """Times that the user's file holds."""
+
+    def begin_with_kept(self, inputs: tuple[Hashable, ...]) -> None:
+        """Take the times that a process before has kept.
+
+        Args:
+            inputs: what times rest on, beside own rows.
+        """
+        self._digest = times_digest(inputs, self.own.rows)
+        self._times = read_times(self._digest)
+        self._kept = self._count()
+
+    def keep_times(self) -> None:
+        """Keep all times for the next process, where there are new ones."""
+        if self._digest is not None and self._count() > self._kept:
+            write_times(self._digest, self._times)
+            self._kept = self._count()
+
+    def _count(self) -> int:
+        return sum(map(len, self._times.values()))
 
     @cached_property
     def _completing(self) -> CompletedKernels | None:
