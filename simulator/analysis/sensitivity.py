@@ -106,14 +106,14 @@ def elasticities(
     *,
     target: float,
     only: Collection[str] = (),
-    done: Callable[[int, int], None] = lambda _, __: None,
+    done: Callable[[], None] = lambda: None,
 ) -> Sensitivity:
     """Elasticities of the time of a training or serving step, and what each input must become.
 
     Args:
         target: share by which the answer is asked to fall.
         only: names of inputs; all of them where none is named.
-        done: called with the inputs that are done and all of them.
+        done: called after each input.
 
     Raises ValueError for a job of another kind, an input that it does not have, or a target outside
     0 to 1.
@@ -132,14 +132,14 @@ def elasticities(
 
     alike = answer(another_gpu(scenario))
     rows = []
-    for number, each in enumerate(inputs):
+    for each in inputs:
         start = base
         if each.group == "GPU":
             start = alike
         elif each.group != "waiting" and not each.whole:
             start = answer(each.at(1.0 + NOTHING))
         rows.append(row_of(each, answer, start, target))
-        done(number + 1, len(inputs))
+        done()
     return Sensitivity(
         scenario=scenario,
         metric=_metric(scenario),

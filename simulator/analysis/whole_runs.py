@@ -30,7 +30,7 @@ from hardware_profiles.estimates import Estimate
 from hardware_profiles.fields import ROOT
 from hardware_profiles.schema import load_calibration
 from hardware_profiles.tables import Measurement, format_pairs, load_measurements
-from hardware_profiles.units import Seconds
+from hardware_profiles.units import Seconds, Watts
 from reference_model.config import CONFIG_FOLDER
 from simulator.analysis.intervals import serving_interval
 from simulator.analysis.predictions import LedgerLine
@@ -86,6 +86,8 @@ class Step:
     """That it issues."""
     clock_hz: float
     """SM clock while it ran."""
+    power_w: Watts
+    """Of the board while it ran."""
 
     @property
     def gpu(self) -> str:
@@ -106,10 +108,11 @@ class Step:
 
 def measured_steps() -> dict[str, Seconds]:
     """{what a prediction of the ledger is about: measured seconds}"""
-    return {step.about: step.seconds for step in _every_step()}
+    return {step.about: step.seconds for step in every_step()}
 
 
-def _every_step() -> list[Step]:
+def every_step() -> list[Step]:
+    """Of all leases."""
     return [step for lease in leases() for step in read_steps(TABLES / f"{lease}.csv")]
 
 
@@ -140,6 +143,7 @@ def read_steps(path: Path) -> list[Step]:
                 host_seconds=float(line["host_seconds"]) if line["host_seconds"] else None,
                 operators=int(line["operators"]),
                 clock_hz=float(line["clock_hz"]),
+                power_w=float(line["power_w"]),
             )
             for line in csv.DictReader(file)
             if line["timed_operator_seconds"]
@@ -163,6 +167,7 @@ def planned(lease: str) -> list[Step]:
                 host_seconds=None,
                 operators=0,
                 clock_hz=nan,
+                power_w=nan,
             )
             for line in csv.DictReader(file)
             if line["launch"] == "graph"
@@ -451,7 +456,7 @@ def ledger_lines(lease: str, *, date: str) -> list[LedgerLine]:
     """
     if lease in leases():
         raise ValueError(f"--lease {lease}: is measured already; predictions come before")
-    timed = {(step.label, step.gpu) for step in _every_step()}
+    timed = {(step.label, step.gpu) for step in every_step()}
     found = []
     for step in planned(lease):
         for source in leases():

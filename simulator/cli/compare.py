@@ -1,29 +1,70 @@
-"""dsv3sim compare: put several runs side by side."""
+"""dsv3sim compare: put several runs, or one job on several machines, side by side."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from simulator.cli.options import print_tables
+from simulator.cli.options import Changes, Json, print_tables
+from simulator.cli.progress import progress
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Directories of two or more runs.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Directories of two or more runs; with --cluster one scenario."),
+    ],
+    cluster: Annotated[
+        list[str] | None,
+        typer.Option(help="Put the scenario on this cluster, by name or path; repeatable."),
+    ] = None,
+    changes: Changes = None,
+    as_json: Json = False,
 ) -> None:
-    """Print the metrics of several runs side by side, and what training steps differ by."""
-    from reports.run_directory import check_comparable, read_metrics
-    from reports.terminal import attribution_comparison, comparison_table
+    """Print runs side by side and what they differ by, or one step on several clusters."""
     from simulator.analysis.kernels_used import difference_in_kind
 
+    if cluster:
+        _on_clusters(runs, cluster, changes or [], as_json)
+        return
+    from reports.run_directory import check_comparable, read_metrics
+    from reports.terminal import attribution_comparison, comparison_table
+
+    if changes or as_json:
+        raise ValueError("compare: --set and --json: allowed with --cluster")
     if len(runs) < 2:
-        raise ValueError("compare: one run given; allowed: two or more run directories")
-    read = [(str(directory), read_metrics(directory)) for directory in runs]
+        raise ValueError(
+            "compare: one run given; allowed: two or more run directories, or a scenario with "
+            "--cluster"
+        )
+    read = [(directory, read_metrics(Path(directory))) for directory in runs]
     check_comparable(read)
     attributed = attribution_comparison(read)
     print_tables(comparison_table(read), *([attributed] if attributed is not None else []))
     note = difference_in_kind(metrics for _, metrics in read)
+    if note:
+        print(f"note: {note}")
+
+
+def _on_clusters(runs: list[str], clusters: list[str], changes: list[str], as_json: bool) -> None:
+    from reports.machines import machines_table
+    from simulator.analysis.kernels_used import difference_in_kind
+    from simulator.analysis.machines import on_clusters
+
+    if len(runs) != 1:
+        raise ValueError(
+            f"compare --cluster: {len(runs)} scenarios given; allowed: one, such as "
+            "dualpipe_h800_2048"
+        )
+    with progress(f"simulating {runs[0]}", total=len(clusters), unit="clusters") as shown:
+        machines = on_clusters(runs[0], changes, clusters, done=shown.advance)
+    if as_json:
+        print(json.dumps(machines, allow_nan=False))
+        return
+    print_tables(machines_table(runs[0], machines))
+    note = difference_in_kind(machines)
     if note:
         print(f"note: {note}")

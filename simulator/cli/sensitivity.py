@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from simulator.cli.options import Changes, Json, print_tables
+from simulator.cli.progress import progress
 
 
 def sensitivity(
@@ -35,9 +36,6 @@ def sensitivity(
     ] = None,
 ) -> None:
     """Say what a step's time depends on: its elasticity to each number of machine and job."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from reports.run_directory import check_replaceable
     from reports.sensitivity import sensitivity_table, write_sensitivity
     from simulator.analysis.sensitivity import elasticities
@@ -46,17 +44,8 @@ def sensitivity(
     loaded = load_scenario(scenario, [*(changes or ()), *(["skew=none"] if ideal else [])])
     if out is not None:
         check_replaceable(out)
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("inputs", total=None)
-        found = elasticities(
-            loaded,
-            target=target,
-            only=only or (),
-            done=lambda ended, every: progress.update(task, completed=ended, total=every),
-        ).to_json()
+    with progress(f"changing inputs of {loaded.name}", unit="inputs") as shown:
+        found = elasticities(loaded, target=target, only=only or (), done=shown.advance).to_json()
     if out is not None:
         write_sensitivity(found, write_resolved(loaded), out)
     if as_json:

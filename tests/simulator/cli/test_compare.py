@@ -41,3 +41,18 @@ def test_runs_of_different_jobs_are_not_compared(tmp_path):
     done = dsv3sim("compare", "swept", "swept", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("dsv3sim: compare: swept is a sweep; allowed: runs (")
+
+
+def test_compare_puts_one_step_on_several_clusters():
+    done = dsv3sim("compare", "decode_ep72_h100", "--cluster", "h100_96", "--cluster", "h200_8",
+                   "--set", "skew=none", "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)
+    assert (first["cluster"], first["gpu"], second["gpu"]) == ("h100_96", "h100_sxm", "h200_sxm")
+    assert "reason" in second
+
+
+def test_a_change_without_a_cluster_is_refused():
+    done = dsv3sim("compare", "a", "b", "--set", "x=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "dsv3sim: compare: --set and --json: allowed with --cluster\n"

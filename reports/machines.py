@@ -1,0 +1,63 @@
+"""One job on several machines, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from hardware_profiles.units import format_quantity, format_seconds
+
+_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("GPU", "gpu", str),
+    ("GPUs of the job", "gpus", "{:,}".format),
+    ("kernel times of", "calibration", str),
+    ("step", "seconds", format_seconds),
+    ("tokens per second per GPU", "tokens_per_second_per_gpu", "{:,.0f}".format),
+    ("rent per GPU", "usd_per_gpu_second", lambda value: format_quantity(value, "price_rate")),
+    ("USD per million tokens", "usd_per_million_tokens", "{:.3f}".format),
+    ("power of a GPU's board", "watts_per_gpu", lambda value: format_quantity(value, "power")),
+    ("joules per token", "joules_per_token", "{:.3f}".format),
+)
+"""(what is shown, field, how)"""
+_COMPARED = frozenset(
+    {"seconds", "tokens_per_second_per_gpu", "usd_per_million_tokens", "joules_per_token"}
+)
+"""Fields with their ratio to the first machine that can run the job."""
+
+
+def machines_table(name: str, machines: Sequence[Mapping[str, Any]]) -> Table:
+    """A column for each machine; ratios are to the first that can run the job."""
+    table = Table(title=f"{name}: ratios in brackets are to the first", title_justify="left")
+    table.caption, table.caption_justify = "\n".join(_notes(machines)), "left"
+    table.add_column("")
+    able = [machine for machine in machines if "reason" not in machine]
+    for machine in able:
+        table.add_column(machine["cluster"], justify="right")
+    for label, field, show in _ROWS if able else ():
+        first = able[0][field]
+        cells = [
+            show(machine[field])
+            + (
+                f" ({machine[field] / first:.2f})"
+                if field in _COMPARED and machine is not able[0]
+                else ""
+            )
+            for machine in able
+        ]
+        table.add_row(label, *cells)
+    return table
+
+
+def _notes(machines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who cannot run it, and where power was not measured."""
+    notes = [f"{one['cluster']}: {one['reason']}" for one in machines if "reason" in one]
+    for one in machines:
+        measured = one.get("power_measured_on", [one["gpu"]])
+        if measured != [one["gpu"]]:
+            notes.append(
+                f"power of {one['gpu']}: assumed the share of its board's limit that "
+                f"{' and '.join(measured)} draw"
+            )
+    return list(dict.fromkeys(notes))
