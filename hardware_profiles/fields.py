@@ -287,13 +287,50 @@ def _one_line(model: type[Profile], error: ValidationError, where: str, at: str)
     elif first["type"] == "value_error":
         problem = str(first["ctx"]["error"])
     else:
-        messages = dict.fromkeys(f"{d['msg'][0].lower()}{d['msg'][1:]}" for d in same)
+        kinds = dict.fromkeys(map(_must_be, same))
         expected = (str(d.get("ctx", {}).get("expected", "")) for d in same)
         close = closest(str(first["input"]), re.findall(r"'([^']*)'", " ".join(expected)))
-        problem = f"{first['input']!r} is not allowed: {', or '.join(messages)}"
+        given = "null" if first["input"] is None else repr(first["input"])
+        problem = f"{given} is not allowed: it must be {', or '.join(kinds)}"
         problem += f"; {did_you_mean(close)}" if close else ""
+        if kinds == {"fields": None}:
+            problem += f"; dsv3sim show fields {field} lists them"
     more = f" (and {len(details) - len(same)} more)" if len(details) > len(same) else ""
     return f"{where}: {field}: {problem}{more}"
+
+
+def _must_be(detail: Mapping[str, Any]) -> str:
+    """What a value ought to have been, after "it must be"."""
+    kind, limits = detail["type"], detail.get("ctx", {})
+    for beginning, words in _KINDS.items():
+        if kind.startswith(beginning):
+            return words
+    for name, words in _LIMITS.items():
+        if kind == name:
+            return f"{words} {next(iter(limits.values()))}"
+    if kind == "literal_error":
+        return str(limits["expected"])
+    message = str(detail["msg"])
+    return message.removeprefix("Input should be ").removeprefix("Input should ")
+
+
+_KINDS = {
+    "int_": "a whole number",
+    "float_": "a number",
+    "finite_": "a finite number",
+    "bool_": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "fields",
+    "model_": "fields",
+}
+_LIMITS = {
+    "greater_than": "greater than",
+    "greater_than_equal": "at least",
+    "less_than": "less than",
+    "less_than_equal": "at most",
+}
 
 
 def _named(model: type[Profile], location: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -194,7 +194,7 @@ class FabricProfile(Profile):
     planes: Count
     """Independent networks; NIC i of a node sits in plane i modulo planes."""
     switch_ports: Count
-    """Ports of one switch, all at the NICs' line rate."""
+    """Ports of one switch, down and up together."""
     same_leaf_latency: TimeValue
     """64-byte latency under one leaf switch (1 switch), host to host."""
     cross_leaf_latency: TimeValue

@@ -7,6 +7,9 @@ from difflib import get_close_matches
 ALIKE = 0.75
 """Share of alike characters from which on a name is taken for another misspelt."""
 
+SHORT = 3
+"""Letters of a beginning from which on it stands for names."""
+
 MOST = 3
 """Names that are suggested at once."""
 
@@ -22,8 +25,15 @@ def closest(name: str, known: Collection[str]) -> list[str]:
     if wanted in plain:
         return [plain[wanted]]
     alike = get_close_matches(wanted, plain, n=MOST, cutoff=ALIKE)
-    words = set(wanted.split("_"))
-    longer = [one for one in plain if one.startswith(f"{wanted}_") or words <= set(one.split("_"))]
+    first, *rest = wanted.split("_")
+    family = [one for one in plain if one.startswith(f"{first}_")]
+    if rest and 0 < len(family) <= MOST:
+        # Another member of a small family, h800_4096 of h800_2048, before others that look alike.
+        return [plain[one] for one in sorted(family, key=lambda one: one not in alike)]
+    words = {first, *rest}
+    longer = [one for one in plain if one.startswith(wanted) or words <= set(one.split("_"))]
+    if len(wanted) < SHORT:
+        longer = []
     if len(longer) > MOST:
         longer = []  # What all of them begin with tells none from the others.
     return [plain[one] for one in alike or sorted(longer)]

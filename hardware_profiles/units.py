@@ -129,7 +129,7 @@ def unit_factor(unit: str, dimension: Dimension, *, where: str = "unit") -> floa
         meant = _meant(unit, dimension)
         allowed = did_you_mean(meant) if meant else f"allowed: {', '.join(units)}"
         raise ValueError(
-            f"{where}: unknown unit {unit!r} for {dimension}; {allowed}"
+            f"{where}: unknown unit {unit!r} for {dimension.replace('_', ' ')}; {allowed}"
             f"{'' if meant else f'; for example {_EXAMPLES[dimension]}'}"
         )
     return units[unit]

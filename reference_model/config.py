@@ -271,9 +271,10 @@ def _config_path(source: str | Path) -> Path:
         return path / "config.json"
     known = [*shipped_configs(), *ALIASES]
     close = get_close_matches(name, known, n=1)
+    meant = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
     raise ValueError(
-        f"model {str(source)!r} is neither a .json file, a folder with one, nor one of "
-        f"{', '.join(known)}{f'; did you mean {close[0]}?' if close else ''}"
+        f"model {str(source)!r} is neither a shipped one, a .json file, nor a folder with a "
+        f"config.json; {meant}"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from hardware_profiles.suggestions import closest
 from reports.tables import beside_cells, format_metric
 from simulator.analysis.every_metric import METRICS, metric_of, unknown_metric
 from simulator.analysis.published import beside
@@ -31,6 +32,14 @@ def check_asked(names: Sequence[str], job: str) -> None:
     """Raise ValueError for the first name that no metric of a job has, before anything runs."""
     for name in names:
         if metric_of(name, job) is None:
+            raise ValueError(unknown_metric(name, METRICS[job]))
+
+
+def check_spelt(names: Sequence[str], job: str) -> None:
+    """Raise ValueError for the first name that is no metric of a job and is spelt nearly as one;
+    what else a row of a sweep has, its first row says."""
+    for name in names:
+        if "." not in name and metric_of(name, job) is None and closest(name, METRICS[job]):
             raise ValueError(unknown_metric(name, METRICS[job]))
 
 

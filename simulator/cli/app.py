@@ -99,6 +99,9 @@ def main() -> None:
         if usage is None and not isinstance(error, ValueError | OSError | MemoryError):
             raise
         message = usage() if usage else str(error)
+        context = getattr(error, "ctx", None)
+        if context is not None and message.startswith("Missing "):
+            message = f"{message.rstrip('.')}; {context.command_path} --help shows what it takes"
         if isinstance(error, MemoryError):
             message = f"not enough memory for a job of this size: {str(error) or 'none is left'}"
         if isinstance(error, OSError) and error.strerror:

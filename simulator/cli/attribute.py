@@ -26,10 +26,16 @@ def attribute(
 ) -> None:
     """Say what a training step or run is made of, or how a fleet differs from published figures."""
     from simulator.scenario.files import load_scenario
+    from simulator.scenario.fleet import FleetJob
     from simulator.scenario.pretraining import PretrainingJob
     from simulator.scenario.training import TrainingJob
 
     loaded = load_scenario(scenario, changes or ())
+    if not isinstance(loaded.job, TrainingJob | PretrainingJob | FleetJob):
+        raise ValueError(
+            f"{loaded.where}: a {loaded.job_name} job has nothing to attribute to; allowed: "
+            "training, pretraining, and a fleet with counterfactuals"
+        )
     with progress(f"simulating counterfactuals of {scenario}", unit="runs") as shown:
         if isinstance(loaded.job, TrainingJob):
             from reports.terminal import step_attribution_table

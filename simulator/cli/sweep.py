@@ -72,6 +72,7 @@ def sweep_command(
 ) -> None:
     """Run a scenario at many points: a table, the points inside limits, the best of them."""
     from hardware_profiles.renames import path_of_today
+    from reports.chosen import check_spelt
     from reports.run_directory import check_replaceable
     from reports.sweep import (
         ROWS_FILE,
@@ -92,6 +93,7 @@ def sweep_command(
     asked += [limit.metric for limit in limits]
     asked += [goal.metric for goal in objectives]
     base = load_scenario(scenario, changes or ())
+    check_spelt(asked, base.job_name)  # before the first run, and before anything is written
     directory = out or (None if as_json else Path("runs") / f"{base.directory_name}-sweep")
     kept = None
     known = {}

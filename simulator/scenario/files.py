@@ -31,7 +31,7 @@ from hardware_profiles.schema import (
     override_gpu,
     resolve_cluster,
 )
-from hardware_profiles.suggestions import did_you_mean, meant_or_known
+from hardware_profiles.suggestions import closest, did_you_mean, meant_or_known
 from hardware_profiles.whole_files import read_text
 from reference_model.config import ModelConfig, parse_model_config, read_config_file
 from simulator.scenario.axes import file_axes, points
@@ -456,7 +456,13 @@ def _find(name_or_path: str) -> tuple[Path, str]:
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         return Path(name_or_path), name_or_path
     if name_or_path not in known_scenarios():
-        meant = meant_or_known(name_or_path, known_scenarios(), otherwise="a path to a .yaml file")
+        close = closest(name_or_path, known_scenarios())
+        path_too = "a path to a .yaml file"
+        meant = (
+            did_you_mean([*close, path_too])
+            if close
+            else f"dsv3sim list scenarios shows all; or give {path_too}"
+        )
         raise ValueError(f"unknown scenario {name_or_path!r}; {meant}")
     return SCENARIOS / f"{name_or_path}.yaml", f"scenarios/{name_or_path}.yaml"
 

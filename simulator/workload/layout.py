@@ -345,6 +345,14 @@ AXES = ("tensor", "context", "expert", "data", "pipeline")
 Gpus = NDArray[np.int64]
 
 
+def _divisors(of: int, *, near: int) -> str:
+    """ "a divisor of them, such as 4 or 8": those on both sides of a number that is none."""
+    divisors = [number for number in range(1, of + 1) if of % number == 0]
+    below = [number for number in divisors if number < near][-1:]
+    above = [number for number in divisors if number > near][:1]
+    return f"a divisor of them, such as {' or '.join(map(str, (*below, *above)))}"
+
+
 @dataclass(frozen=True, slots=True)
 class ParallelLayout:
     """How many GPUs work on what, and which of them.
@@ -382,7 +390,8 @@ class ParallelLayout:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed: 1 or more")
         if self.gpus % self.pp:
             raise ValueError(
-                f"pp={self.pp}: does not divide the {self.gpus} GPUs; allowed: a divisor of them"
+                f"pp={self.pp}: does not divide the {self.gpus} GPUs; allowed: "
+                f"{_divisors(self.gpus, near=self.pp)}"
             )
         stage = f"{self.stage_gpus} GPUs of a pipeline rank ({self.gpus} GPUs / pp {self.pp})"
         if self.stage_gpus % self.tp:
@@ -398,7 +407,8 @@ class ParallelLayout:
             )
         if self.stage_gpus % (self.ep * self.etp):
             what = f"ep={self.ep}" + (f" x expert_tensor_parallel={self.etp}" * (self.etp > 1))
-            raise ValueError(f"{what}: does not divide the {stage}; allowed: a divisor of them")
+            near = _divisors(self.stage_gpus, near=self.ep * self.etp)
+            raise ValueError(f"{what}: does not divide the {stage}; allowed: {near}")
         check_slots(self.routed_experts, self.redundant_experts, self.ep)
         if sorted(self.axes) != sorted(AXES):
             raise ValueError(

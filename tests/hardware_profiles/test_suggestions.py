@@ -10,7 +10,8 @@ GPUS = ("b200_sxm", "gb200", "h100_sxm", "h200_sxm", "h20_sxm", "h800_sxm", "rtx
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("h800_sxm5", ["h800_sxm", "h200_sxm", "h100_sxm"]),
+        ("h800_sxm5", ["h800_sxm"]),
+        ("gb2000", ["gb200"]),
         ("H800-SXM", ["h800_sxm"]),
         ("h800", ["h800_sxm"]),
         ("rtx4090", ["rtx_4090"]),

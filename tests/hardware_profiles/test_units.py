@@ -127,7 +127,8 @@ def test_a_value_that_is_not_finite_is_not_shown():
 )
 def test_a_unit_that_is_spelt_otherwise_brings_the_one_that_is_meant(text, dimension, meant):
     unit = text.partition(" ")[2]
-    said = f"a: {text!r}: unknown unit {unit!r} for {dimension}; did you mean {meant}?"
+    of = dimension.replace("_", " ")
+    said = f"a: {text!r}: unknown unit {unit!r} for {of}; did you mean {meant}?"
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         parse_quantity(text, dimension, "a")
 

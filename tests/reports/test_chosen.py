@@ -2,7 +2,15 @@
 
 import pytest
 
-from reports.chosen import ChosenFigure, check_asked, chosen, chosen_csv, chosen_json, chosen_table
+from reports.chosen import (
+    ChosenFigure,
+    check_asked,
+    check_spelt,
+    chosen,
+    chosen_csv,
+    chosen_json,
+    chosen_table,
+)
 
 METRICS = {
     "step_time_s": 18.0,
@@ -67,3 +75,9 @@ def test_an_unknown_name_brings_the_one_that_is_meant_before_and_after_a_run():
     with pytest.raises(ValueError, match=message):
         chosen(METRICS, ["step_tme_s"])
     check_asked(["step_time_s", "ranks.3.forward_s"], "training")
+
+
+def test_a_misspelt_metric_of_a_sweep_is_found_before_it_runs_and_other_paths_are_let_through():
+    with pytest.raises(ValueError, match=r"^metric 'step_time': unknown; did you mean step_time_s"):
+        check_spelt(["step_time"], "training")
+    check_spelt(["ideal.step_time_s", "kernels.calibration"], "training")

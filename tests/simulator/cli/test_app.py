@@ -11,7 +11,10 @@ from command_line import MAIN, dsv3sim
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "nope"], "unknown scenario 'nope'; known: "),
+        (
+            ["run", "nope"],
+            "unknown scenario 'nope'; dsv3sim list scenarios shows all; or ",
+        ),
         (["run", MAIN, "--set", "cluster=h900"], "unknown cluster 'h900'; known: "),
         (["run", MAIN, "--set", "training.schedule=hanayo"], "unknown name 'hanayo'; known: "),
         (

@@ -51,6 +51,6 @@ def test_a_training_scenario_is_written_and_its_layout_is_checked(tmp_path):
     done = dsv3sim("init", "training", "other.yaml", *flags, "--pp", "7", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "dsv3sim: pp=7: does not divide the 512 GPUs; allowed: a divisor of them\n"
+        "dsv3sim: pp=7: does not divide the 512 GPUs; allowed: a divisor of them, such as 4 or 8\n"
     )
     assert not (tmp_path / "other.yaml").exists()

@@ -67,7 +67,7 @@ def test_a_stopped_sweep_says_what_is_kept_and_goes_on_from_there(number, name, 
         (("--where", "completion_s=3"), "--where"),
         (("--where", "completion=<3"), "--where"),
         (("--objective", "bytes_total"), "--objective"),
-        (("--metric", "completion"), "known: "),
+        (("--metric", "completion"), "unknown; did you mean completion_s?"),
         (("--dask", "tcp://127.0.0.1:1"), "no scheduler answers"),
     ],
 )

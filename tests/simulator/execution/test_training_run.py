@@ -153,7 +153,7 @@ def test_a_stage_says_what_its_layers_recompute():
         ),
         (
             ["training.recompute=everything"],
-            "training.recompute: 'everything' is not allowed: input should be 'published', 'none', "
+            "training.recompute: 'everything' is not allowed: it must be 'published', 'none', "
             "'attention' or 'layer'",
         ),
         (
@@ -168,8 +168,7 @@ def test_a_stage_says_what_its_layers_recompute():
         ),
         (
             ["training.virtual_stages=0"],
-            r"training.virtual_stages: 0 is not allowed: input should be greater than 0, or input "
-            r"should be 'default'$",
+            r"training.virtual_stages: 0 is not allowed: it must be greater than 0, or 'default'$",
         ),
         (
             ["training.immediate_weights=[head.porj]"],
