@@ -28,7 +28,7 @@ from reports.drawing import (
 )
 from reports.palette import USE
 
-WIDTH = 960.0
+WIDTH = 860.0
 """Of every sheet; pages scale it to the room there is."""
 _LEGEND_ROW = 20.0
 _TEXT = 6.0

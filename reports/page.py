@@ -58,9 +58,10 @@ class Answer:
     headline: Figure
     figures: tuple[Figure, ...]
     limits: str
-    """What limits the headline, a sentence."""
+    """What limits the headline, a sentence; of several runs, what they differ by."""
     changed: str
     """What was changed of the scenario as it is shipped, a sentence."""
+    limits_label: str = "Limited by"
     verdict: str = ""
     """One word on the outcome, where a job has one: "stable"."""
 
@@ -78,6 +79,8 @@ class Cell:
     """Of a mark before it."""
     share: float | None = None
     """Length of a bar behind it, from -1 to 1."""
+    href: str = ""
+    """A page that it leads to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +270,23 @@ def shares_of(
 
 
 # -- writing ---------------------------------------------------------------------------------------
+
+
+def write_found(page: Page, directory: Path, found: Mapping[str, Any]) -> None:
+    """Write the directory of a page that is not of one run; it appears whole or not at all.
+
+    Args:
+        found: what metrics.json holds.
+    """
+    from reports.run_directory import write_run
+
+    write_run(
+        directory,
+        scenario=page.scenario,
+        metrics=found,
+        tables={},
+        write_report=lambda draft: write_page(page, draft),
+    )
 
 
 def write_page(page: Page, directory: Path) -> None:

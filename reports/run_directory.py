@@ -44,7 +44,7 @@ def write_run(
     """Write a run directory, replacing an earlier run of the same place.
 
     Args:
-        scenario: the resolved scenario as YAML.
+        scenario: the resolved scenario as YAML; empty of what is not of one.
         tables: file name without ending -> frame, written as parquet with units in its schema.
         write_report: writes the report's files into the directory it is given.
 
@@ -64,7 +64,8 @@ def write_run(
         raise ValueError(f"{directory}: cannot be written: {error.strerror}") from error
     try:
         draft.chmod(0o755)
-        (draft / SCENARIO_FILE).write_text(scenario, encoding="utf-8")
+        if scenario:
+            (draft / SCENARIO_FILE).write_text(scenario, encoding="utf-8")
         for name, frame in tables.items():
             write_frame(frame, draft / f"{name}.parquet")
         write_report(draft)

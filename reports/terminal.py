@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby, zip_longest
 from statistics import mean
@@ -382,15 +382,8 @@ def comparison_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     table.add_column("metric")
     for name, _ in runs:
         table.add_column(name, justify="right")
-    others = [
-        path
-        for path in dict.fromkeys(path for _, metrics in runs for path in _numbers(metrics))
-        if path not in COMPARED and path != "wall_clock_s"
-    ]
-    for path in (*COMPARED, *others):
+    for path in compared_paths(metrics for _, metrics in runs):
         values = [metric_at(metrics, path) for _, metrics in runs]
-        if all(value is None for value in values):
-            continue
         first = values[0]
         cells = []
         for value in values:
@@ -407,6 +400,18 @@ def comparison_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
                 if any(column):
                     table.add_row(f"  {name}", *column, style="dim")
     return table
+
+
+def compared_paths(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Figures that any of several runs has, in the order in which they are shown."""
+    every = list(runs)
+    others = dict.fromkeys(path for metrics in every for path in _numbers(metrics))
+    found = dict.fromkeys((*COMPARED, *others))
+    return [
+        path
+        for path in found
+        if path != "wall_clock_s" and any(metric_at(m, path) is not None for m in every)
+    ]
 
 
 def _numbers(metrics: Mapping[str, Any]) -> Iterator[str]:

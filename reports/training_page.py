@@ -59,7 +59,7 @@ def training_page(tables: RunTables) -> Page:
     """All that the page of a training step shows."""
     sections = [
         Section("Pipeline", (pipeline_chart(tables),)),
-        Section("What the step is made of", (attribution_chart(tables),)),
+        Section("What the step is made of", (attribution_chart(tables.metrics),)),
         *_waiting(tables),
         Section("Time of each rank", (budget_chart(tables), communication_chart(tables))),
         Section("Overlapped pair", (pair_chart(tables), longest_chart(tables))),
@@ -175,16 +175,16 @@ def pipeline_chart(tables: RunTables) -> Spans:
     )  # fmt: skip
 
 
-def attribution_chart(tables: RunTables) -> Spans:
+def attribution_chart(metrics: Mapping[str, Any]) -> Spans:
     """What adds up to the step, cause after cause."""
-    rows, total = causes(tables.metrics), tables.metrics["step_time_s"]
+    rows, total = causes(metrics), metrics["step_time_s"]
     starts = [*accumulate((row.seconds for row in rows[:-1]), initial=0.0)][: len(rows)]
     spans = [
         Span(place, start, start + row.seconds, CAUSES[row.name],
              f"{row.name}: {row.seconds:+.4g} s\n{row.meaning}")
         for place, (start, row) in enumerate(zip(starts, rows, strict=True))
     ]  # fmt: skip
-    left = tables.metrics["attribution"][-1]["seconds"] if tables.metrics["attribution"] else 0.0
+    left = metrics["attribution"][-1]["seconds"] if metrics["attribution"] else 0.0
     spans.append(Span(len(rows), 0.0, total, "ink", f"the step: {format_seconds(total)}"))
     return Spans(
         "Causes of the step time",

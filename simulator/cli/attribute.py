@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from simulator.cli.discover import scenario_names
-from simulator.cli.options import Changes, Json, print_tables
+from simulator.cli.options import Changes, Json, Out, print_tables
 from simulator.cli.progress import progress
+
+if TYPE_CHECKING:
+    from reports.page import Page
 
 
 def attribute(
@@ -23,6 +26,7 @@ def attribute(
     changes: Changes = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, of a fleet.")] = 2,
     as_json: Json = False,
+    out: Out = None,
 ) -> None:
     """Say what a training step or run is made of, or how a fleet differs from published figures."""
     from simulator.scenario.files import load_scenario
@@ -36,6 +40,10 @@ def attribute(
             f"{loaded.where}: a {loaded.job_name} job has nothing to attribute to; allowed: "
             "training, pretraining, and a fleet with counterfactuals"
         )
+    if out is not None:
+        from reports.run_directory import check_replaceable
+
+        check_replaceable(out)
     with progress(f"simulating counterfactuals of {scenario}", unit="runs") as shown:
         if isinstance(loaded.job, TrainingJob):
             from reports.terminal import step_attribution_table
@@ -45,6 +53,12 @@ def attribute(
             steps = [f.si_value for f in loaded.file.published if f.metric == "step_time_s"]
             published_s = steps[0] if steps else None
             table = step_attribution_table(loaded.name, metrics, published_s=published_s)
+
+            def page() -> Page:
+                from reports.attribution_page import step_attribution_page
+
+                return step_attribution_page(loaded, metrics, published_s)
+
             attributed = {
                 "step_time_s": metrics["step_time_s"],
                 "published_step_time_s": published_s,
@@ -56,6 +70,12 @@ def attribute(
 
             metrics = simulate(loaded, watch=shown.watch).metrics
             table = causes_table(loaded.name, metrics)
+
+            def page() -> Page:
+                from reports.attribution_page import run_attribution_page
+
+                return run_attribution_page(loaded, metrics)
+
             attributed = {
                 name: metrics[name] for name in ("days", "days_by_cause", "share_by_cause")
             }
@@ -67,8 +87,20 @@ def attribute(
                 scenario, changes or (), processes=jobs, watch=shown.watch
             )
             table = attribution_table(loaded.name, figures, rows)
+
+            def page() -> Page:
+                from reports.attribution_page import fleet_attribution_page
+
+                return fleet_attribution_page(loaded, figures, rows)
+
             attributed = fleet_attribution.attribution_json(figures, rows)
+    if out is not None:
+        from reports.page import write_found
+
+        write_found(page(), out, attributed)
     if as_json:
         print(json.dumps(attributed, allow_nan=False))
         return
     print_tables(table)
+    if out is not None:
+        print(f"report: {out}/report.html")

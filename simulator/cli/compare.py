@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from simulator.cli.options import Changes, Json, print_tables
+from simulator.cli.options import Changes, Json, Out, print_tables
 from simulator.cli.progress import progress
 
 
@@ -23,14 +23,17 @@ def compare(
     ] = None,
     changes: Changes = None,
     as_json: Json = False,
+    out: Out = None,
 ) -> None:
     """Print runs side by side and what they differ by, or one step on several clusters."""
     from simulator.analysis.kernels_used import difference_in_kind
 
     if cluster:
+        if out is not None:
+            raise ValueError("compare: --out: allowed without --cluster, for runs side by side")
         _on_clusters(runs, cluster, changes or [], as_json)
         return
-    from reports.run_directory import check_comparable, read_metrics
+    from reports.run_directory import check_comparable, check_replaceable, read_metrics
     from reports.terminal import attribution_comparison, comparison_table
 
     if changes or as_json:
@@ -40,6 +43,8 @@ def compare(
             "compare: one run given; allowed: two or more run directories, or a scenario with "
             "--cluster"
         )
+    if out is not None:
+        check_replaceable(out)
     read = [(directory, read_metrics(Path(directory))) for directory in runs]
     check_comparable(read)
     attributed = attribution_comparison(read)
@@ -47,6 +52,12 @@ def compare(
     note = difference_in_kind(metrics for _, metrics in read)
     if note:
         print(f"note: {note}")
+    if out is not None:
+        from reports.comparison_page import comparison_page
+        from reports.page import write_found
+
+        write_found(comparison_page(read), out, {"runs": [m | {"run": n} for n, m in read]})
+        print(f"report: {out}/report.html")
 
 
 def _on_clusters(runs: list[str], clusters: list[str], changes: list[str], as_json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from signal import SIG_DFL, SIGINT, SIGTERM, Signals, signal
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,12 @@ Changes = Annotated[
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
+]
+
+
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Directory for a page and its figures. Default: none, tables alone."),
 ]
 
 

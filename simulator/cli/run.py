@@ -161,6 +161,10 @@ def run_and_show(
         if directory is not None:
             shown.says(f"writing {directory}")
             report.write(result, metrics, directory)
+            if out is None:
+                from reports.comparison_page import write_index
+
+                write_index(directory.parent)
     if not output.whole:
         _print_figures(loaded.name, metrics, output)
         return

@@ -119,6 +119,10 @@ def sweep_command(
     )
     if directory is not None:
         write_sweep(result, directory)
+        if out is None:
+            from reports.comparison_page import write_index
+
+            write_index(directory.parent)
         if kept is not None:
             kept.unlink(missing_ok=True)
     if as_json:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from simulator.cli.discover import scenario_names
-from simulator.cli.options import Json, print_tables
+from simulator.cli.options import Json, Out, print_tables
 from simulator.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def validate(
             "--set", metavar="PATH=VALUE", help="With --write-ledger: change a value; repeatable."
         ),
     ] = None,
+    out: Out = None,
     stragglers: Annotated[
         Path | None,
         typer.Option(
@@ -91,6 +92,13 @@ def validate(
     if whole:
         _validate_whole(lease, as_json=as_json)
         return
+    _validate_published(scenarios, out=out, as_json=as_json, jobs=jobs)
+
+
+def _validate_published(
+    scenarios: list[str] | None, *, out: Path | None, as_json: bool, jobs: int
+) -> None:
+    """Published figures beside what runs of their scenarios give."""
     from dataclasses import asdict
 
     from reports.terminal import validation_table, validation_verdict
@@ -103,6 +111,10 @@ def validate(
     )
     from simulator.scenario.files import load_scenario
 
+    if out is not None:
+        from reports.run_directory import check_replaceable
+
+        check_replaceable(out)
     names = tuple(scenarios or scenarios_with_figures())
     for name in names:
         check_figures(load_scenario(name))  # a misspelt name is an error before anything runs
@@ -122,15 +134,24 @@ def validate(
             found[name] = figures
             shown.advance()
     rows = [row for figures in found.values() for row in figures]
+    listed = [
+        {"scenario": name, **asdict(row), "is_evidence": row.is_evidence}
+        for name, figures in found.items()
+        for row in figures
+    ]
+    result = {"figures": listed, "median_error": median_error(rows)}
+    if out is not None:
+        from reports.page import write_found
+        from reports.validation_page import validation_page
+
+        write_found(validation_page(found), out, result)
     if as_json:
-        listed = [
-            {"scenario": name, **asdict(row), "is_evidence": row.is_evidence}
-            for name, figures in found.items()
-            for row in figures
-        ]
-        print(json.dumps({"figures": listed, "median_error": median_error(rows)}, allow_nan=False))
-    elif verdict := validation_verdict(rows):
+        print(json.dumps(result, allow_nan=False))
+        return
+    if verdict := validation_verdict(rows):
         print(verdict)
+    if out is not None:
+        print(f"report: {out}/report.html")
 
 
 def _write_ledger(

@@ -44,7 +44,7 @@ def test_headline_published_figures_and_inputs_stand_on_the_page(tables: RunTabl
 
 
 def test_the_bars_stand_on_one_another_and_end_at_the_step(tables: RunTables):
-    chart, step = attribution_chart(tables), tables.metrics["step_time_s"]
+    chart, step = attribution_chart(tables.metrics), tables.metrics["step_time_s"]
     assert chart.lanes == ("arithmetic", "bubble", "step")
     assert [(span.start, span.end) for span in chart.spans] == [
         (0.0, 0.7 * step), (0.7 * step, pytest.approx(step)), (0.0, step),
