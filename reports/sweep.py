@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports.run_directory import write_run
-from reports.tables import format_metric, write_csv
+from reports.tables import format_interval, format_metric, write_csv
 from reports.terminal import COMPARED
 from simulator.analysis.kernels_used import difference_in_kind
 from simulator.analysis.sweep import (
@@ -148,13 +148,28 @@ def sweep_table(sweep: Sweep) -> Table:
     for position in sweep.order:
         row = rows[position]
         cells = [str(row.settings[path]) for path in sweep.paths]
-        cells += [cell(path, row.metrics.get(path)) for path in sweep.metrics]
+        cells += ["\n".join(_with_beside(path, row)) for path in sweep.metrics]
         if trade:
             cells.append("*" if position in best else "")
         if row.reason:
             cells.append(f"({reasons.index(row.reason) + 1})")
         table.add_row(*cells, style="dim" if row.reason else None)
     return table
+
+
+def _with_beside(path: str, row: Point) -> Iterator[str]:
+    """A metric of a row, and below it what stands beside it where the row has its interval: its
+    value with ideal ranks, and the ends."""
+    yield cell(path, row.metrics.get(path))
+    for name in (path, path.removesuffix(".mean")):
+        ends = [row.metrics.get(f"interval_80.{name}.{end}") for end in ("low", "high")]
+        known = [float(end) for end in ends if isinstance(end, int | float)]
+        if len(known) == len(ends):
+            ideal = row.metrics.get(f"ideal.{name}")
+            if ideal is not None:
+                yield f"ideal {cell(path, ideal)}"
+            yield format_interval(path, known)
+            return
 
 
 def _broken(name: str) -> str:

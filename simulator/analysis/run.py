@@ -169,6 +169,14 @@ def metrics_of(scenario: str, overrides: Sequence[str]) -> Metrics:
         return simulate(load_scenario(scenario, overrides)).plain_metrics
 
 
+def metrics_with_intervals_of(scenario: str, overrides: Sequence[str]) -> Metrics:
+    """The same with 80% intervals and the values of ideal ranks, where the job has them: several
+    times the work."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return simulate(load_scenario(scenario, overrides)).metrics
+
+
 def _training(scenario: Scenario, unfold: bool, _: Watch) -> Run[TrainingRun]:
     from simulator.analysis.training_metrics import training_metrics
     from simulator.execution.training_run import simulate_training

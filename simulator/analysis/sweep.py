@@ -57,8 +57,17 @@ class Point:
         }
 
 
-def grid(scenario: str, changes: Sequence[str], axes: Sequence[Axis]) -> list[Point]:
+WITH_INTERVALS = "-80"
+"""End of the digest of a row that holds intervals too."""
+
+
+def grid(
+    scenario: str, changes: Sequence[str], axes: Sequence[Axis], *, intervals: bool = False
+) -> list[Point]:
     """All points of a sweep in the order of the axes, the last axis fastest.
+
+    Args:
+        intervals: whether their rows are to hold 80% intervals; rows without are not theirs.
 
     Raises:
         ValueError: two axes vary one path, or no point loads (the first one's reason).
@@ -70,6 +79,8 @@ def grid(scenario: str, changes: Sequence[str], axes: Sequence[Axis]) -> list[Po
     found = [_point(scenario, changes, settings) for settings in points(axes)]
     if all(point.reason for point in found):
         raise ValueError(found[0].reason)
+    if intervals:
+        found = [replace(p, digest=p.digest and p.digest + WITH_INTERVALS) for p in found]
     return found
 
 
@@ -129,12 +140,15 @@ def _run_point(point: Point, scenario: str, evaluate: Evaluate) -> Point:
 
 
 def plain_values(metrics: Metrics, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
-    """Every plain value of nested metrics with its path; lists (tables) are left out."""
+    """Every plain value of nested metrics with its path, and both ends of intervals; other lists
+    (tables) are left out."""
     for name, value in metrics.items():
         if isinstance(value, Mapping):
             yield from plain_values(value, f"{prefix}{name}.")
         elif value is None or isinstance(value, str | int | float):
             yield f"{prefix}{name}", value
+        elif prefix == "interval_80." and isinstance(value, list | tuple):
+            yield from zip((f"{prefix}{name}.low", f"{prefix}{name}.high"), value, strict=True)
 
 
 # -- rows that survive an interruption -------------------------------------------------------------

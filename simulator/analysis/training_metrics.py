@@ -225,8 +225,8 @@ def _cpu_memory(run: TrainingRun) -> dict[str, float]:
     }
 
 
-def _copy_engines(job: TrainingJob) -> list[str]:
-    """That dispatch and combine without SMs are a what-if, where they are."""
+def what_ifs(job: TrainingJob) -> list[str]:
+    """What of a job nobody has measured: dispatch and combine that keep no SM."""
     if job.communication_sms:
         return []
     return [
@@ -321,7 +321,7 @@ def training_metrics(
             *straddling({axis: run.layout.parts_of(axis) for axis in run.costs.sharing}),
             *([] if drawn is None else _too_full(drawn, cluster.node.gpu.hbm_capacity)),
             *_slow_averages(run),
-            *_copy_engines(job),
+            *what_ifs(job),
         ],
         "without_all_to_all_slowdown": {
             "pair_time_s": run.without_slowdown.pair.log.span_s,

@@ -54,6 +54,13 @@ def sweep_command(
             help="What is better; sorts the rows. Two or more mark the Pareto front.",
         ),
     ] = None,
+    interval: Annotated[
+        bool,
+        typer.Option(
+            "--interval",
+            help="Work out 80 % intervals too, and show them and ideal values below each metric.",
+        ),
+    ] = False,
     as_json: Json = False,
     out: Annotated[
         Path | None,
@@ -104,11 +111,13 @@ def sweep_command(
             kept.unlink(missing_ok=True)
         else:
             known = sweeping.read_rows(directory / ROWS_FILE) | sweeping.read_rows(kept)
-    points = sweeping.grid(scenario, changes or (), axes)
+    points = sweeping.grid(scenario, changes or (), axes, intervals=interval)
     taken_over = sum(point.digest in known for point in points)
     if taken_over:
         print(f"{taken_over} of {len(points)} points taken over from {directory}", file=sys.stderr)
-    ran = _run(points, scenario, asked, kept=kept, known=known, jobs=jobs, dask=dask)
+    ran = _run(
+        points, scenario, asked, kept=kept, known=known, jobs=jobs, dask=dask, interval=interval
+    )
     result = Sweep(
         scenario=base,
         axes=axes,
@@ -141,9 +150,10 @@ def _run(
     known: Mapping[str, Point],
     jobs: int,
     dask: str | None,
+    interval: bool,
 ) -> list[Point]:
     """Run the points; when stopped, say how many are kept."""
-    from simulator.analysis.run import metrics_of
+    from simulator.analysis.run import metrics_of, metrics_with_intervals_of
     from simulator.analysis.sweep import check_metrics, run_sweep
 
     ended = 0
@@ -166,7 +176,7 @@ def _run(
         return run_sweep(
             points,
             scenario,
-            metrics_of,
+            metrics_with_intervals_of if interval else metrics_of,
             kept=kept,
             known=known,
             jobs=jobs,

@@ -6,7 +6,12 @@ import warnings
 import pytest
 
 from hardware_profiles.profile_files import read_profile
-from hardware_profiles.renames import EARLIER_NAMES, path_of_today, with_names_of_today
+from hardware_profiles.renames import (
+    EARLIER_NAMES,
+    path_of_today,
+    value_of_today,
+    with_names_of_today,
+)
 from hardware_profiles.schema import (
     CalibrationProfile,
     TransportProfile,
@@ -74,6 +79,14 @@ def test_a_value_that_is_called_otherwise_now_is_read_too():
     with pytest.warns(FutureWarning, match="basis=transfer is called basis=restated now"):
         found = with_names_of_today({"basis": "transfer"}, "calibrations", where="a")
     assert found == {"basis": "restated"}
+
+
+def test_a_change_to_a_value_that_is_called_otherwise_now_is_read_too():
+    with pytest.warns(FutureWarning, match="load=zipf is called serving_step.experts.load=popula"):
+        found = value_of_today("serving_step.experts.load", "zipf", "scenarios", where="--set")
+    assert found == "popularity"
+    # The name of today has no such value: the job's own validator says which it has.
+    assert value_of_today("serving_step.skew.rows.form", "zipf", "scenarios", where="") == "zipf"
 
 
 @pytest.mark.parametrize("old", DROPPED)

@@ -30,6 +30,21 @@ def test_the_table_shows_points_best_first_and_reasons_as_notes(swept):
     assert text.index("1 ms") < text.index("2 ms") < text.index("3 ms")
 
 
+def test_ideal_values_and_intervals_stand_below_a_metric_where_the_rows_have_them(swept):
+    wide = {
+        "completion_s": 2e-3,
+        "ideal.completion_s": 1e-3,
+        "interval_80.completion_s.low": 1.5e-3,
+        "interval_80.completion_s.high": 3e-3,
+        "rate": 1.0,
+    }
+    rows = tuple(replace(row, metrics=wide, reason=None) for row in swept.ran[:1])
+    table = sweep_table(replace(swept, ran=rows, limits=()))
+    assert [next(iter(column.cells)) for column in table.columns] == [
+        "1", "0", "2 ms\nideal 1 ms\n1.5 to 3 ms", "1.0", "*",
+    ]  # fmt: skip
+
+
 def test_metrics_that_differ_are_shown_unless_others_are_asked_for(swept):
     assert telling_metrics(swept.ran, ()) == ("completion_s", "rate")
     assert telling_metrics(swept.ran, ("rate", "rate"), room=0) == ("rate",)

@@ -49,6 +49,12 @@ def test_a_grid_holds_every_combination_last_axis_fastest():
     assert len({point.digest for point in points}) == 4
 
 
+def test_rows_with_intervals_are_others_than_those_without():
+    axes = [Axis.parse("seed=1,-1")]
+    plain, wide = grid(SCENARIO, (), axes), grid(SCENARIO, (), axes, intervals=True)
+    assert [point.digest for point in wide] == [f"{plain[0].digest}-80", ""]
+
+
 def test_a_digest_tells_the_whole_scenario_from_others():
     (one,) = grid(SCENARIO, ("seed=4",), [Axis.parse("seed=5")])
     (same,) = grid(SCENARIO, (), [Axis.parse("seed=5")])
@@ -170,6 +176,13 @@ def test_plain_values_have_paths_and_tables_are_left_out():
     assert dict(plain_values(nested)) == {"a.mean": 1.0, "a.p.q": "text", "b": True, "none": None}
 
 
+def test_an_interval_is_kept_as_its_two_ends():
+    assert dict(plain_values({"interval_80": {"tpot_s.mean": [1.0, 2.0]}})) == {
+        "interval_80.tpot_s.mean.low": 1.0,
+        "interval_80.tpot_s.mean.high": 2.0,
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -230,9 +243,11 @@ def test_rows_are_ranked_by_objectives_and_rows_with_a_reason_come_last():
     assert rank(rows, []) == [0, 1, 2, 3]
 
 
-def test_an_unknown_metric_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="'z': unknown; known: x, y"):
-        check_metrics(["x", "z"], row(x=1, y=2))
+def test_an_unknown_metric_is_named_with_the_one_that_is_meant():
+    with pytest.raises(ValueError, match=r"^metric 'tpot_mean': unknown; did you mean tpot\.mean"):
+        check_metrics(["x", "tpot_mean"], row(**{"x": 1, "tpot.mean": 2}))
+    with pytest.raises(ValueError, match="'z': unknown; dsv3sim show metrics lists all"):
+        check_metrics(["z"], row(x=1, y=2))
     check_metrics(["z"], row(reason="did not run"))
 
 

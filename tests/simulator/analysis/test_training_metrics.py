@@ -12,6 +12,7 @@ from simulator.analysis.training_metrics import (
     training_metrics,
     transfer_limits,
     uneven_ranks,
+    what_ifs,
 )
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.scenario.files import load_scenario
@@ -90,3 +91,12 @@ def test_a_transfers_limit_is_that_of_its_slowest_and_narrowest_traffic():
         "dense_parameters": {"nic_stretch": 1.0, "fabric_bytes_per_s": None},
         "experts": {"nic_stretch": 1.0, "fabric_bytes_per_s": None},
     }
+
+
+def test_dispatch_without_sms_is_named_a_what_if():
+    job = load_scenario("dualpipe_h800_2048", ["training.communication_sms=0"]).job
+    assert what_ifs(job) == [
+        "training.communication_sms: 0: a what-if: no dispatch or combine that keeps no SM was "
+        "measured; links alone limit these, and compute has every SM"
+    ]
+    assert what_ifs(job.model_copy(update={"communication_sms": 1})) == []

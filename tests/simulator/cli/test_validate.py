@@ -1,9 +1,12 @@
 """dsv3sim validate."""
 
 import json
+import os
+import re
 from pathlib import Path
+from signal import SIGINT
 
-from command_line import dsv3sim
+from command_line import dsv3sim, started
 
 
 def test_validate_holds_scenarios_against_published_figures(tmp_path):
@@ -69,3 +72,20 @@ def test_changes_go_with_a_ledger_alone(tmp_path):
     done = dsv3sim("validate", "tpot_limit_cx7", "--set", "seed=1", cwd=tmp_path)
     assert done.returncode == 2
     assert "--set goes with --write-ledger" in done.stderr
+
+
+def test_a_stopped_validate_leaves_what_it_printed_and_says_how_to_go_on(tmp_path):
+    names = ("tpot_limit_cx7", "offload_ktransformers", "day6_service")
+    run = started("validate", *names, cwd=tmp_path)
+    printed = ""
+    while "2 sockets, 6" not in printed:  # Of the second scenario; the third takes a minute.
+        printed += run.stdout.readline()
+    os.killpg(run.pid, SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert "TPOT limit" in printed
+    assert run.returncode == 130
+    line = re.sub(r"(?m)^progress: .*\n", "", said)
+    assert line == (
+        "dsv3sim: stopped by Ctrl-C: what is printed stands; the rest: dsv3sim validate "
+        "day6_service\n"
+    )
