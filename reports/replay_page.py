@@ -51,7 +51,7 @@ def replay_page(scenario: Scenario, result: Mapping[str, Any], kernels: pd.DataF
     """
     rows = [(name, result["measured"][path], result[path]) for path, name in _RESULTS.items()]
     measured = Table(
-        ("", "|measured", "|simulated", "|difference"),
+        ("time", "|measured", "|simulated", "|difference"),
         tuple(
             # Whole nanoseconds: below that is rounding of the sums; and no "-0 ns".
             (name, format_seconds(there), format_seconds(here),

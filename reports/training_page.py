@@ -444,7 +444,7 @@ def _provenance(tables: RunTables) -> Section:
 
 def _facts(tables: RunTables) -> Section:
     rows = tuple((name, text) for name, text in tables.facts.items())
-    return Section("What ran on what", (Table(("", ""), rows, ""),))
+    return Section("What ran on what", (Table(("what", "which"), rows, ""),))
 
 
 def _rows(frame: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, ...]]:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,16 @@ _OPTIONS = (
     "--hide-scrollbars", "--no-first-run", "--disable-extensions", "--disable-dev-shm-usage",
     "--disable-background-networking", "--force-device-scale-factor=1",
 )  # fmt: skip
+
+_START = """
+import os, sys
+reading, writing = (os.dup(int(end)) for end in sys.argv[1:3])
+for end, place in ((reading, 3), (writing, 4)):
+    os.dup2(end, place)
+    os.set_inheritable(place, True)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+"""Chromium reads commands from 3 and answers on 4; copies first, as an end may lie there."""
 
 
 def find_chromium() -> str | None:
@@ -86,11 +97,12 @@ class Browser:
         return found["result"].get("value")
 
     def requests(self) -> list[str]:
-        """Addresses that the page has asked for."""
+        """Addresses that the page has asked for; what lies in it has none."""
         return [
             event["params"]["request"]["url"]
             for event in self.events
             if event.get("method") == "Network.requestWillBeSent"
+            and not event["params"]["request"]["url"].startswith("data:")
         ]
 
     def picture(self, path: Path, *, whole: bool = True) -> None:
@@ -111,11 +123,10 @@ def chromium(program: str) -> Iterator[Browser]:
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            # It reads commands from 3 and answers on 4; copies first, as an end may lie there.
             [
-                "sh",
+                sys.executable,
                 "-c",
-                'exec 8<&$0 9>&$1 3<&8 4>&9; shift; exec "$@"',
+                _START,
                 str(to_read),
                 str(back_write),
                 program,
