@@ -12,6 +12,7 @@ from simulator.analysis.predictions import LedgerLine, scenario_lines
 from simulator.analysis.published import PublishedRow
 from simulator.analysis.run import simulate
 from simulator.calibration.coverage import Coverage, coverage
+from simulator.execution.progress import HowFar, Watch, unwatched
 from simulator.scenario.files import Scenario, known_scenarios, load_scenario
 from simulator.scenario.fleet import FleetJob
 
@@ -72,6 +73,7 @@ def predictions_of(
     known: Collection[str] = (),
     changes: Sequence[str] = (),
     jobs: int = 1,
+    watch: Watch = unwatched,
 ) -> list[LedgerLine]:
     """What the runs of scenarios say, one line per quantity with an interval, in order of `names`;
     none of a job without intervals.
@@ -81,10 +83,14 @@ def predictions_of(
         known: scenarios whose truth the author had seen, though they name none of it.
         changes: to every one of them, "path=value".
         jobs: processes.
+        watch: told after every scenario how many are done.
     """
     inputs = [(name, tuple(changes), date, name in known) for name in names]
-    found = run_in_order(_predictions, inputs, jobs=jobs)
-    return [line for lines in found for line in lines]
+    found: list[LedgerLine] = []
+    for done, lines in enumerate(run_in_order(_predictions, inputs, jobs=jobs), 1):
+        found += lines
+        watch(HowFar(done / len(inputs), done, "scenarios"))
+    return found
 
 
 def _predictions(name: str, changes: Sequence[str], date: str, known: bool) -> list[LedgerLine]:

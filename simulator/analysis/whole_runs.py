@@ -37,6 +37,7 @@ from simulator.analysis.predictions import LedgerLine
 from simulator.analysis.run import simulate
 from simulator.analysis.run_key import run_key
 from simulator.execution.draws import interval
+from simulator.execution.progress import HowFar, Watch, unwatched
 from simulator.execution.serving_run import ServingRun
 from simulator.execution.training import TrainingRun
 from simulator.execution.training_draws import draw_step
@@ -482,14 +483,22 @@ def check_lease(lease: str) -> None:
         raise ValueError(f"--lease {lease!r} is not one of {', '.join(leases())}")
 
 
-def comparisons(lease: str | None = None) -> list[Comparison]:
-    """Every measured step, of one lease or of all, beside the operators of each other lease."""
-    return [
-        found
+def comparisons(lease: str | None = None, watch: Watch = unwatched) -> list[Comparison]:
+    """Every measured step, of one lease or of all, beside the operators of each other lease.
+
+    Args:
+        watch: told before every step how many are done.
+    """
+    steps = [
+        (own, step)
         for own in ([lease] if lease else leases())
         for step in read_steps(TABLES / f"{own}.csv")
-        for found in compare_step(step, [other for other in leases() if other != own])
     ]
+    found: list[Comparison] = []
+    for done, (own, step) in enumerate(steps):
+        watch(HowFar(done / len(steps), done, "steps"))
+        found += compare_step(step, [other for other in leases() if other != own])
+    return found
 
 
 def json_of(one: Comparison) -> dict[str, Any]:

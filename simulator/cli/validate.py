@@ -171,9 +171,11 @@ def _write_ledger(
 
     check_ledger(ledger)
     names = tuple(scenarios or known_scenarios())
-    with progress("simulating"):
+    with progress("simulating") as shown:
         today = f"{datetime.now(UTC):%Y-%m-%d}"
-        lines = predictions_of(names, date=today, known=known, changes=changes, jobs=jobs)
+        lines = predictions_of(
+            names, date=today, known=known, changes=changes, jobs=jobs, watch=shown.watch
+        )
     append_to_ledger(ledger, lines)
     print(f"{len(lines)} predictions added to {ledger}")
 
@@ -222,17 +224,17 @@ def _validate_whole(lease: str | None, *, as_json: bool) -> None:
 
     if lease is not None:
         check_lease(lease)
-    with progress("simulating whole steps"):
-        found = comparisons(lease)
+    with progress("simulating whole steps") as shown:
+        found = comparisons(lease, shown.watch)
     pairs = dict.fromkeys((one.step.lease, one.other_lease) for one in found)
     probes = {pair: probed for pair in pairs if (probed := probe_leases(*pair))}
     if as_json:
-        shown = [
+        listed = [
             {"lease": own, "other_lease": other} | asdict(probed)
             for (own, other), probed in probes.items()
         ]
         steps = [json_of(one) for one in found]
-        print(json.dumps({"steps": steps, "probes": shown}, allow_nan=False))
+        print(json.dumps({"steps": steps, "probes": listed}, allow_nan=False))
         return
     print_tables(whole_runs_table(found, probes))
 

@@ -9,6 +9,7 @@ from simulator.analysis.validation import (
     predictions_of,
     scenarios_with_figures,
 )
+from simulator.execution.progress import HowFar
 
 
 def figure(error, **others):
@@ -77,3 +78,10 @@ def test_scenarios_are_written_down_with_what_their_runs_say():
     assert {line.quantity for line in lines} >= {"step_time_s", "tpot_s"}
     (step,) = [line for line in lines if line.quantity == "step_time_s"]
     assert (step.date, step.truth_known) == ("2026-11-28", False)
+
+
+def test_who_watches_is_told_how_many_scenarios_have_run():
+    seen = []
+    names = ("tpot_limit_cx7", "offload_ktransformers")
+    assert predictions_of(names, date="2026-11-28", watch=seen.append) == []
+    assert seen == [HowFar(0.5, 1, "scenarios"), HowFar(1.0, 2, "scenarios")]

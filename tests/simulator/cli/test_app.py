@@ -21,7 +21,7 @@ from command_line import MAIN, dsv3sim
             ["run", MAIN, "--set", "training.pipeline=1"],
             "unknown field; did you mean training.pp, ",
         ),
-        (["run", MAIN, "--set", "training.pp=4"], "bytes"),
+        (["run", MAIN, "--set", "training.pp=4"], "28.67 GiB more than its 79.11 GiB: "),
         (["run", "broken.yaml"], "broken.yaml: line 3: not valid YAML"),
         (["run", MAIN, "--out", "thesis"], "is not a run directory"),
         (["compare", "thesis"], "two or more"),
