@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from simulator.execution.progress import Watch, unwatched
 from simulator.scenario.collective import CollectiveJob
-from simulator.scenario.files import Scenario, load_scenario
+from simulator.scenario.files import Scenario, load_scenario, with_changes
 from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
 from simulator.scenario.training import TrainingJob
 from simulator.workload.recorded import traces_in
@@ -121,7 +121,8 @@ class Run(Generic[Result_co]):
             return None
         named = {"calibration": other.name, "kind": other.kernels and other.kernels.kind}
         try:
-            found = simulate(replace(self.scenario, named_calibration=other)).quick_metrics
+            changed = with_changes(self.scenario, {"calibration": other.name})
+            found = simulate(changed).quick_metrics
         except ValueError as error:
             return named | {"reason": str(error)}
         # The times are the same with intervals and without.
