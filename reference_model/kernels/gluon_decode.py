@@ -76,7 +76,7 @@ def decode_kernel(  # noqa: PLR0915 - one loop over values that stay in register
     latents,  # descriptors of the cache [sequences * capacity, LATENT + ROPE], blocks of LATENT
     rotaries,  # and of ROPE columns
     lengths,
-    partial_out,  # [sequences, rows, splits, LATENT] float32
+    partial_out,  # [sequences, rows, splits, LATENT], float32 or BF16
     partial_sum,  # [sequences, rows, splits] float32
     rows,
     heads,
@@ -182,7 +182,7 @@ def _store(values, at, first_row, rows, row_stride, layout: gl.constexpr):
     row = first_row + gl.arange(0, values.shape[0], gl.SliceLayout(1, layout))
     column = gl.arange(0, values.shape[1], gl.SliceLayout(0, layout))
     target = at + row.to(gl.int64)[:, None] * row_stride + column[None, :]
-    gl.store(target, values, mask=(row < rows)[:, None])
+    gl.store(target, values.to(at.dtype.element_ty), mask=(row < rows)[:, None])
 
 
 def block_layout(columns: int) -> gl.NVMMASharedLayout:
@@ -202,8 +202,10 @@ def decode_splits(
     q: Tensor, cache: Tensor, lengths: Tensor, partial_out: Tensor, partial_sum: Tensor, *,
     scale: float,
 ) -> None:  # fmt: skip
-    """The core of mla_decode.py split by split, into float32 [sequences, rows, splits, latent] and
-    [sequences, rows, splits]; BF16, a latent of 512 and a rotary part of 64 columns."""
+    """The core of mla_decode.py split by split, into float32 or BF16 [sequences, rows, splits,
+    latent] and float32 [sequences, rows, splits].
+
+    BF16, a latent of 512 and a rotary part of 64 columns."""
     sequences, query_length, heads, width = q.shape
     rows, capacity = query_length * heads, cache.shape[1]
     splits, latent_dim = partial_out.shape[-2:]

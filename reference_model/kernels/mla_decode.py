@@ -52,7 +52,7 @@ def _decode_kernel(
     latents,  # descriptors of the cache [sequences * capacity, LATENT + ROPE], blocks of LATENT
     rotaries,  # and of ROPE columns
     lengths,
-    partial_out,  # [sequences, rows, splits, LATENT] float32
+    partial_out,  # [sequences, rows, splits, LATENT] float32, or the result if there is one split
     partial_sum,  # [sequences, rows, splits] float32
     rows,
     heads,
@@ -136,7 +136,8 @@ def _combine_kernel(
 def mla_decode_triton(
     q: Tensor, cache: Tensor, lengths: Tensor, *, latent_dim: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The core as two kernels: each sequence's cache in splits, then their combination.
+    """The core as two kernels: each sequence's cache in splits, then their combination; of one
+    split as the first of them alone.
 
     On a GPU the first is Gluon's where values are BF16 and the widths DeepSeek's. Elsewhere
     latent_dim and the rotary width must be powers of two of at least 16; lengths stay on the
@@ -147,8 +148,14 @@ def mla_decode_triton(
     tokens = cache.contiguous().flatten(0, 1)
     row_blocks = triton.cdiv(rows, _BLOCK_ROWS)
     splits = splits_of(q, row_blocks * sequences, capacity)
-    partial_out = q.new_empty((sequences, rows, splits, latent_dim), dtype=torch.float32)
-    partial_sum = q.new_empty((sequences, rows, splits), dtype=torch.float32)
+    out = q.new_empty((sequences, query_length, heads, latent_dim))
+    log_sums = q.new_empty((sequences, query_length, heads), dtype=torch.float32)
+    partial_out, partial_sum = (
+        x.view(sequences, rows, 1, *x.shape[3:]) for x in (out, log_sums)
+    )  # fmt: skip
+    if splits > 1:
+        partial_out = q.new_empty((sequences, rows, splits, latent_dim), dtype=torch.float32)
+        partial_sum = q.new_empty((sequences, rows, splits), dtype=torch.float32)
     if q.is_cuda and q.dtype == torch.bfloat16 and (latent_dim, width) == GLUON_WIDTHS:
         from reference_model.kernels.gluon_decode import decode_splits
 
@@ -174,9 +181,8 @@ def mla_decode_triton(
             num_warps=8,
             num_stages=2,
         )
-    out = q.new_empty((sequences, query_length, heads, latent_dim))
-    log_sums = q.new_empty((sequences, query_length, heads), dtype=torch.float32)
-    combine_splits(partial_out, partial_sum, out, log_sums)
+    if splits > 1:
+        combine_splits(partial_out, partial_sum, out, log_sums)
     return out, log_sums
 
 

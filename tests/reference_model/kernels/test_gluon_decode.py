@@ -57,13 +57,16 @@ def test_the_kernel_compiles_for_hopper_and_fits_an_sm():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a Hopper GPU")
 @pytest.mark.parametrize(("heads", "query_length"), [(128, 1), (96, 1), (16, 2)])
-def test_it_computes_what_plain_torch_does(heads, query_length):
-    """Lengths end within blocks, and one is no longer than its queries."""
+@pytest.mark.parametrize("sequences", [5, 80])
+def test_it_computes_what_plain_torch_does(heads, query_length, sequences):
+    """Lengths end within blocks, and one is no longer than its queries; five sequences are split,
+    80 are not."""
     torch.manual_seed(0)
-    sequences, capacity = 5, 900
+    capacity = 900
     q = torch.randn(sequences, query_length, heads, 576, device="cuda", dtype=torch.bfloat16)
     cache = torch.randn(sequences, capacity, 576, device="cuda", dtype=torch.bfloat16)
     lengths = torch.tensor([query_length, 63, 64, 517, 900], dtype=torch.int32, device="cuda")
+    lengths = lengths.repeat(sequences // 5)
     out, sums = mla_decode_triton(q, cache, lengths, latent_dim=512, scale=0.07)
     exact, exact_sums = mla_decode_reference(q, cache, lengths, latent_dim=512, scale=0.07)
     assert (out.float() - exact.float()).norm() / exact.float().norm() < 5e-3
