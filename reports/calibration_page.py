@@ -67,7 +67,9 @@ def calibration_page(
             Figure("GPU", profile.gpu),
         ),
         limits=limits,
-        changed=f"Read by: {'; '.join(result.read_by)}.",
+        limits_label="Worst known",
+        changed=f"{'; '.join(result.read_by)}.",
+        changed_label="Read from",
     )
     sections = [
         Section("By family", (_pooled(pooled, pooled_rows),), _ERRORS),

@@ -435,11 +435,13 @@ def _lines(chart: Lines) -> Sheet:
     top = max(ys, default=1.0)
     if chart.y.high is None and not chart.y.log:
         ys.append(1.06 * top)
-    up = _scale(chart.y, ys, lower, upper)
+    dotted = any(one.dots for one in chart.series) and not chart.zoom
+    # Room for the half of a point that lies beyond its place.
+    up = _scale(chart.y, ys, lower - 5 * (dotted and chart.y.log), upper + 5 * dotted)
     left, right = max(_side_width(chart.y, up), _aligned(chart.zoom)), WIDTH - 16
     xs = [x for one in chart.series for x in one.x]
     xs += [reference.value for reference in chart.upright]
-    along = _scale(chart.x, xs, left, right)
+    along = _scale(chart.x, xs, left + 5 * dotted, right - 5 * dotted)
     frame: list[Mark] = [*marks, *_side(chart.y, up, left, right)]
     frame += _bottom(chart.x, along, upper, lower, rules=not chart.zoom)
     plot: list[Mark] = [*_across(chart.across, up, left, right)]

@@ -23,6 +23,7 @@ from reports.fleet import (
 )
 from reports.page import (
     Answer,
+    Cell,
     Figure,
     Page,
     Prose,
@@ -93,23 +94,24 @@ def fleet_page(
         records: every request, for latencies over time; without them they are left out.
     """
     latencies = Table(
-        ("latency", *(f"|{column}" for column in LATENCY_COLUMNS), "what it is"),
+        ("latency", *(f"|{column}" for column in LATENCY_COLUMNS)),
         tuple(
-            (label, *latency_cells(path, metrics), metrics["definitions"][path])
+            (Cell(label, under=metrics["definitions"][path]), *latency_cells(path, metrics))
             for path, label in LATENCIES.items()
         ),
         f"Window: {window_text(metrics)}.",
     )
     figures = Table(
-        ("figure", "|simulated", "|80% interval", "what it is"),
+        ("figure", "|simulated", "|80% interval"),
         (
             *(
-                (label, format_figure(path, metrics[path]), interval_cell(path, metrics),
-                 metrics["definitions"].get(path, ""))
+                (Cell(label, under=metrics["definitions"].get(path, "")),
+                 format_figure(path, metrics[path]), interval_cell(path, metrics))
                 for path, label in figures_of_pools(metrics).items()
             ),
             *(
-                (f"requests {name}", f"{count:,}", "", "" if number else "each ends exactly once")
+                (Cell(f"requests {name}", under="" if number else "each ends exactly once"),
+                 f"{count:,}", "")
                 for number, (name, count) in enumerate(request_counts(metrics["requests"]))
             ),
         ),

@@ -62,6 +62,7 @@ class Answer:
     changed: str
     """What was changed of the scenario as it is shipped, a sentence."""
     limits_label: str = "Limited by"
+    changed_label: str = "Changed"
     verdict: str = ""
     """One word on the outcome, where a job has one: "stable"."""
 

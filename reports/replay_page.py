@@ -161,7 +161,7 @@ def _provenance(result: Mapping[str, Any]) -> Section:
 
 def _unmapped(result: Mapping[str, Any]) -> Section:
     entries = result["unmapped"]
-    share = f"{result['unmapped_share']:.1%} of the kernel time."
+    share = f"{result['unmapped_share']:.2%} of the kernel time."
     rows = tuple(
         (entry["name"], entry["reason"], f"{entry['kernels']:,}", format_seconds(entry["seconds"]))
         for entry in entries[:_MOST_UNMAPPED]

@@ -43,8 +43,8 @@ def sweep_page(sweep: Sweep) -> Page:
     )
     if asked["objectives"]:
         notes.append(
-            f"Best first by {', then '.join(asked['objectives'])}; marked: no other point is at "
-            "least as good in all of them."
+            f"Best first by {', then '.join(_asked(sweep))}; bold: no other point is at least as "
+            "good in all of them."
         )
     if sweep.note:
         notes.append(f"Note: {sweep.note}.")
@@ -80,13 +80,23 @@ def sweep_page(sweep: Sweep) -> Page:
     )
 
 
+def _asked(sweep: Sweep) -> list[str]:
+    """What is better, in words: "most output tokens per second per GPU"."""
+    return [
+        f"{'least' if objective.sign == 1 else 'most'} {label_of(objective.metric)}"
+        for objective in sweep.objectives
+    ]
+
+
 def _answer(sweep: Sweep) -> Answer:
     """The best point, or the range of the first metric where nothing says what is best."""
     varied = ", ".join(
         f"{path} ({len({str(row.settings[path]) for row in sweep.rows})} values)"
         for path in sweep.paths
     )
-    changed = f"{varied}. {changed_text(sweep.scenario)}"
+    changed = f"{varied}."
+    if sweep.scenario.changes:
+        changed += f" {changed_text(sweep.scenario)}"
     ran = [row for row in sweep.rows if row.reason is None]
     left = [row for row in sweep.rows if row.reason is not None]
     reasons: dict[str, int] = {}
