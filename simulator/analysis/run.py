@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 from simulator.execution.progress import Watch, unwatched
 from simulator.scenario.collective import CollectiveJob
 from simulator.scenario.files import Scenario, load_scenario, with_changes
+from simulator.scenario.fleet import FleetJob
 from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
 from simulator.scenario.training import TrainingJob
 from simulator.workload.recorded import traces_in
@@ -104,12 +105,15 @@ class Run(Generic[Result_co]):
         return shown
 
     def keep_kernel_times(self) -> None:
-        """Keep the kernel times of a step, for the next process of the user that asks for them."""
+        """Keep the kernel times of a step, or of a fleet's steps, for the user's next process."""
         result: Any = self.result
         if isinstance(self.scenario.job, TrainingJob):
             result.costs.keep_times()
         elif isinstance(self.scenario.job, ServingStepJob):
             result.step.model.kernels.costs.keep_times()
+        elif isinstance(self.scenario.job, FleetJob):
+            for model in result.simulation.models.values():
+                model.kernels.costs.keep_times()
 
     def other_kernels(self) -> Metrics | None:
         """What a step takes with kernels of the other kind, of an engine or of the reference model;

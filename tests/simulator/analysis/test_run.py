@@ -3,6 +3,7 @@
 import pytest
 
 import simulator
+from simulator.hardware.kernels import completed
 from simulator.scenario.files import JOBS, known_scenarios
 
 
@@ -72,3 +73,23 @@ def test_a_sweep_gives_a_row_for_every_combination():
     times = [row.metrics["step_time_s"] for row in rows]
     # Twice the tokens or twice the micro-batches take twice as long.
     assert times == pytest.approx([times[0], 2 * times[0], 2 * times[0], 4 * times[0]], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["decode_ep8_h200", "pair_two_h200"])
+def test_the_kernel_times_of_a_step_are_kept_for_the_next_process(name, tmp_path, monkeypatch):
+    """In place of what a process before has kept, so that there are new ones."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    completed._completed.cache_clear()
+    run = simulator.simulate(simulator.load_scenario(name, ["skew=none"]))
+    folder = tmp_path / "dsv3sim" / "kernel_times"
+    assert not folder.exists()
+    run.keep_kernel_times()
+    (kept,) = folder.iterdir()
+    written = kept.stat().st_mtime_ns
+    run.keep_kernel_times()
+    assert kept.stat().st_mtime_ns == written
+    completed._completed.cache_clear()
+    again = simulator.simulate(simulator.load_scenario(name, ["skew=none"]))
+    assert again.plain_metrics == run.plain_metrics
+    again.keep_kernel_times()
+    assert kept.stat().st_mtime_ns == written
