@@ -1,19 +1,16 @@
-"""What a step depends on, shown: a table with bars, a tornado figure, a directory."""
+"""What a step depends on, shown: a table with bars, and a tornado chart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from reports.charts import ChartAxis, Span, Spans, draw
-from reports.drawing import Hue, svg
-from reports.run_directory import write_run
+from reports.charts import ChartAxis, Span, Spans
+from reports.drawing import Hue
 from reports.tables import format_metric
 
-FIGURE_FILE = "tornado.svg"
 HALF = 9
 """Characters of the longest bar to either side."""
 LEAST_SHOWN = 0.0005
@@ -104,18 +101,3 @@ def tornado_chart(found: Mapping[str, Any]) -> Spans:
         legend=tuple((name, hue) for _, _, hue, name in _SIDES),
         notes=tuple(needed(row) for row in rows),
     )
-
-
-def write_sensitivity(found: Mapping[str, Any], scenario: str, directory: Path) -> None:
-    """Write a directory with the figures of all inputs and the chart.
-
-    Args:
-        scenario: the resolved scenario as YAML.
-    """
-
-    def write_report(draft: Path) -> None:
-        chart = tornado_chart(found)
-        text = svg(draw(chart), title=chart.title, alone=True)
-        (draft / FIGURE_FILE).write_text(text, encoding="utf-8")
-
-    write_run(directory, scenario=scenario, metrics=found, tables={}, write_report=write_report)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from simulator.cli.options import Changes, Json, print_tables
+from simulator.cli.options import Changes, Json, Out, print_tables
 from simulator.cli.progress import progress
 
 
@@ -31,15 +30,13 @@ def sensitivity(
         typer.Option(metavar="INPUT", help="Of this input, such as 'HBM bandwidth'; repeatable."),
     ] = None,
     as_json: Json = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Directory for the figures and a chart; default: none.")
-    ] = None,
+    out: Out = None,
 ) -> None:
     """Say what a step's time depends on: its elasticity to each number of machine and job."""
     from reports.run_directory import check_replaceable
-    from reports.sensitivity import sensitivity_table, write_sensitivity
+    from reports.sensitivity import sensitivity_table
     from simulator.analysis.sensitivity import elasticities
-    from simulator.scenario.files import load_scenario, write_resolved
+    from simulator.scenario.files import load_scenario
 
     loaded = load_scenario(scenario, [*(changes or ()), *(["skew=none"] if ideal else [])])
     if out is not None:
@@ -47,10 +44,13 @@ def sensitivity(
     with progress(f"changing inputs of {loaded.name}", unit="inputs") as shown:
         found = elasticities(loaded, target=target, only=only or (), done=shown.advance).to_json()
     if out is not None:
-        write_sensitivity(found, write_resolved(loaded), out)
+        from reports.page import write_found
+        from reports.sensitivity_page import sensitivity_page
+
+        write_found(sensitivity_page(loaded, found), out, found)
     if as_json:
         print(json.dumps(found, allow_nan=False))
         return
     print_tables(sensitivity_table(found))
     if out is not None:
-        print(f"chart: {out}/tornado.svg")
+        print(f"report: {out}/report.html")
