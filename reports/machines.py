@@ -53,11 +53,15 @@ def machines_table(name: str, machines: Sequence[Mapping[str, Any]]) -> Table:
 def _notes(machines: Sequence[Mapping[str, Any]]) -> list[str]:
     """Who cannot run it, and where power was not measured."""
     notes = [f"{one['cluster']}: {one['reason']}" for one in machines if "reason" in one]
-    for one in machines:
-        measured = one.get("power_measured_on", [one["gpu"]])
-        if measured != [one["gpu"]]:
-            notes.append(
-                f"power of {one['gpu']}: assumed the share of its board's limit that "
-                f"{' and '.join(measured)} draw"
-            )
-    return list(dict.fromkeys(notes))
+    assumed = {
+        one["gpu"]: one["power_measured_on"]
+        for one in machines
+        if one.get("power_measured_on", [one["gpu"]]) != [one["gpu"]]
+    }
+    if assumed:
+        measured = " and ".join(next(iter(assumed.values())))
+        notes.append(
+            f"power of {' and '.join(assumed)}: assumed the share of the board's limit that "
+            f"{measured} draw"
+        )
+    return notes

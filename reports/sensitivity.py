@@ -30,7 +30,7 @@ def sensitivity_table(found: Mapping[str, Any]) -> Table:
     shown, rest = _told_apart(found["rows"])
     caption = (
         "elasticity: relative change of the answer over that of the input; bars: the same towards "
-        f"the better | the worse side, to {_longest(shown):.2f}; in brackets: the most that the "
+        f"the better | the worse side, to {_longest(shown):.2g}; in brackets: the most that the "
         "input alone can save"
     )
     if rest:

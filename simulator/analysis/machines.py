@@ -1,8 +1,8 @@
 """Put one job on several machines: how long it takes, what it costs, what power it draws.
 
-A cluster brings its GPU; kernel times are those of the scenario's calibration where it is of that
-GPU, and of the nearest shipped one otherwise. Rent is the cluster's, power that of the GPU's board
-while it works: that of measured whole steps of the reference model, as a share of the board's
+A cluster brings its GPU; kernel times are those of the scenario's calibration where the GPU is the
+scenario's, and of the nearest shipped one otherwise. Rent is the cluster's, power that of the GPU's
+board while it works: that of measured whole steps of the reference model, as a share of the board's
 limit, and of a GPU that nobody measured the same share of its own limit. CPUs, switches and cooling
 are not in it.
 """
@@ -94,22 +94,28 @@ def on_clusters(
 
     Raises ValueError for a scenario or cluster that does not exist, or a job that is no step.
     """
-    kind = kind_of_step(load_scenario(name, changes))
+    written = load_scenario(name, changes)
+    kind, own = kind_of_step(written), written.cluster.node.gpu.name
     found = []
     for cluster in clusters:
-        found.append(_on(name, changes, cluster, kind))
+        found.append(_on(name, changes, cluster, kind, own))
         done()
     return found
 
 
-def _on(name: str, changes: Sequence[str], cluster: str, kind: str) -> dict[str, Any]:
+def _on(name: str, changes: Sequence[str], cluster: str, kind: str, own: str) -> dict[str, Any]:
+    """The job on one cluster.
+
+    Args:
+        own: GPU that the scenario's calibration was chosen for.
+    """
     gpu = load_cluster(cluster).node.gpu
     found: dict[str, Any] = {"cluster": cluster, "gpu": gpu.name}
     chosen = [*changes, f"cluster={cluster}"]
-    scenario = load_scenario(name, chosen)
     stated = any(text.startswith("calibration=") for text in changes)
-    if not stated and scenario.calibration.gpu != gpu.name:
-        scenario = load_scenario(name, [*chosen, f"calibration={nearest_calibration(gpu, kind)}"])
+    if not stated and gpu.name != own:
+        chosen.append(f"calibration={nearest_calibration(gpu, kind)}")
+    scenario = load_scenario(name, chosen)
     found["calibration"] = scenario.calibration.name
     try:
         metrics = simulate(scenario).quick_metrics

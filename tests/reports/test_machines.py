@@ -26,4 +26,4 @@ def test_ratios_are_to_the_first_machine_and_reasons_stand_below():
     assert "│ step                      │    50 ms │ 25 ms (0.50) │" in text
     words = " ".join(text.split())
     assert "c: no room" in words
-    assert "power of gb200: assumed the share of its board's limit that h100_sxm draw" in words
+    assert "power of gb200: assumed the share of the board's limit that h100_sxm draw" in words
