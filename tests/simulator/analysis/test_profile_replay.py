@@ -123,7 +123,7 @@ def test_a_made_up_profile_replays_and_says_what_it_rests_on(
         ("mapping=nsys", "unknown mapping 'nsys'"),
         ("recorded_gpu=h200_sxm", r"recorded on NVIDIA H800 \(h800_sxm\), not on h200_sxm"),
         ("host_speed=0", "host_speed: 0 is not allowed"),
-        ("hots_speed=2", "unknown field 'hots_speed'; known: .*host_speed"),
+        ("hots_speed=2", r"'hots_speed'; did you mean replay\.host_speed\?$"),
         ("communication_sms=132", "132 is not allowed: h800_sxm has 132 SMs"),
         ("cluster.node.nic.bandwidth=25", "has no unit"),
         ("cluster.node.gpu.sms=25", "set gpu, the cluster takes it over"),
