@@ -1,4 +1,4 @@
-"""The command line: dsv3sim run, sweep, validate, attribute, compare, replay, init, show.
+"""The command line: dsv3sim run, sweep, validate, attribute, compare, replay, init, plan, show.
 
 One module per command holds it; this one puts them together. Nothing else of the package prints.
 
@@ -25,6 +25,7 @@ from simulator.cli.discover import list_names
 from simulator.cli.init import init_app
 from simulator.cli.init_serving import init_serving
 from simulator.cli.options import Stopped, stoppable
+from simulator.cli.plan import plan_app
 from simulator.cli.replay import replay
 from simulator.cli.run import run_command
 from simulator.cli.sensitivity import sensitivity
@@ -63,6 +64,7 @@ for command in (validate, attribute, compare, sensitivity, replay, calibrate):
 init_app.command("serving")(init_serving)
 app.command("list")(list_names)
 app.add_typer(init_app, name="init")
+app.add_typer(plan_app, name="plan")
 app.add_typer(show_app, name="show")
 
 BAD_INPUT = 2

@@ -43,26 +43,51 @@ def service_of(
     tpot: str,
     recipe: str | None,
     kv_cache: str,
+    requests: str | None = None,
+    trace_format: str | None = None,
 ) -> Service:
     """The service that the options say.
+
+    Args:
+        requests: a fleet scenario whose requests are taken, or the file of a trace.
+        trace_format: of that file.
 
     Raises:
         ValueError: an unknown model, a limit that is no time, or no rate.
     """
     from hardware_profiles.units import parse_quantity
     from reference_model.config import load_model_config
+    from simulator.scenario.inputs import full_recipe_name
     from simulator.scenario.starting_serving import service_by_flags
 
-    if rate is None or not 0 < rate < float("inf"):
+    if (rate is None and requests is None) or not 0 < (rate or 1.0) < float("inf"):
         raise ValueError(f"--rate {rate}: allowed: requests per second, more than 0")
     limits = {"--ttft": ttft, "--tpot": tpot}
     seconds = {name: parse_quantity(text, "time", name) for name, text in limits.items()}
     for name, value in seconds.items():
         if value <= 0:
             raise ValueError(f"{name} {limits[name]}: allowed: more than 0, such as '50 ms'")
+    config = load_model_config(model)
+    types = full_recipe_name(recipe)
+    if requests is not None:
+        from simulator.analysis.plan.serving import service_by_requests
+
+        return service_by_requests(
+            requests,
+            trace_format,
+            rate=rate,
+            model=model,
+            config=config,
+            machine=machine,
+            ttft_s=seconds["--ttft"],
+            tpot_s=seconds["--tpot"],
+            recipe=types,
+            kv_cache=kv_cache,
+        )
+    assert rate is not None
     return service_by_flags(
         model=model,
-        config=load_model_config(model),
+        config=config,
         machine=machine,
         rate=rate,
         prompt=prompt,
@@ -71,6 +96,6 @@ def service_of(
         cached=cached,
         ttft_s=seconds["--ttft"],
         tpot_s=seconds["--tpot"],
-        recipe=recipe,
+        recipe=types,
         kv_cache=kv_cache,
     )

@@ -20,7 +20,7 @@ from reference_model.config import ModelConfig
 from simulator.scenario.analysis_inputs import VerdictRules
 from simulator.scenario.commented import commented_yaml
 from simulator.scenario.fleet import HASHED_BLOCK_TOKENS
-from simulator.scenario.inputs import SpeculativeDecoding
+from simulator.scenario.inputs import RecipeName, SpeculativeDecoding
 from simulator.scenario.starting_hardware import gpu_named, nearest_calibration, nearest_cluster
 
 Phase: TypeAlias = Literal["prefill", "decode"]
@@ -182,7 +182,7 @@ class Service:
     """Of every prompt, in a prefix cache."""
     has_hashes: bool = False
     """Whether requests say which blocks they share."""
-    recipe: str | None = None
+    recipe: RecipeName | None = None
     kv_cache: str = "bfloat16"
     drafting: SpeculativeDecoding = MTP
     """Of deployments that draft."""

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
+from typing import TypeAlias
 
 import yaml
 
@@ -97,11 +98,22 @@ def _basis(pool: PoolSpec) -> str:
     return f"one-step model of {named}, interpolated between grid points"
 
 
-def prepare_fleet(scenario: Scenario, watch: Watch = unwatched) -> FleetSimulation:
+KnownTimes: TypeAlias = dict[tuple[str, int, int], float]
+"""{("seconds", or "more" of what ranks that differ make of it; size; context): its value} of grid
+points of one deployment, whatever its largest batch or pass."""
+
+
+def prepare_fleet(
+    scenario: Scenario,
+    watch: Watch = unwatched,
+    known: Mapping[str, KnownTimes] | None = None,
+) -> FleetSimulation:
     """Resolve the step times of every pool.
 
     Args:
         watch: told of every iteration whose time is worked out, while the fleet runs.
+        known: {phase: times of its deployment that were worked out before}; what the fleet asks for
+            besides is added while it runs.
 
     Raises:
         ValueError: an unknown name, a deployment that is not the pool's, or Infeasible.
@@ -121,7 +133,7 @@ def prepare_fleet(scenario: Scenario, watch: Watch = unwatched) -> FleetSimulati
             for phase, step in steps.items()
             if step is not None
         }
-        times[name] = _interpolated(of_pool, watch)
+        times[name] = _interpolated(of_pool, watch, {} if known is None else known)
         models |= of_pool
         pauses[name] = _with_pause(pool, of_pool, where=f"fleet.{name}.rebalance")
     filled = pauses | {"kv_bytes_per_token": _kv_bytes_per_token(scenario, job, models)}
@@ -164,7 +176,9 @@ def _with_pause(pool: PoolSpec, models: Mapping[str, ServingModel], *, where: st
     return pool.model_copy(update={"rebalance": rebalance.model_copy(update={"pause": max(moved)})})
 
 
-def _interpolated(models: Mapping[str, ServingModel], watch: Watch) -> StepTimes:
+def _interpolated(
+    models: Mapping[str, ServingModel], watch: Watch, known: Mapping[str, KnownTimes]
+) -> StepTimes:
     return InterpolatedStepTimes(
         _expected(
             _told(
@@ -172,7 +186,8 @@ def _interpolated(models: Mapping[str, ServingModel], watch: Watch) -> StepTimes
                 watch,
                 "decode",
                 "steps",
-            )
+            ),
+            known.get("decode", {}),
         ),
         _expected(
             _told(
@@ -180,9 +195,10 @@ def _interpolated(models: Mapping[str, ServingModel], watch: Watch) -> StepTimes
                 watch,
                 "prefill",
                 "passes",
-            )
+            ),
+            known.get("prefill", {}),
         ),
-        kv_capacity_tokens=min(_kv_tokens(model) for model in models.values()),
+        kv_capacity_tokens=min(kv_tokens(model) for model in models.values()),
         page_tokens=max(model.job.memory.page_tokens for model in models.values()),
         batches=_BATCHES,
         tokens=_SIZES,
@@ -203,21 +219,36 @@ def _told(
     return told
 
 
-def _expected(iteration: Callable[[int, int], ServingStep]) -> Callable[[int, int], float]:
+def _expected(
+    iteration: Callable[[int, int], ServingStep], known: KnownTimes
+) -> Callable[[int, int], float]:
     """Expected seconds of iterations at grid points.
 
     What ranks that differ make of the time of ideal ones changes slowly, so that it is drawn at
     powers of two, of contexts at every other, and interpolated in between. Those points are grid
     points of the times too, and are simulated once.
+
+    Args:
+        known: see `prepare_fleet`.
     """
     iteration = cache(iteration)
 
     def more(size: int, context: int) -> float:
-        step = iteration(size, context)
-        return expected_s(step) / step.step_s
+        key = ("more", size, context)
+        if key not in known:
+            step = iteration(size, context)
+            known[key] = expected_s(step) / step.step_s
+        return known[key]
 
     drawn = Grid(more, _SIZES, _CONTEXTS[::2])
-    return lambda size, context: iteration(size, context).step_s * drawn.at(size, context)
+
+    def seconds(size: int, context: int) -> float:
+        key = ("seconds", size, context)
+        if key not in known:
+            known[key] = iteration(size, context).step_s * drawn.at(size, context)
+        return known[key]
+
+    return seconds
 
 
 def _model(
@@ -297,7 +328,7 @@ def _at_largest_load(step: ServingStepJob, pool: PoolSpec) -> ServingStepJob:
     return step.model_copy(update={"requests": largest, "skew": skew})
 
 
-def _kv_tokens(model: ServingModel) -> int:
+def kv_tokens(model: ServingModel) -> int:
     """KV cache of one rank beside its largest iteration, which the job of the model is: GPUs that
     share the heads of a request each hold all of its cache."""
     step = serving_step(model)

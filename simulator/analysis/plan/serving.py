@@ -1,0 +1,405 @@
+"""Plan a service: price deployments and simulate fleets until the smallest is known.
+
+
+Searches of one service, of its limits and of limits tightened and loosened, share what is worked
+out, and what several of them want is worked out at once in processes. Everything that is worked out
+is kept in a file of rows, so that an interrupted plan goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from hardware_profiles.fields import Raw, to_profile
+from hardware_profiles.units import Dollars, Seconds
+from simulator.analysis.parallel import Lost, run_all
+from simulator.analysis.plan.serving_bounds import Demand, Limits, demand_of
+from simulator.analysis.plan.serving_prices import (
+    Measured,
+    Price,
+    first_tokens_only,
+    pool_alone,
+    price_of,
+    run_of,
+)
+from simulator.analysis.plan.serving_search import (
+    Fleet,
+    FleetTask,
+    PriceTask,
+    Results,
+    Search,
+    Standing,
+    Task,
+    progress_of,
+    searched_deployments,
+)
+from simulator.analysis.run_key import run_key
+from simulator.analysis.sweep import Point, append_row, read_rows
+from simulator.execution.fleet.simulation import KnownTimes
+from simulator.scenario.files import load_scenario, scenario_from
+from simulator.scenario.fleet import FleetJob, RequestSource
+from simulator.scenario.starting_serving import (
+    FILL_STAYS,
+    WINDOW_STAYS,
+    Deployment,
+    Pool,
+    Service,
+    ServingMachine,
+    fleet_scenario,
+    starting_pool,
+)
+
+_MILLION = 10**6
+
+VARIED = (
+    ("TTFT limit halved", 0.5, 1.0),
+    ("TTFT limit doubled", 2.0, 1.0),
+    ("TPOT limit halved", 1.0, 0.5),
+    ("TPOT limit doubled", 1.0, 2.0),
+)
+"""(name, factor of the TTFT limit, of the TPOT limit) of what the count is sensitive to."""
+WITHOUT_DRAFTS = "without drafted tokens (MTP)"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The smallest fleet with another limit."""
+
+    name: str
+    limits: Limits
+    fleet: Fleet | None
+    """None where no deployment that is searched keeps the limits."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingPlan:
+    """A service with the smallest fleet that keeps its limits, and what it was held against."""
+
+    service: Service
+    demand: Demand
+    percentile: int
+    limits: Limits
+    progress: Standing
+    known: Results
+    searched: int
+    """Deployments."""
+    variants: tuple[Variant, ...]
+
+    @property
+    def fleet(self) -> Fleet | None:
+        """The recommended one; None where none that is searched keeps the limits."""
+        return self.progress.answer
+
+    @property
+    def measured(self) -> Measured | None:
+        """What it shows when it is simulated."""
+        return None if self.fleet is None else self.known.runs[FleetTask(self.fleet)]
+
+
+def plan_serving(
+    service: Service,
+    *,
+    percentile: int = 90,
+    deployments: Sequence[Deployment] | None = None,
+    sensitivity: bool = True,
+    jobs: int = 1,
+    kept: Path | None = None,
+    told: Callable[[str, int, Standing], object] = lambda _, __, ___: None,
+) -> ServingPlan:
+    """Find the smallest fleet of a service.
+
+    Args:
+        percentile: share of requests, in %, that are to stay within each limit: 50, 90, 95 or 99.
+        deployments: those that are searched; by default all of `searched_deployments`.
+        sensitivity: whether limits are tightened and loosened as well.
+        jobs: processes.
+        kept: file of rows that everything worked out is added to, and taken from.
+        told: called after every result with what it is, its number, and where the plan stands.
+
+    Raises:
+        ValueError: requests without a rate, or a scenario that does not load.
+    """
+    deployments = searched_deployments(service) if deployments is None else tuple(deployments)
+    base = _any_fleet(service, deployments)
+    job = scenario_from("plan", base, (), where="plan serving").job_as(FleetJob)
+    demand = demand_of(job.requests, percentile=percentile, seed=0, hits=service.has_hashes)
+    limits = Limits(service.ttft_s, service.tpot_s)
+    main = Search(service, demand, limits, deployments)
+    searches = {"": main}
+    if sensitivity:
+        for name, ttft, tpot in VARIED:
+            other = replace(limits, ttft_s=limits.ttft_s * ttft, tpot_s=limits.tpot_s * tpot)
+            searches[name] = replace(main, limits=other, check_fewer=False)
+        if any(each.draft_tokens for each in deployments):
+            plain = replace(limits, drafting=False)
+            searches[WITHOUT_DRAFTS] = replace(main, limits=plain, check_fewer=False)
+    known = Results()
+    work = _Work(
+        service=service,
+        demand=demand,
+        percentile=percentile,
+        tpot_limits=tuple(sorted({each.limits.tpot_s for each in searches.values()})),
+        base=run_key(scenario_from("plan", base, (), where="plan serving")),
+    )
+    rows = {} if kept is None else read_rows(kept)
+    while True:
+        states = {name: progress_of(each, known) for name, each in searches.items()}
+        wanted = list(dict.fromkeys(task for state in states.values() for task in state.wanted))
+        if not wanted:
+            break
+        new = [task for task in wanted if not _taken_over(known, task, rows, work.digest(task))]
+        for at, result in run_all(_worked_out, [work.inputs(t, known) for t in new], jobs=jobs):
+            task = new[at]
+            if isinstance(result, Lost):
+                found = _lost(task, result)
+            else:
+                found, times = result
+                for deployment, points in times.items():
+                    known.times.setdefault(deployment, {}).update(points)
+            _add(known, task, found)
+            if kept is not None and not isinstance(result, Lost):
+                append_row(kept, _row(task, found, work.digest(task)))
+            told(task_in_words(task), len(known.prices) + len(known.runs), states[""])
+    return ServingPlan(
+        service=service,
+        demand=demand,
+        percentile=percentile,
+        limits=limits,
+        progress=states[""],
+        known=known,
+        searched=len(deployments),
+        variants=tuple(
+            Variant(name, each.limits, states[name].answer)
+            for name, each in searches.items()
+            if name
+        ),
+    )
+
+
+def service_by_requests(
+    requests: str,
+    trace_format: str | None,
+    *,
+    rate: float | None,
+    machine: ServingMachine,
+    ttft_s: Seconds,
+    tpot_s: Seconds,
+    **other: Any,
+) -> Service:
+    """A service of recorded requests, or of those of a fleet scenario.
+
+    Args:
+        requests: shipped name or path of a scenario; with `trace_format`, path of a trace.
+        rate: requests per second that they are stretched or squeezed to; their own without it.
+
+    Raises:
+        ValueError: no fleet scenario, no trace, or requests without a rate.
+    """
+    if trace_format is None:
+        scenario = load_scenario(requests)
+        scenario.job_as(FleetJob)
+        raw = scenario.resolved["fleet"]["requests"]
+    else:
+        raw = {"file": requests, "format": trace_format}
+    source = to_profile(RequestSource, raw, where="--requests")
+    found = demand_of(source, percentile=50, seed=0, hits=False)
+    if rate is not None:
+        raw = raw | {"rate_scale": source.rate_scale * rate / found.rate}
+    span_s = found.span_s * (1.0 if rate is None else found.rate / rate)
+    synthetic = source.synthetic if source.file is None else None
+    return Service(
+        machine=machine,
+        requests=raw,
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
+        # A trace lasts as long as it does; part of it fills the service.
+        stay_s=min(ttft_s + found.output_tokens * tpot_s, span_s / (FILL_STAYS + WINDOW_STAYS)),
+        cached_share=0.0 if synthetic is None else synthetic.cached_fraction,
+        has_hashes=source.format == "mooncake"
+        if synthetic is None
+        else synthetic.sessions is not None,
+        **other,
+    )
+
+
+def _any_fleet(service: Service, deployments: Sequence[Deployment]) -> Raw:
+    """A scenario of the service on some pool, for what does not depend on its pools."""
+    if not deployments:
+        raise ValueError("plan serving: no deployment to search")
+    size = service.machine.node_gpus
+    pool = starting_pool(service, "colocated", instances=1, gpus=size, split=True)
+    return fleet_scenario(service, [pool], description="what a plan rests on")
+
+
+# -- work ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What all tasks of a plan have in common."""
+
+    service: Service
+    demand: Demand
+    percentile: int
+    tpot_limits: tuple[Seconds, ...]
+    base: str
+    """Digest of the service, and of the program."""
+
+    def digest(self, task: Task) -> str:
+        """Equal for tasks of equal results."""
+        said = {"task": task_in_words(task), **asdict(task), "percentile": self.percentile}
+        if isinstance(task, PriceTask):
+            said["limits"] = self.tpot_limits
+        text = json.dumps([self.base, said], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def inputs(self, task: Task, known: Results) -> tuple[Any, ...]:
+        """What a process is given."""
+        times, ideal = {}, None
+        if not isinstance(task, PriceTask):
+            times = {each: known.times.get(each, {}) for p in task.pools for each in p.deployments}
+        elif task.expected:
+            times = {task.deployment: known.times.get(task.deployment, {})}
+            ideal = known.prices.get(PriceTask(task.deployment, expected=False))
+        return (self.service, self.demand, self.percentile, self.tpot_limits, task, ideal, times)
+
+
+_Times: TypeAlias = dict[Deployment, KnownTimes]
+"""Grid points of deployments whose ranks differ."""
+
+
+def _worked_out(
+    service: Service,
+    demand: Demand,
+    percentile: int,
+    tpot_limits: Sequence[Seconds],
+    task: Task,
+    ideal: Price | None,
+    times: _Times,
+) -> tuple[Price | Measured, _Times]:
+    """The result of one task, in any process, and the times that are known after it."""
+    if isinstance(task, PriceTask):
+        price = price_of(
+            service,
+            demand,
+            task.deployment,
+            expected=task.expected,
+            tpot_limits=(task.tpot_s,) if task.tpot_s else tpot_limits,
+            ideal=ideal,
+            known=times.get(task.deployment),
+        )
+        return price, times
+    of_phases: dict[str, KnownTimes] = {each.phase: points for each, points in times.items()}
+    return run_of(fleet_of(service, demand, task.pools), percentile, of_phases), times
+
+
+def fleet_of(service: Service, demand: Demand, pools: Fleet) -> Raw:
+    """The scenario that a fleet of a plan is simulated as."""
+    if len(pools) == 1 and pools[0].role == "prefill":
+        return pool_alone(first_tokens_only(service, demand, service.ttft_s), pools[0])
+    return fleet_scenario(service, pools, description=names_of(pools))
+
+
+def _lost(task: Task, result: Lost) -> Price | Measured:
+    if isinstance(task, PriceTask):
+        return Price(task.expected, reason=result.reason)
+    return Measured(reason=result.reason)
+
+
+def _add(known: Results, task: Task, found: Price | Measured) -> None:
+    if isinstance(task, PriceTask):
+        assert isinstance(found, Price)
+        known.prices[task] = found
+    else:
+        assert isinstance(found, Measured)
+        known.runs[task] = found
+
+
+def _row(task: Task, found: Price | Measured, digest: str) -> Point:
+    metrics = found.to_json() if isinstance(found, Price) else asdict(found)
+    return Point({"task": task_in_words(task)}, digest, {"found": json.dumps(metrics)})
+
+
+def _taken_over(known: Results, task: Task, rows: Mapping[str, Point], digest: str) -> bool:
+    """Whether an earlier plan has the result of a task, which is then known."""
+    row = rows.get(digest)
+    if row is None:
+        return False
+    found = json.loads(str(row.metrics["found"]))
+    of = Price.of_json(found) if isinstance(task, PriceTask) else Measured(**found)
+    _add(known, task, of)
+    return True
+
+
+# -- in words --------------------------------------------------------------------------------------
+
+
+def task_in_words(task: Task) -> str:
+    """What a task is, for the one who waits."""
+    if isinstance(task, PriceTask):
+        return f"price of {task.deployment.phase} {task.deployment.name}" + (
+            "" if task.expected else ", ideal ranks"
+        )
+    alone = len(task.pools) == 1 and task.pools[0].role == "prefill"
+    return f"simulation of {names_of(task.pools)}" + (" alone" if alone else "")
+
+
+def names_of(pools: Iterable[Pool]) -> str:
+    """A fleet in words: prefill 4 x EP32, passes of 4K; decode 2 x EP64, MTP."""
+    parts = []
+    for pool in pools:
+        names = list(dict.fromkeys(each.name for each in pool.deployments))
+        passes = pool.tokens_per_pass
+        budget = "" if passes is None else f", passes of {passes // 1024}K"
+        parts.append(f"{pool.role} {pool.instances} x {' and '.join(names)}{budget}")
+    return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Rent of a fleet, and of a million tokens in and out."""
+
+    per_hour: Dollars
+    per_million_in: Dollars
+    per_million_out: Dollars
+
+
+def cost_of(plan: ServingPlan, fleet: Fleet) -> Cost:
+    """What a simulated fleet costs: tokens in carry the rent of the prefill pool, tokens out that
+    of the decode pool; where one pool does both, each the share of its busy time."""
+    price = plan.service.machine.profile.gpu_price
+    rent = {pool.role: pool.gpus * price for pool in fleet}
+    if "colocated" in rent:
+        share = plan.known.runs[FleetTask(fleet)].prefill_share
+        whole = rent["colocated"]
+        rent = {"prefill": whole * share, "decode": whole * (1 - share)}
+    demand = plan.demand
+    return Cost(
+        per_hour=sum(rent.values()) * 3600,
+        per_million_in=rent["prefill"] / (demand.rate * demand.prompt_tokens) * _MILLION,
+        per_million_out=rent["decode"] / (demand.rate * demand.output_tokens) * _MILLION,
+    )
+
+
+def nodes_of(plan: ServingPlan, fleet: Fleet) -> float:
+    """Nodes of a fleet; a part of one where an instance has fewer GPUs."""
+    return sum(pool.gpus for pool in fleet) / plan.service.machine.node_gpus
+
+
+def cheapest(plans: Sequence[ServingPlan]) -> int:
+    """Position of the plan whose fleet costs least per hour; the first where none has one."""
+    costs = [
+        math.inf if plan.fleet is None else cost_of(plan, plan.fleet).per_hour for plan in plans
+    ]
+    return costs.index(min(costs))
+
+
+def rows_beside(directory: Path) -> Path:
+    """The file that keeps what is worked out of a plan until its directory is written."""
+    return directory.with_name(f".{directory.name}.rows.jsonl")

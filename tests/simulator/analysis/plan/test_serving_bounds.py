@@ -1,0 +1,113 @@
+"""The fewest instances of a steady state, by hand."""
+
+import pytest
+
+from simulator.analysis.plan.serving_bounds import (
+    Demand,
+    demand_of,
+    interpolated,
+    least_decode,
+    least_prefill,
+    most_colocated,
+    predicted_tpot,
+)
+from simulator.scenario.fleet import RequestSource
+
+DEMAND = Demand(
+    rate=10.0,
+    prompt_tokens=1000.0,
+    computed_tokens=1000.0,
+    attended_tokens=500.5,
+    long_prompt=1000.0,
+    long_cached=0.0,
+    output_tokens=101.0,
+    steps=100.0,
+    context=1050.5,
+    span_s=100.0,
+)
+
+
+def requests(**changes):
+    synthetic = {
+        "arrivals": "poisson",
+        "rate": "4 Hz",
+        "count": 400,
+        "prompt_tokens": {"kind": "constant", "mean": 100},
+        "output_tokens": {"kind": "constant", "mean": 11},
+    }
+    return RequestSource.model_validate({"synthetic": synthetic | changes})
+
+
+def test_the_demand_is_that_of_the_requests_that_a_fleet_simulates():
+    found = demand_of(requests(), percentile=90, seed=0, hits=False)
+    assert found.rate * found.span_s == pytest.approx(400)
+    assert found.steps == 10
+    # Token n of a prompt attends to n: (1 + 100) / 2; a step reads the prompt and half the answer.
+    assert found.attended_tokens == 50.5
+    assert found.context == 105.5
+    assert (found.long_prompt, found.long_cached) == (100, 0)
+
+
+def test_what_a_cache_holds_is_not_computed_but_attended_to():
+    found = demand_of(requests(cached_fraction=0.5), percentile=90, seed=0, hits=False)
+    assert (found.prompt_tokens, found.computed_tokens) == (100, 50)
+    assert found.attended_tokens == 50 + 25.5
+    assert (found.long_prompt, found.long_cached) == (50, 50)
+
+
+def test_a_closed_loop_has_no_rate():
+    loop = {"arrivals": "closed_loop", "users": 2, "think_time": "1 s", "rate": None}
+    with pytest.raises(ValueError, match="closed_loop requests have no rate of their own"):
+        demand_of(requests(**loop), percentile=90, seed=0, hits=False)
+
+
+def test_prefill_needs_as_many_instances_as_full_passes_compute_the_prompts():
+    passes = {1000: 0.5, 2000: 0.8}
+    # 10,000 tokens/s; two ranks compute 2 x 2,500 with full passes, 2 x 2,000 with half ones.
+    assert least_prefill(DEMAND, ranks=2, tokens_per_pass=2000, passes=passes) == 2
+    assert least_prefill(DEMAND, ranks=2, tokens_per_pass=1000, passes=passes) == 3
+
+
+def test_decode_needs_as_many_as_hold_the_requests_in_service():
+    # 10/s x 100 steps x 50 ms = 50 requests; an instance of two ranks holds 20. Two tokens a step
+    # make it 25.
+    held = {"ranks": 2, "batch": 10.0, "step_s": 0.05}
+    assert least_decode(DEMAND, **held, tokens_per_step=1.0) == 3
+    assert least_decode(DEMAND, **held, tokens_per_step=2.0) == 2
+
+
+def test_an_instance_that_does_both_shares_its_time():
+    given = {
+        "ranks": 1,
+        "tokens_per_pass": 1010,
+        "passes": {1000: 0.1},
+        "steps": {1.0: 0.01, 10.0: 0.01},
+        "largest": 10.0,
+        "tokens_per_step": 1.0,
+    }
+    # Ten requests alone would end at 10 per second; their prompts take 0.1 s each, so that both at
+    # 5 per second fill the time, half of it with prompts, and a token takes twice its step.
+    found = most_colocated(DEMAND, **given, tpot_s=0.02)
+    assert found is not None
+    assert (found.rate, found.batch, found.prefill_share) == (5.0, 10.0, 0.5)
+    assert found.tpot_s == 0.02
+    assert most_colocated(DEMAND, **given, tpot_s=0.009) is None
+    less = most_colocated(DEMAND, **given, tpot_s=0.015)
+    assert less is not None
+    assert less.tpot_s == pytest.approx(0.015, rel=1e-9)
+    assert less.prefill_share == pytest.approx(1 / 3, rel=1e-9)
+
+
+def test_times_are_linear_between_what_is_known():
+    times = {2.0: 1.0, 4.0: 2.0, 8.0: 3.0}
+    assert [interpolated(times, load) for load in (1, 2, 3, 4, 6, 12)] == [
+        1.0, 1.0, 1.5, 2.0, 2.5, 4.0
+    ]  # fmt: skip
+    assert interpolated({5.0: 7.0}, 100.0) == 7.0
+
+
+def test_the_batch_of_a_steady_state_is_that_of_littles_law():
+    # 10/s x 100 steps over 10 ranks: b = 100 x (9.9 ms + 0.1 ms x b), so b = 1 and a step 10 ms.
+    steps = {1.0: 0.010, 101.0: 0.020}
+    found = predicted_tpot(DEMAND, instances=1, ranks=10, steps=steps, tokens_per_step=1.0)
+    assert found == pytest.approx(0.010, rel=1e-9)

@@ -1,0 +1,132 @@
+"""Prices of deployments, by the step times of the fleets that they are to stand for."""
+
+from dataclasses import replace
+
+import pytest
+
+from reference_model.config import load_model_config
+from simulator.analysis.plan.serving_bounds import demand_of
+from simulator.analysis.plan.serving_prices import (
+    Measured,
+    Price,
+    first_tokens_only,
+    pool_alone,
+    price_of,
+    run_of,
+)
+from simulator.execution.fleet.simulation import prepare_fleet
+from simulator.scenario.files import scenario_from
+from simulator.scenario.fleet import FleetJob
+from simulator.scenario.starting_serving import (
+    Deployment,
+    Pool,
+    service_by_flags,
+    serving_machine,
+)
+
+MODEL = "moonlight_16b_a3b"
+PREFILL = Deployment("prefill", 2, attention_tp=2, expert_tp=2)
+DECODE = Deployment("decode", 2, attention_tp=2, expert_tp=2)
+
+
+@pytest.fixture(scope="module")
+def service():
+    return service_by_flags(
+        model=MODEL,
+        config=load_model_config(MODEL),
+        machine=serving_machine(gpu="h200", cluster=None),
+        rate=20.0,
+        prompt=1024,
+        output=32,
+        ttft_s=0.1,
+        tpot_s=0.01,
+    )
+
+
+@pytest.fixture(scope="module")
+def demand(service):
+    raw = pool_alone(service, Pool((PREFILL,), 1, 1, 4096))
+    job = scenario_from("t", raw, (), where="t").job_as(FleetJob)
+    return demand_of(job.requests, percentile=90, seed=0, hits=False)
+
+
+def times_of(service, pool):
+    fleet = prepare_fleet(scenario_from("t", pool_alone(service, pool), (), where="t"))
+    return fleet.step_times[pool.role]
+
+
+def test_a_pass_and_a_prompt_alone_take_what_a_fleet_would_take_for_them(service, demand):
+    price = price_of(service, demand, PREFILL, expected=True, tpot_limits=())
+    times = times_of(service, Pool((PREFILL,), 1, 1, 4096))
+    assert price.reason is None
+    assert price.seconds[4096.0] == times.prefill_pass_s(4096, demand.attended_tokens)
+    assert price.alone_s[4096] == times.prefill_pass_s(1024, 512.5)
+    long = replace(demand, long_prompt=5000.0)
+    chunks = price_of(service, long, PREFILL, expected=True, tpot_limits=())
+    # 4,096 tokens, then 904 behind them: token i of these attends to 4,096 + i.
+    assert chunks.alone_s[4096] == pytest.approx(
+        times.prefill_pass_s(4096, 2048.5) + times.prefill_pass_s(904, 4096 + 452.5), rel=1e-12
+    )
+
+
+def test_the_batch_of_a_limit_is_where_a_step_takes_as_long(service, demand):
+    price = price_of(service, demand, DECODE, expected=True, tpot_limits=(0.01,))
+    times = times_of(service, Pool((DECODE,), 1, 64))
+    found = price.batches[0.01]
+    assert found.binds == "TPOT"
+    assert times.decode_step_s(found.batch, demand.context) == pytest.approx(0.01, rel=1e-9)
+    # The next batch limit that is a quarter more.
+    assert found.max_batch == 384
+    assert 256 < 1.25 * found.batch <= 384
+    assert (
+        price_of(service, demand, DECODE, expected=False, tpot_limits=(1e-4,)).batches[1e-4].batch
+        == 0
+    )
+
+
+def test_looking_near_the_ideal_batch_finds_the_same(service, demand):
+    limits = {"expected": True, "tpot_limits": (0.01,)}
+    ideal = price_of(service, demand, DECODE, expected=False, tpot_limits=(0.01,))
+    near = price_of(service, demand, DECODE, **limits, ideal=ideal)
+    far = price_of(service, demand, DECODE, **limits)
+    assert near.batches[0.01].batch == pytest.approx(far.batches[0.01].batch, rel=1e-6)
+    assert ideal.batches[0.01].batch >= near.batches[0.01].batch
+
+
+def test_kv_cache_that_does_not_hold_the_batch_binds(service, demand):
+    # 1 M tokens of context are 31 GB of KV cache per request (27 layers x 576 values x 2 bytes).
+    long = replace(demand, context=1e6)
+    found = price_of(service, long, DECODE, expected=False, tpot_limits=(10.0,)).batches[10.0]
+    assert found.binds == "KV cache"
+    assert found.batch < found.tpot_batch
+    assert found.batch == pytest.approx(4.117, rel=0.02)
+
+
+def test_what_does_not_fit_says_so_in_the_words_of_a_run(service, demand):
+    large = replace(service, model="deepseek_v3", config=load_model_config("deepseek_v3"))
+    price = price_of(large, demand, DECODE, expected=False, tpot_limits=(0.05,))
+    assert "beside its KV cache" in price.reason
+
+
+def test_a_price_reads_back_from_its_row(service, demand):
+    for deployment in (PREFILL, DECODE):
+        price = price_of(service, demand, deployment, expected=False, tpot_limits=(0.01,))
+        assert Price.of_json(price.to_json()) == price
+
+
+def test_a_prefill_pool_is_simulated_by_its_first_tokens(service, demand):
+    alone = first_tokens_only(service, demand, 0.1)
+    # 40 TTFT limits of arrivals; it counts as filled after 1.2 x 5 of them.
+    assert alone.requests["synthetic"]["count"] == min(
+        service.requests["synthetic"]["count"], -(-int(demand.rate * 4 * 1e6) // 10**6)
+    )
+    assert alone.requests["synthetic"]["output_tokens"] == {"kind": "constant", "mean": 1}
+    assert pool_alone(alone, Pool((PREFILL,), 1, 1, 4096))["fleet"]["warm_up"] == "600 ms"
+    trace = replace(service, requests={"file": "x.csv", "format": "azure"})
+    assert first_tokens_only(trace, demand, 0.1) is trace
+
+
+def test_a_fleet_that_cannot_run_is_measured_by_its_reason(service):
+    raw = pool_alone(service, Pool((PREFILL,), 10**6, 1, 4096))
+    assert "allowed: at most the 2048 of cluster" in run_of(raw, 90, {}).reason
+    assert Measured().reason is None
