@@ -233,14 +233,13 @@ def published_section(rows: Sequence[Mapping[str, Any]], note: str = "") -> list
             (
                 Cell(name, under=row["source"]),
                 Cell(published),
-                Cell(expected),
+                Cell(expected, under=f"ideal {ideal}" if ideal else ""),
                 Cell(error, row["error"], share=bar),
-                Cell(ideal),
                 Cell(inside, under=outside),
                 Cell(kind.replace("_", " ")),
             )
         )
-    heads = ("figure and its source", "|published", "|expected", "|error", "|ideal",
+    heads = ("figure and its source", "|published", "|expected", "|error",
              "|80% interval", "kind")  # fmt: skip
     kept = [place for place in range(len(heads)) if any(row[place].text for row in found)]
     table = Table(

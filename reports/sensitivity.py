@@ -10,6 +10,7 @@ from rich.table import Table
 from reports.charts import ChartAxis, Span, Spans
 from reports.drawing import Hue
 from reports.tables import format_metric
+from simulator.analysis.metric import label_of
 
 HALF = 9
 """Characters of the longest bar to either side."""
@@ -93,9 +94,9 @@ def tornado_chart(found: Mapping[str, Any]) -> Spans:
     answer = format_metric(found["metric"], found["value"])
     return Spans(
         title=f"What {answer} depends on",
-        caption=f"Change of {found['metric']} for 1% of each input by itself, and what it must "
-        f"become for {found['target']:.0%} off; in brackets the most that it can save.",
-        x=ChartAxis(f"change of {found['metric']}", "%"),
+        caption=f"Change of the {label_of(found['metric'])} for 1% of each input by itself, and "
+        f"what it must become for {found['target']:.0%} off; in brackets the most it can save.",
+        x=ChartAxis(f"change of the {label_of(found['metric'])}", "%"),
         lanes=tuple(f"{row['name']} ({row['value']})" for row in rows),
         spans=tuple(spans),
         legend=tuple((name, hue) for _, _, hue, name in _SIDES),

@@ -57,5 +57,5 @@ def sensitivity_page(scenario: Scenario, found: Mapping[str, Any]) -> Page:
             limits_label="Depends on",
             changed=changed_text(scenario),
         ),
-        sections=[Section("Inputs", (tornado_chart(found), table))],
+        sections=[Section("What it depends on", (tornado_chart(found), table))],
     )
