@@ -27,6 +27,11 @@ def dsv3sim(*arguments, cwd=None):
         [sys.executable, "-m", "simulator.cli", *arguments],
         capture_output=True, text=True, cwd=cwd, check=False,
     )  # fmt: skip
-    lines = done.stderr.splitlines(keepends=True)
-    done.stderr = "".join(line for line in lines if not line.startswith(PREFIX))
+    done.stderr = without_progress(done.stderr)
     return done
+
+
+def without_progress(said):
+    """What a command says on standard error, less its progress."""
+    lines = said.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(PREFIX))
