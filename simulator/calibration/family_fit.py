@@ -217,7 +217,8 @@ def _with_lengths(table: Rows, groups: Index, fit: FitProfile) -> FitProfile:
     """The lengths and the noise of least error of left-out groups, one after another.
 
     Each is moved in logarithms as long as that helps, first by the larger and then by the smaller
-    step; of what makes no difference the start remains.
+    step; of what makes no difference the start remains. A length of SMs is no shorter than the gap
+    between two numbers that were measured, or nothing would be known of those between.
     """
     names = feature_names(table.batch)
     found = np.log([*[DEFAULT_LENGTH] * len(names), DEFAULT_NOISE])
@@ -230,6 +231,9 @@ def _with_lengths(table: Rows, groups: Index, fit: FitProfile) -> FitProfile:
     least = _score(table, groups, at(found))
     features = features_of(table.batch, table.sms, table.ideal)
     moving = [*(np.ptp(features, axis=0) > 0), True]
+    shortest = np.full(len(found), -math.log(LONGEST))
+    if moving[place := names.index("sms")]:
+        shortest[place] = math.log(np.diff(np.unique(features[:, place])).max())
     for step in STEPS:
         for number in np.flatnonzero(moving):
             for direction in (step, -step):
@@ -237,7 +241,7 @@ def _with_lengths(table: Rows, groups: Index, fit: FitProfile) -> FitProfile:
                 while True:
                     candidate = found.copy()
                     candidate[number] += direction
-                    if abs(candidate[number]) > math.log(LONGEST):
+                    if not shortest[number] <= candidate[number] <= math.log(LONGEST):
                         break
                     error = _score(table, groups, at(candidate))
                     if error >= least * HELPS:

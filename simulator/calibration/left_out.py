@@ -30,6 +30,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,7 +187,8 @@ def _errors_of(
         table = plain if fit.tiles is None else with_tiles(plain, profile, fit.tiles)
         process = process_of(table, table.log_seconds - table.ideal.log_seconds, fit)
         scales = held_out_scales(process, table, learned, half)
-        for part in left_out(process, table, np.flatnonzero(halves != half), 1 - half):
+        others = np.flatnonzero(halves != half)
+        for part in left_out(process, table, others, 1 - half, whole="shape"):
             judged[part.cut].append((part, scales.get(REACHES[part.reach], np.nan)))
     name = f"{family[0]} {family[1]} -> {family[2]}"
     for cut, parts in judged.items():
@@ -204,12 +206,13 @@ class Trials:
 
 
 def measured_trials(
-    again: Iterable[tuple[Sequence[Measurement], Sequence[Measurement]]],
+    again: Iterable[Pair],
 ) -> Iterator[tuple[str, Trials]]:
     """Rows by rows of the same work, timed again on another GPU of the same type.
 
     Yields (family, trials) of each pair of tables, one trial for each group of rows. The median
-    difference of a pair's tensor-core kernels, and that of the others, is of its two GPUs.
+    difference of a pair's tensor-core kernels, and that of the others, is of its two GPUs; of rows
+    timed under the load of a job, of the clocks that either kept in it.
 
     Args:
         again: pairs of tables of one type of GPU, the rows that are known first.
@@ -225,8 +228,9 @@ def measured_trials(
         spreads = [row.spread for row in known.values() if row.spread is not None]
         least = float(np.median(spreads)) / 2
         apart = np.log([judged[key].seconds / known[key].seconds for key in keys])
-        bound = np.array([is_tensor(known[key].kind) for key in keys])
-        for those in filter(np.any, (bound, ~bound)):
+        loads = [(is_tensor(key[1]), *key[-2:]) for key in keys]
+        for load in set(loads):
+            those = [place for place, of in enumerate(loads) if of == load]
             apart[those] -= np.median(apart[those])
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for place, key in enumerate(keys):
@@ -237,7 +241,8 @@ def measured_trials(
             row = known[keys[place]]
             repeats = max(row.spread or 0.0, least)
             # Both of the two times are of one run.
-            half = NORMAL_80 * np.hypot(repeats, 2**0.5 * errors.repeat(row.kind))
+            again = errors.repeat(row.kind, row.seconds)
+            half = NORMAL_80 * float(np.hypot(repeats, 2**0.5 * again))
             families[f"{row.kind} {row.dtype} -> {row.out_dtype}"].append((apart[place], half))
         for family, found in families.items():
             error, half = np.array(found).T
@@ -252,19 +257,28 @@ def _group(row: Measurement) -> tuple[object, ...]:
     return (family_of(row), row.kernel_set, *(sizes[name] for name in cut))
 
 
-def whole_step_operators() -> Iterator[tuple[Sequence[Measurement], Sequence[Measurement]]]:
-    """Rows, and rows of the next lease on that type of GPU, of the operators of whole steps."""
+Pair = tuple[Sequence[Measurement], Sequence[Measurement]]
+"""Rows, and rows of the same work timed again."""
+
+
+def whole_step_operators() -> Mapping[str, list[Pair]]:
+    """{"1 to 2": of each type of GPU the operators of its first lease's whole steps, and those of
+    the second's}, and so on."""
     tables: dict[str, list[Sequence[Measurement]]] = defaultdict(list)
     for path in sorted((ROOT / "measurements" / "whole").glob("*_operators.csv")):
         gpu = path.stem.removesuffix("_operators").rpartition("_")[0]
         tables[gpu].append(load_measurements(path))
+    found: dict[str, list[Pair]] = defaultdict(list)
     for leases in tables.values():
-        yield from pairwise(leases)
+        for number, pair in enumerate(pairwise(leases), start=1):
+            found[f"{number} to {number + 1}"].append(pair)
+    return found
 
 
-def _same_work(row: Measurement) -> tuple[object, ...]:
+def _same_work(row: Measurement) -> tuple[Any, ...]:
     state, job = row.condition("state"), row.condition("job")
-    return (row.kernel_set, row.kind, row.dtype, row.out_dtype, row.sizes, row.sms, state, job)
+    kernel = (row.kernel_set, row.kind, row.dtype, row.out_dtype)
+    return (*kernel, row.sizes, row.sms, state, job)
 
 
 def coverage_table(trials: Iterable[tuple[str, Trials]]) -> Iterator[str]:
@@ -369,9 +383,10 @@ def main(arguments: list[str] | None = None) -> None:
         again.append((load_measurements(Path(first)), load_measurements(Path(second))))
     for line in coverage_table([*trials, *measured_trials(again)]):
         print(line, flush=True)
-    print("\nOperators of whole steps, by those of the lease before, kernels changed in between\n")
-    for line in coverage_table(measured_trials(whole_step_operators())):
-        print(line, flush=True)
+    for leases, pairs in whole_step_operators().items():
+        print(f"\nOperators of whole steps, by those of the lease before: lease {leases}\n")
+        for line in coverage_table(measured_trials(pairs)):
+            print(line, flush=True)
     known.setdefault("h800_sxm", calibration_measurements(load_calibration("h800_sxm")))
     print("\n| by the rows of | family | rows | 10% | median | 90% |\n|---|---|---|---|---|---|")
     for source, target in PAIRS:

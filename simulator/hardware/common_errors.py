@@ -19,7 +19,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.estimates import Estimate
+from hardware_profiles.estimates import Estimate, TimeEstimate
 from hardware_profiles.fields import ROOT, Profile, read_yaml, to_profile
 from hardware_profiles.schema import CalibrationProfile, GpuProfile
 from hardware_profiles.tables import Measurement
@@ -47,11 +47,18 @@ class CommonErrors(Profile):
     """The same of a memory-bound one."""
     repeat_of: Mapping[str, Estimate]
     """{kernel kind: the same}, of those with rows enough of their own."""
+    other_gpu: Mapping[str, Estimate]
+    """{kernel kind: its time over one restated from another GPU of the architecture}, where pairs
+    of GPUs tell; of others a calibration's own `other_gpu`."""
+    repeat_seconds: TimeEstimate
+    """What a time of any kernel scatters by on top of its share, however short it is."""
 
-    def repeat(self, kind: str) -> float:
-        """Of a row's time, by its kernel's kind, else by the class of that."""
+    def repeat(self, kind: str, seconds: Array | float) -> Array:
+        """Relative standard deviation of rows' times, by their kernel's kind, else by its class."""
         of_class = self.repeat_compute if is_tensor(kind) else self.repeat_memory
-        return self.repeat_of.get(kind, of_class).value
+        share = self.repeat_of.get(kind, of_class).value
+        total: Array = np.hypot(share, self.repeat_seconds.value / seconds)
+        return total
 
 
 @cache

@@ -26,11 +26,15 @@ def _of_page(setting: str) -> dict[str, list[float]]:
     return found
 
 
+def _seconds(text: str) -> float:
+    return parse_quantity(text, "time", "a prior")
+
+
 def _of_data(entry: dict, path: str = "") -> dict[str, list[float]]:
     if "value" in entry:
         assert entry["source"], path
         ends = [entry[name] for name in ("value", "low", "high")]
-        plain = [parse_quantity(e, "time", path) if isinstance(e, str) else e for e in ends]
+        plain = [_seconds(end) if isinstance(end, str) else end for end in ends]
         return {path.strip("."): plain}
     parts = [_of_data(e, f"{path}.{name}") for name, e in entry.items() if isinstance(e, dict)]
     return {name: values for part in parts for name, values in part.items()}
@@ -68,9 +72,12 @@ def test_what_moves_all_kernels_as_one_is_that_of_the_page() -> None:
         (data["repeat_compute"], "repeat", 1e-2),
         (data["repeat_memory"], "repeat, memory-bound", 1e-2),
         *((kinds[kind], f"repeat of {kind}", 1e-2) for kind in kinds),
+        *((error, f"other GPU, {kind}", 1.0) for kind, error in data["other_gpu"].items()),
     ):
         ends = [stated[end] for end in ("value", "low", "high")]
         assert ends == pytest.approx([scale * value for value in lines[row]]), row
+    ends = [_seconds(data["repeat_seconds"][end]) for end in ("value", "low", "high")]
+    assert ends == pytest.approx([1e-6 * value for value in lines["repeat, of any time"]])
 
 
 @pytest.mark.parametrize(

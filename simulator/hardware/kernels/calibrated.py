@@ -312,7 +312,7 @@ class LearnedKernels:
         the condition, never less; of products of another type that of their class as well.
         """
         known = np.where(np.isnan(told.spread), achieved.spread, told.spread)
-        again = common_errors().repeat(model.kind)
+        again = common_errors().repeat(model.kind, np.exp(told.log_seconds))
         measured = NORMAL_80 * np.hypot(np.maximum(known, achieved.spread / 2), again)
         ratio = self.conditions.ratio(model.kind)
         converted = np.hypot(told.width, np.log(ratio.high / ratio.low) / 2)

@@ -20,6 +20,7 @@ from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibr
 from hardware_profiles.tables import Measurement, table_path
 from reference_model.formats import nearest_type
 from reference_model.trace import Operator
+from simulator.hardware.common_errors import common_errors
 from simulator.hardware.kernels.calibrated import NOT_OF_KERNELS, Answer, CalibratedKernels
 from simulator.hardware.kernels.families import Family, calibration_measurements, family_of
 from simulator.hardware.kernels.kept_times import (
@@ -275,7 +276,7 @@ class CompletedKernels:
             answer = self._in_ratio(answer, answering, own, batch, sms, overlapped, widths=widths)
         foreign = answering.calibration.gpu != self.own.calibration.gpu
         if foreign or self.own.restated:
-            answer = self._restate(answer, batch, sms, foreign=foreign)
+            answer = self._restate(answer, batch, sms, answering)
         if answering.measured_gpu.architecture != self.own.measured_gpu.architecture:
             # Only the shares of the datasheets' ceilings hold on another architecture.
             answer = (*answer[:3], np.full_like(answer[3], MODELLED))
@@ -288,7 +289,7 @@ class CompletedKernels:
         part, part_sms = batch.take(unknown), sms[unknown]
         found = elsewhere.compute(family, part, part_sms, overlapped, widths=widths)
         if elsewhere.calibration.gpu != self.own.calibration.gpu:
-            found = self._restate(found, part, part_sms, foreign=True)
+            found = self._restate(found, part, part_sms, elsewhere)
         for mine, theirs in zip(answer, found, strict=True):
             mine[unknown] = theirs
         return answer
@@ -400,23 +401,25 @@ class CompletedKernels:
         answer: Answer,
         batch: Batch,
         sms: Array,
-        *,
-        foreign: bool,
+        source: CalibratedKernels,
     ) -> Answer:
         """An answer for another GPU than the measured one, its interval widened for that.
 
         Args:
-            foreign: whether another calibration's; that error is stated even where this one's own
-                rows are not restated.
+            source: whose it is; the error of another GPU's is stated even where this one's own
+                rows are not restated, of its kernel's kind where pairs of GPUs say something of it.
         """
         seconds, low, high, provenance = answer
+        foreign = source.calibration.gpu != self.own.calibration.gpu
         if self.own.calibration.basis == "datasheet":
             provenance = np.full_like(provenance, MODELLED)
         elif foreign:
             provenance = np.maximum(provenance, EXTRAPOLATED)
         error = self.own.calibration.restatement
         if error is None and foreign:
-            error = self.own.calibration.other_gpu
+            alike = source.measured_gpu.architecture == self.own.gpu.architecture
+            known = common_errors().other_gpu if alike else {}
+            error = known.get(batch.kind, self.own.calibration.other_gpu)
         if error is None:
             return seconds, low, high, provenance
         narrow, wide = np.log(error.value / error.low), np.log(error.high / error.value)

@@ -179,22 +179,33 @@ class JudgedCut:
         return len(np.unique(self.groups))
 
     def within(self, share: float) -> float:
-        """Deviations that hold so much of the errors, each group with one vote."""
+        """Deviations that hold so much of the errors of one more group, each with one vote.
+
+        One more group lies within the r-th of G alike in r of G + 1 cases (Vovk et al. 2005), so
+        that `share` of G + 1 votes are asked for, between two by interpolation, and all where G are
+        too few.
+        """
         ratio = np.abs(self.errors) / self.deviation
         _, which, count = np.unique(self.groups, return_inverse=True, return_counts=True)
         order = np.argsort(ratio)
         votes = np.cumsum(1.0 / count[which[order]])
-        return float(ratio[order[np.searchsorted(votes, share * votes[-1])]])
+        return float(np.interp(share * (len(count) + 1), votes, ratio[order]))
 
 
 def left_out(
-    process: Process, rows: Rows, some: Index | None = None, half: int | None = None
+    process: Process,
+    rows: Rows,
+    some: Index | None = None,
+    half: int | None = None,
+    *,
+    whole: str = "",
 ) -> Iterator[JudgedCut]:
     """Errors of rows without their group, for every cut and every reach that it judges.
 
     Args:
         some: rows to judge; all where not given, at most `MOST_JUDGED` of a cut.
         half: of the values and loads that whole tables are cut at, 0 or 1; both where not given.
+        whole: a cut of which all of these rows are judged, however many.
     """
     known = Known(rows.batch)
     rng = np.random.default_rng(0)
@@ -204,7 +215,7 @@ def left_out(
         if half is not None and judged[0] in (SIZE, GAP):
             halves = np.random.default_rng(1).permutation(groups.max() + 1) % 2
             chosen = chosen[halves[groups[chosen]] == half]
-        if len(chosen) > MOST_JUDGED:
+        if len(chosen) > MOST_JUDGED and cut != whole:
             chosen = rng.permutation(chosen)
             first = np.unique(groups[chosen], return_index=True)[1]
             order = np.concatenate([rng.permutation(first), np.arange(len(chosen))])

@@ -1,5 +1,8 @@
 """Fits of families: held-out errors are real, and noise is measured."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from made_up_rows import BASE, made_up, row
 
@@ -61,3 +64,19 @@ def test_versions_of_a_kernel_never_share_a_fit():
     alone = fit_families(made_up(kernel_set="new"), gpu=H800, floor=FLOOR, tiles=BASE.tiles)[0]
     assert [fit.kernel_set for fit in apart] == ["new", "old"]
     assert apart[0] == alone[0]
+
+
+def test_what_lies_between_two_numbers_of_sms_is_known_by_both():
+    """Scatter of 10% makes rows on 108, 112 and 132 SMs look as if they knew nothing of each other:
+    the search shortens the length by steps of 1.2 and 0.6 from 4 octaves, to 0.11. The gap from 112
+    to 132 is 0.237 octaves: 4 exp(-2.4) = 0.363 is the last step above it."""
+    scatter = np.random.default_rng(0)
+    rows = [
+        replace(made, sms=sms, seconds=made.seconds * 132 / sms * np.exp(scatter.normal(0.0, 0.1)))
+        for made in made_up()
+        for sms in (108, 112, 132)
+    ]
+
+    (fit,), _ = fit_families(rows, gpu=H800, floor=FLOOR, tiles=BASE.tiles)
+
+    assert fit.lengths["sms"] == pytest.approx(4 * np.exp(-2.4), rel=1e-3)

@@ -66,7 +66,8 @@ def test_a_row_timed_again_elsewhere_is_judged_by_its_repeats_and_the_time_of_me
     assert family == "gemm fp8_e4m3 -> bfloat16"
     ratios = [np.log(more / 1.02) for more in (1.01, 1.02, 1.06)]
     assert sorted(found.errors) == pytest.approx(ratios)
-    assert found.half == pytest.approx(NORMAL_80 * (0.01**2 + 2 * 0.0206**2) ** 0.5)
+    # 40 ns are nothing of 4 ms.
+    assert found.half == pytest.approx(NORMAL_80 * (0.01**2 + 2 * 0.0206**2) ** 0.5, rel=1e-6)
     assert found.known.tolist() == [MEASURED] * 3
 
 

@@ -8,7 +8,7 @@ import pytest
 from made_up_rows import BASE, made_up
 
 from hardware_profiles.schema import load_gpu
-from simulator.hardware.common_errors import CommonEnds, common_ends
+from simulator.hardware.common_errors import CommonEnds, common_ends, common_errors
 from simulator.hardware.prediction import NORMAL_80
 
 H800 = load_gpu("h800_sxm")
@@ -39,6 +39,13 @@ def test_rows_timed_under_the_load_of_a_step_hold_it_already(condition):
     first = replace(first, conditions=(*first.conditions, condition))
 
     assert ends([first, *others], sustained_job=True).compute == ends(made_up()).compute
+
+
+def test_a_short_kernel_repeats_within_a_time_and_a_long_one_within_a_share():
+    """Of a normalization 0.66% and 40 ns: of 4 us hypot(0.66, 1)%, of 4 ms 0.66%."""
+    repeat = common_errors().repeat("rmsnorm", np.array([4e-6, 4e-3]))
+
+    assert repeat == pytest.approx([hypot(0.0066, 0.01), hypot(0.0066, 1e-5)], rel=1e-12)
 
 
 def test_another_type_of_gpu_adds_the_error_of_the_calibration_once():

@@ -103,14 +103,27 @@ def test_heads_of_one_load_of_attention_are_left_out_together_products_one_by_on
 
 def test_every_group_has_one_vote_however_many_rows_it_holds():
     """One group errs by 1, 2 and 3 deviations, the other by 10: three rows of a third each, one of
-    one. Of two votes 40% are full at the third row of the first, 80% only at the other group."""
+    one. Of three votes, the third group's with them, 1 is full at the third row of the first, 1.2
+    are a fifth of the way to the other group, 2.4 are more than there are."""
     part = JudgedCut(
         "shape", SHAPE, np.array([0.2, -0.1, 0.3, 1.0]), np.full(4, 0.1), np.array([0, 0, 0, 1])
     )
 
     assert part.parts == 2
-    assert part.within(0.4) == pytest.approx(3.0)
+    assert part.within(1 / 3) == pytest.approx(3.0)
+    assert part.within(0.4) == pytest.approx(3.0 + 0.2 * 7.0)
     assert part.within(0.8) == pytest.approx(10.0)
+
+
+def test_one_more_group_lies_inside_as_often_as_is_asked():
+    """Of nine groups that err by 1 to 9 deviations a tenth lies within the eighth in 8 of 10 cases;
+    of four, within all of them in 4 of 5, and no deviation holds it in 9 of 10."""
+    nine = JudgedCut("shape", SHAPE, np.arange(1.0, 10.0), np.ones(9), np.arange(9))
+    four = JudgedCut("shape", SHAPE, np.arange(1.0, 5.0), np.ones(4), np.arange(4))
+
+    assert nine.within(0.8) == pytest.approx(8.0)
+    assert nine.within(0.75) == pytest.approx(7.5)
+    assert four.within(0.8) == four.within(0.9) == pytest.approx(4.0)
 
 
 def test_values_that_whole_tables_are_cut_at_are_learned_from_in_halves():
