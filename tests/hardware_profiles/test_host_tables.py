@@ -9,8 +9,9 @@ from hardware_profiles.tables import load_measurements, table_path, write_measur
 
 TABLES = (
     "h200_sxm_alike", "h200_sxm_alike_hosts", "h200_sxm_collectives", "h200_sxm_collectives_2",
-    "h200_sxm_expert_parallel", "h200_sxm_expert_parallel_graph", "h200_sxm_pair",
-    "h200_sxm_pair_four",
+    "h200_sxm_collectives_3", "h200_sxm_expert_parallel", "h200_sxm_expert_parallel_graph",
+    "h200_sxm_expert_parallel_graph_2", "h200_sxm_pair", "h200_sxm_pair_four",
+    "h200_sxm_pair_four_2",
 )  # fmt: skip
 
 
@@ -110,6 +111,22 @@ def test_two_hosts_of_four_gpus_take_the_same_time_for_a_collective():
             and row.kernel_set == "dsv3sim_links_queued"
         ]
         assert found == pytest.approx([first, second], rel=1e-3)
+
+
+def test_pairs_of_two_hosts_of_four_gpus_differ_by_less_than_a_percent():
+    """GPU 0 with 2, 8 and 20 SMs, in ms."""
+    found = [
+        {
+            dict(row.sizes)["communication_sms"]: 1e3 * row.seconds
+            for row in rows(name)
+            if row.kind == "pair" and row.condition("rank") == "0"
+        }
+        for name in ("h200_sxm_pair_four", "h200_sxm_pair_four_2")
+    ]
+    assert found == [
+        pytest.approx({2: 67.23, 8: 41.33, 20: 42.92}, abs=0.01),
+        pytest.approx({2: 66.82, 8: 41.17, 20: 42.84}, abs=0.01),
+    ]
 
 
 def test_a_pair_that_hides_its_transfers_takes_as_long_as_its_compute_and_a_few_percent():
