@@ -308,18 +308,22 @@ def write_plan(plans: Sequence[ServingPlan], best: int, directory: Path) -> None
     Raises:
         ValueError: no fleet keeps the limits, so that there is no scenario.
     """
+    from reports.page import write_page
+    from reports.serving_plan_page import serving_plan_page
+
     plan = plans[best]
     if plan.fleet is None:
         raise ValueError(f"plan serving: {recommendation(plan)}; {directory} is not written")
     raw = fleet_of(plan.service, plan.demand, plan.fleet)
     raw["description"] = title_of(plan)
     head = ("Written by dsv3sim plan serving.", *_wrapped(recommendation(plan)))
+    found, text = plans_json(plans, best), fleet_text(raw, head)
     write_run(
         directory,
-        scenario=fleet_text(raw, head),
-        metrics=plans_json(plans, best),
+        scenario=text,
+        metrics=found,
         tables={},
-        write_report=lambda _: None,
+        write_report=lambda draft: write_page(serving_plan_page(found, text), draft),
     )
 
 
