@@ -28,7 +28,7 @@ Hue: TypeAlias = str
 Anchor: TypeAlias = Literal["start", "middle", "end"]
 
 FONT_SIZE = 12.5
-WIDE = 0.56
+WIDE = 0.62
 """Width of a character over its height, of the fonts of pages, mean."""
 
 
