@@ -151,6 +151,10 @@ def plan_serving(
     while True:
         states = {name: progress_of(each, known) for name, each in searches.items()}
         wanted = list(dict.fromkeys(task for state in states.values() for task in state.wanted))
+        own = len(states[""].wanted)
+        if own:
+            # The answer first; what other limits would take, only where a process is free.
+            wanted = wanted[: max(own, jobs)]
         if not wanted:
             break
         new = [task for task in wanted if not _taken_over(known, task, rows, work.digest(task))]

@@ -21,6 +21,7 @@ from simulator.analysis.plan.serving_prices import run_of
 from simulator.analysis.plan.serving_search import FleetTask, PriceTask, keeps
 from simulator.scenario.starting_serving import (
     Deployment,
+    Pool,
     service_by_flags,
     serving_machine,
 )
@@ -125,13 +126,11 @@ def test_requests_of_a_scenario_keep_their_lengths_and_take_another_rate():
         service_by_requests("decode_ep8_h200", None, rate=1.0, **given)
 
 
-def test_tasks_and_fleets_are_named_as_people_name_them(plan):
-    found, _ = plan
-    assert task_in_words(PriceTask(WIDE, expected=False)) == "price of decode TP4, ideal ranks"
-    prefill = found.fleet[0]
-    assert task_in_words(FleetTask((prefill,))) == (
-        f"simulation of prefill {prefill.instances} x TP2, passes of 4K alone"
-    )
-    assert names_of(found.fleet).startswith(
-        f"prefill {prefill.instances} x TP2, passes of 4K; decode "
+def test_tasks_and_fleets_are_named_as_people_name_them():
+    wide = PriceTask(WIDE, expected=False)
+    assert task_in_words(wide) == "price of decode TP4, ideal ranks"
+    pools = (Pool((PREFILL,), 3, 512, 8192), Pool((DECODE,), 1, 64))
+    assert names_of(pools) == "prefill 3 x TP2, passes of 8K; decode 1 x TP2"
+    assert task_in_words(FleetTask(pools[:1])) == (
+        "simulation of prefill 3 x TP2, passes of 8K alone"
     )
