@@ -76,7 +76,7 @@ def grid(
     for path in paths:
         if paths.count(path) > 1:
             raise ValueError(f"--vary {path}: given more than once; allowed: once")
-    found = [_point(scenario, changes, settings) for settings in points(axes)]
+    found = [point_at(scenario, changes, settings) for settings in points(axes)]
     if all(point.reason for point in found):
         raise ValueError(found[0].reason)
     if intervals:
@@ -84,7 +84,8 @@ def grid(
     return found
 
 
-def _point(scenario: str, changes: Sequence[str], settings: Mapping[str, Any]) -> Point:
+def point_at(scenario: str, changes: Sequence[str], settings: Mapping[str, Any]) -> Point:
+    """The point with these settings, with a reason where it does not load."""
     own = (f"{path}={json.dumps(value)}" for path, value in settings.items())
     overrides = (*changes, *own)
     try:

@@ -397,7 +397,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         check_fits(memory, stages, capacity, chosen=job.stages == "default")
     except Infeasible as error:
         recomputed = "" if job.recompute == "layer" else ", as does training.recompute=layer"
-        raise Infeasible(f"{error}{recomputed}{way_out()}") from None
+        raise Infeasible(f"{error.reason}{recomputed}", way_out) from None
     host = host_states(held, model.sharding, ema=job.ema, cluster=scenario.cluster)
 
     rings, keys = distinct_chunks(

@@ -91,7 +91,7 @@ def units_of(stage: Stage) -> list[tuple[str, ...]]:
 ATTENTION, DISPATCH, MLP, COMBINE = "attention", "dispatch", "mlp", "combine"
 
 
-def _segments(operators: Operators) -> dict[str, list[Operator]]:
+def segments_of(operators: Operators) -> dict[str, list[Operator]]:
     """Split one layer's operators of one phase by segment; what is neither communication nor
     mlp (attention, embedding, head) counts as attention."""
     parts: dict[str, list[Operator]] = {ATTENTION: [], DISPATCH: [], MLP: [], COMBINE: []}
@@ -100,7 +100,7 @@ def _segments(operators: Operators) -> dict[str, list[Operator]]:
     return parts
 
 
-def _routed_start(mlp: Sequence[Operator]) -> int:
+def routed_start(mlp: Sequence[Operator]) -> int:
     """Index of the first operator of mlp(F) that reads dispatched rows; the shared expert's
     operators before it need only the rank's own tokens."""
     for index, operator in enumerate(mlp):
@@ -231,13 +231,13 @@ def lower_chunk(
 
     for slot, (at_f, at_b, forward_unit, backward_unit) in enumerate(slots):
         both = pair and bool(forward_unit) and bool(backward_unit)
-        ahead = [_segments(operators(kind, FORWARD)) for kind in forward_unit]
-        back = [_segments(operators(kind, INPUT_GRAD)) for kind in reversed(backward_unit)]
+        ahead = [segments_of(operators(kind, FORWARD)) for kind in forward_unit]
+        back = [segments_of(operators(kind, INPUT_GRAD)) for kind in reversed(backward_unit)]
         if not any(part[MLP] for part in back):
             # A head's input gradient goes where an mlp's does: under dispatch(F), while its weight
             # gradient is left for combine(F).
             back = [part | {MLP: part[ATTENTION], ATTENTION: []} for part in back]
-        late = [_segments(weights(kind)) for kind in reversed(backward_unit)]
+        late = [segments_of(weights(kind)) for kind in reversed(backward_unit)]
         layer_b = build.layer(f"{'+'.join(backward_unit)} B{at_b}") if backward_unit else None
         layer_f = build.layer(f"{'+'.join(forward_unit)} F{at_f}") if forward_unit else None
 
@@ -301,7 +301,7 @@ def lower_chunk(
             overlapped=communicates_b,
         )
         mlp = _gather(ahead, MLP)
-        own = _routed_start(mlp) if communicates_f else 0
+        own = routed_start(mlp) if communicates_f else 0
         build.add(
             build.block(mlp[:own]),
             Stream.COMPUTE,
@@ -374,7 +374,7 @@ def _again(
 ) -> int | None:
     """The forward of layers once more, part by part, after the casts of weights that it reads; the
     last of its tasks, None where nothing is repeated."""
-    parts = _segments(operators)
+    parts = segments_of(operators)
     parts[ATTENTION] = [*stored, *parts[ATTENTION]]
     done = None
     for segment, stream in (

@@ -91,7 +91,8 @@ def _split(
                 "sequences; allowed: 1 for this model"
             )
         if mine.name == _GATHERED_FOR:
-            found.append(_exchange(every, "gather", own, ranks))
+            rotary = next(op["columns"] for op in own if op.name == "attention.k_rope.copy")
+            found.append(_exchange(every, "gather", mine["columns"] + rotary, ranks))
         if mine.name.startswith(_OF_ALL_TOKENS):
             found.append(every)
         elif mine.name.startswith("attention.core") and dict(mine.sizes).get("query_length"):
@@ -99,7 +100,7 @@ def _split(
         else:
             found.append(mine)
         if mine.name == _SUMMED_AFTER:
-            found.append(_exchange(every, "scatter", own, ranks))
+            found.append(_exchange(every, "scatter", mine["columns"], ranks))
     return found
 
 
@@ -119,10 +120,8 @@ def _pieces(core: Operator, context: int, ranks: int) -> Operator:
     return replace(core, sizes=tuple(sorted(sizes.items())))
 
 
-def _exchange(beside: Operator, what: str, own: Sequence[Operator], ranks: int) -> Operator:
+def _exchange(beside: Operator, what: str, columns: int, ranks: int) -> Operator:
     """All-gather or reduce-scatter of the BF16 latents of all tokens, with their rotary key."""
-    latent = next(op["columns"] for op in own if op.name == _GATHERED_FOR)
-    rotary = next(op["columns"] for op in own if op.name == "attention.k_rope.copy")
     kind = "gather_tokens" if what == "gather" else "scatter_sums"
     return replace(
         beside,
@@ -131,5 +130,5 @@ def _exchange(beside: Operator, what: str, own: Sequence[Operator], ranks: int) 
         dtype="bfloat16",
         out_dtype="bfloat16",
         recompute=False,
-        sizes=(("columns", latent + rotary), ("ranks", ranks), ("rows", beside["rows"])),
+        sizes=(("columns", columns), ("ranks", ranks), ("rows", beside["rows"])),
     )

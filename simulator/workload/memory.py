@@ -10,7 +10,7 @@ schedule has in flight. A forward or backward in progress also needs room for it
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -42,7 +42,22 @@ _COPIES = {"fp8_e4m3": 1, "mxfp8_e4m3": 2}
 
 
 class Infeasible(ValueError):
-    """A layout that does not fit the memory of its GPUs."""
+    """A layout that does not fit the memory of its GPUs.
+
+    What would help takes longer to find than that it does not fit, and is looked for where somebody
+    reads it.
+    """
+
+    def __init__(self, reason: str, advice: Callable[[], str] = str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self._advice = advice
+
+    def __str__(self) -> str:
+        return self.reason + self._advice()
+
+    def __reduce__(self) -> tuple[type[Infeasible], tuple[str]]:
+        return Infeasible, (str(self),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

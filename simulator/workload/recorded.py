@@ -69,8 +69,7 @@ def recorded_trace(
     part_of(model, split)
     own = folder or user_trace_folder()
     wanted = (model.shape_digest, job, recorded_as(recipe, job), split, recompute)
-    path = next((path for path in _candidates(own, *wanted) if _is_of(path) == wanted), None)
-    path = path or _record(model, *wanted[1:], own)
+    path = _found(own, *wanted) or _record(model, *wanted[1:], own)
     return _as_asked(object_key(load_trace(path)), recipe, bool(model.num_nextn_predict_layers))
 
 
@@ -78,6 +77,29 @@ def recorded_trace(
 def _as_asked(recorded: Keyed[OperatorTrace], recipe: RecipeName, with_mtp: bool) -> OperatorTrace:
     trace = in_recipe(recorded.value, recipe)
     return trace if with_mtp else trace.without_mtp()
+
+
+def is_recorded(
+    model: ModelConfig,
+    job: str,
+    recipe: RecipeName,
+    split: Split,
+    recompute: str,
+    *,
+    folder: Path | None,
+) -> bool:
+    """Whether `recorded_trace` finds the trace, so that none is to be recorded."""
+    own = folder or user_trace_folder()
+    wanted = (model.shape_digest, job, recorded_as(recipe, job), split, recompute)
+    return _found(own, *wanted) is not None
+
+
+def _found(
+    own: Path, digest: str, job: str, recipe: str, split: Split, recompute: str
+) -> Path | None:
+    """The file of a trace that is at hand."""
+    wanted = (digest, job, recipe, split, recompute)
+    return next((path for path in _candidates(own, *wanted) if _is_of(path) == wanted), None)
 
 
 def _candidates(

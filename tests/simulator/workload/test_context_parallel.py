@@ -152,3 +152,10 @@ def test_two_gpus_compute_what_one_does():
             start, end = place * piece, (place + 1) * piece
             part = attend(q[:, start:end], k[:, :end], v[:, :end])
             torch.testing.assert_close(part, whole[:, start:end])
+
+
+def test_a_backward_that_recomputes_nothing_sums_latents_and_rotary_keys_alike():
+    trace = recorded_trace(load_model_config("deepseek_v3"), "train", recompute="none")
+    part = operators_of_part(trace, load(CONTEXT // RANKS), RANKS)
+    summed = named(part("moe", "input_grad"), "attention.kv_latent.context_scatter")
+    assert dict(summed.sizes) == {"columns": 512 + 64, "ranks": RANKS, "rows": CONTEXT}

@@ -1,0 +1,237 @@
+"""dsv3sim plan training: every layout of a job bounded, the best simulated."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from simulator.cli.options import Changes, Json, Stopped, print_tables
+
+if TYPE_CHECKING:
+    from simulator.analysis.plan.training import Bounded, TrainingPlan
+    from simulator.analysis.sweep import Point
+
+
+def plan_training_command(
+    of: Annotated[
+        str | None,
+        typer.Option("--from", metavar="SCENARIO", help="A training scenario: its layout is free."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="A shipped model or its config.json.")] = "deepseek_v3",
+    gpu: Annotated[str | None, typer.Option(help="A shipped GPU, h100 for short, a path.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Of the whole job.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="In the place of --gpu.")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Kernel times.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences of a step.")] = None,
+    sequence: Annotated[int, typer.Option(min=1, help="Tokens of a sequence.")] = 4096,
+    recipe: Annotated[str, typer.Option(help="fp8, bfloat16 or mxfp8.")] = "fp8",
+    memory_limit: Annotated[
+        str | None, typer.Option(help="Of a GPU that the job may use, such as '70 GiB'.")
+    ] = None,
+    fix: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=A,B", help="Try only these values of an axis; repeatable."),
+    ] = None,
+    changes: Changes = None,
+    simulate: Annotated[int, typer.Option(min=1, help="Layouts to simulate.")] = 50,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    as_json: Json = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the plan. Default: runs/NAME-plan.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Simulate all, what an interrupted plan did too.")
+    ] = False,
+) -> None:
+    """The fastest layout of a training job: all bounded, the best simulated."""
+    from hardware_profiles.units import parse_quantity
+    from simulator.scenario.starting_training import TrainingWish, starting_training
+
+    fixed = fixed_axes(fix or ())
+    own = [*(changes or ())]
+    if memory_limit is not None:
+        parse_quantity(memory_limit, "data", "--memory-limit")
+        own.append(f"cluster.node.gpu.hbm_capacity={memory_limit}")
+    if of is not None:
+        flags = {"--gpu": gpu, "--gpus": gpus, "--cluster": cluster, "--batch": batch}
+        given = [name for name, value in flags.items() if value is not None]
+        if given:
+            raise ValueError(
+                f"plan training: {given[0]} with --from; allowed: one of them, --set changes "
+                "what a scenario says"
+            )
+        _plan(of, own, fixed, simulate, jobs, as_json=as_json, out=out, fresh=fresh, has_own=True)
+        return
+    if batch is None:
+        raise ValueError(
+            "plan training: --batch is missing; allowed: the sequences of a step, or --from with "
+            "a scenario"
+        )
+    wish = TrainingWish(
+        model=model,
+        batch=batch,
+        sequence=sequence,
+        gpu=gpu,
+        gpus=gpus,
+        cluster=cluster,
+        calibration=calibration,
+        recipe=recipe,
+    )
+    text, scenario = starting_training(wish, where="plan training")
+    with TemporaryDirectory() as folder:
+        size = scenario.cluster.gpus
+        path = Path(folder) / f"{Path(model).stem}_on_{size}_{scenario.cluster.node.gpu.name}.yaml"
+        path.write_text(text, encoding="utf-8")
+        _plan(
+            str(path), own, fixed, simulate, jobs,
+            as_json=as_json, out=out, fresh=fresh, has_own=False,
+        )  # fmt: skip
+
+
+def fixed_axes(texts: Sequence[str]) -> dict[str, list[object]]:
+    """Read "pp=8,16" and the like: {axis: values}.
+
+    Raises:
+        ValueError: a text of another form, or an axis that is given twice.
+    """
+    from simulator.analysis.plan.training_layouts import AXES
+
+    found: dict[str, list[object]] = {}
+    for text in texts:
+        axis, equals, values = text.partition("=")
+        if not equals or not values or axis not in AXES or axis in found:
+            raise ValueError(
+                f"--fix {text!r}: allowed: AXIS=VALUE,VALUE once each, of the axes "
+                f"{', '.join(AXES)}, such as --fix pp=8,16"
+            )
+        of_words = axis in ("schedule", "recompute")
+        parts = [part.strip() for part in values.split(",")]
+        if not of_words and not all(part.isdigit() for part in parts):
+            raise ValueError(f"--fix {text!r}: allowed: whole numbers, such as --fix {axis}=1,2")
+        found[axis] = [part if of_words else int(part) for part in parts]
+    return found
+
+
+def _plan(
+    path: str,
+    changes: Sequence[str],
+    fixed: Mapping[str, Sequence[object]],
+    simulate: int,
+    jobs: int,
+    *,
+    as_json: bool,
+    out: Path | None,
+    fresh: bool,
+    has_own: bool,
+) -> None:
+    from reports.run_directory import check_replaceable
+    from reports.sweep import ROWS_FILE
+    from reports.training_plan import layouts_table, losers_table, plan_lines, write_training_plan
+    from simulator.analysis.plan.training import CHOSEN_STAGES, training_plan_json
+    from simulator.analysis.sweep import read_rows
+    from simulator.scenario.files import load_scenario, write_resolved
+
+    base = load_scenario(path, changes)
+    directory = out or (None if as_json else Path("runs") / f"{base.directory_name}-plan")
+    kept, known = None, {}
+    if directory is not None:
+        check_replaceable(directory)
+        kept = directory.with_name(f".{directory.name}.{ROWS_FILE}")
+        if fresh:
+            kept.unlink(missing_ok=True)
+        else:
+            known = read_rows(directory / ROWS_FILE) | read_rows(kept)
+    plan = _search(path, changes, fixed, simulate, jobs, kept=kept, known=known, has_own=has_own)
+    if directory is not None and plan.best is not None:
+        settings = plan.best.layout.settings
+        texts = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+        chosen = load_scenario(path, [*changes, *CHOSEN_STAGES, *texts])
+        write_training_plan(plan, directory, chosen=write_resolved(chosen))
+        if kept is not None:
+            kept.unlink(missing_ok=True)
+    if as_json:
+        print(json.dumps(training_plan_json(plan), allow_nan=False))
+        return
+    print_tables(layouts_table(plan), losers_table(plan))
+    print("\n".join(plan_lines(plan)))
+    if directory is not None and plan.best is not None:
+        print(f"its scenario: dsv3sim run {directory}/scenario.yaml")
+
+
+def _search(
+    path: str,
+    changes: Sequence[str],
+    fixed: Mapping[str, Sequence[object]],
+    simulate: int,
+    jobs: int,
+    *,
+    kept: Path | None,
+    known: Mapping[str, Point],
+    has_own: bool,
+) -> TrainingPlan:
+    """The plan, under a bar on standard error with the best so far; when stopped, say what is
+    kept."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from hardware_profiles.units import format_seconds
+    from reports.training_plan import bounded_line
+    from simulator.analysis.plan.training import plan_training
+
+    best: float | None = None
+    ended = 0
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("bounds of all layouts", total=simulate)
+
+        def bounded(ranked: Sequence[Bounded], lost: Mapping[str, int]) -> None:
+            print(bounded_line(ranked, lost), file=sys.stderr)
+            progress.update(task, description="layouts simulated")
+
+        def finished(row: Point) -> None:
+            nonlocal best, ended
+            ended += 1
+            step = row.metrics.get("step_time_s")
+            if isinstance(step, float) and (best is None or step < best):
+                best = step
+                text = f"layouts simulated, best {format_seconds(step)}"
+                progress.update(task, description=text)
+            if row.metrics:
+                progress.advance(task)
+
+        try:
+            return plan_training(
+                path,
+                changes,
+                fixed=fixed,
+                simulate=simulate,
+                jobs=jobs,
+                own=has_own,
+                kept=kept,
+                known=known,
+                bounded=bounded,
+                done=finished,
+            )
+        except Stopped as stop:
+            stop.kept = "no layout is kept without a directory (--out)"
+            if kept is not None:
+                stop.kept = f"{ended} simulated layouts are kept; the same command goes on"
+            raise

@@ -1,0 +1,57 @@
+"""Every legal layout, and none twice or lost."""
+
+from collections import Counter
+from math import prod
+
+import pytest
+from small_plans import CHANGES, FIXED, IDEAL, SCENARIO
+
+from simulator.analysis.plan.training_layouts import (
+    DEFERRED,
+    LayerFacts,
+    axis_values,
+    candidates,
+    layout_of_job,
+)
+from simulator.scenario.files import load_scenario
+from simulator.workload.recorded import traces_in
+
+
+@pytest.fixture(scope="module")
+def small():
+    return load_scenario(SCENARIO, [*CHANGES, *IDEAL])
+
+
+def test_legal_layouts_and_the_others_are_all_combinations(small):
+    axes, lost = axis_values(small, FIXED), Counter()
+    found = list(candidates(LayerFacts(small, traces_in(None)), axes, lost))
+    assert len(found) + sum(lost.values()) == prod(len(values) for values in axes.values()) == 224
+    assert len({each.layout for each in found}) == len(found) == 134
+    assert lost[DEFERRED] == 38
+
+
+def test_axes_of_the_published_job_are_what_divides_its_gpus():
+    axes = axis_values(load_scenario(SCENARIO), {})
+    assert axes["pp"] == (1, 2, 4, 8, 16, 32, 64)
+    assert axes["ep"] == (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    assert axes["tp"] == (1, 2, 4, 8)
+    assert axes["cp"] == (1,)
+    assert axes["micro_batch"] == (1, 2, 4, 8)
+    assert len(axes["schedule"]) == 14
+
+
+def test_long_sequences_are_shared_as_long_as_a_gpu_keeps_4096_tokens():
+    scenario = load_scenario(SCENARIO, ["training.sequence_length=16384"])
+    assert axis_values(scenario, {})["cp"] == (1, 2, 4)
+
+
+def test_an_axis_that_there_is_not_is_refused(small):
+    with pytest.raises(ValueError, match="--fix sms: no axis of the search; allowed: pp, ep, tp"):
+        axis_values(small, {"sms": [8]})
+
+
+def test_a_layout_is_written_as_settings_that_make_it():
+    layout = layout_of_job(load_scenario(SCENARIO).job)
+    assert str(layout) == "PP16 EP64 dualpipe micro-batch 1 ZeRO-1"
+    texts = [f"{path}={value}" for path, value in layout.settings.items()]
+    assert layout_of_job(load_scenario("fsdp_b200_256", texts).job) == layout
