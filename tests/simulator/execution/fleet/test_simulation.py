@@ -98,9 +98,14 @@ def test_what_ranks_make_of_an_iteration_is_drawn_at_some_grid_points(monkeypatc
         return float(step.step_s * (2 + step.size / 1000))
 
     monkeypatch.setattr(fleet_simulation, "expected_s", expected)
-    times = fleet_simulation._expected(iteration)
+    known: fleet_simulation.KnownTimes = {}
+    times = fleet_simulation._expected(iteration, known)
     assert times(12, 48) == pytest.approx(60 * 2.012, rel=1e-12)
     assert sorted(set(asked)) == [8, 16]
+    # What is known is not drawn again.
+    asked.clear()
+    assert fleet_simulation._expected(iteration, known)(12, 48) == times(12, 48)
+    assert asked == []
 
 
 def test_what_requests_of_ranks_differ_by_is_the_fleets_own() -> None:
