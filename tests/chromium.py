@@ -146,3 +146,13 @@ def chromium(program: str) -> Iterator[Browser]:
         finally:
             process.terminate()
             process.wait(timeout=20)
+
+
+if __name__ == "__main__":
+    # python tests/chromium.py PAGE.html PICTURE.png: the top of a page, 1,200 pixels wide.
+    page, target = map(Path, sys.argv[1:3])
+    found = find_chromium()
+    assert found is not None, "no Chromium is at hand"
+    with chromium(found) as browser:
+        browser.open(page, width=1200)
+        browser.picture(target, whole=False)
