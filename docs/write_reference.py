@@ -16,7 +16,7 @@ import typer
 
 import simulator
 from simulator.analysis.every_metric import METRICS
-from simulator.cli.app import app
+from simulator.cli.app import command_line
 from simulator.scenario.describe import Field, scenario_fields
 from simulator.scenario.files import known_scenarios, load_scenario
 
@@ -37,7 +37,7 @@ def commands() -> Iterator[str]:
     """Every command with its arguments and options."""
     yield "# Commands\n"
     yield MADE
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(command_line())
     for words, command in _leaves(group, ("dsv3sim",)):
         yield f"\n## {' '.join(words)}\n"
         yield f"{command.help}\n"

@@ -6,14 +6,14 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.suggestions import closest
-from reports.tables import beside_cells, format_metric
 from simulator.analysis.every_metric import METRICS, metric_of, unknown_metric
 from simulator.analysis.published import beside
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,10 @@ def chosen_csv(figures: Sequence[ChosenFigure]) -> str:
 
 def chosen_table(title: str, metrics: Mapping[str, Any], figures: Sequence[ChosenFigure]) -> Table:
     """A row per figure: expected value, with equal ranks, and its interval."""
+    from rich.table import Table
+
+    from reports.tables import beside_cells, format_metric
+
     table = Table(title=title, title_justify="left")
     table.add_column("metric", overflow="fold")
     cells = [beside_cells(metrics, one.path) for one in figures]

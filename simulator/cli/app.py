@@ -13,39 +13,38 @@ import os
 import re
 import sys
 import warnings
-from importlib.metadata import version
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from simulator.cli.attribute import attribute
-from simulator.cli.calibrate import calibrate
-from simulator.cli.compare import compare
-from simulator.cli.discover import list_names
-from simulator.cli.init import init_app
-from simulator.cli.init_serving import init_serving
 from simulator.cli.options import Stopped, stoppable
-from simulator.cli.plan import plan_app
-from simulator.cli.replay import replay
-from simulator.cli.run import run_command
-from simulator.cli.sensitivity import sensitivity
-from simulator.cli.show import show_app
-from simulator.cli.sweep import sweep_command
-from simulator.cli.validate import validate
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+COMMANDS = {
+    "run": "run:run_command",
+    "sweep": "sweep:sweep_command",
+    "validate": "validate:validate",
+    "attribute": "attribute:attribute",
+    "compare": "compare:compare",
+    "sensitivity": "sensitivity:sensitivity",
+    "replay": "replay:replay",
+    "calibrate": "calibrate:calibrate",
+    "list": "discover:list_names",
+    "init": "init_serving:init_app",
+    "plan": "plan:plan_app",
+    "show": "show:show_app",
+}
+"""{command: its module in simulator.cli, and its name there}, in the order of --help."""
 
 
 def _say_version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version
+
         print(f"dsv3sim {version('dsv3sim')}")
         raise typer.Exit
 
 
-@app.callback()
 def of_every_command(
     _: Annotated[
         bool,
@@ -57,15 +56,21 @@ def of_every_command(
     """Predict how long DeepSeek-V3-class models take on a GPU cluster, and where it goes."""
 
 
-app.command("run")(run_command)
-app.command("sweep")(sweep_command)
-for command in (validate, attribute, compare, sensitivity, replay, calibrate):
-    app.command()(command)
-init_app.command("serving")(init_serving)
-app.command("list")(list_names)
-app.add_typer(init_app, name="init")
-app.add_typer(plan_app, name="plan")
-app.add_typer(show_app, name="show")
+def command_line(asked: str | None = None) -> typer.Typer:
+    """The commands; only the one that is asked for, if it is one: typer takes a twentieth of a
+    second to make them all."""
+    app = typer.Typer(
+        callback=of_every_command, no_args_is_help=True, pretty_exceptions_enable=False
+    )
+    for name in (asked,) if asked in COMMANDS else COMMANDS:
+        module, _, held = COMMANDS[name].partition(":")
+        command = getattr(import_module(f"simulator.cli.{module}"), held)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
+
 
 BAD_INPUT = 2
 """Exit code for everything that the user can mend."""
@@ -84,10 +89,12 @@ NO_READER = 1
 def main() -> None:
     """Entry point: errors that the user can mend become one line and exit code 2, warnings one."""
     gc.set_threshold(GARBAGE_AT)
+    # Plug-ins for pydantic of other packages have no part here, and are long looked for.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     warnings.formatwarning = lambda message, *_where: f"note: {message}\n"
     try:
         with stoppable():
-            code = app(standalone_mode=False)
+            code = command_line(sys.argv[1] if sys.argv[1:] else None)(standalone_mode=False)
             sys.stdout.flush()
     except Stopped as stop:
         print(f"dsv3sim: stopped by {stop.by}: {stop.kept}", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator.cli.init import NewFile, check_new, write_new
+from simulator.cli.init import NewFile, check_new, init_app, write_new
 from simulator.cli.service import (
     Cached,
     KvCache,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from simulator.scenario.starting_serving import Pool, Service
 
 
+@init_app.command("serving")
 def init_serving(
     path: NewFile,
     rate: Rate,

@@ -145,16 +145,15 @@ def progress(
         what, total, unit: see `Shown.says`.
         kept: says, where the work is stopped, what of it is kept and how to go on.
     """
-    from rich.console import Console
-
     shown = Shown(what, total=total, unit=unit, clock=time.monotonic)
-    console = Console(stderr=True)
     over = threading.Event()
     try:
-        if console.is_terminal:
+        if sys.stderr.isatty():
+            from rich.console import Console
             from rich.live import Live
             from rich.spinner import Spinner
 
+            console = Console(stderr=True)
             spinner = Spinner("dots")
             live = Live(
                 get_renderable=lambda: _beside(spinner, shown, console.width),

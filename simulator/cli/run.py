@@ -137,8 +137,6 @@ def run_and_show(
         started: time.perf_counter() from which on the command has worked.
     """
     from reports.chosen import check_asked
-    from reports.jobs import JOB_REPORTS
-    from reports.tables import left_out_note
     from simulator.analysis.run import simulate
 
     check_asked(output.names, loaded.job_name)
@@ -157,10 +155,11 @@ def run_and_show(
         metrics = result.to_json(intervals=intervals)
         result.keep_kernel_times()
         metrics["wall_clock_s"] = time.perf_counter() - started
-        report = JOB_REPORTS[loaded.job_name]()
         if directory is not None:
+            from reports.jobs import JOB_REPORTS
+
             shown.says(f"writing {directory}")
-            report.write(result, metrics, directory)
+            JOB_REPORTS[loaded.job_name]().write(result, metrics, directory)
             if out is None:
                 from reports.comparison_page import write_index
 
@@ -168,7 +167,10 @@ def run_and_show(
     if not output.whole:
         _print_figures(loaded.name, metrics, output)
         return
-    print_tables(*report.tables(loaded.name, metrics))
+    from reports.jobs import JOB_REPORTS
+    from reports.tables import left_out_note
+
+    print_tables(*JOB_REPORTS[loaded.job_name]().tables(loaded.name, metrics))
     if loaded.figures_left_out:
         print(left_out_note(loaded))
     for warning in metrics.get("warnings", ()):
@@ -178,11 +180,11 @@ def run_and_show(
 
 def _print_figures(name: str, metrics: Mapping[str, Any], output: Output) -> None:
     """Print figures of a run as they were asked for."""
-    from reports.chosen import chosen, chosen_csv, chosen_json, chosen_table
-
     if output.form == "json" and not output.names:
         print(json.dumps(metrics, allow_nan=False))
         return
+    from reports.chosen import chosen, chosen_csv, chosen_json, chosen_table
+
     figures = chosen(metrics, output.names)
     if output.form == "csv":
         print(chosen_csv(figures), end="")

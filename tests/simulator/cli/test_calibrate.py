@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hardware_profiles.schema import load_calibration, load_transport
-from simulator.cli.app import app
+from simulator.cli.app import command_line
 
 
 def test_the_command_prints_errors_and_counts_what_it_left_out(tmp_path):
@@ -17,13 +17,13 @@ def test_the_command_prints_errors_and_counts_what_it_left_out(tmp_path):
     report = tmp_path / "report"
     arguments = ["calibrate", str(source), "--gpu", "h800_sxm", "--out", str(out)]
     arguments += ["--report", str(report)]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(command_line(), arguments)
     assert result.exit_code == 0, result.output
     assert "1 x set aside: latency_us is not positive: line 8" in result.output
     assert "worst rows" in result.output
     assert "read by gemm.csv: infersim_gemm, 6 rows" in result.output
     assert (report / "report.html").is_file()
-    shown = CliRunner().invoke(app, ["show", "calibration", str(out)])
+    shown = CliRunner().invoke(command_line(), ["show", "calibration", str(out)])
     assert shown.exit_code == 0
     assert "worst rows" in shown.output
 
@@ -52,7 +52,7 @@ def test_output_of_nccl_tests_becomes_a_transport_beside_the_calibration(tmp_pat
     out = tmp_path / "mine.yaml"
     arguments = ["calibrate", str(source), "--gpu", "h200_sxm", "--out", str(out)]
     arguments += ["--report", str(tmp_path / "report")]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(command_line(), arguments)
     assert result.exit_code == 0, result.output
     beside = tmp_path / "mine_collectives.yaml"
     # Left out, 1 MiB takes the 24 us of the next size: a factor of two.
@@ -64,10 +64,12 @@ def test_output_of_nccl_tests_becomes_a_transport_beside_the_calibration(tmp_pat
     assert operation.curves[0].points[2.0**22] == pytest.approx(24e-6)
     changes = ["all_to_all_64", "--set", "cluster=h200_8", "--json"]
     changes += ["--set", "collective.operation={name: all_gather, gpus: 2, bytes_per_gpu: 4 MiB}"]
-    run = CliRunner().invoke(app, ["run", *changes, "--set", f"collective.transport={beside}"])
+    run = CliRunner().invoke(
+        command_line(), ["run", *changes, "--set", f"collective.transport={beside}"]
+    )
     assert json.loads(run.stdout)["completion_s"] == pytest.approx(24e-6)
     # Its own transport is written again; that of another is not.
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert CliRunner().invoke(command_line(), arguments).exit_code == 0
     out.unlink()
-    refused = CliRunner().invoke(app, arguments)
+    refused = CliRunner().invoke(command_line(), arguments)
     assert "which no calibration of that name rests on" in str(refused.exception)

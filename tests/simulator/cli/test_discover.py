@@ -6,7 +6,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from simulator.cli.app import app
+from simulator.cli.app import command_line
 from simulator.cli.discover import scenario_names
 from simulator.scenario.files import SCENARIOS, known_scenarios
 
@@ -14,7 +14,7 @@ RUN = CliRunner()
 
 
 def said(*arguments):
-    result = RUN.invoke(app, list(arguments))
+    result = RUN.invoke(command_line(), list(arguments))
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -38,7 +38,9 @@ def test_a_scenario_is_shown_as_it_is_written_and_whole_where_asked():
 
 
 def test_what_is_written_is_not_changed():
-    result = RUN.invoke(app, ["show", "scenario", "dualpipe_h800_2048", "--set", "training.pp=8"])
+    result = RUN.invoke(
+        command_line(), ["show", "scenario", "dualpipe_h800_2048", "--set", "training.pp=8"]
+    )
     assert str(result.exception) == (
         "show scenario: --set changes a scenario as a whole; allowed: --resolved"
     )
@@ -81,7 +83,7 @@ def test_a_schema_is_json_that_names_its_file():
     ],
 )  # fmt: skip
 def test_a_mistake_brings_what_is_meant(arguments, message):
-    assert str(RUN.invoke(app, list(arguments)).exception) == message
+    assert str(RUN.invoke(command_line(), list(arguments)).exception) == message
 
 
 def test_the_version_is_that_of_the_package():
@@ -103,5 +105,5 @@ def test_what_a_run_says_in_each_form():
         f"metric,value,unit,ideal,low_80,high_80\ncompletion_s,{seconds['value']},s,,,\n"
     )
     assert "completion_s" in said(*run)
-    refused = RUN.invoke(app, [*run, "--json", "--format", "csv"])
+    refused = RUN.invoke(command_line(), [*run, "--json", "--format", "csv"])
     assert str(refused.exception) == "--json --format csv: two formats; allowed: one of them"
