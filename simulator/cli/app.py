@@ -94,7 +94,8 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_where: f"note: {message}\n"
     try:
         with stoppable():
-            code = command_line(sys.argv[1] if sys.argv[1:] else None)(standalone_mode=False)
+            program = command_line(sys.argv[1] if sys.argv[1:] else None)
+            code = program(prog_name="dsv3sim", standalone_mode=False)
             sys.stdout.flush()
     except Stopped as stop:
         print(f"dsv3sim: stopped by {stop.by}: {stop.kept}", file=sys.stderr)
