@@ -58,10 +58,15 @@ def service_of(
     from hardware_profiles.units import parse_quantity
     from reference_model.config import load_model_config
     from simulator.scenario.inputs import full_recipe_name
+    from simulator.scenario.serving import KV_CACHES
     from simulator.scenario.starting_serving import service_by_flags
 
-    if (rate is None and requests is None) or not 0 < (rate or 1.0) < float("inf"):
+    if requests is None if rate is None else not 0 < rate < float("inf"):
         raise ValueError(f"--rate {rate}: allowed: requests per second, more than 0")
+    if trace_format is not None and requests is None:
+        raise ValueError(f"--format {trace_format}: allowed: with --requests, the trace's file")
+    if kv_cache not in KV_CACHES:
+        raise ValueError(f"--kv-cache {kv_cache}: allowed: {' or '.join(KV_CACHES)}")
     limits = {"--ttft": ttft, "--tpot": tpot}
     seconds = {name: parse_quantity(text, "time", name) for name, text in limits.items()}
     for name, value in seconds.items():

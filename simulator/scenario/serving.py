@@ -8,7 +8,7 @@ request on a server that keeps the routed experts in CPU memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -116,10 +116,15 @@ class AllToAllInputs(Profile):
         return self
 
 
+CacheType = Literal["bfloat16", "fp8_e4m3"]
+KV_CACHES: tuple[str, ...] = get_args(CacheType)
+"""Types that a KV cache is kept in."""
+
+
 class ServingMemory(Memory):
     """What fills the memory of a GPU beside weights."""
 
-    kv_cache: Literal["bfloat16", "fp8_e4m3"] = "bfloat16"
+    kv_cache: CacheType = "bfloat16"
     """FP8 changes what fits, and the decode attention core's time by the calibration's `fp8_cache`;
     prefill works on keys and values that are decompressed in BF16 either way."""
     page_tokens: PositiveInt

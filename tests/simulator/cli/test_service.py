@@ -33,6 +33,11 @@ def test_limits_are_read_with_their_units():
         ({"rate": float("inf")}, r"^--rate inf: allowed"),
         ({"ttft": "0 s"}, r"^--ttft 0 s: allowed: more than 0, such as '50 ms'$"),
         ({"model": "gpt"}, r"gpt"),
+        ({"kv_cache": "fp4"}, r"^--kv-cache fp4: allowed: bfloat16 or fp8_e4m3$"),
+        (
+            {"trace_format": "azure"},
+            r"^--format azure: allowed: with --requests",
+        ),
     ],
 )
 def test_what_is_no_service_is_refused(changed, message):
