@@ -154,7 +154,11 @@ def init_training(
     ] = None,
 ) -> None:
     """A training step: model, GPUs, batch and layout."""
-    from simulator.execution.training_run import sequences_in_one_round, training_layout
+    from simulator.execution.training_run import (
+        check_training_names,
+        sequences_in_one_round,
+        training_layout,
+    )
     from simulator.scenario.starting_training import TrainingWish, starting_training
     from simulator.scenario.training import TrainingJob
 
@@ -182,6 +186,7 @@ def init_training(
     )
     text, scenario = starting_training(wish, where="init training")
     job = scenario.job_as(TrainingJob)
+    check_training_names(job, scenario.cluster.node.gpu)  # raises for an unknown schedule
     sequences_in_one_round(job, training_layout(scenario, job))  # raises where GPUs do not divide
     write_new(path, text)
     print(f"{path}: dsv3sim run {path}, or dsv3sim plan training --from {path} for its layout")

@@ -144,7 +144,7 @@ def sharding_of(job: TrainingJob, layout: ParallelLayout, schedule: Schedule) ->
     )
 
 
-def _check_names(job: TrainingJob, gpu: GpuProfile) -> None:
+def check_training_names(job: TrainingJob, gpu: GpuProfile) -> None:
     """Raise ValueError for a schedule, recipe or optimizer that does not exist, or a GPU without
     SMs left."""
     if not is_schedule_file(job.schedule):
@@ -264,7 +264,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     """
     job = scenario.job_as(TrainingJob)
     node = scenario.cluster.node
-    _check_names(job, node.gpu)
+    check_training_names(job, node.gpu)
     layout = training_layout(scenario, job)
     in_one_round = sequences_in_one_round(job, layout)
     microbatches = job.global_batch_sequences // in_one_round

@@ -214,7 +214,7 @@ def starting_cluster(
     if gpus % each:
         raise ValueError(
             f"init cluster: --gpus {gpus} does not fill nodes of {each}; allowed: a multiple of "
-            f"{each}, or another --gpus-per-node"
+            f"{each}, or another --gpus-per-node of dsv3sim init cluster"
         )
     changes |= {"nodes": gpus // each, "name": path.stem}
     if "node.nic.bandwidth" in changes:

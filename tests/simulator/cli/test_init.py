@@ -54,3 +54,11 @@ def test_a_training_scenario_is_written_and_its_layout_is_checked(tmp_path):
         "dsv3sim: pp=7: does not divide the 512 GPUs; allowed: a divisor of them, such as 4 or 8\n"
     )
     assert not (tmp_path / "other.yaml").exists()
+
+
+def test_a_schedule_that_does_not_exist_leaves_no_file(tmp_path):
+    flags = ("--gpu", "h100", "--gpus", "64", "--batch", "512", "--schedule", "1f2b")
+    done = dsv3sim("init", "training", "own.yaml", *flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "training.schedule: unknown name '1f2b'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
