@@ -72,6 +72,9 @@ def _on_clusters(runs: list[str], clusters: list[str], changes: list[str], as_js
         )
     with progress(f"simulating {runs[0]}", total=len(clusters), unit="clusters") as shown:
         machines = on_clusters(runs[0], changes, clusters, done=shown.advance)
+    if all("reason" in machine for machine in machines):
+        reasons = "; ".join(f"{each['cluster']}: {each['reason']}" for each in machines)
+        raise ValueError(f"compare --cluster: none can run {runs[0]}: {reasons}")
     if as_json:
         print(json.dumps(machines, allow_nan=False))
         return

@@ -56,3 +56,12 @@ def test_a_change_without_a_cluster_is_refused():
     done = dsv3sim("compare", "a", "b", "--set", "x=1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "dsv3sim: compare: --set and --json: allowed with --cluster\n"
+
+
+def test_clusters_that_are_all_too_small_are_refused_in_one_line():
+    done = dsv3sim("compare", "decode_ep72_h100", "--cluster", "h200_8", "--set", "skew=none")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "dsv3sim: compare --cluster: none can run decode_ep72_h100: h200_8: gpus 72: allowed: "
+        "at most the 8 of cluster h200_8\n"
+    )
