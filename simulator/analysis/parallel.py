@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from signal import SIG_DFL, SIG_IGN, SIGINT, signal
 from typing import Any, TypeVar
 
 from hardware_profiles.units import Seconds
@@ -114,12 +117,31 @@ def _in_processes(
         workers = joblib.Parallel(
             n_jobs=max(2, together), return_as="generator_unordered", batch_size=1
         )
-        yield from workers(joblib.delayed(_call)(function, *each) for each in part)
+        with _deaf_to_interrupts():
+            results = workers(joblib.delayed(_call)(function, *each) for each in part)
+        yield from results
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that start in the block do not hear Ctrl-C, which would end their imports with a
+    traceback; the first call that they get lets it end them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal(SIGINT, SIG_IGN)
+    try:
+        yield
+    finally:
+        signal(SIGINT, former)
 
 
 def _call(
     function: Callable[..., ResultT], position: int, arguments: tuple[Any, ...]
 ) -> tuple[int, ResultT]:
+    # Ctrl-C goes to all processes of a terminal: the first says what is kept, the others end.
+    if threading.current_thread() is threading.main_thread():
+        signal(SIGINT, SIG_DFL)
     return position, function(*arguments)
 
 
