@@ -16,6 +16,7 @@ from simulator.cli.options import Changes, Json, Stopped, print_tables
 if TYPE_CHECKING:
     from simulator.analysis.plan.training import Bounded, TrainingPlan
     from simulator.analysis.sweep import Point
+    from simulator.scenario.files import Scenario
 
 
 def plan_training_command(
@@ -23,14 +24,20 @@ def plan_training_command(
         str | None,
         typer.Option("--from", metavar="SCENARIO", help="A training scenario: its layout is free."),
     ] = None,
-    model: Annotated[str, typer.Option(help="A shipped model or its config.json.")] = "deepseek_v3",
+    model: Annotated[
+        str | None, typer.Option(help="A shipped model or its config.json. Default: deepseek_v3.")
+    ] = None,
     gpu: Annotated[str | None, typer.Option(help="A shipped GPU, h100 for short, a path.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Of the whole job.")] = None,
     cluster: Annotated[str | None, typer.Option(help="In the place of --gpu.")] = None,
     calibration: Annotated[str | None, typer.Option(help="Kernel times.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences of a step.")] = None,
-    sequence: Annotated[int, typer.Option(min=1, help="Tokens of a sequence.")] = 4096,
-    recipe: Annotated[str, typer.Option(help="fp8, bfloat16 or mxfp8.")] = "fp8",
+    sequence: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a sequence. Default: 4096.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="fp8, bfloat16 or mxfp8. Default: fp8.")
+    ] = None,
     memory_limit: Annotated[
         str | None, typer.Option(help="Of a GPU that the job may use, such as '70 GiB'.")
     ] = None,
@@ -50,22 +57,29 @@ def plan_training_command(
     ] = False,
 ) -> None:
     """The fastest layout of a training job: all bounded, the best simulated."""
-    from hardware_profiles.units import parse_quantity
+    from simulator.scenario.files import load_scenario
     from simulator.scenario.starting_training import TrainingWish, starting_training
 
     fixed = fixed_axes(fix or ())
     own = [*(changes or ())]
-    if memory_limit is not None:
-        parse_quantity(memory_limit, "data", "--memory-limit")
-        own.append(f"cluster.node.gpu.hbm_capacity={memory_limit}")
     if of is not None:
-        flags = {"--gpu": gpu, "--gpus": gpus, "--cluster": cluster, "--batch": batch}
+        flags = {
+            "--model": model,
+            "--gpu": gpu,
+            "--gpus": gpus,
+            "--cluster": cluster,
+            "--calibration": calibration,
+            "--batch": batch,
+            "--sequence": sequence,
+            "--recipe": recipe,
+        }
         given = [name for name, value in flags.items() if value is not None]
         if given:
             raise ValueError(
                 f"plan training: {given[0]} with --from; allowed: one of them, --set changes "
                 "what a scenario says"
             )
+        own += _memory_change(memory_limit, load_scenario(of, own))
         _plan(of, own, fixed, simulate, jobs, as_json=as_json, out=out, fresh=fresh, has_own=True)
         return
     if batch is None:
@@ -73,17 +87,19 @@ def plan_training_command(
             "plan training: --batch is missing; allowed: the sequences of a step, or --from with "
             "a scenario"
         )
+    model = model or "deepseek_v3"
     wish = TrainingWish(
         model=model,
         batch=batch,
-        sequence=sequence,
+        sequence=sequence or 4096,
         gpu=gpu,
         gpus=gpus,
         cluster=cluster,
         calibration=calibration,
-        recipe=recipe,
+        recipe=recipe or "fp8",
     )
     text, scenario = starting_training(wish, where="plan training")
+    own += _memory_change(memory_limit, scenario)
     with TemporaryDirectory() as folder:
         size = scenario.cluster.gpus
         path = Path(folder) / f"{Path(model).stem}_on_{size}_{scenario.cluster.node.gpu.name}.yaml"
@@ -92,6 +108,25 @@ def plan_training_command(
             str(path), own, fixed, simulate, jobs,
             as_json=as_json, out=out, fresh=fresh, has_own=False,
         )  # fmt: skip
+
+
+def _memory_change(limit: str | None, scenario: Scenario) -> list[str]:
+    """The change that lets a job use only so much of each GPU's memory.
+
+    Raises:
+        ValueError: no size, or more than a GPU has.
+    """
+    from hardware_profiles.units import parse_quantity
+
+    if limit is None:
+        return []
+    has = scenario.cluster.node.gpu.hbm_capacity
+    if not 0 < parse_quantity(limit, "data", "--memory-limit") <= has:
+        raise ValueError(
+            f"--memory-limit {limit}: allowed: more than 0 and at most the {has / 2**30:.4g} GiB "
+            f"of {scenario.cluster.node.gpu.name}"
+        )
+    return [f"cluster.node.gpu.hbm_capacity={limit}"]
 
 
 def fixed_axes(texts: Sequence[str]) -> dict[str, list[object]]:

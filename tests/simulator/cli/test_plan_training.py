@@ -38,6 +38,11 @@ def test_the_chosen_layout_is_a_scenario_that_runs_and_a_second_call_takes_its_r
         (("--from", SCENARIO, "--fix", "sms=8"), "--fix 'sms=8': allowed: AXIS=VALUE"),
         (("--from", SCENARIO, "--fix", "pp=x"), "allowed: whole numbers, such as --fix pp=1,2"),
         (("--from", SCENARIO, "--memory-limit", "80"), "--memory-limit"),
+        (
+            ("--from", "dualpipe_h800_2048", "--memory-limit", "900 GiB"),
+            "--memory-limit 900 GiB: allowed: more than 0 and at most the 79.11 GiB of h800_sxm",
+        ),
+        (("--from", SCENARIO, "--recipe", "bf16"), "--recipe with --from"),
         (("--from", "mtp_one_node"), "holds a serving_step job; allowed here: training"),
     ],
 )
