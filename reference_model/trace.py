@@ -17,11 +17,12 @@ Variables
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +112,26 @@ def trace_name(
 def user_cache_folder() -> Path:
     """Where what can be made again is kept for a user: the cache folder of the XDG specification.
 
-    Nothing is written into an installed package."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "dsv3sim"
+    Nothing is written into an installed package. A user without a home keeps nothing.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.devnull if cache.startswith("~") else cache) / "dsv3sim"
 
 
 def user_trace_folder() -> Path:
-    """Where a user's own recordings are kept."""
-    return user_cache_folder() / "traces"
+    """Where a user's own recordings are kept, those of this version of the model's code."""
+    return user_cache_folder() / "traces" / _code_digest()[:16]
+
+
+@cache
+def _code_digest() -> str:
+    """Of all that a recording follows from, beside its model."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +289,10 @@ class OperatorTrace:
 def save_trace(trace: OperatorTrace, path: Path) -> None:
     """Write `trace` as JSON lines: a header, the bytes kept by each layer, one line an operator.
 
-    The file appears whole or not at all."""
+    The file appears whole or not at all, and says what its lines are, so that none is damaged
+    unseen."""
+    lines = (*_saved_lines(trace), *_operator_lines(trace))
+    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
     header = {
         "format": FORMAT,
         "model": trace.model,
@@ -286,12 +302,22 @@ def save_trace(trace: OperatorTrace, path: Path) -> None:
         **({"recompute": trace.recompute} if trace.recompute != "published" else {}),
         "variables": list(VARIABLES),
         **({} if trace.split == WHOLE else trace.split._asdict()),
+        "check": _check_of(text),
     }
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
-        for line in (header, *_saved_lines(trace), *_operator_lines(trace)):
-            file.write(json.dumps(line, separators=(",", ":")) + "\n")
-    draft.replace(path)
+    head = json.dumps(header, separators=(",", ":"))
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(f"{head}\n{text}")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _check_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_trace(path: Path) -> OperatorTrace:
@@ -306,6 +332,7 @@ def _trace(path: Path, text: str) -> OperatorTrace:
     """The trace of a text, the same object for the same text."""
     lines = text.splitlines()
     header = _header(path, lines[0] if lines else "{}")
+    _, _, rest = text.partition("\n")
     sections: dict[tuple[str, str], list[OperatorTemplate]] = {}
     saved: dict[tuple[str, str], Affine] = {}
     for number, entry in enumerate(lines[1:], start=2):
@@ -318,6 +345,8 @@ def _trace(path: Path, text: str) -> OperatorTrace:
                 sections.setdefault(key, []).append(_template_from_json(line))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: line {number}: {error}") from error
+    if header.get("check", _check_of(rest)) != _check_of(rest):
+        raise ValueError(f"{path}: its lines are not those that were written; record it again")
     return OperatorTrace(
         model=header["model"],
         shape_digest=header["shape_digest"],
@@ -348,6 +377,9 @@ def _header(path: Path, line: str) -> dict[str, Any]:
     header = _parse(path, 1, line)
     if header.get("format") != FORMAT:
         raise ValueError(f"{path}: format {header.get('format')!r} is not {FORMAT!r}")
+    for name in ("model", "shape_digest", "job", "recipe"):
+        if not isinstance(header.get(name), str):
+            raise ValueError(f"{path}: line 1: {name} is missing or no text")
     return header
 
 

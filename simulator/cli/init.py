@@ -20,10 +20,10 @@ def write_new(path: Path, text: str) -> None:
 
     Raises ValueError where there is one, or where its folder is missing.
     """
+    from hardware_profiles.whole_files import write_whole
+
     check_new(path)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, text)
 
 
 def check_new(path: Path) -> None:

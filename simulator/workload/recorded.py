@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
@@ -67,9 +67,8 @@ def recorded_trace(
             GPUs that do not divide what they share.
     """
     part_of(model, split)
-    own = folder or user_trace_folder()
     wanted = (model.shape_digest, job, recorded_as(recipe, job), split, recompute)
-    path = _found(own, *wanted) or _record(model, *wanted[1:], own)
+    path = _found(folder, *wanted) or _record(model, *wanted[1:], folder or user_trace_folder())
     return _as_asked(object_key(load_trace(path)), recipe, bool(model.num_nextn_predict_layers))
 
 
@@ -89,27 +88,29 @@ def is_recorded(
     folder: Path | None,
 ) -> bool:
     """Whether `recorded_trace` finds the trace, so that none is to be recorded."""
-    own = folder or user_trace_folder()
     wanted = (model.shape_digest, job, recorded_as(recipe, job), split, recompute)
-    return _found(own, *wanted) is not None
+    return _found(folder, *wanted) is not None
 
 
 def _found(
-    own: Path, digest: str, job: str, recipe: str, split: Split, recompute: str
+    folder: Path | None, digest: str, job: str, recipe: str, split: Split, recompute: str
 ) -> Path | None:
-    """The file of a trace that is at hand."""
+    """The file of a trace that is at hand; a name narrows the search only."""
     wanted = (digest, job, recipe, split, recompute)
-    return next((path for path in _candidates(own, *wanted) if _is_of(path) == wanted), None)
-
-
-def _candidates(
-    own: Path, digest: str, job: str, recipe: str, split: Split, recompute: str
-) -> Iterator[Path]:
-    """Files that may hold the trace: a name narrows the search only."""
-    yield from sorted(TRACE_FOLDER.glob(trace_name("*", job, recipe, split, recompute)))
-    recording = own / trace_name(digest[:16], job, recipe, split, recompute)
-    if recording.is_file():
-        yield recording
+    for path in sorted(TRACE_FOLDER.glob(trace_name("*", job, recipe, split, recompute))):
+        if _is_of(path) == wanted:
+            return path
+    own = (folder or user_trace_folder()) / trace_name(digest[:16], *wanted[1:])
+    if not own.is_file():
+        return None
+    try:
+        load_trace(own)
+        return own if _is_of(own) == wanted else None
+    except (OSError, ValueError):
+        if folder is not None:
+            raise
+        # One of the user's cache that is damaged is as good as none.
+        return None
 
 
 def _is_of(path: Path) -> tuple[str, str, str, Split, str]:

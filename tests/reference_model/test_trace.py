@@ -1,6 +1,8 @@
 """Templates become operators of any workload, and traces survive the disk."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from reference_model.trace import (
     OperatorTrace,
     load_trace,
     save_trace,
+    user_cache_folder,
 )
 
 WORKLOAD = {
@@ -115,3 +118,14 @@ def test_a_moe_layer_of_the_recorded_trace_has_the_gemms_of_the_published_profil
     assert gemms["weight_grad", "attention.kv_a_proj.weight_grad"] == (576, 7168, 4096)
     assert gemms["input_grad", "gate.proj.weight_grad"] == (256, 7168, 4096)
     assert len(gemms) == 8 + 8 + 1 + 7  # forward, input gradients, the gate's own, weight gradients
+
+
+def test_what_can_be_made_again_lies_in_the_cache_of_the_user_if_there_is_one(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert user_cache_folder() == Path("/caches/dsv3sim")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert user_cache_folder() == Path("/home/someone/.cache/dsv3sim")
+    # As in a container with a user that it does not know.
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert user_cache_folder() == Path("/dev/null/dsv3sim")

@@ -147,7 +147,10 @@ def plan_serving(
         tpot_limits=tuple(sorted({each.limits.tpot_s for each in searches.values()})),
         base=run_key(scenario_from("plan", base, (), where="plan serving")),
     )
-    rows = {} if kept is None else read_rows(kept)
+    rows = {}
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        rows = read_rows(kept)
     while True:
         states = {name: progress_of(each, known) for name, each in searches.items()}
         wanted = list(dict.fromkeys(task for state in states.values() for task in state.wanted))

@@ -2,8 +2,9 @@
 
 A file holds the times of one calibration on one GPU: of kernels, by their sizes and SMs. Its name
 is a digest of all that they rest on: what the calibration, the GPU, the rows and the other files
-that it names say, this program's code and numpy's version. So no answer is older than its inputs,
-and another input is another file. Numbers are written so that they read back to the last bit.
+that it names say, this program's code, numpy's version and the kind of CPU, whose last bits may
+differ. So no answer is older than its inputs, and another input is another file. Numbers are
+written so that they read back to the last bit.
 
 A file that is damaged or cannot be read is as good as none; where it cannot be written, or the disk
 is full, the next process works the times out again.
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import marshal
+import platform
 from collections.abc import Hashable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -25,7 +28,7 @@ import hardware_profiles
 import reference_model
 import simulator.hardware
 from hardware_profiles.tables import Measurement
-from hardware_profiles.whole_files import write_whole
+from hardware_profiles.whole_files import read_text, write_whole
 from reference_model.trace import user_cache_folder
 from simulator.hardware.kernels.families import Family
 
@@ -78,11 +81,21 @@ def _values(row: Measurement) -> tuple[object, ...]:
 
 @cache
 def _code_digest() -> str:
-    digest = hashlib.sha256(np.__version__.encode())
+    digest = hashlib.sha256(f"{np.__version__} {_kind_of_cpu()}".encode())
     for path in _CODE:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _kind_of_cpu() -> str:
+    """What the first CPU is called and can do; several machines may share a home."""
+    said = [platform.machine()]
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in itertools.takewhile(str.strip, file):
+            if line.startswith(("model name", "flags", "Features")):
+                said.append(line)
+    return "".join(said)
 
 
 def _path(digest: str) -> Path:
@@ -92,7 +105,8 @@ def _path(digest: str) -> Path:
 def read_times(digest: str) -> dict[tuple[bool, Family], dict[tuple[Sizes, int], Time]]:
     """The times that are kept; none where no file is, or it is damaged."""
     try:
-        check, _, text = _path(digest).read_text(encoding="utf-8").partition("\n")
+        path = _path(digest)
+        check, _, text = read_text(path, where=str(path)).partition("\n")
         if check != _check(digest, text):
             return {}
         found: dict[tuple[bool, Family], dict[tuple[Sizes, int], Time]] = {}

@@ -14,7 +14,7 @@ SMALL = (
 
 
 def test_the_plan_is_a_scenario_that_runs_and_keeps_its_limits(tmp_path):
-    done = dsv3sim(*SMALL, "--no-sensitivity", "--json", "--out", "plan", cwd=tmp_path)
+    done = dsv3sim(*SMALL, "--no-sensitivity", "--json", "--out", "plans/mine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["plans"]
     assert found["gpus"] == 2
@@ -22,10 +22,11 @@ def test_the_plan_is_a_scenario_that_runs_and_keeps_its_limits(tmp_path):
     # 2 USD per hour and GPU.
     assert found["usd_per_hour"] == pytest.approx(4.0)
     assert found["recommendation"].startswith("Take 0.25 nodes (2 h200_sxm): colocated 1 x ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan"]
-    written = yaml.safe_load((tmp_path / "plan" / "scenario.yaml").read_text())
+    assert [path.name for path in tmp_path.iterdir()] == ["plans"]
+    assert [path.name for path in (tmp_path / "plans").iterdir()] == ["mine"]
+    written = yaml.safe_load((tmp_path / "plans" / "mine" / "scenario.yaml").read_text())
     assert written["fleet"] == found["scenario"]["fleet"]
-    run = dsv3sim("run", "plan/scenario.yaml", "--json", "--no-interval", cwd=tmp_path)
+    run = dsv3sim("run", "plans/mine/scenario.yaml", "--json", "--no-interval", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     metrics = json.loads(run.stdout)
     assert metrics["ttft_s"]["p90"] == found["measured"]["ttft_s"]

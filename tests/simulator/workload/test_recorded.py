@@ -117,6 +117,30 @@ def test_the_command_that_is_printed_where_torch_is_missing_makes_the_next_run_w
     assert recorded_trace(OTHER, "decode").shape_digest == OTHER.shape_digest
 
 
+def test_a_recording_of_the_cache_that_is_damaged_or_of_other_code_is_as_good_as_none(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = recorded.user_trace_folder()
+    folder.mkdir(parents=True)
+    path = folder / trace_name(DIGEST, "train", "fp8")
+    whole = dataclasses.replace(FP8, shape_digest=OTHER.shape_digest)
+    save_trace(whole, path)
+    wanted = (OTHER, "train", "fp8", Split(1), "published")
+    assert recorded.is_recorded(*wanted, folder=None)
+    text = path.read_text()
+    for change in ('"columns":128', '"shape_digest"', "\n"):
+        assert change in text
+        path.write_text(text.replace(change, "9", 1))
+        assert not recorded.is_recorded(*wanted, folder=None), change
+        with pytest.raises(ValueError, match=r"train\.jsonl: "):
+            recorded_trace(OTHER, "train", folder=folder)  # a folder of the user's own
+    path.write_text(text)
+    assert recorded.is_recorded(*wanted, folder=None)
+    monkeypatch.setattr("reference_model.trace._code_digest", lambda: "0" * 64)
+    assert not recorded.is_recorded(*wanted, folder=None)
+
+
 def test_two_files_of_one_name_are_two_models(tmp_path):
     traces = {}
     for folder, vocabulary in (("a", 512), ("b", 608)):
