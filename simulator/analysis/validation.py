@@ -12,7 +12,7 @@ from simulator.analysis.predictions import LedgerLine, scenario_lines
 from simulator.analysis.published import PublishedRow
 from simulator.analysis.run import simulate
 from simulator.calibration.coverage import Coverage, coverage
-from simulator.execution.progress import HowFar, Watch, unwatched
+from simulator.execution.progress import HowFar, Watch, unwatched, watch_part
 from simulator.scenario.files import Scenario, known_scenarios, load_scenario
 from simulator.scenario.fleet import FleetJob
 
@@ -74,28 +74,32 @@ def predictions_of(
     changes: Sequence[str] = (),
     jobs: int = 1,
     watch: Watch = unwatched,
-) -> list[LedgerLine]:
-    """What the runs of scenarios say, one line per quantity with an interval, in order of `names`;
-    none of a job without intervals.
+) -> Iterator[list[LedgerLine]]:
+    """What the runs of scenarios say, one line per quantity with an interval, scenario by scenario
+    in order of `names`, as they finish; no line of a job without intervals.
 
     Args:
         date: YYYY-MM-DD.
         known: scenarios whose truth the author had seen, though they name none of it.
         changes: to every one of them, "path=value".
         jobs: processes.
-        watch: told after every scenario how many are done.
+        watch: told how far the runs have come; with several processes, after every scenario.
     """
-    inputs = [(name, tuple(changes), date, name in known) for name in names]
-    found: list[LedgerLine] = []
+    parts = [watch_part(watch, number, len(names)) for number in range(len(names))]
+    inputs = [
+        (name, tuple(changes), date, name in known, part if jobs == 1 else unwatched)
+        for name, part in zip(names, parts, strict=True)
+    ]
     for done, lines in enumerate(run_in_order(_predictions, inputs, jobs=jobs), 1):
-        found += lines
         watch(HowFar(done / len(inputs), done, "scenarios"))
-    return found
+        yield lines
 
 
-def _predictions(name: str, changes: Sequence[str], date: str, known: bool) -> list[LedgerLine]:
+def _predictions(
+    name: str, changes: Sequence[str], date: str, known: bool, watch: Watch
+) -> list[LedgerLine]:
     scenario = load_scenario(name, changes)
-    run = simulate(scenario)
+    run = simulate(scenario, watch=watch)
     if not run.has_intervals:
         return []
     return scenario_lines(scenario, run.metrics, date=date, known=known)

@@ -45,7 +45,7 @@ def validate(
         Path | None,
         typer.Option(
             help="Add what runs say to this ledger, of the scenarios named or of all that are "
-            "shipped; compares nothing."
+            "shipped, but for runs that it holds; compares nothing."
         ),
     ] = None,
     known: Annotated[
@@ -162,22 +162,40 @@ def _write_ledger(
     changes: Sequence[str],
     jobs: int,
 ) -> None:
-    """Add the predictions of scenarios to a ledger, all or none."""
+    """Add the predictions of scenarios to a ledger, each scenario's as soon as it has run.
+
+    Runs that the ledger holds already, by their digest, are passed over, so that the same command
+    goes on where it was stopped.
+    """
     from datetime import UTC, datetime
 
-    from simulator.analysis.predictions import append_to_ledger, check_ledger
+    from simulator.analysis.predictions import append_to_ledger, check_ledger, read_ledger
+    from simulator.analysis.run_key import run_key
     from simulator.analysis.validation import predictions_of
-    from simulator.scenario.files import known_scenarios
+    from simulator.scenario.files import known_scenarios, load_scenario
 
     check_ledger(ledger)
-    names = tuple(scenarios or known_scenarios())
-    with progress("simulating") as shown:
-        today = f"{datetime.now(UTC):%Y-%m-%d}"
-        lines = predictions_of(
-            names, date=today, known=known, changes=changes, jobs=jobs, watch=shown.watch
+    asked = tuple(scenarios or known_scenarios())
+    held = {line.digest for line in read_ledger(ledger)} if ledger.exists() else frozenset()
+    names = tuple(name for name in asked if run_key(load_scenario(name, changes)) not in held)
+    ended = added = 0
+
+    def what_is_kept() -> str:
+        return (
+            f"{added} predictions of {ended} of {len(names)} scenarios are kept; the same command "
+            "goes on from there"
         )
-    append_to_ledger(ledger, lines)
-    print(f"{len(lines)} predictions added to {ledger}")
+
+    with progress("simulating", kept=what_is_kept) as shown:
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        for lines in predictions_of(
+            names, date=today, known=known, changes=changes, jobs=jobs, watch=shown.watch
+        ):
+            append_to_ledger(ledger, lines)
+            ended, added = ended + 1, added + len(lines)
+    passed_over = len(asked) - len(names)
+    also = f"; {passed_over} of {len(asked)} runs stand there already" if passed_over else ""
+    print(f"{added} predictions added to {ledger}{also}")
 
 
 def _predict(lease: str | None, ledger: Path) -> None:

@@ -72,8 +72,9 @@ def test_the_shipped_figures_are_found_wherever_a_scenario_holds_them():
 
 def test_scenarios_are_written_down_with_what_their_runs_say():
     """A bound has no interval, so nothing to write; a decode step has its time and what follows."""
-    lines = predictions_of(("tpot_limit_cx7", "decode_ep32_b200"), date="2026-11-28")
+    none, lines = predictions_of(("tpot_limit_cx7", "decode_ep32_b200"), date="2026-11-28")
 
+    assert none == []
     assert {line.about for line in lines} == {"decode_ep32_b200"}
     assert {line.quantity for line in lines} >= {"step_time_s", "tpot_s"}
     (step,) = [line for line in lines if line.quantity == "step_time_s"]
@@ -83,5 +84,5 @@ def test_scenarios_are_written_down_with_what_their_runs_say():
 def test_who_watches_is_told_how_many_scenarios_have_run():
     seen = []
     names = ("tpot_limit_cx7", "offload_ktransformers")
-    assert predictions_of(names, date="2026-11-28", watch=seen.append) == []
+    assert list(predictions_of(names, date="2026-11-28", watch=seen.append)) == [[], []]
     assert seen == [HowFar(0.5, 1, "scenarios"), HowFar(1.0, 2, "scenarios")]

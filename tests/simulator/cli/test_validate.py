@@ -89,3 +89,34 @@ def test_a_stopped_validate_leaves_what_it_printed_and_says_how_to_go_on(tmp_pat
         "dsv3sim: stopped by Ctrl-C: what is printed stands; the rest: dsv3sim validate "
         "day6_service\n"
     )
+
+
+def test_predictions_are_written_down_once(tmp_path):
+    """A bound has no interval; the decode step's step time, TPOT and throughputs have."""
+    names = ("tpot_limit_cx7", "decode_tp8_h200")
+    done = dsv3sim("validate", *names, "--write-ledger", "l.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "l.jsonl").read_text()
+    assert done.stdout == f"{len(text.splitlines())} predictions added to l.jsonl\n"
+    assert {json.loads(line)["about"] for line in text.splitlines()} == {"decode_tp8_h200"}
+    again = dsv3sim("validate", *names, "--write-ledger", "l.jsonl", cwd=tmp_path)
+    assert again.stdout == "0 predictions added to l.jsonl; 1 of 2 runs stand there already\n"
+    assert (tmp_path / "l.jsonl").read_text() == text
+
+
+def test_a_stopped_ledger_keeps_what_has_run_and_goes_on_from_there(tmp_path):
+    ledger = tmp_path / "l.jsonl"
+    run = started(
+        "validate", "decode_tp8_h200", "day6_service", "--write-ledger", "l.jsonl", cwd=tmp_path
+    )
+    while not ledger.exists():  # Of the first scenario; the second takes a minute.
+        time.sleep(0.05)
+    time.sleep(1)  # What is written counts a moment later.
+    os.killpg(run.pid, SIGINT)
+    _, said = run.communicate(timeout=60)
+    kept = len(ledger.read_text().splitlines())
+    assert run.returncode == 130
+    assert without_progress(said) == (
+        f"dsv3sim: stopped by Ctrl-C: {kept} predictions of 1 of 2 scenarios are kept; the same "
+        "command goes on from there\n"
+    )
