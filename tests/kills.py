@@ -2,11 +2,12 @@
 
     python tests/kills.py [--seed 0] [--count 200] [--seconds 3600]
 
-`run`, `sweep` and `calibrate` take turns. Each is killed at a random time of its life, half of them
-while it writes, and after each kill what the user had is looked at: files beside it are the same,
-a run directory is the former one or the new one, no row of a sweep that was kept is gone, a
-calibration agrees with its table. Now and then the command runs to its end, after which no draft is
-left. All are forked of one process that has imported everything, so that a kill costs no start-up.
+`run`, `sweep`, `calibrate` and both kinds of `plan` take turns. Each is killed at a random time of
+its life, half of them while it writes, and after each kill what the user had is looked at: files
+beside it are the same, a directory is the former one or the new one, no row of a sweep or a plan
+that was kept is gone, a calibration agrees with its table. Now and then the command runs to its
+end, after which no draft is left. All are forked of one process that has imported everything, so
+that a kill costs no start-up.
 """
 
 from __future__ import annotations
@@ -27,22 +28,29 @@ sys.path.insert(0, str(ROOT))
 
 import matplotlib.figure  # noqa: E402, F401
 import pandas as pd  # noqa: E402, F401
+from small_plans import PLAN_SERVING, PLAN_TRAINING  # noqa: E402
 
 from hardware_profiles.schema import load_calibration  # noqa: E402
 from hardware_profiles.tables import load_measurements  # noqa: E402
-from reports import calibration_report, fabric  # noqa: E402, F401
+from reports import (  # noqa: E402
+    calibration_report,  # noqa: F401
+    fabric,  # noqa: F401
+    serving_plan_page,  # noqa: F401
+    training_plan,  # noqa: F401
+)
 from reports.run_directory import MANIFEST_FILE, read_metrics  # noqa: E402
 from reports.sweep import ROWS_FILE  # noqa: E402
 from simulator.analysis.sweep import Point, read_rows  # noqa: E402
 from simulator.cli.app import main as command_line  # noqa: E402
 
-COMMANDS = ("run", "sweep", "calibrate")
+COMMANDS = ("run", "sweep", "calibrate", "training", "serving")
 WHOLE_EVERY = 10
 """Every tenth command of a kind ends by itself."""
 ROWS = "".join(f"{64 * n},7168,2112,{8 + 0.05 * n:.2f},0\n" for n in range(1, 41))
 TABLES = (f"m,k,n,latency_us,mfu\n{ROWS}", f"m,k,n,latency_us,mfu\n{ROWS.replace('.', '.3')}")
 """Two tables of GEMMs, calibrated in turns, so that files of two calibrations can be told apart."""
-SWEEP = "sweep"
+ANEW = 4
+"""Plans of so many turns are one plan, of one directory, interrupted and gone on with."""
 
 
 def started(arguments: list[str], folder: Path) -> int:
@@ -74,9 +82,10 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.turn = 0
-        self.rows: dict[str, Point] = {}
-        self.seeds = range(0)
-        """Points of the sweep of this turn; a finished one replaces the rows of other points."""
+        self.place = ""
+        """Directory of the command of this turn."""
+        self.rows: dict[str, dict[str, Point]] = {}
+        """{directory: its rows as last seen}"""
         self.own = {"thesis.tex": "years of work", "a.csv": TABLES[0], "b.csv": TABLES[1]}
         for name, text in self.own.items():
             (path / name).write_text(text)
@@ -86,18 +95,29 @@ class Folder:
     def arguments(self, command: str) -> list[str]:
         """The command of this turn; each turn of a kind writes other contents to one place."""
         self.turn += 1
+        plan = self.turn // (ANEW * len(COMMANDS))
+        self.place = f"{command}_{plan}" if command in ("training", "serving") else command
         match command:
             case "run":
-                return ["run", "all_to_all_64", "--set", f"seed={self.turn}", "--out", "run"]
+                return ["run", "all_to_all_64", "--set", f"seed={self.turn}", "--out", self.place]
             case "sweep":
-                first = self.turn // 4 * 4
-                self.seeds = range(first, first + 12)
-                seeds = ",".join(map(str, self.seeds))
-                return ["sweep", "all_to_all_64", "--vary", f"seed={seeds}", "--out", SWEEP]
+                first = self.turn // (len(COMMANDS) + 1) * 4
+                seeds = range(first, first + 12)
+                # A finished sweep replaces the rows of other points.
+                self.rows[self.place] = {
+                    key: row for key, row in self.rows.get(self.place, {}).items()
+                    if row.settings["seed"] in seeds
+                }  # fmt: skip
+                points = ",".join(map(str, seeds))
+                return ["sweep", "all_to_all_64", "--vary", f"seed={points}", "--out", self.place]
+            case "training":
+                return [*PLAN_TRAINING, "--simulate", "4", "--out", self.place]
+            case "serving":
+                return [*PLAN_SERVING, "--out", self.place]
             case _:
                 table = "ab"[self.turn // len(COMMANDS) % 2]
                 return ["calibrate", f"{table}.csv", "--gpu", "h800_sxm", "--out", "mine.yaml",
-                        "--report", "report"]  # fmt: skip
+                        "--report", self.place]  # fmt: skip
 
     def check(self, command: str) -> list[str]:
         """What is lost after a kill, in words."""
@@ -105,23 +125,20 @@ class Folder:
             f"{name} changed" for name, text in self.own.items()
             if (self.path / name).read_text() != text
         ]  # fmt: skip
-        for name in ("run", SWEEP, "report"):
-            directory = self.path / name
-            if directory.exists():
-                missing = [
-                    file for file in (directory / MANIFEST_FILE).read_text().splitlines()
-                    if not (directory / file).exists()
-                ]  # fmt: skip
-                lost += [f"{name}/{file} is missing" for file in missing]
-                read_metrics(directory)
-        if command == "sweep":
-            kept = self.path / f".{SWEEP}.{ROWS_FILE}"
-            found = read_rows(self.path / SWEEP / ROWS_FILE) | read_rows(kept)
-            lost += [
-                f"row {row.settings}" for key, row in self.rows.items()
-                if key not in found and row.settings["seed"] in self.seeds
+        for directory in self.path.glob("[!.]*/"):
+            missing = [
+                file for file in (directory / MANIFEST_FILE).read_text().splitlines()
+                if not (directory / file).exists()
             ]  # fmt: skip
-            self.rows = found
+            lost += [f"{directory.name}/{file} is missing" for file in missing]
+            read_metrics(directory)
+        directory, kept = self.path / self.place, self.path / f".{self.place}.{ROWS_FILE}"
+        found = read_rows(directory / ROWS_FILE) | read_rows(kept)
+        # Rows of a service's plan are done with once its answer is in its place.
+        if command != "serving" or kept.exists() or not directory.exists():
+            known = self.rows.get(self.place, {})
+            lost += [f"row {row.settings}" for key, row in known.items() if key not in found]
+        self.rows[self.place] = found
         if command == "calibrate" and (self.path / "mine.yaml").exists():
             profile = load_calibration(str(self.path / "mine.yaml"))
             (table,) = profile.measurements
@@ -135,8 +152,10 @@ class Folder:
     def existed(self) -> set[str]:
         return {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
 
-    def drafts(self) -> set[str]:
-        return {path.name for path in self.path.iterdir() if path.name.startswith(".")}
+    def drafts(self, command: str) -> set[str]:
+        """Hidden files of the places that a command writes to."""
+        places = (".mine.", f".{self.place}.") if command == "calibrate" else f".{self.place}."
+        return {path.name for path in self.path.iterdir() if path.name.startswith(places)}
 
 
 def kill_commands(
@@ -171,7 +190,7 @@ def kill_commands(
             lost = mine.check(command)
             lost += [f"{name} is gone" for name in before - mine.existed()]
             if whole:
-                lost += [f"draft {name} is left" for name in mine.drafts() if command in name]
+                lost += [f"draft {name} is left" for name in mine.drafts(command)]
                 lost += [] if code == 0 else [f"{command} ended with {code}"]
             counts[command if code == -signal.SIGKILL else "ended"] += 1
             counts["lost"] += len(lost)

@@ -1,5 +1,6 @@
 """One scenario gives one result, byte by byte: in any process, with any threads, in any order."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from goldens import OF_THE_MACHINE
+from invariants import figures_alone
+from small_plans import PLAN_TRAINING
 
 from simulator.analysis.run import metrics_of
 from simulator.analysis.sweep import grid, run_sweep
@@ -59,6 +62,20 @@ def test_rows_of_a_sweep_depend_on_neither_the_order_of_points_nor_the_number_of
     other_way = run_sweep(points[::-1], "all_to_all_64", metrics_of, jobs=2)[::-1]
     assert all(row.reason is None for row in one_way)
     assert figures_of(one_way) == figures_of(other_way)
+
+
+def test_a_plan_depends_on_neither_hashes_nor_the_number_of_processes():
+    shown = []
+    for seed, jobs in ((0, 1), (123456, 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "simulator.cli", *PLAN_TRAINING, "--simulate", "3",
+             "--jobs", str(jobs), "--json"],
+            env=os.environ | {"PYTHONHASHSEED": str(seed)}, capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr.decode()
+        shown.append(json.loads(done.stdout))
+    first, other = (json.dumps(figures_alone(plan)) for plan in shown)
+    assert first == other
 
 
 def figures_of(rows):

@@ -6,12 +6,14 @@ and either gives finite figures or one line with exit code 2. About a minute of 
 every run of the suite; `make hour` tries others for an hour.
 """
 
+import dataclasses
 import itertools
 import json
 import os
 import random
 import re
 import signal
+import socket
 import time
 import traceback
 from functools import cache
@@ -20,7 +22,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from invariants import SHORT
+from small_plans import HELD, PLAN_SERVING, PLAN_TRAINING
 
+from reference_model.config import load_model_config
+from reference_model.trace import trace_name
 from simulator.cli.app import main
 from simulator.cli.progress import PREFIX
 from simulator.scenario.files import known_scenarios, load_scenario
@@ -168,6 +173,11 @@ def recorded_job(path):
     return ["validate", "--json", "--stragglers", str(parquet.parent)]
 
 
+NARROW = dataclasses.replace(load_model_config("debug"), vocab_size=608)
+"""A model that no shipped recording is of."""
+RECORDING = trace_name(NARROW.shape_digest[:16], "decode", "fp8")
+
+
 def shipped(path, lines=None):
     return "\n".join((ROOT / path).read_text(encoding="utf-8").splitlines()[:lines]) + "\n"
 
@@ -267,6 +277,13 @@ FORMATS = {
         json.dumps(FOUND),
         lambda path: recorded_job(Path(path).with_name("trace-a.csv")),
     ),
+    RECORDING: (
+        shipped("reference_model/traces/debug.decode.jsonl").replace(
+            load_model_config("debug").shape_digest, NARROW.shape_digest
+        ),
+        lambda path: ["run", "decode_ep8_h200", *QUICK, "--set", "model=narrow.json",
+                      "--set", f"traces={Path(path).parent}"],
+    ),
     "metrics.json": (
         '{"step_s": 0.03, "kernels": {"prefill": 1}, "interval_80": {"step_s": [0.02, 0.04]}}',
         lambda path: ["compare", str(Path(path).parent), str(Path(path).parent)],
@@ -279,6 +296,8 @@ def write_whole_files(folder):
     """One file of every format, unbroken: commands read some beside the one that is broken."""
     for name, (text, _) in FORMATS.items():
         (folder / name).write_text(text, encoding="utf-8")
+    narrow = json.dumps(dataclasses.asdict(NARROW))
+    (folder / "narrow.json").write_text(narrow, encoding="utf-8")
 
 
 def broken(text, rng):
@@ -320,6 +339,39 @@ def check_file(name, seed, count, folder, capsys, monkeypatch):
         check(command(str(path)), capsys, monkeypatch)
 
 
+OWN = (*PLAN_TRAINING, "--json", "--simulate", "1")
+GIVEN = (
+    "plan", "training", *HELD, "--json", "--simulate", "1", "--model", "debug", "--gpu", "h100",
+    "--gpus", "16", "--batch", "32",
+)  # fmt: skip
+SERVING = (*PLAN_SERVING, "--json")
+A_GPU = ("init", "gpu", "new.yaml")
+A_CLUSTER = ("init", "cluster", "new.yaml", "--gpu", "h100", "--gpus", "16")
+A_TRAINING = ("init", "training", "new.yaml", "--batch", "512", "--gpu", "h100", "--gpus", "64")
+A_SERVICE = (
+    "init", "serving", "new.yaml", "--gpu", "h200", "--rate", "1", "--prompt", "512", "--output",
+    "64",
+)  # fmt: skip
+
+
+def with_each(command, options):
+    """The command with a hostile value for one of some options; the last of two that are given
+    counts."""
+    return tuple((*command, f"--{option}", "{}") for option in options.split())
+
+
+PLANS = (
+    ("plan", "training", "--from", "{}", "--json"),
+    *with_each(OWN, "fix memory-limit set simulate out"),
+    (*OWN, "--fix", "pp={}"),
+    (*OWN, "--fix", "schedule={}"),
+    *with_each(GIVEN, "model gpu gpus cluster calibration batch sequence recipe memory-limit"),
+    *with_each(SERVING, "gpu rate prompt output ttft tpot percentile model length-cv cached"),
+    *with_each(SERVING, "recipe kv-cache requests format cluster out"),
+    (*SERVING, "--requests", "azure.csv", "--format", "{}"),
+    (*SERVING, "--requests", "{}", "--format", "azure"),
+)
+"""Commands that work out many runs for one answer."""
 COMMANDS = (
     ("run", "{}"),
     ("run", "all_to_all_64", "--out", "{}"),
@@ -333,12 +385,40 @@ COMMANDS = (
     ("sweep", "all_to_all_64", "--json", "--vary", "seed=1", "--jobs", "{}"),
     ("sweep", "all_to_all_64", "--json", "--vary", "seed=1", "--set", "{}"),
     ("sweep", "all_to_all_64", "--vary", "seed=1", "--out", "{}"),
+    ("sweep", "decode_ep8_h200", "--json", "--interval", "--vary", "requests.context_tokens={}"),
     ("run", "decode_ep8_h200", "--json", "--ideal", "--set", "{}"),
     ("run", "decode_ep8_h200", "--json", "--set", "skew={}"),
     ("run", "decode_ep8_h200", *QUICK, "--set", "fidelity={}"),
     ("run", "decode_ep8_h200", *QUICK, "--set", "events={}"),
     ("run", "dualpipe_h800_2048", *QUICK, "--set", "training.schedule={}"),
     ("compare", "{}", "{}"),
+    ("compare", "{}", "{}", "--out", "{}"),
+    ("compare", "{}", "--json", "--cluster", "h200_8"),
+    ("compare", "decode_ep8_h200", "--json", "--cluster", "{}", "--set", "skew=none"),
+    ("compare", "decode_ep8_h200", "--json", "--cluster", "h200_8", "--set", "{}"),
+    ("sensitivity", "{}", "--json"),
+    *with_each(
+        ("sensitivity", "decode_ep8_h200", "--ideal", "--json", "--only", "HBM bandwidth"),
+        "target only set out",
+    ),
+    ("init", "gpu", "{}.yaml"),
+    *with_each(A_GPU, "like architecture sms clock bf16 fp8 fp4 memory hbm l2 nvlink pcie power"),
+    ("init", "cluster", "{}", "--gpu", "h100", "--gpus", "16"),
+    *with_each(
+        A_CLUSTER, "gpu gpus like gpus-per-node nvlink-domain nic nics-per-node topology price"
+    ),
+    ("init", "training", "{}", "--batch", "512", "--gpu", "h100", "--gpus", "64"),
+    *with_each(
+        A_TRAINING,
+        "batch model sequence gpu gpus cluster calibration recipe pp ep tp cp micro-batch "
+        "schedule zero recompute",
+    ),
+    ("init", "serving", "{}", *A_SERVICE[3:]),
+    *with_each(
+        A_SERVICE,
+        "rate prompt output gpu cluster prefill decode colocated model ttft tpot length-cv "
+        "cached recipe kv-cache",
+    ),
     ("attribute", "{}"),
     ("attribute", "dualpipe_h800_2048", "--json", "--set", "{}"),
     ("validate", "{}"),
@@ -377,9 +457,16 @@ COMMANDS = (
     ("show", "scenario", "decode_ep8_h200", "--resolved", "--set", "{}"),
     ("show", "fields", "{}"),
     ("show", "metrics", "{}"),
+    ("show", "metrics", "--job", "{}"),
     ("show", "schema", "{}"),
     ("list", "{}"),
     ("run", "all_to_all_64", "--metric", "{}"),
+    ("run", "all_to_all_64", "--metric", "completion_s", "--format", "{}"),
+    ("run", "all_to_all_64", "--format", "csv", "--set", "{}"),
+    ("run", "decode_ep8_h200", *QUICK, "--from-events", "{}"),
+    ("{}",),
+    ("plan", "{}"),
+    ("init", "{}"),
     ("show", "schedule", "{}"),
     ("show", "schedule", "1f1b", "--ranks", "{}"),
     ("show", "schedule", "1f1b", "--microbatches", "{}"),
@@ -395,7 +482,15 @@ COMMANDS = (
 def check_command(command, value, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     write_whole_files(folder)
-    check([part.format(value) for part in command], capsys, monkeypatch)
+    (folder / "new.yaml").unlink(missing_ok=True)
+    check([part.replace("{}", value) for part in command], capsys, monkeypatch)
+    drafts = f".{socket.gethostname()[:40]}."
+    assert [path.name for path in folder.iterdir() if drafts in path.name] == [], command
+
+
+def short_name(command):
+    """Of a command, what it is and what is hostile."""
+    return " ".join((*command[:2], *command[-2:]))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -405,6 +500,29 @@ def test_a_hostile_argument_or_option_ends_in_figures_or_one_line(
     rng = random.Random(" ".join(command))
     for value in rng.sample(HOSTILE, 2):
         check_command(command, value, tmp_path, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize("value", ["", "run [/red]", "run d", "plan training --fi", "run 'é"])
+def test_a_shell_that_completes_what_is_typed_gets_words_and_no_traceback(
+    value, capsys, monkeypatch
+):
+    words = f"dsv3sim {value}"
+    monkeypatch.setenv("_DSV3SIM_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(max(1, len(words.split()) - 1)))
+    monkeypatch.setattr("sys.argv", ["dsv3sim"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", PLANS, ids=short_name)
+def test_a_hostile_option_of_a_plan_ends_in_figures_or_one_line(
+    command, tmp_path, capsys, monkeypatch
+):
+    value = random.Random(" ".join(command)).choice(HOSTILE)
+    check_command(command, value, tmp_path, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -449,7 +567,8 @@ def test_hostile_input_of_all_kinds_for_ten_minutes_or_an_hour(tmp_path, capsys,
         one(check, ["run", name, *options, *QUICK])
         seed = rng.randrange(10**9)
         one(check_file, rng.choice(list(FORMATS)), seed, 1, tmp_path)
-        one(check_command, rng.choice(COMMANDS), rng.choice(HOSTILE), tmp_path)
+        command = rng.choice((*COMMANDS, *PLANS))
+        one(check_command, command, rng.choice(HOSTILE), tmp_path)
     with capsys.disabled():
         print(f"\n{tried} inputs, {len(fields)} fields: {len(faults)} tracebacks, hangs or NaN")
     assert not faults

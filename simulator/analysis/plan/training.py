@@ -208,13 +208,13 @@ def plan_training(
     scenario = load_scenario(path, settled)
     axes = axis_values(scenario, fixed or {})
     ranked, lost = bounded_layouts(scenario, axes)
-    bounded(ranked, lost)
     if not ranked:
-        kinds = ", ".join(f"{kind} ({count})" for kind, count in lost.most_common())
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in lost.most_common() if count)
         raise ValueError(
-            f"{written.where}: no layout of {sum(lost.values())} may run: {kinds}; allowed: more "
+            f"{written.name}: no layout of {sum(lost.values())} may run: {kinds}; allowed: more "
             "GPUs, another batch, or fewer axes held with --fix"
         )
+    bounded(ranked, lost)
     former = layout_of_job(own_job) if own else None
     found: list[SimulatedLayout] = []
     place = 0

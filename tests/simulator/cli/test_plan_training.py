@@ -43,6 +43,10 @@ def test_the_chosen_layout_is_a_scenario_that_runs_and_a_second_call_takes_its_r
             "--memory-limit 900 GiB: allowed: more than 0 and at most the 79.11 GiB of h800_sxm",
         ),
         (("--from", SCENARIO, "--recipe", "bf16"), "--recipe with --from"),
+        (
+            ("--model", "debug", "--gpu", "h100", "--gpus", "16", "--batch", "1"),
+            "debug_on_16_h100_sxm: no layout of ",
+        ),
         (("--from", "mtp_one_node"), "holds a serving_step job; allowed here: training"),
     ],
 )

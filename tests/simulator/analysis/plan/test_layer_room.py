@@ -61,3 +61,14 @@ def test_state_of_layers_is_never_more_than_that_of_so_many(zero):
     assert state_bytes(sharding, layer, 7) - state_bytes(sharding, layer, 6) == pytest.approx(
         state.each
     )
+
+
+def test_state_of_layers_is_their_weights_gradients_and_optimizer():
+    sharding = Sharding(
+        0, OptimizerTypes(), 8, 2, gathers_ahead=True, reduces_beside=True, pairs=True
+    )
+    layer = HeldParameters(Parameters(1000, 600, 600, 650.0), Parameters(4000, 4000, 4000, 4100.0))
+    weights = 650 + 400 * 2 + 4100  # working copies with their scales, the rest in BF16
+    gradients = 5000 * 4
+    optimizer = 5000 * (4 + 2 * 2)  # master weights in FP32, two moments in BF16
+    assert state_bytes(sharding, layer, 2) == 2 * (weights + gradients + optimizer)

@@ -51,6 +51,7 @@ def test_a_backward_hides_dispatch_behind_weight_gradients_or_the_reverse():
     assert found.with_combine == 5 + 3 + 4 + 7
     assert found.compute == 5 + 4 + 3 + 2
     assert found.transfers == 7 + 2
+    assert found.paired == 2 * (5 + 4 + 3 + 2)
 
 
 def test_a_pair_waits_for_what_its_ends_do_not_cover():
