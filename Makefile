@@ -23,7 +23,7 @@ run: $(VENV)/.installed
 	$(BIN)/dsv3sim run dualpipe_h800_2048
 
 test: $(VENV)/.installed-everything lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --benchmark-disable
+	$(BIN)/python -m pytest -q -n $(WORKERS) --benchmark-disable --durations 15
 
 slow: $(VENV)/.installed-everything
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow
