@@ -291,15 +291,21 @@ def _spread(samples: Sequence[float]) -> float:
 
 
 @contextmanager
-def capture(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+def capture(
+    graph: torch.cuda.CUDAGraph, like: torch.cuda.CUDAGraph | None = None
+) -> Iterator[None]:
     """Capture what is launched inside, on the current stream or, as the default stream cannot be
-    captured, on another one."""
+    captured, on another one.
+
+    like: a graph whose memory it shares, by default none's; only one of them may run at a time, and
+    what one leaves there the other overwrites."""
     stream = torch.cuda.current_stream()
     if stream == torch.cuda.default_stream():
         stream = _capture_stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
+        pool = None if like is None else like.pool()
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             yield
         finally:

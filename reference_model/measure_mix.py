@@ -47,6 +47,10 @@ _LARGEST_ERROR = 0.2
 _EMPTY_KERNELS = 101
 _REPLAYS_IN_TURN = 4
 """Of the graph of a step, and of the same without an operator, one behind the other."""
+_TURNS_OF_CAPTURE = 2
+"""That count; one goes before them."""
+_FEWEST_CAPTURES = 3
+"""Of the graphs of a step in order."""
 _MILLI, _MEGA = 1e-3, 10.0**6
 
 
@@ -55,9 +59,10 @@ class MixTiming:
     """The operators of one step, timed in turns."""
 
     seconds: Mapping[TimingRequest, float]
-    """One launch each, mean over the second half of the turns; starting a graph is not in it."""
+    """One launch each, mean over the second half of the turns or, in order, over all captures;
+    starting a graph is not in it."""
     spread: Mapping[TimingRequest, float]
-    """Standard deviation over mean: of the turns or, in order, of their mean."""
+    """Standard deviation over mean: of the turns or, in order, of the mean of all captures."""
     turns: int
     """Behind the means."""
     clock_hz: float
@@ -108,47 +113,64 @@ def time_in_order(
 ) -> MixTiming:
     """Replay the operators of a step in its order, and without each of them, for duration_s.
 
+    Two graphs of the same launches differ by some microseconds for as long as they live. That is
+    nothing to a step, but as much as a small operator, and it would be in every difference from one
+    graph of the step: so each operator is held against graphs of the step of their own, and all of
+    them are captured anew several times.
+
     Args:
         issued: the operators of the step, in its order.
     """
     counts = Counter(issued)
     calls = {request: iter(_calls(request, count, device)) for request, count in counts.items()}
     launches = [(request, next(calls[request])) for request in issued]
-    whole = _captured([call for _, call in launches])
-    without = {
-        left_out: _captured([call for request, call in launches if request != left_out])
-        for left_out in counts
-    }
-    # A graph that follows another starts at once; the first of a turn is not counted.
-    turn = [
-        graph for one in without.values() for graph in [whole, one] for _ in range(_REPLAYS_IN_TURN)
-    ]
     begun = time.monotonic()
     lost: list[dict[TimingRequest, float]] = []
     together: list[float] = []
-    with watch() as samples:
-        while len(lost) < 4 or time.monotonic() - begun < duration_s:
-            marks = _replay([whole, *turn])
-            marks[-1].synchronize()
-            spans = [a.elapsed_time(b) * _MILLI for a, b in pairwise(marks)][1:]
-            means = [
-                statistics.mean(spans[place : place + _REPLAYS_IN_TURN])
-                for place in range(0, len(spans), _REPLAYS_IN_TURN)
-            ]
-            together.append(statistics.mean(means[::2]))
-            lost.append(dict(zip(counts, lost_seconds(means), strict=True)))
-    for graph in (whole, *without.values()):
-        graph.reset()
-    kept = lost[len(lost) // 2 :]
+    seen: list[tuple[float, ...]] = []
+    while len(lost) < _FEWEST_CAPTURES or time.monotonic() - begun < duration_s:
+        means, samples = _time_in_pairs(launches, list(counts))
+        seen += samples
+        together.append(statistics.mean(means[::2]))
+        lost.append(dict(zip(counts, lost_seconds(means), strict=True)))
     seconds, spread = {}, {}
     for request, count in counts.items():
-        each = [turn[request] / count for turn in kept]
-        seconds[request] = statistics.median(each)
-        error = statistics.pstdev(each) / len(each) ** 0.5
+        each = [capture[request] / count for capture in lost]
+        seconds[request] = statistics.mean(each)
+        error = statistics.stdev(each) / len(each) ** 0.5
         spread[request] = error / abs(seconds[request])
     return MixTiming(
-        seconds, spread, len(kept), *_clocks(samples), statistics.median(together[len(lost) // 2 :])
+        seconds, spread, len(lost) * _TURNS_OF_CAPTURE, *_clocks(seen), statistics.mean(together)
     )
+
+
+def _time_in_pairs(
+    launches: Sequence[tuple[TimingRequest, Callable[[], object]]],
+    left_out: Sequence[TimingRequest],
+) -> tuple[list[float], list[tuple[float, ...]]]:
+    """Mean seconds of a graph of all launches, of one without the first operator, of another one of
+    all, of one without the second operator and so on; and samples of clock and power meanwhile."""
+    graphs: list[torch.cuda.CUDAGraph] = []
+    for one in left_out:
+        for without in (None, one):
+            issued = [call for request, call in launches if request != without]
+            graphs.append(_captured(issued, graphs[0] if graphs else None))
+    # A graph that follows another starts at once; the first of a turn is not counted.
+    turn = [graphs[0], *(graph for graph in graphs for _ in range(_REPLAYS_IN_TURN))]
+    spans = []
+    with watch() as samples:
+        for _ in range(1 + _TURNS_OF_CAPTURE):
+            marks = _replay(turn)
+            marks[-1].synchronize()
+            spans.append([a.elapsed_time(b) * _MILLI for a, b in pairwise(marks)][1:])
+    for graph in graphs:
+        graph.reset()
+    # Clock and power settle in the first turn.
+    means = [statistics.mean(times) for times in zip(*spans[1:], strict=True)]
+    return [
+        statistics.mean(means[place : place + _REPLAYS_IN_TURN])
+        for place in range(0, len(means), _REPLAYS_IN_TURN)
+    ], samples
 
 
 def lost_seconds(spans: Sequence[float]) -> list[float]:
@@ -232,10 +254,14 @@ def _calls(request: TimingRequest, count: int, device: torch.device) -> list[Cal
     return [calls[launch % sets] for launch in range(count)]
 
 
-def _captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
-    """The calls as a graph; what they work on has to outlive it."""
+def _captured(
+    calls: Sequence[Callable[[], object]], like: torch.cuda.CUDAGraph | None = None
+) -> torch.cuda.CUDAGraph:
+    """The calls as a graph; what they work on has to outlive it.
+
+    like: a graph whose memory it shares, so that the same launch writes to the same place."""
     graph = torch.cuda.CUDAGraph()
-    with capture(graph):
+    with capture(graph, like):
         for call in calls:
             call()
     return graph

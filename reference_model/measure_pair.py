@@ -18,7 +18,8 @@ Then they run once more with a note of the time behind every operator, on its ow
 two streams that do not wait for each other: `compute`, and transfers over and over beside it. Rows
 of operators hold their time in the pair; `alone_s` with nothing beside them but their own stream;
 and `beside_s` of the two that do not wait, which is no pair but says how much transfers and compute
-slow each other. All are medians over the layers and some replays, the note included.
+slow each other. All are means over the layers and some replays, the note included; the replays
+follow each other with no host in between, as those do that tell how long a pair takes.
 """
 
 from __future__ import annotations
@@ -67,13 +68,14 @@ from reference_model.pair import (
 from reference_model.planned_routing import plan_routing
 from reference_model.precision import Recipe
 from reference_model.ranks import rank_device, run_ranks
-from reference_model.stream_notes import UNHINDERED, Note, Notes, idle_seconds, medians
+from reference_model.stream_notes import UNHINDERED, Note, Notes, idle_seconds, means
 
 PAIR = "pair"
 _SEED = 0
-_NOTED_REPLAYS = 9
-_SETTLING_REPLAYS = 10
-"""Before those that count, so that clock and power are those of a loop."""
+_NOTED_REPLAYS = 15
+_SETTLING_REPLAYS = 15
+"""Before those that count, so that clock and power are those of a loop, and the GPU that computes
+faster begins as much earlier than the others as it ever will."""
 _FEWEST = 6
 
 
@@ -167,13 +169,14 @@ def _noted(run: Callable[[Notes], Any], device: torch.device) -> tuple[list[Note
         return run(notes)
 
     step = RankStep(once, device)
+    settling = _SETTLING_REPLAYS * (device.type == "cuda")
     taken = []
-    for replay in range(_SETTLING_REPLAYS * (device.type == "cuda") + _NOTED_REPLAYS):
+    distributed.barrier()
+    for _ in range(settling + _NOTED_REPLAYS):
         step()
-        wait_for_device(device)
-        if replay >= _SETTLING_REPLAYS * (device.type == "cuda"):
-            taken.append(notes.read())
-    return notes.notes, taken
+        taken.append(notes.times[: len(notes.notes)].clone())
+    wait_for_device(device)
+    return notes.notes, [times.tolist() for times in taken[settling:]]
 
 
 def _measure(
@@ -272,7 +275,7 @@ def _one(
     exposed = statistics.median([idle_seconds(notes, taken) for taken in times]) - still
     together = _time(RankStep(pair, device), seconds)
     wholes = [Whole(PAIR, tokens, programs, *together, exposed)]
-    alone, beside = medians(alone_notes, alone_times), {}
+    alone, beside = means(alone_notes, alone_times), {}
     if memory is not None:
         apart = _time(RankStep(lambda: pair(moving=False), device), seconds)
         wholes.append(Whole(COMPUTE, tokens, programs, *apart, 0.0))
@@ -283,11 +286,11 @@ def _one(
         communicate = partial(_communicate, transfers)
         of_transfers = _time(RankStep(communicate, device), seconds)
         wholes.append(Whole(COMMUNICATION, tokens, programs, *of_transfers, math.nan))
-        alone |= medians(*_noted(communicate, device))
+        alone |= means(*_noted(communicate, device))
         turns = torch.tensor(math.ceil(apart[0] / of_transfers[0]) + 1, device=device)
         distributed.all_reduce(turns, op=distributed.ReduceOp.MAX)
         unhindered = partial(_unhindered, pair, transfers, int(turns))
-        beside = medians(*_noted(unhindered, device), while_both=True)
+        beside = means(*_noted(unhindered, device), while_both=True)
         del kept, transfers
     found = [
         OperatorTime(
@@ -295,7 +298,7 @@ def _one(
             alone.get((stream, name, phase), _MISSING)[0],
             beside.get((stream, name, phase), _MISSING)[0],
         )
-        for (stream, name, phase), (paired, kind, sizes, dtype) in medians(notes, times).items()
+        for (stream, name, phase), (paired, kind, sizes, dtype) in means(notes, times).items()
     ]  # fmt: skip
     return wholes, found
 
@@ -373,7 +376,7 @@ def pair_rows(
     for rank, result in enumerate(results):
         common = {
             "model": runs.model, "layers": layers_of(runs.order), "ranks": len(results),
-            "rank": rank, "set": f"dsv3sim_{result['kernels']}", "statistic": "median",
+            "rank": rank, "set": f"dsv3sim_{result['kernels']}",
             "launch": "graph" if backend == "nccl" else "eager",
         }  # fmt: skip
         place = {"source": result["source"], "sms": result["sms"], "common": common}
@@ -387,7 +390,7 @@ def _whole_sizes(programs: int, tokens: int) -> str:
 
 
 def _whole_row(whole: Whole, *, source: str, sms: int, common: dict[str, Any]) -> KernelTiming:
-    values = common | {"timing": "events"}
+    values = common | {"timing": "events", "statistic": "median"}
     if not math.isnan(whole.exposed):
         values["exposed_s"] = f"{whole.exposed:.4g}"
     return KernelTiming(
@@ -407,6 +410,7 @@ def _operator_row(
 ) -> KernelTiming:
     values = common | {
         "timing": "clock",
+        "statistic": "mean",
         "tokens": operator.tokens,
         "communication_sms": operator.programs,
         "stream": operator.stream,

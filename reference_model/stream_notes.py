@@ -81,11 +81,6 @@ class Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.notes.append(Note(stream, number, operator))
         write_time(self.times, place)
 
-    def read(self) -> list[int]:
-        """Nanoseconds, by note."""
-        taken: list[int] = self.times[: len(self.notes)].tolist()
-        return taken
-
 
 def idle_seconds(notes: Sequence[Note], times: Sequence[int]) -> float:
     """Time of the compute stream between the end of a part and the begin of the next, and what the
@@ -107,10 +102,13 @@ def operator_seconds(notes: Sequence[Note], times: Sequence[int]) -> list[tuple[
     return found
 
 
-def medians(
+def means(
     notes: Sequence[Note], times: Sequence[Sequence[int]], *, while_both: bool = False
 ) -> dict[tuple[str, str, str], tuple[float, str, str, str]]:
-    """Median seconds over layers and replays, kind, sizes and type by (stream, name, phase).
+    """Mean seconds over layers and replays, kind, sizes and type by (stream, name, phase).
+
+    Means, because a pair takes the sum of its operators: one that the other stream slows in two of
+    five layers has a median without any of it.
 
     while_both: only what ends while compute and unhindered transfers both run counts, and of
     transfers only the unhindered ones: those of the pair beside them move nothing."""
@@ -136,4 +134,4 @@ def medians(
             key = (COMMUNICATION if note.stream == UNHINDERED else note.stream, name, phase)
             seconds.setdefault(key, []).append(took)
             described[key] = (what[0], what[1], what[2])
-    return {key: (statistics.median(found), *described[key]) for key, found in seconds.items()}
+    return {key: (statistics.fmean(found), *described[key]) for key, found in seconds.items()}

@@ -50,7 +50,7 @@ def test_rows_say_what_ran_beside_and_on_how_many_sms():
     assert (gemm.kind, gemm.sizes, gemm.sms, gemm.seconds) == ("gemm", "k=8;m=4;n=2", 112, 1.1e-4)
     assert gemm.conditions == (
         f"alone_s=0.0001;beside_s=0.00012;communication_sms=20;{common};operator=q;phase=forward;rank=0;ranks=1;"
-        "set=dsv3sim_mixed;statistic=median;stream=compute;timing=clock;tokens=4096"
+        "set=dsv3sim_mixed;statistic=mean;stream=compute;timing=clock;tokens=4096"
     )
 
 

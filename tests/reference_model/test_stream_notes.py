@@ -2,7 +2,7 @@
 
 import pytest
 
-from reference_model.stream_notes import Note, idle_seconds, medians, operator_seconds
+from reference_model.stream_notes import Note, idle_seconds, means, operator_seconds
 
 GEMM = ("q", "forward", "gemm", "m=1", "fp8_e4m3")
 SENT = ("moe.dispatch", "forward", "dispatch", "tokens=1", "fp8_e4m3")
@@ -40,7 +40,14 @@ def test_of_streams_that_do_not_wait_only_what_ends_while_both_run_counts():
         Note("communication", 1, None), Note("communication", 1, SENT),
     ]  # fmt: skip
     times = [1000, 4500, 4500, 9500, 1000, 9000, 1000, 1001]
-    found = medians(notes, [times], while_both=True)
+    found = means(notes, [times], while_both=True)
     assert {key: round(seconds[0] * 1e9) for key, seconds in found.items()} == {
         ("communication", "moe.dispatch", "forward"): 3500, ("compute", "q", "forward"): 8000,
     }  # fmt: skip
+
+
+def test_an_operator_that_is_slowed_in_one_of_two_replays_takes_their_mean():
+    """3,500 and 4,500 ns, and 2,900 in the part behind: 3,450 over four."""
+    later = [*TIMES[:3], 10000, *TIMES[4:]]
+    found = means(NOTES, [TIMES, later])
+    assert found["communication", "moe.dispatch", "forward"][0] == pytest.approx(3450e-9)
