@@ -199,7 +199,12 @@ def main() -> int:
         for position, (module, number, change) in enumerate(sorted(every), start=1):
             whole = (ROOT / module).read_text(encoding="utf-8")
             text, line = broken(whole, number)
-            alive = not noticed(copy, module, text, nearest=options.nearest)
+            try:
+                alive = not noticed(copy, module, text, nearest=options.nearest)
+            except ValueError as error:
+                print(f"{position}/{len(every)} {error}", flush=True)
+                survivors += 1
+                continue
             survivors += alive
             state = "SURVIVES" if alive else "noticed"
             print(f"{position}/{len(every)} {state} {module}:{line}: {change}", flush=True)

@@ -39,6 +39,8 @@ def test_ranks_without_room_for_a_layer_are_as_few_as_other_layers():
     room = {"usual": 1, "capacity": 15.0, "saved": 5.0}
     assert fewest_on_the_fullest(facts, STATE, others=0, **room) is None
     assert fewest_on_the_fullest(facts, STATE, others=1, **room) == 1
+    # A layer takes 10 + 2 x 5 bytes on the first rank, which holds none; the second holds one.
+    assert fewest_on_the_fullest(facts, STATE, others=1, **(room | {"usual": 2})) is None
 
 
 def test_workspace_takes_its_room():

@@ -61,6 +61,7 @@ def test_a_pass_and_a_prompt_alone_take_what_a_fleet_would_take_for_them(service
     assert price.reason is None
     assert price.seconds[4096.0] == times.prefill_pass_s(4096, demand.attended_tokens)
     assert price.alone_s[4096] == times.prefill_pass_s(1024, 512.5)
+    assert sorted(price.alone_s) == [4096, 8192, 16384]
     long = replace(demand, long_prompt=5000.0)
     chunks = price_of(service, long, PREFILL, expected=True, tpot_limits=())
     # 4,096 tokens, then 904 behind them: token i of these attends to 4,096 + i.
