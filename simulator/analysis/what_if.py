@@ -245,7 +245,8 @@ def _exchange(machine: Machine, source: Machine, ranks: int) -> PredictsOperator
             )
             for operator in operators
         ]
-        return np.array([max(time.nic_s, time.nvlink_s) * time.slowdown for time in times])
+        hops = ((time.nic_s, time.nvlink_s, time.copy_s) for time in times)
+        return np.array([max(hop) * time.slowdown for hop, time in zip(hops, times, strict=True)])
 
     return predict
 

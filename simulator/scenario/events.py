@@ -19,6 +19,19 @@ def _channels(given: object) -> object:
     return words.get(given, given) if isinstance(given, bool | str) else given
 
 
+class ChannelInputs(Profile):
+    """How normal dispatch and combine kernels send tokens; each channel has its own buffers.
+
+    Defaults are DeepEP's for 64 GPUs (deep_ep/buffers/legacy.py, Config: tokens per RDMA chunk and
+    per receiving RDMA buffer)."""
+
+    chunk_tokens: PositiveInt = 8
+    """Tokens that a channel sends to a node at once; the first of them fill the way."""
+    buffer_tokens: PositiveInt = 128
+    """Tokens that a node's buffer of a channel holds: where one is full, the channel's tokens wait,
+    to whatever node they go."""
+
+
 class EventsInputs(Profile):
     """What a step with `fidelity: events` runs with."""
 
@@ -39,6 +52,8 @@ class EventsInputs(Profile):
     sm_bandwidth: BandwidthValue = 90e9
     """Bytes/s over HBM that one SM moves by itself, both ways: own measurement of copies of 8 and
     20 SMs of an H200 (docs/events.md). Says how many SMs fill HBM."""
+    channel: ChannelInputs = ChannelInputs()
+    """Of normal dispatch and combine kernels between nodes."""
     layers: PositiveInt = 2
     """Layers with experts of a serving step that run on all ranks, from its middle."""
     beside: tuple[Operation, ...] = ()

@@ -1,34 +1,71 @@
 """Dispatch and combine of a group as flows over its fabric, of ranks that get unequal rows.
 
-The flows are those of a collective in normal form: a copy per token and node over the rail, then
-NVLink to the experts' GPUs, both side by side. Bytes on the wire are counted so that on an idle
-fabric, between ranks that are alike, the flows take what the transfer takes alone: links at the
-rates that kernels achieve, and NVLink at what the communication SMs can copy.
+Normal kernels, as DeepEP's: a token goes once to each node that it reaches, over the NIC of its GPU
+to the GPU there of the same index, whose SMs forward it over NVLink to the experts' GPUs. NIC,
+NVLink and copying SMs work on the same tokens, so that all of a rank's tokens to a node are a lane,
+at the rate of the slowest of them, behind the time to fill the way with one chunk. Each channel
+sends its tokens in order, and waits where the buffer of one of their nodes is full: lanes of a rank
+are a stream. Channels of a rank are alike, and one lane stands for all of them. A combine turns
+every arrow.
+
+Bytes on the wire are counted so that on an idle fabric, between ranks that are alike, the flows
+take what the transfer takes alone: links at the rates that kernels achieve, SMs at what they copy.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.low_latency_kernels import MoeOperation
-from hardware_profiles.units import Bytes, Seconds
-from reference_model.trace import Operator
+from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
+from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution.machine.ranks import GroupTransfer
+from simulator.hardware.network.all_to_all import AllToAllTime
 from simulator.hardware.network.collectives import (
     Copies,
     Messages,
     TokenExchange,
-    forwarded_flows,
     low_latency_flows,
 )
 from simulator.hardware.network.fabric_load import NO_LIMIT
-from simulator.hardware.network.flows import Flows
+from simulator.hardware.network.flows import Flows, make_flows
 from simulator.hardware.network.groups import Reach
+from simulator.hardware.network.lanes import Lanes
 from simulator.hardware.network.topology import Fabric
 from simulator.hardware.network.transfers import Transfers
+from simulator.scenario.events import ChannelInputs
 
 Array = NDArray[np.float64]
+
+KINDS = tuple(sorted(ALL_TO_ALL_KINDS))
+"""Combine and dispatch; SMs copy the tokens of each at a rate of its own."""
+
+
+def copy_rates(
+    transfers: Transfers, operators: Sequence[Operator], *, sms: int, fabric: Fabric
+) -> list[BytesPerSecond]:
+    """Rate of a GPU's copying SMs for each of KINDS, in bytes as they count on NVLink.
+
+    Args:
+        sms: that copy; without any, copy engines do, as fast as links go.
+    """
+    rates = []
+    for kind in KINDS:
+        one = next((operator for operator in operators if operator.kind == kind), None)
+        time = None if one is None else _alone(transfers, one, sms)
+        nvlink = fabric.inputs.nvlink_bandwidth
+        if time is None or not time.copy_s or nvlink is None:
+            rates.append(np.inf)
+        else:
+            rates.append(nvlink * time.nvlink_s / time.copy_s)
+    return rates
+
+
+def _alone(transfers: Transfers, operator: Operator, sms: int) -> AllToAllTime:
+    return transfers.explain(operator, sms=sms, overlapped=False, load=NO_LIMIT)
 
 
 def expected_copies(tokens: float, reach: Reach, shares: Array) -> Copies:
@@ -54,6 +91,7 @@ def normal_transfer(
     shares: Array,
     fabric: Fabric,
     first_gpu: int,
+    channel: ChannelInputs,
 ) -> GroupTransfer:
     """One dispatch or combine by normal kernels.
 
@@ -61,45 +99,100 @@ def normal_transfer(
         transfers: of the job, whose time alone between ranks that are alike it takes.
         sms: communication SMs.
         shares: [ranks], rows that a rank receives over their mean.
+        fabric: with copiers of copy_rates.
     """
-    time = transfers.explain(operator, sms=sms, overlapped=False, load=NO_LIMIT)
+    time, reach = _alone(transfers, operator, sms), transfers.reach
     tokens, token_bytes = operator["tokens"], transfers.token_bytes(operator)
-    reach = transfers.reach
-    ranks = len(shares)
-    exchange = TokenExchange(
+    back, between = operator.kind == "combine", len(reach.parts) > 1
+    channels = max(1, sms // transfers.sms_per_channel) if between else max(1, sms)
+    # Tokens that a lane has between two nodes, of all channels.
+    of_lane = max(tokens * reach.nodes / len(reach.parts), 1.0)
+    chunks = max(of_lane / (channels * channel.chunk_tokens), 1.0)
+    fill_s = min(time.nic_s, max(time.nvlink_s, time.copy_s)) / chunks if between else 0.0
+    hops = max(time.nic_s, time.nvlink_s, time.copy_s)
+    longer = (time.payload_s - fill_s) / hops if hops else 1.0
+    copied, inputs = tokens * token_bytes, fabric.inputs
+    flows, owner = lane_flows(
+        expected_copies(tokens, reach, shares),
         fabric=fabric,
+        first_gpu=first_gpu,
         token_bytes=token_bytes,
-        messages=Messages(0.0, fabric.inputs.nic_bandwidth),
-        chunks=1.0,
-        back=operator.kind == "combine",
-    )
-    gpus = first_gpu + np.arange(ranks)
-    (phase,) = forwarded_flows(expected_copies(tokens, reach, shares), gpus, exchange)
-    alone = max(time.nic_s, time.nvlink_s)
-    longer = 1.0 if time.kernel_s is None or not alone else time.kernel_s / alone
-    copied = tokens * token_bytes
-    flows = phase.flows
-    per_node = fabric.inputs.gpus_per_node
-    over_nics = flows.source // per_node != flows.destination // per_node
-    wire = np.where(
-        over_nics,
-        _stretch(time.nic_s, copied * reach.over_nics, fabric.inputs.nic_bandwidth),
-        _stretch(time.nvlink_s, copied * reach.gpus, fabric.inputs.nvlink_bandwidth or np.inf),
+        kind=operator.kind,
+        wire=(
+            _stretch(time.nic_s, copied * reach.over_nics, inputs.nic_bandwidth) * longer,
+            _stretch(time.nvlink_s, copied * reach.gpus, inputs.nvlink_bandwidth or np.inf)
+            * longer,
+        ),
+        lead=channel.buffer_tokens * channels / of_lane,
     )
     return GroupTransfer(
-        flows=Flows(
-            flows.source,
-            flows.destination,
-            flows.size,
-            flows.multiplicity,
-            flows.size * wire * longer,
-            flows.choice,
-        ),
+        flows=flows,
+        owner=owner,
         first_gpu=first_gpu,
-        hbm_bytes=(operator.bytes_read + operator.bytes_written) * shares,
-        alone_s=alone * longer,
+        hbm_bytes=copied * payloads_over_hbm(reach, back=back) * shares,
+        alone_s=time.payload_s,
         delay_s=time.notify_s,
+        fill_s=fill_s,
     )
+
+
+def lane_flows(
+    copies: Copies,
+    *,
+    fabric: Fabric,
+    first_gpu: int,
+    token_bytes: Bytes,
+    kind: str,
+    wire: tuple[float, float],
+    lead: float,
+) -> tuple[Flows, NDArray[np.int64]]:
+    """Flows of all ranks by lane, and the rank whose tokens each carries.
+
+    Args:
+        wire: bytes on the wire per byte, over NICs and over NVLink.
+        lead: share of a lane by which it may be ahead of the others of its rank.
+    """
+    ranks, nodes = copies.to_node.shape
+    per_node, everyone = fabric.inputs.gpus_per_node, np.arange(ranks)
+    owner, node = np.divmod(np.arange(ranks * nodes), nodes)
+    # The GPU where a lane enters its node: of the owner's index, or the owner itself.
+    entry = np.minimum(node * per_node + owner % per_node, ranks - 1)
+    at_home = node == owner // per_node
+    entry[at_home] = owner[at_home]
+    rails = np.flatnonzero(~at_home)
+    forwards = (everyone[:, None] * nodes + everyone // per_node).ravel()
+    lane = np.concatenate([rails, forwards])
+    source = first_gpu + np.concatenate([owner[rails], entry[forwards]])
+    destination = first_gpu + np.concatenate([entry[rails], np.tile(everyone, ranks)])
+    if kind == "combine":
+        source, destination = destination, source
+    copiers = KINDS.index(kind)
+    also = np.stack(
+        [fabric.copier(source, copiers, "out"), fabric.copier(destination, copiers, "in")], axis=1
+    ).astype(np.int32)
+    also[: len(rails)] = -1
+    sizes = np.concatenate([copies.to_node.ravel()[rails], copies.to_rank.ravel()]) * token_bytes
+    stretch = np.repeat(wire, [len(rails), len(forwards)])
+    some = np.flatnonzero(sizes > 0)
+    flows = make_flows(source[some], destination[some], sizes[some], wire=(sizes * stretch)[some])
+    lane_bytes = np.maximum(copies.to_node.ravel() * token_bytes * wire[0], 1.0)
+    flows.also, flows.lanes = also[some], Lanes(lane[some], owner, lane_bytes, lead)
+    return flows, owner[lane[some]]
+
+
+def payloads_over_hbm(reach: Reach, *, back: bool) -> float:
+    """Times that the payload of a token moves over the HBM of its group's GPUs, L2 holding none.
+
+    Dispatch: read by its GPU; written for each node, read by the NIC and written by the other one
+    where that is not its own; read by who forwards it; written for each GPU, read there and written
+    to its place. Combine is the same way back: each sum reads what it adds.
+    """
+    over_nics = 2.0 * reach.over_nics
+    if back:
+        # Read and written by each GPU, read by who adds for its node, which writes once; NICs;
+        # read for each node by the token's own GPU, which writes once.
+        return 3.0 * reach.gpus + reach.nodes + over_nics + reach.nodes + 1.0
+    return 1.0 + reach.nodes + over_nics + reach.nodes + 3.0 * reach.gpus
 
 
 def low_latency_transfer(
@@ -152,6 +245,7 @@ def low_latency_transfer(
     flows.wire = flows.wire * stretch
     return GroupTransfer(
         flows=flows,
+        owner=flows.source,
         first_gpu=0,
         hbm_bytes=hbm_bytes * shares,
         alone_s=seconds,

@@ -13,7 +13,7 @@ Where nothing contends, times are those of `timeline.run` on the same seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -43,6 +43,8 @@ class GroupTransfer:
     """A collective of the group as flows."""
 
     flows: Flows
+    owner: NDArray[np.int64]
+    """[flows], the rank that starts each, as its tokens are its own."""
     first_gpu: int
     """Rank 0; the others follow it."""
     hbm_bytes: Times
@@ -51,6 +53,8 @@ class GroupTransfer:
     """On an idle fabric, the delay left out: over which HBM is drawn."""
     delay_s: Seconds
     """From its beginning to the first byte."""
+    fill_s: Seconds = 0.0
+    """Of the time alone, until the first bytes have gone the whole way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +222,7 @@ class _Arrivals:
     """What the ranks of a transfer still wait for."""
 
     rows: list[NDArray[np.int64]]
-    """[ranks], flows that each sends."""
+    """[ranks], flows that each starts."""
     flows_left: NDArray[np.int64]
     """[ranks], that it sends or receives."""
     last_s: Times
@@ -338,8 +342,8 @@ class _Run:
         assert self.network is not None, "flows need a network"
         arrivals = self._arrivals_of(place)
         window = self.work.start_window_s
-        if transfer.delay_s:
-            yield env.timeout(transfer.delay_s)
+        if transfer.delay_s or transfer.fill_s:
+            yield env.timeout(transfer.delay_s + transfer.fill_s)
         if window and not self.graph.tasks[place].barrier:
             yield env.timeout(np.ceil(env.now / window) * window - env.now)
         gpu = self.gpus[rank]
@@ -348,7 +352,7 @@ class _Run:
             gpu.draw(drawing, float(transfer.hbm_bytes[rank]) / transfer.alone_s)
         if len(arrivals.rows[rank]):
             self.network.transfer(
-                _taken(transfer.flows, arrivals.rows[rank]), arrived=partial(self._arrived, place)
+                transfer.flows.of(arrivals.rows[rank]), arrived=partial(self._arrived, place)
             )
         if arrivals.flows_left[rank]:
             yield arrivals.done[rank]
@@ -372,9 +376,10 @@ class _Run:
             transfer, ranks = self.work.transfers[place], self._ranks
             source = transfer.flows.source - transfer.first_gpu
             destination = transfer.flows.destination - transfer.first_gpu
+            starts = np.bincount(transfer.owner, minlength=ranks)
             sends = np.bincount(source, minlength=ranks)
             self._arrivals[place] = _Arrivals(
-                rows=np.split(np.argsort(source, kind="stable"), np.cumsum(sends)[:-1]),
+                rows=np.split(np.argsort(transfer.owner, kind="stable"), np.cumsum(starts)[:-1]),
                 flows_left=sends + np.bincount(destination, minlength=ranks),
                 last_s=np.zeros(ranks),
                 done=[self.env.event() for _ in range(ranks)],
@@ -391,8 +396,3 @@ class _Run:
         for rank in np.flatnonzero(arrivals.flows_left == 0).tolist():
             if not arrivals.done[rank].triggered:
                 arrivals.done[rank].succeed()
-
-
-def _taken(flows: Flows, rows: NDArray[np.int64]) -> Flows:
-    parts = ("source", "destination", "size", "multiplicity", "wire", "choice")
-    return replace(flows, **{name: getattr(flows, name)[rows] for name in parts})

@@ -15,9 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.low_latency_kernels import MoeOperation
+from hardware_profiles.units import BytesPerSecond
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution import timeline
-from simulator.execution.machine.exchange import low_latency_transfer, normal_transfer
+from simulator.execution.machine.exchange import (
+    copy_rates,
+    low_latency_transfer,
+    normal_transfer,
+)
 from simulator.execution.machine.gpu import GpuLimits
 from simulator.execution.machine.group import GroupRun, RankFactors, alike, meeting_in_transfers
 from simulator.execution.machine.launches import hbm_limits, kernel_launches, launch_sms
@@ -150,7 +155,9 @@ class _Layers:
                 for one in self.operators
             ],
         )
-        fabric = shared_fabric(cluster, calibration, self.channels, group=count)
+        fabric = shared_fabric(
+            cluster, calibration, self.channels, group=count, copy_rates=self._copy_rates
+        )
         transfers = self._transfers(alone, fabric)
         before = np.zeros(len(self.graph.tasks))
         for place, transfer in transfers.items():
@@ -285,6 +292,12 @@ class _Layers:
             alone[places] *= by_itself / beside
         return alone, sms
 
+    def _copy_rates(self, fabric: Fabric) -> list[BytesPerSecond]:
+        operators = self.operators if self.job.normal_transfers else []
+        return copy_rates(
+            self.model.transfers, operators, sms=self.job.communication_sms, fabric=fabric
+        )
+
     def _transfers(self, alone: Array, fabric: Fabric) -> dict[int, GroupTransfer]:
         model, job = self.model, self.job
         found: dict[int, GroupTransfer] = {}
@@ -303,6 +316,7 @@ class _Layers:
                     shares=self._rows(task),
                     fabric=fabric,
                     first_gpu=0,
+                    channel=self.inputs.channel,
                 )
             elif not job.normal_transfers:
                 found[place] = self._low_latency(place, task, operator, alone, fabric)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +14,7 @@ from hardware_profiles.schema import (
     TransportProfile,
     load_transport,
 )
+from hardware_profiles.units import BytesPerSecond
 from simulator.execution.collective import perform
 from simulator.execution.machine.ranks import Beside
 from simulator.execution.traffic import prepare
@@ -32,12 +33,14 @@ def shared_fabric(
     channels: Collection[Channel],
     *,
     group: int,
+    copy_rates: Callable[[Fabric], Sequence[BytesPerSecond]],
 ) -> Fabric:
     """A cluster's fabric at the rates that kernels achieve; links that nothing contends for are
     wide open.
 
     Args:
         group: GPUs of the expert-parallel group.
+        copy_rates: of each kind of copies by a GPU's SMs, as of Fabric.with_copiers.
     """
     fabric = cluster_fabric(cluster, _transport(calibration), group=group)
     capacity = fabric.capacity.copy()
@@ -50,7 +53,9 @@ def shared_fabric(
             capacity[first:switches] *= WIDE
         if "links" not in channels:
             capacity[switches:last] *= WIDE
-    return replace(fabric, capacity=capacity)
+    rates = copy_rates(fabric)
+    copiers = rates if "sms" in channels else [np.inf] * len(rates)
+    return replace(fabric, capacity=capacity).with_copiers(copiers)
 
 
 def surroundings(

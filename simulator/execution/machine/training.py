@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hardware_profiles.units import Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution import timeline
-from simulator.execution.machine.exchange import normal_transfer
+from simulator.execution.machine.exchange import copy_rates, normal_transfer
 from simulator.execution.machine.gpu import GpuLimits
 from simulator.execution.machine.group import GroupRun, RankFactors, alike, meeting_in_transfers
 from simulator.execution.machine.launches import (
@@ -127,7 +127,15 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
     )
     scenario = run.scenario
     cluster, calibration = scenario.cluster, scenario.calibration
-    fabric = shared_fabric(cluster, calibration, channels, group=job.ep)
+    fabric = shared_fabric(
+        cluster,
+        calibration,
+        channels,
+        group=job.ep,
+        copy_rates=lambda links: copy_rates(
+            costs.transfers_, operators, sms=job.communication_sms, fabric=links
+        ),
+    )
     transfers: dict[int, GroupTransfer] = {}
     for place, (task, operator) in enumerate(zip(graph.tasks, operators, strict=True)):
         if operator.kind in ALL_TO_ALL_KINDS and job.ep > 1:
@@ -138,6 +146,7 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
                 shares=factors.rows[task.layer],
                 fabric=fabric,
                 first_gpu=0,
+                channel=inputs.channel,
             )
             seconds[place] = transfers[place].alone_s
     shortest = min((one.alone_s for one in transfers.values()), default=0.0)

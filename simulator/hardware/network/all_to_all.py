@@ -55,7 +55,9 @@ class AllToAllTime:
     notify_s: Seconds
     nic_s: Seconds
     nvlink_s: Seconds
-    """Payload over each hop with nothing else running; the slower one decides."""
+    """Payload over each hop with nothing else running; the slowest decides."""
+    copy_s: Seconds
+    """Until SMs have copied it to the GPUs, likewise; 0 where copy engines do."""
     slowdown: float
     """Ratio applied to the payload beside compute, 1 alone."""
     kernel_s: Seconds | None = None
@@ -64,8 +66,13 @@ class AllToAllTime:
     @property
     def seconds(self) -> Seconds:
         """The whole."""
-        hops = max(self.nic_s, self.nvlink_s)
-        return self.notify_s + (hops if self.kernel_s is None else self.kernel_s) * self.slowdown
+        return self.notify_s + self.payload_s * self.slowdown
+
+    @property
+    def payload_s(self) -> Seconds:
+        """The payload with nothing else running."""
+        hops = max(self.nic_s, self.nvlink_s, self.copy_s)
+        return hops if self.kernel_s is None else self.kernel_s
 
 
 NOT_OF_SHARES = dict.fromkeys(("fits", "gap", "tiles", "overlap", "sources"), True)
@@ -242,7 +249,7 @@ class AllToAllModel:
             load: what failures and links between switches leave of the NICs' rate.
         """
         if self.one_gpu:
-            return AllToAllTime(notify_s=0.0, nic_s=0.0, nvlink_s=0.0, slowdown=1.0)
+            return AllToAllTime(notify_s=0.0, nic_s=0.0, nvlink_s=0.0, copy_s=0.0, slowdown=1.0)
         payload = payload_bytes(operator)
         tokens, rows = operator["tokens"], operator["rows"]
         # The rank sends `tokens` and receives `rows`; the longer of the two directions counts.
@@ -252,24 +259,26 @@ class AllToAllModel:
         inputs = self.calibration.all_to_all
         nvlink = node.gpu.nvlink_bandwidth * self.nvlink_share_[operator.kind][0]
         law = self._law(operator.kind, self.nodes) if sms else None
-        if sms and law is None:
-            between = self.nodes > 1
+        between = self.nodes > 1
+        if law is None:
             per_sm = inputs.copy_bandwidth_per_sm.of(operator.kind, forwarded=between)
-            per_sm *= node.gpu.clock_ratio
-            nvlink = min(nvlink, per_sm * sms / (inputs.sms_per_channel if between else 1))
+            per_sm /= inputs.sms_per_channel if between else 1
+        else:
+            per_sm = law.copy
+        busy = sms * node.gpu.clock_ratio
         ratio = inputs.beside_compute.of(operator.kind)
         notify = (inputs.notify_overlapped if overlapped else inputs.notify_alone).value
         copied = tokens * self.reach.gpus * payload * imbalance
         nic_s = tokens * self.reach.over_nics * payload * imbalance / nic
         kernel_s = None
         if law is not None:
-            busy = np.array([sms * node.gpu.clock_ratio])
             links = np.array([max(nic_s, copied / nvlink)])
-            kernel_s = law.seconds(np.array([copied]), busy, links).item()
+            kernel_s = law.seconds(np.array([copied]), np.array([busy]), links).item()
         return AllToAllTime(
             notify_s=max(0.0, notify + self._farther()),
             nic_s=nic_s,
             nvlink_s=copied / nvlink,
+            copy_s=copied / (per_sm * busy) if sms else 0.0,
             slowdown=ratio.value if overlapped else 1.0,
             kernel_s=kernel_s,
         )
@@ -283,7 +292,8 @@ class AllToAllModel:
         inputs = self.calibration.all_to_all
         notify = inputs.notify_overlapped if overlapped else inputs.notify_alone
         ratio = inputs.beside_compute.of(operator.kind)
-        shares = self.nic_share_ if time.nic_s >= time.nvlink_s else self.nvlink_share_
+        inside = time.nvlink_s if time.kernel_s is not None else max(time.nvlink_s, time.copy_s)
+        shares = self.nic_share_ if time.nic_s >= inside else self.nvlink_share_
         value, low, high = shares[operator.kind]
         payload = time.seconds - time.notify_s
         # Kernels that were timed by SMs are off by what left-out rows of theirs are.

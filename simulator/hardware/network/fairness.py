@@ -102,10 +102,13 @@ def fill(
     *,
     load: Floats,
     active: npt.NDArray[np.bool_] | None = None,
+    joint: Integers | None = None,
 ) -> Floats:
     """Progressive filling over the ``active`` flows, which put ``load`` on the resources.
 
     ``load`` is [resources + 1] as ``Incidence.load`` counts it. Rates of other flows are zero.
+    Flows of one number in ``joint`` [flows] have one rate, that of the slowest; they must share a
+    resource, which may be without a limit.
     """
     paths, resources = incidence.paths, incidence.resources
     todo = np.ones(len(paths), dtype=bool) if active is None else active.copy()
@@ -115,10 +118,12 @@ def fill(
     load = load.copy()
     seen = np.empty(len(paths), dtype=np.int64)
     level = np.full(resources + 1, np.inf)
+    # Less than this on a resource is what rounding leaves of flows that have their rates.
+    least = 0.5 if joint is None else load * TIE
     rounds = 0
     while left:
         level.fill(np.inf)
-        np.divide(spare, load, out=level, where=load > 0.5)
+        np.divide(spare, load, out=level, where=load > least)
         if rounds < _ROUNDS_BEFORE_COMPONENTS:
             limit: Floats | np.float64 = level.min()
         else:
@@ -139,6 +144,9 @@ def fill(
         rate = level_of_full[crossed[:, 0]]
         for hop in crossed.T[1:]:
             np.minimum(rate, level_of_full[hop], out=rate)
+        if joint is not None:
+            flows, rate = _with_joint(joint, flows, rate, todo)
+            crossed = paths[flows]
         left -= len(flows)
         if len(flows) == len(paths):
             return rate
@@ -159,6 +167,16 @@ def fill(
         np.maximum(spare, 0.0, out=spare)
         rounds += 1
     return rates
+
+
+def _with_joint(
+    joint: Integers, flows: Integers, rate: Floats, todo: npt.NDArray[np.bool_]
+) -> tuple[Integers, Floats]:
+    """The flows and all of ``todo`` that have one rate with any of them, and their rates."""
+    lowest = np.full(int(joint.max()) + 1, np.inf)
+    np.minimum.at(lowest, joint[flows], rate)
+    together = np.flatnonzero(todo & (lowest[joint] < np.inf))
+    return together, lowest[joint[together]]
 
 
 def _flows_crossing(

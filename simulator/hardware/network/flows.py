@@ -6,6 +6,8 @@ start or finish or links fail. There is one solve an instant: everything that ha
 is gathered, and only flows that share a resource with it, directly or through others, are solved
 again. The last byte arrives one route latency after it was sent.
 
+Flows may be lanes, which move at one rate, of streams, which send in order (see lanes.py).
+
 Completions closer together than ``window`` may be taken as one instant: the first one's bandwidth
 is then handed to others only at the last one's, so that times are at most ``window`` late each and
 never early, and bytes are exact. Zero is exact.
@@ -21,6 +23,7 @@ import simpy
 from simpy.events import EventPriority
 
 from simulator.hardware.network.fairness import Floats, Incidence, Indices, Integers, fill
+from simulator.hardware.network.lanes import Lanes, LanesUnderWay, gather_lanes
 from simulator.hardware.network.routing import (
     Failure,
     Mask,
@@ -57,9 +60,27 @@ class Flows:
     """Tells flows of one pair apart for ECMP, as a queue pair does."""
     rdma: bool = False
     """Through NICs even inside a node."""
+    also: Indices | None = None
+    """[flows, hops], resources that each crosses besides its route; -1 where it has fewer."""
+    lanes: Lanes | None = None
+    """Which of them move at one rate."""
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def of(self, rows: Integers) -> "Flows":
+        """Some of the flows."""
+        return Flows(
+            self.source[rows],
+            self.destination[rows],
+            self.size[rows],
+            self.multiplicity[rows],
+            self.wire[rows],
+            self.choice[rows],
+            rdma=self.rdma,
+            also=None if self.also is None else self.also[rows],
+            lanes=None if self.lanes is None else self.lanes.of(rows),
+        )
 
     @property
     def payload(self) -> float:
@@ -142,6 +163,7 @@ class _Group:
     since: float
     """Time at which ``remaining`` held."""
     rate: Floats
+    lanes: LanesUnderWay | None = None
     generation: int = 0
     """Of the latest solve; a timeout of an earlier one is stale."""
 
@@ -273,7 +295,7 @@ class Network:
     def _regroup(self, arrivals: list[FlowBatch], survivors: list[tuple[_Group, Integers]]) -> None:
         """Join new flows and those that they meet into one group, and solve it."""
         dead = self.dead()
-        routes = [self._route(transfer, dead) for transfer in arrivals]
+        routes = [self._route(transfer.flows, dead) for transfer in arrivals]
         if not survivors:
             met: set[int] = set()
             for found in routes:
@@ -312,9 +334,8 @@ class Network:
         if len(joined):
             self._start(joined, _joined(batch), _joined(row), _joined(remaining), transfers)
 
-    def _route(self, transfer: FlowBatch, dead: Mask | None) -> Routes:
-        flows = transfer.flows
-        return route(
+    def _route(self, flows: Flows, dead: Mask | None) -> Routes:
+        found = route(
             self.fabric,
             flows.source,
             flows.destination,
@@ -322,6 +343,9 @@ class Network:
             rdma=flows.rdma,
             dead=dead,
         )
+        if flows.also is None:
+            return found
+        return Routes(np.concatenate([found.paths, flows.also], axis=1), found.reachable)
 
     def _reroute(
         self, group: _Group, rows: Integers, numbers: Indices, dead: Mask | None
@@ -335,15 +359,7 @@ class Network:
             transfer = group.transfers[index]
             mine = np.flatnonzero(group.batch[rows] == index)
             of_flow = group.row[rows[mine]]
-            flows = transfer.flows
-            found = route(
-                self.fabric,
-                flows.source[of_flow],
-                flows.destination[of_flow],
-                choice=flows.choice[of_flow],
-                rdma=flows.rdma,
-                dead=dead,
-            )
+            found = self._route(transfer.flows.of(of_flow), dead)
             if found.paths.shape[1] > width:
                 wider = np.full((len(rows), found.paths.shape[1]), -1, dtype=numbers.dtype)
                 wider[:, :width] = numbers
@@ -391,7 +407,16 @@ class Network:
             keep = np.arange(len(resources) + 1, dtype=np.int32)
             keep[never] = len(resources)
             binding = keep[binding]
-        incidence = Incidence(binding, len(resources))
+        lanes = gather_lanes(
+            [transfer.flows.lanes for transfer in transfers],
+            [transfer.flows.wire for transfer in transfers],
+            batch,
+            row,
+        )
+        if lanes is None:
+            incidence = Incidence(binding, len(resources))
+        else:
+            incidence = lanes.over_streams(binding, len(resources))
         if len(transfers) == 1 and len(row) == len(transfers[0].flows):
             multiplicity = transfers[0].flows.multiplicity
         else:
@@ -413,6 +438,7 @@ class Network:
             load=incidence.load(multiplicity),
             since=self.env.now,
             rate=np.zeros(len(paths)),
+            lanes=lanes,
         )
         self._owner[resources] = self._next_group
         self._groups[self._next_group] = group
@@ -438,6 +464,9 @@ class Network:
         self.solves += 1
         running: Any = slice(None) if group.active.all() else group.active
         until = _time_left(group.remaining[running], group.rate[running])
+        if group.lanes is not None:
+            held = group.lanes.until_held(group.remaining, group.rate, group.active)
+            until = np.concatenate([until, held])
         first = until.min()
         until[until > first * (1 + _SAME_INSTANT) + self.window] = first
         generation = group.generation
@@ -451,28 +480,47 @@ class Network:
             self._solve_this_instant()
 
     def _fill(self, group: _Group) -> None:
+        """Set the rates of a group; lanes that wait for others of their stream go with them."""
+        lanes = group.lanes
+        if lanes is None:
+            group.rate = self._rates(group, group.multiplicity)
+            return
+        alone = np.arange(len(lanes.stream))
+        group.rate = self._joint_rates(group, lanes, alone)
+        held = lanes.held(group.remaining, group.rate, group.active)
+        if (held != alone).any():
+            group.rate = self._joint_rates(group, lanes, held)
+
+    def _joint_rates(self, group: _Group, lanes: LanesUnderWay, joint: Integers) -> Floats:
+        growth = lanes.growth(joint)
+        weight = group.multiplicity * growth
+        return np.asarray(growth * self._rates(group, weight, joint[lanes.lane]))
+
+    def _rates(self, group: _Group, weight: Floats, joint: Integers | None = None) -> Floats:
+        """Rates of flows that put so much more than them on their resources, [flows] each."""
+        incidence = group.incidence
         capacity = self._capacity[group.resources]
+        # What lanes and streams share besides has no limit.
+        capacity = np.append(capacity, np.full(incidence.resources - len(capacity), np.inf))
         priorities = sorted({t.priority for t in group.transfers if t.waiting}, reverse=True)
         if len(priorities) == 1:
-            group.rate = fill(
-                group.incidence, capacity, group.multiplicity, load=group.load, active=group.active
-            )
-            return
+            load = group.load if joint is None else incidence.load(weight * group.active)
+            return fill(incidence, capacity, weight, load=load, active=group.active, joint=joint)
         level = np.array([t.priority for t in group.transfers])[group.batch]
-        group.rate = np.zeros(len(level))
+        rates = np.zeros(len(level))
+        whole = capacity.copy()
         for priority in priorities:
             active = group.active & (level == priority)
             flows = np.flatnonzero(active)
-            load = group.incidence.load(group.multiplicity, flows)
-            group.rate += fill(
-                group.incidence, capacity, group.multiplicity, load=load, active=active
-            )
-            crossed = group.incidence.paths[flows]
+            load = incidence.load(weight, flows)
+            rates += fill(incidence, capacity, weight, load=load, active=active, joint=joint)
+            crossed = incidence.paths[flows]
             for hop in range(crossed.shape[1]):
-                used = group.rate[flows] * group.multiplicity[flows]
+                used = rates[flows] * weight[flows]
                 capacity -= np.bincount(crossed[:, hop], used, len(capacity) + 1)[:-1]
             # What rounding leaves of a full link is not bandwidth.
-            capacity[capacity < self._capacity[group.resources] * _SAME_INSTANT] = 0.0
+            capacity[capacity < whole * _SAME_INSTANT] = 0.0
+        return rates
 
     def _advance(self, group: _Group) -> None:
         """Move bytes up to now and finish the flows that have sent all of theirs."""

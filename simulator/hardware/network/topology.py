@@ -4,8 +4,8 @@ A ``Fabric`` is nodes of GPUs on NVLink, one or more NICs a node, and one ``Swit
 a node here is whatever NVLink joins, a server or a rack.
 Everything that traffic shares is a numbered resource with a capacity (bytes/s, one direction) and a
 latency (s): NVLink out and in of each GPU, PCIe out and in of each GPU, then the planes one after
-the other in the numbering of ``switching``. ``TOPOLOGIES`` names the families; a new one is one
-function and one line there.
+the other in the numbering of ``switching``, and what ``with_copiers`` added. ``TOPOLOGIES`` names
+the families; a new one is one function and one line there.
 
 Latency. The two figures that are published, 64-byte latency under one leaf (one switch) and across
 leaves (three switches), determine two hop latencies: a switch with one cable adds half their
@@ -14,7 +14,7 @@ are sums of the same hops. Source of the figures: Insights into DeepSeek-V3 (arX
 Table 5.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -118,7 +118,7 @@ class Fabric:
     @property
     def resources(self) -> int:
         """All resources, bundles included."""
-        return int(self.plane_start[-1])
+        return len(self.capacity)
 
     def nvlink(self, gpu: Integers, way: Literal["out", "in"]) -> Integers:
         """Resource of each GPU's NVLink port."""
@@ -127,6 +127,23 @@ class Fabric:
     def pcie(self, gpu: Integers, way: Literal["out", "in"]) -> Integers:
         """Resource of each GPU's PCIe link to its NIC."""
         return gpu + (2 if way == "out" else 3) * self.gpus
+
+    def with_copiers(self, rates: Sequence[float]) -> "Fabric":
+        """The same, and SMs of every GPU that copy tokens, as more resources.
+
+        Args:
+            rates: bytes/s of each kind of copies, out to NVLink and in from it alike.
+        """
+        more = np.repeat(np.asarray(rates, dtype=float), 2 * self.gpus)
+        return replace(
+            self,
+            capacity=np.concatenate([self.capacity, more]),
+            latency=np.concatenate([self.latency, np.zeros(len(more))]),
+        )
+
+    def copier(self, gpu: Integers, kind: int, way: Literal["out", "in"]) -> Integers:
+        """Resource of the SMs of each GPU that make one kind of copies."""
+        return int(self.plane_start[-1]) + gpu + (2 * kind + (way == "in")) * self.gpus
 
     def nic_link(self, node: int, nic: int, way: Literal["up", "down"]) -> int:
         """Resource between a NIC and its leaf switch."""
@@ -152,6 +169,10 @@ class Fabric:
         if resource < self.plane_start[0]:
             kind, gpu = divmod(resource, self.gpus)
             port = ("nvlink_out", "nvlink_in", "pcie_out", "pcie_in")[kind]
+            return f"node{gpu // inputs.gpus_per_node}/gpu{gpu % inputs.gpus_per_node}/{port}"
+        if resource >= self.plane_start[-1]:
+            way, gpu = divmod(resource - int(self.plane_start[-1]), self.gpus)
+            port = ("copies_out", "copies_in")[way % 2]
             return f"node{gpu // inputs.gpus_per_node}/gpu{gpu % inputs.gpus_per_node}/{port}"
         plane = int(np.searchsorted(self.plane_start, resource, side="right")) - 1
         network = self.planes[plane]
@@ -181,7 +202,11 @@ class Fabric:
         for resource in resources.tolist():
             plane = int(np.searchsorted(self.plane_start, resource, side="right")) - 1
             local = resource - int(self.plane_start[max(plane, 0)])
-            if plane >= 0 and owners and local < 2 * self.planes[plane].end_ports:
+            if (
+                0 <= plane < len(self.planes)
+                and owners
+                and local < 2 * self.planes[plane].end_ports
+            ):
                 way, port = divmod(local, self.planes[plane].end_ports)
                 node, nic = owners[plane, port]
                 names.append(f"node{node}/nic{nic}/{('up', 'down')[way]}")

@@ -207,6 +207,11 @@ class Transfers:
         """Where normal kernels bring the tokens of a GPU."""
         return self._normal().reach
 
+    @property
+    def sms_per_channel(self) -> int:
+        """SMs of one channel of normal kernels between nodes."""
+        return self._normal().calibration.all_to_all.sms_per_channel
+
     def token_bytes(self, operator: Operator) -> Bytes:
         """Bytes of one token that normal kernels dispatch or combine."""
         return payload_bytes(operator)

@@ -1,20 +1,32 @@
 """Dispatch as flows: on an idle fabric, between ranks alike, it takes what it takes alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import simpy
+from fabrics import NODES
 
-from reference_model.trace import Operator
 from simulator.analysis.run import simulate
-from simulator.execution.machine.exchange import expected_copies, normal_transfer
+from simulator.execution.machine.exchange import (
+    KINDS,
+    copy_rates,
+    expected_copies,
+    lane_flows,
+    normal_transfer,
+    payloads_over_hbm,
+)
 from simulator.execution.machine.surroundings import shared_fabric
 from simulator.hardware.network.flows import Network
 from simulator.hardware.network.groups import Reach
-from simulator.scenario.events import CHANNELS
+from simulator.hardware.network.topology import build_fabric
+from simulator.scenario.events import CHANNELS, ChannelInputs
 from simulator.scenario.files import load_scenario
 
 REACH = Reach(parts=(4, 4), reached=(0.75, 0.75), gpus=4.0)
 """Of a token: 1.5 of two nodes of 4 GPUs, and half of the 8 GPUs."""
+
+TWO_NODES = build_fabric("multi_plane_fat_tree", replace(NODES, nodes=2)).with_copiers([8.0, 8.0])
 
 
 def test_ranks_with_more_rows_receive_more_copies():
@@ -35,17 +47,76 @@ def job():
     return simulate(load_scenario("dualpipe_h800_2048")).result
 
 
-@pytest.mark.parametrize("kind", ["dispatch", "combine"])
-def test_flows_take_the_time_alone(job, kind):
-    operator = next(one for one in job.step.pair.log.graph.task_operators() if one.kind == kind)
-    assert isinstance(operator, Operator)
-    scenario = job.scenario
-    fabric = shared_fabric(scenario.cluster, scenario.calibration, CHANNELS, group=64)
+def transferred(job, kind):
+    """A transfer of the main job's pair, its flows on an idle fabric, and the network."""
+    operators = job.step.pair.log.graph.task_operators()
+    operator = next(one for one in operators if one.kind == kind)
+    scenario, transfers = job.scenario, job.costs.transfers_
+    sms = job.job.communication_sms
+    fabric = shared_fabric(
+        scenario.cluster, scenario.calibration, CHANNELS, group=64,
+        copy_rates=lambda links: copy_rates(transfers, operators, sms=sms, fabric=links),
+    )  # fmt: skip
     transfer = normal_transfer(
-        job.costs.transfers_, operator, sms=20, shares=np.ones(64), fabric=fabric, first_gpu=0
-    )
+        transfers, operator, sms=sms, shares=np.ones(64), fabric=fabric, first_gpu=0,
+        channel=ChannelInputs(),
+    )  # fmt: skip
     env = simpy.Environment()
     network = Network(env, fabric)
-    batch = env.run(until=network.transfer(transfer.flows))
-    farthest = 2 * fabric.inputs.cross_leaf_latency
-    assert transfer.alone_s <= batch.seconds <= transfer.alone_s + farthest
+    return transfer, env.run(until=network.transfer(transfer.flows)), network
+
+
+@pytest.mark.parametrize("kind", ["dispatch", "combine"])
+def test_flows_take_the_time_alone_after_the_first_chunk(job, kind):
+    transfer, batch, network = transferred(job, kind)
+    farthest = 2 * network.fabric.inputs.cross_leaf_latency
+    flows_s = transfer.alone_s - transfer.fill_s
+    assert flows_s <= batch.seconds <= flows_s + farthest
+
+
+def test_copies_of_few_sms_are_the_slowest_of_the_way():
+    """4 of 20 SMs: copies take all of the time, and links have room."""
+    job = simulate(load_scenario("dualpipe_h800_2048", ["training.communication_sms=4"])).result
+    _, batch, network = transferred(job, "dispatch")
+    rate = network.link_bytes() / batch.seconds / network.fabric.capacity
+    copier = network.fabric.copier(0, KINDS.index("dispatch"), "out")
+    assert rate[copier] == pytest.approx(1.0, rel=1e-2)
+    assert rate[network.fabric.nic_link(0, 0, "up")] < 0.6
+
+
+def test_tokens_to_a_node_go_to_the_gpu_of_their_own_index_and_from_there_to_all():
+    """Two nodes of 4, 100 tokens of GPU 5: 75 to node 0 enter at GPU 1, 50 go to each GPU."""
+    flows, owner = lane_flows(
+        expected_copies(100, REACH, np.ones(8)), fabric=TWO_NODES, first_gpu=0, token_bytes=2.0,
+        kind="dispatch", wire=(1.0, 3.0), lead=0.5,
+    )  # fmt: skip
+    mine = flows.of(np.flatnonzero(owner == 5))
+    ways = zip(mine.source.tolist(), mine.destination.tolist(), mine.size, mine.wire, strict=True)
+    assert sorted(ways) == [
+        *((1, gpu, 100.0, 300.0) for gpu in range(4)),
+        (5, 1, 150.0, 150.0),
+        *((5, gpu, 100.0, 300.0) for gpu in range(4, 8)),
+    ]
+    assert len(set(mine.lanes.lane.tolist())) == 2
+    assert set(mine.lanes.stream[mine.lanes.lane].tolist()) == {5}
+
+
+def test_a_combine_turns_every_arrow_and_keeps_its_owner():
+    copies = expected_copies(100, REACH, np.ones(8))
+    there, back = (
+        lane_flows(
+            copies, fabric=TWO_NODES, first_gpu=0, token_bytes=2.0, kind=kind, wire=(1.0, 3.0),
+            lead=0.5,
+        )
+        for kind in ("dispatch", "combine")
+    )  # fmt: skip
+    assert there[0].source.tolist() == back[0].destination.tolist()
+    assert there[1].tolist() == back[1].tolist()
+
+
+def test_bytes_over_hbm_are_counted_hop_by_hop():
+    """Two nodes of 4, 1.5 nodes and 4 GPUs of a token, 0.75 copies over NICs: read once, written
+    1.5 times, 0.75 over NICs out and in, read 1.5 times, and three times for each GPU; a combine
+    reads for both sums what a dispatch writes twice."""
+    assert payloads_over_hbm(REACH, back=False) == 1 + 1.5 + 2 * 0.75 + 1.5 + 3 * 4
+    assert payloads_over_hbm(REACH, back=True) == 3 * 4 + 1.5 + 2 * 0.75 + 1.5 + 1

@@ -80,9 +80,11 @@ def test_times_are_those_of_the_timeline_where_nothing_contends(seed):
 # One GPU per node, links of 1 byte/s: ranks 0 and 1 exchange bytes through their NICs.
 
 
-def exchanged(*, sizes=(1.0, 1.0), late=0.0, beside=None, window=0.0, hbm=0.0, delay=0.0):
+def exchanged(*, sizes=(1.0, 1.0), late=0.0, beside=None, window=0.0, hbm=0.0, delay=0.0, fill=0.0):
     flows = make_flows(np.array([0, 1]), np.array([1, 0]), np.array(sizes))
-    transfer = GroupTransfer(flows, 0, np.array([hbm, hbm]), alone_s=1.0, delay_s=delay)
+    transfer = GroupTransfer(
+        flows, np.array([0, 1]), 0, np.array([hbm, hbm]), alone_s=1.0, delay_s=delay, fill_s=fill
+    )
     work = RankWork(np.array([[0.0, late], [0, 0]]), (), transfers={1: transfer})
     return run_on_ranks(
         graph(("c", ()), ("M", (0,))),
@@ -96,6 +98,10 @@ def exchanged(*, sizes=(1.0, 1.0), late=0.0, beside=None, window=0.0, hbm=0.0, d
 
 def test_a_rank_ends_when_its_own_flows_and_those_to_it_have_arrived():
     assert exchanged(sizes=(1.0, 2.0), late=3.0, delay=0.5).log.end_s[1].tolist() == [5.5, 5.5]
+
+
+def test_the_first_chunk_fills_the_way_before_all_links_are_busy():
+    assert exchanged(delay=0.5, fill=0.25).log.end_s[1].tolist() == [1.75, 1.75]
 
 
 def test_a_nic_that_drops_to_half_its_rate_doubles_the_rest():

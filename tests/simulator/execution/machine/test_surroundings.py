@@ -12,7 +12,9 @@ CLUSTER, CALIBRATION = SCENARIO.cluster, SCENARIO.calibration
 
 
 def fabric_with(*channels):
-    return shared_fabric(CLUSTER, CALIBRATION, channels, group=64)
+    return shared_fabric(
+        CLUSTER, CALIBRATION, channels, group=64, copy_rates=lambda links: [2e11, 3e11]
+    )
 
 
 def around(**inputs):
@@ -36,6 +38,16 @@ def test_links_that_nothing_contends_for_are_wide_open(channel, resource):
     assert without.capacity[at] == WIDE * every.capacity[at]
     others = np.flatnonzero(without.capacity == every.capacity)
     assert len(others) > 0
+
+
+def test_copying_sms_are_resources_where_sms_contend():
+    every, without = fabric_with(*CHANNELS), fabric_with(*set(CHANNELS) - {"sms"})
+    at = [every.copier(5, kind, way) for kind in (0, 1) for way in ("out", "in")]
+    assert every.capacity[at].tolist() == [2e11, 2e11, 3e11, 3e11]
+    assert every.resource_names(np.array(at))[::3] == [
+        "node0/gpu5/copies_out", "node0/gpu5/copies_in",
+    ]  # fmt: skip
+    assert np.isinf(without.capacity[at]).all()
 
 
 def test_what_fails_is_sorted_by_time():
