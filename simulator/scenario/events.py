@@ -52,6 +52,10 @@ class EventsInputs(Profile):
     sm_bandwidth: BandwidthValue = 90e9
     """Bytes/s over HBM that one SM moves by itself, both ways: own measurement of copies of 8 and
     20 SMs of an H200 (docs/events.md). Says how many SMs fill HBM."""
+    partition: Literal["launch_width", "green_contexts"] = "launch_width"
+    """How SMs are kept for communication. launch_width: products are launched for the others, and
+    other kernels take what they find free. green_contexts: its stream has SMs of its own, at all
+    times."""
     channel: ChannelInputs = ChannelInputs()
     """Of normal dispatch and combine kernels between nodes."""
     layers: PositiveInt = 2

@@ -4,7 +4,9 @@ SMs go to kernels whole and are not taken back. A persistent kernel is one CTA f
 is launched for, and each stays for its share of the work: where fewer SMs are free, the CTAs that
 are left run in a further wave. Any other kernel is many short CTAs, which take whatever is free and
 refill it, so that its speed goes with its SMs. A kernel that finds no SM waits; one of a higher
-priority takes those whose short CTAs end. Who came first is served first.
+priority takes those whose short CTAs end. Who came first is served first. A green context splits
+the SMs instead: what has a priority runs on those of the context and on no others, and nothing else
+on them.
 
 HBM is one rate. SMs share it max-min fairly, so that kernels do by the SMs that they hold, each up
 to what it draws alone, which is its bytes over its time; a kernel goes on as fast as its share of
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import simpy
 
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
@@ -52,6 +55,8 @@ class GpuLimits:
     """None where kernels do not contend for SMs: each has those that it asks for."""
     hbm: BytesPerSecond | None
     """That the fastest kernel reaches; None where kernels do not contend for HBM."""
+    context_sms: int = 0
+    """SMs of a green context of what has a priority; 0 without one."""
 
 
 @dataclass(slots=True)
@@ -228,15 +233,18 @@ class Gpu:
             self._share()
 
     def _give_sms(self) -> None:
-        limit = self.limits.sms
-        free = None if limit is None else limit - sum(one.held for one in self._residents)
+        limit, context = self.limits.sms, self.limits.context_sms
+        free = [np.inf, np.inf] if limit is None else [limit - context, context]
+        parts = [self._part(one) for one in self._residents]
+        for part, resident in zip(parts, self._residents, strict=True):
+            free[part] -= resident.held
         self._short = 0
-        for resident in self._residents:
+        for part, resident in zip(parts, self._residents, strict=True):
             wanted = resident.wanted
-            given = wanted if free is None else min(wanted, free)
+            given = int(min(wanted, free[part]))
             if given:
                 _take(resident, given)
-                free = None if free is None else free - given
+                free[part] -= given
                 if resident.launch is None and not resident.pending:
                     resident.done.succeed()
             if given < wanted:
@@ -245,9 +253,13 @@ class Gpu:
         self._busy = sum(one.held for one in self._residents)
         assert limit is None or self._busy <= limit, "more SMs in use than the GPU has"
 
+    def _part(self, resident: Resident) -> int:
+        """Which SMs it runs on: those of the green context, where there is one, or all others."""
+        return int(self.limits.context_sms > 0 and resident.priority > 0)
+
     def _free_for(self, resident: Resident) -> None:
         """Let SMs of the short CTAs of a kernel of lower priority go to this one as those end."""
-        if resident.freeing:
+        if resident.freeing or self._part(resident):
             return
         for other in self._residents:
             if other.refills and other.held and other.priority < resident.priority:

@@ -187,6 +187,9 @@ class _Layers:
             limits=GpuLimits(
                 sms=gpu.sms if "sms" in self.channels else None,
                 hbm=hbm.rate if "hbm" in self.channels else None,
+                context_sms=job.communication_sms
+                if job.normal_transfers and self.inputs.partition == "green_contexts"
+                else 0,
             ),
             after_wait_s=gap,
             network_of=lambda env: Network(env, fabric, window=window),

@@ -168,6 +168,7 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
         limits=GpuLimits(
             sms=gpu.sms if "sms" in channels else None,
             hbm=hbm.rate if "hbm" in channels else None,
+            context_sms=job.communication_sms if inputs.partition == "green_contexts" else 0,
         ),
         after_wait_s=gap,
         network_of=lambda env: Network(env, fabric, window=inputs.window * shortest),
@@ -201,10 +202,11 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
 def _alone(run: TrainingRun, chunk: ChunkRun, operators: list[Operator]) -> tuple[Array, list[int]]:
     """[tasks] seconds alone, and the SMs that each kernel is launched for."""
     gpu, kept = run.scenario.cluster.node.gpu, run.job.communication_sms
-    pair = chunk.key.work == OVERLAPPED
+    apart = chunk.key.work == OVERLAPPED
+    apart |= run.scenario.file.events.partition == "green_contexts"
     tasks = chunk.log.graph.tasks
     sms = [
-        launch_sms(operator, sms=gpu.sms, kept=kept if pair or task.overlapped else 0)
+        launch_sms(operator, sms=gpu.sms, kept=kept if apart or task.overlapped else 0)
         for task, operator in zip(tasks, operators, strict=True)
     ]
     seconds = np.zeros(len(operators))

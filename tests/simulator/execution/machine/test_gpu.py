@@ -42,6 +42,20 @@ def ends(*launches, limits=TEN, held=0, release_at=None):
     return [found[number] for number in range(len(launches))], gpu
 
 
+SPLIT = GpuLimits(sms=10, hbm=100.0, context_sms=2)
+
+
+def test_a_green_context_keeps_its_sms_from_other_kernels_at_all_times():
+    """8 s of 10 SMs on 8, with nothing beside it; two of ten CTAs in a second wave."""
+    assert ends((0.0, refilling(8.0)), limits=SPLIT)[0] == [10.0]
+    assert ends((0.0, persistent(3.0, 10)), limits=SPLIT)[0] == [6.0]
+
+
+def test_what_runs_in_a_green_context_takes_no_other_sms():
+    """2 s of 10 SMs on the 2 of the context, and 8 s on the 8 others, side by side: 10 s each."""
+    assert ends((0.0, refilling(2.0), 1), (0.0, refilling(8.0)), limits=SPLIT)[0] == [10.0, 10.0]
+
+
 def test_a_kernel_alone_takes_its_time_alone():
     assert ends((1.0, persistent(3.0, 8)))[0] == [4.0]
 
