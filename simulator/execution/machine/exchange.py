@@ -23,7 +23,6 @@ from hardware_profiles.low_latency_kernels import MoeOperation
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution.machine.ranks import GroupTransfer
-from simulator.hardware.network.all_to_all import AllToAllTime
 from simulator.hardware.network.collectives import (
     Copies,
     Messages,
@@ -31,6 +30,7 @@ from simulator.hardware.network.collectives import (
     low_latency_flows,
 )
 from simulator.hardware.network.fabric_load import NO_LIMIT
+from simulator.hardware.network.fairness import Integers
 from simulator.hardware.network.flows import Flows, make_flows
 from simulator.hardware.network.groups import Reach
 from simulator.hardware.network.lanes import Lanes
@@ -55,17 +55,13 @@ def copy_rates(
     rates = []
     for kind in KINDS:
         one = next((operator for operator in operators if operator.kind == kind), None)
-        time = None if one is None else _alone(transfers, one, sms)
+        time = transfers.explain(one, sms=sms, overlapped=False, load=NO_LIMIT) if one else None
         nvlink = fabric.inputs.nvlink_bandwidth
         if time is None or not time.copy_s or nvlink is None:
             rates.append(np.inf)
         else:
             rates.append(nvlink * time.nvlink_s / time.copy_s)
     return rates
-
-
-def _alone(transfers: Transfers, operator: Operator, sms: int) -> AllToAllTime:
-    return transfers.explain(operator, sms=sms, overlapped=False, load=NO_LIMIT)
 
 
 def expected_copies(tokens: float, reach: Reach, shares: Array) -> Copies:
@@ -101,7 +97,8 @@ def normal_transfer(
         shares: [ranks], rows that a rank receives over their mean.
         fabric: with copiers of copy_rates.
     """
-    time, reach = _alone(transfers, operator, sms), transfers.reach
+    time = transfers.explain(operator, sms=sms, overlapped=False, load=NO_LIMIT)
+    reach = transfers.reach
     tokens, token_bytes = operator["tokens"], transfers.token_bytes(operator)
     back, between = operator.kind == "combine", len(reach.parts) > 1
     channels = max(1, sms // transfers.sms_per_channel) if between else max(1, sms)
@@ -145,7 +142,7 @@ def lane_flows(
     kind: str,
     wire: tuple[float, float],
     lead: float,
-) -> tuple[Flows, NDArray[np.int64]]:
+) -> tuple[Flows, Integers]:
     """Flows of all ranks by lane, and the rank whose tokens each carries.
 
     Args:

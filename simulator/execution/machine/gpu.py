@@ -234,7 +234,7 @@ class Gpu:
 
     def _give_sms(self) -> None:
         limit, context = self.limits.sms, self.limits.context_sms
-        free = [np.inf, np.inf] if limit is None else [limit - context, context]
+        free: list[float] = [np.inf, np.inf] if limit is None else [limit - context, context]
         parts = [self._part(one) for one in self._residents]
         for part, resident in zip(parts, self._residents, strict=True):
             free[part] -= resident.held

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from hardware_profiles.units import BytesPerSecond, Seconds
 from simulator.execution import timeline
 from simulator.execution.machine.gpu import Gpu, GpuLimits, KernelLaunch, Resident
+from simulator.hardware.network.fairness import Integers
 from simulator.hardware.network.flows import FlowBatch, Flows, Network
 from simulator.hardware.network.routing import Failure
 from simulator.hardware.network.topology import Fabric
@@ -43,7 +44,7 @@ class GroupTransfer:
     """A collective of the group as flows."""
 
     flows: Flows
-    owner: NDArray[np.int64]
+    owner: Integers
     """[flows], the rank that starts each, as its tokens are its own."""
     first_gpu: int
     """Rank 0; the others follow it."""

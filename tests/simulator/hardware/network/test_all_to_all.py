@@ -106,12 +106,14 @@ def test_few_communication_sms_copy_at_the_rate_of_their_own_direction():
         (combine(received=1), 20.3e9, 14336),
     ):
         time = costs.explain(op, sms=4, overlapped=False, load=NO_LIMIT)
-        assert time.nvlink_s == pytest.approx(4096 * 5.28 * size / (4 * rate), rel=1e-12)
+        assert time.copy_s == pytest.approx(4096 * 5.28 * size / (4 * rate), rel=1e-12)
+        assert time.payload_s == time.copy_s
     # Between nodes half of them forward, at 23.3 and 18.4 GB/s, to 7.49 GPUs of 8 nodes.
     between = fitted(calibration=links).transfers_
     for op, rate, size in ((dispatch(), 23.3e9, 7392), (combine(), 18.4e9, 14336)):
         time = between.explain(op, sms=4, overlapped=False, load=NO_LIMIT)
-        assert time.nvlink_s == pytest.approx(4096 * 7.49 * size / (2 * rate), rel=1e-4)
+        assert time.copy_s == pytest.approx(4096 * 7.49 * size / (2 * rate), rel=1e-4)
+        assert time.payload_s == time.copy_s
 
 
 def test_a_gpu_that_holds_every_expert_exchanges_nothing():
