@@ -28,7 +28,8 @@ from simulator.analysis.run import simulate
 from simulator.analysis.sensitivity_inputs import NOTHING, ScaledInput, another_gpu, inputs_of
 from simulator.execution.serving_run import ServingRun
 from simulator.execution.training import TrainingRun
-from simulator.execution.training_draws import draw_step
+from simulator.execution.training_draws import expected_seconds
+from simulator.execution.training_ranks import KnownRows
 from simulator.scenario.files import Scenario, check_names, with_changes
 from simulator.scenario.serving import ServingStepJob
 
@@ -125,20 +126,21 @@ def elasticities(
         check_names(only, [each.name for each in inputs], "sensitivity: --only")
         inputs = tuple(each for each in inputs if each.name in only)
     run = _run(scenario)
-    base = _answer(run)
+    rows: KnownRows = {}
+    base = _answer(run, rows)
 
     def answer(changes: Mapping[str, Any]) -> float:
-        return _answer(_run(with_changes(scenario, changes)))
+        return _answer(_run(with_changes(scenario, changes)), rows)
 
     alike = answer(another_gpu(scenario))
-    rows = []
+    found = []
     for each in inputs:
         start = base
         if each.group == "GPU":
             start = alike
         elif each.group != "waiting" and not each.whole:
             start = answer(each.at(1.0 + NOTHING))
-        rows.append(row_of(each, answer, start, target))
+        found.append(row_of(each, answer, start, target))
         done()
     return Sensitivity(
         scenario=scenario,
@@ -146,7 +148,7 @@ def elasticities(
         answer_s=base,
         ranks="ideal" if run.job.skew.is_none else "expected",
         target=target,
-        rows=tuple(sorted(rows, key=lambda row: (-abs(row.elasticity), row.name))),
+        rows=tuple(sorted(found, key=lambda row: (-abs(row.elasticity), row.name))),
     )
 
 
@@ -163,10 +165,14 @@ def _metric(scenario: Scenario) -> str:
     return "pass_time_s" if job.phase == "prefill" else "tpot_s.mean"
 
 
-def _answer(run: TrainingRun | ServingRun) -> float:
-    """The time that a run is asked for, seconds: of a step, an output token, a pass."""
+def _answer(run: TrainingRun | ServingRun, rows: KnownRows) -> float:
+    """The time that a run is asked for, seconds: of a step, an output token, a pass.
+
+    Args:
+        rows: of ranks, as runs before have drawn them.
+    """
     if isinstance(run, TrainingRun):
-        return run.step.step_time_s if run.job.skew.is_none else draw_step(run).expected_s
+        return run.step.step_time_s if run.job.skew.is_none else expected_seconds(run, rows)
     seconds = run.step.step_s if run.draws is None else run.draws.expected_s
     drafts = run.job.speculative_decoding
     return seconds if drafts is None else seconds / drafts.tokens_per_step

@@ -31,6 +31,7 @@ from simulator.execution.training import (
 )
 from simulator.execution.training_ranks import (
     Blocks,
+    KnownRows,
     Ranks,
     RowsOfLayers,
     Series,
@@ -59,6 +60,9 @@ less than a tile of rows says nothing."""
 
 WITH_ROWS = ("moe", "mtp")
 """Kinds of layers with routed experts."""
+
+_OfRanks = tuple[dict[int, int], Series]
+"""({pipeline rank: place among those that run a chunk}, what it takes there)"""
 
 MOST_HELD = 16
 """Layers, and replicas, of which rows are drawn to see how much memory they take."""
@@ -127,11 +131,20 @@ def draw_step(run: TrainingRun) -> TrainingDraws:
     return _Drawing(run).step()
 
 
+def expected_seconds(run: TrainingRun, known: KnownRows | None = None) -> Seconds:
+    """`TrainingDraws.expected_s` alone, without telling causes apart: half of the work.
+
+    Args:
+        known: what runs before have drawn; what this one draws is added, up to MOST_KNOWN.
+    """
+    return float(np.median(_Drawing(run, known).step_s()))
+
+
 class _Drawing:
     """What the draws of one run share."""
 
-    def __init__(self, run: TrainingRun) -> None:
-        self.run = run
+    def __init__(self, run: TrainingRun, known: KnownRows | None = None) -> None:
+        self.run, self.known = run, known
         self.job, self.ideal = run.job, run.step
         seed = run.scenario.file.seed
         calibration = run.scenario.calibration
@@ -193,10 +206,7 @@ class _Drawing:
             for key, one in blocks.items()
         }
         optimizer = self._optimizer()
-        even = {
-            key: (dict.fromkeys(users, 0), Series.known(alike[key]))
-            for key, users in self.users.items()
-        }
+        even = self._known(alike)
         if not self.skewed:
             full = self._run(self._seconds(even))
             step_s = self._ends(full) + optimizer.max(axis=0)
@@ -206,18 +216,8 @@ class _Drawing:
         cases = [ranks.without_slower_gpus(), ranks]
         if ranks.documents is not None:
             cases.insert(0, cases[0].with_equal_documents())
-        of_cases: list[dict[ChunkKey, tuple[dict[int, int], Series]]] = [{} for _ in cases]
-        worst = {}
-        for key, users in self.users.items():
-            places = {rank: place for place, rank in enumerate(users)}
-            spans = [
-                self._in_pipeline(key, self._together(spans))
-                for spans in group_spans(blocks[key], cases, users)
-            ]
-            for found, of_case in zip(spans, of_cases, strict=True):
-                of_case[key] = places, series_of(found)
-            slowest = spans[-1].max(axis=(0, 1, 2)).astype(np.float64)[None, None]
-            worst[key] = dict.fromkeys(users, 0), Series.known(slowest)
+        of_cases, slowest = self._of_groups(blocks, cases)
+        worst = self._known(slowest)
         in_order = [self._seconds(of_case) for of_case in of_cases]
         seconds = in_order[-1]
         full = self._run(seconds + self._pauses())
@@ -240,6 +240,43 @@ class _Drawing:
             optimizer,
             waiting=self._waiting(pair, ranks),
         )
+
+    def step_s(self) -> Array:
+        """[draws], the step with everything."""
+        if not self.skewed:
+            return self.step().step_s
+        (series,), _ = self._of_groups(self._blocks(), [self._ranks()])
+        full = self._run(self._seconds(series) + self._pauses())
+        return np.asarray(self._ends(full) + self._optimizer().max(axis=0))
+
+    def _known(self, spans: Mapping[ChunkKey, Array]) -> dict[ChunkKey, _OfRanks]:
+        """Every chunk as long as it is known to be, on all ranks.
+
+        Args:
+            spans: {chunk: [1, 1, draws]}
+        """
+        return {
+            key: (dict.fromkeys(users, 0), Series.known(spans[key]))
+            for key, users in self.users.items()
+        }
+
+    def _of_groups(
+        self, blocks: Mapping[ChunkKey, Blocks], cases: Sequence[Ranks]
+    ) -> tuple[list[dict[ChunkKey, _OfRanks]], dict[ChunkKey, Array]]:
+        """What the chunks of each group take in each case; and {chunk: [1, 1, draws]} what each
+        takes on the slowest group of the last case."""
+        of_cases: list[dict[ChunkKey, _OfRanks]] = [{} for _ in cases]
+        slowest = {}
+        for key, users in self.users.items():
+            places = {rank: place for place, rank in enumerate(users)}
+            spans = [
+                self._in_pipeline(key, self._together(spans))
+                for spans in group_spans(blocks[key], cases, users)
+            ]
+            for found, of_case in zip(spans, of_cases, strict=True):
+                of_case[key] = places, series_of(found)
+            slowest[key] = spans[-1].max(axis=(0, 1, 2)).astype(np.float64)[None, None]
+        return of_cases, slowest
 
     def _in_pipeline(self, key: ChunkKey, spans: NDArray[Any]) -> NDArray[Any]:
         """The spans of a chunk without what lies outside the pipeline, as long as in the ideal
@@ -406,6 +443,7 @@ class _Drawing:
             teams={"tensor": layout.tp, "expert_tensor": layout.etp},
             documents=None if self.run.documents is None else self.run.documents.relative,
             sharing=self.job.context_parallel,
+            known=self.known,
         )
 
     def _waiting(self, pair: Blocks, ranks: Ranks) -> PairWaiting:

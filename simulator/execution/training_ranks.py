@@ -119,6 +119,13 @@ def blocks_of(
     )
 
 
+KnownRows = dict[Hashable, Single]
+"""{what rows follow from: rows over their mean}"""
+
+MOST_KNOWN = 512
+"""Rows that are kept, each of a layer of as many groups as run in one pass."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """How the GPUs of a job differ."""
@@ -144,6 +151,8 @@ class Ranks:
     sharing: int = 1
     """Ranks next to each other that share sequences, and so documents, those that share layers
     counted once."""
+    known: KnownRows | None = None
+    """Rows that were drawn before."""
 
     @property
     def patterns(self) -> int:
@@ -275,6 +284,7 @@ class RowsOfLayers:
     def __init__(self, blocks: Blocks, ranks: Ranks, places: Sequence[tuple[int, int]]) -> None:
         self._blocks, self._ranks, self._places = blocks, ranks, places
         self._known: dict[int, tuple[Single, Single]] = {}
+        self._mark = b"" if ranks.known is None else ranks.rows.mark
 
     def of(self, layer: int) -> tuple[Single, Single]:
         """Rows over the mean less 1, [ranks, groups, patterns, draws], above and below it."""
@@ -286,10 +296,23 @@ class RowsOfLayers:
     def _shares(self, layer: int) -> Single:
         ranks, where = self._ranks, self._blocks.layers[layer]
         if not ranks.lasting:
-            rng = _rng(ranks.seed, self._blocks.graph.name, self._places[0], layer)
-            return _spread(ranks, (len(self._places), ranks.patterns), rng)
-        each = [_spread(ranks, (1,), _rng(ranks.seed, place, where)) for place in self._places]
-        return np.stack(each, axis=1)
+            what = (self._blocks.graph.name, self._places[0], layer)
+            return self._drawn((len(self._places), ranks.patterns), what)
+        return np.stack([self._drawn((1,), (place, where)) for place in self._places], axis=1)
+
+    def _drawn(self, cases: tuple[int, ...], what: tuple[object, ...]) -> Single:
+        """Rows that belong to a thing, drawn where they are not known."""
+        ranks = self._ranks
+        if ranks.known is None:
+            return _spread(ranks, cases, _rng(ranks.seed, *what))
+        shape = (ranks.clock.shape, tuple(ranks.teams.items()), ranks.places)
+        key = (self._mark, shape, cases, ranks.seed, repr(what))
+        found = ranks.known.get(key)
+        if found is None:
+            found = _spread(ranks, cases, _rng(ranks.seed, *what))
+            if len(ranks.known) < MOST_KNOWN:
+                ranks.known[key] = found
+        return found
 
 
 def drawn_rows(run: TrainingRun, priors: Mapping[str, Array]) -> DrawnRows:

@@ -7,8 +7,10 @@ numbers come from a passed generator.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +77,25 @@ class DrawnRows:
     """Of the popularity of experts, in an order drawn for each layer."""
     placement: ExpertPlacement | None = None
     """Where experts of unequal popularity lie; its first layer stands for all."""
+
+    @property
+    def mark(self) -> bytes:
+        """A digest of all of it: equal ones draw equal rows from equal random numbers."""
+        placed = self.placement
+        digest = hashlib.sha256(
+            repr(None if placed is None else (placed.gpus, placed.experts)).encode()
+        )
+        arrays: tuple[NDArray[Any] | None, ...] = (
+            self.sd,
+            self.most,
+            self.popularity,
+            self.zipf_exponent,
+            None if placed is None else placed.slots,
+        )
+        for array in arrays:
+            digest.update(repr(None if array is None else (array.shape, array.dtype.str)).encode())
+            digest.update(b"" if array is None else array.tobytes())
+        return digest.digest()
 
     def shares(self, *, ranks: int, cases: tuple[int, ...], rng: np.random.Generator) -> Single:
         """[ranks, *cases, draws], rows over their mean, of one layer in each case.
