@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from hardware_profiles.units import Bytes
-from simulator.workload.layout import Stage, even_splits
+from simulator.workload.layout import Stage, each_even_split
 from simulator.workload.memory import MemoryModel
 from simulator.workload.schedules.known import SCHEDULES, build_schedule
 from simulator.workload.schedules.order import Schedule
@@ -44,8 +44,8 @@ def _has_room(layers: Stage, model: MemoryModel, capacity: Bytes) -> bool:
 
     def room(stage: int, split: Sequence[Stage]) -> bool:
         ranks = {placed[stage] for placed in schedule.placement}
-        return all(model.rank(rank, split, immediate).total <= capacity for rank in ranks)
+        return all(model.total(rank, split, immediate) <= capacity for rank in ranks)
 
     held = tuple(dict.fromkeys(schedule.stages_of(rank) for rank in range(schedule.ranks)))
     saved = {kind: float(layer.saved) for kind, layer in model.layers.items()}
-    return bool(even_splits(layers, held, saved, room))
+    return any(True for _ in each_even_split(layers, held, saved, room))

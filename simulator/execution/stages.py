@@ -178,21 +178,13 @@ def choose_stages(
     }
     stages_of = [schedule.stages_of(rank) for rank in range(schedule.ranks)]
     held = tuple(dict.fromkeys(stages_of))
-    known: dict[tuple[object, ...], Bytes] = {}
-
-    def bytes_of(rank: int, split: Sequence[Stage]) -> Bytes:
-        """`rank_bytes`, which rests on a rank's own stages alone."""
-        key = (rank, *(split[stage] for stage in stages_of[rank]))
-        if key not in known:
-            known[key] = rank_bytes(rank, split)
-        return known[key]
 
     def needs(split: Split) -> Bytes:
-        return max(bytes_of(rank, split) for rank in range(schedule.ranks))
+        return max(rank_bytes(rank, split) for rank in range(schedule.ranks))
 
     def has_room(stage: int, split: Sequence[Stage]) -> bool:
         ranks = {placed[stage] for placed in schedule.placement}
-        return all(bytes_of(rank, split) <= capacity for rank in ranks)
+        return all(rank_bytes(rank, split) <= capacity for rank in ranks)
 
     def fastest(splits: Iterable[Split]) -> list[Split]:
         distinct = list(dict.fromkeys(splits))

@@ -384,7 +384,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
                 blocking_sends=job.blocking_sends,
                 staggered=job.optimizer.post_validation,
             ),
-            rank_bytes=lambda rank, split: model.rank(rank, split, least_deferred).total,
+            rank_bytes=lambda rank, split: model.total(rank, split, least_deferred),
             capacity=capacity,
         )
     else:

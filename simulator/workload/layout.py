@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import groupby, pairwise, product
 from math import lcm
@@ -192,6 +193,22 @@ def even_splits(
 ) -> list[tuple[Stage, ...]]:
     """Splits of a model into stages in which no rank, or no stage, costs more than it must.
 
+    Args, and what it raises: as of `each_even_split`.
+
+    Returns:
+        Splits in which the equal layers found room; none where there is no such split.
+    """
+    return list(dict.fromkeys(each_even_split(layers, held, cost, fits)))
+
+
+def each_even_split(
+    layers: Stage,
+    held: Sequence[tuple[int, ...]],
+    cost: Mapping[str, float],
+    fits: Callable[[int, Sequence[Stage]], bool],
+) -> Iterator[tuple[Stage, ...]]:
+    """`even_splits` one by one, some of them more than once.
+
     Most layers of a model are of one kind. These are handed out one at a time to where the cost is
     lowest so far and memory is left, which for equal layers gives the lowest maximum: the cost of
     the stage, or of the rank that holds it beside others. What comes before and after them is cut
@@ -203,9 +220,6 @@ def even_splits(
         held: stages of each rank, once for ranks that hold the same ones.
         cost: {layer kind: cost of one layer}, in any unit.
         fits: (stage, layers of every stage) -> whether the ranks that hold the stage have room.
-
-    Returns:
-        Splits in which the equal layers found room; none where there is no such split.
 
     Raises:
         ValueError: fewer layers than stages.
@@ -221,7 +235,6 @@ def even_splits(
     start = layers.index(bulk)
     before, after = layers[:start], layers[start + number :]
     together = {stage: of_rank for of_rank in held for stage in of_rank}
-    found: dict[tuple[Stage, ...], None] = {}
     for front, back in product(
         list(_cuts(before, stages - 1, cost)), list(_cuts(after[::-1], stages - 1, cost))
     ):
@@ -236,8 +249,7 @@ def even_splits(
                 ends, (bulk,) * number, range(first, last + 1), together, cost, fits, order
             )
             if split is not None:
-                found[tuple(split)] = None
-    return list(found)
+                yield tuple(split)
 
 
 _FILLS: tuple[Callable[[float, float, int], tuple[float, ...]], ...] = (
@@ -492,11 +504,7 @@ class ParallelLayout:
     def parts_of(self, axis: str) -> tuple[int, ...]:
         """GPUs that a group of an axis has in each of its NVLink domains; of groups that lie
         differently, the one with the smallest part, whose NICs receive most."""
-        shapes = {
-            tuple(np.unique(domains, return_counts=True)[1].tolist())
-            for domains in np.unique(self.groups_of(axis) // self.gpus_per_domain, axis=0)
-        }
-        return min(sorted(shapes), key=min)
+        return _parts_of(self, axis)
 
     @property
     def expert_parts(self) -> tuple[int, ...]:
@@ -528,3 +536,14 @@ class ParallelLayout:
             f"of {self.gpus_per_domain} GPUs each, filled by {', '.join(self.axes)}: "
             f"{', '.join(found) or 'one GPU'}"
         )
+
+
+@lru_cache(maxsize=256)
+def _parts_of(layout: ParallelLayout, axis: str) -> tuple[int, ...]:
+    """`ParallelLayout.parts_of`, worked out once."""
+    groups = layout.groups_of(axis)
+    shapes = {
+        tuple(np.unique(domains, return_counts=True)[1].tolist())
+        for domains in np.unique(groups // layout.gpus_per_domain, axis=0)
+    }
+    return min(sorted(shapes), key=min)

@@ -268,6 +268,9 @@ class MemoryModel:
     _known: dict[tuple[object, ...], _StageMemory] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _totals: dict[tuple[object, ...], Bytes] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def ranks(self, stages: Sequence[Stage], immediate: Collection[str]) -> list[GpuMemory]:
         """Memory of every pipeline rank, in rank order; see `rank`."""
@@ -322,6 +325,15 @@ class MemoryModel:
             workspace=max((part.workspace for part in each), default=0),
             reserved=self.reserved,
         )
+
+    def total(self, rank: int, stages: Sequence[Stage], immediate: Collection[str]) -> Bytes:
+        """All that `rank` says of a GPU, worked out once for the same layers of a rank: a search
+        for stages asks for thousands of splits."""
+        own = tuple(stages[stage] for stage in self.in_flight[rank].stages)
+        key = rank, own, tuple(immediate)
+        if key not in self._totals:
+            self._totals[key] = self.rank(rank, stages, immediate).total
+        return self._totals[key]
 
     def activations(
         self, rank: int, stages: Sequence[Stage], immediate: Collection[str]

@@ -57,3 +57,24 @@ def test_a_schedule_that_does_not_take_the_micro_batches_is_left_out():
     assert "dualpipe" not in fitting(1e9, microbatches=5)
     assert {"zb_h2", "zbv"} <= set(fitting(1e9, microbatches=3))
     assert not {"zb_h2", "zbv"} & set(fitting(1e9, microbatches=2))
+
+
+def test_memory_of_the_same_layers_on_a_rank_is_worked_out_once(monkeypatch):
+    asked = []
+    rank_of = MemoryModel.rank
+
+    def counting(self, rank, stages, immediate):
+        own = tuple(stages[stage] for stage in self.in_flight[rank].stages)
+        asked.append((self.schedule.name, rank, own))
+        return rank_of(self, rank, stages, immediate)
+
+    monkeypatch.setattr(MemoryModel, "rank", counting)
+    assert "gpipe" in fitting(80.0)
+    assert len(asked) == len(set(asked))
+    # Each of two ranks with one layer and with two; none has room for a third.
+    assert [each[1:] for each in asked if each[0] == "gpipe"] == [
+        (0, (("moe",),)),
+        (1, (("moe",),)),
+        (0, (("moe", "moe"),)),
+        (1, (("moe", "moe"),)),
+    ]
