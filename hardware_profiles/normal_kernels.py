@@ -6,6 +6,7 @@ parameters make a time), fitted to timed kernels of one GPU.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -89,7 +90,7 @@ def load_normal_kernels(name_or_path: str, *, gpu: str) -> NormalKernels | None:
     if name_or_path == NONE:
         return None
     if name_or_path == DEEPEP:
-        shipped = (_read(FOLDER / f"{name}.yaml") for name in known_normal_kernels())
+        shipped = map(_shipped, known_normal_kernels())
         return next((kernels for kernels in shipped if gpu in kernels.gpus), None)
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         return _read(Path(name_or_path))
@@ -98,9 +99,16 @@ def load_normal_kernels(name_or_path: str, *, gpu: str) -> NormalKernels | None:
             f"unknown normal kernels {name_or_path!r}; known: {DEEPEP}, {NONE}, "
             f"{', '.join(known_normal_kernels())}; or give a path to a .yaml file"
         )
-    return _read(FOLDER / f"{name_or_path}.yaml")
+    return _shipped(name_or_path)
 
 
+@cache
+def _shipped(name: str) -> NormalKernels:
+    """Read once: shipped files stay as they are while a process runs."""
+    return _read(FOLDER / f"{name}.yaml")
+
+
+@cache
 def known_normal_kernels() -> tuple[str, ...]:
     """Names of the shipped files, sorted."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))

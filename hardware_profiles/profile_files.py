@@ -1,6 +1,7 @@
 """Files of profiles: shipped ones by name, a user's by path, older ones as those of today."""
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,10 @@ _FIELD_OF_FOLDER = {
 }
 
 
+@cache
 def known_profiles(kind: Kind) -> tuple[str, ...]:
-    """Names of the shipped profiles of one kind, sorted."""
+    """Names of the shipped profiles of one kind, sorted; no file comes or goes while a process
+    runs."""
     files = os.listdir(ROOT / kind)
     return tuple(sorted(f.removesuffix(".yaml") for f in files if f.endswith(".yaml")))
 

@@ -6,6 +6,7 @@ fractions come from measurements. How a file's fields are read and checked stand
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -403,8 +404,17 @@ def load_gpu(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> G
     ``overrides`` replaces values before validation: {"hbm_bandwidth": "4 TB/s"}; dots reach into
     nested fields. Raises ValueError for an unknown name or anything wrong in the file.
     """
+    if not overrides and name_or_path in known_gpus():
+        return _shipped_gpu(name_or_path)
     raw, where = read_profile("gpus", name_or_path)
     return to_profile(GpuProfile, override_gpu(raw, overrides or {}, where=where), where=where)
+
+
+@cache
+def _shipped_gpu(name: str) -> GpuProfile:
+    """Read once: shipped files stay as they are while a process runs."""
+    raw, where = read_profile("gpus", name)
+    return to_profile(GpuProfile, raw, where=where)
 
 
 def load_cluster(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> ClusterProfile:
@@ -419,10 +429,19 @@ def load_calibration(
     name_or_path: str, overrides: Mapping[str, Any] | None = None
 ) -> CalibrationProfile:
     """Load a calibration; ``overrides`` as ``{"overlap.gemm.value": 1.5}``."""
+    if not overrides and name_or_path in known_calibrations():
+        return _shipped_calibration(name_or_path)
     raw, where = read_profile("calibrations", name_or_path)
     return to_profile(
         CalibrationProfile, override_calibration(raw, overrides or {}, where=where), where=where
     )
+
+
+@cache
+def _shipped_calibration(name: str) -> CalibrationProfile:
+    """Read once, as `_shipped_gpu`."""
+    raw, where = read_profile("calibrations", name)
+    return to_profile(CalibrationProfile, override_calibration(raw, {}, where=where), where=where)
 
 
 NCCL = "nccl"
@@ -444,7 +463,16 @@ def load_transport(name_or_path: str, *, gpu: str | None = None) -> TransportPro
                 "ideal"
             )
         name_or_path = f"{NCCL}_{gpu}"
+    if name_or_path in known_profiles("transports"):
+        return _shipped_transport(name_or_path)
     raw, where = read_profile("transports", name_or_path)
+    return to_profile(TransportProfile, raw, where=where)
+
+
+@cache
+def _shipped_transport(name: str) -> TransportProfile:
+    """Read once, as `_shipped_gpu`."""
+    raw, where = read_profile("transports", name)
     return to_profile(TransportProfile, raw, where=where)
 
 

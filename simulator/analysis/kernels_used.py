@@ -18,7 +18,7 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.units import Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, KINDS, Operator
-from simulator.analysis.sweep import plain_values
+from simulator.analysis.published import plain_values
 from simulator.hardware.costs import KernelCostModel
 from simulator.scenario.files import Scenario
 from simulator.scenario.serving import ServingStepJob

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from simulator.scenario.published import PublishedFigure
+
+Scalar = float | int | str | bool | None
 
 NO_EVIDENCE = frozenset(
     {"input", "chosen", "calibrated", "reproduced", "bound", "setup_unpublished"}
@@ -106,3 +108,15 @@ def metric_at(metrics: Mapping[str, Any], path: str) -> float | None:
         else:
             return None
     return float(found) if isinstance(found, int | float) else None
+
+
+def plain_values(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Scalar]]:
+    """Every plain value of nested metrics with its path, and both ends of intervals; other lists
+    (tables) are left out."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from plain_values(value, f"{prefix}{name}.")
+        elif value is None or isinstance(value, str | int | float):
+            yield f"{prefix}{name}", value
+        elif prefix == "interval_80." and isinstance(value, list | tuple):
+            yield from zip((f"{prefix}{name}.low", f"{prefix}{name}.high"), value, strict=True)

@@ -30,7 +30,8 @@ def run_key(scenario: Scenario) -> str:
     digest = hashlib.sha256(program_digest().encode())
     # As Python writes plain values, twenty times as fast as YAML: a sweep has many points.
     digest.update(repr(scenario.resolved).encode())
-    for path in sorted(_files(scenario.resolved, frozenset())):
+    here = frozenset(os.listdir())
+    for path in sorted(_files(scenario.resolved, here, frozenset())):
         digest.update(str(path).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -49,17 +50,21 @@ def program_digest() -> str:
     return digest.hexdigest()
 
 
-def _files(value: Any, seen: frozenset[Path]) -> Iterator[Path]:
-    """Files that texts of a resolved scenario name, and those that YAML files among them name."""
+def _files(value: Any, here: frozenset[str], seen: frozenset[Path]) -> Iterator[Path]:
+    """Files that texts of a resolved scenario name, and those that YAML files among them name.
+
+    Args:
+        here: all that lies in the working directory; a text without a slash names nothing else.
+    """
     if isinstance(value, dict):
         for entry in value.values():
-            yield from _files(entry, seen)
+            yield from _files(entry, here, seen)
     elif isinstance(value, list | tuple):
         for entry in value:
-            yield from _files(entry, seen)
-    elif isinstance(value, str) and os.path.isfile(value):
+            yield from _files(entry, here, seen)
+    elif isinstance(value, str) and ("/" in value or value in here) and os.path.isfile(value):
         path = Path(value).resolve()
         if path not in seen:
             yield path
             if path.suffix in (".yaml", ".yml"):
-                yield from _files(read_yaml(path, where=value), seen | {path})
+                yield from _files(read_yaml(path, where=value), here, seen | {path})

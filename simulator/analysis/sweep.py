@@ -19,6 +19,7 @@ from hardware_profiles.renames import path_of_today
 from hardware_profiles.units import Dimension, parse_quantity
 from simulator.analysis.every_metric import metric_of, unknown_metric
 from simulator.analysis.parallel import Lost, run_all
+from simulator.analysis.published import Scalar, plain_values
 from simulator.analysis.run_key import run_key
 from simulator.scenario.axes import Axis, points
 from simulator.scenario.files import load_scenario
@@ -27,8 +28,6 @@ Metrics = Mapping[str, Any]
 Evaluate = Callable[[str, Sequence[str]], Metrics]
 """(scenario, overrides) -> metrics; a function of a module, so that other processes can import
 it. Raises ValueError where the point cannot run."""
-
-Scalar = float | int | str | bool | None
 
 COMPARISONS = ("<=", ">=")
 
@@ -138,18 +137,6 @@ def _run_point(point: Point, scenario: str, evaluate: Evaluate) -> Point:
     except (ValueError, OSError) as error:
         return replace(point, reason=str(error))
     return replace(point, metrics=dict(plain_values(metrics)))
-
-
-def plain_values(metrics: Metrics, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
-    """Every plain value of nested metrics with its path, and both ends of intervals; other lists
-    (tables) are left out."""
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            yield from plain_values(value, f"{prefix}{name}.")
-        elif value is None or isinstance(value, str | int | float):
-            yield f"{prefix}{name}", value
-        elif prefix == "interval_80." and isinstance(value, list | tuple):
-            yield from zip((f"{prefix}{name}.low", f"{prefix}{name}.high"), value, strict=True)
 
 
 # -- rows that survive an interruption -------------------------------------------------------------

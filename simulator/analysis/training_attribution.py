@@ -109,18 +109,19 @@ def attribute_step(run: TrainingRun, drawn: TrainingDraws | None) -> list[Cause]
     step = run.step
     of_chunk = _chunk_seconds(run)
     # [causes], chunks of one rank up to each cause, mean over ranks
-    sums = [np.sum([of_chunk[key] for key in row], axis=0) for row in step.keys]
+    until = step.of_actions(of_chunk)
+    first = np.flatnonzero(step.pipeline.index == 0)
+    sums = [np.sum(of_rank, axis=0) for of_rank in np.split(until, first[1:])]
     cumulated = np.mean(sums, axis=0)
     effects = np.diff(cumulated, prepend=0.0)
     causes = [
         Cause(name, meaning, float(effect))
         for (name, meaning), effect in zip(_chunk_causes(run), effects, strict=True)
     ]
-    durations = np.array([of_chunk[key][-1] for row in step.keys for key in row])
     free, sent = (
         run_pipeline(
             step.pipeline.schedule,
-            durations,
+            until[:, -1],
             transfer_s=transfers_s,
             blocking_sends=run.job.blocking_sends,
             staggered=run.job.optimizer.post_validation,

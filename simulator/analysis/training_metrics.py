@@ -6,7 +6,6 @@ the BF16 dense peak, as DeepSeek counts them (Insights, Table 4).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isclose
@@ -139,14 +138,22 @@ def rank_times(step: TrainingStep) -> list[RankTimes]:
     )
     host = step.pipeline_time_s - step.pipeline.makespan_s
     slowest = max(optimizer.total_s for optimizer in step.optimizer)
+    fields = list(dict.fromkeys(_FIELD_OF_WORK.values()))
+    of_rank = step.pipeline.rank * len(fields) + step.of_actions(
+        {key: fields.index(_FIELD_OF_WORK[key.work]) for key in step.chunks}
+    )
+    busy = np.bincount(
+        of_rank, step.of_actions(spans), minlength=len(step.keys) * len(fields)
+    ).reshape(-1, len(fields))
+    exposed_s, hidden_s = (
+        np.bincount(step.pipeline.rank, step.of_actions(of_chunk)).tolist()
+        for of_chunk in (exposed_of, hidden_of)
+    )
     budgets = []
-    for row, optimizer, (ranks, sends) in zip(step.keys, step.optimizer, waits, strict=True):
-        sums = dict.fromkeys(_FIELD_OF_WORK.values(), 0.0)
-        exposed = hidden = 0.0
-        for key in row:
-            sums[_FIELD_OF_WORK[key.work]] += spans[key]
-            exposed += exposed_of[key]
-            hidden += hidden_of[key]
+    for row, optimizer, (ranks, sends), exposed, hidden in zip(
+        busy.tolist(), step.optimizer, waits, exposed_s, hidden_s, strict=True
+    ):
+        sums = dict(zip(fields, row, strict=True))
         others = ranks + slowest - optimizer.total_s
         budgets.append(
             RankTimes(
@@ -311,7 +318,7 @@ def training_metrics(
         and of_pair["extrapolated"] + of_pair["modelled"] == 0.0
     )
     domains = nvlink_domains(cluster, group=job.ep)
-    counts = Counter(key for row in step.keys for key in row)
+    counts = step.counts
     metrics: dict[str, Any] = figures | {
         "pair_time_kind": "reproduced" if reproduced else "predicted",
         "immediate_weights": list(run.immediate),

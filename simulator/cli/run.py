@@ -136,10 +136,12 @@ def run_and_show(
             for.
         started: time.perf_counter() from which on the command has worked.
     """
-    from reports.chosen import check_asked
     from simulator.analysis.run import simulate
 
-    check_asked(output.names, loaded.job_name)
+    if output.names:
+        from reports.chosen import check_asked
+
+        check_asked(output.names, loaded.job_name)
     usual = Path("runs") / loaded.directory_name
     directory = out or (usual if output.whole else None)
     if directory is not None:

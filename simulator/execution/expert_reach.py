@@ -1,15 +1,22 @@
-"""How many nodes and GPUs a token's experts lie on, and so where dispatch sends it."""
+"""How many nodes and GPUs a token's experts lie on, and so where dispatch sends it.
+
+What is counted is kept for the user's next process.
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
+import json
+from functools import cache, lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.kept_files import code_digest, digest_of, keep, read_kept
 from reference_model.config import ModelConfig
+from reference_model.trace import user_cache_folder
 from simulator.hardware.network.groups import Reach
-from simulator.workload.experts import share_of_tokens
+from simulator.workload import experts, gating
 
 ROUTED_TOKENS = 8192
 """Tokens whose destinations are counted."""
@@ -34,11 +41,37 @@ def expert_reach(
 def _expert_reach(
     expert_of_slot: tuple[int, ...], config: ModelConfig, parts: tuple[int, ...], seed: int
 ) -> Reach:
+    gate = (
+        config.n_routed_experts,
+        config.n_group,
+        config.topk_group,
+        config.num_experts_per_tok,
+        config.topk_method,
+    )
+    folder = user_cache_folder() / "expert_reach"
+    digest = digest_of((repr((expert_of_slot, gate, parts, seed)), _code_digest()))
+    kept = read_kept(folder, digest)
+    if kept is None:
+        found = _counted(expert_of_slot, config, parts, seed)
+        keep(folder, digest, json.dumps((found.reached, found.gpus)))
+        return found
+    reached, gpus = json.loads(kept)
+    return Reach(parts=parts, reached=tuple(reached), gpus=gpus)
+
+
+@cache
+def _code_digest() -> str:
+    return code_digest(map(Path, (__file__, experts.__file__, gating.__file__)))
+
+
+def _counted(
+    expert_of_slot: tuple[int, ...], config: ModelConfig, parts: tuple[int, ...], seed: int
+) -> Reach:
     slots = np.array(expert_of_slot, dtype=np.int64)
     gpus = sum(parts)
     gpu = np.arange(len(slots)) * gpus // len(slots)
     node = np.repeat(np.arange(len(parts)), parts)[gpu]
-    of_node, of_gpu = share_of_tokens(
+    of_node, of_gpu = experts.share_of_tokens(
         slots,
         experts=config.n_routed_experts,
         groups=config.n_group,

@@ -168,6 +168,13 @@ class OptimizerStep:
         return self.reduce_s + self.orthogonalize_s + self.update_s + on_cpu + self.gather_s
 
 
+def exchanges_in_chunks(sharding: Sharding, overlapped: tuple[bool, bool]) -> bool:
+    """Whether chunks hold any collective of parameters or gradients."""
+    if max(sharding.copies, sharding.expert_copies) == 1:
+        return False
+    return sharding.zero >= 2 or overlapped[0] or (overlapped[1] and sharding.zero == 1)
+
+
 def state_of_actions(
     schedule: Schedule,
     sharding: Sharding,
@@ -183,7 +190,7 @@ def state_of_actions(
         with_mtp: [rank], kinds that it holds for multi-token prediction alone.
         rings: [rank]
     """
-    if max(sharding.copies, sharding.expert_copies) == 1:
+    if not exchanges_in_chunks(sharding, overlapped):
         return [[None] * len(actions) for actions in schedule.actions]
     reduces_last, gathers_first = (
         overlapped[0] and sharding.zero < 2,

@@ -8,6 +8,7 @@ that of the actions are samples, or other times for the same order, which all ru
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -265,7 +266,11 @@ def _check_durations(schedule: Schedule, seconds: Times) -> None:
 
 
 def _check(seconds: float | Times, what: str) -> None:
-    if not (np.isfinite(seconds).all() and np.min(seconds) >= 0.0):
+    if isinstance(seconds, float):
+        sound = 0.0 <= seconds < inf
+    else:
+        sound = bool(np.isfinite(seconds).all() and np.min(seconds) >= 0.0)
+    if not sound:
         raise ValueError(f"{what}: duration = {seconds} s, must be finite and not negative")
 
 

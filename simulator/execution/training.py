@@ -18,8 +18,10 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.schema import ClusterProfile
@@ -32,6 +34,7 @@ from simulator.execution.optimizer import (
     ChunkState,
     OptimizerStep,
     Rings,
+    exchanges_in_chunks,
     optimizer_step,
     state_of_actions,
     with_exposed,
@@ -177,6 +180,16 @@ class TrainingStep:
     host_s: Seconds
     """Launching all kernels of a rank; its host runs ahead of the GPU and waits for nothing."""
 
+    def of_actions(self, values: Mapping[ChunkKey, Any]) -> NDArray[Any]:
+        """[actions, *axes], what each action's chunk has, ordered by rank."""
+        return _of_actions(self.keys, values)
+
+    @property
+    def counts(self) -> dict[ChunkKey, int]:
+        """How many actions each chunk is, in the order in which they come."""
+        distinct, number = _numbered(object_key(self.keys))
+        return dict(zip(distinct, np.bincount(number).tolist(), strict=True))
+
     @property
     def pipeline_time_s(self) -> Seconds:
         """All micro-batches: the pipeline, or the host where launching takes longer."""
@@ -187,6 +200,24 @@ class TrainingStep:
         """The optimizer starts together on all ranks, since the gradient norm needs every one; with
         post-validation the pipeline's time is that of the rank that takes longest."""
         return self.pipeline_time_s + max(step.total_s for step in self.optimizer)
+
+
+@lru_cache(maxsize=8)
+def _numbered(
+    keys: Keyed[tuple[tuple[ChunkKey, ...], ...]],
+) -> tuple[tuple[ChunkKey, ...], NDArray[np.intp]]:
+    """The distinct chunks, and [actions] which of them each action is, ordered by rank."""
+    place: dict[ChunkKey, int] = {}
+    number = [place.setdefault(key, len(place)) for row in keys.value for key in row]
+    return tuple(place), np.array(number, dtype=np.intp)
+
+
+def _of_actions(
+    keys: tuple[tuple[ChunkKey, ...], ...], values: Mapping[ChunkKey, Any]
+) -> NDArray[Any]:
+    distinct, number = _numbered(object_key(keys))
+    found: NDArray[Any] = np.array([values[key] for key in distinct])[number]
+    return found
 
 
 @dataclass(frozen=True)
@@ -580,10 +611,11 @@ def send_seconds(
     """Time to send the activations of one micro-batch: {(rank that sends, rank that receives):
     seconds}."""
     activation = job.micro_batch_tokens * model.hidden_size * BF16_BYTES
-    return {
-        ranks: transfers.send(activation, load=load).seconds.item()
-        for ranks, load in loads.sends.items()
+    took = {
+        load: transfers.send(activation, load=load).seconds.item()
+        for load in dict.fromkeys(loads.sends.values())
     }
+    return {ranks: took[load] for ranks, load in loads.sends.items()}
 
 
 def _exposed(
@@ -627,8 +659,10 @@ def distinct_chunks(
     )
     # What else a sharding says moves no collective into a chunk or out of it.
     shared = Keyed((sharding.zero, sharding.copies, sharding.expert_copies), sharding)
+    # Rings are nothing to chunks that exchange nothing.
+    of_chunks = rings if exchanges_in_chunks(sharding, overlapped) else ()
     keys = _keys_of_actions(
-        object_key(schedule), stages, shared, overlapped, rings, loads.all_to_all
+        object_key(schedule), stages, shared, overlapped, of_chunks, loads.all_to_all
     )
     return rings, keys
 
@@ -642,14 +676,23 @@ def _keys_of_actions(
     rings: tuple[Rings, ...],
     all_to_all: tuple[FabricLoad, ...],
 ) -> tuple[tuple[ChunkKey, ...], ...]:
+    """`distinct_chunks`.
+
+    Args:
+        rings: [rank]; none where no chunk exchanges parameters or gradients.
+    """
     schedule = of_schedule.value
-    states = state_of_actions(
-        schedule,
-        sharding.value,
-        overlapped=overlapped,
-        with_mtp=[mtp_alone(stages, schedule.stages_of(rank)) for rank in range(schedule.ranks)],
-        rings=rings,
-    )
+    states: list[list[ChunkState | None]] = [[None] * len(row) for row in schedule.actions]
+    if rings:
+        states = state_of_actions(
+            schedule,
+            sharding.value,
+            overlapped=overlapped,
+            with_mtp=[
+                mtp_alone(stages, schedule.stages_of(rank)) for rank in range(schedule.ranks)
+            ],
+            rings=rings,
+        )
     found = []
     for actions, of_rank, load in zip(schedule.actions, states, all_to_all, strict=True):
         # Worked out once for each work on the same stages.
@@ -693,7 +736,7 @@ def simulate_step(
     gpu = cluster.node.gpu
     gap_s = job.gap.value
     transfers = costs.transfers_
-    used = dict.fromkeys(key for row in keys for key in row)
+    used, _ = _numbered(object_key(keys))
     slowest = max(
         dict.fromkeys(loads.all_to_all),
         key=lambda load: transfers.payload(1.0, load=load).seconds.item(),
@@ -709,10 +752,9 @@ def simulate_step(
         immediate=immediate,
     )
     transfers_s = send_seconds(job, model, transfers=transfers, loads=loads)
-    took = {key: chunks[key].in_pipeline_s for key in used}
     pipeline = run_pipeline(
         schedule,
-        np.array([took[key] for row in keys for key in row]),
+        _of_actions(keys, {key: chunks[key].in_pipeline_s for key in used}),
         transfer_s=transfers_s,
         blocking_sends=job.blocking_sends,
         staggered=job.optimizer.post_validation,
@@ -729,14 +771,15 @@ def simulate_step(
         )
         for of_rank in dict.fromkeys(zip(held, rings, strict=True))
     }
+    holding = any(key.state is not None and any(key.state.once) for key in used)
     optimizer = tuple(
         with_exposed(
             alone[held[rank], rings[rank]],
-            _exposed(pipeline, rank, [chunks[key] for key in keys[rank]]),
+            _exposed(pipeline, rank, [chunks[key] for key in keys[rank]]) if holding else (),
         )
         for rank in range(schedule.ranks)
     )
-    launched = {key: len(chunks[key].log.graph.tasks) for key in used}
+    launched = _of_actions(keys, {key: len(chunks[key].log.graph.tasks) for key in used})
     return TrainingStep(
         chunks={key: chunks[key] for key in used},
         keys=keys,
@@ -745,5 +788,5 @@ def simulate_step(
         optimizer=optimizer,
         transfers_s=transfers_s,
         loads=loads,
-        host_s=job.host_launch * max(sum(launched[key] for key in row) for row in keys),
+        host_s=job.host_launch * int(np.bincount(pipeline.rank, launched).max()),
     )

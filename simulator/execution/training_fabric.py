@@ -118,11 +118,11 @@ def _step_loads(
     """`step_loads`, of which the placement of stages is all that counts of a schedule."""
     cluster, schedule = of_cluster.value, placed.value
     check_failures(cluster)
-    dispatch = expert_flows(layout)
+    dispatch, sent, dense, experts = _flows_of_a_step(layout, placed)
     divided = most_of_a_gpu(dispatch.source, dispatch.destination)
     all_to_all = _of_ranks(cluster, dispatch, layout, divided=divided)
     sends: dict[tuple[int, int], FabricLoad | None] = {}
-    for distance, flows in send_flows(layout, schedule).items():
+    for distance, flows in sent.items():
         beyond = flows.beyond(layout.gpus_per_domain)
         of_sender = _of_ranks(cluster, beyond, layout, divided=1)
         leaving = set(beyond.rank.tolist())
@@ -131,8 +131,21 @@ def _step_loads(
     return StepLoads(
         all_to_all=tuple(_of_all_to_all(cluster, load) for load in all_to_all),
         sends=sends,
-        dense=_of_rings(cluster, layout, schedule, experts=False),
-        experts=_of_rings(cluster, layout, schedule, experts=True),
+        dense=_of_rings(cluster, layout, schedule, dense),
+        experts=_of_rings(cluster, layout, schedule, experts),
+    )
+
+
+@lru_cache(maxsize=64)
+def _flows_of_a_step(
+    layout: ParallelLayout, placed: Keyed[Schedule]
+) -> tuple[EqualFlows, Mapping[int, EqualFlows], EqualFlows, EqualFlows]:
+    """Of dispatch, of sends by distance, of dense rings and of experts', on whatever links."""
+    return (
+        expert_flows(layout),
+        send_flows(layout, placed.value),
+        ring_flows(layout, placed.value, experts=False),
+        ring_flows(layout, placed.value, experts=True),
     )
 
 
@@ -236,9 +249,9 @@ def ring_flows(layout: ParallelLayout, schedule: Schedule, *, experts: bool) -> 
         for parts in _by_domain(layout, ranks, experts=experts):
             if len(parts) > 1:
                 rings = min(map(len, parts))
-                ring = np.stack([part[:rings] for part in parts])
-                sources.append(ring.ravel())
-                destinations.append(np.roll(ring, -1, axis=0).ravel())
+                hops = [part[:rings] for part in parts]
+                sources += hops
+                destinations += [*hops[1:], hops[0]]
     return _flows(layout, np.concatenate(sources), np.concatenate(destinations))
 
 
@@ -251,10 +264,11 @@ def _by_domain(
     shared = layout.ep * layout.etp if experts else layout.tp
     held = np.sort(grid[sorted(holders)].reshape(-1, shared), axis=0)
     ends = np.diff(held // layout.gpus_per_domain, axis=0)
-    return [
-        np.split(held[:, place], np.flatnonzero(ends[:, place]) + 1)
-        for place in range(held.shape[1])
-    ]
+    found = []
+    for of_place, leaves in zip(held.T, ends.T, strict=True):
+        edges = (0, *(leaves.nonzero()[0] + 1).tolist(), len(of_place))
+        found.append([of_place[start:end] for start, end in pairwise(edges)])
+    return found
 
 
 def holders_of(schedule: Schedule) -> list[list[int]]:
@@ -292,10 +306,9 @@ def _of_ranks(
 
 
 def _of_rings(
-    cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedule, *, experts: bool
+    cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedule, flows: EqualFlows
 ) -> tuple[FabricLoad, ...]:
     """[rank], limits of its rings: their slowest hop, on whichever rank, sets the pace of all."""
-    flows = ring_flows(layout, schedule, experts=experts)
     of_sender = _of_ranks(cluster, flows, layout, divided=1)
     loads = list(of_sender)
     for ranks in holders_of(schedule):

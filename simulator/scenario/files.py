@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,6 +120,7 @@ class Scenario:
         return value
 
 
+@cache
 def known_scenarios() -> tuple[str, ...]:
     """Names of the shipped scenarios, sorted."""
     return tuple(sorted(path.stem for path in SCENARIOS.glob("*.yaml")))
@@ -239,8 +241,8 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
 
 
 def _file(raw: Raw, where: str) -> ScenarioFile:
-    """What a scenario says beside its job."""
-    rest = {name: value for name, value in raw.items() if name not in JOBS}
+    """What a scenario says beside its job and the contents of files that it names."""
+    rest = {name: value for name, value in raw.items() if name not in JOBS and name not in NAMED}
     return to_profile(ScenarioFile, rest, where=where)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -75,7 +76,7 @@ class PublishedFigure(Profile):
             raise ValueError(f"value of {self.name!r} is {self.value!r}; allowed: above 0")
         return self
 
-    @property
+    @cached_property
     def si_value(self) -> float:
         """The value in SI units."""
         if not isinstance(self.value, str):

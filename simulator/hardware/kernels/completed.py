@@ -8,16 +8,15 @@ say otherwise.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.by_content import Keyed, profile_key, rows_key
-from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibration, load_gpu
-from hardware_profiles.tables import Measurement, table_path
+from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibration
+from hardware_profiles.tables import Measurement
 from reference_model.formats import nearest_type
 from reference_model.trace import Operator
 from simulator.hardware.common_errors import common_errors
@@ -26,6 +25,7 @@ from simulator.hardware.kernels.families import Family, calibration_measurements
 from simulator.hardware.kernels.kept_times import (
     Sizes,
     Time,
+    files_behind,
     read_times,
     times_digest,
     write_times,
@@ -67,7 +67,7 @@ def completed_kernels(
         profile_key(calibration, without=NOT_OF_KERNELS),
         profile_key(gpu, without=NOT_OF_COMPUTE),
     )
-    others = tuple(_other_files(calibration, frozenset()))
+    others = tuple(files_behind(calibration))
     return _completed(*inputs, rows_key(measurements), others)
 
 
@@ -81,20 +81,6 @@ def _completed(
     made = CompletedKernels(calibration.value, gpu.value, rows.value)
     made.begin_with_kept((calibration.key, gpu.key, *others))
     return made
-
-
-def _other_files(calibration: CalibrationProfile, seen: frozenset[str]) -> Iterator[Hashable]:
-    """What the files say that a calibration names: its GPU, and the calibrations that complete it
-    or that it is restated from, with their GPUs and tables."""
-    yield profile_key(load_gpu(calibration.gpu)).key
-    for name in (*calibration.completed_by, *calibration.restated_from):
-        if name in seen:
-            continue
-        other = load_calibration(name)
-        yield profile_key(other, without=NOT_OF_KERNELS).key
-        for table in other.measurements:
-            yield hashlib.sha256(table_path(table).read_bytes()).hexdigest()
-        yield from _other_files(other, seen | {name})
 
 
 class CompletedKernels:

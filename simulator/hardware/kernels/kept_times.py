@@ -1,35 +1,35 @@
 """Keep kernel times that a fitted calibration was asked for, for the next process of a user.
 
-A file holds the times of one calibration on one GPU: of kernels, by their sizes and SMs. Its name
-is a digest of all that they rest on: what the calibration, the GPU, the rows and the other files
-that it names say, this program's code, numpy's version and the kind of CPU, whose last bits may
-differ. So no answer is older than its inputs, and another input is another file. Numbers are
-written so that they read back to the last bit.
-
-A file that is damaged or cannot be read is as good as none; where it cannot be written, or the disk
-is full, the next process works the times out again.
+A file (hardware_profiles/kept_files.py) holds the times of one calibration on one GPU: of kernels,
+by their sizes and SMs. They rest on what the calibration, the GPU, the rows and the other files
+that it names say, and on this program's code. Numbers are written so that they read back to the
+last bit.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
 import json
 import marshal
-import platform
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-
-import numpy as np
 
 import hardware_profiles
 import reference_model
 import simulator.hardware
-from hardware_profiles.tables import Measurement
-from hardware_profiles.whole_files import read_text, write_whole
+from hardware_profiles.by_content import profile_key
+from hardware_profiles.fields import ROOT
+from hardware_profiles.kept_files import code_digest, digest_of, keep, read_kept
+from hardware_profiles.schema import (
+    CalibrationProfile,
+    known_calibrations,
+    load_calibration,
+    load_gpu,
+)
+from hardware_profiles.tables import Measurement, table_path
 from reference_model.trace import user_cache_folder
+from simulator.hardware.kernels.calibrated import NOT_OF_KERNELS
 from simulator.hardware.kernels.families import Family
 
 Sizes = tuple[tuple[str, int], ...]
@@ -40,9 +40,6 @@ Times = Mapping[tuple[bool, Family], Mapping[tuple[Sizes, int], Time]]
 
 MOST_KEPT = 20_000
 """Times in one file, which takes about 3 MB: those of a sweep over many more are not kept."""
-MOST_FILES = 64
-"""Calibrations on GPUs that are kept, the latest."""
-
 _CODE = (
     *sorted(Path(next(iter(simulator.hardware.__path__))).rglob("*.py")),
     *sorted(Path(next(iter(hardware_profiles.__path__))).glob("*.py")),
@@ -66,6 +63,62 @@ def times_digest(inputs: Iterable[Hashable], rows: Iterable[Measurement]) -> str
     return digest.hexdigest()
 
 
+def files_behind(
+    calibration: CalibrationProfile, seen: frozenset[str] = frozenset()
+) -> Iterator[Hashable]:
+    """What the files say that a calibration names: its GPU, and the calibrations that complete it
+    or that it is restated from, with their GPUs and tables.
+
+    Args:
+        seen: calibrations that are left out.
+    """
+    yield profile_key(load_gpu(calibration.gpu)).key
+    for name in (*calibration.completed_by, *calibration.restated_from):
+        if name in seen:
+            continue
+        if name in known_calibrations():
+            yield from _files_behind_shipped(name, seen)
+            continue
+        other = load_calibration(name)
+        yield profile_key(other, without=NOT_OF_KERNELS).key
+        for table in other.measurements:
+            yield digest_of((table_path(table),))
+        yield from files_behind(other, seen | {name})
+
+
+def _files_behind_shipped(name: str, seen: frozenset[str]) -> Iterator[Hashable]:
+    """The same of a calibration that lies in the package, and what it says itself."""
+    gpu, others, tables = _named_in(name)
+    yield _shipped_digest(Path("calibrations") / f"{name}.yaml")
+    yield _shipped_digest(Path("gpus") / f"{gpu}.yaml")
+    for table in tables:
+        yield _shipped_digest(table_path(table))
+    for other in others:
+        if other not in seen:
+            yield from _files_behind_shipped(other, seen | {name})
+
+
+@cache
+def _shipped_digest(path: Path) -> str:
+    return digest_of((ROOT / path,))
+
+
+@cache
+def _named_in(name: str) -> tuple[str, list[str], list[str]]:
+    """GPU, other calibrations and tables that a shipped calibration names: looked up, where a
+    process before has read it, in a hundredth of the time."""
+    folder = user_cache_folder() / "calibrations"
+    digest = digest_of((_shipped_digest(Path("calibrations") / f"{name}.yaml"), _code_digest()))
+    kept = read_kept(folder, digest)
+    if kept is None:
+        read = load_calibration(name)
+        others = [*read.completed_by, *read.restated_from]
+        kept = json.dumps((read.gpu, others, read.measurements))
+        keep(folder, digest, kept)
+    gpu, others, tables = json.loads(kept)
+    return gpu, others, tables
+
+
 def _values(row: Measurement) -> tuple[object, ...]:
     return (
         row.kind,
@@ -81,43 +134,23 @@ def _values(row: Measurement) -> tuple[object, ...]:
 
 @cache
 def _code_digest() -> str:
-    digest = hashlib.sha256(f"{np.__version__} {_kind_of_cpu()}".encode())
-    for path in _CODE:
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return code_digest(_CODE)
 
 
-def _kind_of_cpu() -> str:
-    """What the first CPU is called and can do; several machines may share a home."""
-    said = [platform.machine()]
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in itertools.takewhile(str.strip, file):
-            if line.startswith(("model name", "flags", "Features")):
-                said.append(line)
-    return "".join(said)
-
-
-def _path(digest: str) -> Path:
-    return user_cache_folder() / "kernel_times" / f"{digest}.json"
+def _folder() -> Path:
+    return user_cache_folder() / "kernel_times"
 
 
 def read_times(digest: str) -> dict[tuple[bool, Family], dict[tuple[Sizes, int], Time]]:
     """The times that are kept; none where no file is, or it is damaged."""
-    try:
-        path = _path(digest)
-        check, _, text = read_text(path, where=str(path)).partition("\n")
-        if check != _check(digest, text):
-            return {}
-        found: dict[tuple[bool, Family], dict[tuple[Sizes, int], Time]] = {}
-        for beside, (kind, dtype, out_dtype, accumulate), names, kernels in json.loads(text):
-            family = kind, dtype, out_dtype, accumulate
-            found[beside, family] = {
-                (tuple(zip(names, sizes, strict=True)), sms): (seconds, low, high, code, moved)
-                for sizes, sms, seconds, low, high, code, moved in kernels
-            }
-    except (OSError, ValueError):
-        return {}
+    found: dict[tuple[bool, Family], dict[tuple[Sizes, int], Time]] = {}
+    text = read_kept(_folder(), digest) or "[]"
+    for beside, (kind, dtype, out_dtype, accumulate), names, kernels in json.loads(text):
+        family = kind, dtype, out_dtype, accumulate
+        found[beside, family] = {
+            (tuple(zip(names, sizes, strict=True)), sms): (seconds, low, high, code, moved)
+            for sizes, sms, seconds, low, high, code, moved in kernels
+        }
     return found
 
 
@@ -135,19 +168,4 @@ def write_times(digest: str, times: Times) -> None:
         for (beside, family), known in times.items()
         if known
     ]
-    text = json.dumps(entries, separators=(",", ":"))
-    path = _path(digest)
-    with contextlib.suppress(OSError, ValueError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, f"{_check(digest, text)}\n{text}")
-        _remove_oldest(path.parent)
-
-
-def _check(digest: str, text: str) -> str:
-    return hashlib.sha256(f"{digest}\n{text}".encode()).hexdigest()
-
-
-def _remove_oldest(folder: Path) -> None:
-    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-    for path in files[:-MOST_FILES]:
-        path.unlink(missing_ok=True)
+    keep(_folder(), digest, json.dumps(entries, separators=(",", ":")))

@@ -1,10 +1,12 @@
 """Count the activations that a schedule keeps on each rank."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.by_content import Keyed, object_key
 from simulator.workload.schedules.order import FORWARD, INPUT_BACKWARD, WEIGHT_GRADIENT, Schedule
 
 
@@ -25,6 +27,13 @@ def held_activations(schedule: Schedule, rank: int) -> HeldActivations:
 
     After an I a chunk counts as deferred. The bytes of the two kinds differ by stage and model.
     """
+    return _held(object_key(schedule), rank)
+
+
+@lru_cache(maxsize=256)
+def _held(of_schedule: Keyed[Schedule], rank: int) -> HeldActivations:
+    """Counted once for scenarios that share a schedule."""
+    schedule = of_schedule.value
     stages = schedule.stages_of(rank)
     column = {stage: i for i, stage in enumerate(stages)}
     actions = schedule.actions[rank]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reference_model.config import load_model_config
+from simulator.execution import expert_reach as counting
 from simulator.execution.expert_reach import expert_reach
 
 V3 = load_model_config("deepseek_v3")
@@ -56,3 +57,17 @@ def test_equal_nodes_are_reached_alike():
     assert len(set(found.reached)) == 1
     assert found.nodes == pytest.approx(3.963, abs=0.01)
     assert found.over_nics == pytest.approx(found.nodes * 7 / 8, rel=1e-12)
+
+
+def test_what_is_counted_is_kept_for_the_next_process_to_the_last_bit(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    anew = counting._expert_reach.cache_clear
+    anew()
+    first = reach((8, 8, 4), slots=320, seed=5)
+    monkeypatch.setattr(counting, "_counted", lambda *_: pytest.fail("counted again"))
+    anew()
+    assert reach((8, 8, 4), slots=320, seed=5) == first
+    anew()
+    with pytest.raises(pytest.fail.Exception, match="counted again"):
+        reach((8, 8, 4), slots=320, seed=6)
+    anew()
