@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from hardware_profiles.units import format_quantity, format_seconds
 
-_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("GPU", "gpu", str),
     ("GPUs of the job", "gpus", "{:,}".format),
     ("kernel times of", "calibration", str),
@@ -21,7 +21,7 @@ _ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("joules per token", "joules_per_token", "{:.3f}".format),
 )
 """(what is shown, field, how)"""
-_COMPARED = frozenset(
+COMPARED = frozenset(
     {"seconds", "tokens_per_second_per_gpu", "usd_per_million_tokens", "joules_per_token"}
 )
 """Fields with their ratio to the first machine that can run the job."""
@@ -35,13 +35,13 @@ def machines_table(name: str, machines: Sequence[Mapping[str, Any]]) -> Table:
     able = [machine for machine in machines if "reason" not in machine]
     for machine in able:
         table.add_column(machine["cluster"], justify="right")
-    for label, field, show in _ROWS if able else ():
+    for label, field, show in ROWS if able else ():
         first = able[0][field]
         cells = [
             show(machine[field])
             + (
                 f" ({machine[field] / first:.2f})"
-                if field in _COMPARED and machine is not able[0]
+                if field in COMPARED and machine is not able[0]
                 else ""
             )
             for machine in able
@@ -53,6 +53,11 @@ def machines_table(name: str, machines: Sequence[Mapping[str, Any]]) -> Table:
 def _notes(machines: Sequence[Mapping[str, Any]]) -> list[str]:
     """Who cannot run it, and where power was not measured."""
     notes = [f"{one['cluster']}: {one['reason']}" for one in machines if "reason" in one]
+    return [*notes, *power_notes(machines)]
+
+
+def power_notes(machines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Of which GPUs' power nobody measured."""
     assumed = {
         one["gpu"]: one["power_measured_on"]
         for one in machines
@@ -60,8 +65,7 @@ def _notes(machines: Sequence[Mapping[str, Any]]) -> list[str]:
     }
     if assumed:
         measured = " and ".join(next(iter(assumed.values())))
-        notes.append(
+        yield (
             f"power of {' and '.join(assumed)}: assumed the share of the board's limit that "
             f"{measured} draw"
         )
-    return notes

@@ -68,7 +68,7 @@ def losers_table(plan: TrainingPlan) -> Table:
     """How many layouts each kind of reason leaves out."""
     from rich.table import Table
 
-    table = Table(title="why not the others", title_justify="left")
+    table = Table(title="the other layouts", title_justify="left")
     table.add_column("reason")
     table.add_column("layouts", justify="right")
     for kind, count in sorted(plan.losers.items(), key=lambda entry: -entry[1]):
@@ -159,7 +159,14 @@ def write_training_plan(plan: TrainingPlan, directory: Path, *, chosen: str) -> 
     """
     frame = plan_frame(plan)
 
+    from reports.page import write_page
+    from reports.training_plan_page import training_plan_page
+
+    found = training_plan_json(plan)
+    bounds = [each.bound.seconds for each in plan.ranked]
+
     def write_report(draft: Path) -> None:
+        write_page(training_plan_page(found, bounds, chosen), draft)
         write_csv(frame, draft / "layouts.csv")
         for each in plan.simulated:
             append_row(draft / ROWS_FILE, each.row)
@@ -169,7 +176,7 @@ def write_training_plan(plan: TrainingPlan, directory: Path, *, chosen: str) -> 
     write_run(
         directory,
         scenario=chosen,
-        metrics=json.loads(json.dumps(training_plan_json(plan))),
+        metrics=json.loads(json.dumps(found)),
         tables={"layouts": frame, "bounds": bounds_frame(plan)},
         write_report=write_report,
     )

@@ -90,8 +90,10 @@ class Browser:
             self.events.append(self._read())
 
     def value(self, expression: str) -> Any:
-        """What a JavaScript expression gives on the page."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """What a JavaScript expression gives on the page, or what it promises."""
+        found = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in found:
             raise RuntimeError(str(found["exceptionDetails"]["exception"].get("description")))
         return found["result"].get("value")

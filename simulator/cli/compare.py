@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from simulator.cli.completion import cluster_names
 from simulator.cli.options import Changes, Json, Out, print_tables
 from simulator.cli.progress import progress
 
@@ -19,7 +20,10 @@ def compare(
     ],
     cluster: Annotated[
         list[str] | None,
-        typer.Option(help="Put the scenario on this cluster, by name or path; repeatable."),
+        typer.Option(
+            help="Put the scenario on this cluster, by name or path; repeatable.",
+            autocompletion=cluster_names,
+        ),
     ] = None,
     changes: Changes = None,
     as_json: Json = False,
@@ -29,9 +33,7 @@ def compare(
     from simulator.analysis.kernels_used import difference_in_kind
 
     if cluster:
-        if out is not None:
-            raise ValueError("compare: --out: allowed without --cluster, for runs side by side")
-        _on_clusters(runs, cluster, changes or [], as_json)
+        _on_clusters(runs, cluster, changes or [], as_json, out)
         return
     from reports.run_directory import check_comparable, check_replaceable, read_metrics
     from reports.terminal import attribution_comparison, comparison_table
@@ -60,7 +62,9 @@ def compare(
         print(f"report: {out}/report.html")
 
 
-def _on_clusters(runs: list[str], clusters: list[str], changes: list[str], as_json: bool) -> None:
+def _on_clusters(
+    runs: list[str], clusters: list[str], changes: list[str], as_json: bool, out: Path | None
+) -> None:
     from reports.machines import machines_table
     from simulator.analysis.kernels_used import difference_in_kind
     from simulator.analysis.machines import on_clusters
@@ -70,11 +74,21 @@ def _on_clusters(runs: list[str], clusters: list[str], changes: list[str], as_js
             f"compare --cluster: {len(runs)} scenarios given; allowed: one, such as "
             "dualpipe_h800_2048"
         )
+    if out is not None:
+        from reports.run_directory import check_replaceable
+
+        check_replaceable(out)
     with progress(f"simulating {runs[0]}", total=len(clusters), unit="clusters") as shown:
         machines = on_clusters(runs[0], changes, clusters, done=shown.advance)
     if all("reason" in machine for machine in machines):
         reasons = "; ".join(f"{each['cluster']}: {each['reason']}" for each in machines)
         raise ValueError(f"compare --cluster: none can run {runs[0]}: {reasons}")
+    if out is not None:
+        from reports.machines_page import machines_page
+        from reports.page import write_found
+
+        page = machines_page(Path(runs[0]).stem, changes, machines)
+        write_found(page, out, {"compared": runs[0], "changes": changes, "machines": machines})
     if as_json:
         print(json.dumps(machines, allow_nan=False))
         return
@@ -82,3 +96,5 @@ def _on_clusters(runs: list[str], clusters: list[str], changes: list[str], as_js
     note = difference_in_kind(machines)
     if note:
         print(f"note: {note}")
+    if out is not None:
+        print(f"report: {out}/report.html")

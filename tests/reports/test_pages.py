@@ -1,6 +1,7 @@
 """Pages in a browser: light enough, no request, every word whole and readable, all within reach.
 
-A headless Chromium shows each page at 1,400 and at 800 pixels, on light and on dark.
+A headless Chromium shows each page at 1,400 and at 800 pixels, on light and on dark; axe-core looks
+for barriers on each.
 """
 
 from __future__ import annotations
@@ -10,11 +11,18 @@ from pathlib import Path
 
 import pytest
 from chromium import Browser, chromium, find_chromium
+from made_up_plans import BOUNDS, GB200, H20, H800, SERVING_PLANS, TRAINING_PLAN
+from sensitivities import FOUND
 
+from reports.attribution_page import step_attribution_page
 from reports.comparison_page import comparison_page, index_page
 from reports.jobs import JOB_REPORTS
+from reports.machines_page import machines_page
 from reports.page import Page, render_page
+from reports.sensitivity_page import sensitivity_page
+from reports.serving_plan_page import serving_plan_page
 from reports.training_page import training_page
+from reports.training_plan_page import training_plan_page
 from reports.validation_page import validation_page
 from simulator.analysis.published import PublishedRow
 from simulator.analysis.run import simulate
@@ -46,6 +54,22 @@ def browser() -> Iterator[Browser]:
         yield running
 
 
+BARRIERS = """
+axe.run(document, {resultTypes: ["violations"]}).then(({violations}) => violations
+  .filter(({impact}) => ["serious", "critical"].includes(impact))
+  .flatMap(({id, impact, nodes}) => nodes.map(
+    (node) => `${impact}, ${id}: ${node.html.slice(0, 120)}: ${node.failureSummary}`)))
+"""
+
+
+def barriers(browser: Browser) -> list[str]:
+    """What axe-core finds serious or critical on the page that is shown."""
+    rules = pytest.importorskip("axe_core_python.base", reason="axe-core-python is not installed")
+    browser.value(f"{rules.AXE_SCRIPT}; true")
+    found: list[str] = browser.value(BARRIERS)
+    return found
+
+
 def check(browser: Browser, path: Path) -> None:
     """Hold one page against everything that is asked of all."""
     assert path.stat().st_size < MOST_BYTES
@@ -54,6 +78,7 @@ def check(browser: Browser, path: Path) -> None:
             browser.open(path, width=width, dark=dark)
             assert browser.value(CHECKS) == [], (width, "dark" if dark else "light")
             assert browser.requests() == [path.resolve().as_uri()]
+            assert barriers(browser) == [], (width, "dark" if dark else "light")
 
 
 @pytest.mark.parametrize("kind", SCENARIOS)
@@ -86,6 +111,21 @@ def test_pages_of_several_runs_can_be_read(tables, browser, tmp_path):
                                 interval_80=(18.0, 21.0))]}  # fmt: skip
     check(browser, shown(validation_page(found), tmp_path / "validation.html"))
     check(browser, shown(index_page(tmp_path), tmp_path / "index.html"))
+
+
+def test_pages_of_plans_and_of_several_clusters_can_be_read(browser, tmp_path):
+    plan = training_plan_page(TRAINING_PLAN, BOUNDS, "name: chosen\n")
+    check(browser, shown(plan, tmp_path / "training_plan.html"))
+    check(browser, shown(serving_plan_page(SERVING_PLANS, "name: mine\n"), tmp_path / "plan.html"))
+    machines = machines_page("main", ["training.pp=8"], [H800, GB200, H20])
+    check(browser, shown(machines, tmp_path / "machines.html"))
+
+
+def test_pages_of_what_a_step_is_made_of_and_depends_on_can_be_read(tables, browser, tmp_path):
+    scenario = load_scenario("dualpipe_h800_2048")
+    check(browser, shown(sensitivity_page(scenario, FOUND), tmp_path / "sensitivity.html"))
+    made_of = step_attribution_page(scenario, tables.metrics, 1.5)
+    check(browser, shown(made_of, tmp_path / "attribution.html"))
 
 
 def press(browser: Browser, key: str) -> None:
