@@ -26,6 +26,7 @@ from typing import Any
 
 from simulator.analysis.run import simulate
 from simulator.analysis.sensitivity_inputs import NOTHING, ScaledInput, another_gpu, inputs_of
+from simulator.execution.progress import HowFar, Watch, unwatched
 from simulator.execution.serving_run import ServingRun
 from simulator.execution.training import TrainingRun
 from simulator.execution.training_draws import expected_seconds
@@ -107,14 +108,14 @@ def elasticities(
     *,
     target: float,
     only: Collection[str] = (),
-    done: Callable[[], None] = lambda: None,
+    watch: Watch = unwatched,
 ) -> Sensitivity:
     """Elasticities of the time of a training or serving step, and what each input must become.
 
     Args:
         target: share by which the answer is asked to fall.
         only: names of inputs; all of them where none is named.
-        done: called after each input.
+        watch: told after each input how many are done.
 
     Raises ValueError for a job of another kind, an input that it does not have, or a target outside
     0 to 1.
@@ -134,14 +135,14 @@ def elasticities(
 
     alike = answer(another_gpu(scenario))
     found = []
-    for each in inputs:
+    for number, each in enumerate(inputs, 1):
         start = base
         if each.group == "GPU":
             start = alike
         elif each.group != "waiting" and not each.whole:
             start = answer(each.at(1.0 + NOTHING))
         found.append(row_of(each, answer, start, target))
-        done()
+        watch(HowFar(number / len(inputs), number, "inputs"))
     return Sensitivity(
         scenario=scenario,
         metric=_metric(scenario),

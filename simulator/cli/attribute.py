@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator.cli.discover import scenario_names
+from simulator.cli.completion import scenario_names
 from simulator.cli.options import Changes, Json, Out, print_tables
 from simulator.cli.progress import progress
 

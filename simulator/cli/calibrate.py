@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from simulator.cli.completion import calibration_names, gpu_names
 from simulator.cli.options import print_tables
 from simulator.cli.progress import progress
 
@@ -21,7 +22,10 @@ def calibrate(
             "profiles (.json, .json.gz), or folders of them."
         ),
     ],
-    gpu: Annotated[str, typer.Option(help="GPU that the sources were measured on.")],
+    gpu: Annotated[
+        str,
+        typer.Option(help="GPU that the sources were measured on.", autocompletion=gpu_names),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Calibration to write, .yaml; not with --explain.")
     ] = None,
@@ -39,7 +43,10 @@ def calibrate(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="Calibration whose other inputs are taken over. Default: the GPU's own."),
+        typer.Option(
+            help="Calibration whose other inputs are taken over. Default: the GPU's own.",
+            autocompletion=calibration_names,
+        ),
     ] = None,
     sets: Annotated[
         str | None,

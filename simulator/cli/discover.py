@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
+from simulator.cli.completion import field_paths, metric_names
 from simulator.cli.options import Json, print_tables
 
 Listed = Annotated[
@@ -34,7 +34,10 @@ def list_names(what: Listed = None, as_json: Json = False) -> None:
 def show_fields(
     path: Annotated[
         str | None,
-        typer.Argument(help="A path as of --set, or its last part; all that it holds is shown."),
+        typer.Argument(
+            help="A path as of --set, or its last part; all that it holds is shown.",
+            autocompletion=field_paths,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -57,7 +60,10 @@ def show_fields(
 
 def show_metrics(
     name: Annotated[
-        str | None, typer.Argument(help="A metric, or how its name begins: memory, ttft_s.")
+        str | None,
+        typer.Argument(
+            help="A metric, or how its name begins: memory, ttft_s.", autocompletion=metric_names
+        ),
     ] = None,
     job: Annotated[str | None, typer.Option(help="Those of this job alone: training.")] = None,
     as_json: Json = False,
@@ -105,10 +111,3 @@ def show_schema(
     if file not in FILES:
         raise ValueError(f"show schema {file}: {meant_or_known(file, FILES)}")
     print(json.dumps(json_schema(file), indent=2, ensure_ascii=False))
-
-
-def scenario_names(incomplete: str) -> Iterator[str]:
-    """Names of shipped scenarios that begin as what is being typed, for the shell."""
-    from simulator.scenario.files import known_scenarios
-
-    return (name for name in known_scenarios() if name.startswith(incomplete))

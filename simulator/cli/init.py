@@ -7,6 +7,14 @@ from typing import Annotated
 
 import typer
 
+from simulator.cli.completion import (
+    calibration_names,
+    cluster_names,
+    gpu_names,
+    model_names,
+    schedule_names,
+)
+
 init_app = typer.Typer(
     help="Write a short file of your own to start from, with a comment on every line.",
     no_args_is_help=True,
@@ -40,7 +48,10 @@ def check_new(path: Path) -> None:
 def init_gpu(
     path: NewFile,
     like: Annotated[
-        str | None, typer.Option(help="Shipped GPU that gives what no other option says.")
+        str | None,
+        typer.Option(
+            help="Shipped GPU that gives what no other option says.", autocompletion=gpu_names
+        ),
     ] = None,
     architecture: Annotated[
         str | None, typer.Option(help="Such as hopper; default: of --like or the nearest GPU.")
@@ -83,12 +94,16 @@ def init_gpu(
 @init_app.command("cluster")
 def init_cluster(
     path: NewFile,
-    gpu: Annotated[str, typer.Option(help="A shipped GPU, h100 for short, or a path.")],
+    gpu: Annotated[
+        str,
+        typer.Option(help="A shipped GPU, h100 for short, or a path.", autocompletion=gpu_names),
+    ],
     gpus: Annotated[int, typer.Option(min=1, help="Of the whole cluster.")],
     like: Annotated[
         str | None,
         typer.Option(
-            help="Shipped cluster that gives what no other option says; default: of the GPU."
+            help="Shipped cluster that gives what no other option says; default: of the GPU.",
+            autocompletion=cluster_names,
         ),
     ] = None,
     gpus_per_node: Annotated[int | None, typer.Option(min=1, help="That share a server.")] = None,
@@ -128,16 +143,29 @@ def init_training(
     path: NewFile,
     batch: Annotated[int, typer.Option(min=1, help="Sequences of one optimizer step.")],
     model: Annotated[
-        str, typer.Option(help="A shipped model, or a path to its config.json.")
+        str,
+        typer.Option(
+            help="A shipped model, or a path to its config.json.", autocompletion=model_names
+        ),
     ] = "deepseek_v3",
     sequence: Annotated[int, typer.Option(min=1, help="Tokens of one sequence.")] = 4096,
-    gpu: Annotated[str | None, typer.Option(help="A shipped GPU, h100 for short, a path.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="A shipped GPU, h100 for short, a path.", autocompletion=gpu_names),
+    ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Of the whole job.")] = None,
     cluster: Annotated[
-        str | None, typer.Option(help="A shipped cluster or a path, in the place of --gpu.")
+        str | None,
+        typer.Option(
+            help="A shipped cluster or a path, in the place of --gpu.",
+            autocompletion=cluster_names,
+        ),
     ] = None,
     calibration: Annotated[
-        str | None, typer.Option(help="Kernel times. Default: of the nearest GPU.")
+        str | None,
+        typer.Option(
+            help="Kernel times. Default: of the nearest GPU.", autocompletion=calibration_names
+        ),
     ] = None,
     recipe: Annotated[str, typer.Option(help="fp8, bfloat16 or mxfp8.")] = "fp8",
     pp: Annotated[int | None, typer.Option(min=1, help="GPUs of a pipeline.")] = None,
@@ -147,7 +175,9 @@ def init_training(
     micro_batch: Annotated[
         int | None, typer.Option(min=1, help="Sequences of one pass through the pipeline.")
     ] = None,
-    schedule: Annotated[str | None, typer.Option(help="Such as 1f1b or dualpipe.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Such as 1f1b or dualpipe.", autocompletion=schedule_names)
+    ] = None,
     zero: Annotated[int | None, typer.Option(min=0, max=3, help="Stage of ZeRO.")] = None,
     recompute: Annotated[
         str | None, typer.Option(help="published, none, attention or layer.")

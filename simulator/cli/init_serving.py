@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simulator.cli.completion import cluster_names, gpu_names
 from simulator.cli.init import NewFile, check_new, init_app, write_new
 from simulator.cli.service import (
     Cached,
@@ -33,10 +34,15 @@ def init_serving(
     prompt: Prompt,
     output: Output,
     gpu: Annotated[
-        str | None, typer.Option(help="A shipped GPU, h200 for short; or --cluster.")
+        str | None,
+        typer.Option(help="A shipped GPU, h200 for short; or --cluster.", autocompletion=gpu_names),
     ] = None,
     cluster: Annotated[
-        str | None, typer.Option(help="A shipped cluster, or a file of dsv3sim init cluster.")
+        str | None,
+        typer.Option(
+            help="A shipped cluster, or a file of dsv3sim init cluster.",
+            autocompletion=cluster_names,
+        ),
     ] = None,
     prefill: Annotated[
         str | None,

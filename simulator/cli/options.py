@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simulator.cli.completion import settings
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -19,7 +21,12 @@ PIPE_COLUMNS = 100
 
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change a value; repeatable; read as YAML."),
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change a value; repeatable; read as YAML.",
+        autocompletion=settings,
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simulator.cli.completion import cluster_names, gpu_names
 from simulator.cli.options import Json, print_tables
 from simulator.cli.progress import Shown, progress
 from simulator.cli.service import (
@@ -34,11 +35,17 @@ if TYPE_CHECKING:
 def plan_serving_command(
     gpu: Annotated[
         list[str] | None,
-        typer.Option(help="A shipped GPU, h200 for short; repeatable, the cheapest is taken."),
+        typer.Option(
+            help="A shipped GPU, h200 for short; repeatable, the cheapest is taken.",
+            autocompletion=gpu_names,
+        ),
     ] = None,
     cluster: Annotated[
         list[str] | None,
-        typer.Option(help="A shipped cluster, or a file of dsv3sim init cluster; repeatable."),
+        typer.Option(
+            help="A shipped cluster, or a file of dsv3sim init cluster; repeatable.",
+            autocompletion=cluster_names,
+        ),
     ] = None,
     rate: Rate = None,
     prompt: Prompt = 4096,

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator.cli.options import Changes, Json, Stopped, print_tables
+from simulator.cli.completion import (
+    calibration_names,
+    cluster_names,
+    gpu_names,
+    model_names,
+    scenario_names,
+)
+from simulator.cli.options import Changes, Json, print_tables
+from simulator.cli.progress import progress
 
 if TYPE_CHECKING:
     from simulator.analysis.plan.training import Bounded, TrainingPlan
@@ -22,15 +30,31 @@ if TYPE_CHECKING:
 def plan_training_command(
     of: Annotated[
         str | None,
-        typer.Option("--from", metavar="SCENARIO", help="A training scenario: its layout is free."),
+        typer.Option(
+            "--from",
+            metavar="SCENARIO",
+            help="A training scenario: its layout is free.",
+            autocompletion=scenario_names,
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A shipped model or its config.json. Default: deepseek_v3.")
+        str | None,
+        typer.Option(
+            help="A shipped model or its config.json. Default: deepseek_v3.",
+            autocompletion=model_names,
+        ),
     ] = None,
-    gpu: Annotated[str | None, typer.Option(help="A shipped GPU, h100 for short, a path.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="A shipped GPU, h100 for short, a path.", autocompletion=gpu_names),
+    ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Of the whole job.")] = None,
-    cluster: Annotated[str | None, typer.Option(help="In the place of --gpu.")] = None,
-    calibration: Annotated[str | None, typer.Option(help="Kernel times.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="In the place of --gpu.", autocompletion=cluster_names)
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Kernel times.", autocompletion=calibration_names)
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences of a step.")] = None,
     sequence: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a sequence. Default: 4096.")
@@ -197,6 +221,7 @@ def _plan(
     print("\n".join(plan_lines(plan)))
     if directory is not None and plan.best is not None:
         print(f"its scenario: dsv3sim run {directory}/scenario.yaml")
+        print(f"report: {directory}/report.html")
 
 
 def _search(
@@ -210,36 +235,26 @@ def _search(
     known: Mapping[str, Point],
     has_own: bool,
 ) -> TrainingPlan:
-    """The plan, under a bar on standard error with the best so far; when stopped, say what is
-    kept."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
+    """The plan; standard error says how many layouts are simulated and which step is the best so
+    far, and when stopped what is kept."""
     from hardware_profiles.units import format_seconds
     from reports.training_plan import bounded_line
     from simulator.analysis.plan.training import plan_training
 
     best: float | None = None
     ended = 0
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("bounds of all layouts", total=simulate)
+
+    def what_is_kept() -> str:
+        if kept is None:
+            return "no layout is kept without a directory (--out)"
+        return f"{ended} simulated layouts are kept; the same command goes on"
+
+    with progress("bounding all layouts", kept=what_is_kept) as shown:
 
         def bounded(ranked: Sequence[Bounded], lost: Mapping[str, int]) -> None:
-            print(bounded_line(ranked, lost), file=sys.stderr)
-            progress.update(task, description="layouts simulated")
+            with shown.aside():
+                print(bounded_line(ranked, lost), file=sys.stderr)
+            shown.says("simulating", total=min(simulate, len(ranked)), unit="layouts")
 
         def finished(row: Point) -> None:
             nonlocal best, ended
@@ -247,26 +262,19 @@ def _search(
             step = row.metrics.get("step_time_s")
             if isinstance(step, float) and (best is None or step < best):
                 best = step
-                text = f"layouts simulated, best {format_seconds(step)}"
-                progress.update(task, description=text)
+                shown.calls(f"simulating, best so far {format_seconds(step)}")
             if row.metrics:
-                progress.advance(task)
+                shown.advance(taken_over=row.digest in known)
 
-        try:
-            return plan_training(
-                path,
-                changes,
-                fixed=fixed,
-                simulate=simulate,
-                jobs=jobs,
-                own=has_own,
-                kept=kept,
-                known=known,
-                bounded=bounded,
-                done=finished,
-            )
-        except Stopped as stop:
-            stop.kept = "no layout is kept without a directory (--out)"
-            if kept is not None:
-                stop.kept = f"{ended} simulated layouts are kept; the same command goes on"
-            raise
+        return plan_training(
+            path,
+            changes,
+            fixed=fixed,
+            simulate=simulate,
+            jobs=jobs,
+            own=has_own,
+            kept=kept,
+            known=known,
+            bounded=bounded,
+            done=finished,
+        )

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from simulator.cli.completion import gpu_names
 from simulator.cli.options import Changes, Json
 from simulator.cli.run import Output, run_and_show
 
@@ -15,7 +16,8 @@ from simulator.cli.run import Output, run_and_show
 def replay(
     trace: Annotated[Path, typer.Argument(help="A Kineto profile, .json or .json.gz.")],
     gpu: Annotated[
-        str | None, typer.Option(help="Replay on another GPU than the recorded one.")
+        str | None,
+        typer.Option(help="Replay on another GPU than the recorded one.", autocompletion=gpu_names),
     ] = None,
     recorded_gpu: Annotated[
         str | None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from simulator.cli.discover import scenario_names
+from simulator.cli.completion import metric_names, scenario_names
 from simulator.cli.options import Changes, Json, print_tables
 from simulator.cli.progress import progress
 
@@ -54,6 +54,7 @@ def run_command(
         typer.Option(
             metavar="NAME",
             help="Print this figure of the run alone; repeatable; `show metrics` lists them.",
+            autocompletion=metric_names,
         ),
     ] = None,
     out: Annotated[
@@ -85,7 +86,7 @@ def run_command(
         bool,
         typer.Option(
             "--no-interval",
-            help="Leave out the 80 % intervals, and a serving step with other kernels, for speed.",
+            help="Leave out the 80% intervals, and a serving step with other kernels, for speed.",
         ),
     ] = False,
 ) -> None:
@@ -151,7 +152,7 @@ def run_and_show(
     with progress(f"simulating {loaded.name}") as shown:
         result = simulate(loaded, unfold=unfold, watch=shown.watch)
         if not intervals and not result.has_intervals:
-            note = f"note: --no-interval: a {loaded.job_name} job has no 80 % interval"
+            note = f"note: --no-interval: a {loaded.job_name} job has no 80% interval"
             print(note, file=sys.stderr)
         shown.says(f"measuring {loaded.name}")
         metrics = result.to_json(intervals=intervals)

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from simulator.cli.completion import scenario_names
 from simulator.cli.options import Changes, Json, Out, print_tables
 from simulator.cli.progress import progress
 
 
 def sensitivity(
-    scenario: Annotated[str, typer.Argument(help="A training or serving step.")],
+    scenario: Annotated[
+        str, typer.Argument(help="A training or serving step.", autocompletion=scenario_names)
+    ],
     changes: Changes = None,
     ideal: Annotated[
         bool,
@@ -41,8 +44,8 @@ def sensitivity(
     loaded = load_scenario(scenario, [*(changes or ()), *(["skew=none"] if ideal else [])])
     if out is not None:
         check_replaceable(out)
-    with progress(f"changing inputs of {loaded.name}", unit="inputs") as shown:
-        found = elasticities(loaded, target=target, only=only or (), done=shown.advance).to_json()
+    with progress(f"changing inputs of {loaded.name}") as shown:
+        found = elasticities(loaded, target=target, only=only or (), watch=shown.watch).to_json()
     if out is not None:
         from reports.page import write_found
         from reports.sensitivity_page import sensitivity_page

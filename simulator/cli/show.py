@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from simulator.cli.discover import (
-    list_names,
+from simulator.cli.completion import (
+    calibration_names,
+    cluster_names,
+    gpu_names,
+    model_names,
     scenario_names,
-    show_fields,
-    show_metrics,
-    show_schema,
+    schedule_names,
 )
+from simulator.cli.discover import list_names, show_fields, show_metrics, show_schema
 from simulator.cli.options import Changes, print_tables
 
 if TYPE_CHECKING:
@@ -36,11 +38,26 @@ ScenarioName = Annotated[
     str | None,
     typer.Argument(help="Without a name: list what there is.", autocompletion=scenario_names),
 ]
-Name = Annotated[str | None, typer.Argument(help="Without a name: list what there is.")]
+CalibrationName = Annotated[
+    str | None,
+    typer.Argument(help="Without a name: list what there is.", autocompletion=calibration_names),
+]
+GpuName = Annotated[
+    str | None,
+    typer.Argument(help="Without a name: list what there is.", autocompletion=gpu_names),
+]
+ClusterName = Annotated[
+    str | None,
+    typer.Argument(help="Without a name: list what there is.", autocompletion=cluster_names),
+]
+ScheduleName = Annotated[
+    str | None,
+    typer.Argument(help="Without a name: list what there is.", autocompletion=schedule_names),
+]
 
 
 @show_app.command("calibration")
-def show_calibration(name: Name = None) -> None:
+def show_calibration(name: CalibrationName = None) -> None:
     """Calibrations: how wrong their kernel times are, by family, and where they only guess."""
     from hardware_profiles.schema import load_calibration
     from reports.calibration import calibration_tables
@@ -53,8 +70,16 @@ def show_calibration(name: Name = None) -> None:
 
 @show_app.command("restatement")
 def show_restatement(
-    calibration: Annotated[str, typer.Argument(help="Calibration of the measured GPU.")],
-    cluster: Annotated[str, typer.Argument(help="Cluster with the GPU that is predicted.")],
+    calibration: Annotated[
+        str,
+        typer.Argument(help="Calibration of the measured GPU.", autocompletion=calibration_names),
+    ],
+    cluster: Annotated[
+        str,
+        typer.Argument(
+            help="Cluster with the GPU that is predicted.", autocompletion=cluster_names
+        ),
+    ],
     table: Annotated[str, typer.Argument(help="Measurements of that GPU: a shipped name or path.")],
 ) -> None:
     """Restatement: predict a GPU's measured kernels from another's, and how wrong that is."""
@@ -72,13 +97,13 @@ def show_restatement(
 
 
 @show_app.command("gpu")
-def show_gpu(name: Name = None) -> None:
+def show_gpu(name: GpuName = None) -> None:
     """GPUs: datasheet values with their sources."""
     _show_profile("gpus", name)
 
 
 @show_app.command("cluster")
-def show_cluster(name: Name = None) -> None:
+def show_cluster(name: ClusterName = None) -> None:
     """Clusters: nodes, NICs and fabric with their sources, drawn, counted and priced."""
     _show_profile("clusters", name)
     if name is not None:
@@ -91,7 +116,10 @@ def show_cluster(name: Name = None) -> None:
 @show_app.command("model")
 def show_model(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Names or config.json files; all names without.")
+        list[str] | None,
+        typer.Argument(
+            help="Names or config.json files; all names without.", autocompletion=model_names
+        ),
     ] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens of a sequence, for FLOPs.")] = 4096,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the routed experts.")] = 8,
@@ -133,7 +161,7 @@ def show_scenario(
 
 @show_app.command("schedule")
 def show_schedule(
-    name: Name = None,
+    name: ScheduleName = None,
     ranks: Annotated[int, typer.Option(help="Ranks of the pipeline.")] = 8,
     microbatches: Annotated[int, typer.Option(help="Micro-batches of one step.")] = 20,
     virtual_stages: Annotated[
@@ -198,7 +226,12 @@ def show_schedule(
 
 @show_app.command("pair")
 def show_pair(
-    scenario: Annotated[str, typer.Argument(help="A training scenario: shipped name or path.")],
+    scenario: Annotated[
+        str,
+        typer.Argument(
+            help="A training scenario: shipped name or path.", autocompletion=scenario_names
+        ),
+    ],
     changes: Changes = None,
     order: Annotated[
         Path | None,

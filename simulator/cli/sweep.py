@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator.cli.discover import scenario_names
+from simulator.cli.completion import metric_names, scenario_names, settings
 from simulator.cli.options import Changes, Json, print_tables
 from simulator.cli.progress import progress
 
@@ -31,6 +31,7 @@ def sweep_command(
             metavar="PATH=A,B,...",
             help="Values of a path; repeatable, all combinations run. A+B=[1, 2],[3, 4] varies two "
             "paths in step.",
+            autocompletion=settings,
         ),
     ],
     changes: Changes = None,
@@ -39,6 +40,7 @@ def sweep_command(
         typer.Option(
             metavar="PATH",
             help="Show this metric. Default: of limits, of objectives, others that differ.",
+            autocompletion=metric_names,
         ),
     ] = None,
     where: Annotated[
@@ -58,7 +60,7 @@ def sweep_command(
         bool,
         typer.Option(
             "--interval",
-            help="Work out 80 % intervals too, and show them and ideal values below each metric.",
+            help="Work out 80% intervals too, and show them and ideal values below each metric.",
         ),
     ] = False,
     as_json: Json = False,

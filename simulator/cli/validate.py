@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator.cli.discover import scenario_names
+from simulator.cli.completion import scenario_names, settings
 from simulator.cli.options import Json, Out, print_tables
 from simulator.cli.progress import progress
 
@@ -58,7 +58,10 @@ def validate(
     changes: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="PATH=VALUE", help="With --write-ledger: change a value; repeatable."
+            "--set",
+            metavar="PATH=VALUE",
+            help="With --write-ledger: change a value; repeatable.",
+            autocompletion=settings,
         ),
     ] = None,
     out: Out = None,
@@ -264,7 +267,12 @@ def _validate_stragglers(folder: Path, *, as_json: bool) -> None:
     from reports.terminal import stragglers_table
     from simulator.analysis.stragglers import held_against_published, recorded_jobs
 
-    found = {name: held_against_published(folder, name) for name in recorded_jobs(folder)}
+    names = list(recorded_jobs(folder))
+    found = {}
+    with progress("simulating recorded jobs", total=len(names), unit="jobs") as so_far:
+        for name in names:
+            found[name] = held_against_published(folder, name)
+            so_far.advance()
     if as_json:
         shown = {
             name: {"simulated": asdict(mine), "published": asdict(theirs)}

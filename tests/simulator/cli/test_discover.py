@@ -7,7 +7,6 @@ import yaml
 from typer.testing import CliRunner
 
 from simulator.cli.app import command_line
-from simulator.cli.discover import scenario_names
 from simulator.scenario.files import SCENARIOS, known_scenarios
 
 RUN = CliRunner()
@@ -90,11 +89,6 @@ def test_the_version_is_that_of_the_package():
     from importlib.metadata import version
 
     assert said("--version") == f"dsv3sim {version('dsv3sim')}\n"
-
-
-def test_a_shell_completes_names_of_scenarios():
-    assert list(scenario_names("dual")) == ["dualpipe_h800_2048"]
-    assert "--show-completion" in said("--help")
 
 
 def test_what_a_run_says_in_each_form():

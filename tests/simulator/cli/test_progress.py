@@ -1,7 +1,11 @@
 """What a command says of how far it has come, by a clock of the test's own."""
 
+import os
+import pty
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -110,6 +114,39 @@ def test_another_unit_and_another_part_begin_to_count_anew():
 )  # fmt: skip
 def test_a_duration_has_two_units_at_most(seconds, text):
     assert duration(seconds) == text
+
+
+def test_work_keeps_its_count_under_another_name():
+    shown, _ = shown_at(10.0, total=20, unit="layouts")
+    for _ in range(5):
+        shown.advance()
+    shown.calls("simulating, best so far 17.7 s")
+    assert shown.line() == (
+        "simulating, best so far 17.7 s: 25%, 30 s left, 5 of 20 layouts, 2 s per layout"
+    )
+
+
+WORK = """
+import time
+from simulator.cli.progress import progress
+with progress("simulating", total=2, unit="runs") as shown:
+    shown.advance()
+    time.sleep(0.3)
+    with shown.aside():
+        print("a row")
+"""
+
+
+def test_on_a_terminal_it_is_shown_as_it_goes_and_standard_output_stays_plain():
+    mine, its = pty.openpty()
+    work = subprocess.run(
+        [sys.executable, "-c", WORK], stdout=subprocess.PIPE, stderr=its, check=True
+    )
+    os.close(its)
+    said = os.read(mine, 10_000).decode()
+    os.close(mine)
+    assert work.stdout == b"a row\n"
+    assert "simulating: 50%, 1 of 2 runs" in said
 
 
 def test_into_a_pipe_a_line_comes_now_and_then(monkeypatch, capsys):
