@@ -28,7 +28,9 @@ class BesideCompute(Profile):
     """
 
     dispatch: Estimate
+    """Time of a dispatch beside compute over its time alone."""
     combine: Estimate
+    """Time of a combine beside compute over its time alone."""
 
     @model_validator(mode="before")
     @classmethod
@@ -54,8 +56,11 @@ class WithoutWaiting(Profile):
     by the samples that waited least."""
 
     notify: TimeEstimate
+    """Count exchange and barrier before a dispatch or combine."""
     dispatch: Estimate
+    """Of a dispatch: time beside compute over the time alone."""
     combine: Estimate
+    """The same of a combine."""
 
 
 class CopyRates(Profile):
@@ -65,9 +70,12 @@ class CopyRates(Profile):
     """
 
     dispatch: BandwidthValue
+    """Of a dispatch in a group that one node holds."""
     combine: BandwidthValue
     """In a group that one node holds."""
     forwarded_dispatch: BandwidthValue
+    """Of a dispatch between nodes, of the SM of each channel that forwards between network and
+    NVLink."""
     forwarded_combine: BandwidthValue
     """Between nodes, of the SM of each channel that forwards between network and NVLink."""
     gpu: str = ""
@@ -96,6 +104,7 @@ class AllToAllProfile(Profile):
     ranks_per_token: dict[int, Ratio]
     """{nodes of the expert-parallel group: distinct GPUs a token reaches, own included}."""
     copy_bandwidth_per_sm: Annotated[CopyRates, BeforeValidator(_every_way)]
+    """What one communication SM moves over NVLink while SMs, not links, are the limit."""
     sms_per_channel: Count
     """SMs of a channel between nodes, of which one forwards between network and NVLink."""
     limited_by_nvlink: Ratio
@@ -107,6 +116,8 @@ class AllToAllProfile(Profile):
     notify_overlapped: TimeEstimate
     """The same between the kernels of an overlapped pair."""
     beside_compute: BesideCompute
+    """How much longer an all-to-all takes beside compute than alone: time ratios, with the waiting
+    of ranks that differ in them."""
     without_waiting: WithoutWaiting | None = None
     """The same of ranks that wait for nobody; None where what was measured holds no waiting."""
     nvlink_latency: TimeValue
@@ -129,7 +140,9 @@ class TransferProfile(Profile):
     """What transfers achieve: payload over a link's datasheet rate, at most 1."""
 
     nic: Estimate
+    """Payload that a NIC carries over its line rate."""
     nvlink: Estimate
+    """Payload that NVLink carries over its line rate."""
     nic_by_mean: Estimate | None = None
     """The same of the mean bytes of a NIC in a normal all-to-all, whose busiest NIC has more; as
     `nic` where not given."""
@@ -160,13 +173,17 @@ class HeldOutError(Profile):
     """Relative errors of rows predicted without themselves, |predicted / measured - 1|."""
 
     rows: Count
+    """Rows that were predicted."""
     median: float
+    """Median of the errors."""
     p90: float
+    """90th percentile of the errors."""
     worst: float
+    """Largest of the errors."""
     bias: float
     """Median signed error."""
     quantile_80: float
-    """80 % quantile of the absolute log error: the half-width of an interval."""
+    """80% quantile of the absolute log error: the half-width of an interval."""
 
 
 Reach = Literal["between", "shape", "size", "gap", "beyond"]
@@ -197,18 +214,24 @@ class FitProfile(Profile):
         return raw
 
     kind: str
+    """Kind of kernel, such as gemm."""
     dtype: str
+    """Type of the operands."""
     out_dtype: str
+    """Type of the result."""
     accumulate: bool
+    """Whether the result is added to what is there."""
     kernel_set: str
+    """Library or table that the rows are of."""
     rows: Count
+    """Rows of the family in the table."""
     lengths: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """{feature: octaves by which rows of this family differ as much as at all}; empty where there
     are too few rows to find them."""
     noise_share: Annotated[float, Field(gt=0)] | None = None
     """Variance of a row's noise over that between rows far apart."""
     widths: dict[Reach, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """{how far from rows: 80 % quantile of the log error of rows left out so far from the others,
+    """{how far from rows: 80% quantile of the log error of rows left out so far from the others,
     over the deviation of the model}; of what too few rows tell, nothing."""
     tiles: TilesProfile | None = None
     """Of matrix products, where others than the calibration's fit left-out rows better."""

@@ -11,9 +11,13 @@ class Estimate(Profile):
     """An input that is known only within an interval; a ratio or share."""
 
     value: Ratio
+    """The value itself."""
     low: Ratio
+    """Lower end of the interval that is likely to hold it."""
     high: Ratio
+    """Upper end of that interval."""
     source: str
+    """Where value and interval come from: measurement, paper, or an assumption that says so."""
 
     @model_validator(mode="before")
     @classmethod
@@ -40,8 +44,11 @@ class TimeEstimate(Estimate):
     """A duration that is known only within an interval."""
 
     value: TimeValue
+    """The value itself."""
     low: TimeValue
+    """Lower end of the interval that is likely to hold it."""
     high: TimeValue
+    """Upper end of that interval."""
 
 
 class SlowdownEstimate(Estimate):

@@ -45,7 +45,7 @@ class LeftOut(Profile):
     """Of |predicted / measured - 1|."""
     p90: Annotated[float, Field(ge=0)]
     quantile_80: Ratio
-    """80 % quantile of the absolute log error: the half-width of an interval."""
+    """80% quantile of the absolute log error: the half-width of an interval."""
 
 
 class OperationCurves(Profile):
@@ -57,7 +57,7 @@ class OperationCurves(Profile):
     curves: tuple[GroupTimes, ...]
     left_out: tuple[LeftOut, ...]
     other_ranks: Annotated[float, Field(ge=0)]
-    """80 % quantile of the absolute log error where the most GPUs are predicted from the fewer."""
+    """80% quantile of the absolute log error where the most GPUs are predicted from the fewer."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

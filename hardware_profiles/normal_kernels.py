@@ -57,7 +57,7 @@ class NormalErrors(Profile):
     """Of |predicted / measured - 1|."""
     p90: float
     quantile_80: Ratio
-    """80 % quantile of the absolute log error: the half-width of an interval."""
+    """80% quantile of the absolute log error: the half-width of an interval."""
 
 
 class NormalKernels(Profile):

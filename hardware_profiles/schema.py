@@ -58,7 +58,9 @@ class GpuProfile(Profile):
     """One GPU as its datasheet describes it."""
 
     name: str
+    """What files and tables call it, such as h800_sxm."""
     architecture: str
+    """Generation of the GPU, such as hopper."""
     sms: Count
     """Streaming multiprocessors."""
     sm_clock: FrequencyValue
@@ -73,15 +75,15 @@ class GpuProfile(Profile):
     hbm_capacity: DataValue
     """Memory of one GPU."""
     hbm_bandwidth: BandwidthValue
-    """Read plus write."""
+    """Peak of the GPU's memory, read plus write."""
     l2_capacity: DataValue
     """Cache that all SMs share."""
     nvlink_bandwidth: BandwidthValue
     """Per direction, all links of one GPU together."""
     pcie_bandwidth: BandwidthValue
-    """Per direction."""
+    """Of the GPU's PCIe link, per direction."""
     power: PowerValue
-    """Board power limit."""
+    """Power limit of the board."""
 
     @model_validator(mode="after")
     def _has_a_peak(self) -> "GpuProfile":
@@ -126,6 +128,7 @@ class NicProfile(Profile):
     """One network card."""
 
     name: str
+    """What the card is, such as ConnectX-7."""
     bandwidth: BandwidthValue
     """Line rate, per direction."""
 
@@ -134,7 +137,9 @@ class CpuProfile(Profile):
     """One socket."""
 
     name: str
+    """What the processor is."""
     cores: Count
+    """Physical cores of one socket."""
     memory_bandwidth: BandwidthValue
     """Peak of all memory channels of the socket, read plus write."""
 
@@ -143,9 +148,11 @@ class HostProfile(Profile):
     """The CPUs of a node with their memory."""
 
     cpu: CpuProfile
+    """The processor of one socket."""
     sockets: Count
+    """Sockets of a node."""
     memory: DataValue
-    """Of all sockets."""
+    """Memory of all sockets together."""
 
     @property
     def memory_bandwidth(self) -> float:
@@ -157,9 +164,11 @@ class NodeProfile(Profile):
     """One server: GPUs joined by NVLink, and the NICs that serve them."""
 
     gpu: GpuProfile
+    """Each GPU of a node, as its datasheet describes it."""
     gpus: Count
     """GPUs of one node."""
     nic: NicProfile
+    """Each NIC of a node."""
     nics: Count
     """NICs for the compute fabric; each GPU has nics / gpus of them."""
     nvlink_latency: TimeValue
@@ -177,7 +186,9 @@ class DragonflyProfile(Profile):
     """Sizes of a dragonfly: groups of fully joined switches, joined by global cables."""
 
     groups: Count
+    """Groups of switches."""
     group_switches: Count
+    """Switches of a group; each is joined to all others of its group."""
     switch_nics: Count
     """NICs on one switch."""
     global_ports: Count
@@ -188,7 +199,8 @@ class FabricProfile(Profile):
     """The network between nodes."""
 
     topology: str
-    """Name in simulator.hardware.network.topology.TOPOLOGIES; of what joins NVLink domains."""
+    """What joins NVLink domains: multi_plane_fat_tree, multi_rail_fat_tree, fat_tree_2, fat_tree_3,
+    dragonfly, slim_fly or nvlink_domain."""
     nvlink_domain_nodes: Count = 1
     """Nodes that NVLink joins into one domain, such as the 18 of an NVL72 rack; 1 where NVLink ends
     at the node. What leaves a domain takes NICs."""
@@ -201,6 +213,7 @@ class FabricProfile(Profile):
     cross_leaf_latency: TimeValue
     """64-byte latency across leaves of a two-layer fat-tree (3 switches), host to host."""
     switch_price: PriceValue
+    """Price of one switch."""
     link_price: PriceValue
     """Price of one link between switches, both ends and the cable."""
     link_bandwidth: BandwidthValue | None = None
@@ -208,12 +221,16 @@ class FabricProfile(Profile):
     oversubscription: Ratio = 1.0
     """Ports down over ports up of a leaf switch of a two-layer fat-tree."""
     routing: Literal["adaptive", "ecmp", "static"] = "adaptive"
-    """How flows choose among equal paths; what each means stands in
-    simulator.hardware.network.switching."""
+    """How flows choose among equal paths. adaptive: spread over all of them packet by packet. ecmp:
+    a hash of the flow picks one, collisions included. static: a table picks one by destination
+    port, the same for every source."""
     cross_plane: Literal["forward", "refuse"] = "forward"
     """A send to a GPU of another plane: over NVLink to a NIC of that plane, or an error."""
     dragonfly: DragonflyProfile | None = None
+    """Sizes of a dragonfly, of that topology alone: groups of fully joined switches, joined by
+    global cables."""
     slim_fly_order: Count | None = None
+    """Prime power q of a slim fly, of that topology alone: it has 2 q^2 switches."""
 
     @model_validator(mode="after")
     def _latencies_are_ordered(self) -> "FabricProfile":
@@ -229,10 +246,13 @@ class ClusterProfile(Profile):
     """Nodes of one kind on one fabric."""
 
     name: str
+    """What files and tables call it."""
     nodes: Count
     """Nodes of the whole cluster."""
     node: NodeProfile
+    """One server: GPUs joined by NVLink, and the NICs that serve them."""
     fabric: FabricProfile
+    """The network between nodes."""
     gpu_price: PriceRateValue
     """Rent of one GPU with its share of the machine."""
     failures: tuple[str, ...] = ()
@@ -274,10 +294,12 @@ class CalibrationProfile(Profile):
     example: ClassVar[str] = f"{ROOT.name}/calibrations/h800_sxm.yaml"
 
     name: str
+    """What files and tables call it."""
     gpu: str
     """The GPU profile the measurements belong to."""
     measurements: tuple[str, ...]
-    """Names of tables in hardware_profiles/measurements, without .csv."""
+    """Tables of measured kernel times: shipped ones by name, or paths of .csv files, from the
+    calibration's own folder where they begin with "./"."""
     kernel_sets: tuple[str, ...]
     """Kernel versions that may be used, most preferred first; other rows are left alone."""
     kernels: KernelsProfile | None = None
@@ -286,7 +308,9 @@ class CalibrationProfile(Profile):
     """{GPU architecture: time of the decode attention core over an FP8 KV cache, over its time over
     a BF16 one, of a kernel that reads FP8 itself}."""
     overlap: OverlapProfile
+    """How much slower kernels run while an all-to-all is in flight beside them: time ratios."""
     all_to_all: AllToAllProfile
+    """What dispatch and combine of experts move, and what they wait for."""
     transfers: TransferProfile
     """Bulk transfers; in a file, the name of the transport that has achieved them."""
     collectives: str = "nccl"

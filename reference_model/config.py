@@ -75,6 +75,7 @@ class Yarn:
     beta_slow: float
     """Rotations below which a frequency is divided by `factor`; a ramp lies in between."""
     mscale: float
+    """Of the rotated parts; see `mscale_all_dim`."""
     mscale_all_dim: float
     """Temperature of the softmax; the rotated parts are scaled by the ratio of the two, and where
     either is 0 by a temperature that follows from `factor`."""
@@ -99,8 +100,11 @@ class ModelConfig:
     """Shape of a DeepSeek-V3-like model."""
 
     vocab_size: int
+    """Tokens of the vocabulary; rows of embedding and output head."""
     hidden_size: int
+    """Width of the hidden state."""
     num_hidden_layers: int
+    """Transformer layers, without multi-token prediction."""
     first_k_dense_replace: int
     """Leading layers whose feed-forward is dense; the others are mixture-of-experts."""
     num_nextn_predict_layers: int
@@ -108,26 +112,42 @@ class ModelConfig:
 
     # multi-head latent attention
     num_attention_heads: int
+    """Query heads of a layer."""
     q_lora_rank: int | None
     """Width of the query latent; None projects queries from the hidden state directly."""
     kv_lora_rank: int
+    """Width of the latent of keys and values, which the KV cache keeps."""
     qk_nope_head_dim: int
+    """Width of a query or key head that is not rotated."""
     qk_rope_head_dim: int
+    """Width of a query head that is rotated, and of the one rotated key of all heads, which the KV
+    cache keeps too."""
     v_head_dim: int
+    """Width of a value head."""
     rope_theta: float
+    """Base of the frequencies of the rotary embedding."""
     rope_scaling: Yarn | None
+    """YaRN extension of the rotary embedding (arXiv:2309.00071); none: not extended."""
 
     # feed-forward
     intermediate_size: int
+    """Width of the feed-forward of a dense layer."""
     moe_intermediate_size: int
+    """Width of one expert."""
     n_shared_experts: int
+    """Experts of a layer that every token goes through, as one of so many times the width."""
     n_routed_experts: int
+    """Experts of a layer that the gate chooses from."""
     num_experts_per_tok: int
+    """Routed experts that a token goes to."""
     n_group: int
+    """Groups that the routed experts of a layer are divided into."""
     topk_group: int
     """Groups of experts that one token may choose from."""
     norm_topk_prob: bool
+    """Whether the weights of the chosen experts are divided by their sum."""
     routed_scaling_factor: float
+    """Factor of the weights of the chosen experts."""
     scoring_func: str
     """What makes scores of the gate's logits: sigmoid, or softmax over all experts."""
     topk_method: str
@@ -135,15 +155,19 @@ class ModelConfig:
     scores for the choice; group_limited_greedy ranks groups by their best one; greedy has none."""
 
     rms_norm_eps: float
+    """Added to the mean square in every RMSNorm."""
 
     recipe: str = "fp8"
-    """In which the file holds its weights (families.stored_recipe), and serving by default."""
+    """Types in which the file holds its weights, as its `quantization_config` says; of serving by
+    default: fp8, bfloat16, int4, int4_128, fp8_per_tensor, nvfp4, nvfp4_o_proj or mxfp8."""
 
     # sparse attention: an indexer chooses what each query reads; all None without it
     index_topk: int | None = None
     """Tokens that a query reads at most."""
     index_n_heads: int | None = None
+    """Query heads of the indexer."""
     index_head_dim: int | None = None
+    """Width of a head of the indexer."""
     indexer_rope_interleave: bool = False
     """Whether the indexer rotates dimensions 2 i and 2 i + 1 together (GLM-5), or i and that half
     of them further (DeepSeek-V3.2)."""

@@ -26,8 +26,9 @@ class LoadOfDay(Profile):
     """
 
     mean_nodes: PositiveFloat
+    """Nodes of the whole service, on average over the day."""
     peak_nodes: PositiveFloat
-    """Of the whole service."""
+    """Nodes of the whole service at its peak."""
     mean_replicas: PositiveFloat
     """In service on average; that the replicas at each hour are whole moves load between hours."""
     levels: PositiveInt
@@ -47,11 +48,13 @@ class Counterfactual(Profile):
     """How a service may have differed from the scenario, to explain published figures."""
 
     name: str
+    """What is different, in a few words; its row in the table."""
     changes: tuple[str, ...] = ()
     """Texts "path=value", as with --set."""
     load_of_day: LoadOfDay | None = None
     """Replaces the even load from here on; the figures are then those of the whole day."""
     source: str
+    """Where it says that the service may have been so."""
 
     @model_validator(mode="after")
     def _changes_something(self) -> "Counterfactual":
@@ -64,8 +67,9 @@ class AnalysisInputs(Profile):
     """How a run is judged, explained and given its intervals; no simulated figure rests on it."""
 
     interval_requests: PositiveInt | None = None
-    """Requests of the three fleets that 80 % intervals rest on; by default two fleets with all."""
+    """Requests of the three fleets that 80% intervals rest on; by default two fleets with all."""
     verdict: VerdictRules = VerdictRules()
+    """When a service counts as keeping up; where the lines are is a choice, not a finding."""
     counterfactuals: tuple[Counterfactual, ...] = ()
     """For `dsv3sim attribute` of a fleet, each on top of those before it."""
     attributed_metrics: tuple[str, ...] = ()

@@ -27,10 +27,11 @@ class MoeTraffic(Profile):
     """Which experts tokens go to, and what a copy of a token weighs."""
 
     tokens: PositiveInt
-    """Per GPU."""
+    """Tokens of each GPU."""
     experts: PositiveInt = 256
     """Routed experts, the same number on every GPU of the group."""
     top_k: PositiveInt = 8
+    """Routed experts that a token goes to."""
     gate: Literal["deepseek_v3", "group_maximum", "ungrouped", "balanced"]
     """deepseek_v3: groups by the sum of their two best scores; group_maximum: by their best
     (DeepEP's test); ungrouped: the best experts of all; balanced: copies divided evenly over the
@@ -49,12 +50,17 @@ class Operation(Profile):
     """One collective operation of one or more groups of GPUs at once."""
 
     name: OperationName
+    """What is moved: a collective of NCCL's, a send, a transfer of KV cache, or the dispatch or
+    combine of an all-to-all of experts."""
     algorithm: str | None = None
-    """Form of the operation that simulator.hardware.network.collectives names; by default the
-    first."""
+    """Form of the operation; by default the first that it has. all_to_all: direct or rail.
+    all_gather and reduce_scatter: ring or direct. all_reduce: ring, tree or hierarchical.
+    broadcast: tree or ring. dispatch, combine and dispatch_and_combine: normal, low_latency or
+    low_latency_mixed."""
     gpus: PositiveInt | None = None
     """GPUs that take part, from ``first_gpu`` on; all of the cluster where not given."""
     first_gpu: NonNegativeInt = 0
+    """The first GPU that takes part, counted from 0 over the nodes in order."""
     group: PositiveInt | None = None
     """GPUs of one group; all that take part where not given."""
     members: Literal["consecutive", "strided"] = "consecutive"
@@ -68,12 +74,13 @@ class Operation(Profile):
     """hot_experts: all-to-all sizes drawn at random around the given one (log-normal by
     destination, uniform by pair)."""
     moe: MoeTraffic | None = None
+    """Which experts tokens go to, and what a copy of a token weighs; of dispatch and combine."""
     queue_pairs: PositiveInt = 1
     """Connections between two GPUs; ECMP hashes each by itself."""
     sms: PositiveInt | None = None
     """SMs that normal dispatch and combine kernels take."""
     start: TimeValue = 0.0
-    """When it begins."""
+    """When the operation begins."""
     repeat: PositiveInt = 1
     """How often, one after the other."""
     priority: int = 0
@@ -99,9 +106,11 @@ class CollectiveJob(Profile):
     """Traffic on a fabric: one operation and what runs beside it."""
 
     operation: Operation
+    """The operation that is timed."""
     beside: tuple[Operation, ...] = ()
     """Operations that share the links with the first one."""
     transport: str
-    """Name of a profile in hardware_profiles/transports: what kernels make of the links."""
+    """What kernels make of the links: ideal, deepep_h800, nccl_h100_sxm, nccl_h200_sxm,
+    nccl_b200_sxm, nccl_gb200, or the path of a profile."""
     merge_share: NonNegativeFloat = 0.0
     """Completions closer than this share of the ideal time may be taken as one instant."""

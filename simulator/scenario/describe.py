@@ -137,9 +137,7 @@ def described_fields(block: Block) -> Iterator[Field]:
     """The fields of a block itself, their names in the place of paths."""
     meanings = _meanings(block)
     for name, kinds, default in _own_fields(block):
-        inner = blocks_in(kinds)
-        meaning = meanings.get(name) or (first_sentence(inner[0][1]) if inner else "")
-        yield Field(name, kinds, default, meaning or name.replace("_", " "))
+        yield Field(name, kinds, default, meanings.get(name, ""))
 
 
 def find_fields(path: str) -> list[Field]:

@@ -13,6 +13,7 @@ class DocumentsOfLength(Profile):
     """Some of the documents, all of one length."""
 
     tokens: PositiveInt
+    """Length of each."""
     share: float = Field(gt=0.0)
     """Of all documents by number; shares need not sum to one."""
 
@@ -26,6 +27,7 @@ class Documents(Profile):
     """
 
     lengths: tuple[DocumentsOfLength, ...] = ()
+    """Parts of the documents, each all of one length."""
     median: PositiveInt | None = None
     """Tokens, of a lognormal distribution."""
     sigma: float | None = Field(default=None, ge=0.0, le=5.0)

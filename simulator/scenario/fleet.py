@@ -35,6 +35,7 @@ class Distribution(Profile):
     """How a token count varies from request to request; samples are rounded, at least 1."""
 
     kind: Literal["constant", "exponential", "lognormal", "quantiles"]
+    """Form of the distribution; it says which of the fields below are needed."""
     mean: PositiveFloat | None = None
     """Of constant, exponential and lognormal, in tokens."""
     cv: PositiveFloat | None = None
@@ -98,6 +99,8 @@ class SyntheticRequests(Profile):
     """Requests drawn from distributions."""
 
     arrivals: Literal["poisson", "gamma", "closed_loop"]
+    """How requests arrive: poisson and gamma at a rate, closed_loop from users who wait for their
+    answers."""
     rate: FrequencyValue | None = None
     """Mean arrivals per second of poisson and gamma, over a whole day if hourly_load is given."""
     cv: PositiveFloat | None = None
@@ -109,12 +112,16 @@ class SyntheticRequests(Profile):
     count: PositiveInt
     """Requests in all; of sessions, first turns."""
     prompt_tokens: Distribution
+    """Tokens of a prompt."""
     output_tokens: Distribution
+    """Tokens of an answer."""
     hourly_load: Hourly | None = None
     """Load of each hour of the day, from time 0 on, over their mean; repeats daily."""
     cached_fraction: Fraction = 0.0
     """Part of every prompt that lies in the slowest tier of the prefix cache, as a given."""
     sessions: Sessions | None = None
+    """Conversations whose every turn repeats most of the prompt before it; none: requests that
+    share nothing."""
     priority_shares: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)
     """Weight of each priority, most urgent first."""
 
@@ -142,7 +149,9 @@ class TimeWindow(Profile):
     """Part of a trace, in its own time from its first request."""
 
     start: TimeValue
+    """From the first request of the trace."""
     end: TimeValue
+    """From the first request of the trace; later than `start`."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "TimeWindow":
@@ -169,6 +178,7 @@ class RequestSource(Profile):
     limit: PositiveInt | None = None
     """At most so many requests."""
     synthetic: SyntheticRequests | None = None
+    """Requests drawn from distributions, where no file is given."""
     stands_for: str | None = None
     """File name of the trace whose statistics the synthetic requests have. The scenario's
     published figures hold for these two, not for any other file."""
@@ -207,11 +217,13 @@ class AffineCoefficients(Profile):
     decode_fixed: TimeValue
     """Of one decode step, whatever its batch."""
     decode_per_request: TimeValue
+    """Of each request in the batch of a decode step."""
     decode_per_context_token: TimeValue
     """Per request and token of KV cache that it reads."""
     prefill_fixed: TimeValue
     """Of one prefill pass, whatever its tokens."""
     prefill_per_token: TimeValue
+    """Of each new token of a prefill pass."""
     prefill_per_attended_token: TimeValue
     """Per new token and token that it attends to."""
     kv_capacity_tokens: NonNegativeInt
@@ -244,6 +256,7 @@ class RebalancePolicy(Profile):
     """Moving experts between GPUs as their load changes; the instance stands still meanwhile."""
 
     interval: TimeValue
+    """Time between two rebalancings."""
     pause: TimeValue | None = None
     """By default the time in which the GPUs of the deployment receive the experts that the job's
     placement gives them, coming from one that knows nothing of the load."""
@@ -253,7 +266,9 @@ class PoolSpec(Profile):
     """Equal instances that share a role. An instance is one expert-parallel group of GPUs."""
 
     instances: NonNegativeInt
+    """Instances of the pool."""
     gpus_per_instance: PositiveInt
+    """GPUs of an instance."""
     ranks: PositiveInt
     """Data-parallel ranks of an instance; each has its own requests and KV cache, and all of an
     instance step together at the pace of the slowest."""
@@ -275,6 +290,8 @@ class PoolSpec(Profile):
     requests_per_pass: PositiveInt | None = None
     """Prompts that one rank starts in a pass; no limit by default."""
     rebalance: RebalancePolicy | None = None
+    """Moving experts between GPUs as their load changes; none: where the deployment's placement
+    puts them, for good."""
     hourly_instances: HourlyCount | None = None
     """Instances in service in each hour from time 0 on, at most ``instances``; repeats daily. One
     that has failed is replaced by another at the next hour.
@@ -298,9 +315,11 @@ class CacheTier(Profile):
     """One place where the KV cache of finished prompts is kept, least recently used out first."""
 
     name: Literal["hbm", "host", "disk"]
+    """Where it lies: the GPUs' own memory, the hosts', or disks."""
     scope: Literal["instance", "fleet"]
     """Whether each prefill instance has its own or all share one."""
     capacity_tokens: PositiveInt | Literal["unlimited"]
+    """Tokens of KV cache that it holds, of one instance or of the fleet as `scope` says."""
     load_bandwidth: BandwidthValue | None = None
     """To one instance; none for a tier that is read in place."""
 
@@ -317,7 +336,9 @@ class PrefixCacheSpec(Profile):
     """Tiers that are searched in order; a prompt that was computed is written to all of them."""
 
     block_tokens: PositiveInt
+    """Tokens of a block; prompts share whole blocks."""
     tiers: Annotated[tuple[CacheTier, ...], Field(min_length=1)]
+    """Where the KV cache of finished prompts is kept, in the order in which it is searched."""
 
 
 class KvTransfer(Profile):
@@ -328,10 +349,10 @@ class KvTransfer(Profile):
     """Flows with the efficiencies of this transport profile; they share NICs and switches with each
     other, max-min fair, and take the fabric's latencies. GPUs are those of the pools in order."""
     latency: TimeValue | None = None
-    """Of a rank's own link."""
+    """Latency of a rank's own link."""
     bandwidth: BandwidthValue | None = None
-    """Of a rank's own link, per direction; by default the slower of its NICs' and its PCIe's line
-    rate."""
+    """Bandwidth of a rank's own link, per direction; by default the slower of its NICs' and its
+    PCIe's line rate."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "KvTransfer":
@@ -346,29 +367,38 @@ class ServiceLevel(Profile):
     """What a request must meet to count as goodput."""
 
     ttft: TimeValue
+    """Longest time to the first token."""
     tpot: TimeValue
+    """Longest mean time per further token."""
 
 
 class InstanceFailure(Profile):
     """An instance that goes down; its requests start again elsewhere."""
 
     pool: PoolName
+    """Pool of the instance that fails."""
     instance: NonNegativeInt
+    """Its number in the pool, from 0."""
     at: TimeValue
+    """Time of the failure, from the start of the run."""
     returns_after: TimeValue | None = None
-    """Never, if not given."""
+    """Time until the instance serves again; never, if not given."""
 
 
 class FleetJob(Profile):
     """A service: requests through a prefill and a decode pool, or through one colocated pool."""
 
     requests: RequestSource
+    """Where requests come from: a recorded trace, or distributions."""
     replicas: PositiveInt = 1
     """The service is so many equal copies of these pools, each on a cluster and with requests of
     its own; one is simulated. Nodes are those of all."""
     prefill: PoolSpec | None = None
+    """Instances that compute prompts and hand their KV cache to decode instances."""
     decode: PoolSpec | None = None
+    """Instances that decode what prefill instances have computed."""
     colocated: PoolSpec | None = None
+    """Instances that do both, in the place of prefill and decode."""
     recipe: ServingRecipe = None
     """That of all steps; by default each step's own, else that of the model."""
     kv_bytes_per_token: DataValue | None = None
@@ -377,6 +407,8 @@ class FleetJob(Profile):
     kv_transfer: KvTransfer | None = None
     """Needed between a prefill and a decode pool."""
     prefix_cache: PrefixCacheSpec | None = None
+    """Where the KV cache of finished prompts is kept for prompts that begin alike; none: every
+    prompt is computed whole."""
     speculative_decoding: SpeculativeDecoding | None = None
     """Drafts that a decode step verifies; a request gains their expected tokens in every step."""
     routing: Literal["least_loaded", "round_robin", "prefix_aware"] = "least_loaded"
@@ -388,11 +420,14 @@ class FleetJob(Profile):
     kv_watermark: Fraction = 0.0
     """Part of the KV cache that stays free at admission, for growth."""
     preemption: Literal["recompute", "swap"] = "recompute"
+    """What becomes of a request whose KV cache has no room: computed again later, or moved to host
+    memory and back."""
     swap_capacity_tokens: NonNegativeInt = 0
     """Host memory of one rank for preempted requests; beyond it they are recomputed."""
     max_waiting: PositiveInt | None = None
     """Requests that may wait for prefill; beyond it new ones are rejected."""
     service_level: ServiceLevel
+    """What a request must meet to count as goodput."""
     warm_up: TimeValue
     """Requests that arrive earlier, and what happens earlier, do not count in the statistics."""
     horizon: TimeValue | None = None
@@ -400,6 +435,7 @@ class FleetJob(Profile):
     sample_interval: TimeValue
     """Between two looks at the queues, for the time series and the saturation verdict."""
     failures: tuple[InstanceFailure, ...] = ()
+    """Instances that go down; their requests start again elsewhere."""
 
     @field_validator("sample_interval")
     @classmethod

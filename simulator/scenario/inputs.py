@@ -50,8 +50,11 @@ class Prior(Estimate):
     """
 
     value: ShareValue
+    """Median of the draws."""
     low: ShareValue
+    """Lower end of their 80% interval."""
     high: ShareValue
+    """Upper end of it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -124,14 +127,14 @@ class HostPause(Profile):
     rate: Prior = NONE
     """Pauses of a GPU in a step, mean."""
     seconds: TimePrior = Field(default="0 s", validate_default=True)
-    """Of one pause."""
+    """Length of one pause."""
 
 
 class SlowGpus(Profile):
     """Machines that are slower than the others."""
 
     share: Prior = NONE
-    """Of all machines."""
+    """Share of all machines that are slow."""
     slowdown: Prior = NONE
     """What every kernel of theirs takes longer, relative."""
 
@@ -161,6 +164,7 @@ class Skew(Profile):
     setting: str = NO_SKEW
     """One of SETTINGS, or none."""
     rows: RowsOfRanks = RowsOfRanks()
+    """How many rows, one for each pair of a token and a routed expert, each rank gets."""
     rows_sd: Prior = NONE
     """Of the rows of a rank in a layer, beyond what `rows` makes."""
     clock_sd: Prior = NONE
@@ -168,7 +172,9 @@ class Skew(Profile):
     work_sd: Prior = NONE
     """Of a rank's attention work between micro-batches: lengths of documents or contexts."""
     host_pause: HostPause = HostPause()
+    """Times in which the host of a GPU launches nothing."""
     slow_gpus: SlowGpus = SlowGpus()
+    """Machines that are slower than the others."""
 
     @model_validator(mode="before")
     @classmethod

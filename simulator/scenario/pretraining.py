@@ -34,7 +34,7 @@ class WarmUp(Profile):
     """Growing the batch over the first tokens of a phase, linearly in the tokens seen."""
 
     sequences: PositiveInt
-    """Of the first step."""
+    """Sequences of the first step."""
     tokens: Tokens
     """After which the batch has its full size."""
     points: tuple[BatchPoint, ...] = ()
@@ -46,9 +46,11 @@ class StatedStep(Profile):
     """A step that is not simulated."""
 
     time: TimeEstimate
+    """Time of one step."""
     sequences: PositiveInt
-    """Of one step, over all pipelines."""
+    """Sequences of one step, over all pipelines."""
     sequence_length: PositiveInt
+    """Tokens of a sequence."""
     replicas: PositiveInt = 1
     """Parts that can train without each other, each with all parameters."""
     state: DataValue | None = None
@@ -59,6 +61,7 @@ class TrainingPhase(Profile):
     """A stretch of the run with one sequence length and layout."""
 
     name: str
+    """What the stretch is called in tables."""
     tokens: Tokens
     """Trained on in this phase."""
     scenario: str | None = None
@@ -69,6 +72,8 @@ class TrainingPhase(Profile):
     stated: StatedStep | None = None
     """In the place of a scenario."""
     warm_up: WarmUp | None = None
+    """Growing the batch over the first tokens of the phase; none: the full size from its first step
+    on."""
 
     @model_validator(mode="after")
     def _has_one_step(self) -> Self:
@@ -105,6 +110,7 @@ class SlowNodes(Profile):
     """Nodes that become slow without failing; every other node waits for them."""
 
     gpu_hours_between: GpuHours
+    """Mean GPU-hours between two nodes that become slow; times between two are exponential."""
     slowdown: float = Field(gt=1.0)
     """Step time with a slow node over the usual one."""
     found_after: TimeValue
@@ -120,6 +126,7 @@ class Checkpoint(Profile):
     size: DataValue | None = None
     """By default the master weights and optimizer state of the step."""
     write_bandwidth_per_node: BandwidthValue
+    """At which a node writes its part of the state."""
     read_bandwidth_per_node: BandwidthValue | None = None
     """By default as for writing."""
     overlapped: bool
@@ -138,6 +145,7 @@ class Spares(Profile):
     """Nodes that stand by, and what happens when none is left."""
 
     nodes: NonNegativeInt
+    """Nodes that stand by."""
     repair: TimeValue
     """Until a node that was taken out is a spare again."""
     exhausted: Literal["wait", "shrink"] = "wait"
@@ -148,14 +156,18 @@ class PretrainingJob(Profile):
     """A whole training run on all GPUs of the cluster."""
 
     phases: tuple[TrainingPhase, ...] = Field(min_length=1)
+    """Stretches of the run, each with one sequence length and layout, one after the other."""
     gpus: PositiveInt | None = None
     """By default all of the cluster; of stated steps only, on more than one cluster holds."""
     failures: dict[str, FailureKind] = Field(default_factory=dict)
+    """What stops the run, by names of your own."""
     slow_nodes: SlowNodes | None = None
+    """Nodes that become slow without failing; every other node waits for them."""
     restart: TimeValue = 0.0
     """From the stop until state is reloaded: scheduling, start of processes, communicators,
     compilation."""
     checkpoint: Checkpoint | None = None
+    """How the state of the run is saved; a run that fails needs it."""
     spares: Spares | None = None
     """Without any, a node that is taken out is repaired at once."""
     runs: PositiveInt = 200

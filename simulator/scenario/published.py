@@ -27,6 +27,7 @@ class PublishedFigure(Profile):
     """A published number that a run of this scenario is held against."""
 
     name: str
+    """What the figure is, in a few words; its row in tables."""
     metric: Annotated[str, AfterValidator(_of_today)]
     """Path in the metrics, e.g. "step_time_s", "ranks.0.forward_s" or "rows.mean_gpu_s"."""
     of: dict[str, str | int] = Field(default_factory=dict)
@@ -35,6 +36,7 @@ class PublishedFigure(Profile):
     value: float | str
     """A plain number, or text with a unit of time or bandwidth."""
     source: str
+    """Where it was published: paper with section or table, repository with date."""
     kind: Literal["input", "chosen", "bound", "predicted", "calibrated", "setup_unpublished"] = (
         "predicted"
     )

@@ -35,13 +35,15 @@ class ScenarioFile(Profile):
     traces: str | None = None
     """Folder with recordings of the model's operators; by default the user's cache folder."""
     cost_model: str = "measured"
-    """Name in simulator.hardware.costs.COST_MODELS."""
+    """How kernel times are predicted; "measured", from measurements, is the only way so far."""
     seed: NonNegativeInt = 0
     """Of everything that is drawn; equal seeds give equal runs."""
     published: tuple[PublishedFigure, ...] = ()
+    """Published numbers that a run of this scenario is held against."""
     vary: dict[str, Any] = Field(default_factory=dict)
     """Of a collective: {field of the scenario: values that it takes in turn}, nested as fields."""
     analysis: AnalysisInputs = AnalysisInputs()
+    """How a run is judged, explained and given its intervals; no simulated figure rests on it."""
     fidelity: Literal["timeline", "events"] = "timeline"
     """Of a training or serving step: durations known beforehand, or devices that contend."""
     events: EventsInputs = EventsInputs()

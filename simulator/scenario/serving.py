@@ -80,8 +80,11 @@ class ExpertInputs(Experts):
     """Where routed experts lie and how the tokens choose among them."""
 
     placement: Literal["hierarchical", "global", "eplb", "in_order"]
-    """Key of simulator.workload.experts.POLICIES. A model without expert groups (n_group 1) has
-    nothing to keep within a node: hierarchical is then global."""
+    """Where experts and their copies lie. hierarchical: those of an expert group within a node,
+    GPUs as even as exchanges make them. global: the same, over all GPUs. eplb: as DeepSeek's EPLB
+    does it, without exchanges. in_order: by number, then the first ones again as copies. A model
+    without expert groups (n_group 1) has nothing to keep within a node: hierarchical is then
+    global."""
     shared_expert: Literal["local", "dispatched"] = "local"
     """dispatched: a ninth choice that travels like the routed ones and lies in one of the redundant
     slots (Report, section 3.4.2)."""
@@ -96,8 +99,9 @@ class AllToAllInputs(Profile):
     """normal: one copy a node, forwarded within it, on communication SMs. low_latency: every copy
     straight to its GPU; send and receive kernels on the compute stream, the wire on no SM."""
     low_latency: str | None = None
-    """Name of a profile in hardware_profiles/low_latency, which says what the copies travel over:
-    NVLink, NICs alone, or both (DeepEP's default form since June 2025)."""
+    """Timed kernels, and with them what the copies travel over: NICs alone (deepep_h800_rdma),
+    NVLink (deepep_h800_nvlink, deepep_h200_nvlink), or both, DeepEP's default form since June 2025
+    (deepep_h800_mixed, deepep_h100_mixed); or the path of a profile."""
     beside_compute: BesideCompute | None = None
     """low_latency: wire time beside compute over the wire time alone. (Normal kernels have theirs
     in the calibration.)"""
@@ -137,6 +141,7 @@ class ServingStepJob(Profile):
     """One prefill pass or decode step of one expert-parallel deployment."""
 
     phase: Literal["prefill", "decode"]
+    """Whether the iteration computes prompts (prefill) or one token of every request (decode)."""
     gpus: PositiveInt
     """GPUs of the deployment."""
     attention_tp: PositiveInt = 1
@@ -154,6 +159,7 @@ class ServingStepJob(Profile):
     """GPUs that share embedding and output head: 1, or attention_tp (default: the tensor-parallel
     group in vLLM, the attention's in SGLang with dp_lm_head)."""
     micro_batches: Literal[1, 2]
+    """Parts that the tokens of a GPU are divided into."""
     overlap: Literal["two_micro_batches", "shared_expert", "none"]
     """What hides the all-to-all: the other micro-batch in the published orders, the rank's own
     shared expert, or nothing."""
@@ -161,12 +167,17 @@ class ServingStepJob(Profile):
     """SMs that normal all-to-all kernels keep. 0: copy engines and NICs move the tokens, limited by
     links alone, and compute has every SM; extrapolated, no kernel of that kind was measured."""
     requests: StepRequests
+    """What the GPUs work on in the iteration."""
     experts: ExpertInputs
+    """Where routed experts lie and how the tokens choose among them."""
     skew: ServingSkew = Skew.model_validate("eplb_with_drift")
     """What makes ranks differ: rows of their experts, clocks, requests and hosts."""
     all_to_all: AllToAllInputs
+    """How dispatch and combine travel."""
     speculative_decoding: SpeculativeDecoding | None = None
+    """Multi-token prediction used to draft tokens that the next step verifies; none: no drafts."""
     memory: ServingMemory
+    """What fills the memory of a GPU beside weights."""
     gap: TimeEstimate
     """Idle time between two kernels, eager or under a CUDA graph; the calibration's where a file
     has none."""
@@ -175,8 +186,8 @@ class ServingStepJob(Profile):
     host_overhead: TimeEstimate
     """Time of an iteration in which no kernel runs because the host is not ready."""
     recipe: ServingRecipe = None
-    """Types of weights and products: one of simulator.workload.recipes.RECIPES; by default that of
-    the model's quantization_config, FP8 in blocks where it has none. "bf16" is read as bfloat16."""
+    """Types of weights and products; by default that of the model's quantization_config, FP8 in
+    blocks where it has none. "bf16" is read as bfloat16."""
     head: bool = True
     """Whether embedding, output head and sampling are part of the iteration."""
 
@@ -307,7 +318,9 @@ class TpotLimitJob(Profile):
     remote_share: float = Field(gt=0.0, le=1.0)
     """Share of the copies that cross the link."""
     dispatch_bytes_per_value: PositiveFloat
+    """Bytes of one value of a hidden state that is dispatched: 1 in FP8."""
     combine_bytes_per_value: PositiveFloat
+    """The same of a combine: 2 in BF16."""
     fp8_scales: bool
     """Whether a 4-byte scale for each 128 dispatched values travels too."""
     link: Literal["nic", "nvlink"]
@@ -322,7 +335,8 @@ class OffloadJob(Profile):
     """Decoding one request on a server that keeps routed experts in CPU memory."""
 
     server: str
-    """Name of a profile in hardware_profiles/servers."""
+    """The server and its measured times: ktransformers_4090d, or the path of a profile."""
     sockets: PositiveInt
     """Sockets that hold a copy of the experts each and share the work."""
     experts_per_token: PositiveInt
+    """Routed experts that a token goes to; fewer than the model's skip the others."""

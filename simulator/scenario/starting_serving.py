@@ -41,7 +41,7 @@ BLOCK_TOKENS = 64
 """Of a prefix cache without hashes of blocks (DeepSeek API documentation, context caching)."""
 
 MTP = SpeculativeDecoding(draft_tokens=1, acceptance=0.875)
-"""arXiv 2412.19437, section 2.2 (depth 1) and 5.4.3: 85 to 90 % of second tokens, the middle."""
+"""arXiv 2412.19437, section 2.2 (depth 1) and 5.4.3: 85 to 90% of second tokens, the middle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +381,7 @@ _COMMENTS = {
     "fleet.colocated": "instances that compute prompts and decode",
     "fleet.recipe": "types of weights and products",
     "fleet.kv_transfer": "over NICs at line rate, behind this latency",
-    "fleet.speculative_decoding": "acceptance: arXiv 2412.19437, section 5.4.3, 85 to 90 %",
+    "fleet.speculative_decoding": "acceptance: arXiv 2412.19437, section 5.4.3, 85 to 90%",
     "fleet.prefix_cache": "assumed: host memory of all nodes without limit, read over one NIC",
     "fleet.service_level": "limits: time to the first token, and per token after it",
     "fleet.warm_up": "until an empty service is as full as it gets",

@@ -43,7 +43,7 @@ class OptimizerTypes(Profile):
     3.3.3."""
 
     name: str = "adamw"
-    """Key of simulator.workload.sharding.OPTIMIZERS."""
+    """The optimizer: adamw, muon or lion."""
     master: Float = "float32"
     """Of the weights that the optimizer updates, beside those that compute."""
     gradients: Float = "float32"
@@ -79,8 +79,9 @@ class TrainingJob(Profile):
     """One optimizer step of a pipeline-, data- and expert-parallel run."""
 
     schedule: Annotated[str, AfterValidator(schedule_name)]
-    """Name in simulator.workload.schedules.known.SCHEDULES, or the path of a file in the form that
-    `dsv3sim show schedule` prints; "zb1p" is read as zb_h1."""
+    """gpipe, 1f1b, 1f1b_overlapped, interleaved, interleaved_overlapped, zb_h1 ("zb1p" is read as
+    it), zb_h2, zbv, dualpipe or dualpipev; or the path of a file in the form that `dsv3sim show
+    schedule` prints."""
     virtual_stages: PositiveInt | Literal["default"] = "default"
     """Pipeline stages on each rank of the interleaved schedules, by default 2, and of zb_h1, by
     default 1."""
@@ -116,12 +117,16 @@ class TrainingJob(Profile):
     recipe: Annotated[Literal["fp8", "bfloat16", "mxfp8"], BeforeValidator(full_recipe_name)] = (
         "fp8"
     )
-    """Precision of the products and of what they keep: one of simulator.workload.recipes.RECIPES;
-    "bf16" is read as bfloat16."""
+    """Precision of the products and of what they keep: fp8 in blocks of 128 x 128, bfloat16 ("bf16"
+    is read as it), or mxfp8 in blocks of 32."""
     recompute: Literal["published", "none", "attention", "layer"] = "published"
-    """What the backward of a layer computes again in the place of keeping it: one of
-    reference_model.trace.RECOMPUTATIONS. A layer of `stages` may say otherwise: "4 moe/layer"."""
+    """What the backward of a layer computes again in the place of keeping it. published: norms, the
+    up-projection of latent attention and SwiGLU (arXiv 2412.19437, section 3.2.3). none: SwiGLU
+    alone. attention: what is published, and the attention core. layer: all but the combine that
+    ends it. A layer of `stages` may say otherwise: "4 moe/layer"."""
     optimizer: OptimizerTypes = OptimizerTypes()
+    """The optimizer, and the types of what it keeps; by default those of arXiv 2412.19437, section
+    3.3.3."""
     ema: Literal["none", "float32", "bfloat16"] = "none"
     """Type of the exponential moving average of the parameters that CPU memory keeps; the CPU
     updates it while the next step runs (arXiv 2412.19437, section 3.2.3)."""
@@ -144,6 +149,7 @@ class TrainingJob(Profile):
     experts: Experts = Experts()
     """Redundant ones are further copies of the first routed experts."""
     skew: TrainingSkew = Skew.model_validate("bias_balanced")
+    """What makes ranks wait for each other: rows, clocks, work and hosts that are not alike."""
     lone_chunks_keep_sms: float = Field(default=0.5, ge=0.0, le=1.0)
     """Probability that products of chunks outside overlapped pairs leave the communication SMs free
     as well, a setting that nobody publishes; 0 without skew."""
@@ -156,6 +162,7 @@ class TrainingJob(Profile):
     blocking_sends: bool
     """Whether a rank waits for its pipeline sends before its next action."""
     memory: Memory
+    """What fills the memory of a GPU beside weights and what a job works on."""
     gap: TimeEstimate
     """Idle time between two kernels of one stream; the calibration's where a file has none."""
 

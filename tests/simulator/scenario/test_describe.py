@@ -1,7 +1,12 @@
 """Every field of every file, described from what checks it."""
 
+import re
+
 import pytest
 
+from hardware_profiles.profile_files import known_profiles
+from simulator.hardware.network.collectives import ALL_TO_ALLS, COLLECTIVES, EXCHANGES
+from simulator.hardware.network.topology import TOPOLOGIES
 from simulator.scenario.describe import (
     Field,
     find_fields,
@@ -10,6 +15,9 @@ from simulator.scenario.describe import (
     scenario_fields,
 )
 from simulator.scenario.files import load_scenario
+from simulator.workload.recipes import RECIPES
+from simulator.workload.schedules.known import SCHEDULES
+from simulator.workload.sharding import OPTIMIZERS
 
 
 def field(path):
@@ -50,6 +58,31 @@ def test_no_path_is_described_twice_and_every_field_has_a_meaning():
     every = scenario_fields()
     assert len({one.path for one in every}) == len(every)
     assert [one.path for one in every if not one.meaning] == []
+
+
+def test_meanings_point_into_no_code():
+    inside = re.compile(r"\b(simulator|reference_model|hardware_profiles|reports)[./]")
+    assert [one.path for one in scenario_fields() if inside.search(one.meaning)] == []
+
+
+FORMS = {form for forms in COLLECTIVES.values() for form in forms}
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("training.schedule", SCHEDULES),
+        ("training.optimizer.name", OPTIMIZERS),
+        ("model.recipe", RECIPES),
+        ("cluster.fabric.topology", TOPOLOGIES),
+        ("collective.operation.algorithm", {*ALL_TO_ALLS, *EXCHANGES, *FORMS}),
+        ("collective.transport", known_profiles("transports")),
+        ("serving_step.all_to_all.low_latency", known_profiles("low_latency")),
+        ("offload.server", known_profiles("servers")),
+    ],
+)
+def test_a_text_that_must_be_one_of_some_names_lists_them_all(path, names):
+    assert set(names) - set(re.findall(r"\w+", field(path).meaning)) == set()
 
 
 def paths_in(value, path=""):
