@@ -120,7 +120,7 @@ def main() -> None:
     tenth = len(gaps) // 10
     print(
         f"gaps between {len(gaps) + 1} kernels: mean {statistics.mean(gaps):.3g} s, "
-        f"10 % below {gaps[tenth]:.3g} s, 10 % above {gaps[-tenth - 1]:.3g} s"
+        f"10% below {gaps[tenth]:.3g} s, 10% above {gaps[-tenth - 1]:.3g} s"
     )
 
 

@@ -296,7 +296,7 @@ def restatement_table(title: str, errors: Sequence[RestatedError]) -> Table:
     rows = sum(error.rows for error in errors)
     inside = sum(error.inside for error in errors)
     table = Table(
-        title=f"{title}; {inside} of {rows} rows ({inside / rows:.0%}) inside the 80 % interval",
+        title=f"{title}; {inside} of {rows} rows ({inside / rows:.0%}) inside the 80% interval",
         title_justify="left",
     )
     table.add_column("family, kernel set", min_width=30)

@@ -121,7 +121,7 @@ def chosen_table(title: str, metrics: Mapping[str, Any], figures: Sequence[Chose
     table = Table(title=title, title_justify="left")
     table.add_column("metric", overflow="fold")
     cells = [beside_cells(metrics, one.path) for one in figures]
-    columns = ["expected", "ideal", "80 % interval"] if any(map(any, cells)) else ["value"]
+    columns = ["expected", "ideal", "80% interval"] if any(map(any, cells)) else ["value"]
     for column in columns:
         table.add_column(column, justify="right", overflow="fold")
     for one, beside_it in zip(figures, cells, strict=True):

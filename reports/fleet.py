@@ -24,7 +24,7 @@ LATENCIES: Mapping[str, str] = {
 }
 """Latencies in the order of tables, with their names."""
 
-LATENCY_COLUMNS = ("mean", "its 80 %", "p50", "p90", "p95", "p99", "count")
+LATENCY_COLUMNS = ("mean", "80% interval", "p50", "p90", "p95", "p99", "count")
 
 FIGURES_SHOWN: Mapping[str, str] = {
     "verdict": "verdict",
@@ -81,7 +81,7 @@ def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     single = Table()
     single.add_column("figure")
     single.add_column("simulated", justify="right", no_wrap=True)
-    single.add_column("80 % interval", justify="right", no_wrap=True)
+    single.add_column("80% interval", justify="right", no_wrap=True)
     single.add_column("what it is", style="dim")
     for path, label in figures_of_pools(metrics).items():
         meaning = metrics["definitions"].get(path, "")
@@ -181,7 +181,7 @@ def latency_cells(path: str, metrics: Mapping[str, Any]) -> list[str]:
 
 
 def interval_cell(path: str, metrics: Mapping[str, Any]) -> str:
-    """Both ends of a figure's 80 % interval; nothing where it has none."""
+    """Both ends of a figure's 80% interval; nothing where it has none."""
     ends = metrics.get("interval_80", {}).get(path)
     if ends is None:
         return ""

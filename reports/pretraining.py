@@ -52,7 +52,7 @@ def pretraining_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 
     first = Table(title=name, title_justify="left")
     first.add_column("figure")
-    for column in ("expected", "80 % interval", "nothing fails"):
+    for column in ("expected", "80% interval", "nothing fails"):
         first.add_column(column, justify="right", no_wrap=True)
     for path, label in HEADLINES.items():
         if path in metrics:

@@ -42,6 +42,8 @@ _HEADLINE = (
     "output_tokens_per_second_per_node",
     "tokens_per_second_per_user",
 )
+_LONG_NAME = 30
+"""Characters of the name of a kernel that fit on one line."""
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -91,36 +93,52 @@ def offload_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 
 
 def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
+    """Figures beside those of ideal ranks and of the same iteration with one thing changed; below
+    it in words what they rest on."""
     from rich.table import Table
 
-    from reports.tables import beside_cells, format_metric, kernels_rows
+    from reports.tables import beside_cells, format_metric
 
-    table = Table(title=name, title_justify="left")
-    comparisons: Mapping[str, Any] = metrics["comparisons"]
-    table.add_column("metric")
-    for column in ("expected", "ideal", "80 % interval", *comparisons):
-        table.add_column(column.replace("_", " "), justify="right")
+    comparisons = {
+        case.replace("_", "\n"): other
+        for case, other in metrics["comparisons"].items()
+        if case != "ideal_ranks"  # They have the column "ideal" as in every table.
+    }
+    rows = []
     for path in _HEADLINE:
-        values = [_at(metrics, path), *(_at(other, path) for other in comparisons.values())]
-        shown = [format_metric(path.split(".")[0], v) for v in values if v is not None]
-        if shown:
-            table.add_row(path, shown[0], *beside_cells(metrics, path), *shown[1:])
+        if _at(metrics, path) is not None:
+            values = (_at(of, path) for of in (metrics, *comparisons.values()))
+            first, *others = ("" if v is None else format_metric(path, v) for v in values)
+            rows.append((path, first, *beside_cells(metrics, path), *others))
     for path in ("exposed_communication_s", "kv_cache_tokens_per_gpu", "largest_batch_per_gpu"):
-        table.add_row(path, format_metric(path, metrics[path]))
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in metrics["error_share"].items())
-    table.add_row("time that rests on", shares)
-    for row in kernels_rows(metrics):
-        table.add_row(*row)
-    table.add_row("transfers", transfers_text(metrics["transfers"]))
+        rows.append((path, format_metric(path, metrics[path]), "", "", *("" for _ in comparisons)))
+    table = Table(title=name, title_justify="left", caption_justify="left")
+    heads = ("metric", "expected", "ideal", "80% interval", *comparisons)
+    told = [place for place in range(len(heads)) if any(row[place] for row in rows)]
+    for place in told:
+        table.add_column(heads[place], justify="right" if place else "left", no_wrap=place != 0)
+    for row in rows:
+        table.add_row(*(row[place] for place in told))
+    table.caption = "\n".join(f"{what}: {text}" for what, text in _basis(metrics))
+    return table
+
+
+def _basis(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(what, text) of what the figures of a step rest on."""
+    from reports.tables import kernels_rows
+
+    shares = (f"{share:.0%} {name}" for name, share in metrics["error_share"].items() if share)
+    yield "kernel time", ", ".join(shares)
+    yield from kernels_rows(metrics)
+    yield "transfers", transfers_text(metrics["transfers"])
     split = [
         f"{part.replace('_', ' ')} over {gpus}"
         for part, gpus in metrics["tensor_parallel"].items()
         if gpus > 1
     ]
     if split:
-        table.add_row("split over GPUs", ", ".join(split))
-    table.add_row("expert loads", expert_loads(metrics["experts"]))
-    return table
+        yield "split over GPUs", ", ".join(split)
+    yield "expert loads", expert_loads(metrics["experts"]).replace("; ", "\n  ")
 
 
 def expert_loads(experts: Mapping[str, Any]) -> str:
@@ -180,21 +198,27 @@ def _kernels(metrics: Mapping[str, Any]) -> Table:
         title="one expert layer, one micro-batch", title_justify="left", box=box.SIMPLE_HEAD
     )
     table.add_column("kernel", no_wrap=True)
-    table.add_column("sizes", overflow="fold")
-    for column in ("time", "80 % interval"):
+    for column in ("time", "80% interval"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("from", no_wrap=True)
+    table.add_column("sizes", overflow="fold")
     for row in metrics["operators"]:
         if row["layer"] != "moe" or row["micro_batch"] != 0:
             continue
         table.add_row(
-            row["name"],
-            " ".join(f"{size}={value}" for size, value in row["sizes"].items()),
+            _on_lines(row["name"]),
             format_seconds(row["seconds"]),
             interval_text(row["low_s"], row["high_s"]),
             row["provenance"],
+            " ".join(f"{size}={value}" for size, value in row["sizes"].items()),
         )
     return table
+
+
+def _on_lines(name: str) -> str:
+    """The name of a kernel, its last part on a line of its own where it is long."""
+    first, dot, last = name.rpartition(".")
+    return f"{first}\n  {dot}{last}" if len(name) > _LONG_NAME else name
 
 
 def _gains(speculation: Mapping[str, Any]) -> Table:

@@ -139,7 +139,7 @@ def sweep_table(sweep: Sweep) -> Table:
     reasons = list(dict.fromkeys(rows[i].reason for i in sweep.order if rows[i].reason))
     notes = [f"({number}) {reason}" for number, reason in enumerate(reasons, 1)]
     if reasons:
-        table.add_column("why not")
+        table.add_column("reason")
     if sweep.note:
         notes.append(f"note: {sweep.note}")
     if notes:

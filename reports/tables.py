@@ -340,12 +340,12 @@ def format_metric(path: str, value: float) -> str:
 def format_published(path: str, value: float) -> str:
     """A published or simulated figure with its unit written out: "14,800 tokens/s"."""
     text, metric = format_metric(path, value), metric_of(path)
-    if metric is None or not metric.unit or metric.unit in (*_BY_UNIT, "ratio"):
+    if metric is None or not metric.unit or metric.unit in _BY_UNIT:
         return text
     return f"{text} {metric.unit}"
 
 
-PUBLISHED_COLUMNS = ("figure", "published", "expected", "error", "ideal", "80 % interval", "kind")
+PUBLISHED_COLUMNS = ("figure", "published", "expected", "error", "ideal", "80% interval", "kind")
 """Heads of `published_cells`."""
 
 
@@ -427,6 +427,10 @@ def _dollars(value: float) -> str:
     return f"{value:,.0f} USD" if abs(value) >= _FEW else f"{value:.3g} USD"
 
 
+def _ratio(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:.4g}"
+
+
 def _number(value: float) -> str:
     if isinstance(value, int):
         return f"{value:,}"
@@ -442,6 +446,7 @@ _BY_UNIT: Mapping[str, Callable[[float], str]] = {
     "share": _percent,
     "TFLOP/s": _tera_flops,
     "USD": _dollars,
+    "ratio": _ratio,
 }
 _UNIT_OF_ENDING = {"_bytes_per_s": "bytes/s", "_s": "s", "_bytes": "bytes", "_share": "share"}
 

@@ -106,7 +106,7 @@ def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     table = Table(title=name, title_justify="left")
     table.add_column("metric", no_wrap=True)
-    for column in ("expected", "ideal", "80 % interval"):
+    for column in ("expected", "ideal", "80% interval"):
         table.add_column(column, justify="right", no_wrap=True)
     for path in (
         "step_time_s",
@@ -395,7 +395,7 @@ def comparison_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
         if path in COMPARED and not path.startswith("ranks."):
             both = [beside_cells(metrics, path) for _, metrics in runs]
             for name, column in zip(
-                ("ideal", "80 % interval"), zip(*both, strict=True), strict=True
+                ("ideal", "80% interval"), zip(*both, strict=True), strict=True
             ):
                 if any(column):
                     table.add_row(f"  {name}", *column, style="dim")

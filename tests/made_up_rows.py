@@ -25,7 +25,7 @@ def row(m, n, k, seconds, kernel_set="made_up"):
 
 
 def made_up(*, noise=0.0, seed=0, kernel_set="made_up", slower=1.0):
-    """A kernel that reaches 60 % of the peak beyond a launch of 5 us."""
+    """A kernel that reaches 60% of the peak beyond a launch of 5 us."""
     rng = np.random.default_rng(seed)
     return [
         row(
@@ -40,7 +40,7 @@ def made_up(*, noise=0.0, seed=0, kernel_set="made_up", slower=1.0):
 
 
 def held_out():
-    """Two shapes of 30 rows each, 1 % too slow, but one row by half; ends of a shape are edges."""
+    """Two shapes of 30 rows each, 1% too slow, but one row by half; ends of a shape are edges."""
     made = []
     for n in (4096, 7168):
         for number in range(30):

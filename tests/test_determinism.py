@@ -28,7 +28,7 @@ RUNS = ((0, 1, 1), (123456, 2, -1), (1, 2, 1), (2, 4, -1), (3, 1, -1))
 
 
 def figures(names, seed, threads, direction):
-    """The JSON of all scenarios, with 80 % intervals, from a process of its own."""
+    """The JSON of all scenarios, with 80% intervals, from a process of its own."""
     counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *names[::direction]], capture_output=True, check=False,

@@ -33,9 +33,9 @@ class MeasuredRatio(NamedTuple):
 
 _TRACE = "public trace of a training pair on H800"
 MEASURED_BESIDE: Mapping[Effect, MeasuredRatio] = {
-    Effect.GEMM: MeasuredRatio(1.045, f"{_TRACE}: FP8 on 112 CTAs, +3 to +7 %, median"),
-    Effect.MEMORY_BOUND: MeasuredRatio(1.15, f"{_TRACE}: many CTAs, +6 to +20 %, median"),
-    Effect.NORM: MeasuredRatio(1.65, f"{_TRACE}: grids of 3 x 132 CTAs, +63 to +69 %"),
+    Effect.GEMM: MeasuredRatio(1.045, f"{_TRACE}: FP8 on 112 CTAs, +3 to +7%, median"),
+    Effect.MEMORY_BOUND: MeasuredRatio(1.15, f"{_TRACE}: many CTAs, +6 to +20%, median"),
+    Effect.NORM: MeasuredRatio(1.65, f"{_TRACE}: grids of 3 x 132 CTAs, +63 to +69%"),
     Effect.CAST: MeasuredRatio(6.5, f"{_TRACE}: 52 us, and 334 to 349 us under a GEMM"),
     Effect.DISPATCH_FORWARD: MeasuredRatio(1.84, f"{_TRACE}, over DeepEP alone; skew inside"),
     Effect.DISPATCH_GRADIENT: MeasuredRatio(1.44, f"{_TRACE}, over DeepEP alone; skew inside"),

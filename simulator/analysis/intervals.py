@@ -1,4 +1,4 @@
-"""80 % intervals of simulated times, from draws of all that they rest on."""
+"""80% intervals of simulated times, from draws of all that they rest on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from simulator.execution.serving_step import ServingStep
 
 
 def serving_interval(step: ServingStep, *, seed: int) -> list[Seconds]:
-    """80 % interval of the time of a serving iteration, host overhead included, of the ranks that
+    """80% interval of the time of a serving iteration, host overhead included, of the ranks that
     its job's skew states."""
     draws = step_draws(step, seed=seed)
     value = step.step_s if step.model.job.skew.is_none else draws.expected_s

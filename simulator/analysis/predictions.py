@@ -183,7 +183,7 @@ class Judged:
 
     @property
     def inside(self) -> bool:
-        """Whether the measured value lies in the 80 % interval."""
+        """Whether the measured value lies in the 80% interval."""
         low, high = self.line.interval_80
         return low <= self.measured <= high
 

@@ -48,7 +48,7 @@ class SimulatedStep:
     """With ranks that are alike."""
     low_s: Seconds
     high_s: Seconds
-    """Ends of its 80 % interval."""
+    """Ends of its 80% interval."""
     sequences: int
     sequence_length: int
     flops: float | None

@@ -1,6 +1,6 @@
 """The figures of a whole training run, over its seeds.
 
-A figure is the mean over the runs, so that its causes sum to it; its 80 % interval holds the runs
+A figure is the mean over the runs, so that its causes sum to it; its 80% interval holds the runs
 from the 10th to the 90th in a hundred, with what failures and the time of a step make of each.
 """
 

@@ -49,7 +49,7 @@ Result_co = TypeVar("Result_co", covariant=True)
 Metrics: TypeAlias = dict[str, Any]
 
 Detail: TypeAlias = Literal["plain", "tables", "intervals"]
-"""How much of a run is worked out: its single figures, its tables too, or 80 % intervals too."""
+"""How much of a run is worked out: its single figures, its tables too, or 80% intervals too."""
 
 STEP_TIMES = ("step_time_s", "pass_time_s")
 """Metrics of the jobs that kernel times decide: a training or decode step, a prefill pass."""
@@ -70,12 +70,12 @@ class Run(Generic[Result_co]):
 
     @cached_property
     def metrics(self) -> Metrics:
-        """{JSON name: value} in SI units, with 80 % intervals where the job has them."""
+        """{JSON name: value} in SI units, with 80% intervals where the job has them."""
         return self.measure("intervals") if self.has_intervals else self.quick_metrics
 
     @cached_property
     def quick_metrics(self) -> Metrics:
-        """The same without 80 % intervals, for speed."""
+        """The same without 80% intervals, for speed."""
         return self.measure("tables")
 
     @cached_property
@@ -88,7 +88,7 @@ class Run(Generic[Result_co]):
         """Everything that `dsv3sim run` prints and writes of this run.
 
         Args:
-            intervals: whether to work out 80 % intervals, and the same serving step with other
+            intervals: whether to work out 80% intervals, and the same serving step with other
                 kernels.
         """
         scenario = self.scenario

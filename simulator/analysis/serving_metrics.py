@@ -43,7 +43,7 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
     apply to the phase.
 
     Args:
-        with_intervals: whether to work out 80 % intervals (`analysis.intervals`).
+        with_intervals: whether to work out 80% intervals (`analysis.intervals`).
     """
     job, step, draws = run.job, run.step, run.draws
     kv, node = run.kv, run.step.model.cluster.node.gpus
@@ -170,7 +170,7 @@ def beside_ideal(draws: StepDraws, ideal: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ends(run: ServingRun) -> list[Seconds]:
-    """80 % interval of the iteration's time."""
+    """80% interval of the iteration's time."""
     if run.draws is None:
         return serving_interval(run.step, seed=run.scenario.file.seed)
     return interval(run.draws.step_s, value=run.draws.expected_s)
@@ -179,7 +179,7 @@ def _ends(run: ServingRun) -> list[Seconds]:
 def _intervals(
     step_s: Seconds, ends: Sequence[Seconds], figures: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """{name: [low, high]} of the iteration's time and of what follows from it, 80 %."""
+    """{name: [low, high]} of the iteration's time and of what follows from it, 80%."""
     low, high = ends
     found: dict[str, Any] = {}
     for name, value in figures.items():

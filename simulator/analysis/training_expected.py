@@ -39,7 +39,7 @@ def central_mean(drawn: TrainingDraws, values: Array) -> Array:
 
 
 def ends(values: Array) -> list[float]:
-    """[low, high], the 80 % interval of [draws]."""
+    """[low, high], the 80% interval of [draws]."""
     low, high = np.quantile(values, [TAIL, 1 - TAIL])
     return [float(low), float(high)]
 

@@ -297,7 +297,7 @@ def training_metrics(
     wall_clock_s is added by whoever measures it.
 
     Args:
-        with_intervals: whether to work out 80 % intervals (`analysis.intervals`).
+        with_intervals: whether to work out 80% intervals (`analysis.intervals`).
         with_attribution: whether to split the step into causes, which takes steps of its own.
     """
     step, job, cluster = run.step, run.job, run.scenario.cluster
@@ -434,7 +434,7 @@ def transfer_limits(run: TrainingRun) -> dict[str, Any]:
 
 
 def _intervals(drawn: TrainingDraws, metrics: Mapping[str, Any]) -> dict[str, list[float]]:
-    """80 % intervals [low, high] of what the draws move, which hold the value itself."""
+    """80% intervals [low, high] of what the draws move, which hold the value itself."""
     step_s = metrics["step_time_s"]
     found = interval_metrics(
         drawn,

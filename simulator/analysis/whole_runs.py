@@ -262,7 +262,7 @@ class Predicted:
     seconds: Seconds
     low: Seconds
     high: Seconds
-    """Ends of the 80 % interval."""
+    """Ends of the 80% interval."""
     families: Mapping[str, Seconds]
     """Kernel family -> its kernels' time; what is left of the step as "gaps, host"."""
 
@@ -351,7 +351,7 @@ class Comparison:
 
     @property
     def inside(self) -> bool:
-        """Whether the measured time lies in the other device's 80 % interval."""
+        """Whether the measured time lies in the other device's 80% interval."""
         return self.other.low <= self.step.seconds <= self.other.high
 
     @property

@@ -117,7 +117,7 @@ def repeat_noise(rows: Sequence[Measurement]) -> Array:
 
 
 def half_width(errors: Array) -> float:
-    """The half-width of an interval that holds one more error of the same kind with 80 %
+    """The half-width of an interval that holds one more error of the same kind with 80%
     (split conformal): the error of rank 0.8 (n + 1) of n, the largest where that is beyond them.
 
     Args:

@@ -48,7 +48,7 @@ class RestatedError:
     absolute: float
     """Median of its absolute value."""
     inside: int
-    """Rows within the predicted 80 % interval."""
+    """Rows within the predicted 80% interval."""
     measured_s: float
     predicted_s: float
     """Of all launches behind the rows together."""

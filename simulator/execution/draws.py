@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 SAMPLES = 256
 TAIL = 0.1
-"""Share of the samples beyond either end of an 80 % interval."""
+"""Share of the samples beyond either end of an 80% interval."""
 
 
 class Draws:
@@ -142,6 +142,6 @@ def drawn(prior: Ends, normal: Array) -> Array:
 
 
 def interval(samples: Array, *, value: float) -> list[float]:
-    """Low and high end of the central 80 % of the samples, widened to hold the value itself."""
+    """Low and high end of the central 80% of the samples, widened to hold the value itself."""
     low, high = np.quantile(samples, [TAIL, 1 - TAIL])
     return [min(float(low), value), max(float(high), value)]

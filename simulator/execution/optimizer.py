@@ -149,7 +149,7 @@ class OptimizerStep:
     gather_s: Seconds
     """All-gather of the BF16 parameters; none where chunks hold it."""
     exchange_ends_s: tuple[Seconds, Seconds]
-    """Ends of the 80 % interval of both exchanges together."""
+    """Ends of the 80% interval of both exchanges together."""
     products: Prediction | None = None
     """Times of the products with which the busiest owner orthogonalises its matrices, if any."""
     offloaded: OffloadedUpdate | None = None

@@ -247,7 +247,7 @@ def rebalancing(model: ServingModel, interval: Seconds | None) -> RebalanceCost 
     return rebalance_cost(
         before,
         placement,
-        # A byte each; block scales, 0.02 %, are left out.
+        # A byte each; block scales, 0.02%, are left out.
         expert_bytes=float(parameter_counts(model.config).expert),
         seconds_of=lambda size: model.transfers.payload(size, load=load).seconds.item(),
         interval=interval,

@@ -77,7 +77,7 @@ class PairWaiting:
     notify_s: Array
     """[slots, all-to-alls of a slot], of a rank before each, mean over ranks."""
     mean_ends_s: tuple[Seconds, Seconds]
-    """80 % interval of what one rank waits before an all-to-all of its pair, on average."""
+    """80% interval of what one rank waits before an all-to-all of its pair, on average."""
     kernel_s: Array
     """Likewise, of the all-to-all itself, the least of its notify kernel inside."""
 
@@ -578,7 +578,7 @@ def exchanged(part: OptimizerStep, normal: Array) -> Array:
     """Draws of the time of an optimizer's reduce-scatter and all-gather.
 
     Args:
-        normal: 1 where the draw is the upper end of an 80 % interval.
+        normal: 1 where the draw is the upper end of an 80% interval.
     """
     value, (low, high) = part.reduce_s + part.gather_s, part.exchange_ends_s
     if value == 0.0:

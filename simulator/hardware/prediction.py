@@ -14,7 +14,7 @@ PROVENANCES = ("measured", "interpolated", "extrapolated", "modelled")
 """What a time rests on, from what is known best to what is known least."""
 MEASURED, INTERPOLATED, EXTRAPOLATED, MODELLED = range(len(PROVENANCES))
 NORMAL_80 = 1.2816
-"""Half-width of the central 80 % of a normal distribution, in standard deviations."""
+"""Half-width of the central 80% of a normal distribution, in standard deviations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Prediction:
     seconds: Array
     low: Array
     high: Array
-    """Ends of each time's own 80 % interval, seconds; `common` left out."""
+    """Ends of each time's own 80% interval, seconds; `common` left out."""
     provenance: NDArray[np.intp]
     """Places in PROVENANCES."""
     family: tuple[Hashable, ...]

@@ -344,7 +344,7 @@ def draw_rows(
 
     Few tokens choose one by one (the top_k largest of popularity times an exponential race). Many
     are drawn as one multinomial of tokens x top_k choices, which lets a token choose an expert
-    twice: variance too large by (1 - 1/experts) / (1 - top_k/experts), 3 % for 8 of 256.
+    twice: variance too large by (1 - 1/experts) / (1 - top_k/experts), 3% for 8 of 256.
     """
     layers, experts = popularity.shape
     if tokens * layers * experts > EXACT_DRAWS:

@@ -33,7 +33,7 @@ print(json.dumps([time.process_time(), 1024 * int(kilobytes)]))
 
 @pytest.fixture
 def folder(benchmark, tmp_path):
-    """With a table of GEMMs that reach 60 % of the peak beyond a launch, scattered by 5 %."""
+    """With a table of GEMMs that reach 60% of the peak beyond a launch, scattered by 5%."""
     count = ROWS if benchmark.enabled else FEW
     rng = np.random.default_rng(0)
     m = rng.integers(1, 65536, count)

@@ -57,7 +57,7 @@ def test_as_json_a_figure_has_its_value_unit_ideal_and_interval():
 @pytest.mark.parametrize(
     ("names", "heads", "cells"),
     [
-        (["step_time_s"], ["metric", "expected", "ideal", "80 % interval"],
+        (["step_time_s"], ["metric", "expected", "ideal", "80% interval"],
          ["step_time_s", "18 s", "16 s", "17 to 20 s"]),
         (["verdict"], ["metric", "value"], ["verdict", "keeps up"]),
     ],

@@ -54,7 +54,7 @@ def test_tables_show_the_expected_figure_its_interval_and_the_run_that_never_fai
     assert [column.header for column in first.columns] == [
         "figure",
         "expected",
-        "80 % interval",
+        "80% interval",
         "nothing fails",
     ]
     assert (causes.row_count, phases.row_count, published.row_count) == (9, 1, 2)

@@ -1,13 +1,16 @@
 """Run directories of serving jobs: a self-contained page, a trace in order, tables."""
 
 import html
+import io
 import json
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
+from reports.fit import fitted
 from reports.jobs import JOB_REPORTS
-from reports.serving import serving_events
+from reports.serving import serving_events, serving_tables
 from simulator.analysis.run import simulate
 from simulator.scenario.files import load_scenario
 
@@ -43,13 +46,40 @@ def test_a_run_directory_holds_scenario_metrics_and_a_page_without_links(name, t
         assert html.escape(metrics["limited_by"]) in page
 
 
-def test_slices_of_a_stream_do_not_overlap(tmp_path):
-    scenario = load_scenario("decode_ep128_profile")
-    report = JOB_REPORTS[scenario.job_name]()
-    run = simulate(scenario)
-    report.write(run, run.metrics, tmp_path / "run")
+@pytest.fixture(scope="module")
+def decode():
+    return simulate(load_scenario("decode_ep128_profile"))
+
+
+def test_a_headline_holds_figures_alone_and_says_below_what_they_rest_on(decode):
+    table = serving_tables("decode", decode.metrics)[0]
+    heads = [str(column.header).replace("\n", " ") for column in table.columns]
+    assert heads == ["metric", "expected", "ideal", "80% interval", "without transfer slowdown"]
+    assert max(len(cell) for column in table.columns[1:] for cell in column.cells) <= len(
+        "11,111.1 to 11,111.1"
+    )
+    lines = [line for line in table.caption.split("\n") if not line.startswith("  ")]
+    assert [line.partition(":")[0] for line in lines] == [
+        "kernel time", "kernels", "recipe", "transfers", "expert loads",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_every_table_of_a_step_fits_and_cuts_nothing(decode, columns):
+    console = Console(file=io.StringIO(), width=columns, markup=False)
+    for table in serving_tables("decode", decode.metrics):
+        for part in fitted(table, columns):
+            console.print(part)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= columns
+    assert "…" not in text
+
+
+def test_slices_of_a_stream_do_not_overlap(decode, tmp_path):
+    report = JOB_REPORTS[decode.scenario.job_name]()
+    report.write(decode, decode.metrics, tmp_path / "run")
     last = {}
-    for event in serving_events(run.result):
+    for event in serving_events(decode.result):
         if event["ph"] == "X":
             assert event["ts"] >= last.get(event["tid"], 0.0) - 1e-3
             last[event["tid"]] = event["ts"] + event["dur"]

@@ -86,7 +86,7 @@ def plan(answer=(PREFILL, DECODE)):
 
 def test_the_recommendation_names_fleet_limit_and_cost():
     # 16 GPUs of prefill cost 32 USD/h for 10 x 1,000 x 3,600 = 36 M tokens in, 48 of decode 96
-    # USD/h for 3.6 M tokens out. TPOT is at 90 % of its limit, TTFT at 75 %.
+    # USD/h for 3.6 M tokens out. TPOT is at 90% of its limit, TTFT at 75%.
     assert recommendation(plan()) == (
         "Take 8 nodes (64 h200_sxm): prefill 2 x EP8, passes of 4K; decode 3 x EP16, two "
         "micro-batches, MTP. The nearest limit is TPOT, p90 45 ms of 50 ms; prefill throughput "

@@ -70,6 +70,8 @@ def test_inputs_are_listed_with_interval_kind_and_source() -> None:
         ("tflops_per_gpu_causal", 385.0, "385.0 TFLOP/s"),
         ("gpu_hours_per_trillion_tokens", 180e3, "180,000"),
         ("tokens_per_second_per_gpu", 1541.7, "1,541.7"),
+        ("experts.compute_max_over_mean", 1.0574, "1.057"),
+        ("speculative_decoding.speed_up", 0.98765, "0.988"),
     ],
 )
 def test_a_metric_is_written_with_its_unit(path: str, value: float, text: str) -> None:

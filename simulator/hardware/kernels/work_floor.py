@@ -9,7 +9,7 @@ the numbers scanned, time goes as the time at peak does.
 
 Attention. Measured rows bound from below whatever is larger in every size. Rows are few and lie far
 apart; the efficiency of one sequence and that of sixteen differ so much that a mean of their curves
-would dip between them, by a third on the H800. Between the contexts of rows a dip of up to 2 %
+would dip between them, by a third on the H800. Between the contexts of rows a dip of up to 2%
 remains at two and three sequences.
 """
 

@@ -57,7 +57,7 @@ def test_intervals_hold_their_figures_and_slower_iterations_their_high_end(
         assert value is not None
         assert low <= value <= high
     low, high = intervals["tpot_s.mean"]
-    # The step model's own interval is wider than 5 % each way.
+    # The step model's own interval is wider than 5% each way.
     assert high - low > 0.08 * metrics["tpot_s"]["mean"]
 
 

@@ -92,7 +92,7 @@ def test_without_intervals_a_serving_step_has_none_and_a_job_that_has_none_says_
     assert step.stderr == ""
     bound = dsv3sim("run", "tpot_limit_cx7", "--json", "--no-interval")
     assert bound.returncode == 0, bound.stderr
-    assert bound.stderr == "note: --no-interval: a tpot_limit job has no 80 % interval\n"
+    assert bound.stderr == "note: --no-interval: a tpot_limit job has no 80% interval\n"
 
 
 def test_ideal_ranks_are_a_run_without_skew_and_a_job_that_has_none_says_so():

@@ -442,7 +442,7 @@ def test_a_product_of_few_rows_that_was_measured_slower_than_one_of_more_takes_n
 
 
 def test_bytes_come_no_faster_than_the_fastest_measured_kernel_moves_them():
-    # The head of one token in FP8, 129,280 x 7,168 weights. InferSim's fastest product moves 93.3 %
+    # The head of one token in FP8, 129,280 x 7,168 weights. InferSim's fastest product moves 93.3%
     # of the H800's 3.35 TB/s: k = 36,864, n = 7,168 at 16 rows.
     table = [row for row in ROWS if row.kernel_set == "infersim"]
     fastest = max(

@@ -29,7 +29,7 @@ def check_tokens(result: FleetRun, log: CollectedLog) -> None:
 def test_an_emptied_cache_is_all_of_use_again_though_parts_of_tokens_were_freed(
     cluster: ClusterProfile,
 ) -> None:
-    """A request of over 90 % of the cache fits an empty rank only, where no watermark is kept."""
+    """A request of over 90% of the cache fits an empty rank only, where no watermark is kept."""
     job = make_job(
         {
             "synthetic": {

@@ -63,7 +63,7 @@ def test_a_launch_says_time_ctas_and_bytes_of_each_rank():
 
 
 def test_a_kernel_at_the_rate_of_hbm_fills_it_with_fewer_sms():
-    """117.4 MB in 40 us is 2.94 TB/s, 98 % of what HBM gives: 33 SMs of 90 GB/s do it. In 50 us it
-    is 78 %."""
+    """117.4 MB in 40 us is 2.94 TB/s, 98% of what HBM gives: 33 SMs of 90 GB/s do it. In 50 us it
+    is 78%."""
     assert HBM.enough_sms(117_440_512, 4e-5) == 33
     assert HBM.enough_sms(117_440_512, 5e-5) is None
