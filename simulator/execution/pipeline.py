@@ -258,11 +258,12 @@ def _check_durations(schedule: Schedule, seconds: Times) -> None:
     count = sum(map(len, schedule.actions))
     if len(seconds) != count:
         raise ValueError(f"{schedule.name}: {len(seconds)} durations for {count} actions")
-    if np.isfinite(seconds).all() and seconds.min(initial=0.0) >= 0.0:
-        return
-    actions = [(rank, action) for rank, row in enumerate(schedule.actions) for action in row]
-    for (rank, action), took in zip(actions, seconds, strict=True):
-        _check(took, f"{action} on rank {rank}")
+    possible = np.isfinite(seconds) & (seconds >= 0.0)
+    if not possible.all():
+        wrong = int(np.argwhere(~possible)[0, 0])
+        actions = [(rank, action) for rank, row in enumerate(schedule.actions) for action in row]
+        rank, action = actions[wrong]
+        _check(seconds[wrong], f"{action} on rank {rank}")
 
 
 def _check(seconds: float | Times, what: str) -> None:

@@ -43,8 +43,8 @@ def test_a_device_moves_measured_kernels_of_every_family_as_one():
 @pytest.mark.parametrize(
     ("ends", "found"),
     [
-        # 2 at the median, 8 and 1 at the ends: factors of 4 up and 2 down for each 1.2816 sd.
-        ((2.0, 1.0, 8.0), [1.0, 2.0, 8.0, 4.0]),
+        # 2 at the median, 8 and 0.25 at the ends: factors of 4 up and 8 down for each 1.2816 sd.
+        ((2.0, 0.25, 8.0), [0.25, 2.0, 8.0, 4.0]),
         # With zero at the low end the value itself is normal, and half of these draws are zero.
         ((0.0, 0.0, 0.5), [0.0, 0.0, 0.5, 0.25]),
         ((1.0, 1.0, 1.0), [1.0, 1.0, 1.0, 1.0]),

@@ -144,3 +144,19 @@ def test_a_watermark_keeps_a_part_of_the_cache_free_of_newcomers() -> None:
     assert cache.fits(0, 80, others=0, ahead=0, watermark=0.0)
     # An empty rank gives all it has.
     assert cache.fits(1, 100, others=0, ahead=0, watermark=0.1)
+
+
+def test_what_a_decoded_request_frees_is_what_it_took_its_last_page_included() -> None:
+    """10 tokens of a prompt, 5 of a last page, and 3 of its steps."""
+    cache = cache_of(100, slack=5)
+    live = LiveRequest(Request(1, 0.0, 10, 10), generated=1)
+    cache.take(live, 1, 10)
+    live.rank = 1
+    cache.start_decoding(live)
+    assert cache.allocated == 15
+    cache.grow(3)
+    assert cache.allocated == 15 + 3 * 2
+    cache._batch.step += 3
+    cache.free_decoded(live)
+    assert cache.freed == 10 + 5 + 3
+    assert cache.empty
