@@ -112,8 +112,7 @@ class Run(Generic[Result_co]):
         elif isinstance(self.scenario.job, ServingStepJob):
             result.step.model.kernels.costs.keep_times()
         elif isinstance(self.scenario.job, FleetJob):
-            for model in result.simulation.models.values():
-                model.kernels.costs.keep_times()
+            result.simulation.keep_times()
 
     def other_kernels(self) -> Metrics | None:
         """What a step takes with kernels of the other kind, of an engine or of the reference model;

@@ -41,7 +41,7 @@ from simulator.analysis.plan.serving_search import (
 )
 from simulator.analysis.run_key import run_key
 from simulator.analysis.sweep import Point, append_row, read_rows
-from simulator.execution.fleet.simulation import KnownTimes
+from simulator.execution.fleet.kept_points import KnownTimes
 from simulator.scenario.files import load_scenario, scenario_from
 from simulator.scenario.fleet import FleetJob, RequestSource
 from simulator.scenario.starting_serving import (

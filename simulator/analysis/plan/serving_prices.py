@@ -15,12 +15,8 @@ from hardware_profiles.fields import Raw
 from hardware_profiles.units import Seconds
 from simulator.analysis.fleet_metrics import fleet_metrics, observe_fleet
 from simulator.analysis.plan.serving_bounds import Demand
-from simulator.execution.fleet.simulation import (
-    FleetSimulation,
-    KnownTimes,
-    kv_tokens,
-    prepare_fleet,
-)
+from simulator.execution.fleet.kept_points import KnownTimes
+from simulator.execution.fleet.simulation import FleetSimulation, kv_tokens, prepare_fleet
 from simulator.execution.serving_model import ServingModel
 from simulator.scenario.files import scenario_from
 from simulator.scenario.starting_serving import Deployment, Pool, Service, fleet_scenario

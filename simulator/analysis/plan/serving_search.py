@@ -25,7 +25,7 @@ from simulator.analysis.plan.serving_bounds import (
     predicted_tpot,
 )
 from simulator.analysis.plan.serving_prices import BATCHES, PASSES, Measured, Price
-from simulator.execution.fleet.simulation import KnownTimes
+from simulator.execution.fleet.kept_points import KnownTimes
 from simulator.scenario.starting_serving import (
     Deployment,
     Pool,

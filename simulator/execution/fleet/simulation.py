@@ -20,12 +20,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
-from typing import TypeAlias
 
 import yaml
 
 from simulator.execution.fleet.accounts import FleetRun
 from simulator.execution.fleet.fleet import run_fleet
+from simulator.execution.fleet.kept_points import KnownTimes, read_points, write_points
 from simulator.execution.fleet.log import FleetLog
 from simulator.execution.fleet.step_times import (
     AffineStepTimes,
@@ -69,6 +69,8 @@ class FleetSimulation:
     """Of each pool."""
     models: Mapping[str, ServingModel]
     """The one-step models behind them: {"prefill", "decode"}, empty for coefficients."""
+    points: Mapping[str, KnownTimes]
+    """Of each of those, the times of grid points that are known so far."""
 
     @property
     def step_times_from(self) -> Mapping[str, str]:
@@ -86,6 +88,13 @@ class FleetSimulation:
             watch=watch,
         )
 
+    def keep_times(self) -> None:
+        """Keep the times of iterations and kernels that were asked for, for the user's next
+        process."""
+        for phase, model in self.models.items():
+            model.kernels.costs.keep_times()
+            write_points(model, self.points[phase])
+
 
 def _basis(pool: PoolSpec) -> str:
     if pool.affine is not None:
@@ -98,11 +107,6 @@ def _basis(pool: PoolSpec) -> str:
     return f"one-step model of {named}, interpolated between grid points"
 
 
-KnownTimes: TypeAlias = dict[tuple[str, int, int], float]
-"""{("seconds", or "more" of what ranks that differ make of it; size; context): its value} of grid
-points of one deployment, whatever its largest batch or pass."""
-
-
 def prepare_fleet(
     scenario: Scenario,
     watch: Watch = unwatched,
@@ -112,14 +116,15 @@ def prepare_fleet(
 
     Args:
         watch: told of every iteration whose time is worked out, while the fleet runs.
-        known: {phase: times of its deployment that were worked out before}; what the fleet asks for
-            besides is added while it runs.
+        known: {phase: times of its deployment that were worked out before}, by default those that
+            were kept; what the fleet asks for besides is added while it runs.
 
     Raises:
         ValueError: an unknown name, a deployment that is not the pool's, or Infeasible.
     """
     job = scenario.job_as(FleetJob)
     models: dict[str, ServingModel] = {}
+    points: dict[str, KnownTimes] = {}
     times: dict[str, StepTimes] = {}
     pauses: dict[str, PoolSpec] = {}
     """Pools with the pause of their rebalancing filled in."""
@@ -133,11 +138,15 @@ def prepare_fleet(
             for phase, step in steps.items()
             if step is not None
         }
-        times[name] = _interpolated(of_pool, watch, {} if known is None else known)
+        points |= {
+            phase: read_points(model) if known is None else known.get(phase, {})
+            for phase, model in of_pool.items()
+        }
+        times[name] = _interpolated(of_pool, watch, points)
         models |= of_pool
         pauses[name] = _with_pause(pool, of_pool, where=f"fleet.{name}.rebalance")
     filled = pauses | {"kv_bytes_per_token": _kv_bytes_per_token(scenario, job, models)}
-    return FleetSimulation(scenario, job.model_copy(update=filled), times, models)
+    return FleetSimulation(scenario, job.model_copy(update=filled), times, models, points)
 
 
 def _kv_bytes_per_token(
@@ -177,7 +186,7 @@ def _with_pause(pool: PoolSpec, models: Mapping[str, ServingModel], *, where: st
 
 
 def _interpolated(
-    models: Mapping[str, ServingModel], watch: Watch, known: Mapping[str, KnownTimes]
+    models: Mapping[str, ServingModel], watch: Watch, points: Mapping[str, KnownTimes]
 ) -> StepTimes:
     return InterpolatedStepTimes(
         _expected(
@@ -187,7 +196,7 @@ def _interpolated(
                 "decode",
                 "steps",
             ),
-            known.get("decode", {}),
+            points.get("decode", {}),
         ),
         _expected(
             _told(
@@ -196,7 +205,7 @@ def _interpolated(
                 "prefill",
                 "passes",
             ),
-            known.get("prefill", {}),
+            points.get("prefill", {}),
         ),
         kv_capacity_tokens=min(kv_tokens(model) for model in models.values()),
         page_tokens=max(model.job.memory.page_tokens for model in models.values()),
@@ -229,7 +238,7 @@ def _expected(
     points of the times too, and are simulated once.
 
     Args:
-        known: see `prepare_fleet`.
+        known: times that were worked out before; others are added.
     """
     iteration = cache(iteration)
 

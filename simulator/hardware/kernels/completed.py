@@ -94,7 +94,8 @@ class CompletedKernels:
         self._rising_rows: dict[tuple[bool, Family], RisingRows] = {}
         self._times: dict[tuple[bool, Family], dict[tuple[Sizes, int], Time]] = {}
         self._restated_floors: dict[tuple[bool, Family], WorkFloor] = {}
-        self._digest: str | None = None
+        self.digest: str | None = None
+        """Of all that times rest on; None of kernels whose times are not kept."""
         self._kept = 0
         """Times that the user's file holds."""
 
@@ -104,14 +105,14 @@ class CompletedKernels:
         Args:
             inputs: what times rest on, beside own rows.
         """
-        self._digest = times_digest(inputs, self.own.rows)
-        self._times = read_times(self._digest)
+        self.digest = times_digest(inputs, self.own.rows)
+        self._times = read_times(self.digest)
         self._kept = self._count()
 
     def keep_times(self) -> None:
         """Keep all times for the next process, where there are new ones."""
-        if self._digest is not None and self._count() > self._kept:
-            write_times(self._digest, self._times)
+        if self.digest is not None and self._count() > self._kept:
+            write_times(self.digest, self._times)
             self._kept = self._count()
 
     def _count(self) -> int:

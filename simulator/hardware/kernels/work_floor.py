@@ -44,6 +44,8 @@ EVERY_TILE = 1024
 MOST_ROWS = 2**20
 SCANNED_AT_ONCE = 256
 """Shapes: bounds memory."""
+MOST_PAIRS = 2**18
+"""Operators and rows compared at once, likewise."""
 
 Scan = Callable[[Batch, Array], tuple[Array, NDArray[np.bool_], Array]]
 """A batch and its SMs to seconds, whether each was measured, and seconds at peak."""
@@ -176,16 +178,12 @@ class WorkFloor:
         comparable = np.flatnonzero((sizes[:, fixed] >= self._sizes[0, fixed]).all(axis=1))
         sizes, log_sms = sizes[np.ix_(comparable, self._varies)], np.log(sms[comparable])
         raised = log_seconds.copy()
+        rows, log_row_sms = self._sizes[:, self._varies], np.log(self._sms)
         lowest = np.full(len(comparable), -np.inf)
-        rows = zip(
-            self._sizes[:, self._varies],
-            np.log(self._sms).tolist(),
-            self._log_seconds.tolist(),
-            strict=True,
-        )
-        for row, row_log_sms, seconds in rows:
-            least = seconds - np.maximum(log_sms - row_log_sms, 0.0)
-            larger = (sizes >= row).all(axis=1)
-            lowest = np.where(larger, np.maximum(lowest, least), lowest)
+        step = max(1, MOST_PAIRS // len(rows))
+        for some in (slice(start, start + step) for start in range(0, len(comparable), step)):
+            larger = (sizes[some, None] >= rows).all(axis=2)
+            least = self._log_seconds - np.maximum(log_sms[some, None] - log_row_sms, 0.0)
+            lowest[some] = np.where(larger, least, -np.inf).max(axis=1)
         raised[comparable] = np.maximum(raised[comparable], lowest)
         return raised
