@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from simulator.analysis.plan.serving import (
 )
 from simulator.analysis.plan.serving_bounds import Limits
 from simulator.analysis.plan.serving_prices import Measured
-from simulator.analysis.plan.serving_search import Fleet, PoolOption, keeps
+from simulator.analysis.plan.serving_search import Fleet, PoolOption, keeps, roles_of
 from simulator.scenario.starting_serving import Pool, fleet_text
 
 if TYPE_CHECKING:
@@ -128,8 +129,7 @@ def simulated(plan: ServingPlan) -> list[dict[str, Any]]:
     recommended one first, then by size."""
     rows = []
     for task, run in plan.known.runs.items():
-        alone = len(task.pools) == 1 and task.pools[0].role == "prefill"
-        if alone:
+        if not roles_of(task.pools):
             continue
         cost = cost_of(plan, task.pools)
         rows.append(
@@ -240,10 +240,7 @@ def recommendation(plan: ServingPlan) -> str:
     """One sentence: which fleet, which limit binds, and what its tokens cost."""
     fleet, run = plan.fleet, plan.measured
     if fleet is None or run is None:
-        return (
-            "No deployment that is searched keeps these limits; allowed: looser limits, another "
-            "GPU, or a larger --cluster"
-        )
+        return f"No deployment that is searched keeps these limits; {nearest_miss(plan)}"
     cost = cost_of(plan, fleet)
     gpus = sum(pool.gpus for pool in fleet)
     gpu = plan.service.machine.profile.node.gpu.name
@@ -253,6 +250,45 @@ def recommendation(plan: ServingPlan) -> str:
         f"{cost.per_million_in:.3g} USD per million tokens in, {cost.per_million_out:.3g} out "
         f"({COST_RULE})."
     )
+
+
+def nearest_miss(plan: ServingPlan) -> str:
+    """Of a plan that has found no fleet, what came nearest, and what to ask for instead."""
+    limits, p = plan.limits, plan.percentile
+    misses = []
+    for task, run in plan.known.runs.items():
+        over = {"TTFT": run.ttft_s / limits.ttft_s, "TPOT": run.tpot_s / limits.tpot_s}
+        if run.reason is None and len(roles_of(task.pools)) and max(over.values()) < math.inf:
+            shown = (
+                f"{names_of(task.pools)}: TTFT p{p} {format_seconds(run.ttft_s, digits=3)} of "
+                f"{format_seconds(limits.ttft_s)}, TPOT p{p} "
+                f"{format_seconds(run.tpot_s, digits=3)} of {format_seconds(limits.tpot_s)}"
+            )
+            misses.append((max(over.values()), shown, max(over, key=over.__getitem__)))
+    if not misses:
+        misses = list(_alone(plan))
+    if not misses:
+        first = plan.progress.losers[0].reason if plan.progress.losers else "nothing was searched"
+        return f"{first}; allowed: another --gpu, or a larger --cluster"
+    worst, shown, name = min(misses)
+    limit = {"TTFT": limits.ttft_s, "TPOT": limits.tpot_s}[name]
+    way = f"--{name.lower()} above '{format_seconds(limit * worst, digits=3)}', " * (worst > 1)
+    return f"nearest is {shown}; allowed: {way}another --gpu, or a larger --cluster"
+
+
+def _alone(plan: ServingPlan) -> Iterator[tuple[float, str, str]]:
+    """Of each deployment that was priced, how far one request by itself is over its limit."""
+    for task, price in plan.known.prices.items():
+        one, limit, name = task.deployment, plan.limits.ttft_s, "TTFT"
+        seconds = min(price.alone_s.values(), default=math.inf)
+        what = "a long prompt alone takes"
+        if one.phase == "decode":
+            limit, name, what = plan.limits.tpot_s, "TPOT", "a token of one request alone takes"
+            gained = plan.service.drafting.tokens_per_step if one.draft_tokens else 1.0
+            seconds = min(price.seconds.values(), default=math.inf) / gained
+        if limit < seconds < math.inf:
+            text = f"{one.phase} {one.name}, where {what} {format_seconds(seconds, digits=3)}"
+            yield seconds / limit, f"{text} of {format_seconds(limit)}", name
 
 
 def _binding(plan: ServingPlan, run: Measured) -> str:

@@ -13,12 +13,8 @@ from simulator.cli.completion import cluster_names, gpu_names
 from simulator.cli.options import Json, print_tables
 from simulator.cli.progress import Shown, progress
 from simulator.cli.service import (
-    Cached,
     KvCache,
-    LengthCv,
     Model,
-    Output,
-    Prompt,
     Rate,
     Recipe,
     Tpot,
@@ -48,8 +44,12 @@ def plan_serving_command(
         ),
     ] = None,
     rate: Rate = None,
-    prompt: Prompt = 4096,
-    output: Output = 1024,
+    prompt: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a prompt. Default: 4096.")
+    ] = None,
+    output: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an answer. Default: 1024.")
+    ] = None,
     requests: Annotated[
         str | None,
         typer.Option(
@@ -67,8 +67,16 @@ def plan_serving_command(
         int, typer.Option(help="Share of requests within each limit, in %: 50, 90, 95 or 99.")
     ] = 90,
     model: Model = "deepseek_v3",
-    length_cv: LengthCv = 0.0,
-    cached: Cached = 0.0,
+    length_cv: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Spread of both lengths, sd over mean. Default: 0, all alike."),
+    ] = None,
+    cached: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=0.99, help="Share of every prompt that a prefix cache holds. Default: 0."
+        ),
+    ] = None,
     recipe: Recipe = None,
     kv_cache: KvCache = "bfloat16",
     mtp: Annotated[
@@ -100,6 +108,15 @@ def plan_serving_command(
     if percentile not in PERCENTILES:
         known = ", ".join(map(str, PERCENTILES))
         raise ValueError(f"--percentile {percentile}: allowed: {known}")
+    lengths = {
+        "--prompt": prompt, "--output": output, "--length-cv": length_cv, "--cached": cached
+    }  # fmt: skip
+    given = [name for name, value in lengths.items() if value is not None]
+    if requests is not None and given:
+        raise ValueError(
+            f"plan serving: {given[0]} with --requests, which have their own lengths; allowed: one "
+            "of the two, --rate scales them"
+        )
     kept = None
     if out is not None:
         check_replaceable(out)
@@ -114,10 +131,10 @@ def plan_serving_command(
             machine,
             model=model,
             rate=rate,
-            prompt=prompt,
-            output=output,
-            length_cv=length_cv,
-            cached=cached,
+            prompt=prompt or 4096,
+            output=output or 1024,
+            length_cv=length_cv or 0.0,
+            cached=cached or 0.0,
             ttft=ttft,
             tpot=tpot,
             recipe=recipe,
@@ -131,10 +148,10 @@ def plan_serving_command(
             return "nothing is kept without a directory (--out)"
         return "what is worked out is kept; the same command goes on from there"
 
+    services = [asked(machine) for machine in machines]
     found: list[ServingPlan] = []
     with progress("planning", unit="results", kept=what_is_kept) as shown:
-        for machine in machines:
-            service = asked(machine)
+        for service in services:
             searched = [
                 each for each in searched_deployments(service) if mtp or not each.draft_tokens
             ]
@@ -150,14 +167,18 @@ def plan_serving_command(
                 )
             )
     best = cheapest(found)
-    if out is not None:
+    if out is not None and found[best].fleet is not None:
         write_plan(found, best, out)
         if kept is not None:
             kept.unlink(missing_ok=True)
     if as_json:
         print(json.dumps(plans_json(found, best), allow_nan=False))
+    else:
+        print_tables(*plans_tables(found, best))
+    if found[best].fleet is None:
+        raise ValueError(f"plan serving: {recommendation(found[best])}")
+    if as_json:
         return
-    print_tables(*plans_tables(found, best))
     print(recommendation(found[best]))
     if out is not None:
         print(f"run it: dsv3sim run {out}/scenario.yaml")

@@ -66,7 +66,9 @@ def service_of(
     from simulator.scenario.serving import KV_CACHES
     from simulator.scenario.starting_serving import service_by_flags
 
-    if requests is None if rate is None else not 0 < rate < float("inf"):
+    if requests is None and rate is None:
+        raise ValueError("--rate is missing; allowed: requests per second, such as --rate 10")
+    if rate is not None and not 0 < rate < float("inf"):
         raise ValueError(f"--rate {rate}: allowed: requests per second, more than 0")
     if trace_format is not None and requests is None:
         raise ValueError(f"--format {trace_format}: allowed: with --requests, the trace's file")

@@ -95,7 +95,7 @@ def _split(
             found.append(_exchange(every, "gather", mine["columns"] + rotary, ranks))
         if mine.name.startswith(_OF_ALL_TOKENS):
             found.append(every)
-        elif mine.name.startswith("attention.core") and dict(mine.sizes).get("query_length"):
+        elif mine.name.startswith("attention.core") and "query_length" in dict(mine.sizes):
             found.append(_pieces(mine, load.context, ranks))
         else:
             found.append(mine)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes
-from simulator.analysis.plan.schedule_facts import HeldAtLeast, ScheduleFacts
+from simulator.analysis.plan.schedule_facts import ScheduleFacts
 from simulator.workload.sharding import HeldParameters, Sharding
+
+Sizes = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class StateBytes:
-    """State of equal layers on a GPU: `each` for every layer, and `once` where there is any."""
+    """State of equal layers on a GPU: `each` for every layer, and `once` where there is any. Of one
+    layout, or of several in arrays."""
 
-    each: Bytes
-    once: Bytes
+    each: Bytes | Sizes
+    once: Bytes | Sizes
 
 
 def state_of_layers(sharding: Sharding, layer: HeldParameters) -> StateBytes:
@@ -39,11 +43,11 @@ def fewest_on_the_fullest(
     usual: int,
     others: int,
     capacity: Bytes,
-    saved: Bytes = 0.0,
-    workspace: Bytes = 0.0,
-) -> int | None:
+    saved: Sizes,
+    workspace: Sizes,
+) -> NDArray[np.int64]:
     """How many of the usual layers of a model the rank with most of them holds at least, in any
-    split that fits; None where none does.
+    split that fits; -1 where none does. [layouts] that share a schedule.
 
     A rank holds at most as many as leave its memory room, and what some have no room for others
     hold; where all together hold fewer than the model has, no split fits. A rank without room for
@@ -51,35 +55,42 @@ def fewest_on_the_fullest(
     the like would only need more.
 
     Args:
+        state: of each layout.
         usual: how many the model has.
         others: how many other layers it has.
         capacity: memory of a GPU but what is reserved.
-        saved: activations of one layer and micro-batch.
-        workspace: of its largest operator.
+        saved: activations of one layer and micro-batch, [layouts].
+        workspace: of its largest operator, [layouts].
     """
+    stages, of_any, of_one_each, of_further = (
+        np.array([getattr(kept, name) for kept in facts.held], dtype=np.float64)[:, None]
+        for name in ("stages", "of_any", "of_one_each", "of_further")
+    )
     room = capacity - workspace - state.once
 
-    def fits(kept: HeldAtLeast, layers: int) -> bool:
-        return layers * state.each + kept.of(layers) * saved <= room
+    def fit(layers: Sizes) -> NDArray[np.bool_]:
+        """[ranks, layouts], whether so many layers have room on a rank, one on every stage."""
+        kept = np.maximum(layers * of_any, of_one_each + (layers - stages) * of_further)
+        room_left: NDArray[np.bool_] = layers * state.each + kept * saved <= room
+        return room_left
 
-    most = []
-    for kept in facts.held:
-        if fits(kept, kept.stages):
-            most.append(_most(partial(fits, kept), kept.stages, usual))
-        else:
-            most.append(max(0, int(room // (state.each + kept.of_any * saved))))
-    squeezed = sum(not fits(kept, kept.stages) for kept in facts.held)
-    if squeezed > others or sum(most) < usual:
-        return None
-    return next(n for n in range(usual + 1) if sum(min(each, n) for each in most) >= usual)
-
-
-def _most(fits: Callable[[int], bool], least: int, most: int) -> int:
-    """The most that fit, of those from `least`, which fits, to `most`."""
-    while least < most:
-        middle = (least + most + 1) // 2
-        least, most = (middle, most) if fits(middle) else (least, middle - 1)
-    return least
+    fits = fit(np.broadcast_to(stages, np.broadcast_shapes(stages.shape, np.shape(room))))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        any_stage = room / (state.each + of_any * saved)
+        one_each = (room - (of_one_each - stages * of_further) * saved) / (
+            state.each + of_further * saved
+        )
+        squeezed_most = np.maximum(0.0, np.floor_divide(room, state.each + of_any * saved))
+    # Lines in the number of layers, rounded: the next number and this one are looked at.
+    most = np.clip(np.floor(np.minimum(any_stage, one_each)), 0, usual)
+    most = np.where(fit(most + 1), most + 1, most)
+    most = np.where(fit(most), most, most - 1)
+    most = np.where(fits, np.maximum(np.minimum(most, usual), stages), squeezed_most)
+    squeezed = (~fits).sum(axis=0)
+    counts = np.arange(usual + 1)[:, None, None]
+    enough = np.minimum(most[None], counts).sum(axis=1) >= usual
+    fewest = np.argmax(enough, axis=0)
+    return np.where((squeezed > others) | ~enough[-1], -1, fewest)
 
 
 def state_bytes(sharding: Sharding, layer: HeldParameters, count: int) -> Bytes:

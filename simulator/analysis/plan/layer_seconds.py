@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,86 +34,84 @@ Times = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class WorkSeconds:
-    """One work of one layer on one micro-batch, at least, by each of the ways to bound it."""
+class Segments:
+    """One phase of one layer by its segments, each from the begin of its first kernel to the end of
+    its last; [layouts]."""
 
-    compute: Seconds
-    """Its kernels and the gaps after them."""
-    transfers: Seconds
-    """Dispatch, combine, and what gathers or reduces its state."""
-    chain: Seconds
-    """Of a chunk that runs alone."""
-    with_combine: Seconds
-    """The same, backward with combine(B) in the place of attention's weight gradients."""
-    paired: Seconds
-    """Its kernels beside another chunk."""
+    attention: Times
+    dispatch: Times
+    shared: Times
+    """Of mlp, what needs the rank's own tokens alone."""
+    routed: Times
+    mlp: Times
+    combine: Times
+    compute: Times
+    """All kernels, with a gap after each."""
+
+    @property
+    def transfers(self) -> Times:
+        return self.dispatch + self.combine
+
+
+def segments(operators: Sequence[Operator], seconds: Times, gap: Seconds) -> Segments:
+    """The segments of a phase.
+
+    Args:
+        seconds: [operators, layouts].
+        gap: between two kernels.
+    """
+    place = {id(operator): number for number, operator in enumerate(operators)}
+    parts = segments_of(operators)
+    own = routed_start(parts[MLP]) if parts[DISPATCH] else 0
+
+    def of(chosen: Sequence[Operator], each: Seconds) -> Times:
+        found: Times = seconds[[place[id(operator)] for operator in chosen]].sum(axis=0)
+        return found + each * max(0, len(chosen) - 1)
+
+    kernels = [*parts[ATTENTION], *parts[MLP]]
+    return Segments(
+        attention=of(parts[ATTENTION], gap),
+        dispatch=of(parts[DISPATCH], 0.0),
+        shared=of(parts[MLP][:own], gap),
+        routed=of(parts[MLP][own:], gap),
+        mlp=of(parts[MLP], gap),
+        combine=of(parts[COMBINE], 0.0),
+        compute=of(kernels, 0.0) + gap * len(kernels),
+    )
+
+
+Phases = Mapping[str, Segments]
+"""{phase: its segments}, of one layer."""
 
 
 @dataclass(frozen=True, slots=True)
-class LayerSeconds:
-    """Forward and backward of one layer."""
+class WorkSeconds:
+    """One work of one layer on one micro-batch, at least, by each of the ways to bound it where it
+    runs alone; [layouts]."""
 
-    forward: WorkSeconds
-    backward: WorkSeconds
-    uncovered: Seconds
-    """Of a pair that begins with its combine(B) and ends with its combine(F): what the kernels do
-    not cover that run beside the two."""
+    compute: Times
+    """Its kernels and the gaps after them."""
+    transfers: Times
+    """Dispatch and combine."""
+    chain: Times
+    """One after the other."""
+    with_combine: Times
+    """The same, backward with combine(B) in the place of attention's weight gradients."""
 
 
-Own: TypeAlias = Mapping[str, tuple[list[Operator], Times, Times]]
-"""{phase: (operators, their seconds alone, and in a pair)}"""
+def forward_seconds(alone: Phases) -> WorkSeconds:
+    own = alone[FORWARD]
+    chain = own.attention + np.maximum(own.dispatch, own.shared) + own.routed + own.combine
+    return WorkSeconds(own.compute, own.transfers, chain, chain)
 
 
-def _sums(
-    operators: Sequence[Operator], seconds: Times, gap: Seconds
-) -> tuple[dict[str, Seconds], Seconds, Seconds]:
-    """{segment: from the begin of its first kernel to the end of its last}, all kernels with a gap
-    after each, and all transfers."""
-    of = {id(operator): float(time) for operator, time in zip(operators, seconds, strict=True)}
-    parts = segments_of(operators)
-    found = {
-        name: sum(of[id(o)] for o in own) + gap * max(0, len(own) - 1) * (name in (ATTENTION, MLP))
-        for name, own in parts.items()
-    }
-    kernels = [*parts[ATTENTION], *parts[MLP]]
-    transfers = [*parts[DISPATCH], *parts[COMBINE]]
-    return (
-        found,
-        sum(of[id(o)] for o in kernels) + gap * len(kernels),
-        sum(of[id(o)] for o in transfers),
+def backward_seconds(alone: Phases) -> WorkSeconds:
+    again, back, late = alone[RECOMPUTE], alone[INPUT_GRAD], alone[WEIGHT_GRAD]
+    repeated = again.attention + again.dispatch + again.mlp
+    chain = repeated + back.mlp + np.maximum(back.dispatch, late.mlp) + back.attention
+    return WorkSeconds(
+        again.compute + back.compute + late.compute,
+        again.transfers + back.transfers,
+        chain + late.attention,
+        chain + back.combine,
     )
-
-
-def forward_seconds(own: Own, gap: Seconds) -> WorkSeconds:
-    operators, alone, paired = own[FORWARD]
-    parts, compute, transfers = _sums(operators, alone, gap)
-    mlp = segments_of(operators)[MLP]
-    shared = routed_start(mlp) if parts[DISPATCH] else 0
-    of = {id(operator): float(time) for operator, time in zip(operators, alone, strict=True)}
-    before = sum(of[id(o)] for o in mlp[:shared]) + gap * max(0, shared - 1)
-    after = sum(of[id(o)] for o in mlp[shared:]) + gap * max(0, len(mlp) - shared - 1)
-    chain = parts[ATTENTION] + max(parts[DISPATCH], before) + after + parts[COMBINE]
-    return WorkSeconds(compute, transfers, chain, chain, _sums(operators, paired, gap)[1])
-
-
-def uncovered_seconds(own: Own, gap: Seconds) -> Seconds:
-    ahead, back, late = (
-        _sums(own[phase][0], own[phase][2], gap)[0] for phase in (FORWARD, INPUT_GRAD, WEIGHT_GRAD)
-    )
-    begins = max(0.0, back[COMBINE] - ahead[ATTENTION])
-    return begins + max(0.0, ahead[COMBINE] - back[ATTENTION] - late[ATTENTION])
-
-
-def backward_seconds(own: Own, gap: Seconds) -> WorkSeconds:
-    again, again_compute, again_transfers = _sums(*own[RECOMPUTE][:2], gap)
-    back, back_compute, back_transfers = _sums(*own[INPUT_GRAD][:2], gap)
-    late, late_compute, _ = _sums(*own[WEIGHT_GRAD][:2], gap)
-    compute = again_compute + back_compute + late_compute
-    repeated = again[ATTENTION] + again[DISPATCH] + again[MLP]
-    chain = repeated + back[MLP] + max(back[DISPATCH], late[MLP]) + back[ATTENTION]
-    paired = sum(
-        _sums(operators, in_pair, gap)[1]
-        for operators, _, in_pair in (own[RECOMPUTE], own[INPUT_GRAD], own[WEIGHT_GRAD])
-    )
-    transfers = again_transfers + back_transfers
-    return WorkSeconds(compute, transfers, chain + late[ATTENTION], chain + back[COMBINE], paired)

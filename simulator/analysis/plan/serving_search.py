@@ -214,14 +214,14 @@ def progress_of(search: Search, known: Results) -> Standing:
     kept = [
         task.pools
         for task, run in known.runs.items()
-        if len(_roles(task.pools)) and keeps(run, search.limits) and _allowed(task.pools, search)
+        if len(roles_of(task.pools)) and keeps(run, search.limits) and _allowed(task.pools, search)
     ]
     answer = min(kept, key=_gpus, default=None)
     wanted = dict.fromkeys(_wanted(search, known, ranked, answer, short))
     return Standing(answer, tuple(wanted), ranked, tuple(losers))
 
 
-def _roles(pools: Fleet) -> tuple[str, ...]:
+def roles_of(pools: Fleet) -> tuple[str, ...]:
     """Roles of a whole fleet; none of a pool that was simulated alone."""
     return () if pools[0].role == "prefill" and len(pools) == 1 else tuple(p.role for p in pools)
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from hardware_profiles.units import Bytes, Seconds, format_bytes, format_seconds
+from simulator.analysis.parallel import run_in_order
 from simulator.analysis.plan.training_bounds import TrainingBound, TrainingBounds
+from simulator.analysis.plan.training_candidates import LayerFacts, candidates
 from simulator.analysis.plan.training_layouts import (
-    LayerFacts,
     TrainingLayout,
     axis_values,
-    candidates,
     layout_of_job,
 )
 from simulator.analysis.run import Metrics, metrics_of
@@ -136,16 +137,36 @@ class TrainingPlan:
 
 
 def bounded_layouts(
-    scenario: Scenario, axes: Mapping[str, tuple[object, ...]]
+    path: str, changes: Sequence[str], axes: Mapping[str, tuple[object, ...]], *, jobs: int = 1
 ) -> tuple[list[Bounded], Counter[str]]:
-    """Every legal layout of a training scenario by its bound; and how many others, by kind."""
+    """Every legal layout of a training scenario by its bound; and how many others, by kind.
+
+    Args:
+        changes: of the scenario, as texts "path=value".
+        axes: {axis: values that are tried}, as of `axis_values`.
+        jobs: processes, each with some sizes of expert groups, which share what they rest on.
+    """
+    count = 1 if jobs == 1 else min(2 * jobs, len(axes["ep"]))
+    parts = [dict(axes) | {"ep": axes["ep"][first::count]} for first in range(count)]
     lost: Counter[str] = Counter()
+    found: list[Bounded] = []
+    inputs = [(path, tuple(changes), part) for part in parts]
+    for layouts, others in run_in_order(_bounded_part, inputs, jobs=jobs):
+        found += [Bounded(layout, TrainingBound(*bound)) for layout, bound in layouts]
+        lost += others
+    return sorted(found, key=lambda each: each.bound.seconds), lost
+
+
+def _bounded_part(
+    path: str, changes: Sequence[str], axes: Mapping[str, tuple[object, ...]]
+) -> tuple[list[tuple[TrainingLayout, tuple[Seconds, ...]]], Counter[str]]:
+    """Layouts with the numbers of their bounds, in their own order."""
+    lost: Counter[str] = Counter()
+    scenario = load_scenario(path, changes)
     layers = LayerFacts(scenario, traces_in(scenario.file.traces))
-    found = list(candidates(layers, axes, lost))
-    bounds = TrainingBounds(layers).of(found)
-    pairs = zip(found, bounds, strict=True)
-    every = [Bounded(candidate.layout, bound) for candidate, bound in pairs]
-    return sorted(every, key=lambda each: each.bound.seconds), lost
+    found = candidates(layers, axes, lost)
+    bounds = map(astuple, TrainingBounds(layers).of(found))
+    return list(zip((each.layout for each in found), bounds, strict=True)), lost
 
 
 def layout_metrics(scenario: str, overrides: Sequence[str]) -> Metrics:
@@ -207,7 +228,7 @@ def plan_training(
     own_job = written.job_as(TrainingJob)
     scenario = load_scenario(path, settled)
     axes = axis_values(scenario, fixed or {})
-    ranked, lost = bounded_layouts(scenario, axes)
+    ranked, lost = bounded_layouts(path, settled, axes, jobs=jobs)
     if not ranked:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in lost.most_common() if count)
         raise ValueError(
@@ -248,14 +269,23 @@ def _simulated(
     known: Mapping[str, Point] | None,
     done: Callable[[Point], object],
 ) -> list[SimulatedLayout]:
-    """Some layouts, simulated; like ones after each other, since they share kernel times."""
-    alike = sorted(part, key=lambda each: (each[1].layout.micro_batch, each[1].layout.tp))
+    """Some layouts, simulated; like ones after each other, since they share kernel times, chunks
+    and schedules, and each process with a run of them."""
+    alike = sorted(part, key=lambda each: _shared(each[1].layout))
+    runs = [alike[len(alike) * n // jobs : len(alike) * (n + 1) // jobs] for n in range(jobs)]
+    alike = [each for turn in zip_longest(*runs) for each in turn if each is not None]
     points = [point_at(path, settled, each.layout.settings) for _, each in alike]
     rows = run_sweep(points, path, layout_metrics, kept=kept, known=known, jobs=jobs, done=done)
     return [
         SimulatedLayout(number, each.layout, each.bound.seconds, row)
         for (number, each), row in zip(alike, rows, strict=True)
     ]
+
+
+def _shared(layout: TrainingLayout) -> tuple[object, ...]:
+    """Of a layout, from what most rests on to what least does."""
+    experts = (layout.tp, layout.etp, layout.cp, layout.micro_batch, layout.ep)
+    return (*experts, layout.recompute, layout.schedule, layout.pp)
 
 
 def training_recommendation(plan: TrainingPlan) -> str:

@@ -29,7 +29,7 @@ def test_limits_are_read_with_their_units():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"rate": None}, r"^--rate None: allowed: requests per second, more than 0$"),
+        ({"rate": None}, r"^--rate is missing; allowed: requests per second, such as --rate 10$"),
         ({"rate": float("inf")}, r"^--rate inf: allowed"),
         ({"ttft": "0 s"}, r"^--ttft 0 s: allowed: more than 0, such as '50 ms'$"),
         ({"model": "gpt"}, r"gpt"),

@@ -1,5 +1,6 @@
 """Layers that cannot fit memory, however they are split."""
 
+import numpy as np
 import pytest
 
 from simulator.analysis.plan.layer_room import (
@@ -12,42 +13,62 @@ from simulator.analysis.plan.schedule_facts import schedule_facts
 from simulator.scenario.training import OptimizerTypes
 from simulator.workload.sharding import HeldParameters, Parameters, Sharding
 
-STATE = StateBytes(each=10.0, once=0.0)
+STATE = StateBytes(each=np.array([10.0]), once=np.array([0.0]))
+
+
+def fewest(facts, *, saved, workspace=0.0, **given):
+    """Of one layout."""
+    (found,) = fewest_on_the_fullest(
+        facts, STATE, saved=np.array([saved]), workspace=np.array([workspace]), **given
+    )
+    return int(found)
 
 
 @pytest.mark.parametrize(
-    ("usual", "fewest"),
+    ("usual", "least"),
     [
         # 1F1B over two ranks keeps two micro-batches on the first: 10 + 2 x 5 bytes a layer, three
         # in 60 bytes; one on the second: 15 bytes, four.
         (2, 1),
         (6, 3),
         (7, 4),
-        (8, None),
+        (8, -1),
     ],
 )
-def test_what_one_rank_has_no_room_for_another_holds(usual, fewest):
+def test_what_one_rank_has_no_room_for_another_holds(usual, least):
     facts = schedule_facts("1f1b", None, 2, 8)
-    assert (
-        fewest_on_the_fullest(facts, STATE, usual=usual, others=2, capacity=60.0, saved=5.0)
-        == fewest
-    )
+    assert fewest(facts, usual=usual, others=2, capacity=60.0, saved=5.0) == least
 
 
 def test_ranks_without_room_for_a_layer_are_as_few_as_other_layers():
     facts = schedule_facts("1f1b", None, 2, 8)
     room = {"usual": 1, "capacity": 15.0, "saved": 5.0}
-    assert fewest_on_the_fullest(facts, STATE, others=0, **room) is None
-    assert fewest_on_the_fullest(facts, STATE, others=1, **room) == 1
+    assert fewest(facts, others=0, **room) == -1
+    assert fewest(facts, others=1, **room) == 1
     # A layer takes 10 + 2 x 5 bytes on the first rank, which holds none; the second holds one.
-    assert fewest_on_the_fullest(facts, STATE, others=1, **(room | {"usual": 2})) is None
+    assert fewest(facts, others=1, **(room | {"usual": 2})) == -1
 
 
 def test_workspace_takes_its_room():
     facts = schedule_facts("1f1b", None, 2, 8)
     kept = {"usual": 6, "others": 2, "saved": 5.0, "workspace": 1.0}
-    assert fewest_on_the_fullest(facts, STATE, capacity=60.0, **kept) is None
-    assert fewest_on_the_fullest(facts, STATE, capacity=61.0, **kept) == 3
+    assert fewest(facts, capacity=60.0, **kept) == -1
+    assert fewest(facts, capacity=61.0, **kept) == 3
+
+
+def test_several_layouts_of_a_schedule_are_looked_at_at_once():
+    facts = schedule_facts("1f1b", None, 2, 8)
+    found = fewest_on_the_fullest(
+        facts,
+        StateBytes(np.array([10.0, 20.0]), np.zeros(2)),
+        usual=4,
+        others=2,
+        capacity=60.0,
+        saved=np.array([5.0, 5.0]),
+        workspace=np.zeros(2),
+    )
+    # 20 and 15 bytes a layer leave room for three and four, 30 and 25 for two each.
+    assert found.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
