@@ -258,7 +258,8 @@ def nearest_miss(plan: ServingPlan) -> str:
     misses = []
     for task, run in plan.known.runs.items():
         over = {"TTFT": run.ttft_s / limits.ttft_s, "TPOT": run.tpot_s / limits.tpot_s}
-        if run.reason is None and len(roles_of(task.pools)) and max(over.values()) < math.inf:
+        whole = bool(roles_of(task.pools)) and max(over.values()) < math.inf
+        if whole and not keeps(run, limits):
             shown = (
                 f"{names_of(task.pools)}: TTFT p{p} {format_seconds(run.ttft_s, digits=3)} of "
                 f"{format_seconds(limits.ttft_s)}, TPOT p{p} "

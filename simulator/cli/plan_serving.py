@@ -169,8 +169,8 @@ def plan_serving_command(
     best = cheapest(found)
     if out is not None and found[best].fleet is not None:
         write_plan(found, best, out)
-        if kept is not None:
-            kept.unlink(missing_ok=True)
+    if kept is not None:
+        kept.unlink(missing_ok=True)
     if as_json:
         print(json.dumps(plans_json(found, best), allow_nan=False))
     else:

@@ -10,6 +10,7 @@ from reference_model.config import load_model_config
 from reports.serving_plan import (
     best_options,
     loser_rows,
+    nearest_miss,
     plan_json,
     plans_json,
     plans_tables,
@@ -21,11 +22,12 @@ from reports.serving_plan import (
 )
 from simulator.analysis.plan.serving import ServingPlan, Variant
 from simulator.analysis.plan.serving_bounds import Demand, Limits
-from simulator.analysis.plan.serving_prices import Measured
+from simulator.analysis.plan.serving_prices import Measured, Price
 from simulator.analysis.plan.serving_search import (
     FleetTask,
     Loser,
     PoolOption,
+    PriceTask,
     Results,
     Standing,
 )
@@ -94,8 +96,33 @@ def test_the_recommendation_names_fleet_limit_and_cost():
         "out (tokens in carry the rent of the instances that compute prompts, tokens out that of "
         "those that decode; where one does both, each its share of the busy time)."
     )
-    assert recommendation(plan(answer=None)).startswith(
-        "No deployment that is searched keeps these limits; allowed: looser limits"
+
+
+def test_a_plan_that_finds_nothing_says_what_came_nearest_and_a_way_out():
+    assert recommendation(plan(answer=None)) == (
+        "No deployment that is searched keeps these limits; nearest is prefill 2 x EP8, passes of "
+        "4K; decode 2 x EP16, two micro-batches, MTP: TTFT p90 1.5 s of 2 s, TPOT p90 60 ms of "
+        "50 ms; allowed: --tpot above '60 ms', another --gpu, or a larger --cluster"
+    )
+
+
+def test_where_no_fleet_was_simulated_a_request_by_itself_says_how_far_it_is():
+    found = plan(answer=None)
+    found.known.runs.clear()
+    # A prompt takes twice the limit, a step of one request with 1.875 tokens 1.6 times.
+    found.known.prices[PriceTask(PREFILL.deployments[0], expected=False)] = Price(
+        False, alone_s={4096: 4.0}
+    )
+    found.known.prices[PriceTask(DECODE.deployments[0], expected=False)] = Price(
+        False, seconds={1.0: 0.15, 8.0: 0.2}
+    )
+    assert nearest_miss(found) == (
+        "nearest is decode EP16, two micro-batches, MTP, where a token of one request alone takes "
+        "80 ms of 50 ms; allowed: --tpot above '80 ms', another --gpu, or a larger --cluster"
+    )
+    found.known.prices.clear()
+    assert nearest_miss(found) == (
+        "164 GB of 141 GB; allowed: another --gpu, or a larger --cluster"
     )
 
 

@@ -39,9 +39,11 @@ def test_the_plan_is_a_scenario_that_runs_and_keeps_its_limits(tmp_path):
         (("--percentile", "80"), "--percentile 80: allowed: 50, 90, 95, 99"),
         (("--rate", "-1"), "--rate -1.0: allowed: requests per second, more than 0"),
         (("--gpu", "h300"), "unknown GPU 'h300'"),
-        (("--requests", "nowhere"), "unknown scenario 'nowhere'"),
-        (("--requests", "x.csv", "--format", "azure"), "requests.file: x.csv: cannot be read"),
         (("--recipe", "fp3"), "fp3"),
+        (
+            ("--requests", "azure_code"),
+            "--prompt with --requests, which have their own lengths; allowed: one of the two",
+        ),
     ],
 )
 def test_bad_input_is_one_line(asked, message, tmp_path):
@@ -49,6 +51,29 @@ def test_bad_input_is_one_line(asked, message, tmp_path):
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("--requests", "nowhere"), "unknown scenario 'nowhere'"),
+        (("--requests", "x.csv", "--format", "azure"), "requests.file: x.csv: cannot be read"),
+        ((), "--rate is missing; allowed: requests per second, such as --rate 10"),
+    ],
+)
+def test_requests_that_are_not_there_are_one_line(asked, message, tmp_path):
+    done = dsv3sim("plan", "serving", "--gpu", "h200", *asked, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+
+
+def test_a_plan_that_finds_nothing_ends_with_2_and_says_what_came_nearest(tmp_path):
+    done = dsv3sim(*SMALL, "--tpot", "10 us", "--no-sensitivity", "--out", "plan", cwd=tmp_path)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert "nearest is decode TP2, where a token of one request alone takes " in last
+    assert " of 10 us; allowed: --tpot above '" in last
     assert list(tmp_path.iterdir()) == []
 
 
