@@ -9,13 +9,21 @@ Gneiting and Raftery 2007, section 6.2; the interval of a share: Wilson 1927.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+from simulator.hardware.prediction import PROVENANCES
+
+Array = NDArray[np.float64]
 
 STATED = 0.8
 """Share of truths that the intervals should hold."""
+LEAST_TRIALS = 40
+"""Families with fewer left-out groups are pooled."""
 _NORMAL_95 = 1.959964
 _PENALTY = 2.0 / (1.0 - STATED)
 
@@ -67,15 +75,67 @@ COLUMNS = ("intervals", "inside", "95% of that", "width", "score")
 """Heads of the columns of `Coverage.cells`."""
 
 
-def coverage(truth: ArrayLike, low: ArrayLike, high: ArrayLike) -> Coverage:
-    """Coverage of at least one interval; all values above zero, one shape."""
+def coverage(truth: ArrayLike, low: ArrayLike, high: ArrayLike, times: ArrayLike = 1.0) -> Coverage:
+    """Coverage of at least one interval; all values above zero, one shape.
+
+    Args:
+        times: how often the truth of each was judged: all of those count as one together.
+    """
     truths, lows, highs = (
         np.log(np.asarray(each, dtype=np.float64)) for each in (truth, low, high)
     )
+    votes = 1.0 / np.broadcast_to(np.asarray(times, dtype=np.float64), truths.shape)
     missed = np.maximum(lows - truths, 0.0) + np.maximum(truths - highs, 0.0)
+    order = np.argsort(highs - lows)
+    half = votes.sum() / 2.0
+    # Where half of the votes end between two widths, both: the usual median of as many.
+    middle = np.searchsorted(np.cumsum(votes[order]), [half * (1 - 1e-9), half * (1 + 1e-9)])
     return Coverage(
-        trials=len(truths),
-        inside=int((missed == 0.0).sum()),
-        width=float(np.expm1(np.median(highs - lows))),
-        score=float(np.mean(highs - lows + _PENALTY * missed)),
+        trials=round(votes.sum()),
+        inside=round(votes[missed == 0.0].sum()),
+        width=float(np.expm1((highs - lows)[order][middle].mean())),
+        score=float(np.average(highs - lows + _PENALTY * missed, weights=votes)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """Log errors of rows of different groups, and half the width of their 80% intervals."""
+
+    errors: Array
+    half: Array
+    known: NDArray[np.intp]
+    """Places in prediction.PROVENANCES."""
+    splits: int = 1
+    """Times that each group is among them."""
+
+
+def coverage_table(trials: Iterable[tuple[str, Trials]]) -> Iterator[str]:
+    """Coverage, width and score by how times are known, as Markdown.
+
+    Args:
+        trials: (family, its trials)
+    """
+    groups: dict[tuple[int, str], list[Trials]] = defaultdict(list)
+    for family, found in trials:
+        usable = np.isfinite(found.half)
+        for known in np.unique(found.known[usable]).tolist():
+            chosen = usable & (found.known == known)
+            part = Trials(
+                found.errors[chosen], found.half[chosen], found.known[chosen], found.splits
+            )
+            groups[known, family].append(part)
+    large: dict[tuple[int, str], list[Trials]] = defaultdict(list)
+    for (known, family), parts in groups.items():
+        enough = sum(len(part.errors) / part.splits for part in parts) >= LEAST_TRIALS
+        large[known, family if enough else "others, pooled"] += parts
+        large[known, "*all*"] += parts
+    yield "| known | family | " + " | ".join(COLUMNS) + " |"
+    yield "|" + "---|" * (2 + len(COLUMNS))
+    for (known, family), parts in sorted(large.items()):
+        errors, half = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("errors", "half")
+        )
+        times = np.concatenate([np.full(len(part.errors), part.splits) for part in parts])
+        told = coverage(np.exp(errors), np.exp(-half), np.exp(half), times)
+        yield "| " + " | ".join([PROVENANCES[known], family, *told.cells()]) + " |"

@@ -4,7 +4,8 @@
 
 A folder holds one GPU's published tables as `calibrate` reads them; one that is not there is named
 and passed over. Of each table the lengths and the widths are found on every other group alone and
-judged on the rest, then the other way round, so that no judged row has a part in them. What is left
+judged on the rest, then the other way round, so that no judged row has a part in them; a table of
+at most 300 rows is split so ten times, and its groups count once for all of them. What is left
 out together follows the question that a prediction answers: another shape of a product (all m of
 one n and k), another load of attention (all heads of one batch and length), of the experts'
 products another load of each expert. Harder cuts stand below them: one value of a size in no row,
@@ -26,23 +27,22 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.calibration_parts import HeldOutError
-from hardware_profiles.fields import ROOT
 from hardware_profiles.schema import CalibrationProfile, load_calibration, load_cluster, load_gpu
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement, load_measurements
-from reference_model.trace import ALL_TO_ALL_KINDS, KINDS
-from simulator.calibration.coverage import COLUMNS, coverage
+from reference_model.trace import ALL_TO_ALL_KINDS
+from simulator.calibration.coverage import Trials, coverage_table
 from simulator.calibration.family_fit import (
     LEAST_ROWS_FOR_LENGTHS,
+    SEARCHED_ROWS,
     averaged,
     fit_rows,
     noise,
@@ -51,7 +51,13 @@ from simulator.calibration.family_fit import (
     with_tiles,
 )
 from simulator.calibration.sources import read_sources
-from simulator.hardware.common_errors import common_errors
+from simulator.calibration.timed_again import (
+    CUTS,
+    Pair,
+    judged_by_others,
+    measured_trials,
+    whole_step_operators,
+)
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.families import (
     Family,
@@ -63,29 +69,20 @@ from simulator.hardware.kernels.models import process_of
 from simulator.hardware.kernels.reach import (
     BETWEEN,
     REACHES,
-    TOGETHER,
     JudgedCut,
     held_out_scales,
     left_out,
     numbered,
 )
-from simulator.hardware.kernels.roofline import is_tensor
-from simulator.hardware.prediction import (
-    EXTRAPOLATED,
-    INTERPOLATED,
-    MEASURED,
-    NORMAL_80,
-    PROVENANCES,
-)
+from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED
 
 Array = NDArray[np.float64]
 
-CUTS: Mapping[str, tuple[str, ...]] = {"gemm": ("n", "k"), **TOGETHER}
-"""{kind: sizes of which rows of equal values are left out together}"""
 MOST_JUDGED = 300
 """Rows of one family by those of another GPU."""
-LEAST_TRIALS = 40
-"""Families with fewer left-out groups are pooled."""
+SPLITS = 10
+"""Of a small table into halves: of 14 to 42 groups the share inside goes by the halves that chance
+makes, 61% of one family's in one split and 78% of them over three others."""
 CLUSTERS: Mapping[str, str] = {
     "h100_sxm": "h100_96",
     "h200_sxm": "h200_8",
@@ -93,7 +90,14 @@ CLUSTERS: Mapping[str, str] = {
     "b200_sxm": "b200_32",
     "gb200": "gb200_nvl72",
 }
-PAIRS = (("h200_sxm", "h100_sxm"), ("b200_sxm", "gb200"), ("h100_sxm", "h800_sxm"))
+PAIRS = (
+    ("h200_sxm", "h100_sxm"),
+    ("b200_sxm", "gb200"),
+    ("h200_sxm_reference", "h100_sxm_reference"),
+    ("h100_sxm", "h800_sxm"),
+)
+"""Calibrations, the second's rows by those of the first; of rows that are shipped where no folder
+has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,8 @@ class CutErrors:
     """Rows that lie alike, and the deviations that make half of their interval; nan where too few
     other groups say."""
     noise: Array
+    splits: int = 1
+    """Into halves, in each of which every row was judged."""
 
     @property
     def errors(self) -> Array:
@@ -139,7 +145,7 @@ class CutErrors:
             for place in order[np.unique(part.groups[order], return_index=True)[1]]:
                 found.append((part.errors[place], scale * part.deviation[place], known))
         errors, half, known_ = np.array(found).T
-        return Trials(errors, half, known_.astype(np.intp))
+        return Trials(errors, half, known_.astype(np.intp), self.splits)
 
 
 def _pair(error: HeldOutError | None) -> str:
@@ -179,9 +185,10 @@ def _errors_of(
     groups = numbered(
         plain.batch.sizes[:, [plain.batch.names.index(size) for size in CUTS[family[0]]]]
     )
-    halves = np.random.default_rng(0).permutation(groups.max() + 1)[groups] % 2
+    splits = SPLITS if len(rows) <= SEARCHED_ROWS else 1
     judged: dict[str, list[tuple[JudgedCut, float]]] = defaultdict(list)
-    for half in (0, 1):
+    for split, half in product(range(splits), (0, 1)):
+        halves = np.random.default_rng(split).permutation(groups.max() + 1)[groups] % 2
         learned = np.flatnonzero(halves == half)
         fit, _ = fit_rows(family, kernel_set, plain.take(learned), groups[learned], gpu=profile)
         table = plain if fit.tiles is None else with_tiles(plain, profile, fit.tiles)
@@ -192,164 +199,88 @@ def _errors_of(
             judged[part.cut].append((part, scales.get(REACHES[part.reach], np.nan)))
     name = f"{family[0]} {family[1]} -> {family[2]}"
     for cut, parts in judged.items():
-        yield CutErrors(gpu, name, kernel_set, cut, len(rows), parts, floor)
-
-
-@dataclass(frozen=True, slots=True)
-class Trials:
-    """Log errors of rows of different groups, and half the width of their 80% intervals."""
-
-    errors: Array
-    half: Array
-    known: NDArray[np.intp]
-    """Places in prediction.PROVENANCES."""
-
-
-def measured_trials(
-    again: Iterable[Pair],
-) -> Iterator[tuple[str, Trials]]:
-    """Rows by rows of the same work, timed again on another GPU of the same type.
-
-    Yields (family, trials) of each pair of tables, one trial for each group of rows. The median
-    difference of a pair's tensor-core kernels, and that of the others, is of its two GPUs; of rows
-    timed under the load of a job, of the clocks that either kept in it.
-
-    Args:
-        again: pairs of tables of one type of GPU, the rows that are known first.
-    """
-    errors = common_errors()
-    rng = np.random.default_rng(3)
-    for known_rows, judged_rows in again:
-        known, judged = (
-            {_same_work(row): row for row in rows if row.kind in KINDS}
-            for rows in (known_rows, judged_rows)
-        )
-        keys = sorted(known.keys() & judged.keys(), key=str)
-        spreads = [row.spread for row in known.values() if row.spread is not None]
-        least = float(np.median(spreads)) / 2
-        apart = np.log([judged[key].seconds / known[key].seconds for key in keys])
-        loads = [(is_tensor(key[1]), *key[-2:]) for key in keys]
-        for load in set(loads):
-            those = [place for place, of in enumerate(loads) if of == load]
-            apart[those] -= np.median(apart[those])
-        groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
-        for place, key in enumerate(keys):
-            groups[_group(known[key])].append(place)
-        families: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for members in groups.values():
-            place = members[rng.integers(len(members))]
-            row = known[keys[place]]
-            repeats = max(row.spread or 0.0, least)
-            # Both of the two times are of one run.
-            again = errors.repeat(row.kind, row.seconds)
-            half = NORMAL_80 * float(np.hypot(repeats, 2**0.5 * again))
-            families[f"{row.kind} {row.dtype} -> {row.out_dtype}"].append((apart[place], half))
-        for family, found in families.items():
-            error, half = np.array(found).T
-            yield family, Trials(error, half, np.full(len(found), MEASURED, dtype=np.intp))
-
-
-def _group(row: Measurement) -> tuple[object, ...]:
-    """What rows that err together share: of products and attention those that are left out
-    together, of other kernels every size."""
-    sizes = dict(row.sizes)
-    cut = CUTS.get(row.kind, tuple(sizes))
-    return (family_of(row), row.kernel_set, *(sizes[name] for name in cut))
-
-
-Pair = tuple[Sequence[Measurement], Sequence[Measurement]]
-"""Rows, and rows of the same work timed again."""
-
-
-def whole_step_operators() -> Mapping[str, list[Pair]]:
-    """{"1 to 2": of each type of GPU the operators of its first lease's whole steps, and those of
-    the second's}, and so on."""
-    tables: dict[str, list[Sequence[Measurement]]] = defaultdict(list)
-    for path in sorted((ROOT / "measurements" / "whole").glob("*_operators.csv")):
-        gpu = path.stem.removesuffix("_operators").rpartition("_")[0]
-        tables[gpu].append(load_measurements(path))
-    found: dict[str, list[Pair]] = defaultdict(list)
-    for leases in tables.values():
-        for number, pair in enumerate(pairwise(leases), start=1):
-            found[f"{number} to {number + 1}"].append(pair)
-    return found
-
-
-def _same_work(row: Measurement) -> tuple[Any, ...]:
-    state, job = row.condition("state"), row.condition("job")
-    kernel = (row.kernel_set, row.kind, row.dtype, row.out_dtype)
-    return (*kernel, row.sizes, row.sms, state, job)
-
-
-def coverage_table(trials: Iterable[tuple[str, Trials]]) -> Iterator[str]:
-    """Coverage, width and score by how times are known, as Markdown.
-
-    Args:
-        trials: (family, its trials)
-    """
-    groups: dict[tuple[int, str], list[Trials]] = defaultdict(list)
-    for family, found in trials:
-        usable = np.isfinite(found.half)
-        for known in np.unique(found.known[usable]).tolist():
-            chosen = usable & (found.known == known)
-            part = Trials(found.errors[chosen], found.half[chosen], found.known[chosen])
-            groups[known, family].append(part)
-    large: dict[tuple[int, str], list[Trials]] = defaultdict(list)
-    for (known, family), parts in groups.items():
-        enough = sum(len(part.errors) for part in parts) >= LEAST_TRIALS
-        large[known, family if enough else "others, pooled"] += parts
-        large[known, "*all*"] += parts
-    yield "| known | family | " + " | ".join(COLUMNS) + " |"
-    yield "|" + "---|" * (2 + len(COLUMNS))
-    for (known, family), parts in sorted(large.items()):
-        errors, half = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("errors", "half")
-        )
-        told = coverage(np.exp(errors), np.exp(-half), np.exp(half))
-        yield "| " + " | ".join([PROVENANCES[known], family, *told.cells()]) + " |"
+        yield CutErrors(gpu, name, kernel_set, cut, len(rows), parts, floor, splits)
 
 
 def from_another(
     source: str, rows: Sequence[Measurement], target: str, judged: Sequence[Measurement]
 ) -> Iterator[str]:
-    """Signed errors of one GPU's rows by those of another, a line of Markdown a family."""
-    rows, judged = (
+    """Signed errors of one GPU's rows by those of another, a line of Markdown a table.
+
+    A kernel set that both have is held against itself, the same kernel of one version; of a family
+    of which they share none, all rows of either.
+
+    Args:
+        source, target: calibrations, whose GPUs rows and judged were measured on.
+    """
+    theirs, mine = (
         [row for row in part if row.kind not in ALL_TO_ALL_KINDS | TRANSFER_KINDS]
         for part in (rows, judged)
     )
-    shipped = load_calibration(source)
-    sets = tuple(dict.fromkeys(row.kernel_set for row in rows))
-    profile = shipped.model_copy(
+    sets_of: tuple[dict[Types, set[str]], dict[Types, set[str]]] = ({}, {})
+    for part, sets in zip((theirs, mine), sets_of, strict=True):
+        for row in part:
+            sets.setdefault(_types(row), set()).add(row.kernel_set)
+    known, own = sets_of
+    tables = {
+        types: sorted(known[types] & own[types]) or [""] for types in known.keys() & own.keys()
+    }
+    lines: dict[tuple[Types, str], str] = {}
+    for turn in range(max(map(len, tables.values()), default=0)):
+        asked = {types: names[turn] for types, names in tables.items() if turn < len(names)}
+        # Every table has a part in what kernels reach of the ceilings, but one set of each family.
+        taken = [r for r in theirs if asked.get(_types(r), r.kernel_set) in ("", r.kernel_set)]
+        model = _on_other_gpu(source, target, taken)
+        for types, name in asked.items():
+            members = [
+                row
+                for row in mine
+                if _types(row) == types
+                and name in ("", row.kernel_set)
+                and row.condition("pair") != "yes"
+            ]
+            if members:
+                low, middle, high = np.quantile(_ratios(model, members), [0.1, 0.5, 0.9])
+                kind, dtype, out_dtype = types
+                lines[types, name] = (
+                    f"| {source} -> {target} | {kind} {dtype} -> {out_dtype} | {name or '-'} | "
+                    f"{len(members):,} | {low:+.0%} | {middle:+.1%} | {high:+.0%} |"
+                )
+    yield from (lines[key] for key in sorted(lines))
+
+
+Types = tuple[str, str, str]
+"""Kind, operand and result type."""
+
+
+def _types(row: Measurement) -> Types:
+    return row.kind, row.dtype, row.out_dtype
+
+
+def _on_other_gpu(source: str, target: str, rows: Sequence[Measurement]) -> KernelCostModel:
+    """What a calibration says of another one's GPU by some of its rows alone."""
+    profile = load_calibration(source).model_copy(
         update={
-            "gpu": source, "kernel_sets": sets, "fits": (), "measurements": (), "basis": "measured",
-            "restated_from": (),
+            "kernel_sets": tuple(dict.fromkeys(row.kernel_set for row in rows)),
+            "fits": (), "measurements": (), "basis": "measured", "restated_from": (),
+            "completed_by": (),
         }
     )  # fmt: skip
-    model = KernelCostModel(
-        cluster=load_cluster(CLUSTERS[target]), calibration=profile, expert_parallel_ranks=8
-    ).fit(rows)
-    known = {(row.kind, row.dtype, row.out_dtype) for row in rows}
-    families: dict[tuple[str, str, str], list[Measurement]] = defaultdict(list)
-    for row in judged:
-        key = (row.kind, row.dtype, row.out_dtype)
-        if key in known and row.condition("pair") != "yes":
-            families[key].append(row)
-    for (kind, dtype, out_dtype), members in sorted(families.items()):
-        chosen = members
-        if len(members) > MOST_JUDGED:
-            places = np.random.default_rng(1).choice(len(members), MOST_JUDGED, replace=False)
-            chosen = [members[place] for place in np.sort(places)]
-        told = model.predict(
-            [operator_of(row) for row in chosen],
-            sms=[row.sms for row in chosen],
-            overlapped=False,
-        )
-        ratio = told.seconds / np.array([row.seconds for row in chosen]) - 1
-        low, middle, high = np.quantile(ratio, [0.1, 0.5, 0.9])
-        yield (
-            f"| {source} -> {target} | {kind} {dtype} -> {out_dtype} | {len(members):,} | "
-            f"{low:+.0%} | {middle:+.1%} | {high:+.0%} |"
-        )
+    cluster = load_cluster(CLUSTERS[load_calibration(target).gpu])
+    return KernelCostModel(cluster=cluster, calibration=profile, expert_parallel_ranks=8).fit(rows)
+
+
+def _ratios(model: KernelCostModel, rows: Sequence[Measurement]) -> Array:
+    """Predicted over measured of at most `MOST_JUDGED` rows, less 1."""
+    chosen = rows
+    if len(rows) > MOST_JUDGED:
+        places = np.random.default_rng(1).choice(len(rows), MOST_JUDGED, replace=False)
+        chosen = [rows[place] for place in np.sort(places)]
+    told = model.predict(
+        [operator_of(row) for row in chosen], sms=[row.sms for row in chosen], overlapped=False
+    )
+    ratios: Array = told.seconds / np.array([row.seconds for row in chosen]) - 1
+    return ratios
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -376,23 +307,37 @@ def main(arguments: list[str] | None = None) -> None:
         for judged in left_out_errors(gpu, rows, load_calibration(gpu)):
             print(judged.line(), flush=True)
             trials.append((judged.family, judged.trials(rng)))
-    print()
     again = []
     for text in options.again:
         first, _, second = text.partition("=")
         again.append((load_measurements(Path(first)), load_measurements(Path(second))))
-    for line in coverage_table([*trials, *measured_trials(again)]):
-        print(line, flush=True)
-    for leases, pairs in whole_step_operators().items():
-        print(f"\nOperators of whole steps, by those of the lease before: lease {leases}\n")
-        for line in coverage_table(measured_trials(pairs)):
-            print(line, flush=True)
-    known.setdefault("h800_sxm", calibration_measurements(load_calibration("h800_sxm")))
-    print("\n| by the rows of | family | rows | 10% | median | 90% |\n|---|---|---|---|---|---|")
+    _print_coverage(trials, again)
+    if not known:
+        return
+    for name in ("h200_sxm_reference", "h100_sxm_reference", "h800_sxm"):
+        known.setdefault(name, calibration_measurements(load_calibration(name)))
+    print("\n| by the rows of | family | kernel set | rows | 10% | median | 90% |")
+    print("|---|---|---|---|---|---|---|")
     for source, target in PAIRS:
         if source in known and target in known:
             for line in from_another(source, known[source], target, known[target]):
                 print(line, flush=True)
+
+
+def _print_coverage(trials: Sequence[tuple[str, Trials]], again: Sequence[Pair]) -> None:
+    """Coverage of left-out rows, of rows timed again, and of operators of whole steps."""
+    parts = {"": [*trials, *measured_trials(again)]}
+    if len(again) > 1:
+        parts["Measured, each pair of tables by what the others say of rows timed again"] = [
+            *judged_by_others(again)
+        ]
+    for leases, pairs in whole_step_operators().items():
+        of_steps = f"Operators of whole steps, by those of the lease before: lease {leases}"
+        parts[of_steps] = [*measured_trials(pairs)]
+    for title, found in parts.items():
+        print(f"\n{title}\n" if title else "")
+        for line in coverage_table(found):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -394,19 +394,21 @@ class CompletedKernels:
 
         Args:
             source: whose it is; the error of another GPU's is stated even where this one's own
-                rows are not restated, of its kernel's kind where pairs of GPUs say something of it.
+                rows are not restated. Of a GPU of the architecture it is that of its kernel's kind
+                where pairs of GPUs say something of it, but for a GPU of which nothing is measured.
         """
         seconds, low, high, provenance = answer
         foreign = source.calibration.gpu != self.own.calibration.gpu
+        alike = source.measured_gpu.architecture == self.own.gpu.architecture
         if self.own.calibration.basis == "datasheet":
             provenance = np.full_like(provenance, MODELLED)
         elif foreign:
             provenance = np.maximum(provenance, EXTRAPOLATED)
         error = self.own.calibration.restatement
-        if error is None and foreign:
-            alike = source.measured_gpu.architecture == self.own.gpu.architecture
-            known = common_errors().other_gpu if alike else {}
-            error = known.get(batch.kind, self.own.calibration.other_gpu)
+        if foreign and alike and self.own.calibration.basis == "measured":
+            error = common_errors().other_gpu.get(batch.kind, self.own.calibration.other_gpu)
+        elif foreign and error is None:
+            error = self.own.calibration.other_gpu
         if error is None:
             return seconds, low, high, provenance
         narrow, wide = np.log(error.value / error.low), np.log(error.high / error.value)

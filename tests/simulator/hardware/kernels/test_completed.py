@@ -25,7 +25,7 @@ from simulator.hardware.kernels.completed import CompletedKernels, completed_ker
 from simulator.hardware.kernels.families import calibration_measurements, family_of
 from simulator.hardware.kernels.roofline import batch_of, least_seconds
 from simulator.hardware.network.fabric_load import NO_LIMIT
-from simulator.hardware.prediction import EXTRAPOLATED, MEASURED
+from simulator.hardware.prediction import EXTRAPOLATED, MEASURED, MODELLED
 
 H800 = load_gpu("h800_sxm")
 WITH_H200 = fitted(calibration=load_calibration("h800_sxm"))
@@ -220,15 +220,24 @@ def test_a_measured_row_is_changed_within_its_repeats_alone(spread, microseconds
 
 
 @pytest.mark.parametrize(
-    ("gpu", "below", "above"), [("h200_sxm", 0.91, 1.22), ("b200_sxm", 0.9, 1.2)]
+    ("gpu", "basis", "restatement", "below", "above"),
+    [
+        ("h200_sxm", "measured", None, 0.88, 1.22),
+        ("h200_sxm", "measured", (0.5, 2.0), 0.88, 1.22),
+        ("h200_sxm", "datasheet", (0.5, 2.0), 0.5, 2.0),
+        ("b200_sxm", "measured", None, 0.9, 1.2),
+        ("b200_sxm", "measured", (0.5, 2.0), 0.5, 2.0),
+    ],
 )
-def test_a_restated_time_is_uncertain_by_its_own_and_by_the_other_gpus_error(gpu, below, above):
-    """2 s between 1.6 and 2.5; products of another Hopper within 0.91 and 1.22, of a GPU of another
-    architecture within what the calibration says, 0.9 and 1.2: logarithms add as sides do."""
+def test_a_restated_time_is_uncertain_by_its_own_and_by_the_other_gpus_error(
+    gpu, basis, restatement, below, above
+):
+    """2 s between 1.6 and 2.5; products of another Hopper within 0.88 and 1.22, of a GPU of another
+    architecture within what the calibration says of its restatement or of other GPUs, and of a GPU
+    without a row as well: logarithms add as sides do."""
     error = SimpleNamespace(value=1.0, low=0.9, high=1.2)
-    calibration = SimpleNamespace(
-        gpu="h800_sxm", basis="measured", restatement=None, other_gpu=error
-    )
+    stated = restatement and SimpleNamespace(value=1.0, low=restatement[0], high=restatement[1])
+    calibration = SimpleNamespace(gpu="h800_sxm", basis=basis, restatement=stated, other_gpu=error)
     own = SimpleNamespace(calibration=calibration, gpu=H800, memory_share=1.0)
     told = tuple(np.array([value]) for value in (2.0, 1.6, 2.5, MEASURED))
     source = SimpleNamespace(calibration=SimpleNamespace(gpu=gpu), measured_gpu=load_gpu(gpu))
@@ -238,7 +247,7 @@ def test_a_restated_time_is_uncertain_by_its_own_and_by_the_other_gpus_error(gpu
     assert seconds[0] == 2.0
     assert np.log(low[0] / 2) == pytest.approx(-np.hypot(np.log(1 / 0.8), np.log(1 / below)))
     assert np.log(high[0] / 2) == pytest.approx(np.hypot(np.log(1.25), np.log(above)))
-    assert provenance[0] == EXTRAPOLATED
+    assert provenance[0] == (EXTRAPOLATED if basis == "measured" else MODELLED)
 
 
 def test_a_family_that_nobody_has_is_left_to_whoever_knows_its_class():

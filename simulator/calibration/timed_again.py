@@ -1,0 +1,178 @@
+"""Measured rows beside the same work timed again, on another GPU of the type or on a later lease.
+
+What the two GPUs have in common is drawn once for a run, so that the median difference of a pair of
+tables is taken out. `repeats_of` finds what is left by the rule of docs/priors.md (repeat);
+`judged_by_others` judges each pair by what the other pairs alone say.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hardware_profiles.estimates import Estimate
+from hardware_profiles.fields import ROOT
+from hardware_profiles.tables import Measurement, load_measurements
+from reference_model.trace import KINDS
+from simulator.calibration.coverage import LEAST_TRIALS, STATED, Trials
+from simulator.hardware.common_errors import CommonErrors, common_errors
+from simulator.hardware.kernels.families import family_of
+from simulator.hardware.kernels.reach import TOGETHER
+from simulator.hardware.kernels.roofline import is_tensor
+from simulator.hardware.prediction import MEASURED, NORMAL_80
+
+CUTS: Mapping[str, tuple[str, ...]] = {"gemm": ("n", "k"), **TOGETHER}
+"""{kind: sizes of which rows of equal values are left out together}"""
+
+Pair = tuple[Sequence[Measurement], Sequence[Measurement]]
+"""Rows, and rows of the same work timed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """A row, and the same work timed again on another GPU of the type."""
+
+    row: Measurement
+    group: tuple[object, ...]
+    apart: float
+    """Log of the second time over the first, less what the two GPUs have in common."""
+    repeats: float
+    """Relative spread within one run, at least half of what is usual."""
+
+    def share(self, errors: CommonErrors) -> float:
+        """Relative deviation of one time, besides repeats and the least scatter of any, that would
+        just hold the second within 80%."""
+        both = (self.apart / NORMAL_80) ** 2 - self.repeats**2
+        least = (errors.repeat_seconds.value / self.row.seconds) ** 2
+        return float(max(both / 2 - least, 0.0) ** 0.5)
+
+    def half(self, errors: CommonErrors) -> float:
+        """Half of the 80% interval of `apart`: both of the two times are of one run."""
+        again = float(errors.repeat(self.row.kind, self.row.seconds))
+        return NORMAL_80 * float(np.hypot(self.repeats, 2**0.5 * again))
+
+
+def _timed_again(pair: Pair) -> list[Again]:
+    """Rows of the first table that the second has too.
+
+    The median difference of a pair's tensor-core kernels, and that of the others, is of its two
+    GPUs; of rows timed under the load of a job, of the clocks that either kept in it.
+    """
+    known, judged = ({_same_work(row): row for row in rows if row.kind in KINDS} for rows in pair)
+    keys = sorted(known.keys() & judged.keys(), key=str)
+    spreads = [row.spread for row in known.values() if row.spread is not None]
+    least = float(np.median(spreads)) / 2
+    apart = np.log([judged[key].seconds / known[key].seconds for key in keys])
+    loads = [(is_tensor(key[1]), *key[-2:]) for key in keys]
+    for load in set(loads):
+        those = [place for place, of in enumerate(loads) if of == load]
+        apart[those] -= np.median(apart[those])
+    return [
+        Again(known[key], _group(known[key]), float(far), max(known[key].spread or 0.0, least))
+        for key, far in zip(keys, apart, strict=True)
+    ]
+
+
+def measured_trials(
+    again: Iterable[Pair], errors: CommonErrors | None = None
+) -> Iterator[tuple[str, Trials]]:
+    """Rows by rows of the same work, timed again on another GPU of the same type.
+
+    Yields (family, trials) of each pair of tables, one trial for each group of rows.
+
+    Args:
+        again: pairs of tables of one type of GPU, the rows that are known first.
+        errors: what timing again makes of a row; that of every run where not given.
+    """
+    errors = errors or common_errors()
+    rng = np.random.default_rng(3)
+    for pair in again:
+        groups: dict[tuple[object, ...], list[Again]] = defaultdict(list)
+        for one in _timed_again(pair):
+            groups[one.group].append(one)
+        families: dict[str, list[Again]] = defaultdict(list)
+        for members in groups.values():
+            one = members[rng.integers(len(members))]
+            families[f"{one.row.kind} {one.row.dtype} -> {one.row.out_dtype}"].append(one)
+        for family, found in families.items():
+            half = np.array([one.half(errors) for one in found])
+            apart = np.array([one.apart for one in found])
+            yield family, Trials(apart, half, np.full(len(found), MEASURED, dtype=np.intp))
+
+
+def repeats_of(again: Iterable[Pair]) -> CommonErrors:
+    """What pairs of tables say of rows timed again, by the rule of docs/priors.md (repeat).
+
+    A kind with groups enough has a share of its own, the others one by class: what holds 80% of its
+    groups, each with one vote.
+    """
+    errors = common_errors()
+    kinds: dict[str, list[Again]] = defaultdict(list)
+    for pair in again:
+        for one in _timed_again(pair):
+            kinds[one.row.kind].append(one)
+    known = {
+        kind: of for kind, of in kinds.items() if len({one.group for one in of}) >= LEAST_TRIALS
+    }
+    rest: dict[bool, list[Again]] = {True: [], False: []}
+    for kind in kinds.keys() - known.keys():
+        rest[is_tensor(kind)] += kinds[kind]
+
+    def held(of: Sequence[Again], before: Estimate) -> Estimate:
+        if not of:
+            return before
+        numbers = {group: number for number, group in enumerate({one.group for one in of})}
+        groups = np.array([numbers[one.group] for one in of])
+        votes = 1.0 / np.bincount(groups)[groups] / len(numbers)
+        shares = np.array([one.share(errors) for one in of])
+        order = np.argsort(shares)
+        value = float(np.interp(STATED, np.cumsum(votes[order]), shares[order]))
+        return before.model_copy(update={"value": value, "low": value / 2, "high": 2 * value})
+
+    return errors.model_copy(
+        update={
+            "repeat_compute": held(rest[True], errors.repeat_compute),
+            "repeat_memory": held(rest[False], errors.repeat_memory),
+            "repeat_of": {kind: held(of, errors.repeat_compute) for kind, of in known.items()},
+        }
+    )
+
+
+def judged_by_others(again: Sequence[Pair]) -> Iterator[tuple[str, Trials]]:
+    """`measured_trials` of each pair by what the other pairs alone say of rows timed again."""
+    for number, pair in enumerate(again):
+        others = [other for place, other in enumerate(again) if place != number]
+        yield from measured_trials([pair], repeats_of(others))
+
+
+def _group(row: Measurement) -> tuple[object, ...]:
+    """What rows that err together share: of products and attention those that are left out
+    together, of other kernels every size."""
+    sizes = dict(row.sizes)
+    cut = CUTS.get(row.kind, tuple(sizes))
+    return (family_of(row), row.kernel_set, *(sizes[name] for name in cut))
+
+
+def whole_step_operators() -> Mapping[str, list[Pair]]:
+    """{"1 to 2": of each type of GPU the operators of its first lease's whole steps, and those of
+    the second's}, and so on."""
+    tables: dict[str, list[Sequence[Measurement]]] = defaultdict(list)
+    for path in sorted((ROOT / "measurements" / "whole").glob("*_operators.csv")):
+        gpu = path.stem.removesuffix("_operators").rpartition("_")[0]
+        tables[gpu].append(load_measurements(path))
+    found: dict[str, list[Pair]] = defaultdict(list)
+    for leases in tables.values():
+        for number, pair in enumerate(pairwise(leases), start=1):
+            found[f"{number} to {number + 1}"].append(pair)
+    return found
+
+
+def _same_work(row: Measurement) -> tuple[Any, ...]:
+    state, job = row.condition("state"), row.condition("job")
+    kernel = (row.kernel_set, row.kind, row.dtype, row.out_dtype)
+    return (*kernel, row.sizes, row.sms, state, job)
