@@ -20,12 +20,13 @@ from simulator.analysis.intervals import serving_interval
 from simulator.analysis.published import metric_at
 from simulator.execution.fleet.simulation import (
     FleetSimulation,
-    decode_iteration,
-    prefill_iteration,
+    decode_at,
+    prefill_at,
 )
 from simulator.execution.fleet.step_times import StepTimes
 from simulator.execution.progress import Watch, unwatched, watch_part
 from simulator.execution.serving_draws import expected_s
+from simulator.execution.serving_step import iteration
 
 FIGURES = (
     "ttft_s.mean",
@@ -161,12 +162,12 @@ def _iteration_ends(
             batch, context = pool["mean_batch_per_instance"], pool["kv_tokens_per_request"]
             if not batch or not context:
                 return {}
-            step = decode_iteration(model, max(round(batch / ranks), 1), round(context))
+            step = iteration(decode_at(model, max(round(batch / ranks), 1), round(context)))
         else:
             tokens, attended = pool["mean_pass_tokens"], metrics["attended_tokens"]
             if not tokens or not attended:
                 return {}
-            step = prefill_iteration(model, max(round(tokens / ranks), 1), round(attended))
+            step = iteration(prefill_at(model, max(round(tokens / ranks), 1), round(attended)))
         expected = expected_s(step)
         low, high = serving_interval(step, seed=simulation.scenario.file.seed)
         ends[phase] = [time / expected for time in (low, high, step.step_s)]

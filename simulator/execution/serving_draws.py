@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.estimates import Estimate
 from hardware_profiles.units import Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS
@@ -32,6 +34,7 @@ from simulator.execution.serving_step import ServingStep, distinct_slots
 from simulator.execution.serving_times import expert_times, kernel_times
 from simulator.hardware.prediction import Prediction
 from simulator.scenario.inputs import Skew
+from simulator.scenario.serving import TensorParallel
 from simulator.workload.iteration import WIRES, section_starts
 from simulator.workload.iteration_operators import collective_ranks
 from simulator.workload.skew import Single, clock_times, slow_machines
@@ -355,54 +358,82 @@ class _Blocks:
         return replace(self, kinds=kinds, gap_s=self.gap_s[:draws])
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What the blocks of an iteration are at any load."""
+
+    graph: TaskGraph
+    kinds: tuple[tuple[Task, ...], ...]
+    """Tasks of blocks that differ."""
+    kind_of: tuple[int, ...]
+    rows_of: tuple[tuple[int, int], ...]
+    joins: tuple[tuple[int, ...], ...]
+    """Like those of `_Blocks`."""
+
+
+def _form(model: ServingModel, *, spread: bool) -> _Form:
+    """Worked out once for the graph of a deployment.
+
+    Args:
+        spread: whether experts are spread over ranks.
+    """
+    return _form_of(object_key(model.graph), model.job.tensor_parallel, spread)
+
+
+@lru_cache(maxsize=16)
+def _form_of(keyed: Keyed[TaskGraph], split: TensorParallel, spread: bool) -> _Form:
+    whole = keyed.value
+    graph, starts = collapsed(whole)
+    layers = [n for n, kind in enumerate(whole.layers) if kind in EXPERT_LAYERS]
+    known: dict[tuple[int, ...], int] = {}
+    kinds: list[tuple[Task, ...]] = []
+    kind_of, rows_of, joins = [], [], []
+    for start, end in zip(starts, [*starts[1:], len(whole.tasks)], strict=True):
+        block = whole.tasks[start:end]
+        key = tuple(task.operator for task in block)
+        if key not in known:
+            known[key] = len(kinds)
+            kinds.append(block)
+        kind_of.append(known[key])
+        by_rows = (
+            (layers.index(task.layer), task.micro_batch)
+            for task in block
+            if spread and task.part in BY_EXPERT_ROWS and whole.layers[task.layer] in EXPERT_LAYERS
+        )
+        rows_of.append(next(by_rows, (-1, 0)))
+        joins.append(meets(whole, split, block[0]))
+    return _Form(graph, tuple(kinds), tuple(kind_of), tuple(rows_of), tuple(joins))
+
+
 def _blocks(step: ServingStep, scaled: Array, gap: Array, ranks: ServingRanks) -> _Blocks:
     """Args:
     scaled: [operators, draws] seconds.
     """
-    model = step.model
-    graph, starts = collapsed(model.graph)
-    tasks = model.graph.tasks
-    ends = [*starts[1:], len(tasks)]
     fewest = min((float(part.min()) for layer in ranks.rows for part in layer), default=1.0)
     most = max((float(part.max()) for layer in ranks.rows for part in layer), default=1.0)
     most = max(most, fewest * (1 + 1e-6))
-    of_kernels = _Kernels(step, scaled, gap, np.linspace(fewest, most, NODES), bool(ranks.rows))
-    layers = [n for n, kind in enumerate(model.graph.layers) if kind in EXPERT_LAYERS]
-    known: dict[tuple[int, ...], int] = {}
-    kinds: list[_Kind] = []
-    kind_of, rows_of, joins = [], [], []
-    for start, end in zip(starts, ends, strict=True):
-        block = tasks[start:end]
-        key = tuple(task.operator for task in block)
-        if key not in known:
-            known[key] = len(kinds)
-            kinds.append(of_kernels.kind(block))
-        kind_of.append(known[key])
-        layer, batch = next(
-            ((task.layer, task.micro_batch) for task in block if of_kernels.varies(task)), (-1, 0)
-        )
-        rows_of.append((layers.index(layer) if layer >= 0 else -1, batch))
-        joins.append(meets(model, block[0]))
+    spread = bool(ranks.rows)
+    form = _form(step.model, spread=spread)
+    of_kernels = _Kernels(step, scaled, gap, np.linspace(fewest, most, NODES), spread)
     return _Blocks(
-        graph=graph,
-        kinds=tuple(kinds),
-        kind_of=tuple(kind_of),
-        rows_of=tuple(rows_of),
-        joins=tuple(joins),
+        graph=form.graph,
+        kinds=tuple(of_kernels.kind(block) for block in form.kinds),
+        kind_of=form.kind_of,
+        rows_of=form.rows_of,
+        joins=form.joins,
         gap_s=gap.astype(np.float32),
         fewest=fewest,
         nodes_per_row=(NODES - 1) / (most - fewest),
     )
 
 
-def meets(model: ServingModel, task: Task) -> tuple[int, ...]:
+def meets(graph: TaskGraph, split: TensorParallel, task: Task) -> tuple[int, ...]:
     """Axes of the ranks, [groups that share heads, GPUs of one], over which a task waits."""
     if not task.collective:
         return ()
-    job = model.job
-    operator = model.graph.operators[task.operator]
+    operator = graph.operators[task.operator]
     of_model = operator.segment in COLLECTIVE_SEGMENTS and task.part not in WIRES
-    if of_model and collective_ranks(operator, job.tensor_parallel) == job.attention_tp:
+    if of_model and collective_ranks(operator, split) == split.attention:
         return (1,)
     return (0, 1)
 

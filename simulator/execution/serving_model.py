@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.estimates import Estimate
 from hardware_profiles.low_latency_kernels import (
     LowLatencyProfile,
@@ -364,6 +366,12 @@ def _placed(
 def in_one_micro_batch(model: ServingModel) -> ServingModel:
     """The same deployment with all tokens of a GPU in one micro-batch; its shared expert, where it
     stays on its GPU, hides what it can of the all-to-all."""
+    return _in_one_micro_batch(object_key(model))
+
+
+@lru_cache(maxsize=4)
+def _in_one_micro_batch(keyed: Keyed[ServingModel]) -> ServingModel:
+    model = keyed.value
     job = model.job.model_copy(update={"micro_batches": 1, "overlap": "shared_expert"})
     graph, sections, places = _ordered(job, model.config, model.trace)
     return replace(model, job=job, graph=graph, places=places, sections=sections)

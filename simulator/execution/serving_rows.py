@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.by_content import Keyed
 from simulator.execution.serving_model import ServingModel, placed_experts, with_shared
 from simulator.workload.experts import (
     ExpertPlacement,
@@ -68,9 +71,8 @@ def rows_over_mean(
             for layer in range(layers)
         ]
     found: list[list[Single]] = []
-    served = _served(model, priors, rng)
-    for _ in range(layers):
-        of_layer = [next(served) for _ in range(1 if lasting else batches)]
+    for of_layer, after in _served(model, priors, rng, layers):
+        rng.bit_generator.state = after
         found.append(
             [_by_chance(of_layer[0 if lasting else batch], sd, rng) for batch in range(batches)]
         )
@@ -125,7 +127,54 @@ def _window(placement: ExpertPlacement, layer: int, popularity: Array) -> _Windo
     return _Window(popularity.astype(np.float32), placement.slots[layer], copies)
 
 
+_OfLayer: TypeAlias = tuple[tuple[Single, ...], Mapping[str, Any]]
+"""[micro-batches, or one for all] of [ranks, draws], rows over their mean before chance; and the
+state of random numbers behind it, before those of chance."""
+
+
 def _served(
+    model: ServingModel, priors: Mapping[str, Array], rng: np.random.Generator, layers: int
+) -> Sequence[_OfLayer]:
+    """[layers]; worked out once for the same random numbers, which are those of a deployment at any
+    batch and context."""
+    of_rows = [priors.get(name) for name in ("rows.zipf_exponent", "rows.drift")]
+    draws = len(priors["rows_sd"])
+    key = (
+        id(model),
+        layers,
+        draws,
+        repr(rng.bit_generator.state),
+        *(None if prior is None else prior.tobytes() for prior in of_rows),
+    )
+    return _served_of(Keyed(key, _Served(model, priors, rng, layers)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What rows as served follow from."""
+
+    model: ServingModel
+    priors: Mapping[str, Array]
+    rng: np.random.Generator
+    layers: int
+
+
+@lru_cache(maxsize=4)
+def _served_of(keyed: Keyed[_Served]) -> Sequence[_OfLayer]:
+    model, priors, rng = keyed.value.model, keyed.value.priors, keyed.value.rng
+    batches = model.job.micro_batches
+    drawn = 1 if model.job.skew.rows.changes != "micro_batch" else batches
+    served = _before_chance(model, priors, rng)
+    found = []
+    for _ in range(keyed.value.layers):
+        of_layer = tuple(next(served) for _ in range(drawn))
+        found.append((of_layer, rng.bit_generator.state))
+        for _ in range(batches):
+            rng.standard_normal(of_layer[0].shape, dtype=np.float32)  # Those of chance.
+    return found
+
+
+def _before_chance(
     model: ServingModel, priors: Mapping[str, Array], rng: np.random.Generator
 ) -> Iterator[Single]:
     """[ranks, draws] of one layer after the other without end, before chance."""

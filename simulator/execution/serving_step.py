@@ -14,7 +14,7 @@ Times carry the ends of each kernel's interval; analysis.intervals makes the ite
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
 from simulator.execution.serving_model import (
+    EXPERT_LAYERS,
     LAST_TOKEN_KINDS,
     ServingModel,
     in_one_micro_batch,
     section_operators,
 )
-from simulator.execution.serving_times import kernel_times
+from simulator.execution.serving_times import asked_kernels, kernel_times, predicted
 from simulator.execution.timeline import (
     CriticalPath,
     Log,
@@ -41,6 +42,7 @@ from simulator.workload.iteration import (
     WHOLE_BATCH,
     WIRES,
     LayerOperators,
+    Sections,
     joined_operators,
 )
 from simulator.workload.load import Load
@@ -146,8 +148,21 @@ def decode_step(
     idle_gpus: int = 0,
     group_batch: int | None = None,
 ) -> ServingStep:
-    """One decode step of `batch` requests per GPU with `context` tokens each; `idle_gpus` GPUs have
-    none.
+    """One decode step (see `decode_load`)."""
+    load = decode_load(model, batch, context, idle_gpus=idle_gpus, group_batch=group_batch)
+    return iteration(load)
+
+
+def decode_load(
+    model: ServingModel,
+    batch: int,
+    context: int,
+    *,
+    idle_gpus: int = 0,
+    group_batch: int | None = None,
+) -> IterationLoad:
+    """Of one decode step of `batch` requests per GPU with `context` tokens each; `idle_gpus` GPUs
+    have none.
 
     GPUs that share heads have `group_batch` requests together, spread over them as evenly as they
     go; without it each has `batch`. Fewer requests than micro-batches run in one micro-batch.
@@ -166,7 +181,7 @@ def decode_step(
     shares = _shares(together, job.micro_batches)
     batches = {number: share(size) for number, size in enumerate(shares)}
     batches[WHOLE_BATCH] = share(together)
-    return _iterate(model, batches, busy=job.gpus - idle_gpus)
+    return IterationLoad(model, batches, busy=job.gpus - idle_gpus)
 
 
 def prefill_pass(
@@ -177,7 +192,20 @@ def prefill_pass(
     cached: int = 0,
     group_tokens: int | None = None,
 ) -> ServingStep:
-    """One prefill pass of `tokens` tokens per GPU, from prompts of which it computes `prompt`
+    """One prefill pass (see `prefill_load`)."""
+    load = prefill_load(model, tokens, prompt, cached=cached, group_tokens=group_tokens)
+    return iteration(load)
+
+
+def prefill_load(
+    model: ServingModel,
+    tokens: int,
+    prompt: int,
+    *,
+    cached: int = 0,
+    group_tokens: int | None = None,
+) -> IterationLoad:
+    """Of one prefill pass of `tokens` tokens per GPU, from prompts of which it computes `prompt`
     tokens each, after `cached` ones.
 
     GPUs that share heads have `group_tokens` tokens together, spread over them as evenly as they
@@ -203,7 +231,7 @@ def prefill_pass(
         for number in range(job.micro_batches)
     }
     batches[WHOLE_BATCH] = _pieces(model, together, prompt, cached, whole=True)
-    return _iterate(model, batches, busy=job.gpus - job.requests.idle_gpus)
+    return IterationLoad(model, batches, busy=job.gpus - job.requests.idle_gpus)
 
 
 def _pieces(model: ServingModel, tokens: int, prompt: int, cached: int, *, whole: bool) -> _Share:
@@ -244,43 +272,70 @@ class _Share:
         return replace(self, tokens=self.sequences, group_tokens=self.group_sequences)
 
 
-def _iterate(
-    model: ServingModel,
-    batches: Mapping[int, _Share],
-    *,
-    busy: int,
-) -> ServingStep:
-    """batches: micro-batch -> share of one of `busy` GPUs."""
-    tokens = batches[0].mean_tokens(model.job.attention_tp) * busy
+@dataclass(frozen=True, slots=True)
+class IterationLoad:
+    """What the GPUs of a deployment compute in one iteration."""
+
+    model: ServingModel
+    batches: Mapping[int, _Share]
+    """{micro-batch: share of one of the busy GPUs}"""
+    busy: int
+    """GPUs that have requests."""
+
+    def of(self, section: tuple[str, int]) -> _Share:
+        """What a GPU has of a section."""
+        kind, number = section
+        batch = self.batches[number]
+        return batch.last_tokens() if kind in LAST_TOKEN_KINDS else batch
+
+    def operators(self) -> tuple[Sections, Sections]:
+        """Operators of the sections where the expected number of active experts is rounded up, and
+        where it is rounded down."""
+        model = self.model
+        evaluated: dict[tuple[str, Load], LayerOperators] = {}
+
+        def of_sections(
+            count: Callable[[float], float],
+        ) -> dict[tuple[str, int], LayerOperators]:
+            operators = {}
+            for section in model.sections:
+                kind, _ = section
+                counted = count if kind in EXPERT_LAYERS else math.ceil
+                load = _batch_load(model, self.of(section), self.busy, counted)
+                if (kind, load) not in evaluated:
+                    evaluated[kind, load] = section_operators(model.job, model.trace, kind, load)
+                operators[section] = evaluated[kind, load]
+            return operators
+
+        return of_sections(math.ceil), of_sections(math.floor)
+
+
+def price_together(loads: Iterable[IterationLoad]) -> None:
+    """Predict the kernels of many iterations of one deployment in one question, which is a fraction
+    of the work of one after the other."""
+    asked = [
+        (load.model, kernel)
+        for load in loads
+        for operators in load.operators()
+        for kernel in asked_kernels(load.model, operators)
+    ]
+    if asked:
+        predicted(asked[0][0], [kernel for _, kernel in asked])
+
+
+def iteration(load: IterationLoad) -> ServingStep:
+    """Simulate one iteration."""
+    model = load.model
+    tokens = load.batches[0].mean_tokens(model.job.attention_tp) * load.busy
     loads = _expert_loads(model, max(1, round(tokens)))
-    evaluated: dict[tuple[str, Load], LayerOperators] = {}
-    batch_of = {
-        (kind, number): batches[number].last_tokens()
-        if kind in LAST_TOKEN_KINDS
-        else batches[number]
-        for kind, number in model.sections
-    }
-
-    def of_sections(count: Callable[[float], float]) -> dict[tuple[str, int], LayerOperators]:
-        """Operators where `count` makes the expected number of active experts a whole one."""
-        operators = {}
-        for section in model.sections:
-            load = _batch_load(model, batch_of[section], busy, count)
-            kind, _ = section
-            if (kind, load) not in evaluated:
-                evaluated[kind, load] = section_operators(model.job, model.trace, kind, load)
-            operators[section] = evaluated[kind, load]
-        return operators
-
-    operators = of_sections(math.ceil)
+    operators, fewer = load.operators()
     times = kernel_times(model, operators)
-    fewer = of_sections(math.floor)
     if fewer != operators:
         # A kernel has whole experts; the expected number lies between two of them.
         parts = [
             np.full(
                 len(operators[section].operators),
-                _active_experts(model, batch_of[section], busy) % 1.0,
+                _active_experts(model, load.of(section), load.busy) % 1.0,
             )
             for section in model.sections
         ]

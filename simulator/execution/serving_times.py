@@ -7,8 +7,9 @@ the wire between them) and the collectives of tensor parallelism.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,46 +30,31 @@ from simulator.hardware.prediction import (
     Prediction,
     one_time,
 )
-from simulator.workload.iteration import WIRES, LayerOperators
+from simulator.workload.iteration import WIRES, LayerOperators, Sections
 from simulator.workload.iteration_operators import collective_ranks
 from simulator.workload.task_graph import COLLECTIVE_SEGMENTS
 
 Array = NDArray[np.float64]
 
+Kernel: TypeAlias = tuple[Operator, int, bool]
+"""An operator, the SMs that it has, and whether an all-to-all is beside it."""
+
 DECODE_CORES = ("mla_decode", "sparse_mla")
 """Operator kinds of the decode attention core, which reads the KV cache."""
 
 
-def kernel_times(
-    model: ServingModel, operators: Mapping[tuple[str, int], LayerOperators]
-) -> Prediction:
+def kernel_times(model: ServingModel, operators: Sections) -> Prediction:
     """Times of all sections' operators, concatenated in the order of the sections."""
-    job = model.job
-    gpu_sms = model.cluster.node.gpu.sms
-    normal = job.normal_transfers
-    hides = job.overlap == "two_micro_batches"
     flat: list[Operator] = []
     parts: list[str] = []
-    sms: list[int] = []
-    beside: list[bool] = []
     copies: list[float] = []
     for section in model.sections:
         layer = operators[section]
         part_of = layer.part_of()
+        flat += layer.operators
+        parts += [part_of[place] for place in range(len(layer.operators))]
         copies += [_wire_copies(model, layer)] * len(layer.operators)
-        overlapped = normal and hides and section[0] in EXPERT_LAYERS
-        for position, operator in enumerate(layer.operators):
-            part = part_of[position]
-            flat.append(operator)
-            parts.append(part)
-            beside.append(overlapped)
-            if normal and part in WIRES:
-                sms.append(exchange_sms(operator.kind, kept=job.communication_sms, free=gpu_sms))
-            else:
-                sms.append(gpu_sms - job.communication_sms if overlapped else gpu_sms)
-    seconds, low, high, provenance, common = _predicted(
-        model, list(zip(flat, sms, beside, strict=True))
-    )
+    seconds, low, high, provenance, common = predicted(model, asked_kernels(model, operators))
     family: list[Hashable] = [family_of(operator) for operator in flat]
     ratio = model.cache_ratio
     if ratio is not None:
@@ -90,6 +76,26 @@ def kernel_times(
     return Prediction(seconds, low, high, provenance, tuple(family), common)
 
 
+def asked_kernels(model: ServingModel, operators: Sections) -> list[Kernel]:
+    """The kernels of all sections, in the order of the sections."""
+    job = model.job
+    gpu_sms = model.cluster.node.gpu.sms
+    normal = job.normal_transfers
+    hides = job.overlap == "two_micro_batches"
+    asked = []
+    for section in model.sections:
+        layer = operators[section]
+        part_of = layer.part_of()
+        overlapped = normal and hides and section[0] in EXPERT_LAYERS
+        free = gpu_sms - job.communication_sms if overlapped else gpu_sms
+        for place, operator in enumerate(layer.operators):
+            sms = free
+            if normal and part_of[place] in WIRES:
+                sms = exchange_sms(operator.kind, kept=job.communication_sms, free=gpu_sms)
+            asked.append((operator, sms, overlapped))
+    return asked
+
+
 def _on_calibrated_gpu(model: ServingModel) -> bool:
     return model.cluster.node.gpu.name == model.kernels.calibration.gpu
 
@@ -100,12 +106,11 @@ def _taken_over(model: ServingModel) -> float:
     return (error.high - error.low) / 2 / error.value
 
 
-def _predicted(
-    model: ServingModel, asked: Sequence[tuple[Operator, int, bool]]
+def predicted(
+    model: ServingModel, asked: Sequence[Kernel]
 ) -> tuple[Array, Array, Array, NDArray[np.intp], Array]:
     """Seconds, both ends of the interval, provenance and what errs in all kernels at once [2, ...]
-    of kernels (operator, SMs, all-to-all beside it), out of what is known and one question for the
-    rest."""
+    of kernels, out of what is known and one question for the rest."""
     missing = list(dict.fromkeys(key for key in asked if key not in model.kernels.predicted))
     if missing:
         new = model.kernels.costs.predict(
@@ -239,7 +244,7 @@ def expert_times(
     rows = unique[:, 0].astype(float)
     mean_rows = base.operators[base.parts["experts"][0]]["rows"]
     table = np.empty((len(unique), len(wanted)))
-    asked: list[tuple[Operator, int, bool]] = []
+    asked: list[Kernel] = []
     columns: list[int] = []
     for number, place in enumerate(wanted):
         part, operator = part_of[place], base.operators[place]
@@ -263,7 +268,7 @@ def expert_times(
                 for count, active in unique
             ]
     if columns:
-        table[:, columns] = _predicted(model, asked)[0].reshape(len(columns), -1).T
+        table[:, columns] = predicted(model, asked)[0].reshape(len(columns), -1).T
     return table
 
 

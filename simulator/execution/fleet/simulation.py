@@ -16,7 +16,8 @@ count.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -38,9 +39,12 @@ from simulator.execution.serving_draws import expected_s
 from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_run import prepare_serving, rebalancing
 from simulator.execution.serving_step import (
+    IterationLoad,
     ServingStep,
-    decode_step,
-    prefill_pass,
+    decode_load,
+    iteration,
+    prefill_load,
+    price_together,
     serving_step,
 )
 from simulator.scenario.files import Scenario, load_scenario
@@ -188,25 +192,11 @@ def _with_pause(pool: PoolSpec, models: Mapping[str, ServingModel], *, where: st
 def _interpolated(
     models: Mapping[str, ServingModel], watch: Watch, points: Mapping[str, KnownTimes]
 ) -> StepTimes:
+    steps = _simulated(models.get("decode"), decode_at, _BATCHES, watch, "decode", "steps")
+    passes = _simulated(models.get("prefill"), prefill_at, _SIZES, watch, "prefill", "passes")
     return InterpolatedStepTimes(
-        _expected(
-            _told(
-                lambda batch, context: decode_iteration(models["decode"], batch, context),
-                watch,
-                "decode",
-                "steps",
-            ),
-            points.get("decode", {}),
-        ),
-        _expected(
-            _told(
-                lambda tokens, attended: prefill_iteration(models["prefill"], tokens, attended),
-                watch,
-                "prefill",
-                "passes",
-            ),
-            points.get("prefill", {}),
-        ),
+        _expected(steps, points.get("decode", {})),
+        _expected(passes, points.get("prefill", {})),
         kv_capacity_tokens=min(kv_tokens(model) for model in models.values()),
         page_tokens=max(model.job.memory.page_tokens for model in models.values()),
         batches=_BATCHES,
@@ -215,21 +205,43 @@ def _interpolated(
     )
 
 
-def _told(
-    iteration: Callable[[int, int], ServingStep], watch: Watch, phase: str, unit: str
+def _simulated(
+    model: ServingModel | None,
+    load_at: Callable[[ServingModel, int, int], IterationLoad],
+    lines: Sequence[int],
+    watch: Watch,
+    phase: str,
+    unit: str,
 ) -> Callable[[int, int], ServingStep]:
-    """The same iterations; who watches is told of each before it is simulated."""
+    """Iterations at grid points; who watches is told of each before it is simulated.
+
+    Most kernels are the same at any context. Those of all sizes that the deployment can have, up to
+    the grid line above its largest, are priced together before the first iteration.
+    """
     number = count(1)
 
-    def told(size: int, context: int) -> ServingStep:
-        watch(HowFar(None, next(number), unit, what=f"working out times of {phase} {unit}"))
-        return iteration(size, context)
+    def simulated(size: int, context: int) -> ServingStep:
+        assert model is not None, "a pool is asked for its own phases"
+        place = next(number)
+        watch(HowFar(None, place, unit, what=f"working out times of {phase} {unit}"))
+        if place == 1:
+            above = bisect_right(lines, _largest(model.job))
+            price_together(load_at(model, line, context) for line in lines[: above + 1])
+        return iteration(load_at(model, size, context))
 
-    return told
+    return simulated
+
+
+def _largest(job: ServingStepJob) -> int:
+    """Requests, or tokens of a pass, of a rank in the largest iteration, which the job is."""
+    if job.phase == "decode":
+        return job.group_requests
+    assert job.requests.tokens_per_gpu is not None, "what a prefill job has"
+    return job.requests.tokens_per_gpu * job.attention_tp
 
 
 def _expected(
-    iteration: Callable[[int, int], ServingStep], known: KnownTimes
+    step_at: Callable[[int, int], ServingStep], known: KnownTimes
 ) -> Callable[[int, int], float]:
     """Expected seconds of iterations at grid points.
 
@@ -240,12 +252,12 @@ def _expected(
     Args:
         known: times that were worked out before; others are added.
     """
-    iteration = cache(iteration)
+    step_at = cache(step_at)
 
     def more(size: int, context: int) -> float:
         key = ("more", size, context)
         if key not in known:
-            step = iteration(size, context)
+            step = step_at(size, context)
             known[key] = expected_s(step) / step.step_s
         return known[key]
 
@@ -254,7 +266,7 @@ def _expected(
     def seconds(size: int, context: int) -> float:
         key = ("seconds", size, context)
         if key not in known:
-            known[key] = iteration(size, context).step_s * drawn.at(size, context)
+            known[key] = step_at(size, context).step_s * drawn.at(size, context)
         return known[key]
 
     return seconds
@@ -352,17 +364,17 @@ def kv_tokens(model: ServingModel) -> int:
     return capacity.tokens
 
 
-def decode_iteration(model: ServingModel, batch: int, context: int) -> ServingStep:
-    """One decode step of ``batch`` requests per rank with ``context`` KV tokens each."""
+def decode_at(model: ServingModel, batch: int, context: int) -> IterationLoad:
+    """Of one decode step of ``batch`` requests per rank with ``context`` KV tokens each."""
     # The requests of one rank are spread over the GPUs that share their heads.
     per_gpu = -(-batch // model.job.attention_tp)
     speculation = model.job.speculative_decoding
     new = 1 if speculation is None else 1 + speculation.draft_tokens
-    return decode_step(model, per_gpu, context + new, group_batch=batch)
+    return decode_load(model, per_gpu, context + new, group_batch=batch)
 
 
-def prefill_iteration(model: ServingModel, tokens: int, attended: int) -> ServingStep:
-    """One pass of ``tokens`` new tokens per rank that attend to ``attended`` tokens on average.
+def prefill_at(model: ServingModel, tokens: int, attended: int) -> IterationLoad:
+    """Of one pass of ``tokens`` new tokens per rank that attend to ``attended`` tokens on average.
 
     Fewer tokens than micro-batches cost as much as one each.
     """
@@ -370,7 +382,7 @@ def prefill_iteration(model: ServingModel, tokens: int, attended: int) -> Servin
     tokens = max(tokens, micro_batches)
     prompt = 2 * attended
     whole = prompt <= tokens // micro_batches
-    return prefill_pass(
+    return prefill_load(
         model,
         # The tokens of one rank are spread over the GPUs that share their heads.
         -(-tokens // model.job.attention_tp),

@@ -178,7 +178,9 @@ class _Layers:
                     for place in range(len(self.kernel))
                 ],
                 joins=[
-                    job.attention_tp if meets(model, task) == (1,) else count
+                    job.attention_tp
+                    if meets(model.graph, job.tensor_parallel, task) == (1,)
+                    else count
                     for task in self.graph.tasks
                 ],
                 start_window_s=window,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from simulator.execution import serving_rows
 from simulator.execution.serving_rows import placement_balance, rows_over_mean, slot_shares, windows
 from simulator.execution.serving_run import prepare_serving
 from simulator.scenario.files import load_scenario
@@ -61,6 +62,32 @@ def test_a_gate_at_random_spreads_rows_as_its_choices_do():
     expected = np.sqrt((1 - 1 / 128) * 248 / 255 / 512)
     assert found.std() == pytest.approx(expected, rel=0.02)
     assert found.mean() == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("changes", ["micro_batch", "step"])
+def test_rows_as_served_are_worked_out_once_at_any_batch(changes, monkeypatch):
+    """4 of equally many draws each, at other exponents; 3 layers, of two micro-batches each, have
+    the same rows to the last bit as drawn alone."""
+    rows = f"rows: {{zipf_exponent: 0.3, drift: 0.2, changes: {changes}}}"
+    model = model_of("decode_ep128_profile", f"skew={{setting: none, {rows}}}")
+    priors = {"rows__zipf_exponent": 0.3, "rows__drift": 0.2}
+    monkeypatch.setattr(serving_rows, "STRATA", 4)
+    placed = []
+
+    def counted(*asked):
+        placed.append(asked)
+        return placed_experts(*asked)
+
+    placed_experts = serving_rows.placed_experts
+    monkeypatch.setattr(serving_rows, "placed_experts", counted)
+    found = {mean: rows_of(model, mean_rows=mean, **priors) for mean in (512.0, 64.0)}
+    assert len(placed) == 4
+    serving_rows._served_of.cache_clear()
+    for mean, of_mean in found.items():
+        np.testing.assert_array_equal(of_mean, rows_of(model, mean_rows=mean, **priors))
+    assert np.shape(found[64.0])[:2] == (3, 2)
+    assert np.std(found[64.0]) > np.std(found[512.0])
+    assert len(placed) == 8
 
 
 def test_drift_spreads_what_the_balancer_had_evened_out():

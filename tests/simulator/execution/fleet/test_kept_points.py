@@ -8,6 +8,7 @@ from simulator.analysis.run import simulate
 from simulator.execution.fleet import kept_points, simulation
 from simulator.execution.fleet.kept_points import points_digest, read_points, write_points
 from simulator.execution.fleet.simulation import prepare_fleet
+from simulator.execution.serving_step import iteration
 from simulator.scenario.files import load_scenario
 
 POINTS = {("seconds", 8, 512): 0.1 + 0.2, ("more", 8, 512): 1 / 3, ("seconds", 16, 64): 5e-324}
@@ -73,15 +74,11 @@ def test_anything_else_that_a_deployment_is_made_of_is_another_file(models, monk
 def test_a_fleet_that_has_run_before_works_out_no_iteration(name, monkeypatch):
     worked_out = []
 
-    def counted(function):
-        def asked(model, *load):
-            worked_out.append(load)
-            return function(model, *load)
+    def counted(load):
+        worked_out.append((load.model.job.phase, load.batches[0]))
+        return iteration(load)
 
-        return asked
-
-    for phase in ("decode_iteration", "prefill_iteration"):
-        monkeypatch.setattr(simulation, phase, counted(getattr(simulation, phase)))
+    monkeypatch.setattr(simulation, "iteration", counted)
     first = simulate(load_scenario(name, SHORT))
     metrics = first.quick_metrics
     assert worked_out

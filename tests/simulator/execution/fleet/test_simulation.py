@@ -10,7 +10,8 @@ from simulator.analysis.fleet_metrics import measure_fleet, observe_fleet
 from simulator.analysis.run import simulate
 from simulator.execution.fleet import simulation as fleet_simulation
 from simulator.execution.fleet.log import CollectedLog
-from simulator.execution.fleet.simulation import prepare_fleet
+from simulator.execution.fleet.simulation import decode_at, prepare_fleet
+from simulator.execution.progress import unwatched
 from simulator.execution.serving_draws import expected_s
 from simulator.execution.serving_run import ServingRun
 from simulator.execution.serving_step import decode_step, prefill_pass
@@ -106,6 +107,28 @@ def test_what_ranks_make_of_an_iteration_is_drawn_at_some_grid_points(monkeypatc
     asked.clear()
     assert fleet_simulation._expected(iteration, known)(12, 48) == times(12, 48)
     assert asked == []
+
+
+def test_kernels_of_all_sizes_are_priced_before_the_first_iteration(monkeypatch):
+    """Of up to 64 requests, and 96 above: at the context of the first all are known, at another all
+    but the attention core."""
+    model, asked = prepare_fleet(load_scenario("mooncake_conversation")).models["decode"], []
+    predict = model.kernels.costs.predict
+
+    def counted(operators, **conditions):
+        asked.append({operator.kind for operator in operators})
+        return predict(operators, **conditions)
+
+    monkeypatch.setattr(model.kernels.costs, "predict", counted)
+    lines = fleet_simulation._BATCHES
+    step_at = fleet_simulation._simulated(model, decode_at, lines, unwatched, "decode", "steps")
+    for batch in (8, 1, 16, 48, 64, 96):
+        step_at(batch, 512)
+    assert [{"mla_decode", "gemm"} <= kinds for kinds in asked] == [True]
+    step_at(16, 1024)
+    assert asked[1:] == [{"mla_decode"}]
+    step_at(128, 512)
+    assert {"mla_decode", "gemm"} <= asked[2]
 
 
 def test_what_requests_of_ranks_differ_by_is_the_fleets_own() -> None:
