@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardware_profiles.units import format_bytes, format_seconds
+from hardware_profiles.units import format_bytes, format_quantity, format_seconds, unit_factor
 from reports.run_directory import write_run
 from reports.sweep import ROWS_FILE
 from reports.tables import write_csv
@@ -23,6 +23,8 @@ from simulator.analysis.sweep import append_row
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
+
+    from simulator.analysis.plan.training_budget import BudgetPlan
 
 SHOWN = 10
 """Layouts of the table that are shown where more were simulated; the rest stand in the files."""
@@ -49,6 +51,29 @@ def layouts_table(plan: TrainingPlan, *, shown: int = SHOWN) -> Table:
             continue
         marks = ("*" if each in front else "") + ("=" if own else "")
         table.add_row(f"{rank}{marks}", str(each.layout), *_figures(each))
+    return table
+
+
+def budget_table(found: BudgetPlan) -> Table:
+    """What a budget buys: layouts of which no other is as good in time, memory and GPUs."""
+    from rich.table import Table
+
+    tried = ", ".join(f"{plan.scenario.cluster.gpus:,}" for plan in found.plans)
+    table = Table(title=f"within the budget, of {tried} GPUs", title_justify="left")
+    table.add_column("layout")
+    for name in ("GPUs", "USD/h", "ideal step", "memory", "all tokens", "cost"):
+        table.add_column(name, justify="right")
+    for each in found.front[:SHOWN]:
+        table.add_row(
+            str(each.layout.layout),
+            f"{each.gpus:,}",
+            format_quantity(each.usd_per_s, "price_rate").removesuffix(" USD/h"),
+            format_seconds(each.step_s),
+            format_bytes(float(each.layout.row.metrics["peak_memory_bytes"] or 0.0)),
+            "" if each.run_s is None else f"{each.run_s / unit_factor('d', 'time'):.1f} days",
+            "" if each.usd is None else format_quantity(each.usd, "price"),
+            style="bold" if each == found.best else None,
+        )
     return table
 
 

@@ -23,8 +23,13 @@ from simulator.cli.progress import progress
 
 if TYPE_CHECKING:
     from simulator.analysis.plan.training import Bounded, TrainingPlan
+    from simulator.analysis.plan.training_budget import Budget
     from simulator.analysis.sweep import Point
     from simulator.scenario.files import Scenario
+
+
+MOST_GPUS = 2**30
+"""As many as asks for the largest cluster of a GPU."""
 
 
 def plan_training_command(
@@ -62,6 +67,15 @@ def plan_training_command(
     recipe: Annotated[
         str | None, typer.Option(help="fp8, bfloat16 or mxfp8. Default: fp8.")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="In the place of --gpus: a rent, '4096 USD/h', or a sum for --tokens, '6 MUSD'."
+        ),
+    ] = None,
+    tokens: Annotated[
+        float | None, typer.Option(help="That the budget trains on, such as 14.8e12.")
+    ] = None,
     memory_limit: Annotated[
         str | None, typer.Option(help="Of a GPU that the job may use, such as '70 GiB'.")
     ] = None,
@@ -81,11 +95,19 @@ def plan_training_command(
     ] = False,
 ) -> None:
     """The fastest layout of a training job: all bounded, the best simulated."""
+    from hardware_profiles.schema import load_cluster, load_gpu
+    from simulator.analysis.plan.training_budget import Budget, numbers_of_nodes
     from simulator.scenario.files import load_scenario
+    from simulator.scenario.starting_hardware import gpu_named, nearest_cluster
     from simulator.scenario.starting_training import TrainingWish, starting_training
 
     fixed = fixed_axes(fix or ())
     own = [*(changes or ())]
+    if tokens is not None and budget is None:
+        raise ValueError("plan training: --tokens without --budget; allowed: both")
+    if budget is not None and gpus is not None:
+        raise ValueError("plan training: --gpus and --budget; allowed: one of the two")
+    money = None if budget is None else Budget.parse(budget, tokens)
     if of is not None:
         flags = {
             "--model": model,
@@ -104,7 +126,10 @@ def plan_training_command(
                 "what a scenario says"
             )
         own += _memory_change(memory_limit, load_scenario(of, own))
-        _plan(of, own, fixed, simulate, jobs, as_json=as_json, out=out, fresh=fresh, has_own=True)
+        _plan(
+            of, own, fixed, simulate, jobs,
+            as_json=as_json, out=out, fresh=fresh, has_own=True, budget=money,
+        )  # fmt: skip
         return
     if batch is None:
         raise ValueError(
@@ -112,6 +137,9 @@ def plan_training_command(
             "a scenario"
         )
     model = model or "deepseek_v3"
+    if money is not None and gpu is not None and cluster is None:
+        profile = load_cluster(nearest_cluster(load_gpu(gpu_named(gpu)), MOST_GPUS))
+        gpus = numbers_of_nodes(money, profile, batch)[0] * profile.node.gpus
     wish = TrainingWish(
         model=model,
         batch=batch,
@@ -130,7 +158,7 @@ def plan_training_command(
         path.write_text(text, encoding="utf-8")
         _plan(
             str(path), own, fixed, simulate, jobs,
-            as_json=as_json, out=out, fresh=fresh, has_own=False,
+            as_json=as_json, out=out, fresh=fresh, has_own=False, budget=money,
         )  # fmt: skip
 
 
@@ -188,13 +216,27 @@ def _plan(
     out: Path | None,
     fresh: bool,
     has_own: bool,
+    budget: Budget | None,
 ) -> None:
     from reports.run_directory import check_replaceable
     from reports.sweep import ROWS_FILE
-    from reports.training_plan import layouts_table, losers_table, plan_lines, write_training_plan
+    from reports.training_plan import (
+        budget_table,
+        layouts_table,
+        losers_table,
+        plan_lines,
+        write_training_plan,
+    )
     from simulator.analysis.plan.training import CHOSEN_STAGES, training_plan_json
+    from simulator.analysis.plan.training_budget import (
+        budget_json,
+        budget_sentence,
+        numbers_of_nodes,
+        plan_with_budget,
+    )
     from simulator.analysis.sweep import read_rows
     from simulator.scenario.files import load_scenario, write_resolved
+    from simulator.scenario.training import TrainingJob
 
     base = load_scenario(path, changes)
     directory = out or (None if as_json else Path("runs") / f"{base.directory_name}-plan")
@@ -206,7 +248,23 @@ def _plan(
             kept.unlink(missing_ok=True)
         else:
             known = read_rows(directory / ROWS_FILE) | read_rows(kept)
-    plan = _search(path, changes, fixed, simulate, jobs, kept=kept, known=known, has_own=has_own)
+
+    def search(more: Sequence[str]) -> TrainingPlan:
+        return _search(
+            path, [*changes, *more], fixed, simulate, jobs,
+            kept=kept, known=known, has_own=has_own,
+        )  # fmt: skip
+
+    bought = None
+    if budget is None:
+        plan = search(())
+    else:
+        sequences = base.job_as(TrainingJob).global_batch_sequences
+        nodes = numbers_of_nodes(budget, base.cluster, sequences)
+        bought = plan_with_budget(budget, nodes, lambda n: search((f"cluster.nodes={n}",)))
+        assert bought.plan is not None
+        plan = bought.plan
+        changes = [*changes, f"cluster.nodes={plan.scenario.cluster.nodes}"]
     if directory is not None and plan.best is not None:
         settings = plan.best.layout.settings
         texts = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
@@ -215,10 +273,16 @@ def _plan(
         if kept is not None:
             kept.unlink(missing_ok=True)
     if as_json:
-        print(json.dumps(training_plan_json(plan), allow_nan=False))
+        found = training_plan_json(plan)
+        if bought is not None:
+            found["budget"] = budget_json(bought)
+        print(json.dumps(found, allow_nan=False))
         return
-    print_tables(layouts_table(plan), losers_table(plan))
+    tables = [] if bought is None else [budget_table(bought)]
+    print_tables(*tables, layouts_table(plan), losers_table(plan))
     print("\n".join(plan_lines(plan)))
+    if bought is not None and bought.best is not None:
+        print(budget_sentence(bought.best))
     if directory is not None and plan.best is not None:
         print(f"its scenario: dsv3sim run {directory}/scenario.yaml")
         print(f"report: {directory}/report.html")

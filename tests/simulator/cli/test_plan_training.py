@@ -29,6 +29,16 @@ def test_the_chosen_layout_is_a_scenario_that_runs_and_a_second_call_takes_its_r
     assert again["rows"] == plan["rows"]
 
 
+def test_a_rent_is_in_the_place_of_a_number_of_gpus(tmp_path):
+    rent = ("--set", "cluster.gpu_price=2 USD/h", "--budget", "35 USD/h", "--tokens", "1e9")
+    command = ("plan", "training", "--from", SCENARIO, *SMALL, *FEW, *rent, "--out", "found")
+    done = dsv3sim(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "within the budget, of 16, 8 GPUs" in done.stdout
+    assert "The budget buys 16 GPUs at 32 USD/h: a step of " in done.stdout
+    assert load_scenario(str(tmp_path / "found" / "scenario.yaml")).cluster.gpus == 16
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -47,6 +57,9 @@ def test_the_chosen_layout_is_a_scenario_that_runs_and_a_second_call_takes_its_r
             ("--model", "debug", "--gpu", "h100", "--gpus", "16", "--batch", "1"),
             "debug_on_16_h100_sxm: no layout of ",
         ),
+        (("--batch", "8", "--gpus", "8", "--budget", "9 USD/h"), "--gpus and --budget; allowed"),
+        (("--batch", "8", "--tokens", "1e9"), "--tokens without --budget"),
+        (("--from", SCENARIO, "--budget", "1 USD/h"), "pays for no node of 8 h800_sxm"),
         (("--from", "mtp_one_node"), "holds a serving_step job; allowed here: training"),
     ],
 )
