@@ -118,6 +118,7 @@ class Run(Generic[Result_co]):
         """What a step takes with kernels of the other kind, of an engine or of the reference model;
         None where no shipped calibration has them for the scenario's job."""
         from simulator.analysis.kernels_used import other_calibration
+        from simulator.execution.serving_run import expected_serving_seconds
 
         other = other_calibration(self.scenario)
         if other is None:
@@ -125,13 +126,13 @@ class Run(Generic[Result_co]):
         named = {"calibration": other.name, "kind": other.kernels and other.kernels.kind}
         try:
             changed = with_changes(self.scenario, {"calibration": other.name})
-            found = simulate(changed).quick_metrics
+            seconds = expected_serving_seconds(changed, traces_in(changed.file.traces))
         except ValueError as error:
             return named | {"reason": str(error)}
         # The times are the same with intervals and without.
         known = vars(self).get("metrics") or self.quick_metrics
         path = next(name for name in STEP_TIMES if known.get(name) is not None)
-        return named | {"metric": path, "seconds": found[path], "ratio": found[path] / known[path]}
+        return named | {"metric": path, "seconds": seconds, "ratio": seconds / known[path]}
 
 
 def simulate(

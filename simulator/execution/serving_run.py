@@ -13,7 +13,7 @@ from hardware_profiles.low_latency_kernels import LowLatencyProfile, load_low_la
 from hardware_profiles.schema import CalibrationProfile
 from hardware_profiles.units import Seconds
 from reference_model.parameter_counts import parameter_counts
-from simulator.execution.serving_draws import StepDraws, step_draws
+from simulator.execution.serving_draws import StepDraws, expected_s, step_draws
 from simulator.execution.serving_model import (
     KernelSource,
     ServingModel,
@@ -103,6 +103,18 @@ def simulate_serving_step(scenario: Scenario, trace_of: TraceOf) -> ServingRun:
         kv=kv,
         rebalance=rebalancing(model, job.experts.rebalance_interval),
     )
+
+
+def expected_serving_seconds(scenario: Scenario, trace_of: TraceOf) -> Seconds:
+    """The time of a scenario's serving step alone, on the ranks that its job's skew states: what
+    `simulate_serving_step` makes of it, without what it is compared to.
+
+    Raises as it does.
+    """
+    job = scenario.job_as(ServingStepJob)
+    step = serving_step(prepare_serving(scenario, job, trace_of))
+    check_kv_fits(_capacity(job, step))
+    return expected_s(step)
 
 
 def prepare_serving(
