@@ -30,7 +30,12 @@ from hardware_profiles.schema import (
 )
 from reference_model.trace import ALL_TO_ALL_KINDS, KINDS, Operator
 from simulator.hardware.kernels.families import Family, calibration_measurements, family_of
-from simulator.hardware.kernels.gpu_ratio import Achieved, achieved_shares, log_restatement
+from simulator.hardware.kernels.gpu_ratio import (
+    Achieved,
+    achieved_shares,
+    bound_seconds,
+    log_restatement,
+)
 from simulator.hardware.kernels.roofline import (
     DEEPGEMM_TILES,
     batch_of,
@@ -184,10 +189,11 @@ def _compute_ratios(
         if not is_tensor(batch.kind):
             # What fits into the L2 cache comes from there: at no ceiling of the memory.
             times = np.where(needed_bytes(batch) <= source.gpu.l2_capacity, np.inf, times)
+        on = np.full(len(numbers), float(source.compute_sms))
         log_ratio = log_restatement(
             batch,
             np.maximum(times, np.finfo(np.float64).tiny),
-            on=np.full(len(numbers), float(source.compute_sms)),
+            before=bound_seconds(batch, on, source.gpu, achieved, DEEPGEMM_TILES),
             to=np.full(len(numbers), float(target.compute_sms)),
             source=source.gpu,
             target=target.gpu,

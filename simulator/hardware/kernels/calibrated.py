@@ -32,6 +32,7 @@ from simulator.hardware.kernels.families import (
 from simulator.hardware.kernels.gpu_ratio import (
     Achieved,
     achieved_shares,
+    bound_seconds,
     log_restatement,
     same_compute,
 )
@@ -110,6 +111,8 @@ class Answered:
     provenance: NDArray[np.intp]
     tiles: TilesProfile
     """That their times at peak go by."""
+    bound: Array
+    """`bound_seconds` on the measured GPU, where another is asked for; else none."""
 
 
 MOST_TOLD = 2**12
@@ -225,6 +228,7 @@ class LearnedKernels:
 
         self.told = lru_cache(maxsize=MOST_TOLD)(self._told)
         """`_told`, worked out once: of another GPU the same is asked, and restated."""
+        self.lengths = cache(self._lengths)
 
     def _told(self, asked: Keyed[Asked]) -> Answered:
         """Log seconds of some operators of one family on the measured GPU, not restated."""
@@ -263,7 +267,12 @@ class LearnedKernels:
             slowdown = self.calibration.overlap.memory_bound.value
             squeeze = self.conditions.log_squeeze(on, at.sms, slowdown=slowdown)
             log_seconds = log_seconds + squeeze
-        return Answered(log_seconds, width, apart, provenance, tiles)
+        bound = bound_seconds(batch, on, at, self.achieved, tiles) if ask.restated else np.empty(0)
+        return Answered(log_seconds, width, apart, provenance, tiles, bound)
+
+    def _lengths(self, kind: str, size: str) -> frozenset[int]:
+        """What a size of the rows of a kind is."""
+        return frozenset(dict(row.sizes)[size] for row in self.rows if row.kind == kind)
 
     @cached_property
     def achieved(self) -> Achieved:
@@ -383,7 +392,7 @@ class CalibratedKernels:
             log_seconds = log_seconds + log_restatement(
                 batch,
                 np.exp(log_seconds),
-                on=on,
+                before=told.bound,
                 to=sms,
                 source=at,
                 target=gpu,

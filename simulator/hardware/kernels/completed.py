@@ -216,7 +216,7 @@ class CompletedKernels:
 
         kind = family[0]
         own, *others = (
-            {dict(row.sizes)[PADDED[kind]] for row in model.rows if row.kind == kind}
+            model.learned.lengths(kind, PADDED[kind])
             for model in (self.own, self._answering(family), self._with_more_rows(family))
             if model is not None
         )

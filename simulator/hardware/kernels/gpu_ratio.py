@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.calibration_parts import TilesProfile
 from hardware_profiles.schema import GpuProfile
 from hardware_profiles.tables import Measurement
@@ -78,7 +80,7 @@ def log_restatement(
     batch: Batch,
     seconds: Array,
     *,
-    on: Array,
+    before: Array,
     to: Array,
     source: GpuProfile,
     target: GpuProfile,
@@ -97,12 +99,11 @@ def log_restatement(
 
     Args:
         seconds: [operators] on the source.
-        on: [operators] SMs that a product had there.
+        before: [operators] `bound_seconds` there, on the SMs that each had.
         to: [operators] SMs that it has on the target; on more of them it never takes longer.
         achieved: on the source.
     """
-    before = _bound(batch, on, source, achieved, tiles)
-    after = _bound(batch, to, target, achieved, tiles)
+    after = bound_seconds(batch, to, target, achieved, tiles)
     pace = source.sm_clock / target.sm_clock
     if not is_tensor(batch.kind):
         pace *= source.sms / target.sms
@@ -111,12 +112,17 @@ def log_restatement(
     return log_ratio
 
 
-def _bound(
+def bound_seconds(
     batch: Batch, sms: Array, gpu: GpuProfile, achieved: Achieved, tiles: TilesProfile
 ) -> Array:
     """Seconds of a batch's work at the rates of the fastest kernels; [operators]."""
     # What a tile costs beyond its own columns is no work of the tensor cores.
-    waves, memory = waves_and_bytes(batch, sms, gpu, tiles.model_copy(update={"overhead": 0}))
+    waves, memory = waves_and_bytes(batch, sms, gpu, _of_work_alone(object_key(tiles)))
     share = achieved.compute_share(batch.like.dtype)
     bound = np.maximum(waves / share, memory / (achieved.memory or 1.0))
     return np.maximum(bound, np.finfo(np.float64).tiny)
+
+
+@lru_cache(maxsize=64)
+def _of_work_alone(tiles: Keyed[TilesProfile]) -> TilesProfile:
+    return tiles.value.model_copy(update={"overhead": 0})

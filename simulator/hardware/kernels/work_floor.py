@@ -16,6 +16,7 @@ remains at two and three sequences.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,15 +67,7 @@ class RisingRows:
         """
         self._axis = PADDED[kind]
         self._scan = scan
-        coarse = EVERY_TILE * 2 ** np.arange(0, np.log2(MOST_ROWS / EVERY_TILE) + 0.01, 1 / 4)
-        steps = (
-            np.array(FEW_ROWS),
-            np.arange(SMALL_TILE_ROWS, EVERY_TILE, SMALL_TILE_ROWS),
-            np.ceil(coarse / TILE_ROWS) * TILE_ROWS,
-            np.array(sorted(also)),
-        )
-        self._rows = np.unique(np.concatenate(steps).astype(np.int64))
-        self._known = np.isin(self._rows, sorted(known))
+        self._rows, self._known = _scanned(frozenset(also), frozenset(known))
         self._found: dict[tuple[int, float], tuple[int, Array, Array]] = {}
 
     def seconds(self, batch: Batch, sms: Array, seconds: Array, at_peak: Array) -> Array:
@@ -132,6 +125,22 @@ class RisingRows:
         never_falling[:, scanned] = rising(seconds.reshape(each), measured.reshape(each))
         peaks[:, scanned] = at_peak.reshape(each)
         return list(zip(never_falling, peaks, strict=True))
+
+
+@lru_cache(maxsize=256)
+def _scanned(
+    also: frozenset[int], known: frozenset[int]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Numbers of rows to scan, ascending, and which of them are known; as of RisingRows."""
+    coarse = EVERY_TILE * 2 ** np.arange(0, np.log2(MOST_ROWS / EVERY_TILE) + 0.01, 1 / 4)
+    steps = (
+        np.array(FEW_ROWS),
+        np.arange(SMALL_TILE_ROWS, EVERY_TILE, SMALL_TILE_ROWS),
+        np.ceil(coarse / TILE_ROWS) * TILE_ROWS,
+        np.array(sorted(also)),
+    )
+    rows = np.unique(np.concatenate(steps).astype(np.int64))
+    return rows, np.isin(rows, sorted(known))
 
 
 def rising(seconds: Array, measured: NDArray[np.bool_]) -> Array:

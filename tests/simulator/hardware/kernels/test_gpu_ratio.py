@@ -10,6 +10,7 @@ from simulator.hardware.kernels.families import batch_of_rows
 from simulator.hardware.kernels.gpu_ratio import (
     Achieved,
     achieved_shares,
+    bound_seconds,
     log_restatement,
     same_compute,
 )
@@ -39,14 +40,15 @@ THIN = row("gemm", m=1, n=8192, k=8192)
 
 
 def ratio(one, seconds, *, source=H200, target=H800, share=1.0, sms=132.0):
+    batch, achieved = batch_of_rows([one]), Achieved(memory=share, compute={})
     found = log_restatement(
-        batch_of_rows([one]),
+        batch,
         np.array([seconds]),
-        on=np.array([sms]),
+        before=bound_seconds(batch, np.array([sms]), source, achieved, TILES),
         to=np.array([sms]),
         source=source,
         target=target,
-        achieved=Achieved(memory=share, compute={}),
+        achieved=achieved,
         tiles=TILES,
     )
     return float(np.exp(found[0]))
