@@ -220,6 +220,16 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         raise ValueError(f"{where}: events: allowed with fidelity: events, not {file.fidelity}")
     if file.events.of == "step" and jobs[0] != "training":
         raise ValueError(f"{where}: events.of: step: allowed with a training job, not {jobs[0]}")
+    parsed = to_profile(
+        JOBS[jobs[0]], _with_gap(raw, where=where)[jobs[0]], where=where, at=jobs[0]
+    )
+    flows = file.fidelity == "events" and file.events.contention
+    if flows and isinstance(parsed, TrainingJob) and parsed.expert_tensor_parallel > 1:
+        raise ValueError(
+            f"{where}: fidelity: events: training.expert_tensor_parallel: "
+            f"{parsed.expert_tensor_parallel}: a token's copies to the GPUs that share an expert "
+            "are not simulated by flows; allowed: 1, or events.contention=off"
+        )
     model, cluster, gpu, calibration = (raw.get(root) for root in NAMED)
     if gpu is not None and jobs[0] != "replay":
         raise ValueError(f"{where}: gpu: a {jobs[0]} job runs on cluster.node.gpu; set that")
@@ -228,9 +238,7 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         where=where,
         directory_name=_directory_name(path, raw),
         file=file,
-        job=to_profile(
-            JOBS[jobs[0]], _with_gap(raw, where=where)[jobs[0]], where=where, at=jobs[0]
-        ),
+        job=parsed,
         named_model=model and parse_model_config(model, source=labels["model"]),
         named_cluster=cluster and to_profile(ClusterProfile, cluster, where=labels["cluster"]),
         named_gpu=gpu and to_profile(GpuProfile, gpu, where=labels["gpu"]),

@@ -100,7 +100,7 @@ def normal_transfer(
     time = transfers.explain(operator, sms=sms, overlapped=False, load=NO_LIMIT)
     reach = transfers.reach
     tokens, token_bytes = operator["tokens"], transfers.token_bytes(operator)
-    back, between = operator.kind == "combine", len(reach.parts) > 1
+    between = len(reach.parts) > 1
     channels = max(1, sms // transfers.sms_per_channel) if between else max(1, sms)
     # Tokens that a lane has between two nodes, of all channels.
     of_lane = max(tokens * reach.nodes / len(reach.parts), 1.0)
@@ -126,7 +126,7 @@ def normal_transfer(
         flows=flows,
         owner=owner,
         first_gpu=first_gpu,
-        hbm_bytes=copied * payloads_over_hbm(reach, back=back) * shares,
+        hbm_bytes=copied * payloads_over_hbm(reach) * shares,
         alone_s=time.payload_s,
         delay_s=time.notify_s,
         fill_s=fill_s,
@@ -177,19 +177,16 @@ def lane_flows(
     return flows, owner[lane[some]]
 
 
-def payloads_over_hbm(reach: Reach, *, back: bool) -> float:
+def payloads_over_hbm(reach: Reach) -> float:
     """Times that the payload of a token moves over the HBM of its group's GPUs, L2 holding none.
 
-    Dispatch: read by its GPU; written for each node, read by the NIC and written by the other one
-    where that is not its own; read by who forwards it; written for each GPU, read there and written
-    to its place. Combine is the same way back: each sum reads what it adds.
+    Dispatch between nodes: read by its GPU; written for each node, read by the NIC and written by
+    the other one where that is not its own, read by who forwards it. Then, and within one node:
+    written for each GPU, read there and written to its place. Combine is the way back, and each sum
+    reads what it adds: 3 times for each GPU, and what a node adds is written, sent, read again.
     """
-    over_nics = 2.0 * reach.over_nics
-    if back:
-        # Read and written by each GPU, read by who adds for its node, which writes once; NICs;
-        # read for each node by the token's own GPU, which writes once.
-        return 3.0 * reach.gpus + reach.nodes + over_nics + reach.nodes + 1.0
-    return 1.0 + reach.nodes + over_nics + reach.nodes + 3.0 * reach.gpus
+    passed_on = 2.0 * reach.nodes + 2.0 * reach.over_nics if len(reach.parts) > 1 else 0.0
+    return 1.0 + passed_on + 3.0 * reach.gpus
 
 
 def low_latency_transfer(

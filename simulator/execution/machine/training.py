@@ -54,17 +54,7 @@ def run_group(
 
     Args:
         channels: what contends or differs; none for the timeline's own prices and ideal ranks.
-
-    Raises:
-        ValueError: GPUs that share experts, whose transfers are no flows here.
     """
-    shared = run.layout.etp
-    if channels and shared > 1:
-        raise ValueError(
-            f"fidelity: events: dispatch to {shared} GPUs that share each expert "
-            "(training.expert_tensor_parallel) is not simulated by flows; allowed: "
-            "training.expert_tensor_parallel=1, or events.contention=off"
-        )
     kept = tuple(channel for channel in CHANNELS if channel in channels)
     return _contending(run, chunk, kept) if kept else _as_the_timeline(run, chunk)
 

@@ -36,3 +36,21 @@ def test_only_a_training_step_runs_as_a_whole():
 def test_figures_stay_whatever_way_a_step_is_run():
     loaded = load_scenario("dualpipe_h800_2048", ["fidelity=events", "events.window=0"])
     assert loaded.figures_left_out == ()
+
+
+def test_experts_that_gpus_share_have_no_flows():
+    sharing = "training.tensor_parallel=2", "training.expert_tensor_parallel=2"
+    message = (
+        r"fidelity: events: training.expert_tensor_parallel: 2: a token's copies to the GPUs that "
+        r"share an expert are not simulated by flows; allowed: 1, or events.contention=off"
+    )
+    with pytest.raises(ValueError, match=message):
+        events(*sharing)
+    assert events(*sharing, "events.contention=off").contention == ()
+
+
+def test_channels_have_deepeps_buffers():
+    """DeepEP's Config of 64 GPUs: chunks of 8 tokens, buffers of 128."""
+    channel = events().channel
+    assert (channel.chunk_tokens, channel.buffer_tokens) == (8, 128)
+    assert events("events.channel.buffer_tokens=16").channel.buffer_tokens == 16

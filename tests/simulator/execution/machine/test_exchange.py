@@ -115,8 +115,8 @@ def test_a_combine_turns_every_arrow_and_keeps_its_owner():
 
 
 def test_bytes_over_hbm_are_counted_hop_by_hop():
-    """Two nodes of 4, 1.5 nodes and 4 GPUs of a token, 0.75 copies over NICs: read once, written
-    1.5 times, 0.75 over NICs out and in, read 1.5 times, and three times for each GPU; a combine
-    reads for both sums what a dispatch writes twice."""
-    assert payloads_over_hbm(REACH, back=False) == 1 + 1.5 + 2 * 0.75 + 1.5 + 3 * 4
-    assert payloads_over_hbm(REACH, back=True) == 3 * 4 + 1.5 + 2 * 0.75 + 1.5 + 1
+    """Two nodes of 4, 1.5 nodes and 4 GPUs of a token, 0.75 copies over NICs: read once; written
+    and read for 1.5 nodes, 0.75 over NICs out and in; and three times for each GPU."""
+    assert payloads_over_hbm(REACH) == 1 + 2 * 1.5 + 2 * 0.75 + 3 * 4
+    one_node = Reach(parts=(8,), reached=(1.0,), gpus=4.0)
+    assert payloads_over_hbm(one_node) == 1 + 3 * 4
