@@ -41,7 +41,7 @@ from simulator.analysis.run import Run
 from simulator.execution.pretraining import RunLog
 
 _DAY = unit_factor("d", "time")
-_BILLION, _TRILLION = 10.0**9, 10.0**12
+_TRILLION = 10.0**12
 
 FILES = (
     ("incidents.parquet", "what stopped or slowed every run, and when"),
@@ -101,7 +101,7 @@ def _answer(run: Run[PretrainingRun], metrics: Mapping[str, Any]) -> Answer:
     value, interval, _ = headline_cells("days", metrics)
     alone = metrics["without_failures"]["days"]
     figures = [
-        Figure(label[:1].upper() + label[1:], *_short(path, metrics))
+        Figure(label[:1].upper() + label[1:], *headline_cells(path, metrics)[:2])
         for path, label in HEADLINES.items()
         if path in metrics and path != "days"
     ]
@@ -118,15 +118,6 @@ def _answer(run: Run[PretrainingRun], metrics: Mapping[str, Any]) -> Answer:
         limits=limits,
         changed=changed_text(run.scenario),
     )  # fmt: skip
-
-
-def _short(path: str, metrics: Mapping[str, Any]) -> tuple[str, str]:
-    """A figure and its interval, of many tokens in billions."""
-    value, ends = metrics[path], metrics["interval_80"][path]
-    if path != "tokens_per_day":
-        return headline_cells(path, metrics)[:2]
-    low, middle, high = (f"{at / _BILLION:,.1f}" for at in (ends[0], value, ends[1]))
-    return f"{middle} billion", f"{low} to {high} billion"
 
 
 def progress_chart(run: PretrainingRun, log: RunLog) -> Lines:

@@ -33,8 +33,8 @@ _GROUPED = 10_000
 _FEW = 100
 """Below this a price is shown with decimals."""
 
-_LARGE = 10.0**9
-"""Numbers from which on an interval counts significant digits."""
+_LARGE = ((10.0**12, "trillion"), (10.0**9, "billion"))
+"""(number, what people call it), the largest first: from there on figures count in it."""
 
 _FEW_PATHS = 3
 """Changed paths of a file that are named."""
@@ -396,9 +396,6 @@ def beside_cells(metrics: Mapping[str, Any], path: str) -> list[str]:
 
 def format_interval(path: str, ends: Sequence[float]) -> str:
     """Both ends of an interval of a metric, their unit once where they share it."""
-    metric = metric_of(path)
-    if min(ends) >= _LARGE and (metric is None or metric.unit not in _BY_UNIT):
-        return " to ".join(f"{end:.4g}" for end in ends)
     low, high = (format_metric(path, end) for end in ends)
     value, space, unit = low.partition(" ")
     if space and high.endswith(f" {unit}"):
@@ -436,6 +433,9 @@ def _number(value: float) -> str:
         return f"{value:,}"
     if abs(value) < 1:
         return f"{value:.3g}"
+    for size, name in _LARGE:
+        if abs(value) >= size:
+            return f"{value / size:,.1f} {name}"
     return f"{value:,.1f}" if value < _GROUPED else f"{value:,.0f}"
 
 

@@ -311,7 +311,8 @@ def _search(
     def what_is_kept() -> str:
         if kept is None:
             return "no layout is kept without a directory (--out)"
-        return f"{ended} simulated layouts are kept; the same command goes on"
+        layouts = "layout is" if ended == 1 else "layouts are"
+        return f"{ended} simulated {layouts} kept; the same command goes on"
 
     with progress("bounding all layouts", kept=what_is_kept) as shown:
 

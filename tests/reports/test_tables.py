@@ -72,6 +72,9 @@ def test_inputs_are_listed_with_interval_kind_and_source() -> None:
         ("tokens_per_second_per_gpu", 1541.7, "1,541.7"),
         ("experts.compute_max_over_mean", 1.0574, "1.057"),
         ("speculative_decoding.speed_up", 0.98765, "0.988"),
+        ("tokens_per_day", 280_985_343_853.0, "281.0 billion"),
+        ("tokens_per_day", 999_999_999.0, "999,999,999"),
+        ("tokens_per_day", 2.5e12, "2.5 trillion"),
     ],
 )
 def test_a_metric_is_written_with_its_unit(path: str, value: float, text: str) -> None:
@@ -164,7 +167,7 @@ def test_nodes_that_stay_idle_stand_below_the_headline(simulated: RunTables) -> 
         ("step_time_s", (17.65, 19.09), "17.65 to 19.09 s"),
         ("pair_time_s", (0.9, 1.2), "900 ms to 1.2 s"),
         ("mfu_causal", (0.4064, 0.4397), "40.64% to 43.97%"),
-        ("tokens_per_day", (284_716_291_598.0, 308_048_324_257.0), "2.847e+11 to 3.08e+11"),
+        ("tokens_per_day", (284_716_291_598.0, 308_048_324_257.0), "284.7 to 308.0 billion"),
     ],
 )
 def test_an_interval_names_its_unit_once(path, ends, text):

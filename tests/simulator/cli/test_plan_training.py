@@ -1,11 +1,16 @@
 """dsv3sim plan training."""
 
 import json
+from signal import SIGINT
 
 import pytest
 from command_line import dsv3sim
 from small_plans import CHANGES, SCENARIO
+from typer.testing import CliRunner
 
+from simulator.analysis.sweep import Point
+from simulator.cli.app import command_line
+from simulator.cli.options import Stopped
 from simulator.scenario.files import load_scenario
 
 FEW = (
@@ -37,6 +42,27 @@ def test_a_rent_is_in_the_place_of_a_number_of_gpus(tmp_path):
     assert "within the budget, of 16, 8 GPUs" in done.stdout
     assert "The budget buys 16 GPUs at 32 USD/h: a step of " in done.stdout
     assert load_scenario(str(tmp_path / "found" / "scenario.yaml")).cluster.gpus == 16
+
+
+@pytest.mark.parametrize(
+    ("layouts", "out", "kept"),
+    [
+        (1, ["--out", "found"], "1 simulated layout is kept; the same command goes on"),
+        (2, ["--out", "found"], "2 simulated layouts are kept; the same command goes on"),
+        (2, ["--json"], "no layout is kept without a directory (--out)"),
+    ],
+)
+def test_a_plan_that_is_stopped_says_what_is_kept(layouts, out, kept, monkeypatch, tmp_path):
+    def stopped(*_, done, **__):
+        for number in range(layouts):
+            done(Point({}, str(number), {"step_time_s": 2.0}))
+        raise Stopped(SIGINT)
+
+    monkeypatch.setattr("simulator.analysis.plan.training.plan_training", stopped)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Stopped) as stop:
+        CliRunner().invoke(command_line(), ["plan", "training", "--from", SCENARIO, *out])
+    assert stop.value.kept == kept
 
 
 @pytest.mark.parametrize(
