@@ -242,7 +242,9 @@ def sustained_clock(lease: str, job: str) -> Estimate | None:
         return None
     steps = read_steps(TABLES / f"{lease}.csv")
     kind = TRAIN_MICROBATCH if job == TRAIN_STEP else job
-    clocks = [s.clock_hz for s in steps if s.job == kind and s.launch == "graph"]
+    of_kind = [s for s in steps if s.job == kind]
+    # Without a graph the GPU may wait for its host, and its clock rise meanwhile.
+    clocks = [s.clock_hz for s in of_kind if s.launch == "graph"] or [s.clock_hz for s in of_kind]
     highest = max(s.clock_hz for s in steps)
     return Estimate(
         value=median(clocks) / highest,

@@ -93,6 +93,13 @@ def test_a_lease_timed_in_bursts_alone_tells_the_clock_of_its_steps():
     assert (clock.low, clock.high) == (pytest.approx(1.68 / 1.98), pytest.approx(1.845 / 1.98))
 
 
+def test_a_lease_that_trained_without_a_graph_tells_the_clock_of_that():
+    """At 1.815, 1.8 and 1.935 GHz."""
+    clock = sustained_clock("h200_sxm_5", "train_microbatch")
+    assert clock is not None
+    assert clock.value == pytest.approx(1.815 / 1.98)
+
+
 def test_a_decode_step_is_the_sum_of_its_operators_and_lies_near_the_measured_one(steps):
     step = steps["decode_step four_layers 128 x 4096 graph"]
     said = predict(scenario_of(step, step.lease))
