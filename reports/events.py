@@ -80,7 +80,10 @@ def _beside_timeline(events: Mapping[str, Any]) -> Table:
         table.add_row(f"busiest link, {devices['busiest_link']}", share, "")
     for channel, span in events["without"].items():
         table.add_row(f"end without {channel}", format_seconds(span), "")
-    table.caption = f"{events['events']} events, {events['solves']} solves of the network"
+    table.caption = (
+        f"{events['events']} events, {events['solves']} solves of the network; flows that end "
+        f"within {format_seconds(events['window_s'])} end together"
+    )
     table.caption_justify = "left"
     return table
 

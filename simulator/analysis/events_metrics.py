@@ -64,7 +64,7 @@ def events_metrics(
         hbm: rate of one GPU's HBM.
     """
     limits = GpuLimits(gpu.sms, hbm)
-    log = group.machine.log
+    log, network = group.machine.log, group.machine.network
     return {
         "of": group.name,
         "ranks": log.end_s.shape[1],
@@ -72,7 +72,8 @@ def events_metrics(
         "span_s": group.span_s,
         "timeline_span_s": group.timeline.span_s,
         "events": group.machine.events,
-        "solves": 0 if group.machine.network is None else group.machine.network.solves,
+        "solves": 0 if network is None else network.solves,
+        "window_s": 0.0 if network is None else network.window,
         "beside": _classes(group),
         "waiting": _waiting(log),
         "timeline_waiting": _waiting(group.timeline),

@@ -19,6 +19,9 @@ def _channels(given: object) -> object:
     return words.get(given, given) if isinstance(given, bool | str) else given
 
 
+MOST_WINDOW = 0.05
+
+
 class ChannelInputs(Profile):
     """How normal dispatch and combine kernels send tokens; each channel has its own buffers.
 
@@ -43,9 +46,10 @@ class EventsInputs(Profile):
     their durations too."""
     ablation: bool = False
     """Whether to run once more for each channel, without it."""
-    window: Annotated[float, Field(ge=0, le=0.05)] = 0.002
+    window: Annotated[float, Field(ge=0, le=MOST_WINDOW)] | None = None
     """Completions of flows closer than this share of the shortest transfer are one instant, so that
-    each is at most so much late; 0 is exact."""
+    each is at most so much late; 0 is exact. By default 0.2% up to 64 ranks, and beyond them as
+    much more as a transfer has flows: 0.8% of 128 ranks, 5% from 320 on."""
     l2_and_power: Literal["none", "measured"] = "none"
     """Slow-down of tensor-core kernels beside a transfer that no device here explains: none, or the
     ratio that the calibration's rows hold."""
@@ -65,3 +69,9 @@ class EventsInputs(Profile):
     failures: tuple[str, ...] = ()
     """What fails or becomes slow while they run: nic:node3/nic1@40ms,
     slow:node3/nic1/up=0.5@40ms."""
+
+    def window_of(self, ranks: int) -> float:
+        """The window of a group, as a share of its shortest transfer."""
+        if self.window is not None:
+            return self.window
+        return min(0.002 * max(1.0, (ranks / 64) ** 2), MOST_WINDOW)

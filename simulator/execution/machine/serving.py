@@ -163,7 +163,7 @@ class _Layers:
         for place, transfer in transfers.items():
             seconds[place], before[place] = transfer.alone_s, transfer.delay_s
         shortest = min((one.alone_s for one in transfers.values()), default=0.0)
-        window = self.inputs.window * shortest
+        window = self.inputs.window_of(count) * shortest
         machine = run_on_ranks(
             meeting_in_transfers(self.graph, self.kernel),
             RankWork(

@@ -161,7 +161,7 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
             context_sms=job.communication_sms if inputs.partition == "green_contexts" else 0,
         ),
         after_wait_s=gap,
-        network_of=lambda env: Network(env, fabric, window=inputs.window * shortest),
+        network_of=lambda env: Network(env, fabric, window=inputs.window_of(job.ep) * shortest),
         beside=surroundings(
             inputs, fabric, cluster=cluster, calibration=calibration, seed=scenario.file.seed
         ),

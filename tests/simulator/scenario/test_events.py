@@ -54,3 +54,9 @@ def test_channels_have_deepeps_buffers():
     channel = events().channel
     assert (channel.chunk_tokens, channel.buffer_tokens) == (8, 128)
     assert events("events.channel.buffer_tokens=16").channel.buffer_tokens == 16
+
+
+def test_the_window_grows_with_the_flows_of_a_transfer():
+    """Four times as many flows among twice as many ranks."""
+    assert [events().window_of(ranks) for ranks in (8, 64, 128, 320)] == [0.002, 0.002, 0.008, 0.05]
+    assert events("events.window=0").window_of(320) == 0
