@@ -380,7 +380,7 @@ def _form(model: ServingModel, *, spread: bool) -> _Form:
     return _form_of(object_key(model.graph), model.job.tensor_parallel, spread)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _form_of(keyed: Keyed[TaskGraph], split: TensorParallel, spread: bool) -> _Form:
     whole = keyed.value
     graph, starts = collapsed(whole)

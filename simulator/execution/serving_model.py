@@ -7,7 +7,7 @@ chosen. Iterations of the deployment at any batch and context start from here (s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -38,6 +38,7 @@ from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import FabricLoad, Pattern, all_to_all_load
 from simulator.hardware.network.groups import Reach
 from simulator.hardware.network.transfers import Transfers
+from simulator.hardware.prediction import Prediction
 from simulator.scenario.inputs import RecipeName
 from simulator.scenario.serving import ServingStepJob
 from simulator.workload.experts import (
@@ -117,6 +118,11 @@ class ServingModel:
     """GPUs of a tensor-parallel group that spans NVLink domains -> what the fabric makes of its
     collectives."""
     seed: int
+    special_times: dict[tuple[Operator, str, float], Prediction | None] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+    """Of operators that were asked for, as kernels' `predicted` (serving_times): (operator, part,
+    copies on its wire) -> its time; None of a kernel. Of another job, another one."""
 
     @property
     def transfers(self) -> Transfers:

@@ -119,11 +119,16 @@ class ServingStep:
 
 def serving_step(model: ServingModel) -> ServingStep:
     """Simulate the iteration of the model's own job."""
+    return iteration(job_load(model))
+
+
+def job_load(model: ServingModel) -> IterationLoad:
+    """Of the iteration of the model's own job."""
     requests = model.job.requests
     if model.job.phase == "decode":
         assert requests.context_tokens is not None
         together = model.job.group_requests
-        return decode_step(
+        return decode_load(
             model,
             -(-together // model.job.attention_tp),
             requests.context_tokens,
@@ -132,7 +137,7 @@ def serving_step(model: ServingModel) -> ServingStep:
         )
     assert requests.tokens_per_gpu is not None
     assert requests.prompt_tokens is not None
-    return prefill_pass(
+    return prefill_load(
         model,
         requests.tokens_per_gpu,
         requests.prompt_tokens,

@@ -66,8 +66,11 @@ def kernel_times(model: ServingModel, operators: Sections) -> Prediction:
         ):
             times[core] *= by
         provenance[core] = MODELLED
-    for place, (operator, part) in enumerate(zip(flat, parts, strict=True)):
-        known = _special_time(model, operator, part, copies[place])
+    special = model.special_times
+    for place, key in enumerate(zip(flat, parts, copies, strict=True)):
+        if key not in special:
+            special[key] = _special_time(model, *key)
+        known = special[key]
         if known is None:
             continue
         seconds[place], low[place], high[place] = known.seconds[0], known.low[0], known.high[0]

@@ -43,9 +43,9 @@ from simulator.execution.serving_step import (
     ServingStep,
     decode_load,
     iteration,
+    job_load,
     prefill_load,
     price_together,
-    serving_step,
 )
 from simulator.scenario.files import Scenario, load_scenario
 from simulator.scenario.fleet import FleetJob, PoolSpec, StepScenario
@@ -352,8 +352,8 @@ def _at_largest_load(step: ServingStepJob, pool: PoolSpec) -> ServingStepJob:
 def kv_tokens(model: ServingModel) -> int:
     """KV cache of one rank beside its largest iteration, which the job of the model is: GPUs that
     share the heads of a request each hold all of its cache."""
-    step = serving_step(model)
-    operators = [operator for layer in step.operators.values() for operator in layer.operators]
+    sections, _ = job_load(model).operators()
+    operators = [operator for layer in sections.values() for operator in layer.operators]
     capacity = kv_capacity(
         model.job,
         config=model.config,

@@ -1,5 +1,7 @@
 """Times of the operators of one iteration."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -68,9 +70,14 @@ def longest(step, part):
 def test_times_already_asked_for_are_kept_and_stay_the_same():
     model = model_of("decode_ep144_day6")
     first = decode_step(model, 88, 4989).step_s
-    known = len(model.kernels.predicted)
+    known = len(model.kernels.predicted), len(model.special_times)
+    assert min(known) > 0
     assert decode_step(model, 88, 4989).step_s == first
-    assert len(model.kernels.predicted) == known
+    assert (len(model.kernels.predicted), len(model.special_times)) == known
+    # Kernels alone are those of any job on these GPUs.
+    other = replace(model, job=model.job)
+    assert other.kernels is model.kernels
+    assert other.special_times == {}
 
 
 def place_of(step, name):
