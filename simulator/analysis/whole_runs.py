@@ -122,9 +122,17 @@ def gpu_of(lease: str) -> str:
     return lease.rpartition("_")[0]
 
 
-def leases() -> tuple[str, ...]:
-    """Names of the leases whose tables are shipped, sorted."""
-    return tuple(sorted(p.stem for p in TABLES.glob("*.csv") if not p.stem.endswith(OPERATORS)))
+def leases(job: str | None = None) -> tuple[str, ...]:
+    """Names of the leases whose tables are shipped, sorted; with a job those whose operators say
+    what its steps take."""
+    every = sorted(p.stem for p in TABLES.glob("*.csv") if not p.stem.endswith(OPERATORS))
+    if job is None:
+        return tuple(every)
+    return tuple(
+        lease
+        for lease in every
+        if any(_TRACE[s.job] == _TRACE[job] for s in read_steps(TABLES / f"{lease}.csv"))
+    )
 
 
 def read_steps(path: Path) -> list[Step]:
@@ -462,7 +470,7 @@ def ledger_lines(lease: str, *, date: str) -> list[LedgerLine]:
     timed = {(step.label, step.gpu) for step in every_step()}
     found = []
     for step in planned(lease):
-        for source in leases():
+        for source in leases(step.job):
             scenario, said = predict_from(step, source)
             found.append(
                 LedgerLine(
@@ -499,7 +507,7 @@ def comparisons(lease: str | None = None, watch: Watch = unwatched) -> list[Comp
     found: list[Comparison] = []
     for done, (own, step) in enumerate(steps):
         watch(HowFar(done / len(steps), done, "steps"))
-        found += compare_step(step, [other for other in leases() if other != own])
+        found += compare_step(step, [other for other in leases(step.job) if other != own])
     return found
 
 

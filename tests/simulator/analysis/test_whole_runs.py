@@ -32,6 +32,8 @@ def steps():
 def test_a_lease_is_named_after_its_gpu_and_holds_the_steps_that_were_planned(steps):
     assert {"h100_sxm_1", "h200_sxm_1"} <= set(leases())
     assert gpu_of("h200_sxm_1") == "h200_sxm"
+    assert set(leases()) - set(leases("train_step")) == {"h200_sxm_4"}  # decode alone
+    assert set(leases()) - set(leases("prefill")) == {"h100_sxm_4", "h200_sxm_4", "h200_sxm_5"}
     assert len(steps) == 22
     every = planned("h200_sxm_1")
     assert len(every) == 16
