@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,8 @@ from reports.sweep import ROWS_FILE  # noqa: E402
 from simulator.analysis.sweep import Point, read_rows  # noqa: E402
 from simulator.cli.app import main as command_line  # noqa: E402
 
+TRACEBACK = 99
+"""Exit code of a command that ends in one."""
 COMMANDS = ("run", "sweep", "calibrate", "training", "serving")
 WHOLE_EVERY = 10
 """Every tenth command of a kind ends by itself."""
@@ -54,21 +57,31 @@ ANEW = 4
 
 
 def started(arguments: list[str], folder: Path) -> int:
-    """The process of a command, forked of this one."""
+    """The process of a command, forked of this one; what it says lies beside the folder."""
     child = os.fork()
     if child == 0:
-        os.setsid()
-        os.chdir(folder)
-        silent = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silent, 1)
-        os.dup2(silent, 2)
-        sys.argv = ["dsv3sim", *arguments]
+        code = TRACEBACK
         try:
+            os.setsid()
+            os.chdir(folder)
+            said = os.open(said_of(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(said, 1)
+            os.dup2(said, 2)
+            sys.argv = ["dsv3sim", *arguments]
             command_line()
         except SystemExit as end:
-            os._exit(int(end.code or 0))
-        os._exit(99)
+            code = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            # Nothing of the process that it is forked of is to be tidied up here.
+            sys.stdout.flush()
+            os._exit(code)
     return child
+
+
+def said_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.said")
 
 
 def ended(child: int) -> int:
@@ -166,7 +179,9 @@ def kill_commands(
     counts = dict.fromkeys((*COMMANDS, "ended", "lost"), 0)
     until = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
-        mine = Folder(Path(folder))
+        own = Path(folder) / "user"
+        own.mkdir()
+        mine = Folder(own)
         life: dict[str, float] = {}
         for command in COMMANDS:
             begun = time.monotonic()
@@ -191,7 +206,8 @@ def kill_commands(
             lost += [f"{name} is gone" for name in before - mine.existed()]
             if whole:
                 lost += [f"draft {name} is left" for name in mine.drafts(command)]
-                lost += [] if code == 0 else [f"{command} ended with {code}"]
+            if code not in ((0,) if whole else (0, -signal.SIGKILL)):
+                lost.append(f"ended with {code}: {said_of(mine.path).read_text()[-2000:]}")
             counts[command if code == -signal.SIGKILL else "ended"] += 1
             counts["lost"] += len(lost)
             for text in lost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def axis_values(
     powers = tuple(2**n for n in range(MOST_SEQUENCES.bit_length()))
     usual: dict[str, tuple[object, ...]] = {
         "pp": _divisors(gpus, most=layers),
-        "ep": tuple(n for n in _divisors(gpus, most=gpus) if model.n_routed_experts % n == 0),
+        "ep": _divisors(math.gcd(gpus, model.n_routed_experts), most=gpus),
         "tp": near,
         "etp": tuple(
             n
@@ -149,4 +150,6 @@ def _stages_tried(name: str) -> tuple[int | None, ...]:
 
 
 def _divisors(number: int, *, most: int) -> tuple[int, ...]:
-    return tuple(n for n in range(1, min(number, most) + 1) if number % n == 0)
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    every = dict.fromkeys((*small, *(number // n for n in reversed(small))))
+    return tuple(n for n in every if n <= most)

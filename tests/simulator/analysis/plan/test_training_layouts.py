@@ -17,6 +17,14 @@ def test_axes_of_the_published_job_are_what_divides_its_gpus():
     assert len(axes["schedule"]) == 14
 
 
+def test_axes_of_any_number_of_gpus_are_known_at_once():
+    axes = axis_values(load_scenario(SCENARIO, ["cluster.nodes=536870912"]), {})
+    assert axes["pp"] == (1, 2, 4, 8, 16, 32, 64)
+    assert axes["ep"] == (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    nine = axis_values(load_scenario(SCENARIO, ["cluster.nodes=9"]), {})
+    assert nine["pp"] == (1, 2, 3, 4, 6, 8, 9, 12, 18, 24, 36)
+
+
 def test_long_sequences_are_shared_as_long_as_a_gpu_keeps_4096_tokens():
     scenario = load_scenario(SCENARIO, ["training.sequence_length=16384"])
     assert axis_values(scenario, {})["cp"] == (1, 2, 4)
