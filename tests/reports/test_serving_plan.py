@@ -5,8 +5,8 @@ import json
 import pytest
 import yaml
 from rich.console import Console
+from small_services import DEMAND, LIMITS, service
 
-from reference_model.config import load_model_config
 from reports.serving_plan import (
     best_options,
     loser_rows,
@@ -21,7 +21,7 @@ from reports.serving_plan import (
     write_plan,
 )
 from simulator.analysis.plan.serving import ServingPlan, Variant
-from simulator.analysis.plan.serving_bounds import Demand, Limits
+from simulator.analysis.plan.serving_bounds import Limits
 from simulator.analysis.plan.serving_prices import Measured, Price
 from simulator.analysis.plan.serving_search import (
     FleetTask,
@@ -34,8 +34,6 @@ from simulator.analysis.plan.serving_search import (
 from simulator.scenario.starting_serving import (
     Deployment,
     Pool,
-    service_by_flags,
-    serving_machine,
 )
 
 PREFILL = Pool((Deployment("prefill", 8, micro_batches=2),), 2, 512, 4096)
@@ -44,22 +42,6 @@ FEWER = Pool((Deployment("decode", 16, micro_batches=2, draft_tokens=1),), 2, 64
 
 
 def plan(answer=(PREFILL, DECODE)):
-    service = service_by_flags(
-        model="deepseek_v3",
-        config=load_model_config("deepseek_v3"),
-        machine=serving_machine(gpu="h200", cluster=None),
-        rate=10.0,
-        prompt=1000,
-        output=100,
-        ttft_s=2.0,
-        tpot_s=0.05,
-    )
-    demand = Demand(
-        rate=10.0, prompt_tokens=1000.0, computed_tokens=1000.0, attended_tokens=500.5,
-        long_prompt=1000.0, long_cached=0.0, output_tokens=100.0, steps=99.0, context=1050.0,
-        span_s=100.0,
-    )  # fmt: skip
-    limits = Limits(2.0, 0.05)
     known = Results()
     known.runs[FleetTask((PREFILL,))] = Measured(ttft_s=1.0, tpot_s=0.0)
     known.runs[FleetTask((PREFILL, DECODE))] = Measured(ttft_s=1.5, tpot_s=0.045, verdict="stable")
@@ -72,10 +54,10 @@ def plan(answer=(PREFILL, DECODE)):
     small = Deployment("decode", 4)
     losers = (Loser((small,), "does not fit", "164 GB of 141 GB"),) * 2
     return ServingPlan(
-        service=service,
-        demand=demand,
+        service=service(),
+        demand=DEMAND,
         percentile=90,
-        limits=limits,
+        limits=LIMITS,
         progress=Standing(answer, (), options, losers),
         known=known,
         searched=5,
@@ -88,11 +70,11 @@ def plan(answer=(PREFILL, DECODE)):
 
 def test_the_recommendation_names_fleet_limit_and_cost():
     # 16 GPUs of prefill cost 32 USD/h for 10 x 1,000 x 3,600 = 36 M tokens in, 48 of decode 96
-    # USD/h for 3.6 M tokens out. TPOT is at 90% of its limit, TTFT at 75%.
+    # USD/h for 3.64 M tokens out. TPOT is at 90% of its limit, TTFT at 75%.
     assert recommendation(plan()) == (
         "Take 8 nodes (64 h200_sxm): prefill 2 x EP8, passes of 4K; decode 3 x EP16, two "
         "micro-batches, MTP. The nearest limit is TPOT, p90 45 ms of 50 ms; prefill throughput "
-        "sets prefill, TPOT sets decode. It costs 128 USD/h: 0.889 USD per million tokens in, 26.7 "
+        "sets prefill, TPOT sets decode. It costs 128 USD/h: 0.889 USD per million tokens in, 26.4 "
         "out (tokens in carry the rent of the instances that compute prompts, tokens out that of "
         "those that decode; where one does both, each its share of the busy time)."
     )
@@ -136,7 +118,7 @@ def test_the_tables_hold_the_answer_first_and_reasons_after_it():
     assert "TPOT over the" in rows[1]
     assert max(map(len, text.splitlines())) <= 100
     assert title_of(plan()) == (
-        "deepseek_v3 on h200_sxm: 10 requests/s of 1,000 tokens in, 100 out; p90 of TTFT 2 s, of "
+        "deepseek_v3 on h200_sxm: 10 requests/s of 1,000 tokens in, 101 out; p90 of TTFT 2 s, of "
         "TPOT 50 ms"
     )
 

@@ -23,7 +23,7 @@ from simulator.analysis.sweep import Objective, front
 from simulator.scenario.training import TrainingJob
 
 RENTED = 2
-"""Numbers of GPUs that are tried of a rent: more GPUs within it are seldom slower."""
+"""Numbers of GPUs whose layouts are looked for with a rent: more GPUs are seldom slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class Budget:
 
 
 def numbers_of_nodes(budget: Budget, cluster: ClusterProfile, sequences: int) -> list[int]:
-    """Nodes to try, most first: powers of two and three times those; of a rent the most that it
-    pays for, of a sum all without more GPUs than a step has sequences.
+    """Nodes to try, most first: powers of two and three times those, no more than a rent pays for;
+    of a sum, without more GPUs than a step has sequences.
 
     Raises:
         ValueError: a rent that pays for no node.
@@ -74,8 +74,7 @@ def numbers_of_nodes(budget: Budget, cluster: ClusterProfile, sequences: int) ->
                 f"{format_quantity(each, 'price_rate')}"
             )
     powers = [2**n for n in range(most.bit_length())]
-    tried = sorted({n for power in powers for n in (power, 3 * power) if n <= most}, reverse=True)
-    return tried[:RENTED] if budget.usd_per_s is not None else tried
+    return sorted({n for power in powers for n in (power, 3 * power) if n <= most}, reverse=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +152,8 @@ def _funded(plan: TrainingPlan, each: SimulatedLayout, budget: Budget) -> Funded
 def plan_with_budget(
     budget: Budget, nodes: Sequence[int], search: Callable[[int], TrainingPlan]
 ) -> BudgetPlan:
-    """Search the layouts of each number of nodes; of a sum, only until one is within it, for fewer
-    GPUs take longer.
+    """Search the layouts of each number of nodes, until RENTED of them have one, or one is within a
+    sum: fewer GPUs take longer.
 
     Args:
         nodes: most first.
@@ -164,19 +163,19 @@ def plan_with_budget(
         ValueError: no number of nodes that a layout fits, or none within the budget.
     """
     plans: list[TrainingPlan] = []
-    reason = ""
+    reason = "plan training: no layout that was simulated fits"
     for number in nodes:
         try:
             plans.append(search(number))
         except ValueError as error:
-            # Fewer GPUs hold less.
+            # So many do not divide what they share, or hold too little.
             reason = str(error)
-            break
-        if budget.usd is not None and BudgetPlan(budget, tuple(plans)).best is not None:
+        within = BudgetPlan(budget, tuple(plans)).best is not None
+        if within if budget.usd is not None else len(plans) == RENTED:
             break
     found = BudgetPlan(budget, tuple(plans))
     if found.best is None and not found.layouts:
-        raise ValueError(reason or "plan training: no layout that was simulated fits")
+        raise ValueError(reason)
     if found.best is None:
         cheapest = min(found.layouts, key=lambda each: each.usd or 0.0)
         raise ValueError(
@@ -218,7 +217,8 @@ _HOUR = parse_quantity("1 h", "time", "hour")
 def budget_sentence(best: FundedLayout) -> str:
     """What the budget buys at best."""
     rent = format_quantity(best.usd_per_s, "price_rate")
-    text = f"The budget buys {best.gpus:,} GPUs at {rent}: a step of {format_seconds(best.step_s)}"
+    step = format_seconds(best.step_s)
+    text = f"The budget buys {best.gpus:,} GPUs at {rent}: an ideal step of {step}"
     if best.run_s is None or best.usd is None:
         return f"{text}."
     days = best.run_s / (24 * _HOUR)

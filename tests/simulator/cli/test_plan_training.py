@@ -40,7 +40,7 @@ def test_a_rent_is_in_the_place_of_a_number_of_gpus(tmp_path):
     done = dsv3sim(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "within the budget, of 16, 8 GPUs" in done.stdout
-    assert "The budget buys 16 GPUs at 32 USD/h: a step of " in done.stdout
+    assert "The budget buys 16 GPUs at 32 USD/h: an ideal step of " in done.stdout
     assert load_scenario(str(tmp_path / "found" / "scenario.yaml")).cluster.gpus == 16
 
 

@@ -2,8 +2,8 @@
 
 import math
 
-from reference_model.config import load_model_config
-from simulator.analysis.plan.serving_bounds import Demand, Limits
+from small_services import DEMAND, LIMITS, service
+
 from simulator.analysis.plan.serving_prices import BatchPrice, Measured, Price
 from simulator.analysis.plan.serving_search import (
     FleetTask,
@@ -18,32 +18,14 @@ from simulator.analysis.plan.serving_search import (
 from simulator.scenario.starting_serving import (
     Deployment,
     Pool,
-    service_by_flags,
-    serving_machine,
 )
 
 PREFILL = Deployment("prefill", 8, micro_batches=2)
 SMALL, LARGE = Deployment("decode", 8), Deployment("decode", 16, micro_batches=2)
-LIMITS = Limits(ttft_s=2.0, tpot_s=0.05)
 
 
 def search(*deployments, **changes):
-    service = service_by_flags(
-        model="deepseek_v3",
-        config=load_model_config("deepseek_v3"),
-        machine=serving_machine(gpu="h200", cluster=None),
-        rate=10.0,
-        prompt=1000,
-        output=101,
-        ttft_s=2.0,
-        tpot_s=0.05,
-    )
-    demand = Demand(
-        rate=10.0, prompt_tokens=1000.0, computed_tokens=1000.0, attended_tokens=500.5,
-        long_prompt=1000.0, long_cached=0.0, output_tokens=101.0, steps=100.0, context=1050.5,
-        span_s=100.0,
-    )  # fmt: skip
-    return Search(service, demand, LIMITS, deployments, **changes)
+    return Search(service(), DEMAND, LIMITS, deployments, **changes)
 
 
 def decode_price(batch, *, expected, step_s=0.05):
