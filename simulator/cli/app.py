@@ -8,6 +8,7 @@ stay inside the commands, so that `dsv3sim --help` answers at once.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import re
@@ -89,6 +90,8 @@ NO_READER = 1
 def main() -> None:
     """Entry point: errors that the user can mend become one line and exit code 2, warnings one."""
     gc.set_threshold(GARBAGE_AT)
+    # Nor is it looked for at the end of the process, when all of it goes.
+    atexit.register(gc.freeze)
     # Plug-ins for pydantic of other packages have no part here, and are long looked for.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     warnings.formatwarning = lambda message, *_where: f"note: {message}\n"
@@ -97,8 +100,6 @@ def main() -> None:
             program = command_line(sys.argv[1] if sys.argv[1:] else None)
             code = program(prog_name="dsv3sim", standalone_mode=False)
             sys.stdout.flush()
-        # Nor is it looked for at the end, when all of it goes.
-        gc.freeze()
     except Stopped as stop:
         print(f"dsv3sim: stopped by {stop.by}: {stop.kept}", file=sys.stderr)
         sys.exit(stop.exit_code)
