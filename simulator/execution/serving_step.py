@@ -81,8 +81,11 @@ class ServingStep:
     """Launching all kernels; the host runs ahead of the GPU and waits for nothing."""
     step_s: Seconds
     """Host overhead included."""
-    waiting: Waiting
-    """What the compute stream waits for."""
+
+    @property
+    def waiting(self) -> Waiting:
+        """What the compute stream waits for."""
+        return waiting(self.log)
 
     @property
     def seconds(self) -> Array:
@@ -360,7 +363,6 @@ def iteration(load: IterationLoad) -> ServingStep:
         log=log,
         host_s=host_s,
         step_s=max(log.span_s, host_s) + model.job.host_overhead.value,
-        waiting=waiting(log),
     )
 
 

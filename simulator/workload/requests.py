@@ -13,10 +13,11 @@ import heapq
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -366,16 +367,24 @@ def sample_token_counts(
             location = math.log(float(distribution.mean or 1.0)) - variance / 2
             values = generator.lognormal(location, math.sqrt(variance), size)
         case "quantiles":
-            values = _inverse(distribution.quantiles or {}, generator.random(size))
+            values = _inverse(_curve(distribution.quantiles or {}), generator.random(size))
     # Cut before the conversion: beyond its range a whole number would wrap round.
     upper = min(distribution.maximum or _MOST_TOKENS, _MOST_TOKENS)
     tokens: NDArray[np.int64] = np.clip(np.rint(values), 1, upper).astype(np.int64)
     return tokens
 
 
-def _inverse(quantiles: dict[float, float], uniform: NDArray[np.float64]) -> NDArray[np.float64]:
+_Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Rising probabilities, and the value at each."""
+
+
+def _curve(quantiles: Mapping[float, float]) -> _Curve:
     probabilities = sorted(quantiles)
-    values = np.interp(uniform, probabilities, [quantiles[p] for p in probabilities])
+    return np.array(probabilities), np.array([quantiles[p] for p in probabilities], dtype=float)
+
+
+def _inverse(curve: _Curve, uniform: NDArray[np.float64]) -> NDArray[np.float64]:
+    values = np.interp(uniform, *curve)
     return np.asarray(values, dtype=np.float64)
 
 
@@ -394,15 +403,23 @@ def _with_turns(
     shared = tuple(range(sessions.shared_blocks))
     later: list[tuple[float, int, int, Request]] = []
     ties = itertools.count()
+    gaps, replacing, adding = map(
+        _curve,
+        (
+            sessions.turn_gap_quantiles,
+            sessions.replaced_tokens_quantiles,
+            sessions.added_tokens_quantiles,
+        ),
+    )
 
     def schedule_next(request: Request, turn: int) -> None:
         chances = sessions.continue_probability
         if generator.random() >= chances[min(turn, len(chances) - 1)]:
             return
-        gap = _inverse(sessions.turn_gap_quantiles, generator.random(1))[0]
+        gap = _inverse(gaps, generator.random(1))[0]
         share = generator.random(1)
-        replaced = round(_inverse(sessions.replaced_tokens_quantiles, share)[0])
-        added = round(_inverse(sessions.added_tokens_quantiles, share)[0])
+        replaced = round(_inverse(replacing, share)[0])
+        added = round(_inverse(adding, share)[0])
         kept = max(request.prompt_tokens - replaced, 0)
         full = kept // HASHED_BLOCK_TOKENS
         prompt = max(kept + added, 1)

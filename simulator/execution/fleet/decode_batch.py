@@ -58,27 +58,27 @@ class DecodeBatch:
     def heaviest_rank(self, per_request: float, per_kv_token: float) -> int:
         """The rank with most work, given what one request and one token of KV cache cost."""
         all_steps = self.tokens_per_step * self.step
-        heaviest, most = 0, -math.inf
-        for rank, (size, base) in enumerate(zip(self.size, self._base, strict=True)):
-            work = per_request * size + per_kv_token * (base + all_steps * size)
-            if size and work > most:
-                heaviest, most = rank, work
-        return heaviest
+        work = [
+            per_request * size + per_kv_token * (base + all_steps * size) if size else -math.inf
+            for size, base in zip(self.size, self._base, strict=True)
+        ]
+        return work.index(max(work))
 
     def steps_of_room(self, capacity: float, held: list[float]) -> float:
         """Steps after which the first rank's KV cache is full; infinity for an empty batch.
 
         ``capacity`` is that of one rank; ``held[rank]`` tokens of it belong to others.
         """
-        tightest = math.inf
         per_step = self.tokens_per_step
         each = per_step * self.step + self.slack
-        for size, base, taken in zip(self.size, self._base, held, strict=True):
-            if size:
-                room = (capacity - taken - base - each * size) / (per_step * size)
-                if room < tightest:  # noqa: PLR1730 - a call of min for each rank is felt
-                    tightest = room
-        return tightest
+        return min(
+            [
+                (capacity - taken - base - each * size) / (per_step * size)
+                for size, base, taken in zip(self.size, self._base, held, strict=True)
+                if size
+            ],
+            default=math.inf,
+        )
 
     @property
     def total_kv_tokens(self) -> float:

@@ -195,8 +195,8 @@ def _interpolated(
     steps = _simulated(models.get("decode"), decode_at, _BATCHES, watch, "decode", "steps")
     passes = _simulated(models.get("prefill"), prefill_at, _SIZES, watch, "prefill", "passes")
     return InterpolatedStepTimes(
-        _expected(steps, points.get("decode", {})),
-        _expected(passes, points.get("prefill", {})),
+        _expected(steps, points.get("decode", {}), skewed=_skewed(models.get("decode"))),
+        _expected(passes, points.get("prefill", {}), skewed=_skewed(models.get("prefill"))),
         kv_capacity_tokens=min(kv_tokens(model) for model in models.values()),
         page_tokens=max(model.job.memory.page_tokens for model in models.values()),
         batches=_BATCHES,
@@ -232,6 +232,10 @@ def _simulated(
     return simulated
 
 
+def _skewed(model: ServingModel | None) -> bool:
+    return model is not None and not model.job.skew.is_none
+
+
 def _largest(job: ServingStepJob) -> int:
     """Requests, or tokens of a pass, of a rank in the largest iteration, which the job is."""
     if job.phase == "decode":
@@ -241,7 +245,7 @@ def _largest(job: ServingStepJob) -> int:
 
 
 def _expected(
-    step_at: Callable[[int, int], ServingStep], known: KnownTimes
+    step_at: Callable[[int, int], ServingStep], known: KnownTimes, *, skewed: bool
 ) -> Callable[[int, int], float]:
     """Expected seconds of iterations at grid points.
 
@@ -251,6 +255,7 @@ def _expected(
 
     Args:
         known: times that were worked out before; others are added.
+        skewed: whether ranks differ.
     """
     step_at = cache(step_at)
 
@@ -266,7 +271,8 @@ def _expected(
     def seconds(size: int, context: int) -> float:
         key = ("seconds", size, context)
         if key not in known:
-            known[key] = step_at(size, context).step_s * drawn.at(size, context)
+            of_ranks = drawn.at(size, context) if skewed else 1.0
+            known[key] = step_at(size, context).step_s * of_ranks
         return known[key]
 
     return seconds

@@ -111,13 +111,14 @@ class Grid:
         self._function = function
         self._xs = tuple(xs)
         self._ys = tuple(ys)
+        # A point before all of these lies in the first cell, one behind all of them in the last.
+        self._between_xs, self._between_ys = self._xs[1:-1], self._ys[1:-1]
         self._known: dict[tuple[int, int], float] = {}
         self._cells: dict[tuple[int, int], tuple[float, ...]] = {}
 
     def at(self, x: float, y: float) -> float:
         """The function between its grid points, and beyond the last of them."""
-        i = min(max(bisect_right(self._xs, x) - 1, 0), len(self._xs) - 2)
-        j = min(max(bisect_right(self._ys, y) - 1, 0), len(self._ys) - 2)
+        i, j = bisect_right(self._between_xs, x), bisect_right(self._between_ys, y)
         cell = self._cells.get((i, j)) or self._cell(i, j)
         x0, per_x, y0, per_y, corner, along_x, along_y, twist = cell
         # Below the grid the times of its edge hold: launch and latency floors do not shrink.

@@ -100,12 +100,16 @@ def test_what_ranks_make_of_an_iteration_is_drawn_at_some_grid_points(monkeypatc
 
     monkeypatch.setattr(fleet_simulation, "expected_s", expected)
     known: fleet_simulation.KnownTimes = {}
-    times = fleet_simulation._expected(iteration, known)
+    times = fleet_simulation._expected(iteration, known, skewed=True)
     assert times(12, 48) == pytest.approx(60 * 2.012, rel=1e-12)
     assert sorted(set(asked)) == [8, 16]
     # What is known is not drawn again.
     asked.clear()
-    assert fleet_simulation._expected(iteration, known)(12, 48) == times(12, 48)
+    assert fleet_simulation._expected(iteration, known, skewed=True)(12, 48) == times(12, 48)
+    assert asked == []
+    # Of ranks that are alike there is nothing to draw.
+    alike = fleet_simulation._expected(iteration, {}, skewed=False)
+    assert alike(12, 48) == 60.0
     assert asked == []
 
 
