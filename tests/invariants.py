@@ -2,9 +2,9 @@
 
     python tests/invariants.py [WORD ...]
 
-Each invariant is asked of each scenario, or of those whose name holds a word. Fleets run on a few
-hundred requests. "-" stands where an invariant says nothing of a job: what a faster part makes of a
-fleet depends on which requests it then meets.
+Each invariant is asked of each scenario, or of those whose name holds a word, and the table of
+docs/invariants.md is written, or the rows of those scenarios in it. Fleets run on a few hundred
+requests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from fleets import check_conservation
 from goldens import OF_THE_MACHINE
-from serving_checks import check_step
+from serving_checks import check_rows, check_step
+from training_checks import check_parts
 
 from simulator.analysis.run import Run, simulate
 from simulator.execution.fleet.log import CollectedLog
@@ -106,20 +107,26 @@ def times_lie_within_bounds(name: str, run: Run[Any]) -> bool | None:
 
 
 def all_that_is_sent_arrives(name: str, run: Run[Any]) -> bool:
-    """Bytes of operations are those of their rows; of a fleet each request ends once with all its
-    tokens, and KV cache allocated is KV cache freed."""
-    if run.scenario.job_name == "collective":
-        for variant in run.result.variants:
-            for operation in variant.operations:
-                assert operation.bytes_total >= 0
-                assert operation.bytes_total == 0 or variant.link_bytes.sum() > 0
-        return True
-    if run.scenario.job_name == "fleet":
-        log = CollectedLog()
-        again = run.result.simulation.run(log)
-        check_conservation(again, log.all_requests())
-        return True
-    return False
+    """Bytes of operations are those of their flows, tokens that experts are sent are those that
+    they receive; layers, parameters, time and memory of ranks are sums of their parts; of a fleet
+    each request ends once with all its tokens, and KV cache allocated is KV cache freed."""
+    match run.scenario.job_name:
+        case "training":
+            check_parts(run.result)
+        case "serving_step":
+            check_rows(run.result.step)
+        case "collective":
+            for variant in run.result.variants:
+                for operation in variant.operations:
+                    assert operation.bytes_total >= 0
+                    assert operation.bytes_total == 0 or variant.link_bytes.sum() > 0
+        case "fleet":
+            log = CollectedLog()
+            again = run.result.simulation.run(log)
+            check_conservation(again, log.all_requests())
+        case _:
+            return False
+    return True
 
 
 def one_seed_gives_one_result(name: str, run: Run[Any]) -> None:
@@ -190,14 +197,65 @@ def held(name: str) -> dict[str, str]:
     return found
 
 
+PAGE = Path(__file__).parents[1] / "docs" / "invariants.md"
+HEAD = """\
+# Invariants, scenario by scenario
+
+What has to hold whatever the numbers are, asked of every shipped scenario. `python
+tests/invariants.py` runs them all, fleets on their first 100 or 300 requests, and writes this page;
+`make slow` asks again.
+
+"""
+SAYS_NOTHING = """
+A dash: the invariant says nothing of the job. TPOT limits and offloading are closed forms, in which
+nothing is sent; what a faster part makes of a fleet or of a whole run depends on which requests or
+failures it then meets.
+"""
+
+
+def page(rows: dict[str, dict[str, str]]) -> str:
+    """The text of docs/invariants.md.
+
+    Args:
+        rows: {scenario: {invariant: "holds", "-" or what breaks it}}
+    """
+    meanings = (
+        f"- **{words(key)}**: {' '.join((check.__doc__ or '').split())}\n"
+        for key, check in INVARIANTS.items()
+    )
+    lines = [["scenario", *map(words, INVARIANTS)], ["---"] * (1 + len(INVARIANTS))]
+    lines += [[f"`{name}`", *cells.values()] for name, cells in rows.items()]
+    table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return f"{HEAD}{''.join(meanings)}\n{table}{SAYS_NOTHING}"
+
+
+def words(name: str) -> str:
+    """A name of Python in words."""
+    return name.replace("_", " ")
+
+
+def rows_of(text: str) -> dict[str, dict[str, str]]:
+    """The rows of such a page."""
+    rows = {}
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            name, *cells = (cell.strip(" `") for cell in line.strip("|").split("|"))
+            rows[name] = dict(zip(INVARIANTS, cells, strict=True))
+    return rows
+
+
 def main() -> int:
-    words = sys.argv[1:]
+    """Ask the invariants and write them down; each scenario as soon as it is done."""
+    asked = sys.argv[1:]
+    known = rows_of(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
+    names = [name for name in known_scenarios() if not asked or any(word in name for word in asked)]
     broken = 0
-    for name in known_scenarios():
-        if not words or any(word in name for word in words):
-            found = held(name)
-            broken += sum(text.startswith("BROKEN") for text in found.values())
-            print(name, " ".join(f"{key}: {text};" for key, text in found.items()), flush=True)
+    for name in names:
+        known[name] = held(name)
+        broken += sum(text.startswith("BROKEN") for text in known[name].values())
+        print(name, *(f"{words(key)}: {text};" for key, text in known[name].items()), flush=True)
+        every = {each: known[each] for each in known_scenarios() if each in known}
+        PAGE.write_text(page(every), encoding="utf-8")
     return broken > 0
 
 
