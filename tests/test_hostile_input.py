@@ -345,6 +345,8 @@ GIVEN = (
     "--gpus", "16", "--batch", "32",
 )  # fmt: skip
 SERVING = (*PLAN_SERVING, "--json")
+TRACED = tuple(part for part in SERVING if part not in ("--prompt", "512", "--output", "16"))
+"""Without lengths, which requests have of their own."""
 A_GPU = ("init", "gpu", "new.yaml")
 A_CLUSTER = ("init", "cluster", "new.yaml", "--gpu", "h100", "--gpus", "16")
 A_TRAINING = ("init", "training", "new.yaml", "--batch", "512", "--gpu", "h100", "--gpus", "64")
@@ -365,11 +367,14 @@ PLANS = (
     *with_each(OWN, "fix memory-limit set simulate out"),
     (*OWN, "--fix", "pp={}"),
     (*OWN, "--fix", "schedule={}"),
+    *with_each(OWN, "budget tokens"),
+    (*OWN, "--budget", "32 USD/h", "--tokens", "{}"),
     *with_each(GIVEN, "model gpu gpus cluster calibration batch sequence recipe memory-limit"),
     *with_each(SERVING, "gpu rate prompt output ttft tpot percentile model length-cv cached"),
     *with_each(SERVING, "recipe kv-cache requests format cluster out"),
-    (*SERVING, "--requests", "azure.csv", "--format", "{}"),
-    (*SERVING, "--requests", "{}", "--format", "azure"),
+    (*TRACED, "--requests", "{}"),
+    (*TRACED, "--requests", "azure.csv", "--format", "{}"),
+    (*TRACED, "--requests", "{}", "--format", "azure"),
 )
 """Commands that work out many runs for one answer."""
 COMMANDS = (

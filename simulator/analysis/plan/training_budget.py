@@ -57,8 +57,8 @@ class Budget:
 
 
 def numbers_of_nodes(budget: Budget, cluster: ClusterProfile, sequences: int) -> list[int]:
-    """Nodes to try, most first: powers of two and three times those, no more than a rent pays for;
-    of a sum, without more GPUs than a step has sequences.
+    """Nodes to try, most first: powers of two and three times those, without more GPUs than a step
+    has sequences, and of a rent no more than it pays for.
 
     Raises:
         ValueError: a rent that pays for no node.
@@ -66,7 +66,7 @@ def numbers_of_nodes(budget: Budget, cluster: ClusterProfile, sequences: int) ->
     each = cluster.gpu_price * cluster.node.gpus
     most = max(1, sequences // cluster.node.gpus)
     if budget.usd_per_s is not None:
-        most = int(budget.usd_per_s / each * (1 + 1e-9))
+        most = min(most, int(budget.usd_per_s / each * (1 + 1e-9)))
         if not most:
             raise ValueError(
                 f"--budget {format_quantity(budget.usd_per_s, 'price_rate')}: pays for no node of "

@@ -59,7 +59,8 @@ def test_a_rent_pays_for_powers_of_two_of_nodes_and_three_times_those(cluster):
     node = cluster.gpu_price * 8
     assert numbers_of_nodes(Budget(100 * node, None, None), cluster, 4096)[:3] == [96, 64, 48]
     assert numbers_of_nodes(Budget(1.5 * node, None, None), cluster, 4096) == [1]
-    # Of a sum, no more GPUs than the 48 sequences of a step.
+    # No more GPUs than the 48 sequences of a step.
+    assert numbers_of_nodes(Budget(100 * node, None, None), cluster, 48) == [6, 4, 3, 2, 1]
     assert numbers_of_nodes(Budget(None, 1e6, 1e12), cluster, 48) == [6, 4, 3, 2, 1]
     with pytest.raises(ValueError, match="pays for no node of 8 h800_sxm; allowed: at least"):
         numbers_of_nodes(Budget(node / 2, None, None), cluster, 4096)
