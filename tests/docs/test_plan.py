@@ -1,10 +1,10 @@
-"""The plan of a service that docs/plan.md shows is what the command gives."""
+"""Plans of a service in docs/plan.md and docs/questions.md are what the command gives."""
 
 import json
 
 import pytest
 from command_line import dsv3sim
-from doc_commands import ROOT
+from doc_commands import ROOT, run
 
 ASKED = (
     "plan",
@@ -35,3 +35,13 @@ def test_the_service_of_the_page_takes_the_nodes_and_costs_that_it_shows(tmp_pat
     shown = [row["fleet"] for row in found["simulated"] if f"| {row['fleet']} |" in page]
     assert shown[0] == "prefill 9 x EP8, passes of 4K; decode 6 x EP8, MTP"
     assert len(shown) == 6
+
+
+@pytest.mark.slow
+def test_the_questions_show_what_the_command_prints_without_drafted_tokens(tmp_path):
+    page = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
+    block = next(part for part in page.split("```\n") if part.startswith("$ dsv3sim plan serving"))
+    first, second, *shown = block.splitlines()
+    line = f"{first.removeprefix('$ ').rstrip(chr(92))}{second.strip()}"
+    bounded = run(line, tmp_path)
+    assert [row.split() for row in bounded.splitlines()] == [row.split() for row in shown]
