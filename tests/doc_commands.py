@@ -3,11 +3,15 @@
 A console block holds commands after "$ ", each followed by what it prints; "..." stands for lines
 that are left out. `python tests/doc_commands.py [PAGE...]` runs every command of the pages (of all,
 where none is named) and puts its output in place, shortened as it was before: an output that had
-an ellipsis keeps its first and last lines. The commands of a page run in one directory, in order.
+an ellipsis keeps its first and last lines. With --check it changes no page, says which commands
+print something else and exits with 1 where any does. The commands of a page run in one directory,
+in order; they are those of this interpreter's environment: the python of an environment that has
+the wheel installed, started in another folder, checks the wheel.
 """
 
 from __future__ import annotations
 
+import doctest
 import os
 import re
 import subprocess
@@ -22,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ELLIPSIS = "..."
+# What differs from run to run and machine to machine.
+_VARIES = re.compile(r'("?wall_clock_s"?:?\s+)[0-9.]+')
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,22 @@ def shown(printed: str, before: str) -> str:
     return "\n".join([*now[:place], ELLIPSIS, *now[len(now) - tail :]]) + "\n"
 
 
+def differs(command: Command, printed: str) -> str:
+    """What a page shows and what was printed, one under the other; "" where they agree."""
+    before, now = (_VARIES.sub(r"\1TIME", text) for text in (command.output, printed))
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    if doctest.OutputChecker().check_output(before, now, flags):
+        return ""
+    return f"$ {command.line}\nshown:\n{command.output}\nprinted:\n{printed}"
+
+
+def check(page: Path) -> list[str]:
+    """Run every command of a page in a directory of its own: each that prints something else."""
+    with tempfile.TemporaryDirectory() as place:
+        found = commands(page.read_text(encoding="utf-8"))
+        return [text for one in found if (text := differs(one, run(one.line, Path(place))))]
+
+
 def update(page: Path) -> None:
     """Run every command of a page in a directory of its own and write its output in place."""
     text = page.read_text(encoding="utf-8")
@@ -96,5 +118,14 @@ def update(page: Path) -> None:
 
 
 if __name__ == "__main__":
-    for page in [Path(name) for name in sys.argv[1:]] or PAGES:
-        update(page)
+    named = [Path(name) for name in sys.argv[1:] if name != "--check"] or PAGES
+    if "--check" not in sys.argv:
+        for page in named:
+            update(page)
+        sys.exit()
+    wrong = 0
+    for page in named:
+        found = check(page)
+        wrong += len(found)
+        print(f"{page}: {len(found)} of its commands differ", *found, sep="\n", flush=True)
+    sys.exit(1 if wrong else 0)
