@@ -49,17 +49,21 @@ def measured_pairs(
     """
     sizes = (("communication_sms", communication_sms), ("tokens", tokens))
     wholes: dict[int, Measurement] = {}
+    others: dict[str, None] = {}
     operators: dict[int, dict[tuple[str, str, str], Measurement]] = {}
     for row in rows:
         rank = int(row.condition("rank", "0"))
         if row.kind == PAIR and row.sizes == sizes:
             wholes[rank] = row
+        elif row.kind == PAIR:
+            others[", ".join(f"{name}={value}" for name, value in row.sizes)] = None
         elif all(row.condition(name) == str(value) for name, value in sizes):
             key = (row.condition("stream"), row.condition("phase"), row.condition("operator"))
             operators.setdefault(rank, {})[key] = row
     if not wholes:
         raise ValueError(
-            f"no row of kind {PAIR} with communication_sms={communication_sms};tokens={tokens}"
+            f"no pair with communication_sms={communication_sms}, tokens={tokens} was measured; "
+            f"allowed: {'; '.join(others) or 'a table with rows of kind pair'}"
         )
     timed = {rank: whole for rank, whole in sorted(wholes.items()) if rank in operators}
     keys = [

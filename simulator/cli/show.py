@@ -265,12 +265,16 @@ def show_pair(
     if measured is None:
         print_tables(*pair_tables(loaded.name, pair.log))
         return
-    found = measured_pairs(
-        pair.log.graph,
-        load_measurements(table_path(measured)),
-        tokens=run.job.micro_batch_tokens,
-        communication_sms=run.job.communication_sms,
-    )
+    rows = load_measurements(table_path(measured))
+    try:
+        found = measured_pairs(
+            pair.log.graph,
+            rows,
+            tokens=run.job.micro_batch_tokens,
+            communication_sms=run.job.communication_sms,
+        )
+    except ValueError as error:
+        raise ValueError(f"--measured {measured}: {error}") from error
     print_tables(measured_pair_table(loaded.name, pair.log, found))
 
 
