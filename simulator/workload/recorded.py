@@ -138,7 +138,7 @@ def _record(
     if importlib.util.find_spec("torch") is None:
         raise ValueError(
             f"model: no {job} trace of such layers is recorded, and recording one takes torch: "
-            f"pip install 'dsv3sim[reference]', or run where torch is: {' '.join(command)}"
+            f"pip install '.[reference]' in a checkout, or run where torch is: {' '.join(command)}"
         )
     warnings.warn(
         f"no {job} trace of such layers is recorded yet; recording one in {folder}, once, "

@@ -110,7 +110,8 @@ def test_the_command_that_is_printed_where_torch_is_missing_makes_the_next_run_w
 ):
     monkeypatch.setattr(recorded.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match=r"pip install 'dsv3sim\[reference\]', or run") as error:
+    install = r"pip install '\.\[reference\]' in a checkout, or run"
+    with pytest.raises(ValueError, match=install) as error:
         recorded_trace(OTHER, "decode")
     _, _, command = str(error.value).partition("python -m reference_model ")
     assert reference_model.main(command.split()) == 0
