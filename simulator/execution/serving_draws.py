@@ -54,6 +54,9 @@ CORES = frozenset({"mla_decode", "attention_forward", "mla_prefill"})
 NODES = 33
 """Numbers of rows at which the kernels of the experts are priced."""
 
+AT_ONCE = 2**14
+"""GPUs times draws that run in one pass, so that what they take stays in the cache."""
+
 ATTRIBUTED = 64
 """Draws that run again with GPUs that are alike, to tell slower GPUs from the rest."""
 
@@ -106,16 +109,20 @@ class ServingRanks:
         busiest = [float(part.max(axis=(0, 1)).mean()) for layer in self.rows for part in layer]
         return float(np.mean(busiest)) if busiest else 1.0
 
-    def alike(self, draws: int) -> ServingRanks:
-        """The first draws, on GPUs that are alike."""
-        ones = np.ones_like(self.clock[..., :draws])
+    def of(self, draws: slice) -> ServingRanks:
+        """Some of the draws."""
         return ServingRanks(
-            ones,
-            ones,
-            tuple(work[..., :draws] for work in self.work),
-            self.pause_s[..., :draws],
-            [[rows[..., :draws] for rows in layer] for layer in self.rows],
+            self.clock[..., draws],
+            self.slow[..., draws],
+            tuple(work[..., draws] for work in self.work),
+            self.pause_s[..., draws],
+            [[rows[..., draws] for rows in layer] for layer in self.rows],
         )
+
+    def alike(self) -> ServingRanks:
+        """The same on GPUs that are alike."""
+        ones = np.ones_like(self.clock)
+        return replace(self, clock=ones, slow=ones)
 
 
 def priors_of(skew: Skew) -> dict[str, Estimate]:
@@ -179,7 +186,8 @@ def step_draws(
     causes: dict[str, Seconds] = {}
     if attributed:
         few = min(samples, ATTRIBUTED)
-        alike, _ = _run(blocks.first(few), ranks.alike(few))
+        some = slice(few)
+        alike, _ = _run(blocks.of(some), ranks.of(some).alike())
         causes = _causes(
             step_s,
             ideal_s=step.step_s,
@@ -323,10 +331,10 @@ class _Kind:
     sends: Single | None
     """[draws], how long a rank's own copies take to leave where all send the same."""
 
-    def first(self, draws: int) -> _Kind:
-        """The first draws."""
+    def of(self, draws: slice) -> _Kind:
+        """Some of the draws."""
         cut: dict[str, Any] = {
-            name: value[..., :draws]
+            name: np.ascontiguousarray(value[..., draws])
             for name in type(self).__slots__
             if isinstance(value := getattr(self, name), np.ndarray)
         }
@@ -352,10 +360,10 @@ class _Blocks:
     nodes_per_row: float
     """Nodes per rows over the mean."""
 
-    def first(self, draws: int) -> _Blocks:
-        """The first draws."""
-        kinds = tuple(kind.first(draws) for kind in self.kinds)
-        return replace(self, kinds=kinds, gap_s=self.gap_s[:draws])
+    def of(self, draws: slice) -> _Blocks:
+        """Some of the draws."""
+        kinds = tuple(kind.of(draws) for kind in self.kinds)
+        return replace(self, kinds=kinds, gap_s=self.gap_s[draws])
 
 
 @dataclass(frozen=True, slots=True)
@@ -544,6 +552,18 @@ def row_ratios(step: ServingStep, kind: str, rows: Array) -> dict[int, Array]:
 def _run(blocks: _Blocks, ranks: ServingRanks) -> tuple[Array, Array]:
     """[draws], the end of the last rank; and [ranks], the time that a rank waits for others, mean
     over draws, least first."""
+    groups, of_group, draws = ranks.clock.shape
+    once = max(1, AT_ONCE // (groups * of_group))
+    pieces = [slice(start, start + once) for start in range(0, draws, once)]
+    passes = [_run_at_once(blocks.of(piece), ranks.of(piece)) for piece in pieces]
+    ends = np.concatenate([ends for ends, _ in passes])
+    by_rank = np.concatenate([waited for _, waited in passes], axis=1).mean(axis=1)
+    return ends.astype(np.float64), by_rank.astype(np.float64)
+
+
+def _run_at_once(blocks: _Blocks, ranks: ServingRanks) -> tuple[Single, Single]:
+    """[draws], the end of the last rank; and [ranks, draws], the time that a rank waits for others,
+    least first."""
     axes = ranks.clock.shape
     tasks = blocks.graph.tasks
     free = np.zeros(axes, dtype=np.float32)
@@ -570,8 +590,7 @@ def _run(blocks: _Blocks, ranks: ServingRanks) -> tuple[Array, Array]:
     last = np.maximum.reduce(list(ends_of.values()))
     ends = last.max(axis=(0, 1))
     waited += ends - last
-    by_rank = np.sort(waited.reshape(-1, axes[-1]), axis=0).mean(axis=1)
-    return ends.astype(np.float64), by_rank.astype(np.float64)
+    return ends, np.sort(waited.reshape(-1, axes[-1]), axis=0)
 
 
 def _durations(blocks: _Blocks, ranks: ServingRanks) -> Iterator[tuple[Single, Single]]:
@@ -580,28 +599,36 @@ def _durations(blocks: _Blocks, ranks: ServingRanks) -> Iterator[tuple[Single, S
     slower = ranks.clock - 1
     draws = np.arange(ranks.clock.shape[-1])
     same: dict[int, Single] = {}
-    nodes: tuple[tuple[int, int], Single, NDArray[np.intp]] | None = None
+    rises: dict[int, Single] = {}
+    clocked: dict[int, Single] = {}
+    nodes: dict[int, tuple[tuple[int, int], Single, NDArray[np.intp]]] = {}
     paused = False
     for place, number in enumerate(blocks.kind_of):
         kind = blocks.kinds[number]
         if number not in same:
             same[number] = _same_on_layers(kind, ranks, slower)
+            if kind.of_rows is not None:
+                rises[number] = np.diff(kind.of_rows, axis=0)
+                clocked[number] = 1 + kind.rows_clocked * slower
         took = same[number]
         if kind.of_rows is not None:
-            at = blocks.rows_of[place]
-            if nodes is None or nodes[0] != at:
-                beyond = (ranks.rows[at[0]][at[1]] - blocks.fewest) * blocks.nodes_per_row
+            layer, batch = at = blocks.rows_of[place]
+            if batch not in nodes or nodes[batch][0] != at:
+                beyond = (ranks.rows[layer][batch] - blocks.fewest) * blocks.nodes_per_row
                 node = np.minimum(beyond.astype(np.intp), NODES - 2)
-                nodes = (at, beyond - node, node * len(draws) + draws)
-            _, share, flat = nodes
-            low, high = kind.of_rows.take(flat), kind.of_rows.take(flat + len(draws))
-            high -= low
-            high *= share
-            high += low
+                beyond -= node.astype(np.float32)
+                node *= len(draws)
+                node += draws
+                nodes[batch] = (at, beyond, node)
+            _, share, flat = nodes[batch]
+            of_rows = rises[number].take(flat)
+            of_rows *= share
+            of_rows += kind.of_rows.take(flat)
             if kind.on_sms:
-                high *= 1 + kind.rows_clocked * slower
-                high *= ranks.slow
-            took = took + high
+                of_rows *= clocked[number]
+                of_rows *= ranks.slow
+            of_rows += took
+            took = of_rows
         if not paused and kind.on_sms:
             took, paused = took + ranks.pause_s, True
         yield took, took if kind.sends is None else kind.sends

@@ -160,6 +160,8 @@ def _changed(path: Path, raw: Raw, overrides: Sequence[str], *, where: str) -> S
     except ValueError:
         _check_paths(given, raw, where)
         raise
+    own_name = _directory_name(path, scenario.resolved)
+    scenario = replace(scenario, directory_name=own_name)
     for axis in file_axes(scenario.file.vary, where=where):
         for varied in axis.paths:
             if _full_path(varied, raw, where) in given:
@@ -236,7 +238,7 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
     return Scenario(
         name=path.stem,
         where=where,
-        directory_name=_directory_name(path, raw),
+        directory_name=path.stem,
         file=file,
         job=parsed,
         named_model=model and parse_model_config(model, source=labels["model"]),
