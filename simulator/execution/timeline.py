@@ -157,13 +157,14 @@ def spans(
     """
     # A stream runs one task at a time, so that its last one ends last.
     last: dict[Stream, NDArray[Any]] = {}
-    passed = in_turn(
+    passed = each(
         graph,
         durations,
         gap_s,
         axes=axes,
-        ranks=_ranks(graph, rank_axis, replica_axis),
-        teams=_teams(graph, teams),
+        rank_axis=rank_axis,
+        replica_axis=replica_axis,
+        teams=teams,
     )
     for task, (_, _, _, end) in zip(graph.tasks, passed, strict=True):
         last[task.stream] = end
@@ -171,6 +172,27 @@ def spans(
     for end in last.values():
         ends = np.maximum(ends, end)
     return ends
+
+
+def each(
+    graph: TaskGraph,
+    durations: Iterable[tuple[NDArray[Any], NDArray[Any]]],
+    gap_s: float | NDArray[Any],
+    *,
+    axes: tuple[int, ...],
+    rank_axis: int,
+    replica_axis: int | None = None,
+    teams: Mapping[str, int] | None = None,
+) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """Ready, start, done and end [*axes] of each task in turn (see Log), of what `spans` takes."""
+    return in_turn(
+        graph,
+        durations,
+        gap_s,
+        axes=axes,
+        ranks=_ranks(graph, rank_axis, replica_axis),
+        teams=_teams(graph, teams),
+    )
 
 
 def _ranks(

@@ -451,10 +451,22 @@ class _Drawing:
         axes = (self.run.layout.group, 1, ranks.patterns, self.samples)
         rows = RowsOfLayers(pair, ranks, [place])
         took = durations(pair, ranks, [place], rows)
-        seconds = np.array([np.broadcast_to(each, axes) for each in took])
-        log = timeline.run(pair.graph, seconds, pair.gap_s, rank_axis=0, teams=ranks.teams)
-        waits = (log.start_s - log.ready_s).mean(axis=(2, 3, 4))
-        lasted = (log.end_s - log.start_s).mean(axis=(2, 3, 4))
+        passed = timeline.each(
+            pair.graph,
+            ((each, each) for each in took),
+            pair.gap_s,
+            axes=axes,
+            rank_axis=0,
+            teams=ranks.teams,
+        )
+        waits, lasted = np.zeros((2, len(pair.graph.tasks), axes[0]), dtype=np.float32)
+        alone = np.zeros(axes, dtype=np.float32)
+        for number, (ready, start, _, end) in enumerate(passed):
+            waited = start - ready
+            waits[number] = waited.mean(axis=(1, 2, 3))
+            lasted[number] = (end - start).mean(axis=(1, 2, 3))
+            if pair.graph.tasks[number].stream is Stream.COMMUNICATION:
+                alone += waited
         order = timeline.of_stream(pair.graph, Stream.COMMUNICATION)
         parts: list[tuple[int, str]] = []
         sums: list[tuple[float, float]] = []
@@ -470,7 +482,7 @@ class _Drawing:
         each = np.array(sums).reshape(-1, 2)
         slots = len(each) // 4 if len(each) % 4 == 0 and len(each) else 1
         table = each.reshape(slots, -1, 2)
-        alone = (log.start_s - log.ready_s)[order].sum(axis=0) / max(1, len(each))
+        alone /= max(1, len(each))
         low, high = np.quantile(alone, [TAIL, 1 - TAIL]).tolist()
         return PairWaiting(
             by_rank_s=np.sort(waits[order].sum(axis=0)),

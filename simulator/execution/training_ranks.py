@@ -231,7 +231,9 @@ def durations(
         share = blocks.kernels[number]
         if own or share.any():
             if any_slower:
-                took = slower * (blocks.clocked[number] * took) + took
+                longer = slower * (blocks.clocked[number] * took)
+                longer += took
+                took = longer
             if any_slow:
                 took = took * (slow if own else 1 + (slow - 1) * share)
             differs = ranks.work_sd.any() or ranks.documents is not None
@@ -242,14 +244,19 @@ def durations(
                     ways, groups, _, draws = slower.shape
                     shape = (ways // team, groups, ranks.patterns, draws)
                     work[task.micro_batch] = np.repeat(_more_work(ranks, shape, rng), team, axis=0)
-                took = took * np.maximum(1 + blocks.attention[number] * work[task.micro_batch], 0)
+                more_work = blocks.attention[number] * work[task.micro_batch]
+                more_work += 1
+                np.maximum(more_work, 0, out=more_work)
+                more_work *= took
+                took = more_work
         if blocks.more[number].any() or blocks.fewer[number].any():
             above, below = rows.of(task.layer)
             change = above * blocks.more[number]
             if blocks.fewer[number].any():
                 change += below * blocks.fewer[number]
             change += 1
-            took = took * change
+            change *= took
+            took = change
         yield took
 
 
