@@ -72,6 +72,15 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, TimeoutError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        print(
+            f"error: {options.command} takes torch, which is not installed: in a checkout,"
+            " pip install '.[reference]'",
+            file=sys.stderr,
+        )
+        return 2
     except RuntimeError as error:
         # Of torch, which not every command imports.
         if type(error).__name__ != "OutOfMemoryError":

@@ -1,6 +1,7 @@
 """The command line runs the model, records traces, and refuses bad input in one line."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -78,3 +79,13 @@ def test_a_size_that_fp8_kernels_cannot_address_is_named(capsys, tmp_path, comma
 def test_a_size_whose_last_tile_is_narrow_is_noted(capsys, without_memory):
     assert main(["run", "--config", "debug", "--kernels", "triton"]) == 2
     assert "qk_rope_head_dim = 160: of its tiles of 128 the last has 32" in capsys.readouterr().out
+
+
+def test_a_command_without_torch_says_in_one_line_how_to_install_it(monkeypatch, capsys):
+    # What python does where a module is not installed.
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["run", "--config", "debug"]) == 2
+    assert capsys.readouterr().err == (
+        "error: run takes torch, which is not installed: in a checkout,"
+        " pip install '.[reference]'\n"
+    )
