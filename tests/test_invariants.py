@@ -1,7 +1,7 @@
 """Every invariant holds for every shipped scenario, by the one validator of invariants.py."""
 
 import pytest
-from invariants import INVARIANTS, held
+from invariants import INVARIANTS, PAGE, held, page, rows_of
 
 from simulator.scenario.files import known_scenarios
 
@@ -24,6 +24,14 @@ def broken(name):
 @pytest.mark.parametrize("name", QUICK)
 def test_the_invariants_hold_for_a_scenario_of_each_kind(name):
     assert broken(name) == {}
+
+
+def test_the_page_shows_every_invariant_of_every_scenario_and_that_all_hold():
+    text = PAGE.read_text(encoding="utf-8")
+    rows = rows_of(text)
+    assert tuple(rows) == known_scenarios()
+    assert text == page(rows)
+    assert {cell for row in rows.values() for cell in row.values()} == {"holds", "-"}
 
 
 @pytest.mark.slow
