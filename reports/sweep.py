@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,12 @@ _HEADER = 14
 """Characters of a line in the head of the terminal's table."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sweep:
-    """A finished sweep and what was asked of it."""
+    """A finished sweep and what was asked of it.
+
+    What its rows say is worked out once: pages ask for it at every row.
+    """
 
     scenario: Scenario
     axes: tuple[Axis, ...]
@@ -58,21 +62,21 @@ class Sweep:
     def paths(self) -> tuple[str, ...]:
         return tuple(path for axis in self.axes for path in axis.paths)
 
-    @property
+    @cached_property
     def rows(self) -> list[Point]:
         """The same with the limits applied."""
         return apply_limits(self.ran, self.limits)
 
-    @property
+    @cached_property
     def order(self) -> list[int]:
         return rank(self.rows, self.objectives)
 
-    @property
+    @cached_property
     def note(self) -> str:
         """That the rows rest on kernels of different kind; empty where they do not."""
         return difference_in_kind(row.metrics for row in self.ran)
 
-    @property
+    @cached_property
     def front(self) -> frozenset[int]:
         return front(self.rows, self.objectives)
 
