@@ -116,15 +116,16 @@ def chosen_table(title: str, metrics: Mapping[str, Any], figures: Sequence[Chose
     """A row per figure: expected value, with equal ranks, and its interval."""
     from rich.table import Table
 
-    from reports.tables import beside_cells, format_metric
+    from reports.tables import beside_cells, format_metric, told_columns
 
     table = Table(title=title, title_justify="left")
-    table.add_column("metric", overflow="fold")
-    cells = [beside_cells(metrics, one.path) for one in figures]
-    columns = ["expected", "ideal", "80% interval"] if any(map(any, cells)) else ["value"]
-    for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
-    for one, beside_it in zip(figures, cells, strict=True):
+    rows = []
+    for one in figures:
         shown = one.value if isinstance(one.value, str) else format_metric(one.path, one.value)
-        table.add_row(one.path, shown, *beside_it[: len(columns) - 1])
+        rows.append((one.path, shown, *beside_cells(metrics, one.path)))
+    told = told_columns(("metric", "expected", "ideal", "80% interval"), rows)
+    for place, head in told.items():
+        table.add_column(head, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(row[place] for place in told))
     return table

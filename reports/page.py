@@ -239,7 +239,8 @@ def published_section(rows: Sequence[Mapping[str, Any]], note: str = "") -> list
                 Cell(kind.replace("_", " ")),
             )
         )
-    heads = ("figure and its source", "|published", "|expected", "|error",
+    value = "expected" if any(row.get("ideal") is not None for row in rows) else "simulated"
+    heads = ("figure and its source", "|published", f"|{value}", "|error",
              "|80% interval", "kind")  # fmt: skip
     kept = [place for place in range(len(heads)) if any(row[place].text for row in found)]
     table = Table(

@@ -97,7 +97,7 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     it in words what they rest on."""
     from rich.table import Table
 
-    from reports.tables import beside_cells, format_metric
+    from reports.tables import beside_cells, format_metric, told_columns
 
     comparisons = {
         case.replace("_", "\n"): other
@@ -113,10 +113,9 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     for path in ("exposed_communication_s", "kv_cache_tokens_per_gpu", "largest_batch_per_gpu"):
         rows.append((path, format_metric(path, metrics[path]), "", "", *("" for _ in comparisons)))
     table = Table(title=name, title_justify="left", caption_justify="left")
-    heads = ("metric", "expected", "ideal", "80% interval", *comparisons)
-    told = [place for place in range(len(heads)) if any(row[place] for row in rows)]
-    for place in told:
-        table.add_column(heads[place], justify="right" if place else "left", no_wrap=place != 0)
+    told = told_columns(("metric", "expected", "ideal", "80% interval", *comparisons), rows)
+    for place, head in told.items():
+        table.add_column(head, justify="right" if place else "left", no_wrap=place != 0)
     for row in rows:
         table.add_row(*(row[place] for place in told))
     table.caption = "\n".join(f"{what}: {text}" for what, text in _basis(metrics))

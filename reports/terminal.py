@@ -20,6 +20,7 @@ from reports.tables import (
     list_inputs,
     published_cells,
     published_table,
+    told_columns,
 )
 from simulator.analysis.published import PublishedRow, metric_at
 from simulator.analysis.validation import coverage_of, median_error
@@ -104,10 +105,7 @@ def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 
 
 def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
-    table = Table(title=name, title_justify="left")
-    table.add_column("metric", no_wrap=True)
-    for column in ("expected", "ideal", "80% interval"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table, rows = Table(title=name, title_justify="left"), []
     for path in (
         "step_time_s",
         "pair_time_s",
@@ -121,7 +119,12 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
         "peak_memory_bytes",
     ):
         label = f"{path} ({metrics['pair_time_kind']})" if path == "pair_time_s" else path
-        table.add_row(label, format_metric(path, metrics[path]), *beside_cells(metrics, path))
+        rows.append((label, format_metric(path, metrics[path]), *beside_cells(metrics, path)))
+    told = told_columns(("metric", "expected", "ideal", "80% interval"), rows)
+    for place, head in told.items():
+        table.add_column(head, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[place] for place in told))
     notes = [f"{what}: {text}" for what, text in kernels_rows(metrics)]
     without = metrics["without_all_to_all_slowdown"]
     faster = (f"{path} {format_metric(path, value)}" for path, value in without.items())
@@ -252,9 +255,9 @@ def validation_table(scenario: str, figures: Sequence[PublishedRow]) -> Table:
     table = Table(title=scenario, title_justify="left", title_style="bold")
     table.add_column("figure", overflow="fold", min_width=18)
     cells = [published_cells(asdict(row)) for row in figures]
-    told = [place for place in range(1, len(PUBLISHED_COLUMNS)) if any(row[place] for row in cells)]
-    for place in told:
-        name = PUBLISHED_COLUMNS[place]
+    told = told_columns(PUBLISHED_COLUMNS, cells)
+    del told[0]
+    for name in told.values():
         justify: Literal["left", "right"] = "left" if name == "kind" else "right"
         table.add_column(name, justify=justify, no_wrap=name == "error", overflow="fold")
     for row, own in zip(figures, cells, strict=True):

@@ -59,7 +59,7 @@ def test_as_json_a_figure_has_its_value_unit_ideal_and_interval():
     [
         (["step_time_s"], ["metric", "expected", "ideal", "80% interval"],
          ["step_time_s", "18 s", "16 s", "17 to 20 s"]),
-        (["verdict"], ["metric", "value"], ["verdict", "keeps up"]),
+        (["verdict"], ["metric", "simulated"], ["verdict", "keeps up"]),
     ],
 )  # fmt: skip
 def test_a_table_has_columns_for_what_there_is(names, heads, cells):

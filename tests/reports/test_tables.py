@@ -11,6 +11,7 @@ from reports.tables import (
     format_published,
     kernels_rows,
     list_inputs,
+    told_columns,
     training_tables,
     write_csv,
 )
@@ -209,6 +210,14 @@ def test_a_training_run_shows_its_stages_its_precision_and_who_keeps_whom_waitin
     )
     caption = training_run_tables("a run", metrics)[-1].caption
     assert caption == f"stages: {stages}\nwarning: {warning}"
+
+
+def test_a_value_is_expected_where_one_with_equal_ranks_stands_beside_it_and_simulated_elsewhere():
+    heads = ("metric", "expected", "ideal", "80% interval")
+    differ = [("step_time_s", "19 s", "18 s", ""), ("bubble_s", "2 s", "", "")]
+    equal = [("step_time_s", "18 s", "", "17 to 19 s"), ("bubble_s", "2 s", "", "")]
+    assert told_columns(heads, differ) == {0: "metric", 1: "expected", 2: "ideal"}
+    assert told_columns(heads, equal) == {0: "metric", 1: "simulated", 3: "80% interval"}
 
 
 def test_no_text_of_a_csv_is_a_formula(tmp_path):
