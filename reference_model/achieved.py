@@ -33,16 +33,6 @@ class TableRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Ceilings:
-    """The best rates of the table."""
-
-    flops_per_s: dict[str, float]
-    """Operand type -> operations a second of the fastest dense GEMM."""
-    bytes_per_s: float
-    """Bytes read and written a second by the fastest copy."""
-
-
-@dataclass(frozen=True, slots=True)
 class BestRates:
     """The rows of one kind, operand type and kernel set, on all multiprocessors."""
 
@@ -89,8 +79,9 @@ def _pairs(text: str) -> dict[str, str]:
     return {name: value for name, value in pairs}  # noqa: C416 - lists are not pairs to mypy
 
 
-def ceilings(rows: Iterable[TableRow]) -> Ceilings:
-    """The fastest dense GEMM of each type and the fastest copy."""
+def ceilings(rows: Iterable[TableRow]) -> tuple[dict[str, float], float]:
+    """{operand type: operations a second of the fastest dense GEMM}, and bytes a second that the
+    fastest copy reads and writes."""
     flops: dict[str, float] = {}
     moved = 0.0
     for row in rows:
@@ -99,13 +90,13 @@ def ceilings(rows: Iterable[TableRow]) -> Ceilings:
             flops[dtype] = max(flops.get(dtype, 0.0), row.flops_per_s)
         elif row.operator.kind == "copy":
             moved = max(moved, row.bytes_per_s)
-    return Ceilings(flops, moved)
+    return flops, moved
 
 
 def achieved(rows: list[TableRow]) -> list[BestRates]:
     """Best rates of each kind, type and kernel set on the most multiprocessors of the table."""
     every = max(row.sms for row in rows)
-    best = ceilings(rows)
+    flops_ceilings, bytes_ceiling = ceilings(rows)
     groups: dict[tuple[str, str, str], list[TableRow]] = {}
     for row in rows:
         if row.sms == every:
@@ -122,9 +113,9 @@ def achieved(rows: list[TableRow]) -> list[BestRates]:
                 kernel_set=kernel_set,
                 rows=len(members),
                 flops_per_s=flops,
-                flops_share=flops / best.flops_per_s[dtype] if flops else None,
+                flops_share=flops / flops_ceilings[dtype] if flops else None,
                 bytes_per_s=moved,
-                bytes_share=moved / best.bytes_per_s,
+                bytes_share=moved / bytes_ceiling,
             )
         )
     return results

@@ -176,10 +176,10 @@ def _achieved(options: argparse.Namespace) -> None:
     from reference_model.achieved import achieved, ceilings, load_timed
 
     rows = load_timed(options.table)
-    best = ceilings(rows)
-    for dtype, flops in sorted(best.flops_per_s.items()):
+    products, copies = ceilings(rows)
+    for dtype, flops in sorted(products.items()):
         print(f"ceiling {dtype:<10} {flops:.3e} FLOP/s, the fastest dense GEMM")
-    print(f"ceiling memory     {best.bytes_per_s:.3e} B/s read and written, the fastest copy")
+    print(f"ceiling memory     {copies:.3e} B/s read and written, the fastest copy")
     print()
     print(f"{'kind':<34}{'type':<10}{'kernels':<17}{'rows':>5}{'FLOP/s':>12}{'':>7}{'B/s':>12}")
     for a in achieved(rows):

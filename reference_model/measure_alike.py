@@ -60,15 +60,6 @@ class Turn(NamedTuple):
     """Of one launch."""
 
 
-class Loop(NamedTuple):
-    """What one GPU did and reported."""
-
-    turns: list[Turn]
-    samples: list[tuple[float, ...]]
-    """Clock in MHz, power in W, temperature in degrees Celsius, evenly over the loop; on a CPU
-    none."""
-
-
 def loop_operators(config: ModelConfig, *, tokens: int) -> list[Operator]:
     """A GEMM of the model's shared experts, and attention over one sequence of `tokens`."""
     return [
@@ -120,7 +111,7 @@ def measure_alike(
         for gpu in wanted:
             turns, samples, source, sms = loops[gpu]
             rows = stretches(
-                operators, Loop([Turn(*turn) for turn in turns], samples),
+                operators, [Turn(*turn) for turn in turns], samples,
                 gpu=gpu, busy=name, sms=sms, source=source,
                 duration_s=duration_s, stretch_s=stretch_s,
             )  # fmt: skip
@@ -190,7 +181,8 @@ def _take_turns(
 
 def stretches(
     operators: Sequence[Operator],
-    loop: Loop,
+    turns: Sequence[Turn],
+    samples: Sequence[tuple[float, ...]],
     *,
     gpu: int,
     busy: str,
@@ -199,19 +191,24 @@ def stretches(
     duration_s: float,
     stretch_s: float,
 ) -> list[KernelTiming]:
-    """The loop of one GPU as rows, one for each stretch and kernel that began a turn in it."""
+    """The loop of one GPU as rows, one for each stretch and kernel that began a turn in it.
+
+    Args:
+        samples: clock in MHz, power in W and temperature in degrees Celsius, evenly over the loop;
+            on a CPU none.
+    """
     rows = []
     for number in range(math.ceil(duration_s / stretch_s)):
         begin, end = number * stretch_s, min(duration_s, (number + 1) * stretch_s)
         seen = [
             sample
-            for at, sample in enumerate(loop.samples)
-            if begin <= (at + 0.5) / len(loop.samples) * duration_s < end
+            for at, sample in enumerate(samples)
+            if begin <= (at + 0.5) / len(samples) * duration_s < end
         ]
         for index, o in enumerate(operators):
             seconds = [
                 turn.seconds
-                for turn in loop.turns
+                for turn in turns
                 if turn.operator == index and begin <= turn.begun_s < end
             ]
             if not seconds:

@@ -49,7 +49,7 @@ from reference_model.measure import (
 from reference_model.model import Transformer
 from reference_model.operators import NAMESPACE, Site
 from reference_model.pair import UNKNOWN
-from reference_model.planned_routing import LayerRows, plan_layer, plan_routing
+from reference_model.planned_routing import LayerPlan, plan_layer, plan_routing
 from reference_model.precision import Recipe
 from reference_model.ranks import rank_device, run_ranks
 from reference_model.recorder import prepare_weights
@@ -367,13 +367,13 @@ def arrival_rows(
     """Parts [rank][repeat][transfer] as rows, one for each transfer and rank."""
     ranks = len(parts)
     rows = []
-    planned: dict[int, LayerRows] = {}
+    planned: dict[int, LayerPlan] = {}
     for number, transfer in enumerate(transfers):
         layer = transfer.layer
         if layer not in planned:
             planned[layer] = plan_layer(
                 config, tokens=job.tokens, skew=job.skew, ranks=ranks, layer=layer
-            ).rows
+            )
         plan = planned[layer]
         seen = [[step[number] for step in steps] for steps in parts]  # [rank][repeat]
         shortest = [min(p.barrier for p in at_once) for at_once in zip(*seen, strict=True)]

@@ -29,15 +29,6 @@ def planned_choices(config: ModelConfig, *, tokens: int, skew: float, seed: int)
     return (popularity - torch.log(-torch.log(uniform))).topk(config.num_experts_per_tok).indices
 
 
-class LayerRows(NamedTuple):
-    """Rows of one layer."""
-
-    sent: Tensor
-    """int64 [from rank, to rank], tokens that travel in dispatch."""
-    expanded: Tensor
-    """int64 [from rank, to rank], rows of experts that they become: one a choice."""
-
-
 class LayerPlan(NamedTuple):
     """What every rank's tokens choose in one layer."""
 
@@ -45,7 +36,10 @@ class LayerPlan(NamedTuple):
     """[rank], int64 [tokens, K]"""
     reached: list[Tensor]
     """[rank], bool [tokens, ranks], the ranks that hold a choice."""
-    rows: LayerRows
+    sent: Tensor
+    """int64 [from rank, to rank], tokens that travel in dispatch."""
+    expanded: Tensor
+    """int64 [from rank, to rank], rows of experts that they become: one a choice."""
 
 
 def plan_layer(
@@ -64,10 +58,8 @@ def plan_layer(
     return LayerPlan(
         choices,
         reached,
-        LayerRows(
-            torch.stack([of_rank.sum(dim=0) for of_rank in reached]),
-            torch.stack([home.flatten().bincount(minlength=ranks) for home in homes]),
-        ),
+        torch.stack([of_rank.sum(dim=0) for of_rank in reached]),
+        torch.stack([home.flatten().bincount(minlength=ranks) for home in homes]),
     )
 
 
@@ -92,7 +84,7 @@ def plan_routing(
     for number, layer in enumerate(layers):
         plan = plan_layer(layer.mlp.config, tokens=tokens, skew=skew, ranks=ranks, layer=number)
         layout = layout_of(
-            plan.reached[rank], plan.rows.sent.tolist(), plan.rows.expanded.tolist(), rank=rank
+            plan.reached[rank], plan.sent.tolist(), plan.expanded.tolist(), rank=rank
         )
         device = layer.mlp.gate.proj.weight.device
         layer.mlp.layout = layout._replace(

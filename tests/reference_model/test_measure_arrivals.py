@@ -64,7 +64,7 @@ def test_a_rank_waits_for_what_its_barrier_takes_beyond_the_shortest():
     assert [conditions(row)["compute_s"] for row in (first, second)] == ["11", "14"]
     assert (first.seconds, first.source, second.source) == (8.0, "one", "other")
     # The backward of combine sends gradients from tokens to experts, as dispatch sends tokens.
-    plan = plan_layer(DEBUG, tokens=32, skew=0.0, ranks=2, layer=1).rows
+    plan = plan_layer(DEBUG, tokens=32, skew=0.0, ranks=2, layer=1)
     assert sizes(first)["rows_sent"] == sizes(second)["rows_received"] == int(plan.sent[0, 1])
     assert sizes(second)["rows_sent"] == int(plan.sent[1, 0])
     assert sizes(second)["expert_rows"] == int(plan.expanded[:, 1].sum())

@@ -31,13 +31,13 @@ def test_first_choices_fall_by_exp_of_the_skew_from_the_first_expert_to_the_last
 
 
 def test_planned_rows_are_those_of_the_choices():
-    rows = plan_layer(DEBUG, tokens=32, skew=0.0, ranks=2, layer=1).rows
+    plan = plan_layer(DEBUG, tokens=32, skew=0.0, ranks=2, layer=1)
     for rank in range(2):
         homes = planned_choices(DEBUG, tokens=32, skew=0.0, seed=1000 + rank) // 4
-        assert rows.sent[rank].tolist() == [
+        assert plan.sent[rank].tolist() == [
             sum(peer in row for row in homes.tolist()) for peer in range(2)
         ]
-    assert int(rows.expanded.sum()) == 2 * 32 * 2
+    assert int(plan.expanded.sum()) == 2 * 32 * 2
 
 
 def test_planned_routing_gives_every_rank_the_layout_of_its_plan():
