@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,25 +23,19 @@ from simulator.execution.machine.gpu import GpuLimits
 from simulator.execution.machine.group import Effect, GroupRun
 from simulator.execution.timeline import waiting
 
-
-class MeasuredRatio(NamedTuple):
-    """Time beside a transfer over that alone, or of a transfer beside compute over that alone."""
-
-    ratio: float
-    source: str
-
-
 _TRACE = "public trace of a training pair on H800"
-MEASURED_BESIDE: Mapping[Effect, MeasuredRatio] = {
-    Effect.GEMM: MeasuredRatio(1.045, f"{_TRACE}: FP8 on 112 CTAs, +3 to +7%, median"),
-    Effect.MEMORY_BOUND: MeasuredRatio(1.15, f"{_TRACE}: many CTAs, +6 to +20%, median"),
-    Effect.NORM: MeasuredRatio(1.65, f"{_TRACE}: grids of 3 x 132 CTAs, +63 to +69%"),
-    Effect.CAST: MeasuredRatio(6.5, f"{_TRACE}: 52 us, and 334 to 349 us under a GEMM"),
-    Effect.DISPATCH_FORWARD: MeasuredRatio(1.84, f"{_TRACE}, over DeepEP alone; skew inside"),
-    Effect.DISPATCH_GRADIENT: MeasuredRatio(1.44, f"{_TRACE}, over DeepEP alone; skew inside"),
-    Effect.COMBINE_FORWARD: MeasuredRatio(1.29, f"{_TRACE}, over DeepEP alone; skew inside"),
-    Effect.COMBINE_GRADIENT: MeasuredRatio(1.37, f"{_TRACE}, over DeepEP alone; skew inside"),
+MEASURED_BESIDE: Mapping[Effect, tuple[float, str]] = {
+    Effect.GEMM: (1.045, f"{_TRACE}: FP8 on 112 CTAs, +3 to +7%, median"),
+    Effect.MEMORY_BOUND: (1.15, f"{_TRACE}: many CTAs, +6 to +20%, median"),
+    Effect.NORM: (1.65, f"{_TRACE}: grids of 3 x 132 CTAs, +63 to +69%"),
+    Effect.CAST: (6.5, f"{_TRACE}: 52 us, and 334 to 349 us under a GEMM"),
+    Effect.DISPATCH_FORWARD: (1.84, f"{_TRACE}, over DeepEP alone; skew inside"),
+    Effect.DISPATCH_GRADIENT: (1.44, f"{_TRACE}, over DeepEP alone; skew inside"),
+    Effect.COMBINE_FORWARD: (1.29, f"{_TRACE}, over DeepEP alone; skew inside"),
+    Effect.COMBINE_GRADIENT: (1.37, f"{_TRACE}, over DeepEP alone; skew inside"),
 }
+"""{effect: time beside a transfer over that alone, or of a transfer beside compute over that alone,
+and its source}"""
 
 _OVERLAP_FIELDS = {
     "gemm": (Effect.GEMM,),
@@ -87,7 +81,8 @@ def _classes(group: GroupRun) -> list[dict[str, Any]]:
     """Ratios that come out, by effect, the measured ones, and what is left between them."""
     rows = []
     for effect, ratios in group.ratios().items():
-        measured, median = MEASURED_BESIDE.get(effect), float(np.median(ratios))
+        measured, source = MEASURED_BESIDE.get(effect, (None, None))
+        median = float(np.median(ratios))
         rows.append(
             {
                 "effect": effect.value,
@@ -95,9 +90,9 @@ def _classes(group: GroupRun) -> list[dict[str, Any]]:
                 "low": float(ratios.min()),
                 "high": float(ratios.max()),
                 "kernels": len(ratios),
-                "measured": None if measured is None else measured.ratio,
-                "unexplained": None if measured is None else measured.ratio / median,
-                "source": None if measured is None else measured.source,
+                "measured": measured,
+                "unexplained": None if measured is None else measured / median,
+                "source": source,
             }
         )
     return rows
@@ -119,14 +114,14 @@ def _waiting(log: timeline.Log) -> dict[str, Any]:
 
 def _devices(group: GroupRun, limits: GpuLimits) -> dict[str, Any]:
     """Use of SMs, HBM and links over the run."""
-    uses, span = [gpu.use for gpu in group.machine.gpus], group.span_s
+    gpus, span = group.machine.gpus, group.span_s
     sms = span * (limits.sms or 1)
     hbm = span * (limits.hbm or np.inf)
     found: dict[str, Any] = {
-        "sm_share": float(np.mean([use.sm_seconds for use in uses]) / sms) if sms else 0.0,
-        "sm_starved_s": float(np.mean([use.starved_s for use in uses])),
-        "hbm_share": float(np.mean([use.hbm_bytes for use in uses]) / hbm) if hbm else 0.0,
-        "hbm_oversubscribed_s": float(np.mean([use.oversubscribed_s for use in uses])),
+        "sm_share": float(np.mean([gpu.sm_seconds for gpu in gpus]) / sms) if sms else 0.0,
+        "sm_starved_s": float(np.mean([gpu.starved_s for gpu in gpus])),
+        "hbm_share": float(np.mean([gpu.hbm_bytes for gpu in gpus]) / hbm) if hbm else 0.0,
+        "hbm_oversubscribed_s": float(np.mean([gpu.oversubscribed_s for gpu in gpus])),
     }
     network = group.machine.network
     if network is not None and span:

@@ -319,7 +319,8 @@ def expert_metrics(run: ServingRun) -> dict[str, Any]:
         "load": job.skew.rows.form,
         "compute_max_over_mean": uneven,
         "placement": {
-            policy: asdict(balance) for policy, balance in placement_balance(run.step.model).items()
+            policy: {"placed": placed, "served": served}
+            for policy, (placed, served) in placement_balance(run.step.model).items()
         },
         "link_bytes": _link_bytes(run.step, loads.mean_rows, uneven),
         "rows_per_gpu_mean": loads.mean_rows,

@@ -8,9 +8,9 @@ choose by themselves, so that rows also differ by chance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -146,27 +146,22 @@ def _served(
         repr(rng.bit_generator.state),
         *(None if prior is None else prior.tobytes() for prior in of_rows),
     )
-    return _served_of(Keyed(key, _Served(model, priors, rng, layers)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """What rows as served follow from."""
-
-    model: ServingModel
-    priors: Mapping[str, Array]
-    rng: np.random.Generator
-    layers: int
+    return _served_of(Keyed(key, partial(_served_rows, model, priors, rng, layers)))
 
 
 @lru_cache(maxsize=4)
-def _served_of(keyed: Keyed[_Served]) -> Sequence[_OfLayer]:
-    model, priors, rng = keyed.value.model, keyed.value.priors, keyed.value.rng
+def _served_of(rows: Keyed[Callable[[], Sequence[_OfLayer]]]) -> Sequence[_OfLayer]:
+    return rows.value()
+
+
+def _served_rows(
+    model: ServingModel, priors: Mapping[str, Array], rng: np.random.Generator, layers: int
+) -> Sequence[_OfLayer]:
     batches = model.job.micro_batches
     drawn = 1 if model.job.skew.rows.changes != "micro_batch" else batches
     served = _before_chance(model, priors, rng)
     found = []
-    for _ in range(keyed.value.layers):
+    for _ in range(layers):
         of_layer = tuple(next(served) for _ in range(drawn))
         found.append((of_layer, rng.bit_generator.state))
         for _ in range(batches):
@@ -258,19 +253,11 @@ def slot_shares(model: ServingModel) -> Array:
     return shares
 
 
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """Rows of the busiest rank over the mean, mean over layers, before chance."""
-
-    placed: float
-    """In the window that experts were placed for."""
-    served: float
-    """In the window served."""
-
-
-def placement_balance(model: ServingModel) -> dict[str, Balance]:
-    """{policy: balance} of experts of unequal popularity: in order of their number, as the open
-    balancer places them, and as the job's policy does; empty where all are equally popular.
+def placement_balance(model: ServingModel) -> dict[str, tuple[float, float]]:
+    """{policy: rows of the busiest rank over the mean, mean over layers, before chance, in the
+    window that experts were placed for and in the window served} of experts of unequal popularity:
+    in order of their number, as the open balancer places them, and as the job's policy does; empty
+    where all are equally popular.
 
     At the values of the priors, over as many layers as have an order of their own.
     """
@@ -281,11 +268,11 @@ def placement_balance(model: ServingModel) -> dict[str, Balance]:
     if rows.drift is not None:
         served = drifted(served, sd=rows.drift.value, rng=np.random.default_rng(model.seed))
     top_k = model.config.num_experts_per_tok
-    found: dict[str, Balance] = {}
+    found: dict[str, tuple[float, float]] = {}
     for policy in dict.fromkeys(("in_order", "eplb", model.job.experts.placement)):
         experts = model.job.experts.model_copy(update={"placement": policy})
         job = model.job.model_copy(update={"experts": experts})
         placement, carried = placed_experts(replace(model, job=job), before)
         later = with_shared(job, served * top_k, tokens=1)
-        found[policy] = Balance(placement.max_over_mean(carried), placement.max_over_mean(later))
+        found[policy] = placement.max_over_mean(carried), placement.max_over_mean(later)
     return found

@@ -30,7 +30,6 @@ from simulator.execution.serving_model import (
 )
 from simulator.execution.serving_times import asked_kernels, kernel_times, predicted
 from simulator.execution.timeline import (
-    CriticalPath,
     Log,
     Waiting,
     critical_path,
@@ -103,19 +102,15 @@ class ServingStep:
         """Time in which the compute stream waits for transfers."""
         return float(self.waiting.exposed_communication_s)
 
-    def path(self) -> CriticalPath:
-        """The chain of tasks that the end of the iteration waits for."""
-        return critical_path(self.log)
-
     def error_share(self) -> dict[str, float]:
         """Shares of the iteration's time by what the prediction of it rests on, along the critical
         path; gaps and host overhead count as modelled."""
         totals = dict.fromkeys(PROVENANCES, 0.0)
-        path = self.path()
-        for task in path.tasks:
+        path, gaps_s = critical_path(self.log)
+        for task in path:
             place = self.model.places[task]
             totals[PROVENANCES[self.times.provenance[place]]] += float(self.seconds[task])
-        totals[PROVENANCES[MODELLED]] += path.gaps_s + self.model.job.host_overhead.value
+        totals[PROVENANCES[MODELLED]] += gaps_s + self.model.job.host_overhead.value
         whole = sum(totals.values())
         return {name: value / whole for name, value in totals.items()}
 

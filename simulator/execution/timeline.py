@@ -380,18 +380,9 @@ def busy_intervals(log: Log, stream: Stream) -> Times:
     return np.stack((log.start_s[chosen], log.end_s[chosen]), axis=1)
 
 
-@dataclass(frozen=True, slots=True)
-class CriticalPath:
-    """The chain of tasks that the end of the graph waits for."""
-
-    tasks: tuple[int, ...]
-    """In order of time."""
-    gaps_s: Seconds
-    """Idle time between them."""
-
-
-def critical_path(log: Log) -> CriticalPath:
-    """Walk back from the last end: to whatever ended last before each task could start.
+def critical_path(log: Log) -> tuple[list[int], Seconds]:
+    """The chain of tasks that the end of the graph waits for, in order of time, and the idle time
+    between them. Walks back from the last end: to whatever ended last before each task could start.
 
     With several ranks the path may change rank at a collective; its tasks are those of the graph.
     """
@@ -417,7 +408,7 @@ def critical_path(log: Log) -> CriticalPath:
         chosen = max(candidates, key=lambda place: latest_end[place])
         gaps += float(max(0.0, latest_start[current] - latest_end[chosen]))
         current = chosen
-    return CriticalPath(tuple(reversed(path)), gaps)
+    return path[::-1], gaps
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Column: TypeAlias = NDArray[np.float64]
 
 _ROWS_PER_BLOCK = 4096
+GAPS = ("end_s", "gap_s")
+"""Columns of times between two tokens of a request that are no decode step."""
 
 
 class Outcome(IntEnum):
@@ -71,7 +73,7 @@ class IterationRow(NamedTuple):
     batch: float
     """Requests that decode, over all ranks."""
     joined: float
-    """Those of them whose first step this is: its gap stands in GapRow."""
+    """Those of them whose first step this is: its gap stands in the rows of GAPS."""
     output_tokens: float
     """Tokens that decode steps gave, and first tokens that the pass gave."""
     first_step_s: float
@@ -90,13 +92,6 @@ class IterationRow(NamedTuple):
     """Duration of the prefill pass."""
     even_pass_s: float
     """The same if all ranks had shared its work alike."""
-
-
-class GapRow(NamedTuple):
-    """A time between two tokens of a request that is not one decode step."""
-
-    end_s: float
-    gap_s: float
 
 
 class SampleRow(NamedTuple):
@@ -174,7 +169,7 @@ class CollectedLog:
         return joined_rows(IterationRow._fields, self._blocks["i"])
 
     def all_gaps(self) -> RowBlock:
-        return joined_rows(GapRow._fields, self._blocks["g"])
+        return joined_rows(GAPS, self._blocks["g"])
 
 
 def joined_rows(fields: tuple[str, ...], blocks: list[RowBlock]) -> RowBlock:
@@ -226,7 +221,7 @@ class LogWriter:
             self._log.iterations(RowBlock(IterationRow._fields, np.array(self._iterations)))
             self._iterations.clear()
         if self._gaps:
-            self._log.gaps(RowBlock(GapRow._fields, np.array(self._gaps)))
+            self._log.gaps(RowBlock(GAPS, np.array(self._gaps)))
             self._gaps.clear()
         if self._samples:
             self._log.samples(RowBlock(SampleRow._fields, np.array(self._samples, dtype=float)))

@@ -104,26 +104,19 @@ class Resident:
         return self.launch is not None and not self.launch.persistent
 
 
-@dataclass(slots=True)
-class GpuUse:
-    """What has been used of a GPU so far."""
-
-    sm_seconds: float = 0.0
-    """SMs times the time in which something held them."""
-    hbm_bytes: float = 0.0
-    starved_s: Seconds = 0.0
-    """Time in which a kernel lacked SMs that it would have taken, summed over kernels."""
-    oversubscribed_s: Seconds = 0.0
-    """Time in which kernels could have drawn more than HBM gives."""
-
-
 class Gpu:
     """SMs and HBM of one GPU inside a simpy environment."""
 
     def __init__(self, env: simpy.Environment, limits: GpuLimits) -> None:
         self.env = env
         self.limits = limits
-        self.use = GpuUse()
+        self.sm_seconds = 0.0
+        """SMs times the time in which something held them, so far; so the next three."""
+        self.hbm_bytes = 0.0
+        self.starved_s: Seconds = 0.0
+        """Time in which a kernel lacked SMs that it would have taken, summed over kernels."""
+        self.oversubscribed_s: Seconds = 0.0
+        """Time in which kernels could have drawn more than HBM gives."""
         self.history: list[tuple[Seconds, int, BytesPerSecond]] = []
         """(from when on, SMs held, bytes/s over HBM), at every change."""
         self._residents: list[Resident] = []
@@ -186,11 +179,10 @@ class Gpu:
         if not passed:
             return
         self._since = self.env.now
-        use = self.use
-        use.sm_seconds += self._busy * passed
-        use.hbm_bytes += self._rate * passed
-        use.starved_s += self._short * passed
-        use.oversubscribed_s += self._over * passed
+        self.sm_seconds += self._busy * passed
+        self.hbm_bytes += self._rate * passed
+        self.starved_s += self._short * passed
+        self.oversubscribed_s += self._over * passed
         for resident in list(self._residents):
             if resident.launch is None or not resident.waves:
                 continue

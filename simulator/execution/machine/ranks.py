@@ -81,14 +81,6 @@ class RankWork:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """Traffic of other jobs on the same fabric, and what fails when."""
-
-    processes: tuple[Callable[[simpy.Environment, Network], Processes], ...] = ()
-    failures: tuple[Failure, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class MachineLog:
     """What happened on the ranks of a group."""
 
@@ -111,7 +103,8 @@ def run_on_ranks(
     limits: GpuLimits,
     after_wait_s: Seconds = 0.0,
     network_of: Callable[[simpy.Environment], Network] | None = None,
-    beside: Beside = Beside(),
+    beside: Sequence[Callable[[simpy.Environment, Network], Processes]] = (),
+    failures: Sequence[Failure] = (),
 ) -> MachineLog:
     """Run the graph once on each rank.
 
@@ -119,6 +112,8 @@ def run_on_ranks(
         after_wait_s: from the end of what a task waits for on another stream to its start, at the
             soonest; on the timeline none.
         network_of: makes the network of the group's flows, where it has any.
+        beside: traffic of other jobs on that network.
+        failures: of it, and when.
 
     Raises:
         ValueError: a failure cut ranks off from each other, so that the graph does not end.
@@ -134,9 +129,9 @@ def run_on_ranks(
         if any(task.stream is stream for task in graph.tasks)
     ]
     if network is not None:
-        for failure in beside.failures:
+        for failure in failures:
             env.process(_strike(env, network, failure))
-        for process in beside.processes:
+        for process in beside:
             env.process(process(env, network))
     events, finished = 0, env.all_of(mine)
     while not finished.triggered and env.peek() < np.inf:

@@ -164,6 +164,9 @@ class _Layers:
             seconds[place], before[place] = transfer.alone_s, transfer.delay_s
         shortest = min((one.alone_s for one in transfers.values()), default=0.0)
         window = self.inputs.window_of(count) * shortest
+        beside, failures = surroundings(
+            self.inputs, fabric, cluster=cluster, calibration=calibration, seed=model.seed
+        )
         machine = run_on_ranks(
             meeting_in_transfers(self.graph, self.kernel),
             RankWork(
@@ -195,9 +198,8 @@ class _Layers:
             ),
             after_wait_s=gap,
             network_of=lambda env: Network(env, fabric, window=window),
-            beside=surroundings(
-                self.inputs, fabric, cluster=cluster, calibration=calibration, seed=model.seed
-            ),
+            beside=beside,
+            failures=failures,
         )
         # What ranks wait for is a result on both.
         times = self.step.times if self.ranks is None else times_without_waiting(self.step)

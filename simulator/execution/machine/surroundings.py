@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import simpy
 
 from hardware_profiles.schema import (
     CalibrationProfile,
@@ -16,10 +17,11 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.units import BytesPerSecond
 from simulator.execution.collective import perform
-from simulator.execution.machine.ranks import Beside
+from simulator.execution.machine.ranks import Processes
 from simulator.execution.traffic import prepare
 from simulator.hardware.network.clusters import cluster_fabric
-from simulator.hardware.network.routing import parse_failure, struck_resources
+from simulator.hardware.network.flows import Network
+from simulator.hardware.network.routing import Failure, parse_failure, struck_resources
 from simulator.hardware.network.topology import Fabric
 from simulator.scenario.events import Channel, EventsInputs
 
@@ -65,12 +67,12 @@ def surroundings(
     cluster: ClusterProfile,
     calibration: CalibrationProfile,
     seed: int,
-) -> Beside:
-    """Traffic of other jobs, and what fails from the start or while the ranks run.
+) -> tuple[list[Callable[[simpy.Environment, Network], Processes]], list[Failure]]:
+    """Traffic of other jobs, and what fails from the start or while the ranks run, in order.
 
     Raises ValueError, one line, for traffic or failures that the cluster cannot have.
     """
-    failures = []
+    failures: list[Failure] = []
     for field, texts in (("cluster", cluster.failures), ("events", inputs.failures)):
         for text in texts:
             try:
@@ -84,10 +86,8 @@ def surroundings(
         chains = [prepare(one, fabric, transport, times=None, rng=rng) for one in inputs.beside]
     except ValueError as error:
         raise ValueError(f"events.beside: {error}") from None
-    return Beside(
-        processes=tuple(partial(perform, chain=chain) for chain in chains),
-        failures=tuple(sorted(failures, key=lambda failure: failure.at)),
-    )
+    failures.sort(key=lambda failure: failure.at)
+    return [partial(perform, chain=chain) for chain in chains], failures
 
 
 def _transport(calibration: CalibrationProfile) -> TransportProfile:

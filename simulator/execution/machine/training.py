@@ -140,6 +140,9 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
             )
             seconds[place] = transfers[place].alone_s
     shortest = min((one.alone_s for one in transfers.values()), default=0.0)
+    beside, failures = surroundings(
+        inputs, fabric, cluster=cluster, calibration=calibration, seed=scenario.file.seed
+    )
     machine = run_on_ranks(
         meeting_in_transfers(graph, kernel),
         RankWork(
@@ -162,9 +165,8 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
         ),
         after_wait_s=gap,
         network_of=lambda env: Network(env, fabric, window=inputs.window_of(job.ep) * shortest),
-        beside=surroundings(
-            inputs, fabric, cluster=cluster, calibration=calibration, seed=scenario.file.seed
-        ),
+        beside=beside,
+        failures=failures,
     )
     before = np.zeros(len(kernel))
     for place, transfer in transfers.items():

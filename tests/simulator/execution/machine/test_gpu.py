@@ -102,8 +102,8 @@ def test_hbm_is_shared_max_min_fairly():
     4 s; the first has moved 280 of its 360 bytes and draws 90 for the last 80."""
     found, gpu = ends((0.0, persistent(4.0, 5, 360.0)), (0.0, persistent(4.0, 5, 120.0)))
     assert found == pytest.approx([4.0 + 80 / 90, 4.0], rel=1e-12)
-    assert gpu.use.hbm_bytes == pytest.approx(480.0, rel=1e-12)
-    assert gpu.use.oversubscribed_s == pytest.approx(4.0, rel=1e-12)
+    assert gpu.hbm_bytes == pytest.approx(480.0, rel=1e-12)
+    assert gpu.oversubscribed_s == pytest.approx(4.0, rel=1e-12)
 
 
 def test_a_kernel_alone_is_never_slowed_by_hbm():
@@ -129,8 +129,8 @@ def test_without_contention_every_kernel_has_all_that_it_asks_for():
 def test_use_is_counted():
     """2 SMs for 4 s and 8 for 3 s; the second wave of 2 CTAs from 3 to 6 s."""
     _, gpu = ends((0.0, persistent(3.0, 10)), held=2, release_at=4.0)
-    assert gpu.use.sm_seconds == pytest.approx(2 * 4 + 8 * 3 + 2 * 3, rel=1e-12)
-    assert gpu.use.starved_s == pytest.approx(3.0, rel=1e-12)
+    assert gpu.sm_seconds == pytest.approx(2 * 4 + 8 * 3 + 2 * 3, rel=1e-12)
+    assert gpu.starved_s == pytest.approx(3.0, rel=1e-12)
     assert gpu.history[0] == (0.0, 10, 0.0)
 
 

@@ -10,7 +10,6 @@ from reference_model.trace import Operator
 from simulator.execution import timeline
 from simulator.execution.machine.gpu import GpuLimits, KernelLaunch
 from simulator.execution.machine.ranks import (
-    Beside,
     GroupTransfer,
     RankWork,
     check_bytes,
@@ -80,7 +79,9 @@ def test_times_are_those_of_the_timeline_where_nothing_contends(seed):
 # One GPU per node, links of 1 byte/s: ranks 0 and 1 exchange bytes through their NICs.
 
 
-def exchanged(*, sizes=(1.0, 1.0), late=0.0, beside=None, window=0.0, hbm=0.0, delay=0.0, fill=0.0):
+def exchanged(
+    *, sizes=(1.0, 1.0), late=0.0, beside=(), failures=(), window=0.0, hbm=0.0, delay=0.0, fill=0.0
+):
     flows = make_flows(np.array([0, 1]), np.array([1, 0]), np.array(sizes))
     transfer = GroupTransfer(
         flows, np.array([0, 1]), 0, np.array([hbm, hbm]), alone_s=1.0, delay_s=delay, fill_s=fill
@@ -92,7 +93,8 @@ def exchanged(*, sizes=(1.0, 1.0), late=0.0, beside=None, window=0.0, hbm=0.0, d
         0.0,
         limits=FREE,
         network_of=lambda env: Network(env, build_fabric("fat_tree_2", BARE), window=window),
-        beside=beside or Beside(),
+        beside=beside,
+        failures=failures,
     )
 
 
@@ -106,8 +108,8 @@ def test_the_first_chunk_fills_the_way_before_all_links_are_busy():
 
 def test_a_nic_that_drops_to_half_its_rate_doubles_the_rest():
     """Half of the byte is left at 0.5 s and takes 1 s."""
-    half = Beside(failures=(parse_failure("slow:node0/nic0/up=0.5@500ms"),))
-    assert exchanged(beside=half).log.end_s[1].tolist() == [1.5, 1.5]
+    half = parse_failure("slow:node0/nic0/up=0.5@500ms")
+    assert exchanged(failures=(half,)).log.end_s[1].tolist() == [1.5, 1.5]
 
 
 def test_another_job_takes_half_of_a_link_it_shares():
@@ -116,13 +118,13 @@ def test_another_job_takes_half_of_a_link_it_shares():
     def other(env, network):
         yield network.transfer(make_flows(np.array([0]), np.array([1]), np.array([1.0])))
 
-    assert exchanged(beside=Beside(processes=(other,))).log.end_s[1].tolist() == [2.0, 2.0]
+    assert exchanged(beside=(other,)).log.end_s[1].tolist() == [2.0, 2.0]
 
 
 def test_a_rank_that_is_cut_off_is_named():
-    cut = Beside(failures=(parse_failure("nic:node0/nic0@500ms"),))
+    cut = parse_failure("nic:node0/nic0@500ms")
     with pytest.raises(ValueError, match=r"test: 1 of 1 flows cut off at 0\.5 s"):
-        exchanged(beside=cut)
+        exchanged(failures=(cut,))
 
 
 def test_bytes_over_the_links_are_those_of_the_flows():
