@@ -61,7 +61,7 @@ def kernel_table(run: Replay) -> pd.DataFrame:
             "class": pd.Categorical(shown, categories=list(CLASSES)),
             "annotation": [place.annotation for place in mapped],
             "kernel": [kernel.name for kernel in kernels],
-            "basis": list(run.durations.basis),
+            "basis": run.basis,
             "measured_start_s": run.measured.start_s,
             "measured_end_s": run.measured.end_s,
             "simulated_start_s": run.simulated.start_s,

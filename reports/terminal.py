@@ -30,7 +30,7 @@ from simulator.workload.serving_memory import kv_bytes_per_token, weight_bytes
 if TYPE_CHECKING:
     from reference_model.config import ModelConfig
     from simulator.analysis.model_comparison import ModelCost
-    from simulator.analysis.predictions import Judged
+    from simulator.analysis.predictions import LedgerLine
     from simulator.analysis.stragglers import Slowdown
     from simulator.analysis.whole_runs import Comparison, Probe
 
@@ -285,26 +285,29 @@ def validation_verdict(rows: Sequence[PublishedRow]) -> str:
     return "; ".join(found)
 
 
-def ledger_table(found: Sequence[Judged]) -> Table:
+def ledger_table(found: Sequence[tuple[LedgerLine, float]]) -> Table:
     """Predictions beside what was measured after them; those of something known are dimmed."""
     table = Table(title="predicted, then measured", title_justify="left", caption_justify="left")
     table.add_column("about", overflow="fold")
     for column in ("predicted", "measured", "error", "80% interval"):
         table.add_column(column, justify="right", no_wrap=True)
-    for one in found:
-        low, high = (end / one.measured - 1 for end in one.line.interval_80)
+    inside = [line.inside(measured) for line, measured in found]
+    for (line, measured), within in zip(found, inside, strict=True):
+        low, high = (end / measured - 1 for end in line.interval_80)
         table.add_row(
-            f"{one.line.about}, {one.line.note}",
-            format_seconds(one.line.predicted),
-            format_seconds(one.measured),
-            f"{one.error:+.1%}",
-            f"{low:+.0%} to {high:+.0%}{'' if one.inside else ', outside'}",
-            style="dim" if one.line.truth_known else None,
+            f"{line.about}, {line.note}",
+            format_seconds(line.predicted),
+            format_seconds(measured),
+            f"{line.error(measured):+.1%}",
+            f"{low:+.0%} to {high:+.0%}{'' if within else ', outside'}",
+            style="dim" if line.truth_known else None,
         )
-    unseen = [one for one in found if not one.line.truth_known]
+    unseen = [
+        within for (line, _), within in zip(found, inside, strict=True) if not line.truth_known
+    ]
     table.caption = (
-        f"{sum(one.inside for one in found)} of {len(found)} measured values lie in their "
-        f"intervals; of those that nobody had seen {sum(one.inside for one in unseen)} of "
+        f"{sum(inside)} of {len(found)} measured values lie in their "
+        f"intervals; of those that nobody had seen {sum(unseen)} of "
         f"{len(unseen)}"
     )
     return table

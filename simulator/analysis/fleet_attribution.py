@@ -45,15 +45,6 @@ class AttributionRow:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One simulation of a row: an even load, or a level of the day."""
-
-    overrides: tuple[str, ...]
-    replicas: int
-    """In service at that level; an even load has one level."""
-
-
 def attribute_fleet(
     name_or_path: str,
     overrides: Sequence[str] = (),
@@ -92,19 +83,19 @@ def attribute_fleet(
 
     changes = [*overrides, *inputs.attribution_changes]
     day: LoadOfDay | None = None
-    named = [("the scenario as it is", "", [_Run(tuple(changes), 1)])]
+    named = [("the scenario as it is", "", [(tuple(changes), 1)])]
     for step in inputs.counterfactuals:
         changes += step.changes
         day = step.load_of_day or day
-        runs = [_Run(tuple(changes), 1)]
+        runs = [(tuple(changes), 1)]
         if day is not None:
             runs = _levels(load_scenario(name_or_path, changes), changes, day)
         named.append((step.name, step.source, runs))
-    calls = [(name_or_path, run.overrides) for _, _, runs in named for run in runs]
+    calls = [(name_or_path, changed) for _, _, runs in named for changed, _ in runs]
     measured = _counted(run_in_order(measure, calls, jobs=processes), len(calls), watch)
     rows: list[AttributionRow] = []
     for name, source, runs in named:
-        levels = [(run.replicas, next(measured)) for run in runs]
+        levels = [(replicas, next(measured)) for _, replicas in runs]
         now = tuple(_value(figure.metric, levels) for figure in figures)
         rows.append(AttributionRow(name, now, _effects(rows, now), source))
     published = tuple(figure.si_value for figure in figures)
@@ -161,8 +152,11 @@ def day_levels(day: LoadOfDay) -> list[tuple[float, int]]:
     return list(zip(loads, replicas, strict=True))
 
 
-def _levels(scenario: Scenario, changes: Sequence[str], day: LoadOfDay) -> list[_Run]:
-    """One run a level, at the load of one of the replicas in service."""
+def _levels(
+    scenario: Scenario, changes: Sequence[str], day: LoadOfDay
+) -> list[tuple[tuple[str, ...], int]]:
+    """One run a level, at the load of one of the replicas in service: its changes, and these
+    replicas."""
     job = scenario.job_as(FleetJob)
     synthetic = job.requests.synthetic
     if synthetic is None or synthetic.rate is None:
@@ -177,7 +171,7 @@ def _levels(scenario: Scenario, changes: Sequence[str], day: LoadOfDay) -> list[
     for load, replicas in day_levels(day):
         rate = synthetic.rate * load * day.mean_replicas / replicas
         own = f"requests.synthetic.rate={rate!r} Hz"
-        runs.append(_Run((*changes, own), replicas))
+        runs.append(((*changes, own), replicas))
     return runs
 
 

@@ -58,6 +58,15 @@ class LedgerLine:
     program: str = ""
     priors: str = ""
 
+    def error(self, measured: float) -> float:
+        """Relative to the measured value."""
+        return self.predicted / measured - 1
+
+    def inside(self, measured: float) -> bool:
+        """Whether the measured value lies in the 80% interval."""
+        low, high = self.interval_80
+        return low <= measured <= high
+
 
 def read_ledger(path: Path) -> list[LedgerLine]:
     """All predictions of a file, oldest first.
@@ -169,32 +178,15 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A prediction beside what was measured after it."""
-
-    line: LedgerLine
-    measured: float
-
-    @property
-    def error(self) -> float:
-        """Relative to the measured value."""
-        return self.line.predicted / self.measured - 1
-
-    @property
-    def inside(self) -> bool:
-        """Whether the measured value lies in the 80% interval."""
-        low, high = self.line.interval_80
-        return low <= self.measured <= high
-
-
-def judge(lines: Iterable[LedgerLine], measured: Mapping[str, float]) -> list[Judged]:
-    """The predictions whose measurement is there, in the ledger's order.
+def judge(
+    lines: Iterable[LedgerLine], measured: Mapping[str, float]
+) -> list[tuple[LedgerLine, float]]:
+    """The predictions whose measurement is there, with it, in the ledger's order.
 
     Args:
         measured: {what a prediction is about: its measured value}
     """
-    return [Judged(line, measured[line.about]) for line in lines if line.about in measured]
+    return [(line, measured[line.about]) for line in lines if line.about in measured]
 
 
 def is_only_added_to(before: str, now: str) -> bool:

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardware_profiles.schema import ClusterProfile, GpuProfile, load_cluster, load_gpu
 from hardware_profiles.units import Seconds
 from simulator.analysis.what_if import (
-    Durations,
     Machine,
     blocks_on,
     is_unmapped,
@@ -72,7 +72,10 @@ class Replay:
     recorded_gpu: str
     source: Machine
     target: Machine
-    durations: Durations
+    seconds: NDArray[np.float64]
+    """[kernels] on the target."""
+    basis: Sequence[str]
+    """[kernels], what these rest on."""
     log: ReplayLog
     measured: KernelSpans = field(repr=False)
 
@@ -210,7 +213,7 @@ def run_replay(scenario: Scenario) -> Replay:
         scenario.named_cluster or around,
         recorded_sms if job.communication_sms is None else job.communication_sms,
     )
-    durations = what_if_durations(
+    seconds, basis = what_if_durations(
         trace.kernels,
         mapped,
         source=source,
@@ -234,8 +237,9 @@ def run_replay(scenario: Scenario) -> Replay:
         recorded_gpu=recorded_gpu,
         source=source,
         target=target,
-        durations=durations,
-        log=execute_replay(graph, durations.seconds, blocks, machine),
+        seconds=seconds,
+        basis=basis,
+        log=execute_replay(graph, seconds, blocks, machine),
         measured=measured_times(graph, trace, machine),
     )
 
@@ -264,7 +268,7 @@ def replay_metrics(run: Replay) -> dict[str, Any]:
             if place.role is Role.RANK_WAIT
         ),
         "rank_wait_kind": "recorded; kept on every machine",
-        "duration_basis": _basis(run.durations),
+        "duration_basis": _basis(run),
         "stream_wait_calls": run.graph.wait_calls,
         "stream_waits_kind": "recorded" if run.trace.stream_waits else "inferred",
         "warnings": list(run.warnings),
@@ -287,11 +291,11 @@ def _timeline(graph: ReplayGraph, times: KernelSpans) -> dict[str, float]:
     }
 
 
-def _basis(durations: Durations) -> dict[str, float]:
+def _basis(run: Replay) -> dict[str, float]:
     """{basis: share of the simulated kernel time}"""
-    total = float(durations.seconds.sum()) or 1.0
+    total = float(run.seconds.sum()) or 1.0
     shares: dict[str, float] = {}
-    for basis, seconds in zip(durations.basis, durations.seconds, strict=True):
+    for basis, seconds in zip(run.basis, run.seconds, strict=True):
         shares[basis] = shares.get(basis, 0.0) + float(seconds) / total
     return shares
 

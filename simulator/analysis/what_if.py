@@ -79,18 +79,6 @@ class PredictsOperators(Protocol):
     def __call__(self, operators: Sequence[Operator]) -> Array: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Durations:
-    """[kernels] of one trace."""
-
-    seconds: Array
-    basis: tuple[str, ...]
-
-
-def recorded_durations(kernels: Sequence[Kernel]) -> Durations:
-    return Durations(np.array([k.seconds for k in kernels]), (RECORDED,) * len(kernels))
-
-
 def what_if_durations(
     kernels: Sequence[Kernel],
     mapped: Sequence[MappedKernel],
@@ -98,15 +86,14 @@ def what_if_durations(
     source: Machine,
     target: Machine,
     expert_parallel_ranks: int | None,
-) -> Durations:
-    """Durations on the target machine.
+) -> tuple[Array, list[str]]:
+    """Durations on the target machine, and what each rests on; both [kernels].
 
     Raises ValueError where the target lacks what an operator needs, such as an FP8 peak.
     """
-    recorded = recorded_durations(kernels)
+    seconds = np.array([kernel.seconds for kernel in kernels])
     if source == target:
-        return recorded
-    seconds = recorded.seconds.copy()
+        return seconds, [RECORDED] * len(kernels)
     basis = [_basis_without_operator(k, m) for k, m in zip(kernels, mapped, strict=True)]
     by_launch: dict[tuple[tuple[str, int, int], Operator], list[int]] = {}
     exchange: list[int] = []
@@ -118,7 +105,7 @@ def what_if_durations(
         else:
             by_launch.setdefault((place.launch, place.operator), []).append(index)
     operators = [operator for _, operator in by_launch]
-    taken = np.array([recorded.seconds[members].sum() for members in by_launch.values()])
+    taken = np.array([seconds[members].sum() for members in by_launch.values()])
     for members, ratio in zip(
         by_launch.values(), _compute_ratios(operators, taken, source, target), strict=True
     ):
@@ -134,7 +121,7 @@ def what_if_durations(
             basis[index] = ALL_TO_ALL
     unknown = [index for index, name in enumerate(basis) if name == BOUND]
     seconds[unknown] *= largest_ratio(source, target)
-    return Durations(seconds, tuple(basis))
+    return seconds, basis
 
 
 def is_unmapped(kernel: Kernel, place: MappedKernel) -> bool:

@@ -228,8 +228,9 @@ def _judge(ledger: Path, *, as_json: bool) -> None:
     found = judge(read_ledger(ledger), measured_steps())
     if as_json:
         shown = [
-            asdict(one.line) | {"measured": one.measured, "error": one.error, "inside": one.inside}
-            for one in found
+            asdict(line)
+            | {"measured": value, "error": line.error(value), "inside": line.inside(value)}
+            for line, value in found
         ]
         print(json.dumps({"predictions": shown}, allow_nan=False))
         return

@@ -39,10 +39,10 @@ def test_what_ifs_of_the_published_trace_move_as_their_cause_says(published: Rep
 @needs_trace
 def test_waits_for_ranks_keep_their_time_in_a_what_if(published: Replay) -> None:
     changed = replay(TRACE, "gpu=b200_sxm")
-    kept = [index for index, basis in enumerate(changed.durations.basis) if "kept" in basis]
+    kept = [index for index, basis in enumerate(changed.basis) if "kept" in basis]
     assert len(kept) == 16  # notify
     for index in kept:
-        assert changed.durations.seconds[index] == published.trace.kernels[index].seconds
+        assert changed.seconds[index] == published.trace.kernels[index].seconds
     result = replay_metrics(changed)
     assert result["what_if"]
     assert result["unmapped_share"] == replay_metrics(published)["unmapped_share"]
@@ -53,7 +53,7 @@ def seconds_there(profile: Any, path: Path, gpu: str) -> list[float]:
     """Kernel times of a profile that was recorded on an H100, restated for another GPU; us."""
     profile.device = "NVIDIA H100 80GB HBM3"
     run = replay(profile.write(path / "trace.json"), f"gpu={gpu}")
-    return [1e6 * float(seconds) for seconds in run.durations.seconds]
+    return [1e6 * float(seconds) for seconds in run.seconds]
 
 
 def elementwise(profile: Any, *, rows: int, us: float) -> None:
@@ -84,7 +84,7 @@ def test_what_a_kernel_takes_beyond_its_bytes_goes_with_clock_and_sms(
     run = replay(path, f"recorded_gpu={tmp_path}/mine.yaml", "gpu=h20_sxm")
     one, other = load_gpu("h100_sxm"), load_gpu("h20_sxm")
     rest = 60.098 * 132 / 78 * one.sm_clock / other.sm_clock
-    assert 1e6 * float(run.durations.seconds[0]) == pytest.approx(50.332 + rest, rel=1e-4)
+    assert 1e6 * float(run.seconds[0]) == pytest.approx(50.332 + rest, rel=1e-4)
 
 
 def test_what_fits_into_the_l2_cache_does_not(profile: Any, tmp_path: Path) -> None:
