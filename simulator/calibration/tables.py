@@ -190,10 +190,11 @@ def _mapped(
             usable &= ~found
     here = tuple(k for k in rules.kernels if k.architecture in (None, gpu.architecture))
     rules = rules.model_copy(update={"kernels": here})
-    origin = _origin(columns, path)
+    version, origin = _origin(columns, path)
     known: dict[str, float | Array] = {**peaks, **_looked_up(rules, columns)}
     read = [
-        _read_kernel(kernel, rules, columns, known, usable, origin, gpu) for kernel in rules.kernels
+        _read_kernel(kernel, rules, columns, known, usable, (version, origin), gpu)
+        for kernel in rules.kernels
     ]
     taken = np.zeros_like(usable)
     rows: list[Measurement] = []
@@ -216,7 +217,8 @@ def _mapped(
     untouched = usable & ~taken
     if untouched.any():
         aside["no kernel of the mapping"].extend(_line_numbers(untouched))
-    table = _imported(path, rules.name, rows, aside, sets=_sets_of(rules, rows, origin), step=every)
+    sets = _sets_of(rules, rows, version)
+    table = _imported(path, rules.name, rows, aside, sets=sets, step=every)
     said = tuple(f"{path.name}: {text}" for text in (*copies, *parts))
     return replace(table, warnings=(*said, *table.warnings))
 
@@ -311,27 +313,19 @@ def _copies(
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """Where a table's figures come from, for its kernel sets and its rows."""
-
-    version: str
-    text: str
-    """Of the source, without the mapping's."""
-
-
-def _origin(columns: Columns, path: Path) -> _Origin:
-    """Version and file of a table: the version of its folder, else of its column."""
+def _origin(columns: Columns, path: Path) -> tuple[str, str]:
+    """Version of a table, and where its figures come from without the mapping's source: the version
+    of its folder, else of its column."""
     folders = [part for part in path.resolve().parent.parts if VERSION_FOLDER.match(part)]
     cells = columns.get("version")
     stated = [] if cells is None else sorted({str(cell) for cell in cells if str(cell)})
     if folders:
         differs = [text for text in stated if text != folders[-1]]
         said = f"; its version column says {' and '.join(differs)}" if differs else ""
-        return _Origin(folders[-1], f"{folders[-1]}, {path.name}{said}")
+        return folders[-1], f"{folders[-1]}, {path.name}{said}"
     if len(stated) == 1:
-        return _Origin(stated[0], f"{stated[0]}, {path.name}")
-    return _Origin("", path.name)
+        return stated[0], f"{stated[0]}, {path.name}"
+    return "", path.name
 
 
 def _looked_up(rules: TableMapping, columns: Columns) -> dict[str, Array]:
@@ -350,7 +344,7 @@ def _read_kernel(
     columns: Columns,
     known: Mapping[str, float | Array],
     usable_lines: Lines,
-    origin: _Origin,
+    origin: tuple[str, str],
     gpu: GpuProfile,
 ) -> ReadKernel:
     """Rows of one kernel, their line numbers, problems by reason, and the lines it speaks for."""
@@ -396,12 +390,12 @@ def _read_kernel(
         if kernel.kind in KINDS:
             refuse(values > np.iinfo(np.int32).max, f"{name} is not plausible")
     refuse(~((sms >= 1) & (sms <= gpu.sms)), f"sms is not between 1 and {gpu.sms}")
-    text_of = _texts_of(kernel, rules, taken, origin)
+    text_of = _texts_of(kernel, rules, taken, origin[0])
     rows: list[Measurement] = []
     lines: list[int] = []
     names = sorted(sizes)
     whole = [np.where(usable, sizes[name], 0).round().astype(np.int64).tolist() for name in names]
-    source = f"{rules.source}, {origin.text}"
+    source = f"{rules.source}, {origin[1]}"
     for number in np.flatnonzero(usable).tolist():
         dtype, conditions = text_of(number)
         unknown = next(
@@ -434,7 +428,7 @@ def _time_of(kernel: TimedKernel, columns: Columns) -> tuple[str, str]:
     return next((name, unit) for name, unit in kernel.seconds.items() if name in columns)
 
 
-def _texts_of(kernel: TimedKernel, rules: TableMapping, columns: Columns, origin: _Origin) -> Any:
+def _texts_of(kernel: TimedKernel, rules: TableMapping, columns: Columns, version: str) -> Any:
     """A function from a line to its operand type and conditions, made once for equal cells."""
     fields = [kernel.kernel_set, *kernel.conditions.values()]
     used = {name for text in fields for _, name, _, _ in Formatter().parse(text) if name}
@@ -447,7 +441,7 @@ def _texts_of(kernel: TimedKernel, rules: TableMapping, columns: Columns, origin
     def at(number: int) -> tuple[str, tuple[tuple[str, str], ...]]:
         key = tuple(str(columns[name][number]) for name in names)
         if key not in made:
-            cells = {**dict(zip(names, key, strict=True)), "version": origin.version}
+            cells = {**dict(zip(names, key, strict=True)), "version": version}
             conditions = {
                 **{name: text.format_map(cells) for name, text in kernel.conditions.items()},
                 "set": kernel.kernel_set.format_map(cells).replace("__", "_").strip("_"),
@@ -466,10 +460,10 @@ def _texts_of(kernel: TimedKernel, rules: TableMapping, columns: Columns, origin
 
 
 def _sets_of(
-    rules: TableMapping, rows: Sequence[Measurement], origin: _Origin
+    rules: TableMapping, rows: Sequence[Measurement], version: str
 ) -> tuple[KernelSet, ...]:
     """The kernel sets of some rows, with their rank."""
-    version = tuple(int(number) for number in re.findall(r"\d+", origin.version))
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version))
     found: dict[str, KernelSet] = {}
     patterns = [
         (place, kernel, re.sub(r"\\\{\w+\\\}", ".*", re.escape(kernel.kernel_set)))
@@ -478,7 +472,7 @@ def _sets_of(
     for name, kind in {(row.kernel_set, row.kind): None for row in rows}:
         for place, kernel, pattern in patterns:
             if kernel.kind == kind and re.fullmatch(pattern, name):
-                found.setdefault(name, KernelSet(name, version, place, kernel.unless_named))
+                found.setdefault(name, KernelSet(name, numbers, place, kernel.unless_named))
                 break
     return tuple(found.values())
 

@@ -55,23 +55,15 @@ RESTATED = {
 """{calibration: GPU, whose datasheet it follows from `RESTATED_FROM` by}"""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineTable:
-    """Engine kernels of one GPU, and who answers for those that its table lacks."""
-
-    completed_by: tuple[str, ...]
-    lacking: str
-    """Large kernels without rows, in words; empty where none."""
-
-
-ENGINES: Mapping[str, EngineTable] = {
-    "h100_sxm": EngineTable(("h100_sxm_reference",), _NO_DECOMPRESSED),
-    "h200_sxm": EngineTable((RESTATED_FROM,), _NO_DECOMPRESSED),
-    "b200_sxm": EngineTable((RESTATED_FROM,), ""),
+ENGINES: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "h100_sxm": (("h100_sxm_reference",), _NO_DECOMPRESSED),
+    "h200_sxm": ((RESTATED_FROM,), _NO_DECOMPRESSED),
+    "b200_sxm": ((RESTATED_FROM,), ""),
     # Decode attention of a GB200 was not published: that of the B200, restated.
-    "gb200": EngineTable(("b200_sxm", RESTATED_FROM), "; no row of decode attention"),
+    "gb200": (("b200_sxm", RESTATED_FROM), "; no row of decode attention"),
 }
-"""{calibration, its GPU, and table of its rows that engine_tables.py writes: what it is}"""
+"""{calibration, its GPU, and table of its rows that engine_tables.py writes: who answers for the
+kernels that the table lacks, and large ones without rows, in words}"""
 _ENGINE_KERNELS = (
     "SGLang 0.5.14 (DeepGEMM, {attention}, cuBLAS) and 0.5.10 (expert layers), as AIConfigurator "
     "timed them{lacking}"
@@ -219,7 +211,7 @@ def _copies_of(gpu: str, raw: dict[str, Any], *, same_sms: bool) -> None:
 
 def _engine(name: str) -> str:
     """The calibration of a GPU's engine kernels: its own rows, all else as on an H200."""
-    how = ENGINES[name]
+    completed_by, lacking = ENGINES[name]
     gpu, measured = load_gpu(name), load_gpu(load_calibration(RESTATED_FROM).gpu)
     raw, _ = read_profile("calibrations", RESTATED_FROM)
     rows = load_measurements(table_path(name))
@@ -231,11 +223,11 @@ def _engine(name: str) -> str:
         "measurements": [name],
         "kernel_sets": sorted({row.kernel_set for row in rows}),
         "restated_from": [],
-        "completed_by": list(how.completed_by),
+        "completed_by": list(completed_by),
         "basis": "measured",
         "kernels": {
             "kind": "engine",
-            "name": _ENGINE_KERNELS.format(attention=attention, lacking=how.lacking),
+            "name": _ENGINE_KERNELS.format(attention=attention, lacking=lacking),
             "date": _ENGINE_DATE,
             "jobs": ["prefill", "decode"],
             "sources": {"date": _ENGINE_DATE_SOURCE},
