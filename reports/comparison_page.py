@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reports.charts import Chart, Columns, Span, Spans, shown_in
-from reports.page import Answer, Cell, Figure, Page, Prose, Section, Table, render_page
+from reports.page import Answer, Cell, Figure, Page, Section, Table, render_page
 from reports.palette import CAUSES, SORTS
 from reports.run_directory import MANIFEST_FILE, METRICS_FILE, job_of, read_metrics
 from reports.sweep_page import is_number, metric_axis
@@ -214,7 +214,7 @@ def index_page(folder: Path) -> Page:
             changed="Each run's own changes stand in its row.",
         ),
         beside=(),
-        sections=tuple(sections) or (Section("Runs", (Prose("None yet."),)),),
+        sections=tuple(sections) or (Section("Runs", ("None yet.",)),),
     )  # fmt: skip
 
 

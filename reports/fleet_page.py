@@ -26,7 +26,6 @@ from reports.page import (
     Cell,
     Figure,
     Page,
-    Prose,
     Section,
     Table,
     published_section,
@@ -118,7 +117,7 @@ def fleet_page(
         "",
     )  # fmt: skip
     cliff = metrics.get("goodput_cliff")
-    notes = [Prose(f"{cliff[0].upper()}{cliff[1:]}.")] if cliff else []
+    notes = [f"{cliff[0].upper()}{cliff[1:]}."] if cliff else []
     return scenario_page(
         scenario,
         kind="Serving fleet",

@@ -132,14 +132,8 @@ class Code:
     """What to press to see it; empty for always open."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prose:
-    """A paragraph."""
-
-    text: str
-
-
-Block: TypeAlias = Chart | Table | Shares | Code | Prose
+Block: TypeAlias = Chart | Table | Shares | Code | str
+"""A string is a paragraph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +176,7 @@ class Page:
             slug(block.title): block
             for section in (*self.beside, *self.sections, *self.provenance)
             for block in section.blocks
-            if not isinstance(block, Table | Shares | Code | Prose)
+            if not isinstance(block, Table | Shares | Code | str)
         }
 
 

@@ -28,7 +28,6 @@ from reports.page import (
     Block,
     Figure,
     Page,
-    Prose,
     Section,
     Table,
     published_section,
@@ -260,5 +259,5 @@ def _checkpoints(metrics: Mapping[str, Any]) -> list[Section]:
             f"{format_seconds(checkpoint['stall_s'])}{later}. All nodes read it in "
             f"{format_seconds(checkpoint['reload_s'])}."
         )
-        blocks = (Prose(text), incidents)
+        blocks = (text, incidents)
     return [Section("Checkpoints and incidents", blocks)]

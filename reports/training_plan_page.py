@@ -9,7 +9,7 @@ from typing import Any
 
 from hardware_profiles.units import format_bytes, format_seconds
 from reports.charts import ChartAxis, Curve, Lines, Reference, Span, Spans, shown_in
-from reports.page import Answer, Cell, Figure, Page, Prose, Section, Table
+from reports.page import Answer, Cell, Figure, Page, Section, Table
 from simulator.analysis.plan.training import PARTS
 
 _DRAWN = 16
@@ -237,7 +237,7 @@ def _unfit(rows: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def _axes(axes: Mapping[str, Sequence[object]]) -> Table | Prose:
+def _axes(axes: Mapping[str, Sequence[object]]) -> Table:
     return Table(
         ("axis", "values"),
         tuple((axis.replace("_", " "), ", ".join(map(str, values)))

@@ -13,7 +13,6 @@ from reports.page import (
     Code,
     Figure,
     Page,
-    Prose,
     Section,
     Shares,
     Table,
@@ -78,7 +77,7 @@ def page() -> Page:
             changed="training.pp=4.",
             verdict="stable",
         ),
-        beside=(Section("Beside published figures", (Prose("beside"),)),),
+        beside=(Section("Beside published figures", ("beside",)),),
         sections=(
             Section("Charts", (CHART,)),
             Section("Tables", (Table(("name", "|number"), (("a", Cell("2 s", 2.0)),), "cap",
