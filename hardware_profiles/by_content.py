@@ -14,14 +14,15 @@ import hashlib
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from hardware_profiles.fields import Profile
+if TYPE_CHECKING:
+    from hardware_profiles.fields import Profile
 
 NOTHING: Mapping[str, Any] = {}
 
 T = TypeVar("T")
-ProfileT = TypeVar("ProfileT", bound=Profile)
+ProfileT = TypeVar("ProfileT", bound="Profile")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ allowed.
 import hashlib
 import re
 from collections.abc import Collection, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from math import inf
 from pathlib import Path
@@ -26,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from hardware_profiles.by_content import Keyed
 from hardware_profiles.suggestions import closest, did_you_mean, meant_or_known
 from hardware_profiles.units import Dimension, parse_quantity
 from hardware_profiles.whole_files import read_text
@@ -227,7 +227,7 @@ def to_profile(model: type[ProfileT], raw: Raw, *, where: str, at: str = "") -> 
         at: field of the file that holds the dict; empty for a whole file.
     """
     try:
-        found = _validated(model, _Content(hashlib.sha256(repr(raw).encode()).digest(), raw))
+        found = _validated(model, Keyed(hashlib.sha256(repr(raw).encode()).digest(), raw))
     except ValidationError as error:
         raise ValueError(_one_line(model, error, where, at)) from None
     if isinstance(found, model):
@@ -238,21 +238,13 @@ def to_profile(model: type[ProfileT], raw: Raw, *, where: str, at: str = "") -> 
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """A dict that is known by what it says."""
-
-    digest: bytes
-    raw: Raw = field(compare=False)
-
-
 @lru_cache(maxsize=128)
-def _validated(model: type[Profile], content: _Content) -> Profile | None:
+def _validated(model: type[Profile], content: Keyed[Raw]) -> Profile | None:
     """The profile of a dict, the same object for what says the same, since profiles never change;
     None where a number is too large. Raises ValidationError for anything else."""
-    if not _within_limits(content.raw):
+    if not _within_limits(content.value):
         return None
-    return model.model_validate(content.raw)
+    return model.model_validate(content.value)
 
 
 def _within_limits(value: object) -> bool:
