@@ -8,6 +8,7 @@ from typing import Any, Literal
 from hardware_profiles.fields import ROOT, Raw, plain_copy, read_yaml
 from hardware_profiles.renames import EARLIER_NAMES, file_of_today, with_names_of_today
 from hardware_profiles.suggestions import meant_or_known
+from hardware_profiles.whole_files import real_path
 
 Kind = Literal["gpus", "clusters", "calibrations", "transports"]
 """Folders of shipped profiles."""
@@ -78,7 +79,7 @@ def _gpu_beside(raw: Raw, path: Path) -> Raw:
 def _full(name: Any, path: Path) -> Any:
     """A path beside a file (./rows.csv) in full; any other value as it is."""
     near = isinstance(name, str) and name.startswith(("./", "../"))
-    return str((path.resolve().parent / name).resolve()) if near else name
+    return str(real_path(real_path(path).parent / name)) if near else name
 
 
 _LATER_FIELDS = (

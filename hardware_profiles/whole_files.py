@@ -38,6 +38,11 @@ def read_text(path: Path, *, where: str) -> str:
         raise ValueError(f"{where}: cannot be read: not UTF-8 text") from None
 
 
+def real_path(path: Path) -> Path:
+    """Where a path leads. Of links in a circle it is one of them, which cannot be opened."""
+    return Path(os.path.realpath(path))
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write UTF-8 text, replacing what stands at `path`.
 

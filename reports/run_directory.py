@@ -20,6 +20,7 @@ from hardware_profiles.whole_files import (
     draft_prefix,
     is_draft_of,
     read_text,
+    real_path,
     remove_dead_drafts,
     to_disk,
 )
@@ -54,7 +55,7 @@ def write_run(
     from reports.parquet import write_frame
 
     check_replaceable(directory)
-    directory = directory.resolve()
+    directory = real_path(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         _restore_former(directory)

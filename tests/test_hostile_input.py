@@ -43,6 +43,7 @@ HOSTILE = (
     "-5 us", "1e-300 GB/s", "1e30 GB/s", "5 GB", "2024-01-01", "[1,2,3]", "{a: 1}", "/dev/zero",
     "../../etc/passwd", "/", "4294967296", "1000003", "h100_sxm", "fp4", "'\x00'", "\u00e9",
     "<<: 1", "*a", "!!python/object:x y", "1 TiB", "0 Hz", "9223372036854775808", "\ufeff", "=1+1",
+    "loop",
 )  # fmt: skip
 
 
@@ -293,9 +294,12 @@ FORMATS = {
 
 
 def write_whole_files(folder):
-    """One file of every format, unbroken: commands read some beside the one that is broken."""
+    """One file of every format, unbroken: commands read some beside the one that is broken. And a
+    link to itself."""
     for name, (text, _) in FORMATS.items():
         (folder / name).write_text(text, encoding="utf-8")
+    if not (folder / "loop").is_symlink():
+        (folder / "loop").symlink_to("loop")
     narrow = json.dumps(dataclasses.asdict(NARROW))
     (folder / "narrow.json").write_text(narrow, encoding="utf-8")
 

@@ -19,6 +19,7 @@ import hardware_profiles
 import reference_model
 import simulator
 from hardware_profiles.fields import read_yaml
+from hardware_profiles.whole_files import real_path
 from simulator.scenario.files import Scenario
 
 _PARTS = (hardware_profiles, reference_model, simulator)
@@ -63,7 +64,7 @@ def _files(value: Any, here: frozenset[str], seen: frozenset[Path]) -> Iterator[
         for entry in value:
             yield from _files(entry, here, seen)
     elif isinstance(value, str) and ("/" in value or value in here) and os.path.isfile(value):
-        path = Path(value).resolve()
+        path = real_path(Path(value))
         if path not in seen:
             yield path
             if path.suffix in (".yaml", ".yml"):

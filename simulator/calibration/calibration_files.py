@@ -15,7 +15,7 @@ from hardware_profiles.schema import (
     load_gpu,
 )
 from hardware_profiles.tables import table_path, table_text
-from hardware_profiles.whole_files import is_draft_of, write_together
+from hardware_profiles.whole_files import is_draft_of, real_path, write_together
 from simulator.calibration.collective_fit import beside_text
 from simulator.calibration.fit import COLLECTIVES, Calibration, fit_calibration
 from simulator.calibration.normal_fit import SOURCE, normal_kernels
@@ -85,7 +85,7 @@ def calibrate_to_file(
     # A base without rows is answered for by others alone. No calibration completes itself.
     rows_of = (name,) if base_profile.measurements else base_profile.restated_from
     whose = tuple(dict.fromkeys((*rows_of, *base_profile.completed_by)))
-    shipped = out.resolve().parent == (ROOT / "calibrations").resolve()
+    shipped = real_path(out).parent == real_path(ROOT / "calibrations")
     result = fit_calibration(
         sources,
         gpu=gpu,
@@ -121,7 +121,7 @@ def check_outputs(out: Path, sources: Sequence[Path]) -> None:
                 f"{way_out}"
             )
     for written in (out, table, *beside.values()):
-        if written is not None and written.resolve() in {source.resolve() for source in sources}:
+        if written is not None and real_path(written) in {real_path(source) for source in sources}:
             raise ValueError(f"--out {out}: would replace the source {written}; {way_out}")
     if table is None or not table.exists():
         return
@@ -142,7 +142,7 @@ def _is_own(path: Path, rests_on: Iterable[object]) -> bool:
 
 
 def _shipped_tables() -> dict[Path, str]:
-    return {path.resolve(): path.stem for path in (ROOT / "measurements").glob("*.csv")}
+    return {real_path(path): path.stem for path in (ROOT / "measurements").glob("*.csv")}
 
 
 def _table_to_write(out: Path, sources: Sequence[Path]) -> Path | None:
@@ -150,11 +150,11 @@ def _table_to_write(out: Path, sources: Sequence[Path]) -> Path | None:
 
     Beside `out` with the ending .csv, for a shipped calibration among the shipped tables.
     """
-    if {source.resolve() for source in sources} <= _shipped_tables().keys():
+    if {real_path(source) for source in sources} <= _shipped_tables().keys():
         return None
-    if out.resolve().parent == (ROOT / "calibrations").resolve():
+    if real_path(out).parent == real_path(ROOT / "calibrations"):
         return table_path(out.stem)
-    return out.with_suffix(".csv").resolve()
+    return real_path(out.with_suffix(".csv"))
 
 
 _NORMAL = "_normal"
@@ -163,17 +163,17 @@ _NORMAL = "_normal"
 
 def _to_write_beside(out: Path) -> dict[str, Path]:
     """{field that names it: file beside `out`, for a shipped calibration among its like}"""
-    shipped = out.resolve().parent == (ROOT / "calibrations").resolve()
+    shipped = real_path(out).parent == real_path(ROOT / "calibrations")
     folders = {"collectives": (COLLECTIVES, "transports"), "normal_kernels": (_NORMAL, "normal")}
     return {
-        named: (ROOT / folder if shipped else out.resolve().parent) / f"{out.stem}{ending}.yaml"
+        named: (ROOT / folder if shipped else real_path(out).parent) / f"{out.stem}{ending}.yaml"
         for named, (ending, folder) in folders.items()
     }
 
 
 def _from(out: Path, path: Path) -> str:
     """What a calibration calls a file: by its name alone where both lie in one folder."""
-    beside = path.resolve().parent == out.resolve().parent
+    beside = real_path(path).parent == real_path(out).parent
     return f"./{path.name}" if beside else str(path)
 
 
@@ -202,7 +202,7 @@ def write_calibration(
 
     def text_naming(at: Mapping[Path, Path]) -> str:
         if table is None:
-            names = [shipped[source.resolve()] for source in sources]
+            names = [shipped[real_path(source)] for source in sources]
         else:
             shipped_table = at[table] == table_path(out.stem)
             names = [table.stem if shipped_table else _from(out, at[table])]

@@ -31,6 +31,7 @@ from hardware_profiles.tables import (
     load_measurements,
 )
 from hardware_profiles.units import unit_factor
+from hardware_profiles.whole_files import real_path
 from reference_model.formats import multiplied_as
 from reference_model.trace import ALL_TO_ALL_KINDS, KINDS
 from simulator.calibration.module_shares import ReadKernel, aside_text, shared_out
@@ -316,7 +317,7 @@ def _copies(
 def _origin(columns: Columns, path: Path) -> tuple[str, str]:
     """Version of a table, and where its figures come from without the mapping's source: the version
     of its folder, else of its column."""
-    folders = [part for part in path.resolve().parent.parts if VERSION_FOLDER.match(part)]
+    folders = [part for part in real_path(path).parent.parts if VERSION_FOLDER.match(part)]
     cells = columns.get("version")
     stated = [] if cells is None else sorted({str(cell) for cell in cells if str(cell)})
     if folders:

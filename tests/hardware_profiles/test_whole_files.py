@@ -13,6 +13,7 @@ from hardware_profiles.whole_files import (
     MOST_BYTES,
     draft_prefix,
     read_text,
+    real_path,
     write_together,
     write_whole,
 )
@@ -150,3 +151,13 @@ def test_what_is_no_text_file_of_a_sensible_size_is_one_line(tmp_path):
             read_text(path, where="here")
     binary.write_bytes("µ".encode())
     assert read_text(binary, where="here") == "µ"
+
+
+def test_links_in_a_circle_lead_to_one_of_them(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "c").symlink_to("file")
+    assert real_path(tmp_path / "c") == tmp_path / "file"
+    assert real_path(tmp_path / "a").parent == tmp_path
+    with pytest.raises(ValueError, match=r"/a/file: cannot be written: Too many levels of sym"):
+        write_whole(real_path(tmp_path / "a") / "file", "x")
