@@ -47,7 +47,9 @@ def check(names, runs):
 
 
 def test_two_runs_with_other_hashes_threads_and_orders_are_equal_byte_by_byte():
-    check(["all_to_all_64", "decode_ep8_h200", "dualpipe_h800_2048"], RUNS[:2])
+    # Many flows, on which products of vectors would be shared out among threads, in the last.
+    names = ["all_to_all_64", "decode_ep8_h200", "dualpipe_h800_2048", "tpot_bound_ib"]
+    check(names, RUNS[:2])
 
 
 @pytest.mark.slow

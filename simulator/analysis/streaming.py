@@ -48,7 +48,7 @@ class LogHistogram:
         places = 1 + np.log(clipped / _SMALLEST_S) / math.log1p(_RELATIVE_WIDTH)
         index = np.where(numbers < _SMALLEST_S, 0, places.astype(np.int64))
         self._weights += np.bincount(index, shares, minlength=len(self._weights))
-        self._sum += float(numbers @ shares)
+        self._sum += float((numbers * shares).sum())
 
     def add_zeros(self, weight: float) -> None:
         """Count ``weight`` values of 0."""

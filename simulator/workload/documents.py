@@ -98,7 +98,7 @@ def _lengths(
     def listed(count: int, rng: np.random.Generator) -> Lengths:
         return np.asarray(rng.choice(tokens, size=count, p=shares))
 
-    return listed, float(tokens @ shares)
+    return listed, float((tokens * shares).sum())
 
 
 def read_lengths(path: Path) -> tuple[Lengths, NDArray[np.float64]]:
