@@ -29,14 +29,15 @@ def _lines(block: Raw, at: str, comments: Mapping[str, str]) -> list[str]:
         path = f"{at}{field}"
         comment = f"  # {comments[path]}" if path in comments else ""
         if isinstance(value, dict) and value:
-            found.append(f"{depth}{_on_one_line(field)}:{comment}")
+            found.append(f"{depth}{on_one_line(field)}:{comment}")
             found += _lines(value, f"{path}.", comments)
         else:
-            found.append(f"{depth}{_on_one_line(field)}: {_on_one_line(value)}{comment}")
+            found.append(f"{depth}{on_one_line(field)}: {on_one_line(value)}{comment}")
     return found
 
 
-def _on_one_line(value: Any) -> str:
+def on_one_line(value: Any) -> str:
+    """A value as YAML reads it back, in quotes where it needs them."""
     text = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize, allow_unicode=True)
     # A plain value alone is a document that ends in a line of its own.
     return text.removesuffix("\n").removesuffix("\n...").strip()

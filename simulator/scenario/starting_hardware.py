@@ -25,6 +25,7 @@ from hardware_profiles.schema import (
     resolve_cluster,
 )
 from hardware_profiles.units import format_quantity
+from simulator.scenario.commented import on_one_line
 
 KERNELS_OF = ("training", "prefill", "decode")
 """Jobs whose kernels a calibration may hold."""
@@ -151,7 +152,7 @@ def starting_gpu(
     profile = to_profile(GpuProfile, raw, where="init gpu")
     what = {field: text for field, text in _GPU_NUMBERS.values() if field}
     lines = [
-        f"# {name}: a GPU of your own. Bandwidths per direction, peaks dense.",
+        f"# {on_one_line(name)}: a GPU of your own. Bandwidths per direction, peaks dense.",
         "# Its kernel times are restated from a measured GPU by the ceilings of both, with a wider",
         "# interval. Nearest calibrations: "
         + ", ".join(f"{job} {nearest_calibration(profile, job)}" for job in KERNELS_OF)
@@ -162,7 +163,7 @@ def starting_gpu(
             if field != "peak_compute"
         ),
         "peak_compute:  # operand types that it multiplies, dense",
-        *(f"  {each}: {value}" for each, value in peaks.items()),
+        *(f"  {each}: {on_one_line(value)}" for each, value in peaks.items()),
         "sources:",
         *(f"  {field}: {quoted(text)}" for field, text in sources.items()),
     ]
@@ -302,7 +303,7 @@ _NAMES = ("name", "gpus", "nics")
 
 
 def _line(field: str, value: object, what: str) -> str:
-    text = f"{field}: {value}"
+    text = f"{field}: {on_one_line(value)}"
     return f"{text}  # {what}" if what else text
 
 

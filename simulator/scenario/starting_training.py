@@ -12,8 +12,10 @@ from pathlib import Path
 
 import yaml
 
+from hardware_profiles.profile_files import read_profile
 from hardware_profiles.schema import ClusterProfile, load_cluster, load_gpu
 from reference_model.config import load_model_config
+from simulator.scenario.commented import on_one_line
 from simulator.scenario.files import Scenario, scenario_from
 from simulator.scenario.starting_hardware import (
     gpu_named,
@@ -97,27 +99,31 @@ def starting_training(wish: TrainingWish, *, where: str) -> tuple[str, Scenario]
     ]
     sources = {name: _FLAG if name in wish.layout else LAYOUT[name][2] for name in shown}
     name = Path(wish.model).stem
+    shown_name, gpu = on_one_line(name), cluster.node.gpu.name
     text = "\n".join(
         [
-            f"# One optimizer step of {name} on {cluster.gpus} {cluster.node.gpu.name}: "
+            f"# One optimizer step of {shown_name} on {cluster.gpus} {on_one_line(gpu)}: "
             f"{wish.batch} sequences of {wish.sequence} tokens.",
             "# dsv3sim run FILE runs it; dsv3sim plan training --from FILE looks for its layout.",
-            f"description: {name} training step on {cluster.gpus} {cluster.node.gpu.name}",
-            f"model: {wish.model}  # {model.num_hidden_layers} layers; or a path to a config.json",
+            "description: " + on_one_line(f"{name} training step on {cluster.gpus} {gpu}"),
+            f"model: {on_one_line(wish.model)}  "
+            f"# {model.num_hidden_layers} layers; or a path to a config.json",
             *machine,
-            f"calibration: {calibration}  # measured kernel times",
+            f"calibration: {on_one_line(calibration)}  # measured kernel times",
             "",
             "training:",
             f"  global_batch_sequences: {wish.batch}  # of one step, over all pipelines",
             f"  sequence_length: {wish.sequence}  # tokens",
-            *(f"  {each}: {stated[each]}  # {LAYOUT[each][1]}" for each in shown),
-            f"  recipe: {wish.recipe}  # precision of the products: fp8, bfloat16, mxfp8",
+            *(f"  {each}: {on_one_line(stated[each])}  # {LAYOUT[each][1]}" for each in shown),
+            f"  recipe: {on_one_line(wish.recipe)}  "
+            "# precision of the products: fp8, bfloat16, mxfp8",
             "  communication_sms: 20  # SMs that dispatch and combine keep from "
             "compute beside them",
             "  blocking_sends: false  # whether a GPU waits for its pipeline sends",
             "  skew: bias_balanced  # what makes ranks wait; none for ideal ranks",
             "  memory:",
-            f"    reserved: {wish.reserved}  # of a GPU, beside what the job itself needs",
+            f"    reserved: {on_one_line(wish.reserved)}  "
+            "# of a GPU, beside what the job itself needs",
             "    sources:",
             '      reserved: "assumed: CUDA context, NCCL and all-to-all buffers"',
             "  sources:",
@@ -143,15 +149,17 @@ def _machine(wish: TrainingWish, where: str) -> tuple[list[str], ClusterProfile]
         raise ValueError(f"{where}: --gpu and --cluster; allowed: one, a cluster has its GPU")
     if wish.cluster is not None:
         name, cluster = wish.cluster, load_cluster(wish.cluster)
-        gpu = cluster.node.gpu.name
+        gpu, profile = read_profile("clusters", name)[0]["node"]["gpu"], cluster.node.gpu
     else:
         assert wish.gpu is not None
         assert wish.gpus is not None
         gpu = gpu_named(wish.gpu)
-        name = nearest_cluster(load_gpu(gpu), wish.gpus)
+        profile = load_gpu(gpu)
+        name = nearest_cluster(profile, wish.gpus)
         cluster = load_cluster(name)
-    if wish.gpus in (None, cluster.gpus) and cluster.node.gpu.name == load_gpu(gpu).name:
-        return [f"cluster: {name}  # {cluster.nodes} nodes of {cluster.node.gpus} GPUs"], cluster
+    if wish.gpus in (None, cluster.gpus) and cluster.node.gpu.name == profile.name:
+        size = f"{cluster.nodes} nodes of {cluster.node.gpus} GPUs"
+        return [f"cluster: {on_one_line(name)}  # {size}"], cluster
     assert wish.gpus is not None
     own = Path(f"{name}_of_{wish.gpus}.yaml")
     text, cluster = starting_cluster(own, gpu=gpu, gpus=wish.gpus, given={}, like=name)

@@ -1,9 +1,14 @@
 """A training scenario from a few numbers."""
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
+import reference_model
 from simulator.scenario.files import scenario_from
+from simulator.scenario.starting_hardware import starting_cluster, starting_gpu
 from simulator.scenario.starting_training import TrainingWish, starting_training
 
 WISH = TrainingWish(model="deepseek_v3", batch=3840, sequence=4096, gpu="h100", gpus=512)
@@ -35,6 +40,31 @@ def test_another_number_of_gpus_is_the_nearest_cluster_with_so_many_nodes():
     assert scenario.cluster.gpus == 288
     assert scenario.cluster.nodes == 36
     assert "what no flag said is as in h100_512" in text
+
+
+def test_values_stand_in_the_file_as_yaml_reads_them_back(tmp_path):
+    folder = tmp_path / "my #2: model"
+    folder.mkdir()
+    config = Path(reference_model.__file__).with_name("configs") / "deepseek_v3.json"
+    (folder / "config.json").write_text(config.read_text())
+    text, scenario = started(model=str(folder))
+    read = scenario_from("x", yaml.safe_load(text), (), where="x")
+    assert read.resolved == scenario.resolved
+    assert scenario.file.description == "my #2: model training step on 512 h100_sxm"
+    for recipe in ("fp8\nseed: 3", "\0", "!!python/object:x y"):
+        with pytest.raises(ValueError, match=re.escape(f"recipe: {recipe!r} is not allowed")):
+            started(recipe=recipe)
+
+
+def test_a_cluster_of_ones_own_gpus_is_named_or_made_larger(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(starting_gpu("mine", {}, architecture=None, like="h100"))
+    text, _ = starting_cluster(Path("ours.yaml"), gpu="./mine.yaml", gpus=64, given={}, like=None)
+    Path("ours.yaml").write_text(text)
+    assert started(gpu=None, gpus=None, cluster="ours.yaml")[1].cluster.gpus == 64
+    larger, scenario = started(gpu=None, gpus=128, cluster="ours.yaml")
+    assert (scenario.cluster.nodes, scenario.cluster.node.gpu.name) == (16, "mine")
+    assert "    gpu: ./mine.yaml  # " in larger
 
 
 def test_a_gpu_is_the_nearest_to_itself():
