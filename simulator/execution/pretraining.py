@@ -265,6 +265,10 @@ def _cause(interrupt: simpy.Interrupt) -> tuple[_Event, str]:
     return event, name
 
 
+MOST_EVENTS = 100_000
+"""Of a kind in one run; a run that fails faster than it starts again would never end."""
+
+
 class _Job:
     """The run itself, its nodes and what happens to them."""
 
@@ -419,8 +423,19 @@ class _Job:
 
     # -- what happens to it ----------------------------------------------------------------------
 
+    def _counted(self, waits: Iterable[Seconds], what: str) -> Iterator[Seconds]:
+        """The waits; raises ValueError where they are more than a run may have."""
+        for count, wait in enumerate(waits):
+            if count == MOST_EVENTS:
+                share = self._position / self.plan.end
+                raise ValueError(
+                    f"pretraining.{what}: the run has not ended after {MOST_EVENTS:,} of them, at "
+                    f"{share:.2%} of its work; allowed: more gpu_hours_between"
+                )
+            yield wait
+
     def fail(self, name: str, waits: Iterable[Seconds]) -> Generator[simpy.Event, Any, None]:
-        for wait in waits:
+        for wait in self._counted(waits, f"failures.{name}"):
             yield self.env.timeout(wait)
             if self.plan.kinds[name].replaces_node:
                 self._take_out()
@@ -429,7 +444,7 @@ class _Job:
             self.process.interrupt(("failure", name))
 
     def slow_down(self, waits: Iterable[Seconds]) -> Generator[simpy.Event, Any, None]:
-        for wait in waits:
+        for wait in self._counted(waits, "slow_nodes"):
             yield self.env.timeout(wait)
             self._slow += 1
             self._tell("speed", "slow_node")

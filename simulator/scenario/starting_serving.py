@@ -37,6 +37,9 @@ FILL_STAYS, WINDOW_STAYS = 1.2, 1.05 * VerdictRules().window_stays
 requests that a run counts after that; a verdict asks for the rule's stays, and a few more for what
 the last ones take."""
 
+MOST_REQUESTS = 10**7
+"""That the service of a verdict may have; a run of a million takes minutes."""
+
 BLOCK_TOKENS = 64
 """Of a prefix cache without hashes of blocks (DeepSeek API documentation, context caching)."""
 
@@ -231,8 +234,18 @@ def service_by_flags(
     cached: float = 0.0,
     **other: Any,
 ) -> Service:
-    """A service of Poisson arrivals whose run lasts long enough for a verdict."""
+    """A service of Poisson arrivals whose run lasts long enough for a verdict.
+
+    Raises:
+        ValueError: more requests than a run is to have.
+    """
     stay_s = ttft_s + output * tpot_s
+    most = MOST_REQUESTS / ((FILL_STAYS + WINDOW_STAYS) * stay_s)
+    if rate > most:
+        raise ValueError(
+            f"--rate {rate:g}: a verdict takes more than {MOST_REQUESTS:,} requests that stay for "
+            f"up to {stay_s:g} s; allowed: at most {most:.3g}, such as a part of the service"
+        )
     return Service(
         model=model,
         config=config,

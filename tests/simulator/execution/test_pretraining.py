@@ -1,12 +1,14 @@
 """Whole training runs worked out by hand, and against the closed form of Young and Daly."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator.execution import pretraining
 from simulator.execution.pretraining import (
     CAUSES,
     Plan,
@@ -99,6 +101,18 @@ def test_a_failure_during_recovery_begins_it_again() -> None:
     assert log.seconds == spent(
         training=1000.0, checkpoints=45.0, lost=40.0, detection=6.0, restart=18.0, reload=7.0
     )
+
+
+def test_a_run_that_fails_faster_than_it_starts_again_is_refused(monkeypatch) -> None:
+    """Every 10 s, where finding a failure and starting again take 14 s."""
+    monkeypatch.setattr(pretraining, "MOST_EVENTS", 3)
+    assert run_with(plan(), failures=fails_at(10, 20, 30)).seconds["training"] == 1000
+    said = (
+        "pretraining.failures.gpu: the run has not ended after 3 of them, at 0.00% of its work; "
+        "allowed: more gpu_hours_between"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        run_with(plan(), failures=fails_at(10, 20, 30, 40))
 
 
 def test_without_a_spare_the_run_waits_for_a_repair() -> None:

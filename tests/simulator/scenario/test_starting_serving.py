@@ -1,5 +1,7 @@
 """A service of one's own: its machine, requests, deployments and file."""
 
+import re
+
 import pytest
 import yaml
 
@@ -45,6 +47,17 @@ def test_a_gpu_names_its_largest_cluster_its_kernels_and_its_all_to_all():
     assert serving_machine(gpu="gb200", cluster=None).domain_gpus == 72
     with pytest.raises(ValueError, match=r"^needs --gpu or --cluster, one of the two$"):
         serving_machine(gpu=None, cluster=None)
+
+
+def test_more_requests_than_a_verdict_may_take_are_refused():
+    # 10 million / (6.45 x 53.2 s) a second.
+    said = (
+        "--rate 29143: a verdict takes more than 10,000,000 requests that stay for up to 53.2 s; "
+        "allowed: at most 2.91e+04, such as a part of the service"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        service(rate=29143.0)
+    assert service(rate=29142.0).requests["synthetic"]["count"] == 9_999_786
 
 
 def test_a_run_lasts_until_filled_and_then_as_long_as_a_verdict_asks_for():
