@@ -48,6 +48,10 @@ class _RankLoad:
     """Estimated time beyond that of an empty pass."""
 
 
+ROUNDING = 1e-9
+"""Share of the work of a pass that is none."""
+
+
 class PrefillQueue:
     """Requests that wait for prefill in one instance, and those in the middle of it."""
 
@@ -200,7 +204,8 @@ class PrefillQueue:
         attended_s = self._attended_s
         half = self._token_s + attended_s * (live.computed + 0.5)
         n = 2 * work_s / (half + math.sqrt(half * half + 2 * attended_s * work_s))
-        return min(left, math.floor(n) or (0 if load.tokens else 1))
+        # A full pass is all of its tokens, not one less by rounding.
+        return min(left, math.floor(n * (1 + ROUNDING)) or (0 if load.tokens else 1))
 
     def _compute(self, live: LiveRequest, load: _RankLoad) -> bool:
         """Let a rank take what it can of a request; return whether that is the rest of it."""

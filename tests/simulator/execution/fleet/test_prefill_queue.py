@@ -140,6 +140,15 @@ def test_what_one_more_token_costs_is_told_between_half_a_pass_and_a_whole_one()
     assert _marginal_costs(Curved(), 1000) == pytest.approx((1.5e-6, 1e-8))
 
 
+def test_a_rank_takes_of_a_long_prompt_what_it_computes_in_the_time_of_a_full_pass() -> None:
+    """1,000 tokens take 1,000 x (10 us + 500.5 x 10 ns) = 15.005 ms; behind 1,000 computed ones,
+    645 take 645 x (10 us + 1,323 x 10 ns) = 14.983 ms and one more would make it 15.009 ms."""
+    queue = make_queue(ranks=2)
+    queue.push(live(2000))
+    passes = [form(queue, ranks=2) for _ in range(3)]
+    assert [each.tokens for each in passes if each] == [1000, 645, 355]
+
+
 def test_a_long_prompt_does_not_hold_up_the_other_ranks() -> None:
     """Far into a prompt every token costs more, so its rank takes fewer of them."""
     queue = make_queue(ranks=2)
