@@ -156,7 +156,8 @@ class Folder:
             profile = load_calibration(str(self.path / "mine.yaml"))
             (table,) = profile.measurements
             load_measurements(Path(table))
-            text = (self.path / "mine.yaml").read_text().replace(table, "TABLE")
+            # Named from its own folder; a draft of the table while the files take their places.
+            text = (self.path / "mine.yaml").read_text().replace(Path(table).name, "TABLE")
             rows = Path(table).read_text()
             if text != self.calibrations.setdefault(rows, text):
                 lost.append("the calibration is not of its table")
