@@ -1,7 +1,10 @@
 """Figures of a whole training run, worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
+from simulator.analysis.pretraining_metrics import pretraining_metrics
 from simulator.analysis.run import simulate
 from simulator.scenario.files import load_scenario
 
@@ -38,6 +41,17 @@ def test_a_run_that_never_fails_costs_its_steps() -> None:
     assert metrics["ideal"] == metrics["without_failures"]
     assert metrics["checkpoint"] is None
     assert "mfu_causal" not in metrics  # nothing says how much a stated step computes
+
+
+def test_the_mfu_of_a_run_is_that_of_all_that_it_computes() -> None:
+    quiet = ("pretraining.failures={}", "pretraining.checkpoint=null")
+    run = simulate(load_scenario("dense_16k_h100_incidents", [*STATED, *quiet])).result
+    peak = run.scenario.cluster.node.gpu.peak("bfloat16")
+    # Steps of 6 and of 12 s, each of half the peak of 9 s.
+    flops = 4.5 * 16384 * peak
+    phases = [replace(phase, step=replace(phase.step, flops=flops)) for phase in run.phases]
+    metrics = pretraining_metrics(replace(run, phases=phases))
+    assert metrics["mfu_causal"] == pytest.approx(0.5, rel=1e-12)
 
 
 def test_every_full_interval_of_training_ends_in_a_checkpoint() -> None:

@@ -74,6 +74,7 @@ def test_the_operator_table_holds_each_kernel_with_its_time_and_where_it_comes_f
         of_batch = [row for row in rows if row["micro_batch"] == number]
         assert 29 <= len(of_batch) <= 33
         assert all(row["calls"] == 58 for row in of_batch)
+        assert all(row["total_s"] == 58 * row["seconds"] for row in of_batch)
     for row in metrics["operators"]:
         assert row["low_s"] <= row["seconds"] <= row["high_s"]
         assert row["provenance"] in {"measured", "interpolated", "extrapolated", "modelled"}
@@ -146,6 +147,8 @@ def test_speculation_shows_its_gain_by_batch_beside_the_published_one():
     metrics = metrics_of("mtp_one_node")
     gain = metrics["speculative_decoding"]
     assert gain["tokens_per_step"] == 1.875
+    once = metrics["ideal"]["step_time_s"]
+    assert gain["speed_up"] == pytest.approx(1.875 * gain["step_time_without_s"] / once)
     (published,) = metrics["published"]
     assert (published["published"], published["simulated"]) == (1.8, gain["speed_up"])
     batches = [point["batch"] for point in gain["by_batch"]]

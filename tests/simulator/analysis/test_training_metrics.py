@@ -8,12 +8,14 @@ import pytest
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import (
     RankTimes,
+    _cpu_memory,
     rank_times,
     training_metrics,
     transfer_limits,
     uneven_ranks,
     what_ifs,
 )
+from simulator.execution.host_state import HostState, averaging_seconds
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.scenario.files import load_scenario
 
@@ -52,6 +54,9 @@ def test_rates_are_per_gpu_the_bubble_is_the_largest_and_ranks_differ_without_in
     metrics = training_metrics(run, with_intervals=False)
     step = metrics["step_time_s"]
     assert metrics["tokens_per_second_per_gpu"] == pytest.approx(15360 * 4096 / step / 2048)
+    hours = 1e12 / (15360 * 4096) * step * 2048 / 3600
+    assert metrics["gpu_hours_per_trillion_tokens"] == pytest.approx(hours, rel=1e-12)
+    assert metrics["cost_usd_per_trillion_tokens"] == pytest.approx(2 * hours, rel=1e-12)
     bubbles = [rank["bubble_s"] for rank in metrics["ranks"]]
     assert metrics["bubble_s"] == max(bubbles) > min(bubbles)
     assert step > metrics["ideal"]["step_time_s"] == run.step.step_time_s
@@ -91,6 +96,30 @@ def test_a_transfers_limit_is_that_of_its_slowest_and_narrowest_traffic():
         "dense_parameters": {"nic_stretch": 1.0, "fabric_bytes_per_s": None},
         "experts": {"nic_stretch": 1.0, "fabric_bytes_per_s": None},
     }
+
+
+def test_the_gpu_with_most_in_cpu_memory_says_what_it_keeps_and_sends():
+    cluster = load_scenario("dualpipe_h800_2048").cluster
+    less, most = HostState(9.0, 2.0, 3.0, 4.0, 5.0, 99.0), HostState(8.0, 6.0, 1.0, 2.0, 4.0, 9.0)
+    run = SimpleNamespace(host=[less, most], scenario=SimpleNamespace(cluster=cluster))
+    assert _cpu_memory(run) == {
+        "optimizer_bytes": 8.0,
+        "averages_bytes": 6.0,
+        "node_bytes": 8 * 14.0,
+        "to_cpu_bytes": 1.0 + 4.0,
+        "to_gpu_bytes": 2.0,
+        "averages_s": averaging_seconds(most, cluster),
+    }
+
+
+def test_a_pair_is_reproduced_where_the_profile_times_all_of_it_beside_its_published_time():
+    for changes, kind in (
+        ((), "reproduced"),
+        (("published=[]",), "predicted"),
+        (("training.sequence_length=2048",), "predicted"),
+    ):
+        metrics = simulate(load_scenario("dualpipe_h800_2048", ("skew=none", *changes))).metrics
+        assert metrics["pair_time_kind"] == kind
 
 
 def test_dispatch_without_sms_is_named_a_what_if():

@@ -1,6 +1,7 @@
 """Whole steps beside the same ones simulated."""
 
 from dataclasses import replace
+from math import log, sqrt
 
 import pytest
 
@@ -116,6 +117,13 @@ def test_a_decode_step_is_the_sum_of_its_operators_and_lies_near_the_measured_on
     wider = predict(scenario_of(step, step.lease), spread=SAME_KIND)
     assert wider.low < said.seconds / 1.05 < said.low
     assert wider.high > said.seconds * 1.05 > said.high
+    # The spread between two GPUs comes on top as an error of its own.
+    for ends, between in (
+        ((said.seconds / said.low, said.seconds / wider.low), SAME_KIND.value / SAME_KIND.low),
+        ((said.high / said.seconds, wider.high / said.seconds), SAME_KIND.high / SAME_KIND.value),
+    ):
+        own, both = (log(end) for end in ends)
+        assert both == pytest.approx(sqrt(own**2 + log(between) ** 2), rel=1e-12)
 
 
 def test_a_host_that_launches_slowly_makes_the_step(steps):

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from simulator.execution.draws import Draws, drawn, interval, scaled_seconds, variance_shares
+from hardware_profiles.estimates import TimeEstimate
+from simulator.execution.draws import (
+    Draws,
+    drawn,
+    estimated,
+    interval,
+    scaled_seconds,
+    variance_shares,
+)
 from simulator.hardware.prediction import EXTRAPOLATED, MEASURED, NORMAL_80, Prediction, one_time
 from simulator.scenario.inputs import Prior
 
@@ -55,6 +63,12 @@ def test_a_prior_has_its_ends_at_the_10th_and_90th_percentile(ends, found):
     prior = Prior(value=value, low=low, high=high, source="made up")
     normal = 1.2816 * np.array([-1.0, 0.0, 1.0, 0.5])
     assert drawn(prior, normal).tolist() == pytest.approx(found, rel=1e-12)
+
+
+def test_a_stated_time_has_its_ends_at_the_10th_and_90th_percentile_and_is_not_below_zero():
+    time = TimeEstimate(value="2 s", low="1 s", high="5 s", source="made up")
+    normal = NORMAL_80 * np.array([-1.0, 0.0, 1.0, 0.5, -3.0])
+    assert estimated(time, normal).tolist() == pytest.approx([1.0, 2.0, 5.0, 3.5, 0.0])
 
 
 def test_the_ends_are_quantiles_widened_to_the_value():

@@ -1,5 +1,7 @@
 """Layers that cannot fit memory, however they are split."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from simulator.analysis.plan.layer_room import (
     state_bytes,
     state_of_layers,
 )
-from simulator.analysis.plan.schedule_facts import schedule_facts
+from simulator.analysis.plan.schedule_facts import HeldAtLeast, schedule_facts
 from simulator.scenario.training import OptimizerTypes
 from simulator.workload.sharding import HeldParameters, Parameters, Sharding
 
@@ -69,6 +71,45 @@ def test_several_layouts_of_a_schedule_are_looked_at_at_once():
     )
     # 20 and 15 bytes a layer leave room for three and four, 30 and 25 for two each.
     assert found.tolist() == [2, 2]
+
+
+def of_alike(kept, *, usual, each, saved, room, ranks=1):
+    """Of a pipeline whose ranks all keep so much."""
+    facts = replace(schedule_facts("1f1b", None, ranks, 8), held=(kept,) * ranks)
+    (found,) = fewest_on_the_fullest(
+        facts,
+        StateBytes(np.array([each]), np.zeros(1)),
+        usual=usual,
+        others=0,
+        capacity=room,
+        saved=np.array([saved]),
+        workspace=np.zeros(1),
+    )
+    return int(found)
+
+
+def test_many_layers_keep_what_the_least_kept_of_them_keeps():
+    # Ten layers keep 10 x 2 micro-batches, more than 5 + 8 x 1: 10 x 10 + 20 x 5 bytes are 200.
+    kept = HeldAtLeast(stages=2, of_any=2.0, of_one_each=5.0, of_further=1.0)
+    assert of_alike(kept, usual=10, each=10.0, saved=5.0, room=200.0) == 10
+    assert of_alike(kept, usual=11, each=10.0, saved=5.0, room=200.0) == -1
+
+
+def test_layers_beyond_one_on_every_stage_keep_what_further_ones_keep():
+    # Six layers on three stages keep 30 + 3 x 2 micro-batches: 6 x 10 + 36 x 50 bytes are 1,860.
+    kept = HeldAtLeast(stages=3, of_any=3.0, of_one_each=30.0, of_further=2.0)
+    assert of_alike(kept, usual=6, each=10.0, saved=50.0, room=1860.0) == 6
+    assert of_alike(kept, usual=7, each=10.0, saved=50.0, room=1860.0) == -1
+
+
+def test_a_layer_more_or_less_by_rounding_is_seen():
+    kept = HeldAtLeast(stages=1, of_any=1.0, of_one_each=1.0, of_further=1.0)
+    # 5 x 0.1 + 5 x 0.2 are 1.5, though 1.5 / (0.1 + 0.2) is 4.999...
+    assert of_alike(kept, usual=5, each=0.1, saved=0.2, room=1.5) == 5
+    assert of_alike(kept, usual=6, each=0.1, saved=0.2, room=1.5) == -1
+    # 3 x 0.1 + 3 x 0.4 are 1.5000000000000002, though 1.5 / (0.1 + 0.4) is 3.
+    assert of_alike(kept, usual=4, each=0.1, saved=0.4, room=1.5, ranks=2) == 2
+    assert of_alike(kept, usual=3, each=0.1, saved=0.4, room=1.5) == -1
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])

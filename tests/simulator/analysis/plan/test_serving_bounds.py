@@ -55,6 +55,12 @@ def test_what_a_cache_holds_is_not_computed_but_attended_to():
     assert (found.long_prompt, found.long_cached) == (50, 50)
 
 
+def test_a_prompt_that_the_cache_holds_whole_computes_its_last_token():
+    found = demand_of(requests(cached_fraction=1.0), percentile=90, seed=0, hits=False)
+    assert (found.computed_tokens, found.attended_tokens) == (1, 100)
+    assert (found.long_prompt, found.long_cached) == (1, 99)
+
+
 def test_a_closed_loop_has_no_rate():
     loop = {"arrivals": "closed_loop", "users": 2, "think_time": "1 s", "rate": None}
     with pytest.raises(ValueError, match="closed_loop requests have no rate of their own"):

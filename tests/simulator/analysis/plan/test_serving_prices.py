@@ -103,6 +103,16 @@ def test_kv_cache_that_does_not_hold_the_batch_binds(service, demand):
     assert found.batch == pytest.approx(4.117, rel=0.02)
 
 
+def test_a_step_of_a_batch_below_one_request_is_that_of_one(service, demand):
+    # 3 M tokens of context leave room for 1.4 requests, 6 M for 0.7.
+    for context, whole in ((3e6, False), (6e6, True)):
+        long = replace(demand, context=context)
+        price = price_of(service, long, DECODE, expected=False, tpot_limits=(10.0,))
+        found = price.batches[10.0]
+        assert (found.batch < 1) == whole
+        assert found.step_s == price.seconds[1.0 if whole else found.batch]
+
+
 def test_what_does_not_fit_says_so_in_the_words_of_a_run(service, demand):
     large = replace(service, model="deepseek_v3", config=load_model_config("deepseek_v3"))
     price = price_of(large, demand, DECODE, expected=False, tpot_limits=(0.05,))

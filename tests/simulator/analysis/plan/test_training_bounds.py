@@ -2,7 +2,9 @@
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from small_plans import CHANGES, FIXED, IDEAL, SCENARIO
 
@@ -11,7 +13,9 @@ from simulator.analysis.plan.training_candidates import LayerFacts, candidates
 from simulator.analysis.plan.training_layouts import axis_values
 from simulator.analysis.run import metrics_of
 from simulator.scenario.files import load_scenario
+from simulator.scenario.training import OptimizerTypes
 from simulator.workload.recorded import traces_in
+from simulator.workload.sharding import HeldParameters, Parameters, Sharding
 
 LARGER = (
     "cluster.nodes=8", "training.global_batch_sequences=256", "training.sequence_length=1024",
@@ -45,3 +49,60 @@ def test_no_bound_exceeds_what_is_simulated(changes, fixed, every, tmp_path, mon
         shares[str(candidate.layout)] = bound.seconds / step_s
     assert len(shares) >= 5
     assert {layout: share for layout, share in shares.items() if share > 1} == {}
+
+
+LAYER = HeldParameters(Parameters(1000, 600, 600, 650.0), Parameters(4000, 4000, 4000, 4100.0))
+
+
+def sharded(zero):
+    """Over eight copies of what all hold and two of experts."""
+    return Sharding(
+        zero, OptimizerTypes(), 8, 2, gathers_ahead=False, reduces_beside=False, pairs=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("zero", "traffic"),
+    [
+        # FP32 gradients read, scaled and written, BF16 weights written: 10 bytes a parameter that
+        # is updated; 8 of master weights and moments, read and written; every gradient's norm.
+        (0, 5000 * 10 + 2 * 5000 * 8 + 5000 * 4),
+        # An eighth of 1,000 and half of 4,000 are updated.
+        (1, 2125 * 10 + 2 * 2125 * 8 + 5000 * 4),
+        (2, 2125 * 10 + 2 * 2125 * 8 + 2125 * 4),
+    ],
+)
+def test_an_update_is_bound_by_the_bytes_that_it_moves(zero, traffic):
+    gpu = SimpleNamespace(hbm_bandwidth=2.0)
+    node = SimpleNamespace(gpu=gpu)
+    scenario = SimpleNamespace(cluster=SimpleNamespace(node=node))
+    bounds = SimpleNamespace(layers=SimpleNamespace(scenario=scenario))
+    assert TrainingBounds._update(bounds, sharded(zero), LAYER) == traffic / 2
+
+
+@pytest.mark.parametrize(
+    ("zero", "overlapped", "each"),
+    [
+        # All-reduce of FP32 gradients; a reduce-scatter, and a gather of BF16 weights.
+        (0, (False, False), 2 * 4),
+        (1, (False, False), 4 + 2),
+        (1, (True, False), 2),
+        (1, (False, True), 4),
+        (2, (False, False), 2),
+        (3, (False, False), 0),
+    ],
+)
+def test_reduction_and_gather_are_bound_by_their_bytes_without_latency(zero, overlapped, each):
+    def seconds(transfers, operation, size, *, experts):
+        """3 s, and 1 s per byte of experts or per two bytes of what all hold."""
+        return SimpleNamespace(seconds=np.array([1.0, 2.0 + size * (1.0 if experts else 0.5)]))
+
+    group = SimpleNamespace(domains=2)
+    rings = SimpleNamespace(dense=group, experts=group, seconds=seconds)
+    bounds = SimpleNamespace(
+        prices=SimpleNamespace(costs_of=lambda *_: SimpleNamespace(transfers_=None)),
+        layers=SimpleNamespace(job=SimpleNamespace(state_overlapped=overlapped)),
+    )
+    candidate = SimpleNamespace(shape=None, parallel=None)
+    found = TrainingBounds._collectives(bounds, candidate, rings, sharded(zero), LAYER)
+    assert found == pytest.approx(each * (1000 * 0.5 + 4000), rel=1e-12)

@@ -58,11 +58,12 @@ def test_leavers_and_kv_cache_equal_those_of_single_steps(
 def test_a_request_taken_out_keeps_its_whole_tokens() -> None:
     batch = DecodeBatch(1, 1.85, slack=0)
     request, other = live(10, 100), live(10, 100, index=1)
-    batch.join(request)
     batch.join(other)
+    batch.advance(2)
+    batch.join(request)
     batch.advance(3)
     assert batch.remove(request) == 5
-    assert batch.kv_tokens(0) == pytest.approx(10 + 3 * 1.85)
+    assert batch.kv_tokens(0) == pytest.approx(10 + 5 * 1.85)
 
 
 def test_room_is_that_of_the_tightest_rank() -> None:

@@ -120,6 +120,18 @@ def test_a_transfer_draws_first():
     assert env.now == pytest.approx(4.0, rel=1e-12)
 
 
+def test_what_slows_a_kernel_beside_a_transfer_beyond_sms_and_hbm_does_so_while_bytes_move():
+    """For 3 s alone 1.5 times as long beside a transfer that moves bytes, not beside one that
+    waits."""
+    kernel = KernelLaunch(3.0, 8, persistent=True, hbm_bytes=0.0, beside_transfer=1.5)
+    for drawn, end in ((10.0, 4.5), (0.0, 3.0)):
+        env = simpy.Environment()
+        gpu = Gpu(env, TEN)
+        gpu.draw(gpu.hold(2, priority=1), drawn)
+        env.run(until=gpu.run(kernel))
+        assert env.now == pytest.approx(end, rel=1e-12)
+
+
 def test_without_contention_every_kernel_has_all_that_it_asks_for():
     free = GpuLimits(sms=None, hbm=None)
     kernels = [(0.0, persistent(3.0, 10, 900.0)), (1.0, refilling(2.0, 900.0))]
