@@ -24,7 +24,7 @@ ASKED = (
 def test_the_service_of_the_page_takes_the_nodes_and_costs_that_it_shows(tmp_path):
     page = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
     assert " ".join(("dsv3sim", *ASKED)) in page
-    done = dsv3sim(*ASKED, "--no-sensitivity", "--json", cwd=tmp_path)
+    done = dsv3sim(*ASKED, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["plans"]
     assert found["nodes"] == 15.0
@@ -35,6 +35,8 @@ def test_the_service_of_the_page_takes_the_nodes_and_costs_that_it_shows(tmp_pat
     shown = [row["fleet"] for row in found["simulated"] if f"| {row['fleet']} |" in page]
     assert shown[0] == "prefill 9 x EP8, passes of 4K; decode 6 x EP8, MTP"
     assert len(shown) == 6
+    of_limits = [f"| {row['nodes']:.0f} | {row['fleet']} |" in page for row in found["sensitivity"]]
+    assert of_limits == [True] * 5
 
 
 @pytest.mark.slow

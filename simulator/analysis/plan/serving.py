@@ -37,6 +37,7 @@ from simulator.analysis.plan.serving_search import (
     Standing,
     Task,
     progress_of,
+    roles_of,
     searched_deployments,
 )
 from simulator.analysis.run_key import run_key
@@ -158,6 +159,8 @@ def plan_serving(
         if own:
             # The answer first; what other limits would take, only where a process is free.
             wanted = wanted[: max(own, jobs)]
+        # What takes longest begins first, so that no process waits long for the last.
+        wanted.sort(key=_effort, reverse=True)
         if not wanted:
             break
         new = [task for task in wanted if not _taken_over(known, task, rows, work.digest(task))]
@@ -311,6 +314,13 @@ def fleet_of(service: Service, demand: Demand, pools: Fleet) -> Raw:
     if len(pools) == 1 and pools[0].role == "prefill":
         return pool_alone(first_tokens_only(service, demand, service.ttft_s), pools[0])
     return fleet_scenario(service, pools, description=names_of(pools))
+
+
+def _effort(task: Task) -> int:
+    """Of a result, in order: a whole fleet, ranks that differ, a pool alone, ideal ranks."""
+    if isinstance(task, FleetTask):
+        return 3 if roles_of(task.pools) else 1
+    return 2 if task.expected else 0
 
 
 def _lost(task: Task, result: Lost) -> Price | Measured:

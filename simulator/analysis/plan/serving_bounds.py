@@ -42,6 +42,9 @@ class Demand:
     """KV tokens of a request, mean over its steps."""
     span_s: Seconds
     """From the first to the last arrival."""
+    random_prompts: tuple[float, ...] = ()
+    """Where requests come at random (Poisson), the fewest computed tokens of each of equal shares
+    of them, from the shortest to the longest; else nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,14 @@ def demand_of(source: RequestSource, *, percentile: int, seed: int, hits: bool) 
     cached = np.minimum(cached, prompts - 1)
     computed = prompts - cached
     later = outputs - 1
+    synthetic = source.synthetic if source.file is None else None
+    random = (
+        synthetic is not None
+        and synthetic.arrivals == "poisson"
+        and synthetic.hourly_load is None
+        and synthetic.sessions is None
+    )
+    shares = np.array_split(np.sort(computed), min(_SHARES, len(rows)))
     longest = int(np.argsort(computed, kind="stable")[math.ceil(len(rows) * percentile / 100) - 1])
     return Demand(
         rate=len(rows) / span,
@@ -97,7 +108,12 @@ def demand_of(source: RequestSource, *, percentile: int, seed: int, hits: bool) 
         steps=float(later.mean()),
         context=float((later * (prompts + outputs / 2)).sum() / max(later.sum(), 1.0)),
         span_s=span,
+        random_prompts=tuple(float(share[0]) for share in shares) if random else (),
     )
+
+
+_SHARES = 16
+"""Of the requests, by the length of their prompts."""
 
 
 def least_prefill(
@@ -153,32 +169,71 @@ def most_colocated(
     """The most that an instance serves within the TPOT limit; None where one request exceeds it.
 
     A pass lengthens the steps that it stands between, so with a share of the time in prefill a
-    token takes step / (1 - share).
+    token takes step / (1 - share), however many prompts a pass takes together. An instance that
+    begins a pass as soon as a prompt waits cannot collect them: where prompts come at random, a
+    step has a pass before it unless none came during the last one, which is seldom behind a pass.
 
     Args:
         steps: {requests of a rank: seconds of a decode step}, linear in between.
         largest: requests of a rank that fit.
     """
+    asked = max(demand.steps, _NO_STEPS) / tokens_per_step
+    """Steps of a request."""
+
+    def room(batch: float) -> float:
+        return max(tokens_per_pass - batch, 1.0)
+
+    def prefill_s(batch: float) -> Seconds:
+        """Of one request, in full passes."""
+        return demand.computed_tokens * interpolated(passes, room(batch)) / (ranks * room(batch))
+
+    def apart_s(rate: float, batch: float) -> Seconds:
+        """Between two steps of a batch, at least."""
+        step, busy = interpolated(steps, batch), rate * prefill_s(batch)
+        shared = step / (1 - busy) if busy < 1 else math.inf
+        alone = [_alone_s(passes, min(tokens, room(batch))) for tokens in demand.random_prompts]
+        if not alone:
+            return shared
+        begins = 1 - math.exp(-rate * step)
+        ends = sum(math.exp(-rate * (step + each)) for each in alone) / len(alone)
+        with_pass = begins / (begins + ends)
+        return max(shared, step + with_pass * sum(alone) / len(alone))
+
+    def keeps(batch: float) -> bool:
+        # At the rate at which the batch is that large if steps are as far apart as they may be: if
+        # they are nearer to each other there, they are at its own rate too.
+        limit_s = tpot_s * tokens_per_step
+        return apart_s(ranks * batch / (asked * limit_s), batch) <= limit_s
 
     def at(batch: float) -> Colocated:
-        step = interpolated(steps, batch)
-        room = max(tokens_per_pass - batch, 1.0)
-        pass_s = interpolated(passes, room)
-        decoded = ranks * batch * tokens_per_step / (demand.steps * step) if demand.steps else 1e12
-        prefill_s = demand.computed_tokens * pass_s / (ranks * room)
-        rate = decoded / (1 + decoded * prefill_s)
-        share = rate * prefill_s
-        return Colocated(rate, batch, step / (1 - share) / tokens_per_step, share)
+        """By Little's law."""
+        step, held = interpolated(steps, batch), ranks * batch / asked
+        rate = held / step / (1 + held / step * prefill_s(batch))
+        low, high = (0.0, rate) if demand.random_prompts else (rate, rate)
+        for _ in range(_HALVINGS if low < high else 0):
+            rate = (low + high) / 2
+            low, high = (rate, high) if rate * apart_s(rate, batch) <= held else (low, rate)
+        apart = held / rate
+        return Colocated(rate, batch, apart / tokens_per_step, 1 - step / apart)
 
     low, high = 1.0 / ranks, min(largest, tokens_per_pass - 1.0)
-    if high < low or at(low).tpot_s > tpot_s:
+    if high < low or not keeps(low):
         return None
-    if at(high).tpot_s <= tpot_s:
+    if keeps(high):
         return at(high)
-    for _ in range(60):
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if at(middle).tpot_s <= tpot_s else (low, middle)
+        low, high = (middle, high) if keeps(middle) else (low, middle)
     return at(low)
+
+
+_HALVINGS = 60
+_NO_STEPS = 1e-12
+
+
+def _alone_s(passes: Mapping[int, Seconds], tokens: float) -> Seconds:
+    """Of a pass with one prompt, at least: below the least that is known, its share of that."""
+    return interpolated(passes, tokens) * min(1.0, tokens / min(passes))
 
 
 def interpolated(times: Mapping[float, Seconds] | Mapping[int, Seconds], load: float) -> Seconds:

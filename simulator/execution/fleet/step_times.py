@@ -119,12 +119,29 @@ class Grid:
     def at(self, x: float, y: float) -> float:
         """The function between its grid points, and beyond the last of them."""
         i, j = bisect_right(self._between_xs, x), bisect_right(self._between_ys, y)
-        cell = self._cells.get((i, j)) or self._cell(i, j)
+        cell = self._cells.get((i, j))
+        if cell is None:
+            # Below the grid the times of its edge hold: launch and latency floors do not shrink.
+            x, y = max(x, self._xs[i]), max(y, self._ys[j])
+            if x == self._xs[i] or y == self._ys[j]:
+                return self._on_line(i, j, x, y)
+            cell = self._cell(i, j)
         x0, per_x, y0, per_y, corner, along_x, along_y, twist = cell
-        # Below the grid the times of its edge hold: launch and latency floors do not shrink.
         u = (x - x0) * per_x if x > x0 else 0.0
         v = (y - y0) * per_y if y > y0 else 0.0
         return corner + u * along_x + v * (along_y + u * twist)
+
+    def _on_line(self, i: int, j: int, x: float, y: float) -> float:
+        """On a first edge of a cell, of which no other point is asked."""
+        x0, y0 = self._xs[i], self._ys[j]
+        corner = self._point(i, j)
+        if x > x0:
+            u = (x - x0) * (1 / (self._xs[i + 1] - x0))
+            return corner + u * (self._point(i + 1, j) - corner)
+        if y > y0:
+            v = (y - y0) * (1 / (self._ys[j + 1] - y0))
+            return corner + v * (self._point(i, j + 1) - corner)
+        return corner
 
     def _cell(self, i: int, j: int) -> tuple[float, ...]:
         """Origin and inverse width of a cell, and its bilinear coefficients."""

@@ -1,5 +1,8 @@
 """The fewest instances of a steady state, by hand."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from simulator.analysis.plan.serving_bounds import (
@@ -46,6 +49,16 @@ def test_the_demand_is_that_of_the_requests_that_a_fleet_simulates():
     assert found.attended_tokens == 50.5
     assert found.context == 105.5
     assert (found.long_prompt, found.long_cached) == (100, 0)
+
+
+def test_prompts_that_come_at_random_are_known_by_the_shortest_of_equal_shares():
+    assert demand_of(requests(), percentile=90, seed=0, hits=False).random_prompts == (100.0,) * 16
+    few = requests(count=3, prompt_tokens={"kind": "lognormal", "mean": 100, "cv": 1.0})
+    found = demand_of(few, percentile=90, seed=0, hits=False)
+    assert len(found.random_prompts) == 3
+    assert sum(found.random_prompts) == pytest.approx(3 * found.computed_tokens)
+    bursts = requests(arrivals="gamma", cv=3.0)
+    assert demand_of(bursts, percentile=90, seed=0, hits=False).random_prompts == ()
 
 
 def test_what_a_cache_holds_is_not_computed_but_attended_to():
@@ -102,6 +115,40 @@ def test_an_instance_that_does_both_shares_its_time():
     assert less is not None
     assert less.tpot_s == pytest.approx(0.015, rel=1e-9)
     assert less.prefill_share == pytest.approx(1 / 3, rel=1e-9)
+
+
+def test_an_instance_that_begins_at_once_computes_few_of_the_prompts_that_come_at_random_together():
+    # Four ranks share a pass of 0.1 s, so that 20 prompts per second would take half of the time.
+    # But 1 - e^-0.2 of the steps without a pass have one behind them, and all but e^-2.2 of those
+    # with one: that is 62% of them, and 72 ms from one to the next in the place of 20.
+    begins, ends = 1 - math.exp(-20 * 0.01), math.exp(-20 * 0.11)
+    apart = 0.01 + 0.1 * begins / (begins + ends)
+    assert apart == pytest.approx(0.072, abs=1e-4)
+    given = {
+        "ranks": 4,
+        "tokens_per_pass": 1100,
+        "passes": {1000: 0.1},
+        "steps": {1.0: 0.01, 100.0: 0.01},
+        "tokens_per_step": 1.0,
+    }
+    demand = replace(DEMAND, random_prompts=(1000.0, 1000.0))
+    # 20 per second x 100 steps are inside on four ranks.
+    batch = 20 * 100 * apart / 4
+    within = most_colocated(demand, **given, largest=batch, tpot_s=0.1)
+    at_limit = most_colocated(demand, **given, largest=90.0, tpot_s=apart)
+    for found in (within, at_limit):
+        assert found is not None
+        assert found.rate == pytest.approx(20.0, rel=1e-9)
+        assert found.batch == pytest.approx(batch, rel=1e-9)
+        assert found.tpot_s == pytest.approx(apart, rel=1e-9)
+        assert found.prefill_share == pytest.approx(1 - 0.01 / apart, rel=1e-9)
+    # A prompt of 100 tokens takes a tenth of the least pass that is known, at least.
+    short = replace(demand, computed_tokens=100.0, random_prompts=(100.0,))
+    begins, ends = 1 - math.exp(-20 * 0.01), math.exp(-20 * 0.02)
+    apart = 0.01 + 0.01 * begins / (begins + ends)
+    found = most_colocated(short, **given, largest=20 * 100 * apart / 4, tpot_s=0.1)
+    assert found is not None
+    assert found.rate == pytest.approx(20.0, rel=1e-9)
 
 
 def test_times_are_linear_between_what_is_known():

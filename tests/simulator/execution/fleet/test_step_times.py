@@ -91,3 +91,21 @@ def test_grid_lines_must_rise() -> None:
             bilinear, bilinear, kv_capacity_tokens=1, page_tokens=1,
             batches=(2, 1), tokens=(1, 2), contexts=(1, 2),
         )  # fmt: skip
+
+
+def test_on_a_grid_line_no_point_beside_it_is_asked() -> None:
+    asked: list[tuple[int, int]] = []
+    times = interpolated(asked)
+    # A corner, two along each of the lines through it, and below the grid its first corner.
+    assert times.decode_step_s(2, 64) == bilinear(2, 64)
+    assert asked == [(2, 64)]
+    assert times.decode_step_s(3, 64) == pytest.approx(bilinear(3, 64))
+    assert times.decode_step_s(2, 160) == pytest.approx(bilinear(2, 160))
+    assert asked == [(2, 64), (4, 64), (2, 256)]
+    times.decode_step_s(0.5, 4)
+    assert asked[3:] == [(1, 16)]
+    # Inside the cell its last corner too, and then the same on its edges to the last bit.
+    on_edges = [times.decode_step_s(*edge) for edge in ((2, 64), (3, 64), (2, 160))]
+    times.decode_step_s(3, 160)
+    assert asked[4:] == [(4, 256)]
+    assert [times.decode_step_s(*edge) for edge in ((2, 64), (3, 64), (2, 160))] == on_edges
