@@ -58,16 +58,6 @@ class LatentCache:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeRows:
-    """What the local experts receive in a decode step, known before the rows themselves."""
-
-    filled: int
-    """R"""
-    room: int
-    """P"""
-
-
-@dataclass(frozen=True, slots=True)
 class Positions:
     """Where the tokens of a step stand in their sequences."""
 
@@ -326,8 +316,12 @@ class InferenceExperts:
         summed = ops.unpermute(out, choice_rows, site=MLP("experts.unpermute"))
         return moe.combine(summed, shared, received.layout)
 
-    def decode(self, x: Tensor, rows: DecodeRows) -> Tensor:
-        """Send x [T, H] through the experts by low-latency dispatch and combine; returns [T, H]."""
+    def decode(self, x: Tensor, rows: int) -> Tensor:
+        """Send x [T, H] through the experts by low-latency dispatch and combine; returns [T, H].
+
+        Args:
+            rows: R that the local experts receive, known before the rows themselves.
+        """
         moe, recipe = self.moe, self.recipe
         _, indices, weights = moe.gate(x, ATTENTION)
         dispatch = Site("forward", "dispatch")
@@ -338,7 +332,7 @@ class InferenceExperts:
         shared = feed_forward(moe.shared_experts, shared_x)
         packed, packed_scales, counts, source = decode_ops.dispatch_receive(
             values, scales, indices,
-            rows=rows.filled, room=rows.room, local_experts=self.local_experts,
+            rows=rows, room=x.shape[0], local_experts=self.local_experts,
             site=dispatch("moe.dispatch_receive"),
         )  # fmt: skip
         gate_up = self._masked(
@@ -346,13 +340,11 @@ class InferenceExperts:
         )
         activated, tiles = decode_ops.masked_swiglu(
             gate_up, counts,
-            rows=rows.filled, fp8=recipe.fp8, kernels=recipe.kernels, site=MLP("experts.swiglu"),
+            rows=rows, fp8=recipe.fp8, kernels=recipe.kernels, site=MLP("experts.swiglu"),
         )  # fmt: skip
         out = self._masked(activated, tiles, self.down, counts=counts, rows=rows, name="down_proj")
         combine = Site("forward", "combine")
-        sent = decode_ops.combine_send(
-            out, counts, rows=rows.filled, site=combine("moe.combine_send")
-        )
+        sent = decode_ops.combine_send(out, counts, rows=rows, site=combine("moe.combine_send"))
         routed = decode_ops.combine_receive(
             sent, source, weights, counts, site=combine("moe.combine_receive")
         )
@@ -365,12 +357,12 @@ class InferenceExperts:
         weight: Operand,
         *,
         counts: Tensor,
-        rows: DecodeRows,
+        rows: int,
         name: str,
     ) -> Tensor:
         return decode_ops.masked_grouped_gemm(
             values, weight.values, scales if self.recipe.fp8 else None, weight.scales, counts,
-            rows=rows.filled, out_dtype=self.recipe.dtype, kernels=self.recipe.kernels,
+            rows=rows, out_dtype=self.recipe.dtype, kernels=self.recipe.kernels,
             site=MLP(f"experts.{name}"),
         )  # fmt: skip
 
@@ -405,7 +397,7 @@ class InferenceBlock:
         return ResidualStream(total, self.experts.prefill(normed, rows))
 
     def decode(
-        self, stream: ResidualStream, positions: Positions, cache: LatentCache, rows: DecodeRows
+        self, stream: ResidualStream, positions: Positions, cache: LatentCache, rows: int
     ) -> ResidualStream:
         """The next tokens [T, H]; appends them to the cache."""
         update, residual = self.attention.decode(stream, positions, cache)
@@ -481,8 +473,7 @@ class InferenceModel:
     def decode(self, tokens: Tensor, lengths: Tensor, caches: list[LatentCache]) -> Tensor:
         """Read the next Q tokens of each sequence, int64 [S, Q], after `lengths` int [S] cached
         ones; returns logits of the token after each [S, Q, V]."""
-        count = tokens.numel()
-        rows = DecodeRows(filled=count * self.config.num_experts_per_tok, room=count)
+        rows = tokens.numel() * self.config.num_experts_per_tok
         capacity = caches[0].values.shape[1]
         positions = decode_positions(
             self.config, lengths, tokens.shape[1], capacity, device=self.model.device

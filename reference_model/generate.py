@@ -24,7 +24,6 @@ from reference_model.captured import Captured, can_capture
 from reference_model.config import ModelConfig
 from reference_model.decode import (
     HEAD,
-    DecodeRows,
     InferenceBlock,
     InferenceModel,
     LatentCache,
@@ -183,8 +182,7 @@ class Decoder:
         lengths: Tensor,
     ) -> ResidualStream:
         """The next tokens [S, Q] of sequences that hold `lengths` [S]."""
-        count = tokens.numel()
-        rows = DecodeRows(filled=count * self.config.num_experts_per_tok, room=count)
+        rows = tokens.numel() * self.config.num_experts_per_tok
         positions = decode_positions(
             self.config, lengths, tokens.shape[1], self.capacity, device=self.model.device
         )

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from reference_model.config import ModelConfig
 from reference_model.decode import (
-    DecodeRows,
     InferenceBlock,
     LatentCache,
     draft_input,
@@ -145,8 +144,7 @@ class _Layer:
         if self.job == "prefill":
             rows = ExpertRows(received=work.received_rows, expanded=work.expert_rows)
             return block.prefill(stream, self.angles, self.index, cache, rows)
-        filled = DecodeRows(filled=work.expert_rows, room=work.tokens)
-        return block.decode(stream, self.positions, cache, filled)
+        return block.decode(stream, self.positions, cache, work.expert_rows)
 
     def _cache(self) -> LatentCache:
         """The layer's cache, and the positions of its new tokens, made before recording starts."""

@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reference_model.captured import RankStep
 from reference_model.config import ModelConfig
-from reference_model.decode import DecodeRows, InferenceExperts, InferenceModel
+from reference_model.decode import InferenceExperts, InferenceModel
 from reference_model.expert_parallel import ExpertParallelBlock, spread_experts
 from reference_model.gpu import choose_kernels
 from reference_model.measure import (
@@ -164,7 +164,7 @@ class Arrivals(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class PeerExperts(InferenceExperts):
     """The mixture of experts of a decode step whose experts are spread over ranks."""
 
-    def decode(self, x: Tensor, rows: DecodeRows) -> Tensor:
+    def decode(self, x: Tensor, rows: int) -> Tensor:
         """Send x [T, H] through the experts of all ranks; returns [T, H]."""
         moe = self.moe
         routed = moe.route(x, Site("forward", "attention"))

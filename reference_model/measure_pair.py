@@ -79,17 +79,6 @@ faster begins as much earlier than the others as it ever will."""
 _FEWEST = 6
 
 
-class PairSize(NamedTuple):
-    """The tokens of each micro-batch of a rank."""
-
-    sequences: int
-    context: int
-
-    @property
-    def tokens(self) -> int:
-        return self.sequences * self.context
-
-
 @dataclass(frozen=True, slots=True)
 class PairRuns:
     """What to measure."""
@@ -98,7 +87,8 @@ class PairRuns:
     model: str
     """Name of the config in the table."""
     order: tuple[Part, ...]
-    sizes: tuple[PairSize, ...]
+    sizes: tuple[tuple[int, int], ...]
+    """Sequences of each micro-batch of a rank, and their context; one run for each."""
     programs: tuple[int, ...]
     """SMs of communication, one run for each."""
     seconds: float
@@ -190,29 +180,30 @@ def _measure(
         config, layers_of(order), recipe=recipe, device=device, rank=rank, ranks=ranks, seed=_SEED
     )
     memory = peer_memory(
-        config, layers=len(layers), tokens=max(PairSize(*size).tokens for size in sizes),
+        config, layers=len(layers), tokens=max(map(math.prod, sizes)),
         ranks=ranks, programs=max(programs), device=device,
     )  # fmt: skip
     wholes: list[Whole] = []
     operators: list[OperatorTime] = []
     with torch.no_grad():
-        for size in (PairSize(*size) for size in sizes):
-            plan_routing(layers, tokens=size.tokens, skew=0.0, rank=rank, ranks=ranks)
+        for sequences, context in sizes:
+            tokens = sequences * context
+            plan_routing(layers, tokens=tokens, skew=0.0, rank=rank, ranks=ranks)
             if memory is not None:
                 memory.programs = max(programs)
                 memory.rewind(0)
-            pair = _pair_of(order, layers, size, memory=memory, rank=rank)
+            pair = _pair_of(order, layers, tokens, context, memory=memory, rank=rank)
             for count in programs:
                 if memory is not None:
                     memory.programs = count
                 with _sms_left(count, device):
-                    found, times = _one(pair, memory, size.tokens, count, seconds, device)
+                    found, times = _one(pair, memory, tokens, count, seconds, device)
                 wholes += found
                 operators += times
                 if rank == 0:
                     shown = ", ".join(f"{w.what} {w.seconds:.4e} s" for w in found)
                     exposed = f"exposed {found[0].exposed:.4e} s"
-                    print(f"{size.tokens} tokens, {count} SMs: {shown}, {exposed}", flush=True)
+                    print(f"{tokens} tokens, {count} SMs: {shown}, {exposed}", flush=True)
     sms = 1
     if device.type == "cuda":
         sms = torch.cuda.get_device_properties(device).multi_processor_count
@@ -226,16 +217,16 @@ def _measure(
 
 
 def _pair_of(
-    order: tuple[Part, ...], layers: Sequence[ExpertParallelBlock], size: PairSize, *,
-    memory: Any, rank: int,
+    order: tuple[Part, ...], layers: Sequence[ExpertParallelBlock], tokens: int,
+    context: int, *, memory: Any, rank: int,
 ) -> Callable[..., Any]:  # fmt: skip
     """A function that runs the pair, whose backward micro-batch has gone forward here; with notes
     of the time or without, and with transfers or without."""
     mlp = layers[0].mlp
     config, recipe, device = mlp.config, mlp.recipe, mlp.gate.proj.weight.device
-    angles = rotary_angles(config, size.context, device=device)
+    angles = rotary_angles(config, context, device=device)
     hidden, other, grad = (
-        random_rows(config, size.tokens, recipe=recipe, device=device, seed=10 * number + rank + 1)
+        random_rows(config, tokens, recipe=recipe, device=device, seed=10 * number + rank + 1)
         for number in range(3)
     )
     _, saved = run_forward(layers, ResidualStream(hidden, None), angles)
@@ -355,13 +346,13 @@ def measure_pair(runs: PairRuns, *, ranks: int, backend: str, out: Path, timeout
     known = {key[:2] for key in known_keys(out)}
     lacking = [
         size for size in runs.sizes
-        if any((PAIR, _whole_sizes(count, size.tokens)) not in known for count in runs.programs)
+        if any((PAIR, _whole_sizes(count, math.prod(size))) not in known for count in runs.programs)
     ]  # fmt: skip
     if not lacking:
         return
     ran = run_ranks(
         _measure,
-        (runs.config, runs.order, tuple((*size,) for size in lacking), runs.programs,
+        (runs.config, runs.order, tuple(lacking), runs.programs,
          runs.seconds, backend),
         ranks=ranks, backend=backend, timeout_s=timeout_s,
     )  # fmt: skip

@@ -275,7 +275,7 @@ def _pipeline(options: argparse.Namespace) -> None:
 def _pair(options: argparse.Namespace) -> None:
     from reference_model.config import load_model_config
     from reference_model.gpu import default_kernels
-    from reference_model.measure_pair import PairRuns, PairSize, measure_pair
+    from reference_model.measure_pair import PairRuns, measure_pair
     from reference_model.pair import check_pair
     from reference_model.precision import Recipe
     from reference_model.ranks import rank_device
@@ -289,7 +289,7 @@ def _pair(options: argparse.Namespace) -> None:
                 config=config,
                 model=options.config,
                 order=order,
-                sizes=(PairSize(options.sequences, options.context),),
+                sizes=((options.sequences, options.context),),
                 programs=tuple(options.communication_sms) or (1,),
                 seconds=options.seconds,
             ),
@@ -337,7 +337,7 @@ def _host(options: argparse.Namespace) -> None:
     from reference_model.config import load_model_config
     from reference_model.host import PARTS, HostRun, measure_host, sizes_between
     from reference_model.measure_arrivals import DECODE, TRAIN, Job
-    from reference_model.measure_pair import PairRuns, PairSize
+    from reference_model.measure_pair import PairRuns
     from reference_model.whole_runs import MANY_EXPERTS, OVERLAPPED_PAIR
 
     for name in ("tokens", "sequences", "context", "repeats", "smallest"):
@@ -363,7 +363,7 @@ def _host(options: argparse.Namespace) -> None:
             config=load_model_config(paired),
             model=paired,
             order=_read_pair_order(options),
-            sizes=(PairSize(4, max(options.tokens // 4, 1)),),
+            sizes=((4, max(options.tokens // 4, 1)),),
             programs=tuple(options.communication_sms),
             seconds=2.0,
         )

@@ -7,7 +7,6 @@ import pytest
 from reference_model.config import load_model_config
 from reference_model.measure_pair import (
     PairRuns,
-    PairSize,
     measure_pair,
     pair_rows,
 )
@@ -18,7 +17,7 @@ DEBUG = load_model_config("debug")
 
 def test_a_pair_on_two_cpus_fills_a_table(tmp_path):
     out = tmp_path / "pair.csv"
-    runs = PairRuns(DEBUG, "debug", order(1), (PairSize(1, 128),), (2,), seconds=0.0)
+    runs = PairRuns(DEBUG, "debug", order(1), ((1, 128),), (2,), seconds=0.0)
     measure_pair(runs, ranks=2, backend="gloo", out=out, timeout_s=120.0)
     with out.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -55,6 +54,6 @@ def test_rows_say_what_ran_beside_and_on_how_many_sms():
 
 
 def test_one_rank_is_refused():
-    runs = PairRuns(DEBUG, "debug", order(1), (PairSize(1, 128),), (2,), seconds=0.0)
+    runs = PairRuns(DEBUG, "debug", order(1), ((1, 128),), (2,), seconds=0.0)
     with pytest.raises(ValueError, match="ranks = 1: allowed at least 2, that divide 8 routed"):
         measure_pair(runs, ranks=1, backend="gloo", out=None, timeout_s=1.0)
