@@ -128,21 +128,21 @@ def simulated(plan: ServingPlan) -> list[dict[str, Any]]:
     """Rows of the whole fleets that were simulated within the plan's own limits' reach, the
     recommended one first, then by size."""
     rows = []
-    for task, run in plan.known.runs.items():
-        if not roles_of(task.pools):
+    for fleet, run in plan.known.runs.items():
+        if not roles_of(fleet):
             continue
-        cost = cost_of(plan, task.pools)
+        cost = cost_of(plan, fleet)
         rows.append(
             {
-                "fleet": names_of(task.pools),
-                "pools": _pools_json(task.pools),
-                "nodes": nodes_of(plan, task.pools),
+                "fleet": names_of(fleet),
+                "pools": _pools_json(fleet),
+                "nodes": nodes_of(plan, fleet),
                 "usd_per_hour": cost.per_hour,
                 "ttft_s": _finite(run.ttft_s),
                 "tpot_s": _finite(run.tpot_s),
                 "verdict": run.verdict,
                 "keeps": keeps(run, plan.limits),
-                "reason": _why_not(plan, task.pools, run),
+                "reason": _why_not(plan, fleet, run),
             }
         )
     own = None if plan.fleet is None else _pools_json(plan.fleet)
@@ -256,12 +256,12 @@ def nearest_miss(plan: ServingPlan) -> str:
     """Of a plan that has found no fleet, what came nearest, and what to ask for instead."""
     limits, p = plan.limits, plan.percentile
     misses = []
-    for task, run in plan.known.runs.items():
+    for fleet, run in plan.known.runs.items():
         over = {"TTFT": run.ttft_s / limits.ttft_s, "TPOT": run.tpot_s / limits.tpot_s}
-        whole = bool(roles_of(task.pools)) and max(over.values()) < math.inf
+        whole = bool(roles_of(fleet)) and max(over.values()) < math.inf
         if whole and not keeps(run, limits):
             shown = (
-                f"{names_of(task.pools)}: TTFT p{p} {format_seconds(run.ttft_s, digits=3)} of "
+                f"{names_of(fleet)}: TTFT p{p} {format_seconds(run.ttft_s, digits=3)} of "
                 f"{format_seconds(limits.ttft_s)}, TPOT p{p} "
                 f"{format_seconds(run.tpot_s, digits=3)} of {format_seconds(limits.tpot_s)}"
             )

@@ -24,7 +24,6 @@ from simulator.analysis.plan.serving import ServingPlan, Variant
 from simulator.analysis.plan.serving_bounds import Limits
 from simulator.analysis.plan.serving_prices import Measured, Price
 from simulator.analysis.plan.serving_search import (
-    FleetTask,
     Loser,
     PoolOption,
     PriceTask,
@@ -43,9 +42,9 @@ FEWER = Pool((Deployment("decode", 16, micro_batches=2, draft_tokens=1),), 2, 64
 
 def plan(answer=(PREFILL, DECODE)):
     known = Results()
-    known.runs[FleetTask((PREFILL,))] = Measured(ttft_s=1.0, tpot_s=0.0)
-    known.runs[FleetTask((PREFILL, DECODE))] = Measured(ttft_s=1.5, tpot_s=0.045, verdict="stable")
-    known.runs[FleetTask((PREFILL, FEWER))] = Measured(ttft_s=1.5, tpot_s=0.06, verdict="stable")
+    known.runs[(PREFILL,)] = Measured(ttft_s=1.0, tpot_s=0.0)
+    known.runs[(PREFILL, DECODE)] = Measured(ttft_s=1.5, tpot_s=0.045, verdict="stable")
+    known.runs[(PREFILL, FEWER)] = Measured(ttft_s=1.5, tpot_s=0.06, verdict="stable")
     options = {
         "prefill": (PoolOption(PREFILL, 2, True, (), 1.0, "prefill throughput"),),
         "decode": (PoolOption(DECODE, 3, True, (), 0.045, "TPOT"),),

@@ -30,7 +30,6 @@ from simulator.analysis.plan.serving_prices import (
 )
 from simulator.analysis.plan.serving_search import (
     Fleet,
-    FleetTask,
     PriceTask,
     Results,
     Search,
@@ -100,7 +99,7 @@ class ServingPlan:
     @property
     def measured(self) -> Measured | None:
         """What it shows when it is simulated."""
-        return None if self.fleet is None else self.known.runs[FleetTask(self.fleet)]
+        return None if self.fleet is None else self.known.runs[self.fleet]
 
 
 def plan_serving(
@@ -263,9 +262,11 @@ class _Work:
 
     def digest(self, task: Task) -> str:
         """Equal for tasks of equal results."""
-        said = {"task": task_in_words(task), **asdict(task), "percentile": self.percentile}
+        said: dict[str, Any] = {"task": task_in_words(task), "percentile": self.percentile}
         if isinstance(task, PriceTask):
-            said["limits"] = self.tpot_limits
+            said |= {**asdict(task), "limits": self.tpot_limits}
+        else:
+            said["pools"] = [asdict(pool) for pool in task]
         text = json.dumps([self.base, said], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -273,7 +274,7 @@ class _Work:
         """What a process is given."""
         times, ideal = {}, None
         if not isinstance(task, PriceTask):
-            times = {each: known.times.get(each, {}) for p in task.pools for each in p.deployments}
+            times = {each: known.times.get(each, {}) for p in task for each in p.deployments}
         elif task.expected:
             times = {task.deployment: known.times.get(task.deployment, {})}
             ideal = known.prices.get(PriceTask(task.deployment, expected=False))
@@ -306,7 +307,7 @@ def _worked_out(
         )
         return price, times
     of_phases: dict[str, KnownTimes] = {each.phase: points for each, points in times.items()}
-    return run_of(fleet_of(service, demand, task.pools), percentile, of_phases), times
+    return run_of(fleet_of(service, demand, task), percentile, of_phases), times
 
 
 def fleet_of(service: Service, demand: Demand, pools: Fleet) -> Raw:
@@ -318,9 +319,9 @@ def fleet_of(service: Service, demand: Demand, pools: Fleet) -> Raw:
 
 def _effort(task: Task) -> int:
     """Of a result, in order: a whole fleet, ranks that differ, a pool alone, ideal ranks."""
-    if isinstance(task, FleetTask):
-        return 3 if roles_of(task.pools) else 1
-    return 2 if task.expected else 0
+    if isinstance(task, PriceTask):
+        return 2 if task.expected else 0
+    return 3 if roles_of(task) else 1
 
 
 def _lost(task: Task, result: Lost) -> Price | Measured:
@@ -363,8 +364,8 @@ def task_in_words(task: Task) -> str:
         return f"price of {task.deployment.phase} {task.deployment.name}" + (
             "" if task.expected else ", ideal ranks"
         )
-    alone = len(task.pools) == 1 and task.pools[0].role == "prefill"
-    return f"simulation of {names_of(task.pools)}" + (" alone" if alone else "")
+    alone = len(task) == 1 and task[0].role == "prefill"
+    return f"simulation of {names_of(task)}" + (" alone" if alone else "")
 
 
 def names_of(pools: Iterable[Pool]) -> str:
@@ -393,7 +394,7 @@ def cost_of(plan: ServingPlan, fleet: Fleet) -> Cost:
     price = plan.service.machine.profile.gpu_price
     rent = {pool.role: pool.gpus * price for pool in fleet}
     if "colocated" in rent:
-        share = plan.known.runs[FleetTask(fleet)].prefill_share
+        share = plan.known.runs[fleet].prefill_share
         whole = rent["colocated"]
         rent = {"prefill": whole * share, "decode": whole * (1 - share)}
     demand = plan.demand

@@ -62,14 +62,8 @@ class PriceTask:
     """Of an expected decode price, the limit at which it is looked for; 0: all of the plan's."""
 
 
-@dataclass(frozen=True, slots=True)
-class FleetTask:
-    """A fleet to simulate; a prefill pool alone by its first tokens."""
-
-    pools: Fleet
-
-
-Task: TypeAlias = PriceTask | FleetTask
+Task: TypeAlias = PriceTask | Fleet
+"""A deployment to price, or a fleet to simulate: a prefill pool alone by its first tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +71,7 @@ class Results:
     """What has been worked out so far."""
 
     prices: dict[PriceTask, Price] = field(default_factory=dict)
-    runs: dict[FleetTask, Measured] = field(default_factory=dict)
+    runs: dict[Fleet, Measured] = field(default_factory=dict)
     times: dict[Deployment, KnownTimes] = field(default_factory=dict)
     """Grid points of passes and steps, of ranks that differ."""
 
@@ -212,9 +206,9 @@ def progress_of(search: Search, known: Results) -> Standing:
             options[found.pool.role].append(found)
     ranked = {role: tuple(sorted(of, key=lambda o: o.order)) for role, of in options.items()}
     kept = [
-        task.pools
+        task
         for task, run in known.runs.items()
-        if len(roles_of(task.pools)) and keeps(run, search.limits) and _allowed(task.pools, search)
+        if len(roles_of(task)) and keeps(run, search.limits) and _allowed(task, search)
     ]
     answer = min(kept, key=_gpus, default=None)
     wanted = dict.fromkeys(_wanted(search, known, ranked, answer, short))
@@ -253,7 +247,7 @@ def _too_short(search: Search, known: Results) -> dict[Pool, float]:
         if keeps(run, search.limits):
             continue
         never = run.reason is not None or run.rejected
-        pools = task.pools if never else _responsible(task.pools, run, search.limits)
+        pools = task if never else _responsible(task, run, search.limits)
         for pool in pools:
             one = replace(pool, instances=1)
             found[one] = max(found.get(one, 0), math.inf if never else pool.instances)
@@ -369,8 +363,8 @@ def _prefill_options(
             continue
         binds = "prefill throughput" if pool.instances == bound else "TTFT"
         unsettled = _to_expect(known, limits, (deployment,))
-        if not unsettled and FleetTask((pool,)) not in known.runs:
-            unsettled = (FleetTask((pool,)),)
+        if not unsettled and (pool,) not in known.runs:
+            unsettled = ((pool,),)
         yield PoolOption(pool, bound, price.expected, unsettled, alone, binds)
 
 
@@ -497,7 +491,7 @@ def _wanted(
         for of in lists:
             yield from _first_to_settle(of)
         if not any(of[0].unsettled for of in lists):
-            yield FleetTask(tuple(of[0].pool for of in lists))
+            yield tuple(of[0].pool for of in lists)
     elif answer is not None and search.check_fewer:
         yield from _one_fewer(answer, known, short)
 
@@ -519,8 +513,6 @@ def _one_fewer(answer: Fleet, known: Results, short: Mapping[Pool, float]) -> It
         fewer = pool.instances - 1
         if not fewer or short.get(replace(pool, instances=1), 0) >= fewer:
             continue
-        task = FleetTask(
-            tuple(replace(p, instances=fewer) if n == at else p for n, p in enumerate(answer))
-        )
+        task = tuple(replace(p, instances=fewer) if n == at else p for n, p in enumerate(answer))
         if task not in known.runs:
             yield task

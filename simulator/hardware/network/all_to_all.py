@@ -13,7 +13,7 @@ other node that it reaches, and none in a group that one node holds.
 
 Payload of a token of V3: 7,168 bytes and 56 FP32 scales in FP8, 14,336 bytes in BF16. A rank that
 receives more rows than it sends waits for them. Before the payload a notify kernel exchanges counts
-and meets the other ranks; its time is included. AchievedShares rates are fitted to published DeepEP
+and meets the other ranks; its time is included. Achieved rates are fitted to published DeepEP
 times; beside compute, a ratio of the calibration slows the payload.
 """
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,23 +78,16 @@ class AllToAllTime:
 NOT_OF_SHARES = dict.fromkeys(("fits", "gap", "tiles", "overlap", "sources"), True)
 """Fields of a calibration that no achieved share rests on."""
 
-
-@dataclass(frozen=True, slots=True)
-class AchievedShares:
-    """What dispatch and combine achieve of links, by kind."""
-
-    nvlink: Mapping[str, tuple[float, float, float]]
-    """[value, low, high] of the NVLink rate."""
-    nic: Mapping[str, tuple[float, float, float]]
-    """The same of the NIC rate."""
-    rows: Mapping[str, tuple[Measurement, ...]]
-    """Rows used."""
+Shares: TypeAlias = Mapping[str, tuple[float, float, float]]
+"""{dispatch or combine: value, low and high that it achieves of a link's rate}"""
+_Learned: TypeAlias = tuple[Shares, Shares, Mapping[str, tuple[Measurement, ...]]]
+"""Of NVLink and of NICs, and {kind: rows used}."""
 
 
 @lru_cache(maxsize=32)
 def _achieved(
     model: Keyed[AllToAllModel], measurements: Keyed[tuple[Measurement, ...]]
-) -> AchievedShares:
+) -> _Learned:
     """Learned once from the same inputs."""
     return model.value.achieved_in(measurements.value)
 
@@ -144,11 +137,12 @@ class AllToAllModel:
             self.cluster.node.gpu.name,
             self.nodes,
         )
-        found = _achieved(Keyed(rests_on, self), rows_key(measurements))
-        self.nvlink_share_, self.nic_share_, self.rows_ = found.nvlink, found.nic, found.rows
+        self.nvlink_share_, self.nic_share_, self.rows_ = _achieved(
+            Keyed(rests_on, self), rows_key(measurements)
+        )
         return self
 
-    def achieved_in(self, measurements: Iterable[Measurement]) -> AchievedShares:
+    def achieved_in(self, measurements: Iterable[Measurement]) -> _Learned:
         """What `fit` learns."""
         alone = [
             row
@@ -174,7 +168,7 @@ class AllToAllModel:
             nic_share[kind] = self._timed_share(kind, max(2, self.nodes)) or _first_and_range(
                 nic, _figures(transfers.nic_by_mean or transfers.nic)
             )
-        return AchievedShares(nvlink_share, nic_share, used)
+        return nvlink_share, nic_share, used
 
     def _profile_of(self, kind: str, nodes: int) -> NormalLawProfile | None:
         """The timed kernels of the nearest number of nodes; on one node of one alone."""
@@ -351,7 +345,7 @@ class AllToAllModel:
         return added
 
     def _nvlink_share(self, rows: Sequence[Measurement]) -> float | None:
-        """AchievedShares share of the NVLink rate within one node."""
+        """Achieved share of the NVLink rate within one node."""
         inside = [row for row in rows if row.condition("nodes") == "1"]
         if not inside:
             return None

@@ -18,7 +18,7 @@ from simulator.analysis.plan.serving import (
     task_in_words,
 )
 from simulator.analysis.plan.serving_prices import run_of
-from simulator.analysis.plan.serving_search import FleetTask, PriceTask, keeps
+from simulator.analysis.plan.serving_search import PriceTask, keeps
 from simulator.scenario.starting_serving import (
     Deployment,
     Pool,
@@ -131,6 +131,4 @@ def test_tasks_and_fleets_are_named_as_people_name_them():
     assert task_in_words(wide) == "price of decode TP4, ideal ranks"
     pools = (Pool((PREFILL,), 3, 512, 8192), Pool((DECODE,), 1, 64))
     assert names_of(pools) == "prefill 3 x TP2, passes of 8K; decode 1 x TP2"
-    assert task_in_words(FleetTask(pools[:1])) == (
-        "simulation of prefill 3 x TP2, passes of 8K alone"
-    )
+    assert task_in_words(pools[:1]) == ("simulation of prefill 3 x TP2, passes of 8K alone")

@@ -6,7 +6,6 @@ from small_services import DEMAND, LIMITS, service
 
 from simulator.analysis.plan.serving_prices import BatchPrice, Measured, Price
 from simulator.analysis.plan.serving_search import (
-    FleetTask,
     PriceTask,
     Results,
     Search,
@@ -72,13 +71,13 @@ def test_a_pool_counts_with_what_its_steady_state_needs():
     (prefill,) = found.options["prefill"]
     assert (prefill.bound, prefill.binds) == (2, "prefill throughput")
     # The prefill pool is tried by itself before a whole fleet is.
-    assert found.wanted == (FleetTask((prefill.pool,)),)
+    assert found.wanted == ((prefill.pool,),)
 
 
 def test_a_prefill_pool_that_is_too_slow_gets_another_instance():
     question, known = search(PREFILL, SMALL), known_prices()
     two = Pool((PREFILL,), 2, 512, 4096)
-    known.runs[FleetTask((two,))] = Measured(ttft_s=2.1, tpot_s=0.0, verdict="stable")
+    known.runs[(two,)] = Measured(ttft_s=2.1, tpot_s=0.0, verdict="stable")
     (prefill,) = progress_of(question, known).options["prefill"]
     assert (prefill.pool.instances, prefill.bound, prefill.binds) == (3, 2, "TTFT")
 
@@ -86,14 +85,14 @@ def test_a_prefill_pool_that_is_too_slow_gets_another_instance():
 def test_the_fleet_that_keeps_its_limits_is_the_answer_once_no_smaller_one_may():
     question, known = search(PREFILL, SMALL), known_prices()
     prefill, decode = Pool((PREFILL,), 2, 512, 4096), Pool((SMALL,), 3, 64)
-    known.runs[FleetTask((prefill,))] = Measured(ttft_s=1.0, tpot_s=0.0)
-    assert progress_of(question, known).wanted == (FleetTask((prefill, decode)),)
-    known.runs[FleetTask((prefill, decode))] = Measured(ttft_s=1.5, tpot_s=0.04, verdict="stable")
+    known.runs[(prefill,)] = Measured(ttft_s=1.0, tpot_s=0.0)
+    assert progress_of(question, known).wanted == ((prefill, decode),)
+    known.runs[(prefill, decode)] = Measured(ttft_s=1.5, tpot_s=0.04, verdict="stable")
     found = progress_of(question, known)
     assert found.answer == (prefill, decode)
     # One instance fewer of each is simulated too, though its steady state says that it cannot do.
     fewer = [Pool((PREFILL,), 1, 512, 4096), Pool((SMALL,), 2, 64)]
-    assert found.wanted == (FleetTask((fewer[0], decode)), FleetTask((prefill, fewer[1])))
+    assert found.wanted == ((fewer[0], decode), (prefill, fewer[1]))
     for task in found.wanted:
         known.runs[task] = Measured(ttft_s=9.0, tpot_s=0.09, verdict="overloaded")
     ended = progress_of(question, known)
@@ -105,16 +104,16 @@ def test_a_fleet_with_one_instance_fewer_that_keeps_the_limits_is_taken():
     prefill, decode = Pool((PREFILL,), 2, 512, 4096), Pool((SMALL,), 3, 64)
     fewer = Pool((SMALL,), 2, 64)
     good = Measured(ttft_s=1.5, tpot_s=0.04, verdict="stable")
-    known.runs.update({FleetTask((prefill,)): good, FleetTask((prefill, decode)): good})
-    known.runs[FleetTask((prefill, fewer))] = good
+    known.runs.update({(prefill,): good, (prefill, decode): good})
+    known.runs[(prefill, fewer)] = good
     assert progress_of(question, known).answer == (prefill, fewer)
 
 
 def test_a_fleet_whose_decode_is_late_gets_more_of_it():
     question, known = search(PREFILL, SMALL), known_prices()
     prefill, decode = Pool((PREFILL,), 2, 512, 4096), Pool((SMALL,), 3, 64)
-    known.runs[FleetTask((prefill,))] = Measured(ttft_s=1.0, tpot_s=0.0)
-    known.runs[FleetTask((prefill, decode))] = Measured(ttft_s=3.0, tpot_s=0.06)
+    known.runs[(prefill,)] = Measured(ttft_s=1.0, tpot_s=0.0)
+    known.runs[(prefill, decode)] = Measured(ttft_s=3.0, tpot_s=0.06)
     found = progress_of(question, known)
     # Prefill may be late only because decode holds it up.
     assert [option.pool.instances for option in found.options["decode"]] == [4]
