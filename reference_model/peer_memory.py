@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -26,15 +26,6 @@ from reference_model.kernels.triton_peer import by_column, send_rows, sum_return
 
 _ALIGNMENT = 256
 """Bytes; windows begin at multiples of it."""
-
-
-class Window(NamedTuple):
-    """A part of the shared memory."""
-
-    values: Tensor
-    """Of this rank, [rows, columns]."""
-    offset: int
-    """Bytes from where each rank's memory begins."""
 
 
 @dataclass(slots=True)
@@ -67,17 +58,18 @@ class PeerMemory:
         self.used = used
         self.transfers = []
 
-    def take(self, rows: int, columns: int, dtype: torch.dtype) -> Window:
-        """The next window; ranks take the same ones in the same order."""
+    def take(self, rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, int]:
+        """The next window: its values on this rank, [rows, columns], and where it begins in the
+        memory of each; ranks take the same ones in the same order."""
         size = rows * columns * dtype.itemsize
         if self.used + size > self.size:
             raise ValueError(
                 f"peer memory of {self.size} bytes is too small: {self.used} are taken, {size} more"
                 " are needed"
             )
-        window = Window(self.view((rows, columns), dtype, self.used), self.used)
+        offset = self.used
         self.used += -(-size // _ALIGNMENT) * _ALIGNMENT
-        return window
+        return self.view((rows, columns), dtype, offset), offset
 
     def transfer(self, site: str, run: Callable[[], None]) -> None:
         """Run a transfer, and remember it."""
@@ -89,18 +81,18 @@ class PeerMemory:
         self,
         x: Tensor,
         index: Tensor | None,
-        window: Window,
+        offset: int,
         *,
         sent: list[int],
         first: list[int],
         shift: int = 0,
     ) -> None:
-        """Write rows of x to the same window of each rank."""
+        """Write rows of x to the window of each rank that begins at `offset`."""
         send_rows(
             x, index,
             starts=_whole_numbers((0, *accumulate(sent)), x.device),
             firsts=_whole_numbers(tuple(first), x.device),
-            longest=max(sent), addresses=self.addresses, offset=window.offset, rank=self.rank,
+            longest=max(sent), addresses=self.addresses, offset=offset, rank=self.rank,
             programs=self.programs, shift=shift,
         )  # fmt: skip
 
@@ -150,19 +142,19 @@ def use_peer_memory(memory: PeerMemory, *, device: str = "cuda") -> None:
         windows = [memory.take(room, part.shape[1], part.dtype) for part, _ in parts]
         rows = sum(received)
         scales = parts[1][0]
-        turned = memory.take(scales.shape[1], room, scales.dtype)
-        by_columns = turned.values.view(-1)[: scales.shape[1] * rows].view(-1, rows)
+        turned, _ = memory.take(scales.shape[1], room, scales.dtype)
+        by_columns = turned.view(-1)[: scales.shape[1] * rows].view(-1, rows)
 
         def run() -> None:
-            for (part, shift), window in zip(parts, windows, strict=True):
+            for (part, shift), (_, offset) in zip(parts, windows, strict=True):
                 if part.shape[1]:
-                    memory.send(part, source, window, sent=sent, first=first, shift=shift)
+                    memory.send(part, source, offset, sent=sent, first=first, shift=shift)
             memory.barrier()
             if scales.shape[1]:
-                by_column(windows[1].values[:rows], by_columns, programs=memory.programs)
+                by_column(windows[1][0][:rows], by_columns, programs=memory.programs)
 
         memory.transfer(site, run)
-        arrived = [window.values[:rows] for window in windows]
+        arrived = [values[:rows] for values, _ in windows]
         return [arrived[0], by_columns.t(), *arrived[2:]]
 
     def dispatch_to_peers(
@@ -195,16 +187,14 @@ def use_peer_memory(memory: PeerMemory, *, device: str = "cuda") -> None:
         totals = [memory.take(tokens, part.shape[1], part.dtype) for part, _ in parts]
 
         def run() -> None:
-            for (part, _), window in zip(parts, windows, strict=True):
-                memory.send(part, None, window, sent=sent, first=first)
+            for (part, _), (_, offset) in zip(parts, windows, strict=True):
+                memory.send(part, None, offset, sent=sent, first=first)
             memory.barrier()
-            for (_, shared), window, total in zip(parts, windows, totals, strict=True):
-                sum_returned(
-                    window.values, shared, token_rows, total.values, programs=memory.programs
-                )
+            for (_, shared), (values, _), (total, _) in zip(parts, windows, totals, strict=True):
+                sum_returned(values, shared, token_rows, total, programs=memory.programs)
 
         memory.transfer(site, run)
-        return [total.values for total in totals]
+        return [total for total, _ in totals]
 
     def combine_from_peers(
         x: Tensor, shared: Tensor, token_rows: Tensor, *,
