@@ -53,8 +53,6 @@ class UnmappedKernel:
 class ImportedTrace:
     """What one trace gives."""
 
-    gpu: str
-    """GPU profile it was recorded on."""
     mapping: str
     """Name of the mapping that was used."""
     measurements: tuple[Measurement, ...]
@@ -106,7 +104,6 @@ def import_trace(
     if zero:
         warnings.append(f"{len(zero)} x operator of no measurable time: {', '.join(sorted(zero))}")
     return ImportedTrace(
-        gpu=recorded,
         mapping=rules.name,
         measurements=rows,
         unmapped=lost,

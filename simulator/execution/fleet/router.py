@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import simpy
@@ -30,16 +29,6 @@ from simulator.hardware.network.fairness import Integers
 from simulator.hardware.network.flows import Network, make_flows
 from simulator.hardware.network.transfers import Link, host_link, network_link
 from simulator.scenario.fleet import CacheTier, FleetJob, PoolSpec
-
-
-@dataclass(slots=True, eq=False)
-class _Transfer:
-    """KV cache of a request on its way."""
-
-    source: Instance | None
-    """None when it comes out of host memory."""
-    target: Instance
-    event: simpy.Event = field(repr=False)
 
 
 class Router:
@@ -87,7 +76,8 @@ class Router:
         self._waiting_decode: list[LiveRequest] = []
         self._sources: dict[LiveRequest, Instance] = {}
         """Where the KV cache of each request that waits for decode lies."""
-        self._transfers: dict[LiveRequest, _Transfer] = {}
+        self._transfers: dict[LiveRequest, tuple[Instance | None, Instance, simpy.Event]] = {}
+        """From where KV cache of a request is on its way, None out of host memory, and to where."""
         self._loading: dict[LiveRequest, tuple[Instance, simpy.Event]] = {}
         """Requests whose cached prefix is on its way to their prefill instance."""
 
@@ -319,14 +309,14 @@ class Router:
     ) -> None:
         assert event.callbacks is not None  # it has not happened
         event.callbacks.append(lambda _: self._moved(live))
-        self._transfers[live] = _Transfer(source, target, event)
+        self._transfers[live] = (source, target, event)
 
     def _moved(self, live: LiveRequest) -> None:
-        transfer = self._transfers.pop(live)
-        transfer.target.arrive(live)
-        if transfer.source is not None:
-            transfer.source.release(live)
-            self.retire_if_empty(transfer.source)
+        source, target, _ = self._transfers.pop(live)
+        target.arrive(live)
+        if source is not None:
+            source.release(live)
+            self.retire_if_empty(source)
 
     def answer_done(self, live: LiveRequest, instance: Instance) -> None:
         live.generated = live.request.output_tokens
@@ -369,13 +359,13 @@ class Router:
         lost += instance.swapped
         instance.swapped = []
         for live in lost:
-            transfer = self._transfers.pop(live, None)
-            if transfer is not None:
-                transfer.event.callbacks.clear()
-                if transfer.target is not instance:
-                    transfer.target.unexpect(live)
-                elif transfer.source is not None:
-                    transfer.source.release(live)
+            if live in self._transfers:
+                source, target, event = self._transfers.pop(live)
+                event.callbacks.clear()
+                if target is not instance:
+                    target.unexpect(live)
+                elif source is not None:
+                    source.release(live)
             if self._sources.pop(live, None) is not None:
                 self._waiting_decode.remove(live)
             live.restarts += 1

@@ -9,7 +9,7 @@ they contend for links, and wait for ranks.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from simulator.execution.machine.surroundings import shared_fabric, surroundings
 from simulator.execution.serving_draws import (
     BY_EXPERT_ROWS,
     CORES,
+    ServingRanks,
     draw_ranks,
     meets,
     priors_of,
@@ -48,6 +49,7 @@ from simulator.hardware.network.flows import Network
 from simulator.hardware.network.topology import Fabric
 from simulator.scenario.events import CHANNELS, Channel, EventsInputs
 from simulator.workload.iteration import WIRES, section_starts
+from simulator.workload.skew import Single
 from simulator.workload.task_graph import COLLECTIVE_SEGMENTS, Task, TaskGraph
 
 Array = NDArray[np.float64]
@@ -100,17 +102,6 @@ def _as_the_timeline(step: ServingStep) -> GroupRun:
         timeline=timeline.run(graph, seconds, gap, rank_axis=0),
         channels=(),
     )
-
-
-@dataclass(slots=True)
-class _Drawn:
-    """Ranks of one realisation; rows over their mean by layer with experts and micro-batch."""
-
-    clock: Array
-    """[ranks]"""
-    slow: Array
-    work: list[Array]
-    rows: list[list[Array]]
 
 
 class _Layers:
@@ -220,30 +211,29 @@ class _Layers:
 
     # --- ranks
 
-    def _draw(self) -> _Drawn:
+    def _draw(self) -> ServingRanks:
         priors = {name: np.array([prior.value]) for name, prior in priors_of(self.job.skew).items()}
-        found = draw_ranks(self.step, priors, np.random.default_rng((self.model.seed, 7)))
-        return _Drawn(
-            clock=found.clock[..., 0].ravel().astype(np.float64),
-            slow=found.slow[..., 0].ravel().astype(np.float64),
-            work=[
-                np.broadcast_to(one[..., 0], found.clock.shape[:2]).ravel().astype(np.float64)
-                for one in found.work
-            ],
-            rows=[[part[..., 0].ravel().astype(np.float64) for part in one] for one in found.rows],
-        )
+        return draw_ranks(self.step, priors, np.random.default_rng((self.model.seed, 7)))
+
+    def _of_ranks(self, one: Single) -> Array:
+        """[ranks], what the only draw says of each."""
+        assert self.ranks is not None
+        drawn = np.broadcast_to(one[..., 0], self.ranks.clock.shape[:2])
+        return drawn.ravel().astype(np.float64)
 
     def _rows(self, task: Task) -> Array:
         """[ranks], rows over their mean in the layer and micro-batch of a task."""
         if self.ranks is None or not self.ranks.rows or task.layer not in self.experts:
             return np.ones(self.job.gpus)
-        return self.ranks.rows[self.experts.index(task.layer)][max(task.micro_batch, 0)]
+        rows = self.ranks.rows[self.experts.index(task.layer)][max(task.micro_batch, 0)]
+        return self._of_ranks(rows)
 
     def _factors(self, alone: Array, sms: list[int]) -> RankFactors:
         found = alike(self.graph, ranks=self.job.gpus)
         if self.ranks is None:
             return found
         work, speed = found.work.copy(), found.work.copy()
+        clock, slow = self._of_ranks(self.ranks.clock), self._of_ranks(self.ranks.slow)
         clocked = self.model.kernels.costs.clocked_shares(self.operators, alone, sms=sms)
         nodes, ratios = self._ratios_of_rows()
         for place, (task, operator) in enumerate(
@@ -253,10 +243,9 @@ class _Layers:
             if of_rows is not None and task.part in BY_EXPERT_ROWS:
                 work[place] = np.interp(self._rows(task), nodes, of_rows)
             if self.kernel[place]:
-                clock = 1 + clocked[place] * (self.ranks.clock - 1)
-                speed[place] = clock * self.ranks.slow
+                speed[place] = (1 + clocked[place] * (clock - 1)) * slow
                 if operator.kind in CORES:
-                    work[place] *= self.ranks.work[task.micro_batch]
+                    work[place] *= self._of_ranks(self.ranks.work[task.micro_batch])
         return RankFactors(work, speed, found.rows)
 
     def _ratios_of_rows(self) -> tuple[Array, dict[int, Array]]:
@@ -264,7 +253,7 @@ class _Layers:
         assert self.ranks is not None
         if not self.ranks.rows:
             return np.ones(1), {}
-        every = np.concatenate([part for one in self.ranks.rows for part in one])
+        every = np.concatenate([self._of_ranks(part) for one in self.ranks.rows for part in one])
         nodes = np.linspace(every.min(), max(every.max(), every.min() * (1 + 1e-6)), 9)
         starts = section_starts(self.step.operators)
         found: dict[int, Array] = {}
