@@ -21,7 +21,6 @@ from hardware_profiles.units import (
 )
 from reports.perfetto import (
     PERFETTO_FILE,
-    Moment,
     arrow,
     counter,
     name_process,
@@ -319,7 +318,7 @@ def collective_events(result: CollectiveResult) -> Iterator[dict[str, Any]]:
                 yield slice_of(track, many, (start, last), {"bytes": payload})
                 if place:
                     before = within(phases[place - 1][:2], track)
-                    yield from arrow(next(numbers), "waits for", before, Moment(track, start))
+                    yield from arrow(next(numbers), "waits for", before, (track, start))
                 if last > start:
                     rate = {"bytes/s": payload / (last - start)}
                     yield counter(process, f"flows of {name} (bytes/s)", start, rate)

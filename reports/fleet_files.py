@@ -14,7 +14,6 @@ from reports.parquet import write_columns
 from reports.perfetto import (
     PERFETTO_FILE,
     Event,
-    Moment,
     arrow,
     counter,
     microseconds,
@@ -196,5 +195,5 @@ def _arrows(requests: RowBlock, iterations: RowBlock) -> Iterator[Event]:
                 int(number),
                 "KV cache of a request",
                 within(given, (1 + int(source), 0)),
-                Moment((1 + int(target), 0), taken[0]),
+                ((1 + int(target), 0), taken[0]),
             )

@@ -125,11 +125,9 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Text as it was written, folded away where it is long."""
+    """Text as it was written."""
 
     text: str
-    folded: str = ""
-    """What to press to see it; empty for always open."""
 
 
 Block: TypeAlias = Chart | Table | Shares | Code | str

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,17 +18,11 @@ PERFETTO_FILE = "perfetto.json"
 Event: TypeAlias = dict[str, Any]
 Track: TypeAlias = tuple[int, int]
 """(process, thread)"""
+OnTrack: TypeAlias = tuple[Track, Seconds]
+"""A place on a track that an arrow begins or ends at; a slice has to be there."""
 
 _MICROSECOND = unit_factor("us", "time")
 _NANO = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A place on a track that an arrow begins or ends at; a slice has to be there."""
-
-    track: Track
-    at_s: Seconds
 
 
 def write_trace(events: Iterable[Event], path: Path) -> None:
@@ -77,24 +70,25 @@ def slice_of(
     return event
 
 
-def arrow(number: int, name: str, start: Moment, end: Moment) -> Iterator[Event]:
+def arrow(number: int, name: str, start: OnTrack, end: OnTrack) -> Iterator[Event]:
     """An arrow from a slice to a later one.
 
     Args:
         number: of the arrow, one for each in a trace.
-        start: a moment within the slice that it comes from.
+        start: within the slice that it comes from.
         end: the beginning of the slice that it leads to.
     """
-    first, last = microseconds(start.at_s), microseconds(end.at_s)
+    (source, start_s), (target, end_s) = start, end
+    first, last = microseconds(start_s), microseconds(end_s)
     both = {"id": number, "name": name, "cat": name}
-    yield both | {"ph": "s", "pid": start.track[0], "tid": start.track[1], "ts": min(first, last)}
-    yield both | {"ph": "f", "bp": "e", "pid": end.track[0], "tid": end.track[1], "ts": last}
+    yield both | {"ph": "s", "pid": source[0], "tid": source[1], "ts": min(first, last)}
+    yield both | {"ph": "f", "bp": "e", "pid": target[0], "tid": target[1], "ts": last}
 
 
-def within(span: tuple[Seconds, Seconds], track: Track) -> Moment:
+def within(span: tuple[Seconds, Seconds], track: Track) -> OnTrack:
     """The last moment that lies inside a slice."""
     start, end = span
-    return Moment(track, max(start, end - _NANO * _MICROSECOND))
+    return (track, max(start, end - _NANO * _MICROSECOND))
 
 
 def counter(process: int, name: str, at_s: Seconds, values: Mapping[str, float]) -> Event:

@@ -17,7 +17,6 @@ import numpy as np
 from hardware_profiles.units import Seconds
 from reports.perfetto import (
     Event,
-    Moment,
     arrow,
     counter,
     name_process,
@@ -91,7 +90,7 @@ def _sends(run: TrainingRun, numbers: Iterator[int]) -> Iterator[Event]:
                 made = first[need.rank] + need.position
                 name = "activations" if need.work == FORWARD else "gradients"
                 source = within((starts[made], ends[made]), (need.rank + 1, 0))
-                yield from arrow(next(numbers), f"send {name}", source, Moment((rank + 1, 0), at))
+                yield from arrow(next(numbers), f"send {name}", source, ((rank + 1, 0), at))
 
 
 def _memory(run: TrainingRun) -> Iterator[Event]:
@@ -116,7 +115,7 @@ def waits_of(log: Log, process: int, numbers: Iterator[int]) -> Iterator[Event]:
                 source = (process, STREAMS.index(tasks[other].stream.value))
                 target = (process, STREAMS.index(task.stream.value))
                 yield from arrow(next(numbers), "waits for", within((starts[other], ends[other]),
-                                 source), Moment(target, starts[place]))  # fmt: skip
+                                 source), (target, starts[place]))  # fmt: skip
 
 
 def uses_of(log: Log, process: int, *, sms: int) -> Iterator[Event]:

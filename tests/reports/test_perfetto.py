@@ -3,7 +3,6 @@
 import json
 
 from reports.perfetto import (
-    Moment,
     arrow,
     counter,
     name_process,
@@ -22,7 +21,7 @@ def test_a_slice_is_in_microseconds_and_whole_nanoseconds():
 
 
 def test_an_arrow_begins_inside_one_slice_and_ends_at_another():
-    start, end = arrow(7, "send", within((0.0, 2e-6), (1, 0)), Moment((2, 0), 3e-6))
+    start, end = arrow(7, "send", within((0.0, 2e-6), (1, 0)), ((2, 0), 3e-6))
     assert (start["ph"], start["id"], start["pid"], start["ts"]) == ("s", 7, 1, 1.999)
     assert (end["ph"], end["bp"], end["id"], end["pid"], end["ts"]) == ("f", "e", 7, 2, 3.0)
 
