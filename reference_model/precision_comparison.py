@@ -131,7 +131,8 @@ def _train(settings: TrainingSettings, held_out_batches: int) -> TrainedRun:
     training = Training(settings)
     training.run()
     losses = np.array([record.main for record in training.history])
-    return TrainedRun(losses, training.evaluate(batches=held_out_batches).main)
+    held_out, _, _ = training.evaluate(batches=held_out_batches)
+    return TrainedRun(losses, held_out)
 
 
 @dataclass(frozen=True, slots=True)

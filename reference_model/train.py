@@ -124,15 +124,6 @@ class StepRecord(NamedTuple):
     """The balance loss, without its weight; 1 where every sequence is balanced."""
 
 
-class Evaluation(NamedTuple):
-    """Held-out data, not trained on."""
-
-    main: float
-    mtp: float
-    load: Tensor
-    """int64 [layers, experts]"""
-
-
 class Training:
     """A run: its model, its optimizer and what it did so far."""
 
@@ -179,8 +170,9 @@ class Training:
             if on_step is not None:
                 on_step(record)
 
-    def evaluate(self, *, batches: int) -> Evaluation:
-        """Losses and expert load on held-out data."""
+    def evaluate(self, *, batches: int) -> tuple[float, float, Tensor]:
+        """Losses of the next token and of the one after on held-out data, and the load of experts
+        there, int64 [layers, experts]."""
         main, mtp, loads = [], [], []
         for batch in range(batches):
             tokens = self.source.held_out(
@@ -192,7 +184,7 @@ class Training:
             if self.config.num_moe_layers:
                 loads.append(expert_load(saved, experts=self.config.n_routed_experts).cpu())
         load = torch.stack(loads).sum(dim=0) if loads else torch.zeros((0, 0), dtype=torch.int64)
-        return Evaluation(sum(main) / batches, sum(mtp) / batches, load)
+        return sum(main) / batches, sum(mtp) / batches, load
 
     def batch(self, step: int) -> Tensor:
         """Sequences of a step, int64 [sequences, length], on the model's device."""

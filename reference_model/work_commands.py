@@ -236,9 +236,9 @@ def _train(options: argparse.Namespace) -> None:
     if len(training.history) < training.settings.steps:
         print(f"stopped    after step {len(training.history)}, loss {_last_loss(training)}")
         return
-    held_out = training.evaluate(batches=options.held_out_batches)
+    main, mtp, _ = training.evaluate(batches=options.held_out_batches)
     print(f"last step  loss {_last_loss(training)}")
-    print(f"held out   loss {held_out.main:.4f} (next token), {held_out.mtp:.4f} (the one after)")
+    print(f"held out   loss {main:.4f} (next token), {mtp:.4f} (the one after)")
 
 
 def _print_header(
@@ -384,25 +384,25 @@ def _balance(options: argparse.Namespace) -> None:
     for name, run in runs.items():
         training = Training(run)
         training.run()
-        result = training.evaluate(batches=options.held_out_batches)
+        loss, _, load = training.evaluate(batches=options.held_out_batches)
         config = training.config
         violations = [
             sum(r.max_violation for r in training.history[i : i + fifth]) / fifth
             for i in range(0, 5 * fifth, fifth)
         ]
-        main = result.load[: config.num_moe_layers]
+        main = load[: config.num_moe_layers]
         held_out = float(group_imbalance(main, ranks=config.n_routed_experts).mean()) - 1
         ranks = [
             f"{count}: {float(group_imbalance(main, ranks=count).max()):.2f}"
             for count in group_sizes(config.n_routed_experts)
         ]
         cells = "".join(f"{value:>7.2f}" for value in violations)
-        _print(f"{titles[name]:<24}{cells}{held_out:>10.2f}{result.main:>9.4f}  {', '.join(ranks)}")
+        _print(f"{titles[name]:<24}{cells}{held_out:>10.2f}{loss:>9.4f}  {', '.join(ranks)}")
         if options.out is not None:
             folder = options.out / name
             training.save(folder)
-            write_expert_load(result.load, config, folder / "expert_load.csv")
-            write_group_imbalance(result.load, config, folder / "group_imbalance.csv")
+            write_expert_load(load, config, folder / "expert_load.csv")
+            write_group_imbalance(load, config, folder / "group_imbalance.csv")
     if options.out is not None:
         print(f"written    {options.out}/{{{','.join(runs)}}}/: {LOSSES}, expert_load.csv,")
         print("           group_imbalance.csv; expert_load.csv is what a serving job of the")

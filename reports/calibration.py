@@ -14,7 +14,7 @@ from hardware_profiles.estimates import Estimate, TimeEstimate
 from hardware_profiles.fields import Profile
 from hardware_profiles.schema import CalibrationProfile
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
-from simulator.calibration.collective_fit import FittedTransport
+from simulator.calibration.collective_fit import CollectiveErrors
 from simulator.calibration.kernel_choice import RULE, Choice, kernel_of, kernel_text
 from simulator.calibration.modules import ModuleError
 from simulator.calibration.normal_fit import FittedLaw
@@ -36,18 +36,17 @@ def calibration_tables(profile: CalibrationProfile) -> list[Table]:
     return [*judged, _inputs(profile)]
 
 
-def collective_table(fitted: FittedTransport) -> Table:
+def collective_table(name: str, fitted: Mapping[tuple[str, str], CollectiveErrors]) -> Table:
     """How well collective operations are known, by operation and range of size."""
     table = Table(
-        title=f"transport {fitted.raw['name']}: error of left-out sizes, all numbers of GPUs at "
-        "once",
+        title=f"transport {name}: error of left-out sizes, all numbers of GPUs at once",
         title_justify="left",
     )
     table.add_column("operation, types")
     for column in ("up to", "rows", "median / p90", "repeats", "in 80% interval"):
         table.add_column(column, justify="right")
-    for (operation, types), errors in fitted.errors.items():
-        noise = np.expm1(np.abs(fitted.noise[operation, types]))
+    for (operation, types), errors in fitted.items():
+        noise = np.expm1(np.abs(errors.noise))
         repeats = "none"
         if len(noise):
             repeats = f"{np.median(noise):.1%} / {np.quantile(noise, 0.9):.1%}"

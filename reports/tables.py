@@ -222,14 +222,7 @@ def action_table(step: TrainingStep) -> pd.DataFrame:
             ("reduce gradients", optimizer.reduce_s),
             *([("orthogonalize", optimizer.orthogonalize_s)] if optimizer.products else []),
             ("update parameters", optimizer.update_s),
-            *(
-                [
-                    ("copy over PCIe", optimizer.offloaded.copies_s),
-                    ("update on the CPU", optimizer.offloaded.cpu_s),
-                ]
-                if optimizer.offloaded
-                else []
-            ),
+            *zip(("copy over PCIe", "update on the CPU"), optimizer.on_cpu_s or (), strict=False),
             ("gather parameters", optimizer.gather_s),
         ):
             rows.append(

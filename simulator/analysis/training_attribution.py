@@ -152,9 +152,8 @@ def _of_some_optimizers(slowest: OptimizerStep) -> list[Cause]:
     found = []
     if slowest.products is not None:
         found.append(Cause(*ORTHOGONALIZE, slowest.orthogonalize_s))
-    if slowest.offloaded is not None:
-        found.append(Cause(*ON_CPU[0], slowest.offloaded.copies_s))
-        found.append(Cause(*ON_CPU[1], slowest.offloaded.cpu_s))
+    for name, seconds in zip(ON_CPU, slowest.on_cpu_s or (), strict=False):
+        found.append(Cause(*name, seconds))
     return found
 
 

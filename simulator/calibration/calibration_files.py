@@ -189,7 +189,7 @@ def write_calibration(
     table, shipped = _table_to_write(out, sources), _shipped_tables()
     beside = {}
     if result.transport is not None:
-        beside["collectives"] = beside_text(result.transport.raw)
+        beside["collectives"] = beside_text(result.transport[0])
     if result.normal:
         raw = normal_kernels(
             f"{out.stem}{_NORMAL}", result.normal, gpus=[result.profile.gpu], source=SOURCE

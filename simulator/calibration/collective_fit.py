@@ -43,24 +43,15 @@ QUANTILE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class FittedTransport:
-    """A transport's file of measured collective operations, and how well it is known."""
-
-    raw: Raw
-    errors: Mapping[Key, CollectiveErrors]
-    """Of left-out sizes, by operation and types."""
-    noise: Mapping[Key, Array]
-    """[rows that were repeated], log of each over the median of its repeats; what no curve gets
-    below."""
-
-
-@dataclass(frozen=True, slots=True)
 class CollectiveErrors:
     """Rows of one operation that others predicted; arrays [rows]."""
 
     size: Array
     ranks: NDArray[np.int64]
     error: Array
+    noise: Array
+    """[rows that were repeated], log of each over the median of its repeats; what no curve gets
+    below."""
 
     @property
     def group(self) -> NDArray[np.intp]:
@@ -164,7 +155,7 @@ def leave_sizes_out(rows: Sequence[Measurement]) -> CollectiveErrors:
             if _size(row, "bytes") == left_out and curve is not None:
                 error = np.log(row.seconds) - curve.log_at(left_out)
                 found.append((float(left_out), curve.ranks, float(error)))
-    return _errors(found)
+    return _errors(found, rows)
 
 
 def leave_ranks_out(rows: Sequence[Measurement], ranks: int) -> CollectiveErrors:
@@ -176,7 +167,8 @@ def leave_ranks_out(rows: Sequence[Measurement], ranks: int) -> CollectiveErrors
             for row in rows
             for size in (_size(row, "bytes"),)
             if others and _size(row, "ranks") == ranks
-        ]
+        ],
+        rows,
     )
 
 
@@ -197,9 +189,11 @@ def _size(row: Measurement, name: str) -> int:
     return dict(row.sizes)[name]
 
 
-def _errors(found: Sequence[tuple[float, int, float]]) -> CollectiveErrors:
+def _errors(
+    found: Sequence[tuple[float, int, float]], rows: Sequence[Measurement]
+) -> CollectiveErrors:
     size, ranks, error = np.array(found, dtype=float).reshape(-1, 3).T
-    return CollectiveErrors(size, ranks.astype(np.int64), error)
+    return CollectiveErrors(size, ranks.astype(np.int64), error, repeat_noise(rows))
 
 
 def _points(by_size: Mapping[int, Sequence[float]]) -> dict[float, float]:
@@ -253,8 +247,9 @@ def _operation(key: Key, rows: Sequence[Measurement], errors: CollectiveErrors) 
 
 def transport_of(
     name: str, rows: Sequence[Measurement], *, gpu: GpuProfile, library: str, source: str
-) -> FittedTransport:
-    """A transport's file of measured collective operations.
+) -> tuple[Raw, Mapping[Key, CollectiveErrors]]:
+    """A transport's file of measured collective operations, and the errors of its left-out sizes by
+    operation and types.
 
     The achieved share of NVLink, for what has no rows, is that of the largest all-gather among most
     GPUs, with that of all operations as its interval. NICs are not measured within a host: theirs
@@ -295,13 +290,12 @@ def transport_of(
             "copy_bandwidth_per_sm": "no limit: the library takes the SMs that it needs",
         },
     }
-    noise = {key: repeat_noise(table) for key, table in tables_of(rows).items() if key in errors}
-    return FittedTransport(raw, errors, noise)
+    return raw, errors
 
 
 def fitted_transport(
     name: str, rows: Sequence[Measurement], *, gpu: GpuProfile
-) -> FittedTransport | None:
+) -> tuple[Raw, Mapping[Key, CollectiveErrors]] | None:
     """The transport of what a calibration's rows hold of collective operations; None where no
     operation has rows of three sizes at one number of GPUs."""
     mine = [row for row in rows if row.kind in KINDS]

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hardware_profiles.fields import Raw
 from hardware_profiles.schema import CalibrationProfile, load_calibration, load_gpu
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement
-from simulator.calibration.collective_fit import KINDS, FittedTransport, fitted_transport
+from simulator.calibration.collective_fit import KINDS, CollectiveErrors, fitted_transport
 from simulator.calibration.family_fit import LEAST_ROWS, HeldOutRow, fit_families
 from simulator.calibration.kernel_choice import choose_versions
 from simulator.calibration.normal_fit import (
@@ -52,8 +53,8 @@ class Calibration:
     """The mapping of each source."""
     completed: tuple[str, ...] = ()
     """What the rows lack: "calibration that answers: kinds of kernels"."""
-    transport: FittedTransport | None = None
-    """Of rows of collective operations, which a file of its own holds."""
+    transport: tuple[Raw, Mapping[tuple[str, str], CollectiveErrors]] | None = None
+    """Of rows of collective operations: a file of its own, and errors by operation and types."""
     normal: Mapping[Key, FittedLaw] = field(default_factory=dict)
     """Laws of normal dispatch and combine kernels by SMs, likewise."""
     modules: tuple[Path, ...] = ()

@@ -129,7 +129,8 @@ def calibrate(
         pooled = write_calibration_run(result, directory, inputs=inputs)
     errors = [pooled_table(pooled, POOLED_ROWS)] if result.profile.fits else []
     if result.transport is not None:
-        errors.append(collective_table(result.transport))
+        raw, left_out = result.transport
+        errors.append(collective_table(raw["name"], left_out))
     if result.normal:
         errors.append(normal_table(result.normal))
     beside = [module_table(modules)] if modules else []

@@ -42,16 +42,6 @@ class HostState:
         return self.optimizer + self.averages
 
 
-@dataclass(frozen=True, slots=True)
-class OffloadedUpdate:
-    """An update on the CPU."""
-
-    copies_s: Seconds
-    """Gradients to it and parameters back over PCIe."""
-    cpu_s: Seconds
-    """The update at the peak of its memory."""
-
-
 def host_state(held: HeldParameters, sharding: Sharding, *, ema: str) -> HostState:
     """What a GPU has in CPU memory.
 
@@ -83,17 +73,16 @@ def host_states(
     return states
 
 
-def offloaded_update(state: HostState, cluster: ClusterProfile) -> OffloadedUpdate:
-    """Times of an update on the CPU.
+def offloaded_update(state: HostState, cluster: ClusterProfile) -> tuple[Seconds, Seconds]:
+    """Times of an update on the CPU: of copies over PCIe, gradients to it and parameters back, and
+    of the update at the peak of its memory.
 
     Raises:
         ValueError: a cluster that says nothing of its CPUs.
     """
     link = host_link(cluster, gpus=1)
-    return OffloadedUpdate(
-        copies_s=link.send(link.send(0.0, state.gradients), state.parameters),
-        cpu_s=_memory_seconds(state.updating, _host(cluster), cluster),
-    )
+    copies_s = link.send(link.send(0.0, state.gradients), state.parameters)
+    return copies_s, _memory_seconds(state.updating, _host(cluster), cluster)
 
 
 def averaging_seconds(state: HostState, cluster: ClusterProfile) -> Seconds:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds
 from reference_model.trace import Operator
-from simulator.execution.host_state import OffloadedUpdate, host_state, offloaded_update
+from simulator.execution.host_state import host_state, offloaded_update
 from simulator.execution.training_fabric import StepLoads, collective_groups, copies_of
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
@@ -152,8 +152,8 @@ class OptimizerStep:
     """Ends of the 80% interval of both exchanges together."""
     products: Prediction | None = None
     """Times of the products with which the busiest owner orthogonalises its matrices, if any."""
-    offloaded: OffloadedUpdate | None = None
-    """The update on the CPU, where it is there."""
+    on_cpu_s: tuple[Seconds, Seconds] | None = None
+    """Copies over PCIe and the update on the CPU, where it is there."""
 
     @property
     def orthogonalize_s(self) -> Seconds:
@@ -163,9 +163,8 @@ class OptimizerStep:
     @property
     def total_s(self) -> Seconds:
         """All of it, one after the other."""
-        off = self.offloaded
-        on_cpu = 0.0 if off is None else off.copies_s + off.cpu_s
-        return self.reduce_s + self.orthogonalize_s + self.update_s + on_cpu + self.gather_s
+        on_cpu_s = sum(self.on_cpu_s or ())
+        return self.reduce_s + self.orthogonalize_s + self.update_s + on_cpu_s + self.gather_s
 
 
 def exchanges_in_chunks(sharding: Sharding, overlapped: tuple[bool, bool]) -> bool:
@@ -366,7 +365,7 @@ def optimizer_step(
         gather_s=float(gathered[0]),
         exchange_ends_s=(low, high),
         products=costs.predict(products, sms=sms, overlapped=False) if products else None,
-        offloaded=offloaded_update(host_state(held, sharding, ema="none"), transfers.cluster)
+        on_cpu_s=offloaded_update(host_state(held, sharding, ema="none"), transfers.cluster)
         if offloaded
         else None,
     )

@@ -578,9 +578,10 @@ class _Drawing:
             found = exchanged(part, self.normal) + part.update_s * slower
             if part.products is not None:
                 found = found + scaled_seconds(part.products, self.draws).sum(axis=0)
-            if part.offloaded is not None:
+            if part.on_cpu_s is not None:
+                copies_s, cpu_s = part.on_cpu_s
                 on_cpu = 1 / self.priors["optimizer.cpu_efficiency"] if self.skewed else 1.0
-                found = found + part.offloaded.copies_s + part.offloaded.cpu_s * on_cpu
+                found = found + copies_s + cpu_s * on_cpu
             return np.broadcast_to(found, self.samples)
 
         return np.array([drawn_step(part) for part in self.ideal.optimizer])

@@ -14,7 +14,7 @@ from reports.calibration import (
     pooled_table,
 )
 from reports.calibration_report import PooledError
-from simulator.calibration.collective_fit import CollectiveErrors, FittedTransport
+from simulator.calibration.collective_fit import CollectiveErrors
 from simulator.calibration.kernel_choice import choose_versions
 from simulator.calibration.normal_fit import FittedLaw
 from simulator.calibration.sources import read_sources
@@ -106,9 +106,9 @@ def test_collective_operations_are_shown_by_range_of_size():
         size=np.array([1024.0, 2048.0, 2.0**25]),
         ranks=np.full(3, 2),
         error=np.log([1.02, 1.04, 1.1]),
+        noise=np.zeros(0),
     )
-    key = ("all_gather", "any")
-    table = collective_table(FittedTransport({"name": "mine"}, {key: errors}, {key: np.zeros(0)}))
+    table = collective_table("mine", {("all_gather", "any"): errors})
     # In the first range the smaller error lies inside what the other says, the larger does not; the
     # last range has one size, which nothing judges.
     assert [cells(table, i) for i in range(6)] == [

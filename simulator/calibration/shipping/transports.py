@@ -59,7 +59,7 @@ def transport_file(gpu: str, tables: Path) -> str:
         rows += [r for r in own if r.kind == "send" and r.condition("launch") == "queued"]
         source = f"{SOURCE}; {OWN_SOURCE}"
     name = f"{NCCL}_{gpu}"
-    raw = transport_of(name, rows, gpu=load_gpu(gpu), library=f"NCCL {VERSION}", source=source).raw
+    raw, _ = transport_of(name, rows, gpu=load_gpu(gpu), library=f"NCCL {VERSION}", source=source)
     to_profile(TransportProfile, raw, where=name)
     heading = (
         "# NCCL within one host, by operation, number of GPUs and size, as nccl-tests count\n"

@@ -42,9 +42,9 @@ def test_an_offloaded_optimizer_keeps_its_state_and_room_for_what_travels():
 
 
 def test_an_update_on_the_cpu_takes_pcie_both_ways_and_a_share_of_its_memory():
-    update = offloaded_update(state(offload="cpu")[1], B200)
-    assert update.copies_s == pytest.approx(SHARD * 6 / 64e9, rel=1e-12)
-    assert update.cpu_s == pytest.approx(SHARD * 22 * 8 / 716.8e9, rel=1e-12)
+    copies_s, cpu_s = offloaded_update(state(offload="cpu")[1], B200)
+    assert copies_s == pytest.approx(SHARD * 6 / 64e9, rel=1e-12)
+    assert cpu_s == pytest.approx(SHARD * 22 * 8 / 716.8e9, rel=1e-12)
 
 
 def test_moving_averages_take_a_copy_of_the_shard_and_three_passes_of_memory():
