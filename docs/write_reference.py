@@ -16,6 +16,7 @@ import typer
 
 import simulator
 from simulator.analysis.every_metric import METRICS
+from simulator.analysis.named_fields import with_known_names
 from simulator.cli.app import command_line
 from simulator.scenario.describe import Field, scenario_fields
 from simulator.scenario.files import known_scenarios, load_scenario
@@ -87,7 +88,7 @@ def fields() -> Iterator[str]:
     )
     yield MADE
     blocks: dict[str, list[Field]] = {}
-    for field in scenario_fields():
+    for field in with_known_names(scenario_fields()):
         blocks.setdefault(field.path.rpartition(".")[0], []).append(field)
     for block, inside in blocks.items():
         yield f"\n## {block or 'a scenario file'}\n"

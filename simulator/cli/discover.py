@@ -43,6 +43,7 @@ def show_fields(
 ) -> None:
     """Fields: what files may say: value, unit, default, meaning."""
     from reports.discovery import field_tables
+    from simulator.analysis.named_fields import with_known_names
     from simulator.scenario.describe import find_fields, scenario_fields
 
     if path is not None:
@@ -50,6 +51,7 @@ def show_fields(
     else:
         every = scenario_fields()
         found = list(every) if as_json else [field for field in every if "." not in field.path]
+    found = with_known_names(found)
     if as_json:
         print(json.dumps({"fields": [field.to_json() for field in found]}, ensure_ascii=False))
         return

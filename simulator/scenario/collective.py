@@ -53,10 +53,8 @@ class Operation(Profile):
     """What is moved: a collective of NCCL's, a send, a transfer of KV cache, or the dispatch or
     combine of an all-to-all of experts."""
     algorithm: str | None = None
-    """Form of the operation; by default the first that it has. all_to_all: direct or rail.
-    all_gather and reduce_scatter: ring or direct. all_reduce: ring, tree or hierarchical.
-    broadcast: tree or ring. dispatch, combine and dispatch_and_combine: normal, low_latency or
-    low_latency_mixed."""
+    """Form of the operation, by name, by default the first that it has; an unknown one is answered
+    with all."""
     gpus: PositiveInt | None = None
     """GPUs that take part, from ``first_gpu`` on; all of the cluster where not given."""
     first_gpu: NonNegativeInt = 0

@@ -43,7 +43,7 @@ class OptimizerTypes(Profile):
     3.3.3."""
 
     name: str = "adamw"
-    """The optimizer: adamw, muon or lion."""
+    """The optimizer, by name; an unknown one is answered with all."""
     master: Float = "float32"
     """Of the weights that the optimizer updates, beside those that compute."""
     gradients: Float = "float32"

@@ -5,7 +5,6 @@ import re
 import pytest
 
 from hardware_profiles.profile_files import known_profiles
-from simulator.hardware.network.collectives import ALL_TO_ALLS, COLLECTIVES, EXCHANGES
 from simulator.hardware.network.topology import TOPOLOGIES
 from simulator.scenario.describe import (
     Field,
@@ -17,7 +16,6 @@ from simulator.scenario.describe import (
 from simulator.scenario.files import load_scenario
 from simulator.workload.recipes import RECIPES
 from simulator.workload.schedules.known import SCHEDULES
-from simulator.workload.sharding import OPTIMIZERS
 
 
 def field(path):
@@ -65,17 +63,12 @@ def test_meanings_point_into_no_code():
     assert [one.path for one in scenario_fields() if inside.search(one.meaning)] == []
 
 
-FORMS = {form for forms in COLLECTIVES.values() for form in forms}
-
-
 @pytest.mark.parametrize(
     ("path", "names"),
     [
         ("training.schedule", SCHEDULES),
-        ("training.optimizer.name", OPTIMIZERS),
         ("model.recipe", RECIPES),
         ("cluster.fabric.topology", TOPOLOGIES),
-        ("collective.operation.algorithm", {*ALL_TO_ALLS, *EXCHANGES, *FORMS}),
         ("collective.transport", known_profiles("transports")),
         ("serving_step.all_to_all.low_latency", known_profiles("low_latency")),
         ("offload.server", known_profiles("servers")),
