@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hardware_profiles.units import unit_factor
 from simulator.analysis.pretraining import PretrainingRun
 from simulator.analysis.published import beside_published
-from simulator.execution.draws import TAIL
+from simulator.execution.draws import ends
 from simulator.execution.pretraining import CAUSES
 
 Array = NDArray[np.float64]
@@ -74,9 +74,7 @@ def pretraining_metrics(run: PretrainingRun) -> dict[str, Any]:
         "incidents": {kind: count / len(run.logs) for kind, count in sorted(counts.items())},
         "checkpoint": _checkpoint(run),
         "phases": _phases(run, price),
-        "interval_80": {
-            name: np.quantile(values, [TAIL, 1 - TAIL]).tolist() for name, values in every.items()
-        },
+        "interval_80": {name: ends(values) for name, values in every.items()},
     }
     metrics["published"] = beside_published(run.scenario.file.published, metrics)
     return metrics

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
-from simulator.execution.draws import TAIL
+from simulator.execution.draws import ends
 from simulator.execution.training_draws import TrainingDraws
 
 Array = NDArray[np.float64]
@@ -36,12 +36,6 @@ def central_mean(drawn: TrainingDraws, values: Array) -> Array:
     middle = order[max(0, count // 2 - reach) : count // 2 + reach]
     scale = drawn.expected_s / drawn.step_s[middle].mean()
     return np.asarray(values[..., middle].mean(axis=-1) * scale)
-
-
-def ends(values: Array) -> list[float]:
-    """[low, high], the 80% interval of [draws]."""
-    low, high = np.quantile(values, [TAIL, 1 - TAIL])
-    return [float(low), float(high)]
 
 
 def cause_seconds(drawn: TrainingDraws, *, ideal_s: Seconds) -> dict[str, Seconds]:

@@ -22,12 +22,12 @@ from simulator.analysis.published import beside_published, metric_at
 from simulator.analysis.training_attribution import attribute_step
 from simulator.analysis.training_expected import (
     central_mean,
-    ends,
     interval_metrics,
     prior_shares,
     ridge,
     waiting_metrics,
 )
+from simulator.execution.draws import ends
 from simulator.execution.host_state import averaging_seconds
 from simulator.execution.timeline import ROUNDING, hidden_communication, waiting
 from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun, TrainingStep

@@ -60,6 +60,14 @@ class Draws:
 
 def scaled_seconds(times: Prediction, draws: Draws) -> Array:
     """[times, samples] seconds moved within their intervals, each family together."""
+    # Layers that are alike have the same times, which are moved once.
+    alike: dict[tuple[object, ...], int] = {}
+    columns = (times.seconds, times.low, times.high, times.provenance, *times.common)
+    rows = zip(times.family, *(column.tolist() for column in columns), strict=True)
+    places = [alike.setdefault(row, len(alike)) for row in rows]
+    if len(alike) < len(places):
+        firsts = dict(zip(reversed(places), range(len(places) - 1, -1, -1), strict=True))
+        return scaled_seconds(times.at([firsts[n] for n in range(len(firsts))]), draws)[places]
     # A stage without layers has no times.
     own = np.array([draws.of(family) for family in times.family]).reshape(-1, len(draws.common))
     share = draws.common_share
@@ -143,5 +151,19 @@ def drawn(prior: Ends, normal: Array) -> Array:
 
 def interval(samples: Array, *, value: float) -> list[float]:
     """Low and high end of the central 80% of the samples, widened to hold the value itself."""
-    low, high = np.quantile(samples, [TAIL, 1 - TAIL])
-    return [min(float(low), value), max(float(high), value)]
+    low, high = ends(samples)
+    return [min(low, value), max(high, value)]
+
+
+def ends(samples: Array) -> list[float]:
+    """Low and high end of the central 80% of the samples, linear between two of them.
+
+    As `np.quantile` says, which would import numpy's masked arrays for it.
+    """
+    ordered = np.sort(samples).tolist()
+    found = []
+    for share in (TAIL, 1 - TAIL):
+        below, part = divmod(share * (len(ordered) - 1), 1.0)
+        low, high = ordered[int(below)], ordered[min(int(below) + 1, len(ordered) - 1)]
+        found.append(low + part * (high - low) if part < 0.5 else high - (1 - part) * (high - low))
+    return found

@@ -126,7 +126,7 @@ def _step_loads(
         beyond = flows.beyond(layout.gpus_per_domain)
         of_sender = _of_ranks(cluster, beyond, layout, divided=1)
         leaving = set(beyond.rank.tolist())
-        for rank in np.unique(flows.rank).tolist():
+        for rank in sorted(set(flows.rank.tolist())):
             sends[rank, rank + distance] = of_sender[rank] if rank in leaving else None
     return StepLoads(
         all_to_all=tuple(_of_all_to_all(cluster, load) for load in all_to_all),

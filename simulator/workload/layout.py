@@ -543,7 +543,7 @@ def _parts_of(layout: ParallelLayout, axis: str) -> tuple[int, ...]:
     """`ParallelLayout.parts_of`, worked out once."""
     groups = layout.groups_of(axis)
     shapes = {
-        tuple(np.unique(domains, return_counts=True)[1].tolist())
-        for domains in np.unique(groups // layout.gpus_per_domain, axis=0)
+        tuple(number for _, number in sorted(Counter(domains).items()))
+        for domains in set(map(tuple, (groups // layout.gpus_per_domain).tolist()))
     }
     return min(sorted(shapes), key=min)

@@ -10,7 +10,6 @@ from simulator.analysis.training_expected import (
     CAUSES,
     cause_seconds,
     central_mean,
-    ends,
     interval_metrics,
     prior_shares,
     ridge,
@@ -52,10 +51,6 @@ def test_the_expected_step_is_the_median_and_its_parts_sum_to_it():
     assert drawn.expected_s == 5.5
     parts = np.stack([0.25 * drawn.step_s, 0.75 * drawn.step_s])
     assert central_mean(drawn, parts) == pytest.approx([0.25 * 5.5, 0.75 * 5.5])
-
-
-def test_an_interval_reaches_from_the_tenth_to_the_ninetieth_percentile():
-    assert ends(np.arange(101.0)) == [10.0, 90.0]
 
 
 def test_causes_lie_between_the_ideal_step_and_the_expected_one():

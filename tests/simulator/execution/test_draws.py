@@ -7,6 +7,7 @@ from hardware_profiles.estimates import TimeEstimate
 from simulator.execution.draws import (
     Draws,
     drawn,
+    ends,
     estimated,
     interval,
     scaled_seconds,
@@ -28,6 +29,27 @@ def test_a_stage_without_layers_has_no_times_in_any_sample():
     none = np.empty(0)
     nothing = Prediction(none, none, none, np.empty(0, dtype=np.intp), (), np.empty((2, 0)))
     assert scaled_seconds(nothing, draws).shape == (0, 3)
+
+
+def test_times_that_are_alike_move_alike_and_each_family_as_drawn_in_its_order():
+    """Four times of two kernels: what is drawn for the two alone, in the place of each."""
+    two = Prediction(
+        np.array([2.0, 3.0]), np.array([1.0, 2.0]), np.array([4.0, 5.0]),
+        np.array([MEASURED, EXTRAPOLATED], dtype=np.intp), ("gemm", "cast"), np.zeros((2, 2)),
+    )  # fmt: skip
+    four = two.at([0, 1, 1, 0])
+    first, second = (
+        scaled_seconds(times, Draws(np.random.default_rng(0), common_share=0.5, samples=3))
+        for times in (two, four)
+    )
+    assert second.tolist() == first[[0, 1, 1, 0]].tolist()
+
+
+def test_an_interval_reaches_from_the_tenth_to_the_ninetieth_percentile():
+    assert ends(np.arange(101.0)) == [10.0, 90.0]
+    # Of 12 numbers, 1.1 and 9.9 places behind the first.
+    assert ends(np.arange(12.0)[::-1]) == pytest.approx([1.1, 9.9], rel=1e-15)
+    assert ends(np.array([7.0])) == [7.0, 7.0]
 
 
 def test_the_parts_of_an_all_to_all_err_together():
