@@ -58,6 +58,6 @@ def did_you_mean(names: Sequence[str]) -> str:
     return f"did you mean {', '.join(first)}{' or ' if first else ''}{last}?"
 
 
-def _plain(name: str) -> str:
-    """A name without what people write in several ways."""
-    return re.sub(r"[-_. ]+", "_", name.strip().lower())
+def _plain(name: object) -> str:
+    """A name without what people write in several ways; a number can be a name in YAML."""
+    return re.sub(r"[-_. ]+", "_", str(name).strip().lower())

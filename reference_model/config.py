@@ -48,6 +48,7 @@ _ROPE_TYPES = ("default", "yarn")
 _GATES = (("sigmoid", "noaux_tc"), ("softmax", "greedy"), ("softmax", "group_limited_greedy"))
 """Pairs of `scoring_func` and `topk_method`: DeepSeek-V3's, and the two of DeepSeek-V2."""
 _LARGEST = 10**12  # sizes beyond it are typing errors; products of a few are still finite
+_MOST_LAYERS = 10**4  # each is a row of tasks
 _MINIMUM_GROUP = 2  # a group is ranked by the sum of its two best experts
 
 
@@ -391,11 +392,10 @@ def _checked(name: str, kind: str, value: Any, source: str) -> Any:
             return value
         raise ValueError(f"{source}: {name} = {value!r} must be true or false")
     if kind.startswith("int"):
-        if number and isinstance(value, int) and 0 <= value <= _LARGEST:
+        most = _MOST_LAYERS if name.endswith("_layers") else _LARGEST
+        if number and isinstance(value, int) and 0 <= value <= most:
             return value
-        raise ValueError(
-            f"{source}: {name} = {value!r} must be a whole number, 0 to {_LARGEST:.0e}"
-        )
+        raise ValueError(f"{source}: {name} = {value!r} must be a whole number, 0 to {most:.0e}")
     if number and 0 < value <= _LARGEST:
         return float(value)
     raise ValueError(

@@ -266,6 +266,10 @@ def _prepare_moe(
     return works
 
 
+MOST_SCORES = 2**30
+"""That the tokens of one group may draw, some ten seconds of them."""
+
+
 def token_copies(
     moe: MoeTraffic, ranks: int, *, ranks_per_node: int, rng: np.random.Generator
 ) -> Copies:
@@ -276,6 +280,12 @@ def token_copies(
     if moe.gate == "balanced":
         return collectives.balanced_copies(
             ranks, tokens=moe.tokens, copies=moe.top_k, ranks_per_node=ranks_per_node
+        )
+    if moe.tokens > MOST_SCORES // (ranks * moe.experts):
+        raise ValueError(
+            f"collective.operation.moe.tokens: {moe.tokens} on each of {ranks} GPUs choose among "
+            f"{moe.experts} experts; allowed: at most {MOST_SCORES // (ranks * moe.experts)}, or "
+            "gate: balanced, which draws no scores"
         )
     if moe.experts % ranks:
         raise ValueError(f"{moe.experts} experts cannot be divided evenly over {ranks} GPUs")

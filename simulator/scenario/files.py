@@ -241,11 +241,15 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
         directory_name=path.stem,
         file=file,
         job=parsed,
-        named_model=model and parse_model_config(model, source=labels["model"]),
-        named_cluster=cluster and to_profile(ClusterProfile, cluster, where=labels["cluster"]),
-        named_gpu=gpu and to_profile(GpuProfile, gpu, where=labels["gpu"]),
-        named_calibration=calibration
-        and to_profile(CalibrationProfile, calibration, where=labels["calibration"]),
+        # What is given, an empty mapping too, is read.
+        named_model=None if model is None else parse_model_config(model, source=labels["model"]),
+        named_cluster=None
+        if cluster is None
+        else to_profile(ClusterProfile, cluster, where=labels["cluster"]),
+        named_gpu=None if gpu is None else to_profile(GpuProfile, gpu, where=labels["gpu"]),
+        named_calibration=None
+        if calibration is None
+        else to_profile(CalibrationProfile, calibration, where=labels["calibration"]),
         resolved=raw,
     )
 

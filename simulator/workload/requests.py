@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -120,15 +121,24 @@ def expected_requests(source: RequestSource) -> int | None:
     """About as many requests as a source gives; None where nobody knows without reading it."""
     whole = None
     if source.window is None and source.file is not None:
+        path = Path(source.file)
         try:
-            with Path(source.file).open("rb") as file:
-                whole = max(sum(1 for _ in file), 1)
+            if not path.is_file():
+                return None  # Reading it says what is wrong.
+            with path.open("rb") as file:
+                lines = sum(chunk.count(b"\n") for chunk in iter(partial(file.read, CHUNK), b""))
         except OSError:
-            return None  # Reading it says what is wrong.
+            return None
+        whole = max(lines, 1)
     elif source.window is None and source.synthetic is not None:
         whole = source.synthetic.count if source.synthetic.sessions is None else None
     known = [count for count in (whole, source.limit) if count is not None]
     return min(known, default=None)
+
+
+CHUNK = 2**20
+LONGEST_LINE = 2**24
+"""Characters of a trace that are read as one line, far beyond any prompt with its hashes."""
 
 
 def read_trace(
@@ -138,13 +148,15 @@ def read_trace(
     first: float | None = None
     last = -math.inf
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"requests.file: {path}: cannot be read: not a file")
         # newline="" as the csv module asks for; a byte order mark is no part of the first line, and
         # bytes that cannot be decoded make their own line malformed.
         file = path.open(encoding="utf-8-sig", errors="replace", newline="")
     except OSError as error:
         raise ValueError(f"requests.file: {path}: cannot be read: {error.strerror}") from None
     with file:
-        lines = enumerate(file, start=1)
+        lines = enumerate(iter(partial(file.readline, LONGEST_LINE), ""), start=1)
         parse = _parser(trace_format, path, lines)
         for number, line in lines:
             if not line.strip():

@@ -89,6 +89,7 @@ def test_the_digest_of_shapes_holds_what_fixes_an_operator_and_nothing_else():
         ({"original_max_position_embeddings": 8}, "embeddings = 8, in rope_scaling 4096; allowed"),
         ({"hidden_size": 7168.5}, "hidden_size = 7168.5 must be a whole number"),
         ({"hidden_size": 10**400}, "must be a whole number, 0 to 1e.12"),
+        ({"num_hidden_layers": 10**4 + 1}, "_layers = 10001 must be a whole number, 0 to 1e.04"),
         ({"rope_theta": float("inf")}, "rope_theta = inf must be a number above 0, at most 1e.12"),
         ({"vocab_size": 0}, "vocab_size = 0 must be at least 1"),
         ({"norm_topk_prob": 1}, "norm_topk_prob = 1 must be true or false"),

@@ -32,3 +32,12 @@ def test_node_limited_routing_saves_what_the_gate_says():
     assert per_token == pytest.approx(dispatch.nodes_per_token * 7 / 8, rel=0.01)
     assert dispatch.nic_copies_saved == pytest.approx(1 - per_token / 7, rel=0.02)
     assert dispatch.nic_copies_saved > 0.48
+
+
+def test_tokens_that_draw_more_scores_than_anybody_waits_for_are_refused():
+    # 2^30 scores are 65,536 tokens of 64 GPUs with 256 experts.
+    changes = ("vary.operation.gpus=[64]", "collective.operation.moe.tokens=65537")
+    with pytest.raises(ValueError, match=r"tokens: 65537 on each of 64 .*allowed: at most 65536,"):
+        run("deepep_normal", *changes)
+    balanced = run("deepep_normal", *changes, "collective.operation.moe.gate=balanced")
+    assert balanced.last.operations[0].gpus_per_token == 8

@@ -5,7 +5,13 @@ import yaml
 from shipped_scenarios import with_job
 
 from reports.tables import left_out_note
-from simulator.scenario.files import JOBS, known_scenarios, load_scenario, write_resolved
+from simulator.scenario.files import (
+    JOBS,
+    known_scenarios,
+    load_scenario,
+    scenario_from,
+    write_resolved,
+)
 from simulator.scenario.fleet import FleetJob
 from simulator.scenario.training import TrainingJob
 
@@ -322,3 +328,17 @@ def test_fields_that_stand_beside_the_job_to_be_merged_into_it_are_taken_up(tmp_
     )
     operation = load_scenario(str(path)).job.operation
     assert (operation.name, operation.gpus, operation.bytes_per_pair) == ("all_to_all", 8, 114688)
+
+
+@pytest.mark.parametrize("name", ["model", "cluster", "calibration"])
+def test_a_file_without_fields_is_read_like_any_other(name):
+    """mtp_ep128 states a gap of its own, so that nothing else asks the calibration for one."""
+    with pytest.raises(ValueError, match=rf"mtp_ep128\.yaml: {name}: .* (is|are) missing"):
+        load_scenario("mtp_ep128", [f"{name}={{}}"])
+    with pytest.raises(ValueError, match=rf"{name}: 0; allowed: a name, a path or fields"):
+        load_scenario("mtp_ep128", [f"{name}=0"])
+
+
+def test_a_field_whose_name_is_a_number_is_unknown_like_any_other():
+    with pytest.raises(ValueError, match=r"x: 5: unknown field; known: analysis"):
+        scenario_from("x", {5: 1}, (), where="x")

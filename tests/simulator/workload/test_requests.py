@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from simulator.scenario.fleet import Distribution, RequestSource, SyntheticRequests
+from simulator.workload import requests
 from simulator.workload.requests import (
     ReadCounts,
     Request,
@@ -140,6 +141,20 @@ def test_a_missing_file_a_wrong_header_and_an_empty_trace_are_errors(tmp_path: P
     path.write_text(AZURE.splitlines()[0])
     with pytest.raises(ValueError, match="holds no request"):
         read(path, "azure")
+
+
+def test_what_has_no_end_and_a_line_without_one_are_read_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = RequestSource.model_validate({"file": "/dev/zero", "format": "azure"})
+    assert expected_requests(endless) is None
+    with pytest.raises(ValueError, match="/dev/zero: cannot be read: not a file"):
+        read(Path("/dev/zero"), "azure")
+    monkeypatch.setattr(requests, "LONGEST_LINE", 100)
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"timestamp": ' + "1" * 300)
+    with pytest.raises(ValueError, match="line 1: not JSON: Expecting ',' delimiter"):
+        read(path, "mooncake")
 
 
 def test_a_window_a_rate_and_a_limit_choose_from_a_trace(tmp_path: Path) -> None:
