@@ -129,6 +129,13 @@ def test_a_spare_that_came_back_from_repair_is_used_again() -> None:
     assert log.seconds["waiting_for_nodes"] == 0.0
 
 
+def test_a_repaired_node_is_one_spare() -> None:
+    # The node of 250 is the spare of 450; that of 460 waits, from 474 on, for the one of 450.
+    log = run_with(plan(spares=1, repair_s=100.0), failures=fails_at(250.0, 450.0, 460.0))
+
+    assert log.seconds["waiting_for_nodes"] == 550.0 - 474.0
+
+
 def test_a_run_that_shrinks_goes_on_with_one_part_less_until_the_repair() -> None:
     # From 271 on half of the parts train, at half speed: 800 s of training are left. The node is
     # back at 350, 79 s later, and 39.5 s of training; a checkpoint, a restart and reading follow.

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from simulator.execution import serving_draws
 from simulator.execution.serving_draws import (
     CORES,
     NODES,
@@ -168,3 +170,46 @@ def test_low_latency_ranks_wait_less_than_behind_a_barrier():
     free, held = (step_draws(one, seed=0, samples=32).step_s for one in (step, behind))
     assert np.all(free <= held * (1 + 1e-6))
     assert np.any(free < held * (1 - 1e-4))
+
+
+def test_draws_run_in_pieces_and_causes_of_the_first_of_them(monkeypatch):
+    step = step_of("decode_ep8_h200")
+    drawn, run = [], serving_draws._run_at_once
+
+    def counted(blocks, ranks):
+        drawn.append(ranks.clock.shape[2])
+        return run(blocks, ranks)
+
+    whole = step_draws(step, seed=0, samples=16, attributed=True)
+    monkeypatch.setattr(serving_draws, "_run_at_once", counted)
+    monkeypatch.setattr(serving_draws, "ATTRIBUTED", 5)
+    monkeypatch.setattr(serving_draws, "AT_ONCE", 6 * 8)
+    in_pieces = step_draws(step, seed=0, samples=16, attributed=True)
+    # Six draws of eight ranks at once, then five draws for what ranks that are alike take.
+    assert drawn == [6, 6, 4, 5]
+    assert in_pieces.step_s.tolist() == whole.step_s.tolist()
+
+
+def test_the_share_of_a_block_that_goes_with_the_clock_is_that_of_its_tasks_by_their_time():
+    """Tasks of experts of 2 and 6 s, a half and a quarter of which go with the clock: 2.5 of 8."""
+    operator = SimpleNamespace(kind="masked_grouped_gemm")
+    kernels = SimpleNamespace(
+        _gap=np.array([0.5]),
+        _ratios={0: np.array([1.0, 2.0, 0.1]), 1: np.array([1.0, 3.0, 0.1])},
+        _scaled=np.array([[2.0], [6.0]]),
+        _clocked=np.array([0.5, 0.25]),
+        _step=SimpleNamespace(
+            log=SimpleNamespace(graph=SimpleNamespace(operators=[operator, operator]))
+        ),
+        varies=lambda task: True,
+    )
+    block = [
+        SimpleNamespace(
+            operator=n, barrier=False, part="experts", collective=False, stream=Stream.COMPUTE
+        )
+        for n in range(2)
+    ]
+    found = _Kernels.kind(kernels, block)
+    assert found.of_rows.tolist() == [[8.0], [22.0]]
+    assert found.rows_clocked.tolist() == [2.5 / 8]
+    assert found.fixed.tolist() == [0.5]

@@ -298,6 +298,13 @@ def test_two_streams_slow_each_other_only_while_both_run():
     assert log.end_s.tolist() == [4.0, pytest.approx(5.0)]
 
 
+def test_what_is_left_of_a_task_by_rounding_is_nothing():
+    """5e-11 of 100 s is less than 1e-12 of the time that has passed."""
+    seconds = np.array([[100.0], [100.0 + 5e-11], [100.0 + 5e-9]])
+    logs = run_side_by_side(graph(("c", ())), alone_s=seconds, beside_s=seconds)
+    assert [float(log.end_s[0]) for log in logs] == [100.0, 100.0, 100.0 + 5e-9]
+
+
 def test_streams_that_do_not_slow_each_other_run_as_by_their_order():
     tasks = [("m", ()), ("c", ()), ("m", (1,)), ("c", (0,)), ("c", (2,)), ("m", (4,))]
     seconds = np.array([3.0, 1.0, 4.0, 2.0, 1.5, 0.0])

@@ -1,16 +1,18 @@
 """A training step in many draws: its priors, its ranks, and the published trace."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from simulator.analysis.run import simulate
-from simulator.execution import timeline
+from simulator.execution import timeline, training_draws
 from simulator.execution.optimizer import OptimizerStep
-from simulator.execution.training_draws import _Drawing, draw_step, exchanged
+from simulator.execution.training_draws import _Drawing, _layers, draw_step, exchanged
 from simulator.execution.training_ranks import RowsOfLayers, durations
 from simulator.scenario.files import load_scenario
+from simulator.workload.schedules.order import INPUT_BACKWARD, WEIGHT_GRADIENT
 from simulator.workload.task_graph import Stream, TaskGraph
 
 MAIN = "dualpipe_h800_2048"
@@ -266,3 +268,31 @@ def test_the_published_trace_of_a_pair_shows_as_much_waiting_as_its_priors_say(s
     # between these ends.
     assert notify.mean(axis=1).tolist() == sorted(notify.mean(axis=1))
     assert low < notify.mean() < high
+
+
+@pytest.mark.parametrize(("zero", "in_step"), [(1, False), (2, True)])
+def test_replicas_meet_in_every_micro_batch_where_they_exchange_gradients_in_it(zero, in_step):
+    found = run(*SMALL, *ALIKE, f"training.zero={zero}", "training.schedule=1f1b")
+    drawing = _Drawing(found, 4)
+    assert found.layout.stage_gpus == found.layout.group == 32
+    assert (drawing.in_step, drawing.meeting) == (in_step, 32)
+
+
+def test_layers_count_from_the_end_of_a_stage_backward_but_for_what_runs_with_its_embedding():
+    key = SimpleNamespace(
+        work=INPUT_BACKWARD, forward=("moe", "moe"), backward=("embedding", "dense", "moe")
+    )
+    graph = SimpleNamespace(layers=("moe F0", "moe F1", "moe B0", "dense B1"))
+    found = [(stage is key.forward, place) for stage, place in _layers(key, graph)]
+    # The embedding's backward is part of the layer before it.
+    assert found == [(True, 0), (True, 1), (False, 1), (False, 0)]
+    alone = SimpleNamespace(**(vars(key) | {"work": WEIGHT_GRADIENT}))
+    weights = SimpleNamespace(layers=("moe W0", "dense W1", "embedding W2"))
+    assert [place for _, place in _layers(alone, weights)] == [2, 1, 0]
+
+
+def test_ranks_with_as_many_rows_as_the_mean_have_one_level(monkeypatch):
+    rows = SimpleNamespace(shares=lambda **_: np.ones((2, 1)))
+    monkeypatch.setattr(training_draws, "drawn_rows", lambda *_: rows)
+    drawing = SimpleNamespace(run=None, priors=None, seed=0, job=SimpleNamespace(ep=2))
+    assert _Drawing._levels(drawing) == (1.0, 1.0)

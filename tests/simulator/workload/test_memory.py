@@ -1,12 +1,21 @@
 """Memory of a training rank, byte by byte: what lies on the GPU in every recipe."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from reference_model.config import load_model_config
+from reference_model.split import Split
 from simulator.scenario.training import OptimizerTypes
 from simulator.workload.chunk import operators_of
 from simulator.workload.load import Load
-from simulator.workload.memory import GpuMemory, MemoryModel, layer_memory
+from simulator.workload.memory import (
+    GpuMemory,
+    MemoryModel,
+    kept_bytes,
+    layer_memory,
+    layer_parameters,
+)
 from simulator.workload.recorded import recorded_trace
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.one_f_one_b import one_f_one_b
@@ -177,3 +186,27 @@ def test_weight_gradients_are_computed_at_once_until_the_fullest_rank_fits():
     assert len(model.fitting(STAGES, fullest - 1)) == sum(
         layer.weight_flops[matrix] > 0 for matrix, layer in model.matrices().items()
     )
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_gpus_that_share_a_layer_each_hold_what_is_not_split(ranks):
+    """The down-projections of attention, its norms and the router."""
+    held = layer_parameters(V3, "moe", (), local_experts=0, split=Split(ranks))
+    whole = 7168 * 1536 + 7168 * 576 + ROUTER_AND_NORMS
+    assert held.duplicated == whole
+    split = ATTENTION + EXPERT - 7168 * 1536 - 7168 * 576
+    assert held.replicated.count == whole + split // ranks
+    assert layer_parameters(V3, "moe", (), local_experts=0).duplicated == 0
+
+
+def test_a_weight_gradient_keeps_what_its_operators_read_and_none_of_them_wrote():
+    cast = SimpleNamespace(bytes_read=200, bytes_written=100)
+    gemm = SimpleNamespace(bytes_read=100 + 50 + 400, bytes_written=400)
+    assert kept_bytes([cast, gemm]) == 200 + 50
+
+
+def test_the_workspace_of_a_layer_is_all_that_its_largest_operator_reads_and_writes():
+    trace = recorded_trace(V3, "train", "fp8")
+    found = layer_memory(V3, trace, operators_of(trace, LOAD), LOAD, ("head",))["head"]
+    # Logits in BF16: 4,096 states of 7,168 times 129,280 columns of weights.
+    assert found.workspace == 2 * (4096 * 7168 + 7168 * 129280 + 4096 * 129280)

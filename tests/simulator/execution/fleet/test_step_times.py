@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.execution.fleet.step_times import AffineStepTimes, InterpolatedStepTimes
+from simulator.execution.fleet.step_times import AffineStepTimes, Grid, InterpolatedStepTimes
 from simulator.scenario.fleet import AffineCoefficients
 
 
@@ -109,3 +109,14 @@ def test_on_a_grid_line_no_point_beside_it_is_asked() -> None:
     times.decode_step_s(3, 160)
     assert asked[4:] == [(4, 256)]
     assert [times.decode_step_s(*edge) for edge in ((2, 64), (3, 64), (2, 160))] == on_edges
+
+
+def test_each_cell_of_a_grid_is_bilinear_between_its_own_corners() -> None:
+    """1 and the squares of 0, 1, 2 and 4, times squares of 1, 2, 3 and 5: halfway their means, and
+    behind the last as the last two go on: 17 + 2 x 6 and 25 + 2 x 8."""
+    grid = Grid(lambda x, y: float((1 + x * x) * y * y), (0, 1, 2, 4), (1, 2, 3, 5))
+    first = {0.5: 1.5, 1.0: 2.0, 1.5: 3.5, 3.0: 11.0, 6.0: 29.0}
+    second = {1.5: 2.5, 2.0: 4.0, 2.5: 6.5, 4.0: 17.0, 7.0: 41.0}
+    for x, of_x in first.items():
+        for y, of_y in second.items():
+            assert grid.at(x, y) == pytest.approx(of_x * of_y, rel=1e-12)

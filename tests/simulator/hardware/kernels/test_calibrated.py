@@ -141,6 +141,21 @@ def test_a_type_without_rows_borrows_from_the_type_that_it_is_most_like():
     assert (model.rows, borrowed) == (10, True)
 
 
+def test_a_product_of_another_result_borrows_from_its_own_operand_type_first():
+    """MXFP8 is most like FP8, but has rows of its own, though fewer."""
+    families = {
+        (False, ("gemm", dtype, out, False)): SimpleNamespace(rows=rows)
+        for dtype, out, rows in (
+            ("fp8_e4m3", "bfloat16", 100),
+            ("mxfp8_e4m3", "bfloat16", 10),
+            ("bfloat16", "mxfp8_e4m3", 1000),
+        )
+    }
+    asked = ("gemm", "mxfp8_e4m3", "float32", False)
+    model, borrowed = LearnedKernels.model(SimpleNamespace(families=families), asked, False)
+    assert (model.rows, borrowed) == (10, True)
+
+
 def test_another_gpu_is_told_what_the_measured_one_was_and_restates_it():
     """What rows say is worked out once; only what follows from the ceilings is new."""
     calibration = CALIBRATION.model_copy(update={"completed_by": ()})

@@ -181,6 +181,24 @@ def test_own_rows_of_a_product_scale_the_completing_ones_and_add_their_doubt(mon
     assert [float(part[0]) for part in found] == pytest.approx(expected, rel=1e-12)
 
 
+def test_own_and_completing_rows_are_compared_on_sms_that_both_gpus_have(monkeypatch):
+    monkeypatch.setattr(completed, "related_batch", lambda batch, _: batch)
+    asked = []
+
+    def model(sms):
+        def compute(family, batch, on, overlapped, *, widths):
+            asked.append(on.tolist())
+            return (np.ones(2),) * 4
+
+        return SimpleNamespace(measured_gpu=SimpleNamespace(sms=sms), compute=compute)
+
+    CompletedKernels._in_ratio(
+        SimpleNamespace(own=model(148)), (np.ones(2),) * 4, model(132), (), None,
+        np.array([64.0, 160.0]), False, widths=True,
+    )  # fmt: skip
+    assert asked == [[64.0, 132.0]] * 2
+
+
 @pytest.mark.parametrize(
     ("spread", "microseconds", "provenance"),
     [

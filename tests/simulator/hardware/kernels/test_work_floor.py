@@ -148,3 +148,19 @@ def test_between_the_rows_that_are_scanned_time_goes_as_at_the_peak():
     # between 2,048 and 2,304 scanned ones: 17 tiles between 16 and 18.
     between = 2048 * (2304 / 2048) ** (np.log(17 / 16) / np.log(18 / 16))
     assert found == pytest.approx([48, 128, 128, 128, between, 2304, 2**21])
+
+
+@pytest.mark.parametrize("few", [1, 2, 4, 8, 16, 24, 32, 48])
+def test_few_rows_are_scanned_one_height_of_a_tile_after_the_other(few):
+    """A spike at so many rows, to which fewer are no longer padded than to what more take."""
+
+    def spiked(batch, sms):
+        m = batch.sizes[:, batch.names.index("m")].astype(float)
+        seconds = np.where(m == few, m - 0.75, m)
+        return seconds, np.zeros(len(m), dtype=bool), m
+
+    known = RisingRows("gemm", spiked, also=set(), known=set())
+    batch = product(few)
+    _, _, at_peak = spiked(batch, None)
+    found = known.seconds(batch, np.array([132.0]), np.full(1, 1e9), at_peak)
+    assert found == pytest.approx([few - 0.75])

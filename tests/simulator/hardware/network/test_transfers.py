@@ -78,6 +78,13 @@ def test_an_exchange_over_two_nodes_takes_one_step_after_the_other():
     )
 
 
+def test_an_exchange_over_three_nodes_goes_to_both_others():
+    # 800 MB of 24 GPUs: two twenty-fourths, 66.7 MB, through a NIC at 12.5 GB/s.
+    assert gathered(Domains(3, 8, 8), FAR, form="direct").seconds == close(
+        7e-3 + 3e-6 + 800e6 * 2 / 24 / 12.5e9 + 7e-6
+    )
+
+
 def test_a_link_to_the_network_has_the_rate_of_its_nics_or_its_pcie():
     # Two NICs of 50 GB/s; PCIe lanes of a GPU of 64 or 30 GB/s; or a rate that is stated.
     link = network_link(NODES, gpus=2, rate=None, latency_s=1e-3)
