@@ -121,8 +121,12 @@ def show_model(
             help="Names or config.json files; all names without.", autocompletion=model_names
         ),
     ] = None,
-    context: Annotated[int, typer.Option(min=1, help="Tokens of a sequence, for FLOPs.")] = 4096,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the routed experts.")] = 8,
+    context: Annotated[
+        int, typer.Option(min=1, max=10**9, help="Tokens of a sequence, for FLOPs.")
+    ] = 4096,
+    gpus: Annotated[
+        int, typer.Option(min=1, max=10**9, help="GPUs that share the routed experts.")
+    ] = 8,
 ) -> None:
     """Models side by side: parameters, FLOPs and KV cache per token, weights per GPU."""
     from reference_model.config import load_model_config

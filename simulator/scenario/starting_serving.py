@@ -40,6 +40,9 @@ the last ones take."""
 MOST_REQUESTS = 10**7
 """That the service of a verdict may have; a run of a million takes minutes."""
 
+MOST_TOKENS = 10**9
+"""Of a prompt or an answer, a thousand times the longest context."""
+
 BLOCK_TOKENS = 64
 """Of a prefix cache without hashes of blocks (DeepSeek API documentation, context caching)."""
 
@@ -237,8 +240,11 @@ def service_by_flags(
     """A service of Poisson arrivals whose run lasts long enough for a verdict.
 
     Raises:
-        ValueError: more requests than a run is to have.
+        ValueError: longer requests than any, or more of them than a run is to have.
     """
+    for option, tokens in (("--prompt", prompt), ("--output", output)):
+        if tokens > MOST_TOKENS:
+            raise ValueError(f"{option} {tokens}: allowed: at most {MOST_TOKENS:,} tokens")
     stay_s = ttft_s + output * tpot_s
     most = MOST_REQUESTS / ((FILL_STAYS + WINDOW_STAYS) * stay_s)
     if rate > most:

@@ -76,3 +76,10 @@ def test_only_a_training_step_has_a_pair():
     result = RUN.invoke(command_line(), ["show", "pair", "decode_nvl72"])
     assert isinstance(result.exception, ValueError)
     assert "a serving_step job has no pair; allowed: a training scenario" in str(result.exception)
+
+
+@pytest.mark.parametrize("option", ["--context", "--gpus"])
+def test_a_number_beyond_any_machine_is_refused(option):
+    result = RUN.invoke(command_line(), ["show", "model", "small", option, "1" + "0" * 400])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.output

@@ -57,6 +57,8 @@ def test_more_requests_than_a_verdict_may_take_are_refused():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         service(rate=29143.0)
+    with pytest.raises(ValueError, match=r"^--output 10+: allowed: at most 1,000,000,000 tokens$"):
+        service(output=10**400)
     assert service(rate=29142.0).requests["synthetic"]["count"] == 9_999_786
 
 
