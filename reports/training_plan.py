@@ -176,18 +176,20 @@ def bounds_frame(plan: TrainingPlan) -> pd.DataFrame:
     )
 
 
-def write_training_plan(plan: TrainingPlan, directory: Path, *, chosen: str) -> None:
+def write_training_plan(
+    plan: TrainingPlan, directory: Path, *, chosen: str, found: Mapping[str, Any]
+) -> None:
     """Write the directory of a plan: the chosen scenario, every bound, rows and metrics.
 
     Args:
         chosen: the scenario of the best layout as YAML.
+        found: as `dsv3sim plan training --json` prints it.
     """
     frame = plan_frame(plan)
 
     from reports.page import write_page
     from reports.training_plan_page import training_plan_page
 
-    found = training_plan_json(plan)
     bounds = [each.bound.seconds for each in plan.ranked]
 
     def write_report(draft: Path) -> None:

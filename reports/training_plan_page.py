@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hardware_profiles.units import format_bytes, format_seconds
+from hardware_profiles.units import format_bytes, format_quantity, format_seconds, unit_factor
 from reports.charts import ChartAxis, Curve, Lines, Reference, Span, Spans, shown_in
 from reports.page import Answer, Cell, Figure, Page, Section, Table
 from simulator.analysis.plan.training import PARTS
@@ -34,7 +34,8 @@ def training_plan_page(found: Mapping[str, Any], bounds: Sequence[float], scenar
     """All that the page of a plan shows.
 
     Args:
-        found: as `dsv3sim plan training --json` prints it; its first row runs.
+        found: as `dsv3sim plan training --json` prints it, with what a budget buys where one was
+            given; its first row runs.
         bounds: of every layout, rising, seconds.
         scenario: that of the best layout as YAML.
     """
@@ -44,7 +45,9 @@ def training_plan_page(found: Mapping[str, Any], bounds: Sequence[float], scenar
     step = _step(best)
     name = str(found["scenario"]).partition(" with ")[0]
     limits = found["recommendation"].partition("; ")[2]
+    budget = found.get("budget")
     sections = [
+        *([] if budget is None else [Section("What the budget buys", (_bought(budget),))]),
         Section("Layouts that were simulated", (steps_chart(ran), _layouts(ran, found))),
         Section("Time and memory", (trade_chart(ran, found),)),
         Section(
@@ -68,6 +71,7 @@ def training_plan_page(found: Mapping[str, Any], bounds: Sequence[float], scenar
                 Figure("Layouts", f"{found['bounded']:,}",
                        note=f"bounded; {found['simulated']:,} simulated, {found['pruned']:,} "
                        "cannot be faster"),
+                *([] if budget is None else [_budget(budget, found["gpus"])]),
                 *_tightness(found["bound_over_simulated"]),
                 *_own(found["own"], step),
             ),
@@ -85,6 +89,45 @@ def training_plan_page(found: Mapping[str, Any], bounds: Sequence[float], scenar
 
 def _step(row: Mapping[str, Any]) -> float:
     return float(row["metrics"]["step_time_s"])
+
+
+def _budget(budget: Mapping[str, Any], gpus: int) -> Figure:
+    """What was given, and what it is spent on."""
+    usd = budget["usd"]
+    given = _rent(budget["usd_per_hour"]) if usd is None else format_quantity(usd, "price")
+    return Figure("Budget", given, note=f"spent on {gpus:,} GPUs")
+
+
+def _rent(usd_per_hour: float) -> str:
+    return format_quantity(usd_per_hour / unit_factor("h", "time"), "price_rate")
+
+
+def _bought(budget: Mapping[str, Any]) -> Table:
+    """Layouts of every number of GPUs of which no other is as good in time, memory and GPUs."""
+    rows = budget["front"]
+    day = unit_factor("d", "time")
+    tokens = budget["tokens"] is not None
+    return Table(
+        ("layout", "|GPUs", "|rent", "|ideal step", "|memory",
+         *(("|all tokens", "|cost") if tokens else ())),
+        tuple(
+            (
+                row["layout"],
+                Cell(f"{row['gpus']:,}", row["gpus"]),
+                Cell(_rent(row["usd_per_hour"]), row["usd_per_hour"]),
+                Cell(format_seconds(row["step_time_s"]), row["step_time_s"]),
+                Cell(format_bytes(row["peak_memory_bytes"]), row["peak_memory_bytes"]),
+                *((Cell(f"{row['run_s'] / day:.1f} days", row["run_s"]),
+                   Cell(format_quantity(row["usd"], "price"), row["usd"])) if tokens else ()),
+            )
+            for row in rows
+        ),
+        f"Of {', '.join(f'{gpus:,}' for gpus in budget['gpus_tried'])} GPUs, those that no other "
+        "layout is as good as in time, memory and GPUs; bold: within the budget. Cost is that of "
+        "ideal steps, without failures and what surrounds them.",
+        sortable=True,
+        marked=frozenset(n for n, row in enumerate(rows) if row["within"]),
+    )  # fmt: skip
 
 
 def _tightness(share: float | None) -> list[Figure]:

@@ -34,6 +34,25 @@ TRAINING_PLAN = {
     "recommendation": "Take PP16 EP64 dualpipe: an ideal step of 20 s and 60 GiB of 80 GiB per "
     "GPU; kernels are 80% of it, and what limits it beside them is exposed all-to-all (10.0%).",
 }  # fmt: skip
+
+
+def bought_row(gpus, layout, step_s, memory, *, within):
+    run_s = 432_000 * step_s
+    return {
+        "gpus": gpus, "layout": layout, "step_time_s": step_s,
+        "peak_memory_bytes": memory * 2.0**30, "usd_per_hour": float(gpus), "run_s": run_s,
+        "usd": gpus * run_s / 3600, "within": within,
+    }  # fmt: skip
+
+
+BOUGHT = {
+    "usd_per_hour": None, "usd": 5e6, "tokens": 14.8e12, "gpus_tried": [4096, 2048],
+    "front": [
+        bought_row(4096, "PP16 EP64 dualpipe", 15.0, 55, within=False),
+        bought_row(2048, "PP16 EP64 dualpipe", 20.0, 60, within=True),
+    ],
+    "best": "The budget buys 2,048 GPUs at 2048 USD/h.",
+}  # fmt: skip
 BOUNDS = [14.0, 14.5, 15.0, 15.5, *(16.0 + n / 10 for n in range(96))]
 
 

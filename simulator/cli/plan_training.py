@@ -265,17 +265,17 @@ def _plan(
         assert bought.plan is not None
         plan = bought.plan
         changes = [*changes, f"cluster.nodes={plan.scenario.cluster.nodes}"]
+    found = training_plan_json(plan)
+    if bought is not None:
+        found["budget"] = budget_json(bought)
     if directory is not None and plan.best is not None:
         settings = plan.best.layout.settings
         texts = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
         chosen = load_scenario(path, [*changes, *CHOSEN_STAGES, *texts])
-        write_training_plan(plan, directory, chosen=write_resolved(chosen))
+        write_training_plan(plan, directory, chosen=write_resolved(chosen), found=found)
         if kept is not None:
             kept.unlink(missing_ok=True)
     if as_json:
-        found = training_plan_json(plan)
-        if bought is not None:
-            found["budget"] = budget_json(bought)
         print(json.dumps(found, allow_nan=False))
         return
     tables = [] if bought is None else [budget_table(bought)]

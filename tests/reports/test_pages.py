@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from chromium import Browser, chromium, find_chromium
-from made_up_plans import BOUNDS, GB200, H20, H800, SERVING_PLANS, TRAINING_PLAN
+from made_up_plans import BOUGHT, BOUNDS, GB200, H20, H800, SERVING_PLANS, TRAINING_PLAN
 from sensitivities import FOUND
 
 from reports.attribution_page import step_attribution_page
@@ -114,7 +114,7 @@ def test_pages_of_several_runs_can_be_read(tables, browser, tmp_path):
 
 
 def test_pages_of_plans_and_of_several_clusters_can_be_read(browser, tmp_path):
-    plan = training_plan_page(TRAINING_PLAN, BOUNDS, "name: chosen\n")
+    plan = training_plan_page(TRAINING_PLAN | {"budget": BOUGHT}, BOUNDS, "name: chosen\n")
     check(browser, shown(plan, tmp_path / "training_plan.html"))
     check(browser, shown(serving_plan_page(SERVING_PLANS, "name: mine\n"), tmp_path / "plan.html"))
     machines = machines_page("main", ["training.pp=8"], [H800, GB200, H20])

@@ -12,7 +12,7 @@ from reports.training_plan import (
     plan_lines,
     write_training_plan,
 )
-from simulator.analysis.plan.training import plan_training
+from simulator.analysis.plan.training import plan_training, training_plan_json
 
 
 def test_tables_lines_and_files_of_one_plan(tmp_path):
@@ -24,7 +24,9 @@ def test_tables_lines_and_files_of_one_plan(tmp_path):
     assert line.startswith("134 layouts bounded, 90 cannot run; the least bound is ")
     assert len(bounds_frame(plan)) == 134
     assert list(plan_frame(plan)["rank"]) == [1, 2]
-    write_training_plan(plan, tmp_path / "plan", chosen="description: chosen\n")
+    write_training_plan(
+        plan, tmp_path / "plan", chosen="description: chosen\n", found=training_plan_json(plan)
+    )
     names = {path.name for path in (tmp_path / "plan").iterdir()}
     assert {"scenario.yaml", "metrics.json", "layouts.csv", "rows.jsonl", "bounds.parquet"} <= names
     assert yaml.safe_load((tmp_path / "plan/scenario.yaml").read_text()) == {

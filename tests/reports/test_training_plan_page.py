@@ -1,7 +1,7 @@
 """The page of the plan of a training job, of a plan made up by hand."""
 
 import pytest
-from made_up_plans import BOUNDS, LAYOUTS, TRAINING_PLAN
+from made_up_plans import BOUGHT, BOUNDS, LAYOUTS, TRAINING_PLAN
 
 from reports.page import render_page
 from reports.training_plan_page import bounds_chart, steps_chart, trade_chart, training_plan_page
@@ -24,6 +24,25 @@ def test_the_answer_is_the_fastest_step_its_layout_and_what_limits_it():
         ("Bound over simulated step", "0.64", "median"),
         ("The scenario's own layout", "number 2", "10.0% behind the best"),
     ]
+
+
+def test_a_budget_stands_with_what_it_buys_before_all_else():
+    found = training_plan_page(TRAINING_PLAN | {"budget": BOUGHT}, BOUNDS, "name: chosen\n")
+    (given,) = (figure for figure in found.answer.figures if figure.label == "Budget")
+    assert (given.value, given.note) == ("5 MUSD", "spent on 2,048 GPUs")
+    assert found.sections[0].title == "What the budget buys"
+    (table,) = found.sections[0].blocks
+    shown = [[getattr(cell, "text", cell) for cell in row] for row in table.cells]
+    # 432,000 steps of 20 s are 100 days, at 1 USD per GPU and hour 2,048 x 2,400 USD.
+    assert shown == [
+        ["PP16 EP64 dualpipe", "4,096", "4096 USD/h", "15 s", "55 GiB", "75.0 days", "7.373 MUSD"],
+        ["PP16 EP64 dualpipe", "2,048", "2048 USD/h", "20 s", "60 GiB", "100.0 days", "4.915 MUSD"],
+    ]
+    assert table.marked == {1}
+    rent = BOUGHT | {"usd": None, "usd_per_hour": 2048.0, "tokens": None}
+    by_rent = training_plan_page(TRAINING_PLAN | {"budget": rent}, BOUNDS, "")
+    assert next(f.value for f in by_rent.answer.figures if f.label == "Budget") == "2048 USD/h"
+    assert len(by_rent.sections[0].blocks[0].columns) == 5
 
 
 def test_each_step_is_drawn_as_its_parts_with_its_bound_as_a_point():

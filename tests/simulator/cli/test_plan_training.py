@@ -42,6 +42,9 @@ def test_a_rent_is_in_the_place_of_a_number_of_gpus(tmp_path):
     assert "within the budget, of 16, 8 GPUs" in done.stdout
     assert "The budget buys 16 GPUs at 32 USD/h: an ideal step of " in done.stdout
     assert load_scenario(str(tmp_path / "found" / "scenario.yaml")).cluster.gpus == 16
+    assert "What the budget buys" in (tmp_path / "found" / "report.html").read_text()
+    kept = json.loads((tmp_path / "found" / "metrics.json").read_text())
+    assert kept["budget"]["gpus_tried"] == [16, 8]
 
 
 @pytest.mark.parametrize(
