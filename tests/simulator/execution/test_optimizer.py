@@ -11,6 +11,7 @@ from simulator.execution.optimizer import (
     ChunkState,
     OptimizerStep,
     Rings,
+    exchanges_in_chunks,
     optimizer_step,
     state_of_actions,
     with_exposed,
@@ -175,6 +176,27 @@ def test_without_copies_no_chunk_exchanges_anything():
         tasks_of(build_schedule("1f1b", 2, 2, virtual_stages=None), alone, (True, True))
         == [". . . ."] * 2
     )
+
+
+@pytest.mark.parametrize(
+    ("zero", "overlapped", "copies", "found"),
+    [
+        (0, (False, False), (4, 2), False),
+        (0, (False, True), (4, 2), False),  # nothing is gathered
+        (0, (True, False), (4, 2), True),
+        (1, (False, False), (4, 2), False),
+        (1, (False, True), (4, 2), True),
+        (1, (True, False), (4, 2), True),
+        (2, (False, False), (4, 2), True),
+        (2, (False, False), (1, 2), True),  # copies of experts alone
+        (2, (True, True), (1, 1), False),
+    ],
+)
+def test_chunks_exchange_where_copies_share_out_what_a_backward_ends_with(
+    zero, overlapped, copies, found
+):
+    sharding = replace(SHARDED, zero=zero, copies=copies[0], expert_copies=copies[1])
+    assert exchanges_in_chunks(sharding, overlapped) == found
 
 
 ONE_GPU = str(SCENARIOS.parent / "whole" / "train.yaml")
