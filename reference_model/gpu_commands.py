@@ -241,11 +241,10 @@ def _profile(options: argparse.Namespace) -> None:
         profile = profile_layer(config, options.layer, workload, recipe=recipe, seed=options.seed)
     except torch.cuda.OutOfMemoryError as error:
         raise ValueError(str(error)) from error
-    for timed in profile.operators:
-        o = timed.operator
-        print(f"{o.phase:<12} {o.name:<45} {timed.seconds:.3e} s in {timed.kernels} kernels")
+    for o, seconds, kernels in profile.operators:
+        print(f"{o.phase:<12} {o.name:<45} {seconds:.3e} s in {kernels} kernels")
     for phase in PHASES:
-        seconds = sum(t.seconds for t in profile.operators if t.operator.phase == phase)
+        seconds = sum(took for o, took, _ in profile.operators if o.phase == phase)
         print(f"{phase:<12} {seconds:.4e} s of kernels")
     print(f"{'outside':<12} {profile.outside_seconds:.4e} s of kernels that no operator launched")
     if options.out:

@@ -45,21 +45,11 @@ _KEPT_ARGUMENTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class TimedOperator:
-    """An operator that ran, with the time of the kernels it launched."""
-
-    operator: Operator
-    seconds: float
-    """Sum over its kernels."""
-    kernels: int
-
-
-@dataclass(frozen=True, slots=True)
 class LayerProfile:
     """One layer's forward, input gradient and weight gradients."""
 
-    operators: list[TimedOperator]
-    """In issue order."""
+    operators: list[tuple[Operator, float, int]]
+    """In issue order, each with the summed time of its kernels and their number."""
     outside_seconds: float
     """Sum over the kernels that no operator launched."""
     chrome_trace: dict[str, Any]
@@ -215,7 +205,7 @@ def match_operators(operators: list[Operator], document: Mapping[str, Any]) -> L
             kernels += device.pop(launches[position][1], [])
             position += 1
         seconds = sum(float(k["dur"]) for k in kernels) * _MICRO
-        timed.append(TimedOperator(operator, seconds, len(kernels)))
+        timed.append((operator, seconds, len(kernels)))
         kept.append(_operator_event(e, operator))
         kept += [_device_event(kernel, operator) for kernel in kernels]
     kept += [_device_event(kernel, None) for found in device.values() for kernel in found]

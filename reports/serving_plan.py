@@ -199,14 +199,14 @@ def sensitivity_rows(plan: ServingPlan) -> list[dict[str, Any]]:
     """Rows of the smallest fleets under other limits."""
     own = None if plan.fleet is None else nodes_of(plan, plan.fleet)
     rows = []
-    for variant in plan.variants:
-        nodes = None if variant.fleet is None else nodes_of(plan, variant.fleet)
+    for name, (limits, fleet) in plan.variants.items():
+        nodes = None if fleet is None else nodes_of(plan, fleet)
         rows.append(
             {
-                "limit": f"{variant.name}{_limit_text(plan.limits, variant.limits)}",
+                "limit": f"{name}{_limit_text(plan.limits, limits)}",
                 "nodes": nodes,
                 "change": None if nodes is None or own is None else nodes - own,
-                "fleet": None if variant.fleet is None else names_of(variant.fleet),
+                "fleet": None if fleet is None else names_of(fleet),
             }
         )
     return rows

@@ -20,7 +20,7 @@ from reports.serving_plan import (
     title_of,
     write_plan,
 )
-from simulator.analysis.plan.serving import ServingPlan, Variant
+from simulator.analysis.plan.serving import ServingPlan
 from simulator.analysis.plan.serving_bounds import Limits
 from simulator.analysis.plan.serving_prices import Measured, Price
 from simulator.analysis.plan.serving_search import (
@@ -60,10 +60,10 @@ def plan(answer=(PREFILL, DECODE)):
         progress=Standing(answer, (), options, losers),
         known=known,
         searched=5,
-        variants=(
-            Variant("TTFT limit halved", Limits(1.0, 0.05), None),
-            Variant("TPOT limit doubled", Limits(2.0, 0.1), (PREFILL, FEWER)),
-        ),
+        variants={
+            "TTFT limit halved": (Limits(1.0, 0.05), None),
+            "TPOT limit doubled": (Limits(2.0, 0.1), (PREFILL, FEWER)),
+        },
     )
 
 

@@ -68,16 +68,6 @@ WITHOUT_DRAFTS = "without drafted tokens (MTP)"
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """The smallest fleet with another limit."""
-
-    name: str
-    limits: Limits
-    fleet: Fleet | None
-    """None where no deployment that is searched keeps the limits."""
-
-
-@dataclass(frozen=True, slots=True)
 class ServingPlan:
     """A service with the smallest fleet that keeps its limits, and what it was held against."""
 
@@ -89,7 +79,9 @@ class ServingPlan:
     known: Results
     searched: int
     """Deployments."""
-    variants: tuple[Variant, ...]
+    variants: Mapping[str, tuple[Limits, Fleet | None]]
+    """{what differs: limits, and the smallest fleet that keeps them}; no fleet where no deployment
+    that is searched does."""
 
     @property
     def fleet(self) -> Fleet | None:
@@ -183,11 +175,9 @@ def plan_serving(
         progress=states[""],
         known=known,
         searched=len(deployments),
-        variants=tuple(
-            Variant(name, each.limits, states[name].answer)
-            for name, each in searches.items()
-            if name
-        ),
+        variants={
+            name: (each.limits, states[name].answer) for name, each in searches.items() if name
+        },
     )
 
 
