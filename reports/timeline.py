@@ -27,7 +27,7 @@ from reports.perfetto import (
 from reports.tables import RunTables, blocks
 from simulator.execution.timeline import Log
 from simulator.execution.training import TrainingRun
-from simulator.workload.schedules.order import FORWARD
+from simulator.workload.schedules.order import FORWARD_WORK
 from simulator.workload.task_graph import Stream
 
 STREAMS = tuple(stream.value for stream in Stream)
@@ -88,7 +88,7 @@ def _sends(run: TrainingRun, numbers: Iterator[int]) -> Iterator[Event]:
                 if need.rank == rank:
                     continue
                 made = first[need.rank] + need.position
-                name = "activations" if need.work == FORWARD else "gradients"
+                name = "activations" if need.work == FORWARD_WORK else "gradients"
                 source = within((starts[made], ends[made]), (need.rank + 1, 0))
                 yield from arrow(next(numbers), f"send {name}", source, ((rank + 1, 0), at))
 

@@ -33,7 +33,7 @@ from simulator.calibration.table_files import Columns, read_columns
 from simulator.execution import timeline
 from simulator.execution.pipeline import run_pipeline
 from simulator.workload.schedules.one_f_one_b import one_f_one_b
-from simulator.workload.schedules.order import FORWARD
+from simulator.workload.schedules.order import FORWARD_WORK
 from simulator.workload.task_graph import Stream, Task, TaskGraph
 
 Array = NDArray[np.float64]
@@ -244,7 +244,7 @@ def step_times(seconds: Mapping[str, Array]) -> Array:
     stages, micro_batches = forward.shape[:2]
     schedule = one_f_one_b(stages, micro_batches)
     of_action = [
-        (forward if action.work == FORWARD else backward)[rank, action.chunk.microbatch]
+        (forward if action.work == FORWARD_WORK else backward)[rank, action.chunk.microbatch]
         for rank, row in enumerate(schedule.actions)
         for action in row
     ]

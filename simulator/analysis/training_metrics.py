@@ -38,7 +38,7 @@ from simulator.hardware.prediction import PROVENANCES
 from simulator.scenario.training import TrainingJob
 from simulator.workload.layout import stage_texts
 from simulator.workload.schedules.order import (
-    FORWARD,
+    FORWARD_WORK,
     FULL_BACKWARD,
     INPUT_BACKWARD,
     OVERLAPPED,
@@ -117,7 +117,7 @@ class RankTimes:
 
 
 _FIELD_OF_WORK = {
-    FORWARD: "forward_s",
+    FORWARD_WORK: "forward_s",
     FULL_BACKWARD: "backward_s",
     INPUT_BACKWARD: "backward_s",
     WEIGHT_GRADIENT: "weight_s",

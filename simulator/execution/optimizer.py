@@ -39,7 +39,7 @@ from simulator.hardware.prediction import Prediction
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.muon import newton_schulz
 from simulator.workload.schedules.order import (
-    FORWARD,
+    FORWARD_WORK,
     INPUT_BACKWARD,
     WEIGHT_GRADIENT,
     Action,
@@ -201,7 +201,7 @@ def state_of_actions(
         last_weights: dict[int, int] = {}
         for place, action in enumerate(actions):
             for chunk in action.chunks:
-                if chunk.work == FORWARD:
+                if chunk.work == FORWARD_WORK:
                     first_forward.setdefault(chunk.stage, place)
                 elif chunk.work != INPUT_BACKWARD:
                     last_weights[chunk.stage] = place
@@ -236,7 +236,7 @@ def _stages_of(action: Action) -> tuple[int | None, int | None]:
     """Stages of an action's forward and of its backward chunk."""
     forward = backward = None
     for chunk in action.chunks:
-        if chunk.work == FORWARD:
+        if chunk.work == FORWARD_WORK:
             forward = chunk.stage
         else:
             backward = chunk.stage

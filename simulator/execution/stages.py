@@ -22,7 +22,13 @@ from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training import ChunkKey, chunk_key
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.workload.layout import Stage, even_splits
-from simulator.workload.schedules.order import FORWARD, FULL_BACKWARD, OVERLAPPED, Action, Schedule
+from simulator.workload.schedules.order import (
+    FORWARD_WORK,
+    FULL_BACKWARD,
+    OVERLAPPED,
+    Action,
+    Schedule,
+)
 
 SHORTLIST = 8
 """Splits that run with the times of their own chunks."""
@@ -101,8 +107,8 @@ class PipelineTimes:
 
         def per_layer(work: str) -> dict[str, Seconds]:
             def key(layers: Stage) -> ChunkKey:
-                forward = layers if work in (FORWARD, OVERLAPPED) else ()
-                return ChunkKey(work, forward, () if work == FORWARD else layers, usual)
+                forward = layers if work in (FORWARD_WORK, OVERLAPPED) else ()
+                return ChunkKey(work, forward, () if work == FORWARD_WORK else layers, usual)
 
             spans = self.spans_of([key((kind,) * count) for kind in kinds for count in (1, 2)])
             return {
@@ -112,7 +118,7 @@ class PipelineTimes:
         works = {action.work for row in self.schedule.actions for action in row}
         found = {work: per_layer(work) for work in sorted(works)}
         if OVERLAPPED in works:
-            alone = {work: per_layer(work) for work in (FORWARD, FULL_BACKWARD)}
+            alone = {work: per_layer(work) for work in (FORWARD_WORK, FULL_BACKWARD)}
             both = {kind: sum(costs[kind] for costs in alone.values()) for kind in kinds}
             for work, costs in alone.items():
                 found[_inside(work)] = {

@@ -61,7 +61,7 @@ from simulator.workload.layout import ParallelLayout, Stage, stage_text
 from simulator.workload.load import Load
 from simulator.workload.memory import GpuMemory, mtp_alone
 from simulator.workload.schedules.order import (
-    FORWARD,
+    FORWARD_WORK,
     FULL_BACKWARD,
     INPUT_BACKWARD,
     OVERLAPPED,
@@ -271,7 +271,7 @@ def chunk_key(
     backward: Stage = ()
     for chunk in action.chunks:
         layers = schedule_stages[chunk.stage]
-        if chunk.work == FORWARD:
+        if chunk.work == FORWARD_WORK:
             forward = layers
         else:
             backward = layers
@@ -304,7 +304,7 @@ def _lowered(
 ) -> TaskGraph:
     if work == WEIGHT_GRADIENT:
         return lower_weights(name, operators.value, backward, immediate=immediate, state=state)
-    if work not in (FORWARD, FULL_BACKWARD, INPUT_BACKWARD, OVERLAPPED):
+    if work not in (FORWARD_WORK, FULL_BACKWARD, INPUT_BACKWARD, OVERLAPPED):
         raise ValueError(f"work {work!r} has no lowering")
     return lower_chunk(
         name,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.known import build_schedule
-from simulator.workload.schedules.order import FORWARD, OVERLAPPED, WEIGHT_GRADIENT, Schedule
+from simulator.workload.schedules.order import FORWARD_WORK, OVERLAPPED, WEIGHT_GRADIENT, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def _of_short_schedule(
         if former is None or own.of_one_each > former.of_one_each:
             kept[held.stages] = own
         alone = Counter(
-            (chunk.work == FORWARD, chunk.stage)
+            (chunk.work == FORWARD_WORK, chunk.stage)
             for action in row
             if action.overlapped is None
             for chunk in action.chunks

@@ -7,7 +7,7 @@ both by phases as in the repository deepseek-ai/DualPipe.
 from collections import deque
 
 from simulator.workload.schedules.order import (
-    FORWARD,
+    FORWARD_WORK,
     FULL_BACKWARD,
     INPUT_BACKWARD,
     WEIGHT_GRADIENT,
@@ -93,7 +93,7 @@ class _Cursor:
 
     def forward(self, direction: int) -> Chunk:
         self._forward[direction] += 1
-        return Chunk(FORWARD, self._stages[direction], self._forward[direction] - 1)
+        return Chunk(FORWARD_WORK, self._stages[direction], self._forward[direction] - 1)
 
     def backward(self, direction: int, *, inputs_only: bool) -> Chunk:
         self._backward[direction] += 1

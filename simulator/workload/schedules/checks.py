@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from simulator.workload.schedules.grid import render_window
 from simulator.workload.schedules.order import (
-    FORWARD,
+    FORWARD_WORK,
     FULL_BACKWARD,
     OVERLAPPED,
     WORKS,
@@ -73,7 +73,7 @@ def _local_problem(schedule: Schedule, rank: int, action: Action) -> str | None:
         if schedule.rank_of(chunk) != rank:
             return f"{chunk} on rank {rank} belongs to rank {schedule.rank_of(chunk)}"
     if action.overlapped is not None:
-        if (action.chunk.work, action.overlapped.work) != (FORWARD, FULL_BACKWARD):
+        if (action.chunk.work, action.overlapped.work) != (FORWARD_WORK, FULL_BACKWARD):
             return f"{action} on rank {rank}: a pair overlaps an F with a B"
         if action.chunk.microbatch == action.overlapped.microbatch:
             return f"{action} on rank {rank}: a pair needs two different micro-batches"
@@ -85,7 +85,7 @@ def _check_passes(
 ) -> None:
     """Raise ValueError unless a micro-batch passes a stage once forward and once backward."""
     f, b, i, w = (seen.get(Chunk(work, stage, microbatch)) for work in "FBIW")
-    rank = schedule.rank_of(Chunk(FORWARD, stage, microbatch))
+    rank = schedule.rank_of(Chunk(FORWARD_WORK, stage, microbatch))
     what = f"micro-batch {microbatch} on stage {stage}"
     problem, mark = None, f or b or i or w
     if f is None:

@@ -5,7 +5,7 @@ torch.distributed.pipelining has them.
 """
 
 from simulator.workload.schedules.order import (
-    FORWARD,
+    FORWARD_WORK,
     FULL_BACKWARD,
     Action,
     Chunk,
@@ -25,7 +25,7 @@ def gpipe(ranks: int, microbatches: int) -> Schedule:
         actions=tuple(
             tuple(
                 Action(Chunk(work, rank, microbatch))
-                for work in (FORWARD, FULL_BACKWARD)
+                for work in (FORWARD_WORK, FULL_BACKWARD)
                 for microbatch in range(microbatches)
             )
             for rank in range(ranks)

@@ -7,7 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.by_content import Keyed, object_key
-from simulator.workload.schedules.order import FORWARD, INPUT_BACKWARD, WEIGHT_GRADIENT, Schedule
+from simulator.workload.schedules.order import (
+    FORWARD_WORK,
+    INPUT_BACKWARD,
+    WEIGHT_GRADIENT,
+    Schedule,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ def _held(of_schedule: Keyed[Schedule], rank: int) -> HeldActivations:
     deferred = np.zeros_like(whole)
     for index, action in enumerate(actions):
         for work, stage, _ in action.chunks:
-            if work == FORWARD:
+            if work == FORWARD_WORK:
                 whole[index, column[stage]] += 1
             elif work == WEIGHT_GRADIENT:
                 deferred[index + 1, column[stage]] -= 1

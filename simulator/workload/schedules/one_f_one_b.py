@@ -10,7 +10,7 @@ interleaved stages and for one rank, here the same rule holds for any number of 
 from collections.abc import Iterable
 
 from simulator.workload.schedules.order import (
-    FORWARD,
+    FORWARD_WORK,
     FULL_BACKWARD,
     Action,
     Chunk,
@@ -66,7 +66,7 @@ def _alternating(
         return chunks_in_groups(work, rank, turns, ranks, microbatches, group)
 
     def order(rank: int) -> Iterable[Action]:
-        forwards = [Action(c) for c in chunks(FORWARD, rank, range(virtual_stages))]
+        forwards = [Action(c) for c in chunks(FORWARD_WORK, rank, range(virtual_stages))]
         backwards = [Action(c) for c in chunks(FULL_BACKWARD, rank, range(virtual_stages)[::-1])]
         # With one stage a rank is pp-1-r forwards ahead. With more, a round trip takes twice as
         # long from rank to rank and the first stages of the group come before its last. A round

@@ -21,12 +21,12 @@ from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
-FORWARD = "F"
+FORWARD_WORK = "F"
 FULL_BACKWARD = "B"
 INPUT_BACKWARD = "I"
 WEIGHT_GRADIENT = "W"
 OVERLAPPED = "F&B"
-WORKS = (FORWARD, OVERLAPPED, FULL_BACKWARD, INPUT_BACKWARD, WEIGHT_GRADIENT)
+WORKS = (FORWARD_WORK, OVERLAPPED, FULL_BACKWARD, INPUT_BACKWARD, WEIGHT_GRADIENT)
 
 
 class Chunk(NamedTuple):
@@ -160,13 +160,13 @@ def dependencies(schedule: Schedule) -> list[list[tuple[Need, ...]]]:
     def needs(chunk: Chunk) -> Iterable[Need]:
         work, stage, microbatch = chunk
         wanted: list[tuple[str, int]] = []
-        if work == FORWARD:
+        if work == FORWARD_WORK:
             if stage > 0:
-                wanted.append((FORWARD, stage - 1))
+                wanted.append((FORWARD_WORK, stage - 1))
         elif work == WEIGHT_GRADIENT:
             wanted.append((FULL_BACKWARD, stage))
         else:
-            wanted.append((FORWARD, stage))
+            wanted.append((FORWARD_WORK, stage))
             if stage < last:
                 wanted.append((FULL_BACKWARD, stage + 1))
         for made, at in wanted:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from simulator.workload.schedules.one_f_one_b import chunks_in_groups, group_size
 from simulator.workload.schedules.order import (
-    FORWARD,
+    FORWARD_WORK,
     INPUT_BACKWARD,
     WEIGHT_GRADIENT,
     Action,
@@ -58,7 +58,7 @@ def _deferring(
 
     def order(rank: int) -> Iterable[Chunk]:
         turns = range(virtual_stages)
-        forwards = chunks_in_groups(FORWARD, rank, turns, ranks, microbatches, group)
+        forwards = chunks_in_groups(FORWARD_WORK, rank, turns, ranks, microbatches, group)
         backwards = chunks_in_groups(INPUT_BACKWARD, rank, turns[::-1], ranks, microbatches, group)
         weights = [chunk._replace(work=WEIGHT_GRADIENT) for chunk in backwards]
         lead = min(ahead * (ranks - 1 - rank) + (virtual_stages - 1) * group, len(forwards))
@@ -99,17 +99,17 @@ def zbv(ranks: int, microbatches: int) -> Schedule:
 
         back = INPUT_BACKWARD + WEIGHT_GRADIENT
         for _ in range(2 * (ranks - rank) - 1):
-            yield from each(down, FORWARD)
+            yield from each(down, FORWARD_WORK)
         for _ in range(rank):
-            yield from each(up, FORWARD)
-            yield from each(down, FORWARD)
+            yield from each(up, FORWARD_WORK)
+            yield from each(down, FORWARD_WORK)
         for _ in range(ranks - rank):
-            yield from each(up, FORWARD + back)
-        while done[up, FORWARD] < microbatches:
-            if done[down, FORWARD] < microbatches:
-                yield from each(down, FORWARD)
+            yield from each(up, FORWARD_WORK + back)
+        while done[up, FORWARD_WORK] < microbatches:
+            if done[down, FORWARD_WORK] < microbatches:
+                yield from each(down, FORWARD_WORK)
             yield from each(down, back)
-            yield from each(up, FORWARD + back)
+            yield from each(up, FORWARD_WORK + back)
         for _ in range(rank):
             yield from each(down, INPUT_BACKWARD)
             yield from each(up, INPUT_BACKWARD)
