@@ -21,7 +21,6 @@ from reference_model.trace import ALL_TO_ALL_KINDS, KINDS, Operator
 from simulator.analysis.published import plain_values
 from simulator.hardware.costs import KernelCostModel
 from simulator.scenario.files import Scenario
-from simulator.scenario.serving import ServingStepJob
 
 NOT_STATED = "not stated"
 
@@ -77,7 +76,7 @@ def other_calibration(scenario: Scenario) -> CalibrationProfile | None:
     whose = scenario.calibration.kernels
     if whose is None:
         return None
-    job = scenario.job.phase if isinstance(scenario.job, ServingStepJob) else "training"
+    job = getattr(scenario.job, "phase", "training")
     gpu = scenario.cluster.node.gpu
 
     nearest: tuple[tuple[bool, bool, str], CalibrationProfile] | None = None

@@ -13,11 +13,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from simulator.execution.progress import Watch, unwatched
-from simulator.scenario.collective import CollectiveJob
 from simulator.scenario.files import Scenario, load_scenario, with_changes
-from simulator.scenario.fleet import FleetJob
-from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
-from simulator.scenario.training import TrainingJob
 from simulator.workload.recorded import traces_in
 
 if TYPE_CHECKING:
@@ -100,18 +96,19 @@ class Run(Generic[Result_co]):
             "published_for_other_inputs": list(scenario.figures_left_out),
         }
         # Of a training step it would take three times as long as the step itself.
-        if intervals and isinstance(scenario.job, ServingStepJob):
+        if intervals and scenario.job_name == "serving_step":
             shown["other_kernels"] = self.other_kernels()
         return shown
 
     def keep_kernel_times(self) -> None:
         """Keep the kernel times of a step, or of a fleet's steps, for the user's next process."""
         result: Any = self.result
-        if isinstance(self.scenario.job, TrainingJob):
+        name = self.scenario.job_name
+        if name == "training":
             result.costs.keep_times()
-        elif isinstance(self.scenario.job, ServingStepJob):
+        elif name == "serving_step":
             result.step.model.kernels.costs.keep_times()
-        elif isinstance(self.scenario.job, FleetJob):
+        elif name == "fleet":
             result.simulation.keep_times()
 
     def other_kernels(self) -> Metrics | None:
@@ -148,10 +145,10 @@ def simulate(
     Raises:
         ValueError: anything that the user can mend.
     """
-    if unfold and not isinstance(scenario.job, TrainingJob):
+    if unfold and scenario.job_name != "training":
         raise ValueError(f"--unfold: a {scenario.job_name} job has nothing to unfold")
     cluster = scenario.named_cluster
-    simulated = isinstance(scenario.job, CollectiveJob | ServingStepJob | TrainingJob)
+    simulated = scenario.job_name in ("collective", "serving_step", "training")
     if cluster is not None and cluster.failures and not simulated:
         raise ValueError(
             f"{scenario.where}: cluster.failures: {', '.join(cluster.failures)}: a "
@@ -288,6 +285,7 @@ def _collective(scenario: Scenario, _unfold: bool, _: Watch) -> Run[CollectiveRe
 def _tpot_limit(scenario: Scenario, _unfold: bool, _: Watch) -> Run[TpotLimit]:
     from simulator.analysis.serving_metrics import limit_metrics
     from simulator.execution.bounds import tpot_limit
+    from simulator.scenario.serving import TpotLimitJob
 
     job = scenario.job_as(TpotLimitJob)
     result = tpot_limit(job, config=scenario.model, cluster=scenario.cluster)
@@ -299,6 +297,7 @@ def _offload(scenario: Scenario, _unfold: bool, _: Watch) -> Run[OffloadStep]:
     from hardware_profiles.offload_servers import load_server
     from simulator.analysis.serving_metrics import offload_metrics
     from simulator.execution.offload import offload_step
+    from simulator.scenario.serving import OffloadJob
 
     job = scenario.job_as(OffloadJob)
     server, config = load_server(job.server), scenario.model

@@ -3,7 +3,7 @@
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from hardware_profiles.fields import Profile
-from simulator.scenario.fleet import Fraction
+from simulator.scenario.inputs import Fraction
 
 
 class VerdictRules(Profile):

@@ -23,7 +23,7 @@ from hardware_profiles.suggestions import closest, did_you_mean
 from hardware_profiles.units import Dimension, example_of, format_quantity
 from reference_model.config import ModelConfig
 from simulator.scenario.field_kinds import Block, ValueKind, blocks_in, described, kinds_of
-from simulator.scenario.scenario_file import JOBS, ScenarioFile
+from simulator.scenario.scenario_file import JOBS, ScenarioFile, job_type
 
 NAMED_FILES: Mapping[str, Block] = {
     "model": ModelConfig,
@@ -117,7 +117,8 @@ def _scenario_fields() -> Iterator[Field]:
         yield field
         if field.path in NAMED_FILES:
             yield from fields_of(NAMED_FILES[field.path], field.path)
-    for name, job in JOBS.items():
+    for name in JOBS:
+        job = job_type(name)
         yield Field(name, (ValueKind("fields", block=job),), "", first_sentence(job))
         yield from fields_of(job, name)
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -46,10 +46,18 @@ from simulator.scenario.changes import (
 )
 from simulator.scenario.describe import is_field, paths_meant
 from simulator.scenario.events import EventsInputs
-from simulator.scenario.fleet import FleetJob
-from simulator.scenario.scenario_file import FIELDS, JOBS, NAMED, Job, JobT, ScenarioFile
-from simulator.scenario.serving import ServingStepJob
-from simulator.scenario.training import TrainingJob
+from simulator.scenario.scenario_file import (
+    FIELDS,
+    JOBS,
+    NAMED,
+    JobT,
+    ScenarioFile,
+    job_type,
+    name_of_job,
+)
+
+if TYPE_CHECKING:
+    from simulator.scenario.scenario_file import Job
 
 _T = TypeVar("_T")
 
@@ -93,13 +101,14 @@ class Scenario:
     @property
     def job_name(self) -> str:
         """What its file calls the job: one of JOBS."""
-        return next(name for name, kind in JOBS.items() if isinstance(self.job, kind))
+        return name_of_job(type(self.job))
 
     def job_as(self, kind: type[JobT]) -> JobT:
         """The job, where it is of a kind. Raises ValueError where it is of another."""
         if not isinstance(self.job, kind):
-            allowed = next(name for name, known in JOBS.items() if known is kind)
-            raise ValueError(f"{self.where}: holds a {self.job_name} job; allowed here: {allowed}")
+            raise ValueError(
+                f"{self.where}: holds a {self.job_name} job; allowed here: {name_of_job(kind)}"
+            )
         return self.job
 
     @property
@@ -223,14 +232,15 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
     if file.events.of == "step" and jobs[0] != "training":
         raise ValueError(f"{where}: events.of: step: allowed with a training job, not {jobs[0]}")
     parsed = to_profile(
-        JOBS[jobs[0]], _with_gap(raw, where=where)[jobs[0]], where=where, at=jobs[0]
+        job_type(jobs[0]), _with_gap(raw, where=where)[jobs[0]], where=where, at=jobs[0]
     )
     flows = file.fidelity == "events" and file.events.contention
-    if flows and isinstance(parsed, TrainingJob) and parsed.expert_tensor_parallel > 1:
+    shared = getattr(parsed, "expert_tensor_parallel", 1)
+    if flows and shared > 1:
         raise ValueError(
-            f"{where}: fidelity: events: training.expert_tensor_parallel: "
-            f"{parsed.expert_tensor_parallel}: a token's copies to the GPUs that share an expert "
-            "are not simulated by flows; allowed: 1, or events.contention=off"
+            f"{where}: fidelity: events: training.expert_tensor_parallel: {shared}: a token's "
+            "copies to the GPUs that share an expert are not simulated by flows; allowed: 1, or "
+            "events.contention=off"
         )
     model, cluster, gpu, calibration = (raw.get(root) for root in NAMED)
     if gpu is not None and jobs[0] != "replay":
@@ -291,10 +301,12 @@ def with_changes(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
 
 def _with_gap(raw: Raw, *, where: str) -> Raw:
     """The same scenario, its job with the calibration's gap where it states none of its own."""
-    for name, job in JOBS.items():
+    for name in JOBS:
         stated = raw.get(name)
-        own = job.model_fields.get("gap")
-        if own and own.is_required() and isinstance(stated, dict) and stated.get("gap") is None:
+        if not isinstance(stated, dict) or stated.get("gap") is not None:
+            continue
+        own = job_type(name).model_fields.get("gap")
+        if own and own.is_required():
             calibration = raw.get("calibration")
             if not isinstance(calibration, dict):
                 raise ValueError(f"{where}: calibration is missing; a {name} job needs it")
@@ -371,13 +383,15 @@ def _without_figures_of(own: Scenario, scenario: Scenario, changed: Sequence[str
     """
     job = scenario.job
     # The trace that synthetic requests stand for, and they, are one source of requests.
-    published = isinstance(job, FleetJob) and job.requests.as_published
+    requests = getattr(job, "requests", None)
+    published = scenario.job_name == "fleet" and getattr(requests, "as_published", False)
     same = ("file", "format") if published else ()
     # How a step is run is no input of it.
     way = ("fidelity", "events.")
     apart = {f"fleet.requests.{name}" for name in same}
     # What a published run was stays what it was: a run of ideal ranks says what those would take.
-    ideal = isinstance(job, TrainingJob | ServingStepJob) and job.skew.is_none
+    stated = getattr(job, "skew", None)
+    ideal = stated is not None and stated.is_none
     skew = f"{scenario.job_name}.skew." if ideal else "none of these"
     inputs = [path for path in changed if path not in apart and not path.startswith((skew, *way))]
     left_out: list[str] = []
@@ -495,10 +509,13 @@ def _full_path(path: str, raw: Raw, where: str) -> str:
     """The path from the root of the scenario; fields of its job may be given without the job."""
     full = path_of_today(_rooted(path, raw), "scenarios", where="--set")
     job = _job_of(raw)
-    if full == path or full.split(".")[0] != job or full.split(".")[1] in JOBS[job].model_fields:
+    if full == path or full.split(".")[0] != job:
+        return full
+    fields_of_job = job_type(job).model_fields
+    if full.split(".")[1] in fields_of_job:
         return full
     meant = paths_meant(path, job)
-    known = sorted({*FIELDS, *JOBS[job].model_fields})
+    known = sorted({*FIELDS, *fields_of_job})
     raise ValueError(
         f"{where}: --set {path}: unknown field {path.split('.', maxsplit=1)[0]!r}; "
         f"{did_you_mean(meant) if meant else 'known: ' + ', '.join(known)}"

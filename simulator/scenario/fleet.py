@@ -19,9 +19,8 @@ from pydantic import (
 )
 
 from hardware_profiles.fields import BandwidthValue, DataValue, FrequencyValue, Profile, TimeValue
-from simulator.scenario.inputs import ServingRecipe, SpeculativeDecoding
+from simulator.scenario.inputs import Fraction, ServingRecipe, SpeculativeDecoding
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Hourly = Annotated[tuple[PositiveFloat, ...], Field(min_length=24, max_length=24)]
 HourlyCount = Annotated[tuple[NonNegativeInt, ...], Field(min_length=24, max_length=24)]
 TraceFormat = Literal["azure", "mooncake", "burstgpt"]

@@ -27,6 +27,9 @@ NO_SKEW = "none"
 """The setting of ideal ranks: equal rows, equal GPUs, no waiting."""
 
 
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
 def _share(value: object) -> object:
     """2% as 0.02; a number as it is."""
     text = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*%\s*", str(value))

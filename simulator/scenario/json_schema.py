@@ -17,7 +17,7 @@ from hardware_profiles.schema import TransportProfile
 from hardware_profiles.units import UNITS, example_of
 from simulator.scenario.describe import NAMED_FILES, REQUIRED, described_fields, first_sentence
 from simulator.scenario.field_kinds import Block, ValueKind
-from simulator.scenario.scenario_file import JOBS, ScenarioFile
+from simulator.scenario.scenario_file import JOBS, ScenarioFile, job_type
 
 FILES: Mapping[str, Block] = {
     "scenario": ScenarioFile,
@@ -44,7 +44,8 @@ def json_schema(file: str) -> dict[str, Any]:
         for name, block in NAMED_FILES.items():
             inside = {"type": "object"} if name == "model" else _reference(block, shared)
             properties[name]["anyOf"] = [{"type": "string"}, inside, {"type": "null"}]
-        for name, job in JOBS.items():
+        for name in JOBS:
+            job = job_type(name)
             properties[name] = {"description": first_sentence(job), **_reference(job, shared)}
         schema["oneOf"] = [{"required": [name]} for name in JOBS]
     return {

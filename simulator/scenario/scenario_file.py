@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, TypeVar
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, NonNegativeInt
 
 from hardware_profiles.fields import Profile
 from simulator.scenario.analysis_inputs import AnalysisInputs
-from simulator.scenario.collective import CollectiveJob
 from simulator.scenario.events import EventsInputs
-from simulator.scenario.fleet import FleetJob
-from simulator.scenario.pretraining import PretrainingJob
 from simulator.scenario.published import PublishedFigure
-from simulator.scenario.replay import ReplayJob
-from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
-from simulator.scenario.training import TrainingJob
+
+if TYPE_CHECKING:
+    from simulator.scenario.collective import CollectiveJob
+    from simulator.scenario.fleet import FleetJob
+    from simulator.scenario.pretraining import PretrainingJob
+    from simulator.scenario.replay import ReplayJob
+    from simulator.scenario.serving import OffloadJob, ServingStepJob, TpotLimitJob
+    from simulator.scenario.training import TrainingJob
+
+    Job: TypeAlias = (
+        TrainingJob
+        | PretrainingJob
+        | CollectiveJob
+        | ServingStepJob
+        | TpotLimitJob
+        | OffloadJob
+        | FleetJob
+        | ReplayJob
+    )
+    """What a scenario asks for."""
 
 
 class ScenarioFile(Profile):
@@ -53,32 +69,33 @@ class ScenarioFile(Profile):
 NAMED = ("model", "cluster", "gpu", "calibration")
 """Fields of a scenario that name a file of their own."""
 
-Job: TypeAlias = (
-    TrainingJob
-    | PretrainingJob
-    | CollectiveJob
-    | ServingStepJob
-    | TpotLimitJob
-    | OffloadJob
-    | FleetJob
-    | ReplayJob
-)
-"""What a scenario asks for."""
-
 JobT = TypeVar("JobT", bound=Profile)
 
-JOBS: dict[str, type[Job]] = {
-    "training": TrainingJob,
-    "pretraining": PretrainingJob,
-    "collective": CollectiveJob,
-    "serving_step": ServingStepJob,
-    "tpot_limit": TpotLimitJob,
-    "offload": OffloadJob,
-    "fleet": FleetJob,
-    "replay": ReplayJob,
+JOBS = {
+    "training": "training:TrainingJob",
+    "pretraining": "pretraining:PretrainingJob",
+    "collective": "collective:CollectiveJob",
+    "serving_step": "serving:ServingStepJob",
+    "tpot_limit": "serving:TpotLimitJob",
+    "offload": "serving:OffloadJob",
+    "fleet": "fleet:FleetJob",
+    "replay": "replay:ReplayJob",
 }
-"""{field of a scenario file that holds a job, and so says of which kind: its type}; a file has
-exactly one of them."""
+"""{field of a scenario file that holds a job, and so says of which kind: its module here, and its
+type there}; a file has exactly one of them."""
+
+
+@cache
+def job_type(name: str) -> type[Job]:
+    """The type of a job of JOBS: only those that a file has are loaded."""
+    module, _, held = JOBS[name].partition(":")
+    found: type[Job] = getattr(import_module(f"simulator.scenario.{module}"), held)
+    return found
+
+
+def name_of_job(kind: type[Profile]) -> str:
+    """What a file calls jobs of a type."""
+    return next(name for name, held in JOBS.items() if held.endswith(f":{kind.__name__}"))
 
 
 FIELDS = frozenset({*ScenarioFile.model_fields, *JOBS})

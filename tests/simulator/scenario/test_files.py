@@ -13,6 +13,7 @@ from simulator.scenario.files import (
     write_resolved,
 )
 from simulator.scenario.fleet import FleetJob
+from simulator.scenario.scenario_file import job_type
 from simulator.scenario.training import TrainingJob
 
 MAIN = "dualpipe_h800_2048"
@@ -298,7 +299,7 @@ def test_a_scenario_that_is_written_and_read_again_still_takes_the_gap_of_its_ca
 
 def test_the_field_that_holds_the_job_says_of_which_kind_it_is():
     scenario = load_scenario("day6_service")
-    assert type(scenario.job) is JOBS["fleet"]
+    assert type(scenario.job) is job_type("fleet")
     assert scenario.job_name == "fleet"
     assert scenario.job_as(FleetJob) is scenario.job
     message = r"^scenarios/day6_service\.yaml: holds a fleet job; allowed here: training$"
