@@ -165,7 +165,7 @@ def timed_cells(
     del step, eager
     gc.collect()
     torch.cuda.empty_cache()
-    among = run.launch == GRAPH and run.job != STEP
+    among = run.launch == GRAPH
     return cells | (
         _time_among(requests, run, table, device, duration_s)
         if among
@@ -241,10 +241,12 @@ def composition(rows: Iterable[Cells]) -> list[str]:
     """Lines that set each step beside what its operators, each timed by itself, come to.
 
     From a graph that is their sum; eagerly a step takes at least the time of its host. Whole
-    training steps are left out: no operator stands for the optimizer."""
+    training steps are left out where their operators were not timed among one another: in older
+    tables none stands for the optimizer."""
     lines = [f"{'step':<44}{'seconds':>12}{'operators':>12}{'host':>12}{'error':>8}"]
     for row in rows:
-        if row["job"] == STEP or not row["timed_operator_seconds"]:
+        known = "sustained_operator_seconds" if row["job"] == STEP else "timed_operator_seconds"
+        if not row[known]:
             continue
         operators = row["sustained_operator_seconds"] or row["timed_operator_seconds"]
         alone = float(operators) + float(row["untimed_operator_seconds"] or 0.0)

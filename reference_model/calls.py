@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +19,9 @@ _DTYPES = {
     torch.int64: "int64",
 }
 
+
+_WRITTEN_ONLY = ("out", "out_scales", "out_turned_scales")
+"""Arguments that an operator does not read."""
 
 Arguments = Mapping[str, Any]
 Results = Sequence[Tensor]
@@ -145,6 +149,18 @@ def _grouped(a: Arguments, _: Results) -> dict[str, int]:
         "k": a["b"].shape[2],
         "groups": a["b"].shape[0],
     }
+
+
+def _update(a: Arguments, _: Results) -> dict[str, int]:
+    state = [a[name][0].element_size() for name in ("weights", "firsts", "seconds")]
+    moved = a["gradients"][0].element_size() + sum(state)
+    values = sum(weight.numel() for weight in a["weights"])
+    return {"values": values, "read": moved, "written": moved}
+
+
+def _weight(a: Arguments, _: Results) -> dict[str, int]:
+    *leading, rows, columns = a["master"].shape
+    return {"groups": math.prod(leading), "rows": rows, "columns": columns}
 
 
 _DESCRIPTIONS: dict[str, _Description] = {
@@ -381,6 +397,15 @@ _DESCRIPTIONS: dict[str, _Description] = {
     "cross_entropy_backward": _Description(
         "cross_entropy_backward", _matrix("logits"), operand="logits"
     ),
+    # -- the end of a step -------------------------------------------------------------------------
+    "gradient_norm": _Description(
+        "gradient_norm",
+        lambda a, _: {"values": sum(gradient.numel() for gradient in a["gradients"])},
+        operand="gradients",
+    ),
+    "adamw": _Description("optimizer_update", _update, operand="gradients", result="weights"),
+    "quantize_weight": _Description("quantize_weight", _weight, operand="master", result="out"),
+    "cast_weight": _Description("cast", _matrix("master"), operand="master", result="out"),
     # -- a part of the vocabulary ------------------------------------------------------------------
     "embedding_part": _Description(
         "embedding",
@@ -434,11 +459,13 @@ def describe_call(
     read, written = 0, sum(map(_bytes, results))
     for argument in schema:
         value = arguments.get(argument.name)
-        if isinstance(value, Tensor):
-            if argument.name != "out":
-                read += _bytes(value)
+        for tensor in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(tensor, Tensor):
+                continue
+            if argument.name not in _WRITTEN_ONLY:
+                read += _bytes(tensor)
             if argument.alias_info is not None and argument.alias_info.is_write:
-                written += _bytes(value)
+                written += _bytes(tensor)
 
     phase, segment, name, *recompute = arguments["site"].split(":")
     result_tensor = arguments[description.result] if description.result else None
@@ -447,15 +474,20 @@ def describe_call(
         kind=description.kind,
         phase=phase,
         segment=segment,
-        dtype=description.dtype or _DTYPES[arguments[description.operand].dtype],
+        dtype=description.dtype or _type_of(arguments[description.operand]),
         out_dtype=description.out_dtype
-        or _DTYPES[(results[0] if result_tensor is None else result_tensor).dtype],
+        or _type_of(results[0] if result_tensor is None else result_tensor),
         sizes=tuple(sorted(description.sizes(arguments, results).items())),
         recompute=bool(recompute),
         accumulate=description.accumulate,
     )
     assert {size for size, _ in operator.sizes} == set(KINDS[operator.kind].sizes), operator
     return Recorded(operator, read, written)
+
+
+def _type_of(value: Tensor | Sequence[Tensor]) -> str:
+    """Of a tensor, or of each of several."""
+    return _DTYPES[(value if isinstance(value, Tensor) else value[0]).dtype]
 
 
 def _bytes(x: Tensor) -> int:

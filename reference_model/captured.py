@@ -84,8 +84,6 @@ class CapturedMicroBatch:
     def __init__(self, model: Transformer, tokens: Tensor, *, prediction_weight: float) -> None:
         """Captures on `tokens`; leaves all gradients zero."""
         self.weights = [child for child in model.modules() if isinstance(child, Weight)]
-        for weight in self.weights:
-            weight.copy_in_place = True
         prepare_weights(model)
 
         def run(batch: Tensor) -> tuple[Losses, SavedStep]:

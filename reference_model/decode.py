@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from reference_model import decode_operators as decode_ops
 from reference_model import operators as ops
 from reference_model.config import ModelConfig
-from reference_model.layers import Angles, RMSNorm, rotary_angles
+from reference_model.layers import UPDATE, Angles, RMSNorm, rotary_angles
 from reference_model.model import (
     Block,
     DenseBlock,
@@ -115,9 +115,8 @@ class InferenceAttention:
         latent_queries = c.q_lora_rank is not None
         first = attention.q_a_proj if latent_queries else attention.q_proj
         self.query_width = first.weight.shape[0]
-        self.down = self.recipe.weight(
-            torch.cat((first.weight, attention.kv_a_proj_with_mqa.weight))
-        )
+        down = torch.cat((first.weight, attention.kv_a_proj_with_mqa.weight))
+        self.down = self.recipe.weight(down, UPDATE("attention.down_proj.working_copy"))
         by_head = attention.kv_b_proj.weight.to(self.recipe.dtype).view(
             c.num_attention_heads, c.qk_nope_head_dim + c.v_head_dim, c.kv_lora_rank
         )
@@ -290,8 +289,10 @@ class InferenceExperts:
         self.recipe = moe.recipe
         experts = moe.experts
         self.local_experts = experts.local_experts
-        self.gate_up = self.recipe.weight(experts.gate_up_proj.weight)
-        self.down = self.recipe.weight(experts.down_proj.weight)
+        self.gate_up, self.down = (
+            self.recipe.weight(layer.weight, UPDATE(f"{layer.name}.working_copy"))
+            for layer in (experts.gate_up_proj, experts.down_proj)
+        )
 
     def prefill(self, x: Tensor, rows: ExpertRows) -> Tensor:
         """Send x [T, H] through the experts by normal dispatch and combine; returns [T, H]."""

@@ -98,6 +98,7 @@ def _fast_kernels() -> list[tuple[Any, Callable[..., Any]]]:
     from reference_model.kernels import (
         triton_decode,
         triton_elementwise,
+        triton_optimizer,
         triton_routing,
         triton_sparse,
     )
@@ -109,6 +110,7 @@ def _fast_kernels() -> list[tuple[Any, Callable[..., Any]]]:
             (ops, triton_routing, ROUTING),
             (decode_operators, triton_decode, DECODE),
             (ops, triton_sparse, SPARSE),
+            (ops, triton_optimizer, ("adamw",)),
         )
         for name in names
     ]

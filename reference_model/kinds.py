@@ -679,6 +679,31 @@ KINDS: dict[str, Kind] = {
         bytes_read=lambda o: 2 * o["rows"] * o["parts"] * _FLOAT32,
         bytes_written=lambda o: (o["rows"] + 1) * _FLOAT32,
     ),
+    # -- the end of a step -------------------------------------------------------------------------
+    "gradient_norm": Kind(
+        sizes=("values",),
+        flops=_no_flops,
+        bytes_read=lambda o: _values(o.dtype, o["values"]),
+        bytes_written=lambda _: _FLOAT32,
+    ),
+    # one pass over gradients, weights and moments: `read` and `written` bytes for each value
+    "optimizer_update": Kind(
+        sizes=("values", "read", "written"),
+        flops=_no_flops,
+        bytes_read=lambda o: o["values"] * o["read"],
+        bytes_written=lambda o: o["values"] * o["written"],
+    ),
+    # weights of a product in their format, with the scales of their transpose as well; those of
+    # several experts are read transposed
+    "quantize_weight": Kind(
+        sizes=("groups", "rows", "columns"),
+        flops=_no_flops,
+        bytes_read=lambda o: _values(o.dtype, o["groups"], o["rows"], o["columns"]),
+        bytes_written=lambda o: (
+            2 * _blocked(o.out_dtype, o["groups"], o["rows"], o["columns"])
+            - _values(o.out_dtype, o["groups"], o["rows"], o["columns"])
+        ),
+    ),
     # -- between GPUs that share a layer -----------------------------------------------------------
     # `rows` are those of all `ranks` together
     "gather_tokens": Kind(

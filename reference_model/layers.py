@@ -26,6 +26,9 @@ def gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
+UPDATE = Site("weight_grad", "optimizer")
+"""What ends a step, behind the weight gradients of its last micro-batch."""
+
 WeightGrad: TypeAlias = Callable[[Site], None]
 """A weight gradient put off: a layer's `weight_grad` with the tensors that it needs, which adds it
 into the gradients of the weights when it is called."""
@@ -34,30 +37,27 @@ into the gradients of the weights when it is called."""
 class Weight(nn.Module):
     """A matrix and its working copy."""
 
-    def __init__(self, shape: tuple[int, ...], *, device: torch.device) -> None:
+    def __init__(
+        self, name: str, shape: tuple[int, ...], *, recipe: Recipe, device: torch.device
+    ) -> None:
         super().__init__()
+        self.name = name
+        self.recipe = recipe
         self.weight = nn.Parameter(torch.empty(shape, dtype=torch.float32, device=device))
         self._copy: Operand | None = None
         self._copied_version = -1
-        self.copy_in_place = False
-        """Whether a copy made anew overwrites the last one: a captured step reads it there."""
 
     def working_copy(self) -> Operand:
-        """The weight as GEMMs read it, current with the master."""
+        """The weight as GEMMs read it, current with the master; it stays where it is, so that a
+        captured step finds it."""
         if self._copy is None or self._copied_version != self.weight._version:
             with torch.no_grad():
-                fresh = self._make_copy()
-            if self._copy is None or not self.copy_in_place:
-                self._copy = fresh
-            else:
-                for mine, new in zip(self._copy, fresh, strict=True):
-                    if mine is not None and new is not None:
-                        mine.copy_(new)
+                self._copy = self._make_copy(UPDATE(f"{self.name}.working_copy"), self._copy)
             self._copied_version = self.weight._version
         return self._copy
 
-    def _make_copy(self) -> Operand:
-        raise NotImplementedError
+    def _make_copy(self, site: str, copied: Operand | None) -> Operand:
+        return self.recipe.plain_weight(self.weight, site, copied)
 
 
 class Linear(Weight):
@@ -72,12 +72,10 @@ class Linear(Weight):
         recipe: Recipe,
         device: torch.device,
     ) -> None:
-        super().__init__((out_features, in_features), device=device)
-        self.name = name
-        self.recipe = recipe
+        super().__init__(name, (out_features, in_features), recipe=recipe, device=device)
 
-    def _make_copy(self) -> Operand:
-        return self.recipe.weight(self.weight)
+    def _make_copy(self, site: str, copied: Operand | None) -> Operand:
+        return self.recipe.weight(self.weight, site, copied)
 
     def quantize_input(
         self, x: Tensor, site: Site, *, power_of_two_scales: bool = False
@@ -139,13 +137,8 @@ class HighPrecisionLinear(Weight):
         recipe: Recipe,
         device: torch.device,
     ) -> None:
-        super().__init__((out_features, in_features), device=device)
-        self.name = name
-        self.recipe = recipe
+        super().__init__(name, (out_features, in_features), recipe=recipe, device=device)
         self.out_dtype = out_dtype
-
-    def _make_copy(self) -> Operand:
-        return Operand(self.weight.to(self.recipe.dtype), None)
 
     def forward(self, x: Tensor, site: Site) -> Tensor:
         """Project x [T, in]; returns [T, out] of `out_dtype`."""
@@ -188,12 +181,10 @@ class GroupedLinear(Weight):
         recipe: Recipe,
         device: torch.device,
     ) -> None:
-        super().__init__((experts, out_features, in_features), device=device)
-        self.name = name
-        self.recipe = recipe
+        super().__init__(name, (experts, out_features, in_features), recipe=recipe, device=device)
 
-    def _make_copy(self) -> Operand:
-        return self.recipe.weight(self.weight.mT)  # [E, in, out]
+    def _make_copy(self, site: str, copied: Operand | None) -> Operand:
+        return self.recipe.weight(self.weight.mT, site, copied)  # [E, in, out]
 
     def forward(self, rows: Operand, group_sizes: Tensor, site: Site) -> Tensor:
         """Project rows [R, in]; returns [R, out]."""

@@ -85,6 +85,7 @@ def requests(config: ModelConfig, *, model: str) -> list[TimingRequest]:
     sparse = sparse_operators(config)
     for part in (
         copy_operators(),
+        update_operators(config),
         attention,
         sparse,
         dense,
@@ -376,6 +377,29 @@ def copy_operators() -> list[Operator]:
         sized_operator("copy", "bfloat16", "bfloat16", {"rows": 2**power // 4096, "columns": 2048})
         for power in range(12, 33)
     ]
+
+
+def update_operators(config: ModelConfig) -> list[Operator]:
+    """What ends a step: norm and update of a million to three billion values, and working copies of
+    every weight of a layer, of 1, 4 and 8 of its experts, and of embedding and head."""
+    hidden, intermediate = config.hidden_size, config.moe_intermediate_size
+    operators = []
+    for values in (2**20, 2**24, 2**26, 2**28, 2**30, 3 * 2**30):
+        update = {"values": values, "read": 12, "written": 12}
+        operators += [
+            sized_operator("gradient_norm", "float32", "float32", {"values": values}),
+            sized_operator("optimizer_update", "float32", "float32", update),
+        ]
+    copies = [(1, out, into) for out, into in weight_shapes(config)]
+    for groups in (4, 8):
+        copies += [(groups, hidden, 2 * intermediate), (groups, intermediate, hidden)]
+    for count, rows, columns in copies:
+        sizes = {"groups": count, "rows": rows, "columns": columns}
+        operators.append(sized_operator("quantize_weight", "float32", "fp8_e4m3", sizes))
+    for rows in (config.n_routed_experts, config.vocab_size):
+        sizes = {"rows": rows, "columns": hidden}
+        operators.append(sized_operator("cast", "float32", "bfloat16", sizes))
+    return operators
 
 
 def gemm_operator(

@@ -15,6 +15,7 @@ from torch import Tensor
 from reference_model import decode_operators
 from reference_model import operators as ops
 from reference_model.kernels.reference import TILE
+from reference_model.precision import Recipe
 from reference_model.trace import Operator
 
 Call = Callable[[], object]
@@ -407,6 +408,39 @@ def _cross_entropy_backward(o: Operator, i: _Inputs, kernels: str) -> Call:
     return lambda: ops.cross_entropy_backward(logits, targets, sums, weight=1.0, site=_SITE)
 
 
+def _gradient_norm(o: Operator, i: _Inputs, kernels: str) -> Call:
+    gradients = [i.normal(o["values"], dtype=torch.float32)]
+    return lambda: ops.gradient_norm(gradients, site=_SITE)
+
+
+def _optimizer_update(o: Operator, i: _Inputs, kernels: str) -> Call:
+    from reference_model.optimizer import AdamW
+
+    optimizer = AdamW([torch.nn.Parameter(i.normal(o["values"], dtype=torch.float32))])
+    moved = [x.element_size() for x in (*optimizer.parameters, *optimizer.first, *optimizer.second)]
+    each = sum(moved) + torch.float32.itemsize
+    if (o["read"], o["written"]) != (each, each):
+        raise ValueError(
+            f"read={o['read']} and written={o['written']}: the model's optimizer moves {each} bytes"
+            " of a value each way"
+        )
+    gradients = [i.normal(o["values"], dtype=torch.float32)]
+    optimizer.second[0].copy_(gradients[0].square())
+    norm = i.positive()
+    return lambda: optimizer.update(gradients, norm, learning_rate=1e-4)
+
+
+def _quantize_weight(o: Operator, i: _Inputs, kernels: str) -> Call:
+    groups, rows, columns = o["groups"], o["rows"], o["columns"]
+    if groups == 1:
+        master = i.normal(rows, columns, dtype=torch.float32)
+    else:
+        master = i.normal(groups, columns, rows, dtype=torch.float32).mT
+    recipe = Recipe("fp8", kernels)
+    copied = recipe.weight(master, _SITE)
+    return lambda: recipe.weight(master, _SITE, copied)
+
+
 def _sample(o: Operator, i: _Inputs, kernels: str) -> Call:
     logits = i.normal(o["rows"], o["columns"], dtype=DTYPES[o.dtype])
     return lambda: decode_operators.sample(logits, site=_SITE)
@@ -518,6 +552,7 @@ BUILDERS: dict[str, Callable[[Operator, Any, str], Call]] = {
     "gate": _gate,
     "gate_backward": _gate_backward,
     "gemm": _gemm,
+    "gradient_norm": _gradient_norm,
     "grouped_gemm": _grouped_gemm,
     "grouped_gemm_weight_grad": _grouped_gemm_weight_grad,
     "grouped_quantize_transpose": _grouped_quantize_transpose,
@@ -526,10 +561,12 @@ BUILDERS: dict[str, Callable[[Operator, Any, str], Call]] = {
     "layernorm": _layernorm,
     "masked_grouped_gemm": _masked_grouped_gemm,
     "mla_decode": _mla_decode,
+    "optimizer_update": _optimizer_update,
     "permute": _permute,
     "quantize": _quantize,
     "quantize_transpose": _quantize_transpose,
     "quantize_transpose_gather": _quantize_transpose_gather,
+    "quantize_weight": _quantize_weight,
     "rmsnorm": _rmsnorm,
     "rmsnorm_backward": _rmsnorm_backward,
     "rmsnorm_residual": _rmsnorm_residual,

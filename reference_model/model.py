@@ -356,12 +356,9 @@ class Embedding(Weight):
     def __init__(
         self, config: ModelConfig, *, recipe: Recipe, device: torch.device, split: Split = WHOLE
     ) -> None:
-        super().__init__((config.vocab_size // split.tensor, config.hidden_size), device=device)
-        self.recipe = recipe
+        shape = (config.vocab_size // split.tensor, config.hidden_size)
+        super().__init__("embedding", shape, recipe=recipe, device=device)
         self.group = tensor_group(split)
-
-    def _make_copy(self) -> Operand:
-        return Operand(self.weight.to(self.recipe.dtype), None)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Look up tokens int64 [T]; returns [T, H]."""

@@ -8,14 +8,14 @@ schedules count tokens out of 14.8 T; here a step stands at the same share of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from reference_model.kernels.triton_optimizer import FusedAdamW
+from reference_model import operators as ops
+from reference_model.layers import UPDATE, gradient
 
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
@@ -78,54 +78,32 @@ class AdamW:
         self.steps = 0
         self.first = [torch.zeros_like(p, dtype=torch.bfloat16) for p in self.parameters]
         self.second = [torch.zeros_like(p, dtype=torch.bfloat16) for p in self.parameters]
-        self._kernel: FusedAdamW | None = None
+        self._found_at: list[int] = []
+        self._tables = (torch.empty(0), torch.empty(0))
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> float:
-        """Clip the gradients, change the weights, clear the gradients; returns the norm before
-        clipping.
-
-        On CUDA the gradients stay where they are, filled with zeros, and one kernel does it all."""
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        self.steps += 1
-        clip = CLIP_NORM / norm.clamp(min=CLIP_NORM)
-        if norm.is_cuda:
-            self._fused().step(gradients, rate=learning_rate, steps=self.steps, clip=clip)
-        else:
-            self._step_one_by_one(gradients, clip=clip.item(), learning_rate=learning_rate)
+        """Clip the gradients, change the weights, fill the gradients with zeros; returns the norm
+        before clipping."""
+        gradients = [gradient(parameter) for parameter in self.parameters]
+        norm = ops.gradient_norm(gradients, site=UPDATE("optimizer.norm"))
+        self.update(gradients, norm, learning_rate=learning_rate)
         return float(norm)
 
-    def _fused(self) -> FusedAdamW:
-        from reference_model.kernels.triton_optimizer import FusedAdamW
-
-        if self._kernel is None:
-            self._kernel = FusedAdamW(
-                self.parameters, self.first, self.second,
-                decays=[WEIGHT_DECAY if p.dim() > 1 else 0.0 for p in self.parameters],
-                betas=BETAS, epsilon=_EPSILON,
-            )  # fmt: skip
-        return self._kernel
-
-    def _step_one_by_one(
-        self, gradients: list[Tensor], *, clip: float, learning_rate: float
-    ) -> None:
-        for i, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
-            update = self._update(i, gradient * clip)
-            if parameter.dim() > 1:
-                parameter.mul_(1 - learning_rate * WEIGHT_DECAY)
-            parameter.sub_(update, alpha=learning_rate)
-            parameter.grad = None
-
-    def _update(self, index: int, gradient: Tensor) -> Tensor:
-        beta, beta2 = BETAS
-        first = self.first[index].float().lerp_(gradient, 1 - beta)
-        second = self.second[index].float().lerp_(gradient.square(), 1 - beta2)
-        self.first[index].copy_(first)
-        self.second[index].copy_(second)
-        unbiased = first / (1 - beta**self.steps)
-        root = (second / (1 - beta2**self.steps)).sqrt_().add_(_EPSILON)
-        return unbiased.div_(root)
+    @torch.no_grad()
+    def update(self, gradients: Sequence[Tensor], norm: Tensor, *, learning_rate: float) -> None:
+        """The step with gradients of this norm, float32 []; the host waits for nothing."""
+        self.steps += 1
+        state = (self.parameters, gradients, self.first, self.second)
+        found_at = [x.data_ptr() for tensors in state for x in tensors]
+        if found_at != self._found_at:
+            self._found_at, self._tables = found_at, ops.update_tables(*state)
+        ops.adamw(
+            *state, norm, *self._tables,
+            rate=learning_rate, steps=self.steps, beta=BETAS[0], beta2=BETAS[1],
+            epsilon=_EPSILON, decay=WEIGHT_DECAY, clip_norm=CLIP_NORM,
+            site=UPDATE("optimizer.update"),
+        )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

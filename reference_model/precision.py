@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from reference_model import operators as ops
-from reference_model.kernels import BACKENDS, load_backend
-from reference_model.kernels.reference import aligned_scale_rows
+from reference_model.formats import TILE
+from reference_model.kernels import BACKENDS
+from reference_model.kernels.reference import empty_scale_rows
 
 RECIPES = ("float32", "bfloat16", "fp8")
 
@@ -58,14 +59,36 @@ class Recipe:
 
     # -- weights, once a step ----------------------------------------------------------------------
 
-    def weight(self, master: Tensor) -> Operand:
-        """Working copy of a float32 master weight [..., out, in]."""
+    def weight(self, master: Tensor, site: str, copied: Operand | None = None) -> Operand:
+        """Working copy of a float32 master weight [..., out, in].
+
+        Args:
+            copied: of the same weight, whose memory it takes.
+        """
         if not self.fp8:
-            return Operand(master.to(self.dtype), None)
-        values, scales = load_backend(self.kernels).quantize_blocks(
-            master, power_of_two_scales=False
-        )
-        return Operand(values, scales, aligned_scale_rows(scales.mT))
+            return self.plain_weight(master, site, copied)
+        if copied is None:
+            *leading, rows, columns = master.shape
+            blocks = (-(-rows // TILE), -(-columns // TILE))
+            copied = Operand(
+                master.new_empty(master.shape, dtype=torch.float8_e4m3fn),
+                empty_scale_rows(master, *leading, *blocks),
+                empty_scale_rows(master, *leading, *reversed(blocks)),
+            )
+        values, scales, turned_scales = copied
+        assert scales is not None
+        assert turned_scales is not None
+        ops.quantize_weight(master, values, scales, turned_scales, kernels=self.kernels, site=site)
+        return copied
+
+    def plain_weight(self, master: Tensor, site: str, copied: Operand | None = None) -> Operand:
+        """The same in the recipe's dtype, whatever its products are; float32 is no copy."""
+        if self.dtype == master.dtype:
+            return Operand(master, None)
+        if copied is None:
+            copied = Operand(torch.empty_like(master, dtype=self.dtype), None)
+        ops.cast_weight(master, copied.values, site=site)
+        return copied
 
     # -- operands ----------------------------------------------------------------------------------
 

@@ -133,6 +133,17 @@ class ReferenceKernels:
         quantized = quantized.reshape(padded.shape)[..., :rows, :columns].contiguous()
         return quantized.to(torch.float8_e4m3fn), aligned_scale_rows(scales)
 
+    def quantize_weight(
+        self, w: Tensor, *, values: Tensor, scales: Tensor, turned_scales: Tensor
+    ) -> None:
+        """Put what quantize_blocks makes of w [..., rows, columns], with any scales, into values
+        and scales, and the scales of the transpose into turned_scales."""
+        quantized, found = self.quantize_blocks(w, power_of_two_scales=False)
+        # Moved as bytes: not every torch has copy kernels for FP8.
+        values.view(torch.uint8).copy_(quantized.view(torch.uint8))
+        scales.copy_(found)
+        turned_scales.copy_(found.mT)
+
     def dequantize_tiles(self, q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
         """Undo quantize_tiles of q [rows, columns], scales [rows, ceil(columns / 128)]; returns
         dtype."""
@@ -277,9 +288,15 @@ class ReferenceKernels:
 
 def aligned_scale_rows(scales: Tensor) -> Tensor:
     """Block scales [..., row blocks, column blocks] with rows that begin at multiples of 4."""
-    columns = scales.shape[-1]
-    room = scales.new_zeros((*scales.shape[:-1], columns + -columns % SCALE_ROW))
-    room[..., :columns] = scales
+    room = empty_scale_rows(scales, *scales.shape)
+    room.copy_(scales)
+    return room
+
+
+def empty_scale_rows(like: Tensor, *shape: int) -> Tensor:
+    """Float32 zeros of this shape on a tensor's device, with rows that begin at multiples of 4."""
+    *leading, columns = shape
+    room = like.new_zeros((*leading, columns + -columns % SCALE_ROW), dtype=torch.float32)
     return room[..., :columns]
 
 

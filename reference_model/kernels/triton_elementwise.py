@@ -506,22 +506,41 @@ def output_of_sums(out_grad: Tensor, delta: Tensor) -> Tensor:
 
 
 @triton.jit
-def _embedding_backward_kernel(table_grad, tokens, grad, columns, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
+def _embedding_backward_kernel(
+    table_grad,
+    tokens,  # int64 [rows], sorted
+    places,  # int64 [rows]: the row of grad that each is of
+    grad,
+    rows,
+    columns,
+    BLOCK: tl.constexpr,
+):
+    place = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < columns
-    token = tl.load(tokens + row)
-    value = tl.load(grad + row * columns + column, mask=inside, other=0.0).to(tl.float32)
-    tl.atomic_add(table_grad + token * columns + column, value, mask=inside, sem="relaxed")
+    token = tl.load(tokens + place)
+    if tl.load(tokens + place - 1, mask=place > 0, other=-1) != token:
+        # The first of a token adds up all of it, in the order of the rows.
+        target = table_grad + token * columns + column
+        total = tl.load(target, mask=inside, other=0.0)
+        same = True
+        while same:
+            source = grad + tl.load(places + place) * columns + column
+            total += tl.load(source, mask=inside, other=0.0).to(tl.float32)
+            place += 1
+            same = tl.load(tokens + place, mask=place < rows, other=-1) == token
+        tl.store(target, total, mask=inside)
 
 
 def launch_embedding_backward(
     table_grad: Tensor, tokens: Tensor, grad: Tensor, *, site: str
 ) -> None:
-    """Run operators.embedding_backward in one kernel; tokens add in no particular order."""
+    """Run operators.embedding_backward: tokens sorted, then one kernel that adds the rows of each
+    token in their order, so that every run gives the same bits."""
     rows, columns = grad.shape
+    ordered, places = torch.sort(tokens, stable=True)
     _embedding_backward_kernel[rows, triton.cdiv(columns, _BLOCK)](
-        table_grad, tokens.contiguous(), grad.contiguous(), columns, BLOCK=_BLOCK, num_warps=4
+        table_grad, ordered, places, grad.contiguous(), rows, columns, BLOCK=_BLOCK, num_warps=4
     )
 
 

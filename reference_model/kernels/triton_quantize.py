@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from reference_model.kernels.device import check_device
-from reference_model.kernels.reference import SCALE_ROW, TILE, TRANSFER
+from reference_model.kernels.reference import TILE, TRANSFER, empty_scale_rows
 
 _TILE = tl.constexpr(TILE)
 _SMALLEST_SCALE = tl.constexpr(2.0**-126)
@@ -179,13 +179,16 @@ def _quantize_blocks_kernel(
     w,  # [groups, rows, columns], strided
     quantized,
     scales,  # [groups, row blocks, column blocks], rows `room` apart
+    turned_scales,  # [groups, column blocks, row blocks], rows `turned_room` apart, if TURNED
     rows,
     columns,
     room,
+    turned_room,
     group_stride,
     row_stride,
     column_stride,
     POWER_OF_TWO: tl.constexpr,
+    TURNED: tl.constexpr,
 ):
     row = tl.program_id(1) * _TILE + tl.arange(0, _TILE)
     column = tl.program_id(2) * _TILE + tl.arange(0, _TILE)
@@ -202,6 +205,9 @@ def _quantize_blocks_kernel(
     target = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * room
     one = tl.arange(0, 1)
     tl.store(scales + target + tl.program_id(2) + one[:, None] + one[None, :], scale)
+    if TURNED:
+        place = (tl.program_id(0) * tl.num_programs(2) + tl.program_id(2)) * turned_room
+        tl.store(turned_scales + place + tl.program_id(1) + one[:, None] + one[None, :], scale)
 
 
 @triton.jit
@@ -296,18 +302,17 @@ class TritonCasts:
 
     def quantize_blocks(self, w: Tensor, *, power_of_two_scales: bool) -> tuple[Tensor, Tensor]:
         """See ReferenceKernels.quantize_blocks; reads transposed weights where they lie."""
-        check_device(w)
-        rows, columns = w.shape[-2:]
-        blocks = (triton.cdiv(rows, TILE), triton.cdiv(columns, TILE))
         quantized = w.new_empty(w.shape, dtype=torch.float8_e4m3fn)
-        source = w.reshape(-1, rows, columns)
-        room = triton.cdiv(blocks[1], SCALE_ROW) * SCALE_ROW
-        scales = w.new_zeros((*w.shape[:-2], blocks[0], room), dtype=torch.float32)
-        _quantize_blocks_kernel[source.shape[0], *blocks](
-            source, quantized, scales, rows, columns, room, *source.stride(),
-            POWER_OF_TWO=power_of_two_scales, num_warps=8,
-        )  # fmt: skip
-        return quantized, scales[..., : blocks[1]]
+        blocks = (triton.cdiv(extent, TILE) for extent in w.shape[-2:])
+        scales = empty_scale_rows(w, *w.shape[:-2], *blocks)
+        _quantize_blocks(w, quantized, scales, None, power_of_two_scales=power_of_two_scales)
+        return quantized, scales
+
+    def quantize_weight(
+        self, w: Tensor, *, values: Tensor, scales: Tensor, turned_scales: Tensor
+    ) -> None:
+        """See ReferenceKernels.quantize_weight; everything in one kernel."""
+        _quantize_blocks(w, values, scales, turned_scales, power_of_two_scales=False)
 
     def dequantize_tiles(self, q: Tensor, scales: Tensor, *, dtype: torch.dtype) -> Tensor:
         """See ReferenceKernels.dequantize_tiles."""
@@ -317,6 +322,28 @@ class TritonCasts:
         """See ReferenceKernels.dequantize_blocks."""
         flat = scales.reshape(-1, *scales.shape[-2:])
         return _dequantize(q, flat, rows_per_scale=TILE, dtype=dtype)
+
+
+def _quantize_blocks(
+    w: Tensor,
+    quantized: Tensor,
+    scales: Tensor,
+    turned_scales: Tensor | None,
+    *,
+    power_of_two_scales: bool,
+) -> None:
+    """Quantise w [..., rows, columns], which may be transposed, into what is given, scales with
+    `empty_scale_rows`."""
+    check_device(w)
+    rows, columns = w.shape[-2:]
+    source = w.reshape(-1, rows, columns)
+    blocks = (triton.cdiv(rows, TILE), triton.cdiv(columns, TILE))
+    turned = scales if turned_scales is None else turned_scales
+    _quantize_blocks_kernel[source.shape[0], *blocks](
+        source, quantized, scales, turned, rows, columns, scales.stride(-2), turned.stride(-2),
+        *source.stride(),
+        POWER_OF_TWO=power_of_two_scales, TURNED=turned_scales is not None, num_warps=8,
+    )  # fmt: skip
 
 
 def masked_swiglu_quantize(

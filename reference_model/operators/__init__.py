@@ -10,7 +10,7 @@ Arguments
     site        where the call stands, "phase:segment:name", made by `Site`; no effect on the result
     kernels     backend of the FP8 kernels (`reference_model.kernels.BACKENDS`)
     *_scales    float32 scales of an FP8 operand, None where the operand is not quantised
-    out         written only; every other mutated argument is added to or changed in place
+    out, out_*  written only; every other mutated argument is added to or changed in place
 
 Shapes are in the docstrings: T tokens, R rows of the local experts, D tokens received by dispatch
 (one for each token and rank), E local experts, K choices of a token. Matrix products are
@@ -84,6 +84,13 @@ from reference_model.operators.sparse import (
     rope_index,
     sparse_mla,
 )
+from reference_model.operators.updating import (
+    adamw,
+    cast_weight,
+    gradient_norm,
+    quantize_weight,
+    update_tables,
+)
 from reference_model.operators.vocabulary import (
     cross_entropy,
     cross_entropy_backward,
@@ -99,6 +106,7 @@ from reference_model.operators.vocabulary import (
 __all__ = [
     "NAMESPACE",
     "Site",
+    "adamw",
     "add",
     "append_index",
     "attention_backward",
@@ -108,6 +116,7 @@ __all__ = [
     "attention_masked_forward",
     "broadcast_heads",
     "cast",
+    "cast_weight",
     "combine",
     "combine_backward",
     "concat",
@@ -132,6 +141,7 @@ __all__ = [
     "gather_tokens",
     "gemm",
     "gemm_weight_grad",
+    "gradient_norm",
     "grouped_gemm",
     "grouped_gemm_weight_grad",
     "grouped_quantize_transpose",
@@ -143,6 +153,7 @@ __all__ = [
     "quantize_e5m6",
     "quantize_transpose",
     "quantize_transpose_gather",
+    "quantize_weight",
     "rmsnorm",
     "rmsnorm_backward",
     "rmsnorm_residual",
@@ -160,6 +171,7 @@ __all__ = [
     "topk_weight_grad",
     "transpose",
     "unpermute",
+    "update_tables",
     "weighted_swiglu",
     "weighted_swiglu_forward_backward",
     "weighted_swiglu_quantize",

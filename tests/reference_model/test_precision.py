@@ -5,6 +5,8 @@ import torch
 
 from reference_model.precision import Recipe
 
+SITE = "weight_grad:optimizer:working_copy"
+
 
 @pytest.mark.parametrize(
     ("name", "kernels", "message"),
@@ -22,12 +24,12 @@ def test_without_fp8_an_operand_is_the_tensor_itself():
     x = torch.tensor([[1.0, 1 / 3]])
     recipe = Recipe("float32", "reference")
     assert recipe.quantize(x, "") == (x, None, None)
-    assert recipe.weight(x).values.dtype == torch.float32
-    assert Recipe("bfloat16", "reference").weight(x).values.tolist() == [[1.0, 0.333984375]]
+    assert recipe.weight(x, SITE).values.dtype == torch.float32
+    assert Recipe("bfloat16", "reference").weight(x, SITE).values.tolist() == [[1.0, 0.333984375]]
 
 
 def test_fp8_weights_have_one_scale_per_block_of_128_by_128():
-    weight = Recipe("fp8", "reference").weight(torch.full((200, 300), 448.0))
+    weight = Recipe("fp8", "reference").weight(torch.full((200, 300), 448.0), SITE)
     assert weight.values.dtype == torch.float8_e4m3fn
     assert weight.scales.shape == (2, 3)
     assert weight.scales.eq(1.0).all()  # 448 is E4M3's largest value
