@@ -103,18 +103,32 @@ def balance_loss(
     logits [T, experts] and chosen experts [T, K] of sequences of `length` tokens. f_i is the share
     of an expert among the choices of the sequence, 1 where all are equal, and has no gradient; P_i
     the mean of its scores, each token's scores normalised to sum 1 (Report, equations 17 to 20)."""
+    value, share, scores = _balance(logits, indices, length=length, scoring=scoring)
+    total = scores.sum(dim=1, keepdim=True)
+    normed_grad = share.repeat_interleave(length, dim=0) / logits.shape[0]  # [T, experts]
+    normed = scores / total
+    scores_grad = (normed_grad - (normed_grad * normed).sum(dim=1, keepdim=True)) / total
+    return value, gate_scores_backward(scores, scores_grad, scoring)
+
+
+def balance_value(logits: Tensor, indices: Tensor, *, length: int, scoring: str) -> Tensor:
+    """The balance loss alone; arguments as of `balance_loss`."""
+    return _balance(logits, indices, length=length, scoring=scoring)[0]
+
+
+def _balance(
+    logits: Tensor, indices: Tensor, *, length: int, scoring: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss; f_i of each sequence [sequences, experts]; and scores like logits."""
     tokens, experts = logits.shape
     sequences = tokens // length
     chosen = torch.zeros_like(logits).scatter_(1, indices, 1.0)
-    share = chosen.view(sequences, length, experts).mean(dim=1)  # [sequences, experts]
+    share = chosen.view(sequences, length, experts).mean(dim=1)
     share *= experts / indices.shape[1]
     scores = gate_scores(logits, scoring)
-    total = scores.sum(dim=1, keepdim=True)
-    normed = scores / total
+    normed = scores / scores.sum(dim=1, keepdim=True)
     loss = (share * normed.view(sequences, length, experts).mean(dim=1)).sum(dim=1).mean()
-    normed_grad = share.repeat_interleave(length, dim=0) / tokens  # [T, experts]
-    scores_grad = (normed_grad - (normed_grad * normed).sum(dim=1, keepdim=True)) / total
-    return loss, gate_scores_backward(scores, scores_grad, scoring)
+    return loss, share, scores
 
 
 # -- histograms ------------------------------------------------------------------------------------

@@ -18,7 +18,10 @@ Then they run once more with a note of the time behind every operator, on its ow
 two streams that do not wait for each other: `compute`, and transfers over and over beside it. Rows
 of operators hold their time in the pair; `alone_s` with nothing beside them but their own stream;
 and `beside_s` of the two that do not wait, which is no pair but says how much transfers and compute
-slow each other. All are means over the layers and some replays, the note included; the replays
+slow each other. A GPU that waits for its transfers draws less power meanwhile, and clocks higher
+for the rest: so where transfers take longer than compute, compute rests behind each pair for as
+long as it would wait for them by these times (`rest_of_compute`), and both are timed so. All are
+means over the layers and some replays, the note included; the replays
 follow each other with no host in between, as those do that tell how long a pair takes.
 """
 
@@ -27,7 +30,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -77,6 +81,8 @@ _SETTLING_REPLAYS = 15
 """Before those that count, so that clock and power are those of a loop, and the GPU that computes
 faster begins as much earlier than the others as it ever will."""
 _FEWEST = 6
+_LEAST_REST = 0.01
+"""Of compute's time: shorter rests move no clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +286,16 @@ def _one(
         alone |= means(*_noted(communicate, device))
         turns = torch.tensor(math.ceil(apart[0] / of_transfers[0]) + 1, device=device)
         distributed.all_reduce(turns, op=distributed.ReduceOp.MAX)
-        unhindered = partial(_unhindered, pair, transfers, int(turns))
+        unhindered = partial(_unhindered, pair, transfers, turns=int(turns))
         beside = means(*_noted(unhindered, device), while_both=True)
+        issued = Counter((n.stream, *n.operator[:2]) for n in notes if n.operator is not None)
+        resting = torch.tensor(rest_of_compute(issued, alone, beside), device=device)
+        distributed.all_reduce(resting)
+        rest = float(resting) / distributed.get_world_size()
+        if rest > _LEAST_REST * apart[0]:
+            more = int(turns) + math.ceil(rest / of_transfers[0])
+            with_rest = partial(_unhindered, pair, transfers, turns=more, rest=rest)
+            beside = means(*_noted(with_rest, device), while_both=True)
         del kept, transfers
     found = [
         OperatorTime(
@@ -295,6 +309,30 @@ def _one(
 
 
 _MISSING = (math.nan, "", "", "")
+
+Means = Mapping[tuple[str, str, str], tuple[float, str, str, str]]
+
+
+def rest_of_compute(
+    issued: Mapping[tuple[str, str, str], int], alone: Means, beside: Means
+) -> float:
+    """Seconds that compute waits for a pair's transfers, which go on as beside it while it runs and
+    as alone while it waits.
+
+    Args:
+        issued: {(stream, name, phase): how often the pair issues it}.
+        alone, beside: mean seconds of each, as `stream_notes.means` has them.
+    """
+
+    def total(times: Means, stream: str) -> float:
+        known = [key for key in issued if key[0] == stream and key in alone and key in beside]
+        return sum(issued[key] * times[key][0] for key in known)
+
+    slowed = total(beside, COMMUNICATION)
+    if not slowed:
+        return 0.0
+    left = 1 - total(beside, COMPUTE) / slowed
+    return max(0.0, left * total(alone, COMMUNICATION))
 
 
 def _communicate(
@@ -312,18 +350,30 @@ def _communicate(
 
 
 def _unhindered(
-    pair: Callable[..., Any], transfers: Sequence[tuple[str, Callable[[], None]]], turns: int,
-    notes: Notes,
+    pair: Callable[..., Any], transfers: Sequence[tuple[str, Callable[[], None]]], notes: Notes, *,
+    turns: int, rest: float = 0.0,
 ) -> Any:  # fmt: skip
-    """A pair without transfers, and beside it all of its transfers, so many times."""
+    """A pair without transfers, and beside it all of its transfers, so many times; behind the pair
+    compute rests for about so many seconds, at most a tenth longer."""
     current, third = torch.cuda.current_stream(), _third_stream()
     third.wait_stream(current)
     with torch.cuda.stream(third):
         for _ in range(turns):
             _communicate(transfers, notes, stream=UNHINDERED)
     result = pair(notes, moving=False)
+    if rest:
+        torch.cuda._sleep(round(rest * _cycles_per_second()))  # type: ignore[no-untyped-call]
     current.wait_stream(third)
     return result
+
+
+@cache
+def _cycles_per_second() -> float:
+    """Of the SM clock."""
+    cycles, device = 10**8, torch.device("cuda")
+    start = moment(device)
+    torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+    return cycles / seconds_between(start, moment(device))
 
 
 @cache

@@ -22,7 +22,7 @@ from torch import Tensor
 from reference_model.alignment import check_recipe
 from reference_model.balance import (
     add_balance_loss,
-    balance_loss,
+    balance_value,
     expert_load,
     maximum_violation,
     saved_choices,
@@ -246,12 +246,12 @@ class Training:
 
     def _balance(self, saved: SavedStep) -> Tensor:
         values = [
-            balance_loss(
+            balance_value(
                 moe.logits,
                 moe.indices,
                 length=self.settings.context,
                 scoring=self.config.scoring_func,
-            )[0]
+            )
             for moe in saved_choices(saved)
         ]
         return torch.stack(values).mean()

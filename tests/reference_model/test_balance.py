@@ -8,6 +8,7 @@ import torch
 from reference_model.balance import (
     add_balance_loss,
     balance_loss,
+    balance_value,
     expert_load,
     group_imbalance,
     group_sizes,
@@ -82,6 +83,7 @@ def test_the_gradient_of_the_balance_loss_is_that_of_automatic_differentiation(s
     loss, gradient = balance_loss(logits, indices, length=4, scoring=scoring)
     loss.backward()
     torch.testing.assert_close(gradient.detach(), logits.grad)
+    assert balance_value(logits, indices, length=4, scoring=scoring) == loss
 
 
 def test_the_balance_loss_changes_gradients_by_alpha():

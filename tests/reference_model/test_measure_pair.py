@@ -9,6 +9,7 @@ from reference_model.measure_pair import (
     PairRuns,
     measure_pair,
     pair_rows,
+    rest_of_compute,
 )
 from tests.reference_model.test_pair import order
 
@@ -57,3 +58,17 @@ def test_one_rank_is_refused():
     runs = PairRuns(DEBUG, "debug", order(1), ((1, 128),), (2,), seconds=0.0)
     with pytest.raises(ValueError, match="ranks = 1: allowed at least 2, that divide 8 routed"):
         measure_pair(runs, ranks=1, backend="gloo", out=None, timeout_s=1.0)
+
+
+def test_compute_rests_for_what_transfers_have_left_when_it_is_through():
+    """Two layers. Compute takes 2 x (3 + 1) = 8 s beside transfers, which take 2 x 5 = 10 s beside
+    it and 2 x 3 = 6 s alone: when it is through a fifth of them is left, 1.2 s."""
+    compute, send = ("compute", "gemm", "forward"), ("communication", "dispatch", "forward")
+    norm, unseen = ("compute", "norm", "forward"), ("communication", "cast", "forward")
+    issued = {compute: 2, norm: 2, send: 2, unseen: 2}
+    alone = {key: (s, "", "", "") for key, s in ((compute, 2.5), (norm, 1.0), (send, 3.0))}
+    beside = {key: (s, "", "", "") for key, s in ((compute, 3.0), (norm, 1.0), (send, 5.0))}
+    assert rest_of_compute(issued, alone, beside) == pytest.approx(1.2)
+    shorter = beside | {send: (4.0, "", "", "")}
+    assert rest_of_compute(issued, alone, shorter) == 0.0
+    assert rest_of_compute({compute: 2}, alone, beside) == 0.0
