@@ -85,7 +85,7 @@ def requests(config: ModelConfig, *, model: str) -> list[TimingRequest]:
     sparse = sparse_operators(config)
     for part in (
         copy_operators(),
-        update_operators(config),
+        update_grid(config),
         attention,
         sparse,
         dense,
@@ -379,7 +379,7 @@ def copy_operators() -> list[Operator]:
     ]
 
 
-def update_operators(config: ModelConfig) -> list[Operator]:
+def update_grid(config: ModelConfig) -> list[Operator]:
     """What ends a step: norm and update of a million to three billion values, and working copies of
     every weight of a layer, of 1, 4 and 8 of its experts, and of embedding and head."""
     hidden, intermediate = config.hidden_size, config.moe_intermediate_size

@@ -179,7 +179,7 @@ def _of_job(scenario: Scenario, job: TrainingJob | ServingStepJob) -> Iterator[S
             yield ScaledInput("host time per launch", "job", launch)
         if not job.skew.is_none:
             rate = {f"{own}.optimizer.efficiency": _as_file(job.optimizer.efficiency)}
-            yield ScaledInput("optimizer's share of HBM rate", "job", rate, most=1.0 / 0.8)
+            yield ScaledInput("rate of the optimizer", "job", rate)
         return
     yield ScaledInput("host overhead", "job", {f"{own}.host_overhead": _as_file(job.host_overhead)})
     drafts = job.speculative_decoding

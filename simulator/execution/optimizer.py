@@ -53,10 +53,10 @@ from simulator.workload.sharding import (
 )
 from simulator.workload.state_tasks import (
     StateTasks,
-    addition,
     collective_of,
     is_state_collective,
 )
+from simulator.workload.update import update_operators, working_copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +144,9 @@ class OptimizerStep:
     reduce_s: Seconds
     """Reduce-scatter of the gradients over all copies of the parameters, or their all-reduce; none
     where chunks hold it. And the sum of those that GPUs have in common that share layers."""
-    update_s: Seconds
-    """Gradient norm, update of this rank's shard, and clearing the gradients: HBM traffic."""
+    update: Prediction
+    """Times of gradient norm, update of this rank's shard, clearing of the gradients and working
+    copies of the weights."""
     gather_s: Seconds
     """All-gather of the BF16 parameters; none where chunks hold it."""
     exchange_ends_s: tuple[Seconds, Seconds]
@@ -154,6 +155,11 @@ class OptimizerStep:
     """Times of the products with which the busiest owner orthogonalises its matrices, if any."""
     on_cpu_s: tuple[Seconds, Seconds] | None = None
     """Copies over PCIe and the update on the CPU, where it is there."""
+
+    @property
+    def update_s(self) -> Seconds:
+        """All of `update`."""
+        return float(self.update.seconds.sum())
 
     @property
     def orthogonalize_s(self) -> Seconds:
@@ -307,12 +313,10 @@ def optimizer_step(
 ) -> OptimizerStep:
     """Time of the optimizer step on one rank, without what its chunks already hold.
 
-    The update reads gradient, master weight and moments, writes all but the gradient, and writes
-    the BF16 parameter; before it the norm reads the gradients that it updates with, after it all
-    gradients are cleared, and the matrices that no chunk gathers cast to the copies that compute.
-    That traffic runs at the rate which element-wise additions achieve. An optimizer of matrices
-    orthogonalises its own in between, by products that kernel times price like any other. One that
-    is offloaded leaves the GPU the norm, the clearing and the casts.
+    Norm, update and new working copies are operators that kernel times price like any other
+    (simulator.workload.update), one after the other; what chunks gather they copy as well. An
+    optimizer of matrices orthogonalises its own in between. One that is offloaded leaves the GPU
+    the norm, the clearing and the copies.
 
     Args:
         overlapped: whether gradients are reduced, and parameters gathered, beside compute.
@@ -331,23 +335,22 @@ def optimizer_step(
     types, zero = sharding.types, sharding.zero
     gradient = type_bytes(types.gradients)
     gathered_in_chunks = zero == 3 or (zero > 0 and overlapped[1])
-    norm = gradient
-    updating = gradient + BF16_BYTES
-    updated = sharding.updated(held)
-    added_up = held.every.count if zero < 2 else sharding.shard(held).count
-    cast = (sharding.alone(held) if gathered_in_chunks else held.every).cast_traffic
     offloaded = types.offload == "cpu"
-    traffic = (
-        updated.count * (norm + (0 if offloaded else updating))
-        + 2 * sharding.optimizer_bytes(held)
-        + added_up * gradient
-        + cast
-    )
+    # No BF16 stands between a master weight and its copy but where the parameter came from others.
+    whole = "bfloat16" if offloaded else types.master
+    update = [
+        *update_operators(held, sharding),
+        *working_copies(sharding.alone(held).weights, source=whole),
+        *(
+            []
+            if gathered_in_chunks
+            else working_copies(sharding.shared(held).weights, source="bfloat16")
+        ),
+    ]
     matrices = sharding.orthogonalized(held)
     iterations = types.iterations
     products = [o for matrix in matrices for o in newton_schulz(matrix, iterations=iterations)]
     sms = transfers.cluster.node.gpu.sms
-    update = costs.predict([addition("optimizer.update", traffic)], sms=sms, overlapped=False)
     reduced, gathered = np.zeros(3), np.zeros(3)
     if zero < 2 and not overlapped[0]:
         reduced = over_copies("reduce_scatter", gradient)
@@ -361,7 +364,7 @@ def optimizer_step(
     _, low, high = (reduced + gathered).tolist()
     return OptimizerStep(
         reduce_s=float(reduced[0]),
-        update_s=float(update.seconds[0]),
+        update=costs.predict(update, sms=sms, overlapped=False),
         gather_s=float(gathered[0]),
         exchange_ends_s=(low, high),
         products=costs.predict(products, sms=sms, overlapped=False) if products else None,

@@ -245,9 +245,11 @@ class _Drawing:
         """[draws], the step with everything."""
         if not self.skewed:
             return self.step().step_s
-        (series,), _ = self._of_groups(self._blocks(), [self._ranks()])
+        # Families draw in the order in which they are asked for, here as in `step`.
+        blocks, optimizer = self._blocks(), self._optimizer()
+        (series,), _ = self._of_groups(blocks, [self._ranks()])
         full = self._run(self._seconds(series) + self._pauses())
-        return np.asarray(self._ends(full) + self._optimizer().max(axis=0))
+        return np.asarray(self._ends(full) + optimizer.max(axis=0))
 
     def _known(self, spans: Mapping[ChunkKey, Array]) -> dict[ChunkKey, _OfRanks]:
         """Every chunk as long as it is known to be, on all ranks.
@@ -575,7 +577,8 @@ class _Drawing:
         slower = 1 / self.priors["optimizer.efficiency"] if self.skewed else 1.0
 
         def drawn_step(part: OptimizerStep) -> Array:
-            found = exchanged(part, self.normal) + part.update_s * slower
+            update = scaled_seconds(part.update, self.draws).sum(axis=0)
+            found = exchanged(part, self.normal) + update * slower
             if part.products is not None:
                 found = found + scaled_seconds(part.products, self.draws).sum(axis=0)
             if part.on_cpu_s is not None:

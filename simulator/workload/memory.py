@@ -10,6 +10,7 @@ schedule has in flight. A forward or backward in progress also needs room for it
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -35,7 +36,7 @@ from simulator.workload.load import Load
 from simulator.workload.recipes import weight_bytes_of
 from simulator.workload.schedules.held import HeldActivations
 from simulator.workload.schedules.order import Schedule
-from simulator.workload.sharding import HeldParameters, Parameters, Sharding
+from simulator.workload.sharding import HeldParameters, HeldWeight, Parameters, Sharding
 
 _COPIES = {"fp8_e4m3": 1, "mxfp8_e4m3": 2}
 """{type of quantised products: working copies of their weights}"""
@@ -113,7 +114,10 @@ def layer_parameters(
     # Each GPU has all of what is not split, and its part of the rest.
     ranks = split.tensor
     duplicated = (ranks * own - whole) // (ranks - 1) if ranks > 1 else 0
-    return HeldParameters(_stored(operators, own, "gemm"), experts, duplicated)
+    if kind_of(kind) != "head":  # whose weight multi-token prediction shares
+        operators = tuple(op for op in operators if not op.name.startswith("head."))
+    of_weights = "embedding" if kind_of(kind) == "embedding" else "gemm"
+    return HeldParameters(_stored(operators, own, of_weights), experts, duplicated)
 
 
 def _outside_experts(config: ModelConfig, kind: str, ranks: int) -> int:
@@ -144,12 +148,24 @@ def _stored(operators: Iterable[Operator], count: int, kind: str) -> Parameters:
         sum(values for _, values in weights),
         sum(_COPIES[dtype] * values for dtype, values in weights),
         sum(_COPIES[dtype] * values * weight_bytes_of(dtype) for dtype, values in weights),
-        tuple(
-            (op["n"], op["k"])
-            for op in own
-            if not op.name.startswith("head.")
-            for _ in range(op["groups"] if kind == "grouped_gemm" else 1)
-        ),
+        tuple(sorted(Counter(_weight(op, count) for op in own).items())),
+    )
+
+
+def _weight(operator: Operator, count: int) -> HeldWeight:
+    """The weight of a product or lookup among so many parameters; those of experts turned, as
+    reference_model.layers keeps them."""
+    if operator.kind == "embedding":
+        rows = count // operator["columns"]
+        return HeldWeight(operator.dtype, 1, rows, operator["columns"], matrix=False)
+    grouped = operator.kind == "grouped_gemm"
+    return HeldWeight(
+        operator.dtype,
+        operator["groups"] if grouped else 1,
+        operator["k" if grouped else "n"],
+        operator["n" if grouped else "k"],
+        copies=_COPIES.get(operator.dtype, 1),
+        matrix=not operator.name.startswith("head."),
     )
 
 

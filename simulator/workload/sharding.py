@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from hardware_profiles.units import Bytes
 from reference_model.formats import BITS
@@ -65,6 +66,21 @@ def master_and_moments_bytes(types: OptimizerTypes, *, orthogonalized: bool = Fa
     return type_bytes(types.master) + moments * type_bytes(types.moments)
 
 
+class HeldWeight(NamedTuple):
+    """A weight, or the same one of several experts, as products read it."""
+
+    dtype: str
+    """Of the products."""
+    groups: int
+    """Experts that have one each; 1 of any other weight."""
+    rows: int
+    columns: int
+    copies: int = 1
+    """Working copies that products keep."""
+    matrix: bool = True
+    """Whether Muon orthogonalises it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parameters:
     """Parameters on one GPU that have the same copies."""
@@ -76,8 +92,9 @@ class Parameters:
     """Values of their working copies."""
     cast_bytes: Bytes = 0.0
     """Of the same, scales included."""
-    matrices: tuple[Matrix, ...] = ()
-    """Of them, those that Muon orthogonalises."""
+    weights: tuple[tuple[HeldWeight, int], ...] = ()
+    """Of them, those of which something else computes than the master: what products read, and
+    tables that are looked up; sorted, with how many there are of each."""
 
     @property
     def working_bytes(self) -> Bytes:
@@ -85,17 +102,25 @@ class Parameters:
         return self.cast_bytes + (self.count - self.quantized) * BF16_BYTES
 
     @property
-    def cast_traffic(self) -> Bytes:
-        """Reading BF16 parameters and writing working copies, a byte each, scales left out."""
-        return self.quantized * BF16_BYTES + self.cast
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Those that Muon orthogonalises."""
+        return tuple(
+            (weight.rows, weight.columns)
+            for weight, count in self.weights
+            if weight.matrix
+            for _ in range(count * weight.groups)
+        )
 
     def __add__(self, other: Parameters) -> Parameters:
+        weights = dict(self.weights)
+        for weight, count in other.weights:
+            weights[weight] = weights.get(weight, 0) + count
         return Parameters(
             self.count + other.count,
             self.quantized + other.quantized,
             self.cast + other.cast,
             self.cast_bytes + other.cast_bytes,
-            self.matrices + other.matrices,
+            tuple(sorted(weights.items())),
         )
 
 
@@ -158,11 +183,18 @@ class Sharding:
 
     def shared(self, held: HeldParameters) -> Parameters:
         """Parameters that other GPUs hold as well."""
-        return sum((part for part, copies in self._parts(held) if copies > 1), Parameters())
+        return self.part(held, shared=True).every
 
     def alone(self, held: HeldParameters) -> Parameters:
         """Parameters that no other GPU holds."""
-        return sum((part for part, copies in self._parts(held) if copies == 1), Parameters())
+        return self.part(held, shared=False).every
+
+    def part(self, held: HeldParameters, *, shared: bool) -> HeldParameters:
+        """Those parameters that other GPUs hold as well, or those that none does."""
+        replicated, experts = (
+            part if (copies > 1) == shared else Parameters() for part, copies in self._parts(held)
+        )
+        return HeldParameters(replicated, experts)
 
     def shard(self, held: HeldParameters) -> Updated:
         """Parameters that one GPU has to itself once copies share them out."""

@@ -16,12 +16,13 @@ A chunk's first gather and last reduction have nothing of the same chunk beside 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hardware_profiles.units import Bytes
 from reference_model.trace import Operator
 from simulator.workload.sharding import BF16_BYTES, HeldParameters, Sharding, type_bytes
 from simulator.workload.task_graph import GraphBuilder, Stream
+from simulator.workload.update import working_copies
 
 STATE = "state"
 """Segment of the operators that exchange parameters and gradients, and of the kernels they need."""
@@ -76,17 +77,19 @@ def state_operators(
         shared = sharding.shared(held)
         gathers = exchanged(held, "parameters", ("all_gather",), "bfloat16")
         reductions = exchanged(held, "gradients", every_gradient, gradients)
-        if shared.cast_traffic:
-            gathers.append(addition("parameters.cast", shared.cast_traffic))
+        gathers += (
+            replace(copy, name="parameters.cast", segment=STATE)
+            for copy in working_copies(shared.weights, source="bfloat16")
+        )
         if accumulates and reductions:
             own = sharding.shard(held).count - sharding.alone(held).count
-            reductions.append(addition("gradients.add", 3 * own * type_bytes(gradients)))
+            reductions.append(_addition("gradients.add", 3 * own * type_bytes(gradients)))
         found[kind, PARAMETERS] = tuple(gathers)
         found[kind, GRADIENTS] = tuple(reductions)
     return found
 
 
-def addition(name: str, traffic: Bytes) -> Operator:
+def _addition(name: str, traffic: Bytes) -> Operator:
     """An element-wise addition that reads and writes `traffic` bytes."""
     columns = 1024
     rows = max(1, round(traffic / (3 * BF16_BYTES * columns)))

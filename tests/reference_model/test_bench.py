@@ -125,13 +125,15 @@ def test_an_unknown_job_is_refused(tmp_path, capsys):
 
 MEASURED = sorted((ROOT / "measurements" / "whole").glob("*_sxm_?.csv"))
 STEPS = {"h100_sxm_1": 22, "h100_sxm_2": 25, "h100_sxm_3": 15, "h100_sxm_4": 8, "h200_sxm_1": 25,
-         "h200_sxm_2": 27, "h200_sxm_3": 15, "h200_sxm_4": 8, "h200_sxm_5": 7}  # fmt: skip
+         "h200_sxm_2": 27, "h200_sxm_3": 15, "h200_sxm_4": 8, "h200_sxm_5": 7,
+         "h200_sxm_6": 3}  # fmt: skip
 """Of each lease; the third timed those from a graph alone, the fourth of them decode steps."""
 
 
 @pytest.mark.parametrize("table", MEASURED, ids=lambda path: path.stem)
 def test_what_was_profiled_is_what_is_simulated(table):
-    """No kernels outside operators but in the optimizer, few launches, and hardly a gap."""
+    """No kernels outside operators, few launches, and hardly a gap. In older leases no operator
+    stood for the optimizer."""
     rows = list(bench.read_runs(table).values())
     assert len(rows) == STEPS[table.stem]
     for row in rows:
@@ -139,10 +141,22 @@ def test_what_was_profiled_is_what_is_simulated(table):
             continue
         if row["job"] == "train_step":
             assert float(row["seconds"]) < 1.15 * float(row["kernel_seconds"])
-        else:
+        if row["job"] != "train_step" or table.stem >= "h200_sxm_6":
             assert float(row["outside_share"]) < 0.02
         if row["job"] == "decode_step" and row["launch"] == "graph":
             assert int(row["kernel_count"]) <= 4 * 45
+
+
+def test_every_kernel_of_a_training_step_with_its_optimizer_belongs_to_an_operator():
+    """But the copy of the norm to the host, 1.6 us of 146.2 ms; from a graph the step is 0.7%
+    longer than its operators, timed in turns."""
+    rows = bench.read_runs(ROOT / "measurements" / "whole" / "h200_sxm_6.csv").values()
+    steps = {row["launch"]: row for row in rows if row["job"] == "train_step"}
+    assert float(steps["eager"]["outside_share"]) == 1.09e-05
+    graph = steps["graph"]
+    assert float(graph["sustained_operator_seconds"]) / float(graph["seconds"]) == pytest.approx(
+        1 - 0.0068, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("table", MEASURED, ids=lambda path: path.stem)

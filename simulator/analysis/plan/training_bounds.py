@@ -69,6 +69,7 @@ from simulator.workload.state_tasks import (
     is_state_collective,
     state_operators,
 )
+from simulator.workload.update import update_operators
 
 PHASES = (FORWARD, RECOMPUTE, INPUT_GRAD, WEIGHT_GRAD)
 EXCHANGES = ALL_TO_ALL_KINDS | COLLECTIVE_KINDS
@@ -306,14 +307,8 @@ class TrainingBounds:
         """Bytes of the update at the peak of HBM."""
         if sharding.orthogonalizes:
             return 0.0
-        types = sharding.types
-        gradient = type_bytes(types.gradients)
-        updated = sharding.updated(whole).count
-        offloaded = types.offload == "cpu"
-        traffic = updated * (gradient + (0 if offloaded else gradient + BF16_BYTES))
-        traffic += 2 * sharding.optimizer_bytes(whole)
-        traffic += gradient * (whole.every.count if sharding.zero < 2 else updated)
-        return traffic / self.layers.scenario.cluster.node.gpu.hbm_bandwidth
+        moved = sum(o.bytes_read + o.bytes_written for o in update_operators(whole, sharding))
+        return moved / self.layers.scenario.cluster.node.gpu.hbm_bandwidth
 
     def _collectives(
         self, candidate: Candidate, rings: Rings, sharding: Sharding, whole: HeldParameters

@@ -56,7 +56,7 @@ RESTATED = {
 
 
 ENGINES: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "h100_sxm": (("h100_sxm_reference",), _NO_DECOMPRESSED),
+    "h100_sxm": (("h100_sxm_reference", RESTATED_FROM), _NO_DECOMPRESSED),
     "h200_sxm": ((RESTATED_FROM,), _NO_DECOMPRESSED),
     "b200_sxm": ((RESTATED_FROM,), ""),
     # Decode attention of a GB200 was not published: that of the B200, restated.

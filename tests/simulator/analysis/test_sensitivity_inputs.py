@@ -49,7 +49,7 @@ def test_a_step_of_ideal_ranks_has_no_inputs_of_waiting():
     )
 
     assert set(skewed) - set(ideal) == {
-        "optimizer's share of HBM rate", "rows of the busiest rank", "spread of rows",
+        "rate of the optimizer", "rows of the busiest rank", "spread of rows",
         "spread of clocks", "spread of attention work", "pauses of hosts", "length of a pause",
         "share of slow machines", "slow-down of slow machines",
     } & set(skewed)  # fmt: skip

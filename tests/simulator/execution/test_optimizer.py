@@ -22,10 +22,14 @@ from simulator.hardware.prediction import one_time
 from simulator.scenario.files import SCENARIOS, load_scenario
 from simulator.scenario.training import OptimizerTypes
 from simulator.workload.schedules.known import build_schedule
-from simulator.workload.sharding import HeldParameters, Parameters, Sharding
+from simulator.workload.sharding import HeldParameters, HeldWeight, Parameters, Sharding
 from simulator.workload.state_tasks import StateTasks
+from simulator.workload.update import update_operators
 
-HELD = HeldParameters(Parameters(4 * 6144), Parameters(6 * 6144, 6 * 6144, 6 * 6144, 0.0))
+HELD = HeldParameters(
+    Parameters(4 * 6144),
+    Parameters(6 * 6144, 6 * 6144, 6 * 6144, 0.0, ((HeldWeight("fp8_e4m3", 2, 64, 288), 1),)),
+)
 SHARDED = Sharding(
     zero=1, types=OptimizerTypes(), copies=2, expert_copies=3, gathers_ahead=False,
     reduces_beside=False, pairs=False,
@@ -61,7 +65,9 @@ def step_of(sharding, *, overlapped=(False, False)):
 
 RING = 6144 * (4 / 1 + 6 / 2)
 """Seconds to exchange a byte of every parameter."""
-WHOLE, SHARD, CAST = 6144 * 10, 6144 * (4 / 2 + 6 / 3), 6144 * 6 * (2 + 1)
+WHOLE, SHARD = 6144 * 10, 6144 * (4 / 2 + 6 / 3)
+CAST = 6144 * 6 * (2 + 1) + 2 * 2 * 3 * 4
+"""From BF16, with the scales of 2 x 3 blocks, of the weight and of its transpose."""
 
 
 @pytest.mark.parametrize(("gradients", "each"), [("float32", 4), ("bfloat16", 2)])
@@ -71,8 +77,8 @@ def test_gradients_are_reduced_in_their_type_and_parameters_gathered_in_bfloat16
     assert step.gather_s == 2 * RING
     assert step.exchange_ends_s == ((each + 2) * RING / 2, (each + 2) * RING * 2)
     # Of its shard a GPU reads the gradient twice, reads and writes 8 bytes of master weight and
-    # moments, and writes two; it clears all gradients, and casts all experts.
-    assert step.update_s == SHARD * (2 * each + 2 * 8 + 2) + WHOLE * each + CAST
+    # moments, and writes two; it clears all gradients, and casts all experts. A norm has 4 bytes.
+    assert step.update_s == SHARD * (2 * each + 2 * 8 + 2) + WHOLE * each + 4 + CAST
 
 
 def test_every_stage_communicates_and_updates_what_it_shares():
@@ -84,11 +90,27 @@ def test_every_stage_communicates_and_updates_what_it_shares():
         (0.0, 0.0),
     ]
     assert [s.update_s for s in of.values()] == [
-        WHOLE * 26 + WHOLE * 4 + CAST,
-        SHARD * 26 + WHOLE * 4 + CAST,
-        SHARD * 26 + SHARD * 4 + CAST,
-        SHARD * 26 + SHARD * 4,  # chunks cast what they gather
+        WHOLE * 26 + WHOLE * 4 + 4 + CAST,
+        SHARD * 26 + WHOLE * 4 + 4 + CAST,
+        SHARD * 26 + SHARD * 4 + 4 + CAST,
+        SHARD * 26 + SHARD * 4 + 4,  # chunks cast what they gather
     ]
+
+
+def test_what_has_no_copy_is_cast_from_its_master_and_never_stands_in_bfloat16():
+    """Experts of one GPU alone: no two bytes written, four read in the place of two."""
+    step = step_of(replace(SHARDED, zero=1, expert_copies=1))
+    dense, experts = 2 * 6144, 6 * 6144
+    assert step.update_s == (
+        (dense + experts) * (2 * 4 + 2 * 8) + dense * 2 + WHOLE * 4 + 4 + CAST + 6144 * 6 * 2
+    )
+
+
+def test_an_update_on_the_cpu_leaves_the_gpu_norm_clearing_and_casts():
+    assert [
+        (o.kind, o.bytes_read, o.bytes_written)
+        for o in update_operators(HELD, replace(SHARDED, types=OptimizerTypes(offload="cpu")))
+    ] == [("gradient_norm", 4 * SHARD, 4), ("memory_bound", 0, 4 * WHOLE)]
 
 
 def test_an_all_reduce_moves_what_reducing_gradients_and_gathering_parameters_of_one_type_does():
@@ -100,11 +122,12 @@ def test_an_all_reduce_moves_what_reducing_gradients_and_gathering_parameters_of
 def test_what_chunks_hold_is_not_in_the_optimizer_step():
     step = step_of(SHARDED, overlapped=(True, True))
     assert (step.reduce_s, step.gather_s, step.exchange_ends_s) == (0.0, 0.0, (0.0, 0.0))
-    assert step.update_s == SHARD * 26 + WHOLE * 4
+    assert step.update_s == SHARD * 26 + WHOLE * 4 + 4
 
 
 def test_what_sticks_out_of_the_pipeline_has_the_interval_of_its_collectives():
-    step = OptimizerStep(reduce_s=0.0, update_s=7.0, gather_s=1.0, exchange_ends_s=(0.5, 2.0))
+    update = one_time(7.0, 7.0, 7.0, provenance=0, family="update")
+    step = OptimizerStep(reduce_s=0.0, update=update, gather_s=1.0, exchange_ends_s=(0.5, 2.0))
     times = one_time(4.0, 2.0, 12.0, provenance=0, family="transfers")
     found = with_exposed(step, [(0.0, 0.0, times), (3.0, 0.5, times)])
     assert (found.reduce_s, found.update_s, found.gather_s) == (3.0, 7.0, 1.5)
@@ -115,7 +138,8 @@ def test_what_sticks_out_of_the_pipeline_has_the_interval_of_its_collectives():
 def test_muon_adds_the_products_of_the_busiest_owner():
     """Of two 64 x 64 matrices on two copies one: two products of 64 x 64 x 64, and one more, each
     5 times, read 2 x 8,192 bytes and write 8,192."""
-    held = HeldParameters(Parameters(2 * 64 * 64 + 4096, matrices=((64, 64),) * 2))
+    weights = ((HeldWeight("bfloat16", 1, 64, 64), 2),)
+    held = HeldParameters(Parameters(2 * 64 * 64 + 4096, weights=weights))
     of_muon = replace(SHARDED, types=OptimizerTypes(name="muon"))
     step = optimizer_step(
         held, of_muon, overlapped=(False, False), rings=RINGS, transfers=BytesOverLoad(),
@@ -124,8 +148,7 @@ def test_muon_adds_the_products_of_the_busiest_owner():
     assert step.orthogonalize_s == 5 * 3 * 3 * 8192
     assert step.total_s == step.reduce_s + step.orthogonalize_s + step.update_s + step.gather_s
     # 2,048 parameters with two moments and 4,096 with one; 12,288 gradients are cleared.
-    traffic = 6144 * (4 + 4 + 2) + 2 * (2048 * 8 + 4096 * 6) + 12288 * 4
-    assert step.update_s == round(traffic / 6144) * 6144
+    assert step.update_s == 6144 * (4 + 4 + 2) + 2 * (2048 * 8 + 4096 * 6) + 12288 * 4 + 4
 
 
 def tasks_of(schedule, sharding, overlapped):

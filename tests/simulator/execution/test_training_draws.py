@@ -8,9 +8,11 @@ import pytest
 
 from simulator.analysis.run import simulate
 from simulator.execution import timeline, training_draws
+from simulator.execution.draws import scaled_seconds
 from simulator.execution.optimizer import OptimizerStep
 from simulator.execution.training_draws import _Drawing, _layers, draw_step, exchanged
 from simulator.execution.training_ranks import RowsOfLayers, durations
+from simulator.hardware.prediction import one_time
 from simulator.scenario.files import load_scenario
 from simulator.workload.schedules.order import INPUT_BACKWARD, WEIGHT_GRADIENT
 from simulator.workload.task_graph import Stream, TaskGraph
@@ -142,10 +144,15 @@ def test_a_busy_rank_that_stays_slows_more_than_one_that_changes():
 
 def test_an_optimizer_at_half_its_rate_takes_twice_as_long_to_update():
     found = run(*SMALL, "training.optimizer.efficiency=0.5")
-    at_half = draw_step(found).optimizer_s
-    at_whole = draw_step(run(*SMALL, "training.optimizer.efficiency=1.0")).optimizer_s
-    updates = np.array([part.update_s for part in found.step.optimizer])
-    assert (at_half - at_whole)[:, 0] == pytest.approx(updates, rel=1e-9)
+    drawing = _Drawing(found)
+    drawing._blocks()  # whose families are asked for first
+    at_half = drawing._optimizer()
+    assert np.array_equal(at_half, draw_step(found).optimizer_s)
+    drawing.priors["optimizer.efficiency"] = np.ones(drawing.samples)
+    updates = [
+        scaled_seconds(part.update, drawing.draws).sum(axis=0) for part in found.step.optimizer
+    ]
+    assert at_half - drawing._optimizer() == pytest.approx(np.array(updates), rel=1e-9)
 
 
 def test_a_gpu_with_more_rows_than_others_holds_more_and_alike_ones_what_one_holds():
@@ -178,10 +185,11 @@ def test_popular_experts_keep_their_ranks_busy_for_the_step():
 
 
 def test_exchanges_of_parameters_are_drawn_between_their_own_ends():
-    part = OptimizerStep(reduce_s=3.0, update_s=9.0, gather_s=1.0, exchange_ends_s=(2.0, 16.0))
+    update = one_time(9.0, 9.0, 9.0, provenance=0, family="update")
+    part = OptimizerStep(reduce_s=3.0, update=update, gather_s=1.0, exchange_ends_s=(2.0, 16.0))
     found = exchanged(part, np.array([0.0, 1.0, -1.0, 0.5]))
     assert found == pytest.approx([4.0, 16.0, 2.0, 8.0], rel=1e-12)
-    alone = OptimizerStep(reduce_s=0.0, update_s=9.0, gather_s=0.0, exchange_ends_s=(0.0, 0.0))
+    alone = OptimizerStep(reduce_s=0.0, update=update, gather_s=0.0, exchange_ends_s=(0.0, 0.0))
     assert exchanged(alone, np.array([1.0, -1.0])).tolist() == [0.0, 0.0]
 
 

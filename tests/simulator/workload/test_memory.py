@@ -19,7 +19,7 @@ from simulator.workload.memory import (
 from simulator.workload.recorded import recorded_trace
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.one_f_one_b import one_f_one_b
-from simulator.workload.sharding import Sharding
+from simulator.workload.sharding import HeldWeight, Sharding
 
 V3 = load_model_config("deepseek_v3")
 LOAD = Load(
@@ -149,8 +149,29 @@ def test_the_matrices_of_a_layer_are_those_that_it_multiplies_by():
             (4096, 7168), (7168, 2048),
         ]
     )  # fmt: skip
-    assert sorted(held.experts.matrices) == [(4096, 7168)] * 4 + [(7168, 2048)] * 4
+    # Those of experts are held transposed.
+    assert sorted(held.experts.matrices) == [(2048, 7168)] * 4 + [(7168, 4096)] * 4
     assert memory_model("fp8").layers["head"].parameters.replicated.matrices == ()
+
+
+def test_a_layer_knows_every_weight_that_has_a_working_copy():
+    layers = memory_model("fp8").layers
+    assert layers["moe"].parameters.experts.weights == (
+        (HeldWeight("fp8_e4m3", 4, 2048, 7168), 1),
+        (HeldWeight("fp8_e4m3", 4, 7168, 4096), 1),
+    )
+    of_layer = dict(layers["moe"].parameters.replicated.weights)
+    assert of_layer[HeldWeight("bfloat16", 1, 256, 7168)] == 1  # the gate
+    table = HeldWeight("bfloat16", 1, 129280, 7168, matrix=False)
+    assert layers["embedding"].parameters.replicated.weights == ((table, 1),)
+    assert layers["head"].parameters.replicated.weights == ((table, 1),)
+    # Multi-token prediction shares them: its own are those of a layer, and a projection.
+    projection = HeldWeight("fp8_e4m3", 1, 7168, 14336)
+    assert dict(layers["mtp"].parameters.replicated.weights) == {**of_layer, projection: 1}
+    two = layers["moe"].parameters + layers["mtp"].parameters
+    assert dict(two.replicated.weights) == dict.fromkeys(of_layer, 2) | {projection: 1}
+    weights = memory_model("mxfp8").layers["moe"].parameters.experts.weights
+    assert [(weight.copies, count) for weight, count in weights] == [(2, 1)] * 2
 
 
 def test_multi_token_prediction_on_a_rank_of_its_own_keeps_copies_of_embedding_and_head():

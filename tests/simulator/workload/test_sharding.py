@@ -3,7 +3,7 @@
 import pytest
 
 from simulator.scenario.training import OptimizerTypes
-from simulator.workload.sharding import HeldParameters, Parameters, Sharding
+from simulator.workload.sharding import HeldParameters, HeldWeight, Parameters, Sharding
 
 # Two layers in FP8: 800 and 1,600 replicated parameters, 600 and 6,000 of experts, all quantised
 # but 100 of each layer; a working copy takes a byte each, scales left out.
@@ -87,8 +87,8 @@ def test_bfloat16_gradients_and_float32_moments_count_by_their_types():
 
 MUON = OptimizerTypes(name="muon")
 OF_MATRICES = HeldParameters(
-    Parameters(2 * 64 * 64 + 100, matrices=((64, 64),) * 2),
-    Parameters(3 * 16 * 16, matrices=((16, 16),) * 3),
+    Parameters(2 * 64 * 64 + 100, weights=((HeldWeight("bfloat16", 1, 64, 64), 2),)),
+    Parameters(3 * 16 * 16, weights=((HeldWeight("bfloat16", 3, 16, 16), 1),)),
 )
 
 

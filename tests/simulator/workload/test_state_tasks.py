@@ -7,7 +7,7 @@ from reference_model.trace import Operator
 from simulator.execution import timeline
 from simulator.scenario.training import OptimizerTypes
 from simulator.workload.chunk import lower_chunk, lower_weights, with_state
-from simulator.workload.sharding import HeldParameters, Parameters, Sharding
+from simulator.workload.sharding import HeldParameters, HeldWeight, Parameters, Sharding
 from simulator.workload.state_tasks import (
     GRADIENTS,
     PARAMETERS,
@@ -17,7 +17,16 @@ from simulator.workload.state_tasks import (
     state_operators,
 )
 
-LAYER = HeldParameters(Parameters(800, 768, 768, 768.0), Parameters(614_400, 0, 0, 0.0))
+LAYER = HeldParameters(
+    Parameters(
+        800,
+        768,
+        768,
+        768.0,
+        ((HeldWeight("fp8_e4m3", 1, 32, 24), 1), (HeldWeight("bfloat16", 1, 4, 8), 1)),
+    ),
+    Parameters(614_400, 0, 0, 0.0),
+)
 
 
 def sharding(zero, **changes):
@@ -64,8 +73,10 @@ def test_gradients_of_several_micro_batches_add_up_in_the_shard():
 
 
 def test_a_gathered_layer_casts_its_working_copies():
+    """From BF16 in one kernel; what computes in BF16 is there."""
     *_, cast = state_operators({"moe": LAYER}, sharding(3), accumulates=False)["moe", PARAMETERS]
-    assert (cast.name, cast.kind) == ("parameters.cast", "add")
+    assert (cast.name, cast.kind, cast.segment) == ("parameters.cast", "quantize_weight", "state")
+    assert (cast.dtype, cast.bytes_read, cast.bytes_written) == ("bfloat16", 2 * 768, 768 + 2 * 4)
     alone = state_operators({"moe": LAYER}, sharding(3, copies=1), accumulates=False)
     assert [o.kind for o in alone["moe", PARAMETERS]] == ["copy"]
 
