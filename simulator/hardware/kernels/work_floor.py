@@ -15,6 +15,7 @@ remains at two and three sequences.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Set
 from functools import lru_cache
 
@@ -189,7 +190,7 @@ class WorkFloor:
         raised = log_seconds.copy()
         rows, log_row_sms = self._sizes[:, self._varies], np.log(self._sms)
         lowest = np.full(len(comparable), -np.inf)
-        step = max(1, MOST_PAIRS // len(rows))
+        step = math.ceil(MOST_PAIRS / len(rows))
         for some in (slice(start, start + step) for start in range(0, len(comparable), step)):
             larger = (sizes[some, None] >= rows).all(axis=2)
             least = self._log_seconds - np.maximum(log_sms[some, None] - log_row_sms, 0.0)

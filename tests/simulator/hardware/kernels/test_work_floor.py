@@ -6,6 +6,7 @@ import pytest
 from hardware_profiles.schema import load_calibration, load_cluster
 from reference_model.trace import Operator
 from simulator.hardware.costs import KernelCostModel
+from simulator.hardware.kernels import work_floor
 from simulator.hardware.kernels.families import calibration_measurements
 from simulator.hardware.kernels.roofline import batch_of
 from simulator.hardware.kernels.work_floor import RisingRows, WorkFloor, rising
@@ -51,6 +52,15 @@ def test_more_of_any_size_takes_at_least_the_longest_smaller_row():
     assert raised(floor, 8, 1024, 10.0) == pytest.approx(20)
     assert raised(floor, 8, 8192, 10.0) == pytest.approx(22)
     assert raised(floor, 16, 8192, 10.0) == pytest.approx(25)
+
+
+def test_operators_are_compared_a_few_at_a_time_with_the_same_result(monkeypatch):
+    floor = floor_of((1, 1024, 20.0), (16, 1024, 25.0), (1, 4096, 22.0))
+    batch = batch_of([decode(8, 1024), decode(8, 8192), decode(16, 8192), decode(1, 512)])
+    sms = np.full(4, 132.0)
+    monkeypatch.setattr(work_floor, "MOST_PAIRS", 1)
+    found = np.exp(floor.raise_to(np.log(np.full(4, 10.0)), batch, sms))
+    assert found == pytest.approx([20, 22, 25, 10])
 
 
 def test_a_longer_time_stays():
