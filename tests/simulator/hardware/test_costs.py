@@ -28,7 +28,7 @@ from simulator.hardware.costs import COST_MODELS, KernelCostModel, NotCalibrated
 from simulator.hardware.kernels.families import calibration_measurements, operator_of
 from simulator.hardware.kernels.roofline import batch_of, is_tensor, least_seconds
 from simulator.hardware.kernels.work_floor import PADDED
-from simulator.hardware.network.fabric_load import NO_LIMIT
+from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, PROVENANCES
 
 H800 = load_gpu("h800_sxm")
@@ -503,6 +503,17 @@ def test_at_half_the_clock_what_computes_takes_twice_as_long():
         COSTS.kernels_.own.achieved.memory * H800.hbm_bandwidth
     )
     assert one(slow, cast, sms=132, overlapped=False)[0] == pytest.approx(2 * fast - moving)
+
+
+def test_what_was_asked_in_between_changes_no_answer():
+    # A load on the fabric is an argument: nothing of it stays for who asks next.
+    asked = {"sms": 112, "overlapped": True}
+    first = COSTS.predict([dispatch()], load=NO_LIMIT, **asked)
+    busy = FabricLoad(nic_stretch=2.0, bandwidth=10e9, latency=1e-4)
+    assert COSTS.predict([dispatch()], load=busy, **asked).seconds[0] > first.seconds[0]
+    again = COSTS.predict([dispatch()], load=NO_LIMIT, **asked)
+    for figures in ("seconds", "low", "high"):
+        assert getattr(again, figures).tolist() == getattr(first, figures).tolist()
 
 
 def test_communication_sms_copy_at_their_clock():
