@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from math import inf
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -132,7 +132,8 @@ def plain_copy(value: PlainT) -> PlainT:
         }
     elif isinstance(value, list):
         copied = [item if type(item) in _SINGLE else plain_copy(item) for item in value]
-    return copied  # type: ignore[no-any-return]
+    anew: PlainT = copied
+    return anew
 
 
 _SINGLE = frozenset({str, int, float, bool, NoneType})
@@ -366,7 +367,13 @@ def _listed(names: Any) -> str:
     return ", ".join(sorted(names))
 
 
-class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+if TYPE_CHECKING:
+    _Loader = yaml.SafeLoader
+else:
+    _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _StrictLoader(_Loader):
     """YAML's safe loader with plain text for dates, and errors where YAML would guess.
 
     A key given twice, of which YAML keeps the last, and a key that is a list or a mapping are
