@@ -65,11 +65,12 @@ def sharded(zero):
     ("zero", "traffic"),
     [
         # FP32 gradients read, scaled and written, BF16 weights written: 10 bytes a parameter that
-        # is updated; 8 of master weights and moments, read and written; every gradient's norm.
-        (0, 5000 * 10 + 2 * 5000 * 8 + 5000 * 4),
+        # is updated; 8 of master weights and moments, read and written; every gradient cleared; and
+        # a norm of 4 bytes.
+        (0, 5000 * 10 + 2 * 5000 * 8 + 5000 * 4 + 4),
         # An eighth of 1,000 and half of 4,000 are updated.
-        (1, 2125 * 10 + 2 * 2125 * 8 + 5000 * 4),
-        (2, 2125 * 10 + 2 * 2125 * 8 + 2125 * 4),
+        (1, 2125 * 10 + 2 * 2125 * 8 + 5000 * 4 + 4),
+        (2, 2125 * 10 + 2 * 2125 * 8 + 2125 * 4 + 4),
     ],
 )
 def test_an_update_is_bound_by_the_bytes_that_it_moves(zero, traffic):
