@@ -83,13 +83,13 @@ def state_operators(
         )
         if accumulates and reductions:
             own = sharding.shard(held).count - sharding.alone(held).count
-            reductions.append(_addition("gradients.add", 3 * own * type_bytes(gradients)))
+            reductions.append(addition("gradients.add", 3 * own * type_bytes(gradients)))
         found[kind, PARAMETERS] = tuple(gathers)
         found[kind, GRADIENTS] = tuple(reductions)
     return found
 
 
-def _addition(name: str, traffic: Bytes) -> Operator:
+def addition(name: str, traffic: Bytes) -> Operator:
     """An element-wise addition that reads and writes `traffic` bytes."""
     columns = 1024
     rows = max(1, round(traffic / (3 * BF16_BYTES * columns)))
