@@ -123,7 +123,9 @@ class Run(Generic[Result_co]):
         named = {"calibration": other.name, "kind": other.kernels and other.kernels.kind}
         try:
             changed = with_changes(self.scenario, {"calibration": other.name})
-            seconds = expected_serving_seconds(changed, traces_in(changed.file.traces))
+            result: Any = self.result
+            traces = traces_in(changed.file.traces)
+            seconds = expected_serving_seconds(changed, traces, like=result.draws)
         except ValueError as error:
             return named | {"reason": str(error)}
         # The times are the same with intervals and without.

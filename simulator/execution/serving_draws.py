@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ NODES = 33
 """Numbers of rows at which the kernels of the experts are priced."""
 
 AT_ONCE = 2**14
-"""GPUs times draws that run in one pass, so that what they take stays in the cache."""
+"""GPUs times draws that run in one pass, about, so that what they take stays in the cache."""
 
 ATTRIBUTED = 64
 """Draws that run again with GPUs that are alike, to tell slower GPUs from the rest."""
@@ -80,6 +81,8 @@ class StepDraws:
     """Local experts that have rows, mean over ranks, layers, micro-batches and draws."""
     causes_s: Mapping[str, Seconds]
     """What the expected time has beyond that of ideal ranks, by cause; empty if not asked for."""
+    ranks: ServingRanks | None
+    """As drawn; None of ranks that are alike."""
 
     @property
     def expected_s(self) -> Seconds:
@@ -143,12 +146,18 @@ def priors_of(skew: Skew) -> dict[str, Estimate]:
 
 
 def step_draws(
-    step: ServingStep, *, seed: int, samples: int = SAMPLES, attributed: bool = True
+    step: ServingStep,
+    *,
+    seed: int,
+    samples: int = SAMPLES,
+    attributed: bool = True,
+    ranks: ServingRanks | None = None,
 ) -> StepDraws:
     """Draw a serving iteration; the same seed gives the same draws.
 
     Args:
         step: of ideal ranks.
+        ranks: those of the same job on other kernels; without them they are drawn.
         attributed: whether to say what its time beyond theirs comes from: its causes, what errors
             of kernels alone make of ideal ranks, and the experts that are active.
     """
@@ -163,31 +172,39 @@ def step_draws(
     gap, host = estimated(job.gap, draws.gap), estimated(job.host_overhead, draws.host)
     inputs = {"gap": draws.gap, "host_overhead": draws.host}
     if attributed or job.skew.is_none:
-        spans = timeline.run(model.graph, scaled[model.places], gap).spans_s
+        durations = scaled[model.places]
+        spans = timeline.spans(
+            model.graph,
+            zip(durations, durations, strict=True),
+            gap,
+            axes=gap.shape,
+            rank_axis=None,
+        )
         kernels = np.maximum(spans, step.host_s) + host
         inputs = {"kernels": kernels} | inputs
     if job.skew.is_none:
         even = step.loads.max_over_mean
         active = step.loads.active
-        return StepDraws(kernels, step.step_s, inputs, np.zeros(job.gpus), even, active, {})
+        return StepDraws(kernels, step.step_s, inputs, np.zeros(job.gpus), even, active, {}, None)
     priors: dict[str, Array] = {}
     for name, prior in priors_of(job.skew).items():
         normal = draws.of(("skew", name))
         priors[name] = drawn(prior, normal)
         if prior.high > prior.low:
             inputs[f"skew.{name}"] = normal
-    ranks = draw_ranks(step, priors, np.random.default_rng((seed, 1)))
+    if ranks is None:
+        ranks = draw_ranks(step, priors, np.random.default_rng((seed, 1)))
     times = times_without_waiting(step)
     if times is not step.times:
         scaled = scaled_seconds(times, draws)
     blocks = _blocks(step, scaled, gap, ranks)
-    ends, waited = _run(blocks, ranks)
+    ends, waited = _run(blocks, ranks, waits=attributed)
     step_s = np.maximum(ends, step.host_s) + host
     causes: dict[str, Seconds] = {}
     if attributed:
         few = min(samples, ATTRIBUTED)
         some = slice(few)
-        alike, _ = _run(blocks.of(some), ranks.of(some).alike())
+        alike, _ = _run(blocks.of(some), ranks.of(some).alike(), waits=False)
         causes = _causes(
             step_s,
             ideal_s=step.step_s,
@@ -203,14 +220,19 @@ def step_draws(
         max_over_mean=ranks.max_over_mean,
         active_experts=_active_experts(step, ranks) if attributed else step.loads.active,
         causes_s=causes,
+        ranks=ranks,
     )
 
 
-def expected_s(step: ServingStep) -> Seconds:
-    """The median time of a serving iteration, of the ranks that its job's skew states."""
+def expected_s(step: ServingStep, ranks: ServingRanks | None = None) -> Seconds:
+    """The median time of a serving iteration, of the ranks that its job's skew states.
+
+    Args:
+        ranks: as of `step_draws`.
+    """
     if step.model.job.skew.is_none:
         return step.step_s
-    return step_draws(step, seed=step.model.seed, attributed=False).expected_s
+    return step_draws(step, seed=step.model.seed, attributed=False, ranks=ranks).expected_s
 
 
 def _active_experts(step: ServingStep, ranks: ServingRanks) -> float:
@@ -549,45 +571,53 @@ def row_ratios(step: ServingStep, kind: str, rows: Array) -> dict[int, Array]:
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def _run(blocks: _Blocks, ranks: ServingRanks) -> tuple[Array, Array]:
+def _run(blocks: _Blocks, ranks: ServingRanks, *, waits: bool) -> tuple[Array, Array]:
     """[draws], the end of the last rank; and [ranks], the time that a rank waits for others, mean
-    over draws, least first."""
-    groups, of_group, draws = ranks.clock.shape
-    once = max(1, AT_ONCE // (groups * of_group))
-    pieces = [slice(start, start + once) for start in range(0, draws, once)]
-    passes = [_run_at_once(blocks.of(piece), ranks.of(piece)) for piece in pieces]
+    over draws, least first.
+
+    Args:
+        waits: whether to work out the latter.
+    """
+    draws = ranks.clock.shape[-1]
+    pieces = max(1, round(ranks.clock.size / AT_ONCE))
+    edges = [draws * piece // pieces for piece in range(pieces + 1)]
+    passes = [
+        _run_at_once(blocks.of(slice(*ends)), ranks.of(slice(*ends)), waits)
+        for ends in pairwise(edges)
+    ]
     ends = np.concatenate([ends for ends, _ in passes])
     by_rank = np.concatenate([waited for _, waited in passes], axis=1).mean(axis=1)
     return ends.astype(np.float64), by_rank.astype(np.float64)
 
 
-def _run_at_once(blocks: _Blocks, ranks: ServingRanks) -> tuple[Single, Single]:
+def _run_at_once(blocks: _Blocks, ranks: ServingRanks, waits: bool) -> tuple[Single, Single]:
     """[draws], the end of the last rank; and [ranks, draws], the time that a rank waits for others,
-    least first."""
+    least first, 0 if it is not asked for."""
     axes = ranks.clock.shape
     tasks = blocks.graph.tasks
-    free = np.zeros(axes, dtype=np.float32)
-    waited = np.zeros_like(free)
+    gap = np.broadcast_to(blocks.gap_s, axes).copy()
+    waited, free, beyond = np.zeros((3, *axes), dtype=np.float32)
     # A stream runs one task at a time, so that its last one ends last.
     ends_of: dict[Stream, Single] = {}
     own: dict[int, Single] = {}
     passed = timeline.in_turn(
-        blocks.graph, _durations(blocks, ranks), blocks.gap_s, axes=axes, ranks=blocks.joins
+        blocks.graph, _durations(blocks, ranks), gap, axes=axes, ranks=blocks.joins
     )
     for place, (task, (ready, start, done, end)) in enumerate(zip(tasks, passed, strict=True)):
-        if task.stream is Stream.COMMUNICATION:
+        if waits and task.stream is Stream.COMMUNICATION:
             # When it would have ended had nobody been waited for.
-            own[place] = done - (start - ready)
-        else:
-            could = free
+            own[place] = done if start is ready else done - (start - ready)
+        elif waits:
+            could = ready
             for earlier in task.depends_on:
                 if earlier in own:
-                    could = np.maximum(could, own[earlier])
-            if could is not free or start is not ready:
-                waited += start - could
-            free = end + blocks.gap_s
+                    if could is ready:
+                        could = np.add(ends_of[Stream.COMPUTE], gap, out=free)
+                    np.maximum(could, own[earlier], out=could)
+            if could is not start:
+                waited += np.subtract(start, could, out=beyond)
         ends_of[task.stream] = end
-    last = np.maximum.reduce(list(ends_of.values()))
+    last = reduce(np.maximum, ends_of.values())
     ends = last.max(axis=(0, 1))
     waited += ends - last
     return ends, np.sort(waited.reshape(-1, axes[-1]), axis=0)
@@ -597,7 +627,8 @@ def _durations(blocks: _Blocks, ranks: ServingRanks) -> Iterator[tuple[Single, S
     """Seconds of each block in turn, and how long a rank's own copies take to leave; what
     broadcasts to [groups, GPUs of one, draws]."""
     slower = ranks.clock - 1
-    draws = np.arange(ranks.clock.shape[-1])
+    any_slow = bool((ranks.slow != 1).any())
+    draws = np.arange(ranks.clock.shape[-1], dtype=np.float32)
     same: dict[int, Single] = {}
     rises: dict[int, Single] = {}
     clocked: dict[int, Single] = {}
@@ -615,19 +646,22 @@ def _durations(blocks: _Blocks, ranks: ServingRanks) -> Iterator[tuple[Single, S
             layer, batch = at = blocks.rows_of[place]
             if batch not in nodes or nodes[batch][0] != at:
                 beyond = (ranks.rows[layer][batch] - blocks.fewest) * blocks.nodes_per_row
-                node = np.minimum(beyond.astype(np.intp), NODES - 2)
-                beyond -= node.astype(np.float32)
-                node *= len(draws)
+                node = np.floor(beyond)
+                np.minimum(node, np.float32(NODES - 2), out=node)
+                beyond -= node
+                node *= np.float32(len(draws))
                 node += draws
-                nodes[batch] = (at, beyond, node)
+                nodes[batch] = (at, beyond, node.astype(np.intp))
             _, share, flat = nodes[batch]
             of_rows = rises[number].take(flat)
             of_rows *= share
             of_rows += kind.of_rows.take(flat)
             if kind.on_sms:
                 of_rows *= clocked[number]
-                of_rows *= ranks.slow
-            of_rows += took
+                if any_slow:
+                    of_rows *= ranks.slow
+            if kind.on_sms or took.any():
+                of_rows += took
             took = of_rows
         if not paused and kind.on_sms:
             took, paused = took + ranks.pause_s, True

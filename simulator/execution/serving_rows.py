@@ -8,16 +8,16 @@ choose by themselves, so that rows also differ by chance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.by_content import Keyed
+from hardware_profiles.by_content import profile_key
 from simulator.execution.serving_model import ServingModel, placed_experts, with_shared
 from simulator.workload.experts import (
     ExpertPlacement,
@@ -71,8 +71,15 @@ def rows_over_mean(
             for layer in range(layers)
         ]
     found: list[list[Single]] = []
-    for of_layer, after in _served(model, priors, rng, layers):
-        rng.bit_generator.state = after
+    known = _known_layers(_what_decides(model, layers, priors, rng))
+    if len(known) < layers:
+        known.clear()
+    served = _before_chance(model, priors, rng)
+    for layer in range(layers):
+        if layer == len(known):
+            drawn = tuple(next(served) for _ in range(1 if lasting else batches))
+            known.append((drawn, rng.bit_generator.state))
+        of_layer, rng.bit_generator.state = known[layer]
         found.append(
             [_by_chance(of_layer[0 if lasting else batch], sd, rng) for batch in range(batches)]
         )
@@ -132,41 +139,28 @@ _OfLayer: TypeAlias = tuple[tuple[Single, ...], Mapping[str, Any]]
 state of random numbers behind it, before those of chance."""
 
 
-def _served(
-    model: ServingModel, priors: Mapping[str, Array], rng: np.random.Generator, layers: int
-) -> Sequence[_OfLayer]:
-    """[layers]; worked out once for the same random numbers, which are those of a deployment at any
-    batch and context."""
+def _what_decides(
+    model: ServingModel, layers: int, priors: Mapping[str, Array], rng: np.random.Generator
+) -> Hashable:
+    """What rows before chance follow from: those of a deployment are the same at any batch, context
+    and on any kernels."""
     of_rows = [priors.get(name) for name in ("rows.zipf_exponent", "rows.drift")]
-    draws = len(priors["rows_sd"])
-    key = (
-        id(model),
+    return (
+        profile_key(model.job).key,
+        profile_key(model.cluster).key,
+        model.config,
+        model.seed,
         layers,
-        draws,
+        len(priors["rows_sd"]),
         repr(rng.bit_generator.state),
         *(None if prior is None else prior.tobytes() for prior in of_rows),
     )
-    return _served_of(Keyed(key, partial(_served_rows, model, priors, rng, layers)))
 
 
 @lru_cache(maxsize=4)
-def _served_of(rows: Keyed[Callable[[], Sequence[_OfLayer]]]) -> Sequence[_OfLayer]:
-    return rows.value()
-
-
-def _served_rows(
-    model: ServingModel, priors: Mapping[str, Array], rng: np.random.Generator, layers: int
-) -> Sequence[_OfLayer]:
-    batches = model.job.micro_batches
-    drawn = 1 if model.job.skew.rows.changes != "micro_batch" else batches
-    served = _before_chance(model, priors, rng)
-    found = []
-    for _ in range(layers):
-        of_layer = tuple(next(served) for _ in range(drawn))
-        found.append((of_layer, rng.bit_generator.state))
-        for _ in range(batches):
-            rng.standard_normal(of_layer[0].shape, dtype=np.float32)  # Those of chance.
-    return found
+def _known_layers(what_decides: Hashable) -> list[_OfLayer]:
+    """Layers that were drawn before, filled as they are drawn."""
+    return []
 
 
 def _before_chance(
@@ -178,9 +172,10 @@ def _before_chance(
     back = np.argsort(order)
     drift = priors.get("rows.drift", np.zeros(len(order)))[order].astype(np.float32)
     experts, top_k = model.config.n_routed_experts, model.config.num_experts_per_tok
+    change = np.empty((experts, len(order)), dtype=np.float32)
     layer = 0
     while True:
-        change = rng.standard_normal((experts, len(order)), dtype=np.float32)
+        rng.standard_normal(dtype=np.float32, out=change)
         change *= drift
         np.exp(change, out=change)
         of_strata, start = [], 0
@@ -195,7 +190,7 @@ def _before_chance(
             of_strata.append(of_slots.reshape(model.expert_ranks, -1, len(chosen)).sum(axis=1))
             start += len(chosen)
         rows = np.concatenate(of_strata, axis=1)[:, back]
-        yield rows / rows.mean(axis=0)
+        yield np.ascontiguousarray(rows / rows.mean(axis=0))
         layer += 1
 
 

@@ -105,16 +105,21 @@ def simulate_serving_step(scenario: Scenario, trace_of: TraceOf) -> ServingRun:
     )
 
 
-def expected_serving_seconds(scenario: Scenario, trace_of: TraceOf) -> Seconds:
+def expected_serving_seconds(
+    scenario: Scenario, trace_of: TraceOf, *, like: StepDraws | None
+) -> Seconds:
     """The time of a scenario's serving step alone, on the ranks that its job's skew states: what
     `simulate_serving_step` makes of it, without what it is compared to.
 
     Raises as it does.
+
+    Args:
+        like: of the same job on other kernels, whose ranks it has.
     """
     job = scenario.job_as(ServingStepJob)
     step = serving_step(prepare_serving(scenario, job, trace_of))
     check_kv_fits(_capacity(job, step))
-    return expected_s(step)
+    return expected_s(step, None if like is None else like.ranks)
 
 
 def prepare_serving(

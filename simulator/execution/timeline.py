@@ -94,22 +94,18 @@ def run(
         return Log(graph, gap_s, *alone * 2)
     durations: Any = seconds
     sends: Any = durations if sends_s is None else sends_s
-    passed = list(
-        in_turn(
-            graph,
-            zip(durations, sends, strict=True),
-            gap_s,
-            axes=axes,
-            ranks=_ranks(graph, rank_axis),
-            teams=_teams(graph, teams),
-        )
+    passed = in_turn(
+        graph,
+        zip(durations, sends, strict=True),
+        gap_s,
+        axes=axes,
+        ranks=_ranks(graph, rank_axis),
+        teams=_teams(graph, teams),
     )
-    shape = (len(graph.tasks), *axes)
-    ready_s, start_s, done_s, end_s = (
-        np.array([task[place] for task in passed]).reshape(shape) for place in range(4)
-    )
-    if rank_axis is None:
-        ready_s, done_s = start_s, end_s
+    start_s, end_s = np.empty((2, len(graph.tasks), *axes))
+    ready_s, done_s = (start_s, end_s) if rank_axis is None else np.empty((2, *start_s.shape))
+    for place, times in enumerate(passed):
+        ready_s[place], start_s[place], done_s[place], end_s[place] = times
     return Log(graph, gap_s, start_s, end_s, ready_s, done_s)
 
 
@@ -142,7 +138,7 @@ def spans(
     gap_s: float | NDArray[Any],
     *,
     axes: tuple[int, ...],
-    rank_axis: int,
+    rank_axis: int | None,
     replica_axis: int | None = None,
     teams: Mapping[str, int] | None = None,
 ) -> NDArray[Any]:
@@ -180,11 +176,12 @@ def each(
     gap_s: float | NDArray[Any],
     *,
     axes: tuple[int, ...],
-    rank_axis: int,
+    rank_axis: int | None,
     replica_axis: int | None = None,
     teams: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Ready, start, done and end [*axes] of each task in turn (see Log), of what `spans` takes."""
+    """Ready, start, done and end of each task in turn (see Log), of what `spans` takes; each
+    broadcasts to [*axes]."""
     return in_turn(
         graph,
         durations,
@@ -220,15 +217,15 @@ def _teams(graph: TaskGraph, teams: Mapping[str, int] | None) -> list[int | None
     return [None if axis is None else teams.get(axis) for axis in axes]
 
 
-def _last_ready(ready: Any, ranks: tuple[int, ...], team: int | None) -> Any:
-    """When the last of those is ready that meet; what broadcasts to `ready`."""
+def _last_ready(ready: Any, ranks: tuple[int, ...], team: int | None, axes: tuple[int, ...]) -> Any:
+    """When the last of those is ready that meet; what broadcasts to [*axes]."""
     if team is None:
         return ready.max(axis=ranks, keepdims=True)
     (axis,) = ranks
-    shape = ready.shape
-    teams = ready.reshape(*shape[:axis], shape[axis] // team, team, *shape[axis + 1 :])
-    latest = np.broadcast_to(teams.max(axis=axis + 1, keepdims=True), teams.shape)
-    return latest.reshape(shape)
+    split = (*axes[:axis], axes[axis] // team, team, *axes[axis + 1 :])
+    teams = np.broadcast_to(ready, axes).reshape(split)
+    latest = np.broadcast_to(teams.max(axis=axis + 1, keepdims=True), split)
+    return latest.reshape(axes)
 
 
 def in_turn(
@@ -240,7 +237,7 @@ def in_turn(
     ranks: Sequence[tuple[int, ...]],
     teams: Sequence[int | None] | None = None,
 ) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Ready, start, done and end [*axes] of each task in turn (see Log).
+    """Ready, start, done and end of each task in turn (see Log), what broadcasts to [*axes].
 
     Args:
         durations: of each task, (seconds, sends_s) as `run` takes them, in the precision of
@@ -267,10 +264,11 @@ def in_turn(
         start = ready
         if ranks[place] and task.barrier:
             team = None if teams is None else teams[place]
-            start = np.broadcast_to(_last_ready(ready, ranks[place], team), axes)
+            start = _last_ready(ready, ranks[place], team, axes)
         end = done = start + took
         if ranks[place] and not task.barrier:
-            end = later(done, (start + sends).max(axis=ranks[place], keepdims=True))
+            sent = done if sends is took else start + sends
+            end = later(done, sent.max(axis=ranks[place], keepdims=True))
         yield ready, start, done, end
         if place in last_use:
             ends[place] = end

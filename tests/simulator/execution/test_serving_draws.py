@@ -11,6 +11,7 @@ from simulator.execution import serving_draws
 from simulator.execution.serving_draws import (
     CORES,
     NODES,
+    ServingRanks,
     _Kernels,
     expected_s,
     step_draws,
@@ -58,6 +59,23 @@ def test_ranks_that_are_alike_are_one_rank(name, change):
     np.testing.assert_allclose(draws.step_s, draws.inputs["kernels"], rtol=3e-5)
     uneven = name in ("decode_ep72_h100", "decode_ep320_report")
     assert (draws.waited_s[-1] > 1e-3 * draws.ideal_s) == uneven
+
+
+@pytest.mark.parametrize("name", ["decode_ep8_h200", "decode_tp8_h200", "prefill_ep32_h100"])
+def test_ranks_that_are_alike_fold_into_one_to_the_last_bit(name):
+    step = step_of(name, ALIKE)
+    unfolded = step_draws(step, seed=0, samples=16, attributed=False)
+    ranks = unfolded.ranks
+    one = ServingRanks(
+        ranks.clock[:1, :1],
+        ranks.slow[:1, :1],
+        tuple(work[:1] for work in ranks.work),
+        ranks.pause_s[:1, :1],
+        [[rows[:1, :1] for rows in layer] for layer in ranks.rows],
+    )
+    assert ranks.clock[..., 0].size == step.model.job.gpus
+    folded = step_draws(step, seed=0, samples=16, attributed=False, ranks=one)
+    np.testing.assert_array_equal(folded.step_s, unfolded.step_s)
 
 
 def test_a_pause_of_every_host_lengthens_the_step_by_itself():
@@ -146,7 +164,7 @@ def test_the_expected_time_is_the_median_and_its_causes_sum_to_what_it_has_beyon
     assert draws.expected_s == np.median(draws.step_s)
     assert len(draws.step_s) >= 200
     assert sum(draws.causes_s.values()) == pytest.approx(draws.expected_s - step.step_s, rel=1e-9)
-    assert expected_s(step) == draws.expected_s
+    assert expected_s(step) == expected_s(step, draws.ranks) == draws.expected_s
     assert {
         "skew.rows.drift",
         "skew.rows.zipf_exponent",
@@ -176,17 +194,18 @@ def test_draws_run_in_pieces_and_causes_of_the_first_of_them(monkeypatch):
     step = step_of("decode_ep8_h200")
     drawn, run = [], serving_draws._run_at_once
 
-    def counted(blocks, ranks):
-        drawn.append(ranks.clock.shape[2])
-        return run(blocks, ranks)
+    def counted(blocks, ranks, waits):
+        drawn.append((ranks.clock.shape[2], waits))
+        return run(blocks, ranks, waits)
 
     whole = step_draws(step, seed=0, samples=16, attributed=True)
     monkeypatch.setattr(serving_draws, "_run_at_once", counted)
     monkeypatch.setattr(serving_draws, "ATTRIBUTED", 5)
     monkeypatch.setattr(serving_draws, "AT_ONCE", 6 * 8)
     in_pieces = step_draws(step, seed=0, samples=16, attributed=True)
-    # Six draws of eight ranks at once, then five draws for what ranks that are alike take.
-    assert drawn == [6, 6, 4, 5]
+    # About six draws of eight ranks at once, then five for what ranks that are alike take, of which
+    # nobody asks how long they wait.
+    assert drawn == [(5, True), (5, True), (6, True), (5, False)]
     assert in_pieces.step_s.tolist() == whole.step_s.tolist()
 
 

@@ -82,7 +82,7 @@ def test_rows_as_served_are_worked_out_once_at_any_batch(changes, monkeypatch):
     monkeypatch.setattr(serving_rows, "placed_experts", counted)
     found = {mean: rows_of(model, mean_rows=mean, **priors) for mean in (512.0, 64.0)}
     assert len(placed) == 4
-    serving_rows._served_of.cache_clear()
+    serving_rows._known_layers.cache_clear()
     for mean, of_mean in found.items():
         np.testing.assert_array_equal(of_mean, rows_of(model, mean_rows=mean, **priors))
     assert np.shape(found[64.0])[:2] == (3, 2)
