@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds
-from simulator.execution.pipeline import run_pipeline
+from simulator.execution.pipeline import makespans
 from simulator.execution.training import ChunkKey, chunk_key
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.workload.layout import Stage, even_splits
@@ -73,28 +72,28 @@ class PipelineTimes:
 
     def of_own_chunks(self, splits: Sequence[Split]) -> list[Seconds]:
         """End of the pipeline of every split, each distinct chunk run operator by operator."""
-
-        def own(split: Split, rank: int, action: Action) -> ChunkKey:
-            return chunk_key(split, action, load=self.loads[rank])
-
-        distinct = {
-            (rank, _works(action)): action
-            for rank, row in enumerate(self.schedule.actions)
-            for action in row
+        keys = {
+            (rank, action): [chunk_key(split, action, load=self.loads[rank]) for split in splits]
+            for rank, action in self.schedule.alike.firsts
         }
-        spans = self.spans_of(
-            own(split, rank, action) for split in splits for (rank, _), action in distinct.items()
-        )
-        return self._ends(splits, lambda *place: spans[own(*place)])
+        spans = self.spans_of(key for of_splits in keys.values() for key in of_splits)
+        return self._ends(lambda *place: [spans[key] for key in keys[place]])
 
     def of_layers(self, splits: Sequence[Split], costs: LayerCosts) -> list[Seconds]:
         """End of the pipeline of every split if a chunk takes what its layers cost."""
-        return self._ends(
-            splits,
-            lambda split, rank, action: sum(
-                costs[work, kind] for work, stage in _works(action) for kind in split[stage]
-            ),
-        )
+        known: dict[tuple[tuple[str, Stage], ...], Seconds] = {}
+
+        def seconds(works: tuple[tuple[str, int], ...], split: Split) -> Seconds:
+            chunks = tuple((work, split[stage]) for work, stage in works)
+            if chunks not in known:
+                known[chunks] = sum(costs[work, kind] for work, layers in chunks for kind in layers)
+            return known[chunks]
+
+        def of_splits(rank: int, action: Action) -> list[Seconds]:
+            works = _works(action)
+            return [seconds(works, split) for split in splits]
+
+        return self._ends(of_splits)
 
     def layer_costs(self, kinds: Sequence[str]) -> LayerCosts:
         """What a second layer of a kind adds to a chunk of one, in every work of the schedule.
@@ -115,7 +114,7 @@ class PipelineTimes:
                 kind: max(0.0, spans[key((kind, kind))] - spans[key((kind,))]) for kind in kinds
             }
 
-        works = {action.work for row in self.schedule.actions for action in row}
+        works = {action.work for _, action in self.schedule.alike.firsts}
         found = {work: per_layer(work) for work in sorted(works)}
         if OVERLAPPED in works:
             alone = {work: per_layer(work) for work in (FORWARD_WORK, FULL_BACKWARD)}
@@ -127,32 +126,16 @@ class PipelineTimes:
                 }
         return {(work, kind): cost for work, costs in found.items() for kind, cost in costs.items()}
 
-    def _ends(
-        self, splits: Sequence[Split], seconds: Callable[[Split, int, Action], Seconds]
-    ) -> list[Seconds]:
-        """End of the pipeline of every split, whose actions take `seconds(split, rank, action)`."""
-        known: dict[tuple[int, object], NDArray[np.float64]] = {}
-
-        def duration(rank: int, action: Action) -> NDArray[np.float64]:
-            key = (rank, _works(action))
-            if key not in known:
-                known[key] = np.array([seconds(split, rank, action) for split in splits])
-            return known[key]
-
-        run = run_pipeline(
+    def _ends(self, seconds: Callable[[int, Action], Sequence[Seconds]]) -> list[Seconds]:
+        """End of the pipeline of every split, whose actions take `seconds(rank, action)`: [split],
+        asked once of those that are alike."""
+        found: list[Seconds] = makespans(
             self.schedule,
-            np.array(
-                [
-                    duration(rank, action)
-                    for rank, row in enumerate(self.schedule.actions)
-                    for action in row
-                ]
-            ),
+            np.array([seconds(*first) for first in self.schedule.alike.firsts]),
             transfer_s=self.transfers_s,
             blocking_sends=self.blocking_sends,
             staggered=self.staggered,
-        )
-        found: list[Seconds] = run.makespans_s.tolist()
+        ).tolist()
         return found
 
 
@@ -175,9 +158,11 @@ def choose_stages(
     """
     schedule = times.schedule
     costs = times.layer_costs(tuple(dict.fromkeys(layers)))
-    in_a_step = Counter(
-        work for row in schedule.actions for action in row for work, _ in _works(action)
-    )
+    in_a_step: Counter[str] = Counter()
+    for place, number in Counter(schedule.alike.places).items():
+        _, action = schedule.alike.firsts[place]
+        for work, _ in _works(action):
+            in_a_step[work] += number
     seconds = {
         kind: sum(number * costs[work, kind] for work, number in in_a_step.items())
         for kind in dict.fromkeys(layers)
@@ -188,9 +173,10 @@ def choose_stages(
     def needs(split: Split) -> Bytes:
         return max(rank_bytes(rank, split) for rank in range(schedule.ranks))
 
+    holders = [tuple(dict.fromkeys(ranks)) for ranks in zip(*schedule.placement, strict=True)]
+
     def has_room(stage: int, split: Sequence[Stage]) -> bool:
-        ranks = {placed[stage] for placed in schedule.placement}
-        return all(rank_bytes(rank, split) <= capacity for rank in ranks)
+        return all(rank_bytes(rank, split) <= capacity for rank in holders[stage])
 
     def fastest(splits: Iterable[Split]) -> list[Split]:
         distinct = list(dict.fromkeys(splits))

@@ -306,7 +306,10 @@ def _fill(
     empty = [stage for stage in open_stages if ends[stage] == ((), ())]
     counts = [0] * len(ends)
     split = [ahead + behind for ahead, behind in ends]
-    costs = [_sum(stage, cost) for stage in split]
+    of_ends = [_sum(stage, cost) for stage in split]
+    costs = list(of_ends)
+    places: dict[int, tuple[tuple[float, ...], int]] = {}
+    """{stage: its place in the order}, once all empty ones have a layer"""
 
     def give(stage: int) -> bool:
         """One layer more, if it fits."""
@@ -317,26 +320,32 @@ def _fill(
             split[stage] = before
             return False
         counts[stage] += 1
-        costs[stage] = _sum(ahead + behind, cost) + counts[stage] * cost[equal[0]]
+        costs[stage] = of_ends[stage] + counts[stage] * cost[equal[0]]
+        if stage in places:
+            put(stage)
         return True
 
-    def place(stage: int) -> tuple[tuple[float, ...], int]:
-        rank = sum(costs[other] for other in together[stage])
-        return order(costs[stage], rank, counts[stage]), stage
+    def put(stage: int) -> None:
+        """Put the stages that share a rank with a stage where they belong now."""
+        rank = sum([costs[other] for other in together[stage]])
+        for other in together[stage]:
+            places[other] = order(costs[other], rank, counts[other]), other
 
     if len(empty) > len(equal) or not all(map(give, empty)):
         return None
     # Costs only rise: an entry that is out of date comes up too early, and is put back. Room only
     # shrinks: a stage without room is done.
-    queue = [place(stage) for stage in open_stages]
+    for stage in open_stages:
+        put(stage)
+    queue = [places[stage] for stage in open_stages]
     heapify(queue)
     while sum(counts) < len(equal):
         if not queue:
             return None
         entry = heappop(queue)
         stage = entry[1]
-        if entry != place(stage) or give(stage):
-            heappush(queue, place(stage))
+        if entry != places[stage] or give(stage):
+            heappush(queue, places[stage])
     return split
 
 

@@ -116,6 +116,22 @@ class Schedule:
         not."""
         return possible_order(self)
 
+    @cached_property
+    def alike(self) -> "Alike":
+        """Actions of a rank that differ in their micro-batches alone, worked out once."""
+        places: dict[object, int] = {}
+        firsts: list[tuple[int, Action]] = []
+        of_actions: list[int] = []
+        for rank, row in enumerate(self.actions):
+            for action in row:
+                chunks = tuple((chunk.work, chunk.stage) for chunk in action.chunks)
+                key = (rank, action.overlapped is not None, chunks)
+                if key not in places:
+                    places[key] = len(firsts)
+                    firsts.append((rank, action))
+                of_actions.append(places[key])
+        return Alike(tuple(firsts), tuple(of_actions))
+
     def direction_of(self, microbatch: int) -> int:
         """Direction in which a micro-batch passes the pipeline."""
         return microbatch * self.directions // self.microbatches
@@ -177,6 +193,15 @@ def dependencies(schedule: Schedule) -> list[list[tuple[Need, ...]]]:
         [tuple(need for chunk in action.chunks for need in needs(chunk)) for action in actions]
         for actions in schedule.actions
     ]
+
+
+class Alike(NamedTuple):
+    """Actions of a schedule that take the same time wherever nothing goes with the micro-batch."""
+
+    firsts: tuple[tuple[int, Action], ...]
+    """(rank, the first of those that are alike)"""
+    places: tuple[int, ...]
+    """Of every action, by rank and position: its place in `firsts`."""
 
 
 class RunOrder(NamedTuple):

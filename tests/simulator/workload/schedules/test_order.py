@@ -38,6 +38,14 @@ def test_the_order_in_which_actions_can_run_says_what_each_needs_and_sends() -> 
     assert order.blocked == {}
 
 
+def test_actions_are_alike_that_differ_in_their_micro_batches_alone() -> None:
+    """Two ranks, two micro-batches: F F B B on rank 0, F B F B on rank 1."""
+    alike = one_f_one_b(2, 2).alike
+    firsts = ((0, "0F0"), (0, "0B0"), (1, "1F0"), (1, "1B0"))
+    assert alike.firsts == tuple((rank, parse_action(text)) for rank, text in firsts)
+    assert alike.places == (0, 0, 1, 1, 2, 3, 2, 3)
+
+
 def test_an_order_stops_at_actions_that_can_never_run() -> None:
     stuck = Schedule("stuck", 1, ((0, 1),), ((parse_action("0F0"),), (parse_action("1B0"),)))
     waiting = replace(stuck, actions=((parse_action("0B0"),), (parse_action("1B0"),)))
