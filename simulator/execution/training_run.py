@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import lcm
 from pathlib import Path
 
 import numpy as np
 
-from hardware_profiles.by_content import Keyed, object_key
+from hardware_profiles.by_content import Keyed, object_key, profile_key
 from hardware_profiles.schema import GpuProfile
 from hardware_profiles.suggestions import meant_or_known
 from hardware_profiles.units import Seconds
@@ -227,6 +227,65 @@ def _operators_of(
     return own if share is None else with_documents(own, share)
 
 
+@dataclass(frozen=True, slots=True)
+class _ChunkSpans:
+    """How long chunks take whose weight gradients may all be put off, each worked out once."""
+
+    operators: OperatorsOf
+    costs: KernelCostModel
+    sms: int
+    communication_sms: int
+    gap_s: Seconds
+    _known: dict[ChunkKey, Seconds] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def of(self, keys: Iterable[ChunkKey]) -> Mapping[ChunkKey, Seconds]:
+        """Of these keys, and of those that were asked for before."""
+        new = [key for key in dict.fromkeys(keys) if key not in self._known]
+        if new:
+            chunks = run_chunks(
+                new,
+                operators=self.operators,
+                costs=self.costs,
+                sms=self.sms,
+                communication_sms=self.communication_sms,
+                gap_s=self.gap_s,
+                immediate=(),
+            )
+            self._known.update((key, chunk.log.span_s) for key, chunk in chunks.items())
+        return self._known
+
+
+@lru_cache(maxsize=16)
+def _chunk_spans(
+    operators: Keyed[OperatorsOf],
+    costs: Keyed[KernelCostModel],
+    *,
+    sms: int,
+    communication_sms: int,
+    gap_s: Seconds,
+) -> _ChunkSpans:
+    """Shared by scenarios that differ in schedule or batch: their chunks are mostly the same."""
+    return _ChunkSpans(operators.value, costs.value, sms, communication_sms, gap_s)
+
+
+def _times_key(costs: KernelCostModel) -> Keyed[KernelCostModel]:
+    """A cost model by all that its times rest on."""
+    collectives = costs.transfers_.measured
+    key = (
+        id(costs.kernels_),
+        costs.common_,
+        profile_key(costs.cluster),
+        profile_key(costs.calibration),
+        None if collectives is None else profile_key(collectives.measured),
+        costs.expert_parallel_ranks,
+        tuple(costs.sharing.items()),
+        costs.reach,
+    )
+    return Keyed(key, costs)
+
+
 def _documents(job: TrainingJob, *, seed: int) -> PackedWork | None:
     """The attention of the documents that the job packs."""
     if job.documents is None:
@@ -361,24 +420,18 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     operators = operators_at(load_at(1.0))
     least_deferred = _least_deferred(job, model)
 
-    def spans_of(keys: Iterable[ChunkKey]) -> dict[ChunkKey, Seconds]:
-        chunks = run_chunks(
-            keys,
-            operators=operators,
-            costs=costs,
-            sms=node.gpu.sms,
-            communication_sms=job.communication_sms,
-            gap_s=job.gap.value,
-            immediate=(),
-        )
-        return {key: chunk.log.span_s for key, chunk in chunks.items()}
-
     if job.stages == "default":
         stages = choose_stages(
             layers,
             PipelineTimes(
                 schedule,
-                spans_of,
+                _chunk_spans(
+                    object_key(operators),
+                    _times_key(costs),
+                    sms=node.gpu.sms,
+                    communication_sms=job.communication_sms,
+                    gap_s=job.gap.value,
+                ).of,
                 loads.all_to_all,
                 send_seconds(job, scenario.model, transfers=costs.transfers_, loads=loads),
                 blocking_sends=job.blocking_sends,

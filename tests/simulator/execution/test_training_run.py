@@ -4,6 +4,7 @@ import pytest
 
 from reference_model.trace import COLLECTIVE_KINDS
 from simulator.analysis.run import simulate
+from simulator.execution import training, training_run
 from simulator.execution.training import training_load
 from simulator.execution.training_run import sharding_of, training_layout
 from simulator.hardware.network.groups import Domains
@@ -42,6 +43,31 @@ def test_copies_of_parameters_share_the_state_of_the_optimizer():
     assert (found.copies, found.expert_copies) == (256, 4)
     found = sharding_of(job, layout, build_schedule("1f1b", 16, 120, virtual_stages=None))
     assert (found.copies, found.expert_copies) == (128, 2)
+
+
+def test_chunks_that_a_smaller_batch_has_run_are_not_run_again(monkeypatch):
+    """To choose stages a run asks for layers in F, layers in B, and chunks of the best splits."""
+    asked = []
+
+    def run_chunks(keys, **how):
+        asked.append(keys)
+        return training.run_chunks(keys, **how)
+
+    monkeypatch.setattr(training_run, "run_chunks", run_chunks)
+    small = (
+        "training.schedule=1f1b",
+        "training.pp=4",
+        "training.ep=16",
+        "training.gap={value: 1.25 us, low: 1 us, high: 2 us, source: of this test}",
+        "cluster.nodes=8",
+        "cluster.node.gpu.hbm_capacity=900 GiB",
+        "model.num_hidden_layers=9",
+    )
+    first = run(*small, "training.global_batch_sequences=192")
+    assert len(asked) == 3
+    second = run(*small, "training.global_batch_sequences=384")
+    assert len(asked) == 3
+    assert second.stages == first.stages
 
 
 def test_interleaved_stages_are_as_many_as_the_ranks_hold():
