@@ -161,7 +161,11 @@ def test_a_plain_profile_of_training_maps_by_the_operators_that_the_model_issues
     with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
         training.run()
     document = profile_document(profile)
-    issued = [e for e in document["traceEvents"] if str(e["name"]).startswith("dsv3::")]
+    # The gradients' norm launches kernels of PyTorch's own operators on lists alone.
+    issued = [
+        e for e in document["traceEvents"]
+        if str(e["name"]).startswith("dsv3::") and e["name"] != "dsv3::gradient_norm"
+    ]  # fmt: skip
     end = max(e["ts"] + e["dur"] for e in issued)
     document["traceEvents"] = list(issued)
     for number, e in enumerate(issued):
