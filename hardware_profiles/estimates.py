@@ -6,6 +6,10 @@ from pydantic import model_validator
 
 from hardware_profiles.fields import Profile, Ratio, TimeValue
 
+WIDEST = 1e6
+"""Most times that the high end of an interval is its low end, or its value where that is 0: draws
+from a wider one, which says nothing, would be beyond any number."""
+
 
 class Estimate(Profile):
     """An input that is known only within an interval; a ratio or share."""
@@ -36,6 +40,12 @@ class Estimate(Profile):
             raise ValueError(
                 f"needs low <= value <= high, found {self.low:g}, {self.value:g}, {self.high:g}; "
                 f"allowed: a value between them, or another {end} with it"
+            )
+        least = self.low or self.value
+        if least and self.high > WIDEST * least:
+            raise ValueError(
+                f"high is {self.high / least:.3g} times {least:g}; "
+                f"allowed: up to {WIDEST:.0e} times"
             )
         return self
 

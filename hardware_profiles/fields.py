@@ -27,14 +27,15 @@ from pydantic import (
 
 from hardware_profiles.by_content import Keyed
 from hardware_profiles.suggestions import closest, did_you_mean, meant_or_known
-from hardware_profiles.units import Dimension, parse_quantity
+from hardware_profiles.units import UNITS, Dimension, parse_quantity
 from hardware_profiles.whole_files import read_text
 
 ROOT = Path(__file__).parent
 """Folder of the shipped profiles."""
 
 LARGEST = 1e18
-"""Largest number without a unit; the products of a few of those are still finite."""
+"""Largest number without a unit, and largest quantity in SI units, whose smallest above 0 is one
+over this; the products of a few of those are still finite."""
 
 PlainT = TypeVar("PlainT")
 
@@ -49,6 +50,10 @@ def _quantity(dimension: Dimension, zero_allowed: bool, value: object) -> float:
         raise ValueError(str(error).removeprefix(": ")) from None
     if quantity < 0 or (quantity == 0 and not zero_allowed):
         allowed = "0 or more" if zero_allowed else "greater than 0"
+        raise ValueError(f"{value!r} is not allowed: it must be {allowed}")
+    if quantity and not 1 / LARGEST <= quantity <= LARGEST:
+        unit = next(unit for unit, factor in UNITS[dimension].items() if factor == 1.0)
+        allowed = f"{1 / LARGEST:.0e} to {LARGEST:.0e} {unit}"
         raise ValueError(f"{value!r} is not allowed: it must be {allowed}")
     return quantity
 

@@ -329,12 +329,12 @@ def _possible(seconds: Times) -> NDArray[np.bool_]:
 
 
 def _check(seconds: float | Times, what: str) -> None:
-    if isinstance(seconds, float):
-        sound = 0.0 <= seconds < inf
-    else:
-        sound = bool(np.isfinite(seconds).all() and np.min(seconds) >= 0.0)
-    if not sound:
-        raise ValueError(f"{what}: duration = {seconds} s, must be finite and not negative")
+    if isinstance(seconds, float) and 0.0 <= seconds < inf:
+        return
+    times = np.asarray(seconds)
+    wrong = times[~_possible(times)]
+    if len(wrong):
+        raise ValueError(f"{what}: duration = {wrong[0]} s, must be finite and not negative")
 
 
 def _deadlock_message(

@@ -39,6 +39,14 @@ def test_text_with_units_becomes_si():
             "link.yaml: bandwidth: '0 GB/s' is not allowed: it must be greater",
         ),
         ({"latency": "-1 us"}, "link.yaml: latency: '-1 us' is not allowed: it must be 0 or more"),
+        (
+            {"latency": "1e300 s"},
+            r"link.yaml: latency: '1e300 s' is not allowed: it must be 1e-18 to 1e\+18 s",
+        ),
+        (
+            {"bandwidth": "1e-300 GB/s"},
+            r"link.yaml: bandwidth: '1e-300 GB/s' .*: it must be 1e-18 to 1e\+18 B/s",
+        ),
         ({"lanes": 0}, "link.yaml: lanes: "),
         ({"lanes": 10**19}, r"link.yaml: lanes: 10000000000000000000 is not .* at most 1e\+18"),
         ({"lanes": float("nan")}, r"link.yaml: lanes: nan is not allowed: .* at most 1e\+18"),

@@ -169,10 +169,10 @@ def test_an_impossible_duration_names_its_action(seconds: float) -> None:
 
 
 def test_an_impossible_duration_of_alike_actions_names_the_first_of_them() -> None:
-    with pytest.raises(ValueError, match="0B0 on rank 0: duration"):
+    with pytest.raises(ValueError, match=r"^0B0 on rank 0: duration = -1\.0 s, must be finite"):
         makespans(
             one_f_one_b(2, 2),
-            np.array([[1.0], [-1.0], [1.0], [2.0]]),
+            np.array([[1.0, 2.0], [3.0, -1.0], [1.0, np.nan], [2.0, 2.0]]),
             transfer_s=defaultdict(float),
             blocking_sends=False,
         )
