@@ -109,6 +109,8 @@ def test_a_rank_waits_for_the_transfer_of_a_slower_one():
         ("", {2: (-0.113, -0.234), 8: (0.175, -0.002), 20: (-0.136, -0.001)}),
         # Of 15.0 and 14.8, 0.15, 0.38 and 0.71 on GPU 0 alone; operators are means.
         ("_3", {2: (-0.201, -0.616), 4: (0.345, -0.001), 8: (0.071, -0.003), 20: (-0.364, 0.0)}),
+        # Of 15.6 and 15.2, 1.06, 0.61 and 1.60 on GPU 0 alone; compute rests beside transfers.
+        ("_4", {2: (0.338, -0.067), 4: (-0.328, 0.030), 8: (0.177, -0.003), 20: (0.285, 0.001)}),
     ],
 )
 def test_two_gpus_expose_what_both_their_operators_say(lease, expected):
