@@ -24,7 +24,5 @@ def test_an_interval_of_more_than_a_million_times_says_nothing_and_is_refused(lo
     # 10 us to 10 s is a million times.
     widest = {"value": "10 us", "low": low, "high": "10 s", "source": "a guess"}
     assert TimeEstimate(**widest).high == 10.0
-    with pytest.raises(
-        ValueError, match=r"high is 2e\+06 times 1e-05; allowed: up to 1e\+06"
-    ):
+    with pytest.raises(ValueError, match=r"high is 2e\+06 times 1e-05; allowed: up to 1e\+06"):
         TimeEstimate(**widest | {"high": "20 s"})
