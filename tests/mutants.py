@@ -85,15 +85,19 @@ LONGEST_S = 900
 
 
 def places(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """(number in the walk, what changes) of every node that can be broken."""
-    messages = {
-        id(inner)
-        for node in ast.walk(tree)
+    """(number in the walk, what changes) of every node that can be broken: none of a message, a
+    type or a decorator, which keeps results and changes none."""
+    nodes = list(ast.walk(tree))
+    beside = [
+        node
+        for node in nodes
         if isinstance(node, ast.Raise | ast.JoinedStr | ast.AnnAssign | ast.Assert)
-        for inner in ast.walk(node)
-    }
-    for number, node in enumerate(ast.walk(tree)):
-        if id(node) in messages:
+    ]
+    for node in nodes:
+        beside += getattr(node, "decorator_list", ())
+    left_alone = {id(inner) for node in beside for inner in ast.walk(node)}
+    for number, node in enumerate(nodes):
+        if id(node) in left_alone:
             continue
         if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in SWAPS:
             yield number, f"{type(node.op).__name__} -> {SWAPS[type(node.op)].__name__}"

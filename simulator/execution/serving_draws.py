@@ -245,8 +245,6 @@ def _active_experts(step: ServingStep, ranks: ServingRanks) -> float:
     counts = np.linspace(float(some.min()), float(some.max()), NODES)
     shares = slot_shares(step.model)
     active = [distinct_slots(shares, rows * step.loads.mean_rows) for rows in counts]
-    if active[0] == active[-1]:
-        return active[0]
     return float(np.interp(some, counts, active).mean())
 
 

@@ -107,7 +107,8 @@ class RisingRows:
         )
         low, high = rising[which, after], rising[which, to]
         start, end = np.log(peaks[which, after]), np.log(peaks[which, to])
-        way = np.clip((np.log(at_peak) - start) / np.where(end > start, end - start, 1.0), 0.0, 1.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            way = np.clip((np.log(at_peak) - start) / (end - start), 0.0, 1.0)
         whole = (end <= start) | (rows == self._rows[to]) | (way == 1.0)
         between: Array = np.where(whole, high, low * (high / low) ** way)
         return np.where(above > last, np.maximum(seconds, high), between)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hardware_profiles.schema import ClusterProfile, load_cluster
 from simulator.analysis.fleet_metrics import (
     DEFINED,
     PREFILL_SHARES,
+    _prefill_shares,
     definitions,
     fleet_metrics,
     fleet_time_series,
@@ -212,6 +214,25 @@ def test_what_a_prefill_node_took_is_a_saturated_one_times_three_shares(
         assert 0 < metrics[name] <= 1
         product *= metrics[name]
     assert product == pytest.approx(metrics["input_tokens_per_second_per_node"], rel=0.02)
+
+
+def test_shares_of_a_prefill_pool_by_hand() -> None:
+    """Two instances of two nodes each were busy for 8 of 10 s, 6 s with ranks that are alike, and
+    computed 4,000 tokens of prompts a fifth of which was cached; a node sustains 600 per second."""
+    sums = [
+        {"pass_seconds": 6.0, "even_pass_seconds": 4.0, "prefill_tokens": 3000.0},
+        {"pass_seconds": 2.0, "even_pass_seconds": 2.0, "prefill_tokens": 1000.0},
+    ]
+    found = _prefill_shares(
+        SimpleNamespace(prefill=SimpleNamespace(gpus_per_instance=16)),
+        SimpleNamespace(node=SimpleNamespace(gpus=8)),
+        SimpleNamespace(instances=dict(enumerate(sums)), prompt_tokens=1000, cached_tokens=200),
+        sustained=600.0,
+        instance_s=10.0,
+    )
+    full = 4000 / 0.8 / 6 / 2 / 600
+    assert list(found) == list(PREFILL_SHARES)
+    assert list(found.values()) == pytest.approx([0.8, 0.75, full], rel=1e-12)
 
 
 def test_the_rules_of_the_verdict_stand_in_its_definition() -> None:

@@ -34,6 +34,8 @@ def test_a_run_that_never_fails_costs_its_steps() -> None:
     )
     gpu_hours = [row["gpu_hours"] for row in metrics["phases"]]
     assert gpu_hours == pytest.approx([16384 * 500 / 3, 16384 * 1000 / 3], rel=1e-12)
+    costs = [row["cost_usd"] for row in metrics["phases"]]
+    assert costs == pytest.approx([16384 * 1000 / 3, 16384 * 2000 / 3], rel=1e-12)
     assert metrics["phases"][1]["gpu_hours_per_trillion_tokens"] == pytest.approx(
         1.2e6 / 3600 * 16384 / 1.6777216, rel=1e-12
     )

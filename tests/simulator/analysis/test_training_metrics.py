@@ -3,12 +3,17 @@
 from dataclasses import asdict
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import (
+    _COSTS,
+    _RATES,
     RankTimes,
     _cpu_memory,
+    _drawn_ranks,
+    _intervals,
     rank_times,
     training_metrics,
     transfer_limits,
@@ -18,6 +23,13 @@ from simulator.analysis.training_metrics import (
 from simulator.execution.host_state import HostState, averaging_seconds
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.scenario.files import load_scenario
+from simulator.workload.schedules.order import (
+    FORWARD_WORK,
+    FULL_BACKWARD,
+    INPUT_BACKWARD,
+    OVERLAPPED,
+    WEIGHT_GRADIENT,
+)
 
 
 def busy(seconds):
@@ -72,6 +84,72 @@ def test_the_times_of_a_rank_are_all_of_the_step_and_its_waits_all_of_its_bubble
     for rank in training_metrics(run, with_intervals=False)["ranks"]:
         waits = sum(rank[f"waiting_for_{what}_s"] for what in ("ranks", "sends", "host"))
         assert waits == pytest.approx(rank["bubble_s"])
+
+
+def drawn_step():
+    """Eleven draws, 1 s apart, of which all but one at either end are the central 80%, on two
+    ranks: forward 10 and 20 s, backward in one and in two parts, and so on."""
+    later = np.arange(11.0)
+    actions = np.array([[10.0, 1.0, 2.0, 3.0, 4.0], [20.0, 2.0, 4.0, 6.0, 8.0]])
+    return SimpleNamespace(
+        step_s=100.0 + later,
+        pair_s=2.0 + later / 10,
+        works=(FORWARD_WORK, FULL_BACKWARD, INPUT_BACKWARD, WEIGHT_GRADIENT, OVERLAPPED),
+        actions_s=np.repeat(actions[:, :, None], 11, axis=2),
+        sends_s=np.full((2, 11), 0.5),
+        host_s=np.full(11, 0.25),
+        optimizer_s=np.full((2, 11), 5.0),
+        memory=np.array([later, later + 10]),
+    )
+
+
+def test_a_rank_waits_for_what_neither_its_work_nor_its_optimizer_takes():
+    found = {name: values[:, 3].tolist() for name, values in _drawn_ranks(drawn_step()).items()}
+    # 103 s less 20 s of work and 5 s of the optimizer; less 40 s on the second rank.
+    assert found == {
+        "forward_s": [10, 20],
+        "backward_s": [3, 6],
+        "weight_s": [3, 6],
+        "overlapped_s": [4, 8],
+        "bubble_s": [78, 58],
+        "optimizer_s": [5, 5],
+        "waiting_for_sends_s": [0.5, 0.5],
+        "waiting_for_host_s": [0.25, 0.25],
+        "waiting_for_ranks_s": [77.25, 57.25],
+    }
+
+
+def test_intervals_are_the_central_draws_and_hold_the_figure_itself():
+    rank = {"forward_s": 9.0, "backward_s": 3.0, "weight_s": 4.0, "overlapped_s": 4.0}
+    metrics = {
+        "step_time_s": 105.0,
+        "pair_time_s": 9.0,
+        "bubble_s": 70.0,
+        "peak_memory_bytes": 15.0,
+        "ranks": [rank | {"bubble_s": 80.0, "optimizer_s": 5.0}],
+        **dict.fromkeys(_RATES, 2.0),
+        **dict.fromkeys(_COSTS, 3.0),
+    }
+    found = _intervals(drawn_step(), metrics)
+    rate, cost = (2 * 105 / 109, 2 * 105 / 101), (3 / 105 * 101, 3 / 105 * 109)
+    # The first rank waits longer; the second holds more.
+    expected = {
+        "step_time_s": (101, 109),
+        "pair_time_s": (2.1, 9),
+        "bubble_s": (70, 84),
+        "peak_memory_bytes": (11, 19),
+        "ranks.0.forward_s": (9, 10),
+        "ranks.0.backward_s": (3, 3),
+        "ranks.0.weight_s": (3, 4),
+        "ranks.0.overlapped_s": (4, 4),
+        "ranks.0.bubble_s": (76, 84),
+        "ranks.0.optimizer_s": (5, 5),
+        **dict.fromkeys(_RATES, rate),
+        **dict.fromkeys(_COSTS, cost),
+    }
+    assert {name: tuple(ends) for name, ends in found.items()} == {
+        name: pytest.approx(ends, rel=1e-12) for name, ends in expected.items()
+    }
 
 
 def test_a_transfers_limit_is_that_of_its_slowest_and_narrowest_traffic():

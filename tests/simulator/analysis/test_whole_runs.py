@@ -12,12 +12,14 @@ from simulator.analysis.whole_runs import (
     TABLES,
     Comparison,
     Predicted,
+    comparisons,
     gpu_of,
     kernel_group,
     leases,
     planned,
     predict,
     probe,
+    probe_leases,
     read_steps,
     scenario_of,
     sustained_clock,
@@ -202,7 +204,7 @@ def timed(kind, burst, turn):
     ]  # fmt: skip
 
 
-def test_five_operators_tell_kernels_from_clocks():
+def test_five_operators_tell_kernels_from_clocks(monkeypatch):
     """Bursts of the other device take 10% longer, turns 32%: a factor of 1.2 is the clock's. The
     sixth kind of operator, the shortest, does not count."""
     kinds = ("gemm", "copy", "cast", "scale", "add", "concat")
@@ -218,3 +220,22 @@ def test_five_operators_tell_kernels_from_clocks():
     assert found.clock == pytest.approx(0.2)
     assert found.operators[0] == "gemm columns=8;rows=64"
     assert probe(own, other[:8]) is None
+    tables = {
+        TABLES / "one_operators.csv": own,
+        TABLES / "two_operators.csv": other + timed("concat", 9.0, 9.0),
+    }
+    monkeypatch.setattr(whole_runs, "load_measurements", tables.__getitem__)
+    assert probe_leases("one", "two") == found
+
+
+def test_every_step_of_a_lease_is_compared_with_the_operators_of_each_other_lease(
+    steps, monkeypatch
+):
+    told = []
+    monkeypatch.setattr(whole_runs, "compare_step", lambda step, others: [(step.label, others)])
+    found = comparisons("h200_sxm_1", lambda far: told.append((far.share, far.count)))
+    assert found == [
+        (label, [lease for lease in leases(step.job) if lease != "h200_sxm_1"])
+        for label, step in steps.items()
+    ]
+    assert told == [(done / len(steps), done) for done in range(len(steps))]

@@ -188,6 +188,10 @@ def test_checkpoints_come_after_whole_steps() -> None:
     # Steps of 30 s, a checkpoint every 100 s: after 120, 240 ... and none at the end.
     assert checkpoint_ends(np.arange(1, 13) * 30.0, 100.0).tolist() == [120.0, 240.0, 360.0]
     assert checkpoint_ends(np.arange(1, 4) * 30.0, math.inf).tolist() == [90.0]
+    # Steps of a tenth of a second: six of them add up to less than three and three tenths, rounded.
+    tenths = np.cumsum([0.1] * 10)
+    assert tenths[5] < tenths[2] + 0.3
+    assert checkpoint_ends(tenths, 0.3).tolist() == tenths[[2, 5, 8, 9]].tolist()
 
 
 def test_dalys_interval_worked_out_by_hand() -> None:

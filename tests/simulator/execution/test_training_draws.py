@@ -11,7 +11,7 @@ from simulator.execution import timeline, training_draws
 from simulator.execution.draws import scaled_seconds
 from simulator.execution.optimizer import OptimizerStep
 from simulator.execution.training_draws import _Drawing, _layers, draw_step, exchanged
-from simulator.execution.training_ranks import RowsOfLayers, durations
+from simulator.execution.training_ranks import RowsOfLayers, durations, group_spans
 from simulator.hardware.prediction import one_time
 from simulator.scenario.files import load_scenario
 from simulator.workload.schedules.order import INPUT_BACKWARD, WEIGHT_GRADIENT
@@ -299,8 +299,27 @@ def test_layers_count_from_the_end_of_a_stage_backward_but_for_what_runs_with_it
     assert [place for _, place in _layers(alone, weights)] == [2, 1, 0]
 
 
-def test_ranks_with_as_many_rows_as_the_mean_have_one_level(monkeypatch):
-    rows = SimpleNamespace(shares=lambda **_: np.ones((2, 1)))
+@pytest.mark.parametrize(
+    ("shares", "levels"),
+    [
+        (np.ones((2, 1)), (1.0, 1.0)),
+        # Of five draws the medians of the least, 0.5 to 0.9, and of the busiest, 1.1 to 1.5.
+        (np.linspace([0.5, 1.0, 1.1], [0.9, 1.0, 1.5], 5).T, (0.7, 1.3)),
+        # Less than a tile of rows apart.
+        (np.array([[0.999], [1.001]]), (0.98, 1.02)),
+    ],
+)
+def test_levels_of_rows_are_those_of_the_least_and_the_busiest_rank(shares, levels, monkeypatch):
+    rows = SimpleNamespace(shares=lambda **_: shares)
     monkeypatch.setattr(training_draws, "drawn_rows", lambda *_: rows)
     drawing = SimpleNamespace(run=None, priors=None, seed=0, job=SimpleNamespace(ep=2))
-    assert _Drawing._levels(drawing) == (1.0, 1.0)
+    assert _Drawing._levels(drawing) == pytest.approx(levels, rel=1e-12)
+
+
+def test_the_drawn_pair_is_that_of_the_middle_pipeline_rank_on_gpus_that_differ():
+    found = run(*SMALL, *KNOWN, "skew={setting: none, clock_sd: 2%}")
+    drawing = _Drawing(found, 4)
+    pair = drawing._blocks()[drawing.ideal.pair.key]
+    drawing._optimizer()
+    (spans,) = group_spans(pair, [drawing._ranks()], [1])
+    assert _Drawing(found, 4).step().pair_s.tolist() == spans[0, 0, 0].tolist()

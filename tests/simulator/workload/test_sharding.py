@@ -3,7 +3,13 @@
 import pytest
 
 from simulator.scenario.training import OptimizerTypes
-from simulator.workload.sharding import HeldParameters, HeldWeight, Parameters, Sharding
+from simulator.workload.sharding import (
+    HeldParameters,
+    HeldWeight,
+    Parameters,
+    Sharding,
+    _most_at_once,
+)
 
 # Two layers in FP8: 800 and 1,600 replicated parameters, 600 and 6,000 of experts, all quantised
 # but 100 of each layer; a working copy takes a byte each, scales left out.
@@ -57,6 +63,21 @@ def test_what_is_exchanged_beside_compute_is_there_of_two_layers():
     assert weights == 2 * SHARD + (2 * 7600 + 7500) + 2 * 1400
     assert gradients == 4 * SHARD + 4 * (7600 + 1400)
     assert optimizer == 8 * SHARD
+
+
+@pytest.mark.parametrize(
+    ("own", "neighbours", "most"),
+    [
+        # The first layer with what its neighbour takes; the reverse; and the one alone.
+        ([5, 1], [1, 4], 5 + 4),
+        ([1, 5], [4, 1], 5 + 4),
+        ([9], [9], 9),
+        ([], [], 0),
+    ],
+)
+def test_a_layer_is_there_with_the_one_on_either_side(own, neighbours, most):
+    assert _most_at_once([own, [2]], [neighbours, [20]], both=True) == max(most, 2)
+    assert _most_at_once([own, [2]], [neighbours, [20]], both=False) == max([*own, 2])
 
 
 def test_two_chunks_side_by_side_gather_a_layer_each():

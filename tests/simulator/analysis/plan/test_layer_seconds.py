@@ -61,3 +61,12 @@ def test_a_backward_hides_dispatch_behind_weight_gradients_or_the_reverse():
     assert found.with_combine == 5 + 3 + 4 + 7
     assert found.compute == 5 + 4 + 3 + 2
     assert found.transfers == 7 + 2
+
+
+def test_a_backward_repeats_attention_dispatch_and_experts_first():
+    again = part({"attention.a": 8.0, "dispatch.d": 16.0, "mlp.up": 32.0}, 0.0)
+    found = backward_seconds(layer(0.0) | {"recompute": again})
+    assert found.chain == 8 + 16 + 32 + 5 + 3 + 4 + 2
+    assert found.with_combine == 8 + 16 + 32 + 5 + 3 + 4 + 7
+    assert found.compute == 8 + 32 + 5 + 4 + 3 + 2
+    assert found.transfers == 16 + 7 + 2

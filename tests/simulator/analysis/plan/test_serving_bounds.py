@@ -51,6 +51,30 @@ def test_the_demand_is_that_of_the_requests_that_a_fleet_simulates():
     assert (found.long_prompt, found.long_cached) == (100, 0)
 
 
+def test_the_demand_of_a_trace_is_that_of_its_rows(tmp_path):
+    """A request a second, in some order one of each length from 1 to 200 tokens, each with an
+    answer of twice that."""
+    lengths = [37 * second % 200 + 1 for second in range(200)]
+    rows = [
+        f"2023-11-16 18:{second // 60:02}:{second % 60:02},{length},{2 * length}"
+        for second, length in enumerate(lengths)
+    ]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+    source = RequestSource.model_validate({"file": str(trace), "format": "azure"})
+    found = demand_of(source, percentile=90, seed=0, hits=False)
+    assert (found.rate, found.span_s) == (pytest.approx(200 / 199), pytest.approx(199))
+    assert (found.prompt_tokens, found.computed_tokens, found.output_tokens) == (100.5, 100.5, 201)
+    assert found.steps == 200
+    # Of n and of n^2 up to 200.
+    total, squares = 20_100, 200 * 201 * 401 / 6
+    assert found.attended_tokens == pytest.approx((squares + total) / 2 / total, rel=1e-12)
+    # Steps of 2n - 1, each of the prompt's n tokens and half of its answer's 2n.
+    context = (2 * 2 * squares - 2 * total) / (2 * total - 200)
+    assert found.context == pytest.approx(context, rel=1e-12)
+    assert (found.long_prompt, found.long_cached, found.random_prompts) == (180, 0, ())
+
+
 def test_prompts_that_come_at_random_are_known_by_the_shortest_of_equal_shares():
     assert demand_of(requests(), percentile=90, seed=0, hits=False).random_prompts == (100.0,) * 16
     few = requests(count=3, prompt_tokens={"kind": "lognormal", "mean": 100, "cv": 1.0})

@@ -12,6 +12,7 @@ from simulator.analysis.plan.training_bounds import TrainingBounds
 from simulator.analysis.plan.training_candidates import LayerFacts, candidates
 from simulator.analysis.plan.training_layouts import axis_values
 from simulator.analysis.run import metrics_of
+from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.scenario.files import load_scenario
 from simulator.scenario.training import OptimizerTypes
 from simulator.workload.recorded import traces_in
@@ -107,3 +108,41 @@ def test_reduction_and_gather_are_bound_by_their_bytes_without_latency(zero, ove
     candidate = SimpleNamespace(shape=None, parallel=None)
     found = TrainingBounds._collectives(bounds, candidate, rings, sharded(zero), LAYER)
     assert found == pytest.approx(each * (1000 * 0.5 + 4000), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("blocking", "parallel", "send_s", "sends"),
+    [
+        (False, {}, 0.0, 0),
+        (True, {"pp": 1}, 0.0, 0),
+        (True, {}, 40_960.0, 12),
+        # Over NVLink, where stages share a domain.
+        (True, {"stage_gpus": 4}, 10_240.0, 12),
+        (True, {"axes": ("pipeline", "data")}, 10_240.0, 12),
+    ],
+)
+def test_a_send_of_a_micro_batch_blocks_its_rank_over_what_reaches_the_next(
+    blocking, parallel, send_s, sends
+):
+    """Two sequences of 4,096 tokens over 2 x 2 GPUs, 10 values of two bytes each: 40,960 bytes at
+    1 B/s over NICs, 4 B/s otherwise. Six crossings, there and back."""
+
+    def send(size, *, load):
+        return SimpleNamespace(seconds=np.array(size / (1 if load is NO_LIMIT else 4)))
+
+    costs = SimpleNamespace(transfers_=SimpleNamespace(send=send))
+    bounds = SimpleNamespace(
+        layers=SimpleNamespace(
+            job=SimpleNamespace(blocking_sends=blocking, sequence_length=4096),
+            scenario=SimpleNamespace(model=SimpleNamespace(hidden_size=10)),
+        ),
+        prices=SimpleNamespace(costs_of=lambda *_: costs),
+        _made={},
+    )
+    stages = {"pp": 4, "stage_gpus": 8, "gpus_per_domain": 8, "axes": ("data", "pipeline")}
+    candidate = SimpleNamespace(
+        parallel=SimpleNamespace(**stages | parallel),
+        shape=SimpleNamespace(micro_batch=2, cp=2, tp=2),
+        facts=SimpleNamespace(crossings=6),
+    )
+    assert TrainingBounds._blocking(bounds, candidate) == (send_s, sends)

@@ -6,7 +6,7 @@ from fleets import check_conservation, fixed_requests, make_job, pool, run
 from hardware_profiles.schema import ClusterProfile, load_cluster
 from simulator.execution.fleet.accounts import FleetRun
 from simulator.execution.fleet.decode_batch import DecodeBatch
-from simulator.execution.fleet.kv_cache import KvCache
+from simulator.execution.fleet.kv_cache import KvCache, longest_kv_tokens
 from simulator.execution.fleet.live_request import LiveRequest
 from simulator.execution.fleet.log import CollectedLog
 from simulator.workload.requests import Request
@@ -99,6 +99,16 @@ def test_reserving_the_whole_answer_never_preempts(cluster: ClusterProfile) -> N
     )
     result, _ = run(job, cluster)
     assert (result.preemptions, result.finished) == (0, 60)
+
+
+@pytest.mark.parametrize(
+    ("output", "tokens_per_step", "tokens"),
+    [(11, 1.0, 110), (11, 2.0, 110), (12, 2.0, 112), (11, 1.5, 100 + 7 * 1.5)],
+)
+def test_a_request_is_longest_after_whole_steps_for_all_but_its_first_token(
+    output: int, tokens_per_step: float, tokens: float
+) -> None:
+    assert longest_kv_tokens(Request(0, 0.0, 100, output), tokens_per_step) == tokens
 
 
 def cache_of(capacity: int, *, slack: int = 0, reserve_full: bool = False) -> KvCache:
