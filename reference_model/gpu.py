@@ -76,19 +76,25 @@ def default_kernels(device: torch.device) -> str:
     return "mixed" if device.type == "cuda" else PLAIN
 
 
-def choose_kernels(named: str | None, device: torch.device) -> str:
+def choose_kernels(named: str | None, device: torch.device, *, deterministic: bool = False) -> str:
     """The backend of a run, the one named or the default of the device; on CUDA its kernels stand
     behind the operators from here on."""
     kernels = named or default_kernels(device)
     if device.type == "cuda":
-        use_kernels(kernels)
+        use_kernels(kernels, deterministic=deterministic)
     return kernels
 
 
-def use_kernels(kernels: str) -> None:
+def use_kernels(kernels: str, *, deterministic: bool = False) -> None:
     """Run the operators on CUDA by library and Triton kernels, or, if `kernels` is "reference", by
-    their own bodies in plain torch."""
-    for operator, fast in _fast_kernels():
+    their own bodies in plain torch.
+
+    With `deterministic` training steps have the same bits in every run: the query gradient of
+    attention, which cuDNN adds up in any order, comes from a kernel of its own."""
+    fast_kernels = dict(_fast_kernels())
+    if deterministic:
+        fast_kernels[ops.attention_backward] = ordered_attention_backward
+    for operator, fast in fast_kernels.items():
         operator.register_kernel("cuda", operator._init_fn if kernels == PLAIN else fast)
 
 
@@ -171,6 +177,34 @@ def cudnn_attention_backward(
     q_part, k_grad, v_grad = attention_gradients(q, k, v, out, out_grad, log_sum, scale=scale)
     q_grad += q_part
     return k_grad.contiguous(), v_grad.contiguous()
+
+
+def ordered_attention_backward(
+    q_grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out_grad: Tensor,
+    log_sum: Tensor,
+    delta: Tensor,
+    *,
+    scale: float,
+    site: str,
+) -> tuple[Tensor, Tensor]:
+    """Run operators.attention_backward with the same bits each time: dK and dV by cuDNN, as ever,
+    and dQ by a kernel that adds in one order."""
+    from reference_model.kernels.triton_attention import add_query_gradient
+
+    if q.dtype == torch.float32:  # plain torch, which adds in one order
+        return cudnn_attention_backward(
+            q_grad, q, k, v, out_grad, log_sum, delta, scale=scale, site=site
+        )
+    thrown_away = torch.empty_like(q_grad)
+    gradients = cudnn_attention_backward(
+        thrown_away, q, k, v, out_grad, log_sum, delta, scale=scale, site=site
+    )
+    add_query_gradient(q_grad, q, k, v, out_grad, log_sum, delta, scale=scale)
+    return gradients
 
 
 def attention_gradients(

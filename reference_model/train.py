@@ -88,6 +88,8 @@ class TrainingSettings:
     data_seed: int
     eager: bool = False
     """Whether every kernel is launched by itself where a step could be captured in a CUDA graph."""
+    deterministic: bool = False
+    """Whether a run on CUDA has the same bits each time (`gpu.use_kernels`)."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "sequences", "first_sequences", "context"):
@@ -144,7 +146,8 @@ class Training:
         device = torch_device(settings.device)
         if device.index is not None and device.type == "cuda":
             torch.cuda.set_device(device)  # Triton launches on the current device
-        recipe = Recipe(PRECISIONS[settings.precision], choose_kernels(settings.kernels, device))
+        kernels = choose_kernels(settings.kernels, device, deterministic=settings.deterministic)
+        recipe = Recipe(PRECISIONS[settings.precision], kernels)
         check_recipe(self.config, recipe)
         self.model = Transformer(self.config, recipe=recipe, device=device)
         # Drawn on the CPU, so that every device starts from the same weights.
@@ -245,16 +248,14 @@ class Training:
         return self._captured[1](tokens)
 
     def _balance(self, saved: SavedStep) -> Tensor:
-        values = [
-            balance_value(
-                moe.logits,
-                moe.indices,
-                length=self.settings.context,
-                scoring=self.config.scoring_func,
-            )
-            for moe in saved_choices(saved)
-        ]
-        return torch.stack(values).mean()
+        # All layers at once: kernels of a small model take longer to start than to run on a GPU.
+        choices = saved_choices(saved)
+        return balance_value(
+            torch.cat([moe.logits for moe in choices]),
+            torch.cat([moe.indices for moe in choices]),
+            length=self.settings.context,
+            scoring=self.config.scoring_func,
+        )
 
     # -- on disk -----------------------------------------------------------------------------------
 

@@ -158,6 +158,10 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
         "--eager", action="store_true",
         help="launch every kernel by itself, where a step would be captured in a CUDA graph",
     )  # fmt: skip
+    parser.add_argument(
+        "--deterministic", action="store_true",
+        help="the same bits in every run, on CUDA too, where attention's backward takes longer",
+    )  # fmt: skip
 
 
 def _add_balance_options(parser: argparse.ArgumentParser) -> None:
@@ -199,6 +203,7 @@ def _settings(
         concentration=options.concentration,
         data_seed=options.data_seed,
         eager=getattr(options, "eager", False),
+        deterministic=getattr(options, "deterministic", False),
     )
 
 
