@@ -22,6 +22,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -425,7 +426,8 @@ def _operator_lines(trace: OperatorTrace) -> Iterator[dict[str, Any]]:
 def _template_from_json(line: Mapping[str, Any]) -> OperatorTemplate:
     kind = line["kind"]
     if kind not in KINDS:
-        raise ValueError(f"kind {kind!r} is not one of {sorted(KINDS)}")
+        close = get_close_matches(str(kind), KINDS) or [f"the {len(KINDS)} of kinds.py"]
+        raise ValueError(f"kind {kind!r} is not one of {', '.join(close)}")
     if line["phase"] not in PHASES:
         raise ValueError(f"phase {line['phase']!r} is not one of {list(PHASES)}")
     if set(line["sizes"]) != set(KINDS[kind].sizes):

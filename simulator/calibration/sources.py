@@ -29,6 +29,8 @@ from simulator.workload.profile.kernel_mapping import known_mappings, mapping_fi
 TRACE_ENDINGS = (".json", ".json.gz")
 FORMATS = {"table": "tables", "kineto": "profiles"}
 """{format of a mapping: what it is for}"""
+SHOWN = 3
+"""Files and names that a message says something of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ def read_sources(
             warnings.append(f"{shown}: not read: {str(error).removeprefix(f'{source.name}: ')}")
     if not rows:
         names = ", ".join(source.name for source in sources)
-        why = "; ".join((*warnings, *unmapped[:3]))
+        more = f"and {len(warnings) - SHOWN} more of the kind" if len(warnings) > SHOWN else ""
+        why = "; ".join(filter(None, (*warnings[:SHOWN], more, *unmapped[:SHOWN])))
         raise ValueError(f"{names}: no kernel time to calibrate from; {why}")
     return Sources(
         tuple(rows),

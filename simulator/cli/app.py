@@ -79,6 +79,9 @@ BAD_INPUT = 2
 LONGEST_WORD = 120
 """Characters of one word that a message shows of hostile input."""
 
+LONGEST_MESSAGE = 900
+"""Characters of a whole message, of the middle of which no more is shown."""
+
 GARBAGE_AT = 300_000
 """Objects that are made before garbage is looked for: a command ends soon, and 700 as usual cost it
 an eighth of its time."""
@@ -132,11 +135,15 @@ def _forget_output() -> None:
 
 
 def _short(message: str) -> str:
-    """The message with the middle of each word cut that is longer than anybody reads."""
-    end = LONGEST_WORD // 2
-    return re.sub(
-        rf"\S{{{LONGEST_WORD},}}", lambda word: f"{word[0][:end]}...{word[0][-end:]}", message
-    )
+    """The message with the middle of each word, and of the whole, cut that is longer than anybody
+    reads."""
+
+    def cut(text: str, longest: int) -> str:
+        end = longest // 2
+        return f"{text[:end]}...{text[-end:]}"
+
+    found = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda word: cut(word[0], LONGEST_WORD), message)
+    return cut(found, LONGEST_MESSAGE) if len(found) > LONGEST_MESSAGE else found
 
 
 if __name__ == "__main__":

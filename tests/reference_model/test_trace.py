@@ -64,7 +64,8 @@ def test_a_trace_survives_the_disk(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "magic"}, "line 3: kind 'magic' is not one of"),
+        ({"kind": "magic"}, r"line 3: kind 'magic' is not one of the \d+ of kinds.py$"),
+        ({"kind": "gem"}, "line 3: kind 'gem' is not one of gemm$"),
         ({"phase": "sideways"}, "line 3: phase 'sideways'"),
         ({"sizes": {"m": 1}}, r"line 3: sizes \['m'\] of kind 'gemm' are not"),
         ({"sizes": {"m": {"moon": 1}, "n": 1, "k": 1}}, r"line 3: variables \['moon'\]"),

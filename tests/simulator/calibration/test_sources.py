@@ -85,6 +85,18 @@ def test_a_folder_without_a_file_of_measurements_is_one_line(tmp_path):
         read_sources([tmp_path], gpu="h800_sxm")
 
 
+def test_a_folder_of_other_tables_says_why_of_the_first_of_them(tmp_path):
+    for number in range(1, 6):
+        (tmp_path / f"{number}.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^\S+: no kernel time to calibrate from; ") as error:
+        read_sources([tmp_path], gpu="h800_sxm")
+    said = str(error.value).split("; ")
+    assert [text for text in said if "not read" in text] == [
+        f"{number}.csv: not read: no mapping knows the columns a, b" for number in (1, 2, 3)
+    ]
+    assert said[-1] == "and 2 more of the kind"
+
+
 @pytest.mark.shared
 def test_a_profile_takes_the_mapping_that_names_most_of_its_time():
     trace = Path(__file__).resolve().parents[4] / "shared/measured/h800/deepseek_train_profile.json"

@@ -39,6 +39,7 @@ from command_line import MAIN, dsv3sim
             "--ranks 8 --microbatches 20 --virtual-stages 1000000000000: too many to print",
         ),
         (["run", MAIN, "--out", "a" * 300], f"{'a' * 60}...{'a' * 59}: File name too long"),
+        (["run", MAIN, "--set", f"training.schedule={'long ' * 500}"], "dualpipe"),
         (["show", "model", "big.json"], "hidden_size = 1000000"),
     ],
 )
