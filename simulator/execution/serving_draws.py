@@ -14,6 +14,7 @@ Times are float32: a step of 4,000 tasks is then right to some hundred-thousandt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
@@ -92,15 +93,15 @@ class StepDraws:
 
 @dataclass(frozen=True, slots=True)
 class ServingRanks:
-    """One realisation of all ranks in each draw; axes [groups that share heads, GPUs of one,
-    draws]."""
+    """One realisation of all ranks in each draw; axes [GPUs of a group that shares heads, groups,
+    draws]: the GPUs that meet most often come first, so that what they take lies in one piece."""
 
     clock: Single
     """Time of work that is bound by compute over that of the median GPU."""
     slow: Single
     """The same of any kernel."""
     work: tuple[Single, ...]
-    """Of each micro-batch: attention over the mean, [groups, 1, draws]."""
+    """Of each micro-batch: attention over the mean, [1, groups, draws]."""
     pause_s: Single
     rows: Sequence[Sequence[Single]]
     """Rows over the mean, by layer that has experts and micro-batch; empty where each rank has a
@@ -115,10 +116,10 @@ class ServingRanks:
     def of(self, draws: slice) -> ServingRanks:
         """Some of the draws."""
         return ServingRanks(
-            self.clock[..., draws],
-            self.slow[..., draws],
+            np.ascontiguousarray(self.clock[..., draws]),
+            np.ascontiguousarray(self.slow[..., draws]),
             tuple(work[..., draws] for work in self.work),
-            self.pause_s[..., draws],
+            np.ascontiguousarray(self.pause_s[..., draws]),
             [[rows[..., draws] for rows in layer] for layer in self.rows],
         )
 
@@ -289,7 +290,12 @@ def draw_ranks(
     model = step.model
     job = model.job
     tp = job.attention_tp
-    shape = (job.gpus // tp, tp, len(priors["clock_sd"]))
+    groups, samples = job.gpus // tp, len(priors["clock_sd"])
+
+    def of_groups(ranks: Single) -> Single:
+        """What [ranks, draws] are with the neighbours of a group on an axis of their own."""
+        return ranks.reshape(groups, tp, samples).swapaxes(0, 1)
+
     clock = clock_times(priors["clock_sd"], gpus=job.gpus, rng=rng)
     slow = slow_machines(
         priors["slow_gpus.share"],
@@ -298,12 +304,12 @@ def draw_ranks(
         per_machine=model.cluster.node.gpus,
         rng=rng,
     )
-    pauses = np.floor(priors["host_pause.rate"] + rng.random((job.gpus, shape[2])))
+    pauses = np.floor(priors["host_pause.rate"] + rng.random((job.gpus, samples)))
     pause = (pauses * priors["host_pause.seconds"]).astype(np.float32)
     work = [
-        np.maximum(
-            1 + priors["work_sd"] * rng.standard_normal((shape[0], 1, shape[2])), 0.0
-        ).astype(np.float32)
+        np.maximum(1 + priors["work_sd"] * rng.standard_normal((1, groups, samples)), 0.0).astype(
+            np.float32
+        )
         for _ in range(job.micro_batches)
     ]
     rows: list[list[Single]] = []
@@ -312,13 +318,13 @@ def draw_ranks(
         drawn_rows = rows_over_mean(
             model, layers=layers, mean_rows=step.loads.mean_rows, priors=priors, rng=rng
         )
-        rows = [[part.reshape(shape) for part in layer] for layer in drawn_rows]
+        rows = [[of_groups(part) for part in layer] for layer in drawn_rows]
     return ServingRanks(
-        clock.reshape(shape),
-        slow.reshape(shape),
+        of_groups(clock),
+        of_groups(slow),
         # Layers that run on the whole batch, micro-batch -1, have what both have.
         (*work, np.mean(work, axis=0)),
-        pause.reshape(shape),
+        of_groups(pause),
         rows,
     )
 
@@ -456,13 +462,13 @@ def _blocks(step: ServingStep, scaled: Array, gap: Array, ranks: ServingRanks) -
 
 
 def meets(graph: TaskGraph, split: TensorParallel, task: Task) -> tuple[int, ...]:
-    """Axes of the ranks, [groups that share heads, GPUs of one], over which a task waits."""
+    """Axes of the ranks, [GPUs of a group that shares heads, groups], over which a task waits."""
     if not task.collective:
         return ()
     operator = graph.operators[task.operator]
     of_model = operator.segment in COLLECTIVE_SEGMENTS and task.part not in WIRES
     if of_model and collective_ranks(operator, split) == split.attention:
-        return (1,)
+        return (0,)
     return (0, 1)
 
 
@@ -577,7 +583,8 @@ def _run(blocks: _Blocks, ranks: ServingRanks, *, waits: bool) -> tuple[Array, A
         waits: whether to work out the latter.
     """
     draws = ranks.clock.shape[-1]
-    pieces = max(1, round(ranks.clock.size / AT_ONCE))
+    # A power of two, so that their draws fill whole vectors of a processor.
+    pieces = 2 ** max(0, round(math.log2(ranks.clock.size / AT_ONCE)))
     edges = [draws * piece // pieces for piece in range(pieces + 1)]
     passes = [
         _run_at_once(blocks.of(slice(*ends)), ranks.of(slice(*ends)), waits)
@@ -598,6 +605,7 @@ def _run_at_once(blocks: _Blocks, ranks: ServingRanks, waits: bool) -> tuple[Sin
     # A stream runs one task at a time, so that its last one ends last.
     ends_of: dict[Stream, Single] = {}
     own: dict[int, Single] = {}
+    last_use = {earlier: place for place, task in enumerate(tasks) for earlier in task.depends_on}
     passed = timeline.in_turn(
         blocks.graph, _durations(blocks, ranks), gap, axes=axes, ranks=blocks.joins
     )
@@ -612,6 +620,8 @@ def _run_at_once(blocks: _Blocks, ranks: ServingRanks, waits: bool) -> tuple[Sin
                     if could is ready:
                         could = np.add(ends_of[Stream.COMPUTE], gap, out=free)
                     np.maximum(could, own[earlier], out=could)
+                    if last_use[earlier] == place:
+                        del own[earlier]
             if could is not start:
                 waited += np.subtract(start, could, out=beyond)
         ends_of[task.stream] = end
@@ -623,7 +633,7 @@ def _run_at_once(blocks: _Blocks, ranks: ServingRanks, waits: bool) -> tuple[Sin
 
 def _durations(blocks: _Blocks, ranks: ServingRanks) -> Iterator[tuple[Single, Single]]:
     """Seconds of each block in turn, and how long a rank's own copies take to leave; what
-    broadcasts to [groups, GPUs of one, draws]."""
+    broadcasts to [GPUs of a group, groups, draws]."""
     slower = ranks.clock - 1
     any_slow = bool((ranks.slow != 1).any())
     draws = np.arange(ranks.clock.shape[-1], dtype=np.float32)
@@ -643,7 +653,11 @@ def _durations(blocks: _Blocks, ranks: ServingRanks) -> Iterator[tuple[Single, S
         if kind.of_rows is not None:
             layer, batch = at = blocks.rows_of[place]
             if batch not in nodes or nodes[batch][0] != at:
-                beyond = (ranks.rows[layer][batch] - blocks.fewest) * blocks.nodes_per_row
+                # Views of rows lie otherwise in memory than what is worked out here.
+                beyond = np.subtract(
+                    ranks.rows[layer][batch], blocks.fewest, out=np.empty_like(slower)
+                )
+                beyond *= blocks.nodes_per_row
                 node = np.floor(beyond)
                 np.minimum(node, np.float32(NODES - 2), out=node)
                 beyond -= node
@@ -651,9 +665,10 @@ def _durations(blocks: _Blocks, ranks: ServingRanks) -> Iterator[tuple[Single, S
                 node += draws
                 nodes[batch] = (at, beyond, node.astype(np.intp))
             _, share, flat = nodes[batch]
-            of_rows = rises[number].take(flat)
+            # All places lie within: none is checked.
+            of_rows = rises[number].take(flat, mode="wrap")
             of_rows *= share
-            of_rows += kind.of_rows.take(flat)
+            of_rows += kind.of_rows.take(flat, mode="wrap")
             if kind.on_sms:
                 of_rows *= clocked[number]
                 if any_slow:

@@ -220,12 +220,20 @@ def _teams(graph: TaskGraph, teams: Mapping[str, int] | None) -> list[int | None
 def _last_ready(ready: Any, ranks: tuple[int, ...], team: int | None, axes: tuple[int, ...]) -> Any:
     """When the last of those is ready that meet; what broadcasts to [*axes]."""
     if team is None:
-        return ready.max(axis=ranks, keepdims=True)
+        return _latest(ready, ranks)
     (axis,) = ranks
     split = (*axes[:axis], axes[axis] // team, team, *axes[axis + 1 :])
     teams = np.broadcast_to(ready, axes).reshape(split)
     latest = np.broadcast_to(teams.max(axis=axis + 1, keepdims=True), split)
     return latest.reshape(axes)
+
+
+def _latest(times: Any, ranks: tuple[int, ...]) -> Any:
+    """The maximum over ranks, one axis after the other: of whole rows of the others at once."""
+    for axis in ranks:
+        if times.shape[axis] > 1:
+            times = times.max(axis=axis, keepdims=True)
+    return times
 
 
 def in_turn(
@@ -268,7 +276,7 @@ def in_turn(
         end = done = start + took
         if ranks[place] and not task.barrier:
             sent = done if sends is took else start + sends
-            end = later(done, sent.max(axis=ranks[place], keepdims=True))
+            end = later(done, _latest(sent, ranks[place]))
         yield ready, start, done, end
         if place in last_use:
             ends[place] = end

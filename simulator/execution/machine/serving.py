@@ -173,7 +173,7 @@ class _Layers:
                 ],
                 joins=[
                     job.attention_tp
-                    if meets(model.graph, job.tensor_parallel, task) == (1,)
+                    if meets(model.graph, job.tensor_parallel, task) == (0,)
                     else count
                     for task in self.graph.tasks
                 ],
@@ -219,7 +219,7 @@ class _Layers:
         """[ranks], what the only draw says of each."""
         assert self.ranks is not None
         drawn = np.broadcast_to(one[..., 0], self.ranks.clock.shape[:2])
-        return drawn.ravel().astype(np.float64)
+        return drawn.T.ravel().astype(np.float64)
 
     def _rows(self, task: Task) -> Array:
         """[ranks], rows over their mean in the layer and micro-batch of a task."""

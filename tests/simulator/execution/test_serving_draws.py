@@ -69,7 +69,7 @@ def test_ranks_that_are_alike_fold_into_one_to_the_last_bit(name):
     one = ServingRanks(
         ranks.clock[:1, :1],
         ranks.slow[:1, :1],
-        tuple(work[:1] for work in ranks.work),
+        tuple(work[:, :1] for work in ranks.work),
         ranks.pause_s[:1, :1],
         [[rows[:1, :1] for rows in layer] for layer in ranks.rows],
     )
@@ -174,6 +174,16 @@ def test_the_expected_time_is_the_median_and_its_causes_sum_to_what_it_has_beyon
     assert np.all(np.diff(draws.waited_s) >= 0)
 
 
+def test_gpus_that_share_heads_are_neighbours_and_two_groups_of_four_one_machine():
+    """Of 40 machines of eight GPUs about half are slow, whole machines each time."""
+    slow = step_of("decode_ep320_report", skewed(slow_gpus="{share: 0.5, slowdown: 0.1}"))
+    ranks = step_draws(slow, seed=0, samples=8, attributed=False).ranks
+    assert ranks.slow.shape == (4, 80, 8)
+    machines = ranks.slow.swapaxes(0, 1).reshape(40, 8, 8)
+    np.testing.assert_array_equal(machines, np.repeat(machines[:, :1], 8, axis=1))
+    assert 0.3 < np.mean(ranks.slow > 1) < 0.7
+
+
 def test_ideal_ranks_are_not_drawn():
     step = step_of("decode_ep8_h200", "skew=none")
     assert expected_s(step) == step.step_s
@@ -203,9 +213,10 @@ def test_draws_run_in_pieces_and_causes_of_the_first_of_them(monkeypatch):
     monkeypatch.setattr(serving_draws, "ATTRIBUTED", 5)
     monkeypatch.setattr(serving_draws, "AT_ONCE", 6 * 8)
     in_pieces = step_draws(step, seed=0, samples=16, attributed=True)
-    # About six draws of eight ranks at once, then five for what ranks that are alike take, of which
-    # nobody asks how long they wait.
-    assert drawn == [(5, True), (5, True), (6, True), (5, False)]
+    # Room for six draws of eight ranks at once asks for 2.7 pieces, next to a power of two the two
+    # of eight draws; then five for what ranks that are alike take, of which nobody asks how long
+    # they wait.
+    assert drawn == [(8, True), (8, True), (5, False)]
     assert in_pieces.step_s.tolist() == whole.step_s.tolist()
 
 

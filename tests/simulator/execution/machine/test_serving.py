@@ -1,12 +1,19 @@
 """Serving steps as events: as the timeline where nothing contends, whole iterations of all shipped
 ones, and two layers on all ranks where they do."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from shipped_scenarios import with_job
 
 from simulator.execution.machine.group import Effect
-from simulator.execution.machine.serving import middle_layers, part_of_graph, run_layers
+from simulator.execution.machine.serving import (
+    _Layers,
+    middle_layers,
+    part_of_graph,
+    run_layers,
+)
 from simulator.execution.serving_run import prepare_serving
 from simulator.execution.serving_step import serving_step
 from simulator.scenario.events import CHANNELS, EventsInputs
@@ -43,6 +50,15 @@ def test_two_layers_are_cut_from_the_middle_of_an_iteration():
     part, places = part_of_graph(graph, [2, 3])
     assert places == [2, 3]
     assert [task.depends_on for task in part.tasks] == [(), (0,)]
+
+
+def test_ranks_are_numbered_group_by_group_of_those_that_share_heads():
+    """Two GPUs in each of three groups, drawn as [GPUs of a group, groups, draws]; and what the
+    GPUs of a group have in common."""
+    layers = SimpleNamespace(ranks=SimpleNamespace(clock=np.ones((2, 3, 1))))
+    own = np.array([[0, 2, 4], [1, 3, 5]])[..., None]
+    assert _Layers._of_ranks(layers, own).tolist() == [0, 1, 2, 3, 4, 5]
+    assert _Layers._of_ranks(layers, own[:1]).tolist() == [0, 0, 2, 2, 4, 4]
 
 
 def test_prefill_kernels_lose_the_sms_that_transfers_hold():
