@@ -113,15 +113,8 @@ def _device(options: argparse.Namespace) -> None:
 
     from reference_model.config import load_model_config
     from reference_model.gpu import use_kernels
-    from reference_model.measure import (
-        device_source,
-        launch_rows,
-        launch_times,
-        request_label,
-        sustain,
-        sustained_row,
-        write_rows,
-    )
+    from reference_model.measure import device_source, request_label, write_rows
+    from reference_model.measure_device import launch_rows, launch_times, sustain, sustained_row
     from reference_model.measure_grid import sustained_requests
 
     times = launch_times()

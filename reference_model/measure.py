@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,8 +39,6 @@ _REPLAYS = 7
 _REPLAY_SECONDS = 4e-3
 """Time one replay should take: events resolve half a microsecond, so many launches make one."""
 _MOST_LAUNCHES = 50
-_EMPTY_LAUNCHES = 1000
-"""Of the smallest kernel, to tell what launches take."""
 _MILLI = 1e-3
 """torch reports elapsed time in milliseconds."""
 
@@ -107,6 +105,13 @@ def device_source(device: torch.device) -> str:
         f"power limit {power} W, driver {driver}, torch {torch.__version__}, "
         f"triton {triton.__version__}, {time.strftime('%Y-%m-%d')}"
     )
+
+
+def smi(*fields: str) -> list[str]:
+    """What nvidia-smi says of the first GPU, as text."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    first = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [field.strip() for field in first[0].split(",")]
 
 
 def measure(requests: Sequence[TimingRequest], *, out: Path, deadline_s: float) -> None:
@@ -186,12 +191,13 @@ def conditions(request: TimingRequest, *, timing: str) -> str:
         values.append(("accumulate", 1))
     if request.partition:
         values.append(("limit", "green_context"))
-    elif request.sms < _multiprocessors():
+    elif request.sms < multiprocessors():
         values.append(("limit", "sm_carveout"))
     return pairs_text(values)
 
 
-def _multiprocessors() -> int:
+def multiprocessors() -> int:
+    """Of the current GPU."""
     return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 
@@ -262,7 +268,7 @@ def time_calls(calls: Sequence[Call]) -> tuple[float, float, str]:
     torch.cuda.synchronize()
     samples = [seconds_between_events(graph.replay) / launches for _ in range(_REPLAYS)]
     graph.reset()
-    return _median(samples), _spread(samples), "graph"
+    return statistics.median(samples), _spread(samples), "graph"
 
 
 def seconds_between_events(call: Callable[[], object]) -> float:
@@ -279,10 +285,6 @@ def record_event() -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
-
-
-def _median(samples: Sequence[float]) -> float:
-    return statistics.median(samples)
 
 
 def _spread(samples: Sequence[float]) -> float:
@@ -366,174 +368,6 @@ def _partition(sms: int, device_index: int) -> torch.cuda.Stream:
 
 _contexts: list[Any] = []
 """Green contexts live as long as the process: their streams must not outlive them."""
-
-
-# -- clocks and power ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Sustained:
-    """One kernel run back to back."""
-
-    seconds: float
-    """Mean time of a launch over the run."""
-    first_seconds: float
-    """Mean time over the first twentieth, before the chip settles."""
-    clock_hz: float
-    """Median SM clock over the second half."""
-    power_w: float
-    """Median power over the second half, watts."""
-
-
-def sustain(operator: Operator, *, kernels: str, duration_s: float) -> Sustained:
-    """Run an operator back to back for duration_s and watch clock and power."""
-    device = require_hopper()
-    calls = [build(operator, kernels=kernels, device=device) for _ in range(2)]
-    for call in calls * 2:
-        call()
-    torch.cuda.synchronize()
-    once = seconds_between_events(lambda: [call() for call in calls]) / len(calls)
-    rounds = max(20, math.ceil(duration_s / once / len(calls)))
-    with watch() as samples:
-        marks = [record_event()]
-        for _ in range(20):
-            for _ in range(rounds // 20):
-                for call in calls:
-                    call()
-            marks.append(record_event())
-        marks[-1].synchronize()
-    launches = rounds // 20 * len(calls)
-    second_half = samples[len(samples) // 2 :] or samples
-    mega = 10.0**6  # nvidia-smi reports megahertz
-    return Sustained(
-        seconds=marks[0].elapsed_time(marks[-1]) * _MILLI / (20 * launches),
-        first_seconds=marks[0].elapsed_time(marks[1]) * _MILLI / launches,
-        clock_hz=statistics.median(clock for clock, _ in second_half) * mega,
-        power_w=statistics.median(power for _, power in second_half),
-    )
-
-
-def sustained_row(
-    request: TimingRequest, result: Sustained, *, source: str, duration_s: float
-) -> KernelTiming:
-    """A sustained run as a row: the mean time, with clock and power among its conditions."""
-    values = dict(part.split("=") for part in conditions(request, timing="sustained").split(";"))
-    values |= {
-        "set": "dsv3sim_sustained",
-        "statistic": "mean",
-        "repeats": "1",
-        "duration_s": f"{duration_s:g}",
-        "first_seconds": f"{result.first_seconds:.6g}",
-        "clock_hz": f"{result.clock_hz:.4g}",
-        "power_w": f"{result.power_w:.4g}",
-    }
-    o = request.operator
-    return KernelTiming(
-        kind=o.kind,
-        sizes=pairs_text(o.sizes),
-        dtype=o.dtype,
-        sms=request.sms,
-        seconds=result.seconds,
-        spread=abs(result.seconds - result.first_seconds) / result.seconds,
-        source=source,
-        conditions=pairs_text(values.items()),
-    )
-
-
-@contextmanager
-def watch(
-    *fields: str, gpu: str | None = None, every_ms: int = 50
-) -> Iterator[list[tuple[float, ...]]]:
-    """Sample fields of nvidia-smi, by default (SM clock in MHz, power in W), while the block runs,
-    of the current GPU or of the one with this UUID."""
-    if gpu is None:
-        gpu = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-    command = [
-        "nvidia-smi",
-        f"--query-gpu={','.join(fields or ('clocks.sm', 'power.draw.instant'))}",
-        "--format=csv,noheader,nounits",
-        f"--loop-ms={every_ms}",
-        f"--id={gpu}",
-    ]
-    samples: list[tuple[float, ...]] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield samples
-        finally:
-            process.terminate()
-            text = process.stdout.read() if process.stdout else ""
-            for line in text.splitlines():
-                samples.append(tuple(float(value) for value in line.split(",")))
-
-
-def smi(*fields: str) -> list[str]:
-    """What nvidia-smi says of the first GPU, as text."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-    first = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [field.strip() for field in first[0].split(",")]
-
-
-# -- launches --------------------------------------------------------------------------------------
-
-
-def launch_times() -> dict[str, float]:
-    """Seconds of the smallest kernels, and from the start of one to the start of the next.
-
-    kernel, kernel_mixed     a kernel's own time: of one kernel again and again, and of eight
-                             different ones in turns, mean
-    eager                    from start to start, launched one by one
-    graph, graph_mixed       the same in a CUDA graph
-
-    In a graph the next of the same kernels starts sooner than a different one. Everything is timed
-    before the profiler is first used, which slows launches down for the rest of the process."""
-    device = require_hopper()
-    x = torch.ones(1, device=device)
-    same = [lambda: x.add_(1)] * _EMPTY_LAUNCHES
-    kinds = (x.add_, x.mul_, x.sub_, x.div_, x.fmod_, x.clamp_max_, x.clamp_min_, x.pow_)
-    mixed = [partial(kinds[place % len(kinds)], 1) for place in range(_EMPTY_LAUNCHES)]
-
-    def burst(calls: Sequence[Callable[[], object]]) -> None:
-        for call in calls:
-            call()
-
-    times = {}
-    for name, calls in (("graph", same), ("graph_mixed", mixed)):
-        burst(calls)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            burst(calls)
-        graph.replay()
-        torch.cuda.synchronize()
-        spans = [seconds_between_events(graph.replay) for _ in range(_REPLAYS)]
-        times[name] = _median(spans) / len(calls)
-    spans = [seconds_between_events(lambda: burst(same)) for _ in range(_REPLAYS)]
-    times["eager"] = _median(spans) / len(same)
-    for name, calls in (("kernel", same), ("kernel_mixed", mixed)):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            burst(calls)
-            torch.cuda.synchronize()
-        micro = _MILLI * _MILLI  # the profiler reports microseconds
-        own = [event.device_time * micro for event in profile.events() if event.device_time > 0]
-        times[name] = statistics.mean(own)
-    return times
-
-
-def launch_rows(times: dict[str, float], *, source: str) -> list[KernelTiming]:
-    """What `launch_times` measured, as rows of kinds launch_kernel, launch_eager, ..."""
-    values = [("set", "dsv3sim_launches"), ("statistic", "median"), ("timing", "events")]
-    return [
-        KernelTiming(
-            kind=f"launch_{name}",
-            sizes=pairs_text([("elements", 1)]),
-            dtype="float32",
-            sms=_multiprocessors(),
-            seconds=seconds,
-            spread=0.0,
-            source=source,
-            conditions=pairs_text(values),
-        )
-        for name, seconds in times.items()
-    ]
 
 
 # -- the table -------------------------------------------------------------------------------------

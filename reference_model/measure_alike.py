@@ -31,8 +31,8 @@ from reference_model.measure import (
     device_source,
     known_conditions,
     pairs_text,
-    watch,
 )
+from reference_model.measure_device import watch
 from reference_model.measure_grid import gemm_operator, sized_operator
 from reference_model.measured_calls import build
 from reference_model.moments import Moment, moment, seconds_between, wait_for_device

@@ -36,8 +36,8 @@ from reference_model.measure import (
     pairs_text,
     record_event,
     smi,
-    watch,
 )
+from reference_model.measure_device import watch
 from reference_model.measured_calls import build
 
 _LEAST_SECONDS = 1e-4

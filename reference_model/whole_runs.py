@@ -24,7 +24,8 @@ from reference_model.captured import Captured, CapturedMicroBatch, can_capture
 from reference_model.config import CONFIG_FOLDER, ModelConfig, load_model_config
 from reference_model.decode import InferenceModel
 from reference_model.layers import RMSNorm, gradient
-from reference_model.measure import record_event, watch
+from reference_model.measure import record_event
+from reference_model.measure_device import watch
 from reference_model.model import Transformer
 from reference_model.optimizer import AdamW
 from reference_model.precision import Recipe

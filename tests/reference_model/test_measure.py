@@ -21,7 +21,7 @@ def without_gpu(monkeypatch):
     monkeypatch.setattr(measure, "require_hopper", lambda: torch.device("cpu"))
     monkeypatch.setattr(measure, "use_kernels", lambda kernels: None)
     monkeypatch.setattr(measure, "device_source", lambda _: "a test")
-    monkeypatch.setattr(measure, "_multiprocessors", lambda: ALL_SMS)
+    monkeypatch.setattr(measure, "multiprocessors", lambda: ALL_SMS)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 1))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)

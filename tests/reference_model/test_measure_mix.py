@@ -23,7 +23,7 @@ def test_starting_a_graph_takes_what_no_kernels_would():
 
 def test_operators_that_are_too_short_together_have_no_row(monkeypatch):
     """Four launches of 30 us make 120 us, four of 20 us only 80, of the 100 us that are needed."""
-    monkeypatch.setattr(measure, "_multiprocessors", lambda: 132)
+    monkeypatch.setattr(measure, "multiprocessors", lambda: 132)
     long, short = request(7168), request(512)
     counts = {long: 4, short: 4}
     timing = MixTiming(
@@ -50,7 +50,7 @@ def test_an_operator_takes_what_the_step_loses_without_it():
 
 
 def test_an_operator_timed_in_order_has_a_row_unless_its_error_hides_it(monkeypatch):
-    monkeypatch.setattr(measure, "_multiprocessors", lambda: 132)
+    monkeypatch.setattr(measure, "multiprocessors", lambda: 132)
     told, hidden, negative = request(7168), request(512), request(256)
     timing = MixTiming(
         {told: 5e-6, hidden: 2e-6, negative: -1e-7},
