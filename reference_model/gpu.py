@@ -23,9 +23,6 @@ from reference_model import decode_operators
 from reference_model import operators as ops
 
 ELEMENTWISE = (
-    "attention_backward_preprocess",
-    "broadcast_heads",
-    "copy",
     "cross_entropy",
     "cross_entropy_backward",
     "dequantize_e5m6",
@@ -35,9 +32,6 @@ ELEMENTWISE = (
     "rmsnorm_backward",
     "rmsnorm_residual",
     "rmsnorm_residual_backward",
-    "rope",
-    "rope_index",
-    "sum_heads",
     "swiglu",
     "swiglu_backward",
     "transpose",
@@ -46,6 +40,16 @@ ELEMENTWISE = (
     "weighted_swiglu_forward_backward",
 )
 """Operators with a kernel in kernels/triton_elementwise.py."""
+
+HEADS = (
+    "attention_backward_preprocess",
+    "broadcast_heads",
+    "copy",
+    "rope",
+    "rope_index",
+    "sum_heads",
+)
+"""Operators with a kernel in kernels/triton_heads.py."""
 
 ROUTING = (
     "dispatch_layout",
@@ -104,6 +108,7 @@ def _fast_kernels() -> list[tuple[Any, Callable[..., Any]]]:
     from reference_model.kernels import (
         triton_decode,
         triton_elementwise,
+        triton_heads,
         triton_optimizer,
         triton_routing,
         triton_sparse,
@@ -113,6 +118,7 @@ def _fast_kernels() -> list[tuple[Any, Callable[..., Any]]]:
         (getattr(home, name), getattr(module, f"launch_{name}"))
         for home, module, names in (
             (ops, triton_elementwise, ELEMENTWISE),
+            (ops, triton_heads, HEADS),
             (ops, triton_routing, ROUTING),
             (decode_operators, triton_decode, DECODE),
             (ops, triton_sparse, SPARSE),
@@ -127,7 +133,7 @@ def _fast_kernels() -> list[tuple[Any, Callable[..., Any]]]:
         (decode_operators.batched_gemm_into, _batched_gemm_into),
         (decode_operators.masked_swiglu, _masked_swiglu),
         (decode_operators.mla_decode, _mla_decode),
-        (decode_operators.rope_into, triton_elementwise.launch_rope_into),
+        (decode_operators.rope_into, triton_heads.launch_rope_into),
     ]
 
 
@@ -165,7 +171,7 @@ def cudnn_attention_backward(
 
     It wants the attention output, of which it uses only the row sums of O x dO: delta. Any O with
     these sums will do, so it gets the shortest one, a multiple of dO."""
-    from reference_model.kernels.triton_elementwise import output_of_sums
+    from reference_model.kernels.triton_heads import output_of_sums
 
     if q.dtype == torch.float32:
         plain: Any = ops.attention_backward

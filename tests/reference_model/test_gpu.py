@@ -9,7 +9,7 @@ from reference_model import gpu
 from reference_model.config import load_model_config
 from reference_model.kernels import load_backend
 from reference_model.kernels.reference import KERNELS as reference
-from reference_model.kernels.triton_elementwise import launch_attention_backward_preprocess
+from reference_model.kernels.triton_heads import launch_attention_backward_preprocess
 from reference_model.measure import TimingRequest, time_request
 from reference_model.measure_grid import ALL_SMS, WORKLOADS, gemm_operator, grouped
 from reference_model.precision import Recipe

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reference_model import decode_operators, operators
+from reference_model import operators
 from reference_model.kernels import triton_elementwise as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -15,10 +15,10 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-def assert_same(name: str, *arguments, **options) -> None:
-    """Equal results, and equal changes to every argument."""
+def assert_same(name: str, *arguments, of=kernels, **options) -> None:
+    """Equal results, and equal changes to every argument, of a kernel in module `of`."""
     copies = [x.clone() if isinstance(x, torch.Tensor) else x for x in arguments]
-    got = getattr(kernels, f"launch_{name}")(*arguments, **options, site=SITE)
+    got = getattr(of, f"launch_{name}")(*arguments, **options, site=SITE)
     expected = getattr(operators, name)._init_fn(*copies, **options, site=SITE)
     torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-6)
     for changed, wanted in zip(arguments, copies, strict=True):
@@ -37,21 +37,6 @@ def test_norm_backward_adds_to_the_weight_gradient():
     weight, total = normal(200, seed=7), normal(200, seed=8)
     assert_same("rmsnorm_backward", grad, x, weight, total, eps=1e-6)
     assert_same("rmsnorm_residual_backward", grad, residual_grad, x, weight, total, eps=1e-6)
-
-
-@pytest.mark.parametrize("inverse", [False, True])
-def test_rope_turns_a_strided_view_in_place(inverse):
-    x = normal(2, 3, 5, 24, seed=9)
-    expected = x.clone()
-    cos, sin = normal(3, 8, seed=10), normal(3, 8, seed=11)
-    kernels.launch_rope(x[..., 8:], cos, sin, inverse=inverse, site=SITE)
-    operators.rope._init_fn(expected[..., 8:], cos, sin, inverse=inverse, site=SITE)
-    torch.testing.assert_close(x, expected, rtol=2e-5, atol=2e-6)
-
-
-def test_broadcast_heads_fills_a_strided_part():
-    whole = normal(7, 5, 24, seed=14)
-    assert_same("broadcast_heads", normal(7, 8, seed=15), whole[..., 16:])
 
 
 def test_swiglu_backward():
@@ -90,33 +75,6 @@ def test_norms_read_a_part_of_wider_rows():
     assert_same("rmsnorm_backward", grads[:, :200], wide[:, 50:250], weight, total, eps=1e-6)
 
 
-@pytest.mark.parametrize("own_angles", [False, True])
-def test_rope_into_writes_a_strided_part(own_angles):
-    x, out = normal(2, 3, 5, 24, seed=9), normal(2, 3, 5, 40, seed=10)
-    shape = (2, 3, 8) if own_angles else (3, 8)
-    cos, sin = normal(*shape, seed=11), normal(*shape, seed=12)
-    expected = out.clone()
-    kernels.launch_rope_into(x[..., 8:], cos, sin, out[..., 24:], site=SITE)
-    decode_operators.rope_into._init_fn(x[..., 8:], cos, sin, expected[..., 24:], site=SITE)
-    torch.testing.assert_close(out, expected, rtol=2e-5, atol=2e-6)
-
-
-@pytest.mark.parametrize("kept", [slice(0, 12), slice(12, 24)])
-def test_copy_moves_a_part_of_heads_into_a_part_of_others(kept):
-    out = normal(2, 3, 5, 40, seed=26)
-    assert_same("copy", normal(2, 3, 5, 24, seed=25)[..., kept], out[..., 28:])
-    assert_same("copy", normal(6, 24, seed=27)[:, kept], normal(6, 12, seed=28))
-
-
-def test_copy_between_strides_that_no_row_holds():
-    x = normal(3, 2, 5, 8, seed=29).transpose(0, 1)
-    assert_same("copy", x, normal(2, 3, 5, 8, seed=30))
-
-
-def test_sum_heads_of_a_strided_part():
-    assert_same("sum_heads", normal(7, 5, 24, seed=15)[..., 16:])
-
-
 def test_transpose_moves_every_byte():
     x = normal(3, 130, 70, seed=18).to(torch.float8_e4m3fn)
     got = kernels.launch_transpose(x, site=SITE)
@@ -127,18 +85,6 @@ def test_swiglu_forward():
     gate_up, weights = normal(3, 140, seed=12), normal(3, seed=14)
     assert_same("swiglu", gate_up)
     assert_same("weighted_swiglu", gate_up, weights)
-
-
-def test_attention_preprocess_sums_rows_and_clears_the_accumulator():
-    out, grad = normal(2, 3, 5, 16, seed=19), normal(2, 3, 5, 16, seed=20)
-    assert_same("attention_backward_preprocess", out, grad, qk_dim=24)
-
-
-def test_the_made_up_attention_output_has_the_row_sums_asked_for():
-    grad, delta = normal(2, 3, 5, 16, seed=21), normal(2, 5, 3, seed=22)
-    out = kernels.output_of_sums(grad, delta)
-    sums = (out * grad).sum(dim=3).transpose(1, 2)
-    torch.testing.assert_close(sums, delta, rtol=2e-5, atol=2e-6)
 
 
 def test_embedding_backward_adds_the_rows_of_equal_tokens():
