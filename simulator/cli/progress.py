@@ -74,9 +74,9 @@ class Shown:
         self._taken_over += taken_over
 
     def watch(self, progress: HowFar) -> None:
-        """Show how far a simulation says that it has come; another unit begins another part, whose
-        rate is that of what is still to come."""
-        if self._unit and progress.unit != self._unit:
+        """Show how far a simulation says that it has come; another unit, or a count that starts
+        again, begins another part, whose rate is that of what is still to come."""
+        if self._unit and (progress.unit != self._unit or progress.count < self._count):
             self._taken_over, self._share_before = progress.count, progress.share or 0.0
             self._began_s = self._clock()
         self._what = progress.what or self._task

@@ -94,6 +94,18 @@ def test_the_rate_is_that_of_the_part_that_is_still_to_come():
     )
 
 
+def test_a_run_that_starts_again_is_counted_from_its_own_beginning():
+    shown, clock = shown_at(0.0)
+    clock.now = 10.0
+    shown.watch(HowFar(0.6, 600, "requests"))
+    clock.now = 12.0
+    shown.watch(HowFar(0.7, 100, "requests"))
+    clock.now = 14.0
+    shown.watch(HowFar(0.8, 500, "requests"))
+    # 400 requests and a tenth of it in the two seconds since.
+    assert shown.line() == "simulating: 80%, 4 s left, 200 requests/s, 500 requests"
+
+
 def test_another_unit_and_another_part_begin_to_count_anew():
     shown, clock = shown_at(100.0, "calibrating")
     shown.watch(HowFar(0.5, 1, "files", what="reading a.csv"))
