@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from simulator.analysis.training_attribution import Cause
-    from simulator.execution.training import ChunkRun, TrainingRun, TrainingStep
+    from simulator.execution.training import TrainingRun, TrainingStep
+    from simulator.execution.training_chunks import ChunkRun
 
 _GROUPED = 10_000
 """From here on a plain count is shown without decimals."""

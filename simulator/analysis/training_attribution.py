@@ -39,7 +39,8 @@ from simulator.analysis.training_expected import DOCUMENTS, cause_seconds
 from simulator.execution import timeline
 from simulator.execution.optimizer import OptimizerStep
 from simulator.execution.pipeline import run_pipeline
-from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun
+from simulator.execution.training import TrainingRun
+from simulator.execution.training_chunks import ChunkKey, ChunkRun
 from simulator.execution.training_draws import TrainingDraws
 from simulator.hardware.kernels.roofline import ideal_seconds, is_tensor
 from simulator.workload.sharding import OPTIMIZERS

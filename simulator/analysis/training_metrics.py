@@ -30,7 +30,8 @@ from simulator.analysis.training_expected import (
 from simulator.execution.draws import ends
 from simulator.execution.host_state import averaging_seconds
 from simulator.execution.timeline import ROUNDING, hidden_communication, waiting
-from simulator.execution.training import ChunkKey, ChunkRun, TrainingRun, TrainingStep
+from simulator.execution.training import TrainingRun, TrainingStep
+from simulator.execution.training_chunks import ChunkKey, ChunkRun
 from simulator.execution.training_draws import TrainingDraws, draw_step
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad

@@ -18,7 +18,7 @@ import numpy as np
 
 from hardware_profiles.units import Bytes, Seconds
 from simulator.execution.pipeline import makespans
-from simulator.execution.training import ChunkKey, chunk_key
+from simulator.execution.training_chunks import ChunkKey, chunk_key
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.workload.layout import Stage, even_splits
 from simulator.workload.schedules.order import (

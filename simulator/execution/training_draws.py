@@ -22,13 +22,8 @@ from simulator.execution import timeline
 from simulator.execution.draws import TAIL, Draws, drawn, estimated, scaled_seconds
 from simulator.execution.optimizer import OptimizerStep
 from simulator.execution.pipeline import PipelineRun, run_pipeline
-from simulator.execution.training import (
-    ChunkKey,
-    TrainingRun,
-    cost_graphs,
-    lower_key,
-    task_sms,
-)
+from simulator.execution.training import TrainingRun
+from simulator.execution.training_chunks import ChunkKey, cost_graphs, lower_key, task_sms
 from simulator.execution.training_ranks import (
     Blocks,
     KnownRows,

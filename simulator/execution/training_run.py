@@ -21,15 +21,14 @@ from simulator.execution.host_state import host_states
 from simulator.execution.other_schedules import fitting_schedules
 from simulator.execution.stages import PipelineTimes, choose_stages
 from simulator.execution.training import (
-    ChunkKey,
     TrainingRun,
     TrainingStep,
     distinct_chunks,
-    run_chunks,
     send_seconds,
     simulate_step,
     training_load,
 )
+from simulator.execution.training_chunks import ChunkKey, run_chunks
 from simulator.execution.training_fabric import collective_groups, step_loads
 from simulator.hardware.costs import COST_MODELS, KernelCostModel
 from simulator.hardware.network.clusters import nvlink_domains

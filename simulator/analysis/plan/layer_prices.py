@@ -34,7 +34,7 @@ from simulator.analysis.plan.training_candidates import (
     LayerShape,
     LikeShapes,
 )
-from simulator.execution.training import with_collectives
+from simulator.execution.training_chunks import with_collectives
 from simulator.execution.training_fabric import collective_groups
 from simulator.hardware.costs import COST_MODELS, KernelCostModel
 from simulator.hardware.kernels.families import Family, family_of

@@ -33,7 +33,8 @@ from simulator.execution.machine.ranks import (
 )
 from simulator.execution.machine.surroundings import shared_fabric, surroundings
 from simulator.execution.pipeline import run_pipeline
-from simulator.execution.training import ChunkRun, TrainingRun, cost_graphs, lower_key
+from simulator.execution.training import TrainingRun
+from simulator.execution.training_chunks import ChunkRun, cost_graphs, lower_key
 from simulator.execution.training_ranks import drawn_rows, is_kernel
 from simulator.hardware.kernels.roofline import is_tensor
 from simulator.hardware.network.fabric_load import NO_LIMIT
