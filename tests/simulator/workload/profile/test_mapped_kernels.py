@@ -231,6 +231,12 @@ DEEP_GEMM = "void deep_gemm::sm90_fp8_gemm_1d2d_impl<(cute::UMMA::Major)0, 0u, 4
             FOREACH + "ListMetadata<2>, at::native::TernaryOpScalarFunctor<c10::BFloat16, 2, 2, 0>",
             "memory_bound", {"read": 1000 * CHUNK * 2 * 2, "written": 1000 * CHUNK * 2},
         ),
+        (  # gradients read whose norm is clipped; what is written is a number per chunk
+            "aten::_foreach_norm", [[], [], []], ["TensorList", "Scalar", ""],
+            FOREACH + "ListMetadata<1>, at::native::LpNormFunctor<c10::BFloat16, "
+            "(at::native::NormType)1, c10::BFloat16, 1, 1, 0>, float*, int>",
+            "memory_bound", {"read": 1000 * CHUNK * 2, "written": 0},
+        ),
         (  # parameters, gradients and two moments read, all but the gradients written
             "aten::_fused_adamw_", [[], [], [], []], ["TensorList"] * 4,
             "multi_tensor_apply_kernel<FusedOptimizerTensorListMetadata<4>, "
