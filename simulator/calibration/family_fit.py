@@ -107,7 +107,7 @@ def fit_families(
     Args:
         floor: added to times at peak: what a kernel takes that does nothing.
         tiles: of matrix products, unless others fit a kernel set better.
-        watch: told after every family how many rows have been judged.
+        watch: told before every family how many rows have been judged.
     """
     groups: dict[tuple[Family, str], list[Measurement]] = defaultdict(list)
     rows = list(rows)
@@ -121,7 +121,8 @@ def fit_families(
     held_out: list[HeldOutRow] = []
     judged, of = 0, sum(map(len, groups.values()))
     for (family, kernel_set), members in sorted(groups.items(), key=lambda entry: str(entry[0])):
-        watch(HowFar(judged / of, judged, "rows", what="fitting"))
+        what = f"fitting {family[0]} {family[1]}, {len(members):,} rows"
+        watch(HowFar(judged / of, judged, "rows", what=what))
         judged += len(members)
         distinct = averaged(members)
         if len(distinct) < LEAST_ROWS:

@@ -13,7 +13,12 @@ from hardware_profiles.schema import ClusterProfile, load_cluster
 from simulator.analysis.fleet_metrics import (
     DEFINED,
     PREFILL_SHARES,
+    _nodes_at_least,
+    _pool_figures,
     _prefill_shares,
+    _sustained_input,
+    _sustained_output,
+    _verdict,
     definitions,
     fleet_metrics,
     fleet_time_series,
@@ -233,6 +238,131 @@ def test_shares_of_a_prefill_pool_by_hand() -> None:
     full = 4000 / 0.8 / 6 / 2 / 600
     assert list(found) == list(PREFILL_SHARES)
     assert list(found.values()) == pytest.approx([0.8, 0.75, full], rel=1e-12)
+
+
+def node(gpus: int) -> SimpleNamespace:
+    return SimpleNamespace(node=SimpleNamespace(gpus=gpus))
+
+
+@pytest.mark.parametrize(
+    ("tpot_s", "largest", "capacity", "rate"),
+    [
+        # Two tokens in a step of at most 16 s: 8 requests on each of 4 ranks, of two nodes.
+        (8.0, 64, None, 4 * 8 * 2 / 16 / 2),
+        (8.0, 3, None, 4 * 3 * 2 / 11 / 2),
+        # Of 650 tokens of KV cache, 100 each.
+        (8.0, 64, 650, 4 * 6 * 2 / 14 / 2),
+        (4.0, 64, None, 0.0),
+    ],
+)
+def test_a_decode_node_sustains_the_largest_batch_within_its_limit(
+    tpot_s: float, largest: int, capacity: int | None, rate: float
+) -> None:
+    """A step takes 8 s and 1 s more for each request of a rank."""
+    pool = SimpleNamespace(
+        kv_capacity_tokens=capacity, max_batch=largest, ranks=4, gpus_per_instance=16
+    )
+    job = SimpleNamespace(
+        decode=pool, tokens_per_step=2, service_level=SimpleNamespace(tpot=tpot_s)
+    )
+    times = SimpleNamespace(
+        kv_capacity_tokens=5000, decode_step_s=lambda size, context: 8 + size + context - 100
+    )
+    assert _sustained_output(job, node(8), 100.0, step_times={"decode": times}) == rate
+
+
+def test_a_prefill_node_sustains_full_passes_and_what_its_cache_holds() -> None:
+    """Passes of 1,000 tokens on 4 ranks of two nodes in 1.5 s; a fifth of the prompts is cached."""
+    job = SimpleNamespace(
+        prefill=SimpleNamespace(tokens_per_pass=1000, ranks=4, gpus_per_instance=16)
+    )
+    statistics = SimpleNamespace(prompt_tokens=1000, cached_tokens=200, attended_tokens=40_000)
+    times = SimpleNamespace(prefill_pass_s=lambda tokens, each: tokens / 1000 + each / 100)
+    found = _sustained_input(job, node(8), statistics, step_times={"prefill": times})
+    assert found == pytest.approx(4 * 1000 / 1.5 / 2 * 1.25, rel=1e-12)
+
+
+def test_the_least_nodes_are_those_of_both_pools_in_all_replicas() -> None:
+    job = SimpleNamespace(replicas=3)
+    assert _nodes_at_least(job, 100.0, 60.0, sustained=(50.0, 15.0)) == 3 * (2 + 4)
+    assert _nodes_at_least(job, 100.0, 60.0, sustained=(0.0, 15.0)) is None
+    assert _nodes_at_least(job, 100.0, 60.0, sustained=(50.0, None)) is None
+
+
+def test_figures_of_a_pool_are_those_of_its_own_instances() -> None:
+    """Of 10 s one instance was there for all, one for 5; each of four nodes."""
+    sums = {"busy_seconds": 3.0, "batch_seconds": 12.0, "decode_seconds": 2.0}
+    sums |= {"kv_token_seconds": 600.0, "prefill_tokens": 900.0, "passes": 3.0}
+    instances = [
+        SimpleNamespace(
+            pool=pool, kv_capacity_tokens=tokens, in_service_s=lambda a, b, n=share: n * (b - a)
+        )
+        for pool, tokens, share in (("decode", 100, 1.0), ("prefill", 9, 1.0), ("decode", 200, 0.5))
+    ]
+    found = _pool_figures(
+        "decode",
+        SimpleNamespace(pools={"decode": SimpleNamespace(gpus_per_instance=32)}),
+        node(8),
+        run=SimpleNamespace(instances=instances, end_s=30.0),
+        statistics=SimpleNamespace(instances=dict.fromkeys(range(3), sums)),
+        window_s=(10.0, 20.0),
+    )
+    assert found == {
+        "instances": 1.5,
+        "nodes": 6.0,
+        "utilisation": 6 / 15,
+        "mean_batch_per_instance": 6.0,
+        "kv_occupancy": 1200 / (100 * 10 + 200 * 5),
+        "mean_pass_tokens": 300.0,
+        "kv_tokens_per_request": 50.0,
+        "kv_capacity_tokens": 300,
+    }
+
+
+@pytest.mark.parametrize(
+    ("preempted", "ttft_s", "refused", "verdict"),
+    [
+        (0, 4.0, 0, "stable"),
+        (0, 3.0, 0, "backlogged"),
+        (5, 4.0, 0, "backlogged"),
+        # The queue grows by half of what arrives, and a twentieth is turned away.
+        (5, 4.0, 3, "overloaded"),
+    ],
+)
+def test_the_verdict_of_a_window_by_hand(
+    preempted: int, ttft_s: float, refused: int, verdict: str
+) -> None:
+    """Ten seconds with four arrivals each, of which the second half counts: at time t two looks at
+    the queues see 3t and t requests, so that 14 wait on average."""
+
+    class Series(dict[str, Any]):
+        starts_s, width_s = np.arange(12.0), 1.0
+
+    later = Series.starts_s
+    series = Series(
+        samples=np.full(12, 2.0),
+        arrivals=np.full(12, 4.0),
+        waiting_prefill=3 * later,
+        waiting_decode=later,
+    )
+    found = _verdict(
+        SimpleNamespace(service_level=SimpleNamespace(ttft=ttft_s)),
+        SimpleNamespace(
+            series=series, preempted=preempted, counted=50, service_seconds=100.0,
+            refused=refused, arrived=60,
+        ),
+        0.0,
+        10.0,
+        rules=VerdictRules(queue_growth=0.52, window_stays=3, preempted_share=0.05),
+    )  # fmt: skip
+    assert found == {
+        "verdict": verdict,
+        "waiting_growth": pytest.approx(0.5, rel=1e-9),
+        "mean_wait_s": 14 / 4,
+        "preempted_share": preempted / 50,
+        "refused_share": refused / 60,
+        "window_stays": 5.0,
+    }
 
 
 def test_the_rules_of_the_verdict_stand_in_its_definition() -> None:

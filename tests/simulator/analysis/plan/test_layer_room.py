@@ -18,10 +18,10 @@ from simulator.workload.sharding import HeldParameters, Parameters, Sharding
 STATE = StateBytes(each=np.array([10.0]), once=np.array([0.0]))
 
 
-def fewest(facts, *, saved, workspace=0.0, **given):
+def fewest(facts, *, saved, workspace=0.0, state=STATE, **given):
     """Of one layout."""
     (found,) = fewest_on_the_fullest(
-        facts, STATE, saved=np.array([saved]), workspace=np.array([workspace]), **given
+        facts, state, saved=np.array([saved]), workspace=np.array([workspace]), **given
     )
     return int(found)
 
@@ -51,11 +51,12 @@ def test_ranks_without_room_for_a_layer_are_as_few_as_other_layers():
     assert fewest(facts, others=1, **(room | {"usual": 2})) == -1
 
 
-def test_workspace_takes_its_room():
+def test_workspace_and_state_that_is_there_once_take_their_room():
     facts = schedule_facts("1f1b", None, 2, 8)
     kept = {"usual": 6, "others": 2, "saved": 5.0, "workspace": 1.0}
-    assert fewest(facts, capacity=60.0, **kept) == -1
-    assert fewest(facts, capacity=61.0, **kept) == 3
+    kept |= {"state": StateBytes(each=np.array([10.0]), once=np.array([2.0]))}
+    assert fewest(facts, capacity=62.0, **kept) == -1
+    assert fewest(facts, capacity=63.0, **kept) == 3
 
 
 def test_several_layouts_of_a_schedule_are_looked_at_at_once():

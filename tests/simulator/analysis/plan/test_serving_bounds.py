@@ -188,3 +188,10 @@ def test_the_batch_of_a_steady_state_is_that_of_littles_law():
     steps = {1.0: 0.010, 101.0: 0.020}
     found = predicted_tpot(DEMAND, instances=1, ranks=10, steps=steps, tokens_per_step=1.0)
     assert found == pytest.approx(0.010, rel=1e-9)
+
+
+def test_the_batch_of_several_instances_is_their_share_of_two_tokens_a_step():
+    # 40/s x 100 steps, halved, over 2 x 5 ranks: b = 200 x (9.9 ms + 0.1 ms x b) = 1.98 / 0.98.
+    demand, steps = replace(DEMAND, rate=40.0), {1.0: 0.010, 101.0: 0.020}
+    found = predicted_tpot(demand, instances=2, ranks=5, steps=steps, tokens_per_step=2.0)
+    assert found == pytest.approx((0.0099 + 0.0001 * 1.98 / 0.98) / 2, rel=1e-9)

@@ -1,14 +1,21 @@
 """Prices of deployments, by the step times of the fleets that they are to stand for."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from reference_model.config import load_model_config
+from simulator.analysis.plan import serving_prices
 from simulator.analysis.plan.serving_bounds import demand_of
 from simulator.analysis.plan.serving_prices import (
+    BatchPrice,
     Measured,
     Price,
+    _fitting,
+    _kv_beside,
+    _limit_above,
+    _most,
     first_tokens_only,
     pool_alone,
     price_of,
@@ -94,6 +101,71 @@ def test_looking_near_the_ideal_batch_finds_the_same(service, demand):
     assert ideal.batches[0.01].batch >= near.batches[0.01].batch
 
 
+@pytest.mark.parametrize(
+    ("limit_s", "near", "batch", "asked"),
+    [
+        (100.0, None, 100.0, [64, 128, 96, 112, 104, 100, 102, 101, 100, 101]),
+        # Below where it begins: three quarters of that, then halves.
+        (10.5, None, 10.5, [64, 48, 24, 12, 6, 9, 10, 11, 10, 11]),
+        (0.5, None, 0.0, [64, 48, 24, 12, 6, 3, 1]),
+        (1000.0, None, 512.0, [64, 128, 256, 512]),
+        (18.0, 20.0, 18.0, [20, 15, 18, 19, 18, 19]),
+    ],
+)
+def test_the_largest_batch_is_looked_for_by_doubling_and_halving(limit_s, near, batch, asked):
+    looks = []
+
+    def step_s(size):
+        looks.append(size)
+        return size
+
+    assert _most(step_s, limit_s, near=near) == batch
+    assert looks == asked
+
+
+def test_a_batch_limit_is_the_next_with_a_quarter_to_spare():
+    limits = [8, 16, 32, 64, 96, 128, 192, 256, 384, 512]
+    assert [_limit_above(0.799 * limit) for limit in limits] == limits
+    assert [_limit_above(0.801 * limit) for limit in limits] == [*limits[1:], 512]
+
+
+@pytest.mark.parametrize(
+    ("batch", "held", "found"),
+    [
+        (100.0, {128: 200_000}, BatchPrice(100.0, 100.0, 10.0, 128, "TPOT")),
+        (512.0, {512: 600_000}, BatchPrice(512.0, 512.0, 51.2, 512, "batch limit")),
+        # 60 requests fit beside buffers for 128, 70 beside those for 96.
+        (100.0, {128: 60_000, 96: 70_000}, BatchPrice(70.0, 100.0, 7.0, 96, "KV cache")),
+        # As many as a limit allows.
+        (100.0, {128: 6000, 8: 70_000}, BatchPrice(8.0, 100.0, 0.8, 8, "KV cache")),
+        (100.0, {128: 500, 8: 500}, BatchPrice(0.5, 100.0, 0.1, 8, "KV cache")),
+        (0.0, {}, BatchPrice(0.0, 0.0, 0.1, 8, "TPOT")),
+    ],
+)
+def test_a_batch_that_fits_leaves_room_for_its_requests_and_half_a_page_each(batch, held, found):
+    # 968 tokens of context and half of 64; a step takes a tenth of a second for each request.
+    model = SimpleNamespace(job=SimpleNamespace(memory=SimpleNamespace(page_tokens=64)))
+    demand = SimpleNamespace(context=968.0)
+    assert _fitting(batch, lambda size: size / 10, held.__getitem__, demand, model) == found
+
+
+def test_buffers_are_those_of_all_drafts_of_a_rank_in_a_micro_batch(service, monkeypatch):
+    fleet = prepare_fleet(
+        scenario_from("t", pool_alone(service, Pool((DECODE,), 1, 64)), (), where="t")
+    )
+    model = fleet.models["decode"]
+    drafts = SimpleNamespace(draft_tokens=2)
+    memory = model.job.memory.model_copy(update={"buffer_tokens": 1})
+    changed = {"speculative_decoding": drafts, "micro_batches": 2, "memory": memory}
+    sized = []
+    monkeypatch.setattr(serving_prices, "kv_tokens", lambda asked: sized.append(asked.job) or 7)
+    given = replace(model, job=model.job.model_copy(update=changed))
+    assert _kv_beside(given, 101) == 7
+    # 51 requests on one of two GPUs that share heads, three tokens each, in two micro-batches.
+    assert sized[0].memory.buffer_tokens == 77
+    assert sized[0].requests.requests_per_group == 101
+
+
 def test_kv_cache_that_does_not_hold_the_batch_binds(service, demand):
     # 1 M tokens of context are 31 GB of KV cache per request (27 layers x 576 values x 2 bytes).
     long = replace(demand, context=1e6)
@@ -127,10 +199,13 @@ def test_a_price_reads_back_from_its_row(service, demand):
 
 def test_a_prefill_pool_is_simulated_by_its_first_tokens(service, demand):
     alone = first_tokens_only(service, demand, 0.1)
+    assert alone.requests["synthetic"]["count"] == service.requests["synthetic"]["count"]
     # 40 TTFT limits of arrivals; it counts as filled after 1.2 x 5 of them.
-    assert alone.requests["synthetic"]["count"] == min(
-        service.requests["synthetic"]["count"], -(-int(demand.rate * 4 * 1e6) // 10**6)
+    many = replace(
+        service, requests={"synthetic": service.requests["synthetic"] | {"count": 10**6}}
     )
+    found = first_tokens_only(many, replace(demand, rate=250.1), 0.1)
+    assert found.requests["synthetic"]["count"] == 1001
     assert alone.requests["synthetic"]["output_tokens"] == {"kind": "constant", "mean": 1}
     assert pool_alone(alone, Pool((PREFILL,), 1, 1, 4096))["fleet"]["warm_up"] == "600 ms"
     trace = replace(service, requests={"file": "x.csv", "format": "azure"})
