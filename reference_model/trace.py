@@ -33,7 +33,6 @@ from reference_model.kinds import (
     COLLECTIVE_KINDS,
     KINDS,
     PHASES,
-    Kind,
     Operator,
 )
 from reference_model.split import WHOLE, Split, part_of
@@ -54,7 +53,6 @@ __all__ = [
     "VARIABLES",
     "WHOLE",
     "Affine",
-    "Kind",
     "Operator",
     "OperatorTemplate",
     "OperatorTrace",

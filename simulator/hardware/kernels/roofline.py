@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from hardware_profiles.calibration_parts import TilesProfile
 from hardware_profiles.schema import GpuProfile
+from reference_model.attention_kinds import selected_pairs
 from reference_model.formats import multiplied_as
-from reference_model.kinds import selected_pairs
 from reference_model.trace import Operator
 
 Array = NDArray[np.float64]
