@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from reference_model.blocks import MoEBlock, SavedBlock
 from reference_model.config import ModelConfig
-from reference_model.model import MoEBlock, SavedBlock, SavedStep, Transformer
+from reference_model.model import SavedStep, Transformer
 from reference_model.moe import Gate, SavedMoE
 from reference_model.operators import Site
 from reference_model.operators.routing import gate_scores, gate_scores_backward

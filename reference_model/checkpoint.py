@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from reference_model.model import Block, MoEBlock, Transformer
+from reference_model.blocks import Block, MoEBlock
+from reference_model.model import Transformer
 from reference_model.moe import FeedForward
 
 

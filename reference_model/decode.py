@@ -25,17 +25,10 @@ from torch import Tensor, nn
 
 from reference_model import decode_operators as decode_ops
 from reference_model import operators as ops
+from reference_model.blocks import Block, DenseBlock, MoEBlock, ResidualStream
 from reference_model.config import ModelConfig
 from reference_model.layers import UPDATE, Angles, RMSNorm, rotary_angles
-from reference_model.model import (
-    Block,
-    DenseBlock,
-    Embedding,
-    MoEBlock,
-    MultiTokenPrediction,
-    ResidualStream,
-    Transformer,
-)
+from reference_model.model import Embedding, MultiTokenPrediction, Transformer
 from reference_model.moe import ExpertRows, FeedForward, MoE
 from reference_model.operators import Site
 from reference_model.precision import Operand, Recipe

@@ -2,7 +2,7 @@
 
 Every rank has the attention, gate and shared experts of all layers and its own tokens, and holds an
 equal share of the routed experts, in order. A token travels once to each rank that holds one of its
-choices, however many (Technical Report, section 3.2.2). The layers are those of model.py but for
+choices, however many (Technical Report, section 3.2.2). The layers are those of blocks.py but for
 what crosses ranks; expert gradients are complete on their rank, all others have to be summed.
 """
 
@@ -17,9 +17,10 @@ from torch import Tensor, distributed
 
 from reference_model import operators as ops
 from reference_model import peer_operators as peer_ops
+from reference_model.blocks import MoEBlock
 from reference_model.config import ModelConfig
 from reference_model.gpu import choose_kernels
-from reference_model.model import MoEBlock, Transformer
+from reference_model.model import Transformer
 from reference_model.moe import ExpertRows, Layout, MoE, Received, Routed, SavedMoE
 from reference_model.operators import NAMESPACE, Site
 from reference_model.precision import Operand, Recipe

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from reference_model.blocks import ResidualStream
 from reference_model.captured import Captured, can_capture
 from reference_model.config import ModelConfig
 from reference_model.decode import (
@@ -32,7 +33,7 @@ from reference_model.decode import (
     empty_cache,
 )
 from reference_model.layers import RMSNorm, rotary_angles
-from reference_model.model import ResidualStream, Transformer
+from reference_model.model import Transformer
 from reference_model.moe import ExpertRows
 from reference_model.parameter_counts import parameter_counts
 

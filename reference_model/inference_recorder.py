@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reference_model.blocks import DenseBlock, MoEBlock, ResidualStream
 from reference_model.config import ModelConfig
 from reference_model.decode import (
     InferenceBlock,
@@ -25,14 +26,7 @@ from reference_model.decode import (
 )
 from reference_model.decode import decode_positions as positions_of
 from reference_model.layers import RMSNorm, rotary_angles
-from reference_model.model import (
-    DenseBlock,
-    Embedding,
-    Head,
-    MoEBlock,
-    MultiTokenPrediction,
-    ResidualStream,
-)
+from reference_model.model import Embedding, Head, MultiTokenPrediction
 from reference_model.moe import ExpertRows
 from reference_model.precision import Recipe
 from reference_model.recorder import (

@@ -42,6 +42,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed
 
+from reference_model.blocks import ResidualStream
 from reference_model.captured import RankStep
 from reference_model.config import ModelConfig
 from reference_model.expert_parallel import ExpertParallelBlock
@@ -56,7 +57,6 @@ from reference_model.measure import (
     pairs_text,
 )
 from reference_model.measure_arrivals import peer_memory
-from reference_model.model import ResidualStream
 from reference_model.moments import moment, seconds_between, wait_for_device
 from reference_model.pair import (
     COMMUNICATION,

@@ -28,11 +28,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from reference_model.blocks import MoEBlock, ResidualStream, SavedBlock, WeightGrads
 from reference_model.config import ModelConfig
 from reference_model.expert_parallel import ExpertParallelBlock
 from reference_model.gpu import choose_kernels
 from reference_model.layers import Angles, rotary_angles
-from reference_model.model import MoEBlock, ResidualStream, SavedBlock, WeightGrads
 from reference_model.moe import ExpertRows, SavedMoE
 from reference_model.operators import Site
 from reference_model.precision import Recipe

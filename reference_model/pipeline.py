@@ -33,17 +33,11 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import ProcessException
 
+from reference_model.blocks import ResidualStream
 from reference_model.config import ModelConfig
 from reference_model.gpu import choose_kernels
 from reference_model.layers import rotary_angles
-from reference_model.model import (
-    Embedding,
-    ResidualStream,
-    SavedStep,
-    Transformer,
-    head_input_grad,
-    head_loss,
-)
+from reference_model.model import Embedding, SavedStep, Transformer, head_input_grad, head_loss
 from reference_model.moe import ExpertRows
 from reference_model.operators import Site
 from reference_model.precision import Recipe

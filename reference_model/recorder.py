@@ -17,20 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reference_model.blocks import Block, DenseBlock, MoEBlock, ResidualStream
 from reference_model.calls import Recorded, describe_call
 from reference_model.config import ModelConfig
 from reference_model.layers import RMSNorm, Weight, gradient, rotary_angles
-from reference_model.model import (
-    Block,
-    DenseBlock,
-    Embedding,
-    Head,
-    MoEBlock,
-    MultiTokenPrediction,
-    ResidualStream,
-    head_input_grad,
-    head_loss,
-)
+from reference_model.model import Embedding, Head, MultiTokenPrediction, head_input_grad, head_loss
 from reference_model.moe import ExpertRows
 from reference_model.operators import NAMESPACE, Site
 from reference_model.precision import Recipe

@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
+from reference_model.blocks import MoEBlock, ResidualStream
 from reference_model.config import load_model_config
 from reference_model.layers import rotary_angles
-from reference_model.model import MoEBlock, ResidualStream
 from reference_model.moe import ExpertRows
 from reference_model.pair import (
     Part,

@@ -6,8 +6,9 @@ import dataclasses
 import pytest
 import torch
 
+from reference_model.blocks import DenseBlock
 from reference_model.config import load_model_config, shipped_configs
-from reference_model.model import DenseBlock, Transformer
+from reference_model.model import Transformer
 from reference_model.parameter_counts import parameter_counts, training_flops_per_token
 from reference_model.precision import RECIPES, Recipe
 from reference_model.recorder import (
