@@ -9,27 +9,39 @@ scheduler or all of its workers are gone, this machine does the rest.
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from signal import SIG_DFL, SIG_IGN, SIGINT, signal
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from hardware_profiles.units import Seconds
 
 ResultT = TypeVar("ResultT")
+_Calls: TypeAlias = Iterator[tuple[int, tuple[Any, ...]] | None]
+"""(position, arguments) of calls; None where there is none to begin for now."""
 
 NO_WORKERS_S: Seconds = 60.0
 """Without any dask worker for so long, none is waited for."""
 _GARBAGE_AT = 300_000
 """Objects that a process makes before it looks for garbage: 700 as usual cost a fifth of its time,
 since all that runs share is looked through again and again."""
+
+_AHEAD = 2
+"""Calls that each process is given, so that none waits for this one between two of them."""
+_WAITS_S: Seconds = 300.0
+"""That a process without a call waits for one before it ends."""
+_ONE_THREAD = {
+    f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMEXPR")
+} | {"VECLIB_MAXIMUM_THREADS": "1"}
 
 LOOK_S: Seconds = 0.2
 """Between looks at the workers of a dask scheduler."""
@@ -45,9 +57,14 @@ class Lost:
 ALONE = Lost("its process was killed, also alone: not enough memory? allowed: a smaller job")
 
 
+def processes(jobs: int) -> int:
+    """Processes that make calls at a time: as many as asked for, at most one per core."""
+    return min(jobs, len(os.sched_getaffinity(0)))
+
+
 def run_all(
     function: Callable[..., ResultT],
-    inputs: Sequence[tuple[Any, ...]],
+    inputs: Iterable[tuple[Any, ...] | None],
     *,
     jobs: int,
     dask: str | None = None,
@@ -56,41 +73,66 @@ def run_all(
 
     Args:
         function: of a module, so that other processes import it. What it raises is raised here.
-        inputs: the arguments of each call.
+        inputs: the arguments of each call, taken when there is a process for it; None where
+            nothing can be said of the next call before there is a further result.
         jobs: processes at a time, at most one per core; one is this process itself.
         dask: address of a dask scheduler whose workers make the calls as long as there are any.
 
     Raises:
         ValueError: no dask scheduler answers at the address.
     """
-    waiting = dict(enumerate(inputs))
     if dask is not None:
+        waiting = dict(enumerate(each for each in inputs if each is not None))
         for position, result in _on_dask(function, dict(waiting), dask):
             del waiting[position]
             yield position, result
-    together = min(jobs, len(os.sched_getaffinity(0)))
+        calls: _Calls = iter(waiting.items())
+    else:
+        calls = _numbered(inputs)
+    together = processes(jobs)
     if together == 1:
-        for position, arguments in waiting.items():
-            yield position, function(*arguments)
+        for call in calls:
+            assert call is not None, "no result is outstanding"
+            yield call[0], function(*call[1])
         return
-    while waiting:
-        part = list(waiting.items())[: None if together > 1 else 1]
+    begun: dict[int, tuple[Any, ...]] = {}
+    while True:
+        # Alone, one call after the other: only the one that kills its process is lost.
+        part = _begin(calls, begun) if together > 1 else itertools.islice(_begin(calls, begun), 1)
         try:
+            found = False
             for position, result in _in_processes(function, part, together):
-                del waiting[position]
+                found = True
+                del begun[position]
                 yield position, result
+            if together > 1 or not found:
+                return
         except BrokenProcessPool:
             if together == 1:
-                ((position, _),) = part
-                del waiting[position]
+                ((position, _),) = begun.items()
+                begun.clear()
                 yield position, ALONE
+                continue
             together = max(1, together // 2)
-            if waiting:
-                warnings.warn(
-                    f"a worker process was killed; {len(waiting)} of {len(inputs)} runs go on, "
-                    f"{together} at a time",
-                    stacklevel=2,
-                )
+            warnings.warn(
+                f"a worker process was killed; {len(begun)} runs begin again, {together} at a time",
+                stacklevel=2,
+            )
+            calls = itertools.chain(tuple(begun.items()), calls)
+            begun.clear()
+
+
+def _numbered(inputs: Iterable[tuple[Any, ...] | None]) -> _Calls:
+    position = itertools.count()
+    return (None if each is None else (next(position), each) for each in inputs)
+
+
+def _begin(calls: _Calls, begun: dict[int, tuple[Any, ...]]) -> _Calls:
+    """The same calls, kept in `begun` from when they are taken."""
+    for call in calls:
+        if call is not None:
+            begun[call[0]] = call[1]
+        yield call
 
 
 def run_in_order(
@@ -112,19 +154,30 @@ def run_in_order(
 
 
 def _in_processes(
-    function: Callable[..., ResultT], part: Sequence[tuple[int, tuple[Any, ...]]], together: int
+    function: Callable[..., ResultT], calls: _Calls, together: int
 ) -> Iterator[tuple[int, ResultT]]:
-    import joblib
+    from joblib.externals.loky import get_reusable_executor
 
     # Each process is one run; threads below it would only compete.
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-        # A single process would be this one.
-        workers = joblib.Parallel(
-            n_jobs=max(2, together), return_as="generator_unordered", batch_size=1
-        )
-        with _deaf_to_interrupts():
-            results = workers(joblib.delayed(_call)(function, *each) for each in part)
-        yield from results
+    pool = get_reusable_executor(max_workers=together, timeout=_WAITS_S, env=_ONE_THREAD)
+    running: set[Any] = set()
+    try:
+        while True:
+            while len(running) < _AHEAD * together:
+                call = next(calls, None)
+                if call is None:
+                    break
+                with _deaf_to_interrupts():
+                    running.add(pool.submit(_call, function, *call))
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for each in done:
+                yield each.result()
+    finally:
+        if running:
+            # Broken off: nobody waits for what they do.
+            pool.shutdown(wait=False, kill_workers=True)
 
 
 @contextmanager

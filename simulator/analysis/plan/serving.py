@@ -1,9 +1,9 @@
 """Plan a service: price deployments and simulate fleets until the smallest is known.
 
 
-Searches of one service, of its limits and of limits tightened and loosened, share what is worked
-out, and what several of them want is worked out at once in processes. Everything that is worked out
-is kept in a file of rows, so that an interrupted plan goes on from there.
+Searches of one service, of its limits and of limits tightened and loosened, follow one another and
+share what is worked out; processes that are free work ahead. Everything that is worked out is kept
+in a file of rows, so that an interrupted plan goes on from there.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from hardware_profiles.fields import Raw, to_profile
 from hardware_profiles.units import Dollars, Seconds
-from simulator.analysis.parallel import Lost, run_all
+from simulator.analysis.parallel import Lost, processes, run_all
 from simulator.analysis.plan.serving_bounds import Demand, Limits, demand_of
 from simulator.analysis.plan.serving_prices import (
     Measured,
@@ -131,7 +131,6 @@ def plan_serving(
         if any(each.draft_tokens for each in deployments):
             plain = replace(limits, drafting=False)
             searches[WITHOUT_DRAFTS] = replace(main, limits=plain, check_fewer=False)
-    known = Results()
     work = _Work(
         service=service,
         demand=demand,
@@ -143,40 +142,46 @@ def plan_serving(
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         rows = read_rows(kept)
-    while True:
-        states = {name: progress_of(each, known) for name, each in searches.items()}
-        wanted = list(dict.fromkeys(task for state in states.values() for task in state.wanted))
-        own = len(states[""].wanted)
-        if own:
-            # The answer first; what other limits would take, only where a process is free.
-            wanted = wanted[: max(own, jobs)]
-        # What takes longest begins first, so that no process waits long for the last.
-        wanted.sort(key=_effort, reverse=True)
-        if not wanted:
-            break
-        new = [task for task in wanted if not _taken_over(known, task, rows, work.digest(task))]
-        for at, result in run_all(_worked_out, [work.inputs(t, known) for t in new], jobs=jobs):
-            task = new[at]
-            if isinstance(result, Lost):
-                found = _lost(task, result)
+    course = _Course(searches)
+    begun: list[Task] = []
+
+    def calls() -> Iterator[tuple[Any, ...] | None]:
+        while not course.over:
+            task = course.next_task(at_a_time=processes(jobs))
+            if task is None:
+                yield None
+            elif (found := _found_before(task, rows, work.digest(task))) is not None:
+                course.add(task, found)
             else:
-                found, times = result
-                for deployment, points in times.items():
-                    known.times.setdefault(deployment, {}).update(points)
-            _add(known, task, found)
-            if kept is not None and not isinstance(result, Lost):
+                begun.append(task)
+                yield work.inputs(task, course.known)
+
+    for at, result in run_all(_worked_out, calls(), jobs=jobs):
+        task = begun[at]
+        if isinstance(result, Lost):
+            found = _lost(task, result)
+        else:
+            found, times = result
+            for deployment, points in times.items():
+                course.known.times.setdefault(deployment, {}).update(points)
+            if kept is not None:
                 append_row(kept, _row(task, found, work.digest(task)))
-            told(task_in_words(task), len(known.prices) + len(known.runs), states[""])
+        course.add(task, found)
+        told(task_in_words(task), course.known.count, course.standings[""])
+        if course.over:
+            break
     return ServingPlan(
         service=service,
         demand=demand,
         percentile=percentile,
         limits=limits,
-        progress=states[""],
-        known=known,
+        progress=course.standings[""],
+        known=course.found,
         searched=len(deployments),
         variants={
-            name: (each.limits, states[name].answer) for name, each in searches.items() if name
+            name: (each.limits, course.standings[name].answer)
+            for name, each in searches.items()
+            if name
         },
     )
 
@@ -234,6 +239,83 @@ def _any_fleet(service: Service, deployments: Sequence[Deployment]) -> Raw:
     size = service.machine.node_gpus
     pool = starting_pool(service, "colocated", instances=1, gpus=size, split=True)
     return fleet_scenario(service, [pool], description="what a plan rests on")
+
+
+# -- course ----------------------------------------------------------------------------------------
+
+
+class _Course:
+    """Searches of one service one after the other, each of which knows what those before it found.
+
+    What a search looks at are results that it or those before it asked for, in that order, so that
+    no answer goes with the number of processes or their pace. A process that is free works ahead
+    for later searches, which then find their results there.
+    """
+
+    def __init__(self, searches: Mapping[str, Search]) -> None:
+        self.found = Results()
+        """What the searches have asked for so far."""
+        self.known = Results()
+        """All that is worked out."""
+        self._searches = tuple(searches.values())
+        self._names = tuple(searches)
+        self.standings = {name: Standing(None, (), {}, ()) for name in searches}
+        """Where each search stood when it was looked at last."""
+        self._at = 0
+        self._round: list[Task] = []
+        """What the present search waits for."""
+        self._running: set[Task] = set()
+        self._go_on()
+
+    @property
+    def over(self) -> bool:
+        """Whether no search wants anything of what is not found."""
+        return not self._round
+
+    def next_task(self, *, at_a_time: int) -> Task | None:
+        """What to begin now; nothing where as many run as may, or no search can say."""
+        if len(self._running) >= at_a_time:
+            return None
+        task = _longest(self._to_begin(self._round))
+        for search in self._searches[self._at + 1 :]:
+            if task is not None:
+                break
+            task = _longest(self._to_begin(progress_of(search, self.known).wanted))
+        if task is not None:
+            self._running.add(task)
+        return task
+
+    def add(self, task: Task, found: Price | Measured) -> None:
+        """A task has been worked out."""
+        self._running.discard(task)
+        self.known.add(task, found)
+        if not self._to_begin(self._round) and not self._running.intersection(self._round):
+            self._go_on()
+
+    def _to_begin(self, tasks: Iterable[Task]) -> list[Task]:
+        return [t for t in tasks if t not in self._running and self.known.of(t) is None]
+
+    def _go_on(self) -> None:
+        """Look at the searches in turn until one waits for a result, or none wants another."""
+        ended = 0
+        while ended <= len(self._searches):
+            standing = progress_of(self._searches[self._at], self.found)
+            self.standings[self._names[self._at]] = standing
+            self._round = list(standing.wanted)
+            if self._to_begin(self._round) or self._running.intersection(self._round):
+                return
+            ended = 0 if self._round else ended + 1
+            for task in self._round:
+                found = self.known.of(task)
+                assert found is not None
+                self.found.add(task, found)
+            if not self._round:
+                self._at = (self._at + 1) % len(self._searches)
+
+
+def _longest(tasks: Iterable[Task]) -> Task | None:
+    """What takes longest begins first, so that no process waits long for the last."""
+    return max(tasks, key=_effort, default=None)
 
 
 # -- work ------------------------------------------------------------------------------------------
@@ -320,29 +402,18 @@ def _lost(task: Task, result: Lost) -> Price | Measured:
     return Measured(reason=result.reason)
 
 
-def _add(known: Results, task: Task, found: Price | Measured) -> None:
-    if isinstance(task, PriceTask):
-        assert isinstance(found, Price)
-        known.prices[task] = found
-    else:
-        assert isinstance(found, Measured)
-        known.runs[task] = found
-
-
 def _row(task: Task, found: Price | Measured, digest: str) -> Point:
     metrics = found.to_json() if isinstance(found, Price) else asdict(found)
     return Point({"task": task_in_words(task)}, digest, {"found": json.dumps(metrics)})
 
 
-def _taken_over(known: Results, task: Task, rows: Mapping[str, Point], digest: str) -> bool:
-    """Whether an earlier plan has the result of a task, which is then known."""
+def _found_before(task: Task, rows: Mapping[str, Point], digest: str) -> Price | Measured | None:
+    """What an earlier plan has kept of a task."""
     row = rows.get(digest)
     if row is None:
-        return False
+        return None
     found = json.loads(str(row.metrics["found"]))
-    of = Price.of_json(found) if isinstance(task, PriceTask) else Measured(**found)
-    _add(known, task, of)
-    return True
+    return Price.of_json(found) if isinstance(task, PriceTask) else Measured(**found)
 
 
 # -- in words --------------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 from hardware_profiles.units import Seconds, format_bytes
 from simulator.analysis.plan.serving_bounds import (
+    Colocated,
     Demand,
     Limits,
     interpolated,
@@ -74,6 +76,24 @@ class Results:
     runs: dict[Fleet, Measured] = field(default_factory=dict)
     times: dict[Deployment, KnownTimes] = field(default_factory=dict)
     """Grid points of passes and steps, of ranks that differ."""
+
+    @property
+    def count(self) -> int:
+        """Tasks that have been worked out."""
+        return len(self.prices) + len(self.runs)
+
+    def of(self, task: Task) -> Price | Measured | None:
+        """The result of a task, if it is known."""
+        return self.prices.get(task) if isinstance(task, PriceTask) else self.runs.get(task)
+
+    def add(self, task: Task, found: Price | Measured) -> None:
+        """Keep the result of a task."""
+        if isinstance(task, PriceTask):
+            assert isinstance(found, Price)
+            self.prices[task] = found
+        else:
+            assert isinstance(found, Measured)
+            self.runs[task] = found
 
     def price(self, deployment: Deployment, limits: Limits) -> Price | None:
         """Of ranks that differ where that is known, else of ideal ones, if at all."""
@@ -427,12 +447,12 @@ def _colocated_options(
     for tokens, alone in prefill.alone_s.items():
         if alone > limits.ttft_s or tokens <= limit:
             continue
-        load = most_colocated(
+        load = _most_colocated(
             demand,
             ranks=deployments[1].ranks,
             tokens_per_pass=tokens,
-            passes={int(n): seconds for n, seconds in prefill.seconds.items()},
-            steps=steps,
+            passes=tuple((int(n), seconds) for n, seconds in prefill.seconds.items()),
+            steps=tuple(steps.items()),
             largest=min(fits, float(limit)),
             tokens_per_step=_tokens_per_step(search.service, deployments[1]),
             tpot_s=limits.tpot_s,
@@ -455,6 +475,18 @@ def _colocated_options(
             "colocated: prompts leave no time for decode within the limits",
             f"no budget of {PASSES[0]:,} to {PASSES[-1]:,} tokens keeps both limits",
         )
+
+
+@lru_cache(maxsize=4096)
+def _most_colocated(
+    demand: Demand,
+    *,
+    passes: tuple[tuple[int, Seconds], ...],
+    steps: tuple[tuple[float, Seconds], ...],
+    **load: Any,
+) -> Colocated | None:
+    """`most_colocated` worked out once: a search looks again after every result."""
+    return most_colocated(demand, passes=dict(passes), steps=dict(steps), **load)
 
 
 def _over_all_batches(

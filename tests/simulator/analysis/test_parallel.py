@@ -39,6 +39,11 @@ def square_but_never_of_3(x, main):
     return x * x
 
 
+def sleep_below_0(x):
+    time.sleep(max(-x, 0))
+    return x
+
+
 def square_in_a_while(x, main):
     """At once in the process of the test; a worker never gets to the end."""
     if os.getpid() != main or threading.current_thread() is not threading.main_thread():
@@ -49,6 +54,29 @@ def square_in_a_while(x, main):
 @pytest.mark.parametrize("jobs", [1, 2, 64])
 def test_results_come_with_the_position_of_their_input(jobs):
     assert sorted(run_all(square, [(2,), (3,), (5,)], jobs=jobs)) == [(0, 4), (1, 9), (2, 25)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_input_may_wait_for_the_result_of_another(jobs):
+    results = {}
+
+    def inputs():
+        yield (2,)
+        while 0 not in results:
+            yield None
+        yield (results[0] + 1,)
+
+    for position, result in run_all(square, inputs(), jobs=jobs):
+        results[position] = result
+    assert results == {0: 4, 1: 25}
+
+
+def test_a_caller_who_has_seen_enough_waits_for_no_other_call():
+    first = next(run_all(sleep_below_0, [(3,), (-LONG_S,)], jobs=2))
+    start_s = time.monotonic()
+    assert first == (0, 3)
+    assert list(run_all(square, [(2,), (3,)], jobs=2)) in ([(0, 4), (1, 9)], [(1, 9), (0, 4)])
+    assert time.monotonic() - start_s < LONG_S
 
 
 def test_no_more_processes_than_cores_are_started(monkeypatch):
@@ -63,7 +91,7 @@ def test_no_more_processes_than_cores_are_started(monkeypatch):
 
 def test_a_killed_worker_costs_no_result(tmp_path):
     inputs = [(x, str(tmp_path), os.getpid()) for x in range(6)]
-    with pytest.warns(UserWarning, match=r"a worker process was killed; \d of 6 runs go on, 2 at"):
+    with pytest.warns(UserWarning, match=r"a worker process was killed; \d runs begin again, 2 at"):
         found = dict(run_all(square_after_a_kill, inputs, jobs=4))
     assert found == {x: x * x for x in range(6)}
 

@@ -1,11 +1,13 @@
 """A whole plan of a small service, against all fleets that it might have chosen."""
 
 import itertools
+import os
 from dataclasses import replace
 
 import pytest
 
 from reference_model.config import load_model_config
+from simulator.analysis.plan import serving
 from simulator.analysis.plan.serving import (
     cheapest,
     cost_of,
@@ -17,8 +19,8 @@ from simulator.analysis.plan.serving import (
     service_by_requests,
     task_in_words,
 )
-from simulator.analysis.plan.serving_prices import run_of
-from simulator.analysis.plan.serving_search import PriceTask, keeps
+from simulator.analysis.plan.serving_prices import Measured, run_of
+from simulator.analysis.plan.serving_search import PriceTask, Standing, keeps
 from simulator.scenario.starting_serving import (
     Deployment,
     Pool,
@@ -105,6 +107,46 @@ def test_a_plan_that_was_interrupted_takes_over_what_was_worked_out(plan):
     assert told == []
     assert again.fleet == found.fleet
     assert again.measured == found.measured
+
+
+def test_answers_do_not_go_with_the_number_of_processes(plan, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    alone, two = (
+        plan_serving(service(), deployments=(PREFILL, DECODE, WIDE), jobs=jobs) for jobs in (1, 2)
+    )
+    assert list(two.known.runs.items()) == list(alone.known.runs.items())
+    assert two.variants == alone.variants
+    assert two.progress == alone.progress
+    assert alone.fleet == plan[0].fleet
+
+
+def test_a_free_process_works_ahead_for_searches_that_are_to_come(monkeypatch):
+    """The first search wants pool 1 and, knowing it, 2; the second 3, then 4 and what the first
+    had found."""
+    task = {n: (Pool((DECODE,), n, 64),) for n in (1, 2, 3, 4)}
+    wants = {"first": [[1], [2]], "second": [[3], [1, 4]]}
+
+    def progress_of(search, known):
+        rounds = ([task[n] for n in each] for each in wants[search])
+        new = ([t for t in each if t not in known.runs] for each in rounds)
+        return Standing(None, tuple(next((each for each in new if each), ())), {}, ())
+
+    monkeypatch.setattr(serving, "progress_of", progress_of)
+    course = serving._Course({"": "first", "other": "second"})
+    assert course.next_task(at_a_time=2) == task[1]
+    assert course.next_task(at_a_time=2) == task[3]
+    assert course.next_task(at_a_time=2) is None
+    course.add(task[3], Measured(ttft_s=3.0))
+    # Pool 1 is on its way.
+    assert course.next_task(at_a_time=2) == task[4]
+    course.add(task[4], Measured(ttft_s=4.0))
+    assert course.next_task(at_a_time=2) is None
+    course.add(task[1], Measured(ttft_s=1.0))
+    assert course.next_task(at_a_time=2) == task[2]
+    assert not course.over
+    course.add(task[2], Measured(ttft_s=2.0))
+    assert course.over
+    assert list(course.found.runs) == [task[1], task[2], task[3], task[4]]
 
 
 def test_requests_of_a_scenario_keep_their_lengths_and_take_another_rate():
