@@ -12,12 +12,12 @@ from reports.run_directory import write_run
 from reports.sweep import ROWS_FILE
 from reports.tables import write_csv
 from simulator.analysis.plan.training import (
-    Bounded,
     SimulatedLayout,
     TrainingPlan,
     training_plan_json,
     training_recommendation,
 )
+from simulator.analysis.plan.training_bounds import TrainingBound
 from simulator.analysis.sweep import append_row
 
 if TYPE_CHECKING:
@@ -139,9 +139,9 @@ def _apart(own: SimulatedLayout, best: SimulatedLayout) -> str:
     )
 
 
-def bounded_line(ranked: Sequence[Bounded], lost: Mapping[str, int]) -> str:
+def bounded_line(ranked: Sequence[TrainingBound], lost: Mapping[str, int]) -> str:
     """What is known before any layout is simulated."""
-    first = f"; the least bound is {format_seconds(ranked[0].bound.seconds)}" if ranked else ""
+    first = f"; the least bound is {format_seconds(ranked[0].seconds)}" if ranked else ""
     return f"{len(ranked):,} layouts bounded, {sum(lost.values()):,} cannot run{first}"
 
 
@@ -167,9 +167,9 @@ def bounds_frame(plan: TrainingPlan) -> pd.DataFrame:
         [
             {name: str(value) for name, value in each.layout.settings.items()}
             | {
-                "bound_s": each.bound.seconds,
-                "pipeline_s": each.bound.pipeline_s,
-                "optimizer_s": each.bound.optimizer_s,
+                "bound_s": each.seconds,
+                "pipeline_s": each.pipeline_s,
+                "optimizer_s": each.optimizer_s,
             }
             for each in plan.ranked
         ]
@@ -190,7 +190,7 @@ def write_training_plan(
     from reports.page import write_page
     from reports.training_plan_page import training_plan_page
 
-    bounds = [each.bound.seconds for each in plan.ranked]
+    bounds = [each.seconds for each in plan.ranked]
 
     def write_report(draft: Path) -> None:
         write_page(training_plan_page(found, bounds, chosen), draft)

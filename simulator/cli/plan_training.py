@@ -22,7 +22,8 @@ from simulator.cli.options import Changes, Json, print_tables
 from simulator.cli.progress import progress
 
 if TYPE_CHECKING:
-    from simulator.analysis.plan.training import Bounded, TrainingPlan
+    from simulator.analysis.plan.training import TrainingPlan
+    from simulator.analysis.plan.training_bounds import TrainingBound
     from simulator.analysis.plan.training_budget import Budget
     from simulator.analysis.sweep import Point
     from simulator.scenario.files import Scenario
@@ -316,7 +317,7 @@ def _search(
 
     with progress("bounding all layouts", kept=what_is_kept) as shown:
 
-        def bounded(ranked: Sequence[Bounded], lost: Mapping[str, int]) -> None:
+        def bounded(ranked: Sequence[TrainingBound], lost: Mapping[str, int]) -> None:
             with shown.aside():
                 print(bounded_line(ranked, lost), file=sys.stderr)
             shown.says("simulating", total=min(simulate, len(ranked)), unit="layouts")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,17 +12,9 @@ from simulator.workload.sharding import HeldParameters, Sharding
 Sizes = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class StateBytes:
-    """State of equal layers on a GPU: `each` for every layer, and `once` where there is any. Of one
-    layout, or of several in arrays."""
-
-    each: Bytes | Sizes
-    once: Bytes | Sizes
-
-
-def state_of_layers(sharding: Sharding, layer: HeldParameters) -> StateBytes:
-    """Weights, gradients and optimizer state of equal layers, at least.
+def state_of_layers(sharding: Sharding, layer: HeldParameters) -> tuple[Bytes, Bytes]:
+    """Weights, gradients and optimizer state of equal layers, at least: what each of them adds, and
+    what there is once where there is any.
 
     What is on its way is that of one layer, or of two neighbours from the second on.
 
@@ -33,13 +23,14 @@ def state_of_layers(sharding: Sharding, layer: HeldParameters) -> StateBytes:
     """
     one, two, three = (state_bytes(sharding, layer, count) for count in (1, 2, 3))
     each = three - two
-    return StateBytes(each, one - each)
+    return each, one - each
 
 
 def fewest_on_the_fullest(
     facts: ScheduleFacts,
-    state: StateBytes,
     *,
+    each: Sizes,
+    once: Sizes,
     usual: int,
     others: int,
     capacity: Bytes,
@@ -55,7 +46,7 @@ def fewest_on_the_fullest(
     the like would only need more.
 
     Args:
-        state: of each layout.
+        each, once: state of equal layers, as of `state_of_layers`; [layouts].
         usual: how many the model has.
         others: how many other layers it has.
         capacity: memory of a GPU but what is reserved.
@@ -66,21 +57,21 @@ def fewest_on_the_fullest(
         np.array([getattr(kept, name) for kept in facts.held], dtype=np.float64)[:, None]
         for name in ("stages", "of_any", "of_one_each", "of_further")
     )
-    room = capacity - workspace - state.once
+    room = capacity - workspace - once
 
     def fit(layers: Sizes) -> NDArray[np.bool_]:
         """[ranks, layouts], whether so many layers have room on a rank, one on every stage."""
         kept = np.maximum(layers * of_any, of_one_each + (layers - stages) * of_further)
-        room_left: NDArray[np.bool_] = layers * state.each + kept * saved <= room
+        room_left: NDArray[np.bool_] = layers * each + kept * saved <= room
         return room_left
 
     fits = fit(np.broadcast_to(stages, np.broadcast_shapes(stages.shape, np.shape(room))))
     with np.errstate(divide="ignore", invalid="ignore"):
-        any_stage = room / (state.each + of_any * saved)
+        any_stage = room / (each + of_any * saved)
         one_each = (room - (of_one_each - stages * of_further) * saved) / (
-            state.each + of_further * saved
+            each + of_further * saved
         )
-        squeezed_most = np.maximum(0.0, np.floor_divide(room, state.each + of_any * saved))
+        squeezed_most = np.maximum(0.0, np.floor_divide(room, each + of_any * saved))
     # Lines in the number of layers, rounded: the next number and this one are looked at.
     most = np.clip(np.floor(np.minimum(any_stage, one_each)), 0, usual)
     most = np.where(fit(most + 1), most + 1, most)

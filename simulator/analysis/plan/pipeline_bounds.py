@@ -12,27 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
+from simulator.analysis.plan.pair_seconds import PairSeconds
 from simulator.analysis.plan.schedule_facts import ScheduleFacts
 
 Times = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerTimes:
-    """What layers take of a micro-batch, at least, on the GPUs of each layout."""
-
-    forward: Times
-    """[kinds, layouts], outside pairs."""
-    backward: Times
-    """[kinds, layouts]"""
-    pair_forward: Times
-    """[ways, kinds, layouts], in pairs."""
-    pair_backward: Times
-    """[ways, kinds, layouts]"""
-    more: Times
-    """[ways, layouts], of two of the usual layers that share a slot of a pair."""
-    ends: Times
-    """[ways, layouts], of a pair of such layers, beyond them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +38,9 @@ class Pipelines:
 
 
 def pipeline_seconds(
-    layers: LayerTimes,
+    forward: Times,
+    backward: Times,
+    pair: PairSeconds,
     pipelines: Pipelines,
     *,
     counts: Sequence[int],
@@ -66,6 +51,9 @@ def pipeline_seconds(
     """All micro-batches, at least; [layouts].
 
     Args:
+        forward, backward: [kinds, layouts], what a layer takes of a micro-batch outside pairs.
+        pair: forward and backward of every kind, [ways, kinds, layouts]; what is beyond, of the
+            usual kind.
         counts: [kinds], layers of each.
         usual: which kind most layers are of.
         gap: between two kernels.
@@ -81,21 +69,21 @@ def pipeline_seconds(
     least, most_paired = pairs.T
     counts_ = np.array(counts, dtype=np.float64)[:, None]
     others = float(sum(counts) - counts[usual])
-    shares = layers.forward / (layers.forward + layers.backward)
+    shares = forward / (forward + backward)
     # A rank at an end of the pipeline sends one way only, and its last send holds up none.
     of_a_rank = np.maximum(0, m // directions - p) * pipelines.send
     blocking = np.maximum(0.0, m * pipelines.sends - 2 * p) / p * pipelines.send
     one_each = (stages == p) & (p > 1) & (not staggered)
     best = np.zeros(len(p))
-    for forward, backward, more, ends in zip(
-        layers.pair_forward, layers.pair_backward, layers.more, layers.ends, strict=True
+    for pair_forward, pair_backward, more, ends in zip(
+        pair.forward, pair.backward, pair.more, pair.ends, strict=True
     ):
         spent = sum(
             np.minimum(
                 least * in_pair + (1 - least) * outside,
                 most_paired * in_pair + (1 - most_paired) * outside,
             )
-            for in_pair, outside in ((forward, layers.forward), (backward, layers.backward))
+            for in_pair, outside in ((pair_forward, forward), (pair_backward, backward))
         )
         # Other layers may be the partners of as many of the usual ones.
         shared = least * more
@@ -112,7 +100,7 @@ def pipeline_seconds(
         mean = m / p * (total + of_ends) + blocking
         most = m / directions * busiest + of_a_rank
         spent[usual] += shared
-        passes = np.minimum(1.0, ((layers.forward + layers.backward) / spent).min(axis=0))
+        passes = np.minimum(1.0, ((forward + backward) / spent).min(axis=0))
         factor = _bubbles(pipelines.names, shares, passes, m, p) * one_each
         best = np.maximum.reduce([best, mean, most, (of_a_rank + total * factor) * one_each])
     return best

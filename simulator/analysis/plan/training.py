@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from statistics import mean, median
@@ -42,14 +42,6 @@ TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Bounded:
-    """A legal layout and what its ideal step takes at least."""
-
-    layout: TrainingLayout
-    bound: TrainingBound
-
-
-@dataclass(frozen=True, slots=True)
 class SimulatedLayout:
     """A layout that was simulated."""
 
@@ -75,8 +67,8 @@ class TrainingPlan:
     axes: Mapping[str, tuple[object, ...]]
     lost: Mapping[str, int]
     """{kind: layouts that are not legal, or do not fit}"""
-    ranked: tuple[Bounded, ...]
-    """Those that are legal and may fit, by bound."""
+    ranked: tuple[TrainingBound, ...]
+    """Of those that are legal and may fit, the least first."""
     simulated: tuple[SimulatedLayout, ...]
     """By step, those that do not run last."""
     own: TrainingLayout | None
@@ -97,7 +89,7 @@ class TrainingPlan:
         """Layouts whose bound exceeds the fastest step, so that they cannot be faster."""
         if self.best is None or self.best.step_s is None:
             return 0
-        return sum(each.bound.seconds > self.best.step_s for each in self.ranked)
+        return sum(each.seconds > self.best.step_s for each in self.ranked)
 
     @property
     def tightness(self) -> float | None:
@@ -138,7 +130,7 @@ class TrainingPlan:
 
 def bounded_layouts(
     path: str, changes: Sequence[str], axes: Mapping[str, tuple[object, ...]], *, jobs: int = 1
-) -> tuple[list[Bounded], Counter[str]]:
+) -> tuple[list[TrainingBound], Counter[str]]:
     """Every legal layout of a training scenario by its bound; and how many others, by kind.
 
     Args:
@@ -149,24 +141,22 @@ def bounded_layouts(
     count = 1 if jobs == 1 else min(2 * jobs, len(axes["ep"]))
     parts = [dict(axes) | {"ep": axes["ep"][first::count]} for first in range(count)]
     lost: Counter[str] = Counter()
-    found: list[Bounded] = []
+    found: list[TrainingBound] = []
     inputs = [(path, tuple(changes), part) for part in parts]
-    for layouts, others in run_in_order(_bounded_part, inputs, jobs=jobs):
-        found += [Bounded(layout, TrainingBound(*bound)) for layout, bound in layouts]
+    for bounds, others in run_in_order(_bounded_part, inputs, jobs=jobs):
+        found += bounds
         lost += others
-    return sorted(found, key=lambda each: each.bound.seconds), lost
+    return sorted(found, key=lambda each: each.seconds), lost
 
 
 def _bounded_part(
     path: str, changes: Sequence[str], axes: Mapping[str, tuple[object, ...]]
-) -> tuple[list[tuple[TrainingLayout, tuple[Seconds, ...]]], Counter[str]]:
-    """Layouts with the numbers of their bounds, in their own order."""
+) -> tuple[list[TrainingBound], Counter[str]]:
+    """Bounds of layouts in their own order."""
     lost: Counter[str] = Counter()
     scenario = load_scenario(path, changes)
     layers = LayerFacts(scenario, traces_in(scenario.file.traces))
-    found = candidates(layers, axes, lost)
-    bounds = map(astuple, TrainingBounds(layers).of(found))
-    return list(zip((each.layout for each in found), bounds, strict=True)), lost
+    return TrainingBounds(layers).of(candidates(layers, axes, lost)), lost
 
 
 def layout_metrics(scenario: str, overrides: Sequence[str]) -> Metrics:
@@ -204,7 +194,7 @@ def plan_training(
     own: bool = False,
     kept: Path | None = None,
     known: Mapping[str, Point] | None = None,
-    bounded: Callable[[Sequence[Bounded], Mapping[str, int]], object] = lambda *_: None,
+    bounded: Callable[[Sequence[TrainingBound], Mapping[str, int]], object] = lambda *_: None,
     done: Callable[[Point], object] = lambda _: None,
 ) -> TrainingPlan:
     """Look for the layout whose ideal step is shortest.
@@ -246,7 +236,7 @@ def plan_training(
         part = [
             (number, each)
             for number, each in enumerate(ranked[place : place + missing], place)
-            if each.bound.seconds <= fastest
+            if each.seconds <= fastest
         ]
         place += missing
         if not part:
@@ -262,7 +252,7 @@ def plan_training(
 def _simulated(
     path: str,
     settled: Sequence[str],
-    part: Sequence[tuple[int, Bounded]],
+    part: Sequence[tuple[int, TrainingBound]],
     *,
     jobs: int,
     kept: Path | None,
@@ -277,7 +267,7 @@ def _simulated(
     points = [point_at(path, settled, each.layout.settings) for _, each in alike]
     rows = run_sweep(points, path, layout_metrics, kept=kept, known=known, jobs=jobs, done=done)
     return [
-        SimulatedLayout(number, each.layout, each.bound.seconds, row)
+        SimulatedLayout(number, each.layout, each.seconds, row)
         for (number, each), row in zip(alike, rows, strict=True)
     ]
 

@@ -45,12 +45,14 @@ from simulator.analysis.plan.layer_seconds import (
 )
 from simulator.analysis.plan.pair_seconds import (
     TRANSFERS,
+    PairSeconds,
 )
-from simulator.analysis.plan.pipeline_bounds import LayerTimes, Pipelines, pipeline_seconds
+from simulator.analysis.plan.pipeline_bounds import Pipelines, pipeline_seconds
 from simulator.analysis.plan.training_candidates import (
     Candidate,
     LayerFacts,
 )
+from simulator.analysis.plan.training_layouts import TrainingLayout
 from simulator.execution.optimizer import Rings
 from simulator.execution.training_fabric import copies_of
 from simulator.hardware.network.fabric_load import NO_LIMIT
@@ -83,6 +85,7 @@ whose two layers exchange tokens."""
 class TrainingBound:
     """What a layout's ideal step takes at least, and of what."""
 
+    layout: TrainingLayout
     pipeline_s: Seconds
     optimizer_s: Seconds
     compute_s: Seconds
@@ -146,11 +149,11 @@ class TrainingBounds:
         pair_backward[TRANSFERS] += state[:, 1]
         blocking = [self._blocking(each) for each in candidates]
         pipeline = pipeline_seconds(
-            LayerTimes(
-                forward=work("forward", 0, ("compute", "transfers", "chain")),
-                backward=work("backward", 1, ("compute", "transfers", "chain", "with_combine")),
-                pair_forward=pair_forward,
-                pair_backward=pair_backward,
+            work("forward", 0, ("compute", "transfers", "chain")),
+            work("backward", 1, ("compute", "transfers", "chain", "with_combine")),
+            PairSeconds(
+                forward=pair_forward,
+                backward=pair_backward,
                 more=known[kinds[usual]].pair.more[:, at],
                 ends=known[kinds[usual]].pair.ends[:, at],
             ),
@@ -184,7 +187,9 @@ class TrainingBounds:
             whole["transfers"],
         )
         rows = zip(*(np.asarray(column).tolist() for column in columns), strict=True)
-        return [TrainingBound(*row) for row in rows]
+        return [
+            TrainingBound(each.layout, *row) for each, row in zip(candidates, rows, strict=True)
+        ]
 
     # -- layouts -------------------------------------------------------------------------------
 

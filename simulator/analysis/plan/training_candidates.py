@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from reference_model.trace import OperatorTrace, Split
 from simulator.analysis.plan.layer_room import (
-    StateBytes,
     fewest_on_the_fullest,
     state_of_layers,
 )
@@ -190,13 +189,15 @@ class LayerFacts:
         found: Sharding | None = self._made[key]
         return found
 
-    def state(self, sharding: Sharding, shape: LayerShape, parallel: ParallelLayout) -> StateBytes:
-        """Of the usual layers on one GPU."""
+    def state(
+        self, sharding: Sharding, shape: LayerShape, parallel: ParallelLayout
+    ) -> tuple[float, float]:
+        """`state_of_layers` of the usual ones on one GPU."""
         key = ("state", id(sharding), shape.tp, shape.etp, parallel.local_experts)
         if key not in self._made:
             held = self.held(shape, parallel)[self.usual[0]]
             self._made[key] = state_of_layers(sharding, held)
-        found: StateBytes = self._made[key]
+        found: tuple[float, float] = self._made[key]
         return found
 
     def held(self, shape: LayerShape, parallel: ParallelLayout) -> dict[str, HeldParameters]:
@@ -263,7 +264,8 @@ class _Legal(NamedTuple):
     zero: int
     facts: ScheduleFacts
     sharding: Sharding
-    state: StateBytes
+    state: tuple[float, float]
+    """`state_of_layers`"""
 
 
 def candidates(
@@ -316,13 +318,14 @@ def _fullest(
     found = np.zeros(len(legal), dtype=np.int64)
     for places in same.values():
         own = [legal[place] for place in places]
-        state = np.array([(each.state.each, each.state.once) for each in own])
+        state = np.array([one.state for one in own])
         kept = np.zeros((len(own), 2))
         if activations is not None:
             kept = np.array([activations[each.shapes[0]] for each in own])
         found[places] = fewest_on_the_fullest(
             own[0].facts,
-            StateBytes(state[:, 0], state[:, 1]),
+            each=state[:, 0],
+            once=state[:, 1],
             usual=usual,
             others=len(layers.layers) - usual,
             capacity=capacity,

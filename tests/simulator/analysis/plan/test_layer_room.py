@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from simulator.analysis.plan.layer_room import (
-    StateBytes,
     fewest_on_the_fullest,
     state_bytes,
     state_of_layers,
@@ -15,13 +14,12 @@ from simulator.analysis.plan.schedule_facts import HeldAtLeast, schedule_facts
 from simulator.scenario.training import OptimizerTypes
 from simulator.workload.sharding import HeldParameters, Parameters, Sharding
 
-STATE = StateBytes(each=np.array([10.0]), once=np.array([0.0]))
 
-
-def fewest(facts, *, saved, workspace=0.0, state=STATE, **given):
-    """Of one layout."""
+def fewest(facts, *, saved, workspace=0.0, once=0.0, **given):
+    """Of one layout, with 10 bytes of state for each layer."""
+    room = {"each": 10.0, "once": once, "saved": saved, "workspace": workspace}
     (found,) = fewest_on_the_fullest(
-        facts, state, saved=np.array([saved]), workspace=np.array([workspace]), **given
+        facts, **{name: np.array([size]) for name, size in room.items()}, **given
     )
     return int(found)
 
@@ -53,8 +51,7 @@ def test_ranks_without_room_for_a_layer_are_as_few_as_other_layers():
 
 def test_workspace_and_state_that_is_there_once_take_their_room():
     facts = schedule_facts("1f1b", None, 2, 8)
-    kept = {"usual": 6, "others": 2, "saved": 5.0, "workspace": 1.0}
-    kept |= {"state": StateBytes(each=np.array([10.0]), once=np.array([2.0]))}
+    kept = {"usual": 6, "others": 2, "saved": 5.0, "workspace": 1.0, "once": 2.0}
     assert fewest(facts, capacity=62.0, **kept) == -1
     assert fewest(facts, capacity=63.0, **kept) == 3
 
@@ -63,7 +60,8 @@ def test_several_layouts_of_a_schedule_are_looked_at_at_once():
     facts = schedule_facts("1f1b", None, 2, 8)
     found = fewest_on_the_fullest(
         facts,
-        StateBytes(np.array([10.0, 20.0]), np.zeros(2)),
+        each=np.array([10.0, 20.0]),
+        once=np.zeros(2),
         usual=4,
         others=2,
         capacity=60.0,
@@ -79,7 +77,8 @@ def of_alike(kept, *, usual, each, saved, room, ranks=1):
     facts = replace(schedule_facts("1f1b", None, ranks, 8), held=(kept,) * ranks)
     (found,) = fewest_on_the_fullest(
         facts,
-        StateBytes(np.array([each]), np.zeros(1)),
+        each=np.array([each]),
+        once=np.zeros(1),
         usual=usual,
         others=0,
         capacity=room,
@@ -119,13 +118,11 @@ def test_state_of_layers_is_never_more_than_that_of_so_many(zero):
         zero, OptimizerTypes(), 8, 2, gathers_ahead=True, reduces_beside=True, pairs=True
     )
     layer = HeldParameters(Parameters(1000, 600, 600, 650.0), Parameters(4000, 4000, 4000, 4100.0))
-    state = state_of_layers(sharding, layer)
+    each, once = state_of_layers(sharding, layer)
     for count in (1, 2, 3, 7):
         whole = state_bytes(sharding, layer, count)
-        assert state.once + count * state.each <= whole + 1e-6
-    assert state_bytes(sharding, layer, 7) - state_bytes(sharding, layer, 6) == pytest.approx(
-        state.each
-    )
+        assert once + count * each <= whole + 1e-6
+    assert state_bytes(sharding, layer, 7) - state_bytes(sharding, layer, 6) == pytest.approx(each)
 
 
 def test_state_of_layers_is_their_weights_gradients_and_optimizer():

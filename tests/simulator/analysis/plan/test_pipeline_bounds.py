@@ -5,8 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from simulator.analysis.plan.pair_seconds import PairSeconds
 from simulator.analysis.plan.pipeline_bounds import (
-    LayerTimes,
     Pipelines,
     ends_of_ranks,
     pipeline_seconds,
@@ -45,14 +45,14 @@ def pipelines(name, virtual, microbatches, **given):
 # Of the usual layers a forward takes 2 and a backward 3; of the other one 1 each, also in pairs.
 ALONE = {"forward": np.array([[2.0], [1.0]]), "backward": np.array([[3.0], [1.0]])}
 NO_PAIRS = {
-    "pair_forward": ALONE["forward"][None],
-    "pair_backward": ALONE["backward"][None],
+    "forward": ALONE["forward"][None],
+    "backward": ALONE["backward"][None],
     "more": np.zeros((1, 1)),
     "ends": np.zeros((1, 1)),
 }
 PAIRS = {
-    "pair_forward": np.array([[[1.0], [1.0]]]),
-    "pair_backward": np.array([[[2.0], [1.0]]]),
+    "forward": np.array([[[1.0], [1.0]]]),
+    "backward": np.array([[[2.0], [1.0]]]),
     "more": np.array([[0.4]]),
     "ends": np.array([[0.5]]),
 }
@@ -60,8 +60,9 @@ PAIRS = {
 
 def seconds(times, of, *, gap=0.0, staggered=False):
     (found,) = pipeline_seconds(
-        LayerTimes(**ALONE, **times), of, counts=[6, 1], usual=0, gap=gap, staggered=staggered
-    )
+        **ALONE, pair=PairSeconds(**times), pipelines=of, counts=[6, 1], usual=0, gap=gap,
+        staggered=staggered,
+    )  # fmt: skip
     return float(found)
 
 
