@@ -40,7 +40,9 @@ def test_a_run_that_never_fails_costs_its_steps() -> None:
         1.2e6 / 3600 * 16384 / 1.6777216, rel=1e-12
     )
     assert metrics["interval_80"]["days"] == [metrics["days"]] * 2
-    assert metrics["ideal"] == metrics["without_failures"]
+    whole = {"days": 1.8e6 / 86400, "gpu_hours": 500 * 16384, "cost_usd": 1000 * 16384}
+    assert metrics["ideal"] == pytest.approx(whole, rel=1e-12)
+    assert metrics["without_failures"] == pytest.approx(whole, rel=1e-12)
     assert metrics["checkpoint"] is None
     assert "mfu_causal" not in metrics  # nothing says how much a stated step computes
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from small_plans import CHANGES, FIXED, IDEAL, SCENARIO
 
+from simulator.analysis.plan import training_bounds
 from simulator.analysis.plan.training_bounds import TrainingBounds
 from simulator.analysis.plan.training_candidates import LayerFacts, candidates
 from simulator.analysis.plan.training_layouts import axis_values
 from simulator.analysis.run import metrics_of
+from simulator.execution.optimizer import Rings
 from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.scenario.files import load_scenario
 from simulator.scenario.training import OptimizerTypes
@@ -146,3 +148,95 @@ def test_a_send_of_a_micro_batch_blocks_its_rank_over_what_reaches_the_next(
         facts=SimpleNamespace(crossings=6),
     )
     assert TrainingBounds._blocking(bounds, candidate) == (send_s, sends)
+
+
+@pytest.mark.parametrize(
+    ("zero", "rings", "state"),
+    [
+        (1, True, {}),
+        (3, False, {}),
+        (2, True, {"moe": (0.0, 120_000.0)}),
+        (3, True, {"moe": (6000.0, 126_000.0)}),
+    ],
+)
+def test_state_of_a_layer_is_gathered_before_its_work_and_reduced_after(zero, rings, state):
+    """2,000 bytes of BF16 parameters and 8,000 of experts, FP32 gradients twice that; 1 s per byte
+    that is gathered and 10 s that is reduced, of experts half."""
+
+    class Links:
+        def seconds(self, transfers, operation, size, *, experts):
+            each = {"all_gather": 1.0, "reduce_scatter": 10.0}[operation]
+            return SimpleNamespace(seconds=np.array([size * each * (0.5 if experts else 1.0)]))
+
+    bounds = SimpleNamespace(
+        prices=SimpleNamespace(costs_of=lambda *_: SimpleNamespace(transfers_=None)),
+        layers=SimpleNamespace(held=lambda *_: {"moe": LAYER}),
+        _rings=lambda _: Links() if rings else None,
+        _made={},
+    )
+    candidate = SimpleNamespace(
+        sharding=sharded(zero),
+        shape=SimpleNamespace(tp=1),
+        parallel=SimpleNamespace(local_experts=1),
+    )
+    assert TrainingBounds._state(bounds, candidate) == state
+
+
+@pytest.mark.parametrize(("rings", "each"), [("rings", 0.5 + 2.0), (None, 0.5)])
+def test_the_optimizer_of_a_rank_is_its_share_of_that_of_all_layers(rings, each):
+    """Two directions over eight ranks: a quarter of a dense and two other layers of 5,000
+    parameters, half a second for each parameter to update and two to exchange."""
+    bounds = SimpleNamespace(
+        layers=SimpleNamespace(
+            held=lambda *_: {"dense": LAYER, "moe": LAYER}, layers=("dense", "moe", "moe")
+        ),
+        _rings=lambda _: rings,
+        _update=lambda sharding, whole: 0.5 * whole.every.count,
+        _collectives=lambda candidate, rings, sharding, whole: 2.0 * whole.every.count,
+        _made={},
+    )
+    candidate = SimpleNamespace(
+        sharding=None,
+        shape=SimpleNamespace(tp=1, etp=1),
+        parallel=SimpleNamespace(local_experts=1),
+        layout=SimpleNamespace(pp=8),
+        facts=SimpleNamespace(schedule=SimpleNamespace(directions=2)),
+    )
+    assert TrainingBounds._optimizer(bounds, candidate) == 15_000 * each / 4
+
+
+@pytest.mark.parametrize(
+    ("parallel", "known"),
+    [({}, True), ({"stage_gpus": 4}, False), ({"axes": ("pipeline", "data")}, False)],
+)
+def test_rings_are_known_where_every_stage_fills_its_domains(parallel, known, monkeypatch):
+    given = {"stage_gpus": 16, "gpus_per_domain": 8, "axes": ("data", "pipeline")}
+    monkeypatch.setattr(
+        training_bounds, "copies_of", lambda parallel, holders, *, experts: (holders, experts)
+    )
+    candidate = SimpleNamespace(
+        parallel=SimpleNamespace(**given | parallel), facts=SimpleNamespace(holders=3)
+    )
+    found = TrainingBounds._rings(SimpleNamespace(_made={}), candidate)
+    assert found == (Rings((3, False), (3, True), NO_LIMIT, NO_LIMIT) if known else None)
+
+
+def test_work_of_a_rank_is_that_of_all_layers_over_the_ranks(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    scenario = load_scenario(SCENARIO, [*CHANGES, *IDEAL])
+    layers = LayerFacts(scenario, traces_in(None))
+    one = next(
+        each
+        for each in candidates(layers, axis_values(scenario, FIXED), Counter())
+        if each.layout.pp == 2
+    )
+    bounds = TrainingBounds(layers)
+    (found,) = bounds.of([one])
+    prices = bounds.prices.of({one.shape: one.parallel}, tuple(dict.fromkeys(layers.layers)))
+    for name, of_rank in (("compute", found.compute_s), ("transfers", found.exchange_s)):
+        of_all = sum(
+            getattr(work, name).item()
+            for kind in layers.layers
+            for work in (prices[kind].forward, prices[kind].backward)
+        )
+        assert of_rank == pytest.approx(one.facts.microbatches * of_all / 2, rel=1e-12)
