@@ -8,11 +8,11 @@ import pytest
 
 from simulator.analysis.run import simulate
 from simulator.execution import timeline, training_draws
-from simulator.execution.draws import scaled_seconds
+from simulator.execution.draws import Draws, drawn, scaled_seconds
 from simulator.execution.optimizer import OptimizerStep
 from simulator.execution.training_draws import _Drawing, _layers, draw_step, exchanged
 from simulator.execution.training_ranks import RowsOfLayers, durations, group_spans
-from simulator.hardware.prediction import one_time
+from simulator.hardware.prediction import NORMAL_80, one_time
 from simulator.scenario.files import load_scenario
 from simulator.workload.schedules.order import INPUT_BACKWARD, WEIGHT_GRADIENT
 from simulator.workload.task_graph import Stream, TaskGraph
@@ -281,7 +281,7 @@ def test_the_published_trace_of_a_pair_shows_as_much_waiting_as_its_priors_say(s
 @pytest.mark.parametrize(("zero", "in_step"), [(1, False), (2, True)])
 def test_replicas_meet_in_every_micro_batch_where_they_exchange_gradients_in_it(zero, in_step):
     found = run(*SMALL, *ALIKE, f"training.zero={zero}", "training.schedule=1f1b")
-    drawing = _Drawing(found, 4)
+    drawing = _Drawing(found)
     assert found.layout.stage_gpus == found.layout.group == 32
     assert (drawing.in_step, drawing.meeting) == (in_step, 32)
 
@@ -299,6 +299,24 @@ def test_layers_count_from_the_end_of_a_stage_backward_but_for_what_runs_with_it
     assert [place for _, place in _layers(alone, weights)] == [2, 1, 0]
 
 
+def stream(*seed):
+    """The first number of a generator."""
+    return np.random.default_rng(seed).random()
+
+
+def given_shares(shares, monkeypatch):
+    """Rows over their mean in the place of drawn ones; and what is asked of them."""
+    asked = []
+
+    def drawn(*, ranks, cases, rng):
+        asked.append((ranks, cases, rng.random()))
+        return shares
+
+    rows = SimpleNamespace(shares=drawn)
+    monkeypatch.setattr(training_draws, "drawn_rows", lambda *_: rows)
+    return asked
+
+
 @pytest.mark.parametrize(
     ("shares", "levels"),
     [
@@ -310,16 +328,186 @@ def test_layers_count_from_the_end_of_a_stage_backward_but_for_what_runs_with_it
     ],
 )
 def test_levels_of_rows_are_those_of_the_least_and_the_busiest_rank(shares, levels, monkeypatch):
-    rows = SimpleNamespace(shares=lambda **_: shares)
-    monkeypatch.setattr(training_draws, "drawn_rows", lambda *_: rows)
-    drawing = SimpleNamespace(run=None, priors=None, seed=0, job=SimpleNamespace(ep=2))
+    asked = given_shares(shares, monkeypatch)
+    drawing = SimpleNamespace(run=None, priors=None, seed=9, job=SimpleNamespace(ep=2))
     assert _Drawing._levels(drawing) == pytest.approx(levels, rel=1e-12)
+    assert asked == [(2, (1,), stream(9, 2))]
 
 
 def test_the_drawn_pair_is_that_of_the_middle_pipeline_rank_on_gpus_that_differ():
     found = run(*SMALL, *KNOWN, "skew={setting: none, clock_sd: 2%}")
-    drawing = _Drawing(found, 4)
+    drawing = _Drawing(found)
     pair = drawing._blocks()[drawing.ideal.pair.key]
     drawing._optimizer()
     (spans,) = group_spans(pair, [drawing._ranks()], [1])
-    assert _Drawing(found, 4).step().pair_s.tolist() == spans[0, 0, 0].tolist()
+    assert _Drawing(found).step().pair_s.tolist() == spans[0, 0, 0].tolist()
+
+
+def test_every_kind_of_draw_has_numbers_of_its_own(monkeypatch):
+    """So that one prior moves nothing but itself: the seed with 1 for priors, 3 for GPUs."""
+    found = run(*SMALL, *KNOWN, "seed=7", "skew={setting: none, clock_sd: 2%}")
+    drawing = _Drawing(found)
+    # Of ten priors the second is that of clocks; two have no value, and of draws after them lone
+    # chunks keep their SMs in none.
+    normals = np.random.default_rng([7, 1]).standard_normal((10, 256))
+    assert drawing.priors["optimizer.efficiency"].tolist() == [1.0] * 256
+    assert drawing.priors["lone_chunks_keep_sms"].tolist() == [0.0] * 256
+    assert drawing.priors["skew.clock_sd"] == pytest.approx(np.full(256, 0.02), rel=1e-12)
+    uncertain = run(*SMALL, "seed=7").job.skew.clock_sd
+    of_uncertain = _Drawing(run(*SMALL, "seed=7")).priors["skew.clock_sd"]
+    assert of_uncertain.tolist() == drawn(uncertain, normals[1]).tolist()
+    clock = np.random.default_rng([7, 3]).standard_normal((64, 256), dtype=np.float32)
+    expected = np.exp(clock * np.float32(0.02)).reshape(2, 1, 32, 256)
+    assert drawing._ranks().clock == pytest.approx(expected, rel=1e-6)
+    # And 4 for what an action takes.
+    monkeypatch.setattr(training_draws, "action_seconds", lambda series, keys, *, rng: rng.random())
+    assert drawing._seconds({}) == stream(7, 4)
+
+
+def test_sends_are_slower_by_what_nics_achieve():
+    found = run(*SMALL)
+    nic, drawing = found.scenario.calibration.transfers.nic, _Drawing(found)
+    normal = drawing.draws.of("transfers") / NORMAL_80
+    for slower, number in zip(drawing.slower_sends, normal, strict=True):
+        ends = nic.value / nic.low if number > 0 else nic.high / nic.value
+        assert slower == pytest.approx(ends**number, rel=1e-12)
+
+
+def test_a_host_pauses_in_each_action_by_its_share_of_the_step():
+    """Ranks of two actions and of one; four GPUs meet in two replicas of each."""
+    priors = {
+        "skew.host_pause.rate": np.array([1.0, 8.0]),
+        "skew.host_pause.seconds": np.array([3.0, 5.0]),
+    }
+    drawing = SimpleNamespace(
+        priors=priors, seed=9, keys=[["a", "b"], ["c"]], meeting=4, samples=2,
+        run=SimpleNamespace(layout=SimpleNamespace(stage_gpus=8)),
+    )  # fmt: skip
+    means = np.array([[[2.0, 16.0]] * 2] * 2 + [[[4.0, 32.0]] * 2])
+    counts = np.random.default_rng([9, 5]).poisson(means)
+    assert _Drawing._pauses(drawing).tolist() == (counts * [3.0, 5.0]).tolist()
+
+
+def known_times(*seconds):
+    """Times without an interval."""
+    return one_time(*seconds * 3, provenance=0, family="update")
+
+
+@pytest.mark.parametrize(
+    ("skewed", "seconds"), [(True, 4 + 9 * 2 + 5 + 2 + 3 * 4), (False, 4 + 9 + 5 + 2 + 3)]
+)
+def test_an_optimizer_exchanges_updates_multiplies_and_copies_one_after_the_other(skewed, seconds):
+    """Half of the rate of HBM and a quarter of that of the CPU, of GPUs that differ."""
+    part = OptimizerStep(
+        reduce_s=3.0, update=known_times(9.0), gather_s=1.0, exchange_ends_s=(4.0, 4.0),
+        products=known_times(5.0), on_cpu_s=(2.0, 3.0),
+    )  # fmt: skip
+    drawing = SimpleNamespace(
+        skewed=skewed,
+        priors={
+            "optimizer.efficiency": np.array([0.5]),
+            "optimizer.cpu_efficiency": np.array([0.25]),
+        },
+        draws=Draws(np.random.default_rng(0), common_share=0.0, samples=1),
+        normal=np.zeros(1),
+        samples=1,
+        ideal=SimpleNamespace(optimizer=[part, part]),
+    )
+    drawing.draws.device = np.zeros(1)
+    assert _Drawing._optimizer(drawing) == pytest.approx(np.full((2, 1), seconds), rel=1e-12)
+
+
+def test_memory_goes_with_the_rows_that_are_held_and_workspace_with_the_most():
+    """Half as many rows again take 10 more bytes of activations and 2 of workspace."""
+    mean, busy = (
+        SimpleNamespace(total=100.0, activations=held, workspace=most)
+        for held, most in ((20.0, 10.0), (30.0, 12.0))
+    )
+    drawing = SimpleNamespace(
+        run=SimpleNamespace(memory=[mean], memory_at=lambda rows: [busy] * (rows == 1.5)),
+        samples=2,
+        skewed=True,
+        _levels=lambda: (0.5, 1.5),
+        _held_layers=lambda rank: 7,
+        _held_rows=lambda layers: (np.array([1.0, 1.25]), np.array([1.0, 2.0])),
+    )
+    more = 10 / 0.5 * 0.25 + 2 / 0.5 * 1.0
+    assert _Drawing._memory(drawing).tolist() == [[100.0, 100.0 + more]]
+    drawing.skewed = False
+    assert _Drawing._memory(drawing).tolist() == [[100.0, 100.0]]
+
+
+@pytest.mark.parametrize(("changes", "layers"), [("step", 1 + 2), ("micro_batch", 1 * 1 + 2 * 2)])
+def test_layers_with_rows_of_their_own_are_those_of_all_micro_batches_held(
+    changes, layers, monkeypatch
+):
+    held = SimpleNamespace(stages=(0, 1), whole=np.array([[1, 2], [3, 0]]))
+    monkeypatch.setattr(training_draws, "held_activations", lambda *_: held)
+    rows = SimpleNamespace(changes=changes)
+    drawing = SimpleNamespace(
+        run=SimpleNamespace(schedule=None, stages=(("dense", "moe"), ("moe", "mtp"))),
+        job=SimpleNamespace(skew=SimpleNamespace(rows=rows)),
+    )
+    assert _Drawing._held_layers(drawing, 0) == layers
+
+
+def test_means_of_more_layers_than_are_drawn_vary_less(monkeypatch):
+    """Of sixteen layers four are drawn, so that means lie half as far from 1."""
+    monkeypatch.setattr(training_draws, "MOST_HELD", 4)
+    # [ranks, replicas, layers, draws]
+    shares = np.ones((2, 3, 4, 1))
+    shares[1, 2, :, 0] = [1.5, 1.5, 1.0, 1.6]
+    shares[0, 1, 3, 0] = 1.9
+    asked = given_shares(shares, monkeypatch)
+    layout = SimpleNamespace(expert_replicas=3)
+    drawing = SimpleNamespace(
+        run=SimpleNamespace(layout=layout), priors=None, seed=9, job=SimpleNamespace(ep=2),
+        samples=1,
+    )  # fmt: skip
+    held, most = _Drawing._held_rows(drawing, 16)
+    assert (held.tolist(), most.tolist()) == ([pytest.approx(1 + 0.4 / 2, rel=1e-12)], [1.9])
+    assert asked == [(2, (3, 4), stream(9, 6))]
+    assert [each.tolist() for each in _Drawing._held_rows(drawing, 0)] == [[1.0], [1.0]]
+
+
+def test_a_time_changes_with_rows_relative_to_both():
+    """Four tasks of 2 s at the mean; at half as many rows again 3 s, 2 s, 2.5 s and none."""
+    at = {"chunk": SimpleNamespace(seconds=np.full(4, 2.0))}
+    drawing = SimpleNamespace(
+        run=SimpleNamespace(operators_at=lambda rows: rows, immediate=None),
+        _cost=lambda graphs: {"chunk": SimpleNamespace(seconds=np.array([3.0, 2.0, 2.5, 0.0]))},
+    )
+    graphs = {"chunk": SimpleNamespace(tasks=[None] * 4)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_draws, "lower_key", lambda *_, **__: None)
+        found = _Drawing._change(drawing, graphs, at, 1.5)
+        assert found["chunk"].tolist() == [1.0, 0.0, 0.5, -2.0]
+        assert _Drawing._change(drawing, graphs, at, 1.0)["chunk"].tolist() == [0.0] * 4
+
+
+def test_actions_are_summed_by_work_and_replicas_averaged():
+    """Two forwards and a backward on rank 0, of two replicas; a forward on rank 1."""
+    works = ("forward", "backward", "forward", "forward")
+    pipeline = SimpleNamespace(
+        actions=lambda: [SimpleNamespace(work=work) for work in works],
+        rank=np.array([0, 0, 0, 1]),
+        start_s=np.zeros((4, 2, 1)),
+        end_s=np.array([[1.0, 3.0], [10.0, 20.0], [5.0, 5.0], [7.0, 9.0]])[..., None],
+        makespans_s=np.array([[30.0], [40.0]]),
+        waiting_for_sends_s=np.array([[[1.0], [2.0]], [[3.0], [5.0]]]),
+    )
+    drawing = SimpleNamespace(
+        run=SimpleNamespace(schedule=SimpleNamespace(ranks=2)),
+        samples=1, priors={}, _ends=lambda _: np.array([45.0]), _memory=lambda: None,
+    )  # fmt: skip
+    steps = [np.array([step]) for step in range(6)]
+    found = _Drawing._drawn(drawing, steps, pipeline, None, None, waiting=None)
+    assert found.works == ("forward", "backward")
+    assert found.actions_s[:, :, 0].tolist() == [[2 + 5, 15], [8, 0]]
+    assert found.sends_s[:, 0].tolist() == [1.5, 4.0]
+    # The slower replica ends at 40 s; the host launches until 45 s.
+    assert (found.pipeline_s.tolist(), found.host_s.tolist()) == ([45.0], [5.0])
+    names = ("alike_s", "uneven_s", "slower_s", "step_s", "upper_bound_s", "equal_documents_s")
+    assert [getattr(found, name).item() for name in names] == [0, 1, 2, 3, 4, 5]
+    found = _Drawing._drawn(drawing, steps[:5], pipeline, None, None, waiting=None)
+    assert found.equal_documents_s is None
