@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 
 from simulator.execution import serving_draws
+from simulator.execution.draws import drawn
 from simulator.execution.serving_draws import (
     CORES,
     NODES,
     ServingRanks,
     _Kernels,
+    _Kind,
+    draw_ranks,
     expected_s,
+    priors_of,
+    row_ratios,
     step_draws,
     times_without_waiting,
 )
@@ -21,7 +26,7 @@ from simulator.execution.serving_run import prepare_serving
 from simulator.execution.serving_step import serving_step
 from simulator.scenario.files import load_scenario
 from simulator.workload.recorded import recorded_trace
-from simulator.workload.task_graph import Stream
+from simulator.workload.task_graph import Stream, Task, TaskGraph
 
 ALIKE = "skew={setting: none, rows: {form: max_over_mean, max_over_mean: 1.0}}"
 """Drawn on every rank, though nothing makes ranks differ."""
@@ -243,3 +248,278 @@ def test_the_share_of_a_block_that_goes_with_the_clock_is_that_of_its_tasks_by_t
     assert found.of_rows.tolist() == [[8.0], [22.0]]
     assert found.rows_clocked.tolist() == [2.5 / 8]
     assert found.fixed.tolist() == [0.5]
+
+
+def test_ranks_are_drawn_as_groups_that_share_heads_and_their_neighbours(monkeypatch):
+    """Eight GPUs, pairs of which share heads, all a tenth slower and paused twice for 3 s, with
+    rows of each GPU by its number, then ten more in the second micro-batch."""
+    asked = []
+
+    def rows_over_mean(model, *, layers, mean_rows, priors, rng):
+        asked.append((layers, mean_rows))
+        return [[np.arange(8.0)[:, None] + 10 * batch for batch in range(2)]]
+
+    monkeypatch.setattr(serving_draws, "rows_over_mean", rows_over_mean)
+    model = SimpleNamespace(
+        job=SimpleNamespace(gpus=8, attention_tp=2, micro_batches=2),
+        cluster=SimpleNamespace(node=SimpleNamespace(gpus=4)),
+        graph=SimpleNamespace(layers=("dense", "moe", "moe", "mtp")),
+        expert_ranks=8,
+    )
+    names = ("clock_sd", "work_sd", "slow_gpus.share", "slow_gpus.slowdown", "host_pause.rate")
+    values = (0.0, 0.25, 1.0, 0.1, 2.0)
+    priors = {name: np.array([value]) for name, value in zip(names, values, strict=True)}
+    priors["host_pause.seconds"] = np.array([3.0])
+    step = SimpleNamespace(model=model, loads=SimpleNamespace(mean_rows=7.0))
+    found = draw_ranks(step, priors, np.random.default_rng(5))
+    assert asked == [(3, 7.0)]
+    assert found.clock.tolist() == np.ones((2, 4, 1)).tolist()
+    assert found.slow.tolist() == np.full((2, 4, 1), np.float32(1.1)).tolist()
+    assert found.pause_s.tolist() == np.full((2, 4, 1), 6.0).tolist()
+    for batch, part in enumerate(found.rows[0]):
+        assert (part[..., 0] - 10 * batch).tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    # Behind numbers of eight clocks, two machines and eight pauses, one for each group and batch.
+    rng = np.random.default_rng(5)
+    rng.standard_normal((8, 1), dtype=np.float32), rng.random((2, 1), dtype=np.float32)
+    rng.random((8, 1))
+    first, second = (1 + 0.25 * rng.standard_normal((1, 4, 1)) for _ in range(2))
+    expected = (first, second, (first + second) / 2)
+    for work, each in zip(found.work, expected, strict=True):
+        assert work == pytest.approx(each, rel=1e-6)
+    # Each of two groups of four has all experts: no rows of their own.
+    model.expert_ranks = 4
+    assert draw_ranks(step, priors, np.random.default_rng(5)).rows == []
+
+
+def test_the_busiest_rank_is_that_of_each_layer_and_draw():
+    one = np.ones((1, 1, 1), dtype=np.float32)
+    # [GPUs of a group, groups, draws]: 3 and 5, 1 and 2; 4 on average in the one and 1.5.
+    layers = [[np.array([[[3.0, 1.0]], [[1.0, 5.0]]])], [np.array([[[1.0, 2.0]], [[0.5, 0.0]]])]]
+    ranks = ServingRanks(one, one, (), one, layers)
+    assert ranks.max_over_mean == (4 + 1.5) / 2
+    assert replace(ranks, rows=[]).max_over_mean == 1.0
+    assert [part.tolist() for part in ranks.of(slice(1, 2)).rows[0]] == [[[[1.0]], [[5.0]]]]
+
+
+def test_active_experts_are_those_of_the_rows_of_all_ranks(monkeypatch):
+    """A tenth of an expert for each row: of four rows on average, 0.5 and 1.5 of them, and 1 in the
+    second micro-batch."""
+    monkeypatch.setattr(serving_draws, "slot_shares", lambda _: None)
+    monkeypatch.setattr(serving_draws, "distinct_slots", lambda _, rows: rows / 10)
+    monkeypatch.setattr(serving_draws, "BALANCED_LAYERS", 1)
+    rows = [[np.array([0.5, 1.5]), np.array([1.0])], [np.array([99.0])]]
+    step = SimpleNamespace(model=None, loads=SimpleNamespace(mean_rows=4.0, active=7.0))
+    found = serving_draws._active_experts(step, SimpleNamespace(rows=rows))
+    assert found == pytest.approx((0.2 + 0.6 + 0.4) / 3, rel=1e-12)
+    assert serving_draws._active_experts(step, SimpleNamespace(rows=[])) == 7.0
+
+
+def test_causes_are_what_the_median_has_beyond_the_ideal_time():
+    found = serving_draws._causes(
+        np.array([1.0, 2.0, 9.0]), ideal_s=1.0, kernels_s=np.array([1.5, 1.25, 1.0]), slower=0.125,
+        paused_s=0.0625,
+    )  # fmt: skip
+    assert found == {
+        "imbalance": 1 - 0.25 - 0.0625 - 0.25,
+        "slower GPUs": 0.25,
+        "host": 0.0625,
+        "uncertain inputs": 0.25,
+    }
+
+
+def test_experts_take_what_their_rows_and_those_that_have_any_take(monkeypatch):
+    """40 rows in the step, 1.25 of the mean: 32 are the mean. A kernel takes 1 s for each row and
+    100 s for each expert, another 1 s for each expert; an expert more has rows for every 20."""
+    monkeypatch.setattr(serving_draws, "slot_shares", lambda _: 20)
+    monkeypatch.setattr(serving_draws, "distinct_slots", lambda shares, rows: rows / shares)
+
+    def expert_times(model, base, asked, wanted):
+        assert (base.parts, wanted) == (layer.parts, [3, 8])
+        return np.array([[rows + 100 * active, active] for rows, active in asked.tolist()])
+
+    monkeypatch.setattr(serving_draws, "expert_times", expert_times)
+    layer = SimpleNamespace(
+        parts={"experts": (3,)},
+        operators={3: {"rows": 40}},
+        part_of=lambda: {8: "experts", 3: "experts", 5: "attention"},
+    )
+    step = SimpleNamespace(
+        model=SimpleNamespace(even_skew=1.25, slot_shares=20), operators={("moe", 0): layer}
+    )
+    found = row_ratios(step, "moe", np.array([0.0, 0.5, 1.25]))
+    # One row at least; 16 rows; 40 rows as in the step; and with next to none one row again.
+    rows, active = np.array([1, 16, 40, 1]), np.array([1, 16, 40, 1]) / 20
+    assert found[3] == pytest.approx((rows + 100 * active) / (40 + 100 * 2), rel=1e-12)
+    assert found[8] == pytest.approx(active / 2, rel=1e-12)
+
+
+def test_kernels_of_experts_are_priced_from_the_fewest_rows_to_the_most(monkeypatch):
+    step = step_of("decode_ep8_h200")
+    nodes = []
+    kernels = SimpleNamespace(kind=lambda block: block)
+    monkeypatch.setattr(
+        serving_draws,
+        "_Kernels",
+        lambda step, scaled, gap, rows, spread: nodes.append(rows) or kernels,
+    )
+    rows = [[np.array([0.5, 1.0])], [np.array([2.0]), np.array([4.5])]]
+    gap = np.array([1.5])
+    found = serving_draws._blocks(step, None, gap, SimpleNamespace(rows=rows))
+    assert nodes[0].tolist() == np.linspace(0.5, 4.5, NODES).tolist()
+    assert (found.fewest, found.nodes_per_row) == (0.5, (NODES - 1) / 4)
+    assert found.gap_s.tolist() == [1.5]
+    found = serving_draws._blocks(step, None, gap, SimpleNamespace(rows=[]))
+    assert found.fewest == 1.0
+    assert nodes[1] == pytest.approx(np.ones(NODES), rel=1e-5)
+
+
+def test_tasks_wait_for_the_group_that_shares_heads_or_for_all_ranks():
+    def meeting(collective, part, segment):
+        task = SimpleNamespace(collective=collective, operator=0, part=part)
+        operator = SimpleNamespace(segment=segment, sizes=(("ranks", 4),), name="x", kind="y")
+        graph = SimpleNamespace(operators=(operator,))
+        return serving_draws.meets(graph, SimpleNamespace(attention=4), task)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving_draws, "collective_ranks", lambda operator, split: 4)
+        segment = next(iter(serving_draws.COLLECTIVE_SEGMENTS))
+        assert meeting(False, "attention_0", segment) == ()
+        assert meeting(True, "attention_0", segment) == (0,)
+        assert meeting(True, "dispatch_wire", segment) == (0, 1)
+        assert meeting(True, "attention_0", "moe") == (0, 1)
+        patch.setattr(serving_draws, "collective_ranks", lambda operator, split: 8)
+        assert meeting(True, "attention_0", segment) == (0, 1)
+
+
+def test_a_block_sums_what_goes_with_clock_and_work_and_what_does_not():
+    """Two kernels of 2 s, half of which goes with the clock, a core of 4 s, a quarter, and a
+    collective of 8 s, with a gap of 0.5 s between each two."""
+    operators = [SimpleNamespace(kind=kind) for kind in ("gemm", "mla_decode", "copy")]
+    kernels = SimpleNamespace(
+        _gap=np.array([0.5]),
+        _scaled=np.array([[2.0], [4.0], [8.0]]),
+        _clocked=np.array([0.5, 0.25, 0.0]),
+        _step=SimpleNamespace(log=SimpleNamespace(graph=SimpleNamespace(operators=operators))),
+        varies=lambda task: False,
+    )
+    block = [
+        SimpleNamespace(operator=n, collective=n == 2, micro_batch=3, stream=Stream.COMPUTE)
+        for n in (0, 1, 2, 0)
+    ]
+    found = _Kernels.kind(kernels, block)
+    names = ("fixed", "plain", "clocked", "cores", "cores_clocked", "rows_clocked")
+    assert [getattr(found, name).item() for name in names] == [3 * 0.5 + 8, 4, 2, 4, 1, 0]
+    assert (found.micro_batch, found.on_sms, found.of_rows, found.sends) == (3, True, None, None)
+
+
+def test_copies_leave_in_the_time_of_next_to_no_rows():
+    operators = [SimpleNamespace(kind="copy")]
+    kernels = SimpleNamespace(
+        _gap=np.array([0.5]),
+        _ratios={0: np.array([1.0, 2.0, 0.1])},
+        _scaled=np.array([[4.0]]),
+        _clocked=np.array([0.0]),
+        _step=SimpleNamespace(log=SimpleNamespace(graph=SimpleNamespace(operators=operators))),
+        varies=lambda task: True,
+    )
+    wire = SimpleNamespace(
+        operator=0, collective=True, barrier=False, part="dispatch_wire", micro_batch=0,
+        stream=Stream.COMMUNICATION,
+    )  # fmt: skip
+    found = _Kernels.kind(kernels, [wire])
+    assert (found.of_rows.tolist(), found.sends.tolist()) == ([[4.0], [8.0]], [np.float32(0.4)])
+    assert _Kernels.kind(kernels, [SimpleNamespace(**vars(wire) | {"barrier": True})]).sends is None
+
+
+def of_a_block(**changes):
+    """A block of one draw that takes nothing but what is said."""
+    none = np.zeros(1, dtype=np.float32)
+    fields = dict.fromkeys(
+        ("fixed", "plain", "clocked", "cores", "cores_clocked", "rows_clocked"), none
+    )
+    given = {name: np.float32([value]) for name, value in changes.items()}
+    plain = {"micro_batch": 0, "on_sms": True, "of_rows": None, "sends": None}
+    return _Kind(**fields | plain | given)
+
+
+def ranks_of_two(*, slow=1.0, rows=()):
+    """Two GPUs, the second a fifth slower in what goes with the clock and paused for 100 s, whose
+    attention has half as much work again."""
+    alike = np.full((2, 1, 1), slow, dtype=np.float32)
+    clock, pause = (np.float32([[[low]], [[high]]]) for low, high in ((1.0, 1.2), (0.0, 100.0)))
+    work = (np.full((1, 1, 1), 1.5, dtype=np.float32),)
+    return ServingRanks(clock, alike, work, pause, rows)
+
+
+def test_a_kernel_is_longer_by_clock_slow_gpu_and_work_and_a_transfer_by_none():
+    kind = of_a_block(fixed=1.0, plain=2.0, clocked=0.5, cores=3.0, cores_clocked=1.0)
+    ranks = ranks_of_two(slow=2.0)
+    found = serving_draws._same_on_layers(kind, ranks, ranks.clock - 1)
+    expected = [1 + 2 * (2 + 1.5 * 3), 1 + 2 * (2 + 0.1 + 1.5 * 3.2)]
+    assert found[:, 0, 0] == pytest.approx(expected, rel=1e-6)
+    transfer = replace(kind, on_sms=False)
+    assert serving_draws._same_on_layers(transfer, ranks, ranks.clock - 1).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("slow", [1.0, 2.0])
+def test_experts_are_as_long_as_their_rows_and_the_first_block_as_the_pause(slow):
+    """10 s for each row above half of the mean, half of which goes with the clock: 5 s of the first
+    rank and 12.5 s of the second, 7.5 and 2.5 in the next layer, behind a block of 1 s."""
+    of_rows = np.linspace(0.0, 10.0, NODES, dtype=np.float32)[:, None]
+    first = of_a_block(fixed=1.0)
+    expert = replace(of_a_block(fixed=1.0, rows_clocked=0.5), of_rows=of_rows)
+    wire = replace(expert, on_sms=False, fixed=np.zeros(1, dtype=np.float32), sends=np.float32([7]))
+    rows = [[np.float32([[[1.0]], [[1.5]]])], [np.float32([[[1.25]], [[0.75]]])]]
+    blocks = SimpleNamespace(
+        kinds=(first, expert, wire), kind_of=(2, 0, 1, 2, 1),
+        rows_of=((0, 0), (-1, 0), (0, 0), (1, 0), (1, 0)), fewest=0.5, nodes_per_row=NODES - 1.0,
+    )  # fmt: skip
+    found = list(serving_draws._durations(blocks, ranks_of_two(slow=slow, rows=rows)))
+    took = [np.broadcast_to(each, (2, 1, 1))[:, 0, 0] for each, _ in found]
+    assert took[0] == pytest.approx([5.0, 10.0], rel=1e-5)
+    assert took[1] == pytest.approx([1.0, 101.0], rel=1e-5)
+    assert took[2] == pytest.approx([slow * 5 + 1, slow * 10 * 1.1 + 1], rel=1e-5)
+    assert took[3] == pytest.approx([7.5, 2.5], rel=1e-5)
+    assert took[4] == pytest.approx([slow * 7.5 + 1, slow * 2.5 * 1.1 + 1], rel=1e-5)
+    assert [sends is seconds for seconds, sends in found] == [False, True, True, False, True]
+    assert found[0][1].tolist() == [7.0]
+
+
+def test_a_rank_waits_for_as_long_as_it_would_have_ended_sooner(monkeypatch):
+    """Ranks compute 1 s and 3 s, exchange for 2 s once both are there, and compute 1 s and 2 s: the
+    first could have begun again at 3 s in the place of 5, and waits for the end of the second."""
+    tasks = [
+        Task(0, stream, 0, 0, "attention_0", False, collective, depends_on=after)
+        for stream, collective, after in (
+            (Stream.COMPUTE, False, ()),
+            (Stream.COMMUNICATION, True, (0,)),
+            (Stream.COMPUTE, False, (1,)),
+        )
+    ]
+    seconds = [np.float32([[[first]], [[second]]]) for first, second in ((1, 3), (2, 2), (1, 2))]
+    monkeypatch.setattr(serving_draws, "_durations", lambda *_: ((each, each) for each in seconds))
+    blocks = SimpleNamespace(
+        graph=TaskGraph("three", ("moe",), (SimpleNamespace(name="x"),), tuple(tasks)),
+        gap_s=np.zeros(1, dtype=np.float32),
+        joins=((), (0, 1), ()),
+    )
+    ends, waited = serving_draws._run_at_once(blocks, ranks_of_two(), True)
+    assert (ends.tolist(), waited.tolist()) == ([7.0], [[0.0], [2.0 + 1.0]])
+
+
+def test_ranks_are_drawn_from_the_priors_of_each_draw_by_numbers_of_their_own():
+    step = step_of("decode_ep8_h200")
+    drawn_step = step_draws(step, seed=3, samples=4, attributed=False)
+    priors = {
+        name: drawn(prior, drawn_step.inputs.get(f"skew.{name}", np.zeros(4)))
+        for name, prior in priors_of(step.model.job.skew).items()
+    }
+    again = draw_ranks(step, priors, np.random.default_rng((3, 1)))
+    assert drawn_step.ranks.clock.tolist() == again.clock.tolist()
+    assert drawn_step.ranks.rows[-1][-1].tolist() == again.rows[-1][-1].tolist()
+    uncertain = {
+        name for name, prior in priors_of(step.model.job.skew).items() if prior.high > prior.low
+    }
+    assert {name for name in drawn_step.inputs if name.startswith("skew.")} == {
+        f"skew.{name}" for name in uncertain
+    }
