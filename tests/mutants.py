@@ -4,9 +4,9 @@
 
 Each mutant changes one operator, comparison, number or condition of one module, chosen by the seed
 with every module in its turn, in a copy of the tree. The module's own tests run first, which pass
-as it is, then the goldens of shipped runs, then all tests of its folder; with --nearest the
-module's own tests alone, the quickest first. A mutant that none of them notices is printed: a formula that no test
-holds. Tests are forked of one process that has imported the libraries.
+as it is, the quickest of them before the others; then the goldens of shipped runs, then all tests
+of its folder, unless --nearest leaves these out. A mutant that none of them notices is printed: a
+formula that no test holds. Tests are forked of one process that has imported the libraries.
 """
 
 import argparse

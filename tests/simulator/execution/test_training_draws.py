@@ -452,11 +452,10 @@ def test_layers_with_rows_of_their_own_are_those_of_all_micro_batches_held(
 
 
 def test_means_of_more_layers_than_are_drawn_vary_less(monkeypatch):
-    """Of sixteen layers four are drawn, so that means lie half as far from 1."""
-    monkeypatch.setattr(training_draws, "MOST_HELD", 4)
+    """Of 64 layers sixteen are drawn, so that means lie half as far from 1."""
     # [ranks, replicas, layers, draws]
-    shares = np.ones((2, 3, 4, 1))
-    shares[1, 2, :, 0] = [1.5, 1.5, 1.0, 1.6]
+    shares = np.ones((2, 3, 16, 1))
+    shares[1, 2, :, 0] = [1.5, 1.5, 1.0, 1.6] * 4
     shares[0, 1, 3, 0] = 1.9
     asked = given_shares(shares, monkeypatch)
     layout = SimpleNamespace(expert_replicas=3)
@@ -464,9 +463,9 @@ def test_means_of_more_layers_than_are_drawn_vary_less(monkeypatch):
         run=SimpleNamespace(layout=layout), priors=None, seed=9, job=SimpleNamespace(ep=2),
         samples=1,
     )  # fmt: skip
-    held, most = _Drawing._held_rows(drawing, 16)
+    held, most = _Drawing._held_rows(drawing, 64)
     assert (held.tolist(), most.tolist()) == ([pytest.approx(1 + 0.4 / 2, rel=1e-12)], [1.9])
-    assert asked == [(2, (3, 4), stream(9, 6))]
+    assert asked == [(2, (3, 16), stream(9, 6))]
     assert [each.tolist() for each in _Drawing._held_rows(drawing, 0)] == [[1.0], [1.0]]
 
 

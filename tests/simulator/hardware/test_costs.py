@@ -636,6 +636,13 @@ def test_a_faster_part_never_slows_an_operator(override, ranks):
 # -- bad input -------------------------------------------------------------------------------------
 
 
+def test_a_model_without_neighbours_shares_no_layer():
+    machine = {"cluster": None, "calibration": CALIBRATION, "expert_parallel_ranks": 8}
+    assert KernelCostModel(**machine).sharing == {}
+    given = {"tensor": (2, 1)}
+    assert KernelCostModel(**machine, sharing=given).sharing == given
+
+
 def test_an_unfitted_model_says_so():
     costs = KernelCostModel(
         cluster=load_cluster("h800_2048"), calibration=CALIBRATION, expert_parallel_ranks=64

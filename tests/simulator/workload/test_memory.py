@@ -1,5 +1,6 @@
 """Memory of a training rank, byte by byte: what lies on the GPU in every recipe."""
 
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from simulator.workload.chunk import operators_of
 from simulator.workload.load import Load
 from simulator.workload.memory import (
     GpuMemory,
+    Infeasible,
     MemoryModel,
     kept_bytes,
     layer_memory,
@@ -231,3 +233,12 @@ def test_the_workspace_of_a_layer_is_all_that_its_largest_operator_reads_and_wri
     found = layer_memory(V3, trace, operators_of(trace, LOAD), LOAD, ("head",))["head"]
     # Logits in BF16: 4,096 states of 7,168 times 129,280 columns of weights.
     assert found.workspace == 2 * (4096 * 7168 + 7168 * 129280 + 4096 * 129280)
+
+
+def test_a_layout_that_does_not_fit_says_what_helps_once_it_is_read():
+    asked = []
+    error = Infeasible("too large", lambda: asked.append("read") or "; take less")
+    assert asked == []
+    assert str(error) == "too large; take less"
+    assert (asked, error.reason) == (["read"], "too large")
+    assert str(pickle.loads(pickle.dumps(error))) == "too large; take less"

@@ -131,7 +131,20 @@ def test_a_forward_gathers_each_layer_before_it_computes(ahead, seconds):
 @pytest.mark.parametrize(("beside", "seconds"), [(False, 2 * (5 + 5 + 4)), (True, 2 * (5 + 5) + 4)])
 def test_a_backward_reduces_each_layer_after_its_weight_gradients(beside, seconds):
     tasks = StateTasks(reduce=True, beside=beside)
-    assert span(lower_chunk("B", OPERATORS, backward=("dense",) * 2, state=tasks)) == seconds
+    graph = lower_chunk("B", OPERATORS, backward=("dense",) * 2, state=tasks)
+    assert span(graph) == seconds
+    names = ["kernel" if o.kind == "add" else "reduction" for o in graph.task_operators()]
+    reductions = [place for place, name in enumerate(names) if name == "reduction"]
+    assert [names[place - 1] for place in reductions] == ["kernel"] * 2
+    assert {graph.tasks[place].micro_batch for place in reductions} == {-1}
+    # Beside the next layer nothing waits for a reduction.
+    waits = [
+        earlier
+        for task, name in zip(graph.tasks, names, strict=True)
+        if name == "kernel"
+        for earlier in task.depends_on
+    ]
+    assert set(waits) & set(reductions) == (set() if beside else {reductions[0]})
 
 
 def test_a_backward_gathers_again_and_its_collectives_run_one_after_the_other():

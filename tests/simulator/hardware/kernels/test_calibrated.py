@@ -17,9 +17,11 @@ from made_up_rows import made_up
 
 from hardware_profiles.schema import load_gpu
 from simulator.hardware.costs import NotCalibrated
+from simulator.hardware.kernels import calibrated
 from simulator.hardware.kernels.calibrated import CalibratedKernels, LearnedKernels
 from simulator.hardware.kernels.families import family_of, operator_of
 from simulator.hardware.kernels.roofline import batch_of, least_seconds
+from simulator.hardware.prediction import INTERPOLATED, MEASURED, MODELLED
 
 H800 = load_gpu("h800_sxm")
 
@@ -123,6 +125,35 @@ def test_a_measured_time_may_be_off_by_what_timing_it_again_makes_of_it():
     width = float(np.log(told.high / told.seconds)[0])
     short = 40e-9 / told.seconds[0]
     assert width == pytest.approx(1.2816 * (0.03**2 + 0.0206**2 + short**2) ** 0.5, rel=1e-4)
+
+
+def test_an_interval_is_that_of_the_row_or_of_the_model_and_what_converts_its_condition(
+    monkeypatch,
+):
+    """A row of 3% in a class of 8%, half of which counts; one without repeats; and a time of a
+    model, 10% wide, of a family converted by 1.0 to 1.44, once within and once outside its class,
+    which is 50% wide. Timing again makes nothing of them, but 3% of the first."""
+    again = np.array([0.03, 0.0, 0.0, 0.0])
+    monkeypatch.setattr(
+        calibrated, "common_errors", lambda: SimpleNamespace(repeat=lambda kind, seconds: again)
+    )
+    ratio = SimpleNamespace(low=1.0, high=1.44)
+    kernels = SimpleNamespace(conditions=SimpleNamespace(ratio=lambda kind: ratio))
+    found = LearnedKernels._width(
+        kernels,
+        SimpleNamespace(kind="gemm"),
+        SimpleNamespace(spread=0.08, modelled_width=0.5),
+        SimpleNamespace(
+            spread=np.array([0.03, np.nan, 0.0, 0.0]),
+            log_seconds=np.zeros(4),
+            width=np.full(4, 0.1),
+        ),
+        np.array([MEASURED, MEASURED, INTERPOLATED, MODELLED]),
+    )
+    converted = (0.1**2 + np.log(1.2) ** 2) ** 0.5
+    assert found == pytest.approx(
+        [1.2816 * 0.05, 1.2816 * 0.08, converted, (converted**2 + 0.5**2) ** 0.5], rel=1e-12
+    )
 
 
 def test_a_table_without_the_named_kernel_sets_says_so():

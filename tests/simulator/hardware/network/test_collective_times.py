@@ -5,7 +5,13 @@ import pytest
 
 from hardware_profiles.fields import to_profile
 from hardware_profiles.measured_collectives import MeasuredCollectives
-from simulator.hardware.network.collective_times import CollectiveTimes, SizeCurve, sent_share
+from hardware_profiles.schema import load_gpu
+from simulator.hardware.network.collective_times import (
+    CollectiveTimes,
+    SizeCurve,
+    measured_collectives,
+    sent_share,
+)
 
 LEFT_OUT = [
     {"up_to": "1 MiB", "rows": 9, "median": 0.02, "p90": 0.05, "quantile_80": 0.3},
@@ -124,3 +130,12 @@ def test_what_was_not_measured_is_refused():
         known.predict("all_gather", 1024, ranks=2)
     with pytest.raises(ValueError, match="send: ranks: 1 is not allowed: 2 or more"):
         known.predict("send", 1024, ranks=1)
+
+
+def test_a_gpu_without_measured_collectives_has_none_and_another_library_says_so():
+    h100 = load_gpu("h100_sxm")
+    assert measured_collectives("nccl", gpu=h100).knows("all_gather")
+    assert measured_collectives("nccl", gpu=h100.model_copy(update={"name": "none"})) is None
+    assert measured_collectives("ideal", gpu=h100) is None
+    with pytest.raises(ValueError, match="transport deepep_h800 has no measured operations"):
+        measured_collectives("deepep_h800", gpu=load_gpu("h800_sxm"))
