@@ -78,10 +78,11 @@ def fewest_on_the_fullest(
     most = np.where(fit(most), most, most - 1)
     most = np.where(fits, np.maximum(np.minimum(most, usual), stages), squeezed_most)
     squeezed = (~fits).sum(axis=0)
-    counts = np.arange(usual + 1)[:, None, None]
-    enough = np.minimum(most[None], counts).sum(axis=1) >= usual
-    fewest = np.argmax(enough, axis=0)
-    return np.where((squeezed > others) | ~enough[-1], -1, fewest)
+    fewer = np.arange(usual)[:, None, None]
+    too_few = np.minimum(most[None], fewer).sum(axis=1) < usual
+    return np.where(
+        (squeezed > others) | (most.sum(axis=0) < usual), -1, too_few.sum(axis=0, dtype=np.intp)
+    )
 
 
 def state_bytes(sharding: Sharding, layer: HeldParameters, count: int) -> Bytes:
