@@ -14,7 +14,7 @@ from simulator.execution.training_draws import _Drawing, _layers, draw_step, exc
 from simulator.execution.training_ranks import RowsOfLayers, durations, group_spans
 from simulator.hardware.prediction import NORMAL_80, one_time
 from simulator.scenario.files import load_scenario
-from simulator.workload.schedules.order import INPUT_BACKWARD, WEIGHT_GRADIENT
+from simulator.workload.schedules.order import INPUT_BACKWARD, OVERLAPPED, WEIGHT_GRADIENT
 from simulator.workload.task_graph import Stream, TaskGraph
 
 MAIN = "dualpipe_h800_2048"
@@ -52,6 +52,7 @@ def test_one_seed_gives_one_result_and_another_seed_another(shipped):
 def test_every_cause_only_adds_and_the_worst_chunks_are_an_upper_bound(shipped):
     _, drawn = shipped
     assert len(drawn.step_s) >= 200
+    assert np.array_equal(drawn.step_s, drawn.pipeline_s + drawn.optimizer_s.max(axis=0))
     assert (drawn.uneven_s > drawn.alike_s).all()
     assert (drawn.step_s >= drawn.slower_s).all()
     assert (drawn.upper_bound_s >= drawn.slower_s).all()
@@ -104,6 +105,7 @@ def test_without_skew_only_kernel_times_and_gaps_are_drawn():
     assert drawn.priors == {}
     assert drawn.waiting is None
     assert np.array_equal(drawn.step_s, drawn.alike_s)
+    assert np.array_equal(drawn.step_s, drawn.pipeline_s + drawn.optimizer_s.max(axis=0))
     low, high = np.quantile(drawn.step_s, [0.1, 0.9])
     assert low < found.step.step_time_s < high
     assert high / low < 1.5
@@ -510,3 +512,28 @@ def test_actions_are_summed_by_work_and_replicas_averaged():
     assert [getattr(found, name).item() for name in names] == [0, 1, 2, 3, 4, 5]
     found = _Drawing._drawn(drawing, steps[:5], pipeline, None, None, waiting=None)
     assert found.equal_documents_s is None
+
+
+def test_chunks_alone_keep_their_sms_in_the_draws_that_say_so():
+    found = run(*SMALL, "skew={setting: none, clock_sd: 1%}")
+    drawing = _Drawing(found)
+    some = np.tile([1.0, 0.0], 128)
+    every, mixed, none = (
+        {
+            key: one.seconds
+            for key, one in replace_priors(drawing, lone_chunks_keep_sms=keep)._blocks().items()
+        }
+        for keep in (np.ones(256), some, np.zeros(256))
+    )
+    for key, seconds in mixed.items():
+        assert np.array_equal(seconds, np.where(some > 0, every[key], none[key]))
+    lone = [key for key in mixed if key.work != OVERLAPPED]
+    assert lone
+    assert not any(np.array_equal(every[key], none[key]) for key in lone)
+
+
+def replace_priors(drawing, **changes):
+    """The same draws with other values of some priors."""
+    again = _Drawing(drawing.run)
+    again.priors |= changes
+    return again
