@@ -97,6 +97,8 @@ def main() -> None:
     atexit.register(gc.freeze)
     # Plug-ins for pydantic of other packages have no part here, and are long looked for.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    # Matrices are small here: threads for their products take longer to start than they save.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     warnings.formatwarning = lambda message, *_where: f"note: {message}\n"
     try:
         with stoppable():

@@ -70,6 +70,27 @@ def test_show_prints_what_there_is(arguments):
     assert done.stdout
 
 
+@pytest.mark.parametrize(("wished", "threads"), [(None, "1"), ("3", "3")])
+def test_products_of_matrices_take_one_thread_where_the_user_wishes_no_other(wished, threads):
+    name = "OPENBLAS_NUM_THREADS"
+    env = {key: value for key, value in os.environ.items() if key != name}
+    program = (
+        "import os, sys\n"
+        "from simulator.cli.app import main\n"
+        "sys.argv = ['dsv3sim', '--version']\n"
+        "try:\n    main()\n"
+        f"finally:\n    assert 'numpy' not in sys.modules\n    print(os.environ['{name}'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=env if wished is None else env | {name: wished},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == [threads], done.stderr
+
+
 def test_a_full_disk_behind_the_output_is_one_line():
     with open("/dev/full", "w", encoding="utf-8") as full:
         done = subprocess.run(
