@@ -14,15 +14,16 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardware_profiles.estimates import Estimate
 from hardware_profiles.fields import ROOT
 from hardware_profiles.tables import Measurement, load_measurements
 from reference_model.trace import KINDS
-from simulator.calibration.coverage import LEAST_TRIALS, STATED, Trials
+from simulator.calibration.coverage import STATED, Trials
 from simulator.hardware.common_errors import CommonErrors, common_errors
 from simulator.hardware.kernels.families import family_of
-from simulator.hardware.kernels.reach import TOGETHER
+from simulator.hardware.kernels.reach import ENOUGH_GROUPS, TOGETHER, one_more_within
 from simulator.hardware.kernels.roofline import is_tensor
 from simulator.hardware.prediction import MEASURED, NORMAL_80
 
@@ -108,37 +109,32 @@ def measured_trials(
 def repeats_of(again: Iterable[Pair]) -> CommonErrors:
     """What pairs of tables say of rows timed again, by the rule of docs/priors.md (repeat).
 
-    A kind with groups enough has a share of its own, the others one by class: what holds 80% of its
-    groups, each with one vote.
+    The share of a kind is what holds 80% of one more group of it. A kind of too few groups is one
+    more kind of its class.
     """
     errors = common_errors()
-    kinds: dict[str, list[Again]] = defaultdict(list)
-    for pair in again:
-        for one in _timed_again(pair):
-            kinds[one.row.kind].append(one)
-    known = {
-        kind: of for kind, of in kinds.items() if len({one.group for one in of}) >= LEAST_TRIALS
-    }
-    rest: dict[bool, list[Again]] = {True: [], False: []}
-    for kind in kinds.keys() - known.keys():
-        rest[is_tensor(kind)] += kinds[kind]
+    rows = [one for pair in again for one in _timed_again(pair)]
+    kinds = np.array([one.row.kind for one in rows])
+    tensor = np.array([is_tensor(kind) for kind in kinds])
+    numbers: dict[tuple[object, ...], int] = {}
+    groups = np.array([numbers.setdefault(one.group, len(numbers)) for one in rows])
+    shares = np.array([one.share(errors) for one in rows])
 
-    def held(of: Sequence[Again], before: Estimate) -> Estimate:
-        if not of:
-            return before
-        numbers = {group: number for number, group in enumerate({one.group for one in of})}
-        groups = np.array([numbers[one.group] for one in of])
-        votes = 1.0 / np.bincount(groups)[groups] / len(numbers)
-        shares = np.array([one.share(errors) for one in of])
-        order = np.argsort(shares)
-        value = float(np.interp(STATED, np.cumsum(votes[order]), shares[order]))
+    def held(of: NDArray[np.bool_], units: NDArray[Any], before: Estimate) -> Estimate | None:
+        if len(np.unique(units[of])) < ENOUGH_GROUPS:
+            return None
+        value = one_more_within(shares[of], units[of], STATED)
         return before.model_copy(update={"value": value, "low": value / 2, "high": 2 * value})
 
+    of_kinds = {
+        kind: held(kinds == kind, groups, errors.of_class(kind))
+        for kind in np.unique(kinds).tolist()
+    }
     return errors.model_copy(
         update={
-            "repeat_compute": held(rest[True], errors.repeat_compute),
-            "repeat_memory": held(rest[False], errors.repeat_memory),
-            "repeat_of": {kind: held(of, errors.repeat_compute) for kind, of in known.items()},
+            "repeat_compute": held(tensor, kinds, errors.repeat_compute) or errors.repeat_compute,
+            "repeat_memory": held(~tensor, kinds, errors.repeat_memory) or errors.repeat_memory,
+            "repeat_of": {kind: own for kind, own in of_kinds.items() if own is not None},
         }
     )
 

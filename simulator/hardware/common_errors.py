@@ -53,10 +53,13 @@ class CommonErrors(Profile):
     repeat_seconds: TimeEstimate
     """What a time of any kernel scatters by on top of its share, however short it is."""
 
+    def of_class(self, kind: str) -> Estimate:
+        """The deviation of a kernel timed again whose kind has none of its own."""
+        return self.repeat_compute if is_tensor(kind) else self.repeat_memory
+
     def repeat(self, kind: str, seconds: Array | float) -> Array:
         """Relative standard deviation of rows' times, by their kernel's kind, else by its class."""
-        of_class = self.repeat_compute if is_tensor(kind) else self.repeat_memory
-        share = self.repeat_of.get(kind, of_class).value
+        share = self.repeat_of.get(kind, self.of_class(kind)).value
         total: Array = np.hypot(share, self.repeat_seconds.value / seconds)
         return total
 

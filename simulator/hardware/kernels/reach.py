@@ -160,6 +160,22 @@ def _beside(loads: Array, asked: Array) -> tuple[Array, Array]:
     return below, above
 
 
+def one_more_within(errors: Array, groups: Index, share: float) -> float:
+    """What holds so much of the errors of one more group, each with one vote.
+
+    One more group lies within the r-th of G alike in r of G + 1 cases (Vovk et al. 2005), so that
+    `share` of G + 1 votes are asked for, between two by interpolation, and all where G are too few.
+
+    Args:
+        errors: [rows], none below zero; at least one.
+        groups: [rows]
+    """
+    _, which, count = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.argsort(errors)
+    votes = np.cumsum(1.0 / count[which[order]])
+    return float(np.interp(share * (len(count) + 1), votes, errors[order]))
+
+
 @dataclass(frozen=True, slots=True)
 class JudgedCut:
     """Judged rows of one cut that lie alike; arrays [rows]."""
@@ -179,17 +195,8 @@ class JudgedCut:
         return len(np.unique(self.groups))
 
     def within(self, share: float) -> float:
-        """Deviations that hold so much of the errors of one more group, each with one vote.
-
-        One more group lies within the r-th of G alike in r of G + 1 cases (Vovk et al. 2005), so
-        that `share` of G + 1 votes are asked for, between two by interpolation, and all where G are
-        too few.
-        """
-        ratio = np.abs(self.errors) / self.deviation
-        _, which, count = np.unique(self.groups, return_inverse=True, return_counts=True)
-        order = np.argsort(ratio)
-        votes = np.cumsum(1.0 / count[which[order]])
-        return float(np.interp(share * (len(count) + 1), votes, ratio[order]))
+        """Deviations that hold so much of the errors of one more group."""
+        return one_more_within(np.abs(self.errors) / self.deviation, self.groups, share)
 
 
 def left_out(
