@@ -32,7 +32,6 @@ from reference_model.precision import Recipe
 from reference_model.recorder import (
     POINTS,
     UNSEEN,
-    LayerRecord,
     OperatorRecorder,
     Workload,
     prepare_weights,
@@ -45,13 +44,14 @@ INFERENCE_JOBS = ("prefill", "decode")
 
 def record_inference_layer(
     config: ModelConfig, job: str, layer_kind: str, workload: Workload, *, recipe: Recipe
-) -> LayerRecord:
+) -> OperatorRecorder:
     """Run one layer of `layer_kind` on the meta device and record what it issues."""
     layer = _Layer(config, job, workload, recipe)
     run = layer.prepared(layer_kind)
-    with torch.no_grad(), OperatorRecorder() as recorder:
+    recorder = OperatorRecorder()
+    with torch.no_grad(), recorder:
         run()
-    return LayerRecord(recorder.recorded, recorder.others, {})
+    return recorder
 
 
 def record_inference_trace(

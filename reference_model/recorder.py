@@ -46,6 +46,8 @@ class OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.recorded: list[Recorded] = []
         self.others: list[str] = []
         """ATen operators called outside the custom ones, in order."""
+        self.saved: dict[str, int] = {}
+        """Of a training layer: phase -> bytes kept once it is over."""
 
     def __torch_dispatch__(
         self,
@@ -76,16 +78,6 @@ class Workload(NamedTuple):
     local_experts: int
 
 
-class LayerRecord(NamedTuple):
-    """One layer's three passes."""
-
-    recorded: list[Recorded]
-    others: list[str]
-    """ATen operators called outside the custom ones."""
-    saved: dict[str, int]
-    """Phase -> bytes kept once it is over."""
-
-
 def record_layer(
     config: ModelConfig,
     layer_kind: str,
@@ -94,7 +86,7 @@ def record_layer(
     recipe: Recipe,
     split: Split = WHOLE,
     recompute: str = "published",
-) -> LayerRecord:
+) -> OperatorRecorder:
     """Run one layer of `layer_kind` on the meta device and record what it issues.
 
     Where it is split, tokens and received rows of the workload are those of one GPU.
@@ -106,9 +98,10 @@ def record_layer(
     layer.recompute = recompute
     choose_recomputation(layer, recompute)
     prepare_weights(layer)
-    with torch.no_grad(), OperatorRecorder() as recorder:
-        saved = layer.run()
-    return LayerRecord(recorder.recorded, recorder.others, saved)
+    recorder = OperatorRecorder()
+    with torch.no_grad(), recorder:
+        recorder.saved = layer.run()
+    return recorder
 
 
 def choose_recomputation(module: nn.Module, recompute: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from hardware_profiles.units import Dimension
@@ -21,17 +20,6 @@ FILES = (
     ("sweep.csv", "every metric of every point, and points.parquet the same"),
     ("rows.jsonl", "the points, from which a wider sweep goes on"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class MetricLine:
-    """One metric along the first axis, all other settings fixed."""
-
-    name: str
-    x: tuple[Any, ...]
-    y: tuple[float | None, ...]
-    outside: tuple[bool, ...]
-    """Whether the point breaks a limit."""
 
 
 def sweep_page(sweep: Sweep) -> Page:
@@ -148,22 +136,14 @@ def _cell(path: str, row: Point) -> Cell:
 # -- charts ----------------------------------------------------------------------------------------
 
 
-def metric_lines(sweep: Sweep, metric: str) -> list[MetricLine]:
-    """A metric along the first axis; one line for every combination of the other axes."""
-    first, rest = sweep.axes[0].paths[0], [p for axis in sweep.axes[1:] for p in axis.paths]
+def lines_along(sweep: Sweep) -> dict[str, list[Point]]:
+    """Points along the first axis; one line for every combination of the other axes, by name."""
+    rest = [path for axis in sweep.axes[1:] for path in axis.paths]
     grouped: dict[str, list[Point]] = {}
     for row in sweep.rows:
         name = ", ".join(f"{path.rpartition('.')[2]} {row.settings[path]}" for path in rest)
         grouped.setdefault(name, []).append(row)
-    return [
-        MetricLine(
-            name,
-            tuple(_place(row.settings[first]) for row in rows),
-            tuple(_value(row, metric) for row in rows),
-            tuple(row.reason is not None for row in rows),
-        )
-        for name, rows in grouped.items()
-    ]
+    return grouped
 
 
 def trade_off(sweep: Sweep) -> tuple[str, str] | None:
@@ -177,37 +157,41 @@ def sweep_charts(sweep: Sweep) -> Iterator[Chart]:
     between = trade_off(sweep)
     if between is not None:
         yield _scatter(sweep, *between)
-    numeric = all(is_number(x) for line in metric_lines(sweep, "") for x in line.x)
+    along, drawn = sweep.axes[0].paths[0], lines_along(sweep)
+    xs: dict[str, tuple[Any, ...]] = {
+        name: tuple(_place(row.settings[along]) for row in rows) for name, rows in drawn.items()
+    }
+    numeric = all(is_number(x) for line in xs.values() for x in line)
     for metric in sweep.metrics:
-        drawn = metric_lines(sweep, metric)
-        values = [y for line in drawn for y in line.y if y is not None]
+        ys = {name: tuple(_value(row, metric) for row in rows) for name, rows in drawn.items()}
+        values = [y for line in ys.values() for y in line if y is not None]
         if not values:
             continue
         axis, title = metric_axis(metric, max(values)), _upper(label_of(metric))
-        first = sweep.axes[0].paths[0].rpartition(".")[2].replace("_", " ")
-        caption = f"Along {sweep.axes[0].paths[0]}; points outside the limits are grey."
+        first = along.rpartition(".")[2].replace("_", " ")
+        caption = f"Along {along}; points outside the limits are grey."
         if numeric:
             yield Lines(
                 title, caption, ChartAxis(first), axis,
                 tuple(
-                    Curve(line.name, SERIES[n % len(SERIES)], line.x, line.y, dots=True,
+                    Curve(name, SERIES[n % len(SERIES)], xs[name], ys[name], dots=True,
                            dashed=n >= len(SERIES))
-                    for n, line in enumerate(drawn)
+                    for n, name in enumerate(drawn)
                 ),
             )  # fmt: skip
         else:
             names = tuple(
-                f"{x}{f', {line.name}' if line.name else ''}" for line in drawn for x in line.x
+                f"{x}{f', {name}' if name else ''}" for name, line in xs.items() for x in line
             )
             yield Columns(
                 title, caption, axis, first, names,
                 (
                     ("inside the limits", "blue", tuple(
-                        0.0 if out or y is None else y
-                        for line in drawn for y, out in zip(line.y, line.outside, strict=True))),
+                        0.0 if row.reason is not None else _value(row, metric) or 0.0
+                        for rows in drawn.values() for row in rows)),
                     ("outside", "grey", tuple(
-                        y if out and y is not None else 0.0
-                        for line in drawn for y, out in zip(line.y, line.outside, strict=True))),
+                        0.0 if row.reason is None else _value(row, metric) or 0.0
+                        for rows in drawn.values() for row in rows)),
                 ),
                 height=240.0,
             )  # fmt: skip

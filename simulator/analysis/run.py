@@ -223,11 +223,11 @@ def _events(
         return None, dict
     from simulator.analysis.events_metrics import events_metrics
     from simulator.execution.machine.group import contending
-    from simulator.execution.machine.launches import hbm_limits
+    from simulator.execution.machine.launches import hbm_rate
 
     inputs, gpu = scenario.file.events, scenario.cluster.node.gpu
-    group, hbm = contending(run_with, inputs), hbm_limits(gpu, costs, inputs)
-    return group, lambda: {"events": events_metrics(group, gpu, hbm.rate, scenario.calibration)}
+    group, hbm = contending(run_with, inputs), hbm_rate(gpu, costs)
+    return group, lambda: {"events": events_metrics(group, gpu, hbm, scenario.calibration)}
 
 
 def _pretraining(scenario: Scenario, _: bool, watch: Watch) -> Run[PretrainingRun]:

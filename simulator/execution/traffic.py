@@ -10,7 +10,7 @@ from hardware_profiles.schema import TransportProfile
 from hardware_profiles.units import Seconds
 from simulator.hardware.network import collectives
 from simulator.hardware.network.collective_times import CollectiveTimes
-from simulator.hardware.network.collectives import Copies, Messages, Phase, TokenExchange
+from simulator.hardware.network.collectives import Copies, Phase, TokenExchange
 from simulator.hardware.network.fairness import Floats, Integers
 from simulator.hardware.network.flows import FlowBatch, Flows, make_flows
 from simulator.hardware.network.topology import Fabric
@@ -233,7 +233,7 @@ def _prepare_moe(
         exchange = TokenExchange(
             fabric=fabric,
             token_bytes=token_bytes,
-            messages=Messages(transport.message_overhead, fabric.inputs.nic_bandwidth),
+            message_overhead=transport.message_overhead,
             chunks=moe.tokens / (channels * transport.chunk_tokens),
             back=direction == "combine",
         )

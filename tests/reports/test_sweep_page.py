@@ -5,15 +5,17 @@ from dataclasses import replace
 from reports.charts import Columns, Lines
 from reports.page import render_page
 from reports.sweep import Sweep
-from reports.sweep_page import metric_axis, metric_lines, sweep_charts, sweep_page
+from reports.sweep_page import lines_along, metric_axis, sweep_charts, sweep_page
 
 
 def test_a_line_runs_along_the_first_axis_for_each_value_of_the_others(swept):
-    first, second = metric_lines(swept, "completion_s")
-    assert (first.name, second.name) == ("merge_share 0", "merge_share 0.01")
-    assert first.x == second.x == (1, 2, 3)
-    assert first.y == (1e-3, None, 3e-3)
-    assert second.outside == (False, False, True)
+    lines = lines_along(swept)
+    assert list(lines) == ["merge_share 0", "merge_share 0.01"]
+    first, second = lines.values()
+    for line in (first, second):
+        assert [row.settings["seed"] for row in line] == [1, 2, 3]
+    assert [row.metrics.get("completion_s") for row in first] == [1e-3, None, 3e-3]
+    assert [row.reason is not None for row in second] == [False, False, True]
 
 
 def test_charts_show_the_trade_off_first(swept):

@@ -25,7 +25,6 @@ from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution.machine.ranks import GroupTransfer
 from simulator.hardware.network.collectives import (
     Copies,
-    Messages,
     TokenExchange,
     low_latency_flows,
 )
@@ -214,7 +213,7 @@ def low_latency_transfer(
     exchange = TokenExchange(
         fabric=fabric,
         token_bytes=token_bytes,
-        messages=Messages(0.0, fabric.inputs.nic_bandwidth),
+        message_overhead=0.0,
         chunks=1.0,
         back=back,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,6 @@ from reference_model.trace import Operator
 from simulator.execution.machine.gpu import KernelLaunch
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.roofline import batch_of, is_tensor, needed_bytes
-from simulator.scenario.events import EventsInputs
 
 Array = NDArray[np.float64]
 
@@ -61,7 +59,8 @@ def kernel_launches(
     *,
     sms: Sequence[int],
     work: Array,
-    hbm: HbmLimits,
+    hbm: BytesPerSecond,
+    sm_bandwidth: BytesPerSecond,
     beside_transfer: Sequence[float],
 ) -> list[list[KernelLaunch]]:
     """[operators][ranks] what each asks of its GPU.
@@ -69,7 +68,8 @@ def kernel_launches(
     Args:
         seconds: [operators, ranks] alone, on `sms` [operators] SMs.
         work: [operators, ranks], what a rank has to do over the mean, to which bytes go.
-        hbm: that binds kernels of short CTAs which nearly reach it.
+        hbm: `hbm_rate`, which binds kernels of short CTAs that nearly reach it.
+        sm_bandwidth: of it, that one SM moves by itself.
         beside_transfer: [operators], as of KernelLaunch.
     """
     needed: dict[tuple[object, ...], float] = {}
@@ -87,7 +87,9 @@ def kernel_launches(
                     sms=sms[place],
                     persistent=stays,
                     hbm_bytes=needed[key] * share,
-                    enough_sms=None if stays else hbm.enough_sms(needed[key] * share, took),
+                    enough_sms=None
+                    if stays
+                    else enough_sms(needed[key] * share, took, hbm=hbm, per_sm=sm_bandwidth),
                     cta_seconds=0.0 if stays else took / short_waves(operator, sms[place]),
                     beside_transfer=beside_transfer[place],
                 )
@@ -106,22 +108,14 @@ def short_waves(operator: Operator, sms: int) -> int:
     return max(1, -(-blocks // sms))
 
 
-@dataclass(frozen=True, slots=True)
-class HbmLimits:
-    """What HBM gives, to all kernels of a GPU together and to one SM; bytes/s."""
-
-    rate: BytesPerSecond
-    """That the fastest kernel reaches."""
-    per_sm: BytesPerSecond
-    """That one SM moves by itself."""
-
-    def enough_sms(self, moved: Bytes, seconds: Seconds) -> int | None:
-        """SMs that fill HBM as a kernel does which it binds; None of one that it does not bind."""
-        rate = moved / seconds if seconds > 0 else 0.0
-        return math.ceil(rate / self.per_sm) if rate >= HBM_BOUND * self.rate else None
+def enough_sms(
+    moved: Bytes, seconds: Seconds, *, hbm: BytesPerSecond, per_sm: BytesPerSecond
+) -> int | None:
+    """SMs that fill HBM as a kernel does which it binds; None of one that it does not bind."""
+    rate = moved / seconds if seconds > 0 else 0.0
+    return math.ceil(rate / per_sm) if rate >= HBM_BOUND * hbm else None
 
 
-def hbm_limits(gpu: GpuProfile, costs: KernelCostModel, inputs: EventsInputs) -> HbmLimits:
-    """Limits of a GPU: of its HBM, the share that the fastest kernel reaches."""
-    rate = gpu.hbm_bandwidth * costs.kernels_.own.memory_share
-    return HbmLimits(rate, inputs.sm_bandwidth)
+def hbm_rate(gpu: GpuProfile, costs: KernelCostModel) -> BytesPerSecond:
+    """What all kernels of a GPU get together: the share that the fastest reaches."""
+    return gpu.hbm_bandwidth * costs.kernels_.own.memory_share

@@ -25,7 +25,7 @@ from simulator.execution.machine.exchange import (
 )
 from simulator.execution.machine.gpu import GpuLimits
 from simulator.execution.machine.group import GroupRun, RankFactors, alike, meeting_in_transfers
-from simulator.execution.machine.launches import hbm_limits, kernel_launches, launch_sms
+from simulator.execution.machine.launches import hbm_rate, kernel_launches, launch_sms
 from simulator.execution.machine.ranks import (
     GroupTransfer,
     RankWork,
@@ -132,13 +132,14 @@ class _Layers:
         alone, sms = self._alone(priced)
         factors = self._factors(alone, sms)
         seconds = alone[:, None] * factors.work * factors.speed
-        hbm = hbm_limits(gpu, costs, self.inputs)
+        hbm = hbm_rate(gpu, costs)
         asked = kernel_launches(
             self.operators,
             seconds,
             sms=sms,
             work=factors.work,
             hbm=hbm,
+            sm_bandwidth=self.inputs.sm_bandwidth,
             beside_transfer=[
                 costs.calibration.overlap.gemm.of_rows
                 if self.inputs.l2_and_power == "measured" and is_tensor(one.kind)
@@ -182,7 +183,7 @@ class _Layers:
             gap,
             limits=GpuLimits(
                 sms=gpu.sms if "sms" in self.channels else None,
-                hbm=hbm.rate if "hbm" in self.channels else None,
+                hbm=hbm if "hbm" in self.channels else None,
                 context_sms=job.communication_sms
                 if job.normal_transfers and self.inputs.partition == "green_contexts"
                 else 0,

@@ -22,7 +22,7 @@ from simulator.execution.machine.exchange import copy_rates, normal_transfer
 from simulator.execution.machine.gpu import GpuLimits
 from simulator.execution.machine.group import GroupRun, RankFactors, alike, meeting_in_transfers
 from simulator.execution.machine.launches import (
-    hbm_limits,
+    hbm_rate,
     kernel_launches,
     launch_sms,
 )
@@ -107,13 +107,14 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
     factors = _factors(run, chunk, alone, sms) if skewed else alike(graph, ranks=job.ep)
     seconds = alone[:, None] * factors.work * factors.speed
     ratio = costs.calibration.overlap.gemm.of_rows if inputs.l2_and_power == "measured" else 1.0
-    hbm = hbm_limits(gpu, costs, inputs)
+    hbm = hbm_rate(gpu, costs)
     asked = kernel_launches(
         operators,
         seconds,
         sms=sms,
         work=factors.work,
         hbm=hbm,
+        sm_bandwidth=inputs.sm_bandwidth,
         beside_transfer=[ratio if is_tensor(one.kind) else 1.0 for one in operators],
     )
     scenario = run.scenario
@@ -161,7 +162,7 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
         gap,
         limits=GpuLimits(
             sms=gpu.sms if "sms" in channels else None,
-            hbm=hbm.rate if "hbm" in channels else None,
+            hbm=hbm if "hbm" in channels else None,
             context_sms=job.communication_sms if inputs.partition == "green_contexts" else 0,
         ),
         after_wait_s=gap,

@@ -31,21 +31,6 @@ class Phase:
     delay: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Messages:
-    """How bytes become messages on a NIC."""
-
-    overhead: float
-    """Seconds that a NIC needs for a message of no bytes; its inverse is the message rate."""
-    nic_bandwidth: float
-    """Bytes/s"""
-
-    def wire(self, size: Floats, message: float) -> Floats:
-        """Bytes that a NIC could have sent in the time it needs for ``size`` in messages."""
-        floor = self.overhead * self.nic_bandwidth
-        return size * max(1.0, floor / message) if message > 0 else size
-
-
 def pairs(groups: Integers) -> tuple[Integers, Integers]:
     """Every ordered pair of two different members of each group, as (sources, destinations)."""
     groups = np.asarray(groups, dtype=np.int32)
@@ -306,7 +291,8 @@ class TokenExchange:
 
     fabric: Fabric
     token_bytes: float
-    messages: Messages
+    message_overhead: float
+    """Seconds that a NIC needs for a message of no bytes; its inverse is the message rate."""
     chunks: float
     """Parts that a forwarded exchange is pipelined in."""
     back: bool
@@ -316,6 +302,11 @@ class TokenExchange:
     def name(self) -> str:
         """Name of its phase."""
         return "combine" if self.back else "dispatch"
+
+    def wire(self, size: Floats) -> Floats:
+        """Bytes that a NIC could have sent in the time it needs for ``size``, a message a token."""
+        floor = self.message_overhead * self.fabric.inputs.nic_bandwidth
+        return size * max(1.0, floor / self.token_bytes) if self.token_bytes > 0 else size
 
 
 def forwarded_flows(copies: Copies, gpus: Integers, exchange: TokenExchange) -> list[Phase]:
@@ -377,7 +368,7 @@ def low_latency_flows(
         gpus[source],
         gpus[destination],
         size,
-        wire=exchange.messages.wire(size, exchange.token_bytes),
+        wire=exchange.wire(size),
         rdma=nics_inside and bool(exchange.fabric.planes),
     )
     return [Phase(exchange.name, flows)]

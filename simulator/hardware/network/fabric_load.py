@@ -150,15 +150,25 @@ def transfer_loads(
     if not fabric.planes:
         return (NO_LIMIT,) * groups
     left = _after_failures(cluster, fabric)
-    traffic = _Traffic(source, destination, group, groups, divided, rdma)
-    nic, beyond, latency = _seconds_per_byte(fabric, left, traffic)
+
+    def largest(capacity: Array) -> Array:
+        """[3, groups], of `_seconds_per_byte`."""
+        found = np.zeros((3, groups))
+        of_flows = _seconds_per_byte(
+            fabric, capacity, source, destination, divided=divided, rdma=rdma
+        )
+        for most, of_flow in zip(found, of_flows, strict=True):
+            np.maximum.at(most, group, of_flow)
+        return found
+
+    nic, beyond, latency = largest(left)
     healthy = nic
     if not rdma:
         # A GPU's bytes over its own share of a NIC; others may take the same NIC where flows of
         # different groups meet.
         healthy = np.full(groups, 1.0 / cluster.node.nic_bandwidth_per_gpu)
     elif left is not fabric.capacity:
-        healthy, _, _ = _seconds_per_byte(fabric, fabric.capacity, traffic)
+        healthy, _, _ = largest(fabric.capacity)
     return tuple(
         FabricLoad(
             nic_stretch=busy / alone if busy else 1.0,
@@ -169,18 +179,6 @@ def transfer_loads(
             nic.tolist(), healthy.tolist(), beyond.tolist(), latency.tolist(), strict=True
         )
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Traffic:
-    """Arguments of transfer_loads."""
-
-    source: Integers
-    destination: Integers
-    group: Integers
-    groups: int
-    divided: int
-    rdma: bool
 
 
 def _after_failures(cluster: ClusterProfile, fabric: Fabric) -> Array:
@@ -205,13 +203,18 @@ def _nic_links(fabric: Fabric) -> Mask:
 
 
 def _seconds_per_byte(
-    fabric: Fabric, capacity: Array, traffic: _Traffic
-) -> tuple[Array, Array, Array]:
-    """For a byte that every GPU sends, [groups] each: time of the busiest NIC that a group uses, of
-    its busiest other link, and the longest latency through NICs and switches."""
+    fabric: Fabric,
+    capacity: Array,
+    source: Integers,
+    destination: Integers,
+    *,
+    divided: int,
+    rdma: bool,
+) -> Array:
+    """For a byte that every GPU sends, [3, flows]: time of the busiest NIC on the way of a flow, of
+    the busiest other link, and latency through NICs and switches."""
     dead = capacity <= 0
-    source, destination = traffic.source, traffic.destination
-    found = route(fabric, source, destination, rdma=traffic.rdma, dead=dead if dead.any() else None)
+    found = route(fabric, source, destination, rdma=rdma, dead=dead if dead.any() else None)
     if not found.reachable.all():
         lost = int(np.argmin(found.reachable))
         raise ValueError(
@@ -222,21 +225,15 @@ def _seconds_per_byte(
         carried += np.bincount(hop % (fabric.resources + 1), minlength=fabric.resources + 1)
     used = carried[:-1] > 0
     seconds = np.zeros(fabric.resources + 1)
-    seconds[:-1][used] = carried[:-1][used] / traffic.divided / capacity[used]
+    seconds[:-1][used] = carried[:-1][used] / divided / capacity[used]
     nics = np.append(_nic_links(fabric), False)
     of_nic, of_link = np.where(nics, seconds, 0.0), np.where(nics, 0.0, seconds)
     delay = np.append(fabric.latency, 0.0)
     delay[: fabric.plane_start[0]] = 0.0  # NVLink and PCIe
-    nic, link, latency = np.zeros((3, len(source)))
+    of_flows = np.zeros((3, len(source)))
+    nic, link, latency = of_flows
     for hop in found.paths.T:
         np.maximum(nic, of_nic[hop], out=nic)
         np.maximum(link, of_link[hop], out=link)
         latency += delay[hop]
-    return _largest(nic, traffic), _largest(link, traffic), _largest(latency, traffic)
-
-
-def _largest(of_flow: Array, traffic: _Traffic) -> Array:
-    """[flows] -> [groups]"""
-    found = np.zeros(traffic.groups)
-    np.maximum.at(found, traffic.group, of_flow)
-    return found
+    return of_flows

@@ -5,7 +5,7 @@ import pytest
 
 from reference_model.trace import Operator
 from simulator.execution.machine.launches import (
-    HbmLimits,
+    enough_sms,
     is_product,
     kernel_launches,
     launch_sms,
@@ -21,7 +21,7 @@ def operator(kind, **sizes):
     )  # fmt: skip
 
 
-HBM = HbmLimits(rate=3e12, per_sm=90e9)
+HBM = 3e12
 GEMM = operator("gemm", m=4096, n=7168, k=2048)
 NORM = operator("rmsnorm", rows=4096, columns=7168)
 COPY = operator("copy", rows=4096, columns=7168)
@@ -54,7 +54,7 @@ def test_a_launch_says_time_ctas_and_bytes_of_each_rank():
     half more."""
     seconds, work = np.array([[8e-5, 1.2e-4]]), np.array([[1.0, 1.5]])
     (found,) = kernel_launches(
-        [COPY], seconds, sms=[132], work=work, hbm=HBM, beside_transfer=[1.0]
+        [COPY], seconds, sms=[132], work=work, hbm=HBM, sm_bandwidth=90e9, beside_transfer=[1.0]
     )
     assert [one.hbm_bytes for one in found] == [117_440_512, 176_160_768]
     assert [one.cta_seconds for one in found] == pytest.approx([1e-5, 1.5e-5])
@@ -65,5 +65,5 @@ def test_a_launch_says_time_ctas_and_bytes_of_each_rank():
 def test_a_kernel_at_the_rate_of_hbm_fills_it_with_fewer_sms():
     """117.4 MB in 40 us is 2.94 TB/s, 98% of what HBM gives: 33 SMs of 90 GB/s do it. In 50 us it
     is 78%."""
-    assert HBM.enough_sms(117_440_512, 4e-5) == 33
-    assert HBM.enough_sms(117_440_512, 5e-5) is None
+    assert enough_sms(117_440_512, 4e-5, hbm=HBM, per_sm=90e9) == 33
+    assert enough_sms(117_440_512, 5e-5, hbm=HBM, per_sm=90e9) is None

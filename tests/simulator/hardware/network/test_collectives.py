@@ -7,7 +7,7 @@ import pytest
 import simpy
 
 from simulator.hardware.network import collectives
-from simulator.hardware.network.collectives import Messages, TokenExchange, count_copies
+from simulator.hardware.network.collectives import TokenExchange, count_copies
 from simulator.hardware.network.flows import Network
 from simulator.hardware.network.topology import FabricInputs, build_fabric
 
@@ -176,7 +176,7 @@ def test_copies_count_distinct_nodes_and_ranks(copies):
 
 def exchange(fabric, *, chunks=1, back=False):
     """Copies of 10 bytes by kernels whose messages cost no time."""
-    return TokenExchange(fabric, 10.0, Messages(0.0, 1.0), chunks, back)
+    return TokenExchange(fabric, 10.0, 0.0, chunks, back)
 
 
 def test_normal_dispatch_sends_one_copy_a_node_over_the_rail(copies, two_nodes):
@@ -216,12 +216,12 @@ def test_low_latency_sends_every_expert_its_own_copy(copies, two_nodes):
         assert phase.flows.payload == 10.0 * (2 + 1)  # own shares stay
 
 
-def test_small_messages_are_limited_by_the_message_rate():
-    messages = Messages(overhead=2.0, nic_bandwidth=10.0)
+def test_small_messages_are_limited_by_the_message_rate(two_nodes):
+    """NICs of 1 byte/s, and 20 s for every message."""
     size = np.array([100.0])
-    assert messages.wire(size, 50.0) == pytest.approx(100.0)
-    # 5-byte messages: 20 of them at 2 s each are 40 s, as 400 bytes would be.
-    assert messages.wire(size, 5.0) == pytest.approx(400.0)
+    assert TokenExchange(two_nodes, 50.0, 20.0, 1, back=False).wire(size) == pytest.approx(100.0)
+    # 5-byte messages: 20 of them at 20 s each are 400 s, as 400 bytes would be.
+    assert TokenExchange(two_nodes, 5.0, 20.0, 1, back=False).wire(size) == pytest.approx(400.0)
 
 
 def test_balanced_copies_leave_the_own_rank_out():
