@@ -114,7 +114,7 @@ def _device(options: argparse.Namespace) -> None:
     from reference_model.config import load_model_config
     from reference_model.gpu import use_kernels
     from reference_model.measure import device_source, request_label, write_rows
-    from reference_model.measure_device import launch_rows, launch_times, sustain, sustained_row
+    from reference_model.measure_device import launch_rows, launch_times, sustain
     from reference_model.measure_grid import sustained_requests
 
     times = launch_times()
@@ -126,13 +126,9 @@ def _device(options: argparse.Namespace) -> None:
     use_kernels("mixed")
     rows = []
     for request in sustained_requests(load_model_config(options.config)):
-        result = sustain(request.operator, kernels=request.kernels, duration_s=SUSTAINED_SECONDS)
-        rows.append(sustained_row(request, result, source=source, duration_s=SUSTAINED_SECONDS))
-        print(
-            f"sustained {request_label(request)}: {result.first_seconds:.4e} s at first,"
-            f" {result.seconds:.4e} s over {SUSTAINED_SECONDS:g} s,"
-            f" {result.clock_hz:.4e} Hz, {result.power_w:.0f} W"
-        )
+        row = sustain(request, source=source, duration_s=SUSTAINED_SECONDS)
+        rows.append(row)
+        print(f"sustained {request_label(request)}: {row.seconds:.4e} s; {row.conditions}")
     if options.out:
         write_rows(rows, options.out)
 
@@ -231,15 +227,17 @@ def _profile(options: argparse.Namespace) -> None:
         print(note)
     workload = Workload(**WORKLOADS["train"])
     try:
-        profile = profile_layer(config, options.layer, workload, recipe=recipe, seed=options.seed)
+        operators, outside, trace = profile_layer(
+            config, options.layer, workload, recipe=recipe, seed=options.seed
+        )
     except torch.cuda.OutOfMemoryError as error:
         raise ValueError(str(error)) from error
-    for o, seconds, kernels in profile.operators:
+    for o, seconds, kernels in operators:
         print(f"{o.phase:<12} {o.name:<45} {seconds:.3e} s in {kernels} kernels")
     for phase in PHASES:
-        seconds = sum(took for o, took, _ in profile.operators if o.phase == phase)
+        seconds = sum(took for o, took, _ in operators if o.phase == phase)
         print(f"{phase:<12} {seconds:.4e} s of kernels")
-    print(f"{'outside':<12} {profile.outside_seconds:.4e} s of kernels that no operator launched")
+    print(f"{'outside':<12} {outside:.4e} s of kernels that no operator launched")
     if options.out:
-        save_profile(profile, options.out)
+        save_profile(trace, options.out)
         print(f"written to {options.out}")

@@ -5,7 +5,6 @@ import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,7 +20,6 @@ from reference_model.measure import (
     seconds_between_events,
 )
 from reference_model.measured_calls import build
-from reference_model.trace import Operator
 
 _REPLAYS = 7
 _EMPTY_LAUNCHES = 1000
@@ -32,24 +30,10 @@ _MILLI = 1e-3
 # -- clocks and power ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Sustained:
-    """One kernel run back to back."""
-
-    seconds: float
-    """Mean time of a launch over the run."""
-    first_seconds: float
-    """Mean time over the first twentieth, before the chip settles."""
-    clock_hz: float
-    """Median SM clock over the second half."""
-    power_w: float
-    """Median power over the second half, watts."""
-
-
-def sustain(operator: Operator, *, kernels: str, duration_s: float) -> Sustained:
+def sustain(request: TimingRequest, *, source: str, duration_s: float) -> KernelTiming:
     """Run an operator back to back for duration_s and watch clock and power."""
     device = require_hopper()
-    calls = [build(operator, kernels=kernels, device=device) for _ in range(2)]
+    calls = [build(request.operator, kernels=request.kernels, device=device) for _ in range(2)]
     for call in calls * 2:
         call()
     torch.cuda.synchronize()
@@ -66,7 +50,10 @@ def sustain(operator: Operator, *, kernels: str, duration_s: float) -> Sustained
     launches = rounds // 20 * len(calls)
     second_half = samples[len(samples) // 2 :] or samples
     mega = 10.0**6  # nvidia-smi reports megahertz
-    return Sustained(
+    return sustained_row(
+        request,
+        source=source,
+        duration_s=duration_s,
         seconds=marks[0].elapsed_time(marks[-1]) * _MILLI / (20 * launches),
         first_seconds=marks[0].elapsed_time(marks[1]) * _MILLI / launches,
         clock_hz=statistics.median(clock for clock, _ in second_half) * mega,
@@ -75,18 +62,32 @@ def sustain(operator: Operator, *, kernels: str, duration_s: float) -> Sustained
 
 
 def sustained_row(
-    request: TimingRequest, result: Sustained, *, source: str, duration_s: float
+    request: TimingRequest,
+    *,
+    source: str,
+    duration_s: float,
+    seconds: float,
+    first_seconds: float,
+    clock_hz: float,
+    power_w: float,
 ) -> KernelTiming:
-    """A sustained run as a row: the mean time, with clock and power among its conditions."""
+    """A sustained run as a row, with clock and power among its conditions.
+
+    Args:
+        seconds: mean of a launch over the run.
+        first_seconds: mean over the first twentieth, before the chip settles.
+        clock_hz: median SM clock over the second half.
+        power_w: median power over the second half.
+    """
     values = dict(part.split("=") for part in conditions(request, timing="sustained").split(";"))
     values |= {
         "set": "dsv3sim_sustained",
         "statistic": "mean",
         "repeats": "1",
         "duration_s": f"{duration_s:g}",
-        "first_seconds": f"{result.first_seconds:.6g}",
-        "clock_hz": f"{result.clock_hz:.4g}",
-        "power_w": f"{result.power_w:.4g}",
+        "first_seconds": f"{first_seconds:.6g}",
+        "clock_hz": f"{clock_hz:.4g}",
+        "power_w": f"{power_w:.4g}",
     }
     o = request.operator
     return KernelTiming(
@@ -94,8 +95,8 @@ def sustained_row(
         sizes=pairs_text(o.sizes),
         dtype=o.dtype,
         sms=request.sms,
-        seconds=result.seconds,
-        spread=abs(result.seconds - result.first_seconds) / result.seconds,
+        seconds=seconds,
+        spread=abs(seconds - first_seconds) / seconds,
         source=source,
         conditions=pairs_text(values.items()),
     )

@@ -8,7 +8,6 @@ and kernel with its start and duration, in the Chrome-trace format that Kineto w
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,22 +43,15 @@ _KEPT_ARGUMENTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LayerProfile:
-    """One layer's forward, input gradient and weight gradients."""
-
-    operators: list[tuple[Operator, float, int]]
-    """In issue order, each with the summed time of its kernels and their number."""
-    outside_seconds: float
-    """Sum over the kernels that no operator launched."""
-    chrome_trace: dict[str, Any]
-    """The operators as Chrome-trace events, cut down."""
+TimedOperators = list[tuple[Operator, float, int]]
+"""Operators, each with the summed time of its kernels and their number."""
 
 
 def profile_layer(
     config: ModelConfig, layer_kind: str, workload: Workload, *, recipe: Recipe, seed: int
-) -> LayerProfile:
-    """Run forward, input gradient and weight gradients once to warm up and once under the profiler.
+) -> tuple[TimedOperators, float, dict[str, Any]]:
+    """Run forward, input gradient and weight gradients once to warm up and once under the profiler;
+    returns what `match_operators` does.
 
     layer_kind is one of recorder.LAYERS. Weights and hidden states are random. Raises ValueError
     without a Hopper GPU or for sizes that it cannot address, and torch.cuda.OutOfMemoryError, with
@@ -173,11 +165,14 @@ def split_kernels(events: Sequence[Mapping[str, Any]], *, repetitions: int = 1) 
     return KernelSplit(inside, outside, kernels)
 
 
-def match_operators(operators: list[Operator], document: Mapping[str, Any]) -> LayerProfile:
+def match_operators(
+    operators: list[Operator], document: Mapping[str, Any]
+) -> tuple[TimedOperators, float, dict[str, Any]]:
     """Give each operator the kernels that were launched while its event was open.
 
-    A launch carries the correlation of its kernel; kernels of launches outside every operator are
-    kept without one."""
+    Returns the operators in issue order, the time of the kernels that no operator launched, and the
+    document with the operators' events, cut down. A launch carries the correlation of its kernel;
+    kernels of launches outside every operator are kept without one."""
     events: list[dict[str, Any]] = document["traceEvents"]
     opened = sorted(
         (e for e in events if e.get("cat") == "cpu_op" and e["name"].startswith(NAMESPACE + "::")),
@@ -215,7 +210,7 @@ def match_operators(operators: list[Operator], document: Mapping[str, Any]) -> L
         "deviceProperties": document.get("deviceProperties", []),
         "traceEvents": sorted(kept, key=lambda e: float(e["ts"])),
     }
-    return LayerProfile(timed, sum(split_kernels(events).outside.values()), trace)
+    return timed, sum(split_kernels(events).outside.values()), trace
 
 
 def _within(inner: dict[str, Any], outer: dict[str, Any]) -> bool:
@@ -252,11 +247,9 @@ def _launch_event(event: dict[str, Any]) -> dict[str, Any]:
     return kept | {"args": {"correlation": event["args"]["correlation"]}}
 
 
-def save_profile(profile: LayerProfile, path: Path) -> None:
-    """Write the Chrome trace, one event a line."""
-    lines = ",\n".join(
-        json.dumps(event, separators=(",", ":")) for event in profile.chrome_trace["traceEvents"]
-    )
-    devices = json.dumps(profile.chrome_trace.get("deviceProperties", []), separators=(",", ":"))
+def save_profile(trace: Mapping[str, Any], path: Path) -> None:
+    """Write a Chrome trace, one event a line."""
+    lines = ",\n".join(json.dumps(event, separators=(",", ":")) for event in trace["traceEvents"])
+    devices = json.dumps(trace.get("deviceProperties", []), separators=(",", ":"))
     text = f'{{"schemaVersion":1,"deviceProperties":{devices},"traceEvents":[\n{lines}\n]}}\n'
     path.write_text(text, encoding="utf-8")

@@ -177,9 +177,15 @@ def decode_load(
     queries = 1 if job.speculative_decoding is None else 1 + job.speculative_decoding.draft_tokens
     context = round(context * job.requests.attention_imbalance)
 
-    def share(of_group: int) -> _Share:
+    def share(of_group: int) -> Load:
         each = -(-of_group // job.attention_tp)
-        return _Share(each * queries, each, context, of_group * queries, of_group)
+        return Load(
+            tokens=each * queries,
+            sequences=each,
+            context=context,
+            group_tokens=of_group * queries,
+            group_sequences=of_group,
+        )
 
     shares = _shares(together, job.micro_batches)
     batches = {number: share(size) for number, size in enumerate(shares)}
@@ -237,7 +243,7 @@ def prefill_load(
     return IterationLoad(model, batches, busy=job.gpus - job.requests.idle_gpus)
 
 
-def _pieces(model: ServingModel, tokens: int, prompt: int, cached: int, *, whole: bool) -> _Share:
+def _pieces(model: ServingModel, tokens: int, prompt: int, cached: int, *, whole: bool) -> Load:
     """A micro-batch of `tokens` tokens of the GPUs that share heads, together: of prompts, or of
     one part of one prompt that follows `cached` tokens where `whole` is false."""
     count = -(-tokens // prompt) if whole else 1
@@ -247,8 +253,12 @@ def _pieces(model: ServingModel, tokens: int, prompt: int, cached: int, *, whole
     attended = 2 * cached + (prompt if whole else length)
     context = (length + attended * model.job.requests.attention_imbalance) / 2
     ranks = model.job.attention_tp
-    return _Share(
-        -(-tokens // ranks), -(-count // ranks), max(length, round(context)), tokens, count
+    return Load(
+        tokens=-(-tokens // ranks),
+        sequences=-(-count // ranks),
+        context=max(length, round(context)),
+        group_tokens=tokens,
+        group_sequences=count,
     )
 
 
@@ -256,36 +266,17 @@ def _pieces(model: ServingModel, tokens: int, prompt: int, cached: int, *, whole
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
-    """What a GPU has of one micro-batch, the one with most where GPUs share heads."""
-
-    tokens: int
-    sequences: int
-    context: int
-    group_tokens: int
-    """Of the GPUs that share heads, together."""
-    group_sequences: int
-
-    def mean_tokens(self, attention_tp: int) -> float:
-        """Tokens of a GPU, mean over those that share heads."""
-        return self.group_tokens / attention_tp
-
-    def last_tokens(self) -> _Share:
-        """One token of each request."""
-        return replace(self, tokens=self.sequences, group_tokens=self.group_sequences)
-
-
-@dataclass(frozen=True, slots=True)
 class IterationLoad:
     """What the GPUs of a deployment compute in one iteration."""
 
     model: ServingModel
-    batches: Mapping[int, _Share]
-    """{micro-batch: share of one of the busy GPUs}"""
+    batches: Mapping[int, Load]
+    """{micro-batch: what one of the busy GPUs has of it, the one with most where GPUs share heads,
+    before its tokens choose experts}"""
     busy: int
     """GPUs that have requests."""
 
-    def of(self, section: tuple[str, int]) -> _Share:
+    def of(self, section: tuple[str, int]) -> Load:
         """What a GPU has of a section."""
         kind, number = section
         batch = self.batches[number]
@@ -370,7 +361,7 @@ def _expert_loads(model: ServingModel, tokens: int) -> ExpertLoads:
 
 def _batch_load(
     model: ServingModel,
-    batch: _Share,
+    batch: Load,
     busy: int,
     count: Callable[[float], float],
 ) -> Load:
@@ -378,26 +369,22 @@ def _batch_load(
     share = busy / job.gpus * model.even_skew
     delivered = model.kernels.received_per_token * job.expert_tp
     received = batch.mean_tokens(job.attention_tp) * delivered * share
-    return Load(
-        tokens=batch.tokens,
-        sequences=batch.sequences,
-        context=batch.context,
+    return replace(
+        batch,
         expert_rows=max(1, round(_expert_rows(model, batch, busy))),
         received_rows=max(1, round(received)),
         local_experts=int(count(_active_experts(model, batch, busy))),
-        group_tokens=batch.group_tokens,
-        group_sequences=batch.group_sequences,
     )
 
 
-def _expert_rows(model: ServingModel, batch: _Share, busy: int) -> float:
+def _expert_rows(model: ServingModel, batch: Load, busy: int) -> float:
     """Rows of the experts of the slowest rank."""
     job = model.job
     share = busy / job.gpus * model.even_skew
     return batch.mean_tokens(job.attention_tp) * model.choices * job.expert_tp * share
 
 
-def _active_experts(model: ServingModel, batch: _Share, busy: int) -> float:
+def _active_experts(model: ServingModel, batch: Load, busy: int) -> float:
     """Local experts of one rank that have rows, expected number."""
     return distinct_slots(model.slot_shares, _expert_rows(model, batch, busy))
 

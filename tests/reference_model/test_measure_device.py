@@ -5,7 +5,7 @@ import time
 import pytest
 
 from reference_model import measure, measure_device
-from reference_model.measure_device import Sustained, launch_rows, sustained_row, watch
+from reference_model.measure_device import launch_rows, sustained_row, watch
 from reference_model.measure_grid import ALL_SMS, gemm_operator
 
 ANSWERS = """#!/bin/sh
@@ -41,8 +41,10 @@ def test_a_sustained_row_is_the_mean_and_spreads_from_the_first_of_it(monkeypatc
     """1 us at first and 1.25 us over all: 20% of the mean apart."""
     monkeypatch.setattr(measure, "multiprocessors", lambda: ALL_SMS)
     asked = measure.TimingRequest(gemm_operator(64, 256, 128), "library", ALL_SMS, partition=False)
-    found = Sustained(seconds=1.25e-6, first_seconds=1e-6, clock_hz=1.755e9, power_w=699.6)
-    row = sustained_row(asked, found, source="a test", duration_s=10.0)
+    row = sustained_row(
+        asked, source="a test", duration_s=10.0,
+        seconds=1.25e-6, first_seconds=1e-6, clock_hz=1.755e9, power_w=699.6,
+    )  # fmt: skip
     assert (row.seconds, row.spread) == (1.25e-6, pytest.approx(0.2, rel=1e-12))
     said = dict(pair.split("=") for pair in row.conditions.split(";"))
     assert {name: said[name] for name in ("set", "statistic", "repeats", "timing")} == {

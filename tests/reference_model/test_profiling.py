@@ -12,7 +12,6 @@ from reference_model.config import load_model_config
 from reference_model.measure_grid import WORKLOADS
 from reference_model.precision import Recipe
 from reference_model.profiling import (
-    LayerProfile,
     match_operators,
     profile_document,
     profile_layer,
@@ -74,7 +73,7 @@ def test_a_kernel_belongs_to_one_stream_and_does_not_overlap_the_next(events):
 
 def test_a_profile_is_written_one_event_a_line(tmp_path, events):
     path = tmp_path / "profile.json"
-    save_profile(LayerProfile([], 0.0, {"traceEvents": events}), path)
+    save_profile({"traceEvents": events}, path)
     assert json.loads(path.read_text(encoding="utf-8"))["traceEvents"] == events
     assert path.read_text(encoding="utf-8").count("\n") == len(events) + 2
 
@@ -136,10 +135,10 @@ def test_a_written_profile_replays_as_it_stands(tmp_path):
         "head", "gemm", "forward", "head", "bfloat16", "bfloat16",
         (("k", 1000), ("m", 1000), ("n", 1000)), False, False,
     )  # fmt: skip
-    found = match_operators([gemm], document)
-    assert [kernels for _, _, kernels in found.operators] == [1]
-    assert found.outside_seconds == pytest.approx(4e-6)
-    save_profile(found, tmp_path / "layer.json")
+    operators, outside, trace = match_operators([gemm], document)
+    assert [kernels for _, _, kernels in operators] == [1]
+    assert outside == pytest.approx(4e-6)
+    save_profile(trace, tmp_path / "layer.json")
     run = replay(tmp_path / "layer.json")
     assert (run.recorded_gpu, run.mapping.name) == ("h200_sxm", "reference_model_profile")
     assert [place.operator for place in run.mapped] == [gemm, None]
