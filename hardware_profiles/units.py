@@ -20,10 +20,8 @@ Bytes: TypeAlias = float
 Flops: TypeAlias = float
 BytesPerSecond: TypeAlias = float
 FlopsPerSecond: TypeAlias = float
-Hertz: TypeAlias = float
 Watts: TypeAlias = float
 Dollars: TypeAlias = float
-DollarsPerSecond: TypeAlias = float
 
 Dimension: TypeAlias = Literal[
     "time", "data", "bandwidth", "flops", "compute", "frequency", "power", "price", "price_rate"

@@ -45,8 +45,6 @@ class RestatedError:
     """Median of predicted / measured - 1, signed."""
     p10: float
     p90: float
-    absolute: float
-    """Median of its absolute value."""
     inside: int
     """Rows within the predicted 80% interval."""
     measured_s: float
@@ -101,7 +99,6 @@ def restated_errors(
             median=float(np.median(error[places])),
             p10=float(np.quantile(error[places], 0.1)),
             p90=float(np.quantile(error[places], 0.9)),
-            absolute=float(np.median(np.abs(error[places]))),
             inside=int(inside[places].sum()),
             measured_s=float((launches * measured)[places].sum()),
             predicted_s=float((launches * prediction.seconds)[places].sum()),

@@ -6,7 +6,6 @@ Every array has the layouts as its last axis.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,31 +17,15 @@ from simulator.analysis.plan.schedule_facts import ScheduleFacts
 Times = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Pipelines:
-    """The schedules of layouts, and what their ranks wait for."""
-
-    names: NDArray[np.str_]
-    ranks: Times
-    facts: Sequence[ScheduleFacts]
-    fullest: Times
-    """Of the usual layers, as many as the rank with most holds at least."""
-    send: Times
-    """A send that a rank waits for before its next action."""
-    sends: Times
-    """How many of a micro-batch there are in all ranks."""
-
-    def of_facts(self, *names: str) -> list[Times]:
-        """[layouts] each, numbers of the schedules."""
-        return [np.array([getattr(each, name) for each in self.facts]) for name in names]
-
-
 def pipeline_seconds(
     forward: Times,
     backward: Times,
     pair: PairSeconds,
-    pipelines: Pipelines,
+    facts: Sequence[ScheduleFacts],
     *,
+    fullest: Times,
+    send: Times,
+    sends: Times,
     counts: Sequence[int],
     usual: int,
     gap: Seconds,
@@ -54,25 +37,28 @@ def pipeline_seconds(
         forward, backward: [kinds, layouts], what a layer takes of a micro-batch outside pairs.
         pair: forward and backward of every kind, [ways, kinds, layouts]; what is beyond, of the
             usual kind.
+        facts: of the schedule of each layout.
+        fullest: of the usual layers, as many as the rank with most holds at least; [layouts].
+        send: a send that a rank waits for before its next action; [layouts].
+        sends: how many of a micro-batch there are in all ranks; [layouts].
         counts: [kinds], layers of each.
         usual: which kind most layers are of.
         gap: between two kernels.
         staggered: whether ranks begin the next step before all have ended this one.
     """
-    stages, directions = (
-        np.array([getattr(each.schedule, name) for each in pipelines.facts], dtype=np.float64)
-        for name in ("stages", "directions")
+    p, stages, directions = (
+        np.array([getattr(each.schedule, name) for each in facts], dtype=np.float64)
+        for name in ("ranks", "stages", "directions")
     )
-    p = pipelines.ranks
-    (m,) = pipelines.of_facts("microbatches")
-    (pairs,) = pipelines.of_facts("pairs")
-    least, most_paired = pairs.T
+    names = np.array([each.schedule.name for each in facts])
+    m = np.array([each.microbatches for each in facts])
+    least, most_paired = np.array([each.pairs for each in facts]).T
     counts_ = np.array(counts, dtype=np.float64)[:, None]
     others = float(sum(counts) - counts[usual])
     shares = forward / (forward + backward)
     # A rank at an end of the pipeline sends one way only, and its last send holds up none.
-    of_a_rank = np.maximum(0, m // directions - p) * pipelines.send
-    blocking = np.maximum(0.0, m * pipelines.sends - 2 * p) / p * pipelines.send
+    of_a_rank = np.maximum(0, m // directions - p) * send
+    blocking = np.maximum(0.0, m * sends - 2 * p) / p * send
     one_each = (stages == p) & (p > 1) & (not staggered)
     best = np.zeros(len(p))
     for pair_forward, pair_backward, more, ends in zip(
@@ -93,15 +79,15 @@ def pipeline_seconds(
         # Other layers stand on few stages, whose chunks may begin otherwise.
         of_ends = np.maximum(0.0, least * stages - 2 * others) * ends
         alike = (counts_ * (spent >= spent[usual])).sum(axis=0)
-        fullest = np.maximum(pipelines.fullest, np.ceil(alike / (p // directions)))
-        busiest = fullest * spent[usual] + np.maximum(0.0, fullest - others) * shared
+        held = np.maximum(fullest, np.ceil(alike / (p // directions)))
+        busiest = held * spent[usual] + np.maximum(0.0, held - others) * shared
         busiest = np.maximum(busiest, spent.max(axis=0))  # No layer lies on two ranks.
         busiest = busiest - 6 * gap * stages / p
         mean = m / p * (total + of_ends) + blocking
         most = m / directions * busiest + of_a_rank
         spent[usual] += shared
         passes = np.minimum(1.0, ((forward + backward) / spent).min(axis=0))
-        factor = _bubbles(pipelines.names, shares, passes, m, p) * one_each
+        factor = _bubbles(names, shares, passes, m, p) * one_each
         best = np.maximum.reduce([best, mean, most, (of_a_rank + total * factor) * one_each])
     return best
 

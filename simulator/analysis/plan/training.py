@@ -118,10 +118,6 @@ class TrainingPlan:
         found["might be faster by its bound, not simulated"] = max(0, rest)
         return {kind: count for kind, count in found.items() if count}
 
-    def place_of(self, layout: TrainingLayout) -> int | None:
-        """Place of a layout by bound, from 0; None where it is not among them."""
-        return next((n for n, each in enumerate(self.ranked) if each.layout == layout), None)
-
     @property
     def of_own(self) -> SimulatedLayout | None:
         """The scenario's own layout, simulated."""

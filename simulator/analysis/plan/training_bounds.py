@@ -47,7 +47,7 @@ from simulator.analysis.plan.pair_seconds import (
     TRANSFERS,
     PairSeconds,
 )
-from simulator.analysis.plan.pipeline_bounds import Pipelines, pipeline_seconds
+from simulator.analysis.plan.pipeline_bounds import pipeline_seconds
 from simulator.analysis.plan.training_candidates import (
     Candidate,
     LayerFacts,
@@ -83,15 +83,11 @@ whose two layers exchange tokens."""
 
 @dataclass(frozen=True, slots=True)
 class TrainingBound:
-    """What a layout's ideal step takes at least, and of what."""
+    """What a layout's ideal step takes at least."""
 
     layout: TrainingLayout
     pipeline_s: Seconds
     optimizer_s: Seconds
-    compute_s: Seconds
-    """Of the pipeline: kernels of a rank on average."""
-    exchange_s: Seconds
-    """Of the pipeline: dispatch and combine of a rank on average, hidden or not."""
 
     @property
     def seconds(self) -> Seconds:
@@ -157,38 +153,18 @@ class TrainingBounds:
                 more=known[kinds[usual]].pair.more[:, at],
                 ends=known[kinds[usual]].pair.ends[:, at],
             ),
-            Pipelines(
-                names=np.array([each.layout.schedule for each in candidates]),
-                ranks=np.array([float(each.layout.pp) for each in candidates]),
-                facts=[each.facts for each in candidates],
-                fullest=np.array([float(each.fullest) for each in candidates]),
-                send=np.array([send for send, _ in blocking]),
-                sends=np.array([float(sends) for _, sends in blocking]),
-            ),
+            [each.facts for each in candidates],
+            fullest=np.array([float(each.fullest) for each in candidates]),
+            send=np.array([send for send, _ in blocking]),
+            sends=np.array([float(sends) for _, sends in blocking]),
             counts=[counts[kind] for kind in kinds],
             usual=usual,
             gap=self.layers.job.gap.value,
             staggered=self.layers.job.optimizer.post_validation,
         )
-        share = np.array([each.facts.microbatches / each.layout.pp for each in candidates])
-        whole = {
-            name: share
-            * sum(
-                counts[kind]
-                * (getattr(known[kind].forward, name) + getattr(known[kind].backward, name))
-                for kind in kinds
-            )[at]
-            for name in ("compute", "transfers")
-        }
-        columns = (
-            pipeline,
-            [self._optimizer(each) for each in candidates],
-            whole["compute"],
-            whole["transfers"],
-        )
-        rows = zip(*(np.asarray(column).tolist() for column in columns), strict=True)
         return [
-            TrainingBound(each.layout, *row) for each, row in zip(candidates, rows, strict=True)
+            TrainingBound(each.layout, seconds, self._optimizer(each))
+            for each, seconds in zip(candidates, pipeline.tolist(), strict=True)
         ]
 
     # -- layouts -------------------------------------------------------------------------------

@@ -47,13 +47,13 @@ def read_kineto(path: str | Path) -> Trace:
     """
     where = str(path)
     found = _Events()
-    document: dict[str, Any] = {}
+    devices: object = None
     first: dict[bool, float] = {}
     count = 0
     for name, piece in read_pieces(Path(path), where, of=_EVENTS):
         if name != _EVENTS:
-            if name in _OF_ALL:
-                document[name] = piece
+            if name == _DEVICES:
+                devices = piece
             continue
         flaw = _flaw(piece)
         if flaw:
@@ -71,11 +71,11 @@ def read_kineto(path: str | Path) -> Trace:
     for index, event in enumerate(events):
         if _flaw(event) == "":
             found.add(index, event, origin)
-    return _collect(document, found, count, origin, where)
+    return _collect(devices, found, count, origin, where)
 
 
-_EVENTS, _OF_ALL = "traceEvents", ("deviceProperties", "distributedInfo")
-"""Fields of a profile: its events, and what it says of all of them."""
+_EVENTS, _DEVICES = "traceEvents", "deviceProperties"
+"""Fields of a profile: its events, and the GPUs that it was recorded on."""
 
 
 def _flaw(event: object) -> str | None:
@@ -170,9 +170,7 @@ class _Events:
             taken.add(kernel.correlation)
 
 
-def _collect(
-    document: Mapping[str, Any], found: _Events, count: int, origin: float, where: str
-) -> Trace:
+def _collect(devices: object, found: _Events, count: int, origin: float, where: str) -> Trace:
     if not found.kernels:
         why = "; ".join(str(problem) for problem in found.problems)
         raise ValueError(f"{where}: no GPU kernel in {count} events{why and ': ' + why}")
@@ -184,15 +182,12 @@ def _collect(
     found.spans.sort(key=lambda span: (span.start_s, -span.end_s))
     found.check_correlations()
     first, second = found.kernels[0][0], unit_factor("us", "time")
-    names, sms, limits = _devices(document)
-    distributed = document.get("distributedInfo")
-    ranks = distributed.get("world_size") if isinstance(distributed, dict) else None
+    names, sms, limits = _devices(devices)
     return Trace(
         path=where,
         devices=names,
         sms=sms,
         sm_limits=limits,
-        world_size=_integer(ranks),
         kernels=tuple(kernel for *_, kernel in found.kernels),
         kernel_start_s=np.array([(start - first) * second for start, *_ in found.kernels]),
         first_kernel_s=(first - origin) * second,
@@ -276,9 +271,8 @@ _LARGEST_COUNT = 2**63
 """Profilers count in 64 bits; beyond this a number is no count."""
 
 
-def _devices(document: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None, SmLimits | None]:
+def _devices(properties: object) -> tuple[tuple[str, ...], int | None, SmLimits | None]:
     """Names of the described GPUs; SM count and room of an SM where all of them agree."""
-    properties = document.get("deviceProperties")
     described = (
         [d for d in properties if isinstance(d, dict)] if isinstance(properties, list) else []
     )

@@ -184,7 +184,6 @@ class Trace:
     """Names of the GPUs that the file describes, each once; empty where it describes none."""
     sms: int | None
     sm_limits: SmLimits | None
-    world_size: int | None
     kernels: tuple[Kernel, ...]
     """In recorded order of start."""
     kernel_start_s: NDArray[np.float64]

@@ -7,7 +7,6 @@ import pytest
 
 from simulator.analysis.plan.pair_seconds import PairSeconds
 from simulator.analysis.plan.pipeline_bounds import (
-    Pipelines,
     ends_of_ranks,
     pipeline_seconds,
     there_and_back,
@@ -34,12 +33,8 @@ def test_the_path_to_the_last_rank_and_back_by_hand():
 def pipelines(name, virtual, microbatches, **given):
     """One layout of two ranks."""
     column = {"fullest": 1.0, "send": 0.0, "sends": 0.0} | given
-    return Pipelines(
-        names=np.array([name]),
-        ranks=np.array([2.0]),
-        facts=[schedule_facts(name, virtual, 2, microbatches)],
-        **{key: np.array([value]) for key, value in column.items()},
-    )
+    facts = [schedule_facts(name, virtual, 2, microbatches)]
+    return {"facts": facts} | {key: np.array([value]) for key, value in column.items()}
 
 
 # Of the usual layers a forward takes 2 and a backward 3; of the other one 1 each, also in pairs.
@@ -60,7 +55,7 @@ PAIRS = {
 
 def seconds(times, of, *, gap=0.0, staggered=False):
     (found,) = pipeline_seconds(
-        **ALONE, pair=PairSeconds(**times), pipelines=of, counts=[6, 1], usual=0, gap=gap,
+        **ALONE, pair=PairSeconds(**times), **of, counts=[6, 1], usual=0, gap=gap,
         staggered=staggered,
     )  # fmt: skip
     return float(found)

@@ -219,24 +219,3 @@ def test_rings_are_known_where_every_stage_fills_its_domains(parallel, known, mo
     )
     found = TrainingBounds._rings(SimpleNamespace(_made={}), candidate)
     assert found == (Rings((3, False), (3, True), NO_LIMIT, NO_LIMIT) if known else None)
-
-
-def test_work_of_a_rank_is_that_of_all_layers_over_the_ranks(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    scenario = load_scenario(SCENARIO, [*CHANGES, *IDEAL])
-    layers = LayerFacts(scenario, traces_in(None))
-    one = next(
-        each
-        for each in candidates(layers, axis_values(scenario, FIXED), Counter())
-        if each.layout.pp == 2
-    )
-    bounds = TrainingBounds(layers)
-    (found,) = bounds.of([one])
-    prices = bounds.prices.of({one.shape: one.parallel}, tuple(dict.fromkeys(layers.layers)))
-    for name, of_rank in (("compute", found.compute_s), ("transfers", found.exchange_s)):
-        of_all = sum(
-            getattr(work, name).item()
-            for kind in layers.layers
-            for work in (prices[kind].forward, prices[kind].backward)
-        )
-        assert of_rank == pytest.approx(one.facts.microbatches * of_all / 2, rel=1e-12)

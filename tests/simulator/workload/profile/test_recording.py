@@ -30,8 +30,6 @@ def test_a_recording_lasts_to_the_end_of_its_last_kernel() -> None:
         return Kernel("k", "kernel", 7, seconds, None, (1, 2, 3), 128, 0, 0, 0.0, 0)
 
     kernels = (kernel(5.0), kernel(1.0))
-    trace = Trace(
-        "t.json", (), None, None, None, kernels, np.array([0.0, 2.0]), 0.0, (), (), (), ()
-    )
+    trace = Trace("t.json", (), None, None, kernels, np.array([0.0, 2.0]), 0.0, (), (), (), ())
     assert trace.measured_span_s == 5.0
     assert kernels[0].blocks == 6
