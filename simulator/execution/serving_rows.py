@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,12 +78,10 @@ def rows_over_mean(
     served = _before_chance(model, priors, rng)
     for layer in range(layers):
         if layer == len(known):
-            drawn = tuple(next(served) for _ in range(1 if lasting else batches))
-            known.append((drawn, rng.bit_generator.state))
-        of_layer, rng.bit_generator.state = known[layer]
-        found.append(
-            [_by_chance(of_layer[0 if lasting else batch], sd, rng) for batch in range(batches)]
-        )
+            drawn = [next(served)] * batches if lasting else list(islice(served, batches))
+            normal = [rng.standard_normal(part.shape, dtype=np.float32) for part in drawn]
+            known.append(tuple(zip(drawn, normal, strict=True)))
+        found.append([_by_chance(shares, normal, sd) for shares, normal in known[layer]])
     return found
 
 
@@ -99,14 +98,13 @@ def _chance_sd(model: ServingModel, mean_rows: float) -> float:
     )
 
 
-def _by_chance(shares: Single, sd: Array, rng: np.random.Generator) -> Single:
+def _by_chance(shares: Single, normal: Single, sd: Array) -> Single:
     """Shares of ranks with the deviations of chance, larger for ranks with fewer rows."""
-    normal = rng.standard_normal(shares.shape, dtype=np.float32)
-    normal *= sd.astype(np.float32)
-    normal *= np.sqrt(shares)
-    normal += shares
-    np.maximum(normal, 0.0, out=normal)
-    return normal
+    rows: Single = normal * sd.astype(np.float32)
+    rows *= np.sqrt(shares)
+    rows += shares
+    np.maximum(rows, 0.0, out=rows)
+    return rows
 
 
 def _of_equal_experts(model: ServingModel) -> Single:
@@ -134,16 +132,16 @@ def _window(placement: ExpertPlacement, layer: int, popularity: Array) -> _Windo
     return _Window(popularity.astype(np.float32), placement.slots[layer], copies)
 
 
-_OfLayer: TypeAlias = tuple[tuple[Single, ...], Mapping[str, Any]]
-"""[micro-batches, or one for all] of [ranks, draws], rows over their mean before chance; and the
-state of random numbers behind it, before those of chance."""
+_OfLayer: TypeAlias = tuple[tuple[Single, Single], ...]
+"""[micro-batches] of [ranks, draws] each: rows over their mean before chance, and the standard
+normal numbers of chance."""
 
 
 def _what_decides(
     model: ServingModel, layers: int, priors: Mapping[str, Array], rng: np.random.Generator
 ) -> Hashable:
-    """What rows before chance follow from: those of a deployment are the same at any batch, context
-    and on any kernels."""
+    """What rows before chance, and its random numbers, follow from: those of a deployment are the
+    same at any batch, context and on any kernels."""
     of_rows = [priors.get(name) for name in ("rows.zipf_exponent", "rows.drift")]
     return (
         profile_key(model.job).key,
