@@ -27,19 +27,15 @@ from reference_model.operators import Site
 from reference_model.precision import Operand, Recipe
 from reference_model.split import WHOLE, Split
 
+WeightGrads = dict[str, list[WeightGrad]]
+"""{segment: weight gradients of one layer and micro-batch, put off}, in the order to run them."""
 
-@dataclass(slots=True)
-class WeightGrads:
-    """The weight gradients of one layer and micro-batch, put off."""
 
-    of_segment: dict[str, list[WeightGrad]]
-    """By segment, in the order to run them."""
-
-    def run(self) -> None:
-        """Run all of them."""
-        for segment, pending in self.of_segment.items():
-            for weight_grad in pending:
-                weight_grad(Site("weight_grad", segment))
+def run_weight_grads(weight_grads: WeightGrads) -> None:
+    """Run all of them."""
+    for segment, pending in weight_grads.items():
+        for weight_grad in pending:
+            weight_grad(Site("weight_grad", segment))
 
 
 class ResidualStream(NamedTuple):
@@ -218,7 +214,7 @@ class DenseBlock(Block):
             angles=angles,
             site=Site("input_grad", "attention"),
         )
-        return stream_grad, WeightGrads({"mlp": [down, gate_up], "attention": attention})
+        return stream_grad, {"mlp": [down, gate_up], "attention": attention}
 
 
 class MoEBlock(Block):
@@ -258,7 +254,7 @@ class MoEBlock(Block):
         entered."""
         saved = self.recomputed(saved, angles, rows)
         _, mlp, _, (stream_grad, attention) = self.input_grad_segments(grad, saved, angles)
-        return stream_grad, WeightGrads({"mlp": mlp, "attention": attention})
+        return stream_grad, {"mlp": mlp, "attention": attention}
 
     def forward_segments(
         self, stream: ResidualStream, angles: Angles, rows: ExpertRows, phase: str = "forward"

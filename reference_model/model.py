@@ -26,6 +26,7 @@ from reference_model.blocks import (
     SavedBlock,
     SavedLayer,
     WeightGrads,
+    run_weight_grads,
 )
 from reference_model.config import ModelConfig
 from reference_model.layers import (
@@ -270,14 +271,12 @@ class MultiTokenPrediction(nn.Module):
         columns = saved.hidden.shape[1]
         embedded_grad = self.enorm.backward(joined_grad[:, :columns], saved.embedded, site)
         hidden_grad = self.hnorm.backward(joined_grad[:, columns:], saved.hidden, site)
-        return hidden_grad, WeightGrads(
-            {"head": [head_grad]}
-            | block_grads.of_segment
-            | {
-                "mtp": [projection],
-                "embedding": [partial(embedding.weight_grad, embedded_grad, saved.tokens)],
-            }
-        )
+        return hidden_grad, {
+            "head": [head_grad],
+            **block_grads,
+            "mtp": [projection],
+            "embedding": [partial(embedding.weight_grad, embedded_grad, saved.tokens)],
+        }
 
     def _joined(self, hidden: Tensor, embedded: Tensor, site: Site) -> Tensor:
         """Both inputs normed, side by side [T, 2 H]; the embedding first, as in the checkpoint."""
@@ -399,7 +398,7 @@ class Transformer(nn.Module):
                 saved.prediction, self.embed_tokens, self.lm_head, angles, rows,
                 weight=weight * saved.prediction_weight,
             )  # fmt: skip
-            prediction_grads.run()
+            run_weight_grads(prediction_grads)
         assert saved.head is not None, "the whole model has it"
         grad, head_grad = head_input_grad(
             self.norm, self.lm_head, saved.head, weight=weight, normed_grad=normed_grad
@@ -407,7 +406,7 @@ class Transformer(nn.Module):
         head_grad(Site("weight_grad", "head"))
         for block, saved_block in zip(self.blocks[::-1], saved.blocks[::-1], strict=True):
             grad, weight_grads = block.input_grad(grad, saved_block, angles, rows)
-            weight_grads.run()
+            run_weight_grads(weight_grads)
         self.embed_tokens.weight_grad(grad, saved.tokens, Site("weight_grad", "embedding"))
 
     @property

@@ -28,7 +28,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reference_model.blocks import MoEBlock, ResidualStream, SavedBlock, WeightGrads
+from reference_model.blocks import (
+    MoEBlock,
+    ResidualStream,
+    SavedBlock,
+    WeightGrads,
+    run_weight_grads,
+)
 from reference_model.config import ModelConfig
 from reference_model.expert_parallel import ExpertParallelBlock
 from reference_model.gpu import choose_kernels
@@ -243,7 +249,7 @@ def run_backward(
     for layer, saved_block in zip(reversed(layers), reversed(saved), strict=True):
         weight_grads: WeightGrads
         grad, weight_grads = layer.input_grad(grad, saved_block, angles, UNKNOWN)
-        weight_grads.run()
+        run_weight_grads(weight_grads)
     return grad
 
 

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import ProcessException
 
-from reference_model.blocks import ResidualStream
+from reference_model.blocks import ResidualStream, run_weight_grads
 from reference_model.config import ModelConfig
 from reference_model.gpu import choose_kernels
 from reference_model.layers import rotary_angles
@@ -208,7 +208,7 @@ class Stage:
                     saved.prediction, self.embedding, self.head, angles, rows,
                     weight=self.weight * saved.prediction_weight,
                 )  # fmt: skip
-                put_off.append(prediction.run)
+                put_off.append(partial(run_weight_grads, prediction))
             assert saved.head is not None
             grad, head = head_input_grad(
                 self.norm, self.head, saved.head, weight=self.weight, normed_grad=normed_grad
@@ -217,7 +217,7 @@ class Stage:
         assert grad is not None
         for block, saved_block in zip(self.blocks[::-1], saved.blocks[::-1], strict=True):
             grad, weight_grads = block.input_grad(grad, saved_block, angles, rows)
-            put_off.append(weight_grads.run)
+            put_off.append(partial(run_weight_grads, weight_grads))
         if self.first:
             site = Site("weight_grad", "embedding")
             put_off.append(partial(self.embedding.weight_grad, grad, saved.tokens, site))

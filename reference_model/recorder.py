@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reference_model.blocks import Block, DenseBlock, MoEBlock, ResidualStream
+from reference_model.blocks import Block, DenseBlock, MoEBlock, ResidualStream, run_weight_grads
 from reference_model.calls import Recorded, describe_call
 from reference_model.config import ModelConfig
 from reference_model.layers import RMSNorm, Weight, gradient, rotary_angles
@@ -187,7 +187,7 @@ class _BlockLayer(Layer):
             kept["recompute"] = _kept(saved)
         _, weight_grads = self.block.input_grad(self.hidden(), saved, self.angles, self.rows)
         kept["input_grad"] = _kept(weight_grads)
-        weight_grads.run()
+        run_weight_grads(weight_grads)
         return kept
 
 
@@ -233,7 +233,7 @@ class _PredictionLayer(Layer):
             saved, self.embedding, self.head, self.angles, self.rows, weight=1.0
         )
         kept["input_grad"] = _kept(weight_grads)
-        weight_grads.run()
+        run_weight_grads(weight_grads)
         return kept
 
 
