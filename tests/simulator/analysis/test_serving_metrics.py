@@ -55,6 +55,9 @@ def test_gpus_without_prompts_count_in_every_rate():
     seconds = metrics["pass_time_s"]
     assert metrics["input_tokens_per_second_per_gpu"] * seconds == pytest.approx(12_288)
     assert metrics["input_tokens_per_second_per_node"] * seconds == pytest.approx(8 * 12_288)
+    full = metrics_of("prefill_ep32_h100", "skew=none")["experts"]["link_bytes"]["combine"]["mean"]
+    idle = metrics["experts"]["link_bytes"]["combine"]["mean"]
+    assert idle == pytest.approx(0.75 * full, rel=1e-12)
 
 
 def test_a_tokens_own_gpu_is_one_of_those_that_it_need_not_be_sent_to():

@@ -258,3 +258,16 @@ class BytesOverNothing(BytesOverLoad):
     def collective(self, operation, transferred, *, form, group, load):
         assert (form, group.domains, load) == ("ring", 2, NO_LIMIT)
         return one_time(transferred, transferred, transferred, provenance=0, family=operation)
+
+
+def test_what_follows_the_last_micro_batch_is_all_of_its_parts():
+    def taking(*seconds):
+        return SimpleNamespace(seconds=np.array(seconds))
+
+    step = OptimizerStep(
+        reduce_s=1.0, update=taking(2.0, 4.0), gather_s=8.0, exchange_ends_s=(0.0, 0.0),
+        products=taking(16.0, 32.0), on_cpu_s=(64.0, 128.0),
+    )  # fmt: skip
+    assert (step.update_s, step.orthogonalize_s, step.total_s) == (6.0, 48.0, 255.0)
+    without = replace(step, products=None, on_cpu_s=None)
+    assert (without.orthogonalize_s, without.total_s) == (0.0, 15.0)

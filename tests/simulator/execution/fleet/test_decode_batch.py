@@ -64,6 +64,11 @@ def test_a_request_taken_out_keeps_its_whole_tokens() -> None:
     batch.advance(3)
     assert batch.remove(request) == 5
     assert batch.kv_tokens(0) == pytest.approx(10 + 5 * 1.85)
+    # Three more to come after the first: the last of them only when it is complete.
+    short = live(10, 4, index=2)
+    batch.join(short)
+    batch.step += 2
+    assert batch.received(short) == 2
 
 
 def test_room_is_that_of_the_tightest_rank() -> None:

@@ -127,6 +127,7 @@ def test_a_ranks_load_is_its_use_of_the_cache_plus_that_of_the_batch(
     """10 tokens set aside for a request to come, each with 5 of its last page; one decodes."""
     cache = cache_of(100, slack=5, reserve_full=reserve_full)
     cache.expect(LiveRequest(Request(1, 0.0, 10, 10), generated=0), 0, 10)
+    assert cache.tokens == in_use
     assert cache.loads() == [in_use / 100 + 2 / 4, 0.0]
 
 

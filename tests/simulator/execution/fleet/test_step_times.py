@@ -47,7 +47,7 @@ def test_affine_times_are_the_sums_of_their_costs() -> None:
     )
     assert times.decode_step_s(3, 50) == pytest.approx(0.01 + 3 * (1e-4 + 50e-6))
     assert times.prefill_pass_s(100, 50.5) == pytest.approx(0.005 + 100 * (20e-6 + 50.5e-8))
-    assert times.kv_capacity_tokens == 7
+    assert (times.kv_capacity_tokens, times.page_tokens) == (7, 1)
 
 
 @given(batch=st.floats(1, 30), context=st.floats(16, 5000))

@@ -104,6 +104,9 @@ def test_hbm_is_shared_max_min_fairly():
     assert found == pytest.approx([4.0 + 80 / 90, 4.0], rel=1e-12)
     assert gpu.hbm_bytes == pytest.approx(480.0, rel=1e-12)
     assert gpu.oversubscribed_s == pytest.approx(4.0, rel=1e-12)
+    # 60 and 40 bytes/s are all that there is, and no more.
+    _, gpu = ends((0.0, persistent(4.0, 5, 240.0)), (0.0, persistent(4.0, 5, 160.0)))
+    assert gpu.oversubscribed_s == 0.0
 
 
 def test_a_kernel_alone_is_never_slowed_by_hbm():

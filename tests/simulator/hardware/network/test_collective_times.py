@@ -62,6 +62,18 @@ def test_a_curve_is_a_monotone_cubic_of_logarithms():
     assert curve.shortest == 1.0
 
 
+def test_slopes_weigh_rises_by_the_stretches_on_either_side():
+    """Logarithms 0, 1, 3, 4 of sizes and 0, 1, 2, 4 of seconds: rises of 1, 1/2 and 2 over 1, 2 and
+    1. Slopes of 9 / (5 / 1 + 4 / (1/2)) and 9 / (4 / (1/2) + 5 / 2) between them."""
+    points = {np.exp(x): np.exp(y) for x, y in ((0, 0), (1, 1), (3, 2), (4, 4))}
+    curve = SizeCurve.through(points, ranks=2)
+    assert curve.slopes == pytest.approx([1, 9 / 13, 9 / 10.5, 2], rel=1e-9)
+    # A quarter into the middle stretch: 27/32 and 5/32 of its ends, 9/64 and -3/64 of its slopes,
+    # twice as long.
+    expected = 27 / 32 * 1 + 5 / 32 * 2 + 2 * (9 / 64 * 9 / 13 - 3 / 64 * 9 / 10.5)
+    assert curve.log_at(np.exp(1.5)) == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_flat_stretch_stays_flat():
     curve = SizeCurve.through({1024.0: 1.0, 2048.0: 1.0, 4096.0: 8.0}, ranks=2)
     assert curve.log_at(1500) == pytest.approx(0.0, abs=1e-12)
