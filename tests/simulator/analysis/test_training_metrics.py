@@ -193,7 +193,7 @@ def test_the_gpu_with_most_in_cpu_memory_says_what_it_keeps_and_sends():
 def test_a_pair_is_reproduced_where_the_profile_times_all_of_it_beside_its_published_time():
     for changes, kind in (
         ((), "reproduced"),
-        (("published=[]",), "predicted"),
+        (("published=[{name: a, metric: mfu_causal, value: 0.4, source: a test}]",), "predicted"),
         (("training.sequence_length=2048",), "predicted"),
     ):
         metrics = simulate(load_scenario("dualpipe_h800_2048", ("skew=none", *changes))).metrics

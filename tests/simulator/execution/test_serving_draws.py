@@ -104,6 +104,8 @@ def test_gpus_that_are_all_a_tenth_slower_take_a_tenth_longer_for_kernels_but_no
     assert more == pytest.approx(0.1 * kernels, rel=0.1)
     gaps = slow.log.span_s - slow.seconds.sum()
     assert gaps >= -1e-9
+    share = 1 - np.median(one.step_s / two.step_s)
+    assert two.causes_s["slower GPUs"] == pytest.approx(two.expected_s * share, rel=1e-4)
 
 
 def test_a_lower_clock_slows_the_share_of_attentions_core_that_goes_with_it():
