@@ -54,6 +54,7 @@ DECIDE = (
     "simulator/execution/optimizer.py",
     "simulator/execution/draws.py",
     "simulator/execution/training_draws.py",
+    "simulator/execution/serving_blocks.py",
     "simulator/execution/serving_draws.py",
     "simulator/execution/pretraining.py",
     "simulator/execution/machine/gpu.py",

@@ -32,14 +32,11 @@ from simulator.execution.machine.ranks import (
     run_on_ranks,
 )
 from simulator.execution.machine.surroundings import shared_fabric, surroundings
+from simulator.execution.serving_blocks import BY_EXPERT_ROWS, CORES, meets, row_ratios
 from simulator.execution.serving_draws import (
-    BY_EXPERT_ROWS,
-    CORES,
     ServingRanks,
     draw_ranks,
-    meets,
     priors_of,
-    row_ratios,
     times_without_waiting,
 )
 from simulator.execution.serving_model import EXPERT_LAYERS

@@ -9,16 +9,12 @@ import pytest
 
 from simulator.execution import serving_draws
 from simulator.execution.draws import drawn
+from simulator.execution.serving_blocks import NODES, BlockKind
 from simulator.execution.serving_draws import (
-    CORES,
-    NODES,
     ServingRanks,
-    _Kernels,
-    _Kind,
     draw_ranks,
     expected_s,
     priors_of,
-    row_ratios,
     step_draws,
     times_without_waiting,
 )
@@ -106,20 +102,6 @@ def test_gpus_that_are_all_a_tenth_slower_take_a_tenth_longer_for_kernels_but_no
     assert gaps >= -1e-9
     share = 1 - np.median(one.step_s / two.step_s)
     assert two.causes_s["slower GPUs"] == pytest.approx(two.expected_s * share, rel=1e-4)
-
-
-def test_a_lower_clock_slows_the_share_of_attentions_core_that_goes_with_it():
-    """Two of 3 s each make 6 s."""
-    step = step_of("decode_tp8_h200", ALIKE)
-    operators = step.log.graph.operators
-    core = next(task for task in step.log.graph.tasks if operators[task.operator].kind in CORES)
-    scaled, gap = np.full((len(operators), 2), 3.0), np.zeros(2)
-    kernels = _Kernels(step, scaled, gap, np.ones(NODES), spread=False)
-    share = float(kernels._clocked[core.operator])
-    assert 0 < share <= 1
-    found = kernels.kind([core, core])
-    assert found.cores.tolist() == [6.0, 6.0]
-    assert found.cores_clocked.tolist() == pytest.approx([6 * share] * 2)
 
 
 @pytest.mark.parametrize(
@@ -227,31 +209,6 @@ def test_draws_run_in_pieces_and_causes_of_the_first_of_them(monkeypatch):
     assert in_pieces.step_s.tolist() == whole.step_s.tolist()
 
 
-def test_the_share_of_a_block_that_goes_with_the_clock_is_that_of_its_tasks_by_their_time():
-    """Tasks of experts of 2 and 6 s, a half and a quarter of which go with the clock: 2.5 of 8."""
-    operator = SimpleNamespace(kind="masked_grouped_gemm")
-    kernels = SimpleNamespace(
-        _gap=np.array([0.5]),
-        _ratios={0: np.array([1.0, 2.0, 0.1]), 1: np.array([1.0, 3.0, 0.1])},
-        _scaled=np.array([[2.0], [6.0]]),
-        _clocked=np.array([0.5, 0.25]),
-        _step=SimpleNamespace(
-            log=SimpleNamespace(graph=SimpleNamespace(operators=[operator, operator]))
-        ),
-        varies=lambda task: True,
-    )
-    block = [
-        SimpleNamespace(
-            operator=n, barrier=False, part="experts", collective=False, stream=Stream.COMPUTE
-        )
-        for n in range(2)
-    ]
-    found = _Kernels.kind(kernels, block)
-    assert found.of_rows.tolist() == [[8.0], [22.0]]
-    assert found.rows_clocked.tolist() == [2.5 / 8]
-    assert found.fixed.tolist() == [0.5]
-
-
 def test_ranks_are_drawn_as_groups_that_share_heads_and_their_neighbours(monkeypatch):
     """Eight GPUs, pairs of which share heads, all a tenth slower and paused twice for 3 s, with
     rows of each GPU by its number, then ten more in the second micro-batch."""
@@ -329,110 +286,6 @@ def test_causes_are_what_the_median_has_beyond_the_ideal_time():
     }
 
 
-def test_experts_take_what_their_rows_and_those_that_have_any_take(monkeypatch):
-    """40 rows in the step, 1.25 of the mean: 32 are the mean. A kernel takes 1 s for each row and
-    100 s for each expert, another 1 s for each expert; an expert more has rows for every 20."""
-    monkeypatch.setattr(serving_draws, "slot_shares", lambda _: 20)
-    monkeypatch.setattr(serving_draws, "distinct_slots", lambda shares, rows: rows / shares)
-
-    def expert_times(model, base, asked, wanted):
-        assert (base.parts, wanted) == (layer.parts, [3, 8])
-        return np.array([[rows + 100 * active, active] for rows, active in asked.tolist()])
-
-    monkeypatch.setattr(serving_draws, "expert_times", expert_times)
-    layer = SimpleNamespace(
-        parts={"experts": (3,)},
-        operators={3: {"rows": 40}},
-        part_of=lambda: {8: "experts", 3: "experts", 5: "attention"},
-    )
-    step = SimpleNamespace(
-        model=SimpleNamespace(even_skew=1.25, slot_shares=20), operators={("moe", 0): layer}
-    )
-    found = row_ratios(step, "moe", np.array([0.0, 0.5, 1.25]))
-    # One row at least; 16 rows; 40 rows as in the step; and with next to none one row again.
-    rows, active = np.array([1, 16, 40, 1]), np.array([1, 16, 40, 1]) / 20
-    assert found[3] == pytest.approx((rows + 100 * active) / (40 + 100 * 2), rel=1e-12)
-    assert found[8] == pytest.approx(active / 2, rel=1e-12)
-
-
-def test_kernels_of_experts_are_priced_from_the_fewest_rows_to_the_most(monkeypatch):
-    step = step_of("decode_ep8_h200")
-    nodes = []
-    kernels = SimpleNamespace(kind=lambda block: block)
-    monkeypatch.setattr(
-        serving_draws,
-        "_Kernels",
-        lambda step, scaled, gap, rows, spread: nodes.append(rows) or kernels,
-    )
-    rows = [[np.array([0.5, 1.0])], [np.array([2.0]), np.array([4.5])]]
-    gap = np.array([1.5])
-    found = serving_draws._blocks(step, None, gap, SimpleNamespace(rows=rows))
-    assert nodes[0].tolist() == np.linspace(0.5, 4.5, NODES).tolist()
-    assert (found.fewest, found.nodes_per_row) == (0.5, (NODES - 1) / 4)
-    assert found.gap_s.tolist() == [1.5]
-    found = serving_draws._blocks(step, None, gap, SimpleNamespace(rows=[]))
-    assert found.fewest == 1.0
-    assert nodes[1] == pytest.approx(np.ones(NODES), rel=1e-5)
-
-
-def test_tasks_wait_for_the_group_that_shares_heads_or_for_all_ranks():
-    def meeting(collective, part, segment):
-        task = SimpleNamespace(collective=collective, operator=0, part=part)
-        operator = SimpleNamespace(segment=segment, sizes=(("ranks", 4),), name="x", kind="y")
-        graph = SimpleNamespace(operators=(operator,))
-        return serving_draws.meets(graph, SimpleNamespace(attention=4), task)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving_draws, "collective_ranks", lambda operator, split: 4)
-        segment = next(iter(serving_draws.COLLECTIVE_SEGMENTS))
-        assert meeting(False, "attention_0", segment) == ()
-        assert meeting(True, "attention_0", segment) == (0,)
-        assert meeting(True, "dispatch_wire", segment) == (0, 1)
-        assert meeting(True, "attention_0", "moe") == (0, 1)
-        patch.setattr(serving_draws, "collective_ranks", lambda operator, split: 8)
-        assert meeting(True, "attention_0", segment) == (0, 1)
-
-
-def test_a_block_sums_what_goes_with_clock_and_work_and_what_does_not():
-    """Two kernels of 2 s, half of which goes with the clock, a core of 4 s, a quarter, and a
-    collective of 8 s, with a gap of 0.5 s between each two."""
-    operators = [SimpleNamespace(kind=kind) for kind in ("gemm", "mla_decode", "copy")]
-    kernels = SimpleNamespace(
-        _gap=np.array([0.5]),
-        _scaled=np.array([[2.0], [4.0], [8.0]]),
-        _clocked=np.array([0.5, 0.25, 0.0]),
-        _step=SimpleNamespace(log=SimpleNamespace(graph=SimpleNamespace(operators=operators))),
-        varies=lambda task: False,
-    )
-    block = [
-        SimpleNamespace(operator=n, collective=n == 2, micro_batch=3, stream=Stream.COMPUTE)
-        for n in (0, 1, 2, 0)
-    ]
-    found = _Kernels.kind(kernels, block)
-    names = ("fixed", "plain", "clocked", "cores", "cores_clocked", "rows_clocked")
-    assert [getattr(found, name).item() for name in names] == [3 * 0.5 + 8, 4, 2, 4, 1, 0]
-    assert (found.micro_batch, found.on_sms, found.of_rows, found.sends) == (3, True, None, None)
-
-
-def test_copies_leave_in_the_time_of_next_to_no_rows():
-    operators = [SimpleNamespace(kind="copy")]
-    kernels = SimpleNamespace(
-        _gap=np.array([0.5]),
-        _ratios={0: np.array([1.0, 2.0, 0.1])},
-        _scaled=np.array([[4.0]]),
-        _clocked=np.array([0.0]),
-        _step=SimpleNamespace(log=SimpleNamespace(graph=SimpleNamespace(operators=operators))),
-        varies=lambda task: True,
-    )
-    wire = SimpleNamespace(
-        operator=0, collective=True, barrier=False, part="dispatch_wire", micro_batch=0,
-        stream=Stream.COMMUNICATION,
-    )  # fmt: skip
-    found = _Kernels.kind(kernels, [wire])
-    assert (found.of_rows.tolist(), found.sends.tolist()) == ([[4.0], [8.0]], [np.float32(0.4)])
-    assert _Kernels.kind(kernels, [SimpleNamespace(**vars(wire) | {"barrier": True})]).sends is None
-
-
 def of_a_block(**changes):
     """A block of one draw that takes nothing but what is said."""
     none = np.zeros(1, dtype=np.float32)
@@ -441,7 +294,7 @@ def of_a_block(**changes):
     )
     given = {name: np.float32([value]) for name, value in changes.items()}
     plain = {"micro_batch": 0, "on_sms": True, "of_rows": None, "sends": None}
-    return _Kind(**fields | plain | given)
+    return BlockKind(**fields | plain | given)
 
 
 def ranks_of_two(*, slow=1.0, rows=()):

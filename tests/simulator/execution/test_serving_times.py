@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from simulator.execution.serving_draws import row_ratios
+from simulator.execution.serving_blocks import row_ratios
 from simulator.execution.serving_run import prepare_serving
 from simulator.execution.serving_step import decode_step, serving_step
 from simulator.scenario.files import load_scenario
