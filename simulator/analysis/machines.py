@@ -10,7 +10,6 @@ are not in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -35,35 +34,24 @@ _MILLION = 10**6
 """Tokens that a price is given for."""
 
 
-@dataclass(frozen=True, slots=True)
-class BoardPower:
-    """Power of one GPU's board while it works."""
-
-    watts: Watts
-    """Median of the measured steps."""
-    low: Watts
-    high: Watts
-    measured_on: tuple[str, ...]
-    """GPUs; another than the own one where that was not measured."""
-
-
-def board_power(gpu: GpuProfile, kind: str) -> BoardPower:
-    """Power of a GPU in a kind of step; see the module.
+def board_power(
+    gpu: GpuProfile, kind: str, steps: Iterable[Step] | None = None
+) -> tuple[Watts, Watts, Watts, tuple[str, ...]]:
+    """Power of a GPU's board in a kind of step, see the module: median, least and most of the
+    measured steps, and the GPUs that they ran on, others than its own where that was not measured.
 
     Args:
         kind: of RATES.
+        steps: measured ones, of which those count that a graph launches; all that there are where
+            not given.
     """
-    return power_by_steps(gpu, kind, every_step())
-
-
-def power_by_steps(gpu: GpuProfile, kind: str, steps: Iterable[Step]) -> BoardPower:
-    """The same by given measured steps, those that a graph launches."""
+    steps = every_step() if steps is None else steps
     alike = [step for step in steps if step.job == _MEASURED_AS[kind] and step.launch == "graph"]
     own = [step for step in alike if step.gpu == gpu.name] or alike
     shares = [step.power_w / load_gpu(step.gpu).power for step in own]
     found = (share * gpu.power for share in (median(shares), min(shares), max(shares)))
     watts, low, high = found
-    return BoardPower(watts, low, high, tuple(sorted({step.gpu for step in own})))
+    return watts, low, high, tuple(sorted({step.gpu for step in own}))
 
 
 def kind_of_step(scenario: Scenario) -> str:
@@ -122,7 +110,7 @@ def _on(name: str, changes: Sequence[str], cluster: str, kind: str, own: str) ->
     except ValueError as error:
         return found | {"reason": str(error)}
     rate = metrics[RATES[kind]]
-    power = board_power(gpu, kind)
+    watts, low, high, measured_on = board_power(gpu, kind)
     job = scenario.job
     seconds = next(metrics[path] for path in STEP_TIMES if metrics.get(path) is not None)
     return found | {
@@ -131,9 +119,9 @@ def _on(name: str, changes: Sequence[str], cluster: str, kind: str, own: str) ->
         "tokens_per_second_per_gpu": rate,
         "usd_per_million_tokens": scenario.cluster.gpu_price * _MILLION / rate,
         "usd_per_gpu_second": scenario.cluster.gpu_price,
-        "watts_per_gpu": power.watts,
-        "watts_80": [power.low, power.high],
-        "power_measured_on": list(power.measured_on),
-        "joules_per_token": power.watts / rate,
+        "watts_per_gpu": watts,
+        "watts_80": [low, high],
+        "power_measured_on": list(measured_on),
+        "joules_per_token": watts / rate,
         "kernels": metrics["kernels"],
     }

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hardware_profiles.schema import load_gpu
-from simulator.analysis.machines import board_power, kind_of_step, on_clusters, power_by_steps
+from simulator.analysis.machines import board_power, kind_of_step, on_clusters
 from simulator.analysis.whole_runs import every_step
 from simulator.scenario.files import load_scenario
 
@@ -20,18 +20,18 @@ def _steps(*watts, gpu="h200_sxm", job="decode_step"):
 
 
 def test_power_is_the_median_of_a_gpus_own_measured_steps():
-    power = power_by_steps(load_gpu("h200_sxm"), "decode", _steps(500.0, 560.0, 650.0))
+    *watts, measured_on = board_power(load_gpu("h200_sxm"), "decode", _steps(500.0, 560.0, 650.0))
 
-    assert (power.watts, power.low, power.high) == pytest.approx((560.0, 500.0, 650.0))
-    assert power.measured_on == ("h200_sxm",)
+    assert watts == pytest.approx([560.0, 500.0, 650.0])
+    assert measured_on == ("h200_sxm",)
 
 
 def test_a_gpu_that_nobody_measured_draws_the_same_share_of_its_limit():
     # 560 W of 700 W are 80%, and 80% of a GB200's 1,200 W are 960 W.
-    power = power_by_steps(load_gpu("gb200"), "decode", _steps(560.0))
+    watts, _, _, measured_on = board_power(load_gpu("gb200"), "decode", _steps(560.0))
 
-    assert power.watts == pytest.approx(960.0)
-    assert power.measured_on == ("h200_sxm",)
+    assert watts == pytest.approx(960.0)
+    assert measured_on == ("h200_sxm",)
 
 
 def test_power_is_that_of_steps_of_the_kind_that_a_graph_launches():
@@ -39,12 +39,12 @@ def test_power_is_that_of_steps_of_the_kind_that_a_graph_launches():
         *_steps(500.0), *_steps(700.0, job="prefill"),
         *(replace(step, launch="eager") for step in _steps(150.0)),
     ]  # fmt: skip
-    assert power_by_steps(load_gpu("h200_sxm"), "decode", steps).watts == pytest.approx(500.0)
+    assert board_power(load_gpu("h200_sxm"), "decode", steps)[0] == pytest.approx(500.0)
 
 
 def test_measured_h200_decode_steps_draw_less_than_the_limit():
     # Median of the rows of decode steps in the tables of all leases of an H200.
-    assert board_power(load_gpu("h200_sxm"), "decode").watts < load_gpu("h200_sxm").power
+    assert board_power(load_gpu("h200_sxm"), "decode")[0] < load_gpu("h200_sxm").power
 
 
 def test_a_decode_step_on_two_clusters_costs_their_rent_and_power():
