@@ -16,7 +16,7 @@ where a faster GPU or NIC would change when the other ranks arrive: one rank's p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,11 @@ from simulator.workload.profile.kernel_mapping import KernelMapping, load_mappin
 from simulator.workload.profile.kineto import read_kineto
 from simulator.workload.profile.mapped_kernels import (
     MappedKernel,
+    UnmappedKernel,
     best_mapping,
     gpu_of_recording,
     map_kernels,
+    unmapped_kernels,
 )
 from simulator.workload.profile.recording import Trace
 from simulator.workload.profile.replay_graph import ReplayGraph, Role, build_replay
@@ -96,7 +98,7 @@ class Replay:
     def unmapped_share(self) -> float:
         """Share of the recorded kernel time that is computing of which nothing is known."""
         total = sum(kernel.seconds for kernel in self.trace.kernels)
-        lost = sum(float(str(entry["seconds"])) for entry in self.unmapped())
+        lost = sum(entry.seconds for entry in self.unmapped)
         return lost / total if total else 0.0
 
     @property
@@ -126,8 +128,8 @@ class Replay:
         if self.trace.sm_limits is None:
             found.append("the trace does not describe an SM: kernels never wait for room on SMs")
         if self.unmapped_share >= WARNED_SHARE:
-            entries = self.unmapped()
-            named = ", ".join(str(entry["name"]) for entry in entries[:NAMED_KERNELS])
+            entries = self.unmapped
+            named = ", ".join(entry.name for entry in entries[:NAMED_KERNELS])
             more = f" and {len(entries) - NAMED_KERNELS} more" if entries[NAMED_KERNELS:] else ""
             found.append(
                 f"nothing is known of {self.unmapped_share:.1%} of the kernel time ({named}{more}):"
@@ -137,17 +139,14 @@ class Replay:
             )
         return tuple(found)
 
-    def unmapped(self) -> list[dict[str, Any]]:
-        """Computing kernels without an operator, one entry per name and reason, longest first."""
-        found: dict[tuple[str, str], list[float]] = {}
-        for kernel, place in zip(self.trace.kernels, self.mapped, strict=True):
-            if is_unmapped(kernel, place):
-                found.setdefault((place.label, place.reason), []).append(kernel.seconds)
-        entries = [
-            {"name": name, "reason": reason, "kernels": len(times), "seconds": sum(times)}
-            for (name, reason), times in found.items()
-        ]
-        return sorted(entries, key=lambda entry: -float(str(entry["seconds"])))
+    @property
+    def unmapped(self) -> tuple[UnmappedKernel, ...]:
+        """Computing kernels without an operator."""
+        return unmapped_kernels(
+            self.trace,
+            self.mapped,
+            lambda kernel, place: place.reason if is_unmapped(kernel, place) else None,
+        )
 
 
 def replay_scenario(profile: str | Path, overrides: Sequence[str] = ()) -> Scenario:
@@ -261,7 +260,7 @@ def replay_metrics(run: Replay) -> dict[str, Any]:
         "measured": _timeline(run.graph, run.measured),
         "order_inversions": run.order_inversions,
         "unmapped_share": run.unmapped_share,
-        "unmapped": run.unmapped(),
+        "unmapped": [asdict(entry) for entry in run.unmapped],
         "rank_wait_s": sum(
             kernel.seconds
             for kernel, place in zip(run.trace.kernels, run.mapped, strict=True)

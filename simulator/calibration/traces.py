@@ -28,25 +28,16 @@ from simulator.workload.profile.kernel_mapping import KernelMapping, load_mappin
 from simulator.workload.profile.kineto import read_kineto
 from simulator.workload.profile.mapped_kernels import (
     MappedKernel,
+    UnmappedKernel,
     best_mapping,
     gpu_of_recording,
     map_kernels,
+    unmapped_kernels,
 )
-from simulator.workload.profile.recording import Trace
+from simulator.workload.profile.recording import Kernel, Trace
 from simulator.workload.profile.replay_graph import Role
 
 Interval = tuple[Seconds, Seconds]
-
-
-@dataclass(frozen=True, slots=True)
-class UnmappedKernel:
-    """Kernels of one name that became no row."""
-
-    name: str
-    reason: str
-    kernels: int
-    seconds: Seconds
-    """Sum of their times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +89,7 @@ def import_trace(
     recorded = gpu_of_recording(trace, rules, gpu)
     launches, zero = _launches(trace, rules, mapped, load_gpu(recorded).sms)
     rows = _rows(launches, rules, Path(path).name)
-    lost = _unmapped(trace, mapped)
+    lost = unmapped_kernels(trace, mapped, _why_no_row)
     total = sum(kernel.seconds for kernel in trace.kernels)
     warnings = [str(problem) for problem in trace.problems]
     if zero:
@@ -112,20 +103,11 @@ def import_trace(
     )
 
 
-def _unmapped(trace: Trace, mapped: Sequence[MappedKernel]) -> tuple[UnmappedKernel, ...]:
-    found: dict[tuple[str, str], list[Seconds]] = defaultdict(list)
-    for kernel, place in zip(trace.kernels, mapped, strict=True):
-        if place.operator is None:
-            found[place.label, place.reason].append(kernel.seconds)
-        elif place.operator.kind == "memory_bound":
-            found[place.label, "is told by its bytes only, which no table is of"].append(
-                kernel.seconds
-            )
-    entries = [
-        UnmappedKernel(name, reason, len(times), sum(times))
-        for (name, reason), times in found.items()
-    ]
-    return tuple(sorted(entries, key=lambda entry: (-entry.seconds, entry.name)))
+def _why_no_row(_: Kernel, place: MappedKernel) -> str | None:
+    if place.operator is None:
+        return place.reason
+    by_bytes = place.operator.kind == "memory_bound"
+    return "is told by its bytes only, which no table is of" if by_bytes else None
 
 
 def _launches(

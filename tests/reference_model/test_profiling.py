@@ -175,7 +175,7 @@ def test_a_plain_profile_of_training_maps_by_the_operators_that_the_model_issues
         document["traceEvents"] += [launch, kernel]
     (tmp_path / "step.json").write_text(json.dumps(document), encoding="utf-8")
     run = replay(tmp_path / "step.json", "recorded_gpu=h200_sxm")
-    assert run.unmapped() == []
+    assert run.unmapped == ()
     kinds = {(place.label, place.operator.kind) for place in run.mapped}
     assert {pair for pair in kinds if pair[1] != "memory_bound"} == {
         ("dsv3::gemm", "gemm"),

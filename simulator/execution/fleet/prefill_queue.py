@@ -28,8 +28,6 @@ class PrefillPass:
     """The same if all ranks shared the work alike."""
     tokens: int
     """New tokens, over all ranks."""
-    started: list[LiveRequest]
-    """Requests whose first chunk this is."""
     completed: list[LiveRequest]
     """Requests whose whole context has been computed when the pass ends."""
 
@@ -127,7 +125,6 @@ class PrefillQueue:
         if self.empty:
             return None
         loads = [self._empty_load(decoding[rank]) for rank in range(len(self._partial))]
-        started: list[LiveRequest] = []
         completed: list[LiveRequest] = []
 
         def compute(live: LiveRequest, load: _RankLoad) -> None:
@@ -149,7 +146,6 @@ class PrefillQueue:
             live.computed = begin(live)
             self._partial[rank][live] = None
             self._partials += 1
-            started.append(live)
             compute(live, loads[rank])
         for live in completed:
             del self._partial[live.rank][live]
@@ -166,7 +162,7 @@ class PrefillQueue:
         if len(loads) > 1:
             attended = sum(load.attended for load in busy) / tokens
             even = self._step_times.prefill_pass_s(tokens / len(loads), attended)
-        return PrefillPass(duration, min(even, duration), tokens, started, completed)
+        return PrefillPass(duration, min(even, duration), tokens, completed)
 
     def _place(
         self,

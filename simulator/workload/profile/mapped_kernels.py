@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from hardware_profiles.schema import gpu_of_device, known_gpus
+from hardware_profiles.units import Seconds
 from reference_model.formats import BITS
 from reference_model.trace import Operator
 from simulator.workload.profile.expressions import evaluate
@@ -66,6 +67,39 @@ class MappedKernel:
     polled: bool
     reason: str
     """Why it is unmapped; empty where it is mapped."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnmappedKernel:
+    """Kernels of one name of whose work nothing is known."""
+
+    name: str
+    reason: str
+    kernels: int
+    seconds: Seconds
+    """Sum of their times."""
+
+
+def unmapped_kernels(
+    trace: Trace,
+    mapped: Sequence[MappedKernel],
+    reason_of: Callable[[Kernel, MappedKernel], str | None],
+) -> tuple[UnmappedKernel, ...]:
+    """One entry for each name and reason, longest first.
+
+    Args:
+        reason_of: why a kernel counts; None where it does not.
+    """
+    found: dict[tuple[str, str], list[Seconds]] = defaultdict(list)
+    for kernel, place in zip(trace.kernels, mapped, strict=True):
+        reason = reason_of(kernel, place)
+        if reason is not None:
+            found[place.label, reason].append(kernel.seconds)
+    entries = [
+        UnmappedKernel(name, reason, len(times), sum(times))
+        for (name, reason), times in found.items()
+    ]
+    return tuple(sorted(entries, key=lambda entry: (-entry.seconds, entry.name)))
 
 
 def map_kernels(trace: Trace, mapping: KernelMapping) -> tuple[MappedKernel, ...]:

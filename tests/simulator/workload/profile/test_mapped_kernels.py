@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ from simulator.workload.profile.kernel_mapping import load_mapping
 from simulator.workload.profile.kineto import read_kineto
 from simulator.workload.profile.mapped_kernels import (
     MappedKernel,
+    UnmappedKernel,
     best_mapping,
     gpu_of_recording,
     map_kernels,
     short_name,
+    unmapped_kernels,
 )
 from simulator.workload.profile.replay_graph import Role
 
@@ -383,3 +386,17 @@ def test_any_shipped_gpu_or_one_of_a_file_can_be_the_recorded_one(
         built.launch("k", called=0, at=20, us=1)
         trace = read_kineto(built.write(tmp_path / "trace.json"))
         assert gpu_of_recording(trace, mapping, asked) == found
+
+
+def test_kernels_of_one_name_and_reason_are_one_entry_and_the_longest_comes_first():
+    """2 and 3 s of `a` for one reason, 4 s for another, 9 s of `b` that do not count."""
+    kernels = [SimpleNamespace(seconds=seconds) for seconds in (2.0, 4.0, 9.0, 3.0)]
+    places = [SimpleNamespace(label=label) for label in "aaba"]
+    reasons = dict(zip(map(id, kernels), ("no rule", "no shape", None, "no rule"), strict=True))
+    found = unmapped_kernels(
+        SimpleNamespace(kernels=kernels), places, lambda kernel, _: reasons[id(kernel)]
+    )
+    assert found == (
+        UnmappedKernel("a", "no rule", 2, 5.0),
+        UnmappedKernel("a", "no shape", 1, 4.0),
+    )
