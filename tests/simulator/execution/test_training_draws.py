@@ -537,3 +537,47 @@ def replace_priors(drawing, **changes):
     again = _Drawing(drawing.run)
     again.priors |= changes
     return again
+
+
+def test_waiting_of_a_pair_is_that_before_its_all_to_alls_by_slot_and_by_rank(monkeypatch):
+    """Two GPUs wait for 1 to 4 s in two draws before the first kernel of a dispatch, not before its
+    second, and for two to four times that before the all-to-alls behind it. Its kernels take
+    50 and 10 s, the others 20 to 40 s. Compute, which waits longest, does not count."""
+    parts = ["compute", *("dispatch", "dispatch", "combine", "dispatch", "combine")]
+    layers = [0, 0, 0, 0, 1, 1]
+    tasks = [
+        SimpleNamespace(
+            stream=Stream.COMPUTE if part == "compute" else Stream.COMMUNICATION,
+            layer=layer,
+            part=part,
+        )
+        for part, layer in zip(parts, layers, strict=True)
+    ]
+    pair = SimpleNamespace(graph=SimpleNamespace(tasks=tasks), gap_s=None)
+    asked = []
+
+    def each(graph, durations, gap, *, axes, rank_axis, teams):
+        asked.append((list(durations), axes, rank_axis, teams))
+        one = np.array([[[[1.0, 2.0]]], [[[3.0, 4.0]]]])
+        for times, took in zip((99, 1, 0, 2, 3, 4), (5, 50, 10, 20, 30, 40), strict=True):
+            yield 7.0 + 0 * one, 7.0 + times * one, None, 7.0 + times * one + took
+
+    monkeypatch.setattr(timeline, "each", each)
+    monkeypatch.setattr(training_draws, "RowsOfLayers", lambda pair, ranks, places: places)
+    monkeypatch.setattr(
+        training_draws, "durations", lambda pair, ranks, places, rows: [places, rows]
+    )
+    drawing = SimpleNamespace(
+        run=SimpleNamespace(schedule=SimpleNamespace(ranks=16), layout=SimpleNamespace(group=2)),
+        samples=2,
+    )
+    ranks = SimpleNamespace(patterns=1, teams={"tensor": 1})
+    found = _Drawing._waiting(drawing, pair, ranks)
+    # The middle rank of the pipeline, on its first replica.
+    assert asked == [([([(8, 0)],) * 2] * 2, (2, 1, 1, 2), 0, {"tensor": 1})]
+    # Ten times 1.5 and 3.5 s on average over draws; 2.5 s over ranks.
+    assert found.by_rank_s.tolist() == [15.0, 35.0]
+    assert found.notify_s.tolist() == [[2.5, 5.0, 7.5, 10.0]]
+    assert found.kernel_s.tolist() == [[10.0, 20.0, 30.0, 40.0]]
+    # Of one rank 2.5, 5, 7.5 and 10 s on average over four all-to-alls: 0.3 steps of 2.5 s inside.
+    assert found.mean_ends_s == pytest.approx((2.5 + 0.75, 10 - 0.75), rel=1e-6)
