@@ -1,5 +1,7 @@
 """More work takes no less time: attention by its rows, products by what more rows would take."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels import work_floor
 from simulator.hardware.kernels.families import calibration_measurements
 from simulator.hardware.kernels.roofline import batch_of
-from simulator.hardware.kernels.work_floor import RisingRows, WorkFloor, rising
+from simulator.hardware.kernels.work_floor import RisingRows, WorkFloor, _scanned, rising
 
 SEQUENCES = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512])
 CONTEXTS = np.array([1024, 1536, 2048, 3000, 4096, 8192, 16384, 32768, 65536])
@@ -174,3 +176,12 @@ def test_few_rows_are_scanned_one_height_of_a_tile_after_the_other(few):
     _, _, at_peak = spiked(batch, None)
     found = known.seconds(batch, np.array([132.0]), np.full(1, 1e9), at_peak)
     assert found == pytest.approx([few - 0.75])
+
+
+def test_rows_are_scanned_tile_by_tile_up_to_1024_then_by_quarters_of_an_octave():
+    found, known = _scanned(frozenset({100, 3000}), frozenset({64, 100}))
+    quarters = [128 * math.ceil(8 * 2 ** (number / 4) - 1e-9) for number in range(41)]
+    expected = {1, 2, 4, 8, 16, 24, 32, 48, 100, 3000, *range(64, 1025, 64), *quarters}
+    assert found.tolist() == sorted(expected)
+    assert max(quarters) == 2**20
+    assert found[known].tolist() == [64, 100]
