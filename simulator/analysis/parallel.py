@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from signal import SIG_DFL, SIG_IGN, SIGINT, signal
 from typing import Any, TypeAlias, TypeVar
 
@@ -47,14 +46,10 @@ LOOK_S: Seconds = 0.2
 """Between looks at the workers of a dask scheduler."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """In the place of a result: the process that was to make it died, each time it was tried."""
-
-    reason: str
-
-
-ALONE = Lost("its process was killed, also alone: not enough memory? allowed: a smaller job")
+ALONE = ChildProcessError(
+    "its process was killed, also alone: not enough memory? allowed: a smaller job"
+)
+"""In the place of a result whose process died each time it was tried."""
 
 
 def processes(jobs: int) -> int:
@@ -68,7 +63,7 @@ def run_all(
     *,
     jobs: int,
     dask: str | None = None,
-) -> Iterator[tuple[int, ResultT | Lost]]:
+) -> Iterator[tuple[int, ResultT | ChildProcessError]]:
     """Call a function with each of `inputs`; yields (position, result) as they finish.
 
     Args:
@@ -145,8 +140,8 @@ def run_in_order(
     early: dict[int, ResultT] = {}
     due = 0
     for position, result in run_all(function, inputs, jobs=jobs):
-        if isinstance(result, Lost):
-            raise ValueError(f"{inputs[position][0]}: {result.reason}")
+        if isinstance(result, ChildProcessError):
+            raise ValueError(f"{inputs[position][0]}: {result}")
         early[position] = result
         while due in early:
             yield early.pop(due)
@@ -206,7 +201,7 @@ def _call(
 
 def _on_dask(
     function: Callable[..., ResultT], inputs: dict[int, tuple[Any, ...]], address: str
-) -> Iterator[tuple[int, ResultT | Lost]]:
+) -> Iterator[tuple[int, ResultT | ChildProcessError]]:
     """Results of the workers of a scheduler; fewer than `inputs` where it or they are lost."""
     try:
         from dask import distributed

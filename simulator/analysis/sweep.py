@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, get_args
 from hardware_profiles.renames import path_of_today
 from hardware_profiles.units import Dimension, parse_quantity
 from simulator.analysis.every_metric import metric_of, unknown_metric
-from simulator.analysis.parallel import Lost, run_all
+from simulator.analysis.parallel import run_all
 from simulator.analysis.published import Scalar, plain_values
 from simulator.analysis.run_key import run_key
 from simulator.scenario.axes import Axis, points
@@ -126,7 +126,10 @@ def run_points(
     inputs = [(point, scenario, evaluate) for _, point in open_points]
     for number, row in run_all(_run_point, inputs, jobs=jobs, dask=dask):
         position, point = open_points[number]
-        yield position, replace(point, reason=row.reason) if isinstance(row, Lost) else row
+        yield (
+            position,
+            replace(point, reason=str(row)) if isinstance(row, ChildProcessError) else row,
+        )
 
 
 def _run_point(point: Point, scenario: str, evaluate: Evaluate) -> Point:

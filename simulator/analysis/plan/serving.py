@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from hardware_profiles.fields import Raw, to_profile
 from hardware_profiles.units import Dollars, Seconds
-from simulator.analysis.parallel import Lost, processes, run_all
+from simulator.analysis.parallel import processes, run_all
 from simulator.analysis.plan.serving_bounds import Demand, Limits, demand_of
 from simulator.analysis.plan.serving_prices import (
     Measured,
@@ -158,7 +158,7 @@ def plan_serving(
 
     for at, result in run_all(_worked_out, calls(), jobs=jobs):
         task = begun[at]
-        if isinstance(result, Lost):
+        if isinstance(result, ChildProcessError):
             found = _lost(task, result)
         else:
             found, times = result
@@ -396,10 +396,10 @@ def _effort(task: Task) -> int:
     return 3 if roles_of(task) else 1
 
 
-def _lost(task: Task, result: Lost) -> Price | Measured:
+def _lost(task: Task, result: ChildProcessError) -> Price | Measured:
     if isinstance(task, PriceTask):
-        return Price(task.expected, reason=result.reason)
-    return Measured(reason=result.reason)
+        return Price(task.expected, reason=str(result))
+    return Measured(reason=str(result))
 
 
 def _row(task: Task, found: Price | Measured, digest: str) -> Point:
