@@ -5,9 +5,10 @@ it needs has arrived; it cannot be interrupted, and what it produces leaves at i
 that of the actions are samples, or other times for the same order, which all run in one pass.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import inf
 from typing import Any
 
@@ -193,19 +194,26 @@ def makespans(
     zero: Any = np.zeros(seconds.shape[1:])
     each = list(seconds)
     end_s: list[Any] = [zero] * len(alike.places)
-    begin_s: dict[int, Any] = {}
-    last: dict[int, int] = {}
-    for row, rank, _, start in _starts(
+    starts = _starts(
         schedule,
         [each[place] for place in alike.places],
         end_s,
         zero,
         transfer_s=transfer_s,
         blocking_sends=blocking_sends,
-    ):
-        begin_s.setdefault(rank, start)
-        last[rank] = row
-    steps = [end_s[row] - (begin_s[rank] if staggered else zero) for rank, row in last.items()]
+    )
+    begin_s: dict[int, Any] = {}
+    if staggered:
+        for _, rank, _, start in starts:
+            begin_s.setdefault(rank, start)
+    else:
+        deque(starts, maxlen=0)
+    behind = accumulate(map(len, schedule.actions))
+    steps = [
+        end_s[row - 1] - begin_s.get(rank, zero)
+        for rank, (row, actions) in enumerate(zip(behind, schedule.actions, strict=True))
+        if actions
+    ]
     return np.asarray(np.array(steps).max(axis=0, initial=0.0))
 
 
@@ -224,7 +232,9 @@ def _starts(
         end_s: [actions], where the end of each is written before it is yielded.
     """
     order = schedule.run_order
-    delays = [_sending(rank, others, transfer_s) for rank, others in order.sends]
+    # Of the shape of the times, which sums of two arrays are faster for than of one and a number.
+    delays = [zero + _sending(rank, others, transfer_s) for rank, others in order.sends]
+    blocks = [blocking_sends and len(others) > 0 for _, others in order.sends]
     later = _later(zero)
     free = [zero] * schedule.ranks
     for row, rank, needs, leaving in order.steps:
@@ -232,7 +242,7 @@ def _starts(
         for source, sent in needs:
             start = later(start, end_s[source] + delays[sent])
         end_s[row] = end = start + seconds[row]
-        free[rank] = end + delays[leaving] if blocking_sends else end
+        free[rank] = end + delays[leaving] if blocks[leaving] else end
         yield row, rank, needs, start
     if order.blocked:
         now = max(float(np.max(end)) for end in end_s)

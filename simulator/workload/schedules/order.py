@@ -15,7 +15,7 @@ schedules has a module of its own beside this one, and `known` names them all.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -165,34 +165,24 @@ def dependencies(schedule: Schedule) -> list[list[tuple[Need, ...]]]:
     F needs the F of the stage before, B and I their own F and the B or I of the stage after, W its
     I. Chunks that no rank performs are left out; checks.check_schedule reports them.
     """
-    where: dict[tuple[str, int, int], tuple[int, int]] = {}
+    where: dict[tuple[str, int, int], Need] = {}
     for rank, actions in enumerate(schedule.actions):
         for index, action in enumerate(actions):
             for work, stage, microbatch in action.chunks:
                 made = FULL_BACKWARD if work == INPUT_BACKWARD else work
-                where[made, stage, microbatch] = (rank, index)
-    last = schedule.stages - 1
+                where[made, stage, microbatch] = Need(rank, index, made, stage)
 
-    def needs(chunk: Chunk) -> Iterable[Need]:
-        work, stage, microbatch = chunk
-        wanted: list[tuple[str, int]] = []
-        if work == FORWARD_WORK:
-            if stage > 0:
-                wanted.append((FORWARD_WORK, stage - 1))
-        elif work == WEIGHT_GRADIENT:
-            wanted.append((FULL_BACKWARD, stage))
-        else:
-            wanted.append((FORWARD_WORK, stage))
-            if stage < last:
-                wanted.append((FULL_BACKWARD, stage + 1))
-        for made, at in wanted:
-            if (made, at, microbatch) in where:
-                yield Need(*where[made, at, microbatch], made, at)
+    def needs(action: Action) -> Iterator[Need | None]:
+        for work, stage, microbatch in action.chunks:
+            if work == FORWARD_WORK:
+                yield where.get((FORWARD_WORK, stage - 1, microbatch))
+            elif work == WEIGHT_GRADIENT:
+                yield where.get((FULL_BACKWARD, stage, microbatch))
+            else:
+                yield where.get((FORWARD_WORK, stage, microbatch))
+                yield where.get((FULL_BACKWARD, stage + 1, microbatch))
 
-    return [
-        [tuple(need for chunk in action.chunks for need in needs(chunk)) for action in actions]
-        for actions in schedule.actions
-    ]
+    return [[tuple(filter(None, needs(action))) for action in row] for row in schedule.actions]
 
 
 class Alike(NamedTuple):
@@ -228,14 +218,14 @@ def possible_order(schedule: Schedule) -> RunOrder:
     position = [0] * schedule.ranks
     for rank, index in _in_turn(needs, position):
         of_others = tuple(
-            (
-                first[need.rank] + need.position,
-                sends.setdefault(
-                    (need.rank, sent_before[need.rank, need.position, rank, index]), len(sends)
-                ),
-            )
-            for need in needs[rank][index]
-            if need.rank != rank
+            [
+                (
+                    first[source] + at,
+                    sends.setdefault((source, sent_before[source, at, rank, index]), len(sends)),
+                )
+                for source, at, _, _ in needs[rank][index]
+                if source != rank
+            ]
         )
         leaving = sends.setdefault((rank, queue.get((rank, index), ())), len(sends))
         steps.append((first[rank] + index, rank, of_others, leaving))
@@ -256,11 +246,10 @@ def _sends(
     sent_before: dict[tuple[int, int, int, int], tuple[int, ...]] = {}
     for rank, row in enumerate(needs):
         for index, wanted in enumerate(row):
-            for need in wanted:
-                if need.rank != rank:
-                    queue[need.rank, need.position] += (rank,)
-                    sent = queue[need.rank, need.position]
-                    sent_before[need.rank, need.position, rank, index] = sent
+            for source, at, _, _ in wanted:
+                if source != rank:
+                    sent = queue[source, at] = (*queue[source, at], rank)
+                    sent_before[source, at, rank, index] = sent
     return queue, sent_before
 
 
