@@ -88,7 +88,9 @@ class DecodeBatch:
     @property
     def total_held_tokens(self) -> float:
         """The same with the rest of every request's last page."""
-        return self.total_kv_tokens + self.slack * self.total
+        # Asked of every instance for every request, so in one piece.
+        total = self.total
+        return self._total_base + self.tokens_per_step * self.step * total + self.slack * total
 
     def join(self, live: LiveRequest) -> None:
         """Let a request with at least one token to come join its rank."""

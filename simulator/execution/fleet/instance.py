@@ -131,17 +131,11 @@ class Instance:
         """No request anywhere in it."""
         return self.cache.empty and not len(self.queue)
 
-    @property
-    def requests(self) -> int:
-        """Requests in the decode batch or on their way there."""
-        return self.batch.total + sum(self.cache.expected)
-
     def load(self) -> float:
         """Load for decode balancing: KV use plus request count, each over its limit."""
-        ranks = self.spec.ranks
-        return self.cache.tokens / (self.cache.capacity * ranks) + self.requests / (
-            self.spec.max_batch * ranks
-        )
+        cache, ranks = self.cache, self.spec.ranks
+        requests = self.batch.total + sum(cache.expected)
+        return cache.tokens / (cache.capacity * ranks) + requests / (self.spec.max_batch * ranks)
 
     def room_for(self, live: LiveRequest) -> int | None:
         """Return the rank of least load that can decode ``live``, or None."""

@@ -153,10 +153,9 @@ class PrefillQueue:
         busy = [load for load in loads if load.tokens]
         if not busy:
             return None
-        duration = max(
-            self._step_times.prefill_pass_s(load.tokens, load.attended / load.tokens)
-            for load in busy
-        )
+        # Mostly all ranks compute the same.
+        work = {(load.tokens, load.attended / load.tokens) for load in busy}
+        duration = max([self._step_times.prefill_pass_s(*of_rank) for of_rank in work])
         tokens = sum(load.tokens for load in busy)
         even = duration
         if len(loads) > 1:
