@@ -31,8 +31,8 @@ and no work of that stream between) is a *fork*; every other is a *join*.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -304,20 +304,18 @@ def _steps(
     return sorted(steps, key=lambda step: (step.position, step.kernel or 0))
 
 
-@dataclass(frozen=True, slots=True)
-class _Launches:
-    """Launched kernels of one stream in launch order."""
+_Launches = Sequence[tuple[int, int]]
+"""[(position of the launch, kernel)] of one stream in launch order."""
 
-    positions: tuple[int, ...]
-    kernels: tuple[int, ...]
 
-    def last_before(self, position: int) -> int | None:
-        at = bisect_left(self.positions, position)
-        return self.kernels[at - 1] if at else None
+def _last_before(launches: _Launches, position: int) -> int | None:
+    at = bisect_left(launches, (position, -1))
+    return launches[at - 1][1] if at else None
 
-    def first_after(self, position: int) -> int | None:
-        at = bisect_right(self.positions, position)
-        return self.kernels[at] if at < len(self.kernels) else None
+
+def _first_after(launches: _Launches, position: int) -> int | None:
+    at = bisect_left(launches, (position + 1, -1))
+    return launches[at][1] if at < len(launches) else None
 
 
 def _infer_waits(
@@ -331,10 +329,7 @@ def _infer_waits(
     waits: list[set[int]] = [set() for _ in trace.kernels]
     steps = _steps(trace, launch, streams)
     by_stream = {
-        stream: _Launches(
-            tuple(at for kernel in queue if (at := launch[kernel]) is not None),
-            tuple(kernel for kernel in queue if launch[kernel] is not None),
-        )
+        stream: [(at, kernel) for kernel in queue if (at := launch[kernel]) is not None]
         for stream, queue in streams.items()
     }
     wait_calls = sum(step.kernel is None for step in steps)
@@ -347,14 +342,13 @@ def _infer_waits(
         )
         return forward, wait_calls, wait_calls - bound
     bound = 0
-    nothing = _Launches((), ())
     for wait in trace.stream_waits:
         called = position.get(wait.correlation)
         if called is None or wait.stream == wait.waits_on:
             continue
         record = position.get(wait.record, called)
-        earlier = by_stream.get(wait.waits_on, nothing).last_before(record)
-        later = by_stream.get(wait.stream, nothing).first_after(called)
+        earlier = _last_before(by_stream.get(wait.waits_on, ()), record)
+        later = _first_after(by_stream.get(wait.stream, ()), called)
         if earlier is not None and later is not None:
             waits[later].add(earlier)
             bound += 1
@@ -371,7 +365,7 @@ def _called_before(launch: Sequence[int | None], earlier: int, later: int) -> bo
 def _forks_and_joins(
     steps: Sequence[_Step],
     main: int,
-    by_stream: dict[int, _Launches],
+    by_stream: Mapping[int, _Launches],
     roles: Sequence[Role],
     waits: list[set[int]],
 ) -> int:
@@ -383,7 +377,7 @@ def _forks_and_joins(
     points = _record_points(steps, main)
     sides = [stream for stream in by_stream if stream != main]
     communicates = {
-        stream: any(roles[kernel] is Role.COMMUNICATION for kernel in by_stream[stream].kernels)
+        stream: any(roles[kernel] is Role.COMMUNICATION for _, kernel in by_stream[stream])
         for stream in sides
     }
     groups: dict[int, list[tuple[int, int]]] = {stream: [] for stream in sides}
@@ -414,7 +408,7 @@ def _forks_and_joins(
             open_streams = [s for s in sides if len(groups[s]) > len(joins[s])]
             if open_streams:
                 latest = max(open_streams, key=lambda stream: groups[stream][-1][0])
-                waiting = by_stream[main].first_after(step.position)
+                waiting = _first_after(by_stream[main], step.position)
                 joins[latest].append((waiting, len(groups[latest])))
     return bound + sum(_bind_joins(joins[stream], groups[stream], waits) for stream in sides)
 
@@ -439,8 +433,8 @@ def _forks(steps: Sequence[_Step], main: int) -> dict[int, tuple[int, int]]:
     return forks
 
 
-def _record_points(steps: Sequence[_Step], main: int) -> list[tuple[int, int]]:
-    """[(position of the launch, kernel)] after which launching onto the main stream paused."""
+def _record_points(steps: Sequence[_Step], main: int) -> _Launches:
+    """Those after which launching onto the main stream paused."""
     points = []
     for number, step in enumerate(steps):
         following = steps[number + 1] if number + 1 < len(steps) else None
