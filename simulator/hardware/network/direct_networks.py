@@ -6,7 +6,6 @@ are routed minimally; detours over a third group or switch (Valiant, UGAL) are n
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from itertools import count, product
 
@@ -72,18 +71,41 @@ def dragonfly_network(
     options = [np.flatnonzero(offsets == o) for o in range(groups)]
     widest = max((len(o) for o in options[1:]), default=1)
     table = np.stack([np.resize(o, widest) if len(o) else np.zeros(widest) for o in options])
-    shape = _Dragonfly(
-        end_ports=end_ports,
-        groups=groups,
-        group_switches=group_switches,
-        ports=ports,
-        global_ports=global_ports,
-        slots_to=table.astype(np.int64),
-        options_to=np.array([max(len(o), 1) for o in options]),
-        peers=peers,
-        position=position,
-        wired=len(wired),
-    )
+    slots_to = table.astype(np.int64)
+    options_to = np.array([max(len(o), 1) for o in options])
+    first = 2 * end_ports
+    global_start = first + locals_
+
+    def local(group: Integers, start: Integers, end: Integers) -> Integers:
+        link = first + (group * group_switches + start) * (group_switches - 1) + end - (end > start)
+        return np.where(start == end, -1, link)
+
+    def route(
+        source: Integers, destination: Integers, choice: Integers, routing: Routing
+    ) -> Indices:
+        from_switch, to_switch = source // ports, destination // ports
+        from_group, to_group = from_switch // group_switches, to_switch // group_switches
+        distance = (to_group - from_group) % groups
+        crosses = distance > 0
+        way = pick(
+            routing,
+            options_to[distance],
+            source=source,
+            destination=destination,
+            choice=choice,
+            salt=1,
+        )
+        slot = slots_to[distance, way]
+        leave = np.where(crosses, slot // global_ports, to_switch % group_switches)
+        arrive = np.where(crosses, peers[slot] // global_ports, to_switch % group_switches)
+        path = np.full((len(source), 5), -1, dtype=np.int32)
+        path[:, 0] = source
+        path[:, 1] = local(from_group, from_switch % group_switches, leave)
+        path[:, 2] = np.where(crosses, global_start + from_group * len(wired) + position[slot], -1)
+        path[:, 3] = np.where(crosses, local(to_group, arrive, to_switch % group_switches), -1)
+        path[:, 4] = end_ports + destination
+        return path
+
     names = tuple(
         f"group{i // group_switches}/switch{i % group_switches}"
         for i in range(groups * group_switches)
@@ -106,7 +128,7 @@ def dragonfly_network(
         link_reverse=np.concatenate([local_reverse, global_reverse]).astype(np.int32),
         switch_names=names,
         link_names=link_name,
-        router=partial(_route_dragonfly, shape),
+        router=route,
         hops=5,
     )
 
@@ -126,56 +148,6 @@ def _global_wiring(groups: int, slots: int) -> tuple[Integers, Integers]:
         if 0 <= slot + partner < slots:
             offsets[slot], peers[slot] = distance, slot + partner
     return offsets, peers
-
-
-@dataclass(frozen=True, slots=True)
-class _Dragonfly:
-    end_ports: int
-    groups: int
-    group_switches: int
-    ports: int
-    global_ports: int
-    slots_to: Integers
-    options_to: Integers
-    peers: Integers
-    position: Integers
-    wired: int
-
-
-def _route_dragonfly(
-    shape: _Dragonfly, source: Integers, destination: Integers, choice: Integers, routing: Routing
-) -> Indices:
-    a, links = shape.group_switches, 2 * shape.end_ports
-    global_start = links + shape.groups * a * (a - 1)
-
-    def local(group: Integers, start: Integers, end: Integers) -> Integers:
-        link = links + group * a * (a - 1) + start * (a - 1) + end - (end > start)
-        return np.where(start == end, -1, link)
-
-    from_switch, to_switch = source // shape.ports, destination // shape.ports
-    from_group, to_group = from_switch // a, to_switch // a
-    distance = (to_group - from_group) % shape.groups
-    crosses = distance > 0
-    way = pick(
-        routing,
-        shape.options_to[distance],
-        source=source,
-        destination=destination,
-        choice=choice,
-        salt=1,
-    )
-    slot = shape.slots_to[distance, way]
-    leave = np.where(crosses, slot // shape.global_ports, to_switch % a)
-    arrive = np.where(crosses, shape.peers[slot] // shape.global_ports, to_switch % a)
-    path = np.full((len(source), 5), -1, dtype=np.int32)
-    path[:, 0] = source
-    path[:, 1] = local(from_group, from_switch % a, leave)
-    path[:, 2] = np.where(
-        crosses, global_start + from_group * shape.wired + shape.position[slot], -1
-    )
-    path[:, 3] = np.where(crosses, local(to_group, arrive, to_switch % a), -1)
-    path[:, 4] = shape.end_ports + destination
-    return path
 
 
 def count_slim_fly(q: int) -> Counts:
