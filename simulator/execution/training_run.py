@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from math import lcm
 from pathlib import Path
@@ -19,7 +19,7 @@ from reference_model.trace import Operator, OperatorTrace, Split, part_of
 from simulator.execution.expert_reach import expert_reach
 from simulator.execution.host_state import host_states
 from simulator.execution.other_schedules import fitting_schedules
-from simulator.execution.stages import PipelineTimes, choose_stages
+from simulator.execution.stages import PipelineTimes, SpansOf, choose_stages
 from simulator.execution.training import (
     TrainingRun,
     TrainingStep,
@@ -226,36 +226,6 @@ def _operators_of(
     return own if share is None else with_documents(own, share)
 
 
-@dataclass(frozen=True, slots=True)
-class _ChunkSpans:
-    """How long chunks take whose weight gradients may all be put off, each worked out once."""
-
-    operators: OperatorsOf
-    costs: KernelCostModel
-    sms: int
-    communication_sms: int
-    gap_s: Seconds
-    _known: dict[ChunkKey, Seconds] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-
-    def of(self, keys: Iterable[ChunkKey]) -> Mapping[ChunkKey, Seconds]:
-        """Of these keys, and of those that were asked for before."""
-        new = [key for key in dict.fromkeys(keys) if key not in self._known]
-        if new:
-            chunks = run_chunks(
-                new,
-                operators=self.operators,
-                costs=self.costs,
-                sms=self.sms,
-                communication_sms=self.communication_sms,
-                gap_s=self.gap_s,
-                immediate=(),
-            )
-            self._known.update((key, chunk.log.span_s) for key, chunk in chunks.items())
-        return self._known
-
-
 @lru_cache(maxsize=16)
 def _chunk_spans(
     operators: Keyed[OperatorsOf],
@@ -264,9 +234,28 @@ def _chunk_spans(
     sms: int,
     communication_sms: int,
     gap_s: Seconds,
-) -> _ChunkSpans:
-    """Shared by scenarios that differ in schedule or batch: their chunks are mostly the same."""
-    return _ChunkSpans(operators.value, costs.value, sms, communication_sms, gap_s)
+) -> SpansOf:
+    """How long chunks take whose weight gradients may all be put off, each worked out once; of the
+    keys that are asked for, and of those that were before. Shared by scenarios that differ in
+    schedule or batch: their chunks are mostly the same."""
+    known: dict[ChunkKey, Seconds] = {}
+
+    def spans_of(keys: Iterable[ChunkKey]) -> Mapping[ChunkKey, Seconds]:
+        new = [key for key in dict.fromkeys(keys) if key not in known]
+        if new:
+            chunks = run_chunks(
+                new,
+                operators=operators.value,
+                costs=costs.value,
+                sms=sms,
+                communication_sms=communication_sms,
+                gap_s=gap_s,
+                immediate=(),
+            )
+            known.update((key, chunk.log.span_s) for key, chunk in chunks.items())
+        return known
+
+    return spans_of
 
 
 def _times_key(costs: KernelCostModel) -> Keyed[KernelCostModel]:
@@ -430,7 +419,7 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
                     sms=node.gpu.sms,
                     communication_sms=job.communication_sms,
                     gap_s=job.gap.value,
-                ).of,
+                ),
                 loads.all_to_all,
                 send_seconds(job, scenario.model, transfers=costs.transfers_, loads=loads),
                 blocking_sends=job.blocking_sends,
