@@ -186,9 +186,9 @@ class HeldOutError(Profile):
     """80% quantile of the absolute log error: the half-width of an interval."""
 
 
-Reach = Literal["between", "shape", "size", "gap", "beyond"]
-"""How far from the rows of a kernel's family: between rows of its shape; in a shape without such
-rows; with a size of no row; in a gap between loads; beyond all loads."""
+Reach = Literal["between", "edge", "shape", "size", "gap", "beyond"]
+"""How far from the rows of a kernel's family: between rows of its shape; beside them; in a shape
+without rows; with a size of no row; in a gap between loads; beyond all loads."""
 
 
 class FitProfile(Profile):
@@ -209,9 +209,11 @@ class FitProfile(Profile):
         if isinstance(widths, list | tuple) and 2 <= len(widths) <= 3:
             # Files of earlier releases: rows left out alone, whole shapes, and the ends.
             named = zip(("between", "shape", "beyond"), (*widths[:2], widths[-1]), strict=True)
-            known = {name: width for name, width in named if width is not None}
-            return {**fields, "widths": known}
-        return raw
+            widths = {name: width for name, width in named if width is not None}
+        if isinstance(widths, dict) and "shape" in widths:
+            # Of earlier releases too, and of tables that say too little of their edges.
+            widths = {"edge": widths["shape"], **widths}
+        return raw if widths is None else {**fields, "widths": widths}
 
     kind: str
     """Kind of kernel, such as gemm."""

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from hardware_profiles.calibration_parts import BesideCompute
+from hardware_profiles.calibration_parts import BesideCompute, FitProfile
 from hardware_profiles.schema import load_calibration
 
 
@@ -30,3 +30,22 @@ def test_a_number_alone_beside_compute_is_refused_with_the_form_that_has_an_inte
     )
     found = [(error["loc"], error["msg"]) for error in caught.value.errors()]
     assert found == [(("dispatch",), message), (("combine",), message)]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ({"between": 0.2, "shape": 0.3}, {"between": 0.2, "edge": 0.3, "shape": 0.3}),
+        ({"edge": 0.4, "shape": 0.3}, {"edge": 0.4, "shape": 0.3}),
+        ({"between": 0.2}, {"between": 0.2}),
+        ([0.2, 0.3, 0.5], {"between": 0.2, "edge": 0.3, "shape": 0.3, "beyond": 0.5}),
+    ],
+)
+def test_what_a_file_says_of_a_shape_without_rows_holds_beside_rows_where_nothing_else_does(
+    written, read
+):
+    family = {"kind": "gemm", "dtype": "bfloat16", "out_dtype": "bfloat16", "accumulate": False}
+    fit = FitProfile.model_validate(
+        family | {"kernel_set": "made_up", "rows": 4, "widths": written}
+    )
+    assert fit.widths == read

@@ -32,9 +32,9 @@ from simulator.hardware.kernels.measured_rows import (
 )
 from simulator.hardware.kernels.reach import (
     BETWEEN,
+    EDGE,
     QUANTILE,
     REACHES,
-    SHAPE,
     Known,
     Scales,
     held_out_scales,
@@ -287,7 +287,7 @@ class FamilyModel:
 
     def _provenance(self, batch: Batch, sms: Array) -> tuple[NDArray[np.intp], Index, Index]:
         """Provenance, the row of the preferred set with these sizes and SMs, -1 without one, and
-        how far from rows each operator lies; on SMs beyond those of rows, in another shape."""
+        how far from rows each operator lies; on SMs beyond those of rows, beside them."""
         rows = self._preferred
         asked = fingerprints(np.column_stack([batch.sizes, sms.astype(np.int64)]))
         known, order, sizes = self._marks
@@ -298,7 +298,7 @@ class FamilyModel:
         reach = np.minimum.reduce([known.reach(batch) for known in self._known])
         between = ((reach == BETWEEN) | same_sizes) & (low <= sms) & (sms <= high)
         inside = (exact >= 0) | between
-        reach = np.where(inside, BETWEEN, np.maximum(reach, SHAPE))
+        reach = np.where(inside, BETWEEN, np.maximum(reach, EDGE))
         provenance = np.where(inside, INTERPOLATED, EXTRAPOLATED)
         measured = (exact >= 0) & rows.direct[exact]
         return np.where(measured, MEASURED, provenance).astype(np.intp), exact, reach

@@ -7,7 +7,8 @@ into that class (`cuts`); each group left out has one vote, however many rows it
 of a group err together.
 
     between    rows of its shape on either side, no more than `WIDE_GAP` apart
-    shape      no such rows of its shape, but of other shapes at its load
+    edge       rows of its shape, but on one side alone or further apart, and of others at its load
+    shape      no rows of its shape, but of other shapes at its load
     size       one of the sizes of its shape is in no row at all
     gap        no row of any shape at its load: those on either side are further apart
     beyond     more load than any row has, or less
@@ -31,7 +32,7 @@ Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 REACHES: tuple[Reach, ...] = get_args(Reach)
-BETWEEN, SHAPE, SIZE, GAP, BEYOND = range(len(REACHES))
+BETWEEN, EDGE, SHAPE, SIZE, GAP, BEYOND = range(len(REACHES))
 WIDE_GAP = 4.0
 """Times the load of the row below that the row above may have: two octaves, what leaving out one
 row makes of a table of powers of two."""
@@ -75,7 +76,7 @@ def cuts(batch: Batch) -> Iterator[tuple[str, Index, tuple[int, ...]]]:
 
     A group of -1 is never left out.
     """
-    yield "alike", together(batch), (BETWEEN, SHAPE)
+    yield "alike", together(batch), (BETWEEN, EDGE)
     shapes = np.empty(len(batch), dtype=np.intp)
     for number, (_, members) in enumerate(shapes_of(batch)):
         shapes[members] = number
@@ -122,7 +123,8 @@ class Known:
             if rows is not None:
                 rows = rows if left_out is None else rows[~left_out[rows]]
                 low, high = _beside(np.unique(self._extents[rows]), extents[members])
-                found[members[high <= WIDE_GAP * low]] = BETWEEN
+                if len(rows):
+                    found[members] = np.where(high <= WIDE_GAP * low, BETWEEN, EDGE)
         found[above > WIDE_GAP * below] = GAP
         found[(below == -np.inf) | (above == np.inf)] = BEYOND
         return found

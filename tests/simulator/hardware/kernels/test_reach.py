@@ -11,6 +11,7 @@ from simulator.hardware.kernels.gaussian_process import Process
 from simulator.hardware.kernels.reach import (
     BETWEEN,
     BEYOND,
+    EDGE,
     GAP,
     REACHES,
     SHAPE,
@@ -52,12 +53,16 @@ def test_rows_a_factor_of_four_apart_are_the_furthest_between_which_lies_anythin
 
 
 def test_what_a_shape_lacks_other_shapes_may_have_at_its_load():
-    asked = products((1024, 1536, 2048), (16384, 1536, 2048))
+    """Of n = 1,536 and k = 2,048 rows lie at 512 and at 4,096, further than a factor of four apart,
+    and none above 8,192; of n = 4,096 none lie anywhere."""
+    asked = products((1024, 1536, 2048), (16384, 1536, 2048), (1024, 4096, 2048))
 
     def dropped(sizes):
-        return sizes["n"] == 1536 and sizes["k"] == 2048 and sizes["m"] in (1024, 2048, 16384)
+        if sizes["k"] != 2048:
+            return False
+        return sizes["n"] == 4096 or (sizes["n"] == 1536 and sizes["m"] in (1024, 2048, 16384))
 
-    assert rows_but(dropped).reach(asked).tolist() == [SHAPE, SHAPE]
+    assert rows_but(dropped).reach(asked).tolist() == [EDGE, EDGE, SHAPE]
 
 
 def test_a_row_lies_where_it_does_without_its_group():
