@@ -20,6 +20,11 @@ ASKED = (
 )
 
 
+def as_on_the_page(row):
+    times = f"{row['ttft_s']:.3g} s | {row['tpot_s'] * 1e3:.3g} ms"
+    return f"| {row['fleet']} | {row['nodes']:.0f} | {times} |"
+
+
 @pytest.mark.slow
 def test_the_service_of_the_page_takes_the_nodes_and_costs_that_it_shows(tmp_path):
     page = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
@@ -32,7 +37,7 @@ def test_the_service_of_the_page_takes_the_nodes_and_costs_that_it_shows(tmp_pat
     # 9 and 6 nodes of 16 USD/h for 1,475 M tokens in and 368.7 M out per hour.
     assert found["usd_per_million_tokens_in"] == pytest.approx(0.0976, abs=5e-5)
     assert found["usd_per_million_tokens_out"] == pytest.approx(0.2604, abs=5e-5)
-    shown = [row["fleet"] for row in found["simulated"] if f"| {row['fleet']} |" in page]
+    shown = [row["fleet"] for row in found["simulated"] if as_on_the_page(row) in page]
     assert shown[0] == "prefill 9 x EP8, passes of 4K; decode 6 x EP8, MTP"
     assert len(shown) == 6
     of_limits = [f"| {row['nodes']:.0f} | {row['fleet']} |" in page for row in found["sensitivity"]]

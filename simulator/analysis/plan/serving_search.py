@@ -264,7 +264,8 @@ def _too_short(search: Search, known: Results) -> dict[Pool, float]:
     infinite where it does not run, or holds no request of some length."""
     found: dict[Pool, float] = {}
     for task, run in known.runs.items():
-        if keeps(run, search.limits):
+        # What is late beside a pool that drafts may be in time beside another.
+        if keeps(run, search.limits) or not _allowed(task, search):
             continue
         never = run.reason is not None or run.rejected
         pools = task if never else _responsible(task, run, search.limits)

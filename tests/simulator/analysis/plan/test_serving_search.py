@@ -1,6 +1,7 @@
 """Which fleet is looked at next, and which is the answer, on prices made up by hand."""
 
 import math
+from dataclasses import replace
 
 from small_services import DEMAND, LIMITS, service
 
@@ -118,6 +119,19 @@ def test_a_fleet_whose_decode_is_late_gets_more_of_it():
     # Prefill may be late only because decode holds it up.
     assert [option.pool.instances for option in found.options["decode"]] == [4]
     assert [option.pool.instances for option in found.options["prefill"]] == [2]
+
+
+def test_prompts_late_beside_a_pool_that_drafts_may_be_in_time_beside_one_that_does_not():
+    plain = search(PREFILL, SMALL)
+    plain = replace(plain, limits=replace(plain.limits, drafting=False))
+    known = known_prices()
+    prefill, drafts = Pool((PREFILL,), 2, 512, 4096), replace(SMALL, draft_tokens=1)
+    late = Measured(ttft_s=2.6, tpot_s=0.04, verdict="stable")
+    known.runs[(prefill, Pool((drafts,), 3, 64))] = late
+    (option,) = progress_of(plain, known).options["prefill"]
+    assert option.pool.instances == 2
+    (option,) = progress_of(search(PREFILL, SMALL), known).options["prefill"]
+    assert option.pool.instances == 3
 
 
 def test_what_cannot_serve_says_why():
