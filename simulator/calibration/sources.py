@@ -185,6 +185,6 @@ def _format(name_or_path: str) -> str:
     path, where = mapping_file(name_or_path, every)
     raw: Mapping[str, object] = read_yaml(path, where=where)
     form = raw.get("format")
-    if form not in FORMATS:
+    if str(form) not in FORMATS:
         raise ValueError(f"{where}: format: {form!r} is not allowed; allowed: {', '.join(FORMATS)}")
     return str(form)

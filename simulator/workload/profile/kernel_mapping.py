@@ -213,11 +213,13 @@ def load_mapping(name_or_path: str) -> KernelMapping:
 
 
 def _joined(raw: Mapping[str, Any], tables: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """A mapping with the tables of another file, its own entries first."""
-    merged = {
-        table: {**tables.get(table, {}), **raw.get(table, {})}
-        for table in ("operators", "together", "helpers", "unmapped")
-    }
+    """A mapping with the tables of another file, its own entries first; what is no table as it is,
+    to be refused like any other."""
+    merged: dict[str, Any] = {}
+    for table in ("operators", "together", "helpers", "unmapped"):
+        parts = [of.get(table, {}) for of in (tables, raw)]
+        wrong = [part for part in parts if not isinstance(part, dict)]
+        merged[table] = wrong[0] if wrong else {**parts[0], **parts[1]}
     return apply_overrides(dict(raw), merged, where=where)
 
 

@@ -77,6 +77,9 @@ def test_a_file_that_is_no_mapping_says_which_formats_there_are(tables, tmp_path
     path.write_text("format: sheet\n", encoding="utf-8")
     with pytest.raises(ValueError, match="format: 'sheet' is not allowed; allowed: table, kineto"):
         choose_mappings(tables, [str(path)])
+    path.write_text("format: [table]\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"format: \['table'\] is not allowed; allowed: table, "):
+        choose_mappings(tables, [str(path)])
 
 
 def test_a_folder_without_a_file_of_measurements_is_one_line(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hardware_profiles.schema import load_transport
+from simulator.execution import collective
 from simulator.execution.collective import run_collective
 from simulator.execution.traffic import low_latency_start
 from simulator.scenario.collective import CollectiveJob
@@ -71,6 +72,15 @@ def test_merging_completions_of_hot_experts_costs_under_two_percent():
     error = merged.last.end_s / exact.last.end_s - 1
     assert 0 <= error < 0.02
     np.testing.assert_allclose(merged.last.link_bytes, exact.last.link_bytes)
+
+
+def test_transfers_that_end_one_by_one_are_refused_where_they_are_too_many(monkeypatch):
+    monkeypatch.setattr(collective, "MOST_SOLVED", 100_000)
+    unmerged = ("published=[]", "collective.merge_share=0")
+    assert run("deepep_low_latency", *unmerged, "vary.operation.gpus=[16]").last.solves < 500
+    said = r"^collective\.merge_share: 0: transfers end one by one, .*; allowed: more, such as 0"
+    with pytest.raises(ValueError, match=said):
+        run("deepep_low_latency", *unmerged, "vary.operation.gpus=[32]")
 
 
 def test_the_papers_all_to_all_bounds_fall_out():

@@ -559,7 +559,8 @@ def test_waiting_of_a_pair_is_that_before_its_all_to_alls_by_slot_and_by_rank(mo
     def each(graph, durations, gap, *, axes, rank_axis, teams):
         asked.append((list(durations), axes, rank_axis, teams))
         one = np.array([[[[1.0, 2.0]]], [[[3.0, 4.0]]]])
-        for times, took in zip((99, 1, 0, 2, 3, 4), (5, 50, 10, 20, 30, 40), strict=True):
+        of_tasks = [(99, 5), (1, 50), (0, 10), (2, 20), (3, 30), (4, 40)]
+        for times, took in of_tasks[: len(tasks)]:
             yield 7.0 + 0 * one, 7.0 + times * one, None, 7.0 + times * one + took
 
     monkeypatch.setattr(timeline, "each", each)
@@ -581,3 +582,6 @@ def test_waiting_of_a_pair_is_that_before_its_all_to_alls_by_slot_and_by_rank(mo
     assert found.kernel_s.tolist() == [[10.0, 20.0, 30.0, 40.0]]
     # Of one rank 2.5, 5, 7.5 and 10 s on average over four all-to-alls: 0.3 steps of 2.5 s inside.
     assert found.mean_ends_s == pytest.approx((2.5 + 0.75, 10 - 0.75), rel=1e-6)
+    # Three all-to-alls are of no slots of four.
+    del tasks[-1]
+    assert _Drawing._waiting(drawing, pair, ranks).notify_s.tolist() == [[2.5, 5.0, 7.5]]

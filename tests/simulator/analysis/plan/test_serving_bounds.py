@@ -175,6 +175,16 @@ def test_an_instance_that_begins_at_once_computes_few_of_the_prompts_that_come_a
     assert found.rate == pytest.approx(20.0, rel=1e-9)
 
 
+def test_a_pass_leaves_room_for_a_token_of_a_prompt():
+    # Of 11 tokens of a pass ten may be of requests that decode, though more fit.
+    found = most_colocated(
+        DEMAND, ranks=1, tokens_per_pass=11, passes={1: 1e-9}, steps={1.0: 0.01, 10.0: 0.01},
+        largest=100.0, tokens_per_step=1.0, tpot_s=1.0,
+    )  # fmt: skip
+    assert found is not None
+    assert found.batch == 10.0
+
+
 def test_times_are_linear_between_what_is_known():
     times = {2.0: 1.0, 4.0: 2.0, 8.0: 3.0}
     assert [interpolated(times, load) for load in (1, 2, 3, 4, 6, 12)] == [

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hardware_profiles.fields import ROOT
 from simulator.workload.profile.kernel_mapping import known_mappings, load_mapping
 
 
@@ -48,3 +49,12 @@ def test_every_mapping_adds_to_that_of_pytorch_programs(made_up_mapping: str) ->
     assert own.kernels[5:] == standard.kernels
     assert own.operators["product"].kind == "gemm"
     assert own.operators["mm"] == standard.operators["mm"]
+
+
+@pytest.mark.parametrize("table", ["[1]", "null", "gemm"])
+def test_what_is_no_table_is_refused_behind_another_mapping_too(table: str, tmp_path: Path) -> None:
+    shipped = ROOT / "mappings" / "deepseek_training_profile.yaml"
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"{shipped.read_text()}\noperators: {table}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"mine\.yaml: operators: .* is not allowed: it must be"):
+        load_mapping(str(path))
