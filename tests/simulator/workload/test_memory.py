@@ -3,6 +3,7 @@
 import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from reference_model.config import load_model_config
@@ -21,7 +22,7 @@ from simulator.workload.memory import (
 from simulator.workload.recorded import recorded_trace
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.one_f_one_b import one_f_one_b
-from simulator.workload.sharding import HeldWeight, Sharding
+from simulator.workload.sharding import HeldParameters, HeldWeight, Parameters, Sharding
 
 V3 = load_model_config("deepseek_v3")
 LOAD = Load(
@@ -242,3 +243,29 @@ def test_a_layout_that_does_not_fit_says_what_helps_once_it_is_read():
     assert str(error) == "too large; take less"
     assert (asked, error.reason) == (["read"], "too large")
     assert str(pickle.loads(pickle.dumps(error))) == "too large; take less"
+
+
+def test_a_rank_of_two_stages_holds_both_and_works_in_the_space_of_the_larger():
+    parts = {
+        name: SimpleNamespace(
+            held=HeldParameters(Parameters(count)), exchanged=name, workspace=room
+        )
+        for name, count, room in (("dense", 10, 7.0), ("moe", 20, 5.0))
+    }
+    sharding = SimpleNamespace(
+        weight_bytes=lambda held, stages: (held.every.count, stages),
+        gradient_bytes=lambda held, stages: (2 * held.every.count, stages),
+        optimizer_bytes=lambda held: 8 * held.every.count,
+    )
+    model = SimpleNamespace(
+        in_flight=[None, SimpleNamespace(stages=(0, 2))],
+        _of_stage=lambda stage, alone, immediate: parts[stage[0]],
+        _sum=lambda kinds: HeldParameters(),
+        sharding=sharding,
+        activations=lambda rank, stages, immediate: np.array([3.0, 11.0, 5.0]),
+        reserved=1.0,
+    )
+    found = MemoryModel.rank(model, 1, (("dense",), ("head",), ("moe",)), ())
+    both = ["dense", "moe"]
+    assert (found.weights, found.gradients, found.optimizer) == ((30, both), (60, both), 240)
+    assert (found.activations, found.workspace, found.reserved) == (11.0, 7.0, 1.0)

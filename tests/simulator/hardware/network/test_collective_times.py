@@ -151,3 +151,13 @@ def test_a_gpu_without_measured_collectives_has_none_and_another_library_says_so
     assert measured_collectives("ideal", gpu=h100) is None
     with pytest.raises(ValueError, match="transport deepep_h800 has no measured operations"):
         measured_collectives("deepep_h800", gpu=load_gpu("h800_sxm"))
+
+
+def test_fewer_gpus_than_measured_save_at_most_half_and_the_largest_sizes_are_the_least_known():
+    # 10 us between 4 GPUs, 50 us between 8: a GPU fewer saves 10 us, two of them all of it.
+    slow = {"1 KiB": "50 us", "1 MiB": "50 us"}
+    found = times(send=[(4, FLAT), (8, slow)]).predict("send", 2**12, ranks=2)
+    assert seconds(found) == pytest.approx(5e-6, rel=1e-12)
+    # 2 GiB are beyond all sizes that were judged: off by the 0.4 of the largest.
+    found = times(send=[(2, FLAT)]).predict("send", 2**31, ranks=2)
+    assert found.high.item() / seconds(found) == pytest.approx(np.exp(0.4), rel=1e-12)
