@@ -69,6 +69,8 @@ def test_the_busy_rank_gets_what_is_stated_and_is_another_in_every_case():
     shares = rows.shares(ranks=4, cases=(2,), rng=rng())
     # Of 4 rows 1.3 on one rank leave 2.7 for three.
     assert np.sort(shares, axis=0)[:, 0, 0] == pytest.approx([0.9, 0.9, 0.9, 1.3])
+    two = rows.shares(ranks=2, cases=(1,), rng=rng())
+    assert np.sort(two, axis=0)[:, 0, 0] == pytest.approx([0.7, 1.3])
     busiest = shares.argmax(axis=0)
     assert set(busiest.ravel().tolist()) == {0, 1, 2, 3}
     assert (busiest[0] != busiest[1]).any()

@@ -125,7 +125,17 @@ def span(graph):
 )
 def test_a_forward_gathers_each_layer_before_it_computes(ahead, seconds):
     tasks = StateTasks(gather_forward=True, ahead=ahead)
-    assert span(lower_chunk("F", OPERATORS, forward=("dense",) * 3, state=tasks)) == seconds
+    graph = lower_chunk("F", OPERATORS, forward=("dense",) * 3, state=tasks)
+    assert span(graph) == seconds
+    gathers = [n for n, o in enumerate(graph.task_operators()) if is_state_collective(o)]
+    kernels = [n for n in range(6) if n not in gathers]
+    waits = [tuple(graph.tasks[n].depends_on) for n in range(6)]
+    # Each layer waits for its own; the third, or the second, goes behind the first layer.
+    assert [gathers[n] in waits[kernels[n]] for n in range(3)] == [True] * 3
+    behind = {2: 0} if ahead else {1: 0, 2: 1}
+    assert [waits[n] for n in gathers] == [
+        (kernels[behind[n]],) if n in behind else () for n in range(3)
+    ]
 
 
 @pytest.mark.parametrize(("beside", "seconds"), [(False, 2 * (5 + 5 + 4)), (True, 2 * (5 + 5) + 4)])
@@ -145,6 +155,20 @@ def test_a_backward_reduces_each_layer_after_its_weight_gradients(beside, second
         for earlier in task.depends_on
     ]
     assert set(waits) & set(reductions) == (set() if beside else {reductions[0]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "beside"),
+    [
+        ({"gather_forward": True}, False),
+        ({"gather_forward": True, "beside": True}, False),
+        ({"gather_backward": True, "ahead": True}, True),
+        ({"reduce": True, "ahead": True}, False),
+        ({"reduce": True, "beside": True}, True),
+    ],
+)
+def test_kernels_run_beside_what_is_gathered_ahead_or_reduced_beside(changes, beside):
+    assert StateTasks(**changes).beside_compute is beside
 
 
 def test_a_backward_gathers_again_and_its_collectives_run_one_after_the_other():
