@@ -348,7 +348,6 @@ def _run_at_once(blocks: ServingBlocks, ranks: ServingRanks, waits: bool) -> tup
     # A stream runs one task at a time, so that its last one ends last.
     ends_of: dict[Stream, Single] = {}
     own: dict[int, Single] = {}
-    last_use = {earlier: place for place, task in enumerate(tasks) for earlier in task.depends_on}
     passed = timeline.in_turn(
         blocks.graph, _durations(blocks, ranks), gap, axes=axes, ranks=blocks.joins
     )
@@ -362,9 +361,8 @@ def _run_at_once(blocks: ServingBlocks, ranks: ServingRanks, waits: bool) -> tup
                 if earlier in own:
                     if could is ready:
                         could = np.add(ends_of[Stream.COMPUTE], gap, out=free)
-                    np.maximum(could, own[earlier], out=could)
-                    if last_use[earlier] == place:
-                        del own[earlier]
+                    # What waits for it again begins behind what waited first.
+                    np.maximum(could, own.pop(earlier), out=could)
             if could is not start:
                 waited += np.subtract(start, could, out=beyond)
         ends_of[task.stream] = end

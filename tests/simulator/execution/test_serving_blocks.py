@@ -38,8 +38,8 @@ def test_the_share_of_a_block_that_goes_with_the_clock_is_that_of_its_tasks_by_t
 
 def test_experts_take_what_their_rows_and_those_that_have_any_take(monkeypatch):
     """40 rows in the step, 1.25 of the mean: 32 are the mean. A kernel takes 1 s for each row and
-    100 s for each expert, another 1 s for each expert; an expert more has rows for every 20."""
-    monkeypatch.setattr(serving_blocks, "slot_shares", lambda _: 20)
+    100 s for each expert, another 1 s for each expert; an expert more has rows for every 6.4."""
+    monkeypatch.setattr(serving_blocks, "slot_shares", lambda _: 6.4)
     monkeypatch.setattr(serving_blocks, "distinct_slots", lambda shares, rows: rows / shares)
 
     def expert_times(model, base, asked, wanted):
@@ -53,13 +53,13 @@ def test_experts_take_what_their_rows_and_those_that_have_any_take(monkeypatch):
         part_of=lambda: {8: "experts", 3: "experts", 5: "attention"},
     )
     step = SimpleNamespace(
-        model=SimpleNamespace(even_skew=1.25, slot_shares=20), operators={("moe", 0): layer}
+        model=SimpleNamespace(even_skew=1.25, slot_shares=6.4), operators={("moe", 0): layer}
     )
     found = row_ratios(step, "moe", np.array([0.0, 0.5, 1.25]))
     # One row at least; 16 rows; 40 rows as in the step; and with next to none one row again.
-    rows, active = np.array([1, 16, 40, 1]), np.array([1, 16, 40, 1]) / 20
-    assert found[3] == pytest.approx((rows + 100 * active) / (40 + 100 * 2), rel=1e-12)
-    assert found[8] == pytest.approx(active / 2, rel=1e-12)
+    rows, active = np.array([1, 16, 40, 1]), np.array([1, 16, 40, 1]) / 6.4
+    assert found[3] == pytest.approx((rows + 100 * active) / (40 + 100 * 6.25), rel=1e-12)
+    assert found[8] == pytest.approx(active / 6.25, rel=1e-12)
 
 
 def test_kernels_of_experts_are_priced_from_the_fewest_rows_to_the_most(monkeypatch):
