@@ -241,7 +241,9 @@ def _of_steps(
         batch = _most(step_s, limit * gained, near=near.tpot_batch if near else None)
         found[limit] = _fitting(batch, step_s, held, demand, model)
     if not expected:
-        # Few requests on a rank, for instances that compute prompts too, or whose load is low.
+        # Few requests on a rank, for instances that compute prompts too, or whose load is low: a
+        # step of fewer than one takes as long as that of one in a fleet too.
+        step_s(1.0)
         step_s(8.0)
     return Price(expected, seconds=asked, kv_tokens=capacity, batches=found)
 

@@ -7,7 +7,7 @@ import pytest
 
 from reference_model.config import load_model_config
 from simulator.analysis.plan import serving_prices
-from simulator.analysis.plan.serving_bounds import demand_of
+from simulator.analysis.plan.serving_bounds import demand_of, interpolated
 from simulator.analysis.plan.serving_prices import (
     BatchPrice,
     Measured,
@@ -16,6 +16,7 @@ from simulator.analysis.plan.serving_prices import (
     _kv_beside,
     _limit_above,
     _most,
+    _prepared,
     first_tokens_only,
     pool_alone,
     price_of,
@@ -90,6 +91,13 @@ def test_the_batch_of_a_limit_is_where_a_step_takes_as_long(service, demand):
         price_of(service, demand, DECODE, expected=False, tpot_limits=(1e-4,)).batches[1e-4].batch
         == 0
     )
+
+
+def test_a_quarter_of_a_request_on_a_rank_takes_as_long_as_in_a_fleet(service, demand):
+    price = price_of(service, demand, DECODE, expected=False, tpot_limits=(0.01,))
+    fleet, _ = _prepared(service, Pool((DECODE,), 1, 64), {}, expected=False)
+    step_s = fleet.step_times["decode"].decode_step_s(0.25, demand.context)
+    assert interpolated(price.seconds, 0.25) == step_s < price.seconds[8.0]
 
 
 def test_looking_near_the_ideal_batch_finds_the_same(service, demand):
