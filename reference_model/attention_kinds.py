@@ -70,6 +70,17 @@ def _attention_written(o: Operator) -> int:
     ) + _softmax_rows(o)
 
 
+def _latent_operands(o: Operator, keys: int) -> int:
+    """Bytes of the queries of all heads and of so many latent keys of each sequence."""
+    vectors = o["sequences"] * (o["query_length"] * o["heads"] + keys)
+    return plain(o.dtype, vectors, o["latent_dim"] + o["rope_dim"])
+
+
+def _latent_written(o: Operator) -> int:
+    values = o["sequences"], o["query_length"], o["heads"], o["latent_dim"]
+    return plain(o.out_dtype, *values) + _softmax_rows(o)
+
+
 def _attention_backward_flops(o: Operator) -> int:
     return attention_flops(o, 3 * o["qk_dim"] + 2 * o["v_dim"])
 
@@ -122,29 +133,15 @@ ATTENTION_KINDS: dict[str, Kind] = {
             * o["heads"]
             * (2 * o["latent_dim"] + o["rope_dim"])
         ),
-        bytes_read=lambda o: plain(
-            o.dtype,
-            o["sequences"] * (o["query_length"] * o["heads"] + o["kv_length"]),
-            o["latent_dim"] + o["rope_dim"],
-        ),
-        bytes_written=lambda o: (
-            plain(o.out_dtype, o["sequences"], o["query_length"], o["heads"], o["latent_dim"])
-            + _softmax_rows(o)
-        ),
+        bytes_read=lambda o: _latent_operands(o, o["kv_length"]),
+        bytes_written=_latent_written,
     ),
     # absorbed form over a whole prompt: causal, queries at the end of the keys
     "mla_prefill": Kind(
         sizes=("sequences", "query_length", "kv_length", "heads", "latent_dim", "rope_dim"),
         flops=lambda o: attention_flops(o, 2 * o["latent_dim"] + o["rope_dim"]),
-        bytes_read=lambda o: plain(
-            o.dtype,
-            o["sequences"] * (o["query_length"] * o["heads"] + o["kv_length"]),
-            o["latent_dim"] + o["rope_dim"],
-        ),
-        bytes_written=lambda o: (
-            plain(o.out_dtype, o["sequences"], o["query_length"], o["heads"], o["latent_dim"])
-            + _softmax_rows(o)
-        ),
+        bytes_read=lambda o: _latent_operands(o, o["kv_length"]),
+        bytes_written=_latent_written,
     ),
     # -- sparse attention: an indexer scores all keys, each query reads the best of them -----------
     # sum over heads of weight x relu(q k^T), of every key that a query may see; FP32 weights
@@ -189,21 +186,10 @@ ATTENTION_KINDS: dict[str, Kind] = {
             * (2 * o["latent_dim"] + o["rope_dim"])
         ),
         bytes_read=lambda o: (
-            plain(
-                o.dtype,
-                o["sequences"]
-                * (
-                    o["query_length"] * o["heads"]
-                    + _least(o["query_length"] * o["top_k"], o["kv_length"])
-                ),
-                o["latent_dim"] + o["rope_dim"],
-            )
+            _latent_operands(o, _least(o["query_length"] * o["top_k"], o["kv_length"]))
             + _selection(o)
         ),
-        bytes_written=lambda o: (
-            plain(o.out_dtype, o["sequences"], o["query_length"], o["heads"], o["latent_dim"])
-            + _softmax_rows(o)
-        ),
+        bytes_written=_latent_written,
     ),
     # training: the dense products of attention_forward, keys that are not selected masked out
     "attention_masked_forward": Kind(
