@@ -27,9 +27,9 @@ from simulator.hardware.prediction import Prediction
 from simulator.scenario.collective import CollectiveJob
 from simulator.scenario.files import Scenario, variants
 
-MOST_SOLVED = 30_000_000
-"""Flows of all solves of rates in one variant: about 45 s of CPU; 64 GPUs that each send to every
-other, no two of which end together, take 13 million."""
+MOST_SOLVED_AGAIN = 30_000_000
+"""Flows whose rates are worked out again in one variant: about 45 s of CPU; 64 GPUs that each send
+to every other, where no two transfers end together, take 13 million."""
 
 
 @dataclass(slots=True)
@@ -179,7 +179,7 @@ def _run_variant(scenario: Scenario, transport: TransportProfile) -> VariantResu
     processes = [env.process(perform(env, network, chain)) for chain in chains]
     finished = env.all_of(processes)
     while not finished.triggered and env.peek() < np.inf:
-        if network.solved_flows > MOST_SOLVED:
+        if network.solved_again > MOST_SOLVED_AGAIN:
             raise ValueError(
                 f"collective.merge_share: {job.merge_share:g}: transfers end one by one, and each "
                 f"time the others share links anew, {network.solves:,} times so far; allowed: "

@@ -181,8 +181,8 @@ class Network:
         self.carried = np.zeros(fabric.resources)
         """[resources], bytes on the wire of flows that are done; links and bundles apart."""
         self.solves = 0
-        self.solved_flows = 0
-        """Flows of all solves together, which the work goes with."""
+        self.solved_again = 0
+        """Flows of all solves that follow a completion, which the work goes with."""
         self.stalled: list[str] = []
         """One line for each transfer that a failure has cut off."""
         self._factor = np.ones(fabric.resources)
@@ -465,7 +465,8 @@ class Network:
             return
         self._fill(group)
         self.solves += 1
-        self.solved_flows += int(np.count_nonzero(group.active))
+        if group.generation > 1:
+            self.solved_again += int(np.count_nonzero(group.active))
         running: Any = slice(None) if group.active.all() else group.active
         until = _time_left(group.remaining[running], group.rate[running])
         if group.lanes is not None:

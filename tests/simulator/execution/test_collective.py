@@ -75,7 +75,7 @@ def test_merging_completions_of_hot_experts_costs_under_two_percent():
 
 
 def test_transfers_that_end_one_by_one_are_refused_where_they_are_too_many(monkeypatch):
-    monkeypatch.setattr(collective, "MOST_SOLVED", 100_000)
+    monkeypatch.setattr(collective, "MOST_SOLVED_AGAIN", 100_000)
     unmerged = ("published=[]", "collective.merge_share=0")
     assert run("deepep_low_latency", *unmerged, "vary.operation.gpus=[16]").last.solves < 500
     said = r"^collective\.merge_share: 0: transfers end one by one, .*; allowed: more, such as 0"

@@ -20,6 +20,7 @@ def test_two_flows_into_one_gpu_share_its_link():
     done, network, _ = run(fabric, (0.0, flows, 0))
     # Half each until the small one is done at 2; the rest of the large one alone: 1 more.
     assert done[0].finish.tolist() == pytest.approx([2.0, 3.0])
+    assert (network.solves, network.solved_again) == (2, 1)
     check_conservation(fabric, network, [flows])
 
 
