@@ -14,7 +14,7 @@ from simulator.hardware.prediction import MEASURED, NORMAL_80
 def test_a_row_timed_again_elsewhere_is_judged_by_its_repeats_and_the_time_of_measurement():
     """Three shapes of one row each, repeated within 1%. Timed again they take 1, 2 and 6% longer,
     of which the median, 2%, is the other GPU's. Of both times off, the half-width is
-    1.2816 sqrt(1%^2 + 2 x 1.94%^2) = 3.75%: the third lies outside."""
+    1.2816 sqrt(1%^2 + 2 x 1.93%^2) = 3.73%: the third lies outside."""
     first = [replace(made_up()[place], spread=0.01, seconds=0.004) for place in (0, 7, 14)]
     assert len({dict(row.sizes)["n"] * dict(row.sizes)["k"] for row in first}) == 3
     again = [
@@ -28,7 +28,7 @@ def test_a_row_timed_again_elsewhere_is_judged_by_its_repeats_and_the_time_of_me
     ratios = [np.log(more / 1.02) for more in (1.01, 1.02, 1.06)]
     assert sorted(found.errors) == pytest.approx(ratios)
     # 40 ns are nothing of 4 ms.
-    assert found.half == pytest.approx(NORMAL_80 * (0.01**2 + 2 * 0.0194**2) ** 0.5, rel=1e-6)
+    assert found.half == pytest.approx(NORMAL_80 * (0.01**2 + 2 * 0.0193**2) ** 0.5, rel=1e-6)
     assert found.known.tolist() == [MEASURED] * 3
 
 
