@@ -3,6 +3,7 @@
 import itertools
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,7 @@ from simulator.analysis.plan.serving import (
     service_by_requests,
     task_in_words,
 )
+from simulator.analysis.plan.serving_bounds import Limits
 from simulator.analysis.plan.serving_prices import Measured, run_of
 from simulator.analysis.plan.serving_search import PriceTask, Standing, keeps
 from simulator.scenario.starting_serving import (
@@ -118,6 +120,17 @@ def test_answers_do_not_go_with_the_number_of_processes(plan, monkeypatch):
     assert two.variants == alone.variants
     assert two.progress == alone.progress
     assert alone.fleet == plan[0].fleet
+
+
+def test_limits_are_tightened_before_they_are_loosened():
+    factors = {"": (1, 1), **{name: factors for name, *factors in serving.VARIED}}
+    searches = {
+        name: SimpleNamespace(limits=Limits(2.0 * ttft, 0.05 * tpot))
+        for name, (ttft, tpot) in factors.items()
+    }
+    assert list(serving._tightest_first(searches)) == [
+        "", "TTFT limit halved", "TPOT limit halved", "TTFT limit doubled", "TPOT limit doubled"
+    ]  # fmt: skip
 
 
 def test_a_free_process_works_ahead_for_searches_that_are_to_come(monkeypatch):
