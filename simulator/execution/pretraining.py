@@ -384,7 +384,7 @@ class _Job:
         now, stall = self.env.now, self.plan.stall_s
         begun = self.plan.stalls_begun(self._position)
         back_to, since = stretches[0].position, stretches[0].from_s
-        for place in range(begun - 1, -1, -1):
+        for place in reversed(range(begun)):
             saved = float(self.plan.starts[place]) + stall
             if saved <= stretches[0].position:
                 break

@@ -131,13 +131,13 @@ def test_an_interval_is_that_of_the_row_or_of_the_model_and_what_converts_its_co
     monkeypatch,
 ):
     """A row of 3% in a class of 8%, half of which counts; one without repeats; and a time of a
-    model, 10% wide, of a family converted by 1.0 to 1.44, once within and once outside its class,
+    model, 10% wide, of a family converted by 0.75 to 1.08, once within and once outside its class,
     which is 50% wide. Timing again makes nothing of them, but 3% of the first."""
     again = np.array([0.03, 0.0, 0.0, 0.0])
     monkeypatch.setattr(
         calibrated, "common_errors", lambda: SimpleNamespace(repeat=lambda kind, seconds: again)
     )
-    ratio = SimpleNamespace(low=1.0, high=1.44)
+    ratio = SimpleNamespace(low=0.75, high=1.08)
     kernels = SimpleNamespace(conditions=SimpleNamespace(ratio=lambda kind: ratio))
     found = LearnedKernels._width(
         kernels,

@@ -157,7 +157,7 @@ def test_what_work_raises_a_time_by_raises_its_interval_by():
 
 
 def test_own_rows_of_a_product_scale_the_completing_ones_and_add_their_doubt(monkeypatch):
-    """2 s of 1 to 4 there; of the same product 6 s here, of 3 to 18, where the other says 4."""
+    """4 s of 2 to 20 there; of the same product 6 s here, of 3 to 18, where the other says 4."""
     monkeypatch.setattr(completed, "related_batch", lambda batch, _: batch)
 
     def model(*answer):
@@ -168,14 +168,14 @@ def test_own_rows_of_a_product_scale_the_completing_ones_and_add_their_doubt(mon
 
     own, other = model(6, 3, 18, MEASURED), model(4, 4, 4, MEASURED)
     found = CompletedKernels._in_ratio(
-        SimpleNamespace(own=own), model(2, 1, 4, MEASURED).answer, other, (), None,
+        SimpleNamespace(own=own), model(4, 2, 20, MEASURED).answer, other, (), None,
         np.array([132.0]), False, widths=True,
     )  # fmt: skip
     halves, thirds = np.log(2), np.log(3)
     expected = [
-        2 * 6 / 4,
-        3 * np.exp(-np.hypot(halves, halves)),
-        3 * np.exp(np.hypot(halves, thirds)),
+        4 * 6 / 4,
+        6 * np.exp(-np.hypot(halves, halves)),
+        6 * np.exp(np.hypot(np.log(5), thirds)),
         EXTRAPOLATED,
     ]
     assert [float(part[0]) for part in found] == pytest.approx(expected, rel=1e-12)

@@ -153,13 +153,15 @@ def scan(batch, sms):
 
 def test_between_the_rows_that_are_scanned_time_goes_as_at_the_peak():
     known = RisingRows("gemm", scan, also=set(), known=set())
-    batch = product(48, 56, 64, 128, 2100, 2304, 2**21)
+    batch = product(48, 56, 64, 128, 2100, 2304, 1_000_000, 2**21)
     alone, _, at_peak = scan(batch, None)
     found = known.seconds(batch, np.full(len(alone), 132.0), alone, at_peak)
     # The spike at 64 takes what 128 rows do, and so do 56, in the same tiles. 2,100 rows lie
     # between 2,048 and 2,304 scanned ones: 17 tiles between 16 and 18.
     between = 2048 * (2304 / 2048) ** (np.log(17 / 16) / np.log(18 / 16))
-    assert found == pytest.approx([48, 128, 128, 128, between, 2304, 2**21])
+    # A million between the last two, in 7,813 tiles.
+    last = 881_792 * (2**20 / 881_792) ** (np.log(7813 / 6889) / np.log(8192 / 6889))
+    assert found == pytest.approx([48, 128, 128, 128, between, 2304, last, 2**21])
 
 
 @pytest.mark.parametrize("few", [1, 2, 4, 8, 16, 24, 32, 48])
