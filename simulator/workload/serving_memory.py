@@ -123,11 +123,11 @@ def serving_memory(
     if job.expert_tp == 1 and low_latency is not None:
         message = config.hidden_size * _BF16 + low_latency.header
         buffers = low_latency.buffers * float(experts * tokens * message)
-        room = tokens * job.gpus
         arrived = weight_bytes_of(recipe.dispatched)
         values = arrived * config.hidden_size + _BF16 * config.hidden_size
         inner = (2 * _BF16 + BITS[recipe.dispatched] / 8) * config.moe_intermediate_size
-        rooms = experts / job.gpus * room * (values + inner)
+        # Of its share of the experts, each has a room for the tokens of every GPU.
+        rooms = experts * tokens * (values + inner)
     elif job.expert_tp == 1:
         buffers = job.all_to_all.buffers or 0.0
     return GpuMemory(

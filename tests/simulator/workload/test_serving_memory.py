@@ -76,6 +76,10 @@ def test_low_latency_buffers_are_those_that_deepep_allocates():
     job = job_of("decode_ep144_day6")
     memory = serving_memory(job, config=V3, low_latency=profile_of(job), operators=())
     assert memory.all_to_all_buffers == pytest.approx(2116.291072e6, rel=1e-3)
+    # Two experts of each of 144 GPUs with a room for 128 tokens of every GPU: what arrives in FP8,
+    # what leaves in BF16, gate and up in BF16 and their product in FP8.
+    room = 7168 * (1 + 4 / 128**2) + 7168 * 2 + 2048 * (2 * 2 + 1)
+    assert memory.expert_buffers == pytest.approx(2 * 144 * 128 * room, rel=1e-12)
 
 
 def test_normal_kernels_keep_the_queues_that_their_scenario_names():
