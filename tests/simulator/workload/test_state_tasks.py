@@ -158,17 +158,19 @@ def test_a_backward_reduces_each_layer_after_its_weight_gradients(beside, second
 
 
 @pytest.mark.parametrize(
-    ("changes", "beside"),
+    ("changes", "beside", "words"),
     [
-        ({"gather_forward": True}, False),
-        ({"gather_forward": True, "beside": True}, False),
-        ({"gather_backward": True, "ahead": True}, True),
-        ({"reduce": True, "ahead": True}, False),
-        ({"reduce": True, "beside": True}, True),
+        ({"gather_forward": True}, False, ", gather"),
+        ({"gather_forward": True, "beside": True}, False, ", gather"),
+        ({"gather_backward": True, "ahead": True}, True, ", gather"),
+        ({"reduce": True, "ahead": True}, False, ", reduction"),
+        ({"reduce": True, "beside": True}, True, ", reduction"),
+        ({"reduce": True, "gather_forward": True}, False, ", gather, reduction"),
     ],
 )
-def test_kernels_run_beside_what_is_gathered_ahead_or_reduced_beside(changes, beside):
-    assert StateTasks(**changes).beside_compute is beside
+def test_kernels_run_beside_what_is_gathered_ahead_or_reduced_beside(changes, beside, words):
+    tasks = StateTasks(**changes)
+    assert (tasks.beside_compute, str(tasks)) == (beside, words)
 
 
 def test_a_backward_gathers_again_and_its_collectives_run_one_after_the_other():
