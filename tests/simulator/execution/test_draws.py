@@ -115,6 +115,9 @@ def test_chance_is_taken_out_of_what_an_input_explains():
     logs = np.tile([-1.0, 0.0, 1.0], 8) + np.repeat([0.0, 4.0], 12)
     shares = variance_shares({"input": np.arange(24.0)}, np.exp(logs))
     assert shares["input"] == pytest.approx(1 - 23 / 24 / (14 / 3), rel=1e-12)
+    # Eight groups of eight that do not vary within explain all of it.
+    steps = np.exp(np.repeat(np.arange(8.0), 8))
+    assert variance_shares({"input": np.arange(64.0)}, steps) == {"input": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -271,3 +271,17 @@ def test_what_follows_the_last_micro_batch_is_all_of_its_parts():
     assert (step.update_s, step.orthogonalize_s, step.total_s) == (6.0, 48.0, 255.0)
     without = replace(step, products=None, on_cpu_s=None)
     assert (without.orthogonalize_s, without.total_s) == (0.0, 15.0)
+
+
+def test_what_is_left_exposed_has_the_interval_of_the_chunk_that_exposes_most():
+    def collectives(low, high):
+        return SimpleNamespace(seconds=np.array([10.0]), low=np.array([low]), high=np.array([high]))
+
+    step = OptimizerStep(reduce_s=1.0, update=None, gather_s=2.0, exchange_ends_s=(2.5, 4.0))
+    found = with_exposed(
+        step, [(1.0, 1.0, collectives(5.0, 10.0)), (3.0, 0.0, collectives(8.0, 15.0))]
+    )
+    # 3 s of reduction and 1 s of gather, 0.8 to 1.5 times of which.
+    assert (found.reduce_s, found.gather_s) == (4.0, 3.0)
+    assert found.exchange_ends_s == pytest.approx((2.5 + 4 * 0.8, 4 + 4 * 1.5), rel=1e-12)
+    assert with_exposed(step, []) is step

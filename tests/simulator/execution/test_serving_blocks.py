@@ -38,19 +38,22 @@ def test_the_share_of_a_block_that_goes_with_the_clock_is_that_of_its_tasks_by_t
 
 def test_experts_take_what_their_rows_and_those_that_have_any_take(monkeypatch):
     """40 rows in the step, 1.25 of the mean: 32 are the mean. A kernel takes 1 s for each row and
-    100 s for each expert, another 1 s for each expert; an expert more has rows for every 6.4."""
+    100 s for each expert, another 1 s for each expert, a third what is left of 40 rows; an expert
+    more has rows for every 6.4."""
     monkeypatch.setattr(serving_blocks, "slot_shares", lambda _: 6.4)
     monkeypatch.setattr(serving_blocks, "distinct_slots", lambda shares, rows: rows / shares)
 
     def expert_times(model, base, asked, wanted):
-        assert (base.parts, wanted) == (layer.parts, [3, 8])
-        return np.array([[rows + 100 * active, active] for rows, active in asked.tolist()])
+        assert (base.parts, wanted) == (layer.parts, [3, 8, 9])
+        return np.array(
+            [[rows + 100 * active, active, 40 - rows] for rows, active in asked.tolist()]
+        )
 
     monkeypatch.setattr(serving_blocks, "expert_times", expert_times)
     layer = SimpleNamespace(
         parts={"experts": (3,)},
         operators={3: {"rows": 40}},
-        part_of=lambda: {8: "experts", 3: "experts", 5: "attention"},
+        part_of=lambda: {9: "experts", 8: "experts", 3: "experts", 5: "attention"},
     )
     step = SimpleNamespace(
         model=SimpleNamespace(even_skew=1.25, slot_shares=6.4), operators={("moe", 0): layer}
@@ -60,6 +63,8 @@ def test_experts_take_what_their_rows_and_those_that_have_any_take(monkeypatch):
     rows, active = np.array([1, 16, 40, 1]), np.array([1, 16, 40, 1]) / 6.4
     assert found[3] == pytest.approx((rows + 100 * active) / (40 + 100 * 6.25), rel=1e-12)
     assert found[8] == pytest.approx(active / 6.25, rel=1e-12)
+    # Of nothing in the step, seconds stand in the place of a ratio.
+    assert found[9].tolist() == (40 - rows).tolist()
 
 
 def test_kernels_of_experts_are_priced_from_the_fewest_rows_to_the_most(monkeypatch):

@@ -10,7 +10,13 @@ from simulator.analysis.run import simulate
 from simulator.execution import timeline, training_draws
 from simulator.execution.draws import Draws, drawn, scaled_seconds
 from simulator.execution.optimizer import OptimizerStep
-from simulator.execution.training_draws import _Drawing, _layers, draw_step, exchanged
+from simulator.execution.training_draws import (
+    _Drawing,
+    _layers,
+    draw_step,
+    exchanged,
+    expected_seconds,
+)
 from simulator.execution.training_ranks import RowsOfLayers, durations, group_spans
 from simulator.hardware.prediction import NORMAL_80, one_time
 from simulator.scenario.files import load_scenario
@@ -203,7 +209,9 @@ def test_a_pause_of_a_host_stops_its_group_once():
         "cluster.node.gpu.hbm_capacity=192 GB",
     )  # fmt: skip
     pauses = "skew={setting: none, host_pause: {rate: 1.0, seconds: 1 s}}"
-    drawn = draw_step(run(*one_rank, *KNOWN, pauses))
+    found = run(*one_rank, *KNOWN, pauses)
+    drawn = draw_step(found)
+    assert expected_seconds(found) == drawn.expected_s
     added = drawn.step_s - drawn.slower_s
     assert added == pytest.approx(np.round(added), abs=1e-6)
     # The mean of 256 Poisson numbers of mean 8 lies within 3 x sqrt(8 / 256).

@@ -15,6 +15,7 @@ from simulator.workload.memory import (
     GpuMemory,
     Infeasible,
     MemoryModel,
+    check_fits,
     kept_bytes,
     layer_memory,
     layer_parameters,
@@ -269,3 +270,11 @@ def test_a_rank_of_two_stages_holds_both_and_works_in_the_space_of_the_larger():
     both = ["dense", "moe"]
     assert (found.weights, found.gradients, found.optimizer) == ((30, both), (60, both), 240)
     assert (found.activations, found.workspace, found.reserved) == (11.0, 7.0, 1.0)
+
+
+def test_the_rank_that_needs_most_says_by_how_much_it_exceeds_its_memory():
+    ranks = [GpuMemory(weights=gib * 2**30, workspace=0.0, reserved=0.0) for gib in (3.0, 5.0, 4.0)]
+    check_fits(ranks, (("dense",),) * 3, 5 * 2**30, chosen=False)
+    said = r"^pipeline rank 1 needs 5 GiB per GPU, 512 MiB more than its 4.5 GiB: weights 5 GiB, "
+    with pytest.raises(Infeasible, match=said):
+        check_fits(ranks, (("dense",),) * 3, 4.5 * 2**30, chosen=False)

@@ -25,7 +25,7 @@ from simulator.hardware.kernels.completed import CompletedKernels, completed_ker
 from simulator.hardware.kernels.families import calibration_measurements, family_of
 from simulator.hardware.kernels.roofline import batch_of, least_seconds
 from simulator.hardware.network.fabric_load import NO_LIMIT
-from simulator.hardware.prediction import EXTRAPOLATED, MEASURED, MODELLED
+from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED
 
 H800 = load_gpu("h800_sxm")
 WITH_H200 = fitted(calibration=load_calibration("h800_sxm"))
@@ -156,6 +156,20 @@ def test_what_work_raises_a_time_by_raises_its_interval_by():
     assert [float(part[0]) for part in found] == pytest.approx([3.0, 1.5, 6.0, MEASURED])
 
 
+def test_what_more_rows_raise_a_time_by_raises_its_interval_by(monkeypatch):
+    monkeypatch.setattr(completed, "least_seconds", lambda *_, memory_share: np.zeros(1))
+    kernels = SimpleNamespace(
+        _one_by_one=lambda *_, widths: tuple(np.array([x]) for x in (2.0, 1.0, 4.0, INTERPOLATED)),
+        _restated_floor=lambda *_: None,
+        _elsewhere=lambda _: None,
+        _at_peak=lambda *_: None,
+        _rising=lambda *_: SimpleNamespace(seconds=lambda *_: np.array([3.0])),
+        own=SimpleNamespace(gpu=None, memory_share=1.0),
+    )
+    found = CompletedKernels.of_batch(kernels, ("gemm",), None, None, False)
+    assert [float(part[0]) for part in found] == pytest.approx([3.0, 1.5, 6.0, INTERPOLATED])
+
+
 def test_own_rows_of_a_product_scale_the_completing_ones_and_add_their_doubt(monkeypatch):
     """4 s of 2 to 20 there; of the same product 6 s here, of 3 to 18, where the other says 4."""
     monkeypatch.setattr(completed, "related_batch", lambda batch, _: batch)
@@ -253,8 +267,10 @@ def test_a_restated_time_is_uncertain_by_its_own_and_by_the_other_gpus_error(
     """2 s between 1.6 and 2.5; products of another Hopper within 0.88 and 1.22, of a GPU of another
     architecture within what the calibration says of its restatement or of other GPUs, and of a GPU
     without a row as well: logarithms add as sides do."""
-    error = SimpleNamespace(value=1.0, low=0.9, high=1.2)
-    stated = restatement and SimpleNamespace(value=1.0, low=restatement[0], high=restatement[1])
+    error = SimpleNamespace(value=1.25, low=1.25 * 0.9, high=1.25 * 1.2)
+    stated = restatement and SimpleNamespace(
+        value=1.25, low=1.25 * restatement[0], high=1.25 * restatement[1]
+    )
     calibration = SimpleNamespace(gpu="h800_sxm", basis=basis, restatement=stated, other_gpu=error)
     own = SimpleNamespace(calibration=calibration, gpu=H800, memory_share=1.0)
     told = tuple(np.array([value]) for value in (2.0, 1.6, 2.5, MEASURED))
