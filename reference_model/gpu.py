@@ -2,8 +2,8 @@
 
 The bodies of the operators are plain torch, which on a GPU means many small kernels and an
 attention core that keeps every score. By default one library or Triton kernel stands behind each of
-them; `use_kernels("reference")` is the explicit choice of plain torch. `use_local_view` lets one
-GPU stand for one rank of many. Both hold for a process, and change no numerics beyond rounding.
+them; `use_kernels("reference")` is the explicit choice of plain torch. That holds for a process and
+changes no numerics beyond rounding. In `local_view` one GPU stands for one rank of many.
 
 Operators of more than one kernel: attention is cuDNN's, whose backward recomputes the row sums that
 `attention_backward_preprocess` has already given it, from an output that one kernel makes up, and
@@ -12,7 +12,8 @@ Triton two copies and a GEMM; norms' backward adds its partial sums up in a seco
 mapping and taking in the rows of experts are two or three. None is fused across operators.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -280,8 +281,9 @@ def _masked_swiglu(
 # -- one rank of many ------------------------------------------------------------------------------
 
 
-def use_local_view(*, local_experts: int, expert_rows: int) -> None:
-    """Let one GPU run what one rank of an expert-parallel group runs.
+@contextmanager
+def local_view(*, local_experts: int, expert_rows: int) -> Iterator[None]:
+    """One GPU runs what one rank of an expert-parallel group runs.
 
     What the other ranks would send is the rank's own tokens, again and again, until `rows` have
     arrived; their choices are set so that exactly expert_rows of them fall on local experts.
@@ -320,9 +322,17 @@ def use_local_view(*, local_experts: int, expert_rows: int) -> None:
         tokens = shared.shape[0]
         return _send_back(x, tokens) + shared, _send_back(weights_grad, tokens)
 
-    for function in (dispatch, dispatch_cached, combine, combine_backward):
-        operator: Any = getattr(ops, function.__name__)
+    moved: list[tuple[Any, Callable[..., Any]]] = [
+        (getattr(ops, function.__name__), function)
+        for function in (dispatch, dispatch_cached, combine, combine_backward)
+    ]
+    for operator, function in moved:
         operator.register_kernel("cuda", function)
+    try:
+        yield
+    finally:
+        for operator, _ in moved:
+            operator.register_kernel("cuda", operator._init_fn)
 
 
 def local_choices(indices: Tensor, *, rows: int, local_experts: int, expert_rows: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Run one layer on a GPU under the profiler and time its operators.
 
 The layer has its full size and the rows of one rank of an expert-parallel group (`Workload`); what
-the other ranks would send is stood in for by its own tokens (gpu.use_local_view). The profile is
+the other ranks would send is stood in for by its own tokens (gpu.local_view). The profile is
 cut down to what a reader and a replay (dsv3sim replay) need: the device, and each operator, launch
 and kernel with its start and duration, in the Chrome-trace format that Kineto writes.
 """
@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity
 
 from reference_model.alignment import check_sizes
 from reference_model.config import ModelConfig
-from reference_model.gpu import use_kernels, use_local_view
+from reference_model.gpu import local_view, use_kernels
 from reference_model.measure import require_hopper
 from reference_model.operators import NAMESPACE
 from reference_model.precision import Recipe
@@ -59,11 +59,11 @@ def profile_layer(
     device = require_hopper()
     check_sizes(config)
     use_kernels(recipe.kernels)
-    use_local_view(local_experts=workload.local_experts, expert_rows=workload.expert_rows)
+    view = local_view(local_experts=workload.local_experts, expert_rows=workload.expert_rows)
     try:
         layer = LAYERS[layer_kind](config, workload, recipe, device)
         _fill(layer, seed=seed)
-        with torch.no_grad():
+        with view, torch.no_grad():
             # Compiled kernels are compiled anew inside the recorder: warm up in it as well.
             with OperatorRecorder():
                 layer.run()
@@ -93,10 +93,11 @@ def _fill(layer: Layer, *, seed: int) -> None:
     prepare_weights(layer)
     shape = (layer.tokens.shape[0], layer.config.hidden_size)
     layer.tokens.random_(layer.config.vocab_size, generator=generator)
-    states = cycle(
+    drawn = [
         torch.randn(shape, generator=generator, device=layer.device).to(layer.recipe.dtype)
         for _ in range(_STATES)
-    )
+    ]
+    states = cycle(drawn)
     layer.hidden = lambda: next(states)  # type: ignore[method-assign]
 
 
