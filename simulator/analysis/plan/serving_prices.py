@@ -366,8 +366,10 @@ def run_of(raw: Raw, percentile: int, known: Mapping[str, KnownTimes]) -> Measur
         sum(each[name] for each in statistics.instances.values())
         for name in ("pass_seconds", "busy_seconds")
     )
-    # Where no request has ended, no limit is kept; beside a pool of no time there is none.
-    nothing = 0.0 if any(pool.affine for pool in job.pools.values()) else math.inf
+    # Where no request has ended, no limit is kept; beside a pool of no time, and of answers of one
+    # token, there is none.
+    alone = any(pool.affine for pool in job.pools.values())
+    nothing = 0.0 if alone or metrics["requests"]["finished"] else math.inf
     tpot = metrics["tpot_s"][f"p{percentile}"]
     return Measured(
         ttft_s=metrics["ttft_s"][f"p{percentile}"],

@@ -187,3 +187,13 @@ def test_tasks_and_fleets_are_named_as_people_name_them():
     pools = (Pool((PREFILL,), 3, 512, 8192), Pool((DECODE,), 1, 64))
     assert names_of(pools) == "prefill 3 x TP2, passes of 8K; decode 1 x TP2"
     assert task_in_words(pools[:1]) == ("simulation of prefill 3 x TP2, passes of 8K alone")
+
+
+def test_answers_of_one_token_have_no_time_per_token_to_keep():
+    found = plan_serving(
+        service(output=1, rate=20.0), deployments=(PREFILL, DECODE), sensitivity=False
+    )
+    assert found.fleet is not None
+    assert found.measured.tpot_s == 0.0
+    # One of each keeps the limits that there are.
+    assert [pool.instances for pool in found.fleet] == [1, 1]
