@@ -404,8 +404,6 @@ def test_a_norm_of_few_rows_that_was_measured_slower_takes_the_time_of_more_with
 
 # (kind, rows, microseconds of the row in the table)
 STANDING_KERNELS = {
-    "h100_sxm": [("gate", 64, 4.04267)],
-    "h100_sxm_reference": [("gate", 64, 4.04267)],
     "h200_sxm": [("rmsnorm_residual", 2, 2.93267)],
     "h200_sxm_reference": [("rmsnorm_residual", 2, 2.93267)],
 }
