@@ -254,7 +254,7 @@ def _most(step_s: Callable[[float], Seconds], limit_s: Seconds, *, near: float |
     Args:
         near: the same of ideal ranks, which mostly take a little less.
     """
-    low, high = 1.0, float(BATCHES[-1])
+    high = float(BATCHES[-1])
     first = _NEAR if near is None else near
     # From where it may be, twice as far at each look.
     if step_s(first) <= limit_s:

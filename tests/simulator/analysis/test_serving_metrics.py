@@ -289,3 +289,21 @@ def test_times_have_the_interval_of_the_iteration_and_rates_the_inverse():
     assert serving_metrics._intervals(2.0, (1.6, 2.5), figures) == {
         "step_time_s": [1.6, 2.5], "tpot_s": [0.8, 1.25], "rate": [8.0, 12.5],
     }  # fmt: skip
+
+
+def test_rates_of_a_decode_step_count_drafts_and_idle_gpus():
+    """12 requests of groups of 2 of 8 GPUs, 2 of them idle, in 3 s: 1.5 tokens each."""
+    job = SimpleNamespace(
+        phase="decode",
+        requests=SimpleNamespace(idle_gpus=2),
+        gpus=8,
+        group_requests=12,
+        attention_tp=2,
+        speculative_decoding=SimpleNamespace(tokens_per_step=1.5),
+    )
+    found = headline(job, 3.0, 4)
+    each = 0.75 * 6 * 1.5 / 3
+    assert found["output_tokens_per_second_per_gpu"] == each
+    assert found["output_tokens_per_second_per_node"] == 4 * each
+    assert found["tokens_per_second_per_user"] == 0.5
+    assert (found["step_time_s"], found["tpot_s"]) == (3.0, {"mean": 2.0})

@@ -119,6 +119,14 @@ def test_a_rank_waits_for_what_neither_its_work_nor_its_optimizer_takes():
     }
 
 
+@pytest.mark.parametrize(("left", "bubble"), [(5e-11, 0.0), (5e-10, 5e-10)])
+def test_what_rounding_leaves_of_a_step_is_no_bubble(left, bubble):
+    drawn = drawn_step()
+    drawn.works, drawn.actions_s = (FORWARD_WORK,), np.full((2, 1, 11), 95.0 - left)
+    found = _drawn_ranks(drawn)["bubble_s"][0, 0]
+    assert found == pytest.approx(bubble, abs=1e-13)
+
+
 def test_intervals_are_the_central_draws_and_hold_the_figure_itself():
     rank = {"forward_s": 9.0, "backward_s": 3.0, "weight_s": 4.0, "overlapped_s": 4.0}
     metrics = {

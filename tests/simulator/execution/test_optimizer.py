@@ -15,15 +15,16 @@ from simulator.execution.optimizer import (
     optimizer_step,
     state_of_actions,
     with_exposed,
+    with_state_collectives,
 )
 from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.hardware.network.groups import Domains
-from simulator.hardware.prediction import one_time
+from simulator.hardware.prediction import Prediction, one_time
 from simulator.scenario.files import SCENARIOS, load_scenario
 from simulator.scenario.training import OptimizerTypes
 from simulator.workload.schedules.known import build_schedule
 from simulator.workload.sharding import HeldParameters, HeldWeight, Parameters, Sharding
-from simulator.workload.state_tasks import StateTasks
+from simulator.workload.state_tasks import GRADIENTS, PARAMETERS, StateTasks, state_operators
 from simulator.workload.update import update_operators
 
 HELD = HeldParameters(
@@ -285,3 +286,19 @@ def test_what_is_left_exposed_has_the_interval_of_the_chunk_that_exposes_most():
     assert (found.reduce_s, found.gather_s) == (4.0, 3.0)
     assert found.exchange_ends_s == pytest.approx((2.5 + 4 * 0.8, 4 + 4 * 1.5), rel=1e-12)
     assert with_exposed(step, []) is step
+
+
+def test_collectives_in_chunks_take_what_their_rings_do_and_kernels_what_they_took():
+    class Links:
+        def seconds(self, transfers, operation, size, *, experts):
+            each = {"all_gather": 1.0, "reduce_scatter": 10.0}[operation] * (2 if experts else 1)
+            return one_time(size * each, 0.0, 0.0, provenance=0, family="transfers")
+
+    parameters = HeldParameters(Parameters(10), Parameters(6))
+    found = state_operators({"moe": parameters}, SHARDED, accumulates=False)
+    operators = [*found["moe", PARAMETERS], *found["moe", GRADIENTS], *found["moe", PARAMETERS]]
+    states = [SimpleNamespace(rings=Links())] * 4 + [None] * 2
+    took = Prediction.none(["kernel"] * 6)
+    again = with_state_collectives(took, operators, states, None)
+    # BF16 parameters gathered at 1 byte/s and FP32 gradients reduced at a tenth, experts' at half.
+    assert again.seconds.tolist() == [20, 2 * 12, 10 * 40, 10 * 2 * 24, 0, 0]
