@@ -103,6 +103,25 @@ def test_a_kernel_that_nobody_timed_is_as_far_above_its_peak_as_one_of_the_same_
     assert COSTS.answered_by(sparse) == COSTS.answered_by(dense)
 
 
+def test_a_kernel_stood_in_for_is_as_uncertain_as_the_other_and_a_class_that_nobody_measured(
+    monkeypatch,
+):
+    """Another kernel takes 2 s of 0.5 to 6; at its peak this one takes half as long again."""
+    monkeypatch.setattr(completed, "related_batch", lambda batch, other: "other")
+    monkeypatch.setattr(completed, "least_seconds", lambda *_, memory_share: np.zeros(1))
+    classes = {(False, True): SimpleNamespace(modelled_width=0.5)}
+    kernels = SimpleNamespace(
+        of_batch=lambda *_: tuple(np.array([x]) for x in (2.0, 0.5, 6.0, MEASURED)),
+        _at_peak=lambda family, batch, sms: 2.0 if batch == "other" else 3.0,
+        _answering=lambda _: SimpleNamespace(classes=classes),
+        own=SimpleNamespace(gpu=None, memory_share=1.0),
+    )
+    found = CompletedKernels._stood_in(kernels, ("gemm",), ("gemm",), (0,), None, False)
+    below, above = np.hypot(np.log(4), 0.5), np.hypot(np.log(3), 0.5)
+    expected = [3.0, 3 * np.exp(-below), 3 * np.exp(above), MODELLED]
+    assert [float(part[0]) for part in found] == pytest.approx(expected, rel=1e-12)
+
+
 def test_what_own_rows_say_nothing_of_is_what_the_shipped_calibration_says_by_itself():
     shipped = load_calibration("h200_sxm")
     hopper = {"node.gpu": "h200_sxm"}

@@ -164,6 +164,23 @@ def test_between_the_rows_that_are_scanned_time_goes_as_at_the_peak():
     assert found == pytest.approx([48, 128, 128, 128, between, 2304, last, 2**21])
 
 
+def test_fewer_rows_than_were_asked_before_are_scanned_and_more_are_known():
+    scanned = []
+
+    def counted(batch, sms):
+        scanned.append(len(batch))
+        return scan(batch, sms)
+
+    known = RisingRows("gemm", counted, also=set(), known=set())
+    for rows in (2048, 48, 2048):
+        alone, _, at_peak = scan(product(rows), None)
+        found = known.seconds(product(rows), np.array([132.0]), alone, at_peak)
+        assert found == pytest.approx([rows], rel=1e-12)
+    # 1,792 rows and all beyond; 32 and all beyond; nothing more.
+    every = _scanned(frozenset(), frozenset())[0]
+    assert scanned == [(every >= 1792).sum(), (every >= 32).sum()]
+
+
 @pytest.mark.parametrize("few", [1, 2, 4, 8, 16, 24, 32, 48])
 def test_few_rows_are_scanned_one_height_of_a_tile_after_the_other(few):
     """A spike at so many rows, to which fewer are no longer padded than to what more take."""
