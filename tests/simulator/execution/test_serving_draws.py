@@ -378,3 +378,26 @@ def test_ranks_are_drawn_from_the_priors_of_each_draw_by_numbers_of_their_own():
     assert {name for name in drawn_step.inputs if name.startswith("skew.")} == {
         f"skew.{name}" for name in uncertain
     }
+
+
+@pytest.mark.parametrize(("draws", "pieces"), [(256, [256]), (2048, [2048]), (4096, [2048] * 2)])
+def test_a_pass_holds_about_sixteen_thousand_gpus_times_draws(draws, pieces, monkeypatch):
+    class Draws:
+        """Eight GPUs in so many draws."""
+
+        def __init__(self, count):
+            self.clock = np.zeros((8, 1, count))
+
+        def of(self, some):
+            return Draws(some.stop - some.start)
+
+    passes = []
+
+    def run(blocks, ranks, waits):
+        passes.append(ranks.clock.shape[2])
+        return np.ones(passes[-1]), np.full((8, passes[-1]), 2.0)
+
+    monkeypatch.setattr(serving_draws, "_run_at_once", run)
+    ends, waited = serving_draws._run(Draws(draws), Draws(draws), waits=True)
+    assert passes == pieces
+    assert (ends.tolist(), waited.tolist()) == ([1.0] * draws, [2.0] * 8)
