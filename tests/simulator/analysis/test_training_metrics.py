@@ -69,6 +69,10 @@ def test_rates_are_per_gpu_the_bubble_is_the_largest_and_ranks_differ_without_in
     hours = 1e12 / (15360 * 4096) * step * 2048 / 3600
     assert metrics["gpu_hours_per_trillion_tokens"] == pytest.approx(hours, rel=1e-12)
     assert metrics["cost_usd_per_trillion_tokens"] == pytest.approx(2 * hours, rel=1e-12)
+    peak = run.scenario.cluster.node.gpu.peak("bfloat16")
+    for masked in ("causal", "non_causal"):
+        rate = metrics[f"tflops_per_gpu_{masked}"] * 1e12
+        assert metrics[f"mfu_{masked}"] == pytest.approx(rate / peak, rel=1e-12)
     bubbles = [rank["bubble_s"] for rank in metrics["ranks"]]
     assert metrics["bubble_s"] == max(bubbles) > min(bubbles)
     assert step > metrics["ideal"]["step_time_s"] == run.step.step_time_s

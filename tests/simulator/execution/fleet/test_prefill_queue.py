@@ -1,5 +1,7 @@
 """Which prompts a pass computes: budgets, chunks, balance of ranks, priorities."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -177,3 +179,13 @@ def test_every_token_is_computed_once_within_the_budgets(prompts: list[int], ran
     assert sorted(request.request.index for request in done) == list(range(len(prompts)))
     assert queue.empty
     assert queue.cost_s == 0.0
+
+
+@pytest.mark.parametrize(("tokens", "costs"), [(1, (1.0, 0.0)), (2, (2.0, 0.5)), (10, (2.0, 0.5))])
+def test_a_further_token_costs_its_share_near_a_full_pass(
+    tokens: int, costs: tuple[float, float]
+) -> None:
+    """Passes of 5 s, 2 s for each token and half a second for each that it attends to; a pass of
+    one token has no share."""
+    times = SimpleNamespace(prefill_pass_s=lambda tokens, each: 5 + 2 * tokens + tokens * each / 2)
+    assert _marginal_costs(times, tokens) == costs
