@@ -85,8 +85,13 @@ def write_run(
 
 
 def check_replaceable(directory: Path) -> None:
-    """Raise ValueError where `directory` holds anything that no earlier run wrote."""
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+    """Raise ValueError where `directory` holds anything that no earlier run wrote, or cannot be."""
+    above = next((path for path in (directory, *directory.parents) if os.path.lexists(path)), None)
+    if above is not None and not above.is_dir():
+        raise ValueError(
+            f"{above}: exists and is not a directory; allowed: a new path or an earlier run"
+        )
+    if not directory.exists() or not any(directory.iterdir()):
         return
     manifest = directory / MANIFEST_FILE
     if not manifest.is_file():

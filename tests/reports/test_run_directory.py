@@ -10,7 +10,7 @@ import sys
 import pandas as pd
 import pytest
 
-from reports.run_directory import read_metrics, write_run
+from reports.run_directory import check_replaceable, read_metrics, write_run
 
 
 def write(directory, *, value=1.0, write_report=lambda draft: None):
@@ -155,6 +155,15 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="is not a run directory"):
         write(tmp_path / "run")
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_path_where_no_directory_can_stand_is_refused_before_any_work(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("")
+    for path, named in (("loop", "loop"), ("file/run", "file"), ("file", "file")):
+        with pytest.raises(ValueError, match=f"{named}: exists and is not a directory"):
+            check_replaceable(tmp_path / path)
+    check_replaceable(tmp_path / "new" / "run")
 
 
 def test_what_a_user_put_into_a_run_directory_is_left_alone(tmp_path):
