@@ -456,9 +456,11 @@ def _affine_to_json(size: Affine) -> int | dict[str, int]:
     return terms | {"constant": size.constant} if size.constant else terms
 
 
-def _affine_from_json(value: int | Mapping[str, int]) -> Affine:
+def _affine_from_json(value: Any) -> Affine:
     if isinstance(value, int):
         return Affine(constant=value)
+    if not isinstance(value, dict) or not all(isinstance(c, int) for c in value.values()):
+        raise ValueError("a size is neither a whole number nor whole numbers by variable")
     unknown = sorted(set(value) - {*VARIABLES, "constant"})
     if unknown:
         raise ValueError(f"variables {unknown} are not among {list(VARIABLES)}")

@@ -76,7 +76,12 @@ def parse_stage(text: str) -> list[Stage]:
         ):
             raise ValueError(f"stage {text!r}: cannot read {part.strip()!r}; {allowed}")
         layer = f"{matched[2]}/{matched[3]}" if matched[3] else matched[2]
-        layers += [layer] * int(matched[1] or 1)
+        count = int(matched[1] or 1)
+        if max(times, count) > _MOST_LAYERS:
+            raise ValueError(
+                f"stage {text!r}: {max(times, count)}; allowed: at most {_MOST_LAYERS}"
+            )
+        layers += [layer] * count
     return [tuple(layers)] * times
 
 
@@ -84,7 +89,7 @@ _OF_LETTER = {"E": "embedding", "t": "layer", "m": "mtp", "L": "head"}
 """Layers as Megatron-LM's `--pipeline-model-parallel-layout` writes them; t is dense or MoE."""
 
 
-_MOST_LETTERS = 10_000
+_MOST_LAYERS = 10_000
 """Of a part of such a text, which no model needs."""
 
 
@@ -120,9 +125,9 @@ def megatron_stages(text: str, config: ModelConfig) -> list[Stage]:
 
 
 def _repeated(found: re.Match[str]) -> str:
-    if len(found[1]) * int(found[2] or 1) > _MOST_LETTERS:
+    if len(found[1]) * int(found[2] or 1) > _MOST_LAYERS:
         raise ValueError(
-            f"stages: {found[0]!r} stands for more than {_MOST_LETTERS} letters; allowed: fewer"
+            f"stages: {found[0]!r} stands for more than {_MOST_LAYERS} letters; allowed: fewer"
         )
     return found[1] * int(found[2] or 1)
 

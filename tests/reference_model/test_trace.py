@@ -69,6 +69,11 @@ def test_a_trace_survives_the_disk(tmp_path):
         ({"phase": "sideways"}, "line 3: phase 'sideways'"),
         ({"sizes": {"m": 1}}, r"line 3: sizes \['m'\] of kind 'gemm' are not"),
         ({"sizes": {"m": {"moon": 1}, "n": 1, "k": 1}}, r"line 3: variables \['moon'\]"),
+        (
+            {"sizes": {"m": {"tokens": {}}, "n": 1, "k": 1}},
+            "line 3: a size is neither a whole number",
+        ),
+        ({"sizes": {"m": ["tokens"], "n": 1, "k": 1}}, "line 3: a size is neither a whole number"),
         ({"dtype": "float3"}, "line 3: dtype 'float3'"),
     ],
 )

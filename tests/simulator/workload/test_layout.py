@@ -121,7 +121,9 @@ def test_a_stage_is_read_with_counts_and_repetition():
     assert parse_stage("14 x (4 moe)") == [("moe",) * 4] * 14
 
 
-@pytest.mark.parametrize("text", ["4 mou", "moe, moe", "2 x 4 moe", ""])
+@pytest.mark.parametrize(
+    "text", ["4 mou", "moe, moe", "2 x 4 moe", "", "99999999999999999999 moe", "10001 x (moe)"]
+)
 def test_an_unreadable_stage_names_what_is_allowed(text):
     with pytest.raises(ValueError, match="allowed"):
         parse_stage(text)
