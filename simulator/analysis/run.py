@@ -47,6 +47,9 @@ Metrics: TypeAlias = dict[str, Any]
 Detail: TypeAlias = Literal["plain", "tables", "intervals"]
 """How much of a run is worked out: its single figures, its tables too, or 80% intervals too."""
 
+WITHOUT_SLOWDOWN = "without_all_to_all_slowdown"
+"""Metrics of the training step whose dispatch and combine nothing slows, a step of its own."""
+
 STEP_TIMES = ("step_time_s", "pass_time_s")
 """Metrics of the jobs that kernel times decide: a training or decode step, a prefill pass."""
 
@@ -76,9 +79,15 @@ class Run(Generic[Result_co]):
 
     @cached_property
     def plain_metrics(self) -> Metrics:
-        """The same without tables that take runs of their own, such as a step's attribution: every
-        single figure, for rows of a sweep."""
+        """The same without what takes steps of its own, such as a step's attribution: every
+        single figure of the run itself, for rows of a sweep."""
         return vars(self).get("quick_metrics") or self.measure("plain")
+
+    def metrics_in(self, detail: Detail) -> Metrics:
+        """The metrics in as much detail as is asked for."""
+        if detail == "plain":
+            return self.plain_metrics
+        return self.quick_metrics if detail == "tables" else self.metrics
 
     def to_json(self, *, intervals: bool = True) -> Metrics:
         """Everything that `dsv3sim run` prints and writes of this run.
@@ -159,8 +168,9 @@ def simulate(
     return SIMULATED[scenario.job_name](scenario, unfold, watch)
 
 
-def metrics_of(scenario: str, overrides: Sequence[str]) -> Metrics:
-    """Load and simulate a scenario: its `plain_metrics`.
+def metrics_of(scenario: str, overrides: Sequence[str], *, detail: Detail = "plain") -> Metrics:
+    """Load and simulate a scenario: its metrics in this detail; intervals are several times the
+    work.
 
     Earlier names of fields bring no note here: a command that runs many scenarios has read them
     before, and processes that share its work would each repeat it.
@@ -170,15 +180,7 @@ def metrics_of(scenario: str, overrides: Sequence[str]) -> Metrics:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return simulate(load_scenario(scenario, overrides)).plain_metrics
-
-
-def metrics_with_intervals_of(scenario: str, overrides: Sequence[str]) -> Metrics:
-    """The same with 80% intervals and the values of ideal ranks, where the job has them: several
-    times the work."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return simulate(load_scenario(scenario, overrides)).metrics
+        return simulate(load_scenario(scenario, overrides)).metrics_in(detail)
 
 
 def _training(scenario: Scenario, unfold: bool, _: Watch) -> Run[TrainingRun]:
@@ -205,7 +207,7 @@ def _training(scenario: Scenario, unfold: bool, _: Watch) -> Run[TrainingRun]:
         result,
         lambda detail: (
             training_metrics(
-                result, with_intervals=detail == "intervals", with_attribution=detail != "plain"
+                result, with_intervals=detail == "intervals", with_further_steps=detail != "plain"
             )
             | measure()
         ),

@@ -20,6 +20,7 @@ from hardware_profiles.units import Dimension, parse_quantity
 from simulator.analysis.every_metric import metric_of, unknown_metric
 from simulator.analysis.parallel import run_all
 from simulator.analysis.published import Scalar, plain_values
+from simulator.analysis.run import WITHOUT_SLOWDOWN, Detail, metrics_of
 from simulator.analysis.run_key import run_key
 from simulator.scenario.axes import Axis, points
 from simulator.scenario.files import load_scenario
@@ -56,17 +57,29 @@ class Point:
         }
 
 
-WITH_INTERVALS = "-80"
-"""End of the digest of a row that holds intervals too."""
+_OF_DETAIL: Mapping[Detail, str] = {"plain": "", "tables": "-further", "intervals": "-80"}
+"""End of the digest of a row that holds more than single figures."""
+
+
+def detail_of(asked: Sequence[str], *, intervals: bool) -> Detail:
+    """How much of each run a sweep is to work out.
+
+    Args:
+        asked: metrics; one of a step of its own takes that step at every point.
+    """
+    if intervals:
+        return "intervals"
+    further = any(name.partition(".")[0] == WITHOUT_SLOWDOWN for name in asked)
+    return "tables" if further else "plain"
 
 
 def grid(
-    scenario: str, changes: Sequence[str], axes: Sequence[Axis], *, intervals: bool = False
+    scenario: str, changes: Sequence[str], axes: Sequence[Axis], *, detail: Detail = "plain"
 ) -> list[Point]:
     """All points of a sweep in the order of the axes, the last axis fastest.
 
     Args:
-        intervals: whether their rows are to hold 80% intervals; rows without are not theirs.
+        detail: of their rows; rows of another are not theirs.
 
     Raises:
         ValueError: two axes vary one path, or no point loads (the first one's reason).
@@ -78,9 +91,7 @@ def grid(
     found = [point_at(scenario, changes, settings) for settings in points(axes)]
     if all(point.reason for point in found):
         raise ValueError(found[0].reason)
-    if intervals:
-        found = [replace(p, digest=p.digest and p.digest + WITH_INTERVALS) for p in found]
-    return found
+    return [replace(p, digest=p.digest and p.digest + _OF_DETAIL[detail]) for p in found]
 
 
 def point_at(scenario: str, changes: Sequence[str], settings: Mapping[str, Any]) -> Point:
@@ -235,8 +246,6 @@ def sweep(
     Raises:
         ValueError: an unknown path, or no point that loads.
     """
-    from simulator.analysis.run import metrics_of
-
     axes = [Axis.of(paths, values) for paths, values in vary.items()]
     return run_sweep(grid(scenario, changes, axes), scenario, metrics_of, jobs=jobs)
 

@@ -19,6 +19,7 @@ from reference_model.parameter_counts import training_flops_per_token
 from reference_model.trace import Operator
 from simulator.analysis.kernels_used import kernels_used, time_by_calibration
 from simulator.analysis.published import beside_published, metric_at
+from simulator.analysis.run import WITHOUT_SLOWDOWN
 from simulator.analysis.training_attribution import attribute_step
 from simulator.analysis.training_expected import (
     central_mean,
@@ -220,6 +221,13 @@ def uneven_ranks(ranks: Sequence[RankTimes], *, chosen: bool) -> list[str]:
     ]
 
 
+def _without_slowdown(run: TrainingRun) -> dict[str, Any]:
+    step = run.without_slowdown
+    return {
+        WITHOUT_SLOWDOWN: {"pair_time_s": step.pair.log.span_s, "step_time_s": step.step_time_s}
+    }
+
+
 def _cpu_memory(run: TrainingRun) -> dict[str, float]:
     """What the GPU with most of it keeps in CPU memory, and sends over PCIe in a step."""
     state = max(run.host, key=lambda state: state.total)
@@ -291,7 +299,7 @@ def _kernel_times(
 
 
 def training_metrics(
-    run: TrainingRun, *, with_intervals: bool = True, with_attribution: bool = True
+    run: TrainingRun, *, with_intervals: bool = True, with_further_steps: bool = True
 ) -> dict[str, Any]:
     """The figures of a training run by their JSON names, plain numbers, lists and mappings.
 
@@ -299,7 +307,8 @@ def training_metrics(
 
     Args:
         with_intervals: whether to work out 80% intervals (`analysis.intervals`).
-        with_attribution: whether to split the step into causes, which takes steps of its own.
+        with_further_steps: whether to add what takes steps of its own: the step whose dispatch and
+            combine nothing slows, and the step split into causes.
     """
     step, job, cluster = run.step, run.job, run.scenario.cluster
     ideal_ranks = rank_times(step)
@@ -331,10 +340,7 @@ def training_metrics(
             *_slow_averages(run),
             *what_ifs(job),
         ],
-        "without_all_to_all_slowdown": {
-            "pair_time_s": run.without_slowdown.pair.log.span_s,
-            "step_time_s": run.without_slowdown.step_time_s,
-        },
+        **(_without_slowdown(run) if with_further_steps else {}),
         "kernels": kernels_used(run.scenario.calibration, cluster.node.gpu, "training")
         | time_by_calibration(run.costs, _kernel_times(step, counts)),
         "kernel_time_share": {
@@ -346,7 +352,7 @@ def training_metrics(
         "transfers": transfer_limits(run),
         **(
             {"attribution": [asdict(cause) for cause in attribute_step(run, drawn)]}
-            if with_attribution
+            if with_further_steps
             else {}
         ),
         "memory": [rank.parts | {"total": rank.total} for rank in run.memory],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from simulator.cli.options import Changes, Json, print_tables
 from simulator.cli.progress import progress
 
 if TYPE_CHECKING:
+    from simulator.analysis.run import Detail
     from simulator.analysis.sweep import Point
 
 
@@ -113,13 +115,12 @@ def sweep_command(
             kept.unlink(missing_ok=True)
         else:
             known = sweeping.read_rows(directory / ROWS_FILE) | sweeping.read_rows(kept)
-    points = sweeping.grid(scenario, changes or (), axes, intervals=interval)
+    detail = sweeping.detail_of(asked, intervals=interval)
+    points = sweeping.grid(scenario, changes or (), axes, detail=detail)
     taken_over = sum(point.digest in known for point in points)
     if taken_over:
         print(f"{taken_over} of {len(points)} points taken over from {directory}", file=sys.stderr)
-    ran = _run(
-        points, scenario, asked, kept=kept, known=known, jobs=jobs, dask=dask, interval=interval
-    )
+    ran = _run(points, scenario, asked, kept=kept, known=known, jobs=jobs, dask=dask, detail=detail)
     result = Sweep(
         scenario=base,
         axes=axes,
@@ -152,10 +153,10 @@ def _run(
     known: Mapping[str, Point],
     jobs: int,
     dask: str | None,
-    interval: bool,
+    detail: Detail,
 ) -> list[Point]:
     """Run the points; when stopped, say how many are kept."""
-    from simulator.analysis.run import metrics_of, metrics_with_intervals_of
+    from simulator.analysis.run import metrics_of
     from simulator.analysis.sweep import check_metrics, run_sweep
 
     ended = 0
@@ -178,7 +179,7 @@ def _run(
         return run_sweep(
             points,
             scenario,
-            metrics_with_intervals_of if interval else metrics_of,
+            partial(metrics_of, detail=detail),
             kept=kept,
             known=known,
             jobs=jobs,

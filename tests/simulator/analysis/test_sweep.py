@@ -15,6 +15,7 @@ from simulator.analysis.sweep import (
     append_row,
     apply_limits,
     check_metrics,
+    detail_of,
     front,
     grid,
     plain_values,
@@ -49,10 +50,17 @@ def test_a_grid_holds_every_combination_last_axis_fastest():
     assert len({point.digest for point in points}) == 4
 
 
-def test_rows_with_intervals_are_others_than_those_without():
+@pytest.mark.parametrize(("detail", "end"), [("intervals", "-80"), ("tables", "-further")])
+def test_rows_of_more_detail_are_others_than_plain_ones(detail, end):
     axes = [Axis.parse("seed=1,-1")]
-    plain, wide = grid(SCENARIO, (), axes), grid(SCENARIO, (), axes, intervals=True)
-    assert [point.digest for point in wide] == [f"{plain[0].digest}-80", ""]
+    plain, wide = grid(SCENARIO, (), axes), grid(SCENARIO, (), axes, detail=detail)
+    assert [point.digest for point in wide] == [f"{plain[0].digest}{end}", ""]
+
+
+def test_a_sweep_works_out_a_step_of_its_own_only_where_its_figures_are_asked_for():
+    assert detail_of(["step_time_s", "pair_time_s"], intervals=False) == "plain"
+    assert detail_of(["without_all_to_all_slowdown.step_time_s"], intervals=False) == "tables"
+    assert detail_of(["without_all_to_all_slowdown.step_time_s"], intervals=True) == "intervals"
 
 
 def test_a_digest_tells_the_whole_scenario_from_others():
