@@ -299,6 +299,7 @@ def write_whole_files(folder):
     for name, (text, _) in FORMATS.items():
         (folder / name).write_text(text, encoding="utf-8")
     if not (folder / "loop").is_symlink():
+        (folder / "loop").unlink(missing_ok=True)
         (folder / "loop").symlink_to("loop")
     narrow = json.dumps(dataclasses.asdict(NARROW))
     (folder / "narrow.json").write_text(narrow, encoding="utf-8")

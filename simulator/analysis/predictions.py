@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -85,7 +86,7 @@ def check_ledger(path: Path) -> None:
     """Raise ValueError where predictions cannot be added to a file, before they are made."""
     if not path.parent.is_dir():
         raise ValueError(f"{path}: cannot be written: no such directory: {path.parent}")
-    if path.exists():
+    if os.path.lexists(path):  # a link in a circle does not exist, and stays as it is
         read_ledger(path)
 
 
@@ -134,7 +135,8 @@ def append_to_ledger(path: Path, lines: Iterable[LedgerLine]) -> None:
     if former and not former.endswith("\n"):
         former += "\n"
     text = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines)
-    write_whole(path, former + text)
+    if text:
+        write_whole(path, former + text)
 
 
 def scenario_lines(

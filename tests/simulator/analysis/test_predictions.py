@@ -175,3 +175,12 @@ def test_what_the_last_commit_predicted_is_still_predicted():
     if shown.returncode:
         pytest.skip("no git history of the ledger at hand")
     assert is_only_added_to(shown.stdout, LEDGER.read_text(encoding="utf-8"))
+
+
+def test_no_predictions_write_no_file_and_a_link_in_a_circle_is_left_alone(tmp_path):
+    append_to_ledger(tmp_path / "new.jsonl", [])
+    assert not (tmp_path / "new.jsonl").exists()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ValueError, match="loop: cannot be read"):
+        append_to_ledger(tmp_path / "loop", [])
+    assert (tmp_path / "loop").is_symlink()
